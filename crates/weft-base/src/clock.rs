@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Time is a parameter. Monotonic time drives timers; wall time only dates certificates and
+//! objects. This module is the one place that reads the system's clocks.
+#![allow(clippy::disallowed_methods)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Monotonic milliseconds since an arbitrary start; comparable within one process only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Mono(pub u64);
+
+/// Where time comes from.
+#[derive(Clone, Debug)]
+pub enum Clock {
+    System(SystemClock),
+    /// A clock that a test moves by hand.
+    Manual(Arc<ManualClock>),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock {
+    start: Instant,
+}
+
+#[derive(Debug, Default)]
+pub struct ManualClock {
+    mono_ms: AtomicU64,
+    wall_ms: AtomicU64,
+}
+
+// === impl Mono ===
+
+impl Mono {
+    #[must_use]
+    pub fn plus(self, d: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// Time since `earlier`; zero when that lies ahead.
+    pub fn since(self, earlier: Mono) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+// === impl Clock ===
+
+impl Clock {
+    pub fn system() -> Self {
+        Self::System(SystemClock { start: Instant::now() })
+    }
+
+    pub fn manual() -> (Self, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::default());
+        clock.wall_ms.store(1_700_000_000_000, Ordering::Relaxed);
+        (Self::Manual(clock.clone()), clock)
+    }
+
+    /// Monotonic time.
+    pub fn now(&self) -> Mono {
+        match self {
+            Self::System(c) => {
+                Mono(u64::try_from(c.start.elapsed().as_millis()).unwrap_or(u64::MAX))
+            }
+            Self::Manual(c) => Mono(c.mono_ms.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub fn wall_ms(&self) -> u64 {
+        match self {
+            Self::System(_) => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+            Self::Manual(c) => c.wall_ms.load(Ordering::Relaxed),
+        }
+    }
+}
+
+// === impl ManualClock ===
+
+impl ManualClock {
+    /// Moves both clocks on.
+    pub fn advance(&self, by: Duration) {
+        let ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        self.mono_ms.fetch_add(ms, Ordering::Relaxed);
+        self.wall_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Everything has a limit. Defaults that MeshConfig can change are noted; the rest are fixed.
+
+/// Largest request body that a control door reads, bytes.
+pub const DOOR_BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// Largest value in the store, bytes.
+pub const STORE_VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// Largest key in the store, bytes.
+pub const STORE_KEY_BYTES_MAX: usize = 1024;
+/// Operations in one store transaction.
+pub const STORE_TXN_OPS_MAX: usize = 128;
+/// Events that a watcher may be behind before it is cut off and must list again.
+pub const STORE_WATCH_BACKLOG_MAX: usize = 4096;
+/// Watches and blocking queries one server holds at a time.
+pub const WATCHERS_MAX: usize = 20_000;
+/// Nesting of JSON or YAML that is read.
+pub const DOCUMENT_DEPTH_MAX: usize = 64;
+/// Output kept of one health check, bytes (Consul's `CheckOutputMaxSize`).
+pub const CHECK_OUTPUT_BYTES_MAX: usize = 4096;
+/// Header bytes of one HTTP message.
+pub const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Headers of one HTTP message.
+pub const HEADERS_MAX: usize = 128;
+/// Bytes of a request kept so that it can be sent again.
+pub const RETRY_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Attempts of one request, the first included.
+pub const ATTEMPTS_MAX: u32 = 10;
+/// Bytes looked at before a connection's protocol is decided.
+pub const SNIFF_BYTES_MAX: usize = 4096;
+/// Time for that, milliseconds.
+pub const SNIFF_MS_MAX: u64 = 100;
+/// Open downstream connections of one proxy.
+pub const CONNECTIONS_MAX: usize = 20_000;
+/// Distinct metric series of one proxy; further label sets fall into one overflow series.
+pub const METRIC_SERIES_MAX: usize = 10_000;
+/// Backends a proxy holds without asking on demand.
+pub const PROXY_BACKENDS_MAX: usize = 2_000;
+/// Resources in one xDS response.
+pub const XDS_RESPONSE_RESOURCES_MAX: usize = 1_000;
+/// Bytes of one xDS message.
+pub const XDS_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of log kept per container.
+pub const POD_LOG_BYTES_MAX: usize = 10 * 1024 * 1024;
+/// Largest DNS answer over UDP, bytes (RFC 9715's safe size).
+pub const DNS_UDP_BYTES_MAX: usize = 1232;
+
+const _: () = assert!(STORE_VALUE_BYTES_MAX < DOOR_BODY_BYTES_MAX);
+const _: () = assert!(RETRY_BODY_BYTES_MAX >= HEADER_BYTES_MAX);
+const _: () = assert!(SNIFF_MS_MAX <= 100);

@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: Apache-2.0
+//! World to Mesh to what each proxy may see; pushes and statuses.

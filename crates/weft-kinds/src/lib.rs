@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The users' nouns: Kubernetes, Gateway API, Istio and Consul records, the schema engine, World.

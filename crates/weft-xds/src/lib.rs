@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Both ends of the xDS protocols as sans-I/O machines with thin gRPC shells.
