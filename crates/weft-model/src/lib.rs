@@ -1,2 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The mesh model and its pure decisions.
+//! The mesh model: plain data that control compiles, pushes carry, proxies run and `weft explain`
+//! reads, and the *pure decisions* over it ([`decide`]). No I/O, no kind of any user's dialect.
+//!
+//! Architecture invariant: everything here is `Clone + Eq` data with serde; fractions are basis
+//! points; unknown fields are refused in what decides who may do what (`Match`, `Filter`,
+//! identities) and tolerated elsewhere.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing))]
+
+pub mod decide;
+pub mod endpoint;
+pub mod listener;
+pub mod resource;
+pub mod route;
+
+pub use endpoint::*;
+pub use listener::*;
+pub use resource::*;
+pub use route::*;
+
+/// Version of this model on the wire. A server emits this one and the one before.
+pub const MODEL_VERSION: u32 = 1;

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Upstreams: endpoint sets, endpoints, and backends (Envoy's clusters).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Origin, Protocol};
+
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
+/// All instances of one port of one service. Instances are never copied per subset.
+/// Named `host:FQDN/endpoints/PORT`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointSet {
+    pub service: Arc<str>,
+    pub namespace: Arc<str>,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One instance of a port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Stable over its life: pod name, or the Consul service id.
+    pub id: Arc<str>,
+    /// Where the app listens.
+    pub address: SocketAddr,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: Labels,
+    #[serde(default, skip_serializing_if = "Locality::is_unknown")]
+    pub locality: Locality,
+    /// Relative share; 0 takes no new requests.
+    pub weight: u32,
+    pub health: Health,
+    /// SPIFFE ID that its certificate must carry. `None` only with plaintext.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Arc<str>>,
+    pub transport: Transport,
+    /// Workload (owner) name for metrics: `user`, `product-v1`.
+    #[serde(default)]
+    pub workload: Arc<str>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Locality {
+    #[serde(default)]
+    pub region: Arc<str>,
+    #[serde(default)]
+    pub zone: Arc<str>,
+    #[serde(default)]
+    pub sub_zone: Arc<str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    Healthy,
+    /// A check is critical or the readiness probe fails.
+    Unhealthy,
+    /// Finishes what it has, takes nothing new.
+    Draining,
+}
+
+/// How to reach an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    Plaintext,
+    /// TLS that the app itself terminates.
+    Tls,
+    /// Mesh mTLS on the app's own port.
+    MtlsAppPort,
+    /// Mesh mTLS to port 15008 of the endpoint's address; the app port travels as SNI
+    /// ([`mesh_server_name`]). HTTP/1.1 by ALPN. Opaque TCP: `CONNECT` in it, then raw bytes.
+    MeshH1,
+    /// The same with HTTP/2 by ALPN.
+    MeshH2,
+    /// HTTP/2 CONNECT tunnel (Istio's HBONE).
+    Hbone,
+}
+
+/// The mesh port of every sidecar.
+pub const MESH_PORT: u16 = 15008;
+
+/// A named upstream group with its policy: what a subset or a client's policy makes of a set.
+/// Named `host:FQDN/backend/PORT` or `host:FQDN/backend/PORT/SUBSET`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// `user.shop.svc.cluster.local`.
+    pub service: Arc<str>,
+    pub port: u16,
+    /// Empty for the whole set.
+    #[serde(default)]
+    pub subset: Arc<str>,
+    /// Labels an endpoint must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub selector: Labels,
+    pub policy: BackendPolicy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackendPolicy {
+    pub lb: LbPolicy,
+    pub connect_timeout_ms: u64,
+    /// Idle upstream connections are closed after this.
+    pub idle_timeout_ms: u64,
+    pub outlier: Outlier,
+    pub retry_budget: RetryBudget,
+    pub limits: Limits,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LbPolicy {
+    /// Smooth weighted round robin; plain round robin when all weights are equal.
+    #[default]
+    RoundRobin,
+    /// Weighted random.
+    Random,
+    /// Power of two choices over requests in flight.
+    LeastRequest,
+}
+
+/// Passive ejection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Outlier {
+    /// Consecutive 5xx answers or local-origin failures; 0 switches ejection off.
+    pub consecutive_failures: u32,
+    pub base_ejection_ms: u64,
+    pub max_ejection_ms: u64,
+    /// At most this share of a backend's endpoints is ejected; one always may be.
+    pub max_ejection_basis_points: u32,
+}
+
+/// Retries in flight may be at most this share of requests, and at least `min_per_second` fit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RetryBudget {
+    pub basis_points: u32,
+    pub min_per_second: u32,
+}
+
+/// Circuit breakers; `None` is no limit beyond the proxy's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    pub connections_max: Option<u32>,
+    pub pending_max: Option<u32>,
+    pub requests_max: Option<u32>,
+}
+
+/// The TLS server name that carries an app port to a mesh port: `p8080.mesh.weft.internal`.
+pub fn mesh_server_name(port: u16) -> String {
+    format!("p{port}.mesh.weft.internal")
+}
+
+/// The port in a mesh server name.
+pub fn mesh_server_port(sni: &str) -> Option<u16> {
+    sni.strip_suffix(".mesh.weft.internal")?.strip_prefix('p')?.parse().ok()
+}
+
+/// The child name of an endpoint set.
+pub fn endpoints_child(port: u16) -> String {
+    format!("endpoints/{port}")
+}
+
+/// The child name of a backend.
+pub fn backend_child(port: u16, subset: &str) -> String {
+    if subset.is_empty() {
+        format!("backend/{port}")
+    } else {
+        format!("backend/{port}/{subset}")
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Where to connect: the app itself, or its sidecar's mesh port.
+    pub fn connect_address(&self) -> SocketAddr {
+        match self.transport {
+            Transport::MeshH1 | Transport::MeshH2 | Transport::Hbone => {
+                SocketAddr::new(self.address.ip(), MESH_PORT)
+            }
+            Transport::Plaintext | Transport::Tls | Transport::MtlsAppPort => self.address,
+        }
+    }
+
+    /// Whether it may take new requests, ejection aside.
+    pub fn is_candidate(&self) -> bool {
+        self.health == Health::Healthy && self.weight > 0
+    }
+
+    pub fn ip(&self) -> IpAddr {
+        self.address.ip()
+    }
+}
+
+// === impl Locality ===
+
+impl Locality {
+    pub fn is_unknown(&self) -> bool {
+        self.region.is_empty() && self.zone.is_empty() && self.sub_zone.is_empty()
+    }
+}
+
+// === impl Backend ===
+
+impl Backend {
+    pub fn selects(&self, endpoint: &Endpoint) -> bool {
+        self.selector.iter().all(|(k, v)| endpoint.labels.get(k) == Some(v))
+    }
+}
+
+// === defaults ===
+
+impl Default for BackendPolicy {
+    fn default() -> Self {
+        Self {
+            lb: LbPolicy::default(),
+            connect_timeout_ms: 1_000,
+            idle_timeout_ms: 60_000,
+            outlier: Outlier::default(),
+            retry_budget: RetryBudget::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Outlier {
+    fn default() -> Self {
+        Self {
+            consecutive_failures: 5,
+            base_ejection_ms: 10_000,
+            max_ejection_ms: 300_000,
+            max_ejection_basis_points: 5_000,
+        }
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { basis_points: 2_000, min_per_second: 10 }
+    }
+}

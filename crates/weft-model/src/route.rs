@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Routes: one user object's whole ordered rule list, as data.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Origin, Root};
+
+/// One user object's rules for one parent. A child of its parent's root:
+/// `listener:shop/shop/8000/route/httproute/shop/users` or
+/// `host:product.shop.svc.cluster.local/route/virtualservice/shop/product`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    pub parent: Parent,
+    pub scope: Scope,
+    pub matching: Matching,
+    pub rank: Rank,
+    pub rules: Vec<Rule>,
+    pub origin: Origin,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parent {
+    /// A gateway's port: the sections it attached to and the host names it serves there
+    /// (already intersected; empty takes every host of the section).
+    Listener { root: Root, sections: Vec<Arc<str>>, hostnames: Vec<Arc<str>> },
+    /// A service host; `port: None` means every port.
+    Host { root: Root, port: Option<u16> },
+}
+
+/// Which clients a mesh route is for. Control resolves it, so a proxy is sent only what applies.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    Any,
+    Namespace(Arc<str>),
+    Workload { namespace: Arc<str>, labels: crate::Labels },
+}
+
+/// How several routes of one parent are searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Matching {
+    /// The first rule that matches, in written order (VirtualService, Envoy).
+    FirstMatch,
+    /// Gateway API: the most specific match of all routes of the parent wins.
+    MostSpecific,
+}
+
+/// Order among routes of one parent; smaller wins.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Rank {
+    pub dialect: Dialect,
+    /// Milliseconds since the epoch; older wins.
+    pub created_ms: u64,
+    /// `namespace/name`.
+    pub name: Arc<str>,
+}
+
+/// Precedence of mesh dialects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dialect {
+    ConsumerHttpRoute,
+    ProducerHttpRoute,
+    VirtualService,
+    Consul,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    #[serde(default)]
+    pub name: Arc<str>,
+    /// Any of them; empty matches everything.
+    #[serde(default)]
+    pub matches: Vec<Match>,
+    #[serde(default)]
+    pub filters: Vec<Filter>,
+    pub action: Action,
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    #[serde(default)]
+    pub retry: Retry,
+    pub origin: Origin,
+}
+
+/// All parts must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Match {
+    pub path: Option<PathMatch>,
+    /// Compared exactly (RFC 9110 §9.1).
+    pub method: Option<StringMatch>,
+    /// Host, only for dialects that match it inside a rule (VirtualService `authority`).
+    pub authority: Option<StringMatch>,
+    pub headers: Vec<NamedMatch>,
+    pub query: Vec<NamedMatch>,
+    /// Names that must be absent (VirtualService `withoutHeaders`): name and value to refuse.
+    pub without_headers: Vec<NamedMatch>,
+    pub port: Option<u16>,
+    pub scheme: Option<StringMatch>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathMatch {
+    Exact(Arc<str>),
+    /// By path element: `/foo` takes `/foo` and `/foo/bar`, not `/foobar` (Gateway API).
+    ElementPrefix(Arc<str>),
+    /// By characters: `/foo` takes `/foobar` too (Istio).
+    StringPrefix(Arc<str>),
+    Regex(Regex),
+    /// Exact, without regard to ASCII case (Istio `ignoreUriCase`).
+    ExactNoCase(Arc<str>),
+    StringPrefixNoCase(Arc<str>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StringMatch {
+    Exact(Arc<str>),
+    Prefix(Arc<str>),
+    Regex(Regex),
+    Present,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedMatch {
+    /// Header names in lower case.
+    pub name: Arc<str>,
+    pub value: StringMatch,
+}
+
+/// A regular expression that matches the whole text; compiled once, when it is decoded.
+#[derive(Clone)]
+pub struct Regex {
+    source: Arc<str>,
+    compiled: Arc<regex::bytes::Regex>,
+}
+
+/// What is done to a request or its response before and after the action, in written order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Filter {
+    RequestHeaders(HeaderEdit),
+    ResponseHeaders(HeaderEdit),
+    Rewrite(Rewrite),
+}
+
+/// Applied in the order set, add, remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HeaderEdit {
+    pub set: Vec<(Arc<str>, Arc<str>)>,
+    pub add: Vec<(Arc<str>, Arc<str>)>,
+    pub remove: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rewrite {
+    pub host: Option<Arc<str>>,
+    pub path: Option<PathRewrite>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathRewrite {
+    Full(Arc<str>),
+    /// Replaces the prefix that matched.
+    Prefix(Arc<str>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Shares by weight; all weights 0 is answered 500 (Gateway API).
+    Forward(Vec<WeightedBackend>),
+    Redirect(Redirect),
+    Direct { status: u16, body: Arc<str> },
+    /// Invalid configuration made visible: this status and this sentence.
+    Fail { status: u16, reason: Arc<str> },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightedBackend {
+    pub target: Target,
+    pub weight: u32,
+    /// Filters of this backend only.
+    #[serde(default)]
+    pub filters: Vec<Filter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// A backend by resource name: `host:FQDN/backend/PORT[/SUBSET]`.
+    Backend(crate::ResourceName),
+    /// A reference that cannot be followed; its share of requests is answered with this.
+    Fail { status: u16, reason: Arc<str> },
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Redirect {
+    pub scheme: Option<Arc<str>>,
+    pub host: Option<Arc<str>>,
+    pub port: Option<u16>,
+    pub path: Option<PathRewrite>,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// Milliseconds; `None` is the proxy's default, `Some(0)` is no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Timeouts {
+    /// Whole request, all attempts.
+    pub request_ms: Option<u64>,
+    /// One attempt.
+    pub backend_request_ms: Option<u64>,
+    /// No byte in either direction.
+    pub idle_ms: Option<u64>,
+}
+
+/// When a request is sent again. Without any declaration: connections never established, and
+/// idempotent methods (RFC 9110 §9.2.2) on reset or backend time-out; always within the budget.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Retry {
+    /// Attempts beyond the first.
+    pub attempts: u32,
+    pub per_try_timeout_ms: Option<u64>,
+    /// The user declared that this call may be repeated though its method says otherwise.
+    pub declared_idempotent: bool,
+    /// HTTP status codes that are worth another try.
+    pub statuses: Vec<u16>,
+    /// gRPC status codes that are.
+    pub grpc_statuses: Vec<u16>,
+    /// Connection reset before a response head.
+    pub on_reset: bool,
+    /// Base of the jittered exponential back-off between attempts.
+    pub backoff_ms: u64,
+}
+
+// === impl Regex ===
+
+impl Regex {
+    /// # Errors
+    /// When the expression does not parse or compiles to more than 1 MiB.
+    pub fn new(source: &str) -> Result<Self, String> {
+        let compiled = regex::bytes::RegexBuilder::new(&format!("^(?:{source})$"))
+            .size_limit(1 << 20)
+            .build()
+            .map_err(|e| format!("{source:?} is no regular expression (RE2 syntax): {e}"))?;
+        Ok(Self { source: source.into(), compiled: Arc::new(compiled) })
+    }
+
+    pub fn is_match(&self, text: &[u8]) -> bool {
+        self.compiled.is_match(text)
+    }
+
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+}
+
+impl std::fmt::Debug for Regex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "/{}/", self.source)
+    }
+}
+
+impl PartialEq for Regex {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
+impl Eq for Regex {}
+
+impl std::hash::Hash for Regex {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.source.hash(state);
+    }
+}
+
+impl Serialize for Regex {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.source)
+    }
+}
+
+impl<'de> Deserialize<'de> for Regex {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let source = String::deserialize(d)?;
+        Self::new(&source).map_err(serde::de::Error::custom)
+    }
+}
+
+// === defaults ===
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            attempts: 2,
+            per_try_timeout_ms: None,
+            declared_idempotent: false,
+            statuses: Vec::new(),
+            grpc_statuses: Vec::new(),
+            on_reset: true,
+            backoff_ms: 25,
+        }
+    }
+}
