@@ -174,11 +174,7 @@ pub fn endpoints_child(port: u16) -> String {
 
 /// The child name of a backend.
 pub fn backend_child(port: u16, subset: &str) -> String {
-    if subset.is_empty() {
-        format!("backend/{port}")
-    } else {
-        format!("backend/{port}/{subset}")
-    }
+    if subset.is_empty() { format!("backend/{port}") } else { format!("backend/{port}/{subset}") }
 }
 
 // === impl Endpoint ===

@@ -180,9 +180,15 @@ pub enum Action {
     /// Shares by weight; all weights 0 is answered 500 (Gateway API).
     Forward(Vec<WeightedBackend>),
     Redirect(Redirect),
-    Direct { status: u16, body: Arc<str> },
+    Direct {
+        status: u16,
+        body: Arc<str>,
+    },
     /// Invalid configuration made visible: this status and this sentence.
-    Fail { status: u16, reason: Arc<str> },
+    Fail {
+        status: u16,
+        reason: Arc<str>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

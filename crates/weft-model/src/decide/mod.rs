@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pure decisions over the model: which section, route and rule, which rewrite, which retry,
+//! which endpoints and whose turn. The proxy runs these; `weft explain` runs the very same.
+//! They never read a clock, a socket or a random source.
+
+mod balance;
+mod host;
+mod retry;
+mod rewrite;
+mod route;
+
+pub use balance::*;
+pub use host::*;
+pub use retry::*;
+pub use rewrite::*;
+pub use route::*;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Rewritten paths and redirect locations.
+
+use super::route::Request;
+use crate::{Match, PathMatch, PathRewrite, Redirect};
+
+/// The path after a rewrite. `matched` tells which prefix is replaced; a prefix rewrite of a
+/// request that no prefix matched replaces nothing but `/`.
+pub fn rewritten_path(path: &str, rewrite: &PathRewrite, matched: Option<&Match>) -> String {
+    match rewrite {
+        PathRewrite::Full(p) => p.to_string(),
+        PathRewrite::Prefix(new) => match matched.and_then(|m| m.path.as_ref()) {
+            Some(PathMatch::StringPrefix(old) | PathMatch::StringPrefixNoCase(old)) => {
+                format!("{new}{}", path.get(old.len()..).unwrap_or(""))
+            }
+            Some(PathMatch::Exact(_) | PathMatch::ExactNoCase(_) | PathMatch::Regex(_)) => {
+                new.to_string()
+            }
+            Some(PathMatch::ElementPrefix(old)) => replace_element_prefix(path, old, new),
+            None => replace_element_prefix(path, "/", new),
+        },
+    }
+}
+
+/// The `Location` of a redirect (Gateway API `HTTPRequestRedirectFilter`).
+pub fn redirect_location(
+    redirect: &Redirect,
+    req: &Request<'_>,
+    matched: Option<&Match>,
+) -> String {
+    let scheme = redirect.scheme.as_deref().unwrap_or(req.scheme);
+    let host = redirect.host.as_deref().unwrap_or(req.host);
+    let path = match &redirect.path {
+        Some(rewrite) => rewritten_path(req.path, rewrite, matched),
+        None => req.path.to_owned(),
+    };
+    let well_known = |scheme: &str| match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    };
+    // A scheme that changes without a port goes to that scheme's own port.
+    let port = match (redirect.port, &redirect.scheme) {
+        (Some(port), _) => Some(port),
+        (None, Some(_)) => well_known(scheme),
+        (None, None) => Some(req.port),
+    };
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let port = match port {
+        Some(p) if Some(p) != well_known(scheme) => format!(":{p}"),
+        _ => String::new(),
+    };
+    let query = if req.query.is_empty() { String::new() } else { format!("?{}", req.query) };
+    format!("{scheme}://{host}{port}{path}{query}")
+}
+
+/// Gateway API `ReplacePrefixMatch`: slashes at the seam are neither lost nor doubled.
+fn replace_element_prefix(path: &str, old: &str, new: &str) -> String {
+    let old = old.strip_suffix('/').unwrap_or(old);
+    let rest = path.get(old.len()..).unwrap_or("").trim_start_matches('/');
+    let new = new.strip_suffix('/').unwrap_or(new);
+    match (new.is_empty(), rest.is_empty()) {
+        (_, false) => format!("{new}/{rest}"),
+        (true, true) => "/".into(),
+        (false, true) => new.into(),
+    }
+}

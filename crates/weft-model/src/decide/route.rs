@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which rule takes a request.
+
+use std::cmp::Reverse;
+
+use super::host::{HostFit, host_fit};
+use crate::{Match, Matching, NamedMatch, Parent, PathMatch, Route, Rule, StringMatch};
+
+/// Read access to a request's headers, whatever library holds them.
+pub trait Headers {
+    /// Calls `f` with each value of the header `name` (lower case) until it says `true`; returns
+    /// whether it did.
+    fn any(&self, name: &str, f: &mut dyn FnMut(&[u8]) -> bool) -> bool;
+}
+
+/// The parts of a request that routing reads, already canonical.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    pub method: &'a str,
+    pub scheme: &'a str,
+    /// Canonical host, no port.
+    pub host: &'a str,
+    /// Port that the client asked for.
+    pub port: u16,
+    /// Path without query, beginning with `/`.
+    pub path: &'a str,
+    /// Without `?`; empty when there is none.
+    pub query: &'a str,
+    pub headers: &'a dyn Headers,
+}
+
+/// The rule that took a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    pub route: &'a Route,
+    pub rule: &'a Rule,
+    pub rule_index: usize,
+    /// The match that held; `None` when the rule matches everything.
+    pub matched: Option<&'a Match>,
+}
+
+/// Finds the rule for a request among the routes of one parent. `section` is the gateway section
+/// that took it. Routes of a weaker dialect are not looked at when a stronger one is present.
+pub fn find_rule<'a, I>(routes: I, section: Option<&str>, req: &Request<'_>) -> Option<Found<'a>>
+where
+    I: IntoIterator<Item = &'a Route>,
+{
+    let mut open: Vec<(HostFit, &Route)> =
+        routes.into_iter().filter_map(|r| Some((parent_fit(r, section, req)?, r))).collect();
+    let strongest = open.iter().map(|(_, r)| r.rank.dialect).min()?;
+    open.retain(|(_, r)| r.rank.dialect == strongest);
+    open.sort_by(|(a_fit, a), (b_fit, b)| b_fit.cmp(a_fit).then_with(|| a.rank.cmp(&b.rank)));
+    let first_match = open.first().is_some_and(|(_, r)| r.matching == Matching::FirstMatch);
+    if first_match { find_first(&open, req) } else { find_most_specific(&open, req) }
+}
+
+/// Whether all parts of a match hold.
+pub fn holds(m: &Match, req: &Request<'_>) -> bool {
+    m.path.as_ref().is_none_or(|p| path_holds(p, req.path))
+        && m.method.as_ref().is_none_or(|s| string_holds(s, req.method.as_bytes()))
+        && m.authority.as_ref().is_none_or(|s| authority_holds(s, req))
+        && m.scheme.as_ref().is_none_or(|s| string_holds(s, req.scheme.as_bytes()))
+        && m.port.is_none_or(|p| p == req.port)
+        && m.headers.iter().all(|h| header_holds(h, req))
+        && !m.without_headers.iter().any(|h| header_holds(h, req))
+        && m.query.iter().all(|q| query_holds(q, req.query))
+}
+
+/// The match of a rule that holds: `Some(None)` when the rule has no matches and takes all.
+pub fn rule_match<'a>(rule: &'a Rule, req: &Request<'_>) -> Option<Option<&'a Match>> {
+    if rule.matches.is_empty() {
+        return Some(None);
+    }
+    rule.matches.iter().filter(|m| holds(m, req)).min_by_key(|m| specificity(m)).map(Some)
+}
+
+fn parent_fit(route: &Route, section: Option<&str>, req: &Request<'_>) -> Option<HostFit> {
+    match &route.parent {
+        Parent::Listener { sections, hostnames, .. } => {
+            let attached = section.is_none_or(|s| sections.iter().any(|x| &**x == s));
+            if !attached {
+                return None;
+            }
+            if hostnames.is_empty() {
+                return host_fit("*", req.host);
+            }
+            hostnames.iter().filter_map(|h| host_fit(h, req.host)).max()
+        }
+        Parent::Host { port, .. } => {
+            port.is_none_or(|p| p == req.port).then(|| host_fit("*", req.host)).flatten()
+        }
+    }
+}
+
+fn find_first<'a>(open: &[(HostFit, &'a Route)], req: &Request<'_>) -> Option<Found<'a>> {
+    open.iter().find_map(|(_, route)| {
+        route.rules.iter().enumerate().find_map(|(rule_index, rule)| {
+            let matched = rule_match(rule, req)?;
+            Some(Found { route, rule, rule_index, matched })
+        })
+    })
+}
+
+/// Gateway API's order: host, then path, method, headers, query of the match, then age and name
+/// of the route, then the rule's place. `open` is sorted by host, age and name, so the first of
+/// equals wins.
+fn find_most_specific<'a>(open: &[(HostFit, &'a Route)], req: &Request<'_>) -> Option<Found<'a>> {
+    let mut best: Option<((Reverse<HostFit>, Specificity), Found<'a>)> = None;
+    for (fit, route) in open {
+        for (rule_index, rule) in route.rules.iter().enumerate() {
+            let Some(matched) = rule_match(rule, req) else { continue };
+            let key = (Reverse(*fit), matched.map_or_else(Specificity::default, specificity));
+            if best.as_ref().is_none_or(|(b, _)| key < *b) {
+                best = Some((key, Found { route, rule, rule_index, matched }));
+            }
+        }
+    }
+    best.map(|(_, found)| found)
+}
+
+/// Smaller is more specific.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Specificity {
+    path_kind: u8,
+    path_len: Reverse<usize>,
+    no_method: bool,
+    headers: Reverse<usize>,
+    query: Reverse<usize>,
+}
+
+impl Default for Specificity {
+    fn default() -> Self {
+        specificity(&Match::default())
+    }
+}
+
+fn specificity(m: &Match) -> Specificity {
+    let (path_kind, len) = match &m.path {
+        Some(PathMatch::Exact(p) | PathMatch::ExactNoCase(p)) => (0, p.len()),
+        Some(PathMatch::Regex(r)) => (1, r.source().len()),
+        Some(
+            PathMatch::ElementPrefix(p)
+            | PathMatch::StringPrefix(p)
+            | PathMatch::StringPrefixNoCase(p),
+        ) => (2, p.len()),
+        None => (2, 0),
+    };
+    Specificity {
+        path_kind,
+        path_len: Reverse(len),
+        no_method: m.method.is_none(),
+        headers: Reverse(m.headers.len()),
+        query: Reverse(m.query.len()),
+    }
+}
+
+fn path_holds(m: &PathMatch, path: &str) -> bool {
+    match m {
+        PathMatch::Exact(p) => path == &**p,
+        PathMatch::ElementPrefix(p) => {
+            let p = p.strip_suffix('/').unwrap_or(p);
+            path.strip_prefix(p).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }
+        PathMatch::StringPrefix(p) => path.starts_with(&**p),
+        PathMatch::Regex(r) => r.is_match(path.as_bytes()),
+        PathMatch::ExactNoCase(p) => path.eq_ignore_ascii_case(p),
+        PathMatch::StringPrefixNoCase(p) => {
+            path.get(..p.len()).is_some_and(|head| head.eq_ignore_ascii_case(p))
+        }
+    }
+}
+
+fn string_holds(m: &StringMatch, text: &[u8]) -> bool {
+    match m {
+        StringMatch::Exact(s) => text == s.as_bytes(),
+        StringMatch::Prefix(s) => text.starts_with(s.as_bytes()),
+        StringMatch::Regex(r) => r.is_match(text),
+        StringMatch::Present => true,
+    }
+}
+
+/// An authority match with a port is compared with `host:port`, one without with the host.
+fn authority_holds(m: &StringMatch, req: &Request<'_>) -> bool {
+    string_holds(m, req.host.as_bytes())
+        || string_holds(m, format!("{}:{}", req.host, req.port).as_bytes())
+}
+
+fn header_holds(m: &NamedMatch, req: &Request<'_>) -> bool {
+    req.headers.any(&m.name, &mut |value| string_holds(&m.value, value))
+}
+
+/// The first parameter of the name decides (Gateway API: behaviour on repeats is ours to fix).
+fn query_holds(m: &NamedMatch, query: &str) -> bool {
+    let value = query.split('&').find_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (percent_decoded(name) == m.name.as_bytes()).then(|| percent_decoded(value))
+    });
+    value.is_some_and(|v| string_holds(&m.value, &v))
+}
+
+/// `application/x-www-form-urlencoded` decoding; a bad escape stays as it is.
+fn percent_decoded(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(b) = bytes.next() {
+        match b {
+            b'+' => out.push(b' '),
+            b'%' => {
+                let mut ahead = bytes.clone();
+                let hex = |b: Option<u8>| char::from(b?).to_digit(16);
+                match (hex(ahead.next()), hex(ahead.next())) {
+                    (Some(hi), Some(lo)) => {
+                        out.push(u8::try_from(hi * 16 + lo).unwrap_or(b'%'));
+                        bytes = ahead;
+                    }
+                    _ => out.push(b),
+                }
+            }
+            _ => out.push(b),
+        }
+    }
+    out
+}
+
+impl std::fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}://{}:{}{}", self.method, self.scheme, self.host, self.port, self.path)
+    }
+}

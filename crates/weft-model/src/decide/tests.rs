@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Check-tables for the pure decisions.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::*;
+
+struct H(Vec<(&'static str, &'static str)>);
+
+impl Headers for H {
+    fn any(&self, name: &str, f: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        self.0.iter().any(|(n, v)| *n == name && f(v.as_bytes()))
+    }
+}
+
+fn origin() -> Origin {
+    Origin { kind: "HTTPRoute".into(), namespace: "a".into(), name: "r".into(), field: "".into() }
+}
+
+fn rule(matches: Vec<Match>, body: &str) -> Rule {
+    Rule {
+        name: "".into(),
+        matches,
+        filters: vec![],
+        action: Action::Direct { status: 200, body: body.into() },
+        timeouts: Timeouts::default(),
+        retry: Retry::default(),
+        origin: origin(),
+    }
+}
+
+fn route(name: &str, hosts: &[&str], matching: Matching, rules: Vec<Rule>) -> Route {
+    Route {
+        parent: Parent::Listener {
+            root: Root::listener("l"),
+            sections: vec!["s".into()],
+            hostnames: hosts.iter().map(|h| Arc::from(*h)).collect(),
+        },
+        scope: Scope::Any,
+        matching,
+        rank: Rank { dialect: Dialect::ProducerHttpRoute, created_ms: 0, name: name.into() },
+        rules,
+        origin: origin(),
+    }
+}
+
+fn path(m: PathMatch) -> Match {
+    Match { path: Some(m), ..Match::default() }
+}
+
+fn answer(routes: &[Route], host: &str, method: &str, path: &str, headers: &H) -> String {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let req = Request { method, scheme: "http", host, port: 80, path, query, headers };
+    match find_rule(routes, Some("s"), &req) {
+        None => "404".into(),
+        Some(f) => match &f.rule.action {
+            Action::Direct { body, .. } => body.to_string(),
+            other => format!("{other:?}"),
+        },
+    }
+}
+
+#[test]
+fn gateway_api_precedence() {
+    let header = NamedMatch { name: "v".into(), value: StringMatch::Exact("2".into()) };
+    let routes = [
+        route(
+            "one",
+            &[],
+            Matching::MostSpecific,
+            vec![
+                rule(vec![path(PathMatch::ElementPrefix("/".into()))], "root"),
+                rule(vec![path(PathMatch::ElementPrefix("/foo".into()))], "foo"),
+                rule(
+                    vec![Match {
+                        headers: vec![header],
+                        ..path(PathMatch::ElementPrefix("/foo".into()))
+                    }],
+                    "foo-v2",
+                ),
+                rule(vec![path(PathMatch::Exact("/foo/bar".into()))], "exact"),
+                rule(
+                    vec![Match {
+                        method: Some(StringMatch::Exact("POST".into())),
+                        ..path(PathMatch::ElementPrefix("/foo".into()))
+                    }],
+                    "foo-post",
+                ),
+            ],
+        ),
+        route("two", &["*.example.com"], Matching::MostSpecific, vec![rule(vec![], "wild")]),
+        route("three", &["a.example.com"], Matching::MostSpecific, vec![rule(vec![], "host")]),
+    ];
+    let none = H(vec![]);
+    let v2 = H(vec![("v", "1"), ("v", "2")]);
+    for (host, method, path, headers, expect) in [
+        ("x.org", "GET", "/", &none, "root"),
+        ("x.org", "GET", "/foobar", &none, "root"),
+        ("x.org", "GET", "/foo", &none, "foo"),
+        ("x.org", "GET", "/foo/", &none, "foo"),
+        ("x.org", "GET", "/foo", &v2, "foo-v2"),
+        ("x.org", "POST", "/foo", &v2, "foo-post"),
+        ("x.org", "GET", "/foo/bar", &v2, "exact"),
+        ("a.example.com", "GET", "/foo/bar", &none, "host"),
+        ("b.example.com", "GET", "/foo/bar", &none, "wild"),
+        ("example.com", "GET", "/foo/bar", &none, "exact"),
+    ] {
+        assert_eq!(answer(&routes, host, method, path, headers), expect, "{method} {host}{path}");
+    }
+}
+
+#[test]
+fn first_match_takes_written_order() {
+    let routes = [route(
+        "vs",
+        &[],
+        Matching::FirstMatch,
+        vec![
+            rule(vec![path(PathMatch::StringPrefix("/a".into()))], "a"),
+            rule(vec![path(PathMatch::Exact("/abc".into()))], "never"),
+            rule(
+                vec![Match {
+                    query: vec![NamedMatch {
+                        name: "q x".into(),
+                        value: StringMatch::Regex(Regex::new("[0-9]+").unwrap()),
+                    }],
+                    ..Match::default()
+                }],
+                "query",
+            ),
+            rule(
+                vec![Match {
+                    without_headers: vec![NamedMatch {
+                        name: "x".into(),
+                        value: StringMatch::Present,
+                    }],
+                    ..Match::default()
+                }],
+                "no-x",
+            ),
+        ],
+    )];
+    let none = H(vec![]);
+    assert_eq!(answer(&routes, "h", "GET", "/abc", &none), "a");
+    assert_eq!(answer(&routes, "h", "GET", "/z?q+x=%31%32", &H(vec![("x", "")])), "query");
+    assert_eq!(answer(&routes, "h", "GET", "/z?q+x=1a", &H(vec![("x", "")])), "404");
+    assert_eq!(answer(&routes, "h", "GET", "/z", &none), "no-x");
+}
+
+#[test]
+fn a_stronger_dialect_hides_the_weaker() {
+    let mut strong =
+        route("s", &[], Matching::MostSpecific, vec![rule(vec![path(exact("/only"))], "strong")]);
+    strong.rank.dialect = Dialect::ConsumerHttpRoute;
+    let mut weak = route("w", &[], Matching::FirstMatch, vec![rule(vec![], "weak")]);
+    weak.rank.dialect = Dialect::VirtualService;
+    let none = H(vec![]);
+    let both = [weak.clone(), strong];
+    assert_eq!(answer(&both, "h", "GET", "/only", &none), "strong");
+    assert_eq!(answer(&both, "h", "GET", "/else", &none), "404");
+    assert_eq!(answer(&[weak], "h", "GET", "/else", &none), "weak");
+}
+
+fn exact(p: &str) -> PathMatch {
+    PathMatch::Exact(p.into())
+}
+
+#[test]
+fn authorities_are_canonical_or_refused() {
+    let ok = |t: &str, host: &str, port: Option<u16>| {
+        assert_eq!(Authority::parse(t), Some(Authority { host: host.into(), port }), "{t}");
+    };
+    ok("A.Example.", "a.example", None);
+    ok("a:80", "a", Some(80));
+    ok("[::1]:8080", "::1", Some(8080));
+    ok("[0:0::1]", "::1", None);
+    for bad in
+        ["", ":80", "a:", "a:+80", "a:80:80", "u@a", "[fe80::1%lo]", "a b", "a:99999", "[::1"]
+    {
+        assert_eq!(Authority::parse(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn rewrites_keep_one_slash_at_the_seam() {
+    let m = path(PathMatch::ElementPrefix("/foo".into()));
+    for (from, to, expect) in [
+        ("/foo/bar", "/xyz", "/xyz/bar"),
+        ("/foo/bar", "/xyz/", "/xyz/bar"),
+        ("/foo", "/xyz", "/xyz"),
+        ("/foo/", "/xyz", "/xyz"),
+        ("/foo/bar", "/", "/bar"),
+        ("/foo", "/", "/"),
+    ] {
+        let got = rewritten_path(from, &PathRewrite::Prefix(to.into()), Some(&m));
+        assert_eq!(got, expect, "{from} -> {to}");
+    }
+}
+
+#[test]
+fn redirects_name_a_port_only_when_it_is_not_the_schemes_own() {
+    let none = H(vec![]);
+    let req = Request {
+        method: "GET",
+        scheme: "http",
+        host: "a.example",
+        port: 8080,
+        path: "/p",
+        query: "q=1",
+        headers: &none,
+    };
+    let to = |r: Redirect| redirect_location(&r, &req, None);
+    assert_eq!(to(Redirect::default()), "http://a.example:8080/p?q=1");
+    let https = Redirect { scheme: Some("https".into()), ..Redirect::default() };
+    assert_eq!(to(https), "https://a.example/p?q=1");
+    let port = Redirect { port: Some(80), ..Redirect::default() };
+    assert_eq!(to(port), "http://a.example/p?q=1");
+}
+
+#[test]
+fn nothing_that_may_have_had_an_effect_is_repeated_unasked() {
+    let plain = Retry::default();
+    let declared = Retry {
+        declared_idempotent: true,
+        statuses: vec![503],
+        grpc_statuses: vec![14],
+        ..Retry::default()
+    };
+    let stop = Verdict::Stop;
+    for (retry, method, failure, attempt, body, expect) in [
+        (&plain, "POST", Failure::NotSent, 1, true, Verdict::Retry),
+        (&plain, "POST", Failure::Reset, 1, true, stop(StopReason::NotIdempotent)),
+        (&plain, "GET", Failure::Reset, 1, true, Verdict::Retry),
+        (&plain, "GET", Failure::Reset, 3, true, stop(StopReason::Attempts)),
+        (&plain, "PUT", Failure::AttemptTimeout, 1, false, stop(StopReason::BodyGone)),
+        (&plain, "GET", Failure::Status(503), 1, true, stop(StopReason::NotRetriable)),
+        (&declared, "POST", Failure::Reset, 1, true, Verdict::Retry),
+        (&declared, "POST", Failure::Grpc(14), 2, true, Verdict::Retry),
+        (&declared, "POST", Failure::Grpc(3), 1, true, stop(StopReason::NotRetriable)),
+    ] {
+        let got = retry_verdict(retry, method, failure, attempt, body);
+        assert_eq!(got, expect, "{method} {failure:?} attempt {attempt}");
+    }
+}
+
+#[test]
+fn ejection_leaves_somebody() {
+    assert_eq!(ejections_allowed(1, 10_000), 0);
+    assert_eq!(ejections_allowed(3, 1_000), 1);
+    assert_eq!(ejections_allowed(10, 5_000), 5);
+    assert_eq!(ejections_allowed(3, 0), 0);
+}
+
+proptest! {
+    #[test]
+    fn smooth_weighted_is_exact_per_cycle(weights in prop::collection::vec(0u32..50, 1..12)) {
+        let total: u32 = weights.iter().sum();
+        let mut state = SmoothWeighted::default();
+        for _cycle in 0..3 {
+            let mut seen = vec![0u32; weights.len()];
+            for _ in 0..total {
+                seen[state.next(&weights).unwrap()] += 1;
+            }
+            prop_assert_eq!(&seen, &weights);
+        }
+        if total == 0 {
+            prop_assert_eq!(state.next(&weights), None);
+        }
+    }
+
+    #[test]
+    fn weighted_choice_covers_every_point(weights in prop::collection::vec(0u32..9, 1..9)) {
+        let mut seen = vec![0u32; weights.len()];
+        for point in 0..total_weight(&weights) {
+            seen[weighted_at(&weights, point).unwrap()] += 1;
+        }
+        prop_assert_eq!(&seen, &weights);
+        prop_assert_eq!(weighted_at(&weights, total_weight(&weights)), None);
+    }
+
+    #[test]
+    fn names_survive_their_text(root in "[a-z./0-9-]{1,20}", child in "[a-z/0-9]{0,20}") {
+        let root = Root::host(root.replace('/', "."));
+        let name = root.child(child.as_str());
+        let text: String = name.clone().into();
+        prop_assert_eq!(ResourceName::try_from(text).unwrap(), name);
+    }
+}
+
+#[test]
+fn mesh_server_names_carry_ports() {
+    assert_eq!(mesh_server_port(&mesh_server_name(8080)), Some(8080));
+    for bad in ["p.mesh.weft.internal", "p70000.mesh.weft.internal", "x", "p1.mesh.weft.internal."]
+    {
+        assert_eq!(mesh_server_port(bad), None, "{bad}");
+    }
+}
