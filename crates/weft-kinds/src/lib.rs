@@ -1,2 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The users' nouns: Kubernetes, Gateway API, Istio and Consul records, the schema engine, World.
+
+pub mod catalog;
+pub mod kind;
