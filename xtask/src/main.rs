@@ -2,6 +2,8 @@
 //! Project chores. `cargo xtask` lists them; each lives in a file of its own.
 
 mod budgets;
+mod codegen;
+mod schemas;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +19,8 @@ const CHORES: &[Chore] = &[
         "print build time, binary size, start-up time and memory beside their limits",
         budgets::run,
     ),
+    ("codegen", "write weft-proto's code from its protos; --check only compares", codegen::run),
+    ("schemas", "bring the upstream schemas of the served kinds up to date", schemas::run),
 ];
 
 fn main() -> ExitCode {

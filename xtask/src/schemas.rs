@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `cargo xtask schemas [--check]`: brings the upstream schemas of the served kinds (Kubernetes
+//! OpenAPI v3, Gateway API and Istio CRDs) from their Go modules, trims them to what is served
+//! and writes them compressed into `crates/weft-kinds/schemas`. With `--check` it only compares.
+//!
+//! Needs `go` and the Go module proxy; the build and the tests of weft need neither.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use serde_json::{Map, Value};
+
+const KUBERNETES: &str = "k8s.io/kubernetes@v1.36.3";
+const GATEWAY_API: &str = "sigs.k8s.io/gateway-api@v1.6.3";
+const ISTIO: &str = "istio.io/api@v1.31.1";
+const HERE: &str = "crates/weft-kinds/schemas";
+
+/// The OpenAPI documents read, and the types served from each; what they refer to comes along.
+const OPENAPI: &[(&str, &[&str])] = &[
+    (
+        "api__v1_openapi.json",
+        &[
+            "io.k8s.api.core.v1.Namespace",
+            "io.k8s.api.core.v1.Service",
+            "io.k8s.api.core.v1.Pod",
+            "io.k8s.api.core.v1.ConfigMap",
+            "io.k8s.api.core.v1.Secret",
+            "io.k8s.api.core.v1.ServiceAccount",
+            "io.k8s.api.core.v1.Event",
+            "io.k8s.api.core.v1.Endpoints",
+            "io.k8s.api.core.v1.Node",
+            "io.k8s.api.authentication.v1.TokenRequest",
+            "io.k8s.api.autoscaling.v1.Scale",
+            "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions",
+        ],
+    ),
+    (
+        "apis__apps__v1_openapi.json",
+        &["io.k8s.api.apps.v1.Deployment", "io.k8s.api.apps.v1.ReplicaSet"],
+    ),
+    ("apis__discovery.k8s.io__v1_openapi.json", &["io.k8s.api.discovery.v1.EndpointSlice"]),
+    ("apis__coordination.k8s.io__v1_openapi.json", &["io.k8s.api.coordination.v1.Lease"]),
+    (
+        "apis__authorization.k8s.io__v1_openapi.json",
+        &["io.k8s.api.authorization.v1.SelfSubjectAccessReview"],
+    ),
+];
+
+/// Groups of the Istio file that weft serves, and the kinds of them that it does not.
+const ISTIO_GROUPS: &[&str] = &["networking.istio.io", "security.istio.io", "telemetry.istio.io"];
+const ISTIO_NOT: &[&str] = &["EnvoyFilter", "ProxyConfig"];
+
+/// Schemas by name, each as its JSON text or `=other name` when equal to another version's.
+type Bundle = BTreeMap<String, String>;
+
+pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
+    let check = args.iter().any(|a| a == "--check");
+    let bundles = [
+        ("kubernetes", KUBERNETES, kubernetes(&module(KUBERNETES)?)?),
+        ("gateway-api", GATEWAY_API, gateway_api(&module(GATEWAY_API)?)?),
+        ("istio", ISTIO, istio(&module(ISTIO)?)?),
+    ];
+    let dir = root.join(HERE);
+    fs::create_dir_all(&dir)?;
+    let mut manifest = String::from(
+        "# Where the schemas of this folder come from; written by `cargo xtask schemas`.\n",
+    );
+    for (name, source, bundle) in &bundles {
+        let text: String = bundle.iter().map(|(k, v)| format!("{k}\t{v}\n")).collect();
+        let file = format!("{name}.gz");
+        manifest.push_str(&format!("{file} {source} {} schemas\n", bundle.len()));
+        settle(&dir.join(&file), text.as_bytes(), check, true)?;
+    }
+    settle(&dir.join("MANIFEST"), manifest.as_bytes(), check, false)
+}
+
+/// Writes a file, or compares it with what would be written.
+fn settle(path: &Path, content: &[u8], check: bool, gzip: bool) -> anyhow::Result<()> {
+    if check {
+        let found = fs::read(path).with_context(|| format!("{} is missing", path.display()))?;
+        let found = if gzip {
+            let mut out = Vec::new();
+            GzDecoder::new(found.as_slice()).read_to_end(&mut out)?;
+            out
+        } else {
+            found
+        };
+        ensure!(found == content, "{} is stale; run `cargo xtask schemas`", path.display());
+        return Ok(());
+    }
+    let bytes = if gzip {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(content)?;
+        encoder.finish()?
+    } else {
+        content.to_vec()
+    };
+    println!("{:9} bytes ({:9} plain)  {}", bytes.len(), content.len(), path.display());
+    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The folder of a Go module, downloaded when it is not there yet.
+pub fn module(version: &str) -> anyhow::Result<PathBuf> {
+    let out = Command::new("go")
+        .args(["mod", "download", "-json", version])
+        .current_dir(std::env::temp_dir())
+        .output()
+        .context("cannot run `go`; install Go to bring schemas up to date")?;
+    let answer: Value = serde_json::from_slice(&out.stdout)
+        .with_context(|| format!("`go mod download {version}` gave no JSON"))?;
+    match answer.get("Dir").and_then(Value::as_str) {
+        Some(dir) => Ok(PathBuf::from(dir)),
+        None => bail!("cannot download {version}: {}", answer["Error"]),
+    }
+}
+
+fn kubernetes(dir: &Path) -> anyhow::Result<Bundle> {
+    let mut bundle = Bundle::new();
+    for (file, roots) in OPENAPI {
+        let path = dir.join("api/openapi-spec/v3").join(file);
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut doc: Value = serde_json::from_slice(&text)?;
+        let schemas = doc["components"]["schemas"].take();
+        let mut open: Vec<String> = roots.iter().map(ToString::to_string).collect();
+        let mut seen = BTreeSet::new();
+        while let Some(name) = open.pop() {
+            if !seen.insert(name.clone()) {
+                continue;
+            }
+            let mut schema = schemas.get(&name).with_context(|| format!("no {name}"))?.clone();
+            if name.contains(".meta.v1.") {
+                // Lists every group there is; only the kind's own entry is of use.
+                schema.as_object_mut().map(|s| s.remove("x-kubernetes-group-version-kind"));
+            }
+            refs(&schema, &mut open);
+            let text = schema.to_string();
+            if let Some(other) = bundle.insert(name.clone(), text.clone()) {
+                ensure!(other == text, "{name} differs between OpenAPI documents");
+            }
+        }
+    }
+    Ok(bundle)
+}
+
+fn refs(schema: &Value, out: &mut Vec<String>) {
+    match schema {
+        Value::Object(map) => {
+            if let Some(Value::String(to)) = map.get("$ref") {
+                out.extend(to.rsplit('/').next().map(str::to_owned));
+            }
+            map.values().for_each(|v| refs(v, out));
+        }
+        Value::Array(list) => list.iter().for_each(|v| refs(v, out)),
+        _ => {}
+    }
+}
+
+fn gateway_api(dir: &Path) -> anyhow::Result<Bundle> {
+    let mut bundle = Bundle::new();
+    let mut files: Vec<PathBuf> = fs::read_dir(dir.join("config/crd/standard"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<anyhow::Result<_>>()?;
+    files.sort();
+    for file in files {
+        let text = fs::read_to_string(&file)?;
+        if !text.contains("kind: CustomResourceDefinition") {
+            continue;
+        }
+        let crd: Value = yaml(&text).with_context(|| format!("cannot read {}", file.display()))?;
+        add_crd(&mut bundle, &crd)?;
+    }
+    Ok(bundle)
+}
+
+fn istio(dir: &Path) -> anyhow::Result<Bundle> {
+    let mut bundle = Bundle::new();
+    let text = fs::read_to_string(dir.join("kubernetes/customresourcedefinitions.gen.yaml"))?;
+    for document in text.split("\n---\n").filter(|d| d.contains("kind:")) {
+        let crd: Value = yaml(document)?;
+        let group = crd["spec"]["group"].as_str().unwrap_or_default();
+        let kind = crd["spec"]["names"]["kind"].as_str().unwrap_or_default();
+        if ISTIO_GROUPS.contains(&group) && !ISTIO_NOT.contains(&kind) {
+            add_crd(&mut bundle, &crd)?;
+        }
+    }
+    Ok(bundle)
+}
+
+fn yaml(text: &str) -> anyhow::Result<Value> {
+    // The CRDs are far larger than what a user may send; they come from a pinned version.
+    let mut options = serde_saphyr::Options::default();
+    options.budget = None;
+    Ok(serde_saphyr::from_str_with_options(text, options)?)
+}
+
+/// Adds each served version as `group/version/kind`.
+fn add_crd(bundle: &mut Bundle, crd: &Value) -> anyhow::Result<()> {
+    if crd["kind"] != "CustomResourceDefinition" {
+        return Ok(());
+    }
+    let (group, kind) = (&crd["spec"]["group"], &crd["spec"]["names"]["kind"]);
+    let (Some(group), Some(kind)) = (group.as_str(), kind.as_str()) else {
+        bail!("a CRD without group or kind");
+    };
+    let mut first: Option<(String, String)> = None;
+    for version in crd["spec"]["versions"].as_array().into_iter().flatten() {
+        if version["served"] != true {
+            continue;
+        }
+        let name = format!("{group}/{}/{kind}", version["name"].as_str().unwrap_or_default());
+        let text = ordered(&version["schema"]["openAPIV3Schema"]).to_string();
+        match &first {
+            Some((same, theirs)) if *theirs == text => {
+                bundle.insert(name, format!("={same}"));
+            }
+            _ => {
+                bundle.insert(name.clone(), text.clone());
+                first.get_or_insert((name, text));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The same schema with sorted keys, so that equal versions compare equal.
+fn ordered(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let sorted: BTreeMap<_, _> = map.iter().map(|(k, v)| (k.clone(), ordered(v))).collect();
+            Value::Object(sorted.into_iter().collect::<Map<_, _>>())
+        }
+        Value::Array(list) => Value::Array(list.iter().map(ordered).collect()),
+        other => other.clone(),
+    }
+}
