@@ -4,3 +4,5 @@
 pub mod catalog;
 pub mod kind;
 pub mod schema;
+pub mod views;
+pub mod world;

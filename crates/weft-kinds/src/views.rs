@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Typed views: what weft reads of the users' objects, and nothing else.
+//!
+//! The World folds raw JSON into these; control compiles from them; controllers may read them.
+//! They tolerate unknown fields (the schema engine judged those at the door) and nulls. They are
+//! never written back: the raw object is the truth. An object that does not fit its view becomes
+//! [`View::Invalid`] and stops nothing else.
+
+pub mod apps;
+pub mod catalog;
+pub mod core;
+pub mod discovery;
+pub mod gateway;
+pub mod istio;
+pub mod meta;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use weft_base::issue::{FieldPath, Issues};
+
+pub use meta::{LabelSelector, Labels, Meta, OwnerReference};
+
+use crate::world::KindId;
+
+/// What weft reads of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum View {
+    Service(core::Service),
+    Pod(core::Pod),
+    Namespace(core::Namespace),
+    ServiceAccount(core::ServiceAccount),
+    Secret(core::Secret),
+    EndpointSlice(discovery::EndpointSlice),
+    Deployment(apps::Deployment),
+    ReplicaSet(apps::ReplicaSet),
+    GatewayClass(gateway::GatewayClass),
+    Gateway(gateway::Gateway),
+    HttpRoute(gateway::HttpRoute),
+    ReferenceGrant(gateway::ReferenceGrant),
+    VirtualService(istio::VirtualService),
+    DestinationRule(istio::DestinationRule),
+    IstioGateway(istio::Gateway),
+    /// A kind that is stored but not read by the World.
+    Other,
+    /// The object does not have its kind's form.
+    Invalid(Issues),
+}
+
+impl View {
+    /// Reads the view of one object. Never fails: a wrong form is `Invalid`.
+    pub fn read(kind: &KindId, raw: &Value) -> Self {
+        match (&*kind.group, &*kind.plural) {
+            ("core", "services") => typed(raw, Self::Service),
+            ("core", "pods") => typed(raw, Self::Pod),
+            ("core", "namespaces") => typed(raw, Self::Namespace),
+            ("core", "serviceaccounts") => typed(raw, Self::ServiceAccount),
+            ("core", "secrets") => typed(raw, Self::Secret),
+            ("discovery.k8s.io", "endpointslices") => typed(raw, Self::EndpointSlice),
+            ("apps", "deployments") => typed(raw, Self::Deployment),
+            ("apps", "replicasets") => typed(raw, Self::ReplicaSet),
+            ("gateway.networking.k8s.io", "gatewayclasses") => typed(raw, Self::GatewayClass),
+            ("gateway.networking.k8s.io", "gateways") => typed(raw, Self::Gateway),
+            ("gateway.networking.k8s.io", "httproutes") => typed(raw, Self::HttpRoute),
+            ("gateway.networking.k8s.io", "referencegrants") => typed(raw, Self::ReferenceGrant),
+            ("networking.istio.io", "virtualservices") => typed(raw, Self::VirtualService),
+            ("networking.istio.io", "destinationrules") => typed(raw, Self::DestinationRule),
+            ("networking.istio.io", "gateways") => typed(raw, Self::IstioGateway),
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Reads any `Deserialize` from raw JSON, treating null as absent.
+///
+/// # Errors
+/// The first place where the value has not the form that is read.
+pub fn read<T: DeserializeOwned>(raw: &Value) -> Result<T, Issues> {
+    let result =
+        if has_null(raw) { T::deserialize(&without_nulls(raw)) } else { T::deserialize(raw) };
+    result.map_err(|e| {
+        let mut issues = Issues::default();
+        issues.error(FieldPath::root(), format!("not of the form that weft reads: {e}"));
+        issues
+    })
+}
+
+fn typed<T: DeserializeOwned>(raw: &Value, wrap: fn(T) -> View) -> View {
+    read(raw).map_or_else(View::Invalid, wrap)
+}
+
+fn has_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.iter().any(has_null),
+        Value::Object(fields) => fields.values().any(has_null),
+        _ => false,
+    }
+}
+
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Array(items) => items.iter().map(without_nulls).collect(),
+        Value::Object(fields) => fields
+            .iter()
+            .filter(|(_, v)| !v.is_null())
+            .map(|(k, v)| (k.clone(), without_nulls(v)))
+            .collect(),
+        other => other.clone(),
+    }
+}

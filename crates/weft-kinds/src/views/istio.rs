@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Views of `networking.istio.io` (v1, v1beta1, v1alpha3 have one form): VirtualService,
+//! DestinationRule, Gateway. Fields that weft does not do yet are read as raw JSON, so that
+//! the compiler can name them in a warning instead of ignoring them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Labels;
+
+pub const GROUP: &str = "networking.istio.io";
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct VirtualService {
+    pub spec: VirtualServiceSpec,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VirtualServiceSpec {
+    pub hosts: Vec<Arc<str>>,
+    /// Empty means `mesh`.
+    pub gateways: Vec<Arc<str>>,
+    pub http: Vec<HttpRoute>,
+    pub tcp: Vec<TcpRoute>,
+    pub tls: Vec<Value>,
+    /// Empty means `*`.
+    pub export_to: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HttpRoute {
+    pub name: Arc<str>,
+    #[serde(rename = "match")]
+    pub matches: Vec<HttpMatch>,
+    pub route: Vec<HttpDestination>,
+    pub redirect: Option<Redirect>,
+    pub direct_response: Option<DirectResponse>,
+    pub rewrite: Option<Rewrite>,
+    pub timeout: Option<Arc<str>>,
+    pub retries: Option<Retries>,
+    pub headers: Option<Headers>,
+    pub fault: Option<Value>,
+    pub mirror: Option<Value>,
+    pub mirrors: Vec<Value>,
+    pub cors_policy: Option<Value>,
+    pub delegate: Option<Value>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HttpMatch {
+    pub name: Arc<str>,
+    pub uri: Option<StringMatch>,
+    pub ignore_uri_case: bool,
+    pub scheme: Option<StringMatch>,
+    pub method: Option<StringMatch>,
+    pub authority: Option<StringMatch>,
+    pub headers: BTreeMap<Arc<str>, StringMatch>,
+    pub without_headers: BTreeMap<Arc<str>, StringMatch>,
+    pub query_params: BTreeMap<Arc<str>, StringMatch>,
+    pub port: Option<u16>,
+    pub source_labels: Labels,
+    pub source_namespace: Option<Arc<str>>,
+    pub gateways: Vec<Arc<str>>,
+}
+
+/// One of them; none (an empty object) asks only for presence.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct StringMatch {
+    pub exact: Option<Arc<str>>,
+    pub prefix: Option<Arc<str>>,
+    pub regex: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct HttpDestination {
+    pub destination: Destination,
+    pub weight: Option<u32>,
+    pub headers: Option<Headers>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Destination {
+    pub host: Arc<str>,
+    pub subset: Arc<str>,
+    pub port: Option<PortNumber>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PortNumber {
+    pub number: u16,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Redirect {
+    pub uri: Option<Arc<str>>,
+    pub authority: Option<Arc<str>>,
+    pub port: Option<u16>,
+    pub derive_port: Option<Arc<str>>,
+    pub scheme: Option<Arc<str>>,
+    pub redirect_code: Option<u16>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct DirectResponse {
+    pub status: u16,
+    pub body: Option<DirectBody>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct DirectBody {
+    pub string: Option<Arc<str>>,
+    /// Base64.
+    pub bytes: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rewrite {
+    pub uri: Option<Arc<str>>,
+    pub authority: Option<Arc<str>>,
+    pub uri_regex_rewrite: Option<Value>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Retries {
+    pub attempts: Option<u32>,
+    pub per_try_timeout: Option<Arc<str>>,
+    pub retry_on: Option<Arc<str>>,
+    pub backoff: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Headers {
+    pub request: Option<HeaderOperations>,
+    pub response: Option<HeaderOperations>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct HeaderOperations {
+    pub set: BTreeMap<Arc<str>, Arc<str>>,
+    pub add: BTreeMap<Arc<str>, Arc<str>>,
+    pub remove: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct TcpRoute {
+    #[serde(rename = "match")]
+    pub matches: Vec<L4Match>,
+    pub route: Vec<HttpDestination>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct L4Match {
+    pub port: Option<u16>,
+    pub source_labels: Labels,
+    pub source_namespace: Option<Arc<str>>,
+    pub gateways: Vec<Arc<str>>,
+    pub destination_subnets: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct DestinationRule {
+    pub spec: DestinationRuleSpec,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DestinationRuleSpec {
+    pub host: Arc<str>,
+    pub traffic_policy: Option<TrafficPolicy>,
+    pub subsets: Vec<Subset>,
+    pub export_to: Vec<Arc<str>>,
+    pub workload_selector: Option<Value>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Subset {
+    pub name: Arc<str>,
+    pub labels: Labels,
+    pub traffic_policy: Option<TrafficPolicy>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TrafficPolicy {
+    pub load_balancer: Option<LoadBalancer>,
+    pub connection_pool: Option<ConnectionPool>,
+    pub outlier_detection: Option<OutlierDetection>,
+    pub tls: Option<Value>,
+    pub tunnel: Option<Value>,
+    pub proxy_protocol: Option<Value>,
+    pub retry_budget: Option<Value>,
+    pub port_level_settings: Vec<PortTrafficPolicy>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PortTrafficPolicy {
+    pub port: PortNumber,
+    pub load_balancer: Option<LoadBalancer>,
+    pub connection_pool: Option<ConnectionPool>,
+    pub outlier_detection: Option<OutlierDetection>,
+    pub tls: Option<Value>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadBalancer {
+    pub simple: Option<Arc<str>>,
+    pub consistent_hash: Option<Value>,
+    pub locality_lb_setting: Option<Value>,
+    pub warmup: Option<Value>,
+    pub warmup_duration_secs: Option<Value>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ConnectionPool {
+    pub tcp: Option<TcpPool>,
+    pub http: Option<HttpPool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TcpPool {
+    pub max_connections: Option<u32>,
+    pub connect_timeout: Option<Arc<str>>,
+    pub idle_timeout: Option<Arc<str>>,
+    pub tcp_keepalive: Option<Value>,
+    pub max_connection_duration: Option<Value>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HttpPool {
+    #[serde(rename = "http1MaxPendingRequests")]
+    pub http1_max_pending_requests: Option<u32>,
+    #[serde(rename = "http2MaxRequests")]
+    pub http2_max_requests: Option<u32>,
+    pub idle_timeout: Option<Arc<str>>,
+    pub max_requests_per_connection: Option<u32>,
+    pub max_retries: Option<u32>,
+    pub h2_upgrade_policy: Option<Value>,
+    pub use_client_protocol: Option<Value>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OutlierDetection {
+    #[serde(rename = "consecutive5xxErrors")]
+    pub consecutive_5xx_errors: Option<u32>,
+    pub consecutive_gateway_errors: Option<u32>,
+    pub consecutive_errors: Option<u32>,
+    pub interval: Option<Arc<str>>,
+    pub base_ejection_time: Option<Arc<str>>,
+    pub max_ejection_percent: Option<u32>,
+    pub min_health_percent: Option<u32>,
+    pub split_external_local_origin_errors: Option<bool>,
+    pub consecutive_local_origin_failures: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Gateway {
+    pub spec: GatewaySpec,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct GatewaySpec {
+    pub selector: Labels,
+    pub servers: Vec<Server>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Server {
+    pub port: ServerPort,
+    pub hosts: Vec<Arc<str>>,
+    pub tls: Option<ServerTls>,
+    pub name: Arc<str>,
+    pub bind: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ServerPort {
+    pub number: u16,
+    pub protocol: Arc<str>,
+    pub name: Arc<str>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServerTls {
+    pub mode: Arc<str>,
+    pub credential_name: Arc<str>,
+    pub https_redirect: bool,
+}
+
+// === impl VirtualService ===
+
+impl VirtualServiceSpec {
+    /// Whether it speaks for sidecars (Istio's reserved gateway `mesh`).
+    pub fn is_mesh(&self) -> bool {
+        self.gateways.is_empty() || self.gateways.iter().any(|g| &**g == "mesh")
+    }
+}

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The World: all that users and health checks said, folded from the store's log.
+//!
+//! The registry's pump is the one writer: it calls [`World::apply`] for each store event and
+//! publishes clones (cheap: persistent maps). The doors, the controllers and the compiler read.
+//! It never does I/O, and it never judges: a bad object is kept as [`View::Invalid`].
+//!
+//! Architecture invariant: folding is incremental (an event costs what it touches, whatever the
+//! size of the World) and exact (the delta names the questions whose answers changed, no others).
+
+mod catalog;
+mod delta;
+mod index;
+mod instance;
+mod key;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use weft_base::issue::{FieldPath, Issues};
+use weft_base::name::ServiceKey;
+
+pub use catalog::{Catalog, service_of as service_of_registration};
+pub use delta::{ReadKey, WorldDelta};
+pub use index::{INDEXES, Index, gateway_ref, host_key, kind_of, pair, service_of};
+pub use instance::{
+    Door, Instance, InstanceId, InstancePort, MESH_ANNOTATION, OWNER_ANNOTATION, PROXY_ANNOTATION,
+    WEIGHT_ANNOTATION, has_sidecar, is_mirror, workload,
+};
+pub use key::{CheckKey, KindId, ObjectKey, RegistrationKey, StoreKey, encode};
+
+use crate::views::meta::MetaOnly;
+use crate::views::{self, Meta, View};
+use catalog::{link, unlink};
+
+/// One stored object: raw, and what weft reads of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    pub key: ObjectKey,
+    /// The store revision that wrote it: its `metadata.resourceVersion`.
+    pub revision: u64,
+    pub raw: Arc<Value>,
+    pub meta: Meta,
+    pub view: View,
+}
+
+/// An immutable value; `clone` shares everything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct World {
+    revision: u64,
+    objects: OrdMap<ObjectKey, Arc<Object>>,
+    index: OrdMap<(Index, Arc<str>), OrdSet<ObjectKey>>,
+    catalog: Catalog,
+    instances: OrdMap<ServiceKey, OrdMap<InstanceId, Arc<Instance>>>,
+    services_of_pod: OrdMap<Arc<str>, OrdSet<ServiceKey>>,
+    settings: OrdMap<Arc<str>, Arc<Value>>,
+    /// Always empty: the answer for a service without instances.
+    none: OrdMap<InstanceId, Arc<Instance>>,
+}
+
+// === reading ===
+
+impl World {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The newest store revision folded.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub fn object(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
+        self.objects.get(key)
+    }
+
+    /// One object; the namespace is empty for cluster-scoped kinds.
+    pub fn get(&self, kind: &KindId, namespace: &str, name: &str) -> Option<&Arc<Object>> {
+        self.objects.get(&ObjectKey::new(kind.clone(), namespace, name))
+    }
+
+    /// All objects of a kind, of one namespace or of all, in order of namespace and name.
+    pub fn objects<'a>(
+        &'a self,
+        kind: &'a KindId,
+        namespace: Option<&'a str>,
+    ) -> impl Iterator<Item = &'a Arc<Object>> {
+        let from = ObjectKey::new(kind.clone(), namespace.unwrap_or(""), "");
+        self.objects
+            .range(from..)
+            .take_while(move |(k, _)| {
+                k.kind == *kind && namespace.is_none_or(|ns| &*k.namespace == ns)
+            })
+            .map(|(_, o)| o)
+    }
+
+    /// Every object of every kind.
+    pub fn all_objects(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.objects.values()
+    }
+
+    /// The objects under one value of an index, in order of their keys.
+    pub fn index(&self, index: Index, value: &str) -> impl Iterator<Item = &Arc<Object>> {
+        let keys = self.index.get(&(index, Arc::from(value))).into_iter().flatten();
+        keys.filter_map(|k| self.objects.get(k))
+    }
+
+    /// The instances of a service, whichever door made them.
+    pub fn instances(&self, namespace: &str, service: &str) -> &OrdMap<InstanceId, Arc<Instance>> {
+        let key = ServiceKey::new(namespace, service).ok();
+        key.and_then(|k| self.instances.get(&k)).unwrap_or(&self.none)
+    }
+
+    /// Every service that has instances.
+    pub fn services_with_instances(
+        &self,
+    ) -> impl Iterator<Item = (&ServiceKey, &OrdMap<InstanceId, Arc<Instance>>)> {
+        self.instances.iter()
+    }
+
+    /// The services that a pod is an instance of.
+    pub fn services_of_pod(&self, namespace: &str, pod: &str) -> impl Iterator<Item = &ServiceKey> {
+        self.services_of_pod.get(&pair(namespace, pod)).into_iter().flatten()
+    }
+
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// A setting (`/s/<name>`).
+    pub fn setting(&self, name: &str) -> Option<&Arc<Value>> {
+        self.settings.get(name)
+    }
+
+    pub fn settings(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Value>)> {
+        self.settings.iter()
+    }
+}
+
+// === folding ===
+
+impl World {
+    /// Folds one store event: a put (`Some`) or a deletion of a key at a revision.
+    pub fn apply(&mut self, key: &str, value: Option<&[u8]>, revision: u64) -> WorldDelta {
+        self.revision = self.revision.max(revision);
+        let mut delta = WorldDelta::default();
+        let again = match StoreKey::parse(key) {
+            Some(StoreKey::Object(key)) => self.fold_object(key, value, revision, &mut delta),
+            Some(StoreKey::Node(name)) => {
+                self.catalog.fold_node(name, record(key, value), &mut delta)
+            }
+            Some(StoreKey::Registration(k)) => {
+                self.catalog.fold_registration(k, record(key, value), &mut delta)
+            }
+            Some(StoreKey::Check(k)) => self.catalog.fold_check(k, record(key, value), &mut delta),
+            Some(StoreKey::CheckStatus(k)) => {
+                self.catalog.fold_status(k, record(key, value), &mut delta)
+            }
+            Some(StoreKey::Setting(name)) => {
+                self.fold_setting(name, record(key, value), &mut delta);
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        for service in again {
+            self.fold_instances(&service, &mut delta);
+        }
+        delta
+    }
+
+    fn fold_object(
+        &mut self,
+        key: ObjectKey,
+        value: Option<&[u8]>,
+        revision: u64,
+        delta: &mut WorldDelta,
+    ) -> Vec<ServiceKey> {
+        let old = self.objects.get(&key).cloned();
+        let new = value.map(|bytes| Arc::new(Object::read(key.clone(), bytes, revision)));
+        if old.is_none() && new.is_none() {
+            return Vec::new();
+        }
+        let mut again = BTreeSet::new();
+        self.services_behind(old.as_deref(), &mut again);
+        match &new {
+            Some(object) => self.objects.insert(key.clone(), object.clone()),
+            None => self.objects.remove(&key),
+        };
+        self.fold_index(old.as_deref(), new.as_deref(), delta);
+        self.services_behind(new.as_deref(), &mut again);
+        delta.touch(ReadKey::Raw(key.clone()));
+        if old.is_some() != new.is_some() {
+            delta.touch(ReadKey::Kind(key.kind.clone()));
+            delta.touch(ReadKey::KindIn(key.kind.clone(), key.namespace.clone()));
+        }
+        let same = matches!((&old, &new), (Some(a), Some(b)) if a.says_the_same(b));
+        if !same {
+            delta.touch(ReadKey::Object(key));
+        }
+        again.into_iter().collect()
+    }
+
+    fn fold_index(&mut self, old: Option<&Object>, new: Option<&Object>, delta: &mut WorldDelta) {
+        let was = old.map(index::entries).unwrap_or_default();
+        let is = new.map(index::entries).unwrap_or_default();
+        let Some(key) = old.or(new).map(|o| o.key.clone()) else { return };
+        for entry in was.difference(&is) {
+            unlink(&mut self.index, entry, &key);
+            delta.touch(ReadKey::Index(entry.0, entry.1.clone()));
+        }
+        for entry in is.difference(&was) {
+            link(&mut self.index, entry, &key);
+            delta.touch(ReadKey::Index(entry.0, entry.1.clone()));
+        }
+    }
+
+    /// The services whose instances an object takes part in.
+    fn services_behind(&self, object: Option<&Object>, out: &mut BTreeSet<ServiceKey>) {
+        let Some(object) = object else { return };
+        let ns = &*object.key.namespace;
+        let mut add = |meta: &Meta| {
+            out.extend(service_of(meta).and_then(|name| ServiceKey::new(ns, name).ok()));
+        };
+        match &object.view {
+            View::EndpointSlice(_) => add(&object.meta),
+            // An invalid slice may replace a valid one of another service; its label says which.
+            View::Invalid(_) if object.key.kind == KindId::ENDPOINT_SLICE => add(&object.meta),
+            _ if object.key.kind == KindId::POD => {
+                let pod = pair(ns, &object.key.name);
+                self.index(Index::SlicesByPod, &pod).for_each(|slice| add(&slice.meta));
+            }
+            _ => {}
+        }
+    }
+
+    fn fold_instances(&mut self, service: &ServiceKey, delta: &mut WorldDelta) {
+        let old = self.instances.get(service).cloned().unwrap_or_default();
+        let new = instance::fold(self, service);
+        if old == new {
+            return;
+        }
+        delta.touch(ReadKey::Instances(service.clone()));
+        let pods = |map: &OrdMap<InstanceId, Arc<Instance>>| -> BTreeSet<Arc<str>> {
+            let made_here = map.values().filter(|i| i.origin == Door::Kubernetes);
+            made_here.map(|i| pair(service.namespace.as_str(), &i.id)).collect()
+        };
+        let (was, is) = (pods(&old), pods(&new));
+        for pod in was.difference(&is) {
+            unlink(&mut self.services_of_pod, pod, service);
+            delta.touch(ReadKey::ServicesOfPod(pod.clone()));
+        }
+        for pod in is.difference(&was) {
+            link(&mut self.services_of_pod, pod, service);
+            delta.touch(ReadKey::ServicesOfPod(pod.clone()));
+        }
+        if new.is_empty() {
+            self.instances.remove(service);
+        } else {
+            self.instances.insert(service.clone(), new);
+        }
+    }
+
+    fn fold_setting(&mut self, name: Arc<str>, new: Option<Value>, delta: &mut WorldDelta) {
+        let new = new.map(Arc::new);
+        if self.settings.get(&name) == new.as_ref() {
+            return;
+        }
+        match new {
+            Some(value) => self.settings.insert(name.clone(), value),
+            None => self.settings.remove(&name),
+        };
+        delta.touch(ReadKey::Setting(name));
+    }
+}
+
+// === impl Object ===
+
+impl Object {
+    /// Reads stored bytes. Bytes that are no JSON become an invalid object, not an error.
+    pub fn read(key: ObjectKey, bytes: &[u8], revision: u64) -> Self {
+        let mut parsed = Ok(());
+        let raw = serde_json::from_slice(bytes).unwrap_or_else(|e| {
+            parsed = Err(e);
+            Value::Null
+        });
+        let meta = views::read::<MetaOnly>(&raw).map(|m| m.metadata).unwrap_or_default();
+        let view = match parsed {
+            Ok(()) => View::read(&key.kind, &raw),
+            Err(e) => {
+                let mut issues = Issues::default();
+                issues.error(FieldPath::root(), format!("stored bytes are no JSON: {e}"));
+                View::Invalid(issues)
+            }
+        };
+        let mut meta = meta;
+        if meta.name.is_empty() {
+            meta.name = key.name.clone();
+        }
+        if meta.namespace.is_empty() {
+            meta.namespace = key.namespace.clone();
+        }
+        Self { key, revision, raw: Arc::new(raw), meta, view }
+    }
+
+    fn says_the_same(&self, other: &Self) -> bool {
+        if self.meta != other.meta || self.view != other.view {
+            return false;
+        }
+        match self.view {
+            View::Other | View::Invalid(_) => same_but_status(&self.raw, &other.raw),
+            _ => true,
+        }
+    }
+}
+
+fn same_but_status(a: &Value, b: &Value) -> bool {
+    let spoken = |v: &Value| -> Vec<(String, Value)> {
+        let fields = v.as_object().into_iter().flatten();
+        let mut out: Vec<_> = fields
+            .filter(|(k, _)| *k != "status" && *k != "metadata")
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        out.sort_by(|a, b| a.0.cmp(&b.0));
+        out
+    };
+    spoken(a) == spoken(b)
+}
+
+/// Reads a catalog record or setting. One that does not parse counts as absent, with a log line:
+/// only the registry writes them, and it writes what these types serialise to.
+fn record<T: DeserializeOwned>(key: &str, value: Option<&[u8]>) -> Option<T> {
+    let bytes = value?;
+    serde_json::from_slice(bytes)
+        .inspect_err(|e| tracing::warn!(key, error = %e, "unreadable record in the store"))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests;

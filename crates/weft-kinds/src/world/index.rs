@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Reverse indexes: which objects stand under which value. Computed from the view alone, so an
+//! object leaves exactly the places where it stood.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{KindId, Object};
+use crate::views::discovery::SERVICE_NAME_LABEL;
+use crate::views::{Meta, View};
+
+/// The World's indexes over objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Index {
+    /// HTTPRoutes by parent Gateway, `namespace/name`.
+    RoutesByGateway,
+    /// HTTPRoutes by parent Service, `namespace/name`.
+    RoutesByService,
+    /// VirtualServices for sidecars by host, as [`host_key`] writes it.
+    VirtualServicesByHost,
+    /// VirtualServices by Istio Gateway, `namespace/name`.
+    VirtualServicesByGateway,
+    /// DestinationRules by host, as [`host_key`] writes it.
+    DestinationRulesByHost,
+    /// EndpointSlices by service, `namespace/name`.
+    SlicesByService,
+    /// EndpointSlices by pod, `namespace/name`.
+    SlicesByPod,
+    /// Gateways by class name.
+    GatewaysByClass,
+    /// Any object by the uid of each of its owners.
+    ByOwner,
+    /// Pods by the node that they run on.
+    PodsByNode,
+}
+
+/// Every index, for completeness tests.
+pub const INDEXES: &[Index] = &[
+    Index::RoutesByGateway,
+    Index::RoutesByService,
+    Index::VirtualServicesByHost,
+    Index::VirtualServicesByGateway,
+    Index::DestinationRulesByHost,
+    Index::SlicesByService,
+    Index::SlicesByPod,
+    Index::GatewaysByClass,
+    Index::ByOwner,
+    Index::PodsByNode,
+];
+
+/// One form for the many ways to write a service's host, without knowing the cluster domain:
+/// `product` (of namespace shop), `product.shop.svc` and `product.shop.svc.cluster.local` are all
+/// `product.shop.svc`. Other hosts, wildcards included, stay as they are, in lower case.
+pub fn host_key(host: &str, namespace: &str) -> Arc<str> {
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    if !host.contains('.') && host != "*" {
+        return format!("{host}.{namespace}.svc").into();
+    }
+    let mut dots = host.match_indices('.').map(|(at, _)| at);
+    let (second, third) = (dots.nth(1), dots.next());
+    let is_service = second.is_some_and(|at| {
+        let rest = &host[at + 1..];
+        rest == "svc" || rest.starts_with("svc.")
+    });
+    match third {
+        Some(end) if is_service => host[..end].into(),
+        _ => host.into(),
+    }
+}
+
+/// `namespace/name`, the form of most index values.
+pub fn pair(namespace: &str, name: &str) -> Arc<str> {
+    format!("{namespace}/{name}").into()
+}
+
+pub(super) type Entries = BTreeSet<(Index, Arc<str>)>;
+
+pub(super) fn entries(object: &Object) -> Entries {
+    let mut out = Entries::new();
+    for owner in &object.meta.owner_references {
+        out.insert((Index::ByOwner, owner.uid.clone()));
+    }
+    let ns = &*object.key.namespace;
+    match &object.view {
+        View::HttpRoute(route) => {
+            for parent in &route.spec.parent_refs {
+                let at = pair(parent.namespace.as_deref().unwrap_or(ns), &parent.name);
+                if parent.is_gateway() {
+                    out.insert((Index::RoutesByGateway, at));
+                } else if parent.is_service() {
+                    out.insert((Index::RoutesByService, at));
+                }
+            }
+        }
+        View::VirtualService(vs) => {
+            for gateway in vs.spec.gateways.iter().filter(|g| &***g != "mesh") {
+                out.insert((Index::VirtualServicesByGateway, gateway_ref(gateway, ns)));
+            }
+            if vs.spec.is_mesh() {
+                let hosts = vs.spec.hosts.iter().map(|h| host_key(h, ns));
+                out.extend(hosts.map(|h| (Index::VirtualServicesByHost, h)));
+            }
+        }
+        View::DestinationRule(rule) => {
+            out.insert((Index::DestinationRulesByHost, host_key(&rule.spec.host, ns)));
+        }
+        View::EndpointSlice(slice) => {
+            if let Some(service) = service_of(&object.meta) {
+                out.insert((Index::SlicesByService, pair(ns, service)));
+            }
+            for target in slice.endpoints.iter().filter_map(|e| e.target_ref.as_ref()) {
+                if &*target.kind == "Pod" {
+                    out.insert((Index::SlicesByPod, pair(ns, &target.name)));
+                }
+            }
+        }
+        View::Gateway(gateway) => {
+            out.insert((Index::GatewaysByClass, gateway.spec.gateway_class_name.clone()));
+        }
+        View::Pod(pod) if !pod.spec.node_name.is_empty() => {
+            out.insert((Index::PodsByNode, pod.spec.node_name.clone()));
+        }
+        _ => {}
+    }
+    out
+}
+
+/// An Istio gateway reference: `name` or `namespace/name`, `./name` being the own namespace.
+pub fn gateway_ref(reference: &str, namespace: &str) -> Arc<str> {
+    match reference.split_once('/') {
+        None | Some((".", _)) => pair(namespace, reference.trim_start_matches("./")),
+        Some(_) => reference.into(),
+    }
+}
+
+/// The service that a slice is of.
+pub fn service_of(meta: &Meta) -> Option<&str> {
+    meta.label(SERVICE_NAME_LABEL).filter(|s| !s.is_empty())
+}
+
+/// The kind that an index lists, when it lists one only.
+pub fn kind_of(index: Index) -> Option<KindId> {
+    Some(match index {
+        Index::RoutesByGateway | Index::RoutesByService => KindId::HTTP_ROUTE,
+        Index::VirtualServicesByHost | Index::VirtualServicesByGateway => KindId::VIRTUAL_SERVICE,
+        Index::DestinationRulesByHost => KindId::DESTINATION_RULE,
+        Index::SlicesByService | Index::SlicesByPod => KindId::ENDPOINT_SLICE,
+        Index::GatewaysByClass => KindId::GATEWAY,
+        Index::PodsByNode => KindId::POD,
+        Index::ByOwner => return None,
+    })
+}
