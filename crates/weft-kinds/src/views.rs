@@ -20,7 +20,7 @@ use weft_base::issue::{FieldPath, Issues};
 
 pub use meta::{LabelSelector, Labels, Meta, OwnerReference};
 
-use crate::world::KindId;
+use crate::kind::KindId;
 
 /// What weft reads of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,23 +48,23 @@ pub enum View {
 
 impl View {
     /// Reads the view of one object. Never fails: a wrong form is `Invalid`.
-    pub fn read(kind: &KindId, raw: &Value) -> Self {
-        match (&*kind.group, &*kind.plural) {
-            ("core", "services") => typed(raw, Self::Service),
-            ("core", "pods") => typed(raw, Self::Pod),
-            ("core", "namespaces") => typed(raw, Self::Namespace),
-            ("core", "serviceaccounts") => typed(raw, Self::ServiceAccount),
-            ("core", "secrets") => typed(raw, Self::Secret),
-            ("discovery.k8s.io", "endpointslices") => typed(raw, Self::EndpointSlice),
-            ("apps", "deployments") => typed(raw, Self::Deployment),
-            ("apps", "replicasets") => typed(raw, Self::ReplicaSet),
-            ("gateway.networking.k8s.io", "gatewayclasses") => typed(raw, Self::GatewayClass),
-            ("gateway.networking.k8s.io", "gateways") => typed(raw, Self::Gateway),
-            ("gateway.networking.k8s.io", "httproutes") => typed(raw, Self::HttpRoute),
-            ("gateway.networking.k8s.io", "referencegrants") => typed(raw, Self::ReferenceGrant),
-            ("networking.istio.io", "virtualservices") => typed(raw, Self::VirtualService),
-            ("networking.istio.io", "destinationrules") => typed(raw, Self::DestinationRule),
-            ("networking.istio.io", "gateways") => typed(raw, Self::IstioGateway),
+    pub fn read(kind: KindId, raw: &Value) -> Self {
+        match kind {
+            KindId::Service => typed(raw, Self::Service),
+            KindId::Pod => typed(raw, Self::Pod),
+            KindId::Namespace => typed(raw, Self::Namespace),
+            KindId::ServiceAccount => typed(raw, Self::ServiceAccount),
+            KindId::Secret => typed(raw, Self::Secret),
+            KindId::EndpointSlice => typed(raw, Self::EndpointSlice),
+            KindId::Deployment => typed(raw, Self::Deployment),
+            KindId::ReplicaSet => typed(raw, Self::ReplicaSet),
+            KindId::GatewayClass => typed(raw, Self::GatewayClass),
+            KindId::Gateway => typed(raw, Self::Gateway),
+            KindId::HttpRoute => typed(raw, Self::HttpRoute),
+            KindId::ReferenceGrant => typed(raw, Self::ReferenceGrant),
+            KindId::VirtualService => typed(raw, Self::VirtualService),
+            KindId::DestinationRule => typed(raw, Self::DestinationRule),
+            KindId::IstioGateway => typed(raw, Self::IstioGateway),
             _ => Self::Other,
         }
     }

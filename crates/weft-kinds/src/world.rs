@@ -23,6 +23,7 @@ use serde_json::Value;
 use weft_base::issue::{FieldPath, Issues};
 use weft_base::name::ServiceKey;
 
+pub use crate::kind::KindId;
 pub use catalog::{Catalog, service_of as service_of_registration};
 pub use delta::{ReadKey, WorldDelta};
 pub use index::{INDEXES, Index, gateway_ref, host_key, kind_of, pair, service_of};
@@ -30,7 +31,7 @@ pub use instance::{
     Door, Instance, InstanceId, InstancePort, MESH_ANNOTATION, OWNER_ANNOTATION, PROXY_ANNOTATION,
     WEIGHT_ANNOTATION, has_sidecar, is_mirror, workload,
 };
-pub use key::{CheckKey, KindId, ObjectKey, RegistrationKey, StoreKey, encode};
+pub use key::{CheckKey, ObjectKey, RegistrationKey, StoreKey, encode};
 
 use crate::views::meta::MetaOnly;
 use crate::views::{self, Meta, View};
@@ -78,21 +79,21 @@ impl World {
     }
 
     /// One object; the namespace is empty for cluster-scoped kinds.
-    pub fn get(&self, kind: &KindId, namespace: &str, name: &str) -> Option<&Arc<Object>> {
-        self.objects.get(&ObjectKey::new(kind.clone(), namespace, name))
+    pub fn get(&self, kind: KindId, namespace: &str, name: &str) -> Option<&Arc<Object>> {
+        self.objects.get(&ObjectKey::new(kind, namespace, name))
     }
 
     /// All objects of a kind, of one namespace or of all, in order of namespace and name.
     pub fn objects<'a>(
         &'a self,
-        kind: &'a KindId,
+        kind: KindId,
         namespace: Option<&'a str>,
     ) -> impl Iterator<Item = &'a Arc<Object>> {
-        let from = ObjectKey::new(kind.clone(), namespace.unwrap_or(""), "");
+        let from = ObjectKey::new(kind, namespace.unwrap_or(""), "");
         self.objects
             .range(from..)
             .take_while(move |(k, _)| {
-                k.kind == *kind && namespace.is_none_or(|ns| &*k.namespace == ns)
+                k.kind == kind && namespace.is_none_or(|ns| &*k.namespace == ns)
             })
             .map(|(_, o)| o)
     }
@@ -193,8 +194,8 @@ impl World {
         self.services_behind(new.as_deref(), &mut again);
         delta.touch(ReadKey::Raw(key.clone()));
         if old.is_some() != new.is_some() {
-            delta.touch(ReadKey::Kind(key.kind.clone()));
-            delta.touch(ReadKey::KindIn(key.kind.clone(), key.namespace.clone()));
+            delta.touch(ReadKey::Kind(key.kind));
+            delta.touch(ReadKey::KindIn(key.kind, key.namespace.clone()));
         }
         let same = matches!((&old, &new), (Some(a), Some(b)) if a.says_the_same(b));
         if !same {
@@ -227,8 +228,8 @@ impl World {
         match &object.view {
             View::EndpointSlice(_) => add(&object.meta),
             // An invalid slice may replace a valid one of another service; its label says which.
-            View::Invalid(_) if object.key.kind == KindId::ENDPOINT_SLICE => add(&object.meta),
-            _ if object.key.kind == KindId::POD => {
+            View::Invalid(_) if object.key.kind == KindId::EndpointSlice => add(&object.meta),
+            _ if object.key.kind == KindId::Pod => {
                 let pod = pair(ns, &object.key.name);
                 self.index(Index::SlicesByPod, &pod).for_each(|slice| add(&slice.meta));
             }
@@ -288,7 +289,7 @@ impl Object {
         });
         let meta = views::read::<MetaOnly>(&raw).map(|m| m.metadata).unwrap_or_default();
         let view = match parsed {
-            Ok(()) => View::read(&key.kind, &raw),
+            Ok(()) => View::read(key.kind, &raw),
             Err(e) => {
                 let mut issues = Issues::default();
                 issues.error(FieldPath::root(), format!("stored bytes are no JSON: {e}"));

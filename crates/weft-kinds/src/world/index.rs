@@ -141,12 +141,12 @@ pub fn service_of(meta: &Meta) -> Option<&str> {
 /// The kind that an index lists, when it lists one only.
 pub fn kind_of(index: Index) -> Option<KindId> {
     Some(match index {
-        Index::RoutesByGateway | Index::RoutesByService => KindId::HTTP_ROUTE,
-        Index::VirtualServicesByHost | Index::VirtualServicesByGateway => KindId::VIRTUAL_SERVICE,
-        Index::DestinationRulesByHost => KindId::DESTINATION_RULE,
-        Index::SlicesByService | Index::SlicesByPod => KindId::ENDPOINT_SLICE,
-        Index::GatewaysByClass => KindId::GATEWAY,
-        Index::PodsByNode => KindId::POD,
+        Index::RoutesByGateway | Index::RoutesByService => KindId::HttpRoute,
+        Index::VirtualServicesByHost | Index::VirtualServicesByGateway => KindId::VirtualService,
+        Index::DestinationRulesByHost => KindId::DestinationRule,
+        Index::SlicesByService | Index::SlicesByPod => KindId::EndpointSlice,
+        Index::GatewaysByClass => KindId::Gateway,
+        Index::PodsByNode => KindId::Pod,
         Index::ByOwner => return None,
     })
 }

@@ -158,7 +158,7 @@ fn from_endpoint(
     let address: Option<IpAddr> = text.parse().ok();
     let pod_name = endpoint.target_ref.as_ref().filter(|t| &*t.kind == "Pod").map(|t| &t.name);
     let pod = pod_name.and_then(|name| {
-        let key = ObjectKey::new(KindId::POD, slice.key.namespace.clone(), name.clone());
+        let key = ObjectKey::new(KindId::Pod, slice.key.namespace.clone(), name.clone());
         match world.object(&key).map(|o| (&o.meta, &o.view)) {
             Some((meta, View::Pod(pod))) => Some((meta, pod)),
             _ => None,

@@ -16,12 +16,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-/// A kind by what names it in a URL: API group (`core` for the empty one) and plural.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct KindId {
-    pub group: Cow<'static, str>,
-    pub plural: Cow<'static, str>,
-}
+use crate::kind::{KindId, parse_key};
 
 /// One object. The namespace is empty for cluster-scoped kinds.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,74 +53,6 @@ pub enum StoreKey {
     Setting(Arc<str>),
 }
 
-macro_rules! kinds {
-    ($($name:ident = $group:literal, $plural:literal;)+) => {
-        impl KindId {
-            $(pub const $name: Self = Self {
-                group: Cow::Borrowed($group),
-                plural: Cow::Borrowed($plural),
-            };)+
-
-            fn known(group: &str, plural: &str) -> Option<Self> {
-                $(if group == $group && plural == $plural {
-                    return Some(Self::$name);
-                })+
-                None
-            }
-        }
-    };
-}
-
-kinds! {
-    SERVICE = "core", "services";
-    POD = "core", "pods";
-    NAMESPACE = "core", "namespaces";
-    SERVICE_ACCOUNT = "core", "serviceaccounts";
-    SECRET = "core", "secrets";
-    CONFIG_MAP = "core", "configmaps";
-    NODE = "core", "nodes";
-    EVENT = "core", "events";
-    ENDPOINTS = "core", "endpoints";
-    ENDPOINT_SLICE = "discovery.k8s.io", "endpointslices";
-    DEPLOYMENT = "apps", "deployments";
-    REPLICA_SET = "apps", "replicasets";
-    GATEWAY_CLASS = "gateway.networking.k8s.io", "gatewayclasses";
-    GATEWAY = "gateway.networking.k8s.io", "gateways";
-    HTTP_ROUTE = "gateway.networking.k8s.io", "httproutes";
-    REFERENCE_GRANT = "gateway.networking.k8s.io", "referencegrants";
-    VIRTUAL_SERVICE = "networking.istio.io", "virtualservices";
-    DESTINATION_RULE = "networking.istio.io", "destinationrules";
-    ISTIO_GATEWAY = "networking.istio.io", "gateways";
-}
-
-// === impl KindId ===
-
-impl KindId {
-    /// `group` may be written empty for core.
-    pub fn new(group: &str, plural: &str) -> Self {
-        let group = if group.is_empty() { "core" } else { group };
-        Self::known(group, plural).unwrap_or_else(|| Self {
-            group: group.to_owned().into(),
-            plural: plural.to_owned().into(),
-        })
-    }
-}
-
-impl fmt::Display for KindId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &*self.group {
-            "core" => f.write_str(&self.plural),
-            group => write!(f, "{}.{group}", self.plural),
-        }
-    }
-}
-
-impl fmt::Debug for KindId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 // === impl ObjectKey ===
 
 impl ObjectKey {
@@ -135,7 +62,7 @@ impl ObjectKey {
 
     /// Its key in the store.
     pub fn store_key(&self) -> String {
-        StoreKey::Object(self.clone()).to_string()
+        self.kind.row().key(&self.namespace, &self.name)
     }
 }
 
@@ -162,18 +89,16 @@ impl StoreKey {
     pub fn parse(key: &str) -> Option<Self> {
         let rest = key.strip_prefix('/')?;
         let (room, rest) = rest.split_once('/')?;
+        if room == "o" {
+            let (kind, namespace, name) = parse_key(key)?;
+            return Some(Self::Object(ObjectKey::new(kind, namespace, name)));
+        }
         if room == "s" {
             return Some(Self::Setting(rest.into()));
         }
         let mut parts = rest.split('/').map(decode);
         let mut next = || parts.next().flatten();
         let out = match room {
-            "o" => {
-                let kind = KindId::new(&next()?, &next()?);
-                let namespace = next()?;
-                let namespace = if &*namespace == "_" { "".into() } else { namespace };
-                Self::Object(ObjectKey { kind, namespace, name: next()? })
-            }
             "c" => match &*next()? {
                 "n" => Self::Node(next()?),
                 "i" => Self::Registration(RegistrationKey {
@@ -197,11 +122,7 @@ impl StoreKey {
 impl fmt::Display for StoreKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Object(k) => {
-                let namespace = if k.namespace.is_empty() { "_" } else { &k.namespace };
-                write!(f, "/o/{}/{}", encode(&k.kind.group), encode(&k.kind.plural))?;
-                write!(f, "/{}/{}", encode(namespace), encode(&k.name))
-            }
+            Self::Object(k) => f.write_str(&k.store_key()),
             Self::Node(node) => write!(f, "/c/n/{}", encode(node)),
             Self::Registration(k) => {
                 write!(f, "/c/i/{}/{}/{}", encode(&k.namespace), encode(&k.node), encode(&k.id))
