@@ -33,7 +33,8 @@ pub enum DbError {
     Closed,
     /// The file was made by a newer program.
     #[error(
-        "database {path}: made by a newer shop (schema {found}, this one knows {known}), use that shop or another file"
+        "database {path}: made by a newer shop (schema {found}, this one knows {known}), \
+         use that shop or another file"
     )]
     TooNew {
         /// The file.

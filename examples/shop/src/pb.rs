@@ -3,7 +3,7 @@
 //! `tests/codegen.rs` and committed. No hand logic.
 #![allow(missing_debug_implementations, clippy::all)]
 
-include!("pb/shop.product.v1.rs");
+include!("gen/shop.product.v1.rs");
 
 /// What server reflection answers from.
-pub const DESCRIPTOR_SET: &[u8] = include_bytes!("pb/shop.product.v1.bin");
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!("gen/shop.product.v1.bin");

@@ -23,8 +23,8 @@ fn committed_code_matches_the_proto() {
     let code = fs::read_to_string(out.path().join("shop.product.v1.rs")).expect("code");
     let code = format!("{HEADER}{code}").into_bytes();
     let set = prost::Message::encode_to_vec(&fds);
-    check(&root.join("src/pb/shop.product.v1.rs"), &code);
-    check(&root.join("src/pb/shop.product.v1.bin"), &set);
+    check(&root.join("src/gen/shop.product.v1.rs"), &code);
+    check(&root.join("src/gen/shop.product.v1.bin"), &set);
 }
 
 fn check(path: &Path, want: &[u8]) {
@@ -35,7 +35,7 @@ fn check(path: &Path, want: &[u8]) {
     let have = fs::read(path).unwrap_or_default();
     assert!(
         have == want,
-        "{} is not what the proto file says; run UPDATE_CODEGEN=1 cargo test -p shop --test codegen",
+        "{} is not what the proto says; run UPDATE_CODEGEN=1 cargo test -p shop --test codegen",
         path.display()
     );
 }
