@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The command line, as one declaration: help, completions and man pages derive from it.
+//! Flags win over `WEFT_*` environment variables, which win over defaults.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A service mesh in one binary: registry, control plane, proxy and gateway, CA, monitoring.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weft",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "Begin with `weft up examples/shop`. `weft help topics` lists what is explained \
+                  offline.\nExit codes: 0 ok, 1 failed, 2 usage, 3 a check did not hold, 4 server \
+                  unreachable."
+)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// What to log, for example `info` or `weft_proxy=debug`.
+    #[arg(long, env = "WEFT_LOG", default_value = "warn", global = true)]
+    pub log: String,
+    /// Log lines as JSON.
+    #[arg(long, env = "WEFT_LOG_JSON", global = true)]
+    pub log_json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run manifests as local processes with server, gateway and sidecars, for development.
+    Up(Box<UpArgs>),
+    /// Stop a running `weft up`.
+    Down(DataArgs),
+    /// Stop it and delete its data: store, certificates, logs.
+    Reset(ResetArgs),
+    /// Run the server: registry, control plane, CA and doors.
+    Server(ServerArgs),
+    /// Run one proxy (`weft up` and agents start these themselves), or ask about all: `status`.
+    Proxy(Box<ProxyArgs>),
+    /// Create or change objects from files (server-side apply).
+    Apply(ApplyArgs),
+    /// Show objects: `weft get pods -n shop`; also `weft get endpoints`.
+    Get(GetArgs),
+    /// Show one object with its status and conditions.
+    Describe(DescribeArgs),
+    /// Delete objects by file or name.
+    Delete(DeleteArgs),
+    /// What is running, what is not healthy, and why.
+    Status(ClientArgs),
+    /// Requests per second, errors and latency per service, refreshed.
+    Top(TopArgs),
+    /// Mutual TLS: who is encrypted, and what can be bypassed.
+    #[command(subcommand)]
+    Mtls(MtlsCommand),
+    /// Write a kubeconfig for kubectl and Kubernetes clients.
+    Kubeconfig(KubeconfigArgs),
+    /// Print the JSON Schema of a kind, for editors; without KIND, list the kinds.
+    Schema(SchemaArgs),
+    /// Explain a topic offline.
+    Help(HelpArgs),
+    /// Print shell completions.
+    Completions {
+        /// The shell to complete for.
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages into a directory.
+    Man {
+        /// Directory to write into; made when it does not exist.
+        #[arg(default_value = "man")]
+        dir: PathBuf,
+    },
+    /// Print the version.
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MtlsCommand {
+    /// Per service: encrypted or not, and whether it can be bypassed.
+    Report(ClientArgs),
+}
+
+#[derive(Debug, Args, Clone)]
+pub struct DataArgs {
+    /// Manifest folder or file whose run is meant (its data directory is derived from it).
+    pub path: Option<PathBuf>,
+    /// Data directory; default `$XDG_STATE_HOME/weft/NAME`.
+    #[arg(long, env = "WEFT_DATA")]
+    pub data: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ResetArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Args, Clone)]
+pub struct Doors {
+    /// `fixed` uses the ports below; `auto` takes free ones and prints them.
+    #[arg(long, env = "WEFT_PORTS", value_enum, default_value_t = Ports::Fixed)]
+    pub ports: Ports,
+    /// Address that the doors bind. Anything but loopback is refused until TLS and tokens guard
+    /// them.
+    #[arg(long, env = "WEFT_BIND", default_value = "127.0.0.1")]
+    pub bind: IpAddr,
+    /// Kubernetes-style API and dashboard.
+    #[arg(long, env = "WEFT_API_PORT", default_value_t = 7080)]
+    pub api_port: u16,
+    /// Consul HTTP API.
+    #[arg(long, env = "WEFT_CONSUL_PORT", default_value_t = 8500)]
+    pub consul_port: u16,
+    /// DNS, UDP and TCP.
+    #[arg(long, env = "WEFT_DNS_PORT", default_value_t = 8600)]
+    pub dns_port: u16,
+    /// xDS and CA over mTLS.
+    #[arg(long, env = "WEFT_XDS_PORT", default_value_t = 15012)]
+    pub xds_port: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Ports {
+    Fixed,
+    Auto,
+}
+
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// Folders and files with manifests (YAML or JSON). Default: the current folder.
+    pub paths: Vec<PathBuf>,
+    /// Data directory; default `$XDG_STATE_HOME/weft/NAME`.
+    #[arg(long, env = "WEFT_DATA")]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub doors: Doors,
+    /// Runs a local command for an image name: `--image user-service:1.0=./user.py`.
+    #[arg(long = "image", value_name = "IMAGE=COMMAND")]
+    pub images: Vec<String>,
+    /// Trust domain of identities; fixed at the first start.
+    #[arg(long, env = "WEFT_TRUST_DOMAIN")]
+    pub trust_domain: Option<String>,
+    /// Skip the build commands that manifests declare.
+    #[arg(long)]
+    pub no_build: bool,
+    /// Print plain lines even on a terminal.
+    #[arg(long)]
+    pub plain: bool,
+    /// Print one JSON line with every door's address once all is ready.
+    #[arg(long)]
+    pub announce: bool,
+    /// Access log of the gateway and sidecars: `text` or `json`.
+    #[arg(long, env = "WEFT_ACCESS_LOG", default_value = "text")]
+    pub access_log: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// Data directory; default `$XDG_STATE_HOME/weft/server`.
+    #[arg(long, env = "WEFT_DATA")]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub doors: Doors,
+    /// Trust domain of identities; fixed at the first start.
+    #[arg(long, env = "WEFT_TRUST_DOMAIN")]
+    pub trust_domain: Option<String>,
+    /// Name of this machine in the catalog.
+    #[arg(long, env = "WEFT_NODE")]
+    pub node: Option<String>,
+    /// Print one JSON line with every door's address once all is ready.
+    #[arg(long)]
+    pub announce: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ProxyCommand {
+    /// What each proxy was sent, what it applied, and what it refused.
+    Status(ClientArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct ProxyArgs {
+    #[command(subcommand)]
+    pub command: Option<ProxyCommand>,
+    /// Serve the resources of this file with no control plane.
+    #[arg(long, short = 'c', conflicts_with = "xds")]
+    pub config: Option<PathBuf>,
+    /// Who this proxy is: `sidecar~NAMESPACE~POD` or `gateway~NAMESPACE~GATEWAY`.
+    #[arg(long, default_value = "standalone")]
+    pub node: String,
+    /// Address that its own ports bind.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub address: IpAddr,
+    /// Control plane to subscribe to.
+    #[arg(long)]
+    pub xds: Option<SocketAddr>,
+    /// Unix socket of the agent that hands out the SVID.
+    #[arg(long)]
+    pub svid_socket: Option<PathBuf>,
+    #[arg(long, default_value = "cluster.local")]
+    pub trust_domain: String,
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Worker threads; default 1 for sidecars, cores up to 8 for gateways.
+    #[arg(long)]
+    pub workers: Option<usize>,
+    /// File with the credential that the forward proxy asks for.
+    #[arg(long)]
+    pub credential: Option<PathBuf>,
+    /// Where the last good table is kept.
+    #[arg(long)]
+    pub last_good: Option<PathBuf>,
+    /// `text` or `json`.
+    #[arg(long, default_value = "text")]
+    pub access_log: String,
+    /// Port of the HTTP forward proxy.
+    #[arg(long, default_value_t = 15001)]
+    pub outbound_port: u16,
+    /// Mesh port (mTLS).
+    #[arg(long, default_value_t = 15008)]
+    pub mesh_port: u16,
+    #[arg(long, default_value_t = 15000)]
+    pub admin_port: u16,
+    #[arg(long, default_value_t = 15020)]
+    pub metrics_port: u16,
+    #[arg(long, default_value_t = 15021)]
+    pub ready_port: u16,
+    /// Labels of this workload for metrics: `workload=user`, `namespace=shop`, ...
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+}
+
+#[derive(Debug, Args, Clone)]
+pub struct ClientArgs {
+    /// The server's API.
+    #[arg(long, env = "WEFT_SERVER", default_value = "http://127.0.0.1:7080")]
+    pub server: String,
+    /// Output format.
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Wide,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// Files or folders; `-` reads standard input.
+    #[arg(long = "filename", short = 'f', required = true)]
+    pub files: Vec<PathBuf>,
+    /// Check only; change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[derive(Debug, Args, Clone)]
+pub struct Scope {
+    /// Namespace; default `default`.
+    #[arg(long, short)]
+    pub namespace: Option<String>,
+    /// All namespaces.
+    #[arg(long, short = 'A')]
+    pub all_namespaces: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// Kind, plural or short name: `pods`, `svc`, `httproutes`; `endpoints` shows who takes
+    /// traffic.
+    pub kind: String,
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub scope: Scope,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DescribeArgs {
+    pub kind: String,
+    pub name: String,
+    #[command(flatten)]
+    pub scope: Scope,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Files or folders with the objects to delete.
+    #[arg(long = "filename", short = 'f', conflicts_with_all = ["kind", "name"])]
+    pub files: Vec<PathBuf>,
+    pub kind: Option<String>,
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub scope: Scope,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Print once and exit.
+    #[arg(long)]
+    pub once: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct KubeconfigArgs {
+    /// The server's API.
+    #[arg(long, env = "WEFT_SERVER", default_value = "http://127.0.0.1:7080")]
+    pub server: String,
+    /// File to write; default: print.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct SchemaArgs {
+    /// For example `HTTPRoute`, `deployments` or `VirtualService`.
+    pub kind: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct HelpArgs {
+    /// A topic or a command; `topics` lists them.
+    pub topic: Vec<String>,
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The command line's side of the API door: plain HTTP with JSON.
+//!
+//! Exit code 4 when the server cannot be reached, 1 when it refuses.
+
+pub mod objects;
+pub mod report;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use http::{Method, Request, Uri};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+
+use crate::exit::Unreachable;
+
+/// Largest answer that is read, bytes.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug)]
+pub struct Api {
+    base: String,
+    http: Client<HttpConnector, Full<Bytes>>,
+}
+
+/// An answer: its status and JSON body (a string when it is not JSON).
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: Value,
+    /// `Warning` headers, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+// === impl Api ===
+
+impl Api {
+    pub fn new(base: &str) -> Self {
+        let base = base.trim_end_matches('/').to_owned();
+        let base = if base.contains("://") { base } else { format!("http://{base}") };
+        Self { base, http: Client::builder(TokioExecutor::new()).build_http() }
+    }
+
+    pub async fn get(&self, path: &str) -> Result<Value> {
+        self.call(Method::GET, path, "application/json", None).await?.ok()
+    }
+
+    pub async fn get_as(&self, path: &str, accept: &str) -> Result<Value> {
+        self.call(Method::GET, path, accept, None).await?.ok()
+    }
+
+    /// One call. `body` is sent as JSON with the given media type.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        media: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Answer> {
+        let uri: Uri = format!("{}{path}", self.base)
+            .parse()
+            .with_context(|| format!("{}{path} is no address; give --server as http://HOST:PORT", self.base))?;
+        let mut request = Request::builder().method(method).uri(uri);
+        request = match body {
+            Some(_) => request.header("content-type", media).header("accept", "application/json"),
+            None => request.header("accept", media),
+        };
+        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())))?;
+        let answer = tokio::time::timeout(CALL_TIMEOUT, self.http.request(request))
+            .await
+            .map_err(|_| anyhow!(Unreachable(self.base.clone(), "it does not answer".into())))?
+            .map_err(|e| {
+                let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+                anyhow!(Unreachable(self.base.clone(), cause))
+            })?;
+        let status = answer.status().as_u16();
+        let warnings = answer.headers().get_all("warning").iter();
+        let warnings = warnings.filter_map(|v| v.to_str().ok()).map(str::to_owned).collect();
+        let bytes = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|e| anyhow!("the server's answer could not be read: {e}"))?
+            .to_bytes();
+        let body = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        Ok(Answer { status, body, warnings })
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// The body, or the server's own sentence as an error.
+    pub fn ok(self) -> Result<Value> {
+        for warning in &self.warnings {
+            eprintln!("warning: {}", warning.trim_start_matches("299 - ").trim_matches('"'));
+        }
+        if (200..300).contains(&self.status) {
+            return Ok(self.body);
+        }
+        let message = self.body.get("message").and_then(Value::as_str);
+        let text = message.or(self.body.as_str()).unwrap_or("no reason given");
+        Err(anyhow!("{text} (HTTP {})", self.status))
+    }
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `weft apply|get|describe|delete`: objects through the API door, printed as kubectl would.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result, bail};
+use http::Method;
+use serde_json::Value;
+use weft_kinds::kind::{KINDS, Kind, KindId};
+
+use super::Api;
+use crate::cli::{ApplyArgs, DeleteArgs, DescribeArgs, GetArgs, Output, Scope};
+use crate::exit::Usage;
+use crate::manifest::{self, Manifest};
+use crate::print;
+
+const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
+
+pub async fn apply(args: &ApplyArgs) -> Result<()> {
+    let api = Api::new(&args.client.server);
+    let manifests = manifest::load(&args.files)?;
+    let mut failed = 0usize;
+    for manifest in &manifests {
+        match apply_one(&api, manifest, args.dry_run).await {
+            Ok(verb) => println!("{} {verb}", manifest.title()),
+            Err(error) if error.is::<crate::exit::Unreachable>() => return Err(error),
+            Err(error) => {
+                failed += 1;
+                eprintln!("{}: {}: {error:#}", manifest.place, manifest.title());
+            }
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} of {} objects were refused; the others are applied", manifests.len());
+    }
+    Ok(())
+}
+
+/// Server-side apply of one object; returns what happened to it.
+pub async fn apply_one(api: &Api, manifest: &Manifest, dry_run: bool) -> Result<&'static str> {
+    let dry = if dry_run { "&dryRun=All" } else { "" };
+    let path = format!(
+        "{}?fieldManager=weft&force=true&fieldValidation=Strict{dry}",
+        manifest.path()
+    );
+    let body = serde_json::to_vec(&manifest.object)?;
+    let answer = api.call(Method::PATCH, &path, "application/apply-patch+yaml", Some(body)).await?;
+    let status = answer.status;
+    answer.ok()?;
+    Ok(match (dry_run, status) {
+        (true, _) => "would be applied",
+        (false, 201) => "created",
+        (false, _) => "applied",
+    })
+}
+
+pub async fn get(args: &GetArgs) -> Result<()> {
+    if matches!(args.kind.as_str(), "endpoints" | "ep") {
+        return super::report::endpoints(&args.client, &args.scope, args.name.as_deref()).await;
+    }
+    let api = Api::new(&args.client.server);
+    let kind = kind_named(&args.kind)?;
+    let path = object_path(kind, &args.scope, args.name.as_deref());
+    match args.client.output {
+        Output::Json => print::json(&api.get(&path).await?),
+        Output::Yaml => print::yaml(&api.get(&path).await?)?,
+        wide_or_not => {
+            let table = api.get_as(&path, TABLE).await?;
+            print_table(&table, wide_or_not == Output::Wide, args.scope.all_namespaces);
+        }
+    }
+    Ok(())
+}
+
+pub async fn describe(args: &DescribeArgs) -> Result<()> {
+    let api = Api::new(&args.client.server);
+    let kind = kind_named(&args.kind)?;
+    let object = api.get(&object_path(kind, &args.scope, Some(&args.name))).await?;
+    let mut text = String::new();
+    let meta = object.get("metadata").cloned().unwrap_or_default();
+    let field = |name: &str| meta.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
+    writeln!(text, "Kind:       {}", kind.kind)?;
+    writeln!(text, "Namespace:  {}", field("namespace"))?;
+    writeln!(text, "Name:       {}", field("name"))?;
+    writeln!(text, "Created:    {}", field("creationTimestamp"))?;
+    for (title, part) in [("Labels", meta.get("labels")), ("Annotations", meta.get("annotations"))] {
+        writeln!(text, "{title}:")?;
+        for (key, value) in part.and_then(Value::as_object).into_iter().flatten() {
+            writeln!(text, "  {key}: {}", value.as_str().unwrap_or(""))?;
+        }
+    }
+    for part in ["spec", "data", "status"] {
+        if let Some(value) = object.get(part).filter(|v| !v.is_null()) {
+            let yaml = serde_saphyr::to_string(value).context("print as YAML")?;
+            writeln!(text, "{part}:")?;
+            for line in yaml.lines() {
+                writeln!(text, "  {line}")?;
+            }
+        }
+    }
+    print!("{text}");
+    Ok(())
+}
+
+pub async fn delete(args: &DeleteArgs) -> Result<()> {
+    let api = Api::new(&args.client.server);
+    if !args.files.is_empty() {
+        for manifest in manifest::load(&args.files)?.iter().rev() {
+            let answer = api.call(Method::DELETE, &manifest.path(), "application/json", None).await?;
+            let gone = answer.status == 404;
+            if !gone {
+                answer.ok()?;
+            }
+            println!("{} {}", manifest.title(), if gone { "was not there" } else { "deleted" });
+        }
+        return Ok(());
+    }
+    let (Some(kind), Some(name)) = (&args.kind, &args.name) else {
+        bail!(Usage("name what to delete: `weft delete KIND NAME` or `weft delete -f FILE`".into()));
+    };
+    let row = kind_named(kind)?;
+    let path = object_path(row, &args.scope, Some(name));
+    api.call(Method::DELETE, &path, "application/json", None).await?.ok()?;
+    println!("{}/{name} deleted", row.singular);
+    Ok(())
+}
+
+/// The row of a kind by any of its names.
+pub fn kind_named(name: &str) -> Result<&'static Kind> {
+    let (name, group) = name.split_once('.').unwrap_or((name, ""));
+    let named = |k: &&Kind| {
+        let any = k.plural == name
+            || k.singular == name
+            || k.kind.eq_ignore_ascii_case(name)
+            || k.short_names.contains(&name);
+        any && (group.is_empty() || k.group.starts_with(group))
+    };
+    KINDS.iter().find(named).ok_or_else(|| {
+        let all: Vec<&str> = KINDS.iter().map(|k| k.plural).collect();
+        anyhow::anyhow!(Usage(format!("{name:?} is no kind; there are: {}", all.join(", "))))
+    })
+}
+
+/// The API path of a kind's objects, or of one object.
+pub fn resource_path(kind: &Kind, namespace: Option<&str>, name: Option<&str>) -> String {
+    let version = kind.versions.first().copied().unwrap_or("v1");
+    let mut path = if kind.group.is_empty() {
+        format!("/api/{version}")
+    } else {
+        format!("/apis/{}/{version}", kind.group)
+    };
+    if let Some(namespace) = namespace.filter(|_| kind.namespaced) {
+        path.push_str(&format!("/namespaces/{namespace}"));
+    }
+    path.push('/');
+    path.push_str(kind.plural);
+    if let Some(name) = name {
+        path.push('/');
+        path.push_str(name);
+    }
+    path
+}
+
+/// The path for an object of a manifest, by its own API version.
+pub fn path_of(id: KindId, namespace: &str, name: &str) -> String {
+    resource_path(id.row(), Some(namespace), Some(name))
+}
+
+fn object_path(kind: &Kind, scope: &Scope, name: Option<&str>) -> String {
+    let namespace = match (&scope.namespace, scope.all_namespaces && name.is_none()) {
+        (_, true) => None,
+        (Some(namespace), _) => Some(namespace.as_str()),
+        (None, _) => Some("default"),
+    };
+    resource_path(kind, namespace, name)
+}
+
+fn print_table(table: &Value, wide: bool, with_namespace: bool) {
+    let empty = Vec::new();
+    let columns = table.get("columnDefinitions").and_then(Value::as_array).unwrap_or(&empty);
+    let shown: Vec<usize> = columns
+        .iter()
+        .enumerate()
+        .filter(|(_, c)| wide || c.get("priority").and_then(Value::as_i64).unwrap_or(0) == 0)
+        .map(|(i, _)| i)
+        .collect();
+    let title = |i: &usize| {
+        let name = columns.get(*i).and_then(|c| c.get("name")).and_then(Value::as_str);
+        name.unwrap_or("").to_uppercase()
+    };
+    let mut header: Vec<String> = shown.iter().map(title).collect();
+    if with_namespace {
+        header.insert(0, "NAMESPACE".into());
+    }
+    let rows = table.get("rows").and_then(Value::as_array).unwrap_or(&empty);
+    let body = rows.iter().map(|row| {
+        let cells = row.get("cells").and_then(Value::as_array).unwrap_or(&empty);
+        let mut line: Vec<String> =
+            shown.iter().map(|i| cells.get(*i).map(print::cell).unwrap_or_default()).collect();
+        if with_namespace {
+            let namespace = row.pointer("/object/metadata/namespace").and_then(Value::as_str);
+            line.insert(0, namespace.unwrap_or("").to_owned());
+        }
+        line
+    });
+    print::table(&header, &body.collect::<Vec<_>>());
+}

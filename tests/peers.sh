@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Unpacks the peers that the tests talk to under the folder given: nothing on the system changes.
+#
+#   python      a virtual environment's interpreter with pytest and the clients
+#   consul/     python-consul and py-consul, a folder each (they share one module name)
+#   root/       Debian packages, extracted
+#   bin/        wrappers for what those packages and the machine have
+set -euo pipefail
+cd "$(dirname "$0")/.."
+peers=$(mkdir -p "$1" && cd "$1" && pwd)
+stamp="$peers/.ready-$(sha256sum "$0" tests/requirements.txt | sha256sum | cut -c1-16)"
+[ -e "$stamp" ] && exit 0
+mkdir -p "$peers/bin" "$peers/debs" "$peers/root"
+
+say() { printf 'peers: %s\n' "$*"; }
+
+say "Python clients"
+python3 -m venv "$peers/venv"
+"$peers/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/requirements.txt
+"$peers/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --upgrade \
+  --target "$peers/consul/python-consul" 'python-consul==1.1.0'
+"$peers/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --upgrade \
+  --target "$peers/consul/py-consul" 'py-consul==1.8.0'
+ln -sf "$peers/venv/bin/python" "$peers/python"
+
+# Debian's packages, downloaded with a package list of our own and extracted, not installed.
+say "Debian packages"
+apt="$peers/apt"
+mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+options=(-o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache"
+  -o "Debug::NoLocking=1" -o "APT::Sandbox::User=root")
+apt-get "${options[@]}" update -qq
+wanted=(bind9-dnsutils bind9-libs prometheus tcpdump)
+command -v valgrind >/dev/null || wanted+=(valgrind)
+# What they need beyond this machine's packages, resolved by apt itself without installing.
+mapfile -t all < <(apt-get "${options[@]}" install --simulate --no-install-recommends \
+  -qq "${wanted[@]}" | awk '$1 == "Inst" { print $2 }')
+for package in "${wanted[@]}" "${all[@]}"; do
+  ls "$peers/debs/${package}_"*.deb >/dev/null 2>&1 && continue
+  (cd "$peers/debs" && apt-get "${options[@]}" download -qq "$package")
+done
+for deb in "$peers"/debs/*.deb; do dpkg -x "$deb" "$peers/root"; done
+
+lib="$peers/root/usr/lib/$(uname -m)-linux-gnu"
+for tool in usr/bin/dig usr/bin/prometheus usr/bin/promtool usr/bin/tcpdump usr/sbin/tcpdump; do
+  [ -x "$peers/root/$tool" ] || continue
+  printf '#!/bin/sh\nexport LD_LIBRARY_PATH="%s"\nexec "%s" "$@"\n' "$lib" "$peers/root/$tool" \
+    >"$peers/bin/$(basename "$tool")"
+  chmod +x "$peers/bin/$(basename "$tool")"
+done
+if [ -x "$peers/root/usr/bin/valgrind" ]; then
+  printf '#!/bin/sh\nexport VALGRIND_LIB="%s"\nexec "%s" "$@"\n' \
+    "$peers/root/usr/libexec/valgrind" "$peers/root/usr/bin/valgrind" >"$peers/bin/valgrind"
+  chmod +x "$peers/bin/valgrind"
+fi
+
+# kubectl: the machine's, or built from its Go module.
+if command -v kubectl >/dev/null; then
+  ln -sf "$(command -v kubectl)" "$peers/bin/kubectl"
+else
+  say "kubectl (from its Go module)"
+  (cd tests/kubectl && GOFLAGS=-mod=mod go build -o "$peers/bin/kubectl" .)
+fi
+touch "$stamp"
+say "ready in $peers"
