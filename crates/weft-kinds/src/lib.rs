@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The users' nouns: Kubernetes, Gateway API, Istio and Consul records, the schema engine, World.
 
-pub mod catalog;
+pub mod codes;
+pub mod decode;
 pub mod kind;
 pub mod schema;
 pub mod views;

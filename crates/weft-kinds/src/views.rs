@@ -8,6 +8,7 @@
 
 pub mod apps;
 pub mod catalog;
+pub mod check;
 pub mod core;
 pub mod discovery;
 pub mod gateway;
