@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+//! TLS configurations: mutual TLS 1.3 of the mesh, and server TLS for doors.
+//!
+//! Called by the proxy (15008, upstreams), the xDS and agent doors (15012) and the HTTP doors.
+//! A configuration belongs to one SVID and one set of expected peers; a new SVID or bundle makes
+//! new configurations, and with them new session stores, so that no session outlives what it was
+//! verified against. Nothing here reads a clock or a file.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::client::Resumption;
+use rustls::server::ServerSessionMemoryCache;
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::CertificateDer;
+use thiserror::Error;
+use weft_base::clock::Clock;
+use weft_base::snapshot::Snapshot;
+
+use crate::leaf::Leaf;
+use crate::provider::{TlsTime, provider};
+use crate::svid::Svid;
+use crate::verify::{ClientVerifier, Expected, IdentityError, ServerVerifier};
+
+/// Sessions one server configuration remembers.
+const SERVER_SESSIONS_MAX: usize = 256;
+/// Server names for which one client configuration remembers sessions.
+const CLIENT_SESSIONS_MAX: usize = 32;
+/// Client configurations kept per SVID; one per distinct set of expected peers and protocol.
+const CLIENT_CONFIGS_MAX: usize = 4096;
+
+/// Why a TLS configuration could not be made.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    #[error("the crypto provider refused the TLS configuration")]
+    Config(#[from] rustls::Error),
+    #[error("the bundle cannot verify clients")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// Why a connection has no usable peer identity.
+#[derive(Debug, Error)]
+pub enum PeerError {
+    #[error("the peer showed no certificate")]
+    NoCertificate,
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("the certificate of {0} is expired; its agent must renew it")]
+    Expired(crate::SpiffeId),
+}
+
+/// What a client offers by ALPN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Alpn {
+    H2,
+    Http11,
+    /// HTTP/2 preferred; the server chooses.
+    Both,
+}
+
+/// The mesh's server side: a configuration that follows its SVID.
+pub struct ServerTls {
+    svid: Snapshot<Svid>,
+    clock: Clock,
+    current: ArcSwap<Option<ServerMade>>,
+}
+
+struct ServerMade {
+    from: Arc<Svid>,
+    config: Arc<ServerConfig>,
+}
+
+/// The mesh's client side: configurations per expected peers that follow the SVID.
+pub struct ClientTls {
+    svid: Snapshot<Svid>,
+    clock: Clock,
+    made: ArcSwap<ClientMade>,
+}
+
+#[derive(Clone, Default)]
+struct ClientMade {
+    from: Option<Arc<Svid>>,
+    configs: HashMap<(Expected, Alpn), Arc<ClientConfig>>,
+}
+
+// === impl Alpn ===
+
+impl Alpn {
+    fn protocols(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::H2 => vec![b"h2".to_vec()],
+            Self::Http11 => vec![b"http/1.1".to_vec()],
+            Self::Both => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        }
+    }
+}
+
+// === impl ServerTls ===
+
+impl ServerTls {
+    pub fn new(svid: Snapshot<Svid>, clock: Clock) -> Self {
+        Self { svid, clock, current: ArcSwap::from_pointee(None) }
+    }
+
+    /// The configuration for the newest SVID. Cheap unless the SVID changed.
+    ///
+    /// # Errors
+    /// When rustls refuses the SVID's key or bundle.
+    pub fn config(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        let svid = self.svid.load();
+        if let Some(made) = self.current.load().as_ref()
+            && Arc::ptr_eq(&made.from, &svid)
+        {
+            return Ok(made.config.clone());
+        }
+        let config = Arc::new(mesh_server(&svid, &self.clock)?);
+        let made = ServerMade { from: svid, config: config.clone() };
+        self.current.store(Arc::new(Some(made)));
+        Ok(config)
+    }
+
+    pub fn svid(&self) -> Arc<Svid> {
+        self.svid.load()
+    }
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTls").field("svid", &self.svid.load()).finish_non_exhaustive()
+    }
+}
+
+// === impl ClientTls ===
+
+impl ClientTls {
+    pub fn new(svid: Snapshot<Svid>, clock: Clock) -> Self {
+        Self { svid, clock, made: ArcSwap::default() }
+    }
+
+    /// The configuration that accepts exactly `expected`. Cheap after the first call for the same
+    /// peers and SVID; sessions are resumed only within it.
+    ///
+    /// # Errors
+    /// When rustls refuses the SVID's key or bundle.
+    pub fn config(&self, expected: &Expected, alpn: Alpn) -> Result<Arc<ClientConfig>, TlsError> {
+        let svid = self.svid.load();
+        let made = self.made.load();
+        let current = made.from.as_ref().is_some_and(|from| Arc::ptr_eq(from, &svid));
+        let key = (expected.clone(), alpn);
+        if current && let Some(config) = made.configs.get(&key) {
+            return Ok(config.clone());
+        }
+        let config = Arc::new(mesh_client(&svid, expected.clone(), alpn, &self.clock)?);
+        self.made.rcu(|old| {
+            let same = old.from.as_ref().is_some_and(|from| Arc::ptr_eq(from, &svid));
+            let mut next = if same && old.configs.len() < CLIENT_CONFIGS_MAX {
+                ClientMade::clone(old)
+            } else {
+                ClientMade { from: Some(svid.clone()), configs: HashMap::new() }
+            };
+            next.configs.insert(key.clone(), config.clone());
+            next
+        });
+        Ok(config)
+    }
+
+    pub fn svid(&self) -> Arc<Svid> {
+        self.svid.load()
+    }
+}
+
+impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientTls").field("svid", &self.svid.load()).finish_non_exhaustive()
+    }
+}
+
+/// Server side of the mesh for one SVID: TLS 1.3 only, a client certificate of the same trust
+/// domain is mandatory, `h2` and `http/1.1` by ALPN.
+///
+/// # Errors
+/// When rustls refuses the SVID's key or bundle.
+pub fn mesh_server(svid: &Svid, clock: &Clock) -> Result<ServerConfig, TlsError> {
+    let verifier = ClientVerifier::new(svid.anchors(), svid.bundle().trust_domain().clone())?;
+    let time = Arc::new(TlsTime(clock.clone()));
+    let mut config = ServerConfig::builder_with_details(provider(), time)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key())));
+    config.alpn_protocols = Alpn::Both.protocols();
+    config.session_storage = ServerSessionMemoryCache::new(SERVER_SESSIONS_MAX);
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}
+
+/// Client side of the mesh for one SVID and one set of expected peers.
+///
+/// # Errors
+/// When rustls refuses the SVID's key or bundle.
+pub fn mesh_client(
+    svid: &Svid,
+    expected: Expected,
+    alpn: Alpn,
+    clock: &Clock,
+) -> Result<ClientConfig, TlsError> {
+    let domain = svid.bundle().trust_domain().clone();
+    let verifier = ServerVerifier { anchors: svid.anchors(), domain, expected };
+    let time = Arc::new(TlsTime(clock.clone()));
+    let mut config = ClientConfig::builder_with_details(provider(), time)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key())));
+    config.alpn_protocols = alpn.protocols();
+    config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS_MAX);
+    Ok(config)
+}
+
+/// Server TLS without client certificates: doors on other addresses than loopback, gateways'
+/// HTTPS listeners. TLS 1.2 and 1.3.
+///
+/// # Errors
+/// When the key cannot be used.
+pub fn door_server(
+    key: Arc<rustls::sign::CertifiedKey>,
+    alpn: Alpn,
+    clock: &Clock,
+) -> Result<ServerConfig, TlsError> {
+    let time = Arc::new(TlsTime(clock.clone()));
+    let mut config = ServerConfig::builder_with_details(provider(), time)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    config.alpn_protocols = alpn.protocols();
+    Ok(config)
+}
+
+/// Who is on the other end: for `connection.peer_certificates()` of a finished handshake.
+/// Checks the dates again, since a resumed session was verified earlier.
+///
+/// # Errors
+/// When there is no certificate, no identity in it, or it is expired by now.
+pub fn peer(certificates: Option<&[CertificateDer<'_>]>, clock: &Clock) -> Result<Leaf, PeerError> {
+    let leaf = certificates.and_then(<[_]>::first).ok_or(PeerError::NoCertificate)?;
+    let leaf = Leaf::read(leaf).map_err(IdentityError::from)?;
+    if leaf.is_valid_at(clock.wall_ms()) { Ok(leaf) } else { Err(PeerError::Expired(leaf.id)) }
+}
+
+#[cfg(test)]
+mod tests;

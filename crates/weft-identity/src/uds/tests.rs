@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::net::UnixListener;
+use weft_base::name::Label;
+
+use super::*;
+use crate::ca::Authority;
+
+fn authority() -> (tempfile::TempDir, Arc<Authority>) {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = Authority::open(&dir.path().join("ca"), None, &Clock::system()).unwrap();
+    (dir, Arc::new(ca))
+}
+
+/// A signer that answers what `reply` says for the n-th caller.
+fn serve<F>(path: &Path, tasks: &TaskGroup, reply: F)
+where
+    F: Fn(usize, &[u8]) -> SvidReply + Send + 'static,
+{
+    let listener = UnixListener::bind(path).unwrap();
+    tasks.spawn("signer", async move {
+        for n in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let request: SvidRequest = read_frame(&mut stream).await.unwrap();
+            let reply = reply(n, &request.csr().unwrap());
+            write_frame(&mut stream, &reply).await.unwrap();
+        }
+    });
+}
+
+fn signed(ca: &Authority, csr: &[u8], ttl: Duration) -> SvidReply {
+    let id = ca.trust_domain().workload(&Label::new("a").unwrap(), &Label::new("b").unwrap());
+    SvidReply::issued(&ca.sign(csr, &id, ttl).unwrap(), ca.bundle())
+}
+
+#[tokio::test]
+async fn fetches_waits_out_a_busy_signer_and_renews() {
+    let (dir, ca) = authority();
+    let path = dir.path().join("svid.sock");
+    let tasks = TaskGroup::new();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let seen = calls.clone();
+    serve(&path, &tasks, move |n, csr| {
+        seen.fetch_add(1, Ordering::SeqCst);
+        match n {
+            0 => SvidReply::Unavailable { reason: "starting".into() },
+            _ => signed(&ca, csr, Duration::from_secs(5)),
+        }
+    });
+    let mut svid = fetch_and_renew(path, Clock::system(), &tasks).await.unwrap();
+    let first = svid.load();
+    assert_eq!(first.id().as_str(), "spiffe://cluster.local/ns/a/sa/b");
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+    let renewed = tokio::time::timeout(Duration::from_secs(10), svid.changed()).await;
+    assert!(renewed.unwrap());
+    assert_ne!(svid.load().leaf().serial, first.leaf().serial);
+    assert!(
+        first.remaining(Clock::system().wall_ms()) > Duration::ZERO,
+        "before the old one ended"
+    );
+    assert!(!tasks.shutdown(Duration::ZERO).await);
+}
+
+#[tokio::test]
+async fn a_refusal_is_final_and_says_why() {
+    let (dir, _ca) = authority();
+    let path = dir.path().join("svid.sock");
+    let tasks = TaskGroup::new();
+    serve(&path, &tasks, |_, _| SvidReply::Refused { reason: "process 1 is no child".into() });
+    let why = fetch_and_renew(path, Clock::system(), &tasks).await.unwrap_err();
+    assert!(why.to_string().contains("process 1 is no child"), "{why}");
+}
+
+#[tokio::test]
+async fn frames_are_limited() {
+    let (mut a, mut b) = tokio::io::duplex(1024);
+    a.write_u32(u32::MAX).await.unwrap();
+    let got: Result<SvidReply, _> = read_frame(&mut b).await;
+    assert!(matches!(got, Err(UdsError::TooLarge(_))));
+    let (mut a, mut b) = tokio::io::duplex(1024);
+    a.write_u32(2).await.unwrap();
+    a.write_all(b"[]").await.unwrap();
+    let got: Result<SvidReply, _> = read_frame(&mut b).await;
+    assert!(matches!(got, Err(UdsError::Frame(_))));
+}
+
+#[test]
+fn renewal_is_due_at_two_thirds_and_backs_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let (clock, hand) = Clock::manual();
+    let ca = Authority::open(dir.path(), None, &clock).unwrap();
+    let id = ca.trust_domain().server();
+    let svid = ca.own_svid(&id, Duration::from_hours(24)).unwrap();
+    let mut renewal = Renewal::new(&svid, clock.wall_ms(), Rng::seeded(1));
+    assert_eq!(renewal.wait(clock.wall_ms()), NAP_MAX, "long waits are cut");
+    hand.advance(Duration::from_hours(15));
+    assert!(!renewal.wait(clock.wall_ms()).is_zero());
+    hand.advance(Duration::from_hours(1));
+    assert!(renewal.wait(clock.wall_ms()).is_zero());
+
+    let mut last = Duration::ZERO;
+    for _ in 0..20 {
+        renewal.failed(clock.wall_ms());
+        let due = Duration::from_millis(renewal.due_ms - clock.wall_ms());
+        assert!(due >= Duration::from_secs(1) && due <= Duration::from_secs(72), "{due:?}");
+        last = due;
+    }
+    assert!(last >= BACKOFF_MAX);
+    renewal.renewed(&svid, clock.wall_ms());
+    assert_eq!(renewal.failures, 0);
+}
