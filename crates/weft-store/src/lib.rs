@@ -16,17 +16,22 @@ use bytes::Bytes;
 pub use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+mod conformance;
 mod draft;
 mod error;
 mod history;
 mod lease;
 mod lock;
 pub mod memory;
+pub mod redb;
 mod watch;
 
 pub use error::{StoreError, WatchError};
+pub use history::Retention;
 pub use lock::DataDir;
 pub use memory::MemoryStore;
+pub use redb::RedbStore;
 
 pub use watch::Watch;
 

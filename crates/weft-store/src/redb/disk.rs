@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is in the file: three tables, the record's form, opening and its version.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use redb::{Database, ReadOnlyTable, ReadableTable, TableDefinition, WriteTransaction};
+
+use crate::draft::{Lease, State, Table};
+use crate::{Class, Entry, Key, LeaseId, Revision, StoreError};
+
+/// The form of the file that this weft writes.
+pub(super) const FORMAT: u64 = 1;
+/// Pages that redb may keep in memory.
+const CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// `created`, `modified` and the lease (0 for none), each 8 bytes little endian.
+const HEADER: usize = 24;
+
+const KEYS: TableDefinition<&str, &[u8]> = TableDefinition::new("keys");
+const LEASES: TableDefinition<u64, u64> = TableDefinition::new("leases");
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+
+pub(super) type ReadKeys = ReadOnlyTable<&'static str, &'static [u8]>;
+
+/// Opens the database, also again after a failure.
+pub(super) type Opener = Box<dyn Fn() -> Result<Database, StoreError> + Send>;
+
+/// A database just opened and what was found in it.
+pub(super) struct Opened {
+    pub db: Database,
+    pub keys: ReadKeys,
+    pub state: State,
+    /// No revision beyond this one was ever given out.
+    pub reserved: Revision,
+}
+
+/// The tables of an open write transaction.
+pub(super) struct Tables<'t> {
+    keys: redb::Table<'t, &'static str, &'static [u8]>,
+    leases: redb::Table<'t, u64, u64>,
+}
+
+/// Reads alone, for a batch that was judged to touch memory only.
+pub(super) struct NoDisk<'v>(pub &'v ReadKeys);
+
+pub(super) fn file(path: PathBuf) -> Opener {
+    Box::new(move || {
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        let db = builder.create(&path).map_err(|e| match e {
+            redb::DatabaseError::DatabaseAlreadyOpen => {
+                StoreError::Locked { path: path.clone(), pid: None }
+            }
+            e => StoreError::storage(e),
+        })?;
+        // redb makes the file with the usual mode; objects hold secrets.
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, private).map_err(|e| StoreError::path(&path, e))?;
+        Ok(db)
+    })
+}
+
+pub(super) fn open(opener: &Opener) -> Result<Opened, StoreError> {
+    let db = opener()?;
+    let txn = db.begin_write().map_err(StoreError::storage)?;
+    let (mut state, reserved);
+    {
+        let mut meta = txn.open_table(META).map_err(StoreError::storage)?;
+        let found = meta_get(&meta, "format")?;
+        match found {
+            Some(found) if found > FORMAT => {
+                let path = PathBuf::from("store/log.redb");
+                return Err(StoreError::Newer { path, found, known: FORMAT });
+            }
+            Some(_) => {}
+            None => {
+                meta.insert("format", FORMAT).map_err(StoreError::storage)?;
+            }
+        }
+        reserved = Revision(meta_get(&meta, "revision")?.unwrap_or(0));
+        txn.open_table(KEYS).map_err(StoreError::storage)?;
+        let leases = txn.open_table(LEASES).map_err(StoreError::storage)?;
+        state = State { revision: reserved, ..State::default() };
+        state.next_lease = meta_get(&meta, "next_lease")?.unwrap_or(0);
+        for row in leases.iter().map_err(StoreError::storage)? {
+            let (id, ttl) = row.map_err(StoreError::storage)?;
+            let lease = Lease { ttl: Duration::from_millis(ttl.value()), ..Lease::default() };
+            state.leases.insert(LeaseId(id.value()), lease);
+        }
+    }
+    txn.commit().map_err(StoreError::storage)?;
+    let keys = snapshot(&db)?;
+    if !state.leases.is_empty() {
+        attach(&mut state, &keys)?;
+    }
+    Ok(Opened { db, keys, state, reserved })
+}
+
+/// Finds the keys that hang on a lease.
+fn attach(state: &mut State, keys: &ReadKeys) -> Result<(), StoreError> {
+    for row in scan(keys, "", None)? {
+        let (key, entry) = row?;
+        if let Some(lease) = entry.lease.and_then(|id| state.leases.get_mut(&id)) {
+            lease.keys.insert(key);
+        }
+    }
+    Ok(())
+}
+
+/// The keys as of the last commit.
+pub(super) fn snapshot(db: &Database) -> Result<ReadKeys, StoreError> {
+    use redb::ReadableDatabase;
+    let txn = db.begin_read().map_err(StoreError::storage)?;
+    txn.open_table(KEYS).map_err(StoreError::storage)
+}
+
+pub(super) fn tables(txn: &WriteTransaction) -> Result<Tables<'_>, StoreError> {
+    Ok(Tables {
+        keys: txn.open_table(KEYS).map_err(StoreError::storage)?,
+        leases: txn.open_table(LEASES).map_err(StoreError::storage)?,
+    })
+}
+
+/// Notes how far revisions and leases may go before the file is written again.
+pub(super) fn reserve(
+    txn: &WriteTransaction,
+    reserved: Revision,
+    next_lease: u64,
+) -> Result<(), StoreError> {
+    let mut meta = txn.open_table(META).map_err(StoreError::storage)?;
+    meta.insert("revision", reserved.0).map_err(StoreError::storage)?;
+    meta.insert("next_lease", next_lease).map_err(StoreError::storage)?;
+    Ok(())
+}
+
+pub(super) fn get(
+    keys: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &str,
+) -> Result<Option<Entry>, StoreError> {
+    let found = keys.get(key).map_err(StoreError::storage)?;
+    found.map(|guard| decode(key, guard.value())).transpose()
+}
+
+/// Keys under a prefix in order, after `after` when given.
+pub(super) fn scan<'t, R: ReadableTable<&'static str, &'static [u8]>>(
+    keys: &'t R,
+    prefix: &str,
+    after: Option<&str>,
+) -> Result<impl Iterator<Item = Result<(Key, Entry), StoreError>> + use<'t, R>, StoreError> {
+    let start = after.map_or(prefix, |a| a.max(prefix));
+    let rows = keys.range(start..).map_err(StoreError::storage)?;
+    let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
+    let rows = rows.map(|row| {
+        let (key, value) = row.map_err(StoreError::storage)?;
+        Ok((Key::from(key.value()), value))
+    });
+    Ok(rows
+        .take_while(move |row| row.as_ref().map_or(true, |(k, _)| k.starts_with(&prefix)))
+        .filter(move |row| {
+            row.as_ref().map_or(true, |(k, _)| after.as_ref().is_none_or(|a| **k > **a))
+        })
+        .map(|row: Result<(Key, redb::AccessGuard<'_, &[u8]>), StoreError>| {
+            let (key, value) = row?;
+            let entry = decode(&key, value.value())?;
+            Ok((key, entry))
+        }))
+}
+
+fn meta_get(
+    meta: &impl ReadableTable<&'static str, u64>,
+    key: &str,
+) -> Result<Option<u64>, StoreError> {
+    Ok(meta.get(key).map_err(StoreError::storage)?.map(|v| v.value()))
+}
+
+fn encode(entry: &Entry) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER + entry.value.len());
+    out.extend(entry.created.0.to_le_bytes());
+    out.extend(entry.modified.0.to_le_bytes());
+    out.extend(entry.lease.map_or(0, |l| l.0).to_le_bytes());
+    out.extend(&entry.value);
+    out
+}
+
+fn decode(key: &str, bytes: &[u8]) -> Result<Entry, StoreError> {
+    let corrupt = || StoreError::Corrupt { key: key.to_owned() };
+    let (header, value) = bytes.split_at_checked(HEADER).ok_or_else(corrupt)?;
+    let mut words = header.chunks_exact(8).map(|c| c.try_into().map(u64::from_le_bytes));
+    let mut word = || words.next().and_then(Result::ok).ok_or_else(corrupt);
+    let (created, modified, lease) = (Revision(word()?), Revision(word()?), word()?);
+    let lease = (lease != 0).then_some(LeaseId(lease));
+    let value = Bytes::copy_from_slice(value);
+    Ok(Entry { value, created, modified, class: Class::Synced, lease })
+}
+
+// === impl Tables ===
+
+impl Table for Tables<'_> {
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        get(&self.keys, key)
+    }
+
+    fn put(&mut self, key: &str, entry: &Entry) -> Result<(), StoreError> {
+        let bytes = encode(entry);
+        self.keys.insert(key, bytes.as_slice()).map_err(StoreError::storage)?;
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &str) -> Result<(), StoreError> {
+        self.keys.remove(key).map_err(StoreError::storage)?;
+        Ok(())
+    }
+
+    fn keys(&self, prefix: &str, max: usize) -> Result<Vec<Key>, StoreError> {
+        scan(&self.keys, prefix, None)?.take(max).map(|row| Ok(row?.0)).collect()
+    }
+
+    fn put_lease(&mut self, lease: LeaseId, ttl: Option<Duration>) -> Result<(), StoreError> {
+        match ttl {
+            Some(ttl) => {
+                let ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+                self.leases.insert(lease.0, ms).map_err(StoreError::storage)?;
+            }
+            None => {
+                self.leases.remove(lease.0).map_err(StoreError::storage)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+// === impl NoDisk ===
+
+impl NoDisk<'_> {
+    fn refuse() -> StoreError {
+        weft_base::bug!("a batch judged to touch memory only wrote to disk");
+        #[allow(unreachable_code)]
+        StoreError::storage(std::io::Error::other("the batch was misjudged; nothing is written"))
+    }
+}
+
+impl Table for NoDisk<'_> {
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        get(self.0, key)
+    }
+
+    fn put(&mut self, _: &str, _: &Entry) -> Result<(), StoreError> {
+        Err(Self::refuse())
+    }
+
+    fn remove(&mut self, _: &str) -> Result<(), StoreError> {
+        Err(Self::refuse())
+    }
+
+    fn keys(&self, prefix: &str, max: usize) -> Result<Vec<Key>, StoreError> {
+        scan(self.0, prefix, None)?.take(max).map(|row| Ok(row?.0)).collect()
+    }
+
+    fn put_lease(&mut self, _: LeaseId, _: Option<Duration>) -> Result<(), StoreError> {
+        Err(Self::refuse())
+    }
+}
