@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The operators' part of the API door: `/v1/weft/*`, Prometheus discovery, `/metrics`.
+//!
+//! Facts are computed by the binary, which sees every plane, and come in through [`Facts`]; this
+//! module only gives them addresses.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde_json::Value;
+
+/// What an operator can ask. Each call answers from snapshots and never waits.
+pub trait Facts: Send + Sync + 'static {
+    /// Services with their load, proxies in sync, problems with reason and next step.
+    fn status(&self) -> Value;
+    /// What each proxy was sent, applied and refused.
+    fn proxies(&self) -> Value;
+    /// Who takes traffic; empty arguments mean all.
+    fn endpoints(&self, namespace: &str, service: &str) -> Value;
+    /// Encrypted or not, bypassable or not, per service.
+    fn mtls(&self) -> Value;
+    /// Prometheus HTTP service discovery: a list of `{targets, labels}`.
+    fn targets(&self) -> Value;
+    /// The server's own metrics, Prometheus text format 0.0.4.
+    fn metrics(&self) -> String;
+}
+
+/// The operators' routes.
+pub fn router(facts: Arc<dyn Facts>) -> Router {
+    Router::new()
+        .route("/v1/weft/status", get(|State(f): State<Arc<dyn Facts>>| async move { json(f.status()) }))
+        .route("/v1/weft/proxies", get(|State(f): State<Arc<dyn Facts>>| async move { json(f.proxies()) }))
+        .route("/v1/weft/endpoints", get(endpoints))
+        .route("/v1/weft/mtls", get(|State(f): State<Arc<dyn Facts>>| async move { json(f.mtls()) }))
+        .route(
+            "/v1/prometheus/targets",
+            get(|State(f): State<Arc<dyn Facts>>| async move { json(f.targets()) }),
+        )
+        .route("/metrics", get(metrics))
+        .with_state(facts)
+}
+
+async fn endpoints(
+    State(facts): State<Arc<dyn Facts>>,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Response {
+    let part = |key: &str| query.get(key).map_or("", String::as_str);
+    json(facts.endpoints(part("namespace"), part("service")))
+}
+
+async fn metrics(State(facts): State<Arc<dyn Facts>>) -> Response {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], facts.metrics()).into_response()
+}
+
+fn json(value: Value) -> Response {
+    ([(CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
