@@ -26,7 +26,7 @@ use weft_base::name::ServiceKey;
 pub use crate::kind::KindId;
 pub use catalog::{Catalog, service_of as service_of_registration};
 pub use delta::{ReadKey, WorldDelta};
-pub use index::{INDEXES, Index, gateway_ref, host_key, kind_of, pair, service_of};
+pub use index::{Index, gateway_ref, host_key, pair, service_of};
 pub use instance::{
     Door, Instance, InstanceId, InstancePort, MESH_ANNOTATION, OWNER_ANNOTATION, PROXY_ANNOTATION,
     WEIGHT_ANNOTATION, has_sidecar, is_mirror, workload,

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{KindId, Object};
+use super::Object;
 use crate::views::discovery::SERVICE_NAME_LABEL;
 use crate::views::{Meta, View};
 
@@ -33,20 +33,6 @@ pub enum Index {
     /// Pods by the node that they run on.
     PodsByNode,
 }
-
-/// Every index, for completeness tests.
-pub const INDEXES: &[Index] = &[
-    Index::RoutesByGateway,
-    Index::RoutesByService,
-    Index::VirtualServicesByHost,
-    Index::VirtualServicesByGateway,
-    Index::DestinationRulesByHost,
-    Index::SlicesByService,
-    Index::SlicesByPod,
-    Index::GatewaysByClass,
-    Index::ByOwner,
-    Index::PodsByNode,
-];
 
 /// One form for the many ways to write a service's host, without knowing the cluster domain:
 /// `product` (of namespace shop), `product.shop.svc` and `product.shop.svc.cluster.local` are all
@@ -136,17 +122,4 @@ pub fn gateway_ref(reference: &str, namespace: &str) -> Arc<str> {
 /// The service that a slice is of.
 pub fn service_of(meta: &Meta) -> Option<&str> {
     meta.label(SERVICE_NAME_LABEL).filter(|s| !s.is_empty())
-}
-
-/// The kind that an index lists, when it lists one only.
-pub fn kind_of(index: Index) -> Option<KindId> {
-    Some(match index {
-        Index::RoutesByGateway | Index::RoutesByService => KindId::HttpRoute,
-        Index::VirtualServicesByHost | Index::VirtualServicesByGateway => KindId::VirtualService,
-        Index::DestinationRulesByHost => KindId::DestinationRule,
-        Index::SlicesByService | Index::SlicesByPod => KindId::EndpointSlice,
-        Index::GatewaysByClass => KindId::Gateway,
-        Index::PodsByNode => KindId::Pod,
-        Index::ByOwner => return None,
-    })
 }
