@@ -39,6 +39,15 @@ pub const PROXY_BACKENDS_MAX: usize = 2_000;
 pub const XDS_RESPONSE_RESOURCES_MAX: usize = 1_000;
 /// Bytes of one xDS message.
 pub const XDS_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of one resource; a larger one is replaced by a `Fail` that says so.
+pub const XDS_RESOURCE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// A response is ended when it has grown to this size.
+pub const XDS_RESPONSE_BYTES: usize = 1024 * 1024;
+/// Bytes of one push transaction that a client buffers before its commit.
+pub const XDS_TRANSACTION_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Resources that one NACK lists, and the bytes kept of each reason.
+pub const XDS_REJECTED_MAX: usize = 1_000;
+pub const XDS_REASON_BYTES_MAX: usize = 1024;
 /// Bytes of log kept per container.
 pub const POD_LOG_BYTES_MAX: usize = 10 * 1024 * 1024;
 /// Largest DNS answer over UDP, bytes (RFC 9715's safe size).
@@ -47,3 +56,4 @@ pub const DNS_UDP_BYTES_MAX: usize = 1232;
 const _: () = assert!(STORE_VALUE_BYTES_MAX < DOOR_BODY_BYTES_MAX);
 const _: () = assert!(RETRY_BODY_BYTES_MAX >= HEADER_BYTES_MAX);
 const _: () = assert!(SNIFF_MS_MAX <= 100);
+const _: () = assert!(XDS_RESOURCE_BYTES_MAX + XDS_RESPONSE_BYTES < XDS_MESSAGE_BYTES_MAX);

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The server end of one stream as a machine: what the client holds, what it should hold, and one
+//! transaction in flight between the two.
+//!
+//! Driven by [`super::AdsService`] and by the pair tests. It never awaits and never sends a second
+//! transaction before the first is answered.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use weft_base::limits::{XDS_RESPONSE_BYTES, XDS_RESPONSE_RESOURCES_MAX};
+use weft_model::ResourceName;
+use weft_proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource,
+};
+use weft_proto::google::protobuf::Any;
+use weft_proto::google::rpc::Status;
+
+use crate::codec::{self, Commit, Rejected, Version};
+use crate::view::{Entry, View};
+use crate::{COMMIT_NAME, COMMIT_TYPE_URL, MODEL_TYPE_URL, NodeInfo, REJECTED_TYPE_URL, WILDCARD};
+
+/// What the shell must do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    Send(Box<DeltaDiscoveryResponse>),
+    /// The client has a transaction of this many bytes on its way.
+    Sent {
+        generation: u64,
+        resources: usize,
+        removed: usize,
+        bytes: usize,
+    },
+    /// The client holds this generation; nothing of it was refused when the list is empty.
+    Answered {
+        generation: u64,
+        rejected: Vec<Rejected>,
+    },
+}
+
+/// Why a stream is ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    Unimplemented(String),
+    #[error("{0}")]
+    Denied(String),
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+#[derive(Debug)]
+pub struct Machine {
+    client: Client,
+    in_flight: Option<InFlight>,
+    /// The newest view, when it could not be sent yet.
+    wanted: Option<Arc<View>>,
+    txn: u64,
+    chunk: Chunk,
+}
+
+/// How much goes into one response.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chunk {
+    pub items: usize,
+    pub bytes: usize,
+}
+
+/// What the client holds.
+#[derive(Debug)]
+enum Client {
+    /// As it said when the stream began. `None`: it holds something that is no version of ours.
+    Said { versions: BTreeMap<ResourceName, Option<Version>>, foreign: Vec<String> },
+    /// All of what was sent (what it refused it was sent, too).
+    View(Arc<View>),
+}
+
+#[derive(Debug)]
+struct InFlight {
+    nonce: String,
+    view: Arc<View>,
+}
+
+#[derive(Debug, Default)]
+struct Diff {
+    upserts: Vec<(ResourceName, Arc<Entry>)>,
+    removes: Vec<String>,
+}
+
+// === impl Machine ===
+
+impl Machine {
+    /// Begins a stream with its first request.
+    ///
+    /// # Errors
+    /// When the request does not say who asks, or asks for what is not served here.
+    pub fn open(request: DeltaDiscoveryRequest) -> Result<(Self, NodeInfo), Refusal> {
+        check_type(&request)?;
+        check_names(&request)?;
+        let node = request.node.as_ref().ok_or(crate::node::NodeError::Missing);
+        let node = node
+            .and_then(NodeInfo::from_proto)
+            .map_err(|error| Refusal::Invalid(error.to_string()))?;
+        if node.model_version == 0 {
+            return Err(Refusal::Invalid(format!(
+                "{} names no model version; this server speaks {}, run a proxy of its release",
+                node.id,
+                weft_model::MODEL_VERSION
+            )));
+        }
+        let mut versions = BTreeMap::new();
+        let mut foreign = Vec::new();
+        for (name, version) in request.initial_resource_versions {
+            match ResourceName::try_from(name.clone()) {
+                Ok(parsed) => {
+                    versions.insert(parsed, Version::parse(&version));
+                }
+                Err(_) => foreign.push(name),
+            }
+        }
+        foreign.sort_unstable();
+        let client = Client::Said { versions, foreign };
+        let chunk = Chunk { items: XDS_RESPONSE_RESOURCES_MAX, bytes: XDS_RESPONSE_BYTES };
+        Ok((Self { client, in_flight: None, wanted: None, txn: 0, chunk }, node))
+    }
+
+    /// A request after the first: an answer, or the subscription again.
+    ///
+    /// # Errors
+    /// When it asks for what is not served here.
+    pub fn received(&mut self, request: DeltaDiscoveryRequest) -> Result<Vec<Output>, Refusal> {
+        check_type(&request)?;
+        check_names(&request)?;
+        let answers = |f: &InFlight| f.nonce == request.response_nonce;
+        if !self.in_flight.as_ref().is_some_and(answers) {
+            return Ok(Vec::new());
+        }
+        let Some(done) = self.in_flight.take() else { return Ok(Vec::new()) };
+        let rejected = request.error_detail.map(rejections).unwrap_or_default();
+        let mut out = vec![Output::Answered { generation: done.view.generation, rejected }];
+        self.client = Client::View(done.view);
+        if let Some(view) = self.wanted.take() {
+            out.extend(self.offer(view));
+        }
+        Ok(out)
+    }
+
+    /// The client should hold `view` now.
+    pub fn offer(&mut self, view: Arc<View>) -> Vec<Output> {
+        if self.in_flight.is_some() {
+            self.wanted = Some(view);
+            return Vec::new();
+        }
+        let (diff, first) = match &self.client {
+            Client::Said { versions, foreign } => (diff_said(versions, foreign, &view), true),
+            Client::View(held) => (diff_views(held, &view), false),
+        };
+        if !first && diff.is_empty() {
+            let generation = view.generation;
+            self.client = Client::View(view);
+            return vec![Output::Answered { generation, rejected: Vec::new() }];
+        }
+        self.txn += 1;
+        let out = responses(diff, self.txn, view.generation, self.chunk);
+        let nonce = match out.iter().rev().find_map(sent_nonce) {
+            Some(nonce) => nonce,
+            None => return out,
+        };
+        self.in_flight = Some(InFlight { nonce, view });
+        out
+    }
+
+    /// Smaller responses, so that a test's few resources fill several.
+    #[cfg(test)]
+    pub(crate) fn set_chunk(&mut self, chunk: Chunk) {
+        self.chunk = chunk;
+    }
+
+    /// Whether a transaction waits for its answer.
+    pub fn is_in_flight(&self) -> bool {
+        self.in_flight.is_some()
+    }
+}
+
+fn sent_nonce(output: &Output) -> Option<String> {
+    match output {
+        Output::Send(response) => Some(response.nonce.clone()),
+        Output::Sent { .. } | Output::Answered { .. } => None,
+    }
+}
+
+fn check_type(request: &DeltaDiscoveryRequest) -> Result<(), Refusal> {
+    if request.type_url == MODEL_TYPE_URL {
+        return Ok(());
+    }
+    let shown: String = request.type_url.chars().take(200).collect();
+    Err(Refusal::Unimplemented(format!(
+        "type {shown:?} is not served on this stream; weft's proxies subscribe {MODEL_TYPE_URL}"
+    )))
+}
+
+fn check_names(request: &DeltaDiscoveryRequest) -> Result<(), Refusal> {
+    let only_wildcard = request.resource_names_subscribe.iter().all(|n| n == WILDCARD);
+    if only_wildcard && request.resource_names_unsubscribe.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::Unimplemented(
+        "single resources cannot be subscribed; subscribe \"*\", the node's whole scope".to_owned(),
+    ))
+}
+
+/// The refused resources of a NACK; at least one, so that a NACK never looks like an ACK.
+fn rejections(status: Status) -> Vec<Rejected> {
+    let listed = status
+        .details
+        .iter()
+        .filter(|d| d.type_url == REJECTED_TYPE_URL)
+        .find_map(|d| codec::from_cbor::<Vec<Rejected>>(&d.value).ok())
+        .filter(|list| !list.is_empty())
+        .unwrap_or_else(|| vec![Rejected::new("", status.message)]);
+    codec::bound_rejected(listed)
+}
+
+// === impl Diff ===
+
+impl Diff {
+    fn is_empty(&self) -> bool {
+        self.upserts.is_empty() && self.removes.is_empty()
+    }
+}
+
+fn diff_said(
+    versions: &BTreeMap<ResourceName, Option<Version>>,
+    foreign: &[String],
+    view: &View,
+) -> Diff {
+    let gone: Vec<&ResourceName> =
+        versions.keys().filter(|name| !view.resources.contains_key(*name)).collect();
+    let mut diff = Diff::default();
+    diff.removes.extend_from_slice(foreign);
+    remove(&mut diff, gone, view);
+    for (name, entry) in &view.resources {
+        if versions.get(name).copied().flatten() != Some(entry.version) {
+            upsert(&mut diff, name, entry);
+        }
+    }
+    diff.upserts.sort_by(|a, b| a.0.cmp(&b.0));
+    diff.upserts.dedup_by(|a, b| a.0 == b.0);
+    diff
+}
+
+/// Costs what changed between two views of common descent.
+fn diff_views(held: &View, view: &View) -> Diff {
+    let mut diff = Diff::default();
+    let mut gone = Vec::new();
+    for item in held.resources.diff(&view.resources) {
+        match item {
+            imbl::ordmap::DiffItem::Add(name, entry)
+            | imbl::ordmap::DiffItem::Update { new: (name, entry), .. } => {
+                upsert(&mut diff, name, entry);
+            }
+            imbl::ordmap::DiffItem::Remove(name, _) => gone.push(name),
+        }
+    }
+    remove(&mut diff, gone, view);
+    diff.upserts.sort_by(|a, b| a.0.cmp(&b.0));
+    diff.upserts.dedup_by(|a, b| a.0 == b.0);
+    diff
+}
+
+fn upsert(diff: &mut Diff, name: &ResourceName, entry: &Arc<Entry>) {
+    diff.upserts.push((name.clone(), entry.clone()));
+}
+
+/// Lists removed names (in order); a root stands for its children. Children that outlive their
+/// root's own resource are sent again, since removing it takes them from the client.
+fn remove(diff: &mut Diff, gone: Vec<&ResourceName>, view: &View) {
+    let mut root = None;
+    for name in gone {
+        if root == Some(&name.root) {
+            continue;
+        }
+        diff.removes.push(name.to_string());
+        if !name.child.is_empty() {
+            continue;
+        }
+        root = Some(&name.root);
+        let rest = view.resources.range(name.clone()..);
+        for (child, entry) in rest.take_while(|(child, _)| child.root == name.root) {
+            upsert(diff, child, entry);
+        }
+    }
+}
+
+/// Cuts a difference into responses; the last one carries the commit.
+fn responses(diff: Diff, txn: u64, generation: u64, chunk: Chunk) -> Vec<Output> {
+    let (resources, removed) = (diff.upserts.len(), diff.removes.len());
+    let mut done: Vec<DeltaDiscoveryResponse> = Vec::new();
+    let mut open = DeltaDiscoveryResponse::default();
+    let (mut items, mut size, mut bytes) = (0_usize, 0_usize, 0_usize);
+    let mut room = |open: &mut DeltaDiscoveryResponse, more: usize| {
+        bytes += more;
+        if items >= chunk.items || (items > 0 && size + more > chunk.bytes) {
+            done.push(std::mem::take(open));
+            (items, size) = (0, 0);
+        }
+        items += 1;
+        size += more;
+    };
+    for name in diff.removes {
+        room(&mut open, name.len());
+        open.removed_resources.push(name);
+    }
+    for (name, entry) in diff.upserts {
+        let name = name.to_string();
+        room(&mut open, name.len() + entry.bytes.len());
+        open.resources.push(wire(name, entry.version.to_string(), MODEL_TYPE_URL, &entry.bytes));
+    }
+    done.push(open);
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let commit = Commit {
+        generation,
+        responses: count(done.len()),
+        resources: count(resources),
+        removed: count(removed),
+    };
+    // Four integers are always CBOR.
+    let value = codec::to_cbor(&commit).unwrap_or_default();
+    if let Some(last) = done.last_mut() {
+        let version = generation.to_string();
+        last.resources.push(wire(COMMIT_NAME.to_owned(), version, COMMIT_TYPE_URL, &value));
+    }
+    let mut out: Vec<Output> = Vec::with_capacity(done.len() + 1);
+    for (seq, mut response) in done.into_iter().enumerate() {
+        response.type_url = MODEL_TYPE_URL.to_owned();
+        response.system_version_info = generation.to_string();
+        response.nonce = format!("{txn}/{seq}");
+        out.push(Output::Send(Box::new(response)));
+    }
+    out.push(Output::Sent { generation, resources, removed, bytes });
+    out
+}
+
+fn wire(name: String, version: String, type_url: &str, value: &bytes::Bytes) -> WireResource {
+    let any = Any { type_url: type_url.to_owned(), value: value.clone() };
+    WireResource { name, version, resource: Some(any), ..WireResource::default() }
+}
