@@ -1,2 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Services, instances, checks, resources; folds the log into World.
+
+pub mod catalog;

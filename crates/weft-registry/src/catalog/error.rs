@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why the catalog refused something. The Consul door turns each into a status and this text.
+
+use thiserror::Error;
+use weft_store::StoreError;
+
+#[derive(Debug, Error)]
+pub enum CatalogError {
+    #[error(
+        "Unknown service ID {id:?}. Ensure that the service ID is passed, not the service name."
+    )]
+    UnknownService { id: String },
+    #[error("Unknown check ID {id:?}. Ensure that the check ID is passed, not the check name.")]
+    UnknownCheck { id: String },
+    #[error("ServiceID {id:?} does not exist")]
+    NoSuchService { id: String },
+    #[error("CheckID {id:?} does not have associated TTL")]
+    NotTtl { id: String },
+    #[error(
+        "service {service:?} in namespace {namespace:?} is owned by the {owner} door and is \
+         read-only here; change it there, or register under another name"
+    )]
+    Owned { namespace: String, service: String, owner: String },
+    #[error("{what} has {found}, but at most {max} are allowed; leave some out")]
+    TooMuch { what: String, found: usize, max: usize },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("the catalog entry kept changing under this request; send it again")]
+    Contended,
+    #[error("the store refused the write: {0}")]
+    Store(#[from] StoreError),
+    #[error("a catalog record could not be written as JSON")]
+    Encode(#[from] serde_json::Error),
+    #[error("the registry is shutting down; send the request again to a running server")]
+    Closed,
+}

@@ -1,0 +1,506 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The catalog: what Consul clients register, and what checks say about it.
+//!
+//! The Consul door calls [`Handle`] for every write; the agent reports check results to it. It
+//! plans (`plan.rs`), writes one transaction, and returns once the World shows it. It never
+//! answers reads: those come from the World.
+//!
+//! Architecture invariant: an unchanged heartbeat writes nothing; a change of output alone is
+//! written at most every [`OUTPUT_EVERY_MS`] milliseconds per check; a change of status at once.
+
+mod error;
+mod plan;
+mod timers;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::Notify;
+use weft_base::clock::{Clock, Mono};
+use weft_base::limits::CHECK_OUTPUT_BYTES_MAX;
+use weft_base::name::slug;
+use weft_base::snapshot::Snapshot;
+use weft_base::task::TaskGroup;
+use weft_kinds::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Status};
+use weft_kinds::views::check::{CheckDefinition, NODE_MAINTENANCE, Probe, SERVICE_MAINTENANCE};
+use weft_kinds::world::{Catalog, CheckKey, KindId, RegistrationKey, StoreKey, World, is_mirror};
+use weft_store::{Compare, Op, Store, Txn};
+
+pub use error::CatalogError;
+pub use plan::{ServiceRequest, check_key, registration_key};
+use timers::{Due, Timers};
+
+/// A change of output alone is written at most this often.
+pub const OUTPUT_EVERY_MS: u64 = 5_000;
+/// Requests about one instance follow each other; those about different ones need not.
+const STRIPES: usize = 64;
+/// Due deadlines worked on at a time.
+const DUE_AT_ONCE: usize = 32;
+
+/// The catalog's writing end. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn Store>,
+    world: Snapshot<World>,
+    clock: Clock,
+    stripes: Vec<tokio::sync::Mutex<()>>,
+    hasher: RandomState,
+    timers: Mutex<Timers>,
+    outputs: Mutex<HashMap<CheckKey, Output>>,
+    /// A deadline was set that may be earlier than the one waited for.
+    wake: Notify,
+}
+
+/// When a check's output was last written, and what waits to be.
+#[derive(Debug)]
+struct Output {
+    written: Mono,
+    pending: Option<Arc<str>>,
+}
+
+/// The checks of a node that its agent runs, with what to ask. TTL checks are not among them:
+/// their owner reports.
+pub fn runnable<'a>(
+    catalog: &'a Catalog,
+    node: &str,
+) -> impl Iterator<Item = (&'a CheckKey, CheckDefinition)> {
+    catalog.checks_on(node).filter_map(|(key, check)| {
+        let definition = check.typed();
+        let runs = definition.agent && !matches!(definition.probe, Probe::None | Probe::Ttl { .. });
+        runs.then_some((key, definition))
+    })
+}
+
+// === impl Handle ===
+
+impl Handle {
+    /// `world` is the pump's; deadlines of the checks that it has begin now.
+    pub fn new(store: Arc<dyn Store>, world: Snapshot<World>, clock: Clock) -> Self {
+        let mut timers = Timers::default();
+        let now = clock.now();
+        for (_, check) in world.load().catalog().checks() {
+            timers.watch(check, now);
+        }
+        Self(Arc::new(Inner {
+            store,
+            world,
+            clock,
+            stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            timers: Mutex::new(timers),
+            outputs: Mutex::default(),
+            wake: Notify::new(),
+        }))
+    }
+
+    /// Does what falls due until the group drains.
+    pub fn run(&self, tasks: &TaskGroup) {
+        let (handle, group) = (self.clone(), tasks.clone());
+        tasks.spawn("catalog timers", async move {
+            loop {
+                let next = handle.timers().next();
+                let now = handle.0.clock.now();
+                let wait = next.map(|at| at.since(now));
+                tokio::select! {
+                    () = group.draining() => return,
+                    () = handle.0.wake.notified() => {}
+                    () = sleep(wait) => handle.tick().await,
+                }
+            }
+        });
+    }
+
+    /// Registers or replaces an instance; returns once reads show it.
+    ///
+    /// # Errors
+    /// When a limit is passed, another door owns the service, or the store refuses.
+    pub async fn register_service(&self, mut request: ServiceRequest) -> Result<(), CatalogError> {
+        let new = &mut request.registration;
+        if new.id.is_empty() {
+            new.id.clone_from(&new.service);
+        }
+        if new.service.is_empty() || new.node.is_empty() || new.namespace.is_empty() {
+            return Err(CatalogError::Invalid(
+                "a registration needs a service name, a node and a namespace".to_owned(),
+            ));
+        }
+        let key = registration_key(new);
+        let service = new.service.clone();
+        let ids: Vec<Arc<str>> = request.checks.iter().map(|c| c.id.clone()).collect();
+        let _turn = self.turn(&key.node, &key.id).await;
+        let world = self.0.world.load();
+        refuse_foreign(&world, &key.namespace, &service)?;
+        let txn = plan::register(world.catalog(), request)?;
+        self.write(txn).await?;
+        self.watch_checks(&key.namespace, &key.node, &ids);
+        Ok(())
+    }
+
+    /// Removes an instance and its checks.
+    ///
+    /// # Errors
+    /// When it is unknown, another door's, or the store refuses.
+    pub async fn deregister_service(&self, key: &RegistrationKey) -> Result<(), CatalogError> {
+        let _turn = self.turn(&key.node, &key.id).await;
+        let world = self.0.world.load();
+        if world.catalog().registration(key).is_none()
+            && let Some(service) = world.services_of_pod(&key.namespace, &key.id).next()
+        {
+            return Err(owned(&key.namespace, service.name.as_str()));
+        }
+        let txn = plan::deregister(world.catalog(), key)?;
+        self.write(txn).await
+    }
+
+    /// Adds or replaces a check.
+    ///
+    /// # Errors
+    /// When its service is unknown, a limit is passed, or the store refuses.
+    pub async fn register_check(
+        &self,
+        node: &NodeRecord,
+        check: CheckRecord,
+    ) -> Result<(), CatalogError> {
+        let key = check_key(&check);
+        let _turn = self.turn(&check.node, &check.service_id).await;
+        let world = self.0.world.load();
+        let txn = plan::register_check(world.catalog(), node, check)?;
+        self.write(txn).await?;
+        self.watch_checks(&key.namespace, &key.node, &[key.id.clone()]);
+        Ok(())
+    }
+
+    /// # Errors
+    /// When it is unknown, or the store refuses.
+    pub async fn deregister_check(&self, key: &CheckKey) -> Result<(), CatalogError> {
+        let world = self.0.world.load();
+        let of = world.catalog().check(key).map(|c| c.service_id.clone()).unwrap_or_default();
+        let _turn = self.turn(&key.node, &of).await;
+        let world = self.0.world.load();
+        let txn = plan::deregister_check(world.catalog(), key)?;
+        self.write(txn).await?;
+        self.timers().forget(key);
+        self.outputs().remove(key);
+        Ok(())
+    }
+
+    /// Writes a node's record, or with `update` unset only when there is none.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn register_node(&self, node: &NodeRecord, update: bool) -> Result<(), CatalogError> {
+        let txn = plan::register_node(self.0.world.load().catalog(), node, update)?;
+        self.write(txn).await
+    }
+
+    /// Removes a node with all that is on it.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn deregister_node(&self, node: &str) -> Result<(), CatalogError> {
+        loop {
+            let txn = plan::deregister_node(self.0.world.load().catalog(), node);
+            if txn.ops.is_empty() {
+                return Ok(());
+            }
+            self.write(txn).await?;
+        }
+    }
+
+    /// Takes an instance out of service, or puts it back.
+    ///
+    /// # Errors
+    /// When it is unknown, or the store refuses.
+    pub async fn service_maintenance(
+        &self,
+        key: &RegistrationKey,
+        enable: bool,
+        reason: &str,
+    ) -> Result<(), CatalogError> {
+        let world = self.0.world.load();
+        let Some(service) = world.catalog().registration(key) else {
+            return Err(CatalogError::UnknownService { id: key.id.to_string() });
+        };
+        let check = plan::maintenance_check(&key.namespace, &key.node, Some(service), reason);
+        debug_assert!(check.id.starts_with(SERVICE_MAINTENANCE));
+        self.maintenance(check, enable).await
+    }
+
+    /// Takes a whole node out of service, or puts it back.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn node_maintenance(
+        &self,
+        namespace: &str,
+        node: &str,
+        enable: bool,
+        reason: &str,
+    ) -> Result<(), CatalogError> {
+        let check = plan::maintenance_check(namespace, node, None, reason);
+        debug_assert_eq!(&*check.id, NODE_MAINTENANCE);
+        self.maintenance(check, enable).await
+    }
+
+    /// A result of a check that something runs: the agent, or software outside.
+    ///
+    /// # Errors
+    /// When the check is unknown, or the store refuses.
+    pub async fn report(
+        &self,
+        key: &CheckKey,
+        status: Status,
+        output: &str,
+    ) -> Result<(), CatalogError> {
+        let _turn = self.turn(&key.node, &key.id).await;
+        self.timers().beat(key, self.0.clock.now());
+        self.0.wake.notify_one();
+        self.tell(key, status, output).await
+    }
+
+    /// A sign of life from a TTL check's owner.
+    ///
+    /// # Errors
+    /// When the check is unknown or of another type, or the store refuses.
+    pub async fn report_ttl(
+        &self,
+        key: &CheckKey,
+        status: Status,
+        output: &str,
+    ) -> Result<(), CatalogError> {
+        let world = self.0.world.load();
+        let Some(check) = world.catalog().check(key) else {
+            return Err(CatalogError::UnknownCheck { id: key.id.to_string() });
+        };
+        if !matches!(check.typed().probe, Probe::Ttl { .. }) {
+            return Err(CatalogError::NotTtl { id: key.id.to_string() });
+        }
+        self.report(key, status, output).await
+    }
+
+    /// Does what is due now. The task of [`Handle::run`] calls this; so do tests.
+    pub async fn tick(&self) {
+        let world = self.0.world.load();
+        let due = self.timers().step(world.catalog(), self.0.clock.now());
+        drop(world);
+        futures_util::stream::iter(due)
+            .for_each_concurrent(DUE_AT_ONCE, |due| async move {
+                if let Err(why) = self.attend(&due).await {
+                    tracing::warn!(?due, %why, "a catalog deadline was not attended to");
+                }
+            })
+            .await;
+    }
+}
+
+// === inside ===
+
+impl Handle {
+    async fn attend(&self, due: &Due) -> Result<(), CatalogError> {
+        match due {
+            Due::Expired(key) => {
+                let _turn = self.turn(&key.node, &key.id).await;
+                if !self.timers().is_expired(key, self.0.clock.now()) {
+                    return Ok(());
+                }
+                let world = self.0.world.load();
+                let last = world.catalog().result(key).map(|r| r.output.clone());
+                let output = match last.filter(|output| !output.is_empty()) {
+                    Some(last) if last.starts_with("TTL expired") => last.to_string(),
+                    Some(last) => {
+                        format!("TTL expired (last output before timeout follows): {last}")
+                    }
+                    None => "TTL expired".to_owned(),
+                };
+                self.tell(key, Status::Critical, &output).await
+            }
+            Due::Flush(key) => {
+                let _turn = self.turn(&key.node, &key.id).await;
+                let pending = self.outputs().get_mut(key).and_then(|o| o.pending.take());
+                let Some(output) = pending else { return Ok(()) };
+                let status = self.0.world.load().catalog().status(key);
+                self.write_status(key, status, output).await
+            }
+            Due::Reap { key, service_id } => {
+                tracing::info!(
+                    service = service_id, check = %key.id, node = %key.node,
+                    "deregistering a service that was critical for too long"
+                );
+                let key = RegistrationKey {
+                    namespace: key.namespace.clone(),
+                    node: key.node.clone(),
+                    id: service_id.as_str().into(),
+                };
+                self.deregister_service(&key).await
+            }
+        }
+    }
+
+    /// Writes a status when it says something new. The check's turn is held.
+    async fn tell(&self, key: &CheckKey, status: Status, output: &str) -> Result<(), CatalogError> {
+        let world = self.0.world.load();
+        let Some(check) = world.catalog().check(key) else {
+            return Err(CatalogError::UnknownCheck { id: key.id.to_string() });
+        };
+        let output: Arc<str> = bounded(output).into();
+        let known = world.catalog().result(key);
+        let shown = known.map_or_else(|| check.typed().initial_output.into(), |r| r.output.clone());
+        let now = self.0.clock.now();
+        if world.catalog().status(key) == status {
+            if shown == output {
+                if let Some(held) = self.outputs().get_mut(key) {
+                    held.pending = None;
+                }
+                return Ok(());
+            }
+            let mut outputs = self.outputs();
+            if let Some(held) = outputs.get_mut(key) {
+                let at = held.written.plus(Duration::from_millis(OUTPUT_EVERY_MS));
+                if at > now {
+                    held.pending = Some(output);
+                    drop(outputs);
+                    self.timers().flush_at(key, at);
+                    self.0.wake.notify_one();
+                    return Ok(());
+                }
+            }
+        }
+        self.write_status(key, status, output).await
+    }
+
+    async fn write_status(
+        &self,
+        key: &CheckKey,
+        status: Status,
+        output: Arc<str>,
+    ) -> Result<(), CatalogError> {
+        let value = serde_json::to_vec(&CheckStatus { status, output })?;
+        let at = StoreKey::CheckStatus(key.clone()).to_string();
+        let exists = Compare::Exists(StoreKey::Check(key.clone()).to_string().into());
+        let txn = Txn::of([Op::put_ephemeral(at, value)]).when(exists);
+        match self.write(txn).await {
+            // Deregistered meanwhile.
+            Err(CatalogError::Contended) => {
+                Err(CatalogError::UnknownCheck { id: key.id.to_string() })
+            }
+            Err(other) => Err(other),
+            Ok(()) => {
+                let written = self.0.clock.now();
+                self.outputs().insert(key.clone(), Output { written, pending: None });
+                Ok(())
+            }
+        }
+    }
+
+    async fn maintenance(&self, check: CheckRecord, enable: bool) -> Result<(), CatalogError> {
+        let key = check_key(&check);
+        let _turn = self.turn(&check.node, &check.service_id).await;
+        let world = self.0.world.load();
+        let txn = if enable {
+            let node = NodeRecord { node: check.node.clone(), ..NodeRecord::default() };
+            plan::register_check(world.catalog(), &node, check)?
+        } else if world.catalog().check(&key).is_some() {
+            plan::deregister_check(world.catalog(), &key)?
+        } else {
+            return Ok(());
+        };
+        self.write(txn).await
+    }
+
+    /// One transaction; returns once the World shows it.
+    async fn write(&self, txn: Txn) -> Result<(), CatalogError> {
+        if txn.ops.is_empty() {
+            return Ok(());
+        }
+        let outcome = self.0.store.txn(txn).await?;
+        if !outcome.succeeded {
+            return Err(CatalogError::Contended);
+        }
+        let mut world = self.0.world.clone();
+        while world.load().revision() < outcome.revision.0 {
+            if !world.changed().await {
+                return Err(CatalogError::Closed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the deadlines of definitions just written, and prunes outputs of those gone.
+    fn watch_checks(&self, namespace: &Arc<str>, node: &Arc<str>, ids: &[Arc<str>]) {
+        let world = self.0.world.load();
+        let now = self.0.clock.now();
+        for id in ids {
+            let (namespace, node, id) = (namespace.clone(), node.clone(), id.clone());
+            let key = CheckKey { namespace, node, id };
+            if let Some(check) = world.catalog().check(&key) {
+                self.timers().watch(check, now);
+            }
+        }
+        let mut outputs = self.outputs();
+        if outputs.len() > 2 * world.catalog().checks().count() + STRIPES {
+            outputs.retain(|key, _| world.catalog().check(key).is_some());
+        }
+        self.0.wake.notify_one();
+    }
+
+    /// Waits for one's turn to change what this id names on this node.
+    async fn turn(&self, node: &str, id: &str) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let at = self.0.hasher.hash_one((node, id)) % STRIPES as u64;
+        match usize::try_from(at).ok().and_then(|at| self.0.stripes.get(at)) {
+            Some(stripe) => Some(stripe.lock().await),
+            None => None,
+        }
+    }
+
+    fn timers(&self) -> MutexGuard<'_, Timers> {
+        self.0.timers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outputs(&self) -> MutexGuard<'_, HashMap<CheckKey, Output>> {
+        self.0.outputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === helpers ===
+
+/// A service made through the Kubernetes door is read-only here.
+fn refuse_foreign(world: &World, namespace: &str, service: &str) -> Result<(), CatalogError> {
+    match world.get(KindId::Service, namespace, &slug(service)) {
+        Some(object) if !is_mirror(&object.meta) => Err(owned(namespace, service)),
+        _ => Ok(()),
+    }
+}
+
+fn owned(namespace: &str, service: &str) -> CatalogError {
+    CatalogError::Owned {
+        namespace: namespace.to_owned(),
+        service: service.to_owned(),
+        owner: "Kubernetes".to_owned(),
+    }
+}
+
+/// As much of an output as is kept.
+fn bounded(output: &str) -> &str {
+    let mut end = output.len().min(CHECK_OUTPUT_BYTES_MAX);
+    while !output.is_char_boundary(end) {
+        end -= 1;
+    }
+    output.get(..end).unwrap_or_default()
+}
+
+async fn sleep(wait: Option<Duration>) {
+    match wait {
+        // Deadlines count whole milliseconds: a moment more, so that they have passed.
+        Some(wait) => tokio::time::sleep(wait + Duration::from_millis(1)).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a catalog request means as store writes, given the catalog as it is. Pure: no store, no
+//! clock. Equal records are not written again, so an unchanged registration moves no index.
+//! Called by `catalog::Handle`, which holds the instance's lock until the plan is folded.
+
+use std::sync::Arc;
+
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Status};
+use weft_kinds::views::check::{CheckDefinition, NODE_MAINTENANCE, SERVICE_MAINTENANCE};
+use weft_kinds::world::{Catalog, CheckKey, RegistrationKey, StoreKey};
+use weft_store::{Compare, Op, Txn};
+
+use super::error::CatalogError;
+
+/// Checks of one instance; with their statuses they fit one transaction.
+pub const CHECKS_PER_INSTANCE_MAX: usize = 40;
+/// Consul's own bounds of `Meta`.
+pub const META_PAIRS_MAX: usize = 64;
+pub const META_KEY_BYTES_MAX: usize = 128;
+pub const META_VALUE_BYTES_MAX: usize = 512;
+pub const TAGS_MAX: usize = 256;
+pub const NAME_BYTES_MAX: usize = 255;
+/// Consul reaps no sooner.
+pub const DEREGISTER_AFTER_MS_MIN: u64 = 60_000;
+
+/// A service instance with all that is to be true of it.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceRequest {
+    pub registration: Registration,
+    /// Their node, namespace and service are filled in from the registration.
+    pub checks: Vec<CheckRecord>,
+    /// Checks of the instance that are not listed are removed.
+    pub replace_checks: bool,
+    /// Written when the node is not there yet, or differs and `update_node` is set.
+    pub node: NodeRecord,
+    pub update_node: bool,
+}
+
+/// Writes under construction.
+#[derive(Debug)]
+struct Plan<'a> {
+    catalog: &'a Catalog,
+    txn: Txn,
+}
+
+/// Registers or replaces an instance.
+///
+/// # Errors
+/// When the request is past a limit.
+pub fn register(catalog: &Catalog, request: ServiceRequest) -> Result<Txn, CatalogError> {
+    let ServiceRequest { registration, checks, replace_checks, node, update_node } = request;
+    check_limits(&registration, checks.len())?;
+    let mut plan = Plan { catalog, txn: Txn::default() };
+    plan.node(&node, update_node)?;
+    let key = registration_key(&registration);
+    let mut listed = Vec::with_capacity(checks.len());
+    for mut check in checks {
+        check.namespace.clone_from(&registration.namespace);
+        check.node.clone_from(&registration.node);
+        check.service_id.clone_from(&registration.id);
+        check.service_name.clone_from(&registration.service);
+        listed.push(check.id.clone());
+        plan.check(check)?;
+    }
+    if replace_checks {
+        for (old, record) in catalog.checks_of(&key) {
+            if !listed.contains(&old.id) && !record.is_maintenance() {
+                plan.drop_check(old);
+            }
+        }
+    }
+    plan.instance(&key, &registration)?;
+    Ok(plan.txn)
+}
+
+/// Removes an instance with its checks, and the sidecar proxy registered along with it.
+///
+/// # Errors
+/// When there is no such instance.
+pub fn deregister(catalog: &Catalog, key: &RegistrationKey) -> Result<Txn, CatalogError> {
+    if catalog.registration(key).is_none() {
+        return Err(CatalogError::UnknownService { id: key.id.to_string() });
+    }
+    let mut plan = Plan { catalog, txn: Txn::default() };
+    plan.drop_instance(key);
+    let sidecar = RegistrationKey { id: format!("{}-sidecar-proxy", key.id).into(), ..key.clone() };
+    if catalog.registration(&sidecar).is_some_and(|r| &*r.kind == "connect-proxy") {
+        plan.drop_instance(&sidecar);
+    }
+    Ok(plan.txn)
+}
+
+/// Adds or replaces one check.
+///
+/// # Errors
+/// When the service that it names is not registered on its node.
+pub fn register_check(
+    catalog: &Catalog,
+    node: &NodeRecord,
+    mut check: CheckRecord,
+) -> Result<Txn, CatalogError> {
+    limit("the check's id in bytes", check.id.len(), NAME_BYTES_MAX)?;
+    let mut plan = Plan { catalog, txn: Txn::default() };
+    plan.node(node, false)?;
+    if !check.service_id.is_empty() {
+        let of = RegistrationKey {
+            namespace: check.namespace.clone(),
+            node: check.node.clone(),
+            id: check.service_id.clone(),
+        };
+        let Some(registration) = catalog.registration(&of) else {
+            return Err(CatalogError::NoSuchService { id: of.id.to_string() });
+        };
+        check.service_name.clone_from(&registration.service);
+        let others = catalog.checks_of(&of).filter(|(k, _)| k.id != check.id).count();
+        limit("the service's list of checks", others + 1, CHECKS_PER_INSTANCE_MAX)?;
+        let subject = StoreKey::Registration(of).to_string();
+        plan.txn.compares.push(Compare::Exists(subject.into()));
+    }
+    plan.check(check)?;
+    Ok(plan.txn)
+}
+
+/// # Errors
+/// When there is no such check.
+pub fn deregister_check(catalog: &Catalog, key: &CheckKey) -> Result<Txn, CatalogError> {
+    if catalog.check(key).is_none() {
+        return Err(CatalogError::UnknownCheck { id: key.id.to_string() });
+    }
+    let mut plan = Plan { catalog, txn: Txn::default() };
+    plan.drop_check(key);
+    Ok(plan.txn)
+}
+
+/// The next part of a node's removal, at most one transaction; empty once nothing is left.
+pub fn deregister_node(catalog: &Catalog, node: &str) -> Txn {
+    let mut plan = Plan { catalog, txn: Txn::default() };
+    for (key, _) in catalog.on_node(node) {
+        if plan.is_full() {
+            return plan.txn;
+        }
+        plan.drop_instance(key);
+    }
+    for (key, _) in catalog.node_checks(node) {
+        if plan.is_full() {
+            return plan.txn;
+        }
+        plan.drop_check(key);
+    }
+    if catalog.node(node).is_some() {
+        plan.txn.ops.push(Op::delete(StoreKey::Node(node.into()).to_string()));
+    }
+    plan.txn
+}
+
+/// The check that takes an instance, or with `service` absent a node, out of service.
+pub fn maintenance_check(
+    namespace: &str,
+    node: &str,
+    service: Option<&Registration>,
+    reason: &str,
+) -> CheckRecord {
+    let (id, name, what) = match service {
+        None => (NODE_MAINTENANCE.to_owned(), "Node Maintenance Mode", "node"),
+        Some(service) => {
+            let id = format!("{SERVICE_MAINTENANCE}{}", service.id);
+            (id, "Service Maintenance Mode", "service")
+        }
+    };
+    let notes = if reason.is_empty() {
+        format!(
+            "Maintenance mode is enabled for this {what}, but no reason was provided. This is a \
+             default message."
+        )
+    } else {
+        reason.to_owned()
+    };
+    let record = CheckRecord {
+        id: id.into(),
+        namespace: namespace.into(),
+        node: node.into(),
+        name: name.into(),
+        notes: notes.into(),
+        service_id: service.map_or_else(|| "".into(), |s| s.id.clone()),
+        service_name: service.map_or_else(|| "".into(), |s| s.service.clone()),
+        initial: Status::Critical,
+        ..CheckRecord::default()
+    };
+    record.with(&CheckDefinition { agent: true, ..CheckDefinition::default() })
+}
+
+/// A node record alone.
+///
+/// # Errors
+/// When it cannot be written as JSON.
+pub fn register_node(
+    catalog: &Catalog,
+    node: &NodeRecord,
+    update: bool,
+) -> Result<Txn, CatalogError> {
+    let mut plan = Plan { catalog, txn: Txn::default() };
+    plan.node(node, update)?;
+    Ok(plan.txn)
+}
+
+pub fn registration_key(of: &Registration) -> RegistrationKey {
+    RegistrationKey { namespace: of.namespace.clone(), node: of.node.clone(), id: of.id.clone() }
+}
+
+pub fn check_key(of: &CheckRecord) -> CheckKey {
+    CheckKey { namespace: of.namespace.clone(), node: of.node.clone(), id: of.id.clone() }
+}
+
+// === impl Plan ===
+
+impl Plan<'_> {
+    /// Whether another instance's removal might not fit.
+    fn is_full(&self) -> bool {
+        self.txn.ops.len() + 2 * CHECKS_PER_INSTANCE_MAX + 2 > weft_base::limits::STORE_TXN_OPS_MAX
+    }
+
+    fn node(&mut self, node: &NodeRecord, update: bool) -> Result<(), CatalogError> {
+        let old = self.catalog.node(&node.node);
+        if old.is_none_or(|old| update && **old != *node) {
+            self.put(&StoreKey::Node(node.node.clone()), node)?;
+        }
+        Ok(())
+    }
+
+    fn instance(&mut self, key: &RegistrationKey, new: &Registration) -> Result<(), CatalogError> {
+        if self.catalog.registration(key).is_none_or(|old| **old != *new) {
+            self.put(&StoreKey::Registration(key.clone()), new)?;
+        }
+        Ok(())
+    }
+
+    fn check(&mut self, mut new: CheckRecord) -> Result<(), CatalogError> {
+        let mut definition = new.typed();
+        if definition.deregister_after_ms > 0 {
+            definition.deregister_after_ms =
+                definition.deregister_after_ms.max(DEREGISTER_AFTER_MS_MIN);
+            new = new.with(&definition);
+        }
+        let key = check_key(&new);
+        let old = self.catalog.check(&key);
+        if old.is_some_and(|old| **old == new) {
+            return Ok(());
+        }
+        self.put(&StoreKey::Check(key.clone()), &new)?;
+        // A status told by another kind of probe says nothing about this one.
+        if old.is_some_and(|old| old.kind != new.kind) && self.catalog.result(&key).is_some() {
+            self.txn.ops.push(Op::delete(StoreKey::CheckStatus(key).to_string()));
+        }
+        Ok(())
+    }
+
+    fn drop_instance(&mut self, key: &RegistrationKey) {
+        let checks: Vec<CheckKey> =
+            self.catalog.checks_of(key).map(|(key, _)| key.clone()).collect();
+        for check in checks {
+            self.drop_check(&check);
+        }
+        self.txn.ops.push(Op::delete(StoreKey::Registration(key.clone()).to_string()));
+    }
+
+    fn drop_check(&mut self, key: &CheckKey) {
+        self.txn.ops.push(Op::delete(StoreKey::Check(key.clone()).to_string()));
+        if self.catalog.result(key).is_some() {
+            self.txn.ops.push(Op::delete(StoreKey::CheckStatus(key.clone()).to_string()));
+        }
+    }
+
+    fn put(&mut self, key: &StoreKey, value: &impl serde::Serialize) -> Result<(), CatalogError> {
+        let bytes = serde_json::to_vec(value)?;
+        self.txn.ops.push(Op::put(key.to_string(), bytes));
+        Ok(())
+    }
+}
+
+// === helpers ===
+
+fn check_limits(new: &Registration, checks: usize) -> Result<(), CatalogError> {
+    limit("the service's list of checks", checks, CHECKS_PER_INSTANCE_MAX)?;
+    limit("the service's list of tags", new.tags.len(), TAGS_MAX)?;
+    limit("the service's meta", new.meta.len(), META_PAIRS_MAX)?;
+    limit("the service's name in bytes", new.service.len(), NAME_BYTES_MAX)?;
+    limit("the service's id in bytes", new.id.len(), NAME_BYTES_MAX)?;
+    for tag in &new.tags {
+        limit("a tag in bytes", tag.len(), META_VALUE_BYTES_MAX)?;
+    }
+    let of = |what: &str, name: &Arc<str>| format!("the {what} of meta {name:?} in bytes");
+    for (name, value) in &new.meta {
+        limit(&of("key", name), name.len(), META_KEY_BYTES_MAX)?;
+        limit(&of("value", name), value.len(), META_VALUE_BYTES_MAX)?;
+    }
+    Ok(())
+}
+
+fn limit(what: &str, found: usize, max: usize) -> Result<(), CatalogError> {
+    if found > max {
+        return Err(CatalogError::TooMuch { what: what.to_owned(), found, max });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Plans, applied to the World that they were made from.
+
+use weft_kinds::views::check::Probe;
+use weft_kinds::world::World;
+
+use super::*;
+
+fn apply(world: &mut World, txn: &Txn) {
+    let revision = world.revision() + 1;
+    for op in &txn.ops {
+        match op {
+            Op::Put { key, value, .. } => world.apply(key, Some(value), revision),
+            Op::Delete { key } => world.apply(key, None, revision),
+            Op::DeletePrefix { .. } => panic!("not used"),
+        };
+    }
+}
+
+fn key(id: &str) -> RegistrationKey {
+    RegistrationKey { namespace: "default".into(), node: "n".into(), id: id.into() }
+}
+
+fn node() -> NodeRecord {
+    NodeRecord { node: "n".into(), address: "127.0.0.1".into(), ..NodeRecord::default() }
+}
+
+fn ttl(id: &str) -> CheckRecord {
+    let definition =
+        CheckDefinition { probe: Probe::Ttl { ttl_ms: 1 }, ..CheckDefinition::default() };
+    CheckRecord { id: id.into(), ..CheckRecord::default() }.with(&definition)
+}
+
+fn request(id: &str, checks: &[&str]) -> ServiceRequest {
+    ServiceRequest {
+        registration: Registration {
+            id: id.into(),
+            namespace: "default".into(),
+            node: "n".into(),
+            service: "Web_API".into(),
+            agent: true,
+            ..Registration::default()
+        },
+        checks: checks.iter().map(|id| ttl(id)).collect(),
+        replace_checks: false,
+        node: node(),
+        update_node: false,
+    }
+}
+
+fn checks(world: &World, id: &str) -> Vec<String> {
+    world.catalog().checks_of(&key(id)).map(|(k, _)| k.id.to_string()).collect()
+}
+
+#[test]
+fn the_same_registration_again_writes_nothing() {
+    let mut w = World::new();
+    let txn = register(w.catalog(), request("w", &["a"])).unwrap();
+    assert_eq!(txn.ops.len(), 3, "node, check, instance");
+    apply(&mut w, &txn);
+    assert!(register(w.catalog(), request("w", &["a"])).unwrap().ops.is_empty());
+    let stored = w.catalog().registration(&key("w")).unwrap();
+    assert_eq!(&*stored.service, "Web_API", "the original name is kept");
+    assert_eq!(w.instances("default", &weft_base::name::slug("Web_API")).len(), 1);
+}
+
+#[test]
+fn checks_not_named_stay_unless_they_are_to_be_replaced() {
+    let mut w = World::new();
+    apply(&mut w.clone(), &Txn::default());
+    let txn = register(w.catalog(), request("w", &["a", "b"])).unwrap();
+    apply(&mut w, &txn);
+    let service = w.catalog().registration(&key("w")).unwrap().clone();
+    let out = maintenance_check("default", "n", Some(&service), "");
+    assert!(out.notes.contains("no reason was provided"));
+    let txn = register_check(w.catalog(), &node(), out).unwrap();
+    apply(&mut w, &txn);
+    let txn = register(w.catalog(), request("w", &["b"])).unwrap();
+    apply(&mut w, &txn);
+    assert_eq!(checks(&w, "w").len(), 3);
+    let replacing = ServiceRequest { replace_checks: true, ..request("w", &["b"]) };
+    let txn = register(w.catalog(), replacing).unwrap();
+    apply(&mut w, &txn);
+    assert_eq!(checks(&w, "w"), ["_service_maintenance:w", "b"], "maintenance is not a client's");
+}
+
+#[test]
+fn deregistering_takes_checks_and_the_sidecar_along() {
+    let mut w = World::new();
+    let txn = register(w.catalog(), request("w", &["a"])).unwrap();
+    apply(&mut w, &txn);
+    let mut sidecar = request("w-sidecar-proxy", &["s"]);
+    sidecar.registration.kind = "connect-proxy".into();
+    let txn = register(w.catalog(), sidecar).unwrap();
+    apply(&mut w, &txn);
+    let txn = deregister(w.catalog(), &key("w")).unwrap();
+    apply(&mut w, &txn);
+    assert_eq!((w.catalog().registrations().count(), w.catalog().checks().count()), (0, 0));
+    assert!(matches!(deregister(w.catalog(), &key("w")), Err(CatalogError::UnknownService { .. })));
+}
+
+#[test]
+fn a_large_node_goes_in_transactions_that_fit() {
+    let mut w = World::new();
+    for i in 0..100 {
+        let txn = register(w.catalog(), request(&format!("w{i}"), &[&format!("k{i}")])).unwrap();
+        apply(&mut w, &txn);
+    }
+    let mut rounds = 0;
+    loop {
+        let txn = deregister_node(w.catalog(), "n");
+        if txn.ops.is_empty() {
+            break;
+        }
+        assert!(txn.ops.len() <= weft_base::limits::STORE_TXN_OPS_MAX);
+        apply(&mut w, &txn);
+        rounds += 1;
+    }
+    assert!(rounds > 1);
+    let c = w.catalog();
+    assert_eq!((c.registrations().count(), c.checks().count(), c.nodes().count()), (0, 0, 0));
+}
+
+#[test]
+fn limits_are_named() {
+    let w = World::new();
+    let mut large = request("w", &[]);
+    large.registration.meta.insert("k".into(), "v".repeat(META_VALUE_BYTES_MAX + 1).into());
+    let why = register(w.catalog(), large).unwrap_err().to_string();
+    assert!(why.contains("meta \"k\""), "{why}");
+    let ids: Vec<String> = (0..=CHECKS_PER_INSTANCE_MAX).map(|i| format!("c{i}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    assert!(register(w.catalog(), request("w", &ids)).is_err());
+    let orphan = CheckRecord { service_id: "x".into(), ..ttl("k") };
+    let why = register_check(w.catalog(), &node(), orphan).unwrap_err().to_string();
+    assert_eq!(why, "ServiceID \"x\" does not exist");
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The catalog over a memory store and a pump as small as one can be.
+
+use weft_base::clock::ManualClock;
+use weft_base::snapshot::snapshot;
+use weft_kinds::views::catalog::Registration;
+use weft_store::{MemoryStore, Revision};
+
+use super::*;
+
+struct Rig {
+    handle: Handle,
+    world: Snapshot<World>,
+    clock: Arc<ManualClock>,
+    store: Arc<dyn Store>,
+    tasks: TaskGroup,
+}
+
+async fn rig() -> Rig {
+    let (clock, manual) = Clock::manual();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let (publisher, world) = snapshot(World::new());
+    let mut watch = store.watch("/", Revision(1)).unwrap();
+    let tasks = TaskGroup::new();
+    tasks.spawn("pump", async move {
+        let mut world = World::new();
+        while let Ok(events) = watch.next().await {
+            for event in events {
+                let value = (event.kind == weft_store::EventKind::Put).then_some(&*event.value);
+                world.apply(&event.key, value, event.revision.0);
+            }
+            publisher.publish(world.clone());
+        }
+    });
+    let handle = Handle::new(store.clone(), world.clone(), clock);
+    Rig { handle, world, clock: manual, store, tasks }
+}
+
+fn key(id: &str) -> CheckKey {
+    CheckKey { namespace: "default".into(), node: "n".into(), id: id.into() }
+}
+
+fn web(checks: Vec<CheckRecord>) -> ServiceRequest {
+    ServiceRequest {
+        registration: Registration {
+            namespace: "default".into(),
+            node: "n".into(),
+            service: "web".into(),
+            ..Registration::default()
+        },
+        checks,
+        node: NodeRecord { node: "n".into(), address: "127.0.0.1".into(), ..Default::default() },
+        ..ServiceRequest::default()
+    }
+}
+
+fn ttl(ttl_ms: u64) -> CheckRecord {
+    let definition =
+        CheckDefinition { probe: Probe::Ttl { ttl_ms }, agent: true, ..Default::default() };
+    CheckRecord { id: "t".into(), ..CheckRecord::default() }.with(&definition)
+}
+
+impl Rig {
+    fn health(&self) -> Vec<Status> {
+        let world = self.world.load();
+        world.instances("default", "web").values().map(|i| i.health).collect()
+    }
+
+    async fn revision(&self) -> Revision {
+        self.store.barrier().await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_write_is_seen_when_it_returns() {
+    let rig = rig().await;
+    rig.handle.register_service(web(vec![ttl(1000)])).await.unwrap();
+    assert_eq!(rig.health(), [Status::Critical]);
+    rig.handle.report_ttl(&key("t"), Status::Passing, "fine").await.unwrap();
+    assert_eq!(rig.health(), [Status::Passing]);
+    let id = RegistrationKey { namespace: "default".into(), node: "n".into(), id: "web".into() };
+    rig.handle.service_maintenance(&id, true, "upgrade").await.unwrap();
+    assert_eq!(rig.health(), [Status::Critical]);
+    rig.handle.service_maintenance(&id, false, "").await.unwrap();
+    rig.handle.deregister_service(&id).await.unwrap();
+    assert_eq!(rig.health(), []);
+    assert!(rig.handle.report(&key("t"), Status::Passing, "").await.is_err());
+    rig.tasks.shutdown(Duration::from_millis(1)).await;
+}
+
+#[tokio::test]
+async fn an_unchanged_heartbeat_writes_nothing_and_keeps_it_alive() {
+    let rig = rig().await;
+    rig.handle.register_service(web(vec![ttl(1000)])).await.unwrap();
+    rig.handle.report_ttl(&key("t"), Status::Passing, "ok").await.unwrap();
+    let before = rig.revision().await;
+    for _ in 0..10 {
+        rig.clock.advance(Duration::from_millis(900));
+        rig.handle.tick().await;
+        rig.handle.report_ttl(&key("t"), Status::Passing, "ok").await.unwrap();
+    }
+    assert_eq!(rig.revision().await, before);
+    assert_eq!(rig.health(), [Status::Passing]);
+    rig.clock.advance(Duration::from_millis(1000));
+    rig.handle.tick().await;
+    assert_eq!(rig.health(), [Status::Critical]);
+    let world = rig.world.load();
+    let output = &world.catalog().result(&key("t")).unwrap().output;
+    assert_eq!(&**output, "TTL expired (last output before timeout follows): ok");
+}
+
+#[tokio::test]
+async fn changes_of_output_alone_are_held_back_and_the_last_one_is_written() {
+    let rig = rig().await;
+    rig.handle.register_service(web(vec![ttl(60_000)])).await.unwrap();
+    rig.handle.report_ttl(&key("t"), Status::Passing, "0").await.unwrap();
+    let before = rig.revision().await;
+    for n in 1..=100 {
+        rig.handle.report_ttl(&key("t"), Status::Passing, &n.to_string()).await.unwrap();
+    }
+    assert_eq!(rig.revision().await, before, "none at once");
+    rig.clock.advance(Duration::from_millis(OUTPUT_EVERY_MS));
+    rig.handle.tick().await;
+    assert_eq!(rig.revision().await, before.next(), "one write");
+    let world = rig.world.load();
+    assert_eq!(&*world.catalog().result(&key("t")).unwrap().output, "100");
+    rig.handle.report_ttl(&key("t"), Status::Warning, "101").await.unwrap();
+    assert_eq!(rig.health(), [Status::Warning], "a status is written at once");
+}
+
+#[tokio::test]
+async fn what_kubernetes_made_is_read_only_here() {
+    let rig = rig().await;
+    let service = serde_json::json!({"metadata": {"name": "web", "namespace": "default"}});
+    let at = "/o/core/services/default/web";
+    rig.store.txn(Txn::of([Op::put(at, service.to_string())])).await.unwrap();
+    let mut world = rig.world.clone();
+    while world.load().revision() == 0 {
+        world.changed().await;
+    }
+    let why = rig.handle.register_service(web(vec![])).await.unwrap_err();
+    assert!(matches!(why, CatalogError::Owned { .. }));
+    assert!(why.to_string().contains("owned by the Kubernetes door"), "{why}");
+}
+
+#[tokio::test]
+async fn deadlines_are_kept_by_the_running_task() {
+    let clock = Clock::system();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let (publisher, world) = snapshot(World::new());
+    let mut watch = store.watch("/", Revision(1)).unwrap();
+    let tasks = TaskGroup::new();
+    tasks.spawn("pump", async move {
+        let mut world = World::new();
+        while let Ok(events) = watch.next().await {
+            for event in events {
+                let value = (event.kind == weft_store::EventKind::Put).then_some(&*event.value);
+                world.apply(&event.key, value, event.revision.0);
+            }
+            publisher.publish(world.clone());
+        }
+    });
+    let handle = Handle::new(store, world.clone(), clock.clone());
+    handle.run(&tasks);
+    handle.register_service(web(vec![ttl(100)])).await.unwrap();
+    handle.report_ttl(&key("t"), Status::Passing, "").await.unwrap();
+    let from = clock.now();
+    let mut changes = world.clone();
+    while world.load().catalog().status(&key("t")) == Status::Passing {
+        assert!(changes.changed().await);
+    }
+    let took = clock.now().since(from);
+    assert!(took >= Duration::from_millis(99) && took < Duration::from_secs(2), "{took:?}");
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Deadlines under a clock of our own.
+
+use weft_kinds::views::catalog::CheckStatus;
+use weft_kinds::views::check::CheckDefinition;
+use weft_kinds::world::{StoreKey, World};
+
+use super::*;
+
+fn check(id: &str, definition: CheckDefinition) -> CheckRecord {
+    let record = CheckRecord {
+        id: id.into(),
+        namespace: "default".into(),
+        node: "n".into(),
+        service_id: "web".into(),
+        ..CheckRecord::default()
+    };
+    record.with(&definition)
+}
+
+fn ttl(ttl_ms: u64) -> CheckRecord {
+    check("t", CheckDefinition { probe: Probe::Ttl { ttl_ms }, ..CheckDefinition::default() })
+}
+
+fn world(check: &CheckRecord) -> World {
+    let mut world = World::new();
+    let at = StoreKey::Check(key(&check.id)).to_string();
+    world.apply(&at, Some(&serde_json::to_vec(check).unwrap()), 1);
+    world
+}
+
+fn key(id: &str) -> CheckKey {
+    CheckKey { namespace: "default".into(), node: "n".into(), id: id.into() }
+}
+
+#[test]
+fn a_ttl_expires_once_and_a_beat_moves_it() {
+    let ttl = ttl(100);
+    let world = world(&ttl);
+    let mut timers = Timers::default();
+    timers.watch(&ttl, Mono(0));
+    assert_eq!(timers.next(), Some(Mono(100)));
+    timers.beat(&key("t"), Mono(60));
+    timers.watch(&ttl, Mono(90)); // the same definition again is no sign of life
+    assert_eq!(timers.step(world.catalog(), Mono(159)), []);
+    assert_eq!(timers.step(world.catalog(), Mono(160)), [Due::Expired(key("t"))]);
+    assert_eq!(timers.step(world.catalog(), Mono(9999)), [], "expired once");
+    timers.beat(&key("t"), Mono(10_000));
+    assert_eq!(timers.next(), Some(Mono(10_100)), "a late beat arms it again");
+    let empty = World::new();
+    assert_eq!(timers.step(empty.catalog(), Mono(20_000)), [], "no definition, no expiry");
+}
+
+#[test]
+fn an_output_is_flushed_at_the_first_date_given() {
+    let c = ttl(1_000_000);
+    let world = world(&c);
+    let mut timers = Timers::default();
+    timers.flush_at(&key("t"), Mono(50));
+    timers.flush_at(&key("t"), Mono(80));
+    assert_eq!(timers.step(world.catalog(), Mono(50)), [Due::Flush(key("t"))]);
+    assert_eq!(timers.step(world.catalog(), Mono(80)), []);
+}
+
+#[test]
+fn reaps_only_what_stayed_critical_for_all_of_the_time() {
+    let probe = Probe::Tcp { address: "127.0.0.1:1".into(), tls: false };
+    let c = check(
+        "h",
+        CheckDefinition { probe, deregister_after_ms: 5_000, ..CheckDefinition::default() },
+    );
+    let mut world = world(&c);
+    let mut timers = Timers::default();
+    timers.watch(&c, Mono(0));
+    assert_eq!(timers.step(world.catalog(), Mono(1_000)), []);
+    let at = StoreKey::CheckStatus(key("h")).to_string();
+    let mut tell = |status| {
+        let status = CheckStatus { status, output: "".into() };
+        world.apply(&at, Some(&serde_json::to_vec(&status).unwrap()), 7);
+        world.clone()
+    };
+    let passing = tell(Status::Passing);
+    assert_eq!(timers.step(passing.catalog(), Mono(4_000)), [], "recovered");
+    let critical = tell(Status::Critical);
+    assert_eq!(timers.step(critical.catalog(), Mono(7_000)), [], "critical anew");
+    assert_eq!(timers.step(critical.catalog(), Mono(11_999)), []);
+    let reap = Due::Reap { key: key("h"), service_id: "web".into() };
+    assert_eq!(timers.step(critical.catalog(), Mono(13_000)), [reap]);
+}
