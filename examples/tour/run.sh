@@ -1,0 +1,17 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Runs the tour's tests: all of them, or those named. PYTHON chooses the interpreter.
+set -eu
+cd "$(dirname "$0")"
+: "${PYTHON:=python3}"
+# The examples' own programs are started as python3, so its folder comes first.
+PATH="$(dirname "$(command -v "$PYTHON")"):$PATH"
+export PATH PYTHONDONTWRITEBYTECODE=1
+[ $# -gt 0 ] || set -- consul-python kubernetes-python flask prometheus polyglot
+failed=""
+for name in "$@"; do
+    [ -d "$name" ] || { echo "no example '$name' in examples/tour" >&2; exit 2; }
+    "$PYTHON" -m pytest -q -p no:cacheprovider -rs "$name" || failed="$failed $name"
+done
+[ -z "$failed" ] || { echo "tour: failed:$failed" >&2; exit 1; }
+echo "tour: $# examples passed"
