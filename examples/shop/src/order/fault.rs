@@ -14,6 +14,10 @@ pub(super) struct Faults {
     #[arg(long, env = "SHOP_CRASH_AFTER_RESERVE_ONCE", value_name = "MARKER", hide = true)]
     crash_after_reserve: Option<PathBuf>,
 
+    /// Stop this process once, as with SIGSTOP, at the same point.
+    #[arg(long, env = "SHOP_STOP_AFTER_RESERVE_ONCE", value_name = "MARKER", hide = true)]
+    stop_after_reserve: Option<PathBuf>,
+
     /// Fail once to write the order after stock was reserved.
     #[arg(long, env = "SHOP_FAIL_AFTER_RESERVE_ONCE", value_name = "MARKER", hide = true)]
     fail_after_reserve: Option<PathBuf>,
@@ -27,6 +31,9 @@ impl Faults {
         if claim(self.crash_after_reserve.as_ref()) {
             // SIGKILL to ourselves: nothing is flushed, no destructor runs.
             let _ = kill_process(getpid(), Signal::KILL);
+        }
+        if claim(self.stop_after_reserve.as_ref()) {
+            let _ = kill_process(getpid(), Signal::STOP);
         }
         claim(self.fail_after_reserve.as_ref())
     }

@@ -7,8 +7,9 @@ use http::StatusCode;
 use rustix::process::Signal;
 use serde_json::json;
 use shop::pb;
+use shop::pb::products_client::ProductsClient;
 
-use crate::harness::{Shop, exists, order, post, wait_until};
+use crate::harness::{PRODUCT, Service, Shop, exists, order, post, wait_until};
 
 #[tokio::test]
 async fn killed_between_reserve_and_write_loses_no_stock() {
@@ -115,6 +116,67 @@ async fn an_unreachable_product_service_leaves_nothing_behind() {
         .collect();
     let books = shop.books(&confirmed).await;
     assert_eq!((&books["held"], &books["orders_confirmed"]), (&json!(true), &json!(1)), "{books}");
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_does_not_confirm_what_was_cancelled() {
+    let shop = Shop::open(100).await;
+    let marker = shop.path("stopped");
+    let victim = shop.order(&[("SHOP_STOP_AFTER_RESERVE_ONCE", marker.to_str().unwrap())]).await;
+    let (http, body) = (victim.http.clone(), r#"{"user":1,"product":2,"quantity":7}"#);
+    let asked = tokio::spawn(async move {
+        crate::harness::call(&http, http::Method::POST, "/orders", &[], body).await
+    });
+    wait_until("it stands still", async || exists(&marker)).await;
+    let other = shop.order(&[]).await;
+    wait_until("the other one cancels it", async || {
+        other.get("/orders").await.body[0]["state"] == "cancelled"
+    })
+    .await;
+    assert_eq!(shop.stock(2).await, 100);
+    victim.signal(Signal::CONT);
+    let answer = asked.await.unwrap().unwrap();
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.body);
+    assert!(answer.body["error"].to_string().contains("was cancelled, order again"));
+    let books = shop.books(&[]).await;
+    assert_eq!((&books["held"], &books["orders_confirmed"]), (&json!(true), &json!(0)), "{books}");
+}
+
+#[tokio::test]
+async fn replicas_reserve_one_key_once_and_never_more_than_there_is() {
+    let shop = Shop::open(50).await;
+    let database = shop.path("product.db").display().to_string();
+    let second = Service::start(PRODUCT, &[("DATABASE", &database)]).await;
+    let mut clients = [shop.products().await, {
+        ProductsClient::connect(format!("http://{}", second.grpc)).await.unwrap()
+    }];
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..80_usize {
+        let mut client = clients[n % 2].clone();
+        calls.spawn(async move {
+            // Product 1: 80 orders for 50 pieces. Product 2: one order, asked 80 times.
+            let many = pb::ReserveRequest {
+                key: format!("many-{n}"),
+                product: 1,
+                quantity: 1,
+                holder: "test".into(),
+            };
+            let one = pb::ReserveRequest { key: "one".into(), product: 2, ..many.clone() };
+            client.reserve(one).await.expect("every copy gets the same answer");
+            client.reserve(many).await.map(|_| ()).map_err(|status| status.code())
+        });
+    }
+    let results = calls.join_all().await;
+    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 50);
+    let refused = results.iter().filter(|r| **r == Err(tonic::Code::FailedPrecondition));
+    assert_eq!(refused.count(), 30);
+    assert_eq!((shop.stock(1).await, shop.stock(2).await), (0, 49));
+    // Given back twice by two replicas at once, counted once.
+    let [a, b] = &mut clients;
+    let release = || pb::ReleaseRequest { key: "one".into() };
+    let (x, y) = tokio::join!(a.release(release()), b.release(release()));
+    assert!(x.is_ok() && y.is_ok());
+    assert_eq!(shop.stock(2).await, 50);
 }
 
 /// Two order processes are killed again and again under load; the books hold all the same.

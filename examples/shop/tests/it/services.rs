@@ -251,6 +251,14 @@ async fn the_load_client_counts_and_checks() {
     };
     let good = check(&ids).await;
     assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stdout));
+    // The load can fail: nobody there.
+    let dead = tokio::process::Command::new(LOAD)
+        .args(["--url", "http://127.0.0.1:1", "--rps", "20", "--seconds", "1"])
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(dead.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&dead.stdout).contains("Connection refused"));
     // The check can fail: an answer that no order stands behind.
     let mut text = std::fs::read_to_string(&ids).unwrap();
     text.push_str("999999\n");
