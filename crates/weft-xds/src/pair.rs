@@ -4,7 +4,7 @@
 //! transaction visible; after quiescence the proxy holds what the server wants, and of what it
 //! refused the last good form.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -48,6 +48,8 @@ struct World {
     view: View,
     history: BTreeMap<u64, View>,
     answered: u64,
+    /// What the server says is refused.
+    refused_by_server: BTreeSet<String>,
     /// Resources in one response; 0 leaves the server's own limits.
     chunk: usize,
     stats: Stats,
@@ -82,6 +84,7 @@ impl World {
             view: View::default(),
             history: BTreeMap::new(),
             answered: 0,
+            refused_by_server: BTreeSet::new(),
             chunk: 0,
             stats: Stats::default(),
         }
@@ -146,9 +149,10 @@ impl World {
             match output {
                 server::Output::Send(response) => self.to_client.push_back(*response),
                 server::Output::Sent { resources, .. } => self.stats.resources_sent += resources,
-                server::Output::Answered { generation, rejected } => {
-                    self.answered = generation;
+                server::Output::Answered { view, rejected } => {
+                    self.answered = view.generation;
                     self.stats.nacks += usize::from(!rejected.is_empty());
+                    self.refused_by_server = rejected.into_iter().map(|r| r.name).collect();
                 }
             }
         }
@@ -310,8 +314,13 @@ impl World {
         }
     }
 
-    /// The client's book is the proxy's table.
+    /// The client's book is the proxy's table, and the server knows what is refused in it.
     fn check_held(&self) {
+        let refused = self.view.resources.iter().filter(|(name, entry)| {
+            refused(name, entry.version) || entry.bytes.starts_with(b"no cbor")
+        });
+        let refused: BTreeSet<String> = refused.map(|(name, _)| name.to_string()).collect();
+        assert_eq!(self.refused_by_server, refused);
         let book =
             self.client.held().iter().map(|(name, version)| {
                 (name.clone(), version.map_or(Holds::Placeholder, Holds::Good))

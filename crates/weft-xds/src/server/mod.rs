@@ -60,8 +60,8 @@ pub trait Source: Send + Sync + 'static {
     /// A transaction is on its way.
     fn sent(&self, session: &SessionKey, sent: Sent);
 
-    /// The node holds this generation; what it refused is listed.
-    fn answered(&self, session: &SessionKey, generation: u64, rejected: Vec<Rejected>);
+    /// The node holds this view, but for what it refused: all that is refused now.
+    fn answered(&self, session: &SessionKey, view: Arc<View>, rejected: Vec<Rejected>);
 
     /// The stream is over.
     fn closed(&self, session: &SessionKey, why: &str);
@@ -255,8 +255,8 @@ impl<S: Source> Serving<'_, S> {
             Output::Sent { generation, resources, removed, bytes } => {
                 self.source.sent(self.key, Sent { generation, resources, removed, bytes });
             }
-            Output::Answered { generation, rejected } => {
-                self.source.answered(self.key, generation, rejected);
+            Output::Answered { view, rejected } => {
+                self.source.answered(self.key, view, rejected);
             }
         }
         true

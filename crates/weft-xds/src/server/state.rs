@@ -21,7 +21,7 @@ use crate::view::{Entry, View};
 use crate::{COMMIT_NAME, COMMIT_TYPE_URL, MODEL_TYPE_URL, NodeInfo, REJECTED_TYPE_URL, WILDCARD};
 
 /// What the shell must do.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Output {
     Send(Box<DeltaDiscoveryResponse>),
     /// The client has a transaction of this many bytes on its way.
@@ -31,9 +31,10 @@ pub enum Output {
         removed: usize,
         bytes: usize,
     },
-    /// The client holds this generation; nothing of it was refused when the list is empty.
+    /// The client holds this view, but for what it refused: all that is refused now, not only in
+    /// the last transaction.
     Answered {
-        generation: u64,
+        view: Arc<View>,
         rejected: Vec<Rejected>,
     },
 }
@@ -59,6 +60,8 @@ pub struct Machine {
     wanted: Option<Arc<View>>,
     txn: u64,
     chunk: Chunk,
+    /// What the client refused, and in which version (`None`: of no name in its view).
+    refused: BTreeMap<String, (Option<Version>, String)>,
 }
 
 /// How much goes into one response.
@@ -123,7 +126,8 @@ impl Machine {
         foreign.sort_unstable();
         let client = Client::Said { versions, foreign };
         let chunk = Chunk { items: XDS_RESPONSE_RESOURCES_MAX, bytes: XDS_RESPONSE_BYTES };
-        Ok((Self { client, in_flight: None, wanted: None, txn: 0, chunk }, node))
+        let refused = BTreeMap::new();
+        Ok((Self { client, in_flight: None, wanted: None, txn: 0, chunk, refused }, node))
     }
 
     /// A request after the first: an answer, or the subscription again.
@@ -139,8 +143,7 @@ impl Machine {
         }
         let Some(done) = self.in_flight.take() else { return Ok(Vec::new()) };
         let rejected = request.error_detail.map(rejections).unwrap_or_default();
-        let mut out = vec![Output::Answered { generation: done.view.generation, rejected }];
-        self.client = Client::View(done.view);
+        let mut out = vec![self.answered(done.view, rejected)];
         if let Some(view) = self.wanted.take() {
             out.extend(self.offer(view));
         }
@@ -158,9 +161,7 @@ impl Machine {
             Client::View(held) => (diff_views(held, &view), false),
         };
         if !first && diff.is_empty() {
-            let generation = view.generation;
-            self.client = Client::View(view);
-            return vec![Output::Answered { generation, rejected: Vec::new() }];
+            return vec![self.answered(view, Vec::new())];
         }
         self.txn += 1;
         let out = responses(diff, self.txn, view.generation, self.chunk);
@@ -170,6 +171,23 @@ impl Machine {
         };
         self.in_flight = Some(InFlight { nonce, view });
         out
+    }
+
+    /// The client holds `view`. A refusal lasts until its resource has another version or is gone.
+    fn answered(&mut self, view: Arc<View>, rejected: Vec<Rejected>) -> Output {
+        let version_of = |name: &str| {
+            let name = ResourceName::try_from(name.to_owned()).ok()?;
+            view.resources.get(&name).map(|entry| entry.version)
+        };
+        self.refused.retain(|name, (version, _)| version.is_some() && version_of(name) == *version);
+        for Rejected { name, reason } in rejected {
+            let version = version_of(&name);
+            self.refused.insert(name, (version, reason));
+        }
+        let all = self.refused.iter().map(|(name, (_, reason))| Rejected::new(name, reason));
+        let output = Output::Answered { view: view.clone(), rejected: all.collect() };
+        self.client = Client::View(view);
+        output
     }
 
     /// Smaller responses, so that a test's few resources fill several.
