@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running `weft up` for the tests: started on free ports, asked through its own doors.
+
+Nothing here sleeps for a fixed time: `until` waits for a condition and says what it last saw.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import requests
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+WEFT = pathlib.Path(os.environ.get("WEFT", ROOT / "target/release/weft"))
+LOAD = ROOT / "target/release/shop-load"
+PEERS = ROOT / "target/peers"
+BIN = PEERS / "bin"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def until(what, check, seconds=30.0, every=0.05):
+    """Calls `check` until it returns something true; fails with the last exception or value."""
+    deadline = time.monotonic() + seconds
+    last = None
+    while True:
+        try:
+            last = check()
+            if last:
+                return last
+        except (AssertionError, OSError, KeyError, IndexError, ValueError,
+                requests.RequestException, subprocess.SubprocessError) as error:
+            last = error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds} s; last: {last!r}")
+        time.sleep(every)
+
+
+def copy_shop(folder, gateway_port, edit=lambda name, text: text):
+    """The shop's manifests in a folder of their own, on a free gateway port."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sorted((ROOT / "examples/shop").glob("*.yaml")):
+        text = source.read_text()
+        text = text.replace("../../target/", f"{ROOT}/target/")
+        text = re.sub(r"port: 8000\b", f"port: {gateway_port}", text)
+        text = re.sub(r"\n\s*weft.dev/build:.*", "", text)
+        (folder / source.name).write_text(edit(source.name, text))
+    shutil.copytree(ROOT / "examples/shop/changes", folder / "changes", dirs_exist_ok=True)
+    return folder
+
+
+class Mesh:
+    """One `weft up`."""
+
+    def __init__(self, paths, data, gateway_port=None, extra=(), env=None):
+        self.paths = [str(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths])]
+        self.data = pathlib.Path(data)
+        self.gateway = f"http://127.0.0.1:{gateway_port}" if gateway_port else None
+        self.extra = list(extra)
+        self.env = {**os.environ, "WEFT_LOG": os.environ.get("WEFT_LOG", "info"), **(env or {})}
+        self.process = None
+        self.lines = []
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def start(self, seconds=60):
+        command = [str(WEFT), "up", *self.paths, "--data", str(self.data), "--ports", "auto",
+                   "--announce", "--plain", "--no-build", *self.extra]
+        self.log = open(self.data.with_suffix(".log"), "ab")
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log,
+                                        env=self.env, cwd=ROOT)
+        self.ready = threading.Event()
+        self.doors = None
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+        deadline = time.monotonic() + seconds
+        while not self.ready.wait(0.05):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                tail = "".join(self.lines[-20:]) + self.log_text()[-4000:]
+                self.stop()
+                raise AssertionError(f"weft up did not become ready:\n{tail}")
+        self.ready_after = time.monotonic() - self.started
+        self.api = self.doors["api"]
+        self.consul_port = int(self.doors["consul"].rsplit(":", 1)[1])
+        self.dns_port = int(self.doors["dns"].rsplit(":", 1)[1])
+        return self
+
+    def _read(self):
+        for raw in self.process.stdout:
+            line = raw.decode(errors="replace")
+            self.lines.append(line)
+            if line.startswith("{") and '"weft"' in line:
+                self.doors = json.loads(line)
+                self.ready.set()
+
+    def log_text(self):
+        self.log.flush()
+        return self.data.with_suffix(".log").read_text(errors="replace")
+
+    def stop(self, how=signal.SIGINT, seconds=20):
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError(f"weft up did not end within {seconds} s of {how!r}")
+        self.reader.join(5)
+        self.log.close()
+
+    # -- doors -------------------------------------------------------------------------------
+
+    def get(self, path, **kw):
+        return requests.get(self.api + path, timeout=30, **kw)
+
+    def consul(self, path, **kw):
+        return requests.get(f"http://127.0.0.1:{self.consul_port}{path}", timeout=60, **kw)
+
+    def kubeconfig(self):
+        path = self.data.with_suffix(".kubeconfig")
+        self.weft("kubeconfig", "--server", self.api, "--out", str(path))
+        return path
+
+    def weft(self, *args, check=True):
+        env = {**os.environ, "WEFT_SERVER": self.api}
+        done = subprocess.run([str(WEFT), *args], capture_output=True, text=True, env=env,
+                              timeout=60, cwd=ROOT)
+        if check and done.returncode != 0:
+            raise AssertionError(f"weft {' '.join(args)} -> {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def kubectl(self, *args, check=True, stdin=None, timeout=60):
+        env = {**os.environ, "KUBECONFIG": str(self.kubeconfig()), "HOME": str(self.data.parent)}
+        done = subprocess.run([str(BIN / "kubectl"), *args], capture_output=True, text=True,
+                              env=env, timeout=timeout, input=stdin)
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f"kubectl {' '.join(args)} -> {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def dig(self, *args):
+        done = subprocess.run([str(BIN / "dig"), "@127.0.0.1", "-p", str(self.dns_port), "+tries=1",
+                               "+time=2", *args], capture_output=True, text=True, timeout=20)
+        return done.stdout
+
+    def pods(self, namespace, **labels):
+        items = self.get(f"/api/v1/namespaces/{namespace}/pods").json()["items"]
+        return [p for p in items
+                if labels.items() <= (p["metadata"].get("labels") or {}).items()
+                and "deletionTimestamp" not in p["metadata"]]
+
+    def ready_pods(self, namespace, **labels):
+        def ready(pod):
+            conditions = pod.get("status", {}).get("conditions", [])
+            return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+        return [p for p in self.pods(namespace, **labels) if ready(p)]
+
+    def tree(self):
+        """Process ids of everything below this weft."""
+        children = {}
+        for entry in pathlib.Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    stat = (entry / "stat").read_text()
+                except OSError:
+                    continue
+                parent = int(stat.rsplit(")", 1)[1].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+        found, queue = [], [self.process.pid]
+        while queue:
+            pid = queue.pop()
+            found.append(pid)
+            queue.extend(children.get(pid, []))
+        return found
+
+    def app_pid(self, pod_name, program):
+        """The app process of a pod: the one whose environment names it."""
+        for pid in self.tree():
+            try:
+                environ = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                exe = os.readlink(f"/proc/{pid}/exe")
+            except OSError:
+                continue
+            if f"POD_NAME={pod_name}".encode() in environ and program in exe:
+                return pid
+        raise AssertionError(f"no process of {pod_name}")
+
+
+def pss_kb(pid):
+    for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    return 0
+
+
+def alive(pid):
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return state not in "ZX"
+    except OSError:
+        return False
