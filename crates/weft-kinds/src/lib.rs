@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The users' nouns: Kubernetes, Gateway API, Istio and Consul records, the schema engine, World.
 
+pub mod apply;
+pub mod cel;
+pub mod check;
 pub mod codes;
 pub mod decode;
 pub mod kind;
+pub mod patch;
 pub mod schema;
 pub mod views;
 pub mod world;

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+use serde_json::json;
+
+use super::*;
+use crate::kind::KindId;
+use crate::schema::stored;
+
+fn by(manager: &str) -> Writer<'_> {
+    Writer { manager, api_version: "apps/v1", time: "2026-01-01T00:00:00Z", subresource: "" }
+}
+
+fn object(spec: Value) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": spec})
+}
+
+fn put(live: Option<&Value>, applied: &Value, manager: &str) -> Value {
+    apply(&stored(KindId::Deployment), live, applied, by(manager), false).unwrap()
+}
+
+fn fields<'a>(object: &'a Value, manager: &str) -> &'a Value {
+    let list = object["metadata"]["managedFields"].as_array().unwrap();
+    let own = list.iter().find(|e| e["manager"] == manager);
+    &own.unwrap_or_else(|| panic!("{manager} manages nothing: {list:?}"))["fieldsV1"]
+}
+
+fn containers(list: Value) -> Value {
+    object(json!({"template": {"spec": {"containers": list}}}))
+}
+
+#[test]
+fn an_apply_owns_what_it_says_in_kubernetes_form() {
+    let wanted =
+        containers(json!([{"name": "a", "image": "a:1", "ports": [{"containerPort": 80}]}]));
+    let out = put(None, &wanted, "me");
+    assert_eq!(
+        fields(&out, "me"),
+        &json!({"f:spec": {"f:template": {"f:spec": {"f:containers": {
+            "k:{\"name\":\"a\"}": {
+                ".": {}, "f:image": {}, "f:name": {},
+                "f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {
+                    ".": {}, "f:containerPort": {}}}}}}}}})
+    );
+    let entry = &out["metadata"]["managedFields"][0];
+    assert_eq!(entry["operation"], "Apply");
+    assert_eq!(entry["fieldsType"], "FieldsV1");
+}
+
+#[test]
+fn what_is_no_longer_applied_goes_unless_another_owns_it() {
+    let one = put(None, &containers(json!([{"name": "a", "image": "a:1", "tty": true}])), "one");
+    let two = put(
+        Some(&one),
+        &containers(json!([{"name": "b", "image": "b:1"}, {"name": "a", "tty": true}])),
+        "two",
+    );
+    let names = |v: &Value| -> Vec<String> {
+        let list = v["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+        list.iter().map(|c| c["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&two), ["b", "a"]);
+    // `one` gives everything up: the image goes, the rest is still `two`'s.
+    let gone = put(Some(&two), &object(json!({"paused": true})), "one");
+    assert_eq!(names(&gone), ["b", "a"]);
+    let a = &gone["spec"]["template"]["spec"]["containers"][1];
+    assert_eq!(a, &json!({"name": "a", "tty": true}));
+    let last = put(Some(&gone), &object(json!({"replicas": 1})), "two");
+    assert_eq!(last["spec"], json!({"paused": true, "replicas": 1}));
+}
+
+#[test]
+fn another_value_is_a_conflict_and_force_takes_the_field() {
+    let one = put(None, &object(json!({"replicas": 1, "paused": true})), "one");
+    let wanted = object(json!({"replicas": 2, "paused": true}));
+    let schema = stored(KindId::Deployment);
+    let conflicts = apply(&schema, Some(&one), &wanted, by("two"), false).unwrap_err();
+    assert_eq!(conflicts.len(), 1, "{conflicts:?}");
+    assert_eq!(
+        (conflicts[0].manager.as_str(), conflicts[0].field.as_str()),
+        ("one", ".spec.replicas")
+    );
+    let forced = apply(&schema, Some(&one), &wanted, by("two"), true).unwrap();
+    assert_eq!(forced["spec"]["replicas"], 2);
+    assert_eq!(fields(&forced, "one"), &json!({"f:spec": {"f:paused": {}}}));
+    assert_eq!(fields(&forced, "two"), &json!({"f:spec": {"f:paused": {}, "f:replicas": {}}}));
+}
+
+#[test]
+fn an_update_takes_what_it_changes() {
+    let schema = stored(KindId::Deployment);
+    let one = put(None, &object(json!({"replicas": 1, "paused": true})), "one");
+    let mut edited = one.clone();
+    edited["spec"]["replicas"] = 5.into();
+    edited["metadata"]["labels"] = json!({"a": "b"});
+    track(&schema, Some(&one), &mut edited, by("edit"));
+    assert_eq!(fields(&edited, "one"), &json!({"f:spec": {"f:paused": {}}}));
+    assert_eq!(
+        fields(&edited, "edit"),
+        &json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}}}, "f:spec": {"f:replicas": {}}})
+    );
+    let again = object(json!({"replicas": 1}));
+    let conflicts = apply(&schema, Some(&edited), &again, by("one"), false).unwrap_err();
+    assert_eq!(conflicts[0].field, ".spec.replicas");
+}
+
+#[test]
+fn nothing_new_changes_nothing() {
+    let wanted = containers(json!([{"name": "a", "image": "a:1"}]));
+    let one = put(None, &wanted, "one");
+    let later = Writer { time: "2030-01-01T00:00:00Z", ..by("one") };
+    let again = apply(&stored(KindId::Deployment), Some(&one), &wanted, later, false).unwrap();
+    assert_eq!(again, one);
+    let mut same = one.clone();
+    track(&stored(KindId::Deployment), Some(&one), &mut same, Writer { manager: "x", ..later });
+    assert_eq!(same, one);
+}
+
+#[test]
+fn atomic_parts_are_one_leaf_and_sets_are_shared() {
+    let object = |spec: Value| object(spec);
+    let one = put(None, &object(json!({"selector": {"matchLabels": {"a": "b"}}})), "one");
+    assert_eq!(fields(&one, "one"), &json!({"f:spec": {"f:selector": {}}}));
+    let meta = |list: Value| json!({"metadata": {"name": "d", "finalizers": list}});
+    let a = put(None, &meta(json!(["x/a"])), "one");
+    let b = put(Some(&a), &meta(json!(["x/b"])), "two");
+    assert_eq!(b["metadata"]["finalizers"], json!(["x/b", "x/a"]));
+    let c = put(Some(&b), &meta(json!([])), "two");
+    assert_eq!(c["metadata"]["finalizers"], json!(["x/a"]));
+}
+
+#[test]
+fn updaters_are_capped() {
+    let schema = stored(KindId::Deployment);
+    let mut live = object(json!({"replicas": 0}));
+    for i in 0..30 {
+        let mut next = live.clone();
+        next["metadata"]["labels"][format!("l{i}")] = "x".into();
+        track(&schema, Some(&live), &mut next, by(&format!("m{i}")));
+        live = next;
+    }
+    assert!(live["metadata"]["managedFields"].as_array().unwrap().len() <= 10);
+}

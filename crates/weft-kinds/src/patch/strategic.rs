@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Strategic merge, as `kubectl apply` sends it.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+
+use super::PatchError;
+use crate::schema::{List, PatchMerge, Schema, Shape};
+
+const DIRECTIVE: &str = "$patch";
+const RETAIN: &str = "$retainKeys";
+const ORDER: &str = "$setElementOrder/";
+const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
+
+type Done = Result<Value, PatchError>;
+
+/// Merges an object's patch; `path` is for messages.
+pub(super) fn object(
+    schema: Option<&Schema>,
+    current: &Value,
+    patch: &Map<String, Value>,
+    path: &str,
+) -> Done {
+    match patch.get(DIRECTIVE).and_then(Value::as_str) {
+        Some("replace") => return Ok(plain(patch)),
+        Some("delete") => return Ok(Value::Object(Map::new())),
+        Some("merge") | None => {}
+        Some(other) => return Err(unknown(path, other)),
+    }
+    let mut out = current.as_object().cloned().unwrap_or_default();
+    if let Some(keep) = patch.get(RETAIN).and_then(Value::as_array) {
+        out.retain(|name, _| keep.iter().any(|k| k == name.as_str()));
+    }
+    for (name, value) in patch {
+        let below = format!("{path}.{name}");
+        if let Some(list) = name.strip_prefix(DELETE_FROM) {
+            if let (Some(Value::Array(items)), Some(gone)) = (out.get_mut(list), value.as_array()) {
+                items.retain(|i| !gone.contains(i));
+            }
+        } else if !name.starts_with('$') {
+            merge_field(schema, &mut out, name, value, &below)?;
+        }
+    }
+    for (name, order) in patch {
+        if let Some((list, order)) = name.strip_prefix(ORDER).zip(order.as_array()) {
+            let before = current.get(list).and_then(Value::as_array);
+            let key = schema.and_then(|s| merge_key(s, list));
+            if let Some(Value::Array(items)) = out.get_mut(list) {
+                reorder(items, order, before.map_or(&[], Vec::as_slice), key);
+            }
+        }
+    }
+    Ok(Value::Object(out))
+}
+
+fn merge_field(
+    schema: Option<&Schema>,
+    out: &mut Map<String, Value>,
+    name: &str,
+    patch: &Value,
+    path: &str,
+) -> Result<(), PatchError> {
+    let inner = schema.and_then(|s| s.field(name)).map(|s| &**s);
+    let merged = match (patch, out.get(name)) {
+        (Value::Null, _) => {
+            out.shift_remove(name);
+            return Ok(());
+        }
+        (Value::Object(p), _) if p.get(DIRECTIVE).is_some_and(|d| d == "delete") => {
+            out.shift_remove(name);
+            return Ok(());
+        }
+        (Value::Object(p), Some(current @ Value::Object(_))) => object(inner, current, p, path)?,
+        (Value::Object(p), _) => object(inner, &Value::Object(Map::new()), p, path)?,
+        (Value::Array(p), current) => {
+            let current = current.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            match inner.map(|s| &s.shape) {
+                Some(Shape::List(list)) => merge_list(list, current, p, path)?,
+                _ => Value::Array(p.clone()),
+            }
+        }
+        (other, _) => other.clone(),
+    };
+    out.insert(name.to_owned(), merged);
+    Ok(())
+}
+
+fn merge_list(list: &List, current: &[Value], patch: &[Value], path: &str) -> Done {
+    let PatchMerge::By(key) = &list.patch else {
+        if list.patch == PatchMerge::Replace {
+            return Ok(Value::Array(patch.to_vec()));
+        }
+        let mut out = current.to_vec();
+        out.extend(patch.iter().filter(|p| !current.contains(p)).cloned());
+        return Ok(Value::Array(out));
+    };
+    let directive = |p: &Value| p.get(DIRECTIVE).and_then(Value::as_str).map(str::to_owned);
+    let mut out = current.to_vec();
+    if patch.iter().any(|p| p.get(&**key).is_none() && directive(p).as_deref() == Some("replace")) {
+        let kept = patch.iter().filter(|p| directive(p).is_none());
+        return Ok(Value::Array(kept.cloned().collect()));
+    }
+    for entry in patch {
+        let Value::Object(fields) = entry else { continue };
+        let Some(own) = fields.get(&**key) else {
+            return Err(PatchError::MergeKey { path: path.to_owned(), key: key.to_string() });
+        };
+        let at = out.iter().position(|o| o.get(&**key) == Some(own));
+        match directive(entry).as_deref() {
+            Some("delete") => out.retain(|o| o.get(&**key) != Some(own)),
+            None | Some("merge" | "replace") => {
+                let empty = Value::Object(Map::new());
+                let base = at.and_then(|at| out.get(at)).unwrap_or(&empty);
+                let merged = object(Some(&list.items), base, fields, path)?;
+                match at.and_then(|at| out.get_mut(at)) {
+                    Some(slot) => *slot = merged,
+                    None => out.push(merged),
+                }
+            }
+            Some(other) => return Err(unknown(path, other)),
+        }
+    }
+    Ok(Value::Array(out))
+}
+
+/// Brings a merged list into the order that the patch wants; entries that only the server has
+/// keep their places among those that both have.
+fn reorder(items: &mut Vec<Value>, order: &[Value], before: &[Value], key: Option<&str>) {
+    let id = |v: &Value| key.and_then(|k| v.get(k)).unwrap_or(v).to_string();
+    let rank = |list: &[Value]| -> HashMap<String, usize> {
+        list.iter().enumerate().map(|(i, v)| (id(v), i)).collect()
+    };
+    let (wanted, served) = (rank(order), rank(before));
+    let (mut named, others): (Vec<Value>, Vec<Value>) =
+        items.drain(..).partition(|v| wanted.contains_key(&id(v)));
+    named.sort_by_key(|v| wanted.get(&id(v)).copied());
+    let (mut left, mut right) = (named.into_iter().peekable(), others.into_iter().peekable());
+    while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
+        let server_first = match (served.get(&id(a)), served.get(&id(b))) {
+            (Some(a), Some(b)) => b < a,
+            _ => false,
+        };
+        items.extend(if server_first { right.next() } else { left.next() });
+    }
+    items.extend(left);
+    items.extend(right);
+}
+
+fn merge_key<'a>(schema: &'a Schema, list: &str) -> Option<&'a str> {
+    match &schema.field(list)?.shape {
+        Shape::List(List { patch: PatchMerge::By(key), .. }) => Some(key),
+        _ => None,
+    }
+}
+
+/// A patch's fields without its directives and nulls.
+fn plain(patch: &Map<String, Value>) -> Value {
+    let keep = patch.iter().filter(|(k, v)| !k.starts_with('$') && !v.is_null());
+    Value::Object(keep.map(|(k, v)| (k.clone(), v.clone())).collect())
+}
+
+fn unknown(path: &str, directive: &str) -> PatchError {
+    PatchError::Directive { path: path.to_owned(), directive: directive.to_owned() }
+}

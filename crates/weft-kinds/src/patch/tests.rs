@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+use serde_json::json;
+
+use super::*;
+use crate::kind::KindId;
+use crate::schema::stored;
+
+fn deployment(patch: &Value, current: &Value) -> Value {
+    strategic(&stored(KindId::Deployment), current, patch).unwrap()
+}
+
+fn pods(containers: Value) -> Value {
+    json!({"spec": {"template": {"spec": {"containers": containers}}}})
+}
+
+#[test]
+fn lists_merge_by_their_key_and_directives_are_obeyed() {
+    let current = pods(json!([
+        {"name": "a", "image": "a:1", "env": [{"name": "X", "value": "1"}]},
+        {"name": "b", "image": "b:1"},
+        {"name": "side", "image": "s:1"},
+    ]));
+    let patch = json!({"spec": {"template": {"spec": {
+        "$setElementOrder/containers": [{"name": "c"}, {"name": "a"}],
+        "containers": [
+            {"name": "a", "image": "a:2", "env": [{"name": "Y", "value": "2"}]},
+            {"name": "b", "$patch": "delete"},
+            {"name": "c", "image": "c:1"},
+        ],
+    }}}});
+    let wanted = pods(json!([
+        {"name": "c", "image": "c:1"},
+        {"name": "a", "image": "a:2", "env": [
+            {"name": "X", "value": "1"}, {"name": "Y", "value": "2"}]},
+        {"name": "side", "image": "s:1"},
+    ]));
+    assert_eq!(deployment(&patch, &current), wanted);
+}
+
+#[test]
+fn retain_keys_replace_and_null() {
+    let current = json!({"spec": {"replicas": 2, "paused": true, "strategy": {
+        "type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
+    let patch = json!({"spec": {"paused": null, "strategy": {
+        "$retainKeys": ["type"], "type": "Recreate"}}});
+    let wanted = json!({"spec": {"replicas": 2, "strategy": {"type": "Recreate"}}});
+    assert_eq!(deployment(&patch, &current), wanted);
+    let patch = json!({"spec": {"strategy": {"$patch": "replace", "type": "Recreate"}}});
+    assert_eq!(deployment(&patch, &current)["spec"]["strategy"], json!({"type": "Recreate"}));
+    let patch = json!({"spec": {"strategy": {"$patch": "delete"}}});
+    assert!(deployment(&patch, &current)["spec"].get("strategy").is_none());
+}
+
+#[test]
+fn scalar_lists_and_labels() {
+    let current = json!({"metadata": {"finalizers": ["a", "b"], "labels": {"x": "1", "y": "2"}}});
+    let patch = json!({"metadata": {
+        "finalizers": ["c"], "$deleteFromPrimitiveList/finalizers": ["a"],
+        "$setElementOrder/finalizers": ["c", "b"], "labels": {"x": null, "z": "3"}}});
+    let wanted = json!({"metadata": {"finalizers": ["c", "b"], "labels": {"y": "2", "z": "3"}}});
+    assert_eq!(deployment(&patch, &current), wanted);
+}
+
+#[test]
+fn a_missing_merge_key_is_named() {
+    let patch = pods(json!([{"image": "x"}]));
+    let error = strategic(&stored(KindId::Deployment), &json!({}), &patch).unwrap_err();
+    assert!(error.to_string().contains("the merge key \"name\" is missing"), "{error}");
+    let patch = json!({"spec": {"strategy": {"$patch": "explode"}}});
+    assert!(strategic(&stored(KindId::Deployment), &json!({}), &patch).is_err());
+    assert!(strategic(&stored(KindId::Deployment), &json!({}), &json!([])).is_err());
+}
+
+#[test]
+fn merge_patch_and_json_patch() {
+    let current = json!({"a": {"b": 1, "c": [1, 2]}});
+    assert_eq!(
+        merge(&current, &json!({"a": {"b": null, "c": [3]}})).unwrap(),
+        json!({"a": {"c": [3]}})
+    );
+    let ops = json!([
+        {"op": "test", "path": "/a/b", "value": 1},
+        {"op": "replace", "path": "/a/b", "value": 2},
+        {"op": "add", "path": "/a/c/-", "value": 3},
+    ]);
+    assert_eq!(operations(&current, &ops).unwrap(), json!({"a": {"b": 2, "c": [1, 2, 3]}}));
+    let failing = json!([{"op": "test", "path": "/a/b", "value": 9}]);
+    assert!(operations(&current, &failing).is_err());
+    assert!(operations(&current, &json!({"op": "x"})).is_err());
+}
