@@ -3,6 +3,14 @@
 # Runs the tour's tests: all of them, or those named. PYTHON chooses the interpreter.
 set -eu
 cd "$(dirname "$0")"
+# What ./test has unpacked, where it has.
+peers="$(cd ../.. && pwd)/target/peers"
+if [ -z "${PYTHON:-}" ] && [ -x "$peers/venv/bin/python" ]; then
+    PYTHON="$peers/venv/bin/python"
+    PYTHONPATH="$peers/consul/python-consul${PYTHONPATH:+:$PYTHONPATH}"
+    PATH="$peers/bin:$PATH"
+    export PYTHONPATH
+fi
 : "${PYTHON:=python3}"
 # The examples' own programs are started as python3, so its folder comes first.
 PATH="$(dirname "$(command -v "$PYTHON")"):$PATH"

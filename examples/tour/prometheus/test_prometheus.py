@@ -25,7 +25,7 @@ def url(weft):
 def prometheus(weft, tmp_path_factory):
     program = need(os.environ.get("PROMETHEUS", "prometheus"))
     folder = tmp_path_factory.mktemp("prometheus")
-    text = (HERE / "prometheus.yml").read_text()
+    text = (HERE / "scrape/prometheus.yml").read_text()
     config = folder / "prometheus.yml"
     config.write_text(text.replace("http://127.0.0.1:7080", weft.api))
     with socket.socket() as free:
