@@ -149,6 +149,9 @@ pub struct UpArgs {
     /// Skip the build commands that manifests declare.
     #[arg(long)]
     pub no_build: bool,
+    /// Seconds after which the doors are announced though not all is ready.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub ready_timeout: u64,
     /// Print plain lines even on a terminal.
     #[arg(long)]
     pub plain: bool,

@@ -1,3 +1,117 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The `weft` binary: roles, configuration, command line, assembly.
-fn main() {}
+//! The `weft` binary: roles, configuration, command line, assembly. The only crate that sees
+//! every other; what is in here connects rooms and decides nothing about traffic.
+
+mod builds;
+mod check;
+mod cli;
+mod client;
+mod data;
+mod exit;
+mod help;
+mod kubeconfig;
+mod manifest;
+mod ports;
+mod print;
+mod proxy;
+mod server;
+mod up;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{CommandFactory as _, Parser as _};
+
+use cli::{Cli, Command, MtlsCommand, ProxyCommand};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Few arenas and quick return of unused pages: a sidecar's memory is counted in megabytes.
+#[allow(non_upper_case_globals, unsafe_code)]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static malloc_conf: &[u8] = b"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,tcache_max:8192\0";
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(&cli);
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weft: {error:#}");
+            exit::code(&error)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Up(args) => up::run(*args),
+        Command::Down(args) => up::stop::down(&args),
+        Command::Reset(args) => up::stop::reset(&args),
+        Command::Server(args) => server::run(&args),
+        Command::Proxy(args) => match args.command {
+            Some(ProxyCommand::Status(client)) => wait(client::report::proxies(&client)),
+            None => proxy::run(&args),
+        },
+        Command::Apply(args) => wait(client::objects::apply(&args)),
+        Command::Get(args) => wait(client::objects::get(&args)),
+        Command::Describe(args) => wait(client::objects::describe(&args)),
+        Command::Delete(args) => wait(client::objects::delete(&args)),
+        Command::Status(args) => wait(client::report::status(&args)),
+        Command::Top(args) => wait(client::report::top(&args)),
+        Command::Mtls(MtlsCommand::Report(args)) => wait(client::report::mtls(&args)),
+        Command::Kubeconfig(args) => kubeconfig::write(&args),
+        Command::Schema(args) => check::print_schema(args.kind.as_deref()),
+        Command::Help(args) => help::run(&args),
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "weft", &mut out);
+            print::print_text(&String::from_utf8_lossy(&out));
+            Ok(())
+        }
+        Command::Man { dir } => man(&dir),
+        Command::Version => {
+            println!("weft {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    }
+}
+
+/// Runs a client command on a small runtime.
+fn wait<F: Future<Output = Result<()>>>(command: F) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+/// Where data directories are kept: `$XDG_STATE_HOME`, or `~/.local/state`.
+#[allow(clippy::disallowed_methods)] // the one place that reads these
+pub fn state_home() -> PathBuf {
+    let var = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty()).map(PathBuf::from);
+    var("XDG_STATE_HOME")
+        .or_else(|| var("HOME").map(|home| home.join(".local/state")))
+        .unwrap_or_else(|| PathBuf::from("/var/lib"))
+}
+
+fn man(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    clap_mangen::generate_to(Cli::command(), dir)
+        .with_context(|| format!("cannot write man pages into {}", dir.display()))?;
+    println!("written; read them with\n  man -l {}", dir.join("weft.1").display());
+    Ok(())
+}
+
+fn start_log(cli: &Cli) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(&cli.log).unwrap_or_else(|error| {
+        eprintln!("weft: --log {:?}: {error}; logging warnings", cli.log);
+        EnvFilter::new("warn")
+    });
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if cli.log_json {
+        log.json().init();
+    } else {
+        log.with_target(true).init();
+    }
+}

@@ -12,12 +12,10 @@ use weft_base::issue::{Issue, Severity};
 use weft_kinds::decode::{self, Document, Format};
 use weft_kinds::kind::{Kind, KindId};
 
-/// Annotation on a pod template: the program that stands in for its image.
-pub const COMMAND: &str = "weft.dev/command";
-/// Annotation on a Deployment: a command run once before anything starts.
+/// Annotation on a Deployment or its pod template: a command run once before anything starts.
 pub const BUILD: &str = "weft.dev/build";
-/// Set by `weft up`: the folder that relative commands start from.
-pub const FOLDER: &str = "weft.dev/folder";
+/// Annotation on a pod template: where its relative commands start from.
+const WORKDIR: &str = "weft.dev/workdir";
 
 const FILES_MAX: usize = 1_000;
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -131,8 +129,9 @@ fn one(
 
 /// `FILE:LINE: KIND NAME: FIELD: what is wrong`.
 fn mistake(file: &Path, document: Option<&Document>, text: &[u8], issue: &Issue) -> String {
+    let whole = std::str::from_utf8(text).unwrap_or("");
     let line = document
-        .and_then(|d| decode::line_of(text, d.line, &issue.path).or(Some(d.line)))
+        .and_then(|d| decode::line_of(whole, d.line, &issue.path).or(Some(d.line)))
         .map_or_else(String::new, |l| format!(":{l}"));
     let title = document.map_or_else(String::new, |d| {
         let kind = d.value.get("kind").and_then(Value::as_str).unwrap_or("object");
@@ -190,33 +189,43 @@ fn order(kind: KindId) -> u8 {
     }
 }
 
-/// Turns relative commands of pod templates into absolute ones and applies `--image`.
-pub fn resolve_commands(manifest: &mut Manifest, images: &[(String, String)]) {
-    let folder = fs::canonicalize(if manifest.folder.as_os_str().is_empty() {
+/// Makes relative commands of pod templates start from the manifest's folder.
+pub fn set_workdir(manifest: &mut Manifest) {
+    let folder = if manifest.folder.as_os_str().is_empty() {
         Path::new(".")
     } else {
-        &manifest.folder
-    })
-    .unwrap_or_else(|_| manifest.folder.clone());
+        manifest.folder.as_path()
+    };
+    let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     let template = match manifest.kind {
         KindId::Pod => Some(&mut manifest.object),
         KindId::Deployment | KindId::ReplicaSet => manifest.object.pointer_mut("/spec/template"),
         _ => None,
     };
-    let Some(template) = template.and_then(Value::as_object_mut) else { return };
-    let mapped = mapped_image(template, images);
-    let meta = template.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
-    let Some(meta) = meta.as_object_mut() else { return };
-    let annotations = meta.entry("annotations").or_insert_with(|| Value::Object(Map::new()));
-    let Some(annotations) = annotations.as_object_mut() else { return };
-    if let Some(command) = mapped {
-        annotations.insert(COMMAND.into(), Value::String(command));
-    }
-    annotations.insert(FOLDER.into(), Value::String(folder.display().to_string()));
+    let annotations = template.and_then(|t| child(t, "metadata")).and_then(|m| child(m, "annotations"));
+    let Some(annotations) = annotations.and_then(Value::as_object_mut) else { return };
+    let own = annotations.get(WORKDIR).and_then(Value::as_str).unwrap_or("");
+    let dir = folder.join(own).display().to_string();
+    annotations.insert(WORKDIR.into(), Value::String(dir));
 }
 
-fn mapped_image(template: &Map<String, Value>, images: &[(String, String)]) -> Option<String> {
-    let containers = template.get("spec")?.get("containers")?.as_array()?;
-    let image = containers.first()?.get("image")?.as_str()?;
-    images.iter().find(|(name, _)| name == image).map(|(_, command)| command.clone())
+/// The map under a key, made when it is missing.
+fn child<'a>(value: &'a mut Value, key: &str) -> Option<&'a mut Value> {
+    let map = value.as_object_mut()?;
+    Some(map.entry(key).or_insert_with(|| Value::Object(Map::new())))
+}
+
+/// `--image IMAGE=COMMAND` pairs.
+pub fn images(pairs: &[String]) -> Result<Vec<(String, String)>> {
+    pairs
+        .iter()
+        .map(|pair| match pair.split_once('=') {
+            Some((image, command)) if !image.is_empty() && !command.is_empty() => {
+                Ok((image.to_owned(), command.to_owned()))
+            }
+            _ => bail!(crate::exit::Usage(format!(
+                "--image {pair:?}: expected IMAGE=COMMAND, for example user:1.0=./user.py"
+            ))),
+        })
+        .collect()
 }

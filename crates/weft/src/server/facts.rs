@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What operators ask about, computed from snapshots: the other end of `client/report.rs`.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use weft_base::clock::{Clock, Mono};
+use weft_base::snapshot::Snapshot;
+use weft_kinds::kind::KindId;
+use weft_kinds::views::View;
+use weft_kinds::views::catalog::Status;
+use weft_kinds::world::{Door, Instance, Object, World};
+use weft_server::admin::Facts;
+
+use super::scrape::Loads;
+
+/// One proxy as control sees it.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyFact {
+    pub node: String,
+    pub connected: bool,
+    pub sent: u64,
+    pub applied: u64,
+    /// Name and reason of each resource it refused.
+    pub rejected: Vec<(String, String)>,
+}
+
+/// Where control tells about its proxies.
+pub trait ProxyFacts: Send + Sync + 'static {
+    fn all(&self) -> Vec<ProxyFact>;
+}
+
+pub struct ServerFacts {
+    pub world: Snapshot<World>,
+    pub loads: Loads,
+    pub proxies: Arc<dyn ProxyFacts>,
+    pub clock: Clock,
+    pub started: Mono,
+    pub trust_domain: String,
+    pub api: SocketAddr,
+}
+
+/// Something that is not well.
+struct Problem {
+    object: String,
+    reason: String,
+    next: String,
+}
+
+impl Facts for ServerFacts {
+    fn status(&self) -> Value {
+        let world = self.world.load();
+        let proxies = self.proxies.all();
+        let in_sync = proxies.iter().filter(|p| in_sync(p)).count();
+        let problems: Vec<Value> = self
+            .problems(&world, &proxies)
+            .into_iter()
+            .map(|p| json!({"object": p.object, "reason": p.reason, "next": p.next}))
+            .collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_s": self.clock.now().since(self.started).as_secs(),
+            "trust_domain": self.trust_domain,
+            "revision": world.revision(),
+            "proxies": proxies.len(),
+            "proxies_in_sync": in_sync,
+            "services": self.services(&world),
+            "problems": problems,
+        })
+    }
+
+    fn proxies(&self) -> Value {
+        let rows: Vec<Value> = self
+            .proxies
+            .all()
+            .into_iter()
+            .map(|p| {
+                let state = match () {
+                    () if !p.connected => "gone",
+                    () if !p.rejected.is_empty() => "refused some",
+                    () if p.applied < p.sent => "behind",
+                    () => "in sync",
+                };
+                let rejected: Vec<String> =
+                    p.rejected.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+                json!({
+                    "node": p.node, "connected": p.connected, "sent": p.sent,
+                    "applied": p.applied, "state": state, "rejected": rejected.join("; "),
+                })
+            })
+            .collect();
+        json!({ "proxies": rows })
+    }
+
+    fn endpoints(&self, namespace: &str, service: &str) -> Value {
+        let world = self.world.load();
+        let mut rows = Vec::new();
+        for instance in instances(&world) {
+            let fits = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
+            if fits(namespace, instance.service.namespace.as_str())
+                && fits(service, instance.service.name.as_str())
+            {
+                rows.extend(endpoint_rows(&world, instance, &self.trust_domain));
+            }
+        }
+        json!({ "endpoints": rows })
+    }
+
+    fn mtls(&self) -> Value {
+        let world = self.world.load();
+        let rows: Vec<Value> = service_names(&world)
+            .into_iter()
+            .map(|(namespace, name)| {
+                let load = self.loads.of(&format!("{namespace}/{name}"));
+                let all = world.instances(&namespace, &name);
+                let meshed = all.values().filter(|i| i.mesh).count();
+                let mode = match meshed {
+                    0 => "plaintext",
+                    n if n == all.len() => "mtls",
+                    _ => "mixed",
+                };
+                json!({
+                    "namespace": namespace, "service": name, "mode": mode,
+                    "mtls_requests": load.mtls_requests,
+                    "plaintext_requests": load.plaintext_requests,
+                    "bypassable": if all.is_empty() { "-" } else { "yes" },
+                    "strict": "NotEnforceable",
+                })
+            })
+            .collect();
+        json!({
+            "services": rows,
+            "notes": [
+                "Traffic between proxies is mutual TLS. In process mode each app's own port is an \
+                 ordinary loopback port: a program of this machine that connects to it directly is \
+                 neither encrypted nor identified, and STRICT cannot be enforced.",
+                "The upstream ports of a sidecar (<SERVICE>_ADDR) take connections of any program \
+                 of this machine, in that sidecar's name; its forward proxy asks for the pod's \
+                 credential.",
+            ],
+        })
+    }
+
+    fn targets(&self) -> Value {
+        let world = self.world.load();
+        let mut out = vec![json!({
+            "targets": [self.api.to_string()],
+            "labels": {"job": "weft-server", "__metrics_path__": "/metrics"},
+        })];
+        for object in world.objects(KindId::Pod, None) {
+            let View::Pod(pod) = &object.view else { continue };
+            if pod.is_finished() || pod.status.pod_ip.is_empty() {
+                continue;
+            }
+            let labels = json!({
+                "job": "weft-proxy", "namespace": &*object.key.namespace,
+                "pod": &*object.key.name, "__metrics_path__": "/metrics",
+            });
+            out.push(json!({"targets": [format!("{}:15020", pod.status.pod_ip)], "labels": labels}));
+            out.extend(app_target(object, &pod.status.pod_ip));
+        }
+        Value::Array(out)
+    }
+
+    fn metrics(&self) -> String {
+        let world = self.world.load();
+        let proxies = self.proxies.all();
+        let healthy = instances(&world).filter(|i| i.health != Status::Critical).count();
+        let rows: [(&str, &str, &str, u64); 9] = [
+            ("weft_panics_total", "counter", "Panics caught in tasks", weft_base::task::panics_total()),
+            ("weft_bugs_total", "counter", "Impossible states met", weft_base::error::bugs_total()),
+            ("weft_store_revision", "gauge", "Newest revision folded", world.revision()),
+            ("weft_objects", "gauge", "Objects stored", count(world.all_objects().count())),
+            ("weft_instances", "gauge", "Instances of all services", count(instances(&world).count())),
+            ("weft_instances_healthy", "gauge", "Instances not critical", count(healthy)),
+            ("weft_proxies", "gauge", "Proxies known", count(proxies.len())),
+            (
+                "weft_proxies_in_sync",
+                "gauge",
+                "Proxies that applied the newest generation",
+                count(proxies.iter().filter(|p| in_sync(p)).count()),
+            ),
+            (
+                "weft_uptime_seconds",
+                "gauge",
+                "Time since the server started",
+                self.clock.now().since(self.started).as_secs(),
+            ),
+        ];
+        let mut text = String::new();
+        for (name, kind, help, value) in rows {
+            let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} {kind}\n{name} {value}");
+        }
+        text
+    }
+}
+
+impl ServerFacts {
+    /// One row per service, as `weft status`, `weft top` and the live table show it.
+    pub fn services(&self, world: &World) -> Vec<Value> {
+        service_names(world)
+            .into_iter()
+            .map(|(namespace, name)| {
+                let load = self.loads.of(&format!("{namespace}/{name}"));
+                let all = world.instances(&namespace, &name);
+                let ready =
+                    all.values().filter(|i| i.health != Status::Critical && !i.draining).count();
+                json!({
+                    "namespace": namespace, "service": name,
+                    "instances": all.len(), "ready": ready,
+                    "rps": round(load.rps), "errors_per_s": round(load.errors_per_s),
+                    "p50_ms": load.p50_ms.map(round), "p99_ms": load.p99_ms.map(round),
+                })
+            })
+            .collect()
+    }
+
+    fn problems(&self, world: &World, proxies: &[ProxyFact]) -> Vec<Problem> {
+        let mut out = Vec::new();
+        for object in world.all_objects() {
+            object_problems(object, &mut out);
+        }
+        for (namespace, name) in service_names(world) {
+            let all = world.instances(&namespace, &name);
+            if !all.is_empty() && all.values().all(|i| i.health == Status::Critical) {
+                out.push(Problem {
+                    object: format!("service {namespace}/{name}"),
+                    reason: format!("none of its {} instances is healthy", all.len()),
+                    next: format!("weft get endpoints {name} -n {namespace} -o wide"),
+                });
+            }
+        }
+        for proxy in proxies.iter().filter(|p| p.connected) {
+            for (name, why) in &proxy.rejected {
+                out.push(Problem {
+                    object: format!("proxy {}", proxy.node),
+                    reason: format!("refused {name}: {why}"),
+                    next: "its last good form stays in use; mend the object it came from".into(),
+                });
+            }
+        }
+        out
+    }
+}
+
+/// Bad conditions, unreadable objects, pods that do not run.
+fn object_problems(object: &Object, out: &mut Vec<Problem>) {
+    let row = object.key.kind.row();
+    let title = if object.key.namespace.is_empty() {
+        format!("{} {}", row.singular, object.key.name)
+    } else {
+        format!("{} {}/{}", row.singular, object.key.namespace, object.key.name)
+    };
+    let flag = if row.namespaced { format!(" -n {}", object.key.namespace) } else { String::new() };
+    let describe = format!("weft describe {} {}{flag}", row.singular, object.key.name);
+    if let View::Invalid(issues) = &object.view {
+        out.push(Problem { object: title, reason: issues.to_string(), next: describe });
+        return;
+    }
+    if object.key.kind == KindId::Pod {
+        for container in list(&object.raw, "/status/containerStatuses") {
+            let waiting = container.pointer("/state/waiting");
+            let Some(reason) = waiting.and_then(|w| w.get("reason")).and_then(Value::as_str) else {
+                continue;
+            };
+            if matches!(reason, "ContainerCreating" | "PodInitializing") {
+                continue;
+            }
+            let message = waiting.and_then(|w| w.get("message")).and_then(Value::as_str);
+            out.push(Problem {
+                object: title.clone(),
+                reason: format!("{reason}: {}", message.unwrap_or("no message")),
+                next: format!("kubectl logs {}{flag} --previous", object.key.name),
+            });
+        }
+        return;
+    }
+    let own = list(&object.raw, "/status/conditions");
+    let parents = list(&object.raw, "/status/parents");
+    let of_parents = parents.iter().flat_map(|p| list(p, "/conditions"));
+    for condition in own.iter().cloned().chain(of_parents) {
+        let word = |key: &str| condition.get(key).and_then(Value::as_str).unwrap_or("");
+        let wanted = matches!(
+            word("type"),
+            "Accepted" | "Programmed" | "ResolvedRefs" | "Available" | "Enforceable" | "Effective"
+        );
+        if wanted && word("status") == "False" {
+            out.push(Problem {
+                object: title.clone(),
+                reason: format!("{}: {}", word("reason"), word("message")),
+                next: describe.clone(),
+            });
+        }
+    }
+}
+
+fn endpoint_rows(world: &World, instance: &Instance, trust_domain: &str) -> Vec<Value> {
+    let (health, why) = match (instance.draining, instance.health) {
+        (true, _) => ("draining", "it is being removed"),
+        (_, Status::Critical) => ("unhealthy", "a check is critical, or its probe does not hold"),
+        (_, Status::Warning) => ("warning", "a check warns; it still takes traffic"),
+        (_, Status::Passing) => ("healthy", ""),
+    };
+    let identity = if instance.mesh && !instance.service_account.is_empty() {
+        let namespace = &instance.service.namespace;
+        format!("spiffe://{trust_domain}/ns/{namespace}/sa/{}", instance.service_account)
+    } else {
+        String::new()
+    };
+    let source = match instance.origin {
+        Door::Kubernetes => "kubernetes",
+        Door::Consul => "consul",
+    };
+    let namespace = instance.service.namespace.as_str();
+    let service = world.get(KindId::Service, namespace, instance.service.name.as_str());
+    instance
+        .ports
+        .iter()
+        .map(|port| {
+            json!({
+                "namespace": namespace,
+                "service": instance.service.name.as_str(),
+                "port": service_port(service.map(|s| &**s), &port.name).unwrap_or(port.port),
+                "instance": &*instance.id,
+                "address": SocketAddr::new(instance.address, port.port).to_string(),
+                "health": health, "weight": instance.weight, "source": source,
+                "node": &*instance.node, "identity": identity, "why": why,
+            })
+        })
+        .collect()
+}
+
+/// The Service's own port for a port name.
+fn service_port(service: Option<&Object>, name: &str) -> Option<u16> {
+    let ports = list(&service?.raw, "/spec/ports");
+    let named = ports.iter().find(|p| p.get("name").and_then(Value::as_str).unwrap_or("") == name);
+    u16::try_from(named?.get("port")?.as_u64()?).ok()
+}
+
+/// A pod that asks to be scraped by annotation.
+fn app_target(object: &Object, ip: &str) -> Option<Value> {
+    let note = |key: &str| object.meta.annotation(key);
+    if note("prometheus.io/scrape") != Some("true") {
+        return None;
+    }
+    let port = note("prometheus.io/port")?;
+    Some(json!({
+        "targets": [format!("{ip}:{port}")],
+        "labels": {
+            "job": "pods", "namespace": &*object.key.namespace, "pod": &*object.key.name,
+            "__metrics_path__": note("prometheus.io/path").unwrap_or("/metrics"),
+        },
+    }))
+}
+
+/// Services with a Service object or with instances.
+fn service_names(world: &World) -> BTreeSet<(String, String)> {
+    let objects = world
+        .objects(KindId::Service, None)
+        .map(|o| (o.key.namespace.to_string(), o.key.name.to_string()));
+    let instances = instances(world)
+        .map(|i| (i.service.namespace.to_string(), i.service.name.to_string()));
+    objects.chain(instances).collect()
+}
+
+fn instances(world: &World) -> impl Iterator<Item = &Arc<Instance>> {
+    world.services_with_instances().flat_map(|(_, all)| all.values())
+}
+
+fn in_sync(proxy: &ProxyFact) -> bool {
+    proxy.connected && proxy.applied >= proxy.sent && proxy.rejected.is_empty()
+}
+
+fn list(value: &Value, pointer: &str) -> Vec<Value> {
+    value.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default()
+}
+
+fn round(x: f64) -> f64 {
+    (x * 10.0).round() / 10.0
+}
+
+fn count(n: usize) -> u64 {
+    n as u64
+}
