@@ -1,4 +1,144 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Services, instances, checks, resources; folds the log into World.
+//! L2: what users and health checks said, kept. Owns the store and the one writer that folds its
+//! log into [`World`]; writes Kubernetes-style objects ([`Objects`]) and the Consul catalog
+//! ([`catalog`]); runs the controllers that turn what is wanted into what is.
+//!
+//! Called by every door, the agent's link and the binary. Control reads [`Registry::watch_world`]
+//! and hands statuses back as data; it never sees the store.
 
 pub mod catalog;
+pub mod controllers;
+pub mod objects;
+mod pump;
+mod seeds;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::broadcast;
+use weft_base::clock::Clock;
+use weft_base::rng::Rng;
+use weft_base::snapshot::Snapshot;
+use weft_base::task::TaskGroup;
+use weft_kinds::world::World;
+use weft_store::{Revision, Store, StoreError};
+
+pub use objects::{
+    Change, DeleteOptions, Deleted, ObjectError, ObjectEvent, ObjectWatch, Objects, Part,
+    Preconditions, Propagation, WriteOptions,
+};
+pub use pump::{WorldChange, WorldWatch};
+
+/// A handle to the one registry of this process. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn Store>,
+    clock: Clock,
+    tasks: TaskGroup,
+    world: Snapshot<World>,
+    changes: broadcast::Sender<Arc<pump::Change>>,
+    catalog: catalog::Handle,
+    rng: Mutex<Rng>,
+}
+
+// === impl Registry ===
+
+impl Registry {
+    /// Reads the whole store into a World, starts folding its log, and writes what every server
+    /// has from the start (namespaces `default` and `kube-system`, GatewayClass `weft`).
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        clock: Clock,
+        tasks: TaskGroup,
+    ) -> Result<Self, RegistryError> {
+        let rng = Rng::from_system();
+        let (pump, world, changes) = pump::load(store.clone()).await?;
+        let inner = Inner {
+            store: store.clone(),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+            catalog: catalog::Handle::new(store.clone(), world.clone(), clock),
+            world,
+            changes,
+            rng: Mutex::new(rng),
+        };
+        tasks.spawn("registry pump", pump.run(tasks.clone()));
+        tasks.spawn("store ticks", pump::tick(store, tasks.clone()));
+        let registry = Self { inner: Arc::new(inner) };
+        registry.inner.catalog.run(&tasks);
+        seeds::write(&registry).await?;
+        Ok(registry)
+    }
+
+    /// The World now, and a way to wait for the next one.
+    pub fn world(&self) -> Snapshot<World> {
+        self.inner.world.clone()
+    }
+
+    /// The World now.
+    pub fn now(&self) -> Arc<World> {
+        self.inner.world.load()
+    }
+
+    /// Every change of the World after the one returned.
+    pub fn watch_world(&self) -> (Arc<World>, WorldWatch) {
+        let changes = self.inner.changes.subscribe();
+        let world = self.now();
+        let watch = WorldWatch::new(changes, self.inner.world.clone(), world.revision());
+        (world, watch)
+    }
+
+    /// Waits until the World holds everything up to `revision`: read your own writes. Returns at
+    /// once when it does; never when the registry has stopped. Cancel-safe.
+    pub async fn wait_revision(&self, revision: Revision) -> Arc<World> {
+        let mut world = self.inner.world.clone();
+        loop {
+            let now = world.load();
+            if now.revision() >= revision.0 || !world.changed().await {
+                return now;
+            }
+        }
+    }
+
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.inner.store
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.inner.clock
+    }
+
+    pub fn tasks(&self) -> &TaskGroup {
+        &self.inner.tasks
+    }
+
+    /// Kubernetes-style objects.
+    pub fn objects(&self) -> Objects {
+        Objects::new(self.clone())
+    }
+
+    /// What Consul clients register.
+    pub fn catalog(&self) -> &catalog::Handle {
+        &self.inner.catalog
+    }
+
+    pub(crate) fn with_rng<R>(&self, f: impl FnOnce(&mut Rng) -> R) -> R {
+        f(&mut self.inner.rng.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Why the registry did not open.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the first objects could not be written: {0}")]
+    Seed(#[from] ObjectError),
+}

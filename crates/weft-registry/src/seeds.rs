@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What every server has from the start. Written once; a user's changes to it stay.
+
+use serde_json::{Value, json};
+use weft_kinds::kind::KindId;
+
+use crate::objects::admit::GATEWAY_CONTROLLER;
+use crate::{ObjectError, Registry, WriteOptions};
+
+fn seeds() -> [(KindId, Value); 3] {
+    let namespace = |name: &str| {
+        json!({
+            "metadata": { "name": name, "labels": { "kubernetes.io/metadata.name": name } },
+            "spec": { "finalizers": ["kubernetes"] },
+            "status": { "phase": "Active" },
+        })
+    };
+    let class = json!({
+        "metadata": { "name": "weft" },
+        "spec": {
+            "controllerName": GATEWAY_CONTROLLER,
+            "description": "Gateways served by weft's own proxy",
+        },
+    });
+    [
+        (KindId::Namespace, namespace("default")),
+        (KindId::Namespace, namespace("kube-system")),
+        (KindId::GatewayClass, class),
+    ]
+}
+
+pub(crate) async fn write(registry: &Registry) -> Result<(), ObjectError> {
+    for (kind, object) in seeds() {
+        match registry.objects().create(kind, "", object, WriteOptions::SYSTEM).await {
+            Ok(_) | Err(ObjectError::AlreadyExists { .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
