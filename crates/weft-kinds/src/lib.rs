@@ -2,11 +2,13 @@
 //! The users' nouns: Kubernetes, Gateway API, Istio and Consul records, the schema engine, World.
 
 pub mod apply;
+pub mod builtin;
 pub mod cel;
 pub mod check;
 pub mod codes;
 pub mod decode;
 pub mod kind;
+pub mod openapi;
 pub mod patch;
 pub mod schema;
 pub mod views;
