@@ -71,8 +71,9 @@ pub trait Source: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Session {
     pub key: SessionKey,
-    /// The newest desired view; closed when the session is superseded.
-    pub views: watch::Receiver<Arc<View>>,
+    /// The newest desired view; closed when the session is superseded. `None` while the server
+    /// itself does not know the mesh yet: an empty view would take everything from the proxy.
+    pub views: watch::Receiver<Option<Arc<View>>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -218,12 +219,15 @@ impl<S: Source> Serving<'_, S> {
     async fn run(
         &self,
         machine: &mut Machine,
-        views: &mut watch::Receiver<Arc<View>>,
+        views: &mut watch::Receiver<Option<Arc<View>>>,
         requests: &mut Streaming<DeltaDiscoveryRequest>,
         tasks: &TaskGroup,
     ) -> Result<&'static str, Refusal> {
+        let offer = |machine: &mut Machine, view: Option<Arc<View>>| {
+            view.map(|view| machine.offer(view)).unwrap_or_default()
+        };
         let first = views.borrow_and_update().clone();
-        let mut outputs = machine.offer(first);
+        let mut outputs = offer(machine, first);
         loop {
             for output in outputs {
                 if !self.put(output).await {
@@ -237,7 +241,10 @@ impl<S: Source> Serving<'_, S> {
                     Err(_) => return Ok("the connection was lost"),
                 },
                 changed = views.changed() => match changed {
-                    Ok(()) => machine.offer(views.borrow_and_update().clone()),
+                    Ok(()) => {
+                        let view = views.borrow_and_update().clone();
+                        offer(machine, view)
+                    }
                     Err(_) => return Err(Refusal::Unavailable(
                         "the node opened another stream, or left the mesh".to_owned(),
                     )),
