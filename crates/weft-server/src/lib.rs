@@ -1,2 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The doors: Kubernetes-style HTTP, Consul HTTP, DNS, admin.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation
+    )
+)]
+
+pub mod consul;

@@ -99,6 +99,11 @@ impl Handle {
         }))
     }
 
+    /// The revision that the World has reached: at least that of every write that returned.
+    pub fn revision(&self) -> u64 {
+        self.0.world.load().revision()
+    }
+
     /// Does what falls due until the group drains.
     pub fn run(&self, tasks: &TaskGroup) {
         let (handle, group) = (self.clone(), tasks.clone());

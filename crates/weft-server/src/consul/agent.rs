@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/v1/agent/*`, the reading half: this node, its services, its checks.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+use weft_base::name::fnv1a;
+use weft_kinds::world::RegistrationKey;
+
+use super::Door;
+use super::error::Refusal;
+use super::filter::Filter;
+use super::http::Ask;
+use super::index::Topic;
+use super::params::WAIT_DEFAULT;
+use super::reply::Reply;
+use super::view::{Entry, View, aggregated};
+use super::{shapes, status};
+
+impl Door {
+    pub(super) fn agent_self(&self) -> Result<Reply, Refusal> {
+        let own = self.own();
+        let version = &own.version;
+        Ok(Reply::json(json!({
+            "Config": {
+                "Datacenter": own.datacenter,
+                "PrimaryDatacenter": own.datacenter,
+                "NodeName": own.node.node,
+                "NodeID": own.node.id,
+                "Revision": "",
+                "Server": true,
+                "Version": version,
+                "BuildDate": "1970-01-01T00:00:01Z",
+            },
+            "DebugConfig": {},
+            "Coord": status::origin(),
+            "Member": self.member(false),
+            "Stats": {
+                "agent": {"check_monitors": "0", "check_ttls": "0", "checks": "0", "services": "0"},
+                "build": {"prerelease": "", "revision": "", "version": version},
+                "consul": {
+                    "acl": "disabled",
+                    "bootstrap": "true",
+                    "known_datacenters": "1",
+                    "leader": "true",
+                    "leader_addr": self.leader_address(),
+                    "server": "true",
+                },
+                "raft": {"num_peers": "0", "state": "Leader"},
+                "runtime": {"arch": std::env::consts::ARCH, "os": std::env::consts::OS},
+                "serf_lan": {"members": "1"},
+                "serf_wan": {"members": "1"},
+            },
+            "Meta": own.node.meta,
+            "xDS": {"SupportedProxies": {"envoy": []}, "Port": -1, "Ports": {"Plaintext": -1, "TLS": -1}},
+        })))
+    }
+
+    pub(super) fn agent_version(&self) -> Result<Reply, Refusal> {
+        Ok(Reply::json(json!({
+            "SHA": "",
+            "BuildDate": "1970-01-01T00:00:01Z",
+            "HumanVersion": self.own().version,
+            "FIPS": "",
+        })))
+    }
+
+    pub(super) fn agent_host(&self) -> Result<Reply, Refusal> {
+        Ok(Reply::json(json!({
+            "Memory": null,
+            "CPU": null,
+            "Host": {
+                "hostname": self.own().node.node,
+                "os": std::env::consts::OS,
+                "kernelArch": std::env::consts::ARCH,
+            },
+            "Disk": null,
+            "CollectionTime": 0,
+            "Errors": null,
+        })))
+    }
+
+    pub(super) fn agent_members(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let members = vec![self.member(ask.params.flag("wan"))];
+        Ok(Reply::json(Value::Array(
+            filter(ask)?.map_or(Ok(members.clone()), |f| f.apply(members))?,
+        )))
+    }
+
+    pub(super) fn agent_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let view = self.view();
+        let filter = filter(ask)?;
+        let mut out = Map::new();
+        for entry in own_entries(&view, &ask.namespace) {
+            let shape = shapes::agent_service(&entry.service, self.own());
+            if filter.as_ref().map_or(Ok(true), |f| f.holds(&shape))? {
+                out.insert(entry.service.id.to_string(), shape);
+            }
+        }
+        Ok(Reply::json(Value::Object(out)))
+    }
+
+    pub(super) async fn agent_service(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let node = self.own().node.node.clone();
+        let known = ask.params.filled("hash").map(str::to_owned);
+        let wait = match ask.params.filled("wait") {
+            None => WAIT_DEFAULT,
+            Some(_) => ask.params.blocking()?.wait,
+        };
+        let until = tokio::time::sleep(self.jittered(wait.max(Duration::from_millis(1))));
+        tokio::pin!(until);
+        let mut moves = self.indexes().subscribe(&Topic::Node(node));
+        loop {
+            let reply = self.agent_service_now(ask)?;
+            let (shape, hash) = reply;
+            if known.as_deref() != Some(hash.as_str()) {
+                return Ok(Reply::json(shape).with("X-Consul-ContentHash", hash));
+            }
+            tokio::select! {
+                () = moves.moved() => {}
+                () = &mut until => {
+                    return Ok(Reply::json(shape).with("X-Consul-ContentHash", hash));
+                }
+                () = self.0.tasks.draining() => {
+                    return Ok(Reply::json(shape).with("X-Consul-ContentHash", hash));
+                }
+            }
+        }
+    }
+
+    fn agent_service_now(&self, ask: &Ask) -> Result<(Value, String), Refusal> {
+        let view = self.view();
+        let key = RegistrationKey {
+            namespace: ask.namespace.clone(),
+            node: self.own().node.node.clone(),
+            id: ask.argument.as_str().into(),
+        };
+        let Some(service) = view.world.catalog().registration(&key).filter(|r| r.agent) else {
+            return Err(Refusal::not_found(format!("unknown service ID: {}", ask.argument)));
+        };
+        let mut shape = shapes::agent_service(service, self.own());
+        let hash = format!("{:016x}", fnv1a(shape.to_string().as_bytes()));
+        if let Value::Object(map) = &mut shape {
+            map.insert("ContentHash".into(), json!(hash));
+        }
+        Ok((shape, hash))
+    }
+
+    pub(super) fn agent_checks(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let view = self.view();
+        let filter = filter(ask)?;
+        let mut out = Map::new();
+        for check in view.checks_on_node(&ask.namespace, &self.own().node.node) {
+            // What others wrote about this node is in the catalog; here is what its agent knows.
+            if !check.record.typed().agent {
+                continue;
+            }
+            let shape = shapes::check(&check, 0);
+            if filter.as_ref().map_or(Ok(true), |f| f.holds(&shape))? {
+                out.insert(check.record.id.to_string(), shape);
+            }
+        }
+        Ok(Reply::json(Value::Object(out)))
+    }
+
+    pub(super) fn agent_health_id(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let view = self.view();
+        let found = own_entries(&view, &ask.namespace)
+            .into_iter()
+            .find(|entry| *entry.service.id == *ask.argument);
+        let Some(entry) = found else {
+            let text = format!("ServiceId {} not found", ask.argument);
+            return Ok(
+                health_reply(ask, "critical", json!(text)).with_status(StatusCode::NOT_FOUND)
+            );
+        };
+        let shape = shapes::agent_health(&entry, self.own());
+        Ok(health_reply(ask, aggregated(&entry.checks), shape))
+    }
+
+    pub(super) fn agent_health_name(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let view = self.view();
+        let entries: Vec<Entry> = own_entries(&view, &ask.namespace)
+            .into_iter()
+            .filter(|entry| *entry.service.service == *ask.argument)
+            .collect();
+        if entries.is_empty() {
+            let text = format!("ServiceName {} Not Found", ask.argument);
+            return Ok(
+                health_reply(ask, "critical", json!(text)).with_status(StatusCode::NOT_FOUND)
+            );
+        }
+        let shapes: Vec<Value> =
+            entries.iter().map(|e| shapes::agent_health(e, self.own())).collect();
+        let worst = aggregated(entries.iter().flat_map(|e| &e.checks));
+        Ok(health_reply(ask, worst, Value::Array(shapes)))
+    }
+
+    fn member(&self, wan: bool) -> Value {
+        let own = self.own();
+        let name = match wan {
+            true => format!("{}.{}", own.node.node, own.datacenter),
+            false => own.node.node.to_string(),
+        };
+        json!({
+            "Name": name,
+            "Addr": own.node.address,
+            "Port": if wan { 8302 } else { 8301 },
+            "Tags": {
+                "acls": "0",
+                "build": own.version,
+                "dc": own.datacenter,
+                "id": own.node.id,
+                "port": "8300",
+                "role": "consul",
+                "vsn": "2",
+            },
+            "Status": 1,
+            "ProtocolMin": 1,
+            "ProtocolMax": 5,
+            "ProtocolCur": 2,
+            "DelegateMin": 2,
+            "DelegateMax": 5,
+            "DelegateCur": 4,
+        })
+    }
+}
+
+// === helpers ===
+
+/// The filter that a request gives, if any.
+pub(super) fn filter(ask: &Ask) -> Result<Option<Filter>, Refusal> {
+    ask.params.filled("filter").map(Filter::parse).transpose()
+}
+
+/// What is registered with this node's agent.
+fn own_entries(view: &View, ns: &str) -> Vec<Entry> {
+    let mut out = view.on_node(ns, &view.own.node.node);
+    out.retain(|entry| entry.service.agent);
+    out
+}
+
+/// 200 passing, 429 warning, 503 anything worse; `?format=text` is the word alone.
+fn health_reply(ask: &Ask, status: &str, shape: Value) -> Reply {
+    let code = match status {
+        "passing" => StatusCode::OK,
+        "warning" => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let reply = match ask.params.get("format") {
+        Some("text") => Reply::text(code, status),
+        _ => Reply::json(shape).with_status(code),
+    };
+    reply.with("X-Consul-Reason", status.to_owned())
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/v1/agent/*`, the writing half: registrations on this node, and what checks report.
+
+use weft_kinds::views::catalog::Status;
+use weft_kinds::world::{CheckKey, RegistrationKey};
+use weft_registry::catalog::{CatalogError, ServiceRequest};
+
+use super::Door;
+use super::body::{self, Fields};
+use super::error::Refusal;
+use super::http::Ask;
+use super::register;
+use super::reply::Reply;
+use super::routes::Endpoint;
+
+impl Door {
+    pub(super) async fn service_register(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let body = body::object(&ask.body)?;
+        let mut registration = register::service(&body, "", "Name", true)?;
+        let node = self.own().node.clone();
+        registration.namespace = self.namespace(ask, &body)?;
+        registration.node.clone_from(&node.node);
+        let checks = register::service_checks(&body, &registration)?;
+        let replace_checks = ask.params.flag("replace-existing-checks");
+        let sidecar = register::sidecar(&body, &registration)?;
+        let namespace = registration.namespace.clone();
+        self.catalog()
+            .register_service(ServiceRequest {
+                registration,
+                checks,
+                replace_checks,
+                node: (*node).clone(),
+                update_node: false,
+            })
+            .await?;
+        if let Some(mut sidecar) = sidecar {
+            sidecar.namespace = namespace;
+            sidecar.node.clone_from(&node.node);
+            self.catalog()
+                .register_service(ServiceRequest {
+                    registration: sidecar,
+                    node: (*node).clone(),
+                    ..ServiceRequest::default()
+                })
+                .await?;
+        }
+        self.settled().await;
+        Ok(Reply::empty())
+    }
+
+    pub(super) async fn service_deregister(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let key = self.service_key(ask)?;
+        match self.catalog().deregister_service(&key).await {
+            Err(CatalogError::UnknownService { id }) => Err(self.unknown_service(ask, &id)),
+            other => {
+                other?;
+                self.settled().await;
+                Ok(Reply::empty())
+            }
+        }
+    }
+
+    pub(super) async fn service_maintenance(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let key = self.service_key(ask)?;
+        let (enable, reason) = maintenance(ask)?;
+        match self.catalog().service_maintenance(&key, enable, reason).await {
+            Err(CatalogError::UnknownService { id }) => Err(self.unknown_service(ask, &id)),
+            other => {
+                other?;
+                self.settled().await;
+                Ok(Reply::empty())
+            }
+        }
+    }
+
+    pub(super) async fn agent_maintenance(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let (enable, reason) = maintenance(ask)?;
+        let node = &self.own().node;
+        self.catalog().register_node(node, false).await?;
+        self.catalog().node_maintenance(&ask.namespace, &node.node, enable, reason).await?;
+        self.settled().await;
+        Ok(Reply::empty())
+    }
+
+    pub(super) async fn check_register(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let body = body::object(&ask.body)?;
+        let mut check = register::check(&body, true)?;
+        if check.name.is_empty() {
+            return Err(Refusal::bad("Missing check name"));
+        }
+        if check.id.is_empty() {
+            check.id.clone_from(&check.name);
+        }
+        check.namespace = self.namespace(ask, &body)?;
+        check.node.clone_from(&self.own().node.node);
+        self.catalog().register_check(&self.own().node, check).await?;
+        self.settled().await;
+        Ok(Reply::empty())
+    }
+
+    pub(super) async fn check_deregister(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let key = self.check_key(ask)?;
+        self.catalog().deregister_check(&key).await?;
+        self.settled().await;
+        Ok(Reply::empty())
+    }
+
+    pub(super) async fn check_report(
+        &self,
+        endpoint: Endpoint,
+        ask: &Ask,
+    ) -> Result<Reply, Refusal> {
+        let status = match endpoint {
+            Endpoint::CheckPass => Status::Passing,
+            Endpoint::CheckWarn => Status::Warning,
+            _ => Status::Critical,
+        };
+        let note = ask.params.get("note").unwrap_or_default();
+        let key = self.check_key(ask)?;
+        self.catalog().report_ttl(&key, status, note).await?;
+        self.settled().await;
+        Ok(Reply::empty())
+    }
+
+    pub(super) async fn check_update(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let body = body::object(&ask.body)?;
+        let fields = Fields::new(&body, "");
+        let text = fields.text("Status")?;
+        let status =
+            Status::parse(&text).ok_or_else(|| Refusal::bad(register::bad_status(&text)))?;
+        let output = fields.text("Output")?;
+        let key = self.check_key(ask)?;
+        self.catalog().report_ttl(&key, status, &output).await?;
+        self.settled().await;
+        Ok(Reply::empty())
+    }
+
+    /// Waits until this door's own reads show what the catalog wrote.
+    pub(super) async fn settled(&self) {
+        self.indexes().reached(self.catalog().revision()).await;
+    }
+
+    /// The namespace of a body, else of the query.
+    fn namespace(
+        &self,
+        ask: &Ask,
+        body: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<std::sync::Arc<str>, Refusal> {
+        let named = Fields::new(body, "").text("Namespace")?;
+        Ok(if named.is_empty() { ask.namespace.clone() } else { named.into() })
+    }
+
+    fn service_key(&self, ask: &Ask) -> Result<RegistrationKey, Refusal> {
+        if ask.argument.is_empty() {
+            return Err(Refusal::bad("Missing service ID"));
+        }
+        Ok(RegistrationKey {
+            namespace: ask.namespace.clone(),
+            node: self.own().node.node.clone(),
+            id: ask.argument.as_str().into(),
+        })
+    }
+
+    fn check_key(&self, ask: &Ask) -> Result<CheckKey, Refusal> {
+        if ask.argument.is_empty() {
+            return Err(Refusal::bad("Missing check ID"));
+        }
+        Ok(CheckKey {
+            namespace: ask.namespace.clone(),
+            node: self.own().node.node.clone(),
+            id: ask.argument.as_str().into(),
+        })
+    }
+
+    /// Unknown here; or known, but the Kubernetes door's.
+    fn unknown_service(&self, ask: &Ask, id: &str) -> Refusal {
+        match self.view().kubernetes_instance(&ask.namespace, id) {
+            Some(service) => CatalogError::Owned {
+                namespace: ask.namespace.to_string(),
+                service: service.to_string(),
+                owner: "Kubernetes".to_owned(),
+            }
+            .into(),
+            None => CatalogError::UnknownService { id: id.to_owned() }.into(),
+        }
+    }
+}
+
+fn maintenance(ask: &Ask) -> Result<(bool, &str), Refusal> {
+    let enable = match ask.params.get("enable") {
+        None => return Err(Refusal::bad("Missing value for enable")),
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => true,
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => false,
+        Some(other) => {
+            return Err(Refusal::bad(format!("Invalid value for enable: {other:?}")));
+        }
+    };
+    Ok((enable, ask.params.get("reason").unwrap_or_default()))
+}

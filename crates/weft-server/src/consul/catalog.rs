@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/v1/catalog/*`: all nodes and services; registrations on behalf of others.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+use weft_base::name::slug;
+use weft_kinds::views::catalog::NodeRecord;
+use weft_kinds::world::{CheckKey, RegistrationKey};
+use weft_registry::catalog::{CatalogError, ServiceRequest};
+
+use super::Door;
+use super::agent::filter;
+use super::body::{self, Fields};
+use super::error::Refusal;
+use super::http::Ask;
+use super::index::Topic;
+use super::register;
+use super::reply::Reply;
+use super::shapes;
+use super::view::{Entry, View};
+
+impl Door {
+    pub(super) async fn catalog_register(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let body = body::object(&ask.body)?;
+        self.check_datacenter(&body)?;
+        let fields = Fields::new(&body, "");
+        let node = register::node(&body, &self.own().datacenter)?;
+        let update_node = !fields.flag("SkipNodeUpdate")?;
+        let service = match fields.object("Service")? {
+            None => None,
+            Some(part) => Some(self.catalog_registration(ask, part, &node)?),
+        };
+        let checks = register::catalog_checks(&body, service.as_ref())?;
+        let Some(registration) = service else {
+            self.catalog().register_node(&node, update_node).await?;
+            for mut check in checks {
+                check.namespace = ask.namespace.clone();
+                check.node.clone_from(&node.node);
+                self.catalog().register_check(&node, check).await?;
+            }
+            self.settled().await;
+            return Ok(Reply::json(Value::Bool(true)));
+        };
+        let (own, others): (Vec<_>, Vec<_>) =
+            checks.into_iter().partition(|c| c.service_id == registration.id);
+        let request = ServiceRequest {
+            registration,
+            checks: own,
+            replace_checks: false,
+            node: node.clone(),
+            update_node,
+        };
+        self.catalog().register_service(request).await?;
+        for mut check in others {
+            check.namespace = ask.namespace.clone();
+            check.node.clone_from(&node.node);
+            self.catalog().register_check(&node, check).await?;
+        }
+        self.settled().await;
+        Ok(Reply::json(Value::Bool(true)))
+    }
+
+    fn catalog_registration(
+        &self,
+        ask: &Ask,
+        part: &Map<String, Value>,
+        node: &NodeRecord,
+    ) -> Result<weft_kinds::views::catalog::Registration, Refusal> {
+        let mut registration = register::service(part, "Service.", "Service", false)?;
+        let named = Fields::new(part, "Service.").text("Namespace")?;
+        registration.namespace =
+            if named.is_empty() { ask.namespace.clone() } else { named.into() };
+        registration.node.clone_from(&node.node);
+        Ok(registration)
+    }
+
+    pub(super) async fn catalog_deregister(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let body = body::object(&ask.body)?;
+        self.check_datacenter(&body)?;
+        let fields = Fields::new(&body, "");
+        let node: Arc<str> = fields.text("Node")?.into();
+        if node.is_empty() {
+            return Err(Refusal::bad("Must provide node"));
+        }
+        let namespace = ask.namespace.clone();
+        let (service, check) = (fields.text("ServiceID")?, fields.text("CheckID")?);
+        let done = if !service.is_empty() {
+            let key = RegistrationKey { namespace, node, id: service.into() };
+            self.catalog().deregister_service(&key).await
+        } else if !check.is_empty() {
+            let key = CheckKey { namespace, node, id: check.into() };
+            self.catalog().deregister_check(&key).await
+        } else {
+            self.catalog().deregister_node(&node).await
+        };
+        match done {
+            // What is gone already is as it was asked to be.
+            Ok(())
+            | Err(CatalogError::UnknownService { .. } | CatalogError::UnknownCheck { .. }) => {}
+            Err(other) => return Err(other.into()),
+        }
+        self.settled().await;
+        Ok(Reply::json(Value::Bool(true)))
+    }
+
+    pub(super) fn catalog_datacenters(&self, _ask: &Ask) -> Result<Reply, Refusal> {
+        Ok(Reply::json(json!([self.own().datacenter])))
+    }
+
+    pub(super) async fn catalog_nodes(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let (blocking, filter, meta) =
+            (ask.params.blocking()?, filter(ask)?, ask.params.node_meta());
+        self.read(Topic::Nodes, &blocking, |view, index| {
+            let nodes = view.nodes();
+            let shown = nodes.iter().filter(|node| has_meta(node, &meta));
+            let shapes = shown.map(|node| shapes::node(node, &view.own, index)).collect();
+            kept(filter.as_ref(), shapes)
+        })
+        .await
+    }
+
+    pub(super) async fn catalog_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let (blocking, filter, meta) =
+            (ask.params.blocking()?, filter(ask)?, ask.params.node_meta());
+        let ns = ask.namespace.clone();
+        self.read(Topic::Services(ns.clone()), &blocking, |view, index| {
+            let mut out = Map::new();
+            for (name, tags) in view.services(&ns) {
+                if meta.is_empty() && filter.is_none() {
+                    out.insert(name.to_string(), json!(tags));
+                    continue;
+                }
+                let mut seen = false;
+                let mut tags: Vec<Arc<str>> = Vec::new();
+                for entry in view.entries(&ns, &name) {
+                    let shape = shapes::catalog_service(&entry, &view.own, index);
+                    let holds = filter.as_ref().map_or(Ok(true), |f| f.holds(&shape))?;
+                    if *entry.service.service == *name && has_meta(&entry.node, &meta) && holds {
+                        seen = true;
+                        tags.extend(entry.service.tags.iter().cloned());
+                    }
+                }
+                tags.sort();
+                tags.dedup();
+                if seen {
+                    out.insert(name.to_string(), json!(tags));
+                }
+            }
+            Ok(Value::Object(out))
+        })
+        .await
+    }
+
+    pub(super) async fn catalog_service(&self, ask: &Ask, connect: bool) -> Result<Reply, Refusal> {
+        let wanted = Wanted::of(ask, connect)?;
+        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let topic = match connect {
+            // Proxies of a service are instances of another one.
+            true => Topic::Checks,
+            false => Topic::Catalog(ask.namespace.clone(), slug(&ask.argument).into()),
+        };
+        self.read(topic, &blocking, |view, index| {
+            let entries = wanted.entries(view);
+            let shapes =
+                entries.iter().map(|e| shapes::catalog_service(e, &view.own, index)).collect();
+            kept(filter.as_ref(), shapes)
+        })
+        .await
+    }
+
+    pub(super) async fn catalog_node(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let name = node_name(ask)?;
+        self.read(Topic::Node(name.as_str().into()), &blocking, |view, index| {
+            if !view.has_node(&name) {
+                return Ok(Value::Null);
+            }
+            let mut services = Map::new();
+            for entry in view.on_node(&ask.namespace, &name) {
+                let shape = shapes::service(&entry.service, index);
+                if filter.as_ref().map_or(Ok(true), |f| f.holds(&shape))? {
+                    services.insert(entry.service.id.to_string(), shape);
+                }
+            }
+            let node = shapes::node(&view.node(&name), &view.own, index);
+            Ok(json!({"Node": node, "Services": services}))
+        })
+        .await
+    }
+
+    pub(super) async fn catalog_node_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let name = node_name(ask)?;
+        self.read(Topic::Node(name.as_str().into()), &blocking, |view, index| {
+            if !view.has_node(&name) {
+                return Ok(json!({"Node": null, "Services": null}));
+            }
+            let entries = view.on_node(&ask.namespace, &name);
+            let shapes = entries.iter().map(|e| shapes::service(&e.service, index)).collect();
+            let node = shapes::node(&view.node(&name), &view.own, index);
+            Ok(json!({"Node": node, "Services": kept(filter.as_ref(), shapes)?}))
+        })
+        .await
+    }
+
+    /// A body may name a datacentre too.
+    fn check_datacenter(&self, body: &Map<String, Value>) -> Result<(), Refusal> {
+        let dc = Fields::new(body, "").text("Datacenter")?;
+        if dc.is_empty() || dc.eq_ignore_ascii_case(&self.own().datacenter) {
+            return Ok(());
+        }
+        Err(Refusal::internal("No path to datacenter"))
+    }
+}
+
+/// The instances that a query by service name wants.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub namespace: Arc<str>,
+    pub service: String,
+    pub tags: Vec<String>,
+    pub meta: Vec<(String, String)>,
+    /// Only what speaks Connect for the service: its proxies, and itself when native.
+    pub connect: bool,
+}
+
+// === impl Wanted ===
+
+impl Wanted {
+    pub fn of(ask: &Ask, connect: bool) -> Result<Self, Refusal> {
+        if ask.argument.is_empty() {
+            return Err(Refusal::bad("Missing service name"));
+        }
+        Ok(Self {
+            namespace: ask.namespace.clone(),
+            service: ask.argument.clone(),
+            tags: ask.params.all("tag").filter(|t| !t.is_empty()).map(str::to_owned).collect(),
+            meta: ask.params.node_meta(),
+            connect: connect || ask.params.flag("connect"),
+        })
+    }
+
+    pub fn entries(&self, view: &View) -> Vec<Entry> {
+        let mut found = match self.connect {
+            false => view.entries(&self.namespace, &self.service),
+            true => self.connected(view),
+        };
+        found.retain(|entry| {
+            let tags = &entry.service.tags;
+            self.tags.iter().all(|want| tags.iter().any(|t| t.eq_ignore_ascii_case(want)))
+                && has_meta(&entry.node, &self.meta)
+        });
+        found
+    }
+
+    fn connected(&self, view: &View) -> Vec<Entry> {
+        let services = view.services(&self.namespace);
+        let all = services.keys().flat_map(|name| view.entries(&self.namespace, name));
+        all.filter(|entry| {
+            let service = &entry.service;
+            let native = service.connect.as_ref().is_some_and(|c| c["Native"] == true);
+            let serves = service.proxy.as_ref().is_some_and(|p| {
+                *service.kind == *"connect-proxy"
+                    && p["DestinationServiceName"] == self.service.as_str()
+            });
+            serves || (native && *service.service == *self.service)
+        })
+        .collect()
+    }
+}
+
+// === helpers ===
+
+pub(super) fn has_meta(node: &NodeRecord, wanted: &[(String, String)]) -> bool {
+    wanted.iter().all(|(k, v)| node.meta.get(k.as_str()).is_some_and(|found| **found == **v))
+}
+
+/// What a filter leaves of a list.
+pub(super) fn kept(
+    filter: Option<&super::filter::Filter>,
+    items: Vec<Value>,
+) -> Result<Value, Refusal> {
+    Ok(Value::Array(match filter {
+        Some(filter) => filter.apply(items)?,
+        None => items,
+    }))
+}
+
+pub(super) fn node_name(ask: &Ask) -> Result<String, Refusal> {
+    match ask.argument.is_empty() {
+        true => Err(Refusal::bad("Missing node name")),
+        false => Ok(ask.argument.clone()),
+    }
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a Consul client is told when a request is refused: a status and one line of text.
+
+use http::StatusCode;
+use weft_registry::catalog::CatalogError;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: StatusCode,
+    pub text: String,
+    /// For 405: the methods that would do.
+    pub allow: Option<&'static str>,
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, text: text.into(), allow: None }
+    }
+
+    pub fn bad(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    pub fn not_found(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, text)
+    }
+
+    pub fn internal(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    }
+}
+
+impl From<CatalogError> for Refusal {
+    fn from(error: CatalogError) -> Self {
+        let status = match &error {
+            CatalogError::UnknownService { .. } | CatalogError::UnknownCheck { .. } => {
+                StatusCode::NOT_FOUND
+            }
+            CatalogError::Owned { .. } => StatusCode::CONFLICT,
+            CatalogError::TooMuch { .. } | CatalogError::Invalid(_) => StatusCode::BAD_REQUEST,
+            CatalogError::Contended | CatalogError::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            CatalogError::NoSuchService { .. }
+            | CatalogError::NotTtl { .. }
+            | CatalogError::Store(_)
+            | CatalogError::Encode(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}

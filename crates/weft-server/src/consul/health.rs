@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/v1/health/*`: instances with the checks that decide about them.
+
+use serde_json::{Value, json};
+use weft_base::name::slug;
+use weft_kinds::views::catalog::Status;
+
+use super::Door;
+use super::agent::filter;
+use super::catalog::{Wanted, has_meta, kept, node_name};
+use super::error::Refusal;
+use super::http::Ask;
+use super::index::Topic;
+use super::params::Params;
+use super::reply::Reply;
+use super::shapes;
+
+impl Door {
+    pub(super) async fn health_service(&self, ask: &Ask, connect: bool) -> Result<Reply, Refusal> {
+        let wanted = Wanted::of(ask, connect)?;
+        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let passing = passing(&ask.params)?;
+        let topic = match wanted.connect {
+            true => Topic::Checks,
+            false => Topic::Health(ask.namespace.clone(), slug(&ask.argument).into()),
+        };
+        self.read(topic, &blocking, |view, index| {
+            let mut entries = wanted.entries(view);
+            if passing {
+                entries.retain(|e| e.status() == Status::Passing && !e.draining);
+            }
+            let shapes =
+                entries.iter().map(|e| shapes::health_entry(e, &view.own, index)).collect();
+            kept(filter.as_ref(), shapes)
+        })
+        .await
+    }
+
+    /// No ingress gateways of Consul's kind are served; the answer is as for one without services.
+    pub(super) async fn health_ingress(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let blocking = ask.params.blocking()?;
+        self.read(Topic::Still, &blocking, |_, _| Ok(json!([]))).await
+    }
+
+    pub(super) async fn health_checks(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let wanted = Wanted::of(ask, false)?;
+        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let topic = Topic::Health(ask.namespace.clone(), slug(&ask.argument).into());
+        self.read(topic, &blocking, |view, index| {
+            let entries = wanted.entries(view);
+            // The service's own checks: those of its nodes are asked for with the node.
+            let own = entries.iter().flat_map(|entry| {
+                entry.checks.iter().filter(|check| !check.record.service_id.is_empty())
+            });
+            kept(filter.as_ref(), own.map(|check| shapes::check(check, index)).collect())
+        })
+        .await
+    }
+
+    pub(super) async fn health_node(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let name = node_name(ask)?;
+        self.read(Topic::NodeHealth(name.as_str().into()), &blocking, |view, index| {
+            if !view.has_node(&name) {
+                return Ok(json!([]));
+            }
+            let checks = view.checks_on_node(&ask.namespace, &name);
+            kept(filter.as_ref(), checks.iter().map(|c| shapes::check(c, index)).collect())
+        })
+        .await
+    }
+
+    pub(super) async fn health_state(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let (blocking, filter, meta) =
+            (ask.params.blocking()?, filter(ask)?, ask.params.node_meta());
+        let state = match ask.argument.as_str() {
+            "any" => None,
+            text => Some(Status::parse(text).ok_or_else(|| {
+                Refusal::bad(format!(
+                    "unknown check state {text:?}; use any, passing, warning or critical"
+                ))
+            })?),
+        };
+        self.read(Topic::Checks, &blocking, |view, index| {
+            let mut checks = view.all_checks(&ask.namespace);
+            checks.retain(|c| {
+                state.is_none_or(|s| s == c.status)
+                    && (meta.is_empty() || has_meta(&view.node(&c.record.node), &meta))
+            });
+            let shapes: Vec<Value> = checks.iter().map(|c| shapes::check(c, index)).collect();
+            kept(filter.as_ref(), shapes)
+        })
+        .await
+    }
+}
+
+/// `?passing`, which Consul reads more strictly than its other flags.
+fn passing(params: &Params) -> Result<bool, Refusal> {
+    match params.get("passing") {
+        None => Ok(false),
+        Some("" | "1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
+        Some(_) => Err(Refusal::bad("Invalid value for ?passing")),
+    }
+}

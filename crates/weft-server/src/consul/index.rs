@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Consul's index: for each thing that a query may ask, the revision at which the answer last
+//! changed. A blocked query waits for its own topic alone; a change of anything else neither
+//! wakes it nor moves its index.
+//!
+//! One task feeds it the pump's Worlds ([`Indexes::advance`]); endpoints read World and index
+//! together, so an index is never newer than the data it came with.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use weft_base::name::ServiceKey;
+use weft_kinds::world::{ReadKey, World, WorldDelta};
+
+use super::view::{Entry, Identity, View};
+
+/// What a query's answer depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// The names and tags of a namespace's services.
+    Services(Arc<str>),
+    /// A service's instances, not their health. By slug.
+    Catalog(Arc<str>, Arc<str>),
+    /// A service's instances with their checks.
+    Health(Arc<str>, Arc<str>),
+    /// The list of nodes.
+    Nodes,
+    /// A node and the instances on it.
+    Node(Arc<str>),
+    /// Its checks.
+    NodeHealth(Arc<str>),
+    /// Any check.
+    Checks,
+    /// Nothing that ever changes.
+    Still,
+}
+
+/// The table. One per door.
+#[derive(Debug)]
+pub struct Indexes {
+    own: Arc<Identity>,
+    state: Mutex<State>,
+    /// The revision that reads here show.
+    reached: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    world: Arc<World>,
+    topics: HashMap<Topic, watch::Sender<u64>>,
+    /// The index of what has not changed since this.
+    base: u64,
+    /// The index of services and nodes that are not there: when the last one went.
+    gone: u64,
+}
+
+/// A wait for one topic. Letting go of the last one lets go of a topic that is not there.
+#[derive(Debug)]
+pub struct Subscription {
+    moves: Option<watch::Receiver<u64>>,
+    topic: Topic,
+    indexes: Arc<Indexes>,
+}
+
+// === impl Subscription ===
+
+impl Subscription {
+    /// Resolves when the index moved since the last call. Cancel-safe.
+    pub async fn moved(&mut self) {
+        let gone = match &mut self.moves {
+            Some(moves) => moves.changed().await.is_err(),
+            None => true,
+        };
+        if gone {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.moves = None;
+        let mut state = self.indexes.state();
+        let idle = state.topics.get(&self.topic).is_some_and(|s| s.receiver_count() == 0);
+        if idle && !exists(&state.world, &self.topic) {
+            state.topics.remove(&self.topic);
+        }
+    }
+}
+
+// === impl Indexes ===
+
+impl Indexes {
+    /// Every answer counts as changed at the World's revision, so that a client that knew an
+    /// older one looks again.
+    pub fn new(own: Arc<Identity>, world: Arc<World>) -> Self {
+        let base = world.revision().max(1);
+        let state = State { world, topics: HashMap::new(), base, gone: base };
+        Self { own, state: Mutex::new(state), reached: watch::Sender::new(base) }
+    }
+
+    /// Waits until reads show everything up to a revision: read your own writes. Cancel-safe.
+    pub async fn reached(&self, revision: u64) {
+        // The table itself holds the sender, so this cannot fail.
+        let _ = self.reached.subscribe().wait_for(|now| *now >= revision).await;
+    }
+
+    /// What is true now, and since when the topic's answer is as it is.
+    pub fn read(&self, topic: &Topic) -> (View, u64) {
+        let state = self.state();
+        let view = View { world: state.world.clone(), own: self.own.clone() };
+        let index = state.index(topic);
+        (view, index)
+    }
+
+    pub fn view(&self) -> View {
+        View { world: self.state().world.clone(), own: self.own.clone() }
+    }
+
+    /// Tells when the topic's index moves. To miss nothing, subscribe before reading.
+    pub fn subscribe(self: &Arc<Self>, topic: &Topic) -> Subscription {
+        let mut state = self.state();
+        let index = state.index(topic);
+        let sender = state.topics.entry(topic.clone());
+        let moves = sender.or_insert_with(|| watch::Sender::new(index)).subscribe();
+        drop(state);
+        Subscription { moves: Some(moves), topic: topic.clone(), indexes: self.clone() }
+    }
+
+    /// How many topics are kept, for metrics and tests.
+    pub fn len(&self) -> usize {
+        self.state().topics.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes over the next World. Without a delta (some were missed) everything moves.
+    pub fn advance(&self, world: Arc<World>, delta: Option<&WorldDelta>) {
+        let now = world.revision().max(1);
+        let before = self.view();
+        let after = View { world: world.clone(), own: self.own.clone() };
+        let Some(delta) = delta else {
+            let mut state = self.state();
+            state.world = world;
+            state.base = now;
+            state.gone = now;
+            for sender in state.topics.values() {
+                sender.send_replace(now);
+            }
+            drop(state);
+            self.reached.send_replace(now);
+            return;
+        };
+        let moved = moved(&before, &after, delta);
+        let mut state = self.state();
+        state.world = world;
+        for topic in moved {
+            state.bump(topic, now, &after);
+        }
+        drop(state);
+        self.reached.send_replace(now);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn index(&self, topic: &Topic) -> u64 {
+        if let Some(sender) = self.topics.get(topic) {
+            return *sender.borrow();
+        }
+        if exists(&self.world, topic) { self.base } else { self.gone }
+    }
+
+    /// Moves a topic on. One of something that is gone, and that nobody waits for, is let go.
+    fn bump(&mut self, topic: Topic, now: u64, after: &View) {
+        let there = exists(&after.world, &topic);
+        if !there {
+            self.gone = now;
+        }
+        let sender = self.topics.entry(topic.clone()).or_insert_with(|| watch::Sender::new(0));
+        sender.send_replace(now);
+        if !there && sender.receiver_count() == 0 {
+            self.topics.remove(&topic);
+        }
+    }
+}
+
+// === helpers ===
+
+/// Whether what the topic is about is there; the index of what is not is `gone`.
+fn exists(world: &World, topic: &Topic) -> bool {
+    match topic {
+        Topic::Services(_) | Topic::Nodes | Topic::Checks | Topic::Still => true,
+        Topic::Catalog(ns, slug) | Topic::Health(ns, slug) => !world.instances(ns, slug).is_empty(),
+        Topic::Node(name) | Topic::NodeHealth(name) => {
+            world.catalog().node(name).is_some() || world.catalog().on_node(name).next().is_some()
+        }
+    }
+}
+
+/// The topics whose answer differs between two looks.
+fn moved(before: &View, after: &View, delta: &WorldDelta) -> Vec<Topic> {
+    let mut services: BTreeSet<ServiceKey> = BTreeSet::new();
+    let mut nodes: BTreeSet<Arc<str>> = BTreeSet::new();
+    for key in delta.iter() {
+        match key {
+            ReadKey::Instances(service) | ReadKey::Catalog(service) => {
+                services.insert(service.clone());
+            }
+            ReadKey::CatalogNode(name) => {
+                nodes.insert(name.clone());
+            }
+            ReadKey::Node(name) => {
+                nodes.insert(name.clone());
+                services.extend(on_node(before, name));
+                services.extend(on_node(after, name));
+            }
+            _ => {}
+        }
+    }
+    let mut out = Vec::new();
+    let mut checks = false;
+    for service in &services {
+        checks |= moved_service(before, after, service, &mut nodes, &mut out);
+    }
+    for node in nodes {
+        checks |= moved_node(before, after, node, &mut out);
+    }
+    if checks {
+        out.push(Topic::Checks);
+    }
+    let names: BTreeSet<Arc<str>> =
+        services.iter().map(|s| Arc::from(s.namespace.as_str())).collect();
+    for ns in names {
+        if services_differ(before, after, &ns, &services) {
+            out.push(Topic::Services(ns));
+        }
+    }
+    out
+}
+
+fn moved_service(
+    before: &View,
+    after: &View,
+    service: &ServiceKey,
+    nodes: &mut BTreeSet<Arc<str>>,
+    out: &mut Vec<Topic>,
+) -> bool {
+    let (ns, slug): (Arc<str>, Arc<str>) =
+        (service.namespace.as_str().into(), service.name.as_str().into());
+    let was = before.entries_by_slug(&ns, &slug);
+    let is = after.entries_by_slug(&ns, &slug);
+    if was == is {
+        return false;
+    }
+    for entry in was.iter().chain(&is) {
+        let name = &entry.node.node;
+        let on = |entries: &[Entry]| entries.iter().any(|e| e.node.node == *name);
+        // A node may be listed only for the pods on it.
+        if on(&was) != on(&is) && after.world.catalog().node(name).is_none() {
+            out.push(Topic::Nodes);
+        }
+        nodes.insert(name.clone());
+    }
+    out.push(Topic::Health(ns.clone(), slug.clone()));
+    if !same_instances(&was, &is) {
+        out.push(Topic::Catalog(ns, slug));
+    }
+    true
+}
+
+fn moved_node(before: &View, after: &View, node: Arc<str>, out: &mut Vec<Topic>) -> bool {
+    let (was, is) = (before.node(&node), after.node(&node));
+    let known = |view: &View| view.world.catalog().node(&node).is_some();
+    if was != is || known(before) != known(after) {
+        out.push(Topic::Nodes);
+    }
+    // A node's own topics follow anything on it: fewer are asked than services.
+    out.push(Topic::Node(node.clone()));
+    out.push(Topic::NodeHealth(node.clone()));
+    before.node_checks(&node) != after.node_checks(&node)
+}
+
+fn same_instances(was: &[Entry], is: &[Entry]) -> bool {
+    was.len() == is.len()
+        && was.iter().zip(is).all(|(a, b)| a.node == b.node && a.service == b.service)
+}
+
+/// Whether names or tags of any touched service differ.
+fn services_differ(before: &View, after: &View, ns: &str, touched: &BTreeSet<ServiceKey>) -> bool {
+    let shown = |view: &View, service: &ServiceKey| -> BTreeSet<(Arc<str>, Vec<Arc<str>>)> {
+        let entries = view.entries_by_slug(ns, service.name.as_str());
+        let mut out: std::collections::BTreeMap<Arc<str>, BTreeSet<Arc<str>>> =
+            std::collections::BTreeMap::new();
+        for entry in entries {
+            let tags = out.entry(entry.service.service.clone()).or_default();
+            tags.extend(entry.service.tags.iter().cloned());
+        }
+        out.into_iter().map(|(name, tags)| (name, tags.into_iter().collect())).collect()
+    };
+    touched
+        .iter()
+        .filter(|s| s.namespace.as_str() == ns)
+        .any(|service| shown(before, service) != shown(after, service))
+}
+
+fn on_node(view: &View, node: &str) -> Vec<ServiceKey> {
+    let here = view.world.catalog().on_node(node);
+    here.filter_map(|(key, r)| {
+        ServiceKey::new(&key.namespace, &weft_base::name::slug(&r.service)).ok()
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which topics move with which change.
+
+use weft_kinds::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Registration, Status};
+use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey};
+
+use super::*;
+
+struct Rig {
+    world: World,
+    table: Arc<Indexes>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let node =
+            NodeRecord { node: "n".into(), address: "127.0.0.1".into(), ..Default::default() };
+        let own = Identity { node: Arc::new(node), datacenter: "dc1".into(), version: "1".into() };
+        let world = World::new();
+        let table = Arc::new(Indexes::new(Arc::new(own), Arc::new(world.clone())));
+        Self { world, table }
+    }
+
+    fn put(&mut self, key: StoreKey, value: Option<&impl serde::Serialize>) {
+        let bytes = value.map(|v| serde_json::to_vec(v).unwrap());
+        let revision = self.world.revision() + 10;
+        let delta = self.world.apply(&key.to_string(), bytes.as_deref(), revision);
+        self.table.advance(Arc::new(self.world.clone()), Some(&delta));
+    }
+
+    fn register(&mut self, service: &str, tags: &[&str]) {
+        let registration = Registration {
+            id: service.into(),
+            service: service.into(),
+            node: "n".into(),
+            namespace: "default".into(),
+            tags: tags.iter().map(|t| (*t).into()).collect(),
+            ..Registration::default()
+        };
+        self.put(StoreKey::Registration(place(service)), Some(&registration));
+        let check = CheckRecord {
+            id: format!("service:{service}").into(),
+            node: "n".into(),
+            namespace: "default".into(),
+            service_id: service.into(),
+            ..CheckRecord::default()
+        };
+        self.put(StoreKey::Check(check_place(service)), Some(&check));
+    }
+
+    fn tell(&mut self, service: &str, status: Status, output: &str) {
+        let status = CheckStatus { status, output: output.into() };
+        self.put(StoreKey::CheckStatus(check_place(service)), Some(&status));
+    }
+
+    fn at(&self, topic: &Topic) -> u64 {
+        self.table.read(topic).1
+    }
+}
+
+fn place(id: &str) -> RegistrationKey {
+    RegistrationKey { namespace: "default".into(), node: "n".into(), id: id.into() }
+}
+
+fn check_place(service: &str) -> CheckKey {
+    let id = format!("service:{service}").into();
+    CheckKey { namespace: "default".into(), node: "n".into(), id }
+}
+
+fn services() -> Topic {
+    Topic::Services("default".into())
+}
+
+fn catalog(of: &str) -> Topic {
+    Topic::Catalog("default".into(), of.into())
+}
+
+fn health(of: &str) -> Topic {
+    Topic::Health("default".into(), of.into())
+}
+
+#[test]
+fn an_index_moves_only_for_what_its_query_sees() {
+    let mut rig = Rig::new();
+    rig.register("web", &["a"]);
+    rig.register("api", &[]);
+    let (names, web, api) = (rig.at(&services()), rig.at(&catalog("web")), rig.at(&health("api")));
+    rig.tell("web", Status::Passing, "");
+    let now = rig.world.revision();
+    assert_eq!(rig.at(&health("web")), now, "its health moved");
+    assert_eq!(rig.at(&Topic::Checks), now);
+    assert_eq!(rig.at(&catalog("web")), web, "its registration did not");
+    assert_eq!(rig.at(&services()), names, "nor the list of services");
+    assert_eq!(rig.at(&health("api")), api, "nor another's health");
+    rig.register("web", &["a", "b"]);
+    assert!(rig.at(&services()) > names, "a tag is in the list");
+    assert!(rig.at(&catalog("web")) > web);
+}
+
+#[test]
+fn a_removal_moves_the_index_of_what_is_gone_and_of_nothing_else() {
+    let mut rig = Rig::new();
+    rig.register("web", &[]);
+    rig.register("api", &[]);
+    let (web, api) = (rig.at(&health("web")), rig.at(&health("api")));
+    rig.put(StoreKey::Check(check_place("web")), None::<&CheckRecord>);
+    rig.put(StoreKey::Registration(place("web")), None::<&Registration>);
+    assert!(rig.at(&health("web")) > web);
+    assert_eq!(rig.at(&health("api")), api);
+    let gone = rig.at(&health("web"));
+    rig.tell("api", Status::Passing, "");
+    assert_eq!(rig.at(&health("web")), gone, "what is not there does not change");
+}
+
+#[tokio::test]
+async fn a_wait_for_what_is_not_there_ends_when_it_comes_and_leaves_nothing_behind() {
+    let mut rig = Rig::new();
+    rig.register("api", &[]);
+    let kept = rig.table.len();
+    for n in 0..100 {
+        drop(rig.table.subscribe(&health(&format!("nobody-{n}"))));
+    }
+    assert_eq!(rig.table.len(), kept, "topics of nothing are let go");
+    let mut wait = rig.table.subscribe(&health("web"));
+    let before = rig.at(&health("web"));
+    rig.register("web", &[]);
+    wait.moved().await;
+    assert!(rig.at(&health("web")) > before);
+}
+
+#[tokio::test]
+async fn missed_changes_move_everything() {
+    let mut rig = Rig::new();
+    rig.register("web", &[]);
+    let mut wait = rig.table.subscribe(&health("web"));
+    rig.world.apply("/s/other", Some(b"{}"), 9_000);
+    rig.table.advance(Arc::new(rig.world.clone()), None);
+    wait.moved().await;
+    assert_eq!((rig.at(&health("web")), rig.at(&services())), (9_000, 9_000));
+    rig.table.reached(9_000).await;
+}

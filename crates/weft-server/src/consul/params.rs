@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A request's query, read by Consul's rules: flags count by presence, some names repeat.
+
+use std::time::Duration;
+
+use super::duration;
+use super::error::Refusal;
+
+/// The longest that a blocking query waits, and how long when it does not say.
+pub const WAIT_MAX: Duration = Duration::from_secs(600);
+pub const WAIT_DEFAULT: Duration = Duration::from_secs(300);
+/// Parameters of one request.
+const PARAMS_MAX: usize = 128;
+
+#[derive(Clone, Debug, Default)]
+pub struct Params(Vec<(String, String)>);
+
+/// How a read may wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocking {
+    /// Answer once the index is past this; 0 answers at once.
+    pub index: u64,
+    pub wait: Duration,
+    pub stale: bool,
+    pub consistent: bool,
+}
+
+// === impl Params ===
+
+impl Params {
+    /// # Errors
+    /// When there are too many parameters to be meant.
+    pub fn parse(query: Option<&str>) -> Result<Self, Refusal> {
+        let mut pairs = Vec::new();
+        for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
+            if pairs.len() >= PARAMS_MAX {
+                return Err(Refusal::bad(format!(
+                    "the query has more than {PARAMS_MAX} parameters; send fewer"
+                )));
+            }
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            pairs.push((decode(name, true), decode(value, true)));
+        }
+        Ok(Self(pairs))
+    }
+
+    /// The first value of a parameter.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The first value that says something.
+    pub fn filled(&self, name: &str) -> Option<&str> {
+        self.get(name).filter(|value| !value.is_empty())
+    }
+
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A flag is set by being there, unless it says that it is not: `?passing`, `?passing=1`,
+    /// `?passing=True` are set, `?passing=false` is not.
+    pub fn flag(&self, name: &str) -> bool {
+        self.get(name)
+            .is_some_and(|value| !matches!(value, "0" | "f" | "F" | "false" | "FALSE" | "False"))
+    }
+
+    /// # Errors
+    /// When `index` or `wait` does not parse, or consistency modes conflict.
+    pub fn blocking(&self) -> Result<Blocking, Refusal> {
+        let (stale, consistent) = (self.flag("stale"), self.flag("consistent"));
+        if stale && consistent {
+            return Err(Refusal::bad(
+                "Cannot specify ?stale with ?consistent, conflicting semantics.",
+            ));
+        }
+        let index = match self.filled("index") {
+            None => 0,
+            Some(text) => text.parse().map_err(|_| Refusal::bad("Invalid index"))?,
+        };
+        let wait = match self.filled("wait") {
+            None => WAIT_DEFAULT,
+            Some(text) => duration::parse(text).ok_or_else(|| Refusal::bad("Invalid wait time"))?,
+        };
+        let wait = if wait.is_zero() { WAIT_DEFAULT } else { wait.min(WAIT_MAX) };
+        Ok(Blocking { index, wait, stale, consistent })
+    }
+
+    /// `node-meta=key:value`, repeated: all must hold.
+    pub fn node_meta(&self) -> Vec<(String, String)> {
+        self.all("node-meta")
+            .map(|pair| pair.split_once(':').unwrap_or((pair, "")))
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect()
+    }
+}
+
+/// Undoes percent-encoding; `+` is a space in a query and itself in a path.
+pub fn decode(text: &str, plus: bool) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(b) = bytes.next() {
+        let mut ahead = bytes.clone();
+        match (b, ahead.next().and_then(hex), ahead.next().and_then(hex)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push(high << 4 | low);
+                bytes = ahead;
+            }
+            (b'+', ..) if plus => out.push(b' '),
+            _ => out.push(b),
+        }
+    }
+    String::from_utf8(out).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into())
+}
+
+fn hex(b: u8) -> Option<u8> {
+    char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(query: &str) -> Params {
+        Params::parse(Some(query)).unwrap()
+    }
+
+    #[test]
+    fn flags_count_by_presence() {
+        for set in ["passing", "passing=", "passing=1", "passing=True", "a=b&passing=true"] {
+            assert!(params(set).flag("passing"), "{set}");
+        }
+        for unset in ["", "a=passing", "passing=false", "passing=0"] {
+            assert!(!params(unset).flag("passing"), "{unset}");
+        }
+    }
+
+    #[test]
+    fn names_repeat_and_are_decoded() {
+        let p = params("tag=a&tag=b%2Fc+d&node-meta=rack:1&node-meta=x");
+        assert_eq!(p.all("tag").collect::<Vec<_>>(), ["a", "b/c d"]);
+        assert_eq!(p.node_meta(), [("rack".into(), "1".into()), ("x".into(), String::new())]);
+    }
+
+    #[test]
+    fn waits_have_a_default_and_a_maximum() {
+        let of = |q: &str| params(q).blocking().unwrap();
+        assert_eq!((of("").index, of("").wait), (0, WAIT_DEFAULT));
+        assert_eq!(of("index=7&wait=20ms").wait, Duration::from_millis(20));
+        assert_eq!(of("index=7&wait=1h").wait, WAIT_MAX);
+        for bad in ["index=x", "index=-1", "wait=10", "wait=x", "stale&consistent"] {
+            assert!(params(bad).blocking().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn too_many_parameters_are_refused() {
+        assert!(Params::parse(Some(&"a&".repeat(PARAMS_MAX + 1))).is_err());
+    }
+}

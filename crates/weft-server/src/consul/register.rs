@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Bodies of registrations as catalog records: the agent's form and the catalog's. Pure.
+//! Validation speaks Consul's sentences where clients know them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use weft_kinds::views::catalog::{
+    CheckRecord, NodeRecord, Registration, Status, TaggedAddress, Weights,
+};
+use weft_kinds::views::check::{CheckDefinition, Probe};
+
+use super::body::Fields;
+use super::error::Refusal;
+
+const PORT_MAX: u64 = 65_535;
+/// Consul's default when a check that asks something names no timeout.
+const TIMEOUT_MS: u64 = 10_000;
+const SCRIPTS: &str = "Scripts are disabled on this agent: weft runs no commands on a client's \
+                       behalf; use an HTTP, TCP, gRPC or TTL check";
+
+/// A service in either form of body. `name` is the field that holds its name.
+///
+/// # Errors
+/// When a field is wrong; the text names it.
+pub fn service(
+    body: &Map<String, Value>,
+    at: &str,
+    name: &str,
+    agent: bool,
+) -> Result<Registration, Refusal> {
+    let fields = Fields::new(body, at);
+    let service = fields.text(name)?;
+    let id = fields.text("ID")?;
+    if service.is_empty() {
+        return Err(Refusal::bad(if agent {
+            "Missing service name"
+        } else {
+            "Must provide service name (Service.Service) with ID"
+        }));
+    }
+    let address = fields.text("Address")?;
+    if matches!(address.as_str(), "0.0.0.0" | "::" | "[::]") {
+        return Err(Refusal::bad(
+            "Invalid service address: 0.0.0.0, :: and [::] are not addresses that clients can use",
+        ));
+    }
+    let port = fields.number("Port", PORT_MAX)?.unwrap_or(0);
+    Ok(Registration {
+        id: if id.is_empty() { service.as_str().into() } else { id.into() },
+        service: service.into(),
+        address: address.into(),
+        port: u16::try_from(port).unwrap_or(0),
+        tags: fields.list("Tags")?.into_iter().map(Into::into).collect(),
+        meta: labels(fields.text_map("Meta")?),
+        weights: weights(&fields)?,
+        tagged_addresses: tagged_addresses(&fields)?,
+        kind: fields.text("Kind")?.into(),
+        enable_tag_override: fields.flag("EnableTagOverride")?,
+        proxy: fields.value("Proxy").cloned(),
+        connect: connect(&fields)?,
+        locality: fields.value("Locality").cloned(),
+        agent,
+        ..Registration::default()
+    })
+}
+
+/// The sidecar proxy that `Connect.SidecarService` asks for.
+///
+/// # Errors
+/// When a field of it is wrong.
+pub fn sidecar(
+    body: &Map<String, Value>,
+    parent: &Registration,
+) -> Result<Option<Registration>, Refusal> {
+    let Some(connect) = Fields::new(body, "").object("Connect")? else { return Ok(None) };
+    let Some(asked) = Fields::new(connect, "Connect.").object("SidecarService")? else {
+        return Ok(None);
+    };
+    let fields = Fields::new(asked, "Connect.SidecarService.");
+    let name = fields.text("Name")?;
+    let port = fields.number("Port", PORT_MAX)?.unwrap_or(0);
+    let mut proxy = fields.object("Proxy")?.cloned().unwrap_or_default();
+    let mut set = |key: &str, value: Value| {
+        proxy.entry(key).or_insert(value);
+    };
+    set("DestinationServiceName", parent.service.as_ref().into());
+    set("DestinationServiceID", parent.id.as_ref().into());
+    set("LocalServiceAddress", "127.0.0.1".into());
+    set("LocalServicePort", parent.port.into());
+    set("Mode", "".into());
+    set("MeshGateway", Value::Object(Map::new()));
+    set("Expose", Value::Object(Map::new()));
+    let tags = fields.list("Tags")?;
+    Ok(Some(Registration {
+        id: format!("{}-sidecar-proxy", parent.id).into(),
+        service: if name.is_empty() {
+            format!("{}-sidecar-proxy", parent.service).into()
+        } else {
+            name.into()
+        },
+        address: parent.address.clone(),
+        port: u16::try_from(port).unwrap_or(0),
+        tags: if tags.is_empty() {
+            parent.tags.clone()
+        } else {
+            tags.into_iter().map(Into::into).collect()
+        },
+        meta: parent.meta.clone(),
+        kind: "connect-proxy".into(),
+        proxy: Some(Value::Object(proxy)),
+        agent: true,
+        ..Registration::default()
+    }))
+}
+
+/// The checks that come with a service: `Check`, then `Checks`, with Consul's ids.
+///
+/// # Errors
+/// When a field is wrong; the text names it.
+pub fn service_checks(
+    body: &Map<String, Value>,
+    of: &Registration,
+) -> Result<Vec<CheckRecord>, Refusal> {
+    let fields = Fields::new(body, "");
+    let mut bodies: Vec<&Map<String, Value>> = fields.object("Check")?.into_iter().collect();
+    // Clients send an empty object for no check.
+    bodies.retain(|b| b.values().any(|v| !v.is_null() && v.as_str() != Some("")));
+    bodies.extend(fields.objects("Checks")?);
+    let many = bodies.len() > 1;
+    let mut out = Vec::with_capacity(bodies.len());
+    for (index, body) in bodies.into_iter().enumerate() {
+        let mut check = check(body, true)
+            .map_err(|r| Refusal { text: format!("Invalid check: {}", r.text), ..r })?;
+        if check.id.is_empty() {
+            check.id = match many {
+                true => format!("service:{}:{}", of.id, index + 1).into(),
+                false => format!("service:{}", of.id).into(),
+            };
+        }
+        if check.name.is_empty() {
+            check.name = format!("Service '{}' check", of.service).into();
+        }
+        check.service_id.clone_from(&of.id);
+        check.service_name.clone_from(&of.service);
+        out.push(check);
+    }
+    Ok(out)
+}
+
+/// A check that the agent is to run or hear of.
+///
+/// # Errors
+/// When a field is wrong; the text names it.
+pub fn check(body: &Map<String, Value>, agent: bool) -> Result<CheckRecord, Refusal> {
+    let fields = Fields::new(body, "");
+    let mut definition = CheckDefinition {
+        probe: probe(&fields)?,
+        interval_ms: fields.duration_ms("Interval")?,
+        timeout_ms: fields.duration_ms("Timeout")?,
+        deregister_after_ms: fields.duration_ms("DeregisterCriticalServiceAfter")?,
+        success_before_passing: fields.number("SuccessBeforePassing", 1000)?.unwrap_or(0),
+        failures_before_warning: fields.number("FailuresBeforeWarning", 1000)?.unwrap_or(0),
+        failures_before_critical: fields.number("FailuresBeforeCritical", 1000)?.unwrap_or(0),
+        initial_output: fields.text("Output")?,
+        agent,
+    };
+    let runs = !matches!(definition.probe, Probe::None | Probe::Ttl { .. });
+    if agent && runs && definition.interval_ms == 0 {
+        return Err(Refusal::bad(
+            "Interval must be > 0 for HTTP, H2PING, TCP, UDP or OSService checks",
+        ));
+    }
+    if agent && definition.probe == Probe::None {
+        return Err(Refusal::bad(
+            "TTL must be > 0 for TTL checks; give one of HTTP, TCP, GRPC or TTL",
+        ));
+    }
+    if runs && definition.timeout_ms == 0 {
+        definition.timeout_ms = TIMEOUT_MS;
+    }
+    let status = fields.text("Status")?;
+    let initial = match status.as_str() {
+        "" => Status::Critical,
+        text => Status::parse(text).ok_or_else(|| Refusal::bad(bad_status(text)))?,
+    };
+    let record = CheckRecord {
+        id: fields.text_of(&["CheckID", "ID"])?.into(),
+        name: fields.text("Name")?.into(),
+        notes: fields.text("Notes")?.into(),
+        service_id: fields.text("ServiceID")?.into(),
+        initial,
+        ..CheckRecord::default()
+    };
+    Ok(record.with(&definition))
+}
+
+/// A node of `catalog/register`.
+///
+/// # Errors
+/// When its name or address is missing, or a field is wrong.
+pub fn node(body: &Map<String, Value>, datacenter: &Arc<str>) -> Result<NodeRecord, Refusal> {
+    let fields = Fields::new(body, "");
+    let (name, address) = (fields.text("Node")?, fields.text("Address")?);
+    if name.is_empty() {
+        return Err(Refusal::bad("Must provide node"));
+    }
+    if address.is_empty() && !fields.flag("SkipNodeUpdate")? {
+        return Err(Refusal::bad("Must provide address if SkipNodeUpdate is not set"));
+    }
+    Ok(NodeRecord {
+        id: fields.text("ID")?.into(),
+        node: name.into(),
+        address: address.into(),
+        datacenter: datacenter.clone(),
+        tagged_addresses: labels(fields.text_map("TaggedAddresses")?),
+        meta: labels(fields.text_map("NodeMeta")?),
+    })
+}
+
+/// The checks of `catalog/register`: nobody runs them, their status is what is written.
+///
+/// # Errors
+/// When a field is wrong.
+pub fn catalog_checks(
+    body: &Map<String, Value>,
+    service: Option<&Registration>,
+) -> Result<Vec<CheckRecord>, Refusal> {
+    let fields = Fields::new(body, "");
+    let mut bodies: Vec<&Map<String, Value>> = fields.object("Check")?.into_iter().collect();
+    bodies.extend(fields.objects("Checks")?);
+    let mut out = Vec::with_capacity(bodies.len());
+    for body in bodies {
+        // The probe, if any, is one level down, for whoever watches external nodes.
+        let nested = Fields::new(body, "Check.").object("Definition")?;
+        let mut record = check(body, false)?;
+        if let Some(nested) = nested {
+            let definition = check(nested, false)?.typed();
+            record = record.with(&definition);
+        }
+        if record.name.is_empty() && record.id.is_empty() {
+            return Err(Refusal::bad("Must provide a name or CheckID for each check"));
+        }
+        if record.id.is_empty() {
+            record.id.clone_from(&record.name);
+        }
+        if let Some(service) = service.filter(|_| record.service_id.is_empty()) {
+            record.service_id.clone_from(&service.id);
+        }
+        out.push(record);
+    }
+    Ok(out)
+}
+
+pub fn bad_status(text: &str) -> String {
+    format!("Invalid check status: '{text}'")
+}
+
+// === helpers ===
+
+fn probe(fields: &Fields) -> Result<Probe, Refusal> {
+    for script in ["ScriptArgs", "Args", "Script", "DockerContainerID", "Shell"] {
+        if fields
+            .value(script)
+            .is_some_and(|v| v.as_str() != Some("") && *v != Value::Array(vec![]))
+        {
+            return Err(Refusal::bad(SCRIPTS));
+        }
+    }
+    for other in ["UDP", "H2PING", "OSService", "AliasNode", "AliasService"] {
+        if !fields.text(other)?.is_empty() {
+            return Err(Refusal::bad(format!(
+                "{other} checks are not run by weft; use an HTTP, TCP, gRPC or TTL check"
+            )));
+        }
+    }
+    let http = fields.text("HTTP")?;
+    if !http.is_empty() {
+        return http_probe(fields, http);
+    }
+    let tcp = fields.text("TCP")?;
+    if !tcp.is_empty() {
+        if host_port(&tcp).is_none() {
+            return Err(Refusal::bad(format!("TCP: {tcp:?} is not host:port")));
+        }
+        return Ok(Probe::Tcp { address: tcp, tls: fields.flag("TCPUseTLS")? });
+    }
+    let grpc = fields.text("GRPC")?;
+    if !grpc.is_empty() {
+        if host_port(grpc.split('/').next().unwrap_or_default()).is_none() {
+            return Err(Refusal::bad(format!("GRPC: {grpc:?} is not host:port or host:port/name")));
+        }
+        return Ok(Probe::Grpc {
+            target: grpc,
+            tls: fields.flag("GRPCUseTLS")?,
+            tls_skip_verify: fields.flag("TLSSkipVerify")?,
+        });
+    }
+    Ok(match fields.duration_ms("TTL")? {
+        0 => Probe::None,
+        ttl_ms => Probe::Ttl { ttl_ms },
+    })
+}
+
+fn http_probe(fields: &Fields, url: String) -> Result<Probe, Refusal> {
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/')) {
+        return Err(Refusal::bad(format!("HTTP: {url:?} is not an http:// or https:// URL")));
+    }
+    let mut header = BTreeMap::new();
+    if let Some(map) = fields.object("Header")? {
+        let names = Fields::new(map, "Header.");
+        for (name, value) in map {
+            let values = match value {
+                Value::String(one) => vec![one.clone()],
+                _ => names.list(name)?,
+            };
+            header.insert(name.clone(), values);
+        }
+    }
+    Ok(Probe::Http {
+        url,
+        method: fields.text("Method")?,
+        header,
+        body: fields.text("Body")?,
+        tls_skip_verify: fields.flag("TLSSkipVerify")?,
+        tls_server_name: fields.text("TLSServerName")?,
+    })
+}
+
+fn host_port(text: &str) -> Option<(&str, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|p| *p > 0)?;
+    Some((host, port))
+}
+
+fn weights(fields: &Fields) -> Result<Weights, Refusal> {
+    let Some(body) = fields.object("Weights")? else { return Ok(Weights::default()) };
+    let given = Fields::new(body, "Weights.");
+    let default = Weights::default();
+    let read = |name: &str, or: u32| -> Result<u32, Refusal> {
+        let n = given.number(name, PORT_MAX)?;
+        Ok(n.and_then(|n| u32::try_from(n).ok()).unwrap_or(or))
+    };
+    let weights = Weights {
+        passing: read("Passing", default.passing)?,
+        warning: read("Warning", default.warning)?,
+    };
+    if weights.passing == 0 {
+        return Err(Refusal::bad("Invalid weights: Passing must be greater than 0"));
+    }
+    Ok(weights)
+}
+
+fn tagged_addresses(fields: &Fields) -> Result<BTreeMap<Arc<str>, TaggedAddress>, Refusal> {
+    let mut out = BTreeMap::new();
+    for (name, value) in fields.object("TaggedAddresses")?.into_iter().flatten() {
+        let Some(body) = value.as_object() else {
+            return Err(Refusal::bad(format!("TaggedAddresses.{name}: expected an object")));
+        };
+        let given = Fields::new(body, "TaggedAddresses.");
+        let port = given.number("Port", PORT_MAX)?.unwrap_or(0);
+        let address = given.text("Address")?.into();
+        let tagged = TaggedAddress { address, port: u16::try_from(port).unwrap_or(0) };
+        out.insert(name.as_str().into(), tagged);
+    }
+    Ok(out)
+}
+
+/// `Connect` without the sidecar, which becomes a registration of its own.
+fn connect(fields: &Fields) -> Result<Option<Value>, Refusal> {
+    let Some(body) = fields.object("Connect")? else { return Ok(None) };
+    let native = Fields::new(body, "Connect.").flag("Native")?;
+    Ok(native.then(|| serde_json::json!({"Native": true})))
+}
+
+fn labels(map: BTreeMap<String, String>) -> weft_kinds::views::Labels {
+    map.into_iter().map(|(k, v)| (k.into(), v.into())).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Consul's JSON, exactly: casing, order, and what is `[]`, `{}`, `null` or left out.
+
+use serde_json::{Map, Value, json};
+use weft_kinds::views::catalog::{NodeRecord, Registration};
+use weft_kinds::views::check::Probe;
+
+use super::duration;
+use super::view::{CheckView, Entry, Identity, aggregated};
+
+/// A node as `catalog/nodes` and `health/service` list it.
+pub fn node(node: &NodeRecord, own: &Identity, index: u64) -> Value {
+    let mut tagged = Map::new();
+    for (name, address) in &node.tagged_addresses {
+        tagged.insert(name.to_string(), json!(address));
+    }
+    let family = if node.address.contains(':') { "ipv6" } else { "ipv4" };
+    for name in ["lan", "wan"] {
+        for name in [name.to_owned(), format!("{name}_{family}")] {
+            tagged.entry(name).or_insert_with(|| json!(node.address));
+        }
+    }
+    json!({
+        "ID": node.id,
+        "Node": node.node,
+        "Address": node.address,
+        "Datacenter": own.datacenter,
+        "TaggedAddresses": tagged,
+        "Meta": node.meta,
+        "CreateIndex": index,
+        "ModifyIndex": index,
+    })
+}
+
+/// A service as `health/service` and `catalog/node` show it.
+pub fn service(service: &Registration, index: u64) -> Value {
+    let mut out = Map::new();
+    if !service.kind.is_empty() {
+        out.insert("Kind".into(), json!(service.kind));
+    }
+    out.insert("ID".into(), json!(service.id));
+    out.insert("Service".into(), json!(service.service));
+    out.insert("Tags".into(), json!(service.tags));
+    out.insert("Address".into(), json!(service.address));
+    tagged_addresses(service, "TaggedAddresses", &mut out);
+    out.insert("Meta".into(), json!(service.meta));
+    out.insert("Port".into(), json!(service.port));
+    out.insert("Weights".into(), weights(service));
+    out.insert("EnableTagOverride".into(), json!(service.enable_tag_override));
+    out.insert("Proxy".into(), proxy(service));
+    out.insert("Connect".into(), connect(service));
+    if let Some(locality) = &service.locality {
+        out.insert("Locality".into(), locality.clone());
+    }
+    out.insert("PeerName".into(), json!(""));
+    out.insert("CreateIndex".into(), json!(index));
+    out.insert("ModifyIndex".into(), json!(index));
+    Value::Object(out)
+}
+
+/// A service as `agent/services` shows it: without what is not set.
+pub fn agent_service(service: &Registration, own: &Identity) -> Value {
+    let mut out = Map::new();
+    if !service.kind.is_empty() {
+        out.insert("Kind".into(), json!(service.kind));
+    }
+    out.insert("ID".into(), json!(service.id));
+    out.insert("Service".into(), json!(service.service));
+    out.insert("Tags".into(), json!(service.tags));
+    out.insert("Meta".into(), json!(service.meta));
+    out.insert("Port".into(), json!(service.port));
+    out.insert("Address".into(), json!(service.address));
+    tagged_addresses(service, "TaggedAddresses", &mut out);
+    out.insert("Weights".into(), weights(service));
+    out.insert("EnableTagOverride".into(), json!(service.enable_tag_override));
+    if service.proxy.is_some() {
+        out.insert("Proxy".into(), proxy(service));
+    }
+    if let Some(connect) = &service.connect {
+        out.insert("Connect".into(), connect.clone());
+    }
+    if let Some(locality) = &service.locality {
+        out.insert("Locality".into(), locality.clone());
+    }
+    out.insert("Datacenter".into(), json!(own.datacenter));
+    Value::Object(out)
+}
+
+/// An instance as `catalog/service` flattens it.
+pub fn catalog_service(entry: &Entry, own: &Identity, index: u64) -> Value {
+    let node = node(&entry.node, own, index);
+    let field = |name: &str| node.get(name).cloned().unwrap_or(Value::Null);
+    let service = &entry.service;
+    let mut out = Map::new();
+    for name in ["ID", "Node", "Address", "Datacenter", "TaggedAddresses"] {
+        out.insert(name.into(), field(name));
+    }
+    out.insert("NodeMeta".into(), field("Meta"));
+    out.insert("ServiceKind".into(), json!(service.kind));
+    out.insert("ServiceID".into(), json!(service.id));
+    out.insert("ServiceName".into(), json!(service.service));
+    out.insert("ServiceTags".into(), json!(service.tags));
+    out.insert("ServiceAddress".into(), json!(service.address));
+    tagged_addresses(service, "ServiceTaggedAddresses", &mut out);
+    out.insert("ServiceWeights".into(), weights(service));
+    out.insert("ServiceMeta".into(), json!(service.meta));
+    out.insert("ServicePort".into(), json!(service.port));
+    out.insert("ServiceSocketPath".into(), json!(""));
+    out.insert("ServiceEnableTagOverride".into(), json!(service.enable_tag_override));
+    out.insert("ServiceProxy".into(), proxy(service));
+    out.insert("ServiceConnect".into(), connect(service));
+    out.insert("ServiceLocality".into(), json!(service.locality));
+    out.insert("CreateIndex".into(), json!(index));
+    out.insert("ModifyIndex".into(), json!(index));
+    Value::Object(out)
+}
+
+/// A check, as every endpoint shows it.
+pub fn check(check: &CheckView, index: u64) -> Value {
+    let record = &check.record;
+    let definition = record.typed();
+    let time = |ms: u64| if ms == 0 { String::new() } else { duration::format(ms) };
+    json!({
+        "Node": record.node,
+        "CheckID": record.id,
+        "Name": record.name,
+        "Status": check.status.as_str(),
+        "Notes": record.notes,
+        "Output": check.output,
+        "ServiceID": record.service_id,
+        "ServiceName": record.service_name,
+        "ServiceTags": check.tags,
+        "Type": record.kind,
+        "Interval": time(definition.interval_ms),
+        "Timeout": time(definition.timeout_ms),
+        "ExposedPort": 0,
+        "Definition": if definition.agent { json!({}) } else { probe(&definition.probe) },
+        "CreateIndex": index,
+        "ModifyIndex": index,
+    })
+}
+
+/// An entry of `health/service`.
+pub fn health_entry(entry: &Entry, own: &Identity, index: u64) -> Value {
+    let checks: Vec<Value> = entry.checks.iter().map(|c| check(c, index)).collect();
+    json!({
+        "Node": node(&entry.node, own, index),
+        "Service": service(&entry.service, index),
+        "Checks": checks,
+    })
+}
+
+/// An entry of `agent/health/service`.
+pub fn agent_health(entry: &Entry, own: &Identity) -> Value {
+    let checks: Vec<Value> = entry.checks.iter().map(|c| check(c, 0)).collect();
+    json!({
+        "AggregatedStatus": aggregated(&entry.checks),
+        "Service": agent_service(&entry.service, own),
+        "Checks": checks,
+    })
+}
+
+// === helpers ===
+
+fn weights(service: &Registration) -> Value {
+    json!({"Passing": service.weights.passing, "Warning": service.weights.warning})
+}
+
+fn tagged_addresses(service: &Registration, name: &str, out: &mut Map<String, Value>) {
+    if service.tagged_addresses.is_empty() {
+        return;
+    }
+    let tagged: Map<String, Value> = service
+        .tagged_addresses
+        .iter()
+        .map(|(k, a)| (k.to_string(), json!({"Address": a.address, "Port": a.port})))
+        .collect();
+    out.insert(name.into(), Value::Object(tagged));
+}
+
+fn proxy(service: &Registration) -> Value {
+    service.proxy.clone().unwrap_or_else(|| json!({"Mode": "", "MeshGateway": {}, "Expose": {}}))
+}
+
+fn connect(service: &Registration) -> Value {
+    service.connect.clone().unwrap_or_else(|| json!({}))
+}
+
+fn probe(probe: &Probe) -> Value {
+    match probe {
+        Probe::None | Probe::Ttl { .. } => json!({}),
+        Probe::Http { url, method, .. } => json!({"HTTP": url, "Method": method}),
+        Probe::Tcp { address, .. } => json!({"TCP": address}),
+        Probe::Grpc { target, .. } => json!({"GRPC": target}),
+    }
+}

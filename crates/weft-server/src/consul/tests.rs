@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The door over a real socket and a memory store, asked as clients ask.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use weft_base::clock::Clock;
+use weft_base::task::TaskGroup;
+use weft_registry::Registry;
+use weft_store::{MemoryStore, Op, Txn};
+
+use super::*;
+
+struct Rig {
+    address: SocketAddr,
+    registry: Registry,
+    tasks: TaskGroup,
+}
+
+struct Answer {
+    status: u16,
+    headers: HashMap<String, String>,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {:?}", self.text))
+    }
+
+    fn index(&self) -> u64 {
+        self.headers["x-consul-index"].parse().unwrap()
+    }
+}
+
+async fn rig() -> Rig {
+    let tasks = TaskGroup::new();
+    let clock = Clock::system();
+    let store = Arc::new(MemoryStore::new(clock.clone()));
+    let registry = Registry::open(store, clock, tasks.clone()).await.unwrap();
+    let config = Config {
+        node_name: "n1".into(),
+        node_id: "0190a6c8-0000-7000-8000-000000000001".into(),
+        address: "127.0.0.1".parse().unwrap(),
+        datacenter: "dc1".into(),
+        version: "0.1.0".into(),
+        hosts: Vec::new(),
+    };
+    let door = Door::new(&registry, config, &tasks);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tasks.spawn("consul door", door.serve(listener, tasks.clone()));
+    Rig { address, registry, tasks }
+}
+
+impl Rig {
+    async fn raw(&self, request: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.unwrap();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{text:?}"));
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(k, v)| (k.to_ascii_lowercase(), v.to_owned()))
+            .collect();
+        Answer { status, headers, text: body.to_owned() }
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.raw(request.as_bytes()).await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, "").await
+    }
+
+    async fn put(&self, path: &str, body: Value) -> Answer {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let answer = self.ask("PUT", path, &body).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text);
+        answer
+    }
+}
+
+fn count(answer: &Answer) -> usize {
+    answer.json().as_array().unwrap().len()
+}
+
+#[tokio::test]
+async fn a_bare_service_looks_exactly_as_in_consul() {
+    let rig = rig().await;
+    rig.put("/v1/agent/service/register", json!({"name": "foo"})).await;
+    let services = rig.get("/v1/agent/services").await.json();
+    assert_eq!(
+        services,
+        json!({"foo": {
+            "ID": "foo", "Service": "foo", "Tags": [], "Meta": {}, "Port": 0, "Address": "",
+            "Weights": {"Passing": 1, "Warning": 1}, "EnableTagOverride": false,
+            "Datacenter": "dc1",
+        }})
+    );
+    let catalog = rig.get("/v1/catalog/services").await.json();
+    assert_eq!(catalog, json!({"consul": [], "foo": []}));
+    let health = rig.get("/v1/health/service/foo").await.json();
+    assert_eq!(health[0]["Checks"][0]["CheckID"], "serfHealth");
+    assert_eq!(health[0]["Node"]["Node"], "n1");
+    assert_eq!(health[0]["Service"]["Port"], 0);
+    let deregister = rig.put("/v1/agent/service/deregister/foo", Value::Null).await;
+    assert_eq!(deregister.text, "");
+    assert_eq!(rig.get("/v1/catalog/services").await.json(), json!({"consul": []}));
+}
+
+#[tokio::test]
+async fn a_blocked_query_wakes_when_its_check_turns_and_not_for_others() {
+    let rig = rig().await;
+    let check = json!({"ttl": "30s", "status": "passing"});
+    rig.put("/v1/agent/service/register", json!({"name": "web", "check": check})).await;
+    let first = rig.get("/v1/health/service/web?passing=1").await;
+    assert_eq!(count(&first), 1);
+    let index = first.index();
+    let path = format!("/v1/health/service/web?passing=1&index={index}&wait=60s");
+    let clock = Clock::system();
+    let blocked = rig.get(&path);
+    tokio::pin!(blocked);
+    // Changes of something else neither wake it nor move its index.
+    for n in 0..5 {
+        let other = rig.put("/v1/agent/service/register", json!({"name": format!("other-{n}")}));
+        tokio::select! {
+            answer = &mut blocked => panic!("woken by another's change: {}", answer.text),
+            _ = other => {}
+        }
+    }
+    let short = format!("/v1/health/service/web?passing=1&index={index}&wait=10ms");
+    assert_eq!(rig.get(&short).await.index(), index, "a timeout answers with the same index");
+    let turned = clock.now();
+    let (answer, _) = tokio::join!(
+        &mut blocked,
+        rig.put("/v1/agent/check/fail/service:web?note=gone", Value::Null)
+    );
+    assert!(clock.now().since(turned) < Duration::from_millis(400), "4x slack for CI");
+    assert_eq!(count(&answer), 0);
+    assert!(answer.index() > index);
+    let checks = rig.get("/v1/health/checks/web").await.json();
+    assert_eq!((&checks[0]["Status"], &checks[0]["Output"]), (&json!("critical"), &json!("gone")));
+}
+
+#[tokio::test]
+async fn a_missing_service_can_be_waited_for() {
+    let rig = rig().await;
+    let first = rig.get("/v1/catalog/service/late").await;
+    assert_eq!(first.json(), json!([]));
+    let path = format!("/v1/catalog/service/late?index={}&wait=60s", first.index());
+    let register = rig.put("/v1/agent/service/register", json!({"name": "late"}));
+    let (answer, _) = tokio::join!(rig.get(&path), register);
+    assert_eq!(count(&answer), 1);
+}
+
+#[tokio::test]
+async fn maintenance_ttl_and_updates_speak_consuls_words() {
+    let rig = rig().await;
+    let body = json!({"Name": "web", "ID": "w#1", "Check": {"TTL": "10s"}});
+    rig.put("/v1/agent/service/register", body).await;
+    rig.put("/v1/agent/check/update/service:w%231", json!({"Status": "passing", "Output": "up"}))
+        .await;
+    assert_eq!(rig.get("/v1/agent/health/service/id/w%231").await.status, 200);
+    rig.put("/v1/agent/service/maintenance/w%231?enable=true&reason=upgrade", Value::Null).await;
+    let checks = rig.get("/v1/agent/checks").await.json();
+    let maintenance = &checks["_service_maintenance:w#1"];
+    assert_eq!(
+        (&maintenance["Notes"], &maintenance["Status"]),
+        (&json!("upgrade"), &json!("critical"))
+    );
+    let text = rig.get("/v1/agent/health/service/name/web?format=text").await;
+    assert_eq!((text.status, text.text.as_str()), (503, "maintenance"));
+    rig.put("/v1/agent/service/maintenance/w%231?enable=false", Value::Null).await;
+    rig.put("/v1/agent/maintenance?enable=True", Value::Null).await;
+    assert_eq!(count(&rig.get("/v1/health/service/web?passing").await), 0);
+    let critical = rig.get("/v1/health/state/critical").await.json();
+    assert_eq!(critical[0]["CheckID"], "_node_maintenance");
+    rig.put("/v1/agent/maintenance?enable=false", Value::Null).await;
+    assert_eq!(count(&rig.get("/v1/health/service/web?passing").await), 1);
+    assert_eq!(rig.ask("PUT", "/v1/agent/maintenance", "").await.status, 400);
+    let check = json!({"name": "tcp", "tcp": "127.0.0.1:1", "interval": "10s"});
+    rig.put("/v1/agent/check/register", check).await;
+    let wrong = rig.ask("PUT", "/v1/agent/check/pass/tcp", "").await;
+    assert!(wrong.text.contains("does not have associated TTL"), "{}", wrong.text);
+}
+
+#[tokio::test]
+async fn the_catalog_takes_external_nodes_and_lets_them_go() {
+    let rig = rig().await;
+    let body = json!({
+        "Datacenter": "dc1", "Node": "ext", "Address": "10.1.1.1", "NodeMeta": {"rack": "a"},
+        "Service": {"Service": "db", "Port": 5432, "Tags": ["primary"]},
+        "Check": {"Name": "db up", "CheckID": "dbcheck", "Status": "passing", "ServiceID": "db"},
+    });
+    assert_eq!(rig.put("/v1/catalog/register", body).await.text, "true");
+    let found = rig.get("/v1/catalog/service/db?tag=primary&node-meta=rack:a").await.json();
+    assert_eq!(
+        (&found[0]["Address"], &found[0]["ServicePort"]),
+        (&json!("10.1.1.1"), &json!(5432))
+    );
+    assert_eq!(rig.get("/v1/catalog/service/db?tag=primary&tag=x").await.json(), json!([]));
+    let health = rig.get("/v1/health/service/db?passing").await.json();
+    assert_eq!(health[0]["Checks"][0]["CheckID"], "dbcheck", "no serfHealth: nobody watches it");
+    let filter = "/v1/catalog/service/db?filter=ServiceTags%20contains%20%22primary%22";
+    assert_eq!(count(&rig.get(filter).await), 1);
+    assert_eq!(rig.get("/v1/catalog/service/db?filter=((").await.status, 400);
+    let nodes = rig.get("/v1/catalog/nodes").await.json();
+    assert_eq!(nodes.as_array().unwrap().len(), 2);
+    rig.put("/v1/catalog/deregister", json!({"Node": "ext"})).await;
+    assert_eq!(rig.get("/v1/catalog/node/ext").await.json(), Value::Null);
+    assert_eq!(rig.get("/v1/catalog/services").await.json(), json!({"consul": []}));
+}
+
+#[tokio::test]
+async fn kubernetes_services_are_seen_and_are_read_only() {
+    let rig = rig().await;
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "user-1", "namespace": "default",
+                     "labels": {"kubernetes.io/service-name": "user"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080}],
+        "endpoints": [
+            {"addresses": ["127.64.0.2"], "conditions": {"ready": true}, "nodeName": "n1",
+             "targetRef": {"kind": "Pod", "name": "user-a"}},
+            {"addresses": ["127.64.0.3"], "conditions": {"ready": false}, "nodeName": "n1",
+             "targetRef": {"kind": "Pod", "name": "user-b"}},
+        ],
+    });
+    let service = json!({"apiVersion": "v1", "kind": "Service",
+                         "metadata": {"name": "user", "namespace": "default"}, "spec": {}});
+    let store = rig.registry.store();
+    let outcome = store
+        .txn(Txn::of([
+            Op::put("/o/core/services/default/user", service.to_string()),
+            Op::put("/o/discovery.k8s.io/endpointslices/default/user-1", slice.to_string()),
+        ]))
+        .await
+        .unwrap();
+    rig.registry.wait_revision(outcome.revision).await;
+    let mut health = rig.get("/v1/health/service/user?passing").await;
+    while count(&health) == 0 {
+        let path = format!("/v1/health/service/user?passing&index={}", health.index());
+        health = rig.get(&path).await;
+    }
+    let entry = &health.json()[0];
+    assert_eq!(
+        (&entry["Service"]["Address"], &entry["Service"]["Port"]),
+        (&json!("127.64.0.2"), &json!(8080))
+    );
+    assert_eq!(entry["Service"]["ID"], "user-a-user");
+    assert_eq!(entry["Checks"][1]["CheckID"], "service:user-a-user");
+    assert_eq!(count(&rig.get("/v1/health/service/user").await), 2);
+    let refused = rig.ask("PUT", "/v1/agent/service/register", "{\"Name\":\"user\"}").await;
+    assert_eq!(refused.status, 409);
+    assert!(refused.text.contains("owned by the Kubernetes door"), "{}", refused.text);
+    let refused = rig.ask("PUT", "/v1/agent/service/deregister/user-a-user", "").await;
+    assert_eq!(refused.status, 409, "{}", refused.text);
+}
+
+#[tokio::test]
+async fn errors_are_text_with_consuls_codes() {
+    let rig = rig().await;
+    for (method, path, body, status, part) in [
+        ("PUT", "/v1/agent/service/register", "{\"Name\":", 400, "Request decode failed"),
+        ("PUT", "/v1/agent/service/register", "[]", 400, "expected a JSON object"),
+        ("PUT", "/v1/agent/service/register", "{\"Port\":1}", 400, "Missing service name"),
+        ("PUT", "/v1/agent/service/deregister/nope", "", 404, "Unknown service ID \"nope\""),
+        ("PUT", "/v1/agent/check/pass/nope", "", 404, "Unknown check ID \"nope\""),
+        (
+            "PUT",
+            "/v1/agent/check/register",
+            "{\"name\":\"x\",\"ttl\":\"1s\",\"serviceid\":\"no\"}",
+            500,
+            "does not exist",
+        ),
+        ("GET", "/v1/catalog/services?dc=other", "", 500, "No path to datacenter"),
+        ("GET", "/v1/catalog/services?wait=x", "", 400, "Invalid wait time"),
+        ("GET", "/v1/agent/check/pass/x", "", 405, "not allowed"),
+        ("GET", "/v1/acl/tokens", "", 401, "ACL support disabled"),
+        ("GET", "/v1/kv/x", "", 501, "does not serve"),
+        ("GET", "/nope", "", 404, "not a recognized"),
+    ] {
+        let answer = rig.ask(method, path, body).await;
+        assert_eq!(answer.status, status, "{method} {path}: {}", answer.text);
+        assert!(answer.text.contains(part), "{method} {path}: {}", answer.text);
+        assert!(answer.headers["content-type"].starts_with("text/plain"), "{path}");
+    }
+    let allow = rig.ask("POST", "/v1/catalog/nodes", "").await;
+    assert_eq!(allow.headers["allow"], "GET,HEAD,OPTIONS");
+}
+
+#[tokio::test]
+async fn reads_carry_the_headers_that_clients_rely_on() {
+    let rig = rig().await;
+    let nodes = rig.get("/v1/catalog/nodes?stale").await;
+    assert!(nodes.index() > 0);
+    assert_eq!(nodes.headers["x-consul-knownleader"], "true");
+    assert_eq!(nodes.headers["x-consul-lastcontact"], "0");
+    assert_eq!(nodes.headers["x-consul-effective-consistency"], "stale");
+    assert_eq!(nodes.headers["x-content-type-options"], "nosniff");
+    let own = rig.get("/v1/agent/self").await.json();
+    let mut keys: Vec<&String> = own.as_object().unwrap().keys().collect();
+    keys.sort();
+    assert_eq!(keys, ["Config", "Coord", "DebugConfig", "Member", "Meta", "Stats", "xDS"]);
+    let leader = rig.get("/v1/status/leader").await.json();
+    assert_eq!(own["Stats"]["consul"]["leader_addr"], leader);
+    assert_eq!(rig.get("/v1/status/peers").await.json(), json!([leader]));
+    assert_eq!(rig.get("/v1/agent/members").await.json()[0], own["Member"]);
+    let head = rig.ask("HEAD", "/v1/catalog/nodes", "").await;
+    assert_eq!((head.status, head.text.as_str()), (200, ""));
+}
+
+#[tokio::test]
+async fn reg_57_large_bodies_and_strangers_are_turned_away() {
+    let rig = rig().await;
+    let huge =
+        b"PUT /v1/agent/service/register HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+                 Content-Length: 104857600\r\n\r\n";
+    let answer = rig.raw(huge).await;
+    assert_eq!(answer.status, 413, "{}", answer.text);
+    let rebound = b"GET /v1/agent/self HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n";
+    assert_eq!(rig.raw(rebound).await.status, 403);
+    // Whatever came before, the door still answers.
+    for garbage in [&b"\x16\x03\x01\x00"[..], b"GET\r\n\r\n", b"\0\0\0\0\r\n\r\n"] {
+        let mut stream = TcpStream::connect(rig.address).await.unwrap();
+        stream.write_all(garbage).await.unwrap();
+    }
+    assert_eq!(rig.get("/v1/status/leader").await.status, 200);
+    assert_eq!(weft_base::task::panics_total(), 0);
+    assert!(rig.tasks.shutdown(Duration::from_secs(60)).await);
+}

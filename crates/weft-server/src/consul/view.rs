@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a Consul client sees of the World: entries (a node, an instance on it, the checks that
+//! decide about it), whichever door made them. Read by the HTTP endpoints, by the index table
+//! and by DNS. It never writes, and it never waits.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use weft_base::name::{ServiceKey, slug};
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Status};
+use weft_kinds::views::check::SERF_HEALTH;
+use weft_kinds::world::{CheckKey, Door as Origin, Instance, RegistrationKey, World};
+
+/// The service that every Consul datacentre lists: its servers.
+pub const CONSUL_SERVICE: &str = "consul";
+/// The port that Consul's servers would answer RPC on; a name in `status/leader`, nothing more.
+pub const SERVER_RPC_PORT: u16 = 8300;
+/// The namespace that a client is in when it names none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// Who this agent is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its record, as nodes are listed.
+    pub node: Arc<NodeRecord>,
+    pub datacenter: Arc<str>,
+    /// Consul's version that the door speaks like, with weft's own behind it.
+    pub version: Arc<str>,
+}
+
+/// An instance as Consul lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub node: Arc<NodeRecord>,
+    pub service: Arc<Registration>,
+    pub checks: Vec<CheckView>,
+    /// Takes nothing new though its checks may pass.
+    pub draining: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckView {
+    pub record: Arc<CheckRecord>,
+    pub status: Status,
+    pub output: Arc<str>,
+    /// The tags of the instance it speaks for.
+    pub tags: Vec<Arc<str>>,
+}
+
+/// One look at the World.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub world: Arc<World>,
+    pub own: Arc<Identity>,
+}
+
+// === impl View ===
+
+impl View {
+    /// Services of a namespace and the union of their instances' tags, by the names that their
+    /// makers gave them.
+    pub fn services(&self, ns: &str) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {
+        let mut out: BTreeMap<Arc<str>, Vec<Arc<str>>> = BTreeMap::new();
+        if ns == DEFAULT_NAMESPACE {
+            out.insert(CONSUL_SERVICE.into(), Vec::new());
+        }
+        for (key, instances) in self.world.services_with_instances() {
+            if key.namespace.as_str() != ns {
+                continue;
+            }
+            if instances.values().any(|i| i.origin == Origin::Kubernetes) {
+                out.entry(key.name.as_str().into()).or_default();
+            }
+            for (_, registration) in self.world.catalog().of_service(key) {
+                let tags = out.entry(registration.service.clone()).or_default();
+                for tag in &registration.tags {
+                    if !tags.contains(tag) {
+                        tags.push(tag.clone());
+                    }
+                }
+            }
+        }
+        for tags in out.values_mut() {
+            tags.sort();
+        }
+        out
+    }
+
+    /// The entries of a service, by the name that a client uses.
+    pub fn entries(&self, ns: &str, service: &str) -> Vec<Entry> {
+        let mut out = self.entries_by_slug(ns, &slug(service));
+        if ns == DEFAULT_NAMESPACE && service.eq_ignore_ascii_case(CONSUL_SERVICE) {
+            out.push(self.server_entry());
+        }
+        out
+    }
+
+    /// The same by slug, without the synthetic `consul`.
+    pub fn entries_by_slug(&self, ns: &str, slug: &str) -> Vec<Entry> {
+        let mut out = Vec::new();
+        for instance in self.world.instances(ns, slug).values() {
+            if instance.origin == Origin::Kubernetes {
+                out.push(self.kubernetes_entry(instance));
+            }
+        }
+        if let Ok(key) = ServiceKey::new(ns, slug) {
+            for (key, registration) in self.world.catalog().of_service(&key) {
+                out.push(self.catalog_entry(key, registration));
+            }
+        }
+        out
+    }
+
+    /// The entries on one node.
+    pub fn on_node(&self, ns: &str, node: &str) -> Vec<Entry> {
+        let mut out = Vec::new();
+        if ns == DEFAULT_NAMESPACE && node == &*self.own.node.node {
+            out.push(self.server_entry());
+        }
+        for (key, registration) in self.world.catalog().on_node(node) {
+            if &*key.namespace == ns {
+                out.push(self.catalog_entry(key, registration));
+            }
+        }
+        for (key, instances) in self.world.services_with_instances() {
+            if key.namespace.as_str() == ns {
+                let here = instances
+                    .values()
+                    .filter(|i| i.origin == Origin::Kubernetes && &*self.node_name(i) == node);
+                out.extend(here.map(|i| self.kubernetes_entry(i)));
+            }
+        }
+        out
+    }
+
+    /// Every node: this one, those that were registered, those that pods run on.
+    pub fn nodes(&self) -> Vec<Arc<NodeRecord>> {
+        let mut out: BTreeMap<Arc<str>, Arc<NodeRecord>> = BTreeMap::new();
+        out.insert(self.own.node.node.clone(), self.own.node.clone());
+        for (name, record) in self.world.catalog().nodes() {
+            out.insert(name.clone(), record.clone());
+        }
+        for (_, instances) in self.world.services_with_instances() {
+            for instance in instances.values() {
+                let name = self.node_name(instance);
+                out.entry(name.clone()).or_insert_with(|| self.node(&name));
+            }
+        }
+        out.into_values().collect()
+    }
+
+    /// Whether a client would find this node in the list.
+    pub fn has_node(&self, name: &str) -> bool {
+        name == &*self.own.node.node
+            || self.world.catalog().node(name).is_some()
+            || self.world.catalog().on_node(name).next().is_some()
+            || self.nodes().iter().any(|n| &*n.node == name)
+    }
+
+    /// A node's record; one that nobody registered is reached where this one is.
+    pub fn node(&self, name: &str) -> Arc<NodeRecord> {
+        if let Some(record) = self.world.catalog().node(name) {
+            return record.clone();
+        }
+        if name == &*self.own.node.node {
+            return self.own.node.clone();
+        }
+        Arc::new(NodeRecord {
+            node: name.into(),
+            address: self.own.node.address.clone(),
+            datacenter: self.own.datacenter.clone(),
+            ..NodeRecord::default()
+        })
+    }
+
+    /// The checks of a node itself. A node that runs weft is alive as long as it is listed; one
+    /// that was only registered from outside has the checks that it was registered with.
+    pub fn node_checks(&self, name: &str) -> Vec<CheckView> {
+        let catalog = self.world.catalog();
+        let mut out = Vec::new();
+        let foreign = catalog.node(name).is_some() && name != &*self.own.node.node;
+        if !foreign {
+            out.push(serf_health(name));
+        }
+        for (key, record) in catalog.node_checks(name) {
+            out.push(self.check(key, record, &[]));
+        }
+        out
+    }
+
+    /// Every check on a node in a namespace, its instances' included.
+    pub fn checks_on_node(&self, ns: &str, name: &str) -> Vec<CheckView> {
+        let mut out = self.node_checks(name);
+        for entry in self.on_node(ns, name) {
+            out.extend(entry.checks.into_iter().filter(|c| !c.record.service_id.is_empty()));
+        }
+        out
+    }
+
+    /// Every check of a namespace.
+    pub fn all_checks(&self, ns: &str) -> Vec<CheckView> {
+        let mut out: Vec<CheckView> =
+            self.nodes().iter().flat_map(|node| self.node_checks(&node.node)).collect();
+        for (key, instances) in self.world.services_with_instances() {
+            if key.namespace.as_str() != ns {
+                continue;
+            }
+            for instance in instances.values().filter(|i| i.origin == Origin::Kubernetes) {
+                out.push(self.readiness(instance, &self.node_name(instance)));
+            }
+            for (key, registration) in self.world.catalog().of_service(key) {
+                let own = self.world.catalog().checks_of(key);
+                out.extend(own.map(|(key, record)| self.check(key, record, &registration.tags)));
+            }
+        }
+        out
+    }
+
+    /// Whether an id is an instance that the Kubernetes door made, and of which service.
+    pub fn kubernetes_instance(&self, ns: &str, id: &str) -> Option<Arc<str>> {
+        self.world
+            .services_with_instances()
+            .filter(|(key, _)| key.namespace.as_str() == ns)
+            .find(|(_, instances)| {
+                instances.values().any(|i| i.origin == Origin::Kubernetes && service_id(i) == id)
+            })
+            .map(|(key, _)| key.name.as_str().into())
+    }
+
+    fn catalog_entry(&self, key: &RegistrationKey, registration: &Arc<Registration>) -> Entry {
+        let mut checks = self.node_checks(&key.node);
+        let own = self.world.catalog().checks_of(key);
+        checks.extend(own.map(|(key, record)| self.check(key, record, &registration.tags)));
+        Entry { node: self.node(&key.node), service: registration.clone(), checks, draining: false }
+    }
+
+    fn kubernetes_entry(&self, instance: &Instance) -> Entry {
+        let node = self.node_name(instance);
+        let service = kubernetes_service(instance, &node);
+        let mut checks = self.node_checks(&node);
+        checks.push(self.readiness(instance, &node));
+        Entry {
+            node: self.node(&node),
+            service: Arc::new(service),
+            checks,
+            draining: instance.draining,
+        }
+    }
+
+    fn readiness(&self, instance: &Instance, node: &Arc<str>) -> CheckView {
+        let id = service_id(instance);
+        let pod = &instance.id;
+        let ns = &instance.service.namespace;
+        let (status, output) = match (instance.draining, instance.health) {
+            (true, _) => (Status::Critical, format!("Pod \"{ns}/{pod}\" is draining")),
+            (false, Status::Passing) => (Status::Passing, format!("Pod \"{ns}/{pod}\" is ready")),
+            (false, other) => (other, format!("Pod \"{ns}/{pod}\" is not ready")),
+        };
+        let record = CheckRecord {
+            id: format!("service:{id}").into(),
+            name: "Kubernetes Readiness Check".into(),
+            node: node.clone(),
+            namespace: ns.as_str().into(),
+            service_id: id.into(),
+            service_name: instance.service.name.as_str().into(),
+            kind: "kubernetes-readiness".into(),
+            ..CheckRecord::default()
+        };
+        CheckView { record: Arc::new(record), status, output: output.into(), tags: Vec::new() }
+    }
+
+    fn check(&self, key: &CheckKey, record: &Arc<CheckRecord>, tags: &[Arc<str>]) -> CheckView {
+        let catalog = self.world.catalog();
+        let output = match catalog.result(key) {
+            Some(result) => result.output.clone(),
+            None => record.typed().initial_output.into(),
+        };
+        CheckView {
+            record: record.clone(),
+            status: catalog.status(key),
+            output,
+            tags: tags.to_vec(),
+        }
+    }
+
+    fn server_entry(&self) -> Entry {
+        let meta = [("version", &*self.own.version), ("non_voter", "false")];
+        let service = Registration {
+            id: CONSUL_SERVICE.into(),
+            service: CONSUL_SERVICE.into(),
+            node: self.own.node.node.clone(),
+            namespace: DEFAULT_NAMESPACE.into(),
+            port: SERVER_RPC_PORT,
+            meta: meta.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+            ..Registration::default()
+        };
+        Entry {
+            node: self.own.node.clone(),
+            service: Arc::new(service),
+            checks: self.node_checks(&self.own.node.node),
+            draining: false,
+        }
+    }
+
+    fn node_name(&self, instance: &Instance) -> Arc<str> {
+        if instance.node.is_empty() { self.own.node.node.clone() } else { instance.node.clone() }
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// The worst of its checks.
+    pub fn status(&self) -> Status {
+        self.checks.iter().map(|c| c.status).max().unwrap_or(Status::Passing)
+    }
+
+    /// Where a client reaches it.
+    pub fn address(&self) -> &Arc<str> {
+        if self.service.address.is_empty() { &self.node.address } else { &self.service.address }
+    }
+
+    /// Its share now.
+    pub fn weight(&self) -> u32 {
+        match self.status() {
+            Status::Warning => self.service.weights.warning,
+            _ => self.service.weights.passing,
+        }
+    }
+}
+
+// === impl CheckView ===
+
+impl CheckView {
+    /// An operator's doing rather than a failure.
+    pub fn is_maintenance(&self) -> bool {
+        self.record.is_maintenance()
+    }
+}
+
+/// What Consul says of several checks at once.
+pub fn aggregated<'a>(checks: impl IntoIterator<Item = &'a CheckView>) -> &'static str {
+    let mut worst = Status::Passing;
+    for check in checks {
+        if check.is_maintenance() {
+            return "maintenance";
+        }
+        worst = worst.max(check.status);
+    }
+    worst.as_str()
+}
+
+// === helpers ===
+
+/// As consul-k8s names the instances that it registers: a pod may serve several services.
+fn service_id(instance: &Instance) -> String {
+    format!("{}-{}", instance.id, instance.service.name)
+}
+
+/// A Kubernetes instance as a registration. Consul knows one port per instance: the first one;
+/// all are in the meta.
+fn kubernetes_service(instance: &Instance, node: &Arc<str>) -> Registration {
+    let ns = instance.service.namespace.as_str();
+    let mut meta: BTreeMap<Arc<str>, Arc<str>> = BTreeMap::from([
+        ("external-source".into(), "kubernetes".into()),
+        ("k8s-namespace".into(), ns.into()),
+        ("pod-name".into(), instance.id.clone()),
+    ]);
+    for port in instance.ports.iter().filter(|p| !p.name.is_empty()) {
+        meta.insert(format!("port-{}", port.name).into(), port.port.to_string().into());
+    }
+    let address = instance.hostname.clone().unwrap_or_else(|| instance.address.to_string().into());
+    Registration {
+        id: service_id(instance).into(),
+        service: instance.service.name.as_str().into(),
+        node: node.clone(),
+        namespace: ns.into(),
+        address,
+        port: instance.ports.first().map_or(0, |p| p.port),
+        meta: meta.into_iter().collect(),
+        weights: weft_kinds::views::catalog::Weights {
+            passing: instance.weight,
+            warning: instance.weight,
+        },
+        ..Registration::default()
+    }
+}
+
+fn serf_health(node: &str) -> CheckView {
+    let record = CheckRecord {
+        id: SERF_HEALTH.into(),
+        name: "Serf Health Status".into(),
+        node: node.into(),
+        ..CheckRecord::default()
+    };
+    CheckView {
+        record: Arc::new(record),
+        status: Status::Passing,
+        output: "Agent alive and reachable".into(),
+        tags: Vec::new(),
+    }
+}
