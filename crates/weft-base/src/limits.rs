@@ -37,6 +37,10 @@ pub const METRIC_SERIES_MAX: usize = 10_000;
 pub const PROXY_BACKENDS_MAX: usize = 2_000;
 /// Resources in one xDS response.
 pub const XDS_RESPONSE_RESOURCES_MAX: usize = 1_000;
+/// Connections to the xDS door.
+pub const XDS_CONNECTIONS_MAX: usize = 20_000;
+/// Handshakes on it at the same time.
+pub const XDS_HANDSHAKES_MAX: usize = 256;
 /// Bytes of one xDS message.
 pub const XDS_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of one resource; a larger one is replaced by a `Fail` that says so.

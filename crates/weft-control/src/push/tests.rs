@@ -6,10 +6,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use futures_util::future::FutureExt;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::TcpListenerStream;
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
@@ -17,13 +16,14 @@ use weft_model::{
     Backend, Endpoint, EndpointSet, Fail, Health, Host, HostPort, InboundListener, Listener,
     ListenerKind, MtlsMode, Protocol, Resource, ResourceName, Root, Transport,
 };
-use weft_xds::client::{self, Handle, Options, PlainTcp};
-use weft_xds::server::{self, AdsService, Peer, PeerIo};
+use weft_xds::client::{self, Connect, Handle, Options, PlainTcp};
+use weft_xds::server::{self, AdsService, Handshake, Peer};
 use weft_xds::{Applied, NodeId, NodeInfo, NodeKind, Rejected, Transaction, Version};
 
 use super::*;
 
 mod book;
+mod mtls;
 mod wire;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -83,19 +83,23 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) async fn start() -> Self {
-        Self::start_with(TestNodes::default(), "127.0.0.1:0".parse().unwrap(), None).await
+        Self::start_with(TestNodes::default(), "127.0.0.1:0".parse().unwrap()).await
     }
 
-    /// `peer` is what the transport would have authenticated.
-    async fn start_with(nodes: TestNodes, address: SocketAddr, peer: Option<&str>) -> Self {
+    async fn start_with(nodes: TestNodes, address: SocketAddr) -> Self {
+        Self::start_over(nodes, address, server::plaintext()).await
+    }
+
+    async fn start_over<T>(nodes: TestNodes, address: SocketAddr, shake: Handshake<T>) -> Self
+    where
+        T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
         let tasks = TaskGroup::new();
         let nodes = Arc::new(nodes);
         let pusher = Pusher::start(nodes.clone(), Clock::system(), &tasks);
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let peer = Peer { spiffe_id: peer.map(Into::into), address: None };
-        let incoming = TcpListenerStream::new(listener)
-            .map(move |io| io.map(|io| PeerIo { io, peer: peer.clone() }));
+        let incoming = server::incoming(listener, shake, &tasks);
         let service = AdsService::new(Arc::new(pusher.clone()), tasks.clone()).into_server();
         let group = tasks.clone();
         tasks.spawn("test server", async move {
@@ -157,11 +161,21 @@ impl Proxy {
         permits: usize,
         refuses: Refuses,
     ) -> Self {
+        let connect = Arc::new(PlainTcp { authority: server.to_string() });
+        Self::start_over(connect, id, last_good, permits, refuses)
+    }
+
+    fn start_over(
+        connect: Arc<dyn Connect>,
+        id: &str,
+        last_good: Table,
+        permits: usize,
+        refuses: Refuses,
+    ) -> Self {
         let tasks = TaskGroup::new();
         let node = NodeInfo::this_release(id.parse().unwrap(), "test");
         let held = last_good.iter().map(|(name, (version, _))| (name.clone(), *version)).collect();
         let options = Options { node, held, rng: Rng::seeded(1) };
-        let connect = Arc::new(PlainTcp { authority: server.to_string() });
         let handle = client::run(connect, options, &tasks);
         let status = handle.status.clone();
         let (table_tx, table) = watch::channel(last_good);
@@ -207,8 +221,9 @@ impl Proxy {
         assert!(waited.is_ok(), "{}: {:?}", self.id, self.status.borrow());
     }
 
+    /// Like a kill: what it was doing is not finished.
     async fn stop(self) -> Table {
-        self.tasks.shutdown(Duration::from_secs(5)).await;
+        self.tasks.shutdown(Duration::ZERO).await;
         self.table.borrow().clone()
     }
 }

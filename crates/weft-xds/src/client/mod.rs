@@ -4,6 +4,7 @@
 //!
 //! Called by `weft-proxy`'s control side. It knows no table and writes no file.
 
+mod dial;
 mod state;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use weft_model::ResourceName;
 use weft_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
+pub use dial::Dial;
 pub use state::{Applied, Machine, Output, Transaction, Upsert};
 
 use crate::codec::Version;
@@ -102,8 +104,8 @@ pub fn run(connect: Arc<dyn Connect>, options: Options, tasks: &TaskGroup) -> Ha
     Handle { transactions, applied, status }
 }
 
-/// An endpoint with the timeouts, pings and windows that a stream needs. Connectors of other
-/// transports (mTLS) start from it: `endpoint(..)?.connect_with_connector(..)`.
+/// An endpoint with the timeouts, pings and windows that a stream needs. Other transports (mTLS)
+/// are dialled by [`Dial`].
 ///
 /// # Errors
 /// When the authority is no `HOST:PORT`.

@@ -4,19 +4,18 @@
 //! Assembled by the binary; control's pusher is the source. It decides nothing about what a node
 //! may see; it asks [`Source::admit`] before anything is sent.
 
+mod incoming;
 mod state;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::TcpConnectInfo;
 use tonic::{Request, Response, Status, Streaming};
 use weft_base::limits::XDS_MESSAGE_BYTES_MAX;
 use weft_base::task::TaskGroup;
@@ -27,6 +26,7 @@ use weft_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 
+pub use incoming::{Handshake, PeerIo, incoming, plaintext};
 #[cfg(test)]
 pub(crate) use state::Chunk;
 pub use state::{Machine, Output, Refusal};
@@ -98,13 +98,6 @@ pub struct Peer {
     /// `None` on a plaintext connection.
     pub spiffe_id: Option<Arc<str>>,
     pub address: Option<SocketAddr>,
-}
-
-/// A connection with its peer, for `serve_with_incoming`: what the mTLS acceptor yields.
-#[derive(Debug)]
-pub struct PeerIo<T> {
-    pub io: T,
-    pub peer: Peer,
 }
 
 /// The service.
@@ -308,55 +301,5 @@ impl From<Refusal> for Status {
             Refusal::Denied(_) => Self::permission_denied(text),
             Refusal::Unavailable(_) => Self::unavailable(text),
         }
-    }
-}
-
-// === impl PeerIo ===
-
-impl<T> Connected for PeerIo<T> {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for PeerIo<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for PeerIo<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }
