@@ -14,8 +14,9 @@ use sha2::{Digest, Sha256};
 use weft_base::limits::{XDS_REASON_BYTES_MAX, XDS_REJECTED_MAX};
 use weft_model::Resource;
 
-/// What one form of a resource is told apart by: the first eight bytes of its SHA-256.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// What one form of a resource is told apart by: the first eight bytes of its SHA-256. The default
+/// is of no form: for resources that came from elsewhere than a server.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Version(u64);
 
 /// A resource in its wire form.

@@ -28,6 +28,8 @@
 
 pub mod client;
 pub mod codec;
+#[cfg(test)]
+mod hostile;
 pub mod last_good;
 mod node;
 #[cfg(test)]

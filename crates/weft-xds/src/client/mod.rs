@@ -10,6 +10,8 @@ mod state;
 use std::sync::Arc;
 use std::time::Duration;
 
+use discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,8 +21,7 @@ use weft_base::limits::XDS_MESSAGE_BYTES_MAX;
 use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
 use weft_model::ResourceName;
-use weft_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use weft_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use weft_proto::envoy::service::discovery::v3 as discovery;
 
 pub use dial::Dial;
 pub use state::{Applied, Machine, Output, Transaction, Upsert};
@@ -55,7 +56,9 @@ pub struct PlainTcp {
 #[derive(Debug)]
 pub struct Options {
     pub node: NodeInfo,
-    /// Names and versions of the table that the proxy started from, so that none is sent again.
+    /// Names and versions of the table that the proxy started from, so that none is sent again:
+    /// the first transaction is then the difference to it. Empty when the proxy takes the first
+    /// transaction as the whole and drops by itself what it does not name.
     pub held: Vec<(ResourceName, Version)>,
     pub rng: Rng,
 }

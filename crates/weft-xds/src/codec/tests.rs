@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The codec: what survives, what is refused, how versions tell forms apart.
+
 use super::*;
 use ciborium::Value;
 use std::sync::Arc;
