@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Bodies on their way: a request body that can be sent again while it fits the replay limit, and
+//! a response body that knows when it ended, idled or broke. Neither buffers beyond its limit.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use thiserror::Error;
+use tokio::time::{Instant, Sleep};
+use weft_base::limits::RETRY_BODY_BYTES_MAX;
+
+use super::serve::Received;
+use crate::observe::record::Record;
+use crate::upstream::pool::{Answered, Lease};
+
+/// Why a body ended early.
+#[derive(Clone, Debug, Error)]
+pub enum BodyError {
+    #[error("the client ended the request body early: {0}")]
+    Client(Rc<str>),
+    #[error("the request body is larger than {0} bytes")]
+    TooLarge(u64),
+    #[error("the upstream ended the response body early: {0}")]
+    Upstream(String),
+    #[error("no byte was seen for {} ms", .0.as_millis())]
+    Idle(Duration),
+    #[error("the response was not complete within {} ms", .0.as_millis())]
+    Deadline(Duration),
+    #[error("this attempt was given up")]
+    GivenUp,
+}
+
+/// hyper wants errors that can cross threads; what it logs of them is this text.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct BodyFault(String);
+
+/// The client's request body, shared by all attempts of one request.
+#[derive(Clone, Debug, Default)]
+pub struct Replay(Option<Rc<RefCell<ReplayState>>>);
+
+#[derive(Debug)]
+struct ReplayState {
+    source: Received,
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    /// More came than is kept: what was kept is gone.
+    overflowed: bool,
+    /// Anything was handed to an attempt.
+    given: bool,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    failed: Option<BodyError>,
+    received: u64,
+    bytes_max: u64,
+    /// The attempt that may read; older ones are given up.
+    attempt: u32,
+}
+
+/// What one attempt sends.
+#[derive(Debug)]
+pub struct AttemptBody {
+    inner: AttemptInner,
+}
+
+#[derive(Debug)]
+enum AttemptInner {
+    Empty,
+    Shared { state: Rc<RefCell<ReplayState>>, attempt: u32, next: usize, trailers_sent: bool },
+}
+
+/// What goes to the client.
+#[derive(Debug)]
+pub struct ReplyBody {
+    inner: ReplyInner,
+    record: Option<Box<Record>>,
+}
+
+#[derive(Debug)]
+enum ReplyInner {
+    Empty,
+    Full(Bytes),
+    Upstream(Box<UpstreamBody>),
+}
+
+#[derive(Debug)]
+pub struct UpstreamBody {
+    body: Answered,
+    lease: Option<Lease>,
+    limits: BodyLimits,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// How long an answer's body may take.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLimits {
+    /// Without any byte; zero is no limit.
+    pub idle: Duration,
+    /// When it must be complete, and the limit that says so.
+    pub deadline: Option<(Instant, Duration)>,
+}
+
+// === impl Replay ===
+
+impl Replay {
+    pub fn new(source: Received, bytes_max: u64) -> Self {
+        if source.is_end_stream() {
+            return Self(None);
+        }
+        Self(Some(Rc::new(RefCell::new(ReplayState {
+            source,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            overflowed: false,
+            given: false,
+            trailers: None,
+            ended: false,
+            failed: None,
+            received: 0,
+            bytes_max,
+            attempt: 0,
+        }))))
+    }
+
+    /// The body for the next attempt; the one before it stops.
+    pub fn attempt(&self) -> AttemptBody {
+        let inner = match &self.0 {
+            None => AttemptInner::Empty,
+            Some(shared) => {
+                let mut state = shared.borrow_mut();
+                state.attempt += 1;
+                AttemptInner::Shared {
+                    attempt: state.attempt,
+                    state: shared.clone(),
+                    next: 0,
+                    trailers_sent: false,
+                }
+            }
+        };
+        AttemptBody { inner }
+    }
+
+    /// Whether another attempt could send the whole body.
+    pub fn can_replay(&self) -> bool {
+        self.0.as_ref().is_none_or(|s| {
+            let s = s.borrow();
+            !s.overflowed && s.failed.is_none()
+        })
+    }
+
+    /// Whether all of it was read from the client, so that the connection can be used again.
+    pub fn is_ended(&self) -> bool {
+        self.0.as_ref().is_none_or(|s| s.borrow().ended)
+    }
+
+    /// Bytes received from the client so far.
+    pub fn received(&self) -> u64 {
+        self.0.as_ref().map_or(0, |s| s.borrow().received)
+    }
+
+    /// What went wrong on the client's side.
+    pub fn failure(&self) -> Option<BodyError> {
+        self.0.as_ref().and_then(|s| s.borrow().failed.clone())
+    }
+}
+
+impl ReplayState {
+    fn poll_source(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        match ready!(Pin::new(&mut self.source).poll_frame(cx)) {
+            None => {
+                self.ended = true;
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => {
+                let error = BodyError::Client(error.to_string().into());
+                self.failed = Some(error.clone());
+                Poll::Ready(Some(Err(error)))
+            }
+            Some(Ok(frame)) => Poll::Ready(Some(self.keep(frame))),
+        }
+    }
+
+    fn keep(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+        if let Some(data) = frame.data_ref() {
+            self.received += data.len() as u64;
+            if self.bytes_max != 0 && self.received > self.bytes_max {
+                let error = BodyError::TooLarge(self.bytes_max);
+                self.failed = Some(error.clone());
+                return Err(error);
+            }
+            if !self.overflowed && self.kept_bytes + data.len() <= RETRY_BODY_BYTES_MAX {
+                self.kept_bytes += data.len();
+                self.kept.push(data.clone());
+            } else {
+                self.overflowed = true;
+                self.kept = Vec::new();
+            }
+            if self.source.is_end_stream() {
+                self.ended = true;
+            }
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.trailers = Some(trailers.clone());
+            self.ended = true;
+        }
+        Ok(frame)
+    }
+}
+
+// === impl AttemptBody ===
+
+impl AttemptBody {
+    pub fn empty() -> Self {
+        Self { inner: AttemptInner::Empty }
+    }
+}
+
+impl Body for AttemptBody {
+    type Data = Bytes;
+    type Error = BodyFault;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+        let AttemptInner::Shared { state, attempt, next, trailers_sent } = &mut self.inner else {
+            return Poll::Ready(None);
+        };
+        let mut state = state.borrow_mut();
+        if state.attempt != *attempt {
+            return Poll::Ready(Some(Err(BodyError::GivenUp.into())));
+        }
+        if let Some(chunk) = state.kept.get(*next) {
+            *next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        if let Some(trailers) = state.trailers.clone()
+            && !*trailers_sent
+        {
+            *trailers_sent = true;
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        let frame = ready!(state.poll_source(cx));
+        state.given = true;
+        match &frame {
+            Some(Ok(frame)) if frame.is_data() => *next = state.kept.len(),
+            Some(Ok(_)) => *trailers_sent = true,
+            _ => {}
+        }
+        Poll::Ready(frame.map(|f| f.map_err(BodyFault::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            AttemptInner::Empty => true,
+            AttemptInner::Shared { state, next, trailers_sent, .. } => {
+                let s = state.borrow();
+                s.ended && *next >= s.kept.len() && (s.trailers.is_none() || *trailers_sent)
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            AttemptInner::Empty => SizeHint::with_exact(0),
+            AttemptInner::Shared { state, next, .. } => {
+                let s = state.borrow();
+                let left: usize = s.kept.iter().skip(*next).map(Bytes::len).sum();
+                let mut hint = SizeHint::new();
+                let source = if s.ended { SizeHint::with_exact(0) } else { s.source.size_hint() };
+                if let Some(exact) = source.exact() {
+                    hint.set_exact(exact + left as u64);
+                }
+                hint
+            }
+        }
+    }
+}
+
+// === impl ReplyBody ===
+
+impl ReplyBody {
+    pub fn empty() -> Self {
+        Self { inner: ReplyInner::Empty, record: None }
+    }
+
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        Self { inner: ReplyInner::Full(bytes.into()), record: None }
+    }
+
+    pub fn upstream(body: Answered, lease: Lease, limits: BodyLimits) -> Self {
+        let lease = Some(lease);
+        let mut upstream = UpstreamBody { body, lease, limits, timer: None };
+        upstream.settle();
+        Self { inner: ReplyInner::Upstream(Box::new(upstream)), record: None }
+    }
+
+    /// Attaches the record that is written when the body ends.
+    pub fn recorded(mut self, record: Box<Record>) -> Self {
+        self.record = Some(record);
+        self
+    }
+
+    fn note(&mut self, frame: &Option<Result<Frame<Bytes>, BodyError>>) {
+        let Some(record) = &mut self.record else { return };
+        match frame {
+            None => record.complete(),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    record.bytes_sent += data.len() as u64;
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    record.trailers(trailers);
+                }
+            }
+            Some(Err(error)) => record.broke(error),
+        }
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = BodyFault;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+        let frame = match &mut self.inner {
+            ReplyInner::Empty => None,
+            ReplyInner::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.inner = ReplyInner::Empty;
+                (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
+            }
+            ReplyInner::Upstream(upstream) => ready!(upstream.poll(cx)),
+        };
+        self.note(&frame);
+        Poll::Ready(frame.map(|f| f.map_err(BodyFault::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            ReplyInner::Empty => true,
+            ReplyInner::Full(bytes) => bytes.is_empty(),
+            ReplyInner::Upstream(upstream) => upstream.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            ReplyInner::Empty => SizeHint::with_exact(0),
+            ReplyInner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            ReplyInner::Upstream(upstream) => upstream.body.size_hint(),
+        }
+    }
+}
+
+impl Drop for ReplyBody {
+    fn drop(&mut self) {
+        let ended = self.is_end_stream();
+        if let Some(record) = &mut self.record
+            && ended
+        {
+            record.complete();
+        }
+        // Otherwise the record's own drop says that the client went away.
+    }
+}
+
+// === impl UpstreamBody ===
+
+impl UpstreamBody {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                let next = self.expires();
+                if let (Some(timer), Some((at, _))) = (&mut self.timer, next) {
+                    timer.as_mut().reset(at);
+                }
+                if frame.is_none() {
+                    self.give_back();
+                } else {
+                    self.settle();
+                }
+                let broke = |e: hyper::Error| BodyError::Upstream(crate::http::cause(&e));
+                Poll::Ready(frame.map(|f| f.map_err(broke)))
+            }
+            Poll::Pending => {
+                let Some((at, error)) = self.expires() else { return Poll::Pending };
+                let timer =
+                    self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+                ready!(timer.as_mut().poll(cx));
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    /// When the next byte is due, and what it means when it does not come.
+    fn expires(&self) -> Option<(Instant, BodyError)> {
+        let idle = self.limits.idle;
+        let idle_at = (!idle.is_zero()).then(|| (Instant::now() + idle, BodyError::Idle(idle)));
+        let end = self.limits.deadline.map(|(at, limit)| (at, BodyError::Deadline(limit)));
+        match (idle_at, end) {
+            (Some(idle), Some(end)) => Some(if end.0 < idle.0 { end } else { idle }),
+            (idle, end) => idle.or(end),
+        }
+    }
+
+    /// Gives the connection back as soon as nothing more will come.
+    fn settle(&mut self) {
+        if self.body.is_end_stream() {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.finished();
+        }
+    }
+}
+
+impl From<BodyError> for BodyFault {
+    fn from(error: BodyError) -> Self {
+        Self(error.to_string())
+    }
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Headers between the two sides: what must not pass on, what the proxy adds, and the edits that
+//! rules ask for. Pure but for the random numbers handed in.
+
+use std::net::IpAddr;
+
+use http::header::{
+    CONNECTION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use weft_base::rng::Rng;
+use weft_model::HeaderEdit;
+
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// `workload.namespace` of the calling sidecar, for the metrics of the called one.
+pub const SOURCE: HeaderName = HeaderName::from_static("x-weft-source");
+pub const NOT_FORWARDED: HeaderName = HeaderName::from_static("x-weft-not-forwarded");
+pub const FLAGS: HeaderName = HeaderName::from_static("x-weft-flags");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Headers that a `Connection` header must not be able to remove.
+const PROTECTED: &[&str] =
+    &["host", "content-length", "authorization", "x-forwarded-client-cert", "x-request-id"];
+
+/// Removes what belongs to one connection only (RFC 9110 §7.6.1).
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .flat_map(|v| v.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .filter(|n| !PROTECTED.contains(&n.as_str()) && !n.as_str().starts_with("x-weft-"))
+            .collect();
+        for name in named {
+            if name != TE {
+                headers.remove(name);
+            }
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
+        headers.remove(name);
+    }
+    headers.remove(PROXY_AUTHENTICATE);
+    headers.remove(PROXY_AUTHORIZATION);
+    if let Some(te) = headers.get(TE) {
+        // gRPC needs `te: trailers`; other codings were for us.
+        let trailers = te.as_bytes().eq_ignore_ascii_case(b"trailers");
+        headers.remove(TE);
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+    }
+}
+
+/// Removes weft's own headers, which only its proxies may set.
+pub fn strip_own(headers: &mut HeaderMap) {
+    let own: Vec<HeaderName> =
+        headers.keys().filter(|n| n.as_str().starts_with("x-weft-")).cloned().collect();
+    for name in own {
+        headers.remove(name);
+    }
+}
+
+/// Takes nothing about the way here from an outside client, and says what is known instead.
+pub fn from_outside(headers: &mut HeaderMap, remote: IpAddr, scheme: &'static str) {
+    let untrusted: Vec<HeaderName> =
+        headers.keys().filter(|n| n.as_str().starts_with("x-envoy-")).cloned().collect();
+    for name in untrusted {
+        headers.remove(name);
+    }
+    headers.remove(CLIENT_CERT);
+    headers.remove(REQUEST_ID);
+    if let Ok(value) = HeaderValue::from_str(&remote.to_string()) {
+        headers.insert(FORWARDED_FOR, value);
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+}
+
+/// Every request has an id and a trace context; those that came along are kept.
+pub fn identify(headers: &mut HeaderMap, rng: &mut Rng) -> Option<HeaderValue> {
+    if !headers.contains_key(REQUEST_ID) {
+        let mut bytes = [0u8; 16];
+        let (a, b) = bytes.split_at_mut(8);
+        a.copy_from_slice(&rng.next_u64().to_be_bytes());
+        b.copy_from_slice(&rng.next_u64().to_be_bytes());
+        let id = uuid::Builder::from_random_bytes(bytes).into_uuid();
+        let mut text = [0u8; uuid::fmt::Hyphenated::LENGTH];
+        if let Ok(value) = HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)) {
+            headers.insert(REQUEST_ID, value);
+        }
+    }
+    let valid = headers.get(TRACEPARENT).is_some_and(|v| is_traceparent(v.as_bytes()));
+    if !valid {
+        headers.remove("tracestate");
+        let (high, low) = (rng.next_u64(), rng.next_u64() | 1);
+        let text = format!("00-{high:016x}{low:016x}-{:016x}-01", rng.next_u64() | 1);
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            headers.insert(TRACEPARENT, value);
+        }
+    }
+    headers.get(REQUEST_ID).cloned()
+}
+
+/// Applies a rule's edit in the order set, add, remove. A name or value that no header may have
+/// was refused when the rule was compiled; here it is left out.
+pub fn edit(headers: &mut HeaderMap, edit: &HeaderEdit) {
+    let parse = |name: &str, value: &str| {
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        Some((name, HeaderValue::from_str(value).ok()?))
+    };
+    for (name, value) in &edit.set {
+        if let Some((name, value)) = parse(name, value) {
+            headers.insert(name, value);
+        }
+    }
+    for (name, value) in &edit.add {
+        if let Some((name, value)) = parse(name, value) {
+            headers.append(name, value);
+        }
+    }
+    for name in &edit.remove {
+        headers.remove(&**name);
+    }
+}
+
+/// `00-<32 hex>-<16 hex>-<2 hex>`, neither id all zeros (W3C Trace Context).
+fn is_traceparent(text: &[u8]) -> bool {
+    let hex = |s: &[u8]| {
+        s.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) && s.iter().any(|b| *b != b'0')
+    };
+    let mut parts = text.split(|b| *b == b'-');
+    let (version, trace) = (parts.next(), parts.next());
+    let (span, flags) = (parts.next(), parts.next());
+    version == Some(b"00")
+        && trace.is_some_and(|t| t.len() == 32 && hex(t))
+        && span.is_some_and(|s| s.len() == 16 && hex(s))
+        && flags.is_some_and(|f| f.len() == 2)
+        && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(*name, HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    #[test]
+    fn reg_15_42_connection_headers_stay_on_their_connection() {
+        let mut h = map(&[
+            ("connection", "keep-alive, X-Drop, Upgrade, HTTP2-Settings, authorization"),
+            ("x-drop", "1"),
+            ("authorization", "kept"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA"),
+            ("te", "gzip"),
+            ("proxy-authorization", "Basic x"),
+            ("x-keep", "1"),
+        ]);
+        strip_hop_by_hop(&mut h);
+        let mut left: Vec<&str> = h.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["authorization", "x-keep"]);
+        let mut grpc = map(&[("te", "trailers")]);
+        strip_hop_by_hop(&mut grpc);
+        assert_eq!(grpc.get("te").unwrap(), "trailers");
+    }
+
+    #[test]
+    fn reg_41_outside_clients_cannot_say_who_they_are() {
+        let mut h = map(&[
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x-forwarded-client-cert", "URI=spiffe://x"),
+            ("x-envoy-internal", "true"),
+            ("x-weft-source", "admin.kube-system"),
+            ("x-request-id", "forged"),
+        ]);
+        strip_own(&mut h);
+        from_outside(&mut h, "10.0.0.9".parse().unwrap(), "https");
+        assert_eq!(h, map(&[("x-forwarded-for", "10.0.0.9"), ("x-forwarded-proto", "https")]));
+    }
+
+    #[test]
+    fn ids_are_made_once_and_kept() {
+        let mut rng = Rng::seeded(1);
+        let mut h = HeaderMap::new();
+        let id = identify(&mut h, &mut rng).unwrap();
+        assert_eq!(id.len(), 36);
+        let trace = h.get(TRACEPARENT).cloned().unwrap();
+        assert!(is_traceparent(trace.as_bytes()), "{trace:?}");
+        assert_eq!(identify(&mut h, &mut rng), Some(id));
+        assert_eq!(h.get(TRACEPARENT), Some(&trace));
+        let mut bad = map(&[("traceparent", "00-00-00-00"), ("tracestate", "a=b")]);
+        identify(&mut bad, &mut rng);
+        assert!(is_traceparent(bad.get(TRACEPARENT).unwrap().as_bytes()));
+        assert!(!bad.contains_key("tracestate"));
+    }
+}

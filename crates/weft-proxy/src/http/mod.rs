@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+//! HTTP from the client's head to the last byte of the answer. [`phases`] is the order, written
+//! once; the other files are its steps.
+
+pub mod attempt;
+pub mod body;
+pub mod guard;
+pub mod headers;
+pub mod normalise;
+pub mod phases;
+pub mod reply;
+pub mod route;
+pub mod serve;
+pub mod upgrade;
+
+/// An error with its causes, outermost first, without saying anything twice.
+pub fn cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        let next = e.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = e.source();
+    }
+    text
+}

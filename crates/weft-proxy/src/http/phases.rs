@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The order in which a request is handled, written once, to be read from top to bottom.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response, Uri};
+use weft_model::decide::{Authority, Found, redirect_location, rewritten_path};
+use weft_model::decide::{total_weight, weighted_at};
+use weft_model::{
+    Action, Filter, HeaderEdit, Match, Redirect, Retry, Rewrite, Target, Timeouts, WeightedBackend,
+};
+
+use super::attempt::{self, Call};
+use super::body::{Replay, ReplyBody};
+use super::normalise::{self, HeaderView};
+use super::reply::{self, Cause, Refusal};
+use super::route::{self, Asked, Choice};
+use super::serve::Received;
+use super::{headers, upgrade};
+use crate::config::UnknownDestinations;
+use crate::observe::record::Record;
+use crate::table::{BackendEntry, Door, Table};
+use crate::tcp::relay;
+use crate::upstream::pick::LocalBackend;
+use crate::worker::{Conn, Worker};
+
+/// What a rule asks to be done, collected before the request is sent.
+#[derive(Debug, Default)]
+struct Plan<'t> {
+    request_edits: Vec<&'t HeaderEdit>,
+    response_edits: Vec<&'t HeaderEdit>,
+    rewrite: Option<&'t Rewrite>,
+    matched: Option<&'t Match>,
+    timeouts: Timeouts,
+    retry: Retry,
+}
+
+/// What becomes of a request once its rule is known.
+enum Next {
+    Forward(Rc<std::cell::RefCell<LocalBackend>>),
+    Answer(Response<ReplyBody>),
+}
+
+/// Handles one request; always answers.
+pub async fn handle(
+    worker: Rc<Worker>,
+    conn: Rc<Conn>,
+    request: Request<Received>,
+) -> Response<ReplyBody> {
+    let mut record = Box::new(Record::begin(&worker, &conn, &request));
+    let result = run(&worker, &conn, request, &mut record).await;
+    let mut response = match result {
+        Ok(response) => response,
+        Err(refusal) => refusal.answer(&mut record),
+    };
+    record.status = response.status().as_u16();
+    if record.grpc_status.is_none() {
+        record.grpc_status = crate::observe::record::grpc_status(response.headers());
+    }
+    if worker.conns.is_draining() && record.version < http::Version::HTTP_2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.map(|body| body.recorded(record))
+}
+
+/// The phases.
+async fn run(
+    worker: &Rc<Worker>,
+    conn: &Rc<Conn>,
+    request: Request<Received>,
+    record: &mut Record,
+) -> Result<Response<ReplyBody>, Refusal> {
+    // 1. One canonical form, or none.
+    let authority =
+        normalise::canonical(&request).map_err(|why| Refusal::new(Cause::BadRequest, why))?;
+    record.authority = Some(shown(&authority));
+
+    // 2. Who may use this door.
+    admit(worker, conn, &request)?;
+    if request.method() == Method::CONNECT {
+        return connect(worker, conn, request, &authority, record);
+    }
+
+    // 3. Headers that must not pass, and those that every request has.
+    let (mut head, received) = request.into_parts();
+    let upgrade = upgrade::wanted(&mut head, conn);
+    let bytes_max = worker.config.limits.body_bytes_max;
+    let body = Replay::new(received, bytes_max);
+    record.body = body.clone();
+    clean(worker, conn, &mut head, record);
+
+    // 4. Route: pin the table, let the model choose.
+    let table = worker.table();
+    let asked = route::asked(conn, &authority);
+    let choice = {
+        let view_headers = HeaderView(&head.headers);
+        let view = route::view(&head, &view_headers, conn.scheme, &asked);
+        route::choose(&table, conn, &view)?
+    };
+
+    // 5. What the rule says: filters in written order, an answer of its own, or a backend.
+    let mut plan = Plan::default();
+    let next = match choice {
+        Choice::Rule(found) => {
+            record.route = Some(route::label(&found));
+            rule(worker, conn, &head, &asked, &found, &table, &mut plan, record)?
+        }
+        Choice::Backend(backend) => {
+            if conn.door == Door::Mesh {
+                // The client's sidecar judges, and it has other instances to go to.
+                plan.retry = Retry { attempts: 0, on_reset: false, ..Retry::default() };
+            }
+            Next::Forward(worker.backend(&backend))
+        }
+        Choice::Outside(target) => Next::Forward(outside(worker, &target, record).await?),
+    };
+    let backend = match next {
+        Next::Answer(response) => return Ok(response),
+        Next::Forward(backend) => backend,
+    };
+    if !record.passthrough {
+        record.backend = Some(backend.borrow().entry.clone());
+    }
+    let authority = apply(&plan, &mut head, &asked, &authority)?;
+
+    // 6. Attempts, until there is an answer to pass on.
+    let version = head.version;
+    let scheme = conn.scheme;
+    let (timeouts, retry) = (&plan.timeouts, &plan.retry);
+    let call = Call { worker, backend, head, body, authority, scheme, version, timeouts, retry };
+    let mut response = match upgrade {
+        None => attempt::forward(&call, record).await?,
+        Some(upgrade) => return upgrade::forward(upgrade, call, record).await,
+    };
+
+    // 7. The answer's headers.
+    settle(conn, &plan, &mut response, record);
+    Ok(response)
+}
+
+/// The forward proxy admits only its own app, which knows the pod's credential.
+fn admit<B>(worker: &Worker, conn: &Conn, request: &Request<B>) -> Result<(), Refusal> {
+    if conn.door != Door::Forward || conn.admitted.get() {
+        return Ok(());
+    }
+    let Some(expected) = &worker.config.credential else { return Ok(()) };
+    let given = request.headers().get(header::PROXY_AUTHORIZATION).map(HeaderValue::as_bytes);
+    if given.is_some_and(|given| credential_fits(given, expected)) {
+        conn.admitted.set(true);
+        return Ok(());
+    }
+    let detail = if given.is_some() { "its credential is wrong" } else { "it has no credential" };
+    Err(Refusal::new(Cause::Credential, detail))
+}
+
+/// Answers CONNECT and goes on inside it.
+fn connect(
+    worker: &Rc<Worker>,
+    conn: &Rc<Conn>,
+    request: Request<Received>,
+    authority: &Authority,
+    record: &mut Record,
+) -> Result<Response<ReplyBody>, Refusal> {
+    let h1 = request.version() < http::Version::HTTP_2;
+    let served = h1 && matches!(conn.door, Door::Forward | Door::Mesh) && conn.tunnel.is_none();
+    if !served {
+        return Err(Refusal::new(Cause::MethodRefused, ""));
+    }
+    if conn.door == Door::Forward && authority.port.is_none() {
+        return Err(Refusal::new(Cause::BadRequest, "CONNECT names no port"));
+    }
+    record.status = 200;
+    relay::after_connect(worker, conn, request, authority.clone());
+    Ok(Response::new(ReplyBody::empty()))
+}
+
+fn clean(worker: &Worker, conn: &Conn, head: &mut Parts, record: &mut Record) {
+    if conn.door == Door::Mesh {
+        record.source = head.headers.get(headers::SOURCE).cloned();
+    }
+    headers::strip_hop_by_hop(&mut head.headers);
+    headers::strip_own(&mut head.headers);
+    match &conn.door {
+        Door::Gateway(_) => {
+            headers::from_outside(&mut head.headers, conn.remote.ip(), conn.scheme);
+        }
+        Door::Mesh => {
+            // What the client's sidecar proved replaces what anyone wrote.
+            head.headers.remove(headers::CLIENT_CERT);
+            let peer = conn.peer.as_ref().map(|p| {
+                HeaderValue::from_str(&format!("By={};URI={}", worker.names.principal, p.as_str()))
+            });
+            if let Some(Ok(value)) = peer {
+                head.headers.insert(headers::CLIENT_CERT, value);
+            }
+        }
+        Door::Forward | Door::Upstream { .. } => {}
+    }
+    record.forwarded_for = head.headers.get(headers::FORWARDED_FOR).cloned();
+    record.request_id = headers::identify(&mut head.headers, &mut worker.rng.borrow_mut());
+}
+
+/// Follows a rule to its backend or its own answer.
+#[allow(clippy::too_many_arguments)] // The phases' own state; a struct would be used only here.
+fn rule<'t>(
+    worker: &Rc<Worker>,
+    conn: &Conn,
+    head: &Parts,
+    asked: &Asked,
+    found: &Found<'t>,
+    table: &'t Table,
+    plan: &mut Plan<'t>,
+    record: &mut Record,
+) -> Result<Next, Refusal> {
+    plan.matched = found.matched;
+    plan.timeouts = found.rule.timeouts.clone();
+    plan.retry = found.rule.retry.clone();
+    plan.filters(&found.rule.filters);
+    match &found.rule.action {
+        Action::Forward(backends) => {
+            let chosen = share(worker, backends)?;
+            plan.filters(&chosen.filters);
+            target(worker, table, &chosen.target).map(Next::Forward)
+        }
+        Action::Redirect(redirect) => {
+            Ok(Next::Answer(redirected(conn, head, asked, redirect, found.matched, record)))
+        }
+        Action::Direct { status, body } => Ok(Next::Answer(reply::direct(record, *status, body))),
+        Action::Fail { status, reason } => {
+            Err(Refusal::new(Cause::Misconfigured, &**reason).with_status(*status))
+        }
+    }
+}
+
+/// The backend whose turn it is, by weight.
+fn share<'t>(
+    worker: &Worker,
+    backends: &'t [WeightedBackend],
+) -> Result<&'t WeightedBackend, Refusal> {
+    if let [only] = backends
+        && only.weight > 0
+    {
+        return Ok(only);
+    }
+    let weights: Vec<u32> = backends.iter().map(|b| b.weight).collect();
+    let point = worker.rng.borrow_mut().below(total_weight(&weights));
+    weighted_at(&weights, point)
+        .and_then(|i| backends.get(i))
+        .ok_or_else(|| Refusal::new(Cause::Misconfigured, "all its backends have weight 0"))
+}
+
+fn target(
+    worker: &Rc<Worker>,
+    table: &Table,
+    target: &Target,
+) -> Result<Rc<std::cell::RefCell<LocalBackend>>, Refusal> {
+    match target {
+        Target::Backend(name) => match table.backend(name) {
+            Some(entry) => Ok(worker.backend(entry)),
+            None => {
+                let why = table
+                    .fail(name)
+                    .map_or_else(|| format!("{name} is not known here"), |f| f.reason.to_string());
+                Err(Refusal::new(Cause::NoBackend, why))
+            }
+        },
+        Target::Fail { status, reason } => {
+            Err(Refusal::new(Cause::NoBackend, &**reason).with_status(*status))
+        }
+    }
+}
+
+/// A destination that the mesh does not know, as a backend of one endpoint.
+async fn outside(
+    worker: &Rc<Worker>,
+    target: &Authority,
+    record: &mut Record,
+) -> Result<Rc<std::cell::RefCell<LocalBackend>>, Refusal> {
+    record.passthrough = true;
+    let unknown = || format!("{}:{}", target.host, target.port.unwrap_or(80));
+    if worker.config.unknown == UnknownDestinations::Deny {
+        let detail = format!("{} is not in the mesh, and others are denied", unknown());
+        return Err(Refusal::new(Cause::NoService, detail));
+    }
+    let address = relay::resolve(target)
+        .await
+        .map_err(|why| Refusal::new(Cause::NoService, format!("{}: {why}", unknown())))?;
+    let entry: Arc<BackendEntry> = BackendEntry::outside(address, worker.config.workers);
+    Ok(worker.backend(&entry))
+}
+
+fn redirected(
+    conn: &Conn,
+    head: &Parts,
+    asked: &Asked,
+    redirect: &Redirect,
+    matched: Option<&Match>,
+    record: &mut Record,
+) -> Response<ReplyBody> {
+    let view_headers = HeaderView(&head.headers);
+    let view = route::view(head, &view_headers, conn.scheme, asked);
+    let location = redirect_location(redirect, &view, matched);
+    reply::redirect(record, redirect.status, &location)
+}
+
+/// Applies a plan's request side; returns the authority that the upstream sees.
+fn apply(
+    plan: &Plan<'_>,
+    head: &mut Parts,
+    asked: &Asked,
+    authority: &Authority,
+) -> Result<String, Refusal> {
+    for edit in &plan.request_edits {
+        headers::edit(&mut head.headers, edit);
+    }
+    let mut host = asked.authority.clone().unwrap_or_else(|| shown(authority));
+    if let Some(rewrite) = plan.rewrite {
+        if let Some(new) = &rewrite.host {
+            host = new.to_string();
+        }
+        if let Some(path) = &rewrite.path {
+            let path = rewritten_path(head.uri.path(), path, plan.matched);
+            let full = match head.uri.query() {
+                Some(query) => format!("{path}?{query}"),
+                None => path,
+            };
+            head.uri = full.parse::<Uri>().map_err(|e| {
+                Refusal::new(Cause::Misconfigured, format!("the rewritten path is wrong: {e}"))
+            })?;
+        }
+    }
+    Ok(host)
+}
+
+/// Applies a plan's response side and removes what is only for proxies.
+fn settle(conn: &Conn, plan: &Plan<'_>, response: &mut Response<ReplyBody>, record: &Record) {
+    if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+        headers::strip_hop_by_hop(response.headers_mut());
+    }
+    // Flags of the upstream's sidecar are worth keeping for the client; not what an app forged.
+    let flags = response.headers_mut().remove(headers::FLAGS);
+    headers::strip_own(response.headers_mut());
+    if let (Some(flags), false) = (flags, conn.door == Door::Mesh) {
+        response.headers_mut().insert(headers::FLAGS, flags);
+    }
+    if let (Door::Gateway(_), Some(id)) = (&conn.door, &record.request_id) {
+        response.headers_mut().insert(headers::REQUEST_ID, id.clone());
+    }
+    for edit in &plan.response_edits {
+        headers::edit(response.headers_mut(), edit);
+    }
+}
+
+fn shown(authority: &Authority) -> String {
+    let host = &authority.host;
+    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    match authority.port {
+        Some(port) => format!("{host}:{port}"),
+        None => host,
+    }
+}
+
+/// Compares `Basic base64(user:password)` without telling how much of it fits.
+fn credential_fits(given: &[u8], expected: &str) -> bool {
+    let Some(encoded) = given
+        .split_at_checked(6)
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"basic "))
+        .map(|(_, encoded)| encoded.trim_ascii())
+    else {
+        return false;
+    };
+    let expected = base64(expected.as_bytes());
+    let differ = encoded.iter().zip(expected.as_bytes()).fold(0u8, |d, (a, b)| d | (a ^ b));
+    encoded.len() == expected.len() && differ == 0
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+// === impl Plan ===
+
+impl<'t> Plan<'t> {
+    fn filters(&mut self, filters: &'t [Filter]) {
+        for filter in filters {
+            match filter {
+                Filter::RequestHeaders(edit) => self.request_edits.push(edit),
+                Filter::ResponseHeaders(edit) => self.response_edits.push(edit),
+                Filter::Rewrite(rewrite) => self.rewrite = Some(rewrite),
+            }
+        }
+    }
+}

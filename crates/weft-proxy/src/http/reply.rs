@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The reply table: every answer that the proxy makes itself has a status, a response flag and a
+//! sentence that names route, backend, instances, last cause and next step. Sidecars send the
+//! sentence to their app; a gateway shows its outside clients flag and request id only.
+
+use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
+use http::{Response, StatusCode};
+
+use super::body::ReplyBody;
+use super::headers::{FLAGS, NOT_FORWARDED, REQUEST_ID};
+use crate::observe::flags::{Flag, Flags};
+use crate::observe::record::Record;
+use crate::table::Door;
+
+/// Why the proxy answers itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    BadRequest,
+    BodyTooLarge,
+    Credential,
+    MethodRefused,
+    NoRoute,
+    NoService,
+    NoBackend,
+    NoInstance,
+    Misconfigured,
+    ConnectFailed,
+    Reset,
+    Garbage,
+    AttemptTimeout,
+    RequestTimeout,
+    ClientGone,
+    Overload,
+}
+
+/// One line of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub cause: Cause,
+    pub status: u16,
+    pub flag: Flag,
+    /// gRPC's code for it.
+    pub grpc: u16,
+    pub what: &'static str,
+    pub next: &'static str,
+}
+
+const fn row(
+    cause: Cause,
+    status: u16,
+    flag: Flag,
+    grpc: u16,
+    what: &'static str,
+    next: &'static str,
+) -> Row {
+    Row { cause, status, flag, grpc, what, next }
+}
+
+/// Every locally made answer.
+#[rustfmt::skip]
+pub const TABLE: &[Row] = &[
+    row(Cause::BadRequest, 400, Flag::DPE, 13, "the request cannot be understood safely", "correct the client"),
+    row(Cause::BodyTooLarge, 413, Flag::DPE, 8, "the request body is too large", "send less, or raise the proxy's body limit"),
+    row(Cause::Credential, 407, Flag::UAEX, 16, "the forward proxy admits only its own app", "use the HTTP_PROXY of the pod's environment as it is"),
+    row(Cause::MethodRefused, 405, Flag::DPE, 12, "CONNECT is not served here", "use the sidecar's forward proxy"),
+    row(Cause::NoRoute, 404, Flag::NR, 12, "no route takes this request", "see which hosts and paths are routed with: weft get routes"),
+    row(Cause::NoService, 502, Flag::NR, 12, "no service has this name and port", "see what exists with: weft get services"),
+    row(Cause::NoBackend, 503, Flag::NC, 14, "the route's backend does not exist", "see why with: weft describe on the route"),
+    row(Cause::NoInstance, 503, Flag::UH, 14, "no instance can take the request", "see their checks with: weft get endpoints"),
+    row(Cause::Misconfigured, 500, Flag::NC, 13, "the route is not valid", "see why with: weft describe on the route"),
+    row(Cause::ConnectFailed, 503, Flag::UF, 14, "no connection to an instance was possible", "see whether it listens with: weft get endpoints"),
+    row(Cause::Reset, 503, Flag::UC, 14, "the instance closed the connection before it answered", "see its log with: weft logs"),
+    row(Cause::Garbage, 502, Flag::UPE, 14, "the instance answered with something that is not HTTP", "check the port's protocol (appProtocol)"),
+    row(Cause::AttemptTimeout, 504, Flag::UT, 4, "the instance did not answer in time", "raise the route's backend timeout or make the service faster"),
+    row(Cause::RequestTimeout, 504, Flag::UT, 4, "the request took longer than its route allows", "raise the route's request timeout or make the service faster"),
+    row(Cause::ClientGone, 499, Flag::DC, 1, "the client went away", "nothing to do here"),
+    row(Cause::Overload, 503, Flag::UO, 8, "a limit of the backend is reached", "raise the limit or add instances"),
+];
+
+/// A locally made answer.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    pub cause: Cause,
+    /// Other than the table's, when the configuration says so.
+    pub status: Option<u16>,
+    pub flags: Flags,
+    /// What exactly, for this request.
+    pub detail: String,
+    /// Retries that were wanted and why they stopped.
+    pub retries: Option<String>,
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    pub fn new(cause: Cause, detail: impl Into<String>) -> Self {
+        Self {
+            cause,
+            status: None,
+            flags: cause.row().flag.into(),
+            detail: detail.into(),
+            retries: None,
+        }
+    }
+
+    #[must_use]
+    pub fn with_status(mut self, status: u16) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// The whole sentence.
+    pub fn sentence(&self, record: &Record) -> String {
+        let row = self.cause.row();
+        let mut text = String::from(row.what);
+        let mut part = |name: &str, value: &str| {
+            if !value.is_empty() {
+                text.push_str("; ");
+                text.push_str(name);
+                text.push_str(value);
+            }
+        };
+        part("", &self.detail);
+        part("route: ", record.route.as_deref().unwrap_or_default());
+        if let Some(backend) = &record.backend {
+            part("backend: ", &backend.label());
+        }
+        if let Some((healthy, total)) = record.instances() {
+            part("instances healthy: ", &format!("{healthy} of {total}"));
+        }
+        if record.attempts > 0 {
+            part("attempts: ", &record.attempts.to_string());
+        }
+        part("", self.retries.as_deref().unwrap_or_default());
+        match record.last_cause.as_deref() {
+            Some(last) if last != self.detail => part("last cause: ", last),
+            _ => {}
+        }
+        part("next: ", row.next);
+        text
+    }
+
+    /// Makes the answer and completes the record but for its body.
+    pub fn answer(self, record: &mut Record) -> Response<ReplyBody> {
+        let row = self.cause.row();
+        let status = self.status.unwrap_or(row.status);
+        let sentence = self.sentence(record);
+        for (flag, _, _) in crate::observe::flags::FLAGS {
+            if self.flags.has(*flag) {
+                record.flags.add(*flag);
+            }
+        }
+        let outside = matches!(record.conn.door, Door::Gateway(_));
+        let shown = if outside { self.outside(record) } else { sentence.clone() };
+        let mut response =
+            if record.is_grpc { grpc(row.grpc, &shown, record) } else { plain(status, shown) };
+        let headers = response.headers_mut();
+        if let Ok(flags) = HeaderValue::from_str(&record.flags.to_string()) {
+            headers.insert(FLAGS, flags);
+        }
+        if let (true, Some(id)) = (outside, &record.request_id) {
+            headers.insert(REQUEST_ID, id.clone());
+        }
+        if record.conn.door == Door::Mesh && self.cause == Cause::ConnectFailed {
+            headers.insert(NOT_FORWARDED, HeaderValue::from_static("1"));
+        }
+        if self.cause == Cause::Credential {
+            let ask = HeaderValue::from_static("Basic realm=\"weft\"");
+            headers.insert(http::header::PROXY_AUTHENTICATE, ask);
+        }
+        record.status = response.status().as_u16();
+        record.sentence = Some(sentence);
+        response
+    }
+
+    /// What an outside client is told.
+    fn outside(&self, record: &Record) -> String {
+        let id = record.request_id.as_ref().and_then(|v| v.to_str().ok()).unwrap_or("-");
+        let mut flags = record.flags.to_string();
+        if record.flags.is_empty() {
+            flags = self.flags.to_string();
+        }
+        format!("{flags} {id}")
+    }
+}
+
+impl Cause {
+    pub fn row(self) -> &'static Row {
+        TABLE.iter().find(|r| r.cause == self).expect("the table is complete: a test walks it")
+    }
+}
+
+/// A redirect or a direct answer of a rule: no failure, no flag.
+pub fn direct(record: &mut Record, status: u16, body: &str) -> Response<ReplyBody> {
+    record.status = status;
+    plain(status, body.to_owned())
+}
+
+pub fn redirect(record: &mut Record, status: u16, location: &str) -> Response<ReplyBody> {
+    record.status = status;
+    let mut response = Response::new(ReplyBody::empty());
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::FOUND);
+    if let Ok(location) = HeaderValue::from_str(location) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
+
+fn plain(status: u16, text: String) -> Response<ReplyBody> {
+    let body = if text.is_empty() { String::new() } else { text + "\n" };
+    let mut response = Response::new(ReplyBody::full(body));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// Trailers-only: status and message in the head, as gRPC clients expect of a proxy.
+fn grpc(code: u16, message: &str, record: &mut Record) -> Response<ReplyBody> {
+    record.grpc_status = Some(code);
+    let mut response = Response::new(ReplyBody::empty());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(code));
+    if let Ok(message) = HeaderValue::from_str(&percent_encoded(message)) {
+        headers.insert("grpc-message", message);
+    }
+    response
+}
+
+/// gRPC's encoding of messages: printable ASCII but for `%`.
+fn percent_encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for b in text.bytes() {
+        if (b' '..=b'~').contains(&b) && b != b'%' {
+            out.push(char::from(b));
+        } else {
+            out.push_str(&format!("%{b:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_complete_and_says_what_to_do() {
+        use Cause::*;
+        for cause in [
+            BadRequest,
+            BodyTooLarge,
+            Credential,
+            MethodRefused,
+            NoRoute,
+            NoService,
+            NoBackend,
+            NoInstance,
+            Misconfigured,
+            ConnectFailed,
+            Reset,
+            Garbage,
+            AttemptTimeout,
+            RequestTimeout,
+            ClientGone,
+            Overload,
+        ] {
+            let row = cause.row();
+            assert_eq!(row.cause, cause);
+            assert!(!row.next.is_empty() && !row.what.ends_with('.'));
+        }
+        assert_eq!(percent_encoded("100% ü"), "100%25 %C3%BC");
+    }
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where a request goes: the connection's door says what its host may mean, the model's decisions
+//! choose the rule. Pure but for the pinned table.
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use weft_model::decide::{Authority, Found, Request, find_rule, pick_section};
+use weft_model::{HostPort, Parent, Protocol, Route};
+
+use super::normalise::HeaderView;
+use super::reply::{Cause, Refusal};
+use crate::table::{BackendEntry, Door, HostEntry, Table};
+use crate::worker::Conn;
+
+/// What a request is answered by.
+#[derive(Debug)]
+pub enum Choice<'t> {
+    /// A rule of a route.
+    Rule(Found<'t>),
+    /// A service no route speaks about, or the app behind this sidecar.
+    Backend(Arc<BackendEntry>),
+    /// Something outside the mesh, by name or address and port.
+    Outside(Authority),
+}
+
+/// What the connection's door makes of the request's host.
+#[derive(Debug)]
+pub struct Asked {
+    /// Canonical host for matching.
+    pub host: String,
+    pub port: u16,
+    /// Send this instead of the authority that the client used.
+    pub authority: Option<String>,
+}
+
+/// The model's view of a request.
+pub fn view<'a>(
+    head: &'a Parts,
+    headers: &'a HeaderView<'a>,
+    scheme: &'a str,
+    asked: &'a Asked,
+) -> Request<'a> {
+    Request {
+        method: head.method.as_str(),
+        scheme,
+        host: &asked.host,
+        port: asked.port,
+        path: head.uri.path(),
+        query: head.uri.query().unwrap_or(""),
+        headers,
+    }
+}
+
+/// Host and port that a request is for, as its door sees it.
+pub fn asked(conn: &Conn, authority: &Authority) -> Asked {
+    match &conn.door {
+        // The port that was dialled decides; what the program put into Host says nothing.
+        Door::Upstream { host, port } => {
+            Asked { host: host.to_string(), port: *port, authority: Some(format!("{host}:{port}")) }
+        }
+        Door::Forward => {
+            let target = conn.tunnel.as_ref().unwrap_or(authority);
+            Asked { host: target.host.clone(), port: target.port.unwrap_or(80), authority: None }
+        }
+        Door::Mesh => Asked {
+            host: authority.host.clone(),
+            port: conn.app_port.unwrap_or(conn.local.port()),
+            authority: None,
+        },
+        Door::Gateway(_) => Asked {
+            host: authority.host.clone(),
+            port: authority.port.unwrap_or(conn.local.port()),
+            authority: None,
+        },
+    }
+}
+
+/// Chooses among what the door offers.
+///
+/// # Errors
+/// The refusal to answer with.
+pub fn choose<'t>(table: &'t Table, conn: &Conn, req: &Request<'_>) -> Result<Choice<'t>, Refusal> {
+    match &conn.door {
+        Door::Gateway(name) => gateway(table, name, req),
+        Door::Mesh => {
+            let port = conn.app_port.unwrap_or_default();
+            let entry = table.inbound(port).ok_or_else(|| {
+                let detail = format!("this instance has no port {port}");
+                Refusal::new(Cause::ConnectFailed, detail)
+            })?;
+            Ok(Choice::Backend(entry.backend.clone()))
+        }
+        Door::Upstream { host, .. } => {
+            let entry = table.host(host).ok_or_else(|| unknown_service(req))?;
+            service(entry, req)
+        }
+        Door::Forward => match table.host(req.host) {
+            Some(entry) if entry.port(req.port).is_some() => service(entry, req),
+            // A mesh host on a port that it does not declare is outside all the same.
+            _ => Ok(Choice::Outside(Authority { host: req.host.to_owned(), port: Some(req.port) })),
+        },
+    }
+}
+
+fn gateway<'t>(table: &'t Table, name: &str, req: &Request<'_>) -> Result<Choice<'t>, Refusal> {
+    let no_route = |what: String| Refusal::new(Cause::NoRoute, what);
+    let entry = table
+        .gateway(name)
+        .ok_or_else(|| no_route(format!("the gateway listener {name} is gone")))?;
+    let section = pick_section(&entry.listener, req.host).ok_or_else(|| {
+        no_route(format!("no listener of this gateway serves the host {:?}", req.host))
+    })?;
+    let routes = entry.routes.iter().map(|r| &**r);
+    match find_rule(routes, Some(&section.name), req) {
+        Some(found) => Ok(Choice::Rule(found)),
+        None => Err(no_route(format!("host {:?}, path {:?}", req.host, req.path))),
+    }
+}
+
+fn service<'t>(entry: &'t Arc<HostEntry>, req: &Request<'_>) -> Result<Choice<'t>, Refusal> {
+    let port: &HostPort = entry.port(req.port).ok_or_else(|| unknown_service(req))?;
+    let routes = || entry.routes.iter().map(|r| &**r);
+    if routes().any(|r| speaks_for(r, req.port)) {
+        return match find_rule(routes(), None, req) {
+            Some(found) => Ok(Choice::Rule(found)),
+            None => Err(Refusal::new(
+                Cause::NoRoute,
+                format!("{} has routes, but none takes path {:?}", entry.host.name, req.path),
+            )),
+        };
+    }
+    if let Some(backend) = entry.default_backend(port) {
+        return Ok(Choice::Backend(backend.clone()));
+    }
+    let why = entry.fails.get(&port.backend).map_or_else(
+        || format!("{} has no backend {:?}", entry.host.name, port.backend),
+        |f| f.reason.to_string(),
+    );
+    Err(Refusal::new(Cause::NoBackend, why))
+}
+
+fn speaks_for(route: &Route, port: u16) -> bool {
+    match &route.parent {
+        Parent::Host { port: only, .. } => only.is_none_or(|p| p == port),
+        Parent::Listener { .. } => false,
+    }
+}
+
+fn unknown_service(req: &Request<'_>) -> Refusal {
+    Refusal::new(Cause::NoService, format!("{}:{} is not known here", req.host, req.port))
+}
+
+/// What a host's port speaks, for connections that carry no HTTP of their own.
+pub fn declared(table: &Table, host: &str, port: u16) -> Option<Protocol> {
+    Some(table.host(host)?.port(port)?.protocol)
+}
+
+/// How people name a rule: `HTTPRoute shop/users spec.rules[0]`.
+pub fn label(found: &Found<'_>) -> String {
+    found.rule.origin.to_string()
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The last good table on disk: written to a new file that replaces the old one whole.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use weft_xds::codec::CodecError;
+use weft_xds::last_good::{self, LastGood};
+
+use crate::table::Builder;
+
+#[derive(Debug, Error)]
+pub enum LastGoodError {
+    #[error("cannot read or write {path}: {source}; check that its directory is the proxy's own")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path} is no saved table; remove it, the server sends everything again")]
+    Form {
+        path: PathBuf,
+        #[source]
+        source: CodecError,
+    },
+}
+
+/// `None` when there is no file yet.
+pub fn read(path: &Path) -> Result<Option<LastGood>, LastGoodError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(LastGoodError::Io { path: path.into(), source }),
+    };
+    let form = |source| LastGoodError::Form { path: path.into(), source };
+    last_good::decode(&bytes).map(Some).map_err(form)
+}
+
+pub fn write(path: &Path, generation: u64, builder: &Builder) -> Result<(), LastGoodError> {
+    let resources: Vec<_> = builder.resources().collect();
+    let bytes = last_good::encode(generation, resources.iter().map(|(n, r)| (n, *r)))
+        .map_err(|source| LastGoodError::Form { path: path.into(), source })?;
+    let io = |source| LastGoodError::Io { path: path.into(), source };
+    let new = path.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    // Gateways' keys are in it.
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&new);
+    file.and_then(|mut f| f.write_all(&bytes)).map_err(io)?;
+    std::fs::rename(&new, path).map_err(io)
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From transactions to tables: builds the new table off the workers' threads, opens and closes
+//! sockets, swaps the table in every worker, and only then says that it is applied.
+
+mod lastgood;
+pub mod source;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{mpsc, oneshot};
+use weft_base::clock::Clock;
+use weft_base::snapshot::{Publisher, Snapshot, snapshot};
+use weft_model::{Fail, Resource, ResourceName};
+use weft_xds::{Applied, Rejected, Transaction, Version};
+
+use crate::config::ProxyConfig;
+use crate::listen;
+use crate::observe::metrics::lock;
+use crate::table::{Builder, Door, Table};
+use crate::worker::Command;
+
+pub use lastgood::LastGoodError;
+
+/// A transaction and where its answer goes.
+#[derive(Debug)]
+pub struct Delivery {
+    pub transaction: Transaction,
+    pub applied: oneshot::Sender<Applied>,
+}
+
+/// Names and versions of what a proxy has already.
+pub type Held = Vec<(ResourceName, Version)>;
+
+/// What the doors of the proxy show about its configuration.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub table: Snapshot<Table>,
+    /// A transaction was committed (or a file read) since the start.
+    pub configured: Arc<AtomicBool>,
+    /// The table came from the last-good file and no server has spoken yet.
+    pub from_last_good: Arc<AtomicBool>,
+    pub generation: Arc<AtomicU64>,
+    pub rejected_total: Arc<AtomicU64>,
+    sockets: Arc<Mutex<BTreeMap<u64, (Door, SocketAddr)>>>,
+}
+
+/// The one writer of tables.
+#[derive(Debug)]
+pub struct Ingest {
+    config: Arc<ProxyConfig>,
+    builder: Builder,
+    workers: Vec<mpsc::Sender<Command>>,
+    sockets: BTreeMap<(SocketAddr, Door), u64>,
+    next_number: u64,
+    publisher: Publisher<Table>,
+    status: Status,
+}
+
+// === impl Status ===
+
+impl Status {
+    /// The doors that are open, with the addresses they got.
+    pub fn sockets(&self) -> Vec<(Door, SocketAddr)> {
+        lock(&self.sockets).values().cloned().collect()
+    }
+
+    pub fn is_configured(&self) -> bool {
+        self.configured.load(Ordering::Acquire)
+    }
+}
+
+// === impl Ingest ===
+
+impl Ingest {
+    pub fn new(
+        config: Arc<ProxyConfig>,
+        clock: &Clock,
+        workers: Vec<mpsc::Sender<Command>>,
+    ) -> Self {
+        let (publisher, table) = snapshot(Table::default());
+        let status = Status {
+            table,
+            configured: Arc::default(),
+            from_last_good: Arc::default(),
+            generation: Arc::default(),
+            rejected_total: Arc::default(),
+            sockets: Arc::default(),
+        };
+        Self {
+            builder: Builder::new(config.workers, clock.clone()),
+            config,
+            workers,
+            sockets: BTreeMap::new(),
+            next_number: 0,
+            publisher,
+            status,
+        }
+    }
+
+    pub fn status(&self) -> Status {
+        self.status.clone()
+    }
+
+    /// Opens a door that no table decides.
+    ///
+    /// # Errors
+    /// When its address cannot be bound.
+    pub async fn open_fixed(
+        &mut self,
+        address: SocketAddr,
+        door: Door,
+    ) -> Result<SocketAddr, listen::ListenError> {
+        let number = self.number();
+        self.open(address, door, number).await
+    }
+
+    /// Starts from the last good table, when there is one. Returns what is held now, so that a
+    /// server need not send it again.
+    ///
+    /// # Errors
+    /// When the file is there but cannot be read.
+    pub async fn load_last_good(&mut self) -> Result<Held, LastGoodError> {
+        let Some(path) = self.config.last_good.clone() else { return Ok(Vec::new()) };
+        let Some(saved) = lastgood::read(&path)? else { return Ok(Vec::new()) };
+        let held = saved.resources.iter().map(|(n, v, _)| (n.clone(), *v)).collect();
+        let upserts = saved.resources.into_iter().map(|(n, _, r)| (n, Ok(r))).collect();
+        self.status.from_last_good.store(true, Ordering::Relaxed);
+        self.install(saved.generation, upserts, &[]).await;
+        Ok(held)
+    }
+
+    /// Applies transactions until their source is gone.
+    pub async fn run(mut self, mut deliveries: mpsc::Receiver<Delivery>) {
+        while let Some(delivery) = deliveries.recv().await {
+            let applied = self.apply(delivery.transaction).await;
+            // The stream may be gone by now; the table is in place all the same.
+            let _ = delivery.applied.send(applied);
+        }
+    }
+
+    /// Applies one transaction; resolves when every worker has passed it.
+    pub async fn apply(&mut self, transaction: Transaction) -> Applied {
+        let Transaction { generation, upserts, removes } = transaction;
+        let upserts = upserts.into_iter().map(|u| (u.name, u.resource)).collect();
+        self.status.from_last_good.store(false, Ordering::Relaxed);
+        let rejected = self.install(generation, upserts, &removes).await;
+        if let Some(path) = &self.config.last_good
+            && let Err(error) = lastgood::write(path, generation, &self.builder)
+        {
+            tracing::warn!(%error, "the last good table is not saved");
+        }
+        for refused in &rejected {
+            tracing::warn!(name = refused.name, reason = refused.reason, "a resource was refused");
+        }
+        Applied { generation, rejected }
+    }
+
+    async fn install(
+        &mut self,
+        generation: u64,
+        upserts: Vec<(ResourceName, Result<Resource, Fail>)>,
+        removes: &[ResourceName],
+    ) -> Vec<Rejected> {
+        let (table, mut rejected) = self.builder.apply(generation, upserts, removes);
+        let wanted = table.doors(self.config.address, self.config.is_gateway());
+        self.close_unwanted(&wanted).await;
+        self.swap(&table).await;
+        self.publisher.publish(table);
+        for (address, door) in wanted {
+            if let Err(error) = self.ensure(address, door.clone()).await {
+                let name = match &door {
+                    Door::Gateway(name) => format!("listener:{name}"),
+                    Door::Upstream { host, .. } => format!("host:{host}"),
+                    Door::Mesh | Door::Forward => format!("{door:?}"),
+                };
+                rejected.push(Rejected { name, reason: error.to_string() });
+            }
+        }
+        let refused = rejected.len() as u64;
+        self.status.rejected_total.fetch_add(refused, Ordering::Relaxed);
+        self.status.generation.store(generation, Ordering::Relaxed);
+        self.status.configured.store(true, Ordering::Release);
+        rejected
+    }
+
+    /// Gives the table to every worker and waits until each uses it.
+    async fn swap(&self, table: &Arc<Table>) {
+        let mut waiting = Vec::with_capacity(self.workers.len());
+        for worker in &self.workers {
+            let (done, passed) = oneshot::channel();
+            if worker.send(Command::Swap(table.clone(), done)).await.is_ok() {
+                waiting.push(passed);
+            }
+        }
+        for passed in waiting {
+            // A worker that ended needs no table.
+            let _ = passed.await;
+        }
+    }
+
+    async fn ensure(&mut self, address: SocketAddr, door: Door) -> Result<(), listen::ListenError> {
+        let key = (address, door);
+        if self.sockets.contains_key(&key) {
+            return Ok(());
+        }
+        let number = self.number();
+        self.open(address, key.1.clone(), number).await?;
+        self.sockets.insert(key, number);
+        Ok(())
+    }
+
+    async fn open(
+        &self,
+        address: SocketAddr,
+        door: Door,
+        number: u64,
+    ) -> Result<SocketAddr, listen::ListenError> {
+        let sockets = listen::bind(address, self.workers.len())?;
+        let bound = sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(address);
+        lock(&self.status.sockets).insert(number, (door.clone(), bound));
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            let listen = Command::Listen { number, door: door.clone(), socket };
+            if worker.send(listen).await.is_err() {
+                tracing::warn!(%bound, "a worker ended before it could listen");
+            }
+        }
+        Ok(bound)
+    }
+
+    async fn close_unwanted(&mut self, wanted: &[(SocketAddr, Door)]) {
+        let unwanted: Vec<_> =
+            self.sockets.keys().filter(|k| wanted.binary_search(k).is_err()).cloned().collect();
+        for key in unwanted {
+            let Some(number) = self.sockets.remove(&key) else { continue };
+            lock(&self.status.sockets).remove(&number);
+            for worker in &self.workers {
+                // A worker that ended has closed it.
+                let _ = worker.send(Command::Close(number)).await;
+            }
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+}

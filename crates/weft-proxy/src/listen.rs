@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Binds listening sockets, exclusively first: a port in use is an error, also when its owner
+//! shares it. The control runtime calls this; workers only accept on what they are handed.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+
+/// Connections the kernel keeps before they are accepted.
+const BACKLOG: i32 = 1024;
+
+#[derive(Debug, Error)]
+#[error("cannot listen on {address}: {source}{}", hint(source))]
+pub struct ListenError {
+    pub address: SocketAddr,
+    #[source]
+    pub source: io::Error,
+}
+
+/// One socket per worker, all on `address`. With port 0 the system chooses one port for all.
+///
+/// # Errors
+/// When the address is in use, not local, or not permitted.
+pub fn bind(address: SocketAddr, workers: usize) -> Result<Vec<TcpListener>, ListenError> {
+    bind_all(address, workers.max(1)).map_err(|source| ListenError { address, source })
+}
+
+fn bind_all(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+    let first = socket(address)?;
+    first.bind(&address.into())?;
+    let bound = first.local_addr()?.as_socket().unwrap_or(address);
+    let mut sockets = vec![first];
+    if workers > 1 {
+        // Nobody else has the port now; from here on only sockets of ours may join it.
+        for socket in &sockets {
+            socket.set_reuse_port(true)?;
+        }
+        for _ in 1..workers {
+            let next = socket(bound)?;
+            next.set_reuse_port(true)?;
+            next.bind(&bound.into())?;
+            sockets.push(next);
+        }
+    }
+    for socket in &sockets {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(sockets.into_iter().map(TcpListener::from).collect())
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    // Accepted sockets inherit it on Linux, which saves a system call for each.
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket)
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; stop the process that has it, or choose another port",
+        io::ErrorKind::AddrNotAvailable => "; the address is not one of this machine's",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need privilege, choose one above or grant CAP_NET_BIND_SERVICE"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_an_error_even_between_sharers() {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let first = bind(any, 3).unwrap();
+        assert_eq!(first.len(), 3);
+        let address = first[0].local_addr().unwrap();
+        assert!(first.iter().all(|l| l.local_addr().unwrap() == address));
+        let error = bind(address, 3).unwrap_err();
+        assert!(error.to_string().contains("stop the process"), "{error}");
+        assert!(bind(address, 1).is_err());
+    }
+}

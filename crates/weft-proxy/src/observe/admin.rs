@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The proxy's own doors: metrics (15020), readiness (15021) and admin (15000) with Envoy's paths
+//! where the meaning is the same. Runs on the control runtime; reads published values only.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use weft_base::task::TaskGroup;
+use weft_model::{Health, Resource};
+
+use super::exposition::{ProxyCollector, render};
+use super::metrics::WorkerCells;
+use crate::config::ProxyConfig;
+use crate::ingest::Status;
+use crate::table::{BackendEntry, EndpointEntry, Table};
+use crate::worker::Names;
+
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Which of the three doors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Admin,
+    Metrics,
+    Ready,
+}
+
+/// What the doors read.
+#[derive(Debug)]
+pub struct Admin {
+    config: Arc<ProxyConfig>,
+    names: Names,
+    status: Status,
+    cells: Vec<Arc<WorkerCells>>,
+    quit: CancellationToken,
+}
+
+/// Method, path, what it shows; `/help` is made of it.
+const PATHS: &[(&str, &str, &str)] = &[
+    ("GET", "/help", "this list"),
+    ("GET", "/ready", "LIVE once configured, 503 before"),
+    ("GET", "/server_info", "version, node and state"),
+    ("GET", "/stats", "own counters; ?format=prometheus for all metrics"),
+    ("GET", "/stats/prometheus", "all metrics"),
+    ("GET", "/clusters", "backends and endpoints; ?format=json"),
+    ("GET", "/listeners", "open doors and their addresses"),
+    ("GET", "/config_dump", "the table in use, without keys"),
+    ("POST", "/drain_listeners", "finish what is open, take nothing new, end"),
+    ("POST", "/quitquitquit", "the same"),
+];
+
+/// Serves one door until the group stops.
+pub async fn serve(socket: TcpListener, admin: Arc<Admin>, role: Role, tasks: TaskGroup) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = tasks.draining() => return,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let (admin, draining) = (admin.clone(), tasks.clone());
+        tasks.spawn("admin connection", async move {
+            let service = service_fn(|request| {
+                let answer = admin.answer(role, &request);
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                // A client that leaves is nobody's trouble.
+                _ = serving => {}
+                () = draining.draining() => {}
+            }
+        });
+    }
+}
+
+// === impl Admin ===
+
+impl Admin {
+    pub fn new(
+        config: Arc<ProxyConfig>,
+        names: Names,
+        status: Status,
+        cells: Vec<Arc<WorkerCells>>,
+        quit: CancellationToken,
+    ) -> Self {
+        Self { config, names, status, cells, quit }
+    }
+
+    fn answer<B>(&self, role: Role, request: &Request<B>) -> Response<Full<Bytes>> {
+        let path = request.uri().path();
+        let query = request.uri().query().unwrap_or("");
+        let read = request.method() == Method::GET || request.method() == Method::HEAD;
+        match (role, path) {
+            (_, "/metrics" | "/stats/prometheus") if read => self.metrics(),
+            (Role::Admin, "/stats") if read && query.contains("prometheus") => self.metrics(),
+            (_, "/healthz/ready" | "/ready") if read => self.ready(),
+            (Role::Ready | Role::Metrics, _) => text(StatusCode::NOT_FOUND, "not found\n".into()),
+            (Role::Admin, "/" | "/help") if read => text(StatusCode::OK, help()),
+            (Role::Admin, "/stats") if read => text(StatusCode::OK, self.stats()),
+            (Role::Admin, "/server_info") if read => json(&self.server_info()),
+            (Role::Admin, "/clusters") if read && query.contains("json") => json(&self.clusters()),
+            (Role::Admin, "/clusters") if read => text(StatusCode::OK, self.clusters_text()),
+            (Role::Admin, "/listeners") if read => text(StatusCode::OK, self.listeners()),
+            (Role::Admin, "/config_dump") if read => json(&self.config_dump()),
+            (Role::Admin, "/drain_listeners" | "/quitquitquit") => {
+                if request.method() != Method::POST {
+                    return text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n".into());
+                }
+                self.quit.cancel();
+                text(StatusCode::OK, "OK\n".into())
+            }
+            (Role::Admin, _) => text(StatusCode::NOT_FOUND, format!("not found\n{}", help())),
+        }
+    }
+
+    /// Ready: a table was committed. The mesh door is open only with a certificate, so an
+    /// identity is there by then.
+    fn ready(&self) -> Response<Full<Bytes>> {
+        if self.quit.is_cancelled() {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "DRAINING\n".into());
+        }
+        if self.status.is_configured() {
+            return text(StatusCode::OK, "LIVE\n".into());
+        }
+        text(StatusCode::SERVICE_UNAVAILABLE, "PRE_INITIALIZING: no configuration yet\n".into())
+    }
+
+    fn collector(&self) -> ProxyCollector {
+        ProxyCollector {
+            cells: self.cells.clone(),
+            status: self.status.clone(),
+            names: self.names.clone(),
+        }
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        match render(self.collector()) {
+            Ok(rendered) => {
+                let mut response = text(StatusCode::OK, rendered);
+                let kind = HeaderValue::from_static(OPENMETRICS);
+                response.headers_mut().insert(CONTENT_TYPE, kind);
+                response
+            }
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
+    }
+
+    fn stats(&self) -> String {
+        let collector = self.collector();
+        let mut out = String::new();
+        for (name, _, value) in collector.counters().into_iter().chain(collector.gauges()) {
+            let _ = writeln!(out, "{name}: {value}");
+        }
+        out
+    }
+
+    fn server_info(&self) -> Value {
+        let state = match (self.quit.is_cancelled(), self.status.is_configured()) {
+            (true, _) => "DRAINING",
+            (false, true) => "LIVE",
+            (false, false) => "PRE_INITIALIZING",
+        };
+        json!({
+            "version": concat!("weft/", env!("CARGO_PKG_VERSION")),
+            "state": state,
+            "node": { "id": self.config.node.to_string() },
+            "command_line_options": { "concurrency": self.config.workers },
+            "weft": {
+                "generation": self.status.generation.load(Ordering::Relaxed),
+                "from_last_good": self.status.from_last_good.load(Ordering::Relaxed),
+                "principal": &*self.names.principal,
+            },
+        })
+    }
+
+    fn clusters(&self) -> Value {
+        let table = self.status.table.load();
+        let status = |b: &Arc<BackendEntry>| {
+            let hosts: Vec<Value> = b.endpoints.iter().map(|e| self.host(e)).collect();
+            json!({ "name": &*b.cluster, "added_via_api": true, "host_statuses": hosts })
+        };
+        json!({ "cluster_statuses": all_backends(&table).map(status).collect::<Vec<_>>() })
+    }
+
+    fn host(&self, entry: &EndpointEntry) -> Value {
+        let e = &entry.endpoint;
+        let health = match e.health {
+            Health::Healthy => "HEALTHY",
+            Health::Unhealthy => "UNHEALTHY",
+            Health::Draining => "DRAINING",
+        };
+        json!({
+            "address": { "socket_address": {
+                "address": e.address.ip().to_string(),
+                "port_value": e.address.port(),
+            } },
+            "stats": [
+                { "type": "GAUGE", "name": "rq_active", "value": entry.shared.in_flight().to_string() },
+            ],
+            "health_status": {
+                "eds_health_status": health,
+                "failed_outlier_check": entry.shared.ejected_until.load(Ordering::Relaxed) != 0,
+            },
+            "weight": e.weight,
+            "hostname": &*e.id,
+        })
+    }
+
+    fn clusters_text(&self) -> String {
+        let mut out = String::new();
+        for backend in all_backends(&self.status.table.load()) {
+            for entry in &backend.endpoints {
+                let (name, e) = (&backend.cluster, &entry.endpoint);
+                let health = format!("{:?}", e.health).to_lowercase();
+                let _ = writeln!(out, "{name}::{}::health_flags::/{health}", e.address);
+                let _ = writeln!(out, "{name}::{}::weight::{}", e.address, e.weight);
+                let active = entry.shared.in_flight();
+                let _ = writeln!(out, "{name}::{}::rq_active::{active}", e.address);
+            }
+        }
+        out
+    }
+
+    fn listeners(&self) -> String {
+        let mut out = String::new();
+        for (door, address) in self.status.sockets() {
+            let _ = writeln!(out, "{door:?}::{address}");
+        }
+        out
+    }
+
+    fn config_dump(&self) -> Value {
+        let table = self.status.table.load();
+        let hosts = table.hosts().map(|h| {
+            let backends: Vec<&weft_model::Backend> =
+                h.backends.values().map(|b| &b.backend).collect();
+            let routes: Vec<&weft_model::Route> = h.routes.iter().map(|r| &**r).collect();
+            let fails: Vec<_> =
+                h.fails.iter().map(|(n, f)| json!({"name": &**n, "fail": f})).collect();
+            json!({ "host": &h.host, "routes": routes, "backends": backends, "fails": fails })
+        });
+        let gateways = table.gateways().map(|g| {
+            let mut listener = g.listener.clone();
+            for section in &mut listener.sections {
+                section.tls = None;
+            }
+            let routes: Vec<Resource> =
+                g.routes.iter().map(|r| Resource::Route((**r).clone())).collect();
+            json!({ "name": &*g.name, "listener": listener, "routes": routes })
+        });
+        let inbound: Vec<_> = table.inbounds().map(|i| i.listener.clone()).collect();
+        json!({
+            "generation": table.generation,
+            "hosts": hosts.collect::<Vec<_>>(),
+            "gateways": gateways.collect::<Vec<_>>(),
+            "inbound": inbound,
+        })
+    }
+}
+
+fn all_backends(table: &Table) -> impl Iterator<Item = &Arc<BackendEntry>> {
+    table.backends().chain(table.inbounds().map(|i| &i.backend))
+}
+
+fn help() -> String {
+    let mut out = String::new();
+    for (method, path, what) in PATHS {
+        let _ = writeln!(out, "{method:5} {path:20} {what}");
+    }
+    out
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn json(value: &Value) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::OK, format!("{value:#}\n"));
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}

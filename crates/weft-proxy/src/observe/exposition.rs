@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Renders the workers' cells as Prometheus text. Series with the same labels are summed over
+//! workers here, when somebody asks.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use weft_base::metrics::{DURATION_MS_BOUNDS, Histogram};
+
+use super::metrics::{BYTES_BOUNDS, Labels, Reporter, RequestProtocol, WorkerCells, lock};
+use crate::ingest::Status;
+use crate::worker::Names;
+
+type LabelList = Vec<(&'static str, String)>;
+
+/// The collector of one proxy.
+#[derive(Debug)]
+pub struct ProxyCollector {
+    pub cells: Vec<Arc<WorkerCells>>,
+    pub status: Status,
+    pub names: Names,
+}
+
+#[derive(Default)]
+struct Requests {
+    count: u64,
+    duration: Sum,
+    request_bytes: Sum,
+    response_bytes: Sum,
+}
+
+#[derive(Default)]
+struct Sum {
+    counts: Vec<u64>,
+    sum: u64,
+}
+
+#[derive(Default)]
+struct Tcp {
+    opened: u64,
+    closed: u64,
+    sent: u64,
+    received: u64,
+}
+
+// === impl ProxyCollector ===
+
+impl Collector for ProxyCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        self.requests(&mut encoder)?;
+        self.tcp(&mut encoder)?;
+        self.own(&mut encoder)
+    }
+}
+
+impl ProxyCollector {
+    fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut all: BTreeMap<LabelList, Requests> = BTreeMap::new();
+        for cells in &self.cells {
+            for (labels, series) in lock(&cells.requests).iter() {
+                let sum = all.entry(request_labels(labels)).or_default();
+                sum.count += series.requests.load(Ordering::Relaxed);
+                sum.duration.add(&series.duration_ms);
+                sum.request_bytes.add(&series.request_bytes);
+                sum.response_bytes.add(&series.response_bytes);
+            }
+        }
+        let help = "Requests handled, by both ends and the answer";
+        let mut family =
+            encoder.encode_descriptor("istio_requests", help, None, MetricType::Counter)?;
+        for (labels, sum) in &all {
+            ConstCounter::new(sum.count).encode(family.encode_family(labels)?)?;
+        }
+        let histograms: [(&str, &str, &[u64], fn(&Requests) -> &Sum); 3] = [
+            (
+                "istio_request_duration_milliseconds",
+                "Time from a request's head to the end of its answer",
+                &DURATION_MS_BOUNDS,
+                |r| &r.duration,
+            ),
+            ("istio_request_bytes", "Sizes of request bodies", &BYTES_BOUNDS, |r| &r.request_bytes),
+            ("istio_response_bytes", "Sizes of response bodies", &BYTES_BOUNDS, |r| {
+                &r.response_bytes
+            }),
+        ];
+        for (name, help, bounds, part) in histograms {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for (labels, sum) in &all {
+                part(sum).encode(bounds, family.encode_family(labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tcp(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut all: BTreeMap<LabelList, Tcp> = BTreeMap::new();
+        for cells in &self.cells {
+            for (labels, series) in lock(&cells.tcp).iter() {
+                let sum = all.entry(common_labels(labels)).or_default();
+                sum.opened += series.opened.load(Ordering::Relaxed);
+                sum.closed += series.closed.load(Ordering::Relaxed);
+                sum.sent += series.sent.load(Ordering::Relaxed);
+                sum.received += series.received.load(Ordering::Relaxed);
+            }
+        }
+        let counters: [(&str, &str, fn(&Tcp) -> u64); 4] = [
+            ("istio_tcp_connections_opened", "Opaque connections opened", |t| t.opened),
+            ("istio_tcp_connections_closed", "Opaque connections closed", |t| t.closed),
+            ("istio_tcp_sent_bytes", "Bytes sent to clients of opaque connections", |t| t.sent),
+            ("istio_tcp_received_bytes", "Bytes received from such clients", |t| t.received),
+        ];
+        for (name, help, part) in counters {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (labels, sum) in &all {
+                ConstCounter::new(part(sum)).encode(family.encode_family(labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn own(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, help, value) in self.counters() {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        for (name, help, value) in self.gauges() {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        Ok(())
+    }
+
+    /// Own counters, without Prometheus' `_total`.
+    pub fn counters(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let sum = |part: fn(&WorkerCells) -> u64| self.cells.iter().map(|c| part(c)).sum();
+        vec![
+            (
+                "weft_downstream_connections",
+                "Connections accepted",
+                sum(|c| c.downstream_total.get()),
+            ),
+            (
+                "weft_refused_connections",
+                "Connections beyond the limit",
+                sum(|c| c.refused_connections.get()),
+            ),
+            ("weft_retries", "Attempts beyond the first", sum(|c| c.retries.get())),
+            (
+                "weft_retries_denied",
+                "Retries that the budget did not allow",
+                sum(|c| c.retries_denied.get()),
+            ),
+            (
+                "weft_series_overflowed",
+                "Label sets that shared one series",
+                sum(|c| c.overflowed.get()),
+            ),
+            (
+                "weft_access_log_lines_dropped",
+                "Lines lost to a full queue",
+                sum(|c| c.log_dropped.get()),
+            ),
+            (
+                "weft_config_rejected",
+                "Resources refused since the start",
+                self.status.rejected_total.load(Ordering::Relaxed),
+            ),
+            ("weft_bugs", "Impossible states met", weft_base::error::bugs_total()),
+            ("weft_panics", "Panics caught in tasks", weft_base::task::panics_total()),
+        ]
+    }
+
+    pub fn gauges(&self) -> Vec<(&'static str, &'static str, u64)> {
+        vec![
+            (
+                "weft_downstream_connections_open",
+                "Connections open now",
+                self.cells.iter().map(|c| c.downstream.get()).sum(),
+            ),
+            (
+                "weft_config_generation",
+                "Generation of the table in use",
+                self.status.generation.load(Ordering::Relaxed),
+            ),
+        ]
+    }
+}
+
+/// The exposition of one collector.
+pub fn render(collector: ProxyCollector) -> Result<String, fmt::Error> {
+    let mut registry = prometheus_client::registry::Registry::default();
+    registry.register_collector(Box::new(collector));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+// === impl Sum ===
+
+impl Sum {
+    fn add(&mut self, histogram: &Histogram) {
+        let counts = histogram.counts();
+        self.counts.resize(counts.len(), 0);
+        for (sum, n) in self.counts.iter_mut().zip(counts) {
+            *sum += n;
+        }
+        self.sum += histogram.sum();
+    }
+
+    #[allow(clippy::cast_precision_loss)] // Prometheus' numbers are floats.
+    fn encode(&self, bounds: &[u64], mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let bounds = bounds.iter().map(|b| *b as f64).chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.counts.iter().copied()).collect();
+        let count = self.counts.iter().sum();
+        encoder.encode_histogram::<NoLabelSet>(self.sum as f64, count, &buckets, None)
+    }
+}
+
+fn request_labels(labels: &Labels) -> LabelList {
+    let mut list = common_labels(labels);
+    list.push(("response_code", labels.code.to_string()));
+    let grpc = labels.grpc_status.map(|s| s.to_string()).unwrap_or_default();
+    list.push(("grpc_response_status", grpc));
+    list
+}
+
+/// Istio's standard labels.
+fn common_labels(labels: &Labels) -> LabelList {
+    let service = labels.destination_service.to_string();
+    let name = service.split('.').next().unwrap_or_default().to_owned();
+    let text = |s: &Arc<str>| s.to_string();
+    vec![
+        (
+            "reporter",
+            match labels.reporter {
+                Reporter::Source => "source".into(),
+                Reporter::Destination => "destination".into(),
+            },
+        ),
+        ("source_workload", text(&labels.source_workload)),
+        ("source_canonical_service", text(&labels.source_workload)),
+        ("source_workload_namespace", text(&labels.source_namespace)),
+        ("source_principal", text(&labels.source_principal)),
+        ("destination_workload", text(&labels.destination_workload)),
+        ("destination_canonical_service", text(&labels.destination_workload)),
+        ("destination_workload_namespace", text(&labels.destination_namespace)),
+        ("destination_principal", text(&labels.destination_principal)),
+        ("destination_service", service),
+        ("destination_service_name", name),
+        ("destination_service_namespace", text(&labels.destination_namespace)),
+        (
+            "request_protocol",
+            match labels.protocol {
+                RequestProtocol::Http => "http".into(),
+                RequestProtocol::Grpc => "grpc".into(),
+                RequestProtocol::Tcp => "tcp".into(),
+            },
+        ),
+        ("response_flags", labels.flags.to_string()),
+        ("connection_security_policy", security(labels).into()),
+    ]
+}
+
+fn security(labels: &Labels) -> &'static str {
+    match (labels.reporter, labels.mtls) {
+        // Istio's way: only the server's end vouches for it.
+        (Reporter::Source, _) => "unknown",
+        (Reporter::Destination, true) => "mutual_tls",
+        (Reporter::Destination, false) => "none",
+    }
+}

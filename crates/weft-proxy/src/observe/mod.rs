@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is known about traffic afterwards: flags, one record per request, metrics, access log,
+//! and the admin doors that show them.
+
+pub mod access_log;
+pub mod admin;
+pub mod exposition;
+pub mod flags;
+pub mod metrics;
+pub mod record;

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One record per request, begun when its head is read and written exactly once: when the answer
+//! ended, or when it was dropped before that. Feeds metrics and access log.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use http::header::{HeaderMap, HeaderValue};
+use http::{Method, Uri, Version};
+use tokio::time::Instant;
+use weft_model::Health;
+
+use super::flags::{Flag, Flags};
+use super::metrics::{Labels, Reporter, RequestProtocol};
+use crate::http::body::{BodyError, Replay};
+use crate::table::{BackendEntry, Door, EndpointEntry};
+use crate::worker::{Conn, Worker};
+
+/// What happened to one request.
+#[derive(Debug)]
+pub struct Record {
+    pub worker: Rc<Worker>,
+    pub conn: Rc<Conn>,
+    pub started: Instant,
+    pub wall_ms: u64,
+    pub method: Method,
+    pub uri: Uri,
+    pub version: Version,
+    pub authority: Option<String>,
+    pub user_agent: Option<HeaderValue>,
+    pub forwarded_for: Option<HeaderValue>,
+    pub request_id: Option<HeaderValue>,
+    /// `workload.namespace` of the client as its sidecar says; read only within mesh TLS.
+    pub source: Option<HeaderValue>,
+    pub is_grpc: bool,
+    /// `HTTPRoute shop/users` and the rule's place.
+    pub route: Option<String>,
+    pub backend: Option<Arc<BackendEntry>>,
+    pub endpoint: Option<Arc<EndpointEntry>>,
+    pub passthrough: bool,
+    pub attempts: u32,
+    pub status: u16,
+    pub grpc_status: Option<u16>,
+    pub flags: Flags,
+    pub sentence: Option<String>,
+    pub last_cause: Option<String>,
+    pub body: Replay,
+    pub bytes_sent: u64,
+    pub upstream_ms: Option<u64>,
+    written: bool,
+}
+
+// === impl Record ===
+
+impl Record {
+    pub fn begin<B>(worker: &Rc<Worker>, conn: &Rc<Conn>, request: &http::Request<B>) -> Self {
+        let headers = request.headers();
+        conn.active.fetch_add(1, Ordering::Relaxed);
+        Self {
+            worker: worker.clone(),
+            conn: conn.clone(),
+            started: Instant::now(),
+            wall_ms: worker.clock.wall_ms(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            version: request.version(),
+            authority: None,
+            user_agent: headers.get(http::header::USER_AGENT).cloned(),
+            forwarded_for: None,
+            request_id: None,
+            source: None,
+            is_grpc: is_grpc(headers),
+            route: None,
+            backend: None,
+            endpoint: None,
+            passthrough: false,
+            attempts: 0,
+            status: 0,
+            grpc_status: None,
+            flags: Flags::default(),
+            sentence: None,
+            last_cause: None,
+            body: Replay::default(),
+            bytes_sent: 0,
+            upstream_ms: None,
+            written: false,
+        }
+    }
+
+    /// Healthy and all instances of the backend, as they are now.
+    pub fn instances(&self) -> Option<(usize, usize)> {
+        let pinned = self.backend.as_ref()?;
+        let now = self.worker.table();
+        let entry = now.backend(&pinned.name).unwrap_or(pinned);
+        let healthy =
+            entry.endpoints.iter().filter(|e| e.endpoint.health == Health::Healthy).count();
+        Some((healthy, entry.total()))
+    }
+
+    pub fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(status) = grpc_status(trailers) {
+            self.grpc_status = Some(status);
+        }
+    }
+
+    /// The answer's body broke off after its head was sent.
+    pub fn broke(&mut self, error: &BodyError) {
+        let flag = match error {
+            BodyError::Idle(_) => Flag::SI,
+            BodyError::Deadline(_) => Flag::UT,
+            BodyError::Client(_) | BodyError::TooLarge(_) | BodyError::GivenUp => Flag::DC,
+            BodyError::Upstream(_) => Flag::UC,
+        };
+        self.flags.add(flag);
+        self.sentence = Some(format!("{error} after the response head was sent"));
+        self.write();
+    }
+
+    /// The answer was passed on whole.
+    pub fn complete(&mut self) {
+        self.write();
+    }
+
+    pub fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn write(&mut self) {
+        if std::mem::replace(&mut self.written, true) {
+            return;
+        }
+        let ms = self.elapsed_ms();
+        let series = self.worker.metrics.request(self.labels());
+        series.observe(ms, self.body.received(), self.bytes_sent);
+        self.worker.log.request(self, ms);
+    }
+
+    fn labels(&self) -> Labels {
+        let names = &self.worker.names;
+        let inbound = self.conn.door == Door::Mesh;
+        let (source_workload, source_namespace) = match (inbound, &self.source) {
+            (false, _) => (names.workload.clone(), names.namespace.clone()),
+            (true, Some(source)) => split_source(source, names),
+            (true, None) => (names.unknown.clone(), names.unknown.clone()),
+        };
+        let own = || (names.workload.clone(), names.namespace.clone());
+        let (destination_workload, destination_namespace) = match (inbound, &self.backend) {
+            (true, _) => own(),
+            (false, Some(backend)) => {
+                let workload = self.endpoint.as_ref().map(|e| e.endpoint.workload.clone());
+                (workload.unwrap_or_else(|| names.unknown.clone()), backend.namespace.clone())
+            }
+            (false, None) => (names.unknown.clone(), names.unknown.clone()),
+        };
+        let peer = self.conn.peer.as_ref().map(|p| Arc::<str>::from(p.as_str()));
+        let principal = names.principal();
+        let upstream = self.endpoint.as_ref().and_then(|e| e.endpoint.identity.clone());
+        let unknown = || names.unknown.clone();
+        let mtls = if inbound { self.conn.peer.is_some() } else { upstream.is_some() };
+        let (source_principal, destination_principal) = match (inbound, mtls) {
+            (_, false) => (unknown(), unknown()),
+            (true, true) => (peer.unwrap_or_else(unknown), principal),
+            (false, true) => (principal, upstream.unwrap_or_else(unknown)),
+        };
+        Labels {
+            reporter: if inbound { Reporter::Destination } else { Reporter::Source },
+            source_workload,
+            source_namespace,
+            source_principal,
+            destination_workload,
+            destination_namespace,
+            destination_principal,
+            destination_service: match &self.backend {
+                Some(backend) => backend.backend.service.clone(),
+                None if self.passthrough => names.passthrough.clone(),
+                None => names.unknown.clone(),
+            },
+            protocol: if self.is_grpc { RequestProtocol::Grpc } else { RequestProtocol::Http },
+            code: self.status,
+            grpc_status: self.grpc_status,
+            flags: self.flags,
+            mtls,
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.conn.active.fetch_sub(1, Ordering::Relaxed);
+        if !self.written {
+            self.flags.add(Flag::DC);
+            self.sentence.get_or_insert_with(|| "the client went away before the end".into());
+            self.write();
+        }
+    }
+}
+
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
+}
+
+pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// `workload.namespace`; only what looks like names becomes a label.
+fn split_source(source: &HeaderValue, names: &crate::worker::Names) -> (Arc<str>, Arc<str>) {
+    let good = |s: &str| {
+        !s.is_empty()
+            && s.len() <= 253
+            && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    match source.to_str().ok().and_then(|s| s.rsplit_once('.')) {
+        Some((workload, ns)) if good(workload) && good(ns) => (workload.into(), ns.into()),
+        _ => (names.unknown.clone(), names.unknown.clone()),
+    }
+}

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Assembles a proxy: control side on the caller's runtime, one thread per worker. The binary
+//! calls [`Proxy::start`], feeds it transactions and ends it with [`Proxy::drain`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use weft_base::clock::Clock;
+use weft_base::snapshot::Snapshot;
+use weft_base::task::TaskGroup;
+use weft_identity::{ClientTls, ServerTls, Svid};
+
+use crate::config::ProxyConfig;
+use crate::ingest::{Delivery, Held, Ingest, Status};
+use crate::listen::{self, ListenError};
+use crate::observe::access_log;
+use crate::observe::admin::{self, Admin};
+use crate::observe::metrics::{WorkerCells, WorkerMetrics};
+use crate::table::{Door, Table};
+use crate::upstream::connect::Dialer;
+use crate::upstream::outlier;
+use crate::worker::{self, COMMANDS_MAX, Command, Names, Shared, Worker};
+
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("cannot start a worker thread: {0}; check the limit of processes")]
+    Thread(#[source] std::io::Error),
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    addresses: Addresses,
+    status: Status,
+    commands: Vec<mpsc::Sender<Command>>,
+    threads: Vec<JoinHandle<()>>,
+    tasks: TaskGroup,
+    quit: CancellationToken,
+    held: Held,
+    grace: std::time::Duration,
+}
+
+/// Where the proxy's own doors are.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    pub admin: SocketAddr,
+    pub metrics: SocketAddr,
+    pub ready: SocketAddr,
+    /// Sidecars only.
+    pub outbound: Option<SocketAddr>,
+    /// Sidecars with an identity only.
+    pub mesh: Option<SocketAddr>,
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Starts threads and doors, and the last good table when there is one. Must be called on a
+    /// tokio runtime, which runs the control side.
+    ///
+    /// # Errors
+    /// When a door's address cannot be bound or a thread cannot be started.
+    pub async fn start(
+        config: ProxyConfig,
+        identity: Option<Snapshot<Svid>>,
+        deliveries: mpsc::Receiver<Delivery>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        let config = Arc::new(config);
+        let tasks = TaskGroup::new();
+        let (reporter, ejector) = outlier::ejector(clock.clone());
+        let (log_lines, log_writer) = access_log::channel(&config.access_log);
+        let svid = identity.as_ref().map(Snapshot::load);
+        let shared = Shared {
+            names: Names::of(&config, svid.as_ref().map(|s| s.id())),
+            dialer: Arc::new(dialer(&config, identity.as_ref(), &clock)),
+            server_tls: identity
+                .as_ref()
+                .map(|svid| Arc::new(ServerTls::new(svid.clone(), clock.clone()))),
+            config: config.clone(),
+            clock: clock.clone(),
+            reporter,
+            log_lines,
+        };
+        let names = shared.names.clone();
+        let (commands, cells, threads) = start_workers(&shared)?;
+        drop(shared);
+        let mut ingest = Ingest::new(config.clone(), &clock, commands.clone());
+        let status = ingest.status();
+        let quit = CancellationToken::new();
+        let admin = Admin::new(config.clone(), names, status.clone(), cells, quit.clone());
+        let addresses = open_doors(&config, identity.is_some(), &mut ingest, admin, &tasks).await?;
+        let held = ingest.load_last_good().await.unwrap_or_else(|error| {
+            tracing::error!(%error, "starting without a last good table");
+            Held::new()
+        });
+        tasks.spawn("ingest", ingest.run(deliveries));
+        tasks.spawn("ejector", ejector.run());
+        tasks.spawn("access log", log_writer.run());
+        let grace = config.drain_grace;
+        Ok(Self { addresses, status, commands, threads, tasks, quit, held, grace })
+    }
+
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// What the last good table gave, for the stream's first message.
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Resolves when somebody asked the admin door to end the proxy.
+    pub async fn asked_to_quit(&self) {
+        self.quit.cancelled().await;
+    }
+
+    /// Takes nothing new, finishes what is open within the grace period, and ends. `false` when a
+    /// worker's thread panicked.
+    pub async fn drain(self) -> bool {
+        for worker in &self.commands {
+            // A worker that is gone is drained.
+            let _ = worker.send(Command::Drain).await;
+        }
+        drop(self.commands);
+        let threads = self.threads;
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count() == 0
+        });
+        // Workers stop by themselves after their grace; the margin is for slow machines.
+        let limit = self.grace * 2 + std::time::Duration::from_secs(5);
+        let clean = matches!(tokio::time::timeout(limit, joined).await, Ok(Ok(true)));
+        self.tasks.shutdown(std::time::Duration::from_millis(200)).await;
+        clean
+    }
+}
+
+type Workers = (Vec<mpsc::Sender<Command>>, Vec<Arc<WorkerCells>>, Vec<JoinHandle<()>>);
+
+fn start_workers(shared: &Shared) -> Result<Workers, StartError> {
+    let workers = shared.config.workers.max(1);
+    let (mut commands, mut all_cells, mut threads) = (Vec::new(), Vec::new(), Vec::new());
+    for id in 0..workers {
+        let (tx, rx) = mpsc::channel(COMMANDS_MAX);
+        let cells = Arc::new(WorkerCells::default());
+        let (shared, worker_cells) = (shared.clone(), cells.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(2)
+            .build()
+            .map_err(StartError::Thread)?;
+        let thread = std::thread::Builder::new()
+            .name(format!("weft-worker-{id}"))
+            .spawn(move || {
+                let local = tokio::task::LocalSet::new();
+                local.block_on(&runtime, async move {
+                    let metrics = WorkerMetrics::new(worker_cells, workers);
+                    let worker = Worker::new(id, shared, metrics, Arc::new(Table::default()));
+                    worker::run(worker, rx).await;
+                });
+            })
+            .map_err(StartError::Thread)?;
+        commands.push(tx);
+        all_cells.push(cells);
+        threads.push(thread);
+    }
+    Ok((commands, all_cells, threads))
+}
+
+fn dialer(config: &ProxyConfig, identity: Option<&Snapshot<Svid>>, clock: &Clock) -> Dialer {
+    Dialer {
+        source: (!config.is_gateway()).then_some(config.address),
+        tls: identity.map(|svid| Arc::new(ClientTls::new(svid.clone(), clock.clone()))),
+        mesh_port: config.ports.peers,
+    }
+}
+
+async fn open_doors(
+    config: &ProxyConfig,
+    identified: bool,
+    ingest: &mut Ingest,
+    admin: Admin,
+    tasks: &TaskGroup,
+) -> Result<Addresses, StartError> {
+    let admin = Arc::new(admin);
+    let mut doors = Vec::with_capacity(3);
+    for (port, role) in [
+        (config.ports.admin, admin::Role::Admin),
+        (config.ports.metrics, admin::Role::Metrics),
+        (config.ports.ready, admin::Role::Ready),
+    ] {
+        let address = config.door(port);
+        let sockets = listen::bind(address, 1)?;
+        let Some(socket) = sockets.into_iter().next() else { continue };
+        let listening = |source| StartError::Listen(ListenError { address, source });
+        doors.push(socket.local_addr().map_err(listening)?);
+        let socket = tokio::net::TcpListener::from_std(socket).map_err(listening)?;
+        tasks.spawn("admin", admin::serve(socket, admin.clone(), role, tasks.clone()));
+    }
+    let [admin, metrics, ready] = doors.as_slice() else {
+        let source = std::io::Error::other("no socket");
+        return Err(ListenError { address: config.door(config.ports.admin), source }.into());
+    };
+    let (mut outbound, mut mesh) = (None, None);
+    if !config.is_gateway() {
+        let address = config.door(config.ports.outbound);
+        outbound = Some(ingest.open_fixed(address, Door::Forward).await?);
+        if identified {
+            let address = config.door(config.ports.mesh);
+            mesh = Some(ingest.open_fixed(address, Door::Mesh).await?);
+        }
+    }
+    Ok(Addresses { admin: *admin, metrics: *metrics, ready: *ready, outbound, mesh })
+}

@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Builds tables from resources, root by root. Ingest owns one builder; it is the only writer.
+//!
+//! A route whose backend is not here yet keeps its previous form (or stays away), so that a new
+//! route goes from 404 to 200 without a 503 between. A bad resource keeps its last good form.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use weft_base::clock::Clock;
+use weft_model::{
+    Action, Backend, BackendPolicy, Endpoint, EndpointSet, Fail, Health, Host, InboundListener,
+    Labels, ListenerKind, Locality, Outlier, Resource, ResourceName, Root, Route, Target,
+    Transport, endpoints_child,
+};
+use weft_xds::Rejected;
+
+use super::{
+    BackendEntry, EndpointEntry, EndpointShared, GatewayEntry, HostEntry, InboundEntry, Table, tls,
+};
+
+type Child = Arc<str>;
+type SharedKey = (Arc<str>, u16, Arc<str>, SocketAddr);
+
+/// Resources as they were sent, and the table made of them.
+#[derive(Debug)]
+pub struct Builder {
+    workers: usize,
+    clock: Clock,
+    roots: BTreeMap<Root, BTreeMap<Child, Resource>>,
+    /// Routes in effect: the newest version whose backends are all known.
+    routes: BTreeMap<ResourceName, Arc<Route>>,
+    /// Routes that wait for a backend, so that they are looked at again.
+    waiting: BTreeSet<ResourceName>,
+    shared: HashMap<SharedKey, Arc<EndpointShared>>,
+    table: Table,
+}
+
+// === impl Builder ===
+
+impl Builder {
+    pub fn new(workers: usize, clock: Clock) -> Self {
+        Self {
+            workers,
+            clock,
+            roots: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            shared: HashMap::new(),
+            table: Table::default(),
+        }
+    }
+
+    /// Applies one transaction and returns the new table with what was refused of it.
+    pub fn apply(
+        &mut self,
+        generation: u64,
+        upserts: Vec<(ResourceName, Result<Resource, Fail>)>,
+        removes: &[ResourceName],
+    ) -> (Arc<Table>, Vec<Rejected>) {
+        let mut rejected = Vec::new();
+        let mut touched: BTreeSet<Root> = BTreeSet::new();
+        for (name, resource) in upserts {
+            touched.insert(name.root.clone());
+            self.upsert(name, resource, &mut rejected);
+        }
+        for name in removes {
+            touched.insert(name.root.clone());
+            self.remove(name);
+        }
+        touched.extend(self.settle_routes(&touched));
+        for root in &touched {
+            self.rebuild(root);
+        }
+        self.sweep();
+        self.table.generation = generation;
+        (Arc::new(self.table.clone()), rejected)
+    }
+
+    /// Everything known, for the last-good file.
+    pub fn resources(&self) -> impl Iterator<Item = (ResourceName, &Resource)> {
+        self.roots.iter().flat_map(|(root, children)| {
+            children.iter().map(|(child, resource)| (root.child(child.clone()), resource))
+        })
+    }
+
+    fn upsert(
+        &mut self,
+        name: ResourceName,
+        resource: Result<Resource, Fail>,
+        rejected: &mut Vec<Rejected>,
+    ) {
+        let refused = resource.as_ref().is_err();
+        let checked = resource
+            .map_err(|f| f.reason.to_string())
+            .and_then(|r| check(&name, r))
+            .and_then(|r| check_tls(r, &self.clock));
+        let children = self.roots.entry(name.root.clone()).or_default();
+        match checked {
+            Ok(resource) => {
+                children.insert(name.child, resource);
+            }
+            Err(reason) => {
+                // The last good form stays; what never had one becomes a visible failure.
+                children.entry(name.child.clone()).or_insert_with(|| {
+                    Resource::Fail(Fail { reason: reason.as_str().into(), origin: None })
+                });
+                // What did not decode is in the client machine's answer already.
+                if !refused {
+                    rejected.push(Rejected { name: name.to_string(), reason });
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, name: &ResourceName) {
+        if name.child.is_empty() {
+            self.roots.remove(&name.root);
+            return;
+        }
+        if let Some(children) = self.roots.get_mut(&name.root) {
+            children.remove(&name.child);
+            if children.is_empty() {
+                self.roots.remove(&name.root);
+            }
+        }
+    }
+
+    /// Decides which version of each route is in effect; returns roots whose routes changed.
+    fn settle_routes(&mut self, touched: &BTreeSet<Root>) -> BTreeSet<Root> {
+        let mut changed = BTreeSet::new();
+        let roots = &self.roots;
+        self.routes.retain(|name, _| {
+            let stays = matches!(
+                roots.get(&name.root).and_then(|c| c.get(&name.child)),
+                Some(Resource::Route(_))
+            );
+            if !stays {
+                changed.insert(name.root.clone());
+            }
+            stays
+        });
+        let mut look: BTreeSet<ResourceName> = std::mem::take(&mut self.waiting);
+        for root in touched {
+            let Some(children) = self.roots.get(root) else { continue };
+            let routes = children.iter().filter(|(_, r)| matches!(r, Resource::Route(_)));
+            look.extend(routes.map(|(child, _)| root.child(child.clone())));
+        }
+        for name in look {
+            let Some(Resource::Route(route)) =
+                self.roots.get(&name.root).and_then(|c| c.get(&name.child))
+            else {
+                continue;
+            };
+            if !targets(route).all(|t| self.is_known(t)) {
+                self.waiting.insert(name);
+                continue;
+            }
+            if self.routes.get(&name).is_none_or(|old| **old != *route) {
+                changed.insert(name.root.clone());
+                let route = Arc::new(route.clone());
+                self.routes.insert(name, route);
+            }
+        }
+        changed
+    }
+
+    fn is_known(&self, target: &ResourceName) -> bool {
+        matches!(
+            self.roots.get(&target.root).and_then(|c| c.get(&target.child)),
+            Some(Resource::Backend(_) | Resource::Fail(_))
+        )
+    }
+
+    fn rebuild(&mut self, root: &Root) {
+        match root {
+            Root::Host(name) => self.rebuild_host(root, name),
+            Root::Listener(name) => self.rebuild_listener(root, name),
+        }
+    }
+
+    fn rebuild_host(&mut self, root: &Root, name: &Arc<str>) {
+        if let Some(old) = self.table.hosts.remove(name) {
+            for alias in &old.host.aliases {
+                if self.table.aliases.get(alias) == Some(name) {
+                    self.table.aliases.remove(alias);
+                }
+            }
+            for address in &old.host.addresses {
+                if self.table.addresses.get(address) == Some(name) {
+                    self.table.addresses.remove(address);
+                }
+            }
+        }
+        let Some(children) = self.roots.get(root).cloned() else { return };
+        let host = match children.get("") {
+            Some(Resource::Host(host)) => host.clone(),
+            // Children may come before their root within one push; without it nobody can ask.
+            _ => Host {
+                name: name.clone(),
+                aliases: Vec::new(),
+                addresses: Vec::new(),
+                ports: Vec::new(),
+            },
+        };
+        let mut entry = HostEntry {
+            routes: self.routes_of(root),
+            backends: HashMap::new(),
+            fails: HashMap::new(),
+            host,
+        };
+        for (child, resource) in &children {
+            match resource {
+                Resource::Backend(backend) => {
+                    let set = match children.get(&*endpoints_child(backend.port)) {
+                        Some(Resource::Endpoints(set)) => Some(set),
+                        _ => None,
+                    };
+                    let made = self.backend(root.child(child.clone()), backend.clone(), set);
+                    entry.backends.insert(child.clone(), Arc::new(made));
+                }
+                Resource::Fail(fail) => {
+                    entry.fails.insert(child.clone(), fail.clone());
+                }
+                _ => {}
+            }
+        }
+        for alias in &entry.host.aliases {
+            self.table.aliases.insert(alias.clone(), name.clone());
+        }
+        for address in &entry.host.addresses {
+            self.table.addresses.insert(*address, name.clone());
+        }
+        self.table.hosts.insert(name.clone(), Arc::new(entry));
+    }
+
+    fn rebuild_listener(&mut self, root: &Root, name: &Arc<str>) {
+        self.table.gateways.remove(name);
+        // Inbound listeners are keyed by port: drop those whose name this root gave.
+        let stale: Vec<u16> = self
+            .table
+            .inbound
+            .iter()
+            .filter(|(_, e)| e.backend.name.root == *root)
+            .map(|(port, _)| *port)
+            .collect();
+        for port in stale {
+            self.table.inbound.remove(&port);
+        }
+        let Some(Resource::Listener(listener)) = self.roots.get(root).and_then(|c| c.get(""))
+        else {
+            return;
+        };
+        match listener.kind.clone() {
+            ListenerKind::Gateway(listener) => {
+                let routes = self.routes_of(root);
+                // It was checked when it came; what fails now serves no name.
+                let tls = tls::configs(&listener, &self.clock).unwrap_or_default();
+                let entry = GatewayEntry { name: name.clone(), listener, routes, tls };
+                self.table.gateways.insert(name.clone(), Arc::new(entry));
+            }
+            ListenerKind::Inbound(listener) => {
+                let (backend, set) = app_backend(&listener);
+                let made = self.backend(root.own(), backend, Some(&set));
+                let port = listener.port;
+                let entry = InboundEntry { listener, backend: Arc::new(made) };
+                self.table.inbound.insert(port, Arc::new(entry));
+            }
+        }
+    }
+
+    fn routes_of(&self, root: &Root) -> Vec<Arc<Route>> {
+        let mut routes: Vec<Arc<Route>> = self
+            .routes
+            .range(root.own()..)
+            .take_while(|(name, _)| name.root == *root)
+            .map(|(_, route)| route.clone())
+            .collect();
+        routes.sort_by(|a, b| a.rank.cmp(&b.rank));
+        routes
+    }
+
+    fn backend(
+        &mut self,
+        name: ResourceName,
+        backend: Backend,
+        set: Option<&EndpointSet>,
+    ) -> BackendEntry {
+        let workers = self.workers;
+        let mut endpoints = Vec::new();
+        for endpoint in set.iter().flat_map(|s| &s.endpoints).filter(|e| backend.selects(e)) {
+            let key =
+                (backend.service.clone(), backend.port, endpoint.id.clone(), endpoint.address);
+            let shared =
+                self.shared.entry(key).or_insert_with(|| Arc::new(EndpointShared::new(workers)));
+            let entry = EndpointEntry { endpoint: endpoint.clone(), shared: shared.clone() };
+            endpoints.push(Arc::new(entry));
+        }
+        let healthy = endpoints.iter().filter(|e| e.endpoint.health == Health::Healthy).count();
+        let cluster = match &name.root {
+            Root::Listener(_) => format!("inbound|{}||", backend.port),
+            Root::Host(_) => {
+                format!("outbound|{}|{}|{}", backend.port, backend.subset, backend.service)
+            }
+        };
+        BackendEntry {
+            namespace: set.map(|s| s.namespace.clone()).unwrap_or_default(),
+            protocol: set.map_or(weft_model::Protocol::Detect, |s| s.protocol),
+            cluster: cluster.into(),
+            name,
+            backend,
+            endpoints,
+            healthy,
+        }
+    }
+
+    /// Forgets what is shared about endpoints that no table has any more.
+    fn sweep(&mut self) {
+        if self.shared.len() > 64 + 2 * self.table.backends().map(|b| b.total()).sum::<usize>() {
+            self.shared.retain(|_, shared| Arc::strong_count(shared) > 1);
+        }
+    }
+}
+
+/// What a resource must be to be taken under its name.
+fn check(name: &ResourceName, resource: Resource) -> Result<Resource, String> {
+    let fits = match (&resource, &name.root) {
+        (Resource::Listener(_), Root::Listener(_)) | (Resource::Host(_), Root::Host(_)) => {
+            name.child.is_empty()
+        }
+        (Resource::Route(_), _) => name.child.starts_with("route/"),
+        (Resource::Backend(_), Root::Host(_)) => name.child.starts_with("backend/"),
+        (Resource::Endpoints(_), Root::Host(_)) => name.child.starts_with("endpoints/"),
+        (Resource::Fail(_), _) => true,
+        _ => false,
+    };
+    if fits {
+        Ok(resource)
+    } else {
+        Err(format!("a resource of this type does not belong under the name {name}"))
+    }
+}
+
+/// A gateway's certificates must be usable before any connection needs them.
+fn check_tls(resource: Resource, clock: &Clock) -> Result<Resource, String> {
+    if let Resource::Listener(listener) = &resource
+        && let ListenerKind::Gateway(gateway) = &listener.kind
+    {
+        tls::configs(gateway, clock)?;
+    }
+    Ok(resource)
+}
+
+fn targets(route: &Route) -> impl Iterator<Item = &ResourceName> {
+    route.rules.iter().flat_map(|rule| {
+        let backends = match &rule.action {
+            Action::Forward(backends) => backends.as_slice(),
+            _ => &[],
+        };
+        backends.iter().filter_map(|b| match &b.target {
+            Target::Backend(name) => Some(name),
+            Target::Fail { .. } => None,
+        })
+    })
+}
+
+/// The app behind a sidecar, as a backend of one endpoint that is never ejected or retried.
+fn app_backend(listener: &InboundListener) -> (Backend, EndpointSet) {
+    let service: Arc<str> = listener.services.first().cloned().unwrap_or_default();
+    let endpoint = Endpoint {
+        id: "app".into(),
+        address: listener.app,
+        labels: Labels::new(),
+        locality: Locality::default(),
+        weight: 1,
+        health: Health::Healthy,
+        identity: None,
+        transport: Transport::Plaintext,
+        workload: "".into(),
+    };
+    let policy = BackendPolicy {
+        outlier: Outlier { consecutive_failures: 0, ..Outlier::default() },
+        ..BackendPolicy::default()
+    };
+    let backend = Backend {
+        service: service.clone(),
+        port: listener.port,
+        subset: "".into(),
+        selector: Labels::new(),
+        policy,
+        origin: None,
+    };
+    let set = EndpointSet {
+        service,
+        namespace: "".into(),
+        port: listener.port,
+        protocol: listener.protocol,
+        endpoints: vec![endpoint],
+    };
+    (backend, set)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The runtime form of the model: one immutable value that a request pins once. Ingest builds a
+//! new one per transaction, sharing every root that did not change; workers only read.
+
+mod build;
+mod tls;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use weft_base::clock::Mono;
+use weft_base::metrics::Cell;
+use weft_model::decide::host_fit;
+use weft_model::{
+    Backend, BackendPolicy, Endpoint, Fail, GatewayListener, Health, Host, HostPort,
+    InboundListener, Labels, Locality, Outlier, Protocol, ResourceName, Root, Route, Transport,
+};
+
+pub use build::Builder;
+
+/// All that a proxy knows, at one generation.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    pub generation: u64,
+    hosts: imbl::HashMap<Arc<str>, Arc<HostEntry>>,
+    /// Aliases to canonical names.
+    aliases: imbl::HashMap<Arc<str>, Arc<str>>,
+    addresses: imbl::HashMap<IpAddr, Arc<str>>,
+    gateways: imbl::HashMap<Arc<str>, Arc<GatewayEntry>>,
+    inbound: imbl::HashMap<u16, Arc<InboundEntry>>,
+}
+
+/// A service host with everything under its root.
+#[derive(Debug)]
+pub struct HostEntry {
+    pub host: Host,
+    pub routes: Vec<Arc<Route>>,
+    pub backends: HashMap<Arc<str>, Arc<BackendEntry>>,
+    /// Children that could not be made, by child name.
+    pub fails: HashMap<Arc<str>, Fail>,
+}
+
+/// A backend with the endpoints it selects.
+#[derive(Debug)]
+pub struct BackendEntry {
+    pub name: ResourceName,
+    pub backend: Backend,
+    /// Namespace of the service, for metrics.
+    pub namespace: Arc<str>,
+    pub protocol: Protocol,
+    pub endpoints: Vec<Arc<EndpointEntry>>,
+    pub healthy: usize,
+    /// Envoy's form `outbound|8080|v1|product.shop.svc.cluster.local`.
+    pub cluster: Arc<str>,
+}
+
+/// An endpoint and what all workers share about it; the shared part outlives table swaps.
+#[derive(Debug)]
+pub struct EndpointEntry {
+    pub endpoint: Endpoint,
+    pub shared: Arc<EndpointShared>,
+}
+
+/// Facts about an endpoint that outlive the table. Written rarely, except for the in-flight
+/// cells, of which each worker owns one.
+#[derive(Debug)]
+pub struct EndpointShared {
+    in_flight: Box<[Cell]>,
+    /// Failures in a row; only failures and the success that ends them write it.
+    pub failures: AtomicU32,
+    /// Milliseconds of monotonic time until which it is ejected; 0 when it is not.
+    pub ejected_until: AtomicU64,
+    /// How often in a row it was ejected.
+    pub ejections: AtomicU32,
+}
+
+/// A gateway port and its routes.
+#[derive(Debug)]
+pub struct GatewayEntry {
+    pub name: Arc<str>,
+    pub listener: GatewayListener,
+    pub routes: Vec<Arc<Route>>,
+    /// Certificates by the host name of their section, most specific first.
+    pub tls: Vec<(Arc<str>, Arc<rustls::ServerConfig>)>,
+}
+
+/// An app port behind this sidecar, as a backend of exactly one endpoint.
+#[derive(Debug)]
+pub struct InboundEntry {
+    pub listener: InboundListener,
+    pub backend: Arc<BackendEntry>,
+}
+
+// === impl Table ===
+
+impl Table {
+    /// The host that a name or address in a request means.
+    pub fn host(&self, name: &str) -> Option<&Arc<HostEntry>> {
+        if let Some(host) = self.hosts.get(name) {
+            return Some(host);
+        }
+        if let Some(canonical) = self.aliases.get(name) {
+            return self.hosts.get(canonical);
+        }
+        let ip: IpAddr = name.parse().ok()?;
+        self.hosts.get(self.addresses.get(&ip)?)
+    }
+
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<HostEntry>> {
+        self.hosts.values()
+    }
+
+    pub fn backend(&self, name: &ResourceName) -> Option<&Arc<BackendEntry>> {
+        match &name.root {
+            Root::Host(host) => self.hosts.get(host)?.backends.get(&name.child),
+            // The app ports of one sidecar are few.
+            Root::Listener(_) => {
+                self.inbound.values().map(|e| &e.backend).find(|b| b.name == *name)
+            }
+        }
+    }
+
+    /// Why a child of a host is missing, when control said so.
+    pub fn fail(&self, name: &ResourceName) -> Option<&Fail> {
+        let Root::Host(host) = &name.root else { return None };
+        self.hosts.get(host)?.fails.get(&name.child)
+    }
+
+    pub fn gateway(&self, name: &str) -> Option<&Arc<GatewayEntry>> {
+        self.gateways.get(name)
+    }
+
+    pub fn gateways(&self) -> impl Iterator<Item = &Arc<GatewayEntry>> {
+        self.gateways.values()
+    }
+
+    pub fn inbound(&self, port: u16) -> Option<&Arc<InboundEntry>> {
+        self.inbound.get(&port)
+    }
+
+    pub fn inbounds(&self) -> impl Iterator<Item = &Arc<InboundEntry>> {
+        self.inbound.values()
+    }
+
+    pub fn backends(&self) -> impl Iterator<Item = &Arc<BackendEntry>> {
+        self.hosts.values().flat_map(|h| h.backends.values())
+    }
+}
+
+// === impl HostEntry ===
+
+impl HostEntry {
+    /// The port that a request names; the only one when it names none that exists.
+    pub fn port(&self, port: u16) -> Option<&HostPort> {
+        self.host.ports.iter().find(|p| p.port == port)
+    }
+
+    pub fn upstream_port(&self, listening: u16) -> Option<&HostPort> {
+        self.host.ports.iter().find(|p| p.upstream_port == Some(listening))
+    }
+
+    pub fn default_backend(&self, port: &HostPort) -> Option<&Arc<BackendEntry>> {
+        self.backends.get(&port.backend)
+    }
+}
+
+// === impl BackendEntry ===
+
+impl BackendEntry {
+    /// A destination outside the mesh: one endpoint, reached in plaintext, never ejected.
+    pub fn outside(address: SocketAddr, workers: usize) -> Arc<Self> {
+        let service: Arc<str> = "PassthroughCluster".into();
+        let endpoint = Endpoint {
+            id: "outside".into(),
+            address,
+            labels: Labels::new(),
+            locality: Locality::default(),
+            weight: 1,
+            health: Health::Healthy,
+            identity: None,
+            transport: Transport::Plaintext,
+            workload: "unknown".into(),
+        };
+        let outlier = Outlier { consecutive_failures: 0, ..Outlier::default() };
+        let policy = BackendPolicy { outlier, ..BackendPolicy::default() };
+        let backend = Backend {
+            service: service.clone(),
+            port: address.port(),
+            subset: "".into(),
+            selector: Labels::new(),
+            policy,
+            origin: None,
+        };
+        let shared = Arc::new(EndpointShared::new(workers));
+        Arc::new(Self {
+            name: Root::host(format!("outside.{address}")).own(),
+            backend,
+            namespace: "unknown".into(),
+            protocol: Protocol::Detect,
+            endpoints: vec![Arc::new(EndpointEntry { endpoint, shared })],
+            healthy: 1,
+            cluster: service,
+        })
+    }
+
+    pub fn total(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// The name people know: `product.shop:8080`, with `/v1` for a subset.
+    pub fn label(&self) -> String {
+        let b = &self.backend;
+        if b.subset.is_empty() {
+            format!("{}:{}", b.service, b.port)
+        } else {
+            format!("{}:{}/{}", b.service, b.port, b.subset)
+        }
+    }
+}
+
+// === impl GatewayEntry ===
+
+impl GatewayEntry {
+    /// The certificate for a TLS server name.
+    pub fn tls_for(&self, name: Option<&str>) -> Option<Arc<rustls::ServerConfig>> {
+        let name = name.unwrap_or("").to_ascii_lowercase();
+        let fits =
+            self.tls.iter().filter_map(|(host, config)| Some((host_fit(host, &name)?, config)));
+        fits.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, c)| c.clone())
+    }
+}
+
+// === impl EndpointShared ===
+
+impl EndpointShared {
+    pub fn new(workers: usize) -> Self {
+        Self {
+            in_flight: (0..workers.max(1)).map(|_| Cell::default()).collect(),
+            failures: AtomicU32::new(0),
+            ejected_until: AtomicU64::new(0),
+            ejections: AtomicU32::new(0),
+        }
+    }
+
+    /// Requests in flight to it from all workers.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.iter().map(Cell::get).sum()
+    }
+
+    pub fn begin(&self, worker: usize) {
+        if let Some(cell) = self.in_flight.get(worker) {
+            cell.add(1);
+        }
+    }
+
+    pub fn end(&self, worker: usize) {
+        if let Some(cell) = self.in_flight.get(worker) {
+            cell.sub(1);
+        }
+    }
+
+    pub fn is_ejected(&self, now: Mono) -> bool {
+        let until = self.ejected_until.load(Ordering::Relaxed);
+        until != 0 && now.0 < until
+    }
+}
+
+/// The socket addresses that a table wants served, with what is served there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Door {
+    /// A gateway listener, by name.
+    Gateway(Arc<str>),
+    /// Mesh mTLS from other sidecars.
+    Mesh,
+    /// The HTTP forward proxy.
+    Forward,
+    /// One port of one host, for programs that ignore proxies.
+    Upstream { host: Arc<str>, port: u16 },
+}
+
+impl Table {
+    /// Every socket the table wants, besides the fixed doors. `own` is the sidecar's address.
+    pub fn doors(&self, own: IpAddr, gateway: bool) -> Vec<(SocketAddr, Door)> {
+        let mut out = Vec::new();
+        for gateway in self.gateways() {
+            let door = Door::Gateway(gateway.name.clone());
+            out.extend(gateway.listener.bind.iter().map(|a| (*a, door.clone())));
+        }
+        if !gateway {
+            for host in self.hosts() {
+                for port in &host.host.ports {
+                    if let Some(listening) = port.upstream_port {
+                        let door = Door::Upstream { host: host.host.name.clone(), port: port.port };
+                        out.push((SocketAddr::new(own, listening), door));
+                    }
+                }
+            }
+        }
+        out.sort();
+        out
+    }
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A new downstream connection: which door it came to, TLS if the door has it, what it speaks,
+//! and who serves it.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
+use weft_base::limits::SNIFF_MS_MAX;
+use weft_model::{Protocol, mesh_server_port};
+
+use super::relay;
+use super::sniff::{Spoken, sniff};
+use crate::http::serve::serve;
+use crate::table::{Door, GatewayEntry};
+use crate::upstream::pool::Wire;
+use crate::worker::{Conn, Worker};
+
+/// Serves one connection to its end.
+pub async fn connection(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: Door) {
+    let Ok(local) = stream.local_addr() else { return };
+    let conn = Conn::new(door, local, remote);
+    match &conn.door {
+        Door::Mesh => mesh(worker, stream, conn).await,
+        Door::Gateway(name) => {
+            let entry = worker.table().gateway(name).cloned();
+            match entry {
+                Some(entry) if entry.tls.is_empty() => {
+                    http(worker, stream, Rc::new(conn)).await;
+                }
+                Some(entry) => gateway_tls(worker, stream, conn, &entry).await,
+                None => {}
+            }
+        }
+        Door::Forward => http(worker, stream, Rc::new(conn)).await,
+        Door::Upstream { host, port } => {
+            let declared = crate::http::route::declared(&worker.table(), host, *port);
+            let conn = Rc::new(conn);
+            match declared {
+                Some(protocol) => by_protocol(worker, stream, conn, protocol).await,
+                None => {}
+            }
+        }
+    }
+}
+
+/// Serves a stream as its declared protocol says; an undeclared one is looked at.
+pub async fn by_protocol<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>, protocol: Protocol)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match protocol {
+        Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => http(worker, io, conn).await,
+        Protocol::Detect => match sniff(io, Duration::from_millis(SNIFF_MS_MAX)).await {
+            Ok((Spoken::Http1, io)) => serve(io, worker, conn, Wire::H1).await,
+            Ok((Spoken::Http2, io)) => serve(io, worker, conn, Wire::H2).await,
+            Ok((Spoken::Opaque, io)) => relay::opaque(worker, io, conn).await,
+            Err(_) => {}
+        },
+        Protocol::Tcp | Protocol::Tls | Protocol::Udp => relay::opaque(worker, io, conn).await,
+    }
+}
+
+/// HTTP of either version, by its first bytes; garbage gets HTTP/1.1's 400.
+async fn http<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let looking = sniff(io, worker.config.limits.idle_timeout);
+    let looked = tokio::select! {
+        looked = looking => looked,
+        // Nothing was asked yet: a draining proxy need not wait for it.
+        () = worker.conns.draining() => return,
+    };
+    match looked {
+        Ok((Spoken::Http2, io)) => serve(io, worker, conn, Wire::H2).await,
+        Ok((_, io)) => serve(io, worker, conn, Wire::H1).await,
+        Err(_) => {}
+    }
+}
+
+async fn mesh(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn) {
+    let Some(tls) = worker.shared.server_tls.clone() else { return };
+    let config = match tls.config() {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::warn!(%error, "mesh TLS cannot be served");
+            return;
+        }
+    };
+    let shaking = TlsAcceptor::from(config).accept(stream);
+    let stream = match tokio::time::timeout(worker.config.limits.handshake_timeout, shaking).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(remote = %conn.remote, %error, "a TLS handshake failed");
+            return;
+        }
+        Err(_) => return,
+    };
+    let (_, session) = stream.get_ref();
+    match weft_identity::tls::peer(session.peer_certificates(), &worker.clock) {
+        Ok(leaf) => conn.peer = Some(leaf.id),
+        Err(error) => {
+            tracing::debug!(remote = %conn.remote, %error, "a peer has no usable identity");
+            return;
+        }
+    }
+    conn.scheme = "https";
+    conn.server_name = session.server_name().map(Arc::from);
+    conn.app_port = conn.server_name.as_deref().and_then(mesh_server_port);
+    let wire = if session.alpn_protocol() == Some(b"h2") { Wire::H2 } else { Wire::H1 };
+    serve(stream, worker, Rc::new(conn), wire).await;
+}
+
+async fn gateway_tls(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn, entry: &GatewayEntry) {
+    let limit = worker.config.limits.handshake_timeout;
+    let shaking = async {
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+        let name = start.client_hello().server_name().map(Arc::<str>::from);
+        let config = entry.tls_for(name.as_deref()).ok_or_else(|| {
+            std::io::Error::other(format!("no certificate serves the name {name:?}"))
+        })?;
+        Ok::<_, std::io::Error>((start.into_stream(config).await?, name))
+    };
+    let (stream, name) = match tokio::time::timeout(limit, shaking).await {
+        Ok(Ok(shaken)) => shaken,
+        Ok(Err(error)) => {
+            tracing::debug!(remote = %conn.remote, %error, "a TLS handshake failed");
+            return;
+        }
+        Err(_) => return,
+    };
+    conn.scheme = "https";
+    conn.server_name = name;
+    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    serve(stream, worker, Rc::new(conn), if h2 { Wire::H2 } else { Wire::H1 }).await;
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Opaque bytes: from a CONNECT or an upstream port to an endpoint, and from the mesh to the app.
+//! Both directions end on their own (half close). Nothing is sent twice: another endpoint is
+//! tried only while no connection was established.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Request;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use weft_model::Protocol;
+use weft_model::decide::Authority;
+
+use super::accept;
+use crate::http::serve::Received;
+use crate::observe::metrics::{Labels, Reporter, RequestProtocol, TcpSeries};
+use crate::table::{BackendEntry, Door, Table};
+use crate::upstream::pick::LocalEndpoint;
+use crate::upstream::pool::{InFlight, Tunnel};
+use crate::worker::{Conn, Worker};
+
+/// Copy buffer per direction: larger ones cost more CPU on loopback.
+pub const BUFFER_BYTES: usize = 16 * 1024;
+/// Endpoints tried before a connection is given up.
+const TRIES_MAX: usize = 3;
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Goes on inside a CONNECT once its answer is out.
+pub fn after_connect(
+    worker: &Rc<Worker>,
+    conn: &Rc<Conn>,
+    request: Request<Received>,
+    target: Authority,
+) {
+    let (worker, outer) = (worker.clone(), conn.clone());
+    let tasks = worker.conns.clone();
+    let work = async move {
+        let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
+        let io = TokioIo::new(upgraded);
+        if outer.door == Door::Mesh {
+            return opaque(worker, io, outer).await;
+        }
+        let mut inner = Conn::new(Door::Forward, outer.local, outer.remote);
+        inner.admitted.set(true);
+        let port = target.port.unwrap_or(80);
+        let protocol = crate::http::route::declared(&worker.table(), &target.host, port);
+        inner.tunnel = Some(target);
+        let protocol = protocol.unwrap_or(Protocol::Detect);
+        accept::by_protocol(worker, io, Rc::new(inner), protocol).await;
+    };
+    // A tunnel serves requests, which may be tunnels: the box ends the type's recursion.
+    let work: Pin<Box<dyn Future<Output = ()>>> = Box::pin(work);
+    tasks.spawn_local("tunnel", work);
+}
+
+/// Relays a stream that is not HTTP to where its connection is bound for.
+pub async fn opaque<I>(worker: Rc<Worker>, mut io: I, conn: Rc<Conn>)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let backend = match destination(&worker, &conn).await {
+        Ok(backend) => backend,
+        Err(why) => {
+            tracing::info!(remote = %conn.remote, door = ?conn.door, why, "a connection was refused");
+            return;
+        }
+    };
+    let Some((picked, mut upstream)) = open(&worker, &conn, &backend).await else { return };
+    let _flight = InFlight::begin(&picked.entry.shared, worker.id);
+    let series = worker.metrics.tcp(labels(&worker, &conn, &backend, &picked));
+    series.opened.fetch_add(1, Ordering::Relaxed);
+    let copied = {
+        let mut client = Counted { io: &mut io, series: &series.received };
+        let mut server = Counted { io: &mut upstream, series: &series.sent };
+        tokio::io::copy_bidirectional_with_sizes(
+            &mut client,
+            &mut server,
+            BUFFER_BYTES,
+            BUFFER_BYTES,
+        )
+        .await
+    };
+    close(&series);
+    if let Err(error) = copied {
+        tracing::debug!(remote = %conn.remote, %error, "a relayed connection broke");
+    }
+}
+
+/// The address of a destination outside the mesh.
+///
+/// # Errors
+/// Why its name has none.
+pub async fn resolve(target: &Authority) -> Result<SocketAddr, String> {
+    let port = target.port.unwrap_or(80);
+    if let Some(ip) = target.ip() {
+        return Ok(SocketAddr::new(ip, port));
+    }
+    let lookup = tokio::net::lookup_host((target.host.as_str(), port));
+    match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
+        Ok(Ok(mut found)) => found.next().ok_or_else(|| "its name has no address".to_owned()),
+        Ok(Err(error)) => Err(format!("its name cannot be resolved: {error}")),
+        Err(_) => Err("resolving its name took too long".into()),
+    }
+}
+
+async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntry>, String> {
+    let table = worker.table();
+    match &conn.door {
+        Door::Mesh => {
+            let port = conn.app_port.unwrap_or_default();
+            let entry = table.inbound(port).ok_or_else(|| format!("no app port {port} here"))?;
+            Ok(entry.backend.clone())
+        }
+        Door::Upstream { host, port } => of_service(&table, host, *port)
+            .ok_or_else(|| format!("{host}:{port} is not known here")),
+        Door::Forward | Door::Gateway(_) => {
+            let target = conn.tunnel.as_ref().ok_or("it names no destination")?;
+            let port = target.port.unwrap_or(80);
+            if let Some(known) = of_service(&table, &target.host, port) {
+                return Ok(known);
+            }
+            if worker.config.unknown == crate::config::UnknownDestinations::Deny {
+                return Err(format!("{}:{port} is not in the mesh", target.host));
+            }
+            let address = resolve(target).await?;
+            Ok(BackendEntry::outside(address, worker.config.workers))
+        }
+    }
+}
+
+fn of_service(table: &Table, host: &str, port: u16) -> Option<Arc<BackendEntry>> {
+    let entry = table.host(host)?;
+    entry.default_backend(entry.port(port)?).cloned()
+}
+
+async fn open(
+    worker: &Rc<Worker>,
+    conn: &Conn,
+    entry: &Arc<BackendEntry>,
+) -> Option<(Rc<LocalEndpoint>, Tunnel)> {
+    let backend = worker.backend(entry);
+    let limit = Duration::from_millis(entry.backend.policy.connect_timeout_ms.max(1));
+    let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
+    while tried.len() < TRIES_MAX {
+        let picked = {
+            let (mut rng, now) = (worker.rng.borrow_mut(), worker.clock.now());
+            let mut backend = backend.borrow_mut();
+            match tried.is_empty() {
+                true => backend.pick(&mut rng, now),
+                false => backend.pick_again(&mut rng, now, &tried),
+            }
+        };
+        let Some(picked) = picked else {
+            tracing::info!(backend = %entry.cluster, "a connection found no healthy instance");
+            return None;
+        };
+        let opened = picked.pool.tunnel(limit).await;
+        worker.shared.reporter.note(entry, &picked.entry, opened.is_ok());
+        match opened {
+            Ok(tunnel) => return Some((picked, tunnel)),
+            Err(error) => {
+                tracing::info!(remote = %conn.remote, backend = %entry.cluster, %error);
+                tried.push(picked);
+            }
+        }
+    }
+    None
+}
+
+fn close(series: &TcpSeries) {
+    series.closed.fetch_add(1, Ordering::Relaxed);
+}
+
+fn labels(worker: &Worker, conn: &Conn, backend: &BackendEntry, picked: &LocalEndpoint) -> Labels {
+    let names = &worker.names;
+    let inbound = conn.door == Door::Mesh;
+    let peer = conn.peer.as_ref().map(|p| Arc::<str>::from(p.as_str()));
+    let upstream = picked.entry.endpoint.identity.clone();
+    let unknown = || names.unknown.clone();
+    let mtls = if inbound { peer.is_some() } else { upstream.is_some() };
+    let workload = picked.entry.endpoint.workload.clone();
+    Labels {
+        reporter: if inbound { Reporter::Destination } else { Reporter::Source },
+        source_workload: if inbound { unknown() } else { names.workload.clone() },
+        source_namespace: if inbound { unknown() } else { names.namespace.clone() },
+        source_principal: match (inbound, mtls) {
+            (_, false) => unknown(),
+            (true, true) => peer.unwrap_or_else(unknown),
+            (false, true) => names.principal(),
+        },
+        destination_workload: if inbound { names.workload.clone() } else { workload },
+        destination_namespace: if inbound {
+            names.namespace.clone()
+        } else {
+            backend.namespace.clone()
+        },
+        destination_principal: match (inbound, mtls) {
+            (_, false) => unknown(),
+            (true, true) => names.principal(),
+            (false, true) => upstream.unwrap_or_else(unknown),
+        },
+        destination_service: backend.backend.service.clone(),
+        protocol: RequestProtocol::Tcp,
+        code: 0,
+        grpc_status: None,
+        flags: crate::observe::flags::Flags::default(),
+        mtls,
+    }
+}
+
+/// Counts what is read, while it is read.
+struct Counted<'a, I> {
+    io: &'a mut I,
+    series: &'a AtomicU64,
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Counted<'_, I> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut *this.io).poll_read(cx, buf);
+        let read = buf.filled().len() - before;
+        this.series.fetch_add(read as u64, Ordering::Relaxed);
+        polled
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<'_, I> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a connection speaks, from a bounded look at its first bytes. A server-first protocol is
+//! never stalled for longer than the limit: silence means opaque.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use weft_base::limits::SNIFF_BYTES_MAX;
+
+use super::prefixed::Prefixed;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Longest method name that is taken for HTTP (IANA's longest is 17).
+const METHOD_MAX: usize = 24;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spoken {
+    Http1,
+    Http2,
+    Opaque,
+}
+
+/// Looks at a stream for at most `limit`; what was read comes first out of the stream returned.
+///
+/// # Errors
+/// When the client closes or breaks before it sent anything.
+pub async fn sniff<I>(mut io: I, limit: Duration) -> io::Result<(Spoken, Prefixed<I>)>
+where
+    I: AsyncRead + Unpin,
+{
+    let mut seen = BytesMut::new();
+    let look = async {
+        loop {
+            if let Some(spoken) = judge(&seen) {
+                return Ok::<_, io::Error>(spoken);
+            }
+            if seen.capacity() == seen.len() {
+                seen.reserve(64);
+            }
+            if io.read_buf(&mut seen).await? == 0 {
+                if seen.is_empty() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                return Ok(Spoken::Opaque);
+            }
+        }
+    };
+    let spoken = match tokio::time::timeout(limit, look).await {
+        Ok(result) => result?,
+        Err(_) => Spoken::Opaque,
+    };
+    let prefix: Bytes = seen.freeze();
+    Ok((spoken, Prefixed::new(prefix, io)))
+}
+
+/// `None` while more bytes are needed.
+fn judge(seen: &[u8]) -> Option<Spoken> {
+    if seen.is_empty() {
+        return None;
+    }
+    if PREFACE.starts_with(seen) || seen.starts_with(PREFACE) {
+        return (seen.len() >= PREFACE.len()).then_some(Spoken::Http2);
+    }
+    let method = seen.iter().take_while(|b| b.is_ascii_uppercase() || **b == b'-').count();
+    match seen.get(method) {
+        Some(b' ') if method > 0 => Some(Spoken::Http1),
+        // Methods in lower case are HTTP too; the codec and the phases refuse them with reason.
+        Some(b) if b.is_ascii_lowercase() && looks_like_request(seen) => Some(Spoken::Http1),
+        Some(_) => Some(Spoken::Opaque),
+        None if method > METHOD_MAX || seen.len() > SNIFF_BYTES_MAX => Some(Spoken::Opaque),
+        None => None,
+    }
+}
+
+fn looks_like_request(seen: &[u8]) -> bool {
+    let line = seen.split(|b| *b == b'\r').next().unwrap_or_default();
+    line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_bytes_decide() {
+        assert_eq!(judge(b""), None);
+        assert_eq!(judge(b"P"), None);
+        assert_eq!(judge(b"PRI * HTTP/2.0\r\n"), None);
+        assert_eq!(judge(PREFACE), Some(Spoken::Http2));
+        assert_eq!(judge(b"PO"), None);
+        assert_eq!(judge(b"POST / HTTP/1.1"), Some(Spoken::Http1));
+        assert_eq!(judge(b"M-SEARCH * "), Some(Spoken::Http1));
+        assert_eq!(judge(b"\x16\x03\x01"), Some(Spoken::Opaque));
+        assert_eq!(judge(b"SSH-2.0-x"), Some(Spoken::Opaque));
+        assert_eq!(judge(&[b'A'; 30]), Some(Spoken::Opaque));
+    }
+
+    #[tokio::test]
+    async fn silence_is_opaque_and_nothing_is_lost() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let (spoken, _io) = sniff(server, Duration::from_millis(5)).await.unwrap();
+        assert_eq!(spoken, Spoken::Opaque);
+        drop(client);
+        let (c, server) = tokio::io::duplex(64);
+        client = c;
+        tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\n").await.unwrap();
+        drop(client);
+        let (spoken, mut io) = sniff(server, Duration::from_secs(5)).await.unwrap();
+        assert_eq!(spoken, Spoken::Http1);
+        let mut all = String::new();
+        io.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "GET / HTTP/1.1\r\n");
+    }
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Opens connections to endpoints: TCP from the pod's own address, then the mesh's TLS when the
+//! endpoint's transport asks for it. Called by the pools and by the opaque TCP relay.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls_pki_types::ServerName;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use weft_identity::{Alpn, ClientTls, Expected, SpiffeId};
+use weft_model::{Endpoint, Transport, mesh_server_name};
+
+/// What tells two upstream connections apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Peer {
+    pub connect: SocketAddr,
+    /// The app's port, which the mesh's SNI carries.
+    pub port: u16,
+    pub transport: Transport,
+    pub identity: Option<Arc<str>>,
+}
+
+/// Where connections come from, and who we say we are.
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    /// The pod's own address; used towards loopback addresses only.
+    pub source: Option<IpAddr>,
+    pub tls: Option<Arc<ClientTls>>,
+    /// The mesh port of the endpoints; other than 15008 only in tests.
+    pub mesh_port: u16,
+}
+
+/// Why there is no connection. Nothing of a request was sent.
+#[derive(Clone, Debug, Error)]
+pub enum ConnectError {
+    #[error("connecting to {address} failed: {reason}")]
+    Tcp { address: SocketAddr, reason: Arc<str> },
+    #[error("connecting to {address} took longer than {ms} ms")]
+    Timeout { address: SocketAddr, ms: u64 },
+    #[error("the TLS handshake with {address} failed: {reason}")]
+    Tls { address: SocketAddr, reason: Arc<str> },
+    #[error("{address} wants mesh TLS, but {reason}")]
+    NoIdentity { address: SocketAddr, reason: Arc<str> },
+    #[error("{address} refused the tunnel with status {status}")]
+    Tunnel { address: SocketAddr, status: u16 },
+}
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub enum UpstreamIo {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+// === impl Peer ===
+
+impl Peer {
+    pub fn of(endpoint: &Endpoint, mesh_port: u16) -> Self {
+        let mut connect = endpoint.connect_address();
+        if connect.port() == weft_model::MESH_PORT && connect != endpoint.address {
+            connect.set_port(mesh_port);
+        }
+        Self {
+            connect,
+            port: endpoint.address.port(),
+            transport: endpoint.transport,
+            identity: endpoint.identity.clone(),
+        }
+    }
+
+    pub fn plain(address: SocketAddr) -> Self {
+        Self {
+            connect: address,
+            port: address.port(),
+            transport: Transport::Plaintext,
+            identity: None,
+        }
+    }
+
+    pub fn is_mesh(&self) -> bool {
+        matches!(self.transport, Transport::MeshH1 | Transport::MeshH2 | Transport::Hbone)
+    }
+}
+
+// === impl Dialer ===
+
+impl Dialer {
+    /// Opens a connection within `limit`. Cancel-safe: dropping it closes the socket.
+    pub async fn connect(
+        &self,
+        peer: &Peer,
+        alpn: Alpn,
+        limit: Duration,
+    ) -> Result<UpstreamIo, ConnectError> {
+        let address = peer.connect;
+        let open = async {
+            let tcp = self
+                .tcp(address)
+                .await
+                .map_err(|e| ConnectError::Tcp { address, reason: e.to_string().into() })?;
+            match peer.transport {
+                Transport::Plaintext => Ok(UpstreamIo::Plain(tcp)),
+                _ => self.tls(peer, alpn, tcp).await,
+            }
+        };
+        match tokio::time::timeout(limit, open).await {
+            Ok(result) => result,
+            Err(_) => {
+                let ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+                Err(ConnectError::Timeout { address, ms })
+            }
+        }
+    }
+
+    async fn tcp(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_nodelay(true)?;
+        if let Some(source) = self.source
+            && address.ip().is_loopback()
+            && source.is_ipv4() == address.is_ipv4()
+        {
+            socket.bind(SocketAddr::new(source, 0))?;
+        }
+        socket.connect(address).await
+    }
+
+    async fn tls(
+        &self,
+        peer: &Peer,
+        alpn: Alpn,
+        tcp: TcpStream,
+    ) -> Result<UpstreamIo, ConnectError> {
+        let address = peer.connect;
+        let missing = |reason: &str| ConnectError::NoIdentity { address, reason: reason.into() };
+        let failed = |reason: String| ConnectError::Tls { address, reason: reason.into() };
+        let tls = self.tls.as_ref().ok_or_else(|| missing("this proxy has no certificate yet"))?;
+        let expected = peer
+            .identity
+            .as_deref()
+            .ok_or_else(|| missing("its endpoint names no identity to expect"))?;
+        let expected = SpiffeId::new(expected).map_err(|e| missing(&e.to_string()))?;
+        let config =
+            tls.config(&Expected::only(expected), alpn).map_err(|e| failed(e.to_string()))?;
+        let name =
+            ServerName::try_from(mesh_server_name(peer.port)).map_err(|e| failed(e.to_string()))?;
+        let stream = TlsConnector::from(config)
+            .connect(name, tcp)
+            .await
+            .map_err(|e| failed(e.to_string()))?;
+        Ok(UpstreamIo::Tls(Box::new(stream)))
+    }
+}
+
+// === impl UpstreamIo ===
+
+impl AsyncRead for UpstreamIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(s) => Pin::new(s).poll_read(cx, buf),
+            Self::Tls(s) => Pin::new(s.as_mut()).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for UpstreamIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(s) => Pin::new(s).poll_write(cx, buf),
+            Self::Tls(s) => Pin::new(s.as_mut()).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(s) => Pin::new(s).poll_flush(cx),
+            Self::Tls(s) => Pin::new(s.as_mut()).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(s) => Pin::new(s).poll_shutdown(cx),
+            Self::Tls(s) => Pin::new(s.as_mut()).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Self::Tls(s) => Pin::new(s.as_mut()).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(s) => s.is_write_vectored(),
+            Self::Tls(s) => s.is_write_vectored(),
+        }
+    }
+}

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whom we call: candidates, turn, ejection, retry budget, connections. Called by the request
+//! phases and the TCP relay; knows no listener and no route.
+
+pub mod budget;
+pub mod connect;
+pub mod outlier;
+pub mod pick;
+pub mod pool;

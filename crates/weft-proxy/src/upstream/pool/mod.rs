@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Connections to one endpoint, of one worker. With `http/serve.rs` the only place that names a
+//! codec: whoever calls sees requests, answers and [`SendError`]s that say what may be repeated.
+
+mod h1;
+mod h2;
+mod tunnel;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use thiserror::Error;
+use weft_base::task::TaskGroup;
+
+use super::connect::{ConnectError, Dialer, Peer};
+use crate::http::body::{AttemptBody, Replay};
+use crate::table::EndpointShared;
+
+pub use h2::LocalExecutor;
+pub use tunnel::Tunnel;
+
+/// An answer's body as the codec yields it.
+pub type Answered = hyper::body::Incoming;
+
+/// Requests at a time on one HTTP/2 connection.
+const H2_STREAMS_MAX: usize = 100;
+/// A connection idle for longer is not trusted with what cannot be sent again: the peer may be
+/// closing it this moment.
+const CAREFUL_IDLE: Duration = Duration::from_millis(1_000);
+/// Reused connections that are tried before a new one is opened.
+const REUSE_TRIES: usize = 2;
+
+/// Which HTTP an attempt speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    H1,
+    H2,
+}
+
+/// How one attempt is to be sent.
+#[derive(Clone, Debug)]
+pub struct How {
+    pub wire: Wire,
+    pub connect_timeout: Duration,
+    /// The request must not be sent twice: use no connection that may be closing.
+    pub careful: bool,
+    pub body: Replay,
+}
+
+/// Why an attempt has no response head.
+#[derive(Debug, Error)]
+pub enum SendError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The peer says that it did not process the request.
+    #[error("the upstream refused the request unprocessed: {0}")]
+    Refused(String),
+    #[error("the connection was closed before a response: {0}")]
+    Reset(String),
+    #[error("the upstream sent something that is not HTTP: {0}")]
+    Garbage(String),
+    #[error("the client went away while its request was being sent: {0}")]
+    Client(String),
+}
+
+/// What all pools of a worker share.
+#[derive(Debug)]
+pub struct PoolContext {
+    pub dialer: Arc<Dialer>,
+    pub tasks: TaskGroup,
+    pub opened: Cell<u64>,
+}
+
+/// Connections to one endpoint.
+pub struct Pool {
+    pub peer: Peer,
+    context: Rc<PoolContext>,
+    h1: RefCell<Vec<h1::Idle>>,
+    h2: RefCell<Vec<Rc<h2::Connection>>>,
+    connecting: RefCell<Option<h2::Connecting>>,
+    /// Open connections, both kinds.
+    open: Rc<Cell<usize>>,
+}
+
+/// Holds what an answer needs until its body ended; then the connection is free again.
+#[derive(Debug)]
+pub struct Lease {
+    kind: LeaseKind,
+    flight: Option<InFlight>,
+}
+
+#[derive(Debug)]
+enum LeaseKind {
+    H1 { pool: Rc<Pool>, sender: h1::Sender, body: Replay },
+    H2(#[allow(dead_code)] h2::Stream),
+}
+
+/// Counts one request to an endpoint while it lasts.
+#[derive(Debug)]
+pub struct InFlight {
+    shared: Arc<EndpointShared>,
+    worker: usize,
+}
+
+/// One less open connection when it goes.
+#[derive(Debug)]
+struct OpenGuard(Rc<Cell<usize>>);
+
+// === impl Pool ===
+
+impl Pool {
+    pub fn new(peer: Peer, context: Rc<PoolContext>) -> Rc<Self> {
+        Rc::new(Self {
+            peer,
+            context,
+            h1: RefCell::default(),
+            h2: RefCell::default(),
+            connecting: RefCell::default(),
+            open: Rc::default(),
+        })
+    }
+
+    /// Sends one request. Resolves with the response head; dropping the future gives the attempt
+    /// up and closes its stream.
+    pub async fn send(
+        self: &Rc<Self>,
+        request: Request<AttemptBody>,
+        how: &How,
+    ) -> Result<(Response<Answered>, Lease), SendError> {
+        match how.wire {
+            Wire::H1 => self.send_h1(request, how).await,
+            Wire::H2 => self.send_h2(request, how).await,
+        }
+    }
+
+    /// Closes what was idle for longer than `limit`.
+    pub fn sweep(&self, limit: Duration) {
+        let now = tokio::time::Instant::now();
+        self.h1.borrow_mut().retain(|idle| idle.keep(now, limit));
+        self.h2.borrow_mut().retain(|connection| connection.keep(now, limit));
+    }
+
+    /// Open connections.
+    pub fn connections(&self) -> usize {
+        self.open.get()
+    }
+
+    fn opened(&self) -> OpenGuard {
+        self.open.set(self.open.get() + 1);
+        self.context.opened.set(self.context.opened.get() + 1);
+        OpenGuard(self.open.clone())
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("peer", &self.peer).field("open", &self.open.get()).finish()
+    }
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// Counts the request until the lease ends.
+    pub fn counted(mut self, flight: InFlight) -> Self {
+        self.flight = Some(flight);
+        self
+    }
+
+    /// The answer's body was read to its end.
+    pub fn finished(self) {
+        match self.kind {
+            LeaseKind::H1 { pool, sender, body } if body.is_ended() => pool.give_back(sender),
+            LeaseKind::H1 { .. } | LeaseKind::H2(_) => {}
+        }
+    }
+}
+
+// === impl InFlight ===
+
+impl InFlight {
+    pub fn begin(shared: &Arc<EndpointShared>, worker: usize) -> Self {
+        shared.begin(worker);
+        Self { shared: shared.clone(), worker }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.shared.end(self.worker);
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// What an error of the codec means for the request.
+fn classify(error: &hyper::Error, body: &Replay) -> SendError {
+    if let Some(failure) = body.failure() {
+        return SendError::Client(failure.to_string());
+    }
+    let text = crate::http::cause(error);
+    if error.is_parse() {
+        return SendError::Garbage(text);
+    }
+    if let Some(reason) = h2::refusal(error) {
+        return SendError::Refused(reason);
+    }
+    SendError::Reset(text)
+}

@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One worker: an OS thread with a current-thread runtime, its own sockets, turn-keeping and
+//! upstream connections. It shares immutable tables and a few atomics with the others, no lock.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use weft_base::clock::Clock;
+use weft_base::rng::Rng;
+use weft_base::task::TaskGroup;
+use weft_identity::{ServerTls, SpiffeId};
+use weft_model::ResourceName;
+use weft_model::decide::Authority;
+
+use crate::config::ProxyConfig;
+use crate::observe::access_log::LogSender;
+use crate::observe::metrics::WorkerMetrics;
+use crate::table::{BackendEntry, Door, EndpointEntry, Table};
+use crate::tcp::accept;
+use crate::upstream::connect::{Dialer, Peer};
+use crate::upstream::outlier::Reporter;
+use crate::upstream::pick::LocalBackend;
+use crate::upstream::pool::{Pool, PoolContext};
+
+/// Commands that may wait for a worker.
+pub const COMMANDS_MAX: usize = 64;
+/// How often idle upstream connections are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// Idle limit of connections that belong to no backend.
+const LOOSE_IDLE: Duration = Duration::from_secs(60);
+/// How long a worker waits after the system refused it another descriptor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the control runtime asks of a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Use this table from now on, and say so.
+    Swap(Arc<Table>, oneshot::Sender<()>),
+    /// Accept on a socket until it is closed under its number.
+    Listen {
+        number: u64,
+        door: Door,
+        socket: std::net::TcpListener,
+    },
+    Close(u64),
+    /// Accept nothing more, finish what is open, end.
+    Drain,
+}
+
+/// What all workers are made of.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    pub config: Arc<ProxyConfig>,
+    pub clock: Clock,
+    pub names: Names,
+    pub dialer: Arc<Dialer>,
+    pub server_tls: Option<Arc<ServerTls>>,
+    pub reporter: Reporter,
+    pub log_lines: mpsc::Sender<String>,
+}
+
+/// Names that go into every label set.
+#[derive(Clone, Debug)]
+pub struct Names {
+    pub workload: Arc<str>,
+    pub namespace: Arc<str>,
+    pub unknown: Arc<str>,
+    pub passthrough: Arc<str>,
+    /// Own SPIFFE id.
+    pub principal: Arc<str>,
+}
+
+/// State of one worker; everything on its thread has an `Rc` of it.
+#[derive(Debug)]
+pub struct Worker {
+    pub id: usize,
+    pub shared: Shared,
+    pub config: Arc<ProxyConfig>,
+    pub clock: Clock,
+    pub names: Names,
+    pub metrics: WorkerMetrics,
+    pub log: LogSender,
+    pub rng: RefCell<Rng>,
+    /// Downstream connections; they are drained.
+    pub conns: TaskGroup,
+    table: RefCell<Arc<Table>>,
+    backends: RefCell<HashMap<ResourceName, Rc<RefCell<LocalBackend>>>>,
+    pools: RefCell<HashMap<Peer, Rc<Pool>>>,
+    pool_context: Rc<PoolContext>,
+    listeners: RefCell<HashMap<u64, CancellationToken>>,
+    open: Cell<usize>,
+}
+
+/// One downstream connection, or what arrives inside a CONNECT on one.
+#[derive(Debug)]
+pub struct Conn {
+    pub door: Door,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub scheme: &'static str,
+    /// Who is on the other end of mesh TLS.
+    pub peer: Option<SpiffeId>,
+    pub server_name: Option<Arc<str>>,
+    /// The app port that a mesh connection is for.
+    pub app_port: Option<u16>,
+    /// What a CONNECT on the forward proxy asked for; everything inside goes there.
+    pub tunnel: Option<Authority>,
+    /// The client proved the forward proxy's credential.
+    pub admitted: Cell<bool>,
+    /// Requests in progress on it.
+    pub active: Arc<AtomicU32>,
+}
+
+/// One open downstream connection; counted while it lives.
+#[derive(Debug)]
+pub struct OpenConnection(Rc<Worker>);
+
+// === impl Names ===
+
+impl Names {
+    pub fn of(config: &ProxyConfig, principal: Option<&SpiffeId>) -> Self {
+        let name = &config.workload;
+        Self {
+            workload: if name.is_empty() { config.node.name.clone() } else { name.clone() },
+            namespace: config.node.namespace.clone(),
+            unknown: "unknown".into(),
+            passthrough: "PassthroughCluster".into(),
+            principal: principal.map_or_else(|| "unknown".into(), |id| id.as_str().into()),
+        }
+    }
+
+    pub fn principal(&self) -> Arc<str> {
+        self.principal.clone()
+    }
+}
+
+// === impl Worker ===
+
+impl Worker {
+    pub fn new(id: usize, shared: Shared, metrics: WorkerMetrics, table: Arc<Table>) -> Rc<Self> {
+        let log = LogSender::new(
+            &shared.config.access_log,
+            shared.log_lines.clone(),
+            metrics.cells.clone(),
+        );
+        let pool_context = Rc::new(PoolContext {
+            dialer: shared.dialer.clone(),
+            tasks: TaskGroup::new(),
+            opened: Cell::new(0),
+        });
+        Rc::new(Self {
+            id,
+            config: shared.config.clone(),
+            clock: shared.clock.clone(),
+            names: shared.names.clone(),
+            metrics,
+            log,
+            rng: RefCell::new(Rng::from_system()),
+            conns: TaskGroup::new(),
+            table: RefCell::new(table),
+            backends: RefCell::default(),
+            pools: RefCell::default(),
+            pool_context,
+            listeners: RefCell::default(),
+            open: Cell::new(0),
+            shared,
+        })
+    }
+
+    /// Pins the newest table.
+    pub fn table(&self) -> Arc<Table> {
+        self.table.borrow().clone()
+    }
+
+    /// A backend's turn and connections on this worker, in its newest form.
+    pub fn backend(&self, entry: &Arc<BackendEntry>) -> Rc<RefCell<LocalBackend>> {
+        if let Some(local) = self.backends.borrow().get(&entry.name) {
+            return local.clone();
+        }
+        let newest = self.table.borrow().backend(&entry.name).cloned();
+        let known = newest.is_some();
+        let entry = newest.unwrap_or_else(|| entry.clone());
+        let name = entry.name.clone();
+        let made = LocalBackend::new(entry, &mut self.rng.borrow_mut(), |e| self.pool(e));
+        let made = Rc::new(RefCell::new(made));
+        if known {
+            self.backends.borrow_mut().insert(name, made.clone());
+        }
+        made
+    }
+
+    fn pool(&self, endpoint: &EndpointEntry) -> Rc<Pool> {
+        let peer = Peer::of(&endpoint.endpoint, self.shared.dialer.mesh_port);
+        self.pools
+            .borrow_mut()
+            .entry(peer.clone())
+            .or_insert_with(|| Pool::new(peer, self.pool_context.clone()))
+            .clone()
+    }
+
+    fn swap(&self, table: Arc<Table>) {
+        self.backends.borrow_mut().retain(|name, local| match table.backend(name) {
+            None => false,
+            Some(entry) => {
+                let mut local = local.borrow_mut();
+                if !Arc::ptr_eq(&local.entry, entry) {
+                    local.update(entry.clone(), |e| self.pool(e));
+                }
+                true
+            }
+        });
+        *self.table.borrow_mut() = table;
+        self.drop_unused_pools();
+    }
+
+    /// Pools that no backend and no request uses any more close with their last owner.
+    fn drop_unused_pools(&self) {
+        self.pools
+            .borrow_mut()
+            .retain(|_, pool| Rc::strong_count(pool) > 1 || pool.connections() > 0);
+    }
+
+    fn sweep(&self) {
+        for local in self.backends.borrow().values() {
+            let local = local.borrow();
+            let limit = Duration::from_millis(local.entry.backend.policy.idle_timeout_ms);
+            for candidate in local.candidates() {
+                candidate.pool.sweep(limit);
+            }
+        }
+        for pool in self.pools.borrow().values().filter(|p| Rc::strong_count(p) == 1) {
+            pool.sweep(LOOSE_IDLE);
+        }
+        self.drop_unused_pools();
+    }
+
+    /// Counts a connection in, unless there are too many.
+    pub fn open_connection(self: &Rc<Self>) -> Option<OpenConnection> {
+        let most = self.config.limits.connections_max / self.config.workers.max(1);
+        if self.open.get() >= most.max(1) {
+            self.metrics.cells.refused_connections.add(1);
+            return None;
+        }
+        self.open.set(self.open.get() + 1);
+        self.metrics.cells.downstream.add(1);
+        self.metrics.cells.downstream_total.add(1);
+        Some(OpenConnection(self.clone()))
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get().saturating_sub(1));
+        self.0.metrics.cells.downstream.sub(1);
+    }
+}
+
+/// Runs a worker until it is drained or its commands end.
+pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
+    let background = worker.pool_context.tasks.clone();
+    let sweeper = worker.clone();
+    background.spawn_local("sweep", async move {
+        let mut tick = tokio::time::interval(SWEEP_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            sweeper.sweep();
+        }
+    });
+    while let Some(command) = commands.recv().await {
+        if !obey(&worker, command) {
+            break;
+        }
+    }
+    for (_, stop) in worker.listeners.borrow_mut().drain() {
+        stop.cancel();
+    }
+    let tables = async {
+        // Requests in flight still follow the mesh while they end.
+        while let Some(command) = commands.recv().await {
+            if let Command::Swap(..) = command {
+                obey(&worker, command);
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _ = worker.conns.shutdown(worker.config.drain_grace) => {}
+        () = tables => {}
+    }
+    worker.backends.borrow_mut().clear();
+    worker.pools.borrow_mut().clear();
+    background.shutdown(Duration::ZERO).await;
+}
+
+/// Does what the control runtime asks; `false` when it asks to end.
+fn obey(worker: &Rc<Worker>, command: Command) -> bool {
+    match command {
+        Command::Swap(table, done) => {
+            worker.swap(table);
+            // Nobody waits any more when the proxy is going down.
+            let _ = done.send(());
+        }
+        Command::Listen { number, door, socket } => listen(worker, number, door, socket),
+        Command::Close(number) => {
+            if let Some(stop) = worker.listeners.borrow_mut().remove(&number) {
+                stop.cancel();
+            }
+        }
+        Command::Drain => return false,
+    }
+    true
+}
+
+fn listen(worker: &Rc<Worker>, number: u64, door: Door, socket: std::net::TcpListener) {
+    let listener = match TcpListener::from_std(socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(?door, %error, "a socket cannot be used");
+            return;
+        }
+    };
+    let stop = CancellationToken::new();
+    worker.listeners.borrow_mut().insert(number, stop.clone());
+    let tasks = worker.conns.clone();
+    let worker = worker.clone();
+    tasks.spawn_local("accept", async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = accept_loop(&worker, &listener, &door) => {}
+        }
+    });
+}
+
+async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                let Some(open) = worker.open_connection() else { continue };
+                let (door, worker2) = (door.clone(), worker.clone());
+                worker.conns.spawn_local("connection", async move {
+                    accept::connection(worker2, stream, remote, door).await;
+                    drop(open);
+                });
+            }
+            Err(error) => {
+                // Descriptors are short, or the client gave up: neither may spin or end the door.
+                tracing::debug!(?door, %error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+// === impl Conn ===
+
+impl Conn {
+    pub fn new(door: Door, local: SocketAddr, remote: SocketAddr) -> Self {
+        Self {
+            door,
+            local,
+            remote,
+            scheme: "http",
+            peer: None,
+            server_name: None,
+            app_port: None,
+            tunnel: None,
+            admitted: Cell::new(false),
+            active: Arc::default(),
+        }
+    }
+}
