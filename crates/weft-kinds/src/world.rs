@@ -84,11 +84,11 @@ impl World {
     }
 
     /// All objects of a kind, of one namespace or of all, in order of namespace and name.
-    pub fn objects<'a>(
-        &'a self,
+    pub fn objects<'w, 'n>(
+        &'w self,
         kind: KindId,
-        namespace: Option<&'a str>,
-    ) -> impl Iterator<Item = &'a Arc<Object>> {
+        namespace: Option<&'n str>,
+    ) -> impl Iterator<Item = &'w Arc<Object>> + use<'w, 'n> {
         let from = ObjectKey::new(kind, namespace.unwrap_or(""), "");
         self.objects
             .range(from..)

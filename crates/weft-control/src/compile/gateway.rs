@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+//! GatewayClass and Gateway: one root per port with its listeners as sections, and their status.
+//! Routes are compiled by their own units; how many attached is counted by the compiler.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use weft_kinds::views::View;
+use weft_kinds::views::gateway::{self as view, Gateway, GatewayClass, Listener};
+use weft_kinds::world::{KindId, Object};
+use weft_model::{GatewayListener, ListenerKind, Protocol, Resource, Section, ServerTls};
+use weft_xds::NodeId;
+
+use super::http_rule::granted;
+use super::{Env, Output, Reader, origin};
+use crate::mesh::gateway_root;
+use crate::status::{CONTROLLER, Condition, ListenerStatus, StatusBody, StatusUpdate};
+
+/// The address of a Gateway that names none: written by the addresses controller (or a person).
+pub const ADDRESS_ANNOTATION: &str = "weft.dev/address";
+
+pub(super) fn compile_class(object: &Object, class: &GatewayClass) -> Output {
+    if &*class.spec.controller_name != CONTROLLER {
+        return Output::default();
+    }
+    let accepted = Condition::new("Accepted", true, "Accepted", "served by weft");
+    Output {
+        status: Some(StatusUpdate {
+            object: object.key.clone(),
+            generation: object.meta.generation,
+            body: StatusBody::Conditions(vec![accepted]),
+        }),
+        ..Output::default()
+    }
+}
+
+pub(super) fn compile(
+    reader: &Reader<'_>,
+    env: &Env,
+    object: &Object,
+    gateway: &Gateway,
+) -> Output {
+    let mut out = Output::default();
+    if !is_ours(reader, gateway) {
+        return out;
+    }
+    let (ns, name) = (&*object.key.namespace, &*object.key.name);
+    out.node = NodeId::gateway(ns, name).ok().map(|n| (n, object.meta.labels.clone()));
+    let addresses = addresses(object, gateway);
+    let mut listeners = Vec::new();
+    let mut sections: BTreeMap<u16, Vec<Section>> = BTreeMap::new();
+    for listener in &gateway.spec.listeners {
+        let state = judge(reader, object, gateway, listener);
+        listeners.push(listener_status(listener, &state, addresses.is_ok()));
+        if let Ok(section) = state.section {
+            sections.entry(listener.port).or_default().push(section);
+        }
+    }
+    if let Ok(ips) = &addresses {
+        for (port, sections) in sections {
+            let bind = ips.iter().map(|ip| SocketAddr::new(*ip, env.bind_port(port))).collect();
+            let root = gateway_root(ns, name, port);
+            let listener = weft_model::Listener {
+                name: format!("{ns}~{name}~{port}").into(),
+                kind: ListenerKind::Gateway(GatewayListener { bind, sections }),
+                origin: Some(origin(object, "spec.listeners")),
+            };
+            out.add(root.own(), Resource::Listener(listener));
+        }
+    }
+    out.status = Some(StatusUpdate {
+        object: object.key.clone(),
+        generation: object.meta.generation,
+        body: StatusBody::Gateway { conditions: conditions(&addresses, &listeners), listeners },
+    });
+    out
+}
+
+/// Whether a Gateway is of a class of ours.
+pub(super) fn is_ours(reader: &Reader<'_>, gateway: &Gateway) -> bool {
+    let class = reader.object(KindId::GatewayClass, "", &gateway.spec.gateway_class_name);
+    class.is_some_and(
+        |c| matches!(&c.view, View::GatewayClass(c) if &*c.spec.controller_name == CONTROLLER),
+    )
+}
+
+pub(super) fn takes_http_routes(listener: &Listener) -> bool {
+    let kinds = &listener.allowed_routes.kinds;
+    let listed = kinds.is_empty()
+        || kinds.iter().any(|k| {
+            &*k.kind == "HTTPRoute" && k.group.as_deref().unwrap_or(view::GROUP) == view::GROUP
+        });
+    listed && matches!(&*listener.protocol, "HTTP" | "HTTPS")
+}
+
+/// Whether a listener serves requests.
+pub(super) fn is_usable(
+    reader: &Reader<'_>,
+    object: &Object,
+    gateway: &Gateway,
+    listener: &Listener,
+) -> bool {
+    judge(reader, object, gateway, listener).section.is_ok()
+}
+
+// === addresses ===
+
+/// The addresses to bind: asked for in the spec, else given by annotation or in the status.
+fn addresses(object: &Object, gateway: &Gateway) -> Result<Vec<IpAddr>, (&'static str, String)> {
+    let asked = &gateway.spec.addresses;
+    if !asked.is_empty() {
+        return asked.iter().enumerate().map(|(i, a)| asked_address(i, a)).collect();
+    }
+    let annotated = object.meta.annotation(ADDRESS_ANNOTATION).and_then(|a| a.parse().ok());
+    let given = gateway.status.addresses.iter().filter_map(|a| a.value.parse().ok());
+    let found: Vec<IpAddr> = match annotated {
+        Some(ip) => vec![ip],
+        None => given.collect(),
+    };
+    if found.is_empty() {
+        return Err(("AddressNotAssigned", "no address has been assigned yet".to_owned()));
+    }
+    Ok(found)
+}
+
+fn asked_address(i: usize, address: &view::Address) -> Result<IpAddr, (&'static str, String)> {
+    if address.kind.as_deref().is_some_and(|k| k != "IPAddress") {
+        let text = format!("spec.addresses[{i}].type: only IPAddress is served");
+        return Err(("UnsupportedAddress", text));
+    }
+    address.value.parse().map_err(|_| {
+        let text = format!("spec.addresses[{i}].value: {:?} is no address", address.value);
+        ("AddressNotUsable", text)
+    })
+}
+
+// === listeners ===
+
+struct State {
+    /// The section, or why there is none: condition, reason, sentence.
+    section: Result<Section, (&'static str, &'static str, String)>,
+    /// Route kinds that it lists but cannot take.
+    foreign_kinds: bool,
+}
+
+fn judge(reader: &Reader<'_>, object: &Object, gateway: &Gateway, listener: &Listener) -> State {
+    let kinds = &listener.allowed_routes.kinds;
+    let foreign_kinds = kinds.iter().any(|k| &*k.kind != "HTTPRoute");
+    let section = protocol(listener)
+        .and_then(|protocol| conflict(gateway, listener).map_or(Ok(protocol), Err))
+        .and_then(|protocol| {
+            let tls = tls(reader, object, listener)?;
+            let hostname = listener.hostname.as_deref().filter(|h| !h.is_empty());
+            Ok(Section {
+                name: listener.name.clone(),
+                hostname: hostname.map(|h| h.to_ascii_lowercase().into()),
+                protocol,
+                tls,
+            })
+        });
+    State { section, foreign_kinds }
+}
+
+fn protocol(listener: &Listener) -> Result<Protocol, (&'static str, &'static str, String)> {
+    match &*listener.protocol {
+        "HTTP" | "HTTPS" => Ok(Protocol::Http1),
+        other => Err((
+            "Accepted",
+            "UnsupportedProtocol",
+            format!("protocol {other} is not served by this version of weft; HTTP and HTTPS are"),
+        )),
+    }
+}
+
+/// The first of two listeners with one port and host name keeps it; different protocols cannot
+/// share a port.
+fn conflict(
+    gateway: &Gateway,
+    listener: &Listener,
+) -> Option<(&'static str, &'static str, String)> {
+    let before = gateway.spec.listeners.iter().take_while(|l| l.name != listener.name);
+    for other in before.filter(|l| l.port == listener.port) {
+        if other.protocol != listener.protocol {
+            let text = format!("listener {} has port {} already", other.name, other.port);
+            return Some(("Conflicted", "ProtocolConflict", text));
+        }
+        let host = |l: &Listener| l.hostname.as_deref().unwrap_or("").to_ascii_lowercase();
+        if host(other) == host(listener) {
+            let text = format!("listener {} has this port and host name already", other.name);
+            return Some(("Conflicted", "HostnameConflict", text));
+        }
+    }
+    None
+}
+
+fn tls(
+    reader: &Reader<'_>,
+    object: &Object,
+    listener: &Listener,
+) -> Result<Option<ServerTls>, (&'static str, &'static str, String)> {
+    if &*listener.protocol != "HTTPS" {
+        return Ok(None);
+    }
+    let bad = |reason, text: String| ("ResolvedRefs", reason, text);
+    let Some(tls) = &listener.tls else {
+        return Err(bad("InvalidCertificateRef", "HTTPS needs tls.certificateRefs".into()));
+    };
+    if tls.mode.as_deref().is_some_and(|m| m != "Terminate") {
+        let text = "tls.mode: an HTTPS listener terminates TLS".to_owned();
+        return Err(("Accepted", "UnsupportedValue", text));
+    }
+    let Some(reference) = tls.certificate_refs.first() else {
+        return Err(bad("InvalidCertificateRef", "tls.certificateRefs is empty".into()));
+    };
+    let own = &*object.key.namespace;
+    let ns = reference.namespace.as_deref().unwrap_or(own);
+    let to = ("", "Secret", &*reference.name);
+    if ns != own && !granted(reader, "Gateway", own, to, ns) {
+        let text = format!("no ReferenceGrant in {ns} allows Gateways of {own} to use its Secrets");
+        return Err(bad("RefNotPermitted", text));
+    }
+    let pem = secret_pem(reader, ns, &reference.name);
+    let text = || format!("Secret {ns}/{} is no kubernetes.io/tls Secret", reference.name);
+    pem.map(Some).ok_or_else(|| bad("InvalidCertificateRef", text()))
+}
+
+/// The certificate and key in a TLS Secret.
+pub(super) fn secret_pem(reader: &Reader<'_>, namespace: &str, name: &str) -> Option<ServerTls> {
+    let object = reader.object(KindId::Secret, namespace, name)?;
+    let View::Secret(secret) = &object.view else { return None };
+    let text = |key: &str| -> Option<Arc<str>> {
+        let encoded = secret.data.get(key)?;
+        let bytes = base64::engine::general_purpose::STANDARD.decode(encoded.as_bytes()).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
+        text.contains("-----BEGIN ").then(|| text.into())
+    };
+    Some(ServerTls { chain_pem: text("tls.crt")?, key_pem: text("tls.key")? })
+}
+
+// === status ===
+
+fn listener_status(listener: &Listener, state: &State, has_address: bool) -> ListenerStatus {
+    let failed = state.section.as_ref().err();
+    let condition = |kind: &'static str, yes: &'static str, no_failure: bool| match failed {
+        Some((of, reason, text)) if *of == kind => {
+            Condition::new(kind, !no_failure, reason, text.clone())
+        }
+        _ => Condition::new(kind, no_failure, yes, ""),
+    };
+    let resolved = match failed {
+        Some(("ResolvedRefs", ..)) => condition("ResolvedRefs", "ResolvedRefs", true),
+        _ if state.foreign_kinds => Condition::new(
+            "ResolvedRefs",
+            false,
+            "InvalidRouteKinds",
+            "allowedRoutes.kinds names kinds that this listener cannot take; it takes HTTPRoute",
+        ),
+        _ => condition("ResolvedRefs", "ResolvedRefs", true),
+    };
+    let programmed = match failed {
+        None if has_address => Condition::new("Programmed", true, "Programmed", ""),
+        None => Condition::new("Programmed", false, "Pending", "the Gateway has no address yet"),
+        Some((_, _, text)) => Condition::new("Programmed", false, "Invalid", text.clone()),
+    };
+    let takes = takes_http_routes(listener);
+    ListenerStatus {
+        name: listener.name.clone(),
+        attached_routes: 0,
+        supported_kinds: if takes { vec!["HTTPRoute"] } else { Vec::new() },
+        conditions: vec![
+            condition("Accepted", "Accepted", true),
+            condition("Conflicted", "NoConflicts", false),
+            resolved,
+            programmed,
+        ],
+    }
+}
+
+fn conditions(
+    addresses: &Result<Vec<IpAddr>, (&'static str, String)>,
+    listeners: &[ListenerStatus],
+) -> Vec<Condition> {
+    let is_true =
+        |l: &ListenerStatus, kind: &str| l.conditions.iter().any(|c| c.kind == kind && c.holds);
+    let bad: Vec<_> = listeners
+        .iter()
+        .filter(|l| !is_true(l, "Accepted") || !is_true(l, "ResolvedRefs"))
+        .map(|l| l.name.to_string())
+        .collect();
+    let usable = listeners.iter().any(|l| is_true(l, "Accepted") && !is_true(l, "Conflicted"));
+    let accepted = match addresses {
+        Err((reason @ "UnsupportedAddress", text)) => {
+            Condition::new("Accepted", false, reason, text.clone())
+        }
+        _ if bad.is_empty() => Condition::new("Accepted", true, "Accepted", "served by weft"),
+        _ => {
+            let text = format!("see the conditions of listener {}", bad.join(", "));
+            Condition::new("Accepted", usable, "ListenersNotValid", text)
+        }
+    };
+    let programmed = match addresses {
+        Ok(ips) if usable => {
+            let ips: Vec<_> = ips.iter().map(ToString::to_string).collect();
+            Condition::new("Programmed", true, "Programmed", format!("on {}", ips.join(", ")))
+        }
+        Ok(_) => Condition::new("Programmed", false, "Invalid", "no listener can be served"),
+        Err(("UnsupportedAddress", text)) => {
+            Condition::new("Programmed", false, "Invalid", text.clone())
+        }
+        Err((reason, text)) => Condition::new("Programmed", false, reason, text.clone()),
+    };
+    vec![accepted, programmed]
+}

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+//! HTTPRoute: where it attaches (gateway listeners, or a Service's mesh clients), and its status
+//! in Gateway API's own words.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use weft_base::name::ServiceKey;
+use weft_kinds::views::View;
+use weft_kinds::views::gateway::{HttpRoute, Listener, ParentRef};
+use weft_kinds::world::{Index, KindId, Object, ObjectKey, pair};
+use weft_model::{Dialect, Matching, Parent, Rank, Resource, Root, Route, Scope};
+
+use super::http_rule::{self, Rules};
+use super::{Env, Output, Reader, gateway, names, origin};
+use crate::mesh::gateway_root;
+use crate::status::{Condition, ParentStatus, StatusBody, StatusUpdate};
+
+/// Where a route attached: per gateway port its sections and host names, and mesh hosts.
+#[derive(Debug, Default)]
+struct Attached {
+    listeners: BTreeMap<Root, (Vec<Arc<str>>, Option<BTreeSet<Arc<str>>>)>,
+    hosts: BTreeMap<(Root, Option<u16>), Dialect>,
+}
+
+pub(super) fn compile(
+    reader: &Reader<'_>,
+    env: &Env,
+    object: &Object,
+    route: &HttpRoute,
+) -> Output {
+    let mut out = Output::default();
+    let rules = http_rule::read(reader, env, object, route);
+    let mut attached = Attached::default();
+    let mut parents = Vec::new();
+    for parent in &route.spec.parent_refs {
+        let accepted = if parent.is_gateway() {
+            attach_gateway(reader, object, route, parent, &mut attached, &mut out)
+        } else if parent.is_service() {
+            attach_service(reader, env, object, parent, &mut attached)
+        } else {
+            None
+        };
+        // A parent that is not ours is somebody else's to speak of.
+        let Some((accepted, extra)) = accepted else { continue };
+        let conditions = conditions(accepted, extra, &rules);
+        parents.push(ParentStatus { parent: parent.clone(), conditions });
+    }
+    emit(object, &rules, attached, &mut out);
+    out.status = Some(StatusUpdate {
+        object: object.key.clone(),
+        generation: object.meta.generation,
+        body: StatusBody::Parents(parents),
+    });
+    out
+}
+
+fn emit(object: &Object, rules: &Rules, attached: Attached, out: &mut Output) {
+    let (ns, name) = (&object.key.namespace, &object.key.name);
+    let make = |parent, scope, dialect| {
+        Resource::Route(Route {
+            parent,
+            scope,
+            matching: Matching::MostSpecific,
+            rank: Rank { dialect, created_ms: object.meta.created_ms(), name: pair(ns, name) },
+            rules: rules.rules.clone(),
+            origin: origin(object, ""),
+        })
+    };
+    let child = format!("route/httproute/{ns}/{name}");
+    for (root, (sections, hostnames)) in attached.listeners {
+        let hostnames = hostnames.into_iter().flatten().collect();
+        let parent = Parent::Listener { root: root.clone(), sections, hostnames };
+        let route = make(parent, Scope::Any, Dialect::ProducerHttpRoute);
+        out.draft(root.child(&*child), route, rules.may_come);
+    }
+    for ((root, port), dialect) in attached.hosts {
+        let scope = match dialect {
+            Dialect::ConsumerHttpRoute => Scope::Namespace(ns.clone()),
+            _ => Scope::Any,
+        };
+        let child = match port {
+            Some(port) => format!("{child}/{port}"),
+            None => child.clone(),
+        };
+        let route = make(Parent::Host { root: root.clone(), port }, scope, dialect);
+        out.draft(root.child(child), route, rules.may_come);
+    }
+}
+
+fn conditions(accepted: Condition, extra: Option<Condition>, rules: &Rules) -> Vec<Condition> {
+    let mut out = Vec::new();
+    let all_bad = !rules.rules.is_empty() && rules.unsupported.len() >= rules.rules.len();
+    let unsupported = rules.unsupported.join("; ");
+    if accepted.holds && all_bad {
+        out.push(Condition::new("Accepted", false, "UnsupportedValue", unsupported.clone()));
+    } else {
+        out.push(accepted);
+    }
+    out.push(match rules.unresolved.first() {
+        None => Condition::new("ResolvedRefs", true, "ResolvedRefs", "every backend exists"),
+        Some((reason, _)) => {
+            let all: Vec<_> = rules.unresolved.iter().map(|(_, text)| text.clone()).collect();
+            Condition::new("ResolvedRefs", false, reason, all.join("; "))
+        }
+    });
+    if !unsupported.is_empty() && !all_bad {
+        let text = format!("these rules answer 500: {unsupported}");
+        out.push(Condition::new("PartiallyInvalid", true, "UnsupportedValue", text));
+    }
+    out.extend(extra);
+    out.extend(Condition::warning(&rules.issues));
+    out
+}
+
+type Verdict = Option<(Condition, Option<Condition>)>;
+
+fn refuse(reason: &'static str, text: impl Into<String>) -> Verdict {
+    Some((Condition::new("Accepted", false, reason, text), None))
+}
+
+// === gateways ===
+
+fn attach_gateway(
+    reader: &Reader<'_>,
+    object: &Object,
+    route: &HttpRoute,
+    parent: &ParentRef,
+    attached: &mut Attached,
+    out: &mut Output,
+) -> Verdict {
+    let own = &*object.key.namespace;
+    let ns = parent.namespace.as_deref().unwrap_or(own);
+    let found = reader.object(KindId::Gateway, ns, &parent.name)?;
+    let View::Gateway(gateway) = &found.view else { return None };
+    if !gateway::is_ours(reader, gateway) {
+        return None;
+    }
+    let named: Vec<&Listener> =
+        gateway.spec.listeners.iter().filter(|l| is_named(parent, l)).collect();
+    if named.is_empty() {
+        let text = format!("Gateway {ns}/{} has no such listener", parent.name);
+        return refuse("NoMatchingParent", text);
+    }
+    let allowed: Vec<&Listener> =
+        named.into_iter().filter(|l| allows(reader, l, ns, own)).collect();
+    if allowed.is_empty() {
+        let text = format!(
+            "no listener of Gateway {ns}/{} takes HTTPRoutes of namespace {own}; see its \
+             allowedRoutes",
+            parent.name
+        );
+        return refuse("NotAllowedByListeners", text);
+    }
+    let mut any = false;
+    for listener in allowed {
+        let Some(hostnames) = intersect(listener.hostname.as_deref(), &route.spec.hostnames) else {
+            continue;
+        };
+        any = true;
+        out.attached.push((found.key.clone(), listener.name.clone()));
+        if !gateway::is_usable(reader, found, gateway, listener) {
+            continue;
+        }
+        let root = gateway_root(ns, &parent.name, listener.port);
+        let entry = attached.listeners.entry(root).or_insert_with(|| (Vec::new(), None));
+        if !entry.0.contains(&listener.name) {
+            entry.0.push(listener.name.clone());
+        }
+        if !hostnames.is_empty() {
+            entry.1.get_or_insert_default().extend(hostnames);
+        }
+    }
+    if !any {
+        let text = format!(
+            "spec.hostnames and the host names of Gateway {ns}/{} have nothing in common",
+            parent.name
+        );
+        return refuse("NoMatchingListenerHostname", text);
+    }
+    Some((Condition::new("Accepted", true, "Accepted", "attached"), None))
+}
+
+fn is_named(parent: &ParentRef, listener: &Listener) -> bool {
+    parent.section_name.as_ref().is_none_or(|s| *s == listener.name)
+        && parent.port.is_none_or(|p| p == listener.port)
+}
+
+/// Whether a listener takes HTTPRoutes of a namespace.
+fn allows(reader: &Reader<'_>, listener: &Listener, gateway_ns: &str, route_ns: &str) -> bool {
+    if !gateway::takes_http_routes(listener) {
+        return false;
+    }
+    let allowed = &listener.allowed_routes.namespaces;
+    match allowed.from.as_deref().unwrap_or("Same") {
+        "All" => true,
+        "Same" => gateway_ns == route_ns,
+        "Selector" => {
+            let namespace = reader.object(KindId::Namespace, "", route_ns);
+            namespace.is_some_and(|n| {
+                let mut labels = n.meta.labels.clone();
+                // Every Kubernetes namespace carries its own name.
+                labels.insert("kubernetes.io/metadata.name".into(), route_ns.into());
+                allowed.selector.matches(&labels)
+            })
+        }
+        _ => false,
+    }
+}
+
+/// The host names that a route serves on a listener: `None` is none in common; empty is all that
+/// the listener has.
+fn intersect(listener: Option<&str>, route: &[Arc<str>]) -> Option<Vec<Arc<str>>> {
+    if route.is_empty() {
+        return Some(Vec::new());
+    }
+    let Some(listener) = listener.filter(|l| !l.is_empty()) else { return Some(route.to_vec()) };
+    let common: Vec<_> = route.iter().filter_map(|host| narrower(listener, host)).collect();
+    (!common.is_empty()).then_some(common)
+}
+
+/// The narrower of two host patterns when one takes in the other.
+pub(super) fn narrower(a: &str, b: &str) -> Option<Arc<str>> {
+    let (a, b) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
+    let takes = |wide: &str, narrow: &str| {
+        wide == "*"
+            || wide == narrow
+            || wide.strip_prefix('*').is_some_and(|suffix| {
+                let narrow = narrow.strip_prefix('*').unwrap_or(narrow);
+                narrow.len() > suffix.len() && narrow.ends_with(suffix)
+            })
+    };
+    if takes(&a, &b) {
+        Some(b.into())
+    } else if takes(&b, &a) {
+        Some(a.into())
+    } else {
+        None
+    }
+}
+
+// === Services ===
+
+/// A route on a Service is its producer's word to every client when it lives beside the Service,
+/// and a consumer's own word for its namespace's clients when it does not.
+fn attach_service(
+    reader: &Reader<'_>,
+    env: &Env,
+    object: &Object,
+    parent: &ParentRef,
+    attached: &mut Attached,
+) -> Verdict {
+    let own = &*object.key.namespace;
+    let ns = parent.namespace.as_deref().unwrap_or(own);
+    let missing =
+        || refuse("NoMatchingParent", format!("there is no Service {ns}/{}", parent.name));
+    let Ok(key) = ServiceKey::new(ns, &parent.name) else { return missing() };
+    let Some((_, service)) = reader.service(&key) else { return missing() };
+    let section = parent.section_name.as_deref();
+    let named: Vec<u16> = service
+        .spec
+        .ports
+        .iter()
+        .filter(|p| section.is_none_or(|s| &*p.name == s))
+        .filter(|p| parent.port.is_none_or(|n| p.port == n))
+        .map(|p| p.port)
+        .collect();
+    if named.is_empty() {
+        return refuse("NoMatchingParent", format!("Service {key} has no such port"));
+    }
+    let dialect = if ns == own { Dialect::ProducerHttpRoute } else { Dialect::ConsumerHttpRoute };
+    let root = names::host_root(&key, env);
+    if section.is_none() && parent.port.is_none() {
+        attached.hosts.insert((root, None), dialect);
+    } else {
+        attached.hosts.extend(named.iter().map(|p| ((root.clone(), Some(*p)), dialect)));
+    }
+    let extra = (dialect == Dialect::ProducerHttpRoute)
+        .then(|| overridden(reader, &key, &object.key))
+        .flatten();
+    Some((Condition::new("Accepted", true, "Accepted", "attached"), extra))
+}
+
+/// What a producer's route says when consumers have their own.
+fn overridden(reader: &Reader<'_>, service: &ServiceKey, own: &ObjectKey) -> Option<Condition> {
+    let consumers = consumers_of(reader, service);
+    let others: Vec<_> = consumers
+        .iter()
+        .filter(|k| **k != *own)
+        .map(|k| format!("clients in namespace {} follow {k} instead", k.namespace))
+        .collect();
+    (!others.is_empty())
+        .then(|| Condition::new("weft.dev/Effective", false, "PartlyOverridden", others.join("; ")))
+}
+
+/// HTTPRoutes of other namespaces on a Service.
+pub(super) fn consumers_of(reader: &Reader<'_>, service: &ServiceKey) -> Vec<ObjectKey> {
+    let (ns, name) = (service.namespace.as_str(), service.name.as_str());
+    let routes = reader.index(Index::RoutesByService, &pair(ns, name));
+    routes.iter().filter(|o| &*o.key.namespace != ns).map(|o| o.key.clone()).collect()
+}
+
+/// HTTPRoutes of a Service's own namespace on it.
+pub(super) fn producers_of(reader: &Reader<'_>, service: &ServiceKey) -> Vec<ObjectKey> {
+    let (ns, name) = (service.namespace.as_str(), service.name.as_str());
+    let routes = reader.index(Index::RoutesByService, &pair(ns, name));
+    routes.iter().filter(|o| &*o.key.namespace == ns).map(|o| o.key.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_meet_in_the_narrower_one() {
+        for (a, b, want) in [
+            ("*.example.com", "api.example.com", Some("api.example.com")),
+            ("api.example.com", "*.example.com", Some("api.example.com")),
+            ("*.example.com", "*.a.example.com", Some("*.a.example.com")),
+            ("*", "API.example.com", Some("api.example.com")),
+            ("*.example.com", "example.com", None),
+            ("a.example.com", "b.example.com", None),
+        ] {
+            assert_eq!(narrower(a, b).as_deref(), want, "{a} {b}");
+        }
+    }
+}

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The rules of an HTTPRoute: matches, filters, backends, timeouts. Same for every parent.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use weft_base::issue::{FieldPath, Issues};
+use weft_base::name::ServiceKey;
+use weft_kinds::views::View;
+use weft_kinds::views::gateway::{
+    GROUP, HeaderModifier, HttpBackendRef, HttpRoute, HttpRouteFilter, HttpRouteMatch,
+    HttpRouteRule, NamedValue, PathModifier, RequestRedirect, UrlRewrite,
+};
+use weft_kinds::world::{KindId, Object};
+use weft_model::{
+    Action, Filter, HeaderEdit, Match, NamedMatch, PathMatch, PathRewrite, Redirect, Regex, Retry,
+    Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend,
+};
+
+use super::duration::parse_ms;
+use super::retries::{IDEMPOTENT_ANNOTATION, declared};
+use super::{Env, Reader, names, origin};
+
+/// What the rules of one HTTPRoute mean, and what is wrong with them.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pub rules: Vec<Rule>,
+    /// References that cannot be followed: Gateway API's reason and a sentence each.
+    pub unresolved: Vec<(&'static str, String)>,
+    /// Whether any of those may yet come to be (does not exist, rather than is not allowed).
+    pub may_come: bool,
+    /// Values that this version does not do; each made its rule a failure.
+    pub unsupported: Vec<String>,
+    pub issues: Issues,
+}
+
+struct Context<'a, 'w> {
+    reader: &'a Reader<'w>,
+    env: &'a Env,
+    object: &'a Object,
+    out: Rules,
+}
+
+/// Reads all rules. A rule that cannot be done as written answers 500 with a sentence.
+pub(super) fn read(reader: &Reader<'_>, env: &Env, object: &Object, route: &HttpRoute) -> Rules {
+    let mut cx = Context { reader, env, object, out: Rules::default() };
+    for (i, rule) in route.spec.rules.iter().enumerate() {
+        let path = FieldPath::new("spec.rules").index(i);
+        let rule = cx.rule(rule, &path);
+        cx.out.rules.push(rule);
+    }
+    cx.out
+}
+
+impl Context<'_, '_> {
+    fn rule(&mut self, rule: &HttpRouteRule, path: &FieldPath) -> Rule {
+        let mut bad = Vec::new();
+        let matches = self.matches(rule, path, &mut bad);
+        let (filters, redirect) = filters(&rule.filters, &path.field("filters"), &mut bad);
+        let action = match redirect {
+            Some(redirect) => Action::Redirect(redirect),
+            None if rule.backend_refs.is_empty() => Action::Fail {
+                status: 500,
+                reason: format!(
+                    "{}: {path}.backendRefs is empty and no filter answers; name a Service there",
+                    self.object.key
+                )
+                .into(),
+            },
+            None => Action::Forward(self.backends(rule, path, &mut bad)),
+        };
+        let timeouts = timeouts(rule, path, &mut bad);
+        let retry = self.retry(rule, path);
+        let mut out = Rule {
+            name: rule.name.clone(),
+            matches,
+            filters,
+            action,
+            timeouts,
+            retry,
+            origin: origin(self.object, path.as_str()),
+        };
+        if !bad.is_empty() {
+            let reason = format!("{}: {}", self.object.key, bad.join("; "));
+            out.action = Action::Fail { status: 500, reason: reason.into() };
+            out.filters.clear();
+            self.out.unsupported.append(&mut bad);
+        }
+        out
+    }
+
+    fn matches(&self, rule: &HttpRouteRule, path: &FieldPath, bad: &mut Vec<String>) -> Vec<Match> {
+        let each = rule.matches.iter().enumerate();
+        each.filter_map(|(i, m)| {
+            read_match(m)
+                .inspect_err(|e| bad.push(format!("{}: {e}", path.field("matches").index(i))))
+                .ok()
+        })
+        .collect()
+    }
+
+    fn backends(
+        &mut self,
+        rule: &HttpRouteRule,
+        path: &FieldPath,
+        bad: &mut Vec<String>,
+    ) -> Vec<WeightedBackend> {
+        let mut out = Vec::new();
+        for (i, backend) in rule.backend_refs.iter().enumerate() {
+            let path = path.field("backendRefs").index(i);
+            let weight = backend.weight.unwrap_or(1);
+            let (filters, redirect) = filters(&backend.filters, &path.field("filters"), bad);
+            if redirect.is_some() {
+                bad.push(format!("{path}.filters: a redirect of one backend's share is not done"));
+            }
+            out.push(WeightedBackend { target: self.target(backend, &path), weight, filters });
+        }
+        out
+    }
+
+    /// The backend that a reference names, or why it cannot be followed.
+    fn target(&mut self, backend: &HttpBackendRef, path: &FieldPath) -> Target {
+        let (reason, text, may_come) = match self.resolve(backend) {
+            Ok(target) => return target,
+            Err(why) => why,
+        };
+        let text = format!("{path}: {text}");
+        let sentence = format!("{}: {text}", self.object.key);
+        self.out.unresolved.push((reason, text));
+        self.out.may_come |= may_come;
+        Target::Fail { status: 500, reason: sentence.into() }
+    }
+
+    fn resolve(&self, backend: &HttpBackendRef) -> Result<Target, (&'static str, String, bool)> {
+        let to = &backend.target;
+        let (group, kind) = (to.group.as_deref().unwrap_or(""), to.kind.as_deref());
+        if !group.is_empty() || kind.is_some_and(|k| k != "Service") {
+            let what = kind.unwrap_or("Service");
+            return Err((
+                "InvalidKind",
+                format!("{group}/{what} is no backend; name a Service"),
+                false,
+            ));
+        }
+        let own = &*self.object.key.namespace;
+        let ns = to.namespace.as_deref().unwrap_or(own);
+        if ns != own && !granted(self.reader, "HTTPRoute", own, ("", "Service", &to.name), ns) {
+            return Err((
+                "RefNotPermitted",
+                format!(
+                    "Service {ns}/{} is in another namespace and no ReferenceGrant there allows \
+                     HTTPRoutes of {own}",
+                    to.name
+                ),
+                false,
+            ));
+        }
+        let Some(port) = to.port else {
+            return Err(("InvalidKind", "a Service needs a port".to_owned(), false));
+        };
+        let missing = || ("BackendNotFound", format!("there is no Service {ns}/{}", to.name), true);
+        let key = ServiceKey::new(ns, &to.name).map_err(|_| missing())?;
+        let (_, service) = self.reader.service(&key).ok_or_else(missing)?;
+        let ports = &service.spec.ports;
+        if !ports.iter().any(|p| p.port == port && super::service::is_meshed(p)) {
+            let have: Vec<_> = ports.iter().map(|p| p.port.to_string()).collect();
+            let text = format!("Service {key} has no port {port}; it has {}", have.join(", "));
+            return Err(("BackendNotFound", text, true));
+        }
+        Ok(Target::Backend(names::backend_name(&key, port, "", self.env)))
+    }
+
+    /// The rule's `retry` counts as far as repeating is safe; for calls that are not idempotent
+    /// by method it is a declaration only together with the annotation.
+    fn retry(&mut self, rule: &HttpRouteRule, path: &FieldPath) -> Retry {
+        let meta = &self.object.meta;
+        let idempotent = declared(meta, &rule.name);
+        let Some(retry) = &rule.retry else {
+            return Retry { declared_idempotent: idempotent, ..Retry::default() };
+        };
+        if !idempotent {
+            self.out.issues.warning(
+                path.field("retry"),
+                format!(
+                    "applied to idempotent methods only; if every call here may be repeated, say \
+                     so with the annotation {IDEMPOTENT_ANNOTATION}: \"true\""
+                ),
+            );
+        }
+        let default = Retry::default();
+        Retry {
+            attempts: retry.attempts.unwrap_or(default.attempts),
+            declared_idempotent: idempotent,
+            statuses: retry.codes.clone(),
+            backoff_ms: retry.backoff.as_deref().and_then(parse_ms).unwrap_or(default.backoff_ms),
+            ..default
+        }
+    }
+}
+
+/// Whether a ReferenceGrant in the target's namespace allows a reference from Gateway API.
+pub(super) fn granted(
+    reader: &Reader<'_>,
+    from_kind: &str,
+    from_namespace: &str,
+    to: (&str, &str, &str),
+    to_namespace: &str,
+) -> bool {
+    let grants = reader.kind(KindId::ReferenceGrant, Some(to_namespace));
+    grants.iter().any(|g| match &g.view {
+        View::ReferenceGrant(grant) => grant.allows((GROUP, from_kind, from_namespace), to),
+        _ => false,
+    })
+}
+
+// === parts ===
+
+fn read_match(m: &HttpRouteMatch) -> Result<Match, String> {
+    let path = match &m.path {
+        None => None,
+        Some(path) => {
+            let value = path.value.as_deref().unwrap_or("/");
+            Some(match path.kind.as_deref().unwrap_or("PathPrefix") {
+                "PathPrefix" => PathMatch::ElementPrefix(value.into()),
+                "Exact" => PathMatch::Exact(value.into()),
+                "RegularExpression" => PathMatch::Regex(Regex::new(value)?),
+                other => return Err(format!("path.type {other} is unknown")),
+            })
+        }
+    };
+    let mut headers = named(&m.headers)?;
+    headers.iter_mut().for_each(|h| h.name = h.name.to_ascii_lowercase().into());
+    // Of equivalent header names only the first counts.
+    let mut seen = BTreeSet::new();
+    headers.retain(|h| seen.insert(h.name.clone()));
+    Ok(Match {
+        path,
+        method: m.method.clone().map(StringMatch::Exact),
+        headers,
+        query: named(&m.query_params)?,
+        ..Match::default()
+    })
+}
+
+fn named(list: &[NamedValue]) -> Result<Vec<NamedMatch>, String> {
+    list.iter()
+        .map(|v| {
+            let value = match v.kind.as_deref().unwrap_or("Exact") {
+                "Exact" => StringMatch::Exact(v.value.clone()),
+                "RegularExpression" => StringMatch::Regex(Regex::new(&v.value)?),
+                other => return Err(format!("type {other} of {} is unknown", v.name)),
+            };
+            Ok(NamedMatch { name: v.name.clone(), value })
+        })
+        .collect()
+}
+
+fn filters(
+    list: &[HttpRouteFilter],
+    path: &FieldPath,
+    bad: &mut Vec<String>,
+) -> (Vec<Filter>, Option<Redirect>) {
+    let (mut out, mut redirect) = (Vec::new(), None);
+    for (i, filter) in list.iter().enumerate() {
+        match &*filter.kind {
+            "RequestHeaderModifier" => {
+                let edit = filter.request_header_modifier.as_ref();
+                out.push(Filter::RequestHeaders(edit.map(header_edit).unwrap_or_default()));
+            }
+            "ResponseHeaderModifier" => {
+                let edit = filter.response_header_modifier.as_ref();
+                out.push(Filter::ResponseHeaders(edit.map(header_edit).unwrap_or_default()));
+            }
+            "RequestRedirect" => {
+                redirect = Some(
+                    filter
+                        .request_redirect
+                        .as_ref()
+                        .map(to_redirect)
+                        .unwrap_or(Redirect { status: 302, ..Redirect::default() }),
+                );
+            }
+            "URLRewrite" => {
+                let rewrite = filter.url_rewrite.as_ref();
+                out.push(Filter::Rewrite(rewrite.map(to_rewrite).unwrap_or_default()));
+            }
+            other => bad.push(format!(
+                "{}: the filter type {other} is not done by this version of weft",
+                path.index(i)
+            )),
+        }
+    }
+    (out, redirect)
+}
+
+fn header_edit(edit: &HeaderModifier) -> HeaderEdit {
+    let lower = |name: &str| -> Arc<str> { name.to_ascii_lowercase().into() };
+    let pairs = |list: &[weft_kinds::views::gateway::Header]| -> Vec<(Arc<str>, Arc<str>)> {
+        list.iter().map(|h| (lower(&h.name), h.value.clone())).collect()
+    };
+    HeaderEdit {
+        set: pairs(&edit.set),
+        add: pairs(&edit.add),
+        remove: edit.remove.iter().map(|n| lower(n)).collect(),
+    }
+}
+
+fn to_redirect(r: &RequestRedirect) -> Redirect {
+    Redirect {
+        scheme: r.scheme.clone(),
+        host: r.hostname.clone(),
+        port: r.port,
+        path: r.path.as_ref().and_then(path_rewrite),
+        status: r.status_code.unwrap_or(302),
+    }
+}
+
+fn to_rewrite(r: &UrlRewrite) -> Rewrite {
+    Rewrite { host: r.hostname.clone(), path: r.path.as_ref().and_then(path_rewrite) }
+}
+
+fn path_rewrite(path: &PathModifier) -> Option<PathRewrite> {
+    match &*path.kind {
+        "ReplaceFullPath" => path.replace_full_path.clone().map(PathRewrite::Full),
+        "ReplacePrefixMatch" => path.replace_prefix_match.clone().map(PathRewrite::Prefix),
+        _ => None,
+    }
+}
+
+fn timeouts(rule: &HttpRouteRule, path: &FieldPath, bad: &mut Vec<String>) -> Timeouts {
+    let mut read = |text: &Option<Arc<str>>, field: &str| {
+        let text = text.as_deref()?;
+        let ms = parse_ms(text);
+        if ms.is_none() {
+            bad.push(format!("{path}.timeouts.{field}: {text:?} is no duration such as 500ms"));
+        }
+        ms
+    };
+    Timeouts {
+        request_ms: read(&rule.timeouts.request, "request"),
+        backend_request_ms: read(&rule.timeouts.backend_request, "backendRequest"),
+        idle_ms: None,
+    }
+}

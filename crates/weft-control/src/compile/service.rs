@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Service to host: its names, addresses and ports, and a backend per port and subset.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use weft_base::name::ServiceKey;
+use weft_kinds::views::core;
+use weft_kinds::world::Object;
+use weft_model::{Backend, Host, HostPort, Labels, Resource, backend_child};
+
+use super::destination_rule::{self, Rules};
+use super::{Env, Output, Reader, names, protocol};
+
+/// JSON `{"80": 20001}`: where each pod's sidecar listens for programs that ignore proxies.
+/// Written by the addresses controller.
+pub const UPSTREAM_PORTS_ANNOTATION: &str = "weft.dev/upstream-ports";
+
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
+
+pub(super) fn compile(
+    reader: &Reader<'_>,
+    env: &Env,
+    object: &Object,
+    service: &core::Service,
+) -> Output {
+    let mut out = Output::default();
+    let Ok(key) = ServiceKey::new(&object.key.namespace, &object.key.name) else { return out };
+    if &*service.spec.kind == "ExternalName" {
+        return out;
+    }
+    let root = names::host_root(&key, env);
+    let rules = destination_rule::rules_for(reader, env, &key);
+    let upstream: BTreeMap<String, u16> = object
+        .meta
+        .annotation(UPSTREAM_PORTS_ANNOTATION)
+        .and_then(|json| serde_json::from_str(json).ok())
+        .unwrap_or_default();
+    let mut ports = Vec::new();
+    for port in service.spec.ports.iter().filter(|p| is_meshed(p)) {
+        ports.push(HostPort {
+            port: port.port,
+            name: port.name.clone(),
+            protocol: protocol::of_service(&object.meta, &service.spec, port),
+            backend: backend_child(port.port, "").into(),
+            upstream_port: upstream.get(&port.port.to_string()).copied(),
+        });
+        for (subset, backend) in backends(env, &key, port.port, &rules) {
+            out.add(root.child(backend_child(port.port, &subset)), Resource::Backend(backend));
+        }
+    }
+    let host = Host {
+        name: key.host(&env.cluster_domain).as_str().into(),
+        aliases: aliases(&key),
+        addresses: addresses(&service.spec),
+        ports,
+    };
+    out.add(root.own(), Resource::Host(host));
+    let list = object.meta.annotation(EXPORT_TO).map(|text| text.split(','));
+    let exported = names::exported(list.into_iter().flatten(), &object.key.namespace);
+    out.restricted = exported.map(|to| (root, Arc::new(to)));
+    out
+}
+
+/// Datagrams are not forwarded.
+pub(super) fn is_meshed(port: &core::ServicePort) -> bool {
+    &*port.protocol != "UDP" && port.port != 0
+}
+
+/// Names with a dot mean the same everywhere. A name without one is completed with the client's
+/// own namespace by its sidecar, so it is no alias.
+fn aliases(key: &ServiceKey) -> Vec<Arc<str>> {
+    let (ns, name) = (&key.namespace, &key.name);
+    let mut out: Vec<Arc<str>> = vec![
+        format!("{name}.{ns}.svc").into(),
+        format!("{name}.{ns}").into(),
+        format!("{name}.service.{ns}.ns.consul").into(),
+    ];
+    if ns.as_str() == "default" {
+        out.push(format!("{name}.service.consul").into());
+    }
+    out
+}
+
+fn addresses(spec: &core::ServiceSpec) -> Vec<IpAddr> {
+    let mut out = Vec::new();
+    for text in std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips) {
+        if let Ok(ip) = text.parse()
+            && !out.contains(&ip)
+        {
+            out.push(ip);
+        }
+    }
+    out
+}
+
+/// The backends of one port: the whole set, and each subset.
+fn backends(env: &Env, key: &ServiceKey, port: u16, rules: &Rules<'_>) -> Vec<(Arc<str>, Backend)> {
+    let service: Arc<str> = key.host(&env.cluster_domain).as_str().into();
+    let make = |subset: Arc<str>, selector: Labels, policy, origin| Backend {
+        service: service.clone(),
+        port,
+        subset,
+        selector,
+        policy,
+        origin,
+    };
+    let whole = make("".into(), Labels::new(), rules.policy(port, None), rules.origin());
+    let mut out = vec![("".into(), whole)];
+    for subset in rules.subsets() {
+        let backend = make(
+            subset.view.name.clone(),
+            subset.view.labels.clone(),
+            rules.policy(port, Some(&subset)),
+            Some(subset.origin()),
+        );
+        out.push((subset.view.name.clone(), backend));
+    }
+    out
+}

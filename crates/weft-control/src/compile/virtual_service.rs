@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+//! VirtualService: first-match routes on the service hosts and Istio Gateways that it names.
+//!
+//! One route per service port, since a destination without a port keeps the one the traffic came
+//! for. Rules with `sourceLabels` or `sourceNamespace` make further routes, one per combination
+//! of sources, so that each proxy is sent only the rules that can take its requests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use weft_base::issue::{FieldPath, Issues, Severity};
+use weft_base::name::ServiceKey;
+use weft_kinds::views::istio::VirtualService;
+use weft_kinds::world::{Index, KindId, Object, gateway_ref, host_key, pair};
+use weft_model::{
+    Dialect, Match, Matching, Parent, Protocol, Rank, Resource, Root, Route, Rule, Scope,
+};
+
+use super::destination_rule::not_done;
+use super::http_route::{consumers_of, producers_of};
+use super::istio_gateway;
+use super::vs_rule::{Context, Place, Prepared, Source};
+use super::{Env, Output, Reader, names, origin, protocol, service};
+use crate::mesh::gateway_root;
+use crate::status::{Condition, StatusBody, StatusUpdate};
+
+/// Different sources in one VirtualService; their combinations are what is compiled.
+const SOURCES_MAX: usize = 4;
+
+struct Build<'a, 'w> {
+    cx: Context<'a, 'w>,
+    vs: &'a VirtualService,
+    out: Output,
+    /// Objects that decide instead of this one.
+    overridden: Vec<String>,
+    attached: bool,
+}
+
+pub(super) fn compile(
+    reader: &Reader<'_>,
+    env: &Env,
+    object: &Object,
+    vs: &VirtualService,
+) -> Output {
+    let cx = Context { reader, env, object, issues: Issues::default(), unresolved: Vec::new() };
+    let mut build =
+        Build { cx, vs, out: Output::default(), overridden: Vec::new(), attached: false };
+    if vs.spec.is_mesh() {
+        for (service, fits) in build.services() {
+            build.attached = true;
+            if fits {
+                build.mesh(&service);
+            }
+        }
+    }
+    for gateway in vs.spec.gateways.iter().filter(|g| &***g != "mesh") {
+        build.gateway(gateway);
+    }
+    if !vs.spec.tls.is_empty() {
+        not_done(&mut build.cx.issues, &FieldPath::new("spec.tls"));
+    }
+    build.finish()
+}
+
+impl Build<'_, '_> {
+    /// The services that `spec.hosts` names, each with whether no more specific VirtualService
+    /// takes it.
+    fn services(&mut self) -> BTreeMap<ServiceKey, bool> {
+        let mut found = BTreeMap::new();
+        let own = &*self.cx.object.key.namespace;
+        for (i, host) in self.vs.spec.hosts.iter().enumerate() {
+            if host.contains('*') {
+                let pattern = host_key(host, own);
+                for (service, patterns) in self.all_services() {
+                    if let Some(at) = patterns.iter().position(|p| **p == *pattern) {
+                        let taken = self.more_specific(patterns.get(..at).unwrap_or_default());
+                        found.entry(service).or_insert(!taken);
+                    }
+                }
+                continue;
+            }
+            let service = names::service_of_host(host, own, self.cx.env);
+            match service.filter(|s| self.cx.reader.service(s).is_some()) {
+                Some(service) => {
+                    found.insert(service, true);
+                }
+                None if self.vs.spec.gateways.is_empty() => self.cx.issues.warning(
+                    FieldPath::new("spec.hosts").index(i),
+                    format!("{host} is no service of this mesh; no request is taken by it"),
+                ),
+                None => {}
+            }
+        }
+        found
+    }
+
+    fn all_services(&self) -> Vec<(ServiceKey, Vec<String>)> {
+        let objects = self.cx.reader.kind(KindId::Service, None);
+        let keys =
+            objects.iter().filter_map(|o| ServiceKey::new(&o.key.namespace, &o.key.name).ok());
+        keys.map(|key| (key.clone(), names::host_patterns(&key, self.cx.env))).collect()
+    }
+
+    fn more_specific(&self, patterns: &[String]) -> bool {
+        patterns.iter().any(|p| self.cx.reader.index_has(Index::VirtualServicesByHost, p))
+    }
+
+    // === sidecars ===
+
+    fn mesh(&mut self, key: &ServiceKey) {
+        let Some((object, view)) = self.cx.reader.service(key) else { return };
+        for winner in producers_of(self.cx.reader, key) {
+            self.overridden.push(format!("{winner} decides for the clients of {key} instead"));
+        }
+        for winner in consumers_of(self.cx.reader, key) {
+            let ns = &winner.namespace;
+            self.overridden.push(format!("clients of {key} in namespace {ns} follow {winner}"));
+        }
+        let root = names::host_root(key, self.cx.env);
+        let own = self.cx.object.key.namespace.clone();
+        let export = names::exported(self.vs.spec.export_to.iter().map(|s| &**s), &own);
+        for port in view.spec.ports.iter().filter(|p| service::is_meshed(p)) {
+            let speaks = protocol::of_service(&object.meta, &view.spec, port);
+            let place = Place { gateway: "mesh", port: port.port, service: Some(key) };
+            let rules = self.rules(speaks, place);
+            let parent = Parent::Host { root: root.clone(), port: Some(port.port) };
+            self.emit(&root, parent, &rules, export.as_ref(), &port.port.to_string());
+        }
+    }
+
+    fn rules(&mut self, speaks: Protocol, place: Place<'_>) -> Vec<Prepared> {
+        let spec = &self.vs.spec;
+        let opaque = matches!(speaks, Protocol::Tcp | Protocol::Tls)
+            || (speaks == Protocol::Detect && spec.http.is_empty());
+        if opaque {
+            let each = spec.tcp.iter().enumerate();
+            each.filter_map(|(i, r)| self.cx.tcp(r, i, place)).collect()
+        } else {
+            let each = spec.http.iter().enumerate();
+            each.filter_map(|(i, r)| self.cx.http(r, i, place)).collect()
+        }
+    }
+
+    // === gateways ===
+
+    fn gateway(&mut self, reference: &str) {
+        let own = self.cx.object.key.namespace.clone();
+        let at = gateway_ref(reference, &own);
+        let (ns, name) = at.split_once('/').unwrap_or((&own, &at));
+        let Some(gateway) = istio_gateway::find(self.cx.reader, ns, name) else {
+            let text = format!("there is no Gateway {at}");
+            self.cx.issues.warning(FieldPath::new("spec.gateways"), text);
+            return;
+        };
+        for (port, sections) in istio_gateway::sections(gateway) {
+            let mut names_here: Vec<Arc<str>> = Vec::new();
+            let mut hostnames: BTreeSet<Arc<str>> = BTreeSet::new();
+            for section in &sections {
+                let hosts = section.common_hosts(&self.vs.spec.hosts, &own, ns);
+                if !hosts.is_empty() {
+                    names_here.push(section.name.clone());
+                    hostnames.extend(hosts);
+                }
+            }
+            if names_here.is_empty() {
+                continue;
+            }
+            self.attached = true;
+            let place = Place { gateway: &at, port, service: None };
+            let rules = self.rules(Protocol::Http1, place);
+            let root = gateway_root(ns, name, port);
+            let hostnames = hostnames.into_iter().filter(|h| &**h != "*").collect();
+            let parent = Parent::Listener { root: root.clone(), sections: names_here, hostnames };
+            self.emit(&root, parent, &rules, None, "");
+        }
+    }
+
+    // === routes ===
+
+    /// One route per combination of sources, the narrower before the wider.
+    fn emit(
+        &mut self,
+        root: &Root,
+        parent: Parent,
+        rules: &[Prepared],
+        export: Option<&BTreeSet<Arc<str>>>,
+        suffix: &str,
+    ) {
+        let sources = self.sources(rules);
+        let mut routes = Vec::new();
+        for combination in combinations(&sources) {
+            let rules: Vec<Rule> = rules.iter().filter_map(|r| rule_for(r, &combination)).collect();
+            if rules.is_empty() {
+                continue;
+            }
+            for scope in scopes(&combination, export) {
+                routes.push((scope, rules.clone()));
+            }
+        }
+        let (ns, name) = (&self.cx.object.key.namespace, &self.cx.object.key.name);
+        let several = routes.len() > 1;
+        for (i, (scope, rules)) in routes.into_iter().enumerate() {
+            let mut child = format!("route/virtualservice/{ns}/{name}");
+            if !suffix.is_empty() {
+                child = format!("{child}/{suffix}");
+            }
+            let mut rank = pair(ns, name);
+            if several {
+                child = format!("{child}/{i}");
+                // Rank orders them: `#` and a fixed width keep the narrower first.
+                rank = format!("{rank}#{i:03}").into();
+            }
+            let unresolved = !self.cx.unresolved.is_empty();
+            let route = Route {
+                parent: parent.clone(),
+                scope,
+                matching: Matching::FirstMatch,
+                rank: Rank {
+                    dialect: Dialect::VirtualService,
+                    created_ms: self.cx.object.meta.created_ms(),
+                    name: rank,
+                },
+                rules,
+                origin: origin(self.cx.object, ""),
+            };
+            self.out.draft(root.child(child), Resource::Route(route), unresolved);
+        }
+    }
+
+    fn sources(&mut self, rules: &[Prepared]) -> Vec<Source> {
+        let mut all: BTreeSet<Source> = rules
+            .iter()
+            .flat_map(|r| &r.alternatives)
+            .map(|(source, _)| source.clone())
+            .filter(|source| *source != Source::default())
+            .collect();
+        if all.len() > SOURCES_MAX {
+            let message = format!(
+                "{} different sources are matched; rules of more than {SOURCES_MAX} are not \
+                 applied; split this VirtualService",
+                all.len()
+            );
+            self.cx.issues.error(FieldPath::new("spec.http"), message);
+            all = all.into_iter().take(SOURCES_MAX).collect();
+        }
+        all.into_iter().collect()
+    }
+
+    // === status ===
+
+    fn finish(mut self) -> Output {
+        let mut issues = Issues::default();
+        for issue in std::mem::take(&mut self.cx.issues.0) {
+            // Rules are read once per port; a finding counts once.
+            if !issues.0.contains(&issue) {
+                issues.0.push(issue);
+            }
+        }
+        let errors: Vec<_> = issues.0.iter().filter(|i| i.severity == Severity::Error).collect();
+        let mut conditions = Vec::new();
+        conditions.push(if !errors.is_empty() {
+            let text: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            Condition::new("Accepted", false, "Invalid", text.join("; "))
+        } else if self.attached {
+            Condition::new("Accepted", true, "Accepted", "attached")
+        } else {
+            let text = "spec.hosts names no service of this mesh and no gateway takes it";
+            Condition::new("Accepted", false, "NoMatchingHost", text)
+        });
+        let mut unresolved = std::mem::take(&mut self.cx.unresolved);
+        unresolved.sort();
+        unresolved.dedup();
+        conditions.push(if unresolved.is_empty() {
+            Condition::new("ResolvedRefs", true, "ResolvedRefs", "every destination exists")
+        } else {
+            Condition::new("ResolvedRefs", false, "DestinationNotFound", unresolved.join("; "))
+        });
+        if !self.overridden.is_empty() {
+            let text = self.overridden.join("; ");
+            conditions.push(Condition::new("weft.dev/Effective", false, "Overridden", text));
+        }
+        conditions.extend(Condition::warning(&issues));
+        self.out.status = Some(StatusUpdate {
+            object: self.cx.object.key.clone(),
+            generation: self.cx.object.meta.generation,
+            body: StatusBody::Conditions(conditions),
+        });
+        self.out
+    }
+}
+
+/// Every set of sources that one client may satisfy at once, larger sets first; the last is empty.
+fn combinations(sources: &[Source]) -> Vec<Vec<&Source>> {
+    let mut out: Vec<Vec<&Source>> = (0..1usize << sources.len())
+        .map(|bits| {
+            let each = sources.iter().enumerate();
+            each.filter(|(i, _)| bits & (1 << i) != 0).map(|(_, s)| s).collect()
+        })
+        .collect();
+    out.sort_by_key(|set: &Vec<&Source>| std::cmp::Reverse(set.len()));
+    out
+}
+
+/// The rule as clients of exactly these sources see it; `None` when it is for none of them.
+fn rule_for(prepared: &Prepared, sources: &[&Source]) -> Option<Rule> {
+    let open: Vec<&Option<Match>> = prepared
+        .alternatives
+        .iter()
+        .filter(|(source, _)| *source == Source::default() || sources.contains(&source))
+        .map(|(_, m)| m)
+        .collect();
+    if open.is_empty() {
+        return None;
+    }
+    let mut rule = prepared.rule.clone();
+    if open.iter().all(|m| m.is_some()) {
+        rule.matches = open.into_iter().flatten().cloned().collect();
+    }
+    Some(rule)
+}
+
+/// The scopes of a combination under an export list; none when they contradict each other.
+fn scopes(sources: &[&Source], export: Option<&BTreeSet<Arc<str>>>) -> Vec<Scope> {
+    let mut namespace: Option<Arc<str>> = None;
+    let mut labels = weft_model::Labels::new();
+    for source in sources {
+        if let Some(ns) = &source.namespace {
+            if namespace.as_ref().is_some_and(|have| have != ns) {
+                return Vec::new();
+            }
+            namespace = Some(ns.clone());
+        }
+        for (k, v) in &source.labels {
+            if labels.insert(k.clone(), v.clone()).is_some_and(|have| have != *v) {
+                return Vec::new();
+            }
+        }
+    }
+    let make = |ns: Option<Arc<str>>| match (ns, labels.is_empty()) {
+        (None, true) => Scope::Any,
+        (Some(ns), true) => Scope::Namespace(ns),
+        (ns, false) => {
+            Scope::Workload { namespace: ns.unwrap_or_default(), labels: labels.clone() }
+        }
+    };
+    match (export, namespace) {
+        (None, ns) => vec![make(ns)],
+        (Some(to), Some(ns)) if to.contains(&ns) => vec![make(Some(ns))],
+        (Some(_), Some(_)) => Vec::new(),
+        (Some(to), None) => to.iter().map(|ns| make(Some(ns.clone()))).collect(),
+    }
+}

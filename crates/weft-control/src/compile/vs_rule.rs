@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The rules of a VirtualService, each with the sources it is for. Same for mesh and gateways,
+//! but for the port that a destination without one means.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use weft_base::issue::{FieldPath, Issues};
+use weft_base::name::ServiceKey;
+use weft_kinds::views::Labels;
+use weft_kinds::views::istio::{
+    self, Destination, DirectResponse, HeaderOperations, Headers, HttpDestination, HttpMatch,
+    HttpRoute, L4Match, TcpRoute,
+};
+use weft_kinds::world::Object;
+use weft_model::{
+    Action, Filter, HeaderEdit, Match, NamedMatch, PathMatch, PathRewrite, Redirect, Regex,
+    Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend,
+};
+
+use super::destination_rule::{not_done, rules_for};
+use super::duration::parse_ms;
+use super::{Env, Reader, names, origin, retries, service};
+
+/// Which clients a match is for; empty is all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Source {
+    pub namespace: Option<Arc<str>>,
+    pub labels: Labels,
+}
+
+/// A rule without its matches, and the matches by source; `None` matches everything.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub rule: Rule,
+    pub alternatives: Vec<(Source, Option<Match>)>,
+}
+
+/// Whose traffic the rules are read for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// `mesh`, or a gateway as `namespace/name`.
+    pub gateway: &'a str,
+    /// The port that traffic arrived for.
+    pub port: u16,
+    /// The service whose clients these are, in the mesh.
+    pub service: Option<&'a ServiceKey>,
+}
+
+pub(super) struct Context<'a, 'w> {
+    pub reader: &'a Reader<'w>,
+    pub env: &'a Env,
+    pub object: &'a Object,
+    pub issues: Issues,
+    /// References that cannot be followed.
+    pub unresolved: Vec<String>,
+}
+
+impl Context<'_, '_> {
+    pub fn http(&mut self, route: &HttpRoute, index: usize, place: Place<'_>) -> Option<Prepared> {
+        let path = FieldPath::new("spec.http").index(index);
+        let alternatives = self.http_alternatives(route, &path, place)?;
+        let (mut filters, action) = self.http_action(route, &path, place);
+        if matches!(action, Action::Forward(_)) {
+            filters.extend(self.rewrite(route, &path));
+        }
+        self.undone(route, &path);
+        let idempotent = retries::declared(&self.object.meta, &route.name);
+        let rpath = path.field("retries");
+        let retry = retries::read(route.retries.as_ref(), idempotent, &rpath, &mut self.issues);
+        let rule = Rule {
+            name: route.name.clone(),
+            matches: Vec::new(),
+            filters,
+            action,
+            timeouts: Timeouts {
+                request_ms: self.ms(route.timeout.as_ref(), &path.field("timeout")),
+                ..Timeouts::default()
+            },
+            retry,
+            origin: origin(self.object, path.as_str()),
+        };
+        Some(Prepared { rule, alternatives })
+    }
+
+    pub fn tcp(&mut self, route: &TcpRoute, index: usize, place: Place<'_>) -> Option<Prepared> {
+        let path = FieldPath::new("spec.tcp").index(index);
+        let mut alternatives = Vec::new();
+        for m in &route.matches {
+            if !m.destination_subnets.is_empty() {
+                not_done(&mut self.issues, &path.field("match"));
+            }
+            if self.is_for(&m.gateways, m.port, place) {
+                alternatives.push((source_of_l4(m), None));
+            }
+        }
+        if route.matches.is_empty() {
+            alternatives.push((Source::default(), None));
+        }
+        let rule = Rule {
+            name: "".into(),
+            matches: Vec::new(),
+            filters: Vec::new(),
+            action: Action::Forward(self.destinations(&route.route, &path, place)),
+            timeouts: Timeouts::default(),
+            retry: weft_model::Retry::default(),
+            origin: origin(self.object, path.as_str()),
+        };
+        (!alternatives.is_empty()).then_some(Prepared { rule, alternatives })
+    }
+
+    // === matches ===
+
+    /// `None` when the rule is not for this place at all.
+    fn http_alternatives(
+        &mut self,
+        route: &HttpRoute,
+        path: &FieldPath,
+        place: Place<'_>,
+    ) -> Option<Vec<(Source, Option<Match>)>> {
+        if route.matches.is_empty() {
+            return Some(vec![(Source::default(), None)]);
+        }
+        let mut out = Vec::new();
+        for (i, m) in route.matches.iter().enumerate() {
+            if !self.is_for(&m.gateways, m.port, place) {
+                continue;
+            }
+            match read_match(m) {
+                Ok(found) => {
+                    let source = Source {
+                        namespace: m.source_namespace.clone().filter(|ns| !ns.is_empty()),
+                        labels: m.source_labels.clone(),
+                    };
+                    out.push((source, Some(found)));
+                }
+                // What cannot be read matches nothing; the author is told.
+                Err(e) => self.issues.error(path.field("match").index(i), e),
+            }
+        }
+        (!out.is_empty()).then_some(out)
+    }
+
+    fn is_for(&self, gateways: &[Arc<str>], port: Option<u16>, place: Place<'_>) -> bool {
+        let own = &*self.object.key.namespace;
+        let named = gateways.iter().any(|g| {
+            &**g == place.gateway || *weft_kinds::world::gateway_ref(g, own) == *place.gateway
+        });
+        (gateways.is_empty() || named) && port.is_none_or(|p| p == place.port)
+    }
+
+    // === actions ===
+
+    fn http_action(
+        &mut self,
+        route: &HttpRoute,
+        path: &FieldPath,
+        place: Place<'_>,
+    ) -> (Vec<Filter>, Action) {
+        let filters = route.headers.as_ref().map(header_filters).unwrap_or_default();
+        let action = if let Some(redirect) = &route.redirect {
+            Action::Redirect(to_redirect(redirect))
+        } else if let Some(direct) = &route.direct_response {
+            Action::Direct { status: direct.status, body: body_of(direct) }
+        } else if route.route.is_empty() {
+            let text = match &route.delegate {
+                Some(_) => {
+                    "delegates to another VirtualService, which this version of weft does \
+                            not do; write its routes here"
+                }
+                None => "has no route, redirect or directResponse; add one",
+            };
+            let reason = format!("{}: {path} {text}", self.object.key).into();
+            Action::Fail { status: 503, reason }
+        } else {
+            Action::Forward(self.destinations(&route.route, path, place))
+        };
+        (filters, action)
+    }
+
+    fn destinations(
+        &mut self,
+        list: &[HttpDestination],
+        path: &FieldPath,
+        place: Place<'_>,
+    ) -> Vec<WeightedBackend> {
+        let single = list.len() == 1;
+        let mut out = Vec::new();
+        for (i, destination) in list.iter().enumerate() {
+            let path = path.field("route").index(i).field("destination");
+            // One destination takes everything; of several, one without a weight takes nothing.
+            let weight = if single { 1 } else { destination.weight.unwrap_or(0) };
+            let filters = destination.headers.as_ref().map(header_filters).unwrap_or_default();
+            let target = self.target(&destination.destination, &path, place);
+            out.push(WeightedBackend { target, weight, filters });
+        }
+        out
+    }
+
+    fn target(&mut self, to: &Destination, path: &FieldPath, place: Place<'_>) -> Target {
+        match self.resolve(to, place) {
+            Ok(target) => target,
+            Err(text) => {
+                let reason = format!("{}: {path}: {text}", self.object.key).into();
+                self.unresolved.push(format!("{path}: {text}"));
+                Target::Fail { status: 503, reason }
+            }
+        }
+    }
+
+    fn resolve(&self, to: &Destination, place: Place<'_>) -> Result<Target, String> {
+        let own = &*self.object.key.namespace;
+        let key = names::service_of_host(&to.host, own, self.env)
+            .ok_or_else(|| format!("host {} is no service of this mesh", to.host))?;
+        let (_, view) =
+            self.reader.service(&key).ok_or_else(|| format!("there is no Service {key}"))?;
+        let ports: Vec<u16> =
+            view.spec.ports.iter().filter(|p| service::is_meshed(p)).map(|p| p.port).collect();
+        let port = match (to.port.map(|p| p.number), ports.as_slice()) {
+            (Some(port), _) => port,
+            (None, [only]) => *only,
+            // Without a port the traffic keeps the one it came for.
+            (None, _) if place.service == Some(&key) || ports.contains(&place.port) => place.port,
+            (None, _) => {
+                return Err(format!("Service {key} has several ports; name one as port.number"));
+            }
+        };
+        if !ports.contains(&port) {
+            let have: Vec<_> = ports.iter().map(ToString::to_string).collect();
+            return Err(format!("Service {key} has no port {port}; it has {}", have.join(", ")));
+        }
+        if !to.subset.is_empty() {
+            let rules = rules_for(self.reader, self.env, &key);
+            if !rules.has_subset(&to.subset) {
+                let names = rules.names();
+                let subset = &to.subset;
+                return Err(if names.is_empty() {
+                    format!("no DestinationRule for {key} defines a subset {subset:?}")
+                } else {
+                    format!("{names} does not define the subset {subset:?}; add it there")
+                });
+            }
+        }
+        Ok(Target::Backend(names::backend_name(&key, port, &to.subset, self.env)))
+    }
+
+    // === filters, and what is not done ===
+
+    fn rewrite(&mut self, route: &HttpRoute, path: &FieldPath) -> Option<Filter> {
+        let host = route.headers.as_ref().and_then(|h| h.request.as_ref()).and_then(host_set);
+        let rewrite = route.rewrite.as_ref();
+        if rewrite.is_some_and(|r| r.uri_regex_rewrite.is_some()) {
+            not_done(&mut self.issues, &path.field("rewrite").field("uriRegexRewrite"));
+        }
+        let out = Rewrite {
+            host: rewrite.and_then(|r| r.authority.clone()).or(host),
+            path: rewrite.and_then(|r| r.uri.clone()).map(PathRewrite::Prefix),
+        };
+        (out != Rewrite::default()).then_some(Filter::Rewrite(out))
+    }
+
+    fn undone(&mut self, route: &HttpRoute, path: &FieldPath) {
+        for (set, field) in [
+            (route.fault.is_some(), "fault"),
+            (route.mirror.is_some(), "mirror"),
+            (!route.mirrors.is_empty(), "mirrors"),
+            (route.cors_policy.is_some(), "corsPolicy"),
+            (route.delegate.is_some(), "delegate"),
+            (
+                route.redirect.as_ref().is_some_and(|r| r.derive_port.is_some()),
+                "redirect.derivePort",
+            ),
+        ] {
+            if set {
+                not_done(&mut self.issues, &FieldPath::new(format!("{path}.{field}")));
+            }
+        }
+    }
+
+    fn ms(&mut self, text: Option<&Arc<str>>, path: &FieldPath) -> Option<u64> {
+        let text = text?;
+        let ms = parse_ms(text);
+        if ms.is_none() {
+            let message = format!("{text:?} is no duration such as 500ms; it is not applied");
+            self.issues.warning(path.clone(), message);
+        }
+        ms
+    }
+}
+
+fn source_of_l4(m: &L4Match) -> Source {
+    let namespace = m.source_namespace.clone().filter(|ns| !ns.is_empty());
+    Source { namespace, labels: m.source_labels.clone() }
+}
+
+fn read_match(m: &HttpMatch) -> Result<Match, String> {
+    let optional = |s: &Option<istio::StringMatch>| s.as_ref().map(string_match).transpose();
+    Ok(Match {
+        path: m.uri.as_ref().map(|uri| path_match(uri, m.ignore_uri_case)).transpose()?.flatten(),
+        method: optional(&m.method)?,
+        authority: optional(&m.authority)?,
+        scheme: optional(&m.scheme)?,
+        headers: named(&m.headers, true)?,
+        without_headers: named(&m.without_headers, true)?,
+        query: named(&m.query_params, false)?,
+        // Already judged: the rule is read for one port.
+        port: None,
+    })
+}
+
+fn path_match(uri: &istio::StringMatch, no_case: bool) -> Result<Option<PathMatch>, String> {
+    Ok(match (&uri.exact, &uri.prefix, &uri.regex) {
+        (Some(exact), ..) if no_case => Some(PathMatch::ExactNoCase(exact.clone())),
+        (Some(exact), ..) => Some(PathMatch::Exact(exact.clone())),
+        (_, Some(prefix), _) if no_case => Some(PathMatch::StringPrefixNoCase(prefix.clone())),
+        (_, Some(prefix), _) => Some(PathMatch::StringPrefix(prefix.clone())),
+        (.., Some(regex)) => Some(PathMatch::Regex(Regex::new(regex)?)),
+        _ => None,
+    })
+}
+
+fn string_match(s: &istio::StringMatch) -> Result<StringMatch, String> {
+    Ok(match (&s.exact, &s.prefix, &s.regex) {
+        (Some(exact), ..) => StringMatch::Exact(exact.clone()),
+        (_, Some(prefix), _) => StringMatch::Prefix(prefix.clone()),
+        (.., Some(regex)) => StringMatch::Regex(Regex::new(regex)?),
+        _ => StringMatch::Present,
+    })
+}
+
+fn named(
+    map: &BTreeMap<Arc<str>, istio::StringMatch>,
+    lower: bool,
+) -> Result<Vec<NamedMatch>, String> {
+    map.iter()
+        .map(|(name, value)| {
+            let name = if lower { name.to_ascii_lowercase().into() } else { name.clone() };
+            Ok(NamedMatch { name, value: string_match(value)? })
+        })
+        .collect()
+}
+
+fn header_filters(headers: &Headers) -> Vec<Filter> {
+    let mut out = Vec::new();
+    if let Some(request) = headers.request.as_ref().map(header_edit)
+        && request != HeaderEdit::default()
+    {
+        out.push(Filter::RequestHeaders(request));
+    }
+    if let Some(response) = headers.response.as_ref().map(header_edit)
+        && response != HeaderEdit::default()
+    {
+        out.push(Filter::ResponseHeaders(response));
+    }
+    out
+}
+
+fn is_host(name: &str) -> bool {
+    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
+}
+
+/// Setting `host` is a rewrite, not a header.
+fn host_set(request: &HeaderOperations) -> Option<Arc<str>> {
+    request.set.iter().find(|(name, _)| is_host(name)).map(|(_, value)| value.clone())
+}
+
+fn header_edit(edit: &HeaderOperations) -> HeaderEdit {
+    let pairs = |map: &BTreeMap<Arc<str>, Arc<str>>| -> Vec<(Arc<str>, Arc<str>)> {
+        map.iter()
+            .filter(|(name, _)| !is_host(name))
+            .map(|(name, value)| (name.to_ascii_lowercase().into(), value.clone()))
+            .collect()
+    };
+    HeaderEdit {
+        set: pairs(&edit.set),
+        add: pairs(&edit.add),
+        remove: edit.remove.iter().map(|n| n.to_ascii_lowercase().into()).collect(),
+    }
+}
+
+fn to_redirect(r: &istio::Redirect) -> Redirect {
+    let authority = r.authority.as_deref().and_then(weft_model::decide::Authority::parse);
+    let port = r.port.or_else(|| authority.as_ref().and_then(|a| a.port));
+    Redirect {
+        scheme: r.scheme.clone(),
+        host: authority.map(|a| a.host.into()),
+        port,
+        path: r.uri.clone().map(PathRewrite::Full),
+        status: r.redirect_code.filter(|c| *c != 0).unwrap_or(301),
+    }
+}
+
+fn body_of(direct: &DirectResponse) -> Arc<str> {
+    let Some(body) = &direct.body else { return "".into() };
+    let bytes = body.bytes.as_ref().and_then(|encoded| {
+        base64::engine::general_purpose::STANDARD.decode(encoded.as_bytes()).ok()
+    });
+    match (&body.string, bytes) {
+        (Some(text), _) => text.clone(),
+        (None, Some(bytes)) => String::from_utf8_lossy(&bytes).into(),
+        (None, None) => "".into(),
+    }
+}

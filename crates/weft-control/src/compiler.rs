@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The compiler: keeps what every unit gave and read, runs again only those whose reads changed,
+//! and decides when a route's new version takes effect.
+//!
+//! The control loop owns one: [`Compiler::new`] over the first World, [`Compiler::update`] per
+//! `WorldDelta`, then publish [`Compiler::mesh`], hand [`Update::delta`] to the pusher and
+//! [`Update::statuses`] to the registry, in this order. No I/O, no time.
+//!
+//! # When a route takes effect
+//!
+//! A new route goes from 404 to 200 without one 503, and a changed one from its old backends to
+//! new ones that are ready:
+//!
+//! - A version of a route that sends requests (weight above 0) to a backend which its version in
+//!   effect does not use waits until that backend has a healthy instance. Until then the version
+//!   in effect stays; a new route is not served. Its object's status says what it waits for.
+//! - A version that names something that does not exist waits likewise while the version in
+//!   effect is sound; a new one takes effect at once, and that share of requests is answered with
+//!   the sentence (Gateway API asks for the 500).
+//! - What is in effect is never taken back because instances became unhealthy, and a reference
+//!   that is not permitted is refused at once.
+//! - Whatever the first World holds is not new: it takes effect as it is.
+
+mod gate;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use weft_kinds::world::{ObjectKey, ReadKey, World, WorldDelta};
+use weft_model::{Resource, ResourceName, Root};
+use weft_xds::{NodeId, NodeKind};
+
+use crate::compile::{Draft, Env, Output, Unit, all_units, compile, units_of};
+use crate::mesh::Mesh;
+use crate::push::{Delta, Rescope};
+use crate::status::{Condition, StatusBody, StatusUpdate};
+use gate::Gate;
+
+#[derive(Debug)]
+pub struct Compiler {
+    env: Env,
+    outputs: HashMap<Unit, Output>,
+    reads: HashMap<Unit, HashSet<ReadKey>>,
+    readers: HashMap<ReadKey, HashSet<Unit>>,
+    mesh: Mesh,
+    gate: Gate,
+    /// Routes attached to each section of each gateway.
+    attached: HashMap<ObjectKey, BTreeMap<Arc<str>, usize>>,
+    /// Statuses as they were last handed out.
+    statuses: HashMap<ObjectKey, StatusUpdate>,
+}
+
+/// What one update gives.
+#[derive(Clone, Debug, Default)]
+pub struct Update {
+    /// For the pusher.
+    pub delta: Delta,
+    /// For the registry to write.
+    pub statuses: Vec<StatusUpdate>,
+    /// Units that ran, for the metrics door and tests.
+    pub compiled: usize,
+}
+
+/// What has happened so far in one update.
+#[derive(Default)]
+struct Step {
+    update: Update,
+    routes: BTreeMap<ResourceName, (ObjectKey, Draft)>,
+    statuses: BTreeSet<ObjectKey>,
+    nodes: BTreeSet<NodeId>,
+    everybody: bool,
+    hosts: bool,
+}
+
+// === impl Compiler ===
+
+impl Compiler {
+    /// Compiles a whole World.
+    pub fn new(env: Env, world: &World) -> (Self, Update) {
+        let mut compiler = Self {
+            env,
+            outputs: HashMap::new(),
+            reads: HashMap::new(),
+            readers: HashMap::new(),
+            mesh: Mesh::default(),
+            gate: Gate::open(),
+            attached: HashMap::new(),
+            statuses: HashMap::new(),
+        };
+        let update = compiler.run(world, all_units(world).into_iter().collect());
+        compiler.gate.close();
+        (compiler, update)
+    }
+
+    /// Compiles again what a change touched.
+    pub fn update(&mut self, world: &World, delta: &WorldDelta) -> Update {
+        let mut dirty = BTreeSet::new();
+        for key in delta.iter() {
+            dirty.extend(self.readers.get(key).into_iter().flatten().cloned());
+            if let ReadKey::Object(object) = key {
+                dirty.extend(units_of(object));
+            }
+        }
+        self.run(world, dirty)
+    }
+
+    /// All resources in effect, and who sees them.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// The newest status of every compiled object.
+    pub fn statuses(&self) -> impl Iterator<Item = &StatusUpdate> {
+        self.statuses.values()
+    }
+
+    fn run(&mut self, world: &World, dirty: BTreeSet<Unit>) -> Update {
+        let mut step = Step::default();
+        step.update.compiled = dirty.len();
+        for unit in dirty {
+            let (output, reads) = compile(&unit, world, &self.env);
+            self.note_reads(&unit, output.is_some().then_some(reads));
+            self.replace(unit, output, &mut step);
+        }
+        self.settle_routes(&mut step);
+        if step.hosts {
+            step.everybody |= self.mesh.settle_cutoff();
+        }
+        self.settle_statuses(&mut step);
+        step.update.delta.generation = world.revision();
+        step.update.delta.rescope = match (step.everybody, step.nodes.is_empty()) {
+            (true, _) => Rescope::Everybody,
+            (false, true) => Rescope::Nobody,
+            (false, false) => Rescope::Nodes(step.nodes),
+        };
+        step.update
+    }
+
+    fn note_reads(&mut self, unit: &Unit, reads: Option<HashSet<ReadKey>>) {
+        let old = self.reads.remove(unit).unwrap_or_default();
+        let new = reads.unwrap_or_default();
+        for key in old.difference(&new) {
+            if let Some(units) = self.readers.get_mut(key) {
+                units.remove(unit);
+                if units.is_empty() {
+                    self.readers.remove(key);
+                }
+            }
+        }
+        for key in new.difference(&old) {
+            self.readers.entry(key.clone()).or_default().insert(unit.clone());
+        }
+        if !new.is_empty() {
+            self.reads.insert(unit.clone(), new);
+        }
+    }
+
+    /// Puts a unit's new output in the place of its old one.
+    fn replace(&mut self, unit: Unit, new: Option<Output>, step: &mut Step) {
+        let gone = new.is_none();
+        let new = new.unwrap_or_default();
+        let old = self.outputs.remove(&unit).unwrap_or_default();
+        for name in old.resources.keys().filter(|n| !new.resources.contains_key(*n)) {
+            self.retract(name, step);
+        }
+        for (name, draft) in &new.resources {
+            if old.resources.get(name) != Some(draft) {
+                self.offer(&unit, name, draft, step);
+            }
+        }
+        self.replace_node(&old, &new, step);
+        self.replace_restriction(&old, &new, step);
+        self.replace_attachments(&old, &new, step);
+        if let Unit::Object(key) = &unit
+            && old.status != new.status
+        {
+            step.statuses.insert(key.clone());
+        }
+        if !gone {
+            self.outputs.insert(unit, new);
+        }
+    }
+
+    fn replace_node(&mut self, old: &Output, new: &Output, step: &mut Step) {
+        if old.node == new.node {
+            return;
+        }
+        if let Some((id, _)) = &old.node {
+            self.mesh.sidecars.remove(id);
+            self.mesh.gateways.remove(id);
+            step.nodes.insert(id.clone());
+        }
+        if let Some((id, labels)) = &new.node {
+            match id.kind {
+                NodeKind::Sidecar => {
+                    self.mesh.sidecars.insert(id.clone(), Arc::new(labels.clone()));
+                }
+                NodeKind::Gateway => {
+                    self.mesh.gateways.insert(id.clone());
+                }
+            }
+            step.nodes.insert(id.clone());
+        }
+    }
+
+    fn replace_restriction(&mut self, old: &Output, new: &Output, step: &mut Step) {
+        if old.restricted == new.restricted {
+            return;
+        }
+        if let Some((root, _)) = &old.restricted {
+            self.mesh.restricted.remove(root);
+        }
+        if let Some((root, to)) = &new.restricted {
+            self.mesh.restricted.insert(root.clone(), to.clone());
+        }
+        step.everybody = true;
+    }
+
+    fn replace_attachments(&mut self, old: &Output, new: &Output, step: &mut Step) {
+        if old.attached == new.attached {
+            return;
+        }
+        for (gateway, section) in &old.attached {
+            if let Some(count) = self.attached.get_mut(gateway).and_then(|s| s.get_mut(section)) {
+                *count -= 1;
+            }
+            step.statuses.insert(gateway.clone());
+        }
+        for (gateway, section) in &new.attached {
+            let sections = self.attached.entry(gateway.clone()).or_default();
+            *sections.entry(section.clone()).or_default() += 1;
+            step.statuses.insert(gateway.clone());
+        }
+    }
+
+    // === resources ===
+
+    /// A unit gives a new version of a resource: a route goes to the gate, the rest is in effect.
+    fn offer(&mut self, unit: &Unit, name: &ResourceName, draft: &Draft, step: &mut Step) {
+        match (&*draft.resource, unit) {
+            (Resource::Route(_), Unit::Object(object)) => {
+                step.routes.insert(name.clone(), (object.clone(), draft.clone()));
+            }
+            _ => self.publish(name, &draft.resource, step),
+        }
+    }
+
+    fn publish(&mut self, name: &ResourceName, resource: &Arc<Resource>, step: &mut Step) {
+        let old = self.mesh.resources.insert(name.clone(), resource.clone());
+        if old.as_ref() == Some(resource) {
+            return;
+        }
+        step.update.delta.upserts.insert(name.clone(), resource.clone());
+        // Add before taking away: what both versions name does not go through zero.
+        self.count_references(&name.root, Some(resource), 1, step);
+        self.count_references(&name.root, old.as_deref(), -1, step);
+        if old.is_none() && name.child.is_empty() {
+            self.root_came(&name.root, step);
+        }
+    }
+
+    fn retract(&mut self, name: &ResourceName, step: &mut Step) {
+        if let Some(object) = self.gate.forget(name) {
+            step.statuses.insert(object);
+        }
+        let Some(old) = self.mesh.resources.remove(name) else { return };
+        step.update.delta.upserts.remove(name);
+        step.update.delta.removes.insert(name.clone());
+        self.count_references(&name.root, Some(&old), -1, step);
+        if name.child.is_empty() && matches!(name.root, Root::Host(_)) {
+            self.mesh.hosts.remove(&name.root);
+            step.hosts = true;
+        }
+    }
+
+    /// Removing a root's own resource took its children along at the proxies; when it comes
+    /// (back), those that are in effect come with it.
+    fn root_came(&mut self, root: &Root, step: &mut Step) {
+        if matches!(root, Root::Host(_)) {
+            self.mesh.hosts.insert(root.clone());
+            step.hosts = true;
+        }
+        let family = self.mesh.resources.range(root.own()..);
+        for (name, resource) in family.take_while(|(name, _)| name.root == *root) {
+            step.update.delta.upserts.insert(name.clone(), resource.clone());
+        }
+    }
+
+    /// Keeps count of the hosts that a gateway listener's routes name.
+    fn count_references(
+        &mut self,
+        root: &Root,
+        resource: Option<&Resource>,
+        by: isize,
+        step: &mut Step,
+    ) {
+        let (Root::Listener(listener), Some(Resource::Route(route))) = (root, resource) else {
+            return;
+        };
+        let mut changed = false;
+        let hosts: &mut OrdMap<Root, usize> = self.mesh.references.entry(root.clone()).or_default();
+        for target in gate::targets(route) {
+            let count = hosts.entry(target.root.clone()).or_default();
+            let before = *count;
+            *count = count.saturating_add_signed(by);
+            if *count == 0 {
+                hosts.remove(&target.root);
+            }
+            changed |= (before == 0) || !hosts.contains_key(&target.root);
+        }
+        if hosts.is_empty() {
+            self.mesh.references.remove(root);
+        }
+        if changed && let Some(node) = gateway_of(listener) {
+            step.nodes.insert(node);
+        }
+    }
+
+    // === routes ===
+
+    fn settle_routes(&mut self, step: &mut Step) {
+        // Endpoints or backends that came may be what held routes wait for.
+        let touched: BTreeSet<&Root> = step
+            .update
+            .delta
+            .upserts
+            .keys()
+            .filter(|n| matches!(n.root, Root::Host(_)) && !n.child.starts_with("route/"))
+            .map(|n| &n.root)
+            .collect();
+        for name in self.gate.waiting_for(&touched) {
+            if let Some(held) = self.gate.held(&name) {
+                step.routes.entry(name).or_insert(held);
+            }
+        }
+        for (name, (object, draft)) in std::mem::take(&mut step.routes) {
+            let was_held = self.gate.forget(&name).is_some();
+            let missing = self.gate.judge(&self.mesh, &name, &draft);
+            if missing.is_empty() {
+                self.publish(&name, &draft.resource, step);
+                if was_held {
+                    step.statuses.insert(object);
+                }
+            } else {
+                self.gate.hold(name, object.clone(), draft, missing);
+                step.statuses.insert(object);
+            }
+        }
+    }
+
+    // === statuses ===
+
+    fn settle_statuses(&mut self, step: &mut Step) {
+        for object in std::mem::take(&mut step.statuses) {
+            let unit = Unit::Object(object.clone());
+            let found = self.outputs.get(&unit).and_then(|o| o.status.clone());
+            let Some(mut status) = found else {
+                self.statuses.remove(&object);
+                if !self.outputs.contains_key(&unit) {
+                    self.attached.remove(&object);
+                }
+                continue;
+            };
+            self.complete(&mut status);
+            if self.statuses.get(&object) != Some(&status) {
+                self.statuses.insert(object, status.clone());
+                step.update.statuses.push(status);
+            }
+        }
+    }
+
+    /// Adds what only the compiler knows: attached routes, and what is waited for.
+    fn complete(&self, status: &mut StatusUpdate) {
+        let pending = self
+            .gate
+            .pending(&status.object)
+            .map(|text| Condition::new("weft.dev/Programmed", false, "BackendsNotReady", text));
+        match &mut status.body {
+            StatusBody::Gateway { listeners, .. } => {
+                let counts = self.attached.get(&status.object);
+                for listener in listeners {
+                    let count = counts.and_then(|c| c.get(&listener.name));
+                    listener.attached_routes = count.copied().unwrap_or(0);
+                }
+            }
+            StatusBody::Conditions(conditions) => conditions.extend(pending),
+            StatusBody::Parents(parents) => {
+                for parent in parents {
+                    parent.conditions.extend(pending.clone());
+                }
+            }
+        }
+    }
+}
+
+/// The gateway that a listener root belongs to.
+fn gateway_of(listener: &str) -> Option<NodeId> {
+    let mut parts = listener.split('~');
+    let (ns, name, port) = (parts.next()?, parts.next()?, parts.next()?);
+    let is_gateway = parts.next().is_none() && port.parse::<u16>().is_ok();
+    is_gateway.then(|| NodeId::gateway(ns, name).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The gate in front of routes: which versions wait, and for which backends. The rule is written
+//! down in `compiler.rs`; the compiler asks, this module only judges and remembers.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use weft_kinds::world::ObjectKey;
+use weft_model::{
+    Action, Resource, ResourceName, Root, Route, Target, WeightedBackend, endpoints_child,
+};
+
+use crate::compile::Draft;
+use crate::mesh::Mesh;
+
+#[derive(Debug)]
+pub(super) struct Gate {
+    /// While open everything takes effect.
+    open: bool,
+    held: BTreeMap<ResourceName, Held>,
+    waiting: HashMap<Root, BTreeSet<ResourceName>>,
+    objects: BTreeMap<ObjectKey, BTreeSet<ResourceName>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    object: ObjectKey,
+    draft: Draft,
+    missing: BTreeSet<String>,
+    roots: BTreeSet<Root>,
+}
+
+/// What a version waits for.
+#[derive(Debug, Default)]
+pub(super) struct Missing {
+    /// For people.
+    words: BTreeSet<String>,
+    /// Hosts whose change may end the waiting.
+    roots: BTreeSet<Root>,
+}
+
+// === impl Gate ===
+
+impl Gate {
+    pub fn open() -> Self {
+        Self {
+            open: true,
+            held: BTreeMap::new(),
+            waiting: HashMap::new(),
+            objects: BTreeMap::new(),
+        }
+    }
+
+    pub fn close(&mut self) {
+        self.open = false;
+    }
+
+    /// What a version of a route must wait for; nothing means that it takes effect.
+    pub fn judge(&self, mesh: &Mesh, name: &ResourceName, draft: &Draft) -> Missing {
+        let mut missing = Missing::default();
+        let Resource::Route(new) = &*draft.resource else { return missing };
+        if self.open {
+            return missing;
+        }
+        let old = match mesh.get(name).map(|r| &**r) {
+            Some(Resource::Route(route)) => Some(route),
+            _ => None,
+        };
+        if draft.unresolved {
+            if old.is_some_and(|old| is_sound(mesh, old)) {
+                missing.words.insert("what ResolvedRefs names to exist".to_owned());
+            }
+            return missing;
+        }
+        let used: BTreeSet<&ResourceName> = old.into_iter().flat_map(targets).collect();
+        for target in targets(new).filter(|t| !used.contains(t) && !is_ready(mesh, t)) {
+            missing.words.insert(format!("a healthy instance of {}", words(target)));
+            missing.roots.insert(target.root.clone());
+        }
+        missing
+    }
+
+    pub fn hold(&mut self, name: ResourceName, object: ObjectKey, draft: Draft, missing: Missing) {
+        for root in &missing.roots {
+            self.waiting.entry(root.clone()).or_default().insert(name.clone());
+        }
+        self.objects.entry(object.clone()).or_default().insert(name.clone());
+        let held = Held { object, draft, missing: missing.words, roots: missing.roots };
+        self.held.insert(name, held);
+    }
+
+    /// Takes a version out; the object that it was of.
+    pub fn forget(&mut self, name: &ResourceName) -> Option<ObjectKey> {
+        let held = self.held.remove(name)?;
+        for root in &held.roots {
+            if let Some(names) = self.waiting.get_mut(root) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.waiting.remove(root);
+                }
+            }
+        }
+        if let Some(names) = self.objects.get_mut(&held.object) {
+            names.remove(name);
+            if names.is_empty() {
+                self.objects.remove(&held.object);
+            }
+        }
+        Some(held.object)
+    }
+
+    pub fn held(&self, name: &ResourceName) -> Option<(ObjectKey, Draft)> {
+        self.held.get(name).map(|h| (h.object.clone(), h.draft.clone()))
+    }
+
+    /// Routes that wait for any of these hosts.
+    pub fn waiting_for(&self, roots: &BTreeSet<&Root>) -> Vec<ResourceName> {
+        if self.waiting.is_empty() {
+            return Vec::new();
+        }
+        roots.iter().filter_map(|r| self.waiting.get(*r)).flatten().cloned().collect()
+    }
+
+    /// What an object's newest version waits for, as a sentence.
+    pub fn pending(&self, object: &ObjectKey) -> Option<String> {
+        let names = self.objects.get(object)?;
+        let held = names.iter().filter_map(|n| self.held.get(n));
+        let words: BTreeSet<&str> = held.flat_map(|h| &h.missing).map(String::as_str).collect();
+        let words: Vec<_> = words.into_iter().collect();
+        Some(format!(
+            "waits for {}; until then the version before this one stays in effect, if there was \
+             one",
+            words.join(", ")
+        ))
+    }
+}
+
+impl Missing {
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+}
+
+/// The backends that a route sends requests to.
+pub(super) fn targets(route: &Route) -> impl Iterator<Item = &ResourceName> {
+    weighted(route).filter_map(|b| match &b.target {
+        Target::Backend(name) => Some(name),
+        Target::Fail { .. } => None,
+    })
+}
+
+fn weighted(route: &Route) -> impl Iterator<Item = &WeightedBackend> {
+    let lists = route.rules.iter().map(|rule| match &rule.action {
+        Action::Forward(backends) => backends.as_slice(),
+        _ => &[],
+    });
+    lists.flatten().filter(|b| b.weight > 0)
+}
+
+/// Whether everything that a version in effect names is still there.
+fn is_sound(mesh: &Mesh, route: &Route) -> bool {
+    weighted(route).all(|b| match &b.target {
+        Target::Backend(name) => mesh.get(name).is_some(),
+        Target::Fail { .. } => false,
+    })
+}
+
+/// Whether a backend has an instance that takes requests.
+fn is_ready(mesh: &Mesh, name: &ResourceName) -> bool {
+    let Some(Resource::Backend(backend)) = mesh.get(name).map(|r| &**r) else { return false };
+    let set = name.root.child(endpoints_child(backend.port));
+    let Some(Resource::Endpoints(set)) = mesh.get(&set).map(|r| &**r) else { return false };
+    set.endpoints.iter().any(|e| e.is_candidate() && backend.selects(e))
+}
+
+/// `product.shop.svc.cluster.local port 80 subset v2`
+fn words(target: &ResourceName) -> String {
+    let mut parts = target.child.split('/').skip(1);
+    let host = target.root.to_string();
+    let host = host.strip_prefix("host:").unwrap_or(&host);
+    let port = parts.next().unwrap_or("?");
+    match parts.next() {
+        Some(subset) => format!("{host} port {port} subset {subset}"),
+        None => format!("{host} port {port}"),
+    }
+}

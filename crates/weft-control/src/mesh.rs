@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The Mesh: every compiled resource in effect, and which proxy sees which.
+//!
+//! The compiler is the one writer; others pin clones (cheap: persistent maps). The pusher asks
+//! [`Mesh::scope`] once per node, and again when an update says so, then asks that scope for each
+//! changed resource. Never reads the World.
+//!
+//! A gateway sees its own listeners and the hosts that their routes name. A sidecar sees its own
+//! inbound listeners and every host exported to its namespace, with the routes meant for it; of
+//! more hosts than a proxy holds, its own namespace's and the first ones by name.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+use weft_base::limits::PROXY_BACKENDS_MAX;
+use weft_model::{Labels, Parent, Resource, ResourceName, Root, Route, Scope};
+use weft_xds::{NodeId, NodeKind};
+
+use crate::push::NodeScope;
+
+pub(crate) type Namespaces = Arc<BTreeSet<Arc<str>>>;
+
+/// An immutable value; `clone` shares everything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mesh {
+    pub(crate) resources: OrdMap<ResourceName, Arc<Resource>>,
+    /// Hosts that the routes of each gateway listener name, and how often.
+    pub(crate) references: OrdMap<Root, OrdMap<Root, usize>>,
+    /// Labels of the pods that have a sidecar.
+    pub(crate) sidecars: OrdMap<NodeId, Arc<Labels>>,
+    pub(crate) gateways: OrdSet<NodeId>,
+    /// Hosts that are not exported to every namespace.
+    pub(crate) restricted: OrdMap<Root, Namespaces>,
+    pub(crate) hosts: OrdSet<Root>,
+    /// The first host beyond what a proxy holds without asking; `None` while all fit.
+    pub(crate) cutoff: Option<Root>,
+}
+
+/// What one node sees. Keeps the parts of the Mesh it was made from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MeshScope {
+    Sidecar {
+        namespace: Arc<str>,
+        labels: Arc<Labels>,
+        /// What the names of its own listeners begin with.
+        inbound: String,
+        restricted: OrdMap<Root, Namespaces>,
+        cutoff: Option<Root>,
+    },
+    Gateway {
+        /// What the names of its own listeners begin with.
+        listeners: String,
+        /// What its listeners' routes name, by listener.
+        references: Vec<OrdMap<Root, usize>>,
+    },
+}
+
+// === impl Mesh ===
+
+impl Mesh {
+    /// What a node sees; `None` when there is no such node.
+    pub fn scope(&self, node: &NodeId) -> Option<MeshScope> {
+        match node.kind {
+            NodeKind::Sidecar => Some(MeshScope::Sidecar {
+                namespace: node.namespace.as_str().into(),
+                labels: self.sidecars.get(node)?.clone(),
+                inbound: listener_prefix(node),
+                restricted: self.restricted.clone(),
+                cutoff: self.cutoff.clone(),
+            }),
+            NodeKind::Gateway => {
+                self.gateways.get(node)?;
+                let listeners = listener_prefix(node);
+                let own = self.references.range(Root::listener(&*listeners)..);
+                let own = own.take_while(|(root, _)| begins(root, &listeners));
+                let references = own.map(|(_, r)| r.clone()).collect();
+                Some(MeshScope::Gateway { listeners, references })
+            }
+        }
+    }
+
+    /// Everything that a node sees, in order of names.
+    pub fn view(&self, scope: &MeshScope) -> impl Iterator<Item = (&ResourceName, &Arc<Resource>)> {
+        self.resources.iter().filter(move |(name, resource)| scope.sees(name, resource))
+    }
+
+    /// Every resource in effect, whoever sees it.
+    pub fn resources(&self) -> &OrdMap<ResourceName, Arc<Resource>> {
+        &self.resources
+    }
+
+    pub fn get(&self, name: &ResourceName) -> Option<&Arc<Resource>> {
+        self.resources.get(name)
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
+        self.sidecars.keys().chain(&self.gateways)
+    }
+
+    /// Looks again at which hosts fit; whether that changed.
+    pub(crate) fn settle_cutoff(&mut self) -> bool {
+        let over = self.hosts.len() > PROXY_BACKENDS_MAX;
+        let cutoff = over.then(|| self.hosts.iter().nth(PROXY_BACKENDS_MAX).cloned()).flatten();
+        let changed = cutoff != self.cutoff;
+        self.cutoff = cutoff;
+        changed
+    }
+}
+
+// === impl MeshScope ===
+
+impl MeshScope {
+    pub fn sees_root(&self, root: &Root) -> bool {
+        match (self, root) {
+            (Self::Sidecar { inbound, .. }, Root::Listener(_)) => begins(root, inbound),
+            (Self::Gateway { listeners, .. }, Root::Listener(_)) => begins(root, listeners),
+            (Self::Gateway { references, .. }, Root::Host(_)) => {
+                references.iter().any(|r| r.contains_key(root))
+            }
+            (Self::Sidecar { namespace, restricted, cutoff, .. }, Root::Host(host)) => {
+                let own = host.split('.').nth(1) == Some(namespace);
+                let fits = own || cutoff.as_ref().is_none_or(|cutoff| root < cutoff);
+                fits && restricted.get(root).is_none_or(|to| to.contains(namespace))
+            }
+        }
+    }
+
+    /// Whether a route is for this node's requests: mesh routes are for sidecars, each for the
+    /// clients that it names; gateways have routes of their own.
+    fn is_client_of(&self, route: &Route) -> bool {
+        let Self::Sidecar { namespace, labels, .. } = self else {
+            return matches!(route.parent, Parent::Listener { .. });
+        };
+        match &route.scope {
+            Scope::Any => true,
+            Scope::Namespace(ns) => ns == namespace,
+            // An empty namespace is any.
+            Scope::Workload { namespace: ns, labels: wanted } => {
+                (ns.is_empty() || ns == namespace)
+                    && wanted.iter().all(|(k, v)| labels.get(k) == Some(v))
+            }
+        }
+    }
+}
+
+impl NodeScope for MeshScope {
+    fn sees(&self, name: &ResourceName, resource: &Resource) -> bool {
+        let meant = match resource {
+            Resource::Route(route) => self.is_client_of(route),
+            _ => true,
+        };
+        meant && self.sees_root(&name.root)
+    }
+}
+
+/// The root of one port of a gateway.
+pub fn gateway_root(namespace: &str, name: &str, port: u16) -> Root {
+    Root::listener(format!("{namespace}~{name}~{port}"))
+}
+
+/// The root of one app port behind a pod's sidecar.
+pub fn inbound_root(namespace: &str, pod: &str, port: u16) -> Root {
+    Root::listener(format!("inbound~{namespace}~{pod}~{port}"))
+}
+
+/// What the names of a node's own listeners begin with.
+fn listener_prefix(node: &NodeId) -> String {
+    match node.kind {
+        NodeKind::Gateway => format!("{}~{}~", node.namespace, node.name),
+        NodeKind::Sidecar => format!("inbound~{}~{}~", node.namespace, node.name),
+    }
+}
+
+fn begins(root: &Root, prefix: &str) -> bool {
+    matches!(root, Root::Listener(name) if name.starts_with(prefix))
+}
