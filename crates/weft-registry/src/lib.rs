@@ -40,7 +40,8 @@ struct Inner {
     clock: Clock,
     tasks: TaskGroup,
     world: Snapshot<World>,
-    changes: broadcast::Sender<Arc<pump::Change>>,
+    /// Held by the pump: watches end with it.
+    changes: broadcast::WeakSender<Arc<pump::Change>>,
     catalog: catalog::Handle,
     rng: Mutex<Rng>,
 }
@@ -89,7 +90,10 @@ impl Registry {
 
     /// Every change of the World after the one returned.
     pub fn watch_world(&self) -> (Arc<World>, WorldWatch) {
-        let changes = self.inner.changes.subscribe();
+        let changes = match self.inner.changes.upgrade() {
+            Some(changes) => changes.subscribe(),
+            None => broadcast::channel(1).1,
+        };
         let world = self.now();
         let watch = WorldWatch::new(changes, self.inner.world.clone(), world.revision());
         (world, watch)

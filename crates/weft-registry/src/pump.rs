@@ -50,14 +50,15 @@ pub(crate) struct Pump {
     changes: broadcast::Sender<Arc<Change>>,
 }
 
-type Loaded = (Pump, Snapshot<World>, broadcast::Sender<Arc<Change>>);
+type Loaded = (Pump, Snapshot<World>, broadcast::WeakSender<Arc<Change>>);
 
 /// Reads the store and prepares to follow it.
 pub(crate) async fn load(store: Arc<dyn Store>) -> Result<Loaded, StoreError> {
     let (world, log) = read(&*store).await?;
     let (publisher, snapshot) = snapshot(world);
     let (changes, _) = broadcast::channel(BACKLOG);
-    Ok((Pump { store, log, publisher, changes: changes.clone() }, snapshot, changes))
+    let weak = changes.downgrade();
+    Ok((Pump { store, log, publisher, changes }, snapshot, weak))
 }
 
 /// Ends leases that are due and old history, twice a second.

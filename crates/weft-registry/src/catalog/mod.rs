@@ -177,7 +177,7 @@ impl Handle {
         let world = self.0.world.load();
         let txn = plan::register_check(world.catalog(), node, check)?;
         self.write(txn).await?;
-        self.watch_checks(&key.namespace, &key.node, &[key.id.clone()]);
+        self.watch_checks(&key.namespace, &key.node, std::slice::from_ref(&key.id));
         Ok(())
     }
 

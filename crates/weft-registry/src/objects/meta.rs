@@ -378,6 +378,8 @@ fn has_generation(kind: KindId) -> bool {
             | KindId::Secret
             | KindId::Event
             | KindId::Lease
+            | KindId::Pod
+            | KindId::EndpointSlice
             | KindId::ServiceAccount
     )
 }

@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Deployments: one ReplicaSet per template, and the way from the old ones to the new one. With
+//! the defaults a new pod is ready before an old one goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use weft_kinds::views::View;
+use weft_kinds::world::{KindId, Object, ObjectKey};
+
+use super::plan::{Context, controller_ref};
+use super::pod::set_condition;
+use super::replica_set::{Replica, count, owned, replicas, template_hash};
+use crate::Propagation;
+use crate::objects::admit::{annotate, annotation};
+
+pub const HASH_LABEL: &str = "pod-template-hash";
+pub const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";
+const PROGRESS_DEADLINE_S: u64 = 600;
+const HISTORY: u64 = 10;
+
+/// One ReplicaSet of a Deployment, with its pods.
+struct Set {
+    object: Arc<Object>,
+    /// What it is told to have; changed by the plan.
+    wanted: u32,
+    pods: Vec<Replica>,
+}
+
+/// How far a rollout may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bounds {
+    recreate: bool,
+    surge: u32,
+    unavailable: u32,
+}
+
+pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
+    let Some(object) = ctx.world.object(key).cloned() else { return };
+    let View::Deployment(deployment) = &object.view else { return };
+    if object.meta.is_deleting() {
+        return;
+    }
+    let wanted = deployment.spec.wanted();
+    let hash = template_hash(&object.raw["spec"]["template"]);
+    let (mut new, mut old) = sets(ctx, &object, &hash);
+    let bounds = Bounds::of(&object.raw["spec"]["strategy"], wanted);
+    let revision = old.iter().map(Set::revision).max().unwrap_or(0) + 1;
+    let before: Vec<u32> = new.iter().chain(&old).map(|s| s.wanted).collect();
+    if deployment.spec.paused {
+        scale_paused(new.as_mut(), &mut old, wanted);
+    } else {
+        match &mut new {
+            Some(new) => roll(new, &mut old, wanted, bounds),
+            None if bounds.recreate && old.iter().any(|s| !s.is_empty()) => {
+                old.iter_mut().for_each(|s| s.wanted = 0);
+            }
+            None => {
+                let total = old.iter().fold(0u32, |n, s| n.saturating_add(s.wanted));
+                let room = wanted.saturating_add(bounds.surge).saturating_sub(total);
+                let set = replica_set(&object, &hash, wanted.min(room), revision);
+                ctx.create(KindId::ReplicaSet, &key.namespace, set);
+            }
+        }
+    }
+    for (set, was) in new.iter().chain(&old).zip(before) {
+        let is_new = new.as_ref().is_some_and(|n| Arc::ptr_eq(&n.object, &set.object));
+        set.write(ctx, was, is_new.then_some(revision));
+    }
+    forget_history(ctx, &object, &old);
+    status(ctx, &object, new.as_ref(), &old, bounds);
+}
+
+/// The set of the present template, and the others, oldest first.
+fn sets(ctx: &mut Context<'_>, deployment: &Object, hash: &str) -> (Option<Set>, Vec<Set>) {
+    let found = owned(ctx.world, deployment, KindId::ReplicaSet);
+    let (mut new, mut old) = (None, Vec::new());
+    for object in found.into_iter().filter(|o| !o.meta.is_deleting()) {
+        let View::ReplicaSet(view) = &object.view else { continue };
+        let (wanted, is_new) = (view.spec.wanted(), object.meta.label(HASH_LABEL) == Some(hash));
+        let pods = replicas(ctx, &object);
+        let set = Set { object, wanted, pods };
+        match is_new {
+            true => new = Some(set),
+            false => old.push(set),
+        }
+    }
+    old.sort_by_key(|s| (s.revision(), s.object.key.name.clone()));
+    (new, old)
+}
+
+/// One step of the way from old to new, within the bounds.
+fn roll(new: &mut Set, old: &mut [Set], wanted: u32, bounds: Bounds) {
+    if bounds.recreate {
+        old.iter_mut().for_each(|s| s.wanted = 0);
+        if old.iter().all(Set::is_empty) {
+            new.wanted = wanted;
+        }
+        return;
+    }
+    let total = sum(new, old, |s| s.wanted);
+    if new.wanted > wanted {
+        new.wanted = wanted;
+    } else {
+        let room = wanted.saturating_add(bounds.surge).saturating_sub(total);
+        new.wanted += room.min(wanted - new.wanted);
+    }
+    let least = wanted.saturating_sub(bounds.unavailable);
+    // Those that serve nobody go first and cost nothing.
+    let coming = new.wanted.saturating_sub(new.available());
+    let total = sum(new, old, |s| s.wanted);
+    let mut room = total.saturating_sub(least.saturating_add(coming));
+    for set in old.iter_mut() {
+        let idle = set.wanted.saturating_sub(set.available()).min(room);
+        set.wanted -= idle;
+        room -= idle;
+    }
+    let available = sum(new, old, Set::available);
+    let mut room = available.saturating_sub(least).min(room);
+    for set in old.iter_mut() {
+        let less = set.wanted.min(room);
+        set.wanted -= less;
+        room -= less;
+    }
+}
+
+fn sum(new: &Set, old: &[Set], f: fn(&Set) -> u32) -> u32 {
+    old.iter().fold(f(new), |n, set| n.saturating_add(f(set)))
+}
+
+/// A paused Deployment is scaled, not rolled: the largest set takes the difference.
+fn scale_paused(new: Option<&mut Set>, old: &mut [Set], wanted: u32) {
+    let mut all: Vec<&mut Set> = new.into_iter().chain(old).collect();
+    let total = all.iter().fold(0u32, |n, s| n.saturating_add(s.wanted));
+    let Some(largest) = all.iter_mut().max_by_key(|s| s.wanted) else { return };
+    largest.wanted = largest.wanted.saturating_add(wanted).saturating_sub(total);
+}
+
+fn replica_set(deployment: &Object, hash: &str, replicas: u32, revision: u64) -> Value {
+    let spec = &deployment.raw["spec"];
+    let mut template = spec["template"].clone();
+    let label = |object: &mut Value, path: &str| {
+        let labels = &mut object[path];
+        if !labels.is_object() {
+            *labels = json!({});
+        }
+        labels[HASH_LABEL] = json!(hash);
+    };
+    if !template["metadata"].is_object() {
+        template["metadata"] = json!({});
+    }
+    label(&mut template["metadata"], "labels");
+    let mut selector = spec["selector"].clone();
+    if !selector.is_object() {
+        selector = json!({});
+    }
+    label(&mut selector, "matchLabels");
+    let mut set = json!({
+        "metadata": {
+            "name": format!("{}-{hash}", deployment.key.name),
+            "labels": template["metadata"]["labels"],
+            "ownerReferences": [controller_ref(deployment)],
+        },
+        "spec": { "replicas": replicas, "selector": selector, "template": template },
+        "status": { "replicas": 0 },
+    });
+    if let Some(seconds) = spec.get("minReadySeconds") {
+        set["spec"]["minReadySeconds"] = seconds.clone();
+    }
+    annotate(&mut set, REVISION_ANNOTATION, revision.to_string());
+    set
+}
+
+fn forget_history(ctx: &mut Context<'_>, deployment: &Object, old: &[Set]) {
+    let keep = deployment.raw["spec"]["revisionHistoryLimit"].as_u64().unwrap_or(HISTORY);
+    let idle: Vec<&Set> = old.iter().filter(|s| s.wanted == 0 && s.pods.is_empty()).collect();
+    let over = idle.len().saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX));
+    for set in idle.into_iter().take(over) {
+        ctx.delete(&set.object, Propagation::Background);
+    }
+}
+
+fn status(
+    ctx: &mut Context<'_>,
+    deployment: &Object,
+    new: Option<&Set>,
+    old: &[Set],
+    bounds: Bounds,
+) {
+    let View::Deployment(view) = &deployment.view else { return };
+    let wanted = usize::try_from(view.spec.wanted()).unwrap_or(usize::MAX);
+    let pods: Vec<&Replica> =
+        new.into_iter().chain(old).flat_map(|s| &s.pods).filter(|r| r.is_active()).collect();
+    let updated = new.map_or(0, |s| s.pods.iter().filter(|r| r.is_active()).count());
+    let ready = pods.iter().filter(|r| r.ready).count();
+    let available = pods.iter().filter(|r| r.available).count();
+    let mut status = deployment.raw["status"].clone();
+    if !status.is_object() {
+        status = json!({});
+    }
+    status["observedGeneration"] = json!(deployment.meta.generation);
+    count(&mut status, "replicas", pods.len());
+    count(&mut status, "updatedReplicas", updated);
+    count(&mut status, "readyReplicas", ready);
+    count(&mut status, "availableReplicas", available);
+    count(&mut status, "unavailableReplicas", wanted.max(pods.len()).saturating_sub(available));
+    let unavailable = usize::try_from(bounds.unavailable).unwrap_or(0);
+    let enough = available >= wanted.saturating_sub(unavailable);
+    let (answer, reason, message) = match enough {
+        true => ("True", "MinimumReplicasAvailable", "Deployment has minimum availability."),
+        false => {
+            let message = "Deployment does not have minimum availability.";
+            ("False", "MinimumReplicasUnavailable", message)
+        }
+    };
+    let moved = counts(&status) != counts(&deployment.raw["status"]);
+    condition(ctx, &mut status, "Available", [answer, reason, message], false);
+    let done = updated == wanted && pods.len() == wanted && available == wanted;
+    let name =
+        new.map_or_else(|| deployment.key.name.to_string(), |s| s.object.key.name.to_string());
+    progress(ctx, deployment, &mut status, &name, done, moved);
+    ctx.status(deployment, status);
+}
+
+fn counts(status: &Value) -> [u64; 4] {
+    ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"]
+        .map(|field| status[field].as_u64().unwrap_or(0))
+}
+
+fn progress(
+    ctx: &mut Context<'_>,
+    deployment: &Object,
+    status: &mut Value,
+    set: &str,
+    done: bool,
+    moved: bool,
+) {
+    const KIND: &str = "Progressing";
+    if done {
+        let message = format!("ReplicaSet {set:?} has successfully progressed.");
+        return condition(ctx, status, KIND, ["True", "NewReplicaSetAvailable", &message], moved);
+    }
+    let spec = &deployment.raw["spec"];
+    let deadline = spec["progressDeadlineSeconds"].as_u64().unwrap_or(PROGRESS_DEADLINE_S);
+    let since = time_of(status, KIND, "lastUpdateTime").unwrap_or(ctx.wall_ms);
+    let left = (since + deadline * 1000).saturating_sub(ctx.wall_ms);
+    let changed = deployment.raw["status"]["observedGeneration"] != deployment.meta.generation;
+    let given_up = list_has(status, KIND, "ProgressDeadlineExceeded");
+    if (left == 0 || given_up) && !moved && !changed {
+        let message = format!("ReplicaSet {set:?} has timed out progressing.");
+        let words = ["False", "ProgressDeadlineExceeded", &message];
+        return condition(ctx, status, KIND, words, false);
+    }
+    ctx.again(Duration::from_millis(left.max(1000)));
+    let message = format!("ReplicaSet {set:?} is progressing.");
+    condition(ctx, status, KIND, ["True", "ReplicaSetUpdated", &message], moved || changed);
+}
+
+/// Sets a condition; its times move only when it says something else, or when `touch` is set.
+fn condition(
+    ctx: &Context<'_>,
+    status: &mut Value,
+    kind: &str,
+    [answer, reason, message]: [&str; 3],
+    touch: bool,
+) {
+    let list = status["conditions"].as_array();
+    let known = list.and_then(|l| l.iter().find(|c| c["type"] == kind)).cloned();
+    let now = ctx.now();
+    let time = |field: &str, same: bool| match &known {
+        Some(known) if same => known[field].as_str().unwrap_or(&now).to_owned(),
+        _ => now.clone(),
+    };
+    let turned = known.as_ref().is_some_and(|k| k["status"] == answer);
+    let said =
+        turned && known.as_ref().is_some_and(|k| k["reason"] == reason && k["message"] == message);
+    let new = json!({
+        "type": kind,
+        "status": answer,
+        "lastUpdateTime": time("lastUpdateTime", said && !touch),
+        "lastTransitionTime": time("lastTransitionTime", turned),
+        "reason": reason,
+        "message": message,
+    });
+    set_condition(status, new);
+}
+
+fn list_has(status: &Value, kind: &str, reason: &str) -> bool {
+    let list = status["conditions"].as_array().into_iter().flatten();
+    list.into_iter().any(|c| c["type"] == kind && c["reason"] == reason)
+}
+
+fn time_of(status: &Value, kind: &str, field: &str) -> Option<u64> {
+    let list = status["conditions"].as_array()?;
+    let text = list.iter().find(|c| c["type"] == kind)?[field].as_str()?;
+    let at: jiff::Timestamp = text.parse().ok()?;
+    u64::try_from(at.as_millisecond()).ok()
+}
+
+// === impl Set ===
+
+impl Set {
+    fn revision(&self) -> u64 {
+        annotation(&self.object.raw, REVISION_ANNOTATION).parse().unwrap_or(0)
+    }
+
+    /// Pods that can be counted on; never more than the set is told to have.
+    fn available(&self) -> u32 {
+        let n = self.pods.iter().filter(|r| r.is_active() && r.available).count();
+        u32::try_from(n).unwrap_or(u32::MAX).min(self.wanted)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.wanted == 0 && self.pods.iter().all(|r| r.ended)
+    }
+
+    fn write(&self, ctx: &mut Context<'_>, was: u32, revision: Option<u64>) {
+        let stale = revision.filter(|r| self.revision() < *r);
+        if was == self.wanted && stale.is_none() {
+            return;
+        }
+        let mut new = Value::clone(&self.object.raw);
+        new["spec"]["replicas"] = json!(self.wanted);
+        if let Some(revision) = stale {
+            annotate(&mut new, REVISION_ANNOTATION, revision.to_string());
+        }
+        ctx.write(&self.object, new);
+    }
+}
+
+// === impl Bounds ===
+
+impl Bounds {
+    /// 25 % more, and none fewer, unless the Deployment says otherwise.
+    fn of(strategy: &Value, wanted: u32) -> Self {
+        let recreate = strategy["type"] == "Recreate";
+        let rolling = &strategy["rollingUpdate"];
+        let part = |field: &str, up: bool| match &rolling[field] {
+            Value::Number(n) => n.as_u64().and_then(|n| u32::try_from(n).ok()),
+            Value::String(text) => {
+                let percent: u32 = text.strip_suffix('%')?.parse().ok()?;
+                let scaled = u64::from(percent) * u64::from(wanted);
+                u32::try_from(if up { scaled.div_ceil(100) } else { scaled / 100 }).ok()
+            }
+            _ => None,
+        };
+        let surge = part("maxSurge", true).unwrap_or(wanted.div_ceil(4));
+        let unavailable = part("maxUnavailable", false).unwrap_or(0).min(wanted);
+        // Neither more nor fewer would never move.
+        let surge = if surge == 0 && unavailable == 0 { 1 } else { surge };
+        Self { recreate, surge, unavailable }
+    }
+}

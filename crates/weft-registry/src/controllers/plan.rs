@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a controller writes, as data. Each change of an object is a transaction that holds only
+//! while the object is as the controller saw it.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use weft_base::rng::Rng;
+use weft_kinds::kind::KindId;
+use weft_kinds::world::{Object, World};
+use weft_store::{Compare, Op, Revision, Txn};
+
+use crate::objects::admit::{self, Extra};
+use crate::objects::meta::{self, Birth, Deletion};
+use crate::{DeleteOptions, ObjectError, Part, Propagation};
+
+/// What to do now, and when to look again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    pub txns: Vec<Txn>,
+    /// Look again after this long even if nothing changes.
+    pub again: Option<Duration>,
+}
+
+/// A controller's view of the world and its pen.
+#[derive(Debug)]
+pub struct Context<'w> {
+    pub world: &'w World,
+    pub wall_ms: u64,
+    rng: Rng,
+    plan: Plan,
+}
+
+// === impl Context ===
+
+impl<'w> Context<'w> {
+    pub fn new(world: &'w World, wall_ms: u64, seed: u64) -> Self {
+        Self { world, wall_ms, rng: Rng::seeded(seed), plan: Plan::default() }
+    }
+
+    pub fn into_plan(self) -> Plan {
+        self.plan
+    }
+
+    pub fn now(&self) -> String {
+        meta::timestamp(self.wall_ms)
+    }
+
+    /// Looks again no later than after this long.
+    pub fn again(&mut self, after: Duration) {
+        self.plan.again = Some(self.plan.again.map_or(after, |a| a.min(after)));
+    }
+
+    /// A new object.
+    pub fn create(&mut self, kind: KindId, namespace: &str, raw: Value) {
+        let birth = Birth::new(self.wall_ms, &mut self.rng);
+        let made = meta::create(kind, namespace, raw, &birth, true).and_then(|mut new| {
+            let extra = admit::complete(self.world, kind, None, &mut new)?;
+            Ok((new, extra))
+        });
+        let Ok((new, extra)) = self.noted(kind, made) else { return };
+        let key = kind.row().key(namespace, meta::text(&new, "name"));
+        let op = Op::put(key.as_str(), new.to_string());
+        self.push(Txn::of([op]).when(Compare::Absent(key.into())), extra);
+    }
+
+    /// `new` in place of an object as it was seen; nothing when they are equal.
+    pub fn write(&mut self, old: &Object, new: Value) {
+        self.write_with(old, new, Extra::default());
+    }
+
+    /// The same with more to write along.
+    pub fn write_with(&mut self, old: &Object, new: Value, extra: Extra) {
+        let kind = old.key.kind;
+        let updated = meta::update(kind, &old.raw, new, Part::All).and_then(|mut new| {
+            let more = admit::complete(self.world, kind, Some(&old.raw), &mut new)?;
+            Ok((new, more))
+        });
+        let Ok((new, more)) = self.noted(kind, updated) else { return };
+        if new == *old.raw && extra.ops.is_empty() {
+            return;
+        }
+        if meta::may_go(kind, &new) {
+            let extra = admit::release(self.world, kind, &new);
+            let op = Op::delete(old.key.store_key());
+            return self.push(Txn::of([op]).when(seen(old)), extra);
+        }
+        let op = Op::put(old.key.store_key(), new.to_string());
+        let mut txn = Txn::of([op]).when(seen(old));
+        txn.compares.extend(more.compares);
+        txn.ops.extend(more.ops);
+        self.push(txn, extra);
+    }
+
+    /// A status in place of the one that was seen.
+    pub fn status(&mut self, old: &Object, status: Value) {
+        let mut new = Value::clone(&old.raw);
+        new["status"] = status;
+        self.write(old, new);
+    }
+
+    pub fn delete(&mut self, old: &Object, propagation: Propagation) {
+        let propagation = Some(propagation);
+        self.delete_with(old, &DeleteOptions { propagation, ..DeleteOptions::default() });
+    }
+
+    pub fn delete_with(&mut self, old: &Object, options: &DeleteOptions) {
+        let kind = old.key.kind;
+        let (op, extra) = match meta::delete(kind, &old.raw, options, &self.now()) {
+            Deletion::Pending => return,
+            Deletion::Mark(new) => {
+                (Op::put(old.key.store_key(), new.to_string()), Extra::default())
+            }
+            Deletion::Remove => {
+                (Op::delete(old.key.store_key()), admit::release(self.world, kind, &old.raw))
+            }
+        };
+        self.push(Txn::of([op]).when(seen(old)), extra);
+    }
+
+    fn push(&mut self, mut txn: Txn, extra: Extra) {
+        txn.compares.extend(extra.compares);
+        txn.ops.extend(extra.ops);
+        self.plan.txns.push(txn);
+    }
+
+    /// What cannot be written now is tried again; the log says why.
+    fn noted<T>(&mut self, kind: KindId, made: Result<T, ObjectError>) -> Result<T, ObjectError> {
+        made.inspect_err(|e| {
+            tracing::warn!(kind = %kind, error = %e, "a controller could not write an object");
+            self.again(Duration::from_secs(5));
+        })
+    }
+}
+
+/// The object is still as it was seen.
+fn seen(object: &Object) -> Compare {
+    Compare::ModRevision(object.key.store_key().into(), Revision(object.revision))
+}
+
+/// A reference from a dependent to the object that manages it.
+pub fn controller_ref(owner: &Object) -> Value {
+    serde_json::json!({
+        "apiVersion": owner.key.kind.row().api_version(),
+        "kind": owner.key.kind.row().kind,
+        "name": &*owner.key.name,
+        "uid": &*owner.meta.uid,
+        "controller": true,
+        "blockOwnerDeletion": true,
+    })
+}
+
+/// The same JSON whatever the order its fields were written in.
+pub fn canonical(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let mut fields: Vec<_> = map.iter().collect();
+            fields.sort_by(|a, b| a.0.cmp(b.0));
+            let fields = fields.into_iter().map(|(k, v)| format!("{k:?}:{}", canonical(v)));
+            format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+        }
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(canonical).collect::<Vec<_>>().join(","))
+        }
+        other => other.to_string(),
+    }
+}

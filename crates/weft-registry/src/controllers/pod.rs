@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A place for each pod: the node with the fewest pods among those that fit, and an address of
+//! its own. What runs there is the agent's to say.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use weft_kinds::views::{Labels, View};
+use weft_kinds::world::{Index, KindId, Object, ObjectKey};
+
+use super::plan::Context;
+use crate::objects::admit;
+
+pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
+    let Some(object) = ctx.world.object(key).cloned() else { return };
+    let View::Pod(pod) = &object.view else { return };
+    if object.meta.is_deleting() || pod.is_finished() {
+        return;
+    }
+    let node = match is_placed(&object) {
+        true => pod.spec.node_name.clone(),
+        false => match choose(ctx, &object) {
+            Ok(node) => node,
+            Err(why) => return unplaced(ctx, &object, &why),
+        },
+    };
+    if is_placed(&object) && !pod.status.pod_ip.is_empty() {
+        return;
+    }
+    match admit::pod_address(ctx.world, &object.raw) {
+        Ok((ip, extra)) => {
+            let new = placed(&object.raw, &node, &ip.to_string(), &ctx.now());
+            ctx.write_with(&object, new, extra);
+        }
+        Err(e) => unplaced(ctx, &object, &e.to_string()),
+    }
+}
+
+/// Whether a pod has a node.
+pub fn is_placed(pod: &Object) -> bool {
+    matches!(&pod.view, View::Pod(p) if !p.spec.node_name.is_empty())
+}
+
+fn choose(ctx: &Context<'_>, pod: &Object) -> Result<Arc<str>, String> {
+    let selector: Labels =
+        serde_json::from_value(pod.raw["spec"]["nodeSelector"].clone()).unwrap_or_default();
+    let (mut all, mut wrong, mut unready) = (0, 0, 0);
+    let mut best: Option<(usize, Arc<str>)> = None;
+    for node in ctx.world.objects(KindId::Node, None) {
+        all += 1;
+        if !selector.iter().all(|(k, v)| node.meta.labels.get(k) == Some(v)) {
+            wrong += 1;
+            continue;
+        }
+        if !is_usable(&node.raw) {
+            unready += 1;
+            continue;
+        }
+        let pods = ctx.world.index(Index::PodsByNode, &node.key.name).count();
+        if best.as_ref().is_none_or(|(fewest, _)| pods < *fewest) {
+            best = Some((pods, node.key.name.clone()));
+        }
+    }
+    best.map(|(_, name)| name).ok_or_else(|| {
+        let mut why = format!("0/{all} nodes are available");
+        if wrong > 0 {
+            why.push_str(&format!(", {wrong} did not match the pod's node selector"));
+        }
+        if unready > 0 {
+            why.push_str(&format!(", {unready} were not ready or unschedulable"));
+        }
+        why
+    })
+}
+
+fn is_usable(node: &Value) -> bool {
+    let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    let ready = conditions.into_iter().filter(|c| c["type"] == "Ready");
+    node["spec"]["unschedulable"] != true && ready.into_iter().all(|c| c["status"] == "True")
+}
+
+fn placed(raw: &Value, node: &str, ip: &str, now: &str) -> Value {
+    let mut new = raw.clone();
+    new["spec"]["nodeName"] = json!(node);
+    let status = &mut new["status"];
+    if !status.is_object() {
+        *status = json!({});
+    }
+    if status["phase"].as_str().unwrap_or("").is_empty() {
+        status["phase"] = json!("Pending");
+    }
+    status["podIP"] = json!(ip);
+    status["podIPs"] = json!([{ "ip": ip }]);
+    let scheduled = json!({ "type": "PodScheduled", "status": "True", "lastTransitionTime": now });
+    set_condition(status, scheduled);
+    new
+}
+
+fn unplaced(ctx: &mut Context<'_>, pod: &Object, why: &str) {
+    let known = pod.raw["status"]["conditions"].as_array().into_iter().flatten();
+    let mut known = known.filter(|c| c["type"] == "PodScheduled");
+    if known.any(|c| c["status"] == "False" && c["message"] == why) {
+        return;
+    }
+    let mut status = pod.raw["status"].clone();
+    if !status.is_object() {
+        status = json!({});
+    }
+    status["phase"] = json!("Pending");
+    set_condition(
+        &mut status,
+        json!({
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": why,
+            "lastTransitionTime": ctx.now(),
+        }),
+    );
+    ctx.status(pod, status);
+}
+
+/// Puts a condition in the place of the one of its type.
+pub(super) fn set_condition(status: &mut Value, condition: Value) {
+    let list = &mut status["conditions"];
+    if !list.is_array() {
+        *list = json!([]);
+    }
+    let Some(list) = list.as_array_mut() else { return };
+    match list.iter_mut().find(|c| c["type"] == condition["type"]) {
+        Some(place) => *place = condition,
+        None => list.push(condition),
+    }
+}
