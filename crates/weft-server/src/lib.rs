@@ -11,3 +11,4 @@
 )]
 
 pub mod consul;
+pub mod dns;

@@ -74,12 +74,32 @@ struct Inner {
     tasks: TaskGroup,
 }
 
+// === impl Config ===
+
+impl Config {
+    /// Who this agent is to its clients, over HTTP and DNS alike.
+    pub fn identity(&self) -> Identity {
+        let node = NodeRecord {
+            id: self.node_id.as_str().into(),
+            node: self.node_name.as_str().into(),
+            address: self.address.to_string().into(),
+            datacenter: self.datacenter.as_str().into(),
+            ..NodeRecord::default()
+        };
+        Identity {
+            node: Arc::new(node),
+            datacenter: self.datacenter.as_str().into(),
+            version: format!("1.21.0+weft.{}", self.version).into(),
+        }
+    }
+}
+
 // === impl Door ===
 
 impl Door {
     /// Starts following the registry's World on `tasks`.
     pub fn new(registry: &Registry, config: Config, tasks: &TaskGroup) -> Self {
-        let own = Arc::new(identity(&config));
+        let own = Arc::new(config.identity());
         let (world, mut changes) = registry.watch_world();
         let indexes = Arc::new(Indexes::new(own.clone(), world));
         let (table, group) = (indexes.clone(), tasks.clone());
@@ -165,23 +185,6 @@ impl Door {
     fn jittered(&self, wait: Duration) -> Duration {
         let percent = 100 / JITTER_PARTS;
         self.0.rng.lock().unwrap_or_else(PoisonError::into_inner).jitter(wait, percent)
-    }
-}
-
-// === helpers ===
-
-fn identity(config: &Config) -> Identity {
-    let node = NodeRecord {
-        id: config.node_id.as_str().into(),
-        node: config.node_name.as_str().into(),
-        address: config.address.to_string().into(),
-        datacenter: config.datacenter.as_str().into(),
-        ..NodeRecord::default()
-    };
-    Identity {
-        node: Arc::new(node),
-        datacenter: config.datacenter.as_str().into(),
-        version: format!("1.21.0+weft.{}", config.version).into(),
     }
 }
 

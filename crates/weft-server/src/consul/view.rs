@@ -111,6 +111,19 @@ impl View {
         out
     }
 
+    /// The same by a name in lower case, as DNS asks: the original may have another.
+    pub fn entries_ignoring_case(&self, ns: &str, service: &str) -> Vec<Entry> {
+        let found = self.entries(ns, service);
+        if !found.is_empty() {
+            return found;
+        }
+        let catalog = self.world.catalog();
+        let of = catalog.services().filter(|key| key.namespace.as_str() == ns).find(|key| {
+            catalog.of_service(key).any(|(_, r)| r.service.eq_ignore_ascii_case(service))
+        });
+        of.map(|key| self.entries_by_slug(ns, key.name.as_str())).unwrap_or_default()
+    }
+
     /// The entries on one node.
     pub fn on_node(&self, ns: &str, node: &str) -> Vec<Entry> {
         let mut out = Vec::new();

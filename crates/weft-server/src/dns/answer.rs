@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A query's bytes to an answer's bytes. Total: any input gives an answer of at most FORMERR, or
+//! nothing at all (no header to answer to, or an answer itself). Owns no socket.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use domain::base::iana::{Class, Opcode, OptRcode, Rcode, Rtype};
+use domain::base::message_builder::{
+    AdditionalBuilder, AnswerBuilder, AuthorityBuilder, PushError,
+};
+use domain::base::{Message, MessageBuilder, Name, Serial, ToName, TreeCompressor, Ttl};
+use domain::rdata::{A, Aaaa, Cname, Ns, Soa, Srv};
+use weft_base::limits::DNS_UDP_BYTES_MAX;
+use weft_base::rng::Rng;
+
+use super::find::{Data, Found, apex_name, find, name_server};
+use super::names::{Zone, Zones, parse};
+use crate::consul::view::View;
+
+/// What carries the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    Udp,
+    Tcp,
+}
+
+/// Bytes that an OPT record without options takes.
+const OPT_BYTES: usize = 11;
+/// Consul's answers are not to be kept; Kubernetes' for as long as its own DNS says.
+const TTL_CONSUL: Ttl = Ttl::ZERO;
+const TTL_CLUSTER: Ttl = Ttl::from_secs(5);
+
+type Target = TreeCompressor<Vec<u8>>;
+type DnsName = Name<Vec<u8>>;
+
+/// What is asked, once the header and question are read.
+struct Asked {
+    name: DnsName,
+    rtype: Rtype,
+    edns: Option<Edns>,
+}
+
+#[derive(Clone, Copy)]
+struct Edns {
+    size: u16,
+    version: u8,
+}
+
+/// Answers one query.
+pub fn answer(
+    query: &[u8],
+    carrier: Carrier,
+    view: &View,
+    zones: &Zones,
+    rng: &mut Rng,
+) -> Option<Vec<u8>> {
+    let message = Message::from_octets(query).ok()?;
+    let header = message.header();
+    if header.qr() {
+        return None;
+    }
+    if header.opcode() != Opcode::QUERY {
+        return refuse(&message, Rcode::NOTIMP);
+    }
+    let Some(asked) = read(&message) else { return refuse(&message, Rcode::FORMERR) };
+    let limit = match (carrier, asked.edns) {
+        (Carrier::Tcp, _) => usize::from(u16::MAX),
+        (Carrier::Udp, None) => 512,
+        (Carrier::Udp, Some(edns)) => usize::from(edns.size).clamp(512, DNS_UDP_BYTES_MAX),
+    };
+    if asked.edns.is_some_and(|edns| edns.version != 0) {
+        return finish(start(&message, Rcode::NOERROR, limit)?, &asked, OptRcode::BADVERS);
+    }
+    let text = asked.name.to_string().to_ascii_lowercase();
+    let labels: Vec<&str> = text.split('.').filter(|label| !label.is_empty()).collect();
+    let Some((zone, lookup)) = parse(&labels, zones) else {
+        return finish(start(&message, Rcode::REFUSED, limit)?, &asked, OptRcode::REFUSED);
+    };
+    let found = find(view, zones, zone, &lookup, asked.rtype, rng);
+    let serial = Serial(u32::try_from(view.world.revision() & 0xffff_ffff).unwrap_or(0));
+    write(&message, &asked, &found, &Place { zone, zones, serial, limit })
+}
+
+/// Where an answer belongs and what bounds it.
+struct Place<'a> {
+    zone: Zone,
+    zones: &'a Zones,
+    serial: Serial,
+    limit: usize,
+}
+
+fn read(message: &Message<&[u8]>) -> Option<Asked> {
+    let question = message.sole_question().ok()?;
+    let mut edns = None;
+    for record in message.additional().ok()? {
+        let record = record.ok()?;
+        if record.rtype() == Rtype::OPT {
+            if edns.is_some() || !record.owner().is_root() {
+                return None;
+            }
+            // RFC 6891: the class is the size, the TTL's second byte the version.
+            let [_, version, _, _] = record.ttl().as_secs().to_be_bytes();
+            edns = Some(Edns { size: record.class().to_int(), version });
+        }
+    }
+    if !matches!(question.qclass(), Class::IN | Class::ANY) {
+        return None;
+    }
+    Some(Asked { name: question.qname().to_name(), rtype: question.qtype(), edns })
+}
+
+fn write(message: &Message<&[u8]>, asked: &Asked, found: &Found, place: &Place) -> Option<Vec<u8>> {
+    let rcode = if found.exists { Rcode::NOERROR } else { Rcode::NXDOMAIN };
+    let mut answer = start(message, rcode, place.limit)?;
+    answer.header_mut().set_aa(true);
+    for data in &found.answers {
+        if push(&mut answer, &asked.name, data, place).is_err() {
+            answer.header_mut().set_tc(true);
+            break;
+        }
+    }
+    if found.answers.is_empty() {
+        let mut authority = answer.authority();
+        let _ = push_soa(&mut authority, place);
+        return opt(authority.additional(), asked, rcode.into());
+    }
+    let cut = answer.header().tc();
+    let mut additional = answer.additional();
+    if !cut {
+        for (name, address) in &found.additional {
+            // Additional records are a courtesy: what does not fit is left out.
+            let Ok(name) = DnsName::from_str(name) else { continue };
+            if push_address(&mut additional, &name, *address, place).is_err() {
+                break;
+            }
+        }
+    }
+    opt(additional, asked, rcode.into())
+}
+
+fn push(
+    answer: &mut AnswerBuilder<Target>,
+    owner: &DnsName,
+    data: &Data,
+    place: &Place,
+) -> Result<(), PushError> {
+    let ttl = ttl(place.zone);
+    match data {
+        Data::Address(IpAddr::V4(v4)) => answer.push((owner, ttl, A::new(*v4))),
+        Data::Address(IpAddr::V6(v6)) => answer.push((owner, ttl, Aaaa::new(*v6))),
+        Data::Srv { weight, port, target } => match DnsName::from_str(target) {
+            Ok(target) => answer.push((owner, ttl, Srv::new(1, *weight, *port, target))),
+            // A registered address that is no host name has no SRV form.
+            Err(_) => Ok(()),
+        },
+        Data::Cname(name) => match DnsName::from_str(name) {
+            Ok(name) => answer.push((owner, ttl, Cname::new(name))),
+            Err(_) => Ok(()),
+        },
+        Data::Soa => match soa(place) {
+            Some((apex, soa)) => answer.push((apex, ttl, soa)),
+            None => Ok(()),
+        },
+        Data::Ns => match DnsName::from_str(&name_server(place.zone, place.zones)) {
+            Ok(name) => answer.push((owner, ttl, Ns::new(name))),
+            Err(_) => Ok(()),
+        },
+    }
+}
+
+fn push_address(
+    additional: &mut AdditionalBuilder<Target>,
+    owner: &DnsName,
+    address: IpAddr,
+    place: &Place,
+) -> Result<(), PushError> {
+    let ttl = ttl(place.zone);
+    match address {
+        IpAddr::V4(v4) => additional.push((owner, ttl, A::new(v4))),
+        IpAddr::V6(v6) => additional.push((owner, ttl, Aaaa::new(v6))),
+    }
+}
+
+fn push_soa(authority: &mut AuthorityBuilder<Target>, place: &Place) -> Result<(), PushError> {
+    match soa(place) {
+        Some((apex, soa)) => authority.push((apex, ttl(place.zone), soa)),
+        None => Ok(()),
+    }
+}
+
+fn soa(place: &Place) -> Option<(DnsName, Soa<DnsName>)> {
+    let apex_text = apex_name(place.zone, place.zones);
+    let apex = DnsName::from_str(apex_text).ok()?;
+    let server = DnsName::from_str(&name_server(place.zone, place.zones)).ok()?;
+    let mailbox = DnsName::from_str(&format!("hostmaster.{apex_text}")).ok()?;
+    let secs = Ttl::from_secs;
+    let minimum = ttl(place.zone);
+    Some((
+        apex,
+        Soa::new(server, mailbox, place.serial, secs(3600), secs(600), secs(86_400), minimum),
+    ))
+}
+
+fn ttl(zone: Zone) -> Ttl {
+    match zone {
+        Zone::Consul => TTL_CONSUL,
+        Zone::Cluster => TTL_CLUSTER,
+    }
+}
+
+/// An answer with the question in it, and room kept for the OPT record.
+fn start(message: &Message<&[u8]>, rcode: Rcode, limit: usize) -> Option<AnswerBuilder<Target>> {
+    let mut builder = MessageBuilder::from_target(TreeCompressor::new(Vec::new())).ok()?;
+    builder.set_push_limit(limit.saturating_sub(OPT_BYTES));
+    let mut answer = builder.start_answer(message, rcode).ok()?;
+    answer.header_mut().set_ra(false);
+    Some(answer)
+}
+
+fn finish(answer: AnswerBuilder<Target>, asked: &Asked, rcode: OptRcode) -> Option<Vec<u8>> {
+    opt(answer.additional(), asked, rcode)
+}
+
+fn opt(
+    mut additional: AdditionalBuilder<Target>,
+    asked: &Asked,
+    rcode: OptRcode,
+) -> Option<Vec<u8>> {
+    if asked.edns.is_some() {
+        additional.as_builder_mut().clear_push_limit();
+        let size = u16::try_from(DNS_UDP_BYTES_MAX).unwrap_or(u16::MAX);
+        additional
+            .opt(|opt| {
+                opt.set_udp_payload_size(size);
+                opt.set_rcode(rcode);
+                Ok(())
+            })
+            .ok()?;
+    }
+    Some(additional.finish().into_target())
+}
+
+/// An answer of a header alone: what came could not be read further.
+fn refuse(message: &Message<&[u8]>, rcode: Rcode) -> Option<Vec<u8>> {
+    let mut builder = MessageBuilder::from_target(Vec::new()).ok()?;
+    let header = builder.header_mut();
+    header.set_id(message.header().id());
+    header.set_qr(true);
+    header.set_opcode(message.header().opcode());
+    header.set_rd(message.header().rd());
+    header.set_rcode(rcode);
+    Some(builder.finish())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Queries against a World of both doors' making, answers read back by the codec.
+
+use std::sync::Arc;
+
+use domain::rdata::AllRecordData;
+use serde_json::{Value, json};
+use weft_kinds::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Registration, Status};
+use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey, World};
+
+use super::*;
+use crate::consul::view::Identity;
+
+struct Rig {
+    world: World,
+    own: Arc<Identity>,
+    zones: Zones,
+    rng: Rng,
+}
+
+/// An answer as text: the code, answers, authority, additional records.
+#[derive(Debug, PartialEq)]
+struct Shown {
+    rcode: String,
+    tc: bool,
+    answers: Vec<String>,
+    authority: Vec<String>,
+    additional: Vec<String>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let node =
+            NodeRecord { node: "n1".into(), address: "127.0.0.1".into(), ..NodeRecord::default() };
+        let own = Identity { node: Arc::new(node), datacenter: "dc1".into(), version: "".into() };
+        let zones = Zones { datacenter: "dc1".into(), cluster_domain: "cluster.local".into() };
+        Self { world: World::new(), own: Arc::new(own), zones, rng: Rng::seeded(1) }
+    }
+
+    fn put(&mut self, key: &str, value: &impl serde::Serialize) {
+        let revision = self.world.revision() + 1;
+        self.world.apply(key, Some(&serde_json::to_vec(value).unwrap()), revision);
+    }
+
+    fn register(&mut self, id: &str, service: &str, address: &str, tags: &[&str]) {
+        let registration = Registration {
+            id: id.into(),
+            service: service.into(),
+            node: "n1".into(),
+            namespace: "default".into(),
+            address: address.into(),
+            port: 8080,
+            tags: tags.iter().map(|t| (*t).into()).collect(),
+            agent: true,
+            ..Registration::default()
+        };
+        let place =
+            RegistrationKey { namespace: "default".into(), node: "n1".into(), id: id.into() };
+        self.put(&StoreKey::Registration(place).to_string(), &registration);
+        let check = CheckRecord {
+            id: format!("service:{id}").into(),
+            node: "n1".into(),
+            namespace: "default".into(),
+            service_id: id.into(),
+            initial: Status::Passing,
+            ..CheckRecord::default()
+        };
+        self.put(&StoreKey::Check(check_key(id)).to_string(), &check);
+    }
+
+    fn tell(&mut self, id: &str, status: Status) {
+        let key = StoreKey::CheckStatus(check_key(id)).to_string();
+        self.put(&key, &CheckStatus { status, output: "".into() });
+    }
+
+    fn service(&mut self, name: &str, spec: Value, ips: &[(&str, bool)]) {
+        let meta = json!({"name": name, "namespace": "shop"});
+        let at = format!("/o/core/services/shop/{name}");
+        self.put(&at, &json!({"metadata": meta, "spec": spec}));
+        let endpoints: Vec<Value> = ips
+            .iter()
+            .map(|(ip, ready)| json!({"addresses": [ip], "conditions": {"ready": ready}}))
+            .collect();
+        let slice = json!({
+            "metadata": {"name": name, "namespace": "shop",
+                         "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+            "endpoints": endpoints,
+        });
+        self.put(&format!("/o/discovery.k8s.io/endpointslices/shop/{name}"), &slice);
+    }
+
+    fn raw(&mut self, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
+        let view = View { world: Arc::new(self.world.clone()), own: self.own.clone() };
+        answer(query, carrier, &view, &self.zones, &mut self.rng)
+    }
+
+    fn ask(&mut self, name: &str, rtype: Rtype) -> Shown {
+        let answer = self.raw(&query(name, rtype, Some(1232)), Carrier::Udp).unwrap();
+        shown(&answer)
+    }
+
+    fn check(&mut self, name: &str, rtype: Rtype, rcode: &str, answers: &[&str]) {
+        let got = self.ask(name, rtype);
+        let mut sorted = got.answers.clone();
+        sorted.sort();
+        assert_eq!(
+            (got.rcode.as_str(), sorted.as_slice()),
+            (rcode, &strings(answers)[..]),
+            "{name} {rtype}"
+        );
+        let soa = got.authority.iter().any(|line| line.contains("hostmaster."));
+        assert_eq!(soa, answers.is_empty() && rcode != "REFUSED", "SOA of {name}: {got:?}");
+    }
+}
+
+fn check_key(id: &str) -> CheckKey {
+    let id = format!("service:{id}").into();
+    CheckKey { namespace: "default".into(), node: "n1".into(), id }
+}
+
+fn strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|s| (*s).to_owned()).collect()
+}
+
+fn query(name: &str, rtype: Rtype, edns: Option<u16>) -> Vec<u8> {
+    let mut builder = MessageBuilder::new_vec();
+    builder.header_mut().set_id(7);
+    let mut question = builder.question();
+    question.push((DnsName::from_str(name).unwrap(), rtype)).unwrap();
+    let mut additional = question.additional();
+    if let Some(size) = edns {
+        additional
+            .opt(|opt| {
+                opt.set_udp_payload_size(size);
+                Ok(())
+            })
+            .unwrap();
+    }
+    additional.finish()
+}
+
+fn shown(bytes: &[u8]) -> Shown {
+    let message = Message::from_octets(bytes).unwrap();
+    let line = |record: domain::base::ParsedRecord<&[u8]>| {
+        let record = record.to_any_record::<AllRecordData<_, _>>().unwrap();
+        format!("{} {} {}", record.owner(), record.rtype(), record.data())
+    };
+    let (_, answers, authority, additional) = message.sections().unwrap();
+    Shown {
+        rcode: message.opt_rcode().to_string(),
+        tc: message.header().tc(),
+        answers: answers
+            .map(|r| line(r.unwrap()))
+            .map(|s| s.split_once(' ').unwrap().1.to_owned())
+            .collect(),
+        authority: authority.map(|r| line(r.unwrap())).collect(),
+        additional: additional
+            .map(|r| r.unwrap())
+            .filter(|r| r.rtype() != Rtype::OPT)
+            .map(line)
+            .collect(),
+    }
+}
+
+#[test]
+fn consuls_names_answer_with_healthy_instances_only() {
+    let mut rig = Rig::new();
+    rig.register("w1", "web", "10.0.0.1", &["v1"]);
+    rig.register("w2", "web", "10.0.0.2", &["v2"]);
+    rig.register("w3", "web", "fd00::3", &["v2"]);
+    rig.check("web.service.consul", Rtype::A, "NOERROR", &["A 10.0.0.1", "A 10.0.0.2"]);
+    rig.check("WEB.Service.Consul", Rtype::AAAA, "NOERROR", &["AAAA fd00::3"]);
+    rig.check("v2.web.service.dc1.consul", Rtype::A, "NOERROR", &["A 10.0.0.2"]);
+    rig.check("_web._v1.service.consul", Rtype::A, "NOERROR", &["A 10.0.0.1"]);
+    rig.check("web.service.consul", Rtype::TXT, "NOERROR", &[]);
+    rig.tell("w1", Status::Critical);
+    rig.tell("w2", Status::Warning);
+    rig.check("web.service.consul", Rtype::A, "NOERROR", &["A 10.0.0.2"]);
+    rig.check("v1.web.service.consul", Rtype::A, "NXDOMAIN", &[]);
+    rig.tell("w2", Status::Critical);
+    rig.check("web.service.consul", Rtype::A, "NOERROR", &[]);
+    rig.tell("w3", Status::Critical);
+    rig.check("web.service.consul", Rtype::A, "NXDOMAIN", &[]);
+    rig.check("nope.service.consul", Rtype::A, "NXDOMAIN", &[]);
+    rig.check("service.consul", Rtype::A, "NOERROR", &[]);
+    rig.check("n1.node.consul", Rtype::A, "NOERROR", &["A 127.0.0.1"]);
+    rig.check("n2.node.consul", Rtype::A, "NXDOMAIN", &[]);
+    rig.check("consul.service.consul", Rtype::A, "NOERROR", &["A 127.0.0.1"]);
+    rig.check("example.com", Rtype::A, "REFUSED", &[]);
+    rig.check("1.0.0.127.in-addr.arpa", Rtype::PTR, "REFUSED", &[]);
+}
+
+#[test]
+fn a_services_original_name_is_found_whatever_its_case() {
+    let mut rig = Rig::new();
+    rig.register("w1", "Web_API", "10.0.0.1", &[]);
+    rig.check("web_api.service.consul", Rtype::A, "NOERROR", &["A 10.0.0.1"]);
+}
+
+#[test]
+fn srv_targets_can_be_resolved() {
+    let mut rig = Rig::new();
+    rig.register("w1", "web", "10.0.0.1", &[]);
+    rig.register("w2", "web", "", &[]);
+    let got = rig.ask("_web._tcp.service.consul", Rtype::SRV);
+    let mut answers = got.answers.clone();
+    answers.sort();
+    assert_eq!(
+        answers,
+        ["SRV 1 1 8080 0a000001.addr.dc1.consul", "SRV 1 1 8080 n1.node.dc1.consul"]
+    );
+    let mut additional = got.additional.clone();
+    additional.sort();
+    assert_eq!(
+        additional,
+        ["0a000001.addr.dc1.consul A 10.0.0.1", "n1.node.dc1.consul A 127.0.0.1"]
+    );
+    rig.check("0a000001.addr.dc1.consul", Rtype::A, "NOERROR", &["A 10.0.0.1"]);
+    rig.check("n1.node.dc1.consul", Rtype::A, "NOERROR", &["A 127.0.0.1"]);
+}
+
+#[test]
+fn kubernetes_names_answer_by_the_services_form() {
+    let mut rig = Rig::new();
+    let ports = json!([{"name": "http", "port": 80, "protocol": "TCP"}]);
+    let spec = json!({"clusterIP": "127.96.0.1", "clusterIPs": ["127.96.0.1"], "ports": ports});
+    rig.service("user", spec, &[("127.64.0.2", true)]);
+    let spec = json!({"clusterIP": "None", "ports": ports});
+    rig.service("db", spec, &[("127.64.0.3", true), ("127.64.0.4", false)]);
+    let spec = json!({"type": "ExternalName", "externalName": "db.example.com"});
+    rig.service("ext", spec, &[]);
+    let at = |name: &str| format!("{name}.shop.svc.cluster.local");
+    rig.check(&at("user"), Rtype::A, "NOERROR", &["A 127.96.0.1"]);
+    rig.check(&at("user"), Rtype::AAAA, "NOERROR", &[]);
+    rig.check(
+        &at("_http._tcp.user"),
+        Rtype::SRV,
+        "NOERROR",
+        &["SRV 1 1 80 user.shop.svc.cluster.local"],
+    );
+    rig.check(&at("_http._udp.user"), Rtype::SRV, "NXDOMAIN", &[]);
+    rig.check(&at("db"), Rtype::A, "NOERROR", &["A 127.64.0.3"]);
+    rig.check(
+        &at("_http._tcp.db"),
+        Rtype::SRV,
+        "NOERROR",
+        &["SRV 1 1 8080 127-64-0-3.db.shop.svc.cluster.local"],
+    );
+    rig.check(&at("127-64-0-3.db"), Rtype::A, "NOERROR", &["A 127.64.0.3"]);
+    rig.check(&at("127-64-0-4.db"), Rtype::A, "NXDOMAIN", &[]);
+    rig.check(&at("ext"), Rtype::A, "NOERROR", &["CNAME db.example.com."]);
+    rig.check(&at("nope"), Rtype::A, "NXDOMAIN", &[]);
+    rig.check("shop.svc.cluster.local", Rtype::A, "NOERROR", &[]);
+    // The same truth by the other name.
+    rig.check("user.service.shop.ns.consul", Rtype::A, "NOERROR", &["A 127.64.0.2"]);
+    assert_eq!(rig.ask("cluster.local", Rtype::SOA).answers.len(), 1);
+    rig.check("consul", Rtype::NS, "NOERROR", &["NS ns.consul."]);
+    rig.check("ns.consul", Rtype::A, "NOERROR", &["A 127.0.0.1"]);
+}
+
+#[test]
+fn what_does_not_fit_is_cut_and_marked_and_tcp_has_it_whole() {
+    let mut rig = Rig::new();
+    for n in 0..200 {
+        rig.register(&format!("w{n}"), "web", &format!("10.0.1.{n}"), &[]);
+    }
+    let name = "web.service.consul";
+    for (edns, limit) in [(None, 512), (Some(1232), 1232), (Some(4096), 1232), (Some(10), 512)] {
+        let bytes = rig.raw(&query(name, Rtype::A, edns), Carrier::Udp).unwrap();
+        assert!(bytes.len() <= limit, "{} > {limit}", bytes.len());
+        assert!(shown(&bytes).tc);
+    }
+    let whole = shown(&rig.raw(&query(name, Rtype::A, None), Carrier::Tcp).unwrap());
+    assert_eq!((whole.tc, whole.answers.len()), (false, 200));
+    let srv = shown(&rig.raw(&query(name, Rtype::SRV, None), Carrier::Tcp).unwrap());
+    assert_eq!((srv.answers.len(), srv.additional.len()), (200, 200));
+}
+
+#[test]
+fn answers_are_shuffled_evenly() {
+    let mut rig = Rig::new();
+    for n in 0..4 {
+        rig.register(&format!("w{n}"), "web", &format!("10.0.0.{n}"), &[]);
+    }
+    let mut first = std::collections::BTreeMap::<String, u32>::new();
+    for _ in 0..4000 {
+        *first.entry(rig.ask("web.service.consul", Rtype::A).answers[0].clone()).or_default() += 1;
+    }
+    // 3 standard errors of a binomial(4000, 1/4) are 82.
+    assert!(first.len() == 4 && first.values().all(|n| n.abs_diff(1000) < 110), "{first:?}");
+}
+
+#[test]
+fn the_protocols_edges() {
+    let mut rig = Rig::new();
+    let code = |bytes: Option<Vec<u8>>| shown(&bytes.unwrap()).rcode;
+    let good = query("consul", Rtype::SOA, Some(1232));
+    assert_eq!(rig.raw(&good[..11], Carrier::Udp), None, "no header, no answer");
+    let mut response = good.clone();
+    response[2] |= 0x80;
+    assert_eq!(rig.raw(&response, Carrier::Udp), None, "an answer is not answered");
+    let mut update = good.clone();
+    update[2] |= 5 << 3;
+    assert_eq!(code(rig.raw(&update, Carrier::Udp)), "NOTIMP");
+    assert_eq!(code(rig.raw(&good[..15], Carrier::Udp)), "FORMERR");
+    let mut two = good.clone();
+    two[5] = 2;
+    assert_eq!(code(rig.raw(&two, Carrier::Udp)), "FORMERR");
+    let mut version = good.clone();
+    let at = version.len() - 5;
+    version[at] = 1;
+    assert_eq!(code(rig.raw(&version, Carrier::Udp)), "BADVERS");
+    let mut class = query("consul", Rtype::SOA, None);
+    let at = class.len() - 1;
+    class[at] = 3;
+    assert_eq!(code(rig.raw(&class, Carrier::Udp)), "FORMERR");
+}
+
+#[test]
+fn reg_64_random_packets_get_an_error_or_nothing() {
+    let mut rig = Rig::new();
+    rig.register("w1", "web", "10.0.0.1", &[]);
+    let seeds = [
+        query("web.service.consul", Rtype::SRV, Some(1232)),
+        query("_http._tcp.web.shop.svc.cluster.local", Rtype::ANY, None),
+    ];
+    let mut rng = Rng::seeded(99);
+    for round in 0..100_000u32 {
+        // Half noise, half a query with some bytes changed and perhaps cut.
+        let mut packet = if round % 2 == 0 {
+            (0..rng.below(200)).map(|_| rng.next_u64().to_le_bytes()[3]).collect::<Vec<u8>>()
+        } else {
+            seeds[usize::try_from(rng.below(2)).unwrap()].clone()
+        };
+        for _ in 0..rng.below(4) {
+            if !packet.is_empty() {
+                let at = usize::try_from(rng.below(packet.len() as u64)).unwrap();
+                packet[at] = rng.next_u64().to_le_bytes()[0];
+            }
+        }
+        if rng.below(4) == 0 {
+            packet.truncate(usize::try_from(rng.below(packet.len() as u64 + 1)).unwrap());
+        }
+        let Some(bytes) = rig.raw(&packet, Carrier::Udp) else { continue };
+        assert!(bytes.len() <= DNS_UDP_BYTES_MAX);
+        let answer = Message::from_octets(&bytes[..]).unwrap();
+        assert!(answer.header().qr() && answer.header().id().to_be_bytes() == packet[..2]);
+        let readable = Message::from_octets(&packet[..])
+            .is_ok_and(|m| m.sole_question().is_ok() && m.header().opcode() == Opcode::QUERY);
+        if !readable {
+            assert!(
+                matches!(answer.header().rcode(), Rcode::FORMERR | Rcode::NOTIMP),
+                "{packet:?}"
+            );
+        }
+    }
+}

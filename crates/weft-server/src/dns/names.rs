@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a DNS name asks for, in both naming schemes. Pure: looks at labels, not at the World.
+//!
+//! Consul: `[tag.]web.service[.dc1].consul`, `_web._tcp.service.consul`,
+//! `web.service.<ns>.ns[.dc1.dc].consul`, `<node>.node[.dc1].consul`, `<hex ip>.addr.dc1.consul`.
+//! Kubernetes: `web.shop.svc.cluster.local`, `_http._tcp.web.shop.svc.cluster.local`,
+//! `10-0-0-1.web.shop.svc.cluster.local`, `10-0-0-1.shop.pod.cluster.local`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::consul::view::DEFAULT_NAMESPACE;
+
+/// The zones that are answered for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zones {
+    pub datacenter: String,
+    /// `cluster.local`.
+    pub cluster_domain: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Zone {
+    Consul,
+    Cluster,
+}
+
+/// What a name stands for, if anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    Apex,
+    /// `ns.<zone>`: this server.
+    NameServer,
+    ConsulService {
+        namespace: String,
+        service: String,
+        tag: Option<String>,
+    },
+    Node(String),
+    Address(IpAddr),
+    Service {
+        namespace: String,
+        service: String,
+    },
+    /// `_port._protocol` of a Kubernetes service.
+    Port {
+        namespace: String,
+        service: String,
+        port: String,
+        protocol: String,
+    },
+    /// One instance of a Kubernetes service, by its dashed address.
+    Endpoint {
+        namespace: String,
+        service: String,
+        address: IpAddr,
+    },
+    /// A name between: it has no records, names below it may.
+    Between,
+    Nothing,
+}
+
+/// The zone of a name and what it asks of it; `None` outside our zones. Labels come from the
+/// left, in lower case, without the root.
+pub fn parse(labels: &[&str], zones: &Zones) -> Option<(Zone, Lookup)> {
+    let domain: Vec<&str> = zones.cluster_domain.split('.').collect();
+    if let Some(rest) = labels.strip_suffix(domain.as_slice()) {
+        return Some((Zone::Cluster, cluster(rest)));
+    }
+    let rest = labels.strip_suffix(&["consul"])?;
+    Some((Zone::Consul, consul(rest, &zones.datacenter)))
+}
+
+fn consul(labels: &[&str], datacenter: &str) -> Lookup {
+    let labels = match labels {
+        [] => return Lookup::Apex,
+        ["ns"] => return Lookup::NameServer,
+        [rest @ .., dc, "dc"] if *dc == datacenter => rest,
+        [rest @ .., dc] if *dc == datacenter => rest,
+        other => other,
+    };
+    match labels {
+        [] | ["service" | "node" | "addr" | "ns" | "dc"] => Lookup::Between,
+        [rest @ .., "service"] => consul_service(rest, DEFAULT_NAMESPACE),
+        [rest @ .., "service", ns, "ns"] => consul_service(rest, ns),
+        [_, "ns"] => Lookup::Between,
+        // A node's name may have dots.
+        [name @ .., "node"] => Lookup::Node(name.join(".")),
+        [hex, "addr"] => hex_address(hex).map_or(Lookup::Nothing, Lookup::Address),
+        _ => Lookup::Nothing,
+    }
+}
+
+fn consul_service(labels: &[&str], namespace: &str) -> Lookup {
+    let (service, tag) = match labels {
+        [] => return Lookup::Between,
+        [service] => (*service, None),
+        // RFC 2782: `_web._tcp` is any instance, `_web._tag` those with the tag.
+        [service, tag] if service.starts_with('_') && tag.starts_with('_') => {
+            let tag = tag.trim_start_matches('_');
+            let tag = (!matches!(tag, "tcp" | "udp")).then(|| tag.to_owned());
+            (service.trim_start_matches('_'), tag)
+        }
+        [tag @ .., service] => (*service, Some(tag.join("."))),
+    };
+    Lookup::ConsulService { namespace: namespace.to_owned(), service: service.to_owned(), tag }
+}
+
+fn cluster(labels: &[&str]) -> Lookup {
+    let own = |ns: &str, service: &str| (ns.to_owned(), service.to_owned());
+    match labels {
+        [] => Lookup::Apex,
+        ["ns"] => Lookup::NameServer,
+        ["svc" | "pod"] | [_, "svc" | "pod"] => Lookup::Between,
+        [address, _, "pod"] => dashed_address(address).map_or(Lookup::Nothing, Lookup::Address),
+        [service, ns, "svc"] => {
+            let (namespace, service) = own(ns, service);
+            Lookup::Service { namespace, service }
+        }
+        ["_tcp" | "_udp" | "_sctp", _, _, "svc"] => Lookup::Between,
+        [port, protocol, service, ns, "svc"] if port.starts_with('_') => {
+            let (namespace, service) = own(ns, service);
+            match protocol.strip_prefix('_') {
+                Some(protocol) => Lookup::Port {
+                    namespace,
+                    service,
+                    port: port.trim_start_matches('_').to_owned(),
+                    protocol: protocol.to_owned(),
+                },
+                None => Lookup::Nothing,
+            }
+        }
+        [endpoint, service, ns, "svc"] => {
+            let (namespace, service) = own(ns, service);
+            match dashed_address(endpoint) {
+                Some(address) => Lookup::Endpoint { namespace, service, address },
+                None => Lookup::Nothing,
+            }
+        }
+        _ => Lookup::Nothing,
+    }
+}
+
+/// Consul's `7f000001` and its 32-digit form.
+pub fn hex_address(hex: &str) -> Option<IpAddr> {
+    if !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    match hex.len() {
+        8 => u32::from_str_radix(hex, 16).ok().map(|n| Ipv4Addr::from(n).into()),
+        32 => u128::from_str_radix(hex, 16).ok().map(|n| Ipv6Addr::from(n).into()),
+        _ => None,
+    }
+}
+
+pub fn to_hex(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => format!("{:08x}", u32::from(v4)),
+        IpAddr::V6(v6) => format!("{:032x}", u128::from(v6)),
+    }
+}
+
+/// Kubernetes' `10-0-0-1`, `fd00--1`.
+pub fn dashed_address(text: &str) -> Option<IpAddr> {
+    let v4: Option<Ipv4Addr> = text.replace('-', ".").parse().ok();
+    v4.map(IpAddr::V4).or_else(|| text.replace('-', ":").parse::<Ipv6Addr>().ok().map(Into::into))
+}
+
+pub fn to_dashed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => v4.to_string().replace('.', "-"),
+        // Written out: a leading or trailing dash is no host name.
+        IpAddr::V6(v6) => v6.segments().map(|s| format!("{s:x}")).as_slice().join("-"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, expect: Option<Lookup>) {
+        let zones = Zones { datacenter: "dc1".into(), cluster_domain: "cluster.local".into() };
+        let labels: Vec<&str> = name.split('.').collect();
+        assert_eq!(parse(&labels, &zones).map(|(_, lookup)| lookup), expect, "{name}");
+    }
+
+    fn consul(service: &str, ns: &str, tag: Option<&str>) -> Option<Lookup> {
+        Some(Lookup::ConsulService {
+            namespace: ns.into(),
+            service: service.into(),
+            tag: tag.map(Into::into),
+        })
+    }
+
+    #[test]
+    fn consuls_names() {
+        check("web.service.consul", consul("web", "default", None));
+        check("web.service.dc1.consul", consul("web", "default", None));
+        check("v1.web.service.consul", consul("web", "default", Some("v1")));
+        check("_web._tcp.service.consul", consul("web", "default", None));
+        check("_web._v1.service.dc1.consul", consul("web", "default", Some("v1")));
+        check("web.service.shop.ns.consul", consul("web", "shop", None));
+        check("_web._tcp.service.shop.ns.dc1.dc.consul", consul("web", "shop", None));
+        check("n1.node.consul", Some(Lookup::Node("n1".into())));
+        check("a.b.node.dc1.consul", Some(Lookup::Node("a.b".into())));
+        check("7f000001.addr.dc1.consul", Some(Lookup::Address([127, 0, 0, 1].into())));
+        check("consul", Some(Lookup::Apex));
+        check("service.consul", Some(Lookup::Between));
+        check("web.service.dc2.consul", Some(Lookup::Nothing));
+        check("zz.addr.consul", Some(Lookup::Nothing));
+        check("example.com", None);
+        check("notconsul", None);
+    }
+
+    #[test]
+    fn kubernetes_names() {
+        let (namespace, service) = ("shop".to_owned(), "web".to_owned());
+        let of = Lookup::Service { namespace: namespace.clone(), service: service.clone() };
+        check("web.shop.svc.cluster.local", Some(of));
+        let (port, protocol) = ("http".to_owned(), "tcp".to_owned());
+        let of =
+            Lookup::Port { namespace: namespace.clone(), service: service.clone(), port, protocol };
+        check("_http._tcp.web.shop.svc.cluster.local", Some(of));
+        let of = Lookup::Endpoint { namespace, service, address: [10, 0, 0, 1].into() };
+        check("10-0-0-1.web.shop.svc.cluster.local", Some(of));
+        check("10-0-0-1.shop.pod.cluster.local", Some(Lookup::Address([10, 0, 0, 1].into())));
+        check("shop.svc.cluster.local", Some(Lookup::Between));
+        check("_tcp.web.shop.svc.cluster.local", Some(Lookup::Between));
+        check("cluster.local", Some(Lookup::Apex));
+        check("web.shop.cluster.local", Some(Lookup::Nothing));
+        check("web.local", None);
+    }
+
+    #[test]
+    fn addresses_come_back() {
+        for text in ["10.0.0.1", "fd00::1", "::1", "2001:db8::"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(hex_address(&to_hex(address)), Some(address));
+            assert_eq!(dashed_address(&to_dashed(address)), Some(address), "{text}");
+        }
+    }
+}

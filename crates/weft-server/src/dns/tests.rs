@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The door over real sockets.
+
+use std::sync::Arc;
+
+use weft_base::snapshot::{Publisher, snapshot};
+use weft_kinds::views::catalog::NodeRecord;
+
+use super::*;
+
+fn server() -> (Server, Publisher<World>) {
+    let node =
+        NodeRecord { node: "n1".into(), address: "127.0.0.1".into(), ..NodeRecord::default() };
+    let own = Identity { node: Arc::new(node), datacenter: "dc1".into(), version: "".into() };
+    let zones = Zones { datacenter: "dc1".into(), cluster_domain: "cluster.local".into() };
+    let (publisher, world) = snapshot(World::new());
+    (Server::new(world, Arc::new(own), zones, Rng::seeded(1)), publisher)
+}
+
+/// `n1.node.consul A`, recursion desired.
+const QUERY: &[u8] = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x02n1\x04node\x06consul\0\0\x01\0\x01";
+
+fn check(answer: &[u8]) {
+    assert_eq!(&answer[..2], b"\0\x07");
+    assert_eq!(answer[3] & 0x0f, 0, "NOERROR");
+    assert!(answer.ends_with(&[127, 0, 0, 1]), "{answer:?}");
+}
+
+#[tokio::test]
+async fn udp_and_tcp_answer_the_same_and_survive_garbage() {
+    let (server, _publisher) = server();
+    let tasks = TaskGroup::new();
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let udp = socket.local_addr().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = listener.local_addr().unwrap();
+    tasks.spawn("udp", server.clone().serve_udp(socket, tasks.clone()));
+    tasks.spawn("tcp", server.serve_tcp(listener, tasks.clone()));
+
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(udp).await.unwrap();
+    for garbage in [&b""[..], b"x", &[0xff; 600]] {
+        client.send(garbage).await.unwrap();
+    }
+    let mut buffer = [0; 1500];
+    // Nothing answers garbage but, where it has a header, an error; ours is told by its id.
+    client.send(QUERY).await.unwrap();
+    let answer = loop {
+        let len = client.recv(&mut buffer).await.unwrap();
+        if buffer[..2] == QUERY[..2] {
+            break buffer[..len].to_vec();
+        }
+    };
+    check(&answer);
+
+    let mut garbage = TcpStream::connect(tcp).await.unwrap();
+    garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut stream = TcpStream::connect(tcp).await.unwrap();
+    for _ in 0..3 {
+        let mut framed = u16::try_from(QUERY.len()).unwrap().to_be_bytes().to_vec();
+        framed.extend_from_slice(QUERY);
+        stream.write_all(&framed).await.unwrap();
+        let len = stream.read_u16().await.unwrap();
+        let mut whole = vec![0; usize::from(len)];
+        stream.read_exact(&mut whole).await.unwrap();
+        check(&whole);
+    }
+    assert!(tasks.shutdown(Duration::from_secs(20)).await);
+}
