@@ -1,1 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Whole proxies against real peers over loopback sockets. `bed` is the bench; each other file is
+//! one trait of the data plane.
+
+mod bed;
+mod drain;
+mod faults;
+mod grpc;
+mod mtls;
+mod retry;
+mod routing;
+mod share;
+mod tcp;

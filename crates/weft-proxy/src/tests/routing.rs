@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where requests go, and what is said when they go nowhere.
+
+use std::time::Duration;
+
+use http::Request;
+use http_body_util::Full;
+use weft_model::*;
+
+use super::bed::*;
+use crate::config::UnknownDestinations;
+use crate::table::Door;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forward_proxy_knows_services_by_every_name() {
+    let user = Server::named("user").await;
+    let bed = Bed::sidecar(http_service("user", &[user.address])).await;
+    for host in ["user", "user.shop", "user.shop.svc.cluster.local", "USER.shop."] {
+        let got = bed.get(&format!("http://{host}:80/x")).await;
+        assert_eq!((got.status, got.body.as_str()), (200, "user"), "{host}");
+    }
+    assert_eq!(bed.get("http://user/").await.body, "user");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_destinations_pass_through_or_are_denied() {
+    let outside = Server::named("outside").await;
+    let bed = Bed::sidecar(Vec::new()).await;
+    let url = format!("http://{}/", outside.address);
+    assert_eq!(bed.get(&url).await.body, "outside");
+    assert!(bed.metrics().await.contains("destination_service=\"PassthroughCluster\""));
+
+    let mut strict = config("sidecar~shop~client-2");
+    strict.unknown = UnknownDestinations::Deny;
+    let bed = Bed::start(strict, None).await;
+    let got = bed.get(&url).await;
+    assert_eq!((got.status, got.header("x-weft-flags")), (502, "NR"));
+    assert!(got.body.contains("not in the mesh"), "{}", got.body);
+    assert_eq!(outside.hits(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forward_proxy_admits_only_its_own_app() {
+    let user = Server::named("user").await;
+    let mut config = config("sidecar~shop~client-1");
+    config.credential = Some("pod:secret".into());
+    let bed = Bed::start(config, None).await;
+    bed.apply(1, http_service("user", &[user.address])).await;
+    assert_eq!(bed.get("http://user/").await.status, 407);
+    let with = |credential: &str| {
+        Request::get("http://user/")
+            .header("proxy-authorization", credential)
+            .body(Full::default())
+            .unwrap()
+    };
+    // base64 of pod:wrong!, then pod:secret
+    assert_eq!(bed.send(with("Basic cG9kOndyb25nIQ==")).await.status, 407);
+    assert_eq!(bed.send(with("Basic cG9kOnNlY3JldA==")).await.status, 200);
+    assert_eq!(user.hits(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateway_routes_by_host_and_path_and_hides_the_inside() {
+    let users = Server::named("users").await;
+    let orders = Server::named("orders").await;
+    let mut all = http_service("user", &[users.address]);
+    all.extend(http_service("order", &[orders.address]));
+    all.push(gateway(Some("*.example.com")));
+    all.push(gateway_route(
+        "shop",
+        &[],
+        vec![
+            rule("/users", Action::Forward(vec![to("user", "", 1)])),
+            rule("/orders", Action::Forward(vec![to("order", "", 1)])),
+        ],
+    ));
+    let bed = Bed::gateway(all).await;
+    let address = bed.listener();
+    let at = |path: &'static str, host: &'static str| send(address, get(path, host));
+    assert_eq!(at("/users/1", "a.example.com").await.body, "users");
+    assert_eq!(at("/orders", "b.example.com:8000").await.body, "orders");
+    let none = at("/else", "a.example.com").await;
+    assert_eq!((none.status, none.header("x-weft-flags")), (404, "NR"));
+    // Outside clients learn flag and request id only.
+    assert_eq!(none.body.trim(), format!("NR {}", none.header("x-request-id")));
+    assert_eq!(at("/users", "example.com").await.status, 404);
+    assert_eq!(at("/usersx", "a.example.com").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_edit_headers_rewrite_redirect_and_answer() {
+    let echo = Server::http(|_, request| async move {
+        let line = format!(
+            "{} {} {} {}",
+            request.uri(),
+            request.headers().get("host").unwrap().to_str().unwrap(),
+            request.headers().get("x-set").map_or("-", |v| v.to_str().unwrap()),
+            request.headers().contains_key("x-drop"),
+        );
+        text(200, line)
+    })
+    .await;
+    let mut all = http_service("user", &[echo.address]);
+    let mut rewriting = rule("/old", Action::Forward(vec![to("user", "", 1)]));
+    rewriting.filters = vec![
+        Filter::RequestHeaders(HeaderEdit {
+            set: vec![("x-set".into(), "yes".into())],
+            remove: vec!["x-drop".into()],
+            ..HeaderEdit::default()
+        }),
+        Filter::ResponseHeaders(HeaderEdit {
+            add: vec![("x-out".into(), "1".into())],
+            ..HeaderEdit::default()
+        }),
+        Filter::Rewrite(Rewrite {
+            host: Some("inner".into()),
+            path: Some(PathRewrite::Prefix("/new".into())),
+        }),
+    ];
+    let redirect = Redirect { scheme: Some("https".into()), status: 301, ..Redirect::default() };
+    let direct = Action::Direct { status: 418, body: "tea".into() };
+    let fail = Action::Fail { status: 500, reason: "spec.x is wrong".into() };
+    all.push(mesh_route(
+        "user",
+        vec![
+            rewriting,
+            rule("/moved", Action::Redirect(redirect)),
+            rule("/tea", direct),
+            rule("/bad", fail),
+        ],
+    ));
+    let bed = Bed::sidecar(all).await;
+    let request = Request::get("http://user/old/a?q=1").header("x-drop", "1");
+    let got = bed.send(request.body(Full::default()).unwrap()).await;
+    assert_eq!((got.body.as_str(), got.header("x-out")), ("/new/a?q=1 inner yes false", "1"));
+    let moved = bed.get("http://user/moved").await;
+    assert_eq!((moved.status, moved.header("location")), (301, "https://user/moved"));
+    assert_eq!(bed.get("http://user/tea").await.status, 418);
+    let bad = bed.get("http://user/bad").await;
+    assert_eq!(bad.status, 500);
+    assert!(bad.body.contains("spec.x is wrong") && bad.body.contains("HTTPRoute shop/r"));
+    assert_eq!(bed.get("http://user/none").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upstream_ports_decide_whatever_host_the_program_names() {
+    let echo = Server::http(|_, request| async move {
+        text(200, request.headers().get("host").unwrap().as_bytes().to_vec())
+    })
+    .await;
+    let bed = Bed::sidecar(http_service("user", &[echo.address])).await;
+    let address = bed.door(|d| matches!(d, Door::Upstream { .. }));
+    let got = send(address, get("/", &address.to_string())).await;
+    assert_eq!(got.body, format!("{}:80", fqdn("user")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_route_waits_for_its_backend() {
+    let old = Server::named("old").await;
+    let new = Server::named("new").await;
+    let mut all = http_service("old", &[old.address]);
+    all.push(gateway(None));
+    let bed = Bed::gateway(all).await;
+    let path = get("/", "a");
+    assert_eq!(send(bed.listener(), path.clone()).await.status, 404);
+    // Its backend is not known yet: 404 goes on, never a 503.
+    let forward = |name| vec![rule("/", Action::Forward(vec![to(name, "", 1)]))];
+    bed.apply(2, vec![gateway_route("r", &[], forward("new"))]).await;
+    assert_eq!(send(bed.listener(), path.clone()).await.status, 404);
+    bed.apply(3, http_service("new", &[new.address])).await;
+    assert_eq!(send(bed.listener(), path.clone()).await.body, "new");
+    // A change to a backend that is not there keeps the form before it.
+    bed.apply(4, vec![gateway_route("r", &[], forward("newer"))]).await;
+    assert_eq!(send(bed.listener(), path.clone()).await.body, "new");
+    bed.apply(5, vec![gateway_route("r", &[], forward("old"))]).await;
+    assert_eq!(send(bed.listener(), path).await.body, "old");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_resources_are_named_and_the_rest_applies() {
+    let user = Server::named("user").await;
+    let bed = Bed::sidecar(Vec::new()).await;
+    let mut all = http_service("user", &[user.address]);
+    let (_, misplaced) = backend("user", "", Labels::new(), BackendPolicy::default());
+    all.push((Root::host("x.y").child("route/x"), misplaced));
+    let applied = bed.apply(2, all).await;
+    assert_eq!(applied.generation, 2);
+    assert_eq!(applied.rejected.len(), 1);
+    assert_eq!(applied.rejected[0].name, "host:x.y/route/x");
+    assert_eq!(bed.get("http://user/").await.body, "user");
+    // A port in use is told by the name of what wanted it.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (name, mut listener) = gateway(None);
+    if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
+        g.bind = vec![taken.local_addr().unwrap()];
+    }
+    let applied = bed.apply(3, vec![(name, listener)]).await;
+    assert_eq!(applied.rejected[0].name, "listener:shop/web/8000");
+    assert!(applied.rejected[0].reason.contains("in use"), "{applied:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_good_table_serves_without_a_server() {
+    let user = Server::named("user").await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config("sidecar~shop~client-1");
+    config.last_good = Some(dir.path().join("table.cbor"));
+    let bed = Bed::start(config.clone(), None).await;
+    assert!(!bed.proxy.status().is_configured());
+    bed.apply(7, http_service("user", &[user.address])).await;
+    bed.proxy.drain().await;
+
+    let bed = Bed::start(config, None).await;
+    assert!(bed.proxy.status().is_configured());
+    assert_eq!(bed.proxy.held().len(), 3);
+    assert_eq!(bed.get("http://user/").await.body, "user");
+    bed.remove(8, vec![Root::host(fqdn("user")).own()]).await;
+    let got = bed.get("http://user/").await;
+    assert_eq!(got.status, 502, "{got:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_swap_under_load_without_a_failed_request() {
+    let a = Server::named("a").await;
+    let b = Server::named("b").await;
+    let bed = Bed::sidecar(http_service("user", &[a.address])).await;
+    let outbound = bed.outbound();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let load = (0..4).map(|_| {
+        let stop = stop.clone();
+        async move {
+            let mut client = client(outbound).await;
+            let mut done = 0u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let got = client.send(get("http://user/", "user")).await;
+                assert_eq!(got.status, 200, "{}", got.body);
+                done += 1;
+            }
+            done
+        }
+    });
+    let swaps = async {
+        for generation in 2..202 {
+            let address = if generation % 2 == 0 { b.address } else { a.address };
+            bed.apply(generation, http_service("user", &[address])).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let (done, ()) = tokio::join!(futures_util::future::join_all(load), swaps);
+    assert!(done.iter().sum::<u64>() > 400, "{done:?}");
+    assert!(a.hits() > 0 && b.hits() > 0);
+}
