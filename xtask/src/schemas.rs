@@ -20,6 +20,8 @@ use serde_json::{Map, Value};
 const KUBERNETES: &str = "k8s.io/kubernetes@v1.36.3";
 const GATEWAY_API: &str = "sigs.k8s.io/gateway-api@v1.6.3";
 const ISTIO: &str = "istio.io/api@v1.31.1";
+const API: &str = "k8s.io/api@v0.36.3";
+const APIMACHINERY: &str = "k8s.io/apimachinery@v0.36.3";
 const HERE: &str = "crates/weft-kinds/schemas";
 
 /// The OpenAPI documents read, and the types served from each; what they refer to comes along.
@@ -53,6 +55,15 @@ const OPENAPI: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// Protobuf bodies are read of the types in these files.
+const PROTOS: &[&str] = &[
+    "k8s.io/api/core/v1/generated.proto",
+    "k8s.io/api/apps/v1/generated.proto",
+    "k8s.io/api/authorization/v1/generated.proto",
+    "k8s.io/api/coordination/v1/generated.proto",
+    "k8s.io/api/discovery/v1/generated.proto",
+];
+
 /// Groups of the Istio file that weft serves, and the kinds of them that it does not.
 const ISTIO_GROUPS: &[&str] = &["networking.istio.io", "security.istio.io", "telemetry.istio.io"];
 const ISTIO_NOT: &[&str] = &["EnvoyFilter", "ProxyConfig"];
@@ -78,6 +89,9 @@ pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
         manifest.push_str(&format!("{file} {source} {} schemas\n", bundle.len()));
         settle(&dir.join(&file), text.as_bytes(), check, true)?;
     }
+    let descriptors = descriptors()?;
+    settle(&dir.join("kubernetes.proto.gz"), &descriptors, check, true)?;
+    manifest.push_str(&format!("kubernetes.proto.gz {API} {APIMACHINERY} protobuf descriptors\n"));
     settle(&dir.join("MANIFEST"), manifest.as_bytes(), check, false)
 }
 
@@ -119,6 +133,21 @@ pub fn module(version: &str) -> anyhow::Result<PathBuf> {
         Some(dir) => Ok(PathBuf::from(dir)),
         None => bail!("cannot download {version}: {}", answer["Error"]),
     }
+}
+
+/// The descriptor set of the protobuf types, without comments.
+fn descriptors() -> anyhow::Result<Vec<u8>> {
+    let includes = std::env::temp_dir().join(format!("weft-protos-{}", std::process::id()));
+    let k8s = includes.join("k8s.io");
+    fs::create_dir_all(&k8s)?;
+    for (name, version) in [("api", API), ("apimachinery", APIMACHINERY)] {
+        std::os::unix::fs::symlink(module(version)?, k8s.join(name))?;
+    }
+    let mut compiler = protox::Compiler::new([&includes])?;
+    compiler.include_imports(true).include_source_info(false).open_files(PROTOS)?;
+    let bytes = compiler.encode_file_descriptor_set();
+    fs::remove_dir_all(&includes)?;
+    Ok(bytes)
 }
 
 fn kubernetes(dir: &Path) -> anyhow::Result<Bundle> {

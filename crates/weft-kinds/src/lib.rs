@@ -10,6 +10,7 @@ pub mod decode;
 pub mod kind;
 pub mod openapi;
 pub mod patch;
+pub mod protobuf;
 pub mod schema;
 pub mod views;
 pub mod world;

@@ -105,10 +105,10 @@ fn keep(
     let filled = !is_empty(value);
     prune(schema, value, was, now.unwrap_or(&none), others.unwrap_or(&none));
     // A container that was emptied goes with its last field.
-    if filled && is_empty(value) {
-        return now.is_some() || others.is_some();
+    match filled && is_empty(value) {
+        true => now.is_some() || others.is_some(),
+        false => true,
     }
-    true
 }
 
 fn is_empty(value: &Value) -> bool {
