@@ -26,6 +26,7 @@ mod vs_rule;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use weft_base::issue::Issues;
 use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
 use weft_kinds::world::{KindId, Object, ObjectKey, ReadKey, World};
@@ -39,7 +40,7 @@ pub use retries::{IDEMPOTENT_ANNOTATION, IDEMPOTENT_ROUTES_ANNOTATION};
 pub use service::UPSTREAM_PORTS_ANNOTATION;
 
 use crate::mesh::Namespaces;
-use crate::status::StatusUpdate;
+use crate::status::{Condition, StatusBody, StatusUpdate};
 
 /// What is compiled at a time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -129,7 +130,26 @@ fn compile_object(reader: &Reader<'_>, env: &Env, object: &Object) -> Output {
         View::VirtualService(vs) => virtual_service::compile(reader, env, object, vs),
         View::DestinationRule(rule) => destination_rule::compile(reader, env, object, rule),
         View::IstioGateway(gateway) => istio_gateway::compile(reader, env, object, gateway),
+        View::Invalid(issues) if has_conditions(object.key.kind) => invalid(object, issues),
         _ => Output::default(),
+    }
+}
+
+/// Kinds whose status is weft's to write as plain conditions.
+fn has_conditions(kind: KindId) -> bool {
+    matches!(kind, KindId::VirtualService | KindId::DestinationRule | KindId::IstioGateway)
+}
+
+/// A bad object fails itself, visibly.
+fn invalid(object: &Object, issues: &Issues) -> Output {
+    let condition = Condition::new("Accepted", false, "Invalid", issues.to_string());
+    Output {
+        status: Some(StatusUpdate {
+            object: object.key.clone(),
+            generation: object.meta.generation,
+            body: StatusBody::Conditions(vec![condition]),
+        }),
+        ..Output::default()
     }
 }
 

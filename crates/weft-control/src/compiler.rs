@@ -300,7 +300,7 @@ impl Compiler {
         };
         let mut changed = false;
         let hosts: &mut OrdMap<Root, usize> = self.mesh.references.entry(root.clone()).or_default();
-        for target in gate::targets(route) {
+        for (target, _) in gate::named(route) {
             let count = hosts.entry(target.root.clone()).or_default();
             let before = *count;
             *count = count.saturating_add_signed(by);

@@ -90,7 +90,8 @@ fn emit(object: &Object, rules: &Rules, attached: Attached, out: &mut Output) {
 
 fn conditions(accepted: Condition, extra: Option<Condition>, rules: &Rules) -> Vec<Condition> {
     let mut out = Vec::new();
-    let all_bad = !rules.rules.is_empty() && rules.unsupported.len() >= rules.rules.len();
+    let failed = |r: &weft_model::Rule| matches!(r.action, weft_model::Action::Fail { .. });
+    let all_bad = !rules.unsupported.is_empty() && rules.rules.iter().all(failed);
     let unsupported = rules.unsupported.join("; ");
     if accepted.holds && all_bad {
         out.push(Condition::new("Accepted", false, "UnsupportedValue", unsupported.clone()));
@@ -105,7 +106,7 @@ fn conditions(accepted: Condition, extra: Option<Condition>, rules: &Rules) -> V
         }
     });
     if !unsupported.is_empty() && !all_bad {
-        let text = format!("these rules answer 500: {unsupported}");
+        let text = format!("not done as written: {unsupported}");
         out.push(Condition::new("PartiallyInvalid", true, "UnsupportedValue", text));
     }
     out.extend(extra);

@@ -29,7 +29,7 @@ pub(super) struct Rules {
     pub unresolved: Vec<(&'static str, String)>,
     /// Whether any of those may yet come to be (does not exist, rather than is not allowed).
     pub may_come: bool,
-    /// Values that this version does not do; each made its rule a failure.
+    /// What is not done as written: rules that became failures, matches that match nothing.
     pub unsupported: Vec<String>,
     pub issues: Issues,
 }
@@ -47,15 +47,20 @@ pub(super) fn read(reader: &Reader<'_>, env: &Env, object: &Object, route: &Http
     for (i, rule) in route.spec.rules.iter().enumerate() {
         let path = FieldPath::new("spec.rules").index(i);
         let rule = cx.rule(rule, &path);
-        cx.out.rules.push(rule);
+        cx.out.rules.extend(rule);
     }
     cx.out
 }
 
 impl Context<'_, '_> {
-    fn rule(&mut self, rule: &HttpRouteRule, path: &FieldPath) -> Rule {
+    /// A rule; `None` when none of its matches can be read, since without them it would take
+    /// everything.
+    fn rule(&mut self, rule: &HttpRouteRule, path: &FieldPath) -> Option<Rule> {
         let mut bad = Vec::new();
-        let matches = self.matches(rule, path, &mut bad);
+        let matches = self.matches(rule, path);
+        if matches.is_empty() && !rule.matches.is_empty() {
+            return None;
+        }
         let (filters, redirect) = filters(&rule.filters, &path.field("filters"), &mut bad);
         let action = match redirect {
             Some(redirect) => Action::Redirect(redirect),
@@ -86,17 +91,21 @@ impl Context<'_, '_> {
             out.filters.clear();
             self.out.unsupported.append(&mut bad);
         }
-        out
+        Some(out)
     }
 
-    fn matches(&self, rule: &HttpRouteRule, path: &FieldPath, bad: &mut Vec<String>) -> Vec<Match> {
-        let each = rule.matches.iter().enumerate();
-        each.filter_map(|(i, m)| {
-            read_match(m)
-                .inspect_err(|e| bad.push(format!("{}: {e}", path.field("matches").index(i))))
-                .ok()
-        })
-        .collect()
+    fn matches(&mut self, rule: &HttpRouteRule, path: &FieldPath) -> Vec<Match> {
+        let mut out = Vec::new();
+        for (i, m) in rule.matches.iter().enumerate() {
+            match read_match(m) {
+                Ok(found) => out.push(found),
+                Err(e) => {
+                    let at = path.field("matches").index(i);
+                    self.out.unsupported.push(format!("{at} matches nothing: {e}"));
+                }
+            }
+        }
+        out
     }
 
     fn backends(

@@ -169,7 +169,9 @@ impl Build<'_, '_> {
             let place = Place { gateway: &at, port, service: None };
             let rules = self.rules(Protocol::Http1, place);
             let root = gateway_root(ns, name, port);
-            let hostnames = hostnames.into_iter().filter(|h| &**h != "*").collect();
+            // One `*` takes every host of the section, whatever else is listed.
+            let all = hostnames.contains("*");
+            let hostnames = hostnames.into_iter().filter(|_| !all).collect();
             let parent = Parent::Listener { root: root.clone(), sections: names_here, hostnames };
             self.emit(&root, parent, &rules, None, "");
         }
@@ -194,7 +196,10 @@ impl Build<'_, '_> {
                 continue;
             }
             for scope in scopes(&combination, export) {
-                routes.push((scope, rules.clone()));
+                // The same clients have had their rules from a narrower combination.
+                if !routes.iter().any(|(s, _)| *s == scope) {
+                    routes.push((scope, rules.clone()));
+                }
             }
         }
         let (ns, name) = (&self.cx.object.key.namespace, &self.cx.object.key.name);

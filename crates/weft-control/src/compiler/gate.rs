@@ -141,24 +141,29 @@ impl Missing {
 }
 
 /// The backends that a route sends requests to.
-pub(super) fn targets(route: &Route) -> impl Iterator<Item = &ResourceName> {
-    weighted(route).filter_map(|b| match &b.target {
-        Target::Backend(name) => Some(name),
+fn targets(route: &Route) -> impl Iterator<Item = &ResourceName> {
+    named(route).filter(|(_, weight)| *weight > 0).map(|(name, _)| name)
+}
+
+/// Every backend that a route names, with its weight: a proxy must know them all.
+pub(super) fn named(route: &Route) -> impl Iterator<Item = (&ResourceName, u32)> {
+    backends(route).filter_map(|b| match &b.target {
+        Target::Backend(name) => Some((name, b.weight)),
         Target::Fail { .. } => None,
     })
 }
 
-fn weighted(route: &Route) -> impl Iterator<Item = &WeightedBackend> {
+fn backends(route: &Route) -> impl Iterator<Item = &WeightedBackend> {
     let lists = route.rules.iter().map(|rule| match &rule.action {
         Action::Forward(backends) => backends.as_slice(),
         _ => &[],
     });
-    lists.flatten().filter(|b| b.weight > 0)
+    lists.flatten()
 }
 
 /// Whether everything that a version in effect names is still there.
 fn is_sound(mesh: &Mesh, route: &Route) -> bool {
-    weighted(route).all(|b| match &b.target {
+    backends(route).filter(|b| b.weight > 0).all(|b| match &b.target {
         Target::Backend(name) => mesh.get(name).is_some(),
         Target::Fail { .. } => false,
     })

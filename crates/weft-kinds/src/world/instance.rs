@@ -70,7 +70,7 @@ pub const OWNER_ANNOTATION: &str = "weft.dev/owner";
 /// `gateway` on pods that are only a proxy.
 pub const PROXY_ANNOTATION: &str = "weft.dev/proxy";
 /// `"false"` on pods that want no sidecar; Istio's own word is understood too.
-pub const MESH_ANNOTATION: &str = "weft.dev/mesh";
+pub const INJECT_ANNOTATION: &str = "weft.dev/inject";
 /// A relative share of a pod, 0 to 65535; 1 when absent.
 pub const WEIGHT_ANNOTATION: &str = "weft.dev/weight";
 
@@ -85,7 +85,7 @@ pub fn is_mirror(meta: &Meta) -> bool {
 pub fn has_sidecar(meta: &Meta) -> bool {
     const ISTIO: &str = "sidecar.istio.io/inject";
     meta.annotation(PROXY_ANNOTATION) != Some("gateway")
-        && meta.annotation(MESH_ANNOTATION) != Some("false")
+        && meta.annotation(INJECT_ANNOTATION) != Some("false")
         && meta.annotation(ISTIO) != Some("false")
         && meta.label(ISTIO) != Some("false")
 }

@@ -181,7 +181,7 @@ fn universe() -> Vec<(&'static str, Vec<Value>)> {
             vec![
                 pod(&json!({"v": "1"})),
                 pod(&json!({"v": "2"})),
-                json!({"metadata": {"annotations": {"weft.dev/mesh": "false"}}}),
+                json!({"metadata": {"annotations": {"weft.dev/inject": "false"}}}),
             ],
         ),
         ("/o/core/pods/a/q", vec![pod(&json!({})), json!({"status": {"podIP": "127.64.0.7"}})]),
