@@ -62,7 +62,7 @@ pub(crate) struct Cursor {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { events: 20_000, bytes: 8 * 1024 * 1024, age: Duration::from_secs(600) }
+        Self { events: 20_000, bytes: 4 * 1024 * 1024, age: Duration::from_secs(600) }
     }
 }
 

@@ -13,6 +13,8 @@ use weft_base::rng::Rng;
 use super::*;
 use crate::Op;
 
+mod power;
+
 /// Tells the re-executed test binary to be the writer that is killed.
 const CHILD: &str = "WEFT_STORE_CRASH_CHILD";
 
