@@ -12,6 +12,8 @@
 mod book;
 mod debounce;
 mod delta;
+mod driver;
+mod nodes;
 mod pusher;
 mod status;
 #[cfg(test)]
@@ -20,5 +22,7 @@ mod tests;
 pub use book::{NodeScope, Nodes};
 pub use debounce::Debounce;
 pub use delta::{Delta, Rescope};
+pub use driver::Driver;
+pub use nodes::MeshNodes;
 pub use pusher::{Laggards, Pusher};
 pub use status::{Metrics, ProxyStatus, Refused};

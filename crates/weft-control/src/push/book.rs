@@ -13,6 +13,7 @@ use weft_xds::{Entry, NodeId, NodeInfo, NodeKind, Rejected, View};
 
 use super::delta::Rescope;
 use super::status::{ProxyStatus, Refused};
+use crate::mesh::inbound_root;
 
 /// Nodes remembered, connected or not.
 const NODES_MAX: usize = 20_000;
@@ -67,6 +68,9 @@ struct Node {
     acked: Option<Arc<View>>,
     acked_at_ms: Option<u64>,
     rejected: Vec<Rejected>,
+    /// Its own listeners that it took at least once. Outlives its streams: a ready pod must not
+    /// become unready because a stream broke, the server restarted it or a listener changed.
+    accepted: BTreeSet<Root>,
     transactions: u64,
     bytes: u64,
 }
@@ -200,6 +204,7 @@ impl Book {
             acked: None,
             acked_at_ms: None,
             rejected: Vec::new(),
+            accepted: self.nodes.get(&id).map(|old| old.accepted.clone()).unwrap_or_default(),
             transactions: 0,
             bytes: 0,
         };
@@ -236,6 +241,7 @@ impl Book {
         now_ms: u64,
     ) -> bool {
         let Some(node) = self.of(key) else { return false };
+        node.accept(&view, &rejected);
         node.acked = Some(view);
         node.acked_at_ms = Some(now_ms);
         let new = rejected.iter().any(|r| !node.rejected.contains(r));
@@ -262,19 +268,12 @@ impl Book {
         late.map(|(id, _)| id.clone()).collect()
     }
 
-    /// Whether the pod's sidecar runs with these inbound listeners as they are wanted now.
+    /// Whether the pod's sidecar has ever taken the inbound listeners of these ports.
     pub(super) fn inbound_acked(&self, namespace: &str, pod: &str, ports: &[u16]) -> bool {
         let Ok(id) = NodeId::new(NodeKind::Sidecar, namespace, pod) else { return false };
-        let Some(node) = self.nodes.get(&id).filter(|n| n.session.is_some()) else { return false };
-        let Some(acked) = &node.acked else { return false };
-        ports.iter().all(|port| {
-            let name = Root::listener(format!("inbound/{namespace}/{pod}/{port}")).own();
-            let wanted = node.view.resources.get(&name);
-            let text = name.to_string();
-            wanted.is_some()
-                && wanted == acked.resources.get(&name)
-                && node.rejected.iter().all(|r| r.name != text)
-        })
+        let Some(node) = self.nodes.get(&id) else { return false };
+        let taken = |port: &u16| node.accepted.contains(&inbound_root(namespace, pod, *port));
+        node.acked_once() && ports.iter().all(taken)
     }
 
     pub(super) fn status(&self) -> Vec<ProxyStatus> {
@@ -341,6 +340,26 @@ impl Node {
     fn holds(&self, generation: u64) -> bool {
         let acked = self.acked.as_ref();
         acked.is_some_and(|a| a.generation >= generation || Arc::ptr_eq(a, &self.view))
+    }
+
+    fn accept(&mut self, view: &View, rejected: &[Rejected]) {
+        let first = Root::Listener("".into()).own();
+        let listeners = view.resources.range(first..).map(|(name, _)| name);
+        let listeners: Vec<&ResourceName> = listeners
+            .take_while(|name| matches!(name.root, Root::Listener(_)))
+            .filter(|name| name.child.is_empty())
+            .collect();
+        self.accepted.retain(|root| listeners.iter().any(|name| name.root == *root));
+        for name in listeners {
+            let text = name.to_string();
+            if rejected.iter().all(|r| r.name != text) {
+                self.accepted.insert(name.root.clone());
+            }
+        }
+    }
+
+    fn acked_once(&self) -> bool {
+        self.acked.is_some() || !self.accepted.is_empty()
     }
 
     fn may_hold(&self, root: Option<&Root>) -> bool {

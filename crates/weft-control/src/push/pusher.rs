@@ -153,8 +153,8 @@ impl Pusher {
         self.wait(timeout, check).await
     }
 
-    /// Whether the pod's own sidecar runs with the inbound listeners of these ports, as they are
-    /// wanted now.
+    /// Whether the pod's own sidecar has taken the inbound listeners of these ports. Once true it
+    /// stays, whatever becomes of the stream, until a listener or the pod is gone.
     pub fn inbound_acked(&self, namespace: &str, pod: &str, ports: &[u16]) -> bool {
         lock(&self.shared.book).inbound_acked(namespace, pod, ports)
     }
@@ -226,6 +226,9 @@ impl Shared {
     async fn push(&self, delta: Delta) {
         let mut upserts = Vec::with_capacity(delta.upserts.len());
         for (i, (name, resource)) in delta.upserts.into_iter().enumerate() {
+            if !self.is_sound(&name) {
+                continue;
+            }
             let entry = self.entry(&name, resource);
             upserts.push((name, Arc::new(entry)));
             if i % ENCODE_BATCH == ENCODE_BATCH - 1 {
@@ -237,6 +240,17 @@ impl Shared {
         let Delta { generation, removes, .. } = delta;
         lock(&self.book).apply(Change { generation, upserts, removes, scopes });
         self.note();
+    }
+
+    /// Whether a proxy reads the name as it is meant: a `/` in a root's own name would be taken
+    /// for the beginning of a child.
+    fn is_sound(&self, name: &ResourceName) -> bool {
+        let sound = ResourceName::try_from(name.to_string()).as_ref() == Ok(name);
+        if !sound {
+            self.metrics.failed.add(1);
+            tracing::error!(%name, "a resource is not pushed: its root's name must not contain /");
+        }
+        sound
     }
 
     fn entry(&self, name: &ResourceName, resource: Arc<Resource>) -> Entry {

@@ -23,6 +23,7 @@ use weft_xds::{Applied, NodeId, NodeInfo, NodeKind, Rejected, Transaction, Versi
 use super::*;
 
 mod book;
+mod driver;
 mod mtls;
 mod wire;
 
@@ -67,7 +68,7 @@ impl Nodes for TestNodes {
         if self.gone.lock().unwrap().contains(node) {
             return None;
         }
-        let inbound = format!("inbound/{}/{}/", node.namespace, node.name);
+        let inbound = format!("inbound~{}~{}~", node.namespace, node.name);
         let hidden = self.sees_hidden.lock().unwrap().contains(node);
         Some(Arc::new(SidecarScope { inbound, hidden }))
     }
@@ -97,15 +98,7 @@ impl Server {
         let tasks = TaskGroup::new();
         let nodes = Arc::new(nodes);
         let pusher = Pusher::start(nodes.clone(), Clock::system(), &tasks);
-        let listener = TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let incoming = server::incoming(listener, shake, &tasks);
-        let service = AdsService::new(Arc::new(pusher.clone()), tasks.clone()).into_server();
-        let group = tasks.clone();
-        tasks.spawn("test server", async move {
-            let served = server::builder().add_service(service);
-            served.serve_with_incoming_shutdown(incoming, group.draining()).await.unwrap();
-        });
+        let address = serve(&pusher, address, shake, &tasks).await;
         Self { pusher, nodes, address, tasks }
     }
 
@@ -132,6 +125,28 @@ impl Server {
     fn status_of(&self, node: &str) -> ProxyStatus {
         self.pusher.status().into_iter().find(|s| s.node == node).unwrap()
     }
+}
+
+/// Serves a pusher on a socket; returns its address.
+async fn serve<T>(
+    pusher: &Pusher,
+    address: SocketAddr,
+    shake: Handshake<T>,
+    tasks: &TaskGroup,
+) -> SocketAddr
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let listener = TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let incoming = server::incoming(listener, shake, tasks);
+    let service = AdsService::new(Arc::new(pusher.clone()), tasks.clone()).into_server();
+    let group = tasks.clone();
+    tasks.spawn("test server", async move {
+        let served = server::builder().add_service(service);
+        served.serve_with_incoming_shutdown(incoming, group.draining()).await.unwrap();
+    });
+    address
 }
 
 type Table = BTreeMap<ResourceName, (Version, Resource)>;
@@ -287,7 +302,7 @@ pub(super) fn service(name: &str) -> Vec<(ResourceName, Arc<Resource>)> {
 }
 
 pub(super) fn inbound(pod: &str, port: u16) -> (ResourceName, Arc<Resource>) {
-    let name = format!("inbound/shop/{pod}/{port}");
+    let root = crate::mesh::inbound_root("shop", pod, port);
     let listener = InboundListener {
         port,
         app: SocketAddr::new("127.64.0.1".parse().unwrap(), port),
@@ -296,8 +311,8 @@ pub(super) fn inbound(pod: &str, port: u16) -> (ResourceName, Arc<Resource>) {
         mtls: MtlsMode::Permissive,
     };
     let kind = ListenerKind::Inbound(listener);
-    let resource = Resource::Listener(Listener { name: name.as_str().into(), kind, origin: None });
-    (Root::listener(name).own(), Arc::new(resource))
+    let name = root.to_string().trim_start_matches("listener:").into();
+    (root.own(), Arc::new(Resource::Listener(Listener { name, kind, origin: None })))
 }
 
 pub(super) fn fail(service: &str, reason: &str) -> (ResourceName, Arc<Resource>) {

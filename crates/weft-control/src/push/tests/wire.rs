@@ -207,6 +207,25 @@ async fn a_pod_is_ready_only_when_its_own_sidecar_holds_its_inbound_listeners() 
     server.pusher.submit(delta(3, service("user")));
     server.pusher.wait_acked(None, 3, Duration::from_millis(50)).await.unwrap_err();
     assert!(server.pusher.inbound_acked("shop", "a", &[8080, 9090]));
+    // Neither does a lost stream.
+    proxy.stop().await;
+    let mut changes = server.pusher.changes();
+    while server.pusher.connected() > 0 {
+        changes.changed().await.unwrap();
+    }
+    assert!(server.pusher.inbound_acked("shop", "a", &[8080, 9090]));
+    let proxy = Proxy::start_from(server.address, "sidecar~shop~a", Table::new(), 0, |_| None);
+    while server.pusher.connected() == 0 {
+        changes.changed().await.unwrap();
+    }
+    assert!(server.pusher.inbound_acked("shop", "a", &[8080, 9090]));
+    // A listener that is gone is gone.
+    let removes = [inbound("a", 9090).0].into();
+    server.pusher.submit(Delta { removes, ..Delta::at(4) });
+    proxy.gate.add_permits(9);
+    server.pusher.wait_acked(None, 4, LONG).await.unwrap();
+    assert!(!server.pusher.inbound_acked("shop", "a", &[8080, 9090]));
+    assert!(server.pusher.inbound_acked("shop", "a", &[8080]));
 }
 
 #[tokio::test]
@@ -234,4 +253,17 @@ async fn a_rescope_brings_and_takes_what_it_says() {
     let lost = proxy.status.wait_for(|s| !s.connected && s.error.is_some());
     tokio::time::timeout(LONG, lost).await.unwrap().unwrap();
     assert!(server.pusher.status().is_empty());
+}
+
+/// `listener:a/b` would arrive as child `b` of `listener:a`.
+#[tokio::test]
+async fn a_name_that_would_be_read_otherwise_is_not_pushed() {
+    let server = Server::start().await;
+    let bad = Root::host("a/b.shop.svc.cluster.local").own();
+    let resources = service("user").into_iter().chain([(bad, fail("user", "x").1)]);
+    server.pusher.submit(delta(1, resources));
+    let mut proxy = Proxy::start(server.address, "sidecar~shop~a");
+    proxy.until(|t| t.len() == 3).await;
+    server.synced(1).await;
+    assert_eq!(server.pusher.metrics().failed.get(), 1);
 }
