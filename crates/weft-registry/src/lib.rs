@@ -8,13 +8,15 @@
 
 pub mod catalog;
 pub mod controllers;
+mod events;
+mod nodes;
 pub mod objects;
 mod pump;
 mod seeds;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::snapshot::Snapshot;
@@ -22,6 +24,8 @@ use weft_base::task::TaskGroup;
 use weft_kinds::world::World;
 use weft_store::{Revision, Store, StoreError};
 
+pub use events::EventNote;
+pub use nodes::NodeInfo;
 pub use objects::{
     Change, DeleteOptions, Deleted, ObjectError, ObjectEvent, ObjectWatch, Objects, Part,
     Preconditions, Propagation, WriteOptions,
@@ -43,6 +47,7 @@ struct Inner {
     /// Held by the pump: watches end with it.
     changes: broadcast::WeakSender<Arc<pump::Change>>,
     catalog: catalog::Handle,
+    notes: mpsc::Sender<EventNote>,
     rng: Mutex<Rng>,
 }
 
@@ -61,7 +66,16 @@ impl Registry {
     ) -> Result<Self, RegistryError> {
         let rng = Rng::from_system();
         let (pump, world, changes) = pump::load(store.clone()).await?;
+        let (notes, receiver) = mpsc::channel(events::QUEUE);
+        let recorder = events::Recorder {
+            store: store.clone(),
+            world: world.clone(),
+            clock: clock.clone(),
+            notes: receiver,
+            lease: None,
+        };
         let inner = Inner {
+            notes,
             store: store.clone(),
             clock: clock.clone(),
             tasks: tasks.clone(),
@@ -71,6 +85,7 @@ impl Registry {
             rng: Mutex::new(rng),
         };
         tasks.spawn("registry pump", pump.run(tasks.clone()));
+        tasks.spawn("events", recorder.run(tasks.clone()));
         tasks.spawn("store ticks", pump::tick(store, tasks.clone()));
         let registry = Self { inner: Arc::new(inner) };
         registry.inner.catalog.run(&tasks);
@@ -131,6 +146,13 @@ impl Registry {
     /// What Consul clients register.
     pub fn catalog(&self) -> &catalog::Handle {
         &self.inner.catalog
+    }
+
+    /// Records an Event. Never waits; when too many wait already, this one is dropped.
+    pub fn note(&self, note: EventNote) {
+        if let Err(e) = self.inner.notes.try_send(note) {
+            tracing::debug!(error = %e, "an event is dropped");
+        }
     }
 
     pub(crate) fn with_rng<R>(&self, f: impl FnOnce(&mut Rng) -> R) -> R {

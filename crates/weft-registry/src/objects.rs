@@ -13,6 +13,7 @@ mod watch;
 use bytes::Bytes;
 use serde_json::Value;
 use weft_base::limits;
+use weft_base::name::ServiceKey;
 use weft_kinds::kind::KindId;
 use weft_kinds::world::{OWNER_ANNOTATION, World};
 use weft_store::{Compare, Entry, Op, Revision, Txn};
@@ -162,6 +163,7 @@ impl Objects {
             let mut new = meta::create(kind, namespace, raw.clone(), &birth, options.system)?;
             let extra = admit::complete(&world, kind, None, &mut new)?;
             let name = text(&new, "name").to_owned();
+            check_catalog(&world, kind, namespace, &name, options)?;
             let value = encode(kind, &new)?;
             let key = kind.row().key(namespace, &name);
             if options.dry_run {
@@ -426,6 +428,28 @@ fn check_owner(kind: KindId, raw: &Value, options: WriteOptions) -> Result<(), O
             let owner = owner.split('/').next().unwrap_or(owner).to_owned();
             Err(ObjectError::Owned { kind, name: text_of(raw), owner })
         }
+    }
+}
+
+/// A name that Consul clients registered first is theirs, even before its mirror is there.
+fn check_catalog(
+    world: &World,
+    kind: KindId,
+    namespace: &str,
+    name: &str,
+    options: WriteOptions,
+) -> Result<(), ObjectError> {
+    if kind != KindId::Service || options.system {
+        return Ok(());
+    }
+    let service = ServiceKey::new(namespace, name);
+    let taken = service.is_ok_and(|s| world.catalog().of_service(&s).next().is_some());
+    match taken && world.get(kind, namespace, name).is_none() {
+        true => {
+            let owner = crate::controllers::mirror::OWNER.to_owned();
+            Err(ObjectError::Owned { kind, name: name.to_owned(), owner })
+        }
+        false => Ok(()),
     }
 }
 

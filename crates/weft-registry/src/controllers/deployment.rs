@@ -12,11 +12,12 @@ use weft_kinds::world::{KindId, Object, ObjectKey};
 use super::plan::{Context, controller_ref};
 use super::pod::set_condition;
 use super::replica_set::{Replica, count, owned, replicas, template_hash};
-use crate::Propagation;
 use crate::objects::admit::{annotate, annotation};
+use crate::{EventNote, Propagation};
 
 pub const HASH_LABEL: &str = "pod-template-hash";
 pub const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";
+const COMPONENT: &str = "deployment-controller";
 const PROGRESS_DEADLINE_S: u64 = 600;
 const HISTORY: u64 = 10;
 
@@ -59,14 +60,18 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
             None => {
                 let total = old.iter().fold(0u32, |n, s| n.saturating_add(s.wanted));
                 let room = wanted.saturating_add(bounds.surge).saturating_sub(total);
-                let set = replica_set(&object, &hash, wanted.min(room), revision);
-                ctx.create(KindId::ReplicaSet, &key.namespace, set);
+                let first = wanted.min(room);
+                let set = replica_set(&object, &hash, first, revision);
+                if let Some(name) = ctx.create(KindId::ReplicaSet, &key.namespace, set) {
+                    scaled(ctx, &object, &name, 0, first);
+                }
             }
         }
     }
     for (set, was) in new.iter().chain(&old).zip(before) {
         let is_new = new.as_ref().is_some_and(|n| Arc::ptr_eq(&n.object, &set.object));
         set.write(ctx, was, is_new.then_some(revision));
+        scaled(ctx, &object, &set.object.key.name, was, set.wanted);
     }
     forget_history(ctx, &object, &old);
     status(ctx, &object, new.as_ref(), &old, bounds);
@@ -170,6 +175,14 @@ fn replica_set(deployment: &Object, hash: &str, replicas: u32, revision: u64) ->
     }
     annotate(&mut set, REVISION_ANNOTATION, revision.to_string());
     set
+}
+
+fn scaled(ctx: &mut Context<'_>, deployment: &Object, set: &str, from: u32, to: u32) {
+    if from != to {
+        let way = if to > from { "up" } else { "down" };
+        let text = format!("Scaled {way} replica set {set} from {from} to {to}");
+        ctx.note(EventNote::about(deployment, "ScalingReplicaSet", text).by(COMPONENT));
+    }
 }
 
 fn forget_history(ctx: &mut Context<'_>, deployment: &Object, old: &[Set]) {

@@ -12,12 +12,14 @@ use weft_store::{Compare, Op, Revision, Txn};
 
 use crate::objects::admit::{self, Extra};
 use crate::objects::meta::{self, Birth, Deletion};
-use crate::{DeleteOptions, ObjectError, Part, Propagation};
+use crate::{DeleteOptions, EventNote, ObjectError, Part, Propagation};
 
 /// What to do now, and when to look again.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub txns: Vec<Txn>,
+    /// Said once the transactions hold.
+    pub notes: Vec<EventNote>,
     /// Look again after this long even if nothing changes.
     pub again: Option<Duration>,
 }
@@ -51,17 +53,24 @@ impl<'w> Context<'w> {
         self.plan.again = Some(self.plan.again.map_or(after, |a| a.min(after)));
     }
 
-    /// A new object.
-    pub fn create(&mut self, kind: KindId, namespace: &str, raw: Value) {
+    /// Says what is done, for `kubectl describe`.
+    pub fn note(&mut self, note: EventNote) {
+        self.plan.notes.push(note);
+    }
+
+    /// A new object; its name when it can be written.
+    pub fn create(&mut self, kind: KindId, namespace: &str, raw: Value) -> Option<String> {
         let birth = Birth::new(self.wall_ms, &mut self.rng);
         let made = meta::create(kind, namespace, raw, &birth, true).and_then(|mut new| {
             let extra = admit::complete(self.world, kind, None, &mut new)?;
             Ok((new, extra))
         });
-        let Ok((new, extra)) = self.noted(kind, made) else { return };
-        let key = kind.row().key(namespace, meta::text(&new, "name"));
+        let (new, extra) = self.noted(kind, made).ok()?;
+        let name = meta::text(&new, "name").to_owned();
+        let key = kind.row().key(namespace, &name);
         let op = Op::put(key.as_str(), new.to_string());
         self.push(Txn::of([op]).when(Compare::Absent(key.into())), extra);
+        Some(name)
     }
 
     /// `new` in place of an object as it was seen; nothing when they are equal.

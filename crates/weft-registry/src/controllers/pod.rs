@@ -9,7 +9,10 @@ use weft_kinds::views::{Labels, View};
 use weft_kinds::world::{Index, KindId, Object, ObjectKey};
 
 use super::plan::Context;
+use crate::EventNote;
 use crate::objects::admit;
+
+const COMPONENT: &str = "default-scheduler";
 
 pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     let Some(object) = ctx.world.object(key).cloned() else { return };
@@ -31,6 +34,9 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
         Ok((ip, extra)) => {
             let new = placed(&object.raw, &node, &ip.to_string(), &ctx.now());
             ctx.write_with(&object, new, extra);
+            let pod = format!("{}/{}", key.namespace, key.name);
+            let text = format!("Successfully assigned {pod} to {node}");
+            ctx.note(EventNote::about(&object, "Scheduled", text).by(COMPONENT));
         }
         Err(e) => unplaced(ctx, &object, &e.to_string()),
     }
@@ -118,10 +124,11 @@ fn unplaced(ctx: &mut Context<'_>, pod: &Object, why: &str) {
         }),
     );
     ctx.status(pod, status);
+    ctx.note(EventNote::about(pod, "FailedScheduling", why).warning().by(COMPONENT));
 }
 
 /// Puts a condition in the place of the one of its type.
-pub(super) fn set_condition(status: &mut Value, condition: Value) {
+pub(crate) fn set_condition(status: &mut Value, condition: Value) {
     let list = &mut status["conditions"];
     if !list.is_array() {
         *list = json!([]);

@@ -10,9 +10,10 @@ use weft_kinds::views::View;
 use weft_kinds::world::{Index, KindId, Object, ObjectKey, World};
 
 use super::plan::{Context, controller_ref};
-use crate::Propagation;
 use crate::objects::meta;
+use crate::{EventNote, Propagation};
 
+const COMPONENT: &str = "replicaset-controller";
 /// Pods made in one go; the rest follow at once.
 const AT_ONCE: usize = 64;
 /// Pods that ended and are kept so that their logs can be read.
@@ -43,7 +44,10 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
         let missing = wanted - active.len();
         for _ in 0..missing.min(AT_ONCE) {
             let pod = pod(&object);
-            ctx.create(KindId::Pod, &key.namespace, pod);
+            if let Some(name) = ctx.create(KindId::Pod, &key.namespace, pod) {
+                let text = format!("Created pod: {name}");
+                ctx.note(EventNote::about(&object, "SuccessfulCreate", text).by(COMPONENT));
+            }
         }
         if missing > AT_ONCE {
             ctx.again(Duration::ZERO);
@@ -51,6 +55,8 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     } else {
         for victim in victims(&active).into_iter().take(active.len() - wanted) {
             ctx.delete(&victim.object, Propagation::Background);
+            let text = format!("Deleted pod: {}", victim.object.key.name);
+            ctx.note(EventNote::about(&object, "SuccessfulDelete", text).by(COMPONENT));
         }
     }
     forget_ended(ctx, &replicas);

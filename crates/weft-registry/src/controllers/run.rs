@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_kinds::world::World;
-use weft_store::{Revision, StoreError};
+use weft_store::{Revision, StoreError, Txn};
 
-use super::plan::Plan;
 use super::queue::Queue;
 use super::{Item, everything, reconcile, woken};
 use crate::{Registry, WorldChange, WorldWatch};
@@ -88,12 +87,13 @@ impl Runner {
         let wall = self.registry.clock().wall_ms();
         let seed = self.registry.with_rng(weft_base::rng::Rng::next_u64);
         let plan = reconcile(&item, &world, wall, seed);
-        let again = plan.again;
-        let done = self.commit(plan).await;
+        let (again, notes) = (plan.again, plan.notes);
+        let done = self.commit(plan.txns).await;
         let now = self.registry.clock().now();
         match done {
             Ok(true) => {
                 self.queue.worked(&item);
+                notes.into_iter().for_each(|note| self.registry.note(note));
                 if let Some(after) = again {
                     self.queue.push(item, now.plus(after));
                 }
@@ -108,9 +108,9 @@ impl Runner {
     }
 
     /// Commits all of a plan at once; whether every transaction held.
-    async fn commit(&self, plan: Plan) -> Result<bool, StoreError> {
+    async fn commit(&self, txns: Vec<Txn>) -> Result<bool, StoreError> {
         let store = self.registry.store();
-        let txns = plan.txns.into_iter().map(|txn| store.txn(txn));
+        let txns = txns.into_iter().map(|txn| store.txn(txn));
         let (mut all, mut newest) = (true, Revision(0));
         let mut failed = None;
         for outcome in futures_util::future::join_all(txns).await {

@@ -88,7 +88,7 @@ impl Sim {
     }
 
     fn create(&mut self, kind: KindId, namespace: &str, raw: Value) {
-        self.plan(|ctx| ctx.create(kind, namespace, raw));
+        self.plan(|ctx| drop(ctx.create(kind, namespace, raw)));
     }
 
     fn change(&mut self, kind: KindId, name: &str, f: impl FnOnce(&mut Value)) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 use weft_base::clock::{Clock, ManualClock};
 use weft_base::task::TaskGroup;
-use weft_store::MemoryStore;
+use weft_store::{MemoryStore, Store};
 
 use super::*;
 
@@ -285,6 +285,116 @@ async fn what_another_door_made_is_read_only() {
     assert!(err.to_string().contains("owned by the consul door"), "{err}");
     let err = o.delete(KindId::Service, "default", "web", &DeleteOptions::default()).await;
     assert_eq!(err.unwrap_err().code(), 409);
+}
+
+#[tokio::test]
+async fn a_name_that_consul_clients_registered_is_taken() {
+    let o = objects().await;
+    let record = json!({ "id": "web", "service": "web", "node": "n", "namespace": "default" });
+    let txn = Txn::of([Op::put("/c/i/default/n/web", record.to_string())]);
+    let out = o.registry.store().txn(txn).await.unwrap();
+    o.registry.wait_revision(out.revision).await;
+    let raw = json!({ "metadata": { "name": "web" }, "spec": { "ports": [{ "port": 80 }] } });
+    let err = o.create(KindId::Service, "default", raw, USER).await.unwrap_err();
+    assert!(err.to_string().contains("owned by the consul door"), "{err}");
+}
+
+#[tokio::test]
+async fn a_restarted_agent_begins_with_nothing_ready() {
+    let (registry, _) = registry().await;
+    let o = registry.objects();
+    let info = crate::NodeInfo {
+        name: "laptop".into(),
+        address: std::net::Ipv4Addr::LOCALHOST.into(),
+        version: "v0.1.0".into(),
+        kernel: "6.1".into(),
+        cpus: 2,
+        memory_bytes: 1 << 30,
+        pods_max: 250,
+    };
+    registry.register_node(&info).await.unwrap();
+    let pod = |name: &str, phase: &str| {
+        json!({
+            "metadata": { "name": name },
+            "spec": { "nodeName": "laptop" },
+            "status": { "phase": phase, "podIP": "127.64.0.9",
+                "conditions": [{ "type": "Ready", "status": "True" }, { "type": "X", "status": "True" }],
+                "containerStatuses": [{ "name": "c", "ready": true, "restartCount": 3 }] },
+        })
+    };
+    for (name, phase) in [("a", "Running"), ("done", "Succeeded")] {
+        o.create(KindId::Pod, "default", pod(name, phase), WriteOptions::SYSTEM).await.unwrap();
+    }
+    registry.node_gone("laptop", "it is stopping").await.unwrap();
+    let ready = || o.get(KindId::Node, "", "laptop").unwrap()["status"]["conditions"][0].clone();
+    assert_eq!((&ready()["status"], &ready()["reason"]), (&json!("False"), &json!("AgentGone")));
+    registry.register_node(&info).await.unwrap();
+    assert_eq!(ready()["status"], "True");
+    let status = |name: &str| o.get(KindId::Pod, "default", name).unwrap()["status"].clone();
+    let a = status("a");
+    assert_eq!(a["conditions"][0]["status"], "False");
+    assert_eq!(a["conditions"][1]["status"], "True");
+    assert_eq!(
+        a["containerStatuses"][0],
+        json!({ "name": "c", "ready": false, "restartCount": 3 })
+    );
+    assert_eq!(a["podIP"], "127.64.0.9");
+    assert_eq!(status("done"), pod("done", "Succeeded")["status"]);
+}
+
+#[tokio::test]
+async fn events_are_counted_bounded_and_forgotten() {
+    let (registry, time) = registry().await;
+    let o = registry.objects();
+    o.create(CM, "default", named("a"), USER).await.unwrap();
+    let object = registry.now().get(CM, "default", "a").unwrap().clone();
+    let note = |text: &str| crate::EventNote::about(&object, "Tested", text).by("test");
+    let seen = async |n: usize, count: u64| {
+        let mut world = registry.world();
+        loop {
+            let (_, events) = o.list(KindId::Event, Some("default"));
+            if events.len() == n && events.iter().any(|e| e["count"] == count) {
+                return events;
+            }
+            assert!(world.changed().await);
+        }
+    };
+    for _ in 0..3 {
+        registry.note(note("the same"));
+    }
+    let events = seen(1, 3).await;
+    assert_eq!(events[0]["involvedObject"]["name"], "a");
+    assert_eq!(events[0]["involvedObject"]["uid"], *object.meta.uid);
+    assert_eq!((&events[0]["reason"], &events[0]["type"]), (&json!("Tested"), &json!("Normal")));
+    registry.note(note("another").warning());
+    assert_eq!(seen(2, 3).await.iter().filter(|e| e["type"] == "Warning").count(), 1);
+    time.advance(std::time::Duration::from_secs(2 * 3600));
+    registry.store().tick().await.unwrap();
+    let mut world = registry.world();
+    while !o.list(KindId::Event, None).1.is_empty() {
+        assert!(world.changed().await);
+    }
+}
+
+#[tokio::test]
+async fn a_lost_log_is_read_again_and_watchers_are_told() {
+    let (clock, _) = Clock::manual();
+    let keep = weft_store::Retention { events: 8, ..Default::default() };
+    let store = Arc::new(MemoryStore::with_retention(clock.clone(), keep));
+    let registry = Registry::open(store.clone(), clock, TaskGroup::new()).await.unwrap();
+    let (_, mut watch) = registry.watch_world();
+    let setting = |i: u32| Txn::of([Op::put(format!("/s/x/{}", i % 100), i.to_string())]);
+    let mut last = Revision(0);
+    // Nothing here yields, so the pump sees none of it before its log is gone.
+    for i in 0..1000 {
+        last = store.txn(setting(i)).await.unwrap().revision;
+    }
+    let world = registry.wait_revision(last).await;
+    assert_eq!(world.settings().filter(|(k, _)| k.starts_with("x/")).count(), 100);
+    assert!(matches!(watch.next().await, Some(crate::WorldChange::Reset(_))));
+    let next = store.txn(setting(7)).await.unwrap().revision;
+    registry.wait_revision(next).await;
+    assert!(matches!(watch.next().await, Some(crate::WorldChange::Delta(..))), "and goes on");
 }
 
 #[tokio::test]

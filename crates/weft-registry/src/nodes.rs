@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Nodes: a machine with an agent, as the Kubernetes door shows it and pods are placed on it.
+//! Called by whoever starts the agent.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+use weft_kinds::kind::KindId;
+
+use crate::controllers::pod::set_condition;
+use crate::objects::meta;
+use crate::{Change, ObjectError, Part, Registry, WriteOptions};
+
+/// What an agent says of its machine.
+#[derive(Clone, Debug)]
+pub struct NodeInfo {
+    pub name: String,
+    pub address: IpAddr,
+    /// weft's version, shown where Kubernetes shows the kubelet's.
+    pub version: String,
+    pub kernel: String,
+    pub cpus: usize,
+    pub memory_bytes: u64,
+    pub pods_max: usize,
+}
+
+// === impl Registry ===
+
+impl Registry {
+    /// Makes a node known and ready. The agent that calls this has just started, so none of the
+    /// node's pods runs yet, whatever was last said of them: they stop counting as ready until
+    /// the agent says so again.
+    ///
+    /// # Errors
+    /// When the objects cannot be written.
+    pub async fn register_node(&self, info: &NodeInfo) -> Result<(), ObjectError> {
+        let now = meta::timestamp(self.clock().wall_ms());
+        let world = self.now();
+        for pod in world.objects(KindId::Pod, None) {
+            let here = pod.raw["spec"]["nodeName"] == info.name.as_str();
+            let ended = matches!(pod.raw["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+            if here && !ended {
+                let status = not_running(&pod.raw["status"], &now);
+                let (ns, name) = (&pod.key.namespace, &pod.key.name);
+                match self.objects().write_status(KindId::Pod, ns, name, &status).await {
+                    Ok(_) | Err(ObjectError::NotFound { .. }) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        let object = node(info, &now);
+        let objects = self.objects();
+        let made = objects.create(KindId::Node, "", object.clone(), WriteOptions::SYSTEM);
+        match made.await {
+            Err(ObjectError::AlreadyExists { .. }) => {}
+            other => return other.map(drop),
+        }
+        self.change_node(&info.name, |old| {
+            let mut new = old.clone();
+            for (label, value) in object["metadata"]["labels"].as_object().into_iter().flatten() {
+                new["metadata"]["labels"][label] = value.clone();
+            }
+            new["status"] = object["status"].clone();
+            new
+        })
+        .await
+    }
+
+    /// The agent is gone or going: no new pods are placed there.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub async fn node_gone(&self, name: &str, why: &str) -> Result<(), ObjectError> {
+        let now = meta::timestamp(self.clock().wall_ms());
+        self.change_node(name, |old| {
+            let mut new = old.clone();
+            set_condition(&mut new["status"], ready("False", "AgentGone", why, &now));
+            new
+        })
+        .await
+    }
+
+    async fn change_node(
+        &self,
+        name: &str,
+        mut f: impl FnMut(&Value) -> Value,
+    ) -> Result<(), ObjectError> {
+        let (kind, options) = (KindId::Node, WriteOptions::SYSTEM);
+        let change = Change { kind, namespace: "", name, part: Part::All, options };
+        self.objects().modify(change, |old| Ok(f(old))).await.map(drop)
+    }
+}
+
+fn node(info: &NodeInfo, now: &str) -> Value {
+    let (arch, os) = (architecture(), std::env::consts::OS);
+    let capacity = json!({
+        "cpu": info.cpus.to_string(),
+        "memory": format!("{}Ki", info.memory_bytes / 1024),
+        "pods": info.pods_max.to_string(),
+    });
+    json!({
+        "metadata": {
+            "name": info.name,
+            "labels": {
+                "kubernetes.io/hostname": info.name,
+                "kubernetes.io/os": os,
+                "kubernetes.io/arch": arch,
+            },
+        },
+        "spec": {},
+        "status": {
+            "capacity": capacity,
+            "allocatable": capacity,
+            "conditions": [ready("True", "KubeletReady", "the weft agent is ready", now)],
+            "addresses": [
+                { "type": "InternalIP", "address": info.address.to_string() },
+                { "type": "Hostname", "address": info.name },
+            ],
+            "nodeInfo": {
+                "kubeletVersion": info.version,
+                "kubeProxyVersion": info.version,
+                "containerRuntimeVersion": "weft://processes",
+                "kernelVersion": info.kernel,
+                "operatingSystem": os,
+                "architecture": arch,
+                "osImage": os,
+                "machineID": "",
+                "systemUUID": "",
+                "bootID": "",
+            },
+        },
+    })
+}
+
+/// Kubernetes' word for the processor.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn ready(status: &str, reason: &str, message: &str, now: &str) -> Value {
+    json!({
+        "type": "Ready",
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "lastHeartbeatTime": now,
+        "lastTransitionTime": now,
+    })
+}
+
+/// A pod's status with nothing running or ready.
+fn not_running(status: &Value, now: &str) -> Value {
+    let mut out = status.clone();
+    if !out.is_object() {
+        out = json!({});
+    }
+    let conditions = out["conditions"].as_array_mut().into_iter().flatten();
+    for condition in conditions {
+        let word = condition["type"].as_str();
+        let falls = matches!(word, Some("Ready" | "ContainersReady" | "weft.dev/MeshReady"));
+        if falls && condition["status"] == "True" {
+            condition["status"] = json!("False");
+            condition["reason"] = json!("AgentRestarted");
+            condition["message"] = json!("the agent started anew and has not run this pod yet");
+            condition["lastTransitionTime"] = json!(now);
+        }
+    }
+    for container in out["containerStatuses"].as_array_mut().into_iter().flatten() {
+        container["ready"] = json!(false);
+    }
+    out
+}
