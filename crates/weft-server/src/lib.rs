@@ -10,5 +10,8 @@
     )
 )]
 
+pub mod admin;
 pub mod consul;
 pub mod dns;
+pub mod k8s;
+pub mod serve;

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `pods/log`: the output of containers, from whoever runs them.
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
+use serde_json::Value;
+use thiserror::Error;
+use weft_kinds::kind::KindId;
+
+use super::path::Objects;
+use super::status::ApiError;
+use super::{Ask, Door};
+
+/// Where the output of pods is kept; the agent's side of `kubectl logs`.
+pub trait PodLogs: Send + Sync + 'static {
+    /// Opens the output of one container.
+    fn open(&self, request: LogRequest) -> BoxFuture<'_, Result<LogPieces, LogError>>;
+}
+
+/// Pieces of output, whole lines; ends when all is told and nothing is followed.
+pub type LogPieces = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// What is wanted of a log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogRequest {
+    pub namespace: String,
+    pub pod: String,
+    pub uid: String,
+    pub container: String,
+    pub follow: bool,
+    /// The process before the present one.
+    pub previous: bool,
+    pub timestamps: bool,
+    pub tail_lines: Option<u64>,
+    pub since_seconds: Option<u64>,
+    pub limit_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, Error)]
+pub enum LogError {
+    /// There is no output yet, or not of that process; the sentence says which.
+    #[error("{0}")]
+    NotThere(String),
+    #[error("the log cannot be read: {0}")]
+    Unreadable(String),
+}
+
+impl Door {
+    pub(super) async fn log(&self, target: &Objects, ask: &Ask) -> Result<Response, ApiError> {
+        let namespace = target.namespace.clone().unwrap_or_default();
+        let pod = target.name.clone().unwrap_or_default();
+        let object = self.registry.objects().get(KindId::Pod, &namespace, &pod)?;
+        let query = &ask.query;
+        let since = match query.text("sinceTime") {
+            "" => query.number("sinceSeconds")?,
+            time => {
+                let then = time.parse::<jiff::Timestamp>().map_err(|_| {
+                    ApiError::bad_request(format!("sinceTime {time:?} is not a time"))
+                })?;
+                let then = u64::try_from(then.as_millisecond()).unwrap_or(0);
+                Some(self.now_ms().saturating_sub(then).div_ceil(1000))
+            }
+        };
+        let request = LogRequest {
+            container: container(&object, query.text("container"), &pod)?,
+            uid: object["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
+            namespace,
+            pod,
+            follow: query.flag("follow"),
+            previous: query.flag("previous"),
+            timestamps: query.flag("timestamps"),
+            tail_lines: query.number("tailLines")?,
+            since_seconds: since,
+            limit_bytes: query.number("limitBytes")?,
+        };
+        let pieces = self.logs.open(request).await.map_err(|error| match error {
+            LogError::NotThere(_) => ApiError::bad_request(error.to_string()),
+            LogError::Unreadable(_) => {
+                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", error.to_string())
+            }
+        })?;
+        let mut response = Response::new(Body::from_stream(pieces));
+        let text = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, text);
+        Ok(response)
+    }
+}
+
+/// The container that is meant; a pod with one needs no name.
+fn container(pod: &Value, named: &str, name: &str) -> Result<String, ApiError> {
+    let list = |field: &str| -> Vec<String> {
+        let all = pod["spec"][field].as_array().into_iter().flatten();
+        all.filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
+    };
+    let (containers, init) = (list("containers"), list("initContainers"));
+    if named.is_empty() {
+        return match containers.as_slice() {
+            [one] => Ok(one.clone()),
+            many => Err(ApiError::bad_request(format!(
+                "a container name must be specified for pod {name}, choose one of: [{}]",
+                many.join(" ")
+            ))),
+        };
+    }
+    // The sidecar is weft's own and not in the spec.
+    if containers.iter().chain(&init).any(|c| c == named) || named == "weft-proxy" {
+        return Ok(named.to_owned());
+    }
+    Err(ApiError::bad_request(format!("container {named} is not valid for pod {name}")))
+}
