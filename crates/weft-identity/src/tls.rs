@@ -14,8 +14,9 @@ use arc_swap::ArcSwap;
 use rustls::client::Resumption;
 use rustls::server::ServerSessionMemoryCache;
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use thiserror::Error;
 use weft_base::clock::Clock;
 use weft_base::snapshot::Snapshot;
@@ -236,6 +237,24 @@ pub fn door_server(
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
     config.alpn_protocols = alpn.protocols();
     Ok(config)
+}
+
+/// The roots that this machine trusts for the world outside the mesh; read once. Empty where the
+/// system keeps none in the usual places, so that nothing outside verifies.
+pub fn system_roots() -> Arc<RootCertStore> {
+    const PLACES: [&str; 3] = [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/cert.pem",
+    ];
+    static ROOTS: std::sync::OnceLock<Arc<RootCertStore>> = std::sync::OnceLock::new();
+    let read = || {
+        let mut store = RootCertStore::empty();
+        let text = PLACES.iter().find_map(|place| std::fs::read(place).ok()).unwrap_or_default();
+        store.add_parsable_certificates(CertificateDer::pem_slice_iter(&text).flatten());
+        Arc::new(store)
+    };
+    ROOTS.get_or_init(read).clone()
 }
 
 /// Who is on the other end: for `connection.peer_certificates()` of a finished handshake.

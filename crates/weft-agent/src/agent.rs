@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent: keeps this machine's processes as the desired state says.
+//!
+//! Made by the binary (`weft up`, `weft agent`). It starts a task per pod, tells those about
+//! changes, and on stopping ends everything it started.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use weft_base::clock::Clock;
+use weft_base::snapshot::Snapshot;
+use weft_base::task::TaskGroup;
+use weft_identity::token::Token;
+
+use crate::child::{ChildTable, Spawner};
+use crate::config::AgentConfig;
+use crate::leftover::{self, Ledger};
+use crate::link::ServerLink;
+use crate::logs::{LogKey, LogQuery, LogReader, LogStore};
+use crate::machine::Event;
+use crate::pod::{DesiredPod, Pod, PodKey, ProxyKind};
+use crate::svid::{self, SocketError};
+use crate::worker::{self, Handle, Msg, Shared};
+
+/// Pods of one machine.
+const PODS_MAX: usize = 1_000;
+
+/// All pods that should be here.
+pub type Desired = BTreeMap<PodKey, Arc<DesiredPod>>;
+
+/// Why the agent could not start.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    #[error("the agent's directory {0} cannot be used")]
+    Dir(String, #[source] io::Error),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("the agent has no randomness for its pods' credentials")]
+    Random(#[from] weft_identity::provider::NoRandomness),
+}
+
+/// A running agent. Clones are handles to the same one.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    shared: Arc<Shared>,
+    pods: Pods,
+    table: ChildTable,
+    orders: mpsc::Sender<Order>,
+}
+
+type Pods = Arc<Mutex<HashMap<PodKey, Handle>>>;
+
+enum Order {
+    /// End every pod, with at most this grace.
+    Stop { grace: Duration, done: oneshot::Sender<()> },
+}
+
+struct Manager {
+    shared: Arc<Shared>,
+    pods: Pods,
+    ended: mpsc::Sender<PodKey>,
+    warned: HashSet<PodKey>,
+    stopping: Option<oneshot::Sender<()>>,
+}
+
+// === impl Agent ===
+
+impl Agent {
+    /// Ends what an earlier agent left, opens the SVID socket and follows the desired state.
+    ///
+    /// # Errors
+    /// When its directories or its socket cannot be used.
+    pub fn start(
+        config: AgentConfig,
+        desired: Snapshot<Desired>,
+        link: Arc<dyn ServerLink>,
+        clock: Clock,
+        tasks: &TaskGroup,
+    ) -> Result<Self, AgentError> {
+        let dir = |e| AgentError::Dir(config.dir.display().to_string(), e);
+        make_private(&config.dir).map_err(dir)?;
+        make_private(&config.log_dir).map_err(dir)?;
+        let agent_id = agent_id(&config.dir).map_err(dir)?;
+        let ledger = Ledger::open(&config.dir).map_err(dir)?;
+        let ended = leftover::end_leftovers(&ledger, &agent_id);
+        if ended > 0 {
+            tracing::info!(processes = ended, "ended what an earlier run left behind");
+        }
+        let table = ChildTable::default();
+        let spawner = Spawner::new(table.clone(), ledger).map_err(dir)?;
+        svid::serve(&config.svid_socket(), table.clone(), link.clone(), tasks)?;
+        if config.subreaper {
+            reap(&table, tasks);
+        }
+        let logs = LogStore::new(config.log_dir.clone(), clock.clone());
+        let shared = Arc::new(Shared {
+            config,
+            agent_id,
+            spawner,
+            logs,
+            link,
+            clock,
+            tasks: tasks.clone(),
+            machine: machine_size(),
+        });
+        let (orders, inbox) = mpsc::channel(4);
+        let pods = Pods::default();
+        let (ended, endings) = mpsc::channel(64);
+        let (warned, stopping) = (HashSet::new(), None);
+        let manager =
+            Manager { shared: shared.clone(), pods: pods.clone(), ended, warned, stopping };
+        tasks.spawn("agent", manager.run(desired, inbox, endings));
+        Ok(Self { shared, pods, table, orders })
+    }
+
+    /// A container's log; of a gateway pod or of a sidecar under `weft-proxy`. An empty name is
+    /// the only container's.
+    ///
+    /// # Errors
+    /// When the pod is not here or has written nothing.
+    pub fn read_log(
+        &self,
+        pod: &PodKey,
+        container: &str,
+        query: &LogQuery,
+    ) -> io::Result<LogReader> {
+        let uid = lock(&self.pods).get(pod).map(|h| h.uid.clone());
+        let none = || io::Error::new(io::ErrorKind::NotFound, format!("pod {pod} is not here"));
+        let key =
+            LogKey { pod: pod.clone(), uid: uid.ok_or_else(none)?, container: container.into() };
+        self.shared.logs.read(&key, query)
+    }
+
+    /// Processes that run now.
+    pub fn processes(&self) -> Vec<u32> {
+        self.table.pids()
+    }
+
+    /// Pods that have processes, or will.
+    pub fn pods(&self) -> Vec<PodKey> {
+        lock(&self.pods).keys().cloned().collect()
+    }
+
+    /// Ends every pod: SIGTERM, then SIGKILL after `grace` at most. The desired state is not
+    /// followed any more. Resolves when no process is left.
+    pub async fn stop(&self, grace: Duration) {
+        let (done, wait) = oneshot::channel();
+        if self.orders.send(Order::Stop { grace, done }).await.is_ok() {
+            let _ = wait.await;
+        }
+    }
+}
+
+// === impl Manager ===
+
+impl Manager {
+    async fn run(
+        mut self,
+        mut desired: Snapshot<Desired>,
+        mut orders: mpsc::Receiver<Order>,
+        mut endings: mpsc::Receiver<PodKey>,
+    ) {
+        self.shared.logs.keep_only(&known(&desired.load()));
+        let mut followed = true;
+        loop {
+            if self.stopping.is_none() {
+                self.apply(&desired.load()).await;
+            } else if lock(&self.pods).is_empty() {
+                if let Some(done) = self.stopping.take() {
+                    let _ = done.send(());
+                }
+                return;
+            }
+            tokio::select! {
+                changed = desired.changed(), if followed => followed = changed,
+                Some(pod) = endings.recv() => {
+                    lock(&self.pods).remove(&pod);
+                }
+                Some(Order::Stop { grace, done }) = orders.recv() => {
+                    self.stopping = Some(done);
+                    let all: Vec<_> = lock(&self.pods).values().map(|h| h.messages.clone()).collect();
+                    for pod in all {
+                        let _ = pod.send(Msg::Event(Event::Delete { grace })).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn apply(&mut self, desired: &Desired) {
+        let mut orders = Vec::new();
+        for (key, handle) in lock(&self.pods).iter() {
+            let same = desired.get(key).and_then(|d| Some((d, d.read().ok()?)));
+            let same = same.filter(|(_, pod)| pod.metadata.uid == handle.uid);
+            let message = match same {
+                Some((_, pod)) if pod.metadata.deletion_timestamp.is_some() => {
+                    let grace = Duration::from_secs(pod.grace_seconds());
+                    Msg::Event(Event::Delete { grace })
+                }
+                Some((desired, _)) => Msg::Update(desired.clone()),
+                // Gone without a word (`--force`), or another object of the same name.
+                None => Msg::Event(Event::Delete { grace: Duration::from_secs(1) }),
+            };
+            orders.push((handle.messages.clone(), message));
+        }
+        for (pod, message) in orders {
+            let _ = pod.send(message).await;
+        }
+        for (key, wanted) in desired {
+            if !lock(&self.pods).contains_key(key) {
+                self.begin(key, wanted).await;
+            }
+        }
+    }
+
+    async fn begin(&mut self, key: &PodKey, wanted: &Arc<DesiredPod>) {
+        let pod = match wanted.read() {
+            Ok(pod) => pod,
+            Err(issues) => return self.warn_once(key, &format!("it cannot be read: {issues}")),
+        };
+        if is_over(wanted) && pod.metadata.deletion_timestamp.is_none() {
+            return;
+        }
+        if lock(&self.pods).len() >= PODS_MAX {
+            return self.warn_once(key, &format!("this machine already has {PODS_MAX} pods"));
+        }
+        let Ok(token) = Token::generate() else {
+            return self.warn_once(key, "there is no randomness for its credential");
+        };
+        let proxies = self.shared.config.proxy.is_some();
+        let mut pod = pod;
+        if !proxies && pod.proxy_kind() == ProxyKind::Sidecar {
+            let off: Arc<str> = "false".into();
+            pod.metadata.annotations.insert(crate::pod::ANNOTATION_INJECT.into(), off);
+        }
+        let deleting = pod.metadata.deletion_timestamp.is_some();
+        let grace = if deleting { Some(Duration::ZERO) } else { None };
+        let (ended, name) = (self.ended.clone(), key.clone());
+        let tell = move || {
+            // The manager takes one ending at a time; a pod ends once.
+            if ended.try_send(name.clone()).is_err() {
+                tracing::warn!(pod = %name, "the agent was not told that a pod ended");
+            }
+        };
+        let credential = token.reveal().into();
+        let handle = worker::start(&self.shared, wanted.clone(), pod, credential, tell);
+        if let Some(grace) = grace {
+            let _ = handle.messages.send(Msg::Event(Event::Delete { grace })).await;
+        }
+        lock(&self.pods).insert(key.clone(), handle);
+    }
+
+    fn warn_once(&mut self, key: &PodKey, why: &str) {
+        if self.warned.insert(key.clone()) {
+            tracing::warn!(pod = %key, why, "a pod is not run");
+        }
+    }
+}
+
+fn known(desired: &Desired) -> Vec<(PodKey, Arc<str>)> {
+    let read = |d: &Arc<DesiredPod>| d.read().ok();
+    desired.values().filter_map(read).map(|p: Pod| (p.key(), p.metadata.uid)).collect()
+}
+
+/// A pod that ran to its end is not run again.
+fn is_over(desired: &DesiredPod) -> bool {
+    let phase = desired.object.pointer("/status/phase").and_then(|p| p.as_str());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// A name for this directory's agents, in the environment of every process they start.
+fn agent_id(dir: &Path) -> io::Result<String> {
+    let path = dir.join("id");
+    match std::fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let id = uuid::Uuid::new_v4().to_string();
+    std::fs::write(&path, &id)?;
+    Ok(id)
+}
+
+fn make_private(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+}
+
+/// Cores and bytes of memory, for limits that are not set.
+fn machine_size() -> (u64, u64) {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|t| t.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    let memory = kib.unwrap_or(0) * 1024;
+    (u64::try_from(cores).unwrap_or(1), memory)
+}
+
+/// Adopts grandchildren and reaps them.
+fn reap(table: &ChildTable, tasks: &TaskGroup) {
+    if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        tracing::debug!(%error, "orphans are not adopted");
+        return;
+    }
+    let table = table.clone();
+    tasks.spawn("reaper", async move {
+        let mut seen = HashSet::new();
+        loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let known = table.pids();
+            let swept = tokio::task::spawn_blocking(move || {
+                leftover::reap_adopted(&known, &mut seen);
+                seen
+            });
+            match swept.await {
+                Ok(kept) => seen = kept,
+                Err(_) => return,
+            }
+        }
+    });
+}
+
+fn lock(pods: &Pods) -> std::sync::MutexGuard<'_, HashMap<PodKey, Handle>> {
+    pods.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

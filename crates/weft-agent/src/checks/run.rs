@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runs the checks of this node: one task per check, results gathered and handed over in order.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+use weft_base::clock::Clock;
+use weft_base::rng::Rng;
+use weft_base::snapshot::Snapshot;
+use weft_base::task::TaskGroup;
+use weft_kinds::views::check::Probe;
+
+use super::{CheckKey, CheckMachine, CheckReport, CheckSpec, Checks, ask};
+use crate::link::{BoxFuture, LinkError};
+
+/// Questions asked at the same time.
+const ASKING_MAX: usize = 256;
+/// Checks of one node.
+const CHECKS_MAX: usize = 10_000;
+
+/// Takes results. A `ServerLink` is one; tests and the binary may have others.
+pub trait CheckSink: Send + Sync + fmt::Debug {
+    fn report_checks(&self, reports: Vec<CheckReport>) -> BoxFuture<Result<(), LinkError>>;
+}
+
+impl<L: crate::link::ServerLink + ?Sized> CheckSink for L {
+    fn report_checks(&self, reports: Vec<CheckReport>) -> BoxFuture<Result<(), LinkError>> {
+        crate::link::ServerLink::report_checks(self, reports)
+    }
+}
+
+/// Follows the node's checks and keeps one task for each that is to be asked.
+#[derive(Debug)]
+pub struct Runner {
+    clock: Clock,
+    tasks: TaskGroup,
+    rng: Rng,
+    asking: Arc<Semaphore>,
+    results: mpsc::Sender<CheckReport>,
+    running: BTreeMap<CheckKey, Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    spec: CheckSpec,
+    /// Draining ends the check's task.
+    group: TaskGroup,
+}
+
+// === impl Runner ===
+
+impl Runner {
+    /// Starts following `checks`. TTL checks are not run here: the registry, which hears their
+    /// heartbeats, expires them.
+    pub fn start(
+        checks: Snapshot<Checks>,
+        sink: Arc<dyn CheckSink>,
+        clock: Clock,
+        rng: Rng,
+        tasks: &TaskGroup,
+    ) {
+        let (results, queue) = mpsc::channel(1024);
+        let asking = Arc::new(Semaphore::new(ASKING_MAX));
+        let group = tasks.child();
+        let runner = Self { clock, tasks: group, rng, asking, results, running: BTreeMap::new() };
+        tasks.spawn("check runner", runner.follow(checks));
+        tasks.spawn("check reports", hand_over(queue, sink));
+    }
+
+    async fn follow(mut self, mut checks: Snapshot<Checks>) {
+        loop {
+            self.apply(&checks.load());
+            if !checks.changed().await {
+                return;
+            }
+        }
+    }
+
+    fn apply(&mut self, wanted: &Checks) {
+        self.running.retain(|key, running| {
+            let keep = wanted.get(key).is_some_and(|s| s.definition == running.spec.definition);
+            if !keep {
+                running.group.begin_drain();
+            }
+            keep
+        });
+        for (key, spec) in wanted {
+            let asked = !matches!(spec.definition.probe, Probe::None | Probe::Ttl { .. });
+            if !asked || self.running.contains_key(key) {
+                continue;
+            }
+            if self.running.len() >= CHECKS_MAX {
+                tracing::warn!(max = CHECKS_MAX, "this node has more checks than are run");
+                return;
+            }
+            let group = self.tasks.child();
+            self.spawn(&group, key.clone(), spec);
+            self.running.insert(key.clone(), Running { spec: spec.clone(), group });
+        }
+    }
+
+    fn spawn(&mut self, group: &TaskGroup, key: CheckKey, spec: &CheckSpec) {
+        let machine = CheckMachine::new(spec, self.clock.now(), &mut self.rng);
+        let definition = spec.definition.clone();
+        let (clock, asking) = (self.clock.clone(), self.asking.clone());
+        let (results, ended) = (self.results.clone(), group.clone());
+        group.spawn("check", async move {
+            let mut machine = machine;
+            let run = async {
+                loop {
+                    tokio::time::sleep(machine.due().since(clock.now())).await;
+                    let Ok(permit) = asking.acquire().await else { return };
+                    let Some((status, output)) = ask::ask(&definition).await else { return };
+                    drop(permit);
+                    if let Some((status, output)) = machine.result(status, &output, clock.now()) {
+                        let report = CheckReport { key: key.clone(), status, output };
+                        if results.send(report).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                () = ended.draining() => {}
+                () = run => {}
+            }
+        });
+    }
+}
+
+/// Hands results over in batches; keeps the newest of each check while the server is away.
+async fn hand_over(mut queue: mpsc::Receiver<CheckReport>, sink: Arc<dyn CheckSink>) {
+    let mut pending: BTreeMap<CheckKey, CheckReport> = BTreeMap::new();
+    let mut wait = Duration::from_millis(50);
+    loop {
+        if pending.is_empty() {
+            let Some(report) = queue.recv().await else { return };
+            pending.insert(report.key.clone(), report);
+        }
+        while let Ok(report) = queue.try_recv() {
+            pending.insert(report.key.clone(), report);
+        }
+        match sink.report_checks(pending.values().cloned().collect()).await {
+            Ok(()) => {
+                pending.clear();
+                wait = Duration::from_millis(50);
+            }
+            Err(LinkError::Refused(why)) => {
+                tracing::warn!(why, "check results were refused");
+                pending.clear();
+            }
+            Err(LinkError::Unavailable(why)) => {
+                tracing::debug!(why, "check results wait");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(5));
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the binary tells the agent once: directories, environment, the proxy program.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use crate::command::Images;
+use crate::pod::{DesiredPod, Pod, ProxyKind};
+
+/// The agent's own settings. Nothing here is read from the environment by the agent itself.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// For the socket, credentials, records of children and last good tables; made private.
+    pub dir: PathBuf,
+    /// For the logs of containers.
+    pub log_dir: PathBuf,
+    /// This machine's address as pods' `hostIP`.
+    pub host_ip: IpAddr,
+    /// Variables that programs inherit: PATH, HOME, LANG and what else the binary lets through.
+    pub base_env: Vec<(String, String)>,
+    /// Image name to local command.
+    pub images: Images,
+    /// Where programs start and relative ones are looked for, unless annotated otherwise.
+    pub workdir: PathBuf,
+    /// How proxies are started; without it no pod has a sidecar.
+    pub proxy: Option<ProxyProgram>,
+    /// Adopt processes whose parent ended, so that none stays behind as a zombie. One agent of a
+    /// process at most.
+    pub subreaper: bool,
+}
+
+/// The proxy: `weft proxy` of the own executable.
+#[derive(Clone, Debug)]
+pub struct ProxyProgram {
+    pub program: PathBuf,
+    /// `["proxy"]`.
+    pub args: Vec<String>,
+    /// Flags all proxies share: `--xds`, `--trust-domain`, `--cluster-domain`, `--access-log`.
+    pub common: Vec<String>,
+    pub outbound_port: u16,
+    pub ready_port: u16,
+}
+
+// === impl AgentConfig ===
+
+impl AgentConfig {
+    pub fn svid_socket(&self) -> PathBuf {
+        self.dir.join("svid.sock")
+    }
+
+    /// Where a pod's proxy finds the credential that its app must show.
+    pub fn credential_file(&self, pod: &Pod) -> PathBuf {
+        self.dir.join("credentials").join(file_name(pod))
+    }
+
+    pub fn last_good_file(&self, pod: &Pod) -> PathBuf {
+        self.dir.join("lastgood").join(file_name(pod))
+    }
+}
+
+// === impl ProxyProgram ===
+
+impl ProxyProgram {
+    /// The command line of one pod's proxy.
+    pub fn arguments(&self, config: &AgentConfig, desired: &DesiredPod, pod: &Pod) -> Vec<String> {
+        let path = |p: &Path| p.display().to_string();
+        let mut out = self.args.clone();
+        let mut flag = |name: &str, value: String| {
+            out.push(name.to_owned());
+            out.push(value);
+        };
+        flag("--node", pod.node_id());
+        flag("--address", desired.address.to_string());
+        flag("--svid-socket", path(&config.svid_socket()));
+        flag("--last-good", path(&config.last_good_file(pod)));
+        if pod.proxy_kind() == ProxyKind::Sidecar {
+            flag("--workers", "1".into());
+            flag("--credential", path(&config.credential_file(pod)));
+        }
+        flag("--label", format!("namespace={}", pod.metadata.namespace));
+        flag("--label", format!("pod={}", pod.metadata.name));
+        flag("--label", format!("service_account={}", pod.service_account()));
+        for key in ["app", "version"] {
+            if let Some(value) = pod.metadata.labels.get(key) {
+                flag("--label", format!("{key}={value}"));
+            }
+        }
+        out.extend(self.common.iter().cloned());
+        out
+    }
+}
+
+/// Namespaces and names have no `_`, so that two pods never share a file.
+fn file_name(pod: &Pod) -> String {
+    let safe = |text: &str| text.replace(['/', '\0'], "-");
+    format!("{}_{}", safe(&pod.metadata.namespace), safe(&pod.metadata.name))
+}

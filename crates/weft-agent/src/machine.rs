@@ -1,0 +1,541 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The life of one pod as a pure machine: what is started, signalled, restarted and shown, when.
+//!
+//! `worker` feeds it events and carries its actions out; `status` shows it as Kubernetes does.
+//! It owns no process, reads no clock, and never waits.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_base::clock::Mono;
+
+use crate::pod::{PROXY_CONTAINER, Pod, ProxyKind, RestartPolicy};
+use crate::probe::ProbeKind;
+
+mod container;
+
+pub use container::{ContainerState, Exit, State, Terminated};
+
+/// Time that subscribers get to hear that an instance is going.
+pub const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Time a sidecar gets to finish after its app ended.
+pub const PROXY_GRACE: Duration = Duration::from_secs(5);
+
+/// One of the pod's processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    Proxy,
+    /// By index in `spec.containers`.
+    App(usize),
+}
+
+/// What happened. `attempt` tells late news of an earlier process apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Time passed; see [`Machine::wakeup`].
+    Tick,
+    Started {
+        part: Part,
+        attempt: u32,
+        id: Arc<str>,
+    },
+    /// There is no process: a program is missing, a reference dangles, fork failed.
+    NotStarted {
+        part: Part,
+        attempt: u32,
+        reason: &'static str,
+        message: String,
+    },
+    Exited {
+        part: Part,
+        attempt: u32,
+        exit: Exit,
+        hint: String,
+    },
+    /// The proxy's readiness port answered otherwise than before.
+    ProxyReady(bool),
+    /// The proxy acknowledged the pod's inbound listeners.
+    InboundAcked {
+        attempt: u32,
+    },
+    /// A probe's verdict changed.
+    Probe {
+        index: usize,
+        attempt: u32,
+        kind: ProbeKind,
+        ok: bool,
+        message: String,
+    },
+    /// The program does not listen where it should; empty when it does now.
+    PortTrouble {
+        index: usize,
+        attempt: u32,
+        message: String,
+    },
+    Delete {
+        grace: Duration,
+    },
+    /// Subscribers know that this instance is going.
+    Drained,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Start {
+        part: Part,
+        attempt: u32,
+    },
+    /// To the process and its group.
+    Signal {
+        part: Part,
+        attempt: u32,
+        kill: bool,
+    },
+    BeginDrain,
+    /// Something for the pod's list of events.
+    Note {
+        warning: bool,
+        reason: &'static str,
+        message: String,
+    },
+    /// No process is left and none will be started; the object can go.
+    Finished,
+}
+
+/// How far the pod's end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Up,
+    Draining { until: Mono, grace: Duration },
+    StoppingApps { kill_at: Mono, killed: bool },
+    StoppingProxy { kill_at: Mono, killed: bool },
+    Done,
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub struct Machine {
+    pod: Arc<Pod>,
+    kind: ProxyKind,
+    proxy: Option<ContainerState>,
+    proxy_ready: bool,
+    /// The apps wait for the first readiness of the sidecar only.
+    proxy_was_ready: bool,
+    inbound_acked: bool,
+    apps: Vec<ContainerState>,
+    life: Life,
+    deleting: bool,
+    started_wall_ms: u64,
+    actions: VecDeque<Action>,
+    changed: bool,
+}
+
+// === impl Machine ===
+
+impl Machine {
+    pub fn new(pod: Arc<Pod>, now: Mono, wall_ms: u64) -> Self {
+        let kind = pod.proxy_kind();
+        let waits = match kind {
+            ProxyKind::Sidecar => "PodInitializing",
+            _ => "ContainerCreating",
+        };
+        let apps = match kind {
+            ProxyKind::Gateway => Vec::new(),
+            _ => {
+                let all = pod.spec.containers.iter();
+                all.map(|c| ContainerState::of(c, waits)).collect()
+            }
+        };
+        let proxy = (kind != ProxyKind::None)
+            .then(|| ContainerState::named(PROXY_CONTAINER, "weft", "ContainerCreating"));
+        let mut machine = Self {
+            pod,
+            kind,
+            proxy,
+            proxy_ready: false,
+            proxy_was_ready: false,
+            inbound_acked: false,
+            apps,
+            life: Life::Up,
+            deleting: false,
+            started_wall_ms: wall_ms,
+            actions: VecDeque::new(),
+            changed: true,
+        };
+        machine.start_what_is_due(now);
+        machine
+    }
+
+    /// The next thing to do.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Whether the status may differ since this was last asked.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// When a [`Event::Tick`] is wanted.
+    pub fn wakeup(&self) -> Option<Mono> {
+        let restarts = self.parts().filter_map(|(_, c)| c.start_at());
+        let kills = self.parts().filter_map(|(_, c)| c.kill_at());
+        let life = match self.life {
+            Life::Draining { until, .. } => Some(until),
+            Life::StoppingApps { kill_at, killed: false }
+            | Life::StoppingProxy { kill_at, killed: false } => Some(kill_at),
+            _ => None,
+        };
+        let restarts = restarts.filter(|_| self.life == Life::Up);
+        restarts.chain(kills).chain(life).min()
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.life == Life::Done
+    }
+
+    /// Whether the pod takes requests.
+    pub fn is_ready(&self) -> bool {
+        self.life == Life::Up && self.containers_ready() && self.mesh_ready()
+    }
+
+    pub fn containers_ready(&self) -> bool {
+        let mut shown = self.shown().peekable();
+        shown.peek().is_some() && shown.all(|c| c.is_ready())
+    }
+
+    /// The sidecar is up and acknowledged this pod's inbound configuration.
+    pub fn mesh_ready(&self) -> bool {
+        match self.kind {
+            ProxyKind::None => true,
+            ProxyKind::Sidecar => self.proxy_ready && self.inbound_acked,
+            ProxyKind::Gateway => self.proxy_ready,
+        }
+    }
+
+    /// The processes a user sees as the pod's containers.
+    pub fn shown(&self) -> impl Iterator<Item = &ContainerState> {
+        let proxy = self.proxy.iter().filter(|_| self.kind == ProxyKind::Gateway);
+        proxy.chain(&self.apps)
+    }
+
+    pub fn proxy(&self) -> Option<&ContainerState> {
+        self.proxy.as_ref()
+    }
+
+    pub fn pod(&self) -> &Pod {
+        &self.pod
+    }
+
+    pub fn kind(&self) -> ProxyKind {
+        self.kind
+    }
+
+    pub fn is_deleting(&self) -> bool {
+        self.deleting
+    }
+
+    pub fn started_wall_ms(&self) -> u64 {
+        self.started_wall_ms
+    }
+
+    /// Feeds one event.
+    pub fn step(&mut self, event: Event, now: Mono, wall_ms: u64) {
+        match event {
+            Event::Tick => {}
+            Event::Started { part, attempt, id } => {
+                self.on_started(part, attempt, id, now, wall_ms)
+            }
+            Event::NotStarted { part, attempt, reason, message } => {
+                self.on_not_started(part, attempt, reason, message, now);
+            }
+            Event::Exited { part, attempt, exit, hint } => {
+                self.on_exited(part, attempt, exit, hint, now, wall_ms);
+            }
+            Event::ProxyReady(ready) => self.on_proxy_ready(ready),
+            Event::InboundAcked { attempt } => {
+                if self.proxy.as_ref().is_some_and(|p| p.attempt == attempt) {
+                    self.changed |= !self.inbound_acked;
+                    self.inbound_acked = true;
+                }
+            }
+            Event::Probe { index, attempt, kind, ok, message } => {
+                self.on_probe(index, attempt, kind, (ok, message), now);
+            }
+            Event::PortTrouble { index, attempt, message } => {
+                let Some(app) = self.current(Part::App(index), attempt) else { return };
+                if app.trouble != message {
+                    app.trouble.clone_from(&message);
+                    self.changed = true;
+                    if !message.is_empty() {
+                        self.note(true, "NotListening", message);
+                    }
+                }
+            }
+            Event::Delete { grace } => self.on_delete(grace, now),
+            Event::Drained => {
+                if let Life::Draining { grace, .. } = self.life {
+                    self.stop_apps(grace, now);
+                }
+            }
+        }
+        self.on_time(now);
+        self.start_what_is_due(now);
+        self.advance_end(now);
+    }
+
+    fn on_started(&mut self, part: Part, attempt: u32, id: Arc<str>, now: Mono, wall_ms: u64) {
+        let ending = self.life != Life::Up;
+        let has_probe = |c: &ContainerState| c.has_startup || c.has_readiness;
+        let Some(c) = self.current(part, attempt) else { return };
+        c.run(id, now, wall_ms);
+        c.started = !c.has_startup;
+        c.probe_ready = part != Part::Proxy && !has_probe(c);
+        let name = c.name.clone();
+        self.changed = true;
+        self.note(false, "Started", format!("Started container {name}"));
+        if part == Part::Proxy {
+            self.inbound_acked = false;
+        }
+        if ending {
+            // It was deleted between the order to start and the start.
+            self.actions.push_back(Action::Signal { part, attempt, kill: false });
+        }
+    }
+
+    fn on_not_started(
+        &mut self,
+        part: Part,
+        attempt: u32,
+        reason: &'static str,
+        message: String,
+        now: Mono,
+    ) {
+        let Some(c) = self.current(part, attempt) else { return };
+        c.fail_to_start(reason, &message, now);
+        self.changed = true;
+        self.note(true, "Failed", message);
+    }
+
+    fn on_exited(
+        &mut self,
+        part: Part,
+        attempt: u32,
+        exit: Exit,
+        hint: String,
+        now: Mono,
+        wall_ms: u64,
+    ) {
+        let policy =
+            if part == Part::Proxy { RestartPolicy::Always } else { self.pod.spec.restart_policy };
+        let up = self.life == Life::Up;
+        let key = self.pod.key();
+        let Some(c) = self.current(part, attempt) else { return };
+        let again = up
+            && match policy {
+                RestartPolicy::Always => true,
+                RestartPolicy::OnFailure => !exit.is_success(),
+                RestartPolicy::Never => false,
+            };
+        let wait = c.exit(exit, hint, now, wall_ms, again);
+        let name = c.name.clone();
+        self.changed = true;
+        if part == Part::Proxy {
+            self.proxy_ready = false;
+            self.inbound_acked = false;
+        }
+        if let Some(wait) = wait.filter(|w| !w.is_zero()) {
+            let s = wait.as_secs();
+            let text = format!("Back-off {s}s restarting failed container {name} in pod {key}");
+            self.note(true, "BackOff", text);
+        }
+    }
+
+    fn on_proxy_ready(&mut self, ready: bool) {
+        self.changed |= self.proxy_ready != ready;
+        self.proxy_ready = ready;
+        self.proxy_was_ready |= ready;
+        if let Some(proxy) = &mut self.proxy {
+            proxy.probe_ready = ready;
+        }
+    }
+
+    fn on_probe(
+        &mut self,
+        index: usize,
+        attempt: u32,
+        kind: ProbeKind,
+        (ok, message): (bool, String),
+        now: Mono,
+    ) {
+        let grace = Duration::from_secs(self.pod.grace_seconds());
+        let Some(app) = self.current(Part::App(index), attempt) else { return };
+        let name = app.name.clone();
+        match kind {
+            ProbeKind::Startup if ok => {
+                app.started = true;
+                app.probe_ready |= !app.has_readiness;
+            }
+            ProbeKind::Readiness => app.probe_ready = ok,
+            ProbeKind::Liveness | ProbeKind::Startup if !ok => {
+                // Restarted by the ordinary way of an exit.
+                if app.kill_at().is_none() {
+                    app.probe_ready = false;
+                    app.set_kill_at(now.plus(grace));
+                    let part = Part::App(index);
+                    self.actions.push_back(Action::Signal { part, attempt, kill: false });
+                    let text = format!("Container {name} failed {kind} probe, will be restarted");
+                    self.note(false, "Killing", text);
+                }
+            }
+            _ => {}
+        }
+        self.changed = true;
+        if !ok {
+            self.note(true, "Unhealthy", format!("{kind} probe of {name} failed: {message}"));
+        }
+    }
+
+    fn on_delete(&mut self, grace: Duration, now: Mono) {
+        if self.deleting {
+            return;
+        }
+        self.deleting = true;
+        self.changed = true;
+        if self.life != Life::Up {
+            return;
+        }
+        let takes_requests = self.kind == ProxyKind::Sidecar && self.running_apps() > 0;
+        if takes_requests && !grace.is_zero() {
+            self.life = Life::Draining { until: now.plus(DRAIN_MAX), grace };
+            self.actions.push_back(Action::BeginDrain);
+        } else {
+            self.stop_apps(grace, now);
+        }
+    }
+
+    fn stop_apps(&mut self, grace: Duration, now: Mono) {
+        self.life = Life::StoppingApps { kill_at: now.plus(grace), killed: grace.is_zero() };
+        self.signal_apps(grace.is_zero());
+        for index in 0..self.apps.len() {
+            if let Some(app) = self.apps.get_mut(index).filter(|a| a.is_running()) {
+                let text = format!("Stopping container {}", app.name);
+                self.note(false, "Killing", text);
+            }
+        }
+    }
+
+    fn signal_apps(&mut self, kill: bool) {
+        for (index, app) in self.apps.iter().enumerate().filter(|(_, a)| a.is_running()) {
+            let (part, attempt) = (Part::App(index), app.attempt);
+            self.actions.push_back(Action::Signal { part, attempt, kill });
+        }
+    }
+
+    /// What time brings: drain time-outs and escalations from SIGTERM to SIGKILL.
+    fn on_time(&mut self, now: Mono) {
+        for index in 0..self.apps.len() {
+            let Some(app) = self.apps.get_mut(index) else { continue };
+            if app.kill_at().is_some_and(|at| at <= now) {
+                app.clear_kill_at();
+                let (part, attempt) = (Part::App(index), app.attempt);
+                self.actions.push_back(Action::Signal { part, attempt, kill: true });
+            }
+        }
+        match self.life {
+            Life::Draining { until, grace } if until <= now => self.stop_apps(grace, now),
+            Life::StoppingApps { kill_at, killed: false } if kill_at <= now => {
+                self.life = Life::StoppingApps { kill_at, killed: true };
+                self.signal_apps(true);
+            }
+            Life::StoppingProxy { kill_at, killed: false } if kill_at <= now => {
+                self.life = Life::StoppingProxy { kill_at, killed: true };
+                if let Some(proxy) = self.proxy.as_ref().filter(|p| p.is_running()) {
+                    let attempt = proxy.attempt;
+                    self.actions.push_back(Action::Signal {
+                        part: Part::Proxy,
+                        attempt,
+                        kill: true,
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn start_what_is_due(&mut self, now: Mono) {
+        if self.life != Life::Up {
+            return;
+        }
+        let apps_may = self.kind == ProxyKind::None || self.proxy_was_ready;
+        let proxy = self.proxy.iter_mut().map(|c| (Part::Proxy, c));
+        let apps = self.apps.iter_mut().enumerate().map(|(i, c)| (Part::App(i), c));
+        for (part, c) in proxy.chain(apps.filter(|_| apps_may)) {
+            if c.start_at().is_some_and(|at| at <= now) {
+                let attempt = c.begin_start();
+                self.actions.push_back(Action::Start { part, attempt });
+                self.changed = true;
+            }
+        }
+    }
+
+    /// The last steps: apps gone, then the proxy, then the pod.
+    fn advance_end(&mut self, now: Mono) {
+        let apps_ended = self.running_apps() == 0;
+        if self.life == Life::Up && self.is_complete() {
+            // A pod that runs to completion needs its sidecar no longer.
+            self.life = Life::StoppingApps { kill_at: now, killed: true };
+        }
+        if matches!(self.life, Life::StoppingApps { .. }) && apps_ended {
+            let grace = match self.kind {
+                ProxyKind::Gateway => Duration::from_secs(self.pod.grace_seconds()),
+                _ => PROXY_GRACE,
+            };
+            self.life = Life::StoppingProxy { kill_at: now.plus(grace), killed: false };
+            if let Some(proxy) = self.proxy.as_ref().filter(|p| p.is_running()) {
+                let attempt = proxy.attempt;
+                self.actions.push_back(Action::Signal { part: Part::Proxy, attempt, kill: false });
+            }
+        }
+        let proxy_ended = self.proxy.as_ref().is_none_or(|p| !p.is_running());
+        let ended = matches!(self.life, Life::StoppingProxy { .. }) && proxy_ended;
+        if ended && self.deleting {
+            self.life = Life::Done;
+            self.changed = true;
+            self.actions.push_back(Action::Finished);
+        }
+    }
+
+    /// Every container ended and none will be started again.
+    pub fn is_complete(&self) -> bool {
+        !self.apps.is_empty() && self.apps.iter().all(ContainerState::is_terminated)
+    }
+
+    fn running_apps(&self) -> usize {
+        self.apps.iter().filter(|a| a.is_running()).count()
+    }
+
+    fn parts(&self) -> impl Iterator<Item = (Part, &ContainerState)> {
+        let apps_may = self.kind == ProxyKind::None || self.proxy_was_ready;
+        let apps = self.apps.iter().enumerate().map(|(i, c)| (Part::App(i), c));
+        let proxy = self.proxy.iter().map(|c| (Part::Proxy, c));
+        proxy.chain(apps.filter(move |_| apps_may))
+    }
+
+    fn current(&mut self, part: Part, attempt: u32) -> Option<&mut ContainerState> {
+        let c = match part {
+            Part::Proxy => self.proxy.as_mut(),
+            Part::App(index) => self.apps.get_mut(index),
+        };
+        c.filter(|c| c.attempt == attempt && c.is_running())
+    }
+
+    fn note(&mut self, warning: bool, reason: &'static str, message: String) {
+        self.actions.push_back(Action::Note { warning, reason, message });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What `/proc` tells about processes: start times, environments, groups, listening sockets.
+//! Read-only; called by `child` (pid reuse), `leftover` (orphans) and `ports` (diagnosis).
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// From `/proc/PID/stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    pub pid: u32,
+    pub state: char,
+    pub ppid: u32,
+    pub pgid: u32,
+    /// Clock ticks since boot: with the pid, it names a process for good.
+    pub start_time: u64,
+}
+
+/// Facts of one process; `None` when there is none.
+pub fn stat(pid: u32) -> Option<Stat> {
+    parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// All processes that can be seen.
+pub fn all() -> Vec<Stat> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).filter_map(stat).collect()
+}
+
+/// Whether the process was started with exactly this `NAME=value` in its environment.
+pub fn has_env(pid: u32, marker: &str) -> bool {
+    let Ok(environ) = std::fs::read(format!("/proc/{pid}/environ")) else { return false };
+    environ.split(|b| *b == 0).any(|var| var == marker.as_bytes())
+}
+
+/// TCP sockets on which these processes listen.
+pub fn listening(pids: &[u32]) -> Vec<SocketAddr> {
+    let mine: HashSet<u64> = pids.iter().flat_map(|pid| socket_inodes(*pid)).collect();
+    tcp_listeners().into_iter().filter(|(_, inode)| mine.contains(inode)).map(|(a, _)| a).collect()
+}
+
+/// The process that listens on a port of this machine (any address), if it can be seen.
+pub fn owner_of_port(port: u16) -> Option<(u32, String)> {
+    let inodes: HashSet<u64> =
+        tcp_listeners().into_iter().filter(|(a, _)| a.port() == port).map(|(_, i)| i).collect();
+    let owner =
+        all().into_iter().find(|p| socket_inodes(p.pid).iter().any(|i| inodes.contains(i)))?;
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", owner.pid)).unwrap_or_default();
+    Some((owner.pid, name.trim().to_owned()))
+}
+
+fn tcp_listeners() -> Vec<(SocketAddr, u64)> {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let (v4, v6) = (read("/proc/self/net/tcp"), read("/proc/self/net/tcp6"));
+    v4.lines().chain(v6.lines()).filter_map(parse_listener).collect()
+}
+
+fn socket_inodes(pid: u32) -> Vec<u64> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    entries
+        .filter_map(|e| {
+            let target = std::fs::read_link(e.ok()?.path()).ok()?;
+            let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+            inode.parse().ok()
+        })
+        .collect()
+}
+
+/// The name in parentheses may hold anything, parentheses too: the fields follow the last one.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (pid, _) = text.split_once(' ')?;
+    let (_, rest) = text.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    Some(Stat {
+        pid: pid.parse().ok()?,
+        state: fields.first()?.chars().next()?,
+        ppid: fields.get(1)?.parse().ok()?,
+        pgid: fields.get(2)?.parse().ok()?,
+        start_time: fields.get(19)?.parse().ok()?,
+    })
+}
+
+/// One line of `/proc/net/tcp{,6}` in state LISTEN (0A): address and inode.
+fn parse_listener(line: &str) -> Option<(SocketAddr, u64)> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    if *fields.get(3)? != "0A" {
+        return None;
+    }
+    let (address, port) = fields.get(1)?.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let words: Option<Vec<u32>> = (0..address.len() / 8)
+        .map(|i| u32::from_str_radix(address.get(i * 8..i * 8 + 8)?, 16).ok())
+        .collect();
+    // The kernel prints each word in the machine's byte order.
+    let bytes: Vec<u8> = words?.iter().flat_map(|w| w.to_ne_bytes()).collect();
+    let ip = match <[u8; 4]>::try_from(bytes.as_slice()) {
+        Ok(v4) => IpAddr::V4(Ipv4Addr::from(v4)),
+        Err(_) => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?)),
+    };
+    Some((SocketAddr::new(ip, port), fields.get(9)?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_facts_are_right() {
+        let me = std::process::id();
+        let own = stat(me).unwrap();
+        assert_eq!((own.pid, own.ppid), (me, std::os::unix::process::parent_id()));
+        assert!(all().contains(&own));
+        assert_eq!(stat(u32::MAX), None);
+    }
+
+    #[test]
+    fn listeners_are_found_by_process() {
+        let v4 = std::net::TcpListener::bind("127.64.0.9:0").unwrap();
+        let v6 = std::net::TcpListener::bind("[::1]:0");
+        let found = listening(&[std::process::id()]);
+        assert!(found.contains(&v4.local_addr().unwrap()), "{found:?}");
+        if let Ok(v6) = v6 {
+            assert!(found.contains(&v6.local_addr().unwrap()), "{found:?}");
+        }
+        let port = v4.local_addr().unwrap().port();
+        assert_eq!(owner_of_port(port).unwrap().0, std::process::id());
+        assert!(!listening(&[1]).contains(&v4.local_addr().unwrap()));
+    }
+
+    #[test]
+    fn a_name_with_parentheses_does_not_confuse() {
+        let line = "42 (a) b) (c) S 1 42 42 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 777 0 0";
+        let want = Stat { pid: 42, state: 'S', ppid: 1, pgid: 42, start_time: 777 };
+        assert_eq!(parse_stat(line), Some(want));
+        assert_eq!(parse_stat("42 (x"), None);
+    }
+}

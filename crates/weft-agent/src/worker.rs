@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One task per pod: feeds the pod's machine with what happens and carries out what it decides.
+//! Started by `agent`; processes run in `worker::process`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use weft_base::clock::Clock;
+use weft_base::task::TaskGroup;
+
+use crate::child::{Signaller, Spawner};
+use crate::config::AgentConfig;
+use crate::link::{LinkError, PodNote, PodReport, ServerLink};
+use crate::logs::LogStore;
+use crate::machine::{Action, Event, Machine, Part};
+use crate::pod::{DesiredPod, Pod, PodKey};
+use crate::status::StatusWriter;
+
+pub(crate) mod process;
+
+/// What all pods of an agent share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: AgentConfig,
+    /// Marks this agent's processes.
+    pub(crate) agent_id: String,
+    pub(crate) spawner: Spawner,
+    pub(crate) logs: LogStore,
+    pub(crate) link: Arc<dyn ServerLink>,
+    pub(crate) clock: Clock,
+    pub(crate) tasks: TaskGroup,
+    /// Cores and bytes of memory of this machine.
+    pub(crate) machine: (u64, u64),
+}
+
+/// Messages to a pod's task.
+#[derive(Debug)]
+pub(crate) enum Msg {
+    Event(Event),
+    /// A process came to be.
+    Spawned {
+        part: Part,
+        attempt: u32,
+        id: Arc<str>,
+        signaller: Signaller,
+    },
+    /// The object changed; its new form is used from the next start of a process on.
+    Update(Arc<DesiredPod>),
+}
+
+/// A running pod as `agent` holds it.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) uid: Arc<str>,
+    pub(crate) messages: mpsc::Sender<Msg>,
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    desired: Arc<DesiredPod>,
+    pod: Arc<Pod>,
+    key: PodKey,
+    credential: Arc<str>,
+    machine: Machine,
+    messages: mpsc::Receiver<Msg>,
+    to_self: mpsc::Sender<Msg>,
+    processes: HashMap<Part, (u32, Signaller)>,
+    status: StatusWriter,
+    reports: watch::Sender<Option<PodReport>>,
+}
+
+/// Starts a pod's task. `ended` is told when no process of the pod is left.
+pub(crate) fn start(
+    shared: &Arc<Shared>,
+    desired: Arc<DesiredPod>,
+    pod: Pod,
+    credential: Arc<str>,
+    ended: impl FnOnce() + Send + 'static,
+) -> Handle {
+    let (to_self, messages) = mpsc::channel(256);
+    let (reports, latest) = watch::channel(None);
+    let (pod, key, uid) = (Arc::new(pod.clone()), pod.key(), pod.metadata.uid.clone());
+    let (done, reported) = oneshot::channel();
+    shared.tasks.spawn("pod reports", report(latest, shared.link.clone(), done));
+    let machine = Machine::new(pod.clone(), shared.clock.now(), shared.clock.wall_ms());
+    let worker = Worker {
+        shared: shared.clone(),
+        desired,
+        pod,
+        key,
+        credential,
+        machine,
+        messages,
+        to_self: to_self.clone(),
+        processes: HashMap::new(),
+        status: StatusWriter::default(),
+        reports,
+    };
+    shared.tasks.spawn("pod", async move {
+        worker.run().await;
+        // The last report says that the object can go; it must have arrived.
+        let _ = reported.await;
+        ended();
+    });
+    Handle { uid, messages: to_self }
+}
+
+// === impl Worker ===
+
+impl Worker {
+    async fn run(mut self) {
+        loop {
+            while let Some(action) = self.machine.next_action() {
+                self.perform(action);
+            }
+            if self.machine.take_changed() {
+                self.report();
+            }
+            if self.machine.is_finished() {
+                return;
+            }
+            let clock = self.shared.clock.clone();
+            let wakeup = self.machine.wakeup();
+            let tick = async {
+                match wakeup {
+                    Some(at) => tokio::time::sleep(at.since(clock.now())).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let message = tokio::select! {
+                message = self.messages.recv() => message,
+                () = tick => Some(Msg::Event(Event::Tick)),
+            };
+            // `to_self` keeps the channel open.
+            let Some(message) = message else { return };
+            self.receive(message);
+        }
+    }
+
+    fn receive(&mut self, message: Msg) {
+        let event = match message {
+            Msg::Event(event) => event,
+            Msg::Spawned { part, attempt, id, signaller } => {
+                self.processes.insert(part, (attempt, signaller));
+                Event::Started { part, attempt, id }
+            }
+            Msg::Update(desired) => {
+                self.desired = desired;
+                Event::Tick
+            }
+        };
+        if let Event::Exited { part, attempt, .. } = &event {
+            if self.processes.get(part).is_some_and(|(a, _)| a == attempt) {
+                self.processes.remove(part);
+            }
+        }
+        self.machine.step(event, self.shared.clock.now(), self.shared.clock.wall_ms());
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Start { part, attempt } => self.start_process(part, attempt),
+            Action::Signal { part, attempt, kill } => {
+                if let Some((a, signaller)) = self.processes.get(&part) {
+                    if *a == attempt {
+                        signaller.send(kill);
+                    }
+                }
+            }
+            Action::BeginDrain => {
+                let drained = self.shared.link.drained(self.key.clone());
+                let to_self = self.to_self.clone();
+                self.shared.tasks.spawn("pod drain", async move {
+                    // The machine itself goes on after two seconds.
+                    if tokio::time::timeout(crate::machine::DRAIN_MAX * 2, drained).await.is_ok() {
+                        let _ = to_self.send(Msg::Event(Event::Drained)).await;
+                    }
+                });
+            }
+            Action::Note { warning, reason, message } => {
+                tracing::info!(pod = %self.key, reason, message, "pod");
+                let (pod, uid) = (self.key.clone(), self.pod.metadata.uid.to_string());
+                self.shared.link.note(PodNote { pod, uid, warning, reason, message });
+            }
+            Action::Finished => self.clean_up(),
+        }
+    }
+
+    fn start_process(&mut self, part: Part, attempt: u32) {
+        let run = process::Run {
+            shared: self.shared.clone(),
+            desired: self.desired.clone(),
+            pod: self.pod.clone(),
+            credential: self.credential.clone(),
+            part,
+            attempt,
+            to_pod: self.to_self.clone(),
+        };
+        self.shared.tasks.spawn("pod process", run.run());
+    }
+
+    fn report(&mut self) {
+        let (now, config) = (self.shared.clock.wall_ms(), &self.shared.config);
+        let status = self.status.write(&self.machine, self.desired.address, config.host_ip, now);
+        self.reports.send_replace(Some(PodReport {
+            pod: self.key.clone(),
+            uid: self.pod.metadata.uid.to_string(),
+            status,
+            finished: self.machine.is_finished(),
+        }));
+    }
+
+    fn clean_up(&self) {
+        let config = &self.shared.config;
+        for file in [config.credential_file(&self.pod), config.last_good_file(&self.pod)] {
+            let _ = std::fs::remove_file(file);
+        }
+        self.shared.logs.forget(&self.key, &self.pod.metadata.uid);
+    }
+}
+
+/// Hands the newest status over until the final one has arrived; older ones may be skipped.
+async fn report(
+    mut latest: watch::Receiver<Option<PodReport>>,
+    link: Arc<dyn ServerLink>,
+    done: oneshot::Sender<()>,
+) {
+    let mut wait = Duration::from_millis(50);
+    loop {
+        let report = latest.borrow_and_update().clone();
+        if let Some(report) = report {
+            let (finished, pod) = (report.finished, report.pod.clone());
+            match link.report_pod(report).await {
+                Err(LinkError::Unavailable(why)) => {
+                    tracing::debug!(%pod, why, "a pod's status waits");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(5));
+                    continue;
+                }
+                Err(LinkError::Refused(why)) => tracing::debug!(%pod, why, "status refused"),
+                Ok(()) => {}
+            }
+            wait = Duration::from_millis(50);
+            if finished && !latest.has_changed().unwrap_or(false) {
+                let _ = done.send(());
+                return;
+            }
+        }
+        if latest.changed().await.is_err() {
+            return;
+        }
+    }
+}

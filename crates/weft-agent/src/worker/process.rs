@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One process of a pod from its start to its end: environment, logs, probes, readiness, reaping.
+//! Ordered by `worker`, which it tells everything; it decides nothing about restarts.
+
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::mpsc;
+use weft_base::rng::Rng;
+
+use super::{Msg, Shared};
+use crate::child::{Child, Role};
+use crate::env::{self, Env, Facts};
+use crate::leftover::{MARK_AGENT, MARK_CONTAINER};
+use crate::logs::{LogKey, Writer};
+use crate::machine::{Event, Exit, Part};
+use crate::pod::{Container, DesiredPod, PROXY_CONTAINER, Pod, ProxyKind};
+use crate::probe::ProbeKind;
+use crate::{command, leftover, ports, procfs};
+
+mod logpump;
+mod watch;
+
+/// How long output is still read after the end, should somebody hold the pipe.
+const OUTPUT_GRACE: Duration = Duration::from_secs(1);
+
+/// Everything one run needs.
+pub(crate) struct Run {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) desired: Arc<DesiredPod>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) credential: Arc<str>,
+    pub(crate) part: Part,
+    pub(crate) attempt: u32,
+    pub(crate) to_pod: mpsc::Sender<Msg>,
+}
+
+/// A program ready to be started.
+struct Prepared {
+    command: Command,
+    env: Env,
+    role: Role,
+}
+
+type Refusal = (&'static str, String);
+
+// === impl Run ===
+
+impl Run {
+    /// Cancelling kills the process.
+    pub(crate) async fn run(self) {
+        let id: Arc<str> = uuid::Uuid::now_v7().to_string().into();
+        match self.spawn(&id).await {
+            Ok((child, env, log)) => self.attend(child, &env, log, id).await,
+            Err((reason, message)) => {
+                let (part, attempt) = (self.part, self.attempt);
+                self.tell(Event::NotStarted { part, attempt, reason, message }).await;
+            }
+        }
+    }
+
+    async fn spawn(&self, id: &str) -> Result<(Child, Env, Writer), Refusal> {
+        let prepared = match self.part {
+            Part::Proxy => self.prepare_proxy()?,
+            Part::App(index) => self.prepare_app(index)?,
+        };
+        let Prepared { mut command, env, role } = prepared;
+        command.env(MARK_AGENT, &self.shared.agent_id).env(MARK_CONTAINER, id);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let failed = |what: &str, e: std::io::Error| ("StartError", format!("{what}: {e}"));
+        let log = self.shared.logs.begin(&self.log_key());
+        let log = log.map_err(|e| failed("its log cannot be written", e))?;
+        let program = command.get_program().to_string_lossy().into_owned();
+        let child = self.shared.spawner.spawn(command, role).await;
+        let child = child.map_err(|e| failed(&format!("{program} cannot be started"), e))?;
+        Ok((child, env, log))
+    }
+
+    /// While it runs: its output, its probes, its ports; then its end.
+    async fn attend(&self, mut child: Child, env: &Env, log: Writer, id: Arc<str>) {
+        let (part, attempt) = (self.part, self.attempt);
+        let signaller = child.signaller();
+        let spawned = Msg::Spawned { part, attempt, id: id.clone(), signaller };
+        let _ = self.to_pod.send(spawned).await;
+        let pumps = [child.take_stdout(), child.take_stderr()];
+        let [out, err] = pumps;
+        let pumps = async {
+            tokio::join!(logpump::pump(out, "stdout", &log), logpump::pump(err, "stderr", &log))
+        };
+        let mut pumps = std::pin::pin!(pumps);
+        let pid = child.pid();
+        let mut output_ended = false;
+        let exit = {
+            let mut watching = std::pin::pin!(self.watch(pid, env));
+            let mut waiting = std::pin::pin!(child.wait());
+            loop {
+                tokio::select! {
+                    exit = &mut waiting => break exit,
+                    _ = &mut pumps, if !output_ended => output_ended = true,
+                    () = &mut watching => {}
+                }
+            }
+        };
+        if !output_ended {
+            let _ = tokio::time::timeout(OUTPUT_GRACE, pumps).await;
+        }
+        log.close();
+        let exit = exit.unwrap_or_else(|error| {
+            tracing::error!(%error, pid, "the end of a child could not be seen");
+            Exit::code(255)
+        });
+        let hint = self.after_end(exit, &log, &id).await;
+        self.tell(Event::Exited { part, attempt, exit, hint }).await;
+    }
+
+    /// Never ends while the process runs.
+    async fn watch(&self, pid: u32, env: &Env) {
+        match self.part {
+            Part::Proxy => watch::proxy(self).await,
+            Part::App(index) => {
+                let Some(container) = self.pod.spec.containers.get(index) else { return };
+                let probes = [
+                    (ProbeKind::Startup, &container.startup_probe),
+                    (ProbeKind::Readiness, &container.readiness_probe),
+                    (ProbeKind::Liveness, &container.liveness_probe),
+                ];
+                let mut rng = Rng::from_system();
+                let probes = probes.into_iter().filter_map(|(kind, probe)| {
+                    let probe = probe.as_ref()?;
+                    Some(watch::probe(self, (index, container), kind, probe, env, rng.next_u64()))
+                });
+                let ports = watch::ports(self, index, container, pid);
+                tokio::join!(join_all(probes), ports);
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Ends what left the process's group, and explains an end that has an explanation.
+    async fn after_end(&self, exit: Exit, log: &Writer, id: &str) -> String {
+        let marker = format!("{MARK_CONTAINER}={id}");
+        let (ports, tail) = (self.container().map(Container::tcp_ports), log.tail());
+        let address = self.desired.address;
+        let look = tokio::task::spawn_blocking(move || {
+            leftover::end_marked(&marker);
+            if exit.is_success() {
+                return String::new();
+            }
+            let declared = ports.unwrap_or_default();
+            let owner = || declared.first().and_then(|port| procfs::owner_of_port(*port));
+            ports::taken(address, &declared, &tail, owner()).unwrap_or_else(|| last_words(&tail))
+        });
+        look.await.unwrap_or_default()
+    }
+
+    fn prepare_proxy(&self) -> Result<Prepared, Refusal> {
+        let config = &self.shared.config;
+        let Some(proxy) = &config.proxy else {
+            return Err(("CreateContainerError", "this agent has no proxy program".into()));
+        };
+        self.write_files().map_err(|e| {
+            ("CreateContainerError", format!("the proxy's files cannot be written: {e}"))
+        })?;
+        let mut command = Command::new(&proxy.program);
+        command.args(proxy.arguments(config, &self.desired, &self.pod));
+        command.env_clear().envs(config.base_env.iter().map(|(k, v)| (k, v)));
+        let service_account = self.pod.service_account().into();
+        let role = Role::Proxy { pod: self.pod.key(), service_account };
+        Ok(Prepared { command, env: Env::default(), role })
+    }
+
+    fn prepare_app(&self, index: usize) -> Result<Prepared, Refusal> {
+        let config = &self.shared.config;
+        let missing = || ("CreateContainerError", "the container is gone".to_owned());
+        let container = self.pod.spec.containers.get(index).ok_or_else(missing)?;
+        let proxy = config.proxy.as_ref().filter(|_| self.pod.proxy_kind() == ProxyKind::Sidecar);
+        let facts = Facts {
+            desired: &self.desired,
+            pod: &self.pod,
+            container,
+            proxy: proxy.map(|p| (p.outbound_port, &*self.credential)),
+            host_ip: config.host_ip,
+            machine: self.shared.machine,
+        };
+        let env = env::build(&config.base_env, &facts)
+            .map_err(|e| ("CreateContainerConfigError", e.to_string()))?;
+        let found = command::resolve(&self.pod, container, &env, &config.images, &config.workdir);
+        let found = found.map_err(|e| (e.reason(), e.to_string()))?;
+        let mut command = Command::new(&found.program);
+        command.args(&found.args).current_dir(&found.workdir);
+        command.env_clear().envs(env.iter());
+        Ok(Prepared { command, env, role: Role::App { pod: self.pod.key() } })
+    }
+
+    /// The credential that the app shows to its sidecar, readable by this user only.
+    fn write_files(&self) -> std::io::Result<()> {
+        use std::io::Write;
+        use std::os::unix::fs::OpenOptionsExt;
+        let config = &self.shared.config;
+        let path = config.credential_file(&self.pod);
+        for file in [&path, &config.last_good_file(&self.pod)] {
+            if let Some(dir) = file.parent() {
+                std::fs::create_dir_all(dir)?;
+            }
+        }
+        let temporary = path.with_extension("new");
+        let _ = std::fs::remove_file(&temporary);
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(self.credential.as_bytes())?;
+        std::fs::rename(temporary, path)
+    }
+
+    fn container(&self) -> Option<&Container> {
+        match self.part {
+            Part::App(index) => self.pod.spec.containers.get(index),
+            Part::Proxy => None,
+        }
+    }
+
+    fn log_key(&self) -> LogKey {
+        let container = self.container().map_or_else(|| PROXY_CONTAINER.into(), |c| c.name.clone());
+        LogKey { pod: self.pod.key(), uid: self.pod.metadata.uid.clone(), container }
+    }
+
+    fn proxy_ready_at(&self) -> Option<SocketAddr> {
+        let proxy = self.shared.config.proxy.as_ref()?;
+        Some(SocketAddr::new(self.desired.address, proxy.ready_port))
+    }
+
+    async fn tell(&self, event: Event) {
+        // The pod's task outlives its processes, except when everything is being stopped.
+        let _ = self.to_pod.send(Msg::Event(event)).await;
+    }
+}
+
+/// The last line that says something, for the message of a crash.
+fn last_words(tail: &[String]) -> String {
+    let line = tail.iter().rev().map(|l| l.trim()).find(|l| !l.is_empty());
+    line.map(|l| format!("its last line: {}", l.chars().take(300).collect::<String>()))
+        .unwrap_or_default()
+}

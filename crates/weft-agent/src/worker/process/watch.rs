@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is looked at while a process runs: the proxy's readiness, the app's probes and ports.
+//! Each future runs until the process ends, and tells the pod only what changed.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use http::Method;
+use serde_json::Value;
+use weft_base::rng::Rng;
+
+use super::Run;
+use crate::child::Role;
+use crate::env::Env;
+use crate::machine::Event;
+use crate::pod::{Container, Probe, ProxyKind};
+use crate::probe::ask::{self, HttpAsk, Tls};
+use crate::probe::{ProbeKind, ProbeMachine};
+use crate::{ports as verdict, procfs};
+
+/// How often an unready, and a ready, proxy is asked.
+const PROXY_POLL: Duration = Duration::from_millis(30);
+const PROXY_POLL_READY: Duration = Duration::from_secs(2);
+/// A program that declares ports but opens none is called ready after this, as Kubernetes would.
+const SILENT_MAX: Duration = Duration::from_secs(30);
+/// Limit of a readiness question to the proxy.
+const PROXY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Asks the proxy's readiness port, and the server about its configuration.
+pub(super) async fn proxy(run: &Run) {
+    let Some(at) = run.proxy_ready_at() else { return };
+    let Ok(uri) = format!("http://{at}/healthz/ready").parse() else { return };
+    let question = HttpAsk {
+        uri,
+        method: Method::GET,
+        headers: Vec::new(),
+        body: String::new(),
+        tls: Tls::default(),
+    };
+    let mut was = false;
+    let mut asked = false;
+    loop {
+        let answer = ask::http(&question, PROXY_TIMEOUT).await;
+        let ready = answer.is_ok_and(|a| a.status.is_success());
+        if ready != was {
+            run.tell(Event::ProxyReady(ready)).await;
+            was = ready;
+        }
+        if ready && !asked && run.pod.proxy_kind() == ProxyKind::Sidecar {
+            asked = true;
+            run.shared.link.inbound_acked(run.pod.key()).await;
+            run.tell(Event::InboundAcked { attempt: run.attempt }).await;
+        }
+        tokio::time::sleep(if ready { PROXY_POLL_READY } else { PROXY_POLL }).await;
+    }
+}
+
+/// Runs one probe by its machine.
+pub(super) async fn probe(
+    run: &Run,
+    (index, container): (usize, &Container),
+    kind: ProbeKind,
+    probe: &Probe,
+    env: &Env,
+    seed: u64,
+) {
+    let clock = &run.shared.clock;
+    if kind != ProbeKind::Startup && container.startup_probe.is_some() {
+        // Kubernetes begins these after the startup probe; its own verdict is told to the pod,
+        // so the simplest honest way to wait for it here is to ask the same question.
+        startup(run, container, env).await;
+    }
+    let mut rng = Rng::seeded(seed);
+    let mut machine = ProbeMachine::new(kind, probe, clock.now(), &mut rng);
+    while !machine.is_over() {
+        tokio::time::sleep(machine.due().since(clock.now())).await;
+        let answer = once(run, container, probe, env).await;
+        let message = answer.as_ref().err().cloned().unwrap_or_default();
+        if let Some(ok) = machine.result(answer.is_ok(), clock.now()) {
+            let attempt = run.attempt;
+            run.tell(Event::Probe { index, attempt, kind, ok, message }).await;
+        }
+    }
+}
+
+async fn startup(run: &Run, container: &Container, env: &Env) {
+    let Some(probe) = &container.startup_probe else { return };
+    let clock = &run.shared.clock;
+    let mut machine =
+        ProbeMachine::new(ProbeKind::Startup, probe, clock.now(), &mut Rng::seeded(1));
+    while !machine.is_over() {
+        tokio::time::sleep(machine.due().since(clock.now())).await;
+        machine.result(once(run, container, probe, env).await.is_ok(), clock.now());
+    }
+}
+
+/// Where the program listens, until that is as it should be.
+pub(super) async fn ports(run: &Run, index: usize, container: &Container, pid: u32) {
+    let declared = container.tcp_ports();
+    if declared.is_empty() {
+        return;
+    }
+    let (clock, attempt) = (&run.shared.clock, run.attempt);
+    let begun = clock.now();
+    let implied = container.readiness_probe.is_none();
+    let mut wait = Duration::from_millis(20);
+    let (mut told, mut ready, mut before) = (String::new(), false, None);
+    loop {
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(2));
+        let Ok(listening) = tokio::task::spawn_blocking(move || listening(pid)).await else {
+            return;
+        };
+        let trouble = verdict::trouble(run.desired.address, &declared, &listening);
+        let reached = declared.iter().filter(|p| listening.iter().any(|a| a.port() == **p));
+        let complete = trouble.is_none() && reached.count() == declared.len();
+        let some = trouble.is_none() && !listening.is_empty();
+        let silent = listening.is_empty() && clock.now().since(begun) >= SILENT_MAX;
+        if implied && !ready && (some || silent) {
+            ready = true;
+            let (kind, message) = (ProbeKind::Readiness, String::new());
+            run.tell(Event::Probe { index, attempt, kind, ok: true, message }).await;
+        }
+        // Told when seen twice: a program opens its ports one after the other.
+        let message = trouble.unwrap_or_default();
+        if before.as_ref() == Some(&message) && told != message {
+            told.clone_from(&message);
+            let message = message.clone();
+            run.tell(Event::PortTrouble { index, attempt, message }).await;
+        }
+        before = Some(message);
+        if complete && told.is_empty() {
+            return;
+        }
+    }
+}
+
+fn listening(pid: u32) -> Vec<SocketAddr> {
+    let group: Vec<u32> =
+        procfs::all().into_iter().filter(|s| s.pgid == pid).map(|s| s.pid).collect();
+    // A socket shared by several processes is one.
+    procfs::listening(&group).into_iter().collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// One question.
+async fn once(run: &Run, container: &Container, probe: &Probe, env: &Env) -> Result<(), String> {
+    let timeout = Duration::from_secs(probe.timeout_seconds.max(1));
+    let at = |host: &str, port: &Value| -> Result<String, String> {
+        let port = container.port(port).ok_or_else(|| format!("the port {port} is not known"))?;
+        if host.is_empty() {
+            return Ok(SocketAddr::new(run.desired.address, port).to_string());
+        }
+        Ok(format!("{host}:{port}"))
+    };
+    if let Some(get) = &probe.http_get {
+        let scheme = if get.scheme.eq_ignore_ascii_case("https") { "https" } else { "http" };
+        let path = if get.path.is_empty() { "/" } else { &get.path };
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        let url = format!("{scheme}://{}{slash}{path}", at(&get.host, &get.port)?);
+        let uri = url.parse().map_err(|e| format!("{url:?}: {e}"))?;
+        let headers = get.http_headers.iter().map(|h| (h.name.clone(), h.value.clone())).collect();
+        let tls = Tls { skip_verify: true, server_name: String::new() };
+        let question = HttpAsk { uri, method: Method::GET, headers, body: String::new(), tls };
+        let answer =
+            ask::http(&question, timeout).await.map_err(|e| format!("Get {url:?}: {e}"))?;
+        return match answer.status.as_u16() {
+            200..=399 => Ok(()),
+            code => Err(format!("HTTP probe failed with statuscode: {code}")),
+        };
+    }
+    if let Some(socket) = &probe.tcp_socket {
+        return ask::tcp(&at(&socket.host, &socket.port)?, None, timeout).await;
+    }
+    if let Some(grpc) = &probe.grpc {
+        let address = SocketAddr::new(run.desired.address, grpc.port).to_string();
+        let service = grpc.service.as_deref().unwrap_or_default();
+        return ask::grpc(&address, service, None, timeout).await;
+    }
+    match &probe.exec {
+        Some(exec) => command(run, &exec.command, env, timeout).await,
+        None => Err("the probe asks nothing: give it httpGet, tcpSocket, grpc or exec".into()),
+    }
+}
+
+/// An exec probe: a command of the Pod's author, run beside the program.
+async fn command(run: &Run, line: &[String], env: &Env, limit: Duration) -> Result<(), String> {
+    let (program, args) = line.split_first().ok_or("exec.command is empty")?;
+    let mut command = Command::new(program);
+    command.args(args).env_clear().envs(env.iter()).current_dir(&run.shared.config.workdir);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let role = Role::Probe { pod: run.pod.key() };
+    let child = run.shared.spawner.spawn(command, role).await;
+    let mut child = child.map_err(|e| format!("{program}: {e}"))?;
+    match tokio::time::timeout(limit, child.wait()).await {
+        Ok(Ok(exit)) if exit.is_success() => Ok(()),
+        Ok(Ok(exit)) => Err(format!("{program} exited with {}", exit.code)),
+        Ok(Err(e)) => Err(e.to_string()),
+        // Dropping the child ends it.
+        Err(_) => Err(format!("{program} took longer than {} s", limit.as_secs())),
+    }
+}
