@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Controllers: what is wanted becomes what is. Each is a pure function from the World and a name
 //! to transactions ([`plan::Context`]); this file says which change of the World wakes which of
-//! them, and `run.rs` does the rest (one at a time, so each sees what the one before wrote).
+//! them, and `run.rs` does the rest.
 //!
 //! | file | what it sees to |
 //! |---|---|

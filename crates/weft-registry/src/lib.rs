@@ -57,6 +57,9 @@ impl Registry {
     /// Reads the whole store into a World, starts folding its log, and writes what every server
     /// has from the start (namespaces `default` and `kube-system`, GatewayClass `weft`).
     ///
+    /// The World stops moving when `tasks` begins to drain: drain everything that writes or reads
+    /// first, then these.
+    ///
     /// # Errors
     /// When the store cannot be read or written.
     pub async fn open(

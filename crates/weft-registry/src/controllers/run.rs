@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The one loop that runs the controllers: follows the World, sees to one item at a time with
-//! the newest World, commits its plan, and waits until the World shows it before the next.
+//! The one loop that runs the controllers: follows the World, sees to the items that are woken
+//! with the newest World, commits their plans, and waits until the World shows them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use weft_kinds::world::World;
-use weft_store::{Revision, StoreError, Txn};
+use weft_store::{Revision, Store, StoreError, Txn};
 
+use super::plan::Plan;
 use super::queue::Queue;
 use super::{Item, everything, reconcile, woken};
 use crate::{Registry, WorldChange, WorldWatch};
+
+/// Items seen to at once.
+const BATCH: usize = 32;
 
 struct Runner {
     registry: Registry,
@@ -40,7 +44,8 @@ impl Runner {
         self.push_all(everything(&self.seen.clone()));
         loop {
             let now = self.registry.clock().now();
-            let Some(item) = self.queue.pop(now) else {
+            let items: Vec<Item> = std::iter::from_fn(|| self.queue.pop(now)).take(BATCH).collect();
+            if items.is_empty() {
                 let wait = self.queue.next_due().map(|at| at.since(now));
                 tokio::select! {
                     change = self.watch.next() => match change {
@@ -50,9 +55,9 @@ impl Runner {
                     () = pause(wait) => {}
                 }
                 continue;
-            };
-            self.see_to(item).await;
-            // What just happened wakes others; take it in before the next item.
+            }
+            self.see_to(items).await;
+            // What just happened wakes others; take it in before the next items.
             while let Some(change) = futures_util::FutureExt::now_or_never(self.watch.next()) {
                 match change {
                     Some(change) => self.note(change),
@@ -82,49 +87,60 @@ impl Runner {
         items.into_iter().for_each(|item| self.queue.push(item, now));
     }
 
-    async fn see_to(&mut self, item: Item) {
+    /// Sees to some items with one World. No two of them decide about the same thing; where two
+    /// write the same object, the second is overtaken and looks again.
+    async fn see_to(&mut self, items: Vec<Item>) {
         let world = self.registry.now();
         let wall = self.registry.clock().wall_ms();
-        let seed = self.registry.with_rng(weft_base::rng::Rng::next_u64);
-        let plan = reconcile(&item, &world, wall, seed);
-        let (again, notes) = (plan.again, plan.notes);
-        let done = self.commit(plan.txns).await;
-        let now = self.registry.clock().now();
-        match done {
-            Ok(true) => {
-                self.queue.worked(&item);
-                notes.into_iter().for_each(|note| self.registry.note(note));
-                if let Some(after) = again {
-                    self.queue.push(item, now.plus(after));
-                }
-            }
-            // Somebody else wrote first: what they wrote is looked at again.
-            Ok(false) => self.queue.failed(item, now),
-            Err(e) => {
-                tracing::warn!(?item, error = %e, "a controller's writes failed; trying again");
-                self.queue.failed(item, now);
-            }
-        }
-    }
-
-    /// Commits all of a plan at once; whether every transaction held.
-    async fn commit(&self, txns: Vec<Txn>) -> Result<bool, StoreError> {
-        let store = self.registry.store();
-        let txns = txns.into_iter().map(|txn| store.txn(txn));
-        let (mut all, mut newest) = (true, Revision(0));
-        let mut failed = None;
-        for outcome in futures_util::future::join_all(txns).await {
-            match outcome {
-                Ok(outcome) => {
-                    all &= outcome.succeeded;
-                    newest = newest.max(outcome.revision);
-                }
-                Err(e) => failed = Some(e),
-            }
-        }
+        let plans: Vec<Plan> = items
+            .iter()
+            .map(|item| {
+                let seed = self.registry.with_rng(weft_base::rng::Rng::next_u64);
+                reconcile(item, &world, wall, seed)
+            })
+            .collect();
+        // All at once, so that they share commits.
+        let commits = plans.iter().map(|plan| commit(&**self.registry.store(), &plan.txns));
+        let done = futures_util::future::join_all(commits).await;
+        let newest = done.iter().map(|(_, newest)| *newest).max().unwrap_or_default();
         self.registry.wait_revision(newest).await;
-        failed.map_or(Ok(all), Err)
+        let now = self.registry.clock().now();
+        for ((item, plan), (done, _)) in items.into_iter().zip(plans).zip(done) {
+            match done {
+                Ok(true) => {
+                    self.queue.worked(&item);
+                    plan.notes.into_iter().for_each(|note| self.registry.note(note));
+                    if let Some(after) = plan.again {
+                        self.queue.push(item, now.plus(after));
+                    }
+                }
+                // Somebody else wrote first: what they wrote is looked at again.
+                Ok(false) => self.queue.failed(item, now),
+                Err(e) => {
+                    tracing::warn!(?item, error = %e, "a controller's writes failed; trying again");
+                    self.queue.failed(item, now);
+                }
+            }
+        }
     }
+}
+
+/// Commits all of a plan; whether every transaction held, and the newest revision.
+async fn commit(store: &dyn Store, txns: &[Txn]) -> (Result<bool, StoreError>, Revision) {
+    let (mut all, mut newest) = (Ok(true), Revision(0));
+    let outcomes = futures_util::future::join_all(txns.iter().map(|txn| store.txn(txn.clone())));
+    for outcome in outcomes.await {
+        match outcome {
+            Ok(outcome) => {
+                newest = newest.max(outcome.revision);
+                if !outcome.succeeded && all.is_ok() {
+                    all = Ok(false);
+                }
+            }
+            Err(e) => all = Err(e),
+        }
+    }
+    (all, newest)
 }
 
 async fn pause(wait: Option<Duration>) {

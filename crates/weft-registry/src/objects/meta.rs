@@ -207,7 +207,8 @@ pub fn update(kind: KindId, old: &Value, mut new: Value, part: Part) -> Result<V
         let had = texts(old, "finalizers");
         if let Some(added) = texts(&new, "finalizers").into_iter().find(|f| !had.contains(f)) {
             let why = format!(
-                "metadata.finalizers: no new finalizers can be added if the object is being deleted, found new finalizer {added:?}"
+                "metadata.finalizers: no new finalizers can be added if the object is \
+                 being deleted, found new finalizer {added:?}"
             );
             return Err(ObjectError::Forbidden { kind, name, why });
         }

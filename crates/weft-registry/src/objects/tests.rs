@@ -260,7 +260,7 @@ async fn an_address_that_a_user_chose_is_honoured_or_refused() {
     );
     let err = create(service("b", "127.96.1.1")).await.unwrap_err().to_string();
     assert!(
-        err.contains("spec.clusterIP") && err.contains("already allocated to Service default/a"),
+        err.contains("spec.clusterIP") && err.contains("allocated to Service default/a"),
         "{err}"
     );
     let err = create(service("b", "10.0.0.1")).await.unwrap_err().to_string();
@@ -318,7 +318,8 @@ async fn a_restarted_agent_begins_with_nothing_ready() {
             "metadata": { "name": name },
             "spec": { "nodeName": "laptop" },
             "status": { "phase": phase, "podIP": "127.64.0.9",
-                "conditions": [{ "type": "Ready", "status": "True" }, { "type": "X", "status": "True" }],
+                "conditions": [{ "type": "Ready", "status": "True" },
+                    { "type": "X", "status": "True" }],
                 "containerStatuses": [{ "name": "c", "ready": true, "restartCount": 3 }] },
         })
     };

@@ -50,9 +50,14 @@ impl ObjectWatch {
     /// # Errors
     /// [`ObjectError::Expired`] when the watch fell behind or the log is gone: list again.
     pub async fn next(&mut self) -> Result<Vec<ObjectEvent>, ObjectError> {
-        let from = self.log.position().0;
-        let events = self.log.next().await.map_err(|e| expired(e, from))?;
-        Ok(events.into_iter().filter_map(read).collect())
+        loop {
+            let from = self.log.position().0;
+            let events = self.log.next().await.map_err(|e| expired(e, from))?;
+            let events: Vec<_> = events.into_iter().filter_map(read).collect();
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
     }
 
     /// Everything up to this resourceVersion was told: what a bookmark carries.

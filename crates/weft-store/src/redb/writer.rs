@@ -53,7 +53,7 @@ impl Writer {
             self.serve(std::mem::take(&mut batch));
         }
         if let Err(e) = self.close() {
-            tracing::warn!(error = %e, "the store could not note its last revision; it will skip some");
+            tracing::warn!(error = %e, "the last revision is not noted; some will be skipped");
         }
     }
 
