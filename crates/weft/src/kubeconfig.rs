@@ -2,8 +2,8 @@
 //! `weft kubeconfig`: what kubectl and Kubernetes clients need to find the API door.
 
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 
 use anyhow::{Context as _, Result};
 

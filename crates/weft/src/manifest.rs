@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value};
 use weft_base::issue::{Issue, Severity};
 use weft_kinds::decode::{self, Document, Format};
-use weft_kinds::kind::{Kind, KindId};
+use weft_kinds::kind::KindId;
 
 /// Annotation on a Deployment or its pod template: a command run once before anything starts.
 pub const BUILD: &str = "weft.dev/build";
@@ -45,8 +45,8 @@ impl Manifest {
 
     /// The object's path in the API.
     pub fn path(&self) -> String {
-        let row = Kind { versions: std::slice::from_ref(&self.version), ..*self.kind.row() };
-        crate::client::objects::resource_path(&row, Some(&self.namespace), Some(&self.name))
+        let at = (Some(self.namespace.as_str()), Some(self.name.as_str()));
+        crate::client::objects::versioned_path(self.kind.row(), self.version, at.0, at.1)
     }
 
     pub fn annotation(&self, name: &str) -> Option<&str> {
@@ -60,7 +60,8 @@ pub fn load(paths: &[PathBuf]) -> Result<Vec<Manifest>> {
     let mut mistakes = Vec::new();
     for file in files(paths)? {
         let text = read(&file)?;
-        let format = if file.extension().is_some_and(|e| e == "json") { Format::Json } else { Format::Yaml };
+        let format =
+            if file.extension().is_some_and(|e| e == "json") { Format::Json } else { Format::Yaml };
         let (documents, issues) = decode::documents(&text, format);
         mistakes.extend(issues.0.iter().map(|i| mistake(&file, None, &text, i)));
         for document in documents {
@@ -76,7 +77,10 @@ pub fn load(paths: &[PathBuf]) -> Result<Vec<Manifest>> {
     }
     if manifests.is_empty() {
         let named: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-        bail!("no object was found in {}; name a folder or file with Kubernetes YAML", named.join(", "));
+        bail!(
+            "no object was found in {}; name a folder or file with Kubernetes YAML",
+            named.join(", ")
+        );
     }
     manifests.sort_by_key(|m| order(m.kind));
     Ok(manifests)
@@ -148,7 +152,8 @@ fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
             out.push(path.clone());
             continue;
         }
-        let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let entries =
+            fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut inside: Vec<PathBuf> = entries
             .flatten()
             .map(|e| e.path())
@@ -202,7 +207,8 @@ pub fn set_workdir(manifest: &mut Manifest) {
         KindId::Deployment | KindId::ReplicaSet => manifest.object.pointer_mut("/spec/template"),
         _ => None,
     };
-    let annotations = template.and_then(|t| child(t, "metadata")).and_then(|m| child(m, "annotations"));
+    let annotations =
+        template.and_then(|t| child(t, "metadata")).and_then(|m| child(m, "annotations"));
     let Some(annotations) = annotations.and_then(Value::as_object_mut) else { return };
     let own = annotations.get(WORKDIR).and_then(Value::as_str).unwrap_or("");
     let dir = folder.join(own).display().to_string();

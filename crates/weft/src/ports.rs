@@ -108,7 +108,8 @@ fn listening_inodes(address: IpAddr, port: u16) -> HashSet<String> {
         let text = fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
         for line in text.lines().skip(1) {
             let cells: Vec<&str> = line.split_whitespace().collect();
-            let (Some(local), Some(state), Some(inode)) = (cells.get(1), cells.get(3), cells.get(9))
+            let (Some(local), Some(state), Some(inode)) =
+                (cells.get(1), cells.get(3), cells.get(9))
             else {
                 continue;
             };

@@ -1,5 +1,197 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `weft proxy`: one proxy process, driven by a control plane or by a file.
-use anyhow::Result;
+//!
+//! With a control plane it gets its SVID from the agent's Unix socket first, then subscribes over
+//! mTLS. It ends on SIGTERM after draining.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_rustls::TlsConnector;
+use weft_base::clock::Clock;
+use weft_base::rng::Rng;
+use weft_base::snapshot::Snapshot;
+use weft_base::task::TaskGroup;
+use weft_identity::{Alpn, ClientTls, Expected, Svid, provider, uds};
+use weft_proxy::config::{AccessLog, LogFormat, LogWhat, Ports};
+use weft_proxy::ingest::source;
+use weft_proxy::{Feed, NodeId, Proxy, ProxyConfig, feed};
+use weft_xds::NodeInfo;
+use weft_xds::client::{self, Dial, Options};
+
 use crate::cli::ProxyArgs;
-pub fn run(_args: &ProxyArgs) -> Result<()> { Ok(()) }
+use crate::exit::Usage;
+
+/// TLS name of the server; the SPIFFE identity is what is checked.
+const SERVER_NAME: &str = "server.weft.internal";
+
+pub fn run(args: &ProxyArgs) -> Result<()> {
+    provider::install();
+    let config = config(args)?;
+    // One thread carries the control side; requests are served by the workers' own threads.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(args, config))
+}
+
+async fn serve(args: &ProxyArgs, config: ProxyConfig) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (clock, tasks) = (Clock::system(), TaskGroup::new());
+    let identity = match &args.svid_socket {
+        Some(path) => {
+            let fetched = uds::fetch_and_renew(path.clone(), clock.clone(), &tasks).await;
+            Some(
+                fetched
+                    .with_context(|| format!("no identity from the agent at {}", path.display()))?,
+            )
+        }
+        None => None,
+    };
+    let (feed, deliveries) = feed();
+    let proxy = Proxy::start(config.clone(), identity.clone(), deliveries, clock.clone()).await?;
+    match (&args.config, args.xds) {
+        (Some(file), _) => from_file(file, feed, &tasks).await?,
+        (None, Some(server)) => {
+            let identity = identity.ok_or_else(|| {
+                anyhow!(Usage(
+                    "--xds needs --svid-socket: the server admits known proxies only".into()
+                ))
+            })?;
+            subscribe(args, &proxy, server, identity, feed, &clock, &tasks)?;
+        }
+        (None, None) => {
+            return Err(anyhow!(Usage(
+                "name where the configuration comes from: `-c FILE` or `--xds HOST:PORT`".into()
+            )));
+        }
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = proxy.asked_to_quit() => {}
+    }
+    let clean = proxy.drain().await;
+    tasks.shutdown(Duration::from_millis(200)).await;
+    if clean { Ok(()) } else { Err(anyhow!("a worker panicked; its log line says where")) }
+}
+
+/// Streams the control plane's transactions into the proxy.
+fn subscribe(
+    args: &ProxyArgs,
+    proxy: &Proxy,
+    server: SocketAddr,
+    identity: Snapshot<Svid>,
+    feed: Feed,
+    clock: &Clock,
+    tasks: &TaskGroup,
+) -> Result<()> {
+    let node: weft_xds::NodeId = args.node.parse()?;
+    let domain = identity.load().bundle().trust_domain().clone();
+    let expected = Expected::OneOf([domain.server()].into());
+    let tls = Arc::new(ClientTls::new(identity, clock.clone()));
+    let dial = Dial::new(server.to_string(), move || {
+        let (tls, expected) = (tls.clone(), expected.clone());
+        async move {
+            let config = tls.config(&expected, Alpn::H2).map_err(io::Error::other)?;
+            let stream = TcpStream::connect(server).await?;
+            stream.set_nodelay(true)?;
+            let name = SERVER_NAME.try_into().map_err(io::Error::other)?;
+            TlsConnector::from(config).connect(name, stream).await
+        }
+    });
+    let options = Options {
+        node: NodeInfo::this_release(node, env!("CARGO_PKG_VERSION")),
+        held: proxy.held().clone(),
+        rng: Rng::from_system(),
+    };
+    let handle = client::run(Arc::new(dial), options, tasks);
+    tasks.spawn("configuration", source::pump(handle, feed));
+    Ok(())
+}
+
+/// Serves a file; SIGHUP reads it again, and a bad file changes nothing.
+async fn from_file(file: &Path, feed: Feed, tasks: &TaskGroup) -> Result<()> {
+    let first = read(file)?;
+    feed.apply(first).await.context("the proxy ended while it read its configuration")?;
+    let mut again = signal(SignalKind::hangup())?;
+    let file = file.to_owned();
+    tasks.spawn("configuration file", async move {
+        while again.recv().await.is_some() {
+            match read(&file) {
+                Ok(transaction) => {
+                    let _ = feed.apply(transaction).await;
+                    tracing::info!(file = %file.display(), "configuration read again");
+                }
+                Err(error) => tracing::error!("{error:#}; the old configuration stays"),
+            }
+        }
+    });
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<weft_xds::Transaction> {
+    let text =
+        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    source::from_yaml(&text).map_err(|e| anyhow!("{}: {e}", file.display()))
+}
+
+fn config(args: &ProxyArgs) -> Result<ProxyConfig> {
+    let node = match args.node.as_str() {
+        "standalone" => NodeId::parse("gateway~standalone~standalone")?,
+        id => NodeId::parse(id).map_err(|e| anyhow!(Usage(e.to_string())))?,
+    };
+    let mut config = ProxyConfig::new(node);
+    config.address = args.address;
+    config.cluster_domain = args.cluster_domain.as_str().into();
+    config.trust_domain = args.trust_domain.as_str().into();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let usual = if config.is_gateway() { cores.min(8) } else { 1 };
+    config.workers = args.workers.unwrap_or(usual).max(1);
+    if let Some(path) = &args.credential {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read the credential {}", path.display()))?;
+        config.credential = Some(text.trim().into());
+    }
+    config.last_good = args.last_good.clone();
+    config.ports = Ports {
+        admin: args.admin_port,
+        outbound: args.outbound_port,
+        mesh: args.mesh_port,
+        metrics: args.metrics_port,
+        ready: args.ready_port,
+        ..Ports::default()
+    };
+    config.access_log = access_log(&args.access_log)?;
+    if let Some(workload) = args.labels.iter().find_map(|l| l.strip_prefix("workload=")) {
+        config.workload = workload.into();
+    }
+    if config.address == IpAddr::from([0, 0, 0, 0]) {
+        return Err(anyhow!(Usage("--address: name one address, not 0.0.0.0".into())));
+    }
+    Ok(config)
+}
+
+fn access_log(text: &str) -> Result<AccessLog> {
+    let (what, format) = match text {
+        "text" => (LogWhat::Everything, LogFormat::Text),
+        "json" => (LogWhat::Everything, LogFormat::Json),
+        "failures" => (LogWhat::Failures, LogFormat::Text),
+        "off" => (LogWhat::Nothing, LogFormat::Text),
+        other => {
+            return Err(anyhow!(Usage(format!(
+                "--access-log {other:?}: expected text, json, failures or off"
+            ))));
+        }
+    };
+    Ok(AccessLog { what, format, path: None })
+}

@@ -63,9 +63,9 @@ impl Api {
         media: &str,
         body: Option<Vec<u8>>,
     ) -> Result<Answer> {
-        let uri: Uri = format!("{}{path}", self.base)
-            .parse()
-            .with_context(|| format!("{}{path} is no address; give --server as http://HOST:PORT", self.base))?;
+        let uri: Uri = format!("{}{path}", self.base).parse().with_context(|| {
+            format!("{}{path} is no address; give --server as http://HOST:PORT", self.base)
+        })?;
         let mut request = Request::builder().method(method).uri(uri);
         request = match body {
             Some(_) => request.header("content-type", media).header("accept", "application/json"),
@@ -76,7 +76,8 @@ impl Api {
             .await
             .map_err(|_| anyhow!(Unreachable(self.base.clone(), "it does not answer".into())))?
             .map_err(|e| {
-                let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+                let cause = std::error::Error::source(&e)
+                    .map_or_else(|| e.to_string(), ToString::to_string);
                 anyhow!(Unreachable(self.base.clone(), cause))
             })?;
         let status = answer.status().as_u16();

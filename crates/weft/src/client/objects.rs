@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result, bail};
 use http::Method;
 use serde_json::Value;
-use weft_kinds::kind::{KINDS, Kind, KindId};
+use weft_kinds::kind::{KINDS, Kind};
 
 use super::Api;
 use crate::cli::{ApplyArgs, DeleteArgs, DescribeArgs, GetArgs, Output, Scope};
@@ -39,10 +39,8 @@ pub async fn apply(args: &ApplyArgs) -> Result<()> {
 /// Server-side apply of one object; returns what happened to it.
 pub async fn apply_one(api: &Api, manifest: &Manifest, dry_run: bool) -> Result<&'static str> {
     let dry = if dry_run { "&dryRun=All" } else { "" };
-    let path = format!(
-        "{}?fieldManager=weft&force=true&fieldValidation=Strict{dry}",
-        manifest.path()
-    );
+    let path =
+        format!("{}?fieldManager=weft&force=true&fieldValidation=Strict{dry}", manifest.path());
     let body = serde_json::to_vec(&manifest.object)?;
     let answer = api.call(Method::PATCH, &path, "application/apply-patch+yaml", Some(body)).await?;
     let status = answer.status;
@@ -83,7 +81,8 @@ pub async fn describe(args: &DescribeArgs) -> Result<()> {
     writeln!(text, "Namespace:  {}", field("namespace"))?;
     writeln!(text, "Name:       {}", field("name"))?;
     writeln!(text, "Created:    {}", field("creationTimestamp"))?;
-    for (title, part) in [("Labels", meta.get("labels")), ("Annotations", meta.get("annotations"))] {
+    for (title, part) in [("Labels", meta.get("labels")), ("Annotations", meta.get("annotations"))]
+    {
         writeln!(text, "{title}:")?;
         for (key, value) in part.and_then(Value::as_object).into_iter().flatten() {
             writeln!(text, "  {key}: {}", value.as_str().unwrap_or(""))?;
@@ -106,7 +105,8 @@ pub async fn delete(args: &DeleteArgs) -> Result<()> {
     let api = Api::new(&args.client.server);
     if !args.files.is_empty() {
         for manifest in manifest::load(&args.files)?.iter().rev() {
-            let answer = api.call(Method::DELETE, &manifest.path(), "application/json", None).await?;
+            let answer =
+                api.call(Method::DELETE, &manifest.path(), "application/json", None).await?;
             let gone = answer.status == 404;
             if !gone {
                 answer.ok()?;
@@ -116,7 +116,9 @@ pub async fn delete(args: &DeleteArgs) -> Result<()> {
         return Ok(());
     }
     let (Some(kind), Some(name)) = (&args.kind, &args.name) else {
-        bail!(Usage("name what to delete: `weft delete KIND NAME` or `weft delete -f FILE`".into()));
+        bail!(Usage(
+            "name what to delete: `weft delete KIND NAME` or `weft delete -f FILE`".into()
+        ));
     };
     let row = kind_named(kind)?;
     let path = object_path(row, &args.scope, Some(name));
@@ -143,7 +145,16 @@ pub fn kind_named(name: &str) -> Result<&'static Kind> {
 
 /// The API path of a kind's objects, or of one object.
 pub fn resource_path(kind: &Kind, namespace: Option<&str>, name: Option<&str>) -> String {
-    let version = kind.versions.first().copied().unwrap_or("v1");
+    versioned_path(kind, kind.storage_version(), namespace, name)
+}
+
+/// The same in one of the kind's versions.
+pub fn versioned_path(
+    kind: &Kind,
+    version: &str,
+    namespace: Option<&str>,
+    name: Option<&str>,
+) -> String {
     let mut path = if kind.group.is_empty() {
         format!("/api/{version}")
     } else {
@@ -159,11 +170,6 @@ pub fn resource_path(kind: &Kind, namespace: Option<&str>, name: Option<&str>) -
         path.push_str(name);
     }
     path
-}
-
-/// The path for an object of a manifest, by its own API version.
-pub fn path_of(id: KindId, namespace: &str, name: &str) -> String {
-    resource_path(id.row(), Some(namespace), Some(name))
 }
 
 fn object_path(kind: &Kind, scope: &Scope, name: Option<&str>) -> String {

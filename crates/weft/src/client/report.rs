@@ -41,7 +41,7 @@ pub async fn status(args: &ClientArgs) -> Result<()> {
         return Ok(());
     }
     println!("Problems:");
-    for problem in problems {
+    for problem in &problems {
         let part = |key: &str| problem.get(key).map(print::cell).unwrap_or_default();
         println!("  {}: {}", part("object"), part("reason"));
         if !part("next").is_empty() {
@@ -62,8 +62,16 @@ pub async fn top(args: &TopArgs) -> Result<()> {
         if !args.once {
             print::print_text("\u{1b}[2J\u{1b}[H");
         }
-        let columns =
-            ["namespace", "service", "ready", "instances", "rps", "errors_per_s", "p50_ms", "p99_ms"];
+        let columns = [
+            "namespace",
+            "service",
+            "ready",
+            "instances",
+            "rps",
+            "errors_per_s",
+            "p50_ms",
+            "p99_ms",
+        ];
         print_rows(&facts, "services", &columns);
         if args.once {
             return Ok(());

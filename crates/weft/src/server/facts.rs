@@ -159,7 +159,9 @@ impl Facts for ServerFacts {
                 "job": "weft-proxy", "namespace": &*object.key.namespace,
                 "pod": &*object.key.name, "__metrics_path__": "/metrics",
             });
-            out.push(json!({"targets": [format!("{}:15020", pod.status.pod_ip)], "labels": labels}));
+            out.push(
+                json!({"targets": [format!("{}:15020", pod.status.pod_ip)], "labels": labels}),
+            );
             out.extend(app_target(object, &pod.status.pod_ip));
         }
         Value::Array(out)
@@ -170,11 +172,21 @@ impl Facts for ServerFacts {
         let proxies = self.proxies.all();
         let healthy = instances(&world).filter(|i| i.health != Status::Critical).count();
         let rows: [(&str, &str, &str, u64); 9] = [
-            ("weft_panics_total", "counter", "Panics caught in tasks", weft_base::task::panics_total()),
+            (
+                "weft_panics_total",
+                "counter",
+                "Panics caught in tasks",
+                weft_base::task::panics_total(),
+            ),
             ("weft_bugs_total", "counter", "Impossible states met", weft_base::error::bugs_total()),
             ("weft_store_revision", "gauge", "Newest revision folded", world.revision()),
             ("weft_objects", "gauge", "Objects stored", count(world.all_objects().count())),
-            ("weft_instances", "gauge", "Instances of all services", count(instances(&world).count())),
+            (
+                "weft_instances",
+                "gauge",
+                "Instances of all services",
+                count(instances(&world).count()),
+            ),
             ("weft_instances_healthy", "gauge", "Instances not critical", count(healthy)),
             ("weft_proxies", "gauge", "Proxies known", count(proxies.len())),
             (
@@ -361,8 +373,8 @@ fn service_names(world: &World) -> BTreeSet<(String, String)> {
     let objects = world
         .objects(KindId::Service, None)
         .map(|o| (o.key.namespace.to_string(), o.key.name.to_string()));
-    let instances = instances(world)
-        .map(|i| (i.service.namespace.to_string(), i.service.name.to_string()));
+    let instances =
+        instances(world).map(|i| (i.service.namespace.to_string(), i.service.name.to_string()));
     objects.chain(instances).collect()
 }
 

@@ -72,9 +72,7 @@ impl Loads {
     pub fn new() -> Self {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(SCRAPE_TIMEOUT));
-        let http = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(0)
-            .build(connector);
+        let http = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
         Self { http, state: Arc::default() }
     }
 

@@ -20,6 +20,7 @@ use crate::manifest::{self, Manifest, plural};
 use crate::server::{Agency, Running, Settings};
 use crate::{builds, data, ports, state_home};
 use table::Show;
+use weft_server::admin::Facts as _;
 
 /// How often what is shown is renewed.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -33,7 +34,8 @@ pub fn run(args: UpArgs) -> Result<()> {
     if !args.no_build {
         builds::run(&manifests)?;
     }
-    let dir = data::location(args.data.as_deref(), paths.first().map(PathBuf::as_path), &state_home());
+    let dir =
+        data::location(args.data.as_deref(), paths.first().map(PathBuf::as_path), &state_home());
     let settings = Settings {
         data: dir,
         trust_domain: args.trust_domain.clone(),
@@ -158,7 +160,10 @@ fn headline(running: &Running) -> Vec<String> {
     let doors = running.doors();
     let mut lines: Vec<String> =
         running.gateways().into_iter().map(|url| format!("gateway   {url}")).collect();
-    lines.push(format!("API       http://{}   consul {}   dns {}", doors.api, doors.consul, doors.dns));
+    lines.push(format!(
+        "API       http://{}   consul {}   dns {}",
+        doors.api, doors.consul, doors.dns
+    ));
     lines.push(format!("ask       weft status --server http://{}", doors.api));
     lines
 }

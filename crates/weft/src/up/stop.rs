@@ -44,7 +44,10 @@ pub fn reset(args: &ResetArgs) -> Result<()> {
         bail!("{} is not a data directory of weft; nothing was deleted", path.display());
     }
     if !args.yes {
-        println!("This deletes {} with its store, certificates and logs. Type yes:", path.display());
+        println!(
+            "This deletes {} with its store, certificates and logs. Type yes:",
+            path.display()
+        );
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer)?;
         if answer.trim() != "yes" {

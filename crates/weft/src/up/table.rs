@@ -123,7 +123,8 @@ fn draw(frame: &mut Frame<'_>, headline: &[String], facts: &Value) {
     let lines: Vec<Line<'_>> = headline.iter().map(|l| Line::from(l.as_str())).collect();
     frame.render_widget(Paragraph::new(lines).bold(), top);
     let body = services.iter().map(|row| {
-        let healthy = row.get("ready") == row.get("instances") && cell(row, "errors_per_s") == "0.0";
+        let healthy =
+            row.get("ready") == row.get("instances") && cell(row, "errors_per_s") == "0.0";
         let cells = COLUMNS.iter().map(|(_, key, _)| match *key {
             "service" => format!("{}/{}", cell(row, "namespace"), cell(row, "service")),
             key => cell(row, key),

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The server role: store, registry, control, CA and doors in one process; under `weft up` the
+//! agent too.
+
+mod agency;
+mod control;
+mod facts;
+mod link;
+mod scrape;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use weft_agent::agent::Agent;
+use weft_agent::checks::Runner;
+use weft_agent::config::{AgentConfig, ProxyProgram};
+use weft_base::clock::{Clock, Mono};
+use weft_base::rng::Rng;
+use weft_base::task::TaskGroup;
+use weft_control::push::Pusher;
+use weft_identity::{Authority, TrustDomain, provider};
+use weft_kinds::kind::KindId;
+use weft_kinds::views::View;
+use weft_registry::{NodeInfo, Registry};
+use weft_server::k8s::PodLogs;
+use weft_server::{admin, consul, dns, k8s, serve};
+use weft_store::{DataDir, RedbStore, Store};
+
+use crate::cli::ServerArgs;
+use crate::ports::{self, Bound};
+use crate::up::{DoorAddresses, announcement};
+use crate::{data, print, state_home};
+use agency::{AgentLogs, NoLogs};
+use facts::ServerFacts;
+use link::LocalLink;
+
+const DATACENTER: &str = "dc1";
+const CLUSTER_DOMAIN: &str = "cluster.local";
+const PROXY_OUTBOUND_PORT: u16 = 15001;
+const PROXY_READY_PORT: u16 = 15021;
+/// Grace of everything that is stopped with the server.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// Pods of this machine at a time.
+const PODS_MAX: usize = 1_000;
+const SCRAPE_EVERY: Duration = Duration::from_secs(1);
+
+/// What a server starts with.
+#[derive(Debug)]
+pub struct Settings {
+    pub data: PathBuf,
+    pub trust_domain: Option<String>,
+    /// This machine's name in the catalog.
+    pub node: Option<String>,
+    /// Runs pods as processes of this machine.
+    pub agency: Option<Agency>,
+}
+
+#[derive(Debug)]
+pub struct Agency {
+    pub images: Vec<(String, String)>,
+    pub access_log: String,
+}
+
+/// A running server.
+pub struct Running {
+    registry: Registry,
+    pusher: Pusher,
+    agent: Option<Agent>,
+    facts: Arc<ServerFacts>,
+    tasks: TaskGroup,
+    doors: DoorAddresses,
+    data: Arc<DataDir>,
+    started: Mono,
+    clock: Clock,
+}
+
+/// `weft server`.
+pub fn run(args: &ServerArgs) -> Result<()> {
+    let settings = Settings {
+        data: data::location(args.data.as_deref(), None, &state_home()),
+        trust_domain: args.trust_domain.clone(),
+        node: args.node.clone(),
+        agency: None,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let running = Running::start(settings, ports::bind(&args.doors)?).await?;
+        let doors = running.doors();
+        println!("API http://{}   consul {}   dns {}", doors.api, doors.consul, doors.dns);
+        if args.announce {
+            print::print_text(&format!("{}\n", announcement(&doors, running.data(), None)));
+        }
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        running.stop().await;
+        Ok(())
+    })
+}
+
+// === impl Running ===
+
+impl Running {
+    pub async fn start(settings: Settings, bound: Bound) -> Result<Self> {
+        provider::install();
+        let (clock, tasks) = (Clock::system(), TaskGroup::new());
+        let started = clock.now();
+        let data = Arc::new(DataDir::open(&settings.data)?);
+        let authority = open_authority(&data, settings.trust_domain.as_deref(), &clock)?;
+        let store: Arc<dyn Store> = Arc::new(RedbStore::open(data.clone(), clock.clone())?);
+        let registry = Registry::open(store, clock.clone(), tasks.clone()).await?;
+        let node = settings.node.clone().unwrap_or_else(hostname);
+        let pusher = control::start(&registry, authority.trust_domain(), &tasks);
+        let xds = control::serve_xds(bound.xds, &authority, &pusher, &registry)?;
+        let link =
+            Arc::new(LocalLink { registry: registry.clone(), pusher: pusher.clone(), authority });
+        let checks = {
+            let node = node.clone();
+            agency::derive(registry.world(), &tasks, move |w| agency::checks(w, &node))
+        };
+        Runner::start(checks, link.clone(), clock.clone(), Rng::from_system(), &tasks);
+        let trust_domain = link.authority.trust_domain().clone();
+        let agent = match &settings.agency {
+            Some(agency) => {
+                registry.register_node(&node_info(&node)).await?;
+                let config = agent_config(agency, &data, xds, &trust_domain)?;
+                Some(start_agent(&registry, config, &node, link, &tasks)?)
+            }
+            None => None,
+        };
+        let logs: Arc<dyn PodLogs> = match &agent {
+            Some(agent) => Arc::new(AgentLogs(agent.clone())),
+            None => Arc::new(NoLogs),
+        };
+        let facts = Arc::new(ServerFacts {
+            world: registry.world(),
+            loads: scrape::Loads::new(),
+            proxies: Arc::new(pusher.clone()),
+            clock: clock.clone(),
+            started,
+            trust_domain: trust_domain.as_str().to_owned(),
+            api: bound.api.local_addr()?,
+        });
+        keep_scraping(&facts, &tasks);
+        let doors = open_doors(
+            Doors {
+                api: bound.api,
+                consul: bound.consul,
+                dns_tcp: bound.dns_tcp,
+                dns_udp: bound.dns_udp,
+            },
+            &registry,
+            logs,
+            facts.clone(),
+            &node,
+        )?;
+        let doors = DoorAddresses { xds, ..doors };
+        Ok(Self { registry, pusher, agent, facts, tasks, doors, data, started, clock })
+    }
+
+    pub fn doors(&self) -> DoorAddresses {
+        self.doors
+    }
+
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    pub fn api_url(&self) -> String {
+        format!("http://{}", self.doors.api)
+    }
+
+    pub fn facts(&self) -> &ServerFacts {
+        &self.facts
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.clock.now().since(self.started)
+    }
+
+    /// What is not ready yet: Deployments without their replicas, Gateways not programmed, and
+    /// proxies that have not applied what they should.
+    pub fn missing(&self) -> Vec<String> {
+        let world = self.registry.now();
+        let mut out = Vec::new();
+        for object in world.objects(KindId::Deployment, None) {
+            let wanted = object.raw["spec"]["replicas"].as_u64().unwrap_or(1);
+            let ready = object.raw["status"]["availableReplicas"].as_u64().unwrap_or(0);
+            if ready < wanted {
+                out.push(format!("deployment {} {ready}/{wanted}", object.key.name));
+            }
+        }
+        for kind in [KindId::Gateway, KindId::IstioGateway] {
+            for object in world.objects(kind, None) {
+                let name = &object.key.name;
+                let node = weft_xds::NodeId::gateway(&object.key.namespace, name);
+                let synced = node.ok().is_some_and(|n| self.is_synced(&n.to_string()));
+                if !synced {
+                    out.push(format!("gateway {name}"));
+                }
+            }
+        }
+        if out.is_empty() {
+            let behind = self.pusher.status().into_iter().filter(|p| p.connected && !p.synced);
+            out.extend(behind.map(|p| format!("proxy {}", p.node)));
+        }
+        out
+    }
+
+    fn is_synced(&self, node: &str) -> bool {
+        self.pusher.status().iter().any(|p| p.node == node && p.connected && p.synced)
+    }
+
+    /// Where gateways listen, as URLs.
+    pub fn gateways(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        for entry in self.pusher.resources().values() {
+            if let weft_model::Resource::Listener(listener) = &*entry.resource
+                && let weft_model::ListenerKind::Gateway(gateway) = &listener.kind
+            {
+                let tls = gateway.sections.iter().any(|s| s.tls.is_some());
+                let scheme = if tls { "https" } else { "http" };
+                out.extend(gateway.bind.iter().map(|a| format!("{scheme}://{a}")));
+            }
+        }
+        out
+    }
+
+    /// Ends the pods, then the doors, then everything.
+    pub async fn stop(self) {
+        if let Some(agent) = &self.agent {
+            agent.stop(STOP_GRACE).await;
+        }
+        self.tasks.shutdown(Duration::from_secs(2)).await;
+    }
+}
+
+struct Doors {
+    api: std::net::TcpListener,
+    consul: std::net::TcpListener,
+    dns_tcp: std::net::TcpListener,
+    dns_udp: std::net::UdpSocket,
+}
+
+fn open_doors(
+    bound: Doors,
+    registry: &Registry,
+    logs: Arc<dyn PodLogs>,
+    facts: Arc<ServerFacts>,
+    node: &str,
+) -> Result<DoorAddresses> {
+    let tasks = registry.tasks();
+    bound.dns_udp.set_nonblocking(true)?;
+    let api = listener(bound.api)?;
+    let (consul_door, dns_tcp) = (listener(bound.consul)?, listener(bound.dns_tcp)?);
+    let dns_udp = tokio::net::UdpSocket::from_std(bound.dns_udp)?;
+    let addresses = DoorAddresses {
+        api: api.local_addr()?,
+        consul: consul_door.local_addr()?,
+        dns: dns_udp.local_addr()?,
+        xds: api.local_addr()?,
+    };
+    let k8s = k8s::Door { registry: registry.clone(), logs, version: env!("CARGO_PKG_VERSION") };
+    let router = k8s::router(k8s).merge(admin::router(facts));
+    tasks.spawn("api door", serve::serve(api, router, Arc::new([]), tasks.clone()));
+    let config = consul::Config {
+        node_name: node.to_owned(),
+        node_id: node_id(node),
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        datacenter: DATACENTER.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        hosts: Vec::new(),
+    };
+    let identity = Arc::new(config.identity());
+    let door = consul::Door::new(registry, config, tasks);
+    tasks.spawn("consul door", door.serve(consul_door, tasks.clone()));
+    let zones = dns::Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
+    let server = dns::Server::new(registry.world(), identity, zones, Rng::from_system());
+    tasks.spawn("dns over udp", server.clone().serve_udp(dns_udp, tasks.clone()));
+    tasks.spawn("dns over tcp", server.serve_tcp(dns_tcp, tasks.clone()));
+    Ok(addresses)
+}
+
+fn listener(socket: std::net::TcpListener) -> Result<tokio::net::TcpListener> {
+    socket.set_nonblocking(true)?;
+    Ok(tokio::net::TcpListener::from_std(socket)?)
+}
+
+fn open_authority(data: &DataDir, asked: Option<&str>, clock: &Clock) -> Result<Arc<Authority>> {
+    let asked = asked.map(TrustDomain::new).transpose().context("--trust-domain")?;
+    Ok(Arc::new(Authority::open(&data.sub("ca")?, asked.as_ref(), clock)?))
+}
+
+fn start_agent(
+    registry: &Registry,
+    config: AgentConfig,
+    node: &str,
+    link: Arc<LocalLink>,
+    tasks: &TaskGroup,
+) -> Result<Agent> {
+    let node = node.to_owned();
+    let desired = agency::derive(registry.world(), tasks, move |w| agency::desired(w, &node));
+    Ok(Agent::start(config, desired, link, registry.clock().clone(), tasks)?)
+}
+
+#[allow(clippy::disallowed_methods)] // what programs inherit is read here, once
+fn agent_config(
+    agency: &Agency,
+    data: &DataDir,
+    xds: SocketAddr,
+    trust_domain: &TrustDomain,
+) -> Result<AgentConfig> {
+    let inherited = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "RUST_BACKTRACE"];
+    let extra = std::env::vars().filter(|(k, _)| {
+        inherited.contains(&k.as_str()) || k.starts_with("SHOP_") || k.starts_with("WEFT_POD_")
+    });
+    let log = std::env::var("WEFT_LOG").unwrap_or_else(|_| "warn".into());
+    Ok(AgentConfig {
+        dir: data.sub("run")?,
+        log_dir: data.sub("logs")?,
+        host_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        base_env: extra.collect(),
+        images: agency.images.iter().cloned().collect(),
+        workdir: std::env::current_dir().context("the current folder cannot be read")?,
+        proxy: Some(ProxyProgram {
+            program: std::env::current_exe().context("the own program cannot be found")?,
+            args: vec!["proxy".into()],
+            common: [
+                ("--xds", xds.to_string()),
+                ("--trust-domain", trust_domain.as_str().to_owned()),
+                ("--cluster-domain", CLUSTER_DOMAIN.to_owned()),
+                ("--access-log", agency.access_log.clone()),
+                ("--log", log),
+            ]
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_owned(), value])
+            .collect(),
+            outbound_port: PROXY_OUTBOUND_PORT,
+            ready_port: PROXY_READY_PORT,
+        }),
+        subreaper: true,
+    })
+}
+
+/// This machine, as the agent tells it.
+fn node_info(name: &str) -> NodeInfo {
+    let memory_kb = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    NodeInfo {
+        name: name.to_owned(),
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        version: format!("weft-{}", env!("CARGO_PKG_VERSION")),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        memory_bytes: memory_kb.unwrap_or_default() * 1024,
+        pods_max: PODS_MAX,
+    }
+}
+
+fn keep_scraping(facts: &Arc<ServerFacts>, tasks: &TaskGroup) {
+    let (facts, group) = (facts.clone(), tasks.clone());
+    tasks.spawn("load", async move {
+        loop {
+            tokio::select! {
+                () = group.draining() => return,
+                () = tokio::time::sleep(SCRAPE_EVERY) => {}
+            }
+            let world = facts.world.load();
+            if world.objects(KindId::Pod, None).any(|o| matches!(o.view, View::Pod(_))) {
+                facts.loads.refresh(&world, &facts.clock).await;
+            }
+        }
+    });
+}
+
+/// The machine's name as an object name.
+fn hostname() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    weft_base::name::slug(name.split('.').next().unwrap_or("host"))
+}
+
+/// A UUID that stays the same for a node's name.
+fn node_id(name: &str) -> String {
+    let (a, b) = (
+        weft_base::name::fnv1a(name.as_bytes()),
+        weft_base::name::fnv1a(&[name.as_bytes(), b"weft"].concat()),
+    );
+    let hex = format!("{a:016x}{b:016x}");
+    let part = |from: usize, to: usize| hex.get(from..to).unwrap_or("0").to_owned();
+    format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32))
+}
