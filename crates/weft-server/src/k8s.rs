@@ -43,7 +43,7 @@ use query::Query;
 use status::{ApiError, json_response};
 
 /// The Kubernetes that clients compare themselves with.
-const KUBERNETES_MINOR: &str = "34";
+const KUBERNETES_MINOR: &str = "33";
 
 /// What the door needs of the rest.
 #[derive(Clone)]
@@ -112,6 +112,7 @@ impl Door {
             p if p.starts_with("/livez/") || p.starts_with("/readyz/") => {
                 return Ok("ok".into_response());
             }
+            "/openapi/v2" => return Ok(openapi_v2(&ask)),
             p if p.starts_with("/openapi/") => return self.openapi(p),
             _ => {}
         }
@@ -247,6 +248,20 @@ fn discover(target: &Target, ask: &Ask) -> Answer {
     }
     response.headers_mut().insert(http::header::VARY, HeaderValue::from_static("Accept"));
     Ok(response)
+}
+
+/// An OpenAPI v2 document that describes nothing: kubectl asks for it before it says that a kind
+/// is unknown, and takes the version 3 documents for all that is known.
+fn openapi_v2(ask: &Ask) -> Response {
+    const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    let accept = ask.parts.headers.get(http::header::ACCEPT).and_then(|v| v.to_str().ok());
+    if accept.is_some_and(|a| a.contains("proto-openapi.spec.v2")) {
+        // The empty message has no bytes.
+        return ([(CONTENT_TYPE, PROTOBUF)], Body::empty()).into_response();
+    }
+    let empty = json!({"swagger": "2.0", "info": {"title": "weft", "version": "0"}, "paths": {},
+        "definitions": {}});
+    json_response(StatusCode::OK, &empty)
 }
 
 /// The machine's architecture in Go's words, which clients expect.

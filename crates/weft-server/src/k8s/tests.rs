@@ -518,8 +518,7 @@ async fn discovery_openapi_version_and_health() {
         let doc = rig.get(url).await;
         assert!(doc["components"]["schemas"].as_object().unwrap().len() > 3, "{path}");
     }
-    let (code, _) = rig.ask("GET", "/openapi/v2", "", &Value::Null).await;
-    assert_eq!(code, 404);
+    assert_eq!(rig.get("/openapi/v2").await["definitions"], json!({}));
     assert_eq!(rig.get("/version/").await["major"], "1");
     for path in ["/livez", "/readyz", "/healthz", "/readyz/ping"] {
         let response = rig.send("GET", path, &[], "").await;
