@@ -29,7 +29,8 @@ pub trait Nodes: Send + Sync + 'static {
     /// A sentence that says why not.
     fn admit(&self, peer: &Peer, node: &NodeId) -> Result<(), String>;
 
-    /// What the node sees; `None` when there is no such node (any more).
+    /// What the node sees; `None` when there is no such node (any more, or yet: an admitted
+    /// stream waits for it).
     fn scope(&self, node: &NodeId) -> Option<Arc<dyn NodeScope>>;
 }
 
@@ -57,7 +58,8 @@ pub(super) struct Book {
 struct Node {
     info: NodeInfo,
     peer: Peer,
-    scope: Arc<dyn NodeScope>,
+    /// `None` while the Mesh does not know the node yet: its stream waits.
+    scope: Option<Arc<dyn NodeScope>>,
     /// What it should hold.
     view: Arc<View>,
     session: Option<OpenSession>,
@@ -88,7 +90,7 @@ pub(super) struct Change {
     /// Each name once.
     pub upserts: Vec<(ResourceName, Arc<Entry>)>,
     pub removes: BTreeSet<ResourceName>,
-    /// New scopes; `None`: the node is gone.
+    /// New scopes; `None`: the node is gone, or not there yet.
     pub scopes: Vec<(NodeId, Option<Arc<dyn NodeScope>>)>,
 }
 
@@ -128,8 +130,9 @@ impl Book {
         let generation = self.generation;
         let first = !std::mem::replace(&mut self.ready, true);
         for (id, node) in &mut self.nodes {
-            if first {
-                node.begin(generation, &self.resources);
+            if let (true, Some(scope)) = (first, &node.scope) {
+                let resources = select(&self.resources, &**scope);
+                node.begin(generation, resources);
             }
             if node.session.is_none() || rescoped.contains(id) {
                 continue;
@@ -158,16 +161,23 @@ impl Book {
     fn rescope(&mut self, scopes: Vec<(NodeId, Option<Arc<dyn NodeScope>>)>) -> BTreeSet<NodeId> {
         let mut done = BTreeSet::new();
         for (id, scope) in scopes {
-            let Some(scope) = scope else {
-                // Its session's views end with it.
-                self.nodes.remove(&id);
-                continue;
-            };
-            if let Some(node) = self.nodes.get_mut(&id) {
-                node.scope = scope;
-                let resources = rebuild(&node.view.resources, &self.resources, &*node.scope);
-                node.publish(self.generation, resources);
-                done.insert(id);
+            let Some(node) = self.nodes.get_mut(&id) else { continue };
+            match (scope, node.scope.is_some()) {
+                (None, false) => {}
+                (None, true) => {
+                    // Its session's views end with it.
+                    self.nodes.remove(&id);
+                }
+                (Some(scope), known) => {
+                    let resources = rebuild(&node.view.resources, &self.resources, &*scope);
+                    node.scope = Some(scope);
+                    if known {
+                        node.publish(self.generation, resources);
+                    } else {
+                        node.begin(self.generation, resources);
+                    }
+                    done.insert(id);
+                }
             }
         }
         done
@@ -178,7 +188,7 @@ impl Book {
         &mut self,
         info: NodeInfo,
         peer: &Peer,
-        scope: Arc<dyn NodeScope>,
+        scope: Option<Arc<dyn NodeScope>>,
         now_ms: u64,
     ) -> Result<Session, Refusal> {
         let id = info.id.clone();
@@ -189,9 +199,11 @@ impl Book {
         }
         self.sessions += 1;
         let number = self.sessions;
-        let resources = select(&self.resources, &*scope);
+        let resources = scope.as_ref().map(|s| select(&self.resources, &**s));
+        let offer = self.ready && resources.is_some();
+        let resources = resources.unwrap_or_default();
         let view = Arc::new(View { generation: self.generation, resources });
-        let (views, rx) = watch::channel(self.ready.then(|| view.clone()));
+        let (views, rx) = watch::channel(offer.then(|| view.clone()));
         let node = Node {
             info,
             peer: peer.clone(),
@@ -263,7 +275,9 @@ impl Book {
     /// up to `generation`.
     pub(super) fn behind(&self, root: Option<&Root>, generation: u64) -> Vec<NodeId> {
         let late = self.nodes.iter().filter(|(_, node)| {
-            node.session.is_some() && !node.holds(generation) && node.may_hold(root)
+            // A node that the Mesh does not know (yet) would be waited for in vain.
+            let listens = node.session.is_some() && node.scope.is_some();
+            listens && !node.holds(generation) && node.may_hold(root)
         });
         late.map(|(id, _)| id.clone()).collect()
     }
@@ -302,13 +316,14 @@ impl Node {
         upserts: &[(ResourceName, Arc<Entry>)],
         removed: &BTreeSet<ResourceName>,
     ) {
+        let Some(scope) = &self.scope else { return };
         // Cloning a persistent map is one reference count.
         let mut resources = self.view.resources.clone();
         for name in removed {
             resources.remove(name);
         }
         for (name, entry) in upserts {
-            if self.scope.sees(name, &entry.resource) {
+            if scope.sees(name, &entry.resource) {
                 resources.insert(name.clone(), entry.clone());
             } else {
                 resources.remove(name);
@@ -318,8 +333,7 @@ impl Node {
     }
 
     /// Offers the first view, also when it is empty.
-    fn begin(&mut self, generation: u64, all: &Resources) {
-        let resources = select(all, &*self.scope);
+    fn begin(&mut self, generation: u64, resources: Resources) {
         self.view = Arc::new(View { generation, resources });
         if let Some(session) = &self.session {
             session.views.send_replace(Some(self.view.clone()));

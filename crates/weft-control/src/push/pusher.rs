@@ -281,11 +281,10 @@ impl Source for Pusher {
     }
 
     fn subscribe(&self, node: NodeInfo, peer: &Peer) -> Result<Session, Refusal> {
-        let unknown = || Refusal::Unavailable(format!("{} is no node of this mesh yet", node.id));
         let now_ms = self.shared.clock.wall_ms();
         let session = loop {
             let epoch = lock(&self.shared.book).scope_epoch();
-            let scope = self.shared.nodes.scope(&node.id).ok_or_else(unknown)?;
+            let scope = self.shared.nodes.scope(&node.id);
             let mut book = lock(&self.shared.book);
             if book.scope_epoch() == epoch {
                 break book.open(node, peer, scope, now_ms)?;

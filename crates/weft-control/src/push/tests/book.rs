@@ -50,7 +50,7 @@ fn every_view_is_its_scopes_part_of_the_whole() {
                     let id = NodeId::sidecar("shop", &format!("p{}", rng.below(4))).unwrap();
                     let bits = rng.next_u64() | rng.next_u64() * rng.below(2);
                     let info = NodeInfo::this_release(id.clone(), "test");
-                    let scope = Arc::new(Bits(bits));
+                    let scope: Option<Arc<dyn NodeScope>> = Some(Arc::new(Bits(bits)));
                     let session = book.open(info, &Peer::default(), scope, 0).unwrap();
                     nodes.insert(id, (bits, session));
                 }
@@ -84,7 +84,7 @@ fn a_node_that_is_gone_loses_its_stream_and_a_second_stream_ends_the_first() {
     let mut book = Book::default();
     let id = NodeId::sidecar("shop", "a").unwrap();
     let info = NodeInfo::this_release(id.clone(), "test");
-    let scope = || Arc::new(Bits(u64::MAX));
+    let scope = || Some(Arc::new(Bits(u64::MAX)) as Arc<dyn NodeScope>);
     let first = book.open(info.clone(), &Peer::default(), scope(), 0).unwrap();
     let second = book.open(info, &Peer::default(), scope(), 0).unwrap();
     assert!(first.views.has_changed().is_err(), "superseded");
@@ -100,7 +100,8 @@ fn a_node_that_is_gone_loses_its_stream_and_a_second_stream_ends_the_first() {
 fn nobody_is_offered_what_did_not_change() {
     let mut book = Book::default();
     let info = NodeInfo::this_release(NodeId::sidecar("shop", "a").unwrap(), "test");
-    let mut session = book.open(info, &Peer::default(), Arc::new(Bits(u64::MAX)), 0).unwrap();
+    let scope = Some(Arc::new(Bits(u64::MAX)) as Arc<dyn NodeScope>);
+    let mut session = book.open(info, &Peer::default(), scope, 0).unwrap();
     let entry = |reason: &str| Arc::new(Entry::new(fail("a", reason).1).unwrap());
     let name = host_root("a").own();
     let mut at = |generation, reason| {

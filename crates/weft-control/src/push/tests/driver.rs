@@ -110,7 +110,10 @@ async fn one_changed_endpoint_of_the_world_is_one_small_resource_at_the_proxy() 
     let bytes = plane.driver.pusher().metrics().bytes.get();
 
     plane.put(&slice_key("user"), &slice("user", &["127.64.0.1", "127.64.0.9"]));
-    let two = |t: &Table| matches!(t.get(&set), Some((_, Resource::Endpoints(e))) if e.endpoints.len() == 2);
+    let two = |t: &Table| match t.get(&set) {
+        Some((_, Resource::Endpoints(e))) => e.endpoints.len() == 2,
+        _ => false,
+    };
     proxy.until(two).await;
     plane.acked().await;
     assert_eq!(proxy.log.lock().unwrap().last(), Some(&(1, 0)));
@@ -171,4 +174,32 @@ async fn after_missed_steps_proxies_get_only_the_difference() {
     plane.driver.reset(&plane.world);
     let lost = proxy.status.wait_for(|s| !s.connected && s.error.is_some());
     tokio::time::timeout(LONG, lost).await.unwrap().unwrap();
+}
+
+/// A gateway's listeners carry keys: only its own pods' identity reads them.
+#[test]
+fn a_gateway_is_spoken_for_by_its_own_pods_only() {
+    let mut world = shop();
+    let mut gateway = pod("web-gateway", "127.64.0.7");
+    gateway["metadata"]["annotations"] =
+        json!({"weft.dev/proxy": "gateway", "weft.dev/gateway": "web"});
+    put(&mut world, "/o/core/pods/shop/web-gateway-x", &gateway);
+    let trust_domain = "cluster.local".into();
+    let (mesh, world) = (snapshot(Mesh::default()).1, snapshot(world).1);
+    let nodes = MeshNodes { mesh, world, trust_domain };
+    let admit = |account: &str, node: &str| {
+        let id = format!("spiffe://cluster.local/ns/shop/sa/{account}").into();
+        let peer = Peer { spiffe_id: Some(id), address: None };
+        nodes.admit(&peer, &node.parse().unwrap()).is_ok()
+    };
+    assert!(admit("web-gateway", "gateway~shop~web"));
+    for (account, node) in [
+        ("user", "gateway~shop~web"),
+        ("web-gateway", "gateway~shop~other"),
+        ("web-gateway", "gateway~other~web"),
+        ("web-gateway", "sidecar~shop~web-gateway-x"),
+        ("web-gateway", "sidecar~shop~user-1"),
+    ] {
+        assert!(!admit(account, node), "{account} as {node}");
+    }
 }

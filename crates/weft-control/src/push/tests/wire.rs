@@ -267,3 +267,28 @@ async fn a_name_that_would_be_read_otherwise_is_not_pushed() {
     server.synced(1).await;
     assert_eq!(server.pusher.metrics().failed.get(), 1);
 }
+
+/// A sidecar may be quicker than the compiler: its stream waits, it need not try again.
+#[tokio::test]
+async fn a_node_that_the_mesh_does_not_know_yet_waits_on_its_stream() {
+    let server = Server::start().await;
+    let id: NodeId = "sidecar~shop~a".parse().unwrap();
+    server.nodes.gone.lock().unwrap().insert(id.clone());
+    server.pusher.submit(delta(1, service("user")));
+    let mut proxy = Proxy::start(server.address, "sidecar~shop~a");
+    let mut changes = server.pusher.changes();
+    while server.pusher.connected() == 0 {
+        changes.changed().await.unwrap();
+    }
+    let rescope = Rescope::Nodes([id].into());
+    server.pusher.submit(Delta { rescope: rescope.clone(), ..delta(2, [fail("user", "x")]) });
+    server.pusher.wait_acked(None, 2, LONG).await.unwrap();
+    assert!(!server.status_of("sidecar~shop~a").synced);
+    assert!(proxy.log.lock().unwrap().is_empty());
+    server.nodes.gone.lock().unwrap().clear();
+    server.pusher.submit(Delta { rescope, ..Delta::at(3) });
+    proxy.until(|t| t.len() == 4).await;
+    server.synced(1).await;
+    assert_eq!(proxy.status.borrow().connects, 1);
+    assert_eq!(*proxy.log.lock().unwrap(), [(4, 0)]);
+}
