@@ -329,7 +329,12 @@ impl Compiler {
             .filter(|n| matches!(n.root, Root::Host(_)) && !n.child.starts_with("route/"))
             .map(|n| &n.root)
             .collect();
-        for name in self.gate.waiting_for(&touched) {
+        let mut again = self.gate.waiting_for(&touched);
+        // A backend that went may have been what kept an older version sound.
+        if step.update.delta.removes.iter().any(|n| n.child.starts_with("backend/")) {
+            again.extend(self.gate.held_names());
+        }
+        for name in again {
             if let Some(held) = self.gate.held(&name) {
                 step.routes.entry(name).or_insert(held);
             }

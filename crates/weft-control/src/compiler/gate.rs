@@ -112,6 +112,11 @@ impl Gate {
         self.held.get(name).map(|h| (h.object.clone(), h.draft.clone()))
     }
 
+    /// Every route that waits.
+    pub fn held_names(&self) -> impl Iterator<Item = ResourceName> {
+        self.held.keys().cloned()
+    }
+
     /// Routes that wait for any of these hosts.
     pub fn waiting_for(&self, roots: &BTreeSet<&Root>) -> Vec<ResourceName> {
         if self.waiting.is_empty() {
