@@ -48,7 +48,7 @@ fn every_view_is_its_scopes_part_of_the_whole() {
             match rng.below(8) {
                 0 => {
                     let id = NodeId::sidecar("shop", &format!("p{}", rng.below(4))).unwrap();
-                    let bits = rng.next_u64() | rng.next_u64() * rng.below(2);
+                    let bits = rng.next_u64() | (rng.next_u64() * rng.below(2));
                     let info = NodeInfo::this_release(id.clone(), "test");
                     let scope: Option<Arc<dyn NodeScope>> = Some(Arc::new(Bits(bits)));
                     let session = book.open(info, &Peer::default(), scope, 0).unwrap();
