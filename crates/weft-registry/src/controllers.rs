@@ -131,10 +131,14 @@ fn by_object(
                 by_controller(set, out);
             }
             both().for_each(|o| services_of(world, o, out));
+            if new.is_none() {
+                waiting(world, out);
+            }
         }
         KindId::Node => {
-            let waiting = world.objects(KindId::Pod, None).filter(|p| !pod::is_placed(p));
-            out.extend(waiting.map(|p| Item::Pod(p.key.clone())));
+            waiting(world, out);
+            let there = world.index(Index::PodsByNode, &key.name);
+            out.extend(there.map(|p| Item::Pod(p.key.clone())));
         }
         KindId::Service => {
             out.insert(Item::Slices(key.clone()));
@@ -175,6 +179,12 @@ fn by_controller(object: &Object, out: &mut BTreeSet<Item>) {
         }
         _ => {}
     }
+}
+
+/// Pods that wait for a place: there may be one now.
+fn waiting(world: &World, out: &mut BTreeSet<Item>) {
+    let waiting = world.objects(KindId::Pod, None).filter(|p| !pod::is_placed(p));
+    out.extend(waiting.map(|p| Item::Pod(p.key.clone())));
 }
 
 /// The ReplicaSet that made a pod.

@@ -36,5 +36,14 @@ pub(crate) async fn write(registry: &Registry) -> Result<(), ObjectError> {
             Err(e) => return Err(e),
         }
     }
+    for node in nodes(registry) {
+        // Whoever ran there has to say so again; pods of a node that stays away are replaced.
+        registry.node_gone(&node, "the server started anew and has not heard of the agent").await?;
+    }
     Ok(())
+}
+
+fn nodes(registry: &Registry) -> Vec<String> {
+    let world = registry.now();
+    world.objects(KindId::Node, None).map(|n| n.key.name.to_string()).collect()
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_kinds::views::View;
+use weft_kinds::views::{LabelSelector, View};
 use weft_kinds::world::{KindId, Object, ObjectKey};
 
 use super::plan::{Context, controller_ref};
 use super::pod::set_condition;
-use super::replica_set::{Replica, count, owned, replicas, template_hash};
+use super::replica_set::{Replica, adopted, count, fits, owned, replicas, template_hash};
 use crate::objects::admit::{annotate, annotation};
 use crate::{EventNote, Propagation};
 
@@ -41,6 +41,9 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     let Some(object) = ctx.world.object(key).cloned() else { return };
     let View::Deployment(deployment) = &object.view else { return };
     if object.meta.is_deleting() {
+        return;
+    }
+    if adopt(ctx, &object, &deployment.spec.selector) {
         return;
     }
     let wanted = deployment.spec.wanted();
@@ -75,6 +78,18 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     }
     forget_history(ctx, &object, &old);
     status(ctx, &object, new.as_ref(), &old, bounds);
+}
+
+/// Takes over sets that fit and that nobody manages: an earlier Deployment of this name may have
+/// left them. Looked for only while there is no set of its own.
+fn adopt(ctx: &mut Context<'_>, object: &Object, selector: &LabelSelector) -> bool {
+    if !owned(ctx.world, object, KindId::ReplicaSet).is_empty() {
+        return false;
+    }
+    let sets = ctx.world.objects(KindId::ReplicaSet, Some(&object.key.namespace));
+    let orphans: Vec<Arc<Object>> = sets.filter(|s| fits(selector, s)).cloned().collect();
+    orphans.iter().for_each(|set| ctx.write(set, adopted(set, object)));
+    !orphans.is_empty()
 }
 
 /// The set of the present template, and the others, oldest first.

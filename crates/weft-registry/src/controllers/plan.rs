@@ -58,8 +58,12 @@ impl<'w> Context<'w> {
         self.plan.notes.push(note);
     }
 
-    /// A new object; its name when it can be written.
+    /// A new object; its name when it can be written. Nothing new in a namespace that goes.
     pub fn create(&mut self, kind: KindId, namespace: &str, raw: Value) -> Option<String> {
+        let home = self.world.get(KindId::Namespace, "", namespace);
+        if kind.row().namespaced && home.is_some_and(|ns| ns.meta.is_deleting()) {
+            return None;
+        }
         let birth = Birth::new(self.wall_ms, &mut self.rng);
         let made = meta::create(kind, namespace, raw, &birth, true).and_then(|mut new| {
             let extra = admit::complete(self.world, kind, None, &mut new)?;
@@ -67,6 +71,11 @@ impl<'w> Context<'w> {
         });
         let (new, extra) = self.noted(kind, made).ok()?;
         let name = meta::text(&new, "name").to_owned();
+        let scope = if kind.row().namespaced { namespace } else { "" };
+        if self.world.get(kind, scope, &name).is_some() {
+            // Its predecessor is still on its way out, and wakes whoever waits when it is gone.
+            return None;
+        }
         let key = kind.row().key(namespace, &name);
         let op = Op::put(key.as_str(), new.to_string());
         self.push(Txn::of([op]).when(Compare::Absent(key.into())), extra);

@@ -3,21 +3,28 @@
 //! its own. What runs there is the agent's to say.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_kinds::views::{Labels, View};
 use weft_kinds::world::{Index, KindId, Object, ObjectKey};
 
 use super::plan::Context;
-use crate::EventNote;
 use crate::objects::admit;
+use crate::{DeleteOptions, EventNote};
 
 const COMPONENT: &str = "default-scheduler";
+
+/// How long the pods of a node without an agent are waited for.
+const NODE_GRACE: Duration = Duration::from_secs(60);
 
 pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     let Some(object) = ctx.world.object(key).cloned() else { return };
     let View::Pod(pod) = &object.view else { return };
-    if object.meta.is_deleting() || pod.is_finished() {
+    if pod.is_finished() || (is_placed(&object) && !stays(ctx, &object)) {
+        return;
+    }
+    if object.meta.is_deleting() || (is_placed(&object) && !pod.status.pod_ip.is_empty()) {
         return;
     }
     let node = match is_placed(&object) {
@@ -27,9 +34,6 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
             Err(why) => return unplaced(ctx, &object, &why),
         },
     };
-    if is_placed(&object) && !pod.status.pod_ip.is_empty() {
-        return;
-    }
     match admit::pod_address(ctx.world, &object.raw) {
         Ok((ip, extra)) => {
             let new = placed(&object.raw, &node, &ip.to_string(), &ctx.now());
@@ -42,6 +46,36 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     }
 }
 
+/// Whether a placed pod's node is still there, or may come back soon. A pod that nobody runs any
+/// more is removed when something will replace it, or when it was to go anyway.
+fn stays(ctx: &mut Context<'_>, pod: &Object) -> bool {
+    let View::Pod(view) = &pod.view else { return true };
+    if pod.meta.controller().is_none() && !pod.meta.is_deleting() {
+        return true;
+    }
+    let node = ctx.world.get(KindId::Node, "", &view.spec.node_name);
+    let since = node.map_or(Some(0), |n| unready_since(&n.raw));
+    let Some(since) = since else { return true };
+    let waited = Duration::from_millis(ctx.wall_ms.saturating_sub(since));
+    if node.is_some() && waited < NODE_GRACE {
+        ctx.again(NODE_GRACE.saturating_sub(waited));
+        return true;
+    }
+    let text = format!("node {} has no agent; removing the pod", view.spec.node_name);
+    let options = DeleteOptions { grace_s: Some(0), ..DeleteOptions::default() };
+    ctx.delete_with(pod, &options);
+    ctx.note(EventNote::about(pod, "NodeNotReady", text).warning().by(COMPONENT));
+    false
+}
+
+/// Since when a node is not ready, milliseconds; `None` when it is.
+fn unready_since(node: &Value) -> Option<u64> {
+    let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    let mut unready = conditions.filter(|c| c["type"] == "Ready" && c["status"] != "True");
+    let at = unready.next()?["lastTransitionTime"].as_str().unwrap_or("").parse();
+    Some(at.ok().and_then(|t: jiff::Timestamp| t.as_millisecond().try_into().ok()).unwrap_or(0))
+}
+
 /// Whether a pod has a node.
 pub fn is_placed(pod: &Object) -> bool {
     matches!(&pod.view, View::Pod(p) if !p.spec.node_name.is_empty())
@@ -50,7 +84,7 @@ pub fn is_placed(pod: &Object) -> bool {
 fn choose(ctx: &Context<'_>, pod: &Object) -> Result<Arc<str>, String> {
     let selector: Labels =
         serde_json::from_value(pod.raw["spec"]["nodeSelector"].clone()).unwrap_or_default();
-    let (mut all, mut wrong, mut unready) = (0, 0, 0);
+    let (mut all, mut wrong, mut unready, mut full) = (0, 0, 0, 0);
     let mut best: Option<(usize, Arc<str>)> = None;
     for node in ctx.world.objects(KindId::Node, None) {
         all += 1;
@@ -63,6 +97,10 @@ fn choose(ctx: &Context<'_>, pod: &Object) -> Result<Arc<str>, String> {
             continue;
         }
         let pods = ctx.world.index(Index::PodsByNode, &node.key.name).count();
+        if pods >= pods_max(&node.raw) {
+            full += 1;
+            continue;
+        }
         if best.as_ref().is_none_or(|(fewest, _)| pods < *fewest) {
             best = Some((pods, node.key.name.clone()));
         }
@@ -75,8 +113,17 @@ fn choose(ctx: &Context<'_>, pod: &Object) -> Result<Arc<str>, String> {
         if unready > 0 {
             why.push_str(&format!(", {unready} were not ready or unschedulable"));
         }
+        if full > 0 {
+            why.push_str(&format!(", {full} had too many pods"));
+        }
         why
     })
+}
+
+/// How many pods a node takes; Kubernetes' default when it does not say.
+fn pods_max(node: &Value) -> usize {
+    let text = node["status"]["allocatable"]["pods"].as_str();
+    text.and_then(|n| n.parse().ok()).unwrap_or(110)
 }
 
 fn is_usable(node: &Value) -> bool {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_kinds::views::View;
+use weft_kinds::views::apps::ReplicaSet;
+use weft_kinds::views::{LabelSelector, View};
 use weft_kinds::world::{Index, KindId, Object, ObjectKey, World};
 
 use super::plan::{Context, controller_ref};
@@ -16,6 +17,8 @@ use crate::{EventNote, Propagation};
 const COMPONENT: &str = "replicaset-controller";
 /// Pods made in one go; the rest follow at once.
 const AT_ONCE: usize = 64;
+/// Pods of one set.
+const PODS_MAX: usize = 1000;
 /// Pods that ended and are kept so that their logs can be read.
 const ENDED_KEPT: usize = 1;
 
@@ -39,9 +42,18 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     }
     let replicas = replicas(ctx, &object);
     let active: Vec<&Replica> = replicas.iter().filter(|r| r.is_active()).collect();
-    let wanted = usize::try_from(set.spec.wanted()).unwrap_or(usize::MAX);
+    let asked = usize::try_from(set.spec.wanted()).unwrap_or(usize::MAX);
+    let wanted = asked.min(PODS_MAX);
     if active.len() < wanted {
         let missing = wanted - active.len();
+        if adopt(ctx, &object, set) {
+            return;
+        }
+        if asked > wanted {
+            let text = format!("{asked} pods are over the limit of {PODS_MAX} for one set");
+            let note = EventNote::about(&object, "FailedCreate", text);
+            ctx.note(note.warning().by(COMPONENT));
+        }
         for _ in 0..missing.min(AT_ONCE) {
             let pod = pod(&object);
             if let Some(name) = ctx.create(KindId::Pod, &key.namespace, pod) {
@@ -62,6 +74,35 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     forget_ended(ctx, &replicas);
     let status = status(&object, &active);
     ctx.status(&object, status);
+}
+
+/// Takes over pods that fit and that nobody manages, as many as are missing at most. Whether
+/// there were any: what they count for shows when they are ours.
+fn adopt(ctx: &mut Context<'_>, object: &Object, set: &ReplicaSet) -> bool {
+    let fits = |pod: &&Arc<Object>| {
+        fits(&set.spec.selector, pod) && matches!(&pod.view, View::Pod(p) if !p.is_finished())
+    };
+    let pods = ctx.world.objects(KindId::Pod, Some(&object.key.namespace));
+    let orphans: Vec<Arc<Object>> = pods.filter(fits).cloned().collect();
+    orphans.iter().for_each(|pod| ctx.write(pod, adopted(pod, object)));
+    !orphans.is_empty()
+}
+
+/// Whether an object that nobody manages meets a selector that says something.
+pub(super) fn fits(selector: &LabelSelector, object: &Object) -> bool {
+    let says = !selector.match_labels.is_empty() || !selector.match_expressions.is_empty();
+    says && object.meta.controller().is_none()
+        && !object.meta.is_deleting()
+        && selector.matches(&object.meta.labels)
+}
+
+/// An object under a new owner.
+pub(super) fn adopted(object: &Object, owner: &Object) -> Value {
+    let mut new = Value::clone(&object.raw);
+    let mut owners = new["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
+    owners.push(controller_ref(owner));
+    new["metadata"]["ownerReferences"] = json!(owners);
+    new
 }
 
 /// The pods that a set made, in order of name.
