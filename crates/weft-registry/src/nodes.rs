@@ -66,7 +66,8 @@ impl Registry {
         .await
     }
 
-    /// The agent is gone or going: no new pods are placed there.
+    /// The agent is gone or going: no new pods are placed there, and those that are there are
+    /// waited for from now on.
     ///
     /// # Errors
     /// When there is no such node.
@@ -74,9 +75,7 @@ impl Registry {
         let now = meta::timestamp(self.clock().wall_ms());
         self.change_node(name, |old| {
             let mut new = old.clone();
-            if !is_known_gone(old) {
-                set_condition(&mut new["status"], ready("False", "AgentGone", why, &now));
-            }
+            set_condition(&mut new["status"], ready("False", "AgentGone", why, &now));
             new
         })
         .await
@@ -91,12 +90,6 @@ impl Registry {
         let change = Change { kind, namespace: "", name, part: Part::All, options };
         self.objects().modify(change, |old| Ok(f(old))).await.map(drop)
     }
-}
-
-/// Since when it is gone must not move when that is said again.
-fn is_known_gone(node: &Value) -> bool {
-    let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
-    conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "False")
 }
 
 fn node(info: &NodeInfo, now: &str) -> Value {

@@ -8,13 +8,7 @@ use crate::objects::admit::GATEWAY_CONTROLLER;
 use crate::{ObjectError, Registry, WriteOptions};
 
 fn seeds() -> [(KindId, Value); 3] {
-    let namespace = |name: &str| {
-        json!({
-            "metadata": { "name": name, "labels": { "kubernetes.io/metadata.name": name } },
-            "spec": { "finalizers": ["kubernetes"] },
-            "status": { "phase": "Active" },
-        })
-    };
+    let namespace = |name: &str| json!({ "metadata": { "name": name } });
     let class = json!({
         "metadata": { "name": "weft" },
         "spec": {
@@ -38,6 +32,7 @@ pub(crate) async fn write(registry: &Registry) -> Result<(), ObjectError> {
     }
     for node in nodes(registry) {
         // Whoever ran there has to say so again; pods of a node that stays away are replaced.
+        // However long this server was down does not count.
         registry.node_gone(&node, "the server started anew and has not heard of the agent").await?;
     }
     Ok(())

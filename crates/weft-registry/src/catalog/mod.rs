@@ -289,6 +289,11 @@ impl Handle {
         self.report(key, status, output).await
     }
 
+    /// A newer output of a check than the World shows yet: this agent's own, held back.
+    pub fn pending_output(&self, key: &CheckKey) -> Option<Arc<str>> {
+        self.outputs().get(key).and_then(|held| held.pending.clone())
+    }
+
     /// Does what is due now. The task of [`Handle::run`] calls this; so do tests.
     pub async fn tick(&self) {
         let world = self.0.world.load();
@@ -327,10 +332,12 @@ impl Handle {
             }
             Due::Flush(key) => {
                 let _turn = self.turn(&key.node, &key.id).await;
-                let pending = self.outputs().get_mut(key).and_then(|o| o.pending.take());
-                let Some(output) = pending else { return Ok(()) };
+                let Some(output) = self.pending_output(key) else { return Ok(()) };
                 let status = self.0.world.load().catalog().status(key);
-                self.write_status(key, status, output).await
+                self.write_status(key, status, output).await?;
+                let written = self.0.clock.now();
+                self.outputs().insert(key.clone(), Output { written, pending: None });
+                Ok(())
             }
             Due::Reap { key, service_id } => {
                 tracing::info!(
@@ -357,7 +364,8 @@ impl Handle {
         let known = world.catalog().result(key);
         let shown = known.map_or_else(|| check.typed().initial_output.into(), |r| r.output.clone());
         let now = self.0.clock.now();
-        if world.catalog().status(key) == status {
+        let alone = world.catalog().status(key) == status;
+        if alone {
             if shown == output {
                 if let Some(held) = self.outputs().get_mut(key) {
                     held.pending = None;
@@ -376,7 +384,15 @@ impl Handle {
                 }
             }
         }
-        self.write_status(key, status, output).await
+        self.write_status(key, status, output).await?;
+        if alone {
+            let written = self.0.clock.now();
+            self.outputs().insert(key.clone(), Output { written, pending: None });
+        } else {
+            // What was held back is older than this.
+            self.outputs().remove(key);
+        }
+        Ok(())
     }
 
     async fn write_status(
@@ -394,12 +410,7 @@ impl Handle {
             Err(CatalogError::Contended) => {
                 Err(CatalogError::UnknownCheck { id: key.id.to_string() })
             }
-            Err(other) => Err(other),
-            Ok(()) => {
-                let written = self.0.clock.now();
-                self.outputs().insert(key.clone(), Output { written, pending: None });
-                Ok(())
-            }
+            other => other,
         }
     }
 

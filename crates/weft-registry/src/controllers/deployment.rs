@@ -248,7 +248,14 @@ fn status(
     let name =
         new.map_or_else(|| deployment.key.name.to_string(), |s| s.object.key.name.to_string());
     progress(ctx, deployment, &mut status, &name, done, moved);
-    ctx.status(deployment, status);
+    let mut raw = Value::clone(&deployment.raw);
+    raw["status"] = status;
+    if let Some(set) = new {
+        let newest = old.iter().map(|s| s.revision() + 1).max();
+        let number = set.revision().max(newest.unwrap_or(1)).to_string();
+        annotate(&mut raw, REVISION_ANNOTATION, number);
+    }
+    ctx.write(deployment, raw);
 }
 
 fn counts(status: &Value) -> [u64; 4] {

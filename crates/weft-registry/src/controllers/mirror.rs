@@ -47,14 +47,7 @@ pub fn reconcile(ctx: &mut Context<'_>, service: &ServiceKey) {
 fn create(ctx: &mut Context<'_>, service: &ServiceKey, instances: &[Arc<Instance>]) {
     let namespace = service.namespace.as_str();
     if ctx.world.get(KindId::Namespace, "", namespace).is_none() {
-        let home = json!({
-            "metadata": {
-                "name": namespace,
-                "labels": { "kubernetes.io/metadata.name": namespace },
-            },
-            "spec": { "finalizers": ["kubernetes"] },
-            "status": { "phase": "Active" },
-        });
+        let home = json!({ "metadata": { "name": namespace } });
         ctx.create(KindId::Namespace, "", home);
     }
     let raw = json!({

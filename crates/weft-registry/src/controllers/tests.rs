@@ -228,6 +228,7 @@ fn a_deployment_becomes_pods_with_kubernetes_names_and_owners() {
         let owner = pod.meta.controller().unwrap();
         assert_eq!((&*owner.kind, &owner.uid), ("ReplicaSet", &sets[0].meta.uid));
         assert_eq!(pod.raw["spec"]["nodeName"], "n1");
+        assert_eq!(pod.raw["spec"]["serviceAccountName"], "default");
         let ip: std::net::Ipv4Addr = pod.raw["status"]["podIP"].as_str().unwrap().parse().unwrap();
         assert!((64..96).contains(&ip.octets()[1]) && addresses.insert(ip), "{ip}");
     }
@@ -307,7 +308,10 @@ fn a_new_template_rolls_without_a_moment_of_fewer() {
     let sets = sim.all(KindId::ReplicaSet);
     assert_eq!(sets.len(), 2);
     let back = sets.iter().find(|s| s.raw["spec"]["replicas"] == 4).unwrap();
-    assert_eq!(annotation(&back.raw, deployment::REVISION_ANNOTATION), "3");
+    let deployment = sim.object(KindId::Deployment, "user");
+    for object in [back, &deployment] {
+        assert_eq!(annotation(&object.raw, deployment::REVISION_ANNOTATION), "3");
+    }
 }
 
 #[test]

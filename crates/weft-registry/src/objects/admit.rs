@@ -61,9 +61,35 @@ pub fn complete(
             upstream_ports(world, old, new, &mut extra)?;
         }
         KindId::Gateway | KindId::IstioGateway => gateway_address(world, kind, new, &mut extra)?,
+        KindId::Namespace => namespace(new),
+        KindId::Pod if old.is_none() => service_account(new),
         _ => {}
     }
     Ok(extra)
+}
+
+/// What Kubernetes gives every namespace.
+fn namespace(new: &mut Value) {
+    let name = json!(text(new, "name"));
+    let meta = metadata_mut(new);
+    let labels = meta.entry("labels").or_insert_with(|| json!({}));
+    if labels.is_object() {
+        labels["kubernetes.io/metadata.name"] = name;
+    }
+    if new["spec"]["finalizers"].is_null() {
+        new["spec"] = json!({ "finalizers": ["kubernetes"] });
+    }
+    if new["status"]["phase"].is_null() {
+        new["status"] = json!({ "phase": "Active" });
+    }
+}
+
+/// Every pod has an identity.
+fn service_account(new: &mut Value) {
+    if new["spec"]["serviceAccountName"].as_str().unwrap_or("").is_empty() {
+        new["spec"]["serviceAccountName"] = json!("default");
+    }
+    new["spec"]["serviceAccount"] = new["spec"]["serviceAccountName"].clone();
 }
 
 /// What goes when an object goes.
