@@ -25,6 +25,7 @@ use crate::kind::KindId;
 
 /// What weft reads of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "each is held once, in its object's Arc")]
 pub enum View {
     Service(core::Service),
     Pod(core::Pod),
@@ -39,7 +40,7 @@ pub enum View {
     HttpRoute(gateway::HttpRoute),
     ReferenceGrant(gateway::ReferenceGrant),
     VirtualService(istio::VirtualService),
-    DestinationRule(istio::DestinationRule),
+    DestinationRule(Box<istio::DestinationRule>),
     IstioGateway(istio::Gateway),
     /// A kind that is stored but not read by the World.
     Other,
@@ -64,7 +65,7 @@ impl View {
             KindId::HttpRoute => typed(raw, Self::HttpRoute),
             KindId::ReferenceGrant => typed(raw, Self::ReferenceGrant),
             KindId::VirtualService => typed(raw, Self::VirtualService),
-            KindId::DestinationRule => typed(raw, Self::DestinationRule),
+            KindId::DestinationRule => typed(raw, |rule| Self::DestinationRule(Box::new(rule))),
             KindId::IstioGateway => typed(raw, Self::IstioGateway),
             _ => Self::Other,
         }

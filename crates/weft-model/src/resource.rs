@@ -49,8 +49,9 @@ pub enum Resource {
 pub struct Host {
     /// Canonical name: `user.shop.svc.cluster.local`.
     pub name: Arc<str>,
-    /// Other names a request may use for it, most specific first: `user.shop.svc`, `user.shop`
-    /// and, for clients of the same namespace, `user`.
+    /// Other names a request may use for it, all with a dot: `user.shop.svc`, `user.shop`. A name
+    /// without one is completed by the sidecar with its own namespace: `user` is `user.shop` in
+    /// namespace shop.
     pub aliases: Vec<Arc<str>>,
     /// Its service addresses.
     pub addresses: Vec<std::net::IpAddr>,

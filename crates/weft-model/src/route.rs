@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Origin, Root};
 
 /// One user object's rules for one parent. A child of its parent's root:
-/// `listener:shop/shop/8000/route/httproute/shop/users` or
+/// `listener:shop~shop~8000/route/httproute/shop/users` or
 /// `host:product.shop.svc.cluster.local/route/virtualservice/shop/product`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {

@@ -38,7 +38,7 @@ pub(super) fn rules_for<'w>(reader: &Reader<'w>, env: &Env, service: &ServiceKey
             .into_iter()
             .filter(|o| &*o.key.namespace == service.namespace.as_str())
             .filter_map(|o| match &o.view {
-                View::DestinationRule(rule) => Some((&**o, rule)),
+                View::DestinationRule(rule) => Some((&**o, &**rule)),
                 _ => None,
             })
             .collect();

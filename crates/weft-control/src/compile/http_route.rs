@@ -19,8 +19,15 @@ use crate::status::{Condition, ParentStatus, StatusBody, StatusUpdate};
 /// Where a route attached: per gateway port its sections and host names, and mesh hosts.
 #[derive(Debug, Default)]
 struct Attached {
-    listeners: BTreeMap<Root, (Vec<Arc<str>>, Option<BTreeSet<Arc<str>>>)>,
+    listeners: BTreeMap<Root, OnPort>,
     hosts: BTreeMap<(Root, Option<u16>), Dialect>,
+}
+
+/// What a route has on one port of a gateway; no host names are all that the sections have.
+#[derive(Debug, Default)]
+struct OnPort {
+    sections: Vec<Arc<str>>,
+    hostnames: BTreeSet<Arc<str>>,
 }
 
 pub(super) fn compile(
@@ -68,8 +75,8 @@ fn emit(object: &Object, rules: &Rules, attached: Attached, out: &mut Output) {
         })
     };
     let child = format!("route/httproute/{ns}/{name}");
-    for (root, (sections, hostnames)) in attached.listeners {
-        let hostnames = hostnames.into_iter().flatten().collect();
+    for (root, OnPort { sections, hostnames }) in attached.listeners {
+        let hostnames = hostnames.into_iter().collect();
         let parent = Parent::Listener { root: root.clone(), sections, hostnames };
         let route = make(parent, Scope::Any, Dialect::ProducerHttpRoute);
         out.draft(root.child(&*child), route, rules.may_come);
@@ -164,13 +171,11 @@ fn attach_gateway(
             continue;
         }
         let root = gateway_root(ns, &parent.name, listener.port);
-        let entry = attached.listeners.entry(root).or_insert_with(|| (Vec::new(), None));
-        if !entry.0.contains(&listener.name) {
-            entry.0.push(listener.name.clone());
+        let entry = attached.listeners.entry(root).or_default();
+        if !entry.sections.contains(&listener.name) {
+            entry.sections.push(listener.name.clone());
         }
-        if !hostnames.is_empty() {
-            entry.1.get_or_insert_default().extend(hostnames);
-        }
+        entry.hostnames.extend(hostnames);
     }
     if !any {
         let text = format!(
