@@ -23,6 +23,11 @@ use crate::worker::Conn;
 
 /// A chunk's size line, extensions included.
 const CHUNK_LINE_MAX: usize = 64;
+/// A zero byte is wrong everywhere, and the end of a head makes the codec look: it answers 400.
+const POISON: &[u8] = b"\0\r\n\r\n";
+/// What is read and thrown away behind a refused request, and for how long.
+const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(1);
 
 /// A stream whose reads are checked.
 #[derive(Debug)]
@@ -36,6 +41,14 @@ pub struct Guard<I> {
     timer: Option<Pin<Box<Sleep>>>,
     /// When the request head that is being read began.
     head_began: Option<Instant>,
+    /// Since when the client has sent nothing.
+    quiet_since: Option<Instant>,
+    /// What is left to tell the codec of a refused request.
+    poison: &'static [u8],
+    /// The client has closed its side.
+    ended: bool,
+    /// Bytes thrown away after the last answer; `None` before.
+    lingering: Option<usize>,
 }
 
 /// Where in a client's stream of requests we are. Pure.
@@ -297,7 +310,17 @@ impl<I> Guard<I> {
             limits,
             timer: None,
             head_began: None,
+            quiet_since: None,
+            poison: &[],
+            ended: false,
+            lingering: None,
         }
+    }
+
+    fn put_poison(&mut self, buf: &mut ReadBuf<'_>) {
+        let (now, later) = self.poison.split_at(self.poison.len().min(buf.remaining()));
+        buf.put_slice(now);
+        self.poison = later;
     }
 
     /// The client has sent its request and waits for the answer.
@@ -308,7 +331,7 @@ impl<I> Guard<I> {
     /// When the client's silence becomes an error; `None` when it may be silent.
     fn deadline(&mut self) -> Option<Instant> {
         if self.framing.is_tunnel() || self.is_waiting() {
-            self.head_began = None;
+            (self.head_began, self.quiet_since) = (None, None);
             return None;
         }
         if self.framing.in_head() {
@@ -321,7 +344,7 @@ impl<I> Guard<I> {
         } else {
             self.limits.stream_idle_timeout
         };
-        Some(Instant::now() + limit)
+        Some(*self.quiet_since.get_or_insert_with(Instant::now) + limit)
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -336,6 +359,30 @@ impl<I> Guard<I> {
     }
 }
 
+impl<I: AsyncRead + Unpin> Guard<I> {
+    /// Throws away what the client still sends behind a refused request: closing over unread
+    /// bytes would reset the connection, and the client would never see its answer.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scratch = [0u8; 4096];
+        while let Some(thrown) = self.lingering.filter(|n| *n < LINGER_BYTES) {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    self.lingering = Some(thrown + buf.filled().len());
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => {
+                    return match &mut self.timer {
+                        Some(timer) => timer.as_mut().poll(cx),
+                        None => Poll::Ready(()),
+                    };
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
 impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -344,17 +391,20 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.framing.state == State::Broken {
+            this.put_poison(buf);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
         match Pin::new(&mut this.io).poll_read(cx, buf) {
             Poll::Ready(Ok(())) => {
                 let new = buf.filled().get(before..).unwrap_or_default();
+                this.quiet_since = None;
+                this.ended |= new.is_empty();
                 if let Err((at, why)) = this.framing.take(new) {
                     tracing::debug!(remote = %this.remote, why, "a request was refused");
-                    // A zero byte is wrong everywhere: the codec answers 400 and closes.
                     buf.set_filled(before + at);
-                    buf.put_slice(b"\0");
+                    this.poison = POISON;
+                    this.put_poison(buf);
                 }
                 Poll::Ready(Ok(()))
             }
@@ -364,7 +414,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Guard<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<I> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -378,7 +428,17 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Guard<I> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            if this.ended || this.framing.is_idle() || this.framing.is_tunnel() {
+                return Poll::Ready(Ok(()));
+            }
+            this.lingering = Some(0);
+            this.timer = Some(Box::pin(tokio::time::sleep(LINGER_TIME)));
+        }
+        ready!(this.poll_linger(cx));
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write_vectored(

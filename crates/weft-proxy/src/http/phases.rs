@@ -88,6 +88,7 @@ async fn run(
     let (mut head, received) = request.into_parts();
     let upgrade = upgrade::wanted(&mut head, conn);
     let bytes_max = worker.config.limits.body_bytes_max;
+    fits(&received, bytes_max)?;
     let body = Replay::new(received, bytes_max);
     record.body = body.clone();
     clean(worker, conn, &mut head, record);
@@ -154,6 +155,17 @@ fn admit<B>(worker: &Worker, conn: &Conn, request: &Request<B>) -> Result<(), Re
     }
     let detail = if given.is_some() { "its credential is wrong" } else { "it has no credential" };
     Err(Refusal::new(Cause::Credential, detail))
+}
+
+/// A body that says itself that it is too large is not even begun.
+fn fits(body: &Received, bytes_max: u64) -> Result<(), Refusal> {
+    match http_body::Body::size_hint(body).exact() {
+        Some(bytes) if bytes_max != 0 && bytes > bytes_max => {
+            let detail = format!("it has {bytes} bytes, at most {bytes_max} are allowed");
+            Err(Refusal::new(Cause::BodyTooLarge, detail))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Answers CONNECT and goes on inside it.
@@ -348,6 +360,12 @@ fn settle(conn: &Conn, plan: &Plan<'_>, response: &mut Response<ReplyBody>, reco
     }
     if let (Door::Gateway(_), Some(id)) = (&conn.door, &record.request_id) {
         response.headers_mut().insert(headers::REQUEST_ID, id.clone());
+    }
+    if record.version < http::Version::HTTP_2 && crate::observe::record::is_grpc(response.headers())
+    {
+        // HTTP/1.1 sends only the trailers that it announced.
+        let names = HeaderValue::from_static("grpc-status, grpc-message");
+        response.headers_mut().insert(header::TRAILER, names);
     }
     for edit in &plan.response_edits {
         headers::edit(response.headers_mut(), edit);

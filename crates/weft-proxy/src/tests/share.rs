@@ -1,1 +1,103 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Shares: exact per cycle for instances, within three standard errors for splits.
+
+use std::collections::BTreeMap;
+
+use weft_model::*;
+
+use super::bed::*;
+
+async fn tally(bed: &Bed, n: usize) -> BTreeMap<String, usize> {
+    let mut client = client(bed.outbound()).await;
+    let mut counts = BTreeMap::new();
+    for _ in 0..n {
+        *counts.entry(client.send(get("http://user/", "user")).await.body).or_default() += 1;
+    }
+    counts
+}
+
+fn weighted(addresses: &[(&'static str, std::net::SocketAddr, u32)]) -> Vec<Endpoint> {
+    let made = addresses.iter();
+    made.map(|(id, a, weight)| Endpoint { weight: *weight, ..endpoint(id, *a) }).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn smooth_weighted_round_robin_is_exact_per_cycle() {
+    let (a, b, c) = (Server::named("a").await, Server::named("b").await, Server::named("c").await);
+    let endpoints = weighted(&[("a", a.address, 5), ("b", b.address, 3), ("c", c.address, 2)]);
+    let bed =
+        Bed::sidecar(service("user", Protocol::Http1, BackendPolicy::default(), endpoints.clone()))
+            .await;
+    let want = |a, b, c| {
+        [("a", a), ("b", b), ("c", c)]
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+            .map(|(k, n)| (k.to_owned(), n))
+            .collect::<BTreeMap<_, usize>>()
+    };
+    assert_eq!(tally(&bed, 100).await, want(50, 30, 20));
+    // With b critical the others share what is left by their weights.
+    let mut sick = endpoints;
+    sick[1].health = Health::Unhealthy;
+    bed.apply(2, vec![endpoints_of("user", Protocol::Http1, sick)]).await;
+    assert_eq!(tally(&bed, 70).await, want(50, 0, 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_round_robin_takes_turns() {
+    let (a, b) = (Server::named("a").await, Server::named("b").await);
+    let bed = Bed::sidecar(http_service("user", &[a.address, b.address])).await;
+    let counts = tally(&bed, 40).await;
+    assert_eq!(counts.values().copied().collect::<Vec<_>>(), [20, 20]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn splits_by_subset_follow_their_weights_and_change_at_once() {
+    let (v1, v2) = (Server::named("v1").await, Server::named("v2").await);
+    let label = |v: &str| Labels::from([("version".into(), v.into())]);
+    let endpoints = vec![
+        Endpoint { labels: label("v1"), ..endpoint("a", v1.address) },
+        Endpoint { labels: label("v2"), ..endpoint("b", v2.address) },
+    ];
+    let mut all = service("user", Protocol::Http1, BackendPolicy::default(), endpoints);
+    all.push(backend("user", "v1", label("v1"), BackendPolicy::default()));
+    all.push(backend("user", "v2", label("v2"), BackendPolicy::default()));
+    let split = |a, b| {
+        let action = Action::Forward(vec![to("user", "v1", a), to("user", "v2", b)]);
+        mesh_route("user", vec![rule("/", action)])
+    };
+    all.push(split(90, 10));
+    let bed = Bed::sidecar(all).await;
+    let counts = tally(&bed, 1_000).await;
+    // Four standard errors of a binomial(1000, 0.1) are 38.
+    assert!((62..=138).contains(&counts["v2"]), "{counts:?}");
+    bed.apply(2, vec![split(0, 100)]).await;
+    assert_eq!(tally(&bed, 50).await, BTreeMap::from([("v2".to_owned(), 50)]));
+    bed.apply(3, vec![split(0, 0)]).await;
+    assert_eq!(bed.get("http://user/").await.status, 500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn least_request_avoids_the_busy_instance() {
+    let busy = Server::http(|_, _| async move {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        text(200, "busy")
+    })
+    .await;
+    let free = Server::named("free").await;
+    let policy = BackendPolicy { lb: LbPolicy::LeastRequest, ..BackendPolicy::default() };
+    let endpoints = weighted(&[("busy", busy.address, 1), ("free", free.address, 1)]);
+    let bed = Bed::sidecar(service("user", Protocol::Http1, policy, endpoints)).await;
+    let outbound = bed.outbound();
+    let clients = (0..8).map(|_| async move {
+        let mut client = client(outbound).await;
+        let mut free = 0;
+        for _ in 0..10 {
+            let got = client.send(get("http://user/", "user")).await;
+            free += usize::from(got.body == "free");
+        }
+        free
+    });
+    let free: usize = futures_util::future::join_all(clients).await.into_iter().sum();
+    assert!(free >= 50, "{free} of 80 went to the free instance");
+}

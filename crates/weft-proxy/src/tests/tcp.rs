@@ -1,1 +1,132 @@
 // SPDX-License-Identifier: Apache-2.0
+//! CONNECT, sniffing, opaque relays and upgrades.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use weft_model::*;
+
+use super::bed::*;
+use crate::table::Door;
+
+/// Opens a CONNECT through the forward proxy and returns the stream behind its answer.
+async fn connect(bed: &Bed, target: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(bed.outbound()).await.unwrap();
+    let ask = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(stream.read_u8().await.unwrap());
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+    stream
+}
+
+async fn line(stream: &mut TcpStream, until: &str) -> String {
+    let mut seen = String::new();
+    while !seen.contains(until) {
+        let mut buffer = [0u8; 4096];
+        let n = stream.read(&mut buffer).await.unwrap();
+        assert!(n > 0, "closed after {seen:?}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_inside_connect_is_routed_and_measured_as_http() {
+    let user = Server::named("user").await;
+    let bed = Bed::sidecar(http_service("user", &[user.address])).await;
+    let mut stream = connect(&bed, "user:80").await;
+    for _ in 0..2 {
+        stream.write_all(b"GET /x HTTP/1.1\r\nHost: whatever\r\n\r\n").await.unwrap();
+        assert!(line(&mut stream, "user").await.starts_with("HTTP/1.1 200"));
+    }
+    let metrics = bed.metrics().await;
+    let counted = metrics
+        .lines()
+        .any(|l| l.contains("destination_service_name=\"user\"") && l.ends_with(" 2"));
+    assert!(counted, "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_first_protocols_inside_connect_are_not_stalled() {
+    let greeting = Server::raw(|_, mut stream| async move {
+        stream.write_all(b"220 ready\r\n").await.unwrap();
+        let mut buffer = [0u8; 64];
+        let n = stream.read(&mut buffer).await.unwrap();
+        stream.write_all(&buffer[..n]).await.unwrap();
+    })
+    .await;
+    let bed = Bed::sidecar(Vec::new()).await;
+    let mut stream = connect(&bed, &greeting.address.to_string()).await;
+    let began = tokio::time::Instant::now();
+    assert_eq!(line(&mut stream, "\n").await, "220 ready\r\n");
+    assert!(began.elapsed() < Duration::from_secs(2));
+    stream.write_all(b"QUIT\r\n").await.unwrap();
+    assert_eq!(line(&mut stream, "\n").await, "QUIT\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn undeclared_ports_are_looked_at() {
+    let echo = Server::raw(|_, mut stream| async move {
+        let (mut r, mut w) = stream.split();
+        let _ = tokio::io::copy(&mut r, &mut w).await;
+    })
+    .await;
+    let all = service(
+        "user",
+        Protocol::Detect,
+        BackendPolicy::default(),
+        vec![endpoint("a", echo.address)],
+    );
+    let bed = Bed::sidecar(all).await;
+    let address = bed.door(|d| matches!(d, Door::Upstream { .. }));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"\x16\x03\x01 not really TLS\n").await.unwrap();
+    assert_eq!(line(&mut stream, "\n").await, "\x16\x03\x01 not really TLS\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_04_upgrade_before_101() {
+    // Answers 101 to the right path and echoes from then on; anything else gets 200.
+    let app = Server::raw(|_, mut stream| async move {
+        let head = line(&mut stream, "\r\n\r\n").await;
+        if head.starts_with("GET /ws ") {
+            assert!(head.to_lowercase().contains("upgrade: websocket"), "{head}");
+            let switch = b"HTTP/1.1 101 Switching Protocols\r\n\
+                           connection: upgrade\r\nupgrade: websocket\r\n\r\n";
+            stream.write_all(switch).await.unwrap();
+            let (mut r, mut w) = stream.split();
+            let _ = tokio::io::copy(&mut r, &mut w).await;
+        } else {
+            let no = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno";
+            stream.write_all(no).await.unwrap();
+            // Whatever was smuggled behind the upgrade would arrive here.
+            let mut more = [0u8; 64];
+            assert_eq!(stream.read(&mut more).await.unwrap_or(0), 0);
+        }
+    })
+    .await;
+    let bed = Bed::sidecar(http_service("user", &[app.address])).await;
+    let address = bed.door(|d| matches!(d, Door::Upstream { .. }));
+    let ask = |path: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
+    };
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(ask("/ws").as_bytes()).await.unwrap();
+    assert!(line(&mut stream, "\r\n\r\n").await.starts_with("HTTP/1.1 101"));
+    stream.write_all(b"ping\n").await.unwrap();
+    assert_eq!(line(&mut stream, "\n").await, "ping\n");
+
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let smuggled = ask("/no") + "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    stream.write_all(smuggled.as_bytes()).await.unwrap();
+    let mut all = String::new();
+    let _ = stream.read_to_string(&mut all).await;
+    assert_eq!(all.matches("HTTP/1.1 ").count(), 1, "{all}");
+    assert!(all.contains("connection: close"), "{all}");
+}
