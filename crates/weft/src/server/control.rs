@@ -10,84 +10,69 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use futures_util::FutureExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use weft_base::snapshot::{Publisher, Snapshot, snapshot};
 use weft_base::task::TaskGroup;
 use weft_control::compile::Env;
-use weft_control::compiler::{Compiler, Update};
 use weft_control::mesh::Mesh;
-use weft_control::push::{Delta, NodeScope, Nodes, Pusher};
+use weft_control::push::{Driver, MeshNodes, ProxyStatus, Pusher};
 use weft_control::status::StatusUpdate;
 use weft_identity::{Authority, ServerTls, Svid, TrustDomain, tls};
-use weft_kinds::kind::KindId;
-use weft_kinds::views::View;
-use weft_kinds::world::{Object, World};
 use weft_registry::{Registry, WorldChange};
 use weft_xds::server::{self, AdsService, Handshake, Peer};
-use weft_xds::{NodeId, NodeKind};
 
 use super::facts::{ProxyFact, ProxyFacts};
 
+/// Compile steps whose statuses may wait to be written.
+const STATUS_BATCHES_MAX: usize = 256;
 /// The server's own certificate is made anew this often; its life is twice as long.
 const OWN_SVID_RENEWAL: Duration = Duration::from_secs(6 * 3600);
-const GATEWAY_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// Starts compiling and pushing.
 pub fn start(registry: &Registry, trust_domain: &TrustDomain, tasks: &TaskGroup) -> Pusher {
     let (publisher, mesh) = snapshot(Mesh::default());
-    let nodes = KnownNodes { world: registry.world(), mesh, trust_domain: trust_domain.clone() };
+    let domain: Arc<str> = trust_domain.as_str().into();
+    let nodes = MeshNodes { mesh, world: registry.world(), trust_domain: domain.clone() };
     let pusher = Pusher::start(Arc::new(nodes), registry.clock().clone(), tasks);
     let env = Env {
         cluster_domain: "cluster.local".into(),
-        trust_domain: trust_domain.as_str().into(),
-        low_ports: may_bind_low_ports(),
+        trust_domain: domain,
+        low_ports: rustix::process::geteuid().is_root(),
     };
-    let (registry, handle) = (registry.clone(), pusher.clone());
-    tasks.spawn("compile", async move { compile(registry, env, publisher, handle).await });
+    let (registry, handle, group) = (registry.clone(), pusher.clone(), tasks.clone());
+    tasks.spawn("compile", async move {
+        tokio::select! {
+            () = group.draining() => {}
+            () = compile(registry, env, publisher, handle) => {}
+        }
+    });
     pusher
 }
 
 async fn compile(registry: Registry, env: Env, publisher: Publisher<Mesh>, pusher: Pusher) {
     let (world, mut watch) = registry.watch_world();
-    let (mut compiler, first) = Compiler::new(env.clone(), &world);
-    hand_over(&registry, &compiler, first, world.revision(), &publisher, &pusher).await;
+    let (mut driver, first) = Driver::start(env, &world, publisher, pusher);
+    // Statuses are written beside, so that pushes do not wait for the store.
+    let (queue, inbox) = mpsc::channel(STATUS_BATCHES_MAX);
+    registry.tasks().spawn("statuses", write_statuses(registry.clone(), inbox));
+    let _ = queue.send(first).await;
     while let Some(change) = watch.next().await {
-        let (update, revision) = match change {
-            WorldChange::Delta(world, delta) => (compiler.update(&world, &delta), world.revision()),
-            WorldChange::Reset(world) => {
-                let old = compiler.mesh().clone();
-                let (fresh, mut update) = Compiler::new(env.clone(), &world);
-                compiler = fresh;
-                forget_gone(&old, &compiler, &mut update.delta);
-                (update, world.revision())
-            }
+        let statuses = match change {
+            WorldChange::Delta(world, delta) => driver.step(&world, &delta),
+            WorldChange::Reset(world) => driver.reset(&world),
         };
-        hand_over(&registry, &compiler, update, revision, &publisher, &pusher).await;
+        if !statuses.is_empty() {
+            let _ = queue.send(statuses).await;
+        }
     }
 }
 
-/// After a reset, what the old mesh had and the new has not must be removed by name.
-fn forget_gone(old: &Mesh, compiler: &Compiler, delta: &mut Delta) {
-    let now = compiler.mesh();
-    delta.removes.extend(old.resources().keys().filter(|n| now.get(n).is_none()).cloned());
-    delta.rescope = weft_control::push::Rescope::Everybody;
-}
-
-async fn hand_over(
-    registry: &Registry,
-    compiler: &Compiler,
-    update: Update,
-    revision: u64,
-    publisher: &Publisher<Mesh>,
-    pusher: &Pusher,
-) {
-    // The pusher asks for scopes while it takes the delta in: the mesh comes first.
-    publisher.publish(compiler.mesh().clone());
-    let mut delta = update.delta;
-    delta.generation = revision;
-    pusher.submit(delta);
-    for status in update.statuses {
-        write_status(registry, &status).await;
+async fn write_statuses(registry: Registry, mut inbox: mpsc::Receiver<Vec<StatusUpdate>>) {
+    while let Some(statuses) = inbox.recv().await {
+        for status in statuses {
+            write_status(&registry, &status).await;
+        }
     }
 }
 
@@ -105,52 +90,6 @@ async fn write_status(registry: &Registry, update: &StatusUpdate) {
     let written = objects.write_status(key.kind, &key.namespace, &key.name, &status);
     if let Err(error) = written.await {
         tracing::debug!(%error, object = ?key, "a status was not written");
-    }
-}
-
-/// Whom a stream may speak for, and what it sees.
-struct KnownNodes {
-    world: Snapshot<World>,
-    mesh: Snapshot<Mesh>,
-    trust_domain: TrustDomain,
-}
-
-impl Nodes for KnownNodes {
-    fn admit(&self, peer: &Peer, node: &NodeId) -> Result<(), String> {
-        let world = self.world.load();
-        let pod = pod_of(&world, node)
-            .ok_or_else(|| format!("no pod is known for node {node}; is it deleted?"))?;
-        let View::Pod(view) = &pod.view else {
-            return Err(format!("the pod of node {node} cannot be read"));
-        };
-        let expected = format!(
-            "spiffe://{}/ns/{}/sa/{}",
-            self.trust_domain.as_str(),
-            pod.key.namespace,
-            view.service_account()
-        );
-        match peer.spiffe_id.as_deref() {
-            Some(id) if id == expected => Ok(()),
-            Some(id) => Err(format!("{id} may not speak for {node}, which is {expected}")),
-            None => Err(format!("{node} must show a certificate for {expected}")),
-        }
-    }
-
-    fn scope(&self, node: &NodeId) -> Option<Arc<dyn NodeScope>> {
-        let scope = self.mesh.load().scope(node)?;
-        Some(Arc::new(scope))
-    }
-}
-
-/// The pod that a node's proxy belongs to.
-fn pod_of(world: &World, node: &NodeId) -> Option<Arc<Object>> {
-    let (namespace, name) = (node.namespace.as_str(), node.name.as_str());
-    match node.kind {
-        NodeKind::Sidecar => world.get(KindId::Pod, namespace, name).cloned(),
-        NodeKind::Gateway => world
-            .objects(KindId::Pod, Some(namespace))
-            .find(|pod| pod.meta.label(GATEWAY_LABEL) == Some(name) && !pod.meta.is_deleting())
-            .cloned(),
     }
 }
 
@@ -222,13 +161,9 @@ fn own_svid(authority: &Arc<Authority>, tasks: &TaskGroup) -> Result<Snapshot<Sv
     Ok(reader)
 }
 
-fn may_bind_low_ports() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
 impl ProxyFacts for Pusher {
     fn all(&self) -> Vec<ProxyFact> {
-        let fact = |p: weft_control::push::ProxyStatus| ProxyFact {
+        let fact = |p: ProxyStatus| ProxyFact {
             connected: p.connected,
             sent: p.sent_generation.unwrap_or(0).max(p.desired_generation),
             applied: p.acked_generation.unwrap_or(0),

@@ -110,12 +110,10 @@ impl LocalLink {
         }
         let deleting = object.meta.is_deleting();
         let outcome = if deleting && report.finished {
-            let options = DeleteOptions {
-                grace_s: Some(0),
-                preconditions: Preconditions { uid: Some(report.uid), revision: None },
-                write: WriteOptions::SYSTEM,
-                ..DeleteOptions::default()
-            };
+            let mut options = DeleteOptions::default();
+            options.grace_s = Some(0);
+            options.preconditions = Preconditions { uid: Some(report.uid), revision: None };
+            options.write = WriteOptions::SYSTEM;
             objects.delete(KindId::Pod, namespace, name, &options).await.map(|_| ())
         } else {
             objects.write_status(KindId::Pod, namespace, name, &report.status).await.map(|_| ())

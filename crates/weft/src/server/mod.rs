@@ -25,7 +25,7 @@ use weft_control::push::Pusher;
 use weft_identity::{Authority, TrustDomain, provider};
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
-use weft_registry::{NodeInfo, Registry};
+use weft_registry::{NodeInfo, Registry, controllers};
 use weft_server::k8s::PodLogs;
 use weft_server::{admin, consul, dns, k8s, serve};
 use weft_store::{DataDir, RedbStore, Store};
@@ -120,6 +120,7 @@ impl Running {
         let authority = open_authority(&data, settings.trust_domain.as_deref(), &clock)?;
         let store: Arc<dyn Store> = Arc::new(RedbStore::open(data.clone(), clock.clone())?);
         let registry = Registry::open(store, clock.clone(), tasks.clone()).await?;
+        controllers::run(&registry);
         let node = settings.node.clone().unwrap_or_else(hostname);
         let pusher = control::start(&registry, authority.trust_domain(), &tasks);
         let xds = control::serve_xds(bound.xds, &authority, &pusher, &registry)?;
