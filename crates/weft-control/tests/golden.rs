@@ -3,6 +3,8 @@
 //! (resources, without what has its default) and `status.yaml`; `nodes.yaml`, where there is one,
 //! lists nodes and what each of them sees. `UPDATE_GOLDEN=1` writes what is found.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,6 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 use weft_control::compile::Env;
 use weft_control::compiler::Compiler;
-use weft_kinds::world::{KindId, ObjectKey, World};
 use weft_model::{BackendPolicy, Resource, Retry, Timeouts};
 
 const HEADER: &str = "# SPDX-License-Identifier: Apache-2.0\n";
@@ -33,7 +34,7 @@ fn every_feature_compiles_to_its_golden_mesh_and_status() {
 }
 
 fn check(dir: &Path, wrong: &mut String) {
-    let world = world_of(&std::fs::read_to_string(dir.join("in.yaml")).unwrap());
+    let world = common::world_of([&*std::fs::read_to_string(dir.join("in.yaml")).unwrap()]);
     let (compiler, update) = Compiler::new(Env::default(), &world);
     let resources: BTreeMap<String, Value> = update
         .delta
@@ -66,20 +67,6 @@ fn check(dir: &Path, wrong: &mut String) {
             .collect();
         compare(&nodes, &json!(seen), wrong);
     }
-}
-
-fn world_of(yaml: &str) -> World {
-    let mut world = World::new();
-    let documents: Vec<Value> = serde_saphyr::from_multiple(yaml).unwrap();
-    for (i, object) in documents.into_iter().filter(|d| !d.is_null()).enumerate() {
-        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-        let (api, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
-        let kind = KindId::by_api(&api, &kind).unwrap_or_else(|| panic!("{api} {kind}?"));
-        let meta = &object["metadata"];
-        let key = ObjectKey::new(kind, text(&meta["namespace"]), text(&meta["name"]));
-        world.apply(&key.store_key(), Some(object.to_string().as_bytes()), i as u64 + 1);
-    }
-    world
 }
 
 /// The resource as a person would write it: without defaults and nothings.

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From manifests to decisions: each client's own view of the Mesh, asked with the very function
+//! that proxies run. Manifests are the golden features' and the shop's own.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use weft_control::compile::Env;
+use weft_control::compiler::{Compiler, Update};
+use weft_control::status::StatusBody;
+use weft_kinds::world::World;
+use weft_model::decide::{Headers, Request, find_rule};
+use weft_model::{Action, Parent, Resource, Root, Route, Target};
+
+struct NoHeaders;
+
+impl Headers for NoHeaders {
+    fn any(&self, _: &str, _: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        false
+    }
+}
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn compiled(world: &World) -> (Compiler, Update) {
+    Compiler::new(Env::default(), world)
+}
+
+/// The object and field whose rule a node's request to a root follows.
+fn follows(compiler: &Compiler, node: &str, root: &Root, (port, path): (u16, &str)) -> String {
+    let mesh = compiler.mesh();
+    let scope = mesh.scope(&node.parse().unwrap()).unwrap();
+    let routes: Vec<&Route> = mesh
+        .view(&scope)
+        .filter(|(name, _)| name.root == *root)
+        .filter_map(|(_, r)| match &**r {
+            Resource::Route(route) => Some(route),
+            _ => None,
+        })
+        .collect();
+    let section = routes.iter().find_map(|r| match &r.parent {
+        Parent::Listener { sections, .. } => Some(sections[0].clone()),
+        Parent::Host { .. } => None,
+    });
+    let request = Request {
+        method: "GET",
+        scheme: "http",
+        host: "any.example.com",
+        port,
+        path,
+        query: "",
+        headers: &NoHeaders,
+    };
+    match find_rule(routes, section.as_deref(), &request) {
+        Some(found) => found.rule.origin.to_string(),
+        None => "nothing".to_owned(),
+    }
+}
+
+#[test]
+fn consumers_producers_and_virtualservices_have_their_order() {
+    let dir = "testdata/one-service-with-a-producer-a-consumer-and-a-virtualservice";
+    let world = common::world_of([&*read(&format!("{dir}/in.yaml"))]);
+    let (compiler, _) = compiled(&world);
+    let root = Root::host("product.shop.svc.cluster.local");
+    let check = |node: &str, want: &str| {
+        assert_eq!(follows(&compiler, node, &root, (80, "/")), want, "{node}");
+    };
+    check("sidecar~web~client", "HTTPRoute web/by-a-consumer spec.rules[0]");
+    check("sidecar~shop~neighbour", "HTTPRoute shop/by-its-producer spec.rules[0]");
+}
+
+#[test]
+fn a_client_gets_the_rules_for_what_it_is() {
+    let dir = "testdata/sources-and-exports-narrow-a-virtualservices-clients";
+    let mut world = common::world_of([&*read(&format!("{dir}/in.yaml"))]);
+    for (ns, name, canary) in [("b", "plain", "no"), ("a", "canary", "yes")] {
+        let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata":
+            {"namespace": ns, "name": name, "labels": {"canary": canary}}});
+        common::put(&mut world, &pod);
+    }
+    let (compiler, _) = compiled(&world);
+    let root = Root::host("api.a.svc.cluster.local");
+    let check = |node: &str, path: &str, want: &str| {
+        assert_eq!(follows(&compiler, node, &root, (80, path)), want, "{node} {path}");
+    };
+    check("sidecar~a~plain", "/b", "VirtualService a/api spec.http[2]");
+    check("sidecar~a~canary", "/b", "VirtualService a/api spec.http[0]");
+    check("sidecar~b~canary", "/b", "VirtualService a/api spec.http[0]");
+    check("sidecar~b~plain", "/b", "VirtualService a/api spec.http[1]");
+    check("sidecar~b~plain", "/", "VirtualService a/api spec.http[2]");
+    check("sidecar~c~stranger", "/", "nothing");
+}
+
+#[test]
+fn the_shop_compiles_without_a_complaint_and_routes_as_its_readme_says() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/shop");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "yaml"))
+        .collect();
+    files.sort();
+    let texts: Vec<String> = files.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
+    let mut world = common::world_of(texts.iter().map(|t| &**t));
+    for object in [
+        serde_json::json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
+            "metadata": {"name": "weft"}, "spec": {"controllerName": "weft.dev/gateway"}}),
+        serde_json::json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "shop", "name": "order-1"}}),
+    ] {
+        common::put(&mut world, &object);
+    }
+    let (compiler, update) = compiled(&world);
+    assert!(update.statuses.len() >= 7, "{:?}", update.statuses);
+    for status in &update.statuses {
+        let conditions = match &status.body {
+            StatusBody::Conditions(conditions) => conditions.clone(),
+            StatusBody::Gateway { conditions, .. } => conditions.clone(),
+            StatusBody::Parents(parents) => {
+                assert!(!parents.is_empty(), "{}", status.object);
+                parents.iter().flat_map(|p| p.conditions.clone()).collect()
+            }
+        };
+        for c in conditions {
+            assert!(c.holds && c.kind != "Warning", "{}: {c:?}", status.object);
+        }
+    }
+    let gateway = Root::listener("shop~shop~8000");
+    for (path, want) in [
+        ("/users/1", "HTTPRoute shop/users"),
+        ("/products", "HTTPRoute shop/products"),
+        ("/orders", "HTTPRoute shop/orders"),
+        ("/", "nothing"),
+    ] {
+        let got = follows(&compiler, "gateway~shop~shop", &gateway, (8000, path));
+        assert!(got.starts_with(want), "{path}: {got}");
+    }
+    let name = "host:product.shop.svc.cluster.local/route/virtualservice/shop/product/50051";
+    let name = weft_model::ResourceName::try_from(name.to_owned()).unwrap();
+    let Some(Resource::Route(route)) = compiler.mesh().get(&name).map(|r| &**r) else {
+        panic!("{name} is missing")
+    };
+    assert!(route.rules[0].retry.declared_idempotent);
+    let Action::Forward(split) = &route.rules[0].action else { panic!("{route:?}") };
+    let shares: Vec<(String, u32)> = split
+        .iter()
+        .map(|b| match &b.target {
+            Target::Backend(name) => (name.child.to_string(), b.weight),
+            Target::Fail { reason, .. } => panic!("{reason}"),
+        })
+        .collect();
+    assert_eq!(shares, [("backend/50051/v1".to_owned(), 90), ("backend/50051/v2".to_owned(), 10)]);
+}
