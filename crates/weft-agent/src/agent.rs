@@ -65,6 +65,8 @@ struct Manager {
     pods: Pods,
     ended: mpsc::Sender<PodKey>,
     warned: HashSet<PodKey>,
+    /// Objects (by uid) whose end was reported and that the server has not removed yet.
+    over: HashSet<Arc<str>>,
     stopping: Option<oneshot::Sender<()>>,
 }
 
@@ -111,15 +113,20 @@ impl Agent {
         let (orders, inbox) = mpsc::channel(4);
         let pods = Pods::default();
         let (ended, endings) = mpsc::channel(64);
-        let (warned, stopping) = (HashSet::new(), None);
-        let manager =
-            Manager { shared: shared.clone(), pods: pods.clone(), ended, warned, stopping };
+        let manager = Manager {
+            shared: shared.clone(),
+            pods: pods.clone(),
+            ended,
+            warned: HashSet::new(),
+            over: HashSet::new(),
+            stopping: None,
+        };
         tasks.spawn("agent", manager.run(desired, inbox, endings));
         Ok(Self { shared, pods, table, orders })
     }
 
-    /// A container's log; of a gateway pod or of a sidecar under `weft-proxy`. An empty name is
-    /// the only container's.
+    /// A container's log; that of a gateway's proxy or of a sidecar is called `weft-proxy`. An
+    /// empty name is the first container's.
     ///
     /// # Errors
     /// When the pod is not here or has written nothing.
@@ -129,10 +136,20 @@ impl Agent {
         container: &str,
         query: &LogQuery,
     ) -> io::Result<LogReader> {
-        let uid = lock(&self.pods).get(pod).map(|h| h.uid.clone());
-        let none = || io::Error::new(io::ErrorKind::NotFound, format!("pod {pod} is not here"));
-        let key =
-            LogKey { pod: pod.clone(), uid: uid.ok_or_else(none)?, container: container.into() };
+        let none = |what: String| io::Error::new(io::ErrorKind::NotFound, what);
+        let key = {
+            let pods = lock(&self.pods);
+            let handle = pods.get(pod).ok_or_else(|| none(format!("pod {pod} is not here")))?;
+            let found = match container {
+                "" => handle.containers.first(),
+                name => handle.containers.iter().find(|c| ***c == *name),
+            };
+            let found = found.ok_or_else(|| {
+                let all = handle.containers.join(", ");
+                none(format!("pod {pod} has no container {container:?}; it has: {all}"))
+            })?;
+            LogKey { pod: pod.clone(), uid: handle.uid.clone(), container: found.clone() }
+        };
         self.shared.logs.read(&key, query)
     }
 
@@ -179,7 +196,8 @@ impl Manager {
             tokio::select! {
                 changed = desired.changed(), if followed => followed = changed,
                 Some(pod) = endings.recv() => {
-                    lock(&self.pods).remove(&pod);
+                    let ended = lock(&self.pods).remove(&pod);
+                    self.over.extend(ended.map(|handle| handle.uid));
                 }
                 Some(Order::Stop { grace, done }) = orders.recv() => {
                     self.stopping = Some(done);
@@ -211,6 +229,10 @@ impl Manager {
         for (pod, message) in orders {
             let _ = pod.send(message).await;
         }
+        if !self.over.is_empty() {
+            let known: HashSet<Arc<str>> = known(desired).into_iter().map(|(_, uid)| uid).collect();
+            self.over.retain(|uid| known.contains(uid));
+        }
         for (key, wanted) in desired {
             if !lock(&self.pods).contains_key(key) {
                 self.begin(key, wanted).await;
@@ -223,7 +245,8 @@ impl Manager {
             Ok(pod) => pod,
             Err(issues) => return self.warn_once(key, &format!("it cannot be read: {issues}")),
         };
-        if is_over(wanted) && pod.metadata.deletion_timestamp.is_none() {
+        let ran = is_over(wanted) && pod.metadata.deletion_timestamp.is_none();
+        if ran || self.over.contains(&pod.metadata.uid) {
             return;
         }
         if lock(&self.pods).len() >= PODS_MAX {

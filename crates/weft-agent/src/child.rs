@@ -21,6 +21,9 @@ use crate::machine::Exit;
 use crate::pod::PodKey;
 use crate::procfs;
 
+/// Starts that wait for the one thread; a start takes about a millisecond.
+const STARTS_MAX: usize = 4096;
+
 /// Starts processes, all from one thread: a child is killed when the thread that forked it ends,
 /// so that thread must live exactly as long as the agent.
 #[derive(Clone, Debug)]
@@ -87,7 +90,7 @@ impl Spawner {
     /// # Errors
     /// When no thread can be made.
     pub fn new(table: ChildTable, ledger: Ledger) -> io::Result<Self> {
-        let (jobs, queue) = sync_channel::<Job>(64);
+        let (jobs, queue) = sync_channel::<Job>(STARTS_MAX);
         std::thread::Builder::new().name("spawner".into()).spawn(move || {
             for mut job in queue {
                 let _ = job.reply.send(job.command.spawn());

@@ -252,7 +252,7 @@ impl Machine {
                 self.on_not_started(part, attempt, reason, message, now);
             }
             Event::Exited { part, attempt, exit, hint } => {
-                self.on_exited(part, attempt, exit, hint, now, wall_ms);
+                self.on_exited(part, attempt, (exit, hint), now, wall_ms);
             }
             Event::ProxyReady(ready) => self.on_proxy_ready(ready),
             Event::InboundAcked { attempt } => {
@@ -323,8 +323,7 @@ impl Machine {
         &mut self,
         part: Part,
         attempt: u32,
-        exit: Exit,
-        hint: String,
+        (exit, hint): (Exit, String),
         now: Mono,
         wall_ms: u64,
     ) {
@@ -379,16 +378,14 @@ impl Machine {
                 app.probe_ready |= !app.has_readiness;
             }
             ProbeKind::Readiness => app.probe_ready = ok,
-            ProbeKind::Liveness | ProbeKind::Startup if !ok => {
-                // Restarted by the ordinary way of an exit.
-                if app.kill_at().is_none() {
-                    app.probe_ready = false;
-                    app.set_kill_at(now.plus(grace));
-                    let part = Part::App(index);
-                    self.actions.push_back(Action::Signal { part, attempt, kill: false });
-                    let text = format!("Container {name} failed {kind} probe, will be restarted");
-                    self.note(false, "Killing", text);
-                }
+            // Restarted by the ordinary way of an exit.
+            ProbeKind::Liveness | ProbeKind::Startup if !ok && app.kill_at().is_none() => {
+                app.probe_ready = false;
+                app.set_kill_at(now.plus(grace));
+                let part = Part::App(index);
+                self.actions.push_back(Action::Signal { part, attempt, kill: false });
+                let text = format!("Container {name} failed {kind} probe, will be restarted");
+                self.note(false, "Killing", text);
             }
             _ => {}
         }

@@ -54,6 +54,8 @@ pub(crate) enum Msg {
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) uid: Arc<str>,
+    /// Names under which there are logs: the apps', then the proxy's.
+    pub(crate) containers: Vec<Arc<str>>,
     pub(crate) messages: mpsc::Sender<Msg>,
 }
 
@@ -85,6 +87,10 @@ pub(crate) fn start(
     let (done, reported) = oneshot::channel();
     shared.tasks.spawn("pod reports", report(latest, shared.link.clone(), done));
     let machine = Machine::new(pod.clone(), shared.clock.now(), shared.clock.wall_ms());
+    let proxy = machine.proxy().map(|p| p.name.clone());
+    let apps = machine.shown().map(|c| c.name.clone());
+    let mut containers: Vec<Arc<str>> = apps.chain(proxy).collect();
+    containers.dedup();
     let worker = Worker {
         shared: shared.clone(),
         desired,
@@ -104,7 +110,7 @@ pub(crate) fn start(
         let _ = reported.await;
         ended();
     });
-    Handle { uid, messages: to_self }
+    Handle { uid, containers, messages: to_self }
 }
 
 // === impl Worker ===
@@ -151,10 +157,10 @@ impl Worker {
                 Event::Tick
             }
         };
-        if let Event::Exited { part, attempt, .. } = &event {
-            if self.processes.get(part).is_some_and(|(a, _)| a == attempt) {
-                self.processes.remove(part);
-            }
+        if let Event::Exited { part, attempt, .. } = &event
+            && self.process(*part, *attempt).is_some()
+        {
+            self.processes.remove(part);
         }
         self.machine.step(event, self.shared.clock.now(), self.shared.clock.wall_ms());
     }
@@ -163,10 +169,8 @@ impl Worker {
         match action {
             Action::Start { part, attempt } => self.start_process(part, attempt),
             Action::Signal { part, attempt, kill } => {
-                if let Some((a, signaller)) = self.processes.get(&part) {
-                    if *a == attempt {
-                        signaller.send(kill);
-                    }
+                if let Some(signaller) = self.process(part, attempt) {
+                    signaller.send(kill);
                 }
             }
             Action::BeginDrain => {
@@ -186,6 +190,10 @@ impl Worker {
             }
             Action::Finished => self.clean_up(),
         }
+    }
+
+    fn process(&self, part: Part, attempt: u32) -> Option<&Signaller> {
+        self.processes.get(&part).filter(|(a, _)| *a == attempt).map(|(_, s)| s)
     }
 
     fn start_process(&mut self, part: Part, attempt: u32) {

@@ -162,11 +162,10 @@ impl LogReader {
     }
 
     fn finish_file(&mut self) {
-        if let Some(((run, part), _)) = self.file.take() {
-            if self.files.is_empty() {
-                let newer = parts(&self.dir).into_iter().filter(|f| *f > (run, part));
-                self.files = newer.filter(|(r, _)| *r == run).collect();
-            }
+        let ended = self.file.take().map(|(file, _)| file);
+        if let Some((run, part)) = ended.filter(|_| self.files.is_empty()) {
+            let newer = parts(&self.dir).into_iter().filter(|f| *f > (run, part));
+            self.files = newer.filter(|(r, _)| *r == run).collect();
         }
     }
 

@@ -332,12 +332,12 @@ fn any_order_of_events_ends_without_a_process_left() {
                         ordered.push((part, attempt));
                     }
                     // SIGKILL always works; SIGTERM may be ignored.
-                    Action::Signal { part, attempt, kill: true } => {
-                        if alive.contains(&(part, attempt)) {
-                            alive.retain(|a| *a != (part, attempt));
-                            let (exit, hint) = (Exit::signal(9), String::new());
-                            s.step(Event::Exited { part, attempt, exit, hint });
-                        }
+                    Action::Signal { part, attempt, kill: true }
+                        if alive.contains(&(part, attempt)) =>
+                    {
+                        alive.retain(|a| *a != (part, attempt));
+                        let (exit, hint) = (Exit::signal(9), String::new());
+                        s.step(Event::Exited { part, attempt, exit, hint });
                     }
                     Action::Finished => {
                         assert!(alive.is_empty() && ordered.is_empty(), "seed {seed}");

@@ -25,8 +25,9 @@ const PROXY_POLL: Duration = Duration::from_millis(30);
 const PROXY_POLL_READY: Duration = Duration::from_secs(2);
 /// A program that declares ports but opens none is called ready after this, as Kubernetes would.
 const SILENT_MAX: Duration = Duration::from_secs(30);
-/// Limit of a readiness question to the proxy.
-const PROXY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Limit of a readiness question to the proxy, and how many may fail in a row.
+const PROXY_TIMEOUT: Duration = Duration::from_secs(2);
+const PROXY_FAILURES: u32 = 5;
 
 /// Asks the proxy's readiness port, and the server about its configuration.
 pub(super) async fn proxy(run: &Run) {
@@ -39,21 +40,28 @@ pub(super) async fn proxy(run: &Run) {
         body: String::new(),
         tls: Tls::default(),
     };
-    let mut was = false;
-    let mut asked = false;
+    let acked = async {
+        run.shared.link.inbound_acked(run.pod.key()).await;
+        run.tell(Event::InboundAcked { attempt: run.attempt }).await;
+    };
+    let mut acked = std::pin::pin!(acked);
+    let mut wants_ack = run.pod.proxy_kind() == ProxyKind::Sidecar;
+    let (mut ready, mut failures) = (false, 0);
     loop {
         let answer = ask::http(&question, PROXY_TIMEOUT).await;
-        let ready = answer.is_ok_and(|a| a.status.is_success());
-        if ready != was {
+        let ok = answer.is_ok_and(|a| a.status.is_success());
+        failures = if ok { 0 } else { failures + 1 };
+        // A busy proxy may be late; taking its pod away then would make others busier.
+        let now_ready = ok || (ready && failures < PROXY_FAILURES);
+        if now_ready != ready {
+            ready = now_ready;
             run.tell(Event::ProxyReady(ready)).await;
-            was = ready;
         }
-        if ready && !asked && run.pod.proxy_kind() == ProxyKind::Sidecar {
-            asked = true;
-            run.shared.link.inbound_acked(run.pod.key()).await;
-            run.tell(Event::InboundAcked { attempt: run.attempt }).await;
+        let pause = tokio::time::sleep(if ok { PROXY_POLL_READY } else { PROXY_POLL });
+        tokio::select! {
+            () = &mut acked, if wants_ack && ready => wants_ack = false,
+            () = pause => {}
         }
-        tokio::time::sleep(if ready { PROXY_POLL_READY } else { PROXY_POLL }).await;
     }
 }
 
