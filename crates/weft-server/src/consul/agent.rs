@@ -7,6 +7,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 use weft_base::name::fnv1a;
 use weft_kinds::world::RegistrationKey;
+use weft_registry::catalog::check_key;
 
 use super::Door;
 use super::error::Refusal;
@@ -151,12 +152,16 @@ impl Door {
         let view = self.view();
         let filter = filter(ask)?;
         let mut out = Map::new();
-        for check in view.checks_on_node(&ask.namespace, &self.own().node.node) {
+        for mut check in view.checks_on_node(&ask.namespace, &self.own().node.node) {
             // What others wrote about this node is in the catalog; here is what its agent knows.
             if !check.record.typed().agent {
                 continue;
             }
-            let shape = shapes::check(&check, 0);
+            // The agent knows its own newest output before the catalog does.
+            if let Some(newer) = self.catalog().pending_output(&check_key(&check.record)) {
+                check.output = newer;
+            }
+            let shape = shapes::check(&check, (0, 0));
             if filter.as_ref().map_or(Ok(true), |f| f.holds(&shape))? {
                 out.insert(check.record.id.to_string(), shape);
             }

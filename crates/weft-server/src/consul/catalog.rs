@@ -111,10 +111,12 @@ impl Door {
     pub(super) async fn catalog_nodes(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let (blocking, filter, meta) =
             (ask.params.blocking()?, filter(ask)?, ask.params.node_meta());
-        self.read(Topic::Nodes, &blocking, |view, index| {
+        self.read(Topic::Nodes, &blocking, |view| {
             let nodes = view.nodes();
             let shown = nodes.iter().filter(|node| has_meta(node, &meta));
-            let shapes = shown.map(|node| shapes::node(node, &view.own, index)).collect();
+            let shapes = shown
+                .map(|node| shapes::node(node, &view.own, view.stamps.node(&node.node)))
+                .collect();
             kept(filter.as_ref(), shapes)
         })
         .await
@@ -124,7 +126,7 @@ impl Door {
         let (blocking, filter, meta) =
             (ask.params.blocking()?, filter(ask)?, ask.params.node_meta());
         let ns = ask.namespace.clone();
-        self.read(Topic::Services(ns.clone()), &blocking, |view, index| {
+        self.read(Topic::Services(ns.clone()), &blocking, |view| {
             let mut out = Map::new();
             for (name, tags) in view.services(&ns) {
                 if meta.is_empty() && filter.is_none() {
@@ -134,7 +136,7 @@ impl Door {
                 let mut seen = false;
                 let mut tags: Vec<Arc<str>> = Vec::new();
                 for entry in view.entries(&ns, &name) {
-                    let shape = shapes::catalog_service(&entry, &view.own, index);
+                    let shape = shapes::catalog_service(&entry, view);
                     let holds = filter.as_ref().map_or(Ok(true), |f| f.holds(&shape))?;
                     if *entry.service.service == *name && has_meta(&entry.node, &meta) && holds {
                         seen = true;
@@ -160,10 +162,9 @@ impl Door {
             true => Topic::Checks,
             false => Topic::Catalog(ask.namespace.clone(), slug(&ask.argument).into()),
         };
-        self.read(topic, &blocking, |view, index| {
+        self.read(topic, &blocking, |view| {
             let entries = wanted.entries(view);
-            let shapes =
-                entries.iter().map(|e| shapes::catalog_service(e, &view.own, index)).collect();
+            let shapes = entries.iter().map(|e| shapes::catalog_service(e, view)).collect();
             kept(filter.as_ref(), shapes)
         })
         .await
@@ -172,18 +173,18 @@ impl Door {
     pub(super) async fn catalog_node(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
         let name = node_name(ask)?;
-        self.read(Topic::Node(name.as_str().into()), &blocking, |view, index| {
+        self.read(Topic::Node(name.as_str().into()), &blocking, |view| {
             if !view.has_node(&name) {
                 return Ok(Value::Null);
             }
             let mut services = Map::new();
             for entry in view.on_node(&ask.namespace, &name) {
-                let shape = shapes::service(&entry.service, index);
+                let shape = shapes::service(&entry.service, view.stamps.service(&entry));
                 if filter.as_ref().map_or(Ok(true), |f| f.holds(&shape))? {
                     services.insert(entry.service.id.to_string(), shape);
                 }
             }
-            let node = shapes::node(&view.node(&name), &view.own, index);
+            let node = shapes::own_node(view, &name);
             Ok(json!({"Node": node, "Services": services}))
         })
         .await
@@ -192,13 +193,16 @@ impl Door {
     pub(super) async fn catalog_node_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
         let name = node_name(ask)?;
-        self.read(Topic::Node(name.as_str().into()), &blocking, |view, index| {
+        self.read(Topic::Node(name.as_str().into()), &blocking, |view| {
             if !view.has_node(&name) {
                 return Ok(json!({"Node": null, "Services": null}));
             }
             let entries = view.on_node(&ask.namespace, &name);
-            let shapes = entries.iter().map(|e| shapes::service(&e.service, index)).collect();
-            let node = shapes::node(&view.node(&name), &view.own, index);
+            let shapes = entries
+                .iter()
+                .map(|e| shapes::service(&e.service, view.stamps.service(e)))
+                .collect();
+            let node = shapes::own_node(view, &name);
             Ok(json!({"Node": node, "Services": kept(filter.as_ref(), shapes)?}))
         })
         .await
@@ -223,6 +227,8 @@ pub(super) struct Wanted {
     pub meta: Vec<(String, String)>,
     /// Only what speaks Connect for the service: its proxies, and itself when native.
     pub connect: bool,
+    /// Of a cluster peer: weft has none, so nothing is.
+    pub foreign: bool,
 }
 
 // === impl Wanted ===
@@ -238,11 +244,13 @@ impl Wanted {
             tags: ask.params.all("tag").filter(|t| !t.is_empty()).map(str::to_owned).collect(),
             meta: ask.params.node_meta(),
             connect: connect || ask.params.flag("connect"),
+            foreign: ask.params.filled("peer").is_some(),
         })
     }
 
     pub fn entries(&self, view: &View) -> Vec<Entry> {
         let mut found = match self.connect {
+            _ if self.foreign => Vec::new(),
             false => view.entries(&self.namespace, &self.service),
             true => self.connected(view),
         };

@@ -24,13 +24,12 @@ impl Door {
             true => Topic::Checks,
             false => Topic::Health(ask.namespace.clone(), slug(&ask.argument).into()),
         };
-        self.read(topic, &blocking, |view, index| {
+        self.read(topic, &blocking, |view| {
             let mut entries = wanted.entries(view);
             if passing {
                 entries.retain(|e| e.status() == Status::Passing && !e.draining);
             }
-            let shapes =
-                entries.iter().map(|e| shapes::health_entry(e, &view.own, index)).collect();
+            let shapes = entries.iter().map(|e| shapes::health_entry(e, view)).collect();
             kept(filter.as_ref(), shapes)
         })
         .await
@@ -39,20 +38,23 @@ impl Door {
     /// No ingress gateways of Consul's kind are served; the answer is as for one without services.
     pub(super) async fn health_ingress(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let blocking = ask.params.blocking()?;
-        self.read(Topic::Still, &blocking, |_, _| Ok(json!([]))).await
+        self.read(Topic::Still, &blocking, |_| Ok(json!([]))).await
     }
 
     pub(super) async fn health_checks(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let wanted = Wanted::of(ask, false)?;
         let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
         let topic = Topic::Health(ask.namespace.clone(), slug(&ask.argument).into());
-        self.read(topic, &blocking, |view, index| {
+        self.read(topic, &blocking, |view| {
             let entries = wanted.entries(view);
             // The service's own checks: those of its nodes are asked for with the node.
             let own = entries.iter().flat_map(|entry| {
                 entry.checks.iter().filter(|check| !check.record.service_id.is_empty())
             });
-            kept(filter.as_ref(), own.map(|check| shapes::check(check, index)).collect())
+            kept(
+                filter.as_ref(),
+                own.map(|check| shapes::check(check, view.stamps.check(check))).collect(),
+            )
         })
         .await
     }
@@ -60,12 +62,15 @@ impl Door {
     pub(super) async fn health_node(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
         let name = node_name(ask)?;
-        self.read(Topic::NodeHealth(name.as_str().into()), &blocking, |view, index| {
+        self.read(Topic::NodeHealth(name.as_str().into()), &blocking, |view| {
             if !view.has_node(&name) {
                 return Ok(json!([]));
             }
             let checks = view.checks_on_node(&ask.namespace, &name);
-            kept(filter.as_ref(), checks.iter().map(|c| shapes::check(c, index)).collect())
+            kept(
+                filter.as_ref(),
+                checks.iter().map(|c| shapes::check(c, view.stamps.check(c))).collect(),
+            )
         })
         .await
     }
@@ -81,13 +86,14 @@ impl Door {
                 ))
             })?),
         };
-        self.read(Topic::Checks, &blocking, |view, index| {
+        self.read(Topic::Checks, &blocking, |view| {
             let mut checks = view.all_checks(&ask.namespace);
             checks.retain(|c| {
                 state.is_none_or(|s| s == c.status)
                     && (meta.is_empty() || has_meta(&view.node(&c.record.node), &meta))
             });
-            let shapes: Vec<Value> = checks.iter().map(|c| shapes::check(c, index)).collect();
+            let shapes: Vec<Value> =
+                checks.iter().map(|c| shapes::check(c, view.stamps.check(c))).collect();
             kept(filter.as_ref(), shapes)
         })
         .await

@@ -146,9 +146,6 @@ impl Door {
         if params.filled("partition").is_some_and(|p| p != "default") {
             return Err(Refusal::bad("weft has no partitions besides \"default\""));
         }
-        if params.filled("peer").is_some() {
-            return Err(Refusal::bad("weft has no cluster peers; leave out ?peer"));
-        }
         match params.filled("ns") {
             Some("*") => Err(Refusal::bad("name one namespace; ?ns=* is not served")),
             _ => Ok(()),
@@ -157,6 +154,7 @@ impl Door {
 
     async fn dispatch(&self, endpoint: Endpoint, ask: &Ask) -> Result<Reply, Refusal> {
         match endpoint {
+            Endpoint::Root => Ok(Reply::text(StatusCode::OK, "Consul Agent")),
             Endpoint::AgentSelf => self.agent_self(),
             Endpoint::AgentHost => self.agent_host(),
             Endpoint::AgentVersion => self.agent_version(),

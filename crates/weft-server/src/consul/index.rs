@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use weft_base::name::ServiceKey;
 use weft_kinds::world::{ReadKey, World, WorldDelta};
 
+use super::stamp::Stamps;
 use super::view::{Entry, Identity, View};
 
 /// What a query's answer depends on.
@@ -53,6 +54,7 @@ struct State {
     base: u64,
     /// The index of services and nodes that are not there: when the last one went.
     gone: u64,
+    stamps: Stamps,
 }
 
 /// A wait for one topic. Letting go of the last one lets go of a topic that is not there.
@@ -96,7 +98,8 @@ impl Indexes {
     /// older one looks again.
     pub fn new(own: Arc<Identity>, world: Arc<World>) -> Self {
         let base = world.revision().max(1);
-        let state = State { world, topics: HashMap::new(), base, gone: base };
+        let stamps = Stamps::since(base);
+        let state = State { world, topics: HashMap::new(), base, gone: base, stamps };
         Self { own, state: Mutex::new(state), reached: watch::Sender::new(base) }
     }
 
@@ -109,13 +112,13 @@ impl Indexes {
     /// What is true now, and since when the topic's answer is as it is.
     pub fn read(&self, topic: &Topic) -> (View, u64) {
         let state = self.state();
-        let view = View { world: state.world.clone(), own: self.own.clone() };
+        let view = state.view(&self.own);
         let index = state.index(topic);
         (view, index)
     }
 
     pub fn view(&self) -> View {
-        View { world: self.state().world.clone(), own: self.own.clone() }
+        self.state().view(&self.own)
     }
 
     /// Tells when the topic's index moves. To miss nothing, subscribe before reading.
@@ -141,12 +144,13 @@ impl Indexes {
     pub fn advance(&self, world: Arc<World>, delta: Option<&WorldDelta>) {
         let now = world.revision().max(1);
         let before = self.view();
-        let after = View { world: world.clone(), own: self.own.clone() };
+        let after = View::new(world.clone(), self.own.clone());
         let Some(delta) = delta else {
             let mut state = self.state();
             state.world = world;
             state.base = now;
             state.gone = now;
+            state.stamps = Stamps::since(now);
             for sender in state.topics.values() {
                 sender.send_replace(now);
             }
@@ -154,9 +158,11 @@ impl Indexes {
             self.reached.send_replace(now);
             return;
         };
-        let moved = moved(&before, &after, delta);
+        let mut stamps = before.stamps.clone();
+        let moved = moved(&before, &after, delta, &mut stamps);
         let mut state = self.state();
         state.world = world;
+        state.stamps = stamps;
         for topic in moved {
             state.bump(topic, now, &after);
         }
@@ -172,6 +178,10 @@ impl Indexes {
 // === impl State ===
 
 impl State {
+    fn view(&self, own: &Arc<Identity>) -> View {
+        View { world: self.world.clone(), own: own.clone(), stamps: self.stamps.clone() }
+    }
+
     fn index(&self, topic: &Topic) -> u64 {
         if let Some(sender) = self.topics.get(topic) {
             return *sender.borrow();
@@ -207,7 +217,7 @@ fn exists(world: &World, topic: &Topic) -> bool {
 }
 
 /// The topics whose answer differs between two looks.
-fn moved(before: &View, after: &View, delta: &WorldDelta) -> Vec<Topic> {
+fn moved(before: &View, after: &View, delta: &WorldDelta, stamps: &mut Stamps) -> Vec<Topic> {
     let mut services: BTreeSet<ServiceKey> = BTreeSet::new();
     let mut nodes: BTreeSet<Arc<str>> = BTreeSet::new();
     for key in delta.iter() {
@@ -229,10 +239,15 @@ fn moved(before: &View, after: &View, delta: &WorldDelta) -> Vec<Topic> {
     let mut out = Vec::new();
     let mut checks = false;
     for service in &services {
-        checks |= moved_service(before, after, service, &mut nodes, &mut out);
+        let (was, is) = (entries(before, service), entries(after, service));
+        if was != is {
+            stamps.entries(&was, &is, after.world.revision());
+            moved_service((&was, &is), after, service, &mut nodes, &mut out);
+            checks = true;
+        }
     }
     for node in nodes {
-        checks |= moved_node(before, after, node, &mut out);
+        checks |= moved_node(before, after, node, stamps, &mut out);
     }
     if checks {
         out.push(Topic::Checks);
@@ -247,46 +262,55 @@ fn moved(before: &View, after: &View, delta: &WorldDelta) -> Vec<Topic> {
     out
 }
 
+fn entries(view: &View, service: &ServiceKey) -> Vec<Entry> {
+    view.entries_by_slug(service.namespace.as_str(), service.name.as_str())
+}
+
 fn moved_service(
-    before: &View,
+    (was, is): (&[Entry], &[Entry]),
     after: &View,
     service: &ServiceKey,
     nodes: &mut BTreeSet<Arc<str>>,
     out: &mut Vec<Topic>,
-) -> bool {
+) {
     let (ns, slug): (Arc<str>, Arc<str>) =
         (service.namespace.as_str().into(), service.name.as_str().into());
-    let was = before.entries_by_slug(&ns, &slug);
-    let is = after.entries_by_slug(&ns, &slug);
-    if was == is {
-        return false;
-    }
-    for entry in was.iter().chain(&is) {
+    for entry in was.iter().chain(is) {
         let name = &entry.node.node;
         let on = |entries: &[Entry]| entries.iter().any(|e| e.node.node == *name);
         // A node may be listed only for the pods on it.
-        if on(&was) != on(&is) && after.world.catalog().node(name).is_none() {
+        if on(was) != on(is) && after.world.catalog().node(name).is_none() {
             out.push(Topic::Nodes);
         }
         nodes.insert(name.clone());
     }
     out.push(Topic::Health(ns.clone(), slug.clone()));
-    if !same_instances(&was, &is) {
+    if !same_instances(was, is) {
         out.push(Topic::Catalog(ns, slug));
     }
-    true
 }
 
-fn moved_node(before: &View, after: &View, node: Arc<str>, out: &mut Vec<Topic>) -> bool {
+fn moved_node(
+    before: &View,
+    after: &View,
+    node: Arc<str>,
+    stamps: &mut Stamps,
+    out: &mut Vec<Topic>,
+) -> bool {
     let (was, is) = (before.node(&node), after.node(&node));
     let known = |view: &View| view.world.catalog().node(&node).is_some();
-    if was != is || known(before) != known(after) {
+    let now = after.world.revision();
+    let own = node == after.own.node.node;
+    if was != is || (!own && known(before) != known(after)) {
+        stamps.node_changed(&node, own || known(before), own || known(after), now);
         out.push(Topic::Nodes);
     }
     // A node's own topics follow anything on it: fewer are asked than services.
     out.push(Topic::Node(node.clone()));
     out.push(Topic::NodeHealth(node.clone()));
-    before.node_checks(&node) != after.node_checks(&node)
+    let (was, is) = (before.node_checks(&node), after.node_checks(&node));
+    stamps.checks(&was, &is, now);
+    was != is
 }
 
 fn same_instances(was: &[Entry], is: &[Entry]) -> bool {

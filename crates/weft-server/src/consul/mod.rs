@@ -20,6 +20,7 @@ mod register;
 mod reply;
 mod routes;
 mod shapes;
+mod stamp;
 mod status;
 pub mod view;
 
@@ -149,10 +150,10 @@ impl Door {
         &self,
         topic: Topic,
         blocking: &Blocking,
-        build: impl Fn(&View, u64) -> Result<Value, Refusal>,
+        build: impl Fn(&View) -> Result<Value, Refusal>,
     ) -> Result<Reply, Refusal> {
         let answer = |view: &View, index: u64| -> Result<Reply, Refusal> {
-            Ok(Reply::json(build(view, index)?).at(index, blocking))
+            Ok(Reply::json(build(view)?).at(index, blocking))
         };
         let (view, index) = self.0.indexes.read(&topic);
         if blocking.index == 0 || index != blocking.index {

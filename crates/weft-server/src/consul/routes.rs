@@ -9,6 +9,8 @@ use http::{Method, StatusCode};
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
+    /// What health checks of a Consul agent itself ask.
+    Root,
     AgentSelf,
     AgentHost,
     AgentVersion,
@@ -138,6 +140,9 @@ pub const UNSERVED: &[&str] = &[
 /// # Errors
 /// 404, 405 with `Allow`, 501 for what is Consul's but not served, 401 for ACLs.
 pub fn find(method: &Method, path: &str) -> Result<(Endpoint, String), Refusal> {
+    if path == "/" && (method == Method::GET || method == Method::HEAD) {
+        return Ok((Endpoint::Root, String::new()));
+    }
     let fits = |route: &&Route| match route.path.ends_with('/') {
         true => path.starts_with(route.path),
         false => path.strip_suffix('/').unwrap_or(path) == route.path,
@@ -198,7 +203,7 @@ mod tests {
         assert_eq!(find(Method::GET, "/v1/acl/list"), Err(401));
         assert_eq!(find(Method::GET, "/v1/kv/a"), Err(501));
         assert_eq!(find(Method::GET, "/v1/nope"), Err(404));
-        assert_eq!(find(Method::GET, "/"), Err(404));
+        assert_eq!(find(Method::GET, "/"), Ok((Endpoint::Root, String::new())));
     }
 
     #[test]

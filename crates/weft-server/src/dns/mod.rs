@@ -53,7 +53,7 @@ impl Server {
 
     /// The answer to one query's bytes; `None` when it deserves none.
     pub fn answer(&self, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
-        let view = View { world: self.0.world.load(), own: self.0.own.clone() };
+        let view = View::new(self.0.world.load(), self.0.own.clone());
         // A generator of its own for each answer: the lock is not held while answering.
         let seed = self.0.rng.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
         answer::answer(query, carrier, &view, &self.0.zones, &mut Rng::seeded(seed))

@@ -91,7 +91,7 @@ impl Rig {
     }
 
     fn raw(&mut self, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
-        let view = View { world: Arc::new(self.world.clone()), own: self.own.clone() };
+        let view = View::new(Arc::new(self.world.clone()), self.own.clone());
         answer(query, carrier, &view, &self.zones, &mut self.rng)
     }
 

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Consul's `CreateIndex` and `ModifyIndex` of records: when each was made and last changed.
+//! Kept by the index table from the Worlds that it is fed; what has not changed since the door
+//! opened has the revision that it opened at. Persistent: a look at the World keeps its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+
+use super::view::{CheckView, Entry};
+
+/// (created, modified)
+pub type Stamp = (u64, u64);
+
+/// A record that has indexes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Record {
+    Node(Arc<str>),
+    /// Namespace, node, id.
+    Service(Arc<str>, Arc<str>, Arc<str>),
+    Check(Arc<str>, Arc<str>, Arc<str>),
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Stamps {
+    base: u64,
+    changed: OrdMap<Record, Stamp>,
+}
+
+// === impl Stamps ===
+
+impl Stamps {
+    /// Everything is as old as this.
+    pub fn since(base: u64) -> Self {
+        Self { base, changed: OrdMap::new() }
+    }
+
+    pub fn node(&self, name: &Arc<str>) -> Stamp {
+        self.of(&Record::Node(name.clone()))
+    }
+
+    pub fn service(&self, entry: &Entry) -> Stamp {
+        self.of(&service(entry))
+    }
+
+    pub fn check(&self, view: &CheckView) -> Stamp {
+        self.of(&check(view))
+    }
+
+    fn of(&self, record: &Record) -> Stamp {
+        self.changed.get(record).copied().unwrap_or((self.base, self.base))
+    }
+
+    /// Notes what differs between two lists of a service's entries.
+    pub fn entries(&mut self, was: &[Entry], is: &[Entry], now: u64) {
+        let old: BTreeMap<Record, &Entry> = was.iter().map(|e| (service(e), e)).collect();
+        let new: BTreeMap<Record, &Entry> = is.iter().map(|e| (service(e), e)).collect();
+        for (record, entry) in &new {
+            match old.get(record) {
+                None => self.made(record.clone(), now),
+                Some(old) if old.service != entry.service => self.touched(record.clone(), now),
+                Some(_) => {}
+            }
+        }
+        for record in old.keys().filter(|record| !new.contains_key(record)) {
+            self.changed.remove(record);
+        }
+        let own = |entries: &[Entry]| -> Vec<CheckView> {
+            let all = entries.iter().flat_map(|e| &e.checks);
+            all.filter(|c| !c.record.service_id.is_empty()).cloned().collect()
+        };
+        self.checks(&own(was), &own(is), now);
+    }
+
+    /// Notes what differs between two lists of checks.
+    pub fn checks(&mut self, was: &[CheckView], is: &[CheckView], now: u64) {
+        let old: BTreeMap<Record, &CheckView> = was.iter().map(|c| (check(c), c)).collect();
+        let new: BTreeMap<Record, &CheckView> = is.iter().map(|c| (check(c), c)).collect();
+        for (record, view) in &new {
+            match old.get(record) {
+                None => self.made(record.clone(), now),
+                Some(old) if old != view => self.touched(record.clone(), now),
+                Some(_) => {}
+            }
+        }
+        for record in old.keys().filter(|record| !new.contains_key(record)) {
+            self.changed.remove(record);
+        }
+    }
+
+    /// Notes that a node came, changed or went.
+    pub fn node_changed(&mut self, name: &Arc<str>, was: bool, is: bool, now: u64) {
+        let record = Record::Node(name.clone());
+        match (was, is) {
+            (_, false) => {
+                self.changed.remove(&record);
+            }
+            (false, true) => self.made(record, now),
+            (true, true) => self.touched(record, now),
+        }
+    }
+
+    fn made(&mut self, record: Record, now: u64) {
+        self.changed.insert(record, (now, now));
+    }
+
+    fn touched(&mut self, record: Record, now: u64) {
+        let (created, _) = self.of(&record);
+        self.changed.insert(record, (created, now));
+    }
+}
+
+// === helpers ===
+
+fn service(entry: &Entry) -> Record {
+    let service = &entry.service;
+    Record::Service(service.namespace.clone(), entry.node.node.clone(), service.id.clone())
+}
+
+fn check(view: &CheckView) -> Record {
+    let record = &view.record;
+    Record::Check(record.namespace.clone(), record.node.clone(), record.id.clone())
+}
