@@ -92,6 +92,8 @@ def announced(line: str, weft: str) -> Weft | None:
         return None
     if not isinstance(doors, dict) or "api" not in doors:
         return None
+    if doors.get("not_ready"):
+        pytest.fail(f"weft up: not ready: {doors['not_ready']}")
     api = doors["api"] if "://" in doors["api"] else f"http://{doors['api']}"
     return Weft(weft, api, port(doors["consul"]), port(doors["dns"]), None)
 
@@ -138,16 +140,18 @@ def weft(request, tmp_path_factory):
 
 def first_doors(lines, path, log) -> Weft:
     deadline = time.monotonic() + START_SECONDS
+    why = f"weft was not ready within {START_SECONDS} s"
     while time.monotonic() < deadline:
         try:
             line = lines.get(timeout=1)
         except queue.Empty:
             continue
         if line is None:
+            why = "weft ended before it was ready"
             break
         doors = announced(line, path)
         if doors:
             return doors
     log.flush()
     log.seek(0)
-    pytest.fail(f"weft was not ready within {START_SECONDS} s\n{log.read()[-4000:]}")
+    pytest.fail(f"{why}\n{log.read()[-4000:]}")

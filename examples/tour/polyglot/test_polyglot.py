@@ -9,6 +9,7 @@ import requests
 from conftest import need, wait_until
 
 LANGUAGES = ("go", "node", "python")
+PAIRS = list(itertools.permutations(LANGUAGES, 2))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def peers():
     need("node")
 
 
-@pytest.mark.parametrize("caller, called", itertools.permutations(LANGUAGES, 2))
+@pytest.mark.parametrize("caller, called", PAIRS)
 def test_calls(url, caller, called):
     for _ in range(5):
         answer = requests.get(f"{url}/{caller}/call/{called}", timeout=10)
@@ -36,14 +37,14 @@ def test_calls(url, caller, called):
 
 def test_the_calls_were_meshed(weft, url):
     """Each pair shows up in the callers' own sidecars, which no direct call would reach."""
-    for caller, called in itertools.permutations(LANGUAGES, 2):
+    for caller, called in PAIRS:
         requests.get(f"{url}/{caller}/call/{called}", timeout=10)
     groups = requests.get(f"{weft.api}/v1/prometheus/targets", timeout=5).json()
     text = ""
     for target in (t for group in groups for t in group["targets"]):
         text += requests.get(f"http://{target}/metrics", timeout=5).text
     lines = [line for line in text.splitlines() if line.startswith("istio_requests_total{")]
-    for caller, called in itertools.permutations(LANGUAGES, 2):
+    for caller, called in PAIRS:
         wanted = ('reporter="source"', f'source_workload="{caller}-service"',
                   f'destination_service_name="{called}-service"')
         assert any(all(w in line for w in wanted) for line in lines), f"{caller} to {called}"
