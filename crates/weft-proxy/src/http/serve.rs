@@ -3,7 +3,6 @@
 //! [`super::phases`]. With `upstream/pool` the only place that names a codec.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -93,10 +92,10 @@ where
     serving.await
 }
 
-fn answer(
+async fn answer(
     worker: Rc<Worker>,
     conn: Rc<Conn>,
     request: Request<Received>,
-) -> impl Future<Output = Result<Response<ReplyBody>, Infallible>> {
-    async move { Ok(phases::handle(worker, conn, request).await) }
+) -> Result<Response<ReplyBody>, Infallible> {
+    Ok(phases::handle(worker, conn, request).await)
 }

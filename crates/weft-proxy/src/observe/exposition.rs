@@ -61,6 +61,7 @@ impl Collector for ProxyCollector {
 }
 
 impl ProxyCollector {
+    #[allow(clippy::type_complexity)] // A table: name, help, bounds and what is shown.
     fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut all: BTreeMap<LabelList, Requests> = BTreeMap::new();
         for cells in &self.cells {
@@ -99,6 +100,7 @@ impl ProxyCollector {
         Ok(())
     }
 
+    #[allow(clippy::type_complexity)] // A table: name, help and what is shown.
     fn tcp(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut all: BTreeMap<LabelList, Tcp> = BTreeMap::new();
         for cells in &self.cells {

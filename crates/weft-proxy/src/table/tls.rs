@@ -12,23 +12,19 @@ use weft_identity::Alpn;
 use weft_identity::tls::door_server;
 use weft_model::{GatewayListener, Section, ServerTls};
 
+/// A host name (or `*`) and what is presented for it.
+pub type ServedName = (Arc<str>, Arc<ServerConfig>);
+
 /// One configuration per section that has a certificate.
 ///
 /// # Errors
 /// Which section's certificate or key cannot be used, and why.
-pub fn configs(
-    listener: &GatewayListener,
-    clock: &Clock,
-) -> Result<Vec<(Arc<str>, Arc<ServerConfig>)>, String> {
+pub fn configs(listener: &GatewayListener, clock: &Clock) -> Result<Vec<ServedName>, String> {
     let with_tls = listener.sections.iter().filter_map(|s| Some((s, s.tls.as_ref()?)));
     with_tls.map(|(section, tls)| config(section, tls, clock)).collect()
 }
 
-fn config(
-    section: &Section,
-    tls: &ServerTls,
-    clock: &Clock,
-) -> Result<(Arc<str>, Arc<ServerConfig>), String> {
+fn config(section: &Section, tls: &ServerTls, clock: &Clock) -> Result<ServedName, String> {
     let wrong = |what: &str, why: String| {
         format!("the {what} of listener {:?} cannot be used: {why}", &*section.name)
     };

@@ -40,9 +40,8 @@ pub async fn connection(worker: Rc<Worker>, stream: TcpStream, remote: SocketAdd
         Door::Upstream { host, port } => {
             let declared = crate::http::route::declared(&worker.table(), host, *port);
             let conn = Rc::new(conn);
-            match declared {
-                Some(protocol) => by_protocol(worker, stream, conn, protocol).await,
-                None => {}
+            if let Some(protocol) = declared {
+                by_protocol(worker, stream, conn, protocol).await;
             }
         }
     }

@@ -2,13 +2,11 @@
 //! The retry budget: retries may be a share of recent requests, so that a failing upstream never
 //! sees more than that much extra load. Pure; one per backend and worker.
 
-use std::time::Duration;
-
 use weft_base::clock::Mono;
 use weft_model::RetryBudget;
 
 const SLOTS: usize = 10;
-const SLOT: Duration = Duration::from_secs(1);
+const SLOT_MS: u64 = 1_000;
 
 /// Requests and retries of the last ten seconds.
 #[derive(Clone, Debug, Default)]
@@ -47,21 +45,27 @@ impl Budget {
 
     /// Moves on to the slot of `now`, emptying those that were passed.
     fn turn(&mut self, now: Mono) -> usize {
-        let slot = now.0 / (SLOT.as_millis() as u64);
+        let slot = now.0 / SLOT_MS;
         let passed = slot.saturating_sub(self.slot).min(SLOTS as u64);
         for step in 1..=passed {
-            let i = ((self.slot + step) % SLOTS as u64) as usize;
+            let i = index(self.slot + step);
             if let (Some(a), Some(b)) = (self.requests.get_mut(i), self.retries.get_mut(i)) {
                 (*a, *b) = (0, 0);
             }
         }
         self.slot = self.slot.max(slot);
-        (self.slot % SLOTS as u64) as usize
+        index(self.slot)
     }
+}
+
+fn index(slot: u64) -> usize {
+    usize::try_from(slot % SLOTS as u64).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
