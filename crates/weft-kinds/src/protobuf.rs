@@ -128,13 +128,11 @@ fn object(message: &DynamicMessage, depth: usize) -> Result<Json, ProtobufError>
     let mut out = Map::new();
     for (field, value) in message.fields() {
         let name = field.name();
-        if INLINED.contains(&name) {
-            if let (Value::Message(inner), false) = (value, field.is_list()) {
-                if let Json::Object(inner) = object(inner, depth + 1)? {
-                    out.extend(inner);
-                }
-                continue;
+        if let (Value::Message(inner), true) = (value, INLINED.contains(&name)) {
+            if let Json::Object(inner) = object(inner, depth + 1)? {
+                out.extend(inner);
             }
+            continue;
         }
         if let Some(value) = field_value(&field, value, depth)? {
             out.insert(name.to_owned(), value);

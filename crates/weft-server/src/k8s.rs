@@ -33,7 +33,7 @@ use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::{Value, json};
-use weft_kinds::kind::Subresource;
+use weft_kinds::kind::{KindId, Subresource};
 use weft_kinds::openapi;
 use weft_registry::Registry;
 
@@ -69,8 +69,10 @@ pub fn router(door: Door) -> Router {
     let mut router = Router::new();
     for path in [
         "/api",
+        "/api/",
         "/api/{*rest}",
         "/apis",
+        "/apis/",
         "/apis/{*rest}",
         "/openapi/{*rest}",
         "/version",
@@ -113,7 +115,7 @@ impl Door {
                 return Ok("ok".into_response());
             }
             "/openapi/v2" => return Ok(openapi_v2(&ask)),
-            p if p.starts_with("/openapi/") => return self.openapi(p),
+            p if p.starts_with("/openapi/") => return self.openapi(p, &ask.query),
             _ => {}
         }
         let Some(target) = path::parse(&path) else { return Err(ApiError::no_such_path()) };
@@ -160,6 +162,14 @@ impl Door {
             ("GET", Some("log"), true) if target.kind.row().has(Subresource::Log) => {
                 self.log(&target, &ask).await
             }
+            (_, Some(sub @ ("exec" | "attach" | "portforward" | "proxy")), true)
+                if target.kind == KindId::Pod =>
+            {
+                Err(ApiError::bad_request(format!(
+                    "{sub} is not offered: pods are processes of this machine; reach them at \
+                     their address (kubectl get pods -o wide) or with your own tools"
+                )))
+            }
             (_, Some(_), _) => Err(ApiError::no_such_path()),
             _ => Err(ApiError::method(&method, what)),
         }
@@ -175,7 +185,7 @@ impl Door {
         })
     }
 
-    fn openapi(&self, path: &str) -> Answer {
+    fn openapi(&self, path: &str, query: &Query) -> Answer {
         let Some(rest) = path.strip_prefix("/openapi/v3") else {
             return Err(ApiError::no_such_path());
         };
@@ -196,7 +206,15 @@ impl Door {
             _ => None,
         };
         match found {
-            Some(document) => Ok(json_response(StatusCode::OK, &document)),
+            Some(document) => {
+                let mut response = json_response(StatusCode::OK, &document);
+                if query.text("hash") == openapi::hash() {
+                    // The URL changes with the content, so clients may keep it.
+                    let forever = HeaderValue::from_static("public, immutable, max-age=31536000");
+                    response.headers_mut().insert(http::header::CACHE_CONTROL, forever);
+                }
+                Ok(response)
+            }
             None => Err(ApiError::no_such_path()),
         }
     }

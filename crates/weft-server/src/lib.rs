@@ -13,5 +13,6 @@
 pub mod admin;
 pub mod consul;
 pub mod dns;
+mod json;
 pub mod k8s;
 pub mod serve;

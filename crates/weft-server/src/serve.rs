@@ -106,7 +106,14 @@ async fn guard(State(hosts): State<Hosts>, request: Request, next: Next) -> Resp
     if let Err(why) = admit(request.headers(), request.uri(), &hosts) {
         return with_headers(refuse(&why));
     }
-    with_headers(next.run(request).await)
+    let response = next.run(request).await;
+    let bare = !response.headers().contains_key(http::header::CONTENT_TYPE);
+    if response.status() == StatusCode::NOT_FOUND && bare {
+        // No route: say so in the form that every client of this door reads.
+        let why = "the server could not find the requested resource";
+        return with_headers(status(StatusCode::NOT_FOUND, "NotFound", why));
+    }
+    with_headers(response)
 }
 
 fn with_headers(mut response: Response) -> Response {
@@ -155,11 +162,15 @@ fn is_ours(host: &str, hosts: &[String]) -> bool {
 }
 
 fn refuse(why: &str) -> Response {
-    let message = format!("{why}; use 127.0.0.1 or localhost, or name the host in --api-host");
+    let message = format!("{why}; use 127.0.0.1 or localhost");
+    status(StatusCode::FORBIDDEN, "Forbidden", &message)
+}
+
+fn status(code: StatusCode, reason: &str, message: &str) -> Response {
     let body = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "reason": "Forbidden", "code": 403, "message": message});
+        "reason": reason, "code": code.as_u16(), "message": message});
     let json = [(http::header::CONTENT_TYPE, "application/json")];
-    (StatusCode::FORBIDDEN, json, body.to_string()).into_response()
+    (code, json, body.to_string()).into_response()
 }
 
 #[cfg(test)]

@@ -120,5 +120,5 @@ fn is_empty(value: &Value) -> bool {
 }
 
 fn granular(object: &Object) -> bool {
-    !object.atomic && !(object.fields.is_empty() && object.values.is_none())
+    !object.atomic && (!object.fields.is_empty() || object.values.is_some())
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::kind::KindId;
 
 /// Fills in what the kind's server-side code would; objects stay as they are where they speak.
+/// Callers have checked the types; a wrong one is not an error here, and not kept either.
 pub fn complete(kind: KindId, object: &mut Value) {
     match kind {
         KindId::Service => service(object),
@@ -148,7 +149,9 @@ fn secret(object: &mut Value) {
     let plain = object.as_object_mut().and_then(|o| o.shift_remove("stringData"));
     for (name, text) in plain.iter().filter_map(Value::as_object).flatten() {
         let text = STANDARD.encode(text.as_str().unwrap_or_default());
-        part(object, "data")[name] = json!(text);
+        if let Some(data) = part(object, "data").as_object_mut() {
+            data.insert(name.clone(), json!(text));
+        }
     }
 }
 
@@ -157,7 +160,9 @@ fn namespace(object: &mut Value) {
     let name = object["metadata"]["name"].clone();
     if name.is_string() {
         let labels = part(part(object, "metadata"), "labels");
-        labels["kubernetes.io/metadata.name"] = name;
+        if let Some(labels) = labels.as_object_mut() {
+            labels.insert("kubernetes.io/metadata.name".into(), name);
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use super::present::{Shape, in_version};
 use super::read::selector;
 use super::status::{ApiError, json_response, success};
 use super::{Ask, Door, body};
+use crate::json::Fields;
 
 // === deleting ===
 
@@ -32,7 +33,7 @@ impl Door {
         // Some kinds answer with what they were, as their clients' models expect.
         let whole = matches!(target.kind, KindId::Service | KindId::Pod | KindId::ServiceAccount);
         if done.gone && !whole {
-            let uid = done.object["metadata"]["uid"].as_str().unwrap_or_default();
+            let uid = done.object.at("metadata").at("uid").as_str().unwrap_or_default();
             return Ok(json_response(StatusCode::OK, &success(row, name, uid)));
         }
         let value = shape.object(row, target.version, done.object, self.now_ms());
@@ -55,8 +56,8 @@ impl Door {
         let (revision, all) = objects.list(target.kind, target.namespace.as_deref());
         let mut gone = Vec::new();
         for object in all.into_iter().filter(|o| selector.holds(o)) {
-            let meta = &object["metadata"];
-            let word = |f: &str| meta[f].as_str().unwrap_or_default().to_owned();
+            let meta = object.at("metadata");
+            let word = |f: &str| meta.at(f).as_str().unwrap_or_default().to_owned();
             let (namespace, name) = (word("namespace"), word("name"));
             match objects.delete(target.kind, &namespace, &name, &options).await {
                 Ok(done) => gone.push(in_version(row, target.version, done.object)),
@@ -78,11 +79,11 @@ async fn options(ask: &Ask, body: Body) -> Result<DeleteOptions, ApiError> {
     let bytes = body::read(body).await?;
     let given = body::options(ask.content_type(), &bytes)?;
     let word = |name: &str| -> String {
-        let own = given[name].as_str().unwrap_or_else(|| ask.query.text(name));
+        let own = given.at(name).as_str().unwrap_or_else(|| ask.query.text(name));
         own.to_owned()
     };
     let propagation = match word("propagationPolicy").as_str() {
-        "" if given["orphanDependents"] == true || ask.query.flag("orphanDependents") => {
+        "" if given.at("orphanDependents") == true || ask.query.flag("orphanDependents") => {
             Some(Propagation::Orphan)
         }
         "" => None,
@@ -96,20 +97,22 @@ async fn options(ask: &Ask, body: Body) -> Result<DeleteOptions, ApiError> {
             )));
         }
     };
-    let grace = match given["gracePeriodSeconds"].as_i64() {
+    let grace = match given.at("gracePeriodSeconds").as_i64() {
         Some(seconds) => Some(seconds),
         None => ask.query.number("gracePeriodSeconds")?.map(|n| i64::try_from(n).unwrap_or(0)),
     };
-    let wanted: &Value = &given["preconditions"];
-    let revision = wanted["resourceVersion"].as_str();
-    let all = given["dryRun"].as_array().is_some_and(|l| l.iter().any(|v| v == "All"));
+    let wanted: &Value = given.at("preconditions");
+    let revision = wanted.at("resourceVersion").as_str();
+    let all = given.at("dryRun").as_array().is_some_and(|l| l.iter().any(|v| v == "All"));
+    let preconditions = Preconditions {
+        uid: wanted.at("uid").as_str().map(str::to_owned),
+        revision: revision.map(super::read::revision_of).transpose()?,
+    };
+    let write = WriteOptions { dry_run: all || ask.query.dry_run()?, system: false };
     let mut out = DeleteOptions::default();
     out.propagation = propagation;
     out.grace_s = grace;
-    out.preconditions = Preconditions {
-        uid: wanted["uid"].as_str().map(str::to_owned),
-        revision: revision.map(super::read::revision_of).transpose()?,
-    };
-    out.write = WriteOptions { dry_run: all || ask.query.dry_run()?, system: false };
+    out.preconditions = preconditions;
+    out.write = write;
     Ok(out)
 }

@@ -8,6 +8,7 @@ use weft_kinds::kind::{KINDS, Kind, Subresource};
 
 use super::path::REVIEWS;
 use super::status::ApiError;
+use crate::json::Fields;
 
 const VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
@@ -80,8 +81,8 @@ pub(super) fn group(name: &str) -> Result<Value, ApiError> {
         return Err(ApiError::no_such_path());
     }
     let mut out = one(name);
-    out["kind"] = "APIGroup".into();
-    out["apiVersion"] = "v1".into();
+    out.put("kind", "APIGroup");
+    out.put("apiVersion", "v1");
     Ok(out)
 }
 
@@ -94,10 +95,10 @@ pub(super) fn resources(group: &str, version: &str) -> Result<Value, ApiError> {
             "kind": row.kind, "verbs": VERBS,
         });
         if !row.short_names.is_empty() {
-            own["shortNames"] = json!(row.short_names);
+            own.put("shortNames", json!(row.short_names));
         }
         if !row.categories.is_empty() {
-            own["categories"] = json!(row.categories);
+            own.put("categories", json!(row.categories));
         }
         list.push(own);
         for (sub, (g, v, kind), verbs) in subresources(row, version) {
@@ -106,8 +107,8 @@ pub(super) fn resources(group: &str, version: &str) -> Result<Value, ApiError> {
                 "namespaced": row.namespaced, "kind": kind, "verbs": verbs,
             });
             if (g, v) != (row.group, version) {
-                own["group"] = g.into();
-                own["version"] = v.into();
+                own.put("group", g);
+                own.put("version", v);
             }
             list.push(own);
         }
@@ -193,13 +194,13 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
             "responseKind": {"group": group, "version": version, "kind": row.kind},
         });
         if !row.short_names.is_empty() {
-            own["shortNames"] = json!(row.short_names);
+            own.put("shortNames", json!(row.short_names));
         }
         if !row.categories.is_empty() {
-            own["categories"] = json!(row.categories);
+            own.put("categories", json!(row.categories));
         }
         if !subs.is_empty() {
-            own["subresources"] = Value::Array(subs);
+            own.put("subresources", Value::Array(subs));
         }
         out.push(own);
     }
@@ -215,11 +216,11 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
 
 type Gvk = (&'static str, &'static str, &'static str);
 
-/// A kind's subresources with the kind that each speaks.
-fn subresources<'a>(
-    row: &Kind,
-    version: &'a str,
-) -> Vec<(&'static str, (&'a str, &'a str, &'static str), &'static [&'static str])> {
+/// A subresource's name, the kind it speaks and its verbs.
+type Sub<'a> = (&'static str, (&'a str, &'a str, &'static str), &'static [&'static str]);
+
+/// A kind's subresources.
+fn subresources<'a>(row: &Kind, version: &'a str) -> Vec<Sub<'a>> {
     const SCALE: Gvk = ("autoscaling", "v1", "Scale");
     let group = row.group;
     row.subresources

@@ -15,6 +15,7 @@ use weft_kinds::kind::KindId;
 use super::path::Objects;
 use super::status::ApiError;
 use super::{Ask, Door};
+use crate::json::Fields;
 
 /// Where the output of pods is kept; the agent's side of `kubectl logs`.
 pub trait PodLogs: Send + Sync + 'static {
@@ -68,7 +69,7 @@ impl Door {
         };
         let request = LogRequest {
             container: container(&object, query.text("container"), &pod)?,
-            uid: object["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
+            uid: object.at("metadata").at("uid").as_str().unwrap_or_default().to_owned(),
             namespace,
             pod,
             follow: query.flag("follow"),
@@ -94,8 +95,8 @@ impl Door {
 /// The container that is meant; a pod with one needs no name.
 fn container(pod: &Value, named: &str, name: &str) -> Result<String, ApiError> {
     let list = |field: &str| -> Vec<String> {
-        let all = pod["spec"][field].as_array().into_iter().flatten();
-        all.filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
+        let all = pod.at("spec").at(field).as_array().into_iter().flatten();
+        all.filter_map(|c| c.at("name").as_str().map(str::to_owned)).collect()
     };
     let (containers, init) = (list("containers"), list("initContainers"));
     if named.is_empty() {

@@ -9,6 +9,7 @@ use weft_kinds::kind::Kind;
 use super::query::Query;
 use super::status::ApiError;
 use super::table;
+use crate::json::Fields;
 
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +80,7 @@ impl Shape {
             Self::Whole => object,
             Self::Metadata => metadata(&object),
             Self::Table(include) => {
-                let meta = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                let meta = json!({"resourceVersion": object.at("metadata").at("resourceVersion")});
                 table::table(row, &[object], include, meta, now_ms)
             }
         }
@@ -120,14 +121,14 @@ impl Shape {
 /// Versions of one kind differ in nothing but their name.
 pub(super) fn in_version(row: &Kind, version: &str, mut object: Value) -> Value {
     if version != row.storage_version() {
-        object["apiVersion"] = row.api_version_of(version).into();
+        object.put("apiVersion", row.api_version_of(version));
     }
     object
 }
 
 fn metadata(object: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
-        "metadata": object["metadata"]})
+        "metadata": object.at("metadata")})
 }
 
 fn include(query: &Query) -> Include {

@@ -13,6 +13,7 @@ use super::present::Shape;
 use super::selector::Selector;
 use super::status::{ApiError, json_response};
 use super::{Ask, Door};
+use crate::json::Fields;
 
 /// Where the next page starts: after this namespace and name, as of this revision.
 struct Continue {
@@ -81,13 +82,12 @@ impl Door {
         if items.len() > limit {
             let rest = items.split_off(limit);
             if let Some((namespace, name)) = items.last().map(place) {
-                meta["continue"] =
-                    Continue { revision, namespace: namespace.to_owned(), name: name.to_owned() }
-                        .token()
-                        .into();
+                let next =
+                    Continue { revision, namespace: namespace.to_owned(), name: name.to_owned() };
+                meta.put("continue", next.token());
             }
             if selector.is_empty() {
-                meta["remainingItemCount"] = rest.len().into();
+                meta.put("remainingItemCount", rest.len());
             }
         }
         Ok(shape.list(target.kind.row(), target.version, items, meta, self.now_ms()))
@@ -157,6 +157,9 @@ pub(super) fn selector(target: &Objects, ask: &Ask) -> Result<Selector, ApiError
 
 /// An object's place in a list.
 fn place(object: &Value) -> (&str, &str) {
-    let meta = &object["metadata"];
-    (meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap_or_default())
+    let meta = object.at("metadata");
+    (
+        meta.at("namespace").as_str().unwrap_or_default(),
+        meta.at("name").as_str().unwrap_or_default(),
+    )
 }

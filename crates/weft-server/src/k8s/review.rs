@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::body;
 use super::status::{ApiError, json_response};
+use crate::json::Fields;
 
 pub(super) fn answer(
     group: &str,
@@ -29,8 +30,8 @@ pub(super) fn answer(
     let mut out = json!({"kind": kind, "apiVersion": format!("{group}/v1"),
         "metadata": {"creationTimestamp": null}});
     if let Some(spec) = asked.get("spec").filter(|s| !Value::is_null(s)) {
-        out["spec"] = spec.clone();
+        out.put("spec", spec.clone());
     }
-    out["status"] = status;
+    out.put("status", status);
     Ok(json_response(StatusCode::CREATED, &out))
 }

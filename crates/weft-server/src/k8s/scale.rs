@@ -11,6 +11,7 @@ use weft_kinds::patch;
 use super::path::Objects;
 use super::status::{ApiError, json_response};
 use super::{Ask, Door, body};
+use crate::json::Fields;
 
 // === scaling ===
 
@@ -50,10 +51,14 @@ impl Door {
                     patch::merge(&before, &given)
                         .map_err(|e| ApiError::bad_request(e.to_string()))?
                 };
-                let version = wanted["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+                let version =
+                    wanted.at("metadata").at("resourceVersion").as_str().unwrap_or_default();
                 work.expect_version(old, version)?;
                 let mut new = old.clone();
-                new["spec"]["replicas"] = replicas(&work, &wanted)?.into();
+                let replicas = replicas(&work, &wanted)?;
+                if let Some(spec) = new.get_mut("spec") {
+                    spec.put("replicas", replicas);
+                }
                 Ok(new)
             })
             .await?;
@@ -62,7 +67,7 @@ impl Door {
 }
 
 fn replicas(work: &super::write::Work, wanted: &Value) -> Result<i64, ApiError> {
-    let given = &wanted["spec"]["replicas"];
+    let given = wanted.at("spec").at("replicas");
     let count = if given.is_null() { Some(0) } else { given.as_i64() };
     match count.filter(|n| (0..=i64::from(i32::MAX)).contains(n)) {
         Some(count) => Ok(count),
@@ -70,27 +75,28 @@ fn replicas(work: &super::write::Work, wanted: &Value) -> Result<i64, ApiError> 
             let mut issues = Issues::default();
             let message = format!("Invalid value: {given}: must be greater than or equal to 0");
             issues.error(FieldPath::new("spec.replicas"), message);
-            let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
+            let name = wanted.at("metadata").at("name").as_str().unwrap_or_default();
             Err(ApiError::invalid(work.row(), name, &issues))
         }
     }
 }
 
 fn scale(object: &Value) -> Value {
-    let meta = &object["metadata"];
+    let meta = object.at("metadata");
     let mut kept = serde_json::Map::new();
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
-        if !meta[field].is_null() {
-            kept.insert(field.into(), meta[field].clone());
+        if !meta.at(field).is_null() {
+            kept.insert(field.into(), meta.at(field).clone());
         }
     }
-    let labels = object["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
+    let labels =
+        object.at("spec").at("selector").at("matchLabels").as_object().into_iter().flatten();
     let selector: Vec<String> =
         labels.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": kept,
-        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(1)},
-        "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0),
+        "spec": {"replicas": object.at("spec").at("replicas").as_i64().unwrap_or(1)},
+        "status": {"replicas": object.at("status").at("replicas").as_i64().unwrap_or(0),
             "selector": selector.join(",")},
     })
 }

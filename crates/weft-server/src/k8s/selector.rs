@@ -5,6 +5,7 @@ use serde_json::Value;
 use weft_kinds::kind::KindId;
 
 use super::status::ApiError;
+use crate::json::Fields;
 
 /// Terms of one selector.
 const TERMS_MAX: usize = 64;
@@ -59,7 +60,7 @@ impl Selector {
     }
 
     pub(super) fn holds(&self, object: &Value) -> bool {
-        let labels = &object["metadata"]["labels"];
+        let labels = object.at("metadata").at("labels");
         self.labels.iter().all(|t| t.holds(labels)) && self.fields.iter().all(|t| t.holds(object))
     }
 }
@@ -81,7 +82,7 @@ impl Term {
 
 impl FieldTerm {
     fn holds(&self, object: &Value) -> bool {
-        let found = self.path.split('.').fold(object, |v, step| &v[step]);
+        let found = self.path.split('.').fold(object, |v, step| v.at(step));
         let text = match found {
             Value::String(s) => s.clone(),
             Value::Null => String::new(),

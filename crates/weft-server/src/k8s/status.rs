@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every error of the Kubernetes door as a `Status` with reason, causes and a sentence.
 
+use crate::json::Fields;
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
@@ -123,9 +124,9 @@ impl ApiError {
             "message": self.message, "reason": self.reason,
         });
         if !self.details.is_empty() {
-            out["details"] = Value::Object(self.details.clone());
+            out.put("details", Value::Object(self.details.clone()));
         }
-        out["code"] = self.code.as_u16().into();
+        out.put("code", self.code.as_u16());
         out
     }
 }
@@ -167,7 +168,7 @@ impl From<ObjectError> for ApiError {
 pub(super) fn success(row: &Kind, name: &str, uid: &str) -> Value {
     let mut details = json!({"name": name, "kind": row.plural, "uid": uid});
     if !row.group.is_empty() {
-        details["group"] = row.group.into();
+        details.put("group", row.group);
     }
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
         "details": details})

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use weft_kinds::kind::{Cell, Column, Kind};
 
 use super::present::Include;
+use crate::json::Fields;
 
 /// The `Table` of some objects.
 pub(super) fn table(
@@ -29,11 +30,11 @@ pub(super) fn table(
                 Include::Object => Some(object.clone()),
                 Include::Metadata => Some(json!({
                     "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
-                    "metadata": object["metadata"],
+                    "metadata": object.at("metadata"),
                 })),
             };
             if let Some(kept) = kept {
-                out["object"] = kept;
+                out.put("object", kept);
             }
             out
         })

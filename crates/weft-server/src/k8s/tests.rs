@@ -450,6 +450,7 @@ async fn bad_requests_are_told_in_sentences() {
     let json = "application/json";
     is(rig.ask("POST", SERVICES, "text/plain", &service("a")).await, 415, "unknown format");
     is(rig.ask("POST", SERVICES, json, &json!([1])).await, 400, "not an object");
+    is(rig.ask("GET", "/unicorns", "", &Value::Null).await, 404, "could not find");
     is(rig.ask("GET", "/api/v1/unicorns", "", &Value::Null).await, 404, "could not find");
     is(
         rig.ask("DELETE", SERVICES, json, &json!({"propagationPolicy": "Now"})).await,
@@ -477,6 +478,20 @@ async fn bad_requests_are_told_in_sentences() {
         rig.ask("PUT", &format!("{SERVICES}/b"), json, &service("a")).await,
         400,
         "does not match the name on the URL",
+    );
+    let labels = json!({"metadata": {"name": "n", "labels": "x"}});
+    is(rig.post("/api/v1/namespaces", &labels).await, 422, "metadata.labels: Invalid value: \"x\"");
+    let data = json!({"metadata": {"name": "n"}, "data": 7, "stringData": {"a": "b"}});
+    is(rig.post("/api/v1/namespaces/default/secrets", &data).await, 422, "data: Invalid value: 7");
+    is(
+        rig.post(SERVICES, &json!({"metadata": {"name": "n"}, "spec": "x"})).await,
+        422,
+        "spec: Invalid",
+    );
+    is(
+        rig.post(SERVICES, &json!({"metadata": {"name": "n"}, "spec": {"ports": ["x", 1]}})).await,
+        422,
+        "spec.ports[0]",
     );
     is(rig.post(SERVICES, &json!({"metadata": "x"})).await, 400, "metadata");
     let response = rig.send("POST", SERVICES, &[("content-type", json)], "{\"a\": ").await;
@@ -519,6 +534,7 @@ async fn discovery_openapi_version_and_health() {
         assert!(doc["components"]["schemas"].as_object().unwrap().len() > 3, "{path}");
     }
     assert_eq!(rig.get("/openapi/v2").await["definitions"], json!({}));
+    assert_eq!(rig.get("/apis/").await["kind"], "APIGroupList");
     assert_eq!(rig.get("/version/").await["major"], "1");
     for path in ["/livez", "/readyz", "/healthz", "/readyz/ping"] {
         let response = rig.send("GET", path, &[], "").await;
@@ -567,4 +583,60 @@ async fn a_thousand_garbage_connections_disturb_nobody() {
         rig.registry.now().get(weft_kinds::kind::KindId::Namespace, "", "default").is_some(),
         true
     );
+}
+
+/// Whatever replaces a part of an object, the answer is a Status or the object, never a closed
+/// connection.
+#[tokio::test]
+async fn any_value_in_any_place_gets_an_answer() {
+    let rig = rig().await;
+    let panics = weft_base::task::panics_total();
+    let bases = [
+        (SERVICES.to_owned(), service("x")),
+        (DEPLOYMENTS.to_owned(), deployment("x")),
+        ("/api/v1/namespaces".to_owned(), json!({"metadata": {"name": "x", "labels": {"a": "b"}}})),
+        (
+            "/apis/gateway.networking.k8s.io/v1/namespaces/default/httproutes".to_owned(),
+            json!({"metadata": {"name": "x"}, "spec": {"parentRefs": [{"name": "g"}], "rules": [
+                {"matches": [{"path": {"value": "/"}}], "backendRefs": [{"name": "a", "port": 1}]}]}}),
+        ),
+    ];
+    let odd = [json!(null), json!(7), json!("x"), json!([]), json!({}), json!([{}]), json!(true)];
+    for (path, base) in bases {
+        let (code, made) = rig.post(&path, &base).await;
+        assert_eq!(code, 201, "{made}");
+        for place in pointers(&base) {
+            for odd in &odd {
+                let mut body = base.clone();
+                if let Some(slot) = body.pointer_mut(&place) {
+                    *slot = odd.clone();
+                }
+                let (code, answer) = rig.post(&format!("{path}?dryRun=All"), &body).await;
+                assert!(code < 500 && answer["kind"].is_string(), "{place} {odd}: {code} {answer}");
+                for media in [STRATEGIC, MERGE, APPLY] {
+                    let url = format!("{path}/x?dryRun=All&fieldManager=m");
+                    let (code, answer) = rig.ask("PATCH", &url, media, &body).await;
+                    assert!(
+                        code < 500 && answer["kind"].is_string(),
+                        "{media} {place} {odd}: {code}"
+                    );
+                }
+            }
+        }
+    }
+    assert_eq!(weft_base::task::panics_total(), panics);
+}
+
+/// Every place of a value, as JSON pointers.
+fn pointers(value: &Value) -> Vec<String> {
+    let mut out = vec![String::new()];
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(map) => map.iter().map(|(k, v)| (k.clone(), v)).collect(),
+        Value::Array(all) => all.iter().enumerate().map(|(i, v)| (i.to_string(), v)).collect(),
+        _ => Vec::new(),
+    };
+    for (name, child) in children {
+        out.extend(pointers(child).into_iter().map(|p| format!("/{name}{p}")));
+    }
+    out
 }

@@ -23,6 +23,7 @@ use super::read::revision_of;
 use super::selector::Selector;
 use super::status::ApiError;
 use super::{Ask, Door};
+use crate::json::Fields;
 
 /// A watch without `timeoutSeconds` ends after this; clients begin another.
 const WATCH_TIME: Duration = Duration::from_secs(30 * 60);
@@ -208,18 +209,19 @@ impl Stream {
     }
 
     fn bookmark(&mut self, revision: u64, initial: bool) {
+        let mut meta = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        if initial {
+            meta.put("annotations", json!({"k8s.io/initial-events-end": "true"}));
+        }
         let mut object = json!({
             "kind": self.row.kind, "apiVersion": self.row.api_version_of(self.version),
-            "metadata": {"resourceVersion": revision.to_string(), "creationTimestamp": null},
+            "metadata": meta,
         });
-        if initial {
-            object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
-        }
         if let Shape::Table(_) = self.shape {
             object = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1",
                 "metadata": {"resourceVersion": revision.to_string()}, "rows": [
                     {"cells": [], "object": {"kind": "PartialObjectMetadata",
-                        "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]}}]});
+                        "apiVersion": "meta.k8s.io/v1", "metadata": object.at("metadata")}}]});
         }
         self.push(&json!({"type": "BOOKMARK", "object": object}));
     }

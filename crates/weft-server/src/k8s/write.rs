@@ -11,7 +11,7 @@ use weft_kinds::apply::{self, Writer};
 use weft_kinds::decode::{Document, Format, format_of};
 use weft_kinds::kind::{Family, Kind, KindId};
 use weft_kinds::schema::{self, Schema};
-use weft_kinds::{builtin, check, patch};
+use weft_kinds::{builtin, check, codes, patch};
 use weft_registry::objects::Change;
 use weft_registry::{ObjectError, Part, WriteOptions};
 
@@ -20,6 +20,7 @@ use super::present::{Shape, in_version};
 use super::query::Validation;
 use super::status::{ApiError, json_response};
 use super::{Ask, Door, body};
+use crate::json::Fields;
 
 /// Warnings told of one request.
 const WARNINGS_MAX: usize = 16;
@@ -62,7 +63,7 @@ impl Door {
         work.settle_names(&mut object)?;
         let mut warnings = work.strict(&mut object, &document.duplicates)?;
         work.name = text(&object, "name").to_owned();
-        if let Some(meta) = object["metadata"].as_object_mut() {
+        if let Some(Value::Object(meta)) = object.get_mut("metadata") {
             meta.shift_remove("managedFields");
         }
         work.complete(&mut object, None)?;
@@ -263,18 +264,18 @@ impl Work {
         for (field, wanted, what) in
             [("apiVersion", api.as_str(), "API version"), ("kind", row.kind, "kind")]
         {
-            let own = object[field].as_str().unwrap_or_default();
+            let own = object.at(field).as_str().unwrap_or_default();
             if !own.is_empty() && own != wanted {
                 return Err(ApiError::bad_request(format!(
                     "the {what} in the data ({own}) does not match the expected {what} ({wanted})"
                 )));
             }
-            object[field] = wanted.into();
+            object.put(field, wanted);
         }
-        if object["metadata"].is_null() {
-            object["metadata"] = Value::Object(Map::new());
+        if object.at("metadata").is_null() {
+            object.put("metadata", Value::Object(Map::new()));
         }
-        let Some(meta) = object["metadata"].as_object_mut() else {
+        let Some(Value::Object(meta)) = object.get_mut("metadata") else {
             let message = "metadata: expected an object with at least a name";
             return Err(ApiError::bad_request(message));
         };
@@ -337,23 +338,28 @@ impl Work {
     fn complete(&self, object: &mut Value, old: Option<&Value>) -> Result<(), ApiError> {
         let row = self.kind.row();
         check::fill(&self.schema, object);
-        if self.part != Part::Status && row.family == Family::Builtin {
-            builtin::complete(self.kind, object);
-        }
         let mut found = check::validate(&self.schema, object, old);
         if self.part == Part::Status {
             // Whoever writes a status does not answer for the spec.
             found.0.retain(|i| i.path.as_str().starts_with("status"));
-        } else {
-            // A status in the body of a main resource is dropped, whatever it says.
-            let own = row.has(weft_kinds::kind::Subresource::Status);
-            found.0.retain(|i| !(own && i.path.as_str().starts_with("status")));
-            if row.family == Family::Builtin {
-                found.0.extend(builtin::judge(self.kind, object, old).0);
-            }
+            return self.refuse(object, found);
         }
+        // A status in the body of a main resource is dropped, whatever it says.
+        let own = row.has(weft_kinds::kind::Subresource::Status);
+        found.0.retain(|i| !(own && i.path.as_str().starts_with("status")));
+        if row.family == Family::Builtin {
+            if found.0.iter().all(|i| i.code != codes::WRONG_TYPE) {
+                // The kind's own code reads fields, so they must have their types.
+                builtin::complete(self.kind, object);
+            }
+            found.0.extend(builtin::judge(self.kind, object, old).0);
+        }
+        self.refuse(object, found)
+    }
+
+    fn refuse(&self, object: &Value, found: Issues) -> Result<(), ApiError> {
         match found.has_errors() {
-            true => Err(ApiError::invalid(row, text(object, "name"), &unique(found))),
+            true => Err(ApiError::invalid(self.row(), text(object, "name"), &unique(found))),
             false => Ok(()),
         }
     }
@@ -374,9 +380,12 @@ impl Work {
             return new;
         }
         let mut out = old.clone();
-        out["status"] = new["status"].clone();
-        if new["metadata"]["managedFields"].is_array() {
-            out["metadata"]["managedFields"] = new["metadata"]["managedFields"].clone();
+        out.put("status", new.at("status").clone());
+        if new.at("metadata").at("managedFields").is_array() {
+            let managed = new.at("metadata").at("managedFields").clone();
+            if let Some(meta) = out.get_mut("metadata") {
+                meta.put("managedFields", managed);
+            }
         }
         out
     }
@@ -412,7 +421,11 @@ impl Patch {
                     return Err(ApiError::bad_request(message));
                 }
                 let object = value()?;
-                if !object["metadata"]["managedFields"].is_null() {
+                if !object.is_object() {
+                    let message = "an apply patch is an object with the fields to own";
+                    return Err(ApiError::bad_request(message));
+                }
+                if !object.at("metadata").at("managedFields").is_null() {
                     let message = "metadata.managedFields must be nil";
                     return Err(ApiError::bad_request(message));
                 }
@@ -437,7 +450,7 @@ impl Patch {
             let reason = if code == StatusCode::BAD_REQUEST { "BadRequest" } else { "Invalid" };
             ApiError::new(code, reason, error.to_string())
         })?;
-        if !new.is_object() || !new["metadata"].is_object() {
+        if !new.is_object() || !new.at("metadata").is_object() {
             let message = "the patch leaves no object with metadata";
             return Err(ApiError::bad_request(message));
         }
@@ -446,7 +459,7 @@ impl Patch {
 }
 
 fn text<'a>(object: &'a Value, field: &str) -> &'a str {
-    object["metadata"][field].as_str().unwrap_or_default()
+    object.at("metadata").at(field).as_str().unwrap_or_default()
 }
 
 /// The schema and the code may find the same fault; it is told once.

@@ -1,33 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Cells that the API server computes for its own kinds, in kubectl users' words.
 
+use crate::json::Fields;
 use serde_json::Value;
 use weft_kinds::kind::KindId;
 
 /// The cell of a computed column.
 pub(super) fn computed(kind: KindId, column: &str, object: &Value, now_ms: u64) -> Value {
     if column == "Age" {
-        return age(word(&object["metadata"]["creationTimestamp"]), now_ms).into();
+        return age(word(object.at("metadata").at("creationTimestamp")), now_ms).into();
     }
-    let (spec, status) = (&object["spec"], &object["status"]);
+    let (spec, status) = (object.at("spec"), object.at("status"));
     match (kind, column) {
         (KindId::Service, _) => service(column, spec, status),
         (KindId::Pod, _) => pod(column, object, now_ms),
         (KindId::Deployment | KindId::ReplicaSet, _) => workload(kind, column, spec, status),
-        (KindId::Namespace, "Status") => or(word(&status["phase"]), "Active").into(),
+        (KindId::Namespace, "Status") => or(word(status.at("phase")), "Active").into(),
         (KindId::ConfigMap, "Data") => {
-            (length(&object["data"]) + length(&object["binaryData"])).into()
+            (length(object.at("data")) + length(object.at("binaryData"))).into()
         }
-        (KindId::Secret, "Data") => length(&object["data"]).into(),
-        (KindId::ServiceAccount, "Secrets") => length(&object["secrets"]).into(),
+        (KindId::Secret, "Data") => length(object.at("data")).into(),
+        (KindId::ServiceAccount, "Secrets") => length(object.at("secrets")).into(),
         (KindId::Event, _) => event(column, object, now_ms).into(),
         (KindId::Endpoints, "Endpoints") => endpoints(object).into(),
         (KindId::EndpointSlice, "Ports") => {
-            let ports = list(&object["ports"]).filter_map(|p| p["port"].as_u64());
+            let ports = list(object.at("ports")).filter_map(|p| p.at("port").as_u64());
             several(ports.map(|p| p.to_string()).collect(), "<unset>").into()
         }
         (KindId::EndpointSlice, "Endpoints") => {
-            let all = list(&object["endpoints"]).flat_map(|e| list(&e["addresses"]));
+            let all = list(object.at("endpoints")).flat_map(|e| list(e.at("addresses")));
             several(all.map(|a| word(a).to_owned()).collect(), "<unset>").into()
         }
         (KindId::Node, _) => node(column, object).into(),
@@ -63,76 +64,76 @@ pub(super) fn age(time: &str, now_ms: u64) -> String {
 
 fn service(column: &str, spec: &Value, status: &Value) -> Value {
     match column {
-        "Cluster-IP" => or(word(&spec["clusterIP"]), "<none>").into(),
+        "Cluster-IP" => or(word(spec.at("clusterIP")), "<none>").into(),
         "External-IP" => {
-            if spec["type"] == "ExternalName" {
-                return or(word(&spec["externalName"]), "<none>").into();
+            if spec.at("type") == "ExternalName" {
+                return or(word(spec.at("externalName")), "<none>").into();
             }
-            let ingress = list(&status["loadBalancer"]["ingress"])
-                .map(|i| or(word(&i["ip"]), word(&i["hostname"])).to_owned());
-            let given = list(&spec["externalIPs"]).map(|ip| word(ip).to_owned());
+            let ingress = list(status.at("loadBalancer").at("ingress"))
+                .map(|i| or(word(i.at("ip")), word(i.at("hostname"))).to_owned());
+            let given = list(spec.at("externalIPs")).map(|ip| word(ip).to_owned());
             let all: Vec<String> = ingress.chain(given).filter(|s| !s.is_empty()).collect();
-            match (all.is_empty(), word(&spec["type"])) {
+            match (all.is_empty(), word(spec.at("type"))) {
                 (false, _) => all.join(",").into(),
                 (true, "LoadBalancer") => "<pending>".into(),
                 (true, _) => "<none>".into(),
             }
         }
         "Port(s)" => {
-            let ports = list(&spec["ports"]).map(|p| {
-                let node = p["nodePort"].as_u64().map_or(String::new(), |n| format!(":{n}"));
-                format!("{}{node}/{}", p["port"], or(word(&p["protocol"]), "TCP"))
+            let ports = list(spec.at("ports")).map(|p| {
+                let node = p.at("nodePort").as_u64().map_or(String::new(), |n| format!(":{n}"));
+                format!("{}{node}/{}", p.at("port"), or(word(p.at("protocol")), "TCP"))
             });
             or(&ports.collect::<Vec<_>>().join(","), "<none>").into()
         }
-        "Selector" => pairs(&spec["selector"]).into(),
+        "Selector" => pairs(spec.at("selector")).into(),
         _ => "".into(),
     }
 }
 
 fn workload(kind: KindId, column: &str, spec: &Value, status: &Value) -> Value {
     let number = |v: &Value| v.as_i64().unwrap_or(0);
-    let containers = &spec["template"]["spec"]["containers"];
+    let containers = spec.at("template").at("spec").at("containers");
     let join =
         |field: &str| list(containers).map(|c| word(&c[field])).collect::<Vec<_>>().join(",");
     match (kind, column) {
         (KindId::Deployment, "Ready") => {
-            format!("{}/{}", number(&status["readyReplicas"]), number(&spec["replicas"])).into()
+            format!("{}/{}", number(status.at("readyReplicas")), number(spec.at("replicas"))).into()
         }
-        (_, "Ready") => number(&status["readyReplicas"]).into(),
-        (_, "Up-to-date") => number(&status["updatedReplicas"]).into(),
-        (_, "Available") => number(&status["availableReplicas"]).into(),
-        (_, "Desired") => number(&spec["replicas"]).into(),
-        (_, "Current") => number(&status["replicas"]).into(),
+        (_, "Ready") => number(status.at("readyReplicas")).into(),
+        (_, "Up-to-date") => number(status.at("updatedReplicas")).into(),
+        (_, "Available") => number(status.at("availableReplicas")).into(),
+        (_, "Desired") => number(spec.at("replicas")).into(),
+        (_, "Current") => number(status.at("replicas")).into(),
         (_, "Containers") => join("name").into(),
         (_, "Images") => join("image").into(),
-        (_, "Selector") => pairs(&spec["selector"]["matchLabels"]).into(),
+        (_, "Selector") => pairs(spec.at("selector").at("matchLabels")).into(),
         _ => "".into(),
     }
 }
 
 fn pod(column: &str, pod: &Value, now_ms: u64) -> Value {
-    let (spec, status) = (&pod["spec"], &pod["status"]);
-    let containers = || list(&status["containerStatuses"]);
+    let (spec, status) = (pod.at("spec"), pod.at("status"));
+    let containers = || list(status.at("containerStatuses"));
     match column {
         "Ready" => {
-            let ready = containers().filter(|c| c["ready"] == true).count();
-            format!("{ready}/{}", length(&spec["containers"])).into()
+            let ready = containers().filter(|c| c.at("ready") == true).count();
+            format!("{ready}/{}", length(spec.at("containers"))).into()
         }
         "Status" => pod_status(pod).into(),
         "Restarts" => {
-            let count: u64 = containers().filter_map(|c| c["restartCount"].as_u64()).sum();
+            let count: u64 = containers().filter_map(|c| c.at("restartCount").as_u64()).sum();
             let last = containers()
-                .filter_map(|c| c["lastState"]["terminated"]["finishedAt"].as_str())
+                .filter_map(|c| c.at("lastState").at("terminated").at("finishedAt").as_str())
                 .max();
             match last.filter(|_| count > 0) {
                 Some(last) => format!("{count} ({} ago)", age(last, now_ms)).into(),
                 None => count.to_string().into(),
             }
         }
-        "IP" => or(word(&status["podIP"]), "<none>").into(),
-        "Node" => or(word(&spec["nodeName"]), "<none>").into(),
-        "Nominated Node" => or(word(&status["nominatedNodeName"]), "<none>").into(),
+        "IP" => or(word(status.at("podIP")), "<none>").into(),
+        "Node" => or(word(spec.at("nodeName")), "<none>").into(),
+        "Nominated Node" => or(word(status.at("nominatedNodeName")), "<none>").into(),
         "Readiness Gates" => "<none>".into(),
         _ => "".into(),
     }
@@ -140,108 +141,112 @@ fn pod(column: &str, pod: &Value, now_ms: u64) -> Value {
 
 /// The one word that says how a pod is doing.
 fn pod_status(pod: &Value) -> String {
-    let status = &pod["status"];
-    let mut reason = or(word(&status["reason"]), or(word(&status["phase"]), "Unknown")).to_owned();
+    let status = pod.at("status");
+    let mut reason =
+        or(word(status.at("reason")), or(word(status.at("phase")), "Unknown")).to_owned();
     let (mut running, mut completed) = (false, false);
-    for container in list(&status["containerStatuses"]) {
-        let state = &container["state"];
-        let waiting = word(&state["waiting"]["reason"]);
-        let ended = &state["terminated"];
+    for container in list(status.at("containerStatuses")) {
+        let state = container.at("state");
+        let waiting = word(state.at("waiting").at("reason"));
+        let ended = state.at("terminated");
         if !waiting.is_empty() {
             reason = waiting.to_owned();
         } else if ended.is_object() {
-            let why = word(&ended["reason"]);
+            let why = word(ended.at("reason"));
             completed |= why == "Completed";
-            reason = match (why, ended["signal"].as_i64().unwrap_or(0)) {
-                ("", 0) => format!("ExitCode:{}", ended["exitCode"]),
+            reason = match (why, ended.at("signal").as_i64().unwrap_or(0)) {
+                ("", 0) => format!("ExitCode:{}", ended.at("exitCode")),
                 ("", signal) => format!("Signal:{signal}"),
                 (why, _) => why.to_owned(),
             };
-        } else if state["running"].is_object() && container["ready"] == true {
+        } else if state.at("running").is_object() && container.at("ready") == true {
             running = true;
         }
     }
     // One container is done, another works: the pod runs.
     if completed && reason == "Completed" && running {
-        let ready =
-            list(&status["conditions"]).any(|c| c["type"] == "Ready" && c["status"] == "True");
+        let ready = list(status.at("conditions"))
+            .any(|c| c.at("type") == "Ready" && c.at("status") == "True");
         reason = if ready { "Running" } else { "NotReady" }.to_owned();
     }
-    if pod["metadata"]["deletionTimestamp"].is_string() {
+    if pod.at("metadata").at("deletionTimestamp").is_string() {
         reason = "Terminating".to_owned();
     }
     reason
 }
 
 fn event(column: &str, event: &Value, now_ms: u64) -> String {
-    let first = or(word(&event["firstTimestamp"]), word(&event["eventTime"]));
-    let series = word(&event["series"]["lastObservedTime"]);
-    let last = or(series, or(word(&event["lastTimestamp"]), first));
-    let object = &event["involvedObject"];
+    let first = or(word(event.at("firstTimestamp")), word(event.at("eventTime")));
+    let series = word(event.at("series").at("lastObservedTime"));
+    let last = or(series, or(word(event.at("lastTimestamp")), first));
+    let object = event.at("involvedObject");
     match column {
         "Last Seen" => age(last, now_ms),
         "First Seen" => age(first, now_ms),
         "Object" => {
-            format!("{}/{}", word(&object["kind"]).to_lowercase(), word(&object["name"]))
+            format!("{}/{}", word(object.at("kind")).to_lowercase(), word(object.at("name")))
         }
-        "Subobject" => word(&object["fieldPath"]).to_owned(),
+        "Subobject" => word(object.at("fieldPath")).to_owned(),
         "Source" => {
-            let from = &event["source"];
-            let parts = [word(&from["component"]), word(&from["host"])];
+            let from = event.at("source");
+            let parts = [word(from.at("component")), word(from.at("host"))];
             parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(", ")
         }
-        "Count" => event["count"].as_u64().unwrap_or(1).to_string(),
+        "Count" => event.at("count").as_u64().unwrap_or(1).to_string(),
         _ => String::new(),
     }
 }
 
 fn endpoints(object: &Value) -> String {
     let mut all = Vec::new();
-    for subset in list(&object["subsets"]) {
-        for address in list(&subset["addresses"]) {
-            let ip = word(&address["ip"]);
-            if length(&subset["ports"]) == 0 {
+    for subset in list(object.at("subsets")) {
+        for address in list(subset.at("addresses")) {
+            let ip = word(address.at("ip"));
+            if length(subset.at("ports")) == 0 {
                 all.push(ip.to_owned());
             }
-            all.extend(list(&subset["ports"]).map(|p| format!("{ip}:{}", p["port"])));
+            all.extend(list(subset.at("ports")).map(|p| format!("{ip}:{}", p.at("port"))));
         }
     }
     several(all, "<none>")
 }
 
 fn node(column: &str, node: &Value) -> String {
-    let (status, info) = (&node["status"], &node["status"]["nodeInfo"]);
+    let (status, info) = (node.at("status"), node.at("status").at("nodeInfo"));
     let address = |kind: &str| {
-        let mut all = list(&status["addresses"]);
-        let found = all.find(|a| a["type"] == kind).map(|a| word(&a["address"]).to_owned());
+        let mut all = list(status.at("addresses"));
+        let found = all.find(|a| a.at("type") == kind).map(|a| word(a.at("address")).to_owned());
         found.unwrap_or_else(|| "<none>".into())
     };
     match column {
         "Status" => {
-            let ready = list(&status["conditions"]).find(|c| c["type"] == "Ready");
-            let ready = match ready.map(|c| word(&c["status"])) {
+            let ready = list(status.at("conditions")).find(|c| c.at("type") == "Ready");
+            let ready = match ready.map(|c| word(c.at("status"))) {
                 Some("True") => "Ready",
                 Some(_) => "NotReady",
                 None => "Unknown",
             };
-            let cordon =
-                if node["spec"]["unschedulable"] == true { ",SchedulingDisabled" } else { "" };
+            let cordon = if node.at("spec").at("unschedulable") == true {
+                ",SchedulingDisabled"
+            } else {
+                ""
+            };
             format!("{ready}{cordon}")
         }
         "Roles" => {
-            let labels = node["metadata"]["labels"].as_object().into_iter().flatten();
+            let labels = node.at("metadata").at("labels").as_object().into_iter().flatten();
             let roles: Vec<&str> = labels
                 .filter_map(|(k, _)| k.strip_prefix("node-role.kubernetes.io/"))
                 .filter(|r| !r.is_empty())
                 .collect();
             or(&roles.join(","), "<none>").to_owned()
         }
-        "Version" => word(&info["kubeletVersion"]).to_owned(),
+        "Version" => word(info.at("kubeletVersion")).to_owned(),
         "Internal-IP" => address("InternalIP"),
         "External-IP" => address("ExternalIP"),
-        "OS-Image" => or(word(&info["osImage"]), "<unknown>").to_owned(),
-        "Kernel-Version" => or(word(&info["kernelVersion"]), "<unknown>").to_owned(),
-        "Container-Runtime" => or(word(&info["containerRuntimeVersion"]), "<unknown>").to_owned(),
+        "OS-Image" => or(word(info.at("osImage")), "<unknown>").to_owned(),
+        "Kernel-Version" => or(word(info.at("kernelVersion")), "<unknown>").to_owned(),
+        "Container-Runtime" => or(word(info.at("containerRuntimeVersion")), "<unknown>").to_owned(),
         _ => String::new(),
     }
 }
