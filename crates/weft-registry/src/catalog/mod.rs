@@ -52,9 +52,16 @@ struct Inner {
     stripes: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
     timers: Mutex<Timers>,
-    outputs: Mutex<HashMap<CheckKey, Output>>,
+    outputs: Mutex<Outputs>,
     /// A deadline was set that may be earlier than the one waited for.
     wake: Notify,
+}
+
+/// Outputs by check. Those of checks that are gone are let go when the table has doubled.
+#[derive(Debug, Default)]
+struct Outputs {
+    held: HashMap<CheckKey, Output>,
+    prune_at: usize,
 }
 
 /// When a check's output was last written, and what waits to be.
@@ -191,7 +198,7 @@ impl Handle {
         let txn = plan::deregister_check(world.catalog(), key)?;
         self.write(txn).await?;
         self.timers().forget(key);
-        self.outputs().remove(key);
+        self.outputs().held.remove(key);
         Ok(())
     }
 
@@ -291,7 +298,7 @@ impl Handle {
 
     /// A newer output of a check than the World shows yet: this agent's own, held back.
     pub fn pending_output(&self, key: &CheckKey) -> Option<Arc<str>> {
-        self.outputs().get(key).and_then(|held| held.pending.clone())
+        self.outputs().held.get(key).and_then(|held| held.pending.clone())
     }
 
     /// Does what is due now. The task of [`Handle::run`] calls this; so do tests.
@@ -336,7 +343,7 @@ impl Handle {
                 let status = self.0.world.load().catalog().status(key);
                 self.write_status(key, status, output).await?;
                 let written = self.0.clock.now();
-                self.outputs().insert(key.clone(), Output { written, pending: None });
+                self.outputs().held.insert(key.clone(), Output { written, pending: None });
                 Ok(())
             }
             Due::Reap { key, service_id } => {
@@ -367,13 +374,13 @@ impl Handle {
         let alone = world.catalog().status(key) == status;
         if alone {
             if shown == output {
-                if let Some(held) = self.outputs().get_mut(key) {
+                if let Some(held) = self.outputs().held.get_mut(key) {
                     held.pending = None;
                 }
                 return Ok(());
             }
             let mut outputs = self.outputs();
-            if let Some(held) = outputs.get_mut(key) {
+            if let Some(held) = outputs.held.get_mut(key) {
                 let at = held.written.plus(Duration::from_millis(OUTPUT_EVERY_MS));
                 if at > now {
                     held.pending = Some(output);
@@ -387,10 +394,10 @@ impl Handle {
         self.write_status(key, status, output).await?;
         if alone {
             let written = self.0.clock.now();
-            self.outputs().insert(key.clone(), Output { written, pending: None });
+            self.outputs().held.insert(key.clone(), Output { written, pending: None });
         } else {
             // What was held back is older than this.
-            self.outputs().remove(key);
+            self.outputs().held.remove(key);
         }
         Ok(())
     }
@@ -459,9 +466,11 @@ impl Handle {
             }
         }
         let mut outputs = self.outputs();
-        if outputs.len() > 2 * world.catalog().checks().count() + STRIPES {
-            outputs.retain(|key, _| world.catalog().check(key).is_some());
+        if outputs.held.len() > outputs.prune_at {
+            outputs.held.retain(|key, _| world.catalog().check(key).is_some());
+            outputs.prune_at = 2 * outputs.held.len() + STRIPES;
         }
+        drop(outputs);
         self.0.wake.notify_one();
     }
 
@@ -478,7 +487,7 @@ impl Handle {
         self.0.timers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outputs(&self) -> MutexGuard<'_, HashMap<CheckKey, Output>> {
+    fn outputs(&self) -> MutexGuard<'_, Outputs> {
         self.0.outputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,6 +17,8 @@ use super::*;
 use crate::objects::admit::{ADDRESS_ANNOTATION, annotation};
 use crate::{DeleteOptions, Propagation};
 
+mod chaos;
+
 const NS: &str = "shop";
 
 struct Sim {
@@ -124,7 +126,7 @@ impl Sim {
             if pod.meta.is_deleting() {
                 let now = DeleteOptions { grace_s: Some(0), ..DeleteOptions::default() };
                 self.plan(|ctx| ctx.delete_with(&pod, &now));
-            } else if !view.is_ready() && pod::is_placed(&pod) && left > 0 {
+            } else if !view.is_ready() && !view.is_finished() && pod::is_placed(&pod) && left > 0 {
                 left -= 1;
                 self.set_ready(&pod.key.name, true);
             }
