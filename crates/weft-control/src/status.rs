@@ -5,6 +5,7 @@
 //! `lastTransitionTime` only to conditions whose answer changed. What other controllers wrote
 //! into the same status stays.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -30,8 +31,8 @@ pub enum StatusBody {
     Conditions(Vec<Condition>),
     /// `status.parents` of a Gateway API route.
     Parents(Vec<ParentStatus>),
-    /// `status.conditions` and `status.listeners` of a Gateway.
-    Gateway { conditions: Vec<Condition>, listeners: Vec<ListenerStatus> },
+    /// `status.conditions`, `status.addresses` and `status.listeners` of a Gateway.
+    Gateway { conditions: Vec<Condition>, addresses: Vec<IpAddr>, listeners: Vec<ListenerStatus> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +113,10 @@ impl StatusUpdate {
             StatusBody::Parents(parents) => {
                 new["parents"] = self.parents(parents, &old["parents"], now);
             }
-            StatusBody::Gateway { conditions, listeners } => {
+            StatusBody::Gateway { conditions, addresses, listeners } => {
+                let each = addresses.iter().map(ToString::to_string);
+                new["addresses"] =
+                    each.map(|ip| json!({"type": "IPAddress", "value": ip})).collect();
                 new["conditions"] = self.conditions(conditions, &old["conditions"], now);
                 new["listeners"] = self.listeners(listeners, &old["listeners"], now);
             }

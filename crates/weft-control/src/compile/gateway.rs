@@ -49,18 +49,22 @@ pub(super) fn compile(
     let (ns, name) = (&*object.key.namespace, &*object.key.name);
     out.node = NodeId::gateway(ns, name).ok().map(|n| (n, object.meta.labels.clone()));
     let addresses = addresses(object, gateway);
+    let taken = taken(reader, env, object, addresses.as_deref().unwrap_or_default());
     let mut listeners = Vec::new();
     let mut sections: BTreeMap<u16, Vec<Section>> = BTreeMap::new();
     for listener in &gateway.spec.listeners {
-        let state = judge(reader, object, gateway, listener);
+        let state = judge(reader, env, object, gateway, listener, &taken);
         listeners.push(listener_status(listener, &state, addresses.is_ok()));
         if let Ok(section) = state.section {
             sections.entry(listener.port).or_default().push(section);
         }
     }
+    let mut sockets = Vec::new();
     if let Ok(ips) = &addresses {
         for (port, sections) in sections {
-            let bind = ips.iter().map(|ip| SocketAddr::new(*ip, env.bind_port(port))).collect();
+            let bind: Vec<SocketAddr> =
+                ips.iter().map(|ip| SocketAddr::new(*ip, env.bind_port(port))).collect();
+            sockets.extend(bind.iter().map(ToString::to_string));
             let root = gateway_root(ns, name, port);
             let listener = weft_model::Listener {
                 name: format!("{ns}~{name}~{port}").into(),
@@ -73,7 +77,11 @@ pub(super) fn compile(
     out.status = Some(StatusUpdate {
         object: object.key.clone(),
         generation: object.meta.generation,
-        body: StatusBody::Gateway { conditions: conditions(&addresses, &listeners), listeners },
+        body: StatusBody::Gateway {
+            conditions: conditions(&addresses, &listeners, &sockets),
+            addresses: addresses.unwrap_or_default(),
+            listeners,
+        },
     });
     out
 }
@@ -95,34 +103,17 @@ pub(super) fn takes_http_routes(listener: &Listener) -> bool {
     listed && matches!(&*listener.protocol, "HTTP" | "HTTPS")
 }
 
-/// Whether a listener serves requests.
-pub(super) fn is_usable(
-    reader: &Reader<'_>,
-    object: &Object,
-    gateway: &Gateway,
-    listener: &Listener,
-) -> bool {
-    judge(reader, object, gateway, listener).section.is_ok()
-}
-
 // === addresses ===
 
-/// The addresses to bind: asked for in the spec, else given by annotation or in the status.
+/// The addresses to bind: asked for in the spec, else given by annotation.
 fn addresses(object: &Object, gateway: &Gateway) -> Result<Vec<IpAddr>, (&'static str, String)> {
     let asked = &gateway.spec.addresses;
     if !asked.is_empty() {
         return asked.iter().enumerate().map(|(i, a)| asked_address(i, a)).collect();
     }
-    let annotated = object.meta.annotation(ADDRESS_ANNOTATION).and_then(|a| a.parse().ok());
-    let given = gateway.status.addresses.iter().filter_map(|a| a.value.parse().ok());
-    let found: Vec<IpAddr> = match annotated {
-        Some(ip) => vec![ip],
-        None => given.collect(),
-    };
-    if found.is_empty() {
-        return Err(("AddressNotAssigned", "no address has been assigned yet".to_owned()));
-    }
-    Ok(found)
+    let given = object.meta.annotation(ADDRESS_ANNOTATION).and_then(|a| a.parse().ok());
+    let none = || ("AddressNotAssigned", "no address has been assigned yet".to_owned());
+    given.map(|ip| vec![ip]).ok_or_else(none)
 }
 
 fn asked_address(i: usize, address: &view::Address) -> Result<IpAddr, (&'static str, String)> {
@@ -136,6 +127,29 @@ fn asked_address(i: usize, address: &view::Address) -> Result<IpAddr, (&'static 
     })
 }
 
+/// Ports that older Gateways bind on these addresses, and which those are.
+fn taken(reader: &Reader<'_>, env: &Env, object: &Object, ips: &[IpAddr]) -> BTreeMap<u16, String> {
+    let mut out = BTreeMap::new();
+    // Addresses that weft gave are nobody else's.
+    if ips.is_empty() || object.meta.annotation(ADDRESS_ANNOTATION).is_some() {
+        return out;
+    }
+    let age = |o: &Object| (o.meta.created_ms(), o.key.clone());
+    for other in reader.kind(KindId::Gateway, None) {
+        let View::Gateway(view) = &other.view else { continue };
+        if age(other) >= age(object) || !is_ours(reader, view) {
+            continue;
+        }
+        let theirs = addresses(other, view).unwrap_or_default();
+        if let Some(ip) = theirs.iter().find(|ip| ips.contains(ip)) {
+            for port in view.spec.listeners.iter().map(|l| env.bind_port(l.port)) {
+                out.entry(port).or_insert_with(|| format!("{} has {ip}:{port} already", other.key));
+            }
+        }
+    }
+    out
+}
+
 // === listeners ===
 
 struct State {
@@ -145,11 +159,22 @@ struct State {
     foreign_kinds: bool,
 }
 
-fn judge(reader: &Reader<'_>, object: &Object, gateway: &Gateway, listener: &Listener) -> State {
+fn judge(
+    reader: &Reader<'_>,
+    env: &Env,
+    object: &Object,
+    gateway: &Gateway,
+    listener: &Listener,
+    taken: &BTreeMap<u16, String>,
+) -> State {
     let kinds = &listener.allowed_routes.kinds;
     let foreign_kinds = kinds.iter().any(|k| &*k.kind != "HTTPRoute");
     let section = protocol(listener)
-        .and_then(|protocol| conflict(gateway, listener).map_or(Ok(protocol), Err))
+        .and_then(|protocol| conflict(env, gateway, listener).map_or(Ok(protocol), Err))
+        .and_then(|protocol| match taken.get(&env.bind_port(listener.port)) {
+            Some(by) => Err(("Accepted", "PortUnavailable", by.clone())),
+            None => Ok(protocol),
+        })
         .and_then(|protocol| {
             let tls = tls(reader, object, listener)?;
             let hostname = listener.hostname.as_deref().filter(|h| !h.is_empty());
@@ -177,11 +202,17 @@ fn protocol(listener: &Listener) -> Result<Protocol, (&'static str, &'static str
 /// The first of two listeners with one port and host name keeps it; different protocols cannot
 /// share a port.
 fn conflict(
+    env: &Env,
     gateway: &Gateway,
     listener: &Listener,
 ) -> Option<(&'static str, &'static str, String)> {
+    let bound = env.bind_port(listener.port);
     let before = gateway.spec.listeners.iter().take_while(|l| l.name != listener.name);
-    for other in before.filter(|l| l.port == listener.port) {
+    for other in before.filter(|l| env.bind_port(l.port) == bound) {
+        if other.port != listener.port {
+            let text = format!("listener {} is bound to port {bound} already", other.name);
+            return Some(("Accepted", "PortUnavailable", text));
+        }
         if other.protocol != listener.protocol {
             let text = format!("listener {} has port {} already", other.name, other.port);
             return Some(("Conflicted", "ProtocolConflict", text));
@@ -281,6 +312,7 @@ fn listener_status(listener: &Listener, state: &State, has_address: bool) -> Lis
 fn conditions(
     addresses: &Result<Vec<IpAddr>, (&'static str, String)>,
     listeners: &[ListenerStatus],
+    sockets: &[String],
 ) -> Vec<Condition> {
     let is_true =
         |l: &ListenerStatus, kind: &str| l.conditions.iter().any(|c| c.kind == kind && c.holds);
@@ -301,9 +333,9 @@ fn conditions(
         }
     };
     let programmed = match addresses {
-        Ok(ips) if usable => {
-            let ips: Vec<_> = ips.iter().map(ToString::to_string).collect();
-            Condition::new("Programmed", true, "Programmed", format!("on {}", ips.join(", ")))
+        Ok(_) if usable => {
+            let text = format!("listening on {}", sockets.join(", "));
+            Condition::new("Programmed", true, "Programmed", text)
         }
         Ok(_) => Condition::new("Programmed", false, "Invalid", "no listener can be served"),
         Err(("UnsupportedAddress", text)) => {

@@ -167,9 +167,6 @@ fn attach_gateway(
         };
         any = true;
         out.attached.push((found.key.clone(), listener.name.clone()));
-        if !gateway::is_usable(reader, found, gateway, listener) {
-            continue;
-        }
         let root = gateway_root(ns, &parent.name, listener.port);
         let entry = attached.listeners.entry(root).or_default();
         if !entry.sections.contains(&listener.name) {

@@ -25,7 +25,6 @@ pub struct GatewayClassSpec {
 #[serde(default)]
 pub struct Gateway {
     pub spec: GatewaySpec,
-    pub status: GatewayStatus,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -34,13 +33,6 @@ pub struct GatewaySpec {
     pub gateway_class_name: Arc<str>,
     pub addresses: Vec<Address>,
     pub listeners: Vec<Listener>,
-}
-
-/// Only the addresses of a Gateway's status are an input: the addresses controller writes them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct GatewayStatus {
-    pub addresses: Vec<Address>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
