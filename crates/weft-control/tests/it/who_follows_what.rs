@@ -2,8 +2,6 @@
 //! From manifests to decisions: each client's own view of the Mesh, asked with the very function
 //! that proxies run. Manifests are the golden features' and the shop's own.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
 use weft_control::compile::Env;
@@ -64,7 +62,7 @@ fn follows(compiler: &Compiler, node: &str, root: &Root, (port, path): (u16, &st
 #[test]
 fn consumers_producers_and_virtualservices_have_their_order() {
     let dir = "testdata/one-service-with-a-producer-a-consumer-and-a-virtualservice";
-    let world = common::world_of([&*read(&format!("{dir}/in.yaml"))]);
+    let world = crate::common::world_of([&*read(&format!("{dir}/in.yaml"))]);
     let (compiler, _) = compiled(&world);
     let root = Root::host("product.shop.svc.cluster.local");
     let check = |node: &str, want: &str| {
@@ -77,11 +75,11 @@ fn consumers_producers_and_virtualservices_have_their_order() {
 #[test]
 fn a_client_gets_the_rules_for_what_it_is() {
     let dir = "testdata/sources-and-exports-narrow-a-virtualservices-clients";
-    let mut world = common::world_of([&*read(&format!("{dir}/in.yaml"))]);
+    let mut world = crate::common::world_of([&*read(&format!("{dir}/in.yaml"))]);
     for (ns, name, canary) in [("b", "plain", "no"), ("a", "canary", "yes")] {
         let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata":
             {"namespace": ns, "name": name, "labels": {"canary": canary}}});
-        common::put(&mut world, &pod);
+        crate::common::put(&mut world, &pod);
     }
     let (compiler, _) = compiled(&world);
     let root = Root::host("api.a.svc.cluster.local");
@@ -106,14 +104,14 @@ fn the_shop_compiles_without_a_complaint_and_routes_as_its_readme_says() {
         .collect();
     files.sort();
     let texts: Vec<String> = files.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
-    let mut world = common::world_of(texts.iter().map(|t| &**t));
+    let mut world = crate::common::world_of(texts.iter().map(|t| &**t));
     for object in [
         serde_json::json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
             "metadata": {"name": "weft"}, "spec": {"controllerName": "weft.dev/gateway"}}),
         serde_json::json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"namespace": "shop", "name": "order-1"}}),
     ] {
-        common::put(&mut world, &object);
+        crate::common::put(&mut world, &object);
     }
     let (compiler, update) = compiled(&world);
     assert!(update.statuses.len() >= 7, "{:?}", update.statuses);

@@ -3,8 +3,6 @@
 //! (resources, without what has its default) and `status.yaml`; `nodes.yaml`, where there is one,
 //! lists nodes and what each of them sees. `UPDATE_GOLDEN=1` writes what is found.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +11,8 @@ use serde_json::{Map, Value, json};
 use weft_control::compile::Env;
 use weft_control::compiler::Compiler;
 use weft_model::{BackendPolicy, Resource, Retry, Timeouts};
+
+use crate::common::world_of;
 
 const HEADER: &str = "# SPDX-License-Identifier: Apache-2.0\n";
 
@@ -34,7 +34,7 @@ fn every_feature_compiles_to_its_golden_mesh_and_status() {
 }
 
 fn check(dir: &Path, wrong: &mut String) {
-    let world = common::world_of([&*std::fs::read_to_string(dir.join("in.yaml")).unwrap()]);
+    let world = world_of([&*std::fs::read_to_string(dir.join("in.yaml")).unwrap()]);
     let (compiler, update) = Compiler::new(Env::default(), &world);
     let resources: BTreeMap<String, Value> = update
         .delta
