@@ -207,6 +207,7 @@ impl Worker {
     }
 
     fn swap(&self, table: Arc<Table>) {
+        let used: Vec<Peer> = self.shared_pools();
         self.backends.borrow_mut().retain(|name, local| match table.backend(name) {
             None => false,
             Some(entry) => {
@@ -218,10 +219,22 @@ impl Worker {
             }
         });
         *self.table.borrow_mut() = table;
-        self.drop_unused_pools();
+        // What no backend uses any more closes its idle connections now; requests that are under
+        // way have their own hold and finish.
+        let mut pools = self.pools.borrow_mut();
+        for peer in used {
+            if pools.get(&peer).is_some_and(|pool| Rc::strong_count(pool) == 1) {
+                pools.remove(&peer);
+            }
+        }
     }
 
-    /// Pools that no backend and no request uses any more close with their last owner.
+    /// Peers whose pools somebody besides this map holds.
+    fn shared_pools(&self) -> Vec<Peer> {
+        let pools = self.pools.borrow();
+        pools.iter().filter(|(_, p)| Rc::strong_count(p) > 1).map(|(k, _)| k.clone()).collect()
+    }
+
     fn drop_unused_pools(&self) {
         self.pools
             .borrow_mut()

@@ -118,9 +118,9 @@ async fn attempt(
         (backend.entry.backend.policy.clone(), backend.entry.protocol)
     };
     if let Some(most) = policy.limits.requests_max
-        && picked.entry.shared.in_flight() >= u64::from(most)
+        && call.backend.borrow().in_flight() >= u64::from(most)
     {
-        let detail = format!("{} requests are in flight to it", most);
+        let detail = format!("{most} requests are in flight, its limit");
         return Ended::Over(Refusal::new(Cause::Overload, detail));
     }
     let transport = picked.entry.endpoint.transport;
@@ -310,6 +310,7 @@ fn build(
     }
     match wire {
         Wire::H1 => {
+            headers::join_cookies(headers);
             let host = HeaderValue::from_str(&call.authority).map_err(|e| e.to_string())?;
             headers.insert(HOST, host);
             *request.uri_mut() = path.parse().map_err(|_| "its path is not valid".to_owned())?;

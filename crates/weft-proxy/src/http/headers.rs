@@ -5,8 +5,8 @@
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use weft_base::rng::Rng;
 use weft_model::HeaderEdit;
@@ -110,6 +110,21 @@ pub fn identify(headers: &mut HeaderMap, rng: &mut Rng) -> Option<HeaderValue> {
     headers.get(REQUEST_ID).cloned()
 }
 
+/// HTTP/2 may split cookies over several headers; HTTP/1.1 servers want one (RFC 9113 §8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
+        let mut joined = first.as_bytes().to_vec();
+        for crumb in std::iter::once(second).chain(crumbs) {
+            joined.extend_from_slice(b"; ");
+            joined.extend_from_slice(crumb.as_bytes());
+        }
+        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+            headers.insert(COOKIE, joined);
+        }
+    }
+}
+
 /// Applies a rule's edit in the order set, add, remove. A name or value that no header may have
 /// was refused when the rule was compiled; here it is left out.
 pub fn edit(headers: &mut HeaderMap, edit: &HeaderEdit) {
@@ -192,6 +207,13 @@ mod tests {
         strip_own(&mut h);
         from_outside(&mut h, "10.0.0.9".parse().unwrap(), "https");
         assert_eq!(h, map(&[("x-forwarded-for", "10.0.0.9"), ("x-forwarded-proto", "https")]));
+    }
+
+    #[test]
+    fn cookie_crumbs_become_one_header() {
+        let mut h = map(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut h);
+        assert_eq!(h, map(&[("cookie", "a=1; b=2; c=3")]));
     }
 
     #[test]

@@ -116,7 +116,7 @@ async fn run(
             }
             Next::Forward(worker.backend(&backend))
         }
-        Choice::Outside(target) => Next::Forward(outside(worker, &target, record).await?),
+        Choice::Outside(target) => Next::Forward(outside(worker, conn, &target, record).await?),
     };
     let backend = match next {
         Next::Answer(response) => return Ok(response),
@@ -288,6 +288,7 @@ fn target(
 /// A destination that the mesh does not know, as a backend of one endpoint.
 async fn outside(
     worker: &Rc<Worker>,
+    conn: &Conn,
     target: &Authority,
     record: &mut Record,
 ) -> Result<Rc<std::cell::RefCell<LocalBackend>>, Refusal> {
@@ -300,6 +301,9 @@ async fn outside(
     let address = relay::resolve(target)
         .await
         .map_err(|why| Refusal::new(Cause::NoService, format!("{}: {why}", unknown())))?;
+    if address == conn.local {
+        return Err(Refusal::new(Cause::NoService, "it would call this proxy itself"));
+    }
     let entry: Arc<BackendEntry> = BackendEntry::outside(address, worker.config.workers);
     Ok(worker.backend(&entry))
 }

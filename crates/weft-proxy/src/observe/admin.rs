@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::server::conn::http1;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use weft_base::task::TaskGroup;
 use weft_model::{Health, Resource};
 
-use super::exposition::{ProxyCollector, render};
+use super::exposition::{ProxyCollector, render, render_classic};
 use super::metrics::WorkerCells;
 use crate::config::ProxyConfig;
 use crate::ingest::Status;
@@ -29,6 +29,7 @@ use crate::table::{BackendEntry, EndpointEntry, Table};
 use crate::worker::Names;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Which of the three doors.
@@ -111,8 +112,10 @@ impl Admin {
         let query = request.uri().query().unwrap_or("");
         let read = request.method() == Method::GET || request.method() == Method::HEAD;
         match (role, path) {
-            (_, "/metrics" | "/stats/prometheus") if read => self.metrics(),
-            (Role::Admin, "/stats") if read && query.contains("prometheus") => self.metrics(),
+            (_, "/metrics" | "/stats/prometheus") if read => self.metrics(request.headers()),
+            (Role::Admin, "/stats") if read && query.contains("prometheus") => {
+                self.metrics(request.headers())
+            }
             (_, "/healthz/ready" | "/ready") if read => self.ready(),
             (Role::Ready | Role::Metrics, _) => text(StatusCode::NOT_FOUND, "not found\n".into()),
             (Role::Admin, "/" | "/help") if read => text(StatusCode::OK, help()),
@@ -153,11 +156,19 @@ impl Admin {
         }
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
-        match render(self.collector()) {
+    /// OpenMetrics for those who ask for it, the classic text format for all others.
+    fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
+        let asked = headers
+            .get(ACCEPT)
+            .is_some_and(|a| a.to_str().is_ok_and(|a| a.contains("application/openmetrics-text")));
+        let (rendered, kind) = match asked {
+            true => (render(self.collector()), OPENMETRICS),
+            false => (render_classic(self.collector()), CLASSIC),
+        };
+        match rendered {
             Ok(rendered) => {
                 let mut response = text(StatusCode::OK, rendered);
-                let kind = HeaderValue::from_static(OPENMETRICS);
+                let kind = HeaderValue::from_static(kind);
                 response.headers_mut().insert(CONTENT_TYPE, kind);
                 response
             }

@@ -2,7 +2,7 @@
 //! Renders the workers' cells as Prometheus text. Series with the same labels are summed over
 //! workers here, when somebody asks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -195,7 +195,31 @@ impl ProxyCollector {
     }
 }
 
-/// The exposition of one collector.
+/// The exposition of one collector in Prometheus' classic text format (0.0.4), which every
+/// scraper and `promtool` reads.
+pub fn render_classic(collector: ProxyCollector) -> Result<String, fmt::Error> {
+    Ok(classic(&render(collector)?))
+}
+
+/// OpenMetrics names a counter's family without `_total`, the classic format with it.
+fn classic(open: &str) -> String {
+    let typed = |l: &str| Some(l.strip_prefix("# TYPE ")?.strip_suffix(" counter")?.to_owned());
+    let counters: BTreeSet<String> = open.lines().filter_map(typed).collect();
+    let mut out = String::with_capacity(open.len() + 1024);
+    for line in open.lines().filter(|l| *l != "# EOF") {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(kind), Some(name), Some(rest)) if counters.contains(name) => {
+                out.push_str(&format!("# {kind} {name}_total {rest}"));
+            }
+            _ => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// The exposition of one collector as OpenMetrics.
 pub fn render(collector: ProxyCollector) -> Result<String, fmt::Error> {
     let mut registry = prometheus_client::registry::Registry::default();
     registry.register_collector(Box::new(collector));
@@ -276,5 +300,19 @@ fn security(labels: &Labels) -> &'static str {
         (Reporter::Source, _) => "unknown",
         (Reporter::Destination, true) => "mutual_tls",
         (Reporter::Destination, false) => "none",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_classic_format_names_counters_as_their_samples() {
+        let open = "# HELP a Text.\n# TYPE a counter\na_total{x=\"y\"} 1\n\
+                    # HELP g G.\n# TYPE g gauge\ng 2\n# EOF\n";
+        let want = "# HELP a_total Text.\n# TYPE a_total counter\na_total{x=\"y\"} 1\n\
+                    # HELP g G.\n# TYPE g gauge\ng 2\n";
+        assert_eq!(classic(open), want);
     }
 }

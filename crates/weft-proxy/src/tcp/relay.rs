@@ -20,6 +20,7 @@ use weft_model::decide::Authority;
 
 use super::accept;
 use crate::http::serve::Received;
+use crate::observe::flags::{Flag, Flags};
 use crate::observe::metrics::{Labels, Reporter, RequestProtocol, TcpSeries};
 use crate::table::{BackendEntry, Door, Table};
 use crate::upstream::pick::LocalEndpoint;
@@ -72,9 +73,17 @@ where
             return;
         }
     };
-    let Some((picked, mut upstream)) = open(&worker, &conn, &backend).await else { return };
+    let (picked, mut upstream) = match open(&worker, &conn, &backend).await {
+        Ok(opened) => opened,
+        Err(flag) => {
+            let labels = Labels { flags: flag.into(), ..labels(&worker, &conn, &backend, None) };
+            let series = worker.metrics.tcp(labels);
+            series.opened.fetch_add(1, Ordering::Relaxed);
+            return close(&series);
+        }
+    };
     let _flight = InFlight::begin(&picked.entry.shared, worker.id);
-    let series = worker.metrics.tcp(labels(&worker, &conn, &backend, &picked));
+    let series = worker.metrics.tcp(labels(&worker, &conn, &backend, Some(&picked)));
     series.opened.fetch_add(1, Ordering::Relaxed);
     let copied = {
         let mut client = Counted { io: &mut io, series: &series.received };
@@ -144,7 +153,7 @@ async fn open(
     worker: &Rc<Worker>,
     conn: &Conn,
     entry: &Arc<BackendEntry>,
-) -> Option<(Rc<LocalEndpoint>, Tunnel)> {
+) -> Result<(Rc<LocalEndpoint>, Tunnel), Flag> {
     let backend = worker.backend(entry);
     let limit = Duration::from_millis(entry.backend.policy.connect_timeout_ms.max(1));
     let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
@@ -159,33 +168,38 @@ async fn open(
         };
         let Some(picked) = picked else {
             tracing::info!(backend = %entry.cluster, "a connection found no healthy instance");
-            return None;
+            return Err(Flag::UH);
         };
         let opened = picked.pool.tunnel(limit).await;
         worker.shared.reporter.note(entry, &picked.entry, opened.is_ok());
         match opened {
-            Ok(tunnel) => return Some((picked, tunnel)),
+            Ok(tunnel) => return Ok((picked, tunnel)),
             Err(error) => {
                 tracing::info!(remote = %conn.remote, backend = %entry.cluster, %error);
                 tried.push(picked);
             }
         }
     }
-    None
+    Err(Flag::UF)
 }
 
 fn close(series: &TcpSeries) {
     series.closed.fetch_add(1, Ordering::Relaxed);
 }
 
-fn labels(worker: &Worker, conn: &Conn, backend: &BackendEntry, picked: &LocalEndpoint) -> Labels {
+fn labels(
+    worker: &Worker,
+    conn: &Conn,
+    backend: &BackendEntry,
+    picked: Option<&LocalEndpoint>,
+) -> Labels {
     let names = &worker.names;
     let inbound = conn.door == Door::Mesh;
     let peer = conn.peer.as_ref().map(|p| Arc::<str>::from(p.as_str()));
-    let upstream = picked.entry.endpoint.identity.clone();
+    let upstream = picked.and_then(|p| p.entry.endpoint.identity.clone());
     let unknown = || names.unknown.clone();
     let mtls = if inbound { peer.is_some() } else { upstream.is_some() };
-    let workload = picked.entry.endpoint.workload.clone();
+    let workload = picked.map_or_else(unknown, |p| p.entry.endpoint.workload.clone());
     Labels {
         reporter: if inbound { Reporter::Destination } else { Reporter::Source },
         source_workload: if inbound { unknown() } else { names.workload.clone() },
@@ -210,7 +224,7 @@ fn labels(worker: &Worker, conn: &Conn, backend: &BackendEntry, picked: &LocalEn
         protocol: RequestProtocol::Tcp,
         code: 0,
         grpc_status: None,
-        flags: crate::observe::flags::Flags::default(),
+        flags: Flags::default(),
         mtls,
     }
 }

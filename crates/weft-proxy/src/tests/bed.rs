@@ -182,10 +182,14 @@ impl Server {
     }
 }
 
-/// An address that nobody listens on.
+/// An address that nobody listens on, nor will: the socket stays bound without listening.
 pub async fn nobody() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
+    static HELD: std::sync::Mutex<Vec<tokio::net::TcpSocket>> = std::sync::Mutex::new(Vec::new());
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    HELD.lock().unwrap().push(socket);
+    address
 }
 
 pub fn text(status: u16, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

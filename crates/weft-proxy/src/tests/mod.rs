@@ -2,7 +2,7 @@
 //! Whole proxies against real peers over loopback sockets. `bed` is the bench; each other file is
 //! one trait of the data plane.
 
-mod bed;
+pub mod bed;
 mod drain;
 mod faults;
 mod grpc;

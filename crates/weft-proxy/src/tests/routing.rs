@@ -40,6 +40,34 @@ async fn unknown_destinations_pass_through_or_are_denied() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_does_not_call_itself() {
+    let bed = Bed::sidecar(Vec::new()).await;
+    let got = bed.get(&format!("http://{}/", bed.outbound())).await;
+    assert_eq!(got.status, 502);
+    assert!(got.body.contains("this proxy itself"), "{}", got.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_circuit_breaker_refuses_what_is_over_its_limit() {
+    let stuck = Server::http(|_, _| std::future::pending()).await;
+    let policy = BackendPolicy {
+        limits: Limits { requests_max: Some(2), ..Limits::default() },
+        ..BackendPolicy::default()
+    };
+    let all = service("user", Protocol::Http1, policy, vec![endpoint("a", stuck.address)]);
+    let bed = Bed::sidecar(all).await;
+    let waiting = futures_util::future::join(bed.get("http://user/"), bed.get("http://user/"));
+    let third = async {
+        wait_until("two are in flight", || async { stuck.hits() == 2 }).await;
+        bed.get("http://user/").await
+    };
+    tokio::select! {
+        _ = waiting => panic!("nobody answers these"),
+        got = third => assert_eq!((got.status, got.header("x-weft-flags")), (503, "UO")),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn forward_proxy_admits_only_its_own_app() {
     let user = Server::named("user").await;
     let mut config = config("sidecar~shop~client-1");

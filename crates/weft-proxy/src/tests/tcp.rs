@@ -130,3 +130,29 @@ async fn reg_04_upgrade_before_101() {
     assert_eq!(all.matches("HTTP/1.1 ").count(), 1, "{all}");
     assert!(all.contains("connection: close"), "{all}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn opaque_connections_try_other_instances_and_count_what_fails() {
+    let echo = Server::raw(|_, mut stream| async move {
+        let (mut r, mut w) = stream.split();
+        let _ = tokio::io::copy(&mut r, &mut w).await;
+    })
+    .await;
+    let endpoints = vec![endpoint("a", nobody().await), endpoint("b", echo.address)];
+    let all = service("user", Protocol::Tcp, BackendPolicy::default(), endpoints);
+    let bed = Bed::sidecar(all).await;
+    let address = bed.door(|d| matches!(d, Door::Upstream { .. }));
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"x\n").await.unwrap();
+        assert_eq!(line(&mut stream, "\n").await, "x\n");
+    }
+    let dead = vec![endpoint("a", nobody().await)];
+    bed.apply(2, vec![endpoints_of("user", Protocol::Tcp, dead)]).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    assert_eq!(stream.read(&mut [0u8; 8]).await.unwrap_or(0), 0);
+    wait_until("the failure is counted", || async {
+        bed.metrics().await.contains("response_flags=\"UF\"")
+    })
+    .await;
+}

@@ -131,13 +131,25 @@ impl LocalBackend {
         self.candidates.get(i).cloned()
     }
 
-    /// Power of two choices over requests in flight of all workers, each weighed.
+    /// Power of two different choices over requests in flight of all workers.
     fn least_request(&self, rng: &mut Rng, weights: &[u32]) -> Option<usize> {
         let total = total_weight(weights);
         let a = weighted_at(weights, rng.below(total))?;
-        let b = weighted_at(weights, rng.below(total))?;
+        let skipped = u64::from(weights.get(a).copied().unwrap_or(0));
+        let point = rng.below(total - skipped);
+        // The same walk without `a`: points at or behind it move on by its weight.
+        let before: u64 = weights.iter().take(a).copied().map(u64::from).sum();
+        let point = if point >= before { point + skipped } else { point };
+        let Some(b) = weighted_at(weights, point).filter(|_| total > skipped) else {
+            return Some(a);
+        };
         let load = |i: usize| self.candidates.get(i).map_or(0, |c| c.entry.shared.in_flight());
         Some(if load(b) < load(a) { b } else { a })
+    }
+
+    /// Requests in flight to all its endpoints, from all workers.
+    pub fn in_flight(&self) -> u64 {
+        self.entry.endpoints.iter().map(|e| e.shared.in_flight()).sum()
     }
 
     pub fn candidates(&self) -> &[Rc<LocalEndpoint>] {

@@ -1,1 +1,112 @@
 // SPDX-License-Identifier: Apache-2.0
+//! What a builder shares, keeps and refuses.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use weft_base::clock::Clock;
+use weft_model::*;
+
+use super::Builder;
+use crate::tests::bed::*;
+
+fn apply(builder: &mut Builder, resources: Vec<Named>) -> Arc<crate::table::Table> {
+    let upserts = resources.into_iter().map(|(n, r)| (n, Ok(r))).collect();
+    let (table, rejected) = builder.apply(1, upserts, &[]);
+    assert_eq!(rejected, []);
+    table
+}
+
+fn address(port: u16) -> std::net::SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+#[test]
+fn a_change_shares_everything_else() {
+    let mut builder = Builder::new(2, Clock::system());
+    let mut all = Vec::new();
+    for i in 0..50 {
+        all.extend(http_service(&format!("s{i}"), &[address(1000 + i)]));
+    }
+    let before = apply(&mut builder, all);
+    before.host("s1").unwrap().backends["backend/80"].endpoints[0].shared.begin(0);
+    let endpoints = vec![endpoint("s1-0", address(1001)), endpoint("s1-1", address(2001))];
+    let after = apply(&mut builder, vec![endpoints_of("s1", Protocol::Http1, endpoints)]);
+    for i in 0..50 {
+        let name = format!("s{i}");
+        let same = Arc::ptr_eq(before.host(&name).unwrap(), after.host(&name).unwrap());
+        assert_eq!(same, i != 1, "{name}");
+    }
+    // What is known about an endpoint outlives the swap.
+    let backend = &after.host("s1").unwrap().backends["backend/80"];
+    let in_flight: Vec<u64> = backend.endpoints.iter().map(|e| e.shared.in_flight()).collect();
+    assert_eq!(in_flight, [1, 0]);
+}
+
+#[test]
+fn an_undecodable_resource_keeps_its_last_good_form() {
+    let mut builder = Builder::new(1, Clock::system());
+    apply(&mut builder, http_service("a", &[address(1)]));
+    let fail = || Err(Fail { reason: "of another release".into(), origin: None });
+    let known = Root::host(fqdn("a")).child("backend/80");
+    let new = Root::host(fqdn("b")).child("backend/80");
+    let (table, _) = builder.apply(2, vec![(known.clone(), fail()), (new.clone(), fail())], &[]);
+    assert!(table.backend(&known).is_some());
+    assert!(table.backend(&new).is_none());
+    assert_eq!(&*table.fail(&new).unwrap().reason, "of another release");
+}
+
+#[test]
+fn removing_a_root_removes_its_names_and_children() {
+    let mut builder = Builder::new(1, Clock::system());
+    apply(&mut builder, http_service("a", &[address(1)]));
+    let (table, _) = builder.apply(2, Vec::new(), &[Root::host(fqdn("a")).own()]);
+    assert!(table.host("a").is_none() && table.host(&fqdn("a")).is_none());
+    assert_eq!(table.hosts().count(), 0);
+    assert_eq!(builder.resources().count(), 0);
+}
+
+proptest! {
+    /// However changes are cut into transactions, the table is the one made at once.
+    #[test]
+    fn transactions_may_be_cut_anywhere(steps in proptest::collection::vec((0u16..5, 0u16..4, any::<bool>()), 1..40), cut in 1usize..7) {
+        let mut one_by_one = Builder::new(1, Clock::system());
+        let mut final_state = std::collections::BTreeMap::new();
+        for chunk in steps.chunks(cut) {
+            let mut upserts = std::collections::BTreeMap::new();
+            let mut removes = std::collections::BTreeSet::new();
+            for (service, port, remove) in chunk {
+                let name = format!("s{service}");
+                for (n, r) in http_service(&name, &[address(100 + port)]) {
+                    if *remove {
+                        upserts.remove(&n);
+                        final_state.remove(&n);
+                        removes.insert(n);
+                    } else {
+                        removes.remove(&n);
+                        upserts.insert(n.clone(), Ok(r.clone()));
+                        final_state.insert(n, r);
+                    }
+                }
+            }
+            one_by_one.apply(1, upserts.into_iter().collect(), &removes.into_iter().collect::<Vec<_>>());
+        }
+        let mut at_once = Builder::new(1, Clock::system());
+        let upserts = final_state.into_iter().map(|(n, r)| (n, Ok(r))).collect();
+        let (want, _) = at_once.apply(1, upserts, &[]);
+        let (got, _) = one_by_one.apply(1, Vec::new(), &[]);
+        let shown = |t: &crate::table::Table| {
+            let mut all: Vec<String> = t.backends().map(|b| {
+                let at: Vec<_> = b.endpoints.iter().map(|e| e.endpoint.address).collect();
+                format!("{} {at:?}", b.name)
+            }).collect();
+            all.sort();
+            all
+        };
+        prop_assert_eq!(shown(&got), shown(&want));
+        for i in 0..5 {
+            let name = format!("s{i}");
+            prop_assert_eq!(got.host(&name).is_some(), want.host(&name).is_some());
+        }
+    }
+}

@@ -1,1 +1,112 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Turns, ejection and second choices, without any socket.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use weft_base::clock::{Clock, Mono};
+use weft_base::rng::Rng;
+use weft_base::task::TaskGroup;
+use weft_model::*;
+
+use super::LocalBackend;
+use crate::table::{BackendEntry, Builder, EndpointEntry};
+use crate::tests::bed::*;
+use crate::upstream::connect::{Dialer, Peer};
+use crate::upstream::pool::{Pool, PoolContext};
+
+fn pool(entry: &EndpointEntry) -> Rc<Pool> {
+    let context = PoolContext {
+        dialer: Arc::new(Dialer { source: None, tls: None, mesh_port: MESH_PORT }),
+        tasks: TaskGroup::new(),
+        opened: Cell::new(0),
+    };
+    Pool::new(Peer::of(&entry.endpoint, MESH_PORT), Rc::new(context))
+}
+
+fn backend(lb: LbPolicy, weights: &[u32]) -> (LocalBackend, Arc<BackendEntry>, Rng) {
+    let endpoints = weights.iter().zip(1u16..).map(|(weight, port)| Endpoint {
+        weight: *weight,
+        ..endpoint(&port.to_string(), ([127, 0, 0, 1], port).into())
+    });
+    let policy = BackendPolicy { lb, ..BackendPolicy::default() };
+    let all = service("a", Protocol::Http1, policy, endpoints.collect());
+    let upserts = all.into_iter().map(|(n, r)| (n, Ok(r))).collect();
+    let (table, _) = Builder::new(1, Clock::system()).apply(1, upserts, &[]);
+    let entry = table.host("a").unwrap().backends["backend/80"].clone();
+    let mut rng = Rng::seeded(3);
+    (LocalBackend::new(entry.clone(), &mut rng, pool), entry, rng)
+}
+
+fn tally(local: &mut LocalBackend, rng: &mut Rng, n: usize, weights: usize) -> Vec<usize> {
+    let mut counts = vec![0; weights];
+    for _ in 0..n {
+        let picked = local.pick(rng, Mono(1)).unwrap();
+        counts[usize::from(picked.entry.endpoint.address.port()) - 1] += 1;
+    }
+    counts
+}
+
+#[test]
+fn every_policy_keeps_its_shares() {
+    let (mut local, _, mut rng) = backend(LbPolicy::RoundRobin, &[1, 1, 1]);
+    assert_eq!(tally(&mut local, &mut rng, 300, 3), [100, 100, 100]);
+    let (mut local, _, mut rng) = backend(LbPolicy::RoundRobin, &[7, 2, 1]);
+    assert_eq!(tally(&mut local, &mut rng, 1_000, 3), [700, 200, 100]);
+    let (mut local, _, mut rng) = backend(LbPolicy::Random, &[7, 2, 1]);
+    let n = 100_000;
+    for (count, share) in tally(&mut local, &mut rng, n, 3).into_iter().zip([0.7, 0.2, 0.1]) {
+        let error = 3.0 * (n as f64 * share * (1.0 - share)).sqrt();
+        assert!((count as f64 - n as f64 * share).abs() < error, "{count} for {share}");
+    }
+    let (mut local, _, mut rng) = backend(LbPolicy::RoundRobin, &[0, 0]);
+    assert!(local.pick(&mut rng, Mono(1)).is_none());
+}
+
+#[test]
+fn ejected_endpoints_are_passed_over_unless_nothing_else_is_left() {
+    let (mut local, entry, mut rng) = backend(LbPolicy::RoundRobin, &[1, 1, 1]);
+    entry.endpoints[0].shared.ejected_until.store(1_000, Ordering::Relaxed);
+    assert_eq!(tally(&mut local, &mut rng, 100, 3), [0, 50, 50]);
+    for e in &entry.endpoints {
+        e.shared.ejected_until.store(1_000, Ordering::Relaxed);
+    }
+    assert!(local.pick(&mut rng, Mono(1)).is_some());
+    // Their time is over.
+    let picked: Vec<_> = (0..3).map(|_| local.pick(&mut rng, Mono(1_000)).unwrap()).collect();
+    let mut ports: Vec<u16> = picked.iter().map(|p| p.entry.endpoint.address.port()).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [1, 2, 3]);
+}
+
+#[test]
+fn another_attempt_goes_elsewhere_first() {
+    for lb in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest] {
+        let (mut local, _, mut rng) = backend(lb, &[1, 1, 1]);
+        for _ in 0..50 {
+            let first = local.pick(&mut rng, Mono(1)).unwrap();
+            let second = local.pick_again(&mut rng, Mono(1), std::slice::from_ref(&first)).unwrap();
+            let third =
+                local.pick_again(&mut rng, Mono(1), &[first.clone(), second.clone()]).unwrap();
+            let mut ports = [&first, &second, &third].map(|e| e.entry.endpoint.address.port());
+            ports.sort_unstable();
+            assert_eq!(ports, [1, 2, 3], "{lb:?}");
+            let all = [first, second, third];
+            assert!(local.pick_again(&mut rng, Mono(1), &all).is_some());
+        }
+    }
+}
+
+#[test]
+fn turns_go_on_over_changes() {
+    let (mut local, entry, mut rng) = backend(LbPolicy::RoundRobin, &[1, 1]);
+    let mut counts = [0usize; 2];
+    for _ in 0..100 {
+        local.update(entry.clone(), pool);
+        let picked = local.pick(&mut rng, Mono(1)).unwrap();
+        counts[usize::from(picked.entry.endpoint.address.port()) - 1] += 1;
+    }
+    assert_eq!(counts, [50, 50]);
+}
