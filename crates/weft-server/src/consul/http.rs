@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, HOST, ORIGIN};
+use http::header::{ACCEPT_ENCODING, EXPECT, HOST, ORIGIN};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body as HttpBody, Incoming};
@@ -29,6 +29,10 @@ use super::{Door, view};
 
 /// Time for a request's head, and for its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is read of a body that was refused for its size, and for how long, so that its sender
+/// comes to read the answer instead of a broken connection.
+const LINGER_BYTES_MAX: usize = 128 * 1024 * 1024;
+const LINGER: Duration = Duration::from_secs(10);
 /// Smaller answers are not compressed.
 const GZIP_BYTES_MIN: usize = 1400;
 
@@ -132,7 +136,8 @@ impl Door {
         let (endpoint, argument) = routes::find(&head.method, &path)?;
         let params = Params::parse(head.uri.query())?;
         self.check_place(&params)?;
-        let body = read(body).await?;
+        let waits = head.headers.contains_key(EXPECT);
+        let body = read(body, waits).await?;
         let namespace = params.filled("ns").unwrap_or(view::DEFAULT_NAMESPACE).into();
         let ask = Ask { argument, params, body, namespace };
         self.dispatch(endpoint, &ask).await
@@ -205,10 +210,7 @@ fn admit(headers: &HeaderMap, hosts: &[String]) -> Result<(), Refusal> {
     let refuse = |what: &str, found: &str| {
         Err(Refusal::new(
             StatusCode::FORBIDDEN,
-            format!(
-                "{what} {found:?} is not this server; use localhost or its IP address, or allow \
-                 the name with --consul-host"
-            ),
+            format!("{what} {found:?} is not this server; use localhost or its IP address"),
         ))
     };
     if let Some(host) = headers.get(HOST) {
@@ -237,7 +239,8 @@ fn is_own(host: &str, hosts: &[String]) -> bool {
         || hosts.iter().any(|own| own.eq_ignore_ascii_case(bare))
 }
 
-async fn read<B>(body: B) -> Result<Bytes, Refusal>
+/// `waits`: the sender asked before sending (`Expect`), so a refusal alone is enough.
+async fn read<B>(body: B, waits: bool) -> Result<Bytes, Refusal>
 where
     B: HttpBody<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -251,16 +254,38 @@ where
             format!("Request body too large, max size: {DOOR_BODY_BYTES_MAX} bytes"),
         )
     };
+    let mut body = Box::pin(body);
     if body.size_hint().lower() > DOOR_BODY_BYTES_MAX as u64 {
+        if !waits {
+            linger(body.as_mut()).await;
+        }
         return Err(too_large());
     }
-    let whole = Limited::new(body, DOOR_BODY_BYTES_MAX).collect();
+    let whole = Limited::new(body.as_mut(), DOOR_BODY_BYTES_MAX).collect();
     match tokio::time::timeout(READ_TIMEOUT, whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(why)) if why.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(why)) if why.is::<LengthLimitError>() => {
+            linger(body.as_mut()).await;
+            Err(too_large())
+        }
         Ok(Err(why)) => Err(Refusal::bad(format!("the request body ended early: {why}"))),
         Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request body took too long")),
     }
+}
+
+/// Reads on and forgets.
+async fn linger<B: HttpBody<Data = Bytes>>(mut body: std::pin::Pin<&mut B>) {
+    let forget = async {
+        let mut left = LINGER_BYTES_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // However it ended, the answer is next.
+    let _ = tokio::time::timeout(LINGER, forget).await;
 }
 
 fn render(reply: Reply, gzip: bool, pretty: bool) -> Response<Full<Bytes>> {

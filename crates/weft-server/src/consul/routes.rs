@@ -172,7 +172,7 @@ fn unknown(path: &str) -> Refusal {
             StatusCode::NOT_IMPLEMENTED,
             format!(
                 "weft does not serve Consul's {path} yet; it serves agent, catalog, health and \
-                 status (weft help consul)"
+                 status (weft help clients)"
             ),
         );
     }

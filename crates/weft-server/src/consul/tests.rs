@@ -18,6 +18,7 @@ use super::*;
 
 struct Rig {
     address: SocketAddr,
+    door: Door,
     registry: Registry,
     tasks: TaskGroup,
 }
@@ -54,11 +55,18 @@ async fn rig() -> Rig {
     let door = Door::new(&registry, config, &tasks);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tasks.spawn("consul door", door.serve(listener, tasks.clone()));
-    Rig { address, registry, tasks }
+    tasks.spawn("consul door", door.clone().serve(listener, tasks.clone()));
+    Rig { address, door, registry, tasks }
 }
 
 impl Rig {
+    /// Until so many queries are blocked in the door.
+    async fn blocked(&self, count: usize) {
+        while WATCHERS_MAX - self.door.0.watchers.available_permits() != count {
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn raw(&self, request: &[u8]) -> Answer {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request).await.unwrap();
@@ -136,6 +144,10 @@ async fn a_blocked_query_wakes_when_its_check_turns_and_not_for_others() {
     let clock = Clock::system();
     let blocked = rig.get(&path);
     tokio::pin!(blocked);
+    tokio::select! {
+        answer = &mut blocked => panic!("answered early: {}", answer.text),
+        () = rig.blocked(1) => {}
+    }
     // Changes of something else neither wake it nor move its index.
     for n in 0..5 {
         let other = rig.put("/v1/agent/service/register", json!({"name": format!("other-{n}")}));
@@ -330,11 +342,24 @@ async fn reads_carry_the_headers_that_clients_rely_on() {
 #[tokio::test]
 async fn reg_57_large_bodies_and_strangers_are_turned_away() {
     let rig = rig().await;
-    let huge =
-        b"PUT /v1/agent/service/register HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
-                 Content-Length: 104857600\r\n\r\n";
-    let answer = rig.raw(huge).await;
-    assert_eq!(answer.status, 413, "{}", answer.text);
+    // By length, and by what comes when no length is given: the sender reads its answer.
+    let large = vec![b'x'; 20 << 20];
+    let head =
+        "PUT /v1/agent/service/register HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
+    let mut by_length = format!("{head}Content-Length: {}\r\n\r\n", large.len()).into_bytes();
+    by_length.extend_from_slice(&large);
+    let mut chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
+    for part in large.chunks(1 << 20) {
+        chunked.extend_from_slice(format!("{:x}\r\n", part.len()).as_bytes());
+        chunked.extend_from_slice(part);
+        chunked.extend_from_slice(b"\r\n");
+    }
+    chunked.extend_from_slice(b"0\r\n\r\n");
+    let asks = format!("{head}Expect: 100-continue\r\nContent-Length: 104857600\r\n\r\n");
+    for request in [by_length, chunked, asks.into_bytes()] {
+        let answer = rig.raw(&request).await;
+        assert_eq!(answer.status, 413, "{}", answer.text);
+    }
     let rebound = b"GET /v1/agent/self HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n";
     assert_eq!(rig.raw(rebound).await.status, 403);
     // Whatever came before, the door still answers.
@@ -344,4 +369,59 @@ async fn reg_57_large_bodies_and_strangers_are_turned_away() {
     }
     assert_eq!(rig.get("/v1/status/leader").await.status, 200);
     assert!(rig.tasks.shutdown(Duration::from_secs(60)).await);
+}
+
+#[tokio::test]
+async fn a_blocked_query_ends_with_the_server_and_keeps_its_index() {
+    let rig = rig().await;
+    rig.put("/v1/agent/service/register", json!({"name": "web"})).await;
+    let index = rig.get("/v1/health/service/web").await.index();
+    let path = format!("/v1/health/service/web?index={index}&wait=60s");
+    let blocked = rig.get(&path);
+    tokio::pin!(blocked);
+    tokio::select! {
+        answer = &mut blocked => panic!("answered early: {}", answer.text),
+        () = rig.blocked(1) => {}
+    }
+    rig.tasks.begin_drain();
+    let answer = blocked.await;
+    assert_eq!((answer.status, answer.index(), count(&answer)), (200, index, 1));
+}
+
+#[tokio::test]
+async fn an_agent_service_can_be_waited_for_by_its_hash() {
+    let rig = rig().await;
+    rig.put("/v1/agent/service/register", json!({"name": "web", "port": 1})).await;
+    let first = rig.get("/v1/agent/service/web").await;
+    let hash = first.headers["x-consul-contenthash"].clone();
+    assert_eq!(first.json()["ContentHash"], hash);
+    let same = rig.get(&format!("/v1/agent/service/web?hash={hash}&wait=10ms")).await;
+    assert_eq!(same.headers["x-consul-contenthash"], hash);
+    let path = format!("/v1/agent/service/web?hash={hash}&wait=60s");
+    let change = rig.put("/v1/agent/service/register", json!({"name": "web", "port": 2}));
+    let (answer, _) = tokio::join!(rig.get(&path), change);
+    assert_eq!(answer.json()["Port"], 2);
+    assert_eq!(rig.get("/v1/agent/service/nope").await.status, 404);
+}
+
+#[tokio::test]
+async fn many_clients_at_once_end_with_one_truth() {
+    let rig = rig().await;
+    let clients = (0..40).map(|n| {
+        let rig = &rig;
+        async move {
+            let body = json!({"Name": "web", "ID": format!("w{n}"), "Check": {"TTL": "60s"}});
+            for _ in 0..3 {
+                rig.put("/v1/agent/service/register", body.clone()).await;
+                rig.put(&format!("/v1/agent/check/warn/service:w{n}"), Value::Null).await;
+                rig.put(&format!("/v1/agent/check/pass/service:w{n}"), Value::Null).await;
+            }
+            if n % 2 == 0 {
+                rig.put(&format!("/v1/agent/service/deregister/w{n}"), Value::Null).await;
+            }
+        }
+    });
+    futures_util::future::join_all(clients).await;
+    assert_eq!(count(&rig.get("/v1/health/service/web?passing").await), 20);
+    assert_eq!(rig.get("/v1/agent/checks").await.json().as_object().unwrap().len(), 20);
 }

@@ -83,3 +83,72 @@ fn a_sidecar_is_named_after_its_service() {
     assert_eq!(sidecar.proxy.unwrap()["LocalServicePort"], 80);
     assert_eq!(parent.connect, None);
 }
+
+#[test]
+fn reg_56_any_value_in_any_field_is_taken_or_refused_with_a_sentence() {
+    use weft_base::rng::Rng;
+    const NAMES: [&str; 24] = [
+        "Name",
+        "ID",
+        "Tags",
+        "Meta",
+        "Port",
+        "Address",
+        "TaggedAddresses",
+        "Weights",
+        "Check",
+        "Checks",
+        "Connect",
+        "SidecarService",
+        "Proxy",
+        "TTL",
+        "HTTP",
+        "TCP",
+        "GRPC",
+        "Header",
+        "Interval",
+        "Timeout",
+        "Status",
+        "DeregisterCriticalServiceAfter",
+        "Kind",
+        "Passing",
+    ];
+    fn value(rng: &mut Rng, depth: u32) -> Value {
+        match rng.below(if depth > 3 { 7 } else { 9 }) {
+            0 => Value::Null,
+            1 => json!(rng.below(2) == 0),
+            2 => json!(rng.next_u64()),
+            3 => json!(-1.5e300),
+            4 => json!("10s"),
+            5 => json!("127.0.0.1:80"),
+            6 => json!("\u{0}\u{1F600}/%"),
+            7 => (0..rng.below(4)).map(|_| value(rng, depth + 1)).collect(),
+            _ => Value::Object(
+                (0..rng.below(8))
+                    .map(|_| {
+                        let name = NAMES[usize::try_from(rng.below(24)).unwrap()];
+                        (name.to_owned(), value(rng, depth + 1))
+                    })
+                    .collect(),
+            ),
+        }
+    }
+    let mut rng = Rng::seeded(5);
+    let (mut taken, mut refused) = (0, 0);
+    for _ in 0..50_000 {
+        let Value::Object(mut body) = value(&mut rng, 0) else { continue };
+        body.insert("Name".into(), json!("x"));
+        let read = service(&body, "", "Name", true).and_then(|service| {
+            sidecar(&body, &service)?;
+            service_checks(&body, &service)
+        });
+        match read.map(|_| ()).and_then(|()| check(&body, true).map(|_| ())) {
+            Ok(()) => taken += 1,
+            Err(why) => {
+                assert!(why.status.is_client_error() && why.text.len() > 10, "{why:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(taken > 10 && refused > 1000, "{taken} {refused}");
+}
