@@ -127,7 +127,10 @@ fn route(name: &str, backends: &[&str]) -> Value {
 }
 
 fn split(v1: u32, v2: u32) -> Value {
-    let to = |subset: &str, weight: u32| json!({"destination": {"host": "web", "subset": subset}, "weight": weight});
+    let to = |subset: &str, weight: u32| {
+        let destination = json!({"host": "web", "subset": subset});
+        json!({"destination": destination, "weight": weight})
+    };
     json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
            "metadata": {"name": "web", "namespace": "shop"},
            "spec": {"hosts": ["web"], "http": [{"route": [to("v1", v1), to("v2", v2)]}]}})
@@ -357,8 +360,12 @@ fn variants() -> Vec<Vec<Value>> {
     ]
 }
 
+fn config() -> ProptestConfig {
+    ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(config())]
 
     /// A compiler that followed every change holds what one that starts anew gives, and the
     /// deltas it gave add up to it.

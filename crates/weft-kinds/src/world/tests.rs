@@ -172,7 +172,11 @@ fn hosts_have_one_form() {
 
 /// Keys and the values that a random log gives them.
 fn universe() -> Vec<(&'static str, Vec<Value>)> {
-    let registration = |name: &str, port: u16| json!({"id": "i1", "service": name, "node": "n1", "port": port, "meta": {"v": "1"}});
+    let registration = |name: &str, port: u16| {
+        let meta = json!({"v": "1"});
+        json!({"id": "i1", "service": name, "node": "n1", "port": port, "meta": meta})
+    };
+    let labels = json!({"kubernetes.io/service-name": "s"});
     let vs =
         |host: &str, gateways: &[&str]| json!({"spec": {"hosts": [host], "gateways": gateways}});
     vec![
@@ -191,7 +195,7 @@ fn universe() -> Vec<(&'static str, Vec<Value>)> {
                 slice("s", &[("p", "127.64.0.5", true)]),
                 slice("s", &[("p", "127.64.0.5", false), ("q", "127.64.0.6", true)]),
                 slice("t", &[("q", "127.64.0.6", true)]),
-                json!({"metadata": {"labels": {"kubernetes.io/service-name": "s"}}, "endpoints": 7}),
+                json!({"metadata": {"labels": labels}, "endpoints": 7}),
             ],
         ),
         (
@@ -342,8 +346,12 @@ fn answer(world: &World, question: &ReadKey) -> String {
     }
 }
 
+fn config() -> ProptestConfig {
+    ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(config())]
 
     /// A delta covers every question whose answer changed, and names no other.
     #[test]
