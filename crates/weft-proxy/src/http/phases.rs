@@ -103,19 +103,13 @@ async fn run(
     };
 
     // 5. What the rule says: filters in written order, an answer of its own, or a backend.
-    let mut plan = Plan::default();
+    let mut plan = Plan::at(&conn.door);
     let next = match choice {
         Choice::Rule(found) => {
             record.route = Some(route::label(&found));
             rule(worker, conn, &head, &asked, &found, &table, &mut plan, record)?
         }
-        Choice::Backend(backend) => {
-            if conn.door == Door::Mesh {
-                // The client's sidecar judges, and it has other instances to go to.
-                plan.retry = Retry { attempts: 0, on_reset: false, ..Retry::default() };
-            }
-            Next::Forward(worker.backend(&backend))
-        }
+        Choice::Backend(backend) => Next::Forward(worker.backend(&backend)),
         Choice::Outside(target) => Next::Forward(outside(worker, conn, &target, record).await?),
     };
     let backend = match next {
@@ -407,6 +401,16 @@ fn base64(bytes: &[u8]) -> String {
 // === impl Plan ===
 
 impl<'t> Plan<'t> {
+    /// What is done when no rule says anything.
+    fn at(door: &Door) -> Self {
+        let mut plan = Self::default();
+        if *door == Door::Mesh {
+            // The client's sidecar judges, and it has other instances to go to.
+            plan.retry = Retry { attempts: 0, on_reset: false, ..Retry::default() };
+        }
+        plan
+    }
+
     fn filters(&mut self, filters: &'t [Filter]) {
         for filter in filters {
             match filter {

@@ -70,7 +70,8 @@ pub fn asked(conn: &Conn, authority: &Authority) -> Asked {
         },
         Door::Gateway(_) => Asked {
             host: authority.host.clone(),
-            port: authority.port.unwrap_or(conn.local.port()),
+            // The listener's port, whatever the client calls it: redirects and matches name that.
+            port: conn.local.port(),
             authority: None,
         },
     }

@@ -7,6 +7,7 @@ mod drain;
 mod faults;
 mod grpc;
 mod mtls;
+mod observed;
 mod retry;
 mod routing;
 mod share;

@@ -183,6 +183,50 @@ async fn upstream_ports_decide_whatever_host_the_program_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_terminates_tls_by_server_name() {
+    let user = Server::named("user").await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["shop.example.com".to_owned()];
+    let cert = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    let mut all = http_service("user", &[user.address]);
+    let (name, mut listener) = gateway(Some("shop.example.com"));
+    let tls =
+        |key_pem: String| Some(ServerTls { chain_pem: cert.pem().into(), key_pem: key_pem.into() });
+    let mut set = |tls| {
+        if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
+            g.sections[0].tls = tls;
+        }
+        (name.clone(), listener.clone())
+    };
+    let (good, bad) = (set(tls(key.serialize_pem())), set(tls("no key".into())));
+    all.push(good);
+    all.push(gateway_route("r", &[], vec![rule("/", Action::Forward(vec![to("user", "", 1)]))]));
+    let bed = Bed::gateway(all).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(cert.der().clone()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(weft_identity::provider::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let connect = async |name: &'static str| {
+        let tcp = tokio::net::TcpStream::connect(bed.listener()).await.unwrap();
+        connector.connect(name.try_into().unwrap(), tcp).await
+    };
+    assert!(connect("other.example.com").await.is_err());
+    // A key that cannot be used is refused by name, and the good one stays.
+    let applied = bed.apply(2, vec![bad]).await;
+    assert!(applied.rejected[0].reason.contains("key of listener \"http\""), "{applied:?}");
+    let io = hyper_util::rt::TokioIo::new(connect("shop.example.com").await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    let tasks = weft_base::task::TaskGroup::new();
+    tasks.spawn("client", async move { drop(connection.await) });
+    let response = sender.send_request(get("/", "shop.example.com")).await.unwrap();
+    assert_eq!(response.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_route_waits_for_its_backend() {
     let old = Server::named("old").await;
     let new = Server::named("new").await;
