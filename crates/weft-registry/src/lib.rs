@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{broadcast, mpsc};
 use weft_base::clock::Clock;
+use weft_base::metrics::Cell;
 use weft_base::rng::Rng;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
@@ -48,7 +49,29 @@ struct Inner {
     changes: broadcast::WeakSender<Arc<pump::Change>>,
     catalog: catalog::Handle,
     notes: mpsc::Sender<EventNote>,
+    counts: Counts,
     rng: Mutex<Rng>,
+}
+
+/// The registry's own figures, for `/metrics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub store: weft_store::Stats,
+    /// The World's revision; behind the store's while events are on their way.
+    pub world_revision: u64,
+    /// Items that controllers saw to.
+    pub reconciles: u64,
+    /// Those that were overtaken or could not write, and were tried again.
+    pub reconcile_retries: u64,
+    /// Events dropped because too many waited.
+    pub events_dropped: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    reconciles: Cell,
+    retries: Cell,
+    events_dropped: Cell,
 }
 
 // === impl Registry ===
@@ -79,6 +102,7 @@ impl Registry {
         };
         let inner = Inner {
             notes,
+            counts: Counts::default(),
             store: store.clone(),
             clock: clock.clone(),
             tasks: tasks.clone(),
@@ -154,7 +178,27 @@ impl Registry {
     /// Records an Event. Never waits; when too many wait already, this one is dropped.
     pub fn note(&self, note: EventNote) {
         if let Err(e) = self.inner.notes.try_send(note) {
+            self.inner.counts.events_dropped.add(1);
             tracing::debug!(error = %e, "an event is dropped");
+        }
+    }
+
+    /// The registry's own figures.
+    pub fn stats(&self) -> Stats {
+        let counts = &self.inner.counts;
+        Stats {
+            store: self.inner.store.stats(),
+            world_revision: self.now().revision(),
+            reconciles: counts.reconciles.get(),
+            reconcile_retries: counts.retries.get(),
+            events_dropped: counts.events_dropped.get(),
+        }
+    }
+
+    pub(crate) fn count_reconcile(&self, worked: bool) {
+        self.inner.counts.reconciles.add(1);
+        if !worked {
+            self.inner.counts.retries.add(1);
         }
     }
 

@@ -434,6 +434,17 @@ async fn leases_restart_at_full_time(f: Fixture) {
     assert!(next > lease, "ids are not used twice");
 }
 
+#[tokio::test]
+async fn watches_are_bounded() {
+    let f = memory(Retention::default());
+    let mut held: Vec<_> =
+        (0..limits::WATCHERS_MAX).map(|_| f.store.watch("/", Revision(1)).unwrap()).collect();
+    assert_eq!(f.store.watch("/", Revision(1)).unwrap_err(), WatchError::TooManyWatches);
+    assert_eq!(f.store.stats().watches, limits::WATCHERS_MAX);
+    held.pop();
+    assert!(f.store.watch("/", Revision(1)).is_ok());
+}
+
 /// History is bounded by events, bytes and age, whatever the engine.
 #[tokio::test]
 async fn history_is_bounded() {

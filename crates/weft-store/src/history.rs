@@ -115,6 +115,12 @@ impl History {
         counted.map(|_| self.head.subscribe()).map_err(|_| WatchError::TooManyWatches)
     }
 
+    /// How many watches there are, and how many events and bytes are kept for them.
+    pub fn stats(&self) -> (usize, usize, usize) {
+        let log = self.lock();
+        (self.watches.load(Ordering::Relaxed), log.events.len(), log.bytes)
+    }
+
     pub fn unsubscribe(&self) {
         self.watches.fetch_sub(1, Ordering::Relaxed);
     }

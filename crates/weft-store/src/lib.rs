@@ -146,6 +146,21 @@ pub struct Event {
     pub class: Class,
 }
 
+/// A store's own figures, for `/metrics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub revision: Revision,
+    /// Transactions, grants and revocations answered, whether they held or not.
+    pub requests: u64,
+    /// Times that something was made durable; several requests share one.
+    pub commits: u64,
+    /// Times that this failed, and nothing was acknowledged.
+    pub commit_failures: u64,
+    pub watches: usize,
+    pub history_events: usize,
+    pub history_bytes: usize,
+}
+
 /// Keys that one `DeletePrefix` may take with it.
 pub const DELETE_PREFIX_KEYS_MAX: usize = 1024;
 
@@ -191,6 +206,9 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// A revision at or after every write acknowledged before the call, for linearizable reads.
     fn barrier(&self) -> BoxFuture<'_, Result<Revision, StoreError>>;
+
+    /// The store's own figures.
+    fn stats(&self) -> Stats;
 
     /// Ends the leases that are due and forgets old history; returns how many leases ended.
     /// The owner calls this about twice a second: engines hold no timers.

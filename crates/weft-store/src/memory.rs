@@ -13,8 +13,8 @@ use crate::draft::{Draft, State, Table, check, merge, under};
 use crate::history::{History, Retention};
 use crate::lease::Deadlines;
 use crate::{
-    BoxFuture, Entry, Key, LeaseId, Page, Revision, Store, StoreError, Txn, TxnOutcome, Watch,
-    WatchError,
+    BoxFuture, Entry, Key, LeaseId, Page, Revision, Stats, Store, StoreError, Txn, TxnOutcome,
+    Watch, WatchError,
 };
 
 /// A store that is gone when it is dropped.
@@ -30,6 +30,7 @@ struct Inner {
     state: State,
     table: MemoryTable,
     deadlines: Deadlines,
+    requests: u64,
 }
 
 /// `Synced` keys, which here are in memory as well.
@@ -60,6 +61,7 @@ impl MemoryStore {
     ) -> Result<R, StoreError> {
         let mut inner = self.lock();
         let (mut state, mut table) = (inner.state.clone(), inner.table.clone());
+        inner.requests += 1;
         let mut draft = Draft::new(&mut state, &mut table);
         let out = f(&mut draft)?;
         let events = std::mem::take(&mut draft.events);
@@ -155,6 +157,23 @@ impl Store for MemoryStore {
 
     fn barrier(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
         ready(Ok(self.lock().state.revision)).boxed()
+    }
+
+    fn stats(&self) -> Stats {
+        let (revision, requests) = {
+            let inner = self.lock();
+            (inner.state.revision, inner.requests)
+        };
+        let (watches, history_events, history_bytes) = self.history.stats();
+        Stats {
+            revision,
+            requests,
+            commits: requests,
+            commit_failures: 0,
+            watches,
+            history_events,
+            history_bytes,
+        }
     }
 
     fn tick(&self) -> BoxFuture<'_, Result<usize, StoreError>> {

@@ -17,6 +17,7 @@ use futures_util::FutureExt;
 use futures_util::future::ready;
 use tokio::sync::{mpsc, oneshot};
 use weft_base::clock::Clock;
+use weft_base::metrics::Cell;
 
 use self::disk::{Opener, ReadKeys};
 use self::writer::{Request, Writer};
@@ -24,8 +25,8 @@ use crate::draft::{State, check, merge, under};
 use crate::history::{History, Retention};
 use crate::lease::Deadlines;
 use crate::{
-    BoxFuture, DataDir, Entry, Key, LeaseId, Page, Revision, Store, StoreError, Txn, TxnOutcome,
-    Watch, WatchError,
+    BoxFuture, DataDir, Entry, Key, LeaseId, Page, Revision, Stats, Store, StoreError, Txn,
+    TxnOutcome, Watch, WatchError,
 };
 
 /// Writes that may wait for the writer; more of them wait for room.
@@ -48,6 +49,15 @@ struct Shared {
     history: Arc<History>,
     deadlines: Mutex<Deadlines>,
     clock: Clock,
+    counts: Counts,
+}
+
+/// Written by the writer alone.
+#[derive(Debug, Default)]
+struct Counts {
+    requests: Cell,
+    commits: Cell,
+    failures: Cell,
 }
 
 /// One consistent moment: disk and memory at the same revision.
@@ -95,6 +105,7 @@ impl RedbStore {
             history,
             deadlines: Mutex::new(deadlines),
             clock,
+            counts: Counts::default(),
         });
         let (tx, rx) = mpsc::channel(QUEUE);
         let writer = Writer::new(shared.clone(), opener, opened.db, opened.reserved);
@@ -183,6 +194,20 @@ impl Store for RedbStore {
     fn barrier(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
         // The view is swapped before a write is acknowledged.
         ready(Ok(self.shared.view().state.revision)).boxed()
+    }
+
+    fn stats(&self) -> Stats {
+        let (watches, history_events, history_bytes) = self.shared.history.stats();
+        let counts = &self.shared.counts;
+        Stats {
+            revision: self.shared.view().state.revision,
+            requests: counts.requests.get(),
+            commits: counts.commits.get(),
+            commit_failures: counts.failures.get(),
+            watches,
+            history_events,
+            history_bytes,
+        }
     }
 
     fn tick(&self) -> BoxFuture<'_, Result<usize, StoreError>> {

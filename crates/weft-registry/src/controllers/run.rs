@@ -106,6 +106,7 @@ impl Runner {
         self.registry.wait_revision(newest).await;
         let now = self.registry.clock().now();
         for ((item, plan), (done, _)) in items.into_iter().zip(plans).zip(done) {
+            self.registry.count_reconcile(matches!(done, Ok(true)));
             match done {
                 Ok(true) => {
                     self.queue.worked(&item);

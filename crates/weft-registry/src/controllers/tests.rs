@@ -731,6 +731,15 @@ async fn the_loop_keeps_up_with_the_world() {
     .await
     .unwrap();
     wait(&registry, done("web:2", 5)).await;
+    let said = |reason: &'static str| {
+        let o = o.clone();
+        let (_, events) = o.list(KindId::Event, Some("default"));
+        events.iter().any(|e| e["reason"] == reason)
+    };
+    wait(&registry, || said("ScalingReplicaSet") && said("Scheduled")).await;
+    let stats = registry.stats();
+    assert!(stats.reconciles > 0 && stats.events_dropped == 0, "{stats:?}");
+    assert!(registry.wait_revision(stats.store.revision).await.revision() >= stats.world_revision);
     assert!(tasks.shutdown(std::time::Duration::from_secs(5)).await, "everything drains");
 }
 

@@ -99,6 +99,7 @@ async fn a_full_disk_acknowledges_nothing_and_recovers_when_there_is_room() {
         let err = store.txn(Txn::of([Op::put("/a", "2")])).await.unwrap_err();
         assert!(matches!(err, StoreError::Storage(_)), "{err}");
     }
+    assert_eq!(store.stats().commit_failures, 3);
     fault.broken.store(false, Ordering::SeqCst);
     let out = store.txn(Txn::of([Op::put("/b", "3")])).await.unwrap();
     assert!(out.revision > before.next(), "revisions jump over what may have been used");
@@ -124,6 +125,9 @@ async fn writers_that_wait_share_a_commit_and_heartbeats_need_none() {
     }
     let shared = syncs() - before;
     assert!(shared < 100, "200 writes took {shared} syncs");
+    let stats = store.stats();
+    assert_eq!((stats.requests, stats.revision), (201, Revision(201)));
+    assert!(stats.commits < 100, "{stats:?}");
 
     let before = syncs();
     for i in 0..100 {

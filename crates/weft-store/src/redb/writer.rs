@@ -58,9 +58,11 @@ impl Writer {
     }
 
     fn serve(&mut self, batch: Vec<Request>) {
+        self.shared.counts.requests.add(u64::try_from(batch.len()).unwrap_or(u64::MAX));
         if self.db.is_none()
             && let Err(e) = self.reopen()
         {
+            self.shared.counts.failures.add(1);
             batch.into_iter().for_each(|r| r.refuse(&e));
             return;
         }
@@ -74,6 +76,7 @@ impl Writer {
                 pairs.for_each(|(request, answer)| answer.send(request, &self.shared));
             }
             Err(e) => {
+                self.shared.counts.failures.add(1);
                 tracing::error!(error = %e, "a commit failed; its writes are not acknowledged");
                 if matches!(e, StoreError::Storage(_)) {
                     self.db = None;
@@ -116,6 +119,7 @@ impl Writer {
             self.reserved = reserved;
         }
         txn.commit().map_err(StoreError::storage)?;
+        self.shared.counts.commits.add(1);
         let keys = Arc::new(disk::snapshot(db)?);
         self.shared.publish(View { state, keys: Some(keys) });
         Ok((answers, events))
