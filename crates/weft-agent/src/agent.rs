@@ -30,6 +30,9 @@ use crate::worker::{self, Handle, Msg, Shared};
 /// Pods of one machine.
 const PODS_MAX: usize = 1_000;
 
+/// What stopping may take beyond the graces of app and proxy.
+const STOP_MARGIN: Duration = Duration::from_secs(3);
+
 /// All pods that should be here.
 pub type Desired = BTreeMap<PodKey, Arc<DesiredPod>>;
 
@@ -168,7 +171,8 @@ impl Agent {
     pub async fn stop(&self, grace: Duration) {
         let (done, wait) = oneshot::channel();
         if self.orders.send(Order::Stop { grace, done }).await.is_ok() {
-            let _ = wait.await;
+            // Processes end by SIGKILL at the latest; last reports are not waited for for ever.
+            let _ = tokio::time::timeout(grace * 2 + STOP_MARGIN, wait).await;
         }
     }
 }
@@ -203,7 +207,7 @@ impl Manager {
                     self.stopping = Some(done);
                     let all: Vec<_> = lock(&self.pods).values().map(|h| h.messages.clone()).collect();
                     for pod in all {
-                        let _ = pod.send(Msg::Event(Event::Delete { grace })).await;
+                        let _ = pod.send(Msg::Event(Event::Delete { grace, drain: false })).await;
                     }
                 }
             }
@@ -212,17 +216,23 @@ impl Manager {
 
     async fn apply(&mut self, desired: &Desired) {
         let mut orders = Vec::new();
-        for (key, handle) in lock(&self.pods).iter() {
-            let same = desired.get(key).and_then(|d| Some((d, d.read().ok()?)));
+        for (key, handle) in lock(&self.pods).iter_mut() {
+            let wanted = desired.get(key);
+            // Most changes are of other pods. (Objects are compared by their pointers first.)
+            if wanted == handle.last.as_ref() {
+                continue;
+            }
+            handle.last = wanted.cloned();
+            let same = wanted.and_then(|d| Some((d, d.read().ok()?)));
             let same = same.filter(|(_, pod)| pod.metadata.uid == handle.uid);
             let message = match same {
                 Some((_, pod)) if pod.metadata.deletion_timestamp.is_some() => {
                     let grace = Duration::from_secs(pod.grace_seconds());
-                    Msg::Event(Event::Delete { grace })
+                    Msg::Event(Event::Delete { grace, drain: true })
                 }
                 Some((desired, _)) => Msg::Update(desired.clone()),
                 // Gone without a word (`--force`), or another object of the same name.
-                None => Msg::Event(Event::Delete { grace: Duration::from_secs(1) }),
+                None => Msg::Event(Event::Delete { grace: Duration::from_secs(1), drain: false }),
             };
             orders.push((handle.messages.clone(), message));
         }
@@ -273,7 +283,7 @@ impl Manager {
         let credential = token.reveal().into();
         let handle = worker::start(&self.shared, wanted.clone(), pod, credential, tell);
         if let Some(grace) = grace {
-            let _ = handle.messages.send(Msg::Event(Event::Delete { grace })).await;
+            let _ = handle.messages.send(Msg::Event(Event::Delete { grace, drain: false })).await;
         }
         lock(&self.pods).insert(key.clone(), handle);
     }

@@ -236,9 +236,12 @@ impl Drop for Child {
 impl Signaller {
     /// SIGTERM or SIGKILL to the process and its group; nothing when it has ended.
     pub fn send(&self, kill: bool) {
-        if self.is_alive() {
-            kill_group(self.pid, if kill { Signal::KILL } else { Signal::TERM });
+        if !self.is_alive() {
+            return;
         }
+        kill_group(self.pid, if kill { Signal::KILL } else { Signal::TERM });
+        // A stopped process hears SIGTERM only when it goes on.
+        kill_group(self.pid, Signal::CONT);
     }
 
     pub fn pid(&self) -> u32 {

@@ -10,7 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 
 use crate::procfs::{self, Stat};
 
@@ -18,6 +19,9 @@ use crate::procfs::{self, Stat};
 pub const MARK_AGENT: &str = "WEFT_AGENT";
 /// Environment variable that marks every process of one container's run.
 pub const MARK_CONTAINER: &str = "WEFT_CONTAINER";
+
+/// How long a killed process is waited for; only a stuck system call takes so long.
+const END_MAX: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// One small file per living child.
 #[derive(Clone, Debug)]
@@ -57,7 +61,7 @@ impl Ledger {
             if let (Some(pid), Some(start)) = (recorded, start) {
                 let alive = procfs::stat(pid).filter(|s| s.start_time == start);
                 if alive.is_some_and(|s| s.state != 'Z') {
-                    signal(pid, true);
+                    kill(pid, true);
                     ended += 1;
                 }
             }
@@ -88,7 +92,7 @@ pub fn end_marked(marker: &str) -> usize {
             break;
         }
         ended = ended.max(found.len());
-        found.iter().for_each(|s| signal(s.pid, false));
+        found.iter().for_each(|s| kill(s.pid, false));
     }
     ended
 }
@@ -108,12 +112,18 @@ pub fn reap_adopted(known: &[u32], seen: &mut HashSet<(u32, u64)>) {
     *seen = now;
 }
 
-fn signal(pid: u32, group: bool) {
+/// Kills, and waits until the process let go of its ports and files.
+fn kill(pid: u32, group: bool) {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    let fd = rustix::process::pidfd_open(pid, PidfdFlags::empty());
     if group {
         let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     }
     let _ = rustix::process::kill_process(pid, Signal::KILL);
+    if let Ok(fd) = fd {
+        let mut ended = [PollFd::new(&fd, PollFlags::IN)];
+        let _ = rustix::event::poll(&mut ended, Some(&END_MAX));
+    }
 }
 
 #[cfg(test)]

@@ -73,8 +73,11 @@ pub enum Event {
         attempt: u32,
         message: String,
     },
+    /// The pod is to end. Subscribers are told first when `drain` is set; when everything here
+    /// is being stopped, they are stopped too.
     Delete {
         grace: Duration,
+        drain: bool,
     },
     /// Subscribers know that this instance is going.
     Drained,
@@ -109,7 +112,7 @@ pub enum Action {
 enum Life {
     Up,
     Draining { until: Mono, grace: Duration },
-    StoppingApps { kill_at: Mono, killed: bool },
+    StoppingApps { kill_at: Mono, killed: bool, grace: Duration },
     StoppingProxy { kill_at: Mono, killed: bool },
     Done,
 }
@@ -184,7 +187,7 @@ impl Machine {
         let kills = self.parts().filter_map(|(_, c)| c.kill_at());
         let life = match self.life {
             Life::Draining { until, .. } => Some(until),
-            Life::StoppingApps { kill_at, killed: false }
+            Life::StoppingApps { kill_at, killed: false, .. }
             | Life::StoppingProxy { kill_at, killed: false } => Some(kill_at),
             _ => None,
         };
@@ -274,7 +277,7 @@ impl Machine {
                     }
                 }
             }
-            Event::Delete { grace } => self.on_delete(grace, now),
+            Event::Delete { grace, drain } => self.on_delete(grace, drain, now),
             Event::Drained => {
                 if let Life::Draining { grace, .. } = self.life {
                     self.stop_apps(grace, now);
@@ -395,7 +398,7 @@ impl Machine {
         }
     }
 
-    fn on_delete(&mut self, grace: Duration, now: Mono) {
+    fn on_delete(&mut self, grace: Duration, drain: bool, now: Mono) {
         if self.deleting {
             return;
         }
@@ -405,7 +408,7 @@ impl Machine {
             return;
         }
         let takes_requests = self.kind == ProxyKind::Sidecar && self.running_apps() > 0;
-        if takes_requests && !grace.is_zero() {
+        if takes_requests && drain && !grace.is_zero() {
             self.life = Life::Draining { until: now.plus(DRAIN_MAX), grace };
             self.actions.push_back(Action::BeginDrain);
         } else {
@@ -414,7 +417,8 @@ impl Machine {
     }
 
     fn stop_apps(&mut self, grace: Duration, now: Mono) {
-        self.life = Life::StoppingApps { kill_at: now.plus(grace), killed: grace.is_zero() };
+        let (kill_at, killed) = (now.plus(grace), grace.is_zero());
+        self.life = Life::StoppingApps { kill_at, killed, grace };
         self.signal_apps(grace.is_zero());
         for index in 0..self.apps.len() {
             if let Some(app) = self.apps.get_mut(index).filter(|a| a.is_running()) {
@@ -443,8 +447,8 @@ impl Machine {
         }
         match self.life {
             Life::Draining { until, grace } if until <= now => self.stop_apps(grace, now),
-            Life::StoppingApps { kill_at, killed: false } if kill_at <= now => {
-                self.life = Life::StoppingApps { kill_at, killed: true };
+            Life::StoppingApps { kill_at, killed: false, grace } if kill_at <= now => {
+                self.life = Life::StoppingApps { kill_at, killed: true, grace };
                 self.signal_apps(true);
             }
             Life::StoppingProxy { kill_at, killed: false } if kill_at <= now => {
@@ -483,12 +487,16 @@ impl Machine {
         let apps_ended = self.running_apps() == 0;
         if self.life == Life::Up && self.is_complete() {
             // A pod that runs to completion needs its sidecar no longer.
-            self.life = Life::StoppingApps { kill_at: now, killed: true };
+            let grace = Duration::from_secs(self.pod.grace_seconds());
+            self.life = Life::StoppingApps { kill_at: now, killed: true, grace };
         }
-        if matches!(self.life, Life::StoppingApps { .. }) && apps_ended {
+        if let Life::StoppingApps { grace, .. } = self.life
+            && apps_ended
+        {
+            // A gateway finishes what clients asked; a sidecar's app has ended already.
             let grace = match self.kind {
-                ProxyKind::Gateway => Duration::from_secs(self.pod.grace_seconds()),
-                _ => PROXY_GRACE,
+                ProxyKind::Gateway => grace,
+                _ => grace.min(PROXY_GRACE),
             };
             self.life = Life::StoppingProxy { kill_at: now.plus(grace), killed: false };
             if let Some(proxy) = self.proxy.as_ref().filter(|p| p.is_running()) {

@@ -12,6 +12,9 @@ use crate::pod::Probe;
 
 pub mod ask;
 
+/// How often a program that is not ready yet is asked.
+const EAGER: Duration = Duration::from_millis(100);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProbeKind {
     Startup,
@@ -99,11 +102,11 @@ impl ProbeMachine {
     fn pause(&self, ok: bool) -> Duration {
         let eager = self.verdict != Some(true) && self.kind != ProbeKind::Liveness;
         if eager && !ok {
-            // A quarter second, unless a failure threshold counts these.
+            // A startup probe's failures are counted, so that its period stays.
             let counts = self.kind == ProbeKind::Startup;
-            if counts { self.period } else { self.period.min(Duration::from_millis(250)) }
+            if counts { self.period } else { self.period.min(EAGER) }
         } else if eager {
-            self.period.min(Duration::from_millis(100))
+            self.period.min(EAGER)
         } else {
             self.period
         }
@@ -150,9 +153,9 @@ mod tests {
         let mut m = machine(ProbeKind::Readiness, &probe);
         assert_eq!(m.due(), Mono(5_000));
         m.result(false, Mono(5_000));
-        assert_eq!(m.due(), Mono(5_250));
-        m.result(true, Mono(5_250));
-        assert_eq!(m.due(), Mono(15_250), "once ready, its own period");
+        assert_eq!(m.due(), Mono(5_100));
+        m.result(true, Mono(5_100));
+        assert_eq!(m.due(), Mono(15_100), "once ready, its own period");
         let liveness = machine(ProbeKind::Liveness, &probe);
         assert!(liveness.due() >= Mono(15_000) && liveness.due() <= Mono(22_500));
     }

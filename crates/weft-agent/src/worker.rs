@@ -57,6 +57,8 @@ pub(crate) struct Handle {
     /// Names under which there are logs: the apps', then the proxy's.
     pub(crate) containers: Vec<Arc<str>>,
     pub(crate) messages: mpsc::Sender<Msg>,
+    /// The desired state that the pod's task knows; `None` once it was to be gone.
+    pub(crate) last: Option<Arc<DesiredPod>>,
 }
 
 struct Worker {
@@ -82,6 +84,7 @@ pub(crate) fn start(
     ended: impl FnOnce() + Send + 'static,
 ) -> Handle {
     let (to_self, messages) = mpsc::channel(256);
+    let last = Some(desired.clone());
     let (reports, latest) = watch::channel(None);
     let (pod, key, uid) = (Arc::new(pod.clone()), pod.key(), pod.metadata.uid.clone());
     let (done, reported) = oneshot::channel();
@@ -110,7 +113,7 @@ pub(crate) fn start(
         let _ = reported.await;
         ended();
     });
-    Handle { uid, containers, messages: to_self }
+    Handle { uid, containers, messages: to_self, last }
 }
 
 // === impl Worker ===

@@ -72,6 +72,18 @@ async fn the_whole_group_ends_with_its_leader() {
 }
 
 #[tokio::test]
+async fn a_stopped_process_can_end_politely() {
+    let (_dir, spawner, _) = spawner();
+    let script = "trap 'exit 5' TERM; kill -STOP $$; while :; do sleep 0.01; done";
+    let mut child = spawner.spawn(sh(script), app()).await.unwrap();
+    while procfs::stat(child.pid()).is_some_and(|s| s.state != 'T') {
+        tokio::task::yield_now().await;
+    }
+    child.signaller().send(false);
+    assert_eq!(child.wait().await.unwrap(), Exit::code(5));
+}
+
+#[tokio::test]
 async fn children_end_with_the_agent() {
     let (_dir, spawner, _) = spawner();
     let mut child = spawner.spawn(sh("echo x; exec sleep 1000"), app()).await.unwrap();

@@ -131,7 +131,7 @@ fn without_injection_there_is_no_sidecar_and_a_gateway_is_only_a_proxy() {
     s.step(Event::ProxyReady(true));
     assert_eq!(s.orders(), "");
     assert!(s.m.is_ready());
-    s.step(Event::Delete { grace: Duration::from_secs(30) });
+    s.step(Event::Delete { grace: Duration::from_secs(30), drain: true });
     assert_eq!(s.orders(), "-proxy");
     s.exited(Part::Proxy, Exit::code(0));
     assert_eq!(s.orders(), "end");
@@ -186,7 +186,7 @@ fn a_missing_program_is_tried_again_without_counting_a_restart() {
 #[test]
 fn deletion_drains_then_asks_then_forces_and_the_sidecar_goes_last() {
     let mut s = script(two_apps(), json!({})).up();
-    s.step(Event::Delete { grace: Duration::from_secs(30) });
+    s.step(Event::Delete { grace: Duration::from_secs(30), drain: true });
     assert_eq!(s.orders(), "drain");
     assert!(!s.m.is_ready(), "it takes no new requests");
     s.step(Event::Drained);
@@ -209,22 +209,26 @@ fn deletion_drains_then_asks_then_forces_and_the_sidecar_goes_last() {
 #[test]
 fn draining_waits_two_seconds_at_most_and_not_at_all_without_grace() {
     let mut s = script(two_apps(), json!({})).up();
-    s.step(Event::Delete { grace: Duration::from_secs(30) });
+    s.step(Event::Delete { grace: Duration::from_secs(30), drain: true });
     s.orders();
     assert_eq!(s.m.wakeup(), Some(s.now.plus(DRAIN_MAX)));
     s.after(DRAIN_MAX);
     assert_eq!(s.orders(), "-0 -1");
 
     let mut s = script(two_apps(), json!({})).up();
-    s.step(Event::Delete { grace: Duration::ZERO });
+    s.step(Event::Delete { grace: Duration::ZERO, drain: true });
     assert_eq!(s.orders(), "!0 !1");
+
+    let mut s = script(two_apps(), json!({})).up();
+    s.step(Event::Delete { grace: Duration::from_secs(3), drain: false });
+    assert_eq!(s.orders(), "-0 -1", "nobody is left to be told when all is stopped");
 }
 
 #[test]
 fn a_deletion_in_the_middle_of_a_start_or_of_a_back_off() {
     let mut s = script(two_apps(), json!({}));
     s.orders();
-    s.step(Event::Delete { grace: Duration::from_secs(1) });
+    s.step(Event::Delete { grace: Duration::from_secs(1), drain: true });
     // The proxy was ordered but is not there yet: it is told to end when it comes.
     assert_eq!(s.orders(), "-proxy");
     s.started(Part::Proxy);
@@ -236,7 +240,7 @@ fn a_deletion_in_the_middle_of_a_start_or_of_a_back_off() {
     s.started(Part::App(0)).exited(Part::App(0), Exit::code(1));
     s.started(Part::App(0)).exited(Part::App(0), Exit::code(1));
     s.orders();
-    s.step(Event::Delete { grace: Duration::from_secs(30) });
+    s.step(Event::Delete { grace: Duration::from_secs(30), drain: true });
     assert_eq!(s.orders(), "end", "nothing runs, so nothing is waited for");
 }
 
@@ -305,7 +309,7 @@ fn restart_policies() {
         if !again {
             s.exited(Part::Proxy, Exit::code(0));
             assert!(s.m.is_complete() && !s.m.is_finished());
-            s.step(Event::Delete { grace: Duration::from_secs(30) });
+            s.step(Event::Delete { grace: Duration::from_secs(30), drain: true });
             assert_eq!(s.orders(), "end");
         }
     };
@@ -350,7 +354,7 @@ fn any_order_of_events_ends_without_a_process_left() {
             }
             if round == 200 || (!deleted && rng.below(100) == 0) {
                 deleted = true;
-                s.step(Event::Delete { grace: Duration::from_secs(rng.below(3)) });
+                s.step(Event::Delete { grace: Duration::from_secs(rng.below(3)), drain: true });
                 continue;
             }
             match rng.below(6) {

@@ -83,7 +83,7 @@ fn a_pod_comes_up_crashes_and_goes_as_kubectl_shows_it() {
     assert_eq!(ready["reason"], "ContainersNotReady");
     assert_eq!(ready["message"], "containers with unready status: [app]");
 
-    step(&mut m, Event::Delete { grace: Duration::from_secs(1) }, 9500);
+    step(&mut m, Event::Delete { grace: Duration::from_secs(1), drain: true }, 9500);
     let s = status(&m, &mut w, WALL + 9500);
     assert_eq!(condition(&s, "Ready")["status"], "False");
 }

@@ -186,3 +186,32 @@ fn reg_49_a_door_certificate_is_no_identity() {
     let door = ca.door_certificate(&names, &["127.0.0.1".parse().unwrap()], SVID_TTL_MAX).unwrap();
     assert_eq!(Leaf::read(&door.cert[0]).unwrap_err(), crate::leaf::LeafError::UriNames(0));
 }
+
+/// Every one-byte change of a good request, and many of random bytes.
+#[test]
+fn damaged_requests_and_certificates_never_panic_nor_gain_a_name() {
+    use weft_base::rng::Rng;
+    let (_dir, ca) = authority();
+    let id = order("cluster.local");
+    let good = csr(&[uri_name(id.as_str())]);
+    let cert = ca.sign(&good, &id, SVID_TTL_DEFAULT).unwrap().chain[0].clone();
+    let mut rng = Rng::seeded(50);
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= u8::try_from(rng.below(255) + 1).unwrap();
+        // The request is signed by its own key: any change breaks that, whatever it hits.
+        assert!(ca.sign(&bad, &id, SVID_TTL_DEFAULT).is_err(), "byte {at}");
+    }
+    for _ in 0..20_000 {
+        let mut bad = cert.to_vec();
+        let at = usize::try_from(rng.below(bad.len() as u64)).unwrap();
+        bad[at] = u8::try_from(rng.below(256)).unwrap();
+        bad.truncate(usize::try_from(rng.below(bad.len() as u64 + 1)).unwrap().max(at + 1));
+        let _ = Leaf::read(&bad.into());
+    }
+    for len in 0..600 {
+        let noise: Vec<u8> = (0..len).map(|_| u8::try_from(rng.below(256)).unwrap()).collect();
+        assert!(ca.sign(&noise, &id, SVID_TTL_DEFAULT).is_err());
+        assert!(Leaf::read(&noise.into()).is_err());
+    }
+}
