@@ -110,7 +110,6 @@ class Mesh:
                 self.ready.set()
 
     def log_text(self):
-        self.log.flush()
         return self.data.with_suffix(".log").read_text(errors="replace")
 
     def stop(self, how=signal.SIGINT, seconds=20):

@@ -22,7 +22,9 @@ python3 -m venv "$peers/venv"
   --target "$peers/consul/python-consul" 'python-consul==1.1.0'
 "$peers/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --upgrade \
   --target "$peers/consul/py-consul" 'py-consul==1.8.0'
-ln -sf "$peers/venv/bin/python" "$peers/python"
+rm -f "$peers/python"
+printf '#!/bin/sh\nexec "%s" "$@"\n' "$peers/venv/bin/python" >"$peers/python"
+chmod +x "$peers/python"
 
 # Debian's packages, downloaded with a package list of our own and extracted, not installed.
 say "Debian packages"

@@ -41,7 +41,7 @@ def up_fails(tmp_path, text):
 
 @pytest.mark.parametrize("text, words", [
     (DEPLOYMENT.replace("replicas", "replicsa"), ["m.yaml:6", "spec.replicsa", "replicas"]),
-    (DEPLOYMENT.replace("replicas: 1", "replicas: one"), ["spec.replicas", "integer"]),
+    (DEPLOYMENT.replace("replicas: 1", "replicas: one"), ["spec.replicas", "whole number"]),
     (DEPLOYMENT.replace("kind: Deployment", "kind: Deploymint"), ["Deploymint", "Deployment"]),
     ("apiVersion: v1\nkind: Service\nmetadata: {name: 1a_B}\nspec: {ports: [{port: 99999}]}\n",
      ["metadata.name", "spec.ports[0].port"]),
