@@ -6,6 +6,7 @@
 //! defaults, validates and shows; storing, ownership and garbage are the registry's.
 
 mod body;
+mod definitions;
 mod delete;
 mod discovery;
 mod logs;
@@ -126,6 +127,7 @@ impl Door {
                 review::answer(&group, kind, ask.content_type(), &body)
             }
             Target::Review { kind, .. } => Err(ApiError::method(&ask.parts.method, kind)),
+            Target::Definitions { name } => self.definitions(name.as_deref(), &ask, body).await,
             _ if ask.parts.method != Method::GET && ask.parts.method != Method::HEAD => {
                 Err(ApiError::method(&ask.parts.method, "discovery"))
             }
@@ -258,7 +260,9 @@ fn discover(target: &Target, ask: &Ask) -> Answer {
         Target::Resources { group, version } => {
             (discovery::resources(group, version)?, discovery::Form::Legacy)
         }
-        Target::Objects(_) | Target::Review { .. } => return Err(ApiError::no_such_path()),
+        Target::Objects(_) | Target::Review { .. } | Target::Definitions { .. } => {
+            return Err(ApiError::no_such_path());
+        }
     };
     let mut response = json_response(StatusCode::OK, &value);
     if let Ok(media) = HeaderValue::from_str(&form.content_type()) {

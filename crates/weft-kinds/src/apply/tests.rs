@@ -139,3 +139,106 @@ fn updaters_are_capped() {
     }
     assert!(live["metadata"]["managedFields"].as_array().unwrap().len() <= 10);
 }
+
+/// A random Deployment: a keyed list, maps, an atomic list and scalars, small enough to collide.
+fn random(rng: &mut weft_base::rng::Rng) -> Value {
+    let mut spec = json!({});
+    let mut some = |n: u64| rng.below(n);
+    if some(2) == 0 {
+        spec["replicas"] = some(3).into();
+    }
+    if some(3) == 0 {
+        spec["paused"] = true.into();
+    }
+    let mut out = object(json!({}));
+    for label in ["a", "b", "c"] {
+        if some(2) == 0 {
+            out["metadata"]["labels"][label] = some(2).to_string().into();
+        }
+    }
+    let mut list = Vec::new();
+    for name in ["x", "y", "z"] {
+        if some(2) == 0 {
+            continue;
+        }
+        let mut one = json!({"name": name});
+        if some(2) == 0 {
+            one["image"] = format!("i:{}", some(2)).into();
+        }
+        if some(2) == 0 {
+            one["args"] = json!([some(2).to_string()]);
+        }
+        for port in [80, 81] {
+            if some(3) == 0 {
+                let ports = &mut one["ports"];
+                let entry = json!({"containerPort": port, "name": format!("p{}", some(2))});
+                match ports.as_array_mut() {
+                    Some(all) => all.push(entry),
+                    None => *ports = json!([entry]),
+                }
+            }
+        }
+        list.push(one);
+    }
+    if !list.is_empty() {
+        spec["template"]["spec"]["containers"] = list.into();
+    }
+    out["spec"] = spec;
+    out
+}
+
+/// Whether `whole` says everything that `part` says; keyed lists by their keys.
+fn says(whole: &Value, part: &Value) -> bool {
+    match (whole, part) {
+        (Value::Object(w), Value::Object(p)) => {
+            p.iter().all(|(k, v)| w.get(k).is_some_and(|w| says(w, v)))
+        }
+        (Value::Array(w), Value::Array(p)) if p.iter().all(Value::is_object) => {
+            p.iter().all(|p| w.iter().any(|w| says(w, p)))
+        }
+        _ => whole == part,
+    }
+}
+
+fn bare(object: &Value) -> Value {
+    let mut out = object.clone();
+    out["metadata"].as_object_mut().unwrap().shift_remove("managedFields");
+    out
+}
+
+#[test]
+fn any_sequence_of_applies_keeps_its_promises() {
+    let schema = stored(KindId::Deployment);
+    for seed in 0..120 {
+        let mut rng = weft_base::rng::Rng::seeded(seed);
+        let mut live = object(json!({}));
+        let mut last: std::collections::BTreeMap<&str, Value> = Default::default();
+        for _ in 0..12 {
+            let who = ["one", "two", "three"][usize::try_from(rng.below(3)).unwrap()];
+            let wanted = random(&mut rng);
+            let calm = apply(&schema, Some(&live), &wanted, by(who), false);
+            live = apply(&schema, Some(&live), &wanted, by(who), true).unwrap();
+            if let Ok(calm) = calm {
+                assert_eq!(calm, live, "seed {seed}: without conflicts force changes nothing");
+                // Nobody lost anything.
+                for (other, theirs) in last.iter().filter(|(o, _)| **o != who) {
+                    assert!(says(&live, theirs), "seed {seed}: {other} lost {theirs}\n{live}");
+                }
+                last.insert(who, wanted.clone());
+            } else {
+                last = [(who, wanted.clone())].into();
+            }
+            assert!(says(&live, &wanted), "seed {seed}: {wanted}\nis not all in {live}");
+            let again = apply(&schema, Some(&live), &wanted, by(who), false).unwrap();
+            assert_eq!(again, live, "seed {seed}: applying twice is applying once");
+        }
+        // When everyone lets go, nothing is left.
+        let nothing = object(json!({}));
+        for who in ["one", "two", "three"] {
+            live = apply(&schema, Some(&live), &nothing, by(who), false).unwrap();
+        }
+        let left = bare(&live);
+        assert!(!left.to_string().contains("image"), "seed {seed}: {left}");
+        assert!(left["metadata"]["managedFields"].is_null());
+    }
+}

@@ -6,12 +6,14 @@
 use serde_json::{Value, json};
 use weft_kinds::kind::{KINDS, Kind, Subresource};
 
+use super::definitions;
 use super::path::REVIEWS;
 use super::status::ApiError;
 use crate::json::Fields;
 
 const VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const DEFINITION_VERBS: &[&str] = &["get", "list", "patch", "update"];
 const SUBRESOURCE_VERBS: &[&str] = &["get", "patch", "update"];
 
 /// Which form of discovery a client accepts best.
@@ -117,6 +119,11 @@ pub(super) fn resources(group: &str, version: &str) -> Result<Value, ApiError> {
         list.push(json!({"name": plural, "singularName": kind.to_lowercase(), "namespaced": false,
             "kind": kind, "verbs": ["create"]}));
     }
+    if (group, version) == (definitions::GROUP, "v1") {
+        list.push(json!({"name": definitions::PLURAL, "singularName": "customresourcedefinition",
+            "namespaced": false, "kind": "CustomResourceDefinition", "verbs": DEFINITION_VERBS,
+            "shortNames": ["crd", "crds"]}));
+    }
     if list.is_empty() {
         return Err(ApiError::no_such_path());
     }
@@ -128,7 +135,8 @@ pub(super) fn resources(group: &str, version: &str) -> Result<Value, ApiError> {
 /// Groups in the table's order.
 fn all_groups() -> Vec<&'static str> {
     let mut out = Vec::new();
-    for group in KINDS.iter().map(|k| k.group).chain(REVIEWS.iter().map(|r| r.0)) {
+    let answered = REVIEWS.iter().map(|r| r.0).chain([definitions::GROUP]);
+    for group in KINDS.iter().map(|k| k.group).chain(answered) {
         if !out.contains(&group) {
             out.push(group);
         }
@@ -140,7 +148,8 @@ fn all_groups() -> Vec<&'static str> {
 fn versions(group: &str) -> Vec<&'static str> {
     let mut out = Vec::new();
     let kinds = KINDS.iter().filter(|k| k.group == group).flat_map(|k| k.versions.iter().copied());
-    for version in kinds.chain(REVIEWS.iter().filter(|r| r.0 == group).map(|r| r.1)) {
+    let answered = REVIEWS.iter().map(|r| (r.0, r.1)).chain([(definitions::GROUP, "v1")]);
+    for version in kinds.chain(answered.filter(|(g, _)| *g == group).map(|(_, v)| v)) {
         if !out.contains(&version) {
             out.push(version);
         }
@@ -203,6 +212,14 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
             own.put("subresources", Value::Array(subs));
         }
         out.push(own);
+    }
+    if (group, version) == (definitions::GROUP, "v1") {
+        out.push(json!({
+            "resource": definitions::PLURAL, "singularResource": "customresourcedefinition",
+            "scope": "Cluster", "verbs": DEFINITION_VERBS, "shortNames": ["crd", "crds"],
+            "responseKind": {"group": group, "version": version,
+                "kind": "CustomResourceDefinition"},
+        }));
     }
     for (_, _, plural, kind) in REVIEWS.iter().filter(|r| r.0 == group && r.1 == version) {
         out.push(json!({

@@ -3,6 +3,8 @@
 
 use weft_kinds::kind::{KINDS, KindId};
 
+use super::definitions;
+
 /// A resource, or a place of discovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
@@ -22,6 +24,10 @@ pub(super) enum Target {
     Review {
         group: String,
         kind: &'static str,
+    },
+    /// `…/customresourcedefinitions`, which are built in.
+    Definitions {
+        name: Option<String>,
     },
 }
 
@@ -63,6 +69,15 @@ pub(super) fn parse(path: &str) -> Option<Target> {
             REVIEWS.iter().find(|r| r.0 == group && r.1 == version && r.2 == *plural)
     {
         return Some(Target::Review { group, kind: review.3 });
+    }
+    if (group.as_str(), version.as_str()) == (definitions::GROUP, "v1") {
+        return match rest.as_slice() {
+            [definitions::PLURAL] => Some(Target::Definitions { name: None }),
+            [definitions::PLURAL, name] | [definitions::PLURAL, name, "status"] => {
+                Some(Target::Definitions { name: Some((*name).to_owned()) })
+            }
+            _ => None,
+        };
     }
     objects(&group, &version, &rest).map(Target::Objects)
 }

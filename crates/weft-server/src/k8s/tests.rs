@@ -547,6 +547,43 @@ async fn discovery_openapi_version_and_health() {
 }
 
 #[tokio::test]
+async fn definitions_are_there_and_stay() {
+    let rig = rig().await;
+    let crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let list = rig.get(crds).await;
+    assert!(list["items"].as_array().unwrap().len() > 20);
+    let name = "httproutes.gateway.networking.k8s.io";
+    let one = rig.get(&format!("{crds}/{name}")).await;
+    assert_eq!(one["spec"]["names"]["kind"], "HTTPRoute");
+    assert_eq!(one["status"]["conditions"][1]["type"], "Established");
+    let schema = &one["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    assert!(schema["properties"]["spec"]["properties"]["rules"].is_object());
+    let path = format!("{crds}/{name}?fieldManager=x");
+    let response = rig.send("PATCH", &path, &[("content-type", APPLY)], one.to_string()).await;
+    assert_eq!(response.status(), 200);
+    assert!(response.headers()["warning"].to_str().unwrap().contains("serves this kind itself"));
+    let other = json!({"metadata": {"name": "unicorns.example.com"}});
+    let (code, status) = rig.post(crds, &other).await;
+    assert_eq!((code, &status["reason"]), (403, &json!("Forbidden")));
+}
+
+#[tokio::test]
+async fn a_watch_from_a_forgotten_version_is_gone() {
+    let rig = rig().await;
+    for i in 0..5 {
+        rig.post(SERVICES, &service(&format!("s{i}"))).await;
+    }
+    let head = rig.registry.store().barrier().await.unwrap();
+    rig.registry.store().compact(head).await.unwrap();
+    let (code, status) =
+        rig.ask("GET", &format!("{SERVICES}?watch=1&resourceVersion=1"), "", &Value::Null).await;
+    assert_eq!((code, &status["reason"]), (410, &json!("Expired")), "{status}");
+    let future = format!("{SERVICES}?resourceVersion=999999");
+    let (code, status) = rig.ask("GET", &future, "", &Value::Null).await;
+    assert_eq!((code, &status["reason"]), (504, &json!("Timeout")), "{status}");
+}
+
+#[tokio::test]
 async fn logs_and_reviews() {
     let rig = rig().await;
     let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [
@@ -579,10 +616,8 @@ async fn a_thousand_garbage_connections_disturb_nobody() {
         let _ = stream.write_all(&noise).await;
     }
     assert_eq!(rig.get("/api").await["kind"], "APIVersions");
-    assert_eq!(
-        rig.registry.now().get(weft_kinds::kind::KindId::Namespace, "", "default").is_some(),
-        true
-    );
+    let default = rig.registry.now();
+    assert!(default.get(weft_kinds::kind::KindId::Namespace, "", "default").is_some());
 }
 
 /// Whatever replaces a part of an object, the answer is a Status or the object, never a closed

@@ -95,7 +95,7 @@ fn workload(kind: KindId, column: &str, spec: &Value, status: &Value) -> Value {
     let number = |v: &Value| v.as_i64().unwrap_or(0);
     let containers = spec.at("template").at("spec").at("containers");
     let join =
-        |field: &str| list(containers).map(|c| word(&c[field])).collect::<Vec<_>>().join(",");
+        |field: &str| list(containers).map(|c| word(c.at(field))).collect::<Vec<_>>().join(",");
     match (kind, column) {
         (KindId::Deployment, "Ready") => {
             format!("{}/{}", number(status.at("readyReplicas")), number(spec.at("replicas"))).into()
