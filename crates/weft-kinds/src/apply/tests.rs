@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Server-side apply: ownership, conflicts, pruning, and what holds of any sequence of applies.
+
 use serde_json::json;
 
 use super::*;

@@ -216,7 +216,8 @@ fn container(one: &Value, volumes: &[Value], path: Path<'_>, out: &mut Issues) {
         let name = port["name"].as_str().unwrap_or_default();
         if !name.is_empty() && !is_port_name(name) {
             let message = format!(
-                "Invalid value: {name:?}: must be no more than 15 characters, lower-case letters, digits and '-'"
+                "Invalid value: {name:?}: must be no more than 15 characters, lower-case \
+                 letters, digits and '-'"
             );
             found(out, &at.field("name"), INVALID, message);
         }

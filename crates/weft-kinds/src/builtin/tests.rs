@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Built-in defaults and rules beside what the real API server shows and says.
+
 use serde_json::{Value, json};
 
 use super::*;

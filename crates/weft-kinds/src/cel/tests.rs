@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The rule language, and that every committed rule is within it.
+
 use serde_json::json;
 
 use super::*;
@@ -44,7 +46,8 @@ fn the_language() {
         "size(self.a) == 3 && self.a.filter(x, x > 1).size() == 2 && self.a[0] + 1 == 2",
         "has(self.m.k) && !has(self.m.z) && !has(self.n) && 'k' in self.m",
         "duration(self.d) == duration('90m') && duration('1.5s') > duration('1s')",
-        r#"self.s.matches(r"""^x\.y$""") && self.s.matches('^x\\.y$') && self.s.split('.')[1] == "y""#,
+        r#"self.s.matches(r"""^x\.y$""") && self.s.matches('^x\\.y$')"#,
+        r#"self.s.split('.')[1] == "y""#,
         "self.s.substring(2) == 'y' && self.s.substring(0, 1) == 'x' && 2 + 3 * 4 == 14",
         "(has(self.z) ? self.z : []).size() == 0 && self.s in ['x.y', \"z\"]",
         "self.z == 1 || true",

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Objects with one fault each, and the finding that names it.
+
 use serde_json::json;
 
 use super::*;
@@ -122,7 +124,8 @@ fn istio_rules_hold() {
     );
     let found = rule("{subsets: []}");
     assert!(found.iter().any(|f| f.starts_with("spec.host: Required value")), "{found:?}");
-    let both = "{host: a, trafficPolicy: {loadBalancer: {simple: RANDOM, consistentHash: {useSourceIp: true}}}}";
+    let both = "{host: a, trafficPolicy: {loadBalancer: \
+                {simple: RANDOM, consistentHash: {useSourceIp: true}}}}";
     let found = rule(both);
     assert!(found.iter().any(|f| f.contains("exactly one of")), "{found:?}");
 }
@@ -131,7 +134,8 @@ fn istio_rules_hold() {
 fn nulls_mean_absent_and_quantities_become_text() {
     let (value, found) = judge(
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d, creationTimestamp: null}\n\
-         spec:\n  selector: {matchLabels: {app: d}}\n  template:\n    metadata: {labels: {app: d}}\n\
+         spec:\n  selector: {matchLabels: {app: d}}\n  template:\n\
+         \x20   metadata: {labels: {app: d}}\n\
          \x20   spec:\n      containers:\n      - {name: c, image: i, resources: {limits: {cpu: 2, \
          memory: 1Gi}}, ports: [{containerPort: 80}]}\n",
     );

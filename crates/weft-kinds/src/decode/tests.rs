@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Texts in, documents with their lines out; bombs and broken texts refused.
+
 use serde_json::json;
 
 use super::*;
 
-const TWO: &str = "# a comment\n---\nkind: A\nspec:\n  on: yes\n  mode: 0644\n  list:\n    - x: 1\n    \
+const TWO: &str = "# a comment\n---\nkind: A\nspec:\n  on: yes\n  mode: 0644\n\
+    \x20 list:\n    - x: 1\n    \
     - y: 2\n---\n# nothing\n---\nkind: B\nmetadata:\n  labels:\n    a/b: c\n";
 
 #[test]

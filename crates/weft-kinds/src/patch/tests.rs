@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Strategic merge, merge and JSON patches as clients send them.
+
 use serde_json::json;
 
 use super::*;

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The committed bundles, and what their compact form keeps.
+
 use super::*;
 use crate::kind::KINDS;
 

@@ -260,7 +260,8 @@ mod tests {
              application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,\
              application/json";
         assert_eq!(Form::of(kubectl_132), Form::V2);
-        let kubectl_127 = "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
+        let kubectl_127 = "application/json;g=apidiscovery.k8s.io;v=v2beta1;\
+             as=APIGroupDiscoveryList,application/json";
         assert_eq!(Form::of(kubectl_127), Form::V2Beta1);
         assert_eq!(Form::of("application/json"), Form::Legacy);
         assert_eq!(Form::of(""), Form::Legacy);

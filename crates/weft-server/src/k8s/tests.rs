@@ -633,7 +633,8 @@ async fn any_value_in_any_place_gets_an_answer() {
         (
             "/apis/gateway.networking.k8s.io/v1/namespaces/default/httproutes".to_owned(),
             json!({"metadata": {"name": "x"}, "spec": {"parentRefs": [{"name": "g"}], "rules": [
-                {"matches": [{"path": {"value": "/"}}], "backendRefs": [{"name": "a", "port": 1}]}]}}),
+                {"matches": [{"path": {"value": "/"}}],
+                    "backendRefs": [{"name": "a", "port": 1}]}]}}),
         ),
     ];
     let odd = [json!(null), json!(7), json!("x"), json!([]), json!({}), json!([{}]), json!(true)];

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Rows of `kubectl get` as its users know them.
+
 use serde_json::json;
 use weft_kinds::kind::KindId;
 
