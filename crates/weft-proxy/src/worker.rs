@@ -359,8 +359,10 @@ async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
             Ok((stream, remote)) => {
                 let Some(open) = worker.open_connection() else { continue };
                 let (door, worker2) = (door.clone(), worker.clone());
+                // Boxed once, since every wrapper of a task would hold its own copy of the future.
+                let serving = Box::pin(accept::connection(worker2, stream, remote, door));
                 worker.conns.spawn_local("connection", async move {
-                    accept::connection(worker2, stream, remote, door).await;
+                    serving.await;
                     drop(open);
                 });
             }

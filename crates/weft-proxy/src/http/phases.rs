@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The order in which a request is handled, written once, to be read from top to bottom.
 
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -51,7 +52,8 @@ pub async fn handle(
     request: Request<Received>,
 ) -> Response<ReplyBody> {
     let mut record = Box::new(Record::begin(&worker, &conn, &request));
-    let result = run(&worker, &conn, request, &mut record).await;
+    // Boxed: an idle HTTP/1 connection keeps room for this future, and run's is the large one.
+    let result = Box::pin(run(&worker, &conn, request, &mut record)).await;
     let mut response = match result {
         Ok(response) => response,
         Err(refusal) => refusal.answer(&mut record),
@@ -110,7 +112,9 @@ async fn run(
             rule(worker, conn, &head, &asked, &found, &table, &mut plan, record)?
         }
         Choice::Backend(backend) => Next::Forward(worker.backend(&backend)),
-        Choice::Outside(target) => Next::Forward(outside(worker, conn, &target, record).await?),
+        Choice::Outside(target) => {
+            Next::Forward(rare(outside(worker, conn, &target, record)).await?)
+        }
     };
     let backend = match next {
         Next::Answer(response) => return Ok(response),
@@ -128,12 +132,17 @@ async fn run(
     let call = Call { worker, backend, head, body, authority, scheme, version, timeouts, retry };
     let mut response = match upgrade {
         None => attempt::forward(&call, record).await?,
-        Some(upgrade) => return upgrade::forward(upgrade, call, record).await,
+        Some(upgrade) => return rare(upgrade::forward(upgrade, call, record)).await,
     };
 
     // 7. The answer's headers.
     settle(conn, &plan, &mut response, record);
     Ok(response)
+}
+
+/// What few requests do has no room in the future of all.
+fn rare<F: Future>(future: F) -> Pin<Box<F>> {
+    Box::pin(future)
 }
 
 /// The forward proxy admits only its own app, which knows the pod's credential.

@@ -36,7 +36,7 @@ where
 {
     let ended = match wire {
         Wire::H1 => serve_h1(io, &worker, &conn).await,
-        Wire::H2 => serve_h2(io, &worker, &conn).await,
+        Wire::H2 => Box::pin(serve_h2(io, &worker, &conn)).await,
     };
     if let Err(error) = ended {
         tracing::debug!(remote = %conn.remote, error = super::cause(&error), "a client left");

@@ -149,6 +149,7 @@ impl Record {
             (true, _) => own(),
             (false, Some(backend)) => {
                 let workload = self.endpoint.as_ref().map(|e| e.endpoint.workload.clone());
+                let workload = workload.filter(|w| !w.is_empty());
                 (workload.unwrap_or_else(|| names.unknown.clone()), backend.namespace.clone())
             }
             (false, None) => (names.unknown.clone(), names.unknown.clone()),

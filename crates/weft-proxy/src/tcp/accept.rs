@@ -25,14 +25,15 @@ pub async fn connection(worker: Rc<Worker>, stream: TcpStream, remote: SocketAdd
     let Ok(local) = stream.local_addr() else { return };
     let conn = Conn::new(door, local, remote);
     match &conn.door {
-        Door::Mesh => mesh(worker, stream, conn).await,
+        // Each branch is boxed: a connection pays for its own door only.
+        Door::Mesh => Box::pin(mesh(worker, stream, conn)).await,
         Door::Gateway(name) => {
             let entry = worker.table().gateway(name).cloned();
             match entry {
                 Some(entry) if entry.tls.is_empty() => {
                     http(worker, stream, Rc::new(conn)).await;
                 }
-                Some(entry) => gateway_tls(worker, stream, conn, &entry).await,
+                Some(entry) => Box::pin(gateway_tls(worker, stream, conn, &entry)).await,
                 None => {}
             }
         }
@@ -41,7 +42,7 @@ pub async fn connection(worker: Rc<Worker>, stream: TcpStream, remote: SocketAdd
             let declared = crate::http::route::declared(&worker.table(), host, *port);
             let conn = Rc::new(conn);
             if let Some(protocol) = declared {
-                by_protocol(worker, stream, conn, protocol).await;
+                Box::pin(by_protocol(worker, stream, conn, protocol)).await;
             }
         }
     }
@@ -76,8 +77,8 @@ where
         () = worker.conns.draining() => return,
     };
     match looked {
-        Ok((Spoken::Http2, io)) => serve(io, worker, conn, Wire::H2).await,
-        Ok((_, io)) => serve(io, worker, conn, Wire::H1).await,
+        Ok((Spoken::Http2, io)) => Box::pin(serve(io, worker, conn, Wire::H2)).await,
+        Ok((_, io)) => Box::pin(serve(io, worker, conn, Wire::H1)).await,
         Err(_) => {}
     }
 }
@@ -112,7 +113,7 @@ async fn mesh(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn) {
     conn.server_name = session.server_name().map(Arc::from);
     conn.app_port = conn.server_name.as_deref().and_then(mesh_server_port);
     let wire = if session.alpn_protocol() == Some(b"h2") { Wire::H2 } else { Wire::H1 };
-    serve(stream, worker, Rc::new(conn), wire).await;
+    Box::pin(serve(stream, worker, Rc::new(conn), wire)).await;
 }
 
 async fn gateway_tls(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn, entry: &GatewayEntry) {

@@ -129,3 +129,46 @@ fn sizes_of_what_every_request_has() {
     let endpoint = std::mem::size_of::<Endpoint>();
     assert!(endpoint <= 256, "an endpoint has {endpoint} bytes");
 }
+
+#[tokio::test]
+async fn sizes_of_what_every_connection_holds() {
+    use std::rc::Rc;
+    let (reporter, _ejector) = crate::upstream::outlier::ejector(weft_base::clock::Clock::system());
+    let config = std::sync::Arc::new(config("sidecar~shop~client-1"));
+    let dialer = crate::upstream::connect::Dialer { source: None, tls: None, mesh_port: MESH_PORT };
+    let shared = crate::worker::Shared {
+        names: crate::worker::Names::of(&config, None),
+        dialer: std::sync::Arc::new(dialer),
+        server_tls: None,
+        config,
+        clock: weft_base::clock::Clock::system(),
+        reporter,
+        log_lines: tokio::sync::mpsc::channel(1).0,
+    };
+    let metrics = crate::observe::metrics::WorkerMetrics::new(Default::default(), 1);
+    let table = std::sync::Arc::new(crate::table::Table::default());
+    let worker = crate::worker::Worker::new(0, shared, metrics, table);
+    let address: std::net::SocketAddr = ([127, 0, 0, 1], 1).into();
+    let conn = || crate::worker::Conn::new(crate::table::Door::Forward, address, address);
+    let (io, _other) = tokio::io::duplex(1);
+    let serve = crate::http::serve::serve(
+        io,
+        worker.clone(),
+        Rc::new(conn()),
+        crate::upstream::pool::Wire::H1,
+    );
+    let serving = std::mem::size_of_val(&serve);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let accept = crate::tcp::accept::connection(worker, stream, address, conn().door);
+    let accepted = std::mem::size_of_val(&accept);
+    let handling = size_of_future(crate::http::phases::handle);
+    // Every one of these is held by an idle connection, so growth must be meant.
+    assert!((500..=1_500).contains(&serving), "serving holds {serving} bytes");
+    assert!((400..=1_200).contains(&accepted), "a connection's task holds {accepted} bytes");
+    assert!((100..=600).contains(&handling), "a request's future holds {handling} bytes");
+}
+
+fn size_of_future<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
+    std::mem::size_of::<F>()
+}

@@ -97,9 +97,10 @@ impl Pool {
             .handshake(TokioIo::new(io))
             .await
             .map_err(|e| SendError::Refused(crate::http::cause(&e)))?;
+        let connection = Box::pin(connection.with_upgrades());
         self.context.tasks.spawn_local("upstream http/1", async move {
             let _guard = guard;
-            if let Err(error) = connection.with_upgrades().await {
+            if let Err(error) = connection.await {
                 tracing::debug!(%error, "an upstream connection ended");
             }
         });

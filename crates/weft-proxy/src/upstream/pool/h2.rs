@@ -4,7 +4,6 @@
 use std::cell::Cell;
 use std::error::Error as _;
 use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -156,9 +155,9 @@ async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, Connect
     let seen = peer_max.clone();
     pool.context.tasks.spawn_local("upstream http/2", async move {
         let _guard = guard;
-        let mut connection = connection;
+        let mut connection = Box::pin(connection);
         let running = std::future::poll_fn(|cx| {
-            let polled = Pin::new(&mut connection).poll(cx);
+            let polled = connection.as_mut().poll(cx);
             seen.set(connection.current_max_send_streams());
             polled
         });
@@ -199,6 +198,8 @@ where
     F: Future + 'static,
 {
     fn execute(&self, future: F) {
+        // See worker.rs: boxed, so that the task's wrappers hold no copies of it.
+        let future = Box::pin(future);
         self.0.spawn_local("http/2", async move {
             drop(future.await);
         });
