@@ -54,7 +54,11 @@ impl Door {
                 "serf_wan": {"members": "1"},
             },
             "Meta": own.node.meta,
-            "xDS": {"SupportedProxies": {"envoy": []}, "Port": -1, "Ports": {"Plaintext": -1, "TLS": -1}},
+            "xDS": {
+                "SupportedProxies": {"envoy": []},
+                "Port": -1,
+                "Ports": {"Plaintext": -1, "TLS": -1},
+            },
         })))
     }
 

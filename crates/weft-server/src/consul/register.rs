@@ -54,7 +54,7 @@ pub fn service(
         port: u16::try_from(port).unwrap_or(0),
         tags: fields.list("Tags")?.into_iter().map(Into::into).collect(),
         meta: labels(fields.text_map("Meta")?),
-        weights: weights(&fields)?,
+        weights: weights(&fields, agent)?,
         tagged_addresses: tagged_addresses(&fields)?,
         kind: fields.text("Kind")?.into(),
         enable_tag_override: fields.flag("EnableTagOverride")?,
@@ -335,7 +335,7 @@ fn host_port(text: &str) -> Option<(&str, u16)> {
     Some((host, port))
 }
 
-fn weights(fields: &Fields) -> Result<Weights, Refusal> {
+fn weights(fields: &Fields, agent: bool) -> Result<Weights, Refusal> {
     let Some(body) = fields.object("Weights")? else { return Ok(Weights::default()) };
     let given = Fields::new(body, "Weights.");
     let default = Weights::default();
@@ -347,6 +347,10 @@ fn weights(fields: &Fields) -> Result<Weights, Refusal> {
         passing: read("Passing", default.passing)?,
         warning: read("Warning", default.warning)?,
     };
+    // Go's catalog client sends zeros for weights that nobody set.
+    if !agent && weights.passing == 0 && weights.warning == 0 {
+        return Ok(default);
+    }
     if weights.passing == 0 {
         return Err(Refusal::bad("Invalid weights: Passing must be greater than 0"));
     }

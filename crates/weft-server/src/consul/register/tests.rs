@@ -152,3 +152,10 @@ fn reg_56_any_value_in_any_field_is_taken_or_refused_with_a_sentence() {
     }
     assert!(taken > 10 && refused > 1000, "{taken} {refused}");
 }
+
+#[test]
+fn gos_catalog_client_sends_zero_weights_for_none() {
+    let body = map(json!({"ID": "db", "Service": "db", "Weights": {"Passing": 0, "Warning": 0}}));
+    let read = service(&body, "Service.", "Service", false).unwrap();
+    assert_eq!(read.weights, Weights::default());
+}
