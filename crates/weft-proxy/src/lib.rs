@@ -24,6 +24,7 @@ pub mod http;
 pub mod ingest;
 pub mod listen;
 pub mod observe;
+pub mod pinned;
 pub mod run;
 pub mod table;
 pub mod tcp;

@@ -23,6 +23,7 @@ use weft_model::decide::Authority;
 use crate::config::ProxyConfig;
 use crate::observe::access_log::LogSender;
 use crate::observe::metrics::WorkerMetrics;
+use crate::pinned::Pinned;
 use crate::table::{BackendEntry, Door, EndpointEntry, Table};
 use crate::tcp::accept;
 use crate::upstream::connect::{Dialer, Peer};
@@ -91,7 +92,7 @@ pub struct Worker {
     pub rng: RefCell<Rng>,
     /// Downstream connections; they are drained.
     pub conns: TaskGroup,
-    table: RefCell<Arc<Table>>,
+    table: RefCell<Pinned<Table>>,
     backends: RefCell<HashMap<ResourceName, Rc<RefCell<LocalBackend>>>>,
     pools: RefCell<HashMap<Peer, Rc<Pool>>>,
     pool_context: Rc<PoolContext>,
@@ -137,6 +138,18 @@ impl Names {
         }
     }
 
+    /// A copy that shares no counter with another worker's.
+    fn own(&self) -> Self {
+        let copy = |text: &Arc<str>| Arc::<str>::from(&**text);
+        Self {
+            workload: copy(&self.workload),
+            namespace: copy(&self.namespace),
+            unknown: copy(&self.unknown),
+            passthrough: copy(&self.passthrough),
+            principal: copy(&self.principal),
+        }
+    }
+
     pub fn principal(&self) -> Arc<str> {
         self.principal.clone()
     }
@@ -160,12 +173,12 @@ impl Worker {
             id,
             config: shared.config.clone(),
             clock: shared.clock.clone(),
-            names: shared.names.clone(),
+            names: shared.names.own(),
             metrics,
             log,
             rng: RefCell::new(Rng::from_system()),
             conns: TaskGroup::new(),
-            table: RefCell::new(table),
+            table: RefCell::new(Pinned::new(table)),
             backends: RefCell::default(),
             pools: RefCell::default(),
             pool_context,
@@ -176,7 +189,7 @@ impl Worker {
     }
 
     /// Pins the newest table.
-    pub fn table(&self) -> Arc<Table> {
+    pub fn table(&self) -> Pinned<Table> {
         self.table.borrow().clone()
     }
 
@@ -218,7 +231,7 @@ impl Worker {
                 true
             }
         });
-        *self.table.borrow_mut() = table;
+        *self.table.borrow_mut() = Pinned::new(table);
         // What no backend uses any more closes its idle connections now; requests that are under
         // way have their own hold and finish.
         let mut pools = self.pools.borrow_mut();

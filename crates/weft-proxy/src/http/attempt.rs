@@ -59,7 +59,7 @@ pub async fn forward(call: &Call<'_>, record: &mut Record) -> Result<Response<Re
     call.backend.borrow_mut().budget.request(call.worker.clock.now());
     loop {
         let picked = pick(call, &tried).ok_or_else(|| no_instance(call))?;
-        record.endpoint = Some(picked.entry.clone());
+        record.endpoint = Some(picked.clone());
         record.backend = Some(call.backend.borrow().entry.clone());
         record.attempts += 1;
         let attempt_limit = limit(call.retry.per_try_timeout_ms)
@@ -136,7 +136,7 @@ async fn attempt(
         Ok(request) => request,
         Err(why) => return Ended::Over(Refusal::new(Cause::BadRequest, why)),
     };
-    let flight = InFlight::begin(&picked.entry.shared, call.worker.id);
+    let flight = InFlight::begin(picked, call.worker.id);
     let idle = idle_limit(call);
     let (at, limit, whole) = match until {
         Some((at, limit)) => (at, limit, true),

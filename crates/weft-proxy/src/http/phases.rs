@@ -111,7 +111,7 @@ async fn run(
             record.route = Some(route::label(&found));
             rule(worker, conn, &head, &asked, &found, &table, &mut plan, record)?
         }
-        Choice::Backend(backend) => Next::Forward(worker.backend(&backend)),
+        Choice::Backend(backend) => Next::Forward(worker.backend(backend)),
         Choice::Outside(target) => {
             Next::Forward(rare(outside(worker, conn, &target, record)).await?)
         }

@@ -19,7 +19,7 @@ pub enum Choice<'t> {
     /// A rule of a route.
     Rule(Found<'t>),
     /// A service no route speaks about, or the app behind this sidecar.
-    Backend(Arc<BackendEntry>),
+    Backend(&'t Arc<BackendEntry>),
     /// Something outside the mesh, by name or address and port.
     Outside(Authority),
 }
@@ -90,7 +90,7 @@ pub fn choose<'t>(table: &'t Table, conn: &Conn, req: &Request<'_>) -> Result<Ch
                 let detail = format!("this instance has no port {port}");
                 Refusal::new(Cause::ConnectFailed, detail)
             })?;
-            Ok(Choice::Backend(entry.backend.clone()))
+            Ok(Choice::Backend(&entry.backend))
         }
         Door::Upstream { host, .. } => {
             let entry = table.host(host).ok_or_else(|| unknown_service(req))?;
@@ -132,7 +132,7 @@ fn service<'t>(entry: &'t Arc<HostEntry>, req: &Request<'_>) -> Result<Choice<'t
         };
     }
     if let Some(backend) = entry.default_backend(port) {
-        return Ok(Choice::Backend(backend.clone()));
+        return Ok(Choice::Backend(backend));
     }
     let why = entry.fails.get(&port.backend).map_or_else(
         || format!("{} has no backend {:?}", entry.host.name, port.backend),

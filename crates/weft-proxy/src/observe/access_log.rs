@@ -152,7 +152,7 @@ impl<'a> Line<'a> {
             user_agent: shown(record.user_agent.as_ref()),
             request_id: shown(record.request_id.as_ref()),
             authority: record.authority.as_deref().unwrap_or("-"),
-            upstream_host: record.endpoint.as_ref().map(|e| e.endpoint.address.to_string()),
+            upstream_host: record.endpoint.as_ref().map(|e| e.entry.endpoint.address.to_string()),
             upstream_cluster: match &record.backend {
                 Some(backend) => Some(&backend.cluster),
                 None if record.passthrough => Some("PassthroughCluster"),

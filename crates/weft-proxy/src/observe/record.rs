@@ -14,7 +14,9 @@ use weft_model::Health;
 use super::flags::{Flag, Flags};
 use super::metrics::{Labels, Reporter, RequestProtocol};
 use crate::http::body::{BodyError, Replay};
-use crate::table::{BackendEntry, Door, EndpointEntry};
+use crate::pinned::Pinned;
+use crate::table::{BackendEntry, Door};
+use crate::upstream::pick::{Ending, LocalEndpoint};
 use crate::worker::{Conn, Worker};
 
 /// What happened to one request.
@@ -36,8 +38,8 @@ pub struct Record {
     pub is_grpc: bool,
     /// `HTTPRoute shop/users` and the rule's place.
     pub route: Option<String>,
-    pub backend: Option<Arc<BackendEntry>>,
-    pub endpoint: Option<Arc<EndpointEntry>>,
+    pub backend: Option<Pinned<BackendEntry>>,
+    pub endpoint: Option<Rc<LocalEndpoint>>,
     pub passthrough: bool,
     pub attempts: u32,
     pub status: u16,
@@ -92,7 +94,7 @@ impl Record {
     pub fn instances(&self) -> Option<(usize, usize)> {
         let pinned = self.backend.as_ref()?;
         let now = self.worker.table();
-        let entry = now.backend(&pinned.name).unwrap_or(pinned);
+        let entry: &Arc<BackendEntry> = now.backend(&pinned.name).unwrap_or(pinned);
         let healthy =
             entry.endpoints.iter().filter(|e| e.endpoint.health == Health::Healthy).count();
         Some((healthy, entry.total()))
@@ -131,9 +133,25 @@ impl Record {
             return;
         }
         let ms = self.elapsed_ms();
-        let series = self.worker.metrics.request(self.labels());
-        series.observe(ms, self.body.received(), self.bytes_sent);
+        let (received, sent) = (self.body.received(), self.bytes_sent);
+        let find = || self.worker.metrics.request(self.labels());
+        match &self.endpoint {
+            // The labels of what this proxy sends to an endpoint differ by their ending only.
+            Some(endpoint) if self.conn.door != Door::Mesh && !self.passthrough => {
+                endpoint.with_series(self.ending(), find, |s| s.observe(ms, received, sent));
+            }
+            _ => find().observe(ms, received, sent),
+        }
         self.worker.log.request(self, ms);
+    }
+
+    fn ending(&self) -> Ending {
+        Ending {
+            protocol: if self.is_grpc { RequestProtocol::Grpc } else { RequestProtocol::Http },
+            code: self.status,
+            grpc_status: self.grpc_status,
+            flags: self.flags,
+        }
     }
 
     fn labels(&self) -> Labels {
@@ -148,7 +166,7 @@ impl Record {
         let (destination_workload, destination_namespace) = match (inbound, &self.backend) {
             (true, _) => own(),
             (false, Some(backend)) => {
-                let workload = self.endpoint.as_ref().map(|e| e.endpoint.workload.clone());
+                let workload = self.endpoint.as_ref().map(|e| e.entry.endpoint.workload.clone());
                 let workload = workload.filter(|w| !w.is_empty());
                 (workload.unwrap_or_else(|| names.unknown.clone()), backend.namespace.clone())
             }
@@ -156,7 +174,7 @@ impl Record {
         };
         let peer = self.conn.peer.as_ref().map(|p| Arc::<str>::from(p.as_str()));
         let principal = names.principal();
-        let upstream = self.endpoint.as_ref().and_then(|e| e.endpoint.identity.clone());
+        let upstream = self.endpoint.as_ref().and_then(|e| e.entry.endpoint.identity.clone());
         let unknown = || names.unknown.clone();
         let mtls = if inbound { self.conn.peer.is_some() } else { upstream.is_some() };
         let (source_principal, destination_principal) = match (inbound, mtls) {

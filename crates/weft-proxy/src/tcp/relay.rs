@@ -82,7 +82,7 @@ where
             return close(&series);
         }
     };
-    let _flight = InFlight::begin(&picked.entry.shared, worker.id);
+    let _flight = InFlight::begin(&picked, worker.id);
     let series = worker.metrics.tcp(labels(&worker, &conn, &backend, Some(&picked)));
     series.opened.fetch_add(1, Ordering::Relaxed);
     let copied = {

@@ -3,6 +3,7 @@
 //! turn; the candidates come from the newest table, whatever table the request has pinned, so
 //! that a retry never goes to an endpoint that is gone. No I/O.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,12 +14,15 @@ use weft_model::decide::{SmoothWeighted, total_weight, weighted_at};
 
 use super::budget::Budget;
 use super::pool::Pool;
+use crate::observe::flags::Flags;
+use crate::observe::metrics::{RequestProtocol, RequestSeries};
+use crate::pinned::Pinned;
 use crate::table::{BackendEntry, EndpointEntry};
 
 /// A backend as one worker uses it.
 #[derive(Debug)]
 pub struct LocalBackend {
-    pub entry: Arc<BackendEntry>,
+    pub entry: Pinned<BackendEntry>,
     candidates: Vec<Rc<LocalEndpoint>>,
     weights: Vec<u32>,
     equal: bool,
@@ -32,7 +36,21 @@ pub struct LocalBackend {
 pub struct LocalEndpoint {
     pub entry: Arc<EndpointEntry>,
     pub pool: Rc<Pool>,
+    /// Metric series of requests that this proxy sent to it, by how they ended.
+    series: RefCell<Vec<(Ending, Arc<RequestSeries>)>>,
 }
+
+/// What tells the requests to one endpoint apart in the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    pub protocol: RequestProtocol,
+    pub code: u16,
+    pub grpc_status: Option<u16>,
+    pub flags: Flags,
+}
+
+/// Endings remembered per endpoint; others are looked up by their labels.
+const ENDINGS_MAX: usize = 8;
 
 // === impl LocalBackend ===
 
@@ -43,7 +61,7 @@ impl LocalBackend {
         pool: impl FnMut(&EndpointEntry) -> Rc<Pool>,
     ) -> Self {
         let mut made = Self {
-            entry: entry.clone(),
+            entry: Pinned::new(entry.clone()),
             candidates: Vec::new(),
             weights: Vec::new(),
             equal: true,
@@ -66,11 +84,11 @@ impl LocalBackend {
             .endpoints
             .iter()
             .filter(|e| e.endpoint.is_candidate())
-            .map(|e| Rc::new(LocalEndpoint { entry: e.clone(), pool: pool(e) }))
+            .map(|e| LocalEndpoint::new(e.clone(), pool(e)))
             .collect();
         self.weights = self.candidates.iter().map(|c| c.entry.endpoint.weight).collect();
         self.equal = self.weights.windows(2).all(|w| w.first() == w.last());
-        self.entry = entry;
+        self.entry = Pinned::new(entry);
     }
 
     /// The endpoint for a first attempt: round robin is exact per cycle over what is not ejected.
@@ -154,6 +172,32 @@ impl LocalBackend {
 
     pub fn candidates(&self) -> &[Rc<LocalEndpoint>] {
         &self.candidates
+    }
+}
+
+// === impl LocalEndpoint ===
+
+impl LocalEndpoint {
+    pub fn new(entry: Arc<EndpointEntry>, pool: Rc<Pool>) -> Rc<Self> {
+        Rc::new(Self { entry, pool, series: RefCell::default() })
+    }
+
+    /// Calls `f` with the series of an ending; `find` looks it up the first time.
+    pub fn with_series(
+        &self,
+        ending: Ending,
+        find: impl FnOnce() -> Arc<RequestSeries>,
+        f: impl FnOnce(&RequestSeries),
+    ) {
+        let mut known = self.series.borrow_mut();
+        if let Some((_, series)) = known.iter().find(|(e, _)| *e == ending) {
+            return f(series);
+        }
+        let found = find();
+        f(&found);
+        if known.len() < ENDINGS_MAX {
+            known.push((ending, found));
+        }
     }
 }
 

@@ -16,8 +16,8 @@ use thiserror::Error;
 use weft_base::task::TaskGroup;
 
 use super::connect::{ConnectError, Dialer, Peer};
+use super::pick::LocalEndpoint;
 use crate::http::body::{AttemptBody, Replay};
-use crate::table::EndpointShared;
 
 pub use h2::LocalExecutor;
 pub use tunnel::Tunnel;
@@ -101,7 +101,7 @@ enum LeaseKind {
 /// Counts one request to an endpoint while it lasts.
 #[derive(Debug)]
 pub struct InFlight {
-    shared: Arc<EndpointShared>,
+    endpoint: Rc<LocalEndpoint>,
     worker: usize,
 }
 
@@ -182,15 +182,15 @@ impl Lease {
 // === impl InFlight ===
 
 impl InFlight {
-    pub fn begin(shared: &Arc<EndpointShared>, worker: usize) -> Self {
-        shared.begin(worker);
-        Self { shared: shared.clone(), worker }
+    pub fn begin(endpoint: &Rc<LocalEndpoint>, worker: usize) -> Self {
+        endpoint.entry.shared.begin(worker);
+        Self { endpoint: endpoint.clone(), worker }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.shared.end(self.worker);
+        self.endpoint.entry.shared.end(self.worker);
     }
 }
 
