@@ -45,8 +45,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut world = registry.world();
     loop {
         let now = world.load();
-        let placed = |o: &&Arc<weft_kinds::world::Object>| matches!(&o.view, View::Pod(p) if !p.status.pod_ip.is_empty());
-        let placed = now.objects(KindId::Pod, None).filter(placed).count();
+        let has_address = |view: &View| match view {
+            View::Pod(pod) => !pod.status.pod_ip.is_empty(),
+            _ => false,
+        };
+        let pods = now.objects(KindId::Pod, None);
+        let placed = pods.filter(|o| has_address(&o.view)).count();
         let listed: usize = now
             .objects(KindId::EndpointSlice, None)
             .map(|s| s.raw["endpoints"].as_array().map_or(0, Vec::len))
@@ -59,7 +63,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("placed and listed after {:?}", clock.now().since(start));
     println!("revision {}", registry.now().revision());
     let status = std::fs::read_to_string("/proc/self/status")?;
-    status.lines().filter(|l| l.starts_with("VmRSS")).for_each(|l| println!("{l}"));
+    let mut memory = status.lines().filter(|l| l.starts_with("VmRSS"));
+    println!("{}", memory.next().unwrap_or_default());
     tasks.shutdown(Duration::from_secs(5)).await;
     Ok(())
 }

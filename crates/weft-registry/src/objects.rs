@@ -286,7 +286,7 @@ impl Objects {
         let mut wrote = false;
         self.change(change, |raw, _| {
             let mut new = raw.clone();
-            new["status"] = keep_address(kind, &raw["status"], status);
+            new["status"] = reported(kind, raw, status);
             wrote = new != *raw;
             Ok(new)
         })
@@ -477,15 +477,27 @@ fn check_namespace(
     }
 }
 
-/// A pod's address is given when it is placed; who reports its state need not know it.
-fn keep_address(kind: KindId, old: &Value, new: &Value) -> Value {
-    let mut new = new.clone();
-    if kind == KindId::Pod && new.is_object() {
-        for field in ["podIP", "podIPs"] {
-            if let (None, Some(known)) = (new.get(field), old.get(field)) {
-                new[field] = known.clone();
-            }
+/// What an agent says of a pod, with what it need not know: the address that was given when the
+/// pod was placed, and that a pod which is always restarted does not end. An agent that is being
+/// stopped ends its processes too; they run again when it is back, in the same pods.
+fn reported(kind: KindId, object: &Value, status: &Value) -> Value {
+    let mut new = status.clone();
+    if kind != KindId::Pod || !new.is_object() {
+        return new;
+    }
+    let old = &object["status"];
+    for field in ["podIP", "podIPs"] {
+        if let (None, Some(known)) = (new.get(field), old.get(field)) {
+            new[field] = known.clone();
         }
+    }
+    let policy = object["spec"]["restartPolicy"].as_str().unwrap_or("Always");
+    let ended = matches!(new["phase"].as_str(), Some("Succeeded" | "Failed"));
+    // One that was evicted says why.
+    let evicted = new["reason"].as_str().is_some_and(|r| !r.is_empty());
+    let was = old["phase"].as_str().filter(|p| !matches!(*p, "Succeeded" | "Failed"));
+    if ended && !evicted && policy == "Always" && !meta::is_deleting(object) {
+        new["phase"] = Value::from(was.unwrap_or("Pending"));
     }
     new
 }

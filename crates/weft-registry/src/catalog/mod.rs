@@ -33,8 +33,9 @@ pub use error::CatalogError;
 pub use plan::{ServiceRequest, check_key, registration_key};
 use timers::{Due, Timers};
 
-/// A change of output alone is written at most this often.
-pub const OUTPUT_EVERY_MS: u64 = 5_000;
+/// A change of output alone is written at most this often: outputs with a time in them would
+/// wake every blocked query at every check. Consul waits for five minutes.
+pub const OUTPUT_EVERY_MS: u64 = 60_000;
 /// Requests about one instance follow each other; those about different ones need not.
 const STRIPES: usize = 64;
 /// Due deadlines worked on at a time.

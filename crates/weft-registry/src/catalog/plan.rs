@@ -12,6 +12,8 @@ use weft_store::{Compare, Op, Txn};
 
 use super::error::CatalogError;
 
+/// Registrations in one catalog.
+pub const INSTANCES_MAX: usize = 50_000;
 /// Checks of one instance; with their statuses they fit one transaction.
 pub const CHECKS_PER_INSTANCE_MAX: usize = 40;
 /// Consul's own bounds of `Meta`.
@@ -53,6 +55,9 @@ pub fn register(catalog: &Catalog, request: ServiceRequest) -> Result<Txn, Catal
     let mut plan = Plan { catalog, txn: Txn::default() };
     plan.node(&node, update_node)?;
     let key = registration_key(&registration);
+    if catalog.registration(&key).is_none() {
+        limit("the catalog", catalog.registration_count() + 1, INSTANCES_MAX)?;
+    }
     let mut listed = Vec::with_capacity(checks.len());
     for mut check in checks {
         check.namespace.clone_from(&registration.namespace);

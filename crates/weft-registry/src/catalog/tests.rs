@@ -112,7 +112,7 @@ async fn an_unchanged_heartbeat_writes_nothing_and_keeps_it_alive() {
 #[tokio::test]
 async fn changes_of_output_alone_are_held_back_and_the_last_one_is_written() {
     let rig = rig().await;
-    rig.handle.register_service(web(vec![ttl(60_000)])).await.unwrap();
+    rig.handle.register_service(web(vec![ttl(600_000)])).await.unwrap();
     rig.handle.report_ttl(&key("t"), Status::Passing, "0").await.unwrap();
     let before = rig.revision().await.next();
     for n in 1..=100 {

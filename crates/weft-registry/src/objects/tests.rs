@@ -195,6 +195,29 @@ async fn a_running_pod_is_given_time_and_goes_when_its_agent_says_so() {
 }
 
 #[tokio::test]
+async fn a_pod_that_is_always_restarted_does_not_end() {
+    let o = objects().await;
+    let pod = |name: &str, policy: &str| {
+        json!({ "metadata": { "name": name }, "spec": { "nodeName": "n", "restartPolicy": policy },
+            "status": { "phase": "Running" } })
+    };
+    for (name, policy) in [("a", "Always"), ("b", "Never"), ("c", "Always")] {
+        let made = o.create(KindId::Pod, "default", pod(name, policy), WriteOptions::SYSTEM);
+        made.await.unwrap();
+    }
+    let phase = async |name: &str, status: Value| {
+        o.write_status(KindId::Pod, "default", name, &status).await.unwrap();
+        o.get(KindId::Pod, "default", name).unwrap()["status"]["phase"].clone()
+    };
+    let ended = json!({ "phase": "Succeeded", "conditions": [] });
+    assert_eq!(phase("a", ended.clone()).await, "Running", "its agent was stopped");
+    assert_eq!(phase("b", ended.clone()).await, "Succeeded");
+    assert_eq!(phase("c", json!({ "phase": "Failed", "reason": "Evicted" })).await, "Failed");
+    o.delete(KindId::Pod, "default", "a", &DeleteOptions::default()).await.unwrap();
+    assert_eq!(phase("a", ended).await, "Succeeded", "it was to end");
+}
+
+#[tokio::test]
 async fn services_and_gateways_get_addresses_of_their_own() {
     let (registry, _) = registry().await;
     let o = registry.objects();
