@@ -42,6 +42,11 @@ impl Catalog {
         self.registrations.iter()
     }
 
+    /// How many registrations there are; costs nothing.
+    pub fn registration_count(&self) -> usize {
+        self.registrations.len()
+    }
+
     /// Services that have registrations, in order.
     pub fn services(&self) -> impl Iterator<Item = &ServiceKey> {
         self.by_service.keys()

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/v1/agent/*`, the writing half: registrations on this node, and what checks report.
 
-use weft_kinds::views::catalog::Status;
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+
+use weft_kinds::views::catalog::{Registration, Status};
 use weft_kinds::world::{CheckKey, RegistrationKey};
-use weft_registry::catalog::{CatalogError, ServiceRequest};
+use weft_registry::catalog::{CatalogError, ServiceRequest, registration_key};
 
 use super::Door;
 use super::body::{self, Fields};
@@ -12,6 +15,9 @@ use super::http::Ask;
 use super::register;
 use super::reply::Reply;
 use super::routes::Endpoint;
+
+/// Where Consul's agent puts sidecars that name no port.
+const SIDECAR_PORTS: RangeInclusive<u16> = 21_000..=21_255;
 
 impl Door {
     pub(super) async fn service_register(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -36,6 +42,9 @@ impl Door {
         if let Some(mut sidecar) = sidecar {
             sidecar.namespace = namespace;
             sidecar.node.clone_from(&node.node);
+            if sidecar.port == 0 {
+                sidecar.port = self.sidecar_port(&sidecar);
+            }
             self.catalog()
                 .register_service(ServiceRequest {
                     registration: sidecar,
@@ -133,6 +142,18 @@ impl Door {
         self.catalog().report_ttl(&key, status, &output).await?;
         self.settled().await;
         Ok(Reply::empty())
+    }
+
+    /// The port that a sidecar has already, else the first that none on this node has; 0 when
+    /// all are taken.
+    fn sidecar_port(&self, sidecar: &Registration) -> u16 {
+        let view = self.view();
+        let catalog = view.world.catalog();
+        if let Some(known) = catalog.registration(&registration_key(sidecar)) {
+            return known.port;
+        }
+        let taken: BTreeSet<u16> = catalog.on_node(&sidecar.node).map(|(_, r)| r.port).collect();
+        SIDECAR_PORTS.into_iter().find(|port| !taken.contains(port)).unwrap_or(0)
     }
 
     /// Waits until this door's own reads show what the catalog wrote.

@@ -425,3 +425,46 @@ async fn many_clients_at_once_end_with_one_truth() {
     assert_eq!(count(&rig.get("/v1/health/service/web?passing").await), 20);
     assert_eq!(rig.get("/v1/agent/checks").await.json().as_object().unwrap().len(), 20);
 }
+
+#[tokio::test]
+async fn sidecars_are_registered_with_ports_of_their_own_and_go_with_their_service() {
+    let rig = rig().await;
+    for name in ["a", "b"] {
+        let body = json!({"name": name, "port": 80, "connect": {"sidecar_service": {}}});
+        rig.put("/v1/agent/service/register", body.clone()).await;
+        rig.put("/v1/agent/service/register", body).await;
+    }
+    let services = rig.get("/v1/agent/services").await.json();
+    let ports = [&services["a-sidecar-proxy"]["Port"], &services["b-sidecar-proxy"]["Port"]];
+    assert_eq!(ports, [&json!(21000), &json!(21001)]);
+    let connect = rig.get("/v1/health/connect/a").await.json();
+    assert_eq!(connect[0]["Service"]["Service"], "a-sidecar-proxy");
+    rig.put("/v1/agent/service/deregister/a", Value::Null).await;
+    assert_eq!(rig.get("/v1/health/connect/a").await.json(), json!([]));
+    let left = rig.get("/v1/agent/services").await.json();
+    assert_eq!(left.as_object().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn large_answers_are_compressed_for_who_asks() {
+    let rig = rig().await;
+    for n in 0..20 {
+        rig.put("/v1/agent/service/register", json!({"name": format!("service-{n}")})).await;
+    }
+    let mut stream = TcpStream::connect(rig.address).await.unwrap();
+    let ask = b"GET /v1/agent/services HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+        Accept-Encoding: gzip\r\n\r\n";
+    stream.write_all(ask).await.unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    let end = bytes.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    assert!(String::from_utf8_lossy(&bytes[..end]).contains("content-encoding: gzip"));
+    let mut text = String::new();
+    let mut decoder = flate2::read::GzDecoder::new(&bytes[end..]);
+    std::io::Read::read_to_string(&mut decoder, &mut text).unwrap();
+    let plain = rig.get("/v1/agent/services").await;
+    assert_eq!(text, plain.text);
+    assert!(plain.text.len() > 2 * bytes.len());
+    let pretty = rig.get("/v1/agent/services?pretty").await;
+    assert!(pretty.text.contains("\n  \"service-0\": {") && pretty.json() == plain.json());
+}
