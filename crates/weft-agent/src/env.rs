@@ -10,6 +10,9 @@ use thiserror::Error;
 
 use crate::pod::{Container, DesiredPod, EnvFrom, EnvVar, KeyRef, Pod, ProxyKind, ValueFrom};
 
+/// The user part of the forward proxy's credential; the password is random per pod.
+pub const PROXY_USER: &str = "pod";
+
 /// Variables in the order in which they were first set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Env(Vec<(String, String)>);
@@ -168,7 +171,7 @@ fn proxy_variables(env: &mut Env, facts: &Facts<'_>) {
         return;
     }
     let at = std::net::SocketAddr::new(facts.desired.address, port);
-    let url = format!("http://pod:{credential}@{at}");
+    let url = format!("http://{PROXY_USER}:{credential}@{at}");
     let own = format!("localhost,127.0.0.1,::1,{}", facts.desired.address);
     for (name, value) in
         [("HTTP_PROXY", &url), ("http_proxy", &url), ("NO_PROXY", &own), ("no_proxy", &own)]

@@ -4,8 +4,9 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use thiserror::Error;
 
 /// Connections the kernel keeps before they are accepted.
@@ -59,7 +60,17 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     // Accepted sockets inherit it on Linux, which saves a system call for each.
     socket.set_tcp_nodelay(true)?;
+    // Peers that vanished without a word do not hold a connection for ever.
+    socket.set_tcp_keepalive(&keepalive())?;
     Ok(socket)
+}
+
+/// Probes after a minute of silence, gone after about one and a half.
+pub fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3)
 }
 
 fn hint(error: &io::Error) -> &'static str {

@@ -128,6 +128,8 @@ impl Proxy {
     /// Takes nothing new, finishes what is open within the grace period, and ends. `false` when a
     /// worker's thread panicked.
     pub async fn drain(self) -> bool {
+        // Readiness goes first.
+        self.quit.cancel();
         for worker in &self.commands {
             // A worker that is gone is drained.
             let _ = worker.send(Command::Drain).await;

@@ -247,7 +247,10 @@ async fn a_pod_runs_with_its_sidecar_and_goes_politely() {
     assert_eq!(get(ip, port, "POD_NAME").await, (200, "web-1".into()));
     // The proxy was told who it is, and knows the same credential.
     let told = rig.log("weft-proxy", LogQuery::default()).await;
-    assert!(told.contains("--node sidecar~shop~web-1") && told.contains(credential), "{told}");
+    assert!(
+        told.contains("--node sidecar~shop~web-1") && told.contains(&format!("pod:{credential}")),
+        "{told}"
+    );
     assert!(told.contains(&format!("--address {ip}")) && told.contains("--workers 1"), "{told}");
     assert_eq!(rig.log("app", LogQuery::default()).await, "hello from web-1\n");
 

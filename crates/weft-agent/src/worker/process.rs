@@ -13,7 +13,7 @@ use weft_base::rng::Rng;
 
 use super::{Msg, Shared};
 use crate::child::{Child, Role};
-use crate::env::{self, Env, Facts};
+use crate::env::{self, Env, Facts, PROXY_USER};
 use crate::leftover::{MARK_AGENT, MARK_CONTAINER};
 use crate::logs::{LogKey, Writer};
 use crate::machine::{Event, Exit, Part};
@@ -195,7 +195,7 @@ impl Run {
         Ok(Prepared { command, env, role: Role::App { pod: self.pod.key() } })
     }
 
-    /// The credential that the app shows to its sidecar, readable by this user only.
+    /// `user:password` that the app shows to its sidecar, readable by this user only.
     fn write_files(&self) -> std::io::Result<()> {
         use std::io::Write;
         use std::os::unix::fs::OpenOptionsExt;
@@ -210,7 +210,7 @@ impl Run {
         let _ = std::fs::remove_file(&temporary);
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(self.credential.as_bytes())?;
+        file.write_all(format!("{PROXY_USER}:{}", self.credential).as_bytes())?;
         std::fs::rename(temporary, path)
     }
 

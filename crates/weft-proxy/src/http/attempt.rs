@@ -126,6 +126,12 @@ async fn attempt(
     let transport = picked.entry.endpoint.transport;
     let upgrade = call.head.headers.contains_key(http::header::UPGRADE);
     let wire = if upgrade { Wire::H1 } else { wire(protocol, transport, call.version, grpc) };
+    if let Some(most) = policy.limits.connections_max
+        && is_full(call, picked, wire, most)
+    {
+        let detail = format!("{most} connections are open, its limit, and all are busy");
+        return Ended::Over(Refusal::new(Cause::Overload, detail));
+    }
     let how = How {
         wire,
         connect_timeout: Duration::from_millis(policy.connect_timeout_ms.max(1)),
@@ -153,6 +159,13 @@ async fn attempt(
             Ended::Failed(Failure::AttemptTimeout, Cause::AttemptTimeout, why)
         }
     }
+}
+
+/// Whether an attempt would need a connection beyond the backend's limit. Workers have equal
+/// shares of it.
+fn is_full(call: &Call<'_>, picked: &LocalEndpoint, wire: Wire, most: u32) -> bool {
+    let share = usize::try_from(most).unwrap_or(usize::MAX) / call.worker.config.workers.max(1);
+    !picked.pool.has_room(wire) && call.backend.borrow().connections() >= share.max(1)
 }
 
 fn failed(call: &Call<'_>, error: SendError, address: std::net::SocketAddr) -> Ended {

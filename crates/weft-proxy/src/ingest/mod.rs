@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use weft_base::clock::Clock;
 use weft_base::snapshot::{Publisher, Snapshot, snapshot};
 use weft_model::{Fail, Resource, ResourceName};
@@ -23,6 +25,12 @@ use crate::table::{Builder, Door, Table};
 use crate::worker::Command;
 
 pub use lastgood::LastGoodError;
+
+/// How often what is left over is seen to.
+const CHORES_EVERY: Duration = Duration::from_secs(1);
+/// An address given up in the same transaction is waited for this long.
+const REBIND_EVERY: Duration = Duration::from_millis(10);
+const REBIND_TRIES: usize = 50;
 
 /// A transaction and where its answer goes.
 #[derive(Debug)]
@@ -55,6 +63,10 @@ pub struct Ingest {
     workers: Vec<mpsc::Sender<Command>>,
     sockets: BTreeMap<(SocketAddr, Door), u64>,
     next_number: u64,
+    /// Doors whose address could not be bound; tried again.
+    missing: Vec<(SocketAddr, Door)>,
+    unsaved: bool,
+    saved_at: Option<Instant>,
     publisher: Publisher<Table>,
     status: Status,
 }
@@ -90,11 +102,14 @@ impl Ingest {
             sockets: Arc::default(),
         };
         Self {
-            builder: Builder::new(config.workers, clock.clone()),
+            builder: Builder::new(config.workers, clock.clone(), config.node.namespace.clone()),
             config,
             workers,
             sockets: BTreeMap::new(),
             next_number: 0,
+            missing: Vec::new(),
+            unsaved: false,
+            saved_at: None,
             publisher,
             status,
         }
@@ -132,12 +147,46 @@ impl Ingest {
         Ok(held)
     }
 
-    /// Applies transactions until their source is gone.
+    /// Applies transactions until their source is gone, and sees to what is left over: a table to
+    /// save, an address that somebody else had.
     pub async fn run(mut self, mut deliveries: mpsc::Receiver<Delivery>) {
-        while let Some(delivery) = deliveries.recv().await {
-            let applied = self.apply(delivery.transaction).await;
-            // The stream may be gone by now; the table is in place all the same.
-            let _ = delivery.applied.send(applied);
+        loop {
+            let chores = self.unsaved || !self.missing.is_empty();
+            tokio::select! {
+                delivery = deliveries.recv() => {
+                    let Some(delivery) = delivery else { break };
+                    let applied = self.apply(delivery.transaction).await;
+                    // The stream may be gone by now; the table is in place all the same.
+                    let _ = delivery.applied.send(applied);
+                }
+                () = tokio::time::sleep(CHORES_EVERY), if chores => {
+                    self.save();
+                    self.open_missing().await;
+                }
+            }
+        }
+        self.save();
+    }
+
+    /// Writes the table down if it changed since.
+    fn save(&mut self) {
+        if !std::mem::take(&mut self.unsaved) {
+            return;
+        }
+        let Some(path) = &self.config.last_good else { return };
+        let generation = self.status.generation.load(Ordering::Relaxed);
+        if let Err(error) = lastgood::write(path, generation, &self.builder) {
+            tracing::warn!(%error, "the last good table is not saved");
+        }
+        self.saved_at = Some(Instant::now());
+    }
+
+    async fn open_missing(&mut self) {
+        for (address, door) in std::mem::take(&mut self.missing) {
+            match self.ensure(address, door.clone()).await {
+                Ok(()) => tracing::info!(%address, ?door, "the address is free now, listening"),
+                Err(_) => self.missing.push((address, door)),
+            }
         }
     }
 
@@ -147,10 +196,10 @@ impl Ingest {
         let upserts = upserts.into_iter().map(|u| (u.name, u.resource)).collect();
         self.status.from_last_good.store(false, Ordering::Relaxed);
         let rejected = self.install(generation, upserts, &removes).await;
-        if let Some(path) = &self.config.last_good
-            && let Err(error) = lastgood::write(path, generation, &self.builder)
-        {
-            tracing::warn!(%error, "the last good table is not saved");
+        self.unsaved = self.config.last_good.is_some();
+        // Many changes in a row are saved once.
+        if self.saved_at.is_none_or(|at| at.elapsed() >= CHORES_EVERY) {
+            self.save();
         }
         for refused in &rejected {
             tracing::warn!(name = refused.name, reason = refused.reason, "a resource was refused");
@@ -166,11 +215,22 @@ impl Ingest {
     ) -> Vec<Rejected> {
         let (table, mut rejected) = self.builder.apply(generation, upserts, removes);
         let wanted = table.doors(self.config.address, self.config.is_gateway());
-        self.close_unwanted(&wanted).await;
+        let closed = self.close_unwanted(&wanted).await;
         self.swap(&table).await;
         self.publisher.publish(table);
+        self.missing.clear();
         for (address, door) in wanted {
-            if let Err(error) = self.ensure(address, door.clone()).await {
+            let mut opened = self.ensure(address, door.clone()).await;
+            // What a worker was told to close is closed a moment later.
+            for _ in 0..REBIND_TRIES {
+                if !closed.contains(&address) || opened.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(REBIND_EVERY).await;
+                opened = self.ensure(address, door.clone()).await;
+            }
+            if let Err(error) = opened {
+                self.missing.push((address, door.clone()));
                 let name = match &door {
                     Door::Gateway(name) => format!("listener:{name}"),
                     Door::Upstream { host, .. } => format!("host:{host}"),
@@ -230,9 +290,10 @@ impl Ingest {
         Ok(bound)
     }
 
-    async fn close_unwanted(&mut self, wanted: &[(SocketAddr, Door)]) {
+    async fn close_unwanted(&mut self, wanted: &[(SocketAddr, Door)]) -> Vec<SocketAddr> {
         let unwanted: Vec<_> =
             self.sockets.keys().filter(|k| wanted.binary_search(k).is_err()).cloned().collect();
+        let addresses = unwanted.iter().map(|(address, _)| *address).collect();
         for key in unwanted {
             let Some(number) = self.sockets.remove(&key) else { continue };
             lock(&self.status.sockets).remove(&number);
@@ -241,6 +302,7 @@ impl Ingest {
                 let _ = worker.send(Command::Close(number)).await;
             }
         }
+        addresses
     }
 
     fn number(&mut self) -> u64 {

@@ -28,6 +28,7 @@ type SharedKey = (Arc<str>, u16, Arc<str>, SocketAddr);
 pub struct Builder {
     workers: usize,
     clock: Clock,
+    namespace: Arc<str>,
     roots: BTreeMap<Root, BTreeMap<Child, Resource>>,
     /// Routes in effect: the newest version whose backends are all known.
     routes: BTreeMap<ResourceName, Arc<Route>>,
@@ -40,10 +41,12 @@ pub struct Builder {
 // === impl Builder ===
 
 impl Builder {
-    pub fn new(workers: usize, clock: Clock) -> Self {
+    /// `namespace` is the proxy's own: its services may be named without it.
+    pub fn new(workers: usize, clock: Clock, namespace: Arc<str>) -> Self {
         Self {
             workers,
             clock,
+            namespace,
             roots: BTreeMap::new(),
             routes: BTreeMap::new(),
             waiting: BTreeSet::new(),
@@ -195,7 +198,7 @@ impl Builder {
         }
         let Some(children) = self.roots.get(root).cloned() else { return };
         let host = match children.get("") {
-            Some(Resource::Host(host)) => host.clone(),
+            Some(Resource::Host(host)) => self.with_short_name(host),
             // Children may come before their root within one push; without it nobody can ask.
             _ => Host {
                 name: name.clone(),
@@ -233,6 +236,21 @@ impl Builder {
             self.table.addresses.insert(*address, name.clone());
         }
         self.table.hosts.insert(name.clone(), Arc::new(entry));
+    }
+
+    /// `user` names `user.<own namespace>`. Control sends one form of a host to every namespace,
+    /// so the proxy adds what only it may say.
+    fn with_short_name(&self, host: &Host) -> Host {
+        let mut host = host.clone();
+        let mut parts = host.name.split('.');
+        if let (Some(service), Some(namespace), Some("svc")) =
+            (parts.next(), parts.next(), parts.next())
+            && *namespace == *self.namespace
+        {
+            let short: Arc<str> = service.into();
+            host.aliases.push(short);
+        }
+        host
     }
 
     fn rebuild_listener(&mut self, root: &Root, name: &Arc<str>) {

@@ -246,3 +246,33 @@ async fn f08_certificates_rotate_under_load_without_a_failed_request() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mesh_door_speaks_to_proven_peers_only() {
+    let ca = Ca::new();
+    let app = Server::named("user").await;
+    let server = server(&ca, app.address, Protocol::Http1).await;
+    let mesh = server.proxy.addresses().mesh.unwrap();
+    // Plain HTTP and garbage get nothing, many times over.
+    for bytes in [&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], b"\x16\x03\x01\x00\x05hello", b"\0"] {
+        let garbage = (0..100).map(|_| async move {
+            let mut stream = TcpStream::connect(mesh).await.unwrap();
+            let _ = stream.write_all(bytes).await;
+            let _ = stream.shutdown().await;
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+        });
+        futures_util::future::join_all(garbage).await;
+    }
+    assert_eq!(app.hits(), 0);
+    // A name that is no app port of this sidecar is not forwarded, and said so.
+    let other = nobody().await;
+    let endpoints = vec![meshed(other, "user", Transport::MeshH1)];
+    let client = peer(&ca, &server, Protocol::Http1, endpoints).await;
+    let got = client.get("http://user/").await;
+    assert_eq!(got.status, 503, "{}", got.body);
+    let endpoints = vec![meshed(app.address, "user", Transport::MeshH1)];
+    let client = peer(&ca, &server, Protocol::Http1, endpoints).await;
+    assert_eq!(client.get("http://user/").await.status, 200);
+}

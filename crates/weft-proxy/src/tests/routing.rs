@@ -48,12 +48,18 @@ async fn a_proxy_does_not_call_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_circuit_breaker_refuses_what_is_over_its_limit() {
+async fn circuit_breakers_refuse_what_is_over_their_limit() {
+    for limits in [
+        Limits { requests_max: Some(2), ..Limits::default() },
+        Limits { connections_max: Some(2), ..Limits::default() },
+    ] {
+        over_the_limit(limits).await;
+    }
+}
+
+async fn over_the_limit(limits: Limits) {
     let stuck = Server::http(|_, _| std::future::pending()).await;
-    let policy = BackendPolicy {
-        limits: Limits { requests_max: Some(2), ..Limits::default() },
-        ..BackendPolicy::default()
-    };
+    let policy = BackendPolicy { limits, ..BackendPolicy::default() };
     let all = service("user", Protocol::Http1, policy, vec![endpoint("a", stuck.address)]);
     let bed = Bed::sidecar(all).await;
     let waiting = futures_util::future::join(bed.get("http://user/"), bed.get("http://user/"));
@@ -260,15 +266,61 @@ async fn bad_resources_are_named_and_the_rest_applies() {
     assert_eq!(applied.rejected.len(), 1);
     assert_eq!(applied.rejected[0].name, "host:x.y/route/x");
     assert_eq!(bed.get("http://user/").await.body, "user");
-    // A port in use is told by the name of what wanted it.
+    // A port in use is told by the name of what wanted it, and taken once it is free.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let wanted = taken.local_addr().unwrap();
     let (name, mut listener) = gateway(None);
     if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
-        g.bind = vec![taken.local_addr().unwrap()];
+        g.bind = vec![wanted];
     }
     let applied = bed.apply(3, vec![(name, listener)]).await;
     assert_eq!(applied.rejected[0].name, "listener:shop/web/8000");
     assert!(applied.rejected[0].reason.contains("in use"), "{applied:?}");
+    drop(taken);
+    wait_until("the port is listened on", || async {
+        tokio::net::TcpStream::connect(wanted).await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_passes_from_one_listener_to_another_at_once() {
+    let user = Server::named("user").await;
+    let mut all = http_service("user", &[user.address]);
+    all.push(gateway(None));
+    let bed = Bed::gateway(all).await;
+    let address = bed.listener();
+    let (old, listener) = gateway(None);
+    let Resource::Listener(mut listener) = listener else { panic!("it is one") };
+    let root = Root::listener("shop/other/8000");
+    listener.name = "shop/other/8000".into();
+    if let ListenerKind::Gateway(g) = &mut listener.kind {
+        g.bind = vec![address];
+    }
+    // First the same address for another root, then back and forth.
+    let swap = |generation, name: ResourceName, resource, remove| {
+        let upserts = weft_xds::Upsert {
+            name,
+            version: weft_xds::codec::encode(&resource).unwrap().version,
+            resource: Ok(resource),
+        };
+        bed.feed.apply(weft_xds::Transaction {
+            generation,
+            upserts: vec![upserts],
+            removes: vec![remove],
+        })
+    };
+    let mut first = listener.clone();
+    first.name = "shop/web/8000".into();
+    for i in 0..5 {
+        let other = Resource::Listener(listener.clone());
+        let applied = swap(2 + 2 * i, root.own(), other, old.clone()).await.unwrap();
+        assert_eq!(applied.rejected, []);
+        let back = Resource::Listener(first.clone());
+        let applied = swap(3 + 2 * i, old.clone(), back, root.own()).await.unwrap();
+        assert_eq!(applied.rejected, []);
+        assert_eq!(send(address, get("/", "a")).await.status, 404);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

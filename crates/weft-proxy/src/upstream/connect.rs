@@ -123,6 +123,7 @@ impl Dialer {
     async fn tcp(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_nodelay(true)?;
+        socket2::SockRef::from(&socket).set_tcp_keepalive(&crate::listen::keepalive())?;
         if let Some(source) = self.source
             && address.ip().is_loopback()
             && source.is_ipv4() == address.is_ipv4()

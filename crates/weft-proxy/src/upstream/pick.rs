@@ -170,6 +170,11 @@ impl LocalBackend {
         self.entry.endpoints.iter().map(|e| e.shared.in_flight()).sum()
     }
 
+    /// Connections of this worker to all its candidates.
+    pub fn connections(&self) -> usize {
+        self.candidates.iter().map(|c| c.pool.connections()).sum()
+    }
+
     pub fn candidates(&self) -> &[Rc<LocalEndpoint>] {
         &self.candidates
     }

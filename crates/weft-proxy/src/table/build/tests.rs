@@ -23,7 +23,7 @@ fn address(port: u16) -> std::net::SocketAddr {
 
 #[test]
 fn a_change_shares_everything_else() {
-    let mut builder = Builder::new(2, Clock::system());
+    let mut builder = Builder::new(2, Clock::system(), "shop".into());
     let mut all = Vec::new();
     for i in 0..50 {
         all.extend(http_service(&format!("s{i}"), &[address(1000 + i)]));
@@ -45,7 +45,7 @@ fn a_change_shares_everything_else() {
 
 #[test]
 fn an_undecodable_resource_keeps_its_last_good_form() {
-    let mut builder = Builder::new(1, Clock::system());
+    let mut builder = Builder::new(1, Clock::system(), "shop".into());
     apply(&mut builder, http_service("a", &[address(1)]));
     let fail = || Err(Fail { reason: "of another release".into(), origin: None });
     let known = Root::host(fqdn("a")).child("backend/80");
@@ -57,8 +57,29 @@ fn an_undecodable_resource_keeps_its_last_good_form() {
 }
 
 #[test]
+fn services_of_the_own_namespace_have_a_short_name() {
+    let mut builder = Builder::new(1, Clock::system(), "shop".into());
+    let host = |name: &str| {
+        let host = weft_model::Host {
+            name: name.into(),
+            aliases: Vec::new(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+        };
+        (Root::host(name).own(), Resource::Host(host))
+    };
+    let own = host("user.shop.svc.cluster.local");
+    let foreign = host("bill.office.svc.cluster.local");
+    let table = apply(&mut builder, vec![own.clone(), foreign]);
+    assert_eq!(&*table.host("user").unwrap().host.name, "user.shop.svc.cluster.local");
+    assert!(table.host("bill").is_none());
+    let (table, _) = builder.apply(2, Vec::new(), &[own.0]);
+    assert!(table.host("user").is_none());
+}
+
+#[test]
 fn removing_a_root_removes_its_names_and_children() {
-    let mut builder = Builder::new(1, Clock::system());
+    let mut builder = Builder::new(1, Clock::system(), "shop".into());
     apply(&mut builder, http_service("a", &[address(1)]));
     let (table, _) = builder.apply(2, Vec::new(), &[Root::host(fqdn("a")).own()]);
     assert!(table.host("a").is_none() && table.host(&fqdn("a")).is_none());
@@ -70,7 +91,7 @@ proptest! {
     /// However changes are cut into transactions, the table is the one made at once.
     #[test]
     fn transactions_may_be_cut_anywhere(steps in proptest::collection::vec((0u16..5, 0u16..4, any::<bool>()), 1..40), cut in 1usize..7) {
-        let mut one_by_one = Builder::new(1, Clock::system());
+        let mut one_by_one = Builder::new(1, Clock::system(), "shop".into());
         let mut final_state = std::collections::BTreeMap::new();
         for chunk in steps.chunks(cut) {
             let mut upserts = std::collections::BTreeMap::new();
@@ -91,7 +112,7 @@ proptest! {
             }
             one_by_one.apply(1, upserts.into_iter().collect(), &removes.into_iter().collect::<Vec<_>>());
         }
-        let mut at_once = Builder::new(1, Clock::system());
+        let mut at_once = Builder::new(1, Clock::system(), "shop".into());
         let upserts = final_state.into_iter().map(|(n, r)| (n, Ok(r))).collect();
         let (want, _) = at_once.apply(1, upserts, &[]);
         let (got, _) = one_by_one.apply(1, Vec::new(), &[]);

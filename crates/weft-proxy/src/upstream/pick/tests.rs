@@ -34,7 +34,7 @@ fn backend(lb: LbPolicy, weights: &[u32]) -> (LocalBackend, Arc<BackendEntry>, R
     let policy = BackendPolicy { lb, ..BackendPolicy::default() };
     let all = service("a", Protocol::Http1, policy, endpoints.collect());
     let upserts = all.into_iter().map(|(n, r)| (n, Ok(r))).collect();
-    let (table, _) = Builder::new(1, Clock::system()).apply(1, upserts, &[]);
+    let (table, _) = Builder::new(1, Clock::system(), "shop".into()).apply(1, upserts, &[]);
     let entry = table.host("a").unwrap().backends["backend/80"].clone();
     let mut rng = Rng::seeded(3);
     (LocalBackend::new(entry.clone(), &mut rng, pool), entry, rng)

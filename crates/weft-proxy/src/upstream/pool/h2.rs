@@ -50,7 +50,7 @@ pub struct LocalExecutor(pub TaskGroup);
 // === impl Connection ===
 
 impl Connection {
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         // A peer that allows none at all still gets one request, which then waits.
         let most = self.peer_max.get().clamp(1, H2_STREAMS_MAX);
         !self.sender.is_closed() && self.active.get() < most

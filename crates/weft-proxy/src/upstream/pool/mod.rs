@@ -143,6 +143,14 @@ impl Pool {
         self.h2.borrow_mut().retain(|connection| connection.keep(now, limit));
     }
 
+    /// Whether a request can go out without another connection.
+    pub fn has_room(&self, wire: Wire) -> bool {
+        match wire {
+            Wire::H1 => !self.h1.borrow().is_empty(),
+            Wire::H2 => self.h2.borrow().iter().any(|c| c.has_room()),
+        }
+    }
+
     /// Open connections.
     pub fn connections(&self) -> usize {
         self.open.get()
