@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Load per service, read once a second from the proxies' own metrics: what `weft top`, `weft
 //! status` and the live table show. Calling proxies report (`reporter="source"`), so a request is
-//! counted once, and one that never reached an instance is counted too.
+//! counted once, and one that never reached an instance is counted too; whether it came encrypted
+//! is what the called proxy says.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -194,9 +195,7 @@ fn parse(text: &str) -> BTreeMap<ServiceName, Counts> {
     for line in text.lines() {
         let Some((name, rest)) = line.split_once('{') else { continue };
         let Some((labels, value)) = rest.rsplit_once("} ") else { continue };
-        if label(labels, "reporter") != Some("source") {
-            continue;
-        }
+        let called = label(labels, "reporter") == Some("destination");
         let (Some(namespace), Some(service)) = (
             label(labels, "destination_service_namespace"),
             label(labels, "destination_service_name"),
@@ -207,9 +206,10 @@ fn parse(text: &str) -> BTreeMap<ServiceName, Counts> {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // counters
         let value = value.max(0.0) as u64;
         let counts = out.entry(format!("{namespace}/{service}").into()).or_default();
-        match name {
-            "istio_requests_total" => counts.request(labels, value),
-            "istio_request_duration_milliseconds_bucket" => counts.bucket(labels, value),
+        match (name, called) {
+            ("istio_requests_total", false) => counts.request(labels, value),
+            ("istio_requests_total", true) => counts.secured(labels, value),
+            ("istio_request_duration_milliseconds_bucket", false) => counts.bucket(labels, value),
             _ => {}
         }
     }
@@ -226,6 +226,10 @@ impl Counts {
         if code.starts_with('5') || code == "0" {
             self.errors += value;
         }
+    }
+
+    /// Whether a request came encrypted is known where it arrived.
+    fn secured(&mut self, labels: &str, value: u64) {
         match label(labels, "connection_security_policy") {
             Some("mutual_tls") => self.mtls += value,
             _ => self.plaintext += value,
@@ -269,9 +273,10 @@ mod tests {
 
     const TEXT: &str = r#"
 # TYPE istio_requests_total counter
-istio_requests_total{reporter="source",destination_service_name="user",destination_service_namespace="shop",response_code="200",connection_security_policy="mutual_tls"} 90
-istio_requests_total{reporter="source",destination_service_name="user",destination_service_namespace="shop",response_code="503",connection_security_policy="unknown"} 10
-istio_requests_total{reporter="destination",destination_service_name="user",destination_service_namespace="shop",response_code="200"} 7
+istio_requests_total{reporter="source",destination_service_name="user",destination_service_namespace="shop",response_code="200"} 90
+istio_requests_total{reporter="source",destination_service_name="user",destination_service_namespace="shop",response_code="503"} 10
+istio_requests_total{reporter="destination",destination_service_name="user",destination_service_namespace="shop",connection_security_policy="mutual_tls"} 90
+istio_requests_total{reporter="destination",destination_service_name="user",destination_service_namespace="shop",connection_security_policy="none"} 7
 istio_request_duration_milliseconds_bucket{reporter="source",destination_service_name="user",destination_service_namespace="shop",le="1"} 50
 istio_request_duration_milliseconds_bucket{reporter="source",destination_service_name="user",destination_service_namespace="shop",le="2"} 100
 istio_request_duration_milliseconds_bucket{reporter="source",destination_service_name="user",destination_service_namespace="shop",le="+Inf"} 100
@@ -284,7 +289,7 @@ istio_request_duration_milliseconds_bucket{reporter="source",destination_service
         let loads = work_out(&HashMap::new(), &new, 2.0);
         let load = &loads["shop/user"];
         assert_eq!((load.rps, load.errors_per_s), (50.0, 5.0));
-        assert_eq!((load.mtls_requests, load.plaintext_requests), (90, 10));
+        assert_eq!((load.mtls_requests, load.plaintext_requests), (90, 7));
         assert!(load.p99_ms.unwrap() <= 2.0);
         let quiet = work_out(&new, &new, 1.0);
         assert_eq!(quiet["shop/user"].rps, 0.0);
