@@ -6,9 +6,12 @@ mod strategic;
 
 use serde_json::Value;
 use thiserror::Error;
+use weft_base::limits::DOCUMENT_DEPTH_MAX;
 
 use crate::schema::Schema;
 
+/// Bytes that the copies of one JSON patch may add.
+const COPIED_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// Operations of one JSON patch.
 const OPERATIONS_MAX: usize = 10_000;
 
@@ -20,6 +23,10 @@ pub enum PatchError {
     NotOperations(serde_json::Error),
     #[error("the patch has {0} operations; at most {OPERATIONS_MAX} are allowed")]
     TooLong(usize),
+    #[error("the patch copies more than {COPIED_BYTES_MAX} bytes; send the values themselves")]
+    TooMuchCopied,
+    #[error("the patch nests the object deeper than {DOCUMENT_DEPTH_MAX} levels")]
+    TooDeep,
     #[error("operation cannot be done: {0}")]
     Operation(#[from] json_patch::PatchError),
     #[error("{path}: the merge key {key:?} is missing from an entry of the patch")]
@@ -63,9 +70,34 @@ pub fn operations(current: &Value, patch: &Value) -> Result<Value, PatchError> {
     }
     let patch: json_patch::Patch =
         serde_json::from_value(patch.clone()).map_err(PatchError::NotOperations)?;
-    let mut out = current.clone();
-    json_patch::patch(&mut out, &patch)?;
+    let (mut out, mut copied) = (current.clone(), 0);
+    for operation in patch.0 {
+        if let json_patch::PatchOperation::Copy(copy) = &operation {
+            // Copies of copies double; a short patch could fill the memory.
+            let size = copy.from.resolve(&out).map_or(0, |v| v.to_string().len());
+            copied += size;
+            if copied > COPIED_BYTES_MAX {
+                return Err(PatchError::TooMuchCopied);
+            }
+        }
+        json_patch::patch(&mut out, &[operation])?;
+    }
+    if depth(&out, 0) > DOCUMENT_DEPTH_MAX {
+        return Err(PatchError::TooDeep);
+    }
     Ok(out)
+}
+
+fn depth(value: &Value, above: usize) -> usize {
+    if above > DOCUMENT_DEPTH_MAX {
+        return above;
+    }
+    let below = |v: &Value| depth(v, above + 1);
+    match value {
+        Value::Object(map) => map.values().map(below).max().unwrap_or(above + 1),
+        Value::Array(all) => all.iter().map(below).max().unwrap_or(above + 1),
+        _ => above,
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The applied fields over the live ones, and the removal of what a manager no longer applies.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use super::set::{FieldSet, element_of};
@@ -31,23 +33,25 @@ pub(super) fn merge(schema: &Schema, live: &Value, applied: &Value) -> Value {
 /// entry that both have.
 fn merge_list(list: &List, live: &[Value], applied: &[Value]) -> Value {
     let id = |v: &Value| element_of(&list.kind, &list.items, v);
-    let wanted: Vec<String> = applied.iter().map(id).collect();
-    let mut rest: Vec<(String, &Value)> = live.iter().map(|v| (id(v), v)).collect();
-    let mut out = Vec::new();
-    for (entry, own) in applied.iter().zip(&wanted) {
-        if let Some(at) = rest.iter().position(|(r, _)| r == own) {
-            let (_, old) = rest.remove(at);
-            let split = rest.split_off(at.min(rest.len()));
-            let (keep, only_live): (Vec<_>, Vec<_>) =
-                rest.into_iter().partition(|(r, _)| wanted.contains(r));
-            out.extend(only_live.into_iter().map(|(_, v)| v.clone()));
-            rest = keep.into_iter().chain(split).collect();
-            out.push(merge(&list.items, old, entry));
-        } else {
-            out.push(entry.clone());
+    let wanted: HashSet<String> = applied.iter().map(id).collect();
+    let known: HashMap<String, usize> =
+        live.iter().enumerate().rev().map(|(i, v)| (id(v), i)).collect();
+    let (mut out, mut told) = (Vec::new(), 0);
+    let only_live = |range: std::ops::Range<usize>| {
+        let part = live.get(range).unwrap_or_default();
+        part.iter().filter(|v| !wanted.contains(&id(v))).cloned()
+    };
+    for entry in applied {
+        match known.get(&id(entry)).and_then(|at| Some((*at, live.get(*at)?))) {
+            Some((at, old)) => {
+                out.extend(only_live(told..at.max(told)));
+                told = told.max(at + 1);
+                out.push(merge(&list.items, old, entry));
+            }
+            None => out.push(entry.clone()),
         }
     }
-    out.extend(rest.into_iter().map(|(_, v)| v.clone()));
+    out.extend(only_live(told..live.len()));
     Value::Array(out)
 }
 

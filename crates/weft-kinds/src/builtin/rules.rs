@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Rules of the built-in kinds that their schemas do not state, in the API server's words.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 use weft_base::issue::Issues;
 use weft_base::name::Label;
@@ -93,8 +95,9 @@ fn service(spec: &Value, old: Option<&Value>, path: Path<'_>, out: &mut Issues) 
         found(out, &path.field("ports"), REQUIRED, "Required value".into());
     }
     let own = path.field("ports");
+    let mut seen = HashSet::new();
     for (i, port) in ports.iter().enumerate() {
-        service_port(ports, i, port, own.index(i), out);
+        service_port(port, ports.len() > 1, &mut seen, own.index(i), out);
     }
     if let Some(old) = old {
         let (was, is) = (old["clusterIP"].as_str(), spec["clusterIP"].as_str());
@@ -104,10 +107,16 @@ fn service(spec: &Value, old: Option<&Value>, path: Path<'_>, out: &mut Issues) 
     }
 }
 
-fn service_port(all: &[Value], i: usize, port: &Value, path: Path<'_>, out: &mut Issues) {
-    let before = all.get(..i).unwrap_or_default();
+/// `seen` holds the names and numbers of the ports before.
+fn service_port(
+    port: &Value,
+    several: bool,
+    seen: &mut HashSet<String>,
+    path: Path<'_>,
+    out: &mut Issues,
+) {
     let name = port["name"].as_str().unwrap_or_default();
-    if name.is_empty() && all.len() > 1 {
+    if name.is_empty() && several {
         found(out, &path.field("name"), REQUIRED, "Required value".into());
     }
     if !name.is_empty() {
@@ -115,12 +124,11 @@ fn service_port(all: &[Value], i: usize, port: &Value, path: Path<'_>, out: &mut
             let message = format!("Invalid value: {name:?}: a port's name is a DNS label");
             found(out, &path.field("name"), INVALID, message);
         }
-        if before.iter().any(|p| p["name"] == name) {
+        if !seen.insert(format!("name {name}")) {
             found(out, &path.field("name"), DUPLICATE, format!("Duplicate value: {name:?}"));
         }
     }
-    let same = |p: &&Value| p["port"] == port["port"] && p["protocol"] == port["protocol"];
-    if before.iter().any(|p| same(&p)) {
+    if !seen.insert(format!("port {} {}", port["port"], port["protocol"])) {
         let message = format!("Duplicate value: {}", shown(port));
         found(out, &path, DUPLICATE, message);
     }
@@ -180,17 +188,16 @@ fn pod_spec(spec: &Value, path: Path<'_>, out: &mut Issues) {
         found(out, &path.field("containers"), REQUIRED, "Required value".into());
     }
     let volumes = spec["volumes"].as_array().map_or(&[][..], Vec::as_slice);
-    let mut names: Vec<&str> = Vec::new();
+    let mut names: HashSet<&str> = HashSet::new();
     for field in ["initContainers", "containers"] {
         let own = path.field(field);
         for (i, one) in spec[field].as_array().into_iter().flatten().enumerate() {
             container(one, volumes, own.index(i), out);
             let name = one["name"].as_str().unwrap_or_default();
-            if !name.is_empty() && names.contains(&name) {
+            if !name.is_empty() && !names.insert(name) {
                 let at = own.index(i);
                 found(out, &at.field("name"), DUPLICATE, format!("Duplicate value: {name:?}"));
             }
-            names.push(name);
         }
     }
 }

@@ -22,10 +22,8 @@ fn walk(schema: &Schema, value: &mut Value, path: Path<'_>, out: &mut Issues) {
         (Shape::Object(object), Value::Object(map)) => {
             if !object.open && object.values.is_none() {
                 let unknown = map.keys().filter(|k| object.named(k).is_none());
-                for name in unknown.cloned().collect::<Vec<_>>() {
-                    map.shift_remove(&name);
-                    tell(object, &name, path, out);
-                }
+                unknown.for_each(|name| tell(object, name, path, out));
+                map.retain(|name, _| object.named(name).is_some());
             }
             for (name, child) in map.iter_mut() {
                 if let Some(inner) = object.get(name) {
@@ -43,6 +41,10 @@ fn walk(schema: &Schema, value: &mut Value, path: Path<'_>, out: &mut Issues) {
 }
 
 fn tell(object: &Object, name: &str, path: Path<'_>, out: &mut Issues) {
+    if out.0.len() >= super::FINDINGS_MAX {
+        // Looking for what was meant takes time; nobody would read it.
+        return;
+    }
     let near = nearest(name, object.fields.iter().map(|(n, _)| n.as_ref()));
     let message = match near {
         Some(near) => format!("unknown field; did you mean {near:?}?"),

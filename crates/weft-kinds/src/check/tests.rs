@@ -152,3 +152,40 @@ fn findings_are_bounded() {
     let (_, found) = judge(&service(&format!("{{ports: [{}]}}", ports.join(","))));
     assert!(found.len() <= 2 * FINDINGS_MAX, "{}", found.len());
 }
+
+/// Every list of a body as long as an object can be: linear work takes seconds here even
+/// without optimisation, quadratic work minutes.
+#[test]
+fn the_largest_bodies_are_judged_in_time() {
+    use crate::{apply, builtin, patch};
+    let clock = weft_base::clock::Clock::system();
+    let start = clock.now();
+    let many = |n: usize, f: &dyn Fn(usize) -> Value| -> Value { (0..n).map(f).collect() };
+    let writer = apply::Writer { manager: "m", api_version: "v1", time: "", subresource: "" };
+    let finalizers = many(20_000, &|i| format!("x.dev/{i}").into());
+    let ports = many(20_000, &|i| json!({"port": i, "name": format!("p{i}")}));
+    let unknown = many(12_000, &|i| json!({format!("x{i}"): 1, "port": 1}));
+    let containers = many(8_000, &|i| json!({"name": format!("c{i}"), "image": "i"}));
+    let service = |spec: Value| {
+        json!({"metadata": {"name": "s", "finalizers": finalizers},
+        "spec": spec})
+    };
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": containers}});
+    for (kind, mut object) in [
+        (crate::kind::KindId::Service, service(json!({"ports": ports}))),
+        (crate::kind::KindId::Service, service(json!({"ports": unknown}))),
+        (crate::kind::KindId::Pod, pod),
+    ] {
+        let schema = schema::stored(kind);
+        prune(&schema, &mut object);
+        fill(&schema, &mut object);
+        validate(&schema, &object, None);
+        builtin::complete(kind, &mut object);
+        builtin::judge(kind, &object, None);
+        patch::strategic(&schema, &object, &object).unwrap();
+        let made = apply::apply(&schema, None, &object, writer, false).unwrap();
+        apply::apply(&schema, Some(&made), &object, writer, false).unwrap();
+    }
+    let took = clock.now().since(start);
+    assert!(took.as_secs() < 40, "it took {took:?}");
+}

@@ -92,14 +92,11 @@ fn check_list(list: &List, items: &[Value], old: Option<&Value>, path: Path<'_>,
     match &list.kind {
         ListKind::Atomic => {}
         ListKind::Set => {
+            let mut seen = std::collections::HashSet::new();
             for (i, item) in items.iter().enumerate() {
-                if items.iter().take(i).any(|other| other == item) {
-                    found(
-                        out,
-                        &path.index(i),
-                        DUPLICATE,
-                        format!("Duplicate value: {}", shown(item)),
-                    );
+                if !seen.insert(item.to_string()) {
+                    let message = format!("Duplicate value: {}", shown(item));
+                    found(out, &path.index(i), DUPLICATE, message);
                 }
             }
         }

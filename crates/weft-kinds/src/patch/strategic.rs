@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Strategic merge, as `kubectl apply` sends it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -36,7 +36,8 @@ pub(super) fn object(
         let below = format!("{path}.{name}");
         if let Some(list) = name.strip_prefix(DELETE_FROM) {
             if let (Some(Value::Array(items)), Some(gone)) = (out.get_mut(list), value.as_array()) {
-                items.retain(|i| !gone.contains(i));
+                let gone: HashSet<String> = gone.iter().map(Value::to_string).collect();
+                items.retain(|i| !gone.contains(&i.to_string()));
             }
         } else if !name.starts_with('$') {
             merge_field(schema, &mut out, name, value, &below)?;
@@ -91,9 +92,9 @@ fn merge_list(list: &List, current: &[Value], patch: &[Value], path: &str) -> Do
         if list.patch == PatchMerge::Replace {
             return Ok(Value::Array(patch.to_vec()));
         }
-        let mut out = current.to_vec();
-        out.extend(patch.iter().filter(|p| !current.contains(p)).cloned());
-        return Ok(Value::Array(out));
+        let known: HashSet<String> = current.iter().map(Value::to_string).collect();
+        let new = patch.iter().filter(|p| !known.contains(&p.to_string()));
+        return Ok(Value::Array(current.iter().chain(new).cloned().collect()));
     };
     let directive = |p: &Value| p.get(DIRECTIVE).and_then(Value::as_str).map(str::to_owned);
     let mut out = current.to_vec();
@@ -101,26 +102,40 @@ fn merge_list(list: &List, current: &[Value], patch: &[Value], path: &str) -> Do
         let kept = patch.iter().filter(|p| directive(p).is_none());
         return Ok(Value::Array(kept.cloned().collect()));
     }
+    // Gaps keep the places while entries go; the index makes long lists take linear time.
+    let mut slots: Vec<Option<Value>> = out.drain(..).map(Some).collect();
+    let id = |v: &Value| v.get(&**key).map(Value::to_string).unwrap_or_default();
+    let mut places: HashMap<String, usize> =
+        slots.iter().enumerate().rev().filter_map(|(i, v)| Some((id(v.as_ref()?), i))).collect();
     for entry in patch {
         let Value::Object(fields) = entry else { continue };
-        let Some(own) = fields.get(&**key) else {
+        if fields.get(&**key).is_none() {
             return Err(PatchError::MergeKey { path: path.to_owned(), key: key.to_string() });
-        };
-        let at = out.iter().position(|o| o.get(&**key) == Some(own));
+        }
+        let own = id(entry);
         match directive(entry).as_deref() {
-            Some("delete") => out.retain(|o| o.get(&**key) != Some(own)),
+            Some("delete") => {
+                if let Some(slot) = places.remove(&own).and_then(|at| slots.get_mut(at)) {
+                    *slot = None;
+                }
+            }
             None | Some("merge" | "replace") => {
                 let empty = Value::Object(Map::new());
-                let base = at.and_then(|at| out.get(at)).unwrap_or(&empty);
-                let merged = object(Some(&list.items), base, fields, path)?;
-                match at.and_then(|at| out.get_mut(at)) {
-                    Some(slot) => *slot = merged,
-                    None => out.push(merged),
+                let at = places.get(&own).copied();
+                let base = at.and_then(|at| slots.get(at)).and_then(Option::as_ref);
+                let merged = object(Some(&list.items), base.unwrap_or(&empty), fields, path)?;
+                match at.and_then(|at| slots.get_mut(at)) {
+                    Some(slot) => *slot = Some(merged),
+                    None => {
+                        places.insert(own, slots.len());
+                        slots.push(Some(merged));
+                    }
                 }
             }
             Some(other) => return Err(unknown(path, other)),
         }
     }
+    out.extend(slots.into_iter().flatten());
     Ok(Value::Array(out))
 }
 

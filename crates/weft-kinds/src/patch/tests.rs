@@ -90,3 +90,21 @@ fn merge_patch_and_json_patch() {
     assert!(operations(&current, &failing).is_err());
     assert!(operations(&current, &json!({"op": "x"})).is_err());
 }
+
+#[test]
+fn copies_and_depth_are_bounded() {
+    let current = json!({"a": {"b": "x".repeat(1000)}});
+    let mut ops = Vec::new();
+    for i in 0..60 {
+        ops.push(json!({"op": "copy", "from": "/a", "path": format!("/a/c{i}")}));
+    }
+    let error = operations(&current, &ops.into()).unwrap_err();
+    assert!(matches!(error, PatchError::TooMuchCopied), "{error}");
+    let mut path = String::new();
+    let mut ops = Vec::new();
+    for _ in 0..100 {
+        path.push_str("/d");
+        ops.push(json!({"op": "add", "path": path, "value": {}}));
+    }
+    assert!(matches!(operations(&current, &ops.into()), Err(PatchError::TooDeep)));
+}

@@ -517,6 +517,23 @@ async fn large_bodies_are_refused_and_the_client_reads_why() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     assert!(answer.contains("RequestEntityTooLarge"), "{answer}");
+    let big = json!({"metadata": {"name": "c"}, "data": {"k": "x".repeat(2 * 1024 * 1024)}});
+    let (code, status) = rig.post("/api/v1/namespaces/default/configmaps", &big).await;
+    assert_eq!((code, &status["reason"]), (413, &json!("RequestEntityTooLarge")));
+    let copies: Vec<Value> = (0..60)
+        .map(|i| json!({"op": "copy", "from": "/data", "path": format!("/data/c{i}")}))
+        .collect();
+    rig.post(
+        "/api/v1/namespaces/default/configmaps",
+        &json!({"metadata": {"name": "c"},
+        "data": {"k": "x".repeat(1000)}}),
+    )
+    .await;
+    let path = "/api/v1/namespaces/default/configmaps/c";
+    let (code, status) =
+        rig.ask("PATCH", path, "application/json-patch+json", &copies.into()).await;
+    assert_eq!(code, 400);
+    assert!(status["message"].as_str().unwrap().contains("the patch copies more"), "{status}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use axum::response::Response;
 use http::{HeaderValue, StatusCode};
 use serde_json::{Map, Value};
 use weft_base::issue::Issues;
+use weft_base::limits::STORE_VALUE_BYTES_MAX;
 use weft_kinds::apply::{self, Writer};
 use weft_kinds::decode::{Document, Format, format_of};
 use weft_kinds::kind::{Family, Kind, KindId};
@@ -309,6 +310,11 @@ impl Work {
         object: &mut Value,
         duplicates: &[weft_base::issue::FieldPath],
     ) -> Result<Vec<String>, ApiError> {
+        // More cannot be stored; said before any work is done on it.
+        let size = object.to_string().len();
+        if size > STORE_VALUE_BYTES_MAX {
+            return Err(ApiError::too_large(STORE_VALUE_BYTES_MAX));
+        }
         let unknown = check::prune(&self.schema, object);
         let mut told: Vec<String> =
             duplicates.iter().map(|path| format!("duplicate field {:?}", path.as_str())).collect();
