@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 use weft_base::snapshot::{Publisher, Snapshot, snapshot};
 use weft_base::task::TaskGroup;
 use weft_kinds::world::{World, WorldDelta};
-use weft_store::{EventKind, Revision, Store, StoreError, Watch, WatchError};
+use weft_store::{Event, EventKind, Revision, Store, StoreError, Watch, WatchError};
 
 /// Changes that a reader may be behind before it must look at the whole World again.
 const BACKLOG: usize = 256;
@@ -112,7 +112,7 @@ impl Pump {
                 next = self.log.next() => next,
             };
             let change = match next {
-                Ok(events) => self.fold(events),
+                Ok(events) => self.fold(&events),
                 Err(WatchError::Closed) => return,
                 Err(e) => match self.again(e).await {
                     Ok(change) => change,
@@ -130,13 +130,10 @@ impl Pump {
         }
     }
 
-    fn fold(&self, events: Vec<weft_store::Event>) -> Change {
-        let mut world = World::clone(&self.publisher.load());
-        let mut delta = WorldDelta::default();
-        for event in events {
-            let value = (event.kind == EventKind::Put).then_some(&*event.value);
-            delta.merge(world.apply(&event.key, value, event.revision.0));
-        }
+    fn fold(&self, events: &[Event]) -> Change {
+        let world = self.publisher.load();
+        let all = || fold(&world, events);
+        let (world, delta) = unless_it_panics(all).unwrap_or_else(|| one_by_one(&world, events));
         Change { world: Arc::new(world), delta: Some(Arc::new(delta)) }
     }
 
@@ -146,6 +143,39 @@ impl Pump {
         self.log = log;
         Ok(Change { world: Arc::new(world), delta: None })
     }
+}
+
+fn fold(world: &World, events: &[Event]) -> (World, WorldDelta) {
+    let (mut world, mut delta) = (world.clone(), WorldDelta::default());
+    for event in events {
+        let value = (event.kind == EventKind::Put).then_some(&*event.value);
+        delta.merge(world.apply(&event.key, value, event.revision.0));
+    }
+    (world, delta)
+}
+
+/// One of the events cannot be folded: it is left out, and the rest goes on.
+fn one_by_one(world: &World, events: &[Event]) -> (World, WorldDelta) {
+    let (mut world, mut delta) = (world.clone(), WorldDelta::default());
+    for event in events {
+        match unless_it_panics(|| fold(&world, std::slice::from_ref(event))) {
+            Some((next, more)) => {
+                world = next;
+                delta.merge(more);
+            }
+            None => {
+                tracing::error!(key = %event.key, "an event cannot be folded and is left out");
+                reach(&mut world, event.revision);
+            }
+        }
+    }
+    (world, delta)
+}
+
+/// A mistake in one place must not end what everything waits for. Counted as a bug.
+pub(crate) fn unless_it_panics<R>(f: impl FnOnce() -> R) -> Option<R> {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+    result.inspect_err(|_| weft_base::error::count_bug()).ok()
 }
 
 // === impl WorldWatch ===

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use weft_base::rng::Rng;
 use weft_kinds::kind::KindId;
+use weft_kinds::views::{self, meta::MetaOnly};
 use weft_kinds::world::{Object, World};
 use weft_store::{Compare, Op, Revision, Txn};
 
@@ -66,6 +67,7 @@ impl<'w> Context<'w> {
         }
         let birth = Birth::new(self.wall_ms, &mut self.rng);
         let made = meta::create(kind, namespace, raw, &birth, true).and_then(|mut new| {
+            readable(kind, &new)?;
             let extra = admit::complete(self.world, kind, None, &mut new)?;
             Ok((new, extra))
         });
@@ -149,6 +151,13 @@ impl<'w> Context<'w> {
             self.again(Duration::from_secs(5));
         })
     }
+}
+
+/// What is made must be known again, by its owner above all; otherwise it is made for ever.
+fn readable(kind: KindId, new: &Value) -> Result<(), ObjectError> {
+    let name = meta::text(new, "name").to_owned();
+    let read = views::read::<MetaOnly>(new);
+    read.map(drop).map_err(|issues| ObjectError::Invalid { kind, name, issues })
 }
 
 /// The object is still as it was seen.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_kinds::views::apps::ReplicaSet;
+use weft_kinds::views::core::Pod;
 use weft_kinds::views::{LabelSelector, View};
 use weft_kinds::world::{Index, KindId, Object, ObjectKey, World};
 
@@ -109,9 +110,14 @@ pub(super) fn adopted(object: &Object, owner: &Object) -> Value {
 pub fn replicas(ctx: &mut Context<'_>, set: &Object) -> Vec<Replica> {
     let settle = set.raw["spec"]["minReadySeconds"].as_u64().unwrap_or(0);
     let (wall, mut wait) = (ctx.wall_ms, None::<u64>);
+    let unreadable = Pod::default();
     let mut out = Vec::new();
     for object in owned(ctx.world, set, KindId::Pod) {
-        let View::Pod(pod) = &object.view else { continue };
+        // One that cannot be read counts as one that is not ready, or it would be made for ever.
+        let pod = match &object.view {
+            View::Pod(pod) => pod,
+            _ => &unreadable,
+        };
         let ready = pod.is_ready();
         let left = match ready {
             true => (ready_since(&object.raw) + settle * 1000).saturating_sub(wall),

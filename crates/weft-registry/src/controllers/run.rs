@@ -11,10 +11,13 @@ use weft_store::{Revision, Store, StoreError, Txn};
 use super::plan::Plan;
 use super::queue::Queue;
 use super::{Item, everything, reconcile, woken};
+use crate::pump::unless_it_panics;
 use crate::{Registry, WorldChange, WorldWatch};
 
 /// Items seen to at once.
 const BATCH: usize = 32;
+
+const AFTER_PANIC: Duration = Duration::from_secs(60);
 
 struct Runner {
     registry: Registry,
@@ -96,7 +99,10 @@ impl Runner {
             .iter()
             .map(|item| {
                 let seed = self.registry.with_rng(weft_base::rng::Rng::next_u64);
-                reconcile(item, &world, wall, seed)
+                unless_it_panics(|| reconcile(item, &world, wall, seed)).unwrap_or_else(|| {
+                    tracing::error!(?item, "a controller panicked; trying again much later");
+                    Plan { again: Some(AFTER_PANIC), ..Plan::default() }
+                })
             })
             .collect();
         // All at once, so that they share commits.

@@ -18,6 +18,7 @@ use crate::objects::admit::{ADDRESS_ANNOTATION, annotation};
 use crate::{DeleteOptions, Propagation};
 
 mod chaos;
+mod odd;
 
 const NS: &str = "shop";
 

@@ -124,6 +124,7 @@ pub fn create(
     system: bool,
 ) -> Result<Value, ObjectError> {
     let row = kind.row();
+    check_form(kind, &raw)?;
     if !text(&raw, "resourceVersion").is_empty() {
         let why = "resourceVersion should not be set on objects to be created";
         return Err(ObjectError::BadRequest(why.into()));
@@ -175,6 +176,7 @@ pub fn create(
 /// `new` in place of `old`: what callers may not change is carried over, what they change moves
 /// the generation. Equal to `old` when nothing changes.
 pub fn update(kind: KindId, old: &Value, mut new: Value, part: Part) -> Result<Value, ObjectError> {
+    check_form(kind, &new)?;
     let name = text(old, "name").to_owned();
     let uid = text(&new, "uid");
     if !uid.is_empty() && uid != text(old, "uid") {
@@ -302,6 +304,9 @@ pub fn delete(kind: KindId, old: &Value, options: &DeleteOptions, now: &str) -> 
         meta.insert("deletionGracePeriodSeconds".into(), json!(grace));
     }
     if kind == KindId::Namespace {
+        if !new["status"].is_object() {
+            new["status"] = json!({});
+        }
         new["status"]["phase"] = json!("Terminating");
     }
     match new == *old {
@@ -360,6 +365,32 @@ pub fn collection_finalizer(propagation: Propagation) -> &'static str {
     match propagation {
         Propagation::Orphan => ORPHAN,
         Propagation::Foreground | Propagation::Background => FOREGROUND,
+    }
+}
+
+/// What every kind has in common; the schema engine judges the rest.
+fn check_form(kind: KindId, raw: &Value) -> Result<(), ObjectError> {
+    let mut issues = Issues::default();
+    let odd = |value: &Value| !value.is_object() && !value.is_null();
+    if !raw.is_object() {
+        issues.error(FieldPath::root(), "invalid value: an object is expected");
+    }
+    for field in ["metadata", "spec", "status"] {
+        if raw.get(field).is_some_and(odd) {
+            issues.error(FieldPath::new(field), "invalid value: an object is expected");
+        }
+    }
+    for field in ["labels", "annotations"] {
+        let map = &raw["metadata"][field];
+        let words = |m: &Map<String, Value>| m.values().all(|v| v.is_string() || v.is_null());
+        if odd(map) || !map.as_object().is_none_or(words) {
+            let path = FieldPath::new("metadata").field(field);
+            issues.error(path, "invalid value: a map of strings is expected");
+        }
+    }
+    match issues.is_empty() {
+        true => Ok(()),
+        false => Err(ObjectError::Invalid { kind, name: text(raw, "name").to_owned(), issues }),
     }
 }
 

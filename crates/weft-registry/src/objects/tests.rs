@@ -77,6 +77,25 @@ async fn names_are_generated_and_judged() {
 }
 
 #[tokio::test]
+async fn an_object_of_no_form_is_refused_with_the_field() {
+    let o = objects().await;
+    for (raw, field) in [
+        (json!({ "metadata": { "name": "a" }, "spec": "text" }), "spec"),
+        (json!({ "metadata": { "name": "a" }, "status": [1] }), "status"),
+        (json!({ "metadata": { "name": "a", "labels": ["x"] } }), "metadata.labels"),
+        (json!({ "metadata": { "name": "a", "annotations": { "x": 1 } } }), "metadata.annotations"),
+        (json!({ "metadata": "a" }), "metadata"),
+        (json!(["a"]), "an object is expected"),
+    ] {
+        for kind in [KindId::Service, KindId::Namespace, KindId::Pod, KindId::Gateway] {
+            let err = o.create(kind, "default", raw.clone(), USER).await.unwrap_err();
+            assert_eq!(err.code(), 422, "{kind} {raw}");
+            assert!(err.to_string().contains(field), "{err}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_change_of_the_spec_moves_the_generation_and_a_status_does_not() {
     let o = objects().await;
     let made = o.create(KindId::Deployment, "default", deployment(2), USER).await.unwrap();
