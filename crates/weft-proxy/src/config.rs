@@ -20,6 +20,8 @@ pub struct ProxyConfig {
     pub cluster_domain: Arc<str>,
     pub trust_domain: Arc<str>,
     pub workers: usize,
+    /// Seed of the workers' choices; `None` takes one from the system (every real proxy).
+    pub seed: Option<u64>,
     /// `user:password` that the forward proxy asks for; `None` admits everybody who can connect.
     pub credential: Option<Arc<str>>,
     /// Where the last good table is kept, to start from when no server answers.
@@ -158,6 +160,7 @@ impl ProxyConfig {
             cluster_domain: "cluster.local".into(),
             trust_domain: "cluster.local".into(),
             workers: 1,
+            seed: None,
             credential: None,
             last_good: None,
             ports: Ports::default(),

@@ -169,6 +169,7 @@ impl Worker {
             tasks: TaskGroup::new(),
             opened: Cell::new(0),
         });
+        let seed = shared.config.seed.map(|seed| seed.wrapping_add(id as u64));
         Rc::new(Self {
             id,
             config: shared.config.clone(),
@@ -176,7 +177,7 @@ impl Worker {
             names: shared.names.own(),
             metrics,
             log,
-            rng: RefCell::new(Rng::from_system()),
+            rng: RefCell::new(seed.map_or_else(Rng::from_system, Rng::seeded)),
             conns: TaskGroup::new(),
             table: RefCell::new(Pinned::new(table)),
             backends: RefCell::default(),

@@ -3,6 +3,7 @@
 //! one trait of the data plane.
 
 pub mod bed;
+mod bulk;
 mod drain;
 mod faults;
 mod grpc;

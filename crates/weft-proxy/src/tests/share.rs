@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use weft_model::*;
 
 use super::bed::*;
@@ -19,6 +21,71 @@ async fn tally(bed: &Bed, n: usize) -> BTreeMap<String, usize> {
 fn weighted(addresses: &[(&'static str, std::net::SocketAddr, u32)]) -> Vec<Endpoint> {
     let made = addresses.iter();
     made.map(|(id, a, weight)| Endpoint { weight: *weight, ..endpoint(id, *a) }).collect()
+}
+
+/// Sends `n` requests on one connection without waiting for answers, so that a hundred thousand
+/// take seconds, and counts the answers by their one-letter bodies.
+async fn pipelined(to: std::net::SocketAddr, n: usize) -> BTreeMap<char, usize> {
+    let (mut reader, mut writer) = TcpStream::connect(to).await.unwrap().into_split();
+    let asking = async move {
+        let hundred = "GET / HTTP/1.1\r\nHost: user\r\n\r\n".repeat(100);
+        for _ in 0..n / 100 {
+            writer.write_all(hundred.as_bytes()).await.unwrap();
+        }
+        writer
+    };
+    let counting = async {
+        let (mut counts, mut answers) = (BTreeMap::new(), 0);
+        let mut buffer = Vec::new();
+        while answers < n {
+            assert!(reader.read_buf(&mut buffer).await.unwrap() > 0, "closed after {answers}");
+            let mut done = 0;
+            while let Some(end) = buffer[done..].windows(4).position(|w| w == b"\r\n\r\n") {
+                let Some(body) = buffer.get(done + end + 4) else { break };
+                assert!(buffer[done..].starts_with(b"HTTP/1.1 200 "));
+                *counts.entry(char::from(*body)).or_default() += 1;
+                answers += 1;
+                done += end + 5;
+            }
+            buffer.drain(..done);
+        }
+        counts
+    };
+    tokio::join!(asking, counting).1
+}
+
+/// Every share is within three standard errors of `n` times its part of the weights' sum.
+fn expect_shares(counts: &BTreeMap<char, usize>, weights: &[(char, u32)]) {
+    let n = counts.values().sum::<usize>() as f64;
+    let sum = f64::from(weights.iter().map(|(_, w)| w).sum::<u32>());
+    assert_eq!(counts.len(), weights.len(), "{counts:?}");
+    for (name, weight) in weights {
+        let share = f64::from(*weight) / sum;
+        let off = (counts[name] as f64 - n * share).abs();
+        assert!(off <= 3.0 * (n * share * (1.0 - share)).sqrt(), "{name} is {off} off: {counts:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_requests_are_shared_by_weight_with_and_without_a_critical_instance() {
+    const N: usize = 100_000;
+    let (a, b, c) = (Server::named("a").await, Server::named("b").await, Server::named("c").await);
+    let endpoints = weighted(&[("a", a.address, 5), ("b", b.address, 3), ("c", c.address, 2)]);
+    let policy = BackendPolicy { lb: LbPolicy::Random, ..BackendPolicy::default() };
+    let mut config = config("sidecar~shop~client-1");
+    // The same draws in every run, so that one run in a hundred does not fail by chance.
+    config.seed = Some(1);
+    let bed = Bed::start(config, None).await;
+    bed.apply(1, service("user", Protocol::Http1, policy, endpoints.clone())).await;
+    let door = bed.door(|d| matches!(d, crate::table::Door::Upstream { .. }));
+    expect_shares(&pipelined(door, N).await, &[('a', 5), ('b', 3), ('c', 2)]);
+    // With b critical every other share is T·R_i over the sum of what is left.
+    let mut sick = endpoints;
+    sick[1].health = Health::Unhealthy;
+    bed.apply(2, vec![endpoints_of("user", Protocol::Http1, sick)]).await;
+    let before = b.hits();
+    expect_shares(&pipelined(door, N).await, &[('a', 5), ('c', 2)]);
+    assert_eq!(b.hits(), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
