@@ -21,7 +21,7 @@ use futures_util::StreamExt;
 use tokio::sync::Notify;
 use weft_base::clock::{Clock, Mono};
 use weft_base::limits::CHECK_OUTPUT_BYTES_MAX;
-use weft_base::name::slug;
+use weft_base::name::{Label, slug};
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Status};
@@ -143,6 +143,9 @@ impl Handle {
                 "a registration needs a service name, a node and a namespace".to_owned(),
             ));
         }
+        if let Err(why) = Label::new(&new.namespace) {
+            return Err(CatalogError::Invalid(format!("the namespace does not do: {why}")));
+        }
         let key = registration_key(new);
         let service = new.service.clone();
         let ids: Vec<Arc<str>> = request.checks.iter().map(|c| c.id.clone()).collect();
@@ -180,6 +183,9 @@ impl Handle {
         node: &NodeRecord,
         check: CheckRecord,
     ) -> Result<(), CatalogError> {
+        if check.id.is_empty() {
+            return Err(CatalogError::Invalid("a check needs an id".to_owned()));
+        }
         let key = check_key(&check);
         let _turn = self.turn(&check.node, &check.service_id).await;
         let world = self.0.world.load();
@@ -423,6 +429,9 @@ impl Handle {
     }
 
     async fn maintenance(&self, check: CheckRecord, enable: bool) -> Result<(), CatalogError> {
+        if check.id.is_empty() {
+            return Err(CatalogError::Invalid("a check needs an id".to_owned()));
+        }
         let key = check_key(&check);
         let _turn = self.turn(&check.node, &check.service_id).await;
         let world = self.0.world.load();

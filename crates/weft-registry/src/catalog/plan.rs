@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use weft_base::limits::STORE_VALUE_BYTES_MAX;
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Status};
 use weft_kinds::views::check::{CheckDefinition, NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 use weft_kinds::world::{Catalog, CheckKey, RegistrationKey, StoreKey};
@@ -104,7 +105,6 @@ pub fn register_check(
     node: &NodeRecord,
     mut check: CheckRecord,
 ) -> Result<Txn, CatalogError> {
-    limit("the check's id in bytes", check.id.len(), NAME_BYTES_MAX)?;
     let mut plan = Plan { catalog, txn: Txn::default() };
     plan.node(node, false)?;
     if !check.service_id.is_empty() {
@@ -225,6 +225,7 @@ impl Plan<'_> {
     }
 
     fn node(&mut self, node: &NodeRecord, update: bool) -> Result<(), CatalogError> {
+        limit("the node's name in bytes", node.node.len(), NAME_BYTES_MAX)?;
         let old = self.catalog.node(&node.node);
         if old.is_none_or(|old| update && **old != *node) {
             self.put(&StoreKey::Node(node.node.clone()), node)?;
@@ -240,6 +241,7 @@ impl Plan<'_> {
     }
 
     fn check(&mut self, mut new: CheckRecord) -> Result<(), CatalogError> {
+        limit("the check's id in bytes", new.id.len(), NAME_BYTES_MAX)?;
         let mut definition = new.typed();
         if definition.deregister_after_ms > 0 {
             definition.deregister_after_ms =
@@ -277,6 +279,7 @@ impl Plan<'_> {
 
     fn put(&mut self, key: &StoreKey, value: &impl serde::Serialize) -> Result<(), CatalogError> {
         let bytes = serde_json::to_vec(value)?;
+        limit("the record in bytes", bytes.len(), STORE_VALUE_BYTES_MAX)?;
         self.txn.ops.push(Op::put(key.to_string(), bytes));
         Ok(())
     }

@@ -158,7 +158,11 @@ impl Door {
 
     /// Waits until this door's own reads show what the catalog wrote.
     pub(super) async fn settled(&self) {
-        self.indexes().reached(self.catalog().revision()).await;
+        tokio::select! {
+            () = self.indexes().reached(self.catalog().revision()) => {}
+            // Nobody feeds the table any more; the write itself is done.
+            () = self.0.tasks.draining() => {}
+        }
     }
 
     /// The namespace of a body, else of the query.

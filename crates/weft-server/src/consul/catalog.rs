@@ -126,7 +126,12 @@ impl Door {
         let (blocking, filter, meta) =
             (ask.params.blocking()?, filter(ask)?, ask.params.node_meta());
         let ns = ask.namespace.clone();
-        self.read(Topic::Services(ns.clone()), &blocking, |view| {
+        // A filter may look at anything of a service or its node.
+        let topic = match meta.is_empty() && filter.is_none() {
+            true => Topic::Services(ns.clone()),
+            false => Topic::Checks,
+        };
+        self.read(topic, &blocking, |view| {
             let mut out = Map::new();
             for (name, tags) in view.services(&ns) {
                 if meta.is_empty() && filter.is_none() {

@@ -14,7 +14,7 @@ use weft_base::name::ServiceKey;
 use weft_kinds::world::{ReadKey, World, WorldDelta};
 
 use super::stamp::Stamps;
-use super::view::{Entry, Identity, View};
+use super::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, Identity, View};
 
 /// What a query's answer depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -85,7 +85,7 @@ impl Drop for Subscription {
         self.moves = None;
         let mut state = self.indexes.state();
         let idle = state.topics.get(&self.topic).is_some_and(|s| s.receiver_count() == 0);
-        if idle && !exists(&state.world, &self.topic) {
+        if idle && !exists(&self.indexes.own, &state.world, &self.topic) {
             state.topics.remove(&self.topic);
         }
     }
@@ -113,7 +113,7 @@ impl Indexes {
     pub fn read(&self, topic: &Topic) -> (View, u64) {
         let state = self.state();
         let view = state.view(&self.own);
-        let index = state.index(topic);
+        let index = state.index(&self.own, topic);
         (view, index)
     }
 
@@ -124,7 +124,7 @@ impl Indexes {
     /// Tells when the topic's index moves. To miss nothing, subscribe before reading.
     pub fn subscribe(self: &Arc<Self>, topic: &Topic) -> Subscription {
         let mut state = self.state();
-        let index = state.index(topic);
+        let index = state.index(&self.own, topic);
         let sender = state.topics.entry(topic.clone());
         let moves = sender.or_insert_with(|| watch::Sender::new(index)).subscribe();
         drop(state);
@@ -182,16 +182,16 @@ impl State {
         View { world: self.world.clone(), own: own.clone(), stamps: self.stamps.clone() }
     }
 
-    fn index(&self, topic: &Topic) -> u64 {
+    fn index(&self, own: &Identity, topic: &Topic) -> u64 {
         if let Some(sender) = self.topics.get(topic) {
             return *sender.borrow();
         }
-        if exists(&self.world, topic) { self.base } else { self.gone }
+        if exists(own, &self.world, topic) { self.base } else { self.gone }
     }
 
     /// Moves a topic on. One of something that is gone, and that nobody waits for, is let go.
     fn bump(&mut self, topic: Topic, now: u64, after: &View) {
-        let there = exists(&after.world, &topic);
+        let there = exists(&after.own, &after.world, &topic);
         if !there {
             self.gone = now;
         }
@@ -206,12 +206,16 @@ impl State {
 // === helpers ===
 
 /// Whether what the topic is about is there; the index of what is not is `gone`.
-fn exists(world: &World, topic: &Topic) -> bool {
+fn exists(own: &Identity, world: &World, topic: &Topic) -> bool {
     match topic {
         Topic::Services(_) | Topic::Nodes | Topic::Checks | Topic::Still => true,
-        Topic::Catalog(ns, slug) | Topic::Health(ns, slug) => !world.instances(ns, slug).is_empty(),
+        Topic::Catalog(ns, slug) | Topic::Health(ns, slug) => {
+            is_server(ns, slug) || !world.instances(ns, slug).is_empty()
+        }
         Topic::Node(name) | Topic::NodeHealth(name) => {
-            world.catalog().node(name).is_some() || world.catalog().on_node(name).next().is_some()
+            *name == own.node.node
+                || world.catalog().node(name).is_some()
+                || world.catalog().on_node(name).next().is_some()
         }
     }
 }
@@ -310,7 +314,16 @@ fn moved_node(
     out.push(Topic::NodeHealth(node.clone()));
     let (was, is) = (before.node_checks(&node), after.node_checks(&node));
     stamps.checks(&was, &is, now);
+    if was != is && own {
+        // The servers' own service is on this node.
+        out.push(Topic::Health(DEFAULT_NAMESPACE.into(), CONSUL_SERVICE.into()));
+    }
     was != is
+}
+
+/// Whether this is the service that every datacentre lists.
+fn is_server(ns: &str, slug: &str) -> bool {
+    ns == DEFAULT_NAMESPACE && slug == CONSUL_SERVICE
 }
 
 fn same_instances(was: &[Entry], is: &[Entry]) -> bool {

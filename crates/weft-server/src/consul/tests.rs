@@ -302,6 +302,13 @@ async fn errors_are_text_with_consuls_codes() {
             500,
             "does not exist",
         ),
+        (
+            "PUT",
+            "/v1/agent/service/register?ns=B%20d",
+            "{\"Name\":\"x\"}",
+            400,
+            "namespace does not do",
+        ),
         ("GET", "/v1/catalog/services?dc=other", "", 500, "No path to datacenter"),
         ("GET", "/v1/catalog/services?wait=x", "", 400, "Invalid wait time"),
         ("GET", "/v1/agent/check/pass/x", "", 405, "not allowed"),

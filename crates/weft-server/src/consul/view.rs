@@ -171,6 +171,17 @@ impl View {
         out.into_values().collect()
     }
 
+    /// A node by a name in lower case, as DNS asks.
+    pub fn node_ignoring_case(&self, name: &str) -> Option<Arc<NodeRecord>> {
+        let own = &self.own.node;
+        if own.node.eq_ignore_ascii_case(name) {
+            return Some(self.node(&own.node));
+        }
+        let known = self.world.catalog().nodes().map(|(_, node)| node);
+        let known = known.into_iter().find(|node| node.node.eq_ignore_ascii_case(name)).cloned();
+        known.or_else(|| self.nodes().into_iter().find(|n| n.node.eq_ignore_ascii_case(name)))
+    }
+
     /// Whether a client would find this node in the list.
     pub fn has_node(&self, name: &str) -> bool {
         name == &*self.own.node.node

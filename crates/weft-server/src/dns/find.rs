@@ -111,10 +111,7 @@ fn own_address(view: &View) -> Option<IpAddr> {
 // === Consul's scheme ===
 
 fn node(view: &View, name: &str, rtype: Rtype) -> Found {
-    let nodes = view.nodes();
-    let Some(node) = nodes.iter().find(|n| n.node.eq_ignore_ascii_case(name)) else {
-        return Found::default();
-    };
+    let Some(node) = view.node_ignoring_case(name) else { return Found::default() };
     match node.address.parse() {
         Ok(address) => addresses([address], rtype),
         Err(_) => Found {

@@ -131,6 +131,12 @@ fn limits_are_named() {
     let ids: Vec<String> = (0..=CHECKS_PER_INSTANCE_MAX).map(|i| format!("c{i}")).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     assert!(register(w.catalog(), request("w", &ids)).is_err());
+    let mut heavy = request("w", &[]);
+    heavy.registration.proxy = Some(serde_json::json!("x".repeat(STORE_VALUE_BYTES_MAX)));
+    let why = register(w.catalog(), heavy).unwrap_err().to_string();
+    assert!(why.contains("the record in bytes"), "{why}");
+    let long = "c".repeat(NAME_BYTES_MAX + 1);
+    assert!(register(w.catalog(), request("w", &[&long])).is_err());
     let orphan = CheckRecord { service_id: "x".into(), ..ttl("k") };
     let why = register_check(w.catalog(), &node(), orphan).unwrap_err().to_string();
     assert_eq!(why, "ServiceID \"x\" does not exist");

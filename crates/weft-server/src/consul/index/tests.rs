@@ -128,6 +128,20 @@ async fn a_wait_for_what_is_not_there_ends_when_it_comes_and_leaves_nothing_behi
     assert!(rig.at(&health("web")) > before);
 }
 
+#[test]
+fn the_servers_own_service_moves_with_its_node_alone() {
+    let mut rig = Rig::new();
+    rig.register("web", &[]);
+    let before = rig.at(&health("consul"));
+    rig.put(StoreKey::Check(check_place("web")), None::<&CheckRecord>);
+    rig.put(StoreKey::Registration(place("web")), None::<&Registration>);
+    assert_eq!(rig.at(&health("consul")), before, "another's removal is none of its");
+    let key = CheckKey { namespace: "default".into(), node: "n".into(), id: "up".into() };
+    let check = CheckRecord { id: "up".into(), node: "n".into(), ..CheckRecord::default() };
+    rig.put(StoreKey::Check(key), Some(&check));
+    assert!(rig.at(&health("consul")) > before, "a check of its node");
+}
+
 #[tokio::test]
 async fn missed_changes_move_everything() {
     let mut rig = Rig::new();
