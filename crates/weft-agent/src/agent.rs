@@ -23,7 +23,7 @@ use crate::leftover::{self, Ledger};
 use crate::link::ServerLink;
 use crate::logs::{LogKey, LogQuery, LogReader, LogStore};
 use crate::machine::Event;
-use crate::pod::{DesiredPod, Pod, PodKey, ProxyKind};
+use crate::pod::{DesiredPod, Pod, PodKey, ProxyKind, RestartPolicy};
 use crate::svid::{self, SocketError};
 use crate::worker::{self, Handle, Msg, Shared};
 
@@ -200,6 +200,7 @@ impl Manager {
             tokio::select! {
                 changed = desired.changed(), if followed => followed = changed,
                 Some(pod) = endings.recv() => {
+                    tracing::debug!(pod = %pod, "a pod ended");
                     let ended = lock(&self.pods).remove(&pod);
                     self.over.extend(ended.map(|handle| handle.uid));
                 }
@@ -255,7 +256,9 @@ impl Manager {
             Ok(pod) => pod,
             Err(issues) => return self.warn_once(key, &format!("it cannot be read: {issues}")),
         };
-        let ran = is_over(wanted) && pod.metadata.deletion_timestamp.is_none();
+        let ran = pod.spec.restart_policy != RestartPolicy::Always
+            && is_over(wanted)
+            && pod.metadata.deletion_timestamp.is_none();
         if ran || self.over.contains(&pod.metadata.uid) {
             return;
         }
@@ -272,6 +275,7 @@ impl Manager {
             pod.metadata.annotations.insert(crate::pod::ANNOTATION_INJECT.into(), off);
         }
         let deleting = pod.metadata.deletion_timestamp.is_some();
+        tracing::debug!(pod = %key, uid = &*pod.metadata.uid, deleting, "a pod begins");
         let grace = if deleting { Some(Duration::ZERO) } else { None };
         let (ended, name) = (self.ended.clone(), key.clone());
         let tell = move || {

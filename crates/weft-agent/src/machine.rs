@@ -130,6 +130,8 @@ pub struct Machine {
     apps: Vec<ContainerState>,
     life: Life,
     deleting: bool,
+    /// Its object is being deleted, rather than everything here being stopped.
+    deleted: bool,
     started_wall_ms: u64,
     actions: VecDeque<Action>,
     changed: bool,
@@ -163,6 +165,7 @@ impl Machine {
             apps,
             life: Life::Up,
             deleting: false,
+            deleted: false,
             started_wall_ms: wall_ms,
             actions: VecDeque::new(),
             changed: true,
@@ -403,6 +406,7 @@ impl Machine {
             return;
         }
         self.deleting = true;
+        self.deleted = drain;
         self.changed = true;
         if self.life != Life::Up {
             return;
@@ -516,6 +520,13 @@ impl Machine {
     /// Every container ended and none will be started again.
     pub fn is_complete(&self) -> bool {
         !self.apps.is_empty() && self.apps.iter().all(ContainerState::is_terminated)
+    }
+
+    /// Whether that is the pod's end. One that is always restarted has none but deletion: when
+    /// its agent is being stopped it runs again later.
+    pub fn is_over(&self) -> bool {
+        let always = self.pod.spec.restart_policy == RestartPolicy::Always;
+        self.is_complete() && (!always || self.deleted)
     }
 
     fn running_apps(&self) -> usize {

@@ -30,6 +30,8 @@ pub struct ProbeMachine {
     success_threshold: u32,
     failure_threshold: u32,
     due: Mono,
+    /// Before this, a program that never answered is young rather than unready.
+    grown_up: Mono,
     verdict: Option<bool>,
     in_row: u32,
     last: Option<bool>,
@@ -68,6 +70,7 @@ impl ProbeMachine {
             },
             failure_threshold: probe.failure_threshold.max(1),
             due: now.plus(delay),
+            grown_up: now.plus(delay + period * probe.failure_threshold.saturating_sub(1)),
             verdict: None,
             in_row: 0,
             last: None,
@@ -84,7 +87,9 @@ impl ProbeMachine {
         self.in_row = if self.last == Some(ok) { self.in_row.saturating_add(1) } else { 1 };
         self.last = Some(ok);
         let enough = if ok { self.success_threshold } else { self.failure_threshold };
-        let turned = self.in_row >= enough && self.verdict != Some(ok);
+        let young = !ok && self.verdict.is_none() && now < self.grown_up;
+        let young = young && self.kind == ProbeKind::Readiness;
+        let turned = self.in_row >= enough && self.verdict != Some(ok) && !young;
         if turned {
             self.verdict = Some(ok);
         }
@@ -136,7 +141,9 @@ mod tests {
 
     #[test]
     fn thresholds_count_results_in_a_row() {
-        let probe = Probe { success_threshold: 2, failure_threshold: 3, ..Probe::default() };
+        let (success_threshold, failure_threshold, period_seconds) = (2, 3, 1);
+        let probe =
+            Probe { success_threshold, failure_threshold, period_seconds, ..Probe::default() };
         let check = |kind, results: &str, expect: &str| {
             assert_eq!(verdicts(machine(kind, &probe), results), expect, "{results}");
         };
@@ -158,6 +165,20 @@ mod tests {
         assert_eq!(m.due(), Mono(15_100), "once ready, its own period");
         let liveness = machine(ProbeKind::Liveness, &probe);
         assert!(liveness.due() >= Mono(15_000) && liveness.due() <= Mono(22_500));
+    }
+
+    #[test]
+    fn a_program_that_is_still_starting_is_no_failure() {
+        let mut m = machine(ProbeKind::Readiness, &Probe::default());
+        for ms in (0..20_000).step_by(100) {
+            assert_eq!(m.result(false, Mono(ms)), None, "at {ms}");
+        }
+        assert_eq!(m.result(false, Mono(20_000)), Some(false));
+        assert_eq!(m.result(true, Mono(20_100)), Some(true));
+        // From now on its own threshold counts.
+        assert_eq!(m.result(false, Mono(30_100)), None);
+        assert_eq!(m.result(false, Mono(40_100)), None);
+        assert_eq!(m.result(false, Mono(50_100)), Some(false));
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl StatusWriter {
 }
 
 fn phase(machine: &Machine) -> &'static str {
-    if machine.is_complete() {
+    if machine.is_over() {
         let failed = machine.shown().any(|c| match &c.state {
             State::Terminated(t) => !t.exit.is_success(),
             _ => false,

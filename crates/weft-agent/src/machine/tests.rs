@@ -385,3 +385,16 @@ fn any_order_of_events_ends_without_a_process_left() {
         assert!(s.m.is_finished(), "seed {seed} never ended: {:?}", s.m);
     }
 }
+
+#[test]
+fn a_sidecar_in_back_off_is_not_started_for_a_pod_that_goes() {
+    let mut s = script(json!({"containers": [{"name": "a"}]}), json!({})).up();
+    s.exited(Part::Proxy, Exit::signal(9)).started(Part::Proxy).exited(Part::Proxy, Exit::code(1));
+    s.orders();
+    s.step(Event::Delete { grace: Duration::from_secs(30), drain: true }).step(Event::Drained);
+    assert_eq!(s.orders(), "drain -0");
+    s.after(Duration::from_secs(5));
+    assert_eq!(s.orders(), "");
+    s.exited(Part::App(0), Exit::code(0));
+    assert_eq!(s.orders(), "end");
+}

@@ -89,6 +89,23 @@ fn a_pod_comes_up_crashes_and_goes_as_kubectl_shows_it() {
 }
 
 #[test]
+fn stopping_the_agent_is_not_the_end_of_a_pod_and_deletion_is() {
+    for (drain, phase) in [(false, "Running"), (true, "Failed")] {
+        let mut m = machine(json!({"weft.dev/inject": "false"}));
+        let part = Part::App(0);
+        m.step(Event::Started { part, attempt: 1, id: "j".into() }, Mono(0), WALL);
+        m.step(Event::Delete { grace: Duration::from_secs(1), drain }, Mono(0), WALL);
+        let (exit, hint) = (Exit::signal(15), String::new());
+        m.step(Event::Exited { part, attempt: 1, exit, hint }, Mono(0), WALL);
+        assert!(m.is_finished());
+        let s = status(&m, &mut StatusWriter::default(), WALL);
+        assert_eq!(s["phase"], phase);
+        assert_eq!(condition(&s, "Ready")["status"], "False");
+        assert_eq!(s["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
+    }
+}
+
+#[test]
 fn a_gateway_shows_its_proxy_as_its_container() {
     let mut m = machine(json!({"weft.dev/proxy": "gateway"}));
     let e = Event::Started { part: Part::Proxy, attempt: 1, id: "g".into() };
