@@ -57,8 +57,12 @@ impl Registry {
         }
         self.change_node(&info.name, |old| {
             let mut new = old.clone();
+            let labels = meta::metadata_mut(&mut new).entry("labels").or_insert_with(|| json!({}));
+            if !labels.is_object() {
+                *labels = json!({});
+            }
             for (label, value) in object["metadata"]["labels"].as_object().into_iter().flatten() {
-                new["metadata"]["labels"][label] = value.clone();
+                labels[label] = value.clone();
             }
             new["status"] = object["status"].clone();
             new
@@ -159,8 +163,9 @@ fn not_running(status: &Value, now: &str) -> Value {
     if !out.is_object() {
         out = json!({});
     }
-    let conditions = out["conditions"].as_array_mut().into_iter().flatten();
-    for condition in conditions {
+    let list = |field: &str| out.get(field).and_then(Value::as_array).cloned();
+    let (mut conditions, mut containers) = (list("conditions"), list("containerStatuses"));
+    for condition in conditions.iter_mut().flatten().filter(|c| c.is_object()) {
         let word = condition["type"].as_str();
         let falls = matches!(word, Some("Ready" | "ContainersReady" | "weft.dev/MeshReady"));
         if falls && condition["status"] == "True" {
@@ -170,8 +175,13 @@ fn not_running(status: &Value, now: &str) -> Value {
             condition["lastTransitionTime"] = json!(now);
         }
     }
-    for container in out["containerStatuses"].as_array_mut().into_iter().flatten() {
+    for container in containers.iter_mut().flatten().filter(|c| c.is_object()) {
         container["ready"] = json!(false);
+    }
+    for (field, list) in [("conditions", conditions), ("containerStatuses", containers)] {
+        if let Some(list) = list {
+            out[field] = Value::Array(list);
+        }
     }
     out
 }

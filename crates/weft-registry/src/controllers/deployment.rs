@@ -13,6 +13,7 @@ use super::plan::{Context, controller_ref};
 use super::pod::set_condition;
 use super::replica_set::{Replica, adopted, count, fits, owned, replicas, template_hash};
 use crate::objects::admit::{annotate, annotation};
+use crate::objects::meta::check_form;
 use crate::{EventNote, Propagation};
 
 pub const HASH_LABEL: &str = "pod-template-hash";
@@ -38,7 +39,7 @@ struct Bounds {
 }
 
 pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
-    let Some(object) = ctx.world.object(key).cloned() else { return };
+    let Some(object) = ctx.object(key) else { return };
     let View::Deployment(deployment) = &object.view else { return };
     if object.meta.is_deleting() {
         return;
@@ -96,7 +97,7 @@ fn adopt(ctx: &mut Context<'_>, object: &Object, selector: &LabelSelector) -> bo
 fn sets(ctx: &mut Context<'_>, deployment: &Object, hash: &str) -> (Option<Set>, Vec<Set>) {
     let found = owned(ctx.world, deployment, KindId::ReplicaSet);
     let (mut new, mut old) = (None, Vec::new());
-    for object in found.into_iter().filter(|o| !o.meta.is_deleting()) {
+    for object in found.into_iter().filter(|o| !o.meta.is_deleting() && is_well(o)) {
         let View::ReplicaSet(view) = &object.view else { continue };
         let (wanted, is_new) = (view.spec.wanted(), object.meta.label(HASH_LABEL) == Some(hash));
         let pods = replicas(ctx, &object);
@@ -167,6 +168,9 @@ fn replica_set(deployment: &Object, hash: &str, replicas: u32, revision: u64) ->
         }
         labels[HASH_LABEL] = json!(hash);
     };
+    if !template.is_object() {
+        template = json!({});
+    }
     if !template["metadata"].is_object() {
         template["metadata"] = json!({});
     }
@@ -190,6 +194,11 @@ fn replica_set(deployment: &Object, hash: &str, replicas: u32, revision: u64) ->
     }
     annotate(&mut set, REVISION_ANNOTATION, revision.to_string());
     set
+}
+
+/// It can be changed, and copied from.
+fn is_well(set: &Object) -> bool {
+    check_form(set.key.kind, &set.raw).is_ok()
 }
 
 fn scaled(ctx: &mut Context<'_>, deployment: &Object, set: &str, from: u32, to: u32) {

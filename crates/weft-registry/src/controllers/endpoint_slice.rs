@@ -33,7 +33,7 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
         .cloned()
         .collect();
     let mut wanted = BTreeMap::new();
-    if let Some(object) = ctx.world.object(key).cloned()
+    if let Some(object) = ctx.object(key)
         && let View::Service(service) = &object.view
         && !service.spec.selector.is_empty()
         && &*service.spec.kind != "ExternalName"
@@ -55,6 +55,9 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
 
 /// Writes what differs, and leaves the rest of the object alone.
 pub(super) fn replace(ctx: &mut Context<'_>, slice: &Object, new: &Value) {
+    if ctx.object(&slice.key).is_none() {
+        return ctx.delete(slice, Propagation::Background);
+    }
     let mut out = Value::clone(&slice.raw);
     for field in ["addressType", "endpoints", "ports"] {
         out[field] = new[field].clone();

@@ -22,7 +22,7 @@ enum Owner {
 }
 
 pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
-    let Some(object) = ctx.world.object(key).cloned() else { return };
+    let Some(object) = ctx.object(key) else { return };
     if let Some(propagation) = meta::collection(&object.raw) {
         collect(ctx, &object, propagation);
     } else if !object.meta.is_deleting() {

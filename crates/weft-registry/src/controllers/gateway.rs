@@ -23,7 +23,7 @@ pub const NAME_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 const GRACE_S: u64 = 30;
 
 pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
-    let Some(gateway) = ctx.world.object(key).cloned() else { return };
+    let Some(gateway) = ctx.object(key) else { return };
     let pods = owned(ctx.world, &gateway, KindId::Pod);
     let wanted = !gateway.meta.is_deleting() && is_ours(ctx.world, key.kind, &gateway.raw);
     if !wanted {

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use weft_base::name::{ServiceKey, fnv1a};
 use weft_kinds::views::catalog::Status;
 use weft_kinds::views::discovery::SERVICE_NAME_LABEL;
-use weft_kinds::world::{Door, Index, Instance, KindId, OWNER_ANNOTATION, Object, is_mirror, pair};
+use weft_kinds::world::{
+    Door, Index, Instance, KindId, OWNER_ANNOTATION, Object, ObjectKey, is_mirror, pair,
+};
 
 use super::endpoint_slice::{MANAGED_BY_LABEL, replace, slice_name};
 use super::plan::{Context, controller_ref};
@@ -23,7 +25,8 @@ const ENDPOINTS_MAX: usize = 500;
 
 pub fn reconcile(ctx: &mut Context<'_>, service: &ServiceKey) {
     let (namespace, name) = (service.namespace.as_str(), service.name.as_str());
-    let object = ctx.world.get(KindId::Service, namespace, name).cloned();
+    let key = ObjectKey::new(KindId::Service, namespace, name);
+    let object = ctx.object(&key);
     if object.as_ref().is_some_and(|o| !is_mirror(&o.meta)) {
         // A Service that Kubernetes made stays what it is.
         return;

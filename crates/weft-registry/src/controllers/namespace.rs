@@ -2,13 +2,14 @@
 //! Namespaces: each has a service account `default`; one that is deleted is emptied first.
 
 use serde_json::json;
-use weft_kinds::world::KindId;
+use weft_kinds::world::{KindId, ObjectKey};
 
 use super::plan::Context;
 use crate::{DeleteOptions, Propagation};
 
 pub fn reconcile(ctx: &mut Context<'_>, name: &str) {
-    let Some(namespace) = ctx.world.get(KindId::Namespace, "", name).cloned() else { return };
+    let key = ObjectKey::new(KindId::Namespace, "", name);
+    let Some(namespace) = ctx.object(&key) else { return };
     if !namespace.meta.is_deleting() {
         if ctx.world.get(KindId::ServiceAccount, name, "default").is_none() {
             let account = json!({ "metadata": { "name": "default" } });

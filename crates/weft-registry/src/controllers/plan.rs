@@ -2,13 +2,14 @@
 //! What a controller writes, as data. Each change of an object is a transaction that holds only
 //! while the object is as the controller saw it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use weft_base::rng::Rng;
 use weft_kinds::kind::KindId;
 use weft_kinds::views::{self, meta::MetaOnly};
-use weft_kinds::world::{Object, World};
+use weft_kinds::world::{Object, ObjectKey, World};
 use weft_store::{Compare, Op, Revision, Txn};
 
 use crate::objects::admit::{self, Extra};
@@ -47,6 +48,12 @@ impl<'w> Context<'w> {
 
     pub fn now(&self) -> String {
         meta::timestamp(self.wall_ms)
+    }
+
+    /// An object, if it is of a form that can be changed. One that is not was never let in by a
+    /// door; it is left alone.
+    pub fn object(&self, key: &ObjectKey) -> Option<Arc<Object>> {
+        self.world.object(key).filter(|o| meta::check_form(key.kind, &o.raw).is_ok()).cloned()
     }
 
     /// Looks again no later than after this long.
@@ -126,6 +133,10 @@ impl<'w> Context<'w> {
 
     pub fn delete_with(&mut self, old: &Object, options: &DeleteOptions) {
         let kind = old.key.kind;
+        if meta::check_form(kind, &old.raw).is_err() {
+            let op = Op::delete(old.key.store_key());
+            return self.push(Txn::of([op]).when(seen(old)), Extra::default());
+        }
         let (op, extra) = match meta::delete(kind, &old.raw, options, &self.now()) {
             Deletion::Pending => return,
             Deletion::Mark(new) => {

@@ -19,7 +19,7 @@ const COMPONENT: &str = "default-scheduler";
 const NODE_GRACE: Duration = Duration::from_secs(60);
 
 pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
-    let Some(object) = ctx.world.object(key).cloned() else { return };
+    let Some(object) = ctx.object(key) else { return };
     let View::Pod(pod) = &object.view else { return };
     if pod.is_finished() || (is_placed(&object) && !stays(ctx, &object)) {
         return;
@@ -176,6 +176,9 @@ fn unplaced(ctx: &mut Context<'_>, pod: &Object, why: &str) {
 
 /// Puts a condition in the place of the one of its type.
 pub(crate) fn set_condition(status: &mut Value, condition: Value) {
+    if !status.is_object() {
+        *status = json!({});
+    }
     let list = &mut status["conditions"];
     if !list.is_array() {
         *list = json!([]);

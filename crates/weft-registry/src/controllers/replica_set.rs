@@ -12,7 +12,7 @@ use weft_kinds::views::{LabelSelector, View};
 use weft_kinds::world::{Index, KindId, Object, ObjectKey, World};
 
 use super::plan::{Context, controller_ref};
-use crate::objects::meta;
+use crate::objects::meta::{self, check_form};
 use crate::{EventNote, Propagation};
 
 const COMPONENT: &str = "replicaset-controller";
@@ -36,7 +36,7 @@ pub struct Replica {
 }
 
 pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
-    let Some(object) = ctx.world.object(key).cloned() else { return };
+    let Some(object) = ctx.object(key) else { return };
     let View::ReplicaSet(set) = &object.view else { return };
     if object.meta.is_deleting() {
         return;
@@ -92,7 +92,8 @@ fn adopt(ctx: &mut Context<'_>, object: &Object, set: &ReplicaSet) -> bool {
 /// Whether an object that nobody manages meets a selector that says something.
 pub(super) fn fits(selector: &LabelSelector, object: &Object) -> bool {
     let says = !selector.match_labels.is_empty() || !selector.match_expressions.is_empty();
-    says && object.meta.controller().is_none()
+    says && check_form(object.key.kind, &object.raw).is_ok()
+        && object.meta.controller().is_none()
         && !object.meta.is_deleting()
         && selector.matches(&object.meta.labels)
 }
@@ -227,7 +228,8 @@ impl Replica {
 /// The hash by which pods, sets and templates are matched.
 pub fn template_hash(template: &Value) -> String {
     let mut plain = template.clone();
-    if let Some(labels) = plain["metadata"]["labels"].as_object_mut() {
+    let labels = plain.pointer_mut("/metadata/labels");
+    if let Some(labels) = labels.and_then(Value::as_object_mut) {
         labels.remove(super::deployment::HASH_LABEL);
     }
     meta::safe_hash(weft_base::name::fnv1a(super::plan::canonical(&plain).as_bytes()))

@@ -192,7 +192,7 @@ pub fn update(kind: KindId, old: &Value, mut new: Value, part: Part) -> Result<V
             Some(status) => out["status"] = status.take(),
             None => remove(&mut out, "status"),
         }
-        if let Some(managed) = new["metadata"].get_mut("managedFields") {
+        if let Some(managed) = new.pointer_mut("/metadata/managedFields") {
             metadata_mut(&mut out).insert("managedFields".into(), managed.take());
         }
         return Ok(out);
@@ -369,7 +369,7 @@ pub fn collection_finalizer(propagation: Propagation) -> &'static str {
 }
 
 /// What every kind has in common; the schema engine judges the rest.
-fn check_form(kind: KindId, raw: &Value) -> Result<(), ObjectError> {
+pub fn check_form(kind: KindId, raw: &Value) -> Result<(), ObjectError> {
     let mut issues = Issues::default();
     let odd = |value: &Value| !value.is_object() && !value.is_null();
     if !raw.is_object() {
