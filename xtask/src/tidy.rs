@@ -170,7 +170,12 @@ fn machine_paths(file: &str, text: &str, found: &mut Findings) {
         return;
     }
     for path in MACHINE_PATHS {
-        if text.contains(path) {
+        // Only where a path begins: `$peers/root/usr` is nobody's home.
+        let begins = |(at, _): (usize, &str)| {
+            let before = text.get(..at).and_then(|t| t.chars().next_back());
+            !before.is_some_and(|c| c.is_alphanumeric() || "._-}".contains(c))
+        };
+        if text.match_indices(path).any(begins) {
             found.add("machine-path", file, format!("names {path:?}, a path of one machine"));
         }
     }

@@ -24,6 +24,6 @@ pub const CODES: &[(&str, &str, &str)] = &[
     (TOO_MANY, "too long or too many", "shorten the text or the list"),
     (RULE, "a rule of the kind does not hold", "the message is the rule in words"),
     (UNREADABLE, "not readable as YAML or JSON", "mend the line that the message names"),
-    (UNKNOWN_KIND, "unknown kind", "use a kind and version that `weft get kinds` lists"),
+    (UNKNOWN_KIND, "unknown kind", "use a kind and version that `weft schema` lists"),
     (FORBIDDEN, "a field that may not change", "delete the object and create it anew"),
 ];

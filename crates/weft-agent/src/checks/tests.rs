@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Checks against real sockets and a clock of the test's own.
+
 use std::sync::Mutex;
 
 use tokio::net::TcpListener;

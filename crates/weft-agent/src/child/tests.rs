@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Real child processes: how they begin, and that none stays behind.
+
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
 

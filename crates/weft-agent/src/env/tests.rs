@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! What a program finds in its environment.
+
 use std::sync::Arc;
 
 use serde_json::json;

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Logs on disk, asked as `kubectl logs` asks.
+
 use std::time::Duration;
 
 use weft_base::clock::ManualClock;

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Scripts for the pod machine: events in, orders out, on a clock of the test's own.
+
 use serde_json::{Value, json};
 
 use super::*;

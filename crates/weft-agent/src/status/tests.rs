@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The status of pods as kubectl shows it, over their whole lives.
+
 use std::sync::Arc;
 use std::time::Duration;
 

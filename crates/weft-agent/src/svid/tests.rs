@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Who gets an SVID over the socket, and who does not.
+
 use std::process::{Command, Stdio};
 
 use base64::Engine;

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The authority: whom it certifies, what a request cannot gain, how it survives a restart.
+
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;

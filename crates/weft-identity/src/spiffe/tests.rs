@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! SPIFFE names: what reads back, and all that is no identity.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Handshakes between real ends: who is believed, who is refused, and for how long.
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! SVIDs over a Unix socket: fetching, waiting, renewing, and frames of the wrong size.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

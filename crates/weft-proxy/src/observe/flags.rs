@@ -25,7 +25,6 @@ pub const FLAGS: &[(Flag, &str, &str)] = &[
     (Flag::DPE, "DPE", "the client broke the protocol"),
     (Flag::SI, "SI", "nothing was sent for too long"),
     (Flag::UAEX, "UAEX", "the request was not admitted"),
-    (Flag::OM, "OM", "the proxy is draining or has too many connections"),
 ];
 
 // === impl Flag ===
@@ -44,7 +43,6 @@ impl Flag {
     pub const DPE: Self = Self(1 << 10);
     pub const SI: Self = Self(1 << 11);
     pub const UAEX: Self = Self(1 << 12);
-    pub const OM: Self = Self(1 << 13);
 }
 
 // === impl Flags ===

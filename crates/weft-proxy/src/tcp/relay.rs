@@ -69,7 +69,8 @@ where
     let backend = match destination(&worker, &conn).await {
         Ok(backend) => backend,
         Err(why) => {
-            tracing::info!(remote = %conn.remote, door = ?conn.door, why, "a connection was refused");
+            let (remote, door) = (conn.remote, &conn.door);
+            tracing::info!(%remote, ?door, why, "a connection was refused");
             return;
         }
     };

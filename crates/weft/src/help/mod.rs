@@ -54,6 +54,8 @@ pub fn run(args: &HelpArgs) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use weft_proxy::observe::flags::FLAGS;
+
     use super::*;
 
     #[test]
@@ -63,6 +65,17 @@ mod tests {
             assert!(text.len() > 200 && !line.is_empty(), "{name}");
             assert!(text.lines().all(|l| l.chars().count() <= 100), "{name} has long lines");
         }
+    }
+
+    #[test]
+    fn the_flags_topic_lists_the_proxys_flags_and_no_other() {
+        let (_, _, text) = TOPICS.iter().find(|(name, ..)| *name == "flags").unwrap();
+        let rows = text.lines().filter_map(|l| l.strip_prefix("    "));
+        let mut listed: Vec<&str> = rows.filter_map(|l| l.split(' ').next()).collect();
+        let mut flags: Vec<&str> = FLAGS.iter().map(|(_, name, _)| *name).collect();
+        listed.sort_unstable();
+        flags.sort_unstable();
+        assert_eq!(listed, flags);
     }
 
     #[test]

@@ -146,7 +146,8 @@ impl LocalLink {
         };
         for host in hosts.0 {
             if let Err(error) = self.pusher.wait_acked(Some(&host), hosts.1, DRAIN_MAX).await {
-                tracing::warn!(%error, pod = %pod.name, "stopping an instance that not all know is going");
+                let what = "stopping an instance that not all know is going";
+                tracing::warn!(%error, pod = %pod.name, "{what}");
             }
         }
     }

@@ -271,16 +271,7 @@ fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = r#"
-# TYPE istio_requests_total counter
-istio_requests_total{reporter="source",destination_service_name="user",destination_service_namespace="shop",response_code="200"} 90
-istio_requests_total{reporter="source",destination_service_name="user",destination_service_namespace="shop",response_code="503"} 10
-istio_requests_total{reporter="destination",destination_service_name="user",destination_service_namespace="shop",connection_security_policy="mutual_tls"} 90
-istio_requests_total{reporter="destination",destination_service_name="user",destination_service_namespace="shop",connection_security_policy="none"} 7
-istio_request_duration_milliseconds_bucket{reporter="source",destination_service_name="user",destination_service_namespace="shop",le="1"} 50
-istio_request_duration_milliseconds_bucket{reporter="source",destination_service_name="user",destination_service_namespace="shop",le="2"} 100
-istio_request_duration_milliseconds_bucket{reporter="source",destination_service_name="user",destination_service_namespace="shop",le="+Inf"} 100
-"#;
+    const TEXT: &str = include_str!("../../testdata/sidecar-metrics.txt");
 
     #[test]
     fn callers_figures_become_rates() {

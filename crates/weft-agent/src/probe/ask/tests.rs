@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Probes against real servers, also odd ones.
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

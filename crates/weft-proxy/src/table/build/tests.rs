@@ -90,7 +90,10 @@ fn removing_a_root_removes_its_names_and_children() {
 proptest! {
     /// However changes are cut into transactions, the table is the one made at once.
     #[test]
-    fn transactions_may_be_cut_anywhere(steps in proptest::collection::vec((0u16..5, 0u16..4, any::<bool>()), 1..40), cut in 1usize..7) {
+    fn transactions_may_be_cut_anywhere(
+        steps in proptest::collection::vec((0u16..5, 0u16..4, any::<bool>()), 1..40),
+        cut in 1usize..7,
+    ) {
         let mut one_by_one = Builder::new(1, Clock::system(), "shop".into());
         let mut final_state = std::collections::BTreeMap::new();
         for chunk in steps.chunks(cut) {
@@ -110,7 +113,8 @@ proptest! {
                     }
                 }
             }
-            one_by_one.apply(1, upserts.into_iter().collect(), &removes.into_iter().collect::<Vec<_>>());
+            let removes: Vec<_> = removes.into_iter().collect();
+            one_by_one.apply(1, upserts.into_iter().collect(), &removes);
         }
         let mut at_once = Builder::new(1, Clock::system(), "shop".into());
         let upserts = final_state.into_iter().map(|(n, r)| (n, Ok(r))).collect();
