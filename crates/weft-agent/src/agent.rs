@@ -30,6 +30,8 @@ use crate::worker::{self, Handle, Msg, Shared};
 /// Pods of one machine.
 const PODS_MAX: usize = 1_000;
 
+/// What pods get when the agent's tasks are drained without [`Agent::stop`].
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// What stopping may take beyond the graces of app and proxy.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
 
@@ -70,7 +72,8 @@ struct Manager {
     warned: HashSet<PodKey>,
     /// Objects (by uid) whose end was reported and that the server has not removed yet.
     over: HashSet<Arc<str>>,
-    stopping: Option<oneshot::Sender<()>>,
+    /// Set once everything is being ended; who asked, if anybody waits.
+    stopping: Option<Option<oneshot::Sender<()>>>,
 }
 
 // === impl Agent ===
@@ -187,12 +190,13 @@ impl Manager {
         mut endings: mpsc::Receiver<PodKey>,
     ) {
         self.shared.logs.keep_only(&known(&desired.load()));
+        let tasks = self.shared.tasks.clone();
         let mut followed = true;
         loop {
             if self.stopping.is_none() {
                 self.apply(&desired.load()).await;
             } else if lock(&self.pods).is_empty() {
-                if let Some(done) = self.stopping.take() {
+                if let Some(done) = self.stopping.take().flatten() {
                     let _ = done.send(());
                 }
                 return;
@@ -205,13 +209,21 @@ impl Manager {
                     self.over.extend(ended.map(|handle| handle.uid));
                 }
                 Some(Order::Stop { grace, done }) = orders.recv() => {
-                    self.stopping = Some(done);
-                    let all: Vec<_> = lock(&self.pods).values().map(|h| h.messages.clone()).collect();
-                    for pod in all {
-                        let _ = pod.send(Msg::Event(Event::Delete { grace, drain: false })).await;
-                    }
+                    self.stopping = Some(Some(done));
+                    self.end_all(grace).await;
+                }
+                () = tasks.draining(), if self.stopping.is_none() => {
+                    self.stopping = Some(None);
+                    self.end_all(DRAIN_GRACE).await;
                 }
             }
+        }
+    }
+
+    async fn end_all(&self, grace: Duration) {
+        let all: Vec<_> = lock(&self.pods).values().map(|h| h.messages.clone()).collect();
+        for pod in all {
+            let _ = pod.send(Msg::Event(Event::Delete { grace, drain: false })).await;
         }
     }
 
@@ -345,11 +357,14 @@ fn reap(table: &ChildTable, tasks: &TaskGroup) {
         tracing::debug!(%error, "orphans are not adopted");
         return;
     }
-    let table = table.clone();
+    let (table, group) = (table.clone(), tasks.clone());
     tasks.spawn("reaper", async move {
         let mut seen = HashSet::new();
         loop {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            tokio::select! {
+                () = group.draining() => return,
+                () = tokio::time::sleep(Duration::from_secs(5)) => {}
+            }
             let known = table.pids();
             let swept = tokio::task::spawn_blocking(move || {
                 leftover::reap_adopted(&known, &mut seen);

@@ -54,7 +54,11 @@ pub fn serve(
     tasks.spawn("svid socket", async move {
         loop {
             let Ok(permit) = exchanges.clone().acquire_owned().await else { return };
-            let stream = match listener.accept().await {
+            let accepted = tokio::select! {
+                () = all.draining() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of descriptors, most likely: let others finish first.

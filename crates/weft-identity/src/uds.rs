@@ -183,7 +183,13 @@ pub async fn fetch_and_renew(
     let first = fetch_first(&path, &clock, &mut rng).await?;
     let renewal = Renewal::new(&first, clock.wall_ms(), rng);
     let (publisher, reader) = snapshot(first);
-    tasks.spawn("svid renewal", keep_fresh(path, clock, publisher, renewal));
+    let (ended, renewing) = (tasks.clone(), keep_fresh(path, clock, publisher, renewal));
+    tasks.spawn("svid renewal", async move {
+        tokio::select! {
+            () = ended.draining() => {}
+            () = renewing => {}
+        }
+    });
     Ok(reader)
 }
 

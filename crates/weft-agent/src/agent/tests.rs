@@ -413,6 +413,19 @@ async fn stopping_leaves_nobody_even_who_left_the_group_or_ignores_sigterm() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_the_tasks_ends_everything_at_once() {
+    let (ip, port) = free_address();
+    let rig = rig(None);
+    rig.want(pod(ip, port, python(APP)));
+    rig.ready().await;
+    // By itself, not by force: nothing here waits for a time-out.
+    assert!(rig.tasks.shutdown(PATIENCE).await);
+    assert!(rig.agent.processes().is_empty());
+    let report = rig.until("ended", |r| r.finished).await;
+    assert_eq!(container(&report)["state"]["terminated"]["exitCode"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_crash_of_the_agent_the_next_one_clears_up_and_goes_on() {
     let (ip, port) = free_address();
     let rig = rig(None);

@@ -67,14 +67,21 @@ impl Runner {
         let group = tasks.child();
         let runner = Self { clock, tasks: group, rng, asking, results, running: BTreeMap::new() };
         tasks.spawn("check runner", runner.follow(checks));
-        tasks.spawn("check reports", hand_over(queue, sink));
+        let (ended, reports) = (tasks.clone(), hand_over(queue, sink));
+        tasks.spawn("check reports", async move {
+            tokio::select! {
+                () = ended.draining() => {}
+                () = reports => {}
+            }
+        });
     }
 
     async fn follow(mut self, mut checks: Snapshot<Checks>) {
         loop {
             self.apply(&checks.load());
-            if !checks.changed().await {
-                return;
+            tokio::select! {
+                () = self.tasks.draining() => return,
+                more = checks.changed() => if !more { return },
             }
         }
     }
