@@ -246,7 +246,7 @@ fn moved(before: &View, after: &View, delta: &WorldDelta, stamps: &mut Stamps) -
         let (was, is) = (entries(before, service), entries(after, service));
         if was != is {
             stamps.entries(&was, &is, after.world.revision());
-            moved_service((&was, &is), after, service, &mut nodes, &mut out);
+            moved_service((&was, &is), (before, after), service, &mut nodes, &mut out);
             checks = true;
         }
     }
@@ -272,7 +272,7 @@ fn entries(view: &View, service: &ServiceKey) -> Vec<Entry> {
 
 fn moved_service(
     (was, is): (&[Entry], &[Entry]),
-    after: &View,
+    (before, after): (&View, &View),
     service: &ServiceKey,
     nodes: &mut BTreeSet<Arc<str>>,
     out: &mut Vec<Topic>,
@@ -283,7 +283,7 @@ fn moved_service(
         let name = &entry.node.node;
         let on = |entries: &[Entry]| entries.iter().any(|e| e.node.node == *name);
         // A node may be listed only for the pods on it.
-        if on(was) != on(is) && after.world.catalog().node(name).is_none() {
+        if on(was) != on(is) && before.has_node(name) != after.has_node(name) {
             out.push(Topic::Nodes);
         }
         nodes.insert(name.clone());

@@ -187,7 +187,10 @@ impl View {
         name == &*self.own.node.node
             || self.world.catalog().node(name).is_some()
             || self.world.catalog().on_node(name).next().is_some()
-            || self.nodes().iter().any(|n| &*n.node == name)
+            || self
+                .world
+                .services_with_instances()
+                .any(|(_, instances)| instances.values().any(|i| &*self.node_name(i) == name))
     }
 
     /// A node's record; one that nobody registered is reached where this one is.

@@ -153,3 +153,97 @@ async fn missed_changes_move_everything() {
     assert_eq!((rig.at(&health("web")), rig.at(&services())), (9_000, 9_000));
     rig.table.reached(9_000).await;
 }
+
+/// Answers as clients see them, without the indexes in them.
+fn answers(view: &View) -> Vec<(Topic, String, Exact)> {
+    let mut out = vec![
+        (services(), format!("{:?}", view.services("default")), Exact::Yes),
+        (Topic::Nodes, format!("{:?}", view.nodes()), Exact::Yes),
+        (Topic::Checks, format!("{:?}", view.all_checks("default")), Exact::No),
+    ];
+    for name in ["web", "api", "consul"] {
+        let entries = view.entries("default", name);
+        let plain: Vec<_> = entries.iter().map(|e| (&e.node, &e.service)).collect();
+        if name != "consul" {
+            out.push((catalog(name), format!("{plain:?}"), Exact::Yes));
+        }
+        out.push((health(name), format!("{entries:?}"), Exact::Yes));
+    }
+    for node in ["n", "m"] {
+        let on = view.on_node("default", node);
+        let on: Vec<_> = on.iter().map(|e| (&e.node, &e.service)).collect();
+        out.push((Topic::Node(node.into()), format!("{on:?} {:?}", view.node(node)), Exact::No));
+        let checks = view.checks_on_node("default", node);
+        out.push((Topic::NodeHealth(node.into()), format!("{checks:?}"), Exact::No));
+    }
+    out
+}
+
+/// Whether the index moves for nothing but a changed answer, or may for a little more.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Exact {
+    Yes,
+    No,
+}
+
+/// A random put or deletion of a record, from few names so that they meet.
+fn random_event(rng: &mut weft_base::rng::Rng) -> (StoreKey, Option<serde_json::Value>) {
+    let mut one = |of: &[&'static str]| of[usize::try_from(rng.below(of.len() as u64)).unwrap()];
+    let (node, service, tag) = (one(&["n", "m"]), one(&["web", "api"]), one(&["a", "b", ""]));
+    let (id, subject) = (one(&["1", "2"]), one(&["1", "2", ""]));
+    let (kind, status) = (one(&["i", "k", "s", "s", "node"]), one(&["passing", "critical"]));
+    let gone = one(&["", "", "gone"]) == "gone";
+    let address = one(&["10.0.0.1", "10.0.0.2"]);
+    let instance =
+        RegistrationKey { namespace: "default".into(), node: node.into(), id: id.into() };
+    let check = CheckKey { namespace: "default".into(), node: node.into(), id: id.into() };
+    let (key, value) = match kind {
+        "i" => {
+            let tags: Vec<&str> = [tag].into_iter().filter(|t| !t.is_empty()).collect();
+            let value = serde_json::json!({"id": id, "service": service, "node": node,
+                "namespace": "default", "tags": tags, "address": address});
+            (StoreKey::Registration(instance), value)
+        }
+        "k" => {
+            let value = serde_json::json!({"id": id, "node": node, "namespace": "default",
+                "service_id": subject, "notes": tag, "initial": status});
+            (StoreKey::Check(check), value)
+        }
+        "s" => {
+            let value = serde_json::json!({"status": status, "output": tag});
+            (StoreKey::CheckStatus(check), value)
+        }
+        _ => {
+            let value = serde_json::json!({"node": node, "address": address});
+            (StoreKey::Node(node.into()), value)
+        }
+    };
+    (key, (!gone).then_some(value))
+}
+
+#[test]
+fn an_index_moves_when_its_answer_changes_and_for_lists_of_services_only_then() {
+    for seed in 0..30 {
+        let mut rng = weft_base::rng::Rng::seeded(seed);
+        let mut rig = Rig::new();
+        let mut before = answers(&rig.table.view());
+        // Waited for, so that topics of what is not there are exact as well.
+        let _waits: Vec<_> = before.iter().map(|(topic, ..)| rig.table.subscribe(topic)).collect();
+        let mut indexes: Vec<u64> = before.iter().map(|(topic, ..)| rig.at(topic)).collect();
+        for step in 0..200 {
+            let (key, value) = random_event(&mut rng);
+            let what = format!("seed {seed} step {step}: {key} = {value:?}");
+            rig.put(key, value.as_ref());
+            let after = answers(&rig.table.view());
+            for (at, (topic, answer, exact)) in after.iter().enumerate() {
+                let index = rig.at(topic);
+                let (changed, moved) = (*answer != before[at].1, index != indexes[at]);
+                assert!(index >= indexes[at], "{what}: {topic:?} went back");
+                assert!(!changed || moved, "{what}: {topic:?} changed, its index did not");
+                assert!(changed || !moved || *exact == Exact::No, "{what}: {topic:?} only moved");
+                indexes[at] = index;
+            }
+            before = after;
+        }
+    }
+}
