@@ -35,8 +35,8 @@ pub enum StoreError {
     #[error("{path}: {source}; check that the directory exists and belongs to you")]
     Path { path: PathBuf, source: Arc<std::io::Error> },
     #[error(
-        "{path} is in use by another weft{}; stop it first (`weft down`) or choose another \
-         data directory", pid.map(|p| format!(" (process {p})")).unwrap_or_default()
+        "{path} is in use by another weft{}; stop it first (`weft down --data {path}`) or choose \
+         another data directory", pid.map(|p| format!(" (process {p})")).unwrap_or_default()
     )]
     Locked { path: PathBuf, pid: Option<u32> },
     #[error(

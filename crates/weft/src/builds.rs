@@ -18,7 +18,7 @@ pub fn run(manifests: &[Manifest]) -> Result<()> {
         if done.contains(&key) {
             continue;
         }
-        println!("building: {command}");
+        crate::say!("building: {command}");
         let folder = if key.0.as_os_str().is_empty() { PathBuf::from(".") } else { key.0.clone() };
         let status = Command::new("sh")
             .args(["-c", command])

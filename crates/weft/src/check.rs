@@ -35,7 +35,7 @@ pub fn strict(kind: KindId, version: &'static str, document: &Document) -> Vec<I
 pub fn print_schema(kind: Option<&str>) -> Result<()> {
     let Some(name) = kind else {
         for row in KINDS {
-            println!("{:24} {}", row.kind, row.api_version());
+            crate::say!("{:24} {}", row.kind, row.api_version());
         }
         return Ok(());
     };

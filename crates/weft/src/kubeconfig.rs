@@ -24,7 +24,7 @@ pub fn write(args: &KubeconfigArgs) -> Result<()> {
         .open(path)
         .with_context(|| format!("cannot write {}", path.display()))?;
     file.write_all(text.as_bytes())?;
-    println!("written; use it with\n  export KUBECONFIG={}", path.display());
+    crate::say!("written; use it with\n  export KUBECONFIG={}", path.display());
     Ok(())
 }
 

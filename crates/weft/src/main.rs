@@ -74,7 +74,7 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Man { dir } => man(&dir),
         Command::Version => {
-            println!("weft {}", env!("CARGO_PKG_VERSION"));
+            crate::say!("weft {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
     }
@@ -98,7 +98,7 @@ fn man(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     clap_mangen::generate_to(Cli::command(), dir)
         .with_context(|| format!("cannot write man pages into {}", dir.display()))?;
-    println!("written; read them with\n  man -l {}", dir.join("weft.1").display());
+    crate::say!("written; read them with\n  man -l {}", dir.join("weft.1").display());
     Ok(())
 }
 

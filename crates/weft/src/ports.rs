@@ -64,6 +64,23 @@ pub fn owner(address: IpAddr, port: u16) -> Option<String> {
     })
 }
 
+/// A proxy's own sentence about an address that it could not have, with the owner named when the
+/// port is another process's of this machine.
+pub fn with_owner(reason: &str) -> String {
+    let address = reason
+        .strip_prefix("cannot listen on ")
+        .filter(|_| reason.contains("Address already in use"))
+        .and_then(|rest| rest.split(": ").next()?.parse::<SocketAddr>().ok());
+    let owner = address.and_then(|a| owner(a.ip(), a.port()).map(|owner| (a, owner)));
+    match owner {
+        Some((address, owner)) => format!(
+            "cannot listen on {address}: the port is in use by {owner}; stop it, or choose \
+             another port"
+        ),
+        None => reason.to_owned(),
+    }
+}
+
 fn open(doors: &Doors, port: u16, flag: &str, door: &str) -> Result<TcpListener, String> {
     let port = if doors.ports == Ports::Auto { 0 } else { port };
     let listener = TcpListener::bind((doors.bind, port));
@@ -146,6 +163,19 @@ mod tests {
         assert!(error.contains(&format!("port {port}")), "{error}");
         assert!(error.contains(&format!("PID {}", std::process::id())), "{error}");
         assert!(error.contains("--api-port") && error.contains("--ports auto"), "{error}");
+    }
+
+    #[test]
+    fn a_proxys_complaint_names_the_owner() {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = holder.local_addr().unwrap();
+        let told = with_owner(&format!(
+            "cannot listen on {address}: Address already in use (os error 98); stop the process"
+        ));
+        assert!(told.contains(&format!("PID {}", std::process::id())), "{told}");
+        assert!(told.starts_with(&format!("cannot listen on {address}: ")), "{told}");
+        let other = "cannot listen on 127.0.0.1:80: Permission denied (os error 13)";
+        assert_eq!(with_owner(other), other);
     }
 
     #[test]

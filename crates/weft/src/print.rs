@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Output: aligned tables, JSON, YAML.
 
+use std::fs;
 use std::io::Write as _;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -56,9 +58,36 @@ pub fn cell(value: &Value) -> String {
     }
 }
 
-/// Writes to standard output; a reader that went away (`| head`) is no error.
-pub fn print_text(text: &str) {
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+/// `println!` that does not panic when the reader is gone (`| head`).
+#[macro_export]
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        let _ = $crate::print::print_text(&format!("{}\n", format_args!($($arg)*)));
+    }};
+}
+
+/// Writes to standard output; a reader that went away (`| head`) is no error. Says whether there
+/// still is one.
+pub fn print_text(text: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+}
+
+/// How this program was called, for hints that can be pasted as they stand: `weft` when the
+/// shell finds it by that name, else its path.
+pub fn own_name() -> String {
+    #[allow(clippy::disallowed_methods)] // asked once, for a hint
+    let (called, path) = (std::env::args_os().next(), std::env::var_os("PATH"));
+    let Some(called) = called.map(PathBuf::from) else { return "weft".into() };
+    if called.components().count() > 1 {
+        let own = fs::canonicalize(&called).ok();
+        let on_path = std::env::split_paths(&path.unwrap_or_default())
+            .any(|dir| own.is_some() && fs::canonicalize(dir.join("weft")).ok() == own);
+        if !on_path {
+            return called.display().to_string();
+        }
+    }
+    "weft".into()
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub async fn apply(args: &ApplyArgs) -> Result<()> {
     let mut failed = 0usize;
     for manifest in &manifests {
         match apply_one(&api, manifest, args.dry_run).await {
-            Ok(verb) => println!("{} {verb}", manifest.title()),
+            Ok(verb) => crate::say!("{} {verb}", manifest.title()),
             Err(error) if error.is::<crate::exit::Unreachable>() => return Err(error),
             Err(error) => {
                 failed += 1;
@@ -111,7 +111,7 @@ pub async fn delete(args: &DeleteArgs) -> Result<()> {
             if !gone {
                 answer.ok()?;
             }
-            println!("{} {}", manifest.title(), if gone { "was not there" } else { "deleted" });
+            crate::say!("{} {}", manifest.title(), if gone { "was not there" } else { "deleted" });
         }
         return Ok(());
     }
@@ -123,7 +123,7 @@ pub async fn delete(args: &DeleteArgs) -> Result<()> {
     let row = kind_named(kind)?;
     let path = object_path(row, &args.scope, Some(name));
     api.call(Method::DELETE, &path, "application/json", None).await?.ok()?;
-    println!("{}/{name} deleted", row.singular);
+    crate::say!("{}/{name} deleted", row.singular);
     Ok(())
 }
 

@@ -19,7 +19,7 @@ pub async fn status(args: &ClientArgs) -> Result<()> {
         return Ok(());
     }
     let text = |key: &str| facts.get(key).map(print::cell).unwrap_or_default();
-    println!(
+    crate::say!(
         "weft {}   up {} s   trust domain {}   revision {}   proxies {}/{} in sync",
         text("version"),
         text("uptime_s"),
@@ -28,24 +28,24 @@ pub async fn status(args: &ClientArgs) -> Result<()> {
         text("proxies_in_sync"),
         text("proxies"),
     );
-    println!();
+    crate::say!("");
     print_rows(
         &facts,
         "services",
         &["namespace", "service", "ready", "instances", "rps", "errors_per_s", "p99_ms"],
     );
     let problems = rows(&facts, "problems");
-    println!();
+    crate::say!("");
     if problems.is_empty() {
-        println!("No problems.");
+        crate::say!("No problems.");
         return Ok(());
     }
-    println!("Problems:");
+    crate::say!("Problems:");
     for problem in &problems {
         let part = |key: &str| problem.get(key).map(print::cell).unwrap_or_default();
-        println!("  {}: {}", part("object"), part("reason"));
+        crate::say!("  {}: {}", part("object"), part("reason"));
         if !part("next").is_empty() {
-            println!("    next: {}", part("next"));
+            crate::say!("    next: {}", part("next"));
         }
     }
     bail!(CheckFailed(format!("{} problems", problems.len())))
@@ -59,8 +59,8 @@ pub async fn top(args: &TopArgs) -> Result<()> {
             structured(&args.client, &facts)?;
             return Ok(());
         }
-        if !args.once {
-            print::print_text("\u{1b}[2J\u{1b}[H");
+        if !args.once && !print::print_text("\u{1b}[2J\u{1b}[H") {
+            return Ok(());
         }
         let columns = [
             "namespace",
@@ -121,7 +121,7 @@ pub async fn mtls(args: &ClientArgs) -> Result<()> {
         &["namespace", "service", "mode", "mtls_requests", "plaintext_requests", "bypassable"],
     );
     for line in rows(&facts, "notes") {
-        println!("\n{}", print::cell(&line));
+        crate::say!("\n{}", print::cell(&line));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! The compile loop: follows `World`, runs the compiler, hands deltas to the pusher and statuses
 //! to the registry; and the xDS door, which admits a node only with its own pod's identity.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures_util::FutureExt as _;
+use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -19,10 +21,14 @@ use weft_control::mesh::Mesh;
 use weft_control::push::{Driver, MeshNodes, ProxyStatus, Pusher};
 use weft_control::status::StatusUpdate;
 use weft_identity::{Authority, ServerTls, Svid, TrustDomain, tls};
+use weft_kinds::kind::KindId;
+use weft_kinds::world::ObjectKey;
 use weft_registry::{Registry, WorldChange};
+use weft_xds::NodeId;
 use weft_xds::server::{self, AdsService, Handshake, Peer};
 
 use super::facts::{ProxyFact, ProxyFacts};
+use crate::ports;
 
 /// Compile steps whose statuses may wait to be written.
 const STATUS_BATCHES_MAX: usize = 256;
@@ -55,7 +61,8 @@ async fn compile(registry: Registry, env: Env, publisher: Publisher<Mesh>, pushe
     let (mut driver, first) = Driver::start(env, &world, publisher, pusher);
     // Statuses are written beside, so that pushes do not wait for the store.
     let (queue, inbox) = mpsc::channel(STATUS_BATCHES_MAX);
-    registry.tasks().spawn("statuses", write_statuses(registry.clone(), inbox));
+    let writer = Statuses { registry: registry.clone(), pusher: driver.pusher().clone() };
+    registry.tasks().spawn("statuses", writer.run(inbox));
     let _ = queue.send(first).await;
     while let Some(change) = watch.next().await {
         let statuses = match change {
@@ -68,29 +75,118 @@ async fn compile(registry: Registry, env: Env, publisher: Publisher<Mesh>, pushe
     }
 }
 
-async fn write_statuses(registry: Registry, mut inbox: mpsc::Receiver<Vec<StatusUpdate>>) {
-    while let Some(statuses) = inbox.recv().await {
-        for status in statuses {
-            write_status(&registry, &status).await;
+/// Writes the statuses that compiling found. A Gateway's says more: whether its proxy could
+/// listen where it should.
+struct Statuses {
+    registry: Registry,
+    pusher: Pusher,
+}
+
+// === impl Statuses ===
+
+impl Statuses {
+    async fn run(self, mut inbox: mpsc::Receiver<Vec<StatusUpdate>>) {
+        let mut gateways: BTreeMap<ObjectKey, StatusUpdate> = BTreeMap::new();
+        let mut refused = BTreeMap::new();
+        let mut changes = self.pusher.changes();
+        loop {
+            tokio::select! {
+                statuses = inbox.recv() => {
+                    let Some(statuses) = statuses else { return };
+                    for status in statuses {
+                        let why = status.object_node().and_then(|node| refused.get(&node).cloned());
+                        self.write(&status, why.as_deref()).await;
+                        if status.object.kind == KindId::Gateway {
+                            gateways.insert(status.object.clone(), status);
+                        }
+                    }
+                    let world = self.registry.now();
+                    gateways.retain(|key, _| world.object(key).is_some());
+                }
+                Ok(()) = changes.changed() => {
+                    let now = refused_listeners(&self.pusher);
+                    for status in gateways.values() {
+                        let Some(node) = status.object_node() else { continue };
+                        if now.get(&node) != refused.get(&node) {
+                            self.write(status, now.get(&node).map(String::as_str)).await;
+                        }
+                    }
+                    refused = now;
+                }
+            }
+        }
+    }
+
+    /// Writes a status; an object that is gone meanwhile needs none.
+    async fn write(&self, update: &StatusUpdate, refused: Option<&str>) {
+        let key = &update.object;
+        let world = self.registry.now();
+        let Some(object) = world.object(key) else { return };
+        let wall_ms = i64::try_from(self.registry.clock().wall_ms()).unwrap_or_default();
+        let now = jiff::Timestamp::from_millisecond(wall_ms)
+            .map(|t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+            .unwrap_or_default();
+        let old = object.raw.get("status");
+        let settled = update.settle(old, &now).or_else(|| refused.and_then(|_| old.cloned()));
+        let Some(mut status) = settled else { return };
+        if let Some(why) = refused {
+            not_programmed(&mut status, old, why, &now);
+        }
+        if Some(&status) == old {
+            return;
+        }
+        let objects = self.registry.objects();
+        let written = objects.write_status(key.kind, &key.namespace, &key.name, &status);
+        if let Err(error) = written.await {
+            tracing::debug!(%error, object = ?key, "a status was not written");
         }
     }
 }
 
-/// Writes a status; an object that is gone meanwhile needs none.
-async fn write_status(registry: &Registry, update: &StatusUpdate) {
-    let key = &update.object;
-    let world = registry.now();
-    let Some(object) = world.object(key) else { return };
-    let wall_ms = i64::try_from(registry.clock().wall_ms()).unwrap_or_default();
-    let now = jiff::Timestamp::from_millisecond(wall_ms)
-        .map(|t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
-        .unwrap_or_default();
-    let Some(status) = update.settle(object.raw.get("status"), &now) else { return };
-    let objects = registry.objects();
-    let written = objects.write_status(key.kind, &key.namespace, &key.name, &status);
-    if let Err(error) = written.await {
-        tracing::debug!(%error, object = ?key, "a status was not written");
+trait ObjectNode {
+    fn object_node(&self) -> Option<String>;
+}
+
+impl ObjectNode for StatusUpdate {
+    /// The proxy that serves a Gateway.
+    fn object_node(&self) -> Option<String> {
+        let key = &self.object;
+        let node = || NodeId::gateway(&key.namespace, &key.name).ok();
+        (key.kind == KindId::Gateway).then(node).flatten().map(|n| n.to_string())
     }
+}
+
+/// What each gateway's proxy said when it could not listen, with the port's owner named.
+fn refused_listeners(pusher: &Pusher) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    for proxy in pusher.status().into_iter().filter(|p| p.connected) {
+        let listeners = proxy.rejected.iter().filter(|r| r.name.starts_with("listener:"));
+        let why: Vec<String> = listeners.map(|r| ports::with_owner(&r.reason)).collect();
+        if !why.is_empty() && proxy.node.starts_with("gateway~") {
+            out.insert(proxy.node, why.join("; "));
+        }
+    }
+    out
+}
+
+/// Turns `Programmed` into a refusal. When it already was one, it keeps its time.
+fn not_programmed(status: &mut Value, old: Option<&Value>, why: &str, now: &str) {
+    let conditions = |status: &Value| {
+        status.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default()
+    };
+    let before = old.map(conditions).unwrap_or_default();
+    let since = before
+        .iter()
+        .find(|c| c["type"] == "Programmed" && c["status"] == "False")
+        .and_then(|c| c["lastTransitionTime"].as_str());
+    let mut all = conditions(status);
+    for condition in all.iter_mut().filter(|c| c["type"] == "Programmed") {
+        condition["status"] = "False".into();
+        condition["reason"] = "AddressNotUsable".into();
+        condition["message"] = why.into();
+        condition["lastTransitionTime"] = since.unwrap_or(now).into();
+    }
+    status["conditions"] = all.into();
 }
 
 /// Opens the xDS door: mTLS with the CA's own identities only.

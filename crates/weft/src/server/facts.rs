@@ -247,6 +247,10 @@ impl ServerFacts {
         }
         for proxy in proxies.iter().filter(|p| p.connected) {
             for (name, why) in &proxy.rejected {
+                // A Gateway's own status tells of its listeners.
+                if name.starts_with("listener:") && is_gateway(world, &proxy.node) {
+                    continue;
+                }
                 out.push(Problem {
                     object: format!("proxy {}", proxy.node),
                     reason: format!("refused {name}: {why}"),
@@ -380,6 +384,12 @@ fn service_names(world: &World) -> BTreeSet<(String, String)> {
 
 fn instances(world: &World) -> impl Iterator<Item = &Arc<Instance>> {
     world.services_with_instances().flat_map(|(_, all)| all.values())
+}
+
+fn is_gateway(world: &World, node: &str) -> bool {
+    let parts: Vec<&str> = node.split('~').collect();
+    matches!(parts.as_slice(), ["gateway", namespace, name]
+        if world.get(KindId::Gateway, namespace, name).is_some())
 }
 
 fn in_sync(proxy: &ProxyFact) -> bool {

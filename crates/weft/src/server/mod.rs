@@ -8,12 +8,14 @@ mod facts;
 mod link;
 mod scrape;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use weft_agent::agent::Agent;
 use weft_agent::checks::Runner;
@@ -21,10 +23,11 @@ use weft_agent::config::{AgentConfig, ProxyProgram};
 use weft_base::clock::{Clock, Mono};
 use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
-use weft_control::push::Pusher;
+use weft_control::push::{ProxyStatus, Pusher};
 use weft_identity::{Authority, TrustDomain, provider};
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
+use weft_kinds::world::Object;
 use weft_registry::{NodeInfo, Registry, controllers};
 use weft_server::k8s::PodLogs;
 use weft_server::{admin, consul, dns, k8s, serve};
@@ -96,7 +99,7 @@ pub fn run(args: &ServerArgs) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let running = Running::start(settings, ports::bind(&args.doors)?).await?;
         let doors = running.doors();
-        println!("API http://{}   consul {}   dns {}", doors.api, doors.consul, doors.dns);
+        crate::say!("API http://{}   consul {}   dns {}", doors.api, doors.consul, doors.dns);
         if args.announce {
             print::print_text(&format!("{}\n", announcement(&doors, running.data(), None)));
         }
@@ -206,9 +209,8 @@ impl Running {
             for object in world.objects(kind, None) {
                 let name = &object.key.name;
                 let node = weft_xds::NodeId::gateway(&object.key.namespace, name);
-                let synced = node.ok().is_some_and(|n| self.is_synced(&n.to_string()));
-                if !synced {
-                    out.push(format!("gateway {name}"));
+                if !node.ok().is_some_and(|n| self.is_synced(&n.to_string())) {
+                    out.push(format!("gateway {name}{}", not_programmed(object)));
                 }
             }
         }
@@ -220,13 +222,19 @@ impl Running {
     }
 
     fn is_synced(&self, node: &str) -> bool {
-        self.pusher.status().iter().any(|p| p.node == node && p.connected && p.synced)
+        let well = |p: &ProxyStatus| p.connected && p.synced && p.rejected.is_empty();
+        self.pusher.status().iter().any(|p| p.node == node && well(p))
     }
 
     /// Where gateways listen, as URLs.
     pub fn gateways(&self) -> Vec<String> {
         let mut out = Vec::new();
-        for entry in self.pusher.resources().values() {
+        let refused: HashSet<String> =
+            self.pusher.status().into_iter().flat_map(|p| p.rejected).map(|r| r.name).collect();
+        for (name, entry) in &self.pusher.resources() {
+            if refused.contains(&name.to_string()) {
+                continue;
+            }
             if let weft_model::Resource::Listener(listener) = &*entry.resource
                 && let weft_model::ListenerKind::Gateway(gateway) = &listener.kind
             {
@@ -245,6 +253,14 @@ impl Running {
         }
         self.tasks.shutdown(Duration::from_secs(2)).await;
     }
+}
+
+/// Why a Gateway says that it does not listen.
+fn not_programmed(gateway: &Object) -> String {
+    let conditions = gateway.raw.pointer("/status/conditions").and_then(Value::as_array);
+    let is = |c: &&Value| c["type"] == "Programmed" && c["status"] == "False";
+    let message = conditions.into_iter().flatten().find(is).and_then(|c| c["message"].as_str());
+    message.map(|m| format!(": {m}")).unwrap_or_default()
 }
 
 struct Doors {

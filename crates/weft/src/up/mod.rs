@@ -5,6 +5,7 @@
 pub mod stop;
 mod table;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,19 +13,24 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::cli::UpArgs;
 use crate::client::Api;
 use crate::client::objects::apply_one;
 use crate::manifest::{self, Manifest, plural};
 use crate::server::{Agency, Running, Settings};
-use crate::{builds, data, ports, state_home};
+use crate::{builds, data, ports, print, state_home};
 use table::Show;
 use weft_server::admin::Facts as _;
 
 /// How often what is shown is renewed.
 const REFRESH: Duration = Duration::from_secs(1);
+/// How often readiness is looked at.
 const POLL: Duration = Duration::from_millis(20);
+/// How often keys are looked at once all is ready.
+const TICK: Duration = Duration::from_millis(100);
+const READY_TIMEOUT_S_MAX: u64 = 86_400;
 
 pub fn run(args: UpArgs) -> Result<()> {
     let paths = if args.paths.is_empty() { vec![PathBuf::from(".")] } else { args.paths.clone() };
@@ -60,37 +66,104 @@ pub fn run(args: UpArgs) -> Result<()> {
 async fn serve(args: &UpArgs, running: &Running, manifests: &[Manifest]) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let ready = async {
-        apply_all(running, manifests).await?;
-        let late = until_ready(running, Duration::from_secs(args.ready_timeout)).await;
-        announce(args, running, late.as_deref());
-        Ok::<(), anyhow::Error>(())
-    };
     tokio::select! {
-        outcome = ready => outcome?,
+        outcome = apply_all(running, manifests) => outcome?,
         _ = interrupt.recv() => return Ok(()),
         _ = terminate.recv() => return Ok(()),
     }
-    let mut show = Show::new(args.plain);
-    let headline = headline(running);
-    let mut due = tokio::time::Instant::now();
+    // Programs that read the announcement want lines, wherever they run weft.
+    let mut show = Show::new(args.plain || args.announce);
+    let mut start = Start::Waiting { until: Instant::now() + patience(args) };
+    // Plain lines need not tell how each of many instances starts; a table is there at once.
+    let mut due = Instant::now() + if show.is_live() { Duration::ZERO } else { REFRESH };
     loop {
+        let pause = if start.is_over() { TICK } else { POLL };
         tokio::select! {
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            () = tokio::time::sleep(pause) => {}
         }
         if show.wants_to_quit() {
             break;
         }
-        if tokio::time::Instant::now() >= due {
-            due += REFRESH;
-            show.update(&headline, &running.facts().status());
+        if start.step(running) {
+            due = Instant::now();
+            if !show.is_live() {
+                announce(args, running, &start);
+            }
+        }
+        if Instant::now() >= due {
+            due = Instant::now() + REFRESH;
+            let mut lines = vec![start.to_string()];
+            lines.extend(headline(running));
+            show.update(&lines, &running.facts().status());
         }
     }
     drop(show);
-    println!("ending: every process gets SIGTERM and its grace period");
+    crate::say!("ending: every process gets SIGTERM and its grace period");
     Ok(())
+}
+
+/// How far the start is.
+enum Start {
+    Waiting {
+        until: Instant,
+    },
+    Ready {
+        ms: u128,
+    },
+    /// What was missing when the patience ended, or could not come any more.
+    Late {
+        seconds: u64,
+        missing: String,
+    },
+}
+
+// === impl Start ===
+
+impl Start {
+    fn is_over(&self) -> bool {
+        !matches!(self, Self::Waiting { .. })
+    }
+
+    /// Looks again; says whether the wait has just ended.
+    fn step(&mut self, running: &Running) -> bool {
+        let Self::Waiting { until } = self else { return false };
+        let missing = running.missing();
+        if missing.is_empty() {
+            *self = Self::Ready { ms: running.uptime().as_millis() };
+            return true;
+        }
+        if Instant::now() < *until {
+            return false;
+        }
+        let seconds = running.uptime().as_secs();
+        *self = Self::Late { seconds, missing: missing.join(", ") };
+        true
+    }
+
+    fn missing(&self) -> Option<&str> {
+        match self {
+            Self::Late { missing, .. } => Some(missing),
+            Self::Waiting { .. } | Self::Ready { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waiting { .. } => f.write_str("starting"),
+            Self::Ready { ms } => write!(f, "all ready after {ms} ms"),
+            Self::Late { seconds, missing } => {
+                write!(f, "not ready after {seconds} s: {missing}")
+            }
+        }
+    }
+}
+
+fn patience(args: &UpArgs) -> Duration {
+    Duration::from_secs(args.ready_timeout.min(READY_TIMEOUT_S_MAX))
 }
 
 async fn apply_all(running: &Running, manifests: &[Manifest]) -> Result<()> {
@@ -104,32 +177,18 @@ async fn apply_all(running: &Running, manifests: &[Manifest]) -> Result<()> {
     if !refused.is_empty() {
         bail!("{} refused:\n  {}", plural(refused.len(), "object"), refused.join("\n  "));
     }
-    println!("{} applied", plural(manifests.len(), "object"));
+    crate::say!("{} applied", plural(manifests.len(), "object"));
     Ok(())
 }
 
-/// Waits until every Deployment is available and every Gateway programmed; when that takes too
-/// long, returns what is missing.
-async fn until_ready(running: &Running, patience: Duration) -> Option<String> {
-    let waited = tokio::time::timeout(patience, async {
-        while !running.missing().is_empty() {
-            tokio::time::sleep(POLL).await;
-        }
-    });
-    waited.await.err().map(|_| running.missing().join(", "))
-}
-
-fn announce(args: &UpArgs, running: &Running, late: Option<&str>) {
-    match late {
-        None => println!("all ready after {} ms", running.uptime().as_millis()),
-        Some(missing) => println!("not ready after {} s: {missing}", args.ready_timeout),
-    }
+fn announce(args: &UpArgs, running: &Running, start: &Start) {
+    crate::say!("{start}");
     for line in headline(running) {
-        println!("{line}");
+        crate::say!("{line}");
     }
     if args.announce {
-        let doors = running.doors();
-        println!("{}", announcement(&doors, running.data(), late));
+        let line = announcement(&running.doors(), running.data(), start.missing());
+        crate::say!("{line}");
     }
 }
 
@@ -164,6 +223,6 @@ fn headline(running: &Running) -> Vec<String> {
         "API       http://{}   consul {}   dns {}",
         doors.api, doors.consul, doors.dns
     ));
-    lines.push(format!("ask       weft status --server http://{}", doors.api));
+    lines.push(format!("ask       {} status --server http://{}", print::own_name(), doors.api));
     lines
 }

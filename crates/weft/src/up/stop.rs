@@ -21,12 +21,12 @@ pub fn down(args: &DataArgs) -> Result<()> {
     for path in &runs {
         if let Some(pid) = data::holder(path) {
             end(path, pid)?;
-            println!("stopped PID {pid} ({})", path.display());
+            crate::say!("stopped PID {pid} ({})", path.display());
             stopped += 1;
         }
     }
     if stopped == 0 {
-        println!("nothing is running");
+        crate::say!("nothing is running");
     }
     Ok(())
 }
@@ -44,7 +44,7 @@ pub fn reset(args: &ResetArgs) -> Result<()> {
         bail!("{} is not a data directory of weft; nothing was deleted", path.display());
     }
     if !args.yes {
-        println!(
+        crate::say!(
             "This deletes {} with its store, certificates and logs. Type yes:",
             path.display()
         );
@@ -58,7 +58,7 @@ pub fn reset(args: &ResetArgs) -> Result<()> {
         end(path, pid)?;
     }
     fs::remove_dir_all(path).with_context(|| format!("cannot delete {}", path.display()))?;
-    println!("deleted {}", path.display());
+    crate::say!("deleted {}", path.display());
     Ok(())
 }
 

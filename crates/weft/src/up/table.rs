@@ -41,6 +41,10 @@ impl Show {
         }
     }
 
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Live(_))
+    }
+
     /// Shows the facts of `/v1/weft/status` under a headline.
     pub fn update(&mut self, headline: &[String], facts: &Value) {
         match self {
