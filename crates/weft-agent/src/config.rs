@@ -3,6 +3,10 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use weft_kinds::views::Meta;
+use weft_kinds::world::workload;
 
 use crate::command::Images;
 use crate::pod::{DesiredPod, Pod, ProxyKind};
@@ -77,6 +81,7 @@ impl ProxyProgram {
             flag("--workers", "1".into());
             flag("--credential", path(&config.credential_file(pod)));
         }
+        flag("--label", format!("workload={}", workload_of(desired, pod)));
         flag("--label", format!("namespace={}", pod.metadata.namespace));
         flag("--label", format!("pod={}", pod.metadata.name));
         flag("--label", format!("service_account={}", pod.service_account()));
@@ -87,6 +92,15 @@ impl ProxyProgram {
         }
         out.extend(self.common.iter().cloned());
         out
+    }
+}
+
+/// The name of what the pod belongs to, as metrics call it.
+fn workload_of(desired: &DesiredPod, pod: &Pod) -> Arc<str> {
+    let meta = desired.object.get("metadata").cloned().unwrap_or_default();
+    match serde_json::from_value::<Meta>(meta) {
+        Ok(meta) => workload(&meta),
+        Err(_) => pod.metadata.name.clone(),
     }
 }
 
