@@ -15,6 +15,7 @@ use weft_base::issue::Issues;
 
 /// Runs the pod's containers without a sidecar when `"false"`.
 pub const ANNOTATION_INJECT: &str = "weft.dev/inject";
+const ISTIO_INJECT: &str = "sidecar.istio.io/inject";
 /// `gateway`: the pod is nothing but a proxy.
 pub const ANNOTATION_PROXY: &str = "weft.dev/proxy";
 /// The local command that stands for the image; `weft.dev/command.CONTAINER` for one of several.
@@ -299,11 +300,19 @@ impl Pod {
     pub fn proxy_kind(&self) -> ProxyKind {
         if self.annotation(ANNOTATION_PROXY) == Some("gateway") {
             ProxyKind::Gateway
-        } else if self.annotation(ANNOTATION_INJECT) == Some("false") {
+        } else if self.opts_out() {
             ProxyKind::None
         } else {
             ProxyKind::Sidecar
         }
+    }
+
+    /// The same words as `weft_kinds::world::has_sidecar`: weft's annotation, Istio's annotation
+    /// or label.
+    fn opts_out(&self) -> bool {
+        self.annotation(ANNOTATION_INJECT) == Some("false")
+            || self.annotation(ISTIO_INJECT) == Some("false")
+            || self.metadata.labels.get(ISTIO_INJECT).is_some_and(|v| &**v == "false")
     }
 
     /// The xDS node of this pod's proxy.
