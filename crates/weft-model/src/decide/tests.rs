@@ -151,6 +151,55 @@ fn first_match_takes_written_order() {
 }
 
 #[test]
+fn every_kind_of_match_is_judged() {
+    let named = |name: &str, value| vec![NamedMatch { name: name.into(), value }];
+    let regex = |text: &str| Regex::new(text).unwrap();
+    let is = |text: &str| StringMatch::Exact(text.into());
+    let at = |m: Match, method: &str, host: &str, path: &str, headers: &H| {
+        let routes = [route("r", &[], Matching::FirstMatch, vec![rule(vec![m], "yes")])];
+        answer(&routes, host, method, path, headers) == "yes"
+    };
+    let none = H(vec![]);
+    // Paths: the whole text has to match an expression, and only the asked forms ignore case.
+    for (m, hit, miss) in [
+        (PathMatch::Regex(regex("/v[0-9]+/.*")), "/v12/a", "/a/v12/a"),
+        (PathMatch::Regex(regex("/a|/b")), "/b", "/bc"),
+        (PathMatch::ExactNoCase("/AbC".into()), "/aBc", "/abcd"),
+        (PathMatch::StringPrefixNoCase("/AbC".into()), "/aBcd", "/ab"),
+        (exact("/abc"), "/abc", "/Abc"),
+    ] {
+        assert!(at(path(m.clone()), "GET", "h", hit, &none), "{m:?} {hit}");
+        assert!(!at(path(m.clone()), "GET", "h", miss, &none), "{m:?} {miss}");
+    }
+    // Header values of each form; any value of a repeated header is enough.
+    let with = |value| Match { headers: named("x", value), ..Match::default() };
+    for (value, hit, miss) in [
+        (is("a"), "a", "A"),
+        (StringMatch::Prefix("ab".into()), "abc", "ba"),
+        (StringMatch::Regex(regex("a.c")), "abc", "abcd"),
+    ] {
+        assert!(at(with(value.clone()), "GET", "h", "/", &H(vec![("x", "other"), ("x", hit)])));
+        assert!(!at(with(value.clone()), "GET", "h", "/", &H(vec![("x", miss)])), "{value:?}");
+        assert!(!at(with(value), "GET", "h", "/", &none));
+    }
+    assert!(at(with(StringMatch::Present), "GET", "h", "/", &H(vec![("x", "")])));
+    // Method, host, port and scheme; all parts have to hold.
+    let method = Match { method: Some(is("PUT")), ..Match::default() };
+    assert!(at(method.clone(), "PUT", "h", "/", &none));
+    assert!(!at(method, "put", "h", "/", &none));
+    let host = Match { authority: Some(StringMatch::Prefix("a.".into())), ..Match::default() };
+    assert!(at(host.clone(), "GET", "a.b", "/", &none));
+    assert!(!at(host, "GET", "b.a", "/", &none));
+    let port = |port| Match { port: Some(port), ..Match::default() };
+    assert!(at(port(80), "GET", "h", "/", &none) && !at(port(81), "GET", "h", "/", &none));
+    let scheme = |scheme| Match { scheme: Some(is(scheme)), ..Match::default() };
+    assert!(at(scheme("http"), "GET", "h", "/", &none));
+    assert!(!at(scheme("https"), "GET", "h", "/", &none));
+    let both = Match { port: Some(81), ..path(exact("/")) };
+    assert!(!at(both, "GET", "h", "/", &none));
+}
+
+#[test]
 fn a_stronger_dialect_hides_the_weaker() {
     let mut strong =
         route("s", &[], Matching::MostSpecific, vec![rule(vec![path(exact("/only"))], "strong")]);
