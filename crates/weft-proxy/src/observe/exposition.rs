@@ -191,7 +191,18 @@ impl ProxyCollector {
                 "Generation of the table in use",
                 self.status.generation.load(Ordering::Relaxed),
             ),
+            (
+                "weft_inbound_requests_active",
+                "Requests that the own app is answering; the agent waits for them before it ends it",
+                self.inbound_active(),
+            ),
         ]
+    }
+
+    fn inbound_active(&self) -> u64 {
+        let table = self.status.table.load();
+        let apps = table.inbounds().flat_map(|i| &i.backend.endpoints);
+        apps.map(|e| e.shared.in_flight()).sum()
     }
 }
 
