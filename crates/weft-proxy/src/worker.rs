@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use weft_base::clock::Clock;
@@ -364,22 +364,32 @@ fn listen(worker: &Rc<Worker>, number: u64, door: Door, socket: std::net::TcpLis
             () = stop.cancelled() => {}
             () = accept_loop(&worker, &listener, &door) => {}
         }
+        if let Err(error) = accept_rest(&worker, listener, &door) {
+            tracing::debug!(?door, %error, "clients may have been left in the backlog");
+        }
     });
+}
+
+/// Clients that the kernel has let in already would see a reset when the socket closes. Asks the
+/// system itself: the runtime's idea of what is ready may be a moment old.
+fn accept_rest(worker: &Rc<Worker>, listener: TcpListener, door: &Door) -> std::io::Result<()> {
+    let listener = listener.into_std()?;
+    loop {
+        match listener.accept() {
+            Ok((stream, remote)) => {
+                stream.set_nonblocking(true)?;
+                serve(worker, TcpStream::from_std(stream)?, remote, door);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
     loop {
         match listener.accept().await {
-            Ok((stream, remote)) => {
-                let Some(open) = worker.open_connection() else { continue };
-                let (door, worker2) = (door.clone(), worker.clone());
-                // Boxed once, since every wrapper of a task would hold its own copy of the future.
-                let serving = Box::pin(accept::connection(worker2, stream, remote, door));
-                worker.conns.spawn_local("connection", async move {
-                    serving.await;
-                    drop(open);
-                });
-            }
+            Ok((stream, remote)) => serve(worker, stream, remote, door),
             Err(error) => {
                 // Descriptors are short, or the client gave up: neither may spin or end the door.
                 tracing::debug!(?door, %error, "accept failed");
@@ -387,6 +397,16 @@ async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
             }
         }
     }
+}
+
+fn serve(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: &Door) {
+    let Some(open) = worker.open_connection() else { return };
+    // Boxed once, since every wrapper of a task would hold its own copy of the future.
+    let serving = Box::pin(accept::connection(worker.clone(), stream, remote, door.clone()));
+    worker.conns.spawn_local("connection", async move {
+        serving.await;
+        drop(open);
+    });
 }
 
 // === impl Conn ===

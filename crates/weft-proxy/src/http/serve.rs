@@ -57,6 +57,8 @@ where
         .with_upgrades();
     let mut serving = pin!(serving);
     tokio::select! {
+        // What the client has sent already is read first: closing is for idle connections.
+        biased;
         ended = serving.as_mut() => return ended,
         () = worker.conns.draining() => {}
     }
@@ -85,6 +87,8 @@ where
         .serve_connection(TokioIo::new(io), service);
     let mut serving = pin!(serving);
     tokio::select! {
+        // What the client has sent already is read first: closing is for idle connections.
+        biased;
         ended = serving.as_mut() => return ended,
         () = worker.conns.draining() => {}
     }

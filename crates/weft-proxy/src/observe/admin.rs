@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::server::conn::http1;
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use weft_base::task::TaskGroup;
+use weft_model::decide::Authority;
 use weft_model::{Health, Resource};
 
 use super::exposition::{ProxyCollector, render, render_classic};
@@ -110,6 +111,9 @@ impl Admin {
     fn answer<B>(&self, role: Role, request: &Request<B>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         let query = request.uri().query().unwrap_or("");
+        if role == Role::Admin && !is_local(request.headers()) {
+            return text(StatusCode::FORBIDDEN, "ask by address, and not from a web page\n".into());
+        }
         let read = request.method() == Method::GET || request.method() == Method::HEAD;
         match (role, path) {
             (_, "/metrics" | "/stats/prometheus") if read => self.metrics(request.headers()),
@@ -287,6 +291,14 @@ impl Admin {
             "inbound": inbound,
         })
     }
+}
+
+/// A web page must not reach the admin door through its reader's browser: pages send Origin, and
+/// a name that was rebound to this address is no address.
+fn is_local(headers: &HeaderMap) -> bool {
+    let host = headers.get(HOST).and_then(|h| h.to_str().ok()).and_then(Authority::parse);
+    let by_address = host.is_some_and(|a| a.ip().is_some() || a.host == "localhost");
+    by_address && !headers.contains_key(ORIGIN)
 }
 
 fn all_backends(table: &Table) -> impl Iterator<Item = &Arc<BackendEntry>> {

@@ -20,6 +20,9 @@ use crate::table::{Door, GatewayEntry};
 use crate::upstream::pool::Wire;
 use crate::worker::{Conn, Worker};
 
+/// A draining proxy waits this long for what a connected client may be about to ask.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// Serves one connection to its end.
 pub async fn connection(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: Door) {
     let Ok(local) = stream.local_addr() else { return };
@@ -71,10 +74,15 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let looking = sniff(io, worker.config.limits.idle_timeout);
+    let draining = async {
+        worker.conns.draining().await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
     let looked = tokio::select! {
+        biased;
         looked = looking => looked,
-        // Nothing was asked yet: a draining proxy need not wait for it.
-        () = worker.conns.draining() => return,
+        // Nothing was asked: a draining proxy does not wait for it.
+        () = draining => return,
     };
     match looked {
         Ok((Spoken::Http2, io)) => Box::pin(serve(io, worker, conn, Wire::H2)).await,

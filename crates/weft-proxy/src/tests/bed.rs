@@ -218,7 +218,10 @@ pub struct Client {
 }
 
 pub async fn client(to: SocketAddr) -> Client {
-    let stream = TcpStream::connect(to).await.unwrap();
+    client_on(TcpStream::connect(to).await.unwrap()).await
+}
+
+pub async fn client_on(stream: TcpStream) -> Client {
     let (sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     let tasks = TaskGroup::new();

@@ -95,6 +95,28 @@ async fn http2_clients_are_told_to_go_and_streams_finish() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn f09_clients_in_the_backlog_are_served_before_the_door_closes() {
+    let user = Server::named("user").await;
+    for _ in 0..5 {
+        let bed = Bed::sidecar(http_service("user", &[user.address])).await;
+        let outbound = bed.outbound();
+        let mut streams = Vec::new();
+        for _ in 0..20 {
+            streams.push(TcpStream::connect(outbound).await.unwrap());
+        }
+        // They are connected, accepted or not; the door closes while they ask.
+        let asking = streams.into_iter().map(|stream| async move {
+            let mut client = client_on(stream).await;
+            client.send(get("http://user/", "user")).await.status
+        });
+        let (statuses, clean) =
+            tokio::join!(futures_util::future::join_all(asking), bed.proxy.drain());
+        assert!(clean);
+        assert_eq!(statuses, [200; 20]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_grace_period_ends_what_does_not_end_by_itself() {
     let stuck = Server::http(|_, _| std::future::pending()).await;
     let mut config = config("sidecar~shop~client-1");
@@ -116,7 +138,7 @@ async fn admin_doors_answer_with_envoys_paths() {
     let user = Server::named("user").await;
     let bed = Bed::start(config("sidecar~shop~client-1"), None).await;
     let addresses = bed.proxy.addresses();
-    let ask = |to, path: &'static str| send(to, get(path, "x"));
+    let ask = |to, path: &'static str| send(to, get(path, "127.0.0.1"));
     assert_eq!(ask(addresses.ready, "/healthz/ready").await.status, 503);
     bed.apply(3, http_service("user", &[user.address])).await;
     assert_eq!(ask(addresses.ready, "/healthz/ready").await.status, 200);
@@ -132,7 +154,13 @@ async fn admin_doors_answer_with_envoys_paths() {
     let dump = ask(addresses.admin, "/config_dump").await.body;
     assert!(dump.contains("user.shop.svc.cluster.local"), "{dump}");
     assert_eq!(ask(addresses.admin, "/quitquitquit").await.status, 405);
-    let quit = Request::post("/quitquitquit").header("host", "x").body(Full::default()).unwrap();
+    // Not through anybody's browser.
+    let page = Request::post("/quitquitquit").header("origin", "http://evil.example");
+    let page = page.header("host", "127.0.0.1").body(Full::default()).unwrap();
+    assert_eq!(send(addresses.admin, page).await.status, 403);
+    assert_eq!(send(addresses.admin, get("/config_dump", "rebound.example")).await.status, 403);
+    let quit =
+        Request::post("/quitquitquit").header("host", "127.0.0.1").body(Full::default()).unwrap();
     assert_eq!(send(addresses.admin, quit).await.status, 200);
     bed.proxy.asked_to_quit().await;
     assert_eq!(ask(addresses.ready, "/healthz/ready").await.status, 503);

@@ -113,7 +113,7 @@ async fn ten_thousand_garbage_connections_disturb_nobody() {
     assert_eq!(weft_base::task::panics_total(), before);
     wait_until("all garbage connections are gone", || async {
         let admin = bed.proxy.addresses().admin;
-        let stats = send(admin, get("/stats", "x")).await.body;
+        let stats = send(admin, get("/stats", "127.0.0.1")).await.body;
         stats.lines().any(|l| {
             l.strip_prefix("weft_downstream_connections_open: ")
                 .is_some_and(|n| n.parse::<u32>().unwrap() <= 2)
@@ -185,6 +185,6 @@ async fn a_client_that_leaves_frees_its_request() {
         bed.metrics().await.contains("response_flags=\"DC\"")
     })
     .await;
-    let clusters = send(bed.proxy.addresses().admin, get("/clusters", "x")).await.body;
+    let clusters = send(bed.proxy.addresses().admin, get("/clusters", "127.0.0.1")).await.body;
     assert!(clusters.contains("rq_active::0"), "{clusters}");
 }

@@ -236,7 +236,7 @@ async fn failing_instances_are_ejected_and_admitted_again() {
     }
     let ejected = || async {
         let admin = bed.proxy.addresses().admin;
-        let clusters = send(admin, get("/clusters?format=json", "x")).await.body;
+        let clusters = send(admin, get("/clusters?format=json", "127.0.0.1")).await.body;
         clusters.contains("\"failed_outlier_check\": true")
     };
     wait_until("the bad instance is ejected", ejected).await;
