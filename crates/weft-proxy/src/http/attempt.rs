@@ -150,7 +150,13 @@ async fn attempt(
     };
     let address = picked.entry.endpoint.address;
     match tokio::time::timeout_at(at, picked.pool.send(request, &how)).await {
-        Ok(Ok((response, lease))) => Ended::Answer(Box::new(response), lease.counted(flight)),
+        Ok(Ok((mut response, lease))) => {
+            if !picked.pool.peer.is_mesh() {
+                // Only proxies may use these names; from here on they can be believed.
+                headers::strip_own(response.headers_mut());
+            }
+            Ended::Answer(Box::new(response), lease.counted(flight))
+        }
         Ok(Err(error)) => failed(call, error, address),
         Err(_) => {
             let ms = limit.as_millis();

@@ -132,7 +132,7 @@ async fn run(
     let call = Call { worker, backend, head, body, authority, scheme, version, timeouts, retry };
     let mut response = match upgrade {
         None => attempt::forward(&call, record).await?,
-        Some(upgrade) => return rare(upgrade::forward(upgrade, call, record)).await,
+        Some(upgrade) => rare(upgrade::forward(upgrade, call, record)).await?,
     };
 
     // 7. The answer's headers.
@@ -363,6 +363,9 @@ fn settle(conn: &Conn, plan: &Plan<'_>, response: &mut Response<ReplyBody>, reco
     let flags = response.headers_mut().remove(headers::FLAGS);
     headers::strip_own(response.headers_mut());
     if let (Some(flags), false) = (flags, conn.door == Door::Mesh) {
+        if matches!(conn.door, Door::Gateway(_)) {
+            reply::hide(response, &flags, record);
+        }
         response.headers_mut().insert(headers::FLAGS, flags);
     }
     if let (Door::Gateway(_), Some(id)) = (&conn.door, &record.request_id) {

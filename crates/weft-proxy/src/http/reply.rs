@@ -212,6 +212,22 @@ impl Cause {
     }
 }
 
+/// A gateway passes on what the called sidecar answered itself: its sentence names instances and
+/// is in its own log under the same request id, so outside clients get flags and id here too.
+pub fn hide(response: &mut Response<ReplyBody>, flags: &HeaderValue, record: &Record) {
+    let id = record.request_id.as_ref().and_then(|v| v.to_str().ok()).unwrap_or("-");
+    let shown = format!("{} {id}", flags.to_str().unwrap_or("-"));
+    let headers = response.headers_mut();
+    headers.remove(http::header::CONTENT_LENGTH);
+    if headers.contains_key("grpc-status") {
+        if let Ok(message) = HeaderValue::from_str(&percent_encoded(&shown)) {
+            headers.insert("grpc-message", message);
+        }
+        return;
+    }
+    *response.body_mut() = ReplyBody::full(shown + "\n");
+}
+
 /// A redirect or a direct answer of a rule: no failure, no flag.
 pub fn direct(record: &mut Record, status: u16, body: &str) -> Response<ReplyBody> {
     record.status = status;

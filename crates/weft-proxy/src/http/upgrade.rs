@@ -54,8 +54,6 @@ pub async fn forward(
     headers.insert(UPGRADE, upgrade.protocol);
     let mut response = attempt::forward(&call, record).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        super::headers::strip_hop_by_hop(response.headers_mut());
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return Ok(response);
     }
     if let Some(upstream) = response.extensions_mut().remove::<OnUpgrade>() {
