@@ -221,17 +221,50 @@ fn child<'a>(value: &'a mut Value, key: &str) -> Option<&'a mut Value> {
     Some(map.entry(key).or_insert_with(|| Value::Object(Map::new())))
 }
 
-/// `--image IMAGE=COMMAND` pairs.
+/// `--image IMAGE=COMMAND` pairs. A relative program is one of the folder that weft was started
+/// in, as a person at a shell expects; programs without a slash are looked for on PATH.
 pub fn images(pairs: &[String]) -> Result<Vec<(String, String)>> {
     pairs
         .iter()
         .map(|pair| match pair.split_once('=') {
             Some((image, command)) if !image.is_empty() && !command.is_empty() => {
-                Ok((image.to_owned(), command.to_owned()))
+                Ok((image.to_owned(), absolute(command)?))
             }
             _ => bail!(crate::exit::Usage(format!(
                 "--image {pair:?}: expected IMAGE=COMMAND, for example user:1.0=./user.py"
             ))),
         })
         .collect()
+}
+
+/// A command line whose relative program is made absolute.
+fn absolute(command: &str) -> Result<String> {
+    let (program, rest) = match command.split_once(' ') {
+        Some((program, rest)) => (program, format!(" {rest}")),
+        None => (command, String::new()),
+    };
+    if !program.contains('/') || program.starts_with('/') || program.starts_with('$') {
+        return Ok(command.to_owned());
+    }
+    let here = std::env::current_dir().context("the current folder cannot be read")?;
+    Ok(format!("{}{rest}", here.join(program).display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_commands_start_from_the_current_folder() {
+        let here = std::env::current_dir().unwrap();
+        let pairs: Vec<String> = ["u:1=./u.py -v", "v=python3 v.py", "w=/bin/w"]
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let made = images(&pairs).unwrap();
+        assert_eq!(made[0], ("u:1".into(), format!("{}/./u.py -v", here.display())));
+        assert_eq!(made[1].1, "python3 v.py");
+        assert_eq!(made[2].1, "/bin/w");
+        assert!(images(&["nonsense".into()]).unwrap_err().is::<crate::exit::Usage>());
+    }
 }
