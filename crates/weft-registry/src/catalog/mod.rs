@@ -355,7 +355,7 @@ impl Handle {
             }
             Due::Reap { key, service_id } => {
                 tracing::info!(
-                    service = service_id, check = %key.id, node = %key.node,
+                    service = service_id, check = ?key.id, node = ?key.node,
                     "deregistering a service that was critical for too long"
                 );
                 let key = RegistrationKey {

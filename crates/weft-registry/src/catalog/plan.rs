@@ -225,7 +225,7 @@ impl Plan<'_> {
     }
 
     fn node(&mut self, node: &NodeRecord, update: bool) -> Result<(), CatalogError> {
-        limit("the node's name in bytes", node.node.len(), NAME_BYTES_MAX)?;
+        name("the node's name", &node.node)?;
         let old = self.catalog.node(&node.node);
         if old.is_none_or(|old| update && **old != *node) {
             self.put(&StoreKey::Node(node.node.clone()), node)?;
@@ -241,7 +241,7 @@ impl Plan<'_> {
     }
 
     fn check(&mut self, mut new: CheckRecord) -> Result<(), CatalogError> {
-        limit("the check's id in bytes", new.id.len(), NAME_BYTES_MAX)?;
+        name("the check's id", &new.id)?;
         let mut definition = new.typed();
         if definition.deregister_after_ms > 0 {
             definition.deregister_after_ms =
@@ -291,17 +291,34 @@ fn check_limits(new: &Registration, checks: usize) -> Result<(), CatalogError> {
     limit("the service's list of checks", checks, CHECKS_PER_INSTANCE_MAX)?;
     limit("the service's list of tags", new.tags.len(), TAGS_MAX)?;
     limit("the service's meta", new.meta.len(), META_PAIRS_MAX)?;
-    limit("the service's name in bytes", new.service.len(), NAME_BYTES_MAX)?;
-    limit("the service's id in bytes", new.id.len(), NAME_BYTES_MAX)?;
+    name("the service's name", &new.service)?;
+    name("the service's id", &new.id)?;
     for tag in &new.tags {
         limit("a tag in bytes", tag.len(), META_VALUE_BYTES_MAX)?;
+        printable("a tag", tag)?;
     }
     let of = |what: &str, name: &Arc<str>| format!("the {what} of meta {name:?} in bytes");
-    for (name, value) in &new.meta {
-        limit(&of("key", name), name.len(), META_KEY_BYTES_MAX)?;
-        limit(&of("value", name), value.len(), META_VALUE_BYTES_MAX)?;
+    for (key, value) in &new.meta {
+        limit(&of("key", key), key.len(), META_KEY_BYTES_MAX)?;
+        limit(&of("value", key), value.len(), META_VALUE_BYTES_MAX)?;
+        printable("a key of meta", key)?;
     }
     Ok(())
+}
+
+fn name(what: &str, text: &str) -> Result<(), CatalogError> {
+    limit(&format!("{what} in bytes"), text.len(), NAME_BYTES_MAX)?;
+    printable(what, text)
+}
+
+/// Names are shown on terminals and in logs, where a control character does something.
+fn printable(what: &str, text: &str) -> Result<(), CatalogError> {
+    match text.chars().find(|c| c.is_control()) {
+        Some(c) => Err(CatalogError::Invalid(format!(
+            "{what} {text:?} has the control character {c:?}; leave it out"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn limit(what: &str, found: usize, max: usize) -> Result<(), CatalogError> {

@@ -141,3 +141,13 @@ fn limits_are_named() {
     let why = register_check(w.catalog(), &node(), orphan).unwrap_err().to_string();
     assert_eq!(why, "ServiceID \"x\" does not exist");
 }
+
+#[test]
+fn reg_44_control_characters_in_names_are_refused() {
+    let w = World::new();
+    for id in ["w\u{1b}[2J", "a\nb", "\0"] {
+        let why = register(w.catalog(), request(id, &[])).unwrap_err().to_string();
+        assert!(why.contains("control character") && !why.contains(id), "{why}");
+        assert!(register(w.catalog(), request("w", &[id])).is_err(), "a check's id");
+    }
+}
