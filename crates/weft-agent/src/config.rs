@@ -11,6 +11,9 @@ use weft_kinds::world::workload;
 use crate::command::Images;
 use crate::pod::{DesiredPod, Pod, ProxyKind};
 
+/// The proxies' admin port, where the agent reads their counters.
+pub(crate) const ADMIN_PORT: u16 = 15000;
+
 /// The agent's own settings. Nothing here is read from the environment by the agent itself.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {

@@ -19,6 +19,9 @@ pub use container::{ContainerState, Exit, State, Terminated};
 
 /// Time that subscribers get to hear that an instance is going.
 pub const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Time that requests under way then get before the app hears SIGTERM: many programs end at once
+/// on it, whatever they are doing.
+pub const QUIET_MAX: Duration = Duration::from_secs(3);
 /// Time a sidecar gets to finish after its app ended.
 pub const PROXY_GRACE: Duration = Duration::from_secs(5);
 
@@ -79,7 +82,7 @@ pub enum Event {
         grace: Duration,
         drain: bool,
     },
-    /// Subscribers know that this instance is going.
+    /// Subscribers know that this instance is going, and it answers no request any more.
     Drained,
 }
 
@@ -111,7 +114,7 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
     Up,
-    Draining { until: Mono, grace: Duration },
+    Draining { until: Mono, kill_at: Mono, grace: Duration },
     StoppingApps { kill_at: Mono, killed: bool, grace: Duration },
     StoppingProxy { kill_at: Mono, killed: bool },
     Done,
@@ -282,8 +285,8 @@ impl Machine {
             }
             Event::Delete { grace, drain } => self.on_delete(grace, drain, now),
             Event::Drained => {
-                if let Life::Draining { grace, .. } = self.life {
-                    self.stop_apps(grace, now);
+                if let Life::Draining { kill_at, grace, .. } = self.life {
+                    self.stop_apps(kill_at, grace, now);
                 }
             }
         }
@@ -413,17 +416,19 @@ impl Machine {
         }
         let takes_requests = self.kind == ProxyKind::Sidecar && self.running_apps() > 0;
         if takes_requests && drain && !grace.is_zero() {
-            self.life = Life::Draining { until: now.plus(DRAIN_MAX), grace };
+            // Kubernetes counts what comes before SIGTERM as part of the grace period.
+            let until = now.plus((DRAIN_MAX + QUIET_MAX).min(grace / 2));
+            self.life = Life::Draining { until, kill_at: now.plus(grace), grace };
             self.actions.push_back(Action::BeginDrain);
         } else {
-            self.stop_apps(grace, now);
+            self.stop_apps(now.plus(grace), grace, now);
         }
     }
 
-    fn stop_apps(&mut self, grace: Duration, now: Mono) {
-        let (kill_at, killed) = (now.plus(grace), grace.is_zero());
+    fn stop_apps(&mut self, kill_at: Mono, grace: Duration, now: Mono) {
+        let killed = kill_at <= now;
         self.life = Life::StoppingApps { kill_at, killed, grace };
-        self.signal_apps(grace.is_zero());
+        self.signal_apps(killed);
         for index in 0..self.apps.len() {
             if let Some(app) = self.apps.get_mut(index).filter(|a| a.is_running()) {
                 let text = format!("Stopping container {}", app.name);
@@ -450,7 +455,9 @@ impl Machine {
             }
         }
         match self.life {
-            Life::Draining { until, grace } if until <= now => self.stop_apps(grace, now),
+            Life::Draining { until, kill_at, grace } if until <= now => {
+                self.stop_apps(kill_at, grace, now);
+            }
             Life::StoppingApps { kill_at, killed: false, grace } if kill_at <= now => {
                 self.life = Life::StoppingApps { kill_at, killed: true, grace };
                 self.signal_apps(true);

@@ -14,7 +14,7 @@ use crate::child::{Signaller, Spawner};
 use crate::config::AgentConfig;
 use crate::link::{LinkError, PodNote, PodReport, ServerLink};
 use crate::logs::LogStore;
-use crate::machine::{Action, Event, Machine, Part};
+use crate::machine::{Action, DRAIN_MAX, Event, Machine, Part, QUIET_MAX};
 use crate::pod::{DesiredPod, Pod, PodKey};
 use crate::status::StatusWriter;
 
@@ -178,12 +178,12 @@ impl Worker {
             }
             Action::BeginDrain => {
                 let drained = self.shared.link.drained(self.key.clone());
-                let to_self = self.to_self.clone();
+                let (to_self, address) = (self.to_self.clone(), self.desired.address);
                 self.shared.tasks.spawn("pod drain", async move {
-                    // The machine itself goes on after two seconds.
-                    if tokio::time::timeout(crate::machine::DRAIN_MAX * 2, drained).await.is_ok() {
-                        let _ = to_self.send(Msg::Event(Event::Drained)).await;
-                    }
+                    // The machine goes on by itself when this takes too long.
+                    let _ = tokio::time::timeout(DRAIN_MAX, drained).await;
+                    let _ = tokio::time::timeout(QUIET_MAX, process::quiet(address)).await;
+                    let _ = to_self.send(Msg::Event(Event::Drained)).await;
                 });
             }
             Action::Note { warning, reason, message } => {

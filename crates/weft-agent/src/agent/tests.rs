@@ -66,16 +66,24 @@ impl ServerLink for Link {
 
 /// What the agent needs of a proxy: readiness on its port. Also writes what it was given.
 const PROXY: &str = r#"
-import http.server, os, sys
+import http.server, os, sys, threading
 a = sys.argv
 address = a[a.index("--address") + 1]
 credential = a[a.index("--credential") + 1] if "--credential" in a else None
 print("proxy", " ".join(a[1:]), open(credential).read() if credential else "", flush=True)
+busy = a[a.index("--last-good") + 1] + ".busy"
 class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
+        if self.path == "/stats":
+            active = 0
+            if os.path.exists(busy):
+                active = 1; open(busy, "a").write("asked\n")
+            self.wfile.write(b"weft_x: 9\nweft_inbound_requests_active: %d\n" % active)
     def log_message(self, *x): pass
-http.server.ThreadingHTTPServer((address, int(a[a.index("--ready-port") + 1])), H).serve_forever()
+S = http.server.ThreadingHTTPServer
+threading.Thread(target=S((address, 15000), H).serve_forever, daemon=True).start()
+S((address, int(a[a.index("--ready-port") + 1])), H).serve_forever()
 "#;
 
 /// An app as users write them: HTTP on POD_IP:PORT, ends politely on SIGTERM.
@@ -173,6 +181,15 @@ fn pod(ip: IpAddr, port: u16, mut container: Value) -> DesiredPod {
     }
 }
 
+/// The same app's pod after `kubectl delete`.
+fn going(ip: IpAddr, port: u16) -> DesiredPod {
+    let mut going = pod(ip, port, python(APP));
+    let mut object = (*going.object).clone();
+    object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    going.object = Arc::new(object);
+    going
+}
+
 fn python(script: &str) -> Value {
     json!({"image": "app:1", "args": ["-c", script]})
 }
@@ -256,11 +273,7 @@ async fn a_pod_runs_with_its_sidecar_and_goes_politely() {
 
     let query = LogQuery { follow: true, ..LogQuery::default() };
     let mut follower = rig.agent.read_log(&key(), "app", &query).unwrap();
-    let mut going = pod(ip, port, python(APP));
-    let mut object = (*going.object).clone();
-    object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    going.object = Arc::new(object);
-    rig.want(going);
+    rig.want(going(ip, port));
     let report = rig.until("finished", |r| r.finished).await;
     assert_eq!(container(&report)["state"]["terminated"]["exitCode"], 0, "{report:#?}");
     assert_eq!(*rig.link.drains.lock().unwrap(), [key()]);
@@ -271,6 +284,26 @@ async fn a_pod_runs_with_its_sidecar_and_goes_politely() {
     assert_eq!(String::from_utf8(said).unwrap(), "hello from web-1\nbye\n");
     assert!(rig.agent.processes().is_empty());
     assert!(!rig.dir.path().join("agent/credentials/shop_web-1").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_is_not_ended_while_it_answers() {
+    let (ip, port) = free_address();
+    let (_, ready_port) = free_address();
+    let rig = rig(Some(ready_port));
+    rig.want(pod(ip, port, python(APP)));
+    rig.ready().await;
+    // The sidecar says that its app is answering a request.
+    let busy = rig.dir.path().join("agent/lastgood/shop_web-1.busy");
+    std::fs::write(&busy, "").unwrap();
+    rig.want(going(ip, port));
+    while std::fs::read_to_string(&busy).unwrap().lines().count() < 5 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(get(ip, port, "POD_NAME").await.0, 200, "asked five times, still answering");
+    std::fs::remove_file(&busy).unwrap();
+    let report = rig.until("finished", |r| r.finished).await;
+    assert_eq!(container(&report)["state"]["terminated"]["exitCode"], 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -209,13 +209,22 @@ fn deletion_drains_then_asks_then_forces_and_the_sidecar_goes_last() {
 }
 
 #[test]
-fn draining_waits_two_seconds_at_most_and_not_at_all_without_grace() {
+fn draining_waits_five_seconds_at_most_and_not_at_all_without_grace() {
     let mut s = script(two_apps(), json!({})).up();
     s.step(Event::Delete { grace: Duration::from_secs(30), drain: true });
     s.orders();
-    assert_eq!(s.m.wakeup(), Some(s.now.plus(DRAIN_MAX)));
-    s.after(DRAIN_MAX);
+    assert_eq!(s.m.wakeup(), Some(s.now.plus(DRAIN_MAX + QUIET_MAX)));
+    s.after(DRAIN_MAX + QUIET_MAX);
     assert_eq!(s.orders(), "-0 -1");
+    // The grace period began with the deletion.
+    s.after(Duration::from_secs(25) - Duration::from_millis(1));
+    assert_eq!(s.orders(), "");
+    s.after(Duration::from_millis(1));
+    assert_eq!(s.orders(), "!0 !1");
+
+    let mut s = script(two_apps(), json!({})).up();
+    s.step(Event::Delete { grace: Duration::from_secs(2), drain: true });
+    assert_eq!(s.m.wakeup(), Some(s.now.plus(Duration::from_secs(1))), "half of a short one");
 
     let mut s = script(two_apps(), json!({})).up();
     s.step(Event::Delete { grace: Duration::ZERO, drain: true });

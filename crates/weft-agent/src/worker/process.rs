@@ -24,6 +24,8 @@ use crate::{command, leftover, ports, procfs};
 mod logpump;
 mod watch;
 
+pub(crate) use watch::quiet;
+
 /// How long output is still read after the end, should somebody hold the pipe.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 

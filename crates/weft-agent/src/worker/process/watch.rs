@@ -3,7 +3,7 @@
 //! Each future runs until the process ends, and tells the pod only what changed.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use weft_base::rng::Rng;
 
 use super::Run;
 use crate::child::Role;
+use crate::config::ADMIN_PORT;
 use crate::env::Env;
 use crate::machine::Event;
 use crate::pod::{Container, Probe, ProxyKind};
@@ -25,6 +26,9 @@ const PROXY_POLL: Duration = Duration::from_millis(30);
 const PROXY_POLL_READY: Duration = Duration::from_secs(2);
 /// A program that declares ports but opens none is called ready after this, as Kubernetes would.
 const SILENT_MAX: Duration = Duration::from_secs(30);
+/// The proxy's gauge of requests that its app is answering, and how often it is read.
+const ACTIVE_GAUGE: &str = "weft_inbound_requests_active";
+const QUIET_POLL: Duration = Duration::from_millis(20);
 /// Limit of a readiness question to the proxy, and how many may fail in a row.
 const PROXY_TIMEOUT: Duration = Duration::from_secs(2);
 const PROXY_FAILURES: u32 = 5;
@@ -62,6 +66,34 @@ pub(super) async fn proxy(run: &Run) {
             () = &mut acked, if wants_ack && ready => wants_ack = false,
             () = pause => {}
         }
+    }
+}
+
+/// Waits until the sidecar says twice that its app answers no request. A sidecar that does not
+/// say ends the wait: there is nothing to wait for.
+pub(crate) async fn quiet(address: IpAddr) {
+    let at = SocketAddr::new(address, ADMIN_PORT);
+    let Ok(uri) = format!("http://{at}/stats").parse() else { return };
+    let question = HttpAsk {
+        uri,
+        method: Method::GET,
+        headers: Vec::new(),
+        body: String::new(),
+        tls: Tls::default(),
+    };
+    let mut before = false;
+    loop {
+        let answer = ask::http(&question, PROXY_TIMEOUT).await;
+        let active = answer.ok().and_then(|a| {
+            let line = a.body.lines().find_map(|l| l.strip_prefix(ACTIVE_GAUGE))?;
+            line.trim_start_matches(':').trim().parse::<u64>().ok()
+        });
+        let quiet = active.is_none_or(|n| n == 0);
+        if active.is_none() || (quiet && before) {
+            return;
+        }
+        before = quiet;
+        tokio::time::sleep(QUIET_POLL).await;
     }
 }
 
