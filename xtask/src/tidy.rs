@@ -302,3 +302,77 @@ fn unused_exceptions(found: &mut Findings) {
         found.list.push(format!("xtask/tidy-allow.txt: {key:?} is no longer needed; remove it"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn findings() -> Findings {
+        Findings { list: vec![], allow: BTreeSet::new(), used: BTreeSet::new() }
+    }
+
+    #[test]
+    fn paths_of_a_machine_are_found_where_a_path_begins() {
+        for (text, count) in [
+            ("open(\"/root/x\")", 1),
+            ("cd /work/main", 1),
+            ("$peers/root/usr", 0),
+            ("${peers}/root/usr", 0),
+            ("target/work/x", 0),
+        ] {
+            let mut found = findings();
+            machine_paths("a.sh", text, &mut found);
+            assert_eq!(found.list.len(), count, "{text}: {:?}", found.list);
+        }
+    }
+
+    #[test]
+    fn long_functions_wide_lines_and_missing_headers_are_found() {
+        let body = "    let a = 1;\n".repeat(FN_LINES_MAX);
+        let text = format!("fn long() {{\n{body}}}\n// {}\n", "x".repeat(COLUMNS_MAX));
+        let mut found = findings();
+        source("crates/a/src/a.rs", &text, &mut found);
+        for rule in ["[spdx]", "[header]", "[fn-lines]", "[columns]"] {
+            assert_eq!(found.list.iter().filter(|l| l.contains(rule)).count(), 1, "{rule}");
+        }
+        let mut found = findings();
+        found.allow.insert("fn-lines crates/a/src/a.rs:long".to_owned());
+        found.allow.insert("fn-lines crates/a/src/a.rs:gone".to_owned());
+        source("crates/a/src/a.rs", &text, &mut found);
+        unused_exceptions(&mut found);
+        assert!(!found.list.iter().any(|l| l.contains("[fn-lines]")), "{:?}", found.list);
+        assert!(found.list.iter().any(|l| l.contains(":gone") && l.contains("remove it")));
+    }
+
+    #[test]
+    fn claims_without_a_test_are_found() {
+        let dir = std::env::temp_dir().join(format!("weft-tidy-{}", std::process::id()));
+        fs::create_dir_all(dir.join("docs")).unwrap();
+        let table = "| feature | state | proof | note |\n|---|---|---|---|\n\
+                     | a | yes | `x::there` | |\n| b | yes | `x::gone` | |\n\
+                     | c | part | | missing |\n| d | planned | | |\n";
+        fs::write(dir.join("docs/features.md"), table).unwrap();
+        let mut found = findings();
+        features(&dir, &BTreeSet::from(["there".to_owned()]), &mut found);
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(found.list.len(), 2, "{:?}", found.list);
+        assert!(found.list[0].contains("line 4: no test x::gone"));
+        assert!(found.list[1].contains("line 5: claims \"part\" with no test"));
+    }
+
+    #[test]
+    fn the_licence_is_apache_2_everywhere() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let text = fs::read_to_string(root.join("LICENSE")).unwrap();
+        assert!(text.contains("Apache License") && text.contains("Version 2.0, January 2004"));
+        let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+        assert!(manifest.contains("\nlicense = \"Apache-2.0\"\n"));
+        let mut members = 0;
+        for file in tracked(root).unwrap().iter().filter(|f| f.ends_with("/Cargo.toml")) {
+            let text = fs::read_to_string(root.join(file)).unwrap();
+            assert!(text.contains("license.workspace = true"), "{file}");
+            members += 1;
+        }
+        assert!(members >= 13, "{members} members");
+    }
+}
