@@ -77,6 +77,6 @@ fn node() -> NodeInfo {
         kernel: "k".into(),
         cpus: 1,
         memory_bytes: 1 << 30,
-        pods_max: 250,
+        pods_max: usize::MAX,
     }
 }
