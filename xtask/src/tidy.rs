@@ -53,13 +53,13 @@ pub fn run(root: &Path, _args: &[String]) -> Result<()> {
         let Ok(text) = fs::read_to_string(root.join(file)) else { continue };
         machine_paths(file, &text, &mut found);
         if file.ends_with(".rs") {
-            test_names(&text, &mut tests);
+            test_names(file, &text, &mut tests);
             if !file.contains("/gen/") {
                 source(file, &text, &mut found);
                 error_codes(file, &text, &mut codes);
             }
         } else if file.ends_with(".py") {
-            python_tests(&text, &mut tests);
+            python_tests(file, &text, &mut tests);
         }
     }
     dependencies(root, &mut found)?;
@@ -181,7 +181,12 @@ fn machine_paths(file: &str, text: &str, found: &mut Findings) {
     }
 }
 
-fn test_names(text: &str, tests: &mut BTreeSet<String>) {
+/// A test by its place (`weft_proxy`, or a Python file) and its name.
+type Tests = BTreeSet<(String, String)>;
+
+fn test_names(file: &str, text: &str, tests: &mut Tests) {
+    let folder = file.trim_start_matches("crates/").trim_start_matches("examples/");
+    let place = folder.split('/').next().unwrap_or(folder).replace('-', "_");
     let mut marked = false;
     for line in text.lines().map(str::trim_start) {
         if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
@@ -190,18 +195,18 @@ fn test_names(text: &str, tests: &mut BTreeSet<String>) {
             let name = line.get(at + 3..).unwrap_or("");
             let name: String =
                 name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            tests.insert(name);
+            tests.insert((place.clone(), name));
             marked = false;
         }
     }
 }
 
-fn python_tests(text: &str, tests: &mut BTreeSet<String>) {
+fn python_tests(file: &str, text: &str, tests: &mut Tests) {
     for line in text.lines().map(str::trim_start) {
         if let Some(name) = line.strip_prefix("def test_") {
             let name: String =
                 name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            tests.insert(format!("test_{name}"));
+            tests.insert((file.to_owned(), format!("test_{name}")));
         }
     }
 }
@@ -238,31 +243,36 @@ fn dependencies(root: &Path, found: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Every test that `docs/features.md` names as proof must exist.
-fn features(root: &Path, tests: &BTreeSet<String>, found: &mut Findings) {
-    let Ok(text) = fs::read_to_string(root.join("docs/features.md")) else {
-        found.add("features", "docs/features.md", "is missing");
+/// Every test that `docs/features.md` names as proof must exist where it says:
+/// `crate::module::test` or `tests/test_x.py::test_y`. Claims need a proof, and `part` a note.
+fn features(root: &Path, tests: &Tests, found: &mut Findings) {
+    let file = "docs/features.md";
+    let Ok(text) = fs::read_to_string(root.join(file)) else {
+        found.add("features", file, "is missing");
         return;
     };
     for (i, row) in text.lines().enumerate().filter(|(_, l)| l.starts_with('|')) {
         let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
         let (Some(state), Some(proof)) = (cells.get(1), cells.get(2)) else { continue };
-        let names = proof.split('`').skip(1).step_by(2);
+        let note = cells.get(3).copied().unwrap_or("");
+        let mut wrong = |what: String| {
+            found.add("features", file, format!("line {}: {what}", i + 1));
+        };
         let mut any = false;
-        for name in names {
+        for name in proof.split('`').skip(1).step_by(2) {
             any = true;
-            let last = name.rsplit([':', '/', '.']).next().unwrap_or(name);
-            if !tests.contains(last) {
-                found.add(
-                    "features",
-                    "docs/features.md",
-                    format!("line {}: no test {name}", i + 1),
-                );
+            let place = name.split("::").next().unwrap_or(name);
+            let last = name.rsplit("::").next().unwrap_or(name);
+            if !tests.contains(&(place.to_owned(), last.to_owned())) {
+                wrong(format!("no test {name}"));
             }
         }
-        if matches!(*state, "yes" | "part") && !any {
-            let what = format!("line {}: claims {state:?} with no test", i + 1);
-            found.add("features", "docs/features.md", what);
+        match *state {
+            "yes" | "part" if !any => wrong(format!("claims {state:?} with no test")),
+            "part" if note.is_empty() => wrong("a part needs a note: what is missing".into()),
+            "yes" | "part" | "planned" | "state" => {}
+            other if other.chars().all(|c| c == '-') => {}
+            other => wrong(format!("{other:?} is no state; yes, part or planned")),
         }
     }
 }
@@ -349,15 +359,20 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("weft-tidy-{}", std::process::id()));
         fs::create_dir_all(dir.join("docs")).unwrap();
         let table = "| feature | state | proof | note |\n|---|---|---|---|\n\
-                     | a | yes | `x::there` | |\n| b | yes | `x::gone` | |\n\
-                     | c | part | | missing |\n| d | planned | | |\n";
+                     | a | yes | `x::m::there` | |\n| b | yes | `y::there` | |\n\
+                     | c | part | | missing |\n| d | planned | | |\n\
+                     | e | part | `x::there` | |\n| f | maybe | | |\n";
         fs::write(dir.join("docs/features.md"), table).unwrap();
         let mut found = findings();
-        features(&dir, &BTreeSet::from(["there".to_owned()]), &mut found);
+        let mut tests = Tests::new();
+        test_names("crates/x/src/m.rs", "#[test]\nfn there() {}\n", &mut tests);
+        features(&dir, &tests, &mut found);
         fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(found.list.len(), 2, "{:?}", found.list);
-        assert!(found.list[0].contains("line 4: no test x::gone"));
-        assert!(found.list[1].contains("line 5: claims \"part\" with no test"));
+        let words = ["4: no test y::there", "5: claims", "7: a part needs", "8: \"maybe\" is no"];
+        assert_eq!(found.list.len(), words.len(), "{:?}", found.list);
+        for (line, word) in found.list.iter().zip(words) {
+            assert!(line.contains(word), "{line}");
+        }
     }
 
     #[test]
