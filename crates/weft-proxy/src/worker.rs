@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -118,6 +118,8 @@ pub struct Conn {
     pub admitted: Cell<bool>,
     /// Requests in progress on it.
     pub active: Arc<AtomicU32>,
+    /// It asked to leave HTTP and was refused; nothing behind that is served.
+    pub refused: Arc<AtomicBool>,
 }
 
 /// One open downstream connection; counted while it lives.
@@ -424,6 +426,7 @@ impl Conn {
             tunnel: None,
             admitted: Cell::new(false),
             active: Arc::default(),
+            refused: Arc::default(),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub struct Guard<I> {
     remote: SocketAddr,
     /// Requests in progress on the connection.
     active: Arc<AtomicU32>,
+    /// A way out of HTTP was asked for and refused.
+    refused: Arc<AtomicBool>,
     limits: ProxyLimits,
     timer: Option<Pin<Box<Sleep>>>,
     /// When the request head that is being read began.
@@ -307,6 +309,7 @@ impl<I> Guard<I> {
             framing: Framing::default(),
             remote: conn.remote,
             active: conn.active.clone(),
+            refused: conn.refused.clone(),
             limits,
             timer: None,
             head_began: None,
@@ -431,7 +434,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<I> {
         let this = self.get_mut();
         if this.lingering.is_none() {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-            if this.ended || this.framing.is_idle() || this.framing.is_tunnel() {
+            let left_http = this.framing.is_tunnel() && !this.refused.load(Ordering::Relaxed);
+            if this.ended || this.framing.is_idle() || left_http {
                 return Poll::Ready(Ok(()));
             }
             this.lingering = Some(0);

@@ -4,24 +4,58 @@
 //! its upgrade cannot be trusted to be a request.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::request::Parts;
-use http::{Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 
 use super::attempt::{self, Call};
 use super::body::ReplyBody;
 use super::reply::Refusal;
 use crate::observe::record::Record;
-use crate::worker::Conn;
+use crate::worker::{Conn, Worker};
 
 /// A client's wish to leave HTTP.
 #[derive(Debug)]
 pub struct Upgrade {
     protocol: HeaderValue,
     client: OnUpgrade,
+}
+
+/// A request after whose bytes something may follow that is not HTTP: CONNECT, or any upgrade.
+/// From there on the guard does not look at what the client sends.
+#[derive(Debug)]
+pub struct WayOut(Option<OnUpgrade>);
+
+pub fn way_out<B>(request: &Request<B>) -> Option<WayOut> {
+    let asked = request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
+    asked.then(|| WayOut(request.extensions().get::<OnUpgrade>().cloned()))
+}
+
+impl WayOut {
+    /// It was refused: nothing behind it is served. The codec gives the stream up once the answer
+    /// is written; closing it properly is left to us, or the client would see a reset only.
+    pub fn close(self, worker: &Worker, conn: &Conn) {
+        conn.refused.store(true, Ordering::Relaxed);
+        let Some(given_up) = self.0 else { return };
+        worker.conns.spawn_local("refused", async move {
+            if let Ok(stream) = given_up.await {
+                // The guard below reads on for a moment; whatever comes, this is the end.
+                let _ = TokioIo::new(stream).shutdown().await;
+            }
+        });
+    }
+}
+
+/// Whether an answer grants that. If HTTP goes on instead, what the client sent behind its wish
+/// cannot be told from a request, and the connection must end.
+pub fn left(method: &Method, status: StatusCode) -> bool {
+    let connected = method == Method::CONNECT && status.is_success();
+    connected || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Takes the wish out of a request's head. HTTP/2 over cleartext upgrades are not one.

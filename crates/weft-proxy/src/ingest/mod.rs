@@ -293,16 +293,16 @@ impl Ingest {
     async fn close_unwanted(&mut self, wanted: &[(SocketAddr, Door)]) -> Vec<SocketAddr> {
         let unwanted: Vec<_> =
             self.sockets.keys().filter(|k| wanted.binary_search(k).is_err()).cloned().collect();
-        let addresses = unwanted.iter().map(|(address, _)| *address).collect();
+        let mut closed = Vec::new();
         for key in unwanted {
             let Some(number) = self.sockets.remove(&key) else { continue };
-            lock(&self.status.sockets).remove(&number);
+            closed.extend(lock(&self.status.sockets).remove(&number).map(|(_, bound)| bound));
             for worker in &self.workers {
                 // A worker that ended has closed it.
                 let _ = worker.send(Command::Close(number)).await;
             }
         }
-        addresses
+        closed
     }
 
     fn number(&mut self) -> u64 {

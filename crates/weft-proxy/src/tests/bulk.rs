@@ -154,6 +154,7 @@ async fn chunked_and_counted_bodies_keep_their_length() {
     let (feed, body) = fed();
     feed.send(Bytes::from_static(b"abc")).await.unwrap();
     drop(feed);
+    sender.ready().await.unwrap();
     let response = sender.send_request(ask(body)).await.unwrap();
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "abc");
 }

@@ -267,7 +267,8 @@ async fn bad_resources_are_named_and_the_rest_applies() {
     assert_eq!(applied.rejected[0].name, "host:x.y/route/x");
     assert_eq!(bed.get("http://user/").await.body, "user");
     // A port in use is told by the name of what wanted it, and taken once it is free.
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // (On an address of this test's own: elsewhere an outgoing connection may take the port.)
+    let taken = std::net::TcpListener::bind("127.88.7.4:0").unwrap();
     let wanted = taken.local_addr().unwrap();
     let (name, mut listener) = gateway(None);
     if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
@@ -286,12 +287,16 @@ async fn bad_resources_are_named_and_the_rest_applies() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_passes_from_one_listener_to_another_at_once() {
     let user = Server::named("user").await;
-    let mut all = http_service("user", &[user.address]);
-    all.push(gateway(None));
-    let bed = Bed::gateway(all).await;
-    let address = bed.listener();
     let (old, listener) = gateway(None);
     let Resource::Listener(mut listener) = listener else { panic!("it is one") };
+    if let ListenerKind::Gateway(g) = &mut listener.kind {
+        // An address of this test's own: elsewhere an outgoing connection may take the port.
+        g.bind = vec!["127.88.7.3:0".parse().unwrap()];
+    }
+    let mut all = http_service("user", &[user.address]);
+    all.push((old.clone(), Resource::Listener(listener.clone())));
+    let bed = Bed::gateway(all).await;
+    let address = bed.listener();
     let root = Root::listener("shop/other/8000");
     listener.name = "shop/other/8000".into();
     if let ListenerKind::Gateway(g) = &mut listener.kind {

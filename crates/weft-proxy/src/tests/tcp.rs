@@ -156,3 +156,32 @@ async fn opaque_connections_try_other_instances_and_count_what_fails() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_04_nothing_is_served_behind_a_refused_way_out() {
+    let user = Server::named("user").await;
+    let mut config = config("sidecar~shop~client-1");
+    config.credential = Some("pod:secret".into());
+    let bed = Bed::start(config, None).await;
+    bed.apply(1, http_service("user", &[user.address])).await;
+    let upstream = bed.door(|d| matches!(d, Door::Upstream { .. }));
+    let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\n";
+    for (door, wish) in [
+        // No credential; CONNECT where there is none; refused before any upstream was asked.
+        (bed.outbound(), "CONNECT user:80 HTTP/1.1\r\nHost: user:80\r\n\r\n".to_owned()),
+        (upstream, "CONNECT user:80 HTTP/1.1\r\nHost: user:80\r\n\r\n".to_owned()),
+        (upstream, format!("GET /../x HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n")),
+        (bed.outbound(), format!("GET http://user/ HTTP/1.1\r\nHost: user\r\n{upgrade}\r\n")),
+    ] {
+        let mut stream = TcpStream::connect(door).await.unwrap();
+        // Framing that the guard would refuse if it still looked.
+        let smuggled = "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\
+                        Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        stream.write_all(format!("{wish}{smuggled}").as_bytes()).await.unwrap();
+        let mut all = String::new();
+        let _ = stream.read_to_string(&mut all).await;
+        assert_eq!(all.matches("HTTP/1.1 ").count(), 1, "{wish:?}: {all}");
+        assert!(all.contains("HTTP/1.1 4") && all.contains("connection: close"), "{all}");
+    }
+    assert_eq!(user.hits(), 0);
+}
