@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use bytes::Bytes;
 use http::{Request, Response, Version};
@@ -180,7 +182,7 @@ async fn pauses_between_attempts_grow_from_what_the_route_says() {
     let times = Arc::new(Mutex::new(Vec::new()));
     let seen = times.clone();
     let down = Server::http(move |_, _| {
-        seen.lock().unwrap().push(tokio::time::Instant::now());
+        seen.lock().unwrap().push(Instant::now());
         async { text(503, "down") }
     })
     .await;
