@@ -32,6 +32,8 @@ struct FaultyDisk {
 #[derive(Debug, Default)]
 struct Fault {
     broken: AtomicBool,
+    /// What is there can be written over, but the file cannot grow.
+    full: AtomicBool,
     syncs: AtomicU64,
 }
 
@@ -55,6 +57,9 @@ impl StorageBackend for FaultyDisk {
 
     fn set_len(&self, len: u64) -> Result<(), Error> {
         self.check()?;
+        if self.fault.full.load(Ordering::SeqCst) && len > self.len()? {
+            return Err(Error::from_raw_os_error(28));
+        }
         self.file.set_len(len)
     }
 
@@ -110,6 +115,32 @@ async fn a_full_disk_acknowledges_nothing_and_recovers_when_there_is_room() {
     // The write that failed may be there or not, but never half of it.
     assert!(matches!(value("/a"), Some(b"1" | b"2")));
     assert!(watch.next().await.is_err(), "watches list again");
+}
+
+#[tokio::test]
+async fn a_full_disk_can_be_read_and_written_again_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, fault) = faulty(&dir.path().join("log.redb"));
+    let large = "x".repeat(200_000);
+    fault.full.store(true, Ordering::SeqCst);
+    let mut written = 0;
+    let refused = loop {
+        assert!(written < 1_000, "the disk is never full");
+        match store.txn(Txn::of([Op::put(format!("/{written:04}"), large.clone())])).await {
+            Ok(_) => written += 1,
+            Err(e) => break e,
+        }
+    };
+    assert!(refused.to_string().contains("No space left"), "{refused}");
+    for _ in 0..3 {
+        store.txn(Txn::of([Op::put("/more", large.clone())])).await.unwrap_err();
+        let page = store.range("/", 0, None).await.unwrap();
+        assert_eq!(page.entries.len(), written, "reads go on");
+        assert_eq!(page.revision, store.barrier().await.unwrap(), "and are not behind");
+    }
+    fault.full.store(false, Ordering::SeqCst);
+    store.txn(Txn::of([Op::put("/more", large)])).await.unwrap();
+    assert_eq!(store.range("/", 0, None).await.unwrap().entries.len(), written + 1);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! The one writer: takes what is waiting, drafts it in order, makes it durable with one commit,
 //! then shows it to readers and watches, then acknowledges. Nothing is acknowledged before.
 //!
-//! After a failed commit the file is opened again at the next write. What the failed commit left
+//! After a failed commit the file is opened again, if that fails at the next write. What the failed commit left
 //! on disk is then not known event by event, so watches are cut off and list again.
 
 use std::sync::Arc;
@@ -80,6 +80,10 @@ impl Writer {
                 tracing::error!(error = %e, "a commit failed; its writes are not acknowledged");
                 if matches!(e, StoreError::Storage(_)) {
                     self.db = None;
+                    // Readers need a file that is open; writers try again themselves.
+                    if let Err(e) = self.reopen() {
+                        tracing::warn!(error = %e, "the store is opened again at the next write");
+                    }
                 }
                 batch.into_iter().for_each(|r| r.refuse(&e));
             }
