@@ -61,7 +61,13 @@ pub fn apply(
     }
     let last = managers.applied_by(writer);
     let others = managers.others(writer);
-    merge::prune(schema, &mut out, &last, &wanted, &others);
+    // Names and the like are nobody's, but who applies an object claims that it has them.
+    let now = set::of_whole(schema, applied);
+    let claims = merge::Claims { last: &last, now: &now, others: &others };
+    merge::prune(schema, &mut out, claims);
+    // Upstream takes from everyone what an apply removed, with what is below it.
+    let gone = set::changes(schema, before, &out).removed;
+    managers.removed(writer, &gone);
     managers.set_applied(writer, wanted);
     managers.forget_absent(&set::of_all(schema, &out));
     managers.write(&mut out, live);

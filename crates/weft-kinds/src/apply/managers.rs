@@ -84,6 +84,13 @@ impl Managers {
         }
     }
 
+    /// Fields that are no more belong to nobody.
+    pub(super) fn removed(&mut self, writer: Writer<'_>, fields: &FieldSet) {
+        for entry in self.0.iter_mut().filter(|e| !e.is(writer, true)) {
+            entry.fields.subtract(fields, false);
+        }
+    }
+
     pub(super) fn applied_by(&self, writer: Writer<'_>) -> FieldSet {
         let own = self.0.iter().find(|e| e.is(writer, true));
         own.map(|e| e.fields.clone()).unwrap_or_default()

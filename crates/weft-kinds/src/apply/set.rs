@@ -160,6 +160,11 @@ pub(super) fn of(schema: &Schema, value: &Value) -> FieldSet {
     without_servers(collect(schema, value, false))
 }
 
+/// The same with what is nobody's.
+pub(super) fn of_whole(schema: &Schema, value: &Value) -> FieldSet {
+    collect(schema, value, false)
+}
+
 /// The same with every container as a member too: all that exists.
 pub(super) fn of_all(schema: &Schema, value: &Value) -> FieldSet {
     collect(schema, value, true)
@@ -198,21 +203,24 @@ fn without_servers(mut set: FieldSet) -> FieldSet {
 }
 
 fn collect(schema: &Schema, value: &Value, containers: bool) -> FieldSet {
-    let mut out = FieldSet::default();
-    let children = elements(schema, value);
-    match children {
-        Some(children) if !children.is_empty() => {
-            out.own = containers;
-            for (element, inner, child) in children {
-                let mut sub = collect(inner, child, containers);
-                // An entry of a keyed list is owned itself, beside its fields.
-                sub.own |= !element.starts_with("f:");
-                out.insert(element, sub);
-            }
-            out
-        }
-        _ => FieldSet::leaf(),
+    let Some(children) = elements(schema, value) else { return FieldSet::leaf() };
+    let empty = children.is_empty();
+    // An empty list says nothing; an empty object is an answer.
+    let mut out =
+        FieldSet { own: containers || (empty && value.is_object()), ..FieldSet::default() };
+    for (element, inner, child) in children {
+        let mut sub = collect(inner, child, containers);
+        // An entry of a list or map is owned itself, beside its fields.
+        let named = element.strip_prefix("f:").is_some_and(|n| is_named(schema, n));
+        sub.own |= !named;
+        out.insert(element, sub);
     }
+    out
+}
+
+/// Whether a name is a field of the schema rather than a key of a map.
+fn is_named(schema: &Schema, name: &str) -> bool {
+    schema.object().is_some_and(|o| o.named(name).is_some())
 }
 
 fn compare(schema: &Schema, old: &Value, new: &Value, out: &mut Changes) {
@@ -227,7 +235,7 @@ fn compare(schema: &Schema, old: &Value, new: &Value, out: &mut Changes) {
     for (element, inner, value) in &after {
         match was.get(element.as_str()) {
             None => {
-                let mut sub = collect(inner, value, false);
+                let mut sub = collect(inner, value, true);
                 sub.own = true;
                 out.added.insert(element.clone(), sub);
             }

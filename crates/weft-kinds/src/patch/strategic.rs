@@ -45,10 +45,10 @@ pub(super) fn object(
     }
     for (name, order) in patch {
         if let Some((list, order)) = name.strip_prefix(ORDER).zip(order.as_array()) {
-            let before = current.get(list).and_then(Value::as_array);
             let key = schema.and_then(|s| merge_key(s, list));
+            let before = places(current.get(list), patch.get(list), key);
             if let Some(Value::Array(items)) = out.get_mut(list) {
-                reorder(items, order, before.map_or(&[], Vec::as_slice), key);
+                reorder(items, order, &before, key);
             }
         }
     }
@@ -94,7 +94,9 @@ fn merge_list(list: &List, current: &[Value], patch: &[Value], path: &str) -> Do
         }
         let known: HashSet<String> = current.iter().map(Value::to_string).collect();
         let new = patch.iter().filter(|p| !known.contains(&p.to_string()));
-        return Ok(Value::Array(current.iter().chain(new).cloned().collect()));
+        let mut out: Vec<Value> = current.iter().chain(new).cloned().collect();
+        reorder(&mut out, patch, current, None);
+        return Ok(Value::Array(out));
     };
     let directive = |p: &Value| p.get(DIRECTIVE).and_then(Value::as_str).map(str::to_owned);
     let mut out = current.to_vec();
@@ -136,6 +138,9 @@ fn merge_list(list: &List, current: &[Value], patch: &[Value], path: &str) -> Do
         }
     }
     out.extend(slots.into_iter().flatten());
+    // The patch's own order counts where it says none with `$setElementOrder`.
+    let named: Vec<Value> = patch.iter().filter(|p| directive(p).is_none()).cloned().collect();
+    reorder(&mut out, &named, current, Some(key));
     Ok(Value::Array(out))
 }
 
@@ -160,6 +165,24 @@ fn reorder(items: &mut Vec<Value>, order: &[Value], before: &[Value], key: Optio
     }
     items.extend(left);
     items.extend(right);
+}
+
+/// The order that counts as the server's once the patch's deletions and additions are done: what
+/// is left, then what is new, as far as the list was long. Upstream's code does this by working
+/// in place, and its clients see lists in this order.
+fn places(current: Option<&Value>, patch: Option<&Value>, key: Option<&str>) -> Vec<Value> {
+    let list = |v: Option<&Value>| v.and_then(Value::as_array).cloned().unwrap_or_default();
+    let (mut out, patch) = (list(current), list(patch));
+    let Some(key) = key else { return out };
+    let id = |v: &Value| v.get(key).map(Value::to_string).unwrap_or_default();
+    let (long, known) = (out.len(), out.iter().map(id).collect::<HashSet<_>>());
+    let (gone, kept): (Vec<Value>, Vec<Value>) =
+        patch.into_iter().partition(|p| p.get(DIRECTIVE).is_some_and(|d| d == "delete"));
+    let gone: HashSet<String> = gone.iter().map(id).collect();
+    out.retain(|v| !gone.contains(&id(v)));
+    out.extend(kept.into_iter().filter(|v| !known.contains(&id(v)) || gone.contains(&id(v))));
+    out.truncate(long);
+    out
 }
 
 fn merge_key<'a>(schema: &'a Schema, list: &str) -> Option<&'a str> {
