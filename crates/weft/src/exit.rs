@@ -29,6 +29,20 @@ pub fn code(error: &anyhow::Error) -> ExitCode {
     }
 }
 
+/// An error with its causes; those that a message already quotes are not told again.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -55,3 +69,17 @@ impl fmt::Display for CheckFailed {
 impl std::error::Error for Unreachable {}
 impl std::error::Error for Usage {}
 impl std::error::Error for CheckFailed {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let disk = std::io::Error::other("no space left");
+        let quoting = anyhow::Error::new(disk).context("cannot write: no space left");
+        assert_eq!(sentence(&quoting), "cannot write: no space left");
+        let plain = anyhow::Error::new(std::io::Error::other("no space left")).context("in /data");
+        assert_eq!(sentence(&plain), "in /data: no space left");
+    }
+}

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("weft: {error:#}");
+            eprintln!("weft: {}", exit::sentence(&error));
             exit::code(&error)
         }
     }

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,13 +61,13 @@ async fn serve(args: &ProxyArgs, config: ProxyConfig) -> Result<()> {
     let proxy = Proxy::start(config.clone(), identity.clone(), deliveries, clock.clone()).await?;
     match (&args.config, args.xds) {
         (Some(file), _) => from_file(file, feed, &tasks).await?,
-        (None, Some(server)) => {
+        (None, Some(_)) => {
             let identity = identity.ok_or_else(|| {
                 anyhow!(Usage(
                     "--xds needs --svid-socket: the server admits known proxies only".into()
                 ))
             })?;
-            subscribe(args, &proxy, server, identity, feed, &clock, &tasks)?;
+            subscribe(args, &proxy, identity, feed, &clock, &tasks)?;
         }
         (None, None) => {
             return Err(anyhow!(Usage(
@@ -89,12 +89,12 @@ async fn serve(args: &ProxyArgs, config: ProxyConfig) -> Result<()> {
 fn subscribe(
     args: &ProxyArgs,
     proxy: &Proxy,
-    server: SocketAddr,
     identity: Snapshot<Svid>,
     feed: Feed,
     clock: &Clock,
     tasks: &TaskGroup,
 ) -> Result<()> {
+    let server = args.xds.context("--xds names the server")?;
     let node: weft_xds::NodeId = args.node.parse()?;
     let domain = identity.load().bundle().trust_domain().clone();
     let expected = Expected::OneOf([domain.server()].into());

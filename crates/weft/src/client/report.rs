@@ -44,11 +44,14 @@ pub async fn status(args: &ClientArgs) -> Result<()> {
     for problem in &problems {
         let part = |key: &str| problem.get(key).map(print::cell).unwrap_or_default();
         crate::say!("  {}: {}", part("object"), part("reason"));
-        if !part("next").is_empty() {
-            crate::say!("    next: {}", part("next"));
+        let next = part("next");
+        match next.strip_prefix("weft ") {
+            Some(rest) => crate::say!("    next: {} {rest}", print::own_name()),
+            None if next.is_empty() => {}
+            None => crate::say!("    next: {next}"),
         }
     }
-    bail!(CheckFailed(format!("{} problems", problems.len())))
+    bail!(CheckFailed(crate::manifest::plural(problems.len(), "problem")))
 }
 
 pub async fn top(args: &TopArgs) -> Result<()> {

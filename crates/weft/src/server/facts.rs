@@ -43,6 +43,9 @@ pub struct ServerFacts {
     pub api: SocketAddr,
 }
 
+/// The API port that clients use when none is named.
+const USUAL_PORT: u16 = 7080;
+
 /// Something that is not well.
 struct Problem {
     object: String,
@@ -230,18 +233,27 @@ impl ServerFacts {
             .collect()
     }
 
+    /// How commands find this server.
+    fn at(&self) -> At {
+        let kubectl = format!(" --server http://{}", self.api);
+        let usual = self.api.port() == USUAL_PORT && self.api.ip().is_loopback();
+        At { weft: if usual { String::new() } else { kubectl.clone() }, kubectl }
+    }
+
     fn problems(&self, world: &World, proxies: &[ProxyFact]) -> Vec<Problem> {
         let mut out = Vec::new();
+        let at = self.at();
         for object in world.all_objects() {
-            object_problems(object, &mut out);
+            object_problems(object, &at, &mut out);
         }
+        without_followers(&mut out);
         for (namespace, name) in service_names(world) {
             let all = world.instances(&namespace, &name);
             if !all.is_empty() && all.values().all(|i| i.health == Status::Critical) {
                 out.push(Problem {
                     object: format!("service {namespace}/{name}"),
                     reason: format!("none of its {} instances is healthy", all.len()),
-                    next: format!("weft get endpoints {name} -n {namespace} -o wide"),
+                    next: format!("weft get endpoints {name} -n {namespace} -o wide{}", at.weft),
                 });
             }
         }
@@ -262,35 +274,31 @@ impl ServerFacts {
     }
 }
 
+/// The server's address as a flag, for hints that can be pasted as they stand.
+struct At {
+    weft: String,
+    kubectl: String,
+}
+
 /// Bad conditions, unreadable objects, pods that do not run.
-fn object_problems(object: &Object, out: &mut Vec<Problem>) {
+fn object_problems(object: &Object, at: &At, out: &mut Vec<Problem>) {
+    if object.meta.is_deleting() {
+        return;
+    }
     let row = object.key.kind.row();
-    let title = if object.key.namespace.is_empty() {
-        format!("{} {}", row.singular, object.key.name)
-    } else {
-        format!("{} {}/{}", row.singular, object.key.namespace, object.key.name)
-    };
+    let title = title(object.key.kind, &object.key.namespace, &object.key.name);
     let flag = if row.namespaced { format!(" -n {}", object.key.namespace) } else { String::new() };
-    let describe = format!("weft describe {} {}{flag}", row.singular, object.key.name);
+    let describe = format!("weft describe {} {}{flag}{}", row.singular, object.key.name, at.weft);
     if let View::Invalid(issues) = &object.view {
         out.push(Problem { object: title, reason: issues.to_string(), next: describe });
         return;
     }
     if object.key.kind == KindId::Pod {
-        for container in list(&object.raw, "/status/containerStatuses") {
-            let waiting = container.pointer("/state/waiting");
-            let Some(reason) = waiting.and_then(|w| w.get("reason")).and_then(Value::as_str) else {
-                continue;
-            };
-            if matches!(reason, "ContainerCreating" | "PodInitializing") {
-                continue;
-            }
-            let message = waiting.and_then(|w| w.get("message")).and_then(Value::as_str);
-            out.push(Problem {
-                object: title.clone(),
-                reason: format!("{reason}: {}", message.unwrap_or("no message")),
-                next: format!("kubectl logs {}{flag} --previous", object.key.name),
-            });
+        if let Some((reason, ran)) = pod_trouble(&object.raw) {
+            let name = &object.key.name;
+            let logs = format!("kubectl logs {name}{flag} --previous{}", at.kubectl);
+            let next = if ran { logs } else { describe };
+            out.push(Problem { object: title, reason, next });
         }
         return;
     }
@@ -310,6 +318,48 @@ fn object_problems(object: &Object, out: &mut Vec<Problem>) {
                 next: describe.clone(),
             });
         }
+    }
+}
+
+/// Why a pod does not run or is not reached, and whether its program has run before.
+fn pod_trouble(pod: &Value) -> Option<(String, bool)> {
+    let containers = list(pod, "/status/containerStatuses");
+    let waiting = containers.iter().find_map(|c| {
+        let waiting = c.pointer("/state/waiting")?;
+        let reason = waiting.get("reason").and_then(Value::as_str)?;
+        let expected = matches!(reason, "ContainerCreating" | "PodInitializing");
+        let message = waiting.get("message").and_then(Value::as_str).unwrap_or("no message");
+        (!expected).then(|| (format!("{reason}: {message}"), c["restartCount"] != 0))
+    });
+    let ready = list(pod, "/status/conditions")
+        .iter()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True");
+    // What the agent found out about a pod that runs and yet takes no requests.
+    let told = pod.pointer("/status/message").and_then(Value::as_str);
+    let told = told.filter(|m| !ready && !m.is_empty()).map(|m| (m.to_owned(), false));
+    waiting.or(told)
+}
+
+/// A Deployment that misses replicas is no news beside the pod that says why.
+fn without_followers(problems: &mut Vec<Problem>) {
+    let pods: Vec<String> =
+        problems.iter().filter_map(|p| p.object.strip_prefix("pod ").map(str::to_owned)).collect();
+    problems.retain(|p| match p.object.strip_prefix("deployment ") {
+        Some(name) if p.reason.starts_with("MinimumReplicasUnavailable") => {
+            let prefix = format!("{name}-");
+            !pods.iter().any(|pod| pod.starts_with(&prefix))
+        }
+        _ => true,
+    });
+}
+
+/// `pod shop/user-0`, `node vm`.
+fn title(kind: KindId, namespace: &str, name: &str) -> String {
+    let row = kind.row();
+    if namespace.is_empty() {
+        format!("{} {name}", row.singular)
+    } else {
+        format!("{} {namespace}/{name}", row.singular)
     }
 }
 

@@ -10,11 +10,13 @@ mod scrape;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
+use futures_util::FutureExt as _;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use weft_agent::agent::Agent;
@@ -121,8 +123,7 @@ impl Running {
         let started = clock.now();
         let data = Arc::new(DataDir::open(&settings.data)?);
         let authority = open_authority(&data, settings.trust_domain.as_deref(), &clock)?;
-        let store: Arc<dyn Store> = Arc::new(RedbStore::open(data.clone(), clock.clone())?);
-        let registry = Registry::open(store, clock.clone(), tasks.clone()).await?;
+        let registry = open_registry(&data, &clock, &tasks).await?;
         controllers::run(&registry);
         let node = settings.node.clone().unwrap_or_else(hostname);
         let pusher = control::start(&registry, authority.trust_domain(), &tasks);
@@ -312,6 +313,26 @@ fn open_doors(
 fn listener(socket: std::net::TcpListener) -> Result<tokio::net::TcpListener> {
     socket.set_nonblocking(true)?;
     Ok(tokio::net::TcpListener::from_std(socket)?)
+}
+
+/// Opens the store and reads all of it. A damaged file is told as such: the engine reports some
+/// damage as an error and other damage by a panic.
+async fn open_registry(data: &Arc<DataDir>, clock: &Clock, tasks: &TaskGroup) -> Result<Registry> {
+    let opened = AssertUnwindSafe(async {
+        let store: Arc<dyn Store> = Arc::new(RedbStore::open(data.clone(), clock.clone())?);
+        Ok(Registry::open(store, clock.clone(), tasks.clone()).await?)
+    });
+    let result: Result<Registry> = match opened.catch_unwind().await {
+        Ok(result) => result,
+        Err(_) => Err(anyhow!("its file holds what was never written there")),
+    };
+    result.with_context(|| {
+        let path = data.path().display();
+        format!(
+            "the store in {path} cannot be opened; free the disk or restore the directory from a \
+             backup, or delete it and begin anew with `weft reset --data {path}`"
+        )
+    })
 }
 
 fn open_authority(data: &DataDir, asked: Option<&str>, clock: &Clock) -> Result<Arc<Authority>> {

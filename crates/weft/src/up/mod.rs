@@ -73,7 +73,8 @@ async fn serve(args: &UpArgs, running: &Running, manifests: &[Manifest]) -> Resu
     }
     // Programs that read the announcement want lines, wherever they run weft.
     let mut show = Show::new(args.plain || args.announce);
-    let mut start = Start::Waiting { until: Instant::now() + patience(args) };
+    let until = Instant::now() + patience(args);
+    let mut start = Start::Waiting { until, missing: String::new() };
     // Plain lines need not tell how each of many instances starts; a table is there at once.
     let mut due = Instant::now() + if show.is_live() { Duration::ZERO } else { REFRESH };
     loop {
@@ -108,6 +109,7 @@ async fn serve(args: &UpArgs, running: &Running, manifests: &[Manifest]) -> Resu
 enum Start {
     Waiting {
         until: Instant,
+        missing: String,
     },
     Ready {
         ms: u128,
@@ -128,8 +130,8 @@ impl Start {
 
     /// Looks again; says whether the wait has just ended.
     fn step(&mut self, running: &Running) -> bool {
-        let Self::Waiting { until } = self else { return false };
-        let missing = running.missing();
+        let Self::Waiting { until, missing } = self else { return false };
+        *missing = running.missing().join(", ");
         if missing.is_empty() {
             *self = Self::Ready { ms: running.uptime().as_millis() };
             return true;
@@ -137,8 +139,8 @@ impl Start {
         if Instant::now() < *until {
             return false;
         }
-        let seconds = running.uptime().as_secs();
-        *self = Self::Late { seconds, missing: missing.join(", ") };
+        let (seconds, missing) = (running.uptime().as_secs(), std::mem::take(missing));
+        *self = Self::Late { seconds, missing };
         true
     }
 
@@ -153,7 +155,7 @@ impl Start {
 impl fmt::Display for Start {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Waiting { .. } => f.write_str("starting"),
+            Self::Waiting { missing, .. } => write!(f, "starting; not ready yet: {missing}"),
             Self::Ready { ms } => write!(f, "all ready after {ms} ms"),
             Self::Late { seconds, missing } => {
                 write!(f, "not ready after {seconds} s: {missing}")

@@ -8,7 +8,7 @@ use crossterm::event::{Event, KeyCode, KeyModifiers, poll, read};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Color, Style, Stylize as _};
 use ratatui::text::Line;
-use ratatui::widgets::{Paragraph, Row, Table};
+use ratatui::widgets::{Paragraph, Row, Table, Wrap};
 use ratatui::{DefaultTerminal, Frame};
 use serde_json::Value;
 
@@ -146,7 +146,7 @@ fn draw(frame: &mut Frame<'_>, headline: &[String], facts: &Value) {
     if lines.is_empty() {
         lines.push(Line::from("All is well. Ctrl-C ends everything.").green());
     }
-    frame.render_widget(Paragraph::new(lines), bottom);
+    frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: true }), bottom);
 }
 
 fn rows(facts: &Value, key: &str) -> Vec<Value> {
