@@ -224,13 +224,14 @@ impl Admin {
             Health::Unhealthy => "UNHEALTHY",
             Health::Draining => "DRAINING",
         };
+        let active = entry.shared.in_flight().to_string();
         json!({
             "address": { "socket_address": {
                 "address": e.address.ip().to_string(),
                 "port_value": e.address.port(),
             } },
             "stats": [
-                { "type": "GAUGE", "name": "rq_active", "value": entry.shared.in_flight().to_string() },
+                { "type": "GAUGE", "name": "rq_active", "value": active },
             ],
             "health_status": {
                 "eds_health_status": health,

@@ -193,7 +193,7 @@ impl ProxyCollector {
             ),
             (
                 "weft_inbound_requests_active",
-                "Requests that the own app is answering; the agent waits for them before it ends it",
+                "Requests the own app is answering; the agent waits for them before it ends it",
                 self.inbound_active(),
             ),
         ]

@@ -15,3 +15,4 @@ mod routing;
 mod rules;
 mod share;
 mod tcp;
+mod wire;
