@@ -95,7 +95,10 @@ fn has_command(pod: &Pod, container: &Container, images: &Images) -> bool {
 
 fn mapped<'a>(pod: &'a Pod, container: &Container, images: &'a Images) -> Option<&'a str> {
     let named = format!("{ANNOTATION_COMMAND}.{}", container.name);
-    let only = pod.spec.containers.len() == 1;
+    let only = match pod.spec.containers.as_slice() {
+        [one] => one.name == container.name,
+        _ => false,
+    };
     let annotated =
         pod.annotation(&named).or_else(|| pod.annotation(ANNOTATION_COMMAND).filter(|_| only));
     annotated.or_else(|| image(&container.image, images)).filter(|line| !line.trim().is_empty())

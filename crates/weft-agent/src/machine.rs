@@ -29,7 +29,7 @@ pub const PROXY_GRACE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
     Proxy,
-    /// By index in `spec.containers`.
+    /// By index in [`Pod::programs`]: init containers first.
     App(usize),
 }
 
@@ -130,7 +130,10 @@ pub struct Machine {
     /// The apps wait for the first readiness of the sidecar only.
     proxy_was_ready: bool,
     inbound_acked: bool,
+    /// Init containers first.
     apps: Vec<ContainerState>,
+    /// How many of them are init containers.
+    inits: usize,
     life: Life,
     deleting: bool,
     /// Its object is being deleted, rather than everything here being stopped.
@@ -145,17 +148,13 @@ pub struct Machine {
 impl Machine {
     pub fn new(pod: Arc<Pod>, now: Mono, wall_ms: u64) -> Self {
         let kind = pod.proxy_kind();
+        let inits = if kind == ProxyKind::Gateway { 0 } else { pod.spec.init_containers.len() };
         let waits = match kind {
-            ProxyKind::Sidecar => "PodInitializing",
-            _ => "ContainerCreating",
+            ProxyKind::None if inits == 0 => "ContainerCreating",
+            _ => "PodInitializing",
         };
-        let apps = match kind {
-            ProxyKind::Gateway => Vec::new(),
-            _ => {
-                let all = pod.spec.containers.iter();
-                all.map(|c| ContainerState::of(c, waits)).collect()
-            }
-        };
+        let programs = pod.programs().filter(|_| kind != ProxyKind::Gateway);
+        let apps = programs.map(|c| ContainerState::of(c, waits)).collect();
         let proxy = (kind != ProxyKind::None)
             .then(|| ContainerState::named(PROXY_CONTAINER, "weft", "ContainerCreating"));
         let mut machine = Self {
@@ -166,6 +165,7 @@ impl Machine {
             proxy_was_ready: false,
             inbound_acked: false,
             apps,
+            inits,
             life: Life::Up,
             deleting: false,
             deleted: false,
@@ -227,7 +227,17 @@ impl Machine {
     /// The processes a user sees as the pod's containers.
     pub fn shown(&self) -> impl Iterator<Item = &ContainerState> {
         let proxy = self.proxy.iter().filter(|_| self.kind == ProxyKind::Gateway);
-        proxy.chain(&self.apps)
+        proxy.chain(self.apps.iter().skip(self.inits))
+    }
+
+    /// What runs to its end before them.
+    pub fn inits(&self) -> &[ContainerState] {
+        self.apps.get(..self.inits).unwrap_or_default()
+    }
+
+    /// The sidecar was ready and every init container succeeded.
+    pub fn is_initialized(&self) -> bool {
+        self.may_start(self.inits)
     }
 
     pub fn proxy(&self) -> Option<&ContainerState> {
@@ -336,8 +346,11 @@ impl Machine {
         now: Mono,
         wall_ms: u64,
     ) {
-        let policy =
-            if part == Part::Proxy { RestartPolicy::Always } else { self.pod.spec.restart_policy };
+        let policy = match (part, self.pod.spec.restart_policy) {
+            (Part::Proxy, _) => RestartPolicy::Always,
+            (Part::App(i), RestartPolicy::Always) if i < self.inits => RestartPolicy::OnFailure,
+            (Part::App(_), policy) => policy,
+        };
         let up = self.life == Life::Up;
         let key = self.pod.key();
         let Some(c) = self.current(part, attempt) else { return };
@@ -481,15 +494,14 @@ impl Machine {
         if self.life != Life::Up {
             return;
         }
-        let apps_may = self.kind == ProxyKind::None || self.proxy_was_ready;
-        let proxy = self.proxy.iter_mut().map(|c| (Part::Proxy, c));
-        let apps = self.apps.iter_mut().enumerate().map(|(i, c)| (Part::App(i), c));
-        for (part, c) in proxy.chain(apps.filter(|_| apps_may)) {
-            if c.start_at().is_some_and(|at| at <= now) {
-                let attempt = c.begin_start();
-                self.actions.push_back(Action::Start { part, attempt });
-                self.changed = true;
-            }
+        let due = |(part, c): (Part, &ContainerState)| {
+            c.start_at().is_some_and(|at| at <= now).then_some(part)
+        };
+        for part in self.parts().filter_map(due).collect::<Vec<_>>() {
+            let Some(c) = self.part_mut(part) else { continue };
+            let attempt = c.begin_start();
+            self.actions.push_back(Action::Start { part, attempt });
+            self.changed = true;
         }
     }
 
@@ -526,7 +538,9 @@ impl Machine {
 
     /// Every container ended and none will be started again.
     pub fn is_complete(&self) -> bool {
-        !self.apps.is_empty() && self.apps.iter().all(ContainerState::is_terminated)
+        let mut apps = self.apps.iter().skip(self.inits).peekable();
+        let ended = apps.peek().is_some() && apps.all(ContainerState::is_terminated);
+        ended || self.inits().iter().any(|c| c.is_terminated() && !c.has_succeeded())
     }
 
     /// Whether that is the pod's end. One that is always restarted has none but deletion: when
@@ -540,18 +554,30 @@ impl Machine {
         self.apps.iter().filter(|a| a.is_running()).count()
     }
 
+    /// Whether a program's turn has come: after the sidecar, init containers one by one, then
+    /// the apps all at once.
+    fn may_start(&self, index: usize) -> bool {
+        let mut before = self.apps.iter().take(index.min(self.inits));
+        let sidecar = self.kind != ProxyKind::Sidecar || self.proxy_was_ready;
+        sidecar && before.all(ContainerState::has_succeeded)
+    }
+
+    /// What may run now, or runs.
     fn parts(&self) -> impl Iterator<Item = (Part, &ContainerState)> {
-        let apps_may = self.kind == ProxyKind::None || self.proxy_was_ready;
-        let apps = self.apps.iter().enumerate().map(|(i, c)| (Part::App(i), c));
+        let apps = self.apps.iter().enumerate().filter(|(i, _)| self.may_start(*i));
         let proxy = self.proxy.iter().map(|c| (Part::Proxy, c));
-        proxy.chain(apps.filter(move |_| apps_may))
+        proxy.chain(apps.map(|(i, c)| (Part::App(i), c)))
+    }
+
+    fn part_mut(&mut self, part: Part) -> Option<&mut ContainerState> {
+        match part {
+            Part::Proxy => self.proxy.as_mut(),
+            Part::App(index) => self.apps.get_mut(index),
+        }
     }
 
     fn current(&mut self, part: Part, attempt: u32) -> Option<&mut ContainerState> {
-        let c = match part {
-            Part::Proxy => self.proxy.as_mut(),
-            Part::App(index) => self.apps.get_mut(index),
-        };
+        let c = self.part_mut(part);
         c.filter(|c| c.attempt == attempt && c.is_running())
     }
 

@@ -97,6 +97,7 @@ pub struct Metadata {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSpec {
+    pub init_containers: Vec<Container>,
     pub containers: Vec<Container>,
     pub node_name: Arc<str>,
     pub service_account_name: Arc<str>,
@@ -127,6 +128,8 @@ pub struct Container {
     pub readiness_probe: Option<Probe>,
     pub liveness_probe: Option<Probe>,
     pub startup_probe: Option<Probe>,
+    /// `Always` makes an init container one that runs beside the others.
+    pub restart_policy: Option<RestartPolicy>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -272,7 +275,12 @@ impl DesiredPod {
     /// # Errors
     /// When it has not the form of a Pod.
     pub fn read(&self) -> Result<Pod, Issues> {
-        weft_kinds::views::read(&self.object)
+        let mut pod: Pod = weft_kinds::views::read(&self.object)?;
+        let beside = |c: &Container| c.restart_policy == Some(RestartPolicy::Always);
+        let (sidecars, inits) = pod.spec.init_containers.into_iter().partition(beside);
+        pod.spec.init_containers = inits;
+        pod.spec.containers.extend::<Vec<_>>(sidecars);
+        Ok(pod)
     }
 }
 
@@ -291,6 +299,11 @@ impl fmt::Debug for Configs {
 impl Pod {
     pub fn key(&self) -> PodKey {
         PodKey { namespace: self.metadata.namespace.clone(), name: self.metadata.name.clone() }
+    }
+
+    /// Init containers, then containers: what the machine's indices count.
+    pub fn programs(&self) -> impl Iterator<Item = &Container> {
+        self.spec.init_containers.iter().chain(&self.spec.containers)
     }
 
     pub fn annotation(&self, name: &str) -> Option<&str> {
@@ -342,6 +355,7 @@ impl Pod {
 impl Default for PodSpec {
     fn default() -> Self {
         Self {
+            init_containers: Vec::new(),
             containers: Vec::new(),
             node_name: "".into(),
             service_account_name: "".into(),

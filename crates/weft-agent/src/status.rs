@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use serde_json::{Map, Value, json};
 
 use crate::machine::{ContainerState, Machine, State, Terminated};
-use crate::pod::ProxyKind;
 
 /// The condition that the sidecar acknowledged the pod's inbound configuration.
 pub const CONDITION_MESH: &str = "weft.dev/MeshReady";
@@ -31,7 +30,7 @@ impl StatusWriter {
     ) -> Value {
         let phase = phase(machine);
         let over = matches!(phase, "Succeeded" | "Failed");
-        let containers: Vec<Value> = machine.shown().map(container).collect();
+        let containers: Vec<Value> = machine.shown().map(|c| container(c, false)).collect();
         let mut status = json!({
             "phase": phase,
             "conditions": self.conditions(machine, over, wall_ms),
@@ -43,6 +42,10 @@ impl StatusWriter {
             "containerStatuses": containers,
             "qosClass": "BestEffort",
         });
+        if !machine.inits().is_empty() {
+            let inits: Vec<Value> = machine.inits().iter().map(|c| container(c, true)).collect();
+            status["initContainerStatuses"] = json!(inits);
+        }
         if let Some(message) = why_not(machine) {
             status["message"] = json!(message);
         }
@@ -52,8 +55,7 @@ impl StatusWriter {
     fn conditions(&mut self, machine: &Machine, over: bool, wall_ms: u64) -> Vec<Value> {
         let apps = machine.containers_ready() && !machine.is_deleting();
         let mesh = machine.mesh_ready();
-        let started = machine.kind() != ProxyKind::Sidecar
-            || machine.shown().any(|c| c.is_running() || c.last.is_some() || c.is_terminated());
+        let started = machine.is_initialized();
         let unready = unready(machine, over);
         let why = |holds: bool| if holds { None } else { Some(&unready) };
         let gate = if apps && !mesh {
@@ -61,11 +63,12 @@ impl StatusWriter {
         } else {
             None
         };
+        let waiting = uninitialized(machine);
         let ready = machine.is_ready();
         let ready_why = if ready { None } else { gate.as_ref().or(Some(&unready)) };
         vec![
             self.condition("PodScheduled", true, None, wall_ms),
-            self.condition("Initialized", started, None, wall_ms),
+            self.condition("Initialized", started, Some(&waiting).filter(|_| !started), wall_ms),
             self.condition("ContainersReady", apps, why(apps), wall_ms),
             self.condition("Ready", ready, ready_why, wall_ms),
             self.condition(CONDITION_MESH, mesh, None, wall_ms),
@@ -107,10 +110,8 @@ impl StatusWriter {
 
 fn phase(machine: &Machine) -> &'static str {
     if machine.is_over() {
-        let failed = machine.shown().any(|c| match &c.state {
-            State::Terminated(t) => !t.exit.is_success(),
-            _ => false,
-        });
+        let all = machine.inits().iter().chain(machine.shown());
+        let failed = all.filter(|c| c.is_terminated()).any(|c| !c.has_succeeded());
         return if failed { "Failed" } else { "Succeeded" };
     }
     // Running once every container was there at least once.
@@ -129,6 +130,16 @@ fn unready(machine: &Machine, over: bool) -> (&'static str, String) {
     ("ContainersNotReady", format!("containers with unready status: [{}]", names.join(" ")))
 }
 
+fn uninitialized(machine: &Machine) -> (&'static str, String) {
+    let waiting = machine.inits().iter().filter(|c| !c.has_succeeded());
+    let names: Vec<&str> = waiting.map(|c| &*c.name).collect();
+    let message = match names.is_empty() {
+        true => "its sidecar is not ready yet".to_owned(),
+        false => format!("containers with incomplete status: [{}]", names.join(" ")),
+    };
+    ("ContainersNotInitialized", message)
+}
+
 fn mesh_missing(machine: &Machine) -> String {
     let what = match machine.proxy().map(|p| &p.state) {
         Some(State::Running { .. }) => "its sidecar has not acknowledged its configuration yet",
@@ -140,7 +151,7 @@ fn mesh_missing(machine: &Machine) -> String {
 /// What a user should read first when something is wrong.
 fn why_not(machine: &Machine) -> Option<String> {
     let proxy = machine.proxy().into_iter();
-    proxy.chain(machine.shown()).find_map(|c| match &c.state {
+    proxy.chain(machine.inits()).chain(machine.shown()).find_map(|c| match &c.state {
         _ if !c.trouble.is_empty() => Some(format!("container {}: {}", c.name, c.trouble)),
         State::Waiting { message, .. } if !message.is_empty() => {
             Some(format!("container {}: {message}", c.name))
@@ -149,7 +160,7 @@ fn why_not(machine: &Machine) -> Option<String> {
     })
 }
 
-fn container(c: &ContainerState) -> Value {
+fn container(c: &ContainerState, init: bool) -> Value {
     let running = matches!(c.state, State::Running { .. });
     let last = c.last.as_ref().map_or_else(|| json!({}), |t| json!({"terminated": terminated(t)}));
     json!({
@@ -158,7 +169,7 @@ fn container(c: &ContainerState) -> Value {
         "imageID": "",
         "containerID": if c.id.is_empty() { String::new() } else { format!("weft://{}", c.id) },
         "restartCount": c.restarts,
-        "ready": c.is_ready(),
+        "ready": c.is_ready() || (init && c.has_succeeded()),
         "started": running && c.started,
         "state": state(c),
         "lastState": last,

@@ -91,7 +91,7 @@ pub(crate) fn start(
     shared.tasks.spawn("pod reports", report(latest, shared.link.clone(), done));
     let machine = Machine::new(pod.clone(), shared.clock.now(), shared.clock.wall_ms());
     let proxy = machine.proxy().map(|p| p.name.clone());
-    let apps = machine.shown().map(|c| c.name.clone());
+    let apps = machine.shown().chain(machine.inits()).map(|c| c.name.clone());
     let mut containers: Vec<Arc<str>> = apps.chain(proxy).collect();
     containers.dedup();
     let worker = Worker {

@@ -426,6 +426,29 @@ async fn what_cannot_start_says_so_and_starts_once_it_can() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_init_container_prepares_what_its_app_needs() {
+    let (ip, port) = free_address();
+    let rig = rig(None);
+    let file = rig.dir.path().join("prepared");
+    let script = format!("import os; assert os.path.exists({file:?})\n{APP}");
+    let mut wanted = pod(ip, port, python(&script));
+    let mut object = (*wanted.object).clone();
+    object["spec"]["initContainers"] =
+        json!([{"name": "prepare", "command": ["sh", "-c", "echo done; touch $0", file]}]);
+    // Stands for the app's image only.
+    object["metadata"]["annotations"] = json!({"weft.dev/command": "python3"});
+    wanted.object = Arc::new(object);
+    rig.want(wanted);
+    let report = rig.ready().await;
+    assert_eq!(container(&report)["restartCount"], 0);
+    let init = &report.status["initContainerStatuses"][0];
+    assert_eq!((&init["name"], &init["ready"]), (&json!("prepare"), &json!(true)));
+    assert_eq!(init["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(rig.log("prepare", LogQuery::default()).await, "done\n");
+    assert_eq!(rig.log("", LogQuery::default()).await, "hello from web-1\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopping_leaves_nobody_even_who_left_the_group_or_ignores_sigterm() {
     let (ip, _) = free_address();
     let rig = rig(None);

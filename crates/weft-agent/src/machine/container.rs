@@ -133,6 +133,10 @@ impl ContainerState {
         matches!(self.state, State::Terminated(_))
     }
 
+    pub fn has_succeeded(&self) -> bool {
+        matches!(&self.state, State::Terminated(t) if t.exit.is_success())
+    }
+
     pub fn is_ready(&self) -> bool {
         matches!(self.state, State::Running { .. })
             && self.started

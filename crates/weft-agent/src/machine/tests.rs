@@ -297,6 +297,40 @@ fn a_startup_probe_holds_the_others_back() {
 }
 
 #[test]
+fn init_containers_run_one_by_one_before_the_apps() {
+    let spec =
+        json!({"initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{"name": "a"}]});
+    let mut s = script(spec.clone(), json!({}));
+    s.started(Part::Proxy);
+    assert_eq!(s.orders(), "+proxy");
+    s.step(Event::ProxyReady(true)).acked();
+    assert_eq!(s.orders(), "+0");
+    s.started(Part::App(0));
+    assert_eq!(s.orders(), "");
+    // One that fails is tried again; one that succeeds is not, whatever the Pod's policy.
+    s.exited(Part::App(0), Exit::code(1));
+    assert_eq!(s.orders(), "+0");
+    s.started(Part::App(0)).exited(Part::App(0), Exit::code(0));
+    assert_eq!(s.orders(), "+1");
+    assert!(!s.m.is_initialized());
+    s.started(Part::App(1)).exited(Part::App(1), Exit::code(0));
+    assert_eq!(s.orders(), "+2");
+    assert!(s.m.is_initialized() && !s.m.is_ready());
+    s.started(Part::App(2));
+    assert!(s.m.is_ready());
+    assert_eq!(s.m.shown().map(|c| c.name.to_string()).collect::<Vec<_>>(), ["a"]);
+    s.exited(Part::App(2), Exit::code(1));
+    assert_eq!(s.orders(), "+2", "the inits are not run again");
+
+    let mut never = spec;
+    never["restartPolicy"] = json!("Never");
+    let mut s = script(never, json!({"weft.dev/inject": "false"}));
+    s.started(Part::App(0)).exited(Part::App(0), Exit::code(1));
+    assert_eq!(s.orders(), "+0");
+    assert!(s.m.is_over(), "a failed init container is the pod's end");
+}
+
+#[test]
 fn a_program_that_nobody_can_reach_is_not_ready() {
     let mut s = script(two_apps(), json!({})).up();
     let attempt = s.attempt(Part::App(0));
@@ -335,7 +369,8 @@ fn any_order_of_events_ends_without_a_process_left() {
     use weft_base::rng::Rng;
     for seed in 0..2_000 {
         let mut rng = Rng::seeded(seed);
-        let mut s = script(two_apps(), json!({}));
+        let spec = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}, {"name": "b"}]});
+        let mut s = script(if seed % 2 == 0 { two_apps() } else { spec }, json!({}));
         let mut alive: Vec<(Part, u32)> = Vec::new();
         let mut ordered: Vec<(Part, u32)> = Vec::new();
         let mut deleted = false;

@@ -123,7 +123,7 @@ impl Run {
         match self.part {
             Part::Proxy => watch::proxy(self).await,
             Part::App(index) => {
-                let Some(container) = self.pod.spec.containers.get(index) else { return };
+                let Some(container) = self.pod.programs().nth(index) else { return };
                 let probes = [
                     (ProbeKind::Startup, &container.startup_probe),
                     (ProbeKind::Readiness, &container.readiness_probe),
@@ -177,7 +177,7 @@ impl Run {
     fn prepare_app(&self, index: usize) -> Result<Prepared, Refusal> {
         let config = &self.shared.config;
         let missing = || ("CreateContainerError", "the container is gone".to_owned());
-        let container = self.pod.spec.containers.get(index).ok_or_else(missing)?;
+        let container = self.pod.programs().nth(index).ok_or_else(missing)?;
         let proxy = config.proxy.as_ref().filter(|_| self.pod.proxy_kind() == ProxyKind::Sidecar);
         let facts = Facts {
             desired: &self.desired,
@@ -218,7 +218,7 @@ impl Run {
 
     fn container(&self) -> Option<&Container> {
         match self.part {
-            Part::App(index) => self.pod.spec.containers.get(index),
+            Part::App(index) => self.pod.programs().nth(index),
             Part::Proxy => None,
         }
     }
