@@ -31,6 +31,8 @@ pub struct Conflict {
     pub manager: String,
     pub api_version: String,
     pub subresource: String,
+    /// When an updater wrote it; absent for who applied it.
+    pub updated: Option<String>,
     /// `.spec.template.spec.containers[name="a"].image`
     pub field: String,
 }

@@ -72,6 +72,7 @@ impl Managers {
                 manager: entry.manager.clone(),
                 api_version: entry.api_version.clone(),
                 subresource: entry.subresource.clone(),
+                updated: (!entry.apply).then(|| entry.time.clone()),
                 field,
             }));
         }

@@ -2,6 +2,8 @@
 //! Every error of the Kubernetes door as a `Status` with reason, causes and a sentence.
 
 use crate::json::Fields;
+use std::collections::BTreeMap;
+
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
@@ -86,23 +88,14 @@ impl ApiError {
 
     /// Fields that other managers own.
     pub(super) fn conflicts(row: &Kind, name: &str, all: &[Conflict]) -> Self {
-        let who = |c: &Conflict| {
-            let sub = match c.subresource.as_str() {
-                "" => String::new(),
-                sub => format!(" with subresource {sub:?}"),
-            };
-            format!("conflict with {:?}{sub} using {}", c.manager, c.api_version)
-        };
-        let noun = if all.len() == 1 { "conflict" } else { "conflicts" };
-        let list: Vec<String> = match all {
-            [one] => vec![format!(": {}: {}", who(one), one.field)],
-            many => many.iter().map(|c| format!("\n- {}: {}", who(c), c.field)).collect(),
-        };
-        let message = format!("Apply failed with {} {noun}{}", all.len(), list.concat());
         let causes: Vec<Value> = all
             .iter()
-            .map(|c| json!({"reason": "FieldManagerConflict", "message": who(c), "field": c.field}))
+            .map(|c| {
+                let message = format!("conflict with {}", who(c));
+                json!({"reason": "FieldManagerConflict", "message": message, "field": c.field})
+            })
             .collect();
+        let message = conflict_message(all);
         let mut out =
             Self::new(StatusCode::CONFLICT, "Conflict", message).about(row.group, row.plural, name);
         out.details.insert("causes".into(), Value::Array(causes));
@@ -162,6 +155,34 @@ impl From<ObjectError> for ApiError {
             | ObjectError::Store(_) => Self::new(code, error.reason(), error.to_string()),
         }
     }
+}
+
+/// Who owns a conflicting field, in the API server's words.
+fn who(conflict: &Conflict) -> String {
+    let sub = match conflict.subresource.as_str() {
+        "" => String::new(),
+        sub => format!(" with subresource {sub:?}"),
+    };
+    let how = match &conflict.updated {
+        Some(time) => format!(" using {} at {time}", conflict.api_version),
+        None => String::new(),
+    };
+    format!("{:?}{sub}{how}", conflict.manager)
+}
+
+fn conflict_message(all: &[Conflict]) -> String {
+    if let [one] = all {
+        return format!("Apply failed with 1 conflict: conflict with {}: {}", who(one), one.field);
+    }
+    let mut by_manager: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for conflict in all {
+        by_manager.entry(who(conflict)).or_default().push(&conflict.field);
+    }
+    let lines: Vec<String> = by_manager
+        .iter()
+        .map(|(who, fields)| format!("conflicts with {who}:\n- {}", fields.join("\n- ")))
+        .collect();
+    format!("Apply failed with {} conflicts: {}", all.len(), lines.join("\n"))
 }
 
 /// A success without an object: what most deletions answer.

@@ -276,7 +276,7 @@ async fn server_side_apply_creates_owns_and_conflicts() {
     assert_eq!(code, 409);
     assert_eq!(
         status["message"],
-        "Apply failed with 1 conflict: conflict with \"one\" using apps/v1: .spec.replicas"
+        "Apply failed with 1 conflict: conflict with \"one\": .spec.replicas"
     );
     assert_eq!(status["details"]["causes"][0]["reason"], "FieldManagerConflict");
     let forced = format!("{path}?fieldManager=two&force=true");
