@@ -130,6 +130,38 @@ async fn changes_of_output_alone_are_held_back_and_the_last_one_is_written() {
 }
 
 #[tokio::test]
+async fn a_service_that_stays_critical_is_deregistered_and_one_that_recovers_is_not() {
+    let rig = rig().await;
+    let reaped = CheckDefinition {
+        probe: Probe::Ttl { ttl_ms: 10_000 },
+        deregister_after_ms: 1_000, // raised to a minute
+        agent: true,
+        ..Default::default()
+    };
+    let check = CheckRecord { id: "t".into(), ..CheckRecord::default() }.with(&reaped);
+    rig.handle.register_service(web(vec![check])).await.unwrap();
+    rig.handle.report_ttl(&key("t"), Status::Passing, "ok").await.unwrap();
+    let pass = async |seconds: u64| {
+        for _ in 0..seconds {
+            rig.clock.advance(Duration::from_secs(1));
+            rig.handle.tick().await;
+        }
+    };
+    // Silent for ten seconds and critical from then on; alive again before the minute is over.
+    pass(60).await;
+    assert_eq!(rig.health(), [Status::Critical]);
+    rig.handle.report_ttl(&key("t"), Status::Passing, "back").await.unwrap();
+    pass(9).await;
+    assert_eq!(rig.health(), [Status::Passing]);
+    pass(60).await;
+    assert_eq!(rig.health(), [Status::Critical], "the minute began anew");
+    pass(10).await;
+    assert_eq!(rig.health(), [], "nobody wanted it back");
+    let world = rig.world.load();
+    assert!(world.catalog().check(&key("t")).is_none());
+}
+
+#[tokio::test]
 async fn what_kubernetes_made_is_read_only_here() {
     let rig = rig().await;
     let service = serde_json::json!({"metadata": {"name": "web", "namespace": "default"}});
