@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::cli::UpArgs;
@@ -54,22 +54,32 @@ pub fn run(args: UpArgs) -> Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
+        // From here on being asked to end means ending in order, also while starting.
+        let mut asked = Asked::listen()?;
         let bound = ports::bind(&args.doors)?;
         let running = Running::start(settings, bound).await?;
-        let outcome = serve(&args, &running, &manifests).await;
-        running.stop().await;
-        outcome
+        let outcome = serve(&args, &running, &manifests, &mut asked).await;
+        tokio::select! {
+            () = running.stop() => outcome,
+            () = asked.end_wanted() => {
+                // Children of a process that is gone are killed by the system.
+                crate::say!("asked twice: ending at once");
+                std::process::exit(1)
+            }
+        }
     })
 }
 
 /// Applies the manifests, shows what happens, and returns when the person wants to end.
-async fn serve(args: &UpArgs, running: &Running, manifests: &[Manifest]) -> Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+async fn serve(
+    args: &UpArgs,
+    running: &Running,
+    manifests: &[Manifest],
+    asked: &mut Asked,
+) -> Result<()> {
     tokio::select! {
         outcome = apply_all(running, manifests) => outcome?,
-        _ = interrupt.recv() => return Ok(()),
-        _ = terminate.recv() => return Ok(()),
+        () = asked.end_wanted() => return Ok(()),
     }
     // Programs that read the announcement want lines, wherever they run weft.
     let mut show = Show::new(args.plain || args.announce);
@@ -80,8 +90,7 @@ async fn serve(args: &UpArgs, running: &Running, manifests: &[Manifest]) -> Resu
     loop {
         let pause = if start.is_over() { TICK } else { POLL };
         tokio::select! {
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
+            () = asked.end_wanted() => break,
             () = tokio::time::sleep(pause) => {}
         }
         if show.wants_to_quit() {
@@ -103,6 +112,33 @@ async fn serve(args: &UpArgs, running: &Running, manifests: &[Manifest]) -> Resu
     drop(show);
     crate::say!("ending: every process gets SIGTERM and its grace period");
     Ok(())
+}
+
+/// Ctrl-C, `weft down`, and a terminal that is closed.
+struct Asked {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+// === impl Asked ===
+
+impl Asked {
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn end_wanted(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
 }
 
 /// How far the start is.
