@@ -203,10 +203,36 @@ fn gateway_api(dir: &Path) -> anyhow::Result<Bundle> {
         if !text.contains("kind: CustomResourceDefinition") {
             continue;
         }
-        let crd: Value = yaml(&text).with_context(|| format!("cannot read {}", file.display()))?;
+        let mut crd: Value =
+            yaml(&text).with_context(|| format!("cannot read {}", file.display()))?;
+        if crd["spec"]["names"]["kind"] == "HTTPRoute" {
+            graft(dir, &mut crd)?;
+        }
         add_crd(&mut bundle, &crd)?;
     }
     Ok(bundle)
+}
+
+/// Fields of the experimental channel that weft serves: where they are, and their names.
+const GRAFTS: &[(&str, &str)] = &[("/properties/spec/properties/rules/items/properties", "retry")];
+
+/// Adds [`GRAFTS`] to the standard HTTPRoute.
+fn graft(dir: &Path, crd: &mut Value) -> anyhow::Result<()> {
+    let path = dir.join("config/crd/experimental/gateway.networking.k8s.io_httproutes.yaml");
+    let theirs = yaml(&fs::read_to_string(&path)?)?;
+    let versions = theirs["spec"]["versions"].as_array().context("no versions")?;
+    for version in crd["spec"]["versions"].as_array_mut().into_iter().flatten() {
+        let same = versions.iter().find(|v| v["name"] == version["name"]);
+        let same = same.context("a version is not in the experimental channel")?;
+        for (place, name) in GRAFTS {
+            let place = format!("/schema/openAPIV3Schema{place}");
+            let field = same.pointer(&format!("{place}/{name}"));
+            let field = field.with_context(|| format!("no {name} in the experimental channel"))?;
+            let here = version.pointer_mut(&place).context("the standard channel has changed")?;
+            here[name] = field.clone();
+        }
+    }
+    Ok(())
 }
 
 fn istio(dir: &Path) -> anyhow::Result<Bundle> {

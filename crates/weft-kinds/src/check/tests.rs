@@ -82,6 +82,7 @@ fn bounds_enums_required_and_lists() {
         "{timeouts: {request: 1s, backendRequest: 2s}}",
         "backendRequest timeout cannot be longer than request timeout",
     );
+    check("{retry: {attempts: two}}", "retry.attempts: Invalid value: \"two\"");
     check("{filters: [{type: URLRewrite}]}", "filter.urlRewrite must be specified");
 }
 
