@@ -369,7 +369,8 @@ fn any_order_of_events_ends_without_a_process_left() {
     use weft_base::rng::Rng;
     for seed in 0..2_000 {
         let mut rng = Rng::seeded(seed);
-        let spec = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}, {"name": "b"}]});
+        let spec = json!({"initContainers": [{"name": "i"}],
+                          "containers": [{"name": "a"}, {"name": "b"}]});
         let mut s = script(if seed % 2 == 0 { two_apps() } else { spec }, json!({}));
         let mut alive: Vec<(Part, u32)> = Vec::new();
         let mut ordered: Vec<(Part, u32)> = Vec::new();

@@ -24,6 +24,9 @@ use crate::{ports as verdict, procfs};
 /// How often an unready, and a ready, proxy is asked.
 const PROXY_POLL: Duration = Duration::from_millis(30);
 const PROXY_POLL_READY: Duration = Duration::from_secs(2);
+/// How often a program's sockets are looked at before, and after, it is ready.
+const PORTS_POLL: Duration = Duration::from_millis(500);
+const PORTS_POLL_LATE: Duration = Duration::from_secs(10);
 /// A program that declares ports but opens none is called ready after this, as Kubernetes would.
 const SILENT_MAX: Duration = Duration::from_secs(30);
 /// The proxy's gauge of requests that its app is answering, and how often it is read.
@@ -149,7 +152,8 @@ pub(super) async fn ports(run: &Run, index: usize, container: &Container, pid: u
     let (mut told, mut ready, mut before) = (String::new(), false, None);
     loop {
         tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(Duration::from_secs(2));
+        // A program that is awaited is looked at often; one that left a port closed, seldom.
+        wait = (wait * 2).min(if implied && !ready { PORTS_POLL } else { PORTS_POLL_LATE });
         let Ok(listening) = tokio::task::spawn_blocking(move || listening(pid)).await else {
             return;
         };
