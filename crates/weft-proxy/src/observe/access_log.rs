@@ -10,9 +10,13 @@ use http::HeaderValue;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::flags::Flags;
 use super::metrics::WorkerCells;
 use super::record::Record;
 use crate::config::{AccessLog, LogFormat, LogWhat};
+use crate::table::BackendEntry;
+use crate::upstream::pick::LocalEndpoint;
+use crate::worker::Conn;
 
 /// Lines that may wait for the writer.
 const LINES_MAX: usize = 4096;
@@ -30,6 +34,21 @@ pub struct LogSender {
 pub struct LogWriter {
     lines: mpsc::Receiver<String>,
     path: Option<std::path::PathBuf>,
+}
+
+/// One opaque connection, for its line.
+#[derive(Debug)]
+pub struct Relayed<'a> {
+    pub conn: &'a Conn,
+    pub wall_ms: u64,
+    pub ms: u64,
+    pub backend: Option<&'a BackendEntry>,
+    pub endpoint: Option<&'a LocalEndpoint>,
+    pub tries: u32,
+    pub flags: Flags,
+    pub received: u64,
+    pub sent: u64,
+    pub sentence: Option<String>,
 }
 
 /// What both formats show of a request.
@@ -84,10 +103,25 @@ impl LogSender {
         if !wanted {
             return;
         }
-        let line = Line::of(record, ms);
+        self.line(&Line::of(record, ms));
+    }
+
+    /// A connection that was relayed, or could not be.
+    pub fn relayed(&self, relayed: &Relayed<'_>) {
+        let wanted = match self.what {
+            LogWhat::Nothing => false,
+            LogWhat::Failures => !relayed.flags.is_empty(),
+            LogWhat::Everything => true,
+        };
+        if wanted {
+            self.line(&Line::relayed(relayed));
+        }
+    }
+
+    fn line(&self, line: &Line<'_>) {
         let text = match self.format {
             LogFormat::Text => line.text(),
-            LogFormat::Json => serde_json::to_string(&line).unwrap_or_default(),
+            LogFormat::Json => serde_json::to_string(line).unwrap_or_default(),
         };
         if self.lines.try_send(text).is_err() {
             self.cells.log_dropped.add(1);
@@ -130,6 +164,35 @@ impl LogWriter {
 // === impl Line ===
 
 impl<'a> Line<'a> {
+    fn relayed(relayed: &'a Relayed<'a>) -> Self {
+        let conn = relayed.conn;
+        Self {
+            start_time: timestamp(relayed.wall_ms),
+            method: "-",
+            path: "-",
+            protocol: "-",
+            response_code: 0,
+            response_flags: relayed.flags.to_string(),
+            grpc_status: None,
+            bytes_received: relayed.received,
+            bytes_sent: relayed.sent,
+            duration: relayed.ms,
+            upstream_service_time: None,
+            x_forwarded_for: "-",
+            user_agent: "-",
+            request_id: "-",
+            authority: "-",
+            upstream_host: relayed.endpoint.map(|e| e.entry.endpoint.address.to_string()),
+            upstream_cluster: relayed.backend.map(|b| &*b.cluster),
+            downstream_local_address: conn.local.to_string(),
+            downstream_remote_address: conn.remote.to_string(),
+            requested_server_name: conn.server_name.as_deref(),
+            route_name: None,
+            attempts: relayed.tries,
+            sentence: relayed.sentence.as_deref(),
+        }
+    }
+
     fn of(record: &'a Record, ms: u64) -> Self {
         let conn = &record.conn;
         Self {

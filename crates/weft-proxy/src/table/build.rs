@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use weft_base::clock::Clock;
 use weft_model::{
@@ -35,6 +36,8 @@ pub struct Builder {
     /// Routes that wait for a backend, so that they are looked at again.
     waiting: BTreeSet<ResourceName>,
     shared: HashMap<SharedKey, Arc<EndpointShared>>,
+    /// See [`BackendEntry::ejected_until`], by service and port.
+    ejected: HashMap<(Arc<str>, u16), Arc<AtomicU64>>,
     table: Table,
 }
 
@@ -51,6 +54,7 @@ impl Builder {
             routes: BTreeMap::new(),
             waiting: BTreeSet::new(),
             shared: HashMap::new(),
+            ejected: HashMap::new(),
             table: Table::default(),
         }
     }
@@ -322,7 +326,9 @@ impl Builder {
                 format!("outbound|{}|{}|{}", backend.port, backend.subset, backend.service)
             }
         };
+        let set_key = (backend.service.clone(), backend.port);
         BackendEntry {
+            ejected_until: self.ejected.entry(set_key).or_default().clone(),
             namespace: set.map(|s| s.namespace.clone()).unwrap_or_default(),
             protocol: set.map_or(weft_model::Protocol::Detect, |s| s.protocol),
             cluster: cluster.into(),
@@ -337,6 +343,7 @@ impl Builder {
     fn sweep(&mut self) {
         if self.shared.len() > 64 + 2 * self.table.backends().map(|b| b.total()).sum::<usize>() {
             self.shared.retain(|_, shared| Arc::strong_count(shared) > 1);
+            self.ejected.retain(|_, until| Arc::strong_count(until) > 1);
         }
     }
 }

@@ -52,6 +52,9 @@ pub struct BackendEntry {
     pub protocol: Protocol,
     pub endpoints: Vec<Arc<EndpointEntry>>,
     pub healthy: usize,
+    /// Until when any endpoint of its set is ejected, in monotonic milliseconds; picks look at
+    /// each endpoint's own time only before that. It outlives the table like theirs.
+    pub ejected_until: Arc<AtomicU64>,
     /// Envoy's form `outbound|8080|v1|product.shop.svc.cluster.local`.
     pub cluster: Arc<str>,
 }
@@ -201,6 +204,7 @@ impl BackendEntry {
             protocol: Protocol::Detect,
             endpoints: vec![Arc::new(EndpointEntry { endpoint, shared })],
             healthy: 1,
+            ejected_until: Arc::default(),
             cluster: service,
         })
     }

@@ -3,6 +3,7 @@
 //! Both directions end on their own (half close). Nothing is sent twice: another endpoint is
 //! tried only while no connection was established.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -15,13 +16,15 @@ use std::time::Duration;
 use http::Request;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 use weft_model::Protocol;
 use weft_model::decide::Authority;
 
 use super::accept;
 use crate::http::serve::Received;
+use crate::observe::access_log::Relayed;
 use crate::observe::flags::{Flag, Flags};
-use crate::observe::metrics::{Labels, Reporter, RequestProtocol, TcpSeries};
+use crate::observe::metrics::{Labels, Reporter, RequestProtocol};
 use crate::table::{BackendEntry, Door, Table};
 use crate::upstream::pick::LocalEndpoint;
 use crate::upstream::pool::{InFlight, Tunnel};
@@ -62,33 +65,68 @@ pub fn after_connect(
 }
 
 /// Relays a stream that is not HTTP to where its connection is bound for.
-pub async fn opaque<I>(worker: Rc<Worker>, mut io: I, conn: Rc<Conn>)
+pub async fn opaque<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>)
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
-    let backend = match destination(&worker, &conn).await {
+    let started = Instant::now();
+    let mut seen = Seen { wall_ms: worker.clock.wall_ms(), ..Seen::default() };
+    relay(&worker, io, &conn, &mut seen).await;
+    let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    worker.log.relayed(&Relayed {
+        conn: &conn,
+        wall_ms: seen.wall_ms,
+        ms,
+        backend: seen.backend.as_deref(),
+        endpoint: seen.endpoint.as_deref(),
+        tries: seen.tries,
+        flags: seen.flags,
+        received: seen.received.get(),
+        sent: seen.sent.get(),
+        sentence: seen.sentence,
+    });
+}
+
+/// What happened to one connection.
+#[derive(Default)]
+struct Seen {
+    wall_ms: u64,
+    backend: Option<Arc<BackendEntry>>,
+    endpoint: Option<Rc<LocalEndpoint>>,
+    tries: u32,
+    flags: Flags,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    sentence: Option<String>,
+}
+
+async fn relay<I>(worker: &Rc<Worker>, mut io: I, conn: &Conn, seen: &mut Seen)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let backend = match destination(worker, conn).await {
         Ok(backend) => backend,
         Err(why) => {
-            let (remote, door) = (conn.remote, &conn.door);
-            tracing::info!(%remote, ?door, why, "a connection was refused");
+            seen.flags.add(Flag::NR);
+            seen.sentence = Some(why);
             return;
         }
     };
-    let (picked, mut upstream) = match open(&worker, &conn, &backend).await {
-        Ok(opened) => opened,
-        Err(flag) => {
-            let labels = Labels { flags: flag.into(), ..labels(&worker, &conn, &backend, None) };
-            let series = worker.metrics.tcp(labels);
-            series.opened.fetch_add(1, Ordering::Relaxed);
-            return close(&series);
-        }
+    seen.backend = Some(backend.clone());
+    let Some((picked, mut upstream)) = open(worker, &backend, seen).await else {
+        let labels = Labels { flags: seen.flags, ..labels(worker, conn, &backend, None) };
+        let series = worker.metrics.tcp(labels);
+        series.opened.fetch_add(1, Ordering::Relaxed);
+        series.closed.fetch_add(1, Ordering::Relaxed);
+        return;
     };
+    seen.endpoint = Some(picked.clone());
     let _flight = InFlight::begin(&picked, worker.id);
-    let series = worker.metrics.tcp(labels(&worker, &conn, &backend, Some(&picked)));
+    let series = worker.metrics.tcp(labels(worker, conn, &backend, Some(&picked)));
     series.opened.fetch_add(1, Ordering::Relaxed);
     let copied = {
-        let mut client = Counted { io: &mut io, series: &series.received };
-        let mut server = Counted { io: &mut upstream, series: &series.sent };
+        let mut client = Counted { io: &mut io, series: &series.received, own: &seen.received };
+        let mut server = Counted { io: &mut upstream, series: &series.sent, own: &seen.sent };
         tokio::io::copy_bidirectional_with_sizes(
             &mut client,
             &mut server,
@@ -97,7 +135,7 @@ where
         )
         .await
     };
-    close(&series);
+    series.closed.fetch_add(1, Ordering::Relaxed);
     if let Err(error) = copied {
         tracing::debug!(remote = %conn.remote, %error, "a relayed connection broke");
     }
@@ -152,12 +190,23 @@ fn of_service(table: &Table, host: &str, port: u16) -> Option<Arc<BackendEntry>>
 
 async fn open(
     worker: &Rc<Worker>,
-    conn: &Conn,
     entry: &Arc<BackendEntry>,
-) -> Result<(Rc<LocalEndpoint>, Tunnel), Flag> {
+    seen: &mut Seen,
+) -> Option<(Rc<LocalEndpoint>, Tunnel)> {
     let backend = worker.backend(entry);
     let limit = Duration::from_millis(entry.backend.policy.connect_timeout_ms.max(1));
     let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
+    let (healthy, total) = {
+        let newest = &backend.borrow().entry;
+        (newest.healthy, newest.total())
+    };
+    let sentence = |what: &str| {
+        format!(
+            "{what}; backend: {}; instances healthy: {healthy} of {total}; next: see their checks \
+             with: weft get endpoints -A -o wide",
+            entry.label()
+        )
+    };
     while tried.len() < TRIES_MAX {
         let picked = {
             let (mut rng, now) = (worker.rng.borrow_mut(), worker.clock.now());
@@ -168,24 +217,26 @@ async fn open(
             }
         };
         let Some(picked) = picked else {
-            tracing::info!(backend = %entry.cluster, "a connection found no healthy instance");
-            return Err(Flag::UH);
+            seen.flags.add(Flag::UH);
+            seen.sentence = Some(sentence("no instance can take the connection"));
+            return None;
         };
+        seen.tries += 1;
         let opened = picked.pool.tunnel(limit).await;
         worker.shared.reporter.note(entry, &picked.entry, opened.is_ok());
         match opened {
-            Ok(tunnel) => return Ok((picked, tunnel)),
+            Ok(tunnel) => {
+                (seen.flags, seen.sentence) = (Flags::default(), None);
+                return Some((picked, tunnel));
+            }
             Err(error) => {
-                tracing::info!(remote = %conn.remote, backend = %entry.cluster, %error);
+                seen.flags.add(Flag::UF);
+                seen.sentence = Some(sentence(&error.to_string()));
                 tried.push(picked);
             }
         }
     }
-    Err(Flag::UF)
-}
-
-fn close(series: &TcpSeries) {
-    series.closed.fetch_add(1, Ordering::Relaxed);
+    None
 }
 
 fn labels(
@@ -234,6 +285,7 @@ fn labels(
 struct Counted<'a, I> {
     io: &'a mut I,
     series: &'a AtomicU64,
+    own: &'a Cell<u64>,
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Counted<'_, I> {
@@ -247,6 +299,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Counted<'_, I> {
         let polled = Pin::new(&mut *this.io).poll_read(cx, buf);
         let read = buf.filled().len() - before;
         this.series.fetch_add(read as u64, Ordering::Relaxed);
+        this.own.set(this.own.get() + read as u64);
         polled
     }
 }

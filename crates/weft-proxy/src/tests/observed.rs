@@ -59,6 +59,50 @@ async fn the_text_log_of_failures_is_istios_format() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn opaque_connections_have_their_line_and_their_sentence() {
+    let greeting = Server::raw(|_, mut stream| async move {
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"hello").await;
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let mut config = config("sidecar~shop~client-1");
+    config.access_log.what = LogWhat::Everything;
+    config.access_log.format = LogFormat::Json;
+    config.access_log.path = Some(path.clone());
+    let bed = Bed::start(config, None).await;
+    let up = vec![endpoint("a", greeting.address)];
+    bed.apply(1, service("user", Protocol::Tcp, BackendPolicy::default(), up)).await;
+    let door = bed.door(|d| matches!(d, crate::table::Door::Upstream { .. }));
+    let lines = || {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let parse = |l: &str| serde_json::from_str::<serde_json::Value>(l).unwrap();
+        text.lines().map(parse).collect::<Vec<_>>()
+    };
+    let visit = async || {
+        let mut all = Vec::new();
+        let mut stream = tokio::net::TcpStream::connect(door).await.unwrap();
+        let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut all).await;
+        all
+    };
+    assert_eq!(visit().await, b"hello");
+    wait_until("its line", || async { lines().len() == 1 }).await;
+    let line = lines().remove(0);
+    assert_eq!((&line["bytes_sent"], &line["response_flags"]), (&5.into(), &"-".into()));
+    assert_eq!(line["upstream_cluster"], "outbound|80||user.shop.svc.cluster.local");
+    let down = vec![endpoint("a", nobody().await)];
+    bed.apply(2, vec![endpoints_of("user", Protocol::Tcp, down)]).await;
+    visit().await;
+    wait_until("the second line", || async { lines().len() == 2 }).await;
+    let line = lines().remove(1);
+    assert_eq!(line["response_flags"], "UF");
+    let sentence = line["sentence"].as_str().unwrap();
+    for part in ["connecting to 127.0.0.1:", "user.shop", "1 of 1", "next: "] {
+        assert!(sentence.contains(part), "{part} in {sentence}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_carry_an_id_and_a_trace_to_the_app() {
     let echo = Server::http(|_, request| async move {
         let seen = |name: &str| {

@@ -98,6 +98,7 @@ impl Ejector {
         // One more failure after re-admission ejects again; one success clears the count.
         shared.failures.store(policy.consecutive_failures - 1, Ordering::Relaxed);
         shared.ejected_until.store(now.0 + ms, Ordering::Relaxed);
+        suspect.backend.ejected_until.fetch_max(now.0 + ms, Ordering::Relaxed);
         tracing::info!(
             backend = %suspect.backend.cluster,
             endpoint = %suspect.endpoint.endpoint.id,

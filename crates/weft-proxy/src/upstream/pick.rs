@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use weft_base::clock::Mono;
 use weft_base::rng::Rng;
@@ -93,8 +94,9 @@ impl LocalBackend {
 
     /// The endpoint for a first attempt: round robin is exact per cycle over what is not ejected.
     pub fn pick(&mut self, rng: &mut Rng, now: Mono) -> Option<Rc<LocalEndpoint>> {
-        let any_ejected = self.candidates.iter().any(|c| c.entry.shared.is_ejected(now));
-        if any_ejected {
+        if now.0 < self.entry.ejected_until.load(Ordering::Relaxed)
+            && self.candidates.iter().any(|c| c.entry.shared.is_ejected(now))
+        {
             return self.pick_among(rng, now, &[]);
         }
         let i = match self.entry.backend.policy.lb {

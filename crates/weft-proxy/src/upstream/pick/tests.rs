@@ -69,6 +69,7 @@ fn every_policy_keeps_its_shares() {
 fn ejected_endpoints_are_passed_over_unless_nothing_else_is_left() {
     let (mut local, entry, mut rng) = backend(LbPolicy::RoundRobin, &[1, 1, 1]);
     entry.endpoints[0].shared.ejected_until.store(1_000, Ordering::Relaxed);
+    entry.ejected_until.store(1_000, Ordering::Relaxed);
     assert_eq!(tally(&mut local, &mut rng, 100, 3), [0, 50, 50]);
     for e in &entry.endpoints {
         e.shared.ejected_until.store(1_000, Ordering::Relaxed);
