@@ -188,6 +188,7 @@ fn failed(call: &Call<'_>, error: SendError, address: std::net::SocketAddr) -> E
         SendError::Client(_) => {
             let cause = match call.body.failure() {
                 Some(super::body::BodyError::TooLarge(_)) => Cause::BodyTooLarge,
+                Some(super::body::BodyError::Malformed(_)) => Cause::BadRequest,
                 _ => Cause::ClientGone,
             };
             Ended::Over(Refusal::new(cause, why))

@@ -25,6 +25,8 @@ use crate::upstream::pool::{Answered, Lease};
 pub enum BodyError {
     #[error("the client ended the request body early: {0}")]
     Client(Rc<str>),
+    #[error("the request body is not framed as HTTP: {0}")]
+    Malformed(Rc<str>),
     #[error("the request body is larger than {0} bytes")]
     TooLarge(u64),
     #[error("the upstream ended the response body early: {0}")]
@@ -171,6 +173,19 @@ impl Replay {
     }
 }
 
+/// What a request body that cannot be read means: the client left, or it sends nonsense.
+fn unread(error: &hyper::Error) -> BodyError {
+    use std::io::ErrorKind::{InvalidData, InvalidInput};
+    let text = crate::http::cause(error).into();
+    let kind = std::error::Error::source(error)
+        .and_then(|e| e.downcast_ref::<std::io::Error>())
+        .map(std::io::Error::kind);
+    match kind {
+        Some(InvalidData | InvalidInput) => BodyError::Malformed(text),
+        _ => BodyError::Client(text),
+    }
+}
+
 impl ReplayState {
     fn poll_source(
         &mut self,
@@ -185,7 +200,7 @@ impl ReplayState {
                 Poll::Ready(None)
             }
             Some(Err(error)) => {
-                let error = BodyError::Client(error.to_string().into());
+                let error = unread(&error);
                 self.failed = Some(error.clone());
                 Poll::Ready(Some(Err(error)))
             }

@@ -111,6 +111,7 @@ impl Record {
         let flag = match error {
             BodyError::Idle(_) => Flag::SI,
             BodyError::Deadline(_) => Flag::UT,
+            BodyError::Malformed(_) => Flag::DPE,
             BodyError::Client(_) | BodyError::TooLarge(_) | BodyError::GivenUp => Flag::DC,
             BodyError::Upstream(_) => Flag::UC,
         };

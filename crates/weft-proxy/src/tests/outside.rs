@@ -73,3 +73,22 @@ async fn apps_cannot_speak_as_proxies() {
         assert!(!got.headers.keys().any(|n| n.as_str().starts_with("x-weft-")), "{got:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_no_http_is_the_clients_mistake() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let app = Server::named("user").await;
+    let mut all = http_service("user", &[app.address]);
+    all.push(gateway(None));
+    all.push(gateway_route("r", &[], vec![rule("/", Action::Forward(vec![to("user", "", 1)]))]));
+    let bed = Bed::gateway(all).await;
+    for chunk in ["zz\r\nabc\r\n0\r\n\r\n", "ffffffffffffffffff\r\nabc\r\n"] {
+        let mut stream = tokio::net::TcpStream::connect(bed.listener()).await.unwrap();
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        stream.write_all(format!("{head}{chunk}").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{chunk:?}: {answer}");
+        assert!(answer.contains("x-weft-flags: DPE"), "{chunk:?}: {answer}");
+    }
+}
