@@ -17,9 +17,9 @@ def pytest_configure(config):
         raise pytest.UsageError(f"missing: {', '.join(missing)}; run ./test peers")
 
 
-def start_shop(folder, **kw):
+def start_shop(folder, edit=lambda name, text: text, **kw):
     port = free_port()
-    copy_shop(folder / "shop", port)
+    copy_shop(folder / "shop", port, edit)
     mesh = Mesh(folder / "shop", folder / "data", gateway_port=port, **kw).start()
     return mesh
 
