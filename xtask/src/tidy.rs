@@ -22,13 +22,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-proto", &[]),
     ("weft-model", &["base"]),
     ("weft-kinds", &["base"]),
-    ("weft-store", &["base", "proto"]),
+    ("weft-store", &["base"]),
     ("weft-identity", &["base"]),
     ("weft-xds", &["base", "proto", "model"]),
     ("weft-registry", &["base", "kinds", "store"]),
     ("weft-control", &["base", "kinds", "model", "xds", "identity"]),
     ("weft-proxy", &["base", "model", "xds", "identity"]),
-    ("weft-agent", &["base", "kinds", "identity", "proto"]),
+    ("weft-agent", &["base", "kinds", "identity"]),
     ("weft-server", &["base", "kinds", "registry", "identity"]),
 ];
 

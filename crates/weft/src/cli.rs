@@ -111,7 +111,7 @@ pub struct Doors {
     /// them.
     #[arg(long, env = "WEFT_BIND", default_value = "127.0.0.1")]
     pub bind: IpAddr,
-    /// Kubernetes-style API and dashboard.
+    /// Kubernetes-style API.
     #[arg(long, env = "WEFT_API_PORT", default_value_t = 7080)]
     pub api_port: u16,
     /// Consul HTTP API.
@@ -120,7 +120,7 @@ pub struct Doors {
     /// DNS, UDP and TCP.
     #[arg(long, env = "WEFT_DNS_PORT", default_value_t = 8600)]
     pub dns_port: u16,
-    /// xDS and CA over mTLS.
+    /// xDS over mTLS.
     #[arg(long, env = "WEFT_XDS_PORT", default_value_t = 15012)]
     pub xds_port: u16,
 }
