@@ -2,8 +2,8 @@
 //! The one writer: takes what is waiting, drafts it in order, makes it durable with one commit,
 //! then shows it to readers and watches, then acknowledges. Nothing is acknowledged before.
 //!
-//! After a failed commit the file is opened again, if that fails at the next write. What the failed commit left
-//! on disk is then not known event by event, so watches are cut off and list again.
+//! After a failed commit the file is opened again, if that fails at the next write. What the failed
+//! commit left on disk is then not known event by event, so watches are cut off and list again.
 
 use std::sync::Arc;
 use std::time::Duration;
