@@ -33,10 +33,19 @@ pub trait Facts: Send + Sync + 'static {
 /// The operators' routes.
 pub fn router(facts: Arc<dyn Facts>) -> Router {
     Router::new()
-        .route("/v1/weft/status", get(|State(f): State<Arc<dyn Facts>>| async move { json(f.status()) }))
-        .route("/v1/weft/proxies", get(|State(f): State<Arc<dyn Facts>>| async move { json(f.proxies()) }))
+        .route(
+            "/v1/weft/status",
+            get(|State(f): State<Arc<dyn Facts>>| async move { json(f.status()) }),
+        )
+        .route(
+            "/v1/weft/proxies",
+            get(|State(f): State<Arc<dyn Facts>>| async move { json(f.proxies()) }),
+        )
         .route("/v1/weft/endpoints", get(endpoints))
-        .route("/v1/weft/mtls", get(|State(f): State<Arc<dyn Facts>>| async move { json(f.mtls()) }))
+        .route(
+            "/v1/weft/mtls",
+            get(|State(f): State<Arc<dyn Facts>>| async move { json(f.mtls()) }),
+        )
         .route(
             "/v1/prometheus/targets",
             get(|State(f): State<Arc<dyn Facts>>| async move { json(f.targets()) }),
