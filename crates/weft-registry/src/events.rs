@@ -3,6 +3,7 @@
 //! `kubectl get events`. Kept in memory for about an hour; losing one is no harm, and nothing
 //! waits for one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -40,11 +41,19 @@ pub struct EventNote {
 /// The task that writes notes down.
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    pub store: std::sync::Arc<dyn Store>,
+    pub store: Arc<dyn Store>,
     pub world: Snapshot<World>,
     pub clock: Clock,
     pub notes: mpsc::Receiver<EventNote>,
-    pub lease: Option<(LeaseId, Mono)>,
+    pub lease: Arc<EventLease>,
+}
+
+/// The lease of the Events written now: one for many of them, so that forgetting costs little.
+#[derive(Debug)]
+pub(crate) struct EventLease {
+    store: Arc<dyn Store>,
+    clock: Clock,
+    current: tokio::sync::Mutex<Option<(LeaseId, Mono)>>,
 }
 
 // === impl EventNote ===
@@ -147,7 +156,7 @@ impl Recorder {
     }
 
     async fn write(&mut self, note: &EventNote, wall: u64, uid: String) -> Result<(), StoreError> {
-        let lease = Some(self.lease().await?);
+        let lease = Some(self.lease.get().await?);
         let world = self.world.load();
         let key = note.key();
         let known = world.object(&key);
@@ -165,14 +174,23 @@ impl Recorder {
         while self.world.load().revision() < outcome.revision.0 && self.world.changed().await {}
         Ok(())
     }
+}
 
-    async fn lease(&mut self) -> Result<LeaseId, StoreError> {
+// === impl EventLease ===
+
+impl EventLease {
+    pub fn new(store: Arc<dyn Store>, clock: Clock) -> Arc<Self> {
+        Arc::new(Self { store, clock, current: tokio::sync::Mutex::default() })
+    }
+
+    pub async fn get(&self) -> Result<LeaseId, StoreError> {
+        let mut current = self.current.lock().await;
         let now = self.clock.now();
-        match self.lease {
+        match *current {
             Some((lease, until)) if now < until => Ok(lease),
             _ => {
                 let lease = self.store.lease_grant(KEPT + LEASE_EVERY).await?;
-                self.lease = Some((lease, now.plus(LEASE_EVERY)));
+                *current = Some((lease, now.plus(LEASE_EVERY)));
                 Ok(lease)
             }
         }

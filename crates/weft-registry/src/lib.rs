@@ -49,6 +49,7 @@ struct Inner {
     changes: broadcast::WeakSender<Arc<pump::Change>>,
     catalog: catalog::Handle,
     notes: mpsc::Sender<EventNote>,
+    event_lease: Arc<events::EventLease>,
     counts: Counts,
     rng: Mutex<Rng>,
 }
@@ -93,15 +94,17 @@ impl Registry {
         let rng = Rng::from_system();
         let (pump, world, changes) = pump::load(store.clone()).await?;
         let (notes, receiver) = mpsc::channel(events::QUEUE);
+        let lease = events::EventLease::new(store.clone(), clock.clone());
         let recorder = events::Recorder {
             store: store.clone(),
             world: world.clone(),
             clock: clock.clone(),
             notes: receiver,
-            lease: None,
+            lease: lease.clone(),
         };
         let inner = Inner {
             notes,
+            event_lease: lease,
             counts: Counts::default(),
             store: store.clone(),
             clock: clock.clone(),
@@ -193,6 +196,10 @@ impl Registry {
             reconcile_retries: counts.retries.get(),
             events_dropped: counts.events_dropped.get(),
         }
+    }
+
+    pub(crate) fn event_lease(&self) -> &events::EventLease {
+        &self.inner.event_lease
     }
 
     pub(crate) fn count_reconcile(&self, worked: bool) {

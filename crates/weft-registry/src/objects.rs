@@ -16,7 +16,7 @@ use weft_base::limits;
 use weft_base::name::ServiceKey;
 use weft_kinds::kind::KindId;
 use weft_kinds::world::{OWNER_ANNOTATION, World};
-use weft_store::{Compare, Entry, Op, Revision, Txn};
+use weft_store::{Class, Compare, Entry, Op, Revision, Txn};
 
 pub use error::ObjectError;
 pub use watch::{ObjectEvent, ObjectWatch};
@@ -172,8 +172,8 @@ impl Objects {
                     None => Ok(new),
                 };
             }
-            let mut txn =
-                Txn::of([Op::put(key.as_str(), value)]).when(Compare::Absent(key.as_str().into()));
+            let mut txn = Txn::of([self.put(kind, &key, value).await?])
+                .when(Compare::Absent(key.as_str().into()));
             if kind.row().namespaced && !options.system {
                 let home = KindId::Namespace.row().key("", namespace);
                 txn = txn.when(Compare::Exists(home.into()));
@@ -253,7 +253,7 @@ impl Objects {
             let key = kind.row().key(namespace, name);
             let (op, extra) = match meta::may_go(kind, &new) {
                 true => (Op::delete(key.as_str()), admit::release(&world, kind, &new)),
-                false => (Op::put(key.as_str(), value), extra),
+                false => (self.put(kind, &key, value).await?, extra),
             };
             let txn = Txn::of([op]).when(Compare::ModRevision(key.into(), old.revision));
             match self.commit(txn, extra).await? {
@@ -326,7 +326,7 @@ impl Objects {
                 }
                 Deletion::Mark(new) => {
                     let value = encode(kind, &new)?;
-                    (Op::put(key.as_str(), value), Extra::default(), new, false)
+                    (self.put(kind, &key, value).await?, Extra::default(), new, false)
                 }
             };
             if options.write.dry_run {
@@ -354,6 +354,15 @@ impl Objects {
         let raw =
             serde_json::from_slice(&value).map_err(|_| weft_store::StoreError::Corrupt { key })?;
         Ok(Stored { raw, revision: modified })
+    }
+
+    /// How a kind is kept: Events in memory and for about an hour, everything else on disk.
+    async fn put(&self, kind: KindId, key: &str, value: Bytes) -> Result<Op, ObjectError> {
+        if kind != KindId::Event {
+            return Ok(Op::put(key, value));
+        }
+        let lease = Some(self.registry.event_lease().get().await?);
+        Ok(Op::Put { key: key.into(), value, class: Class::Ephemeral, lease })
     }
 
     /// Commits and waits until the World has it; the inner error is the comparison that failed.

@@ -397,6 +397,18 @@ pub fn check_form(kind: KindId, raw: &Value) -> Result<(), ObjectError> {
 fn stored_form(kind: KindId, raw: &mut Value) {
     raw["apiVersion"] = json!(kind.row().api_version());
     raw["kind"] = json!(kind.row().kind);
+    // Kubernetes leaves empty ones out; `kubectl diff` sees those that are kept.
+    let meta = metadata_mut(raw);
+    for field in ["labels", "annotations"] {
+        if meta.get(field).and_then(Value::as_object).is_some_and(Map::is_empty) {
+            meta.remove(field);
+        }
+    }
+    for field in ["finalizers", "ownerReferences"] {
+        if meta.get(field).and_then(Value::as_array).is_some_and(Vec::is_empty) {
+            meta.remove(field);
+        }
+    }
 }
 
 /// Kinds whose API server counts changes of the spec.
