@@ -6,7 +6,7 @@ import subprocess
 
 import requests
 
-from mesh import WEFT, Mesh, until
+from mesh import WEFT, until
 
 CONFIG = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: demo}\ndata: {k: v}\n"
 
@@ -96,17 +96,3 @@ def test_help_schemas_completions_and_man_pages_need_no_server(tmp_path):
     assert offline("man", str(tmp_path / "man")).returncode == 0
     assert (tmp_path / "man/weft.1").read_text().startswith(".ie") or \
         ".TH" in (tmp_path / "man/weft.1").read_text()
-
-
-def test_down_ends_a_run_and_reset_deletes_its_data(tmp_path):
-    (tmp_path / "m.yaml").write_text("apiVersion: v1\nkind: Namespace\nmetadata: {name: demo}\n")
-    data = tmp_path / "data"
-    mesh = Mesh(tmp_path / "m.yaml", data).start()
-    try:
-        assert offline("down", "--data", str(data)).returncode == 0
-        assert mesh.process.wait(20) == 0
-        assert (data / "store").exists()
-        assert offline("reset", "--data", str(data), "--yes").returncode == 0
-        assert not (data / "store").exists()
-    finally:
-        mesh.stop()
