@@ -14,8 +14,10 @@ use crate::pod::{PROXY_CONTAINER, Pod, ProxyKind, RestartPolicy};
 use crate::probe::ProbeKind;
 
 mod container;
+mod words;
 
 pub use container::{ContainerState, Exit, State, Terminated};
+pub use words::{Action, Event, Part};
 
 /// Time that subscribers get to hear that an instance is going.
 pub const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -24,91 +26,6 @@ pub const DRAIN_MAX: Duration = Duration::from_secs(2);
 pub const QUIET_MAX: Duration = Duration::from_secs(3);
 /// Time a sidecar gets to finish after its app ended.
 pub const PROXY_GRACE: Duration = Duration::from_secs(5);
-
-/// One of the pod's processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Part {
-    Proxy,
-    /// By index in [`Pod::programs`]: init containers first.
-    App(usize),
-}
-
-/// What happened. `attempt` tells late news of an earlier process apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Time passed; see [`Machine::wakeup`].
-    Tick,
-    Started {
-        part: Part,
-        attempt: u32,
-        id: Arc<str>,
-    },
-    /// There is no process: a program is missing, a reference dangles, fork failed.
-    NotStarted {
-        part: Part,
-        attempt: u32,
-        reason: &'static str,
-        message: String,
-    },
-    Exited {
-        part: Part,
-        attempt: u32,
-        exit: Exit,
-        hint: String,
-    },
-    /// The proxy's readiness port answered otherwise than before.
-    ProxyReady(bool),
-    /// The proxy acknowledged the pod's inbound listeners.
-    InboundAcked {
-        attempt: u32,
-    },
-    /// A probe's verdict changed.
-    Probe {
-        index: usize,
-        attempt: u32,
-        kind: ProbeKind,
-        ok: bool,
-        message: String,
-    },
-    /// The program does not listen where it should; empty when it does now.
-    PortTrouble {
-        index: usize,
-        attempt: u32,
-        message: String,
-    },
-    /// The pod is to end. Subscribers are told first when `drain` is set; when everything here
-    /// is being stopped, they are stopped too.
-    Delete {
-        grace: Duration,
-        drain: bool,
-    },
-    /// Subscribers know that this instance is going, and it answers no request any more.
-    Drained,
-}
-
-/// What to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    Start {
-        part: Part,
-        attempt: u32,
-    },
-    /// To the process and its group.
-    Signal {
-        part: Part,
-        attempt: u32,
-        kill: bool,
-    },
-    BeginDrain,
-    /// Something for the pod's list of events.
-    Note {
-        warning: bool,
-        reason: &'static str,
-        message: String,
-    },
-    /// No process is left and none will be started; the object can go.
-    Finished,
-}
 
 /// How far the pod's end is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -419,7 +336,7 @@ impl Machine {
 
     fn on_delete(&mut self, grace: Duration, drain: bool, now: Mono) {
         if self.deleting {
-            return;
+            return self.hasten(now.plus(grace), drain, now);
         }
         self.deleting = true;
         self.deleted = drain;
@@ -435,6 +352,20 @@ impl Machine {
             self.actions.push_back(Action::BeginDrain);
         } else {
             self.stop_apps(now.plus(grace), grace, now);
+        }
+    }
+
+    /// Asked again: a shorter grace counts, a longer one does not.
+    fn hasten(&mut self, at: Mono, drain: bool, now: Mono) {
+        match &mut self.life {
+            Life::Draining { until, kill_at, .. } => {
+                *kill_at = at.min(*kill_at);
+                *until = if drain { at.min(*until) } else { now };
+            }
+            Life::StoppingApps { kill_at, .. } | Life::StoppingProxy { kill_at, .. } => {
+                *kill_at = at.min(*kill_at);
+            }
+            Life::Up | Life::Done => {}
         }
     }
 

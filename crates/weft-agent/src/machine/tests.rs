@@ -236,6 +236,24 @@ fn draining_waits_five_seconds_at_most_and_not_at_all_without_grace() {
 }
 
 #[test]
+fn a_second_deletion_can_only_hasten_the_end() {
+    let delete = |s, drain| Event::Delete { grace: Duration::from_secs(s), drain };
+    let mut s = script(two_apps(), json!({})).up();
+    s.step(delete(30, true)).step(Event::Drained);
+    assert_eq!(s.orders(), "drain -0 -1");
+    s.step(delete(60, true)).step(delete(2, true));
+    s.after(Duration::from_secs(2));
+    assert_eq!(s.orders(), "!0 !1");
+
+    // Everything is being stopped while a pod drains.
+    let mut s = script(two_apps(), json!({})).up();
+    s.step(delete(30, true)).step(delete(5, false));
+    assert_eq!(s.orders(), "drain -0 -1");
+    s.after(Duration::from_secs(5));
+    assert_eq!(s.orders(), "!0 !1");
+}
+
+#[test]
 fn a_deletion_in_the_middle_of_a_start_or_of_a_back_off() {
     let mut s = script(two_apps(), json!({}));
     s.orders();
