@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a person meets in the first minutes, also when something is wrong."""
 
+import json
 import os
 import pty
 import re
+import resource
 import shlex
 import signal
 import socket
@@ -11,6 +13,7 @@ import subprocess
 import threading
 import time
 
+import pytest
 import requests
 
 from mesh import ROOT, WEFT, Mesh, alive, copy_shop, free_port, until
@@ -214,6 +217,20 @@ def test_down_and_reset_work_as_the_messages_say(tmp_path):
     mesh.stop()
 
 
+def test_what_no_file_says_any_more_is_told_with_its_deletion(tmp_path):
+    config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: old, namespace: demo}\n"
+    folder = manifests(tmp_path / "m", config)
+    with Mesh(folder, tmp_path / "data"):
+        pass
+    (folder / "all.yaml").write_text(NAMESPACE)
+    with Mesh(folder, tmp_path / "data") as mesh:
+        hints = [line.strip() for line in mesh.lines if " delete " in line]
+        assert len(hints) == 1 and "configmap old" in hints[0], mesh.lines
+        done = subprocess.run(hints[0], shell=True, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done
+        assert mesh.get("/api/v1/namespaces/demo/configmaps/old").status_code == 404
+
+
 def test_a_damaged_store_is_told_in_words(tmp_path):
     folder, data = manifests(tmp_path / "m"), tmp_path / "data"
     with Mesh(folder, data):
@@ -241,3 +258,43 @@ def test_readers_that_go_away_are_no_error(empty):
                               capture_output=True, text=True, timeout=30,
                               env={**os.environ, "WEFT_SERVER": empty.api})
         assert "panicked" not in done.stderr, (command, done.stderr)
+
+
+def test_odd_words_on_the_command_line_get_an_answer_that_fits(empty, tmp_path):
+    def weft(*args):
+        done = empty.weft(*args, check=False)
+        assert "panicked" not in done.stderr
+        return done.returncode, done.stdout + done.stderr
+    assert weft("up", "--access-log", "xml")[0] == 2
+    assert weft("get", "pods", "-n", "a b") == (0, "nothing found\n")
+    assert weft("get", "pods", "a/b")[0] == 1
+    assert weft("get", "endpoints", "-n", "demo&service=x") == (0, "nothing found\n")
+    (tmp_path / "x.yaml").write_text("apiVersion: v1\nkind: ConfigMap\n"
+                                     "metadata: {name: q, namespace: nowhere}\n")
+    code, text = weft("apply", "-f", str(tmp_path / "x.yaml"))
+    assert code == 1 and "1 of 1 object refused" in text and "others" not in text, text
+    code, text = weft("describe", "namespace", "demo", "-o", "json")
+    assert code == 0 and json.loads(text)["metadata"]["name"] == "demo"
+
+
+def test_idle_clients_of_one_door_do_not_close_the_others(tmp_path):
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 4096:
+        pytest.skip("the hard limit of open files is too low to hold the clients themselves")
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, soft[1]))
+    try:  # as most shells start programs
+        mesh = Mesh(manifests(tmp_path / "m"), tmp_path / "data").start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft[0], 4096), soft[1]))
+    idle = []
+    try:
+        for _ in range(1200):
+            address = ("127.0.0.1", int(mesh.api.rsplit(":", 1)[1]))
+            idle.append(socket.create_connection(address, timeout=5))
+        assert mesh.consul("/v1/status/leader").status_code == 200
+        assert "Too many open files" not in mesh.log_text()
+    finally:
+        for client in idle:
+            client.close()
+        mesh.stop()
+        resource.setrlimit(resource.RLIMIT_NOFILE, soft)

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+const ACCESS_LOGS: [&str; 4] = ["text", "json", "failures", "off"];
+
 /// A service mesh in one binary: registry, control plane, proxy and gateway, CA, monitoring.
 #[derive(Debug, Parser)]
 #[command(
@@ -158,8 +160,8 @@ pub struct UpArgs {
     /// Print one JSON line with every door's address once all is ready.
     #[arg(long)]
     pub announce: bool,
-    /// Access log of the gateway and sidecars: `text` or `json`.
-    #[arg(long, env = "WEFT_ACCESS_LOG", default_value = "text")]
+    /// Access log of the gateway and sidecars.
+    #[arg(long, env = "WEFT_ACCESS_LOG", default_value = "text", value_parser = ACCESS_LOGS)]
     pub access_log: String,
 }
 
@@ -220,8 +222,8 @@ pub struct ProxyArgs {
     /// Where the last good table is kept.
     #[arg(long)]
     pub last_good: Option<PathBuf>,
-    /// `text` or `json`.
-    #[arg(long, default_value = "text")]
+    /// Access log.
+    #[arg(long, default_value = "text", value_parser = ACCESS_LOGS)]
     pub access_log: String,
     /// Port of the HTTP forward proxy.
     #[arg(long, default_value_t = 15001)]

@@ -14,7 +14,8 @@ use weft_base::name::slug;
 /// The data directory of a run: the given one, or one named after the manifests' folder.
 pub fn location(given: Option<&Path>, manifests: Option<&Path>, state_home: &Path) -> PathBuf {
     if let Some(path) = given {
-        return path.to_owned();
+        // Hints that name it hold in every folder.
+        return std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     }
     let name = match manifests.map(|p| fs::canonicalize(p).unwrap_or_else(|_| p.to_owned())) {
         Some(path) => {

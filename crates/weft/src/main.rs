@@ -34,6 +34,9 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[unsafe(export_name = "_rjem_malloc_conf")]
 pub static malloc_conf: &[u8] = b"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0,tcache_max:8192\0";
 
+/// Open files that a server or proxy asks for, when the system allows them.
+const FILES_WANTED: u64 = 65_536;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(&cli);
@@ -47,6 +50,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
+    if matches!(&cli.command, Command::Up(_) | Command::Server(_) | Command::Proxy(_)) {
+        raise_file_limit();
+    }
     match cli.command {
         Command::Up(args) => up::run(*args),
         Command::Down(args) => up::stop::down(&args),
@@ -77,6 +83,20 @@ fn run(cli: Cli) -> Result<()> {
             crate::say!("weft {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
+    }
+}
+
+/// A connection is a file, and shells often allow 1,024: a few hundred idle clients of one door
+/// would then close all others, and probes could not be made.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|now| now >= FILES_WANTED) {
+        return;
+    }
+    limit.current = Some(limit.maximum.map_or(FILES_WANTED, |most| most.min(FILES_WANTED)));
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
     }
 }
 

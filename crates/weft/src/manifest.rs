@@ -86,6 +86,14 @@ pub fn load(paths: &[PathBuf]) -> Result<Vec<Manifest>> {
     Ok(manifests)
 }
 
+/// The folder of the first of these: where relative commands start from.
+pub fn home(paths: &[PathBuf]) -> PathBuf {
+    let first = paths.first().map_or(Path::new("."), PathBuf::as_path);
+    let folder = if first.is_dir() { first } else { first.parent().unwrap_or(Path::new(".")) };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned())
+}
+
 /// `1 mistake`, `2 mistakes`.
 pub fn plural(n: usize, word: &str) -> String {
     if n == 1 { format!("{n} {word}") } else { format!("{n} {word}s") }

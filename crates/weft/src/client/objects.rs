@@ -16,6 +16,9 @@ use crate::print;
 
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
 
+/// The name under which `weft up` and `weft apply` own what files say.
+pub const FIELD_MANAGER: &str = "weft";
+
 pub async fn apply(args: &ApplyArgs) -> Result<()> {
     let api = Api::new(&args.client.server);
     let manifests = manifest::load(&args.files)?;
@@ -31,7 +34,8 @@ pub async fn apply(args: &ApplyArgs) -> Result<()> {
         }
     }
     if failed > 0 {
-        bail!("{failed} of {} objects were refused; the others are applied", manifests.len());
+        let rest = if failed < manifests.len() { "; the others are applied" } else { "" };
+        bail!("{failed} of {} refused{rest}", manifest::plural(manifests.len(), "object"));
     }
     Ok(())
 }
@@ -39,8 +43,10 @@ pub async fn apply(args: &ApplyArgs) -> Result<()> {
 /// Server-side apply of one object; returns what happened to it.
 pub async fn apply_one(api: &Api, manifest: &Manifest, dry_run: bool) -> Result<&'static str> {
     let dry = if dry_run { "&dryRun=All" } else { "" };
-    let path =
-        format!("{}?fieldManager=weft&force=true&fieldValidation=Strict{dry}", manifest.path());
+    let path = format!(
+        "{}?fieldManager={FIELD_MANAGER}&force=true&fieldValidation=Strict{dry}",
+        manifest.path()
+    );
     let body = serde_json::to_vec(&manifest.object)?;
     let answer = api.call(Method::PATCH, &path, "application/apply-patch+yaml", Some(body)).await?;
     let status = answer.status;
@@ -74,6 +80,14 @@ pub async fn describe(args: &DescribeArgs) -> Result<()> {
     let api = Api::new(&args.client.server);
     let kind = kind_named(&args.kind)?;
     let object = api.get(&object_path(kind, &args.scope, Some(&args.name))).await?;
+    match args.client.output {
+        Output::Json => {
+            print::json(&object);
+            return Ok(());
+        }
+        Output::Yaml => return print::yaml(&object),
+        Output::Table | Output::Wide => {}
+    }
     let mut text = String::new();
     let meta = object.get("metadata").cloned().unwrap_or_default();
     let field = |name: &str| meta.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
@@ -161,15 +175,28 @@ pub fn versioned_path(
         format!("/apis/{}/{version}", kind.group)
     };
     if let Some(namespace) = namespace.filter(|_| kind.namespaced) {
-        path.push_str(&format!("/namespaces/{namespace}"));
+        path.push_str(&format!("/namespaces/{}", encoded(namespace)));
     }
     path.push('/');
     path.push_str(kind.plural);
     if let Some(name) = name {
         path.push('/');
-        path.push_str(name);
+        path.push_str(&encoded(name));
     }
     path
+}
+
+/// A text as one segment of a path, or one value of a query.
+pub fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
 }
 
 fn object_path(kind: &Kind, scope: &Scope, name: Option<&str>) -> String {

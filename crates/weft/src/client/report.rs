@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use serde_json::Value;
 
 use super::Api;
+use super::objects::encoded;
 use crate::cli::{ClientArgs, Output, Scope, TopArgs};
 use crate::exit::CheckFailed;
 use crate::print;
@@ -98,8 +99,8 @@ pub async fn endpoints(args: &ClientArgs, scope: &Scope, service: Option<&str>) 
         (Some(namespace), _) => namespace.clone(),
         (None, _) => "default".into(),
     };
-    let path =
-        format!("/v1/weft/endpoints?namespace={namespace}&service={}", service.unwrap_or(""));
+    let (namespace, service) = (encoded(&namespace), encoded(service.unwrap_or("")));
+    let path = format!("/v1/weft/endpoints?namespace={namespace}&service={service}");
     let facts = Api::new(&args.server).get(&path).await?;
     if structured(args, &facts)? {
         return Ok(());

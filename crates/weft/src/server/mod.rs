@@ -36,6 +36,8 @@ use weft_server::{admin, consul, dns, k8s, serve};
 use weft_store::{DataDir, RedbStore, Store};
 
 use crate::cli::ServerArgs;
+use crate::client::objects::FIELD_MANAGER;
+use crate::manifest::Manifest;
 use crate::ports::{self, Bound};
 use crate::up::{DoorAddresses, announcement};
 use crate::{data, print, state_home};
@@ -67,6 +69,9 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Agency {
     pub images: Vec<(String, String)>,
+    /// Where relative commands start from when a pod does not say: the manifests' folder, so that
+    /// `kubectl apply` of the same files means the same programs.
+    pub workdir: PathBuf,
     pub access_log: String,
 }
 
@@ -247,6 +252,32 @@ impl Running {
         out
     }
 
+    /// Objects that files once said and these do not: `service user -n shop`.
+    pub fn applied_before(&self, manifests: &[Manifest]) -> Vec<String> {
+        let world = self.registry.now();
+        let ours = |object: &&Arc<Object>| {
+            let managers = object.raw.pointer("/metadata/managedFields").and_then(Value::as_array);
+            managers.into_iter().flatten().any(|m| m["manager"] == FIELD_MANAGER)
+        };
+        let said = |object: &Object| {
+            let key = &object.key;
+            manifests.iter().any(|m| {
+                (m.kind, m.namespace.as_str(), m.name.as_str())
+                    == (key.kind, &*key.namespace, &*key.name)
+            })
+        };
+        let kept = world.all_objects().filter(ours).filter(|o| !said(o) && !o.meta.is_deleting());
+        kept.map(|o| {
+            let row = o.key.kind.row();
+            let place = match row.namespaced {
+                true => format!(" -n {}", o.key.namespace),
+                false => String::new(),
+            };
+            format!("{} {}{place}", row.singular, o.key.name)
+        })
+        .collect()
+    }
+
     /// Ends the pods, then the doors, then everything.
     pub async fn stop(self) {
         if let Some(agent) = &self.agent {
@@ -370,7 +401,7 @@ fn agent_config(
         host_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
         base_env: extra.collect(),
         images: agency.images.iter().cloned().collect(),
-        workdir: std::env::current_dir().context("the current folder cannot be read")?,
+        workdir: agency.workdir.clone(),
         proxy: Some(ProxyProgram {
             program: std::env::current_exe().context("the own program cannot be found")?,
             args: vec!["proxy".into()],

@@ -46,7 +46,11 @@ pub fn run(args: UpArgs) -> Result<()> {
         data: dir,
         trust_domain: args.trust_domain.clone(),
         node: None,
-        agency: Some(Agency { images, access_log: args.access_log.clone() }),
+        agency: Some(Agency {
+            images,
+            workdir: manifest::home(&paths),
+            access_log: args.access_log.clone(),
+        }),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -216,6 +220,14 @@ async fn apply_all(running: &Running, manifests: &[Manifest]) -> Result<()> {
         bail!("{} refused:\n  {}", plural(refused.len(), "object"), refused.join("\n  "));
     }
     crate::say!("{} applied", plural(manifests.len(), "object"));
+    let kept = running.applied_before(manifests);
+    if !kept.is_empty() {
+        let (at, own) = (running.api_url(), print::own_name());
+        crate::say!("kept from an earlier run, in no file now; these delete them:");
+        for what in kept {
+            crate::say!("  {own} delete {what} --server {at}");
+        }
+    }
     Ok(())
 }
 

@@ -33,6 +33,10 @@ pub fn down(args: &DataArgs) -> Result<()> {
 
 pub fn reset(args: &ResetArgs) -> Result<()> {
     let runs = chosen(&args.data)?;
+    if runs.is_empty() {
+        crate::say!("there is no data of any run; `--data DIR` names one that is elsewhere");
+        return Ok(());
+    }
     let [path] = runs.as_slice() else {
         let list: Vec<String> = runs.iter().map(|p| format!("  {}", p.display())).collect();
         bail!(Usage(format!(
