@@ -4,4 +4,5 @@
 pub mod accept;
 pub mod prefixed;
 pub mod relay;
+pub mod route;
 pub mod sniff;

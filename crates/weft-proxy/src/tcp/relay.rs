@@ -20,12 +20,12 @@ use tokio::time::Instant;
 use weft_model::Protocol;
 use weft_model::decide::Authority;
 
-use super::accept;
+use super::{accept, route};
 use crate::http::serve::Received;
 use crate::observe::access_log::Relayed;
 use crate::observe::flags::{Flag, Flags};
 use crate::observe::metrics::{Labels, Reporter, RequestProtocol};
-use crate::table::{BackendEntry, Door, Table};
+use crate::table::{BackendEntry, Door};
 use crate::upstream::pick::LocalEndpoint;
 use crate::upstream::pool::{InFlight, Tunnel};
 use crate::worker::{Conn, Worker};
@@ -160,19 +160,21 @@ pub async fn resolve(target: &Authority) -> Result<SocketAddr, String> {
 
 async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntry>, String> {
     let table = worker.table();
+    let of_service =
+        |host: &str, port: u16| route::backend_of(&table, host, port, &mut worker.rng.borrow_mut());
     match &conn.door {
         Door::Mesh => {
             let port = conn.app_port.unwrap_or_default();
             let entry = table.inbound(port).ok_or_else(|| format!("no app port {port} here"))?;
             Ok(entry.backend.clone())
         }
-        Door::Upstream { host, port } => of_service(&table, host, *port)
-            .ok_or_else(|| format!("{host}:{port} is not known here")),
+        Door::Upstream { host, port } => of_service(host, *port)
+            .unwrap_or_else(|| Err(format!("{host}:{port} is not known here"))),
         Door::Forward | Door::Gateway(_) => {
             let target = conn.tunnel.as_ref().ok_or("it names no destination")?;
             let port = target.port.unwrap_or(80);
-            if let Some(known) = of_service(&table, &target.host, port) {
-                return Ok(known);
+            if let Some(known) = of_service(&target.host, port) {
+                return known;
             }
             if worker.config.unknown == crate::config::UnknownDestinations::Deny {
                 return Err(format!("{}:{port} is not in the mesh", target.host));
@@ -181,11 +183,6 @@ async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntr
             Ok(BackendEntry::outside(address, worker.config.workers))
         }
     }
-}
-
-fn of_service(table: &Table, host: &str, port: u16) -> Option<Arc<BackendEntry>> {
-    let entry = table.host(host)?;
-    entry.default_backend(entry.port(port)?).cloned()
 }
 
 async fn open(

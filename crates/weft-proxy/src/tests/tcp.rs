@@ -185,3 +185,48 @@ async fn reg_04_nothing_is_served_behind_a_refused_way_out() {
     }
     assert_eq!(user.hits(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tcp_rules_of_a_virtualservice_share_connections_by_subset() {
+    let says = |name: &'static str| {
+        Server::raw(move |_, mut stream| async move {
+            let _ = stream.write_all(name.as_bytes()).await;
+        })
+    };
+    let (v1, v2) = (says("1\n").await, says("2\n").await);
+    let label = |v: &str| Labels::from([("version".into(), v.into())]);
+    let endpoints = vec![
+        Endpoint { labels: label("v1"), ..endpoint("a", v1.address) },
+        Endpoint { labels: label("v2"), ..endpoint("b", v2.address) },
+    ];
+    let mut all = service("user", Protocol::Tcp, BackendPolicy::default(), endpoints);
+    all.push(backend("user", "v1", label("v1"), BackendPolicy::default()));
+    all.push(backend("user", "v2", label("v2"), BackendPolicy::default()));
+    let split = |targets: Vec<WeightedBackend>| {
+        let l4 = Rule { matches: Vec::new(), ..rule("/", Action::Forward(targets)) };
+        mesh_route("user", vec![l4])
+    };
+    all.push(split(vec![to("user", "v1", 3), to("user", "v2", 1)]));
+    let bed = Bed::sidecar(all).await;
+    let address = bed.door(|d| matches!(d, Door::Upstream { .. }));
+    let tally = async |n: usize| {
+        let mut seen = [0usize; 2];
+        for _ in 0..n {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let first = stream.read_u8().await.unwrap();
+            seen[usize::from(first - b'1')] += 1;
+        }
+        seen
+    };
+    let seen = tally(200).await;
+    // Four standard errors of a binomial(200, 1/4) are 24.
+    assert!((26..=74).contains(&seen[1]), "{seen:?}");
+    bed.apply(2, vec![split(vec![to("user", "v2", 1)])]).await;
+    assert_eq!(tally(20).await, [0, 20]);
+    // A rule to nothing closes the connection; it does not fall back to the whole service.
+    let nowhere = Target::Fail { status: 500, reason: "there is no such service".into() };
+    let failing = WeightedBackend { target: nowhere, weight: 1, filters: Vec::new() };
+    bed.apply(3, vec![split(vec![failing])]).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    assert_eq!(stream.read(&mut [0u8; 8]).await.unwrap_or(0), 0);
+}

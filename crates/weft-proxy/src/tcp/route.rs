@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which backend an opaque connection to a service goes to: what the `tcp` rules of its routes
+//! say, or the service itself. Called once per connection by `relay`; never looks at bytes.
+
+use std::sync::Arc;
+
+use weft_base::rng::Rng;
+use weft_model::decide::{Headers, Request, find_rule, total_weight, weighted_at};
+use weft_model::{Action, Dialect, Protocol, Route, Target};
+
+use crate::table::{BackendEntry, Table};
+
+/// Nothing of HTTP is known about opaque bytes.
+struct NoHeaders;
+
+impl Headers for NoHeaders {
+    fn any(&self, _: &str, _: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        false
+    }
+}
+
+/// The backend of a service's port; `None` when the table does not know the service or its port.
+///
+/// # Errors
+/// Why a rule leads nowhere.
+pub fn backend_of(
+    table: &Table,
+    host: &str,
+    port: u16,
+    rng: &mut Rng,
+) -> Option<Result<Arc<BackendEntry>, String>> {
+    let entry = table.host(host)?;
+    let port = entry.port(port)?;
+    // Rules for HTTP say nothing about bytes that are none, so only declared ports have routes.
+    if matches!(port.protocol, Protocol::Tcp | Protocol::Tls) {
+        let routes: Vec<&Route> = entry
+            .routes
+            .iter()
+            .map(|r| &**r)
+            .filter(|r| r.rank.dialect == Dialect::VirtualService)
+            .collect();
+        let request = Request {
+            method: "",
+            scheme: "",
+            host: &entry.host.name,
+            port: port.port,
+            path: "",
+            query: "",
+            headers: &NoHeaders,
+        };
+        if let Some(found) = find_rule(routes, None, &request) {
+            let rule = &found.rule;
+            return Some(
+                target(table, &rule.action, rng)
+                    .map_err(|why| format!("{why}; route: {}", rule.origin)),
+            );
+        }
+    }
+    entry.default_backend(port).cloned().map(Ok)
+}
+
+fn target(table: &Table, action: &Action, rng: &mut Rng) -> Result<Arc<BackendEntry>, String> {
+    let backends = match action {
+        Action::Forward(backends) => backends,
+        Action::Fail { reason, .. } => return Err(reason.to_string()),
+        Action::Redirect(_) | Action::Direct { .. } => {
+            return Err("the rule gives an HTTP answer, and the port is not HTTP".to_owned());
+        }
+    };
+    let weights: Vec<u32> = backends.iter().map(|b| b.weight).collect();
+    let chosen = weighted_at(&weights, rng.below(total_weight(&weights)));
+    match chosen.and_then(|i| backends.get(i)).map(|b| &b.target) {
+        None => Err("all backends of the rule have weight 0".to_owned()),
+        Some(Target::Fail { reason, .. }) => Err(reason.to_string()),
+        Some(Target::Backend(name)) => table.backend(name).cloned().ok_or_else(|| {
+            let known = table.fail(name).map(|f| f.reason.to_string());
+            known.unwrap_or_else(|| format!("{name} is not known here"))
+        }),
+    }
+}
