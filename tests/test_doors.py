@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from mesh import PEERS, ROOT, free_port, until
+from mesh import PEERS, ROOT, Mesh, free_port, until
 
 
 def test_kubectl_shows_the_shop_as_a_user_expects(shop):
@@ -151,3 +151,43 @@ def test_what_one_door_made_is_read_only_to_the_others(shop):
     url = f"http://127.0.0.1:{shop.consul_port}/v1/agent/service/register?ns=shop"
     answer = requests.put(url, json={"Name": "user", "Port": 1}, timeout=10)
     assert answer.status_code == 409 and "ubernetes" in answer.text, answer.text
+
+
+APP = """
+import http.server, os
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"ok")
+    def log_message(self, *a): pass
+http.server.HTTPServer((os.environ["POD_IP"], int(os.environ["PORT"])), Answer).serve_forever()
+"""
+WEB = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: demo}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: demo}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata:
+      labels: {app: web}
+      annotations: {weft.dev/command: python3 app.py}
+    spec:
+      containers:
+      - {name: web, image: "web:1", ports: [{containerPort: 8080}],
+         readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}
+"""
+
+
+def test_the_same_file_applied_after_a_deletion_means_the_same_program(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/app.py").write_text(APP)
+    (tmp_path / "m/web.yaml").write_text(WEB)
+    with Mesh(tmp_path / "m", tmp_path / "data") as mesh:
+        mesh.kubectl("delete", "deployment", "web", "-n", "demo")
+        until("it is gone", lambda: not mesh.pods("demo", app="web"))
+        mesh.kubectl("apply", "-f", str(tmp_path / "m/web.yaml"))
+        until("it runs again", lambda: mesh.ready_pods("demo", app="web"))
