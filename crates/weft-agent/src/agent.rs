@@ -382,5 +382,6 @@ fn lock(pods: &Pods) -> std::sync::MutexGuard<'_, HashMap<PodKey, Handle>> {
     pods.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[cfg(test)]
+// Starts Python programs; `./test` runs it, `cargo test` alone needs nothing but cargo.
+#[cfg(all(test, feature = "testing"))]
 mod tests;

@@ -139,5 +139,6 @@ fn caller(
     }
 }
 
-#[cfg(test)]
+// Starts Python programs; `./test` runs it, `cargo test` alone needs nothing but cargo.
+#[cfg(all(test, feature = "testing"))]
 mod tests;
