@@ -37,7 +37,8 @@ fn example() -> PathBuf {
     let test = std::env::current_exe().expect("this test is a file");
     let profile = test.parent().and_then(|deps| deps.parent()).expect("target/PROFILE/deps");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "-p", "weft-control", "--example", "incremental"]);
+    // Of the whole workspace, so that dependencies are those that its tests built.
+    cargo.args(["build", "--quiet", "--workspace", "--example", "incremental"]);
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
