@@ -27,3 +27,19 @@ pub const CODES: &[(&str, &str, &str)] = &[
     (UNKNOWN_KIND, "unknown kind", "use a kind and version that `weft schema` lists"),
     (FORBIDDEN, "a field that may not change", "delete the object and create it anew"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_says_what_the_table_says() {
+        let index = include_str!("../../../docs/errors.md");
+        let rows: Vec<&str> = index.lines().filter(|l| l.starts_with("| W")).collect();
+        let table: Vec<String> = CODES
+            .iter()
+            .map(|(code, what, todo)| format!("| {code} | {what} | {todo} |"))
+            .collect();
+        assert_eq!(rows, table);
+    }
+}
