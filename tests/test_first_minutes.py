@@ -218,13 +218,14 @@ def test_down_and_reset_work_as_the_messages_say(tmp_path):
 
 
 def test_what_no_file_says_any_more_is_told_with_its_deletion(tmp_path):
-    config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: old, namespace: demo}\n"
+    config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: old, namespace: demo}\n" \
+        "data: {k: v}\n"
     folder = manifests(tmp_path / "m", config)
     with Mesh(folder, tmp_path / "data"):
         pass
     (folder / "all.yaml").write_text(NAMESPACE)
     with Mesh(folder, tmp_path / "data") as mesh:
-        hints = [line.strip() for line in mesh.lines if " delete " in line]
+        hints = [line.strip() for line in mesh.lines if line.startswith("  ")]
         assert len(hints) == 1 and "configmap old" in hints[0], mesh.lines
         done = subprocess.run(hints[0], shell=True, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done
