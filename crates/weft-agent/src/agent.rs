@@ -118,7 +118,7 @@ impl Agent {
         });
         let (orders, inbox) = mpsc::channel(4);
         let pods = Pods::default();
-        let (ended, endings) = mpsc::channel(64);
+        let (ended, endings) = mpsc::channel(PODS_MAX);
         let manager = Manager {
             shared: shared.clone(),
             pods: pods.clone(),
