@@ -115,7 +115,7 @@ def test_the_forward_proxy_asks_for_the_pods_credential(shop):
 def test_mtls_report_says_what_is_bypassable(shop):
     out = shop.weft("mtls", "report").stdout
     row = next(line.split() for line in out.splitlines() if line.startswith("shop   "))
-    assert row[2] in ("mtls", "plaintext")
+    assert row[2] == "mtls"
     user = next(line.split() for line in out.splitlines() if line.split()[1:2] == ["user"])
     assert user[2] == "mtls" and user[-1] == "yes"
 
