@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Listeners: gateway listeners, and what a sidecar accepts for its own app.
+//! Listeners: gateway listeners, what a sidecar accepts for its own app, and what it does with
+//! traffic that was captured.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -23,6 +25,7 @@ pub struct Listener {
 pub enum ListenerKind {
     Gateway(GatewayListener),
     Inbound(InboundListener),
+    Capture(CaptureListener),
 }
 
 /// One port of a Gateway with all listeners (sections) that share it.
@@ -66,13 +69,64 @@ pub struct InboundListener {
     pub mtls: MtlsMode,
 }
 
+/// What holds for captured traffic beyond single ports; at most one per sidecar. A sidecar that
+/// captures and has none does as the default says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CaptureListener {
+    /// For app ports that no [`InboundListener`] speaks of.
+    pub mtls: MtlsMode,
+    /// The same, port by port, where it differs.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<u16, MtlsMode>,
+    /// Destinations that the mesh does not know.
+    pub egress: Egress,
+    /// How long a client's first bytes may leave the protocol of an undeclared port open.
+    pub sniff_timeout_ms: u64,
+}
+
+/// Who may connect to an app port from outside of its pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MtlsMode {
+    /// Everybody in plaintext; bytes that look like TLS are the app's own.
     Disable,
+    /// Mesh mTLS and plaintext.
     #[default]
     Permissive,
+    /// Mesh mTLS only.
     Strict,
+}
+
+/// What becomes of traffic to destinations that the mesh does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Egress {
+    /// Passed through as it is, counted as `PassthroughCluster`.
+    #[default]
+    Allow,
+    /// Refused, counted as `BlackHoleCluster`.
+    Deny,
+}
+
+// === impl CaptureListener ===
+
+impl CaptureListener {
+    /// What holds for an app port that no inbound listener speaks of.
+    pub fn mtls_of(&self, port: u16) -> MtlsMode {
+        self.ports.get(&port).copied().unwrap_or(self.mtls)
+    }
+}
+
+impl Default for CaptureListener {
+    fn default() -> Self {
+        Self {
+            mtls: MtlsMode::default(),
+            ports: BTreeMap::new(),
+            egress: Egress::default(),
+            sniff_timeout_ms: weft_base::limits::SNIFF_MS_MAX,
+        }
+    }
 }
 
 impl std::fmt::Debug for ServerTls {

@@ -4,12 +4,14 @@
 //! They never read a clock, a socket or a random source.
 
 mod balance;
+mod capture;
 mod host;
 mod retry;
 mod rewrite;
 mod route;
 
 pub use balance::*;
+pub use capture::*;
 pub use host::*;
 pub use retry::*;
 pub use rewrite::*;

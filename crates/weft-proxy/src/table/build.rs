@@ -18,7 +18,8 @@ use weft_model::{
 use weft_xds::Rejected;
 
 use super::{
-    BackendEntry, EndpointEntry, EndpointShared, GatewayEntry, HostEntry, InboundEntry, Table, tls,
+    BackendEntry, CaptureEntry, EndpointEntry, EndpointShared, GatewayEntry, HostEntry,
+    InboundEntry, Table, tls,
 };
 
 type Child = Arc<str>;
@@ -270,6 +271,7 @@ impl Builder {
         for port in stale {
             self.table.inbound.remove(&port);
         }
+        self.table.capture.take_if(|c| c.name == *name);
         let Some(Resource::Listener(listener)) = self.roots.get(root).and_then(|c| c.get(""))
         else {
             return;
@@ -288,6 +290,9 @@ impl Builder {
                 let port = listener.port;
                 let entry = InboundEntry { listener, backend: Arc::new(made) };
                 self.table.inbound.insert(port, Arc::new(entry));
+            }
+            ListenerKind::Capture(listener) => {
+                self.table.capture = Some(Arc::new(CaptureEntry { name: name.clone(), listener }));
             }
         }
     }

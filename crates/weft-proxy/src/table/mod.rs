@@ -14,8 +14,9 @@ use weft_base::clock::Mono;
 use weft_base::metrics::Cell;
 use weft_model::decide::host_fit;
 use weft_model::{
-    Backend, BackendPolicy, Endpoint, Fail, GatewayListener, Health, Host, HostPort,
-    InboundListener, Labels, Locality, Outlier, Protocol, ResourceName, Root, Route, Transport,
+    Backend, BackendPolicy, CaptureListener, Endpoint, Fail, GatewayListener, Health, Host,
+    HostPort, InboundListener, Labels, Locality, Outlier, Protocol, ResourceName, Root, Route,
+    Transport,
 };
 
 pub use build::Builder;
@@ -30,6 +31,7 @@ pub struct Table {
     addresses: imbl::HashMap<IpAddr, Arc<str>>,
     gateways: imbl::HashMap<Arc<str>, Arc<GatewayEntry>>,
     inbound: imbl::HashMap<u16, Arc<InboundEntry>>,
+    capture: Option<Arc<CaptureEntry>>,
 }
 
 /// A service host with everything under its root.
@@ -96,6 +98,13 @@ pub struct InboundEntry {
     pub backend: Arc<BackendEntry>,
 }
 
+/// What holds for captured traffic, and the listener that says so.
+#[derive(Debug, Default)]
+pub struct CaptureEntry {
+    pub name: Arc<str>,
+    pub listener: CaptureListener,
+}
+
 // === impl Table ===
 
 impl Table {
@@ -145,6 +154,11 @@ impl Table {
 
     pub fn inbounds(&self) -> impl Iterator<Item = &Arc<InboundEntry>> {
         self.inbound.values()
+    }
+
+    /// What holds for captured traffic when control says anything about it.
+    pub fn capture(&self) -> Option<&CaptureListener> {
+        self.capture.as_ref().map(|c| &c.listener)
     }
 
     pub fn backends(&self) -> impl Iterator<Item = &Arc<BackendEntry>> {
