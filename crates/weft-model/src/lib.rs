@@ -9,11 +9,13 @@
 
 pub mod decide;
 pub mod endpoint;
+pub mod features;
 pub mod listener;
 pub mod resource;
 pub mod route;
 
 pub use endpoint::*;
+pub use features::*;
 pub use listener::*;
 pub use resource::*;
 pub use route::*;

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a proxy may lack: optional capabilities by name, and how a resource is said to a proxy
+//! that does not have them all.
+//!
+//! `weft-xds` carries the names in a node's first message, control's pusher asks [`needs`] once per
+//! resource and [`express`] for the few nodes that lack something. Everything here is pure.
+//!
+//! A proxy of an older release cannot decode what it does not know, and a resource that does not
+//! decode keeps an old form or leaves a hole. So the server replaces the smallest part that it can:
+//! a backend's share, a rule, an endpoint, at last the whole resource. A replaced part answers with
+//! a sentence; it never does less than was asked without saying so.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{
+    Action, Backend, EndpointSet, Fail, Filter, LbPolicy, Listener, ListenerKind, Match,
+    NamedMatch, Origin, PathMatch, Resource, Route, Rule, StringMatch, Target, Transport,
+    WeightedBackend,
+};
+
+/// Oldest [`crate::MODEL_VERSION`] that a server of this build emits and a proxy of it reads.
+pub const MODEL_VERSION_OLDEST: u32 = 1;
+
+const _: () = assert!(MODEL_VERSION_OLDEST <= crate::MODEL_VERSION);
+const _: () = assert!(crate::MODEL_VERSION <= MODEL_VERSION_OLDEST + 1);
+
+/// One optional capability. A new variant of the model that an older proxy cannot decode gets a
+/// feature here, a line in [`FEATURES`] and its place in [`needs`] and [`express`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Feature {
+    MatchRegex,
+    MatchNoCase,
+    FilterHeaders,
+    FilterRewrite,
+    ActionRedirect,
+    ActionDirect,
+    LeastRequest,
+    TransportTls,
+    TransportMtlsAppPort,
+    TransportHbone,
+    ListenerTls,
+    ListenerCapture,
+}
+
+/// Every feature with its name on the wire. Names are never reused.
+pub const FEATURES: &[(Feature, &str)] = &[
+    (Feature::MatchRegex, "match.regex"),
+    (Feature::MatchNoCase, "match.no-case"),
+    (Feature::FilterHeaders, "filter.headers"),
+    (Feature::FilterRewrite, "filter.rewrite"),
+    (Feature::ActionRedirect, "action.redirect"),
+    (Feature::ActionDirect, "action.direct"),
+    (Feature::LeastRequest, "backend.least-request"),
+    (Feature::TransportTls, "endpoint.tls"),
+    (Feature::TransportMtlsAppPort, "endpoint.mtls-app-port"),
+    (Feature::TransportHbone, "endpoint.hbone"),
+    (Feature::ListenerTls, "listener.tls"),
+    (Feature::ListenerCapture, "listener.capture"),
+];
+
+/// A set of features.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeFeatures(u32);
+
+/// What a resource needs beyond the base of its model version.
+pub fn needs(resource: &Resource) -> NodeFeatures {
+    let mut out = NodeFeatures::default();
+    match resource {
+        Resource::Listener(listener) => listener_needs(listener, &mut out),
+        Resource::Route(route) => route.rules.iter().for_each(|rule| rule_needs(rule, &mut out)),
+        Resource::Backend(backend) => out.extend(lb_feature(backend)),
+        Resource::Endpoints(set) => {
+            out.extend(set.endpoints.iter().filter_map(|e| transport_feature(e.transport)));
+        }
+        Resource::Host(_) | Resource::Fail(_) => {}
+    }
+    out
+}
+
+/// The resource for a proxy with these features; `None` when it can be sent as it is.
+pub fn express(resource: &Resource, have: NodeFeatures) -> Option<Resource> {
+    let missing = needs(resource).without(have).first()?;
+    Some(match resource {
+        Resource::Route(route) => Resource::Route(expressed_route(route, have)),
+        Resource::Endpoints(set) => Resource::Endpoints(expressed_set(set, have)),
+        Resource::Listener(Listener { origin, .. }) | Resource::Backend(Backend { origin, .. }) => {
+            Resource::Fail(Fail {
+                reason: reason(origin.as_ref(), missing),
+                origin: origin.clone(),
+            })
+        }
+        Resource::Host(_) | Resource::Fail(_) => return None,
+    })
+}
+
+// === impl Feature ===
+
+impl Feature {
+    pub fn name(self) -> &'static str {
+        FEATURES.iter().find(|(f, _)| *f == self).map_or("", |(_, name)| name)
+    }
+
+    fn bit(self) -> u32 {
+        1 << (self as u8)
+    }
+}
+
+// === impl NodeFeatures ===
+
+impl NodeFeatures {
+    /// What this build knows.
+    pub fn all() -> Self {
+        FEATURES.iter().map(|(f, _)| *f).collect()
+    }
+
+    /// From names; those of a later release are none of ours.
+    pub fn from_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let known = |name: &str| FEATURES.iter().find(|(_, n)| *n == name).map(|(f, _)| *f);
+        names.into_iter().filter_map(known).collect()
+    }
+
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        FEATURES.iter().filter(move |(f, _)| self.has(*f)).map(|(_, name)| *name)
+    }
+
+    pub fn has(self, feature: Feature) -> bool {
+        self.0 & feature.bit() != 0
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Those of `self` that `other` has not.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    fn first(self) -> Option<Feature> {
+        FEATURES.iter().map(|(f, _)| *f).find(|f| self.has(*f))
+    }
+}
+
+impl FromIterator<Feature> for NodeFeatures {
+    fn from_iter<I: IntoIterator<Item = Feature>>(features: I) -> Self {
+        let mut out = Self::default();
+        out.extend(features);
+        out
+    }
+}
+
+impl Extend<Feature> for NodeFeatures {
+    fn extend<I: IntoIterator<Item = Feature>>(&mut self, features: I) {
+        for feature in features {
+            self.0 |= feature.bit();
+        }
+    }
+}
+
+impl fmt::Debug for NodeFeatures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.names()).finish()
+    }
+}
+
+// === what is needed ===
+
+fn listener_needs(listener: &Listener, out: &mut NodeFeatures) {
+    match &listener.kind {
+        ListenerKind::Gateway(gateway) => {
+            let tls = gateway.sections.iter().any(|s| s.tls.is_some());
+            out.extend(tls.then_some(Feature::ListenerTls));
+        }
+        ListenerKind::Capture(_) => out.extend([Feature::ListenerCapture]),
+        ListenerKind::Inbound(_) => {}
+    }
+}
+
+fn rule_needs(rule: &Rule, out: &mut NodeFeatures) {
+    rule.matches.iter().for_each(|m| match_needs(m, out));
+    out.extend(rule.filters.iter().map(filter_feature));
+    out.extend(action_feature(&rule.action));
+    if let Action::Forward(backends) = &rule.action {
+        out.extend(backends.iter().flat_map(|b| &b.filters).map(filter_feature));
+    }
+}
+
+fn match_needs(m: &Match, out: &mut NodeFeatures) {
+    out.extend(m.path.as_ref().and_then(path_feature));
+    let texts = [&m.method, &m.authority, &m.scheme];
+    out.extend(texts.into_iter().flatten().filter_map(text_feature));
+    let named = m.headers.iter().chain(&m.query).chain(&m.without_headers);
+    out.extend(named.filter_map(|n| text_feature(&n.value)));
+}
+
+fn path_feature(path: &PathMatch) -> Option<Feature> {
+    match path {
+        PathMatch::Exact(_) | PathMatch::ElementPrefix(_) | PathMatch::StringPrefix(_) => None,
+        PathMatch::Regex(_) => Some(Feature::MatchRegex),
+        PathMatch::ExactNoCase(_) | PathMatch::StringPrefixNoCase(_) => Some(Feature::MatchNoCase),
+    }
+}
+
+fn text_feature(text: &StringMatch) -> Option<Feature> {
+    match text {
+        StringMatch::Exact(_) | StringMatch::Prefix(_) | StringMatch::Present => None,
+        StringMatch::Regex(_) => Some(Feature::MatchRegex),
+    }
+}
+
+fn filter_feature(filter: &Filter) -> Feature {
+    match filter {
+        Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) => Feature::FilterHeaders,
+        Filter::Rewrite(_) => Feature::FilterRewrite,
+    }
+}
+
+fn action_feature(action: &Action) -> Option<Feature> {
+    match action {
+        Action::Forward(_) | Action::Fail { .. } => None,
+        Action::Redirect(_) => Some(Feature::ActionRedirect),
+        Action::Direct { .. } => Some(Feature::ActionDirect),
+    }
+}
+
+fn lb_feature(backend: &Backend) -> Option<Feature> {
+    match backend.policy.lb {
+        LbPolicy::RoundRobin | LbPolicy::Random => None,
+        LbPolicy::LeastRequest => Some(Feature::LeastRequest),
+    }
+}
+
+fn transport_feature(transport: Transport) -> Option<Feature> {
+    match transport {
+        Transport::Plaintext | Transport::MeshH1 | Transport::MeshH2 => None,
+        Transport::Tls => Some(Feature::TransportTls),
+        Transport::MtlsAppPort => Some(Feature::TransportMtlsAppPort),
+        Transport::Hbone => Some(Feature::TransportHbone),
+    }
+}
+
+// === what is said instead ===
+
+fn reason(origin: Option<&Origin>, missing: Feature) -> Arc<str> {
+    let what = origin.map_or_else(|| "this".to_owned(), ToString::to_string);
+    let name = missing.name();
+    format!(
+        "{what} needs {name:?}, which this proxy does not know; run a proxy of the server's release"
+    )
+    .into()
+}
+
+fn expressed_route(route: &Route, have: NodeFeatures) -> Route {
+    let rules = route.rules.iter().flat_map(|rule| expressed_rule(rule, have)).collect();
+    Route { rules, ..route.clone() }
+}
+
+/// A rule whose action or filters cannot be said fails what it matches. A match that cannot be
+/// said is widened by the part that is missing and fails what it matches then: requests that might
+/// have been meant are never sent elsewhere by a later rule of the route.
+fn expressed_rule(rule: &Rule, have: NodeFeatures) -> Vec<Rule> {
+    let lacks = |m: &Match| {
+        let mut needed = NodeFeatures::default();
+        match_needs(m, &mut needed);
+        needed.without(have).first()
+    };
+    let (said, unsaid): (Vec<Match>, Vec<Match>) =
+        rule.matches.iter().cloned().partition(|m| lacks(m).is_none());
+    let mut out = Vec::with_capacity(2);
+    if !said.is_empty() || rule.matches.is_empty() {
+        out.push(expressed_action(Rule { matches: said, ..rule.clone() }, have));
+    }
+    if let Some(missing) = unsaid.iter().find_map(lacks) {
+        let matches = unsaid.into_iter().map(|m| widened(m, have)).collect();
+        out.push(failing(Rule { matches, ..rule.clone() }, missing));
+    }
+    out
+}
+
+fn expressed_action(rule: Rule, have: NodeFeatures) -> Rule {
+    let mut needed: NodeFeatures = rule.filters.iter().map(filter_feature).collect();
+    needed.extend(action_feature(&rule.action));
+    if let Some(missing) = needed.without(have).first() {
+        return failing(rule, missing);
+    }
+    let Action::Forward(backends) = &rule.action else { return rule };
+    let backends = backends.iter().map(|b| expressed_share(b, &rule.origin, have)).collect();
+    Rule { action: Action::Forward(backends), ..rule }
+}
+
+/// A backend whose own filters cannot be said answers its share of requests with the sentence.
+fn expressed_share(
+    backend: &WeightedBackend,
+    origin: &Origin,
+    have: NodeFeatures,
+) -> WeightedBackend {
+    let needed: NodeFeatures = backend.filters.iter().map(filter_feature).collect();
+    match needed.without(have).first() {
+        None => backend.clone(),
+        Some(missing) => WeightedBackend {
+            target: Target::Fail { status: 500, reason: reason(Some(origin), missing) },
+            weight: backend.weight,
+            filters: Vec::new(),
+        },
+    }
+}
+
+fn failing(rule: Rule, missing: Feature) -> Rule {
+    let action = Action::Fail { status: 500, reason: reason(Some(&rule.origin), missing) };
+    Rule { action, filters: Vec::new(), ..rule }
+}
+
+fn widened(m: Match, have: NodeFeatures) -> Match {
+    let keeps = |feature: Option<Feature>| feature.is_none_or(|f| have.has(f));
+    let text = |t: Option<StringMatch>| t.filter(|t| keeps(text_feature(t)));
+    let named = |list: Vec<NamedMatch>| -> Vec<NamedMatch> {
+        list.into_iter().filter(|n| keeps(text_feature(&n.value))).collect()
+    };
+    Match {
+        path: m.path.filter(|p| keeps(path_feature(p))),
+        method: text(m.method),
+        authority: text(m.authority),
+        headers: named(m.headers),
+        query: named(m.query),
+        without_headers: named(m.without_headers),
+        port: m.port,
+        scheme: text(m.scheme),
+    }
+}
+
+/// An endpoint that cannot be reached in its way is not reached in another: it is left out, and
+/// the others serve.
+fn expressed_set(set: &EndpointSet, have: NodeFeatures) -> EndpointSet {
+    let said = |t: Transport| transport_feature(t).is_none_or(|f| have.has(f));
+    let endpoints = set.endpoints.iter().filter(|e| said(e.transport)).cloned().collect();
+    EndpointSet { endpoints, ..set.clone() }
+}

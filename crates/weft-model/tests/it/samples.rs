@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One resource of every type that uses every variant of the model.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use weft_model::*;
+
+/// File name and resource.
+pub fn all() -> Vec<(&'static str, Resource)> {
+    vec![
+        ("host", host()),
+        ("listener-gateway", gateway()),
+        ("listener-inbound", inbound()),
+        ("listener-capture", capture()),
+        ("route-mesh", Resource::Route(mesh_route())),
+        ("route-gateway", Resource::Route(gateway_route())),
+        ("backend", backend(LbPolicy::LeastRequest)),
+        ("backend-random", backend(LbPolicy::Random)),
+        ("endpoints", Resource::Endpoints(endpoints())),
+        ("fail", Resource::Fail(Fail { reason: "why".into(), origin: Some(origin("")) })),
+    ]
+}
+
+pub fn origin(field: &str) -> Origin {
+    Origin {
+        kind: "VirtualService".into(),
+        namespace: "shop".into(),
+        name: "product".into(),
+        field: field.into(),
+    }
+}
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn host() -> Resource {
+    let port = |port, protocol, upstream_port| HostPort {
+        port,
+        name: "http".into(),
+        protocol,
+        backend: backend_child(port, "").into(),
+        upstream_port,
+    };
+    let protocols = [
+        Protocol::Detect,
+        Protocol::Http1,
+        Protocol::Http2,
+        Protocol::Grpc,
+        Protocol::Tcp,
+        Protocol::Tls,
+        Protocol::Udp,
+    ];
+    let ports = (80..).zip(protocols).map(|(n, p)| port(n, p, (n == 80).then_some(20_000)));
+    Resource::Host(Host {
+        name: "product.shop.svc.cluster.local".into(),
+        aliases: vec!["product.shop.svc".into(), "product.shop".into()],
+        addresses: vec!["127.96.0.1".parse().unwrap(), "fd00:7766:1::1".parse().unwrap()],
+        ports: ports.collect(),
+    })
+}
+
+fn listener(name: &str, kind: ListenerKind) -> Resource {
+    Resource::Listener(Listener { name: name.into(), kind, origin: Some(origin("spec")) })
+}
+
+fn gateway() -> Resource {
+    let section = |name: &str, hostname: Option<&str>, tls: bool| Section {
+        name: name.into(),
+        hostname: hostname.map(Into::into),
+        protocol: if tls { Protocol::Tls } else { Protocol::Http1 },
+        tls: tls.then(|| ServerTls { chain_pem: "chain".into(), key_pem: "key".into() }),
+    };
+    let kind = ListenerKind::Gateway(GatewayListener {
+        bind: vec![at("127.0.0.1:8000"), at("[::1]:8000")],
+        sections: vec![section("any", None, false), section("tls", Some("*.a.example"), true)],
+    });
+    listener("shop~shop~8000", kind)
+}
+
+fn inbound() -> Resource {
+    let kind = ListenerKind::Inbound(InboundListener {
+        port: 8080,
+        app: at("127.64.0.1:8080"),
+        protocol: Protocol::Grpc,
+        services: vec!["product.shop.svc.cluster.local".into()],
+        mtls: MtlsMode::Permissive,
+    });
+    listener("inbound~shop~p~8080", kind)
+}
+
+fn capture() -> Resource {
+    let kind = ListenerKind::Capture(CaptureListener {
+        mtls: MtlsMode::Strict,
+        ports: BTreeMap::from([(9090, MtlsMode::Disable)]),
+        egress: Egress::Deny,
+        ..CaptureListener::default()
+    });
+    listener("inbound~shop~p~capture", kind)
+}
+
+fn named(name: &str, value: StringMatch) -> NamedMatch {
+    NamedMatch { name: name.into(), value }
+}
+
+fn regex(source: &str) -> Regex {
+    Regex::new(source).unwrap()
+}
+
+fn rule(field: &str, matches: Vec<Match>, action: Action) -> Rule {
+    Rule {
+        name: "r".into(),
+        matches,
+        filters: Vec::new(),
+        action,
+        timeouts: Timeouts::default(),
+        retry: Retry::default(),
+        origin: origin(field),
+    }
+}
+
+fn path(path: PathMatch) -> Match {
+    Match { path: Some(path), ..Match::default() }
+}
+
+pub fn mesh_route() -> Route {
+    let edit = HeaderEdit {
+        set: vec![("x-a".into(), "1".into())],
+        add: vec![("x-b".into(), "2".into())],
+        remove: vec!["x-c".into()],
+    };
+    let rewrite = |path| Filter::Rewrite(Rewrite { host: Some("h".into()), path: Some(path) });
+    let share = |subset: &str, weight, filters| WeightedBackend {
+        target: Target::Backend(
+            Root::host("product.shop.svc.cluster.local").child(backend_child(80, subset)),
+        ),
+        weight,
+        filters,
+    };
+    let everything = Match {
+        path: Some(PathMatch::Regex(regex("/v[0-9]+/.*"))),
+        method: Some(StringMatch::Exact("GET".into())),
+        authority: Some(StringMatch::Prefix("product".into())),
+        headers: vec![
+            named("x-user", StringMatch::Regex(regex("[a-z]+"))),
+            named("x-there", StringMatch::Present),
+        ],
+        query: vec![named("q", StringMatch::Exact("1".into()))],
+        without_headers: vec![named("x-not", StringMatch::Present)],
+        port: Some(80),
+        scheme: Some(StringMatch::Exact("https".into())),
+    };
+    let split = Action::Forward(vec![
+        share("v1", 90, vec![Filter::ResponseHeaders(edit.clone())]),
+        share("v2", 10, Vec::new()),
+        WeightedBackend {
+            target: Target::Fail { status: 500, reason: "no such subset".into() },
+            weight: 0,
+            filters: Vec::new(),
+        },
+    ]);
+    let first = Rule {
+        filters: vec![
+            Filter::RequestHeaders(edit),
+            rewrite(PathRewrite::Full("/full".into())),
+            rewrite(PathRewrite::Prefix("/prefix".into())),
+        ],
+        timeouts: Timeouts {
+            request_ms: Some(1_000),
+            backend_request_ms: Some(0),
+            idle_ms: Some(5_000),
+        },
+        retry: Retry {
+            attempts: 3,
+            per_try_timeout_ms: Some(300),
+            declared_idempotent: true,
+            statuses: vec![502, 503],
+            grpc_statuses: vec![14],
+            on_reset: false,
+            backoff_ms: 10,
+        },
+        ..rule("spec.http[0]", vec![everything, path(PathMatch::Exact("/exact".into()))], split)
+    };
+    let plain = Action::Forward(vec![share("", 1, Vec::new())]);
+    let no_case = vec![
+        path(PathMatch::ExactNoCase("/Exact".into())),
+        path(PathMatch::StringPrefixNoCase("/Prefix".into())),
+    ];
+    let fail = Action::Fail { status: 500, reason: "not valid".into() };
+    Route {
+        parent: Parent::Host { root: Root::host("product.shop.svc.cluster.local"), port: Some(80) },
+        scope: Scope::Workload {
+            namespace: "shop".into(),
+            labels: [("app".into(), "order".into())].into(),
+        },
+        matching: Matching::FirstMatch,
+        rank: Rank { dialect: Dialect::VirtualService, created_ms: 1, name: "shop/p".into() },
+        rules: vec![
+            first,
+            rule("spec.http[1]", no_case, plain.clone()),
+            rule("spec.http[2]", vec![path(PathMatch::StringPrefix("/s".into()))], plain),
+            rule("spec.http[3]", Vec::new(), fail),
+        ],
+        origin: origin(""),
+    }
+}
+
+fn gateway_route() -> Route {
+    let redirect = Action::Redirect(Redirect {
+        scheme: Some("https".into()),
+        host: Some("b.example".into()),
+        port: Some(443),
+        path: Some(PathRewrite::Prefix("/new".into())),
+        status: 308,
+    });
+    let direct = Action::Direct { status: 200, body: "ok".into() };
+    let prefix = vec![path(PathMatch::ElementPrefix("/users".into()))];
+    Route {
+        parent: Parent::Listener {
+            root: Root::listener("shop~shop~8000"),
+            sections: vec!["any".into()],
+            hostnames: vec!["a.example".into()],
+        },
+        scope: Scope::Namespace("shop".into()),
+        matching: Matching::MostSpecific,
+        rank: Rank { dialect: Dialect::ProducerHttpRoute, created_ms: 0, name: "shop/u".into() },
+        rules: vec![
+            rule("spec.rules[0]", prefix, redirect),
+            rule("spec.rules[1]", Vec::new(), direct),
+        ],
+        origin: origin(""),
+    }
+}
+
+fn backend(lb: LbPolicy) -> Resource {
+    let policy = BackendPolicy {
+        lb,
+        limits: Limits { connections_max: Some(5), pending_max: Some(6), requests_max: Some(7) },
+        ..BackendPolicy::default()
+    };
+    Resource::Backend(Backend {
+        service: "product.shop.svc.cluster.local".into(),
+        port: 80,
+        subset: "v1".into(),
+        selector: [("version".into(), "v1".into())].into(),
+        policy,
+        origin: Some(origin("spec.subsets[0]")),
+    })
+}
+
+pub fn endpoints() -> EndpointSet {
+    let transports = [
+        Transport::Plaintext,
+        Transport::Tls,
+        Transport::MtlsAppPort,
+        Transport::MeshH1,
+        Transport::MeshH2,
+        Transport::Hbone,
+    ];
+    let healths = [Health::Healthy, Health::Unhealthy, Health::Draining];
+    let one = |(n, transport): (usize, Transport)| Endpoint {
+        id: format!("product-{n}").into(),
+        address: at("[fd00::1]:8080"),
+        labels: [("version".into(), "v1".into())].into(),
+        locality: Locality { region: "r".into(), zone: "z".into(), sub_zone: "s".into() },
+        weight: 1,
+        health: healths[n % 3],
+        identity: (n > 0).then(|| "spiffe://cluster.local/ns/shop/sa/product".into()),
+        transport,
+        workload: "product".into(),
+    };
+    EndpointSet {
+        service: "product.shop.svc.cluster.local".into(),
+        namespace: "shop".into(),
+        port: 80,
+        protocol: Protocol::Grpc,
+        endpoints: transports.into_iter().enumerate().map(one).collect(),
+    }
+}
