@@ -13,6 +13,7 @@ mod delta;
 mod index;
 mod instance;
 mod key;
+mod pods;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use instance::{
     PROXY_ANNOTATION, WEIGHT_ANNOTATION, has_sidecar, is_mirror, workload,
 };
 pub use key::{CheckKey, ObjectKey, RegistrationKey, StoreKey, encode};
+pub use pods::{HOST_ADDRESS_ANNOTATION, PODS_ANNOTATION, PODS_SETTING, PodsMode, host_address};
 
 use crate::views::meta::MetaOnly;
 use crate::views::{self, Meta, View};

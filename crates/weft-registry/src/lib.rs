@@ -11,6 +11,7 @@ pub mod controllers;
 mod events;
 mod nodes;
 pub mod objects;
+mod pods_mode;
 mod pump;
 mod seeds;
 

@@ -5,6 +5,7 @@
 //! Called by the Kubernetes door, the binary (manifests), the agent's link and control's
 //! statuses. Reading is the World's; a write returns only when the World has it.
 
+pub mod addresses;
 pub mod admit;
 mod error;
 pub mod meta;
@@ -496,7 +497,7 @@ fn reported(kind: KindId, object: &Value, status: &Value) -> Value {
     }
     let old = &object["status"];
     for field in ["podIP", "podIPs"] {
-        if let (None, Some(known)) = (new.get(field), old.get(field)) {
+        if let Some(known) = old.get(field) {
             new[field] = known.clone();
         }
     }

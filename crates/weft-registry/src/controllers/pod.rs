@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_kinds::views::{Labels, View};
-use weft_kinds::world::{Index, KindId, Object, ObjectKey};
+use weft_kinds::world::{
+    HOST_ADDRESS_ANNOTATION, Index, KindId, Object, ObjectKey, PODS_ANNOTATION, PodsMode,
+};
 
 use super::plan::Context;
+use crate::objects::addresses::{self, PodAddresses};
 use crate::objects::admit;
 use crate::{DeleteOptions, EventNote};
 
@@ -34,9 +37,10 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
             Err(why) => return unplaced(ctx, &object, &why),
         },
     };
-    match admit::pod_address(ctx.world, &object.raw) {
-        Ok((ip, extra)) => {
-            let new = placed(&object.raw, &node, &ip.to_string(), &ctx.now());
+    let mode = ctx.world.pods_mode_of(&node);
+    match addresses::pod(ctx.world, &object.raw, mode) {
+        Ok((given, extra)) => {
+            let new = placed(&object.raw, &node, mode, &given, &ctx.now());
             ctx.write_with(&object, new, extra);
             let pod = format!("{}/{}", key.namespace, key.name);
             let text = format!("Successfully assigned {pod} to {node}");
@@ -132,9 +136,15 @@ fn is_usable(node: &Value) -> bool {
     node["spec"]["unschedulable"] != true && ready.into_iter().all(|c| c["status"] == "True")
 }
 
-fn placed(raw: &Value, node: &str, ip: &str, now: &str) -> Value {
+fn placed(raw: &Value, node: &str, mode: PodsMode, given: &PodAddresses, now: &str) -> Value {
     let mut new = raw.clone();
     new["spec"]["nodeName"] = json!(node);
+    if mode == PodsMode::Namespace {
+        admit::annotate(&mut new, PODS_ANNOTATION, mode.as_str().to_owned());
+    }
+    if let Some(host) = given.host {
+        admit::annotate(&mut new, HOST_ADDRESS_ANNOTATION, host.to_string());
+    }
     let status = &mut new["status"];
     if !status.is_object() {
         *status = json!({});
@@ -142,8 +152,8 @@ fn placed(raw: &Value, node: &str, ip: &str, now: &str) -> Value {
     if status["phase"].as_str().unwrap_or("").is_empty() {
         status["phase"] = json!("Pending");
     }
-    status["podIP"] = json!(ip);
-    status["podIPs"] = json!([{ "ip": ip }]);
+    status["podIP"] = given.ips.first().map(|ip| json!(ip.to_string())).unwrap_or_default();
+    status["podIPs"] = given.ips.iter().map(|ip| json!({ "ip": ip.to_string() })).collect();
     let scheduled = json!({ "type": "PodScheduled", "status": "True", "lastTransitionTime": now });
     set_condition(status, scheduled);
     new

@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the server adds to an object in the very transaction that writes it: addresses of
-//! Services, Gateways and pods, and the ports at which sidecars offer Services to programs that
-//! know no proxy. Each is a setting of its own, compared in that transaction, so no two objects
-//! can hold one address whoever writes at the same time.
+//! Services, Gateways and pods (`addresses.rs`), and the ports at which sidecars offer Services to
+//! programs that know no proxy. Each is a setting of its own, compared in that transaction, so no
+//! two objects can hold one address whoever writes at the same time.
 //!
 //! Settings: `/s/addresses/<ip>` and `/s/upstream-ports/<port>`, both naming their owner. Pure.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
-use weft_base::issue::{FieldPath, Issues};
 use weft_base::name::fnv1a;
 use weft_kinds::kind::KindId;
-use weft_kinds::world::World;
+use weft_kinds::world::{HOST_ADDRESS_ANNOTATION, World};
 use weft_store::{Compare, Op};
 
-use super::ObjectError;
 use super::meta::{metadata_mut, text};
+use super::{ObjectError, addresses};
 
 /// On Services: `{"<service port>": <upstream port>}`, JSON.
 pub const UPSTREAM_PORTS_ANNOTATION: &str = "weft.dev/upstream-ports";
@@ -25,20 +24,8 @@ pub const ADDRESS_ANNOTATION: &str = "weft.dev/address";
 /// Says that a GatewayClass is weft's.
 pub const GATEWAY_CONTROLLER: &str = "weft.dev/gateway";
 
-/// A range of IPv4 addresses.
-#[derive(Clone, Copy, Debug)]
-struct Range {
-    base: Ipv4Addr,
-    prefix: u32,
-}
-
-const PODS: Range = Range { base: Ipv4Addr::new(127, 64, 0, 0), prefix: 11 };
-const SERVICES: Range = Range { base: Ipv4Addr::new(127, 96, 0, 0), prefix: 12 };
-const GATEWAYS: Range = Range { base: Ipv4Addr::new(127, 128, 0, 0), prefix: 10 };
 /// Below the range that systems use for outgoing connections.
 const UPSTREAM_PORTS: std::ops::Range<u16> = 20_000..30_000;
-/// Places looked at before a range counts as full.
-const PROBES: u32 = 4096;
 
 /// Writes and conditions that go with an object.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -57,7 +44,7 @@ pub fn complete(
     let mut extra = Extra::default();
     match kind {
         KindId::Service => {
-            service_address(world, old, new, &mut extra)?;
+            addresses::service(world, old, new, &mut extra)?;
             upstream_ports(world, old, new, &mut extra)?;
         }
         KindId::Gateway | KindId::IstioGateway => gateway_address(world, kind, new, &mut extra)?,
@@ -94,111 +81,31 @@ fn service_account(new: &mut Value) {
 
 /// What goes when an object goes.
 pub fn release(world: &World, kind: KindId, old: &Value) -> Extra {
-    let owner = owner(kind, old);
-    let held = |name: &str| world.setting(name).is_some_and(|s| s["owner"] == *owner);
     let mut extra = Extra::default();
-    let mut free = |name: String| {
-        if held(&name) {
-            extra.ops.push(Op::delete(format!("/s/{name}")));
+    let mut free = |ip: &str| {
+        if let Ok(ip) = ip.parse::<Ipv4Addr>() {
+            addresses::free(world, kind, old, ip, &mut extra);
         }
     };
     match kind {
         KindId::Service => {
-            let ip = old["spec"]["clusterIP"].as_str().unwrap_or("");
-            free(format!("addresses/{ip}"));
+            addresses::release(world, old, &mut extra);
+            let owner = owner(kind, old);
             for (_, port) in noted_ports(old) {
-                free(format!("upstream-ports/{port}"));
+                let name = format!("upstream-ports/{port}");
+                if world.setting(&name).is_some_and(|s| s["owner"] == *owner) {
+                    extra.ops.push(Op::delete(format!("/s/{name}")));
+                }
             }
         }
-        KindId::Gateway | KindId::IstioGateway => {
-            free(format!("addresses/{}", annotation(old, ADDRESS_ANNOTATION)));
-        }
+        KindId::Gateway | KindId::IstioGateway => free(annotation(old, ADDRESS_ANNOTATION)),
         KindId::Pod => {
-            let ip = old["status"]["podIP"].as_str().unwrap_or("");
-            free(format!("addresses/{ip}"));
+            free(old["status"]["podIP"].as_str().unwrap_or(""));
+            free(annotation(old, HOST_ADDRESS_ANNOTATION));
         }
         _ => {}
     }
     extra
-}
-
-/// An address for a pod, with what must be written to hold it.
-pub fn pod_address(world: &World, pod: &Value) -> Result<(Ipv4Addr, Extra), ObjectError> {
-    let mut extra = Extra::default();
-    let ip = address(world, KindId::Pod, pod, PODS, &mut extra)?;
-    Ok((ip, extra))
-}
-
-fn service_address(
-    world: &World,
-    old: Option<&Value>,
-    new: &mut Value,
-    extra: &mut Extra,
-) -> Result<(), ObjectError> {
-    let kind = new["spec"]["type"].as_str().unwrap_or("ClusterIP");
-    if kind == "ExternalName" {
-        return Ok(());
-    }
-    let given = new["spec"]["clusterIP"].as_str().unwrap_or("").to_owned();
-    let before = old.and_then(|o| o["spec"]["clusterIP"].as_str()).unwrap_or("");
-    let ip = match (&*given, before) {
-        ("None", "" | "None") => "None".to_owned(),
-        ("", "" | "None") => address(world, KindId::Service, new, SERVICES, extra)?.to_string(),
-        ("", before) => before.to_owned(),
-        (given, before) if given == before => given.to_owned(),
-        (given, before) if !before.is_empty() => {
-            let why = format!("invalid value: {given:?}: field is immutable, it is {before}");
-            return Err(refuse(KindId::Service, new, why));
-        }
-        (given, _) => {
-            claim(world, KindId::Service, new, given, extra)?;
-            given.to_owned()
-        }
-    };
-    new["spec"]["clusterIP"] = json!(ip);
-    new["spec"]["clusterIPs"] = json!([ip]);
-    Ok(())
-}
-
-/// A service address that a user chose.
-fn claim(
-    world: &World,
-    kind: KindId,
-    object: &Value,
-    given: &str,
-    extra: &mut Extra,
-) -> Result<(), ObjectError> {
-    let refuse = |why: String| refuse(kind, object, why);
-    let ip: Option<Ipv4Addr> = given.parse().ok();
-    let Some(ip) = ip.filter(|ip| SERVICES.contains(*ip)) else {
-        return Err(refuse(format!(
-            "invalid value: {given:?}: the provided IP is not in the valid range, which is \
-             127.96.0.0/12; leave the field out to be given an address"
-        )));
-    };
-    let owner = owner(kind, object);
-    match world.setting(&format!("addresses/{ip}")) {
-        Some(held) if held["owner"] == *owner => {
-            keep(&format!("/s/addresses/{ip}"), extra);
-            Ok(())
-        }
-        Some(held) => {
-            let by = held["owner"].as_str().unwrap_or("another object");
-            Err(refuse(format!(
-                "invalid value: {given:?}: provided IP is already allocated to {by}"
-            )))
-        }
-        None => {
-            hold(&format!("/s/addresses/{ip}"), &owner, extra);
-            Ok(())
-        }
-    }
-}
-
-fn refuse(kind: KindId, object: &Value, why: String) -> ObjectError {
-    let mut issues = Issues::default();
-    issues.error(FieldPath::new("spec.clusterIP"), why);
-    ObjectError::Invalid { kind, name: text(object, "name").to_owned(), issues }
 }
 
 fn gateway_address(
@@ -211,7 +118,7 @@ fn gateway_address(
     if chosen || !annotation(new, ADDRESS_ANNOTATION).is_empty() || !is_ours(world, kind, new) {
         return Ok(());
     }
-    let ip = address(world, kind, new, GATEWAYS, extra)?;
+    let ip = addresses::allocate(world, kind, new, addresses::GATEWAYS, extra)?;
     annotate(new, ADDRESS_ANNOTATION, ip.to_string());
     Ok(())
 }
@@ -252,7 +159,7 @@ fn upstream_ports(
         let kept = known.iter().find(|(p, at)| *p == port && held(*at)).map(|(_, at)| *at);
         let at = match kept {
             Some(at) => {
-                keep(&format!("/s/upstream-ports/{at}"), extra);
+                addresses::keep(&format!("/s/upstream-ports/{at}"), extra);
                 at
             }
             None => upstream_port(world, &owner, port, &taken, extra)?,
@@ -291,7 +198,7 @@ fn upstream_port(
         let setting = world.setting(&format!("upstream-ports/{at}"));
         match setting {
             Some(s) if s["owner"] == owner && s["port"] == port => {
-                keep(&format!("/s/upstream-ports/{at}"), extra);
+                addresses::keep(&format!("/s/upstream-ports/{at}"), extra);
                 return Ok(at);
             }
             Some(_) => {}
@@ -305,44 +212,6 @@ fn upstream_port(
         }
     }
     Err(full("upstream ports"))
-}
-
-/// An address of a range for an object: the one it has, or the first free one from a place that
-/// its name chooses, so that the same objects get the same addresses every time.
-fn address(
-    world: &World,
-    kind: KindId,
-    object: &Value,
-    range: Range,
-    extra: &mut Extra,
-) -> Result<Ipv4Addr, ObjectError> {
-    let owner = owner(kind, object);
-    let start = fnv1a(owner.as_bytes());
-    for probe in 0..PROBES {
-        let Some(ip) = range.nth(start.wrapping_add(u64::from(probe))) else { continue };
-        match world.setting(&format!("addresses/{ip}")) {
-            Some(held) if held["owner"] == *owner => {
-                keep(&format!("/s/addresses/{ip}"), extra);
-                return Ok(ip);
-            }
-            Some(_) => {}
-            None => {
-                hold(&format!("/s/addresses/{ip}"), &owner, extra);
-                return Ok(ip);
-            }
-        }
-    }
-    Err(full("addresses"))
-}
-
-fn hold(key: &str, owner: &str, extra: &mut Extra) {
-    extra.compares.push(Compare::Absent(key.into()));
-    extra.ops.push(Op::put(key, json!({ "owner": owner }).to_string()));
-}
-
-/// Already ours, unless its release is still on its way into the World.
-fn keep(key: &str, extra: &mut Extra) {
-    extra.compares.push(Compare::Exists(key.into()));
 }
 
 fn full(what: &str) -> ObjectError {
@@ -372,30 +241,4 @@ pub fn annotate(object: &mut Value, name: &str, value: String) {
         *all = json!({});
     }
     all[name] = json!(value);
-}
-
-/// The address ranges that weft gives out, for doors that must tell them from others.
-pub fn is_given(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => [PODS, SERVICES, GATEWAYS].iter().any(|r| r.contains(ip)),
-        IpAddr::V6(_) => false,
-    }
-}
-
-// === impl Range ===
-
-impl Range {
-    /// The n-th place, wrapping around; `None` for those that look like networks or broadcasts.
-    fn nth(self, n: u64) -> Option<Ipv4Addr> {
-        let size = 1u64 << (32 - self.prefix);
-        let offset = u32::try_from(n % size).ok()?;
-        let ip = Ipv4Addr::from(u32::from(self.base) + offset);
-        let [.., last] = ip.octets();
-        (last != 0 && last != 255).then_some(ip)
-    }
-
-    fn contains(self, ip: Ipv4Addr) -> bool {
-        let shift = 32 - self.prefix;
-        u32::from(ip) >> shift == u32::from(self.base) >> shift
-    }
 }

@@ -251,7 +251,7 @@ async fn services_and_gateways_get_addresses_of_their_own() {
         let made = o.create(KindId::Service, "default", service(&format!("s{i}")), USER);
         let made = made.await.unwrap();
         let ip: std::net::IpAddr = made["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
-        assert!(admit::is_given(ip));
+        assert!(addresses::is_given(ip));
         assert!(seen.insert(ip.to_string()), "{ip} was given twice");
         let ports = admit::annotation(&made, admit::UPSTREAM_PORTS_ANNOTATION);
         let ports: std::collections::BTreeMap<String, u16> = serde_json::from_str(ports).unwrap();
