@@ -45,8 +45,20 @@ const OPENAPI: &[(&str, &[&str])] = &[
     ),
     (
         "apis__apps__v1_openapi.json",
-        &["io.k8s.api.apps.v1.Deployment", "io.k8s.api.apps.v1.ReplicaSet"],
+        &[
+            "io.k8s.api.apps.v1.Deployment",
+            "io.k8s.api.apps.v1.ReplicaSet",
+            "io.k8s.api.apps.v1.StatefulSet",
+            "io.k8s.api.apps.v1.DaemonSet",
+            "io.k8s.api.apps.v1.ControllerRevision",
+        ],
     ),
+    ("apis__batch__v1_openapi.json", &["io.k8s.api.batch.v1.Job", "io.k8s.api.batch.v1.CronJob"]),
+    (
+        "apis__autoscaling__v2_openapi.json",
+        &["io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler"],
+    ),
+    ("apis__policy__v1_openapi.json", &["io.k8s.api.policy.v1.PodDisruptionBudget"]),
     ("apis__discovery.k8s.io__v1_openapi.json", &["io.k8s.api.discovery.v1.EndpointSlice"]),
     ("apis__coordination.k8s.io__v1_openapi.json", &["io.k8s.api.coordination.v1.Lease"]),
     (
@@ -61,8 +73,11 @@ const PROTOS: &[&str] = &[
     "k8s.io/api/apps/v1/generated.proto",
     "k8s.io/api/authentication/v1/generated.proto",
     "k8s.io/api/authorization/v1/generated.proto",
+    "k8s.io/api/autoscaling/v2/generated.proto",
+    "k8s.io/api/batch/v1/generated.proto",
     "k8s.io/api/coordination/v1/generated.proto",
     "k8s.io/api/discovery/v1/generated.proto",
+    "k8s.io/api/policy/v1/generated.proto",
 ];
 
 /// Groups of the Istio file that weft serves, and the kinds of them that it does not.

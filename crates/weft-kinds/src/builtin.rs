@@ -7,6 +7,7 @@
 
 mod defaults;
 mod rules;
+mod workloads;
 
 pub use defaults::complete;
 pub use rules::judge;

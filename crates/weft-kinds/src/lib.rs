@@ -6,6 +6,7 @@ pub mod builtin;
 pub mod cel;
 pub mod check;
 pub mod codes;
+pub mod cron;
 pub mod decode;
 pub mod kind;
 pub mod openapi;

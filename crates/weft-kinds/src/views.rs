@@ -7,6 +7,8 @@
 //! [`View::Invalid`] and stops nothing else.
 
 pub mod apps;
+pub mod autoscaling;
+pub mod batch;
 pub mod catalog;
 pub mod check;
 pub mod core;
@@ -14,6 +16,7 @@ pub mod discovery;
 pub mod gateway;
 pub mod istio;
 pub mod meta;
+pub mod policy;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -35,6 +38,12 @@ pub enum View {
     EndpointSlice(discovery::EndpointSlice),
     Deployment(apps::Deployment),
     ReplicaSet(apps::ReplicaSet),
+    StatefulSet(apps::StatefulSet),
+    DaemonSet(apps::DaemonSet),
+    Job(Box<batch::Job>),
+    CronJob(batch::CronJob),
+    Autoscaler(Box<autoscaling::Autoscaler>),
+    DisruptionBudget(policy::DisruptionBudget),
     GatewayClass(gateway::GatewayClass),
     Gateway(gateway::Gateway),
     HttpRoute(gateway::HttpRoute),
@@ -60,6 +69,12 @@ impl View {
             KindId::EndpointSlice => typed(raw, Self::EndpointSlice),
             KindId::Deployment => typed(raw, Self::Deployment),
             KindId::ReplicaSet => typed(raw, Self::ReplicaSet),
+            KindId::StatefulSet => typed(raw, Self::StatefulSet),
+            KindId::DaemonSet => typed(raw, Self::DaemonSet),
+            KindId::Job => typed(raw, |job| Self::Job(Box::new(job))),
+            KindId::CronJob => typed(raw, Self::CronJob),
+            KindId::HorizontalPodAutoscaler => typed(raw, |a| Self::Autoscaler(Box::new(a))),
+            KindId::PodDisruptionBudget => typed(raw, Self::DisruptionBudget),
             KindId::GatewayClass => typed(raw, Self::GatewayClass),
             KindId::Gateway => typed(raw, Self::Gateway),
             KindId::HttpRoute => typed(raw, Self::HttpRoute),

@@ -5,6 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
+use super::workloads;
 use crate::kind::KindId;
 
 /// Fills in what the kind's server-side code would; objects stay as they are where they speak.
@@ -18,6 +19,11 @@ pub fn complete(kind: KindId, object: &mut Value) {
             set(spec, "replicas", json!(1));
             template(spec);
         }
+        KindId::StatefulSet
+        | KindId::DaemonSet
+        | KindId::Job
+        | KindId::CronJob
+        | KindId::HorizontalPodAutoscaler => workloads::complete(kind, object),
         KindId::Pod => {
             pod_spec(part(object, "spec"));
         }
@@ -80,7 +86,7 @@ fn deployment(object: &mut Value) {
     template(spec);
 }
 
-fn template(spec: &mut Value) {
+pub(super) fn template(spec: &mut Value) {
     if let Some(template) = spec.get_mut("template").filter(|t| t.is_object()) {
         pod_spec(part(template, "spec"));
     }
@@ -167,7 +173,7 @@ fn namespace(object: &mut Value) {
 }
 
 /// A child object, made when it is absent.
-fn part<'a>(value: &'a mut Value, name: &str) -> &'a mut Value {
+pub(super) fn part<'a>(value: &'a mut Value, name: &str) -> &'a mut Value {
     if !value.is_object() {
         *value = Value::Object(Map::new());
     }
@@ -178,12 +184,12 @@ fn part<'a>(value: &'a mut Value, name: &str) -> &'a mut Value {
     child
 }
 
-fn list<'a>(value: &'a mut Value, name: &str) -> impl Iterator<Item = &'a mut Value> {
+pub(super) fn list<'a>(value: &'a mut Value, name: &str) -> impl Iterator<Item = &'a mut Value> {
     let items = value.get_mut(name).and_then(Value::as_array_mut);
     items.into_iter().flatten().filter(|v| v.is_object())
 }
 
-fn set(value: &mut Value, name: &str, default: Value) {
+pub(super) fn set(value: &mut Value, name: &str, default: Value) {
     if let Some(map) = value.as_object_mut()
         && map.get(name).is_none_or(Value::is_null)
     {

@@ -7,6 +7,7 @@ use serde_json::Value;
 use weft_base::issue::Issues;
 use weft_base::name::Label;
 
+use super::workloads;
 use crate::check::{Path, found, shown};
 use crate::codes::{DUPLICATE, FORBIDDEN, INVALID, NOT_SUPPORTED, REQUIRED};
 use crate::kind::KindId;
@@ -24,11 +25,22 @@ pub fn judge(kind: KindId, object: &Value, old: Option<&Value>) -> Issues {
         KindId::Service => service(spec, old.map(|o| &o["spec"]), path, &mut out),
         KindId::Deployment | KindId::ReplicaSet => {
             workload(spec, path, &mut out);
+            if kind == KindId::Deployment {
+                workloads::rolling(&spec["strategy"], path.field("strategy"), &mut out);
+            }
             if let Some(old) = old
                 && old["spec"]["selector"] != spec["selector"]
             {
                 immutable(&path.field("selector"), &spec["selector"], &mut out);
             }
+        }
+        KindId::StatefulSet
+        | KindId::DaemonSet
+        | KindId::Job
+        | KindId::CronJob
+        | KindId::HorizontalPodAutoscaler
+        | KindId::PodDisruptionBudget => {
+            workloads::judge(kind, object, old, &mut out);
         }
         KindId::Pod => {
             pod_spec(spec, path, &mut out);
@@ -60,7 +72,7 @@ fn metadata(object: &Value, out: &mut Issues) {
     }
 }
 
-fn labels(map: &Value, path: Path<'_>, out: &mut Issues) {
+pub(super) fn labels(map: &Value, path: Path<'_>, out: &mut Issues) {
     for (key, value) in map.as_object().into_iter().flatten() {
         if let Some(wrong) = qualified_name(key) {
             found(out, &path, INVALID, format!("Invalid value: {key:?}: {wrong}"));
@@ -148,7 +160,7 @@ fn service_port(
     one_of(protocol, &["SCTP", "TCP", "UDP"], path.field("protocol"), out);
 }
 
-fn workload(spec: &Value, path: Path<'_>, out: &mut Issues) {
+pub(super) fn workload(spec: &Value, path: Path<'_>, out: &mut Issues) {
     if spec["replicas"].as_i64().is_some_and(|n| n < 0) {
         let message =
             format!("Invalid value: {}: must be greater than or equal to 0", spec["replicas"]);
@@ -180,7 +192,7 @@ fn workload(spec: &Value, path: Path<'_>, out: &mut Issues) {
     }
 }
 
-fn pod_spec(spec: &Value, path: Path<'_>, out: &mut Issues) {
+pub(super) fn pod_spec(spec: &Value, path: Path<'_>, out: &mut Issues) {
     let restart = spec["restartPolicy"].as_str().unwrap_or("Always");
     one_of(restart, &["Always", "Never", "OnFailure"], path.field("restartPolicy"), out);
     let containers = spec["containers"].as_array().map_or(&[][..], Vec::as_slice);
@@ -289,7 +301,7 @@ fn pod_change(old: &Value, new: &Value, path: Path<'_>, out: &mut Issues) {
     }
 }
 
-fn equal_but_nulls(a: &Value, b: &Value) -> bool {
+pub(super) fn equal_but_nulls(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {
             let covers = |x: &serde_json::Map<String, Value>,
@@ -335,12 +347,12 @@ fn data(kind: KindId, object: &Value, old: Option<&Value>, out: &mut Issues) {
     }
 }
 
-fn immutable(path: &Path<'_>, value: &Value, out: &mut Issues) {
+pub(super) fn immutable(path: &Path<'_>, value: &Value, out: &mut Issues) {
     let message = format!("Invalid value: {}: field is immutable", shown(value));
     found(out, path, INVALID, message);
 }
 
-fn one_of(value: &str, all: &[&str], path: Path<'_>, out: &mut Issues) {
+pub(super) fn one_of(value: &str, all: &[&str], path: Path<'_>, out: &mut Issues) {
     if !all.contains(&value) {
         let all: Vec<_> = all.iter().map(|v| format!("{v:?}")).collect();
         let message = format!("Unsupported value: {value:?}: supported values: {}", all.join(", "));

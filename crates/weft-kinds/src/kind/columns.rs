@@ -95,6 +95,61 @@ pub(super) const REPLICA_SET: &[Column] = &[
     wide(computed("Images")),
     wide(computed("Selector")),
 ];
+pub(super) const STATEFUL_SET: &[Column] =
+    &[NAME, computed("Ready"), AGE, wide(computed("Containers")), wide(computed("Images"))];
+pub(super) const DAEMON_SET: &[Column] = &[
+    NAME,
+    number("Desired"),
+    number("Current"),
+    number("Ready"),
+    number("Up-to-date"),
+    number("Available"),
+    computed("Node Selector"),
+    AGE,
+    wide(computed("Containers")),
+    wide(computed("Images")),
+    wide(computed("Selector")),
+];
+pub(super) const CONTROLLER_REVISION: &[Column] =
+    &[NAME, computed("Controller"), path("Revision", "integer", ".revision"), AGE];
+pub(super) const JOB: &[Column] = &[
+    NAME,
+    computed("Status"),
+    computed("Completions"),
+    computed("Duration"),
+    AGE,
+    wide(computed("Containers")),
+    wide(computed("Images")),
+    wide(computed("Selector")),
+];
+pub(super) const CRON_JOB: &[Column] = &[
+    NAME,
+    path("Schedule", "string", ".spec.schedule"),
+    computed("Timezone"),
+    computed("Suspend"),
+    number("Active"),
+    computed("Last Schedule"),
+    AGE,
+    wide(computed("Containers")),
+    wide(computed("Images")),
+    wide(computed("Selector")),
+];
+pub(super) const AUTOSCALER: &[Column] = &[
+    NAME,
+    computed("Reference"),
+    computed("Targets"),
+    computed("MinPods"),
+    number("MaxPods"),
+    number("Replicas"),
+    AGE,
+];
+pub(super) const DISRUPTION_BUDGET: &[Column] = &[
+    NAME,
+    computed("Min Available"),
+    computed("Max Unavailable"),
+    number("Allowed Disruptions"),
+    AGE,
+];
 pub(super) const ENDPOINT_SLICE: &[Column] = &[
     NAME,
     path("AddressType", "string", ".addressType"),

@@ -16,6 +16,20 @@ pub enum IntOrString {
     String(Arc<str>),
 }
 
+impl IntOrString {
+    /// The number, or the share of `total` that a percentage is; `None` when it is neither.
+    pub fn of(&self, total: u32, round_up: bool) -> Option<u32> {
+        match self {
+            Self::Int(n) => u32::try_from(*n).ok(),
+            Self::String(text) => {
+                let percent: u32 = text.strip_suffix('%')?.parse().ok()?;
+                let scaled = u64::from(percent) * u64::from(total);
+                u32::try_from(if round_up { scaled.div_ceil(100) } else { scaled / 100 }).ok()
+            }
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Service {

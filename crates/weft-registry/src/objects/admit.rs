@@ -50,6 +50,7 @@ pub fn complete(
         KindId::Gateway | KindId::IstioGateway => gateway_address(world, kind, new, &mut extra)?,
         KindId::Namespace => namespace(new),
         KindId::Pod if old.is_none() => service_account(new),
+        KindId::Job if old.is_none() => job_selector(new),
         _ => {}
     }
     Ok(extra)
@@ -77,6 +78,25 @@ fn service_account(new: &mut Value) {
         new["spec"]["serviceAccountName"] = json!("default");
     }
     new["spec"]["serviceAccount"] = new["spec"]["serviceAccountName"].clone();
+}
+
+/// A Job's pods are told apart by its uid, unless its writer chose how.
+fn job_selector(new: &mut Value) {
+    if new["spec"]["manualSelector"] == true {
+        return;
+    }
+    let (uid, name) = (text(new, "uid").to_owned(), text(new, "name").to_owned());
+    let meta = metadata_mut(&mut new["spec"]["template"]);
+    let own = meta.entry("labels").or_insert_with(|| json!({}));
+    if !own.is_object() {
+        *own = json!({});
+    }
+    for prefix in ["", "batch.kubernetes.io/"] {
+        own[format!("{prefix}controller-uid")] = json!(uid);
+        own[format!("{prefix}job-name")] = json!(name);
+    }
+    new["spec"]["selector"] =
+        json!({ "matchLabels": { "batch.kubernetes.io/controller-uid": uid } });
 }
 
 /// What goes when an object goes.

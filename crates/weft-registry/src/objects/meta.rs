@@ -166,11 +166,28 @@ pub fn create(
             KindId::Service => raw["status"] = json!({ "loadBalancer": {} }),
             KindId::Pod => raw["status"] = json!({ "phase": "Pending" }),
             KindId::Namespace => raw["status"] = json!({ "phase": "Active" }),
-            KindId::Deployment | KindId::ReplicaSet => raw["status"] = json!({}),
-            _ => remove(&mut raw, "status"),
+            _ => match first_status(kind) {
+                Some(status) => raw["status"] = status,
+                None => remove(&mut raw, "status"),
+            },
         }
     }
     Ok(raw)
+}
+
+/// What strict clients expect of a status that nobody has written yet.
+fn first_status(kind: KindId) -> Option<Value> {
+    Some(match kind {
+        KindId::Deployment | KindId::Job | KindId::CronJob => json!({}),
+        KindId::ReplicaSet => json!({ "replicas": 0 }),
+        KindId::StatefulSet => json!({ "replicas": 0, "availableReplicas": 0 }),
+        KindId::DaemonSet => json!({ "currentNumberScheduled": 0, "numberMisscheduled": 0,
+            "desiredNumberScheduled": 0, "numberReady": 0 }),
+        KindId::HorizontalPodAutoscaler => json!({ "desiredReplicas": 0, "currentMetrics": null }),
+        KindId::PodDisruptionBudget => json!({ "disruptionsAllowed": 0, "currentHealthy": 0,
+            "desiredHealthy": 0, "expectedPods": 0 }),
+        _ => return None,
+    })
 }
 
 /// `new` in place of `old`: what callers may not change is carried over, what they change moves

@@ -239,12 +239,14 @@ type Sub<'a> = (&'static str, (&'a str, &'a str, &'static str), &'static [&'stat
 /// A kind's subresources.
 fn subresources<'a>(row: &Kind, version: &'a str) -> Vec<Sub<'a>> {
     const SCALE: Gvk = ("autoscaling", "v1", "Scale");
+    const EVICTION: Gvk = ("policy", "v1", "Eviction");
     let group = row.group;
     row.subresources
         .iter()
         .map(|sub| match sub {
             Subresource::Status => ("status", (group, version, row.kind), SUBRESOURCE_VERBS),
             Subresource::Scale => ("scale", SCALE, SUBRESOURCE_VERBS),
+            Subresource::Eviction => ("eviction", EVICTION, &["create"][..]),
             Subresource::Log => ("log", (group, version, row.kind), &["get"][..]),
         })
         .collect()

@@ -4,6 +4,7 @@
 
 mod cells;
 mod jsonpath;
+mod workloads;
 
 use serde_json::{Value, json};
 use weft_kinds::kind::{Cell, Column, Kind};

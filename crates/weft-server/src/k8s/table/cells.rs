@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Cells that the API server computes for its own kinds, in kubectl users' words.
 
-use crate::json::Fields;
 use serde_json::Value;
 use weft_kinds::kind::KindId;
+
+use super::workloads;
+use crate::json::Fields;
 
 /// The cell of a computed column.
 pub(super) fn computed(kind: KindId, column: &str, object: &Value, now_ms: u64) -> Value {
     if column == "Age" {
         return age(word(object.at("metadata").at("creationTimestamp")), now_ms).into();
     }
+    if let Some(cell) = workloads::computed(kind, column, object, now_ms) {
+        return cell;
+    }
     let (spec, status) = (object.at("spec"), object.at("status"));
     match (kind, column) {
         (KindId::Service, _) => service(column, spec, status),
         (KindId::Pod, _) => pod(column, object, now_ms),
-        (KindId::Deployment | KindId::ReplicaSet, _) => workload(kind, column, spec, status),
         (KindId::Namespace, "Status") => or(word(status.at("phase")), "Active").into(),
         (KindId::ConfigMap, "Data") => {
             (length(object.at("data")) + length(object.at("binaryData"))).into()
@@ -40,7 +44,11 @@ pub(super) fn computed(kind: KindId, column: &str, object: &Value, now_ms: u64) 
 pub(super) fn age(time: &str, now_ms: u64) -> String {
     let Ok(then) = time.parse::<jiff::Timestamp>() else { return "<unknown>".into() };
     let now = i64::try_from(now_ms).unwrap_or(i64::MAX);
-    let seconds = (now - then.as_millisecond()) / 1000;
+    human((now - then.as_millisecond()) / 1000)
+}
+
+/// A duration in at most two units.
+pub(super) fn human(seconds: i64) -> String {
     if seconds < 0 {
         return "0s".into();
     }
@@ -87,27 +95,6 @@ fn service(column: &str, spec: &Value, status: &Value) -> Value {
             or(&ports.collect::<Vec<_>>().join(","), "<none>").into()
         }
         "Selector" => pairs(spec.at("selector")).into(),
-        _ => "".into(),
-    }
-}
-
-fn workload(kind: KindId, column: &str, spec: &Value, status: &Value) -> Value {
-    let number = |v: &Value| v.as_i64().unwrap_or(0);
-    let containers = spec.at("template").at("spec").at("containers");
-    let join =
-        |field: &str| list(containers).map(|c| word(c.at(field))).collect::<Vec<_>>().join(",");
-    match (kind, column) {
-        (KindId::Deployment, "Ready") => {
-            format!("{}/{}", number(status.at("readyReplicas")), number(spec.at("replicas"))).into()
-        }
-        (_, "Ready") => number(status.at("readyReplicas")).into(),
-        (_, "Up-to-date") => number(status.at("updatedReplicas")).into(),
-        (_, "Available") => number(status.at("availableReplicas")).into(),
-        (_, "Desired") => number(spec.at("replicas")).into(),
-        (_, "Current") => number(status.at("replicas")).into(),
-        (_, "Containers") => join("name").into(),
-        (_, "Images") => join("image").into(),
-        (_, "Selector") => pairs(spec.at("selector").at("matchLabels")).into(),
         _ => "".into(),
     }
 }
@@ -262,13 +249,13 @@ fn several(all: Vec<String>, none: &str) -> String {
     }
 }
 
-fn pairs(map: &Value) -> String {
+pub(super) fn pairs(map: &Value) -> String {
     let all: Vec<String> =
         map.as_object().into_iter().flatten().map(|(k, v)| format!("{k}={}", word(v))).collect();
     or(&all.join(","), "<none>").to_owned()
 }
 
-fn list(value: &Value) -> std::slice::Iter<'_, Value> {
+pub(super) fn list(value: &Value) -> std::slice::Iter<'_, Value> {
     value.as_array().map_or(&[][..], Vec::as_slice).iter()
 }
 
@@ -276,10 +263,10 @@ fn length(value: &Value) -> usize {
     value.as_array().map(Vec::len).or(value.as_object().map(serde_json::Map::len)).unwrap_or(0)
 }
 
-fn word(value: &Value) -> &str {
+pub(super) fn word(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-fn or<'a>(text: &'a str, other: &'a str) -> &'a str {
+pub(super) fn or<'a>(text: &'a str, other: &'a str) -> &'a str {
     if text.is_empty() { other } else { text }
 }
