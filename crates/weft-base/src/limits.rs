@@ -33,8 +33,20 @@ pub const SNIFF_MS_MAX: u64 = 100;
 pub const CONNECTIONS_MAX: usize = 20_000;
 /// Distinct metric series of one proxy; further label sets fall into one overflow series.
 pub const METRIC_SERIES_MAX: usize = 10_000;
-/// Backends a proxy holds without asking on demand.
+/// Backends a proxy holds without asking on demand, and their bytes on the wire.
 pub const PROXY_BACKENDS_MAX: usize = 2_000;
+pub const PROXY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Requests and connections of one proxy that wait until it knows their host, and how long.
+pub const ON_DEMAND_WAITING_MAX: usize = 1_000;
+pub const ON_DEMAND_WAIT_MS: u64 = 5_000;
+/// A host that was asked for is given back only after this time without a request.
+pub const ON_DEMAND_IDLE_MS: u64 = 60_000;
+/// Names that a proxy remembers to be no host of the mesh.
+pub const ON_DEMAND_ABSENT_MAX: usize = 1_000;
+/// Hosts that a last-good file keeps beyond those that its proxy holds.
+pub const LAST_GOOD_EVICTED_MAX: usize = 4_000;
+/// Hosts that one node may ask for by name.
+pub const XDS_SUBSCRIPTIONS_MAX: usize = 10_000;
 /// Resources in one xDS response.
 pub const XDS_RESPONSE_RESOURCES_MAX: usize = 1_000;
 /// Connections to the xDS door.
@@ -54,10 +66,21 @@ pub const XDS_REJECTED_MAX: usize = 1_000;
 pub const XDS_REASON_BYTES_MAX: usize = 1024;
 /// Bytes of log kept per container.
 pub const POD_LOG_BYTES_MAX: usize = 10 * 1024 * 1024;
+/// Sessions of exec, attach and port-forward that one server holds at a time.
+pub const STREAM_SESSIONS_MAX: usize = 256;
 /// Largest DNS answer over UDP, bytes (RFC 9715's safe size).
 pub const DNS_UDP_BYTES_MAX: usize = 1232;
+/// Exchanges over one door at the same time; more wait in its queue.
+pub const DOOR_EXCHANGES_MAX: usize = 4096;
+/// Of these by one process; more are refused, so that a sidecar whose targets do not answer
+/// leaves room for others.
+pub const DOOR_EXCHANGES_PER_CALLER_MAX: usize = 1024;
 
 const _: () = assert!(STORE_VALUE_BYTES_MAX < DOOR_BODY_BYTES_MAX);
 const _: () = assert!(RETRY_BODY_BYTES_MAX >= HEADER_BYTES_MAX);
+const _: () = assert!(DOOR_EXCHANGES_PER_CALLER_MAX * 2 <= DOOR_EXCHANGES_MAX);
 const _: () = assert!(SNIFF_MS_MAX <= 100);
 const _: () = assert!(XDS_RESOURCE_BYTES_MAX + XDS_RESPONSE_BYTES < XDS_MESSAGE_BYTES_MAX);
+const _: () = assert!(
+    PROXY_BACKENDS_MAX + ON_DEMAND_WAITING_MAX + ON_DEMAND_ABSENT_MAX < XDS_SUBSCRIPTIONS_MAX
+);
