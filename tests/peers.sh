@@ -62,7 +62,20 @@ if command -v kubectl >/dev/null; then
   ln -sf "$(command -v kubectl)" "$peers/bin/kubectl"
 else
   say "kubectl (from its Go module)"
-  (cd tests/kubectl && GOFLAGS=-mod=mod go build -o "$peers/bin/kubectl" .)
+  (cd tests/go/kubectl && GOFLAGS=-mod=mod go build -o "$peers/bin/kubectl" .)
 fi
+
+# Gateway API's official conformance suite and the programs of the images in its manifests. Each is
+# a module of its own, so that none decides about another's dependencies.
+say "Gateway API conformance (Go modules)"
+from_go() { # MODULE FOLDER, PACKAGE, PROGRAM
+  (cd "tests/go/$1" && go build -ldflags '-s -w' -o "$peers/bin/$3" "$2")
+}
+from_go echo-basic sigs.k8s.io/gateway-api-conformance-images/echo-basic echo-basic
+from_go echo-advanced istio.io/istio/pkg/test/echo/cmd/server echo-server
+from_go echo-advanced istio.io/istio/pkg/test/echo/cmd/client client
+from_go coredns . coredns
+(cd tests/go/gateway-conformance && go test -c -ldflags '-s -w' \
+  -o "$peers/bin/gateway-conformance" sigs.k8s.io/gateway-api/conformance)
 touch "$stamp"
 say "ready in $peers"
