@@ -21,12 +21,13 @@ use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyD
 use thiserror::Error;
 use weft_base::clock::Clock;
 
+use crate::join::CaPin;
 use crate::leaf::LeafError;
 use crate::provider::{NoRandomness, provider, random};
 use crate::spiffe::{SpiffeError, SpiffeId, TrustDomain};
 use crate::svid::{Bundle, KeyRequest, Svid, SvidError};
 
-mod files;
+pub(crate) mod files;
 
 /// Life of an SVID unless asked otherwise.
 pub const SVID_TTL_DEFAULT: Duration = Duration::from_hours(24);
@@ -211,6 +212,24 @@ impl Authority {
         let request = KeyRequest::generate()?;
         let issued = self.sign(request.csr(), id, ttl)?;
         Ok(request.complete(issued.chain, self.bundle.clone())?)
+    }
+
+    /// The server's own SVID. Its chain ends with the root, so that who knows nothing but the
+    /// root's pin can verify it.
+    ///
+    /// # Errors
+    /// As [`Authority::sign`].
+    pub fn server_svid(&self, ttl: Duration) -> Result<Svid, SignError> {
+        let request = KeyRequest::generate()?;
+        let mut chain = self.sign(request.csr(), &self.trust_domain.server(), ttl)?.chain;
+        chain.extend(self.bundle.roots().first().cloned());
+        Ok(request.complete(chain, self.bundle.clone())?)
+    }
+
+    /// What tells this authority from others, to hand on with a join token.
+    pub fn pin(&self) -> CaPin {
+        // A bundle has at least one root, the own one first.
+        self.bundle.roots().first().map(|root| CaPin::of(root)).unwrap_or_default()
     }
 
     /// A server certificate for a door, by DNS names and addresses. It carries no URI name, so no

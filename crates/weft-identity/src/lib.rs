@@ -16,6 +16,7 @@
 )]
 
 pub mod ca;
+pub mod join;
 pub mod leaf;
 pub mod provider;
 pub mod spiffe;

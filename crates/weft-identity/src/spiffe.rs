@@ -84,6 +84,12 @@ impl TrustDomain {
         self.id("/weft/server")
     }
 
+    /// The identity of a machine's agent; `join` tells one joining of the name from the next, so
+    /// that a host that joined again, or was removed, does not live on in an old certificate.
+    pub fn host(&self, name: &Label, join: &Label) -> SpiffeId {
+        self.id(&format!("/weft/host/{name}/{join}"))
+    }
+
     fn id(&self, path: &str) -> SpiffeId {
         let text = format!("spiffe://{}{path}", self.0);
         // A trust domain has at most 255 bytes, so this always fits.
@@ -138,6 +144,12 @@ impl SpiffeId {
         let (sa, account) = (parts.next()?, parts.next()?);
         let whole = root.is_empty() && ns == "ns" && sa == "sa" && parts.next().is_none();
         whole.then_some((namespace, account))
+    }
+
+    /// Name and joining, when it is a host's identity.
+    pub fn host(&self) -> Option<(&str, &str)> {
+        let (name, join) = self.path().strip_prefix("/weft/host/")?.split_once('/')?;
+        (!join.contains('/')).then_some((name, join))
     }
 
     pub fn namespace(&self) -> Option<&str> {

@@ -209,6 +209,11 @@ impl KeyRequest {
         &self.csr
     }
 
+    /// The private key as PEM, for the one file that keeps it.
+    pub(crate) fn key_pem(&self) -> String {
+        pem("PRIVATE KEY", self.key.secret_der())
+    }
+
     /// Joins the key with what the signer answered.
     ///
     /// # Errors

@@ -21,10 +21,11 @@ use thiserror::Error;
 use weft_base::clock::Clock;
 use weft_base::snapshot::Snapshot;
 
+use crate::join::CaPin;
 use crate::leaf::Leaf;
 use crate::provider::{TlsTime, provider};
 use crate::svid::Svid;
-use crate::verify::{ClientVerifier, Expected, IdentityError, ServerVerifier};
+use crate::verify::{ClientVerifier, Expected, IdentityError, PinnedVerifier, ServerVerifier};
 
 /// Sessions one server configuration remembers.
 const SERVER_SESSIONS_MAX: usize = 256;
@@ -66,6 +67,8 @@ pub enum Alpn {
 pub struct ServerTls {
     svid: Snapshot<Svid>,
     clock: Clock,
+    /// Peers without a certificate are let in; [`peer`] says that they showed none.
+    guests: bool,
     current: ArcSwap<Option<ServerMade>>,
 }
 
@@ -103,7 +106,13 @@ impl Alpn {
 
 impl ServerTls {
     pub fn new(svid: Snapshot<Svid>, clock: Clock) -> Self {
-        Self { svid, clock, current: ArcSwap::from_pointee(None) }
+        Self { svid, clock, guests: false, current: ArcSwap::from_pointee(None) }
+    }
+
+    /// The same, for a port at which hosts join that have no certificate yet. Whoever serves it
+    /// asks [`peer`] and keeps those without one out of everything else.
+    pub fn with_guests(svid: Snapshot<Svid>, clock: Clock) -> Self {
+        Self { guests: true, ..Self::new(svid, clock) }
     }
 
     /// The configuration for the newest SVID. Cheap unless the SVID changed.
@@ -117,7 +126,7 @@ impl ServerTls {
         {
             return Ok(made.config.clone());
         }
-        let config = Arc::new(mesh_server(&svid, &self.clock)?);
+        let config = Arc::new(server(&svid, &self.clock, self.guests)?);
         let made = ServerMade { from: svid, config: config.clone() };
         self.current.store(Arc::new(Some(made)));
         Ok(config)
@@ -185,7 +194,12 @@ impl fmt::Debug for ClientTls {
 /// # Errors
 /// When rustls refuses the SVID's key or bundle.
 pub fn mesh_server(svid: &Svid, clock: &Clock) -> Result<ServerConfig, TlsError> {
-    let verifier = ClientVerifier::new(svid.anchors(), svid.bundle().trust_domain().clone())?;
+    server(svid, clock, false)
+}
+
+fn server(svid: &Svid, clock: &Clock, guests: bool) -> Result<ServerConfig, TlsError> {
+    let domain = svid.bundle().trust_domain().clone();
+    let verifier = ClientVerifier::new(svid.anchors(), domain, guests)?;
     let time = Arc::new(TlsTime(clock.clone()));
     let mut config = ServerConfig::builder_with_details(provider(), time)
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -217,6 +231,22 @@ pub fn mesh_client(
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key())));
     config.alpn_protocols = alpn.protocols();
     config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS_MAX);
+    Ok(config)
+}
+
+/// Client side of a host that joins: it has no certificate and no bundle, only the pin of the
+/// root that it was given with its token, and accepts nobody but that root's server.
+///
+/// # Errors
+/// When rustls refuses the configuration.
+pub fn join_client(pin: CaPin, clock: &Clock) -> Result<ClientConfig, TlsError> {
+    let time = Arc::new(TlsTime(clock.clone()));
+    let mut config = ClientConfig::builder_with_details(provider(), time)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(PinnedVerifier { pin }))
+        .with_no_client_auth();
+    config.alpn_protocols = Alpn::H2.protocols();
     Ok(config)
 }
 
@@ -266,6 +296,18 @@ pub fn peer(certificates: Option<&[CertificateDer<'_>]>, clock: &Clock) -> Resul
     let leaf = certificates.and_then(<[_]>::first).ok_or(PeerError::NoCertificate)?;
     let leaf = Leaf::read(leaf).map_err(IdentityError::from)?;
     if leaf.is_valid_at(clock.wall_ms()) { Ok(leaf) } else { Err(PeerError::Expired(leaf.id)) }
+}
+
+/// A failed handshake in the words of the verifier that failed it; rustls shows those of others
+/// for debugging only.
+pub fn reason(error: &std::io::Error) -> String {
+    let tls = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(own))) => {
+            own.0.to_string()
+        }
+        _ => error.to_string(),
+    }
 }
 
 #[cfg(test)]

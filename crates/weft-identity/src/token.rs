@@ -32,16 +32,28 @@ pub struct Token(String);
 #[serde(transparent)]
 pub struct TokenHash(String);
 
-/// Lets its bearer obtain these identities, once.
+/// Lets its bearer become a host of the mesh, once, and obtain identities there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct JoinToken {
     pub hash: TokenHash,
-    /// Namespace and service account.
-    pub allowed: BTreeSet<(Label, Label)>,
+    /// The name that the host must have; any free one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Label>,
+    pub allowed: Allowed,
     pub expires_ms: u64,
     /// When it was used.
     pub used_ms: Option<u64>,
+}
+
+/// Which identities a host may obtain for pods that the server places there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Allowed {
+    /// Those of every pod that is placed there.
+    Placed,
+    /// Only these, and only pods with these are placed there: namespace and service account.
+    Only(BTreeSet<(Label, Label)>),
 }
 
 /// Why a join token admits nobody.
@@ -53,8 +65,8 @@ pub enum JoinError {
     Expired,
     #[error("the join token was used before; each serves once, make a new one")]
     Used,
-    #[error("the join token does not allow the service account {namespace}/{account}")]
-    NotAllowed { namespace: Label, account: Label },
+    #[error("the join token is for the host {wanted}, not for {named}")]
+    OtherHost { wanted: Label, named: Label },
     #[error("a join token must allow 1 to {JOIN_IDENTITIES_MAX} service accounts, not {0}")]
     Size(usize),
 }
@@ -106,23 +118,26 @@ impl JoinToken {
     /// When nothing, or too much, is allowed.
     pub fn new(
         token: &Token,
-        allowed: BTreeSet<(Label, Label)>,
+        host: Option<Label>,
+        allowed: Allowed,
         ttl: Duration,
         wall_ms: u64,
     ) -> Result<Self, JoinError> {
-        if allowed.is_empty() || allowed.len() > JOIN_IDENTITIES_MAX {
-            return Err(JoinError::Size(allowed.len()));
+        if let Allowed::Only(set) = &allowed
+            && (set.is_empty() || set.len() > JOIN_IDENTITIES_MAX)
+        {
+            return Err(JoinError::Size(set.len()));
         }
         let ttl = u64::try_from(ttl.min(JOIN_TTL_MAX).as_millis()).unwrap_or(u64::MAX);
-        Ok(Self { hash: token.hash(), allowed, expires_ms: wall_ms + ttl, used_ms: None })
+        Ok(Self { hash: token.hash(), host, allowed, expires_ms: wall_ms + ttl, used_ms: None })
     }
 
     /// Uses the token up. The caller stores the changed record with compare-and-swap, so that two
     /// servers cannot both admit it.
     ///
     /// # Errors
-    /// When it is another token, expired or used.
-    pub fn redeem(&mut self, token: &Token, wall_ms: u64) -> Result<(), JoinError> {
+    /// When it is another token, expired, used or another host's.
+    pub fn redeem(&mut self, token: &Token, host: &Label, wall_ms: u64) -> Result<(), JoinError> {
         if !token.matches(&self.hash) {
             return Err(JoinError::Unknown);
         }
@@ -132,18 +147,32 @@ impl JoinToken {
         if self.used_ms.is_some() {
             return Err(JoinError::Used);
         }
+        if let Some(wanted) = self.host.as_ref().filter(|wanted| *wanted != host) {
+            return Err(JoinError::OtherHost { wanted: wanted.clone(), named: host.clone() });
+        }
         self.used_ms = Some(wall_ms);
         Ok(())
     }
+}
 
-    /// # Errors
-    /// When the service account is not among the allowed ones.
-    pub fn allows(&self, namespace: &Label, account: &Label) -> Result<(), JoinError> {
-        let (namespace, account) = (namespace.clone(), account.clone());
-        if self.allowed.contains(&(namespace.clone(), account.clone())) {
-            Ok(())
-        } else {
-            Err(JoinError::NotAllowed { namespace, account })
+// === impl TokenHash ===
+
+impl TokenHash {
+    /// Hexadecimal; the token's name in lists and in the store.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+// === impl Allowed ===
+
+impl Allowed {
+    pub fn admits(&self, namespace: &str, account: &str) -> bool {
+        match self {
+            Self::Placed => true,
+            Self::Only(set) => {
+                set.iter().any(|(n, a)| n.as_str() == namespace && a.as_str() == account)
+            }
         }
     }
 }
@@ -168,27 +197,41 @@ mod tests {
     }
 
     #[test]
-    fn a_join_token_serves_once_in_time_for_what_it_names() {
+    fn a_join_token_serves_once_in_time_for_its_host() {
         let token = Token::generate().unwrap();
-        let allowed = BTreeSet::from([account("shop", "order")]);
         let day = Duration::from_hours(24);
-        let fresh = JoinToken::new(&token, allowed, day, 1_000).unwrap();
+        let host = |name: &str| Label::new(name).unwrap();
+        let fresh = JoinToken::new(&token, Some(host("m1")), Allowed::Placed, day, 1_000).unwrap();
         assert_eq!(fresh.expires_ms, 1_000 + 3_600_000);
 
         let mut join = fresh.clone();
         let other = Token::generate().unwrap();
-        assert_eq!(join.redeem(&other, 2_000), Err(JoinError::Unknown));
-        assert_eq!(join.redeem(&token, 2_000), Ok(()));
-        assert_eq!(join.redeem(&token, 2_001), Err(JoinError::Used));
-        assert_eq!(fresh.clone().redeem(&token, 3_601_000), Err(JoinError::Expired));
+        assert_eq!(join.redeem(&other, &host("m1"), 2_000), Err(JoinError::Unknown));
+        let wrong = join.redeem(&token, &host("m2"), 2_000);
+        assert!(matches!(wrong, Err(JoinError::OtherHost { .. })));
+        assert_eq!(join.used_ms, None);
+        assert_eq!(join.redeem(&token, &host("m1"), 2_000), Ok(()));
+        assert_eq!(join.redeem(&token, &host("m1"), 2_001), Err(JoinError::Used));
+        let late = fresh.clone().redeem(&token, &host("m1"), 3_601_000);
+        assert_eq!(late, Err(JoinError::Expired));
 
-        let (ns, sa) = account("shop", "order");
-        assert!(join.allows(&ns, &sa).is_ok());
-        let (ns, sa) = account("shop", "user");
-        assert!(join.allows(&ns, &sa).is_err());
-        assert_eq!(
-            JoinToken::new(&token, BTreeSet::new(), day, 0).unwrap_err(),
-            JoinError::Size(0)
-        );
+        let free = JoinToken::new(&token, None, Allowed::Placed, day, 1_000);
+        assert_eq!(free.unwrap().redeem(&token, &host("m2"), 2_000), Ok(()));
+    }
+
+    #[test]
+    fn only_the_accounts_that_a_token_names_are_allowed() {
+        let token = Token::generate().unwrap();
+        let hour = Duration::from_hours(1);
+        let only = Allowed::Only(BTreeSet::from([account("shop", "order")]));
+        assert!(only.admits("shop", "order"));
+        assert!(!only.admits("shop", "user") && !only.admits("order", "shop"));
+        assert!(Allowed::Placed.admits("shop", "user"));
+        let stored = JoinToken::new(&token, None, only, hour, 0).unwrap();
+        let text = serde_json::to_string(&stored).unwrap();
+        assert_eq!(serde_json::from_str::<JoinToken>(&text).unwrap(), stored);
+        let nothing = Allowed::Only(BTreeSet::new());
+        let refused = JoinToken::new(&token, None, nothing, hour, 0);
+        assert_eq!(refused.unwrap_err(), JoinError::Size(0));
     }
 }

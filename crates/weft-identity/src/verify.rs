@@ -19,6 +19,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use thiserror::Error;
 
+use crate::join::CaPin;
 use crate::leaf::{Leaf, LeafError};
 use crate::provider;
 use crate::spiffe::{SpiffeId, TrustDomain};
@@ -41,6 +42,11 @@ pub enum IdentityError {
     ForeignDomain { found: SpiffeId, domain: TrustDomain },
     #[error("the peer is {found}, but {expected} was expected")]
     Unexpected { found: SpiffeId, expected: String },
+    #[error(
+        "the server's certificate is not of the pinned authority {0}; is the address right, and \
+         the token from this server?"
+    )]
+    OtherRoot(CaPin),
 }
 
 /// Verifies servers of the mesh.
@@ -51,7 +57,14 @@ pub(crate) struct ServerVerifier {
     pub(crate) expected: Expected,
 }
 
-/// Verifies clients of the mesh: a certificate is mandatory.
+/// Verifies the server of a mesh by the pin of its root, for who has nothing else yet.
+#[derive(Debug)]
+pub(crate) struct PinnedVerifier {
+    pub(crate) pin: CaPin,
+}
+
+/// Verifies clients of the mesh: a certificate is mandatory, or (at the port where hosts join)
+/// good when there is one.
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
@@ -140,20 +153,90 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
+// === impl PinnedVerifier ===
+
+impl PinnedVerifier {
+    /// The pinned root, which the server sends along with its chain.
+    fn root(&self, intermediates: &[CertificateDer<'_>]) -> Result<RootCertStore, Error> {
+        let root = intermediates.iter().find(|cert| self.pin.is_of(cert));
+        let root = root.ok_or_else(|| refused(IdentityError::OtherRoot(self.pin)))?;
+        let mut anchors = RootCertStore::empty();
+        anchors.add(root.clone().into_owned())?;
+        Ok(anchors)
+    }
+}
+
+impl ServerCertVerifier for PinnedVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let algorithms = provider::provider().signature_verification_algorithms;
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(end_entity)?,
+            &self.root(intermediates)?,
+            intermediates,
+            now,
+            algorithms.all,
+        )?;
+        let leaf = Leaf::read(end_entity).map_err(|e| refused(e.into()))?;
+        // Workloads have certificates of the same root; they are not the server.
+        let domain = leaf.id.trust_domain();
+        Expected::only(domain.server()).admit(&leaf.id, &domain).map_err(refused)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider::provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider::provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider::provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
 // === impl ClientVerifier ===
 
 impl ClientVerifier {
     pub(crate) fn new(
         anchors: Arc<RootCertStore>,
         domain: TrustDomain,
+        guests: bool,
     ) -> Result<Self, rustls::server::VerifierBuilderError> {
-        let chain =
-            WebPkiClientVerifier::builder_with_provider(anchors, provider::provider()).build()?;
+        let builder = WebPkiClientVerifier::builder_with_provider(anchors, provider::provider());
+        let chain = match guests {
+            true => builder.allow_unauthenticated().build()?,
+            false => builder.build()?,
+        };
         Ok(Self { chain, domain })
     }
 }
 
 impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.chain.client_auth_mandatory()
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         // The client has one SVID; hints would only tell strangers about our roots.
         &[]

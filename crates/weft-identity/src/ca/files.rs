@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The authority's files: private modes, written whole or not at all, links not followed.
-//! Called by `ca` only.
+//! Called by `ca`, and by `join` for a host's own key.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -15,7 +15,7 @@ use crate::svid::BUNDLE_ROOTS_MAX;
 /// Largest file that is read here, bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// Makes the directory with mode 0700; an existing one must be private too.
-pub(super) fn make_private_dir(dir: &Path) -> Result<(), CaError> {
+pub(crate) fn make_private_dir(dir: &Path) -> Result<(), CaError> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|source| io(dir, "the directory cannot be made", source))?;
     let meta = std::fs::symlink_metadata(dir).map_err(|e| io(dir, "it cannot be looked at", e))?;
@@ -28,7 +28,7 @@ pub(super) fn make_private_dir(dir: &Path) -> Result<(), CaError> {
 }
 
 /// The text of a file that only its owner may read; `None` when there is none.
-pub(super) fn read_private(path: &Path) -> Result<Option<String>, CaError> {
+pub(crate) fn read_private(path: &Path) -> Result<Option<String>, CaError> {
     let Some((text, mode)) = read(path)? else { return Ok(None) };
     if mode & 0o077 == 0 {
         Ok(Some(text))
@@ -57,7 +57,7 @@ pub(super) fn key_and_certificate(
 }
 
 /// Writes a file whole: a temporary one beside it, synced, then renamed.
-pub(super) fn write(path: &Path, text: &str, mode: u32) -> Result<(), CaError> {
+pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<(), CaError> {
     let temporary = path.with_extension("new");
     let refused = |source| io(&temporary, "it cannot be written", source);
     match std::fs::remove_file(&temporary) {

@@ -82,3 +82,19 @@ proptest! {
         prop_assert_eq!(ta.server().is_member_of(&tb), a == b);
     }
 }
+
+#[test]
+fn hosts_are_no_workloads_and_the_reverse() {
+    let domain = TrustDomain::new("cluster.local").unwrap();
+    let label = |text: &str| Label::new(text).unwrap();
+    let host = domain.host(&label("m1"), &label("a1b2"));
+    assert_eq!(host.as_str(), "spiffe://cluster.local/weft/host/m1/a1b2");
+    assert_eq!((host.host(), host.workload()), (Some(("m1", "a1b2")), None));
+    let (ns, sa) = (label("weft"), label("host"));
+    assert_eq!(domain.workload(&ns, &sa).host(), None);
+    assert_eq!(domain.server().host(), None);
+    for odd in ["/weft/host/m1", "/weft/host/m1/a/b", "/ns/weft/host/m1"] {
+        let id = SpiffeId::new(&format!("spiffe://cluster.local{odd}")).unwrap();
+        assert_eq!(id.host(), None, "{odd}");
+    }
+}

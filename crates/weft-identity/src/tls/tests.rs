@@ -394,3 +394,75 @@ fn key_and_certificate_must_fit() {
     let mixed = Svid::new(other, good.chain().to_vec(), ca.bundle().clone());
     assert!(matches!(mixed, Err(crate::svid::SvidError::Key(_))));
 }
+
+/// A joining client meets a server; whom it saw, or why not.
+async fn join(server: ServerConfig, client: ClientConfig) -> Result<SpiffeId, String> {
+    let (a, b) = tokio::io::duplex(64 * 1024);
+    let serve = async {
+        let accepted = TlsAcceptor::from(Arc::new(server)).accept(a).await;
+        let mut s = accepted.map_err(|e| format!("server: {e}"))?;
+        s.write_all(b"!").await.map_err(|e| e.to_string())?;
+        s.flush().await.map_err(|e| e.to_string())?;
+        let guest = s.get_ref().1.peer_certificates().is_none();
+        let _ = s.read_u8().await;
+        if guest { Ok(()) } else { Err("it showed a certificate".to_owned()) }
+    };
+    let connect = async {
+        let name = ServerName::try_from("server.weft.internal").unwrap();
+        let connected = TlsConnector::from(Arc::new(client)).connect(name, b).await;
+        let mut s = connected.map_err(|e| format!("client: {}", reason(&e)))?;
+        s.read_u8().await.map_err(|e| format!("client: {e}"))?;
+        let leaf = peer(s.get_ref().1.peer_certificates(), &Clock::system());
+        leaf.map(|l| l.id).map_err(|e| e.to_string())
+    };
+    let (served, met) = tokio::join!(serve, connect);
+    match (served, met) {
+        (Ok(()), Ok(id)) => Ok(id),
+        (served, met) => Err(format!("{served:?} / {met:?}")),
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_joins_believes_the_pinned_authoritys_server_only() {
+    let clock = Clock::system();
+    let ((_d1, ours), (_d2, theirs)) = (authority(&clock), authority(&clock));
+    let open = |svid: &Svid| server(svid, &clock, true).unwrap();
+    let pinned = |ca: &Authority| join_client(ca.pin(), &clock).unwrap();
+    let own = ours.server_svid(SVID_TTL_DEFAULT).unwrap();
+
+    let met = join(open(&own), pinned(&ours)).await;
+    assert_eq!(met, Ok(ours.trust_domain().server()));
+    let other = join(open(&own), pinned(&theirs)).await.unwrap_err();
+    assert!(other.contains("not of the pinned authority"), "{other}");
+    // The root in the chain is no secret: who sends it along is not signed by it for that.
+    let mut chain = theirs.server_svid(SVID_TTL_DEFAULT).unwrap().chain().to_vec();
+    chain.push(ours.bundle().roots()[0].clone());
+    let request = crate::svid::KeyRequest::generate().unwrap();
+    let issued = theirs.sign(request.csr(), &theirs.trust_domain().server(), SVID_TTL_DEFAULT);
+    chain[0] = issued.unwrap().chain[0].clone();
+    let liar = request.complete(chain, theirs.bundle().clone()).unwrap();
+    assert!(join(open(&liar), pinned(&ours)).await.is_err());
+    // A workload of the same mesh is not its server.
+    let request = crate::svid::KeyRequest::generate().unwrap();
+    let mut chain = ours.sign(request.csr(), &id("user"), SVID_TTL_DEFAULT).unwrap().chain;
+    chain.extend(ours.bundle().roots().first().cloned());
+    let workload = request.complete(chain, ours.bundle().clone()).unwrap();
+    let why = join(open(&workload), pinned(&ours)).await.unwrap_err();
+    assert!(why.contains("/weft/server"), "{why}");
+    // Where hosts do not join, a certificate stays mandatory.
+    assert!(join(mesh_server(&own, &clock).unwrap(), pinned(&ours)).await.is_err());
+}
+
+#[tokio::test]
+async fn where_hosts_join_others_still_show_who_they_are() {
+    let clock = Clock::system();
+    let ((_d1, ours), (_d2, theirs)) = (authority(&clock), authority(&clock));
+    let own = ours.server_svid(SVID_TTL_DEFAULT).unwrap();
+    let open = || Arc::new(server(&own, &clock, true).unwrap());
+    let only = Expected::only(ours.trust_domain().server());
+    let client = |svid: &Svid| mesh_client(svid, only.clone(), Alpn::H2, &clock).unwrap();
+    let met = meet(open(), Arc::new(client(&svid(&ours, "order"))), &clock).await.unwrap();
+    assert_eq!(met.server_saw, id("order"));
+    // A bad certificate is not the same as none.
+    assert!(meet(open(), Arc::new(client(&svid(&theirs, "order"))), &clock).await.is_err());
+}

@@ -5,7 +5,7 @@
 pub struct Host {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// Text form, IPv4 or IPv6; the first is the primary one.
+    /// Text form, IPv4 or IPv6; the first is the primary one, at which other hosts reach it.
     #[prost(string, repeated, tag = "2")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(map = "string, string", tag = "3")]
@@ -15,9 +15,20 @@ pub struct Host {
     >,
     #[prost(string, tag = "4")]
     pub version: ::prost::alloc::string::String,
-    /// The kernel's boot id: a new one means that everything that ran there is gone.
+    /// The kernel's boot id.
     #[prost(string, tag = "5")]
     pub boot_id: ::prost::alloc::string::String,
+    /// New at each start of the agent: everything that ran there before is gone.
+    #[prost(string, tag = "6")]
+    pub instance: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub kernel: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "8")]
+    pub cpus: u32,
+    #[prost(uint64, tag = "9")]
+    pub memory_bytes: u64,
+    #[prost(uint32, tag = "10")]
+    pub pods_max: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JoinRequest {
@@ -27,6 +38,12 @@ pub struct JoinRequest {
     pub host: ::core::option::Option<Host>,
     /// PKCS#10, DER.
     #[prost(bytes = "bytes", tag = "3")]
+    pub csr: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewRequest {
+    /// PKCS#10, DER.
+    #[prost(bytes = "bytes", tag = "1")]
     pub csr: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -60,24 +77,32 @@ pub struct HeartbeatResponse {
     /// When the next heartbeat is due.
     #[prost(uint64, tag = "1")]
     pub interval_ms: u64,
+    /// The server had given the host up, or does not know what runs there: report all pods again.
+    #[prost(bool, tag = "2")]
+    pub resync: bool,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct WatchPodsRequest {
-    #[prost(string, tag = "1")]
-    pub host: ::prost::alloc::string::String,
-}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchPodsRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct PodsUpdate {
+pub struct HostUpdate {
     /// Store revision that this update brings the host to.
     #[prost(uint64, tag = "1")]
     pub revision: u64,
-    /// Set on the first update of a stream: what it does not name must stop.
+    /// Begins a whole set: what it does not name must stop.
     #[prost(bool, tag = "2")]
     pub whole: bool,
-    #[prost(message, repeated, tag = "3")]
-    pub upserts: ::prost::alloc::vec::Vec<Object>,
+    /// The rest of this update follows in the next message; nothing is applied before.
+    #[prost(bool, tag = "3")]
+    pub more: bool,
     #[prost(message, repeated, tag = "4")]
+    pub upserts: ::prost::alloc::vec::Vec<Pod>,
+    #[prost(message, repeated, tag = "5")]
     pub removes: ::prost::alloc::vec::Vec<ObjectKey>,
+    #[prost(message, repeated, tag = "6")]
+    pub upstreams: ::prost::alloc::vec::Vec<Upstreams>,
+    /// All checks that the host runs, when they changed.
+    #[prost(message, optional, tag = "7")]
+    pub checks: ::core::option::Option<Checks>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ObjectKey {
@@ -88,14 +113,27 @@ pub struct ObjectKey {
     #[prost(string, tag = "3")]
     pub uid: ::prost::alloc::string::String,
 }
-/// A Kubernetes-style object as JSON.
+/// A pod with what the server resolved for it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Object {
+pub struct Pod {
     #[prost(message, optional, tag = "1")]
     pub key: ::core::option::Option<ObjectKey>,
-    #[prost(uint64, tag = "2")]
-    pub revision: u64,
-    #[prost(bytes = "bytes", tag = "3")]
+    /// JSON: `object`, `address`, `configMaps`, `secrets`.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub json: ::prost::bytes::Bytes,
+}
+/// The sidecar's ports for the Services of one namespace; JSON, a list.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Upstreams {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub json: ::prost::bytes::Bytes,
+}
+/// JSON, a list of checks with their keys and definitions.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Checks {
+    #[prost(bytes = "bytes", tag = "1")]
     pub json: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -156,20 +194,40 @@ pub mod check_result {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportChecksRequest {
-    #[prost(string, tag = "1")]
-    pub host: ::prost::alloc::string::String,
-    #[prost(message, repeated, tag = "2")]
+    #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<CheckResult>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReportChecksResponse {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportPodsRequest {
-    #[prost(string, tag = "1")]
-    pub host: ::prost::alloc::string::String,
-    /// `status` only is read.
+    #[prost(message, repeated, tag = "1")]
+    pub pods: ::prost::alloc::vec::Vec<PodReport>,
     #[prost(message, repeated, tag = "2")]
-    pub pods: ::prost::alloc::vec::Vec<Object>,
+    pub notes: ::prost::alloc::vec::Vec<PodNote>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PodReport {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<ObjectKey>,
+    /// Kubernetes' `status`, JSON.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub status: ::prost::bytes::Bytes,
+    /// No process is left: a pod being deleted can be removed.
+    #[prost(bool, tag = "3")]
+    pub finished: bool,
+}
+/// Something for the pod's list of events.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PodNote {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<ObjectKey>,
+    #[prost(bool, tag = "2")]
+    pub warning: bool,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub message: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReportPodsResponse {}
@@ -185,6 +243,8 @@ pub struct SignCsrRequest {
 pub struct SignCsrResponse {
     #[prost(message, optional, tag = "1")]
     pub certificate: ::core::option::Option<Certificate>,
+    #[prost(string, tag = "2")]
+    pub trust_domain: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WaitAppliedRequest {
@@ -199,35 +259,18 @@ pub mod wait_applied_request {
     /// What to wait for.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum What {
-        /// Every connected subscriber of the host name has answered the revision or a later one.
+        /// The pod takes no new requests any more, and every subscriber of its services knows.
         #[prost(message, tag = "1")]
-        Subscribers(super::Subscribers),
+        Drained(super::ObjectKey),
         /// The pod's own sidecar has acknowledged its inbound listeners.
         #[prost(message, tag = "2")]
-        Inbound(super::Inbound),
+        Inbound(super::ObjectKey),
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Subscribers {
-    #[prost(string, tag = "1")]
-    pub service_host: ::prost::alloc::string::String,
-    #[prost(uint64, tag = "2")]
-    pub revision: u64,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Inbound {
-    #[prost(message, optional, tag = "1")]
-    pub pod: ::core::option::Option<ObjectKey>,
-    #[prost(uint32, repeated, tag = "2")]
-    pub ports: ::prost::alloc::vec::Vec<u32>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WaitAppliedResponse {
     #[prost(bool, tag = "1")]
     pub applied: bool,
-    /// Nodes that had not answered when the time was over.
-    #[prost(string, repeated, tag = "2")]
-    pub waiting_for: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Generated client implementations.
 pub mod agent_client {
@@ -329,6 +372,27 @@ pub mod agent_client {
             req.extensions_mut().insert(GrpcMethod::new("weft.agent.v1.Agent", "Join"));
             self.inner.unary(req, path, codec).await
         }
+        /// A new certificate for the host that asks.
+        pub async fn renew(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewRequest>,
+        ) -> std::result::Result<tonic::Response<super::JoinResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.agent.v1.Agent/Renew",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("weft.agent.v1.Agent", "Renew"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Says that the host is alive and what it is. An unchanged heartbeat writes nothing.
         pub async fn heartbeat(
             &mut self,
@@ -354,12 +418,12 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("weft.agent.v1.Agent", "Heartbeat"));
             self.inner.unary(req, path, codec).await
         }
-        /// The pods that this host must run: the whole set first, then changes.
+        /// What this host must run: the whole set first, then changes.
         pub async fn watch_pods(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchPodsRequest>,
         ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::PodsUpdate>>,
+            tonic::Response<tonic::codec::Streaming<super::HostUpdate>>,
             tonic::Status,
         > {
             self.inner
@@ -404,7 +468,7 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("weft.agent.v1.Agent", "ReportChecks"));
             self.inner.unary(req, path, codec).await
         }
-        /// Status of pods, those that changed.
+        /// Status of pods, those that changed, and what happened to them.
         pub async fn report_pods(
             &mut self,
             request: impl tonic::IntoRequest<super::ReportPodsRequest>,
@@ -429,7 +493,7 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("weft.agent.v1.Agent", "ReportPods"));
             self.inner.unary(req, path, codec).await
         }
-        /// A certificate for one workload of a pod that the server placed on this host.
+        /// A certificate for the workload of a pod that the server placed on this host.
         pub async fn sign_csr(
             &mut self,
             request: impl tonic::IntoRequest<super::SignCsrRequest>,
@@ -500,6 +564,11 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::JoinRequest>,
         ) -> std::result::Result<tonic::Response<super::JoinResponse>, tonic::Status>;
+        /// A new certificate for the host that asks.
+        async fn renew(
+            &self,
+            request: tonic::Request<super::RenewRequest>,
+        ) -> std::result::Result<tonic::Response<super::JoinResponse>, tonic::Status>;
         /// Says that the host is alive and what it is. An unchanged heartbeat writes nothing.
         async fn heartbeat(
             &self,
@@ -510,11 +579,11 @@ pub mod agent_server {
         >;
         /// Server streaming response type for the WatchPods method.
         type WatchPodsStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::PodsUpdate, tonic::Status>,
+                Item = std::result::Result<super::HostUpdate, tonic::Status>,
             >
             + std::marker::Send
             + 'static;
-        /// The pods that this host must run: the whole set first, then changes.
+        /// What this host must run: the whole set first, then changes.
         async fn watch_pods(
             &self,
             request: tonic::Request<super::WatchPodsRequest>,
@@ -527,7 +596,7 @@ pub mod agent_server {
             tonic::Response<super::ReportChecksResponse>,
             tonic::Status,
         >;
-        /// Status of pods, those that changed.
+        /// Status of pods, those that changed, and what happened to them.
         async fn report_pods(
             &self,
             request: tonic::Request<super::ReportPodsRequest>,
@@ -535,7 +604,7 @@ pub mod agent_server {
             tonic::Response<super::ReportPodsResponse>,
             tonic::Status,
         >;
-        /// A certificate for one workload of a pod that the server placed on this host.
+        /// A certificate for the workload of a pod that the server placed on this host.
         async fn sign_csr(
             &self,
             request: tonic::Request<super::SignCsrRequest>,
@@ -668,6 +737,49 @@ pub mod agent_server {
                     };
                     Box::pin(fut)
                 }
+                "/weft.agent.v1.Agent/Renew" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenewSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::RenewRequest>
+                    for RenewSvc<T> {
+                        type Response = super::JoinResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenewRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::renew(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenewSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/weft.agent.v1.Agent/Heartbeat" => {
                     #[allow(non_camel_case_types)]
                     struct HeartbeatSvc<T: Agent>(pub Arc<T>);
@@ -718,7 +830,7 @@ pub mod agent_server {
                         T: Agent,
                     > tonic::server::ServerStreamingService<super::WatchPodsRequest>
                     for WatchPodsSvc<T> {
-                        type Response = super::PodsUpdate;
+                        type Response = super::HostUpdate;
                         type ResponseStream = T::WatchPodsStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,
