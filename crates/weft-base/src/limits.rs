@@ -70,6 +70,11 @@ pub const POD_LOG_BYTES_MAX: usize = 10 * 1024 * 1024;
 pub const STREAM_SESSIONS_MAX: usize = 256;
 /// Largest DNS answer over UDP, bytes (RFC 9715's safe size).
 pub const DNS_UDP_BYTES_MAX: usize = 1232;
+/// A pod's questions on their way to the resolver.
+pub const DNS_QUESTIONS_MAX: usize = 1024;
+/// A pod's DNS connections over TCP, and how long one may last, milliseconds.
+pub const DNS_CLIENTS_MAX: usize = 64;
+pub const DNS_IDLE_MS_MAX: u64 = 60_000;
 /// Exchanges over one door at the same time; more wait in its queue.
 pub const DOOR_EXCHANGES_MAX: usize = 4096;
 /// Of these by one process; more are refused, so that a sidecar whose targets do not answer
