@@ -37,6 +37,9 @@ pub struct Commit {
     pub resources: u32,
     /// Names in their lists of removed resources.
     pub removed: u32,
+    /// The node holds a part of what it may see, and asks for the rest by name.
+    #[serde(default)]
+    pub partial: bool,
 }
 
 /// A resource that a proxy did not take, and why.

@@ -42,7 +42,8 @@ fn values() -> impl Strategy<Value = Bytes> {
     let good = codec::encode(&some_resource()).unwrap().bytes;
     let counts = (0..4_u32, 0..4_u32, 0..3_u32);
     let commit = counts.prop_map(|(responses, resources, removed)| {
-        codec::to_cbor(&Commit { generation: 1, responses, resources, removed }).unwrap()
+        let partial = responses == 2;
+        codec::to_cbor(&Commit { generation: 1, responses, resources, removed, partial }).unwrap()
     });
     let noise = prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from);
     prop_oneof![3 => Just(good), 3 => commit, 1 => noise]
@@ -81,7 +82,7 @@ fn statuses() -> impl Strategy<Value = Status> {
 }
 
 fn requests() -> impl Strategy<Value = DeltaDiscoveryRequest> {
-    let wanted = prop::collection::vec(text(&["*", "host:a"]), 0..2);
+    let wanted = || prop::collection::vec(text(&["*", "host:a", "host:a/x", "host:"]), 0..3);
     let held = prop::collection::hash_map(names(), ".{0,17}", 0..4);
     let nonces = text(&["1/0", "2/0", "3/0", "", "9"]);
     let types = prop_oneof![9 => Just(MODEL_TYPE_URL.to_owned()), 1 => ".{0,5}"];
@@ -90,15 +91,18 @@ fn requests() -> impl Strategy<Value = DeltaDiscoveryRequest> {
         1 => ".{0,9}".prop_map(|id| Some(Node { id, ..Node::default() })),
         1 => Just(None)
     ];
-    (nodes, types, wanted, held, nonces, prop::option::of(statuses())).prop_map(
-        |(node, type_url, subscribe, held, response_nonce, error_detail)| DeltaDiscoveryRequest {
-            node,
-            type_url,
-            resource_names_subscribe: subscribe,
-            initial_resource_versions: held,
-            response_nonce,
-            error_detail,
-            ..DeltaDiscoveryRequest::default()
+    (nodes, types, wanted(), wanted(), held, nonces, prop::option::of(statuses())).prop_map(
+        |(node, type_url, subscribe, unsubscribe, held, response_nonce, error_detail)| {
+            DeltaDiscoveryRequest {
+                node,
+                type_url,
+                resource_names_subscribe: subscribe,
+                resource_names_unsubscribe: unsubscribe,
+                initial_resource_versions: held,
+                response_nonce,
+                error_detail,
+                ..DeltaDiscoveryRequest::default()
+            }
         },
     )
 }
@@ -106,7 +110,7 @@ fn requests() -> impl Strategy<Value = DeltaDiscoveryRequest> {
 fn view(generation: u64, names: &[&str]) -> Arc<View> {
     let entry = Arc::new(Entry::new(Arc::new(some_resource())).unwrap());
     let resources = names.iter().map(|n| (Root::host(*n).own(), entry.clone())).collect();
-    Arc::new(View { generation, resources })
+    Arc::new(View { generation, resources, ..View::default() })
 }
 
 proptest! {
@@ -116,6 +120,7 @@ proptest! {
     fn a_client_survives_any_server(messages in prop::collection::vec(responses(), 1..12)) {
         let held = [(Root::host("a").own(), codec::Version::of(b"a"))];
         let mut client = client::Machine::new(node(), held, Rng::seeded(1));
+        client.want(["a".into(), "b".into()].into());
         client.connected();
         for message in messages {
             let closing = message.resources.iter().any(|r| r.name == COMMIT_NAME);

@@ -40,7 +40,7 @@ mod view;
 pub use client::{Applied, Transaction, Upsert};
 pub use codec::{Commit, Encoded, Rejected, Version};
 pub use node::{NodeId, NodeInfo, NodeKind};
-pub use view::{Entry, View};
+pub use view::{Asked, Entry, View};
 
 /// Type of every subscription and response on weft's own streams.
 pub const MODEL_TYPE_URL: &str = "weft.dev/model.v1";
@@ -50,5 +50,7 @@ pub const COMMIT_TYPE_URL: &str = "weft.dev/commit.v1";
 pub const REJECTED_TYPE_URL: &str = "weft.dev/rejected.v1";
 /// Name of the resource that ends a transaction.
 pub const COMMIT_NAME: &str = "commit";
-/// Subscribes to everything in the node's scope.
+/// Subscribes to what is in the node's scope: all of it or, beyond what a proxy holds, the part
+/// that is always sent. Further hosts are subscribed by name, as `host:NAME` with any of their
+/// names; one that means nothing is answered by its removal.
 pub const WILDCARD: &str = "*";

@@ -15,7 +15,7 @@ use weft_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDisc
 use crate::client::{self, Applied, Transaction};
 use crate::codec::{Rejected, Version};
 use crate::server;
-use crate::{Entry, NodeId, NodeInfo, View};
+use crate::{Asked, Entry, NodeId, NodeInfo, View};
 
 /// How bad the network is, in percent per step.
 #[derive(Clone, Copy)]
@@ -50,6 +50,13 @@ struct World {
     answered: u64,
     /// What the server says is refused.
     refused_by_server: BTreeSet<String>,
+    /// The server sends `h0`, `h1` and what is asked for, not everything.
+    on_demand: bool,
+    /// What the server knows to be asked for, with the number of each asking.
+    asks: BTreeMap<Arc<str>, u64>,
+    /// What the proxy asks for, and what it was told is not there.
+    wanted: BTreeSet<Arc<str>>,
+    absent: BTreeSet<Arc<str>>,
     /// Resources in one response; 0 leaves the server's own limits.
     chunk: usize,
     stats: Stats,
@@ -62,6 +69,7 @@ struct Stats {
     nacks: usize,
     resources_sent: usize,
     removes_seen: usize,
+    absents: usize,
 }
 
 fn refused(name: &ResourceName, version: Version) -> bool {
@@ -85,6 +93,10 @@ impl World {
             history: BTreeMap::new(),
             answered: 0,
             refused_by_server: BTreeSet::new(),
+            on_demand: false,
+            asks: BTreeMap::new(),
+            wanted: BTreeSet::new(),
+            absent: BTreeSet::new(),
             chunk: 0,
             stats: Stats::default(),
         }
@@ -125,11 +137,57 @@ impl World {
                 }
             }
         }
-        self.history.insert(generation, self.view.clone());
+        self.offer();
+    }
+
+    /// What the server wants the client to hold, under the newest generation.
+    fn offer(&mut self) {
+        let view = self.desired();
+        self.history.insert(view.generation, view.clone());
         if let Some(server) = &mut self.server {
-            let outputs = server.offer(Arc::new(self.view.clone()));
+            let outputs = server.offer(Arc::new(view));
             self.serve(outputs);
         }
+    }
+
+    fn desired(&self) -> View {
+        let mut view = self.view.clone();
+        if !self.on_demand {
+            return view;
+        }
+        let exists = |root: &Root| self.view.resources.keys().any(|n| n.root == *root);
+        let asked = |(host, number): (&Arc<str>, &u64)| {
+            let root = Some(Root::Host(host.clone())).filter(exists);
+            (host.clone(), Asked { number: *number, root })
+        };
+        view.partial = true;
+        view.asked = self.asks.iter().map(asked).collect();
+        let sent = |name: &ResourceName| match &name.root {
+            Root::Host(host) => matches!(&**host, "h0" | "h1") || self.asks.contains_key(host),
+            Root::Listener(_) => true,
+        };
+        view.resources = view.resources.into_iter().filter(|(n, _)| sent(n)).collect();
+        view
+    }
+
+    fn ask(&mut self, asks: &BTreeSet<Arc<str>>) {
+        self.asks.retain(|host, _| asks.contains(host));
+        for host in asks {
+            self.view.generation += 1;
+            self.asks.entry(host.clone()).or_insert(self.view.generation);
+        }
+        self.view.generation += 1;
+    }
+
+    /// The proxy needs other hosts than before.
+    fn want(&mut self) {
+        let host: Arc<str> = format!("h{}", self.rng.below(9)).into();
+        if !self.wanted.remove(&host) {
+            self.absent.remove(&host);
+            self.wanted.insert(host);
+        }
+        let output = self.client.want(self.wanted.clone());
+        self.client_output(output);
     }
 
     fn entry(&mut self, generation: u64) -> Entry {
@@ -148,6 +206,10 @@ impl World {
         for output in outputs {
             match output {
                 server::Output::Send(response) => self.to_client.push_back(*response),
+                server::Output::Wanted(asks) => {
+                    self.ask(&asks);
+                    self.offer();
+                }
                 server::Output::Sent { resources, .. } => self.stats.resources_sent += resources,
                 server::Output::Answered { view, rejected } => {
                     self.answered = view.generation;
@@ -160,6 +222,7 @@ impl World {
 
     fn step(&mut self) {
         match self.rng.below(6) {
+            0 if self.on_demand && self.percent(50) => self.want(),
             0 => self.change(),
             1 | 2 => self.carry_to_client(),
             3 => self.carry_to_server(),
@@ -235,9 +298,14 @@ impl World {
                 if self.chunk > 0 {
                     server.set_chunk(server::Chunk { items: self.chunk, bytes: usize::MAX });
                 }
-                let outputs = server.offer(Arc::new(self.view.clone()));
+                let asks = server.asks().clone();
                 self.server = Some(server);
-                outputs
+                if self.on_demand {
+                    self.asks.clear();
+                    self.ask(&asks);
+                }
+                self.offer();
+                Vec::new()
             }
         };
         self.serve(outputs);
@@ -249,6 +317,12 @@ impl World {
         self.stats.transactions += 1;
         self.stats.removes_seen += transaction.removes.len();
         let mut rejected = Vec::new();
+        self.stats.absents += transaction.absent.len();
+        self.absent.extend(transaction.absent.iter().cloned());
+        self.absent.extend(transaction.removes.iter().filter_map(|name| match &name.root {
+            Root::Host(host) => Some(host.clone()),
+            Root::Listener(_) => None,
+        }));
         for name in &transaction.removes {
             assert!(self.table.remove(name).is_some(), "{name} was removed but not held");
         }
@@ -307,6 +381,7 @@ impl World {
             if idle && self.answered == self.view.generation {
                 self.check_whole(self.view.generation);
                 self.check_held();
+                self.check_asked();
                 return;
             }
             assert!(round < 40, "no quiescence");
@@ -314,9 +389,20 @@ impl World {
         }
     }
 
+    /// Everything that is asked for is there, or known not to be.
+    fn check_asked(&self) {
+        for host in &self.wanted {
+            let held = self.table.keys().any(|n| n.root == Root::Host(host.clone()));
+            let exists = self.view.resources.keys().any(|n| n.root == Root::Host(host.clone()));
+            assert_eq!(held, exists, "{host}");
+            assert!(held || self.absent.contains(host), "{host} was never answered");
+        }
+    }
+
     /// The client's book is the proxy's table, and the server knows what is refused in it.
     fn check_held(&self) {
-        let refused = self.view.resources.iter().filter(|(name, entry)| {
+        let view = self.desired();
+        let refused = view.resources.iter().filter(|(name, entry)| {
             refused(name, entry.version) || entry.bytes.starts_with(b"no cbor")
         });
         let refused: BTreeSet<String> = refused.map(|(name, _)| name.to_string()).collect();
@@ -365,6 +451,74 @@ fn streams_that_break_resume_where_they_were() {
 fn lost_doubled_and_swapped_messages_never_show_a_half() {
     let stats = run(2_000..2_600, Faults { lose: 10, double: 10, swap: 20, cut: 5 });
     assert!(stats.transactions > 1_000 && stats.resets > 10, "{stats:?}");
+}
+
+/// The same with a server that sends only what is asked for.
+#[test]
+fn what_is_asked_for_comes_or_is_called_absent_however_bad_the_network_is() {
+    for (seeds, faults) in [
+        (3_000..3_200, CALM),
+        (4_000..4_200, Faults { cut: 30, ..CALM }),
+        (5_000..5_200, Faults { lose: 10, double: 10, swap: 20, cut: 5 }),
+    ] {
+        let mut absents = 0;
+        for seed in seeds {
+            let mut world = World::new(seed, faults);
+            world.on_demand = true;
+            world.history.insert(0, View::default());
+            world.chunk = 2;
+            for _ in 0..600 {
+                world.step();
+            }
+            if faults.lose > 0 {
+                // A real stream that loses a request is over; nothing else would find it out.
+                world.disconnect();
+            }
+            world.quiesce();
+            absents += world.stats.absents;
+        }
+        assert!(absents > 200, "{absents}");
+    }
+}
+
+/// A port that was taken becomes free: the refusal ends without another transaction.
+#[test]
+fn an_answer_is_amended_when_what_it_refused_is_taken_after_all() {
+    let mut world = World::new(1, CALM);
+    for (i, reason) in ["a", "b"].into_iter().enumerate() {
+        let fail = Resource::Fail(Fail { reason: reason.into(), origin: None });
+        let entry = Entry::new(Arc::new(fail)).unwrap();
+        world.view.resources.insert(Root::listener(format!("l{i}")).own(), Arc::new(entry));
+    }
+    world.view.generation = 1;
+    world.connect();
+    world.carry_to_server();
+    world.carry_to_client();
+    let transaction = world.delivered.take().unwrap();
+    let rejected = vec![
+        Rejected::new("listener:l0", "address in use"),
+        Rejected::new("listener:l1", "address in use"),
+    ];
+    let applied = |rejected| Applied { generation: 1, rejected };
+    let answer = world.client.applied(applied(rejected.clone()));
+    world.client_output(answer);
+    world.carry_to_server();
+    assert_eq!(world.refused_by_server.len(), 2);
+    assert_eq!(transaction.upserts.len(), 2);
+    for left in [1, 0] {
+        let late = world.client.amended(applied(rejected[..left].to_vec()));
+        assert!(late.is_some());
+        world.client_output(late);
+        world.carry_to_server();
+        assert_eq!(world.refused_by_server.len(), left);
+        assert_eq!(world.answered, 1);
+    }
+    // What was taken late is held in its newest form: a new stream sends nothing.
+    assert!(world.client.held().values().all(Option::is_some));
+    let old = Applied { generation: 0, rejected: Vec::new() };
+    assert_eq!(world.client.amended(old), None, "of a transaction long gone");
+    world.disconnect();
+    assert_eq!(world.client.amended(applied(Vec::new())), None, "there is no stream to say it on");
 }
 
 #[test]

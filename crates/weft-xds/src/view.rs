@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a node must hold: an immutable map that views of many nodes share structurally.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use weft_model::{Resource, ResourceName};
+use weft_model::{NodeFeatures, Resource, ResourceName, Root, express, needs};
 
 use crate::codec::{CodecError, Encoded, Version, encode};
 use bytes::Bytes;
@@ -15,6 +15,10 @@ pub struct Entry {
     pub bytes: Bytes,
     /// The same as a value, for scoping and for people.
     pub resource: Arc<Resource>,
+    /// What a proxy must know to take it as it is.
+    pub needs: NodeFeatures,
+    /// Its forms for proxies that lack something; few do, and of few kinds.
+    lesser: Mutex<Vec<(NodeFeatures, Arc<Entry>)>>,
 }
 
 /// The desired resources of one node at a generation. Cloning is cheap; the difference of two
@@ -23,6 +27,19 @@ pub struct Entry {
 pub struct View {
     pub generation: u64,
     pub resources: imbl::OrdMap<ResourceName, Arc<Entry>>,
+    /// The node may ask for more than it is sent: what is not here may exist all the same.
+    pub partial: bool,
+    /// The host names that the node asked for, as it wrote them.
+    pub asked: imbl::OrdMap<Arc<str>, Asked>,
+}
+
+/// What became of one name that a node asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Tells one asking from the next, since each is answered.
+    pub number: u64,
+    /// The host that it means; `None` when this node may see none of that name.
+    pub root: Option<Root>,
 }
 
 // === impl Entry ===
@@ -32,7 +49,29 @@ impl Entry {
     /// When the resource cannot be encoded.
     pub fn new(resource: Arc<Resource>) -> Result<Self, CodecError> {
         let Encoded { version, bytes } = encode(&resource)?;
-        Ok(Self { version, bytes, resource })
+        let needs = needs(&resource);
+        Ok(Self { version, bytes, resource, needs, lesser: Mutex::default() })
+    }
+
+    /// The form for a proxy with these features: this one, unless it lacks something. Made once
+    /// per set of features.
+    pub fn for_features(self: &Arc<Self>, have: NodeFeatures) -> Arc<Self> {
+        let missing = self.needs.without(have);
+        if missing.is_empty() {
+            return self.clone();
+        }
+        let mut lesser = self.lesser.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, made)) = lesser.iter().find(|(lacks, _)| *lacks == missing) {
+            return made.clone();
+        }
+        let said = express(&self.resource, have).map(|said| Self::new(Arc::new(said)));
+        let made = match said {
+            Some(Ok(entry)) => Arc::new(entry),
+            // What was encoded once is encoded in part, too.
+            Some(Err(_)) | None => return self.clone(),
+        };
+        lesser.push((missing, made.clone()));
+        made
     }
 }
 
@@ -74,7 +113,7 @@ mod tests {
     /// Entries compared when one of `size` resources changes, is added and is removed.
     fn cost(size: usize) -> usize {
         let resources: imbl::OrdMap<_, _> = (0..size).map(|i| (name(i), entry("x"))).collect();
-        let mut view = View { generation: 1, resources };
+        let mut view = View { generation: 1, resources, ..View::default() };
         let id = NodeId::sidecar("shop", "a").unwrap();
         let node = NodeInfo::this_release(id, "test");
         let mut client = client::Machine::new(node, [], Rng::seeded(1));

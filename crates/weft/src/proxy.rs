@@ -112,6 +112,7 @@ fn subscribe(
     let options = Options {
         node: NodeInfo::this_release(node, env!("CARGO_PKG_VERSION")),
         held: proxy.held().clone(),
+        wanted: client::nothing_more(),
         rng: Rng::from_system(),
     };
     let handle = client::run(Arc::new(dial), options, tasks);

@@ -202,7 +202,7 @@ impl Book {
         let resources = scope.as_ref().map(|s| select(&self.resources, &**s));
         let offer = self.ready && resources.is_some();
         let resources = resources.unwrap_or_default();
-        let view = Arc::new(View { generation: self.generation, resources });
+        let view = Arc::new(View { generation: self.generation, resources, ..View::default() });
         let (views, rx) = watch::channel(offer.then(|| view.clone()));
         let node = Node {
             info,
@@ -334,7 +334,7 @@ impl Node {
 
     /// Offers the first view, also when it is empty.
     fn begin(&mut self, generation: u64, resources: Resources) {
-        self.view = Arc::new(View { generation, resources });
+        self.view = Arc::new(View { generation, resources, ..View::default() });
         if let Some(session) = &self.session {
             session.views.send_replace(Some(self.view.clone()));
         }
@@ -346,7 +346,7 @@ impl Node {
         if self.view.resources.diff(&resources).next().is_none() {
             return;
         }
-        self.view = Arc::new(View { generation, resources });
+        self.view = Arc::new(View { generation, resources, ..View::default() });
         session.views.send_replace(Some(self.view.clone()));
     }
 

@@ -2,6 +2,7 @@
 //! The pusher: a handle that many hold, a book under one short lock, and one task that pushes when
 //! the debounce says so.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -280,7 +281,12 @@ impl Source for Pusher {
         self.shared.nodes.admit(peer, node)
     }
 
-    fn subscribe(&self, node: NodeInfo, peer: &Peer) -> Result<Session, Refusal> {
+    fn subscribe(
+        &self,
+        node: NodeInfo,
+        peer: &Peer,
+        _asks: BTreeSet<Arc<str>>,
+    ) -> Result<Session, Refusal> {
         let now_ms = self.shared.clock.wall_ms();
         let session = loop {
             let epoch = lock(&self.shared.book).scope_epoch();
@@ -294,6 +300,8 @@ impl Source for Pusher {
         self.shared.note();
         Ok(session)
     }
+
+    fn wanted(&self, _session: &SessionKey, _asks: BTreeSet<Arc<str>>) {}
 
     fn sent(&self, session: &SessionKey, sent: Sent) {
         let metrics = &self.shared.metrics;

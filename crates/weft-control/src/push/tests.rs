@@ -190,7 +190,8 @@ impl Proxy {
         let tasks = TaskGroup::new();
         let node = NodeInfo::this_release(id.parse().unwrap(), "test");
         let held = last_good.iter().map(|(name, (version, _))| (name.clone(), *version)).collect();
-        let options = Options { node, held, rng: Rng::seeded(1) };
+        let wanted = client::nothing_more();
+        let options = Options { node, held, wanted, rng: Rng::seeded(1) };
         let handle = client::run(connect, options, &tasks);
         let status = handle.status.clone();
         let (table_tx, table) = watch::channel(last_good);
@@ -210,7 +211,7 @@ impl Proxy {
     ) {
         while let Some(transaction) = handle.transactions.recv().await {
             gate.acquire().await.unwrap().forget();
-            let Transaction { generation, upserts, removes } = transaction;
+            let Transaction { generation, upserts, removes, .. } = transaction;
             log.lock().unwrap().push((upserts.len(), removes.len()));
             let mut rejected = Vec::new();
             table.send_modify(|table| {

@@ -192,7 +192,7 @@ impl Ingest {
 
     /// Applies one transaction; resolves when every worker has passed it.
     pub async fn apply(&mut self, transaction: Transaction) -> Applied {
-        let Transaction { generation, upserts, removes } = transaction;
+        let Transaction { generation, upserts, removes, .. } = transaction;
         let upserts = upserts.into_iter().map(|u| (u.name, u.resource)).collect();
         self.status.from_last_good.store(false, Ordering::Relaxed);
         let rejected = self.install(generation, upserts, &removes).await;

@@ -54,10 +54,11 @@ pub fn transaction(
 ) -> Result<Transaction, String> {
     let upsert = |(name, resource): (ResourceName, Resource)| {
         let encoded = weft_xds::codec::encode(&resource).map_err(|e| format!("{name}: {e}"))?;
-        Ok(Upsert { name, version: encoded.version, resource: Ok(resource) })
+        let (version, bytes) = (encoded.version, encoded.bytes.len());
+        Ok(Upsert { name, version, bytes, resource: Ok(resource) })
     };
     let upserts = resources.into_iter().map(upsert).collect::<Result<_, String>>()?;
-    Ok(Transaction { generation, upserts, removes: Vec::new() })
+    Ok(Transaction { generation, upserts, ..Transaction::default() })
 }
 
 /// Reads a YAML list of `{name, resource}`.

@@ -82,7 +82,7 @@ impl Bed {
     }
 
     pub async fn remove(&self, generation: u64, removes: Vec<ResourceName>) -> Applied {
-        let transaction = Transaction { generation, upserts: Vec::new(), removes };
+        let transaction = Transaction { generation, removes, ..Transaction::default() };
         self.feed.apply(transaction).await.unwrap()
     }
 

@@ -304,15 +304,18 @@ async fn an_address_passes_from_one_listener_to_another_at_once() {
     }
     // First the same address for another root, then back and forth.
     let swap = |generation, name: ResourceName, resource, remove| {
+        let encoded = weft_xds::codec::encode(&resource).unwrap();
         let upserts = weft_xds::Upsert {
             name,
-            version: weft_xds::codec::encode(&resource).unwrap().version,
+            version: encoded.version,
+            bytes: encoded.bytes.len(),
             resource: Ok(resource),
         };
         bed.feed.apply(weft_xds::Transaction {
             generation,
             upserts: vec![upserts],
             removes: vec![remove],
+            ..weft_xds::Transaction::default()
         })
     };
     let mut first = listener.clone();

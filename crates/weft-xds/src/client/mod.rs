@@ -7,6 +7,7 @@
 mod dial;
 mod state;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +61,9 @@ pub struct Options {
     /// the first transaction is then the difference to it. Empty when the proxy takes the first
     /// transaction as the whole and drops by itself what it does not name.
     pub held: Vec<(ResourceName, Version)>,
+    /// Hosts that the proxy asks for by name, beside what is in its scope anyway: always all of
+    /// them. [`nothing_more`] for one that never asks.
+    pub wanted: watch::Receiver<BTreeSet<Arc<str>>>,
     pub rng: Rng,
 }
 
@@ -70,6 +74,8 @@ pub struct Handle {
     pub transactions: mpsc::Receiver<Transaction>,
     /// The answers.
     pub applied: mpsc::Sender<Applied>,
+    /// The last answer again when what it refused was taken after all.
+    pub amended: mpsc::Sender<Applied>,
     pub status: watch::Receiver<Status>,
 }
 
@@ -89,14 +95,19 @@ pub struct Status {
 pub fn run(connect: Arc<dyn Connect>, options: Options, tasks: &TaskGroup) -> Handle {
     let (transactions_tx, transactions) = mpsc::channel(1);
     let (applied, applied_rx) = mpsc::channel(1);
+    let (amended, amended_rx) = mpsc::channel(1);
     let (status_tx, status) = watch::channel(Status::default());
-    let shell = Shell {
+    let mut shell = Shell {
         machine: Machine::new(options.node, options.held, options.rng),
         connect,
         transactions: transactions_tx,
         applied: applied_rx,
+        amended: amended_rx,
+        wanted: options.wanted,
         status: status_tx,
     };
+    // There is no stream yet to say it on.
+    let _ = shell.on_wanted();
     let group = tasks.clone();
     tasks.spawn("xds client", async move {
         tokio::select! {
@@ -104,7 +115,12 @@ pub fn run(connect: Arc<dyn Connect>, options: Options, tasks: &TaskGroup) -> Ha
             () = shell.run() => {}
         }
     });
-    Handle { transactions, applied, status }
+    Handle { transactions, applied, amended, status }
+}
+
+/// For [`Options::wanted`] of a proxy that asks for nothing by name.
+pub fn nothing_more() -> watch::Receiver<BTreeSet<Arc<str>>> {
+    watch::channel(BTreeSet::new()).1
 }
 
 /// An endpoint with the timeouts, pings and windows that a stream needs. Other transports (mTLS)
@@ -130,6 +146,8 @@ struct Shell {
     connect: Arc<dyn Connect>,
     transactions: mpsc::Sender<Transaction>,
     applied: mpsc::Receiver<Applied>,
+    amended: mpsc::Receiver<Applied>,
+    wanted: watch::Receiver<BTreeSet<Arc<str>>>,
     status: watch::Sender<Status>,
 }
 
@@ -175,6 +193,7 @@ impl Shell {
                     Some(applied) => drop(self.on_applied(applied)),
                     None => return false,
                 },
+                Ok(()) = self.wanted.changed() => drop(self.on_wanted()),
             }
         }
     }
@@ -207,11 +226,18 @@ impl Shell {
                     Some(applied) => self.on_applied(applied),
                     None => return End::Closed,
                 },
+                Some(applied) = self.amended.recv() => self.machine.amended(applied),
+                Ok(()) = self.wanted.changed() => self.on_wanted(),
             };
             if let Err(end) = self.put(&requests, output).await {
                 return end;
             }
         }
+    }
+
+    fn on_wanted(&mut self) -> Option<Output> {
+        let wanted = self.wanted.borrow_and_update().clone();
+        self.machine.want(wanted)
     }
 
     fn on_applied(&mut self, applied: Applied) -> Option<Output> {

@@ -5,12 +5,13 @@
 //! answers one before the proxy has said that it is applied.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use weft_base::limits::XDS_TRANSACTION_BYTES_MAX;
 use weft_base::rng::Rng;
-use weft_model::{Fail, Resource, ResourceName};
+use weft_model::{Fail, Resource, ResourceName, Root};
 use weft_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource,
 };
@@ -33,12 +34,18 @@ pub struct Transaction {
     pub upserts: Vec<Upsert>,
     /// By name; children of a removed root are listed. None of them is in `upserts`.
     pub removes: Vec<ResourceName>,
+    /// Host names that were asked for and mean nothing (any more).
+    pub absent: Vec<Arc<str>>,
+    /// What is not held may exist all the same: ask for it.
+    pub partial: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upsert {
     pub name: ResourceName,
     pub version: Version,
+    /// Its size on the wire.
+    pub bytes: usize,
     /// `Err` when it did not decode: keep the last good form, or install the `Fail` when there is
     /// none. The machine lists it in the NACK by itself.
     pub resource: Result<Resource, Fail>,
@@ -67,10 +74,25 @@ pub struct Machine {
     /// What the proxy holds. `None`: it was sent once, and refused while there was no good form,
     /// so the proxy holds a placeholder that says why.
     held: BTreeMap<ResourceName, Option<Version>>,
+    /// Host names that the proxy asks for.
+    wanted: BTreeSet<Arc<str>>,
     stream: Stream,
     pending: Option<Pending>,
+    /// The last answer that was sent on this stream.
+    answered: Option<Answered>,
     failures: u32,
     rng: Rng,
+}
+
+/// An answer that may be amended.
+#[derive(Debug)]
+struct Answered {
+    generation: u64,
+    nonce: String,
+    /// What did not decode stays refused.
+    undecodable: Vec<Rejected>,
+    /// What was refused, with the version that it would have.
+    refused: BTreeMap<ResourceName, Version>,
 }
 
 #[derive(Debug)]
@@ -126,7 +148,16 @@ impl Machine {
         rng: Rng,
     ) -> Self {
         let held = held.into_iter().map(|(name, version)| (name, Some(version))).collect();
-        Self { node, held, stream: Stream::Down, pending: None, failures: 0, rng }
+        Self {
+            node,
+            held,
+            wanted: BTreeSet::new(),
+            stream: Stream::Down,
+            pending: None,
+            answered: None,
+            failures: 0,
+            rng,
+        }
     }
 
     /// A stream is open.
@@ -138,9 +169,29 @@ impl Machine {
         Some(self.subscribe())
     }
 
+    /// The proxy asks for these hosts, and for no others. Those that are new are answered by a
+    /// transaction that brings them or calls them absent; a later stream asks for all again.
+    pub fn want(&mut self, hosts: BTreeSet<Arc<str>>) -> Option<Output> {
+        let before = std::mem::replace(&mut self.wanted, hosts);
+        let name = |host: &Arc<str>| Root::Host(host.clone()).to_string();
+        let subscribe: Vec<String> = self.wanted.difference(&before).map(name).collect();
+        let unsubscribe: Vec<String> = before.difference(&self.wanted).map(name).collect();
+        let up = matches!(self.stream, Stream::Up(_));
+        if !up || (subscribe.is_empty() && unsubscribe.is_empty()) {
+            return None;
+        }
+        Some(Output::Send(Box::new(DeltaDiscoveryRequest {
+            type_url: MODEL_TYPE_URL.to_owned(),
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
+            ..DeltaDiscoveryRequest::default()
+        })))
+    }
+
     /// The stream is gone, or could not be opened. Returns how long to wait.
     pub fn disconnected(&mut self) -> Duration {
         self.stream = Stream::Down;
+        self.answered = None;
         if let Some(pending) = &mut self.pending {
             pending.nonce = None;
         }
@@ -161,7 +212,7 @@ impl Machine {
         let done = building.txn;
         let built = std::mem::replace(building, Building { done, ..Building::default() });
         self.failures = 0;
-        Some(Output::Deliver(self.deliver(built, commit.generation, nonce)))
+        Some(Output::Deliver(self.deliver(built, commit, nonce)))
     }
 
     /// The proxy applied what was delivered.
@@ -170,14 +221,44 @@ impl Machine {
             return None;
         }
         let mut pending = self.pending.take()?;
-        let mut rejected = std::mem::take(&mut pending.undecodable);
+        let undecodable = std::mem::take(&mut pending.undecodable);
+        let mut rejected = undecodable.clone();
         rejected.extend(applied.rejected);
         let nonce = pending.nonce.take();
-        self.settle(pending, &rejected);
+        let refused = self.settle(pending, &rejected);
         if matches!(self.stream, Stream::Held) {
             return Some(self.subscribe());
         }
-        Some(Output::Send(Box::new(answer(nonce?, rejected))))
+        let nonce = nonce?;
+        self.answered = Some(Answered {
+            generation: applied.generation,
+            nonce: nonce.clone(),
+            undecodable,
+            refused,
+        });
+        Some(Output::Send(Box::new(answer(nonce, rejected))))
+    }
+
+    /// The proxy took later what it had refused in its last answer: a door whose address was taken
+    /// is open now. `applied` lists what is still refused.
+    pub fn amended(&mut self, applied: Applied) -> Option<Output> {
+        let is_up = matches!(self.stream, Stream::Up(_)) && self.pending.is_none();
+        let last = self.answered.as_mut()?;
+        if !is_up || last.generation != applied.generation {
+            return None;
+        }
+        let mut rejected = last.undecodable.clone();
+        rejected.extend(applied.rejected);
+        let still: BTreeSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
+        let held = &mut self.held;
+        last.refused.retain(|name, version| {
+            let stays = still.contains(name.to_string().as_str());
+            if !stays {
+                held.insert(name.clone(), Some(*version));
+            }
+            stays
+        });
+        Some(Output::Send(Box::new(answer(last.nonce.clone(), rejected))))
     }
 
     /// Whether a transaction was delivered and not answered yet.
@@ -194,6 +275,9 @@ impl Machine {
     /// The first request of a stream.
     fn subscribe(&mut self) -> Output {
         self.stream = Stream::Up(Building::default());
+        self.answered = None;
+        let mut names = vec![WILDCARD.to_owned()];
+        names.extend(self.wanted.iter().map(|host| Root::Host(host.clone()).to_string()));
         // A placeholder has no version: the empty text equals none of the server's.
         let text = |v: &Option<Version>| v.map(|v| v.to_string()).unwrap_or_default();
         let held: HashMap<_, _> =
@@ -201,14 +285,16 @@ impl Machine {
         Output::Send(Box::new(DeltaDiscoveryRequest {
             node: Some(self.node.to_proto()),
             type_url: MODEL_TYPE_URL.to_owned(),
-            resource_names_subscribe: vec![WILDCARD.to_owned()],
+            resource_names_subscribe: names,
             initial_resource_versions: held,
             ..DeltaDiscoveryRequest::default()
         }))
     }
 
-    fn deliver(&mut self, built: Building, generation: u64, nonce: String) -> Transaction {
+    fn deliver(&mut self, built: Building, commit: Commit, nonce: String) -> Transaction {
+        let generation = commit.generation;
         let removes = self.expand(&built);
+        let absent = self.absent(&built);
         let mut undecodable = built.unnamed;
         let upserts: Vec<Upsert> = built
             .upserts
@@ -218,7 +304,7 @@ impl Machine {
                     undecodable.push(Rejected::new(name.to_string(), error.to_string()));
                     Fail { reason: format!("{name} {error}").into(), origin: None }
                 });
-                Upsert { name, version, resource }
+                Upsert { name, version, bytes: bytes.len(), resource }
             })
             .collect();
         self.pending = Some(Pending {
@@ -228,7 +314,22 @@ impl Machine {
             removes: removes.clone(),
             undecodable,
         });
-        Transaction { generation, upserts, removes }
+        Transaction { generation, upserts, removes, absent, partial: commit.partial }
+    }
+
+    /// Names that were asked for and are removed: what is held is removed in the ordinary way.
+    fn absent(&self, built: &Building) -> Vec<Arc<str>> {
+        let asked = built.removes.iter().filter(|name| {
+            name.child.is_empty()
+                && !self.held.contains_key(*name)
+                && !built.upserts.contains_key(*name)
+        });
+        asked
+            .filter_map(|name| match &name.root {
+                Root::Host(host) => self.wanted.get(host).cloned(),
+                Root::Listener(_) => None,
+            })
+            .collect()
     }
 
     /// The removed names that are held, a root's children with it, less what is sent anew.
@@ -245,7 +346,13 @@ impl Machine {
         out.into_iter().filter(|name| !built.upserts.contains_key(name)).collect()
     }
 
-    fn settle(&mut self, pending: Pending, rejected: &[Rejected]) {
+    /// Notes what is held now; returns what of it was refused.
+    fn settle(
+        &mut self,
+        pending: Pending,
+        rejected: &[Rejected],
+    ) -> BTreeMap<ResourceName, Version> {
+        let mut out = BTreeMap::new();
         for name in &pending.removes {
             self.held.remove(name);
         }
@@ -254,9 +361,11 @@ impl Machine {
             if refused.is_empty() || !refused.contains(name.to_string().as_str()) {
                 self.held.insert(name, Some(version));
             } else {
+                out.insert(name.clone(), version);
                 self.held.entry(name).or_insert(None);
             }
         }
+        out
     }
 }
 

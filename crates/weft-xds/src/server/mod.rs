@@ -7,6 +7,7 @@
 mod incoming;
 mod state;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -51,11 +52,20 @@ pub trait Source: Send + Sync + 'static {
     /// A sentence that says why not.
     fn admit(&self, peer: &Peer, node: &NodeId) -> Result<(), String>;
 
-    /// Begins a session. A session of the same node that is still open is over: its views end.
+    /// Begins a session of a node that asks for these hosts beside what is in its scope anyway. A
+    /// session of the same node that is still open is over: its views end.
     ///
     /// # Errors
     /// When the node is unknown or there are too many.
-    fn subscribe(&self, node: NodeInfo, peer: &Peer) -> Result<Session, Refusal>;
+    fn subscribe(
+        &self,
+        node: NodeInfo,
+        peer: &Peer,
+        asks: BTreeSet<Arc<str>>,
+    ) -> Result<Session, Refusal>;
+
+    /// The node asks for these hosts by name now; a view that answers follows.
+    fn wanted(&self, session: &SessionKey, asks: BTreeSet<Arc<str>>);
 
     /// A transaction is on its way.
     fn sent(&self, session: &SessionKey, sent: Sent);
@@ -187,7 +197,7 @@ async fn serve<S: Source>(
     };
     let (mut machine, node) = Machine::open(first)?;
     source.admit(peer, &node.id).map_err(Refusal::Denied)?;
-    let mut session = source.subscribe(node, peer)?;
+    let mut session = source.subscribe(node, peer, machine.asks().clone())?;
     let guard = Closing { source, key: session.key.clone(), why: "the task was stopped".into() };
     let stream = Serving { source, key: &session.key, responses };
     let ended = stream.run(&mut machine, &mut session.views, requests, tasks).await;
@@ -255,6 +265,7 @@ impl<S: Source> Serving<'_, S> {
             Output::Sent { generation, resources, removed, bytes } => {
                 self.source.sent(self.key, Sent { generation, resources, removed, bytes });
             }
+            Output::Wanted(asks) => self.source.wanted(self.key, asks),
             Output::Answered { view, rejected } => {
                 self.source.answered(self.key, view, rejected);
             }

@@ -5,11 +5,11 @@
 //! Driven by [`super::AdsService`] and by the pair tests. It never awaits and never sends a second
 //! transaction before the first is answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use weft_base::limits::{XDS_RESPONSE_BYTES, XDS_RESPONSE_RESOURCES_MAX};
-use weft_model::ResourceName;
+use weft_base::limits::{XDS_RESPONSE_BYTES, XDS_RESPONSE_RESOURCES_MAX, XDS_SUBSCRIPTIONS_MAX};
+use weft_model::{ResourceName, Root};
 use weft_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource,
 };
@@ -17,7 +17,7 @@ use weft_proto::google::protobuf::Any;
 use weft_proto::google::rpc::Status;
 
 use crate::codec::{self, Commit, Rejected, Version};
-use crate::view::{Entry, View};
+use crate::view::{Asked, Entry, View};
 use crate::{COMMIT_NAME, COMMIT_TYPE_URL, MODEL_TYPE_URL, NodeInfo, REJECTED_TYPE_URL, WILDCARD};
 
 /// What the shell must do.
@@ -31,6 +31,9 @@ pub enum Output {
         removed: usize,
         bytes: usize,
     },
+    /// The client asks for these hosts by name, beside what is in its scope anyway: all of them,
+    /// not only the newest.
+    Wanted(BTreeSet<Arc<str>>),
     /// The client holds this view, but for what it refused: all that is refused now, not only in
     /// the last transaction.
     Answered {
@@ -56,6 +59,10 @@ pub enum Refusal {
 pub struct Machine {
     client: Client,
     in_flight: Option<InFlight>,
+    /// The transaction that was answered last: its answer may be amended.
+    answered: Option<Answered>,
+    /// Host names that the client asks for.
+    asks: BTreeSet<Arc<str>>,
     /// The newest view, when it could not be sent yet.
     wanted: Option<Arc<View>>,
     txn: u64,
@@ -63,6 +70,11 @@ pub struct Machine {
     /// What the client refused, and in which version (`None`: of no name in its view).
     refused: BTreeMap<String, (Option<Version>, String)>,
 }
+
+/// What a name of a host begins with.
+const HOST_PREFIX: &str = "host:";
+/// Longest host name that is asked for (RFC 1035).
+const HOST_BYTES_MAX: usize = 255;
 
 /// How much goes into one response.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +98,13 @@ struct InFlight {
     view: Arc<View>,
 }
 
+#[derive(Debug)]
+struct Answered {
+    nonce: String,
+    /// Names that the answer refused.
+    refused: Vec<String>,
+}
+
 #[derive(Debug, Default)]
 struct Diff {
     upserts: Vec<(ResourceName, Arc<Entry>)>,
@@ -101,18 +120,13 @@ impl Machine {
     /// When the request does not say who asks, or asks for what is not served here.
     pub fn open(request: DeltaDiscoveryRequest) -> Result<(Self, NodeInfo), Refusal> {
         check_type(&request)?;
-        check_names(&request)?;
+        let mut asks = BTreeSet::new();
+        take_names(&mut asks, &request)?;
         let node = request.node.as_ref().ok_or(crate::node::NodeError::Missing);
         let node = node
             .and_then(NodeInfo::from_proto)
             .map_err(|error| Refusal::Invalid(error.to_string()))?;
-        if node.model_version == 0 {
-            return Err(Refusal::Invalid(format!(
-                "{} names no model version; this server speaks {}, run a proxy of its release",
-                node.id,
-                weft_model::MODEL_VERSION
-            )));
-        }
+        node.agreed_version().map_err(|error| Refusal::Invalid(error.to_string()))?;
         let mut versions = BTreeMap::new();
         let mut foreign = Vec::new();
         for (name, version) in request.initial_resource_versions {
@@ -127,27 +141,73 @@ impl Machine {
         let client = Client::Said { versions, foreign };
         let chunk = Chunk { items: XDS_RESPONSE_RESOURCES_MAX, bytes: XDS_RESPONSE_BYTES };
         let refused = BTreeMap::new();
-        Ok((Self { client, in_flight: None, wanted: None, txn: 0, chunk, refused }, node))
+        let machine = Self {
+            client,
+            in_flight: None,
+            answered: None,
+            asks,
+            wanted: None,
+            txn: 0,
+            chunk,
+            refused,
+        };
+        Ok((machine, node))
     }
 
-    /// A request after the first: an answer, or the subscription again.
+    /// The host names that the client asks for.
+    pub fn asks(&self) -> &BTreeSet<Arc<str>> {
+        &self.asks
+    }
+
+    /// A request after the first: an answer, names to subscribe or not any more, or both.
     ///
     /// # Errors
     /// When it asks for what is not served here.
     pub fn received(&mut self, request: DeltaDiscoveryRequest) -> Result<Vec<Output>, Refusal> {
         check_type(&request)?;
-        check_names(&request)?;
+        let mut out = Vec::new();
+        if take_names(&mut self.asks, &request)? {
+            out.push(Output::Wanted(self.asks.clone()));
+        }
+        let rejected = |request: DeltaDiscoveryRequest| {
+            request.error_detail.map(rejections).unwrap_or_default()
+        };
+        if self.answered.as_ref().is_some_and(|a| a.nonce == request.response_nonce) {
+            out.extend(self.amended(rejected(request)));
+            return Ok(out);
+        }
         let answers = |f: &InFlight| f.nonce == request.response_nonce;
         if !self.in_flight.as_ref().is_some_and(answers) {
-            return Ok(Vec::new());
+            return Ok(out);
         }
-        let Some(done) = self.in_flight.take() else { return Ok(Vec::new()) };
-        let rejected = request.error_detail.map(rejections).unwrap_or_default();
-        let mut out = vec![self.answered(done.view, rejected)];
+        let Some(done) = self.in_flight.take() else { return Ok(out) };
+        let rejected = rejected(request);
+        let refused = rejected.iter().map(|r| r.name.clone()).collect();
+        self.answered = Some(Answered { nonce: done.nonce, refused });
+        out.push(self.answered(done.view, rejected));
         if let Some(view) = self.wanted.take() {
             out.extend(self.offer(view));
         }
         Ok(out)
+    }
+
+    /// Another answer to the transaction that was answered last: what it refused then and does not
+    /// refuse now is taken after all. The same answer again (it may come twice) changes nothing.
+    fn amended(&mut self, rejected: Vec<Rejected>) -> Option<Output> {
+        let last = self.answered.as_mut()?;
+        let now: Vec<String> = rejected.iter().map(|r| r.name.clone()).collect();
+        let before = std::mem::replace(&mut last.refused, now);
+        let cleared: Vec<&String> = before.iter().filter(|n| !last.refused.contains(n)).collect();
+        if cleared.is_empty() {
+            return None;
+        }
+        for name in cleared {
+            self.refused.remove(name);
+        }
+        let Client::View(view) = &self.client else { return None };
+        let view = view.clone();
+        let all = self.refused.iter().map(|(name, (_, reason))| Rejected::new(name, reason));
+        Some(Output::Answered { view, rejected: all.collect() })
     }
 
     /// The client should hold `view` now.
@@ -156,15 +216,19 @@ impl Machine {
             self.wanted = Some(view);
             return Vec::new();
         }
-        let (diff, first) = match &self.client {
-            Client::Said { versions, foreign } => (diff_said(versions, foreign, &view), true),
-            Client::View(held) => (diff_views(held, &view), false),
+        let diff = match &self.client {
+            Client::Said { versions, foreign } => diff_said(versions, foreign, &view),
+            Client::View(held) => diff_views(held, &view),
         };
-        if !first && diff.is_empty() {
+        let news = match &self.client {
+            Client::Said { .. } => true,
+            Client::View(held) => held.partial != view.partial || !diff.is_empty(),
+        };
+        if !news {
             return vec![self.answered(view, Vec::new())];
         }
         self.txn += 1;
-        let out = responses(diff, self.txn, view.generation, self.chunk);
+        let out = responses(diff, self.txn, &view, self.chunk);
         let nonce = match out.iter().rev().find_map(sent_nonce) {
             Some(nonce) => nonce,
             None => return out,
@@ -205,7 +269,7 @@ impl Machine {
 fn sent_nonce(output: &Output) -> Option<String> {
     match output {
         Output::Send(response) => Some(response.nonce.clone()),
-        Output::Sent { .. } | Output::Answered { .. } => None,
+        Output::Sent { .. } | Output::Answered { .. } | Output::Wanted(_) => None,
     }
 }
 
@@ -219,14 +283,39 @@ fn check_type(request: &DeltaDiscoveryRequest) -> Result<(), Refusal> {
     )))
 }
 
-fn check_names(request: &DeltaDiscoveryRequest) -> Result<(), Refusal> {
-    let only_wildcard = request.resource_names_subscribe.iter().all(|n| n == WILDCARD);
-    if only_wildcard && request.resource_names_unsubscribe.is_empty() {
-        return Ok(());
+/// Follows the names that a request subscribes and unsubscribes; whether that changed anything.
+fn take_names(
+    asks: &mut BTreeSet<Arc<str>>,
+    request: &DeltaDiscoveryRequest,
+) -> Result<bool, Refusal> {
+    let mut changed = false;
+    for name in &request.resource_names_unsubscribe {
+        changed |= asks.remove(asked_host(name)?);
     }
-    Err(Refusal::Unimplemented(
-        "single resources cannot be subscribed; subscribe \"*\", the node's whole scope".to_owned(),
-    ))
+    for name in request.resource_names_subscribe.iter().filter(|n| *n != WILDCARD) {
+        changed |= asks.insert(asked_host(name)?.into());
+    }
+    if asks.len() > XDS_SUBSCRIPTIONS_MAX {
+        return Err(Refusal::Invalid(format!(
+            "{} hosts are asked for by name, at most {XDS_SUBSCRIPTIONS_MAX} may be",
+            asks.len()
+        )));
+    }
+    Ok(changed)
+}
+
+/// The host in `host:NAME`.
+fn asked_host(name: &str) -> Result<&str, Refusal> {
+    let host = name.strip_prefix(HOST_PREFIX);
+    host.filter(|h| !h.is_empty() && h.len() <= HOST_BYTES_MAX && !h.contains('/')).ok_or_else(
+        || {
+            let shown: String = name.chars().take(200).collect();
+            Refusal::Unimplemented(format!(
+                "{shown:?} cannot be subscribed; subscribe \"*\", the node's scope, and hosts as \
+             \"host:NAME\""
+            ))
+        },
+    )
 }
 
 /// The refused resources of a NACK; at least one, so that a NACK never looks like an ACK.
@@ -259,6 +348,10 @@ fn diff_said(
     let mut diff = Diff::default();
     diff.removes.extend_from_slice(foreign);
     remove(&mut diff, gone, view);
+    let removed: BTreeSet<String> = diff.removes.iter().cloned().collect();
+    for (host, asked) in &view.asked {
+        absent(&mut diff, host, asked, |name| removed.contains(name));
+    }
     for (name, entry) in &view.resources {
         if versions.get(name).copied().flatten() != Some(entry.version) {
             upsert(&mut diff, name, entry);
@@ -283,9 +376,30 @@ fn diff_views(held: &View, view: &View) -> Diff {
         }
     }
     remove(&mut diff, gone, view);
+    for item in held.asked.diff(&view.asked) {
+        match item {
+            imbl::ordmap::DiffItem::Add(host, asked)
+            | imbl::ordmap::DiffItem::Update { new: (host, asked), .. } => {
+                // What went just now says so by itself.
+                let own = Root::host(host.clone()).own();
+                absent(&mut diff, host, asked, |_| held.resources.contains_key(&own));
+            }
+            imbl::ordmap::DiffItem::Remove(..) => {}
+        }
+    }
     diff.upserts.sort_by(|a, b| a.0.cmp(&b.0));
     diff.upserts.dedup_by(|a, b| a.0 == b.0);
     diff
+}
+
+/// A name that was asked for and means nothing is answered by its removal.
+fn absent(diff: &mut Diff, host: &str, asked: &Asked, listed: impl Fn(&String) -> bool) {
+    if asked.root.is_none() {
+        let name = format!("{HOST_PREFIX}{host}");
+        if !listed(&name) {
+            diff.removes.push(name);
+        }
+    }
 }
 
 fn upsert(diff: &mut Diff, name: &ResourceName, entry: &Arc<Entry>) {
@@ -313,7 +427,8 @@ fn remove(diff: &mut Diff, gone: Vec<&ResourceName>, view: &View) {
 }
 
 /// Cuts a difference into responses; the last one carries the commit.
-fn responses(diff: Diff, txn: u64, generation: u64, chunk: Chunk) -> Vec<Output> {
+fn responses(diff: Diff, txn: u64, view: &View, chunk: Chunk) -> Vec<Output> {
+    let generation = view.generation;
     let (resources, removed) = (diff.upserts.len(), diff.removes.len());
     let mut done: Vec<DeltaDiscoveryResponse> = Vec::new();
     let mut open = DeltaDiscoveryResponse::default();
@@ -343,6 +458,7 @@ fn responses(diff: Diff, txn: u64, generation: u64, chunk: Chunk) -> Vec<Output>
         responses: count(done.len()),
         resources: count(resources),
         removed: count(removed),
+        partial: view.partial,
     };
     // Four integers are always CBOR.
     let value = codec::to_cbor(&commit).unwrap_or_default();
