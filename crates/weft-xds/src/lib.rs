@@ -14,6 +14,8 @@
 //!
 //! **Removing a root removes its children** on both ends.
 //!
+//! [`agent`] is the other protocol of the same port, `weft.agent.v1`: shells only.
+//!
 //! Architecture invariant: the machines (`client::state`, `server::state`) neither await nor read
 //! a clock; this crate names no kind of any user and no socket option of the data path.
 #![cfg_attr(
@@ -26,6 +28,7 @@
     )
 )]
 
+pub mod agent;
 pub mod client;
 pub mod codec;
 #[cfg(test)]

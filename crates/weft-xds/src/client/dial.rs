@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use futures_util::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
 
 use super::{Connect, chain, endpoint};
@@ -51,6 +51,16 @@ impl<F> fmt::Debug for Dial<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dial").field("authority", &self.authority).finish_non_exhaustive()
     }
+}
+
+/// A channel that dials with a function when a call needs a connection.
+pub(crate) fn lazy<F, Fut, IO>(endpoint: &Endpoint, dial: F) -> Channel
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = io::Result<IO>> + Send + 'static,
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    endpoint.connect_with_connector_lazy(Connector { dial: Arc::new(dial) })
 }
 
 /// The function in the form that tonic takes.

@@ -25,6 +25,7 @@ use weft_model::ResourceName;
 use weft_proto::envoy::service::discovery::v3 as discovery;
 
 pub use dial::Dial;
+pub(crate) use dial::lazy;
 pub use state::{Applied, Machine, Output, Transaction, Upsert};
 
 use crate::codec::Version;

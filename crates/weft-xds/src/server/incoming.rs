@@ -15,6 +15,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use weft_base::limits::{XDS_CONNECTIONS_MAX, XDS_HANDSHAKES_MAX};
@@ -27,18 +28,34 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After accepting failed (no descriptors left), before it is tried again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Connections without an identity at a time, where a [`Handshake`] lets them in at all.
+const GUESTS_MAX: usize = 64;
+/// How long such a connection lives: it has one call to make.
+const GUEST_LIFE: Duration = Duration::from_secs(20);
+
 /// A connection with its peer, for `serve_with_incoming`.
 #[derive(Debug)]
 pub struct PeerIo<T> {
     io: T,
     peer: Peer,
+    /// When it ends, whatever it does.
+    end: Option<Pin<Box<Sleep>>>,
     /// Its place among the door's connections.
-    _place: Option<OwnedSemaphorePermit>,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 /// Turns an accepted socket into a stream of bytes and the peer that it authenticated.
 pub type Handshake<T> =
     Arc<dyn Fn(TcpStream) -> BoxFuture<'static, io::Result<(T, Peer)>> + Send + Sync>;
+
+/// What becomes of connections whose peer showed no identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guests {
+    /// They are like others: the port is plaintext on loopback.
+    AsOthers,
+    /// A few at a time, each for some seconds: they want to join.
+    Briefly,
+}
 
 /// No encryption, no identity: for loopback. Waits for the first byte, so that silent connections
 /// end with the handshake's deadline.
@@ -58,13 +75,23 @@ pub fn incoming<T: Send + 'static>(
     handshake: Handshake<T>,
     tasks: &TaskGroup,
 ) -> ReceiverStream<io::Result<PeerIo<T>>> {
+    incoming_with(listener, handshake, Guests::AsOthers, tasks)
+}
+
+/// The same, saying what becomes of peers that showed no identity.
+pub fn incoming_with<T: Send + 'static>(
+    listener: TcpListener,
+    handshake: Handshake<T>,
+    guests: Guests,
+    tasks: &TaskGroup,
+) -> ReceiverStream<io::Result<PeerIo<T>>> {
     let (ready, rx) = mpsc::channel(16);
     let group = tasks.clone();
     tasks.spawn("xds accept", async move {
         tokio::select! {
             () = group.draining() => {}
             () = ready.closed() => {}
-            () = accept(&listener, &handshake, &group, &ready) => {}
+            () = accept(&listener, &handshake, guests, &group, &ready) => {}
         }
     });
     ReceiverStream::new(rx)
@@ -73,11 +100,13 @@ pub fn incoming<T: Send + 'static>(
 async fn accept<T: Send + 'static>(
     listener: &TcpListener,
     handshake: &Handshake<T>,
+    guests: Guests,
     tasks: &TaskGroup,
     ready: &mpsc::Sender<io::Result<PeerIo<T>>>,
 ) {
     let places = Arc::new(Semaphore::new(XDS_CONNECTIONS_MAX));
     let shaking = Arc::new(Semaphore::new(XDS_HANDSHAKES_MAX));
+    let seats = Arc::new(Semaphore::new(GUESTS_MAX));
     loop {
         // Neither semaphore is ever closed.
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -90,7 +119,7 @@ async fn accept<T: Send + 'static>(
                 continue;
             }
         };
-        let (handshake, ready) = (handshake.clone(), ready.clone());
+        let (handshake, ready, seats) = (handshake.clone(), ready.clone(), seats.clone());
         tasks.spawn("xds handshake", async move {
             // Without it the first small answers wait for Nagle; the connection works all the same.
             let _ = socket.set_nodelay(true);
@@ -98,7 +127,16 @@ async fn accept<T: Send + 'static>(
             drop(turn);
             match shaken {
                 Ok(Ok((io, peer))) => {
-                    let io = PeerIo { io, peer, _place: Some(place) };
+                    let mut io = PeerIo { io, peer, end: None, place: Some(place) };
+                    if guests == Guests::Briefly && io.peer.spiffe_id.is_none() {
+                        // A guest takes a guest's seat, not the place of one who is known.
+                        let Ok(seat) = seats.try_acquire_owned() else {
+                            tracing::debug!("a connection without identity finds no seat");
+                            return;
+                        };
+                        io.place = Some(seat);
+                        io.end = Some(Box::pin(tokio::time::sleep(GUEST_LIFE)));
+                    }
                     // The server may be gone already.
                     let _ = ready.send(Ok(io)).await;
                 }
@@ -113,7 +151,7 @@ async fn accept<T: Send + 'static>(
 
 impl<T> PeerIo<T> {
     pub fn new(io: T, peer: Peer) -> Self {
-        Self { io, peer, _place: None }
+        Self { io, peer, end: None, place: None }
     }
 }
 
@@ -131,6 +169,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for PeerIo<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(end) = self.end.as_mut()
+            && end.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }

@@ -27,7 +27,7 @@ use weft_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 
-pub use incoming::{Handshake, PeerIo, incoming, plaintext};
+pub use incoming::{Guests, Handshake, PeerIo, incoming, incoming_with, plaintext};
 #[cfg(test)]
 pub(crate) use state::Chunk;
 pub use state::{Machine, Output, Refusal};
@@ -41,8 +41,8 @@ const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 1024 * 1024;
-/// Streams on one connection: a proxy opens one.
-const STREAMS_PER_CONNECTION_MAX: u32 = 16;
+/// Streams on one connection: a proxy opens one, an agent one for each pod that waits.
+const STREAMS_PER_CONNECTION_MAX: u32 = 128;
 
 /// Where views come from and where answers go.
 pub trait Source: Send + Sync + 'static {
@@ -274,7 +274,7 @@ impl<S: Source> Serving<'_, S> {
     }
 }
 
-fn peer_of<T>(request: &Request<T>) -> Peer {
+pub(crate) fn peer_of<T>(request: &Request<T>) -> Peer {
     let extensions = request.extensions();
     if let Some(peer) = extensions.get::<Peer>() {
         return peer.clone();

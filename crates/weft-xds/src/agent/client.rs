@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent's half of `weft.agent.v1`: one call each, plain data in and out.
+//!
+//! Called by `weft agent`. The connection is made when it is needed and made anew when it was
+//! lost; waiting and trying again is the caller's.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::transport::Channel;
+use tonic::{Request, Streaming};
+use weft_proto::weft::agent::v1 as wire;
+use wire::agent_client::AgentClient as Grpc;
+
+use super::{
+    Beat, Certificate, CheckResult, Host, HostUpdate, JoinAsk, Joined, MESSAGE_BYTES_MAX, PodNote,
+    PodRef, PodReport, Refusal, Wait,
+};
+use crate::client::{endpoint, lazy};
+
+/// A call that should be answered at once may take this long.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// What waiting on the server's side may take beyond what was asked.
+const WAIT_MARGIN: Duration = Duration::from_secs(5);
+
+/// Speaks to one server. Clones share the connection.
+#[derive(Clone)]
+pub struct AgentClient {
+    grpc: Grpc<Channel>,
+}
+
+/// What a host must run, as the server says it.
+#[derive(Debug)]
+pub struct Updates(Streaming<wire::HostUpdate>);
+
+// === impl AgentClient ===
+
+impl AgentClient {
+    /// Dials with a function when a call needs it; `authority` is `HOST:PORT`.
+    ///
+    /// # Errors
+    /// When the authority is no `HOST:PORT`.
+    pub fn new<F, Fut, IO>(authority: &str, dial: F) -> Result<Self, String>
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = io::Result<IO>> + Send + 'static,
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let channel = lazy(&endpoint(authority)?, dial);
+        let grpc = Grpc::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(Self { grpc })
+    }
+
+    /// # Errors
+    /// What the server said, or that it cannot be reached.
+    pub async fn join(&self, ask: JoinAsk) -> Result<Joined, Refusal> {
+        let request = wire::JoinRequest {
+            token: ask.token,
+            host: Some(ask.host.into()),
+            csr: ask.csr.into(),
+        };
+        Ok(self.grpc.clone().join(within(request)).await?.into_inner().into())
+    }
+
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn renew(&self, csr: Vec<u8>) -> Result<Joined, Refusal> {
+        let request = wire::RenewRequest { csr: csr.into() };
+        Ok(self.grpc.clone().renew(within(request)).await?.into_inner().into())
+    }
+
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn heartbeat(&self, host: Host) -> Result<Beat, Refusal> {
+        let request = wire::HeartbeatRequest { host: Some(host.into()) };
+        let answer = self.grpc.clone().heartbeat(within(request)).await?.into_inner();
+        let interval = Duration::from_millis(answer.interval_ms);
+        Ok(Beat { interval, resync: answer.resync })
+    }
+
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn watch(&self) -> Result<Updates, Refusal> {
+        let mut grpc = self.grpc.clone();
+        let opened = grpc.watch_pods(wire::WatchPodsRequest {});
+        let opened = tokio::time::timeout(CALL_TIMEOUT, opened).await;
+        let late = || Refusal::Unavailable("the server did not open the stream in time".into());
+        Ok(Updates(opened.map_err(|_| late())??.into_inner()))
+    }
+
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn report_pods(
+        &self,
+        pods: Vec<PodReport>,
+        notes: Vec<PodNote>,
+    ) -> Result<(), Refusal> {
+        let pod = |p: PodReport| wire::PodReport {
+            key: Some(p.pod.into()),
+            status: p.status.into(),
+            finished: p.finished,
+        };
+        let note = |n: PodNote| wire::PodNote {
+            key: Some(n.pod.into()),
+            warning: n.warning,
+            reason: n.reason,
+            message: n.message,
+        };
+        let request = wire::ReportPodsRequest {
+            pods: pods.into_iter().map(pod).collect(),
+            notes: notes.into_iter().map(note).collect(),
+        };
+        self.grpc.clone().report_pods(within(request)).await?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn report_checks(&self, results: Vec<CheckResult>) -> Result<(), Refusal> {
+        let results = results.into_iter().map(Into::into).collect();
+        let request = wire::ReportChecksRequest { results };
+        self.grpc.clone().report_checks(within(request)).await?;
+        Ok(())
+    }
+
+    /// The certificate and its trust domain.
+    ///
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn sign(&self, pod: PodRef, csr: Vec<u8>) -> Result<(Certificate, String), Refusal> {
+        let request = wire::SignCsrRequest { pod: Some(pod.into()), csr: csr.into() };
+        let answer = self.grpc.clone().sign_csr(within(request)).await?.into_inner();
+        Ok((answer.certificate.unwrap_or_default().into(), answer.trust_domain))
+    }
+
+    /// Whether it came about in time.
+    ///
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn wait(&self, what: Wait, limit: Duration) -> Result<bool, Refusal> {
+        use wire::wait_applied_request::What;
+        let what = match what {
+            Wait::Drained(pod) => What::Drained(pod.into()),
+            Wait::Inbound(pod) => What::Inbound(pod.into()),
+        };
+        let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let mut request = Request::new(wire::WaitAppliedRequest { what: Some(what), timeout_ms });
+        request.set_timeout(limit + WAIT_MARGIN);
+        Ok(self.grpc.clone().wait_applied(request).await?.into_inner().applied)
+    }
+}
+
+impl fmt::Debug for AgentClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AgentClient")
+    }
+}
+
+fn within<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_TIMEOUT);
+    request
+}
+
+// === impl Updates ===
+
+impl Updates {
+    /// The next message; `None` when the server ended the stream. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the connection or the stream broke.
+    pub async fn next(&mut self) -> Result<Option<HostUpdate>, Refusal> {
+        Ok(self.0.message().await?.map(Into::into))
+    }
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The server's half of `weft.agent.v1` over a [`Hosts`], which knows and decides everything.
+//!
+//! Assembled by the binary on the mTLS port. Each call hands on who the transport says is
+//! calling; nothing in a message names the caller.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use weft_proto::weft::agent::v1 as wire;
+use wire::agent_server::{Agent, AgentServer};
+
+use super::gate::Gate;
+use super::{
+    Beat, Certificate, CheckResult, Host, HostUpdate, JoinAsk, Joined, MESSAGE_BYTES_MAX, PodNote,
+    PodReport, Refusal, TOKEN_BYTES_MAX, Wait,
+};
+use crate::server::{Peer, peer_of};
+
+/// Longest that a waiting call may last.
+pub const WAIT_MAX: Duration = Duration::from_secs(30);
+/// The call that needs no certificate.
+const JOIN: &str = "/weft.agent.v1.Agent/Join";
+
+type Answer<T> = BoxFuture<'static, Result<T, Refusal>>;
+
+/// Who the hosts are and what they may do. Each method judges its caller itself.
+pub trait Hosts: Send + Sync + 'static {
+    fn join(&self, peer: Peer, ask: JoinAsk) -> Answer<Joined>;
+    fn renew(&self, peer: Peer, csr: Vec<u8>) -> Answer<Joined>;
+    fn heartbeat(&self, peer: Peer, host: Host) -> Answer<Beat>;
+    /// The stream ends when the receiver is closed by either side.
+    fn watch(&self, peer: Peer) -> Answer<mpsc::Receiver<Result<HostUpdate, Refusal>>>;
+    fn report_pods(&self, peer: Peer, pods: Vec<PodReport>, notes: Vec<PodNote>) -> Answer<()>;
+    fn report_checks(&self, peer: Peer, results: Vec<CheckResult>) -> Answer<()>;
+    /// The certificate and its trust domain.
+    fn sign(&self, peer: Peer, pod: super::PodRef, csr: Vec<u8>) -> Answer<(Certificate, String)>;
+    /// Whether it came about in time.
+    fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool>;
+}
+
+/// The service.
+#[derive(Debug)]
+pub struct AgentService<H> {
+    hosts: Arc<H>,
+}
+
+// === impl AgentService ===
+
+impl<H: Hosts> AgentService<H> {
+    pub fn new(hosts: Arc<H>) -> Self {
+        Self { hosts }
+    }
+
+    /// With the limits of this protocol, and closed to callers without a certificate except for
+    /// joining.
+    pub fn into_server(self) -> Gate<AgentServer<Self>> {
+        let server = AgentServer::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Gate::new(server, &[JOIN])
+    }
+}
+
+#[tonic::async_trait]
+impl<H: Hosts> Agent for AgentService<H> {
+    type WatchPodsStream = BoxStream<'static, Result<wire::HostUpdate, Status>>;
+
+    async fn join(
+        &self,
+        request: Request<wire::JoinRequest>,
+    ) -> Result<Response<wire::JoinResponse>, Status> {
+        let (peer, message) = taken(request);
+        if message.token.len() > TOKEN_BYTES_MAX {
+            return Err(Status::invalid_argument("the token is longer than any that is given out"));
+        }
+        let host = message.host.unwrap_or_default().try_into()?;
+        let ask = JoinAsk { token: message.token, host, csr: message.csr.into() };
+        Ok(Response::new(self.hosts.join(peer, ask).await?.into()))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<wire::RenewRequest>,
+    ) -> Result<Response<wire::JoinResponse>, Status> {
+        let (peer, message) = taken(request);
+        Ok(Response::new(self.hosts.renew(peer, message.csr.into()).await?.into()))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<wire::HeartbeatRequest>,
+    ) -> Result<Response<wire::HeartbeatResponse>, Status> {
+        let (peer, message) = taken(request);
+        let host = message.host.unwrap_or_default().try_into()?;
+        let beat = self.hosts.heartbeat(peer, host).await?;
+        let interval_ms = u64::try_from(beat.interval.as_millis()).unwrap_or(u64::MAX);
+        Ok(Response::new(wire::HeartbeatResponse { interval_ms, resync: beat.resync }))
+    }
+
+    async fn watch_pods(
+        &self,
+        request: Request<wire::WatchPodsRequest>,
+    ) -> Result<Response<Self::WatchPodsStream>, Status> {
+        let (peer, _) = taken(request);
+        let updates = ReceiverStream::new(self.hosts.watch(peer).await?);
+        let updates = updates.map(|u| u.map(Into::into).map_err(Status::from));
+        Ok(Response::new(updates.boxed()))
+    }
+
+    async fn report_checks(
+        &self,
+        request: Request<wire::ReportChecksRequest>,
+    ) -> Result<Response<wire::ReportChecksResponse>, Status> {
+        let (peer, message) = taken(request);
+        let results = message.results.into_iter().map(CheckResult::try_from);
+        let results = results.collect::<Result<_, _>>()?;
+        self.hosts.report_checks(peer, results).await?;
+        Ok(Response::new(wire::ReportChecksResponse {}))
+    }
+
+    async fn report_pods(
+        &self,
+        request: Request<wire::ReportPodsRequest>,
+    ) -> Result<Response<wire::ReportPodsResponse>, Status> {
+        let (peer, message) = taken(request);
+        let pod = |p: wire::PodReport| PodReport {
+            pod: p.key.unwrap_or_default().into(),
+            status: p.status.into(),
+            finished: p.finished,
+        };
+        let note = |n: wire::PodNote| PodNote {
+            pod: n.key.unwrap_or_default().into(),
+            warning: n.warning,
+            reason: n.reason,
+            message: n.message,
+        };
+        let pods = message.pods.into_iter().map(pod).collect();
+        let notes = message.notes.into_iter().map(note).collect();
+        self.hosts.report_pods(peer, pods, notes).await?;
+        Ok(Response::new(wire::ReportPodsResponse {}))
+    }
+
+    async fn sign_csr(
+        &self,
+        request: Request<wire::SignCsrRequest>,
+    ) -> Result<Response<wire::SignCsrResponse>, Status> {
+        let (peer, message) = taken(request);
+        let pod = message.pod.unwrap_or_default().into();
+        let (certificate, trust_domain) = self.hosts.sign(peer, pod, message.csr.into()).await?;
+        let certificate = Some(certificate.into());
+        Ok(Response::new(wire::SignCsrResponse { certificate, trust_domain }))
+    }
+
+    async fn wait_applied(
+        &self,
+        request: Request<wire::WaitAppliedRequest>,
+    ) -> Result<Response<wire::WaitAppliedResponse>, Status> {
+        use wire::wait_applied_request::What;
+        let (peer, message) = taken(request);
+        let what = match message.what {
+            Some(What::Drained(pod)) => Wait::Drained(pod.into()),
+            Some(What::Inbound(pod)) => Wait::Inbound(pod.into()),
+            None => return Err(Status::invalid_argument("it does not say what to wait for")),
+        };
+        let limit = Duration::from_millis(message.timeout_ms).min(WAIT_MAX);
+        let applied = self.hosts.wait(peer, what, limit).await?;
+        Ok(Response::new(wire::WaitAppliedResponse { applied }))
+    }
+}
+
+fn taken<T>(request: Request<T>) -> (Peer, T) {
+    (peer_of(&request), request.into_inner())
+}

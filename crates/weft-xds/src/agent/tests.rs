@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Both halves against each other over real sockets; who calls is what the transport says.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use weft_base::task::TaskGroup;
+
+use super::client::AgentClient;
+use super::server::{AgentService, Hosts};
+use super::*;
+use crate::server::{self, Guests, Handshake, Peer};
+
+type Answer<T> = futures_util::future::BoxFuture<'static, Result<T, Refusal>>;
+
+/// Answers what it was asked, with the caller's name in it.
+#[derive(Debug, Default)]
+struct Echo {
+    seen: Mutex<Vec<String>>,
+}
+
+impl Echo {
+    fn note(&self, peer: &Peer, what: String) {
+        let who = peer.spiffe_id.as_deref().unwrap_or("nobody");
+        self.seen.lock().unwrap().push(format!("{who}: {what}"));
+    }
+}
+
+fn host() -> Host {
+    Host {
+        name: "m1".into(),
+        addresses: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+        labels: [("zone".to_owned(), "a".to_owned())].into(),
+        version: "weft-1".into(),
+        boot_id: "b".into(),
+        instance: "i".into(),
+        kernel: "k".into(),
+        cpus: 2,
+        memory_bytes: 1 << 33,
+        pods_max: 110,
+    }
+}
+
+fn pod(name: &str) -> PodRef {
+    PodRef { namespace: "shop".into(), name: name.into(), uid: format!("uid-{name}") }
+}
+
+fn certificate() -> Certificate {
+    Certificate { chain: vec![vec![1], vec![2]], bundle: vec![vec![3]], not_after_ms: 7 }
+}
+
+fn joined() -> Joined {
+    Joined {
+        certificate: certificate(),
+        trust_domain: "cluster.local".into(),
+        cluster_domain: "c".into(),
+    }
+}
+
+fn updates() -> Vec<HostUpdate> {
+    let first = HostUpdate {
+        revision: 4,
+        whole: true,
+        more: true,
+        upserts: vec![(pod("a"), b"{}".to_vec())],
+        upstreams: vec![("shop".into(), b"[]".to_vec())],
+        ..HostUpdate::default()
+    };
+    let second = HostUpdate {
+        revision: 4,
+        removes: vec![pod("b")],
+        checks: Some(b"[]".to_vec()),
+        ..HostUpdate::default()
+    };
+    vec![first, second]
+}
+
+impl Hosts for Echo {
+    fn join(&self, peer: Peer, ask: JoinAsk) -> Answer<Joined> {
+        self.note(&peer, format!("join {} {:?}", ask.token, ask.csr));
+        let same = ask.host == host();
+        async move {
+            if same { Ok(joined()) } else { Err(Refusal::Invalid("another host".into())) }
+        }
+        .boxed()
+    }
+
+    fn renew(&self, peer: Peer, csr: Vec<u8>) -> Answer<Joined> {
+        self.note(&peer, format!("renew {csr:?}"));
+        async { Ok(joined()) }.boxed()
+    }
+
+    fn heartbeat(&self, peer: Peer, host: Host) -> Answer<Beat> {
+        self.note(&peer, format!("heartbeat {}", host.name));
+        async { Ok(Beat { interval: Duration::from_millis(1500), resync: true }) }.boxed()
+    }
+
+    fn watch(&self, peer: Peer) -> Answer<mpsc::Receiver<Result<HostUpdate, Refusal>>> {
+        self.note(&peer, "watch".into());
+        async {
+            let (tx, rx) = mpsc::channel(4);
+            for update in updates() {
+                tx.try_send(Ok(update)).unwrap();
+            }
+            tx.try_send(Err(Refusal::Unavailable("going away".into()))).unwrap();
+            Ok(rx)
+        }
+        .boxed()
+    }
+
+    fn report_pods(&self, peer: Peer, pods: Vec<PodReport>, notes: Vec<PodNote>) -> Answer<()> {
+        self.note(&peer, format!("report {} {}", pods.len(), notes.len()));
+        async { Err(Refusal::Denied("that pod is another host's".into())) }.boxed()
+    }
+
+    fn report_checks(&self, peer: Peer, results: Vec<CheckResult>) -> Answer<()> {
+        self.note(&peer, format!("checks {results:?}"));
+        async { Ok(()) }.boxed()
+    }
+
+    fn sign(&self, peer: Peer, pod: PodRef, csr: Vec<u8>) -> Answer<(Certificate, String)> {
+        self.note(&peer, format!("sign {} {csr:?}", pod.name));
+        async { Ok((certificate(), "cluster.local".into())) }.boxed()
+    }
+
+    fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool> {
+        self.note(&peer, format!("wait {what:?} {limit:?}"));
+        async move { Ok(matches!(what, Wait::Inbound(_))) }.boxed()
+    }
+}
+
+/// Serves an echo to callers of one identity, or of none.
+async fn serve(id: Option<&'static str>, tasks: &TaskGroup) -> (Arc<Echo>, AgentClient) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let handshake: Handshake<TcpStream> = Arc::new(move |io: TcpStream| {
+        async move { Ok((io, Peer { spiffe_id: id.map(Into::into), address: None })) }.boxed()
+    });
+    let incoming = server::incoming_with(listener, handshake, Guests::Briefly, tasks);
+    let echo = Arc::new(Echo::default());
+    let service = AgentService::new(echo.clone()).into_server();
+    let group = tasks.clone();
+    tasks.spawn("server", async move {
+        let serving = server::builder()
+            .add_service(service)
+            .serve_with_incoming_shutdown(incoming, async move { group.draining().await });
+        serving.await.unwrap();
+    });
+    let client = AgentClient::new(&address.to_string(), move || TcpStream::connect(address));
+    (echo, client.unwrap())
+}
+
+#[tokio::test]
+async fn every_call_arrives_as_it_was_made_with_its_caller() {
+    let tasks = TaskGroup::new();
+    let (echo, client) = serve(Some("spiffe://cluster.local/weft/host/m1/x"), &tasks).await;
+    assert_eq!(client.renew(vec![9]).await, Ok(joined()));
+    let beat = client.heartbeat(host()).await.unwrap();
+    assert_eq!(beat, Beat { interval: Duration::from_millis(1500), resync: true });
+    let mut stream = client.watch().await.unwrap();
+    for update in updates() {
+        assert_eq!(stream.next().await, Ok(Some(update)));
+    }
+    assert_eq!(stream.next().await, Err(Refusal::Unavailable("going away".into())));
+    let report = PodReport { pod: pod("a"), status: b"{}".to_vec(), finished: false };
+    let refused = client.report_pods(vec![report], Vec::new()).await;
+    assert_eq!(refused, Err(Refusal::Denied("that pod is another host's".into())));
+    let result = CheckResult {
+        namespace: "default".into(),
+        id: "c".into(),
+        status: CheckStatus::Warning,
+        output: "slow".into(),
+    };
+    client.report_checks(vec![result]).await.unwrap();
+    let signed = client.sign(pod("a"), vec![5]).await;
+    assert_eq!(signed, Ok((certificate(), "cluster.local".into())));
+    let hour = Duration::from_secs(3600);
+    assert_eq!(client.wait(Wait::Inbound(pod("a")), hour).await, Ok(true));
+    assert_eq!(client.wait(Wait::Drained(pod("a")), hour).await, Ok(false));
+
+    let seen = echo.seen.lock().unwrap().clone();
+    assert!(seen.iter().all(|s| s.starts_with("spiffe://cluster.local/weft/host/m1/x: ")));
+    assert_eq!(seen.len(), 8);
+    // What a client asks for is bounded here.
+    assert!(seen[6].ends_with(&format!("{:?}", server_wait_max())), "{}", seen[6]);
+    tasks.shutdown(Duration::from_secs(1)).await;
+}
+
+fn server_wait_max() -> Duration {
+    super::server::WAIT_MAX
+}
+
+#[tokio::test]
+async fn without_a_certificate_only_joining_is_heard() {
+    let tasks = TaskGroup::new();
+    let (echo, client) = serve(None, &tasks).await;
+    for refused in [
+        client.heartbeat(host()).await.map(drop),
+        client.renew(vec![1]).await.map(drop),
+        client.watch().await.map(drop),
+        client.report_pods(Vec::new(), Vec::new()).await,
+        client.report_checks(Vec::new()).await,
+        client.sign(pod("a"), vec![1]).await.map(drop),
+        client.wait(Wait::Inbound(pod("a")), Duration::ZERO).await.map(drop),
+    ] {
+        assert!(matches!(refused, Err(Refusal::Unauthenticated(_))), "{refused:?}");
+    }
+    assert!(echo.seen.lock().unwrap().is_empty());
+    let ask = JoinAsk { token: "t".into(), host: host(), csr: vec![1] };
+    assert_eq!(client.join(ask.clone()).await, Ok(joined()));
+    let long = JoinAsk { token: "t".repeat(TOKEN_BYTES_MAX + 1), ..ask };
+    assert!(matches!(client.join(long).await, Err(Refusal::Invalid(_))));
+    assert_eq!(*echo.seen.lock().unwrap(), ["nobody: join t [1]"]);
+    tasks.shutdown(Duration::from_secs(1)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_worth_trying_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let client = AgentClient::new(&address.to_string(), move || TcpStream::connect(address));
+    let refused = client.unwrap().heartbeat(host()).await.unwrap_err();
+    assert!(refused.is_passing(), "{refused:?}");
+    assert!(refused.to_string().contains("refused"), "{refused}");
+}
