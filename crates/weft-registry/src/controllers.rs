@@ -7,6 +7,12 @@
 //! |---|---|
 //! | `deployment.rs` | Deployment → ReplicaSets, rolling |
 //! | `replica_set.rs` | ReplicaSet → pods |
+//! | `stateful_set.rs` | StatefulSet → pods with names that stay |
+//! | `daemon_set.rs` | DaemonSet → a pod on each node |
+//! | `job.rs` | Job → pods until enough succeeded |
+//! | `cron_job.rs` | CronJob → Jobs |
+//! | `autoscaler.rs` | HorizontalPodAutoscaler → replicas |
+//! | `disruption.rs` | how many pods of a budget may go |
 //! | `pod.rs` | a node and an address for each pod |
 //! | `endpoint_slice.rs` | Service + pods → EndpointSlices |
 //! | `mirror.rs` | what Consul clients registered, as read-only Services and EndpointSlices |
@@ -17,10 +23,12 @@
 //! Addresses are given where objects are written (`objects/admit.rs`), so that none is ever seen
 //! without. They never read the clock, the store or a door.
 
+pub mod cron_job;
 pub mod deployment;
 pub mod endpoint_slice;
 pub mod garbage;
 pub mod gateway;
+pub mod job;
 pub mod mirror;
 pub mod namespace;
 pub mod plan;
@@ -49,6 +57,8 @@ use crate::objects::meta;
 pub enum Item {
     Deployment(ObjectKey),
     ReplicaSet(ObjectKey),
+    Job(ObjectKey),
+    CronJob(ObjectKey),
     Pod(ObjectKey),
     Slices(ObjectKey),
     Mirror(ServiceKey),
@@ -63,6 +73,8 @@ pub fn reconcile(item: &Item, world: &World, wall_ms: u64, seed: u64) -> Plan {
     match item {
         Item::Deployment(key) => deployment::reconcile(&mut ctx, key),
         Item::ReplicaSet(key) => replica_set::reconcile(&mut ctx, key),
+        Item::Job(key) => job::reconcile(&mut ctx, key),
+        Item::CronJob(key) => cron_job::reconcile(&mut ctx, key),
         Item::Pod(key) => pod::reconcile(&mut ctx, key),
         Item::Slices(key) => endpoint_slice::reconcile(&mut ctx, key),
         Item::Mirror(service) => mirror::reconcile(&mut ctx, service),
@@ -123,6 +135,11 @@ fn by_object(
             out.insert(Item::ReplicaSet(key.clone()));
             both().for_each(|o| by_controller(o, out));
         }
+        KindId::Job => {
+            out.insert(Item::Job(key.clone()));
+            both().for_each(|o| by_controller(o, out));
+        }
+        KindId::CronJob => drop(out.insert(Item::CronJob(key.clone()))),
         KindId::Pod => {
             out.insert(Item::Pod(key.clone()));
             both().for_each(|o| by_controller(o, out));
@@ -173,6 +190,8 @@ fn by_controller(object: &Object, out: &mut BTreeSet<Item>) {
     match &*owner.kind {
         "Deployment" => drop(out.insert(Item::Deployment(key(KindId::Deployment)))),
         "ReplicaSet" => drop(out.insert(Item::ReplicaSet(key(KindId::ReplicaSet)))),
+        "Job" => drop(out.insert(Item::Job(key(KindId::Job)))),
+        "CronJob" => drop(out.insert(Item::CronJob(key(KindId::CronJob)))),
         "Gateway" => {
             out.insert(Item::Gateway(key(KindId::Gateway)));
             out.insert(Item::Gateway(key(KindId::IstioGateway)));

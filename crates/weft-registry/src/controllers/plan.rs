@@ -119,6 +119,19 @@ impl<'w> Context<'w> {
         self.push(txn, extra);
     }
 
+    /// `new` in place of an object as it was seen, to be written along with another one: both
+    /// or neither. `None` when nothing changes or it cannot be.
+    pub fn along(&mut self, old: &Object, new: Value) -> Option<Extra> {
+        let kind = old.key.kind;
+        let updated = meta::update(kind, &old.raw, new, Part::All);
+        let new = self.noted(kind, updated).ok()?;
+        if new == *old.raw || meta::may_go(kind, &new) {
+            return None;
+        }
+        let op = Op::put(old.key.store_key(), new.to_string());
+        Some(Extra { compares: vec![seen(old)], ops: vec![op] })
+    }
+
     /// A status in place of the one that was seen.
     pub fn status(&mut self, old: &Object, status: Value) {
         let mut new = Value::clone(&old.raw);

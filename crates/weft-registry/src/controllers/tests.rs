@@ -18,6 +18,7 @@ use crate::objects::admit::{ADDRESS_ANNOTATION, annotation};
 use crate::{DeleteOptions, Propagation};
 
 mod chaos;
+mod job;
 mod odd;
 
 const NS: &str = "shop";
@@ -29,6 +30,8 @@ struct Sim {
     time: Arc<ManualClock>,
     clock: Clock,
     queue: BTreeSet<Item>,
+    /// Who wants to look again, and when.
+    timers: BTreeSet<(u64, Item)>,
     seed: u64,
     steps: usize,
 }
@@ -41,7 +44,8 @@ impl Sim {
         let log = store.watch("", Revision(1)).unwrap();
         let world = World::new();
         let queue = BTreeSet::new();
-        let mut sim = Self { store, log, world, time, clock, queue, seed: 0, steps: 0 };
+        let timers = BTreeSet::new();
+        let mut sim = Self { store, log, world, time, clock, queue, timers, seed: 0, steps: 0 };
         let ready = json!({ "conditions": [{ "type": "Ready", "status": "True" }] });
         sim.create(KindId::Node, "", json!({ "metadata": { "name": "n1" }, "status": ready }));
         sim.create(KindId::Namespace, "", json!({ "metadata": { "name": NS } }));
@@ -85,9 +89,30 @@ impl Sim {
             self.steps += 1;
             self.seed += 1;
             let plan = reconcile(&item, &self.world, self.clock.wall_ms(), self.seed);
+            if let Some(after) = plan.again {
+                let after = u64::try_from(after.as_millis()).unwrap();
+                match after {
+                    0 => drop(self.queue.insert(item)),
+                    _ => drop(self.timers.insert((self.clock.wall_ms() + after, item))),
+                }
+            }
             self.commit(plan);
         }
         panic!("the controllers never come to rest; {:?}", self.queue);
+    }
+
+    /// Time passes, one timer after the other.
+    fn later(&mut self, seconds: u64) {
+        let end = self.clock.wall_ms() + seconds * 1000;
+        while let Some((at, item)) = self.timers.first().cloned().filter(|(at, _)| *at <= end) {
+            self.timers.remove(&(at, item.clone()));
+            let left = at.saturating_sub(self.clock.wall_ms());
+            self.time.advance(std::time::Duration::from_millis(left));
+            self.queue.insert(item);
+            self.settle();
+        }
+        let left = end.saturating_sub(self.clock.wall_ms());
+        self.time.advance(std::time::Duration::from_millis(left));
     }
 
     fn create(&mut self, kind: KindId, namespace: &str, raw: Value) {
