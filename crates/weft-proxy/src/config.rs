@@ -2,12 +2,21 @@
 //! What a proxy is told when it starts: who it is, where it listens, how much it may use.
 //! The binary builds this from flags; nothing here reads the environment.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
+use weft_base::sockets::SocketFactory;
+
+use crate::capture::original::OriginalDst;
+use crate::networks::Networks;
+
+/// Where the kernel hands over what a pod sends, what is sent to it, and what it asks.
+pub const OUTBOUND_PORT: u16 = 15001;
+pub const INBOUND_PORT: u16 = 15006;
+pub const DNS_PORT: u16 = 15053;
 
 /// Everything a proxy needs to know before its first transaction.
 #[derive(Clone, Debug)]
@@ -15,6 +24,17 @@ pub struct ProxyConfig {
     pub node: NodeId,
     /// A sidecar's own pod address: its doors bind it and what it dials on loopback comes from it.
     pub address: IpAddr,
+    /// Where its admin, metrics and readiness doors bind; `address` when absent.
+    pub admin_address: Option<IpAddr>,
+    /// Where sockets come from whose other end is outside of the pod network: the control plane,
+    /// its own admin doors, listeners of a gateway, destinations that are no pods.
+    pub host: SocketFactory,
+    /// What is inside, when `host` is a door.
+    pub networks: Networks,
+    /// Traffic of its pod that the kernel hands over; `None` in process mode.
+    pub capture: Option<Capture>,
+    /// Mark of the sockets that it connects itself, so that they are not captured again.
+    pub mark: Option<u32>,
     /// Workload (owner) name for metrics; the node's name when empty.
     pub workload: Arc<str>,
     pub cluster_domain: Arc<str>,
@@ -58,6 +78,23 @@ pub struct Ports {
     pub ready: u16,
     /// Where other sidecars take mesh connections.
     pub peers: u16,
+}
+
+/// Where captured traffic arrives. Every list has one address per family.
+#[derive(Clone, Debug)]
+pub struct Capture {
+    /// Connections that the pod makes.
+    pub outbound: Vec<SocketAddr>,
+    /// Connections to the pod.
+    pub inbound: Vec<SocketAddr>,
+    /// Questions that the pod asks (UDP and TCP).
+    pub dns: Vec<SocketAddr>,
+    /// Mesh connections; they are not redirected.
+    pub mesh: Vec<SocketAddr>,
+    /// The server's resolver for pods, reached as everything outside is.
+    pub resolver: Option<SocketAddr>,
+    /// How the address is learned that a connection was made to.
+    pub original: OriginalDst,
 }
 
 /// What the forward proxy does with a destination that the mesh does not know.
@@ -157,6 +194,11 @@ impl ProxyConfig {
             workload: node.name.clone(),
             node,
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            admin_address: None,
+            host: SocketFactory::Here,
+            networks: Networks::default(),
+            capture: None,
+            mark: None,
             cluster_domain: "cluster.local".into(),
             trust_domain: "cluster.local".into(),
             workers: 1,
@@ -175,8 +217,54 @@ impl ProxyConfig {
         SocketAddr::new(self.address, port)
     }
 
+    /// Address of an admin door.
+    pub fn admin_door(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.admin_address.unwrap_or(self.address), port)
+    }
+
     pub fn is_gateway(&self) -> bool {
         self.node.kind == NodeKind::Gateway
+    }
+
+    /// Whether it opens a port per Service for programs that ignore proxies.
+    pub fn has_upstream_ports(&self) -> bool {
+        !self.is_gateway() && self.capture.is_none()
+    }
+
+    /// Whether a port of the pod's addresses is the proxy's own, and so never the app's.
+    pub fn is_own_port(&self, port: u16) -> bool {
+        let captured = self.capture.iter().flat_map(|c| {
+            c.outbound.iter().chain(&c.inbound).chain(&c.dns).chain(&c.mesh).map(SocketAddr::port)
+        });
+        let p = &self.ports;
+        port != 0 && captured.chain([p.admin, p.metrics, p.ready]).any(|own| own == port)
+    }
+
+    /// Whether sockets towards an address are made in the host's namespace.
+    pub fn is_outside(&self, ip: IpAddr) -> bool {
+        matches!(self.host, SocketFactory::Door(_))
+            && ip.to_canonical() != self.address
+            && !self.networks.is_pod(ip)
+    }
+}
+
+// === impl Capture ===
+
+impl Capture {
+    /// The usual ports. What the pod itself sends arrives on loopback, what others send on the
+    /// pod's addresses.
+    pub fn new(resolver: Option<SocketAddr>) -> Self {
+        let on = |port| move |ip: IpAddr| SocketAddr::new(ip, port);
+        let own = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        Self {
+            outbound: own.map(on(OUTBOUND_PORT)).into(),
+            inbound: any.map(on(INBOUND_PORT)).into(),
+            dns: own.map(on(DNS_PORT)).into(),
+            mesh: any.map(on(weft_model::MESH_PORT)).into(),
+            resolver,
+            original: OriginalDst::Kernel,
+        }
     }
 }
 
@@ -186,7 +274,7 @@ impl Default for Ports {
     fn default() -> Self {
         Self {
             admin: 15000,
-            outbound: 15001,
+            outbound: OUTBOUND_PORT,
             mesh: weft_model::MESH_PORT,
             metrics: 15020,
             ready: 15021,

@@ -19,10 +19,12 @@
     )
 )]
 
+pub mod capture;
 pub mod config;
 pub mod http;
 pub mod ingest;
 pub mod listen;
+pub mod networks;
 pub mod observe;
 pub mod pinned;
 pub mod run;
@@ -31,7 +33,7 @@ pub mod tcp;
 pub mod upstream;
 pub mod worker;
 
-pub use config::{NodeId, NodeKind, ProxyConfig};
+pub use config::{Capture, NodeId, NodeKind, ProxyConfig};
 pub use ingest::source::{Feed, feed};
 pub use run::{Addresses, Proxy, StartError};
 

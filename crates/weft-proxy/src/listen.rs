@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Binds listening sockets, exclusively first: a port in use is an error, also when its owner
 //! shares it. The control runtime calls this; workers only accept on what they are handed.
+//! Sockets of the host's namespace come through its door.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use thiserror::Error;
+
+use crate::config::ProxyConfig;
 
 /// Connections the kernel keeps before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -20,12 +23,48 @@ pub struct ListenError {
     pub source: io::Error,
 }
 
+// === impl ListenError ===
+
+impl ListenError {
+    /// The machine has no addresses of this family.
+    pub fn is_no_family(&self) -> bool {
+        let code = self.source.raw_os_error();
+        let none = code == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+        self.address.is_ipv6() && (none || self.source.kind() == io::ErrorKind::AddrNotAvailable)
+    }
+}
+
 /// One socket per worker, all on `address`. With port 0 the system chooses one port for all.
 ///
 /// # Errors
 /// When the address is in use, not local, or not permitted.
 pub fn bind(address: SocketAddr, workers: usize) -> Result<Vec<TcpListener>, ListenError> {
     bind_all(address, workers.max(1)).map_err(|source| ListenError { address, source })
+}
+
+/// The same for an address that may be in the host's namespace. Workers then share one socket,
+/// since only its maker could make others that join it.
+///
+/// # Errors
+/// As [`bind`], and when the host's side does not answer.
+pub async fn bind_from(
+    config: &ProxyConfig,
+    address: SocketAddr,
+    workers: usize,
+) -> Result<Vec<TcpListener>, ListenError> {
+    if !config.is_outside(address.ip()) {
+        return bind(address, workers);
+    }
+    let wrong = |source| ListenError { address, source };
+    let first = config.host.listen_async(address, false).await.map_err(wrong)?;
+    first.set_nonblocking(true).map_err(wrong)?;
+    let socket = SockRef::from(&first);
+    socket.set_tcp_nodelay(true).map_err(wrong)?;
+    socket.set_tcp_keepalive(&keepalive()).map_err(wrong)?;
+    let more = (1..workers.max(1)).map(|_| first.try_clone()).collect::<io::Result<Vec<_>>>();
+    let mut sockets = more.map_err(wrong)?;
+    sockets.insert(0, first);
+    Ok(sockets)
 }
 
 fn bind_all(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {

@@ -14,6 +14,7 @@ use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_identity::{ClientTls, ServerTls, Svid};
 
+use crate::capture::dns;
 use crate::config::ProxyConfig;
 use crate::ingest::{Delivery, Held, Ingest, Status};
 use crate::listen::{self, ListenError};
@@ -52,8 +53,10 @@ pub struct Addresses {
     pub admin: SocketAddr,
     pub metrics: SocketAddr,
     pub ready: SocketAddr,
-    /// Sidecars only.
+    /// Sidecars only: the forward proxy, or what the pod sends when that is captured.
     pub outbound: Option<SocketAddr>,
+    /// What is sent to the pod, when that is captured.
+    pub inbound: Option<SocketAddr>,
     /// Sidecars with an identity only.
     pub mesh: Option<SocketAddr>,
 }
@@ -179,11 +182,13 @@ fn start_workers(shared: &Shared) -> Result<Workers, StartError> {
     Ok((commands, all_cells, threads))
 }
 
-fn dialer(config: &ProxyConfig, identity: Option<&Snapshot<Svid>>, clock: &Clock) -> Dialer {
+fn dialer(config: &Arc<ProxyConfig>, identity: Option<&Snapshot<Svid>>, clock: &Clock) -> Dialer {
     Dialer {
-        source: (!config.is_gateway()).then_some(config.address),
+        // In its own namespace a sidecar dials loopback addresses from loopback.
+        source: config.has_upstream_ports().then_some(config.address),
         tls: identity.map(|svid| Arc::new(ClientTls::new(svid.clone(), clock.clone()))),
         mesh_port: config.ports.peers,
+        config: config.clone(),
     }
 }
 
@@ -201,8 +206,8 @@ async fn open_doors(
         (config.ports.metrics, admin::Role::Metrics),
         (config.ports.ready, admin::Role::Ready),
     ] {
-        let address = config.door(port);
-        let sockets = listen::bind(address, 1)?;
+        let address = config.admin_door(port);
+        let sockets = listen::bind_from(config, address, 1).await?;
         let Some(socket) = sockets.into_iter().next() else { continue };
         let listening = |source| StartError::Listen(ListenError { address, source });
         doors.push(socket.local_addr().map_err(listening)?);
@@ -211,16 +216,48 @@ async fn open_doors(
     }
     let [admin, metrics, ready] = doors.as_slice() else {
         let source = std::io::Error::other("no socket");
-        return Err(ListenError { address: config.door(config.ports.admin), source }.into());
+        return Err(ListenError { address: config.admin_door(config.ports.admin), source }.into());
     };
-    let (mut outbound, mut mesh) = (None, None);
-    if !config.is_gateway() {
-        let address = config.door(config.ports.outbound);
-        outbound = Some(ingest.open_fixed(address, Door::Forward).await?);
-        if identified {
-            let address = config.door(config.ports.mesh);
-            mesh = Some(ingest.open_fixed(address, Door::Mesh).await?);
+    let (admin, metrics, ready) = (*admin, *metrics, *ready);
+    let mut open = Addresses { admin, metrics, ready, outbound: None, inbound: None, mesh: None };
+    match &config.capture {
+        // A gateway has no app whose traffic could be captured.
+        _ if config.is_gateway() => {}
+        Some(capture) => {
+            open.outbound = open_each(ingest, &capture.outbound, &Door::Outbound).await?;
+            open.inbound = open_each(ingest, &capture.inbound, &Door::Inbound).await?;
+            if identified {
+                open.mesh = open_each(ingest, &capture.mesh, &Door::Mesh).await?;
+            }
+            dns::serve(config, capture, tasks)?;
+        }
+        None => {
+            let address = config.door(config.ports.outbound);
+            open.outbound = Some(ingest.open_fixed(address, Door::Forward).await?);
+            if identified {
+                let address = config.door(config.ports.mesh);
+                open.mesh = Some(ingest.open_fixed(address, Door::Mesh).await?);
+            }
         }
     }
-    Ok(Addresses { admin: *admin, metrics: *metrics, ready: *ready, outbound, mesh })
+    Ok(open)
+}
+
+/// Opens a door in every family that the machine has; returns where the first one is.
+async fn open_each(
+    ingest: &mut Ingest,
+    addresses: &[SocketAddr],
+    door: &Door,
+) -> Result<Option<SocketAddr>, StartError> {
+    let mut first = None;
+    for address in addresses {
+        match ingest.open_fixed(*address, door.clone()).await {
+            Ok(bound) => first = first.or(Some(bound)),
+            Err(error) if first.is_some() && error.is_no_family() => {
+                tracing::info!(%address, "this machine has no IPv6: its doors stay closed");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(first)
 }

@@ -17,8 +17,8 @@ use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
 use weft_identity::{ServerTls, SpiffeId};
-use weft_model::ResourceName;
 use weft_model::decide::Authority;
+use weft_model::{Protocol, ResourceName};
 
 use crate::config::ProxyConfig;
 use crate::observe::access_log::LogSender;
@@ -75,6 +75,7 @@ pub struct Names {
     pub namespace: Arc<str>,
     pub unknown: Arc<str>,
     pub passthrough: Arc<str>,
+    pub black_hole: Arc<str>,
     /// Own SPIFFE id.
     pub principal: Arc<str>,
 }
@@ -112,6 +113,12 @@ pub struct Conn {
     pub server_name: Option<Arc<str>>,
     /// The app port that a mesh connection is for.
     pub app_port: Option<u16>,
+    /// Where the app is, when its pod has a namespace of its own: any port may be asked for.
+    pub app: Option<SocketAddr>,
+    /// The address that a captured connection was made to.
+    pub original: Option<SocketAddr>,
+    /// It is plaintext, and its port takes none.
+    pub plaintext_refused: bool,
     /// What a CONNECT on the forward proxy asked for; everything inside goes there.
     pub tunnel: Option<Authority>,
     /// The client proved the forward proxy's credential.
@@ -136,6 +143,7 @@ impl Names {
             namespace: config.node.namespace.clone(),
             unknown: "unknown".into(),
             passthrough: "PassthroughCluster".into(),
+            black_hole: "BlackHoleCluster".into(),
             principal: principal.map_or_else(|| "unknown".into(), |id| id.as_str().into()),
         }
     }
@@ -148,6 +156,7 @@ impl Names {
             namespace: copy(&self.namespace),
             unknown: copy(&self.unknown),
             passthrough: copy(&self.passthrough),
+            black_hole: copy(&self.black_hole),
             principal: copy(&self.principal),
         }
     }
@@ -269,6 +278,13 @@ impl Worker {
             pool.sweep(LOOSE_IDLE);
         }
         self.drop_unused_pools();
+    }
+
+    /// Where the app's port is in a pod with a namespace of its own: at the address that the
+    /// client knows. `None` otherwise, and for ports that are not the app's.
+    pub fn app_at(&self, conn: &Conn, port: u16) -> Option<SocketAddr> {
+        let app = self.config.capture.is_some() && !self.config.is_own_port(port);
+        app.then(|| SocketAddr::new(conn.dialled().ip(), port))
     }
 
     /// Counts a connection in, unless there are too many.
@@ -423,10 +439,36 @@ impl Conn {
             peer: None,
             server_name: None,
             app_port: None,
+            app: None,
+            original: None,
+            plaintext_refused: false,
             tunnel: None,
             admitted: Cell::new(false),
             active: Arc::default(),
             refused: Arc::default(),
         }
+    }
+    /// The address that the client dialled, as far as it is known.
+    pub fn dialled(&self) -> SocketAddr {
+        self.original.unwrap_or(self.local)
+    }
+
+    /// What goes on inside a CONNECT over HTTP/2 on the mesh port (Istio's HBONE): it names the
+    /// app port, and its bytes are looked at like any others for that port.
+    pub fn hbone(
+        &self,
+        worker: &Worker,
+        target: &Authority,
+        version: http::Version,
+    ) -> Option<(Self, Protocol)> {
+        let port = target.port.filter(|_| version == http::Version::HTTP_2)?;
+        let protocol = worker.table().inbound(port).map(|e| e.listener.protocol);
+        let mut inner = Self::new(Door::Mesh, self.local, self.remote);
+        inner.scheme = self.scheme;
+        inner.peer = self.peer.clone();
+        inner.server_name = self.server_name.clone();
+        inner.app_port = Some(port);
+        inner.app = worker.app_at(&inner, port);
+        Some((inner, protocol.unwrap_or(Protocol::Detect)))
     }
 }

@@ -225,6 +225,27 @@ pub struct ProxyArgs {
     /// Access log.
     #[arg(long, default_value = "text", value_parser = ACCESS_LOGS)]
     pub access_log: String,
+    /// Take the traffic of this network namespace as nftables rules redirect it: what the pod
+    /// sends on 15001, what is sent to it on 15006, its DNS questions on 15053. The mesh port is
+    /// then open on all addresses, and there is no forward proxy.
+    #[arg(long, conflicts_with_all = ["outbound_port", "mesh_port", "credential"])]
+    pub capture: bool,
+    /// Unix socket where sockets of the host's network namespace come from.
+    #[arg(long, value_name = "PATH")]
+    pub host_door: Option<PathBuf>,
+    /// Address of the admin, metrics and readiness ports, when it is not `--address`.
+    #[arg(long, value_name = "IP")]
+    pub admin_address: Option<IpAddr>,
+    /// The server's resolver for pods, reached through the host's door.
+    #[arg(long, value_name = "IP:PORT", requires = "capture")]
+    pub dns: Option<SocketAddr>,
+    /// Addresses of pods, which are reached within this namespace; may be repeated. Default
+    /// 10.244.0.0/16 and fd00:7766::/64.
+    #[arg(long = "pod-network", value_name = "CIDR")]
+    pub pod_networks: Vec<String>,
+    /// Addresses of Services; may be repeated. Default 10.96.0.0/16 and fd00:7766:1::/112.
+    #[arg(long = "service-network", value_name = "CIDR")]
+    pub service_networks: Vec<String>,
     /// Port of the HTTP forward proxy.
     #[arg(long, default_value_t = 15001)]
     pub outbound_port: u16,

@@ -18,11 +18,13 @@ use tokio_rustls::TlsConnector;
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::snapshot::Snapshot;
+use weft_base::sockets::{PROXY_MARK, SocketFactory};
 use weft_base::task::TaskGroup;
 use weft_identity::{Alpn, ClientTls, Expected, Svid, provider, uds};
 use weft_proxy::config::{AccessLog, LogFormat, LogWhat, Ports};
 use weft_proxy::ingest::source;
-use weft_proxy::{Feed, NodeId, Proxy, ProxyConfig, feed};
+use weft_proxy::networks::Cidr;
+use weft_proxy::{Capture, Feed, NodeId, Proxy, ProxyConfig, feed};
 use weft_xds::NodeInfo;
 use weft_xds::client::{self, Dial, Options};
 
@@ -31,6 +33,8 @@ use crate::exit::Usage;
 
 /// TLS name of the server; the SPIFFE identity is what is checked.
 const SERVER_NAME: &str = "server.weft.internal";
+/// One try to reach it.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub fn run(args: &ProxyArgs) -> Result<()> {
     provider::install();
@@ -99,11 +103,12 @@ fn subscribe(
     let domain = identity.load().bundle().trust_domain().clone();
     let expected = Expected::OneOf([domain.server()].into());
     let tls = Arc::new(ClientTls::new(identity, clock.clone()));
+    let host = host(args);
     let dial = Dial::new(server.to_string(), move || {
-        let (tls, expected) = (tls.clone(), expected.clone());
+        let (tls, expected, host) = (tls.clone(), expected.clone(), host.clone());
         async move {
             let config = tls.config(&expected, Alpn::H2).map_err(io::Error::other)?;
-            let stream = TcpStream::connect(server).await?;
+            let stream = TcpStream::from_std(host.connect(server, DIAL_TIMEOUT).await?)?;
             stream.set_nodelay(true)?;
             let name = SERVER_NAME.try_into().map_err(io::Error::other)?;
             TlsConnector::from(config).connect(name, stream).await
@@ -172,6 +177,7 @@ fn config(args: &ProxyArgs) -> Result<ProxyConfig> {
         ready: args.ready_port,
         ..Ports::default()
     };
+    capture(args, &mut config)?;
     config.access_log = access_log(&args.access_log)?;
     if let Some(workload) = args.labels.iter().find_map(|l| l.strip_prefix("workload=")) {
         config.workload = workload.into();
@@ -180,6 +186,31 @@ fn config(args: &ProxyArgs) -> Result<ProxyConfig> {
         return Err(anyhow!(Usage("--address: name one address, not 0.0.0.0".into())));
     }
     Ok(config)
+}
+
+/// What a proxy in a pod's own network namespace does otherwise.
+fn capture(args: &ProxyArgs, config: &mut ProxyConfig) -> Result<()> {
+    config.host = host(args);
+    config.admin_address = args.admin_address;
+    let ranges = |flag: &str, texts: &[String]| {
+        let parsed = texts.iter().map(|text| text.parse::<Cidr>());
+        parsed.collect::<Result<Vec<_>, _>>().map_err(|e| anyhow!(Usage(format!("{flag}: {e}"))))
+    };
+    if !args.pod_networks.is_empty() {
+        config.networks.pods = ranges("--pod-network", &args.pod_networks)?;
+    }
+    if !args.service_networks.is_empty() {
+        config.networks.services = ranges("--service-network", &args.service_networks)?;
+    }
+    if args.capture {
+        config.capture = Some(Capture::new(args.dns));
+        config.mark = Some(PROXY_MARK);
+    }
+    Ok(())
+}
+
+fn host(args: &ProxyArgs) -> SocketFactory {
+    args.host_door.as_deref().map_or(SocketFactory::Here, SocketFactory::door)
 }
 
 fn access_log(text: &str) -> Result<AccessLog> {

@@ -2,6 +2,8 @@
 //! One canonical form of what a request asks for; what is ambiguous is refused, never repaired,
 //! so that routing, policy and upstream cannot disagree. Pure.
 
+use std::net::SocketAddr;
+
 use http::header::HOST;
 use http::{Request, Version};
 use weft_model::decide::{Authority, Headers};
@@ -22,19 +24,23 @@ impl Headers for HeaderView<'_> {
     }
 }
 
-/// Checks a request's head and returns its authority.
+/// Checks a request's head and returns its authority. `dialled` is the address that its client
+/// connected to, when that is known: HTTP/1.0 need not say more.
 ///
 /// # Errors
 /// A sentence that says what is wrong with the request.
-pub fn canonical<B>(request: &Request<B>) -> Result<Authority, String> {
+pub fn canonical<B>(
+    request: &Request<B>,
+    dialled: Option<SocketAddr>,
+) -> Result<Authority, String> {
     check_method(request.method().as_str())?;
     if request.method() != http::Method::CONNECT {
         check_path(request.uri().path(), request.method() == http::Method::OPTIONS)?;
     }
-    authority(request)
+    authority(request, dialled)
 }
 
-fn authority<B>(request: &Request<B>) -> Result<Authority, String> {
+fn authority<B>(request: &Request<B>, dialled: Option<SocketAddr>) -> Result<Authority, String> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (_, Some(_)) => return Err("it has more than one Host header".into()),
@@ -60,7 +66,9 @@ fn authority<B>(request: &Request<B>) -> Result<Authority, String> {
         }
         (None, Some(host)) => parse(host),
         (None, None) if request.version() == Version::HTTP_10 => {
-            Err("it names no host (HTTP/1.0 without Host header)".into())
+            let dialled =
+                dialled.map(|at| Authority { host: at.ip().to_string(), port: Some(at.port()) });
+            dialled.ok_or_else(|| "it names no host (HTTP/1.0 without Host header)".into())
         }
         (None, None) => Err("it has no Host header".into()),
     }
@@ -129,7 +137,7 @@ mod tests {
         build: impl FnOnce(http::request::Builder) -> http::request::Builder,
     ) -> Result<String, String> {
         let request = build(Request::builder()).body(()).map_err(|e| e.to_string())?;
-        canonical(&request).map(|a| match a.port {
+        canonical(&request, None).map(|a| match a.port {
             Some(port) => format!("{}:{port}", a.host),
             None => a.host,
         })

@@ -21,6 +21,7 @@ use super::reply::{self, Cause, Refusal};
 use super::route::{self, Asked, Choice};
 use super::serve::Received;
 use super::{headers, upgrade};
+use crate::capture;
 use crate::config::UnknownDestinations;
 use crate::observe::record::Record;
 use crate::table::{BackendEntry, Door, Table};
@@ -82,8 +83,8 @@ async fn run(
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
     // 1. One canonical form, or none.
-    let authority =
-        normalise::canonical(&request).map_err(|why| Refusal::new(Cause::BadRequest, why))?;
+    let authority = normalise::canonical(&request, conn.original)
+        .map_err(|why| Refusal::new(Cause::BadRequest, why))?;
     record.authority = Some(shown(&authority));
 
     // 2. Who may use this door.
@@ -118,6 +119,7 @@ async fn run(
             rule(worker, conn, &head, &asked, &found, &table, &mut plan, record)?
         }
         Choice::Backend(backend) => Next::Forward(worker.backend(backend)),
+        Choice::Own(backend) => Next::Forward(worker.backend(&backend)),
         Choice::Outside(target) => {
             Next::Forward(rare(outside(worker, conn, &target, record)).await?)
         }
@@ -151,8 +153,13 @@ fn rare<F: Future>(future: F) -> Pin<Box<F>> {
     Box::pin(future)
 }
 
-/// The forward proxy admits only its own app, which knows the pod's credential.
+/// A strict port admits only sidecars; the forward proxy only its own app, which knows the pod's
+/// credential.
 fn admit<B>(worker: &Worker, conn: &Conn, request: &Request<B>) -> Result<(), Refusal> {
+    if conn.plaintext_refused {
+        let port = conn.app_port.unwrap_or_default();
+        return Err(Refusal::new(Cause::Plaintext, format!("port {port} takes mesh mTLS only")));
+    }
     if conn.door != Door::Forward || conn.admitted.get() {
         return Ok(());
     }
@@ -186,7 +193,12 @@ fn connect(
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
     let h1 = request.version() < http::Version::HTTP_2;
-    let served = h1 && matches!(conn.door, Door::Forward | Door::Mesh) && conn.tunnel.is_none();
+    let served = match conn.door {
+        Door::Forward => h1 && conn.tunnel.is_none(),
+        // Over HTTP/2 the authority names the port.
+        Door::Mesh => h1 || authority.port.is_some(),
+        _ => false,
+    };
     if !served {
         return Err(Refusal::new(Cause::MethodRefused, ""));
     }
@@ -208,7 +220,7 @@ fn clean(worker: &Worker, conn: &Conn, head: &mut Parts, record: &mut Record) {
         Door::Gateway(_) => {
             headers::from_outside(&mut head.headers, conn.remote.ip(), conn.scheme);
         }
-        Door::Mesh => {
+        Door::Mesh | Door::Inbound => {
             // What the client's sidecar proved replaces what anyone wrote.
             head.headers.remove(headers::CLIENT_CERT);
             let peer = conn.peer.as_ref().map(|p| {
@@ -218,7 +230,7 @@ fn clean(worker: &Worker, conn: &Conn, head: &mut Parts, record: &mut Record) {
                 head.headers.insert(headers::CLIENT_CERT, value);
             }
         }
-        Door::Forward | Door::Upstream { .. } => {}
+        Door::Forward | Door::Upstream { .. } | Door::Outbound => {}
     }
     record.forwarded_for = head.headers.get(headers::FORWARDED_FOR).cloned();
     record.request_id = headers::identify(&mut head.headers, &mut worker.rng.borrow_mut());
@@ -301,12 +313,21 @@ async fn outside(
     target: &Authority,
     record: &mut Record,
 ) -> Result<Rc<std::cell::RefCell<LocalBackend>>, Refusal> {
-    record.passthrough = true;
+    if let (Door::Outbound, Some(to)) = (&conn.door, conn.original) {
+        let entry = capture::egress(worker, &worker.table(), to).map_err(|why| {
+            record.denied = true;
+            Refusal::new(Cause::NoService, why)
+        })?;
+        record.passthrough = true;
+        return Ok(worker.backend(&entry));
+    }
     let unknown = || format!("{}:{}", target.host, target.port.unwrap_or(80));
-    if worker.config.unknown == UnknownDestinations::Deny {
+    record.denied = worker.config.unknown == UnknownDestinations::Deny;
+    if record.denied {
         let detail = format!("{} is not in the mesh, and others are denied", unknown());
         return Err(Refusal::new(Cause::NoService, detail));
     }
+    record.passthrough = true;
     let address = relay::resolve(target)
         .await
         .map_err(|why| Refusal::new(Cause::NoService, format!("{}: {why}", unknown())))?;
@@ -368,7 +389,7 @@ fn settle(conn: &Conn, plan: &Plan<'_>, response: &mut Response<ReplyBody>, reco
     // Flags of the upstream's sidecar are worth keeping for the client; not what an app forged.
     let flags = response.headers_mut().remove(headers::FLAGS);
     headers::strip_own(response.headers_mut());
-    if let (Some(flags), false) = (flags, conn.door == Door::Mesh) {
+    if let (Some(flags), false) = (flags, conn.door.is_inbound()) {
         if matches!(conn.door, Door::Gateway(_)) {
             reply::hide(response, &flags, record);
         }
@@ -422,8 +443,8 @@ impl<'t> Plan<'t> {
     /// What is done when no rule says anything.
     fn at(door: &Door) -> Self {
         let mut plan = Self::default();
-        if *door == Door::Mesh {
-            // The client's sidecar judges, and it has other instances to go to.
+        if door.is_inbound() {
+            // The client (or its sidecar) judges, and it has other instances to go to.
             plan.retry = Retry { attempts: 0, on_reset: false, ..Retry::default() };
         }
         plan

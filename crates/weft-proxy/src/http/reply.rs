@@ -19,6 +19,7 @@ pub enum Cause {
     BodyTooLarge,
     Credential,
     MethodRefused,
+    Plaintext,
     NoRoute,
     NoService,
     NoBackend,
@@ -68,6 +69,9 @@ pub const TABLE: &[Row] = &[
         "use the HTTP_PROXY of the pod's environment as it is"),
     row(Cause::MethodRefused, 405, Flag::DPE, 12,
         "CONNECT is not served here", "use the sidecar's forward proxy"),
+    row(Cause::Plaintext, 403, Flag::UAEX, 7,
+        "plaintext is refused here",
+        "call it from a pod of the mesh, or permit plaintext on this port"),
     row(Cause::NoRoute, 404, Flag::NR, 12,
         "no route takes this request",
         "see which hosts and paths are routed with: weft get httproutes -A"),
@@ -143,6 +147,9 @@ impl Refusal {
             }
         };
         part("", &self.detail);
+        if let Some(to) = record.conn.original {
+            part("original destination: ", &to.to_string());
+        }
         part("route: ", record.route.as_deref().unwrap_or_default());
         if let Some(backend) = &record.backend {
             part("backend: ", &backend.label());
@@ -292,6 +299,7 @@ mod tests {
             BodyTooLarge,
             Credential,
             MethodRefused,
+            Plaintext,
             NoRoute,
             NoService,
             NoBackend,

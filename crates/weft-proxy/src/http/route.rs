@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use http::request::Parts;
-use weft_model::decide::{Authority, Found, Request, find_rule, pick_section};
+use weft_model::decide::{
+    Authority, Captured, Found, Request, by_original_dst_and_host, find_rule, pick_section,
+};
 use weft_model::{HostPort, Parent, Protocol, Route};
 
 use super::normalise::HeaderView;
@@ -20,6 +22,8 @@ pub enum Choice<'t> {
     Rule(Found<'t>),
     /// A service no route speaks about, or the app behind this sidecar.
     Backend(&'t Arc<BackendEntry>),
+    /// One instance, made for this request.
+    Own(Arc<BackendEntry>),
     /// Something outside the mesh, by name or address and port.
     Outside(Authority),
 }
@@ -63,11 +67,14 @@ pub fn asked(conn: &Conn, authority: &Authority) -> Asked {
             let target = conn.tunnel.as_ref().unwrap_or(authority);
             Asked { host: target.host.clone(), port: target.port.unwrap_or(80), authority: None }
         }
-        Door::Mesh => Asked {
+        Door::Mesh | Door::Inbound => Asked {
             host: authority.host.clone(),
             port: conn.app_port.unwrap_or(conn.local.port()),
             authority: None,
         },
+        Door::Outbound => {
+            Asked { host: authority.host.clone(), port: conn.dialled().port(), authority: None }
+        }
         Door::Gateway(_) => Asked {
             host: authority.host.clone(),
             // The listener's port, whatever the client calls it: redirects and matches name that.
@@ -84,14 +91,8 @@ pub fn asked(conn: &Conn, authority: &Authority) -> Asked {
 pub fn choose<'t>(table: &'t Table, conn: &Conn, req: &Request<'_>) -> Result<Choice<'t>, Refusal> {
     match &conn.door {
         Door::Gateway(name) => gateway(table, name, req),
-        Door::Mesh => {
-            let port = conn.app_port.unwrap_or_default();
-            let entry = table.inbound(port).ok_or_else(|| {
-                let detail = format!("this instance has no port {port}");
-                Refusal::new(Cause::ConnectFailed, detail)
-            })?;
-            Ok(Choice::Backend(&entry.backend))
-        }
+        Door::Mesh | Door::Inbound => app(table, conn),
+        Door::Outbound => captured(table, conn, req),
         Door::Upstream { host, .. } => {
             let entry = table.host(host).ok_or_else(|| unknown_service(req))?;
             service(entry, req)
@@ -101,6 +102,44 @@ pub fn choose<'t>(table: &'t Table, conn: &Conn, req: &Request<'_>) -> Result<Ch
             // A mesh host on a port that it does not declare is outside all the same.
             _ => Ok(Choice::Outside(Authority { host: req.host.to_owned(), port: Some(req.port) })),
         },
+    }
+}
+
+/// The app's port behind this sidecar.
+fn app<'t>(table: &'t Table, conn: &Conn) -> Result<Choice<'t>, Refusal> {
+    let port = conn.app_port.unwrap_or_default();
+    match (table.inbound(port), conn.app) {
+        (Some(entry), Some(app)) if entry.listener.app != app => {
+            Ok(Choice::Own(BackendEntry::app(app, Some(entry))))
+        }
+        (Some(entry), _) => Ok(Choice::Backend(&entry.backend)),
+        (None, Some(app)) => Ok(Choice::Own(BackendEntry::app(app, None))),
+        (None, None) => {
+            let detail = format!("this instance has no port {port}");
+            Err(Refusal::new(Cause::ConnectFailed, detail))
+        }
+    }
+}
+
+/// The address that was dialled decides; the host refines it where that leaves a choice.
+fn captured<'t>(table: &'t Table, conn: &Conn, req: &Request<'_>) -> Result<Choice<'t>, Refusal> {
+    let to = conn.dialled();
+    match by_original_dst_and_host(table, to, req.host) {
+        Captured::Service { host, .. } => {
+            let entry = table.host(&host.name).ok_or_else(|| unknown_service(req))?;
+            service(entry, req)
+        }
+        Captured::Instance(found) => {
+            let own = BackendEntry::instance(table, &found);
+            own.map(Choice::Own).ok_or_else(|| unknown_service(req))
+        }
+        Captured::NoSuchPort { host } => {
+            let detail = format!("{} has no port {}", host.name, to.port());
+            Err(Refusal::new(Cause::NoService, detail))
+        }
+        Captured::Outside => {
+            Ok(Choice::Outside(Authority { host: to.ip().to_string(), port: Some(to.port()) }))
+        }
     }
 }
 

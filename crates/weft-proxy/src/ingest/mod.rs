@@ -102,7 +102,8 @@ impl Ingest {
             sockets: Arc::default(),
         };
         Self {
-            builder: Builder::new(config.workers, clock.clone(), config.node.namespace.clone()),
+            builder: Builder::new(config.workers, clock.clone(), config.node.namespace.clone())
+                .with_instances(config.capture.is_some()),
             config,
             workers,
             sockets: BTreeMap::new(),
@@ -214,7 +215,8 @@ impl Ingest {
         removes: &[ResourceName],
     ) -> Vec<Rejected> {
         let (table, mut rejected) = self.builder.apply(generation, upserts, removes);
-        let wanted = table.doors(self.config.address, self.config.is_gateway());
+        let upstream = self.config.has_upstream_ports();
+        let wanted = table.doors(upstream.then_some(self.config.address));
         let closed = self.close_unwanted(&wanted).await;
         self.swap(&table).await;
         self.publisher.publish(table);
@@ -234,7 +236,9 @@ impl Ingest {
                 let name = match &door {
                     Door::Gateway(name) => format!("listener:{name}"),
                     Door::Upstream { host, .. } => format!("host:{host}"),
-                    Door::Mesh | Door::Forward => format!("{door:?}"),
+                    Door::Mesh | Door::Forward | Door::Outbound | Door::Inbound => {
+                        format!("{door:?}")
+                    }
                 };
                 rejected.push(Rejected { name, reason: error.to_string() });
             }
@@ -278,7 +282,7 @@ impl Ingest {
         door: Door,
         number: u64,
     ) -> Result<SocketAddr, listen::ListenError> {
-        let sockets = listen::bind(address, self.workers.len())?;
+        let sockets = listen::bind_from(&self.config, address, self.workers.len()).await?;
         let bound = sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(address);
         lock(&self.status.sockets).insert(number, (door.clone(), bound));
         for (worker, socket) in self.workers.iter().zip(sockets) {

@@ -15,7 +15,7 @@ use super::flags::{Flag, Flags};
 use super::metrics::{Labels, Reporter, RequestProtocol};
 use crate::http::body::{BodyError, Replay};
 use crate::pinned::Pinned;
-use crate::table::{BackendEntry, Door};
+use crate::table::BackendEntry;
 use crate::upstream::pick::{Ending, LocalEndpoint};
 use crate::worker::{Conn, Worker};
 
@@ -41,6 +41,8 @@ pub struct Record {
     pub backend: Option<Pinned<BackendEntry>>,
     pub endpoint: Option<Rc<LocalEndpoint>>,
     pub passthrough: bool,
+    /// It asked for a destination outside that is not allowed.
+    pub denied: bool,
     pub attempts: u32,
     pub status: u16,
     pub grpc_status: Option<u16>,
@@ -77,6 +79,7 @@ impl Record {
             backend: None,
             endpoint: None,
             passthrough: false,
+            denied: false,
             attempts: 0,
             status: 0,
             grpc_status: None,
@@ -138,7 +141,7 @@ impl Record {
         let find = || self.worker.metrics.request(self.labels());
         match &self.endpoint {
             // The labels of what this proxy sends to an endpoint differ by their ending only.
-            Some(endpoint) if self.conn.door != Door::Mesh && !self.passthrough => {
+            Some(endpoint) if !self.conn.door.is_inbound() && !self.passthrough => {
                 endpoint.with_series(self.ending(), find, |s| s.observe(ms, received, sent));
             }
             _ => find().observe(ms, received, sent),
@@ -157,7 +160,7 @@ impl Record {
 
     fn labels(&self) -> Labels {
         let names = &self.worker.names;
-        let inbound = self.conn.door == Door::Mesh;
+        let inbound = self.conn.door.is_inbound();
         let (source_workload, source_namespace) = match (inbound, &self.source) {
             (false, _) => (names.workload.clone(), names.namespace.clone()),
             (true, Some(source)) => split_source(source, names),
@@ -194,6 +197,7 @@ impl Record {
             destination_service: match &self.backend {
                 Some(backend) => backend.backend.service.clone(),
                 None if self.passthrough => names.passthrough.clone(),
+                None if self.denied => names.black_hole.clone(),
                 None => names.unknown.clone(),
             },
             protocol: if self.is_grpc { RequestProtocol::Grpc } else { RequestProtocol::Http },

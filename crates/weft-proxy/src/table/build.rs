@@ -31,6 +31,8 @@ pub struct Builder {
     workers: usize,
     clock: Clock,
     namespace: Arc<str>,
+    /// Instances are looked up by their own addresses.
+    instances: bool,
     roots: BTreeMap<Root, BTreeMap<Child, Resource>>,
     /// Routes in effect: the newest version whose backends are all known.
     routes: BTreeMap<ResourceName, Arc<Route>>,
@@ -51,6 +53,7 @@ impl Builder {
             workers,
             clock,
             namespace,
+            instances: false,
             roots: BTreeMap::new(),
             routes: BTreeMap::new(),
             waiting: BTreeSet::new(),
@@ -58,6 +61,12 @@ impl Builder {
             ejected: HashMap::new(),
             table: Table::default(),
         }
+    }
+
+    /// The same for a sidecar that captures, which must know instances by their addresses.
+    #[must_use]
+    pub fn with_instances(self, instances: bool) -> Self {
+        Self { instances, ..self }
     }
 
     /// Applies one transaction and returns the new table with what was refused of it.
@@ -195,11 +204,7 @@ impl Builder {
                     self.table.aliases.remove(alias);
                 }
             }
-            for address in &old.host.addresses {
-                if self.table.addresses.get(address) == Some(name) {
-                    self.table.addresses.remove(address);
-                }
-            }
+            self.table.addresses.remove(&old);
         }
         let Some(children) = self.roots.get(root).cloned() else { return };
         let host = match children.get("") {
@@ -237,9 +242,7 @@ impl Builder {
         for alias in &entry.host.aliases {
             self.table.aliases.insert(alias.clone(), name.clone());
         }
-        for address in &entry.host.addresses {
-            self.table.addresses.insert(*address, name.clone());
-        }
+        self.table.addresses.add(&entry, self.instances);
         self.table.hosts.insert(name.clone(), Arc::new(entry));
     }
 

@@ -2,7 +2,9 @@
 //! The runtime form of the model: one immutable value that a request pins once. Ingest builds a
 //! new one per transaction, sharing every root that did not change; workers only read.
 
+mod addresses;
 mod build;
+mod single;
 mod tls;
 
 use std::collections::HashMap;
@@ -14,9 +16,8 @@ use weft_base::clock::Mono;
 use weft_base::metrics::Cell;
 use weft_model::decide::host_fit;
 use weft_model::{
-    Backend, BackendPolicy, CaptureListener, Endpoint, Fail, GatewayListener, Health, Host,
-    HostPort, InboundListener, Labels, Locality, Outlier, Protocol, ResourceName, Root, Route,
-    Transport,
+    Backend, CaptureListener, Endpoint, Fail, GatewayListener, Host, HostPort, InboundListener,
+    Protocol, ResourceName, Root, Route,
 };
 
 pub use build::Builder;
@@ -28,7 +29,7 @@ pub struct Table {
     hosts: imbl::HashMap<Arc<str>, Arc<HostEntry>>,
     /// Aliases to canonical names.
     aliases: imbl::HashMap<Arc<str>, Arc<str>>,
-    addresses: imbl::HashMap<IpAddr, Arc<str>>,
+    addresses: addresses::Addresses,
     gateways: imbl::HashMap<Arc<str>, Arc<GatewayEntry>>,
     inbound: imbl::HashMap<u16, Arc<InboundEntry>>,
     capture: Option<Arc<CaptureEntry>>,
@@ -117,7 +118,7 @@ impl Table {
             return self.hosts.get(canonical);
         }
         let ip: IpAddr = name.parse().ok()?;
-        self.hosts.get(self.addresses.get(&ip)?)
+        self.hosts.get(self.addresses.hosts(ip).first()?)
     }
 
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<HostEntry>> {
@@ -166,6 +167,15 @@ impl Table {
     }
 }
 
+// === impl Door ===
+
+impl Door {
+    /// Whether what arrives is for the app behind this sidecar.
+    pub fn is_inbound(&self) -> bool {
+        matches!(self, Self::Mesh | Self::Inbound)
+    }
+}
+
 // === impl HostEntry ===
 
 impl HostEntry {
@@ -186,43 +196,6 @@ impl HostEntry {
 // === impl BackendEntry ===
 
 impl BackendEntry {
-    /// A destination outside the mesh: one endpoint, reached in plaintext, never ejected.
-    pub fn outside(address: SocketAddr, workers: usize) -> Arc<Self> {
-        let service: Arc<str> = "PassthroughCluster".into();
-        let endpoint = Endpoint {
-            id: "outside".into(),
-            address,
-            labels: Labels::new(),
-            locality: Locality::default(),
-            weight: 1,
-            health: Health::Healthy,
-            identity: None,
-            transport: Transport::Plaintext,
-            workload: "unknown".into(),
-        };
-        let outlier = Outlier { consecutive_failures: 0, ..Outlier::default() };
-        let policy = BackendPolicy { outlier, ..BackendPolicy::default() };
-        let backend = Backend {
-            service: service.clone(),
-            port: address.port(),
-            subset: "".into(),
-            selector: Labels::new(),
-            policy,
-            origin: None,
-        };
-        let shared = Arc::new(EndpointShared::new(workers));
-        Arc::new(Self {
-            name: Root::host(format!("outside.{address}")).own(),
-            backend,
-            namespace: "unknown".into(),
-            protocol: Protocol::Detect,
-            endpoints: vec![Arc::new(EndpointEntry { endpoint, shared })],
-            healthy: 1,
-            ejected_until: Arc::default(),
-            cluster: service,
-        })
-    }
-
     pub fn total(&self) -> usize {
         self.endpoints.len()
     }
@@ -294,19 +267,24 @@ pub enum Door {
     Mesh,
     /// The HTTP forward proxy.
     Forward,
+    /// What the pod sends, captured.
+    Outbound,
+    /// What others send to the pod, captured.
+    Inbound,
     /// One port of one host, for programs that ignore proxies.
     Upstream { host: Arc<str>, port: u16 },
 }
 
 impl Table {
-    /// Every socket the table wants, besides the fixed doors. `own` is the sidecar's address.
-    pub fn doors(&self, own: IpAddr, gateway: bool) -> Vec<(SocketAddr, Door)> {
+    /// Every socket the table wants, besides the fixed doors: `own` is the address of upstream
+    /// ports, for a sidecar that has them.
+    pub fn doors(&self, own: Option<IpAddr>) -> Vec<(SocketAddr, Door)> {
         let mut out = Vec::new();
         for gateway in self.gateways() {
             let door = Door::Gateway(gateway.name.clone());
             out.extend(gateway.listener.bind.iter().map(|a| (*a, door.clone())));
         }
-        if !gateway {
+        if let Some(own) = own {
             for host in self.hosts() {
                 for port in &host.host.ports {
                     if let Some(listening) = port.upstream_port {

@@ -15,6 +15,7 @@ use weft_model::{Protocol, mesh_server_port};
 
 use super::relay;
 use super::sniff::{Spoken, sniff};
+use crate::capture::{inbound, outbound};
 use crate::http::serve::serve;
 use crate::table::{Door, GatewayEntry};
 use crate::upstream::pool::Wire;
@@ -26,10 +27,18 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Serves one connection to its end.
 pub async fn connection(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: Door) {
     let Ok(local) = stream.local_addr() else { return };
-    let conn = Conn::new(door, local, remote);
+    let mut conn = Conn::new(door, local, remote);
+    if let (Door::Outbound | Door::Inbound, Some(capture)) = (&conn.door, &worker.config.capture) {
+        conn.original = capture.original.of(&stream).unwrap_or_else(|error| {
+            tracing::warn!(%remote, %error, "the system does not tell where a connection goes");
+            None
+        });
+    }
     match &conn.door {
         // Each branch is boxed: a connection pays for its own door only.
         Door::Mesh => Box::pin(mesh(worker, stream, conn)).await,
+        Door::Outbound => Box::pin(outbound::connection(worker, stream, conn)).await,
+        Door::Inbound => Box::pin(inbound::connection(worker, stream, conn)).await,
         Door::Gateway(name) => {
             let entry = worker.table().gateway(name).cloned();
             match entry {
@@ -69,20 +78,16 @@ where
 }
 
 /// HTTP of either version, by its first bytes; garbage gets HTTP/1.1's 400.
-async fn http<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>)
+pub async fn http<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let looking = sniff(io, worker.config.limits.idle_timeout);
-    let draining = async {
-        worker.conns.draining().await;
-        tokio::time::sleep(LAST_WORDS).await;
-    };
     let looked = tokio::select! {
         biased;
         looked = looking => looked,
         // Nothing was asked: a draining proxy does not wait for it.
-        () = draining => return,
+        () = last_words(&worker) => return,
     };
     match looked {
         Ok((Spoken::Http2, io)) => Box::pin(serve(io, worker, conn, Wire::H2)).await,
@@ -91,7 +96,17 @@ where
     }
 }
 
-async fn mesh(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn) {
+/// Resolves when a draining proxy need not wait any longer for what a client may ask.
+pub async fn last_words(worker: &Worker) {
+    worker.conns.draining().await;
+    tokio::time::sleep(LAST_WORDS).await;
+}
+
+/// Mesh TLS from another sidecar, on the mesh port or on a captured one.
+pub async fn mesh<I>(worker: Rc<Worker>, stream: I, mut conn: Conn)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let Some(tls) = worker.shared.server_tls.clone() else { return };
     let config = match tls.config() {
         Ok(config) => config,
@@ -119,7 +134,11 @@ async fn mesh(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn) {
     }
     conn.scheme = "https";
     conn.server_name = session.server_name().map(Arc::from);
-    conn.app_port = conn.server_name.as_deref().and_then(mesh_server_port);
+    conn.door = Door::Mesh;
+    // On a captured port that port is meant, whatever the name says.
+    let named = || conn.server_name.as_deref().and_then(mesh_server_port);
+    conn.app_port = conn.app_port.or_else(named);
+    conn.app = conn.app_port.and_then(|port| worker.app_at(&conn, port));
     let wire = if session.alpn_protocol() == Some(b"h2") { Wire::H2 } else { Wire::H1 };
     Box::pin(serve(stream, worker, Rc::new(conn), wire)).await;
 }

@@ -20,6 +20,11 @@ impl<I> Prefixed<I> {
     pub fn new(prefix: Bytes, io: I) -> Self {
         Self { prefix, io }
     }
+
+    /// The stream alone; what was read and not taken is lost.
+    pub fn into_inner(self) -> I {
+        self.io
+    }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Prefixed<I> {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::Request;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,7 +21,9 @@ use tokio::time::Instant;
 use weft_model::Protocol;
 use weft_model::decide::Authority;
 
+use super::prefixed::Prefixed;
 use super::{accept, route};
+use crate::capture::{self, race};
 use crate::http::serve::Received;
 use crate::observe::access_log::Relayed;
 use crate::observe::flags::{Flag, Flags};
@@ -44,12 +47,18 @@ pub fn after_connect(
     target: Authority,
 ) {
     let (worker, outer) = (worker.clone(), conn.clone());
+    let version = request.version();
     let tasks = worker.conns.clone();
     let work = async move {
         let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
         let io = TokioIo::new(upgraded);
         if outer.door == Door::Mesh {
-            return opaque(worker, io, outer).await;
+            return match outer.hbone(&worker, &target, version) {
+                None => opaque(worker, io, outer).await,
+                Some((inner, protocol)) => {
+                    accept::by_protocol(worker, io, Rc::new(inner), protocol).await;
+                }
+            };
         }
         let mut inner = Conn::new(Door::Forward, outer.local, outer.remote);
         inner.admitted.set(true);
@@ -69,12 +78,103 @@ pub async fn opaque<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>)
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
-    let started = Instant::now();
+    let opening = begin(&worker, &conn).await;
+    // Without an upstream the stream just ends.
+    drop(finish(&worker, &conn, io, opening, Bytes::new()).await);
+}
+
+/// A connection to where a downstream one is bound for, or why there is none.
+#[derive(Debug)]
+pub struct Opening {
+    started: Instant,
+    seen: Seen,
+    upstream: Option<(Rc<LocalEndpoint>, Tunnel)>,
+}
+
+/// What happened to one connection.
+#[derive(Debug, Default)]
+struct Seen {
+    wall_ms: u64,
+    backend: Option<Arc<BackendEntry>>,
+    endpoint: Option<Rc<LocalEndpoint>>,
+    tries: u32,
+    flags: Flags,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    sentence: Option<String>,
+}
+
+/// Opens the upstream of a connection.
+pub async fn begin(worker: &Rc<Worker>, conn: &Conn) -> Opening {
     let mut seen = Seen { wall_ms: worker.clock.wall_ms(), ..Seen::default() };
-    relay(&worker, io, &conn, &mut seen).await;
+    let started = Instant::now();
+    let upstream = match destination(worker, conn).await {
+        Ok(backend) => {
+            seen.backend = Some(backend.clone());
+            open(worker, &backend, &mut seen).await
+        }
+        Err(why) => {
+            seen.flags.add(Flag::NR);
+            seen.sentence = Some(why);
+            None
+        }
+    };
+    Opening { started, seen, upstream }
+}
+
+/// Relays until both sides have ended, or gives the stream back when there is no upstream; logs
+/// and counts either. `said` is what the upstream said already.
+///
+/// # Errors
+/// The stream, of which nothing was taken.
+pub async fn finish<I>(
+    worker: &Rc<Worker>,
+    conn: &Conn,
+    io: I,
+    opening: Opening,
+    said: Bytes,
+) -> Result<(), I>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let Opening { started, mut seen, upstream } = opening;
+    let unused = match upstream {
+        Some((picked, tunnel)) => {
+            seen.endpoint = Some(picked.clone());
+            let upstream = Prefixed::new(said, tunnel);
+            copy(worker, conn, &seen, (io, upstream), &picked).await;
+            None
+        }
+        None => {
+            let labels = labels(worker, conn, seen.backend.as_deref(), None);
+            count_refused(worker, Labels { flags: seen.flags, ..labels });
+            Some(io)
+        }
+    };
+    log(worker, conn, seen, started);
+    unused.map_or(Ok(()), Err)
+}
+
+/// Logs and counts a connection that goes nowhere.
+pub fn refused(worker: &Worker, conn: &Conn, why: &str) {
+    let flag = if conn.door.is_inbound() { Flag::UAEX } else { Flag::NR };
+    let mut seen = Seen { wall_ms: worker.clock.wall_ms(), ..Seen::default() };
+    seen.flags.add(flag);
+    seen.sentence = Some(why.to_owned());
+    count_refused(worker, Labels { flags: seen.flags, ..labels(worker, conn, None, None) });
+    log(worker, conn, seen, Instant::now());
+}
+
+fn count_refused(worker: &Worker, labels: Labels) {
+    let series = worker.metrics.tcp(labels);
+    series.opened.fetch_add(1, Ordering::Relaxed);
+    series.closed.fetch_add(1, Ordering::Relaxed);
+}
+
+fn log(worker: &Worker, conn: &Conn, seen: Seen, started: Instant) {
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     worker.log.relayed(&Relayed {
-        conn: &conn,
+        conn,
         wall_ms: seen.wall_ms,
         ms,
         backend: seen.backend.as_deref(),
@@ -87,42 +187,18 @@ where
     });
 }
 
-/// What happened to one connection.
-#[derive(Default)]
-struct Seen {
-    wall_ms: u64,
-    backend: Option<Arc<BackendEntry>>,
-    endpoint: Option<Rc<LocalEndpoint>>,
-    tries: u32,
-    flags: Flags,
-    received: Cell<u64>,
-    sent: Cell<u64>,
-    sentence: Option<String>,
-}
-
-async fn relay<I>(worker: &Rc<Worker>, mut io: I, conn: &Conn, seen: &mut Seen)
-where
+async fn copy<I>(
+    worker: &Rc<Worker>,
+    conn: &Conn,
+    seen: &Seen,
+    (mut io, mut upstream): (I, Prefixed<Tunnel>),
+    picked: &Rc<LocalEndpoint>,
+) where
     I: AsyncRead + AsyncWrite + Unpin,
 {
-    let backend = match destination(worker, conn).await {
-        Ok(backend) => backend,
-        Err(why) => {
-            seen.flags.add(Flag::NR);
-            seen.sentence = Some(why);
-            return;
-        }
-    };
-    seen.backend = Some(backend.clone());
-    let Some((picked, mut upstream)) = open(worker, &backend, seen).await else {
-        let labels = Labels { flags: seen.flags, ..labels(worker, conn, &backend, None) };
-        let series = worker.metrics.tcp(labels);
-        series.opened.fetch_add(1, Ordering::Relaxed);
-        series.closed.fetch_add(1, Ordering::Relaxed);
-        return;
-    };
-    seen.endpoint = Some(picked.clone());
-    let _flight = InFlight::begin(&picked, worker.id);
-    let series = worker.metrics.tcp(labels(worker, conn, &backend, Some(&picked)));
+    let _flight = InFlight::begin(picked, worker.id);
+    let backend = seen.backend.as_deref();
+    let series = worker.metrics.tcp(labels(worker, conn, backend, Some(picked)));
     series.opened.fetch_add(1, Ordering::Relaxed);
     let copied = {
         let mut client = Counted { io: &mut io, series: &series.received, own: &seen.received };
@@ -163,10 +239,20 @@ async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntr
     let of_service =
         |host: &str, port: u16| route::backend_of(&table, host, port, &mut worker.rng.borrow_mut());
     match &conn.door {
-        Door::Mesh => {
+        Door::Mesh | Door::Inbound => {
             let port = conn.app_port.unwrap_or_default();
-            let entry = table.inbound(port).ok_or_else(|| format!("no app port {port} here"))?;
-            Ok(entry.backend.clone())
+            match (table.inbound(port), conn.app) {
+                (Some(entry), Some(app)) if entry.listener.app != app => {
+                    Ok(BackendEntry::app(app, Some(entry)))
+                }
+                (Some(entry), _) => Ok(entry.backend.clone()),
+                (None, Some(app)) => Ok(BackendEntry::app(app, None)),
+                (None, None) => Err(format!("no app port {port} here")),
+            }
+        }
+        Door::Outbound => {
+            let to = conn.original.ok_or("it was not redirected")?;
+            capture::backend(worker, &table, to)
         }
         Door::Upstream { host, port } => of_service(host, *port)
             .unwrap_or_else(|| Err(format!("{host}:{port} is not known here"))),
@@ -239,11 +325,11 @@ async fn open(
 fn labels(
     worker: &Worker,
     conn: &Conn,
-    backend: &BackendEntry,
+    backend: Option<&BackendEntry>,
     picked: Option<&LocalEndpoint>,
 ) -> Labels {
     let names = &worker.names;
-    let inbound = conn.door == Door::Mesh;
+    let inbound = conn.door.is_inbound();
     let peer = conn.peer.as_ref().map(|p| Arc::<str>::from(p.as_str()));
     let upstream = picked.and_then(|p| p.entry.endpoint.identity.clone());
     let unknown = || names.unknown.clone();
@@ -262,14 +348,18 @@ fn labels(
         destination_namespace: if inbound {
             names.namespace.clone()
         } else {
-            backend.namespace.clone()
+            backend.map_or_else(unknown, |b| b.namespace.clone())
         },
         destination_principal: match (inbound, mtls) {
             (_, false) => unknown(),
             (true, true) => names.principal(),
             (false, true) => upstream.unwrap_or_else(unknown),
         },
-        destination_service: backend.backend.service.clone(),
+        destination_service: match backend {
+            Some(backend) => backend.backend.service.clone(),
+            None if inbound => unknown(),
+            None => names.black_hole.clone(),
+        },
         protocol: RequestProtocol::Tcp,
         code: 0,
         grpc_status: None,
@@ -298,6 +388,14 @@ impl<I: AsyncRead + Unpin> AsyncRead for Counted<'_, I> {
         this.series.fetch_add(read as u64, Ordering::Relaxed);
         this.own.set(this.own.get() + read as u64);
         polled
+    }
+}
+
+impl race::Upstream for Opening {
+    type Io = Tunnel;
+
+    fn io(&mut self) -> Option<&mut Tunnel> {
+        self.upstream.as_mut().map(|(_, tunnel)| tunnel)
     }
 }
 

@@ -56,7 +56,7 @@ where
 }
 
 /// `None` while more bytes are needed.
-fn judge(seen: &[u8]) -> Option<Spoken> {
+pub fn judge(seen: &[u8]) -> Option<Spoken> {
     if seen.is_empty() {
         return None;
     }

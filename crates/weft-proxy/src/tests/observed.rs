@@ -179,7 +179,12 @@ async fn sizes_of_what_every_connection_holds() {
     use std::rc::Rc;
     let (reporter, _ejector) = crate::upstream::outlier::ejector(weft_base::clock::Clock::system());
     let config = std::sync::Arc::new(config("sidecar~shop~client-1"));
-    let dialer = crate::upstream::connect::Dialer { source: None, tls: None, mesh_port: MESH_PORT };
+    let dialer = crate::upstream::connect::Dialer {
+        source: None,
+        tls: None,
+        mesh_port: MESH_PORT,
+        config: config.clone(),
+    };
     let shared = crate::worker::Shared {
         names: crate::worker::Names::of(&config, None),
         dialer: std::sync::Arc::new(dialer),

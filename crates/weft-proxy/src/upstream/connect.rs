@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Opens connections to endpoints: TCP from the pod's own address, then the mesh's TLS when the
+//! Opens connections to endpoints: TCP from the pod's own address, or through the door to the
+//! host's namespace when the endpoint is outside of the pod network; then the mesh's TLS when the
 //! endpoint's transport asks for it. Called by the pools and by the opaque TCP relay.
 
 use std::io;
@@ -17,6 +18,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use weft_identity::{Alpn, ClientTls, Expected, SpiffeId};
 use weft_model::{Endpoint, Transport, mesh_server_name};
+
+use crate::config::ProxyConfig;
 
 /// What tells two upstream connections apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +39,8 @@ pub struct Dialer {
     pub tls: Option<Arc<ClientTls>>,
     /// The mesh port of the endpoints; other than 15008 only in tests.
     pub mesh_port: u16,
+    /// Which addresses are outside, what leads there, and the mark of own sockets.
+    pub config: Arc<ProxyConfig>,
 }
 
 /// Why there is no connection. Nothing of a request was sent.
@@ -103,7 +108,7 @@ impl Dialer {
         let address = peer.connect;
         let open = async {
             let tcp = self
-                .tcp(address)
+                .tcp(address, limit)
                 .await
                 .map_err(|e| ConnectError::Tcp { address, reason: e.to_string().into() })?;
             match peer.transport {
@@ -120,10 +125,19 @@ impl Dialer {
         }
     }
 
-    async fn tcp(&self, address: SocketAddr) -> io::Result<TcpStream> {
+    async fn tcp(&self, address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+        if self.config.is_outside(address.ip()) {
+            let stream = TcpStream::from_std(self.config.host.connect(address, limit).await?)?;
+            stream.set_nodelay(true)?;
+            socket2::SockRef::from(&stream).set_tcp_keepalive(&crate::listen::keepalive())?;
+            return Ok(stream);
+        }
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_nodelay(true)?;
         socket2::SockRef::from(&socket).set_tcp_keepalive(&crate::listen::keepalive())?;
+        if let Some(mark) = self.config.mark {
+            socket2::SockRef::from(&socket).set_mark(mark)?;
+        }
         if let Some(source) = self.source
             && address.ip().is_loopback()
             && source.is_ipv4() == address.is_ipv4()

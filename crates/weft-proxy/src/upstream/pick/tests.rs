@@ -19,7 +19,12 @@ use crate::upstream::pool::{Pool, PoolContext};
 
 fn pool(entry: &EndpointEntry) -> Rc<Pool> {
     let context = PoolContext {
-        dialer: Arc::new(Dialer { source: None, tls: None, mesh_port: MESH_PORT }),
+        dialer: Arc::new(Dialer {
+            source: None,
+            tls: None,
+            mesh_port: MESH_PORT,
+            config: Arc::new(config("sidecar~shop~a")),
+        }),
         tasks: TaskGroup::new(),
         opened: Cell::new(0),
     };

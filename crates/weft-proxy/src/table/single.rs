@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Backends of exactly one endpoint, made for one request or connection: a destination outside,
+//! an instance that was dialled by its own address, the app behind this sidecar.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use weft_model::decide::Instance;
+use weft_model::{
+    Backend, BackendPolicy, Endpoint, Health, Labels, Locality, Outlier, Protocol, ResourceName,
+    Root, Transport,
+};
+
+use super::{BackendEntry, EndpointEntry, EndpointShared, InboundEntry, Table};
+
+/// What requests to app ports that no Service speaks of are counted as.
+const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+
+// === impl BackendEntry ===
+
+impl BackendEntry {
+    /// A destination outside the mesh: one endpoint, reached in plaintext, never ejected.
+    pub fn outside(address: SocketAddr, workers: usize) -> Arc<Self> {
+        let service: Arc<str> = "PassthroughCluster".into();
+        Arc::new(Self {
+            name: Root::host(format!("outside.{address}")).own(),
+            backend: plain_backend(service.clone(), address.port()),
+            namespace: "unknown".into(),
+            protocol: Protocol::Detect,
+            endpoints: vec![plain_endpoint("outside", "unknown", address, workers)],
+            healthy: 1,
+            ejected_until: Arc::default(),
+            cluster: service,
+        })
+    }
+
+    /// One instance of a service, whatever its health: its client chose it by address.
+    pub fn instance(table: &Table, found: &Instance<'_>) -> Option<Arc<Self>> {
+        let entry = table.hosts.get(&found.host.name)?;
+        let whole = entry.backends.get(&found.port.backend)?;
+        let at = found.endpoint.address;
+        let known = whole.endpoints.iter().find(|e| e.endpoint.address == at)?;
+        let endpoint = Endpoint { health: Health::Healthy, weight: 1, ..known.endpoint.clone() };
+        let mut backend = whole.backend.clone();
+        backend.policy.outlier.consecutive_failures = 0;
+        Some(Arc::new(Self {
+            name: whole.name.root.child(format!("instance/{at}")),
+            backend,
+            namespace: whole.namespace.clone(),
+            protocol: whole.protocol,
+            endpoints: vec![Arc::new(EndpointEntry { endpoint, shared: known.shared.clone() })],
+            healthy: 1,
+            ejected_until: Arc::default(),
+            cluster: whole.cluster.clone(),
+        }))
+    }
+
+    /// The app at an address of the pod; `inbound` is what is known about its port.
+    pub fn app(address: SocketAddr, inbound: Option<&InboundEntry>) -> Arc<Self> {
+        // Nobody weighs the requests in flight of the only endpoint.
+        let endpoint = plain_endpoint("app", "", address, 1);
+        let Some(inbound) = inbound else {
+            let service: Arc<str> = INBOUND_PASSTHROUGH.into();
+            return Arc::new(Self {
+                name: Root::listener(format!("app/{address}")).own(),
+                backend: plain_backend(service.clone(), address.port()),
+                namespace: "".into(),
+                protocol: Protocol::Detect,
+                endpoints: vec![endpoint],
+                healthy: 1,
+                ejected_until: Arc::default(),
+                cluster: service,
+            });
+        };
+        let known = &inbound.backend;
+        let name =
+            ResourceName { root: known.name.root.clone(), child: format!("app/{address}").into() };
+        Arc::new(Self {
+            name,
+            backend: known.backend.clone(),
+            namespace: known.namespace.clone(),
+            protocol: known.protocol,
+            endpoints: vec![endpoint],
+            healthy: 1,
+            ejected_until: Arc::default(),
+            cluster: known.cluster.clone(),
+        })
+    }
+}
+
+fn plain_backend(service: Arc<str>, port: u16) -> Backend {
+    let outlier = Outlier { consecutive_failures: 0, ..Outlier::default() };
+    Backend {
+        service,
+        port,
+        subset: "".into(),
+        selector: Labels::new(),
+        policy: BackendPolicy { outlier, ..BackendPolicy::default() },
+        origin: None,
+    }
+}
+
+fn plain_endpoint(
+    id: &str,
+    workload: &str,
+    address: SocketAddr,
+    workers: usize,
+) -> Arc<EndpointEntry> {
+    let endpoint = Endpoint {
+        id: id.into(),
+        address,
+        labels: Labels::new(),
+        locality: Locality::default(),
+        weight: 1,
+        health: Health::Healthy,
+        identity: None,
+        transport: Transport::Plaintext,
+        workload: workload.into(),
+    };
+    Arc::new(EndpointEntry { endpoint, shared: Arc::new(EndpointShared::new(workers)) })
+}
