@@ -3,6 +3,7 @@
 //! `kubectl get events`. Kept in memory for about an hour; losing one is no harm, and nothing
 //! waits for one.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ pub struct EventNote {
     pub uid: String,
     pub warning: bool,
     /// One word, such as `Scheduled`.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     pub message: String,
     /// Who says so, such as `deployment-controller`.
     pub component: &'static str,
@@ -64,7 +65,7 @@ impl EventNote {
             about: object.key.clone(),
             uid: object.meta.uid.to_string(),
             warning: false,
-            reason,
+            reason: reason.into(),
             message: message.into(),
             component: "weft",
         }

@@ -9,6 +9,7 @@
 pub mod catalog;
 pub mod controllers;
 mod events;
+pub mod hosts;
 mod nodes;
 pub mod objects;
 mod pods_mode;

@@ -6,13 +6,14 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 use weft_kinds::kind::KindId;
+use weft_kinds::world::Index;
 
 use crate::controllers::pod::set_condition;
 use crate::objects::meta;
 use crate::{Change, ObjectError, Part, Registry, WriteOptions};
 
 /// What an agent says of its machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeInfo {
     pub name: String,
     pub address: IpAddr,
@@ -35,19 +36,8 @@ impl Registry {
     /// When the objects cannot be written.
     pub async fn register_node(&self, info: &NodeInfo) -> Result<(), ObjectError> {
         let now = meta::timestamp(self.clock().wall_ms());
-        let world = self.now();
-        for pod in world.objects(KindId::Pod, None) {
-            let here = pod.raw["spec"]["nodeName"] == info.name.as_str();
-            let ended = matches!(pod.raw["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-            if here && !ended {
-                let status = not_running(&pod.raw["status"], &now);
-                let (ns, name) = (&pod.key.namespace, &pod.key.name);
-                match self.objects().write_status(KindId::Pod, ns, name, &status).await {
-                    Ok(_) | Err(ObjectError::NotFound { .. }) => {}
-                    Err(e) => return Err(e),
-                }
-            }
-        }
+        let why = ("AgentRestarted", "the agent started anew and has not run this pod yet");
+        self.pods_stopped(&info.name, why).await?;
         let object = node(info, &now);
         let objects = self.objects();
         let made = objects.create(KindId::Node, "", object.clone(), WriteOptions::SYSTEM);
@@ -57,13 +47,7 @@ impl Registry {
         }
         self.change_node(&info.name, |old| {
             let mut new = old.clone();
-            let labels = meta::metadata_mut(&mut new).entry("labels").or_insert_with(|| json!({}));
-            if !labels.is_object() {
-                *labels = json!({});
-            }
-            for (label, value) in object["metadata"]["labels"].as_object().into_iter().flatten() {
-                labels[label] = value.clone();
-            }
+            set_labels(&mut new, &object["metadata"]["labels"]);
             new["status"] = object["status"].clone();
             new
         })
@@ -85,6 +69,29 @@ impl Registry {
         .await
     }
 
+    /// None of a node's pods counts as ready until its agent says so again; `why` is a word and a
+    /// sentence.
+    pub(crate) async fn pods_stopped(
+        &self,
+        node: &str,
+        why: (&str, &str),
+    ) -> Result<(), ObjectError> {
+        let now = meta::timestamp(self.clock().wall_ms());
+        let world = self.now();
+        for pod in world.index(Index::PodsByNode, node) {
+            if matches!(pod.raw["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) {
+                continue;
+            }
+            let status = not_running(&pod.raw["status"], why, &now);
+            let (ns, name) = (&pod.key.namespace, &pod.key.name);
+            match self.objects().write_status(KindId::Pod, ns, name, &status).await {
+                Ok(_) | Err(ObjectError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
     async fn change_node(
         &self,
         name: &str,
@@ -96,7 +103,24 @@ impl Registry {
     }
 }
 
-fn node(info: &NodeInfo, now: &str) -> Value {
+/// Adds labels to a node's.
+pub(crate) fn set_labels(node: &mut Value, more: &Value) {
+    let labels = meta::metadata_mut(node).entry("labels").or_insert_with(|| json!({}));
+    if !labels.is_object() {
+        *labels = json!({});
+    }
+    for (label, value) in more.as_object().into_iter().flatten() {
+        labels[label] = value.clone();
+    }
+}
+
+/// Whether a node says that it is ready.
+pub(crate) fn is_ready(node: &Value) -> bool {
+    let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+}
+
+pub(crate) fn node(info: &NodeInfo, now: &str) -> Value {
     let (arch, os) = (architecture(), std::env::consts::OS);
     let capacity = json!({
         "cpu": info.cpus.to_string(),
@@ -146,7 +170,7 @@ fn architecture() -> &'static str {
     }
 }
 
-fn ready(status: &str, reason: &str, message: &str, now: &str) -> Value {
+pub(crate) fn ready(status: &str, reason: &str, message: &str, now: &str) -> Value {
     json!({
         "type": "Ready",
         "status": status,
@@ -158,7 +182,7 @@ fn ready(status: &str, reason: &str, message: &str, now: &str) -> Value {
 }
 
 /// A pod's status with nothing running or ready.
-fn not_running(status: &Value, now: &str) -> Value {
+fn not_running(status: &Value, why: (&str, &str), now: &str) -> Value {
     let mut out = status.clone();
     if !out.is_object() {
         out = json!({});
@@ -170,8 +194,8 @@ fn not_running(status: &Value, now: &str) -> Value {
         let falls = matches!(word, Some("Ready" | "ContainersReady" | "weft.dev/MeshReady"));
         if falls && condition["status"] == "True" {
             condition["status"] = json!("False");
-            condition["reason"] = json!("AgentRestarted");
-            condition["message"] = json!("the agent started anew and has not run this pod yet");
+            condition["reason"] = json!(why.0);
+            condition["message"] = json!(why.1);
             condition["lastTransitionTime"] = json!(now);
         }
     }

@@ -41,7 +41,7 @@ impl ServerLink for LocalLink {
             about: ObjectKey::new(KindId::Pod, note.pod.namespace, note.pod.name),
             uid: note.uid,
             warning: note.warning,
-            reason: note.reason,
+            reason: note.reason.into(),
             message: note.message,
             component: "weft-agent",
         });

@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Hosts: nodes whose agents run on other machines. Their tokens, their joining, and whether they
+//! live: each has a lease that its heartbeats keep, and whose end makes the node not ready.
+//!
+//! Called by the server's door for agents, which decides who may do what. An unchanged heartbeat
+//! writes nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+use weft_base::task::TaskGroup;
+use weft_kinds::kind::KindId;
+use weft_kinds::world::{PODS_ANNOTATION, PodsMode};
+use weft_store::{
+    Class, Compare, EventKind, LeaseId, Op, Revision, StoreError, Txn, Watch, WatchError,
+};
+
+use crate::nodes::{self, NodeInfo};
+use crate::objects::meta;
+use crate::{Change, ObjectError, Part, Registry, WriteOptions};
+
+/// On Nodes that joined: which joining of the name this is.
+pub const JOIN_ANNOTATION: &str = "weft.dev/join";
+/// On Nodes that joined: the identities allowed there, as their token said.
+pub const ALLOWED_ANNOTATION: &str = "weft.dev/allowed-identities";
+/// On Nodes that joined: the run of the agent that was heard last.
+const INSTANCE_ANNOTATION: &str = "weft.dev/agent-instance";
+/// A host is not ready when it was not heard of for this long.
+pub const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// How often a host should be heard of.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(1500);
+/// Hosts of one mesh.
+pub const HOSTS_MAX: usize = 1_000;
+/// Join tokens at a time.
+const TOKENS_MAX: usize = 1_000;
+
+const TOKENS: &str = "/t/join/";
+const ALIVE: &str = "/e/h/";
+
+/// What a host says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostInfo {
+    pub node: NodeInfo,
+    pub addresses: Vec<IpAddr>,
+    pub labels: BTreeMap<String, String>,
+    pub boot_id: String,
+    /// New at each start of its agent.
+    pub instance: String,
+}
+
+/// Why a host or a token was not taken.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum HostError {
+    #[error("a host {0} is in the mesh already; choose another --name, or make a token for it")]
+    Taken(String),
+    #[error("{0} is the server's own name; choose another --name")]
+    Own(String),
+    #[error("{HOSTS_MAX} hosts are in the mesh; remove some with `weft delete node NAME`")]
+    TooMany,
+    #[error("{TOKENS_MAX} join tokens wait to be used; delete some with `weft token delete`")]
+    TooManyTokens,
+    #[error("host {0} was removed from the mesh; join it again with a new token")]
+    Removed(String),
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// All hosts of a registry. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Hosts {
+    registry: Registry,
+    known: Arc<Mutex<HashMap<String, Known>>>,
+}
+
+/// A host that was heard of.
+#[derive(Clone, Debug)]
+struct Known {
+    lease: LeaseId,
+    /// What it said last; `None` when it has not spoken since this server started.
+    said: Option<HostInfo>,
+}
+
+// === impl Hosts ===
+
+impl Hosts {
+    /// Begins to watch over the hosts. Those that are in the mesh from before count as just heard
+    /// of: a server that was started again does not stop what runs.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn start(registry: Registry, tasks: &TaskGroup) -> Result<Self, HostError> {
+        let hosts = Self { registry, known: Arc::default() };
+        let from = hosts.registry.store().barrier().await?.next();
+        let world = hosts.registry.now();
+        for node in world.objects(KindId::Node, None) {
+            if node.meta.annotation(JOIN_ANNOTATION).is_some() {
+                let name = node.key.name.to_string();
+                let lease = hosts.lease(&name).await?;
+                hosts.known.lock().await.insert(name, Known { lease, said: None });
+            }
+        }
+        let (watching, group) = (hosts.clone(), tasks.clone());
+        tasks.spawn("hosts", async move {
+            tokio::select! {
+                () = group.draining() => {}
+                () = watching.watch(from) => {}
+            }
+        });
+        Ok(hosts)
+    }
+
+    /// Makes a host known that may be heard of from now on. `named` says that its token was made
+    /// for this very name, which then may be one that is in the mesh.
+    ///
+    /// # Errors
+    /// When the name is another's, or there are too many.
+    pub async fn join(
+        &self,
+        name: &str,
+        named: bool,
+        join: &str,
+        allowed: &Value,
+    ) -> Result<(), HostError> {
+        let world = self.registry.now();
+        match world.get(KindId::Node, "", name) {
+            Some(node) if node.meta.annotation(JOIN_ANNOTATION).is_none() => {
+                return Err(HostError::Own(name.to_owned()));
+            }
+            Some(_) if !named => return Err(HostError::Taken(name.to_owned())),
+            Some(_) => {}
+            None if world.objects(KindId::Node, None).count() >= HOSTS_MAX => {
+                return Err(HostError::TooMany);
+            }
+            None => {
+                let waiting = nodes::ready("False", "AgentNew", "it has joined", &self.now());
+                let node = json!({
+                    "metadata": { "name": name },
+                    "spec": {},
+                    "status": { "conditions": [waiting] },
+                });
+                let objects = self.registry.objects();
+                match objects.create(KindId::Node, "", node, WriteOptions::SYSTEM).await {
+                    Ok(_) => {}
+                    Err(ObjectError::AlreadyExists { .. }) if !named => {
+                        return Err(HostError::Taken(name.to_owned()));
+                    }
+                    Err(ObjectError::AlreadyExists { .. }) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        }
+        let marks = [
+            (JOIN_ANNOTATION, join.to_owned()),
+            (ALLOWED_ANNOTATION, allowed.to_string()),
+            // Agents run pods as processes; it is written so that the server's own way of
+            // running pods does not count here.
+            (PODS_ANNOTATION, PodsMode::Process.as_str().to_owned()),
+        ];
+        self.change(name, |node| {
+            for (key, value) in &marks {
+                crate::objects::admit::annotate(node, key, value.clone());
+            }
+        })
+        .await
+    }
+
+    /// A sign of life. Returns whether the host should report everything again.
+    ///
+    /// # Errors
+    /// When the host is not in the mesh, or the store cannot be written.
+    pub async fn heartbeat(&self, info: &HostInfo) -> Result<bool, HostError> {
+        let name = &info.node.name;
+        let known = self.known.lock().await.get(name).cloned();
+        if let Some(known) = known.filter(|k| k.said.as_ref() == Some(info))
+            && self.registry.store().lease_keep_alive(known.lease).await.is_ok()
+            && self.is_ready(name)
+        {
+            return Ok(false);
+        }
+        let mut all = self.known.lock().await;
+        if self.registry.now().get(KindId::Node, "", name).is_none() {
+            all.remove(name);
+            return Err(HostError::Removed(name.clone()));
+        }
+        let lease = self.lease(name).await?;
+        self.register(info).await?;
+        tracing::info!(host = name, "a host is here");
+        all.insert(name.clone(), Known { lease, said: Some(info.clone()) });
+        Ok(true)
+    }
+
+    fn is_ready(&self, name: &str) -> bool {
+        let world = self.registry.now();
+        let node = world.get(KindId::Node, "", name);
+        node.is_some_and(|n| nodes::is_ready(&n.raw))
+    }
+
+    /// A lease for the host's key; an older one has no key any more when it ends.
+    async fn lease(&self, name: &str) -> Result<LeaseId, HostError> {
+        let store = self.registry.store();
+        let lease = store.lease_grant(SILENCE_MAX).await?;
+        let key = format!("{ALIVE}{name}").into();
+        let op = Op::Put { key, value: "{}".into(), class: Class::Ephemeral, lease: Some(lease) };
+        store.txn(Txn::of([op])).await?;
+        Ok(lease)
+    }
+
+    async fn register(&self, info: &HostInfo) -> Result<(), HostError> {
+        let name = &info.node.name;
+        let world = self.registry.now();
+        let node = world.get(KindId::Node, "", name);
+        let before = node.and_then(|n| n.meta.annotation(INSTANCE_ANNOTATION)).unwrap_or("");
+        if before != info.instance {
+            let why = ("AgentRestarted", "the agent started anew and has not run this pod yet");
+            self.registry.pods_stopped(name, why).await?;
+        }
+        let now = self.now();
+        let described = nodes::node(&info.node, &now);
+        self.change(name, |node| {
+            crate::objects::admit::annotate(node, INSTANCE_ANNOTATION, info.instance.clone());
+            nodes::set_labels(node, &described["metadata"]["labels"]);
+            nodes::set_labels(node, &json!(info.labels));
+            node["status"] = described["status"].clone();
+            let more = info.addresses.iter().skip(1);
+            let more = more.map(|a| json!({ "type": "InternalIP", "address": a.to_string() }));
+            if let Some(list) = node["status"]["addresses"].as_array_mut() {
+                list.extend(more);
+            }
+            node["status"]["nodeInfo"]["bootID"] = json!(info.boot_id);
+        })
+        .await
+    }
+
+    async fn change(&self, name: &str, mut f: impl FnMut(&mut Value)) -> Result<(), HostError> {
+        let (kind, options) = (KindId::Node, WriteOptions::SYSTEM);
+        let change = Change { kind, namespace: "", name, part: Part::All, options };
+        let objects = self.registry.objects();
+        let changed = objects.modify(change, |old| {
+            let mut new = old.clone();
+            f(&mut new);
+            Ok(new)
+        });
+        changed.await?;
+        Ok(())
+    }
+
+    /// Follows the leases until the store closes.
+    async fn watch(&self, from: Revision) {
+        let mut log = self.registry.store().watch(ALIVE, from);
+        loop {
+            match self.follow(log).await {
+                WatchError::Closed => return,
+                why => tracing::warn!(%why, "the log of the hosts' leases was lost"),
+            }
+            // What ended meanwhile is found by looking at all.
+            log = loop {
+                match self.look_again().await {
+                    Ok(next) => break self.registry.store().watch(ALIVE, next),
+                    Err(error) => {
+                        tracing::warn!(%error, "hosts cannot be looked at; trying again");
+                        tokio::time::sleep(HEARTBEAT_EVERY).await;
+                    }
+                }
+            };
+        }
+    }
+
+    async fn follow(&self, log: Result<Watch, WatchError>) -> WatchError {
+        let mut log = match log {
+            Ok(log) => log,
+            Err(why) => return why,
+        };
+        loop {
+            let events = match log.next().await {
+                Ok(events) => events,
+                Err(why) => return why,
+            };
+            for event in events.iter().filter(|e| e.kind == EventKind::Delete) {
+                let name = event.key.strip_prefix(ALIVE).unwrap_or_default();
+                if let Err(error) = self.ended(name).await {
+                    tracing::warn!(host = name, %error, "a silent host could not be noted");
+                }
+            }
+        }
+    }
+
+    async fn look_again(&self) -> Result<Revision, HostError> {
+        let page = self.registry.store().range(ALIVE, 0, None).await?;
+        let names: Vec<String> = self.known.lock().await.keys().cloned().collect();
+        for name in names {
+            self.ended(&name).await?;
+        }
+        Ok(page.revision.next())
+    }
+
+    /// A host's lease is over, unless it has a new one by now.
+    async fn ended(&self, name: &str) -> Result<(), HostError> {
+        // Held while writing, so that a heartbeat of this moment comes after.
+        let mut all = self.known.lock().await;
+        let (_, alive) = self.registry.store().get(&format!("{ALIVE}{name}")).await?;
+        if alive.is_some() {
+            return Ok(());
+        }
+        all.remove(name);
+        if self.registry.now().get(KindId::Node, "", name).is_none() {
+            return Ok(());
+        }
+        let why = format!(
+            "its agent was not heard of for {} s; its pods take no new requests",
+            SILENCE_MAX.as_secs()
+        );
+        tracing::warn!(host = name, "a host went silent");
+        let gone = self.registry.node_gone(name, &why);
+        match gone.await {
+            Ok(()) | Err(ObjectError::NotFound { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let why = ("NodeNotReady", "the agent of its node is not heard of");
+        Ok(self.registry.pods_stopped(name, why).await?)
+    }
+
+    fn now(&self) -> String {
+        meta::timestamp(self.registry.clock().wall_ms())
+    }
+}
+
+// === join tokens: records by their hash, which the binary reads and writes ===
+
+impl Hosts {
+    /// Keeps a new token's record for as long as it may be used.
+    ///
+    /// # Errors
+    /// When there are too many, or the store cannot be written.
+    pub async fn add_token(
+        &self,
+        id: &str,
+        record: &Value,
+        ttl: Duration,
+    ) -> Result<(), HostError> {
+        let store = self.registry.store();
+        if store.range(TOKENS, TOKENS_MAX, None).await?.entries.len() >= TOKENS_MAX {
+            return Err(HostError::TooManyTokens);
+        }
+        let lease = store.lease_grant(ttl).await?;
+        let op = token_put(id, record, Some(lease));
+        store.txn(Txn::of([op])).await?;
+        Ok(())
+    }
+
+    /// Every token's record by its id, and the revision that wrote it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn tokens(&self) -> Result<Vec<(String, Value)>, HostError> {
+        let page = self.registry.store().range(TOKENS, 0, None).await?;
+        let read = |(key, entry): &(Arc<str>, weft_store::Entry)| {
+            let id = key.strip_prefix(TOKENS)?.to_owned();
+            Some((id, serde_json::from_slice(&entry.value).ok()?))
+        };
+        Ok(page.entries.iter().filter_map(read).collect())
+    }
+
+    /// Lets `f` change a token's record, in one transaction: of two that use a token at the same
+    /// time one is told that the other was first, by reading what it wrote. `None` when there is
+    /// no such token.
+    ///
+    /// # Errors
+    /// What `f` said, or that the store cannot be used.
+    pub async fn change_token<E: From<StoreError>>(
+        &self,
+        id: &str,
+        mut f: impl FnMut(Value) -> Result<Value, E>,
+    ) -> Result<Option<Value>, E> {
+        let store = self.registry.store();
+        let key = format!("{TOKENS}{id}");
+        loop {
+            let (_, entry) = store.get(&key).await?;
+            let Some(entry) = entry else { return Ok(None) };
+            let Ok(old) = serde_json::from_slice(&entry.value) else { return Ok(None) };
+            let new = f(old)?;
+            let txn = Txn::of([token_put(id, &new, entry.lease)])
+                .when(Compare::ModRevision(key.as_str().into(), entry.modified));
+            if store.txn(txn).await?.succeeded {
+                return Ok(Some(new));
+            }
+        }
+    }
+
+    /// Whether there was one.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn delete_token(&self, id: &str) -> Result<bool, HostError> {
+        let key: Arc<str> = format!("{TOKENS}{id}").into();
+        let txn = Txn::of([Op::delete(key.clone())]).when(Compare::Exists(key));
+        Ok(self.registry.store().txn(txn).await?.succeeded)
+    }
+}
+
+fn token_put(id: &str, record: &Value, lease: Option<LeaseId>) -> Op {
+    let (key, value) = (format!("{TOKENS}{id}").into(), record.to_string().into());
+    Op::Put { key, value, class: Class::Synced, lease }
+}
+
+#[cfg(test)]
+mod tests;
