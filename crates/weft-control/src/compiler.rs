@@ -36,6 +36,7 @@ use crate::mesh::Mesh;
 use crate::push::{Delta, Rescope};
 use crate::status::{Condition, StatusBody, StatusUpdate};
 use gate::Gate;
+pub(crate) use gate::targets_of;
 
 #[derive(Debug)]
 pub struct Compiler {
@@ -70,7 +71,6 @@ struct Step {
     statuses: BTreeSet<ObjectKey>,
     nodes: BTreeSet<NodeId>,
     everybody: bool,
-    hosts: bool,
 }
 
 // === impl Compiler ===
@@ -124,9 +124,6 @@ impl Compiler {
             self.replace(unit, output, &mut step);
         }
         self.settle_routes(&mut step);
-        if step.hosts {
-            step.everybody |= self.mesh.settle_cutoff();
-        }
         self.settle_statuses(&mut step);
         step.update.delta.generation = world.revision();
         step.update.delta.rescope = match (step.everybody, step.nodes.is_empty()) {
@@ -268,19 +265,11 @@ impl Compiler {
         step.update.delta.upserts.remove(name);
         step.update.delta.removes.insert(name.clone());
         self.count_references(&name.root, Some(&old), -1, step);
-        if name.child.is_empty() && matches!(name.root, Root::Host(_)) {
-            self.mesh.hosts.remove(&name.root);
-            step.hosts = true;
-        }
     }
 
     /// Removing a root's own resource took its children along at the proxies; when it comes
     /// (back), those that are in effect come with it.
     fn root_came(&mut self, root: &Root, step: &mut Step) {
-        if matches!(root, Root::Host(_)) {
-            self.mesh.hosts.insert(root.clone());
-            step.hosts = true;
-        }
         let family = self.mesh.resources.range(root.own()..);
         for (name, resource) in family.take_while(|(name, _)| name.root == *root) {
             step.update.delta.upserts.insert(name.clone(), resource.clone());

@@ -6,14 +6,14 @@
 //! changed resource. Never reads the World.
 //!
 //! A gateway sees its own listeners and the hosts that their routes name. A sidecar sees its own
-//! inbound listeners and every host exported to its namespace, with the routes meant for it; of
-//! more hosts than a proxy holds, its own namespace's and the first ones by name.
+//! inbound listeners and every host exported to its namespace, with the routes meant for it. When
+//! that is more than a proxy holds, it keeps its own listeners and its own namespace's hosts, and
+//! asks for the others by name.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use weft_base::limits::PROXY_BACKENDS_MAX;
 use weft_model::{Labels, Parent, Resource, ResourceName, Root, Route, Scope};
 use weft_xds::{NodeId, NodeKind};
 
@@ -32,9 +32,6 @@ pub struct Mesh {
     pub(crate) gateways: OrdSet<NodeId>,
     /// Hosts that are not exported to every namespace.
     pub(crate) restricted: OrdMap<Root, Namespaces>,
-    pub(crate) hosts: OrdSet<Root>,
-    /// The first host beyond what a proxy holds without asking; `None` while all fit.
-    pub(crate) cutoff: Option<Root>,
 }
 
 /// What one node sees. Keeps the parts of the Mesh it was made from.
@@ -46,7 +43,6 @@ pub enum MeshScope {
         /// What the names of its own listeners begin with.
         inbound: String,
         restricted: OrdMap<Root, Namespaces>,
-        cutoff: Option<Root>,
     },
     Gateway {
         /// What the names of its own listeners begin with.
@@ -67,7 +63,6 @@ impl Mesh {
                 labels: self.sidecars.get(node)?.clone(),
                 inbound: listener_prefix(node),
                 restricted: self.restricted.clone(),
-                cutoff: self.cutoff.clone(),
             }),
             NodeKind::Gateway => {
                 self.gateways.get(node)?;
@@ -97,15 +92,6 @@ impl Mesh {
     pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
         self.sidecars.keys().chain(&self.gateways)
     }
-
-    /// Looks again at which hosts fit; whether that changed.
-    pub(crate) fn settle_cutoff(&mut self) -> bool {
-        let over = self.hosts.len() > PROXY_BACKENDS_MAX;
-        let cutoff = over.then(|| self.hosts.iter().nth(PROXY_BACKENDS_MAX).cloned()).flatten();
-        let changed = cutoff != self.cutoff;
-        self.cutoff = cutoff;
-        changed
-    }
 }
 
 // === impl MeshScope ===
@@ -118,10 +104,8 @@ impl MeshScope {
             (Self::Gateway { references, .. }, Root::Host(_)) => {
                 references.iter().any(|r| r.contains_key(root))
             }
-            (Self::Sidecar { namespace, restricted, cutoff, .. }, Root::Host(host)) => {
-                let own = host.split('.').nth(1) == Some(namespace);
-                let fits = own || cutoff.as_ref().is_none_or(|cutoff| root < cutoff);
-                fits && restricted.get(root).is_none_or(|to| to.contains(namespace))
+            (Self::Sidecar { namespace, restricted, .. }, Root::Host(_)) => {
+                restricted.get(root).is_none_or(|to| to.contains(namespace))
             }
         }
     }
@@ -151,6 +135,19 @@ impl NodeScope for MeshScope {
             _ => true,
         };
         meant && self.sees_root(&name.root)
+    }
+
+    fn asks(&self) -> bool {
+        matches!(self, Self::Sidecar { .. })
+    }
+
+    fn keeps(&self, root: &Root) -> bool {
+        match (self, root) {
+            (Self::Sidecar { namespace, .. }, Root::Host(host)) => {
+                host.split('.').nth(1) == Some(namespace)
+            }
+            _ => true,
+        }
     }
 }
 

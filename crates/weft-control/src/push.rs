@@ -7,12 +7,15 @@
 //!
 //! Each resource is encoded once. A node's view is an immutable map that shares its structure
 //! with the other nodes' views, so that one changed endpoint costs one small resource and one
-//! insertion per node that sees it. It compiles nothing and opens no socket.
+//! insertion per node that sees it. A node that may see more than a proxy holds is sent a part and
+//! asks for the rest by name (`hold`). It compiles nothing and opens no socket.
 
 mod book;
 mod debounce;
 mod delta;
 mod driver;
+mod hold;
+mod node;
 mod nodes;
 mod pusher;
 mod status;
@@ -23,6 +26,7 @@ pub use book::{NodeScope, Nodes};
 pub use debounce::Debounce;
 pub use delta::{Delta, Rescope};
 pub use driver::Driver;
+pub use hold::HoldLimits;
 pub use nodes::MeshNodes;
 pub use pusher::{Laggards, Pusher};
 pub use status::{Metrics, ProxyStatus, Refused};

@@ -101,7 +101,6 @@ fn requests() -> impl Strategy<Value = DeltaDiscoveryRequest> {
                 initial_resource_versions: held,
                 response_nonce,
                 error_detail,
-                ..DeltaDiscoveryRequest::default()
             }
         },
     )

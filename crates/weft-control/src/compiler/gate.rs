@@ -150,6 +150,11 @@ fn targets(route: &Route) -> impl Iterator<Item = &ResourceName> {
     named(route).filter(|(_, weight)| *weight > 0).map(|(name, _)| name)
 }
 
+/// The backends that a route names, whatever their weights.
+pub(crate) fn targets_of(route: &Route) -> impl Iterator<Item = &ResourceName> {
+    named(route).map(|(name, _)| name)
+}
+
 /// Every backend that a route names, with its weight: a proxy must know them all.
 pub(super) fn named(route: &Route) -> impl Iterator<Item = (&ResourceName, u32)> {
     backends(route).filter_map(|b| match &b.target {

@@ -311,21 +311,16 @@ fn a_root_that_comes_back_brings_its_children() {
 }
 
 #[test]
-fn more_hosts_than_a_proxy_holds_are_cut_but_never_its_own_namespaces() {
-    let limit = weft_base::limits::PROXY_BACKENDS_MAX;
-    let mut objects = vec![pod(1, "v1")];
-    objects.extend((0..=limit).map(|i| {
-        let mut s = service(&format!("s{i:05}"));
-        s["metadata"]["namespace"] = "far".into();
-        s
-    }));
-    objects.push(service("zz"));
-    let bench = Bench::new(&objects);
-    let node = NodeId::sidecar("shop", "p1").unwrap();
-    let scope = bench.compiler.mesh().scope(&node).unwrap();
-    let seen = |host: &str| scope.sees_root(&Root::host(format!("{host}.svc.cluster.local")));
-    assert!(seen("s00000.far") && seen("zz.shop"));
-    assert!(!seen(&format!("s{limit:05}.far")));
+fn a_sidecar_keeps_its_own_namespace_and_asks_for_the_rest() {
+    let bench = Bench::new(&[pod(1, "v1"), class(), gateway()]);
+    let scope = |node| bench.compiler.mesh().scope(&node).unwrap();
+    let host = |host: &str| Root::host(format!("{host}.svc.cluster.local"));
+    let sidecar = scope(NodeId::sidecar("shop", "p1").unwrap());
+    assert!(sidecar.asks() && sidecar.keeps(&host("zz.shop")) && !sidecar.keeps(&host("s.far")));
+    assert!(sidecar.keeps(&crate::mesh::inbound_root("shop", "p1", 8080)));
+    // A gateway's routes name all that it needs.
+    let gateway = scope(NodeId::gateway("shop", "gw").unwrap());
+    assert!(!gateway.asks() && gateway.keeps(&host("s.far")));
 }
 
 // === properties ===

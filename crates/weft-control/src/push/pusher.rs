@@ -19,6 +19,7 @@ use weft_xds::{Entry, NodeId, NodeInfo, Rejected, View};
 use super::book::{Book, Change, Nodes};
 use super::debounce::Debounce;
 use super::delta::Delta;
+use super::hold::HoldLimits;
 use super::status::{Metrics, ProxyStatus};
 
 /// Entries encoded before the task lets others run.
@@ -63,12 +64,22 @@ struct Inbox {
 impl Pusher {
     /// Starts the pushing task in `tasks`.
     pub fn start(nodes: Arc<dyn Nodes>, clock: Clock, tasks: &TaskGroup) -> Self {
+        Self::start_with(nodes, clock, HoldLimits::default(), tasks)
+    }
+
+    /// The same with other limits of what a proxy holds without asking.
+    pub fn start_with(
+        nodes: Arc<dyn Nodes>,
+        clock: Clock,
+        limits: HoldLimits,
+        tasks: &TaskGroup,
+    ) -> Self {
         let shared = Arc::new(Shared {
             nodes,
             clock,
             inbox: Mutex::default(),
             wake: Notify::new(),
-            book: Mutex::default(),
+            book: Mutex::new(Book::new(limits)),
             changed: watch::channel(0).0,
             metrics: Metrics::default(),
         });
@@ -285,7 +296,7 @@ impl Source for Pusher {
         &self,
         node: NodeInfo,
         peer: &Peer,
-        _asks: BTreeSet<Arc<str>>,
+        asks: BTreeSet<Arc<str>>,
     ) -> Result<Session, Refusal> {
         let now_ms = self.shared.clock.wall_ms();
         let session = loop {
@@ -293,7 +304,7 @@ impl Source for Pusher {
             let scope = self.shared.nodes.scope(&node.id);
             let mut book = lock(&self.shared.book);
             if book.scope_epoch() == epoch {
-                break book.open(node, peer, scope, now_ms)?;
+                break book.open(node, peer, scope, &asks, now_ms)?;
             }
         };
         self.shared.metrics.connects.add(1);
@@ -301,7 +312,10 @@ impl Source for Pusher {
         Ok(session)
     }
 
-    fn wanted(&self, _session: &SessionKey, _asks: BTreeSet<Arc<str>>) {}
+    fn wanted(&self, session: &SessionKey, asks: BTreeSet<Arc<str>>) {
+        lock(&self.shared.book).wanted(session, &asks);
+        self.shared.note();
+    }
 
     fn sent(&self, session: &SessionKey, sent: Sent) {
         let metrics = &self.shared.metrics;

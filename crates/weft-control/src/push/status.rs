@@ -23,8 +23,11 @@ pub struct ProxyStatus {
     pub identity: Option<Arc<str>>,
     pub release: Arc<str>,
     pub model_version: u32,
-    /// Resources in its scope.
+    /// Resources that it is sent.
     pub resources: usize,
+    /// It may see more than a proxy holds: it asks for hosts by name, and for so many now.
+    pub partial: bool,
+    pub asked: usize,
     /// The newest generation that changed anything for it.
     pub desired_generation: u64,
     /// Last generation on its way.

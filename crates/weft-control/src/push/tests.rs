@@ -24,6 +24,7 @@ use super::*;
 
 mod book;
 mod driver;
+mod hold;
 mod mtls;
 mod wire;
 

@@ -172,7 +172,12 @@ impl Shell {
                 End::Closed => return,
             };
             let wait = self.machine.disconnected();
-            tracing::debug!(reason, ?wait, "xds stream lost");
+            if self.status.borrow().error.as_deref() == Some(reason.as_str()) {
+                tracing::debug!(reason, ?wait, "xds stream lost");
+            } else {
+                // Said once: it may be a refusal that only a person can end.
+                tracing::warn!(reason, "no configuration from the server; trying again");
+            }
             self.status.send_modify(|s| {
                 s.connected = false;
                 s.error = Some(reason.as_str().into());

@@ -51,7 +51,8 @@ fn every_view_is_its_scopes_part_of_the_whole() {
                     let bits = rng.next_u64() | (rng.next_u64() * rng.below(2));
                     let info = NodeInfo::this_release(id.clone(), "test");
                     let scope: Option<Arc<dyn NodeScope>> = Some(Arc::new(Bits(bits)));
-                    let session = book.open(info, &Peer::default(), scope, 0).unwrap();
+                    let session =
+                        book.open(info, &Peer::default(), scope, &BTreeSet::new(), 0).unwrap();
                     nodes.insert(id, (bits, session));
                 }
                 1 => {
@@ -85,8 +86,8 @@ fn a_node_that_is_gone_loses_its_stream_and_a_second_stream_ends_the_first() {
     let id = NodeId::sidecar("shop", "a").unwrap();
     let info = NodeInfo::this_release(id.clone(), "test");
     let scope = || Some(Arc::new(Bits(u64::MAX)) as Arc<dyn NodeScope>);
-    let first = book.open(info.clone(), &Peer::default(), scope(), 0).unwrap();
-    let second = book.open(info, &Peer::default(), scope(), 0).unwrap();
+    let first = book.open(info.clone(), &Peer::default(), scope(), &BTreeSet::new(), 0).unwrap();
+    let second = book.open(info, &Peer::default(), scope(), &BTreeSet::new(), 0).unwrap();
     assert!(first.views.has_changed().is_err(), "superseded");
     // The end of the first is no end of the second.
     book.closed(&first.key, "superseded", 1);
@@ -101,7 +102,7 @@ fn nobody_is_offered_what_did_not_change() {
     let mut book = Book::default();
     let info = NodeInfo::this_release(NodeId::sidecar("shop", "a").unwrap(), "test");
     let scope = Some(Arc::new(Bits(u64::MAX)) as Arc<dyn NodeScope>);
-    let mut session = book.open(info, &Peer::default(), scope, 0).unwrap();
+    let mut session = book.open(info, &Peer::default(), scope, &BTreeSet::new(), 0).unwrap();
     let entry = |reason: &str| Arc::new(Entry::new(fail("a", reason).1).unwrap());
     let name = host_root("a").own();
     let mut at = |generation, reason| {

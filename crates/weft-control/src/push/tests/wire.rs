@@ -292,3 +292,26 @@ async fn a_node_that_the_mesh_does_not_know_yet_waits_on_its_stream() {
     assert_eq!(proxy.status.borrow().connects, 1);
     assert_eq!(*proxy.log.lock().unwrap(), [(4, 0)]);
 }
+
+/// The release of a proxy is not the server's: both say what to upgrade, and keep their heads.
+#[tokio::test]
+async fn a_proxy_that_speaks_no_common_version_is_told_what_to_upgrade() {
+    let server = Server::start().await;
+    server.pusher.submit(delta(1, service("user")));
+    for (oldest, newest, word) in [(7, 8, "upgrade the server first"), (0, 0, "names no model")] {
+        let mut node = NodeInfo::this_release("sidecar~shop~a".parse().unwrap(), "9.9.9");
+        (node.model_version_oldest, node.model_version) = (oldest, newest);
+        let tasks = TaskGroup::new();
+        let connect = Arc::new(PlainTcp { authority: server.address.to_string() });
+        let (held, wanted) = (Vec::new(), client::nothing_more());
+        let options = Options { node, held, wanted, rng: Rng::seeded(1) };
+        let mut handle = client::run(connect, options, &tasks);
+        let told = |s: &client::Status| s.error.as_ref().is_some_and(|e| e.contains(word));
+        let waited = tokio::time::timeout(LONG, handle.status.wait_for(told)).await;
+        assert!(waited.is_ok(), "nobody said {word:?}");
+        assert!(handle.transactions.try_recv().is_err());
+        tasks.shutdown(Duration::ZERO).await;
+    }
+    let mut proxy = Proxy::start(server.address, "sidecar~shop~b");
+    proxy.until(|t| t.len() == 3).await;
+}
