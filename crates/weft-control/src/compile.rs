@@ -16,6 +16,7 @@ mod http_rule;
 mod inbound;
 mod istio_gateway;
 mod names;
+mod peer_authentication;
 mod protocol;
 mod reader;
 mod retries;
@@ -34,6 +35,7 @@ use weft_model::{Labels, Origin, Resource, ResourceName, Root};
 use weft_xds::NodeId;
 
 pub use gateway::ADDRESS_ANNOTATION;
+pub use peer_authentication::{Policy as MtlsPolicy, ROOT_NAMESPACE, effective, is_enforced};
 pub use protocol::PROTOCOL_ANNOTATION;
 pub use reader::Reader;
 pub use retries::{IDEMPOTENT_ANNOTATION, IDEMPOTENT_ROUTES_ANNOTATION};
@@ -81,7 +83,7 @@ pub struct Draft {
 }
 
 /// The kinds whose objects are units.
-const COMPILED: [KindId; 8] = [
+const COMPILED: [KindId; 9] = [
     KindId::Service,
     KindId::Pod,
     KindId::GatewayClass,
@@ -90,6 +92,7 @@ const COMPILED: [KindId; 8] = [
     KindId::VirtualService,
     KindId::DestinationRule,
     KindId::IstioGateway,
+    KindId::PeerAuthentication,
 ];
 
 /// Compiles one unit; `None` when its object is gone.
@@ -130,6 +133,7 @@ fn compile_object(reader: &Reader<'_>, env: &Env, object: &Object) -> Output {
         View::VirtualService(vs) => virtual_service::compile(reader, env, object, vs),
         View::DestinationRule(rule) => destination_rule::compile(reader, env, object, rule),
         View::IstioGateway(gateway) => istio_gateway::compile(reader, env, object, gateway),
+        View::PeerAuthentication(p) => peer_authentication::compile(reader, object, p),
         View::Invalid(issues) if has_conditions(object.key.kind) => invalid(object, issues),
         _ => Output::default(),
     }
@@ -137,7 +141,13 @@ fn compile_object(reader: &Reader<'_>, env: &Env, object: &Object) -> Output {
 
 /// Kinds whose status is weft's to write as plain conditions.
 fn has_conditions(kind: KindId) -> bool {
-    matches!(kind, KindId::VirtualService | KindId::DestinationRule | KindId::IstioGateway)
+    matches!(
+        kind,
+        KindId::VirtualService
+            | KindId::DestinationRule
+            | KindId::IstioGateway
+            | KindId::PeerAuthentication
+    )
 }
 
 /// A bad object fails itself, visibly.

@@ -161,6 +161,11 @@ pub fn inbound_root(namespace: &str, pod: &str, port: u16) -> Root {
     Root::listener(format!("inbound~{namespace}~{pod}~{port}"))
 }
 
+/// The root of what holds for a pod's captured traffic.
+pub fn capture_root(namespace: &str, pod: &str) -> Root {
+    Root::listener(format!("inbound~{namespace}~{pod}~capture"))
+}
+
 /// What the names of a node's own listeners begin with.
 fn listener_prefix(node: &NodeId) -> String {
     match node.kind {

@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod istio;
 pub mod meta;
 pub mod policy;
+pub mod security;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -51,6 +52,7 @@ pub enum View {
     VirtualService(istio::VirtualService),
     DestinationRule(Box<istio::DestinationRule>),
     IstioGateway(istio::Gateway),
+    PeerAuthentication(security::PeerAuthentication),
     /// A kind that is stored but not read by the World.
     Other,
     /// The object does not have its kind's form.
@@ -82,6 +84,7 @@ impl View {
             KindId::VirtualService => typed(raw, Self::VirtualService),
             KindId::DestinationRule => typed(raw, |rule| Self::DestinationRule(Box::new(rule))),
             KindId::IstioGateway => typed(raw, Self::IstioGateway),
+            KindId::PeerAuthentication => typed(raw, Self::PeerAuthentication),
             _ => Self::Other,
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Instances to endpoint sets: the fast path. Reads the Service and its instances, nothing else,
-//! so that a change of one endpoint compiles nothing but its service's sets.
+//! Instances to endpoint sets: the fast path. Reads the Service and its instances (of
+//! captured pods also who may connect to them), nothing else, so that a change of one endpoint compiles nothing but its service's sets.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,9 +10,11 @@ use weft_kinds::views::catalog::Status;
 use weft_kinds::views::core::ServicePort;
 use weft_kinds::world::{Door, Instance};
 use weft_model::{
-    Endpoint, EndpointSet, Health, Locality, Protocol, Resource, Transport, endpoints_child,
+    Endpoint, EndpointSet, Health, Locality, MtlsMode, Protocol, Resource, Transport,
+    endpoints_child,
 };
 
+use super::peer_authentication::Book;
 use super::{Env, Output, Reader, names, protocol, service};
 
 pub(super) fn compile(reader: &Reader<'_>, env: &Env, key: &ServiceKey) -> Option<Output> {
@@ -23,9 +25,20 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, key: &ServiceKey) -> Optio
     }
     let instances = reader.instances(key);
     let root = names::host_root(key, env);
+    // Whoever takes no mTLS is called without; that is known of captured pods only.
+    let captured = instances.values().any(|i| i.captured);
+    let book = captured.then(|| Book::read(reader, key.namespace.as_str()));
     for port in view.spec.ports.iter().filter(|p| service::is_meshed(p)) {
         let speaks = protocol::of_service(&object.meta, &view.spec, port);
-        let endpoints = instances.values().filter_map(|i| endpoint(env, i, port, speaks));
+        let endpoints = instances.values().filter_map(|i| {
+            let mut endpoint = endpoint(env, i, port, speaks)?;
+            let policy = book.as_ref().filter(|_| i.captured).map(|b| b.of(&i.labels));
+            if policy.is_some_and(|p| p.of(endpoint.address.port()) == MtlsMode::Disable) {
+                endpoint.transport = Transport::Plaintext;
+                endpoint.identity = None;
+            }
+            Some(endpoint)
+        });
         let set = EndpointSet {
             service: key.host(&env.cluster_domain).as_str().into(),
             namespace: key.namespace.as_str().into(),

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pod to inbound listeners: one root per app port behind its sidecar. Reads the pod and the
-//! Services it is an instance of, never its readiness.
+//! Services it is an instance of, never its readiness. Of a pod whose traffic is captured, also
+//! the policies about who may connect.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use weft_kinds::views::core::{IntOrString, Pod, ServicePort};
-use weft_kinds::world::{Object, has_sidecar};
-use weft_model::{InboundListener, Listener, ListenerKind, MtlsMode, Protocol, Resource};
+use weft_kinds::world::{Object, PodsMode, has_sidecar};
+use weft_model::{CaptureListener, InboundListener, Listener, ListenerKind, Protocol, Resource};
 use weft_xds::NodeId;
 
+use super::peer_authentication::{Book, Policy};
 use super::{Env, Output, Reader, origin, protocol, service};
-use crate::mesh::inbound_root;
+use crate::mesh::{capture_root, inbound_root};
 
 pub(super) fn compile(reader: &Reader<'_>, env: &Env, object: &Object, pod: &Pod) -> Output {
     let mut out = Output::default();
@@ -24,6 +26,15 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, object: &Object, pod: &Pod
     let Ok(node) = NodeId::sidecar(ns, name) else { return out };
     out.node = Some((node, object.meta.labels.clone()));
     let Ok(ip) = pod.status.pod_ip.parse::<IpAddr>() else { return out };
+    let captured = PodsMode::of(&object.meta) == PodsMode::Namespace;
+    // Nothing binds where nothing is captured.
+    let policy = match captured {
+        true => Book::read(reader, ns).of(&object.meta.labels),
+        false => Policy::default(),
+    };
+    if captured {
+        capture(object, &policy, &mut out);
+    }
     for (port, found) in ports(reader, env, object, pod) {
         let root = inbound_root(ns, name, port);
         let inbound = InboundListener {
@@ -31,7 +42,7 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, object: &Object, pod: &Pod
             app: SocketAddr::new(ip, port),
             protocol: found.protocol,
             services: found.services,
-            mtls: MtlsMode::Permissive,
+            mtls: policy.of(port),
         };
         let listener = Listener {
             name: root.to_string().trim_start_matches("listener:").into(),
@@ -41,6 +52,21 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, object: &Object, pod: &Pod
         out.add(root.own(), Resource::Listener(listener));
     }
     out
+}
+
+/// What holds for captured traffic to ports that nobody declared.
+fn capture(object: &Object, policy: &Policy, out: &mut Output) {
+    let root = capture_root(&object.key.namespace, &object.key.name);
+    let listener = Listener {
+        name: root.to_string().trim_start_matches("listener:").into(),
+        kind: ListenerKind::Capture(CaptureListener {
+            mtls: policy.mode,
+            ports: policy.ports.clone(),
+            ..CaptureListener::default()
+        }),
+        origin: Some(origin(object, "spec")),
+    };
+    out.add(root.own(), Resource::Listener(listener));
 }
 
 struct Found {

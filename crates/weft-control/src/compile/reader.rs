@@ -9,7 +9,9 @@ use std::sync::Arc;
 use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
 use weft_kinds::views::core::Service;
-use weft_kinds::world::{Index, Instance, InstanceId, KindId, Object, ObjectKey, ReadKey, World};
+use weft_kinds::world::{
+    Index, Instance, InstanceId, KindId, Object, ObjectKey, PODS_SETTING, PodsMode, ReadKey, World,
+};
 
 #[derive(Debug)]
 pub struct Reader<'w> {
@@ -80,6 +82,12 @@ impl<'w> Reader<'w> {
     pub fn services_of_pod(&self, namespace: &str, pod: &str) -> Vec<ServiceKey> {
         self.note(ReadKey::ServicesOfPod(weft_kinds::world::pair(namespace, pod)));
         self.world.services_of_pod(namespace, pod).cloned().collect()
+    }
+
+    /// How pods run unless their node says otherwise.
+    pub fn pods_mode(&self) -> PodsMode {
+        self.note(ReadKey::Setting(PODS_SETTING.into()));
+        self.world.pods_mode()
     }
 
     fn note(&self, key: ReadKey) {

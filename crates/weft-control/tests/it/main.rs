@@ -4,4 +4,5 @@
 mod common;
 mod golden;
 mod hostile;
+mod peer_authentication;
 mod who_follows_what;

@@ -46,6 +46,8 @@ pub struct ServiceSpec {
     pub cluster_ip: Arc<str>,
     #[serde(rename = "clusterIPs")]
     pub cluster_ips: Vec<Arc<str>>,
+    /// `IPv4`, `IPv6`; empty means what the server has.
+    pub ip_families: Vec<Arc<str>>,
     pub selector: Labels,
     pub ports: Vec<ServicePort>,
     pub external_name: Arc<str>,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use weft_base::name::ServiceKey;
 
 use super::catalog::Catalog;
-use super::{Index, KindId, Object, ObjectKey, RegistrationKey, World};
+use super::{Index, KindId, Object, ObjectKey, PodsMode, RegistrationKey, World};
 use crate::views::catalog::{Registration, Status};
 use crate::views::core::Pod;
 use crate::views::discovery::{EndpointSlice, SliceEndpoint, SlicePort};
@@ -48,6 +48,8 @@ pub struct Instance {
     pub service_account: Arc<str>,
     /// It has a sidecar of its own.
     pub mesh: bool,
+    /// All that reaches it passes its sidecar.
+    pub captured: bool,
     pub zone: Arc<str>,
 }
 
@@ -189,6 +191,9 @@ fn from_endpoint(
         service_account: pod
             .map_or_else(|| "".into(), |(_, p): (_, &Pod)| p.service_account().into()),
         mesh: pod.is_some_and(|(meta, _)| has_sidecar(meta)),
+        captured: pod.is_some_and(|(meta, _)| {
+            has_sidecar(meta) && PodsMode::of(meta) == PodsMode::Namespace
+        }),
         zone: endpoint.zone.clone(),
         id,
     })
@@ -231,6 +236,7 @@ fn from_registration(
         workload: registration.service.clone(),
         service_account: "".into(),
         mesh: false,
+        captured: false,
         zone: "".into(),
     }
 }

@@ -9,10 +9,12 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use weft_base::clock::{Clock, Mono};
 use weft_base::snapshot::Snapshot;
+use weft_control::compile::effective;
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
 use weft_kinds::views::catalog::Status;
-use weft_kinds::world::{Door, Instance, Object, World};
+use weft_kinds::world::{Door, Instance, Object, PodsMode, World, host_address};
+use weft_model::MtlsMode;
 use weft_server::admin::Facts;
 
 use super::scrape::Loads;
@@ -120,31 +122,27 @@ impl Facts for ServerFacts {
                 let load = self.loads.of(&format!("{namespace}/{name}"));
                 let all = world.instances(&namespace, &name);
                 let meshed = all.values().filter(|i| i.mesh).count();
+                let captured = all.values().filter(|i| i.captured).count();
                 let mode = match meshed {
                     0 => "plaintext",
                     n if n == all.len() => "mtls",
                     _ => "mixed",
                 };
+                let bypassable = match all.len() {
+                    0 => "-",
+                    n if n == captured => "no",
+                    _ => "yes",
+                };
                 json!({
                     "namespace": namespace, "service": name, "mode": mode,
                     "mtls_requests": load.mtls_requests,
                     "plaintext_requests": load.plaintext_requests,
-                    "bypassable": if all.is_empty() { "-" } else { "yes" },
-                    "strict": "NotEnforceable",
+                    "bypassable": bypassable,
+                    "strict": strict(&world, all.values(), bypassable == "no"),
                 })
             })
             .collect();
-        json!({
-            "services": rows,
-            "notes": [
-                "Traffic between proxies is mutual TLS. In process mode each app's own port is an \
-                 ordinary loopback port: a program of this machine that connects to it directly is \
-                 neither encrypted nor identified, and STRICT cannot be enforced.",
-                "The upstream ports of a sidecar (<SERVICE>_ADDR) take connections of any program \
-                 of this machine, in that sidecar's name; its forward proxy asks for the pod's \
-                 credential.",
-            ],
-        })
+        json!({ "services": rows, "notes": mtls_notes(&world) })
     }
 
     fn targets(&self) -> Value {
@@ -155,17 +153,18 @@ impl Facts for ServerFacts {
         })];
         for object in world.objects(KindId::Pod, None) {
             let View::Pod(pod) = &object.view else { continue };
-            if pod.is_finished() || pod.status.pod_ip.is_empty() {
-                continue;
-            }
+            let Some(at) = host_address(object).filter(|_| !pod.is_finished()) else { continue };
             let labels = json!({
                 "job": "weft-proxy", "namespace": &*object.key.namespace,
                 "pod": &*object.key.name, "__metrics_path__": "/metrics",
             });
             out.push(
-                json!({"targets": [format!("{}:15020", pod.status.pod_ip)], "labels": labels}),
+                json!({"targets": [SocketAddr::new(at, 15020).to_string()], "labels": labels}),
             );
-            out.extend(app_target(object, &pod.status.pod_ip));
+            // Inside its own network an app is reached by nobody out here.
+            if PodsMode::of(&object.meta) == PodsMode::Process {
+                out.extend(app_target(object, &pod.status.pod_ip));
+            }
         }
         Value::Array(out)
     }
@@ -274,6 +273,44 @@ impl ServerFacts {
     }
 }
 
+/// What STRICT comes to for a service: whether it holds, and whether it can be walked around.
+fn strict<'w>(
+    world: &World,
+    all: impl Iterator<Item = &'w Arc<Instance>>,
+    enforced: bool,
+) -> &'static str {
+    if !enforced {
+        return "NotEnforceable";
+    }
+    let mut ports = all.flat_map(|i| {
+        let policy = effective(world, i.service.namespace.as_str(), &i.labels);
+        i.ports.iter().map(move |p| policy.of(p.port)).collect::<Vec<_>>()
+    });
+    match ports.all(|mode| mode == MtlsMode::Strict) {
+        true => "Enforced",
+        false => "NotAsked",
+    }
+}
+
+fn mtls_notes(world: &World) -> Vec<&'static str> {
+    let mut out = vec!["Traffic between proxies is mutual TLS."];
+    if world.pods_mode() == PodsMode::Namespace {
+        out.push(
+            "Pods run in namespaces of their own: whatever reaches them passes their sidecars. A \
+             PeerAuthentication in mode STRICT refuses plaintext there; without one both are taken.",
+        );
+        return out;
+    }
+    out.extend([
+        "In process mode each app's own port is an ordinary loopback port: a program of this \
+         machine that connects to it directly is neither encrypted nor identified, and STRICT \
+         cannot be enforced.",
+        "The upstream ports of a sidecar (<SERVICE>_ADDR) take connections of any program of this \
+         machine, in that sidecar's name; its forward proxy asks for the pod's credential.",
+    ]);
+    out
+}
+
 /// The server's address as a flag, for hints that can be pasted as they stand.
 struct At {
     weft: String,
@@ -309,7 +346,7 @@ fn object_problems(object: &Object, at: &At, out: &mut Vec<Problem>) {
         let word = |key: &str| condition.get(key).and_then(Value::as_str).unwrap_or("");
         let wanted = matches!(
             word("type"),
-            "Accepted" | "Programmed" | "ResolvedRefs" | "Available" | "Enforceable" | "Effective"
+            "Accepted" | "Programmed" | "ResolvedRefs" | "Available" | "Enforced" | "Effective"
         );
         if wanted && word("status") == "False" {
             out.push(Problem {

@@ -19,7 +19,7 @@ use weft_base::clock::{Clock, Mono};
 use weft_base::metrics::{DURATION_MS_BOUNDS, quantile};
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
-use weft_kinds::world::World;
+use weft_kinds::world::{World, host_address};
 
 const METRICS_PORT: u16 = 15020;
 const SCRAPE_TIMEOUT: Duration = Duration::from_millis(800);
@@ -119,7 +119,7 @@ impl Loads {
 pub fn proxies(world: &World) -> Vec<IpAddr> {
     let pods = world.all_objects().filter(|o| o.key.kind == KindId::Pod);
     pods.filter_map(|o| match &o.view {
-        View::Pod(pod) if !pod.is_finished() => pod.status.pod_ip.parse().ok(),
+        View::Pod(pod) if !pod.is_finished() => host_address(o),
         _ => None,
     })
     .collect()
