@@ -24,6 +24,7 @@
 //! without. They never read the clock, the store or a door.
 
 pub mod cron_job;
+pub mod daemon_set;
 pub mod deployment;
 pub mod endpoint_slice;
 pub mod garbage;
@@ -35,7 +36,9 @@ pub mod plan;
 pub mod pod;
 mod queue;
 pub mod replica_set;
+mod revision;
 mod run;
+pub mod stateful_set;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -57,6 +60,8 @@ use crate::objects::meta;
 pub enum Item {
     Deployment(ObjectKey),
     ReplicaSet(ObjectKey),
+    StatefulSet(ObjectKey),
+    DaemonSet(ObjectKey),
     Job(ObjectKey),
     CronJob(ObjectKey),
     Pod(ObjectKey),
@@ -73,6 +78,8 @@ pub fn reconcile(item: &Item, world: &World, wall_ms: u64, seed: u64) -> Plan {
     match item {
         Item::Deployment(key) => deployment::reconcile(&mut ctx, key),
         Item::ReplicaSet(key) => replica_set::reconcile(&mut ctx, key),
+        Item::StatefulSet(key) => stateful_set::reconcile(&mut ctx, key),
+        Item::DaemonSet(key) => daemon_set::reconcile(&mut ctx, key),
         Item::Job(key) => job::reconcile(&mut ctx, key),
         Item::CronJob(key) => cron_job::reconcile(&mut ctx, key),
         Item::Pod(key) => pod::reconcile(&mut ctx, key),
@@ -135,6 +142,9 @@ fn by_object(
             out.insert(Item::ReplicaSet(key.clone()));
             both().for_each(|o| by_controller(o, out));
         }
+        KindId::StatefulSet => drop(out.insert(Item::StatefulSet(key.clone()))),
+        KindId::DaemonSet => drop(out.insert(Item::DaemonSet(key.clone()))),
+        KindId::ControllerRevision => both().for_each(|o| by_controller(o, out)),
         KindId::Job => {
             out.insert(Item::Job(key.clone()));
             both().for_each(|o| by_controller(o, out));
@@ -154,6 +164,8 @@ fn by_object(
         }
         KindId::Node => {
             waiting(world, out);
+            let sets = world.objects(KindId::DaemonSet, None);
+            out.extend(sets.map(|s| Item::DaemonSet(s.key.clone())));
             let there = world.index(Index::PodsByNode, &key.name);
             out.extend(there.map(|p| Item::Pod(p.key.clone())));
         }
@@ -190,6 +202,8 @@ fn by_controller(object: &Object, out: &mut BTreeSet<Item>) {
     match &*owner.kind {
         "Deployment" => drop(out.insert(Item::Deployment(key(KindId::Deployment)))),
         "ReplicaSet" => drop(out.insert(Item::ReplicaSet(key(KindId::ReplicaSet)))),
+        "StatefulSet" => drop(out.insert(Item::StatefulSet(key(KindId::StatefulSet)))),
+        "DaemonSet" => drop(out.insert(Item::DaemonSet(key(KindId::DaemonSet)))),
         "Job" => drop(out.insert(Item::Job(key(KindId::Job)))),
         "CronJob" => drop(out.insert(Item::CronJob(key(KindId::CronJob)))),
         "Gateway" => {

@@ -2,10 +2,14 @@
 //! Deployments: one ReplicaSet per template, and the way from the old ones to the new one. With
 //! the defaults a new pod is ready before an old one goes.
 
+mod scale;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use weft_kinds::views::core::IntOrString;
 use weft_kinds::views::{LabelSelector, View};
 use weft_kinds::world::{KindId, Object, ObjectKey};
 
@@ -18,6 +22,16 @@ use crate::{EventNote, Propagation};
 
 pub const HASH_LABEL: &str = "pod-template-hash";
 pub const REVISION_ANNOTATION: &str = "deployment.kubernetes.io/revision";
+const HISTORY_ANNOTATION: &str = "deployment.kubernetes.io/revision-history";
+/// What a set and its Deployment do not share.
+const NOT_SHARED: [&str; 6] = [
+    "kubectl.kubernetes.io/last-applied-configuration",
+    REVISION_ANNOTATION,
+    HISTORY_ANNOTATION,
+    scale::DESIRED,
+    scale::MOST,
+    "deprecated.deployment.rollback.to",
+];
 const COMPONENT: &str = "deployment-controller";
 const PROGRESS_DEADLINE_S: u64 = 600;
 const HISTORY: u64 = 10;
@@ -53,32 +67,62 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     let bounds = Bounds::of(&object.raw["spec"]["strategy"], wanted);
     let revision = old.iter().map(Set::revision).max().unwrap_or(0) + 1;
     let before: Vec<u32> = new.iter().chain(&old).map(|s| s.wanted).collect();
-    if deployment.spec.paused {
-        scale_paused(new.as_mut(), &mut old, wanted);
+    if deployment.spec.paused || scale::is_scaled(new.as_ref(), &old, wanted) {
+        scale::scale(new.as_mut(), &mut old, wanted, bounds);
     } else {
         match &mut new {
             Some(new) => roll(new, &mut old, wanted, bounds),
             None if bounds.recreate && old.iter().any(|s| !s.is_empty()) => {
                 old.iter_mut().for_each(|s| s.wanted = 0);
             }
-            None => {
-                let total = old.iter().fold(0u32, |n, s| n.saturating_add(s.wanted));
-                let room = wanted.saturating_add(bounds.surge).saturating_sub(total);
-                let first = wanted.min(room);
-                let set = replica_set(&object, &hash, first, revision);
-                if let Some(name) = ctx.create(KindId::ReplicaSet, &key.namespace, set) {
-                    scaled(ctx, &object, &name, 0, first);
-                }
-            }
+            None => first_set(ctx, &object, &old, (&hash, revision), bounds),
         }
     }
     for (set, was) in new.iter().chain(&old).zip(before) {
         let is_new = new.as_ref().is_some_and(|n| Arc::ptr_eq(&n.object, &set.object));
-        set.write(ctx, was, is_new.then_some(revision));
+        set.write(ctx, was, is_new.then_some((&*object, revision)), (wanted, bounds));
         scaled(ctx, &object, &set.object.key.name, was, set.wanted);
     }
     forget_history(ctx, &object, &old);
     status(ctx, &object, new.as_ref(), &old, bounds);
+}
+
+/// The set of a new template, as large as there is room.
+fn first_set(
+    ctx: &mut Context<'_>,
+    deployment: &Object,
+    old: &[Set],
+    (hash, revision): (&str, u64),
+    bounds: Bounds,
+) {
+    let View::Deployment(view) = &deployment.view else { return };
+    let wanted = view.spec.wanted();
+    let total = old.iter().fold(0u32, |n, s| n.saturating_add(s.wanted));
+    let first = wanted.min(wanted.saturating_add(bounds.surge).saturating_sub(total));
+    let mut set = replica_set(deployment, hash, first, revision);
+    for (name, value) in notes(deployment, wanted, bounds) {
+        annotate(&mut set, name, value);
+    }
+    if let Some(name) = ctx.create(KindId::ReplicaSet, &deployment.key.namespace, set) {
+        scaled(ctx, deployment, &name, 0, first);
+    }
+}
+
+/// What a new set is told of its Deployment; `kubectl rollout undo` brings it back.
+fn notes(deployment: &Object, wanted: u32, bounds: Bounds) -> BTreeMap<&str, String> {
+    let own = deployment.raw["metadata"]["annotations"].as_object().into_iter().flatten();
+    let shared = own.filter(|(name, _)| !NOT_SHARED.contains(&name.as_str()));
+    let mut out: BTreeMap<&str, String> = shared
+        .filter_map(|(name, value)| Some((name.as_str(), value.as_str()?.to_owned())))
+        .collect();
+    out.extend(sizes(wanted, bounds));
+    out
+}
+
+/// The size that the sets were written for.
+fn sizes(wanted: u32, bounds: Bounds) -> [(&'static str, String); 2] {
+    let most = if bounds.recreate { wanted } else { wanted.saturating_add(bounds.surge) };
+    [(scale::DESIRED, wanted.to_string()), (scale::MOST, most.to_string())]
 }
 
 /// Takes over sets that fit and that nobody manages: an earlier Deployment of this name may have
@@ -148,14 +192,6 @@ fn roll(new: &mut Set, old: &mut [Set], wanted: u32, bounds: Bounds) {
 
 fn sum(new: &Set, old: &[Set], f: fn(&Set) -> u32) -> u32 {
     old.iter().fold(f(new), |n, set| n.saturating_add(f(set)))
-}
-
-/// A paused Deployment is scaled, not rolled: the largest set takes the difference.
-fn scale_paused(new: Option<&mut Set>, old: &mut [Set], wanted: u32) {
-    let mut all: Vec<&mut Set> = new.into_iter().chain(old).collect();
-    let total = all.iter().fold(0u32, |n, s| n.saturating_add(s.wanted));
-    let Some(largest) = all.iter_mut().max_by_key(|s| s.wanted) else { return };
-    largest.wanted = largest.wanted.saturating_add(wanted).saturating_sub(total);
 }
 
 fn replica_set(deployment: &Object, hash: &str, replicas: u32, revision: u64) -> Value {
@@ -281,6 +317,17 @@ fn progress(
     moved: bool,
 ) {
     const KIND: &str = "Progressing";
+    let paused = deployment.raw["spec"]["paused"] == true;
+    let was_paused = list_has(status, KIND, "DeploymentPaused");
+    if paused && !list_has(status, KIND, "ProgressDeadlineExceeded") {
+        let words = ["Unknown", "DeploymentPaused", "Deployment is paused"];
+        return condition(ctx, status, KIND, words, false);
+    }
+    if was_paused {
+        // The deadline begins anew.
+        let words = ["Unknown", "DeploymentResumed", "Deployment is resumed"];
+        condition(ctx, status, KIND, words, true);
+    }
     if done {
         let message = format!("ReplicaSet {set:?} has successfully progressed.");
         return condition(ctx, status, KIND, ["True", "NewReplicaSetAvailable", &message], moved);
@@ -359,15 +406,40 @@ impl Set {
         self.wanted == 0 && self.pods.iter().all(|r| r.ended)
     }
 
-    fn write(&self, ctx: &mut Context<'_>, was: u32, revision: Option<u64>) {
-        let stale = revision.filter(|r| self.revision() < *r);
-        if was == self.wanted && stale.is_none() {
-            return;
-        }
+    /// Writes what changes: its size, and on the set of the present template what its Deployment
+    /// and the revision say.
+    fn write(
+        &self,
+        ctx: &mut Context<'_>,
+        was: u32,
+        newest: Option<(&Object, u64)>,
+        (wanted, bounds): (u32, Bounds),
+    ) {
         let mut new = Value::clone(&self.object.raw);
-        new["spec"]["replicas"] = json!(self.wanted);
-        if let Some(revision) = stale {
-            annotate(&mut new, REVISION_ANNOTATION, revision.to_string());
+        if was != self.wanted {
+            new["spec"]["replicas"] = json!(self.wanted);
+        }
+        if self.wanted > 0 || newest.is_some() {
+            for (name, value) in sizes(wanted, bounds) {
+                annotate(&mut new, name, value);
+            }
+        }
+        if let Some((deployment, revision)) = newest {
+            for (name, value) in notes(deployment, wanted, bounds) {
+                annotate(&mut new, name, value);
+            }
+            if self.revision() < revision {
+                let past = annotation(&self.object.raw, HISTORY_ANNOTATION);
+                let past = [past, annotation(&self.object.raw, REVISION_ANNOTATION)];
+                let past: Vec<&str> = past.into_iter().filter(|p| !p.is_empty()).collect();
+                annotate(&mut new, HISTORY_ANNOTATION, past.join(","));
+                annotate(&mut new, REVISION_ANNOTATION, revision.to_string());
+            }
+            let settle = &deployment.raw["spec"]["minReadySeconds"];
+            if new["spec"]["minReadySeconds"].as_u64().unwrap_or(0) != settle.as_u64().unwrap_or(0)
+            {
+                new["spec"]["minReadySeconds"] = json!(settle.as_u64().unwrap_or(0));
+            }
         }
         ctx.write(&self.object, new);
     }
@@ -376,23 +448,17 @@ impl Set {
 // === impl Bounds ===
 
 impl Bounds {
-    /// 25 % more, and none fewer, unless the Deployment says otherwise.
+    /// As the Deployment says; where it says nothing, 25 % more and none fewer.
     fn of(strategy: &Value, wanted: u32) -> Self {
         let recreate = strategy["type"] == "Recreate";
         let rolling = &strategy["rollingUpdate"];
-        let part = |field: &str, up: bool| match &rolling[field] {
-            Value::Number(n) => n.as_u64().and_then(|n| u32::try_from(n).ok()),
-            Value::String(text) => {
-                let percent: u32 = text.strip_suffix('%')?.parse().ok()?;
-                let scaled = u64::from(percent) * u64::from(wanted);
-                u32::try_from(if up { scaled.div_ceil(100) } else { scaled / 100 }).ok()
-            }
-            _ => None,
+        let part = |field: &str, up: bool| {
+            serde_json::from_value::<IntOrString>(rolling[field].clone()).ok()?.of(wanted, up)
         };
         let surge = part("maxSurge", true).unwrap_or(wanted.div_ceil(4));
         let unavailable = part("maxUnavailable", false).unwrap_or(0).min(wanted);
         // Neither more nor fewer would never move.
-        let surge = if surge == 0 && unavailable == 0 { 1 } else { surge };
+        let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
         Self { recreate, surge, unavailable }
     }
 }

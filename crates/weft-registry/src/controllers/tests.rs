@@ -20,6 +20,8 @@ use crate::{DeleteOptions, Propagation};
 mod chaos;
 mod job;
 mod odd;
+mod rollout;
+mod sets;
 
 const NS: &str = "shop";
 
