@@ -57,9 +57,9 @@ impl BackendEntry {
 
     /// The app at an address of the pod; `inbound` is what is known about its port.
     pub fn app(address: SocketAddr, inbound: Option<&InboundEntry>) -> Arc<Self> {
-        // Nobody weighs the requests in flight of the only endpoint.
-        let endpoint = plain_endpoint("app", "", address, 1);
         let Some(inbound) = inbound else {
+            // Nobody weighs the requests in flight of the only endpoint.
+            let endpoint = plain_endpoint("app", "", address, 1);
             let service: Arc<str> = INBOUND_PASSTHROUGH.into();
             return Arc::new(Self {
                 name: Root::listener(format!("app/{address}")).own(),
@@ -73,6 +73,11 @@ impl BackendEntry {
             });
         };
         let known = &inbound.backend;
+        // What is in flight to the port is counted in one place, by whichever address it came.
+        let endpoints = known.endpoints.iter().map(|e| {
+            let endpoint = Endpoint { address, ..e.endpoint.clone() };
+            Arc::new(EndpointEntry { endpoint, shared: e.shared.clone() })
+        });
         let name =
             ResourceName { root: known.name.root.clone(), child: format!("app/{address}").into() };
         Arc::new(Self {
@@ -80,7 +85,7 @@ impl BackendEntry {
             backend: known.backend.clone(),
             namespace: known.namespace.clone(),
             protocol: known.protocol,
-            endpoints: vec![endpoint],
+            endpoints: endpoints.collect(),
             healthy: 1,
             ejected_until: Arc::default(),
             cluster: known.cluster.clone(),

@@ -4,6 +4,9 @@
 
 pub mod bed;
 mod bulk;
+mod captured;
+mod captured_inbound;
+mod dns;
 mod drain;
 mod faults;
 mod grpc;
