@@ -15,7 +15,9 @@ pub mod objects;
 mod pods_mode;
 mod pump;
 mod seeds;
+pub mod usage;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{broadcast, mpsc};
@@ -34,6 +36,7 @@ pub use objects::{
     Preconditions, Propagation, WriteOptions,
 };
 pub use pump::{WorldChange, WorldWatch};
+pub use usage::Usage;
 
 /// A handle to the one registry of this process. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -54,6 +57,7 @@ struct Inner {
     event_lease: Arc<events::EventLease>,
     counts: Counts,
     rng: Mutex<Rng>,
+    usage: Mutex<Arc<Usage>>,
 }
 
 /// The registry's own figures, for `/metrics`.
@@ -115,6 +119,7 @@ impl Registry {
             world,
             changes,
             rng: Mutex::new(rng),
+            usage: Mutex::default(),
         };
         tasks.spawn("registry pump", pump.run(tasks.clone()));
         tasks.spawn("events", recorder.run(tasks.clone()));
@@ -186,6 +191,27 @@ impl Registry {
             self.inner.counts.events_dropped.add(1);
             tracing::debug!(error = %e, "an event is dropped");
         }
+    }
+
+    /// What pods use, as it was measured last.
+    pub fn usage(&self) -> Arc<Usage> {
+        self.inner.usage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Processor and memory of all pods that were measured.
+    pub fn note_resources(&self, resources: BTreeMap<usage::Name, usage::Resources>) {
+        let mut usage = self.inner.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        *usage = Arc::new(Usage { resources, ..Usage::clone(&usage) });
+    }
+
+    /// Requests per second, in thousandths: of pods as they arrive, of services as callers count.
+    pub fn note_requests(
+        &self,
+        requests: BTreeMap<usage::Name, u64>,
+        service_requests: BTreeMap<usage::Name, u64>,
+    ) {
+        let mut usage = self.inner.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        *usage = Arc::new(Usage { requests, service_requests, ..Usage::clone(&usage) });
     }
 
     /// The registry's own figures.

@@ -49,7 +49,7 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     let run = Run { object: &object, spec: &set.spec, revisions, current, pods };
     run.step(ctx);
     run.write_status(ctx);
-    let mut live: BTreeSet<&str> = run.pods.values().map(|r| revision_of(r)).collect();
+    let mut live: BTreeSet<&str> = run.pods.values().map(revision_of).collect();
     live.insert(&run.current);
     run.revisions.forget(ctx, set.spec.revision_history_limit, &live);
 }
