@@ -7,11 +7,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
 use weft_registry::Registry;
-use weft_server::k8s::{Door, LogError, LogPieces, LogRequest, PodLogs, router};
+use weft_server::k8s::{
+    Door, ExecIo, ExecRequest, LogError, LogPieces, LogRequest, PodLogs, PodRef, PodStreams,
+    StreamError, router,
+};
 use weft_server::serve::serve;
 use weft_store::MemoryStore;
 
@@ -25,6 +28,23 @@ impl PodLogs for NoLogs {
     }
 }
 
+struct NoStreams;
+
+impl PodStreams for NoStreams {
+    fn check(&self, request: &ExecRequest) -> Result<(), StreamError> {
+        Err(StreamError::NotRunning(format!("no process of pod {:?} runs here", request.pod.name)))
+    }
+
+    fn run(&self, request: ExecRequest, _: ExecIo) -> BoxFuture<'static, Result<i32, StreamError>> {
+        let refused = self.check(&request).map(|()| 0);
+        Box::pin(async { refused })
+    }
+
+    fn dial(&self, _: PodRef, _: u16) -> BoxFuture<'static, std::io::Result<TcpStream>> {
+        Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
+    }
+}
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".to_owned());
@@ -33,7 +53,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let clock = Clock::system();
     let store = Arc::new(MemoryStore::new(clock.clone()));
     let registry = Registry::open(store, clock, tasks.clone()).await?;
-    let door = Door { registry, logs: Arc::new(NoLogs), version: env!("CARGO_PKG_VERSION") };
+    let door =
+        Door::new(registry, Arc::new(NoLogs), Arc::new(NoStreams), env!("CARGO_PKG_VERSION"));
     println!("{}", listener.local_addr()?);
     serve(listener, router(door), Vec::new().into(), tasks).await;
     Ok(())

@@ -9,8 +9,10 @@ mod body;
 mod definitions;
 mod delete;
 mod discovery;
+mod exec;
 mod logs;
 mod path;
+mod portforward;
 mod present;
 mod protobuf;
 mod query;
@@ -19,6 +21,7 @@ mod review;
 mod scale;
 mod selector;
 mod status;
+mod stream;
 mod table;
 mod watch;
 mod write;
@@ -38,6 +41,7 @@ use weft_kinds::kind::{KindId, Subresource};
 use weft_kinds::openapi;
 use weft_registry::Registry;
 
+pub use exec::{ExecIo, ExecRequest, PodRef, PodStreams, StreamError, TerminalSize};
 pub use logs::{LogError, LogPieces, LogRequest, PodLogs};
 use path::{Objects, Target};
 use query::Query;
@@ -52,8 +56,11 @@ pub struct Door {
     pub registry: Registry,
     /// Where the output of pods is.
     pub logs: Arc<dyn PodLogs>,
+    /// Who runs programs in pods and connects to their ports.
+    pub streams: Arc<dyn PodStreams>,
     /// weft's own version.
     pub version: &'static str,
+    sessions: stream::Sessions,
 }
 
 /// One request, taken apart.
@@ -106,6 +113,15 @@ impl std::fmt::Debug for Door {
 }
 
 impl Door {
+    pub fn new(
+        registry: Registry,
+        logs: Arc<dyn PodLogs>,
+        streams: Arc<dyn PodStreams>,
+        version: &'static str,
+    ) -> Self {
+        Self { registry, logs, streams, version, sessions: stream::Sessions::default() }
+    }
+
     async fn answer(&self, ask: Ask, body: Body) -> Answer {
         // Kubernetes' names hold no encoded slashes, so decoding first is safe here.
         let path = query::decode(&ask.parts.uri.path().replace('+', "%2B"));
@@ -164,14 +180,11 @@ impl Door {
             ("GET", Some("log"), true) if target.kind.row().has(Subresource::Log) => {
                 self.log(&target, &ask).await
             }
-            (_, Some(sub @ ("exec" | "attach" | "portforward" | "proxy")), true)
-                if target.kind == KindId::Pod =>
-            {
-                Err(ApiError::bad_request(format!(
-                    "{sub} is not offered: pods are processes of this machine; reach them at \
-                     their address (kubectl get pods -o wide) or with your own tools"
-                )))
-            }
+            ("GET" | "POST", Some(sub), true) if target.kind == KindId::Pod => match sub {
+                "exec" | "attach" => self.exec(&target, ask),
+                "portforward" => self.port_forward(&target, ask),
+                _ => Err(ApiError::no_such_path()),
+            },
             (_, Some(_), _) => Err(ApiError::no_such_path()),
             _ => Err(ApiError::method(&method, what)),
         }

@@ -87,8 +87,8 @@ async fn connection(stream: TcpStream, router: Router, tasks: TaskGroup) {
         .max_concurrent_streams(256)
         .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(Duration::from_secs(60));
-    let connection =
-        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let connection = builder
+        .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

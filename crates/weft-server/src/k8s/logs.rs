@@ -4,6 +4,7 @@
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use http::header::CONTENT_TYPE;
@@ -85,6 +86,9 @@ impl Door {
                 ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", error.to_string())
             }
         })?;
+        // A follower shall not hold up the server's end.
+        let tasks = self.registry.tasks().clone();
+        let pieces = pieces.take_until(async move { tasks.draining().await });
         let mut response = Response::new(Body::from_stream(pieces));
         let text = HeaderValue::from_static("text/plain; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, text);
@@ -93,7 +97,7 @@ impl Door {
 }
 
 /// The container that is meant; a pod with one needs no name.
-fn container(pod: &Value, named: &str, name: &str) -> Result<String, ApiError> {
+pub(super) fn container(pod: &Value, named: &str, name: &str) -> Result<String, ApiError> {
     let list = |field: &str| -> Vec<String> {
         let all = pod.at("spec").at(field).as_array().into_iter().flatten();
         all.filter_map(|c| c.at("name").as_str().map(str::to_owned)).collect()

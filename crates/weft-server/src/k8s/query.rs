@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 
 use super::status::ApiError;
 
+/// Parameters of one request: the words of a command are among them.
+const PAIRS_MAX: usize = 4096;
+
 /// What a write does with fields that the kind does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Validation {
@@ -21,7 +24,7 @@ pub(super) struct Query(BTreeMap<String, Vec<String>>);
 impl Query {
     pub(super) fn parse(raw: Option<&str>) -> Self {
         let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for pair in raw.unwrap_or_default().split('&').filter(|p| !p.is_empty()).take(64) {
+        for pair in raw.unwrap_or_default().split('&').filter(|p| !p.is_empty()).take(PAIRS_MAX) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             out.entry(decode(key)).or_default().push(decode(value));
         }
@@ -30,6 +33,11 @@ impl Query {
 
     pub(super) fn text(&self, key: &str) -> &str {
         self.0.get(key).and_then(|v| v.first()).map_or("", String::as_str)
+    }
+
+    /// All values of a parameter that may be repeated, in their order.
+    pub(super) fn all(&self, key: &str) -> &[String] {
+        self.0.get(key).map_or(&[], Vec::as_slice)
     }
 
     pub(super) fn has(&self, key: &str) -> bool {

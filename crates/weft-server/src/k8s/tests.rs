@@ -45,9 +45,28 @@ impl PodLogs for Echo {
                 return Err(LogError::NotThere("there was no process before".into()));
             }
             let line = format!("{} tail={:?}\n", request.container, request.tail_lines);
-            let pieces = vec![Ok(Bytes::from(line))];
-            Ok(futures_util::stream::iter(pieces).boxed() as LogPieces)
+            let first = futures_util::stream::iter(vec![Ok(Bytes::from(line))]);
+            if request.follow {
+                return Ok(first.chain(futures_util::stream::pending()).boxed());
+            }
+            Ok(first.boxed() as LogPieces)
         })
+    }
+}
+
+struct NoStreams;
+
+impl PodStreams for NoStreams {
+    fn check(&self, _: &ExecRequest) -> Result<(), StreamError> {
+        Err(StreamError::NotRunning("nothing runs here".into()))
+    }
+
+    fn run(&self, _: ExecRequest, _: ExecIo) -> BoxFuture<'static, Result<i32, StreamError>> {
+        Box::pin(async { Err(StreamError::NotRunning("nothing runs here".into())) })
+    }
+
+    fn dial(&self, _: PodRef, _: u16) -> BoxFuture<'static, std::io::Result<TcpStream>> {
+        Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
     }
 }
 
@@ -56,7 +75,7 @@ async fn rig() -> Rig {
     let clock = Clock::system();
     let store = Arc::new(MemoryStore::new(clock.clone()));
     let registry = Registry::open(store, clock, tasks.clone()).await.unwrap();
-    let door = Door { registry: registry.clone(), logs: Arc::new(Echo), version: "0.1.0" };
+    let door = Door::new(registry.clone(), Arc::new(Echo), Arc::new(NoStreams), "0.1.0");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tasks.spawn("door", serve(listener, router(door), Vec::new().into(), tasks.clone()));
@@ -601,7 +620,7 @@ async fn a_watch_from_a_forgotten_version_is_gone() {
 }
 
 #[tokio::test]
-async fn logs_and_reviews() {
+async fn logs_are_told_and_followed() {
     let rig = rig().await;
     let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [
         {"name": "one", "image": "a"}, {"name": "two", "image": "b"}]}});
@@ -617,6 +636,17 @@ async fn logs_and_reviews() {
     let (code, status) =
         rig.ask("GET", &format!("{log}?container=two&previous=true"), "", &Value::Null).await;
     assert_eq!((code, &status["message"]), (400, &json!("there was no process before")));
+    // Who follows is told that the server ends.
+    let response = rig.send("GET", &format!("{log}?container=one&follow=true"), &[], "").await;
+    rig.tasks.begin_drain();
+    let read = response.into_body().collect();
+    let body = tokio::time::timeout(Duration::from_secs(10), read).await.expect("it ends");
+    assert_eq!(body.unwrap().to_bytes(), "one tail=None\n");
+}
+
+#[tokio::test]
+async fn the_caller_may_ask_what_it_may() {
+    let rig = rig().await;
     let review = json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}});
     let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
     let (code, answer) = rig.post(path, &review).await;

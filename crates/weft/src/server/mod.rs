@@ -5,8 +5,10 @@
 mod agency;
 mod control;
 mod facts;
+mod hosts;
 mod link;
 mod scrape;
+mod streams;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -30,9 +32,10 @@ use weft_identity::{Authority, TrustDomain, provider};
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
 use weft_kinds::world::Object;
+use weft_registry::hosts::Hosts;
 use weft_registry::{NodeInfo, Registry, controllers};
-use weft_server::k8s::PodLogs;
-use weft_server::{admin, consul, dns, k8s, serve};
+use weft_server::k8s::{PodLogs, PodStreams};
+use weft_server::{admin, consul, dns, k8s, serve, tokens};
 use weft_store::{DataDir, RedbStore, Store};
 
 use crate::cli::ServerArgs;
@@ -43,7 +46,9 @@ use crate::up::{DoorAddresses, announcement};
 use crate::{data, print, state_home};
 use agency::{AgentLogs, NoLogs};
 use facts::ServerFacts;
+use hosts::{HostDoor, HostTokens};
 use link::LocalLink;
+use streams::{AgentStreams, NoStreams};
 
 const DATACENTER: &str = "dc1";
 const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -107,6 +112,9 @@ pub fn run(args: &ServerArgs) -> Result<()> {
         let running = Running::start(settings, ports::bind(&args.doors)?).await?;
         let doors = running.doors();
         crate::say!("API http://{}   consul {}   dns {}", doors.api, doors.consul, doors.dns);
+        if let Some(agents) = doors.agents {
+            crate::say!("agents of other machines: weft agent --server {agents} --token ...");
+        }
         if args.announce {
             print::print_text(&format!("{}\n", announcement(&doors, running.data(), None)));
         }
@@ -132,9 +140,13 @@ impl Running {
         controllers::run(&registry);
         let node = settings.node.clone().unwrap_or_else(hostname);
         let pusher = control::start(&registry, authority.trust_domain(), &tasks);
-        let xds = control::serve_xds(bound.xds, &authority, &pusher, &registry)?;
         let link =
             Arc::new(LocalLink { registry: registry.clone(), pusher: pusher.clone(), authority });
+        let hosts = Hosts::start(registry.clone(), &tasks).await?;
+        let door = HostDoor::new(hosts.clone(), link.clone(), CLUSTER_DOMAIN);
+        let agents = bound.agents.as_ref().map(|l| l.local_addr()).transpose()?;
+        let listeners = std::iter::once(bound.xds).chain(bound.agents).collect();
+        let xds = control::serve_xds(listeners, &link.authority, &pusher, &registry, &door)?;
         let checks = {
             let node = node.clone();
             agency::derive(registry.world(), &tasks, move |w| agency::checks(w, &node))
@@ -143,15 +155,19 @@ impl Running {
         let trust_domain = link.authority.trust_domain().clone();
         let agent = match &settings.agency {
             Some(agency) => {
-                registry.register_node(&node_info(&node)).await?;
+                let address = agents.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |a| a.ip());
+                registry.register_node(&node_info(&node, address)).await?;
                 let config = agent_config(agency, &data, xds, &trust_domain)?;
-                Some(start_agent(&registry, config, &node, link, &tasks)?)
+                Some(start_agent(&registry, config, &node, link.clone(), &tasks)?)
             }
             None => None,
         };
-        let logs: Arc<dyn PodLogs> = match &agent {
-            Some(agent) => Arc::new(AgentLogs(agent.clone())),
-            None => Arc::new(NoLogs),
+        let (logs, streams): (Arc<dyn PodLogs>, Arc<dyn PodStreams>) = match &agent {
+            Some(agent) => {
+                let (agent, registry) = (agent.clone(), registry.clone());
+                (Arc::new(AgentLogs(agent.clone())), Arc::new(AgentStreams { agent, registry }))
+            }
+            None => (Arc::new(NoLogs), Arc::new(NoStreams)),
         };
         let facts = Arc::new(ServerFacts {
             world: registry.world(),
@@ -163,6 +179,11 @@ impl Running {
             api: bound.api.local_addr()?,
         });
         keep_scraping(&facts, &tasks);
+        let tokens = Arc::new(HostTokens {
+            hosts,
+            authority: link.authority.clone(),
+            clock: clock.clone(),
+        });
         let doors = open_doors(
             Doors {
                 api: bound.api,
@@ -171,11 +192,11 @@ impl Running {
                 dns_udp: bound.dns_udp,
             },
             &registry,
-            logs,
-            facts.clone(),
+            (logs, streams),
+            Routes { facts: facts.clone(), tokens },
             &node,
         )?;
-        let doors = DoorAddresses { xds, ..doors };
+        let doors = DoorAddresses { xds, agents, ..doors };
         Ok(Self { registry, pusher, agent, facts, tasks, doors, data, started, clock })
     }
 
@@ -302,11 +323,17 @@ struct Doors {
     dns_udp: std::net::UdpSocket,
 }
 
+/// What the API door answers besides objects.
+struct Routes {
+    facts: Arc<ServerFacts>,
+    tokens: Arc<HostTokens>,
+}
+
 fn open_doors(
     bound: Doors,
     registry: &Registry,
-    logs: Arc<dyn PodLogs>,
-    facts: Arc<ServerFacts>,
+    pods: (Arc<dyn PodLogs>, Arc<dyn PodStreams>),
+    routes: Routes,
     node: &str,
 ) -> Result<DoorAddresses> {
     let tasks = registry.tasks();
@@ -319,9 +346,12 @@ fn open_doors(
         consul: consul_door.local_addr()?,
         dns: dns_udp.local_addr()?,
         xds: api.local_addr()?,
+        agents: None,
     };
-    let k8s = k8s::Door { registry: registry.clone(), logs, version: env!("CARGO_PKG_VERSION") };
-    let router = k8s::router(k8s).merge(admin::router(facts));
+    let k8s = k8s::Door::new(registry.clone(), pods.0, pods.1, env!("CARGO_PKG_VERSION"));
+    let router = k8s::router(k8s)
+        .merge(admin::router(routes.facts))
+        .merge(tokens::router(routes.tokens));
     tasks.spawn("api door", serve::serve(api, router, Arc::new([]), tasks.clone()));
     let config = consul::Config {
         node_name: node.to_owned(),
@@ -423,14 +453,14 @@ fn agent_config(
 }
 
 /// This machine, as the agent tells it.
-fn node_info(name: &str) -> NodeInfo {
+fn node_info(name: &str, address: IpAddr) -> NodeInfo {
     let memory_kb = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok()
     });
     NodeInfo {
         name: name.to_owned(),
-        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        address,
         version: format!("weft-{}", env!("CARGO_PKG_VERSION")),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
