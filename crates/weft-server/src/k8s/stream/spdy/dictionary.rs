@@ -78,8 +78,8 @@ const TAIL: &str = "100101201202205206300302303304305306307402405406407408409410
                     Error501 Not Implemented503 Service UnavailableJan Feb Mar Apr May Jun Jul Aug \
                     Sept Oct Nov Dec 00:00:00 Mon, Tue, Wed, Thu, Fri, Sat, Sun, GMTchunked,text/\
                     html,image/png,image/jpg,image/gif,application/xml,application/xhtml+xml,text/\
-                    plain,text/javascript,publicprivatemax-age=gzip,deflate,sdchcharset=utf-8charset\
-                    =iso-8859-1,utf-,*,enq=0.";
+                    plain,text/javascript,publicprivatemax-age=gzip,deflate,sdchcharset=utf-8\
+                    charset=iso-8859-1,utf-,*,enq=0.";
 
 /// The dictionary's bytes.
 pub(super) fn bytes() -> Vec<u8> {
