@@ -16,13 +16,14 @@
 //! | `pod.rs` | a node and an address for each pod |
 //! | `endpoint_slice.rs` | Service + pods → EndpointSlices |
 //! | `mirror.rs` | what Consul clients registered, as read-only Services and EndpointSlices |
-//! | `gateway.rs` | a proxy pod for each Gateway |
+//! | `gateway.rs` | an account, a Service and a proxy pod for each Gateway |
 //! | `namespace.rs` | a service account in each namespace; emptying one that is deleted |
 //! | `garbage.rs` | dependents whose owners are gone; foreground and orphan deletion |
 //!
 //! Addresses are given where objects are written (`objects/admit.rs`), so that none is ever seen
 //! without. They never read the clock, the store or a door.
 
+pub mod autoscaler;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
@@ -64,6 +65,7 @@ pub enum Item {
     DaemonSet(ObjectKey),
     Job(ObjectKey),
     CronJob(ObjectKey),
+    Autoscaler(ObjectKey),
     Pod(ObjectKey),
     Slices(ObjectKey),
     Mirror(ServiceKey),
@@ -74,7 +76,11 @@ pub enum Item {
 
 /// Sees to one item. Pure: the same World, time and seed give the same plan.
 pub fn reconcile(item: &Item, world: &World, wall_ms: u64, seed: u64) -> Plan {
-    let mut ctx = Context::new(world, wall_ms, seed);
+    see_to(item, Context::new(world, wall_ms, seed))
+}
+
+/// The same with more than the World to go by.
+pub fn see_to(item: &Item, mut ctx: Context<'_>) -> Plan {
     match item {
         Item::Deployment(key) => deployment::reconcile(&mut ctx, key),
         Item::ReplicaSet(key) => replica_set::reconcile(&mut ctx, key),
@@ -82,6 +88,7 @@ pub fn reconcile(item: &Item, world: &World, wall_ms: u64, seed: u64) -> Plan {
         Item::DaemonSet(key) => daemon_set::reconcile(&mut ctx, key),
         Item::Job(key) => job::reconcile(&mut ctx, key),
         Item::CronJob(key) => cron_job::reconcile(&mut ctx, key),
+        Item::Autoscaler(key) => autoscaler::reconcile(&mut ctx, key),
         Item::Pod(key) => pod::reconcile(&mut ctx, key),
         Item::Slices(key) => endpoint_slice::reconcile(&mut ctx, key),
         Item::Mirror(service) => mirror::reconcile(&mut ctx, service),
@@ -149,6 +156,7 @@ fn by_object(
             out.insert(Item::Job(key.clone()));
             both().for_each(|o| by_controller(o, out));
         }
+        KindId::HorizontalPodAutoscaler => drop(out.insert(Item::Autoscaler(key.clone()))),
         KindId::CronJob => drop(out.insert(Item::CronJob(key.clone()))),
         KindId::Pod => {
             out.insert(Item::Pod(key.clone()));
@@ -169,8 +177,10 @@ fn by_object(
             let there = world.index(Index::PodsByNode, &key.name);
             out.extend(there.map(|p| Item::Pod(p.key.clone())));
         }
+        KindId::ServiceAccount => both().for_each(|o| by_controller(o, out)),
         KindId::Service => {
             out.insert(Item::Slices(key.clone()));
+            both().for_each(|o| by_controller(o, out));
             let service = ServiceKey::new(&key.namespace, &key.name);
             service.into_iter().for_each(|s| by_service(world, &s, out));
         }

@@ -15,7 +15,7 @@ use weft_model::{
 };
 
 use super::peer_authentication::Book;
-use super::{Env, Output, Reader, names, protocol, service};
+use super::{Env, Output, Reader, gateway, names, protocol, service};
 
 pub(super) fn compile(reader: &Reader<'_>, env: &Env, key: &ServiceKey) -> Option<Output> {
     let (object, view) = reader.service(key)?;
@@ -32,6 +32,10 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, key: &ServiceKey) -> Optio
         let speaks = protocol::of_service(&object.meta, &view.spec, port);
         let endpoints = instances.values().filter_map(|i| {
             let mut endpoint = endpoint(env, i, port, speaks)?;
+            if let Some(at) = gateway::reached_at(reader, i) {
+                let port = env.bind_port(endpoint.address.port());
+                endpoint.address = SocketAddr::new(at, port);
+            }
             let policy = book.as_ref().filter(|_| i.captured).map(|b| b.of(&i.labels));
             if policy.is_some_and(|p| p.of(endpoint.address.port()) == MtlsMode::Disable) {
                 endpoint.transport = Transport::Plaintext;

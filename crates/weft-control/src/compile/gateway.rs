@@ -3,13 +3,13 @@
 //! Routes are compiled by their own units; how many attached is counted by the compiler.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use base64::Engine as _;
 use weft_kinds::views::View;
 use weft_kinds::views::gateway::{self as view, Gateway, GatewayClass, Listener};
-use weft_kinds::world::{KindId, Object};
+use weft_kinds::world::{Instance, KindId, Object};
 use weft_model::{GatewayListener, ListenerKind, Protocol, Resource, Section, ServerTls};
 use weft_xds::NodeId;
 
@@ -20,6 +20,9 @@ use crate::status::{CONTROLLER, Condition, ListenerStatus, StatusBody, StatusUpd
 
 /// The address of a Gateway that names none: written by the addresses controller (or a person).
 pub const ADDRESS_ANNOTATION: &str = "weft.dev/address";
+
+/// Gateway API's label on what a Gateway causes: its pods, above all.
+const NAME_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 
 pub(super) fn compile_class(object: &Object, class: &GatewayClass) -> Output {
     if &*class.spec.controller_name != CONTROLLER {
@@ -114,6 +117,26 @@ fn addresses(object: &Object, gateway: &Gateway) -> Result<Vec<IpAddr>, (&'stati
     let given = object.meta.annotation(ADDRESS_ANNOTATION).and_then(|a| a.parse().ok());
     let none = || ("AddressNotAssigned", "no address has been assigned yet".to_owned());
     given.map(|ip| vec![ip]).ok_or_else(none)
+}
+
+/// Where the proxy of a Gateway listens, when an instance is one: on the host's side, whatever
+/// network its pod has.
+pub(super) fn reached_at(reader: &Reader<'_>, instance: &Instance) -> Option<IpAddr> {
+    let name = instance.labels.get(NAME_LABEL).filter(|_| !instance.mesh)?;
+    let namespace = instance.service.namespace.as_str();
+    let find = |kind| reader.object(kind, namespace, name);
+    let ip = match find(KindId::Gateway).or_else(|| find(KindId::IstioGateway)) {
+        Some(object) => match &object.view {
+            View::Gateway(gateway) => *addresses(object, gateway).ok()?.first()?,
+            _ => object.meta.annotation(ADDRESS_ANNOTATION)?.parse().ok()?,
+        },
+        None => return None,
+    };
+    Some(match ip {
+        IpAddr::V4(v4) if v4.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(v6) if v6.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    })
 }
 
 fn asked_address(i: usize, address: &view::Address) -> Result<IpAddr, (&'static str, String)> {

@@ -583,7 +583,7 @@ fn a_gateway_has_one_proxy_pod_and_an_address() {
     let pod = &pods[0];
     assert_eq!(pod.meta.annotation("weft.dev/proxy"), Some("gateway"));
     assert_eq!(pod.meta.annotation(gateway::GATEWAY_ANNOTATION), Some("shop"));
-    assert_eq!(pod.raw["spec"]["serviceAccountName"], "shop-gateway");
+    assert_eq!(pod.raw["spec"]["serviceAccountName"], "shop-weft");
     assert_eq!(pod.raw["spec"]["containers"][0]["ports"].as_array().unwrap().len(), 1);
     assert!(!annotation(&sim.object(KindId::Gateway, "shop").raw, ADDRESS_ANNOTATION).is_empty());
     // Its class comes later.
@@ -606,6 +606,75 @@ fn a_gateway_has_one_proxy_pod_and_an_address() {
     sim.delete(KindId::Gateway, "shop", Propagation::Background);
     sim.run();
     assert_eq!(sim.all(KindId::Pod).len(), 1);
+}
+
+#[test]
+fn what_a_gateway_causes_is_its_own_and_goes_with_it() {
+    let mut sim = Sim::new();
+    let gateway = json!({ "metadata": { "name": "shop" }, "spec": {
+        "gatewayClassName": "weft",
+        "addresses": [{ "value": "127.0.0.1" }],
+        "infrastructure": { "labels": { "team": "a" }, "annotations": { "note": "b" } },
+        "listeners": [
+            { "name": "http", "port": 8000, "protocol": "HTTP" },
+            { "name": "more", "port": 8000, "protocol": "HTTP", "hostname": "x.example" },
+        ],
+    } });
+    sim.create(KindId::Gateway, NS, gateway);
+    sim.run();
+    let service = sim.object(KindId::Service, "shop-weft");
+    let spec = &service.raw["spec"];
+    assert_eq!(
+        spec["ports"],
+        json!([{ "name": "http", "port": 8000, "targetPort": 8000,
+        "protocol": "TCP", "appProtocol": "http" }])
+    );
+    assert!(spec["clusterIP"].as_str().unwrap().starts_with("127."), "{spec}");
+    assert_eq!(service.raw["status"]["loadBalancer"]["ingress"][0]["ip"], "127.0.0.1");
+    for kind in [KindId::Service, KindId::ServiceAccount, KindId::Pod] {
+        let all = sim.all(kind);
+        let caused = all.iter().find(|o| o.meta.label(gateway::NAME_LABEL) == Some("shop"));
+        let caused = caused.unwrap_or_else(|| panic!("{kind}"));
+        assert_eq!(caused.meta.label("team"), Some("a"), "{kind}");
+        assert_eq!(caused.meta.annotation("note"), Some("b"), "{kind}");
+        assert_eq!(&*caused.meta.controller().unwrap().kind, "Gateway");
+    }
+    // The proxy is the Service's instance.
+    let slices = sim.all(KindId::EndpointSlice);
+    let pod = sim.all(KindId::Pod)[0].key.name.to_string();
+    assert_eq!(slices[0].raw["endpoints"][0]["targetRef"]["name"], pod.as_str());
+    // A new listener is a new port; what is deleted comes back.
+    sim.change(KindId::Gateway, "shop", |g| {
+        let tcp = json!({ "name": "db", "port": 5432, "protocol": "TCP" });
+        g["spec"]["listeners"].as_array_mut().unwrap().push(tcp);
+    });
+    sim.run();
+    let ports = sim.object(KindId::Service, "shop-weft").raw["spec"]["ports"].clone();
+    assert_eq!((ports.as_array().unwrap().len(), &ports[1]["name"]), (2, &json!("db")));
+    for kind in [KindId::Service, KindId::ServiceAccount] {
+        sim.delete(kind, "shop-weft", Propagation::Background);
+        sim.run();
+        assert!(sim.world.get(kind, NS, "shop-weft").is_some(), "{kind}");
+    }
+    sim.delete(KindId::Gateway, "shop", Propagation::Background);
+    sim.run();
+    assert_eq!(sim.names(KindId::ServiceAccount), ["default"]);
+    assert!(sim.all(KindId::Service).is_empty() && sim.all(KindId::Pod).is_empty());
+    assert_eq!(sim.world.settings().filter(|(n, _)| n.starts_with("addresses/")).count(), 0);
+}
+
+#[test]
+fn a_users_own_service_of_that_name_stays() {
+    let mut sim = Sim::new();
+    let own = json!({ "metadata": { "name": "shop-weft" }, "spec": { "ports": [{ "port": 1 }] } });
+    sim.create(KindId::Service, NS, own);
+    let before = sim.object(KindId::Service, "shop-weft").raw.clone();
+    let gateway = json!({ "metadata": { "name": "shop" }, "spec": { "gatewayClassName": "weft",
+        "listeners": [{ "name": "http", "port": 8000, "protocol": "HTTP" }] } });
+    sim.create(KindId::Gateway, NS, gateway);
+    sim.run();
+    assert_eq!(sim.ready(), 1, "the Gateway works without");
+    assert_eq!(sim.object(KindId::Service, "shop-weft").raw, before);
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! Gateways are reached from the host: 127.128.0.0/10 in both modes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use weft_base::issue::{FieldPath, Issues};
@@ -312,6 +313,22 @@ pub(super) fn free(world: &World, kind: KindId, object: &Value, ip: Ipv4Addr, ex
     if world.setting(&name).is_some_and(|s| s["owner"] == *owner(kind, object)) {
         extra.ops.push(Op::delete(format!("/s/{name}")));
     }
+}
+
+/// Who holds an address that weft gave: `Service shop/user`, `Pod shop/user-1`.
+pub fn holder(world: &World, ip: IpAddr) -> Option<Arc<str>> {
+    let v4 = match ip {
+        IpAddr::V4(v4) => v4,
+        IpAddr::V6(v6) => pod_v4(v6).or_else(|| partner(PodsMode::Namespace, &v6.to_string()))?,
+    };
+    world.setting(&format!("addresses/{v4}"))?["owner"].as_str().map(Into::into)
+}
+
+fn pod_v4(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let [head @ .., high, low] = v6.segments();
+    let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+    let v4 = Ipv4Addr::new(a, b, c, d);
+    (head == INSIDE_PODS_V6 && is_inside_pod(v4)).then_some(v4)
 }
 
 /// The address ranges that weft gives out, for doors that must tell them from others.

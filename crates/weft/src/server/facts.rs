@@ -459,14 +459,20 @@ fn app_target(object: &Object, ip: &str) -> Option<Value> {
     }))
 }
 
-/// Services with a Service object or with instances.
+/// Services with a Service object or with instances. A Gateway's own Service is the Gateway's.
 fn service_names(world: &World) -> BTreeSet<(String, String)> {
     let objects = world
         .objects(KindId::Service, None)
         .map(|o| (o.key.namespace.to_string(), o.key.name.to_string()));
     let instances =
         instances(world).map(|i| (i.service.namespace.to_string(), i.service.name.to_string()));
-    objects.chain(instances).collect()
+    let mut all: BTreeSet<_> = objects.chain(instances).collect();
+    all.retain(|(namespace, name)| {
+        let object = world.get(KindId::Service, namespace, name);
+        let owner = object.and_then(|o| o.meta.controller());
+        owner.is_none_or(|owner| &*owner.kind != "Gateway")
+    });
+    all
 }
 
 fn instances(world: &World) -> impl Iterator<Item = &Arc<Instance>> {
