@@ -16,7 +16,7 @@ use weft_model::{Protocol, Retry, Timeouts, Transport};
 use super::body::{AttemptBody, BodyLimits, Replay, ReplyBody};
 use super::headers::{self, FLAGS, NOT_FORWARDED};
 use super::reply::{Cause, Refusal};
-use crate::observe::record::{Record, grpc_status};
+use crate::observe::record::{Record, grpc_status, is_server_fault};
 use crate::table::BackendEntry;
 use crate::upstream::pick::{LocalBackend, LocalEndpoint};
 use crate::upstream::pool::{Answered, How, InFlight, Lease, SendError, Wire};
@@ -54,7 +54,9 @@ enum Ended {
 /// # Errors
 /// The refusal to answer with when there is none.
 pub async fn forward(call: &Call<'_>, record: &mut Record) -> Result<Response<ReplyBody>, Refusal> {
-    let deadline = limit(call.timeouts.request_ms).map(|d| (Instant::now() + d, d));
+    let (allowed, patience) = (limit(call.timeouts.request_ms), patience(call, record));
+    let shortest = allowed.into_iter().chain(patience).min();
+    let deadline = shortest.map(|d| (Instant::now() + d, d));
     let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
     call.backend.borrow_mut().budget.request(call.worker.clock.now());
     loop {
@@ -69,7 +71,7 @@ pub async fn forward(call: &Call<'_>, record: &mut Record) -> Result<Response<Re
         let until = earlier(deadline, attempt_limit);
         let ended = attempt(call, &picked, until, record.is_grpc).await;
         record.upstream_ms = Some(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
-        note(call, &picked, &ended);
+        note(call, &picked, &ended, record);
         let (failure, answer, refusal) = match ended {
             Ended::Over(refusal) => return Err(refusal),
             Ended::Answer(response, lease) => match judged(&response, &picked) {
@@ -85,7 +87,9 @@ pub async fn forward(call: &Call<'_>, record: &mut Record) -> Result<Response<Re
         };
         record.last_cause = Some(refusal.detail.clone());
         if deadline.is_some_and(|(at, _)| Instant::now() >= at) {
-            return Err(Refusal::new(Cause::RequestTimeout, refusal.detail));
+            let own = patience.is_some() && patience == shortest;
+            let whose = if own { " (grpc-timeout of its client)" } else { "" };
+            return Err(Refusal::new(Cause::RequestTimeout, refusal.detail + whose));
         }
         match again(call, failure, record.attempts) {
             Ok(()) => {}
@@ -95,6 +99,12 @@ pub async fn forward(call: &Call<'_>, record: &mut Record) -> Result<Response<Re
         tried.push(picked);
         back_off(call, failure, &tried, deadline).await;
     }
+}
+
+/// How long a gRPC client itself waits; longer than a year is for ever.
+fn patience(call: &Call<'_>, record: &Record) -> Option<Duration> {
+    let named = record.is_grpc.then(|| headers::grpc_timeout(&call.head.headers)).flatten();
+    named.filter(|d| *d < Duration::from_secs(86_400 * 365))
 }
 
 fn pick(call: &Call<'_>, tried: &[Rc<LocalEndpoint>]) -> Option<Rc<LocalEndpoint>> {
@@ -275,15 +285,20 @@ fn pass_on(
     Response::from_parts(head, ReplyBody::upstream(body, lease, limits))
 }
 
-fn note(call: &Call<'_>, picked: &LocalEndpoint, ended: &Ended) {
+fn note(call: &Call<'_>, picked: &LocalEndpoint, ended: &Ended, record: &mut Record) {
     let ok = match ended {
         Ended::Over(_) => return,
         Ended::Failed(..) => false,
         Ended::Answer(response, _) => match judged(response, picked) {
+            // How a gRPC call went is said at its end.
+            None if record.is_grpc && grpc_status(response.headers()).is_none() => {
+                let entry = call.backend.borrow().entry.clone();
+                record.unjudged = Some((entry, picked.entry.clone()));
+                return;
+            }
             None => true,
             Some((Failure::Status(status), _)) => status < 500,
-            // What gRPC calls UNKNOWN, INTERNAL, UNAVAILABLE and DATA_LOSS is the server's fault.
-            Some((Failure::Grpc(code), _)) => !matches!(code, 2 | 13 | 14 | 15),
+            Some((Failure::Grpc(code), _)) => !is_server_fault(code),
             Some(_) => false,
         },
     };

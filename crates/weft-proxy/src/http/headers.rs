@@ -3,6 +3,7 @@
 //! rules ask for. Pure but for the random numbers handed in.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use http::header::{
     CONNECTION, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
@@ -20,6 +21,7 @@ pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-
 pub const SOURCE: HeaderName = HeaderName::from_static("x-weft-source");
 pub const NOT_FORWARDED: HeaderName = HeaderName::from_static("x-weft-not-forwarded");
 pub const FLAGS: HeaderName = HeaderName::from_static("x-weft-flags");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -27,6 +29,26 @@ const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 /// Headers that a `Connection` header must not be able to remove.
 const PROTECTED: &[&str] =
     &["host", "content-length", "authorization", "x-forwarded-client-cert", "x-request-id"];
+
+/// How long a gRPC client is going to wait (`grpc-timeout: 100m`). What is not of that form says
+/// nothing.
+pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(n * 3600)),
+        "M" => Some(Duration::from_secs(n * 60)),
+        "S" => Some(Duration::from_secs(n)),
+        "m" => Some(Duration::from_millis(n)),
+        "u" => Some(Duration::from_micros(n)),
+        "n" => Some(Duration::from_nanos(n)),
+        _ => None,
+    }
+}
 
 /// Removes what belongs to one connection only (RFC 9110 §7.6.1).
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
@@ -172,6 +194,20 @@ mod tests {
             map.append(*name, HeaderValue::from_static(value));
         }
         map
+    }
+
+    #[test]
+    fn grpc_timeouts_have_a_number_and_a_unit() {
+        let read = |text: &'static str| {
+            grpc_timeout(&HeaderMap::from_iter([(GRPC_TIMEOUT, HeaderValue::from_static(text))]))
+        };
+        assert_eq!(read("100m"), Some(Duration::from_millis(100)));
+        assert_eq!(read("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(read("5u"), Some(Duration::from_micros(5)));
+        for wrong in ["", "m", "100", "1.5S", "-1S", "123456789m", "1x", "+1m"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

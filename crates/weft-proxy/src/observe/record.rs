@@ -15,7 +15,7 @@ use super::flags::{Flag, Flags};
 use super::metrics::{Labels, Reporter, RequestProtocol};
 use crate::http::body::{BodyError, Replay};
 use crate::pinned::Pinned;
-use crate::table::BackendEntry;
+use crate::table::{BackendEntry, EndpointEntry};
 use crate::upstream::pick::{Ending, LocalEndpoint};
 use crate::worker::{Conn, Worker};
 
@@ -52,6 +52,8 @@ pub struct Record {
     pub body: Replay,
     pub bytes_sent: u64,
     pub upstream_ms: Option<u64>,
+    /// Who answered a gRPC call that has not said yet how it went.
+    pub unjudged: Option<(Pinned<BackendEntry>, Arc<EndpointEntry>)>,
     written: bool,
 }
 
@@ -89,6 +91,7 @@ impl Record {
             body: Replay::default(),
             bytes_sent: 0,
             upstream_ms: None,
+            unjudged: None,
             written: false,
         }
     }
@@ -120,12 +123,25 @@ impl Record {
         };
         self.flags.add(flag);
         self.sentence = Some(format!("{error} after the response head was sent"));
+        match flag {
+            // The client's doing says nothing about the instance.
+            Flag::DC | Flag::DPE => {}
+            _ => self.judge(false),
+        }
         self.write();
     }
 
     /// The answer was passed on whole.
     pub fn complete(&mut self) {
+        self.judge(!self.grpc_status.is_some_and(is_server_fault));
         self.write();
+    }
+
+    /// Tells the ejector how a gRPC call went, once.
+    fn judge(&mut self, ok: bool) {
+        if let Some((backend, endpoint)) = self.unjudged.take() {
+            self.worker.shared.reporter.note(&backend, &endpoint, ok);
+        }
     }
 
     pub fn elapsed_ms(&self) -> u64 {
@@ -224,6 +240,11 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(http::header::CONTENT_TYPE)
         .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// What gRPC calls UNKNOWN, INTERNAL, UNAVAILABLE and DATA_LOSS is the server's fault.
+pub fn is_server_fault(grpc: u16) -> bool {
+    matches!(grpc, 2 | 13 | 14 | 15)
 }
 
 pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {

@@ -3,6 +3,7 @@
 //! everything else is real. With the kernel: `tests/test_capture.py`.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -43,11 +44,27 @@ impl Dialled {
 
     /// A connection that was made to `to` and redirected to `door`.
     pub async fn connect(&self, door: SocketAddr, to: impl ToString) -> TcpStream {
+        self.try_connect(door, to).await.unwrap()
+    }
+
+    pub async fn try_connect(&self, door: SocketAddr, to: impl ToString) -> io::Result<TcpStream> {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let to = to.to_string().parse().unwrap();
         self.0.lock().unwrap().insert(socket.local_addr().unwrap(), to);
-        socket.connect(door).await.unwrap()
+        socket.connect(door).await
+    }
+}
+
+/// Sends some bytes and reads until the end. A reset may come as early as the connection.
+pub async fn exchange(
+    connecting: impl Future<Output = io::Result<TcpStream>>,
+    bytes: &[u8],
+) -> Result<String, io::ErrorKind> {
+    let mut stream = connecting.await.map_err(|e| e.kind())?;
+    match stream.write_all(bytes).await {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.kind()),
+        _ => rest(&mut stream).await,
     }
 }
 
@@ -110,7 +127,7 @@ pub async fn greeter() -> Server {
 }
 
 /// Reads until the end; `Err` when it was a reset.
-pub async fn rest(stream: &mut TcpStream) -> Result<String, std::io::ErrorKind> {
+pub async fn rest(stream: &mut TcpStream) -> Result<String, io::ErrorKind> {
     let mut all = Vec::new();
     match stream.read_to_end(&mut all).await {
         Ok(_) => Ok(String::from_utf8_lossy(&all).into_owned()),
@@ -118,7 +135,7 @@ pub async fn rest(stream: &mut TcpStream) -> Result<String, std::io::ErrorKind> 
     }
 }
 
-const RESET: Result<String, std::io::ErrorKind> = Err(std::io::ErrorKind::ConnectionReset);
+const RESET: Result<String, io::ErrorKind> = Err(io::ErrorKind::ConnectionReset);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_dialled_address_decides_and_what_is_measured_names_its_service() {
@@ -229,18 +246,14 @@ async fn what_must_not_pass_is_answered_or_reset_and_says_why() {
     assert_eq!((got.status, got.header("x-weft-flags")), (502, "NR"));
     assert!(got.body.contains("is not in the mesh, and others are denied"), "{}", got.body);
     // Bytes that are no HTTP cannot be answered.
-    let mut stream = pod.dial(outside.address).await;
-    stream.write_all(b"\0\0\0").await.unwrap();
-    assert_eq!(rest(&mut stream).await, RESET);
+    let try_dial = |to: String| pod.dialled.try_connect(pod.bed.outbound(), to);
+    assert_eq!(exchange(try_dial(outside.address.to_string()), b"\0\0\0").await, RESET);
     // Addresses of Services that are none, and ports that a Service does not have.
     for to in ["10.96.7.7:80", "10.96.0.1:81"] {
-        let mut stream = pod.dial(to).await;
-        let _ = stream.write_all(b"\0").await;
-        assert_eq!(rest(&mut stream).await, RESET, "{to}");
+        assert_eq!(exchange(try_dial(to.to_owned()), b"\0").await, RESET, "{to}");
     }
     // Nobody redirected this one: it would go round in circles.
-    let mut stream = TcpStream::connect(pod.bed.outbound()).await.unwrap();
-    assert_eq!(rest(&mut stream).await, RESET);
+    assert_eq!(exchange(TcpStream::connect(pod.bed.outbound()), b"").await, RESET);
     assert_eq!(outside.hits(), 0);
     let metrics = pod.bed.metrics().await;
     assert!(metrics.lines().any(|l| l.starts_with("istio_tcp_connections_opened_total{")

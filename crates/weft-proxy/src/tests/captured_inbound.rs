@@ -14,7 +14,7 @@ use weft_identity::{Alpn, ClientTls, Expected};
 use weft_model::*;
 
 use super::bed::*;
-use super::captured::{Dialled, echo, greeter, rest};
+use super::captured::{Dialled, echo, exchange, greeter, rest};
 use super::mtls::{Ca, inbound, meshed};
 
 /// A sidecar that captures what is sent to its pod.
@@ -29,7 +29,8 @@ impl Pod {
         let (ca, dialled) = (Ca::new(), Dialled::default());
         let (_, svid) = ca.source("user");
         let mut config = dialled.config("sidecar~shop~user-0");
-        config.address = "127.0.0.1".parse().unwrap();
+        // A port of its own, open or not.
+        config.capture.as_mut().unwrap().dns = vec!["127.0.0.1:15053".parse().unwrap()];
         let bed = Bed::start(config, Some(svid)).await;
         bed.apply(1, resources).await;
         Self { ca, dialled, bed }
@@ -205,8 +206,9 @@ async fn ports_that_nobody_declared_follow_the_workloads_mode() {
 #[tokio::test(flavor = "multi_thread")]
 async fn own_ports_and_direct_connections_are_refused() {
     let pod = Pod::new(Vec::new()).await;
-    let mut direct = TcpStream::connect(pod.door()).await.unwrap();
-    assert_eq!(rest(&mut direct).await, RESET);
+    assert_eq!(exchange(TcpStream::connect(pod.door()), b"").await, RESET);
+    let dial = pod.dialled.try_connect(pod.door(), "127.0.0.1:15053");
+    assert_eq!(exchange(dial, b"").await, RESET);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -141,3 +141,86 @@ async fn an_http1_client_reaches_an_http2_server_with_trailers() {
     assert_eq!(collected.to_bytes().as_ref(), [0, 0, 0, 0, 2, 8, 1]);
     assert_eq!(trailers.get("grpc-status").map(|v| v.as_bytes()), Some(&b"0"[..]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_own_limit_holds_without_a_route() {
+    let never = Server::http(|_, _| std::future::pending()).await;
+    let bed = Bed::sidecar(http_service("user", &[never.address])).await;
+    let ask = |timeout: &str| {
+        http::Request::post("http://user/x.Y/Z")
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", timeout)
+            .body(http_body_util::Full::new(bytes::Bytes::from_static(&[0; 5])))
+            .unwrap()
+    };
+    let got = bed.send(ask("80m")).await;
+    assert_eq!((got.status, got.header("grpc-status")), (200, "4"));
+    let message = got.header("grpc-message");
+    assert!(message.contains("no response within 80 ms (grpc-timeout of its client)"), "{message}");
+    // What is no number limits nothing: the request is still waiting when the client leaves.
+    let waiting = tokio::time::timeout(Duration::from_millis(300), bed.send(ask("soon"))).await;
+    assert!(waiting.is_err());
+}
+
+/// Answers with a message, then with this status in the trailers.
+async fn trailing(status: &'static str) -> Server {
+    Server::raw(move |_, stream| async move {
+        let service = hyper::service::service_fn(move |_| async move {
+            let data = hyper::body::Frame::data(bytes::Bytes::from_static(&[0; 5]));
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static(status));
+            let frames = [data, hyper::body::Frame::trailers(trailers)];
+            let frames = frames.map(Ok::<_, std::convert::Infallible>);
+            let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
+            let answer = http::Response::builder().header("content-type", "application/grpc");
+            Ok::<_, std::convert::Infallible>(answer.body(body).unwrap())
+        });
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let _ =
+            hyper::server::conn::http2::Builder::new(executor).serve_connection(io, service).await;
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_said_in_trailers_eject_too() {
+    let (good, bad) = (trailing("0").await, trailing("14").await);
+    let endpoints = vec![endpoint("good", good.address), endpoint("bad", bad.address)];
+    let outlier =
+        Outlier { consecutive_failures: 3, base_ejection_ms: 60_000, ..Outlier::default() };
+    let policy = BackendPolicy { outlier, ..BackendPolicy::default() };
+    let bed = Bed::sidecar(service("user", Protocol::Grpc, policy, endpoints)).await;
+    let ask = || {
+        http::Request::post("http://user/x.Y/Z")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(http_body_util::Full::new(bytes::Bytes::from_static(&[0; 5])))
+            .unwrap()
+    };
+    wait_until("the bad one is ejected", || async {
+        bed.send(ask()).await;
+        let table = bed.proxy.status().table.load();
+        let backend = &table.host("user").unwrap().backends["backend/80"];
+        let ejected = |id: &str| {
+            let found = backend.endpoints.iter().find(|e| &*e.endpoint.id == id).unwrap();
+            found.shared.ejected_until.load(std::sync::atomic::Ordering::Relaxed) != 0
+        };
+        assert!(!ejected("good"));
+        ejected("bad")
+    })
+    .await;
+    // The good one alone is asked now.
+    let status = |line: &str| line.contains("grpc_response_status=\"14\"");
+    let failures = async || {
+        let metrics = bed.metrics().await;
+        let line = metrics.lines().find(|l| l.starts_with("istio_requests_total{") && status(l));
+        line.and_then(|l| l.rsplit(' ').next()?.parse::<usize>().ok()).unwrap_or(0)
+    };
+    let before = failures().await;
+    assert!(before >= 3);
+    for _ in 0..20 {
+        bed.send(ask()).await;
+    }
+    assert_eq!(failures().await, before);
+}
