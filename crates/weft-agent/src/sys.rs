@@ -26,6 +26,20 @@ pub(crate) fn prepare(command: &mut Command) {
     unsafe { command.pre_exec(move || before_exec(parent)) };
 }
 
+/// The same for a program at a terminal, which is its standard input: instead of a group of its
+/// own it leads a session, so that it and what it starts hear when the terminal is gone.
+pub(crate) fn prepare_session(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    // SAFETY: as above; two more system calls.
+    unsafe {
+        command.pre_exec(move || {
+            before_exec(parent)?;
+            rustix::process::setsid()?;
+            Ok(rustix::process::ioctl_tiocsctty(io::stdin())?)
+        })
+    };
+}
+
 /// A descriptor that can be waited for.
 pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is valid as long as it lives and always gives the same descriptor; it
