@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A query's bytes to an answer's bytes. Total: any input gives an answer of at most FORMERR, or
-//! nothing at all (no header to answer to, or an answer itself). Owns no socket.
+//! nothing at all (no header to answer to, or an answer itself). Owns no socket: what lies outside of
+//! our zones is handed back ([`Step`]) to whoever may ask others (`resolve.rs`).
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use domain::base::iana::{Class, Opcode, OptRcode, Rcode, Rtype};
+use domain::base::iana::{Class, ExtendedErrorCode, Opcode, OptRcode, Rcode, Rtype};
 use domain::base::message_builder::{
     AdditionalBuilder, AnswerBuilder, AuthorityBuilder, PushError,
 };
+use domain::base::opt::ExtendedError;
 use domain::base::{Message, MessageBuilder, Name, Serial, ToName, TreeCompressor, Ttl};
-use domain::rdata::{A, Aaaa, Cname, Ns, Soa, Srv};
+use domain::rdata::{A, Aaaa, Cname, Ns, Ptr, Soa, Srv};
 use weft_base::limits::DNS_UDP_BYTES_MAX;
 use weft_base::rng::Rng;
 
@@ -27,12 +29,51 @@ pub enum Carrier {
 
 /// Bytes that an OPT record without options takes.
 const OPT_BYTES: usize = 11;
+/// What our sockets take.
+const UDP_SIZE: u16 = {
+    assert!(DNS_UDP_BYTES_MAX <= u16::MAX as usize);
+    #[allow(clippy::cast_possible_truncation)] // asserted above
+    let size = DNS_UDP_BYTES_MAX as u16;
+    size
+};
 /// Consul's answers are not to be kept; Kubernetes' for as long as its own DNS says.
 const TTL_CONSUL: Ttl = Ttl::ZERO;
 const TTL_CLUSTER: Ttl = Ttl::from_secs(5);
 
 type Target = TreeCompressor<Vec<u8>>;
 type DnsName = Name<Vec<u8>>;
+
+/// Who is answered, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct How {
+    pub carrier: Carrier,
+    /// This door looks up what it does not hold itself.
+    pub recursive: bool,
+}
+
+/// What becomes of a query as far as our own zones go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    Answer(Vec<u8>),
+    /// It deserves no answer.
+    Silence,
+    /// It asks for a name outside of our zones.
+    Outside,
+    /// It ends at an alias, whose target is outside of our zones.
+    Alias(Box<Alias>),
+}
+
+/// An answer that lacks what its alias leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alias {
+    pub target: String,
+    pub rtype: Rtype,
+    found: Found,
+    zone: Zone,
+}
+
+/// Aliases followed before an answer is what it is.
+const ALIASES_MAX: usize = 8;
 
 /// What is asked, once the header and question are read.
 struct Asked {
@@ -47,7 +88,8 @@ struct Edns {
     version: u8,
 }
 
-/// Answers one query.
+/// Answers one query from our zones; what is outside of them is refused.
+#[cfg(test)]
 pub fn answer(
     query: &[u8],
     carrier: Carrier,
@@ -55,31 +97,102 @@ pub fn answer(
     zones: &Zones,
     rng: &mut Rng,
 ) -> Option<Vec<u8>> {
-    let message = Message::from_octets(query).ok()?;
+    let how = How { carrier, recursive: false };
+    match step(query, how, view, zones, rng) {
+        Step::Answer(answer) => Some(answer),
+        Step::Silence => None,
+        Step::Outside => refuse_outside(query, how),
+        Step::Alias(alias) => complete(query, how, *alias, Vec::new(), view, zones),
+    }
+}
+
+/// Answers one query as far as our own zones go.
+pub fn step(query: &[u8], how: How, view: &View, zones: &Zones, rng: &mut Rng) -> Step {
+    let whole = |answer: Option<Vec<u8>>| answer.map_or(Step::Silence, Step::Answer);
+    let Ok(message) = Message::from_octets(query) else { return Step::Silence };
     let header = message.header();
     if header.qr() {
-        return None;
+        return Step::Silence;
     }
     if header.opcode() != Opcode::QUERY {
-        return refuse(&message, Rcode::NOTIMP);
+        return whole(refuse(&message, Rcode::NOTIMP));
     }
-    let Some(asked) = read(&message) else { return refuse(&message, Rcode::FORMERR) };
-    let limit = match (carrier, asked.edns) {
-        (Carrier::Tcp, _) => usize::from(u16::MAX),
-        (Carrier::Udp, None) => 512,
-        (Carrier::Udp, Some(edns)) => usize::from(edns.size).clamp(512, DNS_UDP_BYTES_MAX),
-    };
+    let Some(asked) = read(&message) else { return whole(refuse(&message, Rcode::FORMERR)) };
     if asked.edns.is_some_and(|edns| edns.version != 0) {
-        return finish(start(&message, Rcode::NOERROR, limit)?, &asked, OptRcode::BADVERS);
+        let answer = start(&message, Rcode::NOERROR, how, asked.limit(how));
+        return whole(answer.and_then(|a| finish(a, &asked, OptRcode::BADVERS)));
     }
-    let text = asked.name.to_string().to_ascii_lowercase();
-    let labels: Vec<&str> = text.split('.').filter(|label| !label.is_empty()).collect();
-    let Some((zone, lookup)) = parse(&labels, zones) else {
-        return finish(start(&message, Rcode::REFUSED, limit)?, &asked, OptRcode::REFUSED);
+    let text = asked.name.to_string();
+    let Some((zone, mut found)) = look(&text, asked.rtype, view, zones, rng) else {
+        return Step::Outside;
     };
-    let found = find(view, zones, zone, &lookup, asked.rtype, rng);
-    let serial = Serial(u32::try_from(view.world.revision() & 0xffff_ffff).unwrap_or(0));
-    write(&message, &asked, &found, &Place { zone, zones, serial, limit })
+    for _ in 0..ALIASES_MAX {
+        let Some(target) = found.loose_end(asked.rtype) else { break };
+        let Some((_, next)) = look(&target, asked.rtype, view, zones, rng) else {
+            return Step::Alias(Box::new(Alias { target, rtype: asked.rtype, found, zone }));
+        };
+        if next.answers.is_empty() {
+            break;
+        }
+        found.chain.extend(next.answers.into_iter().map(|data| (target.clone(), data)));
+    }
+    whole(write(&message, &asked, &found, &Place::new(zone, zones, view, how)))
+}
+
+/// The answer that ends at an alias, with what its target's servers said.
+pub fn complete(
+    query: &[u8],
+    how: How,
+    alias: Alias,
+    chain: Vec<(String, Data)>,
+    view: &View,
+    zones: &Zones,
+) -> Option<Vec<u8>> {
+    let message = Message::from_octets(query).ok()?;
+    let asked = read(&message)?;
+    let mut found = alias.found;
+    found.chain.extend(chain);
+    write(&message, &asked, &found, &Place::new(alias.zone, zones, view, how))
+}
+
+/// A name outside of our zones, at a door that asks nobody else.
+pub fn refuse_outside(query: &[u8], how: How) -> Option<Vec<u8>> {
+    let message = Message::from_octets(query).ok()?;
+    let asked = read(&message)?;
+    finish(start(&message, Rcode::REFUSED, how, asked.limit(how))?, &asked, OptRcode::REFUSED)
+}
+
+/// Nobody could be asked: SERVFAIL with a sentence (RFC 8914).
+pub fn fail(query: &[u8], how: How, why: &str) -> Option<Vec<u8>> {
+    let message = Message::from_octets(query).ok()?;
+    let asked = read(&message)?;
+    let mut additional = start(&message, Rcode::SERVFAIL, how, asked.limit(how))?.additional();
+    if asked.edns.is_some() {
+        additional.as_builder_mut().clear_push_limit();
+        let code = ExtendedErrorCode::NO_REACHABLE_AUTHORITY;
+        let error: ExtendedError<Vec<u8>> = ExtendedError::new_with_str(code, why).ok()?;
+        additional
+            .opt(|opt| {
+                opt.set_udp_payload_size(UDP_SIZE);
+                opt.push(&error)
+            })
+            .ok()?;
+    }
+    Some(additional.finish().into_target())
+}
+
+/// A name of our zones, looked up.
+fn look(
+    name: &str,
+    rtype: Rtype,
+    view: &View,
+    zones: &Zones,
+    rng: &mut Rng,
+) -> Option<(Zone, Found)> {
+    let text = name.to_ascii_lowercase();
+    let labels: Vec<&str> = text.split('.').filter(|label| !label.is_empty()).collect();
+    let (zone, lookup) = parse(&labels, zones)?;
+    Some((zone, find(view, zones, zone, &lookup, rtype, rng)))
 }
 
 /// Where an answer belongs and what bounds it.
@@ -87,7 +200,25 @@ struct Place<'a> {
     zone: Zone,
     zones: &'a Zones,
     serial: Serial,
-    limit: usize,
+    how: How,
+}
+
+impl<'a> Place<'a> {
+    fn new(zone: Zone, zones: &'a Zones, view: &View, how: How) -> Self {
+        let serial = u32::try_from(view.world.revision() & 0xffff_ffff).unwrap_or(0);
+        Self { zone, zones, serial: Serial(serial), how }
+    }
+}
+
+impl Asked {
+    /// How long an answer may be.
+    fn limit(&self, how: How) -> usize {
+        match (how.carrier, self.edns) {
+            (Carrier::Tcp, _) => usize::from(u16::MAX),
+            (Carrier::Udp, None) => 512,
+            (Carrier::Udp, Some(edns)) => usize::from(edns.size).clamp(512, DNS_UDP_BYTES_MAX),
+        }
+    }
 }
 
 fn read(message: &Message<&[u8]>) -> Option<Asked> {
@@ -112,10 +243,12 @@ fn read(message: &Message<&[u8]>) -> Option<Asked> {
 
 fn write(message: &Message<&[u8]>, asked: &Asked, found: &Found, place: &Place) -> Option<Vec<u8>> {
     let rcode = if found.exists { Rcode::NOERROR } else { Rcode::NXDOMAIN };
-    let mut answer = start(message, rcode, place.limit)?;
+    let mut answer = start(message, rcode, place.how, asked.limit(place.how))?;
     answer.header_mut().set_aa(true);
-    for data in &found.answers {
-        if push(&mut answer, &asked.name, data, place).is_err() {
+    let own = found.answers.iter().map(|data| (None, data));
+    let chain = found.chain.iter().map(|(owner, data)| (DnsName::from_str(owner).ok(), data));
+    for (owner, data) in own.chain(chain) {
+        if push(&mut answer, owner.as_ref().unwrap_or(&asked.name), data, place).is_err() {
             answer.header_mut().set_tc(true);
             break;
         }
@@ -156,6 +289,10 @@ fn push(
         },
         Data::Cname(name) => match DnsName::from_str(name) {
             Ok(name) => answer.push((owner, ttl, Cname::new(name))),
+            Err(_) => Ok(()),
+        },
+        Data::Ptr(name) => match DnsName::from_str(name) {
+            Ok(name) => answer.push((owner, ttl, Ptr::new(name))),
             Err(_) => Ok(()),
         },
         Data::Soa => match soa(place) {
@@ -205,16 +342,21 @@ fn soa(place: &Place) -> Option<(DnsName, Soa<DnsName>)> {
 fn ttl(zone: Zone) -> Ttl {
     match zone {
         Zone::Consul => TTL_CONSUL,
-        Zone::Cluster => TTL_CLUSTER,
+        Zone::Cluster | Zone::ReverseV4 | Zone::ReverseV6 => TTL_CLUSTER,
     }
 }
 
 /// An answer with the question in it, and room kept for the OPT record.
-fn start(message: &Message<&[u8]>, rcode: Rcode, limit: usize) -> Option<AnswerBuilder<Target>> {
+fn start(
+    message: &Message<&[u8]>,
+    rcode: Rcode,
+    how: How,
+    limit: usize,
+) -> Option<AnswerBuilder<Target>> {
     let mut builder = MessageBuilder::from_target(TreeCompressor::new(Vec::new())).ok()?;
     builder.set_push_limit(limit.saturating_sub(OPT_BYTES));
     let mut answer = builder.start_answer(message, rcode).ok()?;
-    answer.header_mut().set_ra(false);
+    answer.header_mut().set_ra(how.recursive);
     Some(answer)
 }
 
@@ -229,10 +371,9 @@ fn opt(
 ) -> Option<Vec<u8>> {
     if asked.edns.is_some() {
         additional.as_builder_mut().clear_push_limit();
-        let size = u16::try_from(DNS_UDP_BYTES_MAX).unwrap_or(u16::MAX);
         additional
             .opt(|opt| {
-                opt.set_udp_payload_size(size);
+                opt.set_udp_payload_size(UDP_SIZE);
                 opt.set_rcode(rcode);
                 Ok(())
             })

@@ -10,8 +10,9 @@ use weft_base::rng::Rng;
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View as KindView;
 use weft_kinds::views::catalog::Status;
-use weft_kinds::views::core::{Service, ServicePort};
-use weft_kinds::world::Instance;
+use weft_kinds::views::core::{Service, ServicePort, ServiceSpec};
+use weft_kinds::world::{Door, Instance, Object};
+use weft_registry::objects::addresses as given;
 
 use super::names::{Lookup, Zone, Zones, to_dashed, to_hex};
 use crate::consul::view::{Entry, View};
@@ -22,6 +23,8 @@ pub struct Found {
     /// Whether the name exists: with it NODATA, without it NXDOMAIN.
     pub exists: bool,
     pub answers: Vec<Data>,
+    /// What the alias in `answers` leads to: absolute names and their data.
+    pub chain: Vec<(String, Data)>,
     /// Addresses of the targets in `answers`: absolute names.
     pub additional: Vec<(String, IpAddr)>,
 }
@@ -36,6 +39,7 @@ pub enum Data {
         target: String,
     },
     Cname(String),
+    Ptr(String),
     /// The zone's own start of authority and name server.
     Soa,
     Ns,
@@ -71,6 +75,10 @@ pub fn find(
             let known = instances.values().any(|i| i.address == *address && takes(i));
             if known { addresses([*address], rtype) } else { Found::default() }
         }
+        Lookup::Hostname { namespace, service, hostname } => {
+            kubernetes_hostname(view, namespace, service, hostname, rtype)
+        }
+        Lookup::Reverse(address) => reverse(view, zones, *address, rtype),
     };
     shuffle(&mut found.answers, rng);
     found
@@ -92,16 +100,21 @@ fn apex(view: &View, zone: Zone, zones: &Zones, rtype: Rtype) -> Found {
     found
 }
 
-/// `consul` or the cluster domain.
+/// `consul`, the cluster domain, or where reverse names hang.
 pub fn apex_name(zone: Zone, zones: &Zones) -> &str {
     match zone {
         Zone::Consul => "consul",
         Zone::Cluster => &zones.cluster_domain,
+        Zone::ReverseV4 => "in-addr.arpa",
+        Zone::ReverseV6 => "ip6.arpa",
     }
 }
 
 pub fn name_server(zone: Zone, zones: &Zones) -> String {
-    format!("ns.{}", apex_name(zone, zones))
+    match zone {
+        Zone::Consul => "ns.consul".to_owned(),
+        Zone::Cluster | Zone::ReverseV4 | Zone::ReverseV6 => format!("ns.{}", zones.cluster_domain),
+    }
 }
 
 fn own_address(view: &View) -> Option<IpAddr> {
@@ -195,7 +208,11 @@ fn kubernetes_service(
     }
     match known.as_ref().and_then(cluster_ips) {
         Some(own) => addresses(own, rtype),
-        None => addresses(ready(view, namespace, service).iter().map(|i| i.address), rtype),
+        None => {
+            let spec = known.as_ref().map(|s| &s.spec);
+            let all = ready(view, namespace, service);
+            addresses(all.iter().flat_map(|i| own_addresses(view, spec, i)), rtype)
+        }
     }
 }
 
@@ -242,8 +259,13 @@ fn kubernetes_srv(
         }
         return found;
     }
+    let spec = known.map(|s| &s.spec);
     for instance in ready(view, namespace, service) {
-        let target = format!("{}.{domain}", to_dashed(instance.address));
+        let own = hostname(view, service, &instance);
+        let target = match own {
+            Some(hostname) => format!("{hostname}.{domain}"),
+            None => format!("{}.{domain}", to_dashed(instance.address)),
+        };
         let weight = u16::try_from(instance.weight).unwrap_or(u16::MAX);
         let mut any = false;
         for port in &instance.ports {
@@ -254,10 +276,104 @@ fn kubernetes_srv(
             }
         }
         if any {
-            found.push_additional(&target, instance.address);
+            for address in own_addresses(view, spec, &instance) {
+                found.push_additional(&target, address);
+            }
         }
     }
     found
+}
+
+/// A pod that calls itself by this name below this service, as pods of StatefulSets do.
+fn kubernetes_hostname(
+    view: &View,
+    namespace: &str,
+    service: &str,
+    name: &str,
+    rtype: Rtype,
+) -> Found {
+    let all = ready(view, namespace, service);
+    let mut named =
+        all.iter().filter(|i| hostname(view, service, i).is_some_and(|own| own == name)).peekable();
+    if named.peek().is_none() {
+        return Found::default();
+    }
+    let known = object(view, namespace, service);
+    let spec = known.as_ref().map(|s| &s.spec);
+    addresses(named.flat_map(|i| own_addresses(view, spec, i)), rtype)
+}
+
+fn pod_of<'v>(view: &'v View, instance: &Instance) -> Option<&'v Arc<Object>> {
+    let namespace = instance.service.namespace.as_str();
+    (instance.origin == Door::Kubernetes)
+        .then(|| view.world.get(KindId::Pod, namespace, &instance.id))
+        .flatten()
+}
+
+/// The name that a pod has below a service.
+fn hostname<'v>(view: &'v View, service: &str, instance: &Instance) -> Option<&'v str> {
+    let spec = pod_of(view, instance)?.raw.get("spec")?;
+    let text = |field: &str| spec.get(field).and_then(serde_json::Value::as_str);
+    text("hostname").filter(|_| text("subdomain") == Some(service))
+}
+
+/// An instance's addresses of the families that its service has.
+fn own_addresses(view: &View, spec: Option<&ServiceSpec>, instance: &Instance) -> Vec<IpAddr> {
+    let families = spec.map(|s| s.ip_families.as_slice()).unwrap_or_default();
+    let has = |word: &str| families.iter().any(|f| &**f == word);
+    let mut out = vec![instance.address];
+    if has("IPv6")
+        && let Some(pod) = pod_of(view, instance)
+    {
+        let all = pod.raw.pointer("/status/podIPs").and_then(|l| l.as_array());
+        let each =
+            all.into_iter().flatten().filter_map(|a| a.get("ip")?.as_str()?.parse::<IpAddr>().ok());
+        out.extend(each);
+    }
+    out.retain(|ip| families.is_empty() || has(if ip.is_ipv4() { "IPv4" } else { "IPv6" }));
+    out
+}
+
+// === from address to name ===
+
+fn reverse(view: &View, zones: &Zones, address: IpAddr, rtype: Rtype) -> Found {
+    let holder = given::holder(&view.world, address);
+    let named = holder.as_deref().and_then(|h| {
+        let (kind, object) = h.split_once(' ')?;
+        let (namespace, name) = object.split_once('/')?;
+        let domain = &zones.cluster_domain;
+        match kind {
+            "Service" => Some(format!("{name}.{namespace}.svc.{domain}")),
+            "Pod" => Some(pod_name(view, zones, (namespace, name), address)),
+            _ => None,
+        }
+    });
+    match (named, rtype) {
+        (None, _) => Found::default(),
+        (Some(name), Rtype::PTR | Rtype::ANY) => {
+            Found { exists: true, answers: vec![Data::Ptr(name)], ..Found::default() }
+        }
+        (Some(_), _) => Found::nodata(),
+    }
+}
+
+/// A pod's name below a service that it is an instance of, or by its address alone.
+fn pod_name(view: &View, zones: &Zones, (ns, pod): (&str, &str), address: IpAddr) -> String {
+    let dashed = to_dashed(address);
+    let domain = &zones.cluster_domain;
+    let mut first = None;
+    for service in view.world.services_of_pod(ns, pod) {
+        let name = service.name.as_str();
+        let instance = view.world.instances(ns, name).get(pod);
+        if let Some(own) = instance.and_then(|i| hostname(view, name, i)) {
+            return format!("{own}.{name}.{ns}.svc.{domain}");
+        }
+        first = first.or(Some(name));
+    }
+    match first {
+        Some(service) => format!("{dashed}.{service}.{ns}.svc.{domain}"),
+        None => format!("{dashed}.{ns}.pod.{domain}"),
+    }
 }
 
 fn object(view: &View, namespace: &str, service: &str) -> Option<Service> {
@@ -292,6 +408,18 @@ fn takes(instance: &Instance) -> bool {
 // === helpers ===
 
 impl Found {
+    /// The alias that this answer ends with, when another type was asked for.
+    pub fn loose_end(&self, rtype: Rtype) -> Option<String> {
+        if matches!(rtype, Rtype::CNAME | Rtype::ANY) {
+            return None;
+        }
+        let last = self.chain.last().map(|(_, data)| data).or_else(|| self.answers.last());
+        match last {
+            Some(Data::Cname(target)) => Some(target.clone()),
+            _ => None,
+        }
+    }
+
     fn nodata() -> Self {
         Self { exists: true, ..Self::default() }
     }

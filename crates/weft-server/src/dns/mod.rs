@@ -2,13 +2,18 @@
 //! The DNS door (port 8600, UDP and TCP): healthy instances by name, for both naming schemes.
 //!
 //! The binary binds the sockets and runs [`Server::serve_udp`] and [`Server::serve_tcp`]. Each
-//! query is answered from one World snapshot (`answer.rs`); nothing is cached and nothing is
-//! forwarded: a name outside our zones is REFUSED.
+//! query is answered from one World snapshot (`answer.rs`); nothing is cached.
+//!
+//! There are two such doors. The public one forwards nothing: a name outside our zones is
+//! REFUSED. The one for pods ([`Server::recursive`]), on a loopback port that only their sidecars
+//! know, asks the machine's resolvers what is outside (`forward.rs`).
 
 mod answer;
 mod find;
+mod forward;
 mod names;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,8 +26,10 @@ use weft_base::task::TaskGroup;
 use weft_kinds::world::World;
 
 pub use answer::Carrier;
+pub use forward::{Servers, Upstream};
 pub use names::Zones;
 
+use self::answer::{How, Step};
 use crate::consul::view::{Identity, View};
 
 /// TCP connections at a time, and how long one may be idle (RFC 7766).
@@ -41,6 +48,7 @@ struct Inner {
     own: Arc<Identity>,
     zones: Zones,
     rng: Mutex<Rng>,
+    upstream: Option<Upstream>,
 }
 
 // === impl Server ===
@@ -48,19 +56,62 @@ struct Inner {
 impl Server {
     /// `rng` shuffles answers.
     pub fn new(world: Snapshot<World>, own: Arc<Identity>, zones: Zones, rng: Rng) -> Self {
-        Self(Arc::new(Inner { world, own, zones, rng: Mutex::new(rng) }))
+        Self(Arc::new(Inner { world, own, zones, rng: Mutex::new(rng), upstream: None }))
     }
 
-    /// The answer to one query's bytes; `None` when it deserves none.
-    pub fn answer(&self, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
-        let view = View::new(self.0.world.load(), self.0.own.clone());
+    /// The door for pods: what is outside of our zones is asked of `upstream`.
+    pub fn recursive(
+        world: Snapshot<World>,
+        own: Arc<Identity>,
+        zones: Zones,
+        rng: Rng,
+        upstream: Upstream,
+    ) -> Self {
+        let upstream = Some(upstream);
+        Self(Arc::new(Inner { world, own, zones, rng: Mutex::new(rng), upstream }))
+    }
+
+    /// The answer to one query's bytes; `None` when it deserves none. Cancel-safe.
+    pub async fn answer(&self, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
+        let (how, step) = self.step(query, carrier);
+        self.finish(query, how, step).await
+    }
+
+    /// As far as our own zones go; costs no waiting.
+    fn step(&self, query: &[u8], carrier: Carrier) -> (How, Step) {
+        let how = How { carrier, recursive: self.0.upstream.is_some() };
         // A generator of its own for each answer: the lock is not held while answering.
         let seed = self.0.rng.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
-        answer::answer(query, carrier, &view, &self.0.zones, &mut Rng::seeded(seed))
+        let mut rng = Rng::seeded(seed);
+        (how, answer::step(query, how, &self.view(), &self.0.zones, &mut rng))
+    }
+
+    async fn finish(&self, query: &[u8], how: How, step: Step) -> Option<Vec<u8>> {
+        match (step, &self.0.upstream) {
+            (Step::Answer(answer), _) => Some(answer),
+            (Step::Silence, _) => None,
+            (Step::Outside, None) => answer::refuse_outside(query, how),
+            (Step::Outside, Some(upstream)) => match upstream.ask(query, how.carrier).await {
+                Ok(answer) => Some(answer),
+                Err(why) => answer::fail(query, how, &why.to_string()),
+            },
+            (Step::Alias(alias), upstream) => {
+                let chain = match upstream {
+                    Some(upstream) => upstream.lookup(&alias.target, alias.rtype).await,
+                    None => Vec::new(),
+                };
+                answer::complete(query, how, *alias, chain, &self.view(), &self.0.zones)
+            }
+        }
+    }
+
+    fn view(&self) -> View {
+        View::new(self.0.world.load(), self.0.own.clone())
     }
 
     /// Answers datagrams until the group drains.
     pub async fn serve_udp(self, socket: UdpSocket, tasks: TaskGroup) {
+        let socket = Arc::new(socket);
         let mut buffer = vec![0; QUERY_BYTES_MAX];
         loop {
             let received = tokio::select! {
@@ -70,11 +121,27 @@ impl Server {
             // An error is an earlier answer's: its asker is gone.
             let Ok((len, from)) = received else { continue };
             let query = buffer.get(..len).unwrap_or_default();
-            if let Some(answer) = self.answer(query, Carrier::Udp)
-                && let Err(why) = socket.send_to(&answer, from).await
-            {
-                tracing::debug!(%why, %from, "a DNS answer was not sent");
+            let (how, step) = self.step(query, Carrier::Udp);
+            let waits = matches!(step, Step::Outside | Step::Alias(_)) && how.recursive;
+            if !waits {
+                if let Some(answer) = self.finish(query, how, step).await {
+                    send(&socket, &answer, from).await;
+                }
+                continue;
             }
+            // Others are not kept waiting. How many wait is bounded by the upstream's places.
+            let (server, socket, query) = (self.clone(), socket.clone(), query.to_vec());
+            let group = tasks.clone();
+            tasks.spawn("dns question", async move {
+                tokio::select! {
+                    () = group.draining() => {}
+                    answer = server.finish(&query, how, step) => {
+                        if let Some(answer) = answer {
+                            send(&socket, &answer, from).await;
+                        }
+                    }
+                }
+            });
         }
     }
 
@@ -116,13 +183,19 @@ impl Server {
             }
             query.resize(usize::from(len), 0);
             tokio::time::timeout(IDLE, stream.read_exact(&mut query)).await??;
-            let Some(answer) = self.answer(&query, Carrier::Tcp) else { return Ok(()) };
+            let Some(answer) = self.answer(&query, Carrier::Tcp).await else { return Ok(()) };
             let Ok(len) = u16::try_from(answer.len()) else { return Ok(()) };
             let mut framed = Vec::with_capacity(answer.len() + 2);
             framed.extend_from_slice(&len.to_be_bytes());
             framed.extend_from_slice(&answer);
             tokio::time::timeout(IDLE, stream.write_all(&framed)).await??;
         }
+    }
+}
+
+async fn send(socket: &UdpSocket, answer: &[u8], to: SocketAddr) {
+    if let Err(why) = socket.send_to(answer, to).await {
+        tracing::debug!(%why, %to, "a DNS answer was not sent");
     }
 }
 

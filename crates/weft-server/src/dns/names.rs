@@ -4,9 +4,13 @@
 //! Consul: `[tag.]web.service[.dc1].consul`, `_web._tcp.service.consul`,
 //! `web.service.<ns>.ns[.dc1.dc].consul`, `<node>.node[.dc1].consul`, `<hex ip>.addr.dc1.consul`.
 //! Kubernetes: `web.shop.svc.cluster.local`, `_http._tcp.web.shop.svc.cluster.local`,
-//! `10-0-0-1.web.shop.svc.cluster.local`, `10-0-0-1.shop.pod.cluster.local`.
+//! `10-0-0-1.web.shop.svc.cluster.local`, `web-0.web.shop.svc.cluster.local` (a pod's hostname),
+//! `10-0-0-1.shop.pod.cluster.local`. Reverse: `1.0.244.10.in-addr.arpa`, for addresses that weft
+//! gave only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use weft_registry::objects::addresses::is_given;
 
 use crate::consul::view::DEFAULT_NAMESPACE;
 
@@ -22,6 +26,8 @@ pub struct Zones {
 pub enum Zone {
     Consul,
     Cluster,
+    ReverseV4,
+    ReverseV6,
 }
 
 /// What a name stands for, if anything.
@@ -54,6 +60,14 @@ pub enum Lookup {
         service: String,
         address: IpAddr,
     },
+    /// One instance of a Kubernetes service, by its pod's hostname.
+    Hostname {
+        namespace: String,
+        service: String,
+        hostname: String,
+    },
+    /// Whose address this is.
+    Reverse(IpAddr),
     /// A name between: it has no records, names below it may.
     Between,
     Nothing,
@@ -65,6 +79,10 @@ pub fn parse(labels: &[&str], zones: &Zones) -> Option<(Zone, Lookup)> {
     let domain: Vec<&str> = zones.cluster_domain.split('.').collect();
     if let Some(rest) = labels.strip_suffix(domain.as_slice()) {
         return Some((Zone::Cluster, cluster(rest)));
+    }
+    if labels.last() == Some(&"arpa") {
+        let (zone, address) = reverse(labels)?;
+        return is_given(address).then_some((zone, Lookup::Reverse(address)));
     }
     let rest = labels.strip_suffix(&["consul"])?;
     Some((Zone::Consul, consul(rest, &zones.datacenter)))
@@ -133,10 +151,27 @@ fn cluster(labels: &[&str]) -> Lookup {
             let (namespace, service) = own(ns, service);
             match dashed_address(endpoint) {
                 Some(address) => Lookup::Endpoint { namespace, service, address },
-                None => Lookup::Nothing,
+                None => Lookup::Hostname { namespace, service, hostname: (*endpoint).to_owned() },
             }
         }
         _ => Lookup::Nothing,
+    }
+}
+
+/// `4.3.2.1.in-addr.arpa`, and 32 digits before `ip6.arpa`.
+fn reverse(labels: &[&str]) -> Option<(Zone, IpAddr)> {
+    match labels {
+        [d, c, b, a, "in-addr", "arpa"] => {
+            let v4: Ipv4Addr = format!("{a}.{b}.{c}.{d}").parse().ok()?;
+            Some((Zone::ReverseV4, v4.into()))
+        }
+        [digits @ .., "ip6", "arpa"] if digits.len() == 32 => {
+            let single = digits.iter().all(|d| d.len() == 1);
+            let hex: String = digits.iter().rev().copied().collect();
+            let n = u128::from_str_radix(&hex, 16).ok().filter(|_| single)?;
+            Some((Zone::ReverseV6, Ipv6Addr::from(n).into()))
+        }
+        _ => None,
     }
 }
 
@@ -220,6 +255,12 @@ mod tests {
         let of =
             Lookup::Port { namespace: namespace.clone(), service: service.clone(), port, protocol };
         check("_http._tcp.web.shop.svc.cluster.local", Some(of));
+        let of = Lookup::Hostname {
+            namespace: namespace.clone(),
+            service: service.clone(),
+            hostname: "web-0".into(),
+        };
+        check("web-0.web.shop.svc.cluster.local", Some(of));
         let of = Lookup::Endpoint { namespace, service, address: [10, 0, 0, 1].into() };
         check("10-0-0-1.web.shop.svc.cluster.local", Some(of));
         check("10-0-0-1.shop.pod.cluster.local", Some(Lookup::Address([10, 0, 0, 1].into())));
@@ -228,6 +269,18 @@ mod tests {
         check("cluster.local", Some(Lookup::Apex));
         check("web.shop.cluster.local", Some(Lookup::Nothing));
         check("web.local", None);
+    }
+
+    #[test]
+    fn addresses_that_weft_gave_are_looked_up() {
+        let reverse = |text: &str| Some(Lookup::Reverse(text.parse().unwrap()));
+        check("1.2.244.10.in-addr.arpa", reverse("10.244.2.1"));
+        check("5.0.96.127.in-addr.arpa", reverse("127.96.0.5"));
+        check("8.8.8.8.in-addr.arpa", None);
+        check("256.2.244.10.in-addr.arpa", None);
+        let v6 = "7.0.3.0.4.f.a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.6.7.7.0.0.d.f.ip6.arpa";
+        check(v6, reverse("fd00:7766::af4:307"));
+        check(&v6.replace("6.6.7.7", "6.6.7.8"), None);
     }
 
     #[test]

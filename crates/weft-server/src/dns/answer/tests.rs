@@ -90,6 +90,33 @@ impl Rig {
         self.put(&format!("/o/discovery.k8s.io/endpointslices/shop/{name}"), &slice);
     }
 
+    /// Pods of a StatefulSet behind a headless service of both families.
+    fn stateful(&mut self, service: &str, pods: &[(&str, &str, &str)]) {
+        let spec = json!({"clusterIP": "None", "ipFamilies": ["IPv4", "IPv6"],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]});
+        self.service(service, spec, &[]);
+        let mut endpoints = Vec::new();
+        for (name, v4, v6) in pods {
+            let pod = json!({
+                "metadata": {"name": name, "namespace": "shop"},
+                "spec": {"hostname": name, "subdomain": service},
+                "status": {"podIP": v4, "podIPs": [{"ip": v4}, {"ip": v6}]},
+            });
+            self.put(&format!("/o/core/pods/shop/{name}"), &pod);
+            let owner = json!({"owner": format!("Pod shop/{name}")});
+            self.put(&format!("/s/addresses/{v4}"), &owner);
+            endpoints.push(json!({"addresses": [v4], "conditions": {"ready": true},
+                "targetRef": {"kind": "Pod", "name": name, "namespace": "shop"}}));
+        }
+        let slice = json!({
+            "metadata": {"name": service, "namespace": "shop",
+                         "labels": {"kubernetes.io/service-name": service}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+            "endpoints": endpoints,
+        });
+        self.put(&format!("/o/discovery.k8s.io/endpointslices/shop/{service}"), &slice);
+    }
+
     fn raw(&mut self, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
         let view = View::new(Arc::new(self.world.clone()), self.own.clone());
         answer(query, carrier, &view, &self.zones, &mut self.rng)
@@ -257,6 +284,61 @@ fn kubernetes_names_answer_by_the_services_form() {
     assert_eq!(rig.ask("cluster.local", Rtype::SOA).answers.len(), 1);
     rig.check("consul", Rtype::NS, "NOERROR", &["NS ns.consul."]);
     rig.check("ns.consul", Rtype::A, "NOERROR", &["A 127.0.0.1"]);
+}
+
+#[test]
+fn pods_of_a_stateful_set_have_names_and_addresses_of_both_families() {
+    let mut rig = Rig::new();
+    rig.stateful(
+        "db",
+        &[
+            ("db-0", "10.244.1.1", "fd00:7766::af4:101"),
+            ("db-1", "10.244.1.2", "fd00:7766::af4:102"),
+        ],
+    );
+    let at = |name: &str| format!("{name}.shop.svc.cluster.local");
+    rig.check(&at("db-1.db"), Rtype::A, "NOERROR", &["A 10.244.1.2"]);
+    rig.check(&at("db-1.db"), Rtype::AAAA, "NOERROR", &["AAAA fd00:7766::af4:102"]);
+    rig.check(&at("db-2.db"), Rtype::A, "NXDOMAIN", &[]);
+    rig.check(&at("db"), Rtype::A, "NOERROR", &["A 10.244.1.1", "A 10.244.1.2"]);
+    let both = ["AAAA fd00:7766::af4:101", "AAAA fd00:7766::af4:102"];
+    rig.check(&at("db"), Rtype::AAAA, "NOERROR", &both);
+    rig.check(
+        &at("_http._tcp.db"),
+        Rtype::SRV,
+        "NOERROR",
+        &[
+            "SRV 1 1 8080 db-0.db.shop.svc.cluster.local",
+            "SRV 1 1 8080 db-1.db.shop.svc.cluster.local",
+        ],
+    );
+    // And back.
+    let name = "PTR db-0.db.shop.svc.cluster.local.";
+    rig.check("1.1.244.10.in-addr.arpa", Rtype::PTR, "NOERROR", &[name]);
+    let v6 = "1.0.1.0.4.f.a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.6.7.7.0.0.d.f.ip6.arpa";
+    rig.check(v6, Rtype::PTR, "NOERROR", &[name]);
+    rig.check("9.9.244.10.in-addr.arpa", Rtype::PTR, "NXDOMAIN", &[]);
+}
+
+#[test]
+fn an_alias_is_followed_while_it_stays_with_us() {
+    let mut rig = Rig::new();
+    let external = |to: &str| json!({"type": "ExternalName", "externalName": to});
+    rig.service("user", json!({"clusterIP": "10.96.1.1"}), &[]);
+    rig.service("old", external("user.shop.svc.cluster.local"), &[]);
+    rig.service("older", external("old.shop.svc.cluster.local"), &[]);
+    rig.service("round", external("round.shop.svc.cluster.local"), &[]);
+    let at = |name: &str| format!("{name}.shop.svc.cluster.local");
+    rig.check(
+        &at("older"),
+        Rtype::A,
+        "NOERROR",
+        &["A 10.96.1.1", "CNAME old.shop.svc.cluster.local.", "CNAME user.shop.svc.cluster.local."],
+    );
+    rig.check(&at("old"), Rtype::CNAME, "NOERROR", &["CNAME user.shop.svc.cluster.local."]);
+    // An alias of itself ends all the same.
+    let got = rig.ask(&at("round"), Rtype::A);
+    assert_eq!((got.rcode.as_str(), got.answers.len()), ("NOERROR", 1 + ALIASES_MAX));
 }
 
 #[test]

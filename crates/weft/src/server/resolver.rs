@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The resolver of pods in namespaces: a DNS door on a loopback port that only their sidecars are
+//! told (`weft proxy --dns`). It knows all that the public door knows, and asks the machine's own
+//! resolvers for the rest.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use weft_base::rng::Rng;
+use weft_registry::Registry;
+use weft_server::dns::{Server, Servers, Upstream, Zones};
+
+use super::{CLUSTER_DOMAIN, DATACENTER, consul_config};
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// A port that is free for datagrams may be taken for connections.
+const TRIES: usize = 32;
+
+/// Opens the door; where it is.
+pub fn start(registry: &Registry, node: &str) -> Result<SocketAddr> {
+    let (udp, tcp) = bind().context("the resolver of pods finds no free port")?;
+    let at = udp.local_addr()?;
+    udp.set_nonblocking(true)?;
+    tcp.set_nonblocking(true)?;
+    let udp = tokio::net::UdpSocket::from_std(udp)?;
+    let tcp = tokio::net::TcpListener::from_std(tcp)?;
+    let servers = Servers::File(RESOLV_CONF.into());
+    let upstream = Upstream::new(servers, registry.clock().clone(), Rng::from_system());
+    let zones = Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
+    let own = Arc::new(consul_config(node).identity());
+    let server = Server::recursive(registry.world(), own, zones, Rng::from_system(), upstream);
+    let tasks = registry.tasks();
+    tasks.spawn("pod dns over udp", server.clone().serve_udp(udp, tasks.clone()));
+    tasks.spawn("pod dns over tcp", server.serve_tcp(tcp, tasks.clone()));
+    Ok(at)
+}
+
+fn bind() -> std::io::Result<(UdpSocket, TcpListener)> {
+    let mut last = None;
+    for _ in 0..TRIES {
+        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        match UdpSocket::bind(tcp.local_addr()?) {
+            Ok(udp) => return Ok((udp, tcp)),
+            Err(e) => last = Some(e),
+        }
+    }
+    Err(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into()))
+}
