@@ -16,3 +16,4 @@ pub mod dns;
 mod json;
 pub mod k8s;
 pub mod serve;
+pub mod tokens;

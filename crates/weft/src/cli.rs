@@ -42,6 +42,47 @@ pub enum Command {
     Reset(ResetArgs),
     /// Run the server: registry, control plane, CA and doors.
     Server(ServerArgs),
+    /// Make this machine a host of a mesh whose server runs elsewhere, and run pods on it.
+    Agent(Box<AgentArgs>),
+    /// Join tokens, with which machines become hosts.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Run one proxy (`weft up` and agents start these themselves), or ask about all: `status`.
+    Proxy(Box<ProxyArgs>),
+    /// Create or change objects from files (server-side apply).
+    Apply(ApplyArgs),
+    /// Show objects: `weft get pods -n shop`; also `weft get endpoints`.
+    Get(GetArgs),
+    /// Show one object with its status and conditions.
+    Describe(DescribeArgs),
+    /// Delete objects by file or name.
+    Delete(DeleteArgs),
+    /// What is running, what is not healthy, and why.
+    Status(ClientArgs),
+    /// Requests per second, errors and latency per service, refreshed.
+    Top(TopArgs),
+    /// Mutual TLS: who is encrypted, and what can be bypassed.
+    #[command(subcommand)]
+    Mtls(MtlsCommand),
+    /// Write a kubeconfig for kubectl and Kubernetes clients.
+    Kubeconfig(KubeconfigArgs),
+    /// Print the JSON Schema of a kind, for editors; without KIND, list the kinds.
+    Schema(SchemaArgs),
+    /// Explain a topic offline.
+    Help(HelpArgs),
+    /// Print shell completions.
+    Completions {
+        /// The shell to complete for.
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages into a directory.
+    Man {
+        /// Directory to write into; made when it does not exist.
+        #[arg(default_value = "man")]
+        dir: PathBuf,
+    },
+    /// Print the version.
+    Version,
     /// Run one proxy (`weft up` and agents start these themselves), or ask about all: `status`.
     Proxy(Box<ProxyArgs>),
     /// Create or change objects from files (server-side apply).
@@ -122,9 +163,13 @@ pub struct Doors {
     /// DNS, UDP and TCP.
     #[arg(long, env = "WEFT_DNS_PORT", default_value_t = 8600)]
     pub dns_port: u16,
-    /// xDS over mTLS.
+    /// xDS and agents, over mTLS.
     #[arg(long, env = "WEFT_XDS_PORT", default_value_t = 15012)]
     pub xds_port: u16,
+    /// Address at which agents of other machines reach this server: opens the mTLS port there
+    /// too. No other door is opened on it.
+    #[arg(long, env = "WEFT_AGENTS_BIND", value_name = "ADDRESS")]
+    pub agents_bind: Option<IpAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -181,6 +226,78 @@ pub struct ServerArgs {
     /// Print one JSON line with every door's address once all is ready.
     #[arg(long)]
     pub announce: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// The server's mTLS port, as `--agents-bind` opened it: `HOST:15012`.
+    #[arg(long, env = "WEFT_AGENT_SERVER", value_name = "HOST:PORT")]
+    pub server: String,
+    /// Join token from `weft token create`; needed until the machine has joined.
+    #[arg(long, env = "WEFT_JOIN_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// File with the join token, so that it stands in no list of processes.
+    #[arg(long, conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
+    /// The authority that may answer, instead of the one that the token names.
+    #[arg(long, value_name = "sha256:HEX")]
+    pub ca_pin: Option<String>,
+    /// Name of this machine in the mesh; default its host name.
+    #[arg(long, env = "WEFT_NODE")]
+    pub name: Option<String>,
+    /// Address at which the mesh's other machines reach this one; default the one that the server
+    /// is reached from.
+    #[arg(long)]
+    pub address: Option<IpAddr>,
+    /// Data directory; default `$XDG_STATE_HOME/weft/agent`.
+    #[arg(long, env = "WEFT_DATA")]
+    pub data: Option<PathBuf>,
+    /// Labels of this machine, for node selectors: `--label disk=ssd`.
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+    /// Runs a local command for an image name: `--image user-service:1.0=./user.py`.
+    #[arg(long = "image", value_name = "IMAGE=COMMAND")]
+    pub images: Vec<String>,
+    /// Where programs start and relative ones are looked for; default the current folder.
+    #[arg(long)]
+    pub workdir: Option<PathBuf>,
+    /// Access log of the sidecars.
+    #[arg(long, env = "WEFT_ACCESS_LOG", default_value = "text", value_parser = ACCESS_LOGS)]
+    pub access_log: String,
+    /// Print one JSON line once the machine is a host.
+    #[arg(long)]
+    pub announce: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token for one machine; it is shown once.
+    Create(TokenCreateArgs),
+    /// The tokens that are there, without their secrets.
+    List(ClientArgs),
+    /// Delete a token by its id, or the beginning of it.
+    Delete {
+        id: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct TokenCreateArgs {
+    /// The name that the machine must join with; with it a name that is in the mesh can be given
+    /// to another machine. Default: any name that is free.
+    #[arg(long)]
+    pub host: Option<String>,
+    /// How long it may be used, an hour at most: `10m`.
+    #[arg(long)]
+    pub ttl: Option<String>,
+    /// Place only pods of this service account there, and sign for no others; may be repeated.
+    /// Default: all.
+    #[arg(long, value_name = "NAMESPACE/ACCOUNT")]
+    pub allow: Vec<String>,
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,6 +2,7 @@
 //! The `weft` binary: roles, configuration, command line, assembly. The only crate that sees
 //! every other; what is in here connects rooms and decides nothing about traffic.
 
+mod agent;
 mod builds;
 mod check;
 mod cli;
@@ -15,7 +16,9 @@ mod ports;
 mod print;
 mod proxy;
 mod server;
+mod token;
 mod up;
+mod wire;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +53,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    if matches!(&cli.command, Command::Up(_) | Command::Server(_) | Command::Proxy(_)) {
+    let serves = matches!(
+        &cli.command,
+        Command::Up(_) | Command::Server(_) | Command::Agent(_) | Command::Proxy(_)
+    );
+    if serves {
         raise_file_limit();
     }
     match cli.command {
@@ -58,6 +65,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Down(args) => up::stop::down(&args),
         Command::Reset(args) => up::stop::reset(&args),
         Command::Server(args) => server::run(&args),
+        Command::Agent(args) => agent::run(&args),
+        Command::Token(command) => wait(token::run(&command)),
         Command::Proxy(args) => match args.command {
             Some(ProxyCommand::Status(client)) => wait(client::report::proxies(&client)),
             None => proxy::run(&args),

@@ -17,6 +17,8 @@ pub struct Bound {
     pub dns_tcp: TcpListener,
     pub dns_udp: UdpSocket,
     pub xds: TcpListener,
+    /// The same door on an address that other machines reach.
+    pub agents: Option<TcpListener>,
 }
 
 /// Binds all doors, or says which port is taken, by whom, and which flag changes it. All taken
@@ -29,6 +31,11 @@ pub fn bind(doors: &Doors) -> Result<Bound> {
             doors.bind
         ));
     }
+    if let Some(address) = doors.agents_bind.filter(|a| a.is_unspecified() || a.is_loopback()) {
+        return Err(anyhow!(
+            "--agents-bind {address}: name the address at which other machines reach this one"
+        ));
+    }
     let mut taken = Vec::new();
     let mut tcp = |port: u16, flag: &'static str, door: &'static str| {
         open(doors, port, flag, door).map_err(|e| taken.push(e)).ok()
@@ -36,10 +43,14 @@ pub fn bind(doors: &Doors) -> Result<Bound> {
     let api = tcp(doors.api_port, "--api-port", "the API");
     let consul = tcp(doors.consul_port, "--consul-port", "the Consul API");
     let xds = tcp(doors.xds_port, "--xds-port", "xDS");
+    let agents = doors.agents_bind.map(|address| {
+        let at = Doors { bind: address, ..doors.clone() };
+        open(&at, doors.xds_port, "--xds-port", "agents").map_err(|e| taken.push(e))
+    });
     let dns = dns(doors).map_err(|e| taken.push(e)).ok();
-    match (api, consul, xds, dns) {
-        (Some(api), Some(consul), Some(xds), Some((dns_tcp, dns_udp))) => {
-            Ok(Bound { api, consul, dns_tcp, dns_udp, xds })
+    match (api, consul, xds, dns, agents.transpose()) {
+        (Some(api), Some(consul), Some(xds), Some((dns_tcp, dns_udp)), Ok(agents)) => {
+            Ok(Bound { api, consul, dns_tcp, dns_udp, xds, agents })
         }
         _ => Err(anyhow!("{}", taken.join("\n"))),
     }
@@ -152,6 +163,7 @@ mod tests {
             consul_port: 0,
             dns_port: 0,
             xds_port: 0,
+            agents_bind: None,
         }
     }
 

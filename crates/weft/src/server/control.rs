@@ -20,14 +20,18 @@ use weft_control::compile::Env;
 use weft_control::mesh::Mesh;
 use weft_control::push::{Driver, MeshNodes, ProxyStatus, Pusher};
 use weft_control::status::StatusUpdate;
-use weft_identity::{Authority, ServerTls, Svid, TrustDomain, tls};
+use weft_identity::tls::{self, PeerError};
+use weft_identity::{Authority, ServerTls, Svid, TrustDomain};
 use weft_kinds::kind::KindId;
 use weft_kinds::world::ObjectKey;
 use weft_registry::{Registry, WorldChange};
 use weft_xds::NodeId;
-use weft_xds::server::{self, AdsService, Handshake, Peer};
+use weft_xds::agent::gate::Gate;
+use weft_xds::agent::server::AgentService;
+use weft_xds::server::{self, AdsService, Guests, Handshake, Peer};
 
 use super::facts::{ProxyFact, ProxyFacts};
+use super::hosts::HostDoor;
 use crate::ports;
 
 /// Compile steps whose statuses may wait to be written.
@@ -189,30 +193,37 @@ fn not_programmed(status: &mut Value, old: Option<&Value>, why: &str, now: &str)
     status["conditions"] = all.into();
 }
 
-/// Opens the xDS door: mTLS with the CA's own identities only.
+/// Opens the door of proxies and agents on each listener: mTLS with the CA's own identities, and
+/// nothing but joining for who has none. Returns the address of the first.
 pub fn serve_xds(
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     authority: &Arc<Authority>,
     pusher: &Pusher,
     registry: &Registry,
+    hosts: &HostDoor,
 ) -> Result<SocketAddr> {
-    listener.set_nonblocking(true)?;
-    let address = listener.local_addr()?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let first = listeners.first().context("a door needs a socket")?.local_addr()?;
     let tasks = registry.tasks().clone();
     let svid = own_svid(authority, &tasks)?;
-    let incoming = server::incoming(listener, handshake(svid, registry), &tasks);
-    let service = AdsService::new(Arc::new(pusher.clone()), tasks.clone()).into_server();
-    let group = tasks.clone();
-    tasks.spawn("xds", async move {
-        let serve = server::builder()
-            .add_service(service)
-            .serve_with_incoming_shutdown(incoming, async move { group.draining().await });
-        if let Err(error) = serve.await {
-            tracing::error!(%error, "the xDS door ended");
-        }
-    });
-    Ok(address)
+    for listener in listeners {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let handshake = handshake(svid.clone(), registry);
+        let incoming = server::incoming_with(listener, handshake, Guests::Briefly, &tasks);
+        let ads = AdsService::new(Arc::new(pusher.clone()), tasks.clone()).into_server();
+        let agents = AgentService::new(Arc::new(hosts.clone())).into_server();
+        let group = tasks.clone();
+        tasks.spawn("xds", async move {
+            let serve = server::builder()
+                .add_service(Gate::new(ads, &[]))
+                .add_service(agents)
+                .serve_with_incoming_shutdown(incoming, async move { group.draining().await });
+            if let Err(error) = serve.await {
+                tracing::error!(%error, "the xDS door ended");
+            }
+        });
+    }
+    Ok(first)
 }
 
 fn handshake(
@@ -220,16 +231,20 @@ fn handshake(
     registry: &Registry,
 ) -> Handshake<tokio_rustls::server::TlsStream<TcpStream>> {
     let clock = registry.clock().clone();
-    let tls_of = Arc::new(ServerTls::new(svid, clock.clone()));
+    let tls_of = Arc::new(ServerTls::with_guests(svid, clock.clone()));
     Arc::new(move |stream: TcpStream| {
         let (tls_of, clock) = (tls_of.clone(), clock.clone());
         async move {
             let address = stream.peer_addr().ok();
             let config = tls_of.config().map_err(io::Error::other)?;
             let stream = TlsAcceptor::from(config).accept(stream).await?;
-            let leaf = tls::peer(stream.get_ref().1.peer_certificates(), &clock);
-            let id = leaf.map_err(io::Error::other)?.id.to_string();
-            Ok((stream, Peer { spiffe_id: Some(id.into()), address }))
+            let spiffe_id = match tls::peer(stream.get_ref().1.peer_certificates(), &clock) {
+                Ok(leaf) => Some(leaf.id.to_string().into()),
+                // A host that wants to join; the gates let it do nothing else.
+                Err(PeerError::NoCertificate) => None,
+                Err(why) => return Err(io::Error::other(why)),
+            };
+            Ok((stream, Peer { spiffe_id, address }))
         }
         .boxed()
     })
@@ -237,9 +252,7 @@ fn handshake(
 
 /// The server's own certificate, renewed well before it ends.
 fn own_svid(authority: &Arc<Authority>, tasks: &TaskGroup) -> Result<Snapshot<Svid>> {
-    let make = |authority: &Authority| {
-        authority.own_svid(&authority.trust_domain().server(), OWN_SVID_RENEWAL * 2)
-    };
+    let make = |authority: &Authority| authority.server_svid(OWN_SVID_RENEWAL * 2);
     let (publisher, reader) = snapshot(make(authority).context("the CA signs the server")?);
     let (authority, group) = (authority.clone(), tasks.clone());
     tasks.spawn("server certificate", async move {

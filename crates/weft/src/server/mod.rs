@@ -414,7 +414,7 @@ fn start_agent(
 }
 
 #[allow(clippy::disallowed_methods)] // what programs inherit is read here, once
-fn agent_config(
+pub fn agent_config(
     agency: &Agency,
     data: &DataDir,
     xds: SocketAddr,
@@ -453,7 +453,7 @@ fn agent_config(
 }
 
 /// This machine, as the agent tells it.
-fn node_info(name: &str, address: IpAddr) -> NodeInfo {
+pub fn node_info(name: &str, address: IpAddr) -> NodeInfo {
     let memory_kb = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok()
@@ -486,7 +486,7 @@ fn keep_scraping(facts: &Arc<ServerFacts>, tasks: &TaskGroup) {
 }
 
 /// The machine's name as an object name.
-fn hostname() -> String {
+pub fn hostname() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     weft_base::name::slug(name.split('.').next().unwrap_or("host"))
 }

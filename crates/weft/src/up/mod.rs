@@ -249,6 +249,8 @@ pub struct DoorAddresses {
     pub consul: SocketAddr,
     pub dns: SocketAddr,
     pub xds: SocketAddr,
+    /// Where agents of other machines reach it, when they may.
+    pub agents: Option<SocketAddr>,
 }
 
 /// One JSON line for programs that start weft.
@@ -259,6 +261,7 @@ pub fn announcement(doors: &DoorAddresses, data: &Path, late: Option<&str>) -> V
         "consul": doors.consul.to_string(),
         "dns": doors.dns.to_string(),
         "xds": doors.xds.to_string(),
+        "agents": doors.agents.map(|a| a.to_string()),
         "data": data.display().to_string(),
         "pid": std::process::id(),
         "not_ready": late,

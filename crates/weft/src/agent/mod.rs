@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `weft agent`: this machine as a host of a mesh whose server runs elsewhere. It joins with a
+//! token, runs the pods that the server places here, and says how they are.
+//!
+//! When the server cannot be reached everything here goes on as it was last told.
+
+mod identity;
+mod link;
+mod outbox;
+mod session;
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use weft_agent::agent::{Agent, Desired};
+use weft_agent::checks::{Checks, Runner};
+use weft_base::clock::Clock;
+use weft_base::name::{Label, slug};
+use weft_base::rng::Rng;
+use weft_base::snapshot::Snapshot;
+use weft_base::task::TaskGroup;
+use weft_identity::join::{CaPin, JoinText};
+use weft_identity::provider;
+use weft_kinds::world::PodsMode;
+use weft_store::DataDir;
+use weft_xds::agent::Host;
+
+use crate::cli::AgentArgs;
+use crate::exit::Usage;
+use crate::server::{self, Agency};
+use crate::{manifest, print, state_home};
+use link::RemoteLink;
+
+/// The server's port when `--server` names none.
+const SERVER_PORT: u16 = 15012;
+/// What pods get when the agent is asked to end.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// What an agent was told at its start.
+struct Setup {
+    server: SocketAddr,
+    token: Option<JoinText>,
+    name: Label,
+    address: Option<IpAddr>,
+    data: Arc<DataDir>,
+}
+
+pub fn run(args: &AgentArgs) -> Result<()> {
+    provider::install();
+    let setup = Setup::read(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut asked = Asked::listen()?;
+        let (clock, tasks) = (Clock::system(), TaskGroup::new());
+        let outcome = tokio::select! {
+            outcome = serve(args, &setup, &clock, &tasks) => outcome,
+            () = asked.to_end() => Ok(None),
+        };
+        let outcome = match outcome {
+            Ok(Some(running)) => {
+                let ended = tokio::select! {
+                    ended = running.session.removed() => Err(ended),
+                    () = asked.to_end() => Ok(()),
+                };
+                crate::say!("ending: every process gets SIGTERM and its grace period");
+                running.agent.stop(STOP_GRACE).await;
+                ended
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        tasks.shutdown(Duration::from_secs(2)).await;
+        outcome
+    })
+}
+
+struct Running {
+    agent: Agent,
+    session: session::Session,
+}
+
+/// Joins, if need be, waits for the server, and starts what it says.
+async fn serve(
+    args: &AgentArgs,
+    setup: &Setup,
+    clock: &Clock,
+    tasks: &TaskGroup,
+) -> Result<Option<Running>> {
+    let address = match setup.address {
+        Some(address) => address,
+        None => own_address(setup.server).await?,
+    };
+    let host = describe(setup, args, address)?;
+    let identity = identity::obtain(setup, &host, clock).await?;
+    let trust_domain = identity.load().bundle().trust_domain().clone();
+    let client = identity::client(setup.server, &identity, clock)?;
+    identity::keep_fresh(setup, &client, identity, clock, tasks);
+    let link = Arc::new(RemoteLink::start(client.clone(), tasks));
+    let session = session::start(client, host, link.clone(), tasks);
+    // Nothing is ended or started before the server has said what should be here.
+    let (desired, checks) = session.first().await?;
+    let agency = Agency {
+        images: manifest::images(&args.images)?,
+        workdir: args.workdir.clone().map_or_else(std::env::current_dir, Ok)?,
+        access_log: args.access_log.clone(),
+        pods: PodsMode::Process,
+    };
+    // Pods run as processes here, so nobody asks the second one.
+    let doors = (setup.server, setup.server);
+    let mut config = server::agent_config(&agency, &setup.data, doors, &trust_domain)?;
+    config.host_ip = address;
+    let agent = start(config, desired, checks, link, clock, tasks)?;
+    crate::say!("host {} at {address}, of the mesh at {}", setup.name, setup.server);
+    if args.announce {
+        let line = json!({
+            "weft": "agent", "name": setup.name.as_str(), "address": address.to_string(),
+            "server": setup.server.to_string(), "pid": std::process::id(),
+            "data": setup.data.path().display().to_string(),
+        });
+        print::print_text(&format!("{line}\n"));
+    }
+    Ok(Some(Running { agent, session }))
+}
+
+fn start(
+    config: weft_agent::config::AgentConfig,
+    desired: Snapshot<Desired>,
+    checks: Snapshot<Checks>,
+    link: Arc<RemoteLink>,
+    clock: &Clock,
+    tasks: &TaskGroup,
+) -> Result<Agent> {
+    Runner::start(checks, link.clone(), clock.clone(), Rng::from_system(), tasks);
+    Ok(Agent::start(config, desired, link, clock.clone(), tasks)?)
+}
+
+// === impl Setup ===
+
+impl Setup {
+    fn read(args: &AgentArgs) -> Result<Self> {
+        let usage = |text: String| anyhow!(Usage(text));
+        let named = match args.server.rsplit_once(':') {
+            Some((_, port)) if port.parse::<u16>().is_ok() => args.server.clone(),
+            _ => format!("{}:{SERVER_PORT}", args.server),
+        };
+        let found = named.to_socket_addrs().map(|mut all| all.next());
+        let server = found
+            .map_err(|e| usage(format!("--server {named}: {e}")))?
+            .ok_or_else(|| usage(format!("--server {named}: the name has no address")))?;
+        let name = args.name.clone().unwrap_or_else(|| slug(&server::hostname()));
+        let name = Label::new(&name).map_err(|e| usage(format!("--name: {e}")))?;
+        let data = match &args.data {
+            Some(path) => std::path::absolute(path)?,
+            None => state_home().join("weft/agent"),
+        };
+        Ok(Self {
+            server,
+            token: token(args)?,
+            name,
+            address: args.address,
+            data: Arc::new(DataDir::open(&data)?),
+        })
+    }
+
+    fn identity_file(&self) -> PathBuf {
+        self.data.path().join("host.pem")
+    }
+}
+
+/// The token, from the flag or a file, with the pin of its authority.
+fn token(args: &AgentArgs) -> Result<Option<JoinText>> {
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| format!("--token-file {}", path.display()))
+    };
+    let text = match (&args.token, &args.token_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => read(path)?,
+        (None, None) => return Ok(None),
+    };
+    let mut token: JoinText =
+        text.parse().map_err(|e| anyhow!(Usage(format!("the token is damaged: {e}"))))?;
+    if let Some(pin) = &args.ca_pin {
+        let pin: CaPin = pin.parse().map_err(|e| anyhow!(Usage(format!("--ca-pin: {e}"))))?;
+        token.pin = Some(pin);
+    }
+    Ok(Some(token))
+}
+
+/// This machine's address towards the server.
+async fn own_address(server: SocketAddr) -> Result<IpAddr> {
+    let any: SocketAddr = if server.is_ipv4() {
+        SocketAddr::from(([0, 0, 0, 0], 0))
+    } else {
+        SocketAddr::from(([0; 16], 0))
+    };
+    // Connecting a datagram socket sends nothing; it asks the system for the way.
+    let socket = tokio::net::UdpSocket::bind(any).await?;
+    let way = socket.connect(server).await;
+    way.with_context(|| format!("there is no way to {server}; name an own --address"))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// What this machine says of itself.
+fn describe(setup: &Setup, args: &AgentArgs, address: IpAddr) -> Result<Host> {
+    let node = server::node_info(setup.name.as_str(), address);
+    let label = |text: &String| {
+        let pair = text.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()));
+        pair.ok_or_else(|| anyhow!(Usage(format!("--label {text:?} is not KEY=VALUE"))))
+    };
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let instance = provider::random::<8>()?;
+    Ok(Host {
+        name: setup.name.to_string(),
+        addresses: vec![address],
+        labels: args.labels.iter().map(label).collect::<Result<_>>()?,
+        version: node.version,
+        boot_id: boot_id.trim().to_owned(),
+        instance: instance.iter().map(|b| format!("{b:02x}")).collect(),
+        kernel: node.kernel,
+        cpus: u32::try_from(node.cpus).unwrap_or(u32::MAX),
+        memory_bytes: node.memory_bytes,
+        pods_max: u32::try_from(node.pods_max).unwrap_or(u32::MAX),
+    })
+}
+
+/// Ctrl-C, SIGTERM, and a terminal that is closed.
+struct Asked {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+// === impl Asked ===
+
+impl Asked {
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn to_end(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The server's door for agents of other machines: who a host is, and what it may do.
+//!
+//! A host is who its certificate says, as long as that joining of its name is the newest and its
+//! Node is there. It may report, watch and obtain certificates for pods that the server placed on
+//! it, and for no others; which identity that is the pod's object says.
+
+mod throttle;
+mod tokens;
+mod watch;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use weft_agent::checks::{CheckKey, CheckReport};
+use weft_agent::link::{LinkError, PodReport as AgentPodReport, ServerLink as _, SignAsk};
+use weft_agent::pod::PodKey;
+use weft_base::name::Label;
+use weft_identity::token::Allowed;
+use weft_identity::{Bundle, SpiffeId, ca::Issued};
+use weft_kinds::kind::KindId;
+use weft_kinds::views::View;
+use weft_kinds::views::catalog::Status;
+use weft_kinds::world::Object;
+use weft_registry::hosts::{ALLOWED_ANNOTATION, HostError, HostInfo, Hosts, JOIN_ANNOTATION};
+use weft_registry::{EventNote, NodeInfo, Registry};
+use weft_xds::agent::server::Hosts as AgentDoor;
+use weft_xds::agent::{
+    Beat, Certificate, CheckResult, CheckStatus, Host, HostUpdate, JoinAsk, Joined, PodNote,
+    PodRef, PodReport, Refusal, Wait,
+};
+use weft_xds::server::Peer;
+
+use super::link::LocalLink;
+use throttle::Throttle;
+pub use tokens::HostTokens;
+
+/// Life of a host's certificate: a machine that was off for a long weekend comes back.
+const HOST_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Pods that a host may say it takes.
+const PODS_MAX: u32 = 1_000;
+/// Labels that a host may give itself.
+const LABELS_MAX: usize = 64;
+const ADDRESSES_MAX: usize = 16;
+const TEXT_BYTES_MAX: usize = 256;
+
+type Answer<T> = BoxFuture<'static, Result<T, Refusal>>;
+
+/// The door. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct HostDoor {
+    registry: Registry,
+    hosts: Hosts,
+    link: Arc<LocalLink>,
+    cluster_domain: &'static str,
+    joins: Arc<Mutex<Throttle>>,
+    /// The one stream that each host has; a newer one ends it.
+    streams: Arc<Mutex<HashMap<String, CancellationToken>>>,
+}
+
+/// A host that its certificate proved.
+#[derive(Clone, Debug)]
+struct Caller {
+    name: String,
+    allowed: Allowed,
+}
+
+// === impl HostDoor ===
+
+impl HostDoor {
+    pub fn new(hosts: Hosts, link: Arc<LocalLink>, cluster_domain: &'static str) -> Self {
+        Self {
+            registry: link.registry.clone(),
+            hosts,
+            link,
+            cluster_domain,
+            joins: Arc::default(),
+            streams: Arc::default(),
+        }
+    }
+
+    /// Who is calling.
+    fn caller(&self, peer: &Peer) -> Result<Caller, Refusal> {
+        let shown = peer.spiffe_id.as_deref().unwrap_or_default();
+        let denied = |why: String| Refusal::Denied(why);
+        let id = SpiffeId::new(shown)
+            .ok()
+            .filter(|id| id.is_member_of(self.link.authority.trust_domain()));
+        let host = id.as_ref().and_then(SpiffeId::host);
+        let Some((name, join)) = host else {
+            return Err(denied(format!("{shown} is no host; only agents make this call")));
+        };
+        let world = self.registry.now();
+        let node = world.get(KindId::Node, "", name);
+        let node = node.filter(|n| n.meta.annotation(JOIN_ANNOTATION) == Some(join));
+        let Some(node) = node else {
+            return Err(denied(format!(
+                "host {name} was removed from the mesh, or joined again elsewhere; join it with \
+                 a new token"
+            )));
+        };
+        let allowed = node.meta.annotation(ALLOWED_ANNOTATION).unwrap_or_default();
+        let allowed = serde_json::from_str(allowed)
+            .map_err(|_| denied(format!("nobody knows what host {name} is allowed")))?;
+        Ok(Caller { name: name.to_owned(), allowed })
+    }
+
+    /// A pod that the server placed on the caller. Whether others exist is not told.
+    fn pod(&self, caller: &Caller, pod: &PodRef) -> Result<Arc<Object>, Refusal> {
+        let world = self.registry.now();
+        let found = world.get(KindId::Pod, &pod.namespace, &pod.name).filter(|object| {
+            let View::Pod(view) = &object.view else { return false };
+            *object.meta.uid == *pod.uid && *view.spec.node_name == *caller.name
+        });
+        found.cloned().ok_or_else(|| {
+            let PodRef { namespace, name, .. } = pod;
+            Refusal::Denied(format!(
+                "{namespace}/{name} is no pod that the server placed on host {}",
+                caller.name
+            ))
+        })
+    }
+
+    async fn join_now(self, peer: Peer, ask: JoinAsk) -> Result<Joined, Refusal> {
+        let now = self.registry.clock().now();
+        let from = peer.address.map(|a| a.ip());
+        if !self.joins.lock().unwrap_or_else(PoisonError::into_inner).admit(from, now) {
+            return Err(Refusal::Busy("too many tries from this address; wait a minute".into()));
+        }
+        let name = Label::new(&ask.host.name).map_err(|e| {
+            Refusal::Invalid(format!("the name of the host: {e}; choose another --name"))
+        })?;
+        let named = tokens::redeem(&self.hosts, self.registry.clock(), &ask.token, &name);
+        let token = named.await?;
+        let join = join_id().map_err(|e| Refusal::Unavailable(e.to_string()))?;
+        let allowed = serde_json::to_value(&token.allowed).unwrap_or_default();
+        let named = token.host.is_some();
+        self.hosts.join(name.as_str(), named, join.as_str(), &allowed).await.map_err(refusal)?;
+        tracing::info!(host = %name, from = ?from, "a host joined");
+        self.certify(&name, &join, &ask.csr)
+    }
+
+    fn certify(&self, name: &Label, join: &Label, csr: &[u8]) -> Result<Joined, Refusal> {
+        let authority = &self.link.authority;
+        let id = authority.trust_domain().host(name, join);
+        let issued = authority.sign(csr, &id, HOST_TTL);
+        let issued = issued.map_err(|e| Refusal::Invalid(e.to_string()))?;
+        Ok(Joined {
+            certificate: certificate(&issued, authority.bundle()),
+            trust_domain: authority.trust_domain().to_string(),
+            cluster_domain: self.cluster_domain.to_owned(),
+        })
+    }
+
+    async fn beat(self, peer: Peer, host: Host) -> Result<Beat, Refusal> {
+        let caller = self.caller(&peer)?;
+        let info = described(&caller.name, host)?;
+        let resync = self.hosts.heartbeat(&info).await.map_err(refusal)?;
+        Ok(Beat { interval: weft_registry::hosts::HEARTBEAT_EVERY, resync })
+    }
+
+    async fn report(
+        self,
+        peer: Peer,
+        pods: Vec<PodReport>,
+        notes: Vec<PodNote>,
+    ) -> Result<(), Refusal> {
+        let caller = self.caller(&peer)?;
+        // What is right counts even when something else in the message is not.
+        let mut outcome = Ok(());
+        for note in notes {
+            match self.pod(&caller, &note.pod) {
+                Ok(pod) => self.note(&pod, note),
+                Err(refusal) => outcome = Err(refusal),
+            }
+        }
+        for report in pods {
+            if let Err(refusal) = self.report_one(&caller, report).await {
+                outcome = Err(refusal);
+            }
+        }
+        outcome
+    }
+
+    async fn report_one(&self, caller: &Caller, report: PodReport) -> Result<(), Refusal> {
+        let pod = self.pod(caller, &report.pod)?;
+        let status: Value = serde_json::from_slice(&report.status)
+            .ok()
+            .filter(Value::is_object)
+            .ok_or_else(|| Refusal::Invalid("a pod's status is no JSON object".into()))?;
+        let status = self.believed(status, &pod, caller);
+        let report = AgentPodReport {
+            pod: PodKey::new(&report.pod.namespace, &report.pod.name),
+            uid: report.pod.uid,
+            status,
+            finished: report.finished,
+        };
+        self.link.report_pod(report).await.map_err(|e| match e {
+            LinkError::Unavailable(why) => Refusal::Unavailable(why),
+            LinkError::Refused(why) => Refusal::Denied(why),
+        })
+    }
+
+    /// A status with the addresses that the server itself gave: others would draw traffic.
+    fn believed(&self, mut status: Value, pod: &Object, caller: &Caller) -> Value {
+        let known = &pod.raw["status"];
+        for field in ["podIP", "podIPs"] {
+            status[field] = known[field].clone();
+        }
+        let world = self.registry.now();
+        let node = world.get(KindId::Node, "", &caller.name);
+        let addresses = node.map(|n| n.raw["status"]["addresses"].clone()).unwrap_or_default();
+        let internal = addresses.as_array().into_iter().flatten();
+        let mut internal = internal.filter(|a| a["type"] == "InternalIP");
+        let ip = internal.next().map(|a| a["address"].clone()).unwrap_or_default();
+        status["hostIPs"] = json!([{ "ip": ip }]);
+        status["hostIP"] = ip;
+        status
+    }
+
+    fn note(&self, pod: &Object, note: PodNote) {
+        let word = |c: char| c.is_ascii_alphanumeric();
+        let reason = note.reason.chars().filter(|c| word(*c)).take(64).collect::<String>();
+        self.registry.note(EventNote {
+            about: pod.key.clone(),
+            uid: note.pod.uid,
+            warning: note.warning,
+            reason: reason.into(),
+            message: note.message,
+            component: "weft-agent",
+        });
+    }
+
+    async fn check(self, peer: Peer, results: Vec<CheckResult>) -> Result<(), Refusal> {
+        let caller = self.caller(&peer)?;
+        let node: Arc<str> = caller.name.into();
+        let report = |r: CheckResult| CheckReport {
+            // A host speaks for its own checks only, whatever it says.
+            key: CheckKey { namespace: r.namespace.into(), node: node.clone(), id: r.id.into() },
+            status: match r.status {
+                CheckStatus::Passing => Status::Passing,
+                CheckStatus::Warning => Status::Warning,
+                CheckStatus::Critical => Status::Critical,
+            },
+            output: r.output,
+        };
+        let reports = results.into_iter().map(report).collect();
+        let told = self.link.report_checks(reports).await;
+        told.map_err(|e| Refusal::Unavailable(e.to_string()))
+    }
+
+    async fn sign_now(
+        self,
+        peer: Peer,
+        pod: PodRef,
+        csr: Vec<u8>,
+    ) -> Result<(Certificate, String), Refusal> {
+        let caller = self.caller(&peer)?;
+        let object = self.pod(&caller, &pod)?;
+        let View::Pod(view) = &object.view else {
+            return Err(Refusal::Denied("the pod cannot be read".into()));
+        };
+        let account = view.service_account();
+        if !caller.allowed.admits(&pod.namespace, account) {
+            return Err(Refusal::Denied(format!(
+                "the token of host {} does not allow the service account {}/{account}",
+                caller.name, pod.namespace
+            )));
+        }
+        if view.is_finished() {
+            return Err(Refusal::Denied(format!("pod {} has ended", pod.name)));
+        }
+        let ask = SignAsk {
+            pod: PodKey::new(&pod.namespace, &pod.name),
+            service_account: account.to_owned(),
+            csr,
+        };
+        match self.link.sign(ask).await {
+            Ok((issued, bundle)) => {
+                let domain = bundle.trust_domain().to_string();
+                Ok((certificate(&issued, &bundle), domain))
+            }
+            Err(LinkError::Refused(why)) => Err(Refusal::Invalid(why)),
+            Err(LinkError::Unavailable(why)) => Err(Refusal::Unavailable(why)),
+        }
+    }
+
+    async fn wait_now(self, peer: Peer, what: Wait, limit: Duration) -> Result<bool, Refusal> {
+        let caller = self.caller(&peer)?;
+        let (Wait::Drained(pod) | Wait::Inbound(pod)) = &what;
+        self.pod(&caller, pod)?;
+        let key = PodKey::new(&pod.namespace, &pod.name);
+        let waiting = match what {
+            Wait::Drained(_) => self.link.drained(key),
+            Wait::Inbound(_) => self.link.inbound_acked(key),
+        };
+        Ok(tokio::time::timeout(limit, waiting).await.is_ok())
+    }
+}
+
+impl AgentDoor for HostDoor {
+    fn join(&self, peer: Peer, ask: JoinAsk) -> Answer<Joined> {
+        self.clone().join_now(peer, ask).boxed()
+    }
+
+    fn renew(&self, peer: Peer, csr: Vec<u8>) -> Answer<Joined> {
+        let door = self.clone();
+        async move {
+            let caller = door.caller(&peer)?;
+            let id = peer.spiffe_id.as_deref().unwrap_or_default();
+            let id = SpiffeId::new(id).map_err(|e| Refusal::Denied(e.to_string()))?;
+            let join = id.host().map(|(_, join)| join).unwrap_or_default();
+            let label = |text| Label::new(text).map_err(|e| Refusal::Denied(e.to_string()));
+            door.certify(&label(&caller.name)?, &label(join)?, &csr)
+        }
+        .boxed()
+    }
+
+    fn heartbeat(&self, peer: Peer, host: Host) -> Answer<Beat> {
+        self.clone().beat(peer, host).boxed()
+    }
+
+    fn watch(&self, peer: Peer) -> Answer<mpsc::Receiver<Result<HostUpdate, Refusal>>> {
+        let door = self.clone();
+        async move {
+            let caller = door.caller(&peer)?;
+            Ok(watch::start(&door, caller.name, peer))
+        }
+        .boxed()
+    }
+
+    fn report_pods(&self, peer: Peer, pods: Vec<PodReport>, notes: Vec<PodNote>) -> Answer<()> {
+        self.clone().report(peer, pods, notes).boxed()
+    }
+
+    fn report_checks(&self, peer: Peer, results: Vec<CheckResult>) -> Answer<()> {
+        self.clone().check(peer, results).boxed()
+    }
+
+    fn sign(&self, peer: Peer, pod: PodRef, csr: Vec<u8>) -> Answer<(Certificate, String)> {
+        self.clone().sign_now(peer, pod, csr).boxed()
+    }
+
+    fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool> {
+        self.clone().wait_now(peer, what, limit).boxed()
+    }
+}
+
+/// What a host says of itself, within limits and under the name that it proved.
+fn described(name: &str, host: Host) -> Result<HostInfo, Refusal> {
+    let texts = [&host.version, &host.boot_id, &host.instance, &host.kernel];
+    let labels = host.labels.iter().flat_map(|(k, v)| [k, v]);
+    let long = texts.into_iter().chain(labels).any(|text| text.len() > TEXT_BYTES_MAX);
+    let many = host.labels.len() > LABELS_MAX || host.addresses.len() > ADDRESSES_MAX;
+    if long || many {
+        return Err(Refusal::Invalid("the host describes itself at too great length".into()));
+    }
+    // Labels of weft's and Kubernetes' own decide about more than the host itself.
+    if let Some(label) = host.labels.keys().find(|k| is_reserved(k)) {
+        return Err(Refusal::Invalid(format!("the label {label} is not for hosts to choose")));
+    }
+    let usable = |ip: &&IpAddr| !ip.is_unspecified() && !ip.is_multicast();
+    let Some(address) = host.addresses.iter().find(usable).copied() else {
+        return Err(Refusal::Invalid("the host has no address; name one with --address".into()));
+    };
+    Ok(HostInfo {
+        node: NodeInfo {
+            name: name.to_owned(),
+            address,
+            version: host.version,
+            kernel: host.kernel,
+            cpus: usize::try_from(host.cpus).unwrap_or(1),
+            memory_bytes: host.memory_bytes,
+            pods_max: usize::try_from(host.pods_max.min(PODS_MAX)).unwrap_or(0),
+        },
+        addresses: host.addresses,
+        labels: host.labels,
+        boot_id: host.boot_id,
+        instance: host.instance,
+    })
+}
+
+fn is_reserved(label: &str) -> bool {
+    let domain = label.split_once('/').map_or("", |(domain, _)| domain);
+    let of = |root: &str| domain == root || domain.ends_with(&format!(".{root}"));
+    let zones = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"];
+    (of("kubernetes.io") || of("k8s.io") || of("weft.dev")) && !zones.contains(&label)
+}
+
+fn certificate(issued: &Issued, bundle: &Bundle) -> Certificate {
+    Certificate {
+        chain: issued.chain.iter().map(|c| c.to_vec()).collect(),
+        bundle: bundle.roots().iter().map(|c| c.to_vec()).collect(),
+        not_after_ms: issued.not_after_ms,
+    }
+}
+
+/// A name for one joining.
+fn join_id() -> anyhow::Result<Label> {
+    let bytes = weft_identity::provider::random::<8>()?;
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    Ok(Label::new(&format!("j{hex}"))?)
+}
+
+fn refusal(error: HostError) -> Refusal {
+    let text = error.to_string();
+    match error {
+        HostError::Taken(_) | HostError::Own(_) | HostError::Removed(_) => Refusal::Denied(text),
+        HostError::TooMany | HostError::TooManyTokens => Refusal::Busy(text),
+        HostError::Object(_) | HostError::Store(_) => {
+            tracing::warn!(error = text, "a host could not be written");
+            Refusal::Unavailable("the server cannot write now".into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
