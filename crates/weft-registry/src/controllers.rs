@@ -27,6 +27,7 @@ pub mod autoscaler;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoint_slice;
 pub mod garbage;
 pub mod gateway;
@@ -66,6 +67,7 @@ pub enum Item {
     Job(ObjectKey),
     CronJob(ObjectKey),
     Autoscaler(ObjectKey),
+    Disruption(ObjectKey),
     Pod(ObjectKey),
     Slices(ObjectKey),
     Mirror(ServiceKey),
@@ -89,6 +91,7 @@ pub fn see_to(item: &Item, mut ctx: Context<'_>) -> Plan {
         Item::Job(key) => job::reconcile(&mut ctx, key),
         Item::CronJob(key) => cron_job::reconcile(&mut ctx, key),
         Item::Autoscaler(key) => autoscaler::reconcile(&mut ctx, key),
+        Item::Disruption(key) => disruption::reconcile(&mut ctx, key),
         Item::Pod(key) => pod::reconcile(&mut ctx, key),
         Item::Slices(key) => endpoint_slice::reconcile(&mut ctx, key),
         Item::Mirror(service) => mirror::reconcile(&mut ctx, service),
@@ -144,18 +147,26 @@ fn by_object(
     let Some(key) = new.or(old).map(|o| o.key.clone()) else { return };
     let both = || old.into_iter().chain(new);
     match key.kind {
-        KindId::Deployment => drop(out.insert(Item::Deployment(key.clone()))),
+        KindId::Deployment => {
+            out.insert(Item::Deployment(key.clone()));
+            budgets_in(world, &key, out);
+        }
         KindId::ReplicaSet => {
             out.insert(Item::ReplicaSet(key.clone()));
             both().for_each(|o| by_controller(o, out));
+            budgets_in(world, &key, out);
         }
-        KindId::StatefulSet => drop(out.insert(Item::StatefulSet(key.clone()))),
+        KindId::StatefulSet => {
+            out.insert(Item::StatefulSet(key.clone()));
+            budgets_in(world, &key, out);
+        }
         KindId::DaemonSet => drop(out.insert(Item::DaemonSet(key.clone()))),
         KindId::ControllerRevision => both().for_each(|o| by_controller(o, out)),
         KindId::Job => {
             out.insert(Item::Job(key.clone()));
             both().for_each(|o| by_controller(o, out));
         }
+        KindId::PodDisruptionBudget => drop(out.insert(Item::Disruption(key.clone()))),
         KindId::HorizontalPodAutoscaler => drop(out.insert(Item::Autoscaler(key.clone()))),
         KindId::CronJob => drop(out.insert(Item::CronJob(key.clone()))),
         KindId::Pod => {
@@ -166,6 +177,8 @@ fn by_object(
                 by_controller(set, out);
             }
             both().for_each(|o| services_of(world, o, out));
+            let budgets = both().flat_map(|o| disruption::budgets_of(world, o));
+            out.extend(budgets.map(|b| Item::Disruption(b.key.clone())));
             if new.is_none() {
                 waiting(world, out);
             }
@@ -203,6 +216,12 @@ fn by_object(
         out.insert(Item::Namespace(key.namespace.clone()));
     }
     garbage_of(world, &key, old, new, out);
+}
+
+/// Budgets that may count by the replicas of an object.
+fn budgets_in(world: &World, key: &ObjectKey, out: &mut BTreeSet<Item>) {
+    let budgets = world.objects(KindId::PodDisruptionBudget, Some(&key.namespace));
+    out.extend(budgets.map(|b| Item::Disruption(b.key.clone())));
 }
 
 /// The object that manages this one.

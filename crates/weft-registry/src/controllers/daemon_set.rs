@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_kinds::views::apps::DaemonSetSpec;
-use weft_kinds::views::core::{IntOrString, Pod};
+use weft_kinds::views::core::IntOrString;
 use weft_kinds::views::{Labels, View};
 use weft_kinds::world::{KindId, Object, ObjectKey};
 
@@ -18,6 +19,8 @@ use crate::objects::meta::metadata_mut;
 use crate::{EventNote, Propagation};
 
 const COMPONENT: &str = "daemonset-controller";
+/// A pod is replaced no sooner than this after it was made, when it ended.
+const ENDED_WAITS_MS: u64 = 10_000;
 
 /// A set at one moment.
 struct Run<'a> {
@@ -78,10 +81,7 @@ fn hash_of(pod: &Replica) -> &str {
 }
 
 fn node_of(pod: &Replica) -> &str {
-    match &pod.object.view {
-        View::Pod(Pod { spec, .. }) => &spec.node_name,
-        _ => "",
-    }
+    pod.object.raw["spec"]["nodeName"].as_str().unwrap_or("")
 }
 
 // === impl Run ===
@@ -93,9 +93,14 @@ impl Run<'_> {
 
     fn step(&self, ctx: &mut Context<'_>) {
         for pod in self.pods.iter().filter(|r| !r.deleting) {
-            // Those that ended make room for the next.
-            if pod.ended || !self.nodes.contains_key(node_of(pod)) {
-                self.remove(ctx, pod);
+            let young = pod.object.meta.created_ms().saturating_add(ENDED_WAITS_MS);
+            let left = young.saturating_sub(ctx.wall_ms);
+            match pod.ended {
+                // One that ended makes room for the next, not all the time.
+                true if left > 0 => ctx.again(Duration::from_millis(left)),
+                true => self.remove(ctx, pod),
+                false if !self.nodes.contains_key(node_of(pod)) => self.remove(ctx, pod),
+                false => {}
             }
         }
         for (node, ready) in &self.nodes {
@@ -154,6 +159,9 @@ impl Run<'_> {
         if labels.is_object() {
             labels[HASH_LABEL] = json!(self.hash);
             labels["pod-template-generation"] = json!(self.object.meta.generation.to_string());
+        }
+        if raw["spec"].is_null() {
+            raw["spec"] = json!({});
         }
         if raw["spec"].is_object() {
             raw["spec"]["nodeName"] = json!(node);

@@ -8,13 +8,14 @@ use std::time::Duration;
 use serde_json::Value;
 use weft_base::rng::Rng;
 use weft_kinds::kind::KindId;
-use weft_kinds::views::{self, meta::MetaOnly};
+use weft_kinds::views::{self, View, meta::MetaOnly};
 use weft_kinds::world::{Object, ObjectKey, World};
 use weft_store::{Compare, Op, Revision, Txn};
 
+use super::autoscaler::Memory;
 use crate::objects::admit::{self, Extra};
 use crate::objects::meta::{self, Birth, Deletion};
-use crate::{DeleteOptions, EventNote, ObjectError, Part, Propagation};
+use crate::{DeleteOptions, EventNote, ObjectError, Part, Propagation, Usage};
 
 /// What to do now, and when to look again.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,6 +25,8 @@ pub struct Plan {
     pub notes: Vec<EventNote>,
     /// Look again after this long even if nothing changes.
     pub again: Option<Duration>,
+    /// To be told at the next look, if this one is carried out.
+    pub memory: Option<Memory>,
 }
 
 /// A controller's view of the world and its pen.
@@ -33,13 +36,35 @@ pub struct Context<'w> {
     pub wall_ms: u64,
     rng: Rng,
     plan: Plan,
+    usage: Arc<Usage>,
+    memory: Option<Memory>,
 }
 
 // === impl Context ===
 
 impl<'w> Context<'w> {
     pub fn new(world: &'w World, wall_ms: u64, seed: u64) -> Self {
-        Self { world, wall_ms, rng: Rng::seeded(seed), plan: Plan::default() }
+        let (rng, plan) = (Rng::seeded(seed), Plan::default());
+        Self { world, wall_ms, rng, plan, usage: Arc::default(), memory: None }
+    }
+
+    /// With what pods use, and what the last plan for this item asked to be told.
+    #[must_use]
+    pub fn knowing(mut self, usage: Arc<Usage>, memory: Option<Memory>) -> Self {
+        (self.usage, self.memory) = (usage, memory);
+        self
+    }
+
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    pub fn memory(&self) -> Option<&Memory> {
+        self.memory.as_ref()
+    }
+
+    pub fn remember(&mut self, memory: Memory) {
+        self.plan.memory = Some(memory);
     }
 
     pub fn into_plan(self) -> Plan {
@@ -180,8 +205,12 @@ impl<'w> Context<'w> {
 /// What is made must be known again, by its owner above all; otherwise it is made for ever.
 fn readable(kind: KindId, new: &Value) -> Result<(), ObjectError> {
     let name = meta::text(new, "name").to_owned();
-    let read = views::read::<MetaOnly>(new);
-    read.map(drop).map_err(|issues| ObjectError::Invalid { kind, name, issues })
+    let read = views::read::<MetaOnly>(new).map(drop);
+    let read = match View::read(kind, new) {
+        View::Invalid(issues) => read.and(Err(issues)),
+        _ => read,
+    };
+    read.map_err(|issues| ObjectError::Invalid { kind, name, issues })
 }
 
 /// The object is still as it was seen.

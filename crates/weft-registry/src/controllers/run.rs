@@ -2,15 +2,17 @@
 //! The one loop that runs the controllers: follows the World, sees to the items that are woken
 //! with the newest World, commits their plans, and waits until the World shows them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use weft_kinds::world::World;
 use weft_store::{Revision, Store, StoreError, Txn};
 
-use super::plan::Plan;
+use super::autoscaler::Memory;
+use super::plan::{Context, Plan};
 use super::queue::Queue;
-use super::{Item, everything, reconcile, woken};
+use super::{Item, everything, see_to, woken};
 use crate::pump::unless_it_panics;
 use crate::{Registry, WorldChange, WorldWatch};
 
@@ -25,12 +27,15 @@ struct Runner {
     /// The World as of the last change told.
     seen: Arc<World>,
     watch: WorldWatch,
+    /// What autoscalers asked to be told.
+    memories: BTreeMap<Item, Memory>,
 }
 
 /// Runs the controllers until the registry's tasks drain.
 pub fn run(registry: &Registry) {
     let (seen, watch) = registry.watch_world();
-    let mut runner = Runner { registry: registry.clone(), queue: Queue::default(), seen, watch };
+    let (queue, memories) = (Queue::default(), BTreeMap::new());
+    let mut runner = Runner { registry: registry.clone(), queue, seen, watch, memories };
     let tasks = registry.tasks().clone();
     registry.tasks().spawn("controllers", async move {
         tokio::select! {
@@ -94,12 +99,15 @@ impl Runner {
     /// write the same object, the second is overtaken and looks again.
     async fn see_to(&mut self, items: Vec<Item>) {
         let world = self.registry.now();
-        let wall = self.registry.clock().wall_ms();
+        let (wall, usage) = (self.registry.clock().wall_ms(), self.registry.usage());
         let plans: Vec<Plan> = items
             .iter()
             .map(|item| {
                 let seed = self.registry.with_rng(weft_base::rng::Rng::next_u64);
-                unless_it_panics(|| reconcile(item, &world, wall, seed)).unwrap_or_else(|| {
+                let memory = self.memories.get(item).cloned();
+                let ctx =
+                    || Context::new(&world, wall, seed).knowing(usage.clone(), memory.clone());
+                unless_it_panics(|| see_to(item, ctx())).unwrap_or_else(|| {
                     tracing::error!(?item, "a controller panicked; trying again much later");
                     Plan { again: Some(AFTER_PANIC), ..Plan::default() }
                 })
@@ -116,6 +124,10 @@ impl Runner {
             match done {
                 Ok(true) => {
                     self.queue.worked(&item);
+                    match plan.memory {
+                        Some(memory) => drop(self.memories.insert(item.clone(), memory)),
+                        None => drop(self.memories.remove(&item)),
+                    }
                     plan.notes.into_iter().for_each(|note| self.registry.note(note));
                     if let Some(after) = plan.again {
                         self.queue.push(item, now.plus(after));

@@ -17,6 +17,7 @@ use super::*;
 use crate::objects::admit::{ADDRESS_ANNOTATION, annotation};
 use crate::{DeleteOptions, Propagation};
 
+mod autoscaler;
 mod chaos;
 mod job;
 mod odd;
@@ -36,6 +37,8 @@ struct Sim {
     timers: BTreeSet<(u64, Item)>,
     seed: u64,
     steps: usize,
+    usage: crate::Usage,
+    memories: std::collections::BTreeMap<Item, super::autoscaler::Memory>,
 }
 
 impl Sim {
@@ -47,7 +50,20 @@ impl Sim {
         let world = World::new();
         let queue = BTreeSet::new();
         let timers = BTreeSet::new();
-        let mut sim = Self { store, log, world, time, clock, queue, timers, seed: 0, steps: 0 };
+        let (usage, memories) = Default::default();
+        let mut sim = Self {
+            store,
+            log,
+            world,
+            time,
+            clock,
+            queue,
+            timers,
+            seed: 0,
+            steps: 0,
+            usage,
+            memories,
+        };
         let ready = json!({ "conditions": [{ "type": "Ready", "status": "True" }] });
         sim.create(KindId::Node, "", json!({ "metadata": { "name": "n1" }, "status": ready }));
         sim.create(KindId::Namespace, "", json!({ "metadata": { "name": NS } }));
@@ -90,7 +106,13 @@ impl Sim {
             let Some(item) = self.queue.pop_first() else { return };
             self.steps += 1;
             self.seed += 1;
-            let plan = reconcile(&item, &self.world, self.clock.wall_ms(), self.seed);
+            let memory = self.memories.remove(&item);
+            let ctx = Context::new(&self.world, self.clock.wall_ms(), self.seed)
+                .knowing(Arc::new(self.usage.clone()), memory);
+            let plan = see_to(&item, ctx);
+            if let Some(memory) = plan.memory.clone() {
+                self.memories.insert(item.clone(), memory);
+            }
             if let Some(after) = plan.again {
                 let after = u64::try_from(after.as_millis()).unwrap();
                 match after {

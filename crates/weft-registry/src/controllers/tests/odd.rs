@@ -6,7 +6,7 @@ use weft_base::rng::Rng;
 
 use super::*;
 
-const KINDS: [KindId; 8] = [
+const KINDS: [KindId; 14] = [
     KindId::Deployment,
     KindId::ReplicaSet,
     KindId::Pod,
@@ -15,6 +15,12 @@ const KINDS: [KindId; 8] = [
     KindId::Gateway,
     KindId::Namespace,
     KindId::Node,
+    KindId::StatefulSet,
+    KindId::DaemonSet,
+    KindId::Job,
+    KindId::CronJob,
+    KindId::HorizontalPodAutoscaler,
+    KindId::PodDisruptionBudget,
 ];
 
 fn odd(rng: &mut Rng) -> Value {
@@ -63,6 +69,7 @@ fn odd_objects_stop_nobody() {
         let gateway = json!({ "metadata": { "name": "g" }, "spec": { "gatewayClassName": "weft",
             "listeners": [{ "name": "http", "port": 8000 }] } });
         sim.create(KindId::Gateway, NS, gateway);
+        sim.others();
         sim.run();
         for _ in 0..6 {
             let kind = KINDS[usize::try_from(rng.below(KINDS.len() as u64)).unwrap()];
@@ -97,6 +104,41 @@ fn odd_objects_stop_nobody() {
 }
 
 impl Sim {
+    /// One of each of the other kinds that controllers see to.
+    fn others(&mut self) {
+        let template = json!({ "metadata": { "labels": { "app": "x" } }, "spec": {
+            "restartPolicy": "Never", "containers": [{ "name": "main", "image": "x" }] } });
+        let selector = json!({ "matchLabels": { "app": "x" } });
+        for (kind, spec) in [
+            (KindId::StatefulSet, json!({ "selector": selector, "template": template })),
+            (KindId::DaemonSet, json!({ "selector": selector, "template": template })),
+            (
+                KindId::Job,
+                json!({ "template": template, "completionMode": "Indexed",
+                "completions": 3, "parallelism": 2, "backoffLimitPerIndex": 1 }),
+            ),
+            (
+                KindId::CronJob,
+                json!({ "schedule": "* * * * *",
+                "jobTemplate": { "spec": { "template": template } } }),
+            ),
+            (
+                KindId::HorizontalPodAutoscaler,
+                json!({ "maxReplicas": 3, "behavior": {},
+                "scaleTargetRef": { "kind": "Deployment", "name": "user" } }),
+            ),
+            (
+                KindId::PodDisruptionBudget,
+                json!({ "selector": { "matchLabels": { "app": "user" } },
+                "maxUnavailable": "50%" }),
+            ),
+        ] {
+            let mut raw = json!({ "metadata": { "name": "other" }, "spec": spec });
+            weft_kinds::builtin::complete(kind, &mut raw);
+            self.create(kind, NS, raw);
+        }
+    }
+
     /// Settles; a write that is refused since an odd object is in its way may be tried in vain.
     fn settle_odd(&mut self) {
         for _ in 0..2_000 {

@@ -114,9 +114,8 @@ fn sets_keep_what_undo_brings_back() {
     }
     let note = |sim: &Sim, image: &str, name: &str| {
         let sets = sim.all(KindId::ReplicaSet);
-        let of = |s: &&Arc<Object>| {
-            s.raw["spec"]["template"]["spec"]["containers"][0]["image"] == image
-        };
+        let of =
+            |s: &&Arc<Object>| s.raw["spec"]["template"]["spec"]["containers"][0]["image"] == image;
         annotation(&sets.iter().find(of).unwrap().raw, name).to_owned()
     };
     assert_eq!(note(&sim, "user:2", cause), "version 2");

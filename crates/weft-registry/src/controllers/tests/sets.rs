@@ -208,3 +208,54 @@ fn daemons_are_replaced_as_many_at_a_time_as_may_be_away() {
     assert_eq!(status["updatedNumberScheduled"], 4);
     assert_eq!(sim.all(KindId::ControllerRevision).len(), 2);
 }
+
+fn budget(spec: Value) -> Sim {
+    let mut sim = Sim::user_and_service(4);
+    let mut raw = json!({ "metadata": { "name": "user" }, "spec": spec });
+    raw["spec"]["selector"] = json!({ "matchLabels": { "app": "user" } });
+    sim.create(KindId::PodDisruptionBudget, NS, raw);
+    sim.settle();
+    sim
+}
+
+impl Sim {
+    /// Allowed, healthy now, healthy wanted, expected.
+    fn budget(&self) -> [u64; 4] {
+        let status = &self.object(KindId::PodDisruptionBudget, "user").raw["status"];
+        ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"]
+            .map(|field| status[field].as_u64().unwrap())
+    }
+}
+
+#[test]
+fn a_budget_counts_what_may_go() {
+    for (spec, expect) in [
+        (json!({ "minAvailable": 3 }), [1, 4, 3, 4]),
+        (json!({ "minAvailable": "50%" }), [2, 4, 2, 4]),
+        (json!({ "maxUnavailable": 1 }), [1, 4, 3, 4]),
+        (json!({ "maxUnavailable": "30%" }), [2, 4, 2, 4]),
+        (json!({ "minAvailable": 9 }), [0, 4, 9, 4]),
+    ] {
+        assert_eq!(budget(spec.clone()).budget(), expect, "{spec}");
+    }
+    let mut sim = budget(json!({ "maxUnavailable": 1 }));
+    let pods = sim.names(KindId::Pod);
+    sim.set_ready(&pods[0], false);
+    sim.settle();
+    assert_eq!(sim.budget(), [0, 3, 3, 4]);
+    sim.set_ready(&pods[0], true);
+    sim.settle();
+    // What was promised to somebody counts as gone, for two minutes.
+    let known = sim.object(KindId::PodDisruptionBudget, "user");
+    let now = crate::objects::meta::timestamp(sim.clock.wall_ms());
+    let promised = crate::controllers::disruption::promise(&known.raw, &pods[1], &now).unwrap();
+    assert!(crate::controllers::disruption::promise(&promised, &pods[2], &now).is_none());
+    sim.change(KindId::PodDisruptionBudget, "user", |b| b["status"] = promised["status"].clone());
+    sim.settle();
+    assert_eq!(sim.budget(), [0, 3, 3, 4]);
+    sim.later(121);
+    assert_eq!(sim.budget(), [1, 4, 3, 4]);
+    sim.change(KindId::Deployment, "user", |d| d["spec"]["replicas"] = json!(6));
+    sim.settle();
+    assert_eq!(sim.budget(), [0, 4, 5, 6], "it is the Deployment that says how many");
+}
