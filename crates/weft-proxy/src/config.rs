@@ -142,6 +142,22 @@ pub struct ProxyLimits {
     pub stream_idle_timeout: Duration,
     /// Largest request body; 0 is no limit.
     pub body_bytes_max: u64,
+    pub on_demand: OnDemandLimits,
+}
+
+/// Of hosts that are asked for by name, in a mesh of more hosts than a proxy holds.
+#[derive(Clone, Copy, Debug)]
+pub struct OnDemandLimits {
+    /// More than this, the longest unused is given back.
+    pub backends_max: usize,
+    pub bytes_max: usize,
+    /// Requests and connections that wait for an answer, and how long.
+    pub waiting_max: usize,
+    pub wait: Duration,
+    /// What was used within this time is not given back.
+    pub idle: Duration,
+    /// Names remembered that are no hosts.
+    pub absent_max: usize,
 }
 
 #[derive(Debug, Error)]
@@ -292,6 +308,7 @@ impl Default for ProxyLimits {
             idle_timeout: Duration::from_secs(300),
             stream_idle_timeout: Duration::from_secs(300),
             body_bytes_max: 0,
+            on_demand: OnDemandLimits::default(),
         }
     }
 }

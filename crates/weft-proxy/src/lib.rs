@@ -26,6 +26,7 @@ pub mod ingest;
 pub mod listen;
 pub mod networks;
 pub mod observe;
+pub mod on_demand;
 pub mod pinned;
 pub mod run;
 pub mod table;

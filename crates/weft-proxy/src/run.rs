@@ -7,20 +7,22 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use weft_base::clock::Clock;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_identity::{ClientTls, ServerTls, Svid};
+use weft_xds::Applied;
 
 use crate::capture::dns;
 use crate::config::ProxyConfig;
-use crate::ingest::{Delivery, Held, Ingest, Status};
+use crate::ingest::{Delivery, Held, Ingest, Status, Wanted};
 use crate::listen::{self, ListenError};
 use crate::observe::access_log;
 use crate::observe::admin::{self, Admin};
 use crate::observe::metrics::{WorkerCells, WorkerMetrics};
+use crate::on_demand;
 use crate::table::{Door, Table};
 use crate::upstream::connect::Dialer;
 use crate::upstream::outlier;
@@ -44,6 +46,8 @@ pub struct Proxy {
     tasks: TaskGroup,
     quit: CancellationToken,
     held: Held,
+    wanted: watch::Receiver<Wanted>,
+    amended: watch::Receiver<Applied>,
     grace: std::time::Duration,
 }
 
@@ -78,6 +82,7 @@ impl Proxy {
         let config = Arc::new(config);
         let tasks = TaskGroup::new();
         let (reporter, ejector) = outlier::ejector(clock.clone());
+        let (on_demand, asks) = on_demand::channel(&config.limits.on_demand);
         let (log_lines, log_writer) = access_log::channel(&config.access_log);
         let svid = identity.as_ref().map(Snapshot::load);
         let shared = Shared {
@@ -89,6 +94,7 @@ impl Proxy {
             config: config.clone(),
             clock: clock.clone(),
             reporter,
+            on_demand,
             log_lines,
         };
         let names = shared.names.clone();
@@ -103,11 +109,12 @@ impl Proxy {
             tracing::error!(%error, "starting without a last good table");
             Held::new()
         });
-        tasks.spawn("ingest", ingest.run(deliveries));
+        let (wanted, amended) = (ingest.wanted(), ingest.amended());
+        tasks.spawn("ingest", ingest.run(deliveries, asks));
         tasks.spawn("ejector", ejector.run());
         tasks.spawn("access log", log_writer.run());
         let grace = config.drain_grace;
-        Ok(Self { addresses, status, commands, threads, tasks, quit, held, grace })
+        Ok(Self { addresses, status, commands, threads, tasks, quit, held, wanted, amended, grace })
     }
 
     pub fn addresses(&self) -> Addresses {
@@ -121,6 +128,16 @@ impl Proxy {
     /// What the last good table gave, for the stream's first message.
     pub fn held(&self) -> &Held {
         &self.held
+    }
+
+    /// The hosts that it asks for by name, for the stream.
+    pub fn wanted(&self) -> watch::Receiver<Wanted> {
+        self.wanted.clone()
+    }
+
+    /// Its last answer when it took later what it had refused, for [`crate::ingest::source::pump`].
+    pub fn amended(&self) -> watch::Receiver<Applied> {
+        self.amended.clone()
     }
 
     /// Resolves when somebody asked the admin door to end the proxy.

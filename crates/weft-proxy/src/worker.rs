@@ -23,6 +23,7 @@ use weft_model::{Protocol, ResourceName};
 use crate::config::ProxyConfig;
 use crate::observe::access_log::LogSender;
 use crate::observe::metrics::WorkerMetrics;
+use crate::on_demand::OnDemand;
 use crate::pinned::Pinned;
 use crate::table::{BackendEntry, Door, EndpointEntry, Table};
 use crate::tcp::accept;
@@ -65,6 +66,7 @@ pub struct Shared {
     pub dialer: Arc<Dialer>,
     pub server_tls: Option<Arc<ServerTls>>,
     pub reporter: Reporter,
+    pub on_demand: OnDemand,
     pub log_lines: mpsc::Sender<String>,
 }
 

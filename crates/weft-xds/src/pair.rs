@@ -157,8 +157,8 @@ impl World {
         }
         let exists = |root: &Root| self.view.resources.keys().any(|n| n.root == *root);
         let asked = |(host, number): (&Arc<str>, &u64)| {
-            let root = Some(Root::Host(host.clone())).filter(exists);
-            (host.clone(), Asked { number: *number, root })
+            let exists = exists(&Root::Host(host.clone()));
+            (host.clone(), Asked { number: *number, exists })
         };
         view.partial = true;
         view.asked = self.asks.iter().map(asked).collect();

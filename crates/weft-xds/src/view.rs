@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use weft_model::{NodeFeatures, Resource, ResourceName, Root, express, needs};
+use weft_model::{NodeFeatures, Resource, ResourceName, express, needs};
 
 use crate::codec::{CodecError, Encoded, Version, encode};
 use bytes::Bytes;
@@ -38,8 +38,8 @@ pub struct View {
 pub struct Asked {
     /// Tells one asking from the next, since each is answered.
     pub number: u64,
-    /// The host that it means; `None` when this node may see none of that name.
-    pub root: Option<Root>,
+    /// Whether it means any host that this node may see.
+    pub exists: bool,
 }
 
 // === impl Entry ===

@@ -117,11 +117,11 @@ fn subscribe(
     let options = Options {
         node: NodeInfo::this_release(node, env!("CARGO_PKG_VERSION")),
         held: proxy.held().clone(),
-        wanted: client::nothing_more(),
+        wanted: proxy.wanted(),
         rng: Rng::from_system(),
     };
     let handle = client::run(Arc::new(dial), options, tasks);
-    tasks.spawn("configuration", source::pump(handle, feed));
+    tasks.spawn("configuration", source::pump(handle, feed, proxy.amended()));
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use weft_base::limits::{PROXY_BACKENDS_MAX, PROXY_BYTES_MAX};
-use weft_model::{Host, Resource, ResourceName, Root};
+use weft_model::{Resource, ResourceName, Root};
 use weft_xds::{Asked, Entry};
 
 use super::book::{NodeScope, Resources};
@@ -32,7 +32,8 @@ pub(super) struct Whole {
     routes: BTreeSet<ResourceName>,
     /// What hosts are called beside their own name.
     aliases: BTreeSet<(Arc<str>, Root)>,
-    addresses: BTreeSet<(IpAddr, Root)>,
+    /// Of hosts, and of their instances.
+    addresses: BTreeSet<(IpAddr, ResourceName)>,
     pub limits: HoldLimits,
 }
 
@@ -51,6 +52,8 @@ pub(super) struct Hold {
     weight: Weight,
     pub partial: bool,
     pub asked: imbl::OrdMap<Arc<str>, Asked>,
+    /// Those of them that are addresses.
+    addresses: BTreeSet<IpAddr>,
     /// Hosts that it holds beside its own.
     far: BTreeSet<Root>,
 }
@@ -140,22 +143,21 @@ impl Whole {
         if !matches!(name.root, Root::Host(_)) {
             return;
         }
-        if let Some(Resource::Host(host)) = old.as_ref().map(|e| &*e.resource) {
-            for alias in &host.aliases {
+        if let Some(old) = old {
+            for alias in aliases(old) {
                 self.aliases.remove(&(alias.clone(), name.root.clone()));
             }
-            for address in &host.addresses {
-                self.addresses.remove(&(*address, name.root.clone()));
+            for address in addresses(old) {
+                self.addresses.remove(&(address, name.clone()));
             }
+            self.routes.remove(name);
         }
-        match new.as_ref().map(|e| &*e.resource) {
-            Some(Resource::Route(_)) => drop(self.routes.insert(name.clone())),
-            Some(Resource::Host(host)) => {
-                self.aliases.extend(host.aliases.iter().map(|a| (a.clone(), name.root.clone())));
-                self.addresses.extend(host.addresses.iter().map(|a| (*a, name.root.clone())));
+        if let Some(new) = new {
+            self.aliases.extend(aliases(new).iter().map(|a| (a.clone(), name.root.clone())));
+            self.addresses.extend(addresses(new).map(|a| (a, name.clone())));
+            if matches!(*new.resource, Resource::Route(_)) {
+                self.routes.insert(name.clone());
             }
-            Some(_) => {}
-            None => drop(self.routes.remove(name)),
         }
     }
 
@@ -167,26 +169,26 @@ impl Whole {
         self.resources.range(root.own()..).take_while(move |(name, _)| name.root == *root)
     }
 
-    /// The host that a name or address means to a node.
-    fn find(&self, scope: &dyn NodeScope, asked: &Arc<str>) -> Option<Root> {
+    /// The host that a name means to a node, or all hosts that have something at an address.
+    fn find(&self, scope: &dyn NodeScope, asked: &Arc<str>) -> Vec<Root> {
         let seen = |root: &Root| {
             let own = root.own();
             self.resources.get(&own).is_some_and(|e| scope.sees(&own, &e.resource))
         };
         let canonical = Root::Host(asked.clone());
         if seen(&canonical) {
-            return Some(canonical);
+            return vec![canonical];
         }
         let first = Root::Listener("".into());
         let aliases = self.aliases.range((asked.clone(), first.clone())..);
         let mut aliases = aliases.take_while(|(alias, _)| alias == asked).map(|(_, root)| root);
         if let Some(root) = aliases.find(|root| seen(root)) {
-            return Some(root.clone());
+            return vec![root.clone()];
         }
-        let ip: IpAddr = asked.parse().ok()?;
-        let addresses = self.addresses.range((ip, first)..);
-        let mut addresses = addresses.take_while(|(a, _)| *a == ip).map(|(_, root)| root);
-        addresses.find(|root| seen(root)).cloned()
+        let Ok(ip) = asked.parse::<IpAddr>() else { return Vec::new() };
+        let addresses = self.addresses.range((ip, first.own())..);
+        let roots = addresses.take_while(|(a, _)| *a == ip).map(|(_, name)| &name.root);
+        roots.filter(|root| seen(root)).cloned().collect()
     }
 
     /// The hosts that a route sends this node's requests to.
@@ -222,9 +224,10 @@ impl Hold {
         for name in asks {
             if !self.asked.contains_key(name) {
                 *number += 1;
-                self.asked.insert(name.clone(), Asked { number: *number, root: None });
+                self.asked.insert(name.clone(), Asked { number: *number, exists: false });
             }
         }
+        self.addresses = self.asked.keys().filter_map(|name| name.parse().ok()).collect();
     }
 
     /// Everything anew, for a new scope: what the node is sent.
@@ -291,17 +294,20 @@ impl Hold {
         touched.iter().any(|Touched { name, old, new }| {
             let Root::Host(host) = &name.root else { return false };
             [old, new].into_iter().flatten().any(|entry| match &*entry.resource {
-                Resource::Host(named) => !self.asked.is_empty() && self.asks_for(host, named),
+                // With a host its instances come within reach, or go out of it.
+                Resource::Host(_) => !self.addresses.is_empty() || self.asks_for(host, entry),
+                Resource::Endpoints(_) => self.asks_for(host, entry),
                 Resource::Route(_) => self.partial && self.holds(scope, &name.root),
                 _ => false,
             })
         })
     }
 
-    fn asks_for(&self, name: &str, host: &Host) -> bool {
-        self.asked.contains_key(name)
-            || host.aliases.iter().any(|a| self.asked.contains_key(&**a))
-            || host.addresses.iter().any(|a| self.asked.contains_key(a.to_string().as_str()))
+    fn asks_for(&self, name: &str, entry: &Entry) -> bool {
+        !self.asked.is_empty()
+            && (self.asked.contains_key(name)
+                || aliases(entry).iter().any(|a| self.asked.contains_key(&**a))
+                || addresses(entry).any(|a| self.addresses.contains(&a)))
     }
 
     /// Finds anew what the asked names mean, and which hosts follow from them and from routes.
@@ -309,11 +315,11 @@ impl Hold {
         let mut open: Vec<Root> = Vec::new();
         let mut found = Vec::new();
         for (name, asked) in &self.asked {
-            let root = whole.find(scope, name);
-            open.extend(root.clone());
-            if asked.root != root {
-                found.push((name.clone(), Asked { number: asked.number, root }));
+            let roots = whole.find(scope, name);
+            if asked.exists == roots.is_empty() {
+                found.push((name.clone(), Asked { exists: !roots.is_empty(), ..*asked }));
             }
+            open.extend(roots);
         }
         self.asked.extend(found);
         let mut far = BTreeSet::new();
@@ -359,4 +365,21 @@ impl Weight {
         self.backends = self.backends.saturating_sub(backends);
         self.bytes = self.bytes.saturating_sub(bytes);
     }
+}
+
+fn aliases(entry: &Entry) -> &[Arc<str>] {
+    match &*entry.resource {
+        Resource::Host(host) => &host.aliases,
+        _ => &[],
+    }
+}
+
+/// Where clients may find a host, or its instances.
+fn addresses(entry: &Entry) -> impl Iterator<Item = IpAddr> {
+    let (host, instances) = match &*entry.resource {
+        Resource::Host(host) => (host.addresses.as_slice(), [].as_slice()),
+        Resource::Endpoints(set) => ([].as_slice(), set.endpoints.as_slice()),
+        _ => ([].as_slice(), [].as_slice()),
+    };
+    host.iter().copied().chain(instances.iter().map(|e| e.address.ip()))
 }

@@ -12,6 +12,7 @@ use weft_model::decide::{Captured, by_original_dst};
 use super::race::{self, Raced, race};
 use super::{reset, sniff_limit};
 use crate::http::serve::serve;
+use crate::on_demand;
 use crate::tcp::prefixed::Prefixed;
 use crate::tcp::{accept, relay};
 use crate::worker::{Conn, Worker};
@@ -22,6 +23,10 @@ pub async fn connection(worker: Rc<Worker>, stream: TcpStream, conn: Conn) {
         relay::refused(&worker, &conn, "this port only takes connections that were redirected");
         return reset(stream);
     };
+    if let Err(why) = on_demand::known(&worker, &conn, None).await {
+        relay::refused(&worker, &conn, &why);
+        return reset(stream);
+    }
     let table = worker.table();
     let found = by_original_dst(&**table, to);
     let (protocol, limit) = (found.protocol(), sniff_limit(&table));

@@ -24,6 +24,7 @@ use super::{headers, upgrade};
 use crate::capture;
 use crate::config::UnknownDestinations;
 use crate::observe::record::Record;
+use crate::on_demand;
 use crate::table::{BackendEntry, Door, Table};
 use crate::tcp::relay;
 use crate::upstream::pick::LocalBackend;
@@ -103,8 +104,13 @@ async fn run(
     clean(worker, conn, &mut head, record);
 
     // 4. Route: pin the table, let the model choose.
-    let table = worker.table();
     let asked = route::asked(conn, &authority);
+    if on_demand::is_unknown(worker, conn, Some(&asked.host)) {
+        rare(on_demand::known(worker, conn, Some(&asked.host)))
+            .await
+            .map_err(|why| Refusal::new(Cause::NotKnown, why))?;
+    }
+    let table = worker.table();
     let choice = {
         let view_headers = HeaderView(&head.headers);
         let view = route::view(&head, &view_headers, conn.scheme, &asked);

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The last good table on disk: written to a new file that replaces the old one whole.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use weft_model::Root;
 use weft_xds::codec::CodecError;
-use weft_xds::last_good::{self, LastGood};
+use weft_xds::last_good::{self, Carried, LastGood, Notes};
 
 use crate::table::Builder;
 
@@ -38,9 +40,15 @@ pub fn read(path: &Path) -> Result<Option<LastGood>, LastGoodError> {
     last_good::decode(&bytes).map(Some).map_err(form)
 }
 
-pub fn write(path: &Path, generation: u64, builder: &Builder) -> Result<(), LastGoodError> {
+pub fn write(
+    path: &Path,
+    generation: u64,
+    builder: &Builder,
+    notes: &Notes,
+) -> Result<(), LastGoodError> {
     let resources: Vec<_> = builder.resources().collect();
-    let bytes = last_good::encode(generation, resources.iter().map(|(n, r)| (n, *r)))
+    let resources = resources.iter().map(|(name, resource)| (name, *resource));
+    let bytes = last_good::encode(generation, resources, notes, carried(path, builder, notes))
         .map_err(|source| LastGoodError::Form { path: path.into(), source })?;
     let io = |source| LastGoodError::Io { path: path.into(), source };
     let new = path.with_extension("new");
@@ -49,4 +57,16 @@ pub fn write(path: &Path, generation: u64, builder: &Builder) -> Result<(), Last
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(&new);
     file.and_then(|mut f| f.write_all(&bytes)).map_err(io)?;
     std::fs::rename(&new, path).map_err(io)
+}
+
+/// What was given back is in no table any more: the file itself is where it is kept.
+fn carried(path: &Path, builder: &Builder, notes: &Notes) -> Carried {
+    let away: BTreeSet<Root> =
+        notes.evicted.iter().filter(|root| !builder.has(root)).cloned().collect();
+    if away.is_empty() {
+        return Carried::default();
+    }
+    // Without the old file there is nothing to carry; the table itself is written all the same.
+    let old = std::fs::read(path).unwrap_or_default();
+    last_good::carry(&old, &away).unwrap_or_default()
 }

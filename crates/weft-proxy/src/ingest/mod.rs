@@ -4,6 +4,7 @@
 
 mod lastgood;
 pub mod source;
+mod wants;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use weft_base::clock::Clock;
 use weft_base::snapshot::{Publisher, Snapshot, snapshot};
@@ -21,10 +22,14 @@ use weft_xds::{Applied, Rejected, Transaction, Version};
 use crate::config::ProxyConfig;
 use crate::listen;
 use crate::observe::metrics::lock;
+use crate::on_demand::Ask;
 use crate::table::{Builder, Door, Table};
 use crate::worker::Command;
 
+use wants::Wants;
+
 pub use lastgood::LastGoodError;
+pub use wants::Wanted;
 
 /// How often what is left over is seen to.
 const CHORES_EVERY: Duration = Duration::from_secs(1);
@@ -32,11 +37,13 @@ const CHORES_EVERY: Duration = Duration::from_secs(1);
 const REBIND_EVERY: Duration = Duration::from_millis(10);
 const REBIND_TRIES: usize = 50;
 
-/// A transaction and where its answer goes.
+/// What reaches a proxy from its source of configuration.
 #[derive(Debug)]
-pub struct Delivery {
-    pub transaction: Transaction,
-    pub applied: oneshot::Sender<Applied>,
+pub enum Delivery {
+    /// A transaction and where its answer goes.
+    Transaction(Transaction, oneshot::Sender<Applied>),
+    /// The stream to the server is up, or down.
+    Link(bool),
 }
 
 /// Names and versions of what a proxy has already.
@@ -59,12 +66,18 @@ pub struct Status {
 #[derive(Debug)]
 pub struct Ingest {
     config: Arc<ProxyConfig>,
+    clock: Clock,
     builder: Builder,
     workers: Vec<mpsc::Sender<Command>>,
     sockets: BTreeMap<(SocketAddr, Door), u64>,
     next_number: u64,
-    /// Doors whose address could not be bound; tried again.
-    missing: Vec<(SocketAddr, Door)>,
+    /// Doors whose address could not be bound, and why; tried again.
+    missing: Vec<(SocketAddr, Door, String)>,
+    /// What else the last transaction's answer refused.
+    refused: Vec<Rejected>,
+    wants: Wants,
+    /// The last answer as it is now, when that changed since it was given.
+    amended: watch::Sender<Applied>,
     unsaved: bool,
     saved_at: Option<Instant>,
     publisher: Publisher<Table>,
@@ -104,11 +117,15 @@ impl Ingest {
         Self {
             builder: Builder::new(config.workers, clock.clone(), config.node.namespace.clone())
                 .with_instances(config.capture.is_some()),
-            config,
             workers,
             sockets: BTreeMap::new(),
             next_number: 0,
             missing: Vec::new(),
+            refused: Vec::new(),
+            wants: Wants::new(config.limits.on_demand),
+            amended: watch::channel(Applied::default()).0,
+            clock: clock.clone(),
+            config,
             unsaved: false,
             saved_at: None,
             publisher,
@@ -118,6 +135,16 @@ impl Ingest {
 
     pub fn status(&self) -> Status {
         self.status.clone()
+    }
+
+    /// The hosts that are asked for by name.
+    pub fn wanted(&self) -> watch::Receiver<Wanted> {
+        self.wants.subscribe()
+    }
+
+    /// Answers that became better after they were given.
+    pub fn amended(&self) -> watch::Receiver<Applied> {
+        self.amended.subscribe()
     }
 
     /// Opens a door that no table decides.
@@ -141,28 +168,41 @@ impl Ingest {
     pub async fn load_last_good(&mut self) -> Result<Held, LastGoodError> {
         let Some(path) = self.config.last_good.clone() else { return Ok(Vec::new()) };
         let Some(saved) = lastgood::read(&path)? else { return Ok(Vec::new()) };
-        let held = saved.resources.iter().map(|(n, v, _)| (n.clone(), *v)).collect();
-        let upserts = saved.resources.into_iter().map(|(n, _, r)| (n, Ok(r))).collect();
+        let held = saved.resources.iter().map(|u| (u.name.clone(), u.version)).collect();
         self.status.from_last_good.store(true, Ordering::Relaxed);
+        self.wants.restore(&saved.resources, saved.notes);
+        self.builder.set_unheld(self.wants.unheld());
+        let upserts = saved.resources.into_iter().map(|u| (u.name, u.resource)).collect();
         self.install(saved.generation, upserts, &[]).await;
         Ok(held)
     }
 
     /// Applies transactions until their source is gone, and sees to what is left over: a table to
     /// save, an address that somebody else had.
-    pub async fn run(mut self, mut deliveries: mpsc::Receiver<Delivery>) {
+    pub async fn run(
+        mut self,
+        mut deliveries: mpsc::Receiver<Delivery>,
+        mut asks: mpsc::Receiver<Ask>,
+    ) {
+        let mut chores_at = Instant::now() + CHORES_EVERY;
         loop {
-            let chores = self.unsaved || !self.missing.is_empty();
+            let chores = self.unsaved || !self.missing.is_empty() || self.wants.is_active();
             tokio::select! {
-                delivery = deliveries.recv() => {
-                    let Some(delivery) = delivery else { break };
-                    let applied = self.apply(delivery.transaction).await;
-                    // The stream may be gone by now; the table is in place all the same.
-                    let _ = delivery.applied.send(applied);
-                }
-                () = tokio::time::sleep(CHORES_EVERY), if chores => {
+                delivery = deliveries.recv() => match delivery {
+                    Some(Delivery::Transaction(transaction, answer)) => {
+                        let applied = self.apply(transaction).await;
+                        // The stream may be gone by now; the table is in place all the same.
+                        let _ = answer.send(applied);
+                    }
+                    Some(Delivery::Link(up)) => self.wants.connected = up,
+                    None => break,
+                },
+                Some(ask) = asks.recv() => self.wants.ask(ask, &self.status.table.load()),
+                () = tokio::time::sleep_until(chores_at), if chores => {
                     self.save();
                     self.open_missing().await;
+                    self.wants.tidy(&self.status.table.load(), self.clock.now());
+                    chores_at = Instant::now() + CHORES_EVERY;
                 }
             }
         }
@@ -176,27 +216,49 @@ impl Ingest {
         }
         let Some(path) = &self.config.last_good else { return };
         let generation = self.status.generation.load(Ordering::Relaxed);
-        if let Err(error) = lastgood::write(path, generation, &self.builder) {
+        let notes = self.wants.notes();
+        if let Err(error) = lastgood::write(path, generation, &self.builder, &notes) {
             tracing::warn!(%error, "the last good table is not saved");
         }
         self.saved_at = Some(Instant::now());
     }
 
     async fn open_missing(&mut self) {
-        for (address, door) in std::mem::take(&mut self.missing) {
+        let before = self.missing.len();
+        for (address, door, why) in std::mem::take(&mut self.missing) {
             match self.ensure(address, door.clone()).await {
                 Ok(()) => tracing::info!(%address, ?door, "the address is free now, listening"),
-                Err(_) => self.missing.push((address, door)),
+                Err(_) => self.missing.push((address, door, why)),
             }
         }
+        if self.missing.len() < before {
+            let generation = self.status.generation.load(Ordering::Relaxed);
+            self.amended.send_replace(Applied { generation, rejected: self.rejected() });
+        }
+    }
+
+    /// What of the last transaction is refused now.
+    fn rejected(&self) -> Vec<Rejected> {
+        let missing = self.missing.iter().map(|(_, door, why)| {
+            let name = match door {
+                Door::Gateway(name) => format!("listener:{name}"),
+                Door::Upstream { host, .. } => format!("host:{host}"),
+                Door::Mesh | Door::Forward | Door::Outbound | Door::Inbound => format!("{door:?}"),
+            };
+            Rejected::new(name, why)
+        });
+        self.refused.iter().cloned().chain(missing).collect()
     }
 
     /// Applies one transaction; resolves when every worker has passed it.
     pub async fn apply(&mut self, transaction: Transaction) -> Applied {
+        self.wants.take(&transaction);
+        self.builder.set_unheld(self.wants.unheld());
         let Transaction { generation, upserts, removes, .. } = transaction;
         let upserts = upserts.into_iter().map(|u| (u.name, u.resource)).collect();
         self.status.from_last_good.store(false, Ordering::Relaxed);
         let rejected = self.install(generation, upserts, &removes).await;
+        self.wants.settle(&self.status.table.load());
         self.unsaved = self.config.last_good.is_some();
         // Many changes in a row are saved once.
         if self.saved_at.is_none_or(|at| at.elapsed() >= CHORES_EVERY) {
@@ -214,7 +276,8 @@ impl Ingest {
         upserts: Vec<(ResourceName, Result<Resource, Fail>)>,
         removes: &[ResourceName],
     ) -> Vec<Rejected> {
-        let (table, mut rejected) = self.builder.apply(generation, upserts, removes);
+        let (table, refused) = self.builder.apply(generation, upserts, removes);
+        self.refused = refused;
         let upstream = self.config.has_upstream_ports();
         let wanted = table.doors(upstream.then_some(self.config.address));
         let closed = self.close_unwanted(&wanted).await;
@@ -232,17 +295,10 @@ impl Ingest {
                 opened = self.ensure(address, door.clone()).await;
             }
             if let Err(error) = opened {
-                self.missing.push((address, door.clone()));
-                let name = match &door {
-                    Door::Gateway(name) => format!("listener:{name}"),
-                    Door::Upstream { host, .. } => format!("host:{host}"),
-                    Door::Mesh | Door::Forward | Door::Outbound | Door::Inbound => {
-                        format!("{door:?}")
-                    }
-                };
-                rejected.push(Rejected { name, reason: error.to_string() });
+                self.missing.push((address, door, error.to_string()));
             }
         }
+        let rejected = self.rejected();
         let refused = rejected.len() as u64;
         self.status.rejected_total.fetch_add(refused, Ordering::Relaxed);
         self.status.generation.store(generation, Ordering::Relaxed);

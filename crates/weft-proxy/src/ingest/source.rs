@@ -3,7 +3,7 @@
 //! [`Feed`]), or one file of resources for `weft proxy -c FILE`.
 
 use serde::Deserialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use weft_model::{Resource, ResourceName};
 use weft_xds::{Applied, Transaction, Upsert};
 
@@ -39,8 +39,13 @@ impl Feed {
     /// is going down. Dropping the future does not undo the transaction.
     pub async fn apply(&self, transaction: Transaction) -> Option<Applied> {
         let (applied, answer) = oneshot::channel();
-        self.deliveries.send(Delivery { transaction, applied }).await.ok()?;
+        self.deliveries.send(Delivery::Transaction(transaction, applied)).await.ok()?;
         answer.await.ok()
+    }
+
+    /// The stream to the server is up, or down. `false` when the proxy is going down.
+    async fn link(&self, up: bool) -> bool {
+        self.deliveries.send(Delivery::Link(up)).await.is_ok()
     }
 }
 
@@ -70,12 +75,35 @@ pub fn from_yaml(text: &str) -> Result<Transaction, String> {
     transaction(1, named.into_iter().map(|n| (n.name, n.resource)))
 }
 
-/// Moves what a server's stream delivers into the proxy, and the answers back.
-pub async fn pump(mut stream: weft_xds::client::Handle, feed: Feed) {
-    while let Some(transaction) = stream.transactions.recv().await {
-        let Some(applied) = feed.apply(transaction).await else { return };
-        if stream.applied.send(applied).await.is_err() {
-            return;
+/// Moves what a server's stream delivers into the proxy, and the answers back. `amended` is the
+/// proxy's own ([`crate::Proxy::amended`]).
+pub async fn pump(
+    mut stream: weft_xds::client::Handle,
+    feed: Feed,
+    mut amended: watch::Receiver<Applied>,
+) {
+    let mut up = false;
+    loop {
+        tokio::select! {
+            transaction = stream.transactions.recv() => {
+                let Some(transaction) = transaction else { return };
+                let Some(applied) = feed.apply(transaction).await else { return };
+                if stream.applied.send(applied).await.is_err() {
+                    return;
+                }
+            }
+            Ok(()) = stream.status.changed() => {
+                let connected = stream.status.borrow_and_update().connected;
+                if std::mem::replace(&mut up, connected) != connected && !feed.link(up).await {
+                    return;
+                }
+            }
+            Ok(()) = amended.changed() => {
+                let late = amended.borrow_and_update().clone();
+                if stream.amended.send(late).await.is_err() {
+                    return;
+                }
+            }
         }
     }
 }

@@ -33,6 +33,12 @@ impl Addresses {
         self.hosts.get(&ip).map_or(&[], Vec::as_slice)
     }
 
+    /// The hosts that have an instance at an address, whatever its port.
+    pub fn of_instances(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<str>> {
+        let there = self.instances.iter().filter(move |(at, _)| at.ip() == ip);
+        there.flat_map(|(_, places)| places.iter().map(|p| &p.host))
+    }
+
     /// `instances` says whether single instances are asked for at all.
     pub fn add(&mut self, entry: &HostEntry, instances: bool) {
         let name = &entry.host.name;

@@ -19,7 +19,7 @@ use weft_xds::Rejected;
 
 use super::{
     BackendEntry, CaptureEntry, EndpointEntry, EndpointShared, GatewayEntry, HostEntry,
-    InboundEntry, Table, tls,
+    InboundEntry, Table, Unheld, tls,
 };
 
 type Child = Arc<str>;
@@ -93,6 +93,16 @@ impl Builder {
         self.sweep();
         self.table.generation = generation;
         (Arc::new(self.table.clone()), rejected)
+    }
+
+    /// What the next table says of hosts that it does not hold.
+    pub fn set_unheld(&mut self, unheld: Unheld) {
+        self.table.unheld = unheld;
+    }
+
+    /// Whether anything of a root is known.
+    pub fn has(&self, root: &Root) -> bool {
+        self.roots.contains_key(root)
     }
 
     /// Everything known, for the last-good file.
@@ -198,7 +208,11 @@ impl Builder {
     }
 
     fn rebuild_host(&mut self, root: &Root, name: &Arc<str>) {
-        if let Some(old) = self.table.hosts.remove(name) {
+        let old = self.table.hosts.remove(name);
+        let used = old
+            .as_ref()
+            .map_or_else(|| Arc::new(AtomicU64::new(self.clock.now().0)), |old| old.used.clone());
+        if let Some(old) = old {
             for alias in &old.host.aliases {
                 if self.table.aliases.get(alias) == Some(name) {
                     self.table.aliases.remove(alias);
@@ -221,6 +235,7 @@ impl Builder {
             routes: self.routes_of(root),
             backends: HashMap::new(),
             fails: HashMap::new(),
+            used,
             host,
         };
         for (child, resource) in &children {

@@ -7,7 +7,7 @@ mod build;
 mod single;
 mod tls;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -33,6 +33,16 @@ pub struct Table {
     gateways: imbl::HashMap<Arc<str>, Arc<GatewayEntry>>,
     inbound: imbl::HashMap<u16, Arc<InboundEntry>>,
     capture: Option<Arc<CaptureEntry>>,
+    pub unheld: Unheld,
+}
+
+/// What is known of hosts that a table does not hold.
+#[derive(Clone, Debug, Default)]
+pub struct Unheld {
+    /// They may exist all the same: control is asked by name.
+    pub partial: bool,
+    /// Names that control was asked for and that are no hosts.
+    pub absent: imbl::HashSet<Arc<str>>,
 }
 
 /// A service host with everything under its root.
@@ -43,6 +53,8 @@ pub struct HostEntry {
     pub backends: HashMap<Arc<str>, Arc<BackendEntry>>,
     /// Children that could not be made, by child name.
     pub fails: HashMap<Arc<str>, Fail>,
+    /// Monotonic milliseconds of its last use, about; it outlives the table.
+    pub used: Arc<AtomicU64>,
 }
 
 /// A backend with the endpoints it selects.
@@ -121,6 +133,17 @@ impl Table {
         self.hosts.get(self.addresses.hosts(ip).first()?)
     }
 
+    /// Every host that a name or address may mean.
+    pub fn means(&self, name: &str) -> impl Iterator<Item = &Arc<HostEntry>> {
+        let names: BTreeSet<&Arc<str>> = match name.parse::<IpAddr>() {
+            Ok(ip) => {
+                self.addresses.hosts(ip).iter().chain(self.addresses.of_instances(ip)).collect()
+            }
+            Err(_) => self.host(name).map(|entry| &entry.host.name).into_iter().collect(),
+        };
+        names.into_iter().filter_map(|name| self.hosts.get(name))
+    }
+
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<HostEntry>> {
         self.hosts.values()
     }
@@ -186,6 +209,17 @@ impl HostEntry {
 
     pub fn upstream_port(&self, listening: u16) -> Option<&HostPort> {
         self.host.ports.iter().find(|p| p.upstream_port == Some(listening))
+    }
+
+    /// Notes its use. Written at most once a second, so that workers do not fight over it.
+    pub fn touch(&self, now_ms: u64) {
+        if now_ms.saturating_sub(self.used_ms()) >= 1_000 {
+            self.used.store(now_ms, Ordering::Relaxed);
+        }
+    }
+
+    pub fn used_ms(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
     }
 
     pub fn default_backend(&self, port: &HostPort) -> Option<&Arc<BackendEntry>> {

@@ -28,6 +28,7 @@ use crate::http::serve::Received;
 use crate::observe::access_log::Relayed;
 use crate::observe::flags::{Flag, Flags};
 use crate::observe::metrics::{Labels, Reporter, RequestProtocol};
+use crate::on_demand;
 use crate::table::{BackendEntry, Door};
 use crate::upstream::pick::LocalEndpoint;
 use crate::upstream::pool::{InFlight, Tunnel};
@@ -62,9 +63,11 @@ pub fn after_connect(
         }
         let mut inner = Conn::new(Door::Forward, outer.local, outer.remote);
         inner.admitted.set(true);
-        let port = target.port.unwrap_or(80);
-        let protocol = crate::http::route::declared(&worker.table(), &target.host, port);
+        let (host, port) = (target.host.clone(), target.port.unwrap_or(80));
         inner.tunnel = Some(target);
+        // Whoever serves it says so when this is not known in time.
+        let _ = on_demand::known(&worker, &inner, None).await;
+        let protocol = crate::http::route::declared(&worker.table(), &host, port);
         let protocol = protocol.unwrap_or(Protocol::Detect);
         accept::by_protocol(worker, io, Rc::new(inner), protocol).await;
     };
@@ -235,6 +238,7 @@ pub async fn resolve(target: &Authority) -> Result<SocketAddr, String> {
 }
 
 async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntry>, String> {
+    on_demand::known(worker, conn, None).await?;
     let table = worker.table();
     let of_service =
         |host: &str, port: u16| route::backend_of(&table, host, port, &mut worker.rng.borrow_mut());

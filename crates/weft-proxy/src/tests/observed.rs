@@ -192,6 +192,7 @@ async fn sizes_of_what_every_connection_holds() {
         config,
         clock: weft_base::clock::Clock::system(),
         reporter,
+        on_demand: crate::on_demand::channel(&Default::default()).0,
         log_lines: tokio::sync::mpsc::channel(1).0,
     };
     let metrics = crate::observe::metrics::WorkerMetrics::new(Default::default(), 1);

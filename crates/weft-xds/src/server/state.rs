@@ -394,7 +394,7 @@ fn diff_views(held: &View, view: &View) -> Diff {
 
 /// A name that was asked for and means nothing is answered by its removal.
 fn absent(diff: &mut Diff, host: &str, asked: &Asked, listed: impl Fn(&String) -> bool) {
-    if asked.root.is_none() {
+    if !asked.exists {
         let name = format!("{HOST_PREFIX}{host}");
         if !listed(&name) {
             diff.removes.push(name);

@@ -87,6 +87,16 @@ fn backend(lb: LbPolicy) -> Resource {
     })
 }
 
+fn instances(rng: &mut Rng) -> Resource {
+    let ips: Vec<String> = (0..rng.below(3)).map(|_| instance_of(rng.below(5))).collect();
+    let ips: Vec<&str> = ips.iter().map(String::as_str).collect();
+    endpoints("x", &ips).1.as_ref().clone()
+}
+
+fn instance_of(n: u64) -> String {
+    format!("127.64.0.{n}")
+}
+
 fn entry(resource: Resource) -> Arc<Entry> {
     Arc::new(Entry::new(Arc::new(resource)).unwrap())
 }
@@ -97,7 +107,8 @@ fn random_change(rng: &mut Rng, generation: u64) -> Change {
     for _ in 0..=rng.below(4) {
         let n = rng.below(9);
         let root = root_of(n);
-        let (name, resource) = match rng.below(4) {
+        let (name, resource) = match rng.below(5) {
+            4 => (root.child("endpoints/80"), instances(rng)),
             0 => (root.own(), host(n)),
             1 => (root.child("route/r"), route_to(n, rng.below(9))),
             2 => (root.child("backend/80"), backend(LbPolicy::Random)),
@@ -119,26 +130,33 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    fn find(&self, asked: &str) -> Option<Root> {
-        let seen = |name: &&ResourceName| {
-            name.child.is_empty() && self.scope.sees(name, &self.all[*name].resource)
+    fn find(&self, asked: &str) -> Vec<Root> {
+        let seen = |root: &Root| {
+            self.all.get(&root.own()).is_some_and(|e| self.scope.sees(&root.own(), &e.resource))
         };
-        let canonical = Root::host(asked).own();
-        if let Some(name) = Some(&canonical).filter(|n| self.all.contains_key(*n)).filter(seen) {
-            return Some(name.root.clone());
+        let canonical = Root::host(asked);
+        if seen(&canonical) {
+            return vec![canonical];
         }
-        let means = |name: &&ResourceName| match &*self.all[*name].resource {
-            Resource::Host(host) => {
-                host.aliases.iter().any(|a| &**a == asked)
-                    || host.addresses.iter().any(|a| a.to_string() == asked)
+        let named = self.all.iter().filter(|(name, entry)| match &*entry.resource {
+            Resource::Host(host) => seen(&name.root) && host.aliases.iter().any(|a| &**a == asked),
+            _ => false,
+        });
+        if let Some((name, _)) = { named }.next() {
+            return vec![name.root.clone()];
+        }
+        let there = self.all.iter().filter(|(_, entry)| match &*entry.resource {
+            Resource::Host(host) => host.addresses.iter().any(|a| a.to_string() == asked),
+            Resource::Endpoints(set) => {
+                set.endpoints.iter().any(|e| e.address.ip().to_string() == asked)
             }
             _ => false,
-        };
-        self.all.keys().filter(seen).find(means).map(|name| name.root.clone())
+        });
+        there.map(|(name, _)| name.root.clone()).filter(seen).collect()
     }
 
     fn names(&self, asks: &BTreeSet<Arc<str>>) -> BTreeSet<ResourceName> {
-        let mut held: BTreeSet<Root> = asks.iter().filter_map(|a| self.find(a)).collect();
+        let mut held: BTreeSet<Root> = asks.iter().flat_map(|a| self.find(a)).collect();
         held.extend(self.all.keys().map(|n| n.root.clone()).filter(|r| self.scope.keeps(r)));
         loop {
             let before = held.len();
@@ -164,6 +182,7 @@ fn asked_names(rng: &mut Rng) -> BTreeSet<Arc<str>> {
             0 => format!("s{n}.alias").into(),
             1 => format!("pair{}.alias", n / 2).into(),
             2 => address_of(n).to_string().into(),
+            3 if n < 5 => instance_of(n).into(),
             3 => format!("nobody{n}").into(),
             _ => root_of(n).to_string().trim_start_matches("host:").into(),
         }
@@ -219,8 +238,8 @@ fn a_part_is_what_is_kept_asked_for_and_routed_to_and_nothing_else() {
             };
             assert_eq!(view.resources.keys().cloned().collect::<BTreeSet<_>>(), want, "{why}");
             let asked: BTreeMap<_, _> =
-                view.asked.iter().map(|(n, a)| (n.clone(), a.root.is_some())).collect();
-            let found = asks.iter().map(|a| (a.clone(), reading.find(a).is_some())).collect();
+                view.asked.iter().map(|(n, a)| (n.clone(), a.exists)).collect();
+            let found = asks.iter().map(|a| (a.clone(), !reading.find(a).is_empty())).collect();
             assert_eq!(asked, found, "{why}");
         }
     }
