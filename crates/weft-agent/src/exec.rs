@@ -160,7 +160,9 @@ async fn attend(mut running: Running, ends: Ends, streams: ExecStreams) -> Resul
         Ends::Terminal(terminal) => {
             let (reader, writer) = terminal.split();
             let output = OptionFuture::from(stdout.map(|to| read(reader, to, ended)));
-            let output = async { drop(output.await) };
+            let output = async {
+                let _: Option<()> = output.await;
+            };
             let input = async {
                 let sizes = OptionFuture::from(resize.map(|from| resizes(&writer, from)));
                 let typed = stdin.map(|from| write(writer.clone(), from, END_OF_INPUT));

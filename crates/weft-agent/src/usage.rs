@@ -25,6 +25,13 @@ pub struct ContainerUsage {
     pub memory_bytes: u64,
 }
 
+/// What the machine uses now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineUsage {
+    pub cpu_milli: u64,
+    pub memory_bytes: u64,
+}
+
 /// A container that runs, by the mark of its processes.
 #[derive(Clone, Debug)]
 pub(crate) struct Marked {
@@ -38,6 +45,7 @@ pub(crate) struct Marked {
 pub struct Sampler {
     before: HashMap<String, u64>,
     at: Option<Mono>,
+    machine: Option<(u64, Mono)>,
 }
 
 // === impl Sampler ===
@@ -46,6 +54,15 @@ impl Sampler {
     /// Reads all of `/proc`: some milliseconds, on a thread that may block.
     pub fn look(&mut self, agent: &Agent, now: Mono) -> Vec<ContainerUsage> {
         self.count(&agent.marked(), &procfs::all_spent(MARK_CONTAINER), now)
+    }
+
+    /// The whole machine; `None` at the first look.
+    pub fn machine(&mut self, now: Mono) -> Option<MachineUsage> {
+        let (busy_ms, memory_bytes) = procfs::machine_spent()?;
+        let (before, at) = self.machine.replace((busy_ms, now))?;
+        let passed = u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX).max(1);
+        let cpu_milli = busy_ms.saturating_sub(before) * 1000 / passed;
+        Some(MachineUsage { cpu_milli, memory_bytes })
     }
 
     fn count(

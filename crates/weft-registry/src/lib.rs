@@ -204,6 +204,12 @@ impl Registry {
         *usage = Arc::new(Usage { resources, ..Usage::clone(&usage) });
     }
 
+    /// Processor and memory of machines.
+    pub fn note_nodes(&self, nodes: BTreeMap<usage::Name, usage::Resources>) {
+        let mut usage = self.inner.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        *usage = Arc::new(Usage { nodes, ..Usage::clone(&usage) });
+    }
+
     /// Requests per second, in thousandths: of pods as they arrive, of services as callers count.
     pub fn note_requests(
         &self,

@@ -23,7 +23,10 @@ pub struct Resources {
 /// The newest figures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
+    /// Of pods, and as `namespace/pod/container` of each container.
     pub resources: BTreeMap<Name, Resources>,
+    /// Of whole machines, by the node's name.
+    pub nodes: BTreeMap<Name, Resources>,
     /// Thousandths of requests per second that reach a pod.
     pub requests: BTreeMap<Name, u64>,
     /// The same of a service, as its callers count them.

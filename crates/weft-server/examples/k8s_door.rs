@@ -12,8 +12,8 @@ use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
 use weft_registry::Registry;
 use weft_server::k8s::{
-    Door, ExecIo, ExecRequest, LogError, LogPieces, LogRequest, PodLogs, PodRef, PodStreams,
-    StreamError, router,
+    Door, ExecIo, ExecRequest, LogError, LogPieces, LogRequest, Meter, PodLogs, PodRef, PodStreams,
+    Pods, StreamError, router,
 };
 use weft_server::serve::serve;
 use weft_store::MemoryStore;
@@ -45,6 +45,12 @@ impl PodStreams for NoStreams {
     }
 }
 
+impl Meter for NoStreams {
+    fn asked(&self) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+}
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".to_owned());
@@ -53,8 +59,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let clock = Clock::system();
     let store = Arc::new(MemoryStore::new(clock.clone()));
     let registry = Registry::open(store, clock, tasks.clone()).await?;
-    let door =
-        Door::new(registry, Arc::new(NoLogs), Arc::new(NoStreams), env!("CARGO_PKG_VERSION"));
+    let door = Door::new(
+        registry,
+        Pods { logs: Arc::new(NoLogs), streams: Arc::new(NoStreams), meter: Arc::new(NoStreams) },
+        env!("CARGO_PKG_VERSION"),
+    );
     println!("{}", listener.local_addr()?);
     serve(listener, router(door), Vec::new().into(), tasks).await;
     Ok(())

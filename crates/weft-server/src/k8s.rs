@@ -9,8 +9,10 @@ mod body;
 mod definitions;
 mod delete;
 mod discovery;
+mod evict;
 mod exec;
 mod logs;
+mod metrics;
 mod path;
 mod portforward;
 mod present;
@@ -43,6 +45,7 @@ use weft_registry::Registry;
 
 pub use exec::{ExecIo, ExecRequest, PodRef, PodStreams, StreamError, TerminalSize};
 pub use logs::{LogError, LogPieces, LogRequest, PodLogs};
+pub use metrics::Meter;
 use path::{Objects, Target};
 use query::Query;
 use status::{ApiError, json_response};
@@ -50,16 +53,26 @@ use status::{ApiError, json_response};
 /// The Kubernetes that clients compare themselves with.
 const KUBERNETES_MINOR: &str = "33";
 
+/// Whoever runs the pods, as the door knows it.
+#[derive(Clone)]
+pub struct Pods {
+    /// Where their output is.
+    pub logs: Arc<dyn PodLogs>,
+    /// Who runs programs in them and connects to their ports.
+    pub streams: Arc<dyn PodStreams>,
+    /// Who measures what they use.
+    pub meter: Arc<dyn Meter>,
+}
+
 /// What the door needs of the rest.
 #[derive(Clone)]
 pub struct Door {
-    pub registry: Registry,
-    /// Where the output of pods is.
-    pub logs: Arc<dyn PodLogs>,
-    /// Who runs programs in pods and connects to their ports.
-    pub streams: Arc<dyn PodStreams>,
+    registry: Registry,
+    logs: Arc<dyn PodLogs>,
+    streams: Arc<dyn PodStreams>,
+    meter: Arc<dyn Meter>,
     /// weft's own version.
-    pub version: &'static str,
+    version: &'static str,
     sessions: stream::Sessions,
 }
 
@@ -104,6 +117,14 @@ async fn handle(State(door): State<Arc<Door>>, request: Request) -> Response {
     answer.unwrap_or_else(IntoResponse::into_response)
 }
 
+// === impl Pods ===
+
+impl std::fmt::Debug for Pods {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("k8s::Pods")
+    }
+}
+
 // === impl Door ===
 
 impl std::fmt::Debug for Door {
@@ -113,13 +134,9 @@ impl std::fmt::Debug for Door {
 }
 
 impl Door {
-    pub fn new(
-        registry: Registry,
-        logs: Arc<dyn PodLogs>,
-        streams: Arc<dyn PodStreams>,
-        version: &'static str,
-    ) -> Self {
-        Self { registry, logs, streams, version, sessions: stream::Sessions::default() }
+    pub fn new(registry: Registry, pods: Pods, version: &'static str) -> Self {
+        let Pods { logs, streams, meter } = pods;
+        Self { registry, logs, streams, meter, version, sessions: stream::Sessions::default() }
     }
 
     async fn answer(&self, ask: Ask, body: Body) -> Answer {
@@ -138,6 +155,7 @@ impl Door {
         let Some(target) = path::parse(&path) else { return Err(ApiError::no_such_path()) };
         match target {
             Target::Objects(objects) => self.objects(objects, ask, body).await,
+            Target::Figures(figures) => self.figures(&figures, &ask).await,
             Target::Review { kind, group } if ask.parts.method == Method::POST => {
                 let body = body::read(body).await?;
                 review::answer(&group, kind, ask.content_type(), &body)
@@ -176,6 +194,9 @@ impl Door {
                     "PUT" | "PATCH" => self.set_scale(&target, &ask, body).await,
                     _ => Err(ApiError::method(&method, what)),
                 }
+            }
+            ("POST", Some("eviction"), true) if target.kind.row().has(Subresource::Eviction) => {
+                self.evict(&target, &ask, body).await
             }
             ("GET", Some("log"), true) if target.kind.row().has(Subresource::Log) => {
                 self.log(&target, &ask).await
@@ -273,9 +294,10 @@ fn discover(target: &Target, ask: &Ask) -> Answer {
         Target::Resources { group, version } => {
             (discovery::resources(group, version)?, discovery::Form::Legacy)
         }
-        Target::Objects(_) | Target::Review { .. } | Target::Definitions { .. } => {
-            return Err(ApiError::no_such_path());
-        }
+        Target::Objects(_)
+        | Target::Figures(_)
+        | Target::Review { .. }
+        | Target::Definitions { .. } => return Err(ApiError::no_such_path()),
     };
     let mut response = json_response(StatusCode::OK, &value);
     if let Ok(media) = HeaderValue::from_str(&form.content_type()) {

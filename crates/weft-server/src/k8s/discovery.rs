@@ -6,9 +6,9 @@
 use serde_json::{Value, json};
 use weft_kinds::kind::{KINDS, Kind, Subresource};
 
-use super::definitions;
 use super::path::REVIEWS;
 use super::status::ApiError;
+use super::{definitions, metrics};
 use crate::json::Fields;
 
 const VERBS: &[&str] =
@@ -124,6 +124,12 @@ pub(super) fn resources(group: &str, version: &str) -> Result<Value, ApiError> {
             "namespaced": false, "kind": "CustomResourceDefinition", "verbs": DEFINITION_VERBS,
             "shortNames": ["crd", "crds"]}));
     }
+    if (group, version) == (metrics::GROUP, metrics::VERSION) {
+        list.extend(metrics::RESOURCES.iter().map(|(plural, kind, namespaced)| {
+            json!({"name": plural, "singularName": "", "namespaced": namespaced, "kind": kind,
+                "verbs": metrics::VERBS})
+        }));
+    }
     if list.is_empty() {
         return Err(ApiError::no_such_path());
     }
@@ -135,7 +141,7 @@ pub(super) fn resources(group: &str, version: &str) -> Result<Value, ApiError> {
 /// Groups in the table's order.
 fn all_groups() -> Vec<&'static str> {
     let mut out = Vec::new();
-    let answered = REVIEWS.iter().map(|r| r.0).chain([definitions::GROUP]);
+    let answered = REVIEWS.iter().map(|r| r.0).chain([definitions::GROUP, metrics::GROUP]);
     for group in KINDS.iter().map(|k| k.group).chain(answered) {
         if !out.contains(&group) {
             out.push(group);
@@ -148,7 +154,8 @@ fn all_groups() -> Vec<&'static str> {
 fn versions(group: &str) -> Vec<&'static str> {
     let mut out = Vec::new();
     let kinds = KINDS.iter().filter(|k| k.group == group).flat_map(|k| k.versions.iter().copied());
-    let answered = REVIEWS.iter().map(|r| (r.0, r.1)).chain([(definitions::GROUP, "v1")]);
+    let others = [(definitions::GROUP, "v1"), (metrics::GROUP, metrics::VERSION)];
+    let answered = REVIEWS.iter().map(|r| (r.0, r.1)).chain(others);
     for version in kinds.chain(answered.filter(|(g, _)| *g == group).map(|(_, v)| v)) {
         if !out.contains(&version) {
             out.push(version);
@@ -219,6 +226,13 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
             "scope": "Cluster", "verbs": DEFINITION_VERBS, "shortNames": ["crd", "crds"],
             "responseKind": {"group": group, "version": version,
                 "kind": "CustomResourceDefinition"},
+        }));
+    }
+    if (group, version) == (metrics::GROUP, metrics::VERSION) {
+        out.extend(metrics::RESOURCES.iter().map(|(plural, kind, namespaced)| {
+            json!({"resource": plural, "singularResource": "", "verbs": metrics::VERBS,
+                "scope": if *namespaced { "Namespaced" } else { "Cluster" },
+                "responseKind": {"group": group, "version": version, "kind": kind}})
         }));
     }
     for (_, _, plural, kind) in REVIEWS.iter().filter(|r| r.0 == group && r.1 == version) {

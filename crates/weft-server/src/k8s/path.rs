@@ -4,6 +4,7 @@
 use weft_kinds::kind::{KINDS, KindId};
 
 use super::definitions;
+use super::metrics::{self, Figures};
 
 /// A resource, or a place of discovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(super) enum Target {
         group: String,
         kind: &'static str,
     },
+    /// `/apis/metrics.k8s.io/…`, which are measured and not stored.
+    Figures(Figures),
     /// `…/customresourcedefinitions`, which are built in.
     Definitions {
         name: Option<String>,
@@ -69,6 +72,9 @@ pub(super) fn parse(path: &str) -> Option<Target> {
             REVIEWS.iter().find(|r| r.0 == group && r.1 == version && r.2 == *plural)
     {
         return Some(Target::Review { group, kind: review.3 });
+    }
+    if (group.as_str(), version.as_str()) == (metrics::GROUP, metrics::VERSION) {
+        return Figures::parse(&rest).map(Target::Figures);
     }
     if (group.as_str(), version.as_str()) == (definitions::GROUP, "v1") {
         return match rest.as_slice() {

@@ -70,12 +70,23 @@ impl PodStreams for NoStreams {
     }
 }
 
+impl Meter for NoStreams {
+    fn asked(&self) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+}
+
+fn pods() -> Pods {
+    let none = Arc::new(NoStreams);
+    Pods { logs: Arc::new(Echo), streams: none.clone(), meter: none }
+}
+
 async fn rig() -> Rig {
     let tasks = TaskGroup::new();
     let clock = Clock::system();
     let store = Arc::new(MemoryStore::new(clock.clone()));
     let registry = Registry::open(store, clock, tasks.clone()).await.unwrap();
-    let door = Door::new(registry.clone(), Arc::new(Echo), Arc::new(NoStreams), "0.1.0");
+    let door = Door::new(registry.clone(), pods(), "0.1.0");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tasks.spawn("door", serve(listener, router(door), Vec::new().into(), tasks.clone()));

@@ -7,8 +7,10 @@ mod control;
 mod facts;
 mod hosts;
 mod link;
+mod resolver;
 mod scrape;
 mod streams;
+mod usage;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -31,10 +33,10 @@ use weft_control::push::{ProxyStatus, Pusher};
 use weft_identity::{Authority, TrustDomain, provider};
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
-use weft_kinds::world::Object;
+use weft_kinds::world::{Object, PodsMode};
 use weft_registry::hosts::Hosts;
 use weft_registry::{NodeInfo, Registry, controllers};
-use weft_server::k8s::{PodLogs, PodStreams};
+use weft_server::k8s::Pods;
 use weft_server::{admin, consul, dns, k8s, serve, tokens};
 use weft_store::{DataDir, RedbStore, Store};
 
@@ -49,6 +51,7 @@ use facts::ServerFacts;
 use hosts::{HostDoor, HostTokens};
 use link::LocalLink;
 use streams::{AgentStreams, NoStreams};
+use usage::{AgentMeter, NoMeter};
 
 const DATACENTER: &str = "dc1";
 const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -78,6 +81,7 @@ pub struct Agency {
     /// `kubectl apply` of the same files means the same programs.
     pub workdir: PathBuf,
     pub access_log: String,
+    pub pods: PodsMode,
 }
 
 /// A running server.
@@ -137,6 +141,9 @@ impl Running {
         let data = Arc::new(DataDir::open(&settings.data)?);
         let authority = open_authority(&data, settings.trust_domain.as_deref(), &clock)?;
         let registry = open_registry(&data, &clock, &tasks).await?;
+        if let Some(agency) = &settings.agency {
+            registry.set_pods_mode(agency.pods).await?;
+        }
         controllers::run(&registry);
         let node = settings.node.clone().unwrap_or_else(hostname);
         let pusher = control::start(&registry, authority.trust_domain(), &tasks);
@@ -153,22 +160,17 @@ impl Running {
         };
         Runner::start(checks, link.clone(), clock.clone(), Rng::from_system(), &tasks);
         let trust_domain = link.authority.trust_domain().clone();
+        let pod_dns = resolver::start(&registry, &node)?;
         let agent = match &settings.agency {
             Some(agency) => {
                 let address = agents.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |a| a.ip());
                 registry.register_node(&node_info(&node, address)).await?;
-                let config = agent_config(agency, &data, xds, &trust_domain)?;
+                let config = agent_config(agency, &data, (xds, pod_dns), &trust_domain)?;
                 Some(start_agent(&registry, config, &node, link.clone(), &tasks)?)
             }
             None => None,
         };
-        let (logs, streams): (Arc<dyn PodLogs>, Arc<dyn PodStreams>) = match &agent {
-            Some(agent) => {
-                let (agent, registry) = (agent.clone(), registry.clone());
-                (Arc::new(AgentLogs(agent.clone())), Arc::new(AgentStreams { agent, registry }))
-            }
-            None => (Arc::new(NoLogs), Arc::new(NoStreams)),
-        };
+        let pods = pods_of(agent.as_ref(), &registry, &node);
         let facts = Arc::new(ServerFacts {
             world: registry.world(),
             loads: scrape::Loads::new(),
@@ -192,11 +194,11 @@ impl Running {
                 dns_udp: bound.dns_udp,
             },
             &registry,
-            (logs, streams),
+            pods,
             Routes { facts: facts.clone(), tokens },
             &node,
         )?;
-        let doors = DoorAddresses { xds, agents, ..doors };
+        let doors = DoorAddresses { xds, agents, pod_dns, ..doors };
         Ok(Self { registry, pusher, agent, facts, tasks, doors, data, started, clock })
     }
 
@@ -332,7 +334,7 @@ struct Routes {
 fn open_doors(
     bound: Doors,
     registry: &Registry,
-    pods: (Arc<dyn PodLogs>, Arc<dyn PodStreams>),
+    pods: Pods,
     routes: Routes,
     node: &str,
 ) -> Result<DoorAddresses> {
@@ -345,22 +347,16 @@ fn open_doors(
         api: api.local_addr()?,
         consul: consul_door.local_addr()?,
         dns: dns_udp.local_addr()?,
+        pod_dns: dns_udp.local_addr()?,
         xds: api.local_addr()?,
         agents: None,
     };
-    let k8s = k8s::Door::new(registry.clone(), pods.0, pods.1, env!("CARGO_PKG_VERSION"));
+    let k8s = k8s::Door::new(registry.clone(), pods, env!("CARGO_PKG_VERSION"));
     let router = k8s::router(k8s)
         .merge(admin::router(routes.facts))
         .merge(tokens::router(routes.tokens));
     tasks.spawn("api door", serve::serve(api, router, Arc::new([]), tasks.clone()));
-    let config = consul::Config {
-        node_name: node.to_owned(),
-        node_id: node_id(node),
-        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        datacenter: DATACENTER.into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        hosts: Vec::new(),
-    };
+    let config = consul_config(node);
     let identity = Arc::new(config.identity());
     let door = consul::Door::new(registry, config, tasks);
     tasks.spawn("consul door", door.serve(consul_door, tasks.clone()));
@@ -369,6 +365,18 @@ fn open_doors(
     tasks.spawn("dns over udp", server.clone().serve_udp(dns_udp, tasks.clone()));
     tasks.spawn("dns over tcp", server.serve_tcp(dns_tcp, tasks.clone()));
     Ok(addresses)
+}
+
+/// What the Consul door says of itself.
+fn consul_config(node: &str) -> consul::Config {
+    consul::Config {
+        node_name: node.to_owned(),
+        node_id: node_id(node),
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        datacenter: DATACENTER.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        hosts: Vec::new(),
+    }
 }
 
 fn listener(socket: std::net::TcpListener) -> Result<tokio::net::TcpListener> {
@@ -417,7 +425,7 @@ fn start_agent(
 pub fn agent_config(
     agency: &Agency,
     data: &DataDir,
-    xds: SocketAddr,
+    (xds, pod_dns): (SocketAddr, SocketAddr),
     trust_domain: &TrustDomain,
 ) -> Result<AgentConfig> {
     let inherited = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "RUST_BACKTRACE"];
@@ -447,9 +455,28 @@ pub fn agent_config(
             .collect(),
             outbound_port: PROXY_OUTBOUND_PORT,
             ready_port: PROXY_READY_PORT,
+            dns: (agency.pods == PodsMode::Namespace).then_some(pod_dns),
         }),
+        hidden: vec![data.path().to_owned()],
+        namespaces: agency.pods == PodsMode::Namespace,
         subreaper: true,
     })
+}
+
+/// The agent, as the Kubernetes door knows it.
+fn pods_of(agent: Option<&Agent>, registry: &Registry, node: &str) -> Pods {
+    let Some(agent) = agent else {
+        return Pods {
+            logs: Arc::new(NoLogs),
+            streams: Arc::new(NoStreams),
+            meter: Arc::new(NoMeter),
+        };
+    };
+    Pods {
+        logs: Arc::new(AgentLogs(agent.clone())),
+        streams: Arc::new(AgentStreams(agent.clone())),
+        meter: Arc::new(AgentMeter::start(agent.clone(), registry.clone(), node)),
+    }
 }
 
 /// This machine, as the agent tells it.

@@ -2,52 +2,114 @@
 //! `kubectl exec`, `attach`, `cp` and `port-forward`, from the agent of this process.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use weft_agent::agent::Agent;
-use weft_kinds::kind::KindId;
-use weft_kinds::views::View;
-use weft_registry::Registry;
-use weft_server::k8s::{ExecIo, ExecRequest, PodRef, PodStreams, StreamError};
+use weft_agent::enter::EnterError;
+use weft_agent::exec::{ExecError, ExecStreams};
+use weft_agent::pod::{PROXY_CONTAINER, PodKey};
+use weft_server::k8s::{ExecIo, ExecRequest, PodRef, PodStreams, StreamError, TerminalSize};
+
+/// Time for a connection to a pod of this machine.
+const DIAL_MAX: Duration = Duration::from_secs(5);
 
 /// Programs and connections of the pods that the agent runs.
 #[derive(Debug)]
-pub struct AgentStreams {
-    pub agent: Agent,
-    pub registry: Registry,
-}
+pub struct AgentStreams(pub Agent);
 
 /// No agent here, so no programs.
 #[derive(Debug)]
 pub struct NoStreams;
 
 impl PodStreams for AgentStreams {
-    fn check(&self, _: &ExecRequest) -> Result<(), StreamError> {
-        Err(StreamError::Refused("exec is not offered yet".into()))
+    fn check(&self, request: &ExecRequest) -> Result<(), StreamError> {
+        if request.container == PROXY_CONTAINER {
+            return Err(StreamError::Refused(format!(
+                "{PROXY_CONTAINER} is weft's own: it holds the pod's identity, so that nothing \
+                 else runs there; look at it with `weft proxy` and `kubectl logs -c \
+                 {PROXY_CONTAINER}`"
+            )));
+        }
+        let pod = key(&request.pod);
+        self.0.can_enter(&pod, &request.container).map_err(|e| refused(&e))
     }
 
-    fn run(&self, request: ExecRequest, _: ExecIo) -> BoxFuture<'static, Result<i32, StreamError>> {
-        let refused = self.check(&request).map(|()| 0);
-        async { refused }.boxed()
-    }
-
-    fn dial(&self, pod: PodRef, port: u16) -> BoxFuture<'static, io::Result<TcpStream>> {
-        let _ = &self.agent;
-        let world = self.registry.now();
-        let object = world.get(KindId::Pod, &pod.namespace, &pod.name);
-        let address = object.and_then(|o| match &o.view {
-            View::Pod(pod) => pod.status.pod_ip.parse::<IpAddr>().ok(),
-            _ => None,
-        });
+    fn run(
+        &self,
+        request: ExecRequest,
+        io: ExecIo,
+    ) -> BoxFuture<'static, Result<i32, StreamError>> {
+        let agent = self.0.clone();
         async move {
-            let none = || io::Error::new(io::ErrorKind::NotFound, "the pod has no address");
-            TcpStream::connect(SocketAddr::new(address.ok_or_else(none)?, port)).await
+            let (pod, container) = (key(&request.pod), &request.container);
+            let ExecIo { stdin, stdout, stderr, resize } = io;
+            let (sizes, resized) = mpsc::channel(1);
+            let wanted = resize.is_some();
+            let streams = ExecStreams { stdin, stdout, stderr, resize: wanted.then_some(resized) };
+            let exec = agent.exec(&pod, container, &request.command, request.tty, streams);
+            let sizes = async {
+                if let Some(from) = resize {
+                    hand_on(from, sizes).await;
+                }
+                std::future::pending().await
+            };
+            let ended = tokio::select! {
+                ended = exec => ended,
+                never = sizes => never,
+            };
+            ended.map_err(|error| match error {
+                ExecError::Enter(error) => refused(&error),
+                other => StreamError::NotStarted(sentence(&other)),
+            })
         }
         .boxed()
     }
+
+    fn dial(&self, pod: PodRef, port: u16) -> BoxFuture<'static, io::Result<TcpStream>> {
+        let way = self.0.reach(&key(&pod));
+        async move {
+            let none = || io::Error::new(io::ErrorKind::NotFound, "the pod does not run here");
+            let (sockets, address) = way.ok_or_else(none)?;
+            let stream = sockets.connect(SocketAddr::new(address, port), DIAL_MAX).await?;
+            TcpStream::from_std(stream)
+        }
+        .boxed()
+    }
+}
+
+async fn hand_on(mut from: mpsc::Receiver<TerminalSize>, to: mpsc::Sender<(u16, u16)>) {
+    while let Some(size) = from.recv().await {
+        if to.send((size.width, size.height)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn key(pod: &PodRef) -> PodKey {
+    PodKey::new(&pod.namespace, &pod.name)
+}
+
+fn refused(error: &EnterError) -> StreamError {
+    StreamError::NotRunning(error.to_string())
+}
+
+/// An error with its causes.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !out.contains(&text) {
+            out = format!("{out}: {text}");
+        }
+        cause = error.source();
+    }
+    out
 }
 
 const ELSEWHERE: &str = "this server runs no pods; ask on the machine whose agent runs it";

@@ -18,7 +18,7 @@ use weft_registry::Registry;
 use weft_store::MemoryStore;
 
 use super::*;
-use crate::k8s::{LogError, LogPieces, LogRequest, PodLogs, router};
+use crate::k8s::{LogError, LogPieces, LogRequest, Meter, PodLogs, Pods, router};
 use crate::serve::serve;
 
 const POD: &str = "/api/v1/namespaces/default/pods/p";
@@ -100,6 +100,12 @@ impl PodStreams for Programs {
     }
 }
 
+impl Meter for Programs {
+    fn asked(&self) -> BoxFuture<'static, ()> {
+        async {}.boxed()
+    }
+}
+
 struct Rig {
     address: SocketAddr,
     tasks: TaskGroup,
@@ -114,7 +120,9 @@ async fn rig() -> Rig {
     let registry = Registry::open(store, clock, tasks.clone()).await.unwrap();
     let programs = Programs::default();
     let ended = programs.ended.clone();
-    let door = Door::new(registry, Arc::new(NoLogs), Arc::new(programs), "0.1.0");
+    let programs = Arc::new(programs);
+    let pods = Pods { logs: Arc::new(NoLogs), streams: programs.clone(), meter: programs };
+    let door = Door::new(registry, pods, "0.1.0");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tasks.spawn("door", serve(listener, router(door), Vec::new().into(), tasks.clone()));
