@@ -77,7 +77,11 @@ impl Door {
 /// `DeleteOptions` from the body, else from the query.
 async fn options(ask: &Ask, body: Body) -> Result<DeleteOptions, ApiError> {
     let bytes = body::read(body).await?;
-    let given = body::options(ask.content_type(), &bytes)?;
+    options_of(ask, &body::options(ask.content_type(), &bytes)?)
+}
+
+/// The same from `DeleteOptions` that were read.
+pub(super) fn options_of(ask: &Ask, given: &Value) -> Result<DeleteOptions, ApiError> {
     let word = |name: &str| -> String {
         let own = given.at(name).as_str().unwrap_or_else(|| ask.query.text(name));
         own.to_owned()

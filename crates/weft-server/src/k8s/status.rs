@@ -111,6 +111,12 @@ impl ApiError {
         self
     }
 
+    /// With a cause that clients look for.
+    pub(super) fn because(mut self, reason: &str, message: String) -> Self {
+        self.details.insert("causes".into(), json!([{"reason": reason, "message": message}]));
+        self
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let mut out = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
