@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,17 +15,21 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use weft_base::clock::Clock;
 use weft_base::snapshot::Snapshot;
+use weft_base::sockets::SocketFactory;
 use weft_base::task::TaskGroup;
 use weft_identity::token::Token;
 
 use crate::child::{ChildTable, Spawner};
 use crate::config::AgentConfig;
+use crate::enter::{EnterError, Entry, Inside};
 use crate::leftover::{self, Ledger};
 use crate::link::ServerLink;
 use crate::logs::{LogKey, LogQuery, LogReader, LogStore};
 use crate::machine::Event;
 use crate::pod::{DesiredPod, Pod, PodKey, ProxyKind, RestartPolicy};
+use crate::sandbox::Host;
 use crate::svid::{self, SocketError};
+use crate::usage::Marked;
 use crate::worker::{self, Handle, Msg, Shared};
 
 /// Pods of one machine.
@@ -106,7 +111,16 @@ impl Agent {
             reap(&table, tasks);
         }
         let logs = LogStore::new(config.log_dir.clone(), clock.clone());
+        let host = match (&config.proxy, config.namespaces) {
+            (Some(proxy), true) => {
+                let parts = (agent_id.as_str(), &spawner, &table);
+                let host = Host::start(&config, proxy, parts, tasks);
+                Some(Arc::new(host.map_err(dir)?))
+            }
+            _ => None,
+        };
         let shared = Arc::new(Shared {
+            host,
             config,
             agent_id,
             spawner,
@@ -116,6 +130,12 @@ impl Agent {
             tasks: tasks.clone(),
             machine: machine_size(),
         });
+        if let Some(host) = &shared.host
+            && let [first, ..] = host.cgroups.missing().as_slice()
+        {
+            let missing = host.cgroups.missing().join(", ");
+            tracing::info!(first, "not limited for pods here: {missing}");
+        }
         let (orders, inbox) = mpsc::channel(4);
         let pods = Pods::default();
         let (ended, endings) = mpsc::channel(PODS_MAX);
@@ -159,6 +179,74 @@ impl Agent {
         self.shared.logs.read(&key, query)
     }
 
+    /// A command beside a container's program, ready to be started. An empty name is the first
+    /// container's.
+    ///
+    /// # Errors
+    /// When the container does not run here.
+    pub fn enter(
+        &self,
+        pod: &PodKey,
+        container: &str,
+        line: &[String],
+    ) -> Result<Entry, EnterError> {
+        self.inside(pod, container)?.command(pod, line)
+    }
+
+    /// Whether [`Agent::enter`] would find the container running.
+    ///
+    /// # Errors
+    /// When it would not.
+    pub fn can_enter(&self, pod: &PodKey, container: &str) -> Result<(), EnterError> {
+        self.inside(pod, container).map(drop)
+    }
+
+    fn inside(&self, pod: &PodKey, container: &str) -> Result<Inside, EnterError> {
+        let pods = lock(&self.pods);
+        let handle = pods.get(pod).ok_or_else(|| EnterError::NoPod(pod.clone()))?;
+        let name = match container {
+            "" => handle.containers.first(),
+            name => handle.containers.iter().find(|c| ***c == *name),
+        };
+        let name = name.ok_or_else(|| EnterError::NoContainer {
+            pod: pod.clone(),
+            container: container.to_owned(),
+            all: handle.containers.join(", "),
+        })?;
+        handle
+            .insides
+            .get(name)
+            .ok_or_else(|| EnterError::NotRunning { pod: pod.clone(), container: name.to_string() })
+    }
+
+    /// The running containers by the mark of their processes.
+    pub(crate) fn marked(&self) -> Vec<Marked> {
+        let pods = lock(&self.pods);
+        let of = |(pod, handle): (&PodKey, &Handle)| {
+            let pod = pod.clone();
+            let all = handle.insides.variables(leftover::MARK_CONTAINER).into_iter();
+            all.map(move |(container, mark)| Marked { mark, pod: pod.clone(), container })
+        };
+        pods.iter().flat_map(of).collect()
+    }
+
+    /// Where connections into a pod are made, and to which address of it: for `port-forward`.
+    pub fn reach(&self, pod: &PodKey) -> Option<(SocketFactory, IpAddr)> {
+        let pods = lock(&self.pods);
+        let handle = pods.get(pod)?;
+        match &handle.sockets {
+            SocketFactory::Here => {
+                Some((SocketFactory::Here, handle.last.as_ref().map(|d| d.address)?))
+            }
+            door => Some((door.clone(), Ipv4Addr::LOCALHOST.into())),
+        }
+    }
+
+    /// What commands beside a program are started with.
+    pub(crate) fn for_exec(&self) -> (&Spawner, TaskGroup) {
+        (&self.shared.spawner, self.shared.tasks.clone())
+    }
+
     /// Processes that run now.
     pub fn processes(&self) -> Vec<u32> {
         self.table.pids()
@@ -176,6 +264,9 @@ impl Agent {
         if self.orders.send(Order::Stop { grace, done }).await.is_ok() {
             // Processes end by SIGKILL at the latest; last reports are not waited for for ever.
             let _ = tokio::time::timeout(grace * 2 + STOP_MARGIN, wait).await;
+        }
+        if let Some(host) = &self.shared.host {
+            host.stop().await;
         }
     }
 }

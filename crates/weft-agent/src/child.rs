@@ -49,10 +49,16 @@ pub enum Role {
     App {
         pod: PodKey,
     },
-    /// An exec probe.
+    /// A command beside the program: an exec probe, `kubectl exec`.
     Probe {
         pod: PodKey,
     },
+    /// Holds a pod's namespaces.
+    Sandbox {
+        pod: PodKey,
+    },
+    /// Holds the network of the pods.
+    Network,
 }
 
 /// All living children by pid.
@@ -105,8 +111,30 @@ impl Spawner {
     /// # Errors
     /// When the program cannot be started.
     pub async fn spawn(&self, mut command: Command, role: Role) -> io::Result<Child> {
-        crate::sys::prepare(&mut command);
         command.stdin(Stdio::null());
+        self.spawn_with(command, role).await
+    }
+
+    /// The same with the command's own standard input.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub async fn spawn_with(&self, mut command: Command, role: Role) -> io::Result<Child> {
+        crate::sys::prepare(&mut command);
+        self.start(command, role).await
+    }
+
+    /// The same at a terminal, which is its standard input: the process leads the session that
+    /// the terminal controls.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub async fn spawn_session(&self, mut command: Command, role: Role) -> io::Result<Child> {
+        crate::sys::prepare_session(&mut command);
+        self.start(command, role).await
+    }
+
+    async fn start(&self, command: Command, role: Role) -> io::Result<Child> {
         let (reply, answer) = oneshot::channel();
         let gone = || io::Error::other("the agent is stopping and starts no process");
         self.jobs.try_send(Job { command, reply }).map_err(|_| gone())?;
@@ -173,6 +201,10 @@ impl Child {
     pub fn signaller(&self) -> Signaller {
         let start_time = self.table.start_time(self.pid).unwrap_or_default();
         Signaller { pid: self.pid, start_time, table: self.table.clone() }
+    }
+
+    pub fn take_stdin(&mut self) -> Option<OwnedFd> {
+        self.process.stdin.take().map(OwnedFd::from)
     }
 
     pub fn take_stdout(&mut self) -> Option<OwnedFd> {
@@ -242,6 +274,14 @@ impl Signaller {
         kill_group(self.pid, if kill { Signal::KILL } else { Signal::TERM });
         // A stopped process hears SIGTERM only when it goes on.
         kill_group(self.pid, Signal::CONT);
+    }
+
+    /// What a program hears when its terminal or its user is gone.
+    pub fn hang_up(&self) {
+        if self.is_alive() {
+            kill_group(self.pid, Signal::HUP);
+            kill_group(self.pid, Signal::CONT);
+        }
     }
 
     pub fn pid(&self) -> u32 {

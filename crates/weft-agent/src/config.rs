@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the binary tells the agent once: directories, environment, the proxy program.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use weft_kinds::views::Meta;
-use weft_kinds::world::workload;
+use weft_kinds::world::{PodsMode, workload};
 
 use crate::command::Images;
 use crate::pod::{DesiredPod, Pod, ProxyKind};
@@ -31,6 +31,10 @@ pub struct AgentConfig {
     pub workdir: PathBuf,
     /// How proxies are started; without it no pod has a sidecar.
     pub proxy: Option<ProxyProgram>,
+    /// Directories that pods in namespaces do not see: weft's own data.
+    pub hidden: Vec<PathBuf>,
+    /// Whether pods may run in namespaces (`weft up --pods`); one that is to and may not waits.
+    pub namespaces: bool,
     /// Adopt processes whose parent ended, so that none stays behind as a zombie. One agent of a
     /// process at most.
     pub subreaper: bool,
@@ -46,6 +50,8 @@ pub struct ProxyProgram {
     pub common: Vec<String>,
     pub outbound_port: u16,
     pub ready_port: u16,
+    /// The resolver on the machine's side that answers the names pods ask for.
+    pub dns: Option<SocketAddr>,
 }
 
 // === impl AgentConfig ===
@@ -53,6 +59,11 @@ pub struct ProxyProgram {
 impl AgentConfig {
     pub fn svid_socket(&self) -> PathBuf {
         self.dir.join("svid.sock")
+    }
+
+    /// Where proxies of pods in namespaces get sockets of the machine.
+    pub fn host_door(&self) -> PathBuf {
+        self.dir.join("host.sock")
     }
 
     /// Where a pod's proxy finds the credential that its app must show.
@@ -80,8 +91,14 @@ impl ProxyProgram {
         flag("--address", desired.address.to_string());
         flag("--svid-socket", path(&config.svid_socket()));
         flag("--last-good", path(&config.last_good_file(pod)));
-        if pod.proxy_kind() == ProxyKind::Sidecar {
+        let sidecar = pod.proxy_kind() == ProxyKind::Sidecar;
+        if sidecar {
             flag("--workers", "1".into());
+        }
+        if desired.mode == PodsMode::Namespace {
+            flag("--host-door", path(&config.host_door()));
+            flag("--admin-address", desired.admin_address.to_string());
+        } else if sidecar {
             flag("--credential", path(&config.credential_file(pod)));
         }
         flag("--label", format!("workload={}", workload_of(desired, pod)));
@@ -94,6 +111,12 @@ impl ProxyProgram {
             }
         }
         out.extend(self.common.iter().cloned());
+        if sidecar && desired.mode == PodsMode::Namespace {
+            out.push("--capture".into());
+            if let Some(dns) = self.dns {
+                out.extend(["--dns".into(), dns.to_string()]);
+            }
+        }
         out
     }
 }

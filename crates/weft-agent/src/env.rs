@@ -2,13 +2,16 @@
 //! The environment of a pod's program: what weft adds, then what the Pod says, with Kubernetes'
 //! `$(VAR)` substitution. Pure; called by `command` before each start.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde_json::Value;
 use thiserror::Error;
+use weft_kinds::world::PodsMode;
 
-use crate::pod::{Container, DesiredPod, EnvFrom, EnvVar, KeyRef, Pod, ProxyKind, ValueFrom};
+use crate::pod::{
+    Container, DesiredPod, EnvFrom, EnvVar, KeyRef, Objects, Pod, ProxyKind, ResourceFieldRef,
+    ValueFrom,
+};
 
 /// The user part of the forward proxy's credential; the password is random per pod.
 pub const PROXY_USER: &str = "pod";
@@ -46,6 +49,10 @@ pub enum EnvError {
 // === impl Env ===
 
 impl Env {
+    pub fn of(variables: &[(String, String)]) -> Self {
+        Self(variables.to_vec())
+    }
+
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
@@ -146,6 +153,9 @@ fn pod_variables(env: &mut Env, facts: &Facts<'_>) {
 /// `<SERVICE>_ADDR`, `<SERVICE>_ADDR_<PORT NAME>` for programs that ignore proxies, and the
 /// variables that Kubernetes sets. All point at the own sidecar.
 fn service_variables(env: &mut Env, facts: &Facts<'_>) {
+    if facts.desired.mode == PodsMode::Namespace {
+        return kubernetes_variables(env, facts);
+    }
     let address = facts.desired.address;
     let mut seen: Vec<&str> = Vec::new();
     for upstream in &facts.desired.upstreams {
@@ -165,7 +175,28 @@ fn service_variables(env: &mut Env, facts: &Facts<'_>) {
     }
 }
 
+/// Services at their own addresses, as in a cluster: traffic is captured.
+fn kubernetes_variables(env: &mut Env, facts: &Facts<'_>) {
+    let mut seen: Vec<&str> = Vec::new();
+    for upstream in &facts.desired.upstreams {
+        let Some(address) = upstream.address else { continue };
+        let service = variable(&upstream.service);
+        if !seen.contains(&&*upstream.service) {
+            seen.push(&upstream.service);
+            env.set(format!("{service}_SERVICE_HOST"), address.to_string());
+            env.set(format!("{service}_SERVICE_PORT"), upstream.port.to_string());
+        }
+        if !upstream.port_name.is_empty() {
+            let port = variable(&upstream.port_name);
+            env.set(format!("{service}_SERVICE_PORT_{port}"), upstream.port.to_string());
+        }
+    }
+}
+
 fn proxy_variables(env: &mut Env, facts: &Facts<'_>) {
+    if facts.desired.mode == PodsMode::Namespace {
+        return;
+    }
     let Some((port, credential)) = facts.proxy else { return };
     if facts.pod.proxy_kind() == ProxyKind::None {
         return;
@@ -191,7 +222,7 @@ fn import(env: &mut Env, from: &EnvFrom, facts: &Facts<'_>) -> Result<(), EnvErr
         match objects.get(&reference.name) {
             Some(data) => {
                 for (key, value) in data {
-                    env.set(format!("{}{key}", from.prefix), &**value);
+                    env.set(format!("{}{key}", from.prefix), &*value.text());
                 }
             }
             None if reference.optional => {}
@@ -212,12 +243,9 @@ fn referred(var: &EnvVar, from: &ValueFrom, facts: &Facts<'_>) -> Result<Option<
         return value.map(Some).ok_or_else(|| EnvError::Field { env: var.name.to_string(), path });
     }
     if let Some(wanted) = &from.resource_field_ref {
-        let divisor = wanted.divisor.as_ref().and_then(quantity_milli).unwrap_or(1000);
-        let value = resource_value(&wanted.resource, facts).ok_or_else(|| EnvError::Resource {
-            env: var.name.to_string(),
-            resource: wanted.resource.clone(),
-        })?;
-        return Ok(Some(value.div_ceil(divisor.max(1)).to_string()));
+        let (env, resource) = (var.name.to_string(), wanted.resource.clone());
+        let text = resource_text(wanted, facts);
+        return text.map(Some).ok_or(EnvError::Resource { env, resource });
     }
     if let Some(key) = &from.config_map_key_ref {
         return look_up(var, "ConfigMap", key, &configs.config_maps);
@@ -227,8 +255,6 @@ fn referred(var: &EnvVar, from: &ValueFrom, facts: &Facts<'_>) -> Result<Option<
         None => Ok(Some(String::new())),
     }
 }
-
-type Objects = BTreeMap<std::sync::Arc<str>, BTreeMap<std::sync::Arc<str>, std::sync::Arc<str>>>;
 
 fn look_up(
     var: &EnvVar,
@@ -242,14 +268,21 @@ fn look_up(
         return if key.optional { Ok(None) } else { Err(missing) };
     };
     match object.get(&key.key) {
-        Some(value) => Ok(Some(value.to_string())),
+        Some(value) => Ok(Some(value.text().to_string())),
         None if key.optional => Ok(None),
         None => Err(EnvError::NoKey { env, kind, name, key: key.key.to_string() }),
     }
 }
 
+/// A resource in the unit that its divisor says.
+pub(crate) fn resource_text(wanted: &ResourceFieldRef, facts: &Facts<'_>) -> Option<String> {
+    let divisor = wanted.divisor.as_ref().and_then(quantity_milli).unwrap_or(1000);
+    let value = resource_value(&wanted.resource, facts)?;
+    Some(value.div_ceil(divisor.max(1)).to_string())
+}
+
 /// The downward API's fields.
-fn field_value(path: &str, facts: &Facts<'_>) -> Option<String> {
+pub(crate) fn field_value(path: &str, facts: &Facts<'_>) -> Option<String> {
     let meta = &facts.pod.metadata;
     let keyed = |prefix: &str| {
         path.strip_prefix(prefix)?.strip_prefix("['")?.strip_suffix("']").map(str::to_owned)
@@ -266,7 +299,12 @@ fn field_value(path: &str, facts: &Facts<'_>) -> Option<String> {
         "metadata.uid" => meta.uid.to_string(),
         "spec.nodeName" => facts.pod.spec.node_name.to_string(),
         "spec.serviceAccountName" => facts.pod.service_account().to_owned(),
-        "status.podIP" | "status.podIPs" => facts.desired.address.to_string(),
+        "status.podIP" => facts.desired.address.to_string(),
+        "status.podIPs" => {
+            let all: Vec<String> =
+                facts.desired.addresses.iter().map(ToString::to_string).collect();
+            all.join(",")
+        }
         "status.hostIP" | "status.hostIPs" => facts.host_ip.to_string(),
         _ => return None,
     };
@@ -289,7 +327,7 @@ fn resource_value(name: &str, facts: &Facts<'_>) -> Option<u64> {
 }
 
 /// A Kubernetes quantity in thousandths; `None` when it is none.
-fn quantity_milli(value: &Value) -> Option<u64> {
+pub(crate) fn quantity_milli(value: &Value) -> Option<u64> {
     let text = match value {
         Value::Number(n) => n.to_string(),
         Value::String(s) => s.clone(),

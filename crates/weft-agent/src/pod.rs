@@ -12,6 +12,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use weft_base::issue::Issues;
+use weft_kinds::world::PodsMode;
+
+pub mod inside;
+
+use inside::{DnsConfig, HostAlias, Lifecycle, SecurityContext, Volume, VolumeMount};
 
 /// Runs the pod's containers without a sidecar when `"false"`.
 pub const ANNOTATION_INJECT: &str = "weft.dev/inject";
@@ -50,6 +55,13 @@ pub struct DesiredPod {
     pub object: Arc<Value>,
     /// Its own address (127.64.0.0/11 in process mode).
     pub address: IpAddr,
+    /// All its addresses, that one first.
+    pub addresses: Vec<IpAddr>,
+    /// Where its sidecar's admin, metrics and readiness listen on the machine's side; the same
+    /// as `address` in process mode.
+    pub admin_address: IpAddr,
+    /// Whether it runs in namespaces of its own.
+    pub mode: PodsMode,
     /// Services of its namespace with the sidecar's ports for them.
     pub upstreams: Vec<Upstream>,
     /// Data of the ConfigMaps and Secrets it names, decoded.
@@ -65,13 +77,25 @@ pub struct Upstream {
     pub port: u16,
     /// The port on the pod's address where the sidecar takes connections for it.
     pub local_port: u16,
+    /// The Service's own address, if it has one.
+    pub address: Option<IpAddr>,
 }
 
-/// ConfigMaps and Secrets by name, each a map of keys.
+/// ConfigMaps and Secrets by name.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Configs {
-    pub config_maps: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Arc<str>>>,
-    pub secrets: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Arc<str>>>,
+    pub config_maps: Objects,
+    pub secrets: Objects,
+}
+
+/// Objects by name, each a map of keys.
+pub type Objects = BTreeMap<Arc<str>, BTreeMap<Arc<str>, Data>>;
+
+/// What a key holds: text, unless it is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Data {
+    Text(Arc<str>),
+    Bytes(Arc<[u8]>),
 }
 
 /// What is read of a Pod object.
@@ -103,6 +127,13 @@ pub struct PodSpec {
     pub service_account_name: Arc<str>,
     pub restart_policy: RestartPolicy,
     pub termination_grace_period_seconds: Option<u64>,
+    pub security_context: SecurityContext,
+    pub volumes: Vec<Volume>,
+    pub hostname: Arc<str>,
+    pub subdomain: Arc<str>,
+    pub host_aliases: Vec<HostAlias>,
+    pub dns_policy: String,
+    pub dns_config: DnsConfig,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -130,6 +161,9 @@ pub struct Container {
     pub startup_probe: Option<Probe>,
     /// `Always` makes an init container one that runs beside the others.
     pub restart_policy: Option<RestartPolicy>,
+    pub security_context: SecurityContext,
+    pub volume_mounts: Vec<VolumeMount>,
+    pub lifecycle: Lifecycle,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -294,6 +328,33 @@ impl fmt::Debug for Configs {
     }
 }
 
+// === impl Data ===
+
+impl Data {
+    /// Bytes that may be text.
+    pub fn of(bytes: Vec<u8>) -> Self {
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::Text(text.into()),
+            Err(e) => Self::Bytes(e.into_bytes().into()),
+        }
+    }
+
+    pub fn bytes(&self) -> Arc<[u8]> {
+        match self {
+            Self::Text(text) => text.as_bytes().into(),
+            Self::Bytes(bytes) => bytes.clone(),
+        }
+    }
+
+    /// For a variable, which can hold nothing else.
+    pub fn text(&self) -> Arc<str> {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Bytes(bytes) => String::from_utf8_lossy(bytes).into(),
+        }
+    }
+}
+
 // === impl Pod ===
 
 impl Pod {
@@ -361,6 +422,13 @@ impl Default for PodSpec {
             service_account_name: "".into(),
             restart_policy: RestartPolicy::Always,
             termination_grace_period_seconds: None,
+            security_context: SecurityContext::default(),
+            volumes: Vec::new(),
+            hostname: "".into(),
+            subdomain: "".into(),
+            host_aliases: Vec::new(),
+            dns_policy: String::new(),
+            dns_config: DnsConfig::default(),
         }
     }
 }

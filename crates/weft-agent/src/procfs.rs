@@ -33,25 +33,95 @@ pub fn has_env(pid: u32, marker: &str) -> bool {
     environ.split(|b| *b == 0).any(|var| var == marker.as_bytes())
 }
 
-/// TCP sockets on which these processes listen.
-pub fn listening(pids: &[u32]) -> Vec<SocketAddr> {
+/// What a process has used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spent {
+    pub pid: u32,
+    pub ppid: u32,
+    /// With that of its ended children.
+    pub cpu_ms: u64,
+    /// Its own pages, not those of files.
+    pub memory_bytes: u64,
+}
+
+/// Ticks of `/proc/PID/stat`, whatever the kernel's own pace.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// What all processes that can be seen have used, with their value of an environment variable.
+pub fn all_spent(variable: &str) -> Vec<(Spent, Option<String>)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: u32| Some((spent(pid)?, env_of(pid, variable)))).collect()
+}
+
+fn spent(pid: u32) -> Option<Spent> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let ticks: u64 = fields.get(11..15)?.iter().filter_map(|f| f.parse::<u64>().ok()).sum();
+    let pages = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let mut pages = pages.split_ascii_whitespace().skip(1).map(|f| f.parse::<u64>().unwrap_or(0));
+    let (resident, shared) = (pages.next()?, pages.next()?);
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+    Some(Spent {
+        pid,
+        ppid: fields.get(1)?.parse().ok()?,
+        cpu_ms: ticks * 1000 / TICKS_PER_SECOND,
+        memory_bytes: resident.saturating_sub(shared) * page,
+    })
+}
+
+/// What the whole machine uses: busy processor time, memory that is not available.
+pub fn machine_spent() -> Option<(u64, u64)> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let fields = stat.lines().next()?.split_ascii_whitespace().skip(1);
+    let ticks: Vec<u64> = fields.filter_map(|f| f.parse().ok()).collect();
+    // user, nice, system, (idle, iowait,) irq, softirq, steal
+    let busy: u64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|at| ticks.get(*at)).sum();
+    let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let of = |name: &str| -> Option<u64> {
+        let line = memory.lines().find_map(|l| l.strip_prefix(name))?;
+        Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
+    };
+    let used = of("MemTotal:")?.saturating_sub(of("MemAvailable:")?);
+    Some((busy * 1000 / TICKS_PER_SECOND, used))
+}
+
+fn env_of(pid: u32, variable: &str) -> Option<String> {
+    let environ = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let value = environ
+        .split(|b| *b == 0)
+        .find_map(|var| var.strip_prefix(variable.as_bytes())?.strip_prefix(b"="))?;
+    Some(String::from_utf8_lossy(value).into_owned())
+}
+
+/// TCP sockets on which these processes listen, in the network of the first one named.
+pub fn listening(network_of: u32, pids: &[u32]) -> Vec<SocketAddr> {
     let mine: HashSet<u64> = pids.iter().flat_map(|pid| socket_inodes(*pid)).collect();
-    tcp_listeners().into_iter().filter(|(_, inode)| mine.contains(inode)).map(|(a, _)| a).collect()
+    tcp_listeners(&network_of.to_string())
+        .into_iter()
+        .filter(|(_, inode)| mine.contains(inode))
+        .map(|(a, _)| a)
+        .collect()
 }
 
 /// The process that listens on a port of this machine (any address), if it can be seen.
 pub fn owner_of_port(port: u16) -> Option<(u32, String)> {
-    let inodes: HashSet<u64> =
-        tcp_listeners().into_iter().filter(|(a, _)| a.port() == port).map(|(_, i)| i).collect();
+    let inodes: HashSet<u64> = tcp_listeners("self")
+        .into_iter()
+        .filter(|(a, _)| a.port() == port)
+        .map(|(_, i)| i)
+        .collect();
     let owner =
         all().into_iter().find(|p| socket_inodes(p.pid).iter().any(|i| inodes.contains(i)))?;
     let name = std::fs::read_to_string(format!("/proc/{}/comm", owner.pid)).unwrap_or_default();
     Some((owner.pid, name.trim().to_owned()))
 }
 
-fn tcp_listeners() -> Vec<(SocketAddr, u64)> {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let (v4, v6) = (read("/proc/self/net/tcp"), read("/proc/self/net/tcp6"));
+fn tcp_listeners(process: &str) -> Vec<(SocketAddr, u64)> {
+    let read =
+        |table| std::fs::read_to_string(format!("/proc/{process}/net/{table}")).unwrap_or_default();
+    let (v4, v6) = (read("tcp"), read("tcp6"));
     v4.lines().chain(v6.lines()).filter_map(parse_listener).collect()
 }
 
@@ -118,14 +188,15 @@ mod tests {
     fn listeners_are_found_by_process() {
         let v4 = std::net::TcpListener::bind("127.64.0.9:0").unwrap();
         let v6 = std::net::TcpListener::bind("[::1]:0");
-        let found = listening(&[std::process::id()]);
+        let me = std::process::id();
+        let found = listening(me, &[me]);
         assert!(found.contains(&v4.local_addr().unwrap()), "{found:?}");
         if let Ok(v6) = v6 {
             assert!(found.contains(&v6.local_addr().unwrap()), "{found:?}");
         }
         let port = v4.local_addr().unwrap().port();
         assert_eq!(owner_of_port(port).unwrap().0, std::process::id());
-        assert!(!listening(&[1]).contains(&v4.local_addr().unwrap()));
+        assert!(!listening(me, &[1]).contains(&v4.local_addr().unwrap()));
     }
 
     #[test]

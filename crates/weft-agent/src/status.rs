@@ -24,10 +24,11 @@ impl StatusWriter {
     pub fn write(
         &mut self,
         machine: &Machine,
-        pod_ip: IpAddr,
-        host_ip: IpAddr,
+        (addresses, host_ip): (&[IpAddr], IpAddr),
         wall_ms: u64,
     ) -> Value {
+        let ips: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
+        let first = addresses.first().map(ToString::to_string).unwrap_or_default();
         let phase = phase(machine);
         let over = matches!(phase, "Succeeded" | "Failed");
         let containers: Vec<Value> = machine.shown().map(|c| container(c, false)).collect();
@@ -36,8 +37,8 @@ impl StatusWriter {
             "conditions": self.conditions(machine, over, wall_ms),
             "hostIP": host_ip.to_string(),
             "hostIPs": [{"ip": host_ip.to_string()}],
-            "podIP": pod_ip.to_string(),
-            "podIPs": [{"ip": pod_ip.to_string()}],
+            "podIP": first,
+            "podIPs": ips,
             "startTime": second(machine.started_wall_ms()),
             "containerStatuses": containers,
             "qosClass": "BestEffort",

@@ -135,6 +135,9 @@ fn caller(
         Some(Role::App { pod } | Role::Probe { pod }) => Err(format!(
             "process {pid} is the app of pod {pod}; only its sidecar holds its identity"
         )),
+        Some(Role::Sandbox { .. } | Role::Network) => {
+            Err(format!("process {pid} holds namespaces; it has no identity"))
+        }
         None => Err(format!("process {pid} was not started by this agent")),
     }
 }

@@ -8,14 +8,19 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use weft_base::clock::Clock;
+use weft_base::sockets::SocketFactory;
 use weft_base::task::TaskGroup;
+use weft_kinds::world::PodsMode;
 
 use crate::child::{Signaller, Spawner};
 use crate::config::AgentConfig;
+use crate::enter::Insides;
+use crate::env::Facts;
 use crate::link::{LinkError, PodNote, PodReport, ServerLink};
 use crate::logs::LogStore;
 use crate::machine::{Action, DRAIN_MAX, Event, Machine, Part, QUIET_MAX};
 use crate::pod::{DesiredPod, Pod, PodKey};
+use crate::sandbox::{Host, PodBox};
 use crate::status::StatusWriter;
 
 pub(crate) mod process;
@@ -33,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskGroup,
     /// Cores and bytes of memory of this machine.
     pub(crate) machine: (u64, u64),
+    /// Where pods run in namespaces.
+    pub(crate) host: Option<Arc<Host>>,
 }
 
 /// Messages to a pod's task.
@@ -48,6 +55,8 @@ pub(crate) enum Msg {
     },
     /// The object changed; its new form is used from the next start of a process on.
     Update(Arc<DesiredPod>),
+    /// The pod's namespaces ended, and every process in them.
+    NamespacesGone,
 }
 
 /// A running pod as `agent` holds it.
@@ -59,6 +68,10 @@ pub(crate) struct Handle {
     pub(crate) messages: mpsc::Sender<Msg>,
     /// The desired state that the pod's task knows; `None` once it was to be gone.
     pub(crate) last: Option<Arc<DesiredPod>>,
+    /// Its running containers.
+    pub(crate) insides: Insides,
+    /// Where sockets of its network come from.
+    pub(crate) sockets: SocketFactory,
 }
 
 struct Worker {
@@ -73,6 +86,9 @@ struct Worker {
     processes: HashMap<Part, (u32, Signaller)>,
     status: StatusWriter,
     reports: watch::Sender<Option<PodReport>>,
+    insides: Insides,
+    /// In namespace mode.
+    boxed: Option<Arc<PodBox>>,
 }
 
 /// Starts a pod's task. `ended` is told when no process of the pod is left.
@@ -94,6 +110,12 @@ pub(crate) fn start(
     let apps = machine.shown().chain(machine.inits()).map(|c| c.name.clone());
     let mut containers: Vec<Arc<str>> = apps.chain(proxy).collect();
     containers.dedup();
+    let insides = Insides::default();
+    let inside = shared.host.as_ref().filter(|_| desired.mode == PodsMode::Namespace);
+    let boxed =
+        inside.map(|host| Arc::new(PodBox::new(host.clone(), pod.clone(), to_self.clone())));
+    let sockets = boxed.as_ref().map_or(SocketFactory::Here, |b| b.sockets());
+    let handle_insides = insides.clone();
     let worker = Worker {
         shared: shared.clone(),
         desired,
@@ -106,14 +128,19 @@ pub(crate) fn start(
         processes: HashMap::new(),
         status: StatusWriter::default(),
         reports,
+        insides,
+        boxed: boxed.clone(),
     };
     shared.tasks.spawn("pod", async move {
         worker.run().await;
+        if let Some(boxed) = boxed {
+            boxed.end().await;
+        }
         // The last report says that the object can go; it must have arrived.
         let _ = reported.await;
         ended();
     });
-    Handle { uid, containers, messages: to_self, last }
+    Handle { uid, containers, messages: to_self, last, insides: handle_insides, sockets }
 }
 
 // === impl Worker ===
@@ -157,6 +184,12 @@ impl Worker {
             }
             Msg::Update(desired) => {
                 self.desired = desired;
+                self.refresh();
+                Event::Tick
+            }
+            Msg::NamespacesGone => {
+                // Containers ended with them; the sidecar talks to nobody any more.
+                self.processes.values().for_each(|(_, signaller)| signaller.send(true));
                 Event::Tick
             }
         };
@@ -178,7 +211,7 @@ impl Worker {
             }
             Action::BeginDrain => {
                 let drained = self.shared.link.drained(self.key.clone());
-                let (to_self, address) = (self.to_self.clone(), self.desired.address);
+                let (to_self, address) = (self.to_self.clone(), self.desired.admin_address);
                 self.shared.tasks.spawn("pod drain", async move {
                     // The machine goes on by itself when this takes too long.
                     let _ = tokio::time::timeout(DRAIN_MAX, drained).await;
@@ -208,19 +241,44 @@ impl Worker {
             part,
             attempt,
             to_pod: self.to_self.clone(),
+            insides: self.insides.clone(),
+            boxed: self.boxed.clone(),
         };
         self.shared.tasks.spawn("pod process", run.run());
     }
 
     fn report(&mut self) {
         let (now, config) = (self.shared.clock.wall_ms(), &self.shared.config);
-        let status = self.status.write(&self.machine, self.desired.address, config.host_ip, now);
+        let at = (&*self.desired.addresses, config.host_ip);
+        let status = self.status.write(&self.machine, at, now);
         self.reports.send_replace(Some(PodReport {
             pod: self.key.clone(),
             uid: self.pod.metadata.uid.to_string(),
             status,
             finished: self.machine.is_finished(),
         }));
+    }
+
+    /// Brings volumes up to date with the objects that they are made of.
+    fn refresh(&self) {
+        let Some(boxed) = self.boxed.clone() else { return };
+        let (desired, pod) = (self.desired.clone(), self.pod.clone());
+        let (host_ip, machine) = (self.shared.config.host_ip, self.shared.machine);
+        self.shared.tasks.spawn("pod volumes", async move {
+            let write = tokio::task::spawn_blocking(move || {
+                let Some(container) = pod.programs().next() else { return };
+                let facts = Facts {
+                    desired: &desired,
+                    pod: &pod,
+                    container,
+                    proxy: None,
+                    host_ip,
+                    machine,
+                };
+                boxed.refresh(&facts);
+            });
+            let _ = write.await;
+        });
     }
 
     fn clean_up(&self) {

@@ -83,42 +83,19 @@ pub enum Command {
     },
     /// Print the version.
     Version,
-    /// Run one proxy (`weft up` and agents start these themselves), or ask about all: `status`.
-    Proxy(Box<ProxyArgs>),
-    /// Create or change objects from files (server-side apply).
-    Apply(ApplyArgs),
-    /// Show objects: `weft get pods -n shop`; also `weft get endpoints`.
-    Get(GetArgs),
-    /// Show one object with its status and conditions.
-    Describe(DescribeArgs),
-    /// Delete objects by file or name.
-    Delete(DeleteArgs),
-    /// What is running, what is not healthy, and why.
-    Status(ClientArgs),
-    /// Requests per second, errors and latency per service, refreshed.
-    Top(TopArgs),
-    /// Mutual TLS: who is encrypted, and what can be bypassed.
-    #[command(subcommand)]
-    Mtls(MtlsCommand),
-    /// Write a kubeconfig for kubectl and Kubernetes clients.
-    Kubeconfig(KubeconfigArgs),
-    /// Print the JSON Schema of a kind, for editors; without KIND, list the kinds.
-    Schema(SchemaArgs),
-    /// Explain a topic offline.
-    Help(HelpArgs),
-    /// Print shell completions.
-    Completions {
-        /// The shell to complete for.
-        shell: clap_complete::Shell,
+    /// Hold the network of pods in namespaces (agents start this themselves).
+    #[command(hide = true)]
+    PodNet {
+        /// Try what pods need, and end.
+        #[arg(long)]
+        trial: bool,
     },
-    /// Write man pages into a directory.
-    Man {
-        /// Directory to write into; made when it does not exist.
-        #[arg(default_value = "man")]
-        dir: PathBuf,
-    },
-    /// Print the version.
-    Version,
+    /// Hold the namespaces of one pod (agents start this themselves).
+    #[command(hide = true)]
+    PodInit { file: PathBuf },
+    /// Run a program in a pod (agents start this themselves).
+    #[command(hide = true)]
+    PodExec { file: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]
@@ -178,6 +155,16 @@ pub enum Ports {
     Auto,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Pods {
+    /// In namespaces where this system allows it, else as processes; says which and why.
+    Auto,
+    /// As in a cluster: own address, usual ports, nothing that an app must do.
+    Namespace,
+    /// Plain processes that are told where to listen and whom to ask.
+    Process,
+}
+
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// Folders and files with manifests (YAML or JSON). Default: the current folder.
@@ -190,6 +177,9 @@ pub struct UpArgs {
     /// Runs a local command for an image name: `--image user-service:1.0=./user.py`.
     #[arg(long = "image", value_name = "IMAGE=COMMAND")]
     pub images: Vec<String>,
+    /// Runs pods as plain processes, or in namespaces of their own with captured traffic.
+    #[arg(long, env = "WEFT_PODS", value_enum, default_value_t = Pods::Process)]
+    pub pods: Pods,
     /// Trust domain of identities; fixed at the first start.
     #[arg(long, env = "WEFT_TRUST_DOMAIN")]
     pub trust_domain: Option<String>,

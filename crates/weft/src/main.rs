@@ -12,6 +12,7 @@ mod exit;
 mod help;
 mod kubeconfig;
 mod manifest;
+mod pod;
 mod ports;
 mod print;
 mod proxy;
@@ -43,6 +44,9 @@ const FILES_WANTED: u64 = 65_536;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(&cli);
+    if let Command::PodExec { file } = &cli.command {
+        return pod::exec(file);
+    }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -88,6 +92,9 @@ fn run(cli: Cli) -> Result<()> {
             Ok(())
         }
         Command::Man { dir } => man(&dir),
+        Command::PodNet { trial } => pod::net(trial),
+        Command::PodInit { file } => pod::init(&file),
+        Command::PodExec { .. } => Ok(()),
         Command::Version => {
             crate::say!("weft {}", env!("CARGO_PKG_VERSION"));
             Ok(())

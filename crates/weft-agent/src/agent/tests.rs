@@ -129,6 +129,7 @@ fn config(dir: &Path, ready_port: Option<u16>) -> AgentConfig {
         common: vec!["--ready-port".into(), ready_port.to_string()],
         outbound_port: 15001,
         ready_port,
+        dns: None,
     });
     AgentConfig {
         dir: dir.join("agent"),
@@ -138,6 +139,8 @@ fn config(dir: &Path, ready_port: Option<u16>) -> AgentConfig {
         images: [("app:1".to_owned(), "python3".to_owned())].into(),
         workdir: PathBuf::from("/"),
         proxy,
+        hidden: Vec::new(),
+        namespaces: false,
         subreaper: false,
     }
 }
@@ -176,6 +179,9 @@ fn pod(ip: IpAddr, port: u16, mut container: Value) -> DesiredPod {
                      "terminationGracePeriodSeconds": 20},
         })),
         address: ip,
+        addresses: vec![ip],
+        admin_address: ip,
+        mode: weft_kinds::world::PodsMode::Process,
         upstreams: Vec::new(),
         configs: Configs::default(),
     }
@@ -239,6 +245,7 @@ async fn get(ip: IpAddr, port: u16, path: &str) -> (u16, String) {
         headers: Vec::new(),
         body: String::new(),
         tls: crate::probe::ask::Tls::default(),
+        via: weft_base::sockets::SocketFactory::Here,
     };
     let answer = crate::probe::ask::http(&ask, PATIENCE).await.unwrap();
     (answer.status.as_u16(), answer.body)

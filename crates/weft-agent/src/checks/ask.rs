@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use http::Method;
+use weft_base::sockets::SocketFactory;
 use weft_kinds::views::catalog::Status;
 use weft_kinds::views::check::{CheckDefinition, Probe};
 
 use super::TIMEOUT_DEFAULT;
-use crate::probe::ask::{self, HttpAsk, Tls};
+use crate::probe::ask::{self, HttpAsk, Target, Tls};
 
 /// Asks once; `None` for checks that others report.
 pub(super) async fn ask(definition: &CheckDefinition) -> Option<(Status, String)> {
@@ -21,7 +22,7 @@ pub(super) async fn ask(definition: &CheckDefinition) -> Option<(Status, String)
         Probe::Http { .. } => Some(http(&definition.probe, timeout).await),
         Probe::Tcp { address, tls } => {
             let tls = tls.then(Tls::default);
-            Some(match ask::tcp(address, tls.as_ref(), timeout).await {
+            Some(match ask::tcp(Target::here(address), tls.as_ref(), timeout).await {
                 Ok(()) => (Status::Passing, format!("TCP connect {address}: Success")),
                 Err(why) => (Status::Critical, why),
             })
@@ -29,7 +30,7 @@ pub(super) async fn ask(definition: &CheckDefinition) -> Option<(Status, String)
         Probe::Grpc { target, tls, tls_skip_verify } => {
             let (address, service) = target.split_once('/').unwrap_or((target, ""));
             let tls = tls.then(|| Tls { skip_verify: *tls_skip_verify, ..Tls::default() });
-            Some(match ask::grpc(address, service, tls.as_ref(), timeout).await {
+            Some(match ask::grpc(Target::here(address), service, tls.as_ref(), timeout).await {
                 Ok(()) => (Status::Passing, format!("gRPC check {target}: success")),
                 Err(why) => (Status::Critical, format!("gRPC check {target}: {why}")),
             })
@@ -54,7 +55,8 @@ async fn http(probe: &Probe, timeout: Duration) -> (Status, String) {
         .flat_map(|(name, values)| values.iter().map(move |v| (name.clone(), v.clone())))
         .collect();
     let tls = Tls { skip_verify: *tls_skip_verify, server_name: tls_server_name.clone() };
-    let question = HttpAsk { uri, method, headers, body: body.clone(), tls };
+    let (body, via) = (body.clone(), SocketFactory::Here);
+    let question = HttpAsk { uri, method, headers, body, tls, via };
     match ask::http(&question, timeout).await {
         Ok(answer) => {
             let status = match answer.status.as_u16() {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a program finds in its environment.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::json;
 
 use super::*;
-use crate::pod::{Configs, Upstream};
+use crate::pod::{Configs, Data, Upstream};
 
 fn desired(container: Value) -> DesiredPod {
     let upstream = |service: &str, name: &str, port, local_port| Upstream {
@@ -14,8 +15,9 @@ fn desired(container: Value) -> DesiredPod {
         port_name: name.into(),
         port,
         local_port,
+        address: None,
     };
-    let map = |k: &str, v: &str| BTreeMap::from([(Arc::from(k), Arc::from(v))]);
+    let map = |k: &str, v: &str| BTreeMap::from([(Arc::from(k), Data::Text(v.into()))]);
     DesiredPod {
         object: Arc::new(json!({
             "metadata": {"name": "order-1", "namespace": "shop", "uid": "u1",
@@ -23,6 +25,9 @@ fn desired(container: Value) -> DesiredPod {
             "spec": {"containers": [container], "serviceAccountName": "order", "nodeName": "n1"},
         })),
         address: "127.64.0.5".parse().unwrap(),
+        addresses: vec!["127.64.0.5".parse().unwrap()],
+        admin_address: "127.64.0.5".parse().unwrap(),
+        mode: PodsMode::Process,
         upstreams: vec![
             upstream("product-api", "http", 80, 20001),
             upstream("product-api", "grpc", 50051, 20002),

@@ -22,6 +22,8 @@ pub struct Exit {
     /// As a shell shows it: 128 + signal when one ended it.
     pub code: i32,
     pub signal: Option<i32>,
+    /// The kernel ended it because its memory limit was reached.
+    pub out_of_memory: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,11 +80,15 @@ pub struct ContainerState {
 
 impl Exit {
     pub fn code(code: i32) -> Self {
-        Self { code, signal: None }
+        Self { code, signal: None, out_of_memory: false }
     }
 
     pub fn signal(signal: i32) -> Self {
-        Self { code: 128 + signal, signal: Some(signal) }
+        Self { code: 128 + signal, signal: Some(signal), out_of_memory: false }
+    }
+
+    pub fn out_of_memory(self) -> Self {
+        Self { out_of_memory: true, ..self }
     }
 
     pub fn is_success(self) -> bool {
@@ -198,7 +204,11 @@ impl ContainerState {
             State::Running { since, wall_ms } => (since, wall_ms),
             _ => (now, wall_ms),
         };
-        let reason = if exit.is_success() { "Completed" } else { "Error" };
+        let reason = match exit {
+            exit if exit.is_success() => "Completed",
+            Exit { out_of_memory: true, .. } => "OOMKilled",
+            _ => "Error",
+        };
         let (id, finished_wall_ms) = (self.id.clone(), wall_ms);
         let ended = Terminated {
             exit,

@@ -19,6 +19,10 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use weft_base::limits::CHECK_OUTPUT_BYTES_MAX;
+use weft_base::sockets::SocketFactory;
+
+/// The longest wait for a connection; whoever asks has a shorter limit.
+const DIAL_MAX: Duration = Duration::from_secs(60);
 
 /// One HTTP question.
 #[derive(Clone, Debug)]
@@ -28,6 +32,14 @@ pub struct HttpAsk {
     pub headers: Vec<(String, String)>,
     pub body: String,
     pub tls: Tls,
+    pub via: SocketFactory,
+}
+
+/// Who is asked over TCP: an address, or a name when it is asked from here.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    pub address: &'a str,
+    pub via: &'a SocketFactory,
 }
 
 /// How a certificate is judged where the question goes over TLS.
@@ -46,6 +58,17 @@ pub struct HttpAnswer {
     pub body: String,
 }
 
+static HERE: SocketFactory = SocketFactory::Here;
+
+// === impl Target ===
+
+impl<'a> Target<'a> {
+    /// Asked from this process's own network.
+    pub fn here(address: &'a str) -> Self {
+        Self { address, via: &HERE }
+    }
+}
+
 /// Sends one request on a new connection.
 ///
 /// # Errors
@@ -58,11 +81,11 @@ pub async fn http(ask: &HttpAsk, timeout: Duration) -> Result<HttpAnswer, String
 ///
 /// # Errors
 /// A sentence about what went wrong.
-pub async fn tcp(address: &str, tls: Option<&Tls>, timeout: Duration) -> Result<(), String> {
+pub async fn tcp(to: Target<'_>, tls: Option<&Tls>, timeout: Duration) -> Result<(), String> {
     limited(timeout, async {
-        let stream = connect(address).await?;
+        let stream = connect(to).await?;
         match tls {
-            Some(tls) => handshake(stream, host_of(address), tls, &[]).await.map(|_| ()),
+            Some(tls) => handshake(stream, host_of(to.address), tls, &[]).await.map(|_| ()),
             None => Ok(()),
         }
     })
@@ -74,19 +97,19 @@ pub async fn tcp(address: &str, tls: Option<&Tls>, timeout: Duration) -> Result<
 /// # Errors
 /// A sentence about what went wrong, or that it does not serve.
 pub async fn grpc(
-    address: &str,
+    to: Target<'_>,
     service: &str,
     tls: Option<&Tls>,
     timeout: Duration,
 ) -> Result<(), String> {
-    limited(timeout, grpc_once(address, service, tls)).await
+    limited(timeout, grpc_once(to, service, tls)).await
 }
 
 async fn http_once(ask: &HttpAsk) -> Result<HttpAnswer, String> {
     let secure = ask.uri.scheme_str() == Some("https");
     let host = ask.uri.host().ok_or("the URL has no host")?;
     let port = ask.uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let stream = connect(&format!("{host}:{port}")).await?;
+    let stream = connect(Target { address: &format!("{host}:{port}"), via: &ask.via }).await?;
     if secure {
         let stream = handshake(stream, host, &ask.tls, &[b"http/1.1"]).await?;
         exchange(TokioIo::new(stream), ask).await
@@ -156,14 +179,16 @@ async fn beginning(mut body: hyper::body::Incoming) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&out).into_owned())
 }
 
-async fn grpc_once(address: &str, service: &str, tls: Option<&Tls>) -> Result<(), String> {
+async fn grpc_once(to: Target<'_>, service: &str, tls: Option<&Tls>) -> Result<(), String> {
+    let Target { address, via } = to;
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| format!("{address:?} is no address: {e}"))?;
-    let (address, tls) = (address.to_owned(), tls.cloned());
+    let (address, via, tls) = (address.to_owned(), via.clone(), tls.cloned());
     let connector = tower_service_fn(move || {
-        let (address, tls) = (address.clone(), tls.clone());
+        let (address, via, tls) = (address.clone(), via.clone(), tls.clone());
         async move {
-            let stream = connect(&address).await.map_err(std::io::Error::other)?;
+            let to = Target { address: &address, via: &via };
+            let stream = connect(to).await.map_err(std::io::Error::other)?;
             let stream: Box<dyn Stream> = match tls {
                 Some(tls) => {
                     let made = handshake(stream, host_of(&address), &tls, &[b"h2"]).await;
@@ -185,8 +210,16 @@ async fn grpc_once(address: &str, service: &str, tls: Option<&Tls>) -> Result<()
     }
 }
 
-async fn connect(address: &str) -> Result<TcpStream, String> {
-    let stream = TcpStream::connect(address).await;
+async fn connect(Target { address, via }: Target<'_>) -> Result<TcpStream, String> {
+    let stream = match via {
+        SocketFactory::Here => TcpStream::connect(address).await,
+        door => {
+            let to = address.parse().map_err(|_| {
+                format!("{address:?}: in a pod's network only addresses are asked, not names")
+            })?;
+            door.connect(to, DIAL_MAX).await.and_then(TcpStream::from_std)
+        }
+    };
     stream.map_err(|e| format!("dial tcp {address}: {}", plain(&e)))
 }
 

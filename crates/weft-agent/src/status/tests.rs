@@ -13,7 +13,7 @@ const WALL: u64 = 1_700_000_000_000;
 
 fn status(m: &Machine, writer: &mut StatusWriter, wall_ms: u64) -> Value {
     let ip = |s: &str| s.parse().unwrap();
-    writer.write(m, ip("127.64.0.5"), ip("127.0.0.1"), wall_ms)
+    writer.write(m, (&[ip("127.64.0.5")], ip("127.0.0.1")), wall_ms)
 }
 
 fn machine(annotations: Value) -> Machine {

@@ -3,6 +3,7 @@
 //! Ordered by `worker`, which it tells everything; it decides nothing about restarts.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,15 +11,19 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use weft_base::rng::Rng;
+use weft_base::sockets::SocketFactory;
+use weft_kinds::world::PodsMode;
 
 use super::{Msg, Shared};
 use crate::child::{Child, Role};
+use crate::enter::{Inside, Insides};
 use crate::env::{self, Env, Facts, PROXY_USER};
 use crate::leftover::{MARK_AGENT, MARK_CONTAINER};
 use crate::logs::{LogKey, Writer};
 use crate::machine::{Event, Exit, Part};
 use crate::pod::{Container, DesiredPod, PROXY_CONTAINER, Pod, ProxyKind};
 use crate::probe::ProbeKind;
+use crate::sandbox::{Cell, Live, PodBox};
 use crate::{command, leftover, ports, procfs};
 
 mod logpump;
@@ -38,13 +43,17 @@ pub(crate) struct Run {
     pub(crate) part: Part,
     pub(crate) attempt: u32,
     pub(crate) to_pod: mpsc::Sender<Msg>,
+    pub(crate) insides: Insides,
+    /// In namespace mode.
+    pub(crate) boxed: Option<Arc<PodBox>>,
 }
 
 /// A program ready to be started.
 struct Prepared {
     command: Command,
-    env: Env,
     role: Role,
+    /// Of a container.
+    inside: Option<Inside>,
 }
 
 type Refusal = (&'static str, String);
@@ -56,7 +65,7 @@ impl Run {
     pub(crate) async fn run(self) {
         let id: Arc<str> = uuid::Uuid::now_v7().to_string().into();
         match self.spawn(&id).await {
-            Ok((child, env, log)) => self.attend(child, &env, log, id).await,
+            Ok((child, inside, log)) => self.attend(child, inside, log, id).await,
             Err((reason, message)) => {
                 let (part, attempt) = (self.part, self.attempt);
                 self.tell(Event::NotStarted { part, attempt, reason, message }).await;
@@ -64,12 +73,12 @@ impl Run {
         }
     }
 
-    async fn spawn(&self, id: &str) -> Result<(Child, Env, Writer), Refusal> {
+    async fn spawn(&self, id: &str) -> Result<(Child, Option<Inside>, Writer), Refusal> {
         let prepared = match self.part {
-            Part::Proxy => self.prepare_proxy()?,
-            Part::App(index) => self.prepare_app(index)?,
+            Part::Proxy => self.prepare_proxy().await?,
+            Part::App(index) => self.prepare_app(index, id).await?,
         };
-        let Prepared { mut command, env, role } = prepared;
+        let Prepared { mut command, role, inside } = prepared;
         command.env(MARK_AGENT, &self.shared.agent_id).env(MARK_CONTAINER, id);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let failed = |what: &str, e: std::io::Error| ("StartError", format!("{what}: {e}"));
@@ -78,12 +87,15 @@ impl Run {
         let program = command.get_program().to_string_lossy().into_owned();
         let child = self.shared.spawner.spawn(command, role).await;
         let child = child.map_err(|e| failed(&format!("{program} cannot be started"), e))?;
-        Ok((child, env, log))
+        Ok((child, inside, log))
     }
 
     /// While it runs: its output, its probes, its ports; then its end.
-    async fn attend(&self, mut child: Child, env: &Env, log: Writer, id: Arc<str>) {
+    async fn attend(&self, mut child: Child, inside: Option<Inside>, log: Writer, id: Arc<str>) {
         let (part, attempt) = (self.part, self.attempt);
+        if let (Some(container), Some(inside)) = (self.container(), &inside) {
+            self.insides.set(container.name.clone(), inside.clone());
+        }
         let signaller = child.signaller();
         let spawned = Msg::Spawned { part, attempt, id: id.clone(), signaller };
         let _ = self.to_pod.send(spawned).await;
@@ -96,7 +108,7 @@ impl Run {
         let pid = child.pid();
         let mut output_ended = false;
         let exit = {
-            let mut watching = std::pin::pin!(self.watch(pid, env));
+            let mut watching = std::pin::pin!(self.watch(pid));
             let mut waiting = std::pin::pin!(child.wait());
             loop {
                 tokio::select! {
@@ -110,16 +122,24 @@ impl Run {
             let _ = tokio::time::timeout(OUTPUT_GRACE, pumps).await;
         }
         log.close();
+        if let Some(container) = self.container() {
+            self.insides.remove(&container.name);
+        }
         let exit = exit.unwrap_or_else(|error| {
             tracing::error!(%error, pid, "the end of a child could not be seen");
             Exit::code(255)
         });
+        let cell = inside.and_then(|i| i.cell);
+        let exit = match cell {
+            Some(cell) if cell.was_out_of_memory() && !exit.is_success() => exit.out_of_memory(),
+            _ => exit,
+        };
         let hint = self.after_end(exit, &log, &id).await;
         self.tell(Event::Exited { part, attempt, exit, hint }).await;
     }
 
     /// Never ends while the process runs.
-    async fn watch(&self, pid: u32, env: &Env) {
+    async fn watch(&self, pid: u32) {
         match self.part {
             Part::Proxy => watch::proxy(self).await,
             Part::App(index) => {
@@ -132,7 +152,7 @@ impl Run {
                 let mut rng = Rng::from_system();
                 let probes = probes.into_iter().filter_map(|(kind, probe)| {
                     let probe = probe.as_ref()?;
-                    Some(watch::probe(self, (index, container), kind, probe, env, rng.next_u64()))
+                    Some(watch::probe(self, (index, container), kind, probe, rng.next_u64()))
                 });
                 let ports = watch::ports(self, index, container, pid);
                 tokio::join!(join_all(probes), ports);
@@ -158,7 +178,7 @@ impl Run {
         look.await.unwrap_or_default()
     }
 
-    fn prepare_proxy(&self) -> Result<Prepared, Refusal> {
+    async fn prepare_proxy(&self) -> Result<Prepared, Refusal> {
         let config = &self.shared.config;
         let Some(proxy) = &config.proxy else {
             return Err(("CreateContainerError", "this agent has no proxy program".into()));
@@ -166,35 +186,92 @@ impl Run {
         self.write_files().map_err(|e| {
             ("CreateContainerError", format!("the proxy's files cannot be written: {e}"))
         })?;
-        let mut command = Command::new(&proxy.program);
-        command.args(proxy.arguments(config, &self.desired, &self.pod));
-        command.env_clear().envs(config.base_env.iter().map(|(k, v)| (k, v)));
+        let args = proxy.arguments(config, &self.desired, &self.pod);
         let service_account = self.pod.service_account().into();
         let role = Role::Proxy { pod: self.pod.key(), service_account };
-        Ok(Prepared { command, env: Env::default(), role })
+        let command = match self.live().await? {
+            Some((boxed, live)) => {
+                let env = Env::of(&config.base_env);
+                let cell = Cell::proxy(boxed, live);
+                let program = proxy.program.to_string_lossy();
+                cell.command(&program, &args, &env, Path::new("/")).map_err(handover)?
+            }
+            None => {
+                let mut command = Command::new(&proxy.program);
+                command.args(args);
+                command.env_clear().envs(config.base_env.iter().map(|(k, v)| (k, v)));
+                command
+            }
+        };
+        Ok(Prepared { command, role, inside: None })
     }
 
-    fn prepare_app(&self, index: usize) -> Result<Prepared, Refusal> {
+    async fn prepare_app(&self, index: usize, id: &str) -> Result<Prepared, Refusal> {
         let config = &self.shared.config;
         let missing = || ("CreateContainerError", "the container is gone".to_owned());
         let container = self.pod.programs().nth(index).ok_or_else(missing)?;
+        let live = self.live().await?;
+        let facts = self.facts(container);
+        let mut env = env::build(&config.base_env, &facts)
+            .map_err(|e| ("CreateContainerConfigError", e.to_string()))?;
+        env.set(MARK_AGENT, &*self.shared.agent_id);
+        env.set(MARK_CONTAINER, id);
+        let found = command::resolve(&self.pod, container, &env, &config.images, &config.workdir);
+        let found = found.map_err(|e| (e.reason(), e.to_string()))?;
+        let role = Role::App { pod: self.pod.key() };
+        let (cell, command) = match live {
+            Some((boxed, live)) => {
+                let cell = Cell::container(boxed, live, &facts, &env)?;
+                let program = found.program.to_string_lossy();
+                let command = cell.command(&program, &found.args, &env, &found.workdir);
+                (Some(Arc::new(cell)), command.map_err(handover)?)
+            }
+            None => {
+                let mut command = Command::new(&found.program);
+                command.args(&found.args).current_dir(&found.workdir);
+                command.env_clear().envs(env.iter());
+                (None, command)
+            }
+        };
+        let inside = Inside { env, workdir: found.workdir, cell };
+        Ok(Prepared { command, role, inside: Some(inside) })
+    }
+
+    /// The pod's namespaces, if it is to have some.
+    async fn live(&self) -> Result<Option<(&Arc<PodBox>, Arc<Live>)>, Refusal> {
+        let wrong = |why: String| ("CreateContainerError", why);
+        let Some(boxed) = &self.boxed else {
+            return match self.desired.mode {
+                PodsMode::Process => Ok(None),
+                PodsMode::Namespace => Err(wrong(
+                    "the pod is to run in namespaces, which this agent does not make; start weft \
+                     with --pods=namespace"
+                        .into(),
+                )),
+            };
+        };
+        let container = self.pod.programs().next();
+        let container = container.ok_or_else(|| wrong("the pod has no container".into()))?;
+        let live = boxed.live(&self.facts(container)).await;
+        Ok(Some((boxed, live.map_err(wrong)?)))
+    }
+
+    fn facts<'a>(&'a self, container: &'a Container) -> Facts<'a> {
+        let config = &self.shared.config;
         let proxy = config.proxy.as_ref().filter(|_| self.pod.proxy_kind() == ProxyKind::Sidecar);
-        let facts = Facts {
+        Facts {
             desired: &self.desired,
             pod: &self.pod,
             container,
             proxy: proxy.map(|p| (p.outbound_port, &*self.credential)),
             host_ip: config.host_ip,
             machine: self.shared.machine,
-        };
-        let env = env::build(&config.base_env, &facts)
-            .map_err(|e| ("CreateContainerConfigError", e.to_string()))?;
-        let found = command::resolve(&self.pod, container, &env, &config.images, &config.workdir);
-        let found = found.map_err(|e| (e.reason(), e.to_string()))?;
-        let mut command = Command::new(&found.program);
-        command.args(&found.args).current_dir(&found.workdir);
-        command.env_clear().envs(env.iter());
-        Ok(Prepared { command, env, role: Role::App { pod: self.pod.key() } })
+        }
+    }
+
+    /// Where sockets of the pod's network come from.
+    fn sockets(&self) -> SocketFactory {
+        self.boxed.as_ref().map_or(SocketFactory::Here, |b| b.sockets())
     }
 
     /// `user:password` that the app shows to its sidecar, readable by this user only.
@@ -230,13 +307,17 @@ impl Run {
 
     fn proxy_ready_at(&self) -> Option<SocketAddr> {
         let proxy = self.shared.config.proxy.as_ref()?;
-        Some(SocketAddr::new(self.desired.address, proxy.ready_port))
+        Some(SocketAddr::new(self.desired.admin_address, proxy.ready_port))
     }
 
     async fn tell(&self, event: Event) {
         // The pod's task outlives its processes, except when everything is being stopped.
         let _ = self.to_pod.send(Msg::Event(event)).await;
     }
+}
+
+fn handover(error: std::io::Error) -> Refusal {
+    ("CreateContainerError", format!("its command cannot be handed over: {error}"))
 }
 
 /// The last line that says something, for the message of a crash.

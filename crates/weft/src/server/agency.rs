@@ -14,12 +14,12 @@ use serde_json::Value;
 use weft_agent::agent::{Agent, Desired};
 use weft_agent::checks::{CheckKey, CheckSpec, Checks};
 use weft_agent::logs::{LogQuery, LogReader};
-use weft_agent::pod::{Configs, DesiredPod, PodKey, Upstream};
+use weft_agent::pod::{Configs, Data, DesiredPod, PodKey, Upstream};
 use weft_base::snapshot::{Snapshot, snapshot};
 use weft_base::task::TaskGroup;
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
-use weft_kinds::world::{Index, Object, World};
+use weft_kinds::world::{Index, Object, PodsMode, World, host_address};
 use weft_registry::catalog::runnable;
 use weft_server::k8s::{LogError, LogPieces, LogRequest, PodLogs};
 
@@ -62,6 +62,9 @@ pub fn desired(world: &World, node: &str) -> Desired {
         let pod = DesiredPod {
             object: object.raw.clone(),
             address,
+            addresses: addresses(&object.raw, address),
+            admin_address: host_address(object).unwrap_or(address),
+            mode: PodsMode::of(&object.meta),
             upstreams: upstreams.clone(),
             configs: configs(world, object),
         };
@@ -99,6 +102,7 @@ fn upstreams_of(world: &World, namespace: &str) -> Vec<Upstream> {
                     port_name: port.name.clone(),
                     port: port.port,
                     local_port: *local_port,
+                    address: object.raw["spec"]["clusterIP"].as_str().and_then(|a| a.parse().ok()),
                 });
             }
         }
@@ -106,23 +110,28 @@ fn upstreams_of(world: &World, namespace: &str) -> Vec<Upstream> {
     out
 }
 
-/// Data of the ConfigMaps and Secrets that a pod's environment names.
+/// All addresses of a pod, its first one first.
+fn addresses(pod: &Value, first: IpAddr) -> Vec<IpAddr> {
+    let all = pod["status"]["podIPs"].as_array().into_iter().flatten();
+    let others = all.filter_map(|a| a["ip"].as_str()?.parse().ok()).filter(|ip| *ip != first);
+    std::iter::once(first).chain(others).collect()
+}
+
+/// Data of the ConfigMaps and Secrets that a pod's environment and volumes name.
 fn configs(world: &World, pod: &Object) -> Configs {
     let mut names = (BTreeSet::new(), BTreeSet::new());
     collect_names(&pod.raw["spec"], &mut names);
     let mut out = Configs::default();
     for name in names.0 {
         if let Some(object) = world.get(KindId::ConfigMap, &pod.key.namespace, name) {
-            out.config_maps.insert(name.into(), text_map(&object.raw["data"], |v| Some(v.into())));
+            let mut map = data_map(&object.raw["data"], |v| Some(Data::Text(v.into())));
+            map.extend(data_map(&object.raw["binaryData"], decode));
+            out.config_maps.insert(name.into(), map);
         }
     }
     for name in names.1 {
         if let Some(object) = world.get(KindId::Secret, &pod.key.namespace, name) {
-            let decode = |v: &str| {
-                let bytes = STANDARD.decode(v).ok()?;
-                Some(String::from_utf8_lossy(&bytes).as_ref().into())
-            };
-            out.secrets.insert(name.into(), text_map(&object.raw["data"], decode));
+            out.secrets.insert(name.into(), data_map(&object.raw["data"], decode));
         }
     }
     out
@@ -132,10 +141,14 @@ fn collect_names<'a>(value: &'a Value, out: &mut (BTreeSet<&'a str>, BTreeSet<&'
     match value {
         Value::Object(map) => {
             for (key, child) in map {
-                let name = child.get("name").and_then(Value::as_str);
-                match (key.as_str(), name) {
-                    ("configMapKeyRef" | "configMapRef", Some(name)) => drop(out.0.insert(name)),
-                    ("secretKeyRef" | "secretRef", Some(name)) => drop(out.1.insert(name)),
+                let name = child.get("name").or_else(|| child.get("secretName"));
+                match (key.as_str(), name.and_then(Value::as_str)) {
+                    ("configMapKeyRef" | "configMapRef" | "configMap", Some(name)) => {
+                        drop(out.0.insert(name));
+                    }
+                    ("secretKeyRef" | "secretRef" | "secret", Some(name)) => {
+                        drop(out.1.insert(name));
+                    }
                     _ => collect_names(child, out),
                 }
             }
@@ -145,10 +158,14 @@ fn collect_names<'a>(value: &'a Value, out: &mut (BTreeSet<&'a str>, BTreeSet<&'
     }
 }
 
-fn text_map(
+fn decode(value: &str) -> Option<Data> {
+    Some(Data::of(STANDARD.decode(value).ok()?))
+}
+
+fn data_map(
     data: &Value,
-    decode: impl Fn(&str) -> Option<Arc<str>>,
-) -> BTreeMap<Arc<str>, Arc<str>> {
+    decode: impl Fn(&str) -> Option<Data>,
+) -> BTreeMap<Arc<str>, Data> {
     let pairs = data.as_object().into_iter().flatten();
     pairs.filter_map(|(k, v)| Some((k.as_str().into(), decode(v.as_str()?)?))).collect()
 }

@@ -20,7 +20,7 @@ use crate::client::Api;
 use crate::client::objects::apply_one;
 use crate::manifest::{self, Manifest, plural};
 use crate::server::{Agency, Running, Settings};
-use crate::{builds, data, ports, print, state_home};
+use crate::{builds, data, pod, ports, print, state_home};
 use table::Show;
 use weft_server::admin::Facts as _;
 
@@ -50,6 +50,7 @@ pub fn run(args: UpArgs) -> Result<()> {
             images,
             workdir: manifest::home(&paths),
             access_log: args.access_log.clone(),
+            pods: pod::choose(args.pods)?,
         }),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -248,6 +249,8 @@ pub struct DoorAddresses {
     pub api: SocketAddr,
     pub consul: SocketAddr,
     pub dns: SocketAddr,
+    /// The resolver of pods in namespaces.
+    pub pod_dns: SocketAddr,
     pub xds: SocketAddr,
     /// Where agents of other machines reach it, when they may.
     pub agents: Option<SocketAddr>,
@@ -260,6 +263,7 @@ pub fn announcement(doors: &DoorAddresses, data: &Path, late: Option<&str>) -> V
         "api": format!("http://{}", doors.api),
         "consul": doors.consul.to_string(),
         "dns": doors.dns.to_string(),
+        "pod_dns": doors.pod_dns.to_string(),
         "xds": doors.xds.to_string(),
         "agents": doors.agents.map(|a| a.to_string()),
         "data": data.display().to_string(),

@@ -24,6 +24,8 @@ pub fn down(args: &DataArgs) -> Result<()> {
             crate::say!("stopped PID {pid} ({})", path.display());
             stopped += 1;
         }
+        // Control groups outlive a run that was killed; everything else went with it.
+        weft_agent::sandbox::cgroup::sweep(&path.join("run"));
     }
     if stopped == 0 {
         crate::say!("nothing is running");
@@ -61,6 +63,7 @@ pub fn reset(args: &ResetArgs) -> Result<()> {
     if let Some(pid) = data::holder(path) {
         end(path, pid)?;
     }
+    weft_agent::sandbox::cgroup::sweep(&path.join("run"));
     fs::remove_dir_all(path).with_context(|| format!("cannot delete {}", path.display()))?;
     crate::say!("deleted {}", path.display());
     Ok(())

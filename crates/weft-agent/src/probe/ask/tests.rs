@@ -36,6 +36,7 @@ fn get(url: &str) -> HttpAsk {
         headers: Vec::new(),
         body: String::new(),
         tls: Tls::default(),
+        via: SocketFactory::Here,
     }
 }
 
@@ -81,9 +82,9 @@ async fn an_endless_or_silent_answer_is_cut() {
 async fn tcp_connects_or_says_why_not() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap().to_string();
-    tcp(&at, None, LIMIT).await.unwrap();
+    tcp(Target::here(&at), None, LIMIT).await.unwrap();
     drop(listener);
-    let why = tcp(&at, None, LIMIT).await.unwrap_err();
+    let why = tcp(Target::here(&at), None, LIMIT).await.unwrap_err();
     assert_eq!(why, format!("dial tcp {at}: connect: connection refused"));
 }
 
@@ -96,14 +97,14 @@ async fn grpc_health_is_asked_of_a_real_server() {
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let server = tonic::transport::Server::builder().add_service(service);
     tasks.spawn("grpc", async move { server.serve_with_incoming(incoming).await.unwrap() });
-    grpc(&at, "", None, LIMIT).await.unwrap();
-    let why = grpc(&at, "shop.Products", None, LIMIT).await.unwrap_err();
+    grpc(Target::here(&at), "", None, LIMIT).await.unwrap();
+    let why = grpc(Target::here(&at), "shop.Products", None, LIMIT).await.unwrap_err();
     assert!(why.to_lowercase().contains("not found"), "{why}");
     reporter.set_service_status("shop.Products", tonic_health::ServingStatus::NotServing).await;
-    let why = grpc(&at, "shop.Products", None, LIMIT).await.unwrap_err();
+    let why = grpc(Target::here(&at), "shop.Products", None, LIMIT).await.unwrap_err();
     assert!(why.contains("NOT_SERVING"), "{why}");
     reporter.set_service_status("shop.Products", tonic_health::ServingStatus::Serving).await;
-    grpc(&at, "shop.Products", None, LIMIT).await.unwrap();
+    grpc(Target::here(&at), "shop.Products", None, LIMIT).await.unwrap();
 }
 
 #[tokio::test]

@@ -4,20 +4,21 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use http::Method;
 use serde_json::Value;
 use weft_base::rng::Rng;
+use weft_base::sockets::SocketFactory;
+use weft_kinds::world::PodsMode;
 
 use super::Run;
 use crate::child::Role;
 use crate::config::ADMIN_PORT;
-use crate::env::Env;
 use crate::machine::Event;
 use crate::pod::{Container, Probe, ProxyKind};
-use crate::probe::ask::{self, HttpAsk, Tls};
+use crate::probe::ask::{self, HttpAsk, Target, Tls};
 use crate::probe::{ProbeKind, ProbeMachine};
 use crate::{ports as verdict, procfs};
 
@@ -46,6 +47,7 @@ pub(super) async fn proxy(run: &Run) {
         headers: Vec::new(),
         body: String::new(),
         tls: Tls::default(),
+        via: SocketFactory::Here,
     };
     let acked = async {
         run.shared.link.inbound_acked(run.pod.key()).await;
@@ -83,6 +85,7 @@ pub(crate) async fn quiet(address: IpAddr) {
         headers: Vec::new(),
         body: String::new(),
         tls: Tls::default(),
+        via: SocketFactory::Here,
     };
     let mut before = false;
     loop {
@@ -106,20 +109,19 @@ pub(super) async fn probe(
     (index, container): (usize, &Container),
     kind: ProbeKind,
     probe: &Probe,
-    env: &Env,
     seed: u64,
 ) {
     let clock = &run.shared.clock;
     if kind != ProbeKind::Startup && container.startup_probe.is_some() {
         // Kubernetes begins these after the startup probe; its own verdict is told to the pod,
         // so the simplest honest way to wait for it here is to ask the same question.
-        startup(run, container, env).await;
+        startup(run, container).await;
     }
     let mut rng = Rng::seeded(seed);
     let mut machine = ProbeMachine::new(kind, probe, clock.now(), &mut rng);
     while !machine.is_over() {
         tokio::time::sleep(machine.due().since(clock.now())).await;
-        let answer = once(run, container, probe, env).await;
+        let answer = once(run, container, probe).await;
         let message = answer.as_ref().err().cloned().unwrap_or_default();
         if let Some(ok) = machine.result(answer.is_ok(), clock.now()) {
             let attempt = run.attempt;
@@ -128,14 +130,14 @@ pub(super) async fn probe(
     }
 }
 
-async fn startup(run: &Run, container: &Container, env: &Env) {
+async fn startup(run: &Run, container: &Container) {
     let Some(probe) = &container.startup_probe else { return };
     let clock = &run.shared.clock;
     let mut machine =
         ProbeMachine::new(ProbeKind::Startup, probe, clock.now(), &mut Rng::seeded(1));
     while !machine.is_over() {
         tokio::time::sleep(machine.due().since(clock.now())).await;
-        machine.result(once(run, container, probe, env).await.is_ok(), clock.now());
+        machine.result(once(run, container, probe).await.is_ok(), clock.now());
     }
 }
 
@@ -157,7 +159,12 @@ pub(super) async fn ports(run: &Run, index: usize, container: &Container, pid: u
         let Ok(listening) = tokio::task::spawn_blocking(move || listening(pid)).await else {
             return;
         };
-        let trouble = verdict::trouble(run.desired.address, &declared, &listening);
+        let trouble = match run.desired.mode {
+            PodsMode::Process => verdict::trouble(run.desired.address, &declared, &listening),
+            // As in a cluster: whoever declares a port and listens elsewhere is not reached,
+            // and what it says about itself is all there is.
+            PodsMode::Namespace => None,
+        };
         let reached = declared.iter().filter(|p| listening.iter().any(|a| a.port() == **p));
         let complete = trouble.is_none() && reached.count() == declared.len();
         let some = trouble.is_none() && !listening.is_empty();
@@ -184,12 +191,14 @@ pub(super) async fn ports(run: &Run, index: usize, container: &Container, pid: u
 fn listening(pid: u32) -> Vec<SocketAddr> {
     let group: Vec<u32> =
         procfs::all().into_iter().filter(|s| s.pgid == pid).map(|s| s.pid).collect();
-    // A socket shared by several processes is one.
-    procfs::listening(&group).into_iter().collect::<BTreeSet<_>>().into_iter().collect()
+    // The program's network is that of whoever is not the first, which may only wait for it. A
+    // socket shared by several processes is one.
+    let shown = group.iter().copied().find(|p| *p != pid).unwrap_or(pid);
+    procfs::listening(shown, &group).into_iter().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// One question.
-async fn once(run: &Run, container: &Container, probe: &Probe, env: &Env) -> Result<(), String> {
+async fn once(run: &Run, container: &Container, probe: &Probe) -> Result<(), String> {
     let timeout = Duration::from_secs(probe.timeout_seconds.max(1));
     let at = |host: &str, port: &Value| -> Result<String, String> {
         let port = container.port(port).ok_or_else(|| format!("the port {port} is not known"))?;
@@ -206,7 +215,8 @@ async fn once(run: &Run, container: &Container, probe: &Probe, env: &Env) -> Res
         let uri = url.parse().map_err(|e| format!("{url:?}: {e}"))?;
         let headers = get.http_headers.iter().map(|h| (h.name.clone(), h.value.clone())).collect();
         let tls = Tls { skip_verify: true, server_name: String::new() };
-        let question = HttpAsk { uri, method: Method::GET, headers, body: String::new(), tls };
+        let (method, via) = (Method::GET, run.sockets());
+        let question = HttpAsk { uri, method, headers, body: String::new(), tls, via };
         let answer =
             ask::http(&question, timeout).await.map_err(|e| format!("Get {url:?}: {e}"))?;
         return match answer.status.as_u16() {
@@ -215,24 +225,32 @@ async fn once(run: &Run, container: &Container, probe: &Probe, env: &Env) -> Res
         };
     }
     if let Some(socket) = &probe.tcp_socket {
-        return ask::tcp(&at(&socket.host, &socket.port)?, None, timeout).await;
+        let to = Target { address: &at(&socket.host, &socket.port)?, via: &run.sockets() };
+        return ask::tcp(to, None, timeout).await;
     }
     if let Some(grpc) = &probe.grpc {
         let address = SocketAddr::new(run.desired.address, grpc.port).to_string();
         let service = grpc.service.as_deref().unwrap_or_default();
-        return ask::grpc(&address, service, None, timeout).await;
+        let to = Target { address: &address, via: &run.sockets() };
+        return ask::grpc(to, service, None, timeout).await;
     }
     match &probe.exec {
-        Some(exec) => command(run, &exec.command, env, timeout).await,
+        Some(exec) => command(run, container, &exec.command, timeout).await,
         None => Err("the probe asks nothing: give it httpGet, tcpSocket, grpc or exec".into()),
     }
 }
 
 /// An exec probe: a command of the Pod's author, run beside the program.
-async fn command(run: &Run, line: &[String], env: &Env, limit: Duration) -> Result<(), String> {
-    let (program, args) = line.split_first().ok_or("exec.command is empty")?;
-    let mut command = Command::new(program);
-    command.args(args).env_clear().envs(env.iter()).current_dir(&run.shared.config.workdir);
+async fn command(
+    run: &Run,
+    container: &Container,
+    line: &[String],
+    limit: Duration,
+) -> Result<(), String> {
+    let program = line.first().ok_or("exec.command is empty")?;
+    let inside = run.insides.get(&container.name).ok_or("the container has ended")?;
+    let entry = inside.command(&run.pod.key(), line).map_err(|e| e.to_string())?;
+    let mut command = entry.command;
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let role = Role::Probe { pod: run.pod.key() };
     let child = run.shared.spawner.spawn(command, role).await;
