@@ -184,11 +184,12 @@ impl Running {
         over: &watch::Sender<bool>,
     ) -> io::Result<i32> {
         let mut output = std::pin::pin!(output);
+        let mut reads = true;
         let exit = {
             let child = self.child.as_mut().ok_or_else(|| io::Error::other("it ended twice"))?;
             let mut waiting = std::pin::pin!(child.wait());
             let mut input = std::pin::pin!(input);
-            let (mut reads, mut writes) = (true, true);
+            let mut writes = true;
             loop {
                 tokio::select! {
                     exit = &mut waiting => break exit?,
@@ -199,7 +200,9 @@ impl Running {
         };
         self.child = None;
         over.send_replace(true);
-        output.await;
+        if reads {
+            output.await;
+        }
         Ok(exit.code)
     }
 }
