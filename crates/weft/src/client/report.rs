@@ -122,7 +122,15 @@ pub async fn mtls(args: &ClientArgs) -> Result<()> {
     print_rows(
         &facts,
         "services",
-        &["namespace", "service", "mode", "mtls_requests", "plaintext_requests", "bypassable"],
+        &[
+            "namespace",
+            "service",
+            "mode",
+            "mtls_requests",
+            "plaintext_requests",
+            "strict",
+            "bypassable",
+        ],
     );
     for line in rows(&facts, "notes") {
         crate::say!("\n{}", print::cell(&line));

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses and names: the resolver of pods asked with dig, what a Gateway causes, what a
+PeerAuthentication comes to, all through the doors."""
+
+import json
+import subprocess
+
+import requests
+
+from mesh import BIN, Mesh, free_port, until
+
+SERVICES = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: demo}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: demo}
+spec: {selector: {app: web}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: demo}
+spec: {clusterIP: None, selector: {app: db}, ports: [{name: sql, port: 5432}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: alias, namespace: demo}
+spec: {type: ExternalName, externalName: web.demo.svc.cluster.local}
+"""
+
+
+def pod_dig(mesh, *args):
+    """Asks where sidecars ask."""
+    port = mesh.doors["pod_dns"].rsplit(":", 1)[1]
+    done = subprocess.run([str(BIN / "dig"), "@127.0.0.1", "-p", port, "+tries=1", "+time=8", *args],
+                          capture_output=True, text=True, timeout=30)
+    return done.stdout
+
+
+def test_pods_resolve_services_aliases_and_addresses(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/services.yaml").write_text(SERVICES)
+    with Mesh(tmp_path / "m", tmp_path / "data") as mesh:
+        services = mesh.get("/api/v1/namespaces/demo/services").json()["items"]
+        ip = next(s["spec"]["clusterIP"] for s in services if s["metadata"]["name"] == "web")
+        name = "web.demo.svc.cluster.local"
+        for carrier in ("+notcp", "+tcp"):
+            assert pod_dig(mesh, name, "A", "+short", carrier).split() == [ip]
+        assert pod_dig(mesh, "_http._tcp." + name, "SRV", "+short").split() == [
+            "1", "1", "80", name + "."]
+        # An alias comes with what it leads to.
+        alias = pod_dig(mesh, "alias.demo.svc.cluster.local", "A", "+short").split()
+        assert alias == [name + ".", ip]
+        # From the address back to the name; addresses that weft did not give are none of its.
+        assert pod_dig(mesh, "-x", ip, "+short").split() == [name + "."]
+        # What a search list makes of a foreign name is known not to exist, and how long.
+        missing = pod_dig(mesh, "example.com.demo.svc.cluster.local", "A")
+        assert "status: NXDOMAIN" in missing and "SOA" in missing, missing
+        empty = pod_dig(mesh, "db.demo.svc.cluster.local", "A")
+        assert "status: NOERROR" in empty and "ANSWER: 0" in empty, empty
+        assert "flags: qr aa rd ra" in pod_dig(mesh, name, "A")
+        # Outside is asked of the machine's resolver, or said why not; the public door refuses.
+        outside = pod_dig(mesh, "weft.invalid", "A")
+        assert "status: NXDOMAIN" in outside or "EDE: 22" in outside, outside
+        assert "status: REFUSED" in mesh.dig("weft.invalid", "A")
+        # Garbage is answered or dropped; the door lives on.
+        assert pod_dig(mesh, name, "A", "+short", "+ednsopt=65001:ff", "+bufsize=512").split() == [ip]
+
+
+def test_a_gateways_service_says_where_it_listens_and_goes_with_it(tmp_path):
+    port = free_port()
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/gw.yaml").write_text(f"""
+apiVersion: v1
+kind: Namespace
+metadata: {{name: demo}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: front, namespace: demo}}
+spec:
+  gatewayClassName: weft
+  addresses: [{{value: 127.0.0.1}}]
+  listeners: [{{name: http, port: {port}, protocol: HTTP}}]
+""")
+    with Mesh(tmp_path / "m", tmp_path / "data", gateway_port=port) as mesh:
+        row = mesh.kubectl("get", "svc", "front-weft", "-n", "demo", "--no-headers").stdout.split()
+        assert row[1] == "LoadBalancer" and row[3] == "127.0.0.1" and f"{port}" in row[4], row
+        # Where the status says, the Gateway answers.
+        ingress = json.loads(mesh.kubectl("get", "svc", "front-weft", "-n", "demo", "-o",
+                                          "jsonpath={.status.loadBalancer.ingress[0]}").stdout)
+        answer = requests.get(f"http://{ingress['ip']}:{ingress['ports'][0]['port']}/", timeout=5)
+        assert answer.status_code == 404, "there is no route yet"
+        rows = mesh.get("/v1/weft/endpoints", params={"namespace": "demo", "service": "front-weft"})
+        assert rows.json()["endpoints"], rows.text
+        mesh.kubectl("get", "serviceaccount", "front-weft", "-n", "demo")
+        assert "front-weft" not in mesh.weft("status").stdout, "it is the Gateway's, no user's"
+        # Deleted by hand it comes back, with its Gateway it goes.
+        mesh.kubectl("delete", "svc", "front-weft", "-n", "demo")
+        until("the Service is back", lambda: mesh.kubectl(
+            "get", "svc", "front-weft", "-n", "demo", check=False).returncode == 0)
+        mesh.kubectl("delete", "gateway", "front", "-n", "demo")
+        for kind in ("svc", "serviceaccount"):
+            until(f"the {kind} is gone", lambda kind=kind: mesh.kubectl(
+                "get", kind, "front-weft", "-n", "demo", check=False).returncode != 0)
+        until("nothing listens", lambda: refused(port))
+
+
+def refused(port):
+    try:
+        requests.get(f"http://127.0.0.1:{port}/", timeout=2)
+    except requests.ConnectionError:
+        return True
+    return False
+
+
+def test_strict_reads_not_enforceable_where_it_is_not(empty):
+    policy = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: demo}
+spec: {mtls: {mode: MODE}}
+"""
+    empty.kubectl("apply", "-f", "-", stdin=policy.replace("MODE", "STRICT"))
+
+    def condition():
+        out = empty.kubectl("get", "peerauthentication", "default", "-n", "demo", "-o", "json").stdout
+        conditions = json.loads(out)["status"]["conditions"]
+        return next(c for c in conditions if c["type"] == "Enforced")
+
+    told = until("it says what it comes to", lambda: condition())
+    assert (told["status"], told["reason"]) == ("False", "NotEnforceable")
+    assert "--pods=namespace" in told["message"]
+    assert "NotEnforceable" in empty.weft("status", check=False).stdout
+    empty.kubectl("apply", "-f", "-", stdin=policy.replace("MODE", "PERMISSIVE"))
+    until("nothing is missing", lambda: condition()["status"] == "True")
+    bad = empty.kubectl("apply", "-f", "-", stdin=policy.replace("MODE", "SOMETIMES"), check=False)
+    assert bad.returncode != 0 and "spec.mtls.mode" in bad.stderr, bad.stderr
