@@ -52,7 +52,11 @@ pub async fn bind_from(
     address: SocketAddr,
     workers: usize,
 ) -> Result<Vec<TcpListener>, ListenError> {
-    if !config.is_outside(address.ip()) {
+    // What capture leads to is always here, whatever its address.
+    let captures = config.capture.as_ref().is_some_and(|c| {
+        c.outbound.iter().chain(&c.inbound).chain(&c.mesh).any(|door| *door == address)
+    });
+    if captures || !config.is_outside(address.ip()) {
         return bind(address, workers);
     }
     let wrong = |source| ListenError { address, source };
