@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use weft_kinds::views::Meta;
-use weft_kinds::world::{PodsMode, workload};
+use weft_kinds::world::{MESH_ADDRESS_ANNOTATION, PodsMode, workload};
 
 use crate::command::Images;
 use crate::pod::{DesiredPod, Pod, ProxyKind};
@@ -100,6 +100,9 @@ impl ProxyProgram {
             flag("--admin-address", desired.admin_address.to_string());
         } else if sidecar {
             flag("--credential", path(&config.credential_file(pod)));
+            if let Some(address) = pod.metadata.annotations.get(MESH_ADDRESS_ANNOTATION) {
+                flag("--mesh-address", address.to_string());
+            }
         }
         flag("--label", format!("workload={}", workload_of(desired, pod)));
         flag("--label", format!("namespace={}", pod.metadata.namespace));

@@ -43,6 +43,10 @@ pub struct Endpoint {
     /// Workload (owner) name for metrics: `user`, `product-v1`.
     #[serde(default)]
     pub workload: Arc<str>,
+    /// Where its sidecar takes mesh connections when that is not port 15008 of `address`: pods of
+    /// machines whose own addresses are all that others reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh_address: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -184,7 +188,8 @@ impl Endpoint {
     pub fn connect_address(&self) -> SocketAddr {
         match self.transport {
             Transport::MeshH1 | Transport::MeshH2 | Transport::Hbone => {
-                SocketAddr::new(self.address.ip(), MESH_PORT)
+                let usual = SocketAddr::new(self.address.ip(), MESH_PORT);
+                self.mesh_address.unwrap_or(usual)
             }
             Transport::Plaintext | Transport::Tls | Transport::MtlsAppPort => self.address,
         }

@@ -31,6 +31,8 @@ pub struct ProxyConfig {
     pub host: SocketFactory,
     /// What is inside, when `host` is a door.
     pub networks: Networks,
+    /// Where other machines reach its mesh door, in the place of the mesh port of `address`.
+    pub mesh_address: Option<SocketAddr>,
     /// Traffic of its pod that the kernel hands over; `None` in process mode.
     pub capture: Option<Capture>,
     /// Mark of the sockets that it connects itself, so that they are not captured again.
@@ -210,6 +212,7 @@ impl ProxyConfig {
             workload: node.name.clone(),
             node,
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            mesh_address: None,
             admin_address: None,
             host: SocketFactory::Here,
             networks: Networks::default(),

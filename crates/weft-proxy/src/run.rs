@@ -252,7 +252,8 @@ async fn open_doors(
             let address = config.door(config.ports.outbound);
             open.outbound = Some(ingest.open_fixed(address, Door::Forward).await?);
             if identified {
-                let address = config.door(config.ports.mesh);
+                let usual = config.door(config.ports.mesh);
+                let address = config.mesh_address.unwrap_or(usual);
                 open.mesh = Some(ingest.open_fixed(address, Door::Mesh).await?);
             }
         }

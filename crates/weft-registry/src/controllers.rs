@@ -13,7 +13,7 @@
 //! | `cron_job.rs` | CronJob → Jobs |
 //! | `autoscaler.rs` | HorizontalPodAutoscaler → replicas |
 //! | `disruption.rs` | how many pods of a budget may go |
-//! | `pod.rs` | a node and an address for each pod |
+//! | `pod.rs`, `schedule.rs` | a node and an address for each pod |
 //! | `endpoint_slice.rs` | Service + pods → EndpointSlices |
 //! | `mirror.rs` | what Consul clients registered, as read-only Services and EndpointSlices |
 //! | `gateway.rs` | an account, a Service and a proxy pod for each Gateway |
@@ -40,6 +40,7 @@ mod queue;
 pub mod replica_set;
 mod revision;
 mod run;
+mod schedule;
 pub mod stateful_set;
 
 use std::collections::BTreeSet;

@@ -8,6 +8,7 @@
 pub mod addresses;
 pub mod admit;
 mod error;
+pub mod mesh_ports;
 pub mod meta;
 mod watch;
 

@@ -359,6 +359,9 @@ pub struct ProxyArgs {
     /// Mesh port (mTLS).
     #[arg(long, default_value_t = 15008)]
     pub mesh_port: u16,
+    /// Where other machines reach the mesh port, when they cannot reach `--address`.
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["mesh_port", "capture"])]
+    pub mesh_address: Option<SocketAddr>,
     #[arg(long, default_value_t = 15000)]
     pub admin_port: u16,
     #[arg(long, default_value_t = 15020)]

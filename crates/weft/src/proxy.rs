@@ -192,6 +192,7 @@ fn config(args: &ProxyArgs) -> Result<ProxyConfig> {
 fn capture(args: &ProxyArgs, config: &mut ProxyConfig) -> Result<()> {
     config.host = host(args);
     config.admin_address = args.admin_address;
+    config.mesh_address = args.mesh_address;
     let ranges = |flag: &str, texts: &[String]| {
         let parsed = texts.iter().map(|text| text.parse::<Cidr>());
         parsed.collect::<Result<Vec<_>, _>>().map_err(|e| anyhow!(Usage(format!("{flag}: {e}"))))

@@ -260,6 +260,7 @@ pub(super) fn endpoints(service: &str, ips: &[&str]) -> (ResourceName, Arc<Resou
         identity: Some("spiffe://cluster.local/ns/shop/sa/default".into()),
         transport: Transport::MeshH2,
         workload: service.into(),
+        mesh_address: None,
     };
     let set = EndpointSet {
         service: service.into(),

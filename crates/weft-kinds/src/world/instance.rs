@@ -5,7 +5,7 @@
 //! checks). EndpointSlices that mirror the catalog are skipped, so nothing counts twice.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use weft_base::name::ServiceKey;
@@ -50,6 +50,8 @@ pub struct Instance {
     pub mesh: bool,
     /// All that reaches it passes its sidecar.
     pub captured: bool,
+    /// Where its sidecar is reached from other machines, when not at `address`.
+    pub mesh_address: Option<SocketAddr>,
     pub zone: Arc<str>,
 }
 
@@ -75,6 +77,9 @@ pub const PROXY_ANNOTATION: &str = "weft.dev/proxy";
 pub const INJECT_ANNOTATION: &str = "weft.dev/inject";
 /// A relative share of a pod, 0 to 65535; 1 when absent.
 pub const WEIGHT_ANNOTATION: &str = "weft.dev/weight";
+/// On pods of machines that others reach by the machine's address only: where the sidecar takes
+/// mesh connections.
+pub const MESH_ADDRESS_ANNOTATION: &str = "weft.dev/mesh-address";
 
 pub(super) type Instances = imbl::OrdMap<InstanceId, Arc<Instance>>;
 
@@ -194,9 +199,15 @@ fn from_endpoint(
         captured: pod.is_some_and(|(meta, _)| {
             has_sidecar(meta) && PodsMode::of(meta) == PodsMode::Namespace
         }),
+        mesh_address: pod.and_then(|(meta, _)| mesh_address(meta)),
         zone: endpoint.zone.clone(),
         id,
     })
+}
+
+/// Where a pod's sidecar is reached from other machines.
+fn mesh_address(meta: &Meta) -> Option<SocketAddr> {
+    meta.annotation(MESH_ADDRESS_ANNOTATION)?.parse().ok().filter(|_| has_sidecar(meta))
 }
 
 fn pod_weight(meta: &Meta) -> Option<u32> {
@@ -237,6 +248,7 @@ fn from_registration(
         service_account: "".into(),
         mesh: false,
         captured: false,
+        mesh_address: None,
         zone: "".into(),
     }
 }

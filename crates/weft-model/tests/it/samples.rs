@@ -269,6 +269,7 @@ pub fn endpoints() -> EndpointSet {
         identity: (n > 0).then(|| "spiffe://cluster.local/ns/shop/sa/product".into()),
         transport,
         workload: "product".into(),
+        mesh_address: None,
     };
     EndpointSet {
         service: "product.shop.svc.cluster.local".into(),

@@ -426,6 +426,7 @@ fn app_backend(listener: &InboundListener) -> (Backend, EndpointSet) {
         identity: None,
         transport: Transport::Plaintext,
         workload: "".into(),
+        mesh_address: None,
     };
     let policy = BackendPolicy {
         outlier: Outlier { consecutive_failures: 0, ..Outlier::default() },

@@ -121,6 +121,7 @@ fn plain_endpoint(
         identity: None,
         transport: Transport::Plaintext,
         workload: workload.into(),
+        mesh_address: None,
     };
     Arc::new(EndpointEntry { endpoint, shared: Arc::new(EndpointShared::new(workers)) })
 }

@@ -279,6 +279,7 @@ pub fn endpoint(id: &str, address: SocketAddr) -> Endpoint {
         identity: None,
         transport: Transport::Plaintext,
         workload: id.into(),
+        mesh_address: None,
     }
 }
 

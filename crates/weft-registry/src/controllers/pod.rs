@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A place for each pod: the node with the fewest pods among those that fit, and an address of
-//! its own. What runs there is the agent's to say.
+//! A place for each pod: a node (`schedule.rs`), an address of its own, and where other machines
+//! reach it. What runs there is the agent's to say.
 
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_kinds::views::{Labels, View};
+use weft_kinds::views::View;
 use weft_kinds::world::{
-    HOST_ADDRESS_ANNOTATION, Index, KindId, Object, ObjectKey, PODS_ANNOTATION, PodsMode,
+    HOST_ADDRESS_ANNOTATION, KindId, MESH_ADDRESS_ANNOTATION, Object, ObjectKey, PODS_ANNOTATION,
+    PodsMode, has_sidecar,
 };
 
 use super::plan::Context;
+use super::schedule;
 use crate::objects::addresses::{self, PodAddresses};
-use crate::objects::admit;
-use crate::{DeleteOptions, EventNote};
+use crate::objects::admit::{self, Extra};
+use crate::objects::mesh_ports;
+use crate::{DeleteOptions, EventNote, ObjectError, Propagation};
 
 const COMPONENT: &str = "default-scheduler";
 
@@ -24,7 +27,7 @@ const NODE_GRACE: Duration = Duration::from_secs(60);
 pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     let Some(object) = ctx.object(key) else { return };
     let View::Pod(pod) = &object.view else { return };
-    if pod.is_finished() || (is_placed(&object) && !stays(ctx, &object)) {
+    if pod.is_finished() || (is_placed(&object) && !(stays(ctx, &object) && !moves(ctx, &object))) {
         return;
     }
     if object.meta.is_deleting() || (is_placed(&object) && !pod.status.pod_ip.is_empty()) {
@@ -32,15 +35,22 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     }
     let node = match is_placed(&object) {
         true => pod.spec.node_name.clone(),
-        false => match choose(ctx, &object) {
+        false => match schedule::choose(ctx.world, &object) {
             Ok(node) => node,
             Err(why) => return unplaced(ctx, &object, &why),
         },
     };
     let mode = ctx.world.pods_mode_of(&node);
-    match addresses::pod(ctx.world, &object.raw, mode) {
-        Ok((given, extra)) => {
-            let new = placed(&object.raw, &node, mode, &given, &ctx.now());
+    let given = addresses::pod(ctx.world, &object.raw, mode).and_then(|(given, mut extra)| {
+        let mesh = mesh_address(ctx, &object, &node, &mut extra)?;
+        Ok((given, mesh, extra))
+    });
+    match given {
+        Ok((given, mesh, extra)) => {
+            let mut new = placed(&object.raw, &node, mode, &given, &ctx.now());
+            if let Some(mesh) = mesh {
+                admit::annotate(&mut new, MESH_ADDRESS_ANNOTATION, mesh.to_string());
+            }
             ctx.write_with(&object, new, extra);
             let pod = format!("{}/{}", key.namespace, key.name);
             let text = format!("Successfully assigned {pod} to {node}");
@@ -72,6 +82,42 @@ fn stays(ctx: &mut Context<'_>, pod: &Object) -> bool {
     false
 }
 
+/// A machine's address, when others reach it at one.
+fn machine(ctx: &Context<'_>, node: &str) -> Option<IpAddr> {
+    let node = ctx.world.get(KindId::Node, "", node)?;
+    schedule::addresses(&node.raw).into_iter().next().filter(|ip| !ip.is_loopback())
+}
+
+/// Where a pod's sidecar is reached from other machines.
+fn mesh_address(
+    ctx: &Context<'_>,
+    pod: &Object,
+    node: &str,
+    extra: &mut Extra,
+) -> Result<Option<SocketAddr>, ObjectError> {
+    let inside = ctx.world.pods_mode_of(node) == PodsMode::Namespace;
+    let Some(machine) = machine(ctx, node).filter(|_| has_sidecar(&pod.meta) && !inside) else {
+        return Ok(None);
+    };
+    mesh_ports::give(ctx.world, &pod.raw, node, machine, extra).map(Some)
+}
+
+/// Whether the pod's machine has another address than when the pod was placed: it is replaced,
+/// since its sidecar listens where nobody will come.
+fn moves(ctx: &mut Context<'_>, pod: &Object) -> bool {
+    let View::Pod(view) = &pod.view else { return false };
+    let given = pod.meta.annotation(MESH_ADDRESS_ANNOTATION);
+    let Some(given) = given.and_then(|a| a.parse::<SocketAddr>().ok()) else { return false };
+    let same = machine(ctx, &view.spec.node_name).is_none_or(|now| now == given.ip());
+    if same || pod.meta.controller().is_none() || pod.meta.is_deleting() {
+        return false;
+    }
+    let text = format!("node {} has another address now; replacing the pod", view.spec.node_name);
+    ctx.delete(pod, Propagation::Background);
+    ctx.note(EventNote::about(pod, "NodeAddressChanged", text).warning().by(COMPONENT));
+    true
+}
+
 /// Since when a node is not ready, milliseconds; `None` when it is.
 fn unready_since(node: &Value) -> Option<u64> {
     let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
@@ -83,57 +129,6 @@ fn unready_since(node: &Value) -> Option<u64> {
 /// Whether a pod has a node.
 pub fn is_placed(pod: &Object) -> bool {
     matches!(&pod.view, View::Pod(p) if !p.spec.node_name.is_empty())
-}
-
-fn choose(ctx: &Context<'_>, pod: &Object) -> Result<Arc<str>, String> {
-    let selector: Labels =
-        serde_json::from_value(pod.raw["spec"]["nodeSelector"].clone()).unwrap_or_default();
-    let (mut all, mut wrong, mut unready, mut full) = (0, 0, 0, 0);
-    let mut best: Option<(usize, Arc<str>)> = None;
-    for node in ctx.world.objects(KindId::Node, None) {
-        all += 1;
-        if !selector.iter().all(|(k, v)| node.meta.labels.get(k) == Some(v)) {
-            wrong += 1;
-            continue;
-        }
-        if !is_usable(&node.raw) {
-            unready += 1;
-            continue;
-        }
-        let pods = ctx.world.index(Index::PodsByNode, &node.key.name).count();
-        if pods >= pods_max(&node.raw) {
-            full += 1;
-            continue;
-        }
-        if best.as_ref().is_none_or(|(fewest, _)| pods < *fewest) {
-            best = Some((pods, node.key.name.clone()));
-        }
-    }
-    best.map(|(_, name)| name).ok_or_else(|| {
-        let mut why = format!("0/{all} nodes are available");
-        if wrong > 0 {
-            why.push_str(&format!(", {wrong} did not match the pod's node selector"));
-        }
-        if unready > 0 {
-            why.push_str(&format!(", {unready} were not ready or unschedulable"));
-        }
-        if full > 0 {
-            why.push_str(&format!(", {full} had too many pods"));
-        }
-        why
-    })
-}
-
-/// How many pods a node takes; Kubernetes' default when it does not say.
-fn pods_max(node: &Value) -> usize {
-    let text = node["status"]["allocatable"]["pods"].as_str();
-    text.and_then(|n| n.parse().ok()).unwrap_or(110)
-}
-
-fn is_usable(node: &Value) -> bool {
-    let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
-    let ready = conditions.into_iter().filter(|c| c["type"] == "Ready");
-    node["spec"]["unschedulable"] != true && ready.into_iter().all(|c| c["status"] == "True")
 }
 
 fn placed(raw: &Value, node: &str, mode: PodsMode, given: &PodAddresses, now: &str) -> Value {

@@ -122,6 +122,7 @@ pub fn release(world: &World, kind: KindId, old: &Value) -> Extra {
         KindId::Pod => {
             free(old["status"]["podIP"].as_str().unwrap_or(""));
             free(annotation(old, HOST_ADDRESS_ANNOTATION));
+            super::mesh_ports::release(world, old, &mut extra);
         }
         _ => {}
     }

@@ -51,6 +51,7 @@ fn book() -> Book {
         identity: None,
         transport: Transport::MeshH1,
         workload: "db".into(),
+        mesh_address: None,
     };
     Book {
         hosts: vec![
