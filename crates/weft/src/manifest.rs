@@ -197,7 +197,13 @@ fn order(kind: KindId) -> u8 {
         KindId::Namespace | KindId::GatewayClass => 0,
         KindId::ServiceAccount | KindId::ConfigMap | KindId::Secret => 1,
         KindId::Service => 2,
-        KindId::Pod | KindId::Deployment | KindId::ReplicaSet => 9,
+        KindId::Pod
+        | KindId::Deployment
+        | KindId::ReplicaSet
+        | KindId::StatefulSet
+        | KindId::DaemonSet
+        | KindId::Job
+        | KindId::CronJob => 9,
         _ => 5,
     }
 }
@@ -212,7 +218,12 @@ pub fn set_workdir(manifest: &mut Manifest) {
     let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     let template = match manifest.kind {
         KindId::Pod => Some(&mut manifest.object),
-        KindId::Deployment | KindId::ReplicaSet => manifest.object.pointer_mut("/spec/template"),
+        KindId::Deployment
+        | KindId::ReplicaSet
+        | KindId::StatefulSet
+        | KindId::DaemonSet
+        | KindId::Job => manifest.object.pointer_mut("/spec/template"),
+        KindId::CronJob => manifest.object.pointer_mut("/spec/jobTemplate/spec/template"),
         _ => None,
     };
     let annotations =

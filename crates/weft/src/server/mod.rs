@@ -8,6 +8,7 @@ mod facts;
 mod hosts;
 mod link;
 mod resolver;
+mod rates;
 mod scrape;
 mod streams;
 mod usage;
@@ -180,7 +181,7 @@ impl Running {
             trust_domain: trust_domain.as_str().to_owned(),
             api: bound.api.local_addr()?,
         });
-        keep_scraping(&facts, &tasks);
+        keep_scraping(&facts, &registry, &tasks);
         let tokens = Arc::new(HostTokens {
             hosts,
             authority: link.authority.clone(),
@@ -222,16 +223,18 @@ impl Running {
         self.clock.now().since(self.started)
     }
 
-    /// What is not ready yet: Deployments without their replicas, Gateways not programmed, and
+    /// What is not ready yet: workloads without their replicas, Gateways not programmed, and
     /// proxies that have not applied what they should.
     pub fn missing(&self) -> Vec<String> {
         let world = self.registry.now();
         let mut out = Vec::new();
-        for object in world.objects(KindId::Deployment, None) {
-            let wanted = object.raw["spec"]["replicas"].as_u64().unwrap_or(1);
-            let ready = object.raw["status"]["availableReplicas"].as_u64().unwrap_or(0);
-            if ready < wanted {
-                out.push(format!("deployment {} {ready}/{wanted}", object.key.name));
+        for kind in [KindId::Deployment, KindId::StatefulSet, KindId::DaemonSet] {
+            for object in world.objects(kind, None) {
+                let (ready, wanted) = available(object);
+                if ready < wanted {
+                    let word = kind.row().singular;
+                    out.push(format!("{word} {} {ready}/{wanted}", object.key.name));
+                }
             }
         }
         for kind in [KindId::Gateway, KindId::IstioGateway] {
@@ -307,6 +310,22 @@ impl Running {
             agent.stop(STOP_GRACE).await;
         }
         self.tasks.shutdown(Duration::from_secs(2)).await;
+    }
+}
+
+/// The pods of a workload that can be counted on, and how many there should be.
+fn available(workload: &Object) -> (u64, u64) {
+    let (spec, status) = (&workload.raw["spec"], &workload.raw["status"]);
+    let number = |value: &Value| value.as_u64();
+    match workload.key.kind {
+        KindId::DaemonSet => (
+            number(&status["numberAvailable"]).unwrap_or(0),
+            number(&status["desiredNumberScheduled"]).unwrap_or(0),
+        ),
+        _ => (
+            number(&status["availableReplicas"]).unwrap_or(0),
+            number(&spec["replicas"]).unwrap_or(1),
+        ),
     }
 }
 
@@ -496,8 +515,8 @@ pub fn node_info(name: &str, address: IpAddr) -> NodeInfo {
     }
 }
 
-fn keep_scraping(facts: &Arc<ServerFacts>, tasks: &TaskGroup) {
-    let (facts, group) = (facts.clone(), tasks.clone());
+fn keep_scraping(facts: &Arc<ServerFacts>, registry: &Registry, tasks: &TaskGroup) {
+    let (facts, registry, group) = (facts.clone(), registry.clone(), tasks.clone());
     tasks.spawn("load", async move {
         loop {
             tokio::select! {
@@ -507,6 +526,8 @@ fn keep_scraping(facts: &Arc<ServerFacts>, tasks: &TaskGroup) {
             let world = facts.world.load();
             if world.objects(KindId::Pod, None).any(|o| matches!(o.view, View::Pod(_))) {
                 facts.loads.refresh(&world, &facts.clock).await;
+                let (pods, services) = facts.loads.requests(&world);
+                registry.note_requests(pods, services);
             }
         }
     });

@@ -19,7 +19,9 @@ use weft_base::clock::{Clock, Mono};
 use weft_base::metrics::{DURATION_MS_BOUNDS, quantile};
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
-use weft_kinds::world::{World, host_address};
+use weft_kinds::world::{Object, World, host_address};
+
+use super::rates::{Flow, Rates, Reading};
 
 const METRICS_PORT: u16 = 15020;
 const SCRAPE_TIMEOUT: Duration = Duration::from_millis(800);
@@ -54,6 +56,7 @@ struct State {
     at: Option<Mono>,
     proxies: HashMap<IpAddr, BTreeMap<ServiceName, Counts>>,
     loads: BTreeMap<ServiceName, Load>,
+    rates: Rates,
 }
 
 /// Counters of one service in one proxy.
@@ -95,8 +98,21 @@ impl Loads {
         let mut state = self.lock();
         let seconds = state.at.map_or(0.0, |at| now.since(at).as_secs_f64());
         state.loads = work_out(&state.proxies, &fresh, seconds);
+        state.rates.push(now, reading(&fresh));
         state.proxies = fresh;
         state.at = Some(now);
+    }
+
+    /// Thousandths of requests per second: those that arrive at each pod, and those sent to each
+    /// service.
+    pub fn requests(
+        &self,
+        world: &World,
+    ) -> (BTreeMap<ServiceName, u64>, BTreeMap<ServiceName, u64>) {
+        let pods = world.objects(KindId::Pod, None);
+        let name = |o: &Object| format!("{}/{}", o.key.namespace, o.key.name).into();
+        let pods = pods.filter_map(|o| Some((host_address(o)?, name(o)))).collect();
+        self.lock().rates.milli(&pods)
     }
 
     async fn scrape(&self, ip: IpAddr) -> Option<String> {
@@ -123,6 +139,14 @@ pub fn proxies(world: &World) -> Vec<IpAddr> {
         _ => None,
     })
     .collect()
+}
+
+fn reading(proxies: &HashMap<IpAddr, BTreeMap<ServiceName, Counts>>) -> Reading {
+    let flow = |c: &Counts| Flow { sent: c.requests, taken: c.mtls + c.plaintext };
+    let flows = |services: &BTreeMap<ServiceName, Counts>| {
+        services.iter().map(|(name, counts)| (name.clone(), flow(counts))).collect()
+    };
+    proxies.iter().map(|(ip, services)| (*ip, flows(services))).collect()
 }
 
 fn work_out(
