@@ -83,12 +83,13 @@ pub struct Draft {
 }
 
 /// The kinds whose objects are units.
-const COMPILED: [KindId; 9] = [
+const COMPILED: [KindId; 10] = [
     KindId::Service,
     KindId::Pod,
     KindId::GatewayClass,
     KindId::Gateway,
     KindId::HttpRoute,
+    KindId::GrpcRoute,
     KindId::VirtualService,
     KindId::DestinationRule,
     KindId::IstioGateway,
@@ -129,7 +130,9 @@ fn compile_object(reader: &Reader<'_>, env: &Env, object: &Object) -> Output {
         View::Pod(pod) => inbound::compile(reader, env, object, pod),
         View::GatewayClass(class) => gateway::compile_class(object, class),
         View::Gateway(gateway) => gateway::compile(reader, env, object, gateway),
-        View::HttpRoute(route) => http_route::compile(reader, env, object, route),
+        View::HttpRoute(route) | View::GrpcRoute(route) => {
+            http_route::compile(reader, env, object, route)
+        }
         View::VirtualService(vs) => virtual_service::compile(reader, env, object, vs),
         View::DestinationRule(rule) => destination_rule::compile(reader, env, object, rule),
         View::IstioGateway(gateway) => istio_gateway::compile(reader, env, object, gateway),

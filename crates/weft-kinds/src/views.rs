@@ -14,6 +14,7 @@ pub mod check;
 pub mod core;
 pub mod discovery;
 pub mod gateway;
+pub mod grpc_route;
 pub mod istio;
 pub mod meta;
 pub mod policy;
@@ -48,6 +49,8 @@ pub enum View {
     GatewayClass(gateway::GatewayClass),
     Gateway(gateway::Gateway),
     HttpRoute(gateway::HttpRoute),
+    /// As the HTTPRoute that it means.
+    GrpcRoute(gateway::HttpRoute),
     ReferenceGrant(gateway::ReferenceGrant),
     VirtualService(istio::VirtualService),
     DestinationRule(Box<istio::DestinationRule>),
@@ -80,6 +83,9 @@ impl View {
             KindId::GatewayClass => typed(raw, Self::GatewayClass),
             KindId::Gateway => typed(raw, Self::Gateway),
             KindId::HttpRoute => typed(raw, Self::HttpRoute),
+            KindId::GrpcRoute => {
+                typed(raw, |route: grpc_route::GrpcRoute| Self::GrpcRoute(route.into()))
+            }
             KindId::ReferenceGrant => typed(raw, Self::ReferenceGrant),
             KindId::VirtualService => typed(raw, Self::VirtualService),
             KindId::DestinationRule => typed(raw, |rule| Self::DestinationRule(Box::new(rule))),

@@ -97,13 +97,22 @@ pub(super) fn is_ours(reader: &Reader<'_>, gateway: &Gateway) -> bool {
     )
 }
 
-pub(super) fn takes_http_routes(listener: &Listener) -> bool {
+/// What routes there are for HTTP.
+const ROUTE_KINDS: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
+
+/// The kinds of routes that a listener takes.
+pub(super) fn taken_kinds(listener: &Listener) -> Vec<&'static str> {
+    if !matches!(&*listener.protocol, "HTTP" | "HTTPS") {
+        return Vec::new();
+    }
     let kinds = &listener.allowed_routes.kinds;
-    let listed = kinds.is_empty()
-        || kinds.iter().any(|k| {
-            &*k.kind == "HTTPRoute" && k.group.as_deref().unwrap_or(view::GROUP) == view::GROUP
-        });
-    listed && matches!(&*listener.protocol, "HTTP" | "HTTPS")
+    let listed = |kind: &str| {
+        kinds.is_empty()
+            || kinds.iter().any(|k| {
+                &*k.kind == kind && k.group.as_deref().unwrap_or(view::GROUP) == view::GROUP
+            })
+    };
+    ROUTE_KINDS.into_iter().filter(|kind| listed(kind)).collect()
 }
 
 // === addresses ===
@@ -191,7 +200,7 @@ fn judge(
     taken: &BTreeMap<u16, String>,
 ) -> State {
     let kinds = &listener.allowed_routes.kinds;
-    let foreign_kinds = kinds.iter().any(|k| &*k.kind != "HTTPRoute");
+    let foreign_kinds = kinds.iter().any(|k| !ROUTE_KINDS.contains(&&*k.kind));
     let section = protocol(listener)
         .and_then(|protocol| conflict(env, gateway, listener).map_or(Ok(protocol), Err))
         .and_then(|protocol| match taken.get(&env.bind_port(listener.port)) {
@@ -309,7 +318,8 @@ fn listener_status(listener: &Listener, state: &State, has_address: bool) -> Lis
             "ResolvedRefs",
             false,
             "InvalidRouteKinds",
-            "allowedRoutes.kinds names kinds that this listener cannot take; it takes HTTPRoute",
+            "allowedRoutes.kinds names kinds that this listener cannot take; it takes HTTPRoute \
+             and GRPCRoute",
         ),
         _ => condition("ResolvedRefs", "ResolvedRefs", true),
     };
@@ -318,11 +328,10 @@ fn listener_status(listener: &Listener, state: &State, has_address: bool) -> Lis
         None => Condition::new("Programmed", false, "Pending", "the Gateway has no address yet"),
         Some((_, _, text)) => Condition::new("Programmed", false, "Invalid", text.clone()),
     };
-    let takes = takes_http_routes(listener);
     ListenerStatus {
         name: listener.name.clone(),
         attached_routes: 0,
-        supported_kinds: if takes { vec!["HTTPRoute"] } else { Vec::new() },
+        supported_kinds: taken_kinds(listener),
         conditions: vec![
             condition("Accepted", "Accepted", true),
             condition("Conflicted", "NoConflicts", false),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! HTTPRoute: where it attaches (gateway listeners, or a Service's mesh clients), and its status
-//! in Gateway API's own words.
+//! HTTPRoute, and GRPCRoute, which is read as one: where it attaches (gateway listeners, or a
+//! Service's mesh clients), and its status in Gateway API's own words.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -74,7 +74,8 @@ fn emit(object: &Object, rules: &Rules, attached: Attached, out: &mut Output) {
             origin: origin(object, ""),
         })
     };
-    let child = format!("route/httproute/{ns}/{name}");
+    let kind = object.key.kind.row().singular;
+    let child = format!("route/{kind}/{ns}/{name}");
     for (root, OnPort { sections, hostnames }) in attached.listeners {
         let hostnames = hostnames.into_iter().collect();
         let parent = Parent::Listener { root: root.clone(), sections, hostnames };
@@ -137,7 +138,7 @@ fn attach_gateway(
     attached: &mut Attached,
     out: &mut Output,
 ) -> Verdict {
-    let own = &*object.key.namespace;
+    let (own, kind) = (&*object.key.namespace, object.key.kind.row().kind);
     let ns = parent.namespace.as_deref().unwrap_or(own);
     let found = reader.object(KindId::Gateway, ns, &parent.name)?;
     let View::Gateway(gateway) = &found.view else { return None };
@@ -151,10 +152,10 @@ fn attach_gateway(
         return refuse("NoMatchingParent", text);
     }
     let allowed: Vec<&Listener> =
-        named.into_iter().filter(|l| allows(reader, l, ns, own)).collect();
+        named.into_iter().filter(|l| allows(reader, l, kind, (ns, own))).collect();
     if allowed.is_empty() {
         let text = format!(
-            "no listener of Gateway {ns}/{} takes HTTPRoutes of namespace {own}; see its \
+            "no listener of Gateway {ns}/{} takes {kind}s of namespace {own}; see its \
              allowedRoutes",
             parent.name
         );
@@ -189,9 +190,14 @@ fn is_named(parent: &ParentRef, listener: &Listener) -> bool {
         && parent.port.is_none_or(|p| p == listener.port)
 }
 
-/// Whether a listener takes HTTPRoutes of a namespace.
-fn allows(reader: &Reader<'_>, listener: &Listener, gateway_ns: &str, route_ns: &str) -> bool {
-    if !gateway::takes_http_routes(listener) {
+/// Whether a listener takes routes of a kind and a namespace.
+fn allows(
+    reader: &Reader<'_>,
+    listener: &Listener,
+    kind: &str,
+    (gateway_ns, route_ns): (&str, &str),
+) -> bool {
+    if !gateway::taken_kinds(listener).contains(&kind) {
         return false;
     }
     let allowed = &listener.allowed_routes.namespaces;

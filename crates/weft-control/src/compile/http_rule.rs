@@ -151,14 +151,14 @@ impl Context<'_, '_> {
                 false,
             ));
         }
-        let own = &*self.object.key.namespace;
+        let (own, kind) = (&*self.object.key.namespace, self.object.key.kind.row().kind);
         let ns = to.namespace.as_deref().unwrap_or(own);
-        if ns != own && !granted(self.reader, "HTTPRoute", own, ("", "Service", &to.name), ns) {
+        if ns != own && !granted(self.reader, kind, own, ("", "Service", &to.name), ns) {
             return Err((
                 "RefNotPermitted",
                 format!(
                     "Service {ns}/{} is in another namespace and no ReferenceGrant there allows \
-                     HTTPRoutes of {own}",
+                     {kind}s of {own}",
                     to.name
                 ),
                 false,

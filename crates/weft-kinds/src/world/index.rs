@@ -12,9 +12,9 @@ use crate::views::{Meta, View};
 /// The World's indexes over objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Index {
-    /// HTTPRoutes by parent Gateway, `namespace/name`.
+    /// HTTPRoutes and GRPCRoutes by parent Gateway, `namespace/name`.
     RoutesByGateway,
-    /// HTTPRoutes by parent Service, `namespace/name`.
+    /// HTTPRoutes and GRPCRoutes by parent Service, `namespace/name`.
     RoutesByService,
     /// VirtualServices for sidecars by host, as [`host_key`] writes it.
     VirtualServicesByHost,
@@ -68,7 +68,7 @@ pub(super) fn entries(object: &Object) -> Entries {
     }
     let ns = &*object.key.namespace;
     match &object.view {
-        View::HttpRoute(route) => {
+        View::HttpRoute(route) | View::GrpcRoute(route) => {
             for parent in &route.spec.parent_refs {
                 let at = pair(parent.namespace.as_deref().unwrap_or(ns), &parent.name);
                 if parent.is_gateway() {
