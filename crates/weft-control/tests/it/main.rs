@@ -4,5 +4,8 @@
 mod common;
 mod golden;
 mod hostile;
+mod late;
+mod on_demand;
 mod peer_authentication;
+mod plane;
 mod who_follows_what;
