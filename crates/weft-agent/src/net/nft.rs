@@ -282,6 +282,9 @@ const META_L4PROTO: u32 = 16;
 /// Keys of `ct`.
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
+/// Operators of `cmp`.
+const EQUAL: u32 = 0;
+const UNEQUAL: u32 = 1;
 /// Bases of `payload`.
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
@@ -309,8 +312,7 @@ impl Match {
                 equal(expr(to, "socket", &cgroup), &id.to_ne_bytes())
             }
             Self::Redirected => {
-                let status = mask(ct(to, CT_STATUS), &CT_DST_NAT.to_ne_bytes());
-                equal(status, &CT_DST_NAT.to_ne_bytes())
+                compare(mask(ct(to, CT_STATUS), &CT_DST_NAT.to_ne_bytes()), UNEQUAL, &[0; 4])
             }
             Self::Reply => equal(ct(to, CT_DIRECTION), &[1]),
         }
@@ -391,8 +393,12 @@ fn mask(to: Attrs, mask: &[u8]) -> Attrs {
 }
 
 fn equal(to: Attrs, value: &[u8]) -> Attrs {
+    compare(to, EQUAL, value)
+}
+
+fn compare(to: Attrs, operator: u32, value: &[u8]) -> Attrs {
     let value = Attrs::new().bytes(DATA_VALUE, value);
-    expr(to, "cmp", &Attrs::new().be32(1, REG).be32(2, 0).nest(3, &value))
+    expr(to, "cmp", &Attrs::new().be32(1, REG).be32(2, operator).nest(3, &value))
 }
 
 fn lookup(to: Attrs, set: &str) -> Attrs {
