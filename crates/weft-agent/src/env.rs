@@ -175,19 +175,23 @@ fn service_variables(env: &mut Env, facts: &Facts<'_>) {
     }
 }
 
-/// Services at their own addresses, as in a cluster: traffic is captured.
+/// Services at their own addresses, as in a cluster: traffic is captured. The names of process
+/// mode are there too, so that a program which asks for them runs in both.
 fn kubernetes_variables(env: &mut Env, facts: &Facts<'_>) {
     let mut seen: Vec<&str> = Vec::new();
     for upstream in &facts.desired.upstreams {
         let Some(address) = upstream.address else { continue };
         let service = variable(&upstream.service);
+        let at = std::net::SocketAddr::new(address, upstream.port).to_string();
         if !seen.contains(&&*upstream.service) {
             seen.push(&upstream.service);
+            env.set(format!("{service}_ADDR"), at.clone());
             env.set(format!("{service}_SERVICE_HOST"), address.to_string());
             env.set(format!("{service}_SERVICE_PORT"), upstream.port.to_string());
         }
         if !upstream.port_name.is_empty() {
             let port = variable(&upstream.port_name);
+            env.set(format!("{service}_ADDR_{port}"), at);
             env.set(format!("{service}_SERVICE_PORT_{port}"), upstream.port.to_string());
         }
     }

@@ -170,3 +170,28 @@ fn quantities() {
         assert_eq!(quantity_milli(&text), milli, "{text}");
     }
 }
+
+#[test]
+fn in_namespaces_services_are_at_their_own_addresses() {
+    let mut desired = desired(json!({"name": "c", "ports": [{"containerPort": 8080}]}));
+    desired.mode = PodsMode::Namespace;
+    for (index, upstream) in desired.upstreams.iter_mut().enumerate() {
+        // The last is headless.
+        upstream.address = (index < 2).then(|| "10.96.1.2".parse().unwrap());
+    }
+    let pod = desired.read().unwrap();
+    let facts = Facts {
+        desired: &desired,
+        pod: &pod,
+        container: &pod.spec.containers[0],
+        proxy: Some((15001, "hush")),
+        host_ip: "127.0.0.1".parse().unwrap(),
+        machine: (2, 1 << 30),
+    };
+    let env = build(&[], &facts).unwrap();
+    assert_eq!(env.get("PRODUCT_API_SERVICE_HOST"), Some("10.96.1.2"));
+    assert_eq!(env.get("PRODUCT_API_SERVICE_PORT"), Some("80"));
+    assert_eq!(env.get("PRODUCT_API_SERVICE_PORT_GRPC"), Some("50051"));
+    assert_eq!(env.get("PRODUCT_API_ADDR_GRPC"), Some("10.96.1.2:50051"));
+    assert_eq!((env.get("USER_ADDR"), env.get("HTTP_PROXY")), (None, None));
+}

@@ -166,6 +166,8 @@ impl Run {
         let marker = format!("{MARK_CONTAINER}={id}");
         let (ports, tail) = (self.container().map(Container::tcp_ports), log.tail());
         let address = self.desired.address;
+        // Elsewhere a port is the pod's own, and nobody else can have it.
+        let shared = self.desired.mode == PodsMode::Process && self.part != Part::Proxy;
         let look = tokio::task::spawn_blocking(move || {
             leftover::end_marked(&marker);
             if exit.is_success() {
@@ -173,7 +175,8 @@ impl Run {
             }
             let declared = ports.unwrap_or_default();
             let owner = || declared.first().and_then(|port| procfs::owner_of_port(*port));
-            ports::taken(address, &declared, &tail, owner()).unwrap_or_else(|| last_words(&tail))
+            let taken = shared.then(|| ports::taken(address, &declared, &tail, owner())).flatten();
+            taken.unwrap_or_else(|| last_words(&tail))
         });
         look.await.unwrap_or_default()
     }
