@@ -261,3 +261,6 @@ impl Default for OnDemandLimits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
