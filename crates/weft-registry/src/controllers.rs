@@ -170,20 +170,7 @@ fn by_object(
         KindId::PodDisruptionBudget => drop(out.insert(Item::Disruption(key.clone()))),
         KindId::HorizontalPodAutoscaler => drop(out.insert(Item::Autoscaler(key.clone()))),
         KindId::CronJob => drop(out.insert(Item::CronJob(key.clone()))),
-        KindId::Pod => {
-            out.insert(Item::Pod(key.clone()));
-            both().for_each(|o| by_controller(o, out));
-            // A Deployment counts the pods of its sets, also those on their way out.
-            for set in both().filter_map(|o| set_of(world, o)) {
-                by_controller(set, out);
-            }
-            both().for_each(|o| services_of(world, o, out));
-            let budgets = both().flat_map(|o| disruption::budgets_of(world, o));
-            out.extend(budgets.map(|b| Item::Disruption(b.key.clone())));
-            if new.is_none() {
-                waiting(world, out);
-            }
-        }
+        KindId::Pod => by_pod(world, &key, old, new, out),
         KindId::Node => {
             waiting(world, out);
             let sets = world.objects(KindId::DaemonSet, None);
@@ -217,6 +204,29 @@ fn by_object(
         out.insert(Item::Namespace(key.namespace.clone()));
     }
     garbage_of(world, &key, old, new, out);
+}
+
+/// A pod: who made it, who counts it, and who sends it requests.
+fn by_pod(
+    world: &World,
+    key: &ObjectKey,
+    old: Option<&Arc<Object>>,
+    new: Option<&Arc<Object>>,
+    out: &mut BTreeSet<Item>,
+) {
+    let both = || old.into_iter().chain(new);
+    out.insert(Item::Pod(key.clone()));
+    both().for_each(|o| by_controller(o, out));
+    // A Deployment counts the pods of its sets, also those on their way out.
+    for set in both().filter_map(|o| set_of(world, o)) {
+        by_controller(set, out);
+    }
+    both().for_each(|o| services_of(world, o, out));
+    let budgets = both().flat_map(|o| disruption::budgets_of(world, o));
+    out.extend(budgets.map(|b| Item::Disruption(b.key.clone())));
+    if new.is_none() {
+        waiting(world, out);
+    }
 }
 
 /// Budgets that may count by the replicas of an object.

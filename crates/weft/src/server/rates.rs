@@ -52,14 +52,18 @@ impl Rates {
 
     /// Thousandths of requests per second: those that each pod took in, and those that were sent
     /// to each service. A pod that was read only once is not there yet.
-    pub fn milli(&self, pods: &BTreeMap<IpAddr, Name>) -> (BTreeMap<Name, u64>, BTreeMap<Name, u64>) {
+    pub fn milli(
+        &self,
+        pods: &BTreeMap<IpAddr, Name>,
+    ) -> (BTreeMap<Name, u64>, BTreeMap<Name, u64>) {
         let (mut taken, mut sent) = (BTreeMap::new(), BTreeMap::<Name, u64>::new());
         let Some((now, last)) = self.readings.back() else { return (taken, sent) };
         for ip in last.keys() {
             let sum = self.sum(*ip);
             let Some(since) = sum.since.filter(|s| s < now) else { continue };
             let millis = now.since(since).as_millis().max(1);
-            let rate = |n: u64| u64::try_from(u128::from(n) * 1_000_000 / millis).unwrap_or(u64::MAX);
+            let rate =
+                |n: u64| u64::try_from(u128::from(n) * 1_000_000 / millis).unwrap_or(u64::MAX);
             if let Some(pod) = pods.get(ip) {
                 let all = sum.flows.values().map(|f| f.taken).sum();
                 taken.insert(pod.clone(), rate(all));
