@@ -138,3 +138,103 @@ spec: {mtls: {mode: MODE}}
     until("nothing is missing", lambda: condition()["status"] == "True")
     bad = empty.kubectl("apply", "-f", "-", stdin=policy.replace("MODE", "SOMETIMES"), check=False)
     assert bad.returncode != 0 and "spec.mtls.mode" in bad.stderr, bad.stderr
+
+
+INSIDE = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: demo}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db, namespace: demo}
+spec:
+  replicas: 2
+  serviceName: db
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec:
+      containers:
+        - name: app
+          image: db
+          command: [python3, -m, http.server, "8080", --bind, "::"]
+          ports: [{name: http, containerPort: 8080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: demo}
+spec: {clusterIP: None, selector: {app: db}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: front, namespace: demo}
+spec:
+  selector: {app: db}
+  ipFamilyPolicy: RequireDualStack
+  ports: [{name: http, port: 80, targetPort: http}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: alias, namespace: demo}
+spec: {type: ExternalName, externalName: front.demo.svc.cluster.local}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: demo}
+spec:
+  gatewayClassName: weft
+  addresses: [{value: 127.0.0.1}]
+  listeners: [{name: http, port: PORT, protocol: HTTP}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: edge, namespace: demo}
+spec:
+  parentRefs: [{name: edge}]
+  rules: [{backendRefs: [{name: front, port: 80}]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: demo}
+spec: {containers: [{name: app, image: c, command: [sleep, "1000000"]}]}
+"""
+
+
+def test_pods_in_namespaces_call_by_every_name_there_is(tmp_path):
+    port = free_port()
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/all.yaml").write_text(INSIDE.replace("PORT", str(port)))
+    with Mesh(tmp_path / "m", tmp_path / "data", gateway_port=port,
+              extra=["--pods=namespace"]) as mesh:
+        mesh.kubectl("wait", "--for=condition=Ready", "pod", "--all", "-n", "demo", "--timeout=30s")
+        pods = {p["metadata"]["name"]: [a["ip"] for a in p["status"]["podIPs"]]
+                for p in mesh.pods("demo")}
+
+        def inside(*command):
+            done = mesh.kubectl("exec", "-n", "demo", "client", "--", *command, check=False)
+            return done.stdout.strip() or done.stderr
+
+        def code(*url):
+            return inside("curl", "-sS", "-g", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}",
+                          *url)
+
+        def resolved(name):
+            return {line.split()[0] for line in inside("getent", "ahosts", name).splitlines()}
+
+        # Each member by its name, all of them by the service's, a Service by both families.
+        assert resolved("db-0.db") == {pods["db-0"][0]}
+        assert resolved("db") == {pods["db-0"][0], pods["db-1"][0]}
+        front = mesh.get("/api/v1/namespaces/demo/services/front").json()["spec"]["clusterIPs"]
+        assert front[0].startswith("10.96.") and front[1].startswith("fd00:7766:1::"), front
+        assert resolved("front") == set(front)
+        assert resolved("front.service.demo.ns.consul") == {pods["db-0"][0], pods["db-1"][0]}
+        assert "front.demo.svc.cluster.local" in inside("getent", "hosts", front[0])
+        for url in ("http://db-1.db:8080/", "http://db:8080/", "http://front/", "http://alias/",
+                    "http://front.demo/", f"http://{front[0]}/", f"http://[{front[1]}]/",
+                    f"http://{pods['db-0'][0]}:8080/"):
+            assert code(url) == "200", url
+        # The Gateway from outside, and from inside by its own Service.
+        until("outside", lambda: requests.get(f"{mesh.gateway}/", timeout=5).status_code == 200)
+        assert code(f"http://edge-weft:{port}/") == "200"
+        assert "Could not resolve host" in inside("curl", "-sS", "http://nobody/")
