@@ -13,8 +13,10 @@ use weft_control::compile::effective;
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
 use weft_kinds::views::catalog::Status;
-use weft_kinds::world::{Door, Instance, Object, PodsMode, World, host_address};
+use weft_kinds::views::core::Pod;
+use weft_kinds::world::{Door, Index, Instance, Object, PodsMode, World, host_address};
 use weft_model::MtlsMode;
+use weft_registry::hosts::JOIN_ANNOTATION;
 use weft_server::admin::Facts;
 
 use super::scrape::Loads;
@@ -153,7 +155,8 @@ impl Facts for ServerFacts {
         })];
         for object in world.objects(KindId::Pod, None) {
             let View::Pod(pod) = &object.view else { continue };
-            let Some(at) = host_address(object).filter(|_| !pod.is_finished()) else { continue };
+            let here = !is_elsewhere(&world, pod) && !pod.is_finished();
+            let Some(at) = host_address(object).filter(|_| here) else { continue };
             let labels = json!({
                 "job": "weft-proxy", "namespace": &*object.key.namespace,
                 "pod": &*object.key.name, "__metrics_path__": "/metrics",
@@ -245,7 +248,7 @@ impl ServerFacts {
         for object in world.all_objects() {
             object_problems(object, &at, &mut out);
         }
-        without_followers(&mut out);
+        without_followers(world, &mut out);
         for (namespace, name) in service_names(world) {
             let all = world.instances(&namespace, &name);
             if !all.is_empty() && all.values().all(|i| i.health == Status::Critical) {
@@ -347,7 +350,7 @@ fn object_problems(object: &Object, at: &At, out: &mut Vec<Problem>) {
         let wanted = matches!(
             word("type"),
             "Accepted" | "Programmed" | "ResolvedRefs" | "Available" | "Enforced" | "Effective"
-        );
+        ) || (object.key.kind == KindId::Node && word("type") == "Ready");
         if wanted && word("status") == "False" {
             out.push(Problem {
                 object: title.clone(),
@@ -378,9 +381,17 @@ fn pod_trouble(pod: &Value) -> Option<(String, bool)> {
 }
 
 /// A Deployment that misses replicas is no news beside the pod that says why.
-fn without_followers(problems: &mut Vec<Problem>) {
-    let pods: Vec<String> =
-        problems.iter().filter_map(|p| p.object.strip_prefix("pod ").map(str::to_owned)).collect();
+fn without_followers(world: &World, problems: &mut Vec<Problem>) {
+    let told = |what: &str| {
+        let of = problems.iter().filter_map(|p| p.object.strip_prefix(what).map(str::to_owned));
+        of.collect::<Vec<_>>()
+    };
+    let mut pods = told("pod ");
+    // Those of a machine that is not heard of do not say anything themselves.
+    for node in told("node ") {
+        let lost = world.index(Index::PodsByNode, &node);
+        pods.extend(lost.map(|p| format!("{}/{}", p.key.namespace, p.key.name)));
+    }
     problems.retain(|p| match p.object.strip_prefix("deployment ") {
         Some(name) if p.reason.starts_with("MinimumReplicasUnavailable") => {
             let prefix = format!("{name}-");
@@ -388,6 +399,12 @@ fn without_followers(problems: &mut Vec<Problem>) {
         }
         _ => true,
     });
+}
+
+/// Whether a pod is on another machine, whose loopback addresses are not those of this one.
+pub fn is_elsewhere(world: &World, pod: &Pod) -> bool {
+    let node = world.get(KindId::Node, "", &pod.spec.node_name);
+    node.is_some_and(|n| n.meta.annotation(JOIN_ANNOTATION).is_some())
 }
 
 /// `pod shop/user-0`, `node vm`.

@@ -166,7 +166,8 @@ impl Running {
             Some(agency) => {
                 let address = agents.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |a| a.ip());
                 registry.register_node(&node_info(&node, address)).await?;
-                let config = agent_config(agency, &data, (xds, pod_dns), &trust_domain)?;
+                let mut config = agent_config(agency, &data, (xds, pod_dns), &trust_domain)?;
+                config.host_ip = address;
                 Some(start_agent(&registry, config, &node, link.clone(), &tasks)?)
             }
             None => None,

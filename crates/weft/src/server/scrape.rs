@@ -21,6 +21,7 @@ use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
 use weft_kinds::world::{Object, World, host_address};
 
+use super::facts::is_elsewhere;
 use super::rates::{Flow, Rates, Reading};
 
 const METRICS_PORT: u16 = 15020;
@@ -131,11 +132,11 @@ impl Loads {
     }
 }
 
-/// Addresses of all running pods; each has a proxy on it.
+/// Addresses of all running pods of this machine; each has a proxy on it.
 pub fn proxies(world: &World) -> Vec<IpAddr> {
     let pods = world.all_objects().filter(|o| o.key.kind == KindId::Pod);
     pods.filter_map(|o| match &o.view {
-        View::Pod(pod) if !pod.is_finished() => host_address(o),
+        View::Pod(pod) if !pod.is_finished() && !is_elsewhere(world, pod) => host_address(o),
         _ => None,
     })
     .collect()
