@@ -116,7 +116,7 @@ impl Sim {
     }
 
     /// Nothing was left undone by forgetting to wake someone.
-    fn check_woken(&self) {
+    pub(super) fn check_woken(&self) {
         for item in everything(&self.world) {
             let plan = reconcile(&item, &self.world, self.clock.wall_ms(), 1);
             // What time alone brings is the queue's to bring again.

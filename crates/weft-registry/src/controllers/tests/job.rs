@@ -367,3 +367,85 @@ fn missed_times_are_made_up_for_once_within_the_deadline() {
         assert_eq!(sim.all(KindId::Job).len(), jobs, "{deadline}");
     }
 }
+
+/// Pods end well, badly or are removed, at random; users suspend, resume and change parallelism.
+/// Never are there more at work than allowed, each end is counted once, and in the end it is done.
+#[test]
+fn random_jobs_count_each_end_once() {
+    for seed in 0..80 {
+        let mut rng = weft_base::rng::Rng::seeded(seed);
+        let mut pick = |n: u64| u32::try_from(rng.below(n)).unwrap();
+        let (wanted, indexed) = (1 + pick(6), pick(2) == 0);
+        let mode = if indexed { "Indexed" } else { "NonIndexed" };
+        let mut sim = Sim::with_job(json!({ "completions": wanted, "parallelism": 1 + pick(4),
+            "backoffLimit": 1000, "completionMode": mode }));
+        let (mut succeeded, mut failed) = (0, 0);
+        for step in 0..60 {
+            let what = format!("seed {seed} step {step}");
+            let working = sim.working();
+            let chosen = working.get(pick(4) as usize).cloned();
+            match (pick(12), chosen) {
+                (0, _) => {
+                    let parallel = 1 + pick(4);
+                    sim.change(KindId::Job, "work", |j| j["spec"]["parallelism"] = json!(parallel));
+                    sim.settle();
+                }
+                (1, _) if sim.job_says("Complete").is_none() => {
+                    let suspend = pick(2) == 0;
+                    sim.change(KindId::Job, "work", |j| j["spec"]["suspend"] = json!(suspend));
+                    sim.settle();
+                }
+                (2, _) => {
+                    // Somebody tidies up what ended.
+                    let over = |o: &Arc<Object>| matches!(&o.view, View::Pod(p) if p.is_finished());
+                    for pod in sim.all(KindId::Pod).into_iter().filter(over) {
+                        sim.delete(KindId::Pod, &pod.key.name, Propagation::Background);
+                    }
+                    sim.settle();
+                }
+                (3, Some(pod))
+                    if sim.object(KindId::Pod, &pod).raw["spec"]["nodeName"].is_string() =>
+                {
+                    sim.delete(KindId::Pod, &pod, Propagation::Background);
+                    sim.settle();
+                    failed += 1;
+                }
+                (4..=6, Some(pod)) => {
+                    sim.exit(&pod, 1);
+                    failed += 1;
+                }
+                (7 | 8, Some(pod)) => {
+                    sim.exit(&pod, 0);
+                    succeeded += 1;
+                }
+                (9, _) => sim.agent(2),
+                _ => sim.later(u64::from(pick(700))),
+            }
+            let object = sim.object(KindId::Job, "work");
+            let spec = &object.raw["spec"];
+            let parallel =
+                if spec["suspend"] == true { 0 } else { spec["parallelism"].as_u64().unwrap() };
+            assert!(sim.working().len() as u64 <= parallel, "too many at work: {what}");
+            let status = sim.job_status();
+            let counted = |field: &str| status[field].as_u64().unwrap_or(0);
+            assert_eq!((counted("succeeded"), counted("failed")), (succeeded, failed), "{what}");
+            assert!(succeeded <= u64::from(wanted), "{what}");
+            sim.check_woken();
+        }
+        sim.change(KindId::Job, "work", |j| j["spec"]["suspend"] = json!(false));
+        sim.settle();
+        for _ in 0..200 {
+            sim.agent(0);
+            if sim.job_says("Complete").is_some() {
+                break;
+            }
+            sim.later(700);
+            if let Some(pod) = sim.working().first().cloned() {
+                sim.exit(&pod, 0);
+            }
+        }
+        assert!(sim.job_says("Complete").is_some(), "seed {seed}: {}", sim.job_status());
+        assert_eq!(sim.job_status()["succeeded"], wanted, "seed {seed}");
+        assert_eq!(sim.job_status()["failed"].as_u64().unwrap_or(0), failed, "seed {seed}");
+    }
+}

@@ -39,6 +39,7 @@ impl Sim {
     fn alter(&mut self, kind: KindId, f: impl FnOnce(&mut Value)) {
         self.change(kind, "db", f);
         self.settle();
+        self.check_woken();
     }
 }
 
