@@ -14,10 +14,11 @@ use crate::pod::{PROXY_CONTAINER, Pod, ProxyKind, RestartPolicy};
 use crate::probe::ProbeKind;
 
 mod container;
+mod hooks;
 mod words;
 
 pub use container::{ContainerState, Exit, State, Terminated};
-pub use words::{Action, Event, Part};
+pub use words::{Action, Event, HookKind, Part};
 
 /// Time that subscribers get to hear that an instance is going.
 pub const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -31,9 +32,21 @@ pub const PROXY_GRACE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
     Up,
-    Draining { until: Mono, kill_at: Mono, grace: Duration },
-    StoppingApps { kill_at: Mono, killed: bool, grace: Duration },
-    StoppingProxy { kill_at: Mono, killed: bool },
+    Draining {
+        until: Mono,
+        kill_at: Mono,
+        grace: Duration,
+    },
+    /// The apps, then what runs beside them.
+    StoppingApps {
+        kill_at: Mono,
+        killed: bool,
+        grace: Duration,
+    },
+    StoppingProxy {
+        kill_at: Mono,
+        killed: bool,
+    },
     Done,
 }
 
@@ -52,6 +65,8 @@ pub struct Machine {
     /// How many of them are init containers.
     inits: usize,
     life: Life,
+    /// Which of those beside the apps was asked to end last.
+    beside_asked: Option<usize>,
     deleting: bool,
     /// Its object is being deleted, rather than everything here being stopped.
     deleted: bool,
@@ -71,7 +86,12 @@ impl Machine {
             _ => "PodInitializing",
         };
         let programs = pod.programs().filter(|_| kind != ProxyKind::Gateway);
-        let apps = programs.map(|c| ContainerState::of(c, waits)).collect();
+        let apps = programs.enumerate().map(|(index, c)| {
+            let mut state = ContainerState::of(c, waits);
+            state.beside = index < inits && c.restart_policy == Some(RestartPolicy::Always);
+            state
+        });
+        let apps = apps.collect();
         let proxy = (kind != ProxyKind::None)
             .then(|| ContainerState::named(PROXY_CONTAINER, "weft", "ContainerCreating"));
         let mut machine = Self {
@@ -84,6 +104,7 @@ impl Machine {
             apps,
             inits,
             life: Life::Up,
+            beside_asked: None,
             deleting: false,
             deleted: false,
             started_wall_ms: wall_ms,
@@ -107,7 +128,7 @@ impl Machine {
     /// When a [`Event::Tick`] is wanted.
     pub fn wakeup(&self) -> Option<Mono> {
         let restarts = self.parts().filter_map(|(_, c)| c.start_at());
-        let kills = self.parts().filter_map(|(_, c)| c.kill_at());
+        let kills = self.apps.iter().filter_map(ContainerState::kill_at);
         let life = match self.life {
             Life::Draining { until, .. } => Some(until),
             Life::StoppingApps { kill_at, killed: false, .. }
@@ -211,6 +232,9 @@ impl Machine {
                 }
             }
             Event::Delete { grace, drain } => self.on_delete(grace, drain, now),
+            Event::HookDone { part, attempt, hook, failed } => {
+                self.on_hook(part, attempt, hook, failed, now);
+            }
             Event::Drained => {
                 if let Life::Draining { kill_at, grace, .. } = self.life {
                     self.stop_apps(kill_at, grace, now);
@@ -229,6 +253,7 @@ impl Machine {
         c.run(id, now, wall_ms);
         c.started = !c.has_startup;
         c.probe_ready = part != Part::Proxy && !has_probe(c);
+        let hooked = c.has_post_start;
         let name = c.name.clone();
         self.changed = true;
         self.note(false, "Started", format!("Started container {name}"));
@@ -238,6 +263,9 @@ impl Machine {
         if ending {
             // It was deleted between the order to start and the start.
             self.actions.push_back(Action::Signal { part, attempt, kill: false });
+        } else if hooked {
+            let hook = HookKind::PostStart;
+            self.actions.push_back(Action::Hook { part, attempt, hook });
         }
     }
 
@@ -265,6 +293,7 @@ impl Machine {
     ) {
         let policy = match (part, self.pod.spec.restart_policy) {
             (Part::Proxy, _) => RestartPolicy::Always,
+            (Part::App(i), _) if self.is_beside(i) => RestartPolicy::Always,
             (Part::App(i), RestartPolicy::Always) if i < self.inits => RestartPolicy::OnFailure,
             (Part::App(_), policy) => policy,
         };
@@ -321,8 +350,7 @@ impl Machine {
             ProbeKind::Liveness | ProbeKind::Startup if !ok && app.kill_at().is_none() => {
                 app.probe_ready = false;
                 app.set_kill_at(now.plus(grace));
-                let part = Part::App(index);
-                self.actions.push_back(Action::Signal { part, attempt, kill: false });
+                self.ask_to_end(index);
                 let text = format!("Container {name} failed {kind} probe, will be restarted");
                 self.note(false, "Killing", text);
             }
@@ -372,19 +400,18 @@ impl Machine {
     fn stop_apps(&mut self, kill_at: Mono, grace: Duration, now: Mono) {
         let killed = kill_at <= now;
         self.life = Life::StoppingApps { kill_at, killed, grace };
-        self.signal_apps(killed);
-        for index in 0..self.apps.len() {
-            if let Some(app) = self.apps.get_mut(index).filter(|a| a.is_running()) {
-                let text = format!("Stopping container {}", app.name);
-                self.note(false, "Killing", text);
-            }
+        if killed {
+            return self.kill_apps();
+        }
+        for index in (0..self.apps.len()).filter(|i| !self.is_beside(*i)).collect::<Vec<_>>() {
+            self.ask_to_end(index);
         }
     }
 
-    fn signal_apps(&mut self, kill: bool) {
+    fn kill_apps(&mut self) {
         for (index, app) in self.apps.iter().enumerate().filter(|(_, a)| a.is_running()) {
             let (part, attempt) = (Part::App(index), app.attempt);
-            self.actions.push_back(Action::Signal { part, attempt, kill });
+            self.actions.push_back(Action::Signal { part, attempt, kill: true });
         }
     }
 
@@ -404,7 +431,7 @@ impl Machine {
             }
             Life::StoppingApps { kill_at, killed: false, grace } if kill_at <= now => {
                 self.life = Life::StoppingApps { kill_at, killed: true, grace };
-                self.signal_apps(true);
+                self.kill_apps();
             }
             Life::StoppingProxy { kill_at, killed: false } if kill_at <= now => {
                 self.life = Life::StoppingProxy { kill_at, killed: true };
@@ -438,12 +465,14 @@ impl Machine {
 
     /// The last steps: apps gone, then the proxy, then the pod.
     fn advance_end(&mut self, now: Mono) {
-        let apps_ended = self.running_apps() == 0;
         if self.life == Life::Up && self.is_complete() {
-            // A pod that runs to completion needs its sidecar no longer.
+            // A pod that runs to completion needs its sidecars no longer.
             let grace = Duration::from_secs(self.pod.grace_seconds());
-            self.life = Life::StoppingApps { kill_at: now, killed: true, grace };
+            let kill_at = now.plus(grace);
+            self.life = Life::StoppingApps { kill_at, killed: false, grace };
         }
+        self.end_what_is_beside();
+        let apps_ended = self.running_apps() == 0;
         if let Life::StoppingApps { grace, .. } = self.life
             && apps_ended
         {
@@ -471,7 +500,12 @@ impl Machine {
     pub fn is_complete(&self) -> bool {
         let mut apps = self.apps.iter().skip(self.inits).peekable();
         let ended = apps.peek().is_some() && apps.all(ContainerState::is_terminated);
-        ended || self.inits().iter().any(|c| c.is_terminated() && !c.has_succeeded())
+        let failed = |c: &ContainerState| !c.beside && c.is_terminated() && !c.has_succeeded();
+        ended || self.inits().iter().any(failed)
+    }
+
+    fn is_beside(&self, index: usize) -> bool {
+        self.apps.get(index).is_some_and(|c| c.beside)
     }
 
     /// Whether that is the pod's end. One that is always restarted has none but deletion: when
@@ -490,7 +524,7 @@ impl Machine {
     fn may_start(&self, index: usize) -> bool {
         let mut before = self.apps.iter().take(index.min(self.inits));
         let sidecar = self.kind != ProxyKind::Sidecar || self.proxy_was_ready;
-        sidecar && before.all(ContainerState::has_succeeded)
+        sidecar && before.all(ContainerState::lets_next_begin)
     }
 
     /// What may run now, or runs.

@@ -164,6 +164,10 @@ pub struct Container {
     pub security_context: SecurityContext,
     pub volume_mounts: Vec<VolumeMount>,
     pub lifecycle: Lifecycle,
+    /// Whoever attaches may type; the input stays open, unless only the first one may.
+    pub stdin: bool,
+    pub stdin_once: bool,
+    pub tty: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -309,12 +313,7 @@ impl DesiredPod {
     /// # Errors
     /// When it has not the form of a Pod.
     pub fn read(&self) -> Result<Pod, Issues> {
-        let mut pod: Pod = weft_kinds::views::read(&self.object)?;
-        let beside = |c: &Container| c.restart_policy == Some(RestartPolicy::Always);
-        let (sidecars, inits) = pod.spec.init_containers.into_iter().partition(beside);
-        pod.spec.init_containers = inits;
-        pod.spec.containers.extend::<Vec<_>>(sidecars);
-        Ok(pod)
+        Ok(weft_kinds::views::read(&self.object)?)
     }
 }
 

@@ -219,6 +219,10 @@ impl Worker {
                     let _ = to_self.send(Msg::Event(Event::Drained)).await;
                 });
             }
+            Action::Hook { part, attempt, hook } => {
+                let (run, tasks) = (self.run_of(part, attempt), self.shared.tasks.clone());
+                tasks.spawn("pod hook", async move { run.hook(hook).await });
+            }
             Action::Note { warning, reason, message } => {
                 tracing::info!(pod = %self.key, reason, message, "pod");
                 let (pod, uid) = (self.key.clone(), self.pod.metadata.uid.to_string());
@@ -233,7 +237,12 @@ impl Worker {
     }
 
     fn start_process(&mut self, part: Part, attempt: u32) {
-        let run = process::Run {
+        let run = self.run_of(part, attempt);
+        self.shared.tasks.spawn("pod process", run.run());
+    }
+
+    fn run_of(&self, part: Part, attempt: u32) -> process::Run {
+        process::Run {
             shared: self.shared.clone(),
             desired: self.desired.clone(),
             pod: self.pod.clone(),
@@ -243,8 +252,7 @@ impl Worker {
             to_pod: self.to_self.clone(),
             insides: self.insides.clone(),
             boxed: self.boxed.clone(),
-        };
-        self.shared.tasks.spawn("pod process", run.run());
+        }
     }
 
     fn report(&mut self) {

@@ -72,6 +72,14 @@ pub struct ContainerState {
     pub probe_ready: bool,
     /// Why nobody can reach it, although it runs; empty when fine.
     pub trouble: String,
+    /// An init container that runs beside the others from its turn on.
+    pub beside: bool,
+    /// What its program is asked before it is ready, and before it is ended.
+    pub(super) has_post_start: bool,
+    pub(super) has_pre_stop: bool,
+    /// The first is done; the second was begun.
+    pub(super) post_started: bool,
+    pub(super) pre_stopping: bool,
     backoff: Duration,
     kill_at: Option<Mono>,
 }
@@ -105,6 +113,8 @@ impl ContainerState {
         // Without a probe, a program that declares ports is ready when it listens.
         state.has_readiness =
             container.readiness_probe.is_some() || !container.tcp_ports().is_empty();
+        state.has_post_start = container.lifecycle.post_start.is_some();
+        state.has_pre_stop = container.lifecycle.pre_stop.is_some();
         state
     }
 
@@ -126,6 +136,11 @@ impl ContainerState {
             started: false,
             probe_ready: false,
             trouble: String::new(),
+            beside: false,
+            has_post_start: false,
+            has_pre_stop: false,
+            post_started: false,
+            pre_stopping: false,
             backoff: Duration::ZERO,
             kill_at: None,
         }
@@ -143,10 +158,17 @@ impl ContainerState {
         matches!(&self.state, State::Terminated(t) if t.exit.is_success())
     }
 
+    /// Whether those after it may begin: it succeeded, or is there to stay.
+    pub fn lets_next_begin(&self) -> bool {
+        let up = matches!(self.state, State::Running { .. }) && self.started && self.post_started;
+        if self.beside { up } else { self.has_succeeded() }
+    }
+
     pub fn is_ready(&self) -> bool {
         matches!(self.state, State::Running { .. })
             && self.started
             && self.probe_ready
+            && self.post_started
             && self.trouble.is_empty()
     }
 
@@ -175,6 +197,7 @@ impl ContainerState {
         self.kill_at = None;
         self.trouble.clear();
         (self.started, self.probe_ready) = (false, false);
+        (self.post_started, self.pre_stopping) = (!self.has_post_start, false);
         self.attempt
     }
 

@@ -49,6 +49,10 @@ impl Script {
                 Action::Start { part: p, .. } => format!("+{}", part(p)),
                 Action::Signal { part: p, kill: false, .. } => format!("-{}", part(p)),
                 Action::Signal { part: p, kill: true, .. } => format!("!{}", part(p)),
+                Action::Hook { part: p, hook: HookKind::PostStart, .. } => {
+                    format!("post{}", part(p))
+                }
+                Action::Hook { part: p, hook: HookKind::PreStop, .. } => format!("pre{}", part(p)),
                 Action::BeginDrain => "drain".into(),
                 Action::Finished => "end".into(),
                 Action::Note { .. } => continue,
@@ -72,6 +76,12 @@ impl Script {
     fn exited(&mut self, part: Part, exit: Exit) -> &mut Self {
         let attempt = self.attempt(part);
         self.step(Event::Exited { part, attempt, exit, hint: String::new() })
+    }
+
+    fn hooked(&mut self, index: usize, hook: HookKind, failed: Option<&str>) -> &mut Self {
+        let (part, attempt) = (Part::App(index), self.attempt(Part::App(index)));
+        let failed = failed.map(str::to_owned);
+        self.step(Event::HookDone { part, attempt, hook, failed })
     }
 
     fn probe(&mut self, index: usize, kind: ProbeKind, ok: bool) -> &mut Self {
@@ -462,4 +472,85 @@ fn a_sidecar_in_back_off_is_not_started_for_a_pod_that_goes() {
     assert_eq!(s.orders(), "");
     s.exited(Part::App(0), Exit::code(0));
     assert_eq!(s.orders(), "end");
+}
+
+const NO_SIDECAR: &str = "false";
+
+fn alone(spec: Value) -> Script {
+    script(spec, json!({"weft.dev/inject": NO_SIDECAR}))
+}
+
+#[test]
+fn init_containers_that_stay_run_beside_the_others_and_end_after_them() {
+    let mut s = alone(json!({
+        "initContainers": [{"name": "log", "restartPolicy": "Always"}, {"name": "i"},
+                           {"name": "mesh", "restartPolicy": "Always"}],
+        "containers": [{"name": "a"}], "restartPolicy": "Never",
+    }));
+    assert_eq!(s.orders(), "+0");
+    assert_eq!(s.started(Part::App(0)).orders(), "+1", "the next begins while it runs");
+    assert_eq!(s.started(Part::App(1)).exited(Part::App(1), Exit::code(0)).orders(), "+2");
+    assert_eq!(s.started(Part::App(2)).orders(), "+3");
+    s.started(Part::App(3));
+    // It is restarted whatever the pod's policy.
+    assert_eq!(s.exited(Part::App(0), Exit::code(0)).orders(), "+0");
+    s.started(Part::App(0));
+    // The app's end is the pod's: the last begun is ended first.
+    assert_eq!(s.exited(Part::App(3), Exit::code(0)).orders(), "-2");
+    assert!(s.m.is_over());
+    assert_eq!(s.exited(Part::App(2), Exit::signal(15)).orders(), "-0");
+    assert_eq!(s.exited(Part::App(0), Exit::signal(15)).orders(), "");
+}
+
+#[test]
+fn what_stays_beside_is_ended_after_the_apps_and_killed_with_the_grace() {
+    let mut s = alone(json!({
+        "initContainers": [{"name": "log", "restartPolicy": "Always"}],
+        "containers": [{"name": "a"}],
+    }));
+    s.started(Part::App(0));
+    s.started(Part::App(1));
+    s.orders();
+    s.step(Event::Delete { grace: Duration::from_secs(10), drain: true });
+    assert_eq!(s.orders(), "-1");
+    assert_eq!(s.exited(Part::App(1), Exit::code(0)).orders(), "-0");
+    assert_eq!(s.after(Duration::from_secs(10)).orders(), "!0");
+    assert_eq!(s.exited(Part::App(0), Exit::signal(9)).orders(), "end");
+}
+
+fn with_hooks() -> Value {
+    json!({"containers": [{"name": "a", "lifecycle": {
+        "postStart": {"exec": {"command": ["x"]}}, "preStop": {"sleep": {"seconds": 1}}}}]})
+}
+
+#[test]
+fn a_container_is_ready_after_its_post_start_hook_and_asked_before_its_end() {
+    let mut s = alone(with_hooks());
+    s.orders();
+    assert_eq!(s.started(Part::App(0)).orders(), "post0");
+    assert!(!s.m.is_ready());
+    s.hooked(0, HookKind::PostStart, None);
+    assert!(s.m.is_ready());
+    s.step(Event::Delete { grace: Duration::from_secs(10), drain: false });
+    assert_eq!(s.orders(), "pre0");
+    assert_eq!(s.after(Duration::from_secs(1)).orders(), "");
+    assert_eq!(s.hooked(0, HookKind::PreStop, Some("no")).orders(), "-0");
+    assert_eq!(s.after(Duration::from_secs(9)).orders(), "!0");
+}
+
+#[test]
+fn a_hook_that_hangs_or_fails_does_not_keep_a_container() {
+    let mut s = alone(with_hooks());
+    s.orders();
+    s.started(Part::App(0)).hooked(0, HookKind::PostStart, Some("boom"));
+    assert_eq!(s.orders(), "post0 -0");
+    assert_eq!(s.exited(Part::App(0), Exit::signal(15)).orders(), "+0");
+    s.started(Part::App(0)).hooked(0, HookKind::PostStart, None);
+    s.orders();
+    s.step(Event::Delete { grace: Duration::from_secs(3), drain: false });
+    assert_eq!(s.orders(), "pre0");
+    assert_eq!(s.after(Duration::from_secs(3)).orders(), "!0");
+    // A late answer is of nobody.
+    assert_eq!(s.exited(Part::App(0), Exit::signal(9)).orders(), "end");
+    assert_eq!(s.hooked(0, HookKind::PreStop, None).orders(), "");
 }

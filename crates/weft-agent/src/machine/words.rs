@@ -15,6 +15,13 @@ pub enum Part {
     App(usize),
 }
 
+/// When a hook is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookKind {
+    PostStart,
+    PreStop,
+}
+
 /// What happened. `attempt` tells late news of an earlier process apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -64,6 +71,13 @@ pub enum Event {
         grace: Duration,
         drain: bool,
     },
+    /// A hook's program or request is over; a message when it failed.
+    HookDone {
+        part: Part,
+        attempt: u32,
+        hook: HookKind,
+        failed: Option<String>,
+    },
     /// Subscribers know that this instance is going, and it answers no request any more.
     Drained,
 }
@@ -82,6 +96,12 @@ pub enum Action {
         kill: bool,
     },
     BeginDrain,
+    /// Asks the container what its hook says.
+    Hook {
+        part: Part,
+        attempt: u32,
+        hook: HookKind,
+    },
     /// Something for the pod's list of events.
     Note {
         warning: bool,

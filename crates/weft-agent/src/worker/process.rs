@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::{Msg, Shared};
 use crate::child::{Child, Role};
 use crate::enter::{Inside, Insides};
 use crate::env::{self, Env, Facts, PROXY_USER};
+use crate::exec::attach::{Output, Wired, Wiring};
 use crate::leftover::{MARK_AGENT, MARK_CONTAINER};
 use crate::logs::{LogKey, Writer};
 use crate::machine::{Event, Exit, Part};
@@ -26,6 +27,7 @@ use crate::probe::ProbeKind;
 use crate::sandbox::{Cell, Live, PodBox};
 use crate::{command, leftover, ports, procfs};
 
+mod hook;
 mod logpump;
 mod watch;
 
@@ -65,7 +67,7 @@ impl Run {
     pub(crate) async fn run(self) {
         let id: Arc<str> = uuid::Uuid::now_v7().to_string().into();
         match self.spawn(&id).await {
-            Ok((child, inside, log)) => self.attend(child, inside, log, id).await,
+            Ok((child, inside, wired, log)) => self.attend(child, inside, wired, log, id).await,
             Err((reason, message)) => {
                 let (part, attempt) = (self.part, self.attempt);
                 self.tell(Event::NotStarted { part, attempt, reason, message }).await;
@@ -73,25 +75,39 @@ impl Run {
         }
     }
 
-    async fn spawn(&self, id: &str) -> Result<(Child, Option<Inside>, Writer), Refusal> {
+    async fn spawn(&self, id: &str) -> Result<(Child, Option<Inside>, Wired, Writer), Refusal> {
         let prepared = match self.part {
             Part::Proxy => self.prepare_proxy().await?,
             Part::App(index) => self.prepare_app(index, id).await?,
         };
-        let Prepared { mut command, role, inside } = prepared;
+        let Prepared { mut command, role, mut inside } = prepared;
         command.env(MARK_AGENT, &self.shared.agent_id).env(MARK_CONTAINER, id);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let failed = |what: &str, e: std::io::Error| ("StartError", format!("{what}: {e}"));
         let log = self.shared.logs.begin(&self.log_key());
         let log = log.map_err(|e| failed("its log cannot be written", e))?;
         let program = command.get_program().to_string_lossy().into_owned();
-        let child = self.shared.spawner.spawn(command, role).await;
-        let child = child.map_err(|e| failed(&format!("{program} cannot be started"), e))?;
-        Ok((child, inside, log))
+        let wiring = Wiring::new(&mut command, self.container());
+        let wiring = wiring.map_err(|e| failed("its streams cannot be made", e))?;
+        let own_session = inside.as_ref().is_some_and(|i| i.cell.is_some());
+        let child = wiring.spawn(&self.shared.spawner, command, role, own_session).await;
+        let mut child = child.map_err(|e| failed(&format!("{program} cannot be started"), e))?;
+        let wired = wiring.connect(&mut child);
+        let wired = wired.map_err(|e| failed("its streams cannot be read", e))?;
+        if let Some(inside) = &mut inside {
+            inside.taps = Some(wired.taps.clone());
+        }
+        Ok((child, inside, wired, log))
     }
 
     /// While it runs: its output, its probes, its ports; then its end.
-    async fn attend(&self, mut child: Child, inside: Option<Inside>, log: Writer, id: Arc<str>) {
+    async fn attend(
+        &self,
+        mut child: Child,
+        inside: Option<Inside>,
+        wired: Wired,
+        log: Writer,
+        id: Arc<str>,
+    ) {
         let (part, attempt) = (self.part, self.attempt);
         if let (Some(container), Some(inside)) = (self.container(), &inside) {
             self.insides.set(container.name.clone(), inside.clone());
@@ -99,22 +115,24 @@ impl Run {
         let signaller = child.signaller();
         let spawned = Msg::Spawned { part, attempt, id: id.clone(), signaller };
         let _ = self.to_pod.send(spawned).await;
-        let pumps = [child.take_stdout(), child.take_stderr()];
-        let [out, err] = pumps;
+        let Wired { stdout, stderr, feed, taps } = wired;
         let pumps = async {
-            tokio::join!(logpump::pump(out, "stdout", &log), logpump::pump(err, "stderr", &log))
+            tokio::join!(
+                logpump::pump(stdout, Output::Stdout, &taps, &log),
+                logpump::pump(stderr, Output::Stderr, &taps, &log)
+            )
         };
         let mut pumps = std::pin::pin!(pumps);
         let pid = child.pid();
         let mut output_ended = false;
         let exit = {
-            let mut watching = std::pin::pin!(self.watch(pid));
+            let mut watching = std::pin::pin!(async { tokio::join!(self.watch(pid), feed.run()) });
             let mut waiting = std::pin::pin!(child.wait());
             loop {
                 tokio::select! {
                     exit = &mut waiting => break exit,
                     _ = &mut pumps, if !output_ended => output_ended = true,
-                    () = &mut watching => {}
+                    _ = &mut watching => {}
                 }
             }
         };
@@ -219,6 +237,9 @@ impl Run {
             .map_err(|e| ("CreateContainerConfigError", e.to_string()))?;
         env.set(MARK_AGENT, &*self.shared.agent_id);
         env.set(MARK_CONTAINER, id);
+        if container.tty && env.get("TERM").is_none() {
+            env.set("TERM", crate::exec::TERMINAL);
+        }
         let found = command::resolve(&self.pod, container, &env, &config.images, &config.workdir);
         let found = found.map_err(|e| (e.reason(), e.to_string()))?;
         let role = Role::App { pod: self.pod.key() };
@@ -236,7 +257,7 @@ impl Run {
                 (None, command)
             }
         };
-        let inside = Inside { env, workdir: found.workdir, cell };
+        let inside = Inside { env, workdir: found.workdir, taps: None, cell };
         Ok(Prepared { command, role, inside: Some(inside) })
     }
 

@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From a process's pipe into its log, line by line, with bounded memory.
 
-use std::os::fd::OwnedFd;
-
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::unix::pipe::Receiver;
 
+use crate::exec::attach::{Output, Source, Taps};
 use crate::logs::{LINE_BYTES_MAX, Writer};
 
 /// Copies until the pipe is closed by everyone who holds it.
-pub(super) async fn pump(pipe: Option<OwnedFd>, stream: &str, log: &Writer) {
-    let Some(pipe) = pipe else { return };
-    let pipe = match Receiver::from_owned_fd(pipe) {
-        Ok(pipe) => pipe,
-        Err(error) => {
-            tracing::warn!(%error, "a program's output cannot be read");
-            return;
-        }
-    };
-    let mut reader = BufReader::with_capacity(8 * 1024, pipe);
+pub(super) async fn pump(source: Option<Source>, output: Output, taps: &Taps, log: &Writer) {
+    let Some(source) = source else { return };
+    let stream = if output == Output::Stdout { "stdout" } else { "stderr" };
+    let mut reader = BufReader::with_capacity(8 * 1024, source);
     let mut line = Vec::new();
+    // Bytes at the front of the buffer that attached clients have seen already.
+    let mut shown = 0;
     loop {
         let used = match reader.fill_buf().await {
             Ok([]) => break,
-            Ok(bytes) => take(bytes, &mut line),
+            Ok(bytes) => {
+                if shown == 0 {
+                    taps.show(output, bytes);
+                    shown = bytes.len();
+                }
+                take(bytes, &mut line)
+            }
             Err(error) => {
                 tracing::debug!(%error, "a program's output broke off");
                 break;
@@ -31,6 +31,7 @@ pub(super) async fn pump(pipe: Option<OwnedFd>, stream: &str, log: &Writer) {
         };
         let (used, ended) = used;
         reader.consume(used);
+        shown = shown.saturating_sub(used);
         if ended {
             log.line(stream, line.strip_suffix(b"\r").unwrap_or(&line), true);
             line.clear();

@@ -198,7 +198,7 @@ fn listening(pid: u32) -> Vec<SocketAddr> {
 }
 
 /// One question.
-async fn once(run: &Run, container: &Container, probe: &Probe) -> Result<(), String> {
+pub(super) async fn once(run: &Run, container: &Container, probe: &Probe) -> Result<(), String> {
     let timeout = Duration::from_secs(probe.timeout_seconds.max(1));
     let at = |host: &str, port: &Value| -> Result<String, String> {
         let port = container.port(port).ok_or_else(|| format!("the port {port} is not known"))?;
