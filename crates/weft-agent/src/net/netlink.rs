@@ -30,6 +30,7 @@ const DONE: u16 = 3;
 const NESTED: u16 = 0x8000;
 const KIND_MASK: u16 = 0x3fff;
 const HEADER_BYTES: usize = 16;
+const ERRNO_MAX: i32 = 4095;
 /// Largest datagram that is read; the kernel sends dumps in smaller ones.
 const READ_BYTES: usize = 64 * 1024;
 /// The kernel answers while the request is being sent; more than this is a broken system.
@@ -219,7 +220,12 @@ impl Answer {
             return None;
         }
         let code = self.body.split_first_chunk().map_or(0, |(code, _)| i32::from_ne_bytes(*code));
-        Some((code != 0).then(|| Errno::from_raw_os_error(code.saturating_neg())))
+        Some(match code.saturating_neg() {
+            0 => None,
+            number @ 1..=ERRNO_MAX => Some(Errno::from_raw_os_error(number)),
+            // No error that the kernel has.
+            _ => Some(Errno::IO),
+        })
     }
 }
 
@@ -375,5 +381,69 @@ fn hint(errno: Errno) -> &'static str {
             "; this kernel is built without it or may not load its module"
         }
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_what_the_kernel_documents() {
+        let inner = Attrs::new().u8(1, 7);
+        let attrs = Attrs::new().text(3, "lo").nest(18, &inner).be32(2, 1);
+        let bytes = Message::new("a test", 16, CREATE, &[1, 2, 3, 4], &attrs).encode(9);
+        let words = |v: &[u32]| v.iter().flat_map(|n| n.to_ne_bytes()).collect::<Vec<u8>>();
+        let halves = |v: &[u16]| v.iter().flat_map(|n| n.to_ne_bytes()).collect::<Vec<u8>>();
+        let expected = [
+            words(&[48]),
+            halves(&[16, CREATE | REQUEST]),
+            words(&[9, 0]),
+            vec![1, 2, 3, 4],
+            // A text with its zero byte, made up to four.
+            halves(&[7, 3]),
+            b"lo\0\0".to_vec(),
+            halves(&[12, 18 | NESTED, 5, 1]),
+            vec![7, 0, 0, 0],
+            halves(&[8, 2]),
+            vec![0, 0, 0, 1],
+        ];
+        assert_eq!(bytes, expected.concat());
+    }
+
+    #[test]
+    fn what_is_cut_or_garbage_is_no_answer_and_disturbs_nobody() {
+        let attrs_of = |body: &[u8]| attrs(body).map(|(k, v)| (k, v.to_vec())).collect::<Vec<_>>();
+        let body = Attrs::new().u32(4, 1500).text(3, "eth0");
+        let bytes = Message::new("a test", 16, 0, &[], &body).encode(1);
+        let whole = answers(&bytes).unwrap();
+        assert_eq!((whole.len(), whole[0].kind, whole[0].seq), (1, 16, 1));
+        let read = attrs_of(&whole[0].body);
+        assert_eq!(number(&read[0].1), Some(1500));
+        assert_eq!(text(&read[1].1), "eth0");
+        for cut in 1..bytes.len() - 3 {
+            assert_eq!(answers(&bytes[..cut]), None, "{cut}");
+        }
+        for cut in 0..body.0.len() {
+            assert!(attrs_of(&body.0[..cut]).len() < 2 || cut > body.0.len() - 4, "{cut}");
+        }
+        for byte in 0..=u8::MAX {
+            for length in 0..40 {
+                let garbage = vec![byte; length];
+                drop((answers(&garbage), attrs_of(&garbage)));
+            }
+        }
+    }
+
+    #[test]
+    fn only_acknowledgements_have_a_verdict() {
+        let of =
+            |kind, code: i32| Answer { kind, seq: 1, body: code.to_ne_bytes().to_vec() }.verdict();
+        assert_eq!(of(16, -1), None);
+        assert_eq!(of(ERROR, 0), Some(None));
+        assert_eq!(of(DONE, 0), Some(None));
+        assert_eq!(of(ERROR, -17), Some(Some(Errno::EXIST)));
+        assert_eq!(of(ERROR, i32::MIN), Some(Some(Errno::IO)));
+        assert_eq!(of(ERROR, 17), Some(Some(Errno::IO)));
     }
 }

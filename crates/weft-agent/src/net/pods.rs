@@ -34,7 +34,7 @@ pub struct Network(Route);
 /// # Errors
 /// With the step that the kernel refused.
 pub fn bridge() -> Result<(), NetlinkError> {
-    allow_v6();
+    prepare_v6(&["all", "default"]);
     let mut route = Route::open()?;
     let lo = route.link("lo")?;
     route.set_up(&lo)?;
@@ -113,11 +113,7 @@ impl Network {
 }
 
 fn inside_pod(addresses: &[IpAddr]) -> Result<(), NetlinkError> {
-    allow_v6();
-    // Before the link is up, so that no neighbour's advertisement is ever believed.
-    setting("ipv6/conf/all/accept_ra", "0");
-    setting("ipv6/conf/default/accept_ra", "0");
-    setting(&format!("ipv6/conf/{POD_LINK}/accept_ra"), "0");
+    prepare_v6(&["all", "default", POD_LINK]);
     let mut route = Route::open()?;
     let lo = route.link("lo")?;
     route.set_up(&lo)?;
@@ -148,11 +144,17 @@ fn has_v6() -> bool {
     std::path::Path::new("/proc/sys/net/ipv6").exists()
 }
 
-/// Switches IPv6 on in this namespace; a machine that has it off hands that on.
-fn allow_v6() {
-    if has_v6() {
-        setting("ipv6/conf/all/disable_ipv6", "0");
-        setting("ipv6/conf/default/disable_ipv6", "0");
+/// IPv6 as weft's own namespaces have it, for links that are not up yet: on, even where the
+/// machine hands on that it is off; no neighbour's advertisement is believed; and an address,
+/// which weft alone gives out, is used at once, not after a second of asking whose it is.
+fn prepare_v6(links: &[&str]) {
+    if !has_v6() {
+        return;
+    }
+    for link in links {
+        for name in ["disable_ipv6", "accept_ra", "accept_dad", "dad_transmits"] {
+            setting(&format!("ipv6/conf/{link}/{name}"), "0");
+        }
     }
 }
 
