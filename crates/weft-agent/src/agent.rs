@@ -22,6 +22,8 @@ use weft_identity::token::Token;
 use crate::child::{ChildTable, Spawner};
 use crate::config::AgentConfig;
 use crate::enter::{EnterError, Entry, Inside};
+use crate::exec::TERMINAL;
+use crate::exec::attach::Taps;
 use crate::leftover::{self, Ledger};
 use crate::link::ServerLink;
 use crate::logs::{LogKey, LogQuery, LogReader, LogStore};
@@ -189,8 +191,13 @@ impl Agent {
         pod: &PodKey,
         container: &str,
         line: &[String],
+        tty: bool,
     ) -> Result<Entry, EnterError> {
-        self.inside(pod, container)?.command(pod, line)
+        let mut inside = self.inside(pod, container)?;
+        if tty {
+            inside.env.set("TERM", TERMINAL);
+        }
+        inside.command(pod, line)
     }
 
     /// Whether [`Agent::enter`] would find the container running.
@@ -217,6 +224,12 @@ impl Agent {
             .insides
             .get(name)
             .ok_or_else(|| EnterError::NotRunning { pod: pod.clone(), container: name.to_string() })
+    }
+
+    pub(crate) fn taps(&self, pod: &PodKey, container: &str) -> Result<Taps, EnterError> {
+        let not_running =
+            || EnterError::NotRunning { pod: pod.clone(), container: container.to_owned() };
+        self.inside(pod, container)?.taps.ok_or_else(not_running)
     }
 
     /// The running containers by the mark of their processes.

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 
 use crate::env::Env;
+use crate::exec::attach::Taps;
 use crate::pod::PodKey;
 use crate::sandbox::Cell;
 
@@ -44,6 +45,8 @@ pub struct Entry {
 pub(crate) struct Inside {
     pub(crate) env: Env,
     pub(crate) workdir: PathBuf,
+    /// Its streams, for who attaches.
+    pub(crate) taps: Option<Taps>,
     /// In namespace mode.
     pub(crate) cell: Option<Arc<Cell>>,
 }

@@ -22,10 +22,13 @@ use crate::child::{Child, Role, Signaller, Spawner};
 use crate::enter::{EnterError, Entry};
 use crate::pod::PodKey;
 
+pub(crate) mod attach;
 mod terminal;
 
 use terminal::Terminal;
 
+/// What terminals are called to programs.
+pub(crate) const TERMINAL: &str = "xterm";
 /// Bytes handed over at once.
 const PIECE_BYTES: usize = 16 * 1024;
 /// How long output is still waited for after the end, should somebody hold the pipe.
@@ -95,7 +98,7 @@ impl Agent {
         tty: bool,
         streams: ExecStreams,
     ) -> Result<i32, ExecError> {
-        let entry = self.enter(pod, container, line)?;
+        let entry = self.enter(pod, container, line, tty)?;
         let program = line.first().cloned().unwrap_or_default();
         let role = Role::Probe { pod: pod.clone() };
         let (spawner, tasks) = self.for_exec();

@@ -103,7 +103,7 @@ impl LogStore {
     /// When the container has no log (of that kind).
     pub fn read(&self, key: &LogKey, query: &LogQuery) -> io::Result<LogReader> {
         let live = self.live.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
-        LogReader::open(self.dir_of(key), live, query, self.clock.wall_ms())
+        LogReader::open(self.dir_of(key), live, query)
     }
 
     /// Removes a pod's logs, when its object is gone for good.

@@ -24,10 +24,10 @@ pub(super) struct Terminal(Arc<AsyncFd<OwnedFd>>);
 pub(super) struct Inner(OwnedFd);
 
 #[derive(Debug)]
-pub(super) struct Reader(Arc<AsyncFd<OwnedFd>>);
+pub(crate) struct Reader(Arc<AsyncFd<OwnedFd>>);
 
 #[derive(Clone, Debug)]
-pub(super) struct Writer(Arc<AsyncFd<OwnedFd>>);
+pub(crate) struct Writer(Arc<AsyncFd<OwnedFd>>);
 
 // === impl Terminal ===
 
@@ -52,7 +52,6 @@ impl Terminal {
 impl Inner {
     /// Makes it the three standard streams of a program.
     pub(super) fn give_to(self, command: &mut Command) -> io::Result<()> {
-        command.env("TERM", "xterm");
         command.stdin(self.0.try_clone()?).stdout(self.0.try_clone()?).stderr(self.0);
         Ok(())
     }

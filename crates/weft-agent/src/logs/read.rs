@@ -19,7 +19,8 @@ pub struct LogQuery {
     pub previous: bool,
     pub timestamps: bool,
     pub tail_lines: Option<usize>,
-    pub since_seconds: Option<u64>,
+    /// Only lines from then on, in milliseconds of the wall clock.
+    pub since_wall_ms: Option<u64>,
     pub limit_bytes: Option<u64>,
 }
 
@@ -49,7 +50,6 @@ impl LogReader {
         dir: PathBuf,
         live: Option<watch::Receiver<Position>>,
         query: &LogQuery,
-        wall_ms: u64,
     ) -> io::Result<Self> {
         let all = parts(&dir);
         let none = |what| io::Error::new(io::ErrorKind::NotFound, what);
@@ -62,7 +62,7 @@ impl LogReader {
         if files.is_empty() {
             return Err(none("the log of the process before is gone"));
         }
-        let since = query.since_seconds.map(|s| super::stamp(wall_ms.saturating_sub(s * 1000)));
+        let since = query.since_wall_ms.map(super::stamp);
         let mut reader = Self {
             dir,
             live: live.filter(|_| query.follow && !query.previous),

@@ -43,7 +43,7 @@ async fn what_kubectl_logs_can_ask() {
     assert_eq!(all(&store, q()).await, "one\ntwo halves\nthree\n");
     assert_eq!(all(&store, LogQuery { tail_lines: Some(1), ..q() }).await, "three\n");
     assert_eq!(all(&store, LogQuery { tail_lines: Some(0), ..q() }).await, "");
-    let recent = LogQuery { since_seconds: Some(10), ..q() };
+    let recent = LogQuery { since_wall_ms: Some(store.clock.wall_ms() - 10_000), ..q() };
     assert_eq!(all(&store, recent).await, "two halves\nthree\n");
     assert_eq!(all(&store, LogQuery { limit_bytes: Some(6), ..q() }).await, "one\ntw");
     let stamped = LogQuery { timestamps: true, tail_lines: Some(1), ..q() };

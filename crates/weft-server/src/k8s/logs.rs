@@ -39,7 +39,8 @@ pub struct LogRequest {
     pub previous: bool,
     pub timestamps: bool,
     pub tail_lines: Option<u64>,
-    pub since_seconds: Option<u64>,
+    /// Only lines from then on, in milliseconds of the wall clock.
+    pub since_wall_ms: Option<u64>,
     pub limit_bytes: Option<u64>,
 }
 
@@ -59,25 +60,30 @@ impl Door {
         let object = self.registry.objects().get(KindId::Pod, &namespace, &pod)?;
         let query = &ask.query;
         let since = match query.text("sinceTime") {
-            "" => query.number("sinceSeconds")?,
+            "" => {
+                let seconds = query.number("sinceSeconds")?;
+                seconds.map(|s| self.now_ms().saturating_sub(s.saturating_mul(1000)))
+            }
             time => {
                 let then = time.parse::<jiff::Timestamp>().map_err(|_| {
                     ApiError::bad_request(format!("sinceTime {time:?} is not a time"))
                 })?;
-                let then = u64::try_from(then.as_millisecond()).unwrap_or(0);
-                Some(self.now_ms().saturating_sub(then).div_ceil(1000))
+                Some(u64::try_from(then.as_millisecond()).unwrap_or(0))
             }
         };
+        let container = container(&object, query.text("container"), &pod)?;
+        // While it waits to be started again, its last process is the one before.
+        let previous = query.flag("previous") && !waits_after_end(&object, &container);
         let request = LogRequest {
-            container: container(&object, query.text("container"), &pod)?,
+            container,
             uid: object.at("metadata").at("uid").as_str().unwrap_or_default().to_owned(),
             namespace,
             pod,
             follow: query.flag("follow"),
-            previous: query.flag("previous"),
+            previous,
             timestamps: query.flag("timestamps"),
             tail_lines: query.number("tailLines")?,
-            since_seconds: since,
+            since_wall_ms: since,
             limit_bytes: query.number("limitBytes")?,
         };
         let pieces = self.logs.open(request).await.map_err(|error| match error {
@@ -94,6 +100,17 @@ impl Door {
         response.headers_mut().insert(CONTENT_TYPE, text);
         Ok(response)
     }
+}
+
+/// Whether a container's newest process has ended and another is to come.
+fn waits_after_end(pod: &Value, container: &str) -> bool {
+    let status = pod.at("status");
+    let lists = ["containerStatuses", "initContainerStatuses"].map(|f| status.at(f).as_array());
+    let mut all = lists.into_iter().flatten().flatten();
+    let own = all.find(|c| c.at("name").as_str() == Some(container));
+    own.is_some_and(|c| {
+        c.at("state").at("waiting").is_object() && c.at("lastState").at("terminated").is_object()
+    })
 }
 
 /// The container that is meant; a pod with one needs no name.

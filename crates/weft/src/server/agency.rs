@@ -183,7 +183,7 @@ impl PodLogs for AgentLogs {
                 previous: request.previous,
                 timestamps: request.timestamps,
                 tail_lines: request.tail_lines.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
-                since_seconds: request.since_seconds,
+                since_wall_ms: request.since_wall_ms,
                 limit_bytes: request.limit_bytes,
             };
             let reader = self.0.read_log(&pod, &request.container, &query);

@@ -51,7 +51,12 @@ impl PodStreams for AgentStreams {
             let (sizes, resized) = mpsc::channel(1);
             let wanted = resize.is_some();
             let streams = ExecStreams { stdin, stdout, stderr, resize: wanted.then_some(resized) };
-            let exec = agent.exec(&pod, container, &request.command, request.tty, streams);
+            let exec = async {
+                if request.command.is_empty() {
+                    return agent.attach(&pod, container, streams).await.map(|()| 0);
+                }
+                agent.exec(&pod, container, &request.command, request.tty, streams).await
+            };
             let sizes = async {
                 if let Some(from) = resize {
                     hand_on(from, sizes).await;
