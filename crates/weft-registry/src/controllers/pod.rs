@@ -27,7 +27,7 @@ const NODE_GRACE: Duration = Duration::from_secs(60);
 pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     let Some(object) = ctx.object(key) else { return };
     let View::Pod(pod) = &object.view else { return };
-    if pod.is_finished() || (is_placed(&object) && !(stays(ctx, &object) && !moves(ctx, &object))) {
+    if pod.is_finished() || (is_placed(&object) && (!stays(ctx, &object) || moves(ctx, &object))) {
         return;
     }
     if object.meta.is_deleting() || (is_placed(&object) && !pod.status.pod_ip.is_empty()) {

@@ -20,6 +20,7 @@ use crate::{DeleteOptions, Propagation};
 mod autoscaler;
 mod chaos;
 mod job;
+mod machines;
 mod odd;
 mod rollout;
 mod sets;
