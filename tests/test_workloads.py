@@ -345,6 +345,49 @@ spec:
         "get", "hpa", "web", "-o", "jsonpath={.status.conditions}"))
 
 
+def test_replicas_follow_the_processor(demo):
+    busy = "import threading, hashlib\nthreading.Thread(target=lambda: [hashlib.sha256(b'x' * 999)" \
+           " for _ in iter(int, 1)], daemon=True).start()\n"
+    (demo.data.parent / "m/busy.py").write_text(busy + SERVER)
+    demo.apply(DEPLOYMENT.replace("replicas: 2", "replicas: 1").replace("server.py", "busy.py")
+               .replace("          env:", "          resources: {requests: {cpu: 100m}}\n          env:"))
+    demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+    demo.k("autoscale", "deployment", "web", "--cpu-percent=80", "--min=1", "--max=2")
+    until("it scales up", lambda: len(demo.ready_pods("demo", app="web")) == 2, seconds=90)
+    used = demo.k("get", "hpa", "web", "-o", "jsonpath={.status.currentMetrics[0].resource.current"
+                  ".averageUtilization}")
+    assert int(used) > 80, used
+
+
+def test_the_same_job_again_is_unchanged(demo):
+    job = """
+apiVersion: batch/v1
+kind: Job
+metadata: {name: once, namespace: demo}
+spec:
+  template:
+    spec:
+      restartPolicy: Never
+      containers: [{name: main, image: x, command: [/bin/true]}]
+"""
+    demo.apply(job)
+    demo.k("wait", "--for=condition=complete", "job/once", "--timeout=60s")
+    assert "unchanged" in demo.apply(job)
+    changed = demo.kubectl("-n", "demo", "apply", "-f", "-", check=False,
+                           stdin=job.replace("/bin/true", "/bin/false"))
+    assert changed.returncode == 1 and "field is immutable" in changed.stderr, changed.stderr
+    # Also as a file that weft was started with, twice.
+    (demo.data.parent / "m/job.yaml").write_text(job.replace("once", "mine"))
+    demo.stop()
+    demo.start()
+    demo.k("wait", "--for=condition=complete", "job/mine", "--timeout=60s")
+    uid = demo.k("get", "job", "mine", "-o", "jsonpath={.metadata.uid}")
+    demo.stop()
+    demo.start()
+    assert demo.k("get", "job", "mine", "-o", "jsonpath={.metadata.uid} {.status.succeeded}") \
+        == f"{uid} 1"
+
+
 def test_a_budget_keeps_pods(demo):
     demo.apply(DEPLOYMENT)
     demo.k("rollout", "status", "deployment/web", "--timeout=60s")

@@ -209,7 +209,8 @@ impl Look<'_> {
         let pods = ctx.world.objects(KindId::Pod, Some(namespace)).filter(counts).cloned();
         let (pods, usage) = (pods.collect(), ctx.usage());
         let behavior = &self.spec.behavior;
-        let target = Target { namespace, current, pods, usage, behavior };
+        let now_ms = ctx.wall_ms;
+        let target = Target { namespace, now_ms, current, pods, usage, behavior };
         let mut best: Option<Proposal> = None;
         let (mut statuses, mut trouble) = (Vec::new(), None);
         for metric in &self.spec.metrics {

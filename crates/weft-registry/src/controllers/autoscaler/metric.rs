@@ -14,6 +14,8 @@ use crate::usage::Usage;
 
 const REQUESTS: &str = "requests_per_second";
 const TOLERANCE: f64 = 0.1;
+/// What was measured longer ago says nothing any more.
+const STALE_MS: u64 = 60_000;
 
 /// What a metric asks for.
 #[derive(Clone, Debug)]
@@ -35,6 +37,7 @@ pub(super) struct Trouble {
 /// The pods of a target and what is known of them.
 pub(super) struct Target<'a> {
     pub namespace: &'a str,
+    pub now_ms: u64,
     pub current: u32,
     pub pods: Vec<Arc<Object>>,
     pub usage: &'a Usage,
@@ -95,6 +98,9 @@ impl Target<'_> {
         let cpu = &*source.name == "cpu";
         let used = |pod: &Object| {
             let found = self.usage.resources.get(&*key(pod))?;
+            if found.wall_ms + STALE_MS < self.now_ms {
+                return None;
+            }
             Some(if cpu { found.cpu_milli } else { found.memory_bytes.saturating_mul(1000) })
         };
         let utilization = source.target.average_utilization;

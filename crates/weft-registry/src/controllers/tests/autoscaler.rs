@@ -35,7 +35,8 @@ impl Sim {
         for pod in self.all(KindId::Pod) {
             let name: Arc<str> = format!("{NS}/{}", pod.key.name).into();
             let memory_bytes = 64 << 20;
-            let measured = Resources { cpu_milli, memory_bytes, wall_ms: 0 };
+            let wall_ms = self.clock.wall_ms();
+            let measured = Resources { cpu_milli, memory_bytes, wall_ms };
             self.usage.resources.insert(name.clone(), measured);
             self.usage.requests.insert(name, requests);
         }
@@ -144,6 +145,17 @@ fn without_measures_nothing_moves_and_it_says_why() {
     sim.burn(0, 1);
     assert_eq!(sim.look(), 3);
     assert!(sim.hpa().to_string().contains("weft measures requests_per_second"));
+}
+
+#[test]
+fn what_was_measured_long_ago_counts_for_nothing() {
+    let mut sim = scaled(2, json!({}));
+    sim.burn(200, 0);
+    sim.time.advance(std::time::Duration::from_secs(61));
+    assert_eq!(sim.look(), 2);
+    assert_eq!(sim.hpa_says("ScalingActive").1, "FailedGetResourceMetric");
+    sim.burn(200, 0);
+    assert_eq!(sim.look(), 5);
 }
 
 #[test]
