@@ -313,7 +313,18 @@ impl Netlink {
     /// # Errors
     /// With the message's own words, when the kernel refuses.
     pub fn list(&mut self, message: Message) -> Result<Vec<Answer>, NetlinkError> {
-        let message = message.with(DUMP);
+        self.answers_to(&message.with(DUMP))
+    }
+
+    /// Asks about one thing.
+    ///
+    /// # Errors
+    /// With the message's own words, when the kernel refuses or there is no such thing.
+    pub fn get(&mut self, message: Message) -> Result<Vec<Answer>, NetlinkError> {
+        self.answers_to(&message.with(ACK))
+    }
+
+    fn answers_to(&mut self, message: &Message) -> Result<Vec<Answer>, NetlinkError> {
         self.seq = self.seq.wrapping_add(1);
         let told = |why| failed(&message.what, why);
         self.send(&message.encode(self.seq)).map_err(told)?;

@@ -103,8 +103,10 @@ impl Route {
     /// # Errors
     /// `NODEV` when there is none of that name.
     pub fn link(&mut self, name: &str) -> Result<Link, NetlinkError> {
-        let found = self.links()?.into_iter().find(|l| l.name == name);
-        found.ok_or_else(|| NetlinkError::kernel(format!("finding link {name}"), Errno::NODEV))
+        let (what, attrs) = (format!("finding link {name}"), Attrs::new().text(IFLA_IFNAME, name));
+        let one = Message::new(&what, RTM_GETLINK, 0, &ifinfo(0, 0, 0), &attrs);
+        let found = self.0.get(one)?.iter().find_map(link);
+        found.ok_or_else(|| NetlinkError::kernel(what, Errno::NODEV))
     }
 
     /// Addresses by link, with prefix lengths.

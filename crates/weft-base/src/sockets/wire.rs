@@ -127,7 +127,10 @@ impl Reply {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut buffer)];
-        let got = rustix::net::recvmsg(from, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let got = rustix::io::retry_on_intr(|| {
+            rustix::net::recvmsg(&from, &mut slices, &mut control, flags)
+        })?;
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
                 self.fd = self.fd.take().or_else(|| fds.into_iter().next());
