@@ -70,6 +70,8 @@ pub const POD_LOG_BYTES_MAX: usize = 10 * 1024 * 1024;
 pub const STREAM_SESSIONS_MAX: usize = 256;
 /// Questions that wait for the machine's resolvers at a time.
 pub const DNS_FORWARDS_MAX: usize = 256;
+/// Names outside of the mesh whose addresses the server keeps.
+pub const RESOLVED_NAMES_MAX: usize = 1_000;
 /// Largest DNS answer over UDP, bytes (RFC 9715's safe size).
 pub const DNS_UDP_BYTES_MAX: usize = 1232;
 /// A pod's questions on their way to the resolver.
