@@ -18,7 +18,7 @@ use crate::upstream::pool::Wire;
 
 /// HTTP clients send right after they connected: this long the upstream is not dialled for them
 /// in vain.
-pub const HEAD_START: Duration = Duration::from_millis(2);
+pub const HEAD_START: Duration = Duration::from_millis(1);
 /// Bytes of the server's greeting that are read before the client gets them.
 const GREETING_BYTES_MAX: usize = 4096;
 const FAR: Duration = Duration::from_secs(86_400 * 365);
