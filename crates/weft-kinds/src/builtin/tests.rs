@@ -134,3 +134,168 @@ fn labels_have_a_form() {
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[1].starts_with("metadata.labels[\"ok.io/a\"]: Invalid value: \"bad value\""));
 }
+
+fn of(kind: KindId, spec: Value) -> Value {
+    json!({"apiVersion": kind.row().api_version(), "kind": kind.row().kind,
+        "metadata": {"name": "x"}, "spec": spec})
+}
+
+fn pods() -> Value {
+    json!({"metadata": {"labels": {"app": "x"}}, "spec": {"restartPolicy": "Never",
+        "containers": [{"name": "c", "image": "i"}]}})
+}
+
+#[test]
+fn jobs_and_schedules_get_kubernetes_defaults() {
+    let mut job = of(KindId::Job, json!({"template": pods()}));
+    complete(KindId::Job, &mut job);
+    let spec = &job["spec"];
+    for (field, value) in [
+        ("completions", json!(1)),
+        ("parallelism", json!(1)),
+        ("backoffLimit", json!(6)),
+        ("completionMode", json!("NonIndexed")),
+        ("suspend", json!(false)),
+        ("podReplacementPolicy", json!("TerminatingOrFailed")),
+    ] {
+        assert_eq!(spec[field], value, "{field}");
+    }
+    assert_eq!(job["metadata"]["labels"], json!({"app": "x"}));
+    let mut queue = of(KindId::Job, json!({"parallelism": 3, "template": pods()}));
+    complete(KindId::Job, &mut queue);
+    assert!(queue["spec"].get("completions").is_none(), "a work queue has no number");
+    let mut cron = of(
+        KindId::CronJob,
+        json!({"schedule": "@daily",
+        "jobTemplate": {"spec": {"template": pods()}}}),
+    );
+    complete(KindId::CronJob, &mut cron);
+    assert_eq!(cron["spec"]["successfulJobsHistoryLimit"], 3);
+    assert_eq!(cron["spec"]["failedJobsHistoryLimit"], 1);
+    let pod = &cron["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+    assert_eq!(pod["dnsPolicy"], "ClusterFirst");
+    let mut hpa = of(
+        KindId::HorizontalPodAutoscaler,
+        json!({"maxReplicas": 3,
+        "scaleTargetRef": {"kind": "Deployment", "name": "x"}, "behavior": {}}),
+    );
+    complete(KindId::HorizontalPodAutoscaler, &mut hpa);
+    assert_eq!(hpa["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 80);
+    assert_eq!(hpa["spec"]["behavior"]["scaleUp"]["stabilizationWindowSeconds"], 0);
+    for object in [job, cron, hpa] {
+        let kind = KindId::by_api(
+            object["apiVersion"].as_str().unwrap(),
+            object["kind"].as_str().unwrap(),
+        );
+        let kind = kind.unwrap();
+        assert_eq!(findings(kind, object.clone(), Some(&object)), Vec::<String>::new(), "{kind}");
+    }
+}
+
+#[test]
+fn workloads_that_cannot_work_are_refused_with_the_field() {
+    let selector = json!({"matchLabels": {"app": "x"}});
+    let always = json!({"metadata": {"labels": {"app": "x"}}, "spec": {
+        "containers": [{"name": "c", "image": "i"}]}});
+    let target = json!({"kind": "Deployment", "name": "x"});
+    let pods_metric = |target: Value| json!([{"type": "Pods", "pods": {"metric": {"name": "m"}, "target": target}}]);
+    for (kind, spec, says) in [
+        (KindId::Job, json!({"template": always}), "spec.template.spec.restartPolicy: Unsupported"),
+        (
+            KindId::Job,
+            json!({"template": pods(), "completionMode": "Indexed", "parallelism": 1}),
+            "spec.completions: Required value: when completion mode is Indexed",
+        ),
+        (
+            KindId::Job,
+            json!({"template": pods(), "backoffLimitPerIndex": 1}),
+            "spec.backoffLimitPerIndex: Invalid value: requires indexed completion mode",
+        ),
+        (
+            KindId::Job,
+            json!({"template": pods(), "podFailurePolicy": {"rules": [{"action": "FailJob"}]}}),
+            "spec.podFailurePolicy.rules[0]: Invalid value: specifying one of",
+        ),
+        (
+            KindId::CronJob,
+            json!({"schedule": "* * * *", "jobTemplate": {"spec": {"template": pods()}}}),
+            "spec.schedule: Invalid value: \"* * * *\": expected exactly 5 fields",
+        ),
+        (
+            KindId::CronJob,
+            json!({"schedule": "@daily", "timeZone": "Moon/Base",
+                "jobTemplate": {"spec": {"template": pods()}}}),
+            "spec.timeZone: Invalid value: \"Moon/Base\": unknown time zone",
+        ),
+        (
+            KindId::CronJob,
+            json!({"schedule": "@daily", "concurrencyPolicy": "Queue",
+                "jobTemplate": {"spec": {"template": pods()}}}),
+            "spec.concurrencyPolicy: Unsupported value: \"Queue\"",
+        ),
+        (
+            KindId::StatefulSet,
+            json!({"selector": selector, "template": always, "podManagementPolicy": "Any"}),
+            "spec.podManagementPolicy: Unsupported value: \"Any\"",
+        ),
+        (
+            KindId::DaemonSet,
+            json!({"selector": selector, "template": always,
+                "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}),
+            "spec.updateStrategy.rollingUpdate.maxSurge: Forbidden",
+        ),
+        (
+            KindId::Deployment,
+            json!({"selector": selector, "template": always, "strategy": {
+                "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "0%"}}}),
+            "spec.strategy.rollingUpdate.maxUnavailable: Invalid value: may not be 0",
+        ),
+        (
+            KindId::Deployment,
+            json!({"selector": selector, "template": always, "strategy": {
+                "rollingUpdate": {"maxSurge": "a lot"}}}),
+            "spec.strategy.rollingUpdate.maxSurge: Invalid value: \"a lot\"",
+        ),
+        (
+            KindId::HorizontalPodAutoscaler,
+            json!({"scaleTargetRef": target, "minReplicas": 5, "maxReplicas": 3}),
+            "spec.maxReplicas: Invalid value: 3",
+        ),
+        (
+            KindId::HorizontalPodAutoscaler,
+            json!({"scaleTargetRef": target, "maxReplicas": 3,
+                "metrics": pods_metric(json!({"type": "AverageValue"}))}),
+            "spec.metrics[0].pods.target: Required value: must set a target value",
+        ),
+        (
+            KindId::PodDisruptionBudget,
+            json!({"minAvailable": 1, "maxUnavailable": 1}),
+            "minAvailable and maxUnavailable cannot be both set",
+        ),
+    ] {
+        let found = findings(kind, of(kind, spec), None);
+        assert!(found.iter().any(|f| f.contains(says)), "{kind}: {says}: {found:?}");
+    }
+    let mut long = of(
+        KindId::CronJob,
+        json!({"schedule": "@daily",
+        "jobTemplate": {"spec": {"template": pods()}}}),
+    );
+    long["metadata"]["name"] = "n".repeat(53).into();
+    let found = findings(KindId::CronJob, long, None);
+    assert!(found[0].contains("must be no more than 52 characters"), "{found:?}");
+}
+
+#[test]
+fn a_job_keeps_its_template_and_may_change_its_width() {
+    let job = |parallelism: u32, image: &str| {
+        let mut job = of(KindId::Job, json!({"parallelism": parallelism, "template": pods()}));
+        job["spec"]["template"]["spec"]["containers"][0]["image"] = image.into();
+        complete(KindId::Job, &mut job);
+        job
+    };
+    let old = job(1, "a");
+    assert_eq!(findings(KindId::Job, job(4, "a"), Some(&old)), Vec::<String>::new());
+    let found = findings(KindId::Job, job(1, "b"), Some(&old));
+    assert!(found[0].starts_with("spec.template: Invalid value"), "{found:?}");
+}

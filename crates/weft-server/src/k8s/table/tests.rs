@@ -92,3 +92,60 @@ fn every_computed_column_has_a_cell() {
         assert_eq!(all.len(), row.columns.len(), "{}", row.kind);
     }
 }
+
+#[test]
+fn jobs_schedules_and_sets() {
+    let job = |spec: Value, status: Value| {
+        let object = json!({"metadata": {"name": "j", "creationTimestamp": "2025-12-31T23:55:00Z"},
+            "spec": spec, "status": status});
+        cells(KindId::Job, object, false)[1..4].to_vec()
+    };
+    let start = "2025-12-31T23:55:00Z";
+    let done = json!({"succeeded": 3, "startTime": start, "completionTime": "2025-12-31T23:55:42Z",
+        "conditions": [{"type": "Complete", "status": "True"}]});
+    assert_eq!(job(json!({"completions": 3}), done), ["Complete", "3/3", "42s"]);
+    let going =
+        json!({"startTime": start, "conditions": [{"type": "Suspended", "status": "False"}]});
+    assert_eq!(job(json!({"parallelism": 4}), going), ["Running", "0/1 of 4", "5m"]);
+    let failed = json!({"conditions": [{"type": "Failed", "status": "True"}]});
+    assert_eq!(job(json!({"completions": 1}), failed), ["Failed", "0/1", ""]);
+    let cron = json!({"metadata": {"name": "c", "creationTimestamp": start},
+        "spec": {"schedule": "@daily", "suspend": true},
+        "status": {"active": [{}], "lastScheduleTime": "2025-12-31T23:59:00Z"}});
+    assert_eq!(
+        cells(KindId::CronJob, cron, false),
+        ["c", "@daily", "<none>", "True", "1", "60s", "5m"]
+    );
+    let set = json!({"metadata": {"name": "s", "creationTimestamp": start},
+        "spec": {"replicas": 3}, "status": {"readyReplicas": 2}});
+    assert_eq!(cells(KindId::StatefulSet, set, false), ["s", "2/3", "5m"]);
+    let daemons = json!({"metadata": {"name": "d", "creationTimestamp": start},
+        "spec": {"template": {"spec": {"nodeSelector": {"disk": "ssd"}}}},
+        "status": {"desiredNumberScheduled": 2, "currentNumberScheduled": 2, "numberReady": 1}});
+    assert_eq!(
+        cells(KindId::DaemonSet, daemons, false),
+        ["d", "2", "2", "1", "0", "0", "disk=ssd", "5m"]
+    );
+}
+
+#[test]
+fn autoscalers_show_what_is_beside_what_is_wanted() {
+    let hpa = json!({
+        "metadata": {"name": "h", "creationTimestamp": "2025-12-31T23:55:00Z"},
+        "spec": {"scaleTargetRef": {"kind": "Deployment", "name": "web"}, "minReplicas": 1,
+            "maxReplicas": 9, "metrics": [
+                {"type": "Resource", "resource": {"name": "cpu",
+                    "target": {"averageUtilization": 50}}},
+                {"type": "Pods", "pods": {"target": {"averageValue": "5"}}},
+                {"type": "Object", "object": {"target": {"averageValue": "20"}}},
+            ]},
+        "status": {"currentReplicas": 2, "currentMetrics": [
+            {"type": "Resource", "resource": {"current": {"averageUtilization": 61}}},
+            {"type": "Pods", "pods": {"current": {"averageValue": "7500m"}}},
+        ]},
+    });
+    assert_eq!(
+        cells(KindId::HorizontalPodAutoscaler, hpa, false),
+        ["h", "Deployment/web", "cpu: 61%/50%, 7500m/5 + 1 more...", "1", "9", "2", "5m"]
+    );
+}
