@@ -95,6 +95,27 @@ async fn who_asks() -> Server {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_of_another_machine_is_reached_at_that_machines_address() {
+    let ca = Ca::new();
+    let app = who_asks().await;
+    let (_, svid) = ca.source("user");
+    let mut own = config("sidecar~shop~user-0");
+    own.mesh_address = Some("127.0.0.9:0".parse().unwrap());
+    let server = Bed::start(own, Some(svid)).await;
+    server.apply(1, vec![inbound(app.address, Protocol::Http1)]).await;
+    let at = server.proxy.addresses().mesh.unwrap();
+    assert_eq!(at.ip().to_string(), "127.0.0.9");
+    let usual = meshed(app.address, "user", Transport::MeshH1);
+    let there = Endpoint { mesh_address: Some(at), ..usual.clone() };
+    let client = peer(&ca, &server, Protocol::Http1, vec![there]).await;
+    let got = client.get("http://user/").await;
+    assert_eq!(got.status, 200, "{}", got.body);
+    // Nobody listens at the pod's own address.
+    let client = peer(&ca, &server, Protocol::Http1, vec![usual]).await;
+    assert_eq!(client.get("http://user/").await.status, 503);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_between_sidecars_carry_a_proven_identity() {
     let ca = Ca::new();
     let app = who_asks().await;

@@ -12,6 +12,7 @@ use crate::print;
 pub const TOPICS: &[(&str, &str, &str)] = &[
     ("start", "the first ten minutes", include_str!("topics/start.md")),
     ("pods", "how a Deployment runs as local processes", include_str!("topics/pods.md")),
+    ("machines", "a mesh of several machines", include_str!("topics/machines.md")),
     ("ports", "every port and address weft uses", include_str!("topics/ports.md")),
     ("retries", "what is sent again, and what never is", include_str!("topics/retries.md")),
     ("flags", "response flags: why a request failed", include_str!("topics/flags.md")),
