@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(read.known_features().names().collect::<Vec<_>>(), ["match.regex"]);
     }
 
-    /// Server 4 emits 4 and 3; a proxy of the release before reads 3 and 2, one of the next 5 and 4.
+    /// Server 4 emits 4 and 3; a proxy of the release before reads 3 and 2, of the next 5 and 4.
     #[test]
     fn both_ends_speak_the_newest_version_that_both_know() {
         let mut info = NodeInfo::this_release(NodeId::sidecar("shop", "user-1").unwrap(), "9.9");

@@ -2,7 +2,6 @@
 //! The pusher: a handle that many hold, a book under one short lock, and one task that pushes when
 //! the debounce says so.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use weft_base::clock::Clock;
 use weft_base::limits::XDS_RESOURCE_BYTES_MAX;
 use weft_base::task::TaskGroup;
 use weft_model::{Fail, Resource, ResourceName, Root};
-use weft_xds::server::{Peer, Refusal, Sent, Session, SessionKey, Source};
+use weft_xds::server::{Asks, Peer, Refusal, Sent, Session, SessionKey, Source};
 use weft_xds::{Entry, NodeId, NodeInfo, Rejected, View};
 
 use super::book::{Book, Change, Nodes};
@@ -292,12 +291,7 @@ impl Source for Pusher {
         self.shared.nodes.admit(peer, node)
     }
 
-    fn subscribe(
-        &self,
-        node: NodeInfo,
-        peer: &Peer,
-        asks: BTreeSet<Arc<str>>,
-    ) -> Result<Session, Refusal> {
+    fn subscribe(&self, node: NodeInfo, peer: &Peer, asks: Asks) -> Result<Session, Refusal> {
         let now_ms = self.shared.clock.wall_ms();
         let session = loop {
             let epoch = lock(&self.shared.book).scope_epoch();
@@ -312,7 +306,7 @@ impl Source for Pusher {
         Ok(session)
     }
 
-    fn wanted(&self, session: &SessionKey, asks: BTreeSet<Arc<str>>) {
+    fn wanted(&self, session: &SessionKey, asks: Asks) {
         lock(&self.shared.book).wanted(session, &asks);
         self.shared.note();
     }

@@ -18,7 +18,7 @@ use weft_control::compile::Env;
 use weft_control::mesh::Mesh;
 use weft_control::push::{Driver, MeshNodes, ProxyStatus, Pusher};
 use weft_kinds::world::World;
-use weft_proxy::config::Ports;
+use weft_proxy::config::{LogWhat, Ports};
 use weft_proxy::ingest::source;
 use weft_proxy::{NodeId, Proxy, ProxyConfig};
 use weft_xds::NodeInfo;
@@ -103,6 +103,7 @@ impl Running {
     ) -> Self {
         let mut config = ProxyConfig::new(NodeId::parse(node).unwrap());
         config.ports = Ports { admin: 0, outbound: 0, mesh: 0, metrics: 0, ready: 0, peers: 1 };
+        config.access_log.what = LogWhat::Nothing;
         change(&mut config);
         let (feed, deliveries) = weft_proxy::feed();
         let proxy = Proxy::start(config, None, deliveries, Clock::system()).await.unwrap();

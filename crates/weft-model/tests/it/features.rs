@@ -127,7 +127,9 @@ fn an_endpoint_that_cannot_be_reached_is_left_out_and_a_listener_says_why() {
 proptest! {
     /// Whatever is missing, what is sent needs none of it, and saying it again changes nothing.
     #[test]
-    fn what_is_said_needs_only_what_the_proxy_has(bits in prop::collection::vec(any::<bool>(), FEATURES.len())) {
+    fn what_is_said_needs_only_what_the_proxy_has(
+        bits in prop::collection::vec(any::<bool>(), FEATURES.len()),
+    ) {
         let have: NodeFeatures =
             FEATURES.iter().zip(bits).filter(|(_, bit)| *bit).map(|((f, _), _)| *f).collect();
         for (name, resource) in samples::all() {

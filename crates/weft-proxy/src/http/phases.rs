@@ -25,6 +25,7 @@ use crate::capture;
 use crate::config::UnknownDestinations;
 use crate::observe::record::Record;
 use crate::on_demand;
+use crate::pinned::Pinned;
 use crate::table::{BackendEntry, Door, Table};
 use crate::tcp::relay;
 use crate::upstream::pick::LocalBackend;
@@ -97,20 +98,13 @@ async fn run(
     // 3. Headers that must not pass, and those that every request has.
     let (mut head, received) = request.into_parts();
     let upgrade = upgrade::wanted(&mut head, conn);
-    let bytes_max = worker.config.limits.body_bytes_max;
-    fits(&received, bytes_max)?;
-    let body = Replay::new(received, bytes_max);
+    let body = replay(received, worker.config.limits.body_bytes_max)?;
     record.body = body.clone();
     clean(worker, conn, &mut head, record);
 
     // 4. Route: pin the table, let the model choose.
     let asked = route::asked(conn, &authority);
-    if on_demand::is_unknown(worker, conn, Some(&asked.host)) {
-        rare(on_demand::known(worker, conn, Some(&asked.host)))
-            .await
-            .map_err(|why| Refusal::new(Cause::NotKnown, why))?;
-    }
-    let table = worker.table();
+    let table = table(worker, conn, &asked).await?;
     let choice = {
         let view_headers = HeaderView(&head.headers);
         let view = route::view(&head, &view_headers, conn.scheme, &asked);
@@ -140,8 +134,7 @@ async fn run(
     let authority = apply(&plan, &mut head, &asked, &authority)?;
 
     // 6. Attempts, until there is an answer to pass on.
-    let version = head.version;
-    let scheme = conn.scheme;
+    let (version, scheme) = (head.version, conn.scheme);
     let (timeouts, retry) = (&plan.timeouts, &plan.retry);
     let call = Call { worker, backend, head, body, authority, scheme, version, timeouts, retry };
     let mut response = match upgrade {
@@ -152,6 +145,15 @@ async fn run(
     // 7. The answer's headers.
     settle(conn, &plan, &mut response, record);
     Ok(response)
+}
+
+/// The newest table; when it cannot judge what is asked for, the first one that can.
+async fn table(worker: &Worker, conn: &Conn, asked: &Asked) -> Result<Pinned<Table>, Refusal> {
+    if on_demand::is_unknown(worker, conn, Some(&asked.host)) {
+        let known = rare(on_demand::known(worker, conn, Some(&asked.host))).await;
+        known.map_err(|why| Refusal::new(Cause::NotKnown, why))?;
+    }
+    Ok(worker.table())
 }
 
 /// What few requests do has no room in the future of all.
@@ -180,13 +182,13 @@ fn admit<B>(worker: &Worker, conn: &Conn, request: &Request<B>) -> Result<(), Re
 }
 
 /// A body that says itself that it is too large is not even begun.
-fn fits(body: &Received, bytes_max: u64) -> Result<(), Refusal> {
-    match http_body::Body::size_hint(body).exact() {
+fn replay(body: Received, bytes_max: u64) -> Result<Replay, Refusal> {
+    match http_body::Body::size_hint(&body).exact() {
         Some(bytes) if bytes_max != 0 && bytes > bytes_max => {
             let detail = format!("it has {bytes} bytes, at most {bytes_max} are allowed");
             Err(Refusal::new(Cause::BodyTooLarge, detail))
         }
-        _ => Ok(()),
+        _ => Ok(Replay::new(body, bytes_max)),
     }
 }
 

@@ -52,6 +52,7 @@ fn endpoints() -> Resource {
         identity: Some("spiffe://cluster.local/ns/shop/sa/user".into()),
         transport: Transport::MeshH2,
         workload: "user".into(),
+        mesh_address: None,
     };
     Resource::Endpoints(EndpointSet {
         service: "user".into(),

@@ -44,6 +44,9 @@ const WINDOW_BYTES: u32 = 1024 * 1024;
 /// Streams on one connection: a proxy opens one, an agent one for each pod that waits.
 const STREAMS_PER_CONNECTION_MAX: u32 = 128;
 
+/// Names of hosts, each as a request may use it.
+pub type Asks = BTreeSet<Arc<str>>;
+
 /// Where views come from and where answers go.
 pub trait Source: Send + Sync + 'static {
     /// Whether the authenticated peer may speak for this node.
@@ -57,15 +60,10 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the node is unknown or there are too many.
-    fn subscribe(
-        &self,
-        node: NodeInfo,
-        peer: &Peer,
-        asks: BTreeSet<Arc<str>>,
-    ) -> Result<Session, Refusal>;
+    fn subscribe(&self, node: NodeInfo, peer: &Peer, asks: Asks) -> Result<Session, Refusal>;
 
     /// The node asks for these hosts by name now; a view that answers follows.
-    fn wanted(&self, session: &SessionKey, asks: BTreeSet<Arc<str>>);
+    fn wanted(&self, session: &SessionKey, asks: Asks);
 
     /// A transaction is on its way.
     fn sent(&self, session: &SessionKey, sent: Sent);
