@@ -21,6 +21,7 @@ mod protocol;
 mod reader;
 mod retries;
 mod service;
+mod service_entry;
 mod virtual_service;
 mod vs_rule;
 
@@ -70,8 +71,8 @@ pub struct Output {
     pub attached: Vec<(ObjectKey, Arc<str>)>,
     /// The proxy that the object stands for, with its labels.
     pub node: Option<(NodeId, Labels)>,
-    /// A host that only these namespaces may see.
-    pub restricted: Option<(Root, Namespaces)>,
+    /// Hosts that only these namespaces may see.
+    pub restricted: Vec<(Root, Namespaces)>,
 }
 
 /// One compiled resource.
@@ -83,7 +84,7 @@ pub struct Draft {
 }
 
 /// The kinds whose objects are units.
-const COMPILED: [KindId; 10] = [
+const COMPILED: [KindId; 11] = [
     KindId::Service,
     KindId::Pod,
     KindId::GatewayClass,
@@ -93,6 +94,7 @@ const COMPILED: [KindId; 10] = [
     KindId::VirtualService,
     KindId::DestinationRule,
     KindId::IstioGateway,
+    KindId::ServiceEntry,
     KindId::PeerAuthentication,
 ];
 
@@ -136,6 +138,7 @@ fn compile_object(reader: &Reader<'_>, env: &Env, object: &Object) -> Output {
         View::VirtualService(vs) => virtual_service::compile(reader, env, object, vs),
         View::DestinationRule(rule) => destination_rule::compile(reader, env, object, rule),
         View::IstioGateway(gateway) => istio_gateway::compile(reader, env, object, gateway),
+        View::ServiceEntry(entry) => service_entry::compile(reader, env, object, entry),
         View::PeerAuthentication(p) => peer_authentication::compile(reader, object, p),
         View::Invalid(issues) if has_conditions(object.key.kind) => invalid(object, issues),
         _ => Output::default(),
@@ -149,6 +152,7 @@ fn has_conditions(kind: KindId) -> bool {
         KindId::VirtualService
             | KindId::DestinationRule
             | KindId::IstioGateway
+            | KindId::ServiceEntry
             | KindId::PeerAuthentication
     )
 }

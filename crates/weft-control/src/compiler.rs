@@ -205,10 +205,10 @@ impl Compiler {
         if old.restricted == new.restricted {
             return;
         }
-        if let Some((root, _)) = &old.restricted {
+        for (root, _) in &old.restricted {
             self.mesh.restricted.remove(root);
         }
-        if let Some((root, to)) = &new.restricted {
+        for (root, to) in &new.restricted {
             self.mesh.restricted.insert(root.clone(), to.clone());
         }
         step.everybody = true;

@@ -19,6 +19,7 @@ pub mod istio;
 pub mod meta;
 pub mod policy;
 pub mod security;
+pub mod service_entry;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -55,6 +56,7 @@ pub enum View {
     VirtualService(istio::VirtualService),
     DestinationRule(Box<istio::DestinationRule>),
     IstioGateway(istio::Gateway),
+    ServiceEntry(service_entry::ServiceEntry),
     PeerAuthentication(security::PeerAuthentication),
     /// A kind that is stored but not read by the World.
     Other,
@@ -90,6 +92,7 @@ impl View {
             KindId::VirtualService => typed(raw, Self::VirtualService),
             KindId::DestinationRule => typed(raw, |rule| Self::DestinationRule(Box::new(rule))),
             KindId::IstioGateway => typed(raw, Self::IstioGateway),
+            KindId::ServiceEntry => typed(raw, Self::ServiceEntry),
             KindId::PeerAuthentication => typed(raw, Self::PeerAuthentication),
             _ => Self::Other,
         }

@@ -14,6 +14,7 @@ mod index;
 mod instance;
 mod key;
 mod pods;
+mod resolved;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub use instance::{
 };
 pub use key::{CheckKey, ObjectKey, RegistrationKey, StoreKey, encode};
 pub use pods::{HOST_ADDRESS_ANNOTATION, PODS_ANNOTATION, PODS_SETTING, PodsMode, host_address};
+pub use resolved::{RESOLVED_SETTINGS, resolved_setting, resolved_value};
 
 use crate::views::meta::MetaOnly;
 use crate::views::{self, Meta, View};

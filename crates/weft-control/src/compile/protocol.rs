@@ -44,7 +44,8 @@ fn by_prefix(name: &str) -> Option<Protocol> {
     by_name(name.split('-').next().unwrap_or(name))
 }
 
-fn by_name(name: &str) -> Option<Protocol> {
+/// A protocol by any of its usual words.
+pub fn by_name(name: &str) -> Option<Protocol> {
     Some(match name.to_ascii_lowercase().as_str() {
         "http" | "http1" | "ws" | "kubernetes.io/ws" | "grpc-web" => Protocol::Http1,
         "http2" | "h2c" | "kubernetes.io/h2c" => Protocol::Http2,

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use weft_base::name::ServiceKey;
@@ -11,6 +12,7 @@ use weft_kinds::views::View;
 use weft_kinds::views::core::Service;
 use weft_kinds::world::{
     Index, Instance, InstanceId, KindId, Object, ObjectKey, PODS_SETTING, PodsMode, ReadKey, World,
+    resolved_setting,
 };
 
 #[derive(Debug)]
@@ -88,6 +90,12 @@ impl<'w> Reader<'w> {
     pub fn pods_mode(&self) -> PodsMode {
         self.note(ReadKey::Setting(PODS_SETTING.into()));
         self.world.pods_mode()
+    }
+
+    /// What a name outside of the mesh resolves to.
+    pub fn resolved(&self, name: &str) -> Vec<IpAddr> {
+        self.note(ReadKey::Setting(resolved_setting(name).into()));
+        self.world.resolved(name)
     }
 
     fn note(&self, key: ReadKey) {

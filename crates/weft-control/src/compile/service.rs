@@ -59,7 +59,7 @@ pub(super) fn compile(
     out.add(root.own(), Resource::Host(host));
     let list = object.meta.annotation(EXPORT_TO).map(|text| text.split(','));
     let exported = names::exported(list.into_iter().flatten(), &object.key.namespace);
-    out.restricted = exported.map(|to| (root, Arc::new(to)));
+    out.restricted.extend(exported.map(|to| (root, Arc::new(to))));
     out
 }
 

@@ -13,15 +13,16 @@ use weft_kinds::views::istio::{
     self, Destination, DirectResponse, HeaderOperations, Headers, HttpDestination, HttpMatch,
     HttpRoute, L4Match, TcpRoute,
 };
+use weft_kinds::views::service_entry::ServiceEntry;
 use weft_kinds::world::Object;
 use weft_model::{
     Action, Filter, HeaderEdit, Match, NamedMatch, PathMatch, PathRewrite, Redirect, Regex,
-    Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend,
+    Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend, backend_child,
 };
 
 use super::destination_rule::{not_done, rules_for};
 use super::duration::parse_ms;
-use super::{Env, Reader, names, origin, retries, service};
+use super::{Env, Reader, names, origin, retries, service, service_entry};
 
 /// Which clients a match is for; empty is all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -211,10 +212,15 @@ impl Context<'_, '_> {
 
     fn resolve(&self, to: &Destination, place: Place<'_>) -> Result<Target, String> {
         let own = &*self.object.key.namespace;
-        let key = names::service_of_host(&to.host, own, self.env)
-            .ok_or_else(|| format!("host {} is no service of this mesh", to.host))?;
-        let (_, view) =
-            self.reader.service(&key).ok_or_else(|| format!("there is no Service {key}"))?;
+        let service = names::service_of_host(&to.host, own, self.env);
+        let known = service.as_ref().and_then(|key| self.reader.service(key));
+        if known.is_none()
+            && let Some((_, entry)) = service_entry::find(self.reader, &to.host, own)
+        {
+            return outside(to, entry, place);
+        }
+        let key = service.ok_or_else(|| format!("host {} is no service of this mesh", to.host))?;
+        let (_, view) = known.ok_or_else(|| format!("there is no Service {key}"))?;
         let ports: Vec<u16> =
             view.spec.ports.iter().filter(|p| service::is_meshed(p)).map(|p| p.port).collect();
         let port = match (to.port.map(|p| p.number), ports.as_slice()) {
@@ -287,6 +293,26 @@ impl Context<'_, '_> {
         }
         ms
     }
+}
+
+/// A destination that a ServiceEntry defines.
+fn outside(to: &Destination, entry: &ServiceEntry, place: Place<'_>) -> Result<Target, String> {
+    let ports: Vec<u16> = entry.spec.ports.iter().map(|p| p.number).collect();
+    let host = &to.host;
+    let port = match (to.port.map(|p| p.number), ports.as_slice()) {
+        (Some(port), _) => port,
+        (None, [only]) => *only,
+        (None, _) if ports.contains(&place.port) => place.port,
+        (None, _) => return Err(format!("{host} has several ports; name one as port.number")),
+    };
+    if !ports.contains(&port) {
+        let have: Vec<_> = ports.iter().map(ToString::to_string).collect();
+        return Err(format!("{host} has no port {port}; it has {}", have.join(", ")));
+    }
+    if !to.subset.is_empty() {
+        return Err(format!("{host} has no subset {:?}: it is no Service", to.subset));
+    }
+    Ok(Target::Backend(service_entry::root_of(host).child(backend_child(port, ""))))
 }
 
 fn source_of_l4(m: &L4Match) -> Source {

@@ -22,6 +22,8 @@ pub enum Index {
     VirtualServicesByGateway,
     /// DestinationRules by host, as [`host_key`] writes it.
     DestinationRulesByHost,
+    /// ServiceEntries by host, as [`host_key`] writes it.
+    ServiceEntriesByHost,
     /// EndpointSlices by service, `namespace/name`.
     SlicesByService,
     /// EndpointSlices by pod, `namespace/name`.
@@ -89,6 +91,10 @@ pub(super) fn entries(object: &Object) -> Entries {
         }
         View::DestinationRule(rule) => {
             out.insert((Index::DestinationRulesByHost, host_key(&rule.spec.host, ns)));
+        }
+        View::ServiceEntry(entry) => {
+            let hosts = entry.spec.hosts.iter().map(|h| host_key(h, ns));
+            out.extend(hosts.map(|h| (Index::ServiceEntriesByHost, h)));
         }
         View::EndpointSlice(slice) => {
             if let Some(service) = service_of(&object.meta) {

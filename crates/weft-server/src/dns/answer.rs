@@ -16,7 +16,7 @@ use domain::rdata::{A, Aaaa, Cname, Ns, Ptr, Soa, Srv};
 use weft_base::limits::DNS_UDP_BYTES_MAX;
 use weft_base::rng::Rng;
 
-use super::find::{Data, Found, apex_name, find, name_server};
+use super::find::{Data, Found, apex_name, entry, find, name_server};
 use super::names::{Zone, Zones, parse};
 use crate::consul::view::View;
 
@@ -191,8 +191,11 @@ fn look(
 ) -> Option<(Zone, Found)> {
     let text = name.to_ascii_lowercase();
     let labels: Vec<&str> = text.split('.').filter(|label| !label.is_empty()).collect();
-    let (zone, lookup) = parse(&labels, zones)?;
-    Some((zone, find(view, zones, zone, &lookup, rtype, rng)))
+    match parse(&labels, zones) {
+        Some((zone, lookup)) => Some((zone, find(view, zones, zone, &lookup, rtype, rng))),
+        // A host that the mesh was told of is the mesh's, wherever its name hangs.
+        None => entry(view, &labels.join("."), rtype, rng).map(|found| (Zone::Cluster, found)),
+    }
 }
 
 /// Where an answer belongs and what bounds it.

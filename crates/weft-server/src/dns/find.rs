@@ -11,7 +11,7 @@ use weft_kinds::kind::KindId;
 use weft_kinds::views::View as KindView;
 use weft_kinds::views::catalog::Status;
 use weft_kinds::views::core::{Service, ServicePort, ServiceSpec};
-use weft_kinds::world::{Door, Instance, Object};
+use weft_kinds::world::{Door, Index, Instance, Object};
 use weft_registry::objects::addresses as given;
 
 use super::names::{Lookup, Zone, Zones, to_dashed, to_hex};
@@ -82,6 +82,27 @@ pub fn find(
     };
     shuffle(&mut found.answers, rng);
     found
+}
+
+/// A host of a ServiceEntry that says where it is; what has to be looked up is not ours to say.
+pub fn entry(view: &View, name: &str, rtype: Rtype, rng: &mut Rng) -> Option<Found> {
+    let objects = view.world.index(Index::ServiceEntriesByHost, name);
+    let entries = objects.filter_map(|o| match &o.view {
+        KindView::ServiceEntry(entry) => Some((o.meta.created_ms(), &o.key, &entry.spec)),
+        _ => None,
+    });
+    let (_, _, spec) = entries.min_by_key(|(age, key, _)| (*age, (*key).clone()))?;
+    let own: Vec<IpAddr> = spec.addresses.iter().filter_map(|a| a.parse().ok()).collect();
+    let all = match own.is_empty() {
+        false => own,
+        true if &*spec.resolution == "STATIC" => {
+            spec.endpoints.iter().filter_map(|e| e.address.parse().ok()).collect()
+        }
+        true => return None,
+    };
+    let mut found = addresses(all, rtype);
+    shuffle(&mut found.answers, rng);
+    Some(found)
 }
 
 // === zones ===

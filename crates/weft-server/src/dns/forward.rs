@@ -269,4 +269,4 @@ fn parse(text: &str) -> Vec<SocketAddr> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

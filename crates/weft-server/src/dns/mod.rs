@@ -12,6 +12,7 @@ mod answer;
 mod find;
 mod forward;
 mod names;
+pub mod outside;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use weft_base::rng::Rng;
 use weft_registry::Registry;
-use weft_server::dns::{Server, Servers, Upstream, Zones};
+use weft_server::dns::{Server, Servers, Upstream, Zones, outside};
 
 use super::{CLUSTER_DOMAIN, DATACENTER, consul_config};
 
@@ -31,6 +31,10 @@ pub fn start(registry: &Registry, node: &str) -> Result<SocketAddr> {
     let own = Arc::new(consul_config(node).identity());
     let server = Server::recursive(registry.world(), own, zones, Rng::from_system(), upstream);
     let tasks = registry.tasks();
+    // One of its own, so that look-ups and pods do not wait for each other.
+    let servers = Servers::File(RESOLV_CONF.into());
+    let other = Upstream::new(servers, registry.clock().clone(), Rng::from_system());
+    tasks.spawn("names outside", outside::run(registry.clone(), other));
     tasks.spawn("pod dns over udp", server.clone().serve_udp(udp, tasks.clone()));
     tasks.spawn("pod dns over tcp", server.serve_tcp(tcp, tasks.clone()));
     Ok(at)

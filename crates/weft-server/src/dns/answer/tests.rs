@@ -321,6 +321,30 @@ fn pods_of_a_stateful_set_have_names_and_addresses_of_both_families() {
 }
 
 #[test]
+fn hosts_of_service_entries_are_answered_where_they_are_known() {
+    let mut rig = Rig::new();
+    let mut put = |name: &str, spec: Value| {
+        let object = json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec});
+        rig.put(&format!("/o/networking.istio.io/serviceentries/shop/{name}"), &object);
+    };
+    put(
+        "vip",
+        json!({"hosts": ["Vip.example.com"], "addresses": ["192.0.2.10"],
+        "resolution": "DNS"}),
+    );
+    put(
+        "static",
+        json!({"hosts": ["static.example.com"], "resolution": "STATIC",
+        "endpoints": [{"address": "192.0.2.1"}, {"address": "2001:db8::1"}]}),
+    );
+    put("dns", json!({"hosts": ["dns.example.com"], "resolution": "DNS"}));
+    rig.check("vip.example.com", Rtype::A, "NOERROR", &["A 192.0.2.10"]);
+    rig.check("vip.example.com", Rtype::AAAA, "NOERROR", &[]);
+    rig.check("static.example.com", Rtype::AAAA, "NOERROR", &["AAAA 2001:db8::1"]);
+    rig.check("dns.example.com", Rtype::A, "REFUSED", &[]);
+}
+
+#[test]
 fn an_alias_is_followed_while_it_stays_with_us() {
     let mut rig = Rig::new();
     let external = |to: &str| json!({"type": "ExternalName", "externalName": to});

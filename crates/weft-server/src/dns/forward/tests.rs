@@ -19,7 +19,7 @@ use crate::consul::view::Identity;
 
 /// What the machine's resolver does with a name.
 #[derive(Clone, Copy)]
-enum Does {
+pub enum Does {
     Address([u8; 4]),
     /// More than a datagram holds.
     Long,
@@ -29,10 +29,10 @@ enum Does {
     Lie([u8; 4]),
 }
 
-type Script = BTreeMap<&'static str, Does>;
+pub type Script = BTreeMap<&'static str, Does>;
 
 /// A resolver on loopback, over UDP and TCP.
-async fn resolver(tasks: &TaskGroup, script: Script) -> SocketAddr {
+pub async fn resolver(tasks: &TaskGroup, script: Script) -> SocketAddr {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = tcp.local_addr().unwrap();
     let udp = UdpSocket::bind(at).await.unwrap();

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+//! ServiceEntry to hosts of the mesh that are no Services: each of its host names with ports,
+//! backends and endpoints. Endpoints are written in the entry, or were looked up by the server
+//! ([`World::resolved`](weft_kinds::world::World::resolved)); nothing is looked up here.
+//!
+//! A host without endpoints (resolution `NONE`, or a name that was not found yet) is no host of
+//! the mesh: what goes there passes as it is.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use weft_base::issue::{FieldPath, Issues};
+use weft_kinds::views::View;
+use weft_kinds::views::service_entry::{EntryEndpoint, EntryPort, ServiceEntry};
+use weft_kinds::world::{Index, Object, host_key};
+use weft_model::{
+    Backend, BackendPolicy, Endpoint, EndpointSet, Health, Host, HostPort, Labels, Locality,
+    Protocol, Resource, Root, Transport, backend_child, endpoints_child,
+};
+
+use super::destination_rule::not_done;
+use super::{Env, Output, Reader, names, origin, protocol};
+use crate::status::{Condition, StatusBody, StatusUpdate};
+
+struct Build<'a, 'w> {
+    reader: &'a Reader<'w>,
+    object: &'a Object,
+    entry: &'a ServiceEntry,
+    issues: Issues,
+    out: Output,
+}
+
+pub(super) fn compile(
+    reader: &Reader<'_>,
+    env: &Env,
+    object: &Object,
+    entry: &ServiceEntry,
+) -> Output {
+    let (issues, out) = (Issues::default(), Output::default());
+    let mut build = Build { reader, object, entry, issues, out };
+    build.judge();
+    let mut taken = Vec::new();
+    for (i, host) in entry.spec.hosts.iter().enumerate() {
+        match build.owner(env, host) {
+            Ok(()) => build.host(host, i),
+            Err(why) => taken.push(format!("spec.hosts[{i}]: {why}")),
+        }
+    }
+    build.finish(taken)
+}
+
+/// The entry in effect for a host: the oldest that names it.
+pub(super) fn find<'w>(
+    reader: &Reader<'w>,
+    host: &str,
+    namespace: &str,
+) -> Option<(&'w Object, &'w ServiceEntry)> {
+    let found = reader.index(Index::ServiceEntriesByHost, &host_key(host, namespace));
+    let entries = found.into_iter().filter_map(|o| match &o.view {
+        View::ServiceEntry(entry) => Some((&**o, entry)),
+        _ => None,
+    });
+    entries.min_by_key(|(o, _)| (o.meta.created_ms(), o.key.clone()))
+}
+
+/// The root of a host that an entry names.
+pub(super) fn root_of(host: &str) -> Root {
+    Root::host(host.to_ascii_lowercase())
+}
+
+/// The port's protocol, in Istio's word for it.
+fn speaks(port: &EntryPort) -> Protocol {
+    protocol::by_name(&port.protocol).unwrap_or(Protocol::Tcp)
+}
+
+impl Build<'_, '_> {
+    /// Whether a host is this entry's to define.
+    fn owner(&self, env: &Env, host: &str) -> Result<(), String> {
+        let own = &self.object.key.namespace;
+        if let Some(service) = names::service_of_host(host, own, env).filter(|_| {
+            // A name with one dot may be a Service's or the world's; ours are the mesh's.
+            let lower = host.to_ascii_lowercase();
+            lower.ends_with(&format!(".svc.{}", env.cluster_domain)) || lower.ends_with(".svc")
+        }) {
+            return Err(format!("{host} is Service {service}'s name; choose one of your own"));
+        }
+        match find(self.reader, host, own) {
+            Some((first, _)) if first.key != self.object.key => {
+                Err(format!("not used: the older {} defines {host}", first.key))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn host(&mut self, name: &str, i: usize) {
+        let spec = &self.entry.spec;
+        let path = FieldPath::new("spec.hosts").index(i);
+        if name.contains('*') {
+            let text = "a pattern has no endpoints of its own; what goes there passes as it is";
+            self.issues.warning(path, text);
+            return;
+        }
+        let endpoints = self.endpoints(name);
+        if endpoints.is_empty() {
+            return;
+        }
+        let root = root_of(name);
+        let service: Arc<str> = name.to_ascii_lowercase().into();
+        for port in &spec.ports {
+            let backend = Backend {
+                service: service.clone(),
+                port: port.number,
+                subset: "".into(),
+                selector: Labels::new(),
+                policy: BackendPolicy::default(),
+                origin: Some(origin(self.object, "spec")),
+            };
+            let set = EndpointSet {
+                service: service.clone(),
+                namespace: self.object.key.namespace.clone(),
+                port: port.number,
+                protocol: speaks(port),
+                endpoints: endpoints.iter().map(|(e, ip)| self.endpoint(e, *ip, port)).collect(),
+            };
+            let out = &mut self.out;
+            out.add(root.child(backend_child(port.number, "")), Resource::Backend(backend));
+            out.add(root.child(endpoints_child(port.number)), Resource::Endpoints(set));
+        }
+        let ports = spec.ports.iter().map(|port| HostPort {
+            port: port.number,
+            name: port.name.clone(),
+            protocol: speaks(port),
+            backend: backend_child(port.number, "").into(),
+            upstream_port: None,
+        });
+        let host = Host {
+            name: service,
+            aliases: Vec::new(),
+            addresses: spec.addresses.iter().filter_map(|a| a.parse().ok()).collect(),
+            ports: ports.collect(),
+        };
+        self.out.add(root.own(), Resource::Host(host));
+        let list = spec.export_to.iter().map(|s| &**s);
+        if let Some(to) = names::exported(list, &self.object.key.namespace) {
+            self.out.restricted.push((root, Arc::new(to)));
+        }
+    }
+
+    /// Each endpoint with an address: as written, or as found.
+    fn endpoints(&self, host: &str) -> Vec<(EntryEndpoint, IpAddr)> {
+        let spec = &self.entry.spec;
+        let resolve = |name: &str| match name.parse::<IpAddr>() {
+            Ok(ip) => vec![ip],
+            Err(_) if spec.is_dns() => self.reader.resolved(name),
+            Err(_) => Vec::new(),
+        };
+        if &*spec.resolution != "STATIC" && !spec.is_dns() {
+            return Vec::new();
+        }
+        if spec.is_dns() && spec.endpoints.is_empty() {
+            let one = EntryEndpoint { address: host.into(), ..EntryEndpoint::default() };
+            return resolve(host).into_iter().map(|ip| (one.clone(), ip)).collect();
+        }
+        let each = spec.endpoints.iter();
+        each.flat_map(|e| resolve(&e.address).into_iter().map(|ip| (e.clone(), ip))).collect()
+    }
+
+    fn endpoint(&self, endpoint: &EntryEndpoint, ip: IpAddr, port: &EntryPort) -> Endpoint {
+        let target = endpoint.ports.get(&port.name).copied().unwrap_or(port.target());
+        let mut place = endpoint.locality.split('/').map(Arc::<str>::from);
+        let mut next = || place.next().unwrap_or_default();
+        Endpoint {
+            id: ip.to_string().into(),
+            address: SocketAddr::new(ip, target),
+            labels: endpoint.labels.clone(),
+            locality: Locality { region: next(), zone: next(), sub_zone: next() },
+            weight: endpoint.weight.unwrap_or(1),
+            health: Health::Healthy,
+            identity: None,
+            transport: Transport::Plaintext,
+            mesh_address: None,
+            workload: self.object.key.name.clone(),
+        }
+    }
+
+    /// What is read and not done.
+    fn judge(&mut self) {
+        let spec = &self.entry.spec;
+        let at = FieldPath::new("spec");
+        if spec.workload_selector.is_some() {
+            not_done(&mut self.issues, &at.field("workloadSelector"));
+        }
+        if !spec.subject_alt_names.is_empty() {
+            not_done(&mut self.issues, &at.field("subjectAltNames"));
+        }
+        for (i, address) in spec.addresses.iter().enumerate() {
+            if address.parse::<IpAddr>().is_err() {
+                let text = format!("{address} is no single address; it is not matched");
+                self.issues.warning(at.field("addresses").index(i), text);
+            }
+        }
+        for (i, endpoint) in spec.endpoints.iter().enumerate() {
+            if &*spec.resolution == "STATIC" && endpoint.address.parse::<IpAddr>().is_err() {
+                let text =
+                    format!("{} is no address; resolution STATIC needs one", endpoint.address);
+                self.issues.warning(at.field("endpoints").index(i).field("address"), text);
+            }
+        }
+    }
+
+    fn finish(mut self, taken: Vec<String>) -> Output {
+        let spec = &self.entry.spec;
+        let all = spec.hosts.len();
+        let accepted = match taken.is_empty() {
+            true => Condition::new("Accepted", true, "Accepted", "its hosts are the mesh's"),
+            false => Condition::new("Accepted", taken.len() < all, "Conflicted", taken.join("; ")),
+        };
+        let missing: Vec<&str> = spec
+            .names_to_resolve()
+            .filter(|n| self.reader.resolved(n).is_empty())
+            .map(|n| &**n)
+            .collect();
+        let resolved = match (spec.is_dns(), missing.is_empty()) {
+            (false, _) => None,
+            (true, true) => {
+                Some(Condition::new("Resolved", true, "Resolved", "every name is found"))
+            }
+            (true, false) => {
+                let text = format!("no address of {} is known (yet)", missing.join(", "));
+                Some(Condition::new("Resolved", false, "NotFound", text))
+            }
+        };
+        let conditions = std::iter::once(accepted).chain(resolved);
+        let conditions = conditions.chain(Condition::warning(&self.issues)).collect();
+        self.out.status = Some(StatusUpdate {
+            object: self.object.key.clone(),
+            generation: self.object.meta.generation,
+            body: StatusBody::Conditions(conditions),
+        });
+        self.out
+    }
+}
