@@ -63,12 +63,18 @@ def copy_shop(folder, gateway_port, edit=lambda name, text: text):
 class Mesh:
     """One `weft up`."""
 
-    def __init__(self, paths, data, gateway_port=None, extra=(), env=None):
+    def __init__(self, paths, data, gateway_port=None, extra=(), env=None, user=None,
+                 program=WEFT):
         self.paths = [str(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths])]
         self.data = pathlib.Path(data)
         self.gateway = f"http://127.0.0.1:{gateway_port}" if gateway_port else None
         self.extra = list(extra)
         self.env = {**os.environ, "WEFT_LOG": os.environ.get("WEFT_LOG", "info"), **(env or {})}
+        # Started as this ordinary user (a number) instead of the tests' own.
+        self.user = user
+        self.program = program
+        if user:
+            self.env.update(HOME=str(self.data.parent), USER=str(user))
         self.process = None
         self.lines = []
 
@@ -79,8 +85,11 @@ class Mesh:
         self.stop()
 
     def start(self, seconds=60):
-        command = [str(WEFT), "up", *self.paths, "--data", str(self.data), "--ports", "auto",
+        command = [str(self.program), "up", *self.paths, "--data", str(self.data), "--ports", "auto",
                    "--announce", "--plain", "--no-build", *self.extra]
+        if self.user:
+            command = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups",
+                       *command]
         self.log = open(self.data.with_suffix(".log"), "ab")
         self.started = time.monotonic()
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log,
