@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """exec, attach, cp, port-forward, logs and top with real kubectl over both of its transports, and
-with the Python client."""
+with the Python client; of pods as processes and of pods in namespaces."""
 
 import contextlib
 import hashlib
 import os
+import pathlib
 import pty
+import random
 import re
 import select
 import signal
@@ -21,7 +23,7 @@ import pytest
 from kubernetes import client, config
 from kubernetes.stream import portforward, stream
 
-from mesh import BIN, Mesh, alive, until
+from mesh import BIN, Mesh, until
 
 APP = r'''
 import os, socket, sys, threading
@@ -109,13 +111,17 @@ spec:
 TRANSPORTS = ["websocket", "spdy"]
 
 
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
+@pytest.fixture(scope="module", params=[
+    "process",
+    pytest.param("namespace", marks=[
+        pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]),
+])
+def mesh(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("streams")
     (folder / "m").mkdir()
     (folder / "m/app.py").write_text(APP)
     (folder / "m/all.yaml").write_text(MANIFEST.format(folder=folder / "m"))
-    mesh = Mesh(folder / "m", folder / "data").start()
+    mesh = Mesh(folder / "m", folder / "data", extra=["--pods", request.param]).start()
     mesh.config = None
     until("box is ready", lambda: mesh.ready_pods("demo", app="box"))
     yield mesh
@@ -243,22 +249,24 @@ def test_a_terminal_has_a_size_and_hears_keys(mesh, pod, transport):
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_program_ends_with_its_client(mesh, pod, transport):
-    script = 'echo $$; trap "" TERM; sleep 1000 & wait'
+    seconds = 1000 + random.randrange(10**6)
+    script = f'trap "" TERM; sleep {seconds} & echo up; wait'
     with ending(start_kubectl(mesh, transport, "exec", pod, "-c", "app", "--", "sh", "-c", script)
                 ) as shell:
-        pid = int(shell.stdout.readline())
-        children = pathlib_children(pid)
-        assert alive(pid) and children
+        assert shell.stdout.readline() == b"up\n"
+
+        def running():
+            return [p for p in mesh.tree() if str(seconds) in words(p)]
+        until("it runs, and what it started", lambda: len(running()) >= 2)
         shell.kill()
-        until("the program has ended", lambda: not alive(pid), seconds=10)
-        until("and what it started", lambda: not any(alive(c) for c in children), seconds=10)
+        until("both have ended", lambda: not running(), seconds=10)
 
 
-def pathlib_children(pid):
-    def look():
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return [int(p) for p in file.read().split()]
-    return until("it has a child", look)
+def words(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def test_sixty_sessions_at_the_same_time(mesh, pod):

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -244,15 +244,21 @@ impl Agent {
     }
 
     /// Where connections into a pod are made, and to which address of it: for `port-forward`.
-    pub fn reach(&self, pod: &PodKey) -> Option<(SocketFactory, IpAddr)> {
+    /// In namespaces a program may listen on its loopback alone, or on the pod's address alone:
+    /// the addresses are to be tried in turn.
+    pub fn reach(&self, pod: &PodKey) -> Option<(SocketFactory, Vec<IpAddr>)> {
         let pods = lock(&self.pods);
         let handle = pods.get(pod)?;
-        match &handle.sockets {
-            SocketFactory::Here => {
-                Some((SocketFactory::Here, handle.last.as_ref().map(|d| d.address)?))
+        let desired = handle.last.as_ref()?;
+        let addresses = match &handle.sockets {
+            SocketFactory::Here => vec![desired.address],
+            SocketFactory::Door(_) => {
+                let own = desired.addresses.iter().copied();
+                let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+                loopback.into_iter().chain(own).collect()
             }
-            door => Some((door.clone(), Ipv4Addr::LOCALHOST.into())),
-        }
+        };
+        Some((handle.sockets.clone(), addresses))
     }
 
     /// What commands beside a program are started with.

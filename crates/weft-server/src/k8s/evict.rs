@@ -100,7 +100,7 @@ fn may_go_unwell(budget: &Object, pod: &Object) -> bool {
     let (View::Pod(pod), View::DisruptionBudget(view)) = (&pod.view, &budget.view) else {
         return false;
     };
-    let status = &budget.raw["status"];
+    let status = budget.raw.at("status");
     let number = |field: &str| status.at(field).as_i64().unwrap_or(0);
     let enough =
         number("currentHealthy") >= number("desiredHealthy") && number("desiredHealthy") > 0;

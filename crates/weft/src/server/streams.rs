@@ -79,9 +79,16 @@ impl PodStreams for AgentStreams {
         let way = self.0.reach(&key(&pod));
         async move {
             let none = || io::Error::new(io::ErrorKind::NotFound, "the pod does not run here");
-            let (sockets, address) = way.ok_or_else(none)?;
-            let stream = sockets.connect(SocketAddr::new(address, port), DIAL_MAX).await?;
-            TcpStream::from_std(stream)
+            let (sockets, addresses) = way.ok_or_else(none)?;
+            let mut failed = None;
+            for address in addresses {
+                match sockets.connect(SocketAddr::new(address, port), DIAL_MAX).await {
+                    Ok(stream) => return TcpStream::from_std(stream),
+                    // The first address is the one that is expected.
+                    Err(why) => failed = failed.or(Some(why)),
+                }
+            }
+            Err(failed.unwrap_or_else(none))
         }
         .boxed()
     }
