@@ -14,6 +14,7 @@ mod nodes;
 pub mod objects;
 mod pods_mode;
 mod pump;
+mod resolved;
 mod seeds;
 pub mod usage;
 

@@ -13,9 +13,8 @@ use weft_base::limits::RESOLVED_NAMES_MAX;
 use weft_base::name::Hostname;
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
-use weft_kinds::world::{RESOLVED_SETTINGS, World, resolved_setting, resolved_value};
+use weft_kinds::world::World;
 use weft_registry::Registry;
-use weft_store::{Op, Txn};
 
 use super::find::Data;
 use super::forward::Upstream;
@@ -43,7 +42,7 @@ async fn keep(registry: &Registry, upstream: &Upstream) {
     loop {
         let world = worlds.load();
         let wanted = wanted(&world);
-        forget(registry, &world, &wanted).await;
+        warn(registry.forget_resolved(|name| wanted.contains_key(name)).await);
         due.retain(|name, _| wanted.contains_key(name));
         let now = registry.clock().now();
         for name in wanted.into_keys() {
@@ -56,7 +55,9 @@ async fn keep(registry: &Registry, upstream: &Upstream) {
             for (name, found) in some.iter().zip(futures_util::future::join_all(found).await) {
                 let after = if found.is_empty() { AGAIN_MISSING } else { AGAIN };
                 due.insert(name.clone(), registry.clock().now().plus(after));
-                note(registry, &world, name, &found).await;
+                if !found.is_empty() {
+                    warn(registry.note_resolved(name, &found).await);
+                }
             }
         }
         let now = registry.clock().now();
@@ -93,30 +94,9 @@ async fn look_up(upstream: &Upstream, name: &str) -> Vec<IpAddr> {
     out
 }
 
-/// Writes what was found when it is news.
-async fn note(registry: &Registry, world: &World, name: &str, found: &[IpAddr]) {
-    if found.is_empty() || world.resolved(name) == found {
-        return;
-    }
-    let key = format!("/s/{}", resolved_setting(name));
-    write(registry, Op::put_ephemeral(key, resolved_value(found).to_string())).await;
-}
-
-/// Lets go of names that nobody asks for any more.
-async fn forget(registry: &Registry, world: &World, wanted: &BTreeMap<String, ()>) {
-    for (setting, _) in world.settings() {
-        if let Some(name) = setting.strip_prefix(RESOLVED_SETTINGS)
-            && !wanted.contains_key(name)
-        {
-            write(registry, Op::delete(format!("/s/{setting}"))).await;
-        }
-    }
-}
-
-async fn write(registry: &Registry, op: Op) {
-    match registry.store().txn(Txn::of([op])).await {
-        Ok(done) => drop(registry.wait_revision(done.revision).await),
-        Err(error) => tracing::warn!(%error, "a name's addresses were not written"),
+fn warn<T, E: std::fmt::Display>(done: Result<T, E>) {
+    if let Err(error) = done {
+        tracing::warn!(%error, "addresses of names outside were not written");
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
+use weft_kinds::world::RESOLVED_SETTINGS;
 use weft_registry::{DeleteOptions, WriteOptions};
 use weft_store::MemoryStore;
 
