@@ -78,7 +78,12 @@ async fn open(
     };
     let raced = if protocol.is_http() {
         // Its clients speak first, and what they say wrongly HTTP answers.
-        let io = match look(stream, judge, worker.config.limits.idle_timeout).await {
+        let looked = tokio::select! {
+            biased;
+            looked = look(stream, judge, worker.config.limits.idle_timeout) => looked,
+            () = accept::last_words(&worker) => return,
+        };
+        let io = match looked {
             Ok((First::Tls, io)) => return tls(worker, io, conn).await,
             Ok((_, io)) => io,
             Err(_) => return,

@@ -15,6 +15,8 @@ use super::{BackendEntry, EndpointEntry, EndpointShared, InboundEntry, Table};
 
 /// What requests to app ports that no Service speaks of are counted as.
 const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+/// The world is farther away than the mesh: a lost SYN is sent again after a second, then two.
+const OUTSIDE_CONNECT_MS: u64 = 5_000;
 
 // === impl BackendEntry ===
 
@@ -22,9 +24,11 @@ impl BackendEntry {
     /// A destination outside the mesh: one endpoint, reached in plaintext, never ejected.
     pub fn outside(address: SocketAddr, workers: usize) -> Arc<Self> {
         let service: Arc<str> = "PassthroughCluster".into();
+        let mut backend = plain_backend(service.clone(), address.port());
+        backend.policy.connect_timeout_ms = OUTSIDE_CONNECT_MS;
         Arc::new(Self {
             name: Root::host(format!("outside.{address}")).own(),
-            backend: plain_backend(service.clone(), address.port()),
+            backend,
             namespace: "unknown".into(),
             protocol: Protocol::Detect,
             endpoints: vec![plain_endpoint("outside", "unknown", address, workers)],

@@ -303,6 +303,11 @@ async fn open(
                 false => backend.pick_again(&mut rng, now, &tried),
             }
         };
+        let again = |p: &Rc<LocalEndpoint>| tried.iter().any(|t| Rc::ptr_eq(t, p));
+        if picked.as_ref().is_some_and(again) {
+            // There is no other one, and its failure is fresh.
+            return None;
+        }
         let Some(picked) = picked else {
             seen.flags.add(Flag::UH);
             seen.sentence = Some(sentence("no instance can take the connection"));
