@@ -22,7 +22,11 @@ OUTBOUND = """\
 type nat hook output priority dstnat; policy accept;
 meta mark 0x77656674 accept comment "the sidecar's own"
 oif "lo" accept comment "inside the pod"
+udp dport 53 ip daddr 10.244.0.0/16 accept comment "names asked of a pod"
+udp dport 53 ip6 daddr fd00:7766::/64 accept comment "names asked of a pod"
 udp dport 53 redirect to :15053 comment "names"
+tcp dport 53 ip daddr 10.244.0.0/16 redirect to :15001 comment "names asked of a pod"
+tcp dport 53 ip6 daddr fd00:7766::/64 redirect to :15001 comment "names asked of a pod"
 tcp dport 53 redirect to :15053 comment "names"
 tcp dport @exclude_outbound_ports accept comment "excluded ports"
 meta l4proto tcp ip daddr 10.9.0.0/16 accept comment "excluded addresses"

@@ -6,8 +6,8 @@
 //! rules are a pure function of a [`CaptureSpec`].
 //!
 //! **In a pod** all TCP is the sidecar's. What passes it by: `lo`; the sidecar's own sockets, by
-//! their mark; the mesh port; what is excluded; UDP (other than DNS), ICMP and ICMPv6, which the
-//! pod network carries between pods and nowhere else. Other protocols (SCTP, DCCP, UDP-Lite …)
+//! their mark; the mesh port; what is excluded; UDP (other than DNS, unless it is asked of another
+//! pod), ICMP and ICMPv6, which the pod network carries between pods and nowhere else. Other protocols (SCTP, DCCP, UDP-Lite …)
 //! are dropped, as is TCP that connection tracking cannot place: the guard chains let nothing by
 //! that was not redirected, whatever the reason. Both families are treated alike, link-local
 //! addresses included, whether the pod has IPv6 addresses or not.
@@ -32,6 +32,7 @@ use weft_base::sockets::PROXY_MARK;
 
 use super::netlink::{Message, Netlink, NetlinkError};
 use super::nft::{Batch, Elements, Hook, ICMP, ICMPV6, Match, TCP, UDP, Verdict};
+use super::pods::{POD_NETWORK_V4, POD_NETWORK_V6};
 
 const TABLE: &str = "weft";
 const DNS: u16 = 53;
@@ -56,6 +57,8 @@ pub struct CaptureSpec {
     pub mesh_port: u16,
     /// On the sidecar's own sockets.
     pub mark: u32,
+    /// Where other pods are: names asked of one of them are that pod's to answer.
+    pub pod_networks: Vec<(IpAddr, u8)>,
     pub exclude_inbound_ports: Vec<u16>,
     /// 53 among them leaves DNS alone.
     pub exclude_outbound_ports: Vec<u16>,
@@ -86,6 +89,10 @@ impl CaptureSpec {
             dns_port: 15053,
             mesh_port: 15008,
             mark: PROXY_MARK,
+            pod_networks: vec![
+                (POD_NETWORK_V4.0.into(), POD_NETWORK_V4.1),
+                (POD_NETWORK_V6.0.into(), POD_NETWORK_V6.1),
+            ],
             exclude_inbound_ports: Vec::new(),
             exclude_outbound_ports: Vec::new(),
             exclude_outbound: Vec::new(),
@@ -212,8 +219,15 @@ fn dns(batch: &mut Batch, chain: &str, spec: &CaptureSpec) {
     if spec.exclude_outbound_ports.contains(&DNS) {
         return;
     }
-    for protocol in [UDP, TCP] {
+    for (protocol, as_ever) in
+        [(UDP, Verdict::Accept), (TCP, Verdict::Redirect(spec.outbound_port))]
+    {
         let asked = [Match::Protocol(protocol), Match::Port(DNS)];
+        for (ip, prefix) in &spec.pod_networks {
+            let mut of_pod = asked.to_vec();
+            of_pod.push(Match::Destination(*ip, *prefix));
+            batch.rule(chain, "names asked of a pod", &of_pod, &as_ever);
+        }
         batch.rule(chain, "names", &asked, &Verdict::Redirect(spec.dns_port));
     }
 }

@@ -357,15 +357,23 @@ fn names_are_asked_of_the_sidecar_over_udp_and_tcp() {
         let sidecar = a.listen(LOOPBACK[n], 15053);
         let stream = meets(&sidecar, a.dial(resolver));
         assert_eq!(a.run(|| original(&stream)), resolver);
-        // Other UDP is left alone.
-        let other = at(b.ips[n], 5353);
-        assert_eq!(asks(&a, other, &udp(&b, other)).unwrap(), b"re: question");
+        // Other UDP is left alone, and so are questions to a server that is a pod.
+        for port in [5353, 53] {
+            let other = at(b.ips[n], port);
+            assert_eq!(asks(&a, other, &udp(&b, other)).unwrap(), b"re: question");
+        }
+        let sidecar = a.listen(ANY[n], 15001);
+        let stream = meets(&sidecar, a.dial(at(b.ips[n], 53)));
+        assert_eq!(a.run(|| original(&stream)), at(b.ips[n], 53));
     }
     let mut without = spec();
     without.exclude_outbound_ports = vec![53];
     let a = a.captured(&without);
-    let other = at(b.ips[0], 53);
-    assert_eq!(asks(&a, other, &udp(&b, other)).unwrap(), b"re: question");
+    let _sidecar = a.listen(LOOPBACK[0], 15053);
+    let own = udp(&a, at(LOOPBACK[0], 15053));
+    own.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    // It goes into the pod network, which has no such server.
+    assert!(asks(&a, at(SERVICES[0].parse().unwrap(), 53), &own).is_err());
 }
 
 #[test]

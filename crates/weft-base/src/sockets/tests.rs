@@ -58,6 +58,21 @@ fn requests_are_read_as_they_were_written() {
     }
 }
 
+proptest::proptest! {
+    #[test]
+    fn whatever_arrives_is_a_request_or_none(bytes in proptest::prelude::any::<[u8; 32]>()) {
+        if let Some(ask) = Ask::decode(&bytes) {
+            proptest::prop_assert_eq!(Ask::decode(&ask.encode()), Some(ask));
+        }
+        // And nearly a request.
+        let mut near = bytes;
+        near[..4].copy_from_slice(&[1, 1 + bytes[1] % 3, bytes[2] % 2, 4 + 2 * (bytes[3] % 2)]);
+        if let Some(ask) = Ask::decode(&near) {
+            proptest::prop_assert_eq!(Ask::decode(&ask.encode()), Some(ask));
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_listener_and_a_connection_come_through_a_door() {
     let rig = open();
