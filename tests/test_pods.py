@@ -429,8 +429,8 @@ def test_no_request_of_the_shop_fails_while_it_is_disturbed(folder, user):
         process = load(mesh, 30, rps=100)
         log = []
         disturb(mesh, log)
-        mesh.kubectl("rollout", "restart", "deployment/product", "-n", "shop")
-        mesh.kubectl("rollout", "status", "deployment/product", "-n", "shop", "--timeout=60s")
+        mesh.kubectl("rollout", "restart", "deployment/product-v2", "-n", "shop")
+        mesh.kubectl("rollout", "status", "deployment/product-v2", "-n", "shop", "--timeout=60s")
         log.append("product rolled")
         report = finish(process)
         assert report["failed"] == 0, f"{log}\n{failures(report)}"
