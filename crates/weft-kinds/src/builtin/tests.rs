@@ -198,9 +198,14 @@ fn workloads_that_cannot_work_are_refused_with_the_field() {
     let always = json!({"metadata": {"labels": {"app": "x"}}, "spec": {
         "containers": [{"name": "c", "image": "i"}]}});
     let target = json!({"kind": "Deployment", "name": "x"});
-    let pods_metric = |target: Value| json!([{"type": "Pods", "pods": {"metric": {"name": "m"}, "target": target}}]);
+    let no_goal = json!([{"type": "Pods", "pods": {"metric": {"name": "m"},
+        "target": {"type": "AverageValue"}}}]);
     for (kind, spec, says) in [
-        (KindId::Job, json!({"template": always}), "spec.template.spec.restartPolicy: Unsupported"),
+        (
+            KindId::Job,
+            json!({"template": always}),
+            "spec.template.spec.restartPolicy: Unsupported",
+        ),
         (
             KindId::Job,
             json!({"template": pods(), "completionMode": "Indexed", "parallelism": 1}),
@@ -263,8 +268,7 @@ fn workloads_that_cannot_work_are_refused_with_the_field() {
         ),
         (
             KindId::HorizontalPodAutoscaler,
-            json!({"scaleTargetRef": target, "maxReplicas": 3,
-                "metrics": pods_metric(json!({"type": "AverageValue"}))}),
+            json!({"scaleTargetRef": target, "maxReplicas": 3, "metrics": no_goal}),
             "spec.metrics[0].pods.target: Required value: must set a target value",
         ),
         (

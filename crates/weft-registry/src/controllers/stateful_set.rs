@@ -86,6 +86,10 @@ impl Run<'_> {
                     self.remove(ctx, pod);
                     false
                 }
+                Some(pod) if self.is_stuck(number, pod) => {
+                    self.remove(ctx, pod);
+                    false
+                }
                 Some(pod) => pod.available && !pod.deleting,
             };
             waits |= !settled;
@@ -105,6 +109,19 @@ impl Run<'_> {
         if !self.spec.update_strategy.is_on_delete() {
             self.update(ctx);
         }
+    }
+
+    /// A pod of an older template that does not come up, so that a repaired template, or an undo,
+    /// need not wait for it.
+    fn is_stuck(&self, number: u32, pod: &Replica) -> bool {
+        let partition = self.spec.update_strategy.rolling_update.partition;
+        let kept = number < self.wanted().start.saturating_add(partition)
+            || self.spec.update_strategy.is_on_delete();
+        let containers = pod.object.raw["status"]["containerStatuses"].as_array();
+        let mut containers = containers.into_iter().flatten();
+        let waits = containers.any(|c| c["state"]["waiting"]["reason"] == "CrashLoopBackOff");
+        let down = waits || pod.object.raw["status"]["phase"] == "Pending";
+        !kept && !pod.deleting && !pod.ready && down && revision_of(pod) != self.revisions.name
     }
 
     /// Replaces one pod of an older template, the highest first, when those above are well.

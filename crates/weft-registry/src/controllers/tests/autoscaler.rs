@@ -183,6 +183,15 @@ fn a_service_as_the_measure() {
     let mut sim = scaled(2, json!({ "metrics": metrics }));
     sim.usage.service_requests.insert(format!("{NS}/web").into(), 100_000);
     assert_eq!(sim.look(), 5);
+    // The same from outside, in total.
+    let metrics = json!([{ "type": "External", "external": {
+        "metric": { "name": "requests_per_second",
+            "selector": { "matchLabels": { "service": "web" } } },
+        "target": { "type": "Value", "value": "50" } } }]);
+    let mut sim = scaled(2, json!({ "metrics": metrics }));
+    sim.usage.service_requests.insert(format!("{NS}/web").into(), 100_000);
+    assert_eq!(sim.look(), 4);
+    assert_eq!(sim.hpa()["currentMetrics"][0]["external"]["current"]["value"], "100");
 }
 
 #[test]

@@ -134,6 +134,20 @@ fn an_update_begins_at_the_end_and_stops_at_the_partition() {
 }
 
 #[test]
+fn a_broken_template_is_undone_without_help() {
+    let mut sim = Sim::stateful(json!({ "replicas": 2 }));
+    sim.run();
+    sim.alter(KindId::StatefulSet, |s| *template(s) = json!("broken"));
+    for _ in 0..3 {
+        sim.agent(0);
+    }
+    assert_eq!(sim.images(), ["db:1", "broken"]);
+    sim.alter(KindId::StatefulSet, |s| *template(s) = json!("db:1"));
+    sim.run();
+    assert_eq!((sim.images(), sim.ready()), (vec!["db:1".to_owned(); 2], 2));
+}
+
+#[test]
 fn on_delete_waits_for_the_user() {
     let mut sim = Sim::stateful(json!({ "replicas": 2, "updateStrategy": { "type": "OnDelete" } }));
     sim.run();
