@@ -2,8 +2,10 @@
 """Addresses and names: the resolver of pods asked with dig, what a Gateway causes, what a
 PeerAuthentication comes to, all through the doors."""
 
+import http.server
 import json
 import subprocess
+import threading
 
 import requests
 
@@ -194,6 +196,17 @@ spec:
   parentRefs: [{name: edge}]
   rules: [{backendRefs: [{name: front, port: 80}]}]
 ---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: far, namespace: demo}
+spec:
+  hosts: [far.example.com]
+  addresses: [192.0.2.10]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: FAR}]
+  endpoints: [{address: 127.0.0.1}]
+---
 apiVersion: v1
 kind: Pod
 metadata: {name: client, namespace: demo}
@@ -201,11 +214,28 @@ spec: {containers: [{name: app, image: c, command: [sleep, "1000000"]}]}
 """
 
 
+class Far(http.server.BaseHTTPRequestHandler):
+    """Answers with the host that it was asked for."""
+
+    def do_GET(self):
+        body = self.headers["Host"].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
 def test_pods_in_namespaces_call_by_every_name_there_is(tmp_path):
     port = free_port()
+    # A server of the machine, outside of the mesh.
+    far = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Far)
     (tmp_path / "m").mkdir()
-    (tmp_path / "m/all.yaml").write_text(INSIDE.replace("PORT", str(port)))
-    with Mesh(tmp_path / "m", tmp_path / "data", gateway_port=port,
+    (tmp_path / "m/all.yaml").write_text(INSIDE.replace("PORT", str(port)).replace("FAR", str(far.server_port)))
+    threading.Thread(target=far.serve_forever, daemon=True).start()
+    with far, Mesh(tmp_path / "m", tmp_path / "data", gateway_port=port,
               extra=["--pods=namespace"]) as mesh:
         mesh.kubectl("wait", "--for=condition=Ready", "pod", "--all", "-n", "demo", "--timeout=30s")
         pods = {p["metadata"]["name"]: [a["ip"] for a in p["status"]["podIPs"]]
@@ -237,4 +267,8 @@ def test_pods_in_namespaces_call_by_every_name_there_is(tmp_path):
         # The Gateway from outside, and from inside by its own Service.
         until("outside", lambda: requests.get(f"{mesh.gateway}/", timeout=5).status_code == 200)
         assert code(f"http://edge-weft:{port}/") == "200"
+        # What the mesh was told of the world outside, by name and by the address it was given.
+        assert resolved("far.example.com") == {"192.0.2.10"}
+        assert inside("curl", "-sS", "-m", "10", "http://far.example.com/") == "far.example.com"
+        assert code("http://192.0.2.10/") == "200"
         assert "Could not resolve host" in inside("curl", "-sS", "http://nobody/")
