@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
+use weft_base::clock::Mono;
 use weft_base::task::TaskGroup;
 use weft_kinds::kind::KindId;
 use weft_kinds::world::{PODS_ANNOTATION, PodsMode};
@@ -33,6 +34,8 @@ const INSTANCE_ANNOTATION: &str = "weft.dev/agent-instance";
 pub const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// How often a host should be heard of.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(1500);
+/// What a host says of itself is written down no more often than this.
+const DESCRIPTION_EVERY: Duration = Duration::from_secs(1);
 /// Hosts of one mesh.
 pub const HOSTS_MAX: usize = 1_000;
 /// Join tokens at a time.
@@ -84,6 +87,8 @@ struct Known {
     lease: LeaseId,
     /// What it said last; `None` when it has not spoken since this server started.
     said: Option<HostInfo>,
+    /// When that was written down.
+    at: Mono,
 }
 
 // === impl Hosts ===
@@ -102,7 +107,11 @@ impl Hosts {
             if node.meta.annotation(JOIN_ANNOTATION).is_some() {
                 let name = node.key.name.to_string();
                 let lease = hosts.lease(&name).await?;
-                hosts.known.lock().await.insert(name, Known { lease, said: None });
+                hosts
+                    .known
+                    .lock()
+                    .await
+                    .insert(name, Known { lease, said: None, at: Mono::default() });
             }
         }
         let (watching, group) = (hosts.clone(), tasks.clone());
@@ -127,32 +136,22 @@ impl Hosts {
         join: &str,
         allowed: &Value,
     ) -> Result<(), HostError> {
-        let world = self.registry.now();
-        match world.get(KindId::Node, "", name) {
-            Some(node) if node.meta.annotation(JOIN_ANNOTATION).is_none() => {
-                return Err(HostError::Own(name.to_owned()));
-            }
-            Some(_) if !named => return Err(HostError::Taken(name.to_owned())),
-            Some(_) => {}
-            None if world.objects(KindId::Node, None).count() >= HOSTS_MAX => {
-                return Err(HostError::TooMany);
-            }
-            None => {
-                let waiting = nodes::ready("False", "AgentNew", "it has joined", &self.now());
-                let node = json!({
-                    "metadata": { "name": name },
-                    "spec": {},
-                    "status": { "conditions": [waiting] },
-                });
-                let objects = self.registry.objects();
-                match objects.create(KindId::Node, "", node, WriteOptions::SYSTEM).await {
-                    Ok(_) => {}
-                    Err(ObjectError::AlreadyExists { .. }) if !named => {
-                        return Err(HostError::Taken(name.to_owned()));
-                    }
-                    Err(ObjectError::AlreadyExists { .. }) => {}
-                    Err(e) => return Err(e.into()),
+        self.may_join(name, named)?;
+        if self.registry.now().get(KindId::Node, "", name).is_none() {
+            let waiting = nodes::ready("False", "AgentNew", "it has joined", &self.now());
+            let node = json!({
+                "metadata": { "name": name },
+                "spec": {},
+                "status": { "conditions": [waiting] },
+            });
+            let objects = self.registry.objects();
+            match objects.create(KindId::Node, "", node, WriteOptions::SYSTEM).await {
+                Ok(_) => {}
+                Err(ObjectError::AlreadyExists { .. }) if !named => {
+                    return Err(HostError::Taken(name.to_owned()));
                 }
+                Err(ObjectError::AlreadyExists { .. }) => {}
+                Err(e) => return Err(e.into()),
             }
         }
         let marks = [
@@ -170,6 +169,24 @@ impl Hosts {
         .await
     }
 
+    /// Whether a host of this name may join now; nothing is written.
+    ///
+    /// # Errors
+    /// As [`Hosts::join`].
+    pub fn may_join(&self, name: &str, named: bool) -> Result<(), HostError> {
+        let world = self.registry.now();
+        match world.get(KindId::Node, "", name) {
+            Some(node) if node.meta.annotation(JOIN_ANNOTATION).is_none() => {
+                Err(HostError::Own(name.to_owned()))
+            }
+            Some(_) if !named => Err(HostError::Taken(name.to_owned())),
+            None if world.objects(KindId::Node, None).count() >= HOSTS_MAX => {
+                Err(HostError::TooMany)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// A sign of life. Returns whether the host should report everything again.
     ///
     /// # Errors
@@ -177,11 +194,17 @@ impl Hosts {
     pub async fn heartbeat(&self, info: &HostInfo) -> Result<bool, HostError> {
         let name = &info.node.name;
         let known = self.known.lock().await.get(name).cloned();
-        if let Some(known) = known.filter(|k| k.said.as_ref() == Some(info))
-            && self.registry.store().lease_keep_alive(known.lease).await.is_ok()
-            && self.is_ready(name)
-        {
-            return Ok(false);
+        let now = self.registry.clock().now();
+        if let Some(known) = known {
+            // One that describes itself anew all the time is not written down each time.
+            let told = known.said.as_ref() == Some(info)
+                || (known.said.is_some() && now.since(known.at) < DESCRIPTION_EVERY);
+            if told
+                && self.registry.store().lease_keep_alive(known.lease).await.is_ok()
+                && self.is_ready(name)
+            {
+                return Ok(false);
+            }
         }
         let mut all = self.known.lock().await;
         if self.registry.now().get(KindId::Node, "", name).is_none() {
@@ -191,7 +214,7 @@ impl Hosts {
         let lease = self.lease(name).await?;
         self.register(info).await?;
         tracing::info!(host = name, "a host is here");
-        all.insert(name.clone(), Known { lease, said: Some(info.clone()) });
+        all.insert(name.clone(), Known { lease, said: Some(info.clone()), at: now });
         Ok(true)
     }
 

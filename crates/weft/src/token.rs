@@ -47,12 +47,17 @@ async fn create(args: &TokenCreateArgs) -> Result<()> {
             let text = |key: &str| made.get(key).map(print::cell).unwrap_or_default();
             print::print_text(&format!("{}\n", text("token")));
             let name = args.host.as_deref().map(|h| format!(" --name {h}")).unwrap_or_default();
-            eprintln!(
-                "Shown once; good for one machine within {} s. There:\n  weft agent --server \
-                 HOST:15012{name} --token {}",
-                text("expires_in_s"),
-                text("token"),
-            );
+            eprintln!("Shown once; good for one machine, for {} s.", text("expires_in_s"));
+            match text("server").as_str() {
+                "" => eprintln!(
+                    "No other machine reaches this server yet: start it with `--agents-bind \
+                     ADDRESS`, the address that the machine will name in `weft agent --server`."
+                ),
+                server => eprintln!(
+                    "There:\n  weft agent --server {server}{name} --token {}",
+                    text("token")
+                ),
+            }
         }
     }
     Ok(())

@@ -144,9 +144,12 @@ async fn an_agent_that_started_anew_runs_nothing_yet() {
     // A changed label is told and changes nothing else.
     let mut other = info("m1", "i1");
     other.labels.insert("zone".into(), "b".into());
+    assert!(!bed.hosts.heartbeat(&other).await.unwrap(), "not that often");
+    bed.pass(DESCRIPTION_EVERY).await;
     assert!(bed.hosts.heartbeat(&other).await.unwrap());
     assert_eq!(bed.pod_ready().0, "True");
     assert_eq!(bed.node("m1").unwrap()["metadata"]["labels"]["zone"], "b");
+    bed.pass(DESCRIPTION_EVERY).await;
     bed.hosts.heartbeat(&info("m1", "i2")).await.unwrap();
     assert_eq!(bed.pod_ready(), ("False".into(), "AgentRestarted".into()));
 }

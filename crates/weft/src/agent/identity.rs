@@ -38,7 +38,7 @@ pub struct Identity {
 // === impl Identity ===
 
 impl Identity {
-    fn new(svid: Svid) -> Self {
+    pub fn new(svid: Svid) -> Self {
         let (publisher, reader) = snapshot(svid);
         Self { reader, publisher }
     }
@@ -53,7 +53,7 @@ impl Identity {
 ///
 /// # Errors
 /// When there is neither, or the server refuses the token.
-pub async fn obtain(setup: &Setup, host: &Host, clock: &Clock) -> Result<Identity> {
+pub(super) async fn obtain(setup: &Setup, host: &Host, clock: &Clock) -> Result<Identity> {
     let path = setup.identity_file();
     let kept = join::kept(&path)?.filter(|svid| svid.leaf().is_valid_at(clock.wall_ms()));
     if let Some(svid) = kept {
@@ -89,7 +89,10 @@ pub async fn obtain(setup: &Setup, host: &Host, clock: &Clock) -> Result<Identit
         csr: request.csr().to_vec(),
     };
     let joined = pinned_client(setup.server, pin, clock)?.join(ask).await;
-    let joined = joined.map_err(|e| anyhow!("the server at {} says: {e}", setup.server))?;
+    let joined = joined.map_err(|e| match e.is_passing() {
+        true => anyhow!("this machine cannot join at {} now: {e}", setup.server),
+        false => anyhow!("the server at {} says: {e}", setup.server),
+    })?;
     let svid = keep(&path, request, joined)?;
     let pinned = svid.bundle().roots().iter().any(|root| pin.is_of(root));
     if !pinned {
@@ -117,7 +120,7 @@ pub fn client(server: SocketAddr, identity: &Identity, clock: &Clock) -> Result<
 }
 
 /// A client for joining: it knows the authority's pin and nothing else.
-fn pinned_client(server: SocketAddr, pin: CaPin, clock: &Clock) -> Result<AgentClient> {
+pub fn pinned_client(server: SocketAddr, pin: CaPin, clock: &Clock) -> Result<AgentClient> {
     let config = Arc::new(tls::join_client(pin, clock).context("TLS for joining")?);
     let dial = move || connect(server, config.clone());
     AgentClient::new(&server.to_string(), dial).map_err(|e| anyhow!(e))
@@ -135,7 +138,7 @@ async fn connect(
 }
 
 /// Renews the certificate at two thirds of its life, again and again while it cannot be.
-pub fn keep_fresh(
+pub(super) fn keep_fresh(
     setup: &Setup,
     client: &AgentClient,
     identity: Identity,

@@ -4,7 +4,7 @@
 //!
 //! When the server cannot be reached everything here goes on as it was last told.
 
-mod identity;
+pub mod identity;
 mod link;
 mod outbox;
 mod session;

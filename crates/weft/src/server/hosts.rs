@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use weft_agent::checks::{CheckKey, CheckReport};
 use weft_agent::link::{LinkError, PodReport as AgentPodReport, ServerLink as _, SignAsk};
 use weft_agent::pod::PodKey;
+use weft_base::limits::CHECK_OUTPUT_BYTES_MAX;
 use weft_base::name::Label;
 use weft_identity::token::Allowed;
 use weft_identity::{Bundle, SpiffeId, ca::Issued};
@@ -50,6 +51,8 @@ const PODS_MAX: u32 = 1_000;
 const LABELS_MAX: usize = 64;
 const ADDRESSES_MAX: usize = 16;
 const TEXT_BYTES_MAX: usize = 256;
+/// Check results in one message.
+const CHECKS_MAX: usize = 10_000;
 
 type Answer<T> = BoxFuture<'static, Result<T, Refusal>>;
 
@@ -249,8 +252,11 @@ impl HostDoor {
                 CheckStatus::Warning => Status::Warning,
                 CheckStatus::Critical => Status::Critical,
             },
-            output: r.output,
+            output: cut(r.output),
         };
+        if results.len() > CHECKS_MAX {
+            return Err(Refusal::Invalid(format!("more than {CHECKS_MAX} results at once")));
+        }
         let reports = results.into_iter().map(report).collect();
         let told = self.link.report_checks(reports).await;
         told.map_err(|e| Refusal::Unavailable(e.to_string()))
@@ -400,6 +406,14 @@ fn certificate(issued: &Issued, bundle: &Bundle) -> Certificate {
         bundle: bundle.roots().iter().map(|c| c.to_vec()).collect(),
         not_after_ms: issued.not_after_ms,
     }
+}
+
+/// An output of no more than what is kept.
+fn cut(mut text: String) -> String {
+    let fits = (0..=CHECK_OUTPUT_BYTES_MAX.min(text.len())).rev();
+    let end = fits.into_iter().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+    text.truncate(end);
+    text
 }
 
 /// A name for one joining.

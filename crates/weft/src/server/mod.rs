@@ -187,6 +187,7 @@ impl Running {
             hosts,
             authority: link.authority.clone(),
             clock: clock.clone(),
+            agents,
         });
         let doors = open_doors(
             Doors {

@@ -5,12 +5,13 @@ use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
 use weft_identity::join::JoinText;
 use weft_identity::svid::KeyRequest;
-use weft_identity::{Authority, Leaf};
+use weft_identity::{Authority, Leaf, Svid, TrustDomain};
 use weft_registry::WriteOptions;
 use weft_server::tokens::{TokenAsk, TokenError, Tokens as _};
 use weft_store::MemoryStore;
 
 use super::*;
+use crate::agent::identity::{self, Identity};
 use crate::server::control;
 
 struct Bed {
@@ -31,7 +32,7 @@ async fn bed() -> Bed {
         Arc::new(LocalLink { registry: registry.clone(), pusher, authority: authority.clone() });
     let hosts = Hosts::start(registry.clone(), &tasks).await.unwrap();
     let door = HostDoor::new(hosts.clone(), link, "cluster.local");
-    Bed { door, tokens: HostTokens { hosts, authority, clock }, registry, _dir: dir }
+    Bed { door, tokens: HostTokens { hosts, authority, clock, agents: None }, registry, _dir: dir }
 }
 
 fn peer(id: Option<&str>) -> Peer {
@@ -205,6 +206,7 @@ async fn a_token_serves_once_for_its_host_and_a_removed_host_is_nobody() {
     // m1's name is taken, but not for a token that names it.
     let free = bed.token(TokenAsk::default()).await;
     assert!(denied(&bed.door.join(peer(None), ask(&free, "m1")).await));
+    bed.door.join(peer(None), ask(&free, "m5")).await.expect("the token was not used up");
     let named = TokenAsk { host: Some("m1".into()), ..TokenAsk::default() };
     let text = bed.token(named).await;
     let wrong = bed.door.join(peer(None), ask(&text, "m4")).await;
@@ -316,4 +318,92 @@ async fn tokens_are_made_within_limits_and_deleted_by_a_part_of_their_id() {
     assert!(matches!(bed.tokens.delete("ff".into()).await, Err(TokenError::NotFound(_))));
     bed.tokens.delete(id[..6].to_owned()).await.unwrap();
     assert!(matches!(bed.tokens.delete(id).await, Err(TokenError::NotFound(_))));
+}
+
+/// A certificate from an answer, with the key that it was asked for.
+fn svid(request: KeyRequest, joined: Joined) -> Svid {
+    let domain = TrustDomain::new(&joined.trust_domain).unwrap();
+    let (chain, bundle) = identity::certificates(joined.certificate, domain).unwrap();
+    request.complete(chain, bundle).unwrap()
+}
+
+#[tokio::test]
+async fn over_the_wire_a_machine_joins_lives_and_renews_and_guests_do_nothing_else() {
+    let bed = bed().await;
+    let clock = bed.tokens.clock.clone();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let link = &bed.door.link;
+    let at =
+        control::serve_xds(vec![listener], &link.authority, &link.pusher, &bed.registry, &bed.door);
+    let at = at.unwrap();
+    let text: JoinText = bed.token(TokenAsk::default()).await.parse().unwrap();
+    let guest = identity::pinned_client(at, text.pin.unwrap(), &clock).unwrap();
+    let refused = guest.heartbeat(described_host("m1")).await.unwrap_err();
+    assert!(matches!(refused, Refusal::Unauthenticated(_)), "{refused:?}");
+    let request = KeyRequest::generate().unwrap();
+    let ask = JoinAsk {
+        token: text.token.reveal().into(),
+        host: described_host("m1"),
+        csr: request.csr().to_vec(),
+    };
+    let own = svid(request, guest.join(ask).await.unwrap());
+    let name = own.id().host().map(|(name, _)| name.to_owned());
+    assert_eq!(name.as_deref(), Some("m1"));
+
+    let host = identity::client(at, &Identity::new(own), &clock).unwrap();
+    assert!(host.heartbeat(described_host("m1")).await.unwrap().resync);
+    assert!(!host.heartbeat(described_host("m1")).await.unwrap().resync);
+    let mut updates = host.watch().await.unwrap();
+    assert!(updates.next().await.unwrap().unwrap().whole);
+    let request = KeyRequest::generate().unwrap();
+    let renewed = host.renew(request.csr().to_vec()).await.unwrap();
+    let renewed = svid(request, renewed);
+    let host = identity::client(at, &Identity::new(renewed), &clock).unwrap();
+    host.heartbeat(described_host("m1")).await.unwrap();
+
+    // A workload of the mesh has a certificate of the same authority, and is no host.
+    let id = SpiffeId::new("spiffe://cluster.local/ns/default/sa/user").unwrap();
+    let workload = link.authority.own_svid(&id, Duration::from_secs(60)).unwrap();
+    let workload = identity::client(at, &Identity::new(workload), &clock).unwrap();
+    assert!(denied(&workload.heartbeat(described_host("m1")).await));
+    // Another authority's pin meets nobody here.
+    let other = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    let stranger = identity::pinned_client(at, other, &clock).unwrap();
+    let ask = JoinAsk { token: "weft_x".into(), host: described_host("m1"), csr: Vec::new() };
+    let refused = stranger.join(ask).await.unwrap_err();
+    assert!(refused.to_string().contains("not of the pinned authority"), "{refused}");
+}
+
+#[tokio::test]
+async fn without_a_certificate_nobody_gets_configuration() {
+    use weft_xds::client::{self, Dial, Options, nothing_more};
+    let bed = bed().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let link = &bed.door.link;
+    let listeners = vec![listener];
+    let at = control::serve_xds(listeners, &link.authority, &link.pusher, &bed.registry, &bed.door);
+    let at = at.unwrap();
+    let pin = bed.tokens.authority.pin();
+    let tls = Arc::new(weft_identity::tls::join_client(pin, &bed.tokens.clock).unwrap());
+    let dial = Dial::new(at.to_string(), move || {
+        let tls = tls.clone();
+        async move {
+            let stream = tokio::net::TcpStream::connect(at).await?;
+            let name = "server.weft.internal".try_into().unwrap();
+            tokio_rustls::TlsConnector::from(tls).connect(name, stream).await
+        }
+    });
+    let node = weft_xds::NodeId::sidecar("shop", "user-0").unwrap();
+    let options = Options {
+        node: weft_xds::NodeInfo::this_release(node, "test"),
+        held: Vec::new(),
+        wanted: nothing_more(),
+        rng: weft_base::rng::Rng::seeded(1),
+    };
+    let tasks = TaskGroup::new();
+    let mut handle = client::run(Arc::new(dial), options, &tasks);
+    let refused = handle.status.wait_for(|s| s.error.is_some()).await.unwrap();
+    let why = refused.error.clone().unwrap_or_default();
+    assert!(why.contains("needs a certificate"), "{why}");
+    assert_eq!(refused.connects, 0);
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,11 +31,14 @@ pub struct HostTokens {
     pub hosts: Hosts,
     pub authority: Arc<Authority>,
     pub clock: Clock,
+    /// Where agents of other machines reach the server, when they may.
+    pub agents: Option<SocketAddr>,
 }
 
 /// Why a token admits nobody, while it is used.
 enum Unused {
     Token(JoinError),
+    Host(HostError),
     Store,
     Damaged,
 }
@@ -54,11 +58,14 @@ pub async fn redeem(
     let used = hosts.change_token(hash.as_str(), |record| {
         let mut record: JoinToken = serde_json::from_value(record).map_err(|_| Unused::Damaged)?;
         record.redeem(&token, host, clock.wall_ms()).map_err(Unused::Token)?;
+        // A name that cannot be had uses no token up.
+        hosts.may_join(host.as_str(), record.host.is_some()).map_err(Unused::Host)?;
         Ok::<_, Unused>(json!(record))
     });
     let refused = |e: JoinError| Refusal::Unauthenticated(e.to_string());
     let used = used.await.map_err(|unused| match unused {
         Unused::Token(why) => refused(why),
+        Unused::Host(why) => super::refusal(why),
         Unused::Store => Refusal::Unavailable("the server cannot write now".into()),
         Unused::Damaged => refused(JoinError::Unknown),
     })?;
@@ -98,6 +105,7 @@ impl HostTokens {
         let mut shown = self.shown(&hash, &record);
         let text = JoinText { token, pin: Some(self.authority.pin()) };
         shown["token"] = json!(text.reveal());
+        shown["server"] = json!(self.agents.map(|a| a.to_string()));
         Ok(shown)
     }
 
