@@ -313,7 +313,7 @@ impl DesiredPod {
     /// # Errors
     /// When it has not the form of a Pod.
     pub fn read(&self) -> Result<Pod, Issues> {
-        Ok(weft_kinds::views::read(&self.object)?)
+        weft_kinds::views::read(&self.object)
     }
 }
 

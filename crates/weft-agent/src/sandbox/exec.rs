@@ -96,7 +96,11 @@ fn inside(
 fn start(spec: &ExecSpec) -> String {
     let mut command = Command::new(&spec.program);
     command.args(&spec.args).env_clear().envs(spec.env.iter().map(|(k, v)| (k, v)));
-    command.current_dir(&spec.workdir);
+    if let Err(error) = std::env::set_current_dir(&spec.workdir) {
+        let user = rustix::process::getuid().as_raw();
+        let dir = spec.workdir.display();
+        return format!("its working directory {dir} cannot be entered as user {user}: {error}");
+    }
     // Said by whoever gave the terminal.
     if let Some(term) = std::env::var_os("TERM")
         && !spec.env.iter().any(|(name, _)| name == "TERM")

@@ -99,7 +99,7 @@ fn new_root(base: &Path) -> io::Result<()> {
     let old = base.join(OLD.trim_start_matches('/'));
     std::fs::create_dir(&old)?;
     rustix::process::pivot_root(base, &old)?;
-    Ok(std::env::set_current_dir("/")?)
+    std::env::set_current_dir("/")
 }
 
 /// Binds every entry of a directory into another: `from` is the open directory, `shown` its path.

@@ -20,6 +20,7 @@ use crate::enter::{Inside, Insides};
 use crate::env::{self, Env, Facts, PROXY_USER};
 use crate::exec::attach::{Output, Wired, Wiring};
 use crate::leftover::{MARK_AGENT, MARK_CONTAINER};
+use crate::link::PodNote;
 use crate::logs::{LogKey, Writer};
 use crate::machine::{Event, Exit, Part};
 use crate::pod::{Container, DesiredPod, PROXY_CONTAINER, Pod, ProxyKind};
@@ -246,6 +247,7 @@ impl Run {
         let (cell, command) = match live {
             Some((boxed, live)) => {
                 let cell = Cell::container(boxed, live, &facts, &env)?;
+                self.tell_unlimited(container, &boxed.host.cgroups.missing());
                 let program = found.program.to_string_lossy();
                 let command = cell.command(&program, &found.args, &env, &found.workdir);
                 (Some(Arc::new(cell)), command.map_err(handover)?)
@@ -259,6 +261,24 @@ impl Run {
         };
         let inside = Inside { env, workdir: found.workdir, taps: None, cell };
         Ok(Prepared { command, role, inside: Some(inside) })
+    }
+
+    /// Says once which limits do not hold, since nothing else would show it.
+    fn tell_unlimited(&self, container: &Container, missing: &[&str]) {
+        let wanted = |name: &&&str| container.resources.limits.contains_key(**name);
+        let loose: Vec<&str> = missing.iter().filter(wanted).copied().collect();
+        if loose.is_empty() || self.attempt > 1 {
+            return;
+        }
+        let message = format!(
+            "the limits of {} of container {} do not hold: this system gives weft no control \
+             groups for them; run weft as root, or in a session whose cgroup v2 is delegated",
+            loose.join(" and "),
+            container.name
+        );
+        let (pod, uid) = (self.pod.key(), self.pod.metadata.uid.to_string());
+        let reason = "LimitsNotEnforced";
+        self.shared.link.note(PodNote { pod, uid, warning: true, reason, message });
     }
 
     /// The pod's namespaces, if it is to have some.
