@@ -70,6 +70,8 @@ pub struct Machine {
     deleting: bool,
     /// Its object is being deleted, rather than everything here being stopped.
     deleted: bool,
+    /// Everything here was stopped while it still worked.
+    cut: bool,
     started_wall_ms: u64,
     actions: VecDeque<Action>,
     changed: bool,
@@ -107,6 +109,7 @@ impl Machine {
             beside_asked: None,
             deleting: false,
             deleted: false,
+            cut: false,
             started_wall_ms: wall_ms,
             actions: VecDeque::new(),
             changed: true,
@@ -366,6 +369,7 @@ impl Machine {
         if self.deleting {
             return self.hasten(now.plus(grace), drain, now);
         }
+        self.cut = !drain && !self.is_complete();
         self.deleting = true;
         self.deleted = drain;
         self.changed = true;
@@ -508,11 +512,11 @@ impl Machine {
         self.apps.get(index).is_some_and(|c| c.beside)
     }
 
-    /// Whether that is the pod's end. One that is always restarted has none but deletion: when
-    /// its agent is being stopped it runs again later.
+    /// Whether that is the pod's end. One that is always restarted has none but deletion, and one
+    /// whose work was cut short by its agent's end neither: they run again when it is back.
     pub fn is_over(&self) -> bool {
         let always = self.pod.spec.restart_policy == RestartPolicy::Always;
-        self.is_complete() && (!always || self.deleted)
+        self.is_complete() && (self.deleted || !(always || self.cut))
     }
 
     fn running_apps(&self) -> usize {

@@ -393,6 +393,26 @@ fn restart_policies() {
 }
 
 #[test]
+fn work_that_is_cut_short_is_not_over() {
+    for (policy, finished, over) in
+        [("Never", false, false), ("OnFailure", false, false), ("Never", true, true)]
+    {
+        let spec = json!({"restartPolicy": policy, "containers": [{"name": "a"}]});
+        let mut s = script(spec, json!({"weft.dev/inject": "false"}));
+        s.started(Part::App(0));
+        if finished {
+            s.exited(Part::App(0), Exit::code(1));
+        }
+        s.step(Event::Delete { grace: Duration::from_secs(5), drain: false });
+        if !finished {
+            s.exited(Part::App(0), Exit::code(143));
+        }
+        assert!(s.m.is_complete());
+        assert_eq!(s.m.is_over(), over, "{policy} {finished}");
+    }
+}
+
+#[test]
 fn any_order_of_events_ends_without_a_process_left() {
     use weft_base::rng::Rng;
     for seed in 0..2_000 {
