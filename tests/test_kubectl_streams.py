@@ -93,6 +93,16 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
+metadata: {{name: twice, namespace: demo}}
+spec:
+  containers:
+  - name: c
+    image: c
+    command: [sh, -c, 'test -e $(FLAG) && echo second && exec sleep 1000; touch $(FLAG); echo first; exit 1']
+    env: [{{name: FLAG, value: {folder}/flag}}]
+---
+apiVersion: v1
+kind: Pod
 metadata: {{name: talk, namespace: demo}}
 spec:
   restartPolicy: Never
@@ -237,8 +247,8 @@ def test_a_terminal_has_a_size_and_hears_keys(mesh, pod, transport):
         read_until(rb"/dev/pts/\d+\s+on-42")
         os.write(outer, b"stty size; echo sized\n")
         read_until(rb"33 101\s+sized")
-        os.write(outer, b"sleep 100\n")
-        read_until(rb"sleep 100")
+        os.write(outer, b"sh -c 'echo front-$((40+2)); exec sleep 100'\n")
+        read_until(rb"front-42")
         os.write(outer, b"\x03")  # Ctrl-C ends the program in front, not the shell
         read_until(rb"\^C\s+[$#] ")
         os.write(outer, b"echo still-$((40+2)); exit 9\n")
@@ -401,10 +411,10 @@ def test_logs_of_the_process_before(mesh):
     def both():
         before = logs(mesh, "crash", "--previous", check=False)
         return re.match(r"life of \d+\n$", before)
+    # Also while it waits to be started again.
     until("it crashed", both)
-    # While it runs again, its own log is another.
-    until("two lives", lambda: logs(mesh, "crash") != logs(mesh, "crash", "--previous"),
-          seconds=60)
+    until("its second life", lambda: logs(mesh, "twice") == "second\n")
+    assert logs(mesh, "twice", "--previous") == "first\n"
     done = kubectl(mesh, "websocket", "logs", "--previous",
                    mesh.ready_pods("demo", app="box")[0]["metadata"]["name"], "-c", "app")
     assert done.returncode != 0 and b"before" in done.stderr
