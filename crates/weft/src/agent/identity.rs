@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -184,13 +184,13 @@ async fn renew(
     }
 }
 
-async fn renew_once(path: &PathBuf, client: &AgentClient) -> Result<Svid> {
+async fn renew_once(path: &Path, client: &AgentClient) -> Result<Svid> {
     let request = KeyRequest::generate()?;
     let joined = client.renew(request.csr().to_vec()).await?;
     keep(path, request, joined)
 }
 
-fn keep(path: &PathBuf, request: KeyRequest, joined: Joined) -> Result<Svid> {
+fn keep(path: &Path, request: KeyRequest, joined: Joined) -> Result<Svid> {
     let domain = TrustDomain::new(&joined.trust_domain)?;
     let (chain, bundle) = certificates(joined.certificate, domain)?;
     Ok(join::keep(path, request, chain, bundle)?)

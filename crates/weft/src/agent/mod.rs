@@ -63,13 +63,13 @@ pub fn run(args: &AgentArgs) -> Result<()> {
         let (clock, tasks) = (Clock::system(), TaskGroup::new());
         let outcome = tokio::select! {
             outcome = serve(args, &setup, &clock, &tasks) => outcome,
-            () = asked.to_end() => Ok(None),
+            () = asked.end_wanted() => Ok(None),
         };
         let outcome = match outcome {
             Ok(Some(running)) => {
                 let ended = tokio::select! {
                     ended = running.session.removed() => Err(ended),
-                    () = asked.to_end() => Ok(()),
+                    () = asked.end_wanted() => Ok(()),
                 };
                 crate::say!("ending: every process gets SIGTERM and its grace period");
                 running.agent.stop(STOP_GRACE).await;
@@ -250,7 +250,7 @@ impl Asked {
         })
     }
 
-    async fn to_end(&mut self) {
+    async fn end_wanted(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
