@@ -22,6 +22,7 @@ mod reader;
 mod retries;
 mod service;
 mod service_entry;
+mod sidecar;
 mod virtual_service;
 mod vs_rule;
 
@@ -84,7 +85,7 @@ pub struct Draft {
 }
 
 /// The kinds whose objects are units.
-const COMPILED: [KindId; 11] = [
+const COMPILED: [KindId; 12] = [
     KindId::Service,
     KindId::Pod,
     KindId::GatewayClass,
@@ -95,6 +96,7 @@ const COMPILED: [KindId; 11] = [
     KindId::DestinationRule,
     KindId::IstioGateway,
     KindId::ServiceEntry,
+    KindId::Sidecar,
     KindId::PeerAuthentication,
 ];
 
@@ -139,6 +141,7 @@ fn compile_object(reader: &Reader<'_>, env: &Env, object: &Object) -> Output {
         View::DestinationRule(rule) => destination_rule::compile(reader, env, object, rule),
         View::IstioGateway(gateway) => istio_gateway::compile(reader, env, object, gateway),
         View::ServiceEntry(entry) => service_entry::compile(reader, env, object, entry),
+        View::Sidecar(sidecar) => sidecar::compile(reader, object, sidecar),
         View::PeerAuthentication(p) => peer_authentication::compile(reader, object, p),
         View::Invalid(issues) if has_conditions(object.key.kind) => invalid(object, issues),
         _ => Output::default(),
@@ -153,6 +156,7 @@ fn has_conditions(kind: KindId) -> bool {
             | KindId::DestinationRule
             | KindId::IstioGateway
             | KindId::ServiceEntry
+            | KindId::Sidecar
             | KindId::PeerAuthentication
     )
 }

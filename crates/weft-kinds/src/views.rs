@@ -20,6 +20,7 @@ pub mod meta;
 pub mod policy;
 pub mod security;
 pub mod service_entry;
+pub mod sidecar;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -57,6 +58,7 @@ pub enum View {
     DestinationRule(Box<istio::DestinationRule>),
     IstioGateway(istio::Gateway),
     ServiceEntry(service_entry::ServiceEntry),
+    Sidecar(sidecar::Sidecar),
     PeerAuthentication(security::PeerAuthentication),
     /// A kind that is stored but not read by the World.
     Other,
@@ -93,6 +95,7 @@ impl View {
             KindId::DestinationRule => typed(raw, |rule| Self::DestinationRule(Box::new(rule))),
             KindId::IstioGateway => typed(raw, Self::IstioGateway),
             KindId::ServiceEntry => typed(raw, Self::ServiceEntry),
+            KindId::Sidecar => typed(raw, Self::Sidecar),
             KindId::PeerAuthentication => typed(raw, Self::PeerAuthentication),
             _ => Self::Other,
         }

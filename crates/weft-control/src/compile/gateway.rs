@@ -21,6 +21,37 @@ use crate::status::{CONTROLLER, Condition, ListenerStatus, StatusBody, StatusUpd
 /// The address of a Gateway that names none: written by the addresses controller (or a person).
 pub const ADDRESS_ANNOTATION: &str = "weft.dev/address";
 
+/// The features of Gateway API's conformance suite that weft passes, sorted: the suite reads them
+/// from the class and runs their tests (GEP-2162).
+const FEATURES: &[&str] = &[
+    "GRPCRoute",
+    "Gateway",
+    "GatewayHTTPListenerIsolation",
+    "GatewayPort8080",
+    "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteBackendProtocolH2C",
+    "HTTPRouteBackendProtocolWebSocket",
+    "HTTPRouteBackendRequestHeaderModification",
+    "HTTPRouteBackendTimeout",
+    "HTTPRouteDestinationPortMatching",
+    "HTTPRouteHostRewrite",
+    "HTTPRouteMethodMatching",
+    "HTTPRouteNamedRouteRule",
+    "HTTPRouteParentRefPort",
+    "HTTPRoutePathRedirect",
+    "HTTPRoutePathRewrite",
+    "HTTPRoutePortRedirect",
+    "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestTimeout",
+    "HTTPRouteResponseHeaderModification",
+    "HTTPRouteSchemeRedirect",
+    "Mesh",
+    "ReferenceGrant",
+];
+
 /// Gateway API's label on what a Gateway causes: its pods, above all.
 const NAME_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 
@@ -33,7 +64,7 @@ pub(super) fn compile_class(object: &Object, class: &GatewayClass) -> Output {
         status: Some(StatusUpdate {
             object: object.key.clone(),
             generation: object.meta.generation,
-            body: StatusBody::Conditions(vec![accepted]),
+            body: StatusBody::Class { conditions: vec![accepted], features: FEATURES },
         }),
         ..Output::default()
     }
@@ -277,6 +308,15 @@ fn tls(
     let Some(reference) = tls.certificate_refs.first() else {
         return Err(bad("InvalidCertificateRef", "tls.certificateRefs is empty".into()));
     };
+    let (group, kind) = (reference.group.as_deref(), reference.kind.as_deref());
+    if group.is_some_and(|g| !g.is_empty()) || kind.is_some_and(|k| k != "Secret") {
+        let text = format!(
+            "tls.certificateRefs: {:?} of group {:?} holds no certificate; name a Secret",
+            kind.unwrap_or("Secret"),
+            group.unwrap_or(""),
+        );
+        return Err(bad("InvalidCertificateRef", text));
+    }
     let own = &*object.key.namespace;
     let ns = reference.namespace.as_deref().unwrap_or(own);
     let to = ("", "Secret", &*reference.name);

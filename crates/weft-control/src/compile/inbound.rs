@@ -9,11 +9,13 @@ use std::sync::Arc;
 
 use weft_kinds::views::core::{IntOrString, Pod, ServicePort};
 use weft_kinds::world::{Object, PodsMode, has_sidecar};
-use weft_model::{CaptureListener, InboundListener, Listener, ListenerKind, Protocol, Resource};
+use weft_model::{
+    CaptureListener, Egress, InboundListener, Listener, ListenerKind, Protocol, Resource,
+};
 use weft_xds::NodeId;
 
 use super::peer_authentication::{Book, Policy};
-use super::{Env, Output, Reader, origin, protocol, service};
+use super::{Env, Output, Reader, origin, protocol, service, sidecar};
 use crate::mesh::{capture_root, inbound_root};
 
 pub(super) fn compile(reader: &Reader<'_>, env: &Env, object: &Object, pod: &Pod) -> Output {
@@ -33,7 +35,8 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, object: &Object, pod: &Pod
         false => Policy::default(),
     };
     if captured {
-        capture(object, &policy, &mut out);
+        let egress = sidecar::egress_of(reader, ns, &object.meta.labels);
+        capture(object, &policy, egress, &mut out);
     }
     for (port, found) in ports(reader, env, object, pod) {
         let root = inbound_root(ns, name, port);
@@ -54,14 +57,15 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, object: &Object, pod: &Pod
     out
 }
 
-/// What holds for captured traffic to ports that nobody declared.
-fn capture(object: &Object, policy: &Policy, out: &mut Output) {
+/// What holds for captured traffic: to ports that nobody declared, and to what nobody knows.
+fn capture(object: &Object, policy: &Policy, egress: Egress, out: &mut Output) {
     let root = capture_root(&object.key.namespace, &object.key.name);
     let listener = Listener {
         name: root.to_string().trim_start_matches("listener:").into(),
         kind: ListenerKind::Capture(CaptureListener {
             mtls: policy.mode,
             ports: policy.ports.clone(),
+            egress,
             ..CaptureListener::default()
         }),
         origin: Some(origin(object, "spec")),

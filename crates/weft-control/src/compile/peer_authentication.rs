@@ -157,16 +157,20 @@ fn enforced(reader: &Reader<'_>, policy: &PeerAuthentication) -> Condition {
     let mut modes = std::iter::once(&spec.mtls).chain(spec.port_level_mtls.values());
     let binding =
         modes.any(|m| matches!(mode_of(&m.mode), Some(MtlsMode::Strict | MtlsMode::Disable)));
+    enforcement(reader, binding)
+}
+
+/// Whether something that binds traffic can be walked around.
+pub(super) fn enforcement(reader: &Reader<'_>, binding: bool) -> Condition {
     if reader.pods_mode() == PodsMode::Namespace {
-        let text = "pods run in namespaces of their own: traffic reaches them through their \
-                    sidecars only";
+        let text = "pods run in namespaces of their own: their traffic passes their sidecars";
         return Condition::new("Enforced", true, "Enforced", text);
     }
     if !binding {
         let text = "it allows what process mode allows anyway";
         return Condition::new("Enforced", true, "Enforced", text);
     }
-    let text = "pods run as processes of this machine: a program that connects to an app's own \
+    let text = "pods run as processes of this machine: a program that connects to another's own \
                 port passes no sidecar; start with --pods=namespace to enforce it";
     Condition::new("Enforced", false, "NotEnforceable", text)
 }
