@@ -49,3 +49,6 @@ where
     let seen: Bytes = seen.freeze();
     (found, Prefixed::new(seen, io))
 }
+
+#[cfg(test)]
+mod tests;

@@ -419,3 +419,32 @@ async fn everything_outside_of_the_pod_network_goes_through_the_hosts_door() {
     assert_eq!((got.status, got.header("x-weft-flags")), (503, "UF,URX"));
     assert!(got.body.contains("door"), "{}", got.body);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn draining_lets_captured_connections_finish_and_waits_for_no_silent_one() {
+    let bytes = echo().await;
+    let endpoints = vec![endpoint("a", bytes.address)];
+    let all = service("raw", Protocol::Detect, BackendPolicy::default(), endpoints);
+    let pod = Pod::new(addressed(all, "10.96.0.1")).await;
+    let mut busy = pod.dial("10.96.0.1:80").await;
+    busy.write_all(b"\0one").await.unwrap();
+    let mut seen = [0u8; 4];
+    busy.read_exact(&mut seen).await.unwrap();
+    let mut silent = pod.dial("10.96.0.1:80").await;
+    wait_until("the silent one has its upstream", || async { bytes.hits() == 2 }).await;
+    let (door, dialled) = (pod.bed.outbound(), pod.dialled.clone());
+    let began = tokio::time::Instant::now();
+    let (ended, draining) = tokio::sync::oneshot::channel();
+    let tasks = TaskGroup::new();
+    tasks.spawn("drain", async move { ended.send(pod.bed.proxy.drain().await).unwrap() });
+    wait_until("nothing new is taken", || async {
+        dialled.try_connect(door, "10.96.0.1:80").await.is_err()
+    })
+    .await;
+    assert_eq!(rest(&mut silent).await.unwrap(), "");
+    busy.write_all(b"\0two").await.unwrap();
+    busy.shutdown().await.unwrap();
+    assert_eq!(rest(&mut busy).await.unwrap(), "\0two");
+    assert!(draining.await.unwrap());
+    assert!(began.elapsed() < Duration::from_secs(4), "the grace is five seconds");
+}
