@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -10,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use weft_base::task::TaskGroup;
+use weft_control::push::HoldLimits;
 use weft_kinds::world::World;
 use weft_proxy::config::{OnDemandLimits, UnknownDestinations};
 
@@ -38,13 +40,24 @@ fn put_service(world: &mut World, name: &str, namespace: &str, origin: SocketAdd
     put(world, &format!("/o/discovery.k8s.io/endpointslices/{namespace}/{name}"), &slice);
 }
 
-/// What nearby services look like, of whose hosts a far one is needed by a route.
-fn world(origin: SocketAddr) -> World {
-    let mut world = World::new();
+fn remove_service(world: &mut World, name: &str, namespace: &str) {
+    for kind in ["core/services", "discovery.k8s.io/endpointslices"] {
+        world.apply(&format!("/o/{kind}/{namespace}/{name}"), None, world.revision() + 1);
+    }
+}
+
+/// The pod of the sidecar under test.
+fn put_pod(world: &mut World) {
     let pod = json!({"metadata": {"name": "p"},
         "spec": {"nodeName": "n", "serviceAccountName": "p", "containers": [{"name": "c"}]},
         "status": {"podIP": "127.64.0.1"}});
-    put(&mut world, "/o/core/pods/shop/p", &pod);
+    put(world, "/o/core/pods/shop/p", &pod);
+}
+
+/// What nearby services look like, of whose hosts a far one is needed by a route.
+fn world(origin: SocketAddr) -> World {
+    let mut world = World::new();
+    put_pod(&mut world);
     put_service(&mut world, "near", "shop", origin);
     for i in 0..SERVICES {
         put_service(&mut world, &format!("s{i:04}"), "far", origin);
@@ -169,5 +182,59 @@ async fn far_hosts_are_there_when_they_are_asked_for_and_given_back_when_they_ar
         assert_eq!(again.forward(&far(i)).await, (200, far(i)));
     }
     again.stop().await;
+    tasks.shutdown(Duration::ZERO).await;
+}
+
+/// A mesh grows beyond what a proxy holds and shrinks again, while far hosts are in use.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_notices_when_the_mesh_becomes_too_large_for_a_proxy_or_fits_again() {
+    let tasks = TaskGroup::new();
+    let origin = origin(&tasks).await;
+    let mut world = World::new();
+    put_pod(&mut world);
+    put_service(&mut world, "near", "shop", origin);
+    for i in 0..10 {
+        put_service(&mut world, &format!("s{i:04}"), "far", origin);
+    }
+    let limits = HoldLimits { backends_max: 20, ..HoldLimits::default() };
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let mut server = Server::start_with(world, any, limits).await;
+    let sidecar = Running::start(NODE, server.address, |_| {}).await;
+    sidecar.until(|n| n == 11).await;
+    let ended = AtomicBool::new(false);
+    let client = async {
+        let mut requests = 0;
+        while !ended.load(Ordering::Relaxed) {
+            let host = far(requests % 10);
+            assert_eq!(sidecar.forward(&host).await, (200, host), "request {requests}");
+            requests += 1;
+        }
+        requests
+    };
+    let operator = async {
+        for _ in 0..3 {
+            for (partial, hosts) in [(true, 10..30), (false, 10..30)] {
+                let change = |world: &mut World| {
+                    for i in hosts {
+                        let name = format!("s{i:04}");
+                        if partial {
+                            put_service(world, &name, "far", origin);
+                        } else {
+                            remove_service(world, &name, "far");
+                        }
+                    }
+                };
+                server.change(change).await;
+                server.until(|status| status.synced && status.partial == partial).await;
+                // All ten are in use, so all ten are there soon.
+                sidecar.until(|n| n == 11).await;
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+    };
+    let (requests, ()) = tokio::join!(client, operator);
+    assert!(requests > 30, "{requests}");
+    server.stop().await;
+    sidecar.stop().await;
     tasks.shutdown(Duration::ZERO).await;
 }

@@ -16,7 +16,7 @@ use weft_base::snapshot::{Publisher, snapshot};
 use weft_base::task::TaskGroup;
 use weft_control::compile::Env;
 use weft_control::mesh::Mesh;
-use weft_control::push::{Driver, MeshNodes, ProxyStatus, Pusher};
+use weft_control::push::{Driver, HoldLimits, MeshNodes, ProxyStatus, Pusher};
 use weft_kinds::world::World;
 use weft_proxy::config::{LogWhat, Ports};
 use weft_proxy::ingest::source;
@@ -38,12 +38,17 @@ pub struct Server {
 
 impl Server {
     pub async fn start(world: World, address: SocketAddr) -> Self {
+        Self::start_with(world, address, HoldLimits::default()).await
+    }
+
+    /// The same with other limits of what a proxy is sent without asking.
+    pub async fn start_with(world: World, address: SocketAddr, limits: HoldLimits) -> Self {
         let (mesh, mesh_reader) = snapshot(Mesh::default());
         let (worlds, world_reader) = snapshot(world.clone());
         let trust_domain: Arc<str> = "cluster.local".into();
         let nodes = MeshNodes { mesh: mesh_reader, world: world_reader, trust_domain };
         let tasks = TaskGroup::new();
-        let pusher = Pusher::start(Arc::new(nodes), Clock::system(), &tasks);
+        let pusher = Pusher::start_with(Arc::new(nodes), Clock::system(), limits, &tasks);
         let shake: Handshake<TcpStream> = Arc::new(|io| {
             let id = "spiffe://cluster.local/ns/shop/sa/p".into();
             let peer = Peer { spiffe_id: Some(id), address: None };

@@ -12,6 +12,7 @@ mod faults;
 mod grpc;
 mod mtls;
 mod observed;
+mod on_demand;
 mod outside;
 mod retry;
 mod routing;
