@@ -2,10 +2,14 @@
 """PeerAuthentication where traffic is captured: an app's ports are reached as it says, declared
 or not, by its address or by name, and by nobody otherwise."""
 
+import http.server
 import json
 import re
+import subprocess
+import threading
 
 import pytest
+import requests
 
 from mesh import Mesh, until
 
@@ -124,7 +128,6 @@ def test_disabled_is_called_in_plaintext_by_the_mesh_too(mesh):
     def calls():
         """Requests by what the web pod's sidecar saw of the connection."""
         ip = mesh.pods("demo", app="web")[0]["metadata"]["annotations"]["weft.dev/host-address"]
-        import requests
         text = requests.get(f"http://{ip}:15020/metrics", timeout=5).text
         out = {}
         for line in text.splitlines():
@@ -147,3 +150,39 @@ def test_disabled_is_called_in_plaintext_by_the_mesh_too(mesh):
     until("no call over mTLS any more", plaintext)
     mesh.kubectl("delete", "peerauthentication", "plain", "-n", "demo")
     until("mTLS again", lambda: not plaintext())
+
+
+def test_registry_only_closes_the_way_out(mesh):
+    """A server of this machine that the mesh does not know, at an address that pods can dial."""
+    server = outside_server()
+    if server is None:
+        pytest.skip("this machine has no address but loopback")
+    url = f"http://{server.server_address[0]}:{server.server_port}/"
+    assert curl(mesh, "friend", url)[0] == "200", "open unless somebody closes it"
+    mesh.kubectl("apply", "-f", "-", stdin="""
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: closed, namespace: demo}
+spec: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}}
+""")
+    code, body = until("it is closed", lambda: not_200(mesh, url))
+    assert code in ("502", "503", "000"), (code, body)
+    assert curl(mesh, "friend", "http://web/")[0] == "200", "what the mesh knows is open"
+    mesh.kubectl("delete", "sidecar", "closed", "-n", "demo")
+    until("it is open again", lambda: curl(mesh, "friend", url)[0] == "200")
+    server.shutdown()
+
+
+def not_200(mesh, url):
+    found = curl(mesh, "friend", url)
+    return found if found[0] != "200" else None
+
+
+def outside_server():
+    """Listens at an address of a real interface; `None` when there is none."""
+    out = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
+    for ip in (ip for ip in out if ":" not in ip and not ip.startswith("127.")):
+        server = http.server.ThreadingHTTPServer((ip, 0), http.server.SimpleHTTPRequestHandler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+    return None
