@@ -266,7 +266,7 @@ def command_of(pid):
 
 
 JOB = """\
-echo begun; until [ -e /work/hooked ]; do sleep 0.05; done; echo done
+echo begun; until [ -e /shared/hooked ]; do sleep 0.05; done; echo done
 """
 
 
@@ -274,8 +274,8 @@ def test_jobs_hooks_and_containers_that_run_beside(folder):
     beside = container("beside", "/bin/sh", "-c",
                        "trap 'echo beside ends; exit 0' TERM; while :; do sleep 0.1; done",
                        restartPolicy="Always")
-    hook = {"postStart": {"exec": {"command": ["/bin/sh", "-c", "touch /work/hooked"]}}}
-    mount = [{"name": "work", "mountPath": "/work"}]
+    hook = {"postStart": {"exec": {"command": ["/bin/sh", "-c", "touch /shared/hooked"]}}}
+    mount = [{"name": "work", "mountPath": "/shared"}]
     job = {"apiVersion": "batch/v1", "kind": "Job",
            "metadata": {"name": "job", "namespace": "default"},
            "spec": {"template": {"spec": {
@@ -321,10 +321,12 @@ while True:
 """
 
 
-@pytest.mark.root
-def test_what_misbehaves_is_bounded_and_named(folder):
+@pytest.mark.parametrize("user", [None, NOBODY], ids=["root", "ordinary-user"])
+def test_what_misbehaves_is_bounded_and_named(folder, user):
     limits = lambda memory: {"limits": {"memory": memory, "cpu": "500m"}}
     grow = "x = []\nwhile True: x.append(bytearray(1 << 20))"
+    if user:  # Nothing would hold it.
+        grow = "import time; time.sleep(1000)"
     (folder / "m" / "forks.py").write_text(FORKS)
     mesh = run(
         folder, *user_service("/usr/bin/python3", PLAIN, folder), sleeper("client"),
@@ -332,12 +334,17 @@ def test_what_misbehaves_is_bounded_and_named(folder):
         pod("forks", container("c", "/usr/bin/python3", "forks.py")),
         pod("chatters", container("c", "/bin/sh", "-c", "yes 0123456789abcdef")),
         pod("deaf", container("c", "/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done")),
-        pod("crashes", container("c", "/bin/sh", "-c", "echo out of luck; exit 3")))
+        pod("crashes", container("c", "/bin/sh", "-c", "echo out of luck; exit 3")), user=user)
     try:
         def ended(name):
             found = status(mesh, name)["status"]["containerStatuses"][0]
             return found.get("lastState", {}).get("terminated")
-        until("the one that grows is ended", lambda: (ended("grows") or {}).get("reason") == "OOMKilled")
+        if user:
+            until("what does not hold is told", lambda: "memory of container c do not hold" in
+                  mesh.kubectl("get", "events").stdout)
+        else:
+            until("the one that grows is ended",
+                  lambda: (ended("grows") or {}).get("reason") == "OOMKilled")
         until("forks are bounded", lambda: "made" in mesh.kubectl("logs", "forks").stdout)
         made = int(re.search(r"made (\d+)", mesh.kubectl("logs", "forks").stdout)[1])
         assert 100 < made <= 1024
