@@ -104,12 +104,14 @@ fn mapped<'a>(pod: &'a Pod, container: &Container, images: &'a Images) -> Option
     annotated.or_else(|| image(&container.image, images)).filter(|line| !line.trim().is_empty())
 }
 
-/// The map's entry for an image: as written, without its tag, or without its registry.
+/// The map's entry for an image: as written, without its tag, without its registry, without both.
 fn image<'a>(name: &str, images: &'a Images) -> Option<&'a str> {
+    // A colon before the last slash belongs to the registry's port.
     let short = name.rsplit('/').next().unwrap_or(name);
-    let untagged = |n: &str| n.split(['@', ':']).next().unwrap_or(n).to_owned();
-    let mut tries = [name.to_owned(), short.to_owned(), untagged(short)].into_iter();
-    tries.find_map(|key| images.get(&key)).map(String::as_str)
+    let tag = short.find(['@', ':']).map_or(0, |at| short.len() - at);
+    let mut tries =
+        [name, &name[..name.len() - tag], short, &short[..short.len() - tag]].into_iter();
+    tries.find_map(|key| images.get(key)).map(String::as_str)
 }
 
 /// A program with a slash is relative to the directory; another is looked for on PATH.
@@ -182,6 +184,10 @@ mod tests {
         assert_eq!(check(by_annotation, container.clone(), &images), "/bin/sh -e|a b|8080 in /");
         assert_eq!(check(json!({}), container.clone(), &images), "/bin/cat -u|8080 in /");
         assert_eq!(check(json!({}), container.clone(), &[]), "/bin/sh -c|8080 in /");
+        for key in ["reg.io/x/user", "user", "reg.io/x/user:1.0"] {
+            let images = [(key, "bin/cat -u")];
+            assert_eq!(check(json!({}), container.clone(), &images), "/bin/cat -u|8080 in /");
+        }
         let by_name = json!({"weft.dev/command.c": "ls", "weft.dev/workdir": "tmp"});
         assert_eq!(check(by_name, container, &images), "/bin/ls 8080 in /tmp");
     }

@@ -378,7 +378,9 @@ impl Compiler {
                     listener.attached_routes = count.copied().unwrap_or(0);
                 }
             }
-            StatusBody::Conditions(conditions) => conditions.extend(pending),
+            StatusBody::Conditions(conditions) | StatusBody::Class { conditions, .. } => {
+                conditions.extend(pending);
+            }
             StatusBody::Parents(parents) => {
                 for parent in parents {
                     parent.conditions.extend(pending.clone());

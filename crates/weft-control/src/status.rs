@@ -29,6 +29,8 @@ pub struct StatusUpdate {
 pub enum StatusBody {
     /// `status.conditions`.
     Conditions(Vec<Condition>),
+    /// `status.conditions` and `status.supportedFeatures` of a GatewayClass (GEP-2162); sorted.
+    Class { conditions: Vec<Condition>, features: &'static [&'static str] },
     /// `status.parents` of a Gateway API route.
     Parents(Vec<ParentStatus>),
     /// `status.conditions`, `status.addresses` and `status.listeners` of a Gateway.
@@ -109,6 +111,10 @@ impl StatusUpdate {
             StatusBody::Conditions(conditions) => {
                 new["conditions"] = self.conditions(conditions, &old["conditions"], now);
                 new["observedGeneration"] = self.generation.into();
+            }
+            StatusBody::Class { conditions, features } => {
+                new["conditions"] = self.conditions(conditions, &old["conditions"], now);
+                new["supportedFeatures"] = features.iter().map(|f| json!({"name": f})).collect();
             }
             StatusBody::Parents(parents) => {
                 new["parents"] = self.parents(parents, &old["parents"], now);

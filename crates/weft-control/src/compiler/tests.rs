@@ -63,7 +63,9 @@ impl Bench {
         let conditions = match &status.body {
             StatusBody::Conditions(conditions) => conditions,
             StatusBody::Parents(parents) => &parents[0].conditions,
-            StatusBody::Gateway { conditions, .. } => conditions,
+            StatusBody::Gateway { conditions, .. } | StatusBody::Class { conditions, .. } => {
+                conditions
+            }
         };
         conditions.iter().find(|c| c.kind == kind).cloned()
     }

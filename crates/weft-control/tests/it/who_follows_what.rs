@@ -117,7 +117,9 @@ fn the_shop_compiles_without_a_complaint_and_routes_as_its_readme_says() {
     assert!(update.statuses.len() >= 7, "{:?}", update.statuses);
     for status in &update.statuses {
         let conditions = match &status.body {
-            StatusBody::Conditions(conditions) => conditions.clone(),
+            StatusBody::Conditions(conditions) | StatusBody::Class { conditions, .. } => {
+                conditions.clone()
+            }
             StatusBody::Gateway { conditions, .. } => conditions.clone(),
             StatusBody::Parents(parents) => {
                 assert!(!parents.is_empty(), "{}", status.object);
