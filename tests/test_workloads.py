@@ -3,6 +3,8 @@
 mesh's own request rate, disruption budgets."""
 
 import json
+import os
+import signal
 import threading
 import time
 
@@ -91,7 +93,8 @@ def demo(tmp_path):
     (folder / "a.yaml").write_text(
         "apiVersion: v1\nkind: Namespace\nmetadata: {name: demo}\n---" + SERVICE + "---"
         + ROUTE.replace("PORT", str(port)))
-    mesh = Mesh(folder, tmp_path / "data", gateway_port=port).start()
+    extra = os.environ.get("WEFT_UP_FLAGS", "").split()
+    mesh = Mesh(folder, tmp_path / "data", gateway_port=port, extra=extra).start()
     mesh.k = lambda *args, **kw: mesh.kubectl("-n", "demo", *args, **kw).stdout
     mesh.apply = lambda text: mesh.k("apply", "-f", "-", stdin=text)
     yield mesh
@@ -255,6 +258,32 @@ spec:
     assert sorted(said) == ["0", "1", "2"]
     until("it goes when its time is over",
           lambda: "each" not in demo.k("get", "jobs,pods", "-o", "name"))
+
+
+def test_a_job_goes_on_when_weft_was_stopped_or_killed(demo):
+    demo.apply("""
+apiVersion: batch/v1
+kind: Job
+metadata: {name: long, namespace: demo}
+spec:
+  backoffLimit: 0
+  template:
+    spec:
+      restartPolicy: Never
+      containers:
+        - name: main
+          image: x
+          command: [/bin/sh, -c, "until [ -e $HERE/go ]; do sleep 0.1; done; echo done"]
+          env: [{name: HERE, value: FOLDER}]
+""".replace("FOLDER", str(demo.data.parent)))
+    for how in (signal.SIGINT, signal.SIGKILL):
+        until("it works", lambda: demo.ready_pods("demo", **{"job-name": "long"}))
+        demo.stop(how)
+        demo.start()
+    until("it works", lambda: demo.ready_pods("demo", **{"job-name": "long"}))
+    (demo.data.parent / "go").write_text("")
+    demo.k("wait", "--for=condition=complete", "job/long", "--timeout=60s")
+    assert demo.k("get", "job", "long", "-o", "jsonpath={.status.failed}") == ""
 
 
 def test_a_schedule_makes_jobs_and_stops(demo):
