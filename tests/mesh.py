@@ -64,7 +64,7 @@ class Mesh:
     """One `weft up`."""
 
     def __init__(self, paths, data, gateway_port=None, extra=(), env=None, user=None,
-                 program=WEFT):
+                 program=WEFT, prefix=()):
         self.paths = [str(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths])]
         self.data = pathlib.Path(data)
         self.gateway = f"http://127.0.0.1:{gateway_port}" if gateway_port else None
@@ -73,6 +73,7 @@ class Mesh:
         # Started as this ordinary user (a number) instead of the tests' own.
         self.user = user
         self.program = program
+        self.prefix = list(prefix)
         if user:
             self.env.update(HOME=str(self.data.parent), USER=str(user))
         self.process = None
@@ -87,6 +88,7 @@ class Mesh:
     def start(self, seconds=60):
         command = [str(self.program), "up", *self.paths, "--data", str(self.data), "--ports", "auto",
                    "--announce", "--plain", "--no-build", *self.extra]
+        command = self.prefix + command
         if self.user:
             command = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups",
                        *command]

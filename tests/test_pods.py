@@ -423,6 +423,37 @@ def test_nothing_is_left(folder, user, how):
     again.stop()
 
 
+# A system on which nobody may make a network namespace.
+NO_NETWORKS = ["unshare", "--map-root-user", "sh", "-c",
+               "echo 0 > /proc/sys/user/max_net_namespaces; exec \"$@\"", "sh"]
+
+
+def test_the_way_is_tried_chosen_and_told(folder):
+    write(folder, sleeper("client"))
+    refused = subprocess.run(
+        [*NO_NETWORKS, str(WEFT), "up", str(folder / "m"), "--data", str(folder / "data"),
+         "--ports", "auto", "--pods=namespace"], capture_output=True, text=True, timeout=30)
+    assert refused.returncode == 1 and "network namespace" in refused.stderr, refused.stderr
+    assert "--pods=process" in refused.stderr
+    with Mesh(folder / "m", folder / "data", extra=["--pods=auto"], prefix=NO_NETWORKS) as mesh:
+        assert any("plain processes" in l and "network namespace" in l for l in mesh.lines)
+        ready(mesh, "client")
+        assert status(mesh, "client")["status"]["podIP"].startswith("127.")
+
+
+def test_a_run_goes_on_the_other_way(folder):
+    objects = [*user_service("/usr/bin/python3", PLAIN, folder), sleeper("client")]
+    objects[0]["spec"]["replicas"] = 1
+    write(folder, *objects)
+    for way, network in [("namespace", "10.244."), ("process", "127."), ("auto", "10.244.")]:
+        with Mesh(folder / "m", folder / "data", extra=[f"--pods={way}"]) as mesh:
+            ready(mesh, "client")
+            assert status(mesh, "client")["status"]["podIP"].startswith(network)
+            url = "http://user-service" + ("" if network == "10.244." else ".default") + "/user/1"
+            answer = inside(mesh, "client", "curl", "-sS", "-m", "5", url)
+            assert json.loads(answer)["pod"], answer
+
+
 @pytest.mark.parametrize("user", [None, NOBODY], ids=["root", "ordinary-user"])
 def test_no_request_of_the_shop_fails_while_it_is_disturbed(folder, user):
     port = free_port()
