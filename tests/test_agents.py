@@ -153,8 +153,11 @@ class Machines:
         base = self.folder / "base"
         base.mkdir()
         (base / "ns.yaml").write_text("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n")
-        self.running["s"] = Process(self.s, self.folder, "up", base, "--data", self.folder / "server",
-                                    "--plain", "--agents-bind", self.s.address)
+        return self.serve("up", base, "--plain")
+
+    def serve(self, *role):
+        self.running["s"] = Process(self.s, self.folder, *role, "--data", self.folder / "server",
+                                    "--agents-bind", self.s.address)
         self.doors = self.running["s"].announced()
         self.api = self.doors["api"]
         assert self.doors["agents"] == f"{self.s.address}:15012"
@@ -211,6 +214,19 @@ class Machines:
             until(f"{app} is ready", lambda: len(self.ready_pods(app=app)) == count, 60)
         until("the gateway answers", lambda: self.user(1).status_code == 200, 30)
 
+    def scaled(self, app, replicas):
+        """The app's manifest with another number of replicas."""
+        found = next(f for f in (self.folder / "shop").glob("*.yaml")
+                     if f"name: {app}\n" in f.read_text() and "replicas:" in f.read_text())
+        text = re.sub(r"replicas: \d+", f"replicas: {replicas}", found.read_text())
+        target = self.folder / f"{app}-{replicas}.yaml"
+        target.write_text(text)
+        return target
+
+    def synced(self):
+        proxies = self.json("/v1/weft/proxies")["proxies"]
+        return proxies and all(p["connected"] and p["state"] == "in sync" for p in proxies)
+
     def at_home(self, _, text):
         """All machines have one disk here: programs start in the same folder on each."""
         build = os.environ.get("SHOP_BUILD", "release")
@@ -219,7 +235,20 @@ class Machines:
                       text)
 
     def user(self, number):
-        return self.s.get(f"http://127.0.0.1:8000/users/{number}")
+        return self.gateway().get(f"http://127.0.0.1:8000/users/{number}")
+
+    def gateway(self):
+        """The machine that the Gateway's pod is on."""
+        pods = [p for p in self.ready_pods()
+                if p["metadata"].get("annotations", {}).get("weft.dev/proxy") == "gateway"]
+        home = pods[0]["spec"]["nodeName"]
+        return {"a": self.a, "b": self.b}.get(home, self.s)
+
+    def order(self):
+        def post():
+            body = {"user": 1, "product": 2, "quantity": 1}
+            return requests.post("http://127.0.0.1:8000/orders", json=body, timeout=10)
+        return self.gateway().inside(post)
 
     def end(self):
         try:
@@ -236,12 +265,18 @@ class Machines:
 
 
 @pytest.fixture
-def machines(tmp_path):
+def bare(tmp_path):
+    """Machines on which nothing runs yet."""
     machines = Machines(tmp_path)
     try:
-        yield machines.start()
+        yield machines
     finally:
         machines.end()
+
+
+@pytest.fixture
+def machines(bare):
+    return bare.start()
 
 
 class Readers:
@@ -250,7 +285,8 @@ class Readers:
     def __init__(self, machines, threads=4):
         self.machines, self.failed, self.good = machines, [], 0
         self.ending = threading.Event()
-        self.threads = [threading.Thread(target=machines.s.inside, args=(self.read,))
+        gateway = machines.gateway()
+        self.threads = [threading.Thread(target=gateway.inside, args=(self.read,))
                         for _ in range(threads)]
 
     def read(self):
@@ -296,6 +332,7 @@ def test_the_shop_on_three_machines_and_one_is_cut_off(machines):
         assert address.startswith(home.address + ":")
         assert pod["status"]["hostIP"] == home.address
     before = machines.json("/api/v1/namespaces/shop/pods")
+    assert machines.order().status_code == 201
 
     with Readers(machines) as readers:
         until("reads go well", lambda: readers.good > 200)
@@ -309,6 +346,7 @@ def test_the_shop_on_three_machines_and_one_is_cut_off(machines):
         # Also while nobody knew yet: requests found another instance.
         assert not readers.failed, readers.failed[:3]
 
+        assert machines.order().status_code == 201
         status = machines.s.weft("status", check=False)
         assert status.returncode == 3
         assert "node b" in status.stdout and "not heard of" in status.stdout, status.stdout
@@ -324,6 +362,39 @@ def test_the_shop_on_three_machines_and_one_is_cut_off(machines):
     names = [sorted(p["metadata"]["name"] for p in x["items"]) for x in (before, after)]
     assert names[0] == names[1], "nothing was started anew for a short silence"
     until("no problem is left", lambda: machines.s.weft("status", check=False).returncode == 0, 20)
+
+
+def test_a_server_that_dies_and_comes_back_disturbs_nobody(bare):
+    """No agent on the server's machine: what runs, runs elsewhere."""
+    machines = bare
+    machines.serve("server")
+    machines.join(machines.a)
+    machines.join(machines.b)
+    machines.s.weft("apply", "-f", "examples/shop/00-namespace.yaml")
+    machines.deploy_shop()
+    assert {p["spec"]["nodeName"] for p in machines.ready_pods()} == {"a", "b"}
+
+    def started():
+        return sorted((p["metadata"]["name"], c["restartCount"], c.get("containerID"))
+                      for p in machines.json("/api/v1/namespaces/shop/pods")["items"]
+                      for c in p["status"]["containerStatuses"])
+    before = started()
+    with Readers(machines) as readers:
+        until("reads go well", lambda: readers.good > 100)
+        machines.running.pop("s").stop(signal.SIGKILL)
+        good = readers.good
+        until("reads go on with no server", lambda: readers.good > good + 300)
+        machines.serve("server")
+        for name in ("a", "b"):
+            machines.until_node(name, "True")
+        until("proxies are in sync", lambda: machines.synced(), 30)
+        good = readers.good
+        until("reads go on", lambda: readers.good > good + 100)
+        assert not readers.failed, readers.failed[:3]
+    assert started() == before
+    # And it still commands.
+    machines.s.weft("apply", "-f", machines.scaled("user", 3))
+    until("a third user", lambda: len(machines.ready_pods(app="user")) == 3, 30)
 
 
 def test_joining_needs_a_good_token_and_an_agent_comes_back_without_one(machines):
