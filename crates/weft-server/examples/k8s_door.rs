@@ -12,8 +12,8 @@ use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
 use weft_registry::Registry;
 use weft_server::k8s::{
-    Door, ExecIo, ExecRequest, LogError, LogPieces, LogRequest, Meter, PodLogs, PodRef, PodStreams,
-    Pods, StreamError, router,
+    Door, Ending, ExecIo, ExecRequest, LogError, LogPieces, LogRequest, Meter, PodLogs, PodRef,
+    PodStreams, Pods, StreamError, router,
 };
 use weft_server::serve::serve;
 use weft_store::MemoryStore;
@@ -35,7 +35,7 @@ impl PodStreams for NoStreams {
         Err(StreamError::NotRunning(format!("no process of pod {:?} runs here", request.pod.name)))
     }
 
-    fn run(&self, request: ExecRequest, _: ExecIo) -> BoxFuture<'static, Result<i32, StreamError>> {
+    fn run(&self, request: ExecRequest, _: ExecIo) -> Ending {
         let refused = self.check(&request).map(|()| 0);
         Box::pin(async { refused })
     }

@@ -43,7 +43,7 @@ use weft_kinds::kind::{KindId, Subresource};
 use weft_kinds::openapi;
 use weft_registry::Registry;
 
-pub use exec::{ExecIo, ExecRequest, PodRef, PodStreams, StreamError, TerminalSize};
+pub use exec::{Ending, ExecIo, ExecRequest, PodRef, PodStreams, StreamError, TerminalSize};
 pub use logs::{LogError, LogPieces, LogRequest, PodLogs};
 pub use metrics::Meter;
 use path::{Objects, Target};

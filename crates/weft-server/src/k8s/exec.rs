@@ -40,12 +40,14 @@ pub trait PodStreams: Send + Sync + 'static {
 
     /// Runs the program to its end, with all of its output handed over. Dropping the future ends
     /// the program.
-    fn run(&self, request: ExecRequest, io: ExecIo)
-    -> BoxFuture<'static, Result<i32, StreamError>>;
+    fn run(&self, request: ExecRequest, io: ExecIo) -> Ending;
 
     /// Connects to a port of a pod.
     fn dial(&self, pod: PodRef, port: u16) -> BoxFuture<'static, io::Result<TcpStream>>;
 }
+
+/// A program's run, up to its exit code.
+pub type Ending = BoxFuture<'static, Result<i32, StreamError>>;
 
 /// One pod object: its uid tells it from a successor of the same name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

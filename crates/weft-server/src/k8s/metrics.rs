@@ -168,8 +168,7 @@ mod tests {
     #[test]
     fn figures_are_those_of_the_containers() {
         let of = |cpu_milli, memory_bytes| Resources { cpu_milli, memory_bytes, wall_ms: 0 };
-        let mut usage = Usage::default();
-        usage.resources = BTreeMap::from([
+        let resources = BTreeMap::from([
             ("shop/user".into(), of(30, 4096)),
             ("shop/user/a".into(), of(10, 1024)),
             ("shop/user/b".into(), of(20, 3072)),
@@ -178,7 +177,7 @@ mod tests {
             "metadata": {"name": "user", "namespace": "shop", "labels": {"app": "user"}},
             "spec": {"containers": [{"name": "a"}, {"name": "b"}, {"name": "waits"}]},
         });
-        let usage = Arc::new(usage);
+        let usage = Arc::new(Usage { resources, ..Usage::default() });
         let shown = one(KindId::Pod, "PodMetrics", &pod, &usage).unwrap();
         assert_eq!(
             shown["containers"],

@@ -61,7 +61,7 @@ impl PodStreams for NoStreams {
         Err(StreamError::NotRunning("nothing runs here".into()))
     }
 
-    fn run(&self, _: ExecRequest, _: ExecIo) -> BoxFuture<'static, Result<i32, StreamError>> {
+    fn run(&self, _: ExecRequest, _: ExecIo) -> Ending {
         Box::pin(async { Err(StreamError::NotRunning("nothing runs here".into())) })
     }
 

@@ -13,7 +13,9 @@ use weft_agent::agent::Agent;
 use weft_agent::enter::EnterError;
 use weft_agent::exec::{ExecError, ExecStreams};
 use weft_agent::pod::{PROXY_CONTAINER, PodKey};
-use weft_server::k8s::{ExecIo, ExecRequest, PodRef, PodStreams, StreamError, TerminalSize};
+use weft_server::k8s::{
+    Ending, ExecIo, ExecRequest, PodRef, PodStreams, StreamError, TerminalSize,
+};
 
 /// Time for a connection to a pod of this machine.
 const DIAL_MAX: Duration = Duration::from_secs(5);
@@ -39,11 +41,7 @@ impl PodStreams for AgentStreams {
         self.0.can_enter(&pod, &request.container).map_err(|e| refused(&e))
     }
 
-    fn run(
-        &self,
-        request: ExecRequest,
-        io: ExecIo,
-    ) -> BoxFuture<'static, Result<i32, StreamError>> {
+    fn run(&self, request: ExecRequest, io: ExecIo) -> Ending {
         let agent = self.0.clone();
         async move {
             let (pod, container) = (key(&request.pod), &request.container);
@@ -131,7 +129,7 @@ impl PodStreams for NoStreams {
         Err(StreamError::NotRunning(ELSEWHERE.into()))
     }
 
-    fn run(&self, _: ExecRequest, _: ExecIo) -> BoxFuture<'static, Result<i32, StreamError>> {
+    fn run(&self, _: ExecRequest, _: ExecIo) -> Ending {
         async { Err(StreamError::NotRunning(ELSEWHERE.into())) }.boxed()
     }
 

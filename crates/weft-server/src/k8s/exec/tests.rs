@@ -54,11 +54,7 @@ impl PodStreams for Programs {
         }
     }
 
-    fn run(
-        &self,
-        request: ExecRequest,
-        mut io: ExecIo,
-    ) -> BoxFuture<'static, Result<i32, StreamError>> {
+    fn run(&self, request: ExecRequest, mut io: ExecIo) -> Ending {
         let ended = self.ended.clone();
         async move {
             let words: Vec<&str> = request.command.iter().map(String::as_str).collect();
