@@ -12,6 +12,7 @@ pub mod issue;
 pub mod limits;
 pub mod metrics;
 pub mod name;
+pub mod pod_network;
 pub mod rng;
 pub mod snapshot;
 pub mod sockets;

@@ -9,6 +9,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use weft_base::pod_network::canonical;
+
 use crate::{Endpoint, Host, HostPort, Protocol};
 
 /// What a proxy's table says about addresses and names.
@@ -95,11 +97,6 @@ pub fn by_original_dst_and_host<'a, B: AddressBook + ?Sized>(
         _ => port.protocol.is_http() || port.protocol == Protocol::Detect,
     };
     if may { Captured::Service { host: named, port } } else { found }
-}
-
-/// An IPv4 address that a socket shows as IPv6 is IPv4.
-fn canonical(ip: IpAddr) -> IpAddr {
-    ip.to_canonical()
 }
 
 fn port_of(host: &Host, port: u16) -> Option<&HostPort> {

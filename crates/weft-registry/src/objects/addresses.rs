@@ -17,6 +17,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use weft_base::issue::{FieldPath, Issues};
 use weft_base::name::fnv1a;
+use weft_base::pod_network::{PODS_V6, pod_v4, pod_v6};
 use weft_kinds::kind::KindId;
 use weft_kinds::world::{PodsMode, World};
 use weft_store::{Compare, Op};
@@ -51,8 +52,6 @@ pub(super) const GATEWAYS: Range =
 const INSIDE_PODS: Range = Range { base: Ipv4Addr::new(10, 244, 0, 0), prefix: 16, reserved: 256 };
 const INSIDE_SERVICES: Range =
     Range { base: Ipv4Addr::new(10, 96, 0, 0), prefix: 16, reserved: 256 };
-/// fd00:7766::/64, then the pod's IPv4 address.
-const INSIDE_PODS_V6: [u16; 6] = [0xfd00, 0x7766, 0, 0, 0, 0];
 /// fd00:7766:1::/112, then the place of the Service's IPv4 address in its range.
 const INSIDE_SERVICES_V6: [u16; 7] = [0xfd00, 0x7766, 1, 0, 0, 0, 0];
 /// Places looked at before a range counts as full.
@@ -76,13 +75,6 @@ pub fn pod(
         }
     };
     Ok((given, extra))
-}
-
-fn pod_v6(v4: Ipv4Addr) -> Ipv6Addr {
-    let [a, b, c, d] = v4.octets();
-    let [s0, s1, s2, s3, s4, s5] = INSIDE_PODS_V6;
-    let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
-    Ipv6Addr::new(s0, s1, s2, s3, s4, s5, high, low)
 }
 
 /// Whether an address is one that pods inside namespaces get.
@@ -324,13 +316,6 @@ pub fn holder(world: &World, ip: IpAddr) -> Option<Arc<str>> {
     world.setting(&format!("addresses/{v4}"))?["owner"].as_str().map(Into::into)
 }
 
-fn pod_v4(v6: Ipv6Addr) -> Option<Ipv4Addr> {
-    let [head @ .., high, low] = v6.segments();
-    let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-    let v4 = Ipv4Addr::new(a, b, c, d);
-    (head == INSIDE_PODS_V6 && is_inside_pod(v4)).then_some(v4)
-}
-
 /// The address ranges that weft gives out, for doors that must tell them from others.
 pub fn is_given(ip: IpAddr) -> bool {
     match ip {
@@ -339,7 +324,7 @@ pub fn is_given(ip: IpAddr) -> bool {
         }
         IpAddr::V6(ip) => {
             let segments = ip.segments();
-            segments[..6] == INSIDE_PODS_V6 || segments[..7] == INSIDE_SERVICES_V6
+            segments[..6] == PODS_V6 || segments[..7] == INSIDE_SERVICES_V6
         }
     }
 }

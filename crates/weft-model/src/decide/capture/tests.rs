@@ -88,6 +88,9 @@ fn addresses_decide() {
         ("10.96.0.9:81", "b.shared.more:81"),
         ("10.244.0.9:5432", "db-0 of db"),
         ("[::ffff:10.244.0.9]:5432", "db-0 of db"),
+        // The same pod by its other address.
+        ("[fd00:7766::af4:9]:5432", "db-0 of db"),
+        ("[fd00:7766::af4:a]:5432", "outside"),
         ("10.244.0.9:5433", "outside"),
         ("192.0.2.1:80", "outside"),
     ] {
