@@ -9,7 +9,7 @@ use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
 use weft_kinds::views::gateway::{
     GROUP, HeaderModifier, HttpBackendRef, HttpRoute, HttpRouteFilter, HttpRouteMatch,
-    HttpRouteRule, NamedValue, PathModifier, RequestRedirect, UrlRewrite,
+    HttpRouteRule, NamedValue, ParentRef, PathModifier, RequestRedirect, UrlRewrite,
 };
 use weft_kinds::world::{KindId, Object};
 use weft_model::{
@@ -38,12 +38,15 @@ struct Context<'a, 'w> {
     reader: &'a Reader<'w>,
     env: &'a Env,
     object: &'a Object,
+    /// Namespaces of the Services whose callers the route directs, when it directs nothing else.
+    directed: Vec<&'a str>,
     out: Rules,
 }
 
 /// Reads all rules. A rule that cannot be done as written answers 500 with a sentence.
 pub(super) fn read(reader: &Reader<'_>, env: &Env, object: &Object, route: &HttpRoute) -> Rules {
-    let mut cx = Context { reader, env, object, out: Rules::default() };
+    let directed = directed(&object.key.namespace, &route.spec.parent_refs);
+    let mut cx = Context { reader, env, object, directed, out: Rules::default() };
     for (i, rule) in route.spec.rules.iter().enumerate() {
         let path = FieldPath::new("spec.rules").index(i);
         let rule = cx.rule(rule, &path);
@@ -153,7 +156,9 @@ impl Context<'_, '_> {
         }
         let (own, kind) = (&*self.object.key.namespace, self.object.key.kind.row().kind);
         let ns = to.namespace.as_deref().unwrap_or(own);
-        if ns != own && !granted(self.reader, kind, own, ("", "Service", &to.name), ns) {
+        // Who calls a Service of that namespace may be sent to it: nobody reaches more by that.
+        let open = ns == own || self.directed.contains(&ns);
+        if !open && !granted(self.reader, kind, own, ("", "Service", &to.name), ns) {
             return Err((
                 "RefNotPermitted",
                 format!(
@@ -205,6 +210,14 @@ impl Context<'_, '_> {
             ..default
         }
     }
+}
+
+/// The namespaces of a mesh route's parents (GEP-1426); none when a Gateway is among them, since
+/// then strangers come in by the route.
+fn directed<'a>(own: &'a str, parents: &'a [ParentRef]) -> Vec<&'a str> {
+    let mesh = parents.iter().all(|p| p.kind.as_deref() == Some("Service"));
+    let each = parents.iter().filter(|_| mesh);
+    each.map(|p| p.namespace.as_deref().unwrap_or(own)).collect()
 }
 
 /// Whether a ReferenceGrant in the target's namespace allows a reference from Gateway API.
