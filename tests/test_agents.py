@@ -168,8 +168,8 @@ class Machines:
         return json.loads(made)["token"]
 
     def agent(self, machine, token=None, *more):
-        args = ["agent", "--server", f"{self.s.address}:15012", "--name", machine.name,
-                "--data", self.folder / f"agent-{machine.name}", "--workdir", self.folder, *more]
+        name = [] if "--name" in more else ["--name", machine.name]
+        args = ["agent", "--server", f"{self.s.address}:15012", *name, "--data", self.folder / f"agent-{machine.name}", "--workdir", self.folder, *more]
         if token:
             args += ["--token", token]
         self.running[machine.name] = Process(machine, self.folder, *args)
@@ -413,7 +413,14 @@ def test_joining_needs_a_good_token_and_an_agent_comes_back_without_one(machines
     assert code == 1 and "not known" in log, log
     listed = machines.s.weft("token", "list").stdout
     assert "unused" in listed and secret not in listed
-    # None of these used it up.
+    spare = json.loads(machines.s.weft("token", "create", "--host", "z", "--ttl", "5m", "-o",
+                                       "json").stdout)
+    assert "z" in machines.s.weft("token", "list").stdout
+    machines.s.weft("token", "delete", spare["id"])
+    assert spare["id"] not in machines.s.weft("token", "list").stdout
+    code, log = refused(spare["token"], "--name", "z")
+    assert code == 1 and "not known" in log, log
+    # None of these used the good one up.
     machines.agent(machines.a, good).announced()
     machines.until_node("a", "True")
     running = machines.running["a"]

@@ -191,6 +191,19 @@ mod tests {
     }
 
     #[test]
+    fn agents_are_let_in_at_a_real_address_only() {
+        for bad in ["0.0.0.0", "127.0.0.1", "::"] {
+            let doors = Doors { agents_bind: bad.parse().ok(), ..doors(0) };
+            let error = bind(&doors).unwrap_err().to_string();
+            assert!(error.contains("--agents-bind") && error.contains(bad), "{error}");
+        }
+        // Not this machine's: nothing is opened, and the door is named.
+        let doors = Doors { agents_bind: "192.0.2.1".parse().ok(), ..doors(0) };
+        let error = bind(&doors).unwrap_err().to_string();
+        assert!(error.contains("agents cannot listen on 192.0.2.1"), "{error}");
+    }
+
+    #[test]
     fn auto_takes_free_ports() {
         let bound = bind(&Doors { ports: Ports::Auto, ..doors(1) }).unwrap();
         let (tcp, udp) = (bound.dns_tcp.local_addr().unwrap(), bound.dns_udp.local_addr().unwrap());

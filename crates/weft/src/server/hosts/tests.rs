@@ -407,3 +407,50 @@ async fn without_a_certificate_nobody_gets_configuration() {
     assert!(why.contains("needs a certificate"), "{why}");
     assert_eq!(refused.connects, 0);
 }
+
+#[tokio::test]
+async fn a_host_reports_its_own_checks_and_no_others() {
+    use weft_kinds::views::catalog::{CheckRecord, NodeRecord};
+    use weft_kinds::views::check::{CheckDefinition, Probe};
+    use weft_kinds::world::CheckKey as StoredKey;
+    let bed = bed().await;
+    let (m1, m2) = (bed.joined("m1", &[]).await, bed.joined("m2", &[]).await);
+    let catalog = bed.registry.catalog();
+    let key =
+        |node: &str| StoredKey { namespace: "default".into(), node: node.into(), id: "c".into() };
+    let definition = CheckDefinition {
+        probe: Probe::Tcp { address: "127.0.0.1:1".into(), tls: false },
+        agent: true,
+        ..CheckDefinition::default()
+    };
+    for node in ["m1", "m2"] {
+        let record =
+            NodeRecord { node: node.into(), address: "10.9.0.2".into(), ..NodeRecord::default() };
+
+        let check = CheckRecord {
+            namespace: "default".into(),
+            node: node.into(),
+            id: "c".into(),
+            name: "c".into(),
+            definition: serde_json::to_value(&definition).ok(),
+            ..CheckRecord::default()
+        };
+        catalog.register_check(&record, check).await.unwrap();
+    }
+    let result = |status| {
+        vec![CheckResult {
+            namespace: "default".into(),
+            id: "c".into(),
+            status,
+            output: "x".repeat(9_000),
+        }]
+    };
+    bed.door.report_checks(m1, result(CheckStatus::Passing)).await.unwrap();
+    let status = |node: &str| bed.registry.now().catalog().status(&key(node));
+    assert_eq!((status("m1"), status("m2")), (Status::Passing, Status::Critical));
+    let world = bed.registry.now();
+    let kept = world.catalog().result(&key("m1")).unwrap();
+    assert!(kept.output.len() <= CHECK_OUTPUT_BYTES_MAX);
+    bed.door.report_checks(m2, result(CheckStatus::Warning)).await.unwrap();
+    assert_eq!((status("m1"), status("m2")), (Status::Passing, Status::Warning));
+}
