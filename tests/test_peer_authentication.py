@@ -104,7 +104,8 @@ def test_strict_holds_at_every_port_and_address_until_it_is_gone(mesh):
     for url in everywhere:
         code, body = until("the proxy knows", lambda url=url: refused(mesh, url))
         assert code == "403" and "takes mesh mTLS only" in body, (url, body)
-    assert curl(mesh, "friend", "http://web/")[0] == "200", "over mTLS it goes on"
+    for url in ("http://web/", f"http://{v4}:8080/", f"http://{v6}:8080/"):
+        assert curl(mesh, "friend", url)[0] == "200", "over mTLS it goes on"
     row = next(line.split() for line in mesh.weft("mtls", "report").stdout.splitlines()
                if line.split()[1:2] == ["web"])
     assert row[-2:] == ["Enforced", "no"], row
