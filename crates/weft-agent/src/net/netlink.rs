@@ -17,6 +17,7 @@ use thiserror::Error;
 /// Flags of requests.
 pub const ACK: u16 = 0x4;
 pub const DUMP: u16 = 0x300;
+pub const REPLACE: u16 = 0x100;
 pub const EXCL: u16 = 0x200;
 pub const CREATE: u16 = 0x400;
 pub const APPEND: u16 = 0x800;

@@ -1,25 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod network: one bridge in a namespace of weft's, and a cable from it to each pod.
+//! The pod network: a namespace of weft's that routes, and a cable from it to each pod.
 //!
-//! Called by the sandbox's roles: the holder makes the bridge in its own namespace, a pod's
-//! first process plugs itself in. What a pod sends to an address that no pod has comes to the
-//! bridge's namespace, which leads nowhere and says so, so that nothing waits for a timeout.
+//! Called by the sandbox's roles: the holder makes its own namespace the router, a pod's first
+//! process plugs itself in.
+//!
+//! Routed and not bridged, with every neighbour told and none asked, for three reasons. The
+//! kernel has one table of neighbours for all namespaces of the machine (1024 entries, unless
+//! root raises it), which pods that find each other by asking fill, and then the machine's own
+//! network fails. When a pod ends, its link and with it the route end, so that whoever dials it
+//! is refused at once instead of waiting. And no pod can pose as another.
+//!
+//! What a pod sends to an address that no pod has ends at the router, where nothing listens.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::capture::{self, CaptureSpec, Who};
 use super::netlink::NetlinkError;
-use super::route::{Route, Veth};
+use super::route::{Link, Route, Veth};
 
 /// Pods of one machine.
 pub const POD_NETWORK_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 244, 0, 0), 16);
 pub const POD_NETWORK_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd00, 0x7766, 0, 0, 0, 0, 0, 0), 64);
-/// The bridge's own addresses, which no pod may have.
+/// The router's own addresses, which no pod may have.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x7766, 0, 0, 0, 0, 0, 1);
 
-const BRIDGE: &str = "weft0";
 const POD_LINK: &str = "eth0";
 /// As pods of a cluster usually have it; the kernel carries larger pieces of TCP as one.
 const MTU: u32 = 1500;
@@ -29,23 +35,23 @@ const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 #[derive(Debug)]
 pub struct Network(Route);
 
-/// Makes the pod network of the namespace in which this is called.
+/// Makes the namespace in which this is called the router of a pod network.
 ///
 /// # Errors
 /// With the step that the kernel refused.
-pub fn bridge() -> Result<(), NetlinkError> {
+pub fn router() -> Result<(), NetlinkError> {
     prepare_v6(&["all", "default"]);
     let mut route = Route::open()?;
     let lo = route.link("lo")?;
     route.set_up(&lo)?;
-    let bridge = route.add_bridge(BRIDGE, MTU)?;
-    route.add_address(&bridge, GATEWAY_V4.into(), POD_NETWORK_V4.1)?;
+    route.add_address(&lo, GATEWAY_V4.into(), 32)?;
+    route.set_own_rest(&lo, true)?;
+    setting("ipv4/ip_forward", "1");
     if has_v6() {
-        route.add_address(&bridge, GATEWAY_V6.into(), POD_NETWORK_V6.1)?;
+        route.add_address(&lo, GATEWAY_V6.into(), 128)?;
+        route.set_own_rest(&lo, false)?;
         setting("ipv6/conf/all/forwarding", "1");
     }
-    // It forwards, but knows no way: so senders are told at once that there is none.
-    setting("ipv4/ip_forward", "1");
     Ok(())
 }
 
@@ -64,14 +70,8 @@ pub fn capture(spec: &CaptureSpec) -> Result<(), NetlinkError> {
 pub fn trial() -> Result<(), NetlinkError> {
     let mut route = Route::open()?;
     let here = own_namespace()?;
-    let master = route.link(BRIDGE)?.index;
-    let pair = Veth {
-        name: "weft-trial",
-        master,
-        mtu: MTU,
-        peer: "weft-trial-1",
-        peer_namespace: here.as_fd(),
-    };
+    let pair =
+        Veth { name: "weft-trial", mtu: MTU, peer: "weft-trial-1", peer_namespace: here.as_fd() };
     route.add_veth(pair)?;
     route.delete(pair.name)?;
     CaptureSpec::new(Who::Pod).install()?;
@@ -90,16 +90,14 @@ impl Network {
     }
 
     /// Connects the namespace in which this is called: its `eth0` with these addresses, and the
-    /// way to everything else. `cable` names the other end at the bridge (15 bytes at most); one
+    /// way to everything else. `cable` names the other end at the router (15 bytes at most); one
     /// of that name that a pod left behind is replaced.
     ///
     /// # Errors
     /// With the step that the kernel refused.
     pub fn plug(mut self, cable: &str, addresses: &[IpAddr]) -> Result<(), NetlinkError> {
         let here = own_namespace()?;
-        let master = self.0.link(BRIDGE)?.index;
-        let pair =
-            Veth { name: cable, master, mtu: MTU, peer: POD_LINK, peer_namespace: here.as_fd() };
+        let pair = Veth { name: cable, mtu: MTU, peer: POD_LINK, peer_namespace: here.as_fd() };
         match self.0.add_veth(pair) {
             Err(e) if e.errno() == Some(rustix::io::Errno::EXIST) => {
                 // Of a pod whose namespace the kernel has yet to take away.
@@ -108,30 +106,37 @@ impl Network {
             }
             done => done?,
         }
-        inside_pod(addresses)
+        let near = self.0.link(cable)?;
+        let usable: Vec<IpAddr> =
+            addresses.iter().copied().filter(|a| a.is_ipv4() || has_v6()).collect();
+        let far = inside_pod(&usable, &near)?;
+        for address in usable {
+            self.0.set_neighbour(&near, address, &far.mac)?;
+            self.0.set_route(&near, address)?;
+        }
+        Ok(())
     }
 }
 
-fn inside_pod(addresses: &[IpAddr]) -> Result<(), NetlinkError> {
+/// The pod's own end, and its way out.
+fn inside_pod(addresses: &[IpAddr], near: &Link) -> Result<Link, NetlinkError> {
     prepare_v6(&["all", "default", POD_LINK]);
     let mut route = Route::open()?;
     let lo = route.link("lo")?;
     route.set_up(&lo)?;
-    let link = route.link(POD_LINK)?;
-    route.set_up(&link)?;
-    for address in addresses.iter().filter(|a| a.is_ipv4() || has_v6()) {
-        let (prefix, gateway) = match address {
-            IpAddr::V4(_) => (POD_NETWORK_V4.1, IpAddr::from(GATEWAY_V4)),
-            IpAddr::V6(_) => (POD_NETWORK_V6.1, IpAddr::from(GATEWAY_V6)),
+    let far = route.link(POD_LINK)?;
+    route.set_up(&far)?;
+    for address in addresses {
+        let (whole, gateway) = match address {
+            IpAddr::V4(_) => (32, IpAddr::from(GATEWAY_V4)),
+            IpAddr::V6(_) => (128, IpAddr::from(GATEWAY_V6)),
         };
-        route.add_address(&link, *address, prefix)?;
-        match route.add_default(&link, gateway) {
-            // A second address of the family.
-            Err(e) if e.errno() == Some(rustix::io::Errno::EXIST) => {}
-            done => done?,
-        }
+        route.add_address(&far, *address, whole)?;
+        route.set_neighbour(&far, gateway, &near.mac)?;
+        route.set_route(&far, gateway)?;
+        route.set_default(&far, gateway)?;
     }
-    Ok(())
+    Ok(far)
 }
 
 fn own_namespace() -> Result<OwnedFd, NetlinkError> {
@@ -146,7 +151,8 @@ fn has_v6() -> bool {
 
 /// IPv6 as weft's own namespaces have it, for links that are not up yet: on, even where the
 /// machine hands on that it is off; no neighbour's advertisement is believed; and an address,
-/// which weft alone gives out, is used at once, not after a second of asking whose it is.
+/// which weft alone gives out, is used at once, not after a second of asking whose it is. Links
+/// have no addresses that weft did not give them.
 fn prepare_v6(links: &[&str]) {
     if !has_v6() {
         return;
@@ -155,6 +161,7 @@ fn prepare_v6(links: &[&str]) {
         for name in ["disable_ipv6", "accept_ra", "accept_dad", "dad_transmits"] {
             setting(&format!("ipv6/conf/{link}/{name}"), "0");
         }
+        setting(&format!("ipv6/conf/{link}/addr_gen_mode"), "1");
     }
 }
 

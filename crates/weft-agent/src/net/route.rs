@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 
 use super::netlink::{
-    Answer, Attrs, CREATE, EXCL, Message, Netlink, NetlinkError, attrs, number, text,
+    Answer, Attrs, CREATE, EXCL, Message, Netlink, NetlinkError, REPLACE, attrs, number, text,
 };
 
 const RTM_NEWLINK: u16 = 16;
@@ -19,28 +19,36 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWNEIGH: u16 = 28;
 
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
-const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_NET_NS_FD: u16 = 28;
 const VETH_INFO_PEER: u16 = 1;
-const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 /// No duplicate address detection: an address is usable at once.
 const IFA_F_NODAD: u8 = 0x02;
 
-const RTA_GATEWAY: u16 = 5;
+const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+/// Never asked about and never forgotten; not counted in the machine's table of neighbours.
+const NUD_PERMANENT: u16 = 0x80;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_STATIC: u8 = 4;
 const RT_SCOPE_UNIVERSE: u8 = 0;
+const RT_SCOPE_LINK: u8 = 253;
+const RT_SCOPE_HOST: u8 = 254;
 const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -55,16 +63,14 @@ pub struct Link {
     pub name: String,
     pub up: bool,
     pub mtu: u32,
-    /// The bridge that it is plugged into.
-    pub master: Option<u32>,
+    /// The address on the wire.
+    pub mac: Vec<u8>,
 }
 
 /// A pair of links, the far one in another namespace.
 #[derive(Clone, Copy, Debug)]
 pub struct Veth<'a> {
     pub name: &'a str,
-    /// Index of the bridge that the near one is plugged into.
-    pub master: u32,
     pub mtu: u32,
     pub peer: &'a str,
     pub peer_namespace: BorrowedFd<'a>,
@@ -127,23 +133,8 @@ impl Route {
         self.0.ask(Message::new(what, RTM_NEWLINK, 0, &header, &Attrs::new()))
     }
 
-    /// A bridge that forwards at once and floods what it does not know.
-    ///
-    /// # Errors
-    /// When there is a link of that name, or the kernel has no bridges.
-    pub fn add_bridge(&mut self, name: &str, mtu: u32) -> Result<Link, NetlinkError> {
-        // Nobody queries for multicast groups here; without a querier snooping loses
-        // neighbour discovery on some kernels.
-        let data = Attrs::new().u8(IFLA_BR_MCAST_SNOOPING, 0);
-        let info = Attrs::new().text(IFLA_INFO_KIND, "bridge").nest(IFLA_INFO_DATA, &data);
-        let attrs =
-            Attrs::new().text(IFLA_IFNAME, name).u32(IFLA_MTU, mtu).nest(IFLA_LINKINFO, &info);
-        self.add_link(format!("adding bridge {name}"), &attrs)?;
-        self.link(name)
-    }
-
     /// A pair whose far link is made in the other namespace from the start, so that no name of
-    /// it is ever seen here. The near one is plugged in and up; the far one is down.
+    /// it is ever seen here. The near one is up, the far one down.
     ///
     /// # Errors
     /// When one of the names is taken, or the other namespace is not ours to change.
@@ -159,7 +150,6 @@ impl Route {
         let attrs = Attrs::new()
             .text(IFLA_IFNAME, pair.name)
             .u32(IFLA_MTU, pair.mtu)
-            .u32(IFLA_MASTER, pair.master)
             .nest(IFLA_LINKINFO, &info);
         let what = format!("adding the veth pair {}", pair.name);
         let header = ifinfo(0, IFF_UP, IFF_UP);
@@ -195,23 +185,68 @@ impl Route {
         self.0.ask(Message::new(what, RTM_NEWADDR, CREATE | EXCL, &header, &attrs))
     }
 
+    /// The address is at the other end of the link, whatever other route there was to it.
+    ///
+    /// # Errors
+    /// When the link is down or gone.
+    pub fn set_route(&mut self, link: &Link, to: IpAddr) -> Result<(), NetlinkError> {
+        let whole = if to.is_ipv4() { 32 } else { 128 };
+        let attrs = Attrs::new().bytes(RTA_DST, &octets(to)).u32(RTA_OIF, link.index);
+        let what = format!("adding the route to {to} by link {}", link.name);
+        let header = route_header(family(to), whole, (RT_SCOPE_LINK, RTN_UNICAST));
+        self.0.ask(Message::new(what, RTM_NEWROUTE, CREATE | REPLACE, &header, &attrs))
+    }
+
     /// Everything that no other route leads to goes to this neighbour.
     ///
     /// # Errors
-    /// When there is such a route, or the neighbour is on no link.
-    pub fn add_default(&mut self, link: &Link, via: IpAddr) -> Result<(), NetlinkError> {
-        let mut header = vec![family(via), 0, 0, 0];
-        header.extend([RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST]);
-        header.extend(0_u32.to_ne_bytes());
+    /// When the neighbour is on no link.
+    pub fn set_default(&mut self, link: &Link, via: IpAddr) -> Result<(), NetlinkError> {
         let attrs = Attrs::new().bytes(RTA_GATEWAY, &octets(via)).u32(RTA_OIF, link.index);
         let what = format!("adding the default route by {via}");
-        self.0.ask(Message::new(what, RTM_NEWROUTE, CREATE | EXCL, &header, &attrs))
+        let header = route_header(family(via), 0, (RT_SCOPE_UNIVERSE, RTN_UNICAST));
+        self.0.ask(Message::new(what, RTM_NEWROUTE, CREATE | REPLACE, &header, &attrs))
     }
 
-    fn add_link(&mut self, what: String, attrs: &Attrs) -> Result<(), NetlinkError> {
-        let header = ifinfo(0, IFF_UP, IFF_UP);
-        self.0.ask(Message::new(what, RTM_NEWLINK, CREATE | EXCL, &header, attrs))
+    /// Every address of the family that no other route leads to is this namespace's own: where
+    /// nothing listens, senders are refused at once. (Told that there is no way, a connection
+    /// asks again after a second before it believes.)
+    ///
+    /// # Errors
+    /// When the link is down or gone.
+    pub fn set_own_rest(&mut self, lo: &Link, v4: bool) -> Result<(), NetlinkError> {
+        let (family, name) = if v4 { (AF_INET, "IPv4") } else { (AF_INET6, "IPv6") };
+        let attrs = Attrs::new().u32(RTA_OIF, lo.index);
+        let what = format!("taking all other {name} addresses");
+        let header = route_header(family, 0, (RT_SCOPE_HOST, RTN_LOCAL));
+        self.0.ask(Message::new(what, RTM_NEWROUTE, CREATE | REPLACE, &header, &attrs))
     }
+
+    /// Who has the address at the other end of the link, so that nobody is ever asked.
+    ///
+    /// # Errors
+    /// When the link is gone.
+    pub fn set_neighbour(
+        &mut self,
+        link: &Link,
+        address: IpAddr,
+        mac: &[u8],
+    ) -> Result<(), NetlinkError> {
+        let mut header = vec![family(address), 0, 0, 0];
+        header.extend(link.index.to_ne_bytes());
+        header.extend(NUD_PERMANENT.to_ne_bytes());
+        header.extend([0, 0]);
+        let attrs = Attrs::new().bytes(NDA_DST, &octets(address)).bytes(NDA_LLADDR, mac);
+        let what = format!("naming the neighbour {address} on link {}", link.name);
+        self.0.ask(Message::new(what, RTM_NEWNEIGH, CREATE | REPLACE, &header, &attrs))
+    }
+}
+
+/// `struct rtmsg`.
+fn route_header(family: u8, prefix: u8, (scope, kind): (u8, u8)) -> Vec<u8> {
+    let mut out = vec![family, prefix, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, kind];
+    out.extend(0_u32.to_ne_bytes());
+    out
 }
 
 /// `struct ifinfomsg`.
@@ -235,7 +270,7 @@ fn link(answer: &Answer) -> Option<Link> {
         match kind {
             IFLA_IFNAME => out.name = text(value),
             IFLA_MTU => out.mtu = number(value)?,
-            IFLA_MASTER => out.master = number(value),
+            IFLA_ADDRESS => out.mac = value.to_vec(),
             _ => {}
         }
     }

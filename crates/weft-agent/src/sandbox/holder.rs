@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The role `weft pod-net`: holds the network that the pods of one agent share. It makes a user
-//! namespace when it is not root, a network namespace and a bridge in it, says so, and waits to
-//! be ended. With `trial` it tries what a pod needs as well and ends at once.
+//! namespace when it is not root and a network namespace that routes between pods, says so, and
+//! waits to be ended. With `trial` it tries what a pod needs as well and ends at once.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -32,7 +32,7 @@ pub fn run(trial: bool) -> Result<(), String> {
     }
     sys::unshare(UnshareFlags::NEWNET)
         .map_err(|e| format!("this system allows no network namespace ({e})"))?;
-    pods::bridge().map_err(|e| e.to_string())?;
+    pods::router().map_err(|e| e.to_string())?;
     if trial {
         return try_pod();
     }
