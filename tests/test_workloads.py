@@ -435,3 +435,11 @@ def test_a_budget_keeps_pods(demo):
     assert requests.post(path, json=body, timeout=10).status_code == 201
     until("it is replaced", lambda: len(demo.ready_pods("demo", app="web")) == 3 and
           name not in {p["metadata"]["name"] for p in demo.pods("demo", app="web")})
+    node = demo.pods("demo", app="web")[0]["spec"]["nodeName"]
+    drained = demo.kubectl("drain", node, "--ignore-daemonsets", "--timeout=6s", check=False)
+    assert drained.returncode == 1 and "disruption budget" in drained.stderr, drained.stderr
+    assert len(demo.ready_pods("demo", app="web")) == 2
+    assert "SchedulingDisabled" in demo.kubectl("get", "nodes").stdout
+    demo.kubectl("uncordon", node)
+    demo.k("rollout", "status", "deployment/web", "--timeout=60s")
+    until("the gateway is back", lambda: versions(demo) == {"1"})

@@ -201,11 +201,7 @@ fn workloads_that_cannot_work_are_refused_with_the_field() {
     let no_goal = json!([{"type": "Pods", "pods": {"metric": {"name": "m"},
         "target": {"type": "AverageValue"}}}]);
     for (kind, spec, says) in [
-        (
-            KindId::Job,
-            json!({"template": always}),
-            "spec.template.spec.restartPolicy: Unsupported",
-        ),
+        (KindId::Job, json!({"template": always}), "spec.template.spec.restartPolicy: Unsupported"),
         (
             KindId::Job,
             json!({"template": pods(), "completionMode": "Indexed", "parallelism": 1}),
