@@ -258,6 +258,23 @@ def test_strict_holds_against_a_pod_without_sidecar(folder):
         mesh.stop()
 
 
+def test_lost_namespaces_are_made_anew(folder):
+    mesh = run(folder, *user_service("/usr/bin/python3", PLAIN, folder), sleeper("client"))
+    try:
+        for part, whose in [("pod-net", ""), ("pod-init", status(mesh, "client")["metadata"]["uid"])]:
+            ready(mesh, "client")
+            before = status(mesh, "client")["status"]["containerStatuses"][0]["restartCount"]
+            killed = next(pid for pid in mesh.tree() if command_of(pid)[1:2] == [part]
+                          and whose in " ".join(command_of(pid)))
+            os.kill(killed, signal.SIGKILL)
+            until("it ran again", lambda: status(
+                mesh, "client")["status"]["containerStatuses"][0]["restartCount"] > before)
+            until("it is answered again", lambda: json.loads(
+                inside(mesh, "client", "curl", "-sS", "-m", "2", "http://user-service/user/1")))
+    finally:
+        mesh.stop()
+
+
 def command_of(pid):
     try:
         return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")

@@ -132,11 +132,9 @@ impl Agent {
             tasks: tasks.clone(),
             machine: machine_size(),
         });
-        if let Some(host) = &shared.host
-            && let [first, ..] = host.cgroups.missing().as_slice()
-        {
-            let missing = host.cgroups.missing().join(", ");
-            tracing::info!(first, "not limited for pods here: {missing}");
+        let missing = shared.host.as_ref().map(|h| h.cgroups.missing().join(", "));
+        if let Some(missing) = missing.filter(|m| !m.is_empty()) {
+            tracing::info!(missing, "the system gives no control groups for some limits");
         }
         let (orders, inbox) = mpsc::channel(4);
         let pods = Pods::default();

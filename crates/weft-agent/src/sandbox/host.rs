@@ -88,6 +88,7 @@ impl Host {
         tasks: &TaskGroup,
     ) -> io::Result<Self> {
         let dir = config.dir.join("pods");
+        let real = |path: &PathBuf| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
         match std::fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => std::fs::create_dir_all(&dir)?,
@@ -98,7 +99,7 @@ impl Host {
         Ok(Self {
             program: proxy.program.clone(),
             rootless: !rustix::process::geteuid().is_root(),
-            hidden: config.hidden.clone(),
+            hidden: config.hidden.iter().map(real).collect(),
             cgroups: Cgroups::open(agent_id),
             dir,
             agent_id: agent_id.to_owned(),
@@ -259,9 +260,20 @@ impl PodBox {
         let (alive, stop) = attend(child, &self.host.tasks, move || {
             let _ = told.try_send(Msg::NamespacesGone);
         });
+        self.end_with(holder, alive.clone(), stop.clone());
         let live = Arc::new(Live { init, alive, stop });
         *place = Some(live.clone());
         Ok(live)
+    }
+
+    /// Without the pod network a pod's namespaces are of no use: they end, and new ones are made.
+    fn end_with(&self, mut holder: Holder, mut alive: watch::Receiver<()>, stop: mpsc::Sender<()>) {
+        self.host.tasks.spawn("pod network watch", async move {
+            tokio::select! {
+                _ = alive.changed() => {}
+                _ = holder.alive.changed() => drop(stop.send(()).await),
+            }
+        });
     }
 
     /// Writes what changed in ConfigMaps, Secrets and labels into the volumes made of them.

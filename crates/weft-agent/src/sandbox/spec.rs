@@ -30,7 +30,7 @@ pub(crate) struct InitSpec {
     /// The pod network lives in a user namespace of weft's.
     pub(crate) userns: bool,
     pub(crate) hostname: String,
-    /// Name of the pod's cable at the bridge.
+    /// Name of the pod's cable on the network's side.
     pub(crate) cable: String,
     pub(crate) addresses: Vec<IpAddr>,
     /// `None` without a sidecar.
@@ -144,4 +144,38 @@ pub(crate) fn take<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, Strin
     let bytes = std::fs::read(path).map_err(|e| failed(&e))?;
     let _ = std::fs::remove_file(path);
     serde_json::from_slice(&bytes).map_err(|e| failed(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_meant_and_not_its_number() {
+        let own = Process::of(std::process::id()).unwrap();
+        own.open().unwrap();
+        let successor = Process { start_time: own.start_time + 1, ..own };
+        assert_eq!(successor.open().unwrap_err().kind(), io::ErrorKind::NotFound);
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let gone = Process::of(child.id()).unwrap();
+        // Not reaped yet, it still has its number.
+        while procfs::stat(gone.pid).is_some_and(|s| s.state != 'Z') {
+            std::thread::yield_now();
+        }
+        gone.open().unwrap_err();
+        child.wait().unwrap();
+        gone.open().unwrap_err();
+    }
+
+    #[test]
+    fn a_spec_is_read_once_by_its_owner() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.exec");
+        write(&path, &User { uid: 7, ..User::default() }).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        write(&path, &User::default()).unwrap_err();
+        assert_eq!(take::<User>(&path).unwrap().uid, 7);
+        assert!(take::<User>(&path).unwrap_err().contains("x.exec"));
+    }
 }
