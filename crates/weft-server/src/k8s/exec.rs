@@ -190,6 +190,13 @@ impl Door {
             wanted,
             structured: upgrade.protocol.starts_with("v4.") || upgrade.protocol.starts_with("v5."),
         };
+        tracing::info!(
+            namespace = session.request.pod.namespace,
+            pod = session.request.pod.name,
+            container = session.request.container,
+            command = session.request.command.first().map_or("(attach)", String::as_str),
+            "a session in a container begins"
+        );
         self.registry.tasks().spawn("exec session", session.serve(upgrade));
         Ok(response)
     }
@@ -225,6 +232,8 @@ impl Session {
         let resize =
             self.wanted.tty && !matches!(protocol, "" | "channel.k8s.io" | "v2.channel.k8s.io");
         let opened = tokio::time::timeout(OPEN_MAX, ends(&mut streams, self.wanted, resize)).await;
+        // What is opened from now on is refused; the ends keep the connection.
+        drop(streams);
         match opened {
             Ok(Some(ends)) => self.perform(ends).await,
             Ok(None) => {}

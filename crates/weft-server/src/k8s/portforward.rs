@@ -151,7 +151,8 @@ impl Session {
 
     /// One connection from its first byte to its last; the error stream ends with it.
     async fn forward(&self, pair: Pair) {
-        let Pair { data, error } = pair;
+        // Nothing is said to us on the stream for an error.
+        let Pair { data, error: Incoming { sink: error, .. } } = pair;
         let failed = match data.header("port").parse::<u16>() {
             Err(_) => Some(format!("{:?} is not a port", data.header("port"))),
             Ok(port) => match self.dial(port).await {
@@ -163,9 +164,9 @@ impl Session {
             },
         };
         if let Some(why) = failed {
-            let _ = error.sink.send(Bytes::from(why)).await;
+            let _ = error.send(Bytes::from(why)).await;
         }
-        error.sink.finish().await;
+        error.finish().await;
     }
 
     async fn dial(&self, port: u16) -> io::Result<TcpStream> {
