@@ -327,10 +327,9 @@ impl Hosts {
         // Held while writing, so that a heartbeat of this moment comes after.
         let mut all = self.known.lock().await;
         let (_, alive) = self.registry.store().get(&format!("{ALIVE}{name}")).await?;
-        if alive.is_some() {
+        if alive.is_some() || all.remove(name).is_none() {
             return Ok(());
         }
-        all.remove(name);
         if self.registry.now().get(KindId::Node, "", name).is_none() {
             return Ok(());
         }
@@ -339,8 +338,23 @@ impl Hosts {
             SILENCE_MAX.as_secs()
         );
         tracing::warn!(host = name, "a host went silent");
-        let gone = self.registry.node_gone(name, &why);
-        match gone.await {
+        self.unready(name, &why).await
+    }
+
+    /// The agent ended what ran there and goes.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn leave(&self, name: &str) -> Result<(), HostError> {
+        let mut all = self.known.lock().await;
+        let Some(known) = all.remove(name) else { return Ok(()) };
+        tracing::info!(host = name, "a host left");
+        self.registry.store().lease_revoke(known.lease).await?;
+        self.unready(name, "its agent was stopped").await
+    }
+
+    async fn unready(&self, name: &str, why: &str) -> Result<(), HostError> {
+        match self.registry.node_gone(name, why).await {
             Ok(()) | Err(ObjectError::NotFound { .. }) => {}
             Err(e) => return Err(e.into()),
         }

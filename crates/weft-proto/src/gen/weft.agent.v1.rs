@@ -71,6 +71,9 @@ pub struct Certificate {
 pub struct HeartbeatRequest {
     #[prost(message, optional, tag = "1")]
     pub host: ::core::option::Option<Host>,
+    /// The last one: the agent ended what ran there and goes.
+    #[prost(bool, tag = "2")]
+    pub leaving: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatResponse {

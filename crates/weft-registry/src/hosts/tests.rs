@@ -155,6 +155,23 @@ async fn an_agent_that_started_anew_runs_nothing_yet() {
 }
 
 #[tokio::test]
+async fn one_that_leaves_is_not_waited_for() {
+    let bed = bed().await;
+    bed.hosts.join("m1", false, "j1", &json!("placed")).await.unwrap();
+    bed.hosts.heartbeat(&info("m1", "i1")).await.unwrap();
+    bed.pod("m1").await;
+    bed.hosts.leave("m1").await.unwrap();
+    assert_eq!((bed.is_ready("m1"), bed.pod_ready().0.as_str()), (false, "False"));
+    let why = || bed.node("m1").unwrap()["status"]["conditions"][0]["message"].clone();
+    assert_eq!(why(), "its agent was stopped");
+    let before = bed.registry.now().revision();
+    bed.pass(SILENCE_MAX * 2).await;
+    assert_eq!((why(), bed.registry.now().revision()), (json!("its agent was stopped"), before));
+    assert!(bed.hosts.heartbeat(&info("m1", "i2")).await.unwrap());
+    assert!(bed.is_ready("m1"));
+}
+
+#[tokio::test]
 async fn names_belong_to_who_has_them() {
     let bed = bed().await;
     let own = info("server", "").node;

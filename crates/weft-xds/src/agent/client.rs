@@ -77,10 +77,20 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::join`].
     pub async fn heartbeat(&self, host: Host) -> Result<Beat, Refusal> {
-        let request = wire::HeartbeatRequest { host: Some(host.into()) };
+        let request = wire::HeartbeatRequest { host: Some(host.into()), leaving: false };
         let answer = self.grpc.clone().heartbeat(within(request)).await?.into_inner();
         let interval = Duration::from_millis(answer.interval_ms);
         Ok(Beat { interval, resync: answer.resync })
+    }
+
+    /// The last sign of life: nothing runs there any more.
+    ///
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn leave(&self) -> Result<(), Refusal> {
+        let request = wire::HeartbeatRequest { host: None, leaving: true };
+        self.grpc.clone().heartbeat(within(request)).await?;
+        Ok(())
     }
 
     /// # Errors

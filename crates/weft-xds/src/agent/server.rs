@@ -35,6 +35,7 @@ pub trait Hosts: Send + Sync + 'static {
     fn join(&self, peer: Peer, ask: JoinAsk) -> Answer<Joined>;
     fn renew(&self, peer: Peer, csr: Vec<u8>) -> Answer<Joined>;
     fn heartbeat(&self, peer: Peer, host: Host) -> Answer<Beat>;
+    fn leave(&self, peer: Peer) -> Answer<()>;
     /// The stream ends when the receiver is closed by either side.
     fn watch(&self, peer: Peer) -> Answer<mpsc::Receiver<Result<HostUpdate, Refusal>>>;
     fn report_pods(&self, peer: Peer, pods: Vec<PodReport>, notes: Vec<PodNote>) -> Answer<()>;
@@ -98,6 +99,10 @@ impl<H: Hosts> Agent for AgentService<H> {
         request: Request<wire::HeartbeatRequest>,
     ) -> Result<Response<wire::HeartbeatResponse>, Status> {
         let (peer, message) = taken(request);
+        if message.leaving {
+            self.hosts.leave(peer).await?;
+            return Ok(Response::new(wire::HeartbeatResponse::default()));
+        }
         let host = message.host.unwrap_or_default().try_into()?;
         let beat = self.hosts.heartbeat(peer, host).await?;
         let interval_ms = u64::try_from(beat.interval.as_millis()).unwrap_or(u64::MAX);

@@ -98,6 +98,11 @@ impl Hosts for Echo {
         async { Ok(Beat { interval: Duration::from_millis(1500), resync: true }) }.boxed()
     }
 
+    fn leave(&self, peer: Peer) -> Answer<()> {
+        self.note(&peer, "leave".into());
+        async { Ok(()) }.boxed()
+    }
+
     fn watch(&self, peer: Peer) -> Answer<mpsc::Receiver<Result<HostUpdate, Refusal>>> {
         self.note(&peer, "watch".into());
         async {
@@ -181,9 +186,10 @@ async fn every_call_arrives_as_it_was_made_with_its_caller() {
     assert_eq!(client.wait(Wait::Inbound(pod("a")), hour).await, Ok(true));
     assert_eq!(client.wait(Wait::Drained(pod("a")), hour).await, Ok(false));
 
+    client.leave().await.unwrap();
     let seen = echo.seen.lock().unwrap().clone();
     assert!(seen.iter().all(|s| s.starts_with("spiffe://cluster.local/weft/host/m1/x: ")));
-    assert_eq!(seen.len(), 8);
+    assert_eq!(seen.len(), 9);
     // What a client asks for is bounded here.
     assert!(seen[6].ends_with(&format!("{:?}", server_wait_max())), "{}", seen[6]);
     tasks.shutdown(Duration::from_secs(1)).await;
@@ -199,6 +205,7 @@ async fn without_a_certificate_only_joining_is_heard() {
     let (echo, client) = serve(None, &tasks).await;
     for refused in [
         client.heartbeat(host()).await.map(drop),
+        client.leave().await,
         client.renew(vec![1]).await.map(drop),
         client.watch().await.map(drop),
         client.report_pods(Vec::new(), Vec::new()).await,

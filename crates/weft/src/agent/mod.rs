@@ -73,6 +73,7 @@ pub fn run(args: &AgentArgs) -> Result<()> {
                 };
                 crate::say!("ending: every process gets SIGTERM and its grace period");
                 running.agent.stop(STOP_GRACE).await;
+                running.session.leave().await;
                 ended
             }
             Ok(None) => Ok(()),

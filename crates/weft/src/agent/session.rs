@@ -22,6 +22,7 @@ use crate::wire::Mirror;
 
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+const LEAVE_MAX: Duration = Duration::from_secs(1);
 
 /// What the tasks of a session say.
 #[derive(Debug)]
@@ -29,6 +30,9 @@ pub struct Session {
     desired: Snapshot<Desired>,
     checks: Snapshot<Checks>,
     state: watch::Receiver<State>,
+    client: AgentClient,
+    /// Draining it ends both tasks.
+    tasks: TaskGroup,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -62,6 +66,15 @@ impl Session {
         }
     }
 
+    /// Ends the session, and tells the server so if it can be told.
+    pub async fn leave(&self) {
+        self.tasks.begin_drain();
+        let told = tokio::time::timeout(LEAVE_MAX, self.client.leave()).await;
+        if !matches!(told, Ok(Ok(()))) {
+            tracing::debug!("the server was not told that this host goes");
+        }
+    }
+
     /// Resolves when this host is none any more, with the server's sentence.
     pub async fn removed(&self) -> anyhow::Error {
         let mut state = self.state.clone();
@@ -80,7 +93,9 @@ pub fn start(client: AgentClient, host: Host, link: Arc<RemoteLink>, tasks: &Tas
     let (desired, desired_reader) = snapshot(Desired::new());
     let (checks, checks_reader) = snapshot(Checks::new());
     let beats = beat(client.clone(), host, link.clone(), state.clone());
-    let follows = follow(client, link, Told { desired, checks, state, mirror: Mirror::default() });
+    let follows =
+        follow(client.clone(), link, Told { desired, checks, state, mirror: Mirror::default() });
+    let tasks = tasks.child();
     let group = tasks.clone();
     tasks.spawn("heartbeats", async move {
         tokio::select! {
@@ -95,7 +110,7 @@ pub fn start(client: AgentClient, host: Host, link: Arc<RemoteLink>, tasks: &Tas
             () = follows => {}
         }
     });
-    Session { desired: desired_reader, checks: checks_reader, state: reader }
+    Session { desired: desired_reader, checks: checks_reader, state: reader, client, tasks }
 }
 
 async fn beat(

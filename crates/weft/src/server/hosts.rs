@@ -333,6 +333,15 @@ impl AgentDoor for HostDoor {
         self.clone().beat(peer, host).boxed()
     }
 
+    fn leave(&self, peer: Peer) -> Answer<()> {
+        let door = self.clone();
+        async move {
+            let caller = door.caller(&peer)?;
+            door.hosts.leave(&caller.name).await.map_err(refusal)
+        }
+        .boxed()
+    }
+
     fn watch(&self, peer: Peer) -> Answer<mpsc::Receiver<Result<HostUpdate, Refusal>>> {
         let door = self.clone();
         async move {
