@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Instances to endpoint sets: the fast path. Reads the Service and its instances (of
-//! captured pods also who may connect to them), nothing else, so that a change of one endpoint compiles nothing but its service's sets.
+//! captured pods also who may connect to them, of a Gateway's where it listens), nothing else, so
+//! that a change of one endpoint compiles nothing but its service's sets.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

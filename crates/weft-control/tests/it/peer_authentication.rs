@@ -29,7 +29,8 @@ status: { podIP: 10.244.1.2 }
 fn policy(mode: &str) -> Value {
     json!({
         "apiVersion": "security.istio.io/v1beta1", "kind": "PeerAuthentication",
-        "metadata": { "name": "default", "namespace": "shop" }, "spec": { "mtls": { "mode": mode } },
+        "metadata": { "name": "default", "namespace": "shop" },
+        "spec": { "mtls": { "mode": mode } },
     })
 }
 

@@ -6,9 +6,10 @@
 //! | mode | pods | Services |
 //! |---|---|---|
 //! | processes | 127.64.0.0/11 | 127.96.0.0/12 |
-//! | namespaces | 10.244.0.0/16, fd00:7766::/64 (and 127.64.0.0/11 on the host's side) | 10.96.0.0/16, fd00:7766:1::/112 |
+//! | namespaces | 10.244.0.0/16, fd00:7766::/64 | 10.96.0.0/16, fd00:7766:1::/112 |
 //!
-//! An IPv6 address is made of the IPv4 address of the same owner, so only that one is allocated.
+//! A pod of the second mode has a place of 127.64.0.0/11 too: its address on the host's side. An
+//! IPv6 address is made of the IPv4 address of the same owner, so only that one is allocated.
 //! Gateways are reached from the host: 127.128.0.0/10 in both modes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A query's bytes to an answer's bytes. Total: any input gives an answer of at most FORMERR, or
-//! nothing at all (no header to answer to, or an answer itself). Owns no socket: what lies outside of
-//! our zones is handed back ([`Step`]) to whoever may ask others (`resolve.rs`).
+//! nothing at all (no header to answer to, or an answer itself). Owns no socket: what lies outside
+//! of our zones is handed back ([`Step`]) to whoever may ask others (`mod.rs`).
 
 use std::net::IpAddr;
 use std::str::FromStr;

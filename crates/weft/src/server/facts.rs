@@ -300,7 +300,8 @@ fn mtls_notes(world: &World) -> Vec<&'static str> {
     if world.pods_mode() == PodsMode::Namespace {
         out.push(
             "Pods run in namespaces of their own: whatever reaches them passes their sidecars. A \
-             PeerAuthentication in mode STRICT refuses plaintext there; without one both are taken.",
+             PeerAuthentication in mode STRICT refuses plaintext there; without one both are \
+             taken.",
         );
         return out;
     }
