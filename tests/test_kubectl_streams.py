@@ -10,10 +10,11 @@ import pty
 import random
 import re
 import select
-import signal
+import shutil
 import socket
 import struct
 import subprocess
+import tempfile
 import termios
 import threading
 import time
@@ -23,7 +24,7 @@ import pytest
 from kubernetes import client, config
 from kubernetes.stream import portforward, stream
 
-from mesh import BIN, Mesh, until
+from mesh import BIN, WEFT, Mesh, until
 
 APP = r'''
 import os, socket, sys, threading
@@ -121,22 +122,35 @@ spec:
 TRANSPORTS = ["websocket", "spdy"]
 
 
+NEEDS_ROOT = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+NOBODY = 65534
+
+
 @pytest.fixture(scope="module", params=[
     "process",
-    pytest.param("namespace", marks=[
-        pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]),
+    pytest.param("namespace", marks=NEEDS_ROOT),
+    # As an ordinary user; only the test needs root, to become one.
+    pytest.param("rootless", marks=NEEDS_ROOT),
 ])
-def mesh(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("streams")
+def mesh(request):
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="weft-streams-", dir="/tmp"))
+    folder.chmod(0o755)
     (folder / "m").mkdir()
     (folder / "m/app.py").write_text(APP)
     (folder / "m/all.yaml").write_text(MANIFEST.format(folder=folder / "m"))
-    mesh = Mesh(folder / "m", folder / "data", extra=["--pods", request.param]).start()
+    how = {"extra": ["--pods", "process" if request.param == "process" else "namespace"]}
+    if request.param == "rootless":
+        # Nobody may read where the tests' own weft is.
+        how |= {"user": NOBODY, "program": folder / "weft"}
+        shutil.copy2(WEFT, how["program"])
+        subprocess.run(["chown", "-R", str(NOBODY), str(folder)], check=True)
+    mesh = Mesh(folder / "m", folder / "data", **how).start()
     mesh.config = None
     until("box is ready", lambda: mesh.ready_pods("demo", app="box"))
     yield mesh
     mesh.stop()
     assert "panicked" not in mesh.log_text()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -183,7 +197,7 @@ def test_exec_gives_output_errors_and_the_exit_code(mesh, pod, transport):
     assert done.stderr.startswith(b"err\n") and b"exit code 7" in done.stderr
     killed = kubectl(mesh, transport, "exec", pod, "-c", "app", "--", "sh", "-c", "kill -9 $$")
     assert killed.returncode == 137
-    assert kubectl(mesh, transport, "exec", f"deploy/box", "-c", "side", "--", "true").returncode == 0
+    assert kubectl(mesh, transport, "exec", "deploy/box", "-c", "side", "--", "true").returncode == 0
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -294,8 +308,9 @@ def test_sixty_sessions_at_the_same_time(mesh, pod):
 def test_cp_carries_files_both_ways(mesh, pod, transport, tmp_path):
     source = tmp_path / "source"
     source.write_bytes(os.urandom(20 * 1024 * 1024))
-    there = tmp_path / "pod"
-    there.mkdir()
+    there = mesh.data.parent / transport
+    assert kubectl(mesh, transport, "exec", pod, "-c", "app", "--", "mkdir", str(there)
+                   ).returncode == 0
     done = kubectl(mesh, transport, "cp", str(source), f"{pod}:{there}/file", "-c", "app")
     assert done.returncode == 0, done
     assert (there / "file").read_bytes() == source.read_bytes()
@@ -504,8 +519,6 @@ def test_the_python_client_runs_programs(core, pod):
     shell.write_stdin("exit 7\n")
     shell.run_forever(timeout=20)
     assert shell.returncode == 7
-    # The generated method gets the connection's bytes only through `stream`.
-    assert not isinstance(core.connect_get_namespaced_pod_exec, type(stream))
 
 
 def test_the_python_client_forwards_ports(core, pod):
@@ -521,7 +534,7 @@ def test_the_python_client_forwards_ports(core, pod):
 # -- endings ---------------------------------------------------------------------------------
 
 
-def test_sessions_end_with_their_pod_and_with_weft(mesh, tmp_path):
+def test_sessions_end_with_their_pod_and_with_weft(mesh):
     old = mesh.ready_pods("demo", app="box")[0]["metadata"]["name"]
     with ending(start_kubectl(mesh, "websocket", "exec", old, "-c", "app", "--", "sleep", "1000")
                 ) as session, \
