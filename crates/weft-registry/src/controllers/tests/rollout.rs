@@ -193,7 +193,9 @@ fn random_rollouts_stay_within_their_bounds() {
             let total: u64 = sim.sizes().iter().sum();
             let what = format!("seed {seed} step {step}: {:?} for {wanted}", sim.sizes());
             assert!(total <= u64::from(wanted + most), "too many: {what}");
-            sim.check_woken();
+            if step % 4 == 0 {
+                sim.check_woken();
+            }
             let least = before.min(wanted.saturating_sub(away) as usize);
             assert!(sim.ready() >= least, "{} of {least} ready: {what}", sim.ready());
         }
