@@ -7,16 +7,17 @@
 //!
 //! **In a pod** all TCP is the sidecar's. What passes it by: `lo`; the sidecar's own sockets, by
 //! their mark; the mesh port; what is excluded; UDP (other than DNS, unless it is asked of another
-//! pod), ICMP and ICMPv6, which the pod network carries between pods and nowhere else. Other protocols (SCTP, DCCP, UDP-Lite …)
-//! are dropped, as is TCP that connection tracking cannot place: the guard chains let nothing by
-//! that was not redirected, whatever the reason. Both families are treated alike, link-local
-//! addresses included, whether the pod has IPv6 addresses or not.
+//! pod), ICMP and ICMPv6, which the pod network carries between pods and nowhere else. Other
+//! protocols (SCTP, DCCP, UDP-Lite …) are dropped, as is TCP that connection tracking cannot
+//! place: the guard chains let nothing by that was not redirected, whatever the reason. Both
+//! families are treated alike, whether the pod has IPv6 addresses or not.
 //!
 //! **On a machine** it is the TCP that the named users (or control group) begin, their DNS, and
 //! what comes from outside to the declared ports. Connections that were there before stay as
 //! they are, so only first packets are looked at and there is no guard; connections between
-//! processes of the machine over `lo` are not captured. The table outlives the agent: without it
-//! those connections are refused until the agent is back or the capture is removed.
+//! processes of the machine over `lo` are not captured. The table stays when the agent ends, so
+//! that its end opens no way around: until it is back, or the capture is removed, captured
+//! connections are refused.
 //!
 //! When the sidecar is away, the ports that rules lead to are closed and connections are refused.
 //!
@@ -28,6 +29,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::io::Errno;
 use weft_base::sockets::PROXY_MARK;
 
 use super::netlink::{Message, Netlink, NetlinkError};
@@ -104,7 +106,15 @@ impl CaptureSpec {
     /// # Errors
     /// With the rule that the kernel refused; then nothing has changed.
     pub fn install(&self) -> Result<(), NetlinkError> {
-        Netlink::netfilter()?.batch(&ruleset(self))
+        let mut kernel = Netlink::netfilter()?;
+        // Taking rules away costs the kernel a wait of some milliseconds for all processors,
+        // which a new pod can do without.
+        match kernel.batch(&ruleset(Batch::making(TABLE), self)) {
+            Err(e) if e.errno() == Some(Errno::EXIST) => {
+                kernel.batch(&ruleset(Batch::replacing(TABLE), self))
+            }
+            done => done,
+        }
     }
 }
 
@@ -116,9 +126,8 @@ pub fn remove() -> Result<(), NetlinkError> {
     Netlink::netfilter()?.batch(&Batch::removing(TABLE).finish())
 }
 
-/// The transaction that makes the rules.
-pub fn ruleset(spec: &CaptureSpec) -> Vec<Message> {
-    let mut batch = Batch::replacing(TABLE);
+/// The transaction that makes the rules in the batch's table.
+pub fn ruleset(mut batch: Batch, spec: &CaptureSpec) -> Vec<Message> {
     if !spec.exclude_outbound_ports.is_empty() {
         batch.set(EXCLUDED_PORTS, &Elements::Ports(spec.exclude_outbound_ports.clone()));
     }

@@ -5,7 +5,7 @@
 //! Everything is in tables of family `inet`, so that no rule forgets IPv6. Each rule carries a
 //! comment, which `nft list ruleset` shows.
 
-use super::netlink::{ACK, APPEND, Attrs, CREATE, Message};
+use super::netlink::{ACK, APPEND, Attrs, CREATE, EXCL, Message};
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
@@ -144,6 +144,14 @@ pub struct Batch {
 // === impl Batch ===
 
 impl Batch {
+    /// A new table; when there is one of this name, nothing is changed (`EXIST`).
+    pub fn making(table: &'static str) -> Self {
+        let mut batch = Self { table, sets: 0, messages: vec![edge(BATCH_BEGIN)] };
+        let name = Attrs::new().text(TABLE_NAME, table);
+        batch.add("making table", NEWTABLE, CREATE | EXCL, &name);
+        batch
+    }
+
     /// An empty table in place of what was there of this name.
     pub fn replacing(table: &'static str) -> Self {
         let mut batch = Self::removing(table);
