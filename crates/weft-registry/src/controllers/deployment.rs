@@ -67,6 +67,7 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     let bounds = Bounds::of(&object.raw["spec"]["strategy"], wanted);
     let revision = old.iter().map(Set::revision).max().unwrap_or(0) + 1;
     let before: Vec<u32> = new.iter().chain(&old).map(|s| s.wanted).collect();
+    let mut made = None;
     if deployment.spec.paused || scale::is_scaled(new.as_ref(), &old, wanted) {
         scale::scale(new.as_mut(), &mut old, wanted, bounds);
     } else {
@@ -75,7 +76,7 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
             None if bounds.recreate && old.iter().any(|s| !s.is_empty()) => {
                 old.iter_mut().for_each(|s| s.wanted = 0);
             }
-            None => first_set(ctx, &object, &old, (&hash, revision), bounds),
+            None => made = first_set(ctx, &object, &old, (&hash, revision), bounds),
         }
     }
     for (set, was) in new.iter().chain(&old).zip(before) {
@@ -84,7 +85,7 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
         scaled(ctx, &object, &set.object.key.name, was, set.wanted);
     }
     forget_history(ctx, &object, &old);
-    status(ctx, &object, new.as_ref(), &old, bounds);
+    status(ctx, &object, new.as_ref(), &old, (bounds, made));
 }
 
 /// The set of a new template, as large as there is room.
@@ -94,8 +95,8 @@ fn first_set(
     old: &[Set],
     (hash, revision): (&str, u64),
     bounds: Bounds,
-) {
-    let View::Deployment(view) = &deployment.view else { return };
+) -> Option<String> {
+    let View::Deployment(view) = &deployment.view else { return None };
     let wanted = view.spec.wanted();
     let total = old.iter().fold(0u32, |n, s| n.saturating_add(s.wanted));
     let first = wanted.min(wanted.saturating_add(bounds.surge).saturating_sub(total));
@@ -103,9 +104,9 @@ fn first_set(
     for (name, value) in notes(deployment, wanted, bounds) {
         annotate(&mut set, name, value);
     }
-    if let Some(name) = ctx.create(KindId::ReplicaSet, &deployment.key.namespace, set) {
-        scaled(ctx, deployment, &name, 0, first);
-    }
+    let name = ctx.create(KindId::ReplicaSet, &deployment.key.namespace, set)?;
+    scaled(ctx, deployment, &name, 0, first);
+    Some(name)
 }
 
 /// What a new set is told of its Deployment; `kubectl rollout undo` brings it back.
@@ -259,7 +260,7 @@ fn status(
     deployment: &Object,
     new: Option<&Set>,
     old: &[Set],
-    bounds: Bounds,
+    (bounds, made): (Bounds, Option<String>),
 ) {
     let View::Deployment(view) = &deployment.view else { return };
     let wanted = usize::try_from(view.spec.wanted()).unwrap_or(usize::MAX);
@@ -292,7 +293,10 @@ fn status(
     let done = updated == wanted && pods.len() == wanted && available == wanted;
     let name =
         new.map_or_else(|| deployment.key.name.to_string(), |s| s.object.key.name.to_string());
-    progress(ctx, deployment, &mut status, &name, done, moved);
+    match made {
+        Some(made) => begun(ctx, deployment, &mut status, &made),
+        None => progress(ctx, deployment, &mut status, &name, done, moved),
+    }
     let mut raw = Value::clone(&deployment.raw);
     raw["status"] = status;
     if let Some(set) = new {
@@ -306,6 +310,19 @@ fn status(
 fn counts(status: &Value) -> [u64; 4] {
     ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"]
         .map(|field| status[field].as_u64().unwrap_or(0))
+}
+
+/// A rollout begins: its deadline runs from here.
+fn begun(ctx: &mut Context<'_>, deployment: &Object, status: &mut Value, set: &str) {
+    let message = format!("Created new replica set {set:?}");
+    let words = ["True", "NewReplicaSetCreated", &message];
+    condition(ctx, status, "Progressing", words, true);
+    ctx.again(Duration::from_secs(deadline(deployment)));
+}
+
+fn deadline(deployment: &Object) -> u64 {
+    let spec = &deployment.raw["spec"];
+    spec["progressDeadlineSeconds"].as_u64().unwrap_or(PROGRESS_DEADLINE_S)
 }
 
 fn progress(
@@ -332,8 +349,12 @@ fn progress(
         let message = format!("ReplicaSet {set:?} has successfully progressed.");
         return condition(ctx, status, KIND, ["True", "NewReplicaSetAvailable", &message], moved);
     }
-    let spec = &deployment.raw["spec"];
-    let deadline = spec["progressDeadlineSeconds"].as_u64().unwrap_or(PROGRESS_DEADLINE_S);
+    // What was rolled out stays so, whatever becomes of its pods and however many there should be.
+    let all_new = status["replicas"] == status["updatedReplicas"];
+    if all_new && list_has(status, KIND, "NewReplicaSetAvailable") {
+        return;
+    }
+    let deadline = deadline(deployment);
     let since = time_of(status, KIND, "lastUpdateTime").unwrap_or(ctx.wall_ms);
     let left = (since + deadline * 1000).saturating_sub(ctx.wall_ms);
     let changed = deployment.raw["status"]["observedGeneration"] != deployment.meta.generation;

@@ -155,6 +155,28 @@ fn a_pod_counts_when_it_was_ready_for_long_enough() {
 }
 
 #[test]
+fn what_was_rolled_out_stays_so_whatever_its_pods_do() {
+    let mut sim = Sim::rolled(2, json!(1), json!(0));
+    let pod = sim.names(KindId::Pod)[0].clone();
+    sim.set_ready(&pod, false);
+    sim.edit(|d| d["spec"]["replicas"] = json!(4));
+    sim.later(2000);
+    assert_eq!(sim.progressing(), "NewReplicaSetAvailable");
+    let status = sim.object(KindId::Deployment, "user").raw["status"].clone();
+    assert_eq!(status["conditions"][0]["status"], "False", "but it is not available: {status}");
+    // The next template has a deadline of its own, from its first pod on.
+    sim.edit(|d| {
+        d["spec"]["progressDeadlineSeconds"] = json!(60);
+        *template(d) = json!("broken");
+    });
+    assert_ne!(sim.progressing(), "NewReplicaSetAvailable");
+    sim.later(59);
+    assert_ne!(sim.progressing(), "ProgressDeadlineExceeded");
+    sim.later(2);
+    assert_eq!(sim.progressing(), "ProgressDeadlineExceeded");
+}
+
+#[test]
 fn random_rollouts_stay_within_their_bounds() {
     for seed in 0..60 {
         let mut rng = Rng::seeded(seed);
