@@ -144,10 +144,10 @@ fn collect_names<'a>(value: &'a Value, out: &mut (BTreeSet<&'a str>, BTreeSet<&'
                 let name = child.get("name").or_else(|| child.get("secretName"));
                 match (key.as_str(), name.and_then(Value::as_str)) {
                     ("configMapKeyRef" | "configMapRef" | "configMap", Some(name)) => {
-                        drop(out.0.insert(name));
+                        out.0.insert(name);
                     }
                     ("secretKeyRef" | "secretRef" | "secret", Some(name)) => {
-                        drop(out.1.insert(name));
+                        out.1.insert(name);
                     }
                     _ => collect_names(child, out),
                 }
