@@ -31,7 +31,7 @@ pub fn run(trial: bool) -> Result<(), String> {
         })?;
     }
     sys::unshare(UnshareFlags::NEWNET)
-        .map_err(|e| format!("this system allows no network namespace ({e})"))?;
+        .map_err(|e| format!("this system allows no network namespace ({e}){}", hint()))?;
     pods::router().map_err(|e| e.to_string())?;
     if trial {
         return try_pod();
@@ -42,6 +42,18 @@ pub fn run(trial: bool) -> Result<(), String> {
     drop(out);
     loop {
         std::thread::park();
+    }
+}
+
+/// What a refusal most likely comes from.
+fn hint() -> &'static str {
+    let restricted = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns";
+    match std::fs::read_to_string(restricted) {
+        Ok(text) if text.trim() == "1" => {
+            "; AppArmor restricts ordinary users' namespaces: \
+             sysctl kernel.apparmor_restrict_unprivileged_userns=0 allows them, or run weft as root"
+        }
+        _ => "",
     }
 }
 

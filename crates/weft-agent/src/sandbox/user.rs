@@ -28,7 +28,11 @@ pub(super) fn become_user(user: &User, userns: bool) -> Result<(), String> {
         own_output(user.uid);
         limit(allowed).map_err(failed)?;
         let groups: Vec<Gid> = user.groups.iter().map(|g| Gid::from_raw(*g)).collect();
-        rustix::thread::set_thread_groups(&groups).map_err(|e| failed(e.into()))?;
+        match rustix::thread::set_thread_groups(&groups) {
+            // Weft is itself in somebody's user namespace, where groups cannot be changed.
+            Err(rustix::io::Errno::PERM) if groups.is_empty() => {}
+            done => done.map_err(|e| failed(e.into()))?,
+        }
         let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
         rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(|e| failed(e.into()))?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(|e| failed(e.into()))?;
