@@ -118,9 +118,19 @@ impl Compiler {
     fn run(&mut self, world: &World, dirty: BTreeSet<Unit>) -> Update {
         let mut step = Step::default();
         step.update.compiled = dirty.len();
+        let mut compiled = Vec::with_capacity(dirty.len());
         for unit in dirty {
             let (output, reads) = compile(&unit, world, &self.env);
             self.note_reads(&unit, output.is_some().then_some(reads));
+            compiled.push((unit, output));
+        }
+        // Everything is withdrawn before anything is put in its place, so that what passes from
+        // one object to another (a host that two entries name) is there throughout.
+        let offered = offered(&compiled);
+        for (unit, output) in &compiled {
+            self.withdraw(unit, output.as_ref(), &offered, &mut step);
+        }
+        for (unit, output) in compiled {
             self.replace(unit, output, &mut step);
         }
         self.settle_routes(&mut step);
@@ -153,21 +163,44 @@ impl Compiler {
         }
     }
 
+    /// Takes away what a unit gave and gives no more, unless another gives it now.
+    fn withdraw(
+        &mut self,
+        unit: &Unit,
+        new: Option<&Output>,
+        offered: &HashSet<ResourceName>,
+        step: &mut Step,
+    ) {
+        let Some(old) = self.outputs.get(unit) else { return };
+        let keeps = |name: &ResourceName| new.is_some_and(|n| n.resources.contains_key(name));
+        let gone: Vec<ResourceName> =
+            old.resources.keys().filter(|n| !keeps(n) && !offered.contains(*n)).cloned().collect();
+        if new.is_none_or(|new| new.restricted != old.restricted) && !old.restricted.is_empty() {
+            for (root, _) in &old.restricted {
+                self.mesh.restricted.remove(root);
+            }
+            step.everybody = true;
+        }
+        for name in &gone {
+            self.retract(name, step);
+        }
+    }
+
     /// Puts a unit's new output in the place of its old one.
     fn replace(&mut self, unit: Unit, new: Option<Output>, step: &mut Step) {
         let gone = new.is_none();
         let new = new.unwrap_or_default();
         let old = self.outputs.remove(&unit).unwrap_or_default();
-        for name in old.resources.keys().filter(|n| !new.resources.contains_key(*n)) {
-            self.retract(name, step);
-        }
         for (name, draft) in &new.resources {
             if old.resources.get(name) != Some(draft) {
                 self.offer(&unit, name, draft, step);
             }
         }
         self.replace_node(&old, &new, step);
-        self.replace_restriction(&old, &new, step);
+        if old.restricted != new.restricted {
+            self.mesh.restricted.extend(new.restricted.iter().cloned());
+            step.everybody = true;
+        }
         self.replace_attachments(&old, &new, step);
         if let Unit::Object(key) = &unit
             && old.status != new.status
@@ -199,19 +232,6 @@ impl Compiler {
             }
             step.nodes.insert(id.clone());
         }
-    }
-
-    fn replace_restriction(&mut self, old: &Output, new: &Output, step: &mut Step) {
-        if old.restricted == new.restricted {
-            return;
-        }
-        for (root, _) in &old.restricted {
-            self.mesh.restricted.remove(root);
-        }
-        for (root, to) in &new.restricted {
-            self.mesh.restricted.insert(root.clone(), to.clone());
-        }
-        step.everybody = true;
     }
 
     fn replace_attachments(&mut self, old: &Output, new: &Output, step: &mut Step) {
@@ -396,6 +416,15 @@ fn gateway_of(listener: &str) -> Option<NodeId> {
     let (ns, name, port) = (parts.next()?, parts.next()?, parts.next()?);
     let is_gateway = parts.next().is_none() && port.parse::<u16>().is_ok();
     is_gateway.then(|| NodeId::gateway(ns, name).ok()).flatten()
+}
+
+/// What the units of a step give, when there are several that could give the same.
+fn offered(compiled: &[(Unit, Option<Output>)]) -> HashSet<ResourceName> {
+    if compiled.len() < 2 {
+        return HashSet::new();
+    }
+    let outputs = compiled.iter().filter_map(|(_, output)| output.as_ref());
+    outputs.flat_map(|o| o.resources.keys().cloned()).collect()
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ pub(super) fn root_of(host: &str) -> Root {
 }
 
 /// The port's protocol, in Istio's word for it.
-fn speaks(port: &EntryPort) -> Protocol {
+pub(super) fn speaks(port: &EntryPort) -> Protocol {
     protocol::by_name(&port.protocol).unwrap_or(Protocol::Tcp)
 }
 

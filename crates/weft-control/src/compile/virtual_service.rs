@@ -11,6 +11,7 @@ use std::sync::Arc;
 use weft_base::issue::{FieldPath, Issues, Severity};
 use weft_base::name::ServiceKey;
 use weft_kinds::views::istio::VirtualService;
+use weft_kinds::views::service_entry::ServiceEntry;
 use weft_kinds::world::{Index, KindId, Object, gateway_ref, host_key, pair};
 use weft_model::{
     Dialect, Match, Matching, Parent, Protocol, Rank, Resource, Root, Route, Rule, Scope,
@@ -20,7 +21,7 @@ use super::destination_rule::not_done;
 use super::http_route::{consumers_of, producers_of};
 use super::istio_gateway;
 use super::vs_rule::{Context, Place, Prepared, Source};
-use super::{Env, Output, Reader, names, origin, protocol, service};
+use super::{Env, Output, Reader, names, origin, protocol, service, service_entry};
 use crate::mesh::gateway_root;
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
@@ -51,6 +52,12 @@ pub(super) fn compile(
             if fits {
                 build.mesh(&service);
             }
+        }
+    }
+    if vs.spec.is_mesh() {
+        for host in build.outside() {
+            build.attached = true;
+            build.mesh_outside(&host);
         }
     }
     for gateway in vs.spec.gateways.iter().filter(|g| &***g != "mesh") {
@@ -84,6 +91,7 @@ impl Build<'_, '_> {
                 Some(service) => {
                     found.insert(service, true);
                 }
+                None if self.entry(host).is_some() => {}
                 None if self.vs.spec.gateways.is_empty() => self.cx.issues.warning(
                     FieldPath::new("spec.hosts").index(i),
                     format!("{host} is no service of this mesh; no request is taken by it"),
@@ -125,6 +133,37 @@ impl Build<'_, '_> {
             let rules = self.rules(speaks, place);
             let parent = Parent::Host { root: root.clone(), port: Some(port.port) };
             self.emit(&root, parent, &rules, export.as_ref(), &port.port.to_string());
+        }
+    }
+
+    /// The entry that defines a host which is no Service.
+    fn entry(&self, host: &str) -> Option<&ServiceEntry> {
+        let own = &*self.cx.object.key.namespace;
+        service_entry::find(self.cx.reader, host, own).map(|(_, entry)| entry)
+    }
+
+    /// The hosts of `spec.hosts` that ServiceEntries define.
+    fn outside(&self) -> Vec<Arc<str>> {
+        let own = &*self.cx.object.key.namespace;
+        let is_service = |host: &str| {
+            let key = names::service_of_host(host, own, self.cx.env);
+            key.is_some_and(|key| self.cx.reader.service(&key).is_some())
+        };
+        let hosts = self.vs.spec.hosts.iter().filter(|h| !h.contains('*') && !is_service(h));
+        hosts.filter(|h| self.entry(h).is_some()).cloned().collect()
+    }
+
+    fn mesh_outside(&mut self, host: &str) {
+        let Some(entry) = self.entry(host) else { return };
+        let ports: Vec<_> =
+            entry.spec.ports.iter().map(|p| (p.number, service_entry::speaks(p))).collect();
+        let root = service_entry::root_of(host);
+        let own = self.cx.object.key.namespace.clone();
+        let export = names::exported(self.vs.spec.export_to.iter().map(|s| &**s), &own);
+        for (port, speaks) in ports {
+            let rules = self.rules(speaks, Place { gateway: "mesh", port, service: None });
+            let parent = Parent::Host { root: root.clone(), port: Some(port) };
+            self.emit(&root, parent, &rules, export.as_ref(), &port.to_string());
         }
     }
 

@@ -8,4 +8,5 @@ mod late;
 mod on_demand;
 mod peer_authentication;
 mod plane;
+mod service_entry;
 mod who_follows_what;
