@@ -15,6 +15,7 @@ use weft_kinds::world::{KindId, Object, ObjectKey};
 use super::plan::{Context, controller_ref};
 use super::replica_set::{Replica, adopted, count, fits, replicas};
 use super::revision::{HASH_LABEL, Revisions};
+use super::schedule::{is_allowed, is_repelled};
 use crate::objects::meta::metadata_mut;
 use crate::{EventNote, Propagation};
 
@@ -40,7 +41,7 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     }
     let revisions = Revisions::of(ctx, &object);
     let pods = replicas(ctx, &object);
-    let nodes = nodes(ctx, &object);
+    let nodes = nodes(ctx, &object, &pods);
     let run = Run { object: &object, spec: &set.spec, hash: revisions.hash.clone(), nodes, pods };
     run.step(ctx);
     run.write_status(ctx);
@@ -58,14 +59,20 @@ fn adopt(ctx: &mut Context<'_>, object: &Object, spec: &DaemonSetSpec) -> bool {
     !orphans.is_empty()
 }
 
-fn nodes(ctx: &Context<'_>, object: &Object) -> BTreeMap<Arc<str>, bool> {
+fn nodes(ctx: &Context<'_>, object: &Object, pods: &[Replica]) -> BTreeMap<Arc<str>, bool> {
     let spec = &object.raw["spec"]["template"]["spec"];
+    let account = spec["serviceAccountName"].as_str().filter(|n| !n.is_empty());
+    let account = account.unwrap_or("default");
     let selector: Labels = serde_json::from_value(spec["nodeSelector"].clone()).unwrap_or_default();
     let named = spec["nodeName"].as_str().filter(|n| !n.is_empty());
     let fits = |node: &&Arc<Object>| {
         selector.iter().all(|(k, v)| node.meta.labels.get(k) == Some(v))
             && named.is_none_or(|n| n == &*node.key.name)
             && !node.meta.is_deleting()
+            // A pod comes with its secrets: a host has those only that its token allows.
+            && is_allowed(node, &object.key.namespace, account)
+            // A taint keeps new pods away; what runs goes on.
+            && (!is_repelled(&node.raw, spec) || pods.iter().any(|p| node_of(p) == &*node.key.name))
     };
     let all = ctx.world.objects(KindId::Node, None).filter(fits);
     all.map(|node| (node.key.name.clone(), is_ready(&node.raw))).collect()

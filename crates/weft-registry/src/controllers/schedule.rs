@@ -111,7 +111,7 @@ impl Place {
             refused.tainted += 1;
         } else if self.pods >= self.pods_max {
             refused.full += 1;
-        } else if !is_allowed(node, pod) {
+        } else if !admits(node, pod) {
             refused.forbidden += 1;
         } else {
             return true;
@@ -139,7 +139,7 @@ fn owner(pod: &Object) -> Arc<str> {
 }
 
 /// Whether a taint keeps the pod away that it does not tolerate.
-fn is_repelled(node: &Value, pod_spec: &Value) -> bool {
+pub(super) fn is_repelled(node: &Value, pod_spec: &Value) -> bool {
     let taints = node["spec"]["taints"].as_array().into_iter().flatten();
     let mut hard =
         taints.filter(|t| matches!(t["effect"].as_str(), Some("NoSchedule" | "NoExecute")));
@@ -160,12 +160,16 @@ fn tolerates(toleration: &Value, taint: &Value) -> bool {
     }
 }
 
-/// Whether the token with which the node joined allows the pod's identity there.
-fn is_allowed(node: &Object, pod: &Object) -> bool {
+fn admits(node: &Object, pod: &Object) -> bool {
+    let View::Pod(view) = &pod.view else { return false };
+    is_allowed(node, &pod.key.namespace, view.service_account())
+}
+
+/// Whether the token with which the node joined allows an identity there.
+pub(super) fn is_allowed(node: &Object, namespace: &str, account: &str) -> bool {
     let Some(allowed) = node.meta.annotation(ALLOWED_ANNOTATION) else { return true };
     let allowed: Value = serde_json::from_str(allowed).unwrap_or_default();
-    let View::Pod(view) = &pod.view else { return false };
-    let pair = serde_json::json!([&*pod.key.namespace, view.service_account()]);
+    let pair = serde_json::json!([namespace, account]);
     allowed == "placed" || allowed["only"].as_array().is_some_and(|all| all.contains(&pair))
 }
 

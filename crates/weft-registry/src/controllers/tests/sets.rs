@@ -2,6 +2,7 @@
 //! StatefulSets and DaemonSets beside what Kubernetes documents of them.
 
 use super::*;
+use crate::hosts::ALLOWED_ANNOTATION;
 
 fn set(kind: KindId, spec: Value) -> Value {
     let mut raw = json!({ "metadata": { "name": "db" }, "spec": {
@@ -202,6 +203,42 @@ fn each_node_that_fits_has_one_pod() {
     });
     sim.run();
     assert_eq!(nodes(&sim), ["n2"].map(str::to_owned).into());
+}
+
+#[test]
+fn a_daemon_keeps_away_from_nodes_that_may_not_run_it() {
+    let mut sim = Sim::new();
+    let joined = |name: &str, only: &str| {
+        let mut raw = node(name, true);
+        raw["metadata"]["annotations"] = json!({ ALLOWED_ANNOTATION: only });
+        raw
+    };
+    // A host whose token allows one identity sees no pods, and so no secrets, of others.
+    let own = format!(r#"{{"only":[["{NS}","default"]]}}"#);
+    sim.create(KindId::Node, "", joined("own", &own));
+    sim.create(KindId::Node, "", joined("strange", r#"{"only":[["shop","order"]]}"#));
+    let mut tainted = node("tainted", true);
+    tainted["spec"] = json!({ "taints": [{ "key": "gpu", "effect": "NoSchedule" }] });
+    sim.create(KindId::Node, "", tainted);
+    sim.create(KindId::DaemonSet, NS, set(KindId::DaemonSet, json!({})));
+    sim.run();
+    let nodes = |sim: &Sim| -> Vec<String> {
+        let pods = sim.all(KindId::Pod);
+        let mut all: Vec<String> =
+            pods.iter().map(|p| p.raw["spec"]["nodeName"].as_str().unwrap().to_owned()).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(nodes(&sim), ["n1", "own"]);
+    sim.alter(KindId::DaemonSet, |d| {
+        d["spec"]["template"]["spec"]["tolerations"] = json!([{ "operator": "Exists" }]);
+    });
+    sim.run();
+    for _ in 0..10 {
+        sim.agent(1);
+    }
+    assert_eq!(nodes(&sim), ["n1", "own", "tainted"]);
+    assert_eq!(sim.set_status(KindId::DaemonSet)["desiredNumberScheduled"], 3);
 }
 
 #[test]
