@@ -107,6 +107,7 @@ kind: Pod
 metadata: {{name: talk, namespace: demo}}
 spec:
   restartPolicy: Never
+  terminationGracePeriodSeconds: 1  # a shell at a terminal does not hear SIGTERM
   containers:
   - name: c
     image: c
@@ -477,6 +478,15 @@ def test_attach_to_a_terminal_and_to_the_end(mesh):
     # What has ended cannot be attached to.
     done = kubectl(mesh, "spdy", "attach", "-q", "-i", "talk", "-c", "c", input=b"")
     assert done.returncode != 0, done
+
+
+def test_run_starts_a_pod_and_stays_with_it(mesh):
+    how = ["--image=x", "--restart=Never", "--rm", "-i", "--quiet"]
+    done = kubectl(mesh, "websocket", "run", "seven", *how, "--command", "--", "sh", "-c",
+                   "sleep 0.5; exit 7")
+    assert done.returncode == 7, done
+    done = kubectl(mesh, "spdy", "run", "echo", *how, "--command", "--", "cat", input=b"hello\n")
+    assert (done.returncode, done.stdout) == (0, b"hello\n"), done
 
 
 # -- figures ---------------------------------------------------------------------------------

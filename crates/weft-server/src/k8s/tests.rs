@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
 use weft_registry::Registry;
+use weft_registry::usage::Resources;
 use weft_store::MemoryStore;
 
 use super::*;
@@ -653,6 +654,43 @@ async fn logs_are_told_and_followed() {
     let read = response.into_body().collect();
     let body = tokio::time::timeout(Duration::from_secs(10), read).await.expect("it ends");
     assert_eq!(body.unwrap().to_bytes(), "one tail=None\n");
+}
+
+#[tokio::test]
+async fn figures_of_pods_are_told_once_they_are_measured() {
+    let rig = rig().await;
+    let pod = |name: &str| {
+        json!({"metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}})
+    };
+    for name in ["a", "b", "unmeasured"] {
+        assert_eq!(rig.post("/api/v1/namespaces/default/pods", &pod(name)).await.0, 201);
+    }
+    let of = Resources { cpu_milli: 5, memory_bytes: 2048, wall_ms: 0 };
+    let names = ["default/a", "default/a/c", "default/b", "default/b/c"];
+    rig.registry.note_resources(names.map(|n| (n.into(), of)).into());
+    let base = "/apis/metrics.k8s.io/v1beta1";
+    let all = rig.get(&format!("{base}/namespaces/default/pods")).await;
+    assert_eq!(all["kind"], "PodMetricsList");
+    assert_eq!(all["items"].as_array().unwrap().len(), 2);
+    let some = rig.get(&format!("{base}/pods?labelSelector=app%3Db")).await;
+    assert_eq!(some["items"][0]["metadata"]["name"], "b");
+    assert_eq!(some["items"][0]["containers"][0]["usage"], json!({"cpu": "5m", "memory": "2Ki"}));
+    let one = rig.get(&format!("{base}/namespaces/default/pods/a")).await;
+    assert_eq!((&one["kind"], &one["window"]), (&json!("PodMetrics"), &json!("10s")));
+    for (method, path, want) in [
+        ("GET", "namespaces/default/pods/unmeasured", 404),
+        ("GET", "namespaces/default/pods/nobody", 404),
+        ("GET", "namespaces/default/services", 404),
+        ("DELETE", "namespaces/default/pods/a", 405),
+    ] {
+        let (code, _) = rig.ask(method, &format!("{base}/{path}"), "", &Value::Null).await;
+        assert_eq!(code, want, "{method} {path}");
+    }
+    let group = rig.get("/apis/metrics.k8s.io").await;
+    assert_eq!(group["preferredVersion"]["version"], "v1beta1");
+    let resources = rig.get(base).await;
+    assert_eq!(resources["resources"][1]["kind"], "PodMetrics");
 }
 
 #[tokio::test]
