@@ -454,13 +454,25 @@ def test_pods_of_an_agent_that_is_killed_leave_nothing_behind(machines):
     machines.join(machines.a)
     pod = {"apiVersion": "v1", "kind": "Pod",
            "metadata": {"name": "sleeper", "namespace": "shop",
-                        "annotations": {"weft.dev/command": "/bin/sleep 1000"}},
+                        "annotations": {"weft.dev/command":
+                                        "sh -c 'echo good evening; exec /bin/sleep 1000'"}},
            "spec": {"nodeSelector": {"kubernetes.io/hostname": "a"},
                     "containers": [{"name": "c", "image": "sleep"}]}}
     file = machines.folder / "pod.json"
     file.write_text(json.dumps(pod))
     machines.s.weft("apply", "-f", file)
     until("it runs", lambda: machines.ready_pods())
+    # What it says is read on the server's machine.
+    log = machines.api + "/api/v1/namespaces/shop/pods/sleeper/log"
+    assert machines.s.get(log).text == "good evening\n"
+    missing = machines.s.get(log + "?container=other")
+    assert missing.status_code == 400 and "other" in missing.text, missing.text
+    assert machines.s.get(log + "?previous=true").status_code == 400
+
+    def follow():
+        with requests.get(log + "?follow=true", stream=True, timeout=10) as answer:
+            return next(answer.iter_lines())
+    assert machines.s.inside(follow) == b"good evening"
     found = subprocess.run(["pgrep", "-f", "/bin/sleep 1000"], capture_output=True, text=True)
     pids = [int(p) for p in found.stdout.split()]
     assert pids

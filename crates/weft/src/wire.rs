@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use weft_agent::agent::Desired;
 use weft_agent::checks::{CheckKey, CheckSpec, Checks};
+use weft_agent::logs::LogQuery;
 use weft_agent::pod::{Configs, Data, DesiredPod, Objects, PodKey, Upstream};
 use weft_kinds::views::catalog::Status;
 use weft_kinds::views::check::CheckDefinition;
 use weft_kinds::world::PodsMode;
+use weft_server::k8s::LogRequest;
 use weft_xds::agent::{HostUpdate, PodRef};
 
 /// Bytes of pods in one message; larger updates are split.
@@ -78,6 +80,17 @@ struct UpstreamJson {
     local_port: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     address: Option<IpAddr>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct LogQueryJson {
+    follow: bool,
+    previous: bool,
+    timestamps: bool,
+    tail_lines: Option<u64>,
+    since_wall_ms: Option<u64>,
+    limit_bytes: Option<u64>,
 }
 
 /// Text as it is; other bytes in base64.
@@ -342,6 +355,34 @@ fn checks_json(checks: &Checks) -> Vec<u8> {
         status: spec.status,
     };
     bytes(&checks.iter().map(one).collect::<Vec<_>>())
+}
+
+/// What is wanted of a log, as it travels.
+pub fn log_query(request: &LogRequest) -> Vec<u8> {
+    bytes(&LogQueryJson {
+        follow: request.follow,
+        previous: request.previous,
+        timestamps: request.timestamps,
+        tail_lines: request.tail_lines,
+        since_wall_ms: request.since_wall_ms,
+        limit_bytes: request.limit_bytes,
+    })
+}
+
+/// The same as an agent reads it.
+///
+/// # Errors
+/// When the server speaks another language.
+pub fn read_log_query(json: &[u8]) -> Result<LogQuery, serde_json::Error> {
+    let query: LogQueryJson = serde_json::from_slice(json)?;
+    Ok(LogQuery {
+        follow: query.follow,
+        previous: query.previous,
+        timestamps: query.timestamps,
+        tail_lines: query.tail_lines.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        since_wall_ms: query.since_wall_ms,
+        limit_bytes: query.limit_bytes,
+    })
 }
 
 fn bytes(value: &impl Serialize) -> Vec<u8> {

@@ -106,7 +106,45 @@ pub struct HostUpdate {
     /// All checks that the host runs, when they changed.
     #[prost(message, optional, tag = "7")]
     pub checks: ::core::option::Option<Checks>,
+    /// Output that somebody wants to read now.
+    #[prost(message, repeated, tag = "8")]
+    pub logs: ::prost::alloc::vec::Vec<LogAsk>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogAsk {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(message, optional, tag = "2")]
+    pub pod: ::core::option::Option<ObjectKey>,
+    #[prost(string, tag = "3")]
+    pub container: ::prost::alloc::string::String,
+    /// JSON: `follow`, `previous`, `timestamps`, `tailLines`, `sinceWallMs`, `limitBytes`.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub query: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogPiece {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(oneof = "log_piece::What", tags = "2, 3, 4")]
+    pub what: ::core::option::Option<log_piece::What>,
+}
+/// Nested message and enum types in `LogPiece`.
+pub mod log_piece {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum What {
+        /// Whole lines.
+        #[prost(bytes, tag = "2")]
+        Data(::prost::bytes::Bytes),
+        /// There is no such output; the sentence says which.
+        #[prost(string, tag = "3")]
+        NotThere(::prost::alloc::string::String),
+        #[prost(string, tag = "4")]
+        Failed(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SendLogResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ObjectKey {
     #[prost(string, tag = "1")]
@@ -521,6 +559,32 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("weft.agent.v1.Agent", "SignCsr"));
             self.inner.unary(req, path, codec).await
         }
+        /// A container's output, as an update asked for it. The server ends the call when nobody reads
+        /// any more.
+        pub async fn send_log(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::LogPiece>,
+        ) -> std::result::Result<
+            tonic::Response<super::SendLogResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.agent.v1.Agent/SendLog",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.agent.v1.Agent", "SendLog"));
+            self.inner.client_streaming(req, path, codec).await
+        }
         /// Waits until the proxies agree with what the server decided, or until the time is over.
         pub async fn wait_applied(
             &mut self,
@@ -612,6 +676,12 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::SignCsrRequest>,
         ) -> std::result::Result<tonic::Response<super::SignCsrResponse>, tonic::Status>;
+        /// A container's output, as an update asked for it. The server ends the call when nobody reads
+        /// any more.
+        async fn send_log(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::LogPiece>>,
+        ) -> std::result::Result<tonic::Response<super::SendLogResponse>, tonic::Status>;
         /// Waits until the proxies agree with what the server decided, or until the time is over.
         async fn wait_applied(
             &self,
@@ -999,6 +1069,49 @@ pub mod agent_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.agent.v1.Agent/SendLog" => {
+                    #[allow(non_camel_case_types)]
+                    struct SendLogSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::ClientStreamingService<super::LogPiece>
+                    for SendLogSvc<T> {
+                        type Response = super::SendLogResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::LogPiece>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::send_log(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SendLogSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

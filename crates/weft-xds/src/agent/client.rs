@@ -9,15 +9,18 @@ use std::future::Future;
 use std::io;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Streaming};
 use weft_proto::weft::agent::v1 as wire;
 use wire::agent_client::AgentClient as Grpc;
 
 use super::{
-    Beat, Certificate, CheckResult, Host, HostUpdate, JoinAsk, Joined, MESSAGE_BYTES_MAX, PodNote,
-    PodRef, PodReport, Refusal, Wait,
+    Beat, Certificate, CheckResult, Host, HostUpdate, JoinAsk, Joined, LogPiece, MESSAGE_BYTES_MAX,
+    PodNote, PodRef, PodReport, Refusal, Wait,
 };
 use crate::client::{endpoint, lazy};
 
@@ -146,6 +149,16 @@ impl AgentClient {
         let request = wire::SignCsrRequest { pod: Some(pod.into()), csr: csr.into() };
         let answer = self.grpc.clone().sign_csr(within(request)).await?.into_inner();
         Ok((answer.certificate.unwrap_or_default().into(), answer.trust_domain))
+    }
+
+    /// Hands over output that was asked for, until it ends or nobody reads it any more.
+    ///
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn send_log(&self, pieces: mpsc::Receiver<LogPiece>) -> Result<(), Refusal> {
+        let pieces = ReceiverStream::new(pieces).map(wire::LogPiece::from);
+        self.grpc.clone().send_log(pieces).await?;
+        Ok(())
     }
 
     /// Whether it came about in time.

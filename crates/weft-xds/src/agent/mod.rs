@@ -97,6 +97,34 @@ pub struct HostUpdate {
     pub upstreams: Vec<(String, Vec<u8>)>,
     /// All checks of the host, when they changed.
     pub checks: Option<Vec<u8>>,
+    /// Output that somebody wants to read now.
+    pub logs: Vec<LogAsk>,
+}
+
+/// Somebody wants to read a container's output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogAsk {
+    pub id: u64,
+    pub pod: PodRef,
+    pub container: String,
+    /// JSON.
+    pub query: Vec<u8>,
+}
+
+/// A piece of output for who asked under this number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogPiece {
+    pub id: u64,
+    pub what: LogWhat,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogWhat {
+    /// Whole lines.
+    Data(Vec<u8>),
+    /// There is no such output; the sentence says which.
+    NotThere(String),
+    Failed(String),
 }
 
 /// Status of one pod.
@@ -317,6 +345,7 @@ impl From<HostUpdate> for wire::HostUpdate {
             removes: u.removes.into_iter().map(Into::into).collect(),
             upstreams: u.upstreams.into_iter().map(upstreams).collect(),
             checks: u.checks.map(|json| wire::Checks { json: json.into() }),
+            logs: u.logs.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -332,6 +361,7 @@ impl From<wire::HostUpdate> for HostUpdate {
             removes: u.removes.into_iter().map(Into::into).collect(),
             upstreams: u.upstreams.into_iter().map(|n| (n.namespace, n.json.into())).collect(),
             checks: u.checks.map(|c| c.json.into()),
+            logs: u.logs.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -362,5 +392,43 @@ impl TryFrom<wire::CheckResult> for CheckResult {
             }
         };
         Ok(Self { namespace: c.namespace, id: c.check_id, status, output: c.output })
+    }
+}
+
+impl From<LogAsk> for wire::LogAsk {
+    fn from(a: LogAsk) -> Self {
+        Self { id: a.id, pod: Some(a.pod.into()), container: a.container, query: a.query.into() }
+    }
+}
+
+impl From<wire::LogAsk> for LogAsk {
+    fn from(a: wire::LogAsk) -> Self {
+        let pod = a.pod.unwrap_or_default().into();
+        Self { id: a.id, pod, container: a.container, query: a.query.into() }
+    }
+}
+
+impl From<LogPiece> for wire::LogPiece {
+    fn from(p: LogPiece) -> Self {
+        use wire::log_piece::What;
+        let what = match p.what {
+            LogWhat::Data(data) => What::Data(data.into()),
+            LogWhat::NotThere(why) => What::NotThere(why),
+            LogWhat::Failed(why) => What::Failed(why),
+        };
+        Self { id: p.id, what: Some(what) }
+    }
+}
+
+impl From<wire::LogPiece> for LogPiece {
+    fn from(p: wire::LogPiece) -> Self {
+        use wire::log_piece::What;
+        let what = match p.what {
+            Some(What::Data(data)) => LogWhat::Data(data.into()),
+            Some(What::NotThere(why)) => LogWhat::NotThere(why),
+            Some(What::Failed(why)) => LogWhat::Failed(why),
+            None => LogWhat::Data(Vec::new()),
+        };
+        Self { id: p.id, what }
     }
 }

@@ -12,14 +12,14 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use weft_proto::weft::agent::v1 as wire;
 use wire::agent_server::{Agent, AgentServer};
 
 use super::gate::Gate;
 use super::{
-    Beat, Certificate, CheckResult, Host, HostUpdate, JoinAsk, Joined, MESSAGE_BYTES_MAX, PodNote,
-    PodReport, Refusal, TOKEN_BYTES_MAX, Wait,
+    Beat, Certificate, CheckResult, Host, HostUpdate, JoinAsk, Joined, LogPiece, MESSAGE_BYTES_MAX,
+    PodNote, PodReport, Refusal, TOKEN_BYTES_MAX, Wait,
 };
 use crate::server::{Peer, peer_of};
 
@@ -27,6 +27,9 @@ use crate::server::{Peer, peer_of};
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
 /// The call that needs no certificate.
 const JOIN: &str = "/weft.agent.v1.Agent/Join";
+
+/// Output as it comes; it ends early when the connection breaks.
+pub type LogPieces = BoxStream<'static, LogPiece>;
 
 type Answer<T> = BoxFuture<'static, Result<T, Refusal>>;
 
@@ -42,6 +45,8 @@ pub trait Hosts: Send + Sync + 'static {
     fn report_checks(&self, peer: Peer, results: Vec<CheckResult>) -> Answer<()>;
     /// The certificate and its trust domain.
     fn sign(&self, peer: Peer, pod: super::PodRef, csr: Vec<u8>) -> Answer<(Certificate, String)>;
+    /// Output that this side asked for in an update; the call ends when it resolves.
+    fn send_log(&self, peer: Peer, pieces: LogPieces) -> Answer<()>;
     /// Whether it came about in time.
     fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool>;
 }
@@ -161,6 +166,17 @@ impl<H: Hosts> Agent for AgentService<H> {
         let (certificate, trust_domain) = self.hosts.sign(peer, pod, message.csr.into()).await?;
         let certificate = Some(certificate.into());
         Ok(Response::new(wire::SignCsrResponse { certificate, trust_domain }))
+    }
+
+    async fn send_log(
+        &self,
+        request: Request<Streaming<wire::LogPiece>>,
+    ) -> Result<Response<wire::SendLogResponse>, Status> {
+        let (peer, pieces) = taken(request);
+        let pieces = pieces.take_while(|p| std::future::ready(p.is_ok()));
+        let pieces = pieces.filter_map(|p| std::future::ready(p.ok().map(LogPiece::from)));
+        self.hosts.send_log(peer, pieces.boxed()).await?;
+        Ok(Response::new(wire::SendLogResponse {}))
     }
 
     async fn wait_applied(

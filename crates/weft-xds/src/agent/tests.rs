@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use weft_base::task::TaskGroup;
@@ -73,9 +73,19 @@ fn updates() -> Vec<HostUpdate> {
         revision: 4,
         removes: vec![pod("b")],
         checks: Some(b"[]".to_vec()),
+        logs: vec![LogAsk { id: 3, pod: pod("a"), container: "c".into(), query: b"{}".to_vec() }],
         ..HostUpdate::default()
     };
     vec![first, second]
+}
+
+fn log_pieces() -> Vec<LogPiece> {
+    let piece = |what| LogPiece { id: 3, what };
+    vec![
+        piece(LogWhat::Data(b"line\n".to_vec())),
+        piece(LogWhat::NotThere("no such container".into())),
+        piece(LogWhat::Failed("disk".into())),
+    ]
 }
 
 impl Hosts for Echo {
@@ -129,6 +139,16 @@ impl Hosts for Echo {
     fn sign(&self, peer: Peer, pod: PodRef, csr: Vec<u8>) -> Answer<(Certificate, String)> {
         self.note(&peer, format!("sign {} {csr:?}", pod.name));
         async { Ok((certificate(), "cluster.local".into())) }.boxed()
+    }
+
+    fn send_log(&self, peer: Peer, pieces: super::server::LogPieces) -> Answer<()> {
+        self.note(&peer, "log".into());
+        async move {
+            let all: Vec<LogPiece> = pieces.collect().await;
+            assert_eq!(all, log_pieces());
+            Ok(())
+        }
+        .boxed()
     }
 
     fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool> {
@@ -187,9 +207,13 @@ async fn every_call_arrives_as_it_was_made_with_its_caller() {
     assert_eq!(client.wait(Wait::Drained(pod("a")), hour).await, Ok(false));
 
     client.leave().await.unwrap();
+    let (tx, rx) = mpsc::channel(4);
+    log_pieces().into_iter().for_each(|p| tx.try_send(p).unwrap());
+    drop(tx);
+    client.send_log(rx).await.unwrap();
     let seen = echo.seen.lock().unwrap().clone();
     assert!(seen.iter().all(|s| s.starts_with("spiffe://cluster.local/weft/host/m1/x: ")));
-    assert_eq!(seen.len(), 9);
+    assert_eq!(seen.len(), 10);
     // What a client asks for is bounded here.
     assert!(seen[6].ends_with(&format!("{:?}", server_wait_max())), "{}", seen[6]);
     tasks.shutdown(Duration::from_secs(1)).await;

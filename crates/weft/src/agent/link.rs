@@ -4,23 +4,28 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
 use tokio::sync::{mpsc, oneshot};
+use weft_agent::agent::Agent;
 use weft_agent::checks::CheckReport;
 use weft_agent::link::{BoxFuture, LinkError, PodNote, PodReport, ServerLink, SignAsk};
+use weft_agent::logs::LogReader;
 use weft_agent::pod::PodKey;
 use weft_base::task::TaskGroup;
 use weft_identity::ca::Issued;
 use weft_identity::{Bundle, Leaf, TrustDomain};
 use weft_kinds::views::catalog::Status;
 use weft_xds::agent::client::AgentClient;
-use weft_xds::agent::{self as wire, CheckResult, CheckStatus, PodRef, Refusal, Wait};
+use weft_xds::agent::{
+    self as wire, CheckResult, CheckStatus, LogAsk, LogPiece, LogWhat, PodRef, Refusal, Wait,
+};
 
 use super::identity;
 use super::outbox::{BATCH_MAX, Memory};
+use crate::wire::read_log_query;
 
 /// Reports that may wait for the sender; each pod has one at a time.
 const WAITING_MAX: usize = 1024;
@@ -29,6 +34,8 @@ const NOTES_MAX: usize = 256;
 /// One question about an acknowledgement lasts this long at most.
 const ACK_ROUND: Duration = Duration::from_secs(20);
 const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Pieces of one log on their way.
+const LOG_PIECES_MAX: usize = 8;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// The link. Its connection is made anew whenever it was lost.
@@ -38,6 +45,9 @@ pub struct RemoteLink {
     uids: Arc<Mutex<HashMap<PodKey, Arc<str>>>>,
     reports: mpsc::Sender<Job>,
     notes: mpsc::Sender<wire::PodNote>,
+    /// Whose pods' output is asked for; there once it runs.
+    agent: OnceLock<Agent>,
+    tasks: TaskGroup,
 }
 
 enum Job {
@@ -60,12 +70,51 @@ impl RemoteLink {
                 () = tell(telling, waiting) => {}
             }
         });
-        Self { client, uids: Arc::default(), reports, notes }
+        let (uids, agent, tasks) = (Arc::default(), OnceLock::new(), tasks.clone());
+        Self { client, uids, reports, notes, agent, tasks }
     }
 
     /// The pods that the server placed here, by their objects.
     pub fn know(&self, uids: HashMap<PodKey, Arc<str>>) {
         *self.uids.lock().unwrap_or_else(PoisonError::into_inner) = uids;
+    }
+
+    /// The agent that runs the pods, from now on.
+    pub fn attach(&self, agent: &Agent) {
+        // Once per process.
+        let _ = self.agent.set(agent.clone());
+    }
+
+    /// Sends output that the server asked for, until it ends or nobody reads it.
+    pub fn send_log(&self, ask: LogAsk) {
+        let opened = self.open_log(&ask);
+        let (client, id) = (self.client.clone(), ask.id);
+        let (pieces, stream) = mpsc::channel(LOG_PIECES_MAX);
+        let group = self.tasks.clone();
+        self.tasks.spawn("log", async move {
+            tokio::select! {
+                () = group.draining() => {}
+                () = read_log(opened, id, pieces) => {}
+            }
+        });
+        self.tasks.spawn("log sender", async move {
+            if let Err(why) = client.send_log(stream).await {
+                tracing::debug!(%why, "a log is not read any more");
+            }
+        });
+    }
+
+    fn open_log(&self, ask: &LogAsk) -> Result<LogReader, LogWhat> {
+        let pod = PodKey::new(&ask.pod.namespace, &ask.pod.name);
+        let failed = |why: &dyn fmt::Display| LogWhat::Failed(why.to_string());
+        let query = read_log_query(&ask.query).map_err(|e| failed(&e))?;
+        let agent = self.agent.get().ok_or_else(|| failed(&"the agent is starting"))?;
+        agent.read_log(&pod, &ask.container, &query).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                LogWhat::NotThere(format!("container {}: {error}", ask.container))
+            }
+            _ => failed(&error),
+        })
     }
 
     /// Tells the server the last of every pod again.
@@ -178,6 +227,30 @@ impl ServerLink for RemoteLink {
 impl fmt::Debug for RemoteLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("RemoteLink")
+    }
+}
+
+/// Reads a log into a channel; it ends with the reader at the other end.
+async fn read_log(opened: Result<LogReader, LogWhat>, id: u64, pieces: mpsc::Sender<LogPiece>) {
+    let mut reader = match opened {
+        Ok(reader) => reader,
+        Err(what) => {
+            let _ = pieces.send(LogPiece { id, what }).await;
+            return;
+        }
+    };
+    // The first word names the question, also when there is no output yet.
+    let mut what = LogWhat::Data(Vec::new());
+    while pieces.send(LogPiece { id, what }).await.is_ok() {
+        let next = tokio::select! {
+            next = reader.next() => next,
+            () = pieces.closed() => return,
+        };
+        what = match next {
+            Ok(Some(piece)) => LogWhat::Data(piece),
+            Ok(None) => return,
+            Err(error) => LogWhat::Failed(error.to_string()),
+        };
     }
 }
 

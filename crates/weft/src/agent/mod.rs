@@ -141,7 +141,9 @@ fn start(
     tasks: &TaskGroup,
 ) -> Result<Agent> {
     Runner::start(checks, link.clone(), clock.clone(), Rng::from_system(), tasks);
-    Ok(Agent::start(config, desired, link, clock.clone(), tasks)?)
+    let agent = Agent::start(config, desired, link.clone(), clock.clone(), tasks)?;
+    link.attach(&agent);
+    Ok(agent)
 }
 
 // === impl Setup ===

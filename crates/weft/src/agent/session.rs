@@ -181,11 +181,17 @@ async fn stream(
         Err(why) => return why.to_string(),
     };
     loop {
-        let update = match updates.next().await {
+        let mut update = match updates.next().await {
             Ok(Some(update)) => update,
             Ok(None) => return "the server ended it".into(),
             Err(why) => return why.to_string(),
         };
+        let asks = std::mem::take(&mut update.logs);
+        if !asks.is_empty() {
+            // Questions come by themselves, beside what should be here.
+            asks.into_iter().for_each(|ask| link.send_log(ask));
+            continue;
+        }
         match told.mirror.apply(update) {
             Ok(false) => continue,
             Ok(true) => backoff.worked(),

@@ -5,6 +5,7 @@
 //! Node is there. It may report, watch and obtain certificates for pods that the server placed on
 //! it, and for no others; which identity that is the pod's object says.
 
+mod logs;
 mod throttle;
 mod tokens;
 mod watch;
@@ -32,14 +33,15 @@ use weft_kinds::views::catalog::Status;
 use weft_kinds::world::Object;
 use weft_registry::hosts::{ALLOWED_ANNOTATION, HostError, HostInfo, Hosts, JOIN_ANNOTATION};
 use weft_registry::{EventNote, NodeInfo, Registry};
-use weft_xds::agent::server::Hosts as AgentDoor;
+use weft_xds::agent::server::{Hosts as AgentDoor, LogPieces};
 use weft_xds::agent::{
-    Beat, Certificate, CheckResult, CheckStatus, Host, HostUpdate, JoinAsk, Joined, PodNote,
-    PodRef, PodReport, Refusal, Wait,
+    Beat, Certificate, CheckResult, CheckStatus, Host, HostUpdate, JoinAsk, Joined, LogAsk,
+    PodNote, PodRef, PodReport, Refusal, Wait,
 };
 use weft_xds::server::Peer;
 
 use super::link::LocalLink;
+pub use logs::AllLogs;
 use throttle::Throttle;
 pub use tokens::HostTokens;
 
@@ -65,7 +67,18 @@ pub struct HostDoor {
     cluster_domain: &'static str,
     joins: Arc<Mutex<Throttle>>,
     /// The one stream that each host has; a newer one ends it.
-    streams: Arc<Mutex<HashMap<String, CancellationToken>>>,
+    streams: Arc<Mutex<HashMap<String, Stream>>>,
+    /// Who waits for a host's output.
+    readers: Arc<Mutex<logs::Readers>>,
+}
+
+/// The stream that goes to a host.
+#[derive(Clone, Debug)]
+struct Stream {
+    /// Cancelled when a newer one takes its place, and when it ends.
+    over: CancellationToken,
+    /// Questions for output that travel on it.
+    asks: mpsc::Sender<LogAsk>,
 }
 
 /// A host that its certificate proved.
@@ -86,7 +99,14 @@ impl HostDoor {
             cluster_domain,
             joins: Arc::default(),
             streams: Arc::default(),
+            readers: Arc::default(),
         }
+    }
+
+    /// Questions to a host, while it has a stream.
+    fn stream_of(&self, host: &str) -> Option<mpsc::Sender<LogAsk>> {
+        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.get(host).filter(|s| !s.over.is_cancelled()).map(|s| s.asks.clone())
     }
 
     /// Who is calling.
@@ -361,6 +381,15 @@ impl AgentDoor for HostDoor {
 
     fn sign(&self, peer: Peer, pod: PodRef, csr: Vec<u8>) -> Answer<(Certificate, String)> {
         self.clone().sign_now(peer, pod, csr).boxed()
+    }
+
+    fn send_log(&self, peer: Peer, pieces: LogPieces) -> Answer<()> {
+        let door = self.clone();
+        async move {
+            let caller = door.caller(&peer)?;
+            door.hand_on(&caller.name, pieces).await
+        }
+        .boxed()
     }
 
     fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool> {

@@ -49,7 +49,7 @@ use crate::up::{DoorAddresses, announcement};
 use crate::{data, print, state_home};
 use agency::{AgentLogs, NoLogs};
 use facts::ServerFacts;
-use hosts::{HostDoor, HostTokens};
+use hosts::{AllLogs, HostDoor, HostTokens};
 use link::LocalLink;
 use streams::{AgentStreams, NoStreams};
 use usage::{AgentMeter, NoMeter};
@@ -172,7 +172,8 @@ impl Running {
             }
             None => None,
         };
-        let pods = pods_of(agent.as_ref(), &registry, &node);
+        let mut pods = pods_of(agent.as_ref(), &registry, &node);
+        pods.logs = Arc::new(AllLogs { own: pods.logs, door });
         let facts = Arc::new(ServerFacts {
             world: registry.world(),
             loads: scrape::Loads::new(),

@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use weft_xds::agent::{HostUpdate, Refusal};
+use weft_xds::agent::{HostUpdate, LogAsk, Refusal};
 use weft_xds::server::Peer;
 
-use super::HostDoor;
+use super::{HostDoor, Stream};
 use crate::server::agency;
 use crate::wire::HostView;
 
 /// The World is looked at no more often than this.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Questions for output that may wait for the stream.
+const ASKS_MAX: usize = 64;
 
 type Updates = mpsc::Sender<Result<HostUpdate, Refusal>>;
 
@@ -27,11 +29,13 @@ pub fn start(
 ) -> mpsc::Receiver<Result<HostUpdate, Refusal>> {
     let (updates, stream) = mpsc::channel(4);
     let superseded = CancellationToken::new();
+    let (asks, asked) = mpsc::channel(ASKS_MAX);
     let mut streams = door.streams.lock().unwrap_or_else(PoisonError::into_inner);
-    streams.retain(|_, stream| !stream.is_cancelled());
-    if let Some(older) = streams.insert(host.clone(), superseded.clone()) {
-        older.cancel();
+    streams.retain(|_, stream| !stream.over.is_cancelled());
+    if let Some(older) = streams.insert(host.clone(), Stream { over: superseded.clone(), asks }) {
+        older.over.cancel();
     }
+    drop(streams);
     let (door, tasks) = (door.clone(), door.registry.tasks().clone());
     let group = tasks.clone();
     tasks.spawn("host stream", async move {
@@ -42,12 +46,26 @@ pub fn start(
             }
             () = updates.closed() => return superseded.cancel(),
             ended = follow(&door, &host, &peer, &updates) => ended,
+            () = hand_over(asked, &updates) => Refusal::Unavailable("the host went away".into()),
         };
         superseded.cancel();
         // The host may be gone already.
         let _ = updates.try_send(Err(ended));
     });
     stream
+}
+
+/// Puts questions for output on the stream.
+async fn hand_over(mut asked: mpsc::Receiver<LogAsk>, updates: &Updates) {
+    while let Some(ask) = asked.recv().await {
+        // No part of any set: it is complete by itself, between two messages of an update too.
+        let update = HostUpdate { logs: vec![ask], ..HostUpdate::default() };
+        if updates.send(Ok(update)).await.is_err() {
+            return;
+        }
+    }
+    // Nobody asks any more, but the stream goes on.
+    std::future::pending().await
 }
 
 /// Tells what changed until the host may not hear more, and says why.
