@@ -34,7 +34,11 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
         return;
     }
     let node = match is_placed(&object) {
-        true => pod.spec.node_name.clone(),
+        true => match schedule::forbidden(ctx.world, &object) {
+            // Without an address its agent is not told of it, nor of the secrets that it names.
+            Some(why) => return unplaced(ctx, &object, &why),
+            None => pod.spec.node_name.clone(),
+        },
         false => match schedule::choose(ctx.world, &object) {
             Ok(node) => node,
             Err(why) => return unplaced(ctx, &object, &why),

@@ -160,6 +160,17 @@ fn tolerates(toleration: &Value, taint: &Value) -> bool {
     }
 }
 
+/// Why a pod that names its node itself may not run there.
+pub fn forbidden(world: &World, pod: &Object) -> Option<String> {
+    let View::Pod(view) = &pod.view else { return None };
+    let (name, account) = (&view.spec.node_name, view.service_account());
+    let node = world.get(KindId::Node, "", name)?;
+    (!admits(node, pod)).then(|| {
+        let namespace = &pod.key.namespace;
+        format!("the token of host {name} does not allow the service account {namespace}/{account}")
+    })
+}
+
 fn admits(node: &Object, pod: &Object) -> bool {
     let View::Pod(view) = &pod.view else { return false };
     is_allowed(node, &pod.key.namespace, view.service_account())

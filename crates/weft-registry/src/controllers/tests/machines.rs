@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use weft_kinds::world::MESH_ADDRESS_ANNOTATION;
 
 use super::*;
+use crate::hosts::ALLOWED_ANNOTATION;
 
 fn at(ip: &str, ready: bool, now: &str) -> Value {
     json!({
@@ -68,6 +69,27 @@ fn each_pod_is_reached_at_its_machine_and_at_no_other_pods_port() {
     sim.change(KindId::Deployment, "user", |d| d["spec"]["replicas"] = json!(1));
     sim.run();
     assert_eq!(sim.held_ports(), 1, "what goes gives its port back");
+}
+
+#[test]
+fn a_pod_that_names_a_machine_that_may_not_run_it_gets_no_place_there() {
+    let mut sim = Sim::machines();
+    let only = json!({ "annotations": { ALLOWED_ANNOTATION: r#"{"only":[["shop","order"]]}"# } });
+    sim.create(KindId::Node, "", json!({ "metadata": { "name": "m3" } }));
+    sim.change(KindId::Node, "m3", |node| {
+        node["metadata"]["annotations"] = only["annotations"].clone();
+    });
+    sim.machine("m3", "10.9.0.4", true);
+    let mut raw = json!({ "metadata": { "name": "spy" }, "spec": {
+        "nodeName": "m3", "containers": [{ "name": "main", "image": "spy:1" }] } });
+    weft_kinds::builtin::complete(KindId::Pod, &mut raw);
+    sim.create(KindId::Pod, NS, raw);
+    sim.settle();
+    let status = &sim.object(KindId::Pod, "spy").raw["status"];
+    // Without an address no agent is told of it, nor of the secrets that it names.
+    assert_eq!(status["podIP"].as_str().unwrap_or_default(), "");
+    let said = status["conditions"].to_string();
+    assert!(said.contains("host m3") && said.contains(&format!("{NS}/default")), "{said}");
 }
 
 #[test]
