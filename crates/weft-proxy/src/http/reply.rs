@@ -93,7 +93,7 @@ pub const TABLE: &[Row] = &[
         "see whether it listens with: weft get endpoints -A -o wide"),
     row(Cause::Reset, 503, Flag::UC, 14,
         "the instance closed the connection before it answered",
-        "see its log at that time with: kubectl logs"),
+        "see which pod that is, to read its log, with: weft get endpoints -A"),
     row(Cause::Garbage, 502, Flag::UPE, 14,
         "the instance answered with something that is not HTTP",
         "check the port's protocol (appProtocol)"),
