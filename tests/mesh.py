@@ -215,6 +215,12 @@ class Mesh:
         raise AssertionError(f"no process of {pod_name}")
 
 
+def sidecar_of(pod):
+    """Where a pod's sidecar answers the machine: its own loopback address, in both ways to run."""
+    annotations = pod["metadata"].get("annotations", {})
+    return annotations.get("weft.dev/host-address", pod["status"]["podIP"])
+
+
 def pss_kb(pid):
     for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):

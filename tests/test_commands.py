@@ -6,7 +6,7 @@ import subprocess
 
 import requests
 
-from mesh import WEFT, until
+from mesh import WEFT, sidecar_of, until
 
 CONFIG = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: demo}\ndata: {k: v}\n"
 
@@ -49,7 +49,7 @@ def test_proxy_status_says_that_every_proxy_applied_what_it_was_sent(shop):
 
 
 def test_a_proxy_dumps_the_configuration_it_serves(shop):
-    ip = shop.ready_pods("shop", app="order")[0]["status"]["podIP"]
+    ip = sidecar_of(shop.ready_pods("shop", app="order")[0])
     dump = requests.get(f"http://{ip}:15000/config_dump", timeout=5).json()
     hosts = {h["host"]["name"]: h for h in dump["hosts"]}
     product = hosts["product.shop.svc.cluster.local"]

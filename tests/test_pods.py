@@ -16,7 +16,7 @@ import time
 import pytest
 import requests
 
-from mesh import LOAD, WEFT, Mesh, alive, copy_shop, free_port, until
+from mesh import LOAD, WEFT, Mesh, alive, copy_shop, free_port, sidecar_of, until
 from test_shop import books, disturb, failures, finish, load
 
 NOBODY = 65534
@@ -129,8 +129,7 @@ def ready(mesh, name):
 
 
 def metrics(mesh, pod_object):
-    at = pod_object["metadata"]["annotations"]["weft.dev/host-address"]
-    return requests.get(f"http://{at}:15020/metrics", timeout=5).text
+    return requests.get(f"http://{sidecar_of(pod_object)}:15020/metrics", timeout=5).text
 
 
 @pytest.mark.parametrize("user", [None, NOBODY], ids=["root", "ordinary-user"])

@@ -12,7 +12,7 @@ import time
 import pytest
 import requests
 
-from mesh import LOAD, ROOT, alive, pss_kb, until
+from mesh import LOAD, ROOT, alive, pss_kb, sidecar_of, until
 from conftest import start_shop
 
 
@@ -125,7 +125,7 @@ def test_no_request_fails_while_instances_die_freeze_scale_and_move(tmp_path):
 
 
 def served_by(mesh, pod):
-    text = requests.get(f"http://{pod['status']['podIP']}:15020/metrics", timeout=5).text
+    text = requests.get(f"http://{sidecar_of(pod)}:15020/metrics", timeout=5).text
     rows = re.findall(r'^istio_requests_total\{([^}]*)\} ([0-9.e+]+)', text, re.M)
     return sum(float(n) for labels, n in rows if 'reporter="destination"' in labels)
 
