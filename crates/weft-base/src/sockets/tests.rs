@@ -166,30 +166,39 @@ fn stuck() -> (std::net::TcpListener, Vec<TcpStream>, SocketAddr) {
     full.bind(&LOOPBACK.parse::<SocketAddr>().unwrap().into()).unwrap();
     full.listen(0).unwrap();
     let at = full.local_addr().unwrap().as_socket().unwrap();
-    let mut held = Vec::new();
-    while let Ok(s) = TcpStream::connect_timeout(&at, Duration::from_millis(100)) {
-        held.push(s);
+    let (mut held, mut late) = (Vec::new(), 0);
+    // On a busy machine one may be late without the queue being full.
+    while late < 3 {
+        match TcpStream::connect_timeout(&at, Duration::from_millis(100)) {
+            Ok(s) => held.push(s),
+            Err(_) => late += 1,
+        }
     }
     (full.into(), held, at)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_connection_delays_nobody_and_one_caller_cannot_take_all_places() {
+    // Both ends and what they make are this process's.
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let all = rustix::process::Rlimit { current: files.maximum, ..files };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, all).unwrap();
     let rig = open();
     let (_full, _held, at) = stuck();
-    let slow: Vec<_> = (0..DOOR_EXCHANGES_PER_CALLER_MAX)
-        .map(|_| {
-            let mut s = std::os::unix::net::UnixStream::connect(&*rig.path).unwrap();
-            let ask = Ask::Connect { to: at, timeout: Duration::from_secs(100) };
-            s.write_all(&ask.encode()).unwrap();
-            s
-        })
-        .collect();
+    let one_more = || {
+        let mut s = std::os::unix::net::UnixStream::connect(&*rig.path).unwrap();
+        let ask = Ask::Connect { to: at, timeout: Duration::from_secs(100) };
+        s.write_all(&ask.encode()).unwrap();
+        s
+    };
+    let mut slow: Vec<_> = (1..DOOR_EXCHANGES_PER_CALLER_MAX).map(|_| one_more()).collect();
     let udp = || async { rig.factory().udp("127.0.0.1:9".parse().unwrap()).await };
     // All its places are taken once the door has seen them all.
     let refused = loop {
         match udp().await {
-            Ok(_) => tokio::task::yield_now().await,
+            // One of them may have come about all the same.
+            Ok(_) if slow.len() < 2 * DOOR_EXCHANGES_PER_CALLER_MAX => slow.push(one_more()),
+            Ok(_) => panic!("all are served"),
             Err(e) => break e,
         }
     };
