@@ -58,13 +58,10 @@ if [ -x "$peers/root/usr/bin/valgrind" ]; then
   chmod +x "$peers/bin/valgrind"
 fi
 
-# kubectl: the machine's, or built from its Go module.
-if command -v kubectl >/dev/null; then
-  ln -sf "$(command -v kubectl)" "$peers/bin/kubectl"
-else
-  say "kubectl (from its Go module)"
-  (cd tests/go/kubectl && GOFLAGS=-mod=mod go build -o "$peers/bin/kubectl" .)
-fi
+# kubectl of one version, whatever the machine has; a link of an earlier run is not written through.
+say "kubectl (from its Go module)"
+rm -f "$peers/bin/kubectl"
+(cd tests/go/kubectl && GOFLAGS=-mod=mod go build -ldflags '-s -w' -o "$peers/bin/kubectl" .)
 
 # Gateway API's official conformance suite and the programs of the images in its manifests. Each is
 # a module of its own, so that none decides about another's dependencies.
