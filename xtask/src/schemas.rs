@@ -54,10 +54,7 @@ const OPENAPI: &[(&str, &[&str])] = &[
         ],
     ),
     ("apis__batch__v1_openapi.json", &["io.k8s.api.batch.v1.Job", "io.k8s.api.batch.v1.CronJob"]),
-    (
-        "apis__autoscaling__v2_openapi.json",
-        &["io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler"],
-    ),
+    ("apis__autoscaling__v2_openapi.json", &["io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler"]),
     ("apis__policy__v1_openapi.json", &["io.k8s.api.policy.v1.PodDisruptionBudget"]),
     ("apis__discovery.k8s.io__v1_openapi.json", &["io.k8s.api.discovery.v1.EndpointSlice"]),
     ("apis__coordination.k8s.io__v1_openapi.json", &["io.k8s.api.coordination.v1.Lease"]),

@@ -25,16 +25,16 @@ pub struct Bound {
 /// ports are named at once.
 pub fn bind(doors: &Doors) -> Result<Bound> {
     if !doors.bind.is_loopback() {
-        return Err(anyhow!(
+        return Err(anyhow!(crate::exit::Usage(format!(
             "--bind {}: only loopback addresses are served today, since other addresses need TLS \
              and tokens on every door; use 127.0.0.1 or ::1",
             doors.bind
-        ));
+        ))));
     }
     if let Some(address) = doors.agents_bind.filter(|a| a.is_unspecified() || a.is_loopback()) {
-        return Err(anyhow!(
+        return Err(anyhow!(crate::exit::Usage(format!(
             "--agents-bind {address}: name the address at which other machines reach this one"
-        ));
+        ))));
     }
     let mut taken = Vec::new();
     let mut tcp = |port: u16, flag: &'static str, door: &'static str| {

@@ -62,6 +62,8 @@ impl Context<'_, '_> {
         let mut bad = Vec::new();
         let matches = self.matches(rule, path);
         if matches.is_empty() && !rule.matches.is_empty() {
+            // What its backends lack is said all the same.
+            self.backends(rule, path, &mut bad);
             return None;
         }
         let (filters, redirect) = filters(&rule.filters, &path.field("filters"), &mut bad);

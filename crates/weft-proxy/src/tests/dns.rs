@@ -108,11 +108,14 @@ async fn asker(door: SocketAddr) -> UdpSocket {
     socket
 }
 
-const ANY: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+/// A free port at an address of the test's own, so that no other test's connection takes it.
+fn own(test: u8) -> SocketAddr {
+    ([127, 0, 53, test], 0).into()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_find_their_clients_though_ids_are_equal() {
-    let resolver = resolver(ANY.into(), 0).await;
+    let resolver = resolver(own(1), 0).await;
     let (_bed, door) = pod(resolver.address).await;
     let (one, two) = (asker(door).await, asker(door).await);
     let (first, second) = (question(7, "user.shop"), question(7, "order.shop"));
@@ -137,7 +140,7 @@ async fn answers_find_their_clients_though_ids_are_equal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_question_is_asked_again() {
-    let resolver = resolver(ANY.into(), 1).await;
+    let resolver = resolver(own(2), 1).await;
     let (_bed, door) = pod(resolver.address).await;
     let client = asker(door).await;
     let asked = question(9, "user.shop");
@@ -148,7 +151,7 @@ async fn a_lost_question_is_asked_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resolver_that_is_away_is_said_and_one_that_is_back_answers() {
-    let first = resolver(ANY.into(), 1).await;
+    let first = resolver(own(3), 1).await;
     let address = first.address;
     first.tasks.shutdown(Duration::ZERO).await;
     let (_bed, door) = pod(address).await;

@@ -162,10 +162,7 @@ fn decode(value: &str) -> Option<Data> {
     Some(Data::of(STANDARD.decode(value).ok()?))
 }
 
-fn data_map(
-    data: &Value,
-    decode: impl Fn(&str) -> Option<Data>,
-) -> BTreeMap<Arc<str>, Data> {
+fn data_map(data: &Value, decode: impl Fn(&str) -> Option<Data>) -> BTreeMap<Arc<str>, Data> {
     let pairs = data.as_object().into_iter().flatten();
     pairs.filter_map(|(k, v)| Some((k.as_str().into(), decode(v.as_str()?)?))).collect()
 }

@@ -160,14 +160,17 @@ impl HostDoor {
         let name = Label::new(&ask.host.name).map_err(|e| {
             Refusal::Invalid(format!("the name of the host: {e}; choose another --name"))
         })?;
+        let join = join_id().map_err(|e| Refusal::Unavailable(e.to_string()))?;
+        // Made before the token is used up, since a bad request must not cost it; given out only
+        // when the token holds.
+        let joined = self.certify(&name, &join, &ask.csr)?;
         let named = tokens::redeem(&self.hosts, self.registry.clock(), &ask.token, &name);
         let token = named.await?;
-        let join = join_id().map_err(|e| Refusal::Unavailable(e.to_string()))?;
         let allowed = serde_json::to_value(&token.allowed).unwrap_or_default();
         let named = token.host.is_some();
         self.hosts.join(name.as_str(), named, join.as_str(), &allowed).await.map_err(refusal)?;
         tracing::info!(host = %name, from = ?from, "a host joined");
-        self.certify(&name, &join, &ask.csr)
+        Ok(joined)
     }
 
     fn certify(&self, name: &Label, join: &Label, csr: &[u8]) -> Result<Joined, Refusal> {

@@ -7,8 +7,8 @@ mod control;
 mod facts;
 mod hosts;
 mod link;
-mod resolver;
 mod rates;
+mod resolver;
 mod scrape;
 mod streams;
 mod usage;
@@ -118,7 +118,7 @@ pub fn run(args: &ServerArgs) -> Result<()> {
         let doors = running.doors();
         crate::say!("API http://{}   consul {}   dns {}", doors.api, doors.consul, doors.dns);
         if let Some(agents) = doors.agents {
-            crate::say!("agents of other machines: weft agent --server {agents} --token ...");
+            crate::say!("agents join at {agents}: `weft token create` prints the command for them");
         }
         if args.announce {
             print::print_text(&format!("{}\n", announcement(&doors, running.data(), None)));
@@ -374,9 +374,8 @@ fn open_doors(
         agents: None,
     };
     let k8s = k8s::Door::new(registry.clone(), pods, env!("CARGO_PKG_VERSION"));
-    let router = k8s::router(k8s)
-        .merge(admin::router(routes.facts))
-        .merge(tokens::router(routes.tokens));
+    let router =
+        k8s::router(k8s).merge(admin::router(routes.facts)).merge(tokens::router(routes.tokens));
     tasks.spawn("api door", serve::serve(api, router, Arc::new([]), tasks.clone()));
     let config = consul_config(node);
     let identity = Arc::new(config.identity());

@@ -197,6 +197,10 @@ async fn a_token_serves_once_for_its_host_and_a_removed_host_is_nobody() {
     assert!(!listed.to_string().contains(secret));
     assert_eq!(listed["tokens"][0]["state"], "unused");
 
+    let broken = JoinAsk { csr: vec![1, 2, 3], ..ask(&text, "m1") };
+    let broken = bed.door.join(peer(None), broken).await;
+    assert!(matches!(broken, Err(Refusal::Invalid(_))), "{broken:?}");
+    assert_eq!(bed.tokens.list().await.unwrap()["tokens"][0]["state"], "unused");
     bed.door.join(peer(None), ask(&text, "m1")).await.unwrap();
     let again = bed.door.join(peer(None), ask(&text, "m2")).await;
     assert!(matches!(again, Err(Refusal::Unauthenticated(_))), "{again:?}");
