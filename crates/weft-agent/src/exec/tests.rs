@@ -94,6 +94,7 @@ async fn much_output_for_a_slow_reader_is_not_cut() {
         while !rig.table.pids().is_empty() || client.stdout.is_empty() {
             tokio::task::yield_now().await;
         }
+        // A reader slower than the grace is what is tested; there is no condition to wait for.
         tokio::time::sleep(OUTPUT_GRACE + Duration::from_millis(200)).await;
         let mut got = 0;
         while let Some(piece) = client.stdout.recv().await {

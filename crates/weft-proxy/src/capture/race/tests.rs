@@ -40,6 +40,8 @@ async fn a_server_that_speaks_first_is_heard_at_once() {
     assert_eq!(&said[..], b"220 ready\r\n");
 }
 
+// Time is what is raced here: the sleeps below are a client that is late, not a wait for something.
+
 #[tokio::test]
 async fn two_silent_ends_wait_for_each_other_and_a_late_request_is_still_http() {
     let (mut client, near) = duplex(64);
