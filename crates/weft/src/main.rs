@@ -3,6 +3,7 @@
 //! every other; what is in here connects rooms and decides nothing about traffic.
 
 mod agent;
+mod asked;
 mod builds;
 mod check;
 mod cli;

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::json;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use weft_agent::agent::{Agent, Desired};
 use weft_agent::checks::{Checks, Runner};
 use weft_base::clock::Clock;
@@ -30,6 +29,7 @@ use weft_kinds::world::PodsMode;
 use weft_store::DataDir;
 use weft_xds::agent::Host;
 
+use crate::asked::Asked;
 use crate::cli::AgentArgs;
 use crate::exit::Usage;
 use crate::server::{self, Agency};
@@ -233,31 +233,4 @@ fn describe(setup: &Setup, args: &AgentArgs, address: IpAddr) -> Result<Host> {
         memory_bytes: node.memory_bytes,
         pods_max: u32::try_from(node.pods_max).unwrap_or(u32::MAX),
     })
-}
-
-/// Ctrl-C, SIGTERM, and a terminal that is closed.
-struct Asked {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-// === impl Asked ===
-
-impl Asked {
-    fn listen() -> Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn end_wanted(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
-    }
 }

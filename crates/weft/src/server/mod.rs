@@ -23,7 +23,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use futures_util::FutureExt as _;
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
 use weft_agent::agent::Agent;
 use weft_agent::checks::Runner;
 use weft_agent::config::{AgentConfig, ProxyProgram};
@@ -41,6 +40,7 @@ use weft_server::k8s::Pods;
 use weft_server::{admin, consul, dns, k8s, serve, tokens};
 use weft_store::{DataDir, RedbStore, Store};
 
+use crate::asked::Asked;
 use crate::cli::ServerArgs;
 use crate::client::objects::FIELD_MANAGER;
 use crate::manifest::Manifest;
@@ -112,8 +112,7 @@ pub fn run(args: &ServerArgs) -> Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+        let mut asked = Asked::listen()?;
         let running = Running::start(settings, ports::bind(&args.doors)?).await?;
         let doors = running.doors();
         crate::say!("API http://{}   consul {}   dns {}", doors.api, doors.consul, doors.dns);
@@ -123,10 +122,7 @@ pub fn run(args: &ServerArgs) -> Result<()> {
         if args.announce {
             print::print_text(&format!("{}\n", announcement(&doors, running.data(), None)));
         }
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        asked.end_wanted().await;
         running.stop().await;
         Ok(())
     })

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
+use crate::asked::Asked;
 use crate::cli::UpArgs;
 use crate::client::Api;
 use crate::client::objects::apply_one;
@@ -117,33 +117,6 @@ async fn serve(
     drop(show);
     crate::say!("ending: every process gets SIGTERM and its grace period");
     Ok(())
-}
-
-/// Ctrl-C, `weft down`, and a terminal that is closed.
-struct Asked {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-// === impl Asked ===
-
-impl Asked {
-    fn listen() -> Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn end_wanted(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
-    }
 }
 
 /// How far the start is.
