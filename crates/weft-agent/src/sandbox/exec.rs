@@ -85,8 +85,11 @@ fn inside(
     }
     user::become_user(&container.user, spec.userns)?;
     if let Some(most) = container.processes_max {
-        let limit = Rlimit { current: Some(most), maximum: Some(most) };
-        let _ = rustix::process::setrlimit(Resource::Nproc, limit);
+        // A limit that was narrower before stays: nobody may widen it.
+        let before = rustix::process::getrlimit(Resource::Nproc).maximum;
+        let most = Some(before.map_or(most, |b| b.min(most)));
+        rustix::process::setrlimit(Resource::Nproc, Rlimit { current: most, maximum: most })
+            .map_err(|e| format!("its number of processes cannot be limited: {e}"))?;
     }
     tie_to(lifeline).map_err(|e| e.to_string())?;
     Ok(start(spec))
