@@ -20,11 +20,12 @@ PORTS = [("greets-tcp", 7001, "tcp"), ("undeclared", 7002, None), ("half", 7003,
          ("bulk", 7004, None), ("web", 7005, None)]
 
 
-def manifest(name, command, ports=(), account="default", replicas=1):
+def manifest(name, command, ports=(), account="default", replicas=1, annotations=None):
     return {
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "demo"},
         "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {
-            "metadata": {"labels": {"app": name}, "annotations": {"weft.dev/command": command}},
+            "metadata": {"labels": {"app": name}, "annotations": {
+                "weft.dev/command": command, **(annotations or {})}},
             "spec": {"serviceAccountName": account, "terminationGracePeriodSeconds": 2,
                      "containers": [{"name": "app", "image": name, "ports": [
                          {"name": n, "containerPort": p} for n, p, _ in ports]}]}}}}
@@ -219,3 +220,68 @@ def test_grpc_and_its_friends_between_official_echo_programs(tmp_path):
             ask = ["exec", "-n", "demo", caller["metadata"]["name"], "--", *command]
             out = until(call, lambda: mesh.kubectl(*ask).stdout, seconds=30, every=0.5)
             assert out.count("StatusCode=200") == 10, out
+
+
+PEER = """\
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = self.client_address[0].encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+import threading
+serve = lambda port: http.server.ThreadingHTTPServer(("0.0.0.0", port), Handler).serve_forever()
+threading.Thread(target=serve, args=(9000,)).start()
+serve(8080)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("words", ["weft", "istio"])
+def test_what_annotations_leave_out_passes_the_sidecars_by(tmp_path, words):
+    """The server takes only mutual TLS, but for one port; it says who called."""
+    inbound, ports, addresses = {
+        "weft": ("weft.dev/exclude-inbound-ports", "weft.dev/exclude-outbound-ports",
+                 "weft.dev/exclude-outbound-addresses"),
+        "istio": ("traffic.sidecar.istio.io/excludeInboundPorts",
+                  "traffic.sidecar.istio.io/excludeOutboundPorts",
+                  "traffic.sidecar.istio.io/excludeOutboundIPRanges"),
+    }[words]
+    (tmp_path / "peer.py").write_text(PEER)
+    sleep = "sleep 1000000"
+    objects = [
+        manifest("server", f"python3 -u {tmp_path}/peer.py", [("a", 8080, None), ("b", 9000, None)],
+                 annotations={inbound: "9000"}),
+        service("server", "server", [("a", 8080, "http"), ("b", 9000, "http")]), strict(),
+        manifest("captured", sleep),
+        manifest("ports", sleep, annotations={ports: "9000, 9999"}),
+        manifest("addresses", sleep, annotations={addresses: "10.244.0.0/16"}),
+        manifest("outside", sleep, annotations={"weft.dev/inject": "false"}),
+    ]
+    with Mesh(write(tmp_path / "m", objects), tmp_path / "data",
+              extra=["--pods", "namespace"]) as mesh:
+        names = ["server", "captured", "ports", "addresses", "outside"]
+        pods = {n: until(n, lambda: mesh.ready_pods("demo", app=n))[0] for n in names}
+        ip = {n: p["status"]["podIP"] for n, p in pods.items()}
+
+        def call(client, port, host=ip["server"]):
+            """Whom the server saw; empty when it saw nobody."""
+            line = f"curl -sf -m 5 http://{host}:{port}/ || true"
+            return mesh.kubectl("exec", "-n", "demo", pods[client]["metadata"]["name"], "--",
+                                "sh", "-c", line).stdout
+        # Through both sidecars: the server sees its own, whichever port it is.
+        for port, host in [(8080, ip["server"]), (9000, ip["server"]), (8080, "server"),
+                           (9000, "server")]:
+            assert call("captured", port, host) not in ("", ip["captured"]), (port, host)
+        # Straight to the excluded port; the other one takes no plaintext.
+        for client in ["ports", "addresses", "outside"]:
+            assert call(client, 9000) == ip[client], client
+        assert call("outside", 8080) == "" and call("addresses", 8080) == ""
+        # What is not excluded still goes by the sidecar.
+        assert call("ports", 8080) not in ("", ip["ports"])
+        assert call("addresses", 8080, "server") not in ("", ip["addresses"])

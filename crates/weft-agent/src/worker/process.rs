@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::mpsc;
+use tokio::sync::{self, mpsc};
 use weft_base::rng::Rng;
 use weft_base::sockets::SocketFactory;
 use weft_kinds::world::PodsMode;
@@ -169,9 +169,10 @@ impl Run {
                     (ProbeKind::Liveness, &container.liveness_probe),
                 ];
                 let mut rng = Rng::from_system();
+                let (started, _) = sync::watch::channel(container.startup_probe.is_none());
                 let probes = probes.into_iter().filter_map(|(kind, probe)| {
-                    let probe = probe.as_ref()?;
-                    Some(watch::probe(self, (index, container), kind, probe, rng.next_u64()))
+                    let (probe, seed) = (probe.as_ref()?, rng.next_u64());
+                    Some(watch::probe(self, (index, container), kind, probe, seed, &started))
                 });
                 let ports = watch::ports(self, index, container, pid);
                 tokio::join!(join_all(probes), ports);

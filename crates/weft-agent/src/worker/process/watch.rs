@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::Value;
+use tokio::sync::watch;
 use weft_base::rng::Rng;
 use weft_base::sockets::SocketFactory;
 use weft_kinds::world::PodsMode;
@@ -103,19 +104,19 @@ pub(crate) async fn quiet(address: IpAddr) {
     }
 }
 
-/// Runs one probe by its machine.
+/// Runs one probe by its machine. `started` says whether the container's startup probe, if it has
+/// one, succeeded: the others wait for that.
 pub(super) async fn probe(
     run: &Run,
     (index, container): (usize, &Container),
     kind: ProbeKind,
     probe: &Probe,
     seed: u64,
+    started: &watch::Sender<bool>,
 ) {
     let clock = &run.shared.clock;
-    if kind != ProbeKind::Startup && container.startup_probe.is_some() {
-        // Kubernetes begins these after the startup probe; its own verdict is told to the pod,
-        // so the simplest honest way to wait for it here is to ask the same question.
-        startup(run, container).await;
+    if kind != ProbeKind::Startup {
+        let _ = started.subscribe().wait_for(|started| *started).await;
     }
     let mut rng = Rng::seeded(seed);
     let mut machine = ProbeMachine::new(kind, probe, clock.now(), &mut rng);
@@ -128,17 +129,7 @@ pub(super) async fn probe(
             run.tell(Event::Probe { index, attempt, kind, ok, message }).await;
         }
     }
-}
-
-async fn startup(run: &Run, container: &Container) {
-    let Some(probe) = &container.startup_probe else { return };
-    let clock = &run.shared.clock;
-    let mut machine =
-        ProbeMachine::new(ProbeKind::Startup, probe, clock.now(), &mut Rng::seeded(1));
-    while !machine.is_over() {
-        tokio::time::sleep(machine.due().since(clock.now())).await;
-        machine.result(once(run, container, probe).await.is_ok(), clock.now());
-    }
+    started.send_replace(true);
 }
 
 /// Where the program listens, until that is as it should be.
