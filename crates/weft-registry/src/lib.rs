@@ -7,6 +7,7 @@
 //! and hands statuses back as data; it never sees the store.
 
 pub mod catalog;
+pub mod consul;
 pub mod controllers;
 mod events;
 pub mod hosts;
@@ -54,6 +55,7 @@ struct Inner {
     /// Held by the pump: watches end with it.
     changes: broadcast::WeakSender<Arc<pump::Change>>,
     catalog: catalog::Handle,
+    consul: consul::Handle,
     notes: mpsc::Sender<EventNote>,
     event_lease: Arc<events::EventLease>,
     counts: Counts,
@@ -99,7 +101,8 @@ impl Registry {
         tasks: TaskGroup,
     ) -> Result<Self, RegistryError> {
         let rng = Rng::from_system();
-        let (pump, world, changes) = pump::load(store.clone()).await?;
+        let shelf = Arc::new(consul::Shelf::default());
+        let (pump, world, changes) = pump::load(store.clone(), shelf.clone()).await?;
         let (notes, receiver) = mpsc::channel(events::QUEUE);
         let lease = events::EventLease::new(store.clone(), clock.clone());
         let recorder = events::Recorder {
@@ -117,6 +120,7 @@ impl Registry {
             clock: clock.clone(),
             tasks: tasks.clone(),
             catalog: catalog::Handle::new(store.clone(), world.clone(), clock),
+            consul: consul::Handle::new(store.clone(), world.clone(), shelf, tasks.clone()),
             world,
             changes,
             rng: Mutex::new(rng),
@@ -127,6 +131,7 @@ impl Registry {
         tasks.spawn("store ticks", pump::tick(store, tasks.clone()));
         let registry = Self { inner: Arc::new(inner) };
         registry.inner.catalog.run(&tasks);
+        registry.inner.consul.run(registry.watch_world().1);
         seeds::write(&registry).await?;
         Ok(registry)
     }
@@ -184,6 +189,11 @@ impl Registry {
     /// What Consul clients register.
     pub fn catalog(&self) -> &catalog::Handle {
         &self.inner.catalog
+    }
+
+    /// What only Consul's API knows.
+    pub fn consul(&self) -> &consul::Handle {
+        &self.inner.consul
     }
 
     /// Records an Event. Never waits; when too many wait already, this one is dropped.

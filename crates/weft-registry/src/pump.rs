@@ -12,6 +12,8 @@ use weft_base::task::TaskGroup;
 use weft_kinds::world::{World, WorldDelta};
 use weft_store::{Event, EventKind, Revision, Store, StoreError, Watch, WatchError};
 
+use crate::consul::Shelf;
+
 /// Changes that a reader may be behind before it must look at the whole World again.
 const BACKLOG: usize = 256;
 const TICK: Duration = Duration::from_millis(500);
@@ -45,6 +47,7 @@ pub struct WorldWatch {
 #[derive(Debug)]
 pub(crate) struct Pump {
     store: Arc<dyn Store>,
+    shelf: Arc<Shelf>,
     log: Watch,
     publisher: Publisher<World>,
     changes: broadcast::Sender<Arc<Change>>,
@@ -53,12 +56,12 @@ pub(crate) struct Pump {
 type Loaded = (Pump, Snapshot<World>, broadcast::WeakSender<Arc<Change>>);
 
 /// Reads the store and prepares to follow it.
-pub(crate) async fn load(store: Arc<dyn Store>) -> Result<Loaded, StoreError> {
-    let (world, log) = read(&*store).await?;
+pub(crate) async fn load(store: Arc<dyn Store>, shelf: Arc<Shelf>) -> Result<Loaded, StoreError> {
+    let (world, log) = read(&*store, &shelf).await?;
     let (publisher, snapshot) = snapshot(world);
     let (changes, _) = broadcast::channel(BACKLOG);
     let weak = changes.downgrade();
-    Ok((Pump { store, log, publisher, changes }, snapshot, weak))
+    Ok((Pump { store, shelf, log, publisher, changes }, snapshot, weak))
 }
 
 /// Ends leases that are due and old history, twice a second.
@@ -76,8 +79,8 @@ pub(crate) async fn tick(store: Arc<dyn Store>, tasks: TaskGroup) {
     }
 }
 
-/// The whole store as a World, and the log from there on.
-async fn read(store: &dyn Store) -> Result<(World, Watch), StoreError> {
+/// The whole store as a World and on Consul's shelf, and the log from there on.
+async fn read(store: &dyn Store, shelf: &Shelf) -> Result<(World, Watch), StoreError> {
     loop {
         let page = store.range("", 0, None).await?;
         let log = match store.watch("", page.revision.next()) {
@@ -91,6 +94,7 @@ async fn read(store: &dyn Store) -> Result<(World, Watch), StoreError> {
             world.apply(key, Some(&entry.value), entry.modified.0);
         }
         reach(&mut world, page.revision);
+        shelf.reset(&page);
         return Ok((world, log));
     }
 }
@@ -132,6 +136,8 @@ impl Pump {
 
     fn fold(&self, events: &[Event]) -> Change {
         let world = self.publisher.load();
+        // First, so that who waits for the World finds both.
+        self.shelf.fold(events);
         let all = || fold(&world, events);
         let (world, delta) = unless_it_panics(all).unwrap_or_else(|| one_by_one(&world, events));
         Change { world: Arc::new(world), delta: Some(Arc::new(delta)) }
@@ -139,7 +145,7 @@ impl Pump {
 
     async fn again(&mut self, why: WatchError) -> Result<Change, StoreError> {
         tracing::warn!(error = %why, "the log was lost; reading the whole store again");
-        let (world, log) = read(&*self.store).await?;
+        let (world, log) = read(&*self.store, &self.shelf).await?;
         self.log = log;
         Ok(Change { world: Arc::new(world), delta: None })
     }

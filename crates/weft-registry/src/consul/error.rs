@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why something of Consul's own was refused. The Consul door turns each into a status.
+
+use thiserror::Error;
+use weft_store::StoreError;
+
+use crate::catalog::CatalogError;
+
+#[derive(Debug, Error)]
+pub enum ConsulError {
+    #[error("invalid session {id:?}")]
+    InvalidSession { id: String },
+    #[error("Session id '{id}' not found")]
+    UnknownSession { id: String },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{what} has {found}, but at most {max} are allowed; leave some out")]
+    TooMuch { what: &'static str, found: usize, max: usize },
+    /// Operations of a transaction that cannot be done: which, and why.
+    #[error("{} operations of the transaction cannot be done", .0.len())]
+    Refused(Vec<(usize, String)>),
+    #[error("what is to be written kept changing under this request; send it again")]
+    Contended,
+    #[error("the store refused the write: {0}")]
+    Store(#[from] StoreError),
+    #[error("a record could not be written as JSON")]
+    Encode(#[from] serde_json::Error),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("the registry is shutting down; send the request again to a running server")]
+    Closed,
+}

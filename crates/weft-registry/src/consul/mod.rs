@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What only Consul's API knows: pairs, sessions and their locks, events, and tables of records.
+//! Catalog and checks are next door (`catalog`), since every door shares them.
+//!
+//! The Consul door reads [`State`] and waits on the [`Shelf`]; for writes it calls [`Handle`],
+//! which plans on a look at the state, writes one store transaction that holds only if nothing
+//! that the plan saw has changed, and plans again when something has. It returns once reads show
+//! what was written.
+
+mod error;
+mod event;
+pub mod keys;
+pub mod kv;
+mod records;
+mod session;
+mod shelf;
+mod state;
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use weft_base::snapshot::Snapshot;
+use weft_base::task::TaskGroup;
+use weft_kinds::world::World;
+use weft_store::{Op, Store, Txn};
+
+pub use error::ConsulError;
+pub use event::{Event, PAYLOAD_BYTES_MAX};
+pub use kv::{Draft, Pair, Seen, VALUE_BYTES_MAX};
+pub use records::{Change, RECORDS_MAX};
+pub use session::{Behavior, LOCK_DELAY_MS_MAX, Session};
+pub use shelf::{Shelf, Waiter};
+pub use state::{Item, State, Topic, What};
+
+use crate::WorldWatch;
+
+/// How often a plan that was overtaken is made anew.
+const ATTEMPTS: usize = 100;
+/// Requests about one key follow each other; those about different ones need not.
+const STRIPES: usize = 64;
+/// Keys deleted in one transaction.
+const DELETE_AT_ONCE: usize = 120;
+
+/// The writing end. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn Store>,
+    world: Snapshot<World>,
+    shelf: Arc<Shelf>,
+    tasks: TaskGroup,
+    stripes: Vec<tokio::sync::Mutex<()>>,
+    hasher: RandomState,
+}
+
+// === impl Handle ===
+
+impl Handle {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        world: Snapshot<World>,
+        shelf: Arc<Shelf>,
+        tasks: TaskGroup,
+    ) -> Self {
+        let stripes = (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect();
+        let hasher = RandomState::new();
+        Self(Arc::new(Inner { store, world, shelf, tasks, stripes, hasher }))
+    }
+
+    /// Ends what is over until the tasks drain.
+    pub(crate) fn run(&self, changes: WorldWatch) {
+        let handle = self.clone();
+        self.0.tasks.spawn("consul sessions", handle.watch_sessions(changes));
+    }
+
+    /// What is true now.
+    pub fn state(&self) -> State {
+        self.0.shelf.state()
+    }
+
+    pub fn shelf(&self) -> &Arc<Shelf> {
+        &self.0.shelf
+    }
+
+    /// Waits until reads here show every write that was acknowledged before, by any server.
+    ///
+    /// # Errors
+    /// When the store cannot say, or the registry stops.
+    pub async fn barrier(&self) -> Result<(), ConsulError> {
+        let revision = self.0.store.barrier().await?;
+        self.reached(revision.0).await
+    }
+
+    /// Does verbs on pairs; `verbs` may run several times, each time on a newer state. Returns
+    /// the revision written, or looked at when nothing changed.
+    ///
+    /// # Errors
+    /// What `verbs` refuses with, or when the store does.
+    pub async fn pairs<T>(
+        &self,
+        key: &str,
+        verbs: impl Fn(&mut Draft) -> Result<T, ConsulError>,
+    ) -> Result<(u64, T), ConsulError> {
+        let _turn = self.turn(key).await;
+        self.attempt(|state| {
+            let mut draft = Draft::new(state);
+            let out = verbs(&mut draft)?;
+            Ok((draft.into_txn()?, out))
+        })
+        .await
+    }
+
+    /// Deletes every pair under a prefix, in parts when there are many.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn delete_tree(&self, prefix: &str) -> Result<(), ConsulError> {
+        loop {
+            let state = self.state();
+            let keys = state.under(prefix).map(|(key, _)| key.clone());
+            let txn = Txn::of(keys.take(DELETE_AT_ONCE).map(Op::delete));
+            if txn.ops.is_empty() {
+                return Ok(());
+            }
+            self.attempt(|_| Ok::<_, ConsulError>((txn.clone(), ()))).await?;
+        }
+    }
+
+    /// Plans and writes until a plan holds.
+    ///
+    /// # Errors
+    /// What the plan refuses with; [`ConsulError::Contended`] when it was always overtaken.
+    pub async fn attempt<T, E: From<ConsulError>>(
+        &self,
+        plan: impl Fn(&State) -> Result<(Txn, T), E>,
+    ) -> Result<(u64, T), E> {
+        for _ in 0..ATTEMPTS {
+            let state = self.state();
+            let (txn, out) = plan(&state)?;
+            if txn.ops.is_empty() {
+                return Ok((state.revision(), out));
+            }
+            let done = self.0.store.txn(txn).await.map_err(ConsulError::from)?;
+            self.reached(done.revision.0).await?;
+            if done.succeeded {
+                return Ok((done.revision.0, out));
+            }
+        }
+        Err(ConsulError::Contended.into())
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.0.store
+    }
+
+    fn world(&self) -> Arc<World> {
+        self.0.world.load()
+    }
+
+    fn tasks(&self) -> &TaskGroup {
+        &self.0.tasks
+    }
+
+    async fn reached(&self, revision: u64) -> Result<(), ConsulError> {
+        let mut world = self.0.world.clone();
+        while world.load().revision() < revision {
+            if !world.changed().await {
+                return Err(ConsulError::Closed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for one's turn to change what a key names.
+    async fn turn(&self, key: &str) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let at = self.0.hasher.hash_one(key) % STRIPES as u64;
+        match usize::try_from(at).ok().and_then(|at| self.0.stripes.get(at)) {
+            Some(stripe) => Some(stripe.lock().await),
+            None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
