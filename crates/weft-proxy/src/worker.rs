@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -125,10 +124,6 @@ pub struct Conn {
     pub tunnel: Option<Authority>,
     /// The client proved the forward proxy's credential.
     pub admitted: Cell<bool>,
-    /// Requests in progress on it.
-    pub active: Arc<AtomicU32>,
-    /// It asked to leave HTTP and was refused; nothing behind that is served.
-    pub refused: Arc<AtomicBool>,
 }
 
 /// One open downstream connection; counted while it lives.
@@ -446,8 +441,6 @@ impl Conn {
             plaintext_refused: false,
             tunnel: None,
             admitted: Cell::new(false),
-            active: Arc::default(),
-            refused: Arc::default(),
         }
     }
     /// The address that the client dialled, as far as it is known.

@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep};
 use weft_base::limits::RETRY_BODY_BYTES_MAX;
 
-use super::serve::Received;
+use super::serve::{ReceiveError, Received};
 use crate::observe::record::Record;
 use crate::upstream::pool::{Answered, Lease};
 
@@ -157,11 +157,6 @@ impl Replay {
         })
     }
 
-    /// Whether all of it was read from the client, so that the connection can be used again.
-    pub fn is_ended(&self) -> bool {
-        self.0.as_ref().is_none_or(|s| s.borrow().ended)
-    }
-
     /// Bytes received from the client so far.
     pub fn received(&self) -> u64 {
         self.0.as_ref().map_or(0, |s| s.borrow().received)
@@ -170,19 +165,6 @@ impl Replay {
     /// What went wrong on the client's side.
     pub fn failure(&self) -> Option<BodyError> {
         self.0.as_ref().and_then(|s| s.borrow().failed.clone())
-    }
-}
-
-/// What a request body that cannot be read means: the client left, or it sends nonsense.
-fn unread(error: &hyper::Error) -> BodyError {
-    use std::io::ErrorKind::{InvalidData, InvalidInput};
-    let text = crate::http::cause(error).into();
-    let kind = std::error::Error::source(error)
-        .and_then(|e| e.downcast_ref::<std::io::Error>())
-        .map(std::io::Error::kind);
-    match kind {
-        Some(InvalidData | InvalidInput) => BodyError::Malformed(text),
-        _ => BodyError::Client(text),
     }
 }
 
@@ -200,7 +182,7 @@ impl ReplayState {
                 Poll::Ready(None)
             }
             Some(Err(error)) => {
-                let error = unread(&error);
+                let error = BodyError::from(error);
                 self.failed = Some(error.clone());
                 Poll::Ready(Some(Err(error)))
             }
@@ -322,6 +304,13 @@ impl ReplyBody {
         Self { inner: ReplyInner::Upstream(Box::new(upstream)), record: None }
     }
 
+    /// Goes on with the request while nobody reads its answer.
+    pub fn drive(&mut self, cx: &mut Context<'_>) {
+        if let ReplyInner::Upstream(upstream) = &mut self.inner {
+            upstream.body.drive(cx);
+        }
+    }
+
     /// Attaches the record that is written when the body ends.
     pub fn recorded(mut self, record: Box<Record>) -> Self {
         self.record = Some(record);
@@ -409,8 +398,7 @@ impl UpstreamBody {
                 } else {
                     self.settle();
                 }
-                let broke = |e: hyper::Error| BodyError::Upstream(crate::http::cause(&e));
-                Poll::Ready(frame.map(|f| f.map_err(broke)))
+                Poll::Ready(frame.map(|f| f.map_err(|e| BodyError::Upstream(e.to_string()))))
             }
             Poll::Pending => {
                 let Some((at, error)) = self.expires() else { return Poll::Pending };
@@ -442,8 +430,16 @@ impl UpstreamBody {
 
     fn give_back(&mut self) {
         if let Some(lease) = self.lease.take() {
-            lease.finished();
+            lease.finished(&mut self.body);
         }
+    }
+}
+
+/// What a request body that cannot be read means: the client left, or it sends nonsense.
+impl From<ReceiveError> for BodyError {
+    fn from(error: ReceiveError) -> Self {
+        let text = error.to_string().into();
+        if error.is_malformed() { Self::Malformed(text) } else { Self::Client(text) }
     }
 }
 

@@ -4,7 +4,6 @@
 
 pub mod attempt;
 pub mod body;
-pub mod guard;
 pub mod headers;
 pub mod normalise;
 pub mod phases;

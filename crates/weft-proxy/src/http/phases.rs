@@ -55,7 +55,6 @@ pub async fn handle(
     request: Request<Received>,
 ) -> Response<ReplyBody> {
     let mut record = Box::new(Record::begin(&worker, &conn, &request));
-    let way_out = upgrade::way_out(&request);
     // Boxed: an idle HTTP/1 connection keeps room for this future, and run's is the large one.
     let result = Box::pin(run(&worker, &conn, request, &mut record)).await;
     let mut response = match result {
@@ -66,12 +65,7 @@ pub async fn handle(
     if record.grpc_status.is_none() {
         record.grpc_status = crate::observe::record::grpc_status(response.headers());
     }
-    let way_out = way_out.filter(|_| !upgrade::left(&record.method, response.status()));
-    let refused = way_out.is_some();
-    if let Some(way_out) = way_out {
-        way_out.close(&worker, &conn);
-    }
-    if (worker.conns.is_draining() || refused) && record.version < http::Version::HTTP_2 {
+    if worker.conns.is_draining() && record.version < http::Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.map(|body| body.recorded(record))

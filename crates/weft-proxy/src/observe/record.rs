@@ -4,7 +4,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use http::header::{HeaderMap, HeaderValue};
 use http::{Method, Uri, Version};
@@ -62,7 +61,6 @@ pub struct Record {
 impl Record {
     pub fn begin<B>(worker: &Rc<Worker>, conn: &Rc<Conn>, request: &http::Request<B>) -> Self {
         let headers = request.headers();
-        conn.active.fetch_add(1, Ordering::Relaxed);
         Self {
             worker: worker.clone(),
             conn: conn.clone(),
@@ -227,7 +225,6 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.conn.active.fetch_sub(1, Ordering::Relaxed);
         if !self.written {
             self.flags.add(Flag::DC);
             self.sentence.get_or_insert_with(|| "the client went away before the end".into());

@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use weft_model::Protocol;
@@ -25,6 +24,7 @@ use super::prefixed::Prefixed;
 use super::{accept, route};
 use crate::capture::{self, race};
 use crate::http::serve::Received;
+use crate::http::upgrade::Promise;
 use crate::observe::access_log::Relayed;
 use crate::observe::flags::{Flag, Flags};
 use crate::observe::metrics::{Labels, Reporter, RequestProtocol};
@@ -44,15 +44,15 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn after_connect(
     worker: &Rc<Worker>,
     conn: &Rc<Conn>,
-    request: Request<Received>,
+    mut request: Request<Received>,
     target: Authority,
 ) {
     let (worker, outer) = (worker.clone(), conn.clone());
     let version = request.version();
+    let Some(promised) = Promise::take(request.extensions_mut()) else { return };
     let tasks = worker.conns.clone();
     let work = async move {
-        let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
-        let io = TokioIo::new(upgraded);
+        let Some(io) = promised.stream().await else { return };
         if outer.door == Door::Mesh {
             return match outer.hbone(&worker, &target, version) {
                 None => opaque(worker, io, outer).await,

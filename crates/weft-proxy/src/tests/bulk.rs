@@ -158,3 +158,36 @@ async fn chunked_and_counted_bodies_keep_their_length() {
     let response = sender.send_request(ask(body)).await.unwrap();
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "abc");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_before_the_request_ends_is_delivered() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    // Refuses by the head alone, and closes on what is on its way.
+    let strict = Server::raw(|_, mut stream| async move {
+        let mut seen = vec![0u8; 4096];
+        let _ = stream.read(&mut seen).await;
+        let no = b"HTTP/1.1 413 Too Large\r\ncontent-length: 5\r\nconnection: close\r\n\r\nlarge";
+        let _ = stream.write_all(no).await;
+    })
+    .await;
+    let bed = Bed::sidecar(http_service("user", &[strict.address])).await;
+    let door = bed.door(|d| matches!(d, crate::table::Door::Upstream { .. }));
+    for round in 0..20 {
+        let mut stream = TcpStream::connect(door).await.unwrap();
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20000000\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // A client that reads only once it has sent everything it can.
+        let chunk = vec![b'x'; 256 * 1024];
+        for _ in 0..76 {
+            if stream.write_all(&chunk).await.is_err() {
+                break;
+            }
+        }
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all).await;
+        let all = String::from_utf8_lossy(&all);
+        assert!(all.starts_with("HTTP/1.1 413 "), "round {round}: {all:?}");
+        assert!(all.contains("connection: close"), "round {round}: {all:?}");
+        assert!(all.ends_with("large"), "round {round}: {all:?}");
+    }
+}

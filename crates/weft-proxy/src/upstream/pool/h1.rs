@@ -1,34 +1,57 @@
 // SPDX-License-Identifier: Apache-2.0
-//! HTTP/1.1 connections: a stack of idle ones, newest first.
+//! HTTP/1.1 connections: a stack of idle ones, newest first. A request and its connection live in
+//! the task that wants the answer; an idle connection has no task.
 
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Context;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{Request, Response, StatusCode};
 use tokio::time::Instant;
-use weft_base::limits::{HEADER_BYTES_MAX, HEADERS_MAX};
 use weft_identity::Alpn;
 
 use super::{
-    Answered, CAREFUL_IDLE, How, Lease, LeaseKind, Pool, REUSE_TRIES, SendError, classify,
+    Answered, CAREFUL_IDLE, How, Lease, LeaseKind, OpenGuard, Pool, REUSE_TRIES, SendError,
 };
+use crate::h1::client::Failure;
+use crate::h1::{Exchange, Handover, Upgraded};
 use crate::http::body::AttemptBody;
+use crate::upstream::connect::{ConnectError, UpstreamIo};
 
-pub(super) type Sender = http1::SendRequest<AttemptBody>;
+/// One open connection.
+#[derive(Debug)]
+pub struct Connection {
+    pub(super) exchange: Exchange<UpstreamIo, AttemptBody>,
+    _open: OpenGuard,
+}
 
 #[derive(Debug)]
 pub(super) struct Idle {
-    sender: Sender,
+    connection: Box<Connection>,
     since: Instant,
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Leaves HTTP; it is no longer counted.
+    pub(super) fn upgraded(self) -> Upgraded {
+        let (io, prefix) = self.exchange.into_parts();
+        Upgraded::new(prefix, io)
+    }
+
+    /// Goes on with sending while its answer is not read.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        self.exchange.drive(cx);
+    }
 }
 
 // === impl Idle ===
 
 impl Idle {
-    pub(super) fn keep(&self, now: Instant, limit: Duration) -> bool {
-        !self.sender.is_closed() && now.duration_since(self.since) < limit
+    pub(super) fn keep(&mut self, now: Instant, limit: Duration) -> bool {
+        now.duration_since(self.since) < limit && self.connection.exchange.is_silent()
     }
 }
 
@@ -37,46 +60,66 @@ impl Idle {
 impl Pool {
     pub(super) async fn send_h1(
         self: &Rc<Self>,
-        mut request: Request<AttemptBody>,
+        request: Request<AttemptBody>,
         how: &How,
     ) -> Result<(Response<Answered>, Lease), SendError> {
-        let mut last = None;
+        let (head, body) = request.into_parts();
+        let mut body = Some(body);
         for tries in 0..=REUSE_TRIES {
             let idle = if tries < REUSE_TRIES { self.idle(how.careful) } else { None };
-            let mut sender = match idle {
-                Some(sender) => sender,
-                None => self.open_h1(how).await?,
+            let reused = idle.is_some();
+            let mut connection = match idle {
+                Some(connection) => connection,
+                None => self.open_h1(how.connect_timeout).await?,
             };
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    let body = how.body.clone();
-                    let kind = LeaseKind::H1 { pool: self.clone(), sender, body };
-                    return Ok((response, Lease { kind, flight: None }));
-                }
-                Err(mut error) => match error.take_message() {
-                    // Not a byte of it was written: the next connection may have it.
-                    Some(back) => {
-                        last = Some(crate::http::cause(error.error()));
-                        request = back;
-                    }
-                    None => return Err(classify(error.error(), &how.body)),
-                },
+            let body = body.take().unwrap_or_else(|| how.body.attempt());
+            connection.exchange.begin(&head, body);
+            let failure = match poll_fn(|cx| connection.exchange.poll_head(cx)).await {
+                Ok(parts) => return Ok(self.answered(connection, parts)),
+                Err(failure) => failure,
+            };
+            // A reused connection may have been closed before the request came: another one may
+            // have it if nothing was written, or if doing it twice does no harm (RFC 9110 §9.2.2).
+            let again = reused
+                && how.body.can_replay()
+                && match &failure {
+                    Failure::Unsent(_) => true,
+                    Failure::Reset { silent, .. } => *silent && !how.careful,
+                    Failure::Garbage(_) | Failure::Body(_) => false,
+                };
+            if !again {
+                return Err(explain(failure, how));
             }
         }
-        Err(SendError::Refused(last.unwrap_or_default()))
+        // The last try is on a new connection and returns.
+        Err(SendError::Refused("no connection could be used".into()))
     }
 
-    pub(super) fn give_back(&self, sender: Sender) {
-        if !sender.is_closed() {
-            self.h1.borrow_mut().push(Idle { sender, since: Instant::now() });
-        }
+    fn answered(
+        self: &Rc<Self>,
+        connection: Box<Connection>,
+        mut parts: http::response::Parts,
+    ) -> (Response<Answered>, Lease) {
+        let kind = LeaseKind::H1(self.clone());
+        let lease = Lease { kind, flight: None };
+        let body = if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            parts.extensions.insert(Handover::ready(connection.upgraded()));
+            Answered::H1(None)
+        } else {
+            Answered::H1(Some(connection))
+        };
+        (Response::from_parts(parts, body), lease)
     }
 
-    fn idle(&self, careful: bool) -> Option<Sender> {
+    pub(super) fn give_back(&self, connection: Box<Connection>) {
+        self.h1.borrow_mut().push(Idle { connection, since: Instant::now() });
+    }
+
+    fn idle(&self, careful: bool) -> Option<Box<Connection>> {
         let mut stack = self.h1.borrow_mut();
         loop {
-            let idle = stack.pop()?;
-            if !idle.sender.is_ready() || idle.sender.is_closed() {
+            let mut idle = stack.pop()?;
+            if !idle.connection.exchange.is_silent() {
                 continue;
             }
             if careful && idle.since.elapsed() > CAREFUL_IDLE {
@@ -84,26 +127,25 @@ impl Pool {
                 stack.push(idle);
                 return None;
             }
-            return Some(idle.sender);
+            return Some(idle.connection);
         }
     }
 
-    async fn open_h1(&self, how: &How) -> Result<Sender, SendError> {
-        let io = self.context.dialer.connect(&self.peer, Alpn::Http11, how.connect_timeout).await?;
-        let guard = self.opened();
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(HEADERS_MAX)
-            .max_buf_size(HEADER_BYTES_MAX)
-            .handshake(TokioIo::new(io))
-            .await
-            .map_err(|e| SendError::Refused(crate::http::cause(&e)))?;
-        let connection = Box::pin(connection.with_upgrades());
-        self.context.tasks.spawn_local("upstream http/1", async move {
-            let _guard = guard;
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an upstream connection ended");
-            }
-        });
-        Ok(sender)
+    pub(super) async fn open_h1(&self, limit: Duration) -> Result<Box<Connection>, ConnectError> {
+        let io = self.context.dialer.connect(&self.peer, Alpn::Http11, limit).await?;
+        Ok(Box::new(Connection { exchange: Exchange::new(io), _open: self.opened() }))
+    }
+}
+
+/// What a failure of the codec means for the request.
+fn explain(failure: Failure, how: &How) -> SendError {
+    if let Some(failure) = how.body.failure() {
+        return SendError::Client(failure.to_string());
+    }
+    match failure {
+        Failure::Body(why) => SendError::Client(why),
+        Failure::Garbage(wrong) => SendError::Garbage(wrong.to_string()),
+        Failure::Unsent(why) => SendError::Refused(why),
+        Failure::Reset { why, .. } => SendError::Reset(why),
     }
 }

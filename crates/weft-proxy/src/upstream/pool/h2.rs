@@ -93,7 +93,7 @@ impl Pool {
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     let kind = LeaseKind::H2(stream);
-                    return Ok((response, Lease { kind, flight: None }));
+                    return Ok((response.map(Answered::H2), Lease { kind, flight: None }));
                 }
                 Err(mut error) => match error.take_message() {
                     Some(back) => {

@@ -7,11 +7,15 @@ mod h2;
 mod tunnel;
 
 use std::cell::{Cell, RefCell};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
 use weft_base::task::TaskGroup;
 
@@ -23,7 +27,17 @@ pub use h2::LocalExecutor;
 pub use tunnel::Tunnel;
 
 /// An answer's body as the codec yields it.
-pub type Answered = hyper::body::Incoming;
+#[derive(Debug)]
+pub enum Answered {
+    /// With its connection, unless that left HTTP.
+    H1(Option<Box<h1::Connection>>),
+    H2(hyper::body::Incoming),
+}
+
+/// Why an answer's body broke off.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct Broken(String);
 
 /// Requests at a time on one HTTP/2 connection.
 const H2_STREAMS_MAX: usize = 100;
@@ -94,7 +108,7 @@ pub struct Lease {
 
 #[derive(Debug)]
 enum LeaseKind {
-    H1 { pool: Rc<Pool>, sender: h1::Sender, body: Replay },
+    H1(Rc<Pool>),
     H2(#[allow(dead_code)] h2::Stream),
 }
 
@@ -139,7 +153,7 @@ impl Pool {
     /// Closes what was idle for longer than `limit`.
     pub fn sweep(&self, limit: Duration) {
         let now = tokio::time::Instant::now();
-        self.h1.borrow_mut().retain(|idle| idle.keep(now, limit));
+        self.h1.borrow_mut().retain_mut(|idle| idle.keep(now, limit));
         self.h2.borrow_mut().retain(|connection| connection.keep(now, limit));
     }
 
@@ -178,11 +192,58 @@ impl Lease {
         self
     }
 
-    /// The answer's body was read to its end.
-    pub fn finished(self) {
-        match self.kind {
-            LeaseKind::H1 { pool, sender, body } if body.is_ended() => pool.give_back(sender),
-            LeaseKind::H1 { .. } | LeaseKind::H2(_) => {}
+    /// The answer's body was read to its end: its connection may serve others.
+    pub fn finished(self, body: &mut Answered) {
+        if let (LeaseKind::H1(pool), Answered::H1(connection)) = (self.kind, body)
+            && let Some(connection) = connection.take_if(|c| c.exchange.is_reusable())
+        {
+            pool.give_back(connection);
+        }
+    }
+}
+
+// === impl Answered ===
+
+impl Answered {
+    /// Goes on with sending the request while nobody reads the answer.
+    pub fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Self::H1(Some(connection)) = self {
+            connection.drive(cx);
+        }
+    }
+}
+
+impl Body for Answered {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self.get_mut() {
+            Self::H1(None) => Poll::Ready(None),
+            Self::H1(Some(c)) => c.exchange.poll_frame(cx).map_err(Broken),
+            Self::H2(body) => {
+                Pin::new(body).poll_frame(cx).map_err(|e| Broken(crate::http::cause(&e)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::H1(connection) => connection.as_ref().is_none_or(|c| c.exchange.is_done()),
+            Self::H2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::H1(connection) => {
+                let left = connection.as_ref().map_or(Some(0), |c| c.exchange.left());
+                left.map_or_else(SizeHint::new, SizeHint::with_exact)
+            }
+            Self::H2(body) => body.size_hint(),
         }
     }
 }

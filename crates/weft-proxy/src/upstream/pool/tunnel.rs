@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Raw bytes to an endpoint: straight TCP, or `CONNECT` within the mesh's TLS.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
-use hyper::client::conn::http1;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use weft_identity::Alpn;
 
 use super::Pool;
+use crate::h1::Upgraded;
+use crate::h1::client::Failure;
 use crate::http::body::AttemptBody;
 use crate::upstream::connect::{ConnectError, UpstreamIo};
 
@@ -22,46 +23,45 @@ use crate::upstream::connect::{ConnectError, UpstreamIo};
 #[derive(Debug)]
 pub enum Tunnel {
     Raw(UpstreamIo),
-    Connect(TokioIo<Upgraded>),
+    Connect(Upgraded),
 }
 
 impl Pool {
     /// Opens a byte stream; never taken from or given back to the pool.
     pub async fn tunnel(self: &Rc<Self>, limit: Duration) -> Result<Tunnel, ConnectError> {
-        let io = self.context.dialer.connect(&self.peer, Alpn::Http11, limit).await?;
         if !self.peer.is_mesh() {
+            let io = self.context.dialer.connect(&self.peer, Alpn::Http11, limit).await?;
             return Ok(Tunnel::Raw(io));
         }
         let address = self.peer.connect;
-        let failed =
-            |e: hyper::Error| ConnectError::Tcp { address, reason: crate::http::cause(&e).into() };
-        let guard = self.opened();
-        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(failed)?;
-        self.context.tasks.spawn_local("tunnel", async move {
-            let _guard = guard;
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a tunnel's connection ended");
-            }
-        });
+        let mut connection = self.open_h1(limit).await?;
         let authority = format!("{}:{}", address.ip(), self.peer.port);
         let request = Request::builder()
             .method(Method::CONNECT)
             .uri(&authority)
             .header(http::header::HOST, &authority)
-            .body(AttemptBody::empty())
+            .body(())
             .map_err(|e| ConnectError::Tcp { address, reason: e.to_string().into() })?;
-        let response = tokio::time::timeout(limit, sender.send_request(request))
+        connection.exchange.begin(&request.into_parts().0, AttemptBody::empty());
+        let asking = poll_fn(|cx| connection.exchange.poll_head(cx));
+        let response = tokio::time::timeout(limit, asking)
             .await
             .map_err(|_| ConnectError::Timeout {
                 address,
                 ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
             })?
-            .map_err(failed)?;
-        if response.status() != StatusCode::OK {
-            return Err(ConnectError::Tunnel { address, status: response.status().as_u16() });
+            .map_err(|failure| ConnectError::Tcp { address, reason: reason(failure) })?;
+        if response.status != StatusCode::OK {
+            return Err(ConnectError::Tunnel { address, status: response.status.as_u16() });
         }
-        let upgraded = hyper::upgrade::on(response).await.map_err(failed)?;
-        Ok(Tunnel::Connect(TokioIo::new(upgraded)))
+        Ok(Tunnel::Connect(connection.upgraded()))
+    }
+}
+
+fn reason(failure: Failure) -> Arc<str> {
+    match failure {
+        Failure::Unsent(why) | Failure::Body(why) | Failure::Reset { why, .. } => why.into(),
+        Failure::Garbage(wrong) => wrong.sentence().into(),
     }
 }
 

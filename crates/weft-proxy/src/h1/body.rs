@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Takes a body apart as its framing says. Pure: bytes come from the driver's buffer, and data
+//! leaves as slices of it.
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+
+use super::framing::Framing;
+use super::head::{self, Scan};
+use super::wrong::Wrong;
+
+/// A chunk's size line, extensions included.
+pub const CHUNK_LINE_MAX: usize = 64;
+pub const TRAILER_BYTES_MAX: usize = 8 * 1024;
+
+/// Where in a body we are.
+#[derive(Clone, Copy, Debug)]
+pub enum Decoder {
+    Done,
+    Length(u64),
+    UntilClose,
+    ChunkSize,
+    ChunkData(u64),
+    ChunkEnd,
+    Trailers(Scan),
+}
+
+#[derive(Debug)]
+pub enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+// === impl Decoder ===
+
+impl Decoder {
+    pub fn new(framing: Framing) -> Self {
+        match framing {
+            Framing::Empty | Framing::Tunnel => Self::Done,
+            Framing::Length(n) => Self::Length(n),
+            Framing::Chunked => Self::ChunkSize,
+            Framing::UntilClose => Self::UntilClose,
+        }
+    }
+
+    pub fn is_done(&self) -> bool {
+        matches!(self, Self::Done)
+    }
+
+    /// What is left, when that was said.
+    pub fn left(&self) -> Option<u64> {
+        match self {
+            Self::Done => Some(0),
+            Self::Length(n) => Some(*n),
+            _ => None,
+        }
+    }
+
+    /// The peer has closed its side.
+    ///
+    /// # Errors
+    /// The body was not complete.
+    pub fn end_of_stream(&mut self) -> Result<(), Wrong> {
+        match self {
+            Self::Done => Ok(()),
+            Self::UntilClose => {
+                *self = Self::Done;
+                Ok(())
+            }
+            _ => Err(Wrong::Truncated),
+        }
+    }
+
+    /// Takes the next piece off the buffer; `None` when the body is done or needs more bytes.
+    ///
+    /// # Errors
+    /// Its framing is wrong; nothing behind it can be understood.
+    pub fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Piece>, Wrong> {
+        loop {
+            match self {
+                Self::Done => return Ok(None),
+                _ if buffer.is_empty() => return Ok(None),
+                Self::UntilClose => return Ok(Some(Piece::Data(buffer.split().freeze()))),
+                Self::Length(left) => {
+                    let data = up_to(buffer, *left);
+                    *left -= data.len() as u64;
+                    if *left == 0 {
+                        *self = Self::Done;
+                    }
+                    return Ok(Some(Piece::Data(data)));
+                }
+                Self::ChunkData(left) => {
+                    let data = up_to(buffer, *left);
+                    *left -= data.len() as u64;
+                    if *left == 0 {
+                        *self = Self::ChunkEnd;
+                    }
+                    return Ok(Some(Piece::Data(data)));
+                }
+                Self::ChunkEnd => match buffer.get(..2) {
+                    Some(b"\r\n") => {
+                        drop(buffer.split_to(2));
+                        *self = Self::ChunkSize;
+                    }
+                    None if buffer.first() == Some(&b'\r') => return Ok(None),
+                    _ => return Err(Wrong::ChunkEnd),
+                },
+                Self::ChunkSize => match chunk_line(buffer)? {
+                    None => return Ok(None),
+                    Some((line, 0)) => {
+                        drop(buffer.split_to(line));
+                        *self = Self::Trailers(Scan::default());
+                    }
+                    Some((line, size)) => {
+                        drop(buffer.split_to(line));
+                        *self = Self::ChunkData(size);
+                    }
+                },
+                Self::Trailers(scan) => {
+                    let end = match scan.end(buffer, TRAILER_BYTES_MAX) {
+                        Ok(None) => return Ok(None),
+                        Ok(Some(end)) => end,
+                        Err(Wrong::HeadTooLarge) => return Err(Wrong::TrailersTooLarge),
+                        Err(wrong) => return Err(wrong),
+                    };
+                    *self = Self::Done;
+                    let lines = buffer.split_to(end);
+                    if end == 2 {
+                        return Ok(None);
+                    }
+                    return head::trailers(lines.freeze()).map(|t| Some(Piece::Trailers(t)));
+                }
+            }
+        }
+    }
+
+    /// Passes over what holds no data if it is there already, so that the end is known early.
+    pub fn look_ahead(&mut self, buffer: &mut BytesMut) {
+        if matches!(self, Self::ChunkEnd) && buffer.starts_with(b"\r\n0\r\n\r\n") {
+            drop(buffer.split_to(7));
+            *self = Self::Done;
+        }
+    }
+}
+
+fn up_to(buffer: &mut BytesMut, left: u64) -> Bytes {
+    let n = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+    buffer.split_to(n).freeze()
+}
+
+/// A chunk's size line: how long the line is, and the size it says.
+fn chunk_line(buffer: &[u8]) -> Result<Option<(usize, u64)>, Wrong> {
+    let window = buffer.get(..CHUNK_LINE_MAX + 2).unwrap_or(buffer);
+    let digits = window.iter().take_while(|b| b.is_ascii_hexdigit()).count();
+    if digits > 15 {
+        return Err(Wrong::ChunkOverflow);
+    }
+    if digits == 0 {
+        return Err(Wrong::ChunkSize);
+    }
+    match window.get(digits) {
+        None | Some(b'\r' | b';') => {}
+        Some(b'\n') => return Err(Wrong::BareLf),
+        Some(b) if b.is_ascii_graphic() => return Err(Wrong::ChunkSize),
+        Some(_) => return Err(Wrong::ChunkExtension),
+    }
+    let Some(end) = memchr::memchr(b'\n', window) else {
+        if window.len() >= CHUNK_LINE_MAX + 2 {
+            return Err(Wrong::ChunkLine);
+        }
+        // What is there of it may be wrong already.
+        let extension = window.get(digits..).unwrap_or_default();
+        let extension = extension.strip_suffix(b"\r").unwrap_or(extension);
+        return if extension.len() > 1 { check_extension(extension) } else { Ok(()) }
+            .map(|()| None);
+    };
+    let line = window.get(..end).unwrap_or_default();
+    let line = line.strip_suffix(b"\r").ok_or(Wrong::BareLf)?;
+    check_extension(line.get(digits..).unwrap_or_default())?;
+    let size = line
+        .iter()
+        .take(digits)
+        .fold(0u64, |n, b| n * 16 + u64::from(char::from(*b).to_digit(16).unwrap_or(0)));
+    Ok(Some((end + 1, size)))
+}
+
+/// `;` and something visible behind it. No white space: recipients disagree about it.
+fn check_extension(extension: &[u8]) -> Result<(), Wrong> {
+    match extension {
+        [] => Ok(()),
+        [b';', rest @ ..] if !rest.is_empty() && rest.iter().all(u8::is_ascii_graphic) => Ok(()),
+        _ => Err(Wrong::ChunkExtension),
+    }
+}

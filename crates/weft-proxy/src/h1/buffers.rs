@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Read buffers of one worker's connections, lent while bytes are on their way and given back as
+//! soon as a connection idles. Called by the drivers; a buffer whose slices are still in use is
+//! not taken back.
+
+use std::cell::RefCell;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// One buffer; also how much is read at a time.
+pub const BUFFER_BYTES: usize = 16 * 1024;
+/// Buffers that wait for their next use.
+const KEPT_MAX: usize = 32;
+/// What the first read of a message takes: most heads fit.
+const FIRST_READ: usize = 4 * 1024;
+
+thread_local! {
+    static KEPT: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An empty buffer.
+pub fn take() -> BytesMut {
+    KEPT.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
+}
+
+/// Takes a buffer back; nothing is left in its place.
+pub fn give_back(buffer: &mut BytesMut) {
+    let mut buffer = std::mem::take(buffer);
+    if buffer.capacity() == 0 {
+        return;
+    }
+    buffer.clear();
+    // Larger ones were made for one long head.
+    if buffer.try_reclaim(BUFFER_BYTES) && buffer.capacity() < 2 * BUFFER_BYTES {
+        KEPT.with_borrow_mut(|kept| {
+            if kept.len() < KEPT_MAX {
+                kept.push(buffer);
+            }
+        });
+    }
+}
+
+/// Reads more of a message. A connection without a buffer gets one when bytes are there, not
+/// before: whoever waits costs nothing.
+pub fn poll_fill<I: AsyncRead + Unpin>(
+    io: &mut I,
+    buffer: &mut BytesMut,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    if buffer.is_empty() && buffer.capacity() < FIRST_READ {
+        let mut first = [MaybeUninit::uninit(); FIRST_READ];
+        let mut first = ReadBuf::uninit(&mut first);
+        ready!(Pin::new(io).poll_read(cx, &mut first))?;
+        if !first.filled().is_empty() {
+            *buffer = take();
+            buffer.extend_from_slice(first.filled());
+        }
+        return Poll::Ready(Ok(first.filled().len()));
+    }
+    if buffer.capacity() - buffer.len() < FIRST_READ {
+        buffer.reserve(BUFFER_BYTES);
+    }
+    tokio_util::io::poll_read_buf(Pin::new(io), cx, buffer)
+}

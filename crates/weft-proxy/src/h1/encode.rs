@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Heads, chunks and trailers as bytes. The codec alone says how a body is delimited: what the
+//! headers said about it is replaced. Pure; called by the drivers.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode, Uri, Version};
+
+use super::framing::Framing;
+use super::head;
+
+/// What follows the data of a chunk.
+pub const CHUNK_END: &[u8] = b"\r\n";
+/// What follows the data of the last chunk, when no trailers do.
+pub const LAST_CHUNK_END: &[u8] = b"\r\n0\r\n\r\n";
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// A request line and headers, without the empty line.
+pub fn request(out: &mut BytesMut, method: &Method, uri: &Uri, headers: &HeaderMap) {
+    out.reserve(512);
+    out.put_slice(method.as_str().as_bytes());
+    out.put_u8(b' ');
+    if method == Method::CONNECT {
+        out.put_slice(uri.authority().map_or("", |a| a.as_str()).as_bytes());
+    } else {
+        out.put_slice(uri.path_and_query().map_or("/", |p| p.as_str()).as_bytes());
+    }
+    out.put_slice(b" HTTP/1.1\r\n");
+    fields(out, headers);
+}
+
+/// A status line and headers, without the empty line.
+pub fn response(out: &mut BytesMut, version: Version, status: StatusCode, headers: &HeaderMap) {
+    out.reserve(512);
+    let old = version == Version::HTTP_10;
+    out.put_slice(if old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.put_slice(status.as_str().as_bytes());
+    out.put_u8(b' ');
+    out.put_slice(status.canonical_reason().unwrap_or("").as_bytes());
+    out.put_slice(b"\r\n");
+    fields(out, headers);
+}
+
+/// How the body is delimited, and the empty line.
+pub fn framing(out: &mut BytesMut, framing: Framing) {
+    match framing {
+        Framing::Length(n) => length(out, n),
+        Framing::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
+        Framing::Empty | Framing::UntilClose | Framing::Tunnel => {}
+    }
+    out.put_slice(b"\r\n");
+}
+
+/// A Content-Length field.
+pub fn length(out: &mut BytesMut, n: u64) {
+    out.put_slice(b"content-length: ");
+    digits(out, n, 10);
+    out.put_slice(b"\r\n");
+}
+
+pub fn field(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+    out.put_slice(name.as_str().as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value.as_bytes());
+    out.put_slice(b"\r\n");
+}
+
+/// A chunk's size line.
+pub fn chunk_size(out: &mut BytesMut, n: usize) {
+    digits(out, n as u64, 16);
+    out.put_slice(b"\r\n");
+}
+
+/// The last chunk with trailers behind it; what may not trail is left out.
+pub fn trailers(out: &mut BytesMut, trailers: &HeaderMap) {
+    out.put_slice(b"0\r\n");
+    for (name, value) in trailers.iter().filter(|(name, _)| head::may_trail(name)) {
+        field(out, name, value);
+    }
+    out.put_slice(b"\r\n");
+}
+
+/// The Content-Length that a message's own headers name, if they name one.
+pub fn named_length(headers: &HeaderMap) -> Option<u64> {
+    let value = headers.get(header::CONTENT_LENGTH)?.as_bytes();
+    let fits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
+    fits.then(|| value.iter().fold(0, |n, b| n * 10 + u64::from(b - b'0')))
+}
+
+/// Data as one chunk, or as it is.
+pub(super) fn data(out: &mut super::outbox::Outbox, framing: Framing, data: Bytes, is_last: bool) {
+    if framing != Framing::Chunked {
+        return out.push(data, b"");
+    }
+    chunk_size(out.head(), data.len());
+    out.push(data, if is_last { LAST_CHUNK_END } else { CHUNK_END });
+}
+
+fn fields(out: &mut BytesMut, headers: &HeaderMap) {
+    const OWN: [HeaderName; 3] =
+        [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION];
+    for (name, value) in headers {
+        if !OWN.contains(name) {
+            field(out, name, value);
+        }
+    }
+}
+
+fn digits(out: &mut BytesMut, mut n: u64, base: u64) {
+    let mut text = [0u8; 20];
+    let mut used = 0;
+    for place in text.iter_mut().rev() {
+        let digit = u8::try_from(n % base).unwrap_or_default();
+        *place = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
+        used += 1;
+        n /= base;
+        if n == 0 {
+            break;
+        }
+    }
+    out.put_slice(text.get(text.len() - used..).unwrap_or_default());
+}

@@ -1,0 +1,461 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Heads of requests and answers: finds where one ends, line by line and each byte once, then
+//! parses it over httparse with what RFC 9112 wants beyond it. Pure; called by the drivers.
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode, Uri, Version, request, response};
+use httparse::{Header, Status};
+use weft_base::limits::{HEADER_BYTES_MAX, HEADERS_MAX};
+
+use super::framing::{Claims, Framing};
+use super::wrong::Wrong;
+
+const METHOD_MAX: usize = 32;
+const NO_HEADER: Header<'static> = httparse::EMPTY_HEADER;
+
+/// How far a head was looked through.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scan {
+    at: usize,
+    /// The empty line that may stand before a request was seen.
+    skipped: bool,
+}
+
+/// A request's head.
+#[derive(Debug)]
+pub struct RequestHead {
+    pub parts: request::Parts,
+    pub framing: Framing,
+    /// The client allows another request on this connection.
+    pub keep_alive: bool,
+    /// It waits for 100 before it sends its body.
+    pub expects: bool,
+    /// It asks for another protocol on this connection.
+    pub upgrade: bool,
+}
+
+/// An answer's head.
+#[derive(Debug)]
+pub struct ResponseHead {
+    pub parts: response::Parts,
+    pub framing: Framing,
+    /// The peer allows another request on this connection.
+    pub keep_alive: bool,
+}
+
+/// What headers say to the codec itself.
+#[derive(Debug, Default)]
+struct Seen {
+    claims: Claims,
+    close: bool,
+    keep_alive: bool,
+    upgrade_named: bool,
+    upgrade: bool,
+    expects: bool,
+}
+
+// === impl Scan ===
+
+impl Scan {
+    /// Looks for the empty line that ends a head; returns what is behind it.
+    ///
+    /// # Errors
+    /// A line does not end as lines do, or there are too many bytes.
+    pub fn end(&mut self, bytes: &[u8], max: usize) -> Result<Option<usize>, Wrong> {
+        loop {
+            let rest = bytes.get(self.at..).unwrap_or_default();
+            let Some(n) = memchr::memchr(b'\n', rest) else {
+                self.at = bytes.len();
+                let too_large = bytes.len() > max;
+                return if too_large { Err(Wrong::HeadTooLarge) } else { Ok(None) };
+            };
+            let end = self.at + n;
+            if end == 0 || bytes.get(end - 1) != Some(&b'\r') {
+                return Err(Wrong::BareLf);
+            }
+            if end > max {
+                return Err(Wrong::HeadTooLarge);
+            }
+            self.at = end + 1;
+            // The line is empty when it is the first, or follows the end of another.
+            if end == 1 || end.checked_sub(2).and_then(|i| bytes.get(i)) == Some(&b'\n') {
+                return Ok(Some(self.at));
+            }
+        }
+    }
+}
+
+/// Looks at the beginning of a request: whoever speaks something else need not be waited for.
+///
+/// # Errors
+/// It cannot become one.
+pub fn may_be_request(bytes: &[u8]) -> Result<(), Wrong> {
+    let word = bytes.iter().position(|b| !is_token(*b)).unwrap_or(bytes.len());
+    if word > METHOD_MAX {
+        return Err(Wrong::Method);
+    }
+    match bytes.get(word) {
+        None | Some(b'\r') => Ok(()),
+        Some(b' ') if word > 0 => Ok(()),
+        Some(0) => Err(Wrong::Nul),
+        Some(b'\n') => Err(Wrong::BareLf),
+        Some(_) => Err(Wrong::Method),
+    }
+}
+
+/// Looks at the beginning of an answer likewise.
+///
+/// # Errors
+/// It cannot become one.
+pub fn may_be_response(bytes: &[u8]) -> Result<(), Wrong> {
+    let begin = b"HTTP/1.";
+    let n = bytes.len().min(begin.len());
+    if bytes.get(..n) == begin.get(..n) { Ok(()) } else { Err(Wrong::StatusLine) }
+}
+
+/// Takes one request head off the buffer; `None` needs more bytes.
+///
+/// # Errors
+/// What is wrong with it; the connection cannot be understood any further.
+pub fn take_request(buffer: &mut BytesMut, scan: &mut Scan) -> Result<Option<RequestHead>, Wrong> {
+    while buffer.starts_with(b"\r\n") {
+        // RFC 9112 §2.2: an empty line before a request is ignored.
+        if scan.skipped {
+            return Err(Wrong::EmptyLines);
+        }
+        drop(buffer.split_to(2));
+        *scan = Scan { at: 0, skipped: true };
+    }
+    if buffer.is_empty() {
+        return Ok(None);
+    }
+    let end = match scan.end(buffer, HEADER_BYTES_MAX) {
+        Ok(Some(end)) => end,
+        Ok(None) => {
+            may_be_request(buffer)?;
+            return Ok(None);
+        }
+        Err(Wrong::HeadTooLarge) if memchr::memchr(b'\n', buffer).is_none() => {
+            return Err(Wrong::TargetTooLong);
+        }
+        Err(wrong) => return Err(first_trouble(buffer).unwrap_or(wrong)),
+    };
+    *scan = Scan::default();
+    request(buffer.split_to(end).freeze()).map(Some)
+}
+
+/// Takes one head of an answer to `method` off the buffer; `None` needs more bytes.
+///
+/// # Errors
+/// What is wrong with it; the connection cannot be understood any further.
+pub fn take_response(
+    buffer: &mut BytesMut,
+    scan: &mut Scan,
+    method: &Method,
+) -> Result<Option<ResponseHead>, Wrong> {
+    let Some(end) = scan.end(buffer, HEADER_BYTES_MAX)? else {
+        may_be_response(buffer)?;
+        return Ok(None);
+    };
+    *scan = Scan::default();
+    response(buffer.split_to(end).freeze(), method).map(Some)
+}
+
+fn request(head: Bytes) -> Result<RequestHead, Wrong> {
+    let mut headers = [NO_HEADER; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut headers);
+    match parsed.parse(&head) {
+        Ok(Status::Complete(n)) if n == head.len() => {}
+        Ok(_) => return Err(Wrong::RequestLine),
+        Err(error) => return Err(cold_request(&head, error)),
+    }
+    let method = parsed.method.unwrap_or_default();
+    if method.len() > METHOD_MAX {
+        return Err(Wrong::Method);
+    }
+    let mut parts = http::Request::new(()).into_parts().0;
+    parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| Wrong::Method)?;
+    parts.version = version(parsed.version);
+    parts.uri = target(&head, parsed.path.unwrap_or_default(), &parts.method)?;
+    let mut seen = Seen::default();
+    parts.headers = HeaderMap::with_capacity(parsed.headers.len());
+    for field in parsed.headers.iter() {
+        let name = name(field.name)?;
+        seen.request(&name, field.value)?;
+        append(&mut parts.headers, name, value(&head, field.value)?)?;
+    }
+    let framing = seen.claims.request(&parts.method, parts.version)?;
+    let keep_alive = seen.keeps(parts.version);
+    let upgrade = seen.upgrade
+        && seen.upgrade_named
+        && framing == Framing::Empty
+        && parts.version == Version::HTTP_11;
+    let expects = seen.expects && parts.version == Version::HTTP_11;
+    Ok(RequestHead { parts, framing, keep_alive, expects, upgrade })
+}
+
+fn response(head: Bytes, method: &Method) -> Result<ResponseHead, Wrong> {
+    let mut headers = [NO_HEADER; HEADERS_MAX];
+    let mut parsed = httparse::Response::new(&mut headers);
+    match parsed.parse(&head) {
+        Ok(Status::Complete(n)) if n == head.len() => {}
+        Ok(_) => return Err(Wrong::StatusLine),
+        Err(error) => return Err(cold_response(&head, error)),
+    }
+    let mut parts = http::Response::new(()).into_parts().0;
+    let status = parsed.code.filter(|code| (100..600).contains(code));
+    let status = status.and_then(|code| StatusCode::from_u16(code).ok());
+    parts.status = status.ok_or(Wrong::StatusLine)?;
+    parts.version = version(parsed.version);
+    let mut seen = Seen::default();
+    parts.headers = HeaderMap::with_capacity(parsed.headers.len());
+    for field in parsed.headers.iter() {
+        let name = name(field.name)?;
+        if name == header::CONTENT_LENGTH {
+            seen.claims.content_length_of_answer(field.value)?;
+            if parts.headers.contains_key(header::CONTENT_LENGTH) {
+                continue;
+            }
+            // A list of equal numbers becomes one of them.
+            let one = HeaderValue::from(seen.claims.length.unwrap_or_default());
+            append(&mut parts.headers, name, one)?;
+            continue;
+        }
+        seen.common(&name, field.value)?;
+        append(&mut parts.headers, name, value(&head, field.value)?)?;
+    }
+    let framing = seen.claims.response(method, parts.status, parts.version)?;
+    let keep_alive = seen.keeps(parts.version) && framing != Framing::UntilClose;
+    Ok(ResponseHead { parts, framing, keep_alive })
+}
+
+/// Parses trailers: header lines and the empty one.
+///
+/// # Errors
+/// One is malformed, or has a name that means something before a body only.
+pub fn trailers(lines: Bytes) -> Result<HeaderMap, Wrong> {
+    let mut headers = [NO_HEADER; HEADERS_MAX];
+    let parsed = match httparse::parse_headers(&lines, &mut headers) {
+        Ok(Status::Complete((_, parsed))) => parsed,
+        Ok(Status::Partial) => return Err(Wrong::NoColon),
+        Err(error) => {
+            return Err(first_trouble(&lines).unwrap_or_else(|| in_lines(&lines, error)));
+        }
+    };
+    let mut map = HeaderMap::with_capacity(parsed.len());
+    for field in parsed {
+        let name = name(field.name)?;
+        if !may_trail(&name) {
+            return Err(Wrong::TrailerForbidden);
+        }
+        append(&mut map, name, value(&lines, field.value)?)?;
+    }
+    Ok(map)
+}
+
+/// Framing, routing, credentials and what a recipient needs before the body (RFC 9110 §6.5.1).
+pub fn may_trail(name: &HeaderName) -> bool {
+    const NEVER: &[HeaderName] = &[
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::HOST,
+        header::AUTHORIZATION,
+        header::PROXY_AUTHORIZATION,
+        header::CONNECTION,
+        header::UPGRADE,
+        header::TE,
+        header::TRAILER,
+        header::EXPECT,
+        header::COOKIE,
+        header::SET_COOKIE,
+        header::CONTENT_ENCODING,
+        header::CONTENT_TYPE,
+        header::CONTENT_RANGE,
+        header::CACHE_CONTROL,
+        header::MAX_FORWARDS,
+    ];
+    let text = name.as_str();
+    let ours = ["x-weft-", "x-envoy-", "x-forwarded-", "proxy-"];
+    !NEVER.contains(name) && !ours.iter().any(|p| text.starts_with(p)) && text != "keep-alive"
+}
+
+fn name(name: &str) -> Result<HeaderName, Wrong> {
+    HeaderName::from_bytes(name.as_bytes()).map_err(|_| Wrong::HeaderName)
+}
+
+/// A slice of the head, not a copy.
+fn value(head: &Bytes, value: &[u8]) -> Result<HeaderValue, Wrong> {
+    HeaderValue::from_maybe_shared(head.slice_ref(value)).map_err(|_| Wrong::HeaderValue)
+}
+
+fn append(map: &mut HeaderMap, name: HeaderName, value: HeaderValue) -> Result<(), Wrong> {
+    map.try_append(name, value).map(|_| ()).map_err(|_| Wrong::TooManyHeaders)
+}
+
+fn version(minor: Option<u8>) -> Version {
+    if minor == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 }
+}
+
+/// Origin form, absolute form, `host:port` of CONNECT, `*` of OPTIONS (RFC 9112 §3.2).
+fn target(head: &Bytes, target: &str, method: &Method) -> Result<Uri, Wrong> {
+    let bytes = target.as_bytes();
+    if memchr::memchr(b'#', bytes).is_some() {
+        return Err(Wrong::Fragment);
+    }
+    let (connect, options) = (method == Method::CONNECT, method == Method::OPTIONS);
+    let form = match bytes.first() {
+        Some(b'/') => !connect,
+        Some(b'*') => options && bytes.len() == 1,
+        Some(_) if connect => !target.contains(['/', '?', '@']),
+        Some(_) => target.split_once("://").is_some_and(|(scheme, rest)| {
+            let known = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+            known && !rest.starts_with(['/', '?'])
+        }),
+        None => false,
+    };
+    if !form || !target.is_ascii() {
+        return Err(Wrong::Target);
+    }
+    let uri = Uri::from_maybe_shared(head.slice_ref(bytes)).map_err(|_| Wrong::Target)?;
+    let connectable = uri.authority().is_some_and(|a| a.port_u16().is_some());
+    if connect && !connectable {
+        return Err(Wrong::Target);
+    }
+    Ok(uri)
+}
+
+pub(super) fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+// === impl Seen ===
+
+impl Seen {
+    fn request(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), Wrong> {
+        if name == header::CONTENT_LENGTH {
+            return self.claims.content_length(value);
+        }
+        if name == header::EXPECT {
+            if !value.eq_ignore_ascii_case(b"100-continue") {
+                return Err(Wrong::Expectation);
+            }
+            self.expects = true;
+        }
+        self.common(name, value)
+    }
+
+    fn common(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), Wrong> {
+        if name == header::TRANSFER_ENCODING {
+            return self.claims.transfer_encoding(value);
+        }
+        if name == header::UPGRADE {
+            self.upgrade |= !value.eq_ignore_ascii_case(b"h2c");
+        }
+        if name == header::CONNECTION {
+            for option in value.split(|b| *b == b',') {
+                let option = option.trim_ascii();
+                if !option.iter().all(|b| is_token(*b)) {
+                    return Err(Wrong::Connection);
+                }
+                self.close |= option.eq_ignore_ascii_case(b"close");
+                self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                self.upgrade_named |= option.eq_ignore_ascii_case(b"upgrade");
+            }
+        }
+        Ok(())
+    }
+
+    fn keeps(&self, version: Version) -> bool {
+        !self.close && (version == Version::HTTP_11 || self.keep_alive)
+    }
+}
+
+// === naming what httparse refused; cold ===
+
+fn cold_request(head: &[u8], error: httparse::Error) -> Wrong {
+    if let Some(wrong) = first_trouble(head) {
+        return wrong;
+    }
+    let line = head.split(|b| *b == b'\r').next().unwrap_or_default();
+    let words: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+    match (error, words.as_slice()) {
+        (httparse::Error::TooManyHeaders, _) => Wrong::TooManyHeaders,
+        (_, [method, ..]) if method.is_empty() || !method.iter().all(|b| is_token(*b)) => {
+            Wrong::Method
+        }
+        (_, [_, target, _]) if target.iter().any(|b| !b.is_ascii_graphic()) => Wrong::Target,
+        (_, [_, _, version]) if !matches!(*version, b"HTTP/1.1" | b"HTTP/1.0") => match version {
+            [b'H', b'T', b'T', b'P', b'/', a, b'.', b]
+                if a.is_ascii_digit() && b.is_ascii_digit() =>
+            {
+                Wrong::Version
+            }
+            _ => Wrong::RequestLine,
+        },
+        (_, [_, target, _]) if !target.is_empty() => match error {
+            httparse::Error::Token => Wrong::Target,
+            _ => in_lines(behind_first_line(head), error),
+        },
+        _ => Wrong::RequestLine,
+    }
+}
+
+fn cold_response(head: &[u8], error: httparse::Error) -> Wrong {
+    if let Some(wrong) = first_trouble(head) {
+        return wrong;
+    }
+    match error {
+        httparse::Error::TooManyHeaders => Wrong::TooManyHeaders,
+        httparse::Error::Status | httparse::Error::Version | httparse::Error::Token => {
+            Wrong::StatusLine
+        }
+        _ => in_lines(behind_first_line(head), error),
+    }
+}
+
+fn behind_first_line(head: &[u8]) -> &[u8] {
+    let end = memchr::memchr(b'\n', head).map_or(head.len(), |n| n + 1);
+    head.get(end..).unwrap_or_default()
+}
+
+/// What is wrong with the first bad one of header lines.
+fn in_lines(lines: &[u8], error: httparse::Error) -> Wrong {
+    for line in lines.split(|b| *b == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.is_empty() {
+            continue;
+        }
+        if matches!(line.first(), Some(b' ' | b'\t')) {
+            return Wrong::Folded;
+        }
+        let Some(colon) = memchr::memchr(b':', line) else { return Wrong::NoColon };
+        let (name, value) = line.split_at(colon);
+        if let [token @ .., b' ' | b'\t'] = name
+            && !token.is_empty()
+        {
+            return Wrong::SpaceBeforeColon;
+        }
+        if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
+            return Wrong::HeaderName;
+        }
+        if value.iter().any(|b| b.is_ascii_control() && *b != b'\t') {
+            return Wrong::HeaderValue;
+        }
+    }
+    if error == httparse::Error::TooManyHeaders {
+        Wrong::TooManyHeaders
+    } else {
+        Wrong::HeaderValue
+    }
+}
+
+/// Bytes that no head may have anywhere, by which comes first.
+fn first_trouble(head: &[u8]) -> Option<Wrong> {
+    head.iter().enumerate().find_map(|(i, b)| match b {
+        0 => Some(Wrong::Nul),
+        b'\r' if head.get(i + 1).is_some_and(|n| *n != b'\n') => Some(Wrong::BareCr),
+        b'\n' if i == 0 || head.get(i - 1) != Some(&b'\r') => Some(Wrong::BareLf),
+        _ => None,
+    })
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Bytes on their way out: small ones are gathered, a large one is written from where it is.
+//! Holds at most one of those, so that a slow reader stops its writer. Called by the drivers.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::AsyncWrite;
+
+/// Up to this a copy costs less than another slice.
+const COPY_MAX: usize = 1024;
+/// Gathered bytes that wait while more may be added.
+const GATHER_MAX: usize = 8 * 1024;
+/// What an emptied gathering buffer may keep.
+const KEEP_MAX: usize = 4 * 1024;
+
+/// In this order: `small`, `large`, `end`.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    small: BytesMut,
+    large: Bytes,
+    end: &'static [u8],
+}
+
+impl Outbox {
+    /// Where a head is encoded. Only while [`Self::has_room`].
+    pub(super) fn head(&mut self) -> &mut BytesMut {
+        &mut self.small
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.large.is_empty() && self.end.is_empty() && self.small.len() < GATHER_MAX
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.small.is_empty() && self.large.is_empty() && self.end.is_empty()
+    }
+
+    /// Adds data and what follows it. Only while [`Self::has_room`].
+    pub(super) fn push(&mut self, data: Bytes, end: &'static [u8]) {
+        if data.len() <= COPY_MAX {
+            self.small.extend_from_slice(&data);
+            self.small.extend_from_slice(end);
+        } else {
+            (self.large, self.end) = (data, end);
+        }
+    }
+
+    /// Forgets everything: nobody will read it.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Hands the gathering buffer's memory back, if nothing waits.
+    pub(super) fn release(&mut self) {
+        if self.is_empty() {
+            self.small = BytesMut::new();
+        }
+    }
+
+    /// Ready once everything is written and flushed; `progress` is set when any byte went out.
+    pub(super) fn poll_flush<I: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut I,
+        cx: &mut Context<'_>,
+        progress: &mut bool,
+    ) -> Poll<io::Result<()>> {
+        if self.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while !self.is_empty() {
+            let n = if self.large.is_empty() && self.end.is_empty() {
+                ready!(Pin::new(&mut *io).poll_write(cx, &self.small))?
+            } else {
+                let slices =
+                    [IoSlice::new(&self.small), IoSlice::new(&self.large), IoSlice::new(self.end)];
+                let used = if self.small.is_empty() { slices.get(1..) } else { slices.get(..) };
+                ready!(Pin::new(&mut *io).poll_write_vectored(cx, used.unwrap_or(&slices)))?
+            };
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            *progress = true;
+            self.written(n);
+        }
+        Pin::new(io).poll_flush(cx)
+    }
+
+    fn written(&mut self, n: usize) {
+        let small = n.min(self.small.len());
+        let large = (n - small).min(self.large.len());
+        let end = (n - small - large).min(self.end.len());
+        if small == self.small.len() {
+            // Not advanced past: the memory is used again from its beginning.
+            self.small.clear();
+            if self.small.capacity() > KEEP_MAX {
+                self.small = BytesMut::new();
+            }
+        } else {
+            self.small.advance(small);
+        }
+        self.large.advance(large);
+        if self.large.is_empty() {
+            // What it was a slice of may be free now.
+            self.large = Bytes::new();
+        }
+        self.end = self.end.get(end..).unwrap_or_default();
+    }
+}

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A client's connection: one request after the other, each answered whole before the next is
+//! looked at. Called by `http/serve.rs`; what a request means is its [`Service`]'s business.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::alarm::Alarm;
+use super::buffers;
+use super::framing::Framing;
+use super::head::{RequestHead, Scan};
+use super::incoming::Incoming;
+use super::upgraded::{Handover, Upgraded};
+use super::wrong::Wrong;
+
+mod core;
+mod reply;
+
+use self::core::Core;
+use self::reply::Reply;
+
+/// What is read and thrown away behind the last answer, and for how long.
+const LINGER_BYTES: usize = 32 * 1024 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(2);
+/// What is read of a body that nobody wanted, to keep its connection.
+const DRAIN_BYTES: u64 = 64 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// Who answers.
+pub trait Service {
+    type Body: Body<Data = Bytes> + Unpin;
+
+    fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>>;
+
+    /// The answer to something that is no request.
+    fn refuse(&self, wrong: Wrong) -> Response<Self::Body>;
+
+    /// Goes on with sending the request's body while its answer's reader is slow.
+    fn drive(body: &mut Self::Body, cx: &mut Context<'_>);
+}
+
+/// How long a client may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// For a head, once it has begun.
+    pub head: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// Without any byte of a body, in either direction.
+    pub body: Duration,
+}
+
+/// Why a connection ended before its client wanted that.
+#[derive(Debug, Error)]
+pub enum Ended {
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    #[error("a request was refused: {0}")]
+    Refused(Wrong),
+    #[error("the client went away")]
+    Gone,
+    #[error("the client took nothing for too long")]
+    Stalled,
+    #[error("an answer broke off")]
+    Broke,
+}
+
+#[allow(clippy::large_enum_variant)] // Moved once, and most are requests.
+enum Next {
+    Request(RequestHead),
+    Refused(Wrong),
+    End,
+}
+
+/// What becomes of a connection after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Keep,
+    Close,
+    Switch,
+}
+
+struct Driver<'s, I, S> {
+    core: Rc<RefCell<Core<I>>>,
+    service: &'s S,
+    times: Times,
+    alarm: Alarm,
+    scan: Scan,
+    drained: bool,
+}
+
+/// Serves a connection until it ends, or `draining` is ready and nothing is asked.
+///
+/// # Errors
+/// Why it ended in the middle of something.
+pub async fn serve<I, S>(
+    io: I,
+    service: &S,
+    times: Times,
+    draining: impl Future<Output = ()>,
+) -> Result<(), Ended>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service,
+{
+    let core = Rc::new(RefCell::new(Core::new(io, times.body)));
+    let (alarm, scan) = (Alarm::default(), Scan::default());
+    let mut driver = Driver { core, service, times, alarm, scan, drained: false };
+    let mut draining = pin!(draining);
+    loop {
+        match driver.next(draining.as_mut()).await? {
+            Next::End => return driver.close(false).await,
+            Next::Refused(wrong) => {
+                let reply = Reply::refusal(service.refuse(wrong));
+                driver.send(reply).await?;
+                driver.close(true).await?;
+                return Err(Ended::Refused(wrong));
+            }
+            // Boxed: an idle connection keeps no room for it.
+            Next::Request(head) => match Box::pin(driver.request(head)).await? {
+                After::Keep => {}
+                After::Close => {
+                    let more = driver.core.borrow().has_more();
+                    return driver.close(more).await;
+                }
+                After::Switch => return Ok(()),
+            },
+        }
+    }
+}
+
+// === impl Driver ===
+
+impl<I, S> Driver<'_, I, S>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service,
+{
+    /// Waits for the next request.
+    async fn next(
+        &mut self,
+        mut draining: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Next, Ended> {
+        let mut idle_since = None;
+        let mut began = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(next) = self.core.borrow_mut().poll_head(&mut self.scan, cx)? {
+                return Poll::Ready(Ok(next));
+            }
+            let idle = self.core.borrow().inbuf.is_empty();
+            if idle {
+                self.drained = self.drained || draining.as_mut().poll(cx).is_ready();
+                if self.drained {
+                    // What the client has sent already was read first.
+                    return Poll::Ready(Ok(Next::End));
+                }
+            }
+            let deadline = if idle {
+                *idle_since.get_or_insert_with(Instant::now) + self.times.idle
+            } else {
+                *began.get_or_insert_with(Instant::now) + self.times.head
+            };
+            ready!(self.alarm.poll(cx, deadline));
+            let late = if idle { Next::End } else { Next::Refused(Wrong::HeadTimeout) };
+            Poll::Ready(Ok(late))
+        })
+        .await
+    }
+
+    /// Has one request answered.
+    async fn request(&mut self, head: RequestHead) -> Result<After, Ended> {
+        let method = head.parts.method.clone();
+        let (version, keep_alive) = (head.parts.version, head.keep_alive);
+        let leaves = head.upgrade || head.framing == Framing::Tunnel;
+        let body = Core::begin(&self.core, head.framing, head.expects);
+        let mut request = Request::from_parts(head.parts, body);
+        let promised = leaves.then(|| {
+            let (tx, handover) = Handover::new();
+            request.extensions_mut().insert(handover);
+            tx
+        });
+        let response = self.answer(request).await?;
+        let granted = match &promised {
+            Some(_) if method == Method::CONNECT => response.status().is_success(),
+            Some(_) => response.status() == StatusCode::SWITCHING_PROTOCOLS,
+            None => false,
+        };
+        let ends = response.status().as_u16() >= 400;
+        let fit = keep_alive && (!leaves || granted) && self.core.borrow().may_keep(ends);
+        let reply = Reply::new(response, &method, version, fit, granted);
+        let keep = reply.keeps();
+        self.send(reply).await?;
+        if let Some(promised) = promised.filter(|_| granted) {
+            return Ok(self.switch(promised));
+        }
+        let kept = keep && self.drain().await;
+        Ok(if kept { After::Keep } else { After::Close })
+    }
+
+    /// Waits for the answer, and for the client to leave.
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<S::Body>, Ended> {
+        let mut call = pin!(self.service.call(request));
+        poll_fn(|cx| {
+            self.core.borrow_mut().register(cx);
+            if let Poll::Ready(response) = call.as_mut().poll(cx) {
+                return Poll::Ready(Ok(response));
+            }
+            let mut core = self.core.borrow_mut();
+            let flushed = core.poll_flush(cx);
+            if let Poll::Ready(Err(error)) = flushed {
+                return Poll::Ready(Err(error.into()));
+            }
+            core.poll_watch(cx).map(Err)
+        })
+        .await
+    }
+
+    /// Writes an answer to its last byte.
+    async fn send(&mut self, mut reply: Reply<S::Body>) -> Result<(), Ended> {
+        reply.begin(&mut self.core.borrow_mut());
+        let mut stalled = None;
+        let sent = poll_fn(|cx| {
+            self.core.borrow_mut().register(cx);
+            loop {
+                // The body may be fed by this very connection: it is polled without a borrow.
+                let fed = reply.poll_fill(&self.core, cx);
+                let mut core = self.core.borrow_mut();
+                match core.poll_flush(cx) {
+                    Poll::Ready(Ok(_)) => stalled = None,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                    Poll::Pending => {
+                        drop(core);
+                        S::drive(reply.body(), cx);
+                        let mut core = self.core.borrow_mut();
+                        core.poll_discard(cx);
+                        let progress = core.take_progress();
+                        let now = Instant::now();
+                        let since = if progress { now } else { stalled.unwrap_or(now) };
+                        stalled = Some(since);
+                        ready!(self.alarm.poll(cx, since + self.times.body));
+                        return Poll::Ready(Err(Ended::Stalled));
+                    }
+                }
+                match fed {
+                    Poll::Ready(Ok(true)) => return Poll::Ready(Ok(())),
+                    Poll::Ready(Ok(false)) => {}
+                    Poll::Ready(Err(ended)) => return Poll::Ready(Err(ended)),
+                    Poll::Pending => return core.poll_watch(cx).map(Err),
+                }
+            }
+        })
+        .await;
+        self.core.borrow_mut().out.release();
+        sent
+    }
+
+    /// Hands the connection to whoever was promised it.
+    fn switch(&self, promised: oneshot::Sender<Upgraded>) -> After {
+        let mut core = self.core.borrow_mut();
+        let prefix = std::mem::take(&mut core.inbuf).freeze();
+        if let Some(io) = core.io.take() {
+            // Whoever asked for it may be gone; then it closes.
+            let _ = promised.send(Upgraded::new(prefix, io));
+        }
+        After::Switch
+    }
+
+    /// Reads over what is left of a request's body; whether the connection can go on.
+    async fn drain(&mut self) -> bool {
+        if self.core.borrow_mut().finish() {
+            return true;
+        }
+        if !self.core.borrow().is_short(DRAIN_BYTES) {
+            return false;
+        }
+        let deadline = Instant::now() + DRAIN_TIME;
+        let mut thrown = 0;
+        let drained =
+            poll_fn(|cx| match self.core.borrow_mut().poll_drain(cx, &mut thrown, DRAIN_BYTES) {
+                Poll::Ready(done) => Poll::Ready(done),
+                Poll::Pending => self.alarm.poll(cx, deadline).map(|()| false),
+            });
+        drained.await
+    }
+
+    /// Closes. Over unread bytes that would reset the connection, and the client would never see
+    /// its answer: then they are read first.
+    async fn close(&mut self, linger: bool) -> Result<(), Ended> {
+        let Some(mut io) = self.core.borrow_mut().io.take() else { return Ok(()) };
+        poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await?;
+        if !linger {
+            return Ok(());
+        }
+        let deadline = Instant::now() + LINGER_TIME;
+        let mut buffer = buffers::take();
+        let mut thrown = 0;
+        poll_fn(|cx| {
+            while thrown < LINGER_BYTES {
+                match buffers::poll_fill(&mut io, &mut buffer, cx) {
+                    Poll::Ready(Ok(n)) if n > 0 => thrown += n,
+                    Poll::Ready(_) => break,
+                    Poll::Pending => return self.alarm.poll(cx, deadline),
+                }
+                buffer.clear();
+            }
+            Poll::Ready(())
+        })
+        .await;
+        buffers::give_back(&mut buffer);
+        Ok(())
+    }
+}

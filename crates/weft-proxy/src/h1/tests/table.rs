@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Verdicts from RFC 9110 and RFC 9112, one row each in `table.txt`: the section, what kind of
+//! message, what is expected, and the bytes. Every row is fed whole and byte by byte.
+
+use bytes::BytesMut;
+use http::Method;
+
+use crate::h1::body::{Decoder, Piece};
+use crate::h1::framing::Framing;
+use crate::h1::head::{Scan, take_request, take_response};
+use crate::h1::wrong::Wrong;
+
+const TABLE: &str = include_str!("table.txt");
+
+/// One message out of the buffer, as text; `None` wants more bytes.
+type Take = dyn FnMut(&mut BytesMut) -> Result<Option<String>, Wrong>;
+
+/// `\r`, `\n`, `\t`, `\0`, `\\`, `\xNN`, and `{a*5}` for repetition.
+fn bytes(text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&first, more)) = rest.split_first() {
+        rest = more;
+        match (first, rest) {
+            (b'\\', [b'x', hi, lo, more @ ..]) => {
+                let digit = |d: &u8| char::from(*d).to_digit(16).unwrap();
+                out.push(u8::try_from(digit(hi) * 16 + digit(lo)).unwrap());
+                rest = more;
+            }
+            (b'\\', [escaped, more @ ..]) => {
+                out.push(match escaped {
+                    b'r' => b'\r',
+                    b'n' => b'\n',
+                    b't' => b'\t',
+                    b'0' => 0,
+                    other => *other,
+                });
+                rest = more;
+            }
+            (b'{', _) if text.contains('*') => {
+                let end = rest.iter().position(|b| *b == b'}').unwrap();
+                let inner = std::str::from_utf8(&rest[..end]).unwrap();
+                let (unit, times) = inner.rsplit_once('*').unwrap();
+                out.extend(bytes(unit).repeat(times.parse().unwrap()));
+                rest = &rest[end + 1..];
+            }
+            _ => out.push(first),
+        }
+    }
+    out
+}
+
+/// The body as it comes, `|` between nothing: pieces depend on how bytes arrived.
+#[derive(Default)]
+struct Body {
+    text: String,
+    trailers: String,
+}
+
+impl Body {
+    fn take(&mut self, decoder: &mut Decoder, buffer: &mut BytesMut) -> Result<bool, Wrong> {
+        while let Some(piece) = decoder.next(buffer)? {
+            match piece {
+                Piece::Data(data) => self.text.push_str(&String::from_utf8_lossy(&data)),
+                Piece::Trailers(map) => {
+                    for (name, value) in &map {
+                        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+                        self.trailers.push_str(&format!(" trailer {name}={value}"));
+                    }
+                }
+            }
+        }
+        Ok(decoder.is_done())
+    }
+}
+
+/// `METHOD target 1.1 framing[ body=…][ trailer a=b][ close][ expects][ upgrade]`.
+fn requests() -> Box<Take> {
+    let mut scan = Scan::default();
+    let mut open: Option<(String, Decoder, Body)> = None;
+    Box::new(move |buffer| {
+        if open.is_none() {
+            let Some(head) = take_request(buffer, &mut scan)? else { return Ok(None) };
+            let parts = &head.parts;
+            let minor = if parts.version == http::Version::HTTP_10 { "1.0" } else { "1.1" };
+            let mut said = format!("{} {} {minor} {}", parts.method, parts.uri, name(head.framing));
+            for (flag, text) in [
+                (!head.keep_alive, " close"),
+                (head.expects, " expects"),
+                (head.upgrade, " upgrade"),
+            ] {
+                said.push_str(if flag { text } else { "" });
+            }
+            open = Some((said, Decoder::new(head.framing), Body::default()));
+        }
+        finish(&mut open, buffer)
+    })
+}
+
+/// `STATUS framing[ body=…][ trailer a=b][ close]`.
+fn responses(method: Method) -> Box<Take> {
+    let mut scan = Scan::default();
+    let mut open: Option<(String, Decoder, Body)> = None;
+    Box::new(move |buffer| {
+        if open.is_none() {
+            let taken = take_response(buffer, &mut scan, &method)?;
+            let Some(head) = taken else { return Ok(None) };
+            let close = if head.keep_alive { "" } else { " close" };
+            let said = format!("{} {}{close}", head.parts.status.as_u16(), name(head.framing));
+            open = Some((said, Decoder::new(head.framing), Body::default()));
+        }
+        finish(&mut open, buffer)
+    })
+}
+
+fn finish(
+    open: &mut Option<(String, Decoder, Body)>,
+    buffer: &mut BytesMut,
+) -> Result<Option<String>, Wrong> {
+    let Some((_, decoder, body)) = open else { return Ok(None) };
+    let done = body.take(decoder, buffer)?;
+    // A body that ends with its connection is never done here.
+    if !done && !matches!(decoder, Decoder::UntilClose) {
+        return Ok(None);
+    }
+    if !done && body.text.is_empty() {
+        return Ok(None);
+    }
+    let (mut said, _, body) = open.take().unwrap();
+    if !body.text.is_empty() {
+        said.push_str(&format!(" body={}", body.text));
+    }
+    Ok(Some(said + &body.trailers))
+}
+
+fn name(framing: Framing) -> String {
+    match framing {
+        Framing::Empty => "empty".into(),
+        Framing::Length(n) => format!("length {n}"),
+        Framing::Chunked => "chunked".into(),
+        Framing::UntilClose => "until-close".into(),
+        Framing::Tunnel => "tunnel".into(),
+    }
+}
+
+/// What becomes of the bytes: messages with ` / ` between, then `more` if one is not complete,
+/// or what is wrong.
+fn verdict(mut take: Box<Take>, bytes: &[u8], step: usize) -> String {
+    let mut buffer = BytesMut::new();
+    let mut said: Vec<String> = Vec::new();
+    for part in bytes.chunks(step) {
+        buffer.extend_from_slice(part);
+        loop {
+            match take(&mut buffer) {
+                Ok(Some(message)) if message.contains(" tunnel") => {
+                    said.push(message);
+                    return said.join(" / ");
+                }
+                Ok(Some(message)) => said.push(message),
+                Ok(None) => break,
+                Err(wrong) => {
+                    said.push(format!("{wrong:?} {}", wrong.status()));
+                    return said.join(" / ");
+                }
+            }
+        }
+    }
+    if said.is_empty() || !buffer.is_empty() {
+        said.push("more".into());
+    }
+    said.join(" / ")
+}
+
+fn check(kind: &str, expected: &str, bytes: &[u8]) -> Result<(), String> {
+    let take = || match kind {
+        "request" => requests(),
+        "response" => responses(Method::GET),
+        "response-to-HEAD" => responses(Method::HEAD),
+        "response-to-CONNECT" => responses(Method::CONNECT),
+        other => panic!("no kind {other}"),
+    };
+    let whole = verdict(take(), bytes, bytes.len().max(1));
+    let bytewise = verdict(take(), bytes, 1);
+    // Until a connection ends its pieces are all there is to see.
+    let same = whole == bytewise || whole.contains("until-close");
+    match (whole == expected, same) {
+        (true, true) => Ok(()),
+        (false, _) => Err(format!("says {whole:?}, expected {expected:?}")),
+        (_, false) => Err(format!("byte by byte says {bytewise:?}, expected {expected:?}")),
+    }
+}
+
+#[test]
+fn verdicts_are_those_of_the_rfcs() {
+    let (mut rows, mut wrong) = (0, Vec::new());
+    for (n, line) in TABLE.lines().enumerate() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let columns: Vec<&str> = line.splitn(4, " | ").collect();
+        let [section, kind, expected, text] = columns[..] else { panic!("line {}", n + 1) };
+        rows += 1;
+        if let Err(why) = check(kind, expected, &bytes(text)) {
+            wrong.push(format!("line {}: {section}: {text}: {why}", n + 1));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {rows} rows:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(rows >= 215, "{rows} rows");
+}
+
+/// Every kind of trouble that bytes alone can show has a row of its own.
+#[test]
+fn every_sentence_has_a_row() {
+    let only_drivers =
+        [Wrong::Truncated, Wrong::HeadTruncated, Wrong::Switched, Wrong::HeadTimeout];
+    for (wrong, status, sentence) in crate::h1::wrong::WRONGS {
+        assert_eq!((wrong.status(), wrong.sentence()), (*status, *sentence));
+        let row = format!("{wrong:?} {status}");
+        let found = TABLE.lines().any(|l| l.split(" | ").nth(2).is_some_and(|e| e.ends_with(&row)));
+        assert!(found || only_drivers.contains(wrong), "{wrong:?} has no row");
+    }
+}
+
+/// A table that could not fail would prove nothing.
+#[test]
+fn a_wrong_expectation_fails() {
+    let good = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    assert_eq!(check("request", "GET / 1.1 empty", good), Ok(()));
+    assert!(check("request", "GET / 1.1 chunked", good).is_err());
+    assert!(check("request", "BareLf 400", good).is_err());
+}
