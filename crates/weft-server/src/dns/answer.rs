@@ -17,7 +17,7 @@ use weft_base::limits::DNS_UDP_BYTES_MAX;
 use weft_base::rng::Rng;
 
 use super::find::{Data, Found, apex_name, entry, find, name_server};
-use super::names::{Zone, Zones, parse};
+use super::names::{Lookup, Zone, Zones, parse};
 use crate::consul::view::View;
 
 /// What carries the answer.
@@ -98,7 +98,7 @@ pub fn answer(
     rng: &mut Rng,
 ) -> Option<Vec<u8>> {
     let how = How { carrier, recursive: false };
-    match step(query, how, view, zones, rng) {
+    match step(query, how, None, view, zones, rng) {
         Step::Answer(answer) => Some(answer),
         Step::Silence => None,
         Step::Outside => refuse_outside(query, how),
@@ -106,8 +106,16 @@ pub fn answer(
     }
 }
 
-/// Answers one query as far as our own zones go.
-pub fn step(query: &[u8], how: How, view: &View, zones: &Zones, rng: &mut Rng) -> Step {
+/// Answers one query as far as our own zones go; with a namespace also what is short for a name
+/// of the cluster, as a pod's resolver would have completed it.
+pub fn step(
+    query: &[u8],
+    how: How,
+    namespace: Option<&str>,
+    view: &View,
+    zones: &Zones,
+    rng: &mut Rng,
+) -> Step {
     let whole = |answer: Option<Vec<u8>>| answer.map_or(Step::Silence, Step::Answer);
     let Ok(message) = Message::from_octets(query) else { return Step::Silence };
     let header = message.header();
@@ -123,9 +131,11 @@ pub fn step(query: &[u8], how: How, view: &View, zones: &Zones, rng: &mut Rng) -
         return whole(answer.and_then(|a| finish(a, &asked, OptRcode::BADVERS)));
     }
     let text = asked.name.to_string();
-    let Some((zone, mut found)) = look(&text, asked.rtype, view, zones, rng) else {
-        return Step::Outside;
-    };
+    let looked = look(&text, asked.rtype, view, zones, rng).or_else(|| {
+        let found = short(&text, namespace?, asked.rtype, view, zones, rng)?;
+        Some((Zone::Cluster, found))
+    });
+    let Some((zone, mut found)) = looked else { return Step::Outside };
     for _ in 0..ALIASES_MAX {
         let Some(target) = found.loose_end(asked.rtype) else { break };
         let Some((_, next)) = look(&target, asked.rtype, view, zones, rng) else {
@@ -196,6 +206,34 @@ fn look(
         // A host that the mesh was told of is the mesh's, wherever its name hangs.
         None => entry(view, &labels.join("."), rtype, rng).map(|found| (Zone::Cluster, found)),
     }
+}
+
+/// A name of the cluster without its end: `web`, `web.shop`, `web.shop.svc`. `None` when there is
+/// no such Service: then it is somebody else's name.
+fn short(
+    name: &str,
+    namespace: &str,
+    rtype: Rtype,
+    view: &View,
+    zones: &Zones,
+    rng: &mut Rng,
+) -> Option<Found> {
+    let domain = &zones.cluster_domain;
+    let ends = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
+    ends.iter().find_map(|end| {
+        let text = format!("{name}.{end}").to_ascii_lowercase();
+        let labels: Vec<&str> = text.split('.').filter(|label| !label.is_empty()).collect();
+        let (zone, lookup) = parse(&labels, zones)?;
+        let of_service = matches!(
+            lookup,
+            Lookup::Service { .. }
+                | Lookup::Port { .. }
+                | Lookup::Endpoint { .. }
+                | Lookup::Hostname { .. }
+        );
+        let found = of_service.then(|| find(view, zones, zone, &lookup, rtype, rng))?;
+        found.exists.then_some(found)
+    })
 }
 
 /// Where an answer belongs and what bounds it.

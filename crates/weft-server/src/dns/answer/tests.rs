@@ -287,6 +287,34 @@ fn kubernetes_names_answer_by_the_services_form() {
 }
 
 #[test]
+fn short_names_are_completed_for_who_has_a_namespace() {
+    let mut rig = Rig::new();
+    let spec = json!({"clusterIP": "127.96.0.9", "ports": [{"name": "http", "port": 80}]});
+    rig.service("web", spec, &[("127.64.0.1", true)]);
+    let mut ask = |name: &str, namespace: Option<&str>| {
+        let view = View::new(Arc::new(rig.world.clone()), rig.own.clone());
+        let how = How { carrier: Carrier::Udp, recursive: true };
+        let query = query(name, Rtype::A, None);
+        match step(&query, how, namespace, &view, &rig.zones, &mut rig.rng) {
+            Step::Answer(answer) => shown(&answer).answers.join(" "),
+            other => format!("{other:?}"),
+        }
+    };
+    for name in ["web", "WEB", "web.shop", "web.shop.svc", "web.shop.svc.cluster.local"] {
+        let answer = ask(name, Some("shop"));
+        assert!(answer.ends_with("127.96.0.9") && !answer.contains("CNAME"), "{name}: {answer}");
+    }
+    assert!(ask("web.shop", Some("other")).ends_with("127.96.0.9"));
+    // Somebody else's names, some of which would mean something below the cluster's domain.
+    for name in ["web.", "shop", "svc", "ns", "shop.svc", "web.com", "a.web.shop.com", "."] {
+        let namespace = if name == "web." { "other" } else { "shop" };
+        assert_eq!(ask(name, Some(namespace)), "Outside", "{name}");
+    }
+    // Who has none completes names himself.
+    assert_eq!(ask("web", None), "Outside");
+}
+
+#[test]
 fn pods_of_a_stateful_set_have_names_and_addresses_of_both_families() {
     let mut rig = Rig::new();
     rig.stateful(
