@@ -125,7 +125,7 @@ impl<I, B> Exchange<I, B> {
             && self.decoder.is_done()
             && matches!(self.upload, Upload::Done)
             && self.inbuf.is_empty()
-            && self.out.is_empty()
+            && self.out.is_flushed()
             && self.write_error.is_none()
     }
 }
@@ -172,13 +172,13 @@ where
     pub fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<response::Parts, Failure>> {
         loop {
             self.upload(cx).map_err(Failure::Body)?;
+            let held = matches!(self.upload, Upload::Held(..));
             if let Some(parts) = self.take_head().map_err(Failure::Garbage)? {
                 return Poll::Ready(Ok(parts));
             }
-            if matches!(self.upload, Upload::Sending(_)) && self.out.is_empty() && self.interim > 0
-            {
-                // The peer just asked for the body.
-                self.upload(cx).map_err(Failure::Body)?;
+            if held && !matches!(self.upload, Upload::Held(..)) {
+                // The peer asked for the body.
+                continue;
             }
             match buffers::poll_fill(&mut self.io, &mut self.inbuf, cx) {
                 Poll::Ready(Ok(0)) => {
@@ -233,7 +233,7 @@ where
 
     /// Goes on with sending the request's body. If that breaks, the answer is still read.
     pub fn drive(&mut self, cx: &mut Context<'_>) {
-        if matches!(self.upload, Upload::Done | Upload::GivenUp) && self.out.is_empty() {
+        if matches!(self.upload, Upload::Done | Upload::GivenUp) && self.out.is_flushed() {
             return;
         }
         if self.upload(cx).is_err() {

@@ -22,6 +22,8 @@ pub(super) struct Outbox {
     small: BytesMut,
     large: Bytes,
     end: &'static [u8],
+    /// Written, but the stream (TLS, say) may still hold some of it.
+    unflushed: bool,
 }
 
 impl Outbox {
@@ -36,6 +38,11 @@ impl Outbox {
 
     pub(super) fn is_empty(&self) -> bool {
         self.small.is_empty() && self.large.is_empty() && self.end.is_empty()
+    }
+
+    /// Everything has left this process.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.is_empty() && !self.unflushed
     }
 
     /// Adds data and what follows it. Only while [`Self::has_room`].
@@ -67,7 +74,7 @@ impl Outbox {
         cx: &mut Context<'_>,
         progress: &mut bool,
     ) -> Poll<io::Result<()>> {
-        if self.is_empty() {
+        if self.is_flushed() {
             return Poll::Ready(Ok(()));
         }
         while !self.is_empty() {
@@ -83,9 +90,12 @@ impl Outbox {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             *progress = true;
+            self.unflushed = true;
             self.written(n);
         }
-        Pin::new(io).poll_flush(cx)
+        ready!(Pin::new(io).poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     fn written(&mut self, n: usize) {
