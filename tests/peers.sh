@@ -33,7 +33,7 @@ mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
 options=(-o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache"
   -o "Debug::NoLocking=1" -o "APT::Sandbox::User=root")
 apt-get "${options[@]}" update -qq
-wanted=(bind9-dnsutils bind9-libs nftables prometheus tcpdump)
+wanted=(bind9-dnsutils bind9-libs etcd-client etcd-server nftables prometheus tcpdump)
 command -v valgrind >/dev/null || wanted+=(valgrind)
 # What they need beyond this machine's packages, resolved by apt itself without installing.
 mapfile -t all < <(apt-get "${options[@]}" install --simulate --no-install-recommends \
@@ -45,8 +45,8 @@ done
 for deb in "$peers"/debs/*.deb; do dpkg -x "$deb" "$peers/root"; done
 
 lib="$peers/root/usr/lib/$(uname -m)-linux-gnu"
-for tool in usr/bin/dig usr/bin/prometheus usr/bin/promtool usr/sbin/nft usr/bin/tcpdump \
-  usr/sbin/tcpdump; do
+for tool in usr/bin/dig usr/bin/etcd usr/bin/etcdctl usr/bin/prometheus usr/bin/promtool \
+  usr/sbin/nft usr/bin/tcpdump usr/sbin/tcpdump; do
   [ -x "$peers/root/$tool" ] || continue
   printf '#!/bin/sh\nexport LD_LIBRARY_PATH="%s"\nexec "%s" "$@"\n' "$lib" "$peers/root/$tool" \
     >"$peers/bin/$(basename "$tool")"

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 /// What is compiled; imports come along by themselves.
 const PROTOS: &[&str] = &[
     "envoy/service/discovery/v3/ads.proto",
+    "etcd/rpc.proto",
     "grpc/health/v1/health.proto",
     "grpc/reflection/v1/reflection.proto",
     "weft/agent/v1/agent.proto",

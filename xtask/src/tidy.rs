@@ -22,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-proto", &[]),
     ("weft-model", &["base"]),
     ("weft-kinds", &["base"]),
-    ("weft-store", &["base"]),
+    ("weft-store", &["base", "proto"]),
     ("weft-identity", &["base"]),
     ("weft-xds", &["base", "proto", "model"]),
     ("weft-registry", &["base", "kinds", "store"]),

@@ -85,6 +85,11 @@ impl TaskGroup {
         self.drain.is_cancelled()
     }
 
+    /// Stops all tasks now, wherever they are.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
     /// Drains, waits at most `grace` for the tasks, then stops what is left.
     /// Returns whether everything ended by itself.
     pub async fn shutdown(&self, grace: Duration) -> bool {

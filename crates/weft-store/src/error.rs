@@ -30,6 +30,13 @@ pub enum StoreError {
     Closed,
     #[error("the store could not write or read its file, and acknowledged nothing: {0}")]
     Storage(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    #[error(
+        "{member} cannot be reached ({why}){}; see that most members of etcd run and answer",
+        if *unknown { ", and whether it wrote is not known" } else { ", and nothing was written" }
+    )]
+    Unreachable { member: String, why: String, unknown: bool },
+    #[error("{member} refused ({why}); {hint}")]
+    Refused { member: String, why: String, hint: &'static str },
     #[error("{key:?} holds a record that cannot be read; restore the data directory from a backup")]
     Corrupt { key: String },
     #[error("{path}: {source}; check that the directory exists and belongs to you")]
@@ -62,6 +69,11 @@ pub enum WatchError {
 // === impl StoreError ===
 
 impl StoreError {
+    /// Whether the same may work a moment later.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Storage(_) | Self::Closed | Self::Unreachable { .. })
+    }
+
     pub(crate) fn storage(err: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Storage(Arc::new(err))
     }

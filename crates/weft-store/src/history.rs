@@ -115,6 +115,16 @@ impl History {
         counted.map(|_| self.head.subscribe()).map_err(|_| WatchError::TooManyWatches)
     }
 
+    /// Up to where everything was appended.
+    pub fn head(&self) -> Revision {
+        self.lock().head
+    }
+
+    /// Tells the engine itself of every change of the head.
+    pub fn heads(&self) -> watch::Receiver<Head> {
+        self.head.subscribe()
+    }
+
     /// How many watches there are, and how many events and bytes are kept for them.
     pub fn stats(&self) -> (usize, usize, usize) {
         let log = self.lock();

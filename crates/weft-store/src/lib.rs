@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 mod conformance;
 mod draft;
 mod error;
+pub mod etcd;
 mod history;
 mod lease;
 mod lock;
@@ -28,6 +29,7 @@ pub mod redb;
 mod watch;
 
 pub use error::{StoreError, WatchError};
+pub use etcd::{EtcdConfig, EtcdConfigError, EtcdStore};
 pub use history::Retention;
 pub use lock::DataDir;
 pub use memory::MemoryStore;

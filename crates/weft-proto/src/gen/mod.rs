@@ -16,6 +16,9 @@ pub mod envoy {
         }
     }
 }
+pub mod etcdserverpb {
+    include!("etcdserverpb.rs");
+}
 pub mod google {
     pub mod protobuf {
         include!("google.protobuf.rs");
@@ -35,6 +38,9 @@ pub mod grpc {
             include!("grpc.reflection.v1.rs");
         }
     }
+}
+pub mod mvccpb {
+    include!("mvccpb.rs");
 }
 pub mod weft {
     pub mod agent {

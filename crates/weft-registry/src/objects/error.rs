@@ -49,8 +49,8 @@ impl ObjectError {
             Self::TooLarge { .. } => 413,
             Self::Expired { .. } => 410,
             Self::Busy(_) => 429,
-            // Nothing was written, and it may work again when the disk does.
-            Self::Store(StoreError::Storage(_) | StoreError::Closed) => 503,
+            // It may work again when the disk or the other servers do.
+            Self::Store(e) if e.is_passing() => 503,
             Self::Store(_) => 500,
         }
     }
@@ -67,7 +67,7 @@ impl ObjectError {
             Self::TooLarge { .. } => "RequestEntityTooLarge",
             Self::Expired { .. } => "Expired",
             Self::Busy(_) => "TooManyRequests",
-            Self::Store(StoreError::Storage(_) | StoreError::Closed) => "ServiceUnavailable",
+            Self::Store(e) if e.is_passing() => "ServiceUnavailable",
             Self::Store(_) => "InternalError",
         }
     }

@@ -133,7 +133,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 async fn agree(f: Fixture, steps: &[Step]) {
-    let mut model = Model::default();
+    let base = f.store.barrier().await.unwrap();
+    let mut model = Model { revision: base.0, ..Model::default() };
     for step in steps {
         let (txn, ok) = model.apply(step);
         let out = f.store.txn(txn.clone()).await.unwrap();
@@ -150,6 +151,7 @@ async fn agree(f: Fixture, steps: &[Step]) {
             .collect();
         assert_eq!(told, model.keys);
     }
+    f.store.barrier().await.unwrap();
     let mut retold = BTreeMap::new();
     let mut watch = f.store.watch("", Revision(1)).unwrap();
     let mut last = (Revision(0), String::new());
@@ -193,6 +195,16 @@ proptest! {
     }
 }
 
+#[cfg(feature = "testing")]
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    #[test]
+    fn etcd_agrees_with_the_model(steps in proptest::collection::vec(step(), 1..60)) {
+        run(async { agree(super::etcd::fresh().await, &steps).await });
+    }
+}
+
 fn run(f: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(f);
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(f);
 }

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The same sentences over a real etcd, one of its own for each test, and what only an etcd can
+//! do: end leases by its own clock, be compacted by others, be shared, go away and come back.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_base::clock::Clock;
+
+use super::{Fixture, leased};
+use crate::{
+    Class, EtcdConfig, EtcdStore, EventKind, Op, Retention, Revision, Store, StoreError, Txn,
+    WatchError,
+};
+
+/// One member, killed when it is dropped.
+pub(super) struct Server {
+    child: Child,
+    dir: tempfile::TempDir,
+    client: SocketAddr,
+    peer: SocketAddr,
+}
+
+impl Server {
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (client, peer) = (free_port(), free_port());
+        let child = spawn(dir.path(), client, peer);
+        Self { child, dir, client, peer }
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.child = spawn(self.dir.path(), self.client, self.peer);
+    }
+
+    fn config(&self) -> EtcdConfig {
+        EtcdConfig::parse(&format!("etcd://{}/t", self.client)).unwrap()
+    }
+
+    async fn open(&self) -> Arc<dyn Store> {
+        open(self.config()).await
+    }
+
+    async fn other(&self, prefix: &str) -> Arc<dyn Store> {
+        open(EtcdConfig { prefix: prefix.into(), ..self.config() }).await
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn spawn(dir: &Path, client: SocketAddr, peer: SocketAddr) -> Child {
+    #[allow(clippy::disallowed_methods)] // a test's peer is named by whoever runs it
+    let program = std::env::var("WEFT_ETCD").unwrap_or_else(|_| "etcd".into());
+    let (client, peer) = (format!("http://{client}"), format!("http://{peer}"));
+    Command::new(&program)
+        .arg("--data-dir")
+        .arg(dir)
+        .args(["--name", "one", "--unsafe-no-fsync"])
+        .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+        .args(["--initial-cluster", &format!("one={peer}")])
+        .env("ETCD_UNSUPPORTED_ARCH", "arm64")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{program}: {e}; install Debian's etcd-server or set WEFT_ETCD"))
+}
+
+async fn open(config: EtcdConfig) -> Arc<dyn Store> {
+    let opened = async {
+        loop {
+            let store = EtcdStore::open(config.clone(), Clock::system(), Retention::default());
+            match store.await {
+                Ok(store) => return store,
+                Err(StoreError::Unreachable { .. }) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(err) => panic!("{err}"),
+            }
+        }
+    };
+    Arc::new(tokio::time::timeout(Duration::from_secs(30), opened).await.expect("etcd answers"))
+}
+
+pub(super) async fn fresh() -> Fixture {
+    let server = Server::start();
+    let store = server.open().await;
+    let (clock, time) = Clock::manual();
+    let server: Option<Box<dyn std::any::Any>> = Some(Box::new(server));
+    Fixture { store, time, clock, retention: Retention::default(), dir: None, server }
+}
+
+async fn put(store: &Arc<dyn Store>, op: Op) -> Revision {
+    let out = store.txn(Txn::of([op])).await.unwrap();
+    assert!(out.succeeded);
+    out.revision
+}
+
+async fn keys(store: &Arc<dyn Store>) -> Vec<String> {
+    let page = store.range("", 0, None).await.unwrap();
+    page.entries.into_iter().map(|(k, _)| k.to_string()).collect()
+}
+
+#[tokio::test]
+async fn etcd_ends_a_lease_that_nobody_keeps_alive() {
+    let server = Server::start();
+    let store = server.open().await;
+    let short = store.lease_grant(Duration::from_secs(1)).await.unwrap();
+    let kept = store.lease_grant(Duration::from_secs(2)).await.unwrap();
+    put(&store, leased("/short", Class::Synced, short)).await;
+    put(&store, leased("/kept", Class::Ephemeral, kept)).await;
+    let from = put(&store, Op::put("/other", "x")).await;
+    let mut watch = store.watch("/", from.next()).unwrap();
+    let ended = async {
+        loop {
+            tokio::select! {
+                events = watch.next() => return events.unwrap(),
+                () = tokio::time::sleep(Duration::from_millis(300)) => {
+                    let ttl = store.lease_keep_alive(kept).await.unwrap();
+                    assert!(ttl >= Duration::from_secs(2), "{ttl:?}");
+                }
+            }
+        }
+    };
+    let events = tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
+    let told: Vec<_> = events.iter().map(|e| (&*e.key, e.kind, &*e.value)).collect();
+    assert_eq!(told, [("/short", EventKind::Delete, &b"x"[..])]);
+    assert!(matches!(store.lease_keep_alive(short).await, Err(StoreError::NoLease(_))));
+    let late = store.txn(Txn::of([leased("/late", Class::Synced, short)])).await;
+    assert!(matches!(late, Err(StoreError::NoLease(l)) if l == short), "{late:?}");
+    assert_eq!(keys(&store).await, ["/kept", "/other"]);
+}
+
+#[tokio::test]
+async fn two_servers_see_one_log() {
+    let server = Server::start();
+    let (one, two) = (server.open().await, server.open().await);
+    let mut watch = two.watch("/", Revision(1)).unwrap();
+    let made = put(&one, Op::put("/a", "1")).await;
+    let beat = put(&one, Op::put_ephemeral("/e", "beat")).await;
+    assert_eq!(two.barrier().await.unwrap(), beat, "what one wrote, the other's barrier waits for");
+    let told = watch.try_next().unwrap();
+    assert_eq!(told.iter().map(|e| e.revision).collect::<Vec<_>>(), [made, beat]);
+    drop(one);
+    assert_eq!(keys(&two).await, ["/a", "/e"], "ephemeral keys live while any server does");
+}
+
+#[tokio::test]
+async fn other_users_of_the_same_etcd_disturb_nothing() {
+    let server = Server::start();
+    let (ours, theirs) = (server.open().await, server.other("/theirs/").await);
+    let made = put(&ours, Op::put("/a", "1")).await;
+    for i in 0..20 {
+        put(&theirs, Op::put(format!("/{i}"), "x")).await;
+    }
+    assert_eq!(ours.barrier().await.unwrap(), made, "their changes are no revision of ours");
+    assert_eq!(put(&ours, Op::delete("/none")).await, made);
+    assert_eq!(keys(&ours).await, ["/a"]);
+    put(&ours, Op::DeletePrefix { prefix: "/".into() }).await;
+    assert_eq!(keys(&theirs).await.len(), 20);
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_when_etcd_comes_back() {
+    let mut server = Server::start();
+    let store = server.open().await;
+    let mut watch = store.watch("/", Revision(1)).unwrap();
+    let first = put(&store, Op::put("/a", "1")).await;
+    assert_eq!(watch.next().await.unwrap()[0].revision, first);
+    server.kill();
+    let err = store.txn(Txn::of([Op::put("/lost", "x")])).await.unwrap_err();
+    assert!(matches!(err, StoreError::Unreachable { .. }), "{err}");
+    assert!(store.get("/a").await.is_err());
+    server.restart();
+    let again = async {
+        loop {
+            match store.txn(Txn::of([Op::put("/b", "2")])).await {
+                Ok(out) => return out.revision,
+                Err(StoreError::Unreachable { .. }) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(err) => panic!("{err}"),
+            }
+        }
+    };
+    let second = tokio::time::timeout(Duration::from_secs(30), again).await.unwrap();
+    let mut seen = Vec::new();
+    while seen.last() != Some(&second) {
+        seen.extend(watch.next().await.unwrap().iter().map(|e| e.revision));
+    }
+    assert!(seen.is_sorted(), "{seen:?}");
+}
+
+#[tokio::test]
+async fn what_etcd_forgot_is_listed_again() {
+    let mut server = Server::start();
+    let (reader, writer) = (server.open().await, server.open().await);
+    let first = put(&writer, Op::put("/a", "1")).await;
+    reader.barrier().await.unwrap();
+    let mut watch = reader.watch("/", Revision(1)).unwrap();
+    watch.next().await.unwrap();
+    // While nobody can read, nothing can be compacted either: the reader must miss it. A second
+    // engine that opens after the compaction stands for one that was away.
+    let last = put(&writer, Op::put("/a", "2")).await;
+    writer.compact(last).await.unwrap();
+    server.kill();
+    server.restart();
+    let late = server.open().await;
+    let err = late.watch("/", first).unwrap_err();
+    assert!(matches!(err, WatchError::Compacted { .. }), "{err}");
+    assert_eq!(late.get("/a").await.unwrap().1.unwrap().value, "2");
+    let after = put(&late, Op::put("/a", "3")).await;
+    let mut watch = late.watch("/", after).unwrap();
+    assert_eq!(watch.next().await.unwrap()[0].prev.as_deref(), Some(&b"2"[..]));
+}

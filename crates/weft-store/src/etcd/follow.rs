@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One watch of everything under the prefix, which feeds the history that all watches here read.
+//! It begins again where it was when a member goes away; when etcd no longer holds that place, the
+//! history begins anew and every watch is told to list again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use tonic::{Status, Streaming};
+use weft_base::rng::Rng;
+use weft_proto::etcdserverpb::watch_client::WatchClient;
+use weft_proto::etcdserverpb::watch_request::RequestUnion;
+use weft_proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
+
+use super::Inner;
+use super::link::MESSAGE_BYTES_MAX;
+use super::wire::{revision, signed};
+use crate::{Event, Revision};
+
+const AGAIN_FIRST: Duration = Duration::from_millis(50);
+const AGAIN_MAX: Duration = Duration::from_secs(2);
+/// How long a member may take to begin a watch.
+const BEGIN_MAX: Duration = Duration::from_secs(3);
+
+/// Why one stream ended.
+enum End {
+    /// Begin again where it was.
+    Lost(String),
+    /// etcd no longer holds the place.
+    Compacted(Revision),
+    /// etcd's log is behind what was read from it: it is another log.
+    Another(Revision),
+}
+
+/// Follows for ever.
+pub(super) async fn follow(inner: Arc<Inner>) {
+    let mut rng = Rng::from_system();
+    let mut pause = AGAIN_FIRST;
+    loop {
+        let before = inner.head();
+        match once(&inner).await {
+            End::Compacted(at) => {
+                tracing::warn!(
+                    revision = at.0,
+                    "etcd compacted what was not read yet; all watches list again"
+                );
+                inner.restart(at);
+                continue;
+            }
+            End::Another(at) => {
+                tracing::error!(
+                    had = before.0,
+                    has = at.0,
+                    "etcd's log went back (was it restored from a backup?): weft must be started \
+                     again to read it anew; no change is seen until then"
+                );
+                inner.history.close();
+                return;
+            }
+            End::Lost(why) => tracing::info!(%why, "the watch of etcd ended and begins again"),
+        }
+        if inner.head() > before {
+            pause = AGAIN_FIRST;
+        }
+        tokio::time::sleep(rng.jitter(pause, 50)).await;
+        pause = (pause * 2).min(AGAIN_MAX);
+    }
+}
+
+async fn once(inner: &Arc<Inner>) -> End {
+    let Some((at, channel)) = inner.link.channel() else { return End::Lost("no member".into()) };
+    let mut turns = inner.link.turns();
+    match inner.log_revision().await {
+        Ok(now) if now < inner.head() => return End::Another(now),
+        Ok(_) => {}
+        Err(err) => return End::Lost(err.to_string()),
+    }
+    let begun = tokio::time::timeout(BEGIN_MAX, async {
+        // The sending side stays open: etcd ends a watch with it.
+        let requests = stream::iter([create(inner)]).chain(stream::pending());
+        let request = inner.link.stream(&channel, requests).await?;
+        let mut client =
+            WatchClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        client.watch(request).await
+    });
+    let answer = begun.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")));
+    let mut responses = match answer {
+        Ok(responses) => responses.into_inner(),
+        Err(status) => return lost(inner, at, &status),
+    };
+    loop {
+        tokio::select! {
+            next = message(&mut responses) => match next {
+                Ok(response) => if let Some(end) = take(inner, &response) {
+                    return end;
+                },
+                Err(status) => return lost(inner, at, &status),
+            },
+            _ = turns.changed() => return End::Lost("another member has the turn".into()),
+        }
+    }
+}
+
+async fn message(responses: &mut Streaming<WatchResponse>) -> Result<WatchResponse, Status> {
+    responses.message().await?.ok_or_else(|| Status::unavailable("the stream ended"))
+}
+
+fn lost(inner: &Inner, at: usize, status: &Status) -> End {
+    if status.message().contains("auth token") {
+        inner.link.forget_token();
+    } else {
+        inner.link.pass(at);
+    }
+    End::Lost(status.message().to_owned())
+}
+
+/// Takes one response over into the history. One without events tells that there are none up to
+/// its revision: etcd says so in the order of events, to a watch that is not behind.
+fn take(inner: &Inner, response: &WatchResponse) -> Option<End> {
+    let now = response.header.as_ref().map_or(Revision(0), |h| revision(h.revision));
+    if response.compact_revision > 0 {
+        return Some(End::Compacted(revision(response.compact_revision)));
+    }
+    if response.canceled {
+        return Some(End::Lost(response.cancel_reason.clone()));
+    }
+    if response.created {
+        // A member that lags behind tells a revision of the past.
+        return None;
+    }
+    let events: Vec<Event> = response.events.iter().filter_map(|e| inner.names.event(e)).collect();
+    let upto = match response.events.last().and_then(|e| e.kv.as_ref()) {
+        Some(kv) => revision(kv.mod_revision),
+        None => now,
+    };
+    inner.append(upto, events);
+    None
+}
+
+fn create(inner: &Inner) -> WatchRequest {
+    let (key, range_end) = inner.names.all();
+    let start_revision = signed(inner.head().next().0);
+    let create =
+        WatchCreateRequest { key, range_end, start_revision, progress_notify: true, prev_kv: true };
+    WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
+}

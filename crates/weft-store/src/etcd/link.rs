@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The calls: to one member at a time, to the next one when that does not answer. A write is
+//! repeated only when it surely reached nobody.
+
+use std::error::Error;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Request, Response, Status};
+use weft_proto::etcdserverpb::AuthenticateRequest;
+use weft_proto::etcdserverpb::auth_client::AuthClient;
+
+use super::EtcdConfig;
+use crate::StoreError;
+
+/// How long one member may take to answer one call.
+pub(super) const CALL_MAX: Duration = Duration::from_secs(3);
+/// How long a connection may take to come about, TLS included.
+const DIAL_MAX: Duration = Duration::from_secs(2);
+/// etcd cuts off who pings more often than every 5 s.
+const PING_EVERY: Duration = Duration::from_secs(6);
+const PING_MAX: Duration = Duration::from_secs(3);
+/// Present values are at most 1 MiB each and are read by the page.
+pub(super) const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// All members, and which of them is asked.
+#[derive(Debug)]
+pub(super) struct Link {
+    config: EtcdConfig,
+    channels: Vec<Channel>,
+    current: AtomicUsize,
+    /// Counts changes of member, so that streams change too.
+    turn: watch::Sender<u64>,
+    token: Mutex<Option<MetadataValue<Ascii>>>,
+}
+
+/// A connection that never came about: what was to be sent on it reached nobody.
+#[derive(Debug, thiserror::Error)]
+#[error("{member}: {source}")]
+struct Unconnected {
+    member: String,
+    source: io::Error,
+}
+
+// === impl Link ===
+
+impl Link {
+    /// # Errors
+    /// When a member's name is no address.
+    pub fn new(config: EtcdConfig) -> Result<Self, StoreError> {
+        let channels = config.members.iter().map(|m| channel(m, &config));
+        let channels = channels.collect::<Result<_, _>>()?;
+        let (turn, _) = watch::channel(0);
+        Ok(Self { config, channels, current: 0.into(), turn, token: Mutex::default() })
+    }
+
+    /// The channel to the member whose turn it is.
+    pub fn channel(&self) -> Option<(usize, Channel)> {
+        let at = self.current.load(Ordering::Relaxed) % self.channels.len().max(1);
+        self.channels.get(at).map(|c| (at, c.clone()))
+    }
+
+    pub fn turns(&self) -> watch::Receiver<u64> {
+        self.turn.subscribe()
+    }
+
+    /// Gives the turn to the member after `at`, unless somebody did already.
+    pub fn pass(&self, at: usize) {
+        let next = at.wrapping_add(1) % self.channels.len().max(1);
+        let swap = self.current.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+        if swap.is_ok() {
+            self.turn.send_modify(|n| *n = n.wrapping_add(1));
+        }
+    }
+
+    /// A request with the user's token, signed in first where that is needed.
+    pub async fn request<R>(&self, channel: &Channel, message: R) -> Result<Request<R>, Status> {
+        let mut request = Request::new(message);
+        if let Some(token) = self.token(channel).await? {
+            request.metadata_mut().insert("token", token);
+        }
+        Ok(request)
+    }
+
+    /// A stream's request; the member must have a leader, and ends the stream when it loses it.
+    pub async fn stream<R>(&self, channel: &Channel, message: R) -> Result<Request<R>, Status> {
+        let mut request = self.request(channel, message).await?;
+        request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        Ok(request)
+    }
+
+    /// One call. `repeat` says that doing it twice is the same as doing it once.
+    pub async fn call<R: Clone, T, F>(
+        &self,
+        repeat: bool,
+        message: &R,
+        call: impl Fn(Channel, Request<R>) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let (mut left, mut signed_in) = (self.channels.len() + 1, false);
+        loop {
+            let (at, channel) = self.channel().ok_or(StoreError::Closed)?;
+            let one = async {
+                let request = self.request(&channel, message.clone()).await?;
+                call(channel.clone(), request).await
+            };
+            let answer = tokio::time::timeout(CALL_MAX, one).await;
+            let status = match answer {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded("it did not answer within 3 s"),
+            };
+            if stale_token(&status) && self.config.user.is_some() && !signed_in {
+                signed_in = true;
+                self.forget_token();
+                continue;
+            }
+            if !elsewhere(&status) {
+                return Err(self.refused(at, &status));
+            }
+            self.pass(at);
+            left -= 1;
+            let again = repeat || unconnected(&status);
+            if left == 0 || !again {
+                return Err(self.unreachable(at, &status, !again));
+            }
+        }
+    }
+
+    /// The token goes stale, when etcd forgot it or a password changed.
+    pub fn forget_token(&self) {
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    async fn token(&self, channel: &Channel) -> Result<Option<MetadataValue<Ascii>>, Status> {
+        let Some((name, password)) = &self.config.user else { return Ok(None) };
+        let have = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if have.is_some() {
+            return Ok(have);
+        }
+        let who = AuthenticateRequest { name: name.clone(), password: password.clone() };
+        let answer = AuthClient::new(channel.clone()).authenticate(who).await?;
+        let token = MetadataValue::try_from(answer.into_inner().token)
+            .map_err(|_| Status::internal("etcd gave a token that is no header value"))?;
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
+        Ok(Some(token))
+    }
+
+    fn member(&self, at: usize) -> String {
+        self.config.members.get(at).cloned().unwrap_or_default()
+    }
+
+    fn refused(&self, at: usize, status: &Status) -> StoreError {
+        let member = self.member(at);
+        let hint = match (status.code(), status.message()) {
+            (Code::ResourceExhausted, m) if m.contains("space") => {
+                "etcd is full: compact and defragment it, or raise --quota-backend-bytes"
+            }
+            (Code::InvalidArgument, m) if m.contains("too large") => {
+                "the transaction is over etcd's --max-request-bytes: raise it, or split the objects"
+            }
+            (Code::InvalidArgument, m) if m.contains("too many operations") => {
+                "start etcd with --max-txn-ops=128 or more"
+            }
+            (Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition, _)
+            | (Code::InvalidArgument, _) => {
+                "check the user, its password and its permission on the prefix"
+            }
+            _ => "see etcd's log",
+        };
+        StoreError::Refused { member, why: status.message().to_owned(), hint }
+    }
+
+    fn unreachable(&self, at: usize, status: &Status, unknown: bool) -> StoreError {
+        let why = status.message().to_owned();
+        let cause = unconnected_cause(status).unwrap_or(why);
+        StoreError::Unreachable { member: self.member(at), why: cause, unknown }
+    }
+}
+
+/// Whether another member may do better.
+fn elsewhere(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+        || status.code() == Code::Unknown && status.source().is_some()
+}
+
+fn stale_token(status: &Status) -> bool {
+    status.code() == Code::Unauthenticated || status.message().contains("invalid auth token")
+}
+
+fn unconnected(status: &Status) -> bool {
+    unconnected_cause(status).is_some()
+}
+
+fn unconnected_cause(status: &Status) -> Option<String> {
+    let mut cause: Option<&(dyn Error + 'static)> = status.source();
+    while let Some(err) = cause {
+        if let Some(found) = err.downcast_ref::<Unconnected>() {
+            return Some(found.source.to_string());
+        }
+        cause = err.source();
+    }
+    None
+}
+
+fn channel(member: &str, config: &EtcdConfig) -> Result<Channel, StoreError> {
+    let uri: Uri = format!("http://{member}").parse().map_err(StoreError::storage)?;
+    let endpoint = Endpoint::from(uri)
+        .http2_keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_MAX)
+        .keep_alive_while_idle(true);
+    let (member, tls): (Arc<str>, _) = (member.into(), config.tls.clone());
+    let connector = tower::service_fn(move |_: Uri| {
+        let (member, tls) = (member.clone(), tls.clone());
+        async move {
+            let dialled = tokio::time::timeout(DIAL_MAX, dial(&member, tls)).await;
+            let late = || io::Error::new(io::ErrorKind::TimedOut, "no connection within 2 s");
+            match dialled.unwrap_or_else(|_| Err(late())) {
+                Ok(stream) => Ok(TokioIo::new(stream)),
+                Err(source) => Err(Unconnected { member: member.to_string(), source }),
+            }
+        }
+    });
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Stream for T {}
+
+async fn dial(member: &str, tls: Option<Arc<rustls::ClientConfig>>) -> io::Result<Box<dyn Stream>> {
+    let stream = TcpStream::connect(member).await?;
+    stream.set_nodelay(true)?;
+    let Some(tls) = tls else { return Ok(Box::new(stream)) };
+    let host = member.rsplit_once(':').map_or(member, |(host, _)| host);
+    let host = host.trim_matches(['[', ']']).to_owned();
+    let name = ServerName::try_from(host).map_err(io::Error::other)?;
+    let stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await?;
+    Ok(Box::new(stream))
+}
