@@ -27,6 +27,30 @@ pub fn all() -> Vec<Stat> {
     entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).filter_map(stat).collect()
 }
 
+/// A process and all that descend from it; `None` where the kernel does not list children.
+pub fn family(pid: u32) -> Option<Vec<Stat>> {
+    let mut found = vec![stat(pid)?];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).map(|s| s.pid) {
+        // A child belongs to the thread that made it.
+        for thread in std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten() {
+            let children = std::fs::read_to_string(thread.ok()?.path().join("children"));
+            // The process may end meanwhile.
+            let missing = |e: &std::io::Error| e.kind() == std::io::ErrorKind::NotFound;
+            match children {
+                Err(e) if missing(&e) && stat(parent).is_some() => return None,
+                children => {
+                    let pids = children.unwrap_or_default();
+                    let pids = pids.split_ascii_whitespace().filter_map(|p| p.parse().ok());
+                    found.extend(pids.filter_map(stat));
+                }
+            }
+        }
+        next += 1;
+    }
+    Some(found)
+}
+
 /// Whether the process was started with exactly this `NAME=value` in its environment.
 pub fn has_env(pid: u32, marker: &str) -> bool {
     let Ok(environ) = std::fs::read(format!("/proc/{pid}/environ")) else { return false };
@@ -182,6 +206,28 @@ mod tests {
         // Its state may change between two looks.
         assert!(all().into_iter().any(|s| Stat { state: own.state, ..s } == own));
         assert_eq!(stat(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_family_is_those_that_descend() {
+        use std::io::Read;
+        use std::os::unix::process::CommandExt;
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "sleep 1000 & echo up; wait"]).stdout(std::process::Stdio::piped());
+        let mut shell = shell.process_group(0).spawn().unwrap();
+        shell.stdout.take().unwrap().read_exact(&mut [0; 3]).unwrap();
+        let pid = shell.id();
+        let parents = |of: Vec<Stat>| of.iter().map(|s| s.ppid).collect::<Vec<_>>();
+        let seen = family(pid).map(parents);
+        let own = family(std::process::id()).unwrap_or_default();
+        let group = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+        shell.wait().unwrap();
+        if let Some(seen) = seen {
+            assert_eq!(seen, [std::process::id(), pid]);
+            assert!(own.iter().any(|s| s.ppid == pid), "children's children too");
+        }
+        assert_eq!(family(u32::MAX), None);
     }
 
     #[test]

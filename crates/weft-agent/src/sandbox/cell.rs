@@ -57,7 +57,7 @@ impl Cell {
         let dir = host.dir_of(pod);
         let mounts = mounts(&dir, container, &plan, env).map_err(wrong)?;
         let uid = &pod.metadata.uid;
-        let group = host.cgroups.container(uid, &container.name, limits(container));
+        let group = host.cgroups.container(uid, &container.name, limits(pod, container));
         let read_only = container.security_context.read_only_root_filesystem == Some(true);
         let spec = ContainerSpec {
             base: dir.join("root"),
@@ -98,6 +98,13 @@ impl Cell {
         let mut command = host.role("pod-exec");
         command.arg(file);
         Ok(command)
+    }
+
+    /// Whether nothing bounds the number of its processes: the kernel lets the machine's root
+    /// have as many as it likes, except in a control group.
+    pub(crate) fn may_fork_forever(&self) -> bool {
+        let root = |c: &ContainerSpec| c.user.uid == 0 && !self.boxed.host.rootless;
+        !self.group.counts_processes() && self.container.as_ref().is_some_and(root)
     }
 
     pub(crate) fn was_out_of_memory(&self) -> bool {
@@ -171,9 +178,21 @@ fn make_beneath(volume: &Path, path: &str) -> io::Result<()> {
     std::fs::set_permissions(&full, std::fs::Permissions::from_mode(0o777))
 }
 
-fn limits(container: &Container) -> Limits {
+fn limits(pod: &Pod, container: &Container) -> Limits {
     let read = |name: &str| container.resources.limits.get(name).and_then(env::quantity_milli);
-    Limits { cpu_milli: read("cpu"), memory_bytes: read("memory").map(|milli| milli / 1000) }
+    Limits {
+        cpu_milli: read("cpu"),
+        memory_bytes: read("memory").map(|milli| milli / 1000),
+        cpu_request_milli: cpu_request(container),
+        pod_cpu_request_milli: pod.spec.containers.iter().map(cpu_request).sum(),
+    }
+}
+
+/// Who asks for nothing asks for what it may have at most.
+fn cpu_request(container: &Container) -> u64 {
+    let resources = &container.resources;
+    let asked = resources.requests.get("cpu").or_else(|| resources.limits.get("cpu"));
+    asked.and_then(env::quantity_milli).unwrap_or(0)
 }
 
 /// The name the pod gives itself.

@@ -2,38 +2,43 @@
 //! Limits of containers: a control group for each, where the system lets this agent make some.
 //!
 //! The unified hierarchy is taken where its controllers are, else the older ones, each of its
-//! own. Groups are made beside or below the agent's own, so that the agent's limits stay what
-//! they are, and carry the agent's id, so that the next agent finds what was left.
+//! own. Groups are made where the agent's limits stay what they are (see `place`), and carry the
+//! agent's id. What shares and weights mean is converted as Kubernetes does it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use place::{CONTROLLERS, Tree, enable, remove_tree};
+
+mod place;
+
 /// Processes of one container.
 pub(crate) const PROCESSES_MAX: u64 = 1024;
 const PERIOD_US: u64 = 100_000;
-const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// The file in an agent's directory that says where its groups are.
+const RECORD: &str = "groups";
+/// Shares of a processor: of who asks for nothing, and of who asks for all.
+const SHARES: (u64, u64) = (2, 262_144);
 
 /// Where groups are made.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cgroups {
     trees: Vec<Tree>,
+    record: PathBuf,
 }
 
-#[derive(Clone, Debug)]
-struct Tree {
-    unified: bool,
-    dir: PathBuf,
-    controllers: Vec<&'static str>,
-}
-
-/// What one container may use.
+/// What one container may use, and what it asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) cpu_milli: Option<u64>,
     pub(crate) memory_bytes: Option<u64>,
+    /// Its part of the processors when all are busy.
+    pub(crate) cpu_request_milli: u64,
+    /// The same of its whole pod.
+    pub(crate) pod_cpu_request_milli: u64,
 }
 
-/// One container's groups. Dropping removes them, once they are empty.
+/// One container's groups, which stay until its pod is forgotten.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
     dirs: Vec<(bool, PathBuf)>,
@@ -44,34 +49,11 @@ pub(crate) struct Group {
 // === impl Cgroups ===
 
 impl Cgroups {
-    /// Finds what this system allows, and removes what an earlier agent of this id left.
-    pub(crate) fn open(agent_id: &str) -> Self {
-        let name = format!("weft-{}", agent_id.get(..8).unwrap_or(agent_id));
-        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let mut trees: Vec<Tree> = Vec::new();
-        for parent in unified_parents(&own, &mounts) {
-            let dir = parent.join(&name);
-            remove_tree(&dir);
-            let controllers = make_unified(&parent, &dir);
-            if !controllers.is_empty() {
-                trees.push(Tree { unified: true, dir, controllers });
-                break;
-            }
-            let _ = std::fs::remove_dir(&dir);
-        }
-        for controller in CONTROLLERS {
-            if trees.iter().any(|t| t.controllers.contains(&controller)) {
-                continue;
-            }
-            let Some(parent) = older_parent(controller, &own, &mounts) else { continue };
-            let dir = parent.join(&name);
-            remove_tree(&dir);
-            if std::fs::create_dir(&dir).is_ok() {
-                trees.push(Tree { unified: false, dir, controllers: vec![controller] });
-            }
-        }
-        Self { trees }
+    /// Finds what this system allows, and removes what an earlier agent of this directory left.
+    pub(crate) fn open(agent_dir: &Path, agent_id: &str) -> Self {
+        let record = agent_dir.join(RECORD);
+        place::sweep(&record);
+        Self { trees: place::take(&place::name(agent_id), &record), record }
     }
 
     /// What is not limited here, as Kubernetes calls it.
@@ -98,7 +80,10 @@ impl Cgroups {
                 continue;
             }
             for controller in &tree.controllers {
-                set(tree.unified, controller, &dir, limits);
+                if *controller == "cpu" {
+                    write(&above, [share(tree.unified, limits.pod_cpu_request_milli)]);
+                }
+                write(&dir, settings(tree.unified, controller, limits));
                 group.has_pids |= *controller == "pids";
             }
             group.dirs.push((tree.unified, dir));
@@ -114,7 +99,7 @@ impl Cgroups {
 
     /// Removes everything.
     pub(crate) fn remove(&self) {
-        self.trees.iter().for_each(|tree| remove_tree(&tree.dir));
+        place::sweep(&self.record);
     }
 }
 
@@ -153,73 +138,40 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Where the unified hierarchy may let us: beside our own group, which as a place of processes
-/// can have no limited children, or at the root of what we see.
-fn unified_parents(own: &str, mounts: &str) -> Vec<PathBuf> {
-    let Some(root) = mount_point(mounts, |kind, _| kind == "cgroup2") else { return Vec::new() };
-    let Some(path) = own.lines().find_map(|l| l.strip_prefix("0::")) else { return Vec::new() };
-    let mine = root.join(path.trim_start_matches('/'));
-    let mut out = Vec::new();
-    if mine != root {
-        out.extend(mine.parent().map(Path::to_owned));
-    }
-    out.push(root);
-    out.dedup();
-    out
-}
+/// What is written into which file; `None` leaves what the kernel has.
+type Setting = (&'static str, Option<String>);
 
-/// Makes a group that has limited children; which limits.
-fn make_unified(parent: &Path, dir: &Path) -> Vec<&'static str> {
-    enable(parent, &CONTROLLERS);
-    if std::fs::create_dir(dir).is_err() {
-        return Vec::new();
-    }
-    enable(dir, &CONTROLLERS);
-    let text = std::fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
-    CONTROLLERS.into_iter().filter(|c| text.split_whitespace().any(|w| w == *c)).collect()
-}
-
-fn enable(dir: &Path, controllers: &[&str]) {
-    // One by one: an unknown one must not keep the others out.
-    for controller in controllers {
-        let _ = std::fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
-    }
-}
-
-fn older_parent(controller: &str, own: &str, mounts: &str) -> Option<PathBuf> {
-    let has = |list: &str| list.split(',').any(|c| c == controller);
-    let root = mount_point(mounts, |kind, options| kind == "cgroup" && has(options))?;
-    let path = own.lines().find_map(|line| {
-        let (_, rest) = line.split_once(':')?;
-        let (controllers, path) = rest.split_once(':')?;
-        has(controllers).then_some(path)
-    })?;
-    Some(root.join(path.trim_start_matches('/')))
-}
-
-fn mount_point(mounts: &str, is: impl Fn(&str, &str) -> bool) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        let (path, kind, options) = (words.next()?, words.next()?, words.next()?);
-        is(kind, options).then(|| path.into())
-    })
-}
-
-fn set(unified: bool, controller: &str, dir: &Path, limits: Limits) {
+fn settings(unified: bool, controller: &str, limits: Limits) -> Vec<Setting> {
     let memory = limits.memory_bytes.map(|b| b.to_string());
     let quota = limits.cpu_milli.map(|m| (m * PERIOD_US / 1000).max(1000).to_string());
-    let settings: Vec<(&str, Option<String>)> = match (controller, unified) {
+    let share = share(unified, limits.cpu_request_milli);
+    match (controller, unified) {
         ("memory", true) => {
-            let none = memory.as_ref().map(|_| "0".to_owned());
-            vec![("memory.max", memory), ("memory.swap.max", none)]
+            let if_limited = |text: &str| memory.as_ref().map(|_| text.to_owned());
+            // A container that lost one of its processes is no better than one that ended.
+            let (none, whole) = (if_limited("0"), if_limited("1"));
+            vec![("memory.max", memory), ("memory.swap.max", none), ("memory.oom.group", whole)]
         }
         ("memory", false) => {
             vec![("memory.limit_in_bytes", memory.clone()), ("memory.memsw.limit_in_bytes", memory)]
         }
-        ("cpu", true) => vec![("cpu.max", quota.map(|q| format!("{q} {PERIOD_US}")))],
-        ("cpu", false) => vec![("cpu.cfs_quota_us", quota)],
+        ("cpu", true) => vec![("cpu.max", quota.map(|q| format!("{q} {PERIOD_US}"))), share],
+        ("cpu", false) => vec![("cpu.cfs_quota_us", quota), share],
         _ => vec![("pids.max", Some(PROCESSES_MAX.to_string()))],
-    };
+    }
+}
+
+/// The part of the processors, as Kubernetes counts it for both kinds of hierarchies.
+fn share(unified: bool, milli: u64) -> Setting {
+    let (least, most) = SHARES;
+    let shares = (milli * 1024 / 1000).clamp(least, most);
+    match unified {
+        true => ("cpu.weight", Some((1 + (shares - least) * 9999 / (most - least)).to_string())),
+        false => ("cpu.shares", Some(shares.to_string())),
+    }
+}
+
+fn write(dir: &Path, settings: impl IntoIterator<Item = Setting>) {
     for (file, value) in settings {
         let Some(value) = value else { continue };
         // Not every kernel counts swap.
@@ -231,43 +183,41 @@ fn set(unified: bool, controller: &str, dir: &Path, limits: Limits) {
     }
 }
 
-/// Removes empty groups, the innermost first; what still holds a process stays.
-fn remove_tree(dir: &Path) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            remove_tree(&entry.path());
-        }
-    }
-    let _ = std::fs::remove_dir(dir);
-}
-
 /// Removes what an agent of this directory left, when none runs.
-pub fn sweep(run_dir: &Path) {
-    let Ok(agent_id) = std::fs::read_to_string(run_dir.join("id")) else { return };
-    let name = format!("weft-{}", agent_id.get(..8).unwrap_or(&agent_id));
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let unified = unified_parents(&own, &mounts).into_iter();
-    let older = CONTROLLERS.iter().filter_map(|c| older_parent(c, &own, &mounts));
-    unified.chain(older).for_each(|parent| remove_tree(&parent.join(&name)));
+pub fn sweep(agent_dir: &Path) {
+    place::sweep(&agent_dir.join(RECORD));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn check(unified: bool, controller: &str, limits: Limits, expect: &[(&str, &str)]) {
+        let set = settings(unified, controller, limits);
+        let set: Vec<(&str, &str)> =
+            set.iter().filter_map(|(file, v)| Some((*file, v.as_deref()?))).collect();
+        assert_eq!(set, expect, "{controller}");
+    }
+
     #[test]
-    fn hierarchies_are_found_in_what_the_kernel_says() {
-        let own = "8:pids:/\n4:memory:/a/b\n0::/user.slice/u.service/app.scope\n";
-        let mounts = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n\
-                      cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
-                      cgroup /sys/fs/cgroup/pids cgroup rw,pids 0 0\n";
-        let parents = unified_parents(own, mounts);
-        let root = Path::new("/sys/fs/cgroup/unified");
-        assert_eq!(parents, [root.join("user.slice/u.service"), root.to_owned()]);
-        let memory = older_parent("memory", own, mounts);
-        assert_eq!(memory.as_deref(), Some(Path::new("/sys/fs/cgroup/memory/a/b")));
-        assert_eq!(older_parent("cpu", own, mounts), None);
+    fn limits_are_written_as_kubernetes_has_them() {
+        let some = Limits {
+            cpu_milli: Some(250),
+            memory_bytes: Some(1 << 20),
+            cpu_request_milli: 500,
+            pod_cpu_request_milli: 500,
+        };
+        check(true, "cpu", some, &[("cpu.max", "25000 100000"), ("cpu.weight", "20")]);
+        check(false, "cpu", some, &[("cpu.cfs_quota_us", "25000"), ("cpu.shares", "512")]);
+        let memory =
+            [("memory.max", "1048576"), ("memory.swap.max", "0"), ("memory.oom.group", "1")];
+        check(true, "memory", some, &memory);
+        check(true, "pids", some, &[("pids.max", "1024")]);
+        let none = Limits::default();
+        check(true, "cpu", none, &[("cpu.weight", "1")]);
+        check(false, "cpu", none, &[("cpu.shares", "2")]);
+        check(true, "memory", none, &[]);
+        let all = Limits { cpu_request_milli: 1 << 40, ..none };
+        check(true, "cpu", all, &[("cpu.weight", "10000")]);
     }
 }

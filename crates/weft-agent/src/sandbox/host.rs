@@ -100,7 +100,7 @@ impl Host {
             program: proxy.program.clone(),
             rootless: !rustix::process::geteuid().is_root(),
             hidden: config.hidden.iter().map(real).collect(),
-            cgroups: Cgroups::open(agent_id),
+            cgroups: Cgroups::open(&config.dir, agent_id),
             dir,
             agent_id: agent_id.to_owned(),
             spawner: spawner.clone(),

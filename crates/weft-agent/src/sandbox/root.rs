@@ -60,9 +60,10 @@ pub(super) fn build(spec: &ContainerSpec) -> Result<(), String> {
             memory(hidden, 4096, 0o555)?;
             remount_read_only(hidden)?;
         }
-        Ok(())
+        // Among it are the control groups that limit it.
+        all_read_only(|path| path.starts_with("/sys"))
     };
-    own().map_err(|e| failed("its own /proc and /dev/shm cannot be mounted", e))?;
+    own().map_err(|e| failed("its own /proc, /dev/shm and /sys cannot be mounted", e))?;
     let mut places = BTreeSet::new();
     for mount in &spec.mounts {
         let at = |e: io::Error| failed(&format!("no mount point {}", mount.target.display()), e);
@@ -74,7 +75,7 @@ pub(super) fn build(spec: &ContainerSpec) -> Result<(), String> {
         }
     }
     if spec.read_only_root {
-        all_read_only().map_err(|e| failed("its root cannot be made read-only", e))?;
+        all_read_only(but_devices).map_err(|e| failed("its root cannot be made read-only", e))?;
     }
     for mount in &spec.mounts {
         bind(mount, places.contains(&mount.target))
@@ -233,11 +234,14 @@ fn memory(path: &Path, bytes: u64, mode: u32) -> io::Result<()> {
 }
 
 /// Every mount of the root; devices and `/proc` stay as they are.
-fn all_read_only() -> io::Result<()> {
+fn but_devices(path: &Path) -> bool {
+    !["/proc", "/dev", "/sys", OLD].iter().any(|kept| path.starts_with(kept))
+}
+
+fn all_read_only(chosen: impl Fn(&Path) -> bool) -> io::Result<()> {
     for line in std::fs::read_to_string("/proc/self/mountinfo")?.lines() {
         let Some(path) = line.split(' ').nth(4).map(unescape) else { continue };
-        let kept = ["/proc", "/dev", "/sys", OLD];
-        if kept.iter().any(|k| Path::new(&path).starts_with(k)) {
+        if !chosen(Path::new(&path)) {
             continue;
         }
         match remount_read_only(Path::new(&path)) {

@@ -249,6 +249,9 @@ impl Run {
             Some((boxed, live)) => {
                 let cell = Cell::container(boxed, live, &facts, &env)?;
                 self.tell_unlimited(container, &boxed.host.cgroups.missing());
+                if cell.may_fork_forever() {
+                    self.tell_unbounded(container);
+                }
                 let program = found.program.to_string_lossy();
                 let command = cell.command(&program, &found.args, &env, &found.workdir);
                 (Some(Arc::new(cell)), command.map_err(handover)?)
@@ -277,8 +280,23 @@ impl Run {
             loose.join(" and "),
             container.name
         );
+        self.warn("LimitsNotEnforced", message);
+    }
+
+    fn tell_unbounded(&self, container: &Container) {
+        if self.attempt > 1 {
+            return;
+        }
+        let message = format!(
+            "nothing bounds the number of processes of container {}: it runs as the machine's root, \
+             and this system has no pids controller; mount one, or give the container a runAsUser",
+            container.name
+        );
+        self.warn("LimitsNotEnforced", message);
+    }
+
+    fn warn(&self, reason: &'static str, message: String) {
         let (pod, uid) = (self.pod.key(), self.pod.metadata.uid.to_string());
-        let reason = "LimitsNotEnforced";
         self.shared.link.note(PodNote { pod, uid, warning: true, reason, message });
     }
 

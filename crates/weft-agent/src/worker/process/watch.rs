@@ -23,10 +23,12 @@ use crate::probe::ask::{self, HttpAsk, Target, Tls};
 use crate::probe::{ProbeKind, ProbeMachine};
 use crate::{ports as verdict, procfs};
 
-/// How often an unready, and a ready, proxy is asked.
-const PROXY_POLL: Duration = Duration::from_millis(30);
+/// How often a proxy is asked: at first, while it is not ready, and when it is.
+const PROXY_POLL_FIRST: Duration = Duration::from_millis(4);
+const PROXY_POLL: Duration = Duration::from_millis(32);
 const PROXY_POLL_READY: Duration = Duration::from_secs(2);
-/// How often a program's sockets are looked at before, and after, it is ready.
+/// How often a program's sockets are looked at: at first, and before and after it is ready.
+const PORTS_POLL_FIRST: Duration = Duration::from_millis(4);
 const PORTS_POLL: Duration = Duration::from_millis(500);
 const PORTS_POLL_LATE: Duration = Duration::from_secs(10);
 /// A program that declares ports but opens none is called ready after this, as Kubernetes would.
@@ -55,6 +57,9 @@ pub(super) async fn proxy(run: &Run) {
         run.tell(Event::InboundAcked { attempt: run.attempt }).await;
     };
     let mut acked = std::pin::pin!(acked);
+    // The server learns of a proxy's configuration as it becomes ready: reason to ask it now.
+    let mut news = std::pin::pin!(run.shared.link.inbound_acked(run.pod.key()));
+    let (mut awaits_news, mut poll) = (true, PROXY_POLL_FIRST);
     let mut wants_ack = run.pod.proxy_kind() == ProxyKind::Sidecar;
     let (mut ready, mut failures) = (false, 0);
     loop {
@@ -67,10 +72,13 @@ pub(super) async fn proxy(run: &Run) {
             ready = now_ready;
             run.tell(Event::ProxyReady(ready)).await;
         }
-        let pause = tokio::time::sleep(if ok { PROXY_POLL_READY } else { PROXY_POLL });
+        let pause = tokio::time::sleep(if ok { PROXY_POLL_READY } else { poll });
         tokio::select! {
             () = &mut acked, if wants_ack && ready => wants_ack = false,
-            () = pause => {}
+            () = &mut news, if wants_ack && awaits_news && !ready => {
+                (awaits_news, poll) = (false, PROXY_POLL_FIRST);
+            }
+            () = pause => poll = (poll * 2).min(PROXY_POLL),
         }
     }
 }
@@ -141,13 +149,15 @@ pub(super) async fn ports(run: &Run, index: usize, container: &Container, pid: u
     let (clock, attempt) = (&run.shared.clock, run.attempt);
     let begun = clock.now();
     let implied = container.readiness_probe.is_none();
-    let mut wait = Duration::from_millis(20);
+    let mut wait = PORTS_POLL_FIRST;
     let (mut told, mut ready, mut before) = (String::new(), false, None);
     loop {
         tokio::time::sleep(wait).await;
+        let thorough = wait >= PORTS_POLL / 2;
         // A program that is awaited is looked at often; one that left a port closed, seldom.
         wait = (wait * 2).min(if implied && !ready { PORTS_POLL } else { PORTS_POLL_LATE });
-        let Ok(listening) = tokio::task::spawn_blocking(move || listening(pid)).await else {
+        let Ok(listening) = tokio::task::spawn_blocking(move || listening(pid, thorough)).await
+        else {
             return;
         };
         let trouble = match run.desired.mode {
@@ -179,9 +189,12 @@ pub(super) async fn ports(run: &Run, index: usize, container: &Container, pid: u
     }
 }
 
-fn listening(pid: u32) -> Vec<SocketAddr> {
-    let group: Vec<u32> =
-        procfs::all().into_iter().filter(|s| s.pgid == pid).map(|s| s.pid).collect();
+/// Where a process group listens. To look at every process of the machine takes its time: only if
+/// `thorough` are those found that have lost their parent.
+fn listening(pid: u32, thorough: bool) -> Vec<SocketAddr> {
+    let seen = if thorough { None } else { procfs::family(pid) };
+    let members = seen.unwrap_or_else(procfs::all).into_iter().filter(|s| s.pgid == pid);
+    let group: Vec<u32> = members.map(|s| s.pid).collect();
     // The program's network is that of whoever is not the first, which may only wait for it. A
     // socket shared by several processes is one.
     let shown = group.iter().copied().find(|p| *p != pid).unwrap_or(pid);
