@@ -383,6 +383,49 @@ def test_what_misbehaves_is_bounded_and_named(folder, user):
         mesh.stop()
 
 
+@pytest.mark.parametrize("user", [None, NOBODY], ids=["root", "ordinary-user"])
+def test_a_pod_that_fills_its_disk_is_evicted_and_replaced(folder, user):
+    """And one that fills its memory is told that there is no room, as the kernel does it."""
+    mount = [{"name": "data", "mountPath": "/data"}]
+    fills = "head -c 100000 /dev/zero > /data/x; sleep 1; [ -e /shared/calm ] || head -c 3000000 " \
+            "/dev/zero > /data/y; sleep 1000"
+    template = {"metadata": {"labels": {"app": "fills"}}, "spec": {
+        "terminationGracePeriodSeconds": 1,
+        "volumes": [{"name": "data", "emptyDir": {"sizeLimit": "1Mi"}},
+                    {"name": "shared", "hostPath": {"path": str(folder / "m")}}],
+        "containers": [container("c", "/bin/sh", "-c", fills, volumeMounts=[
+            *mount, {"name": "shared", "mountPath": "/shared"}])]}}
+    memory = pod("memory", container("c", "/bin/sh", "-c", "head -c 3000000 /dev/zero > /data/x; "
+                                     "sleep 1000", volumeMounts=mount),
+                 volumes=[{"name": "data", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}])
+    mesh = run(folder, memory, {
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "fills", "namespace": "default"},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "fills"}},
+                 "template": template}}, user=user)
+    try:
+        def evicted():
+            return [p for p in mesh.pods("default", app="fills")
+                    if (p["status"].get("reason"), p["status"]["phase"]) == ("Evicted", "Failed")]
+        first = until("one is evicted", evicted)[0]
+        assert 'EmptyDir volume "data" exceeds' in first["status"]["message"], first["status"]
+        (folder / "m" / "calm").touch()
+        until("another runs in its place", lambda: [
+            p for p in mesh.ready_pods("default", app="fills") if p["metadata"]["uid"]
+            != first["metadata"]["uid"]])
+        events = mesh.kubectl("get", "events").stdout
+        assert "Evicted" in events, events
+        # What it kept is gone, while the pod itself can still be looked at.
+        uid = first["metadata"]["uid"]
+        until("its disk is free", lambda: not list((folder / "data").rglob(f"pods/{uid}/*")))
+        until("it is told that there is no room",
+              lambda: "No space left" in mesh.kubectl("logs", "memory").stdout)
+        assert inside(mesh, "memory", "stat", "-c", "%s", "/data/x").strip() == "1048576"
+        mesh.kubectl("delete", "pod", first["metadata"]["name"])
+    finally:
+        mesh.stop()
+
+
 KINDS = ("net", "mnt", "pid", "uts", "ipc", "user")
 
 

@@ -14,6 +14,7 @@ use crate::pod::{PROXY_CONTAINER, Pod, ProxyKind, RestartPolicy};
 use crate::probe::ProbeKind;
 
 mod container;
+mod evict;
 mod hooks;
 mod words;
 
@@ -72,6 +73,8 @@ pub struct Machine {
     deleted: bool,
     /// Everything here was stopped while it still worked.
     cut: bool,
+    /// It used more than it may.
+    evicted: Option<String>,
     started_wall_ms: u64,
     actions: VecDeque<Action>,
     changed: bool,
@@ -110,6 +113,7 @@ impl Machine {
             deleting: false,
             deleted: false,
             cut: false,
+            evicted: None,
             started_wall_ms: wall_ms,
             actions: VecDeque::new(),
             changed: true,
@@ -235,6 +239,7 @@ impl Machine {
                 }
             }
             Event::Delete { grace, drain } => self.on_delete(grace, drain, now),
+            Event::Evict(why) => self.on_evict(why, now),
             Event::HookDone { part, attempt, hook, failed } => {
                 self.on_hook(part, attempt, hook, failed, now);
             }
@@ -515,6 +520,9 @@ impl Machine {
     /// Whether that is the pod's end. One that is always restarted has none but deletion, and one
     /// whose work was cut short by its agent's end neither: they run again when it is back.
     pub fn is_over(&self) -> bool {
+        if self.evicted.is_some() {
+            return self.running_apps() == 0;
+        }
         let always = self.pod.spec.restart_policy == RestartPolicy::Always;
         self.is_complete() && (self.deleted || !(always || self.cut))
     }

@@ -14,6 +14,7 @@ pub mod exec;
 pub mod holder;
 pub(crate) mod host;
 pub mod init;
+pub(crate) mod measure;
 mod root;
 pub(crate) mod security;
 mod spec;

@@ -50,6 +50,10 @@ impl StatusWriter {
         if let Some(message) = why_not(machine) {
             status["message"] = json!(message);
         }
+        if let Some(message) = machine.evicted().filter(|_| over) {
+            status["reason"] = json!("Evicted");
+            status["message"] = json!(message);
+        }
         status
     }
 
@@ -112,7 +116,8 @@ impl StatusWriter {
 fn phase(machine: &Machine) -> &'static str {
     if machine.is_over() {
         let all = machine.inits().iter().chain(machine.shown());
-        let failed = all.filter(|c| c.is_terminated()).any(|c| !c.has_succeeded());
+        let failed = machine.evicted().is_some()
+            || all.filter(|c| c.is_terminated()).any(|c| !c.has_succeeded());
         return if failed { "Failed" } else { "Succeeded" };
     }
     // Running once every container was there at least once.

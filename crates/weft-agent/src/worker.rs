@@ -20,10 +20,14 @@ use crate::link::{LinkError, PodNote, PodReport, ServerLink};
 use crate::logs::LogStore;
 use crate::machine::{Action, DRAIN_MAX, Event, Machine, Part, QUIET_MAX};
 use crate::pod::{DesiredPod, Pod, PodKey};
+use crate::sandbox::measure::Bounds;
 use crate::sandbox::{Host, PodBox};
 use crate::status::StatusWriter;
 
 pub(crate) mod process;
+
+/// How often what a pod keeps on disk is measured.
+const MEASURE_EVERY: Duration = Duration::from_secs(2);
 
 /// What all pods of an agent share.
 #[derive(Debug)]
@@ -131,6 +135,10 @@ pub(crate) fn start(
         insides,
         boxed: boxed.clone(),
     };
+    if let Some(bounds) = boxed.as_ref().and_then(|b| b.bounds()) {
+        let (clock, to_self) = (shared.clock.clone(), to_self.clone());
+        shared.tasks.spawn("pod volumes measured", measure(bounds, clock, to_self));
+    }
     shared.tasks.spawn("pod", async move {
         worker.run().await;
         if let Some(boxed) = boxed {
@@ -156,6 +164,11 @@ impl Worker {
             }
             if self.machine.is_finished() {
                 return;
+            }
+            if self.machine.is_evicted_whole()
+                && let Some(boxed) = self.boxed.take()
+            {
+                boxed.end().await;
             }
             let clock = self.shared.clock.clone();
             let wakeup = self.machine.wakeup();
@@ -295,6 +308,25 @@ impl Worker {
             let _ = std::fs::remove_file(file);
         }
         self.shared.logs.forget(&self.key, &self.pod.metadata.uid);
+    }
+}
+
+/// Looks at the pod's volumes until they hold too much or the pod is gone. Looking takes a small
+/// part of the time, however much there is.
+async fn measure(bounds: Bounds, clock: Clock, to_pod: mpsc::Sender<Msg>) {
+    let mut pause = MEASURE_EVERY;
+    loop {
+        tokio::select! {
+            () = to_pod.closed() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        let (bounds, begun) = (bounds.clone(), clock.now());
+        let look = tokio::task::spawn_blocking(move || bounds.exceeded());
+        if let Ok(Some(why)) = look.await {
+            let _ = to_pod.send(Msg::Event(Event::Evict(why))).await;
+            return;
+        }
+        pause = MEASURE_EVERY.max(clock.now().since(begun) * 20);
     }
 }
 

@@ -66,6 +66,8 @@ pub const XDS_REJECTED_MAX: usize = 1_000;
 pub const XDS_REASON_BYTES_MAX: usize = 1024;
 /// Bytes of log kept per container.
 pub const POD_LOG_BYTES_MAX: usize = 10 * 1024 * 1024;
+/// Files of a pod's volumes that one look at their size counts.
+pub const VOLUME_ENTRIES_MAX: usize = 200_000;
 /// Sessions of exec, attach and port-forward that one server holds at a time.
 pub const STREAM_SESSIONS_MAX: usize = 256;
 /// Questions that wait for the machine's resolvers at a time.

@@ -574,3 +574,26 @@ fn a_hook_that_hangs_or_fails_does_not_keep_a_container() {
     assert_eq!(s.exited(Part::App(0), Exit::signal(9)).orders(), "end");
     assert_eq!(s.hooked(0, HookKind::PreStop, None).orders(), "");
 }
+
+#[test]
+fn what_is_evicted_has_failed_and_is_not_started_again() {
+    let mut s = script(two_apps(), json!({"weft.dev/inject": "false"}));
+    assert_eq!(s.orders(), "+0 +1");
+    s.started(Part::App(0)).started(Part::App(1)).orders();
+    s.step(Event::Evict("too much".into()));
+    assert_eq!(s.orders(), "-0 -1");
+    assert!(!s.m.is_ready() && !s.m.is_over());
+    s.exited(Part::App(0), Exit::code(0));
+    assert_eq!(s.after(Duration::from_secs(1)).orders(), "!1");
+    s.exited(Part::App(1), Exit::signal(9));
+    assert_eq!(s.after(Duration::from_secs(600)).orders(), "", "though it is always restarted");
+    assert!(s.m.is_over() && s.m.is_evicted_whole() && !s.m.is_finished());
+    assert_eq!(s.m.evicted(), Some("too much"));
+    s.step(Event::Delete { grace: Duration::from_secs(30), drain: true });
+    assert_eq!(s.orders(), "end");
+    // A pod on its way out is not evicted.
+    let mut s = script(two_apps(), json!({"weft.dev/inject": "false"}));
+    s.step(Event::Delete { grace: Duration::from_secs(30), drain: true });
+    s.step(Event::Evict("too much".into()));
+    assert_eq!(s.m.evicted(), None);
+}

@@ -71,6 +71,8 @@ pub enum Event {
         grace: Duration,
         drain: bool,
     },
+    /// The pod used more than it may, and ends for good.
+    Evict(String),
     /// A hook's program or request is over; a message when it failed.
     HookDone {
         part: Part,

@@ -17,6 +17,7 @@ use weft_base::task::TaskGroup;
 use super::cell;
 use super::cgroup::Cgroups;
 use super::holder::READY;
+use super::measure::Bounds;
 use super::spec::{self, InitSpec, Process};
 use super::volumes::{self, Content};
 use crate::child::{Child, ChildTable, Role, Spawner};
@@ -285,6 +286,11 @@ impl PodBox {
         {
             tracing::warn!(%error, pod = %self.pod.key(), "a volume cannot be brought up to date");
         }
+    }
+
+    /// What it may keep on disk, if that is limited.
+    pub(crate) fn bounds(&self) -> Option<Bounds> {
+        Bounds::of(&self.pod, &self.host.dir_of(&self.pod))
     }
 
     /// Ends what is left of the pod, and removes its files.

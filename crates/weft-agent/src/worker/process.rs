@@ -288,8 +288,9 @@ impl Run {
             return;
         }
         let message = format!(
-            "nothing bounds the number of processes of container {}: it runs as the machine's root, \
-             and this system has no pids controller; mount one, or give the container a runAsUser",
+            "nothing bounds the number of processes of container {}: it runs as the machine's \
+             root, and this system has no pids controller; mount one, or give the container a \
+             runAsUser",
             container.name
         );
         self.warn("LimitsNotEnforced", message);
