@@ -7,6 +7,7 @@
 //! endpoint compiles no route. A bad part becomes a `Fail` with a sentence, and a condition in
 //! the object's own status; nothing here stops anything else.
 
+mod balancer;
 mod destination_rule;
 mod duration;
 mod endpoints;

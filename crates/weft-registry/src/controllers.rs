@@ -16,6 +16,7 @@
 //! | `pod.rs`, `schedule.rs` | a node and an address for each pod |
 //! | `endpoint_slice.rs` | Service + pods → EndpointSlices |
 //! | `mirror.rs` | what Consul clients registered, as read-only Services and EndpointSlices |
+//! | `balancer.rs` | an account and a proxy pod for each Service of type LoadBalancer |
 //! | `gateway.rs` | an account, a Service and a proxy pod for each Gateway |
 //! | `namespace.rs` | a service account in each namespace; emptying one that is deleted |
 //! | `garbage.rs` | dependents whose owners are gone; foreground and orphan deletion |
@@ -24,6 +25,7 @@
 //! without. They never read the clock, the store or a door.
 
 pub mod autoscaler;
+pub mod balancer;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
@@ -73,6 +75,7 @@ pub enum Item {
     Slices(ObjectKey),
     Mirror(ServiceKey),
     Gateway(ObjectKey),
+    Balancer(ObjectKey),
     Namespace(Arc<str>),
     Garbage(ObjectKey),
 }
@@ -97,6 +100,7 @@ pub fn see_to(item: &Item, mut ctx: Context<'_>) -> Plan {
         Item::Slices(key) => endpoint_slice::reconcile(&mut ctx, key),
         Item::Mirror(service) => mirror::reconcile(&mut ctx, service),
         Item::Gateway(key) => gateway::reconcile(&mut ctx, key),
+        Item::Balancer(key) => balancer::reconcile(&mut ctx, key),
         Item::Namespace(name) => namespace::reconcile(&mut ctx, name),
         Item::Garbage(key) => garbage::reconcile(&mut ctx, key),
     }
@@ -181,6 +185,7 @@ fn by_object(
         KindId::ServiceAccount => both().for_each(|o| by_controller(o, out)),
         KindId::Service => {
             out.insert(Item::Slices(key.clone()));
+            out.insert(Item::Balancer(key.clone()));
             both().for_each(|o| by_controller(o, out));
             let service = ServiceKey::new(&key.namespace, &key.name);
             service.into_iter().for_each(|s| by_service(world, &s, out));
@@ -246,6 +251,7 @@ fn by_controller(object: &Object, out: &mut BTreeSet<Item>) {
         "DaemonSet" => drop(out.insert(Item::DaemonSet(key(KindId::DaemonSet)))),
         "Job" => drop(out.insert(Item::Job(key(KindId::Job)))),
         "CronJob" => drop(out.insert(Item::CronJob(key(KindId::CronJob)))),
+        "Service" => drop(out.insert(Item::Balancer(key(KindId::Service)))),
         "Gateway" => {
             out.insert(Item::Gateway(key(KindId::Gateway)));
             out.insert(Item::Gateway(key(KindId::IstioGateway)));

@@ -11,7 +11,7 @@ use weft_kinds::world::Object;
 use weft_model::{Backend, Host, HostPort, Labels, Resource, backend_child};
 
 use super::destination_rule::{self, Rules};
-use super::{Env, Output, Reader, names, protocol};
+use super::{Env, Output, Reader, balancer, names, protocol};
 
 /// JSON `{"80": 20001}`: where each pod's sidecar listens for programs that ignore proxies.
 /// Written by the addresses controller.
@@ -57,6 +57,7 @@ pub(super) fn compile(
         ports,
     };
     out.add(root.own(), Resource::Host(host));
+    balancer::compile(env, object, service, &mut out);
     let list = object.meta.annotation(EXPORT_TO).map(|text| text.split(','));
     let exported = names::exported(list.into_iter().flatten(), &object.key.namespace);
     out.restricted.extend(exported.map(|to| (root, Arc::new(to))));

@@ -88,6 +88,12 @@ pub fn is_mirror(meta: &Meta) -> bool {
     meta.annotation(OWNER_ANNOTATION).is_some_and(|o| o == "consul" || o.starts_with("consul/"))
 }
 
+/// The name of the proxy that passes connections on to a Service of type LoadBalancer, as if it
+/// were a Gateway's: no Service's name has a dot.
+pub fn balancer_node(service: &str) -> String {
+    format!("{service}.balancer")
+}
+
 /// Whether a pod has a sidecar of its own.
 pub fn has_sidecar(meta: &Meta) -> bool {
     const ISTIO: &str = "sidecar.istio.io/inject";

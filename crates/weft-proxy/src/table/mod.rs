@@ -248,6 +248,12 @@ impl BackendEntry {
 // === impl GatewayEntry ===
 
 impl GatewayEntry {
+    /// Whether its bytes are passed on as they are.
+    pub fn is_opaque(&self) -> bool {
+        let mut sections = self.listener.sections.iter();
+        sections.next().is_some_and(|s| s.protocol == Protocol::Tcp)
+    }
+
     /// The certificate for a TLS server name.
     pub fn tls_for(&self, name: Option<&str>) -> Option<Arc<rustls::ServerConfig>> {
         let name = name.unwrap_or("").to_ascii_lowercase();

@@ -42,6 +42,9 @@ pub async fn connection(worker: Rc<Worker>, stream: TcpStream, remote: SocketAdd
         Door::Gateway(name) => {
             let entry = worker.table().gateway(name).cloned();
             match entry {
+                Some(entry) if entry.is_opaque() => {
+                    Box::pin(relay::opaque(worker, stream, Rc::new(conn))).await;
+                }
                 Some(entry) if entry.tls.is_empty() => {
                     http(worker, stream, Rc::new(conn)).await;
                 }

@@ -260,6 +260,9 @@ async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntr
         }
         Door::Upstream { host, port } => of_service(host, *port)
             .unwrap_or_else(|| Err(format!("{host}:{port} is not known here"))),
+        Door::Gateway(name) if conn.tunnel.is_none() => {
+            route::backend_of_listener(&table, name, &mut worker.rng.borrow_mut())
+        }
         Door::Forward | Door::Gateway(_) => {
             let target = conn.tunnel.as_ref().ok_or("it names no destination")?;
             let port = target.port.unwrap_or(80);

@@ -59,6 +59,31 @@ pub fn backend_of(
     entry.default_backend(port).cloned().map(Ok)
 }
 
+/// The backend of a gateway's listener that looks at no bytes.
+///
+/// # Errors
+/// Why there is none.
+pub fn backend_of_listener(
+    table: &Table,
+    name: &str,
+    rng: &mut Rng,
+) -> Result<Arc<BackendEntry>, String> {
+    let entry = table.gateway(name).ok_or_else(|| format!("the listener {name} is gone"))?;
+    let request = Request {
+        method: "",
+        scheme: "",
+        host: name,
+        port: 0,
+        path: "",
+        query: "",
+        headers: &NoHeaders,
+    };
+    let found = find_rule(entry.routes.iter().map(|r| &**r), None, &request)
+        .ok_or_else(|| format!("the listener {name} has no route with a healthy instance yet"))?;
+    target(table, &found.rule.action, rng)
+        .map_err(|why| format!("{why}; route: {}", found.rule.origin))
+}
+
 fn target(table: &Table, action: &Action, rng: &mut Rng) -> Result<Arc<BackendEntry>, String> {
     let backends = match action {
         Action::Forward(backends) => backends,

@@ -230,3 +230,29 @@ async fn tcp_rules_of_a_virtualservice_share_connections_by_subset() {
     let mut stream = TcpStream::connect(address).await.unwrap();
     assert_eq!(stream.read(&mut [0u8; 8]).await.unwrap_or(0), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_for_bytes_passes_them_on_by_its_route() {
+    let greeting = Server::raw(|_, mut stream| async move {
+        stream.write_all(b"220 ready\r\n").await.unwrap();
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).await.unwrap();
+        stream.write_all(&said).await.unwrap();
+    })
+    .await;
+    let (name, mut listener) = gateway(None);
+    if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
+        g.sections[0].protocol = Protocol::Tcp;
+    }
+    let all_bytes =
+        Rule { matches: Vec::new(), ..rule("/", Action::Forward(vec![to("mail", "", 1)])) };
+    let route = gateway_route("mail", &[], vec![all_bytes]);
+    let all = http_service("mail", &[greeting.address]);
+    let bed = Bed::gateway([vec![(name, listener), route], all].concat()).await;
+    let address = bed.door(|d| matches!(d, Door::Gateway(_)));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    assert_eq!(line(&mut stream, "\n").await, "220 ready\r\n");
+    stream.write_all(b"GET / whatever it means\r\n").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_eq!(line(&mut stream, "means\r\n").await, "GET / whatever it means\r\n");
+}

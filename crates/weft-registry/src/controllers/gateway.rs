@@ -131,7 +131,7 @@ fn service(ctx: &mut Context<'_>, gateway: &Object, name: &str) {
 }
 
 /// The fields of an object, made one when it is none.
-fn fields(value: &mut Value) -> &mut Map<String, Value> {
+pub(super) fn fields(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = json!({});
     }

@@ -18,6 +18,7 @@ use crate::objects::admit::{ADDRESS_ANNOTATION, annotation};
 use crate::{DeleteOptions, Propagation};
 
 mod autoscaler;
+mod balancer;
 mod chaos;
 mod job;
 mod machines;

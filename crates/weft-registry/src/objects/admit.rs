@@ -6,12 +6,12 @@
 //!
 //! Settings: `/s/addresses/<ip>` and `/s/upstream-ports/<port>`, both naming their owner. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::{Value, json};
 use weft_base::name::fnv1a;
 use weft_kinds::kind::KindId;
-use weft_kinds::world::{HOST_ADDRESS_ANNOTATION, World};
+use weft_kinds::world::{HOST_ADDRESS_ANNOTATION, OWNER_ANNOTATION, World};
 use weft_store::{Compare, Op};
 
 use super::meta::{metadata_mut, text};
@@ -19,7 +19,8 @@ use super::{ObjectError, addresses};
 
 /// On Services: `{"<service port>": <upstream port>}`, JSON.
 pub const UPSTREAM_PORTS_ANNOTATION: &str = "weft.dev/upstream-ports";
-/// On Gateways without `spec.addresses`: the address weft gave.
+/// On Gateways without `spec.addresses` and on Services of type LoadBalancer: the address weft
+/// gave.
 pub const ADDRESS_ANNOTATION: &str = "weft.dev/address";
 /// Says that a GatewayClass is weft's.
 pub const GATEWAY_CONTROLLER: &str = "weft.dev/gateway";
@@ -45,6 +46,7 @@ pub fn complete(
     match kind {
         KindId::Service => {
             addresses::service(world, old, new, &mut extra)?;
+            balancer_address(world, old, new, &mut extra)?;
             upstream_ports(world, old, new, &mut extra)?;
         }
         KindId::Gateway | KindId::IstioGateway => gateway_address(world, kind, new, &mut extra)?,
@@ -110,6 +112,7 @@ pub fn release(world: &World, kind: KindId, old: &Value) -> Extra {
     match kind {
         KindId::Service => {
             addresses::release(world, old, &mut extra);
+            balancer_release(world, old, &mut extra);
             let owner = owner(kind, old);
             for (_, port) in noted_ports(old) {
                 let name = format!("upstream-ports/{port}");
@@ -142,6 +145,51 @@ fn gateway_address(
     let ip = addresses::allocate(world, kind, new, addresses::GATEWAYS, extra)?;
     annotate(new, ADDRESS_ANNOTATION, ip.to_string());
     Ok(())
+}
+
+/// Whether weft passes connections on to a Service from the host's side: it is of type
+/// LoadBalancer, of no other class, and nobody's but its user's.
+pub fn is_balanced(service: &Value) -> bool {
+    let spec = &service["spec"];
+    let class = spec["loadBalancerClass"].as_str().unwrap_or(GATEWAY_CONTROLLER);
+    let owners = service["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+    let owned = owners.into_iter().any(|o| o["controller"] == true);
+    let mirror = annotation(service, OWNER_ANNOTATION);
+    spec["type"] == "LoadBalancer" && class == GATEWAY_CONTROLLER && !owned && mirror.is_empty()
+}
+
+/// The address that the Service's user chose, else one of weft's.
+fn balancer_address(
+    world: &World,
+    old: Option<&Value>,
+    new: &mut Value,
+    extra: &mut Extra,
+) -> Result<(), ObjectError> {
+    if !is_balanced(new) {
+        if old.is_some_and(is_balanced) {
+            balancer_release(world, old.unwrap_or(&Value::Null), extra);
+            if let Some(all) = new["metadata"]["annotations"].as_object_mut() {
+                all.remove(ADDRESS_ANNOTATION);
+            }
+        }
+        return Ok(());
+    }
+    let chosen = new["spec"]["loadBalancerIP"].as_str().and_then(|ip| ip.parse::<IpAddr>().ok());
+    let ip = match chosen {
+        Some(chosen) => chosen,
+        None if !annotation(new, ADDRESS_ANNOTATION).is_empty() => return Ok(()),
+        None => {
+            addresses::allocate(world, KindId::Service, new, addresses::GATEWAYS, extra)?.into()
+        }
+    };
+    annotate(new, ADDRESS_ANNOTATION, ip.to_string());
+    Ok(())
+}
+
+fn balancer_release(world: &World, old: &Value, extra: &mut Extra) {
+    if let Ok(ip) = annotation(old, ADDRESS_ANNOTATION).parse::<Ipv4Addr>() {
+        addresses::free(world, KindId::Service, old, ip, extra);
+    }
 }
 
 /// Whether weft serves a Gateway: its class names weft's controller.

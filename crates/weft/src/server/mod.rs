@@ -270,7 +270,13 @@ impl Running {
                 && let weft_model::ListenerKind::Gateway(gateway) = &listener.kind
             {
                 let tls = gateway.sections.iter().any(|s| s.tls.is_some());
-                let scheme = if tls { "https" } else { "http" };
+                let tcp = weft_model::Protocol::Tcp;
+                let opaque = gateway.sections.iter().any(|s| s.protocol == tcp);
+                let scheme = match (tls, opaque) {
+                    (true, _) => "https",
+                    (false, true) => "tcp",
+                    (false, false) => "http",
+                };
                 out.extend(gateway.bind.iter().map(|a| format!("{scheme}://{a}")));
             }
         }
