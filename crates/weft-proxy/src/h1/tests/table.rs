@@ -229,3 +229,134 @@ fn a_wrong_expectation_fails() {
     assert!(check("request", "GET / 1.1 chunked", good).is_err());
     assert!(check("request", "BareLf 400", good).is_err());
 }
+
+/// Regressions by their numbers: what each text after a good request becomes.
+fn refused(kind: &str, text: &str) -> String {
+    let bytes = bytes(text);
+    let take = || if kind == "request" { requests() } else { responses(Method::GET) };
+    let whole = verdict(take(), &bytes, bytes.len());
+    assert_eq!(whole, verdict(take(), &bytes, 1), "{text}");
+    whole
+}
+
+fn all_refused(start: &str, cases: &[&str]) {
+    for case in cases {
+        let text = format!("{start}{case}");
+        let said = refused("request", &text);
+        let last = said.rsplit(" / ").next().unwrap();
+        assert!(last.ends_with(" 400") || last.ends_with(" 501"), "{text}: {said}");
+        assert_eq!(said.matches(" / ").count(), 0, "{text}: {said}");
+    }
+}
+
+const POST: &str = "POST / HTTP/1.1\\r\\nHost: a\\r\\n";
+const CHUNKED: &str = "POST / HTTP/1.1\\r\\nHost: a\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n";
+
+#[test]
+fn reg_01_length_beside_encoding() {
+    all_refused(
+        POST,
+        &[
+            "Content-Length: 3\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\n",
+            "Transfer-Encoding: chunked\\r\\nContent-Length: 3\\r\\n\\r\\n0\\r\\n\\r\\n",
+            "Transfer-Encoding: chunked\\r\\nContent-Length: 0\\r\\n\\r\\n0\\r\\n\\r\\n",
+        ],
+    );
+}
+
+#[test]
+fn reg_02_lengths_that_differ_or_are_no_numbers() {
+    all_refused(
+        POST,
+        &[
+            "Content-Length: 3\\r\\nContent-Length: 4\\r\\n\\r\\nabc",
+            "Content-Length: 3, 3\\r\\n\\r\\nabc",
+            "Content-Length: +5\\r\\n\\r\\nabcde",
+            "Content-Length: -0\\r\\n\\r\\n",
+            "Content-Length: 0x5\\r\\n\\r\\nabcde",
+            "Content-Length: 5 5\\r\\n\\r\\nabcde",
+            "Content-Length: 1_0\\r\\n\\r\\nabcde",
+            "Content-Length:\\r\\n\\r\\n",
+        ],
+    );
+}
+
+#[test]
+fn reg_03_http_1_0_has_no_chunks() {
+    let old = "POST / HTTP/1.0\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\n";
+    assert_eq!(refused("request", old), "EncodingOld 400");
+}
+
+#[test]
+fn reg_07_names_and_values_that_servers_disagree_about() {
+    all_refused(
+        POST,
+        &[
+            ": x\\r\\n\\r\\n",
+            "name : x\\r\\n\\r\\n",
+            "name: a\\0b\\r\\n\\r\\n",
+            "name: a\\rb\\r\\n\\r\\n",
+            "name: a\\r\\n folded\\r\\n\\r\\n",
+            " name: a\\r\\n\\r\\n",
+        ],
+    );
+}
+
+#[test]
+fn reg_08_a_name_of_any_length_is_a_name_or_431() {
+    let long = format!("{POST}{{a*65600}}: x\\r\\n\\r\\n");
+    assert_eq!(refused("request", &long), "HeadTooLarge 431");
+}
+
+#[test]
+fn reg_09_chunks_that_servers_disagree_about() {
+    all_refused(
+        CHUNKED,
+        &[
+            "3;a\\nb\\r\\nabc\\r\\n0\\r\\n\\r\\n",
+            "3;a\\x01\\r\\nabc\\r\\n0\\r\\n\\r\\n",
+            "3;\\r\\nabc\\r\\n0\\r\\n\\r\\n",
+            "0x3\\r\\nabc\\r\\n0\\r\\n\\r\\n",
+            "0_3\\r\\nabc\\r\\n0\\r\\n\\r\\n",
+            "-3\\r\\nabc\\r\\n0\\r\\n\\r\\n",
+            "10000000000000003\\r\\nabc\\r\\n0\\r\\n\\r\\n",
+            "3\\r\\nabc0\\r\\n\\r\\n",
+            "3\\r\\nabcdef\\r\\n0\\r\\n\\r\\n",
+        ],
+    );
+}
+
+#[test]
+fn reg_10_trailers_that_would_be_headers() {
+    for name in ["Content-Length: 3", "Transfer-Encoding: chunked", "Host: b", "Authorization: x"] {
+        all_refused(CHUNKED, &[&format!("0\\r\\n{name}\\r\\n\\r\\n")]);
+    }
+}
+
+#[test]
+fn reg_11_encodings_that_are_not_one_chunked() {
+    let say = |v: &str| format!("Transfer-Encoding: {v}\\r\\n\\r\\n0\\r\\n\\r\\n");
+    for value in [
+        "xchunked",
+        "chunked, identity",
+        "\\x0bchunked",
+        "chunked\\0",
+        "chunked,",
+        "chunked, chunked",
+    ] {
+        all_refused(POST, &[&say(value)]);
+    }
+}
+
+#[test]
+fn reg_12_a_size_line_without_end_is_refused_within_66_bytes() {
+    let mut take = requests();
+    let mut buffer = BytesMut::from(&bytes(CHUNKED)[..]);
+    assert_eq!(take(&mut buffer), Ok(None));
+    buffer.extend_from_slice(b"3;");
+    let refused_at = (2..100).find(|_| {
+        buffer.extend_from_slice(b"a");
+        take(&mut buffer).is_err()
+    });
+    assert!(refused_at.is_some_and(|n| n <= 66), "{refused_at:?}");
+}
