@@ -23,8 +23,15 @@ pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 pub const HEADERS_MAX: usize = 128;
 /// Bytes of a request kept so that it can be sent again.
 pub const RETRY_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Requests that wait for one of a backend's connections, and how long, where nothing else is set.
+pub const PENDING_MAX: u32 = 1024;
+pub const PENDING_MS_MAX: u64 = 5_000;
+/// Longest pause that an upstream can ask for with `Retry-After`.
+pub const RETRY_AFTER_MS_MAX: u64 = 60_000;
 /// Attempts of one request, the first included.
 pub const ATTEMPTS_MAX: u32 = 10;
+/// Copies of requests under way at a time, per worker of a proxy.
+pub const MIRRORS_MAX: usize = 256;
 /// Bytes looked at before a connection's protocol is decided.
 pub const SNIFF_BYTES_MAX: usize = 4096;
 /// Time for that, milliseconds.

@@ -12,6 +12,7 @@ mod destination_rule;
 mod duration;
 mod endpoints;
 mod gateway;
+mod http_policy;
 mod http_route;
 mod http_rule;
 mod inbound;
@@ -24,7 +25,10 @@ mod retries;
 mod service;
 mod service_entry;
 mod sidecar;
+mod traffic_policy;
 mod virtual_service;
+mod vs_delegate;
+mod vs_policy;
 mod vs_rule;
 
 use std::collections::{BTreeMap, HashSet};

@@ -8,6 +8,7 @@
 
 pub mod apps;
 pub mod autoscaling;
+pub mod balancing;
 pub mod batch;
 pub mod catalog;
 pub mod check;

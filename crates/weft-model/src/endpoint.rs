@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Upstreams: endpoint sets, endpoints, and backends (Envoy's clusters).
+//! Instances: endpoint sets and their endpoints.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Origin, Protocol};
+use crate::Protocol;
 
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
@@ -90,77 +90,6 @@ pub enum Transport {
 /// The mesh port of every sidecar.
 pub const MESH_PORT: u16 = 15008;
 
-/// A named upstream group with its policy: what a subset or a client's policy makes of a set.
-/// Named `host:FQDN/backend/PORT` or `host:FQDN/backend/PORT/SUBSET`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backend {
-    /// `user.shop.svc.cluster.local`.
-    pub service: Arc<str>,
-    pub port: u16,
-    /// Empty for the whole set.
-    #[serde(default)]
-    pub subset: Arc<str>,
-    /// Labels an endpoint must have.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub selector: Labels,
-    pub policy: BackendPolicy,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub origin: Option<Origin>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(default)]
-pub struct BackendPolicy {
-    pub lb: LbPolicy,
-    pub connect_timeout_ms: u64,
-    /// Idle upstream connections are closed after this.
-    pub idle_timeout_ms: u64,
-    pub outlier: Outlier,
-    pub retry_budget: RetryBudget,
-    pub limits: Limits,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LbPolicy {
-    /// Smooth weighted round robin; plain round robin when all weights are equal.
-    #[default]
-    RoundRobin,
-    /// Weighted random.
-    Random,
-    /// Power of two choices over requests in flight.
-    LeastRequest,
-}
-
-/// Passive ejection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Outlier {
-    /// Consecutive 5xx answers or local-origin failures; 0 switches ejection off.
-    pub consecutive_failures: u32,
-    pub base_ejection_ms: u64,
-    pub max_ejection_ms: u64,
-    /// At most this share of a backend's endpoints is ejected; one always may be.
-    pub max_ejection_basis_points: u32,
-}
-
-/// Retries in flight may be at most this share of requests, and at least `min_per_second` fit.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RetryBudget {
-    pub basis_points: u32,
-    pub min_per_second: u32,
-}
-
-/// Circuit breakers; `None` is no limit beyond the proxy's own.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Limits {
-    pub connections_max: Option<u32>,
-    pub pending_max: Option<u32>,
-    pub requests_max: Option<u32>,
-}
-
 /// The TLS server name that carries an app port to a mesh port: `p8080.mesh.weft.internal`.
 pub fn mesh_server_name(port: u16) -> String {
     format!("p{port}.mesh.weft.internal")
@@ -174,11 +103,6 @@ pub fn mesh_server_port(sni: &str) -> Option<u16> {
 /// The child name of an endpoint set.
 pub fn endpoints_child(port: u16) -> String {
     format!("endpoints/{port}")
-}
-
-/// The child name of a backend.
-pub fn backend_child(port: u16, subset: &str) -> String {
-    if subset.is_empty() { format!("backend/{port}") } else { format!("backend/{port}/{subset}") }
 }
 
 // === impl Endpoint ===
@@ -210,45 +134,5 @@ impl Endpoint {
 impl Locality {
     pub fn is_unknown(&self) -> bool {
         self.region.is_empty() && self.zone.is_empty() && self.sub_zone.is_empty()
-    }
-}
-
-// === impl Backend ===
-
-impl Backend {
-    pub fn selects(&self, endpoint: &Endpoint) -> bool {
-        self.selector.iter().all(|(k, v)| endpoint.labels.get(k) == Some(v))
-    }
-}
-
-// === defaults ===
-
-impl Default for BackendPolicy {
-    fn default() -> Self {
-        Self {
-            lb: LbPolicy::default(),
-            connect_timeout_ms: 1_000,
-            idle_timeout_ms: 60_000,
-            outlier: Outlier::default(),
-            retry_budget: RetryBudget::default(),
-            limits: Limits::default(),
-        }
-    }
-}
-
-impl Default for Outlier {
-    fn default() -> Self {
-        Self {
-            consecutive_failures: 5,
-            base_ejection_ms: 10_000,
-            max_ejection_ms: 300_000,
-            max_ejection_basis_points: 5_000,
-        }
-    }
-}
-
-impl Default for RetryBudget {
-    fn default() -> Self {
-        Self { basis_points: 2_000, min_per_second: 10 }
     }
 }

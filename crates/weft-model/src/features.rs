@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use crate::{
     Action, Backend, EndpointSet, Fail, Filter, LbPolicy, Listener, ListenerKind, Match,
-    NamedMatch, Origin, PathMatch, Resource, Route, Rule, StringMatch, Target, Transport,
-    WeightedBackend,
+    NamedMatch, Origin, PathMatch, PathRewrite, RedirectPort, Resource, Route, Rule, StringMatch,
+    Target, Transport, WeightedBackend,
 };
 
 /// Oldest [`crate::MODEL_VERSION`] that a server of this build emits and a proxy of it reads.
@@ -37,11 +37,19 @@ pub enum Feature {
     ActionRedirect,
     ActionDirect,
     LeastRequest,
+    PeakEwma,
+    HashBalancing,
     TransportTls,
     TransportMtlsAppPort,
     TransportHbone,
     ListenerTls,
     ListenerCapture,
+    FilterFault,
+    FilterMirror,
+    FilterCors,
+    RewriteRegex,
+    RedirectPort,
+    RuleSession,
 }
 
 /// Every feature with its name on the wire. Names are never reused.
@@ -53,11 +61,19 @@ pub const FEATURES: &[(Feature, &str)] = &[
     (Feature::ActionRedirect, "action.redirect"),
     (Feature::ActionDirect, "action.direct"),
     (Feature::LeastRequest, "backend.least-request"),
+    (Feature::PeakEwma, "backend.peak-ewma"),
+    (Feature::HashBalancing, "backend.hash"),
     (Feature::TransportTls, "endpoint.tls"),
     (Feature::TransportMtlsAppPort, "endpoint.mtls-app-port"),
     (Feature::TransportHbone, "endpoint.hbone"),
     (Feature::ListenerTls, "listener.tls"),
     (Feature::ListenerCapture, "listener.capture"),
+    (Feature::FilterFault, "filter.fault"),
+    (Feature::FilterMirror, "filter.mirror"),
+    (Feature::FilterCors, "filter.cors"),
+    (Feature::RewriteRegex, "rewrite.regex"),
+    (Feature::RedirectPort, "redirect.port-from"),
+    (Feature::RuleSession, "rule.session"),
 ];
 
 /// A set of features.
@@ -160,6 +176,16 @@ impl Extend<Feature> for NodeFeatures {
     }
 }
 
+impl IntoIterator for NodeFeatures {
+    type Item = Feature;
+    type IntoIter = std::vec::IntoIter<Feature>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        let each = FEATURES.iter().map(|(f, _)| *f).filter(|f| self.has(*f));
+        each.collect::<Vec<_>>().into_iter()
+    }
+}
+
 impl fmt::Debug for NodeFeatures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.names()).finish()
@@ -181,11 +207,15 @@ fn listener_needs(listener: &Listener, out: &mut NodeFeatures) {
 
 fn rule_needs(rule: &Rule, out: &mut NodeFeatures) {
     rule.matches.iter().for_each(|m| match_needs(m, out));
-    out.extend(rule.filters.iter().map(filter_feature));
-    out.extend(action_feature(&rule.action));
-    if let Action::Forward(backends) = &rule.action {
-        out.extend(backends.iter().flat_map(|b| &b.filters).map(filter_feature));
-    }
+    own_needs(rule, out);
+    out.extend(rule.shares().iter().flat_map(|b| &b.filters).flat_map(filter_features));
+}
+
+/// What a rule needs beside its matches and its backends' own filters.
+fn own_needs(rule: &Rule, out: &mut NodeFeatures) {
+    out.extend(rule.filters.iter().flat_map(filter_features));
+    out.extend(action_features(&rule.action));
+    out.extend(rule.session.is_some().then_some(Feature::RuleSession));
 }
 
 fn match_needs(m: &Match, out: &mut NodeFeatures) {
@@ -211,25 +241,47 @@ fn text_feature(text: &StringMatch) -> Option<Feature> {
     }
 }
 
-fn filter_feature(filter: &Filter) -> Feature {
-    match filter {
+fn filter_features(filter: &Filter) -> NodeFeatures {
+    let own = match filter {
         Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) => Feature::FilterHeaders,
         Filter::Rewrite(_) => Feature::FilterRewrite,
+        Filter::Fault(_) => Feature::FilterFault,
+        Filter::Mirror(_) => Feature::FilterMirror,
+        Filter::Cors(_) => Feature::FilterCors,
+    };
+    let path = match filter {
+        Filter::Rewrite(rewrite) => rewrite_feature(rewrite.path.as_ref()),
+        _ => None,
+    };
+    std::iter::once(own).chain(path).collect()
+}
+
+fn rewrite_feature(path: Option<&PathRewrite>) -> Option<Feature> {
+    match path? {
+        PathRewrite::Full(_) | PathRewrite::Prefix(_) => None,
+        PathRewrite::Regex(_) => Some(Feature::RewriteRegex),
     }
 }
 
-fn action_feature(action: &Action) -> Option<Feature> {
+fn action_features(action: &Action) -> NodeFeatures {
     match action {
-        Action::Forward(_) | Action::Fail { .. } => None,
-        Action::Redirect(_) => Some(Feature::ActionRedirect),
-        Action::Direct { .. } => Some(Feature::ActionDirect),
+        Action::Forward(_) | Action::Fail { .. } => NodeFeatures::default(),
+        Action::Redirect(redirect) => {
+            let port = redirect.port_from != RedirectPort::default();
+            let port = port.then_some(Feature::RedirectPort);
+            let path = rewrite_feature(redirect.path.as_ref());
+            std::iter::once(Feature::ActionRedirect).chain(port).chain(path).collect()
+        }
+        Action::Direct { .. } => NodeFeatures::from_iter([Feature::ActionDirect]),
     }
 }
 
 fn lb_feature(backend: &Backend) -> Option<Feature> {
-    match backend.policy.lb {
+    match &backend.policy.lb {
         LbPolicy::RoundRobin | LbPolicy::Random => None,
         LbPolicy::LeastRequest => Some(Feature::LeastRequest),
+        LbPolicy::PeakEwma => Some(Feature::PeakEwma),
+        LbPolicy::Hash(_) => Some(Feature::HashBalancing),
     }
 }
 
@@ -281,8 +333,8 @@ fn expressed_rule(rule: &Rule, have: NodeFeatures) -> Vec<Rule> {
 }
 
 fn expressed_action(rule: Rule, have: NodeFeatures) -> Rule {
-    let mut needed: NodeFeatures = rule.filters.iter().map(filter_feature).collect();
-    needed.extend(action_feature(&rule.action));
+    let mut needed = NodeFeatures::default();
+    own_needs(&rule, &mut needed);
     if let Some(missing) = needed.without(have).first() {
         return failing(rule, missing);
     }
@@ -297,7 +349,7 @@ fn expressed_share(
     origin: &Origin,
     have: NodeFeatures,
 ) -> WeightedBackend {
-    let needed: NodeFeatures = backend.filters.iter().map(filter_feature).collect();
+    let needed: NodeFeatures = backend.filters.iter().flat_map(filter_features).collect();
     match needed.without(have).first() {
         None => backend.clone(),
         Some(missing) => WeightedBackend {
@@ -310,7 +362,7 @@ fn expressed_share(
 
 fn failing(rule: Rule, missing: Feature) -> Rule {
     let action = Action::Fail { status: 500, reason: reason(Some(&rule.origin), missing) };
-    Rule { action, filters: Vec::new(), ..rule }
+    Rule { action, filters: Vec::new(), session: None, ..rule }
 }
 
 fn widened(m: Match, have: NodeFeatures) -> Match {

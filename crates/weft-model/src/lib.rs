@@ -7,16 +7,20 @@
 //! identities) and tolerated elsewhere.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod backend;
 pub mod decide;
 pub mod endpoint;
 pub mod features;
 pub mod listener;
+pub mod policy;
 pub mod resource;
 pub mod route;
 
+pub use backend::*;
 pub use endpoint::*;
 pub use features::*;
 pub use listener::*;
+pub use policy::*;
 pub use resource::*;
 pub use route::*;
 

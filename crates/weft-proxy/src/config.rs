@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use weft_base::sockets::SocketFactory;
+use weft_model::decide::Own;
 
 use crate::capture::original::OriginalDst;
 use crate::networks::Networks;
@@ -42,6 +43,8 @@ pub struct ProxyConfig {
     pub cluster_domain: Arc<str>,
     pub trust_domain: Arc<str>,
     pub workers: usize,
+    /// Where it is, for policies that prefer what is near.
+    pub own: Own,
     /// Seed of the workers' choices; `None` takes one from the system (every real proxy).
     pub seed: Option<u64>,
     /// `user:password` that the forward proxy asks for; `None` admits everybody who can connect.
@@ -221,6 +224,7 @@ impl ProxyConfig {
             cluster_domain: "cluster.local".into(),
             trust_domain: "cluster.local".into(),
             workers: 1,
+            own: Own::default(),
             seed: None,
             credential: None,
             last_good: None,

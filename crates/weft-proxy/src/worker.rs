@@ -100,6 +100,8 @@ pub struct Worker {
     pool_context: Rc<PoolContext>,
     listeners: RefCell<HashMap<u64, CancellationToken>>,
     open: Cell<usize>,
+    /// Copies of requests under way.
+    pub mirrors: Cell<usize>,
 }
 
 /// One downstream connection, or what arrives inside a CONNECT on one.
@@ -176,6 +178,7 @@ impl Worker {
             dialer: shared.dialer.clone(),
             tasks: TaskGroup::new(),
             opened: Cell::new(0),
+            freed: Rc::default(),
         });
         let seed = shared.config.seed.map(|seed| seed.wrapping_add(id as u64));
         Rc::new(Self {
@@ -193,6 +196,7 @@ impl Worker {
             pool_context,
             listeners: RefCell::default(),
             open: Cell::new(0),
+            mirrors: Cell::new(0),
             shared,
         })
     }

@@ -7,14 +7,11 @@
 use weft_base::issue::{FieldPath, Issues};
 use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
-use weft_kinds::views::istio::{
-    self, ConnectionPool, LoadBalancer, OutlierDetection, Subset, TrafficPolicy,
-};
+use weft_kinds::views::istio::{self, Subset};
 use weft_kinds::world::{Index, Object};
-use weft_model::{BackendPolicy, LbPolicy, Origin, Outlier};
+use weft_model::{BackendPolicy, Origin};
 
-use super::duration::parse_ms;
-use super::{Env, Output, Reader, names, origin};
+use super::{Env, Output, Reader, names, origin, traffic_policy};
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
 /// The DestinationRules in effect for one service, the oldest first.
@@ -59,16 +56,17 @@ pub(super) fn compile(
 ) -> Output {
     let mut issues = Issues::default();
     let accepted = acceptance(reader, env, object, rule, &mut issues);
+    traffic_policy::judge_annotations(&object.meta, &mut issues);
     if rule.spec.workload_selector.is_some() {
         not_done(&mut issues, &FieldPath::new("spec.workloadSelector"));
     }
     if let Some(policy) = &rule.spec.traffic_policy {
-        judge(policy, &FieldPath::new("spec.trafficPolicy"), &mut issues);
+        traffic_policy::judge(policy, &FieldPath::new("spec.trafficPolicy"), &mut issues);
     }
     for (i, subset) in rule.spec.subsets.iter().enumerate() {
         let path = FieldPath::new("spec.subsets").index(i).field("trafficPolicy");
         if let Some(policy) = &subset.traffic_policy {
-            judge(policy, &path, &mut issues);
+            traffic_policy::judge(policy, &path, &mut issues);
         }
     }
     let conditions = std::iter::once(accepted).chain(Condition::warning(&issues)).collect();
@@ -150,17 +148,24 @@ impl<'w> Rules<'w> {
         self.0.iter().any(|(_, r)| r.spec.subsets.iter().any(|s| &*s.name == name))
     }
 
-    /// The policy of one port, of a subset or the whole.
-    pub fn policy(&self, port: u16, subset: Option<&SubsetRef<'_>>) -> BackendPolicy {
-        let mut policy = BackendPolicy::default();
+    /// The policy of one port, of a subset or the whole, over what is usual.
+    pub fn policy(
+        &self,
+        mut policy: BackendPolicy,
+        port: u16,
+        subset: Option<&SubsetRef<'_>>,
+    ) -> BackendPolicy {
         let rule = match subset {
-            Some(subset) => Some(subset.rule),
-            None => self.0.first().map(|(_, rule)| *rule),
+            Some(subset) => Some((subset.object, subset.rule)),
+            None => self.0.first().copied(),
         };
-        let outer = rule.and_then(|r| r.spec.traffic_policy.as_ref());
+        let outer = rule.and_then(|(_, r)| r.spec.traffic_policy.as_ref());
         let inner = subset.and_then(|s| s.view.traffic_policy.as_ref());
         for layer in [outer, inner].into_iter().flatten() {
-            apply_policy(layer, port, &mut policy);
+            traffic_policy::apply(layer, port, &mut policy);
+        }
+        if let Some((object, _)) = rule {
+            traffic_policy::annotate(&object.meta, &mut policy);
         }
         policy
     }
@@ -171,142 +176,6 @@ impl<'w> Rules<'w> {
 impl SubsetRef<'_> {
     pub fn origin(&self) -> Origin {
         origin(self.object, format!("spec.subsets[{}]", self.index))
-    }
-}
-
-// === policy ===
-
-/// One layer over what is there; a port's own settings replace the layer's for that port.
-fn apply_policy(layer: &TrafficPolicy, port: u16, policy: &mut BackendPolicy) {
-    match layer.port_level_settings.iter().find(|p| p.port.number == port) {
-        Some(own) => {
-            apply_lb(own.load_balancer.as_ref(), policy);
-            apply_pool(own.connection_pool.as_ref(), policy);
-            apply_outlier(own.outlier_detection.as_ref(), policy);
-        }
-        None => {
-            apply_lb(layer.load_balancer.as_ref(), policy);
-            apply_pool(layer.connection_pool.as_ref(), policy);
-            apply_outlier(layer.outlier_detection.as_ref(), policy);
-        }
-    }
-}
-
-fn apply_lb(lb: Option<&LoadBalancer>, policy: &mut BackendPolicy) {
-    match lb.and_then(|lb| lb.simple.as_deref()) {
-        Some("ROUND_ROBIN") => policy.lb = LbPolicy::RoundRobin,
-        Some("RANDOM") => policy.lb = LbPolicy::Random,
-        Some("LEAST_REQUEST" | "LEAST_CONN") => policy.lb = LbPolicy::LeastRequest,
-        _ => {}
-    }
-}
-
-fn apply_pool(pool: Option<&ConnectionPool>, policy: &mut BackendPolicy) {
-    let Some(pool) = pool else { return };
-    let ms = |text: &Option<std::sync::Arc<str>>| text.as_deref().and_then(parse_ms);
-    if let Some(tcp) = &pool.tcp {
-        policy.connect_timeout_ms = ms(&tcp.connect_timeout).unwrap_or(policy.connect_timeout_ms);
-        policy.idle_timeout_ms = ms(&tcp.idle_timeout).unwrap_or(policy.idle_timeout_ms);
-        policy.limits.connections_max = tcp.max_connections.or(policy.limits.connections_max);
-    }
-    if let Some(http) = &pool.http {
-        policy.idle_timeout_ms = ms(&http.idle_timeout).unwrap_or(policy.idle_timeout_ms);
-        let limits = &mut policy.limits;
-        limits.pending_max = http.http1_max_pending_requests.or(limits.pending_max);
-        limits.requests_max = http.http2_max_requests.or(limits.requests_max);
-    }
-}
-
-/// Istio's documented defaults for what the author leaves out: writing `outlierDetection` asks
-/// for Istio's ejection, not for weft's.
-fn apply_outlier(outlier: Option<&OutlierDetection>, policy: &mut BackendPolicy) {
-    let Some(o) = outlier else { return };
-    let count = o.consecutive_5xx_errors.or(o.consecutive_gateway_errors).or(o.consecutive_errors);
-    let base = o.base_ejection_time.as_deref().and_then(parse_ms).unwrap_or(30_000);
-    policy.outlier = Outlier {
-        consecutive_failures: count.unwrap_or(5),
-        base_ejection_ms: base,
-        max_ejection_ms: base.max(300_000),
-        max_ejection_basis_points: o.max_ejection_percent.unwrap_or(10).min(100) * 100,
-    };
-}
-
-// === what is not done as written ===
-
-fn judge(policy: &TrafficPolicy, path: &FieldPath, issues: &mut Issues) {
-    let lb = policy.load_balancer.as_ref();
-    judge_parts(
-        lb,
-        policy.connection_pool.as_ref(),
-        policy.outlier_detection.as_ref(),
-        path,
-        issues,
-    );
-    judge_tls(policy.tls.as_ref(), path, issues);
-    for (set, name) in [
-        (policy.tunnel.is_some(), "tunnel"),
-        (policy.proxy_protocol.is_some(), "proxyProtocol"),
-        (policy.retry_budget.is_some(), "retryBudget"),
-    ] {
-        if set {
-            not_done(issues, &path.field(name));
-        }
-    }
-    for (i, port) in policy.port_level_settings.iter().enumerate() {
-        let path = path.field("portLevelSettings").index(i);
-        let lb = port.load_balancer.as_ref();
-        let (pool, outlier) = (port.connection_pool.as_ref(), port.outlier_detection.as_ref());
-        judge_parts(lb, pool, outlier, &path, issues);
-        judge_tls(port.tls.as_ref(), &path, issues);
-    }
-}
-
-fn judge_parts(
-    lb: Option<&LoadBalancer>,
-    pool: Option<&ConnectionPool>,
-    outlier: Option<&OutlierDetection>,
-    path: &FieldPath,
-    issues: &mut Issues,
-) {
-    let mut check = |set: bool, at: FieldPath| {
-        if set {
-            not_done(issues, &at);
-        }
-    };
-    if let Some(lb) = lb {
-        let path = path.field("loadBalancer");
-        let known = ["ROUND_ROBIN", "RANDOM", "LEAST_REQUEST", "LEAST_CONN", "UNSPECIFIED"];
-        check(lb.simple.as_deref().is_some_and(|s| !known.contains(&s)), path.field("simple"));
-        check(lb.consistent_hash.is_some(), path.field("consistentHash"));
-        check(lb.locality_lb_setting.is_some(), path.field("localityLbSetting"));
-        check(lb.warmup.is_some(), path.field("warmup"));
-        check(lb.warmup_duration_secs.is_some(), path.field("warmupDurationSecs"));
-    }
-    if let Some(tcp) = pool.and_then(|p| p.tcp.as_ref()) {
-        let path = path.field("connectionPool").field("tcp");
-        check(tcp.tcp_keepalive.is_some(), path.field("tcpKeepalive"));
-        check(tcp.max_connection_duration.is_some(), path.field("maxConnectionDuration"));
-    }
-    if let Some(http) = pool.and_then(|p| p.http.as_ref()) {
-        let path = path.field("connectionPool").field("http");
-        let per_connection = http.max_requests_per_connection.is_some_and(|n| n != 0);
-        check(per_connection, path.field("maxRequestsPerConnection"));
-        check(http.max_retries.is_some(), path.field("maxRetries"));
-        check(http.h2_upgrade_policy.is_some(), path.field("h2UpgradePolicy"));
-        check(http.use_client_protocol.is_some(), path.field("useClientProtocol"));
-    }
-    if let Some(o) = outlier {
-        let path = path.field("outlierDetection");
-        check(o.min_health_percent.is_some_and(|n| n != 0), path.field("minHealthPercent"));
-        let split = o.split_external_local_origin_errors == Some(true);
-        check(split, path.field("splitExternalLocalOriginErrors"));
-    }
-}
-
-/// The mesh's own mTLS is always there; anything else is not done yet.
-fn judge_tls(tls: Option<&serde_json::Value>, path: &FieldPath, issues: &mut Issues) {
-    if tls.is_some_and(|tls| tls["mode"] != "ISTIO_MUTUAL") {
-        not_done(issues, &path.field("tls"));
     }
 }
 

@@ -81,7 +81,7 @@ fn endpoint(
         id: instance.id.clone(),
         address: SocketAddr::new(instance.address, own.port),
         labels: instance.labels.clone(),
-        locality: Locality { zone: instance.zone.clone(), ..Locality::default() },
+        locality: locality(instance),
         weight: instance.weight,
         health,
         identity: instance.mesh.then(|| identity(env, instance)),
@@ -89,6 +89,12 @@ fn endpoint(
         workload: instance.workload.clone(),
         mesh_address: instance.mesh_address,
     })
+}
+
+/// What its labels say; the slice's zone where they say nothing.
+fn locality(instance: &Instance) -> Locality {
+    let told = Locality::of_labels(&instance.labels);
+    if told.is_unknown() { Locality { zone: instance.zone.clone(), ..told } } else { told }
 }
 
 fn identity(env: &Env, instance: &Instance) -> Arc<str> {

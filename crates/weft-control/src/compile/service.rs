@@ -10,8 +10,8 @@ use weft_kinds::views::core;
 use weft_kinds::world::Object;
 use weft_model::{Backend, Host, HostPort, Labels, Resource, backend_child};
 
-use super::destination_rule::{self, Rules};
-use super::{Env, Output, Reader, balancer, names, protocol};
+use super::destination_rule::{self, Rules, SubsetRef};
+use super::{Env, Output, Reader, balancer, names, protocol, traffic_policy};
 
 /// JSON `{"80": 20001}`: where each pod's sidecar listens for programs that ignore proxies.
 /// Written by the addresses controller.
@@ -46,7 +46,7 @@ pub(super) fn compile(
             backend: backend_child(port.port, "").into(),
             upstream_port: upstream.get(&port.port.to_string()).copied(),
         });
-        for (subset, backend) in backends(env, &key, port.port, &rules) {
+        for (subset, backend) in backends(env, &key, port.port, &rules, &service.spec) {
             out.add(root.child(backend_child(port.port, &subset)), Resource::Backend(backend));
         }
     }
@@ -97,7 +97,13 @@ fn addresses(spec: &core::ServiceSpec) -> Vec<IpAddr> {
 }
 
 /// The backends of one port: the whole set, and each subset.
-fn backends(env: &Env, key: &ServiceKey, port: u16, rules: &Rules<'_>) -> Vec<(Arc<str>, Backend)> {
+fn backends(
+    env: &Env,
+    key: &ServiceKey,
+    port: u16,
+    rules: &Rules<'_>,
+    spec: &core::ServiceSpec,
+) -> Vec<(Arc<str>, Backend)> {
     let service: Arc<str> = key.host(&env.cluster_domain).as_str().into();
     let make = |subset: Arc<str>, selector: Labels, policy, origin| Backend {
         service: service.clone(),
@@ -107,13 +113,15 @@ fn backends(env: &Env, key: &ServiceKey, port: u16, rules: &Rules<'_>) -> Vec<(A
         policy,
         origin,
     };
-    let whole = make("".into(), Labels::new(), rules.policy(port, None), rules.origin());
+    let usual = traffic_policy::usual(spec.traffic_distribution.as_deref());
+    let policy = |subset: Option<&SubsetRef<'_>>| rules.policy(usual.clone(), port, subset);
+    let whole = make("".into(), Labels::new(), policy(None), rules.origin());
     let mut out = vec![("".into(), whole)];
     for subset in rules.subsets() {
         let backend = make(
             subset.view.name.clone(),
             subset.view.labels.clone(),
-            rules.policy(port, Some(&subset)),
+            policy(Some(&subset)),
             Some(subset.origin()),
         );
         out.push((subset.view.name.clone(), backend));

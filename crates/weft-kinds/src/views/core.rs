@@ -52,6 +52,8 @@ pub struct ServiceSpec {
     pub ports: Vec<ServicePort>,
     pub external_name: Arc<str>,
     pub publish_not_ready_addresses: bool,
+    /// `PreferClose`, `PreferSameZone` or `PreferSameNode`.
+    pub traffic_distribution: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Labels;
+use super::balancing::{ConsistentHash, LocalityLb, RetryBudget, Warmup};
 
 pub const GROUP: &str = "networking.istio.io";
 
@@ -45,11 +46,76 @@ pub struct HttpRoute {
     pub timeout: Option<Arc<str>>,
     pub retries: Option<Retries>,
     pub headers: Option<Headers>,
-    pub fault: Option<Value>,
-    pub mirror: Option<Value>,
-    pub mirrors: Vec<Value>,
-    pub cors_policy: Option<Value>,
-    pub delegate: Option<Value>,
+    pub fault: Option<Fault>,
+    pub mirror: Option<Destination>,
+    pub mirror_percentage: Option<Percent>,
+    pub mirror_percent: Option<u32>,
+    pub mirrors: Vec<HttpMirror>,
+    pub cors_policy: Option<CorsPolicy>,
+    pub delegate: Option<Delegate>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Fault {
+    pub delay: Option<FaultDelay>,
+    pub abort: Option<FaultAbort>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FaultDelay {
+    pub fixed_delay: Option<Arc<str>>,
+    pub exponential_delay: Option<Arc<str>>,
+    pub percentage: Option<Percent>,
+    pub percent: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FaultAbort {
+    pub http_status: Option<u16>,
+    pub grpc_status: Option<Arc<str>>,
+    #[serde(rename = "http2Error")]
+    pub http2_error: Option<Arc<str>>,
+    pub percentage: Option<Percent>,
+}
+
+/// Out of 100; an empty one is 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Percent {
+    pub value: Option<serde_json::Number>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct HttpMirror {
+    pub destination: Destination,
+    pub percentage: Option<Percent>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CorsPolicy {
+    /// Exact texts, the form before `allowOrigins`.
+    pub allow_origin: Vec<Arc<str>>,
+    pub allow_origins: Vec<StringMatch>,
+    pub allow_methods: Vec<Arc<str>>,
+    pub allow_headers: Vec<Arc<str>>,
+    pub expose_headers: Vec<Arc<str>>,
+    pub max_age: Option<Arc<str>>,
+    pub allow_credentials: Option<bool>,
+    /// `FORWARD` (or absent) or `IGNORE`.
+    pub unmatched_preflights: Option<Arc<str>>,
+}
+
+/// Another VirtualService whose rules are used for what this rule matches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Delegate {
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -132,7 +198,15 @@ pub struct DirectBody {
 pub struct Rewrite {
     pub uri: Option<Arc<str>>,
     pub authority: Option<Arc<str>>,
-    pub uri_regex_rewrite: Option<Value>,
+    pub uri_regex_rewrite: Option<RegexRewrite>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct RegexRewrite {
+    #[serde(rename = "match")]
+    pub find: Arc<str>,
+    pub rewrite: Arc<str>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -210,7 +284,7 @@ pub struct TrafficPolicy {
     pub tls: Option<Value>,
     pub tunnel: Option<Value>,
     pub proxy_protocol: Option<Value>,
-    pub retry_budget: Option<Value>,
+    pub retry_budget: Option<RetryBudget>,
     pub port_level_settings: Vec<PortTrafficPolicy>,
 }
 
@@ -228,10 +302,12 @@ pub struct PortTrafficPolicy {
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancer {
     pub simple: Option<Arc<str>>,
-    pub consistent_hash: Option<Value>,
-    pub locality_lb_setting: Option<Value>,
-    pub warmup: Option<Value>,
-    pub warmup_duration_secs: Option<Value>,
+    pub consistent_hash: Option<ConsistentHash>,
+    pub locality_lb_setting: Option<LocalityLb>,
+    pub zone_aware_lb_setting: Option<Value>,
+    pub warmup: Option<Warmup>,
+    /// Deprecated by `warmup`.
+    pub warmup_duration_secs: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -278,6 +354,7 @@ pub struct OutlierDetection {
     pub min_health_percent: Option<u32>,
     pub split_external_local_origin_errors: Option<bool>,
     pub consecutive_local_origin_failures: Option<u32>,
+    pub outlier_detection_http_error_codes: Vec<u16>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

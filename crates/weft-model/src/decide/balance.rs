@@ -2,7 +2,19 @@
 //! Candidates and whose turn it is. State lives with the caller (one per worker); chance comes in
 //! as a number.
 
+mod ewma;
+mod hash;
+mod locality;
+mod outlier;
+mod shares;
+
 use crate::{Backend, EndpointSet, Health};
+
+pub use ewma::PeakEwma;
+pub use hash::{HashRing, key_hash, within_bound};
+pub use locality::{Own, PlaceRule, Places, places};
+pub use outlier::*;
+pub use shares::{Member, Shares, Standing, warm_basis_points};
 
 /// Smooth weighted round robin (nginx's algorithm): exact over each cycle of ΣR picks, and the
 /// picks of one endpoint are spread evenly over the cycle.
@@ -24,11 +36,17 @@ pub struct Candidates {
 // === impl SmoothWeighted ===
 
 impl SmoothWeighted {
+    /// Begins a new cycle: what was owed in other weights says nothing any more.
+    pub fn reset(&mut self) {
+        self.current.clear();
+    }
+
     /// The next index into `weights`; `None` when all are 0. When the number of weights changes
     /// the cycle starts anew, so the caller keeps one state per candidate set.
     pub fn next(&mut self, weights: &[u32]) -> Option<usize> {
         if self.current.len() != weights.len() {
-            self.current = vec![0; weights.len()];
+            self.current.clear();
+            self.current.resize(weights.len(), 0);
         }
         let mut total = 0i64;
         let mut best: Option<(usize, i64)> = None;
@@ -81,9 +99,5 @@ pub fn candidates(backend: &Backend, set: &EndpointSet) -> Candidates {
     out
 }
 
-/// How many of `total` endpoints may be ejected at a time: the share, but always one of several.
-pub fn ejections_allowed(total: usize, max_basis_points: u32) -> usize {
-    let share = usize::try_from(max_basis_points).unwrap_or(usize::MAX).min(10_000);
-    let allowed = total * share / 10_000;
-    if total > 1 && share > 0 { allowed.max(1) } else { allowed.min(total.saturating_sub(1)) }
-}
+#[cfg(test)]
+mod tests;

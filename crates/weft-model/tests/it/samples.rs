@@ -17,6 +17,8 @@ pub fn all() -> Vec<(&'static str, Resource)> {
         ("route-gateway", Resource::Route(gateway_route())),
         ("backend", backend(LbPolicy::LeastRequest)),
         ("backend-random", backend(LbPolicy::Random)),
+        ("backend-ewma", backend(LbPolicy::PeakEwma)),
+        ("backend-hash", backend(LbPolicy::Hash(Box::new(hashing())))),
         ("endpoints", Resource::Endpoints(endpoints())),
         ("fail", Resource::Fail(Fail { reason: "why".into(), origin: Some(origin("")) })),
     ]
@@ -116,12 +118,38 @@ fn rule(field: &str, matches: Vec<Match>, action: Action) -> Rule {
         action,
         timeouts: Timeouts::default(),
         retry: Retry::default(),
+        session: None,
         origin: origin(field),
     }
 }
 
 fn path(path: PathMatch) -> Match {
     Match { path: Some(path), ..Match::default() }
+}
+
+fn fault() -> Filter {
+    Filter::Fault(Fault {
+        delay: Some(Delay { ms: 5, share: Share::of(1, 2) }),
+        abort: Some(Abort { answer: AbortAnswer::Grpc(14), share: Share::of(1, 1000) }),
+    })
+}
+
+fn mirror(subset: &str) -> Filter {
+    let root = Root::host("product.shop.svc.cluster.local");
+    let target = Target::Backend(root.child(backend_child(80, subset)));
+    Filter::Mirror(Mirror { target, share: Share::ALL, mark_host: true })
+}
+
+fn cors() -> Filter {
+    Filter::Cors(Cors {
+        origins: vec![StringMatch::Present, StringMatch::Regex(regex("https://.*"))],
+        methods: vec!["GET".into()],
+        headers: vec!["x-a".into()],
+        expose: vec!["x-b".into()],
+        max_age_s: Some(5),
+        credentials: true,
+        forward_unmatched: true,
+    })
 }
 
 pub fn mesh_route() -> Route {
@@ -165,12 +193,21 @@ pub fn mesh_route() -> Route {
             Filter::RequestHeaders(edit),
             rewrite(PathRewrite::Full("/full".into())),
             rewrite(PathRewrite::Prefix("/prefix".into())),
+            rewrite(PathRewrite::Regex(RegexRewrite::new("/v([0-9])/", r"/\1/").unwrap())),
+            fault(),
+            mirror("v2"),
+            cors(),
         ],
         timeouts: Timeouts {
             request_ms: Some(1_000),
             backend_request_ms: Some(0),
             idle_ms: Some(5_000),
         },
+        session: Some(Session {
+            by: SessionBy::Cookie { permanent: true },
+            name: "s".into(),
+            absolute_s: Some(60),
+        }),
         retry: Retry {
             attempts: 3,
             per_try_timeout_ms: Some(300),
@@ -213,6 +250,7 @@ fn gateway_route() -> Route {
         port: Some(443),
         path: Some(PathRewrite::Prefix("/new".into())),
         status: 308,
+        port_from: RedirectPort::Request,
     });
     let direct = Action::Direct { status: 200, body: "ok".into() };
     let prefix = vec![path(PathMatch::ElementPrefix("/users".into()))];
@@ -233,10 +271,23 @@ fn gateway_route() -> Route {
     }
 }
 
+fn hashing() -> Hashing {
+    Hashing {
+        by: HashBy::Header("x-user".into()),
+        table: HashTable::Ring { points_min: 1_024 },
+        load_max_basis_points: None,
+    }
+}
+
 fn backend(lb: LbPolicy) -> Resource {
     let policy = BackendPolicy {
         lb,
-        limits: Limits { connections_max: Some(5), pending_max: Some(6), requests_max: Some(7) },
+        limits: Limits {
+            connections_max: Some(5),
+            pending_max: Some(6),
+            requests_max: Some(7),
+            retries_max: None,
+        },
         ..BackendPolicy::default()
     };
     Resource::Backend(Backend {

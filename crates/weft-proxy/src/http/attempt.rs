@@ -6,24 +6,33 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{HOST, HeaderValue};
+use http::header::{HOST, HeaderValue, SET_COOKIE};
 use http::request::Parts;
 use http::{Request, Response, Uri, Version};
 use tokio::time::Instant;
-use weft_model::decide::{Failure, Verdict, is_idempotent, retry_verdict};
-use weft_model::{Protocol, Retry, Timeouts, Transport};
+use weft_base::limits::PENDING_MS_MAX;
+use weft_model::decide::{
+    Failure, Outcome, Verdict, is_idempotent, outcome_of_grpc, outcome_of_status, retry_verdict,
+};
+use weft_model::{LbPolicy, Limits, Protocol, Retry, Timeouts, Transport};
 
 use super::body::{AttemptBody, BodyLimits, Replay, ReplyBody};
 use super::headers::{self, FLAGS, NOT_FORWARDED};
 use super::reply::{Cause, Refusal};
-use crate::observe::record::{Record, grpc_status, is_server_fault};
+use crate::observe::record::{Record, grpc_status};
 use crate::table::BackendEntry;
-use crate::upstream::pick::{LocalBackend, LocalEndpoint};
+use crate::upstream::ask::{Key, retry_after_ms};
+use crate::upstream::breaker::{self, Counted};
+use crate::upstream::pick::{Ask, LocalBackend, LocalEndpoint};
 use crate::upstream::pool::{Answered, How, InFlight, Lease, SendError, Wire};
 use crate::worker::Worker;
 
 /// Longest wait between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// How long a request waits for one of its backend's connections.
+const PATIENCE: Duration = Duration::from_millis(PENDING_MS_MAX);
+/// Longest pause that an upstream asks for and a request waits through.
+const PAUSE_MS_MAX: u64 = 5_000;
 
 /// One request on its way to one backend.
 #[derive(Debug)]
@@ -39,6 +48,8 @@ pub struct Call<'a> {
     pub version: Version,
     pub timeouts: &'a Timeouts,
     pub retry: &'a Retry,
+    /// The endpoint that the client's session belongs to; it is tried first.
+    pub pinned: Option<Rc<LocalEndpoint>>,
 }
 
 /// How one attempt ended.
@@ -54,13 +65,30 @@ enum Ended {
 /// # Errors
 /// The refusal to answer with when there is none.
 pub async fn forward(call: &Call<'_>, record: &mut Record) -> Result<Response<ReplyBody>, Refusal> {
+    let key = {
+        let (lb, client) = (&call.backend.borrow().entry.backend.policy.lb, record.client());
+        Key::of(lb, &call.head.headers, &call.head.uri, client, &mut call.worker.rng.borrow_mut())
+    };
+    let mut response = attempts(call, key.hash, record).await?;
+    if let Some(cookie) = key.given {
+        response.headers_mut().append(SET_COOKIE, cookie);
+    }
+    Ok(response)
+}
+
+async fn attempts(
+    call: &Call<'_>,
+    hash: Option<u64>,
+    record: &mut Record,
+) -> Result<Response<ReplyBody>, Refusal> {
     let (allowed, patience) = (limit(call.timeouts.request_ms), patience(call, record));
     let shortest = allowed.into_iter().chain(patience).min();
     let deadline = shortest.map(|d| (Instant::now() + d, d));
     let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
+    let mut retrying = None;
     call.backend.borrow_mut().budget.request(call.worker.clock.now());
     loop {
-        let picked = pick(call, &tried).ok_or_else(|| no_instance(call))?;
+        let picked = pick(call, hash, &tried).ok_or_else(|| no_instance(call))?;
         record.endpoint = Some(picked.clone());
         record.backend = Some(call.backend.borrow().entry.clone());
         record.attempts += 1;
@@ -71,7 +99,7 @@ pub async fn forward(call: &Call<'_>, record: &mut Record) -> Result<Response<Re
         let until = earlier(deadline, attempt_limit);
         let ended = attempt(call, &picked, until, record.is_grpc).await;
         record.upstream_ms = Some(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
-        note(call, &picked, &ended, record);
+        note(call, &picked, &ended, began.elapsed(), record);
         let (failure, answer, refusal) = match ended {
             Ended::Over(refusal) => return Err(refusal),
             Ended::Answer(response, lease) => match judged(&response, &picked) {
@@ -91,13 +119,39 @@ pub async fn forward(call: &Call<'_>, record: &mut Record) -> Result<Response<Re
             let whose = if own { " (grpc-timeout of its client)" } else { "" };
             return Err(Refusal::new(Cause::RequestTimeout, refusal.detail + whose));
         }
-        match again(call, failure, record.attempts) {
-            Ok(()) => {}
-            Err(why) => return stop(call, answer, refusal, why, record, until),
-        }
-        call.worker.metrics.cells.retries.add(1);
         tried.push(picked);
-        back_off(call, failure, &tried, deadline).await;
+        let wait = match again(call, failure, record.attempts) {
+            Ok(counted) => {
+                drop(retrying.replace(counted));
+                wait(call, failure, answer.as_ref().map(|(r, _)| &**r), &tried, deadline)
+            }
+            Err(why) => Err(why),
+        };
+        let wait = match wait {
+            Ok(wait) => wait,
+            Err(why) => return stop(call, answer, refusal, why, record, until),
+        };
+        drop(answer);
+        call.worker.metrics.cells.retries.add(1);
+        if let Some(at) = wait {
+            tokio::time::sleep_until(at).await;
+        }
+    }
+}
+
+/// Sends a request once and judges nothing: the copy of one that somebody else answers.
+pub async fn once(call: &Call<'_>, grpc: bool) -> Option<Response<ReplyBody>> {
+    let picked = pick(call, None, &[])?;
+    match attempt(call, &picked, None, grpc).await {
+        Ended::Answer(response, lease) => Some(pass_on(call, *response, lease, None)),
+        Ended::Failed(_, _, why) => {
+            tracing::debug!(%why, "a mirrored request failed");
+            None
+        }
+        Ended::Over(refusal) => {
+            tracing::debug!(why = %refusal.detail, "a mirrored request failed");
+            None
+        }
     }
 }
 
@@ -107,14 +161,17 @@ fn patience(call: &Call<'_>, record: &Record) -> Option<Duration> {
     named.filter(|d| *d < Duration::from_secs(86_400 * 365))
 }
 
-fn pick(call: &Call<'_>, tried: &[Rc<LocalEndpoint>]) -> Option<Rc<LocalEndpoint>> {
+fn pick(
+    call: &Call<'_>,
+    hash: Option<u64>,
+    tried: &[Rc<LocalEndpoint>],
+) -> Option<Rc<LocalEndpoint>> {
     let mut backend = call.backend.borrow_mut();
     let (mut rng, now) = (call.worker.rng.borrow_mut(), call.worker.clock.now());
-    if tried.is_empty() {
-        backend.pick(&mut rng, now)
-    } else {
-        backend.pick_again(&mut rng, now, tried)
+    if tried.is_empty() && call.pinned.is_some() {
+        return call.pinned.clone();
     }
+    backend.pick(Ask { hash, tried }, &mut rng, now)
 }
 
 async fn attempt(
@@ -123,10 +180,8 @@ async fn attempt(
     until: Option<(Instant, Duration)>,
     grpc: bool,
 ) -> Ended {
-    let (policy, protocol) = {
-        let backend = call.backend.borrow();
-        (backend.entry.backend.policy.clone(), backend.entry.protocol)
-    };
+    let entry = call.backend.borrow().entry.clone();
+    let (policy, protocol) = (&entry.backend.policy, entry.protocol);
     if let Some(most) = policy.limits.requests_max
         && call.backend.borrow().in_flight() >= u64::from(most)
     {
@@ -137,9 +192,8 @@ async fn attempt(
     let upgrade = call.head.headers.contains_key(http::header::UPGRADE);
     let wire = if upgrade { Wire::H1 } else { wire(protocol, transport, call.version, grpc) };
     if let Some(most) = policy.limits.connections_max
-        && is_full(call, picked, wire, most)
+        && let Err(detail) = room(call, picked, wire, &policy.limits, most).await
     {
-        let detail = format!("{most} connections are open, its limit, and all are busy");
         return Ended::Over(Refusal::new(Cause::Overload, detail));
     }
     let how = How {
@@ -177,11 +231,22 @@ async fn attempt(
     }
 }
 
-/// Whether an attempt would need a connection beyond the backend's limit. Workers have equal
-/// shares of it.
-fn is_full(call: &Call<'_>, picked: &LocalEndpoint, wire: Wire, most: u32) -> bool {
-    let share = usize::try_from(most).unwrap_or(usize::MAX) / call.worker.config.workers.max(1);
-    !picked.pool.has_room(wire) && call.backend.borrow().connections() >= share.max(1)
+/// Waits in line while an attempt would need a connection beyond the backend's limit. Workers have
+/// equal shares of it.
+async fn room(
+    call: &Call<'_>,
+    picked: &LocalEndpoint,
+    wire: Wire,
+    limits: &Limits,
+    most: u32,
+) -> Result<(), String> {
+    let workers = call.worker.config.workers;
+    let full = || {
+        let open = call.backend.borrow().connections();
+        !picked.pool.has_room(wire) && open >= breaker::part(most, workers)
+    };
+    let breaker = call.backend.borrow().breaker.clone();
+    breaker.wait(limits, workers, PATIENCE, picked.pool.freed(), full).await
 }
 
 fn failed(call: &Call<'_>, error: SendError, address: std::net::SocketAddr) -> Ended {
@@ -230,7 +295,7 @@ fn judged(response: &Response<Answered>, picked: &LocalEndpoint) -> Option<(Fail
 }
 
 /// Whether to send it again; otherwise why not.
-fn again(call: &Call<'_>, failure: Failure, attempt: u32) -> Result<(), String> {
+fn again(call: &Call<'_>, failure: Failure, attempt: u32) -> Result<Counted, String> {
     let method = call.head.method.as_str();
     let replayable = call.body.can_replay();
     match retry_verdict(call.retry, method, failure, attempt, replayable) {
@@ -238,13 +303,15 @@ fn again(call: &Call<'_>, failure: Failure, attempt: u32) -> Result<(), String> 
         Verdict::Retry => {}
     }
     let mut backend = call.backend.borrow_mut();
-    let budget = backend.entry.backend.policy.retry_budget.clone();
+    let entry = backend.entry.clone();
+    let policy = &entry.backend.policy;
     let workers = call.worker.config.workers;
-    if backend.budget.take(&budget, workers, call.worker.clock.now()) {
-        return Ok(());
-    }
-    call.worker.metrics.cells.retries_denied.add(1);
-    Err("the retry budget is used up, so it was not sent again".into())
+    let counted = backend.breaker.retry(&policy.limits, workers).and_then(|counted| {
+        let room = backend.budget.take(&policy.retry_budget, workers, call.worker.clock.now());
+        let used_up = || "the retry budget is used up, so it was not sent again".to_owned();
+        room.then_some(counted).ok_or_else(used_up)
+    });
+    counted.inspect_err(|_| call.worker.metrics.cells.retries_denied.add(1))
 }
 
 /// No further attempt: an answer of the upstream is passed on as it is, anything else refused.
@@ -285,44 +352,75 @@ fn pass_on(
     Response::from_parts(head, ReplyBody::upstream(body, lease, limits))
 }
 
-fn note(call: &Call<'_>, picked: &LocalEndpoint, ended: &Ended, record: &mut Record) {
-    let ok = match ended {
+/// Tells everybody who learns from an attempt how it went: the ejector, the balancer's pace, and
+/// all workers when the upstream asks for a pause.
+fn note(
+    call: &Call<'_>,
+    picked: &LocalEndpoint,
+    ended: &Ended,
+    took: Duration,
+    record: &mut Record,
+) {
+    let entry = call.backend.borrow().entry.clone();
+    let policy = &entry.backend.policy;
+    let now = call.worker.clock.now();
+    if policy.lb == LbPolicy::PeakEwma && !matches!(ended, Ended::Over(_)) {
+        picked.note_pace(took, matches!(ended, Ended::Answer(..)), now);
+    }
+    if let Ended::Answer(response, _) = ended
+        && let Some(ms) = retry_after_ms(response.status(), response.headers())
+    {
+        picked.entry.shared.pause_until(now.plus(Duration::from_millis(ms)));
+        entry.set.changed();
+    }
+    let outcome = match ended {
         Ended::Over(_) => return,
-        Ended::Failed(..) => false,
+        Ended::Failed(..) => Outcome::Local,
         Ended::Answer(response, _) => match judged(response, picked) {
             // How a gRPC call went is said at its end.
             None if record.is_grpc && grpc_status(response.headers()).is_none() => {
-                let entry = call.backend.borrow().entry.clone();
                 record.unjudged = Some((entry, picked.entry.clone()));
                 return;
             }
-            None => true,
-            Some((Failure::Status(status), _)) => status < 500,
-            Some((Failure::Grpc(code), _)) => !is_server_fault(code),
-            Some(_) => false,
+            None | Some((Failure::Status(_), _)) => {
+                outcome_of_status(&policy.outlier, response.status().as_u16())
+            }
+            Some((Failure::Grpc(code), _)) => outcome_of_grpc(code),
+            Some(_) => Outcome::Gateway,
         },
     };
-    let entry = call.backend.borrow().entry.clone();
-    call.worker.shared.reporter.note(&entry, &picked.entry, ok);
+    call.worker.shared.reporter.note(&entry, &picked.entry, outcome, call.worker.id);
 }
 
-/// Waits before the next attempt; not at all when nothing was sent and another endpoint is there.
-async fn back_off(
+/// When the next attempt begins: at once when nothing was sent and another endpoint is there, at
+/// the end of the pause that the upstream asked for when no other one is, else after a back-off.
+///
+/// # Errors
+/// Why waiting is in vain.
+fn wait(
     call: &Call<'_>,
     failure: Failure,
+    answer: Option<&Response<Answered>>,
     tried: &[Rc<LocalEndpoint>],
     deadline: Option<(Instant, Duration)>,
-) {
-    let others = call.backend.borrow().candidates().len() > tried.len();
+) -> Result<Option<Instant>, String> {
+    let others = call.backend.borrow_mut().has_other(tried, call.worker.clock.now());
     if failure == Failure::NotSent && others {
-        return;
+        return Ok(None);
+    }
+    let pause = answer.and_then(|r| retry_after_ms(r.status(), r.headers())).filter(|_| !others);
+    if let Some(ms) = pause {
+        let at = Instant::now() + Duration::from_millis(ms);
+        if ms > PAUSE_MS_MAX || deadline.is_some_and(|(end, _)| end <= at) {
+            return Err(format!("it asks for a pause of {ms} ms, and there is no other instance"));
+        }
+        return Ok(Some(at));
     }
     let doubled = 1u64 << tried.len().saturating_sub(1).min(10);
     let base = Duration::from_millis(call.retry.backoff_ms.max(1).saturating_mul(doubled));
     let wait = call.worker.rng.borrow_mut().jitter(base / 2, 100).min(BACKOFF_MAX);
     let at = Instant::now() + wait;
-    let at = deadline.map_or(at, |(end, _)| end.min(at));
-    tokio::time::sleep_until(at).await;
+    Ok(Some(deadline.map_or(at, |(end, _)| end.min(at))))
 }
 
 /// The request as this endpoint gets it.

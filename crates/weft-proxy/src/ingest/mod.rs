@@ -116,7 +116,8 @@ impl Ingest {
         };
         Self {
             builder: Builder::new(config.workers, clock.clone(), config.node.namespace.clone())
-                .with_instances(config.capture.is_some()),
+                .with_instances(config.capture.is_some())
+                .located(config.own.clone()),
             workers,
             sockets: BTreeMap::new(),
             next_number: 0,

@@ -2,6 +2,7 @@
 //! One record per request, begun when its head is read and written exactly once: when the answer
 //! ended, or when it was dropped before that. Feeds metrics and access log.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use http::header::{HeaderMap, HeaderValue};
 use http::{Method, Uri, Version};
 use tokio::time::Instant;
 use weft_model::Health;
+use weft_model::decide::{CorsHeaders, Outcome, outcome_of_grpc};
 
 use super::flags::{Flag, Flags};
 use super::metrics::{Labels, Reporter, RequestProtocol};
@@ -48,6 +50,8 @@ pub struct Record {
     pub flags: Flags,
     pub sentence: Option<String>,
     pub last_cause: Option<String>,
+    /// What a browser of another origin is told with the answer.
+    pub cross: CorsHeaders,
     pub body: Replay,
     pub bytes_sent: u64,
     pub upstream_ms: Option<u64>,
@@ -86,6 +90,7 @@ impl Record {
             flags: Flags::default(),
             sentence: None,
             last_cause: None,
+            cross: Vec::new(),
             body: Replay::default(),
             bytes_sent: 0,
             upstream_ms: None,
@@ -124,22 +129,27 @@ impl Record {
         match flag {
             // The client's doing says nothing about the instance.
             Flag::DC | Flag::DPE => {}
-            _ => self.judge(false),
+            _ => self.judge(Outcome::Local),
         }
         self.write();
     }
 
     /// The answer was passed on whole.
     pub fn complete(&mut self) {
-        self.judge(!self.grpc_status.is_some_and(is_server_fault));
+        self.judge(self.grpc_status.map_or(Outcome::Success, outcome_of_grpc));
         self.write();
     }
 
     /// Tells the ejector how a gRPC call went, once.
-    fn judge(&mut self, ok: bool) {
+    fn judge(&mut self, outcome: Outcome) {
         if let Some((backend, endpoint)) = self.unjudged.take() {
-            self.worker.shared.reporter.note(&backend, &endpoint, ok);
+            self.worker.shared.reporter.note(&backend, &endpoint, outcome, self.worker.id);
         }
+    }
+
+    /// Who is on the other end of the connection.
+    pub fn client(&self) -> IpAddr {
+        self.conn.remote.ip()
     }
 
     pub fn elapsed_ms(&self) -> u64 {
@@ -237,11 +247,6 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(http::header::CONTENT_TYPE)
         .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
-}
-
-/// What gRPC calls UNKNOWN, INTERNAL, UNAVAILABLE and DATA_LOSS is the server's fault.
-pub fn is_server_fault(grpc: u16) -> bool {
-    matches!(grpc, 2 | 13 | 14 | 15)
 }
 
 pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {

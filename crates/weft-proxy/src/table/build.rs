@@ -6,20 +6,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use weft_base::clock::Clock;
+use weft_model::decide::{Own, places};
 use weft_model::{
-    Action, Backend, BackendPolicy, Endpoint, EndpointSet, Fail, Health, Host, InboundListener,
-    Labels, ListenerKind, Locality, Outlier, Resource, ResourceName, Root, Route, Target,
-    Transport, endpoints_child,
+    Backend, BackendPolicy, Endpoint, EndpointSet, Fail, Health, Host, InboundListener, Labels,
+    ListenerKind, Locality, Outlier, Resource, ResourceName, Root, Route, Transport,
+    endpoints_child,
 };
 use weft_xds::Rejected;
 
 use super::{
     BackendEntry, CaptureEntry, EndpointEntry, EndpointShared, GatewayEntry, HostEntry,
-    InboundEntry, Table, Unheld, tls,
+    InboundEntry, SetShared, Table, Unheld, WindowEnd, tls,
 };
 
 type Child = Arc<str>;
@@ -39,8 +40,10 @@ pub struct Builder {
     /// Routes that wait for a backend, so that they are looked at again.
     waiting: BTreeSet<ResourceName>,
     shared: HashMap<SharedKey, Arc<EndpointShared>>,
-    /// See [`BackendEntry::ejected_until`], by service and port.
-    ejected: HashMap<(Arc<str>, u16), Arc<AtomicU64>>,
+    /// See [`BackendEntry::set`], by service and port.
+    sets: HashMap<(Arc<str>, u16), Arc<SetShared>>,
+    /// Where this proxy is.
+    own: Own,
     table: Table,
 }
 
@@ -58,7 +61,8 @@ impl Builder {
             routes: BTreeMap::new(),
             waiting: BTreeSet::new(),
             shared: HashMap::new(),
-            ejected: HashMap::new(),
+            sets: HashMap::new(),
+            own: Own::default(),
             table: Table::default(),
         }
     }
@@ -67,6 +71,12 @@ impl Builder {
     #[must_use]
     pub fn with_instances(self, instances: bool) -> Self {
         Self { instances, ..self }
+    }
+
+    /// The same for a proxy that knows where it is.
+    #[must_use]
+    pub fn located(self, own: Own) -> Self {
+        Self { own, ..self }
     }
 
     /// Applies one transaction and returns the new table with what was refused of it.
@@ -212,13 +222,13 @@ impl Builder {
         let used = old
             .as_ref()
             .map_or_else(|| Arc::new(AtomicU64::new(self.clock.now().0)), |old| old.used.clone());
-        if let Some(old) = old {
+        if let Some(old) = &old {
             for alias in &old.host.aliases {
                 if self.table.aliases.get(alias) == Some(name) {
                     self.table.aliases.remove(alias);
                 }
             }
-            self.table.addresses.remove(&old);
+            self.table.addresses.remove(old);
         }
         let Some(children) = self.roots.get(root).cloned() else { return };
         let host = match children.get("") {
@@ -245,7 +255,10 @@ impl Builder {
                         Some(Resource::Endpoints(set)) => Some(set),
                         _ => None,
                     };
-                    let made = self.backend(root.child(child.clone()), backend.clone(), set);
+                    let mut made = self.backend(root.child(child.clone()), backend.clone(), set);
+                    if let Some(before) = old.as_ref().and_then(|old| old.backends.get(child)) {
+                        made.window = before.window.goes_on();
+                    }
                     entry.backends.insert(child.clone(), Arc::new(made));
                 }
                 Resource::Fail(fail) => {
@@ -339,6 +352,7 @@ impl Builder {
                 (backend.service.clone(), backend.port, endpoint.id.clone(), endpoint.address);
             let shared =
                 self.shared.entry(key).or_insert_with(|| Arc::new(EndpointShared::new(workers)));
+            shared.set_healthy(endpoint.health == Health::Healthy, self.clock.now());
             let entry = EndpointEntry { endpoint: endpoint.clone(), shared: shared.clone() };
             endpoints.push(Arc::new(entry));
         }
@@ -351,7 +365,14 @@ impl Builder {
         };
         let set_key = (backend.service.clone(), backend.port);
         BackendEntry {
-            ejected_until: self.ejected.entry(set_key).or_default().clone(),
+            set: self.sets.entry(set_key).or_default().clone(),
+            places: places(
+                &backend.policy.locality,
+                &self.own,
+                endpoints.iter().map(|e: &Arc<EndpointEntry>| &e.endpoint),
+            ),
+            ring: OnceLock::new(),
+            window: WindowEnd::default(),
             namespace: set.map(|s| s.namespace.clone()).unwrap_or_default(),
             protocol: set.map_or(weft_model::Protocol::Detect, |s| s.protocol),
             cluster: cluster.into(),
@@ -366,7 +387,7 @@ impl Builder {
     fn sweep(&mut self) {
         if self.shared.len() > 64 + 2 * self.table.backends().map(|b| b.total()).sum::<usize>() {
             self.shared.retain(|_, shared| Arc::strong_count(shared) > 1);
-            self.ejected.retain(|_, until| Arc::strong_count(until) > 1);
+            self.sets.retain(|_, set| Arc::strong_count(set) > 1);
         }
     }
 }
@@ -401,16 +422,7 @@ fn check_tls(resource: Resource, clock: &Clock) -> Result<Resource, String> {
 }
 
 fn targets(route: &Route) -> impl Iterator<Item = &ResourceName> {
-    route.rules.iter().flat_map(|rule| {
-        let backends = match &rule.action {
-            Action::Forward(backends) => backends.as_slice(),
-            _ => &[],
-        };
-        backends.iter().filter_map(|b| match &b.target {
-            Target::Backend(name) => Some(name),
-            Target::Fail { .. } => None,
-        })
-    })
+    route.targets().map(|(name, _)| name)
 }
 
 /// The app behind a sidecar, as a backend of one endpoint that is never ejected or retried.
@@ -428,10 +440,7 @@ fn app_backend(listener: &InboundListener) -> (Backend, EndpointSet) {
         workload: "".into(),
         mesh_address: None,
     };
-    let policy = BackendPolicy {
-        outlier: Outlier { consecutive_failures: 0, ..Outlier::default() },
-        ..BackendPolicy::default()
-    };
+    let policy = BackendPolicy { outlier: Outlier::off(), ..BackendPolicy::default() };
     let backend = Backend {
         service: service.clone(),
         port: listener.port,

@@ -4,23 +4,24 @@
 
 mod addresses;
 mod build;
+mod shared;
 mod single;
 mod tls;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use weft_base::clock::Mono;
-use weft_base::metrics::Cell;
-use weft_model::decide::host_fit;
+use weft_model::decide::{HashRing, Member, Places, Shares, host_fit, warm_basis_points};
 use weft_model::{
-    Backend, CaptureListener, Endpoint, Fail, GatewayListener, Host, HostPort, InboundListener,
-    Protocol, ResourceName, Root, Route,
+    Backend, CaptureListener, Endpoint, Fail, GatewayListener, HashTable, Health, Host, HostPort,
+    InboundListener, Protocol, ResourceName, Root, Route,
 };
 
 pub use build::Builder;
+pub use shared::{EndpointShared, SetShared, WindowEnd};
 
 /// All that a proxy knows, at one generation.
 #[derive(Clone, Debug, Default)]
@@ -67,9 +68,13 @@ pub struct BackendEntry {
     pub protocol: Protocol,
     pub endpoints: Vec<Arc<EndpointEntry>>,
     pub healthy: usize,
-    /// Until when any endpoint of its set is ejected, in monotonic milliseconds; picks look at
-    /// each endpoint's own time only before that. It outlives the table like theirs.
-    pub ejected_until: Arc<AtomicU64>,
+    /// Where its endpoints stand, seen from this proxy.
+    pub places: Places,
+    /// What is shared about its set; it outlives the table.
+    pub set: Arc<SetShared>,
+    pub window: WindowEnd,
+    /// Made when the first worker needs it.
+    pub ring: OnceLock<HashRing>,
     /// Envoy's form `outbound|8080|v1|product.shop.svc.cluster.local`.
     pub cluster: Arc<str>,
 }
@@ -79,19 +84,6 @@ pub struct BackendEntry {
 pub struct EndpointEntry {
     pub endpoint: Endpoint,
     pub shared: Arc<EndpointShared>,
-}
-
-/// Facts about an endpoint that outlive the table. Written rarely, except for the in-flight
-/// cells, of which each worker owns one.
-#[derive(Debug)]
-pub struct EndpointShared {
-    in_flight: Box<[Cell]>,
-    /// Failures in a row; only failures and the success that ends them write it.
-    pub failures: AtomicU32,
-    /// Milliseconds of monotonic time until which it is ejected; 0 when it is not.
-    pub ejected_until: AtomicU64,
-    /// How often in a row it was ejected.
-    pub ejections: AtomicU32,
 }
 
 /// A gateway port and its routes.
@@ -230,6 +222,56 @@ impl HostEntry {
 // === impl BackendEntry ===
 
 impl BackendEntry {
+    /// Whether an endpoint may get requests at all: those that fail their checks may when a panic
+    /// threshold is set.
+    pub fn is_usable(&self, endpoint: &Endpoint) -> bool {
+        let panics = self.backend.policy.panic_basis_points > 0;
+        let unhealthy = endpoint.health == Health::Unhealthy && endpoint.weight > 0;
+        endpoint.is_candidate() || (panics && unhealthy)
+    }
+
+    /// An endpoint as its share is decided now, and until when that holds by itself.
+    pub fn member(&self, index: usize, entry: &EndpointEntry, now: Mono) -> (Member, u64) {
+        let (endpoint, shared) = (&entry.endpoint, &entry.shared);
+        let mut until = shared.changes_at(now);
+        let mut warm = 10_000;
+        if let Some(warmup) = &self.backend.policy.warmup {
+            let age = shared.healthy_ms(now);
+            warm = warm_basis_points(warmup, age);
+            if age < warmup.duration_ms {
+                // A hundred steps, none shorter than a clock's.
+                until = until.min(now.0 + (warmup.duration_ms / 100).max(1));
+            }
+        }
+        let member = Member {
+            weight: endpoint.weight,
+            health: endpoint.health,
+            ejected: shared.is_ejected(now),
+            pausing: shared.is_pausing(now),
+            warm_basis_points: warm,
+            place: self.places.of(index),
+        };
+        (member, until)
+    }
+
+    /// Who of its endpoints gets which share now, and why the others get none, in their order.
+    pub fn shares(&self, now: Mono) -> Shares {
+        let members = self.endpoints.iter().enumerate().map(|(i, e)| self.member(i, e, now).0);
+        let members: Vec<Member> = members.collect();
+        let mut shares = Shares::default();
+        shares.settle(&members, &self.places.rule, self.backend.policy.panic_basis_points);
+        shares
+    }
+
+    /// The table of a policy that hashes.
+    pub fn ring(&self, table: HashTable) -> &HashRing {
+        self.ring.get_or_init(|| {
+            let weight = |e: &Endpoint| if e.health == Health::Draining { 0 } else { e.weight };
+            let members = self.endpoints.iter().map(|e| (&*e.endpoint.id, weight(&e.endpoint)));
+            HashRing::new(table, &members.collect::<Vec<_>>())
+        })
+    }
+
     pub fn total(&self) -> usize {
         self.endpoints.len()
     }
@@ -260,41 +302,6 @@ impl GatewayEntry {
         let fits =
             self.tls.iter().filter_map(|(host, config)| Some((host_fit(host, &name)?, config)));
         fits.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, c)| c.clone())
-    }
-}
-
-// === impl EndpointShared ===
-
-impl EndpointShared {
-    pub fn new(workers: usize) -> Self {
-        Self {
-            in_flight: (0..workers.max(1)).map(|_| Cell::default()).collect(),
-            failures: AtomicU32::new(0),
-            ejected_until: AtomicU64::new(0),
-            ejections: AtomicU32::new(0),
-        }
-    }
-
-    /// Requests in flight to it from all workers.
-    pub fn in_flight(&self) -> u64 {
-        self.in_flight.iter().map(Cell::get).sum()
-    }
-
-    pub fn begin(&self, worker: usize) {
-        if let Some(cell) = self.in_flight.get(worker) {
-            cell.add(1);
-        }
-    }
-
-    pub fn end(&self, worker: usize) {
-        if let Some(cell) = self.in_flight.get(worker) {
-            cell.sub(1);
-        }
-    }
-
-    pub fn is_ejected(&self, now: Mono) -> bool {
-        let until = self.ejected_until.load(Ordering::Relaxed);
-        until != 0 && now.0 < until
     }
 }
 

@@ -3,15 +3,15 @@
 //! an instance that was dialled by its own address, the app behind this sidecar.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use weft_model::decide::Instance;
+use weft_model::decide::{Instance, Places};
 use weft_model::{
     Backend, BackendPolicy, Endpoint, Health, Labels, Locality, Outlier, Protocol, ResourceName,
     Root, Transport,
 };
 
-use super::{BackendEntry, EndpointEntry, EndpointShared, InboundEntry, Table};
+use super::{BackendEntry, EndpointEntry, EndpointShared, InboundEntry, Table, WindowEnd};
 
 /// What requests to app ports that no Service speaks of are counted as.
 const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
@@ -33,7 +33,10 @@ impl BackendEntry {
             protocol: Protocol::Detect,
             endpoints: vec![plain_endpoint("outside", "unknown", address, workers)],
             healthy: 1,
-            ejected_until: Arc::default(),
+            places: Places::default(),
+            set: Arc::default(),
+            ring: OnceLock::new(),
+            window: WindowEnd::default(),
             cluster: service,
         })
     }
@@ -46,7 +49,7 @@ impl BackendEntry {
         let known = whole.endpoints.iter().find(|e| e.endpoint.address == at)?;
         let endpoint = Endpoint { health: Health::Healthy, weight: 1, ..known.endpoint.clone() };
         let mut backend = whole.backend.clone();
-        backend.policy.outlier.consecutive_failures = 0;
+        backend.policy.outlier = Outlier::off();
         Some(Arc::new(Self {
             name: whole.name.root.child(format!("instance/{at}")),
             backend,
@@ -54,7 +57,10 @@ impl BackendEntry {
             protocol: whole.protocol,
             endpoints: vec![Arc::new(EndpointEntry { endpoint, shared: known.shared.clone() })],
             healthy: 1,
-            ejected_until: Arc::default(),
+            places: Places::default(),
+            set: Arc::default(),
+            ring: OnceLock::new(),
+            window: WindowEnd::default(),
             cluster: whole.cluster.clone(),
         }))
     }
@@ -72,7 +78,10 @@ impl BackendEntry {
                 protocol: Protocol::Detect,
                 endpoints: vec![endpoint],
                 healthy: 1,
-                ejected_until: Arc::default(),
+                places: Places::default(),
+                set: Arc::default(),
+                ring: OnceLock::new(),
+                window: WindowEnd::default(),
                 cluster: service,
             });
         };
@@ -91,20 +100,22 @@ impl BackendEntry {
             protocol: known.protocol,
             endpoints: endpoints.collect(),
             healthy: 1,
-            ejected_until: Arc::default(),
+            places: Places::default(),
+            set: Arc::default(),
+            ring: OnceLock::new(),
+            window: WindowEnd::default(),
             cluster: known.cluster.clone(),
         })
     }
 }
 
 fn plain_backend(service: Arc<str>, port: u16) -> Backend {
-    let outlier = Outlier { consecutive_failures: 0, ..Outlier::default() };
     Backend {
         service,
         port,
         subset: "".into(),
         selector: Labels::new(),
-        policy: BackendPolicy { outlier, ..BackendPolicy::default() },
+        policy: BackendPolicy { outlier: Outlier::off(), ..BackendPolicy::default() },
         origin: None,
     }
 }

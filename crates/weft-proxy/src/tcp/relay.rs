@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use weft_model::Protocol;
-use weft_model::decide::Authority;
+use weft_model::decide::{Authority, Outcome};
 
 use super::prefixed::Prefixed;
 use super::{accept, route};
@@ -30,7 +30,8 @@ use crate::observe::flags::{Flag, Flags};
 use crate::observe::metrics::{Labels, Reporter, RequestProtocol};
 use crate::on_demand;
 use crate::table::{BackendEntry, Door};
-use crate::upstream::pick::LocalEndpoint;
+use crate::upstream::ask::Key;
+use crate::upstream::pick::{Ask, LocalEndpoint};
 use crate::upstream::pool::{InFlight, Tunnel};
 use crate::worker::{Conn, Worker};
 
@@ -114,7 +115,7 @@ pub async fn begin(worker: &Rc<Worker>, conn: &Conn) -> Opening {
     let upstream = match destination(worker, conn).await {
         Ok(backend) => {
             seen.backend = Some(backend.clone());
-            open(worker, &backend, &mut seen).await
+            open(worker, &backend, conn.remote.ip(), &mut seen).await
         }
         Err(why) => {
             seen.flags.add(Flag::NR);
@@ -281,11 +282,13 @@ async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntr
 async fn open(
     worker: &Rc<Worker>,
     entry: &Arc<BackendEntry>,
+    client: IpAddr,
     seen: &mut Seen,
 ) -> Option<(Rc<LocalEndpoint>, Tunnel)> {
     let backend = worker.backend(entry);
     let limit = Duration::from_millis(entry.backend.policy.connect_timeout_ms.max(1));
     let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
+    let hash = Key::of_connection(&entry.backend.policy.lb, client);
     let (healthy, total) = {
         let newest = &backend.borrow().entry;
         (newest.healthy, newest.total())
@@ -301,10 +304,7 @@ async fn open(
         let picked = {
             let (mut rng, now) = (worker.rng.borrow_mut(), worker.clock.now());
             let mut backend = backend.borrow_mut();
-            match tried.is_empty() {
-                true => backend.pick(&mut rng, now),
-                false => backend.pick_again(&mut rng, now, &tried),
-            }
+            backend.pick(Ask { hash, tried: &tried }, &mut rng, now)
         };
         let again = |p: &Rc<LocalEndpoint>| tried.iter().any(|t| Rc::ptr_eq(t, p));
         if picked.as_ref().is_some_and(again) {
@@ -318,7 +318,8 @@ async fn open(
         };
         seen.tries += 1;
         let opened = picked.pool.tunnel(limit).await;
-        worker.shared.reporter.note(entry, &picked.entry, opened.is_ok());
+        let outcome = if opened.is_ok() { Outcome::Success } else { Outcome::Local };
+        worker.shared.reporter.note(entry, &picked.entry, outcome, worker.id);
         match opened {
             Ok(tunnel) => {
                 (seen.flags, seen.sentence) = (Flags::default(), None);

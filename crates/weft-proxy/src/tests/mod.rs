@@ -2,18 +2,21 @@
 //! Whole proxies against real peers over loopback sockets. `bed` is the bench; each other file is
 //! one trait of the data plane.
 
+mod balance;
 pub mod bed;
 mod bulk;
 mod captured;
 mod captured_inbound;
 mod dns;
 mod drain;
+mod explained;
 mod faults;
 mod grpc;
 mod mtls;
 mod observed;
 mod on_demand;
 mod outside;
+mod policies;
 mod retry;
 mod routing;
 mod rules;

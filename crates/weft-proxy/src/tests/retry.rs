@@ -224,7 +224,7 @@ async fn failing_instances_are_ejected_and_admitted_again() {
             consecutive_failures: 3,
             base_ejection_ms: 300,
             max_ejection_ms: 300,
-            max_ejection_basis_points: 5_000,
+            ..Outlier::default()
         },
         ..BackendPolicy::default()
     };

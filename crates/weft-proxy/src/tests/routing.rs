@@ -51,7 +51,7 @@ async fn a_proxy_does_not_call_itself() {
 async fn circuit_breakers_refuse_what_is_over_their_limit() {
     for limits in [
         Limits { requests_max: Some(2), ..Limits::default() },
-        Limits { connections_max: Some(2), ..Limits::default() },
+        Limits { connections_max: Some(2), pending_max: Some(0), ..Limits::default() },
     ] {
         over_the_limit(limits).await;
     }

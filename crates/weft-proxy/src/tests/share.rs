@@ -25,7 +25,7 @@ fn weighted(addresses: &[(&'static str, std::net::SocketAddr, u32)]) -> Vec<Endp
 
 /// Sends `n` requests on one connection without waiting for answers, so that a hundred thousand
 /// take seconds, and counts the answers by their one-letter bodies.
-async fn pipelined(to: std::net::SocketAddr, n: usize) -> BTreeMap<char, usize> {
+pub async fn pipelined(to: std::net::SocketAddr, n: usize) -> BTreeMap<char, usize> {
     let (mut reader, mut writer) = TcpStream::connect(to).await.unwrap().into_split();
     let asking = async move {
         let hundred = "GET / HTTP/1.1\r\nHost: user\r\n\r\n".repeat(100);
@@ -55,7 +55,7 @@ async fn pipelined(to: std::net::SocketAddr, n: usize) -> BTreeMap<char, usize> 
 }
 
 /// Every share is within three standard errors of `n` times its part of the weights' sum.
-fn expect_shares(counts: &BTreeMap<char, usize>, weights: &[(char, u32)]) {
+pub fn expect_shares(counts: &BTreeMap<char, usize>, weights: &[(char, u32)]) {
     let n = counts.values().sum::<usize>() as f64;
     let sum = f64::from(weights.iter().map(|(_, w)| w).sum::<u32>());
     assert_eq!(counts.len(), weights.len(), "{counts:?}");

@@ -2,6 +2,8 @@
 //! Whom we call: candidates, turn, ejection, retry budget, connections. Called by the request
 //! phases and the TCP relay; knows no listener and no route.
 
+pub mod ask;
+pub mod breaker;
 pub mod budget;
 pub mod connect;
 pub mod outlier;

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which endpoint takes the next attempt. One [`LocalBackend`] per backend and worker holds the
 //! turn; the candidates come from the newest table, whatever table the request has pinned, so
-//! that a retry never goes to an endpoint that is gone. No I/O.
+//! that a retry never goes to an endpoint that is gone. No I/O; a pick allocates nothing.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use weft_base::clock::Mono;
 use weft_base::rng::Rng;
-use weft_model::LbPolicy;
-use weft_model::decide::{SmoothWeighted, total_weight, weighted_at};
+use weft_model::decide::{
+    Member, PeakEwma, Shares, SmoothWeighted, Standing, total_weight, weighted_at, within_bound,
+};
+use weft_model::{Hashing, LbPolicy};
 
+use super::breaker::Breaker;
 use super::budget::Budget;
 use super::pool::Pool;
 use crate::observe::flags::Flags;
@@ -25,11 +27,33 @@ use crate::table::{BackendEntry, EndpointEntry};
 pub struct LocalBackend {
     pub entry: Pinned<BackendEntry>,
     candidates: Vec<Rc<LocalEndpoint>>,
-    weights: Vec<u32>,
+    view: View,
+    turn: Turn,
+    pub budget: Budget,
+    pub breaker: Rc<Breaker>,
+}
+
+/// Who gets which share, until something changes: by endpoint of the entry, since those that are
+/// no candidates count too. Its buffers are reused.
+#[derive(Debug, Default)]
+struct View {
+    shares: Shares,
+    members: Vec<Member>,
+    /// Endpoints with a share; plain turns go over these when all shares are equal.
+    open: Vec<usize>,
     equal: bool,
+    /// Shares without those that were tried.
+    masked: Vec<u32>,
+    /// The candidate of each endpoint of the entry.
+    of_endpoint: Vec<Option<usize>>,
+    changes: u64,
+    until: u64,
+}
+
+#[derive(Debug)]
+struct Turn {
     cursor: usize,
     smooth: SmoothWeighted,
-    pub budget: Budget,
 }
 
 /// An endpoint as one worker uses it.
@@ -37,8 +61,19 @@ pub struct LocalBackend {
 pub struct LocalEndpoint {
     pub entry: Arc<EndpointEntry>,
     pub pool: Rc<Pool>,
+    /// How fast it answered this worker; kept over changes of the table.
+    pace: Rc<Cell<PeakEwma>>,
     /// Metric series of requests that this proxy sent to it, by how they ended.
     series: RefCell<Vec<(Ending, Arc<RequestSeries>)>>,
+}
+
+/// What of a request the choice depends on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask<'a> {
+    /// Of its key, where the policy hashes and it has one.
+    pub hash: Option<u64>,
+    /// Endpoints that had an attempt.
+    pub tried: &'a [Rc<LocalEndpoint>],
 }
 
 /// What tells the requests to one endpoint apart in the metrics.
@@ -61,15 +96,15 @@ impl LocalBackend {
         rng: &mut Rng,
         pool: impl FnMut(&EndpointEntry) -> Rc<Pool>,
     ) -> Self {
+        // Workers and proxies do not all begin with the first endpoint.
+        let cursor = usize::try_from(rng.below(1 << 16)).unwrap_or(0);
         let mut made = Self {
             entry: Pinned::new(entry.clone()),
             candidates: Vec::new(),
-            weights: Vec::new(),
-            equal: true,
-            // Workers and proxies do not all begin with the first endpoint.
-            cursor: usize::try_from(rng.below(1 << 16)).unwrap_or(0),
-            smooth: SmoothWeighted::default(),
+            view: View::default(),
+            turn: Turn { cursor, smooth: SmoothWeighted::default() },
             budget: Budget::default(),
+            breaker: Rc::default(),
         };
         made.update(entry, pool);
         made
@@ -81,78 +116,131 @@ impl LocalBackend {
         entry: Arc<BackendEntry>,
         mut pool: impl FnMut(&EndpointEntry) -> Rc<Pool>,
     ) {
-        self.candidates = entry
-            .endpoints
-            .iter()
-            .filter(|e| e.endpoint.is_candidate())
-            .map(|e| LocalEndpoint::new(e.clone(), pool(e)))
-            .collect();
-        self.weights = self.candidates.iter().map(|c| c.entry.endpoint.weight).collect();
-        self.equal = self.weights.windows(2).all(|w| w.first() == w.last());
-        self.entry = Pinned::new(entry);
-    }
-
-    /// The endpoint for a first attempt: round robin is exact per cycle over what is not ejected.
-    pub fn pick(&mut self, rng: &mut Rng, now: Mono) -> Option<Rc<LocalEndpoint>> {
-        if now.0 < self.entry.ejected_until.load(Ordering::Relaxed)
-            && self.candidates.iter().any(|c| c.entry.shared.is_ejected(now))
-        {
-            return self.pick_among(rng, now, &[]);
-        }
-        let i = match self.entry.backend.policy.lb {
-            LbPolicy::RoundRobin if self.equal => {
-                self.cursor = self.cursor.wrapping_add(1);
-                self.cursor.checked_rem(self.candidates.len())?
+        let old = std::mem::take(&mut self.candidates);
+        let pace_of = |e: &EndpointEntry| {
+            let known = old.iter().find(|o| Arc::ptr_eq(&o.entry.shared, &e.shared));
+            known.map(|o| o.pace.clone()).unwrap_or_default()
+        };
+        self.view.of_endpoint.clear();
+        for endpoint in &entry.endpoints {
+            let usable = entry.is_usable(&endpoint.endpoint);
+            self.view.of_endpoint.push(usable.then_some(self.candidates.len()));
+            if usable {
+                let (pool, pace) = (pool(endpoint), pace_of(endpoint));
+                self.candidates.push(LocalEndpoint::new(endpoint.clone(), pool, pace));
             }
-            LbPolicy::RoundRobin => self.smooth.next(&self.weights)?,
-            LbPolicy::Random => weighted_at(&self.weights, rng.below(total_weight(&self.weights)))?,
-            LbPolicy::LeastRequest => self.least_request(rng, &self.weights)?,
-        };
-        self.candidates.get(i).cloned()
-    }
-
-    /// The endpoint for another attempt: one that was not tried yet, if there is one.
-    pub fn pick_again(
-        &mut self,
-        rng: &mut Rng,
-        now: Mono,
-        tried: &[Rc<LocalEndpoint>],
-    ) -> Option<Rc<LocalEndpoint>> {
-        self.pick_among(rng, now, tried)
-    }
-
-    /// Leaves out what was tried and what is ejected; when nothing else is left these are taken
-    /// after all, ejected ones first: ejection is a guess, and no answer is worse.
-    fn pick_among(
-        &mut self,
-        rng: &mut Rng,
-        now: Mono,
-        tried: &[Rc<LocalEndpoint>],
-    ) -> Option<Rc<LocalEndpoint>> {
-        let was_tried = |c: &LocalEndpoint| {
-            tried.iter().any(|t| t.entry.endpoint.address == c.entry.endpoint.address)
-        };
-        let masked = |keep: &dyn Fn(&LocalEndpoint) -> bool| -> Vec<u32> {
-            let weight = |c: &Rc<LocalEndpoint>| if keep(c) { c.entry.endpoint.weight } else { 0 };
-            self.candidates.iter().map(weight).collect()
-        };
-        let mut weights = masked(&|c| !was_tried(c) && !c.entry.shared.is_ejected(now));
-        if total_weight(&weights) == 0 {
-            weights = masked(&|c| !was_tried(c));
         }
-        if total_weight(&weights) == 0 {
-            weights = self.weights.clone();
-        }
-        let i = match self.entry.backend.policy.lb {
-            LbPolicy::RoundRobin if tried.is_empty() => self.smooth.next(&weights)?,
-            LbPolicy::LeastRequest => self.least_request(rng, &weights)?,
-            _ => weighted_at(&weights, rng.below(total_weight(&weights)))?,
-        };
-        self.candidates.get(i).cloned()
+        self.entry = Pinned::new(entry);
+        self.view.until = 0;
     }
 
-    /// Power of two different choices over requests in flight of all workers.
-    fn least_request(&self, rng: &mut Rng, weights: &[u32]) -> Option<usize> {
+    /// The endpoint for an attempt: by the policy's turn over what is open, and elsewhere first
+    /// when some were tried. Round robin is exact per cycle while nothing changes.
+    pub fn pick(&mut self, ask: Ask<'_>, rng: &mut Rng, now: Mono) -> Option<Rc<LocalEndpoint>> {
+        self.refresh(now);
+        let again = !ask.tried.is_empty();
+        if again {
+            self.mask(ask.tried);
+        }
+        let view = &self.view;
+        let weights = if again { &view.masked } else { &view.shares.weights };
+        let plain = view.equal && !again;
+        let i = match &self.entry.backend.policy.lb {
+            LbPolicy::RoundRobin if plain => {
+                self.turn.cursor = self.turn.cursor.wrapping_add(1);
+                *view.open.get(self.turn.cursor.checked_rem(view.open.len())?)?
+            }
+            LbPolicy::RoundRobin if !again => self.turn.smooth.next(weights)?,
+            LbPolicy::LeastRequest => self.lighter(rng, weights, LocalEndpoint::in_flight)?,
+            LbPolicy::PeakEwma => self.lighter(rng, weights, |e| e.cost(now))?,
+            LbPolicy::Hash(hashing) if ask.hash.is_some() => {
+                self.hashed(hashing, ask.hash?, weights)?
+            }
+            _ if plain => {
+                *view.open.get(usize::try_from(rng.below(view.open.len() as u64)).ok()?)?
+            }
+            _ => weighted_at(weights, rng.below(total_weight(weights)))?,
+        };
+        self.at(i).cloned()
+    }
+
+    /// The candidate that an endpoint of the entry is.
+    fn at(&self, endpoint: usize) -> Option<&Rc<LocalEndpoint>> {
+        self.candidates.get(self.view.of_endpoint.get(endpoint).copied().flatten()?)
+    }
+
+    /// Whether an endpoint that was not tried takes requests now.
+    pub fn has_other(&mut self, tried: &[Rc<LocalEndpoint>], now: Mono) -> bool {
+        self.refresh(now);
+        let open = self.view.open.iter().filter_map(|i| Some((i, self.at(*i)?)));
+        let standings = &self.view.shares.standings;
+        let mut other = open.filter(|(i, _)| standings.get(**i) == Some(&Standing::Open));
+        other.any(|(_, c)| !was_tried(tried, c))
+    }
+
+    /// Decides shares anew when an ejection, a pause or a warm-up has moved on.
+    fn refresh(&mut self, now: Mono) {
+        let changes = self.entry.set.changes();
+        if now.0 < self.view.until && changes == self.view.changes {
+            return;
+        }
+        let view = &mut self.view;
+        (view.changes, view.until) = (changes, u64::MAX);
+        view.members.clear();
+        for (index, endpoint) in self.entry.endpoints.iter().enumerate() {
+            let (member, until) = self.entry.member(index, endpoint, now);
+            view.until = view.until.min(until);
+            view.members.push(member);
+        }
+        let panic = self.entry.backend.policy.panic_basis_points;
+        view.masked.clone_from(&view.shares.weights);
+        view.shares.settle(&view.members, &self.entry.places.rule, panic);
+        view.open.clear();
+        let weights = &view.shares.weights;
+        view.open.extend(weights.iter().enumerate().filter(|(_, w)| **w > 0).map(|(i, _)| i));
+        let mut shares = view.open.iter().filter_map(|i| weights.get(*i));
+        let first = shares.next();
+        view.equal = shares.all(|w| Some(w) == first);
+        if view.masked != *weights {
+            self.turn.smooth.reset();
+        }
+    }
+
+    /// Leaves out what was tried; when nothing else is open, those that stand by, are ejected or
+    /// pause come before the same again: no answer is worse than a guess.
+    fn mask(&mut self, tried: &[Rc<LocalEndpoint>]) {
+        let view = &mut self.view;
+        let (shares, slots) = (&view.shares, &view.of_endpoint);
+        let untried = |i: usize| {
+            let slot = slots.get(i).copied().flatten();
+            slot.and_then(|i| self.candidates.get(i)).is_some_and(|c| !was_tried(tried, c))
+        };
+        view.masked.clear();
+        let open = shares.weights.iter().enumerate();
+        view.masked.extend(open.map(|(i, w)| if untried(i) { *w } else { 0 }));
+        if total_weight(&view.masked) > 0 {
+            return;
+        }
+        view.masked.clear();
+        let all = view.members.iter().zip(&shares.standings).enumerate();
+        view.masked.extend(all.map(|(i, (member, standing))| match standing {
+            Standing::Standby | Standing::Ejected | Standing::Pausing if untried(i) => {
+                member.weight
+            }
+            _ => 0,
+        }));
+        if total_weight(&view.masked) == 0 {
+            view.masked.clone_from(&shares.weights);
+        }
+    }
+
+    /// Power of two different choices.
+    fn lighter<L: PartialOrd>(
+        &self,
+        rng: &mut Rng,
+        weights: &[u32],
+        load: impl Fn(&LocalEndpoint) -> L,
+    ) -> Option<usize> {
         let total = total_weight(weights);
         let a = weighted_at(weights, rng.below(total))?;
         let skipped = u64::from(weights.get(a).copied().unwrap_or(0));
@@ -163,8 +251,23 @@ impl LocalBackend {
         let Some(b) = weighted_at(weights, point).filter(|_| total > skipped) else {
             return Some(a);
         };
-        let load = |i: usize| self.candidates.get(i).map_or(0, |c| c.entry.shared.in_flight());
+        let load = |i: usize| self.at(i).map(|c| load(c));
         Some(if load(b) < load(a) { b } else { a })
+    }
+
+    /// The first endpoint on the key's way that is open and within the bound.
+    fn hashed(&self, hashing: &Hashing, hash: u64, weights: &[u32]) -> Option<usize> {
+        let ring = self.entry.ring(hashing.table);
+        let weight = |i: usize| weights.get(i).copied().unwrap_or(0);
+        let bounded = hashing.load_max_basis_points.and_then(|bound| {
+            let (all, total) = (self.in_flight(), total_weight(weights));
+            let load = |i: usize| self.entry.endpoints.get(i).map_or(0, |e| e.shared.in_flight());
+            ring.find(hash, |i| {
+                let own = u64::from(weight(i));
+                own > 0 && within_bound(load(i), all, own, total, bound)
+            })
+        });
+        bounded.or_else(|| ring.find(hash, |i| weight(i) > 0))
     }
 
     /// Requests in flight to all its endpoints, from all workers.
@@ -182,11 +285,36 @@ impl LocalBackend {
     }
 }
 
+fn was_tried(tried: &[Rc<LocalEndpoint>], c: &LocalEndpoint) -> bool {
+    tried.iter().any(|t| t.entry.endpoint.address == c.entry.endpoint.address)
+}
+
 // === impl LocalEndpoint ===
 
 impl LocalEndpoint {
-    pub fn new(entry: Arc<EndpointEntry>, pool: Rc<Pool>) -> Rc<Self> {
-        Rc::new(Self { entry, pool, series: RefCell::default() })
+    fn new(entry: Arc<EndpointEntry>, pool: Rc<Pool>, pace: Rc<Cell<PeakEwma>>) -> Rc<Self> {
+        Rc::new(Self { entry, pool, pace, series: RefCell::default() })
+    }
+
+    /// Notes how long an attempt took, and whether it brought an answer.
+    pub fn note_pace(&self, took: std::time::Duration, answered: bool, now: Mono) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let mut pace = self.pace.get();
+        let at = now.0.saturating_mul(1_000);
+        if answered {
+            pace.answered(took, at)
+        } else {
+            pace.failed(took, at)
+        }
+        self.pace.set(pace);
+    }
+
+    fn in_flight(&self) -> u64 {
+        self.entry.shared.in_flight()
+    }
+
+    fn cost(&self, now: Mono) -> f64 {
+        self.pace.get().load(self.in_flight(), now.0.saturating_mul(1_000))
     }
 
     /// Calls `f` with the series of an ending; `find` looks it up the first time.

@@ -11,7 +11,7 @@ use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
 use weft_model::*;
 
-use super::LocalBackend;
+use super::{Ask, LocalBackend, LocalEndpoint};
 use crate::table::{BackendEntry, Builder, EndpointEntry};
 use crate::tests::bed::*;
 use crate::upstream::connect::{Dialer, Peer};
@@ -27,6 +27,7 @@ fn pool(entry: &EndpointEntry) -> Rc<Pool> {
         }),
         tasks: TaskGroup::new(),
         opened: Cell::new(0),
+        freed: Rc::default(),
     };
     Pool::new(Peer::of(&entry.endpoint, MESH_PORT), Rc::new(context))
 }
@@ -45,10 +46,18 @@ fn backend(lb: LbPolicy, weights: &[u32]) -> (LocalBackend, Arc<BackendEntry>, R
     (LocalBackend::new(entry.clone(), &mut rng, pool), entry, rng)
 }
 
+fn again(
+    local: &mut LocalBackend,
+    rng: &mut Rng,
+    tried: &[Rc<LocalEndpoint>],
+) -> Rc<LocalEndpoint> {
+    local.pick(Ask { tried, hash: None }, rng, Mono(1)).unwrap()
+}
+
 fn tally(local: &mut LocalBackend, rng: &mut Rng, n: usize, weights: usize) -> Vec<usize> {
     let mut counts = vec![0; weights];
     for _ in 0..n {
-        let picked = local.pick(rng, Mono(1)).unwrap();
+        let picked = local.pick(Ask::default(), rng, Mono(1)).unwrap();
         counts[usize::from(picked.entry.endpoint.address.port()) - 1] += 1;
     }
     counts
@@ -67,21 +76,23 @@ fn every_policy_keeps_its_shares() {
         assert!((count as f64 - n as f64 * share).abs() < error, "{count} for {share}");
     }
     let (mut local, _, mut rng) = backend(LbPolicy::RoundRobin, &[0, 0]);
-    assert!(local.pick(&mut rng, Mono(1)).is_none());
+    assert!(local.pick(Ask::default(), &mut rng, Mono(1)).is_none());
 }
 
 #[test]
 fn ejected_endpoints_are_passed_over_unless_nothing_else_is_left() {
     let (mut local, entry, mut rng) = backend(LbPolicy::RoundRobin, &[1, 1, 1]);
     entry.endpoints[0].shared.ejected_until.store(1_000, Ordering::Relaxed);
-    entry.ejected_until.store(1_000, Ordering::Relaxed);
+    entry.set.changed();
     assert_eq!(tally(&mut local, &mut rng, 100, 3), [0, 50, 50]);
     for e in &entry.endpoints {
         e.shared.ejected_until.store(1_000, Ordering::Relaxed);
     }
-    assert!(local.pick(&mut rng, Mono(1)).is_some());
+    entry.set.changed();
+    assert!(local.pick(Ask::default(), &mut rng, Mono(1)).is_some());
     // Their time is over.
-    let picked: Vec<_> = (0..3).map(|_| local.pick(&mut rng, Mono(1_000)).unwrap()).collect();
+    let picked: Vec<_> =
+        (0..3).map(|_| local.pick(Ask::default(), &mut rng, Mono(1_000)).unwrap()).collect();
     let mut ports: Vec<u16> = picked.iter().map(|p| p.entry.endpoint.address.port()).collect();
     ports.sort_unstable();
     assert_eq!(ports, [1, 2, 3]);
@@ -89,18 +100,17 @@ fn ejected_endpoints_are_passed_over_unless_nothing_else_is_left() {
 
 #[test]
 fn another_attempt_goes_elsewhere_first() {
-    for lb in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest] {
-        let (mut local, _, mut rng) = backend(lb, &[1, 1, 1]);
+    for lb in [LbPolicy::RoundRobin, LbPolicy::Random, LbPolicy::LeastRequest, LbPolicy::PeakEwma] {
+        let (mut local, _, mut rng) = backend(lb.clone(), &[1, 1, 1]);
         for _ in 0..50 {
-            let first = local.pick(&mut rng, Mono(1)).unwrap();
-            let second = local.pick_again(&mut rng, Mono(1), std::slice::from_ref(&first)).unwrap();
-            let third =
-                local.pick_again(&mut rng, Mono(1), &[first.clone(), second.clone()]).unwrap();
+            let first = local.pick(Ask::default(), &mut rng, Mono(1)).unwrap();
+            let second = again(&mut local, &mut rng, std::slice::from_ref(&first));
+            let third = again(&mut local, &mut rng, &[first.clone(), second.clone()]);
             let mut ports = [&first, &second, &third].map(|e| e.entry.endpoint.address.port());
             ports.sort_unstable();
             assert_eq!(ports, [1, 2, 3], "{lb:?}");
             let all = [first, second, third];
-            assert!(local.pick_again(&mut rng, Mono(1), &all).is_some());
+            again(&mut local, &mut rng, &all);
         }
     }
 }
@@ -111,7 +121,7 @@ fn turns_go_on_over_changes() {
     let mut counts = [0usize; 2];
     for _ in 0..100 {
         local.update(entry.clone(), pool);
-        let picked = local.pick(&mut rng, Mono(1)).unwrap();
+        let picked = local.pick(Ask::default(), &mut rng, Mono(1)).unwrap();
         counts[usize::from(picked.entry.endpoint.address.port()) - 1] += 1;
     }
     assert_eq!(counts, [50, 50]);

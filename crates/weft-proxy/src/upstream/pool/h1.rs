@@ -132,8 +132,10 @@ impl Pool {
     }
 
     pub(super) async fn open_h1(&self, limit: Duration) -> Result<Box<Connection>, ConnectError> {
+        // Counted from here on: others must see that the limit is used up.
+        let open = self.opened();
         let io = self.context.dialer.connect(&self.peer, Alpn::Http11, limit).await?;
-        Ok(Box::new(Connection { exchange: Exchange::new(io), _open: self.opened() }))
+        Ok(Box::new(Connection { exchange: Exchange::new(io), _open: open }))
     }
 }
 

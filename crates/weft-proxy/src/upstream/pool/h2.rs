@@ -136,8 +136,9 @@ impl Pool {
 }
 
 async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, ConnectError> {
-    let io = pool.context.dialer.connect(&pool.peer, Alpn::H2, limit).await?;
+    // Counted from here on: others must see that the limit is used up.
     let guard = pool.opened();
+    let io = pool.context.dialer.connect(&pool.peer, Alpn::H2, limit).await?;
     let (sender, connection) = http2::Builder::new(LocalExecutor(pool.context.tasks.clone()))
         .timer(TokioTimer::new())
         .initial_stream_window_size(WINDOW)

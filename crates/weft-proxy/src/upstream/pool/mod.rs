@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
+use tokio::sync::Notify;
 use weft_base::task::TaskGroup;
 
 use super::connect::{ConnectError, Dialer, Peer};
@@ -86,6 +87,8 @@ pub struct PoolContext {
     pub dialer: Arc<Dialer>,
     pub tasks: TaskGroup,
     pub opened: Cell<u64>,
+    /// Told when a request or a connection ends, so that those that wait look for room.
+    pub freed: Rc<Notify>,
 }
 
 /// Connections to one endpoint.
@@ -121,7 +124,7 @@ pub struct InFlight {
 
 /// One less open connection when it goes.
 #[derive(Debug)]
-struct OpenGuard(Rc<Cell<usize>>);
+struct OpenGuard(Rc<Cell<usize>>, Rc<Notify>);
 
 // === impl Pool ===
 
@@ -165,6 +168,11 @@ impl Pool {
         }
     }
 
+    /// Told whenever there may be room again.
+    pub fn freed(&self) -> &Notify {
+        &self.context.freed
+    }
+
     /// Open connections.
     pub fn connections(&self) -> usize {
         self.open.get()
@@ -173,7 +181,7 @@ impl Pool {
     fn opened(&self) -> OpenGuard {
         self.open.set(self.open.get() + 1);
         self.context.opened.set(self.context.opened.get() + 1);
-        OpenGuard(self.open.clone())
+        OpenGuard(self.open.clone(), self.context.freed.clone())
     }
 }
 
@@ -260,12 +268,14 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.entry.shared.end(self.worker);
+        self.endpoint.pool.freed().notify_waiters();
     }
 }
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
         self.0.set(self.0.get().saturating_sub(1));
+        self.1.notify_waiters();
     }
 }
 

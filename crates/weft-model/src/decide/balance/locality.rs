@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where an endpoint stands as seen from one client: which share or which turn its place has.
+//! Pure; made once per endpoint set.
+
+use std::sync::Arc;
+
+use crate::{Endpoint, Failover, Labels, Locality, LocalityPattern, LocalityPolicy};
+
+/// What of the client itself decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    pub locality: Locality,
+    pub labels: Labels,
+}
+
+/// Endpoints by place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    pub rule: PlaceRule,
+    /// The place of each endpoint; `None` gets nothing from here. Empty when all are in one place.
+    of: Vec<Option<u32>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PlaceRule {
+    /// One place.
+    #[default]
+    Any,
+    /// Places in order; a later one gets what the earlier ones cannot carry.
+    Levels,
+    /// Weights of places.
+    Weights(Vec<u32>),
+}
+
+const REGION: &str = "topology.kubernetes.io/region";
+const ZONE: &str = "topology.kubernetes.io/zone";
+const SUB_ZONE: &str = "topology.istio.io/subzone";
+
+/// Sorts endpoints into places. A client that does not know where it is treats all alike.
+pub fn places<'e>(
+    policy: &LocalityPolicy,
+    own: &Own,
+    endpoints: impl Iterator<Item = &'e Endpoint>,
+) -> Places {
+    match policy {
+        LocalityPolicy::Any => Places::default(),
+        LocalityPolicy::Distribute(list) => {
+            let Some(found) = list.iter().find(|d| d.from.takes(&own.locality)) else {
+                return Places::default();
+            };
+            let place = |e: &Endpoint| {
+                let at = found.to.iter().position(|(to, _)| to.takes(&e.locality))?;
+                u32::try_from(at).ok()
+            };
+            Places {
+                rule: PlaceRule::Weights(found.to.iter().map(|(_, weight)| *weight).collect()),
+                of: endpoints.map(place).collect(),
+            }
+        }
+        LocalityPolicy::Failover(failover) => {
+            let blind = own.locality.is_unknown() && failover.labels.is_empty();
+            if blind {
+                return Places::default();
+            }
+            Places {
+                rule: PlaceRule::Levels,
+                of: endpoints.map(|e| Some(level(failover, own, e))).collect(),
+            }
+        }
+    }
+}
+
+/// How far an endpoint is: 0 is nearest.
+fn level(failover: &Failover, own: &Own, endpoint: &Endpoint) -> u32 {
+    if !failover.labels.is_empty() {
+        let shared = failover.labels.iter().take_while(|want| shares(want, own, endpoint)).count();
+        return u32::try_from(failover.labels.len() - shared).unwrap_or(u32::MAX);
+    }
+    let (here, there) = (&own.locality, &endpoint.locality);
+    if here.region != there.region {
+        let next = failover.regions.iter().find(|(from, _)| *from == here.region);
+        return if next.is_some_and(|(_, to)| *to == there.region) { 3 } else { 4 };
+    }
+    match (here.zone == there.zone, here.sub_zone == there.sub_zone) {
+        (true, true) => 0,
+        (true, false) => 1,
+        (false, _) => 2,
+    }
+}
+
+fn shares(want: &str, own: &Own, endpoint: &Endpoint) -> bool {
+    let theirs = |key: &str| label(&endpoint.labels, &endpoint.locality, key);
+    match want.split_once('=') {
+        Some((key, value)) => theirs(key) == Some(value),
+        None => {
+            let mine = label(&own.labels, &own.locality, want);
+            mine.is_some() && theirs(want) == mine
+        }
+    }
+}
+
+fn label<'a>(labels: &'a Labels, locality: &'a Locality, key: &str) -> Option<&'a str> {
+    let of_place = match key {
+        REGION => &locality.region,
+        ZONE => &locality.zone,
+        SUB_ZONE => &locality.sub_zone,
+        _ => return labels.get(key).map(|v| &**v),
+    };
+    Some(&**of_place).filter(|text| !text.is_empty()).or_else(|| labels.get(key).map(|v| &**v))
+}
+
+// === impl Places ===
+
+impl Places {
+    /// The place of an endpoint by its index in the set.
+    pub fn of(&self, index: usize) -> Option<u32> {
+        match self.rule {
+            PlaceRule::Any => Some(0),
+            _ => self.of.get(index).copied().flatten(),
+        }
+    }
+}
+
+// === impl Locality ===
+
+impl Locality {
+    /// Where an instance says that it is: Istio's `istio-locality`, else the topology labels
+    /// that Kubernetes gives to pods.
+    pub fn of_labels(labels: &Labels) -> Self {
+        let get = |key: &str| labels.get(key).cloned().unwrap_or_default();
+        if let Some(text) = labels.get("istio-locality") {
+            // Label values have no slash; Istio takes a dot in its place.
+            let separator = if text.contains('/') { '/' } else { '.' };
+            let mut parts = text.splitn(3, separator).map(Arc::<str>::from);
+            let mut next = || parts.next().unwrap_or_default();
+            return Self { region: next(), zone: next(), sub_zone: next() };
+        }
+        Self { region: get(REGION), zone: get(ZONE), sub_zone: get(SUB_ZONE) }
+    }
+
+    /// Reads `region/zone/sub-zone`; later parts may be absent.
+    pub fn parse(text: &str) -> Self {
+        let mut parts = text.splitn(3, '/').map(Arc::<str>::from);
+        let mut next = || parts.next().unwrap_or_default();
+        Self { region: next(), zone: next(), sub_zone: next() }
+    }
+}
+
+// === impl LocalityPattern ===
+
+impl LocalityPattern {
+    pub fn takes(&self, locality: &Locality) -> bool {
+        let parts = [&locality.region, &locality.zone, &locality.sub_zone];
+        let mut wanted = self.0.splitn(3, '/');
+        parts.into_iter().all(|part| match wanted.next() {
+            None | Some("*" | "") => true,
+            Some(text) => text == &**part,
+        })
+    }
+}

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who of a backend's endpoints gets which share of its requests, and why the others get none:
+//! health, ejection, panic, places and warm-up put together. Pure; a worker asks again only when
+//! one of these changed, and buffers are reused.
+
+use std::fmt;
+
+use super::locality::PlaceRule;
+use crate::{Health, Warmup};
+
+/// A place carries its part as long as this share of its endpoints is left (Envoy's
+/// overprovisioning factor of 1.4: 72 % of the endpoints carry all).
+const OVERPROVISION_BASIS_POINTS: u64 = 14_000;
+const WHOLE: u64 = 10_000;
+/// What the shares of several places sum up to, about.
+const FINE: u128 = 1 << 24;
+
+/// An endpoint as its share is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub weight: u32,
+    pub health: Health,
+    pub ejected: bool,
+    /// It asked for a pause (429 or 503 with `Retry-After`).
+    pub pausing: bool,
+    /// Part of its weight that a new endpoint has already.
+    pub warm_basis_points: u32,
+    pub place: Option<u32>,
+}
+
+/// Why an endpoint gets requests or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Open,
+    /// In spite of its health or ejection, since too few are left.
+    Panic,
+    Unhealthy,
+    Draining,
+    NoWeight,
+    Ejected,
+    Pausing,
+    /// Its place has no share for clients from here.
+    NoPlace,
+    /// Nearer places carry everything.
+    Standby,
+}
+
+/// Shares by index of endpoint.
+#[derive(Clone, Debug, Default)]
+pub struct Shares {
+    /// 0 gets nothing. Plain weights while one place carries all and nobody warms up.
+    pub weights: Vec<u32>,
+    pub standings: Vec<Standing>,
+    places: Vec<Place>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    all: u64,
+    open: u64,
+    /// Of its open endpoints.
+    weight: u64,
+    share: u64,
+}
+
+/// The part of its weight that an endpoint has at an age.
+pub fn warm_basis_points(warmup: &Warmup, age_ms: u64) -> u32 {
+    if age_ms >= warmup.duration_ms {
+        return 10_000;
+    }
+    let ratio = float(age_ms) / float(warmup.duration_ms.max(1));
+    let bent = ratio.powf(1_000.0 / f64::from(warmup.aggression_permille.max(1)));
+    // Between 0 and 10,000 by construction.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let part = (bent * 10_000.0).clamp(1.0, 10_000.0) as u32;
+    part.max(warmup.min_basis_points.min(10_000))
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn float(n: u64) -> f64 {
+    n as f64
+}
+
+// === impl Shares ===
+
+impl Shares {
+    /// Decides anew.
+    pub fn settle(&mut self, members: &[Member], rule: &PlaceRule, panic_basis_points: u32) {
+        self.standings.clear();
+        self.standings.extend(members.iter().map(Standing::of));
+        self.relent(panic_basis_points);
+        self.count(members, rule);
+        match rule {
+            PlaceRule::Any => self.places.iter_mut().for_each(|p| p.share = WHOLE),
+            PlaceRule::Levels => self.share_by_level(),
+            PlaceRule::Weights(weights) => {
+                for (place, weight) in self.places.iter_mut().zip(weights) {
+                    place.share = u64::from(*weight) * place.capacity();
+                }
+            }
+        }
+        self.weigh(members);
+    }
+
+    /// Where too few are left, those that are out come back: everybody but the leaving in panic,
+    /// else the ejected and pausing, since no answer is worse than a guess.
+    fn relent(&mut self, panic_basis_points: u32) {
+        let all = self.standings.iter().filter(|s| s.counts()).count() as u64;
+        let open = self.standings.iter().filter(|s| **s == Standing::Open).count() as u64;
+        let panic = open * WHOLE < all * u64::from(panic_basis_points);
+        for standing in &mut self.standings {
+            let back = match standing {
+                Standing::Ejected | Standing::Pausing => panic || open == 0,
+                Standing::Unhealthy => panic,
+                _ => false,
+            };
+            if back {
+                *standing = Standing::Panic;
+            }
+        }
+    }
+
+    fn count(&mut self, members: &[Member], rule: &PlaceRule) {
+        let several = members.iter().filter_map(|m| m.place).max().map_or(0, |n| n as usize + 1);
+        let n = if let PlaceRule::Weights(weights) = rule { weights.len() } else { several };
+        self.places.clear();
+        self.places.resize(n, Place::default());
+        for (member, standing) in members.iter().zip(&self.standings) {
+            let Some(place) = member.place.and_then(|p| self.places.get_mut(p as usize)) else {
+                continue;
+            };
+            place.all += u64::from(standing.counts());
+            if standing.is_in() {
+                place.open += 1;
+                place.weight += member.warm_weight();
+            }
+        }
+    }
+
+    fn share_by_level(&mut self) {
+        let mut left = WHOLE;
+        for place in &mut self.places {
+            place.share = place.capacity().min(left);
+            left -= place.share;
+        }
+    }
+
+    fn weigh(&mut self, members: &[Member]) {
+        let shares: u64 = self.places.iter().map(|p| p.share).sum();
+        let sharing = self.places.iter().filter(|p| p.share > 0 && p.open > 0).count();
+        let cold = members.iter().zip(&self.standings).any(|(m, s)| s.is_in() && m.is_cold());
+        let plain = sharing <= 1 && !cold;
+        self.weights.clear();
+        for (member, standing) in members.iter().zip(&mut self.standings) {
+            let place = member.place.and_then(|p| self.places.get(p as usize));
+            let weight = match place {
+                Some(place) if standing.is_in() && place.share == 0 => {
+                    *standing = Standing::Standby;
+                    0
+                }
+                Some(_) if standing.is_in() && plain => member.weight,
+                Some(place) if standing.is_in() => {
+                    let parts = u128::from(place.weight.max(1)) * u128::from(shares.max(1));
+                    let own = u128::from(member.warm_weight()) * u128::from(place.share);
+                    u32::try_from((own * FINE / parts).max(1)).unwrap_or(u32::MAX)
+                }
+                _ => 0,
+            };
+            self.weights.push(weight);
+        }
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Of 10,000: what it can carry with those that are left.
+    fn capacity(&self) -> u64 {
+        (OVERPROVISION_BASIS_POINTS * self.open).checked_div(self.all).unwrap_or(0).min(WHOLE)
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    fn is_cold(&self) -> bool {
+        self.warm_basis_points < 10_000
+    }
+
+    fn warm_weight(&self) -> u64 {
+        u64::from(self.weight) * u64::from(self.warm_basis_points)
+    }
+}
+
+// === impl Standing ===
+
+impl Standing {
+    fn of(member: &Member) -> Self {
+        match member.health {
+            Health::Draining => Self::Draining,
+            _ if member.weight == 0 => Self::NoWeight,
+            _ if member.place.is_none() => Self::NoPlace,
+            Health::Unhealthy => Self::Unhealthy,
+            Health::Healthy if member.ejected => Self::Ejected,
+            Health::Healthy if member.pausing => Self::Pausing,
+            Health::Healthy => Self::Open,
+        }
+    }
+
+    /// Whether it may get requests, unless nearer ones take all.
+    pub fn is_in(self) -> bool {
+        matches!(self, Self::Open | Self::Panic)
+    }
+
+    /// Whether it belongs to what a share of endpoints is measured by.
+    fn counts(self) -> bool {
+        !matches!(self, Self::Draining | Self::NoWeight | Self::NoPlace)
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "takes requests",
+            Self::Panic => "takes requests in spite of its state, since too few others are left",
+            Self::Unhealthy => "fails its checks",
+            Self::Draining => "is leaving",
+            Self::NoWeight => "its weight is 0",
+            Self::Ejected => "is ejected after failures",
+            Self::Pausing => "asked for a pause",
+            Self::NoPlace => "its locality has no share for clients from here",
+            Self::Standby => "stands by while nearer localities carry everything",
+        })
+    }
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What all workers share about an endpoint and about its set; it outlives table swaps. Written
+//! rarely, except for the cells, of which each worker owns its own. Called by the picker, the
+//! ejector and whoever sends; decides nothing.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use weft_base::clock::Mono;
+use weft_base::metrics::Cell;
+use weft_model::decide::{Outcome, Seen, Streaks};
+
+/// Facts about an endpoint.
+#[derive(Debug)]
+pub struct EndpointShared {
+    in_flight: Box<[Cell]>,
+    /// Requests and failures by worker, once a policy asks for windows.
+    seen: OnceLock<Box<[(Cell, Cell)]>>,
+    /// What the last window's end saw; the ejector's own.
+    base: [AtomicU64; 2],
+    /// Failures in a row; only failures and the success that ends them write these.
+    failures: AtomicU32,
+    gateway: AtomicU32,
+    local: AtomicU32,
+    /// Milliseconds of monotonic time until which it is ejected; 0 when it is not.
+    pub ejected_until: AtomicU64,
+    /// The same for the pause that it asked for itself.
+    pausing_until: AtomicU64,
+    /// How often in a row it was ejected.
+    pub ejections: AtomicU32,
+    /// Since when its checks hold; 0 while they do not.
+    healthy_since: AtomicU64,
+}
+
+/// Facts about an endpoint set.
+#[derive(Debug, Default)]
+pub struct SetShared {
+    /// Goes up when an ejection or a pause begins, so that workers look at endpoints only then.
+    changes: AtomicU64,
+}
+
+/// When a backend's window for outlier detection ends.
+#[derive(Debug, Default)]
+pub struct WindowEnd(AtomicU64);
+
+// === impl EndpointShared ===
+
+impl EndpointShared {
+    pub fn new(workers: usize) -> Self {
+        Self {
+            in_flight: (0..workers.max(1)).map(|_| Cell::default()).collect(),
+            seen: OnceLock::new(),
+            base: [AtomicU64::new(0), AtomicU64::new(0)],
+            failures: AtomicU32::new(0),
+            gateway: AtomicU32::new(0),
+            local: AtomicU32::new(0),
+            ejected_until: AtomicU64::new(0),
+            pausing_until: AtomicU64::new(0),
+            ejections: AtomicU32::new(0),
+            healthy_since: AtomicU64::new(0),
+        }
+    }
+
+    /// Requests in flight to it from all workers.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.iter().map(Cell::get).sum()
+    }
+
+    pub fn begin(&self, worker: usize) {
+        if let Some(cell) = self.in_flight.get(worker) {
+            cell.add(1);
+        }
+    }
+
+    pub fn end(&self, worker: usize) {
+        if let Some(cell) = self.in_flight.get(worker) {
+            cell.sub(1);
+        }
+    }
+
+    pub fn is_ejected(&self, now: Mono) -> bool {
+        now.0 < self.ejected_until.load(Ordering::Relaxed)
+    }
+
+    pub fn is_pausing(&self, now: Mono) -> bool {
+        now.0 < self.pausing_until.load(Ordering::Relaxed)
+    }
+
+    /// When the next of its states ends by itself; never, when there is none.
+    pub fn changes_at(&self, now: Mono) -> u64 {
+        let times = [&self.ejected_until, &self.pausing_until].map(|t| t.load(Ordering::Relaxed));
+        times.into_iter().filter(|t| now.0 < *t).min().unwrap_or(u64::MAX)
+    }
+
+    /// No new requests until then, if others are there.
+    pub fn pause_until(&self, until: Mono) {
+        self.pausing_until.fetch_max(until.0, Ordering::Relaxed);
+    }
+
+    /// Notes whether its checks hold.
+    pub fn set_healthy(&self, healthy: bool, now: Mono) {
+        let since = self.healthy_since.load(Ordering::Relaxed);
+        match (healthy, since) {
+            (true, 0) => self.healthy_since.store(now.0.max(1), Ordering::Relaxed),
+            (false, 1..) => self.healthy_since.store(0, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
+    pub fn healthy_ms(&self, now: Mono) -> u64 {
+        now.0.saturating_sub(self.healthy_since.load(Ordering::Relaxed))
+    }
+
+    /// Notes how a request ended; returns failures in a row when it was one.
+    pub fn note(&self, outcome: Outcome, local_apart: bool) -> Option<Streaks> {
+        let add = |counter: &AtomicU32| counter.fetch_add(1, Ordering::Relaxed) + 1;
+        let get = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        // Reads only, in the good case: no cache line is written by two workers.
+        let clear = |counter: &AtomicU32| {
+            if get(counter) != 0 {
+                counter.store(0, Ordering::Relaxed);
+            }
+            0
+        };
+        let all = [&self.failures, &self.gateway, &self.local];
+        let [failures, gateway, local] = match outcome {
+            Outcome::Success => {
+                for counter in all {
+                    clear(counter);
+                }
+                return None;
+            }
+            Outcome::Failure => [add(&self.failures), clear(&self.gateway), clear(&self.local)],
+            Outcome::Gateway => [add(&self.failures), add(&self.gateway), clear(&self.local)],
+            Outcome::Local if local_apart => {
+                [get(&self.failures), get(&self.gateway), add(&self.local)]
+            }
+            // As if a gateway had said that it reached nobody.
+            Outcome::Local => [add(&self.failures), add(&self.gateway), get(&self.local)],
+        };
+        Some(Streaks { failures, gateway, local })
+    }
+
+    pub fn streaks(&self) -> Streaks {
+        let [failures, gateway, local] =
+            [&self.failures, &self.gateway, &self.local].map(|c| c.load(Ordering::Relaxed));
+        Streaks { failures, gateway, local }
+    }
+
+    pub fn set_streaks(&self, streaks: Streaks) {
+        self.failures.store(streaks.failures, Ordering::Relaxed);
+        self.gateway.store(streaks.gateway, Ordering::Relaxed);
+        self.local.store(streaks.local, Ordering::Relaxed);
+    }
+
+    /// Counts a request for the window's judgement.
+    pub fn count(&self, worker: usize, failed: bool) {
+        let workers = self.in_flight.len();
+        let cells = self.seen.get_or_init(|| (0..workers).map(|_| Default::default()).collect());
+        if let Some((requests, failures)) = cells.get(worker) {
+            requests.add(1);
+            if failed {
+                failures.add(1);
+            }
+        }
+    }
+
+    /// What was seen since the last call; the ejector is the only caller.
+    pub fn window(&self) -> Seen {
+        let cells = self.seen.get().map(|cells| &**cells).unwrap_or_default();
+        let requests = cells.iter().map(|(requests, _)| requests.get()).sum::<u64>();
+        let failures = cells.iter().map(|(_, failures)| failures.get()).sum::<u64>();
+        let since = |base: &AtomicU64, now: u64| now - base.swap(now, Ordering::Relaxed).min(now);
+        let [first, second] = &self.base;
+        Seen { requests: since(first, requests), failures: since(second, failures) }
+    }
+}
+
+// === impl SetShared ===
+
+impl SetShared {
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    pub fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+}
+
+// === impl WindowEnd ===
+
+impl WindowEnd {
+    /// The same window, for a newer form of the backend.
+    pub fn goes_on(&self) -> Self {
+        Self(AtomicU64::new(self.0.load(Ordering::Relaxed)))
+    }
+
+    /// Whether the window ended; only the first caller is told, and the next window begins.
+    pub fn ended(&self, interval_ms: u64, now: Mono) -> bool {
+        let ends = self.0.load(Ordering::Relaxed);
+        if now.0 < ends {
+            return false;
+        }
+        let next = now.0 + interval_ms.max(1);
+        let swapped = self.0.compare_exchange(ends, next, Ordering::Relaxed, Ordering::Relaxed);
+        // Before the first window there was nothing to judge.
+        swapped.is_ok() && ends != 0
+    }
+}
