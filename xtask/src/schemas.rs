@@ -217,32 +217,39 @@ fn gateway_api(dir: &Path) -> anyhow::Result<Bundle> {
         }
         let mut crd: Value =
             yaml(&text).with_context(|| format!("cannot read {}", file.display()))?;
-        if crd["spec"]["names"]["kind"] == "HTTPRoute" {
-            graft(dir, &mut crd)?;
+        let kind = crd["spec"]["names"]["kind"].as_str().unwrap_or_default().to_owned();
+        for (_, place, name) in GRAFTS.iter().filter(|(k, ..)| *k == kind) {
+            let name = (file.file_name().unwrap_or_default(), *place, *name);
+            graft(dir, name, &mut crd)?;
         }
         add_crd(&mut bundle, &crd)?;
     }
     Ok(bundle)
 }
 
-/// Fields of the experimental channel that weft serves: where they are, and their names.
-const GRAFTS: &[(&str, &str)] = &[("/properties/spec/properties/rules/items/properties", "retry")];
+/// Fields of the experimental channel that weft serves: of which kind, where, and their names.
+const GRAFTS: &[(&str, &str, &str)] =
+    &[("HTTPRoute", RULES, "retry"), ("HTTPRoute", RULES, SESSION), ("GRPCRoute", RULES, SESSION)];
+const RULES: &str = "/properties/spec/properties/rules/items/properties";
+const SESSION: &str = "sessionPersistence";
 
-/// Adds [`GRAFTS`] to the standard HTTPRoute.
-fn graft(dir: &Path, crd: &mut Value) -> anyhow::Result<()> {
-    let path = dir.join("config/crd/experimental/gateway.networking.k8s.io_httproutes.yaml");
+/// Adds one of [`GRAFTS`] to a standard kind.
+fn graft(
+    dir: &Path,
+    (file, place, name): (&std::ffi::OsStr, &str, &str),
+    crd: &mut Value,
+) -> anyhow::Result<()> {
+    let path = dir.join("config/crd/experimental").join(file);
     let theirs = yaml(&fs::read_to_string(&path)?)?;
     let versions = theirs["spec"]["versions"].as_array().context("no versions")?;
     for version in crd["spec"]["versions"].as_array_mut().into_iter().flatten() {
         let same = versions.iter().find(|v| v["name"] == version["name"]);
         let same = same.context("a version is not in the experimental channel")?;
-        for (place, name) in GRAFTS {
-            let place = format!("/schema/openAPIV3Schema{place}");
-            let field = same.pointer(&format!("{place}/{name}"));
-            let field = field.with_context(|| format!("no {name} in the experimental channel"))?;
-            let here = version.pointer_mut(&place).context("the standard channel has changed")?;
-            here[name] = field.clone();
-        }
+        let place = format!("/schema/openAPIV3Schema{place}");
+        let field = same.pointer(&format!("{place}/{name}"));
+        let field = field.with_context(|| format!("no {name} in the experimental channel"))?;
+        let here = version.pointer_mut(&place).context("the standard channel has changed")?;
+        here[name] = field.clone();
     }
     Ok(())
 }

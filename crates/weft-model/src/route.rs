@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Origin, Root};
+use crate::{Cors, Fault, Mirror, Origin, ResourceName, Root, Session};
 
 /// One user object's rules for one parent. A child of its parent's root:
 /// `listener:shop~shop~8000/route/httproute/shop/users` or
@@ -83,6 +83,8 @@ pub struct Rule {
     pub timeouts: Timeouts,
     #[serde(default)]
     pub retry: Retry,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Session>,
     pub origin: Origin,
 }
 
@@ -148,6 +150,9 @@ pub enum Filter {
     RequestHeaders(HeaderEdit),
     ResponseHeaders(HeaderEdit),
     Rewrite(Rewrite),
+    Fault(Fault),
+    Mirror(Mirror),
+    Cors(Cors),
 }
 
 /// Applied in the order set, add, remove.
@@ -172,6 +177,32 @@ pub enum PathRewrite {
     Full(Arc<str>),
     /// Replaces the prefix that matched.
     Prefix(Arc<str>),
+    /// Replaces every place that an expression finds.
+    Regex(RegexRewrite),
+}
+
+/// RE2's `GlobalReplace`: `\\1` in `with` is the first group, `\\0` the whole place, `\\\\` a
+/// backslash.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, try_from = "RegexRewriteText")]
+pub struct RegexRewrite {
+    find: Places,
+    with: Arc<str>,
+}
+
+/// [`RegexRewrite`] before it was looked at.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RegexRewriteText {
+    find: Places,
+    with: Arc<str>,
+}
+
+/// An expression that is looked for inside a text.
+#[derive(Clone)]
+struct Places {
+    source: Arc<str>,
+    compiled: Arc<regex::Regex>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,7 +231,7 @@ pub struct WeightedBackend {
     pub filters: Vec<Filter>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
     /// A backend by resource name: `host:FQDN/backend/PORT[/SUBSET]`.
@@ -218,6 +249,21 @@ pub struct Redirect {
     pub path: Option<PathRewrite>,
     /// 301, 302, 303, 307 or 308.
     pub status: u16,
+    /// Where the port comes from when none is named.
+    #[serde(skip_serializing_if = "RedirectPort::is_default")]
+    pub port_from: RedirectPort,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RedirectPort {
+    /// A named scheme's own port; without one the listener's (Gateway API).
+    #[default]
+    Scheme,
+    /// The port that the scheme has of itself, named or not.
+    Protocol,
+    /// The one that the request came for.
+    Request,
 }
 
 /// Milliseconds; `None` is the proxy's default, `Some(0)` is no limit.
@@ -265,6 +311,14 @@ impl Regex {
         Ok(Self { source: source.into(), compiled: Arc::new(compiled) })
     }
 
+    /// An origin in which `*` is any host, or any labels before a suffix: `https://*.example.com`.
+    ///
+    /// # Errors
+    /// As [`Regex::new`].
+    pub fn origin(pattern: &str) -> Result<Self, String> {
+        Self::new(&regex::escape(pattern).replace(r"\*", r"[^/:@]+"))
+    }
+
     pub fn is_match(&self, text: &[u8]) -> bool {
         self.compiled.is_match(text)
     }
@@ -304,6 +358,171 @@ impl<'de> Deserialize<'de> for Regex {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let source = String::deserialize(d)?;
         Self::new(&source).map_err(serde::de::Error::custom)
+    }
+}
+
+// === impl RegexRewrite ===
+
+impl RegexRewrite {
+    /// # Errors
+    /// When the expression does not parse, or the replacement names a group that it has not.
+    pub fn new(find: &str, with: &str) -> Result<Self, String> {
+        Self { find: Places::new(find)?, with: with.into() }.checked()
+    }
+
+    pub fn find(&self) -> &str {
+        &self.find.source
+    }
+
+    pub fn with(&self) -> &str {
+        &self.with
+    }
+
+    pub fn apply(&self, text: &str) -> String {
+        let replaced = |found: &regex::Captures<'_>| {
+            let mut out = String::new();
+            let mut rest = self.with.chars();
+            while let Some(c) = rest.next() {
+                match (c, c == '\\') {
+                    (_, false) => out.push(c),
+                    (_, true) => match rest.next() {
+                        Some(d) if d.is_ascii_digit() => {
+                            let group = d.to_digit(10).and_then(|d| found.get(d as usize));
+                            out.push_str(group.map_or("", |g| g.as_str()));
+                        }
+                        Some(other) => out.push(other),
+                        None => {}
+                    },
+                }
+            }
+            out
+        };
+        self.find.compiled.replace_all(text, replaced).into_owned()
+    }
+
+    fn checked(self) -> Result<Self, String> {
+        let mut rest = self.with.chars();
+        while let Some(c) = rest.next() {
+            if c != '\\' {
+                continue;
+            }
+            match rest.next() {
+                Some('\\') => {}
+                Some(d) if d.is_ascii_digit() => {
+                    let have = self.find.compiled.captures_len() - 1;
+                    if d.to_digit(10).is_some_and(|d| d as usize > have) {
+                        let find = self.find();
+                        return Err(format!("\\{d} is no group of {find:?}, which has {have}"));
+                    }
+                }
+                _ => return Err(format!("{:?}: after \\ stands a digit or \\", self.with)),
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl TryFrom<RegexRewriteText> for RegexRewrite {
+    type Error = String;
+
+    fn try_from(text: RegexRewriteText) -> Result<Self, String> {
+        Self { find: text.find, with: text.with }.checked()
+    }
+}
+
+impl Places {
+    fn new(source: &str) -> Result<Self, String> {
+        let compiled = regex::RegexBuilder::new(source)
+            .size_limit(1 << 20)
+            .build()
+            .map_err(|e| format!("{source:?} is no regular expression (RE2 syntax): {e}"))?;
+        Ok(Self { source: source.into(), compiled: Arc::new(compiled) })
+    }
+}
+
+impl std::fmt::Debug for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "/{}/", self.source)
+    }
+}
+
+impl PartialEq for Places {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
+impl Eq for Places {}
+
+impl std::hash::Hash for Places {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.source.hash(state);
+    }
+}
+
+impl Serialize for Places {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.source)
+    }
+}
+
+impl<'de> Deserialize<'de> for Places {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Self::new(&String::deserialize(d)?).map_err(serde::de::Error::custom)
+    }
+}
+
+// === impl Route ===
+
+impl Route {
+    /// The backends that it sends requests to with their weights, and those that get copies
+    /// with 0: a proxy must know them, and no request waits for them.
+    pub fn targets(&self) -> impl Iterator<Item = (&ResourceName, u32)> {
+        self.rules.iter().flat_map(|rule| {
+            let shares = rule.shares().iter();
+            let named = shares.clone().filter_map(|b| Some((b.target.backend()?, b.weight)));
+            let own = rule.filters.iter().chain(shares.flat_map(|b| &b.filters));
+            named.chain(own.filter_map(|filter| match filter {
+                Filter::Mirror(mirror) => Some((mirror.target.backend()?, 0)),
+                _ => None,
+            }))
+        })
+    }
+}
+
+impl Rule {
+    /// The backends that it forwards to; none when it answers itself.
+    pub fn shares(&self) -> &[WeightedBackend] {
+        match &self.action {
+            Action::Forward(backends) => backends,
+            _ => &[],
+        }
+    }
+}
+
+impl Target {
+    pub fn backend(&self) -> Option<&ResourceName> {
+        match self {
+            Self::Backend(name) => Some(name),
+            Self::Fail { .. } => None,
+        }
+    }
+}
+
+impl StringMatch {
+    pub fn holds(&self, text: &[u8]) -> bool {
+        match self {
+            Self::Exact(s) => text == s.as_bytes(),
+            Self::Prefix(s) => text.starts_with(s.as_bytes()),
+            Self::Regex(r) => r.is_match(text),
+            Self::Present => true,
+        }
+    }
+}
+
+impl RedirectPort {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

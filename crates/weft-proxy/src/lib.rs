@@ -21,6 +21,7 @@
 
 pub mod capture;
 pub mod config;
+pub mod explain;
 pub mod h1;
 pub mod http;
 pub mod ingest;

@@ -8,18 +8,18 @@ use weft_base::issue::{FieldPath, Issues};
 use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
 use weft_kinds::views::gateway::{
-    GROUP, HeaderModifier, HttpBackendRef, HttpRoute, HttpRouteFilter, HttpRouteMatch,
-    HttpRouteRule, NamedValue, ParentRef, PathModifier, RequestRedirect, UrlRewrite,
+    GROUP, HeaderModifier, HttpRoute, HttpRouteFilter, HttpRouteMatch, HttpRouteRule, NamedValue,
+    ObjectRef, ParentRef, PathModifier, RequestMirror, RequestRedirect, UrlRewrite,
 };
 use weft_kinds::world::{KindId, Object};
 use weft_model::{
-    Action, Filter, HeaderEdit, Match, NamedMatch, PathMatch, PathRewrite, Redirect, Regex, Retry,
-    Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend,
+    Action, Filter, HeaderEdit, Match, Mirror, NamedMatch, PathMatch, PathRewrite, Redirect, Regex,
+    Retry, Rewrite, Rule, Session, StringMatch, Target, Timeouts, WeightedBackend,
 };
 
 use super::duration::parse_ms;
 use super::retries::{IDEMPOTENT_ANNOTATION, declared};
-use super::{Env, Reader, names, origin};
+use super::{Env, Reader, http_policy, names, origin};
 
 /// What the rules of one HTTPRoute mean, and what is wrong with them.
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ impl Context<'_, '_> {
             self.backends(rule, path, &mut bad);
             return None;
         }
-        let (filters, redirect) = filters(&rule.filters, &path.field("filters"), &mut bad);
+        let (filters, redirect) = self.filters(&rule.filters, &path.field("filters"), &mut bad);
         let action = match redirect {
             Some(redirect) => Action::Redirect(redirect),
             None if rule.backend_refs.is_empty() => Action::Fail {
@@ -81,6 +81,7 @@ impl Context<'_, '_> {
         };
         let timeouts = timeouts(rule, path, &mut bad);
         let retry = self.retry(rule, path);
+        let session = self.session(rule, path, &mut bad);
         let mut out = Rule {
             name: rule.name.clone(),
             matches,
@@ -88,6 +89,7 @@ impl Context<'_, '_> {
             action,
             timeouts,
             retry,
+            session,
             origin: origin(self.object, path.as_str()),
         };
         if !bad.is_empty() {
@@ -123,18 +125,22 @@ impl Context<'_, '_> {
         for (i, backend) in rule.backend_refs.iter().enumerate() {
             let path = path.field("backendRefs").index(i);
             let weight = backend.weight.unwrap_or(1);
-            let (filters, redirect) = filters(&backend.filters, &path.field("filters"), bad);
+            let (filters, redirect) = self.filters(&backend.filters, &path.field("filters"), bad);
             if redirect.is_some() {
                 bad.push(format!("{path}.filters: a redirect of one backend's share is not done"));
             }
-            out.push(WeightedBackend { target: self.target(backend, &path), weight, filters });
+            if filters.iter().any(|f| matches!(f, Filter::Cors(_))) {
+                bad.push(format!("{path}.filters: CORS is of a whole rule; write it there"));
+            }
+            let target = self.target(&backend.target, &path);
+            out.push(WeightedBackend { target, weight, filters });
         }
         out
     }
 
     /// The backend that a reference names, or why it cannot be followed.
-    fn target(&mut self, backend: &HttpBackendRef, path: &FieldPath) -> Target {
-        let (reason, text, may_come) = match self.resolve(backend) {
+    fn target(&mut self, to: &ObjectRef, path: &FieldPath) -> Target {
+        let (reason, text, may_come) = match self.resolve(to) {
             Ok(target) => return target,
             Err(why) => why,
         };
@@ -145,8 +151,7 @@ impl Context<'_, '_> {
         Target::Fail { status: 500, reason: sentence.into() }
     }
 
-    fn resolve(&self, backend: &HttpBackendRef) -> Result<Target, (&'static str, String, bool)> {
-        let to = &backend.target;
+    fn resolve(&self, to: &ObjectRef) -> Result<Target, (&'static str, String, bool)> {
         let (group, kind) = (to.group.as_deref().unwrap_or(""), to.kind.as_deref());
         if !group.is_empty() || kind.is_some_and(|k| k != "Service") {
             let what = kind.unwrap_or("Service");
@@ -184,6 +189,70 @@ impl Context<'_, '_> {
             return Err(("BackendNotFound", text, true));
         }
         Ok(Target::Backend(names::backend_name(&key, port, "", self.env)))
+    }
+
+    fn filters(
+        &mut self,
+        list: &[HttpRouteFilter],
+        path: &FieldPath,
+        bad: &mut Vec<String>,
+    ) -> (Vec<Filter>, Option<Redirect>) {
+        let (mut out, mut redirect) = (Vec::new(), None);
+        for (i, filter) in list.iter().enumerate() {
+            let path = path.index(i);
+            match &*filter.kind {
+                "RequestHeaderModifier" => {
+                    let edit = filter.request_header_modifier.as_ref();
+                    out.push(Filter::RequestHeaders(edit.map(header_edit).unwrap_or_default()));
+                }
+                "ResponseHeaderModifier" => {
+                    let edit = filter.response_header_modifier.as_ref();
+                    out.push(Filter::ResponseHeaders(edit.map(header_edit).unwrap_or_default()));
+                }
+                "RequestRedirect" => {
+                    let found = Redirect { status: 302, ..Redirect::default() };
+                    let given = filter.request_redirect.as_ref();
+                    redirect = Some(given.map_or(found, to_redirect));
+                }
+                "URLRewrite" => {
+                    let rewrite = filter.url_rewrite.as_ref();
+                    out.push(Filter::Rewrite(rewrite.map(to_rewrite).unwrap_or_default()));
+                }
+                "RequestMirror" => match &filter.request_mirror {
+                    Some(mirror) => out.extend(self.mirror(mirror, &path)),
+                    None => bad.push(format!("{path}: requestMirror is missing")),
+                },
+                "CORS" => match http_policy::cors(filter.cors.as_ref()) {
+                    Ok(cors) => out.push(Filter::Cors(cors)),
+                    Err(why) => bad.push(format!("{path}.cors: {why}")),
+                },
+                other => bad.push(format!(
+                    "{path}: the filter type {other} is not done by this version of weft"
+                )),
+            }
+        }
+        (out, redirect)
+    }
+
+    /// A copy of requests; none when its backend cannot be followed, which the status says.
+    fn mirror(&mut self, mirror: &RequestMirror, path: &FieldPath) -> Option<Filter> {
+        let target =
+            self.target(&mirror.backend_ref, &path.field("requestMirror").field("backendRef"));
+        target.backend()?;
+        let share = http_policy::share(mirror);
+        Some(Filter::Mirror(Mirror { target, share, mark_host: false }))
+    }
+
+    fn session(
+        &self,
+        rule: &HttpRouteRule,
+        path: &FieldPath,
+        bad: &mut Vec<String>,
+    ) -> Option<Session> {
+        let wanted = rule.session_persistence.as_ref()?;
+        let path = path.field("sessionPersistence");
+        let found = http_policy::session(wanted, &format!("{}/{path}", self.object.key));
+        found.map_err(|why| bad.push(format!("{path}{why}"))).ok()
     }
 
     /// The rule's `retry` counts as far as repeating is safe; for calls that are not idempotent
@@ -279,44 +348,6 @@ fn named(list: &[NamedValue]) -> Result<Vec<NamedMatch>, String> {
         .collect()
 }
 
-fn filters(
-    list: &[HttpRouteFilter],
-    path: &FieldPath,
-    bad: &mut Vec<String>,
-) -> (Vec<Filter>, Option<Redirect>) {
-    let (mut out, mut redirect) = (Vec::new(), None);
-    for (i, filter) in list.iter().enumerate() {
-        match &*filter.kind {
-            "RequestHeaderModifier" => {
-                let edit = filter.request_header_modifier.as_ref();
-                out.push(Filter::RequestHeaders(edit.map(header_edit).unwrap_or_default()));
-            }
-            "ResponseHeaderModifier" => {
-                let edit = filter.response_header_modifier.as_ref();
-                out.push(Filter::ResponseHeaders(edit.map(header_edit).unwrap_or_default()));
-            }
-            "RequestRedirect" => {
-                redirect = Some(
-                    filter
-                        .request_redirect
-                        .as_ref()
-                        .map(to_redirect)
-                        .unwrap_or(Redirect { status: 302, ..Redirect::default() }),
-                );
-            }
-            "URLRewrite" => {
-                let rewrite = filter.url_rewrite.as_ref();
-                out.push(Filter::Rewrite(rewrite.map(to_rewrite).unwrap_or_default()));
-            }
-            other => bad.push(format!(
-                "{}: the filter type {other} is not done by this version of weft",
-                path.index(i)
-            )),
-        }
-    }
-    (out, redirect)
-}
-
 fn header_edit(edit: &HeaderModifier) -> HeaderEdit {
     let lower = |name: &str| -> Arc<str> { name.to_ascii_lowercase().into() };
     let pairs = |list: &[weft_kinds::views::gateway::Header]| -> Vec<(Arc<str>, Arc<str>)> {
@@ -336,6 +367,7 @@ fn to_redirect(r: &RequestRedirect) -> Redirect {
         port: r.port,
         path: r.path.as_ref().and_then(path_rewrite),
         status: r.status_code.unwrap_or(302),
+        ..Redirect::default()
     }
 }
 
@@ -363,6 +395,6 @@ fn timeouts(rule: &HttpRouteRule, path: &FieldPath, bad: &mut Vec<String>) -> Ti
     Timeouts {
         request_ms: read(&rule.timeouts.request, "request"),
         backend_request_ms: read(&rule.timeouts.backend_request, "backendRequest"),
-        idle_ms: None,
+        ..Timeouts::default()
     }
 }

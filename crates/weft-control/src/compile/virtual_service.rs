@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use weft_base::issue::{FieldPath, Issues, Severity};
 use weft_base::name::ServiceKey;
-use weft_kinds::views::istio::VirtualService;
+use weft_kinds::views::istio::{HttpRoute, VirtualService};
 use weft_kinds::views::service_entry::ServiceEntry;
 use weft_kinds::world::{Index, KindId, Object, gateway_ref, host_key, pair};
 use weft_model::{
@@ -21,7 +21,7 @@ use super::destination_rule::not_done;
 use super::http_route::{consumers_of, producers_of};
 use super::istio_gateway;
 use super::vs_rule::{Context, Place, Prepared, Source};
-use super::{Env, Output, Reader, names, origin, protocol, service, service_entry};
+use super::{Env, Output, Reader, names, origin, protocol, service, service_entry, vs_delegate};
 use crate::mesh::gateway_root;
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
@@ -176,8 +176,42 @@ impl Build<'_, '_> {
             each.filter_map(|(i, r)| self.cx.tcp(r, i, place)).collect()
         } else {
             let each = spec.http.iter().enumerate();
-            each.filter_map(|(i, r)| self.cx.http(r, i, place)).collect()
+            each.flat_map(|(i, r)| self.http(r, i, place)).collect()
         }
+    }
+
+    /// A rule, or those of the VirtualService that it delegates to.
+    fn http(&mut self, route: &HttpRoute, i: usize, place: Place<'_>) -> Vec<Prepared> {
+        let Some(to) = &route.delegate else {
+            return self.cx.http(route, i, place).into_iter().collect();
+        };
+        let path = FieldPath::new("spec.http").index(i).field("delegate");
+        let (object, delegate) = match vs_delegate::find(self.cx.reader, self.cx.object, to) {
+            Ok(found) => found,
+            Err(why) => {
+                self.cx.unresolved.push(format!("{path}: {why}"));
+                return self.cx.http(route, i, place).into_iter().collect();
+            }
+        };
+        let (reader, env) = (self.cx.reader, self.cx.env);
+        let mut cx =
+            Context { reader, env, object, issues: Issues::default(), unresolved: Vec::new() };
+        let mut out = Vec::new();
+        for (j, leaf) in delegate.spec.http.iter().enumerate() {
+            match vs_delegate::merge(route, leaf) {
+                Some(merged) => out.extend(cx.http(&merged, j, place)),
+                None => {
+                    let text = format!("{} spec.http[{j}] matches nothing of this", object.key);
+                    self.cx.issues.warning(path.clone(), text);
+                }
+            }
+        }
+        for issue in cx.issues.0 {
+            self.cx.issues.warning(path.clone(), format!("{} {issue}", object.key));
+        }
+        let unresolved = cx.unresolved.iter().map(|text| format!("{} {text}", object.key));
+        self.cx.unresolved.extend(unresolved);
+        out
     }
 
     // === gateways ===
@@ -307,6 +341,15 @@ impl Build<'_, '_> {
             Condition::new("Accepted", false, "Invalid", text.join("; "))
         } else if self.attached {
             Condition::new("Accepted", true, "Accepted", "attached")
+        } else if vs_delegate::is_delegate(self.vs) {
+            let roots = vs_delegate::roots_of(self.cx.reader, self.cx.object);
+            if roots.is_empty() {
+                let text = "it has no hosts, and no VirtualService delegates to it";
+                Condition::new("Accepted", false, "NotReferenced", text)
+            } else {
+                let text = format!("used by {}, which say how it fits", roots.join(", "));
+                Condition::new("Accepted", true, "Delegate", text)
+            }
         } else {
             let text = "spec.hosts names no service of this mesh and no gateway takes it";
             Condition::new("Accepted", false, "NoMatchingHost", text)

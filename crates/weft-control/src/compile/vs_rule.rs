@@ -16,8 +16,8 @@ use weft_kinds::views::istio::{
 use weft_kinds::views::service_entry::ServiceEntry;
 use weft_kinds::world::Object;
 use weft_model::{
-    Action, Filter, HeaderEdit, Match, NamedMatch, PathMatch, PathRewrite, Redirect, Regex,
-    Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend, backend_child,
+    Action, Filter, HeaderEdit, Match, NamedMatch, PathMatch, PathRewrite, Redirect, RedirectPort,
+    Regex, Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend, backend_child,
 };
 
 use super::destination_rule::{not_done, rules_for};
@@ -66,7 +66,7 @@ impl Context<'_, '_> {
         if matches!(action, Action::Forward(_)) {
             filters.extend(self.rewrite(route, &path));
         }
-        self.undone(route, &path);
+        filters.extend(self.policies(route, &path, place));
         let idempotent = retries::declared(&self.object.meta, &route.name);
         let rpath = path.field("retries");
         let retry = retries::read(route.retries.as_ref(), idempotent, &rpath, &mut self.issues);
@@ -80,6 +80,7 @@ impl Context<'_, '_> {
                 ..Timeouts::default()
             },
             retry,
+            session: None,
             origin: origin(self.object, path.as_str()),
         };
         Some(Prepared { rule, alternatives })
@@ -106,6 +107,7 @@ impl Context<'_, '_> {
             action: Action::Forward(self.destinations(&route.route, &path, place)),
             timeouts: Timeouts::default(),
             retry: weft_model::Retry::default(),
+            session: None,
             origin: origin(self.object, path.as_str()),
         };
         (!alternatives.is_empty()).then_some(Prepared { rule, alternatives })
@@ -166,11 +168,8 @@ impl Context<'_, '_> {
             Action::Direct { status: direct.status, body: body_of(direct) }
         } else if route.route.is_empty() {
             let text = match &route.delegate {
-                Some(_) => {
-                    "delegates to another VirtualService, which this version of weft does \
-                            not do; write its routes here"
-                }
-                None => "has no route, redirect or directResponse; add one",
+                Some(to) => format!("delegates to {}, which cannot be followed", to.name),
+                None => "has no route, redirect or directResponse; add one".to_owned(),
             };
             let reason = format!("{}: {path} {text}", self.object.key).into();
             Action::Fail { status: 503, reason }
@@ -199,7 +198,12 @@ impl Context<'_, '_> {
         out
     }
 
-    fn target(&mut self, to: &Destination, path: &FieldPath, place: Place<'_>) -> Target {
+    pub(super) fn target(
+        &mut self,
+        to: &Destination,
+        path: &FieldPath,
+        place: Place<'_>,
+    ) -> Target {
         match self.resolve(to, place) {
             Ok(target) => target,
             Err(text) => {
@@ -256,35 +260,14 @@ impl Context<'_, '_> {
     fn rewrite(&mut self, route: &HttpRoute, path: &FieldPath) -> Option<Filter> {
         let host = route.headers.as_ref().and_then(|h| h.request.as_ref()).and_then(host_set);
         let rewrite = route.rewrite.as_ref();
-        if rewrite.is_some_and(|r| r.uri_regex_rewrite.is_some()) {
-            not_done(&mut self.issues, &path.field("rewrite").field("uriRegexRewrite"));
-        }
         let out = Rewrite {
             host: rewrite.and_then(|r| r.authority.clone()).or(host),
-            path: rewrite.and_then(|r| r.uri.clone()).map(PathRewrite::Prefix),
+            path: rewrite.and_then(|r| self.rewritten(r, &path.field("rewrite"))),
         };
         (out != Rewrite::default()).then_some(Filter::Rewrite(out))
     }
 
-    fn undone(&mut self, route: &HttpRoute, path: &FieldPath) {
-        for (set, field) in [
-            (route.fault.is_some(), "fault"),
-            (route.mirror.is_some(), "mirror"),
-            (!route.mirrors.is_empty(), "mirrors"),
-            (route.cors_policy.is_some(), "corsPolicy"),
-            (route.delegate.is_some(), "delegate"),
-            (
-                route.redirect.as_ref().is_some_and(|r| r.derive_port.is_some()),
-                "redirect.derivePort",
-            ),
-        ] {
-            if set {
-                not_done(&mut self.issues, &FieldPath::new(format!("{path}.{field}")));
-            }
-        }
-    }
-
-    fn ms(&mut self, text: Option<&Arc<str>>, path: &FieldPath) -> Option<u64> {
+    pub(super) fn ms(&mut self, text: Option<&Arc<str>>, path: &FieldPath) -> Option<u64> {
         let text = text?;
         let ms = parse_ms(text);
         if ms.is_none() {
@@ -346,7 +329,7 @@ fn path_match(uri: &istio::StringMatch, no_case: bool) -> Result<Option<PathMatc
     })
 }
 
-fn string_match(s: &istio::StringMatch) -> Result<StringMatch, String> {
+pub(super) fn string_match(s: &istio::StringMatch) -> Result<StringMatch, String> {
     Ok(match (&s.exact, &s.prefix, &s.regex) {
         (Some(exact), ..) => StringMatch::Exact(exact.clone()),
         (_, Some(prefix), _) => StringMatch::Prefix(prefix.clone()),
@@ -414,6 +397,11 @@ fn to_redirect(r: &istio::Redirect) -> Redirect {
         port,
         path: r.uri.clone().map(PathRewrite::Full),
         status: r.redirect_code.filter(|c| *c != 0).unwrap_or(301),
+        port_from: match r.derive_port.as_deref() {
+            Some("FROM_PROTOCOL_DEFAULT") => RedirectPort::Protocol,
+            Some("FROM_REQUEST_PORT") => RedirectPort::Request,
+            _ => RedirectPort::default(),
+        },
     }
 }
 

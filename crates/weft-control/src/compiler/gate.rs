@@ -5,9 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use weft_kinds::world::ObjectKey;
-use weft_model::{
-    Action, Resource, ResourceName, Root, Route, Target, WeightedBackend, endpoints_child,
-};
+use weft_model::{Resource, ResourceName, Root, Route, Target, WeightedBackend, endpoints_child};
 
 use crate::compile::Draft;
 use crate::mesh::Mesh;
@@ -157,18 +155,11 @@ pub(crate) fn targets_of(route: &Route) -> impl Iterator<Item = &ResourceName> {
 
 /// Every backend that a route names, with its weight: a proxy must know them all.
 pub(super) fn named(route: &Route) -> impl Iterator<Item = (&ResourceName, u32)> {
-    backends(route).filter_map(|b| match &b.target {
-        Target::Backend(name) => Some((name, b.weight)),
-        Target::Fail { .. } => None,
-    })
+    route.targets()
 }
 
 fn backends(route: &Route) -> impl Iterator<Item = &WeightedBackend> {
-    let lists = route.rules.iter().map(|rule| match &rule.action {
-        Action::Forward(backends) => backends.as_slice(),
-        _ => &[],
-    });
-    lists.flatten()
+    route.rules.iter().flat_map(|rule| rule.shares())
 }
 
 /// Whether everything that a version in effect names is still there.

@@ -133,6 +133,7 @@ pub struct HttpRouteRule {
     pub backend_refs: Vec<HttpBackendRef>,
     pub timeouts: HttpRouteTimeouts,
     pub retry: Option<HttpRouteRetry>,
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -172,6 +173,56 @@ pub struct HttpRouteFilter {
     pub request_redirect: Option<RequestRedirect>,
     #[serde(rename = "urlRewrite")]
     pub url_rewrite: Option<UrlRewrite>,
+    pub request_mirror: Option<RequestMirror>,
+    pub cors: Option<Cors>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RequestMirror {
+    pub backend_ref: ObjectRef,
+    pub percent: Option<u32>,
+    pub fraction: Option<Fraction>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Fraction {
+    pub numerator: u32,
+    /// Absent means 100.
+    pub denominator: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Cors {
+    pub allow_origins: Vec<Arc<str>>,
+    pub allow_credentials: Option<bool>,
+    pub allow_methods: Vec<Arc<str>>,
+    pub allow_headers: Vec<Arc<str>>,
+    pub expose_headers: Vec<Arc<str>>,
+    /// Seconds; absent means 5.
+    pub max_age: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SessionPersistence {
+    pub session_name: Option<Arc<str>>,
+    pub absolute_timeout: Option<Arc<str>>,
+    /// Of the experimental channel of older releases.
+    pub idle_timeout: Option<Arc<str>>,
+    /// `Cookie` (or absent) or `Header`.
+    #[serde(rename = "type")]
+    pub kind: Option<Arc<str>>,
+    pub cookie_config: CookieConfig,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CookieConfig {
+    /// `Session` (or absent) or `Permanent`.
+    pub lifetime_type: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::gateway::{
     HttpBackendRef, HttpRoute, HttpRouteFilter, HttpRouteMatch, HttpRouteRule, HttpRouteSpec,
-    NamedValue, ParentRef, TypedValue,
+    NamedValue, ParentRef, SessionPersistence, TypedValue,
 };
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -32,6 +32,7 @@ pub struct GrpcRouteRule {
     pub matches: Vec<GrpcRouteMatch>,
     pub filters: Vec<HttpRouteFilter>,
     pub backend_refs: Vec<HttpBackendRef>,
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -63,9 +64,9 @@ impl From<GrpcRoute> for HttpRoute {
 
 impl From<GrpcRouteRule> for HttpRouteRule {
     fn from(rule: GrpcRouteRule) -> Self {
-        let GrpcRouteRule { name, matches, filters, backend_refs } = rule;
+        let GrpcRouteRule { name, matches, filters, backend_refs, session_persistence } = rule;
         let matches = matches.into_iter().map(HttpRouteMatch::from).collect();
-        Self { name, matches, filters, backend_refs, ..Self::default() }
+        Self { name, matches, filters, backend_refs, session_persistence, ..Self::default() }
     }
 }
 

@@ -5,14 +5,18 @@
 
 mod balance;
 mod capture;
+mod explain;
 mod host;
+mod policy;
 mod retry;
 mod rewrite;
 mod route;
 
 pub use balance::*;
 pub use capture::*;
+pub use explain::*;
 pub use host::*;
+pub use policy::*;
 pub use retry::*;
 pub use rewrite::*;
 pub use route::*;

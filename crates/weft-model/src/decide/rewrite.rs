@@ -2,13 +2,14 @@
 //! Rewritten paths and redirect locations.
 
 use super::route::Request;
-use crate::{Match, PathMatch, PathRewrite, Redirect};
+use crate::{Match, PathMatch, PathRewrite, Redirect, RedirectPort};
 
 /// The path after a rewrite. `matched` tells which prefix is replaced; a prefix rewrite of a
 /// request that no prefix matched replaces nothing but `/`.
 pub fn rewritten_path(path: &str, rewrite: &PathRewrite, matched: Option<&Match>) -> String {
     match rewrite {
         PathRewrite::Full(p) => p.to_string(),
+        PathRewrite::Regex(r) => r.apply(path),
         PathRewrite::Prefix(new) => match matched.and_then(|m| m.path.as_ref()) {
             Some(PathMatch::StringPrefix(old) | PathMatch::StringPrefixNoCase(old)) => {
                 format!("{new}{}", path.get(old.len()..).unwrap_or(""))
@@ -40,10 +41,12 @@ pub fn redirect_location(
         _ => None,
     };
     // A scheme that changes without a port goes to that scheme's own port.
-    let port = match (redirect.port, &redirect.scheme) {
-        (Some(port), _) => Some(port),
-        (None, Some(_)) => well_known(scheme),
-        (None, None) => Some(req.port),
+    let port = match (redirect.port, redirect.port_from, &redirect.scheme) {
+        (Some(port), ..) => Some(port),
+        (None, RedirectPort::Protocol, _) | (None, RedirectPort::Scheme, Some(_)) => {
+            well_known(scheme)
+        }
+        (None, RedirectPort::Request, _) | (None, RedirectPort::Scheme, None) => Some(req.port),
     };
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
     let port = match port {

@@ -74,7 +74,11 @@ pub fn rule_match<'a>(rule: &'a Rule, req: &Request<'_>) -> Option<Option<&'a Ma
     rule.matches.iter().filter(|m| holds(m, req)).min_by_key(|m| specificity(m)).map(Some)
 }
 
-fn parent_fit(route: &Route, section: Option<&str>, req: &Request<'_>) -> Option<HostFit> {
+pub(super) fn parent_fit(
+    route: &Route,
+    section: Option<&str>,
+    req: &Request<'_>,
+) -> Option<HostFit> {
     match &route.parent {
         Parent::Listener { sections, hostnames, .. } => {
             let attached = section.is_none_or(|s| sections.iter().any(|x| &**x == s));
@@ -120,12 +124,26 @@ fn find_most_specific<'a>(open: &[(HostFit, &'a Route)], req: &Request<'_>) -> O
 
 /// Smaller is more specific.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Specificity {
+pub(super) struct Specificity {
     path_kind: u8,
     path_len: Reverse<usize>,
     no_method: bool,
     headers: Reverse<usize>,
     query: Reverse<usize>,
+}
+
+impl Specificity {
+    /// By what it is weaker than another.
+    pub fn weaker_by(&self, best: &Self) -> Option<&'static str> {
+        let parts = [
+            (self.path_kind > best.path_kind, "its kind of path match is weaker"),
+            (self.path_len > best.path_len, "its path is less specific"),
+            (self.no_method && !best.no_method, "it does not name the method"),
+            (self.headers > best.headers, "it matches fewer headers"),
+            (self.query > best.query, "it matches fewer query parameters"),
+        ];
+        parts.iter().find(|(weaker, _)| *weaker).map(|(_, part)| *part)
+    }
 }
 
 impl Default for Specificity {
@@ -134,7 +152,7 @@ impl Default for Specificity {
     }
 }
 
-fn specificity(m: &Match) -> Specificity {
+pub(super) fn specificity(m: &Match) -> Specificity {
     let (path_kind, len) = match &m.path {
         Some(PathMatch::Exact(p) | PathMatch::ExactNoCase(p)) => (0, p.len()),
         Some(PathMatch::Regex(r)) => (1, r.source().len()),
@@ -171,12 +189,7 @@ fn path_holds(m: &PathMatch, path: &str) -> bool {
 }
 
 fn string_holds(m: &StringMatch, text: &[u8]) -> bool {
-    match m {
-        StringMatch::Exact(s) => text == s.as_bytes(),
-        StringMatch::Prefix(s) => text.starts_with(s.as_bytes()),
-        StringMatch::Regex(r) => r.is_match(text),
-        StringMatch::Present => true,
-    }
+    m.holds(text)
 }
 
 /// An authority match with a port is compared with `host:port`, one without with the host.

@@ -28,6 +28,7 @@ fn rule(matches: Vec<Match>, body: &str) -> Rule {
         action: Action::Direct { status: 200, body: body.into() },
         timeouts: Timeouts::default(),
         retry: Retry::default(),
+        session: None,
         origin: origin(),
     }
 }

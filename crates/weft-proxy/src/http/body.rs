@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep};
 use weft_base::limits::RETRY_BODY_BYTES_MAX;
 
+use super::copied::Copied;
 use super::serve::{ReceiveError, Received};
 use crate::observe::record::Record;
 use crate::upstream::pool::{Answered, Lease};
@@ -50,7 +51,9 @@ pub struct Replay(Option<Rc<RefCell<ReplayState>>>);
 
 #[derive(Debug)]
 struct ReplayState {
-    source: Received,
+    source: Source,
+    /// Who else gets what arrives.
+    copies: Vec<Weak<RefCell<Copied>>>,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     /// More came than is kept: what was kept is gone.
@@ -64,6 +67,12 @@ struct ReplayState {
     bytes_max: u64,
     /// The attempt that may read; older ones are given up.
     attempt: u32,
+}
+
+#[derive(Debug)]
+enum Source {
+    Client(Received),
+    Copy(Rc<RefCell<Copied>>),
 }
 
 /// What one attempt sends.
@@ -116,8 +125,13 @@ impl Replay {
         if source.is_end_stream() {
             return Self(None);
         }
+        Self::over(Source::Client(source), bytes_max)
+    }
+
+    fn over(source: Source, bytes_max: u64) -> Self {
         Self(Some(Rc::new(RefCell::new(ReplayState {
             source,
+            copies: Vec::new(),
             kept: Vec::new(),
             kept_bytes: 0,
             overflowed: false,
@@ -129,6 +143,16 @@ impl Replay {
             bytes_max,
             attempt: 0,
         }))))
+    }
+
+    /// A body that gets what arrives for this one, made before anything was read. One that falls
+    /// behind by more than what is kept for retries breaks; this one never waits for it.
+    pub fn copy(&self) -> Self {
+        let Some(shared) = &self.0 else { return Self(None) };
+        let mut state = shared.borrow_mut();
+        let copied = Rc::new(RefCell::new(Copied::new(state.source.size_hint())));
+        state.copies.push(Rc::downgrade(&copied));
+        Self::over(Source::Copy(copied), 0)
     }
 
     /// The body for the next attempt; the one before it stops.
@@ -176,17 +200,36 @@ impl ReplayState {
         if self.ended {
             return Poll::Ready(None);
         }
-        match ready!(Pin::new(&mut self.source).poll_frame(cx)) {
+        match ready!(self.source.poll_frame(cx)) {
             None => {
                 self.ended = true;
+                self.tell_copies(Ok(()));
                 Poll::Ready(None)
             }
             Some(Err(error)) => {
-                let error = BodyError::from(error);
                 self.failed = Some(error.clone());
+                self.tell_copies(Err(error.clone()));
                 Poll::Ready(Some(Err(error)))
             }
-            Some(Ok(frame)) => Poll::Ready(Some(self.keep(frame))),
+            Some(Ok(frame)) => {
+                let kept = self.keep(frame);
+                match &kept {
+                    Ok(frame) => self.copies.iter().filter_map(Weak::upgrade).for_each(|copy| {
+                        copy.borrow_mut().push(frame);
+                    }),
+                    Err(error) => self.tell_copies(Err(error.clone())),
+                }
+                if self.ended {
+                    self.tell_copies(Ok(()));
+                }
+                Poll::Ready(Some(kept))
+            }
+        }
+    }
+
+    fn tell_copies(&mut self, end: Result<(), BodyError>) {
+        for copy in self.copies.drain(..).filter_map(|c| c.upgrade()) {
+            copy.borrow_mut().close(end.clone());
         }
     }
 
@@ -213,6 +256,41 @@ impl ReplayState {
             self.ended = true;
         }
         Ok(frame)
+    }
+}
+
+impl Drop for ReplayState {
+    fn drop(&mut self) {
+        self.tell_copies(Err(BodyError::GivenUp));
+    }
+}
+
+impl Source {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Client(received) => {
+                let frame = ready!(Pin::new(received).poll_frame(cx));
+                Poll::Ready(frame.map(|f| f.map_err(BodyError::from)))
+            }
+            Self::Copy(copied) => copied.borrow_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Client(received) => received.is_end_stream(),
+            Self::Copy(copied) => copied.borrow().is_ended(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Client(received) => received.size_hint(),
+            Self::Copy(copied) => copied.borrow().hint,
+        }
     }
 }
 

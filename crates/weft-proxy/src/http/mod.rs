@@ -4,12 +4,16 @@
 
 pub mod attempt;
 pub mod body;
+pub mod copied;
 pub mod headers;
+pub mod mirror;
 pub mod normalise;
 pub mod phases;
+pub mod policy;
 pub mod reply;
 pub mod route;
 pub mod serve;
+pub mod session;
 pub mod upgrade;
 
 /// An error with its causes, outermost first, without saying anything twice.

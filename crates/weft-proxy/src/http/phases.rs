@@ -11,15 +11,19 @@ use http::{Method, Request, Response, Uri};
 use weft_model::decide::{Authority, Found, redirect_location, rewritten_path};
 use weft_model::decide::{total_weight, weighted_at};
 use weft_model::{
-    Action, Filter, HeaderEdit, Match, Redirect, Retry, Rewrite, Target, Timeouts, WeightedBackend,
+    Action, Cors, Fault, Filter, HeaderEdit, Match, Mirror, Redirect, Retry, Rewrite, Target,
+    Timeouts, WeightedBackend,
 };
 
 use super::attempt::{self, Call};
 use super::body::{Replay, ReplyBody};
+use super::mirror::{self, Original};
 use super::normalise::{self, HeaderView};
+use super::policy::{self, Cross};
 use super::reply::{self, Cause, Refusal};
 use super::route::{self, Asked, Choice};
 use super::serve::Received;
+use super::session::Kept;
 use super::{headers, upgrade};
 use crate::capture;
 use crate::config::UnknownDestinations;
@@ -37,6 +41,10 @@ struct Plan<'t> {
     request_edits: Vec<&'t HeaderEdit>,
     response_edits: Vec<&'t HeaderEdit>,
     rewrite: Option<&'t Rewrite>,
+    fault: Option<&'t Fault>,
+    mirrors: Vec<&'t Mirror>,
+    cors: Option<&'t Cors>,
+    kept: Option<Kept<'t>>,
     matched: Option<&'t Match>,
     timeouts: Timeouts,
     retry: Retry,
@@ -64,6 +72,9 @@ pub async fn handle(
     record.status = response.status().as_u16();
     if record.grpc_status.is_none() {
         record.grpc_status = crate::observe::record::grpc_status(response.headers());
+    }
+    if !record.cross.is_empty() {
+        policy::tell(response.headers_mut(), &record.cross);
     }
     if worker.conns.is_draining() && record.version < http::Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -105,32 +116,34 @@ async fn run(
         route::choose(&table, conn, &view)?
     };
 
-    // 5. What the rule says: filters in written order, an answer of its own, or a backend.
+    // 5. What the rule says: its answer to a browser, trouble on purpose, filters in written
+    //    order, an answer of its own, or a backend.
     let mut plan = Plan::at(&conn.door);
-    let next = match choice {
+    let backend = match choice {
         Choice::Rule(found) => {
-            record.route = Some(route::label(&found));
-            rule(worker, conn, &head, &asked, &found, &table, &mut plan, record)?
+            match rule(worker, conn, &head, &asked, &found, &table, &mut plan, record).await? {
+                Next::Answer(response) => return Ok(response),
+                Next::Forward(backend) => backend,
+            }
         }
-        Choice::Backend(backend) => Next::Forward(worker.backend(backend)),
-        Choice::Own(backend) => Next::Forward(worker.backend(&backend)),
-        Choice::Outside(target) => {
-            Next::Forward(rare(outside(worker, conn, &target, record)).await?)
-        }
-    };
-    let backend = match next {
-        Next::Answer(response) => return Ok(response),
-        Next::Forward(backend) => backend,
+        Choice::Backend(backend) => worker.backend(backend),
+        Choice::Own(backend) => worker.backend(&backend),
+        Choice::Outside(target) => rare(outside(worker, conn, &target, record)).await?,
     };
     if !record.passthrough {
         record.backend = Some(backend.borrow().entry.clone());
     }
     let authority = apply(&plan, &mut head, &asked, &authority)?;
 
-    // 6. Attempts, until there is an answer to pass on.
+    // 6. Copies for mirrors; attempts, until there is an answer to pass on.
     let (version, scheme) = (head.version, conn.scheme);
     let (timeouts, retry) = (&plan.timeouts, &plan.retry);
-    let call = Call { worker, backend, head, body, authority, scheme, version, timeouts, retry };
+    let (seen, grpc) = (&*authority, record.is_grpc);
+    let original = Original { head: &head, body: &body, authority: seen, scheme, grpc };
+    mirror::send(worker, original, &plan.mirrors, timeouts);
+    let pinned = plan.kept.as_ref().and_then(|kept| kept.endpoint(worker, &backend));
+    let call =
+        Call { worker, backend, head, body, authority, scheme, version, timeouts, retry, pinned };
     let mut response = match upgrade {
         None => attempt::forward(&call, record).await?,
         Some(upgrade) => rare(upgrade::forward(upgrade, call, record)).await?,
@@ -139,6 +152,28 @@ async fn run(
     // 7. The answer's headers.
     settle(conn, &plan, &mut response, record);
     Ok(response)
+}
+
+/// What a rule asks for before a request goes on: its answer to a browser's question, then trouble
+/// on purpose, which a browser must be able to read too.
+async fn before(
+    worker: &Rc<Worker>,
+    conn: &Conn,
+    head: &Parts,
+    asked: &Asked,
+    plan: &Plan<'_>,
+    record: &mut Record,
+) -> Result<Option<Response<ReplyBody>>, Refusal> {
+    if let Some(cors) = plan.cors {
+        match policy::cross(cors, conn, head, asked) {
+            Cross::Pass(headers) => record.cross = headers,
+            Cross::Answer(response) => return Ok(Some(response)),
+        }
+    }
+    if let Some(fault) = plan.fault {
+        rare(policy::inject(worker, fault, record)).await?;
+    }
+    Ok(None)
 }
 
 /// The newest table; when it cannot judge what is asked for, the first one that can.
@@ -240,7 +275,7 @@ fn clean(worker: &Worker, conn: &Conn, head: &mut Parts, record: &mut Record) {
 
 /// Follows a rule to its backend or its own answer.
 #[allow(clippy::too_many_arguments)] // The phases' own state; a struct would be used only here.
-fn rule<'t>(
+async fn rule<'t>(
     worker: &Rc<Worker>,
     conn: &Conn,
     head: &Parts,
@@ -250,24 +285,29 @@ fn rule<'t>(
     plan: &mut Plan<'t>,
     record: &mut Record,
 ) -> Result<Next, Refusal> {
-    plan.matched = found.matched;
-    plan.timeouts = found.rule.timeouts.clone();
-    plan.retry = found.rule.retry.clone();
-    plan.filters(&found.rule.filters);
-    match &found.rule.action {
+    record.route = Some(route::label(found));
+    plan.take(found);
+    if let Some(answer) = before(worker, conn, head, asked, plan, record).await? {
+        return Ok(Next::Answer(answer));
+    }
+    let mut answer = match &found.rule.action {
         Action::Forward(backends) => {
-            let chosen = share(worker, backends)?;
+            plan.kept = found.rule.session.as_ref().map(|s| Kept::read(s, head, worker));
+            let kept = plan.kept.as_ref().and_then(|kept| kept.share(worker, table, backends));
+            let chosen = kept.map_or_else(|| share(worker, backends), Ok)?;
             plan.filters(&chosen.filters);
-            target(worker, table, &chosen.target).map(Next::Forward)
+            return target(worker, table, &chosen.target).map(Next::Forward);
         }
         Action::Redirect(redirect) => {
-            Ok(Next::Answer(redirected(conn, head, asked, redirect, found.matched, record)))
+            redirected(conn, head, asked, redirect, found.matched, record)
         }
-        Action::Direct { status, body } => Ok(Next::Answer(reply::direct(record, *status, body))),
+        Action::Direct { status, body } => reply::direct(record, *status, body),
         Action::Fail { status, reason } => {
-            Err(Refusal::new(Cause::Misconfigured, &**reason).with_status(*status))
+            return Err(Refusal::new(Cause::Misconfigured, &**reason).with_status(*status));
         }
-    }
+    };
+    plan.edit_response(&mut answer);
+    Ok(Next::Answer(answer))
 }
 
 /// The backend whose turn it is, by weight.
@@ -406,8 +446,9 @@ fn settle(conn: &Conn, plan: &Plan<'_>, response: &mut Response<ReplyBody>, reco
         let names = HeaderValue::from_static("grpc-status, grpc-message");
         response.headers_mut().insert(header::TRAILER, names);
     }
-    for edit in &plan.response_edits {
-        headers::edit(response.headers_mut(), edit);
+    plan.edit_response(response);
+    if let Some(kept) = &plan.kept {
+        kept.remember(conn, response, record);
     }
 }
 
@@ -452,12 +493,29 @@ impl<'t> Plan<'t> {
         plan
     }
 
+    /// What a rule says of everything that it takes.
+    fn take(&mut self, found: &Found<'t>) {
+        self.matched = found.matched;
+        self.timeouts = found.rule.timeouts.clone();
+        self.retry = found.rule.retry.clone();
+        self.filters(&found.rule.filters);
+    }
+
+    fn edit_response(&self, response: &mut Response<ReplyBody>) {
+        for edit in &self.response_edits {
+            headers::edit(response.headers_mut(), edit);
+        }
+    }
+
     fn filters(&mut self, filters: &'t [Filter]) {
         for filter in filters {
             match filter {
                 Filter::RequestHeaders(edit) => self.request_edits.push(edit),
                 Filter::ResponseHeaders(edit) => self.response_edits.push(edit),
                 Filter::Rewrite(rewrite) => self.rewrite = Some(rewrite),
+                Filter::Fault(fault) => self.fault = Some(fault),
+                Filter::Mirror(mirror) => self.mirrors.push(mirror),
+                Filter::Cors(cors) => self.cors = Some(cors),
             }
         }
     }

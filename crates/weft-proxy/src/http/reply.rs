@@ -34,6 +34,7 @@ pub enum Cause {
     RequestTimeout,
     ClientGone,
     Overload,
+    Fault,
 }
 
 /// One line of the table.
@@ -106,6 +107,8 @@ pub const TABLE: &[Row] = &[
     row(Cause::ClientGone, 499, Flag::DC, 1, "the client went away", "nothing to do here"),
     row(Cause::Overload, 503, Flag::UO, 8,
         "a limit of the backend is reached", "raise the limit or add instances"),
+    row(Cause::Fault, 503, Flag::FI, 14,
+        "the route's fault policy aborts this request", "take the fault out of the route"),
 ];
 
 /// A locally made answer.
@@ -114,6 +117,7 @@ pub struct Refusal {
     pub cause: Cause,
     /// Other than the table's, when the configuration says so.
     pub status: Option<u16>,
+    pub grpc: Option<u16>,
     pub flags: Flags,
     /// What exactly, for this request.
     pub detail: String,
@@ -128,6 +132,7 @@ impl Refusal {
         Self {
             cause,
             status: None,
+            grpc: None,
             flags: cause.row().flag.into(),
             detail: detail.into(),
             retries: None,
@@ -137,6 +142,12 @@ impl Refusal {
     #[must_use]
     pub fn with_status(mut self, status: u16) -> Self {
         self.status = Some(status);
+        self
+    }
+
+    #[must_use]
+    pub fn with_grpc(mut self, code: u16) -> Self {
+        self.grpc = Some(code);
         self
     }
 
@@ -186,8 +197,9 @@ impl Refusal {
         }
         let outside = matches!(record.conn.door, Door::Gateway(_));
         let shown = if outside { self.outside(record) } else { sentence.clone() };
+        let code = self.grpc.unwrap_or(row.grpc);
         let mut response =
-            if record.is_grpc { grpc(row.grpc, &shown, record) } else { plain(status, shown) };
+            if record.is_grpc { grpc(code, &shown, record) } else { plain(status, shown) };
         let headers = response.headers_mut();
         if let Ok(flags) = HeaderValue::from_str(&record.flags.to_string()) {
             headers.insert(FLAGS, flags);
@@ -318,6 +330,7 @@ mod tests {
             RequestTimeout,
             ClientGone,
             Overload,
+            Fault,
         ] {
             let row = cause.row();
             assert_eq!(row.cause, cause);

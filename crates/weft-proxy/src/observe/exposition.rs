@@ -160,6 +160,11 @@ impl ProxyCollector {
                 sum(|c| c.retries_denied.get()),
             ),
             (
+                "weft_mirrors_dropped",
+                "Copies of requests given up, since too many were under way",
+                sum(|c| c.mirrors_dropped.get()),
+            ),
+            (
                 "weft_series_overflowed",
                 "Label sets that shared one series",
                 sum(|c| c.overflowed.get()),

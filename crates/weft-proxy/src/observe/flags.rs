@@ -4,11 +4,11 @@
 
 /// A set of response flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Flags(u16);
+pub struct Flags(u32);
 
 /// One flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flag(u16);
+pub struct Flag(u32);
 
 /// Flag, Envoy's short name, what it means.
 pub const FLAGS: &[(Flag, &str, &str)] = &[
@@ -25,6 +25,8 @@ pub const FLAGS: &[(Flag, &str, &str)] = &[
     (Flag::DPE, "DPE", "the client broke the protocol"),
     (Flag::SI, "SI", "nothing was sent for too long"),
     (Flag::UAEX, "UAEX", "the request was not admitted"),
+    (Flag::DI, "DI", "the route's fault policy delayed the request"),
+    (Flag::FI, "FI", "the route's fault policy answered instead of the upstream"),
 ];
 
 // === impl Flag ===
@@ -43,6 +45,8 @@ impl Flag {
     pub const DPE: Self = Self(1 << 10);
     pub const SI: Self = Self(1 << 11);
     pub const UAEX: Self = Self(1 << 12);
+    pub const DI: Self = Self(1 << 13);
+    pub const FI: Self = Self(1 << 14);
 }
 
 // === impl Flags ===
@@ -96,7 +100,7 @@ mod tests {
         flags.add(Flag::URX);
         flags.add(Flag::UF);
         assert_eq!(flags.to_string(), "UF,URX");
-        let all: u16 = FLAGS.iter().map(|(f, _, _)| f.0).sum();
+        let all: u32 = FLAGS.iter().map(|(f, _, _)| f.0).sum();
         assert_eq!(all.count_ones() as usize, FLAGS.len(), "every flag has its own bit");
     }
 }

@@ -76,6 +76,7 @@ pub struct WorkerCells {
     pub refused_connections: Cell,
     pub retries: Cell,
     pub retries_denied: Cell,
+    pub mirrors_dropped: Cell,
     pub overflowed: Cell,
     pub log_dropped: Cell,
 }

@@ -368,6 +368,7 @@ pub fn rule(prefix: &str, action: Action) -> Rule {
         action,
         timeouts: Timeouts::default(),
         retry: Retry::default(),
+        session: None,
         origin: origin_of("r"),
     }
 }

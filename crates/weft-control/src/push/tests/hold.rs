@@ -63,6 +63,7 @@ fn route_to(parent: u64, target: u64) -> Resource {
         filters: Vec::new(),
         action: forward,
         timeouts: Default::default(),
+        session: None,
         retry: Default::default(),
         origin: origin(),
     };

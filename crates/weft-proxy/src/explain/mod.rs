@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why a request would be answered as it would be: the words of `weft explain`. A table and a
+//! request go through the very decisions that serve requests; nothing is sent, nothing is picked.
+//! Called by the server and by the command line; never by a worker.
+
+mod steps;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::Request;
+use serde::Serialize;
+use weft_model::decide::{
+    Authority, CorsVerdict, Found, Member, Shares, cors_verdict, explain_rules, pick_section,
+    redirect_location, shown_match, total_weight,
+};
+use weft_model::{Action, Filter, Origin, Route, Target, WeightedBackend};
+
+use crate::http::normalise::{self, HeaderView};
+use crate::http::route::{self, Asked, Choice};
+use crate::table::{BackendEntry, Door, Table};
+use crate::worker::Conn;
+
+/// Who asks, as far as it decides.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub door: Door,
+    /// Where the client connects to.
+    pub local: SocketAddr,
+    pub scheme: &'static str,
+}
+
+/// The whole answer, in the order in which a proxy decides.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Explanation {
+    pub request: String,
+    pub door: String,
+    /// The section of a gateway's listener, or the host and port that are meant.
+    pub target: String,
+    pub route: Option<Taken>,
+    pub lost: Vec<NotTaken>,
+    pub steps: Vec<Step>,
+    pub shares: Vec<ShareRow>,
+    pub candidates: Vec<Candidate>,
+    pub answer: Answer,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Taken {
+    /// `HTTPRoute shop/users`
+    pub object: String,
+    pub field: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub rule: Arc<str>,
+    pub matched: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct NotTaken {
+    pub object: String,
+    pub field: String,
+    pub why: String,
+}
+
+/// Something that is done to the request or its answer, and who says so.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Step {
+    pub what: String,
+    pub value: String,
+    pub object: String,
+    pub field: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ShareRow {
+    pub backend: String,
+    pub weight: u32,
+    pub percent: f64,
+    /// What its share is answered with, when it cannot be followed.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fails: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Candidate {
+    pub backend: String,
+    pub instance: String,
+    pub address: String,
+    pub weight: u32,
+    /// Of this backend's requests.
+    pub percent: f64,
+    pub why: String,
+}
+
+/// What the client would get from weft itself, or that an instance answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Answer {
+    /// `forwarded`, `redirect`, `direct`, `preflight` or `refused`.
+    pub kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub flag: String,
+    pub text: String,
+}
+
+/// Explains one request. Its URI is in origin or absolute form; its `Host` header counts.
+pub fn explain(table: &Table, place: &Place, request: &Request<()>) -> Explanation {
+    let mut conn = Conn::new(place.door.clone(), place.local, place.local);
+    conn.scheme = place.scheme;
+    let mut out = Explanation {
+        request: format!("{} {}", request.method(), request.uri()),
+        door: said(&place.door, place.local),
+        ..Explanation::default()
+    };
+    let authority = match normalise::canonical(request, None) {
+        Ok(authority) => authority,
+        Err(why) => {
+            out.answer = refused(400, "DPE", format!("the request is ambiguous: {why}"));
+            return out;
+        }
+    };
+    let head = {
+        let mut copy = Request::new(());
+        *copy.method_mut() = request.method().clone();
+        *copy.uri_mut() = request.uri().clone();
+        *copy.headers_mut() = request.headers().clone();
+        copy.into_parts().0
+    };
+    let asked = route::asked(&conn, &authority);
+    let headers = HeaderView(&head.headers);
+    let view = route::view(&head, &headers, conn.scheme, &asked);
+    let (routes, section) = routes(table, &place.door, &asked, &mut out);
+    let explained = explain_rules(&routes, section, &view);
+    let lost = explained.lost.iter().map(|lost| {
+        let origin = lost.rule.map_or(&lost.route.origin, |rule| &rule.origin);
+        let field = origin.field.to_string();
+        NotTaken { object: object(origin), field, why: lost.why.to_string() }
+    });
+    out.lost = lost.collect();
+    match route::choose(table, &conn, &view) {
+        Err(refusal) => {
+            let row = refusal.cause.row();
+            let text = format!("{}; {}", row.what, refusal.detail);
+            out.answer = refused(row.status, "", text);
+            out.answer.flag = refusal.flags.to_string();
+        }
+        Ok(Choice::Rule(found)) => rule(table, &found, &view, &mut out),
+        Ok(Choice::Backend(entry)) => whole(entry, &mut out),
+        Ok(Choice::Own(entry)) => whole(&entry, &mut out),
+        Ok(Choice::Outside(Authority { host, port })) => {
+            let port = port.unwrap_or(80);
+            out.answer = forwarded(format!("it is not in the mesh; it goes to {host}:{port}"));
+        }
+    }
+    out
+}
+
+/// The routes that a door searches, and the section that serves the host.
+fn routes<'t>(
+    table: &'t Table,
+    door: &Door,
+    asked: &Asked,
+    out: &mut Explanation,
+) -> (Vec<&'t Route>, Option<&'t str>) {
+    if let Door::Gateway(name) = door {
+        let Some(entry) = table.gateway(name) else { return (Vec::new(), None) };
+        let Some(section) = pick_section(&entry.listener, &asked.host) else {
+            out.target = format!("no section of {name} serves {}", asked.host);
+            return (Vec::new(), None);
+        };
+        out.target = format!(
+            "section {} ({})",
+            section.name,
+            section.hostname.as_deref().unwrap_or("every host")
+        );
+        return (entry.routes.iter().map(|r| &**r).collect(), Some(&section.name));
+    }
+    let Some(entry) = table.host(&asked.host) else {
+        out.target = format!("{} is no host of the mesh", asked.host);
+        return (Vec::new(), None);
+    };
+    out.target = format!("{} port {}", entry.host.name, asked.port);
+    (entry.routes.iter().map(|r| &**r).collect(), None)
+}
+
+fn rule(
+    table: &Table,
+    found: &Found<'_>,
+    view: &weft_model::decide::Request<'_>,
+    out: &mut Explanation,
+) {
+    out.route = Some(Taken {
+        object: object(&found.rule.origin),
+        field: found.rule.origin.field.to_string(),
+        rule: found.rule.name.clone(),
+        matched: found.matched.map_or_else(|| "everything".into(), shown_match),
+    });
+    out.steps = steps::of_rule(found, view);
+    let preflight = found.rule.filters.iter().any(|filter| match filter {
+        Filter::Cors(cors) => matches!(cors_verdict(cors, view), CorsVerdict::Preflight(_)),
+        _ => false,
+    });
+    if preflight {
+        let text = "the rule's CORS policy answers the browser's question".to_owned();
+        out.answer =
+            Answer { kind: "preflight".into(), status: Some(204), text, ..Answer::default() };
+        return;
+    }
+    match &found.rule.action {
+        Action::Forward(shares) => forward(table, shares, out),
+        Action::Redirect(redirect) => {
+            let location = redirect_location(redirect, view, found.matched);
+            let (kind, status) = ("redirect".into(), Some(redirect.status));
+            out.answer = Answer { kind, status, text: location, ..Answer::default() };
+        }
+        Action::Direct { status, body } => {
+            let (kind, status) = ("direct".into(), Some(*status));
+            out.answer = Answer { kind, status, text: body.to_string(), ..Answer::default() };
+        }
+        Action::Fail { status, reason } => out.answer = refused(*status, "NC", reason.to_string()),
+    }
+}
+
+fn forward(table: &Table, shares: &[WeightedBackend], out: &mut Explanation) {
+    let weights: Vec<u32> = shares.iter().map(|s| s.weight).collect();
+    let total = total_weight(&weights);
+    let mut takes = Vec::new();
+    for share in shares {
+        let mut row = ShareRow {
+            weight: share.weight,
+            percent: percent(share.weight.into(), total),
+            ..ShareRow::default()
+        };
+        match &share.target {
+            Target::Backend(name) => match table.backend(name) {
+                Some(entry) => {
+                    row.backend = entry.label();
+                    takes.push((share.weight > 0) && candidates(entry, out));
+                }
+                None => {
+                    row.backend = name.to_string();
+                    let why = table.fail(name).map_or("it is not known", |f| &*f.reason);
+                    row.fails = format!("503 NC: {why}");
+                }
+            },
+            Target::Fail { status, reason } => row.fails = format!("{status} NC: {reason}"),
+        }
+        out.shares.push(row);
+    }
+    let failing = out.shares.iter().find(|row| !row.fails.is_empty() && row.weight > 0);
+    out.answer = match (failing, takes.contains(&true)) {
+        _ if total == 0 => refused(500, "NC", "all its backends have weight 0".into()),
+        (_, true) => forwarded("an instance answers".into()),
+        (Some(row), false) => refused(row_status(row), "NC", row.fails.clone()),
+        (None, false) => refused(503, "UH", "no instance can take the request".into()),
+    };
+}
+
+fn row_status(row: &ShareRow) -> u16 {
+    row.fails.split(' ').next().and_then(|s| s.parse().ok()).unwrap_or(503)
+}
+
+/// A service that no route speaks about, or one instance.
+fn whole(entry: &Arc<BackendEntry>, out: &mut Explanation) {
+    let row = ShareRow { backend: entry.label(), weight: 1, percent: 100.0, ..ShareRow::default() };
+    out.shares.push(row);
+    out.answer = match candidates(entry, out) {
+        true => forwarded("an instance answers; no route speaks about it".into()),
+        false => refused(503, "UH", "no instance can take the request".into()),
+    };
+}
+
+/// Adds a backend's endpoints; whether any takes requests. Ejections are each proxy's own and not
+/// known here.
+fn candidates(entry: &BackendEntry, out: &mut Explanation) -> bool {
+    out.steps.extend(steps::of_backend(entry));
+    let member = |(i, e): (usize, &Arc<crate::table::EndpointEntry>)| Member {
+        weight: e.endpoint.weight,
+        health: e.endpoint.health,
+        ejected: false,
+        pausing: false,
+        warm_basis_points: 10_000,
+        place: entry.places.of(i),
+    };
+    let members: Vec<Member> = entry.endpoints.iter().enumerate().map(member).collect();
+    let mut shares = Shares::default();
+    let panic = entry.backend.policy.panic_basis_points;
+    shares.settle(&members, &entry.places.rule, panic);
+    let total = total_weight(&shares.weights);
+    for ((e, weight), standing) in
+        entry.endpoints.iter().zip(&shares.weights).zip(&shares.standings)
+    {
+        out.candidates.push(Candidate {
+            backend: entry.label(),
+            instance: e.endpoint.id.to_string(),
+            address: e.endpoint.address.to_string(),
+            weight: e.endpoint.weight,
+            percent: percent(u64::from(*weight), total),
+            why: standing.to_string(),
+        });
+    }
+    total > 0
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    let points = (part * 1_000_000).checked_div(whole).unwrap_or(0).min(1_000_000);
+    f64::from(u32::try_from(points).unwrap_or(1_000_000)) / 10_000.0
+}
+
+fn refused(status: u16, flag: &str, text: String) -> Answer {
+    Answer { kind: "refused".into(), status: Some(status), flag: flag.into(), text }
+}
+
+fn forwarded(text: String) -> Answer {
+    Answer { kind: "forwarded".into(), text, ..Answer::default() }
+}
+
+fn object(origin: &Origin) -> String {
+    format!("{} {}/{}", origin.kind, origin.namespace, origin.name)
+}
+
+fn said(door: &Door, local: SocketAddr) -> String {
+    match door {
+        Door::Gateway(name) => format!("gateway listener {name} at {local}"),
+        Door::Forward => "the sidecar's forward proxy".into(),
+        Door::Outbound => "captured by the sidecar".into(),
+        Door::Upstream { host, port } => format!("the sidecar's port for {host}:{port}"),
+        Door::Mesh | Door::Inbound => "the called pod's sidecar".into(),
+    }
+}

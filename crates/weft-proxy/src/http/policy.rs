@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a rule asks for before a request goes on: an answer to a browser's question, trouble made
+//! on purpose. Called by the phases; decides nothing, the model does.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Response, StatusCode};
+use weft_model::decide::{CorsHeaders, CorsVerdict, cors_verdict, fault_verdict};
+use weft_model::decide::{grpc_of_http, http_of_grpc};
+use weft_model::{AbortAnswer, Cors, Fault, Share};
+
+use super::body::ReplyBody;
+use super::normalise::HeaderView;
+use super::reply::{Cause, Refusal};
+use super::route::{self, Asked};
+use crate::observe::flags::Flag;
+use crate::observe::record::Record;
+use crate::worker::{Conn, Worker};
+
+/// What a browser is told: with its answer, or at once.
+#[derive(Debug)]
+pub enum Cross {
+    Pass(CorsHeaders),
+    Answer(Response<ReplyBody>),
+}
+
+pub fn cross(cors: &Cors, conn: &Conn, head: &Parts, asked: &Asked) -> Cross {
+    let view_headers = HeaderView(&head.headers);
+    match cors_verdict(cors, &route::view(head, &view_headers, conn.scheme, asked)) {
+        CorsVerdict::Pass(headers) => Cross::Pass(headers),
+        CorsVerdict::Preflight(headers) => {
+            let mut response = Response::new(ReplyBody::empty());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            tell(response.headers_mut(), &headers);
+            Cross::Answer(response)
+        }
+    }
+}
+
+/// Replaces what the app said about CORS by what its route says.
+pub fn tell(headers: &mut HeaderMap, cors: &CorsHeaders) {
+    for (name, value) in cors {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(*name, value);
+        }
+    }
+    // Caches must not give one origin's answer to another.
+    headers.append(header::VARY, HeaderValue::from_static("origin"));
+}
+
+/// Delays or aborts a request that chance picks.
+///
+/// # Errors
+/// The refusal to abort with.
+pub async fn inject(
+    worker: &Rc<Worker>,
+    fault: &Fault,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    let point = || worker.rng.borrow_mut().below(Share::POINTS);
+    let verdict = fault_verdict(fault, point(), point());
+    if let Some(ms) = verdict.delay_ms {
+        record.flags.add(Flag::DI);
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
+    let Some(answer) = verdict.abort else { return Ok(()) };
+    let (status, grpc, what) = match answer {
+        AbortAnswer::Http(status) => (status, grpc_of_http(status), format!("status {status}")),
+        AbortAnswer::Grpc(code) => (http_of_grpc(code), code, format!("grpc-status {code}")),
+    };
+    Err(Refusal::new(Cause::Fault, what).with_status(status).with_grpc(grpc))
+}
