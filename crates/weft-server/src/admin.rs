@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{Query, State};
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde_json::Value;
 
 /// What an operator can ask. Each call answers from snapshots and never waits.
@@ -22,6 +24,8 @@ pub trait Facts: Send + Sync + 'static {
     fn proxies(&self) -> Value;
     /// Who takes traffic; empty arguments mean all.
     fn endpoints(&self, namespace: &str, service: &str) -> Value;
+    /// Why a request would be answered as it would be; an error is a sentence for who asked.
+    fn explain(&self, question: Value) -> Result<Value, String>;
     /// Encrypted or not, bypassable or not, per service.
     fn mtls(&self) -> Value;
     /// Prometheus HTTP service discovery: a list of `{targets, labels}`.
@@ -42,6 +46,7 @@ pub fn router(facts: Arc<dyn Facts>) -> Router {
             get(|State(f): State<Arc<dyn Facts>>| async move { json(f.proxies()) }),
         )
         .route("/v1/weft/endpoints", get(endpoints))
+        .route("/v1/weft/explain", post(explain))
         .route(
             "/v1/weft/mtls",
             get(|State(f): State<Arc<dyn Facts>>| async move { json(f.mtls()) }),
@@ -60,6 +65,18 @@ async fn endpoints(
 ) -> Response {
     let part = |key: &str| query.get(key).map_or("", String::as_str);
     json(facts.endpoints(part("namespace"), part("service")))
+}
+
+async fn explain(State(facts): State<Arc<dyn Facts>>, question: Bytes) -> Response {
+    let refused = |why: String| {
+        let body = serde_json::json!({ "message": why });
+        (StatusCode::BAD_REQUEST, json(body)).into_response()
+    };
+    let question = serde_json::from_slice(&question).map_err(|e| e.to_string());
+    match question.and_then(|question| facts.explain(question)) {
+        Ok(found) => json(found),
+        Err(why) => refused(why),
+    }
 }
 
 async fn metrics(State(facts): State<Arc<dyn Facts>>) -> Response {

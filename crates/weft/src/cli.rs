@@ -57,6 +57,8 @@ pub enum Command {
     Describe(DescribeArgs),
     /// Delete objects by file or name.
     Delete(DeleteArgs),
+    /// Why a request would be answered as it would be: route, policies, instances.
+    Explain(Box<ExplainArgs>),
     /// What is running, what is not healthy, and why.
     Status(ClientArgs),
     /// Requests per second, errors and latency per service, refreshed.
@@ -431,6 +433,27 @@ pub struct DescribeArgs {
     pub name: String,
     #[command(flatten)]
     pub scope: Scope,
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The URL as its client writes it: `http://localhost:8000/users/1`, `http://user/user/1`.
+    pub url: String,
+    /// Who calls: a workload or pod, `NAME` or `NAMESPACE/NAME`. Without it, a client outside of
+    /// the mesh that comes to a gateway.
+    #[arg(long, value_name = "WORKLOAD")]
+    pub from: Option<String>,
+    /// A header of the request.
+    #[arg(long = "header", short = 'H', value_name = "NAME: VALUE")]
+    pub headers: Vec<String>,
+    /// The request's method.
+    #[arg(long = "request", short = 'X', value_name = "METHOD", default_value = "GET")]
+    pub method: String,
+    /// Ask these files or folders instead of a server.
+    #[arg(long = "filename", short = 'f', value_name = "FILE")]
+    pub files: Vec<PathBuf>,
     #[command(flatten)]
     pub client: ClientArgs,
 }

@@ -10,6 +10,7 @@ mod cli;
 mod client;
 mod data;
 mod exit;
+mod explain;
 mod help;
 mod kubeconfig;
 mod manifest;
@@ -80,6 +81,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Get(args) => wait(client::objects::get(&args)),
         Command::Describe(args) => wait(client::objects::describe(&args)),
         Command::Delete(args) => wait(client::objects::delete(&args)),
+        Command::Explain(args) => wait(explain::run(&args)),
         Command::Status(args) => wait(client::report::status(&args)),
         Command::Top(args) => wait(client::report::top(&args)),
         Command::Mtls(MtlsCommand::Report(args)) => wait(client::report::mtls(&args)),

@@ -39,11 +39,16 @@ const STATUS_BATCHES_MAX: usize = 256;
 /// The server's own certificate is made anew this often; its life is twice as long.
 const OWN_SVID_RENEWAL: Duration = Duration::from_secs(6 * 3600);
 
-/// Starts compiling and pushing.
-pub fn start(registry: &Registry, trust_domain: &TrustDomain, tasks: &TaskGroup) -> Pusher {
+/// Starts compiling and pushing; the Mesh is what proxies are sent.
+pub fn start(
+    registry: &Registry,
+    trust_domain: &TrustDomain,
+    tasks: &TaskGroup,
+) -> (Pusher, Snapshot<Mesh>) {
     let (publisher, mesh) = snapshot(Mesh::default());
     let domain: Arc<str> = trust_domain.as_str().into();
-    let nodes = MeshNodes { mesh, world: registry.world(), trust_domain: domain.clone() };
+    let nodes =
+        MeshNodes { mesh: mesh.clone(), world: registry.world(), trust_domain: domain.clone() };
     let pusher = Pusher::start(Arc::new(nodes), registry.clock().clone(), tasks);
     let env = Env {
         cluster_domain: "cluster.local".into(),
@@ -57,7 +62,7 @@ pub fn start(registry: &Registry, trust_domain: &TrustDomain, tasks: &TaskGroup)
             () = compile(registry, env, publisher, handle) => {}
         }
     });
-    pusher
+    (pusher, mesh)
 }
 
 async fn compile(registry: Registry, env: Env, publisher: Publisher<Mesh>, pusher: Pusher) {

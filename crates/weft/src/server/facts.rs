@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use weft_base::clock::{Clock, Mono};
 use weft_base::snapshot::Snapshot;
 use weft_control::compile::effective;
+use weft_control::mesh::Mesh;
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
 use weft_kinds::views::catalog::Status;
@@ -39,6 +40,8 @@ pub trait ProxyFacts: Send + Sync + 'static {
 
 pub struct ServerFacts {
     pub world: Snapshot<World>,
+    /// What proxies are sent.
+    pub mesh: Snapshot<Mesh>,
     pub loads: Loads,
     pub proxies: Arc<dyn ProxyFacts>,
     pub clock: Clock,
@@ -114,6 +117,12 @@ impl Facts for ServerFacts {
             }
         }
         json!({ "endpoints": rows })
+    }
+
+    fn explain(&self, question: Value) -> Result<Value, String> {
+        let question = serde_json::from_value(question).map_err(|e| e.to_string())?;
+        let answered = crate::explain::answer(&self.mesh.load(), &question)?;
+        serde_json::to_value(answered).map_err(|e| e.to_string())
     }
 
     fn mtls(&self) -> Value {

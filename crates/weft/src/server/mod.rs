@@ -143,7 +143,7 @@ impl Running {
         }
         controllers::run(&registry);
         let node = settings.node.clone().unwrap_or_else(hostname);
-        let pusher = control::start(&registry, authority.trust_domain(), &tasks);
+        let (pusher, mesh) = control::start(&registry, authority.trust_domain(), &tasks);
         let link =
             Arc::new(LocalLink { registry: registry.clone(), pusher: pusher.clone(), authority });
         let hosts = Hosts::start(registry.clone(), &tasks).await?;
@@ -151,11 +151,7 @@ impl Running {
         let agents = bound.agents.as_ref().map(|l| l.local_addr()).transpose()?;
         let listeners = std::iter::once(bound.xds).chain(bound.agents).collect();
         let xds = control::serve_xds(listeners, &link.authority, &pusher, &registry, &door)?;
-        let checks = {
-            let node = node.clone();
-            agency::derive(registry.world(), &tasks, move |w| agency::checks(w, &node))
-        };
-        Runner::start(checks, link.clone(), clock.clone(), Rng::from_system(), &tasks);
+        start_checks(&registry, &node, link.clone(), &tasks);
         let trust_domain = link.authority.trust_domain().clone();
         let pod_dns = resolver::start(&registry, &node)?;
         let agent = match &settings.agency {
@@ -172,6 +168,7 @@ impl Running {
         pods.logs = Arc::new(AllLogs { own: pods.logs, door });
         let facts = Arc::new(ServerFacts {
             world: registry.world(),
+            mesh,
             loads: scrape::Loads::new(),
             proxies: Arc::new(pusher.clone()),
             clock: clock.clone(),
@@ -430,6 +427,13 @@ async fn open_registry(data: &Arc<DataDir>, clock: &Clock, tasks: &TaskGroup) ->
 fn open_authority(data: &DataDir, asked: Option<&str>, clock: &Clock) -> Result<Arc<Authority>> {
     let asked = asked.map(TrustDomain::new).transpose().context("--trust-domain")?;
     Ok(Arc::new(Authority::open(&data.sub("ca")?, asked.as_ref(), clock)?))
+}
+
+/// Runs the checks of this node's registrations.
+fn start_checks(registry: &Registry, node: &str, link: Arc<LocalLink>, tasks: &TaskGroup) {
+    let node = node.to_owned();
+    let checks = agency::derive(registry.world(), tasks, move |w| agency::checks(w, &node));
+    Runner::start(checks, link, registry.clock().clone(), Rng::from_system(), tasks);
 }
 
 fn start_agent(

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `weft explain`: which client asks, which table its proxy has, and what that proxy would do.
+//!
+//! Online the server answers from the Mesh that it pushes; offline the same is compiled from
+//! files. What is decided, `weft_proxy::explain` decides with the proxy's own functions.
+
+mod offline;
+mod print;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow};
+use http::{HeaderName, HeaderValue, Request, Uri};
+use serde::{Deserialize, Serialize};
+use weft_base::clock::Clock;
+use weft_control::mesh::Mesh;
+use weft_model::decide::pick_section;
+use weft_model::{ListenerKind, Resource, Root};
+use weft_proxy::explain::{Explanation, Place, explain};
+use weft_proxy::table::{Builder, Door};
+use weft_xds::{NodeId, NodeKind};
+
+use crate::cli::{ExplainArgs, Output};
+use crate::client::Api;
+use crate::print as out;
+
+/// What is asked, as it travels to the server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    pub method: String,
+    pub url: String,
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+    /// A workload or pod, `NAME` or `NAMESPACE/NAME`; without one a client outside of the mesh.
+    #[serde(default)]
+    pub from: Option<String>,
+}
+
+/// A question with the proxy that answers it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Answered {
+    pub proxy: String,
+    #[serde(flatten)]
+    pub explanation: Explanation,
+}
+
+/// `weft explain URL`.
+pub async fn run(args: &ExplainArgs) -> Result<()> {
+    let question = Question {
+        method: args.method.clone(),
+        url: with_scheme(&args.url),
+        headers: args.headers.iter().map(|h| header(h)).collect::<Result<_>>()?,
+        from: args.from.clone(),
+    };
+    let found = if args.files.is_empty() {
+        let body = serde_json::to_vec(&question)?;
+        let api = Api::new(&args.client.server);
+        let path = "/v1/weft/explain";
+        api.call(http::Method::POST, path, "application/json", Some(body)).await?.ok()?
+    } else {
+        let mesh = offline::mesh(&args.files)?;
+        let answered = answer(&mesh, &question).map_err(|why| anyhow!(why))?;
+        serde_json::to_value(answered)?
+    };
+    match args.client.output {
+        Output::Json => out::json(&found),
+        Output::Yaml => out::yaml(&found)?,
+        Output::Table | Output::Wide => {
+            print::explanation(&found, args.client.output == Output::Wide);
+        }
+    }
+    Ok(())
+}
+
+/// Explains by what the proxies of a mesh are sent.
+///
+/// # Errors
+/// Why nobody can say: the URL is none, or no proxy is meant.
+pub fn answer(mesh: &Mesh, question: &Question) -> Result<Answered, String> {
+    let uri: Uri = question
+        .url
+        .parse()
+        .map_err(|e| format!("{:?} is no URL such as http://user/user/1: {e}", question.url))?;
+    let https = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => false,
+        _ => return Err(format!("{:?} is no http or https URL", question.url)),
+    };
+    let authority = uri.authority().ok_or("the URL names no host")?;
+    let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
+    let mut request = Request::builder().method(&*question.method).uri(path_of(&uri));
+    let mut host = authority.as_str().to_owned();
+    for (name, value) in &question.headers {
+        if name.eq_ignore_ascii_case("host") {
+            host.clone_from(value);
+            continue;
+        }
+        let name = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|_| format!("{name:?} cannot be the name of a header"))?;
+        let value = HeaderValue::from_str(value)
+            .map_err(|_| format!("{value:?} cannot be the value of a header"))?;
+        request = request.header(name, value);
+    }
+    let request = request.header("host", &host).body(()).map_err(|e| e.to_string())?;
+    let plain_host = host.split(':').next().unwrap_or_default();
+    let (node, door, local) = match &question.from {
+        Some(from) => {
+            let own = SocketAddr::from((Ipv4Addr::LOCALHOST, 15_001));
+            (sidecar(mesh, from)?, Door::Forward, own)
+        }
+        None => gateway(mesh, port, plain_host)?,
+    };
+    let place = Place { door, local, scheme: if https { "https" } else { "http" } };
+    let request = match &place.door {
+        // The forward proxy is told the whole URL.
+        Door::Forward => absolute(request, &uri)?,
+        _ => request,
+    };
+    let scope = mesh.scope(&node).ok_or_else(|| format!("{node} is no proxy of this mesh"))?;
+    let view = mesh.view(&scope).map(|(name, resource)| (name.clone(), Ok((**resource).clone())));
+    let namespace: Arc<str> = node.namespace.as_str().into();
+    let mut builder = Builder::new(1, Clock::system(), namespace);
+    let (table, _) = builder.apply(1, view.collect(), &[]);
+    Ok(Answered { proxy: node.to_string(), explanation: explain(&table, &place, &request) })
+}
+
+fn absolute(request: Request<()>, uri: &Uri) -> Result<Request<()>, String> {
+    let (mut head, ()) = request.into_parts();
+    let host = head.headers.get("host").and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let whole = Uri::builder().scheme("http").authority(host).path_and_query(path_of(uri));
+    head.uri = whole.build().map_err(|e| e.to_string())?;
+    Ok(Request::from_parts(head, ()))
+}
+
+fn path_of(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("/", |p| p.as_str())
+}
+
+/// The gateway that listens on a port, and its listener: the one that serves the host if several
+/// do.
+fn gateway(mesh: &Mesh, port: u16, host: &str) -> Result<(NodeId, Door, SocketAddr), String> {
+    let mut found: Option<(bool, NodeId, Door, SocketAddr)> = None;
+    for (name, resource) in mesh.resources() {
+        let (Root::Listener(root), Resource::Listener(listener)) = (&name.root, &**resource) else {
+            continue;
+        };
+        let ListenerKind::Gateway(gateway) = &listener.kind else { continue };
+        let declared = root.rsplit('~').next().and_then(|p| p.parse::<u16>().ok());
+        let bound = gateway.bind.iter().find(|at| at.port() == port);
+        if bound.is_none() && declared != Some(port) {
+            continue;
+        }
+        let mut parts = root.split('~');
+        let (Some(ns), Some(gw)) = (parts.next(), parts.next()) else { continue };
+        let Ok(node) = NodeId::gateway(ns, gw) else { continue };
+        let local = bound.or_else(|| gateway.bind.first()).copied();
+        let local = local.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+        let serves = pick_section(gateway, &host.to_ascii_lowercase()).is_some();
+        if found.as_ref().is_none_or(|(already, ..)| serves && !already) {
+            found = Some((serves, node, Door::Gateway(listener.name.clone()), local));
+        }
+    }
+    let none = || {
+        let clients = workloads(mesh);
+        let hint = match clients.as_slice() {
+            [] => String::new(),
+            [first, ..] => format!("; a client inside of the mesh is named with --from {first}"),
+        };
+        format!("no gateway listens on port {port}{hint}")
+    };
+    found.map(|(_, node, door, local)| (node, door, local)).ok_or_else(none)
+}
+
+/// The sidecar of a pod or of any pod of a workload.
+fn sidecar(mesh: &Mesh, from: &str) -> Result<NodeId, String> {
+    let (namespace, name) = match from.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, from),
+    };
+    let fits = |node: &&NodeId| {
+        let pod = node.name.as_str();
+        let of = pod.strip_prefix(name).is_some_and(|rest| rest.is_empty() || is_suffix(rest));
+        node.kind == NodeKind::Sidecar
+            && of
+            && namespace.is_none_or(|ns| ns == node.namespace.as_str())
+    };
+    let found: Vec<&NodeId> = mesh.nodes().filter(fits).collect();
+    let Some(first) = found.first() else {
+        let clients = workloads(mesh);
+        return Err(match clients.as_slice() {
+            [] => format!("{from} has no sidecar; no pod of this mesh has one"),
+            _ => format!("{from} has no sidecar; those that have: {}", clients.join(", ")),
+        });
+    };
+    if found.iter().any(|other| other.namespace != first.namespace) {
+        let namespace = first.namespace.as_str();
+        return Err(format!("{from} is in several namespaces; say which: {namespace}/{from}"));
+    }
+    Ok((*first).clone())
+}
+
+/// What follows a workload's name in its pods' names: `-7d9f-x2x`, `-0`, but not `-db-7d9f-x2x`.
+fn is_suffix(rest: &str) -> bool {
+    let Some(rest) = rest.strip_prefix('-') else { return false };
+    let mut parts = rest.split('-');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(_), None, None) => true,
+        (Some(hash), Some(_), None) => hash.bytes().any(|b| b.is_ascii_digit()) || hash.len() >= 8,
+        _ => false,
+    }
+}
+
+/// The workloads that have sidecars, about: pods' names without what was made up.
+fn workloads(mesh: &Mesh) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for node in mesh.nodes().filter(|n| n.kind == NodeKind::Sidecar) {
+        let mut parts: Vec<&str> = node.name.as_str().split('-').collect();
+        while parts.len() > 1 && parts.last().is_some_and(|p| p.len() == 5 || is_number(p)) {
+            parts.pop();
+        }
+        if parts.len() > 1 && parts.last().is_some_and(|p| p.len() >= 8) {
+            parts.pop();
+        }
+        let name = format!("{}/{}", node.namespace, parts.join("-"));
+        if !all.contains(&name) {
+            all.push(name);
+        }
+    }
+    all
+}
+
+fn is_number(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn with_scheme(url: &str) -> String {
+    if url.contains("://") { url.to_owned() } else { format!("http://{url}") }
+}
+
+fn header(text: &str) -> Result<(String, String)> {
+    let (name, value) = text
+        .split_once(':')
+        .with_context(|| format!("-H {text:?}: write a header as 'Name: value'"))?;
+    Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_belong_to_their_workload_only() {
+        for (rest, want) in
+            [("", false), ("-0", true), ("-7d9f8c6b5-x2x4z", true), ("-db-7d9f8c6b5-x2x4z", false)]
+        {
+            assert_eq!(is_suffix(rest), want, "{rest}");
+        }
+        assert_eq!(header("X-User:  a:b ").unwrap(), ("x-user".into(), "a:b".into()));
+        assert!(header("nothing").is_err());
+    }
+}

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`weft explain` against the running shop and offline: what it says is what then happens."""
+
+import json
+import subprocess
+
+import requests
+
+from mesh import ROOT, WEFT, until
+
+FAULTY = """apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: user, namespace: shop}
+spec:
+  hosts: [user.shop.svc.cluster.local]
+  http:
+    - match: [{headers: {x-broken: {exact: "yes"}}}]
+      fault: {abort: {httpStatus: 418}}
+      route: [{destination: {host: user.shop.svc.cluster.local}}]
+    - match: [{uri: {prefix: /old/}}]
+      redirect: {uri: /new, redirectCode: 308}
+    - route: [{destination: {host: user.shop.svc.cluster.local}}]
+"""
+
+
+def explain(mesh, *args):
+    return json.loads(mesh.weft("explain", *args, "-o", "json").stdout)
+
+
+def offline(*args):
+    return subprocess.run([str(WEFT), "explain", *args], capture_output=True, text=True,
+                          timeout=60, cwd=ROOT)
+
+
+def test_a_request_to_the_gateway_is_explained_and_then_made(shop):
+    url = shop.gateway + "/orders/1"
+    said = explain(shop, url)
+    assert said["proxy"] == "gateway~shop~shop"
+    assert (said["route"]["object"], said["route"]["field"]) == (
+        "HTTPRoute shop/orders", "spec.rules[1]"), said
+    lost = {(row["object"], row["field"]): row["why"] for row in said["lost"]}
+    assert lost[("HTTPRoute shop/orders", "spec.rules[0]")] == 'method is "GET", not = "POST"'
+    assert lost[("HTTPRoute shop/users", "spec.rules[0]")] == (
+        'path is "/orders/1", not prefix /users')
+    steps = {(s["what"], s["object"], s["field"]): s["value"] for s in said["steps"]}
+    key = ("request timeout", "HTTPRoute shop/orders", "spec.rules[1].timeouts.request")
+    assert steps[key] == "10000 ms", steps
+    def all_ready():
+        rows = explain(shop, url)["candidates"]
+        return len(rows) == 2 and all(r["why"] == "takes requests" for r in rows)
+    until("both orders take requests", all_ready)
+    assert explain(shop, url)["answer"]["kind"] == "forwarded"
+    assert requests.get(url, timeout=5).status_code in (200, 404)
+    said = explain(shop, "-X", "POST", url)
+    assert said["route"]["field"] == "spec.rules[0]", said
+
+
+def test_no_route_and_no_gateway_are_said(shop):
+    said = explain(shop, shop.gateway + "/nothing")
+    assert said["route"] is None and said["answer"]["status"] == 404, said
+    assert said["answer"]["flag"] == "NR"
+    assert requests.get(shop.gateway + "/nothing", timeout=5).status_code == 404
+    done = shop.weft("explain", "http://localhost:1/", check=False)
+    assert done.returncode == 1 and "no gateway listens on port 1" in done.stderr
+    assert "--from shop/" in done.stderr
+    done = shop.weft("explain", "http://user/", "--from", "nobody", check=False)
+    assert done.returncode == 1 and "shop/order" in done.stderr, done.stderr
+
+
+def test_a_call_inside_of_the_mesh_is_explained_by_its_clients_sidecar(shop):
+    said = explain(shop, "http://product/shop.product.v1.Products/Reserve", "--from", "order",
+                   "-X", "POST")
+    assert said["proxy"].startswith("sidecar~shop~order-"), said
+    assert said["route"]["object"] == "VirtualService shop/product", said
+    assert [(s["weight"], s["percent"]) for s in said["shares"]] == [(90, 90.0), (10, 10.0)]
+    assert said["shares"][0]["backend"].endswith("/v1"), said
+    retries = [s for s in said["steps"] if s["what"] == "retries"]
+    assert retries[0]["field"] == "spec.http[0].retries" and "every call" in retries[0]["value"]
+    people = shop.weft("explain", "http://user/users/1", "--from", "shop/order").stdout
+    assert "VirtualService shop/user spec.http[0]" in people and "Instances" in people, people
+
+
+def test_a_fault_that_is_applied_is_explained_and_happens(empty, tmp_path):
+    # Offline the same objects are judged before anybody applies them.
+    shop = ROOT / "examples/shop"
+    files = [shop / "00-namespace.yaml", shop / "user.yaml", shop / "order.yaml"]
+    (tmp_path / "faulty.yaml").write_text(FAULTY)
+    where = [arg for f in [*files, tmp_path / "faulty.yaml"] for arg in ("-f", str(f))]
+    done = offline(*where, "http://user/", "--from", "order", "-H", "X-Broken: yes", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    fault = [s for s in said["steps"] if s["what"] == "fault"][0]
+    assert (fault["object"], fault["field"]) == (
+        "VirtualService shop/user", "spec.http[0].fault"), said
+    assert "100 % get Http(418)" in fault["value"], fault
+    assert len(said["candidates"]) == 2, said
+    said = json.loads(offline(*where, "http://user/old/x", "--from", "order", "-o", "json").stdout)
+    assert (said["answer"]["status"], said["answer"]["text"]) == (308, "http://user/new"), said
+
+
+def test_a_folder_is_explained_with_no_server_at_all():
+    done = offline("-f", "examples/shop", "http://localhost:8000/users/1")
+    assert done.returncode == 0, done.stderr
+    assert "HTTPRoute shop/users spec.rules[0]" in done.stdout, done.stdout
+    assert "matched path prefix /users" in done.stdout
+    assert "takes requests" in done.stdout
+    done = offline("-f", "examples/shop", "http://localhost:8000/users/1", "-H", "nonsense")
+    assert done.returncode == 1 and "'Name: value'" in done.stderr
