@@ -29,6 +29,8 @@ const PROXY_POLL: Duration = Duration::from_millis(32);
 const PROXY_POLL_READY: Duration = Duration::from_secs(2);
 /// How often a program's sockets are looked at: at first, and before and after it is ready.
 const PORTS_POLL_FIRST: Duration = Duration::from_millis(4);
+/// How long the first pace is kept; what a program still lacks then is no trouble yet.
+const PORTS_FIRST: Duration = Duration::from_millis(40);
 const PORTS_POLL: Duration = Duration::from_millis(500);
 const PORTS_POLL_LATE: Duration = Duration::from_secs(10);
 /// A program that declares ports but opens none is called ready after this, as Kubernetes would.
@@ -155,7 +157,10 @@ pub(super) async fn ports(run: &Run, index: usize, container: &Container, pid: u
         tokio::time::sleep(wait).await;
         let thorough = wait >= PORTS_POLL / 2;
         // A program that is awaited is looked at often; one that left a port closed, seldom.
-        wait = (wait * 2).min(if implied && !ready { PORTS_POLL } else { PORTS_POLL_LATE });
+        let early = clock.now().since(begun) < PORTS_FIRST;
+        if !early {
+            wait = (wait * 2).min(if implied && !ready { PORTS_POLL } else { PORTS_POLL_LATE });
+        }
         let Ok(listening) = tokio::task::spawn_blocking(move || listening(pid, thorough)).await
         else {
             return;
@@ -182,7 +187,7 @@ pub(super) async fn ports(run: &Run, index: usize, container: &Container, pid: u
             let message = message.clone();
             run.tell(Event::PortTrouble { index, attempt, message }).await;
         }
-        before = Some(message);
+        before = (!early).then_some(message);
         if complete && told.is_empty() {
             return;
         }
