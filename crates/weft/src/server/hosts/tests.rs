@@ -27,7 +27,7 @@ async fn bed() -> Bed {
     let authority = Arc::new(Authority::open(&dir.path().join("ca"), None, &clock).unwrap());
     let store = Arc::new(MemoryStore::new(clock.clone()));
     let registry = Registry::open(store, clock.clone(), tasks.clone()).await.unwrap();
-    let pusher = control::start(&registry, authority.trust_domain(), &tasks);
+    let (pusher, _) = control::start(&registry, authority.trust_domain(), &tasks);
     let link =
         Arc::new(LocalLink { registry: registry.clone(), pusher, authority: authority.clone() });
     let hosts = Hosts::start(registry.clone(), &tasks).await.unwrap();
