@@ -18,6 +18,7 @@
 pub mod ca;
 pub mod join;
 pub mod leaf;
+pub mod permission;
 pub mod provider;
 pub mod spiffe;
 pub mod svid;

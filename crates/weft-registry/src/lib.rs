@@ -112,15 +112,22 @@ impl Registry {
             notes: receiver,
             lease: lease.clone(),
         };
+        let catalog = catalog::Handle::new(store.clone(), world.clone(), clock.clone());
         let inner = Inner {
             notes,
             event_lease: lease,
             counts: Counts::default(),
             store: store.clone(),
-            clock: clock.clone(),
+            clock,
             tasks: tasks.clone(),
-            catalog: catalog::Handle::new(store.clone(), world.clone(), clock),
-            consul: consul::Handle::new(store.clone(), world.clone(), shelf, tasks.clone()),
+            consul: consul::Handle::new(
+                store.clone(),
+                world.clone(),
+                shelf,
+                catalog.clone(),
+                tasks.clone(),
+            ),
+            catalog,
             world,
             changes,
             rng: Mutex::new(rng),

@@ -9,7 +9,7 @@
 //! written at most every [`OUTPUT_EVERY_MS`] milliseconds per check; a change of status at once.
 
 mod error;
-mod plan;
+pub(crate) mod plan;
 mod timers;
 
 use std::collections::HashMap;
@@ -464,6 +464,11 @@ impl Handle {
         Ok(())
     }
 
+    /// Starts the deadlines of a definition that a transaction wrote.
+    pub(crate) fn watch(&self, check: &CheckKey) {
+        self.watch_checks(&check.namespace, &check.node, std::slice::from_ref(&check.id));
+    }
+
     /// Starts the deadlines of definitions just written, and prunes outputs of those gone.
     fn watch_checks(&self, namespace: &Arc<str>, node: &Arc<str>, ids: &[Arc<str>]) {
         let world = self.0.world.load();
@@ -505,7 +510,11 @@ impl Handle {
 // === helpers ===
 
 /// A service made through the Kubernetes door is read-only here.
-fn refuse_foreign(world: &World, namespace: &str, service: &str) -> Result<(), CatalogError> {
+pub(crate) fn refuse_foreign(
+    world: &World,
+    namespace: &str,
+    service: &str,
+) -> Result<(), CatalogError> {
     match world.get(KindId::Service, namespace, &slug(service)) {
         Some(object) if !is_mirror(&object.meta) => Err(owned(namespace, service)),
         _ => Ok(()),

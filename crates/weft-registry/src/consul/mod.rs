@@ -14,7 +14,9 @@ pub mod kv;
 mod records;
 mod session;
 mod shelf;
+mod snapshot;
 mod state;
+mod txn;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -30,9 +32,11 @@ pub use kv::{Draft, Pair, Seen, VALUE_BYTES_MAX};
 pub use records::{Change, RECORDS_MAX};
 pub use session::{Behavior, LOCK_DELAY_MS_MAX, Session};
 pub use shelf::{Shelf, Waiter};
+pub use snapshot::Dump;
 pub use state::{Item, State, Topic, What};
+pub use txn::CatalogOp;
 
-use crate::WorldWatch;
+use crate::{WorldWatch, catalog};
 
 /// How often a plan that was overtaken is made anew.
 const ATTEMPTS: usize = 100;
@@ -50,6 +54,7 @@ struct Inner {
     store: Arc<dyn Store>,
     world: Snapshot<World>,
     shelf: Arc<Shelf>,
+    catalog: catalog::Handle,
     tasks: TaskGroup,
     stripes: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
@@ -62,11 +67,12 @@ impl Handle {
         store: Arc<dyn Store>,
         world: Snapshot<World>,
         shelf: Arc<Shelf>,
+        catalog: catalog::Handle,
         tasks: TaskGroup,
     ) -> Self {
         let stripes = (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect();
         let hasher = RandomState::new();
-        Self(Arc::new(Inner { store, world, shelf, tasks, stripes, hasher }))
+        Self(Arc::new(Inner { store, world, shelf, catalog, tasks, stripes, hasher }))
     }
 
     /// Ends what is over until the tasks drain.
@@ -153,6 +159,10 @@ impl Handle {
 
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.0.store
+    }
+
+    fn catalog(&self) -> &catalog::Handle {
+        &self.0.catalog
     }
 
     fn world(&self) -> Arc<World> {

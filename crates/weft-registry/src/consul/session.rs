@@ -259,7 +259,7 @@ fn release(
             txn.ops.push(Op::delete(keys::beat(id)));
         }
         let tied = state.under(keys::QUERIES).filter(|(_, item)| match &item.what {
-            What::Record(query) => query["Session"] == *id,
+            What::Record(query) => query.get("Session").is_some_and(|own| own == id),
             _ => false,
         });
         txn.ops.extend(tied.take(RELEASE_AT_ONCE).map(|(key, _)| Op::delete(key.clone())));

@@ -6,12 +6,15 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 use weft_base::name::fnv1a;
+use weft_identity::permission::{Kind, Verb};
 use weft_kinds::world::RegistrationKey;
 use weft_registry::catalog::check_key;
 
 use super::Door;
+use super::admit::sees;
 use super::error::Refusal;
 use super::filter::Filter;
+use super::health::sees_check;
 use super::http::Ask;
 use super::index::Topic;
 use super::params::WAIT_DEFAULT;
@@ -20,8 +23,9 @@ use super::view::{Entry, View, aggregated};
 use super::{shapes, status};
 
 impl Door {
-    pub(super) fn agent_self(&self) -> Result<Reply, Refusal> {
+    pub(super) fn agent_self(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let own = self.own();
+        ask.who.demand(Verb::Read, Kind::Agent, &ask.namespace, &own.node.node)?;
         let version = &own.version;
         Ok(Reply::json(json!({
             "Config": {
@@ -41,7 +45,7 @@ impl Door {
                 "agent": {"check_monitors": "0", "check_ttls": "0", "checks": "0", "services": "0"},
                 "build": {"prerelease": "", "revision": "", "version": version},
                 "consul": {
-                    "acl": "disabled",
+                    "acl": if self.acl().is_on() { "enabled" } else { "disabled" },
                     "bootstrap": "true",
                     "known_datacenters": "1",
                     "leader": "true",
@@ -71,7 +75,8 @@ impl Door {
         })))
     }
 
-    pub(super) fn agent_host(&self) -> Result<Reply, Refusal> {
+    pub(super) fn agent_host(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        ask.who.demand(Verb::Read, Kind::Operator, &ask.namespace, "")?;
         Ok(Reply::json(json!({
             "Memory": null,
             "CPU": null,
@@ -97,7 +102,7 @@ impl Door {
         let view = self.view();
         let filter = filter(ask)?;
         let mut out = Map::new();
-        for entry in own_entries(&view, &ask.namespace) {
+        for entry in own_entries(&view, &ask.namespace).iter().filter(|e| sees(ask, e)) {
             let shape = shapes::agent_service(&entry.service, self.own());
             if filter.as_ref().map_or(Ok(true), |f| f.holds(&shape))? {
                 out.insert(entry.service.id.to_string(), shape);
@@ -144,6 +149,7 @@ impl Door {
         let Some(service) = view.world.catalog().registration(&key).filter(|r| r.agent) else {
             return Err(Refusal::not_found(format!("unknown service ID: {}", ask.argument)));
         };
+        ask.who.demand(Verb::Read, Kind::Service, &ask.namespace, &service.service)?;
         let mut shape = shapes::agent_service(service, self.own());
         let hash = format!("{:016x}", fnv1a(shape.to_string().as_bytes()));
         if let Value::Object(map) = &mut shape {
@@ -158,7 +164,7 @@ impl Door {
         let mut out = Map::new();
         for mut check in view.checks_on_node(&ask.namespace, &self.own().node.node) {
             // What others wrote about this node is in the catalog; here is what its agent knows.
-            if !check.record.typed().agent {
+            if !check.record.typed().agent || !sees_check(ask, &check) {
                 continue;
             }
             // The agent knows its own newest output before the catalog does.
@@ -177,7 +183,7 @@ impl Door {
         let view = self.view();
         let found = own_entries(&view, &ask.namespace)
             .into_iter()
-            .find(|entry| *entry.service.id == *ask.argument);
+            .find(|entry| *entry.service.id == *ask.argument && sees(ask, entry));
         let Some(entry) = found else {
             let text = format!("ServiceId {} not found", ask.argument);
             return Ok(
@@ -192,7 +198,7 @@ impl Door {
         let view = self.view();
         let entries: Vec<Entry> = own_entries(&view, &ask.namespace)
             .into_iter()
-            .filter(|entry| *entry.service.service == *ask.argument)
+            .filter(|entry| *entry.service.service == *ask.argument && sees(ask, entry))
             .collect();
         if entries.is_empty() {
             let text = format!("ServiceName {} Not Found", ask.argument);
@@ -217,7 +223,7 @@ impl Door {
             "Addr": own.node.address,
             "Port": if wan { 8302 } else { 8301 },
             "Tags": {
-                "acls": "0",
+                "acls": if self.acl().is_on() { "1" } else { "0" },
                 "build": own.version,
                 "dc": own.datacenter,
                 "id": own.node.id,

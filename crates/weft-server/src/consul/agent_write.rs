@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
-use weft_kinds::views::catalog::{Registration, Status};
+use weft_identity::permission::{Kind, Verb};
+use weft_kinds::views::catalog::{CheckRecord, Registration, Status};
 use weft_kinds::world::{CheckKey, RegistrationKey};
 use weft_registry::catalog::{CatalogError, ServiceRequest, registration_key};
 
@@ -30,6 +31,11 @@ impl Door {
         let replace_checks = ask.params.flag("replace-existing-checks");
         let sidecar = register::sidecar(&body, &registration)?;
         let namespace = registration.namespace.clone();
+        self.admit_service(ask, &registration)?;
+        if let Some(one) = &sidecar {
+            let (namespace, node) = (namespace.clone(), node.node.clone());
+            self.admit_service(ask, &Registration { namespace, node, ..one.clone() })?;
+        }
         self.catalog()
             .register_service(ServiceRequest {
                 registration,
@@ -59,6 +65,7 @@ impl Door {
 
     pub(super) async fn service_deregister(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let key = self.service_key(ask)?;
+        self.admit_instance(ask, &key, Verb::Write)?;
         match self.catalog().deregister_service(&key).await {
             Err(CatalogError::UnknownService { id }) => Err(self.unknown_service(ask, &id)),
             other => {
@@ -72,6 +79,7 @@ impl Door {
     pub(super) async fn service_maintenance(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let key = self.service_key(ask)?;
         let (enable, reason) = maintenance(ask)?;
+        self.admit_instance(ask, &key, Verb::Write)?;
         match self.catalog().service_maintenance(&key, enable, reason).await {
             Err(CatalogError::UnknownService { id }) => Err(self.unknown_service(ask, &id)),
             other => {
@@ -85,6 +93,7 @@ impl Door {
     pub(super) async fn agent_maintenance(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let (enable, reason) = maintenance(ask)?;
         let node = &self.own().node;
+        ask.who.demand(Verb::Write, Kind::Node, &ask.namespace, &node.node)?;
         self.catalog().register_node(node, false).await?;
         self.catalog().node_maintenance(&ask.namespace, &node.node, enable, reason).await?;
         self.settled().await;
@@ -102,13 +111,14 @@ impl Door {
         }
         check.namespace = self.namespace(ask, &body)?;
         check.node.clone_from(&self.own().node.node);
+        self.admit_check(ask, &check, Verb::Write)?;
         self.catalog().register_check(&self.own().node, check).await?;
         self.settled().await;
         Ok(Reply::empty())
     }
 
     pub(super) async fn check_deregister(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let key = self.check_key(ask)?;
+        let key = self.own_check(ask)?;
         self.catalog().deregister_check(&key).await?;
         self.settled().await;
         Ok(Reply::empty())
@@ -125,7 +135,7 @@ impl Door {
             _ => Status::Critical,
         };
         let note = ask.params.get("note").unwrap_or_default();
-        let key = self.check_key(ask)?;
+        let key = self.own_check(ask)?;
         self.catalog().report_ttl(&key, status, note).await?;
         self.settled().await;
         Ok(Reply::empty())
@@ -138,7 +148,7 @@ impl Door {
         let status =
             Status::parse(&text).ok_or_else(|| Refusal::bad(register::bad_status(&text)))?;
         let output = fields.text("Output")?;
-        let key = self.check_key(ask)?;
+        let key = self.own_check(ask)?;
         self.catalog().report_ttl(&key, status, &output).await?;
         self.settled().await;
         Ok(Reply::empty())
@@ -195,6 +205,19 @@ impl Door {
             node: self.own().node.node.clone(),
             id: ask.argument.as_str().into(),
         })
+    }
+
+    /// A check that the caller may change.
+    fn own_check(&self, ask: &Ask) -> Result<CheckKey, Refusal> {
+        let key = self.check_key(ask)?;
+        let check = CheckRecord {
+            id: key.id.clone(),
+            node: key.node.clone(),
+            namespace: key.namespace.clone(),
+            ..CheckRecord::default()
+        };
+        self.admit_check(ask, &check, Verb::Write)?;
+        Ok(key)
     }
 
     /// Unknown here; or known, but the Kubernetes door's.

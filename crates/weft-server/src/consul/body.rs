@@ -23,14 +23,44 @@ pub struct Fields<'a> {
 /// # Errors
 /// When it is none, or nested deeper than is read.
 pub fn object(bytes: &[u8]) -> Result<Map<String, Value>, Refusal> {
+    match value(bytes)? {
+        Value::Object(map) => Ok(map),
+        _ => Err(Refusal::bad("Request decode failed: expected a JSON object")),
+    }
+}
+
+/// Reads a body as one JSON list.
+///
+/// # Errors
+/// As [`object`].
+pub fn list(bytes: &[u8]) -> Result<Vec<Value>, Refusal> {
+    match value(bytes)? {
+        Value::Array(items) => Ok(items),
+        _ => Err(Refusal::bad("Request decode failed: expected a JSON list")),
+    }
+}
+
+fn value(bytes: &[u8]) -> Result<Value, Refusal> {
     if depth(bytes) > weft_base::limits::DOCUMENT_DEPTH_MAX {
         return Err(Refusal::bad("Request decode failed: the JSON is nested too deeply"));
     }
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(Refusal::bad("Request decode failed: expected a JSON object")),
-        Err(why) => Err(Refusal::bad(format!("Request decode failed: {why}"))),
-    }
+    serde_json::from_slice(bytes)
+        .map_err(|why| Refusal::bad(format!("Request decode failed: {why}")))
+}
+
+/// A part of a record of our own; null when it is not there.
+pub fn part<'a>(record: &'a Value, name: &str) -> &'a Value {
+    record.get(name).unwrap_or(&Value::Null)
+}
+
+/// The text of a part; empty when there is none.
+pub fn word<'a>(record: &'a Value, name: &str) -> &'a str {
+    part(record, name).as_str().unwrap_or_default()
+}
+
+/// The same of an object.
+pub fn word_of<'a>(record: &'a Map<String, Value>, name: &str) -> &'a str {
+    record.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
 // === impl Fields ===

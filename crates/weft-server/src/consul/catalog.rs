@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use weft_base::name::slug;
-use weft_kinds::views::catalog::NodeRecord;
+use weft_identity::permission::{Kind, Verb};
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
 use weft_kinds::world::{CheckKey, RegistrationKey};
 use weft_registry::catalog::{CatalogError, ServiceRequest};
 
 use super::Door;
+use super::admit::sees;
 use super::agent::filter;
 use super::body::{self, Fields};
 use super::error::Refusal;
@@ -19,6 +21,7 @@ use super::register;
 use super::reply::Reply;
 use super::shapes;
 use super::view::{Entry, View};
+use super::who::Who;
 
 impl Door {
     pub(super) async fn catalog_register(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -32,6 +35,7 @@ impl Door {
             Some(part) => Some(self.catalog_registration(ask, part, &node)?),
         };
         let checks = register::catalog_checks(&body, service.as_ref())?;
+        self.admit_registration(ask, &node, service.as_ref(), &checks, update_node)?;
         let Some(registration) = service else {
             self.catalog().register_node(&node, update_node).await?;
             for mut check in checks {
@@ -61,12 +65,41 @@ impl Door {
         Ok(Reply::json(Value::Bool(true)))
     }
 
+    /// The node only where it would be written.
+    fn admit_registration(
+        &self,
+        ask: &Ask,
+        node: &NodeRecord,
+        service: Option<&Registration>,
+        checks: &[CheckRecord],
+        update: bool,
+    ) -> Result<(), Refusal> {
+        let view = self.view();
+        let known = view.world.catalog().node(&node.node);
+        if known.is_none_or(|known| update && **known != *node) {
+            ask.who.demand(Verb::Write, Kind::Node, &ask.namespace, &node.node)?;
+        }
+        if let Some(service) = service {
+            self.admit_service(ask, service)?;
+        }
+        let own = service.map(|service| service.id.clone()).unwrap_or_default();
+        for check in checks {
+            // A check of the service that comes with it was admitted with it.
+            if check.service_id != own || check.service_id.is_empty() {
+                let (namespace, node) = (ask.namespace.clone(), node.node.clone());
+                let check = CheckRecord { namespace, node, ..check.clone() };
+                self.admit_check(ask, &check, Verb::Write)?;
+            }
+        }
+        Ok(())
+    }
+
     fn catalog_registration(
         &self,
         ask: &Ask,
         part: &Map<String, Value>,
         node: &NodeRecord,
-    ) -> Result<weft_kinds::views::catalog::Registration, Refusal> {
+    ) -> Result<Registration, Refusal> {
         let mut registration = register::service(part, "Service.", "Service", false)?;
         let named = Fields::new(part, "Service.").text("Namespace")?;
         registration.namespace =
@@ -87,11 +120,16 @@ impl Door {
         let (service, check) = (fields.text("ServiceID")?, fields.text("CheckID")?);
         let done = if !service.is_empty() {
             let key = RegistrationKey { namespace, node, id: service.into() };
+            self.admit_instance(ask, &key, Verb::Write)?;
             self.catalog().deregister_service(&key).await
         } else if !check.is_empty() {
             let key = CheckKey { namespace, node, id: check.into() };
+            let (namespace, node) = (key.namespace.clone(), key.node.clone());
+            let of = CheckRecord { namespace, node, id: key.id.clone(), ..Default::default() };
+            self.admit_check(ask, &of, Verb::Write)?;
             self.catalog().deregister_check(&key).await
         } else {
+            ask.who.demand(Verb::Write, Kind::Node, &namespace, &node)?;
             self.catalog().deregister_node(&node).await
         };
         match done {
@@ -113,7 +151,9 @@ impl Door {
             (ask.params.blocking()?, filter(ask)?, ask.params.node_meta());
         self.read(Topic::Nodes, &blocking, |view| {
             let nodes = view.nodes();
-            let shown = nodes.iter().filter(|node| has_meta(node, &meta));
+            let may =
+                |node: &NodeRecord| ask.who.may(Verb::Read, Kind::Node, &ask.namespace, &node.node);
+            let shown = nodes.iter().filter(|node| has_meta(node, &meta) && may(node));
             let shapes = shown
                 .map(|node| shapes::node(node, &view.own, view.stamps.node(&node.node)))
                 .collect();
@@ -134,6 +174,9 @@ impl Door {
         self.read(topic, &blocking, |view| {
             let mut out = Map::new();
             for (name, tags) in view.services(&ns) {
+                if !ask.who.may(Verb::Read, Kind::Service, &ns, &name) {
+                    continue;
+                }
                 if meta.is_empty() && filter.is_none() {
                     out.insert(name.to_string(), json!(tags));
                     continue;
@@ -179,12 +222,12 @@ impl Door {
         let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
         let name = node_name(ask)?;
         self.read(Topic::Node(name.as_str().into()), &blocking, |view| {
-            if !view.has_node(&name) {
+            if !view.has_node(&name) || !sees_node(ask, &name) {
                 return Ok(Value::Null);
             }
             let mut services = Map::new();
-            for entry in view.on_node(&ask.namespace, &name) {
-                let shape = shapes::service(&entry.service, view.stamps.service(&entry));
+            for entry in view.on_node(&ask.namespace, &name).iter().filter(|e| sees(ask, e)) {
+                let shape = shapes::service(&entry.service, view.stamps.service(entry));
                 if filter.as_ref().map_or(Ok(true), |f| f.holds(&shape))? {
                     services.insert(entry.service.id.to_string(), shape);
                 }
@@ -199,10 +242,11 @@ impl Door {
         let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
         let name = node_name(ask)?;
         self.read(Topic::Node(name.as_str().into()), &blocking, |view| {
-            if !view.has_node(&name) {
+            if !view.has_node(&name) || !sees_node(ask, &name) {
                 return Ok(json!({"Node": null, "Services": null}));
             }
-            let entries = view.on_node(&ask.namespace, &name);
+            let mut entries = view.on_node(&ask.namespace, &name);
+            entries.retain(|entry| sees(ask, entry));
             let shapes = entries
                 .iter()
                 .map(|e| shapes::service(&e.service, view.stamps.service(e)))
@@ -234,6 +278,7 @@ pub(super) struct Wanted {
     pub connect: bool,
     /// Of a cluster peer: weft has none, so nothing is.
     pub foreign: bool,
+    pub who: Who,
 }
 
 // === impl Wanted ===
@@ -250,6 +295,7 @@ impl Wanted {
             meta: ask.params.node_meta(),
             connect: connect || ask.params.flag("connect"),
             foreign: ask.params.filled("peer").is_some(),
+            who: ask.who.clone(),
         })
     }
 
@@ -260,6 +306,12 @@ impl Wanted {
             true => self.connected(view),
         };
         found.retain(|entry| {
+            let (ns, service) = (&self.namespace, &entry.service.service);
+            if !self.who.may(Verb::Read, Kind::Service, ns, service)
+                || !self.who.may(Verb::Read, Kind::Node, ns, &entry.node.node)
+            {
+                return false;
+            }
             let tags = &entry.service.tags;
             self.tags.iter().all(|want| tags.iter().any(|t| t.eq_ignore_ascii_case(want)))
                 && has_meta(&entry.node, &self.meta)
@@ -298,6 +350,10 @@ pub(super) fn kept(
         Some(filter) => filter.apply(items)?,
         None => items,
     }))
+}
+
+pub(super) fn sees_node(ask: &Ask, name: &str) -> bool {
+    ask.who.may(Verb::Read, Kind::Node, &ask.namespace, name)
 }
 
 pub(super) fn node_name(ask: &Ask) -> Result<String, Refusal> {

@@ -3,20 +3,23 @@
 
 use http::StatusCode;
 use weft_registry::catalog::CatalogError;
+use weft_registry::consul::ConsulError;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub status: StatusCode,
     pub text: String,
     /// For 405: the methods that would do.
-    pub allow: Option<&'static str>,
+    pub allow: Option<String>,
+    /// Instead of the text: the errors of a transaction.
+    pub body: Option<Box<serde_json::Value>>,
 }
 
 // === impl Refusal ===
 
 impl Refusal {
     pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), allow: None }
+        Self { status, text: text.into(), allow: None, body: None }
     }
 
     pub fn bad(text: impl Into<String>) -> Self {
@@ -25,6 +28,14 @@ impl Refusal {
 
     pub fn not_found(text: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, text)
+    }
+
+    pub fn forbidden(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, text)
+    }
+
+    pub fn not_offered(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, text)
     }
 
     pub fn internal(text: impl Into<String>) -> Self {
@@ -45,6 +56,23 @@ impl From<CatalogError> for Refusal {
             | CatalogError::NotTtl { .. }
             | CatalogError::Store(_)
             | CatalogError::Encode(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<ConsulError> for Refusal {
+    fn from(error: ConsulError) -> Self {
+        let status = match error {
+            ConsulError::Catalog(error) => return error.into(),
+            ConsulError::UnknownSession { .. } => StatusCode::NOT_FOUND,
+            ConsulError::TooMuch { .. } => StatusCode::BAD_REQUEST,
+            ConsulError::Refused(_) => StatusCode::CONFLICT,
+            ConsulError::Contended | ConsulError::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            ConsulError::InvalidSession { .. }
+            | ConsulError::Invalid(_)
+            | ConsulError::Store(_)
+            | ConsulError::Encode(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())
     }

@@ -3,17 +3,19 @@
 
 use serde_json::{Value, json};
 use weft_base::name::slug;
+use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::Status;
 
 use super::Door;
 use super::agent::filter;
-use super::catalog::{Wanted, has_meta, kept, node_name};
+use super::catalog::{Wanted, has_meta, kept, node_name, sees_node};
 use super::error::Refusal;
 use super::http::Ask;
 use super::index::Topic;
 use super::params::Params;
 use super::reply::Reply;
 use super::shapes;
+use super::view::CheckView;
 
 impl Door {
     pub(super) async fn health_service(&self, ask: &Ask, connect: bool) -> Result<Reply, Refusal> {
@@ -63,10 +65,11 @@ impl Door {
         let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
         let name = node_name(ask)?;
         self.read(Topic::NodeHealth(name.as_str().into()), &blocking, |view| {
-            if !view.has_node(&name) {
+            if !view.has_node(&name) || !sees_node(ask, &name) {
                 return Ok(json!([]));
             }
-            let checks = view.checks_on_node(&ask.namespace, &name);
+            let mut checks = view.checks_on_node(&ask.namespace, &name);
+            checks.retain(|check| sees_check(ask, check));
             kept(
                 filter.as_ref(),
                 checks.iter().map(|c| shapes::check(c, view.stamps.check(c))).collect(),
@@ -90,6 +93,7 @@ impl Door {
             let mut checks = view.all_checks(&ask.namespace);
             checks.retain(|c| {
                 state.is_none_or(|s| s == c.status)
+                    && sees_check(ask, c)
                     && (meta.is_empty() || has_meta(&view.node(&c.record.node), &meta))
             });
             let shapes: Vec<Value> =
@@ -98,6 +102,14 @@ impl Door {
         })
         .await
     }
+}
+
+/// A service's check is seen with its service, any with its node.
+pub(super) fn sees_check(ask: &Ask, check: &CheckView) -> bool {
+    let record = &check.record;
+    let may = |kind, name: &str| ask.who.may(Verb::Read, kind, &ask.namespace, name);
+    may(Kind::Node, &record.node)
+        && (record.service_name.is_empty() || may(Kind::Service, &record.service_name))
 }
 
 /// `?passing`, which Consul reads more strictly than its other flags.

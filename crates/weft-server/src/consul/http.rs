@@ -18,13 +18,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use weft_base::limits::{CONNECTIONS_MAX, DOOR_BODY_BYTES_MAX, HEADERS_MAX};
+use weft_base::limits::{CONNECTIONS_MAX, HEADERS_MAX};
 use weft_base::task::TaskGroup;
 
 use super::error::Refusal;
 use super::params::Params;
 use super::reply::{Body, Reply};
-use super::routes::{self, Endpoint};
+use super::routes;
+use super::who::Who;
 use super::{Door, view};
 
 /// Time for a request's head, and for its body.
@@ -45,6 +46,9 @@ pub struct Ask {
     pub body: Bytes,
     /// `?ns=` or `default`.
     pub namespace: Arc<str>,
+    pub method: Method,
+    /// Who asks, and what they may.
+    pub who: Who,
 }
 
 impl Door {
@@ -124,22 +128,16 @@ impl Door {
         admit(&head.headers, &self.0.hosts)?;
         let path = head.uri.path().to_owned();
         if head.method == Method::OPTIONS {
-            let route =
-                routes::find(&Method::GET, &path).or_else(|_| routes::find(&Method::PUT, &path));
-            let allow = match (route, routes::find(&Method::PUT, &path)) {
-                (Err(refusal), _) => return Err(refusal),
-                (_, Ok(_)) => "PUT,OPTIONS",
-                _ => "GET,HEAD,OPTIONS",
-            };
-            return Ok(Reply::empty().with("Allow", allow));
+            return Ok(Reply::empty().with("Allow", routes::allowed(&path)?));
         }
         let (endpoint, argument) = routes::find(&head.method, &path)?;
         let params = Params::parse(head.uri.query())?;
         self.check_place(&params)?;
         let waits = head.headers.contains_key(EXPECT);
-        let body = read(body, waits).await?;
+        let body = read(body, waits, routes::body_bytes_max(endpoint)).await?;
         let namespace = params.filled("ns").unwrap_or(view::DEFAULT_NAMESPACE).into();
-        let ask = Ask { argument, params, body, namespace };
+        let who = self.who(&head.headers, &params)?;
+        let ask = Ask { argument, params, body, namespace, method: head.method, who };
         self.dispatch(endpoint, &ask).await
     }
 
@@ -154,50 +152,6 @@ impl Door {
         match params.filled("ns") {
             Some("*") => Err(Refusal::bad("name one namespace; ?ns=* is not served")),
             _ => Ok(()),
-        }
-    }
-
-    async fn dispatch(&self, endpoint: Endpoint, ask: &Ask) -> Result<Reply, Refusal> {
-        match endpoint {
-            Endpoint::Root => Ok(Reply::text(StatusCode::OK, "Consul Agent")),
-            Endpoint::AgentSelf => self.agent_self(),
-            Endpoint::AgentHost => self.agent_host(),
-            Endpoint::AgentVersion => self.agent_version(),
-            Endpoint::AgentMembers => self.agent_members(ask),
-            Endpoint::AgentServices => self.agent_services(ask),
-            Endpoint::AgentService => self.agent_service(ask).await,
-            Endpoint::AgentChecks => self.agent_checks(ask),
-            Endpoint::AgentHealthId => self.agent_health_id(ask),
-            Endpoint::AgentHealthName => self.agent_health_name(ask),
-            Endpoint::AgentMaintenance => self.agent_maintenance(ask).await,
-            Endpoint::ServiceRegister => self.service_register(ask).await,
-            Endpoint::ServiceDeregister => self.service_deregister(ask).await,
-            Endpoint::ServiceMaintenance => self.service_maintenance(ask).await,
-            Endpoint::CheckRegister => self.check_register(ask).await,
-            Endpoint::CheckDeregister => self.check_deregister(ask).await,
-            Endpoint::CheckPass | Endpoint::CheckWarn | Endpoint::CheckFail => {
-                self.check_report(endpoint, ask).await
-            }
-            Endpoint::CheckUpdate => self.check_update(ask).await,
-            Endpoint::CatalogRegister => self.catalog_register(ask).await,
-            Endpoint::CatalogDeregister => self.catalog_deregister(ask).await,
-            Endpoint::CatalogDatacenters => self.catalog_datacenters(ask),
-            Endpoint::CatalogNodes => self.catalog_nodes(ask).await,
-            Endpoint::CatalogServices => self.catalog_services(ask).await,
-            Endpoint::CatalogService => self.catalog_service(ask, false).await,
-            Endpoint::CatalogConnect => self.catalog_service(ask, true).await,
-            Endpoint::CatalogNode => self.catalog_node(ask).await,
-            Endpoint::CatalogNodeServices => self.catalog_node_services(ask).await,
-            Endpoint::HealthNode => self.health_node(ask).await,
-            Endpoint::HealthChecks => self.health_checks(ask).await,
-            Endpoint::HealthService => self.health_service(ask, false).await,
-            Endpoint::HealthConnect => self.health_service(ask, true).await,
-            Endpoint::HealthIngress => self.health_ingress(ask).await,
-            Endpoint::HealthState => self.health_state(ask).await,
-            Endpoint::StatusLeader => self.status_leader(),
-            Endpoint::StatusPeers => self.status_peers(),
-            Endpoint::CoordinateDatacenters => self.coordinate_datacenters(),
-            Endpoint::CoordinateNodes => self.coordinate_nodes(ask),
         }
     }
 }
@@ -240,7 +194,7 @@ fn is_own(host: &str, hosts: &[String]) -> bool {
 }
 
 /// `waits`: the sender asked before sending (`Expect`), so a refusal alone is enough.
-async fn read<B>(body: B, waits: bool) -> Result<Bytes, Refusal>
+async fn read<B>(body: B, waits: bool, max: usize) -> Result<Bytes, Refusal>
 where
     B: HttpBody<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -251,17 +205,17 @@ where
     let too_large = || {
         Refusal::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            format!("Request body too large, max size: {DOOR_BODY_BYTES_MAX} bytes"),
+            format!("Request body too large, max size: {max} bytes"),
         )
     };
     let mut body = Box::pin(body);
-    if body.size_hint().lower() > DOOR_BODY_BYTES_MAX as u64 {
+    if usize::try_from(body.size_hint().lower()).is_ok_and(|n| n > max) {
         if !waits {
             linger(body.as_mut()).await;
         }
         return Err(too_large());
     }
-    let whole = Limited::new(body.as_mut(), DOOR_BODY_BYTES_MAX).collect();
+    let whole = Limited::new(body.as_mut(), max).collect();
     match tokio::time::timeout(READ_TIMEOUT, whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(why)) if why.is::<LengthLimitError>() => {
@@ -293,6 +247,7 @@ fn render(reply: Reply, gzip: bool, pretty: bool) -> Response<Full<Bytes>> {
         Body::Empty => (None, Vec::new()),
         Body::Text(text) => (Some("text/plain; charset=utf-8"), text.into_bytes()),
         Body::Json(value) => (Some("application/json"), encode(&value, pretty)),
+        Body::Bytes(kind, bytes) => (Some(kind), bytes.to_vec()),
     };
     let mut response = Response::new(Full::default());
     *response.status_mut() = reply.status;

@@ -5,37 +5,57 @@
 //! with the index of exactly what they show; writes go to `weft_registry::catalog`. The door
 //! keeps no state of its own besides the index table, and it never runs a check.
 
+mod acl;
+mod admit;
 mod agent;
 mod agent_write;
 mod body;
 mod catalog;
+mod config;
+mod connect;
+mod dispatch;
 pub mod duration;
 mod error;
+mod event;
 mod filter;
 mod health;
 mod http;
 pub mod index;
+mod intention;
+mod kv;
+mod operator;
 mod params;
+mod query;
+mod query_run;
 mod register;
 mod reply;
 mod routes;
+mod session;
 mod shapes;
+mod snapshot;
 mod stamp;
 mod status;
+mod tar;
+mod txn;
+mod txn_catalog;
 pub mod view;
+mod who;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
+use weft_base::clock::Clock;
 use weft_base::limits::WATCHERS_MAX;
 use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::NodeRecord;
 use weft_registry::catalog::Handle;
-use weft_registry::{Registry, WorldChange};
+use weft_registry::{Registry, WorldChange, consul};
 
+use acl::Acl;
+pub use acl::AclConfig;
 use error::Refusal;
 use index::{Indexes, Topic};
 use params::Blocking;
@@ -60,6 +80,16 @@ pub struct Config {
     pub hosts: Vec<String>,
 }
 
+/// What clients may do. By default everything that a loopback door admits, but for ending the
+/// server.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Access lists; off when absent.
+    pub acl: Option<AclConfig>,
+    /// Told when a client ends this server; absent when clients may not.
+    pub leave: Option<Arc<Notify>>,
+}
+
 /// The door. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Door(Arc<Inner>);
@@ -69,6 +99,10 @@ struct Inner {
     own: Arc<Identity>,
     indexes: Arc<Indexes>,
     catalog: Handle,
+    consul: consul::Handle,
+    acl: Acl,
+    leave: Option<Arc<Notify>>,
+    clock: Clock,
     hosts: Vec<String>,
     watchers: Semaphore,
     rng: Mutex<Rng>,
@@ -100,6 +134,16 @@ impl Config {
 impl Door {
     /// Starts following the registry's World on `tasks`.
     pub fn new(registry: &Registry, config: Config, tasks: &TaskGroup) -> Self {
+        Self::with_access(registry, config, Access::default(), tasks)
+    }
+
+    /// The same where clients may do less, or more, than usual.
+    pub fn with_access(
+        registry: &Registry,
+        config: Config,
+        access: Access,
+        tasks: &TaskGroup,
+    ) -> Self {
         let own = Arc::new(config.identity());
         let (world, mut changes) = registry.watch_world();
         let indexes = Arc::new(Indexes::new(own.clone(), world));
@@ -121,6 +165,10 @@ impl Door {
             own,
             indexes,
             catalog: registry.catalog().clone(),
+            consul: registry.consul().clone(),
+            acl: Acl::new(access.acl),
+            leave: access.leave,
+            clock: registry.clock().clone(),
             hosts: config.hosts,
             watchers: Semaphore::new(WATCHERS_MAX),
             rng: Mutex::new(Rng::from_system()),
@@ -139,6 +187,23 @@ impl Door {
 
     fn catalog(&self) -> &Handle {
         &self.0.catalog
+    }
+
+    fn consul(&self) -> &consul::Handle {
+        &self.0.consul
+    }
+
+    fn acl(&self) -> &Acl {
+        &self.0.acl
+    }
+
+    fn wall_ms(&self) -> u64 {
+        self.0.clock.wall_ms()
+    }
+
+    /// How many queries wait now.
+    fn blocked(&self) -> usize {
+        WATCHERS_MAX.saturating_sub(self.0.watchers.available_permits())
     }
 
     fn view(&self) -> View {
@@ -161,12 +226,7 @@ impl Door {
             return answer(&view, index);
         }
         drop(view);
-        let Ok(_place) = self.0.watchers.try_acquire() else {
-            return Err(Refusal::new(
-                ::http::StatusCode::TOO_MANY_REQUESTS,
-                format!("{WATCHERS_MAX} queries are already blocked here; try again later"),
-            ));
-        };
+        let _place = self.place()?;
         let mut moves = self.0.indexes.subscribe(&topic);
         let until = tokio::time::sleep(self.jittered(blocking.wait));
         tokio::pin!(until);
@@ -181,6 +241,55 @@ impl Door {
                 () = self.0.tasks.draining() => return answer(&view, index),
             }
         }
+    }
+
+    /// The same of what only Consul's API knows.
+    async fn read_shelf(
+        &self,
+        topic: consul::Topic,
+        blocking: &Blocking,
+        build: impl Fn(&consul::State) -> Result<Reply, Refusal>,
+    ) -> Result<Reply, Refusal> {
+        if blocking.consistent {
+            self.consul().barrier().await?;
+        }
+        let look = || {
+            let state = self.consul().state();
+            let index = state.index(&topic);
+            (state, index)
+        };
+        let answer = |state: &consul::State, index| Ok(build(state)?.at(index, blocking));
+        let (state, index) = look();
+        if blocking.index == 0 || index != blocking.index {
+            return answer(&state, index);
+        }
+        drop(state);
+        let _place = self.place()?;
+        let mut moves = self.consul().shelf().wait(topic.clone());
+        let until = tokio::time::sleep(self.jittered(blocking.wait));
+        tokio::pin!(until);
+        loop {
+            let (state, index) = look();
+            if index != blocking.index {
+                return answer(&state, index);
+            }
+            drop(state);
+            tokio::select! {
+                () = moves.moved() => {}
+                () = &mut until => return answer(&self.consul().state(), index),
+                () = self.0.tasks.draining() => return answer(&self.consul().state(), index),
+            }
+        }
+    }
+
+    /// A place to wait in.
+    fn place(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Refusal> {
+        self.0.watchers.try_acquire().map_err(|_| {
+            Refusal::new(
+                ::http::StatusCode::TOO_MANY_REQUESTS,
+                format!("{WATCHERS_MAX} queries are already blocked here; try again later"),
+            )
+        })
     }
 
     fn jittered(&self, wait: Duration) -> Duration {

@@ -19,6 +19,8 @@ pub enum Body {
     Empty,
     Json(Value),
     Text(String),
+    /// With its content type.
+    Bytes(&'static str, bytes::Bytes),
 }
 
 // === impl Reply ===
@@ -35,6 +37,10 @@ impl Reply {
 
     pub fn text(status: StatusCode, text: impl Into<String>) -> Self {
         Self { status, body: Body::Text(text.into()), headers: Vec::new() }
+    }
+
+    pub fn bytes(kind: &'static str, bytes: impl Into<bytes::Bytes>) -> Self {
+        Self { body: Body::Bytes(kind, bytes.into()), ..Self::empty() }
     }
 
     #[must_use]
@@ -67,6 +73,10 @@ impl Reply {
 impl From<Refusal> for Reply {
     fn from(refusal: Refusal) -> Self {
         let reply = Self::text(refusal.status, refusal.text);
+        let reply = match refusal.body {
+            Some(body) => Self { body: Body::Json(*body), ..reply },
+            None => reply,
+        };
         match refusal.allow {
             Some(allow) => reply.with("Allow", allow),
             None => reply,

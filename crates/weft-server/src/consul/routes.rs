@@ -2,9 +2,14 @@
 //! The table of endpoints: what is served, by which method, and what is known but not served.
 //! The longest path that fits wins. A path that ends in `/` takes the rest as its argument.
 
+use http::{Method, StatusCode};
+use weft_base::limits::DOOR_BODY_BYTES_MAX;
+
 use super::error::Refusal;
 use super::params::decode;
-use http::{Method, StatusCode};
+
+/// Largest snapshot that is taken back.
+const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +54,69 @@ pub enum Endpoint {
     StatusPeers,
     CoordinateDatacenters,
     CoordinateNodes,
+    CoordinateNode,
+    CoordinateUpdate,
+    Kv,
+    Txn,
+    SessionCreate,
+    SessionDestroy,
+    SessionRenew,
+    SessionInfo,
+    SessionList,
+    SessionNode,
+    EventFire,
+    EventList,
+    Queries,
+    Query,
+    Config,
+    ConfigOf,
+    Intentions,
+    Intention,
+    IntentionExact,
+    IntentionMatch,
+    IntentionCheck,
+    CaRoots,
+    CaConfiguration,
+    CaLeaf,
+    ConnectAuthorize,
+    DiscoveryChain,
+    GatewayServices,
+    AgentReload,
+    AgentLeave,
+    AgentForceLeave,
+    AgentMetrics,
+    AgentMonitor,
+    AgentToken,
+    OperatorRaft,
+    OperatorPeer,
+    OperatorTransfer,
+    OperatorAutopilot,
+    OperatorHealth,
+    OperatorState,
+    OperatorKeyring,
+    OperatorUsage,
+    Snapshot,
+    AclBootstrap,
+    AclLogin,
+    AclLogout,
+    AclReplication,
+    AclTokens,
+    AclToken,
+    AclTokenSelf,
+    AclPolicies,
+    AclPolicy,
+    AclPolicyName,
+    AclRoles,
+    AclRole,
+    AclRoleName,
+    AclMethods,
+    AclMethod,
+    AclRules,
+    AclRule,
+    AclTemplates,
+    AclTemplateName,
+    AclTemplatePreview,
+    AclAuthorize,
 }
 
 /// A served endpoint.
@@ -66,6 +134,16 @@ const fn get(path: &'static str, endpoint: Endpoint) -> Route {
 const fn put(path: &'static str, endpoint: Endpoint) -> Route {
     Route { path, methods: &["PUT"], endpoint }
 }
+
+const fn of_methods(
+    path: &'static str,
+    methods: &'static [&'static str],
+    endpoint: Endpoint,
+) -> Route {
+    Route { path, methods, endpoint }
+}
+
+const GET_PUT_DELETE: &[&str] = &["GET", "HEAD", "PUT", "DELETE"];
 
 pub const ROUTES: &[Route] = &[
     get("/v1/agent/self", Endpoint::AgentSelf),
@@ -106,77 +184,173 @@ pub const ROUTES: &[Route] = &[
     get("/v1/status/peers", Endpoint::StatusPeers),
     get("/v1/coordinate/datacenters", Endpoint::CoordinateDatacenters),
     get("/v1/coordinate/nodes", Endpoint::CoordinateNodes),
+    get("/v1/coordinate/node/", Endpoint::CoordinateNode),
+    put("/v1/coordinate/update", Endpoint::CoordinateUpdate),
+    of_methods("/v1/kv/", &["GET", "HEAD", "PUT", "DELETE"], Endpoint::Kv),
+    put("/v1/txn", Endpoint::Txn),
+    put("/v1/session/create", Endpoint::SessionCreate),
+    put("/v1/session/destroy/", Endpoint::SessionDestroy),
+    put("/v1/session/renew/", Endpoint::SessionRenew),
+    get("/v1/session/info/", Endpoint::SessionInfo),
+    get("/v1/session/list", Endpoint::SessionList),
+    get("/v1/session/node/", Endpoint::SessionNode),
+    // Spring sends POST.
+    of_methods("/v1/event/fire/", &["PUT", "POST"], Endpoint::EventFire),
+    get("/v1/event/list", Endpoint::EventList),
+    of_methods("/v1/query", &["GET", "HEAD", "POST"], Endpoint::Queries),
+    of_methods("/v1/query/", &["GET", "HEAD", "PUT", "DELETE"], Endpoint::Query),
+    put("/v1/config", Endpoint::Config),
+    of_methods("/v1/config/", &["GET", "HEAD", "DELETE"], Endpoint::ConfigOf),
+    of_methods("/v1/connect/intentions", &["GET", "HEAD", "POST"], Endpoint::Intentions),
+    of_methods("/v1/connect/intentions/", GET_PUT_DELETE, Endpoint::Intention),
+    of_methods("/v1/connect/intentions/exact", GET_PUT_DELETE, Endpoint::IntentionExact),
+    get("/v1/connect/intentions/match", Endpoint::IntentionMatch),
+    get("/v1/connect/intentions/check", Endpoint::IntentionCheck),
+    get("/v1/connect/ca/roots", Endpoint::CaRoots),
+    of_methods("/v1/connect/ca/configuration", &["GET", "HEAD", "PUT"], Endpoint::CaConfiguration),
+    get("/v1/agent/connect/ca/roots", Endpoint::CaRoots),
+    get("/v1/agent/connect/ca/leaf/", Endpoint::CaLeaf),
+    // py-consul sends PUT.
+    of_methods("/v1/agent/connect/authorize", &["POST", "PUT"], Endpoint::ConnectAuthorize),
+    of_methods("/v1/discovery-chain/", &["GET", "HEAD", "POST"], Endpoint::DiscoveryChain),
+    get("/v1/catalog/gateway-services/", Endpoint::GatewayServices),
+    put("/v1/agent/reload", Endpoint::AgentReload),
+    put("/v1/agent/leave", Endpoint::AgentLeave),
+    put("/v1/agent/force-leave/", Endpoint::AgentForceLeave),
+    get("/v1/agent/metrics", Endpoint::AgentMetrics),
+    get("/v1/agent/monitor", Endpoint::AgentMonitor),
+    put("/v1/agent/token/", Endpoint::AgentToken),
+    get("/v1/operator/raft/configuration", Endpoint::OperatorRaft),
+    of_methods("/v1/operator/raft/peer", &["DELETE"], Endpoint::OperatorPeer),
+    of_methods("/v1/operator/raft/transfer-leader", &["POST", "PUT"], Endpoint::OperatorTransfer),
+    of_methods(
+        "/v1/operator/autopilot/configuration",
+        &["GET", "HEAD", "PUT"],
+        Endpoint::OperatorAutopilot,
+    ),
+    get("/v1/operator/autopilot/health", Endpoint::OperatorHealth),
+    get("/v1/operator/autopilot/state", Endpoint::OperatorState),
+    of_methods(
+        "/v1/operator/keyring",
+        &["GET", "HEAD", "POST", "PUT", "DELETE"],
+        Endpoint::OperatorKeyring,
+    ),
+    get("/v1/operator/usage", Endpoint::OperatorUsage),
+    of_methods("/v1/snapshot", &["GET", "HEAD", "PUT"], Endpoint::Snapshot),
+    put("/v1/acl/bootstrap", Endpoint::AclBootstrap),
+    of_methods("/v1/acl/login", &["POST", "PUT"], Endpoint::AclLogin),
+    of_methods("/v1/acl/logout", &["POST", "PUT"], Endpoint::AclLogout),
+    get("/v1/acl/replication", Endpoint::AclReplication),
+    get("/v1/acl/tokens", Endpoint::AclTokens),
+    put("/v1/acl/token", Endpoint::AclToken),
+    of_methods("/v1/acl/token/", GET_PUT_DELETE, Endpoint::AclToken),
+    get("/v1/acl/token/self", Endpoint::AclTokenSelf),
+    get("/v1/acl/policies", Endpoint::AclPolicies),
+    put("/v1/acl/policy", Endpoint::AclPolicy),
+    of_methods("/v1/acl/policy/", GET_PUT_DELETE, Endpoint::AclPolicy),
+    get("/v1/acl/policy/name/", Endpoint::AclPolicyName),
+    get("/v1/acl/roles", Endpoint::AclRoles),
+    put("/v1/acl/role", Endpoint::AclRole),
+    of_methods("/v1/acl/role/", GET_PUT_DELETE, Endpoint::AclRole),
+    get("/v1/acl/role/name/", Endpoint::AclRoleName),
+    get("/v1/acl/auth-methods", Endpoint::AclMethods),
+    put("/v1/acl/auth-method", Endpoint::AclMethod),
+    of_methods("/v1/acl/auth-method/", GET_PUT_DELETE, Endpoint::AclMethod),
+    get("/v1/acl/binding-rules", Endpoint::AclRules),
+    put("/v1/acl/binding-rule", Endpoint::AclRule),
+    of_methods("/v1/acl/binding-rule/", GET_PUT_DELETE, Endpoint::AclRule),
+    get("/v1/acl/templated-policies", Endpoint::AclTemplates),
+    get("/v1/acl/templated-policy/name/", Endpoint::AclTemplateName),
+    of_methods("/v1/acl/templated-policy/preview/", &["POST", "PUT"], Endpoint::AclTemplatePreview),
+    of_methods("/v1/internal/acl/authorize", &["POST", "PUT"], Endpoint::AclAuthorize),
 ];
 
-/// Consul's other endpoints, which weft does not serve yet.
-pub const UNSERVED: &[&str] = &[
-    "/v1/agent/connect/",
-    "/v1/agent/force-leave/",
-    "/v1/agent/join/",
-    "/v1/agent/leave",
-    "/v1/agent/metrics",
-    "/v1/agent/monitor",
-    "/v1/agent/reload",
-    "/v1/agent/token/",
-    "/v1/catalog/gateway-services/",
-    "/v1/config",
-    "/v1/connect/",
-    "/v1/coordinate/",
-    "/v1/discovery-chain/",
-    "/v1/event/",
-    "/v1/exported-services",
-    "/v1/internal/",
-    "/v1/kv/",
-    "/v1/operator/",
-    "/v1/peering",
-    "/v1/query",
-    "/v1/session/",
-    "/v1/snapshot",
-    "/v1/txn",
+/// Consul's other endpoints, and what to use instead.
+pub const NOT_OFFERED: &[(&str, &str)] = &[
+    ("/v1/agent/join/", "machines join with `weft agent --server` and a token of `weft token`"),
+    ("/v1/agent/connect/proxy/", "sidecars take their configuration from the server by xDS"),
+    ("/v1/agent/metrics/stream", "the server's figures are at /metrics of the API's port"),
+    ("/v1/exported-services", "weft has no partitions and no peers"),
+    ("/v1/imported-services", "weft has no partitions and no peers"),
+    ("/v1/internal/", "it is for Consul's own UI; see `weft status` and `weft top`"),
+    ("/v1/namespace", "namespaces are Kubernetes-style objects; use ?ns= with their names"),
+    ("/v1/operator/license", "weft has no licence keys"),
+    ("/v1/operator/utilization", "weft has no licence keys"),
+    ("/v1/operator/", "weft keeps no Raft of its own"),
+    ("/v1/partition", "weft has no partitions besides \"default\""),
+    ("/v1/peering", "weft has no peering of clusters"),
+];
+
+/// The access lists of Consul before 1.4.
+const LEGACY_ACL: &[&str] = &[
+    "/v1/acl/create",
+    "/v1/acl/update",
+    "/v1/acl/destroy/",
+    "/v1/acl/info/",
+    "/v1/acl/clone/",
+    "/v1/acl/list",
+    "/v1/acl/rules/translate",
 ];
 
 /// The endpoint and its argument, decoded.
 ///
 /// # Errors
-/// 404, 405 with `Allow`, 501 for what is Consul's but not served, 401 for ACLs.
+/// 404, 405 with `Allow`, 501 for what is Consul's but not offered.
 pub fn find(method: &Method, path: &str) -> Result<(Endpoint, String), Refusal> {
     if path == "/" && (method == Method::GET || method == Method::HEAD) {
         return Ok((Endpoint::Root, String::new()));
     }
-    let fits = |route: &&Route| match route.path.ends_with('/') {
-        true => path.starts_with(route.path),
-        false => path.strip_suffix('/').unwrap_or(path) == route.path,
-    };
-    let Some(route) = ROUTES.iter().filter(fits).max_by_key(|route| route.path.len()) else {
-        return Err(unknown(path));
-    };
+    let route = of(path)?;
     if !route.methods.contains(&method.as_str()) {
         let text = format!("method {method} not allowed");
-        let allow = match route.methods {
-            ["PUT"] => "PUT,OPTIONS",
-            _ => "GET,HEAD,OPTIONS",
-        };
         let status = StatusCode::METHOD_NOT_ALLOWED;
-        return Err(Refusal { allow: Some(allow), ..Refusal::new(status, text) });
+        return Err(Refusal { allow: Some(list(route)), ..Refusal::new(status, text) });
     }
     let argument = path.get(route.path.len()..).unwrap_or_default();
     Ok((route.endpoint, decode(argument, false)))
 }
 
+/// The methods that a path takes, as `Allow` lists them.
+///
+/// # Errors
+/// As [`find`].
+pub fn allowed(path: &str) -> Result<String, Refusal> {
+    of(path).map(list)
+}
+
+/// The largest body that an endpoint reads.
+pub fn body_bytes_max(endpoint: Endpoint) -> usize {
+    match endpoint {
+        Endpoint::Snapshot => SNAPSHOT_BYTES_MAX,
+        _ => DOOR_BODY_BYTES_MAX,
+    }
+}
+
+fn of(path: &str) -> Result<&'static Route, Refusal> {
+    let fits = |route: &&Route| match route.path.ends_with('/') {
+        true => path.starts_with(route.path),
+        false => path.strip_suffix('/').unwrap_or(path) == route.path,
+    };
+    let best = ROUTES.iter().filter(fits).max_by_key(|route| route.path.len());
+    best.ok_or_else(|| unknown(path))
+}
+
+fn list(route: &Route) -> String {
+    format!("{},OPTIONS", route.methods.join(","))
+}
+
 fn unknown(path: &str) -> Refusal {
-    if path.starts_with("/v1/acl/") {
-        return Refusal::new(StatusCode::UNAUTHORIZED, "ACL support disabled");
+    if LEGACY_ACL.iter().any(|known| path.starts_with(known)) {
+        let text = "Endpoint is gone: the legacy ACL system was removed in Consul 1.11; use \
+                    /v1/acl/token and /v1/acl/policy";
+        return Refusal::new(StatusCode::GONE, text);
     }
-    if UNSERVED.iter().any(|known| path.starts_with(known)) {
-        return Refusal::new(
-            StatusCode::NOT_IMPLEMENTED,
-            format!(
-                "weft does not serve Consul's {path} yet; it serves agent, catalog, health and \
-                 status (weft help clients)"
-            ),
-        );
+    match NOT_OFFERED.iter().find(|(known, _)| path.starts_with(known)) {
+        Some((_, instead)) => {
+            Refusal::not_offered(format!("weft does not offer Consul's {path}: {instead}"))
+        }
+        None => Refusal::not_found("Invalid URL path: not a recognized HTTP API endpoint"),
     }
-    Refusal::not_found("Invalid URL path: not a recognized HTTP API endpoint")
 }
 
 #[cfg(test)]
@@ -200,8 +374,9 @@ mod tests {
         );
         assert_eq!(find(Method::GET, "/v1/agent/check/pass/x"), Err(405));
         assert_eq!(find(Method::POST, "/v1/catalog/nodes"), Err(405));
-        assert_eq!(find(Method::GET, "/v1/acl/list"), Err(401));
-        assert_eq!(find(Method::GET, "/v1/kv/a"), Err(501));
+        assert_eq!(find(Method::GET, "/v1/acl/list"), Err(410));
+        assert_eq!(find(Method::GET, "/v1/peering/a"), Err(501));
+        assert_eq!(find(Method::DELETE, "/v1/kv/a//b"), Ok((Endpoint::Kv, "a//b".into())));
         assert_eq!(find(Method::GET, "/v1/nope"), Err(404));
         assert_eq!(find(Method::GET, "/"), Ok((Endpoint::Root, String::new())));
     }

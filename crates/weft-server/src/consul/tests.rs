@@ -16,6 +16,8 @@ use weft_store::{MemoryStore, Op, Txn};
 
 use super::*;
 
+mod records;
+
 struct Rig {
     address: SocketAddr,
     door: Door,
@@ -40,6 +42,10 @@ impl Answer {
 }
 
 async fn rig() -> Rig {
+    rig_with(Access::default()).await
+}
+
+async fn rig_with(access: Access) -> Rig {
     let tasks = TaskGroup::new();
     let clock = Clock::system();
     let store = Arc::new(MemoryStore::new(clock.clone()));
@@ -52,7 +58,7 @@ async fn rig() -> Rig {
         version: "0.1.0".into(),
         hosts: Vec::new(),
     };
-    let door = Door::new(&registry, config, &tasks);
+    let door = Door::with_access(&registry, config, access, &tasks);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tasks.spawn("consul door", door.clone().serve(listener, tasks.clone()));
@@ -313,7 +319,18 @@ async fn errors_are_text_with_consuls_codes() {
         ("GET", "/v1/catalog/services?wait=x", "", 400, "Invalid wait time"),
         ("GET", "/v1/agent/check/pass/x", "", 405, "not allowed"),
         ("GET", "/v1/acl/tokens", "", 401, "ACL support disabled"),
-        ("GET", "/v1/kv/x", "", 501, "does not serve"),
+        ("PUT", "/v1/acl/create", "", 410, "legacy ACL"),
+        ("GET", "/v1/peerings", "", 501, "no peering"),
+        ("GET", "/v1/kv/", "", 400, "Missing key name"),
+        ("PUT", "/v1/kv/a?cas=1&acquire=x", "", 400, "Conflicting flags"),
+        ("PUT", "/v1/kv/a?acquire=nope", "", 500, "invalid session \"nope\""),
+        ("PUT", "/v1/session/renew/nope", "", 404, "Session id 'nope' not found"),
+        ("PUT", "/v1/session/create", "{\"TTL\":\"5s\"}", 500, "Invalid Session TTL"),
+        ("PUT", "/v1/session/create", "{\"Node\":\"n2\"}", 500, "Missing node registration"),
+        ("PUT", "/v1/txn", "[{\"KV\":{\"Verb\":\"no\",\"Key\":\"a\"}}]", 400, "unknown KV verb"),
+        ("GET", "/v1/config/nope/x", "", 400, "invalid config entry kind"),
+        ("PUT", "/v1/agent/leave", "", 403, "may not end this server"),
+        ("PUT", "/v1/snapshot", "x", 400, "failed to read snapshot"),
         ("GET", "/nope", "", 404, "not a recognized"),
     ] {
         let answer = rig.ask(method, path, body).await;

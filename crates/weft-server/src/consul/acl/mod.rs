@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Consul's access lists: tokens, policies and roles as a dialect of the one permission table.
+//! Off unless the server is told otherwise; then `/v1/acl/*` answers 401 and everybody may do
+//! everything, as the doors of loopback admit.
+//!
+//! Everything is in one table of records, `acl`. A caller's rows are worked out once and kept
+//! until that table moves.
+
+mod endpoints;
+mod links;
+mod records;
+mod rules;
+mod templates;
+mod tokens;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Map, Value, json};
+use weft_identity::permission::{Permission, Permissions};
+use weft_registry::consul::{State, Topic, keys};
+
+use super::Door;
+use super::body::{Fields, word};
+use super::error::Refusal;
+use super::who::Who;
+pub(super) use records::Sort;
+pub(super) use tokens::hash;
+
+pub(super) const TABLE: &str = "acl";
+pub(super) const ANONYMOUS: &str = "00000000-0000-0000-0000-000000000002";
+pub(super) const MANAGEMENT: &str = "00000000-0000-0000-0000-000000000001";
+/// Callers whose rows are kept.
+const CACHED_MAX: usize = 4096;
+
+/// How access lists are on.
+#[derive(Clone, Default)]
+pub struct AclConfig {
+    /// What no rule speaks of is allowed, as in Consul unless told otherwise.
+    pub default_allow: bool,
+    /// The secret of a token that may do everything.
+    pub initial_management: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+pub struct Acl {
+    config: Option<AclConfig>,
+    cache: Mutex<Cache>,
+    /// The agent's own default token, which requests without one are under.
+    default: Mutex<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    /// The index of the table that the rows were worked out from.
+    at: u64,
+    rows: HashMap<Arc<str>, Who>,
+}
+
+impl std::fmt::Debug for AclConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A secret is never printed.
+        f.debug_struct("AclConfig").field("default_allow", &self.default_allow).finish()
+    }
+}
+
+// === impl Acl ===
+
+impl Acl {
+    pub fn new(config: Option<AclConfig>) -> Self {
+        Self { config, cache: Mutex::default(), default: Mutex::new("".into()) }
+    }
+
+    pub fn is_on(&self) -> bool {
+        self.config.is_some()
+    }
+
+    /// What an intention that nobody wrote would be.
+    pub fn default_allow(&self) -> bool {
+        self.config.as_ref().is_none_or(|config| config.default_allow)
+    }
+
+    pub(super) fn initial_management(&self) -> Option<&Arc<str>> {
+        self.config.as_ref().and_then(|config| config.initial_management.as_ref())
+    }
+
+    pub(super) fn set_default(&self, secret: Arc<str>) {
+        *self.default.lock().unwrap_or_else(PoisonError::into_inner) = secret;
+    }
+
+    /// The caller that a secret stands for; without one the anonymous.
+    ///
+    /// # Errors
+    /// 403 when it is nobody's, or over.
+    pub(super) fn resolve(&self, door: &Door, secret: &str) -> Result<Who, Refusal> {
+        let default = self.default.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let secret = match secret {
+            "" if !default.is_empty() => &*default,
+            "" => "anonymous",
+            given => given,
+        };
+        let state = door.consul().state();
+        let at = state.index(&Topic::Key(keys::table(TABLE).into()));
+        let cached = {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            if cache.at != at || cache.rows.len() > CACHED_MAX {
+                *cache = Cache { at, rows: HashMap::new() };
+            }
+            cache.rows.get(secret).cloned()
+        };
+        let token = tokens::by_secret(door, &state, secret)?;
+        if let Some(who) = cached {
+            return Ok(who);
+        }
+        let who = self.work_out(&state, &token)?;
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.at == at {
+            cache.rows.insert(secret.into(), who.clone());
+        }
+        Ok(who)
+    }
+
+    fn work_out(&self, state: &State, token: &Map<String, Value>) -> Result<Who, Refusal> {
+        let accessor = Fields::new(token, "").text("AccessorID")?;
+        let mut rows: Vec<Permission> = Vec::new();
+        let mut manage = false;
+        let mut holders = vec![token.clone()];
+        for link in Fields::new(token, "").objects("Roles")? {
+            let id = Fields::new(link, "Roles.").text("ID")?;
+            let role = state.record(TABLE, &format!("role/{id}"));
+            holders.extend(role.and_then(|(role, _)| role.as_object().cloned()));
+        }
+        for holder in &holders {
+            let subject: Arc<str> = accessor.as_str().into();
+            for text in templates::identities(holder)? {
+                rows.extend(rules::parse(&subject, &text).map_err(Refusal::internal)?);
+            }
+            for link in Fields::new(holder, "").objects("Policies")? {
+                let id = Fields::new(link, "Policies.").text("ID")?;
+                manage |= id == MANAGEMENT;
+                let Some((policy, _)) = state.record(TABLE, &format!("policy/{id}")) else {
+                    continue;
+                };
+                let subject: Arc<str> = word(policy, "Name").into();
+                let text = word(policy, "Rules");
+                rows.extend(rules::parse(&subject, text).map_err(Refusal::internal)?);
+            }
+        }
+        let table = match manage {
+            true => Permissions::management(),
+            false => Permissions::new(rows, self.default_allow()),
+        };
+        Ok(Who { accessor: accessor.into(), table: Some(Arc::new(table)) })
+    }
+}
+
+/// The policy that every access list begins with.
+pub(super) fn global_management() -> Value {
+    json!({
+        "ID": MANAGEMENT,
+        "Name": "global-management",
+        "Description": "A policy that grants unlimited access",
+        "Rules": concat!(
+            "acl = \"write\"\nkeyring = \"write\"\noperator = \"write\"\n",
+            "mesh = \"write\"\npeering = \"write\"\n",
+            "agent_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
+            "event_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
+            "key_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
+            "node_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
+            "query_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
+            "service_prefix \"\" {\n\tpolicy = \"write\"\n\tintentions = \"write\"\n}\n",
+            "session_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
+        ),
+        "Datacenters": null,
+    })
+}

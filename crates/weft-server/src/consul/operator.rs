@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/v1/operator/*` and the chores of `/v1/agent/*` and `/v1/coordinate/*`: what can be answered
+//! honestly by a server without a Raft of its own; the rest says what is offered instead.
+
+use http::{Method, StatusCode};
+use serde_json::{Map, Value, json};
+use weft_identity::permission::{Kind, Verb};
+use weft_registry::consul::{Change, State, Topic, keys};
+
+use super::Door;
+use super::body::{self, Fields};
+use super::config::cas;
+use super::error::Refusal;
+use super::http::Ask;
+use super::reply::Reply;
+use super::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE};
+
+const SETTINGS: &str = "setting";
+const COORDINATES: &str = "coordinate";
+
+impl Door {
+    pub(super) fn operator_raft(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        ask.who.demand(Verb::Read, Kind::Operator, &ask.namespace, "")?;
+        let own = self.own();
+        let server = json!({
+            "ID": own.node.id,
+            "Node": own.node.node,
+            "Address": self.leader_address(),
+            "Leader": true,
+            "ProtocolVersion": "3",
+            "Voter": true,
+            "LastIndex": self.consul().state().revision(),
+        });
+        Ok(Reply::json(json!({"Servers": [server], "Index": 0})))
+    }
+
+    pub(super) async fn operator_autopilot(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let write = ask.method == Method::PUT;
+        let verb = if write { Verb::Write } else { Verb::Read };
+        ask.who.demand(verb, Kind::Operator, &ask.namespace, "")?;
+        if !write {
+            let state = self.consul().state();
+            let known = state.record(SETTINGS, "autopilot");
+            let (created, modified) = known.map_or((1, 1), |(_, i)| (i.created, i.modified));
+            let mut out = autopilot(&Map::new())?;
+            if let Some(Value::Object(known)) = known.map(|(value, _)| (**value).clone()) {
+                out.extend(known);
+            }
+            out.insert("CreateIndex".into(), json!(created));
+            out.insert("ModifyIndex".into(), json!(modified));
+            return Ok(Reply::json(Value::Object(out)));
+        }
+        let wanted = Value::Object(autopilot(&body::object(&ask.body)?)?);
+        let cas = cas(ask)?;
+        let plan = |state: &State| {
+            let now = state.record(SETTINGS, "autopilot").map_or(1, |(_, item)| item.modified);
+            match cas {
+                Some(index) if index != now => Ok((Vec::new(), false)),
+                _ => {
+                    Ok::<_, Refusal>((vec![Change::Put("autopilot".into(), wanted.clone())], true))
+                }
+            }
+        };
+        let (_, done) = self.consul().change(SETTINGS, plan).await?;
+        Ok(Reply::json(Value::Bool(done)))
+    }
+
+    pub(super) fn operator_health(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        ask.who.demand(Verb::Read, Kind::Operator, &ask.namespace, "")?;
+        let own = self.own();
+        let server = json!({
+            "ID": own.node.id,
+            "Name": own.node.node,
+            "Address": self.leader_address(),
+            "SerfStatus": "alive",
+            "Version": own.version,
+            "Leader": true,
+            "LastContact": "0s",
+            "LastTerm": 1,
+            "LastIndex": self.consul().state().revision(),
+            "Healthy": true,
+            "Voter": true,
+            "StableSince": "1970-01-01T00:00:00Z",
+        });
+        Ok(Reply::json(json!({"Healthy": true, "FailureTolerance": 0, "Servers": [server]})))
+    }
+
+    pub(super) fn operator_usage(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        ask.who.demand(Verb::Read, Kind::Operator, &ask.namespace, "")?;
+        let view = self.view();
+        let services = view.services(DEFAULT_NAMESPACE);
+        let instances = services.keys().map(|s| view.entries(DEFAULT_NAMESPACE, s).len());
+        let servers = view.entries(DEFAULT_NAMESPACE, CONSUL_SERVICE).len();
+        let instances: usize = instances.sum();
+        let usage = json!({
+            "Nodes": view.nodes().len(),
+            "Services": services.len(),
+            "ServiceInstances": instances,
+            "ConnectServiceInstances": {},
+            "BillableServiceInstances": instances.saturating_sub(servers),
+        });
+        let mut of = Map::new();
+        of.insert(self.own().datacenter.to_string(), usage);
+        let index = self.consul().state().revision();
+        let shape = json!({
+            "Usage": of, "Index": index, "LastContact": 0, "KnownLeader": true,
+            "ConsistencyLevel": "leader", "NotModified": false, "Backend": 0,
+            "ResultsFilteredByACLs": false,
+        });
+        Ok(Reply::json(shape).at(index, &ask.params.blocking()?))
+    }
+
+    pub(super) async fn coordinate_update(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let body = body::object(&ask.body)?;
+        let fields = Fields::new(&body, "");
+        let node = fields.text("Node")?;
+        if !self.view().has_node(&node) {
+            return Err(Refusal::internal(format!("Unknown node {node:?}")));
+        }
+        ask.who.demand(Verb::Write, Kind::Node, &ask.namespace, &node)?;
+        let Some(coord) = fields.object("Coord")? else {
+            return Err(Refusal::bad("a coordinate is missing"));
+        };
+        let numbers = Fields::new(coord, "Coord.").value("Vec").and_then(Value::as_array);
+        if !numbers.is_some_and(|v| v.len() == 8 && v.iter().all(Value::is_number)) {
+            return Err(Refusal::bad("Bad Coord: Vec must have 8 numbers"));
+        }
+        let record = json!({
+            "Node": node, "Segment": fields.text("Segment")?, "Coord": coord,
+        });
+        let name = weft_kinds::world::encode(&node).into_owned();
+        let plan =
+            |_: &State| Ok::<_, Refusal>((vec![Change::Put(name.clone(), record.clone())], ()));
+        self.consul().change(COORDINATES, plan).await?;
+        Ok(Reply::empty())
+    }
+
+    pub(super) async fn coordinate_node(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let node = super::catalog::node_name(ask)?;
+        ask.who.demand(Verb::Read, Kind::Node, &ask.namespace, &node)?;
+        let name = weft_kinds::world::encode(&node).into_owned();
+        let topic = Topic::Key(keys::record(COORDINATES, &name).into());
+        self.read_shelf(topic, &ask.params.blocking()?, |state| {
+            let own = (*node == *self.own().node.node)
+                .then(|| json!({"Node": node, "Segment": "", "Coord": super::status::origin()}));
+            let known = state.record(COORDINATES, &name).map(|(record, _)| (**record).clone());
+            Ok(match known.or(own) {
+                Some(found) => Reply::json(json!([found])),
+                None => Reply::empty().with_status(StatusCode::NOT_FOUND),
+            })
+        })
+        .await
+    }
+
+    /// Nothing is read only at the start: there is nothing to read again.
+    pub(super) fn agent_reload(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        ask.who.demand(Verb::Write, Kind::Agent, &ask.namespace, &self.own().node.node)?;
+        Ok(Reply::empty())
+    }
+
+    /// Ends this server, where its operator lets clients do that.
+    pub(super) fn agent_leave(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        ask.who.demand(Verb::Write, Kind::Agent, &ask.namespace, &self.own().node.node)?;
+        let Some(leave) = &self.0.leave else {
+            return Err(Refusal::forbidden(
+                "Permission denied: clients may not end this server; start it with \
+                 --consul-leave if they may",
+            ));
+        };
+        tracing::warn!("a client of the Consul API ends this server");
+        leave.notify_one();
+        Ok(Reply::empty())
+    }
+
+    pub(super) async fn agent_force_leave(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        ask.who.demand(Verb::Write, Kind::Operator, &ask.namespace, "")?;
+        let node = super::catalog::node_name(ask)?;
+        if !self.view().has_node(&node) || *node == *self.own().node.node {
+            return Err(Refusal::internal(format!("agent: No node found with name '{node}'")));
+        }
+        if ask.params.flag("prune") {
+            self.catalog().deregister_node(&node).await?;
+            self.settled().await;
+        }
+        Ok(Reply::empty())
+    }
+
+    pub(super) fn agent_metrics(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        ask.who.demand(Verb::Read, Kind::Agent, &ask.namespace, &self.own().node.node)?;
+        let view = self.view();
+        let state = self.consul().state();
+        let catalog = view.world.catalog();
+        let gauges = [
+            ("consul.catalog.services", view.services(DEFAULT_NAMESPACE).len()),
+            ("consul.catalog.instances", catalog.registration_count()),
+            ("consul.state.kv_entries", state.under(keys::PAIRS).count()),
+            ("consul.state.sessions", state.under(keys::SESSIONS).count()),
+            ("consul.blocking_queries", self.blocked()),
+        ];
+        if ask.params.get("format") == Some("prometheus") {
+            let lines = gauges.iter().map(|(name, value)| {
+                let name = name.replace('.', "_");
+                format!("# TYPE {name} gauge\n{name} {value}\n")
+            });
+            return Ok(Reply::text(StatusCode::OK, lines.collect::<String>()));
+        }
+        let shape =
+            |(name, value): &(&str, usize)| json!({"Name": name, "Value": value, "Labels": {}});
+        let ms = i64::try_from(self.wall_ms()).unwrap_or(i64::MAX);
+        let now = jiff::Timestamp::from_millisecond(ms).map(|t| t.to_string()).unwrap_or_default();
+        Ok(Reply::json(json!({
+            "Timestamp": now,
+            "Gauges": gauges.iter().map(shape).collect::<Vec<_>>(),
+            "Points": [],
+            "Counters": [],
+            "Samples": [],
+        })))
+    }
+
+    pub(super) fn agent_monitor(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        ask.who.demand(Verb::Read, Kind::Agent, &ask.namespace, &self.own().node.node)?;
+        let level = ask.params.filled("loglevel").unwrap_or("info").to_ascii_lowercase();
+        if !["trace", "debug", "info", "warn", "warning", "err", "error"].contains(&&*level) {
+            return Err(Refusal::bad(format!("Unknown log level: {level}")));
+        }
+        Err(Refusal::not_offered(
+            "weft does not stream its log over HTTP; it writes it to standard error, see --log",
+        ))
+    }
+}
+
+// === helpers ===
+
+/// Autopilot's settings, kept for clients that set them; there is no Raft to drive by them.
+fn autopilot(body: &Map<String, Value>) -> Result<Map<String, Value>, Refusal> {
+    let fields = Fields::new(body, "");
+    let flag = |name: &str, or: bool| match fields.value(name) {
+        None => Ok(or),
+        Some(_) => fields.flag(name),
+    };
+    let text =
+        |name: &str, or: &str| fields.text(name).map(|t| if t.is_empty() { or.into() } else { t });
+    let number = |name: &str, or: u64| fields.number(name, 1 << 32).map(|n| n.unwrap_or(or));
+    let mut out = Map::new();
+    out.insert("CleanupDeadServers".into(), json!(flag("CleanupDeadServers", true)?));
+    out.insert("LastContactThreshold".into(), json!(text("LastContactThreshold", "200ms")?));
+    out.insert("MaxTrailingLogs".into(), json!(number("MaxTrailingLogs", 250)?));
+    out.insert("MinQuorum".into(), json!(number("MinQuorum", 0)?));
+    out.insert("ServerStabilizationTime".into(), json!(text("ServerStabilizationTime", "10s")?));
+    out.insert("RedundancyZoneTag".into(), json!(text("RedundancyZoneTag", "")?));
+    out.insert("DisableUpgradeMigration".into(), json!(flag("DisableUpgradeMigration", false)?));
+    out.insert("UpgradeVersionTag".into(), json!(text("UpgradeVersionTag", "")?));
+    Ok(out)
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/v1/query*`: prepared queries, written and read. `query_run.rs` executes them.
+
+use http::{Method, StatusCode};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+use weft_identity::permission::{Kind, Verb};
+use weft_registry::consul::{Change, State, Topic, keys};
+
+use super::Door;
+use super::body::{self, Fields};
+use super::config::stamped;
+use super::error::Refusal;
+use super::http::Ask;
+use super::reply::Reply;
+
+pub(super) const TABLE: &str = "query";
+
+impl Door {
+    pub(super) async fn queries(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        if ask.method == Method::POST {
+            let body = body::object(&ask.body)?;
+            let id = Uuid::new_v4().to_string();
+            self.write_query(ask, &id, &body, true).await?;
+            return Ok(Reply::json(json!({"ID": id})));
+        }
+        let topic = Topic::Under(keys::record(TABLE, "").into());
+        self.read_shelf(topic, &ask.params.blocking()?, |state| {
+            let all = state.records(TABLE).into_iter();
+            let shown = all.map(|(query, item)| stamped(&query, &item));
+            let may = |query: &Value| visible(ask, query);
+            Ok(Reply::json(Value::Array(shown.filter(may).map(|q| redacted(ask, q)).collect())))
+        })
+        .await
+    }
+
+    pub(super) async fn query(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        if let Some(name) = ask.argument.strip_suffix("/execute") {
+            return self.query_execute(ask, name).await;
+        }
+        if let Some(name) = ask.argument.strip_suffix("/explain") {
+            let state = self.consul().state();
+            let Some(found) = super::query_run::resolve(&state, name) else {
+                return Err(Refusal::not_found("Query not found"));
+            };
+            if !visible(ask, &found) {
+                return Err(Refusal::forbidden("Permission denied"));
+            }
+            return Ok(Reply::json(json!({"Query": redacted(ask, found)})));
+        }
+        let id = &ask.argument;
+        match ask.method {
+            Method::PUT => {
+                let body = body::object(&ask.body)?;
+                self.write_query(ask, id, &body, false).await?;
+                Ok(Reply::empty())
+            }
+            Method::DELETE => {
+                let plan = |state: &State| {
+                    if let Some((query, _)) = state.record(TABLE, id) {
+                        demand(ask, query, Verb::Write)?;
+                    }
+                    Ok::<_, Refusal>((vec![Change::Delete(id.clone())], ()))
+                };
+                self.consul().change(TABLE, plan).await?;
+                Ok(Reply::empty())
+            }
+            _ => {
+                let topic = Topic::Key(keys::record(TABLE, id).into());
+                self.read_shelf(topic, &ask.params.blocking()?, |state| {
+                    let Some((query, item)) = state.record(TABLE, id) else {
+                        return Ok(Reply::text(StatusCode::NOT_FOUND, "Query not found"));
+                    };
+                    demand(ask, query, Verb::Read)?;
+                    Ok(Reply::json(json!([redacted(ask, stamped(query, item))])))
+                })
+                .await
+            }
+        }
+    }
+
+    async fn write_query(
+        &self,
+        ask: &Ask,
+        id: &str,
+        body: &Map<String, Value>,
+        fresh: bool,
+    ) -> Result<(), Refusal> {
+        let query = read(id, body)?;
+        demand(ask, &query, Verb::Write)?;
+        let (name, session) = (body::word(&query, "Name"), body::word(&query, "Session"));
+        let plan = |state: &State| {
+            match state.record(TABLE, id) {
+                None if !fresh => {
+                    return Err(Refusal::internal(format!(
+                        "Cannot modify non-existent prepared query: '{id}'"
+                    )));
+                }
+                Some((old, _)) => demand(ask, old, Verb::Write)?,
+                None => {}
+            }
+            if !session.is_empty() && state.session(session).is_none() {
+                return Err(Refusal::internal(format!("invalid session {session:?}")));
+            }
+            let taken = state.records(TABLE).iter().any(|(other, _)| {
+                !name.is_empty()
+                    && body::word(other, "Name") == name
+                    && body::word(other, "ID") != id
+            });
+            if taken {
+                return Err(Refusal::internal(format!(
+                    "name {name:?} aliases an existing query name"
+                )));
+            }
+            Ok((vec![Change::Put(id.to_owned(), query.clone())], ()))
+        };
+        self.consul().change(TABLE, plan).await?;
+        Ok(())
+    }
+}
+
+// === helpers ===
+
+/// Queries without a name are whoever's has their id.
+fn demand(ask: &Ask, query: &Value, verb: Verb) -> Result<(), Refusal> {
+    let name = body::word(query, "Name");
+    let template = body::word(body::part(query, "Template"), "Type");
+    match name.is_empty() && template.is_empty() {
+        true => Ok(()),
+        false => ask.who.demand(verb, Kind::Query, &ask.namespace, name),
+    }
+}
+
+fn visible(ask: &Ask, query: &Value) -> bool {
+    let named = !body::word(query, "Name").is_empty();
+    let templated = !body::word(body::part(query, "Template"), "Type").is_empty();
+    match named || templated {
+        true => demand(ask, query, Verb::Read).is_ok(),
+        false => ask.who.demand_management().is_ok(),
+    }
+}
+
+/// A token that a query runs under is seen by who may do everything.
+fn redacted(ask: &Ask, mut query: Value) -> Value {
+    let held = !body::word(&query, "Token").is_empty();
+    if held
+        && ask.who.demand_management().is_err()
+        && let Value::Object(map) = &mut query
+    {
+        map.insert("Token".into(), json!("<hidden>"));
+    }
+    query
+}
+
+fn read(id: &str, body: &Map<String, Value>) -> Result<Value, Refusal> {
+    let fields = Fields::new(body, "");
+    let Some(service) = fields.object("Service")? else {
+        return Err(Refusal::bad("Must provide a Service name to query"));
+    };
+    let of = Fields::new(service, "Service.");
+    let name = of.text("Service")?;
+    if name.is_empty() {
+        return Err(Refusal::bad("Must provide a Service name to query"));
+    }
+    let failover = match of.object("Failover")? {
+        None => json!({"NearestN": 0, "Datacenters": null}),
+        Some(part) => failover(part)?,
+    };
+    let ttl = match fields.object("DNS")? {
+        Some(dns) => Fields::new(dns, "DNS.").text("TTL")?,
+        None => String::new(),
+    };
+    if !ttl.is_empty() && super::duration::parse(&ttl).is_none() {
+        return Err(Refusal::bad(format!("Bad DNS TTL '{ttl}'")));
+    }
+    let template = match fields.object("Template")? {
+        None => json!({"Type": "", "Regexp": "", "RemoveEmptyTags": false}),
+        Some(part) => template(part)?,
+    };
+    Ok(json!({
+        "ID": id,
+        "Name": fields.text("Name")?,
+        "Session": fields.text("Session")?,
+        "Token": fields.text("Token")?,
+        "Template": template,
+        "Service": {
+            "Service": name,
+            "Failover": failover,
+            "OnlyPassing": of.flag("OnlyPassing")?,
+            "IgnoreCheckIDs": of.list("IgnoreCheckIDs")?,
+            "Near": of.text("Near")?,
+            "Tags": of.list("Tags")?,
+            "NodeMeta": of.text_map("NodeMeta")?,
+            "ServiceMeta": of.text_map("ServiceMeta")?,
+            "Connect": of.flag("Connect")?,
+            "Peer": of.text("Peer")?,
+        },
+        "DNS": {"TTL": ttl},
+    }))
+}
+
+fn failover(part: &Map<String, Value>) -> Result<Value, Refusal> {
+    let of = Fields::new(part, "Service.Failover.");
+    // Python's client sends nanoseconds of nothing: numbers below are small.
+    let nearest = of.number("NearestN", 64)?.unwrap_or(0);
+    let datacenters = of.list("Datacenters")?;
+    let targets = of.objects("Targets")?;
+    if !targets.is_empty() && (nearest > 0 || !datacenters.is_empty()) {
+        return Err(Refusal::bad("Targets cannot be populated with NearestN or Datacenters"));
+    }
+    let mut out = Map::new();
+    out.insert("NearestN".into(), json!(nearest));
+    out.insert("Datacenters".into(), json!(datacenters));
+    if !targets.is_empty() {
+        out.insert("Targets".into(), json!(targets));
+    }
+    Ok(Value::Object(out))
+}
+
+fn template(part: &Map<String, Value>) -> Result<Value, Refusal> {
+    let of = Fields::new(part, "Template.");
+    let (kind, pattern) = (of.text("Type")?, of.text("Regexp")?);
+    if !["", "name_prefix_match"].contains(&kind.as_str()) {
+        return Err(Refusal::bad(format!("Bad Template.Type '{kind}'")));
+    }
+    if super::query_run::pattern(&pattern).is_none() {
+        return Err(Refusal::bad(format!("Bad Template.Regexp '{pattern}'")));
+    }
+    let remove = of.flag("RemoveEmptyTags")?;
+    Ok(json!({"Type": kind, "Regexp": pattern, "RemoveEmptyTags": remove}))
+}

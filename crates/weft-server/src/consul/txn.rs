@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/v1/txn`: operations on pairs, nodes, services and checks, all at once or none. Every
+//! operation is authorised by itself, whatever stands beside it.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+use weft_identity::permission::{Kind, Verb};
+use weft_registry::consul::{CatalogOp, ConsulError, Draft, Seen, VALUE_BYTES_MAX, keys};
+
+use super::Door;
+use super::body::{self, Fields};
+use super::error::Refusal;
+use super::http::Ask;
+use super::kv;
+use super::reply::Reply;
+use super::txn_catalog::CatalogVerb;
+
+/// Operations of one transaction, as in Consul.
+const OPS_MAX: usize = 128;
+
+const VERBS: [&str; 13] = [
+    "set",
+    "cas",
+    "lock",
+    "unlock",
+    "get",
+    "get-or-empty",
+    "get-tree",
+    "check-index",
+    "check-session",
+    "check-not-exists",
+    "delete",
+    "delete-tree",
+    "delete-cas",
+];
+
+/// One operation, read.
+#[derive(Debug)]
+pub(super) enum TxnOp {
+    Pair(PairOp),
+    Catalog(CatalogVerb),
+}
+
+#[derive(Debug)]
+pub(super) struct PairOp {
+    verb: String,
+    /// In the store, and as the client names it.
+    at: String,
+    key: String,
+    value: Bytes,
+    flags: u64,
+    index: u64,
+    session: String,
+}
+
+/// What an operation on pairs shows.
+type Shown = Vec<(Seen, bool)>;
+
+impl Door {
+    pub(super) async fn txn(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let ops = self.read_txn(ask)?;
+        let denied: Vec<Value> = ops
+            .iter()
+            .enumerate()
+            .filter_map(|(at, op)| self.admit_op(ask, op).err().map(|why| fault(at, &why.text)))
+            .collect();
+        if !denied.is_empty() {
+            return Err(refused(denied));
+        }
+        let mut seen = Vec::new();
+        let mut stale = Vec::new();
+        for (at, op) in ops.iter().enumerate() {
+            let TxnOp::Catalog(verb) = op else { continue };
+            match self.look_before(ask, verb).await? {
+                Ok(keys) => seen.extend(keys),
+                Err(why) => stale.push(fault(at, &why)),
+            }
+        }
+        if !stale.is_empty() {
+            return Err(refused(stale));
+        }
+        let plan = |draft: &mut Draft, _: &weft_kinds::world::World| plan(draft, &ops);
+        let done = self.consul().transact(&seen, plan).await;
+        let (revision, shown) = match done {
+            Err(ConsulError::Refused(faults)) => {
+                return Err(refused(faults.iter().map(|(at, why)| fault(*at, why)).collect()));
+            }
+            other => other?,
+        };
+        self.settled().await;
+        let mut results = Vec::new();
+        for (op, shown) in ops.iter().zip(shown) {
+            match op {
+                TxnOp::Pair(_) => results.extend(shown.iter().map(|s| pair_shape(s, revision))),
+                TxnOp::Catalog(verb) => results.extend(self.catalog_result(ask, verb)),
+            }
+        }
+        let blocking = ask.params.blocking()?;
+        Ok(Reply::json(json!({"Results": results, "Errors": null})).at(revision, &blocking))
+    }
+
+    fn read_txn(&self, ask: &Ask) -> Result<Vec<TxnOp>, Refusal> {
+        let list = body::list(&ask.body)?;
+        if list.len() > OPS_MAX {
+            return Err(Refusal::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("Transaction contains too many operations ({} > {OPS_MAX})", list.len()),
+            ));
+        }
+        list.iter().map(|op| self.read_op(ask, op)).collect()
+    }
+
+    fn read_op(&self, ask: &Ask, op: &Value) -> Result<TxnOp, Refusal> {
+        let Some(op) = op.as_object() else {
+            return Err(Refusal::bad("Request decode failed: an operation is no JSON object"));
+        };
+        let fields = Fields::new(op, "");
+        if let Some(part) = fields.object("KV")? {
+            return read_pair_op(ask, part).map(TxnOp::Pair);
+        }
+        for what in ["Node", "Service", "Check"] {
+            if let Some(part) = fields.object(what)? {
+                return self.read_catalog_op(ask, what, part).map(TxnOp::Catalog);
+            }
+        }
+        Err(Refusal::bad("an operation has none of KV, Node, Service and Check"))
+    }
+
+    fn admit_op(&self, ask: &Ask, op: &TxnOp) -> Result<(), Refusal> {
+        match op {
+            TxnOp::Catalog(verb) => self.admit_catalog_op(ask, verb),
+            TxnOp::Pair(op) => {
+                let who = &ask.who;
+                match op.verb.as_str() {
+                    "get-tree" => who.demand_tree(Verb::Read, Kind::Key, &ask.namespace, &op.key),
+                    "delete-tree" => {
+                        who.demand_tree(Verb::Write, Kind::Key, &ask.namespace, &op.key)
+                    }
+                    "get" | "get-or-empty" | "check-index" | "check-session"
+                    | "check-not-exists" => {
+                        who.demand(Verb::Read, Kind::Key, &ask.namespace, &op.key)
+                    }
+                    _ => who.demand(Verb::Write, Kind::Key, &ask.namespace, &op.key),
+                }
+            }
+        }
+    }
+
+    fn catalog_result(&self, ask: &Ask, verb: &CatalogVerb) -> Option<Value> {
+        let view = self.view();
+        verb.shown(&view, &ask.namespace)
+            .map(|(what, shape)| Value::Object(Map::from_iter([(what.to_owned(), shape)])))
+    }
+}
+
+// === helpers ===
+
+fn read_pair_op(ask: &Ask, part: &Map<String, Value>) -> Result<PairOp, Refusal> {
+    let fields = Fields::new(part, "KV.");
+    let key = fields.text("Key")?;
+    let verb = fields.text("Verb")?;
+    let value = match fields.value("Value") {
+        None => Bytes::new(),
+        Some(Value::String(text)) => STANDARD
+            .decode(text)
+            .map_err(|_| {
+                Refusal::bad(format!("Request decode failed: the value of {key:?} is no base 64"))
+            })?
+            .into(),
+        Some(_) => return Err(Refusal::bad("Request decode failed: KV.Value: expected base 64")),
+    };
+    if value.len() > VALUE_BYTES_MAX {
+        return Err(Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!(
+                "Value for key {key:?} is too large ({} > {VALUE_BYTES_MAX} bytes)",
+                value.len()
+            ),
+        ));
+    }
+    if !VERBS.contains(&verb.as_str()) {
+        return Err(Refusal::bad(format!("unknown KV verb {verb:?}")));
+    }
+    if key.is_empty() && !verb.ends_with("-tree") {
+        return Err(Refusal::bad("Missing key name"));
+    }
+    Ok(PairOp {
+        at: keys::pair(&ask.namespace, &key),
+        verb,
+        key,
+        value,
+        flags: fields.number("Flags", u64::MAX)?.unwrap_or(0),
+        index: fields.number("Index", u64::MAX)?.unwrap_or(0),
+        session: fields.text("Session")?,
+    })
+}
+
+type Planned = (Vec<(usize, CatalogOp)>, Vec<Shown>);
+
+fn plan(draft: &mut Draft, ops: &[TxnOp]) -> Result<Planned, ConsulError> {
+    let (mut changes, mut shown, mut faults) = (Vec::new(), Vec::new(), Vec::new());
+    for (at, op) in ops.iter().enumerate() {
+        match op {
+            TxnOp::Catalog(verb) => {
+                changes.extend(verb.change().map(|change| (at, change)));
+                shown.push(Vec::new());
+            }
+            TxnOp::Pair(op) => match pair_verb(draft, op) {
+                Ok(seen) => shown.push(seen),
+                Err(why) => faults.push((at, why)),
+            },
+        }
+    }
+    if faults.is_empty() { Ok((changes, shown)) } else { Err(ConsulError::Refused(faults)) }
+}
+
+/// Does one verb; what it shows, with or without values.
+fn pair_verb(draft: &mut Draft, op: &PairOp) -> Result<Shown, String> {
+    let PairOp { at, key, value, flags, index, session, .. } = op;
+    let one = |draft: &mut Draft, value: bool| draft.get(at).map(|seen| (seen, value));
+    let told = |done: bool, why: String| if done { Ok(()) } else { Err(why) };
+    let absent = || format!("key {key:?} doesn't exist");
+    match op.verb.as_str() {
+        "set" => draft.set(at, value.clone(), *flags),
+        "cas" => {
+            let done = draft.cas(at, value.clone(), *flags, *index);
+            told(done, format!("failed to set key {key:?}, index is stale"))?;
+        }
+        "lock" => {
+            let done = draft.lock(at, value.clone(), *flags, session);
+            let done = done.map_err(|why| why.to_string())?;
+            told(done, format!("failed to lock key {key:?}, lock is already held"))?;
+        }
+        "unlock" => {
+            let done = draft.unlock(at, value.clone(), *flags, session);
+            let why = "lock isn't held, or is held by another session";
+            told(done, format!("failed to unlock key {key:?}, {why}"))?;
+        }
+        "get" => return one(draft, true).map(|seen| vec![seen]).ok_or_else(absent),
+        "get-or-empty" => return Ok(one(draft, true).into_iter().collect()),
+        "get-tree" => return Ok(draft.tree(at).into_iter().map(|seen| (seen, true)).collect()),
+        "check-index" => {
+            let seen = draft.get(at).ok_or_else(absent)?;
+            let found = seen.item.as_ref().map_or(0, |item| item.modified);
+            let why = format!("current modify index {found} != {index}");
+            told(found == *index, format!("failed index check for key {key:?}, {why}"))?;
+            return Ok(vec![(seen, false)]);
+        }
+        "check-session" => {
+            let seen = draft.get(at).ok_or_else(absent)?;
+            let why = format!("current session {:?} != {session:?}", &*seen.pair.session);
+            let holds = *seen.pair.session == **session;
+            told(holds, format!("failed session check for key {key:?}, {why}"))?;
+            return Ok(vec![(seen, false)]);
+        }
+        "check-not-exists" => {
+            told(draft.get(at).is_none(), format!("key {key:?} exists"))?;
+        }
+        "delete" => draft.delete(at),
+        "delete-tree" => draft.delete_tree(at),
+        _ => {
+            let done = draft.delete_cas(at, *index);
+            told(done, format!("failed to delete key {key:?}, index is stale"))?;
+        }
+    }
+    Ok(one(draft, false).into_iter().collect())
+}
+
+fn pair_shape((seen, value): &(Seen, bool), revision: u64) -> Value {
+    let modified = seen.item.as_ref().map_or(revision, |item| item.modified);
+    let stamp = (seen.created.unwrap_or(revision), modified);
+    let mut shape = kv::shape(keys::client_key(&seen.key), &seen.pair, stamp);
+    if !value && let Value::Object(map) = &mut shape {
+        map.insert("Value".into(), Value::Null);
+    }
+    json!({"KV": shape})
+}
+
+fn fault(at: usize, why: &str) -> Value {
+    json!({"OpIndex": at, "What": why})
+}
+
+fn refused(faults: Vec<Value>) -> Refusal {
+    let body = json!({"Results": null, "Errors": faults});
+    Refusal { body: Some(Box::new(body)), ..Refusal::new(StatusCode::CONFLICT, "") }
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The operations of a transaction that are about nodes, services and checks.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use weft_identity::permission::{Kind, Verb};
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
+use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey};
+use weft_registry::consul::CatalogOp;
+
+use super::Door;
+use super::body::Fields;
+use super::error::Refusal;
+use super::http::Ask;
+use super::view::{CheckView, Entry, View};
+use super::{register, shapes};
+
+/// `get`, `set`, `cas`, `delete` or `delete-cas` of one record.
+#[derive(Debug)]
+pub(super) struct CatalogVerb {
+    verb: String,
+    index: u64,
+    of: Record,
+}
+
+#[derive(Debug)]
+enum Record {
+    Node(Box<NodeRecord>),
+    Service(Box<Registration>),
+    Check(Box<CheckRecord>),
+}
+
+/// Store keys with the revisions that they were seen at.
+type SeenKeys = Vec<(StoreKey, Option<u64>)>;
+
+// === impl CatalogVerb ===
+
+impl CatalogVerb {
+    fn compares(&self) -> bool {
+        matches!(self.verb.as_str(), "cas" | "delete-cas")
+    }
+
+    fn deletes(&self) -> bool {
+        matches!(self.verb.as_str(), "delete" | "delete-cas")
+    }
+
+    /// What it is to make of the catalog.
+    pub fn change(&self) -> Option<CatalogOp> {
+        if self.verb == "get" {
+            return None;
+        }
+        Some(match (&self.of, self.deletes()) {
+            (Record::Node(node), false) => CatalogOp::SetNode((**node).clone()),
+            (Record::Node(node), true) => CatalogOp::DeleteNode(node.node.clone()),
+            (Record::Service(service), false) => CatalogOp::SetService((**service).clone()),
+            (Record::Service(service), true) => CatalogOp::DeleteService(service_key(service)),
+            (Record::Check(check), false) => CatalogOp::SetCheck((**check).clone()),
+            (Record::Check(check), true) => CatalogOp::DeleteCheck(check_key(check)),
+        })
+    }
+
+    /// What it shows once it is done.
+    pub fn shown(&self, view: &View, ns: &str) -> Option<(&'static str, Value)> {
+        if self.deletes() {
+            return None;
+        }
+        match &self.of {
+            Record::Node(node) => {
+                let known = view.has_node(&node.node);
+                known.then(|| ("Node", shapes::own_node(view, &node.node)))
+            }
+            Record::Service(service) => {
+                let entry = entry(view, ns, service)?;
+                let shape = shapes::service(&entry.service, view.stamps.service(&entry));
+                Some(("Service", shape))
+            }
+            Record::Check(check) => {
+                let found = check_view(view, ns, check)?;
+                Some(("Check", shapes::check(&found, view.stamps.check(&found))))
+            }
+        }
+    }
+
+    /// Its `ModifyIndex` now; 0 when it is not there.
+    fn modified(&self, view: &View, ns: &str) -> u64 {
+        match &self.of {
+            Record::Node(node) => match view.world.catalog().node(&node.node) {
+                Some(known) => view.stamps.node(&known.node).1,
+                None => 0,
+            },
+            Record::Service(service) => {
+                entry(view, ns, service).map_or(0, |entry| view.stamps.service(&entry).1)
+            }
+            Record::Check(check) => {
+                check_view(view, ns, check).map_or(0, |found| view.stamps.check(&found).1)
+            }
+        }
+    }
+
+    fn keys(&self) -> Vec<StoreKey> {
+        match &self.of {
+            Record::Node(node) => vec![StoreKey::Node(node.node.clone())],
+            Record::Service(service) => vec![StoreKey::Registration(service_key(service))],
+            Record::Check(check) => {
+                let key = check_key(check);
+                vec![StoreKey::Check(key.clone()), StoreKey::CheckStatus(key)]
+            }
+        }
+    }
+
+    fn what(&self) -> String {
+        match &self.of {
+            Record::Node(node) => format!("node {:?}", &*node.node),
+            Record::Service(service) => format!("service {:?}", &*service.id),
+            Record::Check(check) => format!("check {:?}", &*check.id),
+        }
+    }
+}
+
+impl Door {
+    pub(super) fn read_catalog_op(
+        &self,
+        ask: &Ask,
+        what: &str,
+        part: &Map<String, Value>,
+    ) -> Result<CatalogVerb, Refusal> {
+        let fields = Fields::new(part, "");
+        let verb = fields.text("Verb")?;
+        if !["get", "set", "cas", "delete", "delete-cas"].contains(&verb.as_str()) {
+            return Err(Refusal::bad(format!("unknown {what} verb {verb:?}")));
+        }
+        let writes = matches!(verb.as_str(), "set" | "cas");
+        let Some(body) = fields.object(what)? else {
+            return Err(Refusal::bad(format!("{what}: the record itself is missing")));
+        };
+        let own = Fields::new(body, "");
+        let index = own.number("ModifyIndex", u64::MAX)?.unwrap_or(0);
+        let of = match what {
+            "Node" => Record::Node(Box::new(self.txn_node(body, writes)?)),
+            "Service" => {
+                let mut service = match writes {
+                    true => register::service(body, "Service.", "Service", false)?,
+                    false => Registration { id: own.text("ID")?.into(), ..Default::default() },
+                };
+                service.node = fields.text("Node")?.into();
+                service.namespace.clone_from(&ask.namespace);
+                Record::Service(Box::new(service))
+            }
+            _ => {
+                let mut check = match writes {
+                    true => register::check(body, false)?,
+                    false => CheckRecord {
+                        id: own.text_of(&["CheckID", "ID"])?.into(),
+                        ..CheckRecord::default()
+                    },
+                };
+                check.node = own.text("Node")?.into();
+                check.namespace.clone_from(&ask.namespace);
+                Record::Check(Box::new(check))
+            }
+        };
+        Ok(CatalogVerb { verb, index, of })
+    }
+
+    fn txn_node(&self, body: &Map<String, Value>, writes: bool) -> Result<NodeRecord, Refusal> {
+        let fields = Fields::new(body, "Node.");
+        let name: Arc<str> = fields.text("Node")?.into();
+        if name.is_empty() {
+            return Err(Refusal::bad("Must provide node"));
+        }
+        let mut node = match writes {
+            true => register::node(body, &self.own().datacenter)?,
+            false => NodeRecord { node: name, ..NodeRecord::default() },
+        };
+        if writes {
+            let meta = fields.text_map("Meta")?;
+            node.meta.extend(meta.into_iter().map(|(k, v)| (k.into(), v.into())));
+        }
+        Ok(node)
+    }
+
+    pub(super) fn admit_catalog_op(&self, ask: &Ask, op: &CatalogVerb) -> Result<(), Refusal> {
+        let verb = if op.verb == "get" { Verb::Read } else { Verb::Write };
+        match &op.of {
+            Record::Node(node) => ask.who.demand(verb, Kind::Node, &ask.namespace, &node.node),
+            Record::Service(service) if op.verb == "set" || op.verb == "cas" => {
+                self.admit_service(ask, service)
+            }
+            Record::Service(service) => {
+                let key = service_key(service);
+                self.admit_instance(ask, &key, verb)
+            }
+            Record::Check(check) => self.admit_check(ask, check, verb),
+        }
+    }
+
+    /// For operations that compare: the store keys as they are, if the index is the one asked
+    /// for; else why not.
+    pub(super) async fn look_before(
+        &self,
+        ask: &Ask,
+        op: &CatalogVerb,
+    ) -> Result<Result<SeenKeys, String>, Refusal> {
+        if op.verb == "get" && op.shown(&self.view(), &ask.namespace).is_none() {
+            return Ok(Err(format!("{} doesn't exist", op.what())));
+        }
+        if !op.compares() {
+            return Ok(Ok(Vec::new()));
+        }
+        let mut seen = Vec::new();
+        for key in op.keys() {
+            let modified = self.consul().modified(&key).await?;
+            seen.push((key, modified));
+        }
+        self.settled().await;
+        let found = op.modified(&self.view(), &ask.namespace);
+        let does = if op.deletes() { "delete" } else { "set" };
+        Ok(match found == op.index {
+            true => Ok(seen),
+            false => Err(format!("failed to {does} {}, index is stale", op.what())),
+        })
+    }
+}
+
+// === helpers ===
+
+fn service_key(of: &Registration) -> RegistrationKey {
+    weft_registry::catalog::registration_key(of)
+}
+
+fn check_key(of: &CheckRecord) -> CheckKey {
+    weft_registry::catalog::check_key(of)
+}
+
+fn entry(view: &View, ns: &str, of: &Registration) -> Option<Entry> {
+    view.on_node(ns, &of.node).into_iter().find(|entry| entry.service.id == of.id)
+}
+
+fn check_view(view: &View, ns: &str, of: &CheckRecord) -> Option<CheckView> {
+    view.checks_on_node(ns, &of.node).into_iter().find(|check| check.record.id == of.id)
+}
