@@ -40,6 +40,14 @@ def answers(url):
     return requests.get(f"{url}/user/1", timeout=5).json()["pod"]
 
 
+def refused(url):
+    try:
+        answers(url)
+        return False
+    except requests.ConnectionError:
+        return True
+
+
 @pytest.mark.parametrize("user", [None, NOBODY], ids=["root", "ordinary-user"])
 def test_a_balancer_leads_into_captured_pods(folder, user):
     objects = balanced(user_service("/usr/bin/python3", PLAIN, folder))
@@ -73,12 +81,7 @@ def test_a_balancer_leads_into_captured_pods(folder, user):
         until("it answers again", lambda: answers(url))
         mesh.kubectl("patch", "service", "user-service", "-p", '{"spec": {"type": "ClusterIP"}}')
         until("it is told no more", lambda: not ingress(mesh))
-
-        def closed():
-            with pytest.raises(requests.ConnectionError):
-                answers(url)
-            return True
-        until("it is closed", closed)
+        until("it is closed", lambda: refused(url))
     finally:
         mesh.stop()
 
@@ -99,11 +102,6 @@ def test_a_balancer_leads_to_processes_and_takes_the_address_asked_for(folder):
         # No instance is left: connections end at once, and somebody says why.
         mesh.kubectl("scale", "deployment", "user-service", "--replicas=0")
         until("nobody is left", lambda: not mesh.pods("default", app="user"))
-
-        def refused():
-            with pytest.raises(requests.ConnectionError):
-                answers("http://127.0.0.3:18080")
-            return True
-        until("it is refused", refused)
+        until("it is refused", lambda: refused("http://127.0.0.3:18080"))
         mesh.kubectl("scale", "deployment", "user-service", "--replicas=1")
         until("it answers again", lambda: answers("http://127.0.0.3:18080"), seconds=20)
