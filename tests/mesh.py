@@ -85,10 +85,12 @@ class Mesh:
     def __exit__(self, *_):
         self.stop()
 
+    def command(self):
+        return [str(self.program), "up", *self.paths, "--data", str(self.data), "--ports", "auto",
+                "--announce", "--plain", "--no-build", *self.extra]
+
     def start(self, seconds=60):
-        command = [str(self.program), "up", *self.paths, "--data", str(self.data), "--ports", "auto",
-                   "--announce", "--plain", "--no-build", *self.extra]
-        command = self.prefix + command
+        command = self.prefix + self.command()
         if self.user:
             command = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups",
                        *command]
@@ -184,6 +186,9 @@ class Mesh:
             return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
         return [p for p in self.pods(namespace, **labels) if ready(p)]
 
+    def roots(self):
+        return [self.process.pid]
+
     def tree(self):
         """Process ids of everything below this weft."""
         children = {}
@@ -195,7 +200,7 @@ class Mesh:
                     continue
                 parent = int(stat.rsplit(")", 1)[1].split()[1])
                 children.setdefault(parent, []).append(int(entry.name))
-        found, queue = [], [self.process.pid]
+        found, queue = [], self.roots()
         while queue:
             pid = queue.pop()
             found.append(pid)
@@ -213,6 +218,37 @@ class Mesh:
             if f"POD_NAME={pod_name}".encode() in environ and program in exe:
                 return pid
         raise AssertionError(f"no process of {pod_name}")
+
+
+class Elsewhere(Mesh):
+    """A server that runs no pods, and one `weft agent` that runs them all, as on another machine:
+    nothing but the mTLS link is between them."""
+
+    def command(self):
+        return [str(self.program), "server", "--data", str(self.data), "--ports", "auto",
+                "--announce", *self.extra]
+
+    def start(self, seconds=60):
+        super().start(seconds)
+        agent = [str(self.program), "agent", "--server", self.doors["xds"], "--name", "elsewhere",
+                 "--data", str(self.data.with_suffix(".agent")), "--workdir", self.paths[0],
+                 "--token", json.loads(self.weft("token", "create", "-o", "json").stdout)["token"]]
+        if self.data.with_suffix(".agent").exists():
+            agent = agent[:-2]
+        self.agent = subprocess.Popen(agent, stdout=self.log, stderr=self.log, env=self.env,
+                                      cwd=ROOT)
+        self.weft("apply", *(arg for path in self.paths for arg in ("-f", path)))
+        return self
+
+    def stop(self, how=signal.SIGINT, seconds=20):
+        # First, while it can tell the server how its pods ended.
+        if getattr(self, "agent", None) and self.agent.poll() is None:
+            self.agent.send_signal(signal.SIGINT)
+            self.agent.wait(seconds)
+        super().stop(how, seconds)
+
+    def roots(self):
+        return [self.process.pid, self.agent.pid]
 
 
 def sidecar_of(pod):

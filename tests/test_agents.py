@@ -18,7 +18,7 @@ import time
 import pytest
 import requests
 
-from mesh import ROOT, WEFT, alive, copy_shop, until
+from mesh import BIN, ROOT, WEFT, alive, copy_shop, until
 
 pytestmark = pytest.mark.root
 CLONE_NEWNET = 0x40000000
@@ -480,3 +480,54 @@ def test_pods_of_an_agent_that_is_killed_leave_nothing_behind(machines):
     agent.process.kill()
     agent.process.wait()
     until("its processes are gone", lambda: not any(alive(p) for p in pids))
+
+
+def test_pods_of_another_machine_are_looked_into_and_measured(machines):
+    """kubectl's every form is in test_kubectl_streams.py; here the machine goes away meanwhile."""
+    machines.join(machines.a)
+    pod = {"apiVersion": "v1", "kind": "Pod",
+           "metadata": {"name": "busy", "namespace": "shop", "annotations": {
+               "weft.dev/command": "sh -c 'while :; do :; done'"}},
+           "spec": {"nodeSelector": {"kubernetes.io/hostname": "a"},
+                    "containers": [{"name": "c", "image": "busy"}]}}
+    file = machines.folder / "pod.json"
+    file.write_text(json.dumps(pod))
+    machines.s.weft("apply", "-f", file)
+    until("it runs", lambda: machines.ready_pods())
+    kubectl = [BIN / "kubectl", "--server", machines.api, "-n", "shop"]
+    script = "readlink /proc/self/ns/net; exit 5"
+    done = machines.s.run(*kubectl, "exec", "busy", "--", "sh", "-c", script, check=False)
+    assert done.returncode == 5, done
+    assert done.stdout.strip() == os.readlink(f"/proc/{machines.a.process.pid}/ns/net")
+
+    def used():
+        rows = machines.s.run(*kubectl, "top", "pods").stdout.splitlines()[1:]
+        return [r for r in rows if r.startswith("busy") and int(r.split()[1].rstrip("m")) > 100]
+    until("its processor is measured", used, 30)
+    assert "a " in machines.s.run(*kubectl, "top", "nodes").stdout
+
+    def watcher():
+        process = machines.s.popen(*kubectl, "exec", "busy", "--", "sh", "-c",
+                                   "echo up; exec sleep 1000", stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True)
+        assert process.stdout.readline() == "up\n"
+        return process
+    # A machine that is cut off ends what was open, and says which it is.
+    open_there = watcher()
+    machines.a.cut()
+    said, _ = open_there.communicate(timeout=40)
+    assert open_there.returncode != 0 and "host a" in said, said
+    machines.until_node("a", "False")
+    refused = machines.s.run(*kubectl, "exec", "busy", "--", "true", check=False)
+    assert refused.returncode != 0 and "host a" in refused.stderr, refused
+    machines.a.heal()
+    machines.until_node("a", "True", 40)
+    until("it can be looked into again", lambda: machines.s.run(
+        *kubectl, "exec", "busy", "--", "true", check=False).returncode == 0, 30)
+    # So does an agent that is killed.
+    open_there = watcher()
+    agent = machines.running.pop("a")
+    agent.process.kill()
+    agent.process.wait()
+    said, _ = open_there.communicate(timeout=10)
+    assert open_there.returncode != 0 and "host a" in said, said

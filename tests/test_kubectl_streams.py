@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """exec, attach, cp, port-forward, logs and top with real kubectl over both of its transports, and
-with the Python client; of pods as processes and of pods in namespaces."""
+with the Python client; of pods as processes, of pods in namespaces, and of pods that another
+machine's agent runs."""
 
 import contextlib
 import hashlib
@@ -24,7 +25,7 @@ import pytest
 from kubernetes import client, config
 from kubernetes.stream import portforward, stream
 
-from mesh import BIN, WEFT, Mesh, until
+from mesh import BIN, WEFT, Elsewhere, Mesh, until
 
 APP = r'''
 import os, socket, sys, threading
@@ -129,6 +130,7 @@ NOBODY = 65534
 
 @pytest.fixture(scope="module", params=[
     "process",
+    "elsewhere",
     pytest.param("namespace", marks=NEEDS_ROOT),
     # As an ordinary user; only the test needs root, to become one.
     pytest.param("rootless", marks=NEEDS_ROOT),
@@ -139,13 +141,16 @@ def mesh(request):
     (folder / "m").mkdir()
     (folder / "m/app.py").write_text(APP)
     (folder / "m/all.yaml").write_text(MANIFEST.format(folder=folder / "m"))
+    kind = Elsewhere if request.param == "elsewhere" else Mesh
     how = {"extra": ["--pods", "process" if request.param == "process" else "namespace"]}
+    if kind is Elsewhere:
+        how = {}
     if request.param == "rootless":
         # Nobody may read where the tests' own weft is.
         how |= {"user": NOBODY, "program": folder / "weft"}
         shutil.copy2(WEFT, how["program"])
         subprocess.run(["chown", "-R", str(NOBODY), str(folder)], check=True)
-    mesh = Mesh(folder / "m", folder / "data", **how).start()
+    mesh = kind(folder / "m", folder / "data", **how).start()
     mesh.config = None
     until("box is ready", lambda: mesh.ready_pods("demo", app="box"))
     yield mesh

@@ -21,7 +21,7 @@ use weft_identity::token::Token;
 
 use crate::child::{ChildTable, Spawner};
 use crate::config::AgentConfig;
-use crate::enter::{EnterError, Entry, Inside};
+use crate::enter::{EnterError, Entry, Inside, Target};
 use crate::exec::TERMINAL;
 use crate::exec::attach::Taps;
 use crate::leftover::{self, Ledger};
@@ -179,43 +179,37 @@ impl Agent {
         self.shared.logs.read(&key, query)
     }
 
-    /// A command beside a container's program, ready to be started. An empty name is the first
-    /// container's.
+    /// A command beside a container's program, ready to be started.
     ///
     /// # Errors
     /// When the container does not run here.
-    pub fn enter(
-        &self,
-        pod: &PodKey,
-        container: &str,
-        line: &[String],
-        tty: bool,
-    ) -> Result<Entry, EnterError> {
-        let mut inside = self.inside(pod, container)?;
+    pub fn enter(&self, target: &Target, line: &[String], tty: bool) -> Result<Entry, EnterError> {
+        let mut inside = self.inside(target)?;
         if tty {
             inside.env.set("TERM", TERMINAL);
         }
-        inside.command(pod, line)
+        inside.command(&target.pod, line)
     }
 
     /// Whether [`Agent::enter`] would find the container running.
     ///
     /// # Errors
     /// When it would not.
-    pub fn can_enter(&self, pod: &PodKey, container: &str) -> Result<(), EnterError> {
-        self.inside(pod, container).map(drop)
+    pub fn can_enter(&self, target: &Target) -> Result<(), EnterError> {
+        self.inside(target).map(drop)
     }
 
-    fn inside(&self, pod: &PodKey, container: &str) -> Result<Inside, EnterError> {
+    fn inside(&self, target: &Target) -> Result<Inside, EnterError> {
+        let Target { pod, uid, container } = target;
         let pods = lock(&self.pods);
-        let handle = pods.get(pod).ok_or_else(|| EnterError::NoPod(pod.clone()))?;
-        let name = match container {
+        let handle = here(&pods, pod, uid)?;
+        let name = match container.as_str() {
             "" => handle.containers.first(),
             name => handle.containers.iter().find(|c| ***c == *name),
         };
         let name = name.ok_or_else(|| EnterError::NoContainer {
             pod: pod.clone(),
-            container: container.to_owned(),
+            container: container.clone(),
             all: handle.containers.join(", "),
         })?;
         handle
@@ -224,10 +218,11 @@ impl Agent {
             .ok_or_else(|| EnterError::NotRunning { pod: pod.clone(), container: name.to_string() })
     }
 
-    pub(crate) fn taps(&self, pod: &PodKey, container: &str) -> Result<Taps, EnterError> {
+    pub(crate) fn taps(&self, target: &Target) -> Result<Taps, EnterError> {
+        let Target { pod, container, .. } = target;
         let not_running =
-            || EnterError::NotRunning { pod: pod.clone(), container: container.to_owned() };
-        self.inside(pod, container)?.taps.ok_or_else(not_running)
+            || EnterError::NotRunning { pod: pod.clone(), container: container.clone() };
+        self.inside(target)?.taps.ok_or_else(not_running)
     }
 
     /// The running containers by the mark of their processes.
@@ -244,10 +239,17 @@ impl Agent {
     /// Where connections into a pod are made, and to which address of it: for `port-forward`.
     /// In namespaces a program may listen on its loopback alone, or on the pod's address alone:
     /// the addresses are to be tried in turn.
-    pub fn reach(&self, pod: &PodKey) -> Option<(SocketFactory, Vec<IpAddr>)> {
+    ///
+    /// # Errors
+    /// When the pod does not run here.
+    pub fn reach(
+        &self,
+        pod: &PodKey,
+        uid: &str,
+    ) -> Result<(SocketFactory, Vec<IpAddr>), EnterError> {
         let pods = lock(&self.pods);
-        let handle = pods.get(pod)?;
-        let desired = handle.last.as_ref()?;
+        let handle = here(&pods, pod, uid)?;
+        let desired = handle.last.as_ref().ok_or_else(|| EnterError::NoPod(pod.clone()))?;
         let addresses = match &handle.sockets {
             SocketFactory::Here => vec![desired.address],
             SocketFactory::Door(_) => {
@@ -256,7 +258,7 @@ impl Agent {
                 loopback.into_iter().chain(own).collect()
             }
         };
-        Some((handle.sockets.clone(), addresses))
+        Ok((handle.sockets.clone(), addresses))
     }
 
     /// What commands beside a program are started with.
@@ -417,6 +419,16 @@ impl Manager {
             tracing::warn!(pod = %key, why, "a pod is not run");
         }
     }
+}
+
+/// The pod of this very object.
+fn here<'a>(
+    pods: &'a HashMap<PodKey, Handle>,
+    pod: &PodKey,
+    uid: &str,
+) -> Result<&'a Handle, EnterError> {
+    let handle = pods.get(pod).ok_or_else(|| EnterError::NoPod(pod.clone()))?;
+    if *handle.uid == *uid { Ok(handle) } else { Err(EnterError::OtherPod(pod.clone())) }
 }
 
 fn known(desired: &Desired) -> Vec<(PodKey, Arc<str>)> {

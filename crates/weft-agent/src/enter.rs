@@ -16,11 +16,22 @@ use crate::exec::attach::Taps;
 use crate::pod::PodKey;
 use crate::sandbox::Cell;
 
+/// A container of one pod object: a successor of the same name has another uid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub pod: PodKey,
+    pub uid: Arc<str>,
+    /// Empty is the first one.
+    pub container: String,
+}
+
 /// Why a command cannot be run in a container.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum EnterError {
     #[error("pod {0} is not here")]
     NoPod(PodKey),
+    #[error("pod {0} is not here: another of that name is, made later or earlier")]
+    OtherPod(PodKey),
     #[error("pod {pod} has no container {container:?}; it has: {all}")]
     NoContainer { pod: PodKey, container: String, all: String },
     #[error("container {container:?} of pod {pod} does not run now")]

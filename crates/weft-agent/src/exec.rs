@@ -19,8 +19,7 @@ use weft_base::task::TaskGroup;
 
 use crate::agent::Agent;
 use crate::child::{Child, Role, Signaller, Spawner};
-use crate::enter::{EnterError, Entry};
-use crate::pod::PodKey;
+use crate::enter::{EnterError, Entry, Target};
 
 pub(crate) mod attach;
 mod terminal;
@@ -92,20 +91,19 @@ impl Agent {
     /// When it could not be started.
     pub async fn exec(
         &self,
-        pod: &PodKey,
-        container: &str,
+        target: &Target,
         line: &[String],
         tty: bool,
         streams: ExecStreams,
     ) -> Result<i32, ExecError> {
-        let entry = self.enter(pod, container, line, tty)?;
+        let entry = self.enter(target, line, tty)?;
         let program = line.first().cloned().unwrap_or_default();
-        let role = Role::Probe { pod: pod.clone() };
+        let role = Role::Probe { pod: target.pod.clone() };
         let (spawner, tasks) = self.for_exec();
         let started = start(spawner, entry, role, tty, &streams).await;
         let (child, ends) = started.map_err(|e| match e {
             ExecError::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                ExecError::NotFound { program, container: container.to_owned() }
+                ExecError::NotFound { program, container: target.container.clone() }
             }
             other => other,
         })?;

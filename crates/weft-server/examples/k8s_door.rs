@@ -7,13 +7,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
 use weft_registry::Registry;
 use weft_server::k8s::{
-    Door, Ending, ExecIo, ExecRequest, LogError, LogPieces, LogRequest, Meter, PodLogs, PodRef,
-    PodStreams, Pods, StreamError, router,
+    Door, LogError, LogPieces, LogRequest, Meter, Opened, PodLogs, PodStreams, Pods, StreamError,
+    Visit, router,
 };
 use weft_server::serve::serve;
 use weft_store::MemoryStore;
@@ -31,17 +31,9 @@ impl PodLogs for NoLogs {
 struct NoStreams;
 
 impl PodStreams for NoStreams {
-    fn check(&self, request: &ExecRequest) -> Result<(), StreamError> {
-        Err(StreamError::NotRunning(format!("no process of pod {:?} runs here", request.pod.name)))
-    }
-
-    fn run(&self, request: ExecRequest, _: ExecIo) -> Ending {
-        let refused = self.check(&request).map(|()| 0);
-        Box::pin(async { refused })
-    }
-
-    fn dial(&self, _: PodRef, _: u16) -> BoxFuture<'static, std::io::Result<TcpStream>> {
-        Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
+    fn open(&self, visit: Visit) -> BoxFuture<'static, Result<Opened, StreamError>> {
+        let why = format!("no process of pod {:?} runs here", visit.pod.name);
+        Box::pin(async { Err(StreamError::NotRunning(why)) })
     }
 }
 

@@ -25,6 +25,7 @@ mod selector;
 mod status;
 mod stream;
 mod table;
+mod visit;
 mod watch;
 mod write;
 
@@ -43,12 +44,15 @@ use weft_kinds::kind::{KindId, Subresource};
 use weft_kinds::openapi;
 use weft_registry::Registry;
 
-pub use exec::{Ending, ExecIo, ExecRequest, PodRef, PodStreams, StreamError, TerminalSize};
 pub use logs::{LogError, LogPieces, LogRequest, PodLogs};
 pub use metrics::Meter;
 use path::{Objects, Target};
 use query::Query;
 use status::{ApiError, json_response};
+pub use visit::{
+    Ending, Opened, PodRef, PodStreams, StreamError, TerminalSize, Visit, VisitIo, VisitWhat,
+    connection,
+};
 
 /// The Kubernetes that clients compare themselves with.
 const KUBERNETES_MINOR: &str = "33";
@@ -202,7 +206,7 @@ impl Door {
                 self.log(&target, &ask).await
             }
             ("GET" | "POST", Some(sub), true) if target.kind == KindId::Pod => match sub {
-                "exec" | "attach" => self.exec(&target, ask),
+                "exec" | "attach" => self.exec(&target, ask).await,
                 "portforward" => self.port_forward(&target, ask),
                 _ => Err(ApiError::no_such_path()),
             },

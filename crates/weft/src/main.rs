@@ -21,6 +21,7 @@ mod proxy;
 mod server;
 mod token;
 mod up;
+mod visit;
 mod wire;
 
 use std::fs;

@@ -20,7 +20,8 @@ use super::terminal::{self, Terminal};
 use super::{END_OF_INPUT, ExecError, ExecStreams};
 use crate::agent::Agent;
 use crate::child::{Child, Role, Spawner};
-use crate::pod::{Container, PodKey};
+use crate::enter::Target;
+use crate::pod::Container;
 
 /// Pieces of output that a client may be behind.
 const BEHIND_MAX: usize = 64;
@@ -204,14 +205,9 @@ impl Agent {
     ///
     /// # Errors
     /// When the container does not run.
-    pub async fn attach(
-        &self,
-        pod: &PodKey,
-        container: &str,
-        streams: ExecStreams,
-    ) -> Result<(), ExecError> {
+    pub async fn attach(&self, target: &Target, streams: ExecStreams) -> Result<(), ExecError> {
         // Not held while we listen: the last one to hold them is the program.
-        let Taps { output, input } = self.taps(pod, container)?;
+        let Taps { output, input } = self.taps(target)?;
         let mut shown = output.subscribe();
         drop(output);
         let ExecStreams { stdin, stdout, stderr, resize } = streams;

@@ -7,6 +7,7 @@ use std::process::Command;
 use super::*;
 use crate::child::ChildTable;
 use crate::leftover::Ledger;
+use crate::pod::PodKey;
 
 struct Rig {
     spawner: Spawner,

@@ -109,6 +109,12 @@ pub struct HostUpdate {
     /// Output that somebody wants to read now.
     #[prost(message, repeated, tag = "8")]
     pub logs: ::prost::alloc::vec::Vec<LogAsk>,
+    /// What clients want of pods now.
+    #[prost(message, repeated, tag = "9")]
+    pub visits: ::prost::alloc::vec::Vec<VisitAsk>,
+    /// What containers use is to be reported for this long from now on; zero says nothing.
+    #[prost(uint64, tag = "10")]
+    pub measure_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogAsk {
@@ -145,6 +151,251 @@ pub mod log_piece {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SendLogResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VisitAsk {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(message, optional, tag = "2")]
+    pub pod: ::core::option::Option<ObjectKey>,
+    #[prost(oneof = "visit_ask::What", tags = "3, 4, 5")]
+    pub what: ::core::option::Option<visit_ask::What>,
+}
+/// Nested message and enum types in `VisitAsk`.
+pub mod visit_ask {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum What {
+        /// A program beside the container's own.
+        #[prost(message, tag = "3")]
+        Exec(super::ExecAsk),
+        /// The streams of the container's own program.
+        #[prost(message, tag = "4")]
+        Attach(super::AttachAsk),
+        /// A connection: what is sent is its input, what comes its output.
+        #[prost(message, tag = "5")]
+        Connect(super::ConnectAsk),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecAsk {
+    #[prost(string, tag = "1")]
+    pub container: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "3")]
+    pub tty: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachAsk {
+    #[prost(string, tag = "1")]
+    pub container: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectAsk {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+}
+/// What the agent says in a visit.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VisitUp {
+    #[prost(oneof = "visit_up::What", tags = "1, 2, 3, 4, 5, 6")]
+    pub what: ::core::option::Option<visit_up::What>,
+}
+/// Nested message and enum types in `VisitUp`.
+pub mod visit_up {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Stream {
+        Unspecified = 0,
+        Stdout = 1,
+        Stderr = 2,
+    }
+    impl Stream {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "UNSPECIFIED",
+                Self::Stdout => "STDOUT",
+                Self::Stderr => "STDERR",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "UNSPECIFIED" => Some(Self::Unspecified),
+                "STDOUT" => Some(Self::Stdout),
+                "STDERR" => Some(Self::Stderr),
+                _ => None,
+            }
+        }
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum What {
+        /// The first word: the number of the question. It waits for its beginning.
+        #[prost(uint64, tag = "1")]
+        Ready(u64),
+        /// The first word instead, or the last.
+        #[prost(message, tag = "2")]
+        Failed(super::VisitFailure),
+        #[prost(bytes, tag = "3")]
+        Stdout(::prost::bytes::Bytes),
+        #[prost(bytes, tag = "4")]
+        Stderr(::prost::bytes::Bytes),
+        /// No more of it; the rest goes on.
+        #[prost(enumeration = "Stream", tag = "5")]
+        Ended(i32),
+        /// The last word: the program's exit code, 0 of a connection. All output was before.
+        #[prost(int32, tag = "6")]
+        Exit(i32),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VisitFailure {
+    /// The number of the question.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(enumeration = "visit_failure::Kind", tag = "2")]
+    pub kind: i32,
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
+}
+/// Nested message and enum types in `VisitFailure`.
+pub mod visit_failure {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        /// The pod or its container does not run.
+        NotRunning = 1,
+        /// Refused for what it is.
+        Refused = 2,
+        /// The program could not be started, or the port not be reached.
+        NotStarted = 3,
+        /// It ended before its end.
+        Lost = 4,
+        /// Not now.
+        Unavailable = 5,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "UNSPECIFIED",
+                Self::NotRunning => "NOT_RUNNING",
+                Self::Refused => "REFUSED",
+                Self::NotStarted => "NOT_STARTED",
+                Self::Lost => "LOST",
+                Self::Unavailable => "UNAVAILABLE",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "UNSPECIFIED" => Some(Self::Unspecified),
+                "NOT_RUNNING" => Some(Self::NotRunning),
+                "REFUSED" => Some(Self::Refused),
+                "NOT_STARTED" => Some(Self::NotStarted),
+                "LOST" => Some(Self::Lost),
+                "UNAVAILABLE" => Some(Self::Unavailable),
+                _ => None,
+            }
+        }
+    }
+}
+/// What the client says in a visit.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VisitDown {
+    #[prost(oneof = "visit_down::What", tags = "1, 2, 3, 4")]
+    pub what: ::core::option::Option<visit_down::What>,
+}
+/// Nested message and enum types in `VisitDown`.
+pub mod visit_down {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum What {
+        /// The first word: the visit begins with these streams.
+        #[prost(message, tag = "1")]
+        Begin(super::VisitStreams),
+        #[prost(bytes, tag = "2")]
+        Stdin(::prost::bytes::Bytes),
+        /// No more input.
+        #[prost(bool, tag = "3")]
+        StdinEnded(bool),
+        #[prost(message, tag = "4")]
+        Size(super::TerminalSize),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VisitStreams {
+    #[prost(bool, tag = "1")]
+    pub stdin: bool,
+    #[prost(bool, tag = "2")]
+    pub stdout: bool,
+    #[prost(bool, tag = "3")]
+    pub stderr: bool,
+    #[prost(bool, tag = "4")]
+    pub resize: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TerminalSize {
+    #[prost(uint32, tag = "1")]
+    pub columns: u32,
+    #[prost(uint32, tag = "2")]
+    pub rows: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReportUsageRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub containers: ::prost::alloc::vec::Vec<ContainerUsage>,
+    #[prost(message, optional, tag = "2")]
+    pub machine: ::core::option::Option<MachineUsage>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContainerUsage {
+    /// Without a uid.
+    #[prost(message, optional, tag = "1")]
+    pub pod: ::core::option::Option<ObjectKey>,
+    #[prost(string, tag = "2")]
+    pub container: ::prost::alloc::string::String,
+    /// Thousandths of a processor.
+    #[prost(uint64, tag = "3")]
+    pub cpu_milli: u64,
+    #[prost(uint64, tag = "4")]
+    pub memory_bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MachineUsage {
+    #[prost(uint64, tag = "1")]
+    pub cpu_milli: u64,
+    #[prost(uint64, tag = "2")]
+    pub memory_bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReportUsageResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ObjectKey {
     #[prost(string, tag = "1")]
@@ -585,6 +836,56 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("weft.agent.v1.Agent", "SendLog"));
             self.inner.client_streaming(req, path, codec).await
         }
+        /// A client's visit to a pod, as an update asked for it. The first message says its number and
+        /// that it is ready; it begins when the server says so, and ends when either side ends the call.
+        pub async fn visit(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::VisitUp>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::VisitDown>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.agent.v1.Agent/Visit",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("weft.agent.v1.Agent", "Visit"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// What containers and the machine use, while an update wants it.
+        pub async fn report_usage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReportUsageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportUsageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.agent.v1.Agent/ReportUsage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.agent.v1.Agent", "ReportUsage"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Waits until the proxies agree with what the server decided, or until the time is over.
         pub async fn wait_applied(
             &mut self,
@@ -682,6 +983,26 @@ pub mod agent_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::LogPiece>>,
         ) -> std::result::Result<tonic::Response<super::SendLogResponse>, tonic::Status>;
+        /// Server streaming response type for the Visit method.
+        type VisitStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::VisitDown, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// A client's visit to a pod, as an update asked for it. The first message says its number and
+        /// that it is ready; it begins when the server says so, and ends when either side ends the call.
+        async fn visit(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::VisitUp>>,
+        ) -> std::result::Result<tonic::Response<Self::VisitStream>, tonic::Status>;
+        /// What containers and the machine use, while an update wants it.
+        async fn report_usage(
+            &self,
+            request: tonic::Request<super::ReportUsageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportUsageResponse>,
+            tonic::Status,
+        >;
         /// Waits until the proxies agree with what the server decided, or until the time is over.
         async fn wait_applied(
             &self,
@@ -1112,6 +1433,93 @@ pub mod agent_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.agent.v1.Agent/Visit" => {
+                    #[allow(non_camel_case_types)]
+                    struct VisitSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::StreamingService<super::VisitUp>
+                    for VisitSvc<T> {
+                        type Response = super::VisitDown;
+                        type ResponseStream = T::VisitStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::VisitUp>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::visit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = VisitSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.agent.v1.Agent/ReportUsage" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReportUsageSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::ReportUsageRequest>
+                    for ReportUsageSvc<T> {
+                        type Response = super::ReportUsageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReportUsageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::report_usage(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReportUsageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

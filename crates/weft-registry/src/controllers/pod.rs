@@ -27,7 +27,7 @@ const NODE_GRACE: Duration = Duration::from_secs(60);
 pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     let Some(object) = ctx.object(key) else { return };
     let View::Pod(pod) = &object.view else { return };
-    if pod.is_finished() || (is_placed(&object) && (!stays(ctx, &object) || moves(ctx, &object))) {
+    if pod.is_finished() || (is_placed(&object) && goes(ctx, &object)) {
         return;
     }
     if object.meta.is_deleting() || (is_placed(&object) && !pod.status.pod_ip.is_empty()) {
@@ -62,6 +62,26 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
         }
         Err(e) => unplaced(ctx, &object, &e.to_string()),
     }
+}
+
+/// Whether a placed pod is removed from where it is.
+fn goes(ctx: &mut Context<'_>, pod: &Object) -> bool {
+    !stays(ctx, pod) || is_expelled(ctx, pod) || moves(ctx, pod)
+}
+
+/// Whether the pod's machine joined again with a token that does not allow it any more. It is
+/// removed at once, whoever made it: its machine must not hear of its secrets again.
+fn is_expelled(ctx: &mut Context<'_>, pod: &Object) -> bool {
+    let View::Pod(view) = &pod.view else { return false };
+    // One without an address was never told to its machine.
+    let Some(why) = schedule::forbidden(ctx.world, pod).filter(|_| !view.status.pod_ip.is_empty())
+    else {
+        return false;
+    };
+    let options = DeleteOptions { grace_s: Some(0), ..DeleteOptions::default() };
+    ctx.delete_with(pod, &options);
+    ctx.note(EventNote::about(pod, "NodeForbidden", why).warning().by(COMPONENT));
+    true
 }
 
 /// Whether a placed pod's node is still there, or may come back soon. A pod that nobody runs any

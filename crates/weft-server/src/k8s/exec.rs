@@ -2,19 +2,14 @@
 //! `pods/exec` and `pods/attach`: a program in a container, or the one that runs there already,
 //! with its streams at the client.
 //!
-//! Who runs pods gives the programs ([`PodStreams`]); this room only carries what they say.
+//! `visit` says who gives the programs; this room only carries what they say.
 
-use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::Response;
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, OptionFuture};
-use http::StatusCode;
+use futures_util::future::OptionFuture;
 use serde_json::{Value, json};
-use thiserror::Error;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use weft_base::task::TaskGroup;
 use weft_kinds::kind::KindId;
@@ -26,81 +21,9 @@ use super::stream::pipes::{Incoming, OUT_MAX, PIECES_MAX, Sink};
 use super::stream::spdy_conn::{self, Streams};
 use super::stream::websocket::{self, Dialect};
 use super::stream::{self, Kind, Protocols, Upgrade};
+use super::visit::{Opened, PodRef, StreamError, TerminalSize, Visit, VisitIo, VisitWhat};
 use super::{Ask, Door};
 use crate::json::Fields;
-
-/// Whoever runs pods: the agent's side of `kubectl exec`, `attach`, `cp` and `port-forward`.
-pub trait PodStreams: Send + Sync + 'static {
-    /// Whether the program could be run now; asked before the connection is upgraded, so that a
-    /// refusal is an ordinary answer.
-    ///
-    /// # Errors
-    /// When the container is not there or not running.
-    fn check(&self, request: &ExecRequest) -> Result<(), StreamError>;
-
-    /// Runs the program to its end, with all of its output handed over. Dropping the future ends
-    /// the program.
-    fn run(&self, request: ExecRequest, io: ExecIo) -> Ending;
-
-    /// Connects to a port of a pod.
-    fn dial(&self, pod: PodRef, port: u16) -> BoxFuture<'static, io::Result<TcpStream>>;
-}
-
-/// A program's run, up to its exit code.
-pub type Ending = BoxFuture<'static, Result<i32, StreamError>>;
-
-/// One pod object: its uid tells it from a successor of the same name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PodRef {
-    pub namespace: String,
-    pub name: String,
-    pub uid: String,
-}
-
-/// What is to be run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ExecRequest {
-    pub pod: PodRef,
-    pub container: String,
-    /// Empty for the program that runs already (`attach`).
-    pub command: Vec<String>,
-    pub tty: bool,
-}
-
-/// A program's streams. Those that the client did not ask for are `None`.
-#[derive(Debug, Default)]
-pub struct ExecIo {
-    /// Ends with the input.
-    pub stdin: Option<mpsc::Receiver<Bytes>>,
-    pub stdout: Option<mpsc::Sender<Bytes>>,
-    /// With a terminal all output is stdout.
-    pub stderr: Option<mpsc::Sender<Bytes>>,
-    pub resize: Option<mpsc::Receiver<TerminalSize>>,
-}
-
-/// Columns and rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
-pub struct TerminalSize {
-    #[serde(rename = "Width")]
-    pub width: u16,
-    #[serde(rename = "Height")]
-    pub height: u16,
-}
-
-#[derive(Clone, Debug, Error)]
-pub enum StreamError {
-    /// The pod or its container is not running; the sentence says which.
-    #[error("{0}")]
-    NotRunning(String),
-    /// Refused for what it is.
-    #[error("{0}")]
-    Refused(String),
-    /// The program could not be started.
-    #[error("{0}")]
-    NotStarted(String),
-    #[error("the server is stopping; the program was ended")]
-    Stopping,
-}
 
 const PROTOCOLS: Protocols = Protocols {
     spdy: &["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"],
@@ -144,9 +67,8 @@ struct Ends {
 
 /// A session that was granted.
 struct Session {
-    door: Arc<dyn PodStreams>,
+    visit: Opened,
     tasks: TaskGroup,
-    request: ExecRequest,
     wanted: Wanted,
     /// The outcome is told as a `Status`, not as a sentence.
     structured: bool,
@@ -156,7 +78,7 @@ struct Session {
 
 impl Door {
     /// Grants or refuses a session; a granted one runs on after the answer.
-    pub(super) fn exec(&self, target: &Objects, mut ask: Ask) -> Result<Response, ApiError> {
+    pub(super) async fn exec(&self, target: &Objects, mut ask: Ask) -> Result<Response, ApiError> {
         let attach = target.sub.as_deref() == Some("attach");
         let (pod, object) = self.pod(target)?;
         let query = &ask.query;
@@ -180,21 +102,25 @@ impl Door {
             return Err(ApiError::bad_request(why));
         }
         let container = container(&object, query.text("container"), &pod.name)?;
-        let request = ExecRequest { pod, container, command, tty };
-        self.streams.check(&request)?;
+        let program = command.first().map_or("(attach)", String::as_str).to_owned();
+        let what = match attach {
+            true => VisitWhat::Attach { container: container.clone() },
+            false => VisitWhat::Exec { container: container.clone(), command, tty },
+        };
+        let visit = self.streams.open(Visit { pod: pod.clone(), what }).await?;
         let (upgrade, response) = self.sessions.negotiate(&mut ask.parts, PROTOCOLS)?;
         let session = Session {
-            door: self.streams.clone(),
+            visit,
             tasks: self.registry.tasks().clone(),
-            request,
             wanted,
             structured: upgrade.protocol.starts_with("v4.") || upgrade.protocol.starts_with("v5."),
         };
+        let PodRef { namespace, name, .. } = pod;
         tracing::info!(
-            namespace = session.request.pod.namespace,
-            pod = session.request.pod.name,
-            container = session.request.container,
-            command = session.request.command.first().map_or("(attach)", String::as_str),
+            namespace,
+            pod = name,
+            container,
+            program,
             "a session in a container begins"
         );
         self.registry.tasks().spawn("exec session", session.serve(upgrade));
@@ -280,14 +206,14 @@ impl Session {
         let (stdout_to, stdout) = pipe(stdout);
         let (stderr_to, stderr) = pipe(stderr);
         let (size_to, sizes) = mpsc::channel(PIECES_MAX);
-        let io = ExecIo {
+        let io = VisitIo {
             stdin,
             stdout: stdout_to,
             stderr: stderr_to,
             resize: resize.is_some().then_some(sizes),
         };
         let program = async {
-            let program = self.door.run(self.request.clone(), io);
+            let program = (self.visit)(io);
             tokio::join!(program, OptionFuture::from(stdout), OptionFuture::from(stderr)).0
         };
         let resizing = async {
@@ -389,22 +315,6 @@ fn sentence(outcome: &Result<i32, StreamError>) -> Option<String> {
         Ok(0) => None,
         Ok(code) => Some(format!("command terminated with non-zero exit code: exit status {code}")),
         Err(error) => Some(error.to_string()),
-    }
-}
-
-impl From<StreamError> for ApiError {
-    fn from(error: StreamError) -> Self {
-        let text = error.to_string();
-        match error {
-            StreamError::NotRunning(_) => Self::bad_request(text),
-            StreamError::Refused(_) => Self::new(StatusCode::FORBIDDEN, "Forbidden", text),
-            StreamError::NotStarted(_) => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", text)
-            }
-            StreamError::Stopping => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", text)
-            }
-        }
     }
 }
 

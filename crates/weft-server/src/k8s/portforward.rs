@@ -7,29 +7,26 @@
 //! connection for the whole session.
 
 use std::collections::HashMap;
-use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt as _, StreamExt as _};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use weft_base::task::TaskGroup;
 
-use super::exec::{PodRef, PodStreams};
 use super::path::Objects;
 use super::query::Query;
 use super::status::ApiError;
-use super::stream::pipes::{Incoming, OUT_MAX, PIECE_BYTES, PIECES_MAX, Sink};
+use super::stream::pipes::{Incoming, OUT_MAX, PIECES_MAX, Sink};
 use super::stream::spdy_conn::{self, Streams};
 use super::stream::websocket::{self, Dialect, Tunnel};
 use super::stream::{self, Kind, Protocols, Upgrade};
+use super::visit::{Opened, PodRef, PodStreams, StreamError, Visit, VisitIo, VisitWhat};
 use super::{Ask, Door};
 
 const TUNNELS: [&str; 2] = ["SPDY/3.1+portforward.k8s.io", "v2.portforward.k8s.io"];
@@ -38,7 +35,7 @@ const PROTOCOLS: Protocols = Protocols {
     websocket: &[TUNNELS[0], TUNNELS[1], "v4.channel.k8s.io", "v4.base64.channel.k8s.io"],
 };
 
-/// Time for a connection to a pod, which is on this machine.
+/// Time for a connection to a pod.
 const DIAL_MAX: Duration = Duration::from_secs(10);
 /// How long half a pair of streams may wait for its other half.
 const PAIR_MAX: Duration = Duration::from_secs(30);
@@ -155,11 +152,11 @@ impl Session {
         let Pair { data, error: Incoming { sink: error, .. } } = pair;
         let failed = match data.header("port").parse::<u16>() {
             Err(_) => Some(format!("{:?} is not a port", data.header("port"))),
-            Ok(port) => match self.dial(port).await {
-                Ok(stream) => copy(stream, data).await.err(),
+            Ok(port) => match self.connect(port).await {
+                Ok(visit) => carry(visit, data).await.err(),
                 Err(why) => {
                     data.sink.reset().await;
-                    Some(format!("error forwarding port {port} to pod {}: {why}", self.pod.name))
+                    Some(self.not_forwarded(port, &why))
                 }
             },
         };
@@ -169,13 +166,14 @@ impl Session {
         error.finish().await;
     }
 
-    async fn dial(&self, port: u16) -> io::Result<TcpStream> {
-        let dialing = self.door.dial(self.pod.clone(), port);
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the connection timed out");
-        let stream = tokio::time::timeout(DIAL_MAX, dialing).await.map_err(late)??;
-        // What is forwarded is often a conversation; a failure here costs only time.
-        let _ = stream.set_nodelay(true);
-        Ok(stream)
+    async fn connect(&self, port: u16) -> Result<Opened, StreamError> {
+        let visit = Visit { pod: self.pod.clone(), what: VisitWhat::Connect { port } };
+        let opening = tokio::time::timeout(DIAL_MAX, self.door.open(visit)).await;
+        opening.map_err(|_| StreamError::NotStarted("the connection timed out".into()))?
+    }
+
+    fn not_forwarded(&self, port: u16, why: &StreamError) -> String {
+        format!("error forwarding port {port} to pod {}: {why}", self.pod.name)
     }
 
     /// Two channels per port, for data and for an error; each begins with the port's number.
@@ -204,20 +202,10 @@ impl Session {
         if data.send(greeting.clone()).await.is_err() || error.send(greeting).await.is_err() {
             return;
         }
-        let failed = match self.dial(port).await {
-            Ok(stream) => {
-                let (reader, writer) = stream.into_split();
-                // A channel cannot say that it ends; the connection's end is all there is.
-                let up = upload(pieces, writer);
-                let down = download(reader, &data);
-                tokio::select! {
-                    result = down => result.err().map(|e| e.to_string()),
-                    () = up.then(|_| std::future::pending()) => None,
-                }
-            }
-            Err(why) => {
-                Some(format!("error forwarding port {port} to pod {}: {why}", self.pod.name))
-            }
+        let failed = match self.connect(port).await {
+            // A channel cannot say that it ends; the connection's end is all there is.
+            Ok(visit) => run(visit, pieces, &data, async || false).await.err(),
+            Err(why) => Some(self.not_forwarded(port, &why)),
         };
         if let Some(why) = failed {
             let _ = error.send(Bytes::from(why)).await;
@@ -250,47 +238,59 @@ async fn pair(halves: &mut HashMap<String, Incoming>, stream: Incoming) -> Optio
 }
 
 /// Carries bytes both ways until both have ended, each half at its own time.
-async fn copy(stream: TcpStream, data: Incoming) -> Result<(), String> {
+async fn carry(visit: Opened, data: Incoming) -> Result<(), String> {
     let Incoming { pieces, gone, sink, .. } = data;
-    let (reader, writer) = stream.into_split();
-    let up = upload(pieces, writer);
-    let down = async {
-        let result = download(reader, &sink).await;
-        match &result {
-            Ok(()) => sink.finish().await,
+    let carrying = async {
+        let finish = async || {
+            sink.finish().await;
+            true
+        };
+        let result = run(visit, pieces, &sink, finish).await;
+        if result.is_err() {
             // A broken connection must not look like a finished one.
-            Err(_) => sink.reset().await,
+            sink.reset().await;
         }
         result
     };
     tokio::select! {
-        (_, result) = async { tokio::join!(up, down) } => {
-            result.map_err(|why| format!("the connection to the pod broke: {why}"))
-        }
+        result = carrying => result,
         () = gone.cancelled() => Ok(()),
     }
 }
 
-/// Client to pod. When the pod takes no more, the rest is thrown away: it may still answer.
-async fn upload(mut from: mpsc::Receiver<Bytes>, mut to: OwnedWriteHalf) {
-    while let Some(piece) = from.recv().await {
-        if to.write_all(&piece).await.is_err() {
-            return;
+/// Runs a connection between a client's ends. `said_all` is told once when the pod has said all,
+/// and answers whether the other half still counts.
+async fn run(
+    visit: Opened,
+    input: mpsc::Receiver<Bytes>,
+    sink: &Sink,
+    said_all: impl AsyncFnOnce() -> bool,
+) -> Result<(), String> {
+    let (to, from) = mpsc::channel(PIECES_MAX);
+    let io = VisitIo { stdin: Some(input), stdout: Some(to), ..VisitIo::default() };
+    let (mut running, mut output) = (visit(io), pin!(hand_on(from, sink)));
+    let broke = |why: StreamError| format!("the connection to the pod broke: {why}");
+    tokio::select! {
+        // First, since output ends with a broken connection too.
+        biased;
+        outcome = &mut running => {
+            outcome.map_err(broke)?;
+            output.await;
+            said_all().await;
+            Ok(())
         }
+        () = &mut output => match said_all().await {
+            true => running.await.map(drop).map_err(broke),
+            false => Ok(()),
+        },
     }
-    let _ = to.shutdown().await;
 }
 
-/// Pod to client.
-async fn download(mut from: OwnedReadHalf, to: &Sink) -> io::Result<()> {
-    let mut buffer = BytesMut::new();
-    loop {
-        buffer.reserve(PIECE_BYTES);
-        if from.read_buf(&mut buffer).await? == 0 {
-            return Ok(());
-        }
-        if to.send(buffer.split().freeze()).await.is_err() {
-            return Ok(());
+/// Sends all that comes, as long as the client takes it.
+async fn hand_on(mut from: mpsc::Receiver<Bytes>, to: &Sink) {
+    while let Some(piece) = from.recv().await {
+        if to.send(piece).await.is_err() {
+            return;
         }
     }
 }

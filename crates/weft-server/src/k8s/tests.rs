@@ -58,16 +58,8 @@ impl PodLogs for Echo {
 struct NoStreams;
 
 impl PodStreams for NoStreams {
-    fn check(&self, _: &ExecRequest) -> Result<(), StreamError> {
-        Err(StreamError::NotRunning("nothing runs here".into()))
-    }
-
-    fn run(&self, _: ExecRequest, _: ExecIo) -> Ending {
+    fn open(&self, _: Visit) -> BoxFuture<'static, Result<Opened, StreamError>> {
         Box::pin(async { Err(StreamError::NotRunning("nothing runs here".into())) })
-    }
-
-    fn dial(&self, _: PodRef, _: u16) -> BoxFuture<'static, std::io::Result<TcpStream>> {
-        Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
     }
 }
 

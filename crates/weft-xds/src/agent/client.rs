@@ -7,9 +7,11 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,6 +20,7 @@ use tonic::{Request, Streaming};
 use weft_proto::weft::agent::v1 as wire;
 use wire::agent_client::AgentClient as Grpc;
 
+use super::visit::{UsageReport, VisitDown, VisitUp};
 use super::{
     Beat, Certificate, CheckResult, Host, HostUpdate, JoinAsk, Joined, LogPiece, MESSAGE_BYTES_MAX,
     PodNote, PodRef, PodReport, Refusal, Wait,
@@ -33,11 +36,15 @@ const WAIT_MARGIN: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct AgentClient {
     grpc: Grpc<Channel>,
+    connect: Arc<dyn Fn() -> Channel + Send + Sync>,
 }
 
 /// What a host must run, as the server says it.
 #[derive(Debug)]
 pub struct Updates(Streaming<wire::HostUpdate>);
+
+/// What the client of a visit says; it ends when the server ends the visit.
+pub type VisitDowns = BoxStream<'static, Result<VisitDown, Refusal>>;
 
 // === impl AgentClient ===
 
@@ -52,11 +59,19 @@ impl AgentClient {
         Fut: Future<Output = io::Result<IO>> + Send + 'static,
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let channel = lazy(&endpoint(authority)?, dial);
-        let grpc = Grpc::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Self { grpc })
+        let (endpoint, dial) = (endpoint(authority)?, Arc::new(dial));
+        let connect = Arc::new(move || {
+            let dial = dial.clone();
+            lazy(&endpoint, move || dial())
+        });
+        Ok(Self { grpc: grpc(connect()), connect })
+    }
+
+    /// The same with a connection of its own, for calls that may stand still as long as somebody
+    /// does not read: they take no room from the others.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self { grpc: grpc((self.connect)()), connect: self.connect.clone() }
     }
 
     /// # Errors
@@ -161,6 +176,25 @@ impl AgentClient {
         Ok(())
     }
 
+    /// A visit that was asked for: what is sent goes up, what comes is the client's. It ends when
+    /// either side drops its end.
+    ///
+    /// # Errors
+    /// As [`AgentClient::join`]; a visit that nobody waits for is denied.
+    pub async fn visit(&self, up: mpsc::Receiver<VisitUp>) -> Result<VisitDowns, Refusal> {
+        let up = ReceiverStream::new(up).map(wire::VisitUp::from);
+        let down = self.grpc.clone().visit(up).await?.into_inner();
+        Ok(down.map(|down| VisitDown::try_from(down?)).boxed())
+    }
+
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn report_usage(&self, report: UsageReport) -> Result<(), Refusal> {
+        let request = wire::ReportUsageRequest::from(report);
+        self.grpc.clone().report_usage(within(request)).await?;
+        Ok(())
+    }
+
     /// Whether it came about in time.
     ///
     /// # Errors
@@ -184,6 +218,12 @@ impl fmt::Debug for AgentClient {
     }
 }
 
+fn grpc(channel: Channel) -> Grpc<Channel> {
+    Grpc::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
 fn within<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(CALL_TIMEOUT);
@@ -198,6 +238,6 @@ impl Updates {
     /// # Errors
     /// When the connection or the stream broke.
     pub async fn next(&mut self) -> Result<Option<HostUpdate>, Refusal> {
-        Ok(self.0.message().await?.map(Into::into))
+        self.0.message().await?.map(HostUpdate::try_from).transpose()
     }
 }

@@ -10,12 +10,14 @@ pub mod gate;
 pub mod server;
 #[cfg(test)]
 mod tests;
+pub mod visit;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use thiserror::Error;
+use visit::VisitAsk;
 use weft_proto::weft::agent::v1 as wire;
 
 /// Largest message either way, bytes: one update of a host is split well below it.
@@ -99,6 +101,10 @@ pub struct HostUpdate {
     pub checks: Option<Vec<u8>>,
     /// Output that somebody wants to read now.
     pub logs: Vec<LogAsk>,
+    /// What clients want of pods now.
+    pub visits: Vec<VisitAsk>,
+    /// What containers use is to be reported for this long from now on.
+    pub measure: Duration,
 }
 
 /// Somebody wants to read a container's output.
@@ -346,14 +352,19 @@ impl From<HostUpdate> for wire::HostUpdate {
             upstreams: u.upstreams.into_iter().map(upstreams).collect(),
             checks: u.checks.map(|json| wire::Checks { json: json.into() }),
             logs: u.logs.into_iter().map(Into::into).collect(),
+            visits: u.visits.into_iter().map(Into::into).collect(),
+            measure_ms: u64::try_from(u.measure.as_millis()).unwrap_or(u64::MAX),
         }
     }
 }
 
-impl From<wire::HostUpdate> for HostUpdate {
-    fn from(u: wire::HostUpdate) -> Self {
+impl TryFrom<wire::HostUpdate> for HostUpdate {
+    type Error = Refusal;
+
+    fn try_from(u: wire::HostUpdate) -> Result<Self, Refusal> {
         let pod = |p: wire::Pod| (p.key.unwrap_or_default().into(), p.json.into());
-        Self {
+        let visits = u.visits.into_iter().map(VisitAsk::try_from).collect::<Result<_, _>>()?;
+        Ok(Self {
             revision: u.revision,
             whole: u.whole,
             more: u.more,
@@ -362,7 +373,9 @@ impl From<wire::HostUpdate> for HostUpdate {
             upstreams: u.upstreams.into_iter().map(|n| (n.namespace, n.json.into())).collect(),
             checks: u.checks.map(|c| c.json.into()),
             logs: u.logs.into_iter().map(Into::into).collect(),
-        }
+            visits,
+            measure: Duration::from_millis(u.measure_ms),
+        })
     }
 }
 

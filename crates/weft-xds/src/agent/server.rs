@@ -17,6 +17,7 @@ use weft_proto::weft::agent::v1 as wire;
 use wire::agent_server::{Agent, AgentServer};
 
 use super::gate::Gate;
+use super::visit::{UsageReport, VisitDown, VisitUp};
 use super::{
     Beat, Certificate, CheckResult, Host, HostUpdate, JoinAsk, Joined, LogPiece, MESSAGE_BYTES_MAX,
     PodNote, PodReport, Refusal, TOKEN_BYTES_MAX, Wait,
@@ -30,6 +31,9 @@ const JOIN: &str = "/weft.agent.v1.Agent/Join";
 
 /// Output as it comes; it ends early when the connection breaks.
 pub type LogPieces = BoxStream<'static, LogPiece>;
+
+/// What the agent says in a visit; it ends with the connection.
+pub type VisitUps = BoxStream<'static, Result<VisitUp, Refusal>>;
 
 type Answer<T> = BoxFuture<'static, Result<T, Refusal>>;
 
@@ -47,6 +51,9 @@ pub trait Hosts: Send + Sync + 'static {
     fn sign(&self, peer: Peer, pod: super::PodRef, csr: Vec<u8>) -> Answer<(Certificate, String)>;
     /// Output that this side asked for in an update; the call ends when it resolves.
     fn send_log(&self, peer: Peer, pieces: LogPieces) -> Answer<()>;
+    /// A visit that this side asked for in an update; it ends when either end is dropped.
+    fn visit(&self, peer: Peer, up: VisitUps) -> Answer<mpsc::Receiver<VisitDown>>;
+    fn report_usage(&self, peer: Peer, report: UsageReport) -> Answer<()>;
     /// Whether it came about in time.
     fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool>;
 }
@@ -77,6 +84,7 @@ impl<H: Hosts> AgentService<H> {
 #[tonic::async_trait]
 impl<H: Hosts> Agent for AgentService<H> {
     type WatchPodsStream = BoxStream<'static, Result<wire::HostUpdate, Status>>;
+    type VisitStream = BoxStream<'static, Result<wire::VisitDown, Status>>;
 
     async fn join(
         &self,
@@ -177,6 +185,25 @@ impl<H: Hosts> Agent for AgentService<H> {
         let pieces = pieces.filter_map(|p| std::future::ready(p.ok().map(LogPiece::from)));
         self.hosts.send_log(peer, pieces.boxed()).await?;
         Ok(Response::new(wire::SendLogResponse {}))
+    }
+
+    async fn visit(
+        &self,
+        request: Request<Streaming<wire::VisitUp>>,
+    ) -> Result<Response<Self::VisitStream>, Status> {
+        let (peer, up) = taken(request);
+        let up = up.map(|up| VisitUp::try_from(up?));
+        let down = ReceiverStream::new(self.hosts.visit(peer, up.boxed()).await?);
+        Ok(Response::new(down.map(|d| Ok(d.into())).boxed()))
+    }
+
+    async fn report_usage(
+        &self,
+        request: Request<wire::ReportUsageRequest>,
+    ) -> Result<Response<wire::ReportUsageResponse>, Status> {
+        let (peer, message) = taken(request);
+        self.hosts.report_usage(peer, message.into()).await?;
+        Ok(Response::new(wire::ReportUsageResponse {}))
     }
 
     async fn wait_applied(

@@ -11,6 +11,7 @@ use weft_base::task::TaskGroup;
 
 use super::client::AgentClient;
 use super::server::{AgentService, Hosts};
+use super::visit::*;
 use super::*;
 use crate::server::{self, Guests, Handshake, Peer};
 
@@ -74,9 +75,64 @@ fn updates() -> Vec<HostUpdate> {
         removes: vec![pod("b")],
         checks: Some(b"[]".to_vec()),
         logs: vec![LogAsk { id: 3, pod: pod("a"), container: "c".into(), query: b"{}".to_vec() }],
+        visits: visits(),
+        measure: Duration::from_secs(35),
         ..HostUpdate::default()
     };
     vec![first, second]
+}
+
+fn visits() -> Vec<VisitAsk> {
+    let container = || "c".to_owned();
+    let whats = [
+        VisitWhat::Exec { container: container(), command: vec!["sh".into()], tty: true },
+        VisitWhat::Attach { container: container() },
+        VisitWhat::Connect { port: 65_535 },
+    ];
+    (4..).zip(whats).map(|(id, what)| VisitAsk { id, pod: pod("a"), what }).collect()
+}
+
+fn said_up() -> Vec<VisitUp> {
+    let kinds = [
+        FailureKind::NotRunning,
+        FailureKind::Refused,
+        FailureKind::NotStarted,
+        FailureKind::Lost,
+        FailureKind::Unavailable,
+    ];
+    let failure = |kind| VisitUp::Failed(VisitFailure { id: 4, kind, message: "m".into() });
+    let mut all = vec![
+        VisitUp::Ready(4),
+        VisitUp::Stdout("out".into()),
+        VisitUp::Stderr("err".into()),
+        VisitUp::Ended(Output::Stdout),
+        VisitUp::Ended(Output::Stderr),
+        VisitUp::Exit(-1),
+    ];
+    all.extend(kinds.map(failure));
+    all
+}
+
+fn said_down() -> Vec<VisitDown> {
+    let streams = VisitStreams { stdin: true, stdout: false, stderr: true, resize: true };
+    vec![
+        VisitDown::Begin(streams),
+        VisitDown::Stdin("in".into()),
+        VisitDown::StdinEnded,
+        VisitDown::Size { columns: 80, rows: 24 },
+    ]
+}
+
+fn usage() -> UsageReport {
+    let container = ContainerUsage {
+        namespace: "shop".into(),
+        pod: "a".into(),
+        container: "c".into(),
+        cpu_milli: 1,
+        memory_bytes: 2,
+    };
+    let machine = Some(MachineUsage { cpu_milli: 3, memory_bytes: 4 });
+    UsageReport { containers: vec![container], machine }
 }
 
 fn log_pieces() -> Vec<LogPiece> {
@@ -151,6 +207,24 @@ impl Hosts for Echo {
         .boxed()
     }
 
+    fn visit(&self, peer: Peer, up: super::server::VisitUps) -> Answer<mpsc::Receiver<VisitDown>> {
+        self.note(&peer, "visit".into());
+        async move {
+            let all: Vec<_> = up.map(|up| up.unwrap()).take(said_up().len()).collect().await;
+            assert_eq!(all, said_up());
+            let (down, rx) = mpsc::channel(4);
+            said_down().into_iter().for_each(|d| down.try_send(d).unwrap());
+            Ok(rx)
+        }
+        .boxed()
+    }
+
+    fn report_usage(&self, peer: Peer, report: UsageReport) -> Answer<()> {
+        self.note(&peer, "usage".into());
+        assert_eq!(report, usage());
+        async { Ok(()) }.boxed()
+    }
+
     fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool> {
         self.note(&peer, format!("wait {what:?} {limit:?}"));
         async move { Ok(matches!(what, Wait::Inbound(_))) }.boxed()
@@ -211,9 +285,19 @@ async fn every_call_arrives_as_it_was_made_with_its_caller() {
     log_pieces().into_iter().for_each(|p| tx.try_send(p).unwrap());
     drop(tx);
     client.send_log(rx).await.unwrap();
+    client.report_usage(usage()).await.unwrap();
+    // On a connection of its own, still in the same name.
+    let (tx, rx) = mpsc::channel(16);
+    said_up().into_iter().for_each(|up| tx.try_send(up).unwrap());
+    let mut downs = client.apart().visit(rx).await.unwrap();
+    for down in said_down() {
+        assert_eq!(downs.next().await, Some(Ok(down)));
+    }
+    assert_eq!(downs.next().await, None);
+    tokio::time::timeout(Duration::from_secs(5), tx.closed()).await.expect("the visit is over");
     let seen = echo.seen.lock().unwrap().clone();
     assert!(seen.iter().all(|s| s.starts_with("spiffe://cluster.local/weft/host/m1/x: ")));
-    assert_eq!(seen.len(), 10);
+    assert_eq!(seen.len(), 12);
     // What a client asks for is bounded here.
     assert!(seen[6].ends_with(&format!("{:?}", server_wait_max())), "{}", seen[6]);
     tasks.shutdown(Duration::from_secs(1)).await;
@@ -234,6 +318,8 @@ async fn without_a_certificate_only_joining_is_heard() {
         client.watch().await.map(drop),
         client.report_pods(Vec::new(), Vec::new()).await,
         client.report_checks(Vec::new()).await,
+        client.report_usage(usage()).await,
+        client.visit(mpsc::channel(1).1).await.map(drop),
         client.sign(pod("a"), vec![1]).await.map(drop),
         client.wait(Wait::Inbound(pod("a")), Duration::ZERO).await.map(drop),
     ] {

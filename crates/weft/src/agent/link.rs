@@ -14,17 +14,23 @@ use weft_agent::checks::CheckReport;
 use weft_agent::link::{BoxFuture, LinkError, PodNote, PodReport, ServerLink, SignAsk};
 use weft_agent::logs::LogReader;
 use weft_agent::pod::PodKey;
+use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
 use weft_identity::ca::Issued;
 use weft_identity::{Bundle, Leaf, TrustDomain};
 use weft_kinds::views::catalog::Status;
 use weft_xds::agent::client::AgentClient;
 use weft_xds::agent::{
-    self as wire, CheckResult, CheckStatus, LogAsk, LogPiece, LogWhat, PodRef, Refusal, Wait,
+    self as wire, CheckResult, CheckStatus, HostUpdate, LogAsk, LogPiece, LogWhat, PodRef, Refusal,
+    Wait,
 };
 
 use super::identity;
+use super::meter::HostMeter;
 use super::outbox::{BATCH_MAX, Memory};
+use super::visits::Visits;
+use crate::server::streams::AgentStreams;
+use crate::server::usage::Looks;
 use crate::wire::read_log_query;
 
 /// Reports that may wait for the sender; each pod has one at a time.
@@ -47,6 +53,8 @@ pub struct RemoteLink {
     notes: mpsc::Sender<wire::PodNote>,
     /// Whose pods' output is asked for; there once it runs.
     agent: OnceLock<Agent>,
+    visits: Visits,
+    meter: HostMeter,
     tasks: TaskGroup,
 }
 
@@ -71,7 +79,8 @@ impl RemoteLink {
             }
         });
         let (uids, agent, tasks) = (Arc::default(), OnceLock::new(), tasks.clone());
-        Self { client, uids, reports, notes, agent, tasks }
+        let visits = Visits::new(client.clone(), &tasks);
+        Self { client, uids, reports, notes, agent, visits, meter: HostMeter::default(), tasks }
     }
 
     /// The pods that the server placed here, by their objects.
@@ -80,15 +89,32 @@ impl RemoteLink {
     }
 
     /// The agent that runs the pods, from now on.
-    pub fn attach(&self, agent: &Agent) {
+    pub fn attach(&self, agent: &Agent, clock: &Clock) {
         // Once per process.
         let _ = self.agent.set(agent.clone());
+        self.visits.attach(Arc::new(AgentStreams(agent.clone())));
+        let looks = Looks::new(agent.clone(), clock.clone());
+        self.meter.start(looks, self.client.clone(), &self.tasks);
+    }
+
+    /// Answers the questions of an update, if these are what it is for.
+    pub fn answer(&self, update: &mut HostUpdate) -> bool {
+        let (logs, visits) = (std::mem::take(&mut update.logs), std::mem::take(&mut update.visits));
+        let measure = std::mem::take(&mut update.measure);
+        let none = logs.is_empty() && visits.is_empty() && measure.is_zero();
+        logs.into_iter().for_each(|ask| self.send_log(ask));
+        visits.into_iter().for_each(|ask| self.visits.answer(ask));
+        if !measure.is_zero() {
+            self.meter.go_on(measure);
+        }
+        !none
     }
 
     /// Sends output that the server asked for, until it ends or nobody reads it.
-    pub fn send_log(&self, ask: LogAsk) {
+    fn send_log(&self, ask: LogAsk) {
         let opened = self.open_log(&ask);
-        let (client, id) = (self.client.clone(), ask.id);
+        // Who reads slowly holds up nothing else.
+        let (client, id) = (self.client.apart(), ask.id);
         let (pieces, stream) = mpsc::channel(LOG_PIECES_MAX);
         let group = self.tasks.clone();
         self.tasks.spawn("log", async move {

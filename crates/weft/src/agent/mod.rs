@@ -6,8 +6,10 @@
 
 pub mod identity;
 mod link;
+mod meter;
 mod outbox;
 mod session;
+pub mod visits;
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
@@ -142,7 +144,7 @@ fn start(
 ) -> Result<Agent> {
     Runner::start(checks, link.clone(), clock.clone(), Rng::from_system(), tasks);
     let agent = Agent::start(config, desired, link.clone(), clock.clone(), tasks)?;
-    link.attach(&agent);
+    link.attach(&agent, clock);
     Ok(agent)
 }
 

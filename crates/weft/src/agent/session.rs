@@ -186,10 +186,8 @@ async fn stream(
             Ok(None) => return "the server ended it".into(),
             Err(why) => return why.to_string(),
         };
-        let asks = std::mem::take(&mut update.logs);
-        if !asks.is_empty() {
+        if link.answer(&mut update) {
             // Questions come by themselves, beside what should be here.
-            asks.into_iter().for_each(|ask| link.send_log(ask));
             continue;
         }
         match told.mirror.apply(update) {

@@ -8,6 +8,7 @@
 mod logs;
 mod throttle;
 mod tokens;
+mod visits;
 mod watch;
 
 use std::collections::HashMap;
@@ -33,17 +34,20 @@ use weft_kinds::views::catalog::Status;
 use weft_kinds::world::Object;
 use weft_registry::hosts::{ALLOWED_ANNOTATION, HostError, HostInfo, Hosts, JOIN_ANNOTATION};
 use weft_registry::{EventNote, NodeInfo, Registry};
-use weft_xds::agent::server::{Hosts as AgentDoor, LogPieces};
+use weft_xds::agent::server::{Hosts as AgentDoor, LogPieces, VisitUps};
+use weft_xds::agent::visit::{UsageReport, VisitDown};
 use weft_xds::agent::{
-    Beat, Certificate, CheckResult, CheckStatus, Host, HostUpdate, JoinAsk, Joined, LogAsk,
-    PodNote, PodRef, PodReport, Refusal, Wait,
+    Beat, Certificate, CheckResult, CheckStatus, Host, HostUpdate, JoinAsk, Joined, PodNote,
+    PodRef, PodReport, Refusal, Wait,
 };
 use weft_xds::server::Peer;
 
 use super::link::LocalLink;
+use super::usage::Usages;
 pub use logs::AllLogs;
 use throttle::Throttle;
 pub use tokens::HostTokens;
+pub use visits::AllStreams;
 
 /// Life of a host's certificate: a machine that was off for a long weekend comes back.
 const HOST_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -53,6 +57,8 @@ const PODS_MAX: u32 = 1_000;
 const LABELS_MAX: usize = 64;
 const ADDRESSES_MAX: usize = 16;
 const TEXT_BYTES_MAX: usize = 256;
+/// Containers in one report of what they use.
+const CONTAINERS_MAX: usize = 10_000;
 /// Check results in one message.
 const CHECKS_MAX: usize = 10_000;
 
@@ -70,6 +76,9 @@ pub struct HostDoor {
     streams: Arc<Mutex<HashMap<String, Stream>>>,
     /// Who waits for a host's output.
     readers: Arc<Mutex<logs::Readers>>,
+    /// Who waits for a visit to one of its pods.
+    visits: Arc<Mutex<visits::Visits>>,
+    usages: Usages,
 }
 
 /// The stream that goes to a host.
@@ -77,8 +86,8 @@ pub struct HostDoor {
 struct Stream {
     /// Cancelled when a newer one takes its place, and when it ends.
     over: CancellationToken,
-    /// Questions for output that travel on it.
-    asks: mpsc::Sender<LogAsk>,
+    /// Questions that travel on it.
+    asks: mpsc::Sender<HostUpdate>,
 }
 
 /// A host that its certificate proved.
@@ -95,18 +104,64 @@ impl HostDoor {
         Self {
             registry: link.registry.clone(),
             hosts,
-            link,
             cluster_domain,
             joins: Arc::default(),
             streams: Arc::default(),
             readers: Arc::default(),
+            visits: Arc::default(),
+            usages: Usages::new(link.registry.clone()),
+            link,
         }
     }
 
+    pub fn usages(&self) -> &Usages {
+        &self.usages
+    }
+
+    /// The hosts that can be asked something now.
+    pub fn hosts_here(&self) -> Vec<Arc<str>> {
+        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = streams.iter().filter(|(_, s)| !s.over.is_cancelled());
+        here.map(|(host, _)| host.as_str().into()).collect()
+    }
+
+    /// Asks every host to report what its pods use for that long from now on.
+    pub fn measure(&self, measure: Duration) {
+        for host in self.hosts_here() {
+            if let Some(asks) = self.stream_of(&host) {
+                // It is asked again soon.
+                let _ = asks.try_send(HostUpdate { measure, ..HostUpdate::default() });
+            }
+        }
+    }
+
+    /// A host speaks for the pods that the server placed on it, and for itself.
+    fn note_usage(&self, caller: &Caller, mut report: UsageReport) -> Result<(), Refusal> {
+        if report.containers.len() > CONTAINERS_MAX {
+            return Err(Refusal::Invalid(format!("more than {CONTAINERS_MAX} containers")));
+        }
+        let world = self.registry.now();
+        report.containers.retain(|one| {
+            let pod = world.get(KindId::Pod, &one.namespace, &one.pod).map(|o| &o.view);
+            let View::Pod(pod) = pod.unwrap_or(&View::Other) else { return false };
+            *pod.spec.node_name == *caller.name && one.container.len() <= TEXT_BYTES_MAX
+        });
+        self.usages.note(&caller.name, report);
+        Ok(())
+    }
+
     /// Questions to a host, while it has a stream.
-    fn stream_of(&self, host: &str) -> Option<mpsc::Sender<LogAsk>> {
+    fn stream_of(&self, host: &str) -> Option<mpsc::Sender<HostUpdate>> {
         let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         streams.get(host).filter(|s| !s.over.is_cancelled()).map(|s| s.asks.clone())
+    }
+
+    /// The host that a pod is on, unless it is this machine.
+    fn host_of(&self, namespace: &str, pod: &str) -> Option<String> {
+        let world = self.registry.now();
+        let View::Pod(pod) = &world.get(KindId::Pod, namespace, pod)?.view else { return None };
+        let node = world.get(KindId::Node, "", &pod.spec.node_name)?;
+        node.meta.annotation(JOIN_ANNOTATION).map(|_| pod.spec.node_name.to_string())
     }
 
     /// Who is calling.
@@ -188,8 +243,38 @@ impl HostDoor {
     async fn beat(self, peer: Peer, host: Host) -> Result<Beat, Refusal> {
         let caller = self.caller(&peer)?;
         let info = described(&caller.name, host)?;
+        self.may_claim(&caller, &peer, &info.addresses)?;
         let resync = self.hosts.heartbeat(&info).await.map_err(refusal)?;
         Ok(Beat { interval: weft_registry::hosts::HEARTBEAT_EVERY, resync })
+    }
+
+    /// A host's addresses are where the mesh goes for its pods: not the server's own loopback,
+    /// unless it is the same machine, and none of a machine that is there.
+    fn may_claim(&self, caller: &Caller, peer: &Peer, all: &[IpAddr]) -> Result<(), Refusal> {
+        let invalid = |ip, why: &str| {
+            let next = "name another with --address";
+            Err(Refusal::Invalid(format!(
+                "{ip} is no address for host {}: {why}; {next}",
+                caller.name
+            )))
+        };
+        let here = peer.address.is_none_or(|from| from.ip().is_loopback());
+        let world = self.registry.now();
+        for ip in all {
+            if ip.is_loopback() {
+                match here {
+                    true => continue,
+                    false => return invalid(ip, "it is another one on each machine"),
+                }
+            }
+            let text = ip.to_string();
+            let mut others =
+                world.objects(KindId::Node, None).filter(|n| *n.key.name != *caller.name);
+            if let Some(other) = others.find(|n| has_address(&n.raw, &text)) {
+                return invalid(ip, &format!("it is node {}'s", other.key.name));
+            }
+        }
+        Ok(())
     }
 
     async fn report(
@@ -395,6 +480,19 @@ impl AgentDoor for HostDoor {
         .boxed()
     }
 
+    fn visit(&self, peer: Peer, up: VisitUps) -> Answer<mpsc::Receiver<VisitDown>> {
+        self.clone().begin_visit(peer, up).boxed()
+    }
+
+    fn report_usage(&self, peer: Peer, report: UsageReport) -> Answer<()> {
+        let door = self.clone();
+        async move {
+            let caller = door.caller(&peer)?;
+            door.note_usage(&caller, report)
+        }
+        .boxed()
+    }
+
     fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool> {
         self.clone().wait_now(peer, what, limit).boxed()
     }
@@ -432,6 +530,13 @@ fn described(name: &str, host: Host) -> Result<HostInfo, Refusal> {
         boot_id: host.boot_id,
         instance: host.instance,
     })
+}
+
+/// Whether a node that is ready has an address.
+fn has_address(node: &Value, ip: &str) -> bool {
+    let list = |field: &str| node["status"][field].as_array().into_iter().flatten();
+    list("conditions").any(|c| c["type"] == "Ready" && c["status"] == "True")
+        && list("addresses").any(|a| a["type"] == "InternalIP" && a["address"] == ip)
 }
 
 fn is_reserved(label: &str) -> bool {

@@ -10,8 +10,8 @@ mod link;
 mod rates;
 mod resolver;
 mod scrape;
-mod streams;
-mod usage;
+pub mod streams;
+pub mod usage;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -36,7 +36,7 @@ use weft_kinds::views::View;
 use weft_kinds::world::{Object, PodsMode};
 use weft_registry::hosts::Hosts;
 use weft_registry::{NodeInfo, Registry, controllers};
-use weft_server::k8s::Pods;
+use weft_server::k8s::{PodLogs, PodStreams, Pods};
 use weft_server::{admin, consul, dns, k8s, serve, tokens};
 use weft_store::{DataDir, RedbStore, Store};
 
@@ -49,10 +49,10 @@ use crate::up::{DoorAddresses, announcement};
 use crate::{data, print, state_home};
 use agency::{AgentLogs, NoLogs};
 use facts::ServerFacts;
-use hosts::{AllLogs, HostDoor, HostTokens};
+use hosts::{AllLogs, AllStreams, HostDoor, HostTokens};
 use link::LocalLink;
 use streams::{AgentStreams, NoStreams};
-use usage::{AgentMeter, NoMeter};
+use usage::Meters;
 
 const DATACENTER: &str = "dc1";
 const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -164,8 +164,7 @@ impl Running {
             }
             None => None,
         };
-        let mut pods = pods_of(agent.as_ref(), &registry, &node);
-        pods.logs = Arc::new(AllLogs { own: pods.logs, door });
+        let pods = pods_of(agent.as_ref(), door, &node);
         let facts = Arc::new(ServerFacts {
             world: registry.world(),
             mesh,
@@ -490,19 +489,18 @@ pub fn agent_config(
     })
 }
 
-/// The agent, as the Kubernetes door knows it.
-fn pods_of(agent: Option<&Agent>, registry: &Registry, node: &str) -> Pods {
-    let Some(agent) = agent else {
-        return Pods {
-            logs: Arc::new(NoLogs),
-            streams: Arc::new(NoStreams),
-            meter: Arc::new(NoMeter),
-        };
+/// The agent of this process and those of other machines, as the Kubernetes door knows them.
+fn pods_of(agent: Option<&Agent>, door: HostDoor, node: &str) -> Pods {
+    let own = agent.map(|agent| (agent.clone(), node));
+    let meter = Arc::new(Meters::start(door.clone(), own));
+    let (logs, streams): (Arc<dyn PodLogs>, Arc<dyn PodStreams>) = match agent {
+        Some(a) => (Arc::new(AgentLogs(a.clone())), Arc::new(AgentStreams(a.clone()))),
+        None => (Arc::new(NoLogs), Arc::new(NoStreams)),
     };
     Pods {
-        logs: Arc::new(AgentLogs(agent.clone())),
-        streams: Arc::new(AgentStreams(agent.clone())),
-        meter: Arc::new(AgentMeter::start(agent.clone(), registry.clone(), node)),
+        logs: Arc::new(AllLogs { own: logs, door: door.clone() }),
+        streams: Arc::new(AllStreams { own: streams, door }),
+        meter,
     }
 }
 

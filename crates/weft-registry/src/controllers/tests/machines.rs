@@ -93,6 +93,26 @@ fn a_pod_that_names_a_machine_that_may_not_run_it_gets_no_place_there() {
 }
 
 #[test]
+fn a_machine_that_joins_again_for_less_loses_what_it_may_not_run() {
+    let mut sim = Sim::machines();
+    sim.create(KindId::Deployment, NS, deployment("user", 3, "user:1"));
+    sim.run();
+    let on_m1 = |sim: &Sim| sim.mesh().iter().filter(|(node, _)| node == "m1").count();
+    assert_eq!(on_m1(&sim), 1);
+    let joins = |sim: &mut Sim, allowed: &str| {
+        sim.change(KindId::Node, "m1", |node| {
+            node["metadata"]["annotations"] = json!({ ALLOWED_ANNOTATION: allowed });
+        });
+        sim.run();
+    };
+    joins(&mut sim, &format!(r#"{{"only":[["{NS}","default"]]}}"#));
+    assert_eq!(on_m1(&sim), 1, "that is what runs there");
+    joins(&mut sim, r#"{"only":[["shop","order"]]}"#);
+    assert_eq!(on_m1(&sim), 0);
+    assert_eq!(sim.mesh().len(), 3, "it runs elsewhere");
+}
+
+#[test]
 fn one_machine_alone_needs_no_mesh_addresses() {
     let mut sim = Sim::new();
     sim.machine("n1", "127.0.0.1", true);

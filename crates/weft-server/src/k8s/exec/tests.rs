@@ -3,13 +3,15 @@
 //! futures here; processes, kubectl and the Python client are in `tests/test_kubectl_streams.py`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -18,7 +20,9 @@ use weft_registry::Registry;
 use weft_store::MemoryStore;
 
 use super::*;
-use crate::k8s::{LogError, LogPieces, LogRequest, Meter, PodLogs, Pods, router};
+use crate::k8s::{
+    LogError, LogPieces, LogRequest, Meter, PodLogs, PodStreams, Pods, connection, router,
+};
 use crate::serve::serve;
 
 const POD: &str = "/api/v1/namespaces/default/pods/p";
@@ -47,53 +51,64 @@ impl Drop for OnDrop {
 }
 
 impl PodStreams for Programs {
-    fn check(&self, request: &ExecRequest) -> Result<(), StreamError> {
-        match request.command.first().map(String::as_str) {
-            Some("refused") => Err(StreamError::NotRunning("container c does not run".into())),
-            _ => Ok(()),
-        }
-    }
-
-    fn run(&self, request: ExecRequest, mut io: ExecIo) -> Ending {
+    fn open(&self, visit: Visit) -> BoxFuture<'static, Result<Opened, StreamError>> {
         let ended = self.ended.clone();
         async move {
-            let words: Vec<&str> = request.command.iter().map(String::as_str).collect();
-            let stdout = io.stdout.take().unwrap();
-            match words.as_slice() {
-                ["cat"] => {
-                    let mut stdin = io.stdin.unwrap();
-                    while let Some(piece) = stdin.recv().await {
-                        stdout.send(piece).await.unwrap();
-                    }
-                    Ok(0)
-                }
-                ["both"] => {
-                    stdout.send(Bytes::from_static(b"out")).await.unwrap();
-                    let stderr = io.stderr.unwrap();
-                    stderr.send(Bytes::from_static(b"err")).await.unwrap();
-                    Ok(0)
-                }
-                ["exit", code] => Ok(code.parse().unwrap()),
-                ["size"] => {
-                    assert!(request.tty && io.stderr.is_none());
-                    let size = io.resize.unwrap().recv().await.unwrap();
-                    stdout.send(format!("{}x{}", size.width, size.height).into()).await.unwrap();
-                    Ok(0)
-                }
-                ["hang"] => {
-                    let _guard = OnDrop(ended);
-                    stdout.send(Bytes::from_static(b"here")).await.unwrap();
-                    std::future::pending().await
-                }
-                _ => Err(StreamError::NotStarted(format!("exec: {words:?}: not found"))),
+            let (command, tty) = match visit.what {
+                VisitWhat::Exec { command, tty, .. } => (command, tty),
+                VisitWhat::Attach { .. } => (Vec::new(), false),
+                VisitWhat::Connect { port } => return connect(port).await,
+            };
+            if command.first().is_some_and(|word| word == "refused") {
+                return Err(StreamError::NotRunning("container c does not run".into()));
             }
+            Ok(Box::new(move |io| program(command, tty, io, ended).boxed()) as Opened)
         }
         .boxed()
     }
+}
 
-    fn dial(&self, _: PodRef, port: u16) -> BoxFuture<'static, io::Result<TcpStream>> {
-        TcpStream::connect(("127.0.0.1", port)).boxed()
+async fn program(
+    command: Vec<String>,
+    tty: bool,
+    mut io: VisitIo,
+    ended: Arc<AtomicBool>,
+) -> Result<i32, StreamError> {
+    let words: Vec<&str> = command.iter().map(String::as_str).collect();
+    let stdout = io.stdout.take().unwrap();
+    match words.as_slice() {
+        ["cat"] => {
+            let mut stdin = io.stdin.unwrap();
+            while let Some(piece) = stdin.recv().await {
+                stdout.send(piece).await.unwrap();
+            }
+            Ok(0)
+        }
+        ["both"] => {
+            stdout.send(Bytes::from_static(b"out")).await.unwrap();
+            let stderr = io.stderr.unwrap();
+            stderr.send(Bytes::from_static(b"err")).await.unwrap();
+            Ok(0)
+        }
+        ["exit", code] => Ok(code.parse().unwrap()),
+        ["size"] => {
+            assert!(tty && io.stderr.is_none());
+            let size = io.resize.unwrap().recv().await.unwrap();
+            stdout.send(format!("{}x{}", size.width, size.height).into()).await.unwrap();
+            Ok(0)
+        }
+        ["hang"] => {
+            let _guard = OnDrop(ended);
+            stdout.send(Bytes::from_static(b"here")).await.unwrap();
+            std::future::pending().await
+        }
+        _ => Err(StreamError::NotStarted(format!("exec: {words:?}: not found"))),
     }
+}
+
+async fn connect(port: u16) -> Result<Opened, StreamError> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await;
+    stream.map(connection).map_err(|e| StreamError::NotStarted(e.to_string()))
 }
 
 impl Meter for Programs {

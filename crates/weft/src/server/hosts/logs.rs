@@ -12,11 +12,8 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use weft_kinds::kind::KindId;
-use weft_kinds::views::View;
-use weft_registry::hosts::JOIN_ANNOTATION;
 use weft_server::k8s::{LogError, LogPieces, LogRequest, PodLogs};
-use weft_xds::agent::{LogAsk, LogPiece, LogWhat, PodRef, Refusal, server};
+use weft_xds::agent::{HostUpdate, LogAsk, LogPiece, LogWhat, PodRef, Refusal, server};
 
 use super::HostDoor;
 use crate::wire;
@@ -88,7 +85,8 @@ impl HostDoor {
             query: wire::log_query(&request),
         };
         let stream_to_host = self.stream_of(&host).ok_or_else(away)?;
-        stream_to_host.try_send(ask).map_err(|_| away())?;
+        let update = HostUpdate { logs: vec![ask], ..HostUpdate::default() };
+        stream_to_host.try_send(update).map_err(|_| away())?;
         let first = tokio::time::timeout(FIRST_MAX, stream.recv()).await.map_err(|_| away())?;
         let first = match first {
             Some(LogWhat::NotThere(why)) => return Err(LogError::NotThere(why)),
@@ -135,20 +133,9 @@ fn is_empty(piece: &std::io::Result<Bytes>) -> bool {
 
 // === impl AllLogs ===
 
-impl AllLogs {
-    /// The host that a pod is on, unless it is this machine.
-    fn host(&self, request: &LogRequest) -> Option<String> {
-        let world = self.door.registry.now();
-        let pod = world.get(KindId::Pod, &request.namespace, &request.pod)?;
-        let View::Pod(pod) = &pod.view else { return None };
-        let node = world.get(KindId::Node, "", &pod.spec.node_name)?;
-        node.meta.annotation(JOIN_ANNOTATION).map(|_| pod.spec.node_name.to_string())
-    }
-}
-
 impl PodLogs for AllLogs {
     fn open(&self, request: LogRequest) -> BoxFuture<'_, Result<LogPieces, LogError>> {
-        match self.host(&request) {
+        match self.door.host_of(&request.namespace, &request.pod) {
             Some(host) => self.door.clone().open_log(host, request).boxed(),
             None => self.own.open(request),
         }

@@ -10,9 +10,15 @@ use weft_registry::WriteOptions;
 use weft_server::tokens::{TokenAsk, TokenError, Tokens as _};
 use weft_store::MemoryStore;
 
+use futures_util::StreamExt as _;
+use weft_server::k8s::{Opened, PodStreams, StreamError, Visit, VisitIo, VisitWhat};
+use weft_xds::agent::client::AgentClient;
+use weft_xds::agent::visit::{ContainerUsage, MachineUsage, VisitUp};
+
 use super::*;
 use crate::agent::identity::{self, Identity};
 use crate::server::control;
+use crate::server::streams::NoStreams;
 
 struct Bed {
     door: HostDoor,
@@ -39,10 +45,16 @@ fn peer(id: Option<&str>) -> Peer {
     Peer { spiffe_id: id.map(Into::into), address: "10.9.0.2:4711".parse().ok() }
 }
 
+/// `m1` is at 10.9.0.2.
+fn address_of(name: &str) -> IpAddr {
+    let number: u8 = name.trim_start_matches('m').parse().unwrap();
+    IpAddr::from([10, 9, 0, number + 1])
+}
+
 fn described_host(name: &str) -> Host {
     Host {
         name: name.into(),
-        addresses: vec!["10.9.0.2".parse().unwrap()],
+        addresses: vec![address_of(name)],
         instance: "i1".into(),
         cpus: 2,
         pods_max: 110,
@@ -303,6 +315,35 @@ async fn a_host_cannot_draw_traffic_to_other_addresses() {
 }
 
 #[tokio::test]
+async fn a_host_claims_no_address_of_another_machine() {
+    let bed = bed().await;
+    let (m1, _m2) = (bed.joined("m1", &[]).await, bed.joined("m2", &[]).await);
+    let claims = |from: Peer, addresses: &[&str]| {
+        let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        bed.door.heartbeat(from, Host { addresses, ..described_host("m1") })
+    };
+    for (claim, why) in [
+        (&["127.0.0.1"][..], "on each machine"),
+        (&["10.9.0.2", "::1"], "on each machine"),
+        (&["10.9.0.3"], "node m2's"),
+        (&["10.9.0.2", "10.9.0.3"], "node m2's"),
+    ] {
+        let refused = claims(m1.clone(), claim).await;
+        assert!(
+            matches!(&refused, Err(Refusal::Invalid(text)) if text.contains(why)),
+            "{refused:?}"
+        );
+    }
+    claims(m1.clone(), &["10.9.0.2", "10.9.0.9"]).await.unwrap();
+    // An agent on the server's own machine is there under its loopback address.
+    let near = Peer { address: "127.0.0.1:4711".parse().ok(), ..m1.clone() };
+    claims(near, &["127.0.0.1"]).await.unwrap();
+    // What a machine that is gone had is free.
+    bed.tokens.hosts.leave("m2").await.unwrap();
+    claims(m1, &["10.9.0.3"]).await.unwrap();
+}
+
+#[tokio::test]
 async fn tokens_are_made_within_limits_and_deleted_by_a_part_of_their_id() {
     let bed = bed().await;
     let refused = |ask: TokenAsk| {
@@ -376,6 +417,155 @@ async fn over_the_wire_a_machine_joins_lives_and_renews_and_guests_do_nothing_el
     let ask = JoinAsk { token: "weft_x".into(), host: described_host("m1"), csr: Vec::new() };
     let refused = stranger.join(ask).await.unwrap_err();
     assert!(refused.to_string().contains("not of the pinned authority"), "{refused}");
+}
+
+/// Programs and connections of an agent, as small futures.
+struct Programs;
+
+impl PodStreams for Programs {
+    fn open(&self, visit: Visit) -> BoxFuture<'static, Result<Opened, StreamError>> {
+        let pod = visit.pod;
+        async move {
+            let VisitWhat::Exec { command, .. } = visit.what else {
+                return Err(StreamError::NotRunning(format!("container of {} rests", pod.name)));
+            };
+            let words = command.join(" ");
+            Ok(Box::new(move |io: VisitIo| {
+                async move {
+                    let stdout = io.stdout.unwrap();
+                    stdout
+                        .send(format!("{} of {}: {words}\n", pod.name, pod.uid).into())
+                        .await
+                        .unwrap();
+                    let mut stdin = io.stdin.unwrap();
+                    while let Some(piece) = stdin.recv().await {
+                        stdout.send(piece).await.unwrap();
+                    }
+                    Ok(3)
+                }
+                .boxed()
+            }) as Opened)
+        }
+        .boxed()
+    }
+}
+
+/// A host that joined over the wire and answers for its pods.
+async fn answering_host(bed: &Bed, name: &str, tasks: &TaskGroup) -> (Peer, AgentClient) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let link = &bed.door.link;
+    let listeners = vec![listener];
+    let at = control::serve_xds(listeners, &link.authority, &link.pusher, &bed.registry, &bed.door);
+    let caller = bed.joined(name, &[]).await;
+    let id = SpiffeId::new(caller.spiffe_id.as_deref().unwrap()).unwrap();
+    let own = link.authority.own_svid(&id, Duration::from_secs(60)).unwrap();
+    let client = identity::client(at.unwrap(), &Identity::new(own), &bed.tokens.clock).unwrap();
+    let visits = crate::agent::visits::Visits::new(client.clone(), tasks);
+    visits.attach(Arc::new(Programs));
+    let mut updates = client.watch().await.unwrap();
+    assert!(updates.next().await.unwrap().unwrap().whole);
+    tasks.spawn("host", async move {
+        while let Ok(Some(update)) = updates.next().await {
+            update.visits.into_iter().for_each(|ask| visits.answer(ask));
+        }
+    });
+    (caller, client)
+}
+
+fn exec(pod: &PodRef) -> Visit {
+    let PodRef { namespace, name, uid } = pod.clone();
+    let command = vec!["echo".into(), "back".into()];
+    let what = VisitWhat::Exec { container: "c".into(), command, tty: false };
+    Visit { pod: weft_server::k8s::PodRef { namespace, name, uid }, what }
+}
+
+fn io() -> (VisitIo, mpsc::Sender<bytes::Bytes>, mpsc::Receiver<bytes::Bytes>) {
+    let (stdin, input) = mpsc::channel(4);
+    let (output, stdout) = mpsc::channel(4);
+    (VisitIo { stdin: Some(input), stdout: Some(output), ..VisitIo::default() }, stdin, stdout)
+}
+
+#[tokio::test]
+async fn a_pod_of_another_machine_is_visited_over_the_wire_and_by_nobody_else() {
+    let (bed, tasks) = (bed().await, TaskGroup::new());
+    let (m1, client) = answering_host(&bed, "m1", &tasks).await;
+    let pod = bed.pod("a", "m1", "user").await;
+    let streams = AllStreams { own: Arc::new(NoStreams), door: bed.door.clone() };
+    let opened = streams.open(exec(&pod)).await.unwrap();
+    let (own, stdin, mut stdout) = io();
+    let talk = async {
+        let first = stdout.recv().await.unwrap();
+        assert_eq!(first, format!("a of {}: echo back\n", pod.uid));
+        stdin.send("hello".into()).await.unwrap();
+        assert_eq!(stdout.recv().await.unwrap(), "hello");
+        drop(stdin);
+        assert_eq!(stdout.recv().await, None);
+    };
+    let (outcome, ()) = tokio::join!(opened(own), talk);
+    assert_eq!(outcome, Ok(3));
+    // A refusal is one before it begins, and names the machine.
+    let mut connect = exec(&pod);
+    connect.what = VisitWhat::Connect { port: 80 };
+    let refused = streams.open(connect).await.map(drop).unwrap_err();
+    let why = StreamError::NotRunning("container of a rests (on host m1)".into());
+    assert_eq!(refused, why);
+    // Nobody answers what he was not asked; a workload answers nothing at all.
+    let (up, words) = mpsc::channel(1);
+    up.try_send(VisitUp::Ready(4711)).unwrap();
+    assert!(denied(&client.visit(words).await.map(drop)));
+    let workload = peer(Some("spiffe://cluster.local/ns/default/sa/user"));
+    let ready = futures_util::stream::iter([Ok(VisitUp::Ready(1))]).boxed();
+    assert!(denied(&bed.door.visit(workload, ready).await));
+    // Where no agent is, the answer says which machine it is.
+    let _m2 = bed.joined("m2", &[]).await;
+    let away = bed.pod("b", "m2", "user").await;
+    let refused = streams.open(exec(&away)).await.map(drop).unwrap_err();
+    assert!(matches!(&refused, StreamError::Unavailable(why) if why.contains("host m2")));
+    // A host that is removed has no visits any more, those that go on either.
+    let opened = streams.open(exec(&pod)).await.unwrap();
+    let (own, _stdin, mut stdout) = io();
+    let removed = async {
+        stdout.recv().await.unwrap();
+        let gone = weft_registry::DeleteOptions::default();
+        bed.registry.objects().delete(KindId::Node, "", "m1", &gone).await.unwrap();
+    };
+    let (outcome, ()) = tokio::join!(opened(own), removed);
+    assert!(matches!(&outcome, Err(StreamError::Lost(why)) if why.contains("m1")), "{outcome:?}");
+    assert!(denied(&bed.door.report_usage(m1, UsageReport::default()).await));
+    assert!(tasks.shutdown(Duration::from_secs(10)).await);
+}
+
+#[tokio::test]
+async fn a_host_tells_what_its_own_pods_use() {
+    let bed = bed().await;
+    let (m1, m2) = (bed.joined("m1", &[]).await, bed.joined("m2", &[]).await);
+    bed.pod("a", "m1", "user").await;
+    bed.pod("b", "m2", "user").await;
+    let report = |cpu_milli| {
+        let one = |pod: &str| ContainerUsage {
+            namespace: "default".into(),
+            pod: pod.into(),
+            container: "c".into(),
+            cpu_milli,
+            memory_bytes: 1024,
+        };
+        let machine = Some(MachineUsage { cpu_milli: 500, memory_bytes: 1 << 20 });
+        UsageReport { containers: vec![one("a"), one("b"), one("none")], machine }
+    };
+    bed.door.report_usage(m1.clone(), report(20)).await.unwrap();
+    let usage = bed.registry.usage();
+    assert_eq!(usage.resources["default/a"].cpu_milli, 20);
+    assert_eq!(usage.resources["default/a/c"].memory_bytes, 1024);
+    assert!(!usage.resources.contains_key("default/b"), "that is another host's");
+    assert!(!usage.resources.contains_key("default/none"));
+    assert_eq!(usage.nodes.keys().map(|n| &**n).collect::<Vec<_>>(), ["m1"]);
+    bed.door.report_usage(m2, report(30)).await.unwrap();
+    let usage = bed.registry.usage();
+    assert_eq!(usage.resources["default/a"].cpu_milli, 20);
+    assert_eq!(usage.resources["default/b"].cpu_milli, 30);
+    let many =
+        UsageReport { containers: vec![report(1).containers[0].clone(); 10_001], machine: None };
+    assert!(matches!(bed.door.report_usage(m1, many).await, Err(Refusal::Invalid(_))));
 }
 
 #[tokio::test]

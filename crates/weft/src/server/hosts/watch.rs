@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use weft_xds::agent::{HostUpdate, LogAsk, Refusal};
+use weft_xds::agent::{HostUpdate, Refusal};
 use weft_xds::server::Peer;
 
 use super::{HostDoor, Stream};
@@ -15,8 +15,8 @@ use crate::server::agency;
 use crate::wire::HostView;
 
 /// The World is looked at no more often than this.
-const PAUSE: Duration = Duration::from_millis(20);
-/// Questions for output that may wait for the stream.
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
+/// Questions that may wait for the stream.
 const ASKS_MAX: usize = 64;
 
 type Updates = mpsc::Sender<Result<HostUpdate, Refusal>>;
@@ -55,12 +55,11 @@ pub fn start(
     stream
 }
 
-/// Puts questions for output on the stream.
-async fn hand_over(mut asked: mpsc::Receiver<LogAsk>, updates: &Updates) {
+/// Puts questions on the stream.
+async fn hand_over(mut asked: mpsc::Receiver<HostUpdate>, updates: &Updates) {
     while let Some(ask) = asked.recv().await {
         // No part of any set: it is complete by itself, between two messages of an update too.
-        let update = HostUpdate { logs: vec![ask], ..HostUpdate::default() };
-        if updates.send(Ok(update)).await.is_err() {
+        if updates.send(Ok(ask)).await.is_err() {
             return;
         }
     }
