@@ -92,5 +92,6 @@ def test_the_gateway_profiles_of_gateway_api_pass(cluster):
     # Which features are tested is read from the GatewayClass that weft wrote.
     passed = run_suite(cluster, "GATEWAY-HTTP,GATEWAY-GRPC")
     assert {"HTTPRouteWeight", "HTTPRouteReferenceGrant", "GatewayModifyListeners",
-            "GatewayInvalidTLSConfiguration", "GRPCRouteWeight"} <= passed
+            "GatewayInvalidTLSConfiguration", "GRPCRouteWeight", "HTTPRouteCORS", "HTTPRouteRetry",
+            "HTTPRouteRequestMultipleMirrors", "HTTPRouteRequestPercentageMirror"} <= passed
     assert len(passed) >= 60, sorted(passed)
