@@ -17,6 +17,7 @@ fn route() -> Resource {
         field: "spec.http[0]".into(),
     };
     let rule = Rule {
+        session: None,
         name: "reserve".into(),
         matches: vec![Match {
             path: Some(PathMatch::Regex(Regex::new("/v[0-9]+/.*").unwrap())),
