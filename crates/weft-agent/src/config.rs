@@ -11,6 +11,17 @@ use weft_kinds::world::{MESH_ADDRESS_ANNOTATION, PodsMode, workload};
 use crate::command::Images;
 use crate::pod::{DesiredPod, Pod, ProxyKind};
 
+/// Labels of a pod that its proxy knows; by the last four policies see where it is.
+const PROXY_LABELS: [&str; 6] = [
+    "app",
+    "version",
+    "istio-locality",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+    "topology.istio.io/subzone",
+];
+/// Where Services have addresses, in both ways to run pods.
+const SERVICE_NETWORKS: [&str; 3] = ["127.96.0.0/12", "10.96.0.0/16", "fd00:7766:1::/112"];
 /// The proxies' admin port, where the agent reads their counters.
 pub(crate) const ADMIN_PORT: u16 = 15000;
 
@@ -52,6 +63,8 @@ pub struct ProxyProgram {
     pub ready_port: u16,
     /// The resolver on the machine's side that answers the names pods ask for.
     pub dns: Option<SocketAddr>,
+    /// The one that answers the names captured programs of the machine ask for.
+    pub machine_dns: Option<SocketAddr>,
 }
 
 // === impl AgentConfig ===
@@ -95,28 +108,39 @@ impl ProxyProgram {
         if sidecar {
             flag("--workers", "1".into());
         }
-        if desired.mode == PodsMode::Namespace {
-            flag("--host-door", path(&config.host_door()));
+        let mesh_address = pod.metadata.annotations.get(MESH_ADDRESS_ANNOTATION);
+        if desired.mode.is_captured() {
             flag("--admin-address", desired.admin_address.to_string());
-        } else if sidecar {
-            flag("--credential", path(&config.credential_file(pod)));
-            if let Some(address) = pod.metadata.annotations.get(MESH_ADDRESS_ANNOTATION) {
-                flag("--mesh-address", address.to_string());
+        }
+        match desired.mode {
+            PodsMode::Namespace => flag("--host-door", path(&config.host_door())),
+            PodsMode::Process if sidecar => {
+                flag("--credential", path(&config.credential_file(pod)));
             }
+            PodsMode::Process => {}
+            // Whichever way the server's own pods run.
+            PodsMode::Machine => {
+                SERVICE_NETWORKS.iter().for_each(|n| flag("--service-network", (*n).into()));
+            }
+        }
+        let outside = sidecar && desired.mode != PodsMode::Namespace;
+        if let Some(address) = mesh_address.filter(|_| outside) {
+            flag("--mesh-address", address.to_string());
         }
         flag("--label", format!("workload={}", workload_of(desired, pod)));
         flag("--label", format!("namespace={}", pod.metadata.namespace));
         flag("--label", format!("pod={}", pod.metadata.name));
         flag("--label", format!("service_account={}", pod.service_account()));
-        for key in ["app", "version"] {
+        for key in PROXY_LABELS {
             if let Some(value) = pod.metadata.labels.get(key) {
                 flag("--label", format!("{key}={value}"));
             }
         }
         out.extend(self.common.iter().cloned());
-        if sidecar && desired.mode == PodsMode::Namespace {
+        if sidecar && desired.mode.is_captured() {
             out.push("--capture".into());
-            if let Some(dns) = self.dns {
+            let machine = desired.mode == PodsMode::Machine;
+            if let Some(dns) = if machine { self.machine_dns } else { self.dns } {
                 out.extend(["--dns".into(), dns.to_string()]);
             }
         }
@@ -137,4 +161,66 @@ fn workload_of(desired: &DesiredPod, pod: &Pod) -> Arc<str> {
 fn file_name(pod: &Pod) -> String {
     let safe = |text: &str| text.replace(['/', '\0'], "-");
     format!("{}_{}", safe(&pod.metadata.namespace), safe(&pod.metadata.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What the proxy of a pod with a mesh address is told, by the way that it runs.
+    fn told(mode: PodsMode) -> String {
+        let object = json!({ "metadata": { "name": "p", "namespace": "n", "annotations": {
+            MESH_ADDRESS_ANNOTATION: "10.9.0.2:30007" } } });
+        let at = |text: &str| text.parse::<SocketAddr>().ok();
+        let proxy = ProxyProgram {
+            program: "weft".into(),
+            args: vec!["proxy".into()],
+            common: Vec::new(),
+            outbound_port: 15001,
+            ready_port: 15021,
+            dns: at("127.0.0.1:1"),
+            machine_dns: at("127.0.0.1:2"),
+        };
+        let config = AgentConfig {
+            dir: "/d".into(),
+            log_dir: "/l".into(),
+            host_ip: "10.9.0.2".parse().unwrap(),
+            base_env: Vec::new(),
+            images: Images::new(),
+            workdir: "/".into(),
+            proxy: None,
+            hidden: Vec::new(),
+            namespaces: false,
+            subreaper: false,
+        };
+        let own: IpAddr = "10.9.0.2".parse().unwrap();
+        let desired = DesiredPod {
+            object: Arc::new(object),
+            address: own,
+            addresses: vec![own],
+            admin_address: "127.64.0.9".parse().unwrap(),
+            mode,
+            upstreams: Vec::new(),
+            configs: crate::pod::Configs::default(),
+        };
+        proxy.arguments(&config, &desired, &desired.read().unwrap()).join(" ")
+    }
+
+    #[test]
+    fn a_sidecar_is_told_how_traffic_comes_to_it() {
+        let has = |mode, yes: &[&str], no: &[&str]| {
+            let told = told(mode);
+            assert!(yes.iter().all(|flag| told.contains(flag)), "{mode:?}: {told}");
+            assert!(!no.iter().any(|flag| told.contains(flag)), "{mode:?}: {told}");
+        };
+        let mesh = "--mesh-address 10.9.0.2:30007";
+        let inside = ["--capture --dns 127.0.0.1:1", "--host-door", "--admin-address 127.64.0.9"];
+        has(PodsMode::Process, &[mesh, "--credential"], &["--capture", "--admin-address", "--dns"]);
+        has(PodsMode::Namespace, &inside, &[mesh, "--credential"]);
+        let machine =
+            [mesh, "--capture --dns 127.0.0.1:2", "--admin-address 127.64.0.9", "127.96.0.0/12"];
+        has(PodsMode::Machine, &machine, &["--host-door", "--credential"]);
+    }
 }

@@ -5,6 +5,8 @@
 //! Called by the server's door for agents, which decides who may do what. An unchanged heartbeat
 //! writes nothing.
 
+pub mod declared;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -68,6 +70,9 @@ pub enum HostError {
     TooManyTokens,
     #[error("host {0} was removed from the mesh; join it again with a new token")]
     Removed(String),
+    /// What a host declares does not go.
+    #[error("{0}")]
+    Declared(String),
     #[error(transparent)]
     Object(#[from] ObjectError),
     #[error(transparent)]

@@ -33,7 +33,9 @@ impl Registry {
         self.settle([Op::put(format!("/s/{PODS_SETTING}"), value)]).await?;
         let world = self.now();
         for pod in world.objects(KindId::Pod, None) {
-            if matches!(&pod.view, View::Pod(view) if !view.is_finished()) {
+            // Programs of a machine have the machine's address, whatever the mode.
+            let moves = PodsMode::of(&pod.meta) != PodsMode::Machine;
+            if moves && matches!(&pod.view, View::Pod(view) if !view.is_finished()) {
                 self.redo(KindId::Pod, &pod.key.namespace, &pod.key.name, unplaced).await?;
             }
         }

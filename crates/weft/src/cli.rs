@@ -98,6 +98,9 @@ pub enum Command {
     /// Run a program in a pod (agents start this themselves).
     #[command(hide = true)]
     PodExec { file: PathBuf },
+    /// Hold the rules that capture programs of this machine (agents start this themselves).
+    #[command(hide = true)]
+    PodCapture { file: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]
@@ -218,6 +221,8 @@ pub struct ServerArgs {
     /// Print one JSON line with every door's address once all is ready.
     #[arg(long)]
     pub announce: bool,
+    #[command(flatten)]
+    pub consul: crate::server::ConsulArgs,
 }
 
 #[derive(Debug, Args)]
@@ -259,6 +264,39 @@ pub struct AgentArgs {
     /// Print one JSON line once the machine is a host.
     #[arg(long)]
     pub announce: bool,
+    #[command(flatten)]
+    pub captured: CaptureArgs,
+}
+
+/// Programs of the machine that did not come from weft, meshed as one workload.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Programs of this machine")]
+pub struct CaptureArgs {
+    /// Take what programs of a user or a control group (version 2) of this machine send, and what
+    /// is sent to their `--port`s, through a sidecar. Users may be several: `user=shop,1002`.
+    #[arg(long, value_name = "user=NAME|cgroup=/PATH", requires = "service_account")]
+    pub capture: Vec<String>,
+    /// Who they are in the mesh; the join token must name it (`weft token create --allow`).
+    #[arg(long, value_name = "NAMESPACE/NAME", requires = "capture")]
+    pub service_account: Option<String>,
+    /// The Service that they are an instance of; made for the `--port`s when it is not there.
+    #[arg(long, value_name = "NAME", requires = "capture")]
+    pub service: Option<String>,
+    /// Where they listen, and what they speak there: `--port 8080:http`; may be repeated.
+    #[arg(long = "port", value_name = "PORT[:PROTOCOL]", requires = "capture")]
+    pub ports: Vec<String>,
+    /// Labels that Services and policies select them by; may be repeated.
+    #[arg(long = "workload-label", value_name = "KEY=VALUE", requires = "capture")]
+    pub workload_labels: Vec<String>,
+    /// Ports of theirs that are reached without the sidecar.
+    #[arg(long, value_name = "PORT,...", value_delimiter = ',', requires = "capture")]
+    pub exclude_inbound_ports: Vec<u16>,
+    /// Ports that they reach without the sidecar; 53 leaves their names to this machine.
+    #[arg(long, value_name = "PORT,...", value_delimiter = ',', requires = "capture")]
+    pub exclude_outbound_ports: Vec<u16>,
+    /// Addresses and networks that they reach without the sidecar.
+    #[arg(long, value_name = "NETWORK,...", value_delimiter = ',', requires = "capture")]
+    pub exclude_outbound_addresses: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -362,7 +400,7 @@ pub struct ProxyArgs {
     #[arg(long, default_value_t = 15008)]
     pub mesh_port: u16,
     /// Where other machines reach the mesh port, when they cannot reach `--address`.
-    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["mesh_port", "capture"])]
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "mesh_port")]
     pub mesh_address: Option<SocketAddr>,
     #[arg(long, default_value_t = 15000)]
     pub admin_port: u16,

@@ -5,6 +5,7 @@
 mod agent;
 mod asked;
 mod builds;
+mod capture;
 mod check;
 mod cli;
 mod client;
@@ -99,6 +100,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::PodNet { trial } => pod::net(trial),
         Command::PodInit { file } => pod::init(&file),
         Command::PodExec { .. } => Ok(()),
+        Command::PodCapture { file } => capture::hold(&file),
         Command::Version => {
             crate::say!("weft {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -21,6 +21,8 @@ use weft_base::snapshot::Snapshot;
 use weft_base::sockets::{PROXY_MARK, SocketFactory};
 use weft_base::task::TaskGroup;
 use weft_identity::{Alpn, ClientTls, Expected, Svid, provider, uds};
+use weft_model::decide::Own;
+use weft_model::{Labels, Locality};
 use weft_proxy::config::{AccessLog, LogFormat, LogWhat, Ports};
 use weft_proxy::ingest::source;
 use weft_proxy::networks::Cidr;
@@ -151,6 +153,13 @@ fn read(file: &Path) -> Result<weft_xds::Transaction> {
     source::from_yaml(&text).map_err(|e| anyhow!("{}: {e}", file.display()))
 }
 
+/// What this proxy is to policies that look at their client.
+fn own(args: &ProxyArgs) -> Own {
+    let labels = args.labels.iter().filter_map(|label| label.split_once('='));
+    let labels: Labels = labels.map(|(key, value)| (key.into(), value.into())).collect();
+    Own { locality: Locality::of_labels(&labels), labels }
+}
+
 fn config(args: &ProxyArgs) -> Result<ProxyConfig> {
     let node = match args.node.as_str() {
         "standalone" => NodeId::parse("gateway~standalone~standalone")?,
@@ -168,6 +177,7 @@ fn config(args: &ProxyArgs) -> Result<ProxyConfig> {
             .with_context(|| format!("cannot read the credential {}", path.display()))?;
         config.credential = Some(text.trim().into());
     }
+    config.own = own(args);
     config.last_good = args.last_good.clone();
     config.ports = Ports {
         admin: args.admin_port,
@@ -204,7 +214,12 @@ fn capture(args: &ProxyArgs, config: &mut ProxyConfig) -> Result<()> {
         config.networks.services = ranges("--service-network", &args.service_networks)?;
     }
     if args.capture {
-        config.capture = Some(Capture::new(args.dns));
+        let mut capture = Capture::new(args.dns);
+        if let Some(mesh) = args.mesh_address {
+            // The namespace is the machine's, where others have the usual port.
+            capture.mesh = vec![mesh];
+        }
+        config.capture = Some(capture);
         config.mark = Some(PROXY_MARK);
     }
     Ok(())

@@ -64,6 +64,9 @@ struct PodJson {
     admin_address: IpAddr,
     #[serde(default)]
     in_namespaces: bool,
+    /// It stands for programs of the machine.
+    #[serde(default)]
+    of_machine: bool,
     #[serde(default)]
     config_maps: Texts,
     #[serde(default)]
@@ -196,6 +199,7 @@ impl HostPod {
             addresses: self.addresses.clone(),
             admin_address: self.admin_address,
             in_namespaces: self.mode == PodsMode::Namespace,
+            of_machine: self.mode == PodsMode::Machine,
             config_maps: texts(&self.configs.config_maps),
             secrets: texts(&self.configs.secrets),
         };
@@ -209,7 +213,11 @@ impl HostPod {
             object: pod.object,
             addresses: pod.addresses,
             admin_address: pod.admin_address,
-            mode: if pod.in_namespaces { PodsMode::Namespace } else { PodsMode::Process },
+            mode: match (pod.in_namespaces, pod.of_machine) {
+                (true, _) => PodsMode::Namespace,
+                (false, true) => PodsMode::Machine,
+                (false, false) => PodsMode::Process,
+            },
             configs: Configs {
                 config_maps: objects(pod.config_maps)?,
                 secrets: objects(pod.secrets)?,

@@ -130,6 +130,7 @@ fn config(dir: &Path, ready_port: Option<u16>) -> AgentConfig {
         outbound_port: 15001,
         ready_port,
         dns: None,
+        machine_dns: None,
     });
     AgentConfig {
         dir: dir.join("agent"),

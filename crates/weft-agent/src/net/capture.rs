@@ -2,8 +2,8 @@
 //! Which traffic goes through the sidecar, as nf_tables rules (ADR 2). One table, `inet weft`, in
 //! the namespace of whoever calls; it is made whole, or stays as it was.
 //!
-//! Called by `pods` for a pod, and by the agent for users or control groups of a machine. The
-//! rules are a pure function of a [`CaptureSpec`].
+//! Called by `pods` for a pod, and by `weft pod-capture` for users or a control group of a
+//! machine. The rules are a pure function of a [`CaptureSpec`].
 //!
 //! **In a pod** all TCP is the sidecar's. What passes it by: `lo`; the sidecar's own sockets, by
 //! their mark; the mesh port; what is excluded; UDP (other than DNS, unless it is asked of another
@@ -15,7 +15,8 @@
 //! **On a machine** it is the TCP that the named users (or control group) begin, their DNS, and
 //! what comes from outside to the declared ports. Connections that were there before stay as
 //! they are, so only first packets are looked at and there is no guard; connections between
-//! processes of the machine over `lo` are not captured. The table stays when the agent ends, so
+//! processes of the machine over `lo` are not captured, unless they are to addresses of the mesh,
+//! which in process mode are loopback addresses. The table stays when the agent is killed, so
 //! that its end opens no way around: until it is back, or the capture is removed, captured
 //! connections are refused.
 //!
@@ -37,6 +38,10 @@ use super::nft::{Batch, Elements, Hook, ICMP, ICMPV6, Match, TCP, UDP, Verdict};
 use super::pods::{POD_NETWORK_V4, POD_NETWORK_V6};
 
 const TABLE: &str = "weft";
+/// Has hooks like the other for a moment, with rules that match nobody.
+const TRIAL: &str = "weft-trial";
+/// The last number that could be a user's, which no system gives.
+const NO_USER: u32 = u32::MAX - 1;
 const DNS: u16 = 53;
 /// Where control groups of version 2 are, by themselves or beside those of version 1.
 const CGROUP_ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
@@ -61,6 +66,8 @@ pub struct CaptureSpec {
     pub mark: u32,
     /// Where other pods are: names asked of one of them are that pod's to answer.
     pub pod_networks: Vec<(IpAddr, u8)>,
+    /// On a machine: addresses of pods and Services that the kernel takes for its own.
+    pub mesh_networks: Vec<(IpAddr, u8)>,
     pub exclude_inbound_ports: Vec<u16>,
     /// 53 among them leaves DNS alone.
     pub exclude_outbound_ports: Vec<u16>,
@@ -95,6 +102,7 @@ impl CaptureSpec {
                 (POD_NETWORK_V4.0.into(), POD_NETWORK_V4.1),
                 (POD_NETWORK_V6.0.into(), POD_NETWORK_V6.1),
             ],
+            mesh_networks: Vec::new(),
             exclude_inbound_ports: Vec::new(),
             exclude_outbound_ports: Vec::new(),
             exclude_outbound: Vec::new(),
@@ -116,6 +124,31 @@ impl CaptureSpec {
             done => done,
         }
     }
+
+    /// Puts the rules there when there are none, since a firewall that is loaded anew begins with
+    /// none. Whether that was so.
+    ///
+    /// # Errors
+    /// With the rule that the kernel refused.
+    pub fn ensure(&self) -> Result<bool, NetlinkError> {
+        match Netlink::netfilter()?.batch(&ruleset(Batch::making(TABLE), self)) {
+            Ok(()) => Ok(true),
+            Err(e) if e.errno() == Some(Errno::EXIST) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// Whether this process may make such rules where it is; nothing is left behind.
+///
+/// # Errors
+/// When it may not, or the system knows no such rules.
+pub fn trial() -> Result<(), NetlinkError> {
+    let spec = CaptureSpec::new(Who::Users { users: vec![NO_USER], inbound_ports: Vec::new() });
+    let mut kernel = Netlink::netfilter()?;
+    let made = kernel.batch(&ruleset(Batch::making(TRIAL), &spec));
+    let removed = kernel.batch(&Batch::removing(TRIAL).finish());
+    made.and(removed)
 }
 
 /// Takes the rules away, if there are any.
@@ -262,9 +295,14 @@ fn machine(batch: &mut Batch, spec: &CaptureSpec, whose: Match, inbound_ports: &
     batch.rule(chain, "the sidecar's own", &[Match::Mark(spec.mark)], &Verdict::Accept);
     // Before `lo`: the machine's resolver is often there.
     dns(batch, chain, spec);
+    let to_sidecar = Verdict::Redirect(spec.outbound_port);
+    for (ip, prefix) in &spec.mesh_networks {
+        let mut of_mesh = first.to_vec();
+        of_mesh.push(Match::Destination(*ip, *prefix));
+        batch.rule(chain, "addresses of the mesh", &of_mesh, &to_sidecar);
+    }
     batch.rule(chain, "inside the machine", &[Match::ToLoopback], &Verdict::Accept);
     excluded(batch, chain, spec);
-    let to_sidecar = Verdict::Redirect(spec.outbound_port);
     batch.rule(chain, "what leaves goes to the sidecar", &first, &to_sidecar);
     batch.chain("output", Some(Hook::NatOutput));
     batch.rule("output", "who is captured", &[whose], &Verdict::Jump(chain));

@@ -472,7 +472,12 @@ fn on_a_machine_the_named_users_connections_and_declared_ports_are_captured() {
         [out, into]
     });
     // In these namespaces we are user 0.
-    let machine = machine.captured(&users(&[0, 4711]));
+    let mut captured = users(&[0, 4711]);
+    captured.mesh_networks = vec![([127, 96, 0, 0].into(), 12)];
+    let machine = machine.captured(&captured);
+    let of_mesh = at([127, 96, 0, 9].into(), 80);
+    let stream = meets(&machine.listen(ANY[0], 15001), machine.dial(of_mesh));
+    assert_eq!(machine.run(|| original(&stream)), of_mesh);
     for n in [0, 1] {
         let (out, into) = (machine.listen(ANY[n], 15001), machine.listen(ANY[n], 15006));
         let service = at(SERVICES[n].parse().unwrap(), 80);
@@ -506,6 +511,24 @@ fn meets_kept(listener: &TcpListener, client: io::Result<TcpStream>) -> [TcpStre
     let client = client.unwrap();
     let server = meets(listener, client.try_clone());
     [client, server]
+}
+
+#[test]
+fn rules_that_a_firewall_took_away_come_back_and_a_trial_leaves_none() {
+    in_namespaces!(rules_that_a_firewall_took_away_come_back_and_a_trial_leaves_none);
+    let [machine, other] = network();
+    let app = other.listen(ANY[0], 80);
+    let spec = CaptureSpec::new(Who::Users { users: vec![0], inbound_ports: vec![8080] });
+    machine.run(capture::trial).unwrap();
+    meets(&app, machine.dial(at(other.ips[0], 80)));
+    assert!(machine.run(|| spec.ensure()).unwrap());
+    assert!(machine.is_refused_at_once(at(other.ips[0], 80)));
+    assert!(!machine.run(|| spec.ensure()).unwrap());
+    machine.run(capture::trial).unwrap();
+    assert!(machine.is_refused_at_once(at(other.ips[0], 80)));
+    capture_removed(&machine);
+    assert!(machine.run(|| spec.ensure()).unwrap());
+    assert!(machine.is_refused_at_once(at(other.ips[0], 80)));
 }
 
 #[test]

@@ -306,7 +306,7 @@ impl Run {
         let wrong = |why: String| ("CreateContainerError", why);
         let Some(boxed) = &self.boxed else {
             return match self.desired.mode {
-                PodsMode::Process => Ok(None),
+                PodsMode::Process | PodsMode::Machine => Ok(None),
                 PodsMode::Namespace => Err(wrong(
                     "the pod is to run in namespaces, which this agent does not make; start weft \
                      with --pods=namespace"

@@ -28,7 +28,7 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, object: &Object, pod: &Pod
     let Ok(node) = NodeId::sidecar(ns, name) else { return out };
     out.node = Some((node, object.meta.labels.clone()));
     let Ok(ip) = pod.status.pod_ip.parse::<IpAddr>() else { return out };
-    let captured = PodsMode::of(&object.meta) == PodsMode::Namespace;
+    let captured = PodsMode::of(&object.meta).is_captured();
     // Nothing binds where nothing is captured.
     let policy = match captured {
         true => Book::read(reader, ns).of(&object.meta.labels),

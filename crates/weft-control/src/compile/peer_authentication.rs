@@ -81,7 +81,7 @@ pub fn effective(world: &World, namespace: &str, labels: &Labels) -> Policy {
 
 /// Whether traffic to a pod has no way but through its sidecar.
 pub fn is_enforced(pod: &Object) -> bool {
-    PodsMode::of(&pod.meta) == PodsMode::Namespace
+    PodsMode::of(&pod.meta).is_captured()
 }
 
 /// The policy of a whole namespace.

@@ -202,9 +202,8 @@ fn from_endpoint(
         service_account: pod
             .map_or_else(|| "".into(), |(_, p): (_, &Pod)| p.service_account().into()),
         mesh: pod.is_some_and(|(meta, _)| has_sidecar(meta)),
-        captured: pod.is_some_and(|(meta, _)| {
-            has_sidecar(meta) && PodsMode::of(meta) == PodsMode::Namespace
-        }),
+        captured: pod
+            .is_some_and(|(meta, _)| has_sidecar(meta) && PodsMode::of(meta).is_captured()),
         mesh_address: pod.and_then(|(meta, _)| mesh_address(meta)),
         zone: endpoint.zone.clone(),
         id,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How pods run: as plain processes, or in namespaces of their own where traffic is captured.
+//! How pods run: as plain processes, or in namespaces of their own where traffic is captured. A
+//! third kind runs nothing: it stands for programs of a machine whose traffic its agent captures.
 //!
 //! The server's setting says what is meant for new pods (a node may differ, by annotation); the
 //! pod controller writes it on each pod as it gives the pod its addresses, so that compile and
@@ -14,9 +15,9 @@ use crate::views::{Meta, View};
 
 /// The setting: `{"mode": "namespace"}`; without it, processes.
 pub const PODS_SETTING: &str = "pods";
-/// On Nodes and pods: `namespace` or `process`.
+/// On Nodes and pods: `namespace` or `process`; on pods also `machine`.
 pub const PODS_ANNOTATION: &str = "weft.dev/pods";
-/// On pods in namespaces: their loopback address on the host's side, where the sidecar's admin,
+/// On captured pods: their loopback address on the host's side, where the sidecar's admin,
 /// metrics and readiness listen. Other pods have their only address there.
 pub const HOST_ADDRESS_ANNOTATION: &str = "weft.dev/host-address";
 
@@ -25,6 +26,8 @@ pub enum PodsMode {
     #[default]
     Process,
     Namespace,
+    /// Programs of the machine, at the machine's own address: `weft agent --capture`.
+    Machine,
 }
 
 // === impl PodsMode ===
@@ -35,7 +38,13 @@ impl PodsMode {
         match self {
             Self::Process => "process",
             Self::Namespace => "namespace",
+            Self::Machine => "machine",
         }
+    }
+
+    /// Whether what reaches such pods passes their sidecars, and what they send too.
+    pub fn is_captured(self) -> bool {
+        self != Self::Process
     }
 
     /// What an annotation says; absent and unknown words are processes, which promise less.
@@ -44,7 +53,11 @@ impl PodsMode {
     }
 
     fn read(word: Option<&str>) -> Self {
-        if word == Some("namespace") { Self::Namespace } else { Self::Process }
+        match word {
+            Some("namespace") => Self::Namespace,
+            Some("machine") => Self::Machine,
+            _ => Self::Process,
+        }
     }
 
     /// The value of the setting.

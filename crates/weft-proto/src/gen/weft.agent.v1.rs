@@ -564,6 +564,56 @@ pub struct WaitAppliedResponse {
     #[prost(bool, tag = "1")]
     pub applied: bool,
 }
+/// Programs of a machine that its agent captures.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeclareRequest {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub service_account: ::prost::alloc::string::String,
+    /// Empty: they serve nobody.
+    #[prost(string, tag = "3")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub ports: ::prost::alloc::vec::Vec<DeclaredPort>,
+    #[prost(map = "string, string", tag = "5")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeclaredPort {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    /// `http`, `http2`, `grpc`, `tcp`, `tls`; empty: found out.
+    #[prost(string, tag = "2")]
+    pub protocol: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeclareResponse {
+    #[prost(message, optional, tag = "1")]
+    pub pod: ::core::option::Option<ObjectKey>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResolveRequest {
+    #[prost(message, optional, tag = "1")]
+    pub pod: ::core::option::Option<ObjectKey>,
+    /// A DNS message.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub query: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "3")]
+    pub tcp: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResolveResponse {
+    /// A DNS message; empty when the question deserves none.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub answer: ::prost::bytes::Bytes,
+    /// The mesh knows nothing of the name: it is the machine's own resolvers' to answer.
+    #[prost(bool, tag = "2")]
+    pub outside: bool,
+}
 /// Generated client implementations.
 pub mod agent_client {
     #![allow(
@@ -911,6 +961,58 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("weft.agent.v1.Agent", "WaitApplied"));
             self.inner.unary(req, path, codec).await
         }
+        /// Names the programs of the machine itself that are to be meshed as one workload; the server
+        /// judges, and places a pod for them on this host. Said again it is the same pod; an empty
+        /// account takes it away.
+        pub async fn declare(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeclareRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeclareResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.agent.v1.Agent/Declare",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.agent.v1.Agent", "Declare"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A DNS question of a pod that the server placed on this host.
+        pub async fn resolve(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResolveRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResolveResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.agent.v1.Agent/Resolve",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.agent.v1.Agent", "Resolve"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1011,6 +1113,18 @@ pub mod agent_server {
             tonic::Response<super::WaitAppliedResponse>,
             tonic::Status,
         >;
+        /// Names the programs of the machine itself that are to be meshed as one workload; the server
+        /// judges, and places a pod for them on this host. Said again it is the same pod; an empty
+        /// account takes it away.
+        async fn declare(
+            &self,
+            request: tonic::Request<super::DeclareRequest>,
+        ) -> std::result::Result<tonic::Response<super::DeclareResponse>, tonic::Status>;
+        /// A DNS question of a pod that the server placed on this host.
+        async fn resolve(
+            &self,
+            request: tonic::Request<super::ResolveRequest>,
+        ) -> std::result::Result<tonic::Response<super::ResolveResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct AgentServer<T> {
@@ -1552,6 +1666,92 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WaitAppliedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.agent.v1.Agent/Declare" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeclareSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::DeclareRequest>
+                    for DeclareSvc<T> {
+                        type Response = super::DeclareResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeclareRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::declare(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeclareSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.agent.v1.Agent/Resolve" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResolveSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::ResolveRequest>
+                    for ResolveSvc<T> {
+                        type Response = super::ResolveResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResolveRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::resolve(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResolveSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -15,9 +15,9 @@ use weft_kinds::world::{
 use super::plan::Context;
 use super::schedule;
 use crate::objects::addresses::{self, PodAddresses};
-use crate::objects::admit::{self, Extra};
+use crate::objects::admit;
 use crate::objects::mesh_ports;
-use crate::{DeleteOptions, EventNote, ObjectError, Propagation};
+use crate::{DeleteOptions, EventNote, Propagation};
 
 const COMPONENT: &str = "default-scheduler";
 
@@ -44,9 +44,20 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
             Err(why) => return unplaced(ctx, &object, &why),
         },
     };
-    let mode = ctx.world.pods_mode_of(&node);
-    let given = addresses::pod(ctx.world, &object.raw, mode).and_then(|(given, mut extra)| {
-        let mesh = mesh_address(ctx, &object, &node, &mut extra)?;
+    let mode = match PodsMode::of(&object.meta) {
+        PodsMode::Machine => PodsMode::Machine,
+        _ => ctx.world.pods_mode_of(&node),
+    };
+    let machine = machine(ctx, &node);
+    let given = addresses::pod(ctx.world, &object.raw, mode, machine);
+    let given = given.and_then(|(given, mut extra)| {
+        let mesh = match machine.filter(|_| has_sidecar(&object.meta)) {
+            // In the pod network a sidecar has the usual port.
+            Some(ip) if mode != PodsMode::Namespace => {
+                Some(mesh_ports::give(ctx.world, &object.raw, &node, ip, &mut extra)?)
+            }
+            _ => None,
+        };
         Ok((given, mesh, extra))
     });
     match given {
@@ -112,20 +123,6 @@ fn machine(ctx: &Context<'_>, node: &str) -> Option<IpAddr> {
     schedule::addresses(&node.raw).into_iter().next().filter(|ip| !ip.is_loopback())
 }
 
-/// Where a pod's sidecar is reached from other machines.
-fn mesh_address(
-    ctx: &Context<'_>,
-    pod: &Object,
-    node: &str,
-    extra: &mut Extra,
-) -> Result<Option<SocketAddr>, ObjectError> {
-    let inside = ctx.world.pods_mode_of(node) == PodsMode::Namespace;
-    let Some(machine) = machine(ctx, node).filter(|_| has_sidecar(&pod.meta) && !inside) else {
-        return Ok(None);
-    };
-    mesh_ports::give(ctx.world, &pod.raw, node, machine, extra).map(Some)
-}
-
 /// Whether the pod's machine has another address than when the pod was placed: it is replaced,
 /// since its sidecar listens where nobody will come.
 fn moves(ctx: &mut Context<'_>, pod: &Object) -> bool {
@@ -133,7 +130,11 @@ fn moves(ctx: &mut Context<'_>, pod: &Object) -> bool {
     let given = pod.meta.annotation(MESH_ADDRESS_ANNOTATION);
     let Some(given) = given.and_then(|a| a.parse::<SocketAddr>().ok()) else { return false };
     let same = machine(ctx, &view.spec.node_name).is_none_or(|now| now == given.ip());
-    if same || pod.meta.controller().is_none() || pod.meta.is_deleting() {
+    // Programs of the machine are declared anew by their agent; who made another pod alone has
+    // to make it again.
+    let comes_again =
+        pod.meta.controller().is_some() || PodsMode::of(&pod.meta) == PodsMode::Machine;
+    if same || !comes_again || pod.meta.is_deleting() {
         return false;
     }
     let text = format!("node {} has another address now; replacing the pod", view.spec.node_name);

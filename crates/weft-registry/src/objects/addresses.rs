@@ -7,8 +7,9 @@
 //! |---|---|---|
 //! | processes | 127.64.0.0/11 | 127.96.0.0/12 |
 //! | namespaces | 10.244.0.0/16, fd00:7766::/64 | 10.96.0.0/16, fd00:7766:1::/112 |
+//! | programs of a machine | the machine's own | |
 //!
-//! A pod of the second mode has a place of 127.64.0.0/11 too: its address on the host's side. An
+//! A captured pod has a place of 127.64.0.0/11 too: its address on the host's side. An
 //! IPv6 address is made of the IPv4 address of the same owner, so only that one is allocated.
 //! Gateways are reached from the host: 127.128.0.0/10 in both modes.
 
@@ -60,11 +61,13 @@ const PROBES: u32 = 4096;
 
 // === pods ===
 
-/// Addresses for a pod of a node, with what must be written to hold them.
+/// Addresses for a pod of a node, with what must be written to hold them; `machine` is the
+/// node's own address.
 pub fn pod(
     world: &World,
     pod: &Value,
     mode: PodsMode,
+    machine: Option<IpAddr>,
 ) -> Result<(PodAddresses, Extra), ObjectError> {
     let mut extra = Extra::default();
     let host = allocate(world, KindId::Pod, pod, PODS, &mut extra)?;
@@ -73,6 +76,11 @@ pub fn pod(
         PodsMode::Namespace => {
             let v4 = allocate(world, KindId::Pod, pod, INSIDE_PODS, &mut extra)?;
             PodAddresses { ips: vec![v4.into(), pod_v6(v4).into()], host: Some(host) }
+        }
+        PodsMode::Machine => {
+            let why = "its machine has no address at which others reach it";
+            let own = machine.ok_or_else(|| ObjectError::Busy(why.into()))?;
+            PodAddresses { ips: vec![own], host: Some(host) }
         }
     };
     Ok((given, extra))
@@ -138,7 +146,7 @@ fn cluster_ip(service: &Value) -> &str {
 
 fn service_range(mode: PodsMode) -> Range {
     match mode {
-        PodsMode::Process => SERVICES,
+        PodsMode::Process | PodsMode::Machine => SERVICES,
         PodsMode::Namespace => INSIDE_SERVICES,
     }
 }
@@ -158,7 +166,7 @@ fn partner(mode: PodsMode, text: &str) -> Option<Ipv4Addr> {
     let range = service_range(mode);
     let v4 = match (text.parse().ok()?, mode) {
         (IpAddr::V4(v4), _) => v4,
-        (IpAddr::V6(_), PodsMode::Process) => return None,
+        (IpAddr::V6(_), PodsMode::Process | PodsMode::Machine) => return None,
         (IpAddr::V6(v6), PodsMode::Namespace) => {
             let (head, last) = (v6.segments(), v6.segments()[7]);
             if head[..7] != INSIDE_SERVICES_V6 {
@@ -222,7 +230,7 @@ fn claim(
     let refuse = |why: String| refuse(KindId::Service, object, "spec.clusterIP", why);
     let Some(ip) = partner(mode, given) else {
         let range = match mode {
-            PodsMode::Process => "127.96.0.0/12",
+            PodsMode::Process | PodsMode::Machine => "127.96.0.0/12",
             PodsMode::Namespace => "10.96.0.0/16 (fd00:7766:1::/112)",
         };
         return Err(refuse(format!(

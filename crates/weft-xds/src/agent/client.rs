@@ -22,8 +22,8 @@ use wire::agent_client::AgentClient as Grpc;
 
 use super::visit::{UsageReport, VisitDown, VisitUp};
 use super::{
-    Beat, Certificate, CheckResult, Host, HostUpdate, JoinAsk, Joined, LogPiece, MESSAGE_BYTES_MAX,
-    PodNote, PodRef, PodReport, Refusal, Wait,
+    Beat, Certificate, CheckResult, Declared, Host, HostUpdate, JoinAsk, Joined, LogPiece,
+    MESSAGE_BYTES_MAX, PodNote, PodRef, PodReport, Refusal, Resolved, Wait,
 };
 use crate::client::{endpoint, lazy};
 
@@ -174,6 +174,30 @@ impl AgentClient {
         let pieces = ReceiverStream::new(pieces).map(wire::LogPiece::from);
         self.grpc.clone().send_log(pieces).await?;
         Ok(())
+    }
+
+    /// The pod that stands for the programs; none when nothing is declared.
+    ///
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn declare(&self, declared: Declared) -> Result<Option<PodRef>, Refusal> {
+        let request: wire::DeclareRequest = declared.into();
+        let answer = self.grpc.clone().declare(within(request)).await?.into_inner();
+        Ok(answer.pod.map(Into::into))
+    }
+
+    /// What the mesh says to a DNS question of a pod's programs.
+    ///
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn resolve(
+        &self,
+        pod: PodRef,
+        query: Vec<u8>,
+        tcp: bool,
+    ) -> Result<Resolved, Refusal> {
+        let request = wire::ResolveRequest { pod: Some(pod.into()), query: query.into(), tcp };
+        Ok(self.grpc.clone().resolve(within(request)).await?.into_inner().into())
     }
 
     /// A visit that was asked for: what is sent goes up, what comes is the client's. It ends when

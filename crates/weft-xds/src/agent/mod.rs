@@ -174,6 +174,29 @@ pub enum Wait {
     Inbound(PodRef),
 }
 
+/// Programs of the machine itself that are to be meshed as one workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Declared {
+    pub namespace: String,
+    /// Empty: nothing is declared any more.
+    pub service_account: String,
+    /// Empty: they serve nobody.
+    pub service: String,
+    /// Each with its protocol, which may be empty.
+    pub ports: Vec<(u16, String)>,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What the mesh says to a DNS question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    Answer(Vec<u8>),
+    /// It deserves no answer.
+    Silence,
+    /// The machine's own resolvers may know.
+    Outside,
+}
+
 /// Why a call did not do what it was asked. Sentences tell no secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
@@ -294,6 +317,58 @@ impl From<PodRef> for wire::ObjectKey {
 impl From<wire::ObjectKey> for PodRef {
     fn from(k: wire::ObjectKey) -> Self {
         Self { namespace: k.namespace, name: k.name, uid: k.uid }
+    }
+}
+
+impl From<Declared> for wire::DeclareRequest {
+    fn from(d: Declared) -> Self {
+        let port = |(port, protocol)| wire::DeclaredPort { port: u32::from(port), protocol };
+        Self {
+            namespace: d.namespace,
+            service_account: d.service_account,
+            service: d.service,
+            ports: d.ports.into_iter().map(port).collect(),
+            labels: d.labels.into_iter().collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::DeclareRequest> for Declared {
+    type Error = Refusal;
+
+    fn try_from(d: wire::DeclareRequest) -> Result<Self, Refusal> {
+        let port = |p: wire::DeclaredPort| match u16::try_from(p.port) {
+            Ok(port) if port > 0 => Ok((port, p.protocol)),
+            _ => Err(Refusal::Invalid(format!("ports: {} is no port", p.port))),
+        };
+        Ok(Self {
+            namespace: d.namespace,
+            service_account: d.service_account,
+            service: d.service,
+            ports: d.ports.into_iter().map(port).collect::<Result<_, _>>()?,
+            labels: d.labels.into_iter().collect(),
+        })
+    }
+}
+
+impl From<Resolved> for wire::ResolveResponse {
+    fn from(r: Resolved) -> Self {
+        let (answer, outside) = match r {
+            Resolved::Answer(answer) => (answer, false),
+            Resolved::Silence => (Vec::new(), false),
+            Resolved::Outside => (Vec::new(), true),
+        };
+        Self { answer: answer.into(), outside }
+    }
+}
+
+impl From<wire::ResolveResponse> for Resolved {
+    fn from(r: wire::ResolveResponse) -> Self {
+        match (r.outside, r.answer.is_empty()) {
+            (true, _) => Self::Outside,
+            (false, true) => Self::Silence,
+            (false, false) => Self::Answer(r.answer.into()),
+        }
     }
 }
 

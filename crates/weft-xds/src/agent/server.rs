@@ -19,13 +19,15 @@ use wire::agent_server::{Agent, AgentServer};
 use super::gate::Gate;
 use super::visit::{UsageReport, VisitDown, VisitUp};
 use super::{
-    Beat, Certificate, CheckResult, Host, HostUpdate, JoinAsk, Joined, LogPiece, MESSAGE_BYTES_MAX,
-    PodNote, PodReport, Refusal, TOKEN_BYTES_MAX, Wait,
+    Beat, Certificate, CheckResult, Declared, Host, HostUpdate, JoinAsk, Joined, LogPiece,
+    MESSAGE_BYTES_MAX, PodNote, PodRef, PodReport, Refusal, Resolved, TOKEN_BYTES_MAX, Wait,
 };
 use crate::server::{Peer, peer_of};
 
 /// Longest that a waiting call may last.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
+/// Largest DNS question that is looked at, bytes.
+const QUERY_BYTES_MAX: usize = 4096;
 /// The call that needs no certificate.
 const JOIN: &str = "/weft.agent.v1.Agent/Join";
 
@@ -48,7 +50,7 @@ pub trait Hosts: Send + Sync + 'static {
     fn report_pods(&self, peer: Peer, pods: Vec<PodReport>, notes: Vec<PodNote>) -> Answer<()>;
     fn report_checks(&self, peer: Peer, results: Vec<CheckResult>) -> Answer<()>;
     /// The certificate and its trust domain.
-    fn sign(&self, peer: Peer, pod: super::PodRef, csr: Vec<u8>) -> Answer<(Certificate, String)>;
+    fn sign(&self, peer: Peer, pod: PodRef, csr: Vec<u8>) -> Answer<(Certificate, String)>;
     /// Output that this side asked for in an update; the call ends when it resolves.
     fn send_log(&self, peer: Peer, pieces: LogPieces) -> Answer<()>;
     /// A visit that this side asked for in an update; it ends when either end is dropped.
@@ -56,6 +58,10 @@ pub trait Hosts: Send + Sync + 'static {
     fn report_usage(&self, peer: Peer, report: UsageReport) -> Answer<()>;
     /// Whether it came about in time.
     fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool>;
+    /// The pod that stands for programs of the machine; none when nothing is declared.
+    fn declare(&self, peer: Peer, declared: Declared) -> Answer<Option<PodRef>>;
+    /// What the mesh says to a DNS question of a pod's programs.
+    fn resolve(&self, peer: Peer, pod: PodRef, query: Vec<u8>, tcp: bool) -> Answer<Resolved>;
 }
 
 /// The service.
@@ -220,6 +226,28 @@ impl<H: Hosts> Agent for AgentService<H> {
         let limit = Duration::from_millis(message.timeout_ms).min(WAIT_MAX);
         let applied = self.hosts.wait(peer, what, limit).await?;
         Ok(Response::new(wire::WaitAppliedResponse { applied }))
+    }
+
+    async fn declare(
+        &self,
+        request: Request<wire::DeclareRequest>,
+    ) -> Result<Response<wire::DeclareResponse>, Status> {
+        let (peer, message) = taken(request);
+        let pod = self.hosts.declare(peer, message.try_into()?).await?.map(Into::into);
+        Ok(Response::new(wire::DeclareResponse { pod }))
+    }
+
+    async fn resolve(
+        &self,
+        request: Request<wire::ResolveRequest>,
+    ) -> Result<Response<wire::ResolveResponse>, Status> {
+        let (peer, message) = taken(request);
+        if message.query.len() > QUERY_BYTES_MAX {
+            return Err(Status::invalid_argument("the question is longer than any"));
+        }
+        let pod = message.pod.unwrap_or_default().into();
+        let resolved = self.hosts.resolve(peer, pod, message.query.into(), message.tcp).await?;
+        Ok(Response::new(resolved.into()))
     }
 }
 

@@ -229,6 +229,22 @@ impl Hosts for Echo {
         self.note(&peer, format!("wait {what:?} {limit:?}"));
         async move { Ok(matches!(what, Wait::Inbound(_))) }.boxed()
     }
+
+    fn declare(&self, peer: Peer, declared: Declared) -> Answer<Option<PodRef>> {
+        self.note(&peer, format!("declare {declared:?}"));
+        let pod = (!declared.service_account.is_empty()).then(|| pod("d"));
+        async move { Ok(pod) }.boxed()
+    }
+
+    fn resolve(&self, _: Peer, _: PodRef, query: Vec<u8>, tcp: bool) -> Answer<Resolved> {
+        let resolved = match query.as_slice() {
+            b"web" if tcp => Resolved::Answer(b"whole".to_vec()),
+            b"web" => Resolved::Answer(b"short".to_vec()),
+            b"garbage" => Resolved::Silence,
+            _ => Resolved::Outside,
+        };
+        async move { Ok(resolved) }.boxed()
+    }
 }
 
 /// Serves an echo to callers of one identity, or of none.
@@ -305,6 +321,34 @@ async fn every_call_arrives_as_it_was_made_with_its_caller() {
 
 fn server_wait_max() -> Duration {
     super::server::WAIT_MAX
+}
+
+#[tokio::test]
+async fn programs_are_declared_and_their_names_asked_for() {
+    let tasks = TaskGroup::new();
+    let (echo, client) = serve(Some("spiffe://cluster.local/weft/host/m1/x"), &tasks).await;
+    let declared = Declared {
+        namespace: "shop".into(),
+        service_account: "legacy".into(),
+        service: "billing".into(),
+        ports: vec![(8080, "http".into()), (9000, String::new())],
+        labels: BTreeMap::from([("version".into(), "v1".into())]),
+    };
+    assert_eq!(client.declare(declared.clone()).await, Ok(Some(pod("d"))));
+    assert_eq!(client.declare(Declared::default()).await, Ok(None));
+    let seen = echo.seen.lock().unwrap().clone();
+    assert!(seen[0].ends_with(&format!("declare {declared:?}")), "{}", seen[0]);
+    for (query, tcp, resolved) in [
+        (&b"web"[..], true, Resolved::Answer(b"whole".to_vec())),
+        (b"web", false, Resolved::Answer(b"short".to_vec())),
+        (b"garbage", false, Resolved::Silence),
+        (b"elsewhere", false, Resolved::Outside),
+    ] {
+        assert_eq!(client.resolve(pod("d"), query.to_vec(), tcp).await, Ok(resolved));
+    }
+    let long = client.resolve(pod("d"), vec![0; 5000], true).await;
+    assert!(matches!(long, Err(Refusal::Invalid(_))), "{long:?}");
+    tasks.shutdown(Duration::from_secs(1)).await;
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::snapshot::{Publisher, Snapshot, snapshot};
 use weft_base::task::TaskGroup;
-use weft_identity::join::{self, CaPin};
+use weft_identity::join::{self, CaPin, JoinText};
 use weft_identity::svid::KeyRequest;
 use weft_identity::uds::Renewal;
 use weft_identity::{Alpn, Bundle, ClientTls, Expected, Svid, TrustDomain, tls};
@@ -49,7 +49,7 @@ impl Identity {
 }
 
 /// The identity that was kept, if it still holds and no other name is asked for; else a new one
-/// for the token.
+/// for the token. A token that this machine did not join with is tried first: it may allow more.
 ///
 /// # Errors
 /// When there is neither, or the server refuses the token.
@@ -66,7 +66,17 @@ pub(super) async fn obtain(setup: &Setup, host: &Host, clock: &Clock) -> Result<
                      another with a token and another --data"
                 ))));
             }
-            return Ok(Identity::new(svid));
+            let Some(token) = setup.token.as_ref().filter(|t| is_other(setup, t)) else {
+                return Ok(Identity::new(svid));
+            };
+            return match join(setup, token, host, clock).await {
+                Ok(identity) => Ok(identity),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, "the token is not used; this machine joined before");
+                    Ok(Identity::new(svid))
+                }
+            };
         }
     }
     let Some(token) = &setup.token else {
@@ -76,6 +86,21 @@ pub(super) async fn obtain(setup: &Setup, host: &Host, clock: &Clock) -> Result<
                 .into()
         )));
     };
+    join(setup, token, host, clock).await
+}
+
+/// Whether the machine joined with another token.
+fn is_other(setup: &Setup, token: &JoinText) -> bool {
+    std::fs::read_to_string(setup.token_file()).is_ok_and(|known| known != mark_of(token))
+}
+
+/// By which a token that was used up is known again.
+fn mark_of(token: &JoinText) -> String {
+    format!("{:016x}", weft_base::name::fnv1a(token.token.reveal().as_bytes()))
+}
+
+async fn join(setup: &Setup, token: &JoinText, host: &Host, clock: &Clock) -> Result<Identity> {
+    let path = setup.identity_file();
     let pin = token.pin.ok_or_else(|| {
         anyhow!(Usage(
             "the token says nothing of its server's authority; copy all of it, or give --ca-pin"
@@ -98,6 +123,9 @@ pub(super) async fn obtain(setup: &Setup, host: &Host, clock: &Clock) -> Result<
     if !pinned {
         let _ = std::fs::remove_file(&path);
         return Err(anyhow!("the server gave a trust bundle without the pinned authority"));
+    }
+    if let Err(error) = std::fs::write(setup.token_file(), mark_of(token)) {
+        tracing::debug!(%error, "nobody will know which token this machine joined with");
     }
     Ok(Identity::new(svid))
 }

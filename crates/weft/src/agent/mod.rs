@@ -4,9 +4,11 @@
 //!
 //! When the server cannot be reached everything here goes on as it was last told.
 
+mod captured;
 pub mod identity;
 mod link;
 mod meter;
+mod names;
 mod outbox;
 mod session;
 pub mod visits;
@@ -35,7 +37,7 @@ use crate::asked::Asked;
 use crate::cli::AgentArgs;
 use crate::exit::Usage;
 use crate::server::{self, Agency};
-use crate::{manifest, print, state_home};
+use crate::{capture, manifest, print, state_home};
 use link::RemoteLink;
 
 /// The server's port when `--server` names none.
@@ -74,6 +76,9 @@ pub fn run(args: &AgentArgs) -> Result<()> {
                     () = asked.end_wanted() => Ok(()),
                 };
                 crate::say!("ending: every process gets SIGTERM and its grace period");
+                if let Some(captured) = running.captured.as_ref().filter(|_| ended.is_ok()) {
+                    captured.leave(&running.agent).await;
+                }
                 running.agent.stop(STOP_GRACE).await;
                 running.session.leave().await;
                 ended
@@ -88,6 +93,7 @@ pub fn run(args: &AgentArgs) -> Result<()> {
 
 struct Running {
     agent: Agent,
+    captured: Option<captured::Captured>,
     session: session::Session,
 }
 
@@ -103,12 +109,16 @@ async fn serve(
         None => own_address(setup.server).await?,
     };
     let host = describe(setup, args, address)?;
+    let workload = captured::Workload::read(&args.captured, address)?;
+    if workload.is_none() && capture::end_leftover(setup.data.path())? {
+        crate::say!("removed the capture rules of an earlier run");
+    }
     let identity = identity::obtain(setup, &host, clock).await?;
     let trust_domain = identity.load().bundle().trust_domain().clone();
     let client = identity::client(setup.server, &identity, clock)?;
     identity::keep_fresh(setup, &client, identity, clock, tasks);
     let link = Arc::new(RemoteLink::start(client.clone(), tasks));
-    let session = session::start(client, host, link.clone(), tasks);
+    let session = session::start(client.clone(), host.clone(), link.clone(), tasks);
     // Nothing is ended or started before the server has said what should be here.
     let (desired, checks) = session.first().await?;
     let agency = Agency {
@@ -121,6 +131,14 @@ async fn serve(
     let doors = (setup.server, setup.server);
     let mut config = server::agent_config(&agency, &setup.data, doors, &trust_domain)?;
     config.host_ip = address;
+    let captured = match workload {
+        Some(workload) => {
+            let here = (setup.data.path(), &mut config);
+            let desired = desired.clone();
+            Some(workload.start((&client, &host), here, desired, (clock, tasks)).await?)
+        }
+        None => None,
+    };
     let agent = start(config, desired, checks, link, clock, tasks)?;
     crate::say!("host {} at {address}, of the mesh at {}", setup.name, setup.server);
     if args.announce {
@@ -131,7 +149,7 @@ async fn serve(
         });
         print::print_text(&format!("{line}\n"));
     }
-    Ok(Some(Running { agent, session }))
+    Ok(Some(Running { agent, captured, session }))
 }
 
 fn start(
@@ -178,6 +196,11 @@ impl Setup {
 
     fn identity_file(&self) -> PathBuf {
         self.data.path().join("host.pem")
+    }
+
+    /// Which token the machine joined with.
+    fn token_file(&self) -> PathBuf {
+        self.data.path().join("host.token")
     }
 }
 

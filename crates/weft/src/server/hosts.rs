@@ -5,6 +5,7 @@
 //! Node is there. It may report, watch and obtain certificates for pods that the server placed on
 //! it, and for no others; which identity that is the pod's object says.
 
+mod declared;
 mod logs;
 mod throttle;
 mod tokens;
@@ -37,12 +38,13 @@ use weft_registry::{EventNote, NodeInfo, Registry};
 use weft_xds::agent::server::{Hosts as AgentDoor, LogPieces, VisitUps};
 use weft_xds::agent::visit::{UsageReport, VisitDown};
 use weft_xds::agent::{
-    Beat, Certificate, CheckResult, CheckStatus, Host, HostUpdate, JoinAsk, Joined, PodNote,
-    PodRef, PodReport, Refusal, Wait,
+    Beat, Certificate, CheckResult, CheckStatus, Declared, Host, HostUpdate, JoinAsk, Joined,
+    PodNote, PodRef, PodReport, Refusal, Resolved, Wait,
 };
 use weft_xds::server::Peer;
 
 use super::link::LocalLink;
+use super::resolver;
 use super::usage::Usages;
 pub use logs::AllLogs;
 use throttle::Throttle;
@@ -71,6 +73,8 @@ pub struct HostDoor {
     hosts: Hosts,
     link: Arc<LocalLink>,
     cluster_domain: &'static str,
+    /// What the mesh says to questions of captured programs.
+    names: weft_server::dns::Server,
     joins: Arc<Mutex<Throttle>>,
     /// The one stream that each host has; a newer one ends it.
     streams: Arc<Mutex<HashMap<String, Stream>>>,
@@ -105,6 +109,7 @@ impl HostDoor {
             registry: link.registry.clone(),
             hosts,
             cluster_domain,
+            names: resolver::names(&link.registry, "server"),
             joins: Arc::default(),
             streams: Arc::default(),
             readers: Arc::default(),
@@ -496,6 +501,14 @@ impl AgentDoor for HostDoor {
     fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool> {
         self.clone().wait_now(peer, what, limit).boxed()
     }
+
+    fn declare(&self, peer: Peer, declared: Declared) -> Answer<Option<PodRef>> {
+        self.clone().declare_now(peer, declared).boxed()
+    }
+
+    fn resolve(&self, peer: Peer, pod: PodRef, query: Vec<u8>, tcp: bool) -> Answer<Resolved> {
+        self.clone().resolve_now(peer, pod, query, tcp).boxed()
+    }
 }
 
 /// What a host says of itself, within limits and under the name that it proved.
@@ -574,6 +587,7 @@ fn refusal(error: HostError) -> Refusal {
     match error {
         HostError::Taken(_) | HostError::Own(_) | HostError::Removed(_) => Refusal::Denied(text),
         HostError::TooMany | HostError::TooManyTokens => Refusal::Busy(text),
+        HostError::Declared(_) => Refusal::Invalid(text),
         HostError::Object(_) | HostError::Store(_) => {
             tracing::warn!(error = text, "a host could not be written");
             Refusal::Unavailable("the server cannot write now".into())

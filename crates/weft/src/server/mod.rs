@@ -3,12 +3,13 @@
 //! agent too.
 
 mod agency;
+mod consul_args;
 mod control;
 mod facts;
 mod hosts;
 mod link;
 mod rates;
-mod resolver;
+pub mod resolver;
 mod scrape;
 pub mod streams;
 pub mod usage;
@@ -48,6 +49,7 @@ use crate::ports::{self, Bound};
 use crate::up::{DoorAddresses, announcement};
 use crate::{data, print, state_home};
 use agency::{AgentLogs, NoLogs};
+pub use consul_args::ConsulArgs;
 use facts::ServerFacts;
 use hosts::{AllLogs, AllStreams, HostDoor, HostTokens};
 use link::LocalLink;
@@ -73,6 +75,8 @@ pub struct Settings {
     pub node: Option<String>,
     /// Runs pods as processes of this machine.
     pub agency: Option<Agency>,
+    /// What clients of Consul's API may do.
+    pub consul: consul::Access,
 }
 
 #[derive(Debug)]
@@ -105,7 +109,9 @@ pub fn run(args: &ServerArgs) -> Result<()> {
         trust_domain: args.trust_domain.clone(),
         node: args.node.clone(),
         agency: None,
+        consul: args.consul.access()?,
     };
+    let leave = settings.consul.leave.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(8)
@@ -122,10 +128,21 @@ pub fn run(args: &ServerArgs) -> Result<()> {
         if args.announce {
             print::print_text(&format!("{}\n", announcement(&doors, running.data(), None)));
         }
-        asked.end_wanted().await;
+        tokio::select! {
+            () = asked.end_wanted() => {}
+            () = left(leave) => {}
+        }
         running.stop().await;
         Ok(())
     })
+}
+
+/// Until a client of Consul's API ends this server.
+async fn left(leave: Option<Arc<tokio::sync::Notify>>) {
+    match leave {
+        Some(leave) => leave.notified().await,
+        None => std::future::pending().await,
+    }
 }
 
 // === impl Running ===
@@ -191,7 +208,7 @@ impl Running {
             },
             &registry,
             pods,
-            Routes { facts: facts.clone(), tokens },
+            Routes { facts: facts.clone(), tokens, consul: settings.consul },
             &node,
         )?;
         let doors = DoorAddresses { xds, agents, pod_dns, ..doors };
@@ -349,6 +366,7 @@ struct Doors {
 struct Routes {
     facts: Arc<ServerFacts>,
     tokens: Arc<HostTokens>,
+    consul: consul::Access,
 }
 
 fn open_doors(
@@ -377,7 +395,7 @@ fn open_doors(
     tasks.spawn("api door", serve::serve(api, router, Arc::new([]), tasks.clone()));
     let config = consul_config(node);
     let identity = Arc::new(config.identity());
-    let door = consul::Door::new(registry, config, tasks);
+    let door = consul::Door::with_access(registry, config, routes.consul, tasks);
     tasks.spawn("consul door", door.serve(consul_door, tasks.clone()));
     let zones = dns::Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
     let server = dns::Server::new(registry.world(), identity, zones, Rng::from_system());
@@ -482,6 +500,7 @@ pub fn agent_config(
             outbound_port: PROXY_OUTBOUND_PORT,
             ready_port: PROXY_READY_PORT,
             dns: (agency.pods == PodsMode::Namespace).then_some(pod_dns),
+            machine_dns: None,
         }),
         hidden: vec![data.path().to_owned()],
         namespaces: agency.pods == PodsMode::Namespace,

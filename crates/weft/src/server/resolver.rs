@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_registry::Registry;
 use weft_server::dns::{Server, Servers, Upstream, Zones, outside};
@@ -25,22 +26,31 @@ pub fn start(registry: &Registry, node: &str) -> Result<SocketAddr> {
     tcp.set_nonblocking(true)?;
     let udp = tokio::net::UdpSocket::from_std(udp)?;
     let tcp = tokio::net::TcpListener::from_std(tcp)?;
-    let servers = Servers::File(RESOLV_CONF.into());
-    let upstream = Upstream::new(servers, registry.clock().clone(), Rng::from_system());
-    let zones = Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
-    let own = Arc::new(consul_config(node).identity());
-    let server = Server::recursive(registry.world(), own, zones, Rng::from_system(), upstream);
+    let server = names(registry, node);
     let tasks = registry.tasks();
     // One of its own, so that look-ups and pods do not wait for each other.
-    let servers = Servers::File(RESOLV_CONF.into());
-    let other = Upstream::new(servers, registry.clock().clone(), Rng::from_system());
+    let other = machines_own(registry.clock());
     tasks.spawn("names outside", outside::run(registry.clone(), other));
     tasks.spawn("pod dns over udp", server.clone().serve_udp(udp, tasks.clone()));
     tasks.spawn("pod dns over tcp", server.serve_tcp(tcp, tasks.clone()));
     Ok(at)
 }
 
-fn bind() -> std::io::Result<(UdpSocket, TcpListener)> {
+/// All names, those of the machine's own resolvers too.
+pub fn names(registry: &Registry, node: &str) -> Server {
+    let zones = Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
+    let own = Arc::new(consul_config(node).identity());
+    let upstream = machines_own(registry.clock());
+    Server::recursive(registry.world(), own, zones, Rng::from_system(), upstream)
+}
+
+/// The resolvers that this machine names for itself.
+pub fn machines_own(clock: &Clock) -> Upstream {
+    Upstream::new(Servers::File(RESOLV_CONF.into()), clock.clone(), Rng::from_system())
+}
+
+/// A loopback port for both, and nobody's before.
+pub fn bind() -> std::io::Result<(UdpSocket, TcpListener)> {
     let mut last = None;
     for _ in 0..TRIES {
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;

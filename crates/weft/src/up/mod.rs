@@ -52,6 +52,7 @@ pub fn run(args: UpArgs) -> Result<()> {
             access_log: args.access_log.clone(),
             pods: pod::choose(args.pods)?,
         }),
+        consul: weft_server::consul::Access::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cli::{DataArgs, ResetArgs};
 use crate::exit::Usage;
-use crate::{data, state_home};
+use crate::{capture, data, state_home};
 
 /// How long a run may take to end its children before `down` says so.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -26,6 +26,10 @@ pub fn down(args: &DataArgs) -> Result<()> {
         }
         // Control groups outlive a run that was killed; everything else went with it.
         weft_agent::sandbox::cgroup::sweep(&path.join("run"));
+        if capture::end_leftover(path)? {
+            crate::say!("removed the capture rules of an agent that was killed");
+            stopped += 1;
+        }
     }
     if stopped == 0 {
         crate::say!("nothing is running");
@@ -64,6 +68,7 @@ pub fn reset(args: &ResetArgs) -> Result<()> {
         end(path, pid)?;
     }
     weft_agent::sandbox::cgroup::sweep(&path.join("run"));
+    capture::end_leftover(path)?;
     fs::remove_dir_all(path).with_context(|| format!("cannot delete {}", path.display()))?;
     crate::say!("deleted {}", path.display());
     Ok(())

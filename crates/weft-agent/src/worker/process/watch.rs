@@ -145,7 +145,8 @@ pub(super) async fn probe(
 /// Where the program listens, until that is as it should be.
 pub(super) async fn ports(run: &Run, index: usize, container: &Container, pid: u32) {
     let declared = container.tcp_ports();
-    if declared.is_empty() {
+    // Programs of the machine are nobody's children here: a probe asks their ports.
+    if declared.is_empty() || run.desired.mode == PodsMode::Machine {
         return;
     }
     let (clock, attempt) = (&run.shared.clock, run.attempt);
@@ -169,7 +170,7 @@ pub(super) async fn ports(run: &Run, index: usize, container: &Container, pid: u
             PodsMode::Process => verdict::trouble(run.desired.address, &declared, &listening),
             // As in a cluster: whoever declares a port and listens elsewhere is not reached,
             // and what it says about itself is all there is.
-            PodsMode::Namespace => None,
+            PodsMode::Namespace | PodsMode::Machine => None,
         };
         let reached = declared.iter().filter(|p| listening.iter().any(|a| a.port() == **p));
         let complete = trouble.is_none() && reached.count() == declared.len();

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Names for captured programs of this machine: a DNS door on a loopback port that only their
+//! sidecar is told. Every question goes to the server first, over the agent's link; what the mesh
+//! does not know is asked of this machine's own resolvers, as the programs themselves would have.
+//!
+//! While the server cannot be asked, what it said last is said again, and everything else is the
+//! machine's: a lost server takes nobody's names away.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use weft_base::clock::{Clock, Mono};
+use weft_base::task::TaskGroup;
+use weft_server::dns::{Carrier, Mesh, Server, Told};
+use weft_xds::agent::client::AgentClient;
+use weft_xds::agent::{PodRef, Refusal, Resolved};
+
+use crate::server::resolver;
+
+/// How long the server may take, and how long nobody asks it after it took longer.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(1);
+const AWAY: Duration = Duration::from_secs(2);
+/// Answers that are remembered.
+const MEMORY_MAX: usize = 4096;
+/// Longer questions are not remembered.
+const QUESTION_BYTES_MAX: usize = 512;
+
+/// Asks the server; remembers what it said.
+pub struct Names {
+    client: AgentClient,
+    clock: Clock,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The pod that stands for the programs, once the server placed it.
+    pod: Option<PodRef>,
+    away_until: Option<Mono>,
+    memory: Memory,
+}
+
+/// The last answers of the mesh by question, whose first two bytes, the id, are left out. Pure.
+#[derive(Debug, Default)]
+struct Memory {
+    answers: HashMap<(bool, Box<[u8]>), (Mono, Box<[u8]>)>,
+}
+
+// === impl Names ===
+
+impl Names {
+    pub fn new(client: AgentClient, clock: Clock) -> Arc<Self> {
+        Arc::new(Self { client, clock, state: Mutex::default() })
+    }
+
+    /// For whom questions are asked from now on.
+    pub fn speak_for(&self, pod: PodRef) {
+        self.state().pod = Some(pod);
+    }
+
+    /// Opens the door; where it is.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn serve(self: &Arc<Self>, tasks: &TaskGroup) -> Result<SocketAddr> {
+        let (udp, tcp) = resolver::bind().context("the resolver of captured programs")?;
+        let at = udp.local_addr()?;
+        udp.set_nonblocking(true)?;
+        tcp.set_nonblocking(true)?;
+        let udp = tokio::net::UdpSocket::from_std(udp)?;
+        let tcp = tokio::net::TcpListener::from_std(tcp)?;
+        let server = Server::distant(self.clone(), resolver::machines_own(&self.clock));
+        tasks.spawn("names over udp", server.clone().serve_udp(udp, tasks.clone()));
+        tasks.spawn("names over tcp", server.serve_tcp(tcp, tasks.clone()));
+        Ok(at)
+    }
+
+    async fn ask_now(&self, query: Vec<u8>, carrier: Carrier) -> Told {
+        let tcp = carrier == Carrier::Tcp;
+        let now = self.clock.now();
+        let (pod, away) = {
+            let state = self.state();
+            (state.pod.clone(), state.away_until.is_some_and(|until| now < until))
+        };
+        let Some(pod) = pod else { return Told::Outside };
+        if away {
+            return self.remembered(&query, tcp);
+        }
+        let asked = self.client.resolve(pod, query.clone(), tcp);
+        match tokio::time::timeout(SERVER_TIMEOUT, asked).await {
+            Ok(Ok(told)) => {
+                let mut state = self.state();
+                state.away_until = None;
+                state.memory.note(&query, tcp, &told, now);
+                match told {
+                    Resolved::Answer(answer) => Told::Answer(answer),
+                    Resolved::Silence => Told::Silence,
+                    Resolved::Outside => Told::Outside,
+                }
+            }
+            // The pod is not placed any more, or the question is none.
+            Ok(Err(why @ (Refusal::Denied(_) | Refusal::Invalid(_)))) => {
+                tracing::debug!(%why, "the server does not answer a question");
+                Told::Outside
+            }
+            Ok(Err(_)) | Err(_) => {
+                self.state().away_until = Some(self.clock.now().plus(AWAY));
+                self.remembered(&query, tcp)
+            }
+        }
+    }
+
+    fn remembered(&self, query: &[u8], tcp: bool) -> Told {
+        self.state().memory.answer(query, tcp).map_or(Told::Outside, Told::Answer)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mesh for Names {
+    fn ask(&self, query: Vec<u8>, carrier: Carrier) -> BoxFuture<'_, Told> {
+        self.ask_now(query, carrier).boxed()
+    }
+}
+
+// === impl Memory ===
+
+impl Memory {
+    fn note(&mut self, query: &[u8], tcp: bool, told: &Resolved, now: Mono) {
+        let Some(question) = query.get(2..).filter(|q| q.len() <= QUESTION_BYTES_MAX) else {
+            return;
+        };
+        let key = (tcp, question.into());
+        let Resolved::Answer(answer) = told else {
+            // It is somebody else's name now.
+            self.answers.remove(&key);
+            return;
+        };
+        let Some(answer) = answer.get(2..) else { return };
+        if self.answers.len() >= MEMORY_MAX && !self.answers.contains_key(&key) {
+            let oldest = self.answers.iter().min_by_key(|(_, (at, _))| *at);
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                self.answers.remove(&oldest);
+            }
+        }
+        self.answers.insert(key, (now, answer.into()));
+    }
+
+    /// With the question's own id.
+    fn answer(&self, query: &[u8], tcp: bool) -> Option<Vec<u8>> {
+        let (id, question) = query.split_at_checked(2)?;
+        let (_, answer) = self.answers.get(&(tcp, question.into()))?;
+        Some([id, answer].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_last_is_said_again_under_the_new_questions_id() {
+        let mut memory = Memory::default();
+        let now = Mono::default();
+        let answer = |text: &[u8]| Resolved::Answer(text.to_vec());
+        memory.note(b"\0\x01web", false, &answer(b"\0\x01one"), now);
+        assert_eq!(memory.answer(b"\0\x07web", false).unwrap(), b"\0\x07one");
+        assert_eq!(memory.answer(b"\0\x07web", true), None);
+        assert_eq!(memory.answer(b"\0\x07other", false), None);
+        memory.note(b"\0\x02web", false, &answer(b"\0\x02two"), now);
+        assert_eq!(memory.answer(b"\0\x07web", false).unwrap(), b"\0\x07two");
+        memory.note(b"\0\x02web", false, &Resolved::Outside, now);
+        assert_eq!(memory.answer(b"\0\x07web", false), None);
+        assert_eq!(memory.answer(b"\0", false), None);
+    }
+
+    #[test]
+    fn the_memory_is_bounded_and_forgets_what_is_oldest() {
+        let mut memory = Memory::default();
+        let query = |n: usize| [&b"\0\0"[..], &n.to_be_bytes()].concat();
+        for n in 0..=MEMORY_MAX {
+            let at = Mono::default().plus(Duration::from_secs(u64::try_from(n).unwrap()));
+            memory.note(&query(n), false, &Resolved::Answer(b"\0\0a".to_vec()), at);
+        }
+        assert_eq!(memory.answers.len(), MEMORY_MAX);
+        assert_eq!(memory.answer(&query(0), false), None);
+        assert!(memory.answer(&query(MEMORY_MAX), false).is_some());
+        let long = vec![0; QUESTION_BYTES_MAX + 3];
+        memory.note(&long, false, &Resolved::Answer(b"\0\0a".to_vec()), Mono::default());
+        assert_eq!(memory.answer(&long, false), None);
+    }
+}
