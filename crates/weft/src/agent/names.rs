@@ -45,10 +45,13 @@ struct State {
     memory: Memory,
 }
 
+/// Whether it came over TCP, and the question.
+type Key = (bool, Box<[u8]>);
+
 /// The last answers of the mesh by question, whose first two bytes, the id, are left out. Pure.
 #[derive(Debug, Default)]
 struct Memory {
-    answers: HashMap<(bool, Box<[u8]>), (Mono, Box<[u8]>)>,
+    answers: HashMap<Key, (Mono, Box<[u8]>)>,
 }
 
 // === impl Names ===
