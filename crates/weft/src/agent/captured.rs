@@ -135,55 +135,59 @@ impl Workload {
         };
         let key = PodKey::new(&pod.namespace, &pod.name);
         names.speak_for(pod);
-        let keeping = keep(client.clone(), host.clone(), self.declared, names, desired);
+        let (client, host) = (client.clone(), host.clone());
+        let keeper =
+            Keeper { client: client.clone(), host, declared: self.declared, names, desired };
         let (group, pod) = (tasks.clone(), key.clone());
         tasks.spawn("captured programs", async move {
             tokio::select! {
                 () = group.draining() => {}
-                () = keeping(pod) => {}
+                () = keeper.run(pod) => {}
             }
         });
         crate::say!("capturing {} as {key}", self.plan.whose);
-        Ok(Captured { client: client.clone(), key })
+        Ok(Captured { client, key })
     }
 }
 
 /// Declares again what somebody deleted, or a changed address made void.
-fn keep(
+struct Keeper {
     client: AgentClient,
     host: Host,
     declared: Declared,
     names: Arc<Names>,
-    mut desired: Snapshot<Desired>,
-) -> impl FnOnce(PodKey) -> futures_util::future::BoxFuture<'static, ()> {
-    move |mut key| {
-        Box::pin(async move {
-            loop {
-                if desired.load().contains_key(&key) {
-                    if !desired.changed().await {
-                        return;
-                    }
-                    continue;
+    desired: Snapshot<Desired>,
+}
+
+impl Keeper {
+    /// Goes on until nothing is desired any more.
+    async fn run(mut self, mut key: PodKey) {
+        loop {
+            if self.desired.load().contains_key(&key) {
+                if !self.desired.changed().await {
+                    return;
                 }
-                let back = async {
-                    while !desired.load().contains_key(&key) && desired.changed().await {}
-                };
-                if tokio::time::timeout(MISSED_AFTER, back).await.is_ok() {
-                    continue;
+                continue;
+            }
+            if tokio::time::timeout(MISSED_AFTER, self.is_back(&key)).await.is_ok() {
+                continue;
+            }
+            match declare(&self.client, &self.host, &self.declared).await {
+                Ok(pod) => {
+                    key = PodKey::new(&pod.namespace, &pod.name);
+                    self.names.speak_for(pod);
                 }
-                match declare(&client, &host, &declared).await {
-                    Ok(pod) => {
-                        key = PodKey::new(&pod.namespace, &pod.name);
-                        names.speak_for(pod);
-                    }
-                    Err(why) if why.is_passing() => tokio::time::sleep(PAUSE).await,
-                    Err(why) => {
-                        tracing::error!(%why, "the server refuses the captured programs now");
-                        tokio::time::sleep(REFUSED_PAUSE).await;
-                    }
+                Err(why) if why.is_passing() => tokio::time::sleep(PAUSE).await,
+                Err(why) => {
+                    tracing::error!(%why, "the server refuses the captured programs now");
+                    tokio::time::sleep(REFUSED_PAUSE).await;
                 }
             }
-        })
+        }
+    }
+
+    async fn is_back(&mut self, key: &PodKey) {
+        while !self.desired.load().contains_key(key) && self.desired.changed().await {}
     }
 }
 
