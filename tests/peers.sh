@@ -3,7 +3,8 @@
 # Unpacks the peers that the tests talk to under the folder given: nothing on the system changes.
 #
 #   python      a virtual environment's interpreter with pytest and the clients
-#   consul/     python-consul and py-consul, a folder each (they share one module name)
+#   consul/     python-consul and py-consul, a folder each (they share one module name), and the
+#               suite of the latter
 #   root/       Debian packages, extracted
 #   bin/        wrappers for what those packages and the machine have
 set -euo pipefail
@@ -22,6 +23,12 @@ python3 -m venv "$peers/venv"
   --target "$peers/consul/python-consul" 'python-consul==1.1.0'
 "$peers/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --upgrade \
   --target "$peers/consul/py-consul" 'py-consul==1.8.0'
+# Its source package has its test suite.
+mkdir -p "$peers/consul/py-consul-suite"
+"$peers/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+  --dest "$peers/consul" 'py-consul==1.8.0'
+tar -xzf "$peers/consul/py_consul-1.8.0.tar.gz" --strip-components=1 \
+  -C "$peers/consul/py-consul-suite"
 rm -f "$peers/python"
 printf '#!/bin/sh\nexec "%s" "$@"\n' "$peers/venv/bin/python" >"$peers/python"
 chmod +x "$peers/python"
