@@ -5,8 +5,8 @@
 
 use crate::HashTable;
 
-/// Most points that a ring has, whatever it is asked for.
-const POINTS_MAX: usize = 1 << 17;
+/// Most points that a ring has, whatever it is asked for, and one more per endpoint.
+const POINTS_MAX: u64 = 1 << 17;
 /// Points that one endpoint of a ring has at most.
 const POINTS_OF_ONE_MAX: u64 = 1 << 14;
 /// Maglev tables are between these; the defaults of Istio and Envoy lie within.
@@ -101,13 +101,16 @@ fn ring(points_min: u32, members: &[(&str, u32)]) -> Box<[(u64, u32)]> {
     let lightest = members.iter().map(|(_, w)| u64::from(*w)).filter(|w| *w > 0).min().unwrap_or(1);
     let least = (u64::from(points_min) * lightest).div_ceil(total.max(1)).max(1);
     let least = least.min(POINTS_OF_ONE_MAX).next_power_of_two();
+    let room = POINTS_MAX * lightest / total.max(1);
+    let least = room.checked_ilog2().map_or(1, |log| least.min(1 << log));
     let mut out: Vec<(u64, u32)> = Vec::new();
-    for (i, (name, weight)) in (0u32..).zip(members) {
-        let points = (least * u64::from(*weight) / lightest).min(POINTS_OF_ONE_MAX);
+    for (i, (name, weight)) in (0u32..).zip(members).filter(|(_, (_, w))| *w > 0) {
+        let weight = u64::from(*weight);
+        // Weights that lie far apart leave the light ones a point each.
+        let part = (POINTS_MAX * weight / total).max(1);
+        let points = (least * weight / lightest).min(POINTS_OF_ONE_MAX).min(part);
         let base = key_hash(name.as_bytes());
-        let room = POINTS_MAX.saturating_sub(out.len());
-        let points = (0..points).take(room);
-        out.extend(points.map(|n| (mixed(base.wrapping_add(mixed(n + 1))), i)));
+        out.extend((0..points).map(|n| (mixed(base.wrapping_add(mixed(n + 1))), i)));
     }
     out.sort_unstable();
     out.into()
@@ -127,7 +130,9 @@ fn maglev(size: u32, members: &[(&str, u32)]) -> Box<[u32]> {
     if heaviest == 0 {
         return Box::default();
     }
-    let size = u64::from(prime_from(size.clamp(MAGLEV_MIN, MAGLEV_MAX)));
+    // Everybody has a slot.
+    let size = size.clamp(MAGLEV_MIN, MAGLEV_MAX).max(u32::try_from(members.len()).unwrap_or(0));
+    let size = u64::from(prime_from(size));
     let mut turns: Vec<Turn> = Vec::with_capacity(members.len());
     for (index, (name, weight)) in (0u32..).zip(members).filter(|(_, (_, w))| *w > 0) {
         let hash = key_hash(name.as_bytes());

@@ -257,6 +257,31 @@ fn another_endpoint_disturbs_few_keys() {
 }
 
 #[test]
+fn everybody_has_a_place_in_a_table_of_any_size() {
+    let names = names(300);
+    let few = [1, 2, 20];
+    let alike = few.into_iter().chain([300]).map(|n| vec![1u32; n]);
+    let apart = few.into_iter().map(|n| [vec![u32::MAX; n], vec![1, 3]].concat());
+    for weights in alike.chain(apart) {
+        let members: Vec<_> =
+            names.iter().map(String::as_str).zip(weights.iter().copied()).collect();
+        for table in [
+            HashTable::Ring { points_min: 1 },
+            HashTable::Ring { points_min: 100_000 },
+            HashTable::Ring { points_min: u32::MAX },
+            HashTable::Maglev { size: 1 },
+            HashTable::Maglev { size: 65_537 },
+        ] {
+            let ring = HashRing::new(table, &members);
+            for i in 0..members.len() {
+                let found = ring.find(7, |m| m == i);
+                assert_eq!(found, Some(i), "{table:?} of {}", members.len());
+            }
+        }
+    }
+}
+
+#[test]
 fn tables_of_nobody_and_of_the_same_in_another_order() {
     for table in TABLES {
         assert_eq!(HashRing::new(table, &[]).find(7, |_| true), None);
