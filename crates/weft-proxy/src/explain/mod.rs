@@ -17,6 +17,7 @@ use weft_model::decide::{
 use weft_model::{Action, Filter, Origin, Route, Target, WeightedBackend};
 
 use crate::http::normalise::{self, HeaderView};
+use crate::http::rewritten::unfit;
 use crate::http::route::{self, Asked, Choice};
 use crate::table::{BackendEntry, Door, Table};
 use crate::worker::Conn;
@@ -208,7 +209,7 @@ fn rule(
         return;
     }
     match &found.rule.action {
-        Action::Forward(shares) => forward(table, shares, out),
+        Action::Forward(shares) => forward(table, found, shares, view.path, out),
         Action::Redirect(redirect) => {
             let location = redirect_location(redirect, view, found.matched);
             let (kind, status) = ("redirect".into(), Some(redirect.status));
@@ -222,7 +223,13 @@ fn rule(
     }
 }
 
-fn forward(table: &Table, shares: &[WeightedBackend], out: &mut Explanation) {
+fn forward(
+    table: &Table,
+    found: &Found<'_>,
+    shares: &[WeightedBackend],
+    path: &str,
+    out: &mut Explanation,
+) {
     let weights: Vec<u32> = shares.iter().map(|s| s.weight).collect();
     let total = total_weight(&weights);
     let mut takes = Vec::new();
@@ -232,11 +239,15 @@ fn forward(table: &Table, shares: &[WeightedBackend], out: &mut Explanation) {
             percent: percent(share.weight.into(), total),
             ..ShareRow::default()
         };
+        let filters = found.rule.filters.iter().chain(&share.filters);
         match &share.target {
             Target::Backend(name) => match table.backend(name) {
                 Some(entry) => {
                     row.backend = entry.label();
-                    takes.push((share.weight > 0) && candidates(entry, out));
+                    match unfit(path, filters, found.matched) {
+                        Some(unfit) => row.fails = format!("{} DPE: {}", unfit.status, unfit.why),
+                        None => takes.push((share.weight > 0) && candidates(entry, out)),
+                    }
                 }
                 None => {
                     row.backend = name.to_string();
@@ -252,13 +263,17 @@ fn forward(table: &Table, shares: &[WeightedBackend], out: &mut Explanation) {
     out.answer = match (failing, takes.contains(&true)) {
         _ if total == 0 => refused(500, "NC", "all its backends have weight 0".into()),
         (_, true) => forwarded("an instance answers".into()),
-        (Some(row), false) => refused(row_status(row), "NC", row.fails.clone()),
+        (Some(row), false) => refused(row_status(row), row_flag(row), row.fails.clone()),
         (None, false) => refused(503, "UH", "no instance can take the request".into()),
     };
 }
 
 fn row_status(row: &ShareRow) -> u16 {
     row.fails.split(' ').next().and_then(|s| s.parse().ok()).unwrap_or(503)
+}
+
+fn row_flag(row: &ShareRow) -> &str {
+    row.fails.split([' ', ':']).nth(1).unwrap_or("NC")
 }
 
 /// A service that no route speaks about, or one instance.

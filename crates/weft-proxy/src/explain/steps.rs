@@ -2,10 +2,11 @@
 //! What a rule and a backend do beside choosing, one line each with the object and field that say
 //! so. Fields are named as the object's own kind writes them.
 
-use weft_model::decide::{Found, Request, rewritten_path};
+use weft_model::decide::{Found, Request};
 use weft_model::{Filter, HeaderEdit, Mirror, Origin, Retry, Rewrite, Session, SessionBy, Target};
 
 use super::{Step, object};
+use crate::http::rewritten::rewritten;
 use crate::table::BackendEntry;
 
 /// What nobody wrote.
@@ -97,8 +98,11 @@ fn of_filter(filter: &Filter, found: &Found<'_>, req: &Request<'_>) -> Vec<Step>
         Filter::Rewrite(Rewrite { host, path }) => {
             let host = host.as_ref().map(|h| step("host", h.to_string(), "rewrite.authority"));
             let path = path.as_ref().map(|p| {
-                let new = rewritten_path(req.path, p, found.matched);
-                step("path", format!("{} becomes {new}", req.path), "rewrite")
+                let value = match rewritten(req.path, p, found.matched) {
+                    Ok(new) => format!("{} becomes {new}", req.path),
+                    Err(unfit) => unfit.why,
+                };
+                step("path", value, "rewrite")
             });
             host.into_iter().chain(path).collect()
         }

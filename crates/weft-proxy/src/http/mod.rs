@@ -11,6 +11,7 @@ pub mod normalise;
 pub mod phases;
 pub mod policy;
 pub mod reply;
+pub mod rewritten;
 pub mod route;
 pub mod serve;
 pub mod session;

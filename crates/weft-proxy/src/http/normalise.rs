@@ -82,7 +82,8 @@ fn check_method(method: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_path(path: &str, options: bool) -> Result<(), String> {
+/// What a path must be, of a client or made by a rewrite.
+pub(super) fn check_path(path: &str, options: bool) -> Result<(), String> {
     if path == "*" && options {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, Uri};
-use weft_model::decide::{Authority, Found, redirect_location, rewritten_path};
+use weft_model::decide::{Authority, Found, redirect_location};
 use weft_model::decide::{total_weight, weighted_at};
 use weft_model::{
     Action, Cors, Fault, Filter, HeaderEdit, Match, Mirror, Redirect, Retry, Rewrite, Target,
@@ -21,6 +21,7 @@ use super::mirror::{self, Original};
 use super::normalise::{self, HeaderView};
 use super::policy::{self, Cross};
 use super::reply::{self, Cause, Refusal};
+use super::rewritten::rewritten;
 use super::route::{self, Asked, Choice};
 use super::serve::Received;
 use super::session::Kept;
@@ -410,7 +411,9 @@ fn apply(
             host = new.to_string();
         }
         if let Some(path) = &rewrite.path {
-            let path = rewritten_path(head.uri.path(), path, plan.matched);
+            let path = rewritten(head.uri.path(), path, plan.matched).map_err(|unfit| {
+                Refusal::new(Cause::BadRequest, unfit.why).with_status(unfit.status)
+            })?;
             let full = match head.uri.query() {
                 Some(query) => format!("{path}?{query}"),
                 None => path,

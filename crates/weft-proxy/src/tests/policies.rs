@@ -12,6 +12,8 @@ use tokio::time::Instant;
 use weft_model::*;
 
 use super::bed::*;
+use crate::explain::{Place, explain};
+use crate::table::{Builder, Door};
 
 /// `METHOD path host body`, in the order of arrival.
 type Seen = Arc<Mutex<Vec<String>>>;
@@ -200,11 +202,57 @@ async fn browsers_of_allowed_origins_get_leave_with_every_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_path_is_rewritten_by_an_expression() {
     let echo = Server::http(|_, r| async move { text(200, r.uri().to_string()) }).await;
-    let regex = RegexRewrite::new("/v([0-9]+)/([a-z]+)", r"/\2/\1\\").unwrap();
+    let regex = RegexRewrite::new("/v([0-9]+)/([a-z]+)", r"/\2/\1").unwrap();
     let rewrite = Rewrite { host: None, path: Some(PathRewrite::Regex(regex)) };
     let bed = bed_of(&echo, filtering(vec![Filter::Rewrite(rewrite)])).await;
-    assert_eq!(bed.get("http://user/v1/ab/v22/c?q=/v1/x").await.body, "/ab/1\\/c/22\\?q=/v1/x");
+    assert_eq!(bed.get("http://user/v1/ab/v22/c?q=/v1/x").await.body, "/ab/1/c/22?q=/v1/x");
     assert_eq!(bed.get("http://user/other").await.body, "/other");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_rewrite_leads_out_of_its_prefix_and_explain_knows() {
+    let echo = Server::http(|_, r| async move { text(200, r.uri().to_string()) }).await;
+    let path = Some(PathMatch::StringPrefix("/api".into()));
+    let prefix = PathRewrite::Prefix("/".into());
+    let expression = PathRewrite::Regex(RegexRewrite::new("^/api", "/").unwrap());
+    for rewrite in [prefix, expression] {
+        let rewrites = vec![Filter::Rewrite(Rewrite { host: None, path: Some(rewrite.clone()) })];
+        let mut of_rule = filtering(rewrites.clone());
+        of_rule.matches = vec![Match { path: path.clone(), ..Match::default() }];
+        let mut of_share = of_rule.clone();
+        of_share.filters.clear();
+        let Action::Forward(shares) = &mut of_share.action else { panic!() };
+        shares[0].filters = rewrites;
+        for rule in [of_rule, of_share] {
+            let mut all = http_service("user", &[echo.address]);
+            all.push(mesh_route("user", vec![rule]));
+            let bed = Bed::sidecar(all.clone()).await;
+            let all = all.into_iter().map(|(name, resource)| (name, Ok(resource))).collect();
+            let clock = weft_base::clock::Clock::system();
+            let table = Builder::new(1, clock, "shop".into()).apply(1, all, &[]).0;
+            let place = Place { door: Door::Forward, local: bed.outbound(), scheme: "http" };
+            let long = format!("/api/{}", "a".repeat(9_000));
+            let too_long = if matches!(rewrite, PathRewrite::Regex(_)) { 414 } else { 200 };
+            for (path, status) in [
+                ("/api/admin", 200),
+                ("/api../admin", 400),
+                ("/api%2E.;x/admin", 400),
+                (&long, too_long),
+            ] {
+                let url = format!("http://user{path}");
+                let got = bed.get(&url).await;
+                assert_eq!(got.status, status, "{rewrite:?} {path}: {}", got.body);
+                let asked = Request::get(&url).header("host", "user").body(()).unwrap();
+                let said = explain(&table, &place, &asked).answer;
+                let flag = if status == 200 { "" } else { "DPE" };
+                assert_eq!(got.header("x-weft-flags"), flag, "{path}");
+                match status {
+                    200 => assert_eq!(said.kind, "forwarded", "{path}: {said:?}"),
+                    _ => assert_eq!((said.status, &*said.flag), (Some(status), flag), "{said:?}"),
+                }
+            }
+        }
+    }
 }
 
 fn session(by: SessionBy) -> Option<Session> {
