@@ -251,6 +251,13 @@ fn rewrites_keep_one_slash_at_the_seam() {
 }
 
 #[test]
+fn an_expression_writes_groups_and_backslashes() {
+    let rewrite = RegexRewrite::new("/v([0-9]+)/([a-z]+)", r"/\2/\1\\").unwrap();
+    let got = rewritten_path("/v1/ab/v22/c", &PathRewrite::Regex(rewrite), None);
+    assert_eq!(got, r"/ab/1\/c/22\");
+}
+
+#[test]
 fn redirects_name_a_port_only_when_it_is_not_the_schemes_own() {
     let none = H(vec![]);
     let req = Request {
