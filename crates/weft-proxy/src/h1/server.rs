@@ -300,7 +300,13 @@ where
     /// its answer: then they are read first.
     async fn close(&mut self, linger: bool) -> Result<(), Ended> {
         let Some(mut io) = self.core.borrow_mut().io.take() else { return Ok(()) };
-        poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await?;
+        // TLS has last words too, which a client may never take.
+        let deadline = Instant::now() + LINGER_TIME;
+        poll_fn(|cx| match Pin::new(&mut io).poll_shutdown(cx) {
+            Poll::Ready(done) => Poll::Ready(done.map_err(Ended::Io)),
+            Poll::Pending => self.alarm.poll(cx, deadline).map(|()| Err(Ended::Stalled)),
+        })
+        .await?;
         if !linger {
             return Ok(());
         }

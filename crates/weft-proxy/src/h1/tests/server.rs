@@ -3,14 +3,16 @@
 
 use std::cell::Cell;
 use std::future::pending;
+use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::time::Instant;
 
 use crate::h1::server::{Ended, Service, Times, serve};
@@ -333,4 +335,45 @@ async fn connect_is_a_tunnel_only_when_granted() {
         assert_eq!(all.contains("connection: close"), !granted, "{all}");
         assert_eq!(all.matches("HTTP/1.1 ").count(), 1, "{all}");
     }
+}
+
+/// A connection whose end nobody takes: its shutdown never gets anywhere.
+struct Unending(DuplexStream);
+
+impl AsyncRead for Unending {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Unending {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+#[tokio::test]
+async fn who_takes_no_farewell_is_left() {
+    let (mut near, far) = tokio::io::duplex(64 * 1024);
+    near.write_all(b"GET /close HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let paths = Paths::default();
+    let serving = serve(Unending(far), &paths, TIMES, pending());
+    let ended = tokio::time::timeout(TIMES.body, serving).await;
+    assert!(matches!(ended, Ok(Err(Ended::Stalled))), "{ended:?}");
 }
