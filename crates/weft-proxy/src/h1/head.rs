@@ -52,6 +52,8 @@ struct Seen {
     keep_alive: bool,
     upgrade_named: bool,
     upgrade: bool,
+    /// Among the protocols to upgrade to is HTTP/2 over cleartext.
+    h2c: bool,
     expects: bool,
 }
 
@@ -189,6 +191,7 @@ fn request(head: Bytes) -> Result<RequestHead, Wrong> {
     let keep_alive = seen.keeps(parts.version);
     let upgrade = seen.upgrade
         && seen.upgrade_named
+        && !seen.h2c
         && framing == Framing::Empty
         && parts.version == Version::HTTP_11;
     let expects = seen.expects && parts.version == Version::HTTP_11;
@@ -325,6 +328,11 @@ fn target(head: &Bytes, target: &str, method: &Method) -> Result<Uri, Wrong> {
     Ok(uri)
 }
 
+/// What a header's value lists.
+pub fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|e| !e.is_empty())
+}
+
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -350,7 +358,8 @@ impl Seen {
             return self.claims.transfer_encoding(value);
         }
         if name == header::UPGRADE {
-            self.upgrade |= !value.eq_ignore_ascii_case(b"h2c");
+            self.upgrade = true;
+            self.h2c |= elements(value).any(|e| e.eq_ignore_ascii_case(b"h2c"));
         }
         if name == header::CONNECTION {
             for option in value.split(|b| *b == b',') {
