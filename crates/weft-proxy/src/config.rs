@@ -145,6 +145,8 @@ pub struct ProxyLimits {
     pub idle_timeout: Duration,
     /// No byte in either direction within a request, when its route says nothing.
     pub stream_idle_timeout: Duration,
+    /// No byte in either direction of a connection that is no HTTP, or has left it.
+    pub tunnel_idle_timeout: Duration,
     /// Largest request body; 0 is no limit.
     pub body_bytes_max: u64,
     pub on_demand: OnDemandLimits,
@@ -314,6 +316,7 @@ impl Default for ProxyLimits {
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
             stream_idle_timeout: Duration::from_secs(300),
+            tunnel_idle_timeout: Duration::from_secs(3600),
             body_bytes_max: 0,
             on_demand: OnDemandLimits::default(),
         }

@@ -25,7 +25,7 @@ use crate::observe::metrics::WorkerMetrics;
 use crate::on_demand::OnDemand;
 use crate::pinned::Pinned;
 use crate::table::{BackendEntry, Door, EndpointEntry, Table};
-use crate::tcp::accept;
+use crate::tcp::accept::{self, Accepted};
 use crate::upstream::connect::{Dialer, Peer};
 use crate::upstream::outlier::Reporter;
 use crate::upstream::pick::LocalBackend;
@@ -126,6 +126,8 @@ pub struct Conn {
     pub tunnel: Option<Authority>,
     /// The client proved the forward proxy's credential.
     pub admitted: Cell<bool>,
+    /// Counted while anybody goes on with it, in HTTP or behind it.
+    pub open: Option<Rc<OpenConnection>>,
 }
 
 /// One open downstream connection; counted while it lives.
@@ -421,11 +423,9 @@ async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
 fn serve(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: &Door) {
     let Some(open) = worker.open_connection() else { return };
     // Boxed once, since every wrapper of a task would hold its own copy of the future.
-    let serving = Box::pin(accept::connection(worker.clone(), stream, remote, door.clone()));
-    worker.conns.spawn_local("connection", async move {
-        serving.await;
-        drop(open);
-    });
+    let accepted = Accepted { stream, remote, door: door.clone(), open: Some(Rc::new(open)) };
+    let serving = Box::pin(accept::connection(worker.clone(), accepted));
+    worker.conns.spawn_local("connection", serving);
 }
 
 // === impl Conn ===
@@ -445,8 +445,10 @@ impl Conn {
             plaintext_refused: false,
             tunnel: None,
             admitted: Cell::new(false),
+            open: None,
         }
     }
+
     /// The address that the client dialled, as far as it is known.
     pub fn dialled(&self) -> SocketAddr {
         self.original.unwrap_or(self.local)
@@ -467,6 +469,7 @@ impl Conn {
         inner.peer = self.peer.clone();
         inner.server_name = self.server_name.clone();
         inner.app_port = Some(port);
+        inner.open = self.open.clone();
         inner.app = worker.app_at(&inner, port);
         Some((inner, protocol.unwrap_or(Protocol::Detect)))
     }

@@ -346,8 +346,7 @@ fn pass_on(
     let (head, body) = response.into_parts();
     if head.status == http::StatusCode::SWITCHING_PROTOCOLS {
         // The connection is the tunnel's now; it must not go back to the pool.
-        drop(lease);
-        return Response::from_parts(head, ReplyBody::empty());
+        return Response::from_parts(head, ReplyBody::left(lease));
     }
     Response::from_parts(head, ReplyBody::upstream(body, lease, limits))
 }

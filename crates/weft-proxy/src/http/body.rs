@@ -9,7 +9,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
@@ -20,6 +20,10 @@ use super::copied::Copied;
 use super::serve::{ReceiveError, Received};
 use crate::observe::record::Record;
 use crate::upstream::pool::{Answered, Lease};
+
+/// A smaller piece of a body is copied to its neighbours where it is kept: by itself it would hold
+/// many times its size.
+pub const SMALL_BYTES: usize = 1024;
 
 /// Why a body ended early.
 #[derive(Clone, Debug, Error)]
@@ -55,6 +59,8 @@ struct ReplayState {
     /// Who else gets what arrives.
     copies: Vec<Weak<RefCell<Copied>>>,
     kept: Vec<Bytes>,
+    /// The newest of it in small pieces; the attempt under way has sent them.
+    tail: BytesMut,
     kept_bytes: usize,
     /// More came than is kept: what was kept is gone.
     overflowed: bool,
@@ -99,6 +105,8 @@ enum ReplyInner {
     Empty,
     Full(Bytes),
     Upstream(Box<UpstreamBody>),
+    /// None: the connection has left HTTP.
+    Left(Lease),
 }
 
 #[derive(Debug)]
@@ -133,6 +141,7 @@ impl Replay {
             source,
             copies: Vec::new(),
             kept: Vec::new(),
+            tail: BytesMut::new(),
             kept_bytes: 0,
             overflowed: false,
             given: false,
@@ -162,6 +171,7 @@ impl Replay {
             Some(shared) => {
                 let mut state = shared.borrow_mut();
                 state.attempt += 1;
+                state.seal();
                 AttemptInner::Shared {
                     attempt: state.attempt,
                     state: shared.clone(),
@@ -243,10 +253,15 @@ impl ReplayState {
             }
             if !self.overflowed && self.kept_bytes + data.len() <= RETRY_BODY_BYTES_MAX {
                 self.kept_bytes += data.len();
-                self.kept.push(data.clone());
+                if data.len() < SMALL_BYTES {
+                    self.tail.extend_from_slice(data);
+                } else {
+                    self.seal();
+                    self.kept.push(data.clone());
+                }
             } else {
                 self.overflowed = true;
-                self.kept = Vec::new();
+                (self.kept, self.tail) = (Vec::new(), BytesMut::new());
             }
             if self.source.is_end_stream() {
                 self.ended = true;
@@ -256,6 +271,13 @@ impl ReplayState {
             self.ended = true;
         }
         Ok(frame)
+    }
+
+    /// Makes small pieces one of those that a later attempt sends first.
+    fn seal(&mut self) {
+        if !self.tail.is_empty() {
+            self.kept.push(std::mem::take(&mut self.tail).freeze());
+        }
     }
 }
 
@@ -382,6 +404,22 @@ impl ReplyBody {
         Self { inner: ReplyInner::Upstream(Box::new(upstream)), record: None }
     }
 
+    /// The end of HTTP on an upstream's connection.
+    pub fn left(lease: Lease) -> Self {
+        Self { inner: ReplyInner::Left(lease), record: None }
+    }
+
+    /// What keeps a connection counted that has left HTTP; once.
+    pub fn take_left(&mut self) -> Option<Lease> {
+        match std::mem::replace(&mut self.inner, ReplyInner::Empty) {
+            ReplyInner::Left(lease) => Some(lease),
+            other => {
+                self.inner = other;
+                None
+            }
+        }
+    }
+
     /// Goes on with the request while nobody reads its answer.
     pub fn drive(&mut self, cx: &mut Context<'_>) {
         if let ReplyInner::Upstream(upstream) = &mut self.inner {
@@ -420,7 +458,7 @@ impl Body for ReplyBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
         let frame = match &mut self.inner {
-            ReplyInner::Empty => None,
+            ReplyInner::Empty | ReplyInner::Left(_) => None,
             ReplyInner::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 self.inner = ReplyInner::Empty;
@@ -434,7 +472,7 @@ impl Body for ReplyBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.inner {
-            ReplyInner::Empty => true,
+            ReplyInner::Empty | ReplyInner::Left(_) => true,
             ReplyInner::Full(bytes) => bytes.is_empty(),
             ReplyInner::Upstream(upstream) => upstream.body.is_end_stream(),
         }
@@ -442,7 +480,7 @@ impl Body for ReplyBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
-            ReplyInner::Empty => SizeHint::with_exact(0),
+            ReplyInner::Empty | ReplyInner::Left(_) => SizeHint::with_exact(0),
             ReplyInner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             ReplyInner::Upstream(upstream) => upstream.body.size_hint(),
         }
@@ -526,3 +564,6 @@ impl From<BodyError> for BodyFault {
         Self(error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests;

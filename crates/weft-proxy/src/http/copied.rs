@@ -5,16 +5,18 @@
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 use weft_base::limits::RETRY_BODY_BYTES_MAX;
 
-use super::body::BodyError;
+use super::body::{BodyError, SMALL_BYTES};
 
 /// What arrived of a request's body and its copy has not sent yet.
 #[derive(Debug, Default)]
 pub struct Copied {
     frames: VecDeque<Frame<Bytes>>,
+    /// Small pieces behind them.
+    tail: BytesMut,
     bytes: usize,
     pub hint: SizeHint,
     end: Option<Result<(), BodyError>>,
@@ -35,12 +37,18 @@ impl Copied {
         }
         if let Some(data) = frame.data_ref() {
             self.bytes += data.len();
-            self.frames.push_back(Frame::data(data.clone()));
+            if data.len() < SMALL_BYTES {
+                self.tail.extend_from_slice(data);
+            } else {
+                self.seal();
+                self.frames.push_back(Frame::data(data.clone()));
+            }
         } else if let Some(trailers) = frame.trailers_ref() {
+            self.seal();
             self.frames.push_back(Frame::trailers(trailers.clone()));
         }
         if self.bytes > RETRY_BODY_BYTES_MAX {
-            self.frames.clear();
+            (self.frames, self.tail) = (VecDeque::new(), BytesMut::new());
             return self.close(Err(BodyError::GivenUp));
         }
         self.wake();
@@ -49,6 +57,12 @@ impl Copied {
     pub fn close(&mut self, end: Result<(), BodyError>) {
         self.end.get_or_insert(end);
         self.wake();
+    }
+
+    fn seal(&mut self) {
+        if !self.tail.is_empty() {
+            self.frames.push_back(Frame::data(self.tail.split().freeze()));
+        }
     }
 
     fn wake(&mut self) {
@@ -61,6 +75,9 @@ impl Copied {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.frames.is_empty() {
+            self.seal();
+        }
         if let Some(frame) = self.frames.pop_front() {
             let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
             self.bytes = self.bytes.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
@@ -81,6 +98,6 @@ impl Copied {
 
     /// Whether all of it was handed on.
     pub fn is_ended(&self) -> bool {
-        self.frames.is_empty() && matches!(self.end, Some(Ok(())))
+        self.frames.is_empty() && self.tail.is_empty() && matches!(self.end, Some(Ok(())))
     }
 }

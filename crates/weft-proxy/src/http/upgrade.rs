@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{Extensions, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
@@ -14,16 +14,20 @@ use hyper_util::rt::TokioIo;
 
 use super::attempt::{self, Call};
 use super::body::ReplyBody;
-use super::reply::Refusal;
+use super::reply::{Cause, Refusal};
+use crate::h1::head::elements;
 use crate::h1::{Handover, Upgraded};
 use crate::observe::record::Record;
-use crate::worker::Conn;
+use crate::tcp::joined::join;
+use crate::worker::{Conn, OpenConnection};
 
 /// A client's wish to leave HTTP.
 #[derive(Debug)]
 pub struct Upgrade {
-    protocol: HeaderValue,
+    /// All that were asked for, in one line.
+    protocols: HeaderValue,
     client: Handover,
+    open: Option<Rc<OpenConnection>>,
 }
 
 /// The stream behind a CONNECT, of either codec.
@@ -55,14 +59,16 @@ impl Promise {
     }
 }
 
-/// Takes the wish out of a request's head; the codec has judged whether it is one. HTTP/2 over
-/// cleartext upgrades are not.
-pub fn wanted(head: &mut Parts, _conn: &Rc<Conn>) -> Option<Upgrade> {
+/// Takes the wish out of a request's head; the codec has judged whether it is one. One that names
+/// HTTP/2 over cleartext is not.
+pub fn wanted(head: &mut Parts, conn: &Conn) -> Option<Upgrade> {
     if head.version != Version::HTTP_11 {
         return None;
     }
     let client = head.extensions.remove::<Handover>()?;
-    Some(Upgrade { protocol: head.headers.get(UPGRADE)?.clone(), client })
+    let lines: Vec<&[u8]> = head.headers.get_all(UPGRADE).iter().map(|v| v.as_bytes()).collect();
+    let protocols = HeaderValue::from_bytes(&lines.join(&b", "[..])).ok()?;
+    Some(Upgrade { protocols, client, open: conn.open.clone() })
 }
 
 /// Sends the request with its wish; on 101 both sides are joined.
@@ -76,23 +82,42 @@ pub async fn forward(
 ) -> Result<Response<ReplyBody>, Refusal> {
     let headers = &mut call.head.headers;
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, upgrade.protocol);
+    headers.insert(UPGRADE, upgrade.protocols.clone());
     let mut response = attempt::forward(&call, record).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(response);
     }
+    fits(&upgrade.protocols, response.headers())
+        .map_err(|why| Refusal::new(Cause::Garbage, why))?;
     if let Some(upstream) = response.extensions_mut().remove::<Handover>() {
-        let client = upgrade.client;
+        let Upgrade { client, open, .. } = upgrade;
+        let idle = call.worker.config.limits.tunnel_idle_timeout;
+        let lease = response.body_mut().take_left();
         call.worker.conns.spawn_local("upgraded", async move {
+            // Both ends stay counted for as long as this lasts.
+            let _counted = (open, lease);
             let (client, upstream) = tokio::join!(client.stream(), upstream.stream());
             let (Some(mut client), Some(mut upstream)) = (client, upstream) else { return };
-            let size = crate::tcp::relay::BUFFER_BYTES;
-            let copy =
-                tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, size, size);
-            if let Err(error) = copy.await {
+            if let Err(error) = join(&mut client, &mut upstream, idle).await {
                 tracing::debug!(%error, "an upgraded connection ended");
             }
         });
     }
     Ok(response)
+}
+
+/// An upstream may switch only to what its client asked for (RFC 9110 §7.8).
+fn fits(asked: &HeaderValue, answer: &HeaderMap) -> Result<(), String> {
+    let mut given = answer.get_all(UPGRADE).iter().flat_map(|v| elements(v.as_bytes())).peekable();
+    if given.peek().is_none() {
+        return Err("it switched protocols and does not say to which".into());
+    }
+    let is_asked = |to: &[u8]| elements(asked.as_bytes()).any(|e| e.eq_ignore_ascii_case(to));
+    match given.find(|to| !is_asked(to)) {
+        None => Ok(()),
+        Some(to) => Err(format!(
+            "it switched to {:?}, and {asked:?} was asked for",
+            String::from_utf8_lossy(to)
+        )),
+    }
 }

@@ -19,15 +19,26 @@ use crate::capture::{inbound, outbound};
 use crate::http::serve::serve;
 use crate::table::{Door, GatewayEntry};
 use crate::upstream::pool::Wire;
-use crate::worker::{Conn, Worker};
+use crate::worker::{Conn, OpenConnection, Worker};
 
 /// A draining proxy waits this long for what a connected client may be about to ask.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Serves one connection to its end.
-pub async fn connection(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: Door) {
+/// A connection as its door took it.
+#[derive(Debug)]
+pub struct Accepted {
+    pub stream: TcpStream,
+    pub remote: SocketAddr,
+    pub door: Door,
+    pub open: Option<Rc<OpenConnection>>,
+}
+
+/// Serves one connection to its end, or until it has left HTTP.
+pub async fn connection(worker: Rc<Worker>, accepted: Accepted) {
+    let Accepted { stream, remote, door, open } = accepted;
     let Ok(local) = stream.local_addr() else { return };
     let mut conn = Conn::new(door, local, remote);
+    conn.open = open;
     if let (Door::Outbound | Door::Inbound, Some(capture)) = (&conn.door, &worker.config.capture) {
         conn.original = capture.original.of(&stream).unwrap_or_else(|error| {
             tracing::warn!(%remote, %error, "the system does not tell where a connection goes");

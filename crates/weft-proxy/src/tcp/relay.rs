@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use weft_model::Protocol;
 use weft_model::decide::{Authority, Outcome};
 
+use super::joined::join;
 use super::prefixed::Prefixed;
 use super::{accept, route};
 use crate::capture::{self, race};
@@ -35,8 +36,6 @@ use crate::upstream::pick::{Ask, LocalEndpoint};
 use crate::upstream::pool::{InFlight, Tunnel};
 use crate::worker::{Conn, Worker};
 
-/// Copy buffer per direction: larger ones cost more CPU on loopback.
-pub const BUFFER_BYTES: usize = 16 * 1024;
 /// Endpoints tried before a connection is given up.
 const TRIES_MAX: usize = 3;
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,6 +62,7 @@ pub fn after_connect(
             };
         }
         let mut inner = Conn::new(Door::Forward, outer.local, outer.remote);
+        inner.open = outer.open.clone();
         inner.admitted.set(true);
         let (host, port) = (target.host.clone(), target.port.unwrap_or(80));
         inner.tunnel = Some(target);
@@ -207,13 +207,7 @@ async fn copy<I>(
     let copied = {
         let mut client = Counted { io: &mut io, series: &series.received, own: &seen.received };
         let mut server = Counted { io: &mut upstream, series: &series.sent, own: &seen.sent };
-        tokio::io::copy_bidirectional_with_sizes(
-            &mut client,
-            &mut server,
-            BUFFER_BYTES,
-            BUFFER_BYTES,
-        )
-        .await
+        join(&mut client, &mut server, worker.config.limits.tunnel_idle_timeout).await
     };
     series.closed.fetch_add(1, Ordering::Relaxed);
     if let Err(error) = copied {

@@ -22,4 +22,5 @@ mod routing;
 mod rules;
 mod share;
 mod tcp;
+mod upgrades;
 mod wire;

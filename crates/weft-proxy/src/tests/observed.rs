@@ -210,7 +210,13 @@ async fn sizes_of_what_every_connection_holds() {
     let serving = std::mem::size_of_val(&serve);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let accept = crate::tcp::accept::connection(worker, stream, address, conn().door);
+    let accepted = crate::tcp::accept::Accepted {
+        stream,
+        remote: address,
+        door: conn().door,
+        open: worker.open_connection().map(Rc::new),
+    };
+    let accept = crate::tcp::accept::connection(worker, accepted);
     let accepted = std::mem::size_of_val(&accept);
     let handling = size_of_future(crate::http::phases::handle);
     // Every one of these is held by an idle connection, so growth must be meant.

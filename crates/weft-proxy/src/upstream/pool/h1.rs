@@ -23,7 +23,7 @@ use crate::upstream::connect::{ConnectError, UpstreamIo};
 #[derive(Debug)]
 pub struct Connection {
     pub(super) exchange: Exchange<UpstreamIo, AttemptBody>,
-    _open: OpenGuard,
+    open: OpenGuard,
 }
 
 #[derive(Debug)]
@@ -35,10 +35,10 @@ pub(super) struct Idle {
 // === impl Connection ===
 
 impl Connection {
-    /// Leaves HTTP; it is no longer counted.
-    pub(super) fn upgraded(self) -> Upgraded {
+    /// Leaves HTTP; whoever goes on with it keeps it counted.
+    pub(super) fn upgraded(self) -> (Upgraded, OpenGuard) {
         let (io, prefix) = self.exchange.into_parts();
-        Upgraded::new(prefix, io)
+        (Upgraded::new(prefix, io), self.open)
     }
 
     /// Goes on with sending while its answer is not read.
@@ -100,15 +100,14 @@ impl Pool {
         connection: Box<Connection>,
         mut parts: http::response::Parts,
     ) -> (Response<Answered>, Lease) {
-        let kind = LeaseKind::H1(self.clone());
-        let lease = Lease { kind, flight: None };
-        let body = if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            parts.extensions.insert(Handover::ready(connection.upgraded()));
-            Answered::H1(None)
+        let (kind, body) = if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            let (upgraded, open) = connection.upgraded();
+            parts.extensions.insert(Handover::ready(upgraded));
+            (LeaseKind::Left(open), Answered::H1(None))
         } else {
-            Answered::H1(Some(connection))
+            (LeaseKind::H1(self.clone()), Answered::H1(Some(connection)))
         };
-        (Response::from_parts(parts, body), lease)
+        (Response::from_parts(parts, body), Lease { kind, flight: None })
     }
 
     pub(super) fn give_back(&self, connection: Box<Connection>) {
@@ -135,7 +134,7 @@ impl Pool {
         // Counted from here on: others must see that the limit is used up.
         let open = self.opened();
         let io = self.context.dialer.connect(&self.peer, Alpn::Http11, limit).await?;
-        Ok(Box::new(Connection { exchange: Exchange::new(io), _open: open }))
+        Ok(Box::new(Connection { exchange: Exchange::new(io), open }))
     }
 }
 

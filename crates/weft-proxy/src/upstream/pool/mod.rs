@@ -113,6 +113,8 @@ pub struct Lease {
 enum LeaseKind {
     H1(Rc<Pool>),
     H2(#[allow(dead_code)] h2::Stream),
+    /// An HTTP/1.1 connection that has left HTTP.
+    Left(#[allow(dead_code)] OpenGuard),
 }
 
 /// Counts one request to an endpoint while it lasts.

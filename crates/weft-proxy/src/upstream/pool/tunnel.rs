@@ -13,15 +13,21 @@ use http::{Method, Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use weft_identity::Alpn;
 
-use super::Pool;
+use super::{OpenGuard, Pool};
 use crate::h1::Upgraded;
 use crate::h1::client::Failure;
 use crate::http::body::AttemptBody;
 use crate::upstream::connect::{ConnectError, UpstreamIo};
 
-/// A byte stream to an endpoint.
+/// A byte stream to an endpoint; one of its open connections.
 #[derive(Debug)]
-pub enum Tunnel {
+pub struct Tunnel {
+    io: TunnelIo,
+    _open: OpenGuard,
+}
+
+#[derive(Debug)]
+enum TunnelIo {
     Raw(UpstreamIo),
     Connect(Upgraded),
 }
@@ -30,8 +36,9 @@ impl Pool {
     /// Opens a byte stream; never taken from or given back to the pool.
     pub async fn tunnel(self: &Rc<Self>, limit: Duration) -> Result<Tunnel, ConnectError> {
         if !self.peer.is_mesh() {
+            let open = self.opened();
             let io = self.context.dialer.connect(&self.peer, Alpn::Http11, limit).await?;
-            return Ok(Tunnel::Raw(io));
+            return Ok(Tunnel { io: TunnelIo::Raw(io), _open: open });
         }
         let address = self.peer.connect;
         let mut connection = self.open_h1(limit).await?;
@@ -54,7 +61,8 @@ impl Pool {
         if response.status != StatusCode::OK {
             return Err(ConnectError::Tunnel { address, status: response.status.as_u16() });
         }
-        Ok(Tunnel::Connect(connection.upgraded()))
+        let (io, open) = connection.upgraded();
+        Ok(Tunnel { io: TunnelIo::Connect(io), _open: open })
     }
 }
 
@@ -71,9 +79,9 @@ impl AsyncRead for Tunnel {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Raw(s) => Pin::new(s).poll_read(cx, buf),
-            Self::Connect(s) => Pin::new(s).poll_read(cx, buf),
+        match &mut self.get_mut().io {
+            TunnelIo::Raw(s) => Pin::new(s).poll_read(cx, buf),
+            TunnelIo::Connect(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
 }
@@ -84,23 +92,23 @@ impl AsyncWrite for Tunnel {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Raw(s) => Pin::new(s).poll_write(cx, buf),
-            Self::Connect(s) => Pin::new(s).poll_write(cx, buf),
+        match &mut self.get_mut().io {
+            TunnelIo::Raw(s) => Pin::new(s).poll_write(cx, buf),
+            TunnelIo::Connect(s) => Pin::new(s).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Raw(s) => Pin::new(s).poll_flush(cx),
-            Self::Connect(s) => Pin::new(s).poll_flush(cx),
+        match &mut self.get_mut().io {
+            TunnelIo::Raw(s) => Pin::new(s).poll_flush(cx),
+            TunnelIo::Connect(s) => Pin::new(s).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Raw(s) => Pin::new(s).poll_shutdown(cx),
-            Self::Connect(s) => Pin::new(s).poll_shutdown(cx),
+        match &mut self.get_mut().io {
+            TunnelIo::Raw(s) => Pin::new(s).poll_shutdown(cx),
+            TunnelIo::Connect(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
 }

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is kept of a body that comes in small pieces, and that nothing of it is lost.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use super::*;
+
+/// What there is for now.
+fn read(body: &mut AttemptBody) -> Vec<u8> {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut all = Vec::new();
+    while let Poll::Ready(Some(frame)) = Pin::new(&mut *body).poll_frame(&mut cx) {
+        all.extend_from_slice(frame.unwrap().data_ref().unwrap());
+    }
+    all
+}
+
+#[test]
+fn small_pieces_are_kept_as_few_and_replayed_in_order() {
+    let source = Rc::new(RefCell::new(Copied::new(SizeHint::default())));
+    let replay = Replay::over(Source::Copy(source.clone()), 0);
+    let mirror = replay.copy();
+    let piece = |n: usize| {
+        let size = if n.is_multiple_of(97) { 2 * SMALL_BYTES } else { n % 3 };
+        Bytes::from(vec![u8::try_from(n % 251).unwrap(); size])
+    };
+    let mut sent = Vec::new();
+    let mut first = replay.attempt();
+    let mut live = Vec::new();
+    for n in 1..2_000 {
+        sent.extend_from_slice(&piece(n));
+        source.borrow_mut().push(&Frame::data(piece(n)));
+        live.extend(read(&mut first));
+    }
+    assert_eq!(live, sent);
+    // An attempt that gets some of it from what is kept, and the rest as it comes.
+    let mut second = replay.attempt();
+    let mut cx = Context::from_waker(Waker::noop());
+    let given_up = Pin::new(&mut first).poll_frame(&mut cx);
+    assert!(matches!(given_up, Poll::Ready(Some(Err(_)))));
+    let mut again = read(&mut second);
+    for n in 2_000..3_000 {
+        sent.extend_from_slice(&piece(n));
+        source.borrow_mut().push(&Frame::data(piece(n)));
+        again.extend(read(&mut second));
+    }
+    assert_eq!(again, sent);
+    assert!(replay.can_replay() && sent.len() <= RETRY_BODY_BYTES_MAX, "{}", sent.len());
+    assert_eq!(read(&mut replay.attempt()), sent);
+    // The mirror has read nothing so far.
+    assert_eq!(read(&mut mirror.attempt()), sent);
+    let state = replay.0.as_ref().unwrap().borrow();
+    assert!(state.kept.len() < 100, "{} pieces are kept", state.kept.len());
+}
+
+#[test]
+fn single_bytes_hold_no_more_than_themselves() {
+    let source = Rc::new(RefCell::new(Copied::new(SizeHint::default())));
+    let replay = Replay::over(Source::Copy(source.clone()), 0);
+    let mut attempt = replay.attempt();
+    for _ in 0..RETRY_BODY_BYTES_MAX {
+        source.borrow_mut().push(&Frame::data(Bytes::from_static(b"x")));
+        assert_eq!(read(&mut attempt), b"x");
+    }
+    {
+        let state = replay.0.as_ref().unwrap().borrow();
+        let room = state.tail.capacity() + state.kept.capacity() * size_of::<Bytes>();
+        assert!(room <= 3 * RETRY_BODY_BYTES_MAX, "{room} bytes are held");
+    }
+    assert!(replay.can_replay());
+    source.borrow_mut().push(&Frame::data(Bytes::from_static(b"x")));
+    read(&mut attempt);
+    assert!(!replay.can_replay(), "it is more than is kept");
+    // What waits for a mirror is held likewise.
+    for _ in 0..RETRY_BODY_BYTES_MAX {
+        source.borrow_mut().push(&Frame::data(Bytes::from_static(b"y")));
+    }
+    let mut cx = Context::from_waker(Waker::noop());
+    let next = source.borrow_mut().poll_frame(&mut cx);
+    let Poll::Ready(Some(Ok(frame))) = next else { panic!("{next:?}") };
+    assert_eq!(frame.data_ref().map(Bytes::len), Some(RETRY_BODY_BYTES_MAX));
+}
