@@ -4,12 +4,14 @@
 //!
 //! Called by the binary (`--store etcd://…`). Never writes outside of its prefix. What differs
 //! from the other engines: ephemeral keys live while any server of the mesh does; leases count
-//! whole seconds and end by etcd's clock; other users of the same etcd move the revision.
+//! whole seconds and end by etcd's clock; other users of the same etcd move the revision, and where
+//! there are any, compacting it is left to them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{FutureExt, stream};
 use weft_base::clock::{Clock, Mono};
 use weft_base::task::TaskGroup;
@@ -61,6 +63,8 @@ struct Inner {
     names: Names,
     history: Arc<History>,
     clock: Clock,
+    /// etcd's name of its cluster.
+    cluster: u64,
     /// The newest revision that changed something under the prefix.
     last: AtomicU64,
     /// One mark at a time.
@@ -84,7 +88,7 @@ impl EtcdStore {
     ) -> Result<Self, StoreError> {
         let names = Names::new(&config.prefix);
         let link = Link::new(config)?;
-        let at = log_revision(&link, &names).await?;
+        let (at, cluster) = log_now(&link, &names).await?;
         // Nothing ever happened in an etcd at revision 1, so its whole history is known.
         let start = if at.0 <= 1 { Revision(0) } else { at };
         let inner = Arc::new(Inner {
@@ -92,6 +96,7 @@ impl EtcdStore {
             names,
             history: History::new(start, retention),
             clock,
+            cluster,
             last: at.0.into(),
             marking: tokio::sync::Mutex::default(),
             requests: 0.into(),
@@ -180,9 +185,9 @@ impl Inner {
         answer.await.map(|_| ())
     }
 
-    /// The revision of etcd's whole log, as its majority knows it.
-    async fn log_revision(&self) -> Result<Revision, StoreError> {
-        log_revision(&self.link, &self.names).await
+    /// The revision of etcd's whole log, as its majority knows it, and whose log it is.
+    async fn log_now(&self) -> Result<(Revision, u64), StoreError> {
+        log_now(&self.link, &self.names).await
     }
 
     fn count<T>(&self, out: Result<T, StoreError>) -> Result<T, StoreError> {
@@ -337,13 +342,31 @@ impl Inner {
     }
 
     async fn compact(&self, upto: Revision) -> Result<(), StoreError> {
-        let last = self.settle(self.log_revision().await?).await?;
+        let last = self.settle(self.log_now().await?.0).await?;
         let upto = upto.min(last);
         self.history.compact(upto);
         self.compact_etcd(upto).await
     }
 
-    /// Forgets history that all servers had minutes to read.
+    /// Whether nobody else keeps keys in this etcd. Who may not see them all is not alone.
+    async fn is_alone(&self) -> Result<bool, StoreError> {
+        let count = |(key, range_end)| RangeRequest {
+            key,
+            range_end,
+            count_only: true,
+            ..RangeRequest::default()
+        };
+        let every = Bytes::from_static(&[0]);
+        let all = match range(&self.link, &count((every.clone(), every))).await {
+            Ok(all) => all.count,
+            Err(StoreError::Refused { .. }) => return Ok(false),
+            Err(err) => return Err(err),
+        };
+        Ok(all == range(&self.link, &count(self.names.all())).await?.count)
+    }
+
+    /// Forgets history that all servers had minutes to read; etcd's own only when it is ours
+    /// alone, since its compaction spares nobody.
     async fn forget(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
         self.history.expire(now);
@@ -356,8 +379,8 @@ impl Inner {
             mark.replace((now, self.head())).map(|(_, revision)| revision)
         };
         match upto {
-            Some(upto) => self.compact_etcd(upto).await,
-            None => Ok(()),
+            Some(upto) if self.is_alone().await? => self.compact_etcd(upto).await,
+            _ => Ok(()),
         }
     }
 
@@ -385,9 +408,11 @@ async fn range(link: &Link, ask: &RangeRequest) -> Result<RangeResponse, StoreEr
     answer.await
 }
 
-async fn log_revision(link: &Link, names: &Names) -> Result<Revision, StoreError> {
+async fn log_now(link: &Link, names: &Names) -> Result<(Revision, u64), StoreError> {
     let none = RangeRequest { key: names.key(""), keys_only: true, ..<_>::default() };
-    Ok(header(range(link, &none).await?.header.as_ref()))
+    let answer = range(link, &none).await?;
+    let cluster = answer.header.as_ref().map_or(0, |h| h.cluster_id);
+    Ok((header(answer.header.as_ref()), cluster))
 }
 
 fn header(header: Option<&ResponseHeader>) -> Revision {
@@ -441,7 +466,7 @@ impl Store for EtcdStore {
 
     fn barrier(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
         async move {
-            let now = self.inner.log_revision().await?;
+            let (now, _) = self.inner.log_now().await?;
             self.inner.settle(now).await
         }
         .boxed()

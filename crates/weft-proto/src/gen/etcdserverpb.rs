@@ -270,6 +270,8 @@ pub struct WatchCreateRequest {
     pub progress_notify: bool,
     #[prost(bool, tag = "6")]
     pub prev_kv: bool,
+    #[prost(bool, tag = "8")]
+    pub fragment: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchProgressRequest {}
@@ -287,6 +289,8 @@ pub struct WatchResponse {
     pub compact_revision: i64,
     #[prost(string, tag = "6")]
     pub cancel_reason: ::prost::alloc::string::String,
+    #[prost(bool, tag = "7")]
+    pub fragment: bool,
     #[prost(message, repeated, tag = "11")]
     pub events: ::prost::alloc::vec::Vec<super::mvccpb::Event>,
 }

@@ -231,3 +231,20 @@ async fn what_etcd_forgot_is_listed_again() {
     let mut watch = late.watch("/", after).unwrap();
     assert_eq!(watch.next().await.unwrap()[0].prev.as_deref(), Some(&b"2"[..]));
 }
+
+#[tokio::test]
+async fn a_revision_that_comes_in_fragments_is_told_whole() {
+    let server = Server::start();
+    let store = server.open().await;
+    let ops = |n: char| ["/a", "/b"].map(|key| Op::put(key, n.to_string().repeat(700_000)));
+    let first = store.txn(Txn::of(ops('1'))).await.unwrap().revision;
+    store.barrier().await.unwrap();
+    let mut watch = store.watch("/", first.next()).unwrap();
+    // With what was there before, these events are over the 2 MiB that etcd sends at once.
+    let second = store.txn(Txn::of(ops('2'))).await.unwrap().revision;
+    let events = watch.next().await.unwrap();
+    let told: Vec<_> = events.iter().map(|e| (&*e.key, e.revision)).collect();
+    assert_eq!(told, [("/a", second), ("/b", second)]);
+    assert!(events.iter().all(|e| e.prev.as_ref().is_some_and(|p| p.starts_with(b"1"))));
+    assert_eq!(store.barrier().await.unwrap(), second);
+}

@@ -29,7 +29,7 @@ enum End {
     Lost(String),
     /// etcd no longer holds the place.
     Compacted(Revision),
-    /// etcd's log is behind what was read from it: it is another log.
+    /// etcd's log is behind what was read from it, or another cluster's: it is another log.
     Another(Revision),
 }
 
@@ -52,8 +52,8 @@ pub(super) async fn follow(inner: Arc<Inner>) {
                 tracing::error!(
                     had = before.0,
                     has = at.0,
-                    "etcd's log went back (was it restored from a backup?): weft must be started \
-                     again to read it anew; no change is seen until then"
+                    "etcd has another log than before (was it restored from a backup?): weft must be \
+                     started again to read it anew; no change is seen until then"
                 );
                 inner.history.close();
                 return;
@@ -71,8 +71,10 @@ pub(super) async fn follow(inner: Arc<Inner>) {
 async fn once(inner: &Arc<Inner>) -> End {
     let Some((at, channel)) = inner.link.channel() else { return End::Lost("no member".into()) };
     let mut turns = inner.link.turns();
-    match inner.log_revision().await {
-        Ok(now) if now < inner.head() => return End::Another(now),
+    match inner.log_now().await {
+        Ok((now, cluster)) if now < inner.head() || cluster != inner.cluster => {
+            return End::Another(now);
+        }
         Ok(_) => {}
         Err(err) => return End::Lost(err.to_string()),
     }
@@ -89,10 +91,11 @@ async fn once(inner: &Arc<Inner>) -> End {
         Ok(responses) => responses.into_inner(),
         Err(status) => return lost(inner, at, &status),
     };
+    let mut held = Vec::new();
     loop {
         tokio::select! {
             next = message(&mut responses) => match next {
-                Ok(response) => if let Some(end) = take(inner, &response) {
+                Ok(response) => if let Some(end) = take(inner, &response, &mut held) {
                     return end;
                 },
                 Err(status) => return lost(inner, at, &status),
@@ -116,8 +119,9 @@ fn lost(inner: &Inner, at: usize, status: &Status) -> End {
 }
 
 /// Takes one response over into the history. One without events tells that there are none up to
-/// its revision: etcd says so in the order of events, to a watch that is not behind.
-fn take(inner: &Inner, response: &WatchResponse) -> Option<End> {
+/// its revision: etcd says so in the order of events, to a watch that is not behind. A large one
+/// comes in fragments, which may end within a revision: that one is held until it is whole.
+fn take(inner: &Inner, response: &WatchResponse, held: &mut Vec<Event>) -> Option<End> {
     let now = response.header.as_ref().map_or(Revision(0), |h| revision(h.revision));
     if response.compact_revision > 0 {
         return Some(End::Compacted(revision(response.compact_revision)));
@@ -129,19 +133,31 @@ fn take(inner: &Inner, response: &WatchResponse) -> Option<End> {
         // A member that lags behind tells a revision of the past.
         return None;
     }
-    let events: Vec<Event> = response.events.iter().filter_map(|e| inner.names.event(e)).collect();
+    held.extend(response.events.iter().filter_map(|e| inner.names.event(e)));
     let upto = match response.events.last().and_then(|e| e.kv.as_ref()) {
         Some(kv) => revision(kv.mod_revision),
         None => now,
     };
-    inner.append(upto, events);
+    if !response.fragment {
+        inner.append(upto, std::mem::take(held));
+    } else if let Some(whole) = upto.0.checked_sub(1) {
+        let begun = held.partition_point(|e| e.revision < upto);
+        let begun = held.split_off(begun);
+        inner.append(Revision(whole), std::mem::replace(held, begun));
+    }
     None
 }
 
 fn create(inner: &Inner) -> WatchRequest {
     let (key, range_end) = inner.names.all();
     let start_revision = signed(inner.head().next().0);
-    let create =
-        WatchCreateRequest { key, range_end, start_revision, progress_notify: true, prev_kv: true };
+    let create = WatchCreateRequest {
+        key,
+        range_end,
+        start_revision,
+        progress_notify: true,
+        prev_kv: true,
+        fragment: true,
+    };
     WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
 }
