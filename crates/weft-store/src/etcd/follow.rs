@@ -52,8 +52,8 @@ pub(super) async fn follow(inner: Arc<Inner>) {
                 tracing::error!(
                     had = before.0,
                     has = at.0,
-                    "etcd has another log than before (was it restored from a backup?): weft must be \
-                     started again to read it anew; no change is seen until then"
+                    "etcd has another log than before (was it restored from a backup?): weft must \
+                     be started again to read it anew; no change is seen until then"
                 );
                 inner.history.close();
                 return;
