@@ -45,7 +45,8 @@ pub struct Draft<'a> {
     now: BTreeMap<Arc<str>, Option<Arc<Pair>>>,
     /// What the outcome depends on.
     looked: BTreeSet<Arc<str>>,
-    sessions: BTreeSet<Arc<str>>,
+    /// Sessions that are to be as they were, by the revision of that.
+    sessions: BTreeMap<Arc<str>, u64>,
     delays: BTreeSet<String>,
 }
 
@@ -89,7 +90,7 @@ impl<'a> Draft<'a> {
             state,
             now: BTreeMap::new(),
             looked: BTreeSet::new(),
-            sessions: BTreeSet::new(),
+            sessions: BTreeMap::new(),
             delays: BTreeSet::new(),
         }
     }
@@ -129,7 +130,7 @@ impl<'a> Draft<'a> {
     /// Takes the pair for a session, unless another has it or its last holder's delay runs.
     ///
     /// # Errors
-    /// When there is no such session.
+    /// When there is no such session, or it is ending.
     pub fn lock(
         &mut self,
         key: &str,
@@ -137,10 +138,11 @@ impl<'a> Draft<'a> {
         flags: u64,
         session: &str,
     ) -> Result<bool, ConsulError> {
-        let Some((at, ..)) = self.state.session(session) else {
+        let alive = self.state.session(session).filter(|(_, session, _)| !session.ending);
+        let Some((at, _, item)) = alive else {
             return Err(ConsulError::InvalidSession { id: session.to_owned() });
         };
-        self.sessions.insert(at.clone());
+        self.sessions.insert(at.clone(), item.modified);
         let old = self.get(key).map(|seen| (*seen.pair).clone()).unwrap_or_default();
         let mut lock_index = old.lock_index;
         if *old.session != *session {
@@ -218,7 +220,8 @@ impl<'a> Draft<'a> {
                 None => Compare::Absent(key),
             });
         }
-        txn.compares.extend(self.sessions.into_iter().map(Compare::Exists));
+        let same = |(key, modified)| Compare::ModRevision(key, Revision(modified));
+        txn.compares.extend(self.sessions.into_iter().map(same));
         txn.compares.extend(self.delays.into_iter().map(|key| Compare::Absent(key.into())));
         Ok(txn)
     }

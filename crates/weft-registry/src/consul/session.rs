@@ -56,6 +56,9 @@ pub struct Session {
     /// The lease of its beat; 0 for none.
     #[serde(default)]
     pub lease: u64,
+    /// It takes no more locks, and what it holds is being given back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ending: bool,
 }
 
 // === impl Session ===
@@ -128,7 +131,7 @@ impl Handle {
         let unknown = || ConsulError::UnknownSession { id: id.to_owned() };
         let state = self.state();
         let (_, session, _) = state.session(id).ok_or_else(unknown)?;
-        if *session.namespace != *ns {
+        if *session.namespace != *ns || session.ending {
             return Err(unknown());
         }
         if session.lease != 0 {
@@ -143,18 +146,21 @@ impl Handle {
 
     /// Ends a session and lets go of what it holds. One that is not there has ended.
     ///
+    /// First the session is marked: from then on no lock that it asks for is written, so what it
+    /// holds is known. Whoever finds one that is marked goes on from there.
+    ///
     /// # Errors
     /// When the store refuses.
     pub async fn destroy_session(&self, id: &str) -> Result<(), ConsulError> {
-        let state = self.state();
-        let session = state.session(id).map(|(_, session, _)| session.clone());
-        let holds = state.held_by(id).next().is_some();
-        let delay_ms = session.as_ref().map_or(0, |session| session.lock_delay_ms);
+        let _turn = self.turn(id).await;
+        let (_, session) = self.attempt(|state| mark(state, id)).await?;
+        let holds = self.state().held_by(id).next().is_some();
+        let (delay_ms, behavior) = session
+            .map_or((0, Behavior::default()), |session| (session.lock_delay_ms, session.behavior));
         let delay = match holds && delay_ms > 0 {
             true => Some(self.store().lease_grant(Duration::from_millis(delay_ms)).await?),
             false => None,
         };
-        let behavior = session.as_ref().map(|session| session.behavior).unwrap_or_default();
         loop {
             let plan = |state: &State| release(state, id, behavior, delay);
             if self.attempt(plan).await?.1 {
@@ -195,7 +201,7 @@ impl Handle {
         let mut over = state.ghosts();
         for session in state.sessions() {
             let silent = session.lease != 0 && state.item(&keys::beat(&session.id)).is_none();
-            if silent || (checked && session.fault(world).is_some()) {
+            if session.ending || silent || (checked && session.fault(world).is_some()) {
                 over.push(session.id.clone());
             }
         }
@@ -223,7 +229,19 @@ fn check_bounds(session: &Session) -> Result<(), ConsulError> {
     }
 }
 
-/// One transaction of a session's end: some of what it holds and, with the last of it, the
+/// The first transaction of a session's end: it is `ending`. Without one when it is already, or
+/// is not there.
+fn mark(state: &State, id: &str) -> Result<(Txn, Option<Arc<Session>>), ConsulError> {
+    let Some((key, session, item)) = state.session(id) else { return Ok((Txn::default(), None)) };
+    if session.ending {
+        return Ok((Txn::default(), Some(session.clone())));
+    }
+    let marked = serde_json::to_vec(&Session { ending: true, ..(**session).clone() })?;
+    let same = Compare::ModRevision(key.clone(), Revision(item.modified));
+    Ok((Txn::of([Op::put(key.clone(), marked)]).when(same), Some(session.clone())))
+}
+
+/// One of the transactions that follow: some of what it holds and, with the last of it, the
 /// session. Whether that was all.
 fn release(
     state: &State,

@@ -13,6 +13,8 @@ use weft_store::MemoryStore;
 use super::*;
 use crate::Registry;
 
+mod ending;
+
 struct Rig {
     registry: Registry,
     time: Arc<weft_base::clock::ManualClock>,

@@ -99,7 +99,7 @@ impl Door {
                 Some((old, _)) => demand(ask, old, Verb::Write)?,
                 None => {}
             }
-            if !session.is_empty() && state.session(session).is_none() {
+            if !session.is_empty() && state.session(session).is_none_or(|(_, s, _)| s.ending) {
                 return Err(Refusal::internal(format!("invalid session {session:?}")));
             }
             let taken = state.records(TABLE).iter().any(|(other, _)| {

@@ -107,6 +107,7 @@ impl Door {
 
 fn visible(ask: &Ask, session: &Session) -> bool {
     session.namespace == ask.namespace
+        && !session.ending
         && ask.who.may(Verb::Read, Kind::Session, &ask.namespace, &session.node)
 }
 
