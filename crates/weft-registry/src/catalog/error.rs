@@ -27,6 +27,8 @@ pub enum CatalogError {
     Invalid(String),
     #[error("the catalog entry kept changing under this request; send it again")]
     Contended,
+    #[error("what this request was judged by has changed since; send it again")]
+    Overtaken,
     #[error("the store refused the write: {0}")]
     Store(#[from] StoreError),
     #[error("a catalog record could not be written as JSON")]

@@ -27,7 +27,7 @@ use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Status};
 use weft_kinds::views::check::{CheckDefinition, NODE_MAINTENANCE, Probe, SERVICE_MAINTENANCE};
 use weft_kinds::world::{Catalog, CheckKey, KindId, RegistrationKey, StoreKey, World, is_mirror};
-use weft_store::{Compare, Op, Store, Txn};
+use weft_store::{Compare, Op, Revision, Store, Txn};
 
 pub use error::CatalogError;
 pub use plan::{ServiceRequest, check_key, registration_key};
@@ -41,9 +41,9 @@ const STRIPES: usize = 64;
 /// Due deadlines worked on at a time.
 const DUE_AT_ONCE: usize = 32;
 
-/// The catalog's writing end. Cheap to clone.
+/// The catalog's writing end, and what has to hold for its writes. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Handle(Arc<Inner>);
+pub struct Handle(Arc<Inner>, Arc<[Compare]>);
 
 #[derive(Debug)]
 struct Inner {
@@ -95,7 +95,7 @@ impl Handle {
         for (_, check) in world.load().catalog().checks() {
             timers.watch(check, now);
         }
-        Self(Arc::new(Inner {
+        let inner = Inner {
             store,
             world,
             clock,
@@ -104,7 +104,15 @@ impl Handle {
             timers: Mutex::new(timers),
             outputs: Mutex::default(),
             wake: Notify::new(),
-        }))
+        };
+        Self(Arc::new(inner), Arc::default())
+    }
+
+    /// The same, but it writes only while these keys are as they were seen: at a revision, or not
+    /// there. Else its writes fail with [`CatalogError::Overtaken`].
+    #[must_use]
+    pub fn given(&self, seen: &[(StoreKey, Option<u64>)]) -> Self {
+        Self(self.0.clone(), seen.iter().map(unchanged).collect())
     }
 
     /// The revision that the World has reached: at least that of every write that returned.
@@ -447,13 +455,18 @@ impl Handle {
     }
 
     /// One transaction; returns once the World shows it.
-    async fn write(&self, txn: Txn) -> Result<(), CatalogError> {
+    async fn write(&self, mut txn: Txn) -> Result<(), CatalogError> {
         if txn.ops.is_empty() {
             return Ok(());
         }
+        let own = txn.compares.len();
+        txn.compares.extend(self.1.iter().cloned());
         let outcome = self.0.store.txn(txn).await?;
         if !outcome.succeeded {
-            return Err(CatalogError::Contended);
+            return Err(match outcome.failed {
+                Some(at) if at >= own => CatalogError::Overtaken,
+                _ => CatalogError::Contended,
+            });
         }
         let mut world = self.0.world.clone();
         while world.load().revision() < outcome.revision.0 {
@@ -508,6 +521,14 @@ impl Handle {
 }
 
 // === helpers ===
+
+pub(crate) fn unchanged((key, modified): &(StoreKey, Option<u64>)) -> Compare {
+    let key = key.to_string().into();
+    match modified {
+        Some(modified) => Compare::ModRevision(key, Revision(*modified)),
+        None => Compare::Absent(key),
+    }
+}
 
 /// A service made through the Kubernetes door is read-only here.
 pub(crate) fn refuse_foreign(

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_kinds::world::World;
-use weft_store::{Op, Store, Txn};
+use weft_store::{Compare, Op, Store, Txn};
 
 pub use error::ConsulError;
 pub use event::{Event, PAYLOAD_BYTES_MAX};
@@ -36,6 +36,7 @@ pub use snapshot::Dump;
 pub use state::{Item, State, Topic, What};
 pub use txn::CatalogOp;
 
+use crate::catalog::CatalogError;
 use crate::{WorldWatch, catalog};
 
 /// How often a plan that was overtaken is made anew.
@@ -142,16 +143,30 @@ impl Handle {
         &self,
         plan: impl Fn(&State) -> Result<(Txn, T), E>,
     ) -> Result<(u64, T), E> {
+        self.attempt_given(&[], plan).await
+    }
+
+    /// The same, as long as all of `given` holds; that no newer plan can mend.
+    async fn attempt_given<T, E: From<ConsulError>>(
+        &self,
+        given: &[Compare],
+        plan: impl Fn(&State) -> Result<(Txn, T), E>,
+    ) -> Result<(u64, T), E> {
         for _ in 0..ATTEMPTS {
             let state = self.state();
-            let (txn, out) = plan(&state)?;
+            let (mut txn, out) = plan(&state)?;
             if txn.ops.is_empty() {
                 return Ok((state.revision(), out));
             }
+            let own = txn.compares.len();
+            txn.compares.extend_from_slice(given);
             let done = self.0.store.txn(txn).await.map_err(ConsulError::from)?;
             self.reached(done.revision.0).await?;
             if done.succeeded {
                 return Ok((done.revision.0, out));
+            }
+            if done.failed.is_some_and(|at| at >= own) {
+                return Err(ConsulError::from(CatalogError::Overtaken).into());
             }
         }
         Err(ConsulError::Contended.into())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
 use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey, World};
-use weft_store::{Compare, Op, Revision, Txn};
+use weft_store::{Compare, Op, Txn};
 
 use super::error::ConsulError;
 use super::{Draft, Handle};
@@ -25,7 +25,8 @@ pub enum CatalogOp {
 impl Handle {
     /// Does verbs on pairs and changes the catalog; `verbs` may run several times, each time on
     /// a newer state, and says what is to become of the catalog. `seen`: what must not have
-    /// changed since the caller looked.
+    /// changed since the caller looked; else it is [`CatalogError::Overtaken`], and the caller
+    /// looks again.
     ///
     /// # Errors
     /// What `verbs` refuses with; [`ConsulError::Refused`] for a change of the catalog, by its
@@ -36,17 +37,15 @@ impl Handle {
         verbs: impl Fn(&mut Draft, &World) -> Result<(Vec<(usize, CatalogOp)>, T), ConsulError>,
     ) -> Result<(u64, T), ConsulError> {
         let mut checks = Vec::new();
+        let given: Vec<Compare> = seen.iter().map(crate::catalog::unchanged).collect();
         let done = {
             let checks = std::sync::Mutex::new(&mut checks);
-            self.attempt(|state| {
+            self.attempt_given(&given, |state| {
                 let world = self.world();
                 let mut draft = Draft::new(state);
                 let (changes, out) = verbs(&mut draft, &world)?;
                 let mut txn = draft.into_txn()?;
                 catalog_ops(&mut txn, &world, &changes)?;
-                if !txn.ops.is_empty() {
-                    txn.compares.extend(seen.iter().map(compare));
-                }
                 if let Ok(mut checks) = checks.lock() {
                     **checks = changes.into_iter().filter_map(|(_, op)| set_check(op)).collect();
                 }
@@ -60,25 +59,18 @@ impl Handle {
         Ok(done)
     }
 
-    /// The revision that last changed a record of the catalog.
+    /// The revision that last changed a record of the catalog; reads show it, or a later one.
     ///
     /// # Errors
-    /// When the store cannot say.
+    /// When the store cannot say, or the registry stops.
     pub async fn modified(&self, key: &StoreKey) -> Result<Option<u64>, ConsulError> {
-        let (_, entry) = self.store().get(&key.to_string()).await?;
+        let (revision, entry) = self.store().get(&key.to_string()).await?;
+        self.reached(revision.0).await?;
         Ok(entry.map(|entry| entry.modified.0))
     }
 }
 
 // === helpers ===
-
-fn compare((key, modified): &(StoreKey, Option<u64>)) -> Compare {
-    let key = key.to_string().into();
-    match modified {
-        Some(modified) => Compare::ModRevision(key, Revision(*modified)),
-        None => Compare::Absent(key),
-    }
-}
 
 fn set_check(op: CatalogOp) -> Option<CheckKey> {
     match op {

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use weft_identity::permission::{Kind, Verb};
-use weft_kinds::views::catalog::{CheckRecord, Registration, Status};
+use weft_kinds::views::catalog::{Registration, Status};
 use weft_kinds::world::{CheckKey, RegistrationKey};
-use weft_registry::catalog::{CatalogError, ServiceRequest, registration_key};
+use weft_registry::catalog::{CatalogError, Handle, ServiceRequest, registration_key};
 
 use super::Door;
 use super::body::{self, Fields};
@@ -30,13 +30,15 @@ impl Door {
         let checks = register::service_checks(&body, &registration)?;
         let replace_checks = ask.params.flag("replace-existing-checks");
         let sidecar = register::sidecar(&body, &registration)?;
-        let namespace = registration.namespace.clone();
-        self.admit_service(ask, &registration)?;
+        let sidecar = sidecar.map(|one| {
+            let (namespace, node) = (registration.namespace.clone(), node.node.clone());
+            Registration { namespace, node, ..one }
+        });
         if let Some(one) = &sidecar {
-            let (namespace, node) = (namespace.clone(), node.node.clone());
-            self.admit_service(ask, &Registration { namespace, node, ..one.clone() })?;
+            self.for_service(ask, one, &[]).await?;
         }
-        self.catalog()
+        self.for_service(ask, &registration, &checks)
+            .await?
             .register_service(ServiceRequest {
                 registration,
                 checks,
@@ -46,12 +48,11 @@ impl Door {
             })
             .await?;
         if let Some(mut sidecar) = sidecar {
-            sidecar.namespace = namespace;
-            sidecar.node.clone_from(&node.node);
             if sidecar.port == 0 {
                 sidecar.port = self.sidecar_port(&sidecar);
             }
-            self.catalog()
+            self.for_service(ask, &sidecar, &[])
+                .await?
                 .register_service(ServiceRequest {
                     registration: sidecar,
                     node: (*node).clone(),
@@ -65,8 +66,7 @@ impl Door {
 
     pub(super) async fn service_deregister(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let key = self.service_key(ask)?;
-        self.admit_instance(ask, &key, Verb::Write)?;
-        match self.catalog().deregister_service(&key).await {
+        match self.for_own_instance(ask, &key).await?.deregister_service(&key).await {
             Err(CatalogError::UnknownService { id }) => Err(self.unknown_service(ask, &id)),
             other => {
                 other?;
@@ -79,8 +79,8 @@ impl Door {
     pub(super) async fn service_maintenance(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let key = self.service_key(ask)?;
         let (enable, reason) = maintenance(ask)?;
-        self.admit_instance(ask, &key, Verb::Write)?;
-        match self.catalog().service_maintenance(&key, enable, reason).await {
+        let catalog = self.for_own_instance(ask, &key).await?;
+        match catalog.service_maintenance(&key, enable, reason).await {
             Err(CatalogError::UnknownService { id }) => Err(self.unknown_service(ask, &id)),
             other => {
                 other?;
@@ -111,15 +111,15 @@ impl Door {
         }
         check.namespace = self.namespace(ask, &body)?;
         check.node.clone_from(&self.own().node.node);
-        self.admit_check(ask, &check, Verb::Write)?;
-        self.catalog().register_check(&self.own().node, check).await?;
+        let catalog = self.for_check(ask, &check).await?;
+        catalog.register_check(&self.own().node, check).await?;
         self.settled().await;
         Ok(Reply::empty())
     }
 
     pub(super) async fn check_deregister(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let key = self.own_check(ask)?;
-        self.catalog().deregister_check(&key).await?;
+        let key = self.check_key(ask)?;
+        self.for_known_check(ask, &key).await?.deregister_check(&key).await?;
         self.settled().await;
         Ok(Reply::empty())
     }
@@ -135,8 +135,8 @@ impl Door {
             _ => Status::Critical,
         };
         let note = ask.params.get("note").unwrap_or_default();
-        let key = self.own_check(ask)?;
-        self.catalog().report_ttl(&key, status, note).await?;
+        let key = self.check_key(ask)?;
+        self.for_known_check(ask, &key).await?.report_ttl(&key, status, note).await?;
         self.settled().await;
         Ok(Reply::empty())
     }
@@ -148,8 +148,8 @@ impl Door {
         let status =
             Status::parse(&text).ok_or_else(|| Refusal::bad(register::bad_status(&text)))?;
         let output = fields.text("Output")?;
-        let key = self.own_check(ask)?;
-        self.catalog().report_ttl(&key, status, &output).await?;
+        let key = self.check_key(ask)?;
+        self.for_known_check(ask, &key).await?.report_ttl(&key, status, &output).await?;
         self.settled().await;
         Ok(Reply::empty())
     }
@@ -207,17 +207,13 @@ impl Door {
         })
     }
 
-    /// A check that the caller may change.
-    fn own_check(&self, ask: &Ask) -> Result<CheckKey, Refusal> {
-        let key = self.check_key(ask)?;
-        let check = CheckRecord {
-            id: key.id.clone(),
-            node: key.node.clone(),
-            namespace: key.namespace.clone(),
-            ..CheckRecord::default()
-        };
-        self.admit_check(ask, &check, Verb::Write)?;
-        Ok(key)
+    /// As in Consul an agent that does not know an id says that, whatever the caller may.
+    async fn for_own_instance(&self, ask: &Ask, key: &RegistrationKey) -> Result<Handle, Refusal> {
+        let known = self.view().world.catalog().registration(key).is_some();
+        if !known && !ask.who.may(Verb::Write, Kind::Node, &key.namespace, &key.node) {
+            return Err(CatalogError::UnknownService { id: key.id.to_string() }.into());
+        }
+        self.for_instance(ask, key).await
     }
 
     /// Unknown here; or known, but the Kubernetes door's.

@@ -8,10 +8,10 @@ use weft_base::name::slug;
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
 use weft_kinds::world::{CheckKey, RegistrationKey};
-use weft_registry::catalog::{CatalogError, ServiceRequest};
+use weft_registry::catalog::{CatalogError, ServiceRequest, registration_key};
 
 use super::Door;
-use super::admit::sees;
+use super::admit::{Admission, sees};
 use super::agent::filter;
 use super::body::{self, Fields};
 use super::error::Refusal;
@@ -36,36 +36,37 @@ impl Door {
         };
         let checks = register::catalog_checks(&body, service.as_ref())?;
         self.admit_registration(ask, &node, service.as_ref(), &checks, update_node)?;
-        let Some(registration) = service else {
-            self.catalog().register_node(&node, update_node).await?;
-            for mut check in checks {
-                check.namespace = ask.namespace.clone();
-                check.node.clone_from(&node.node);
-                self.catalog().register_check(&node, check).await?;
+        let (own, others): (Vec<_>, Vec<_>) = checks.into_iter().partition(|check| {
+            service.as_ref().is_some_and(|service| check.service_id == service.id)
+        });
+        match service {
+            None => self.catalog().register_node(&node, update_node).await?,
+            Some(registration) => {
+                let catalog = self.for_service(ask, &registration, &own).await?;
+                let request = ServiceRequest {
+                    registration,
+                    checks: own,
+                    replace_checks: false,
+                    node: node.clone(),
+                    update_node,
+                };
+                catalog.register_service(request).await?;
             }
-            self.settled().await;
-            return Ok(Reply::json(Value::Bool(true)));
-        };
-        let (own, others): (Vec<_>, Vec<_>) =
-            checks.into_iter().partition(|c| c.service_id == registration.id);
-        let request = ServiceRequest {
-            registration,
-            checks: own,
-            replace_checks: false,
-            node: node.clone(),
-            update_node,
-        };
-        self.catalog().register_service(request).await?;
-        for mut check in others {
-            check.namespace = ask.namespace.clone();
-            check.node.clone_from(&node.node);
-            self.catalog().register_check(&node, check).await?;
+        }
+        for check in others {
+            let check = on_node(ask, &node, check);
+            match self.for_check(ask, &check).await?.register_check(&node, check).await {
+                Err(why @ CatalogError::NoSuchService { .. }) => {
+                    return Err(Refusal::internal(why.to_string()));
+                }
+                other => other?,
+            }
         }
         self.settled().await;
         Ok(Reply::json(Value::Bool(true)))
     }
 
-    /// The node only where it would be written.
+    /// All of it before any of it is written. The node only where it would be written.
     fn admit_registration(
         &self,
         ask: &Ask,
@@ -79,17 +80,17 @@ impl Door {
         if known.is_none_or(|known| update && **known != *node) {
             ask.who.demand(Verb::Write, Kind::Node, &ask.namespace, &node.node)?;
         }
+        let made: Vec<RegistrationKey> = service.map(registration_key).into_iter().collect();
+        let admission = Admission { ask, view: &view, made: &made };
         if let Some(service) = service {
-            self.admit_service(ask, service)?;
+            admission.service(service, &[])?;
         }
-        let own = service.map(|service| service.id.clone()).unwrap_or_default();
         for check in checks {
-            // A check of the service that comes with it was admitted with it.
-            if check.service_id != own || check.service_id.is_empty() {
-                let (namespace, node) = (ask.namespace.clone(), node.node.clone());
-                let check = CheckRecord { namespace, node, ..check.clone() };
-                self.admit_check(ask, &check, Verb::Write)?;
+            let mut check = on_node(ask, node, check.clone());
+            if let Some(service) = service.filter(|service| service.id == check.service_id) {
+                check.namespace.clone_from(&service.namespace);
             }
+            admission.check(&check, Verb::Write)?;
         }
         Ok(())
     }
@@ -120,14 +121,10 @@ impl Door {
         let (service, check) = (fields.text("ServiceID")?, fields.text("CheckID")?);
         let done = if !service.is_empty() {
             let key = RegistrationKey { namespace, node, id: service.into() };
-            self.admit_instance(ask, &key, Verb::Write)?;
-            self.catalog().deregister_service(&key).await
+            self.for_instance(ask, &key).await?.deregister_service(&key).await
         } else if !check.is_empty() {
             let key = CheckKey { namespace, node, id: check.into() };
-            let (namespace, node) = (key.namespace.clone(), key.node.clone());
-            let of = CheckRecord { namespace, node, id: key.id.clone(), ..Default::default() };
-            self.admit_check(ask, &of, Verb::Write)?;
-            self.catalog().deregister_check(&key).await
+            self.for_known_check(ask, &key).await?.deregister_check(&key).await
         } else {
             ask.who.demand(Verb::Write, Kind::Node, &namespace, &node)?;
             self.catalog().deregister_node(&node).await
@@ -336,6 +333,11 @@ impl Wanted {
 }
 
 // === helpers ===
+
+/// A check as it will be on a node.
+fn on_node(ask: &Ask, node: &NodeRecord, check: CheckRecord) -> CheckRecord {
+    CheckRecord { namespace: ask.namespace.clone(), node: node.node.clone(), ..check }
+}
 
 pub(super) fn has_meta(node: &NodeRecord, wanted: &[(String, String)]) -> bool {
     wanted.iter().all(|(k, v)| node.meta.get(k.as_str()).is_some_and(|found| **found == **v))

@@ -13,13 +13,15 @@ pub struct Refusal {
     pub allow: Option<String>,
     /// Instead of the text: the errors of a transaction.
     pub body: Option<Box<serde_json::Value>>,
+    /// Nothing was written, since what admitted the request has changed: judge it again.
+    pub again: bool,
 }
 
 // === impl Refusal ===
 
 impl Refusal {
     pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), allow: None, body: None }
+        Self { status, text: text.into(), allow: None, body: None, again: false }
     }
 
     pub fn bad(text: impl Into<String>) -> Self {
@@ -38,6 +40,10 @@ impl Refusal {
         Self::new(StatusCode::NOT_IMPLEMENTED, text)
     }
 
+    pub fn overtaken() -> Self {
+        CatalogError::Overtaken.into()
+    }
+
     pub fn internal(text: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
     }
@@ -46,18 +52,20 @@ impl Refusal {
 impl From<CatalogError> for Refusal {
     fn from(error: CatalogError) -> Self {
         let status = match &error {
-            CatalogError::UnknownService { .. } | CatalogError::UnknownCheck { .. } => {
-                StatusCode::NOT_FOUND
-            }
+            CatalogError::UnknownService { .. }
+            | CatalogError::UnknownCheck { .. }
+            | CatalogError::NoSuchService { .. } => StatusCode::NOT_FOUND,
             CatalogError::Owned { .. } => StatusCode::CONFLICT,
             CatalogError::TooMuch { .. } | CatalogError::Invalid(_) => StatusCode::BAD_REQUEST,
-            CatalogError::Contended | CatalogError::Closed => StatusCode::SERVICE_UNAVAILABLE,
-            CatalogError::NoSuchService { .. }
-            | CatalogError::NotTtl { .. }
-            | CatalogError::Store(_)
-            | CatalogError::Encode(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            CatalogError::Contended | CatalogError::Overtaken | CatalogError::Closed => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            CatalogError::NotTtl { .. } | CatalogError::Store(_) | CatalogError::Encode(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         };
-        Self::new(status, error.to_string())
+        let again = matches!(error, CatalogError::Overtaken);
+        Self { again, ..Self::new(status, error.to_string()) }
     }
 }
 

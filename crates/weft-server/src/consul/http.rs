@@ -17,14 +17,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use weft_base::limits::{CONNECTIONS_MAX, HEADERS_MAX};
 use weft_base::task::TaskGroup;
 
 use super::error::Refusal;
 use super::params::Params;
 use super::reply::{Body, Reply};
-use super::routes;
+use super::routes::{self, Endpoint};
 use super::who::Who;
 use super::{Door, view};
 
@@ -36,6 +36,8 @@ const LINGER_BYTES_MAX: usize = 128 * 1024 * 1024;
 const LINGER: Duration = Duration::from_secs(10);
 /// Smaller answers are not compressed.
 const GZIP_BYTES_MIN: usize = 1400;
+/// How often a request is judged while what it is judged by keeps changing.
+const ADMISSIONS_MAX: usize = 5;
 
 /// One request, read and taken apart.
 #[derive(Clone, Debug)]
@@ -134,11 +136,42 @@ impl Door {
         let params = Params::parse(head.uri.query())?;
         self.check_place(&params)?;
         let waits = head.headers.contains_key(EXPECT);
+        // Nothing of a body is kept before it is known whose it is.
+        let admitted = self.who(&head.headers, &params).and_then(|who| {
+            let turn = self.turn(endpoint, &who)?;
+            Ok((who, turn))
+        });
+        let (who, _turn) = match admitted {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                forget(body, waits).await;
+                return Err(refusal);
+            }
+        };
         let body = read(body, waits, routes::body_bytes_max(endpoint)).await?;
         let namespace = params.filled("ns").unwrap_or(view::DEFAULT_NAMESPACE).into();
-        let who = self.who(&head.headers, &params)?;
         let ask = Ask { argument, params, body, namespace, method: head.method, who };
+        for _ in 1..ADMISSIONS_MAX {
+            match self.dispatch(endpoint, &ask).await {
+                Err(Refusal { again: true, .. }) => {}
+                other => return other,
+            }
+        }
         self.dispatch(endpoint, &ask).await
+    }
+
+    /// Snapshots are large, so they are taken and put back one at a time, by who may.
+    fn turn(&self, endpoint: Endpoint, who: &Who) -> Result<Option<SemaphorePermit<'_>>, Refusal> {
+        if endpoint != Endpoint::Snapshot {
+            return Ok(None);
+        }
+        who.demand_management()?;
+        self.0.snapshots.try_acquire().map(Some).map_err(|_| {
+            Refusal::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "another snapshot is being taken or put back; try again later",
+            )
+        })
     }
 
     /// Requests are for this datacentre; others are not reachable from here.
@@ -208,13 +241,11 @@ where
             format!("Request body too large, max size: {max} bytes"),
         )
     };
-    let mut body = Box::pin(body);
     if usize::try_from(body.size_hint().lower()).is_ok_and(|n| n > max) {
-        if !waits {
-            linger(body.as_mut()).await;
-        }
+        forget(body, waits).await;
         return Err(too_large());
     }
+    let mut body = Box::pin(body);
     let whole = Limited::new(body.as_mut(), max).collect();
     match tokio::time::timeout(READ_TIMEOUT, whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
@@ -224,6 +255,13 @@ where
         }
         Ok(Err(why)) => Err(Refusal::bad(format!("the request body ended early: {why}"))),
         Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request body took too long")),
+    }
+}
+
+/// What is done about the body of a request that was refused by its head.
+async fn forget<B: HttpBody<Data = Bytes>>(body: B, waits: bool) {
+    if !waits && !body.is_end_stream() {
+        linger(Box::pin(body).as_mut()).await;
     }
 }
 

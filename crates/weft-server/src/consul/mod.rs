@@ -105,6 +105,8 @@ struct Inner {
     clock: Clock,
     hosts: Vec<String>,
     watchers: Semaphore,
+    /// One place: see `http.rs`.
+    snapshots: Semaphore,
     rng: Mutex<Rng>,
     tasks: TaskGroup,
 }
@@ -171,6 +173,7 @@ impl Door {
             clock: registry.clock().clone(),
             hosts: config.hosts,
             watchers: Semaphore::new(WATCHERS_MAX),
+            snapshots: Semaphore::new(1),
             rng: Mutex::new(Rng::from_system()),
             tasks: tasks.clone(),
         }))

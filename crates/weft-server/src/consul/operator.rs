@@ -114,10 +114,11 @@ impl Door {
         let body = body::object(&ask.body)?;
         let fields = Fields::new(&body, "");
         let node = fields.text("Node")?;
-        if !self.view().has_node(&node) {
+        let bare = self.bare_node(&node);
+        if !self.view().has_node(bare) {
             return Err(Refusal::internal(format!("Unknown node {node:?}")));
         }
-        ask.who.demand(Verb::Write, Kind::Node, &ask.namespace, &node)?;
+        ask.who.demand(Verb::Write, Kind::Node, &ask.namespace, bare)?;
         let Some(coord) = fields.object("Coord")? else {
             return Err(Refusal::bad("a coordinate is missing"));
         };
@@ -135,9 +136,19 @@ impl Door {
         Ok(Reply::empty())
     }
 
+    /// Of a node, or of one with its datacentre, which `coordinate/datacenters` lists as NODE.DC.
+    fn bare_node<'a>(&self, node: &'a str) -> &'a str {
+        match node.rsplit_once('.') {
+            Some((bare, dc)) if *dc == *self.own().datacenter && !self.view().has_node(node) => {
+                bare
+            }
+            _ => node,
+        }
+    }
+
     pub(super) async fn coordinate_node(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let node = super::catalog::node_name(ask)?;
-        ask.who.demand(Verb::Read, Kind::Node, &ask.namespace, &node)?;
+        ask.who.demand(Verb::Read, Kind::Node, &ask.namespace, self.bare_node(&node))?;
         let name = weft_kinds::world::encode(&node).into_owned();
         let topic = Topic::Key(keys::record(COORDINATES, &name).into());
         self.read_shelf(topic, &ask.params.blocking()?, |state| {

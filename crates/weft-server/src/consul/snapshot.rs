@@ -28,15 +28,17 @@ impl Door {
     pub(super) async fn snapshot(&self, ask: &Ask) -> Result<Reply, Refusal> {
         ask.who.demand_management()?;
         if ask.method == Method::PUT {
-            let dump = unpack(&ask.body)?;
+            let packed = ask.body.clone();
+            let dump = aside(move || unpack(&packed)).await??;
             self.consul().restore(dump).await.map_err(|why| Refusal::bad(why.to_string()))?;
             self.settled().await;
             return Ok(Reply::empty());
         }
         let dump = self.consul().dump().await?;
-        let packed = pack(&dump)
-            .map_err(|why| Refusal::internal(format!("the snapshot was not packed: {why}")))?;
         let index = dump.revision.to_string();
+        let packed = aside(move || pack(&dump))
+            .await?
+            .map_err(|why| Refusal::internal(format!("the snapshot was not packed: {why}")))?;
         Ok(Reply::bytes("application/x-gzip", packed)
             .with("X-Consul-Index", index)
             .with("X-Consul-KnownLeader", "true")
@@ -45,6 +47,12 @@ impl Door {
 }
 
 // === helpers ===
+
+/// Work of seconds, off the threads that serve everybody.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|why| Refusal::internal(format!("the snapshot was given up: {why}")))
+}
 
 fn pack(dump: &Dump) -> std::io::Result<Vec<u8>> {
     let mut state = Vec::new();

@@ -16,6 +16,7 @@ use weft_store::{MemoryStore, Op, Txn};
 
 use super::*;
 
+mod admission;
 mod records;
 
 struct Rig {
@@ -305,7 +306,7 @@ async fn errors_are_text_with_consuls_codes() {
             "PUT",
             "/v1/agent/check/register",
             "{\"name\":\"x\",\"ttl\":\"1s\",\"serviceid\":\"no\"}",
-            500,
+            404,
             "does not exist",
         ),
         (

@@ -11,12 +11,14 @@ use weft_identity::permission::{Kind, Verb};
 use weft_registry::consul::{CatalogOp, ConsulError, Draft, Seen, VALUE_BYTES_MAX, keys};
 
 use super::Door;
+use super::admit::Admission;
 use super::body::{self, Fields};
 use super::error::Refusal;
 use super::http::Ask;
 use super::kv;
 use super::reply::Reply;
 use super::txn_catalog::CatalogVerb;
+use super::view::View;
 
 /// Operations of one transaction, as in Consul.
 const OPS_MAX: usize = 128;
@@ -62,18 +64,20 @@ type Shown = Vec<(Seen, bool)>;
 impl Door {
     pub(super) async fn txn(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let ops = self.read_txn(ask)?;
-        let denied: Vec<Value> = ops
-            .iter()
-            .enumerate()
-            .filter_map(|(at, op)| self.admit_op(ask, op).err().map(|why| fault(at, &why.text)))
-            .collect();
+        let verbs = || ops.iter().filter_map(TxnOp::catalog);
+        let made: Vec<_> = verbs().filter_map(CatalogVerb::makes).collect();
+        let keys = |view: &View| verbs().flat_map(|verb| verb.grounds(view)).collect();
+        let look = self.look(ask, keys).await?;
+        let admission = Admission { ask, view: &look.view, made: &made };
+        let denied = |(at, op)| admit_op(&admission, op).err().map(|why| fault(at, &why.text));
+        let denied: Vec<Value> = ops.iter().enumerate().filter_map(denied).collect();
         if !denied.is_empty() {
             return Err(refused(denied));
         }
-        let mut seen = Vec::new();
+        let mut seen = look.seen;
         let mut stale = Vec::new();
         for (at, op) in ops.iter().enumerate() {
-            let TxnOp::Catalog(verb) = op else { continue };
+            let Some(verb) = op.catalog() else { continue };
             match self.look_before(ask, verb).await? {
                 Ok(keys) => seen.extend(keys),
                 Err(why) => stale.push(fault(at, &why)),
@@ -91,11 +95,12 @@ impl Door {
             other => other?,
         };
         self.settled().await;
+        let view = self.view();
         let mut results = Vec::new();
         for (op, shown) in ops.iter().zip(shown) {
             match op {
                 TxnOp::Pair(_) => results.extend(shown.iter().map(|s| pair_shape(s, revision))),
-                TxnOp::Catalog(verb) => results.extend(self.catalog_result(ask, verb)),
+                TxnOp::Catalog(verb) => results.extend(catalog_result(ask, &view, verb)),
             }
         }
         let blocking = ask.params.blocking()?;
@@ -128,35 +133,41 @@ impl Door {
         }
         Err(Refusal::bad("an operation has none of KV, Node, Service and Check"))
     }
+}
 
-    fn admit_op(&self, ask: &Ask, op: &TxnOp) -> Result<(), Refusal> {
-        match op {
-            TxnOp::Catalog(verb) => self.admit_catalog_op(ask, verb),
-            TxnOp::Pair(op) => {
-                let who = &ask.who;
-                match op.verb.as_str() {
-                    "get-tree" => who.demand_tree(Verb::Read, Kind::Key, &ask.namespace, &op.key),
-                    "delete-tree" => {
-                        who.demand_tree(Verb::Write, Kind::Key, &ask.namespace, &op.key)
-                    }
-                    "get" | "get-or-empty" | "check-index" | "check-session"
-                    | "check-not-exists" => {
-                        who.demand(Verb::Read, Kind::Key, &ask.namespace, &op.key)
-                    }
-                    _ => who.demand(Verb::Write, Kind::Key, &ask.namespace, &op.key),
-                }
-            }
+// === impl TxnOp ===
+
+impl TxnOp {
+    fn catalog(&self) -> Option<&CatalogVerb> {
+        match self {
+            Self::Catalog(verb) => Some(verb),
+            Self::Pair(_) => None,
         }
-    }
-
-    fn catalog_result(&self, ask: &Ask, verb: &CatalogVerb) -> Option<Value> {
-        let view = self.view();
-        verb.shown(&view, &ask.namespace)
-            .map(|(what, shape)| Value::Object(Map::from_iter([(what.to_owned(), shape)])))
     }
 }
 
 // === helpers ===
+
+fn admit_op(by: &Admission, op: &TxnOp) -> Result<(), Refusal> {
+    let op = match op {
+        TxnOp::Catalog(verb) => return verb.admit(by),
+        TxnOp::Pair(op) => op,
+    };
+    let (who, ns) = (&by.ask.who, &by.ask.namespace);
+    match op.verb.as_str() {
+        "get-tree" => who.demand_tree(Verb::Read, Kind::Key, ns, &op.key),
+        "delete-tree" => who.demand_tree(Verb::Write, Kind::Key, ns, &op.key),
+        "get" | "get-or-empty" | "check-index" | "check-session" | "check-not-exists" => {
+            who.demand(Verb::Read, Kind::Key, ns, &op.key)
+        }
+        _ => who.demand(Verb::Write, Kind::Key, ns, &op.key),
+    }
+}
+
+fn catalog_result(ask: &Ask, view: &View, verb: &CatalogVerb) -> Option<Value> {
+    let (what, shape) = verb.shown(ask, view)?;
+    Some(Value::Object(Map::from_iter([(what.to_owned(), shape)])))
+}
 
 fn read_pair_op(ask: &Ask, part: &Map<String, Value>) -> Result<PairOp, Refusal> {
     let fields = Fields::new(part, "KV.");

@@ -10,6 +10,7 @@ use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey};
 use weft_registry::consul::CatalogOp;
 
 use super::Door;
+use super::admit::{Admission, SeenKeys, check_keys, known_check_keys};
 use super::body::Fields;
 use super::error::Refusal;
 use super::http::Ask;
@@ -31,9 +32,6 @@ enum Record {
     Check(Box<CheckRecord>),
 }
 
-/// Store keys with the revisions that they were seen at.
-type SeenKeys = Vec<(StoreKey, Option<u64>)>;
-
 // === impl CatalogVerb ===
 
 impl CatalogVerb {
@@ -43,6 +41,10 @@ impl CatalogVerb {
 
     fn deletes(&self) -> bool {
         matches!(self.verb.as_str(), "delete" | "delete-cas")
+    }
+
+    fn sets(&self) -> bool {
+        matches!(self.verb.as_str(), "set" | "cas")
     }
 
     /// What it is to make of the catalog.
@@ -60,11 +62,13 @@ impl CatalogVerb {
         })
     }
 
-    /// What it shows once it is done.
-    pub fn shown(&self, view: &View, ns: &str) -> Option<(&'static str, Value)> {
+    /// What it shows once it is done: of what is there then, if the caller may see that.
+    pub fn shown(&self, ask: &Ask, view: &View) -> Option<(&'static str, Value)> {
         if self.deletes() {
             return None;
         }
+        let ns = &*ask.namespace;
+        let may = |kind, name: &str| ask.who.may(Verb::Read, kind, ns, name);
         match &self.of {
             Record::Node(node) => {
                 let known = view.has_node(&node.node);
@@ -73,11 +77,15 @@ impl CatalogVerb {
             Record::Service(service) => {
                 let entry = entry(view, ns, service)?;
                 let shape = shapes::service(&entry.service, view.stamps.service(&entry));
-                Some(("Service", shape))
+                may(Kind::Service, &entry.service.service).then_some(("Service", shape))
             }
             Record::Check(check) => {
                 let found = check_view(view, ns, check)?;
-                Some(("Check", shapes::check(&found, view.stamps.check(&found))))
+                let seen = match &*found.record.service_name {
+                    "" => may(Kind::Node, &found.record.node),
+                    service => may(Kind::Service, service),
+                };
+                seen.then(|| ("Check", shapes::check(&found, view.stamps.check(&found))))
             }
         }
     }
@@ -106,6 +114,36 @@ impl CatalogVerb {
                 let key = check_key(check);
                 vec![StoreKey::Check(key.clone()), StoreKey::CheckStatus(key)]
             }
+        }
+    }
+
+    /// What its admission rests on.
+    pub fn grounds(&self, view: &View) -> Vec<StoreKey> {
+        match &self.of {
+            Record::Node(_) => Vec::new(),
+            Record::Service(service) => vec![StoreKey::Registration(service_key(service))],
+            Record::Check(check) if self.sets() => check_keys(view, check),
+            Record::Check(check) => known_check_keys(view, &check_key(check)),
+        }
+    }
+
+    /// The registration that it makes.
+    pub fn makes(&self) -> Option<RegistrationKey> {
+        match &self.of {
+            Record::Service(service) if self.sets() => Some(service_key(service)),
+            _ => None,
+        }
+    }
+
+    pub fn admit(&self, by: &Admission) -> Result<(), Refusal> {
+        let verb = if self.verb == "get" { Verb::Read } else { Verb::Write };
+        let ask = by.ask;
+        match &self.of {
+            Record::Node(node) => ask.who.demand(verb, Kind::Node, &ask.namespace, &node.node),
+            Record::Service(service) if self.sets() => by.service(service, &[]),
+            Record::Service(service) => by.instance(&service_key(service), verb),
+            Record::Check(check) if self.sets() => by.check(check, verb),
+            Record::Check(check) => by.known_check(&check_key(check), verb),
         }
     }
 
@@ -180,21 +218,6 @@ impl Door {
         Ok(node)
     }
 
-    pub(super) fn admit_catalog_op(&self, ask: &Ask, op: &CatalogVerb) -> Result<(), Refusal> {
-        let verb = if op.verb == "get" { Verb::Read } else { Verb::Write };
-        match &op.of {
-            Record::Node(node) => ask.who.demand(verb, Kind::Node, &ask.namespace, &node.node),
-            Record::Service(service) if op.verb == "set" || op.verb == "cas" => {
-                self.admit_service(ask, service)
-            }
-            Record::Service(service) => {
-                let key = service_key(service);
-                self.admit_instance(ask, &key, verb)
-            }
-            Record::Check(check) => self.admit_check(ask, check, verb),
-        }
-    }
-
     /// For operations that compare: the store keys as they are, if the index is the one asked
     /// for; else why not.
     pub(super) async fn look_before(
@@ -202,7 +225,7 @@ impl Door {
         ask: &Ask,
         op: &CatalogVerb,
     ) -> Result<Result<SeenKeys, String>, Refusal> {
-        if op.verb == "get" && op.shown(&self.view(), &ask.namespace).is_none() {
+        if op.verb == "get" && op.shown(ask, &self.view()).is_none() {
             return Ok(Err(format!("{} doesn't exist", op.what())));
         }
         if !op.compares() {

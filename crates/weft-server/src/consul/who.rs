@@ -32,6 +32,11 @@ impl Who {
         self.table.as_ref().is_none_or(|table| table.allows(verb, kind, ns, name))
     }
 
+    /// Whether there is nothing that the caller may not do.
+    pub fn may_all(&self) -> bool {
+        self.table.as_ref().is_none_or(|table| table.is_management())
+    }
+
     /// # Errors
     /// 403 with Consul's sentence.
     pub fn demand(&self, verb: Verb, kind: Kind, ns: &str, name: &str) -> Result<(), Refusal> {
@@ -69,9 +74,9 @@ impl Who {
     /// # Errors
     /// 403 unless the caller may do everything.
     pub fn demand_management(&self) -> Result<(), Refusal> {
-        match &self.table {
-            Some(table) if !table.is_management() => self.demand_acl(Verb::Write),
-            _ => Ok(()),
+        match self.may_all() {
+            true => Ok(()),
+            false => self.demand_acl(Verb::Write),
         }
     }
 

@@ -3,15 +3,21 @@
 
 use super::*;
 
-const ROOT: &str = "0d9a0f1e-6f3c-4a53-9f6b-6c1f3a0e7b11";
+pub(super) const ROOT: &str = "0d9a0f1e-6f3c-4a53-9f6b-6c1f3a0e7b11";
 
-async fn guarded(allow: bool) -> Rig {
+pub(super) async fn guarded(allow: bool) -> Rig {
     let acl = AclConfig { default_allow: allow, initial_management: Some(ROOT.into()) };
     rig_with(Access { acl: Some(acl), leave: None }).await
 }
 
 impl Rig {
-    async fn as_token(&self, token: &str, method: &str, path: &str, body: &str) -> Answer {
+    pub(super) async fn as_token(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> Answer {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
              X-Consul-Token: {token}\r\nContent-Length: {}\r\n\r\n{body}",
@@ -21,7 +27,7 @@ impl Rig {
     }
 
     /// A token under these rules.
-    async fn token(&self, rules: &str) -> String {
+    pub(super) async fn token(&self, rules: &str) -> String {
         let name = format!("p{}", rules.len());
         let policy = json!({"Name": name, "Rules": rules}).to_string();
         let made = self.as_token(ROOT, "PUT", "/v1/acl/policy", &policy).await;
