@@ -15,6 +15,7 @@ pub mod holder;
 pub(crate) mod host;
 pub mod init;
 pub(crate) mod measure;
+mod remove;
 mod root;
 pub(crate) mod security;
 mod spec;

@@ -18,6 +18,7 @@ use super::cell;
 use super::cgroup::Cgroups;
 use super::holder::READY;
 use super::measure::Bounds;
+use super::remove::remove_tree;
 use super::spec::{self, InitSpec, Process};
 use super::volumes::{self, Content};
 use crate::child::{Child, ChildTable, Role, Spawner};
@@ -33,6 +34,8 @@ const SET_UP_MAX: Duration = Duration::from_secs(15);
 const END_MAX: Duration = Duration::from_secs(2);
 /// Bytes kept of what a role complains.
 const COMPLAINT_MAX: u64 = 2048;
+/// Marks the directory of an earlier agent's pods, until it is removed.
+const ASIDE: &str = ".old-";
 
 /// What all pods in namespaces of one agent share.
 #[derive(Debug)]
@@ -90,10 +93,13 @@ impl Host {
     ) -> io::Result<Self> {
         let dir = config.dir.join("pods");
         let real = |path: &PathBuf| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-        match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => std::fs::create_dir_all(&dir)?,
-        }
+        let earlier = put_aside(&dir);
+        std::fs::create_dir_all(&dir)?;
+        tasks.spawn("earlier pods' files", async move {
+            for path in earlier {
+                remove_files(vec![path]).await;
+            }
+        });
         let listener = sockets::bind_door(&config.host_door())?;
         let (rule, group) = (only_proxies(table.clone()), tasks.clone());
         tasks.spawn("host door", sockets::serve_door(listener, rule, group));
@@ -178,6 +184,40 @@ impl Host {
         let why = why.trim().trim_start_matches("weft: ").to_owned();
         Err(if why.is_empty() { "it did not get ready in time".into() } else { why })
     }
+}
+
+/// Moves the files of an earlier agent's pods out of the way; what is to be removed of them and
+/// of agents before it. That may take long, and what cannot go must not keep this one from work.
+fn put_aside(dir: &Path) -> Vec<PathBuf> {
+    let mut aside = dir.as_os_str().to_owned();
+    aside.push(format!("{ASIDE}{}", uuid::Uuid::now_v7()));
+    match std::fs::rename(dir, &aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, dir = %dir.display(), "files of earlier pods stay in place");
+        }
+        _ => {}
+    }
+    let Some((above, name)) = dir.parent().zip(dir.file_name()) else { return Vec::new() };
+    let mut prefix = name.as_encoded_bytes().to_vec();
+    prefix.extend_from_slice(ASIDE.as_bytes());
+    let entries = std::fs::read_dir(above).into_iter().flatten().flatten();
+    entries
+        .filter(|e| e.file_name().as_encoded_bytes().starts_with(&prefix))
+        .map(|e| e.path())
+        .collect()
+}
+
+/// Removes files of pods. What stays is told, and tried again when the next agent starts.
+async fn remove_files(paths: Vec<PathBuf>) {
+    let removed = tokio::task::spawn_blocking(move || {
+        for path in paths {
+            if let Err(error) = remove_tree(&path) {
+                tracing::warn!(%error, path = %path.display(), "files of a pod cannot be removed");
+            }
+        }
+    });
+    // It fails only when the agent ends at this moment.
+    let _ = removed.await;
 }
 
 /// Only proxies that this agent started may have sockets of the machine.
@@ -309,8 +349,7 @@ impl PodBox {
                 let _ = tokio::time::timeout(END_MAX, alive.changed()).await;
             }
         }
-        let _ = std::fs::remove_file(self.host.door_of(&self.pod));
-        let _ = std::fs::remove_dir_all(self.host.dir_of(&self.pod));
+        remove_files(vec![self.host.door_of(&self.pod), self.host.dir_of(&self.pod)]).await;
         self.host.cgroups.forget(&self.pod.metadata.uid);
     }
 
@@ -371,5 +410,31 @@ fn capture(pod: &Pod, _desired: &DesiredPod) -> Option<spec::Capture> {
     match pod.proxy_kind() {
         ProxyKind::Sidecar => Some(spec::Capture::of(pod)),
         ProxyKind::None | ProxyKind::Gateway => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_earlier_agents_left_is_put_aside_and_removed() {
+        let agent = tempfile::tempdir().unwrap();
+        let dir = agent.path().join("pods");
+        let names = || -> Vec<_> {
+            std::fs::read_dir(agent.path()).unwrap().map(|e| e.unwrap().file_name()).collect()
+        };
+        assert_eq!(put_aside(&dir), Vec::<PathBuf>::new());
+        std::fs::write(agent.path().join("id"), "x").unwrap();
+        // Deeper than a path may be, of the last agent and of one before it.
+        for place in [&dir, &agent.path().join("pods.old-1")] {
+            std::fs::create_dir_all(place.join("uid")).unwrap();
+            crate::sandbox::remove::tests::chain(&place.join("uid"), 4_000);
+        }
+        let earlier = put_aside(&dir);
+        assert!(!dir.exists());
+        assert_eq!((earlier.len(), names().len()), (2, 3));
+        remove_files(earlier).await;
+        assert_eq!(names(), ["id"]);
     }
 }

@@ -4,16 +4,24 @@
 //! `worker`, which evicts; it never removes anything. (In memory the kernel holds the limit.)
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, CWD, Dir, FileType};
+use rustix::io::Errno;
+use thiserror::Error;
 use weft_base::limits::VOLUME_ENTRIES_MAX;
 
 use super::host::volume_dir;
+use super::remove::{is_dots, open_dir};
 use crate::env;
 use crate::pod::Pod;
 use crate::pod::inside::EmptyDir;
+
+/// Directories in one another that are measured, each an open descriptor meanwhile.
+const DEPTH_MAX: usize = 256;
 
 /// The limits of one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +29,8 @@ pub(crate) struct Bounds {
     volumes: Vec<Bound>,
     /// Bytes in all volumes, and the limit as it is written.
     total: Option<u64>,
+    /// Files and directories that are counted in one volume.
+    entries: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +38,20 @@ struct Bound {
     name: Arc<str>,
     dir: PathBuf,
     limit: Option<(u64, String)>,
+}
+
+/// Why it is not known how much a directory holds.
+#[derive(Debug, PartialEq, Eq, Error)]
+enum Unmeasured {
+    #[error("it holds more than {0} files and directories")]
+    Many(usize),
+    #[error("its directories are more than {DEPTH_MAX} levels deep")]
+    Deep,
+    #[error("a directory in it may not be read")]
+    Unreadable,
+    /// No doing of the pod.
+    #[error("{0}")]
+    Machine(Errno),
 }
 
 // === impl Bounds ===
@@ -50,22 +74,35 @@ impl Bounds {
         let each: Vec<u64> = pod.programs().filter_map(limits).collect();
         let total = (!each.is_empty()).then(|| each.iter().sum::<u64>() / 1000);
         let any = total.is_some() || volumes.iter().any(|v| v.limit.is_some());
-        (any && !volumes.is_empty()).then_some(Self { volumes, total })
+        (any && !volumes.is_empty()).then_some(Self { volumes, total, entries: VOLUME_ENTRIES_MAX })
     }
 
-    /// Why the pod has to go. Reads directories: not for an async task's own thread.
+    /// Why the pod has to go. What it made unmeasurable counts as too much: else that would be the
+    /// way around every limit. Reads directories: not for an async task's own thread.
     pub(crate) fn exceeded(&self) -> Option<String> {
-        let mut all = 0;
+        let mut all: u64 = 0;
         for volume in &self.volumes {
             if volume.limit.is_none() && self.total.is_none() {
                 continue;
             }
-            let used = used(&volume.dir);
-            all += used;
+            let name = &volume.name;
+            let used = match used(&volume.dir, self.entries) {
+                Ok(used) => used,
+                Err(Unmeasured::Machine(error)) => {
+                    tracing::warn!(volume = &**name, %error, "a pod's volume cannot be measured");
+                    continue;
+                }
+                Err(why) => {
+                    return Some(format!(
+                        "EmptyDir volume {name:?} cannot be measured and so exceeds its limit: \
+                         {why}. "
+                    ));
+                }
+            };
+            all = all.saturating_add(used);
             if let Some((limit, text)) = &volume.limit
                 && used > *limit
             {
-                let name = &volume.name;
                 return Some(format!(
                     "Usage of EmptyDir volume {name:?} exceeds the limit {text:?}. "
                 ));
@@ -86,85 +123,61 @@ fn limit(empty: &EmptyDir) -> Option<(u64, String)> {
     (bytes > 0).then_some((bytes, text))
 }
 
-/// Bytes of disk below a directory, each file once, links not followed. What comes after so many
-/// entries that one look would take long is not counted.
-fn used(dir: &Path) -> u64 {
-    let (mut bytes, mut seen, mut linked) = (0, 0, BTreeSet::new());
-    let mut open = vec![dir.to_owned()];
-    while let Some(dir) = open.pop() {
-        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-            seen += 1;
-            if seen > VOLUME_ENTRIES_MAX {
-                return bytes;
+/// Bytes of disk below a directory, each file once, links not followed. It goes from descriptor
+/// to descriptor: paths may be longer than the kernel takes, and lead elsewhere a moment later.
+fn used(dir: &Path, entries: usize) -> Result<u64, Unmeasured> {
+    let Ok(name) = CString::new(dir.as_os_str().as_bytes()) else {
+        return Err(Unmeasured::Machine(Errno::INVAL));
+    };
+    let Some(top) = present(open_dir(CWD, &name))? else { return Ok(0) };
+    let (mut bytes, mut seen, mut linked) = (0_u64, 0, BTreeSet::new());
+    let mut open = vec![opened(top)?];
+    while let Some(dir) = open.last_mut() {
+        let Some(entry) = dir.read() else {
+            open.pop();
+            continue;
+        };
+        let Some(entry) = present(entry)? else { continue };
+        let name = entry.file_name();
+        if is_dots(name) {
+            continue;
+        }
+        seen += 1;
+        if seen > entries {
+            return Err(Unmeasured::Many(entries));
+        }
+        let at = dir.fd().map_err(Unmeasured::Machine)?;
+        let stat = rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW);
+        let Some(stat) = present(stat)? else { continue };
+        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if stat.st_nlink > 1 && !is_dir && !linked.insert((stat.st_dev, stat.st_ino)) {
+            continue;
+        }
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+        bytes = bytes.saturating_add(blocks.saturating_mul(512));
+        if is_dir && let Some(below) = present(open_dir(at, name))? {
+            if open.len() == DEPTH_MAX {
+                return Err(Unmeasured::Deep);
             }
-            let Ok(meta) = entry.metadata() else { continue };
-            if meta.nlink() > 1 && !meta.is_dir() && !linked.insert((meta.dev(), meta.ino())) {
-                continue;
-            }
-            bytes += meta.blocks() * 512;
-            if meta.is_dir() {
-                open.push(entry.path());
-            }
+            open.push(opened(below)?);
         }
     }
-    bytes
+    Ok(bytes)
+}
+
+fn opened(dir: std::os::fd::OwnedFd) -> Result<Dir, Unmeasured> {
+    Dir::new(dir).map_err(Unmeasured::Machine)
+}
+
+/// What was asked of a file; `None` when that is gone or another by now.
+fn present<T>(asked: Result<T, Errno>) -> Result<Option<T>, Unmeasured> {
+    match asked {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(Errno::ACCESS | Errno::PERM) => Err(Unmeasured::Unreadable),
+        Err(e) => Err(Unmeasured::Machine(e)),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn bounds(volumes: Value, limits: Value, dir: &Path) -> Option<Bounds> {
-        let pod = json!({"metadata": {"name": "p"}, "spec": {"volumes": volumes,
-            "containers": [{"name": "c", "resources": {"limits": limits}}, {"name": "d"}]}});
-        Bounds::of(&weft_kinds::views::read(&pod).unwrap(), dir)
-    }
-
-    fn put(dir: &Path, volume: &str, file: &str, bytes: usize) {
-        let at = volume_dir(dir, volume).join(file);
-        std::fs::create_dir_all(at.parent().unwrap()).unwrap();
-        std::fs::write(at, vec![1; bytes]).unwrap();
-    }
-
-    #[test]
-    fn nothing_is_measured_where_nothing_is_limited() {
-        let volumes = json!([{"name": "a", "emptyDir": {}}, {"name": "c", "configMap": {}},
-            {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]);
-        assert_eq!(bounds(volumes, json!({"cpu": "1"}), Path::new("/nowhere")), None);
-        let none = json!([{"name": "a", "emptyDir": {"sizeLimit": "0"}}]);
-        assert_eq!(bounds(none, json!({}), Path::new("/nowhere")), None);
-    }
-
-    #[test]
-    fn a_volume_over_its_limit_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let volumes = json!([{"name": "a", "emptyDir": {"sizeLimit": "64Ki"}},
-                             {"name": "b", "emptyDir": {}}]);
-        let all = bounds(volumes, json!({}), dir.path()).unwrap();
-        assert_eq!(all.exceeded(), None, "it is not there yet");
-        put(dir.path(), "b", "large", 1 << 20);
-        put(dir.path(), "a", "deep/x", 30 << 10);
-        let deep = volume_dir(dir.path(), "a").join("deep");
-        // The same file once more, and one that lies elsewhere.
-        std::fs::hard_link(deep.join("x"), deep.join("y")).unwrap();
-        std::os::unix::fs::symlink(volume_dir(dir.path(), "b"), deep.join("z")).unwrap();
-        assert_eq!(all.exceeded(), None);
-        put(dir.path(), "a", "more", 60 << 10);
-        let why = all.exceeded().unwrap();
-        assert_eq!(why, "Usage of EmptyDir volume \"a\" exceeds the limit \"64Ki\". ");
-    }
-
-    #[test]
-    fn all_volumes_together_have_the_containers_limit() {
-        let dir = tempfile::tempdir().unwrap();
-        let volumes = json!([{"name": "a", "emptyDir": {}}, {"name": "b", "emptyDir": {}}]);
-        let limits = json!({"ephemeral-storage": "96Ki"});
-        let all = bounds(volumes, limits, dir.path()).unwrap();
-        put(dir.path(), "a", "x", 60 << 10);
-        assert_eq!(all.exceeded(), None);
-        put(dir.path(), "b", "x", 60 << 10);
-        assert!(all.exceeded().unwrap().contains("total limit of containers 98304"));
-    }
-}
+mod tests;
