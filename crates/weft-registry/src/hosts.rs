@@ -64,6 +64,11 @@ pub enum HostError {
     Taken(String),
     #[error("{0} is the server's own name; choose another --name")]
     Own(String),
+    #[error(
+        "node {0} is in Consul's catalog, and a host of its name would answer for its checks; \
+         choose another --name, or make a token for it with `weft token create --host {0}`"
+    )]
+    Registered(String),
     #[error("{HOSTS_MAX} hosts are in the mesh; remove some with `weft delete node NAME`")]
     TooMany,
     #[error("{TOKENS_MAX} join tokens wait to be used; delete some with `weft token delete`")]
@@ -83,7 +88,11 @@ pub enum HostError {
 #[derive(Clone, Debug)]
 pub struct Hosts {
     registry: Registry,
+    /// The server's own name, whether it has a Node or not.
+    own: Arc<str>,
     known: Arc<Mutex<HashMap<String, Known>>>,
+    /// Held while a declaration is written, since several may share a Service.
+    declaring: Arc<Mutex<()>>,
 }
 
 /// A host that was heard of.
@@ -100,12 +109,17 @@ struct Known {
 
 impl Hosts {
     /// Begins to watch over the hosts. Those that are in the mesh from before count as just heard
-    /// of: a server that was started again does not stop what runs.
+    /// of: a server that was started again does not stop what runs. `own` is the server's own name.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub async fn start(registry: Registry, tasks: &TaskGroup) -> Result<Self, HostError> {
-        let hosts = Self { registry, known: Arc::default() };
+    pub async fn start(
+        registry: Registry,
+        own: &str,
+        tasks: &TaskGroup,
+    ) -> Result<Self, HostError> {
+        let (known, declaring) = (Arc::default(), Arc::default());
+        let hosts = Self { registry, own: own.into(), known, declaring };
         let from = hosts.registry.store().barrier().await?.next();
         let world = hosts.registry.now();
         for node in world.objects(KindId::Node, None) {
@@ -180,6 +194,14 @@ impl Hosts {
     /// As [`Hosts::join`].
     pub fn may_join(&self, name: &str, named: bool) -> Result<(), HostError> {
         let world = self.registry.now();
+        if self.own.eq_ignore_ascii_case(name) {
+            return Err(HostError::Own(name.to_owned()));
+        }
+        // A host speaks for the checks of the node that it is.
+        let registered = world.catalog().nodes().any(|(node, _)| node.eq_ignore_ascii_case(name));
+        if registered && !named {
+            return Err(HostError::Registered(name.to_owned()));
+        }
         match world.get(KindId::Node, "", name) {
             Some(node) if node.meta.annotation(JOIN_ANNOTATION).is_none() => {
                 Err(HostError::Own(name.to_owned()))

@@ -5,6 +5,8 @@
 //! Called by the server's door for agents, which has judged whether the host may act as the
 //! service account. Which programs they are only the agent knows; no door can change it.
 
+mod services;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
@@ -61,10 +63,12 @@ impl Hosts {
         host: &str,
         workload: Option<&Workload>,
     ) -> Result<Option<Placed>, HostError> {
+        let _alone = self.declaring.lock().await;
         let Some(workload) = workload else {
             for pod in self.declared(host) {
                 self.undeclare(&pod, &DeleteOptions::default()).await?;
             }
+            self.release_services(host, None).await?;
             return Ok(None);
         };
         workload.check()?;
@@ -82,6 +86,9 @@ impl Hosts {
                 }
             }
         }
+        let service = workload.service.as_deref();
+        let keep = service.map(|service| (workload.namespace.as_str(), service));
+        self.release_services(host, keep).await?;
         if kept.is_some() {
             return Ok(kept);
         }
@@ -108,10 +115,10 @@ impl Hosts {
         pods.filter(|p| PodsMode::of(&p.meta) == PodsMode::Machine).cloned().collect()
     }
 
-    async fn undeclare(&self, pod: &Object, how: &DeleteOptions) -> Result<(), HostError> {
+    async fn undeclare(&self, object: &Object, how: &DeleteOptions) -> Result<(), HostError> {
         let options = DeleteOptions { write: WriteOptions::SYSTEM, ..how.clone() };
-        let objects = self.registry.objects();
-        match objects.delete(KindId::Pod, &pod.key.namespace, &pod.key.name, &options).await {
+        let (objects, key) = (self.registry.objects(), &object.key);
+        match objects.delete(key.kind, &key.namespace, &key.name, &options).await {
             Ok(_) | Err(ObjectError::NotFound { .. }) => Ok(()),
             Err(e) => Err(e.into()),
         }
@@ -131,7 +138,7 @@ impl Hosts {
         let mut port_name = None;
         if let Some(name) = &workload.service {
             if world.get(KindId::Service, namespace, name).is_none() {
-                self.make_service(name, workload).await?;
+                self.make_service(host, name, workload).await?;
             }
             let world = self.registry.now();
             let found = world.get(KindId::Service, namespace, name).map(|object| &object.view);
@@ -151,33 +158,6 @@ impl Hosts {
         let revision = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
         let revision = revision.parse().map(weft_store::Revision).unwrap_or_default();
         self.registry.wait_revision(revision).await;
-    }
-
-    /// A Service for the declared ports, as nobody else made one.
-    async fn make_service(&self, name: &str, workload: &Workload) -> Result<(), HostError> {
-        let port = |(port, protocol): &(u16, String)| {
-            let word = port_word(*port, protocol);
-            json!({ "name": word, "port": port, "targetPort": port })
-        };
-        let service = json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": { "name": name, "labels": { "app": name } },
-            "spec": {
-                "selector": { "app": name },
-                "ports": workload.ports.iter().map(port).collect::<Vec<_>>(),
-            },
-        });
-        let objects = self.registry.objects();
-        let options = WriteOptions::SYSTEM;
-        match objects.create(KindId::Service, &workload.namespace, service, options).await {
-            Ok(made) => {
-                self.seen(&made).await;
-                Ok(())
-            }
-            Err(ObjectError::AlreadyExists { .. }) => Ok(()),
-            Err(e) => Err(e.into()),
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! Hosts over a real (memory) store whose time is moved by hand.
 
 use weft_base::clock::{Clock, ManualClock};
+use weft_kinds::views::catalog::NodeRecord;
 use weft_store::{MemoryStore, Store};
 
 use super::*;
@@ -24,7 +25,7 @@ async fn bed() -> Bed {
 async fn open(store: &Arc<MemoryStore>, clock: &Clock) -> (Registry, Hosts) {
     let tasks = TaskGroup::new();
     let registry = Registry::open(store.clone(), clock.clone(), tasks.clone()).await.unwrap();
-    let hosts = Hosts::start(registry.clone(), &tasks).await.unwrap();
+    let hosts = Hosts::start(registry.clone(), "server", &tasks).await.unwrap();
     (registry, hosts)
 }
 
@@ -184,6 +185,24 @@ async fn names_belong_to_who_has_them() {
     join("m1", false, "j1").await.unwrap();
     assert!(matches!(join("m1", false, "j2").await, Err(HostError::Taken(_))));
     assert_eq!(bed.node("m1").unwrap()["metadata"]["annotations"][JOIN_ANNOTATION], "j1");
+    // Nor does the server's need a Node, and names of Consul's catalog take a token that says so.
+    let (registry, hosts) = (bed.registry.clone(), bed.hosts.clone());
+    let options = crate::DeleteOptions::default();
+    registry.objects().delete(KindId::Node, "", "server", &options).await.unwrap();
+    bed.wait(|b| b.node("server").is_none()).await;
+    for named in [false, true] {
+        let own = hosts.join("server", named, "j", &json!("placed")).await;
+        assert!(matches!(own, Err(HostError::Own(_))), "{own:?}");
+    }
+    let record =
+        NodeRecord { node: "DB1".into(), address: "10.9.0.7".into(), ..Default::default() };
+    registry.catalog().register_node(&record, false).await.unwrap();
+    bed.wait(|b| b.registry.now().catalog().node("DB1").is_some()).await;
+    let refused = join("db1", false, "j4").await;
+    assert!(matches!(&refused, Err(HostError::Registered(_))), "{refused:?}");
+    assert!(refused.unwrap_err().to_string().contains("weft token create --host db1"));
+    assert!(bed.node("db1").is_none());
+    join("db1", true, "j5").await.unwrap();
     // A token that names it takes it over, and the older joining is over.
     join("m1", true, "j3").await.unwrap();
     assert_eq!(bed.node("m1").unwrap()["metadata"]["annotations"][JOIN_ANNOTATION], "j3");

@@ -5,6 +5,7 @@
 //! Node is there. It may report, watch and obtain certificates for pods that the server placed on
 //! it, and for no others; which identity that is the pod's object says.
 
+mod claims;
 mod declared;
 mod logs;
 mod throttle;
@@ -13,7 +14,6 @@ mod visits;
 mod watch;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,8 +33,8 @@ use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
 use weft_kinds::views::catalog::Status;
 use weft_kinds::world::Object;
-use weft_registry::hosts::{ALLOWED_ANNOTATION, HostError, HostInfo, Hosts, JOIN_ANNOTATION};
-use weft_registry::{EventNote, NodeInfo, Registry};
+use weft_registry::hosts::{ALLOWED_ANNOTATION, HostError, Hosts, JOIN_ANNOTATION};
+use weft_registry::{EventNote, Registry};
 use weft_xds::agent::server::{Hosts as AgentDoor, LogPieces, VisitUps};
 use weft_xds::agent::visit::{UsageReport, VisitDown};
 use weft_xds::agent::{
@@ -46,6 +46,7 @@ use weft_xds::server::Peer;
 use super::link::LocalLink;
 use super::resolver;
 use super::usage::Usages;
+use claims::described;
 pub use logs::AllLogs;
 use throttle::Throttle;
 pub use tokens::HostTokens;
@@ -53,11 +54,6 @@ pub use visits::AllStreams;
 
 /// Life of a host's certificate: a machine that was off for a long weekend comes back.
 const HOST_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Pods that a host may say it takes.
-const PODS_MAX: u32 = 1_000;
-/// Labels that a host may give itself.
-const LABELS_MAX: usize = 64;
-const ADDRESSES_MAX: usize = 16;
 const TEXT_BYTES_MAX: usize = 256;
 /// Containers in one report of what they use.
 const CONTAINERS_MAX: usize = 10_000;
@@ -251,35 +247,6 @@ impl HostDoor {
         self.may_claim(&caller, &peer, &info.addresses)?;
         let resync = self.hosts.heartbeat(&info).await.map_err(refusal)?;
         Ok(Beat { interval: weft_registry::hosts::HEARTBEAT_EVERY, resync })
-    }
-
-    /// A host's addresses are where the mesh goes for its pods: not the server's own loopback,
-    /// unless it is the same machine, and none of a machine that is there.
-    fn may_claim(&self, caller: &Caller, peer: &Peer, all: &[IpAddr]) -> Result<(), Refusal> {
-        let invalid = |ip, why: &str| {
-            let next = "name another with --address";
-            Err(Refusal::Invalid(format!(
-                "{ip} is no address for host {}: {why}; {next}",
-                caller.name
-            )))
-        };
-        let here = peer.address.is_none_or(|from| from.ip().is_loopback());
-        let world = self.registry.now();
-        for ip in all {
-            if ip.is_loopback() {
-                match here {
-                    true => continue,
-                    false => return invalid(ip, "it is another one on each machine"),
-                }
-            }
-            let text = ip.to_string();
-            let mut others =
-                world.objects(KindId::Node, None).filter(|n| *n.key.name != *caller.name);
-            if let Some(other) = others.find(|n| has_address(&n.raw, &text)) {
-                return invalid(ip, &format!("it is node {}'s", other.key.name));
-            }
-        }
-        Ok(())
     }
 
     async fn report(
@@ -511,54 +478,6 @@ impl AgentDoor for HostDoor {
     }
 }
 
-/// What a host says of itself, within limits and under the name that it proved.
-fn described(name: &str, host: Host) -> Result<HostInfo, Refusal> {
-    let texts = [&host.version, &host.boot_id, &host.instance, &host.kernel];
-    let labels = host.labels.iter().flat_map(|(k, v)| [k, v]);
-    let long = texts.into_iter().chain(labels).any(|text| text.len() > TEXT_BYTES_MAX);
-    let many = host.labels.len() > LABELS_MAX || host.addresses.len() > ADDRESSES_MAX;
-    if long || many {
-        return Err(Refusal::Invalid("the host describes itself at too great length".into()));
-    }
-    // Labels of weft's and Kubernetes' own decide about more than the host itself.
-    if let Some(label) = host.labels.keys().find(|k| is_reserved(k)) {
-        return Err(Refusal::Invalid(format!("the label {label} is not for hosts to choose")));
-    }
-    let usable = |ip: &&IpAddr| !ip.is_unspecified() && !ip.is_multicast();
-    let Some(address) = host.addresses.iter().find(usable).copied() else {
-        return Err(Refusal::Invalid("the host has no address; name one with --address".into()));
-    };
-    Ok(HostInfo {
-        node: NodeInfo {
-            name: name.to_owned(),
-            address,
-            version: host.version,
-            kernel: host.kernel,
-            cpus: usize::try_from(host.cpus).unwrap_or(1),
-            memory_bytes: host.memory_bytes,
-            pods_max: usize::try_from(host.pods_max.min(PODS_MAX)).unwrap_or(0),
-        },
-        addresses: host.addresses,
-        labels: host.labels,
-        boot_id: host.boot_id,
-        instance: host.instance,
-    })
-}
-
-/// Whether a node that is ready has an address.
-fn has_address(node: &Value, ip: &str) -> bool {
-    let list = |field: &str| node["status"][field].as_array().into_iter().flatten();
-    list("conditions").any(|c| c["type"] == "Ready" && c["status"] == "True")
-        && list("addresses").any(|a| a["type"] == "InternalIP" && a["address"] == ip)
-}
-
-fn is_reserved(label: &str) -> bool {
-    let domain = label.split_once('/').map_or("", |(domain, _)| domain);
-    let of = |root: &str| domain == root || domain.ends_with(&format!(".{root}"));
-    let zones = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"];
-    (of("kubernetes.io") || of("k8s.io") || of("weft.dev")) && !zones.contains(&label)
-}
-
 fn certificate(issued: &Issued, bundle: &Bundle) -> Certificate {
     Certificate {
         chain: issued.chain.iter().map(|c| c.to_vec()).collect(),
@@ -585,7 +504,10 @@ fn join_id() -> anyhow::Result<Label> {
 fn refusal(error: HostError) -> Refusal {
     let text = error.to_string();
     match error {
-        HostError::Taken(_) | HostError::Own(_) | HostError::Removed(_) => Refusal::Denied(text),
+        HostError::Taken(_)
+        | HostError::Own(_)
+        | HostError::Registered(_)
+        | HostError::Removed(_) => Refusal::Denied(text),
         HostError::TooMany | HostError::TooManyTokens => Refusal::Busy(text),
         HostError::Declared(_) => Refusal::Invalid(text),
         HostError::Object(_) | HostError::Store(_) => {

@@ -163,7 +163,7 @@ impl Running {
         let (pusher, mesh) = control::start(&registry, authority.trust_domain(), &tasks);
         let link =
             Arc::new(LocalLink { registry: registry.clone(), pusher: pusher.clone(), authority });
-        let hosts = Hosts::start(registry.clone(), &tasks).await?;
+        let hosts = Hosts::start(registry.clone(), &node, &tasks).await?;
         let door = HostDoor::new(hosts.clone(), link.clone(), CLUSTER_DOMAIN);
         let agents = bound.agents.as_ref().map(|l| l.local_addr()).transpose()?;
         let listeners = std::iter::once(bound.xds).chain(bound.agents).collect();

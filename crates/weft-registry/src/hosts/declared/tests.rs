@@ -23,7 +23,7 @@ async fn bed() -> Bed {
     let store = Arc::new(MemoryStore::new(clock.clone()));
     let tasks = TaskGroup::new();
     let registry = Registry::open(store, clock, tasks.clone()).await.unwrap();
-    let hosts = Hosts::start(registry.clone(), &tasks).await.unwrap();
+    let hosts = Hosts::start(registry.clone(), "server", &tasks).await.unwrap();
     let bed = Bed { registry, hosts, time };
     bed.create(KindId::Namespace, "", json!({ "metadata": { "name": "shop" } })).await;
     bed
@@ -41,7 +41,16 @@ impl Bed {
     }
 
     async fn declare(&self, workload: &Workload) -> Result<Placed, String> {
-        let declared = self.hosts.declare("m1", Some(workload)).await;
+        self.declare_at("m1", workload).await
+    }
+
+    fn services(&self) -> Vec<String> {
+        let all = self.registry.objects().list(KindId::Service, Some("shop")).1;
+        all.iter().map(|s| s["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    async fn declare_at(&self, host: &str, workload: &Workload) -> Result<Placed, String> {
+        let declared = self.hosts.declare(host, Some(workload)).await;
         declared.map(|placed| placed.unwrap()).map_err(|e| e.to_string())
     }
 
@@ -199,4 +208,75 @@ async fn its_pod_has_the_machines_address_and_moves_with_it() {
     }
     bed.declare(&workload()).await.unwrap();
     placed_at(&mut changes, "10.9.0.3").await;
+}
+
+fn of_service(name: &str) -> Workload {
+    Workload { service: Some(name.into()), ..workload() }
+}
+
+#[tokio::test]
+async fn a_host_has_one_made_service_at_a_time_and_none_when_it_ends() {
+    let bed = bed().await;
+    for n in 0..20 {
+        bed.declare(&of_service(&format!("s{n}"))).await.unwrap();
+        assert_eq!(bed.services(), [format!("s{n}")]);
+    }
+    // Nor are they left by declarations that fail afterwards.
+    for n in 20..25 {
+        let taken = json!({
+            "metadata": { "name": format!("s{n}-m1") },
+            "spec": { "containers": [{ "name": "c", "image": "i" }] },
+        });
+        bed.create(KindId::Pod, "shop", taken).await;
+        bed.declare(&of_service(&format!("s{n}"))).await.unwrap_err();
+        assert_eq!(bed.services().len(), 1, "{:?}", bed.services());
+    }
+    bed.declare(&of_service("billing")).await.unwrap();
+    bed.declare(&of_service("billing")).await.unwrap();
+    assert_eq!(bed.services(), ["billing"]);
+    bed.declare(&Workload { service: None, ..workload() }).await.unwrap();
+    assert!(bed.services().is_empty());
+    bed.declare(&of_service("billing")).await.unwrap();
+    bed.hosts.declare("m1", None).await.unwrap();
+    assert!(bed.services().is_empty());
+    // Declared again at once, it is made again.
+    bed.declare(&of_service("billing")).await.unwrap();
+    assert_eq!(bed.services(), ["billing"]);
+}
+
+#[tokio::test]
+async fn a_made_service_stays_while_somebody_else_needs_it() {
+    let bed = bed().await;
+    // Programs of two hosts are its instances; the first one goes.
+    bed.declare(&of_service("both")).await.unwrap();
+    bed.declare_at("m2", &of_service("both")).await.unwrap();
+    bed.hosts.declare("m1", None).await.unwrap();
+    assert_eq!(bed.services(), ["both"]);
+    bed.hosts.declare("m2", None).await.unwrap();
+    assert!(bed.services().is_empty());
+    // The programs were moved into pods that the server runs.
+    bed.declare(&of_service("moved")).await.unwrap();
+    let pod = json!({
+        "metadata": { "name": "p", "labels": { "app": "moved" } },
+        "spec": { "containers": [{ "name": "c", "image": "i" }] },
+    });
+    bed.create(KindId::Pod, "shop", pod).await;
+    bed.hosts.declare("m1", None).await.unwrap();
+    assert_eq!(bed.services(), ["moved"]);
+    // People made one, or made it theirs.
+    let service = json!({
+        "metadata": { "name": "own" },
+        "spec": { "selector": { "app": "own" }, "ports": [{ "port": 8080 }] },
+    });
+    bed.create(KindId::Service, "shop", service).await;
+    bed.declare(&of_service("own")).await.unwrap();
+    bed.declare(&of_service("edited")).await.unwrap();
+    let mut edited = bed.registry.objects().get(KindId::Service, "shop", "edited").unwrap();
+    edited["metadata"]["managedFields"] = json!([{ "manager": "kubectl", "operation": "Update" }]);
+    let options = WriteOptions::SYSTEM;
+    let (kind, part) = (KindId::Service, crate::Part::All);
+    let change = crate::Change { kind, namespace: "shop", name: "edited", part, options };
+    bed.registry.objects().modify(change, |_| Ok(edited.clone())).await.unwrap();
+    bed.hosts.declare("m1", None).await.unwrap();
+    assert_eq!(bed.services(), ["edited", "moved", "own"]);
 }

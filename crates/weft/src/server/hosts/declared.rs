@@ -10,7 +10,8 @@ use weft_server::dns::{Carrier, Told};
 use weft_xds::agent::{Declared, PodRef, Refusal, Resolved};
 use weft_xds::server::Peer;
 
-use super::{HostDoor, is_reserved, refusal};
+use super::claims::is_reserved;
+use super::{HostDoor, refusal};
 
 impl HostDoor {
     pub(super) async fn declare_now(

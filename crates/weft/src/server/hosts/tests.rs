@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who may do what at the door for agents, over a real registry and a real authority.
 
+use std::net::IpAddr;
+
 use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
 use weft_identity::join::JoinText;
@@ -36,7 +38,7 @@ async fn bed() -> Bed {
     let (pusher, _) = control::start(&registry, authority.trust_domain(), &tasks);
     let link =
         Arc::new(LocalLink { registry: registry.clone(), pusher, authority: authority.clone() });
-    let hosts = Hosts::start(registry.clone(), &tasks).await.unwrap();
+    let hosts = Hosts::start(registry.clone(), "server", &tasks).await.unwrap();
     let door = HostDoor::new(hosts.clone(), link, "cluster.local");
     Bed { door, tokens: HostTokens { hosts, authority, clock, agents: None }, registry, _dir: dir }
 }
@@ -327,6 +329,10 @@ async fn a_host_claims_no_address_of_another_machine() {
         (&["10.9.0.2", "::1"], "on each machine"),
         (&["10.9.0.3"], "node m2's"),
         (&["10.9.0.2", "10.9.0.3"], "node m2's"),
+        (&["::ffff:127.0.0.1"], "on each machine"),
+        (&["10.9.0.2", "::ffff:127.9.9.9"], "on each machine"),
+        (&["::ffff:10.9.0.3"], "node m2's"),
+        (&["::ffff:0.0.0.0", "224.0.0.1", "255.255.255.255"], "no address"),
     ] {
         let refused = claims(m1.clone(), claim).await;
         assert!(
@@ -335,6 +341,13 @@ async fn a_host_claims_no_address_of_another_machine() {
         );
     }
     claims(m1.clone(), &["10.9.0.2", "10.9.0.9"]).await.unwrap();
+    // What is kept has one form, and is of one machine.
+    let all = ["::", "::ffff:10.9.0.2", "10.9.0.2", "0.0.0.0", "ff02::1", "fd00::2"];
+    let addresses = all.iter().map(|a| a.parse().unwrap()).collect();
+    let info = described("m1", Host { addresses, ..described_host("m1") }).unwrap();
+    let kept: Vec<String> = info.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(kept, ["10.9.0.2", "fd00::2"]);
+    assert_eq!(info.node.address, info.addresses[0]);
     // An agent on the server's own machine is there under its loopback address.
     let near = Peer { address: "127.0.0.1:4711".parse().ok(), ..m1.clone() };
     claims(near, &["127.0.0.1"]).await.unwrap();
