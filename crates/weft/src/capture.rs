@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Captured programs of a machine: the plan that `weft agent --capture` writes down, and the role
 //! that holds the rules. The agent starts the role as the program of the pod that stands for the
-//! programs, so the rules come after the sidecar is ready and go before it ends.
+//! programs, so the rules come after the sidecar is ready.
 //!
-//! When the agent is killed the role is too, and the rules stay: what was captured is then
-//! refused, not let by. They are known by a note in the data directory; the next start of an
-//! agent with that directory, and `weft down`, take them away.
+//! They go, before the sidecar ends, only when the agent itself leaves, which it says in a note of
+//! its own. When the agent is killed, or the pod is taken away by whoever may delete pods, they
+//! stay: what was captured is then refused, not let by. They are known by a note in the data
+//! directory; the next start of an agent with that directory, and `weft down`, take them away.
 
 use std::fs;
 use std::net::IpAddr;
@@ -19,9 +20,11 @@ use weft_agent::net::capture::{self, CaptureSpec, Who};
 use crate::asked::Asked;
 use crate::exit::Usage;
 
-/// In the data directory's `run`: the plan, and the note that rules are there.
+/// In the data directory's `run`: the plan, the note that rules are there, and the one that the
+/// agent leaves.
 const PLAN: &str = "capture.json";
 const NOTE: &str = "captured";
+const LEAVING: &str = "captured-leaving";
 /// How often it is looked whether the rules are still there, and the control group the same.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Addresses of pods and Services in process mode, which the kernel takes for its own.
@@ -53,12 +56,13 @@ pub struct Plan {
 // === impl Plan ===
 
 impl Plan {
-    /// Writes it where the role reads it.
+    /// Writes it where the role reads it, whose agent is here to stay.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, data: &Path) -> Result<PathBuf> {
         let path = data.join("run").join(PLAN);
+        no_more(&path.with_file_name(LEAVING))?;
         fs::write(&path, serde_json::to_vec(self)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
@@ -84,7 +88,7 @@ impl Plan {
     }
 }
 
-/// `weft pod-capture`: rules as long as it lives.
+/// `weft pod-capture`: makes the rules and keeps them as they should be.
 pub fn hold(plan: &Path) -> Result<()> {
     let text = fs::read(plan).with_context(|| format!("cannot read {}", plan.display()))?;
     let read: Plan = serde_json::from_slice(&text)?;
@@ -106,8 +110,12 @@ pub fn hold(plan: &Path) -> Result<()> {
                 tracing::warn!(error = %format!("{error:#}"), "the capture rules");
             }
         }
-        take_away(&note)?;
-        crate::say!("capture ended");
+        if note.with_file_name(LEAVING).exists() {
+            take_away(&note)?;
+            crate::say!("capture ended");
+        } else {
+            crate::say!("the rules stay: {} is refused until it is captured again", read.whose);
+        }
         Ok(())
     })
 }
@@ -124,6 +132,15 @@ fn keep(plan: &Plan, spec: &mut CaptureSpec) -> Result<()> {
         tracing::warn!("another program took the capture rules away; they are there again");
     }
     Ok(())
+}
+
+/// Says that the agent leaves: its role takes the rules away when it is asked to end.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn leaving(data: &Path) -> Result<()> {
+    let path = data.join("run").join(LEAVING);
+    fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Takes away the rules that an agent with this data directory left behind. Whether there were
@@ -148,8 +165,14 @@ fn take_away(note: &Path) -> Result<()> {
             note.display()
         )
     })?;
-    match fs::remove_file(note) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+    no_more(note)
+}
+
+fn no_more(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot delete {}", path.display()))
+        }
         _ => Ok(()),
     }
 }
@@ -332,5 +355,11 @@ mod tests {
         let spec = plan.spec().unwrap();
         assert!(spec.pod_networks.is_empty() && spec.mesh_networks.len() == 2);
         assert!(!end_leftover(dir.path()).unwrap());
+        // An agent that starts does not leave, whatever an earlier one did.
+        leaving(dir.path()).unwrap();
+        let note = dir.path().join("run").join(LEAVING);
+        assert!(note.exists());
+        plan.write(dir.path()).unwrap();
+        assert!(!note.exists());
     }
 }

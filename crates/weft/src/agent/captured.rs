@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ pub struct Workload {
 pub struct Captured {
     client: AgentClient,
     key: PodKey,
+    data: PathBuf,
 }
 
 // === impl Workload ===
@@ -146,7 +147,7 @@ impl Workload {
             }
         });
         crate::say!("capturing {} as {key}", self.plan.whose);
-        Ok(Captured { client, key })
+        Ok(Captured { client, key, data: data.to_owned() })
     }
 }
 
@@ -206,6 +207,9 @@ async fn declare(
 impl Captured {
     /// Takes the workload out of the mesh before its sidecar ends: who sends to it hears first.
     pub async fn leave(&self, agent: &Agent) {
+        if let Err(error) = capture::leaving(&self.data) {
+            tracing::warn!(error = %format!("{error:#}"), "captured programs");
+        }
         let gone = async {
             if let Err(why) = self.client.declare(Declared::default()).await {
                 tracing::debug!(%why, "the server was not told that captured programs go");
@@ -218,6 +222,14 @@ impl Captured {
         if tokio::time::timeout(LEAVE_MAX, gone).await.is_err() {
             tracing::warn!("captured programs did not leave the mesh in good order");
         }
+    }
+
+    /// Takes away rules that nobody was there to take away.
+    ///
+    /// # Errors
+    /// When this process may not.
+    pub fn end(&self) -> Result<()> {
+        capture::end_leftover(&self.data).map(drop)
     }
 }
 

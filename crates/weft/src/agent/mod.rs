@@ -76,12 +76,15 @@ pub fn run(args: &AgentArgs) -> Result<()> {
                     () = asked.end_wanted() => Ok(()),
                 };
                 crate::say!("ending: every process gets SIGTERM and its grace period");
-                if let Some(captured) = running.captured.as_ref().filter(|_| ended.is_ok()) {
+                // Who was removed by others leaves the rules: what was captured is refused.
+                let captured = running.captured.as_ref().filter(|_| ended.is_ok());
+                if let Some(captured) = captured {
                     captured.leave(&running.agent).await;
                 }
                 running.agent.stop(STOP_GRACE).await;
+                let left = captured.map_or(Ok(()), captured::Captured::end);
                 running.session.leave().await;
-                ended
+                ended.and(left)
             }
             Ok(None) => Ok(()),
             Err(error) => Err(error),
