@@ -17,6 +17,7 @@ import tempfile
 import threading
 
 import pytest
+import requests
 
 from mesh import BIN, WEFT, until
 from test_agents import Machine, Process, holder, ip
@@ -176,7 +177,7 @@ class Rig:
     def start(self):
         base = self.folder / "base"
         base.mkdir()
-        (base / "all.yaml").write_text(MANIFESTS.format(web=self.web, python="python3"))
+        (base / "all.yaml").write_text(MANIFESTS.format(web=self.web, python="/usr/bin/python3"))
         self.server = self.kept(Process(self.s, self.folder, "up", base, "--plain",
                                         "--pods=process", "--data", self.folder / "server",
                                         "--agents-bind", self.s.address))
@@ -227,7 +228,7 @@ class Rig:
 
     def program(self, machine, name, port, user):
         process = machine.popen("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups",
-                                "python3", self.web, name, port)
+                                "/usr/bin/python3", self.web, name, port)
         process.log = lambda: ""
         process.stop = lambda: (process.kill(), process.wait())
         return self.kept(process)
@@ -385,6 +386,28 @@ def test_without_its_sidecar_it_is_refused_and_down_leaves_nothing(rig):
     agent.process.send_signal(signal.SIGCONT)
     until("it is back", lambda: a.json("http://user-service/"))
 
+    # Nor does it open a way around when somebody deletes the pod that stands for it.
+    [pod] = rig.pods("billing-a")
+    path = "/api/v1/namespaces/shop/pods/" + pod["metadata"]["name"]
+    a_while = "?gracePeriodSeconds=1"
+    rig.s.inside(lambda: requests.delete(rig.api + path + a_while, timeout=5).raise_for_status())
+
+    tables = []
+
+    def met():
+        code = a.curl("http://10.77.0.1:9000/").returncode
+        tables.append(a.table())
+        return code
+    until("refused", lambda: met() == 7)
+
+    def declared_again():
+        met()
+        found = rig.pods("billing-a")
+        return found and found[0]["metadata"]["uid"] != pod["metadata"]["uid"]
+    until("declared again", declared_again)
+    until("it is in the mesh", lambda: met() == 0 and a.json("http://user-service/"))
+    assert all("table inet weft" in table for table in tables), tables
+
     # A firewall that is loaded anew takes the rules away; they come back.
     a.run(BIN / "nft", "flush", "ruleset")
     until("the rules", lambda: "table inet weft" in a.table())
@@ -396,6 +419,11 @@ def test_without_its_sidecar_it_is_refused_and_down_leaves_nothing(rig):
     until("refused", lambda: a.curl("http://10.77.0.1:9000/").returncode == 7)
     assert "table inet weft" in a.table()
     assert a.json("http://10.77.0.1:9000/", OTHER)["name"] == "direct"
+    # Nor do others get it, who open the sidecar's port now.
+    thief = rig.program(a, "thief", 15001, OTHER)
+    until("the thief", lambda: a.json("http://127.0.0.1:15001/", OTHER)["name"] == "thief")
+    assert a.curl("http://10.77.0.1:9000/").returncode == 28
+    thief.stop()
     # The next start takes it up again, without a token.
     agent = rig.billing()
     until("it is in the mesh", lambda: a.json("http://user-service/"))

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -56,7 +57,12 @@ pub async fn bind_from(
     let captures = config.capture.as_ref().is_some_and(|c| {
         c.outbound.iter().chain(&c.inbound).chain(&c.mesh).any(|door| *door == address)
     });
-    if captures || !config.is_outside(address.ip()) {
+    if captures {
+        let sockets = bind(address, workers)?;
+        sockets.iter().try_for_each(|socket| own(config, address, socket))?;
+        return Ok(sockets);
+    }
+    if !config.is_outside(address.ip()) {
         return bind(address, workers);
     }
     let wrong = |source| ListenError { address, source };
@@ -69,6 +75,20 @@ pub async fn bind_from(
     let mut sockets = more.map_err(wrong)?;
     sockets.insert(0, first);
     Ok(sockets)
+}
+
+/// Marks a socket that capture leads to: on a machine nothing is led to other programs' sockets.
+///
+/// # Errors
+/// When this process may not.
+pub fn own(
+    config: &ProxyConfig,
+    address: SocketAddr,
+    socket: &impl AsFd,
+) -> Result<(), ListenError> {
+    let Some(mark) = config.mark else { return Ok(()) };
+    let marked = SockRef::from(socket).set_mark(mark);
+    marked.map_err(|source| ListenError { address, source })
 }
 
 fn bind_all(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {

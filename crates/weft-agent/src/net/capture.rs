@@ -21,6 +21,8 @@
 //! connections are refused.
 //!
 //! When the sidecar is away, the ports that rules lead to are closed and connections are refused.
+//! Any program of a machine may open them then: what is led to a socket without the sidecar's
+//! mark, which takes a capability, is dropped.
 //!
 //! A sidecar that answers DNS on UDP must listen on 127.0.0.1 and ::1 themselves, not on all
 //! addresses: an answer from another address of the pod is not the one that was asked.
@@ -50,6 +52,7 @@ const CGROUP2_MAGIC: u64 = 0x6367_7270;
 const EXCLUDED_PORTS: &str = "exclude_outbound_ports";
 const OPEN_PORTS: &str = "open_inbound_ports";
 const DECLARED_PORTS: &str = "inbound_ports";
+const SIDECAR_PORTS: &str = "sidecar_ports";
 const USERS: &str = "users";
 const PASSING: &str = "passing";
 
@@ -286,6 +289,24 @@ fn excluded(batch: &mut Batch, chain: &str, spec: &CaptureSpec) {
     }
 }
 
+/// What the rules led to the sidecar's ports goes to the sidecar or nowhere.
+fn usurped(batch: &mut Batch, spec: &CaptureSpec) {
+    let ports = vec![spec.outbound_port, spec.inbound_port, spec.dns_port];
+    batch.set(SIDECAR_PORTS, &Elements::Ports(ports));
+    let chain = "usurped";
+    batch.chain(chain, Some(Hook::FilterInput));
+    batch.rule(chain, "answers", &[Match::Reply], &Verdict::Accept);
+    for protocol in [TCP, UDP] {
+        let other = [
+            Match::Protocol(protocol),
+            Match::PortIn(SIDECAR_PORTS),
+            Match::Redirected,
+            Match::OtherSocket(spec.mark),
+        ];
+        batch.rule(chain, "another's socket at the sidecar's port", &other, &Verdict::Drop);
+    }
+}
+
 fn machine(batch: &mut Batch, spec: &CaptureSpec, whose: Match, inbound_ports: &[u16]) {
     let first = [Match::Protocol(TCP), Match::Syn];
     // The rules of the captured are a chain of their own, so that a packet without a socket,
@@ -306,6 +327,7 @@ fn machine(batch: &mut Batch, spec: &CaptureSpec, whose: Match, inbound_ports: &
     batch.rule(chain, "what leaves goes to the sidecar", &first, &to_sidecar);
     batch.chain("output", Some(Hook::NatOutput));
     batch.rule("output", "who is captured", &[whose], &Verdict::Jump(chain));
+    usurped(batch, spec);
 
     let open = |port: &u16| *port != spec.mesh_port && !spec.exclude_inbound_ports.contains(port);
     let declared: Vec<u16> = inbound_ports.iter().copied().filter(open).collect();

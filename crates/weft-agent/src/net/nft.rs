@@ -115,6 +115,8 @@ pub enum Match {
         level: u32,
         id: u64,
     },
+    /// Is for a socket of here that has another mark, or none. Does not hold where nobody listens.
+    OtherSocket(u32),
     /// Of a connection that a rule of this table or another redirected.
     Redirected,
     /// Goes back to where the connection came from.
@@ -290,6 +292,9 @@ const META_L4PROTO: u32 = 16;
 /// Keys of `ct`.
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
+/// Keys of `socket`.
+const SOCKET_MARK: u32 = 1;
+const SOCKET_CGROUP: u32 = 3;
 /// Operators of `cmp`.
 const EQUAL: u32 = 0;
 const UNEQUAL: u32 = 1;
@@ -316,8 +321,12 @@ impl Match {
             Self::Destination(ip, prefix) => destination(to, *ip, *prefix),
             Self::UserIn(set) => lookup(meta(to, META_SKUID), set),
             Self::Cgroup { level, id } => {
-                let cgroup = Attrs::new().be32(1, 3).be32(2, REG).be32(3, *level);
+                let cgroup = Attrs::new().be32(1, SOCKET_CGROUP).be32(2, REG).be32(3, *level);
                 equal(expr(to, "socket", &cgroup), &id.to_ne_bytes())
+            }
+            Self::OtherSocket(mark) => {
+                let its_mark = Attrs::new().be32(1, SOCKET_MARK).be32(2, REG);
+                compare(expr(to, "socket", &its_mark), UNEQUAL, &mark.to_ne_bytes())
             }
             Self::Redirected => {
                 compare(mask(ct(to, CT_STATUS), &CT_DST_NAT.to_ne_bytes()), UNEQUAL, &[0; 4])

@@ -86,6 +86,12 @@ impl Pod {
     }
 }
 
+/// As a sidecar's.
+fn marked<T: AsFd>(socket: T) -> T {
+    weft_base::sockets::set_mark(&socket).unwrap();
+    socket
+}
+
 fn listen(ip: IpAddr, port: u16) -> TcpListener {
     let at = SocketAddr::new(ip, port);
     let listener = weft_base::sockets::SocketFactory::Here.listen(at, false).unwrap();
@@ -476,10 +482,10 @@ fn on_a_machine_the_named_users_connections_and_declared_ports_are_captured() {
     captured.mesh_networks = vec![([127, 96, 0, 0].into(), 12)];
     let machine = machine.captured(&captured);
     let of_mesh = at([127, 96, 0, 9].into(), 80);
-    let stream = meets(&machine.listen(ANY[0], 15001), machine.dial(of_mesh));
+    let stream = meets(&marked(machine.listen(ANY[0], 15001)), machine.dial(of_mesh));
     assert_eq!(machine.run(|| original(&stream)), of_mesh);
     for n in [0, 1] {
-        let (out, into) = (machine.listen(ANY[n], 15001), machine.listen(ANY[n], 15006));
+        let [out, into] = [15001, 15006].map(|port| marked(machine.listen(ANY[n], port)));
         let service = at(SERVICES[n].parse().unwrap(), 80);
         let stream = meets(&out, machine.dial(service));
         assert_eq!(machine.run(|| original(&stream)), service);
@@ -489,7 +495,7 @@ fn on_a_machine_the_named_users_connections_and_declared_ports_are_captured() {
         assert_eq!(machine.run(|| original(&stream)), at(machine.ips[n], 8080));
         meets(&machine.listen(ANY[n], 8081), other.dial(at(machine.ips[n], 8081)));
         meets(&machine.listen(ANY[n], 15008), other.dial(at(machine.ips[n], 15008)));
-        let sidecar = udp(&machine, at(LOOPBACK[n], 15053));
+        let sidecar = marked(udp(&machine, at(LOOPBACK[n], 15053)));
         let stub = at(LOOPBACK[n], 53);
         assert_eq!(asks(&machine, stub, &sidecar).unwrap(), b"re: question");
     }
@@ -503,6 +509,36 @@ fn on_a_machine_the_named_users_connections_and_declared_ports_are_captured() {
     let machine = machine.captured(&users(&[4711]));
     for n in [0, 1] {
         meets(&other.listen(ANY[n], 73), machine.dial(at(other.ips[n], 73)));
+    }
+}
+
+#[test]
+fn on_a_machine_who_opens_the_sidecars_ports_meanwhile_gets_nothing() {
+    in_namespaces!(on_a_machine_who_opens_the_sidecars_ports_meanwhile_gets_nothing);
+    let [machine, other] = network();
+    let spec = CaptureSpec::new(Who::Users { users: vec![0], inbound_ports: vec![8080] });
+    let machine = machine.captured(&spec);
+    let nothing = |client: io::Result<TcpStream>| {
+        assert_eq!(client.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    };
+    let soon = Duration::from_millis(300);
+    for n in [0, 1] {
+        let (out, into) = (at(other.ips[n], 80), at(machine.ips[n], 8080));
+        assert!(machine.is_refused_at_once(out) && other.is_refused_at_once(into));
+        let open = [15001, 15006].map(|port| machine.listen(ANY[n], port));
+        nothing(machine.run(|| TcpStream::connect_timeout(&out, soon)));
+        nothing(other.run(|| TcpStream::connect_timeout(&into, soon)));
+        // Who asks for the port itself gets it, and the sidecar gets everything.
+        meets(&open[0], machine.dial(at(LOOPBACK[n], 15001)));
+        drop(open);
+        let [out_door, in_door] = [15001, 15006].map(|port| marked(machine.listen(ANY[n], port)));
+        meets(&out_door, machine.dial(out));
+        meets(&in_door, other.dial(into));
+        let names = udp(&machine, at(LOOPBACK[n], 15053));
+        names.set_read_timeout(Some(soon)).unwrap();
+        let stub = at(LOOPBACK[n], 53);
+        assert_eq!(asks(&machine, stub, &names).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(asks(&machine, stub, &marked(names)).unwrap(), b"re: question");
     }
 }
 
@@ -544,7 +580,7 @@ fn on_a_machine_a_control_group_is_captured() {
     captured(0, 1_000_000_007);
     meets(&app, machine.dial(at(other.ips[0], 80)));
     captured(0, 1);
-    let sidecar = machine.listen(ANY[0], 15001);
+    let sidecar = marked(machine.listen(ANY[0], 15001));
     meets(&sidecar, machine.dial(at(other.ips[0], 80)));
     assert!(Who::cgroup("/no/such.group", Vec::new()).is_err());
     // And by its path, where the machine shows control groups of version 2.

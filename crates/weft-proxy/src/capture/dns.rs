@@ -51,7 +51,10 @@ pub fn serve(
         let wrong = |source| ListenError { address: *at, source };
         let opened = open(*at).map_err(wrong).and_then(|udp| {
             let bound = udp.local_addr().map_err(wrong)?;
-            Ok((udp, listen::bind(bound, 1)?))
+            listen::own(config, bound, &udp)?;
+            let streams = listen::bind(bound, 1)?;
+            streams.iter().try_for_each(|socket| listen::own(config, bound, socket))?;
+            Ok((udp, streams))
         });
         let (questions, streams) = match opened {
             Ok(opened) => opened,
