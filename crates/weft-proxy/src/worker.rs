@@ -180,7 +180,6 @@ impl Worker {
             dialer: shared.dialer.clone(),
             tasks: TaskGroup::new(),
             opened: Cell::new(0),
-            freed: Rc::default(),
         });
         let seed = shared.config.seed.map(|seed| seed.wrapping_add(id as u64));
         Rc::new(Self {

@@ -120,9 +120,11 @@ async fn attempts(
             return Err(Refusal::new(Cause::RequestTimeout, refusal.detail + whose));
         }
         tried.push(picked);
+        // The one that just ended has no part in whether there may be another.
+        drop(retrying.take());
         let wait = match again(call, failure, record.attempts) {
             Ok(counted) => {
-                drop(retrying.replace(counted));
+                retrying = Some(counted);
                 wait(call, failure, answer.as_ref().map(|(r, _)| &**r), &tried, deadline)
             }
             Err(why) => Err(why),
@@ -191,17 +193,17 @@ async fn attempt(
     let transport = picked.entry.endpoint.transport;
     let upgrade = call.head.headers.contains_key(http::header::UPGRADE);
     let wire = if upgrade { Wire::H1 } else { wire(protocol, transport, call.version, grpc) };
-    if let Some(most) = policy.limits.connections_max
-        && let Err(detail) = room(call, picked, wire, &policy.limits, most).await
-    {
-        return Ended::Over(Refusal::new(Cause::Overload, detail));
-    }
     let how = How {
         wire,
         connect_timeout: Duration::from_millis(policy.connect_timeout_ms.max(1)),
         careful: !is_idempotent(call.head.method.as_str()) && !call.retry.declared_idempotent,
         body: call.body.clone(),
     };
+    if let Some(most) = policy.limits.connections_max
+        && let Err(detail) = room(call, picked, &how, &policy.limits, most).await
+    {
+        return Ended::Over(Refusal::new(Cause::Overload, detail));
+    }
     let request = match build(call, picked, wire) {
         Ok(request) => request,
         Err(why) => return Ended::Over(Refusal::new(Cause::BadRequest, why)),
@@ -231,22 +233,26 @@ async fn attempt(
     }
 }
 
-/// Waits in line while an attempt would need a connection beyond the backend's limit. Workers have
-/// equal shares of it.
+/// Waits in line while an attempt would need a connection beyond the backend's limit and all are
+/// busy: one that is idle gives way. Workers have equal shares of the limit.
 async fn room(
     call: &Call<'_>,
     picked: &LocalEndpoint,
-    wire: Wire,
+    how: &How,
     limits: &Limits,
     most: u32,
 ) -> Result<(), String> {
     let workers = call.worker.config.workers;
     let full = || {
-        let open = call.backend.borrow().connections();
-        !picked.pool.has_room(wire) && open >= breaker::part(most, workers)
+        let backend = call.backend.borrow();
+        let over = || backend.connections() >= breaker::part(most, workers);
+        !picked.pool.has_room(how.wire, how.careful) && {
+            while over() && backend.close_idle() {}
+            over()
+        }
     };
     let breaker = call.backend.borrow().breaker.clone();
-    breaker.wait(limits, workers, PATIENCE, picked.pool.freed(), full).await
+    breaker.wait(limits, workers, PATIENCE, full).await
 }
 
 fn failed(call: &Call<'_>, error: SendError, address: std::net::SocketAddr) -> Ended {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sessions that stay with their instance: what a request brought of its session, which share and
 //! endpoint that means, and what its client is to keep. Called by the phases; the picker is asked
-//! only when the session's instance is gone or ejected.
+//! only when the session's instance is gone or out for failures.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -54,7 +54,7 @@ impl<'t> Kept<'t> {
         })
     }
 
-    /// The session's endpoint, when it is there and not ejected.
+    /// The session's endpoint, when it is there and not out for failures.
     pub fn endpoint(
         &self,
         worker: &Worker,
@@ -62,11 +62,11 @@ impl<'t> Kept<'t> {
     ) -> Option<Rc<LocalEndpoint>> {
         let (token, _) = self.brought?;
         let now = worker.clock.now();
-        let backend = backend.borrow();
+        let mut backend = backend.borrow_mut();
         let name: &ResourceName = &backend.entry.name;
         let fits = |e: &&Rc<LocalEndpoint>| session_token(name, &e.entry.endpoint) == token;
-        let found = backend.candidates().iter().find(fits)?;
-        (!found.entry.shared.is_ejected(now)).then(|| found.clone())
+        let found = backend.candidates().iter().find(fits).cloned()?;
+        backend.keeps(&found.entry, now).then_some(found)
     }
 
     /// Tells the client what to keep, unless it has it.

@@ -11,7 +11,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
+use weft_base::task::TaskGroup;
 use weft_model::decide::Own;
 use weft_model::*;
 
@@ -466,4 +470,149 @@ async fn retries_in_flight_have_a_limit() {
     }));
     assert_eq!(asking.await, [503; 3]);
     assert_eq!(server.hits(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_does_not_count_against_the_next_one_of_its_request() {
+    let server =
+        Server::http(
+            |n, _| async move { if n < 2 { text(503, "bad") } else { text(200, "good") } },
+        )
+        .await;
+    let limits = Limits { retries_max: Some(1), ..Limits::default() };
+    let policy = BackendPolicy { limits, ..policy(LbPolicy::RoundRobin) };
+    let mut all = service("user", Protocol::Http1, policy, vec![endpoint("a", server.address)]);
+    let action = Action::Forward(vec![to("user", "", 1)]);
+    let retry = Retry { statuses: vec![503], attempts: 3, ..Retry::default() };
+    all.push(mesh_route("user", vec![Rule { retry, ..rule("/", action) }]));
+    let bed = Bed::sidecar(all).await;
+    let got = bed.get("http://user/").await;
+    assert_eq!((got.status, got.body.as_str()), (200, "good"), "{}", got.header("x-weft-flags"));
+}
+
+fn one_connection() -> BackendPolicy {
+    let limits = Limits { connections_max: Some(1), ..Limits::default() };
+    BackendPolicy { limits, ..policy(LbPolicy::RoundRobin) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_gives_way_to_another_instance() {
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let all = endpoints(&named(2).await);
+        let bed = Bed::sidecar(service("user", protocol, one_connection(), all)).await;
+        let mut client = client(bed.outbound()).await;
+        let mut bodies = Vec::new();
+        for _ in 0..4 {
+            let got = client.send(get("http://user/", "user")).await;
+            assert_eq!(got.status, 200, "{protocol:?}: {}", got.body);
+            bodies.push(got.body);
+        }
+        let (first, second) = (bodies[0].clone(), bodies[1].clone());
+        assert_ne!(first, second);
+        assert_eq!(bodies[2..], [first, second], "{protocol:?}");
+    }
+}
+
+/// Answers requests without a body, and counts its open connections.
+async fn counting(open: Arc<AtomicUsize>) -> Server {
+    Server::raw(move |_, mut stream| {
+        let open = open.clone();
+        async move {
+            open.fetch_add(1, Ordering::SeqCst);
+            let mut seen = Vec::new();
+            let mut piece = [0u8; 4_096];
+            while let Ok(n @ 1..) = stream.read(&mut piece).await {
+                seen.extend_from_slice(&piece[..n]);
+                if seen.ends_with(b"\r\n\r\n") {
+                    seen.clear();
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                }
+            }
+            open.fetch_sub(1, Ordering::SeqCst);
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_may_be_closing_gives_way_to_a_safe_one() {
+    let open = Arc::new(AtomicUsize::new(0));
+    let server = counting(open.clone()).await;
+    let all = vec![endpoint("a", server.address)];
+    let bed = Bed::sidecar(service("user", Protocol::Http1, one_connection(), all)).await;
+    let mut client = client(bed.outbound()).await;
+    assert_eq!(client.send(get("http://user/", "user")).await.status, 200);
+    // From then on it is not trusted with what must not be sent twice.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(client.send(post("http://user/", "")).await.status, 200);
+    assert_eq!(server.hits(), 2, "the second request had a connection of its own");
+    wait_until("one is open", || async { open.load(Ordering::SeqCst) == 1 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_one_connection_do_not_wait_for_its_first() {
+    let held = Arc::new(tokio::sync::Semaphore::new(0));
+    let permits = held.clone();
+    let server = Server::http(move |n, _| {
+        let permits = permits.clone();
+        async move {
+            // Nobody is answered before all are there.
+            if n == 4 {
+                permits.add_permits(5);
+            }
+            permits.acquire().await.unwrap().forget();
+            text(200, "good")
+        }
+    })
+    .await;
+    let all = vec![endpoint("a", server.address)];
+    let bed = Bed::sidecar(service("user", Protocol::Http2, one_connection(), all)).await;
+    let io = TokioIo::new(TcpStream::connect(upstream(&bed)).await.unwrap());
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let tasks = TaskGroup::new();
+    tasks.spawn("client", async move { drop(connection.await) });
+    // All are there before the upstream connection is.
+    let asked: Vec<_> = (0..5)
+        .map(|_| {
+            let request = Request::get("http://user/").body(Full::<Bytes>::default()).unwrap();
+            sender.clone().send_request(request)
+        })
+        .collect();
+    let all = futures_util::future::join_all(asked);
+    for got in tokio::time::timeout(Duration::from_secs(10), all).await.unwrap() {
+        assert_eq!(got.unwrap().status(), 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_leaves_who_fails_its_checks_unless_there_is_panic() {
+    let servers = named(4).await;
+    let calm = BackendPolicy { panic_basis_points: 5_000, ..policy(LbPolicy::RoundRobin) };
+    let mut all = service("user", Protocol::Http1, calm, endpoints(&servers));
+    let mut kept = rule("/", Action::Forward(vec![to("user", "", 1)]));
+    kept.session = Some(Session { by: SessionBy::Header, name: "keep".into(), absolute_s: None });
+    all.push(mesh_route("user", vec![kept]));
+    let bed = Bed::sidecar(all).await;
+    let first = bed.get("http://user/").await;
+    let home = endpoints(&servers).iter().position(|e| *e.id == *first.body).unwrap();
+    let sick = |others: usize| {
+        let mut all = endpoints(&servers);
+        all.rotate_left(home);
+        all[..=others].iter_mut().for_each(|e| e.health = Health::Unhealthy);
+        vec![endpoints_of("user", Protocol::Http1, all)]
+    };
+    let again = async || {
+        let request = Request::get("http://user/").header("keep", first.header("keep"));
+        bed.send(request.body(Full::default()).unwrap()).await
+    };
+    bed.apply(2, sick(0)).await;
+    for _ in 0..4 {
+        let got = again().await;
+        assert!(got.body != first.body && !got.header("keep").is_empty(), "{}", got.body);
+    }
+    bed.apply(3, sick(2)).await;
+    for _ in 0..4 {
+        assert_eq!(again().await.body, first.body, "three of four are sick");
+    }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Circuit breakers of one backend on one worker: a bounded queue of requests that wait for one of
+//! Circuit breakers of one backend on one worker: a bounded line of requests that wait for one of
 //! its connections, and a count of its retries in flight. Limits are shared evenly by workers.
-//! Called by the attempt loop; knows no pool, only whether there is room.
+//! Called by the attempt loop; knows no pool, only whether there is room, and is told by pools.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,22 +14,31 @@ use weft_model::Limits;
 
 #[derive(Debug, Default)]
 pub struct Breaker {
-    waiting: Cell<usize>,
+    /// First come, first served. What becomes free wakes one, the first that does not know yet;
+    /// who cannot use it passes it on to those behind.
+    line: RefCell<VecDeque<Rc<Waiter>>>,
+    /// Somebody looks for room right now; what it closes for that is its own.
+    looking: Cell<bool>,
     retrying: Cell<usize>,
 }
 
-/// Counts a waiting request, or a retry, while it lasts.
-#[derive(Debug)]
-pub struct Counted {
-    breaker: Rc<Breaker>,
-    what: What,
+#[derive(Debug, Default)]
+struct Waiter {
+    /// Told of something free, and has not looked yet.
+    told: Cell<bool>,
+    wake: Notify,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum What {
-    Waiting,
-    Retrying,
+/// A place in the line; leaving it passes on what was not used.
+#[derive(Debug)]
+struct InLine {
+    breaker: Rc<Breaker>,
+    waiter: Rc<Waiter>,
 }
+
+/// Counts a retry while it lasts.
+#[derive(Debug)]
+pub struct Counted(Rc<Breaker>);
 
 /// One worker's part of a limit; a limit that is not 0 leaves room for one.
 pub fn part(most: u32, workers: usize) -> usize {
@@ -39,7 +49,8 @@ pub fn part(most: u32, workers: usize) -> usize {
 // === impl Breaker ===
 
 impl Breaker {
-    /// Waits in line until `full` no longer holds. Cancel-safe: who goes away leaves the line.
+    /// Waits in line until `full` no longer holds. `full` may close what is idle to make room.
+    /// Cancel-safe: who goes away leaves the line.
     ///
     /// # Errors
     /// The sentence to refuse the request with: the line is full, or it took too long.
@@ -48,41 +59,67 @@ impl Breaker {
         limits: &Limits,
         workers: usize,
         patience: Duration,
-        freed: &Notify,
         full: impl Fn() -> bool,
     ) -> Result<(), String> {
-        if self.waiting.get() == 0 && !full() {
+        // What those in line were told of is theirs; what they have left is anybody's.
+        let theirs = self.line.borrow().iter().any(|w| w.told.get());
+        if !theirs && !self.look(&full) {
             return Ok(());
         }
         let open = limits.connections_max.unwrap_or(u32::MAX);
         let most = limits.pending_max.unwrap_or(PENDING_MAX);
-        if self.waiting.get() >= part(most, workers) {
+        if self.line.borrow().len() >= part(most, workers) {
             let line = match most {
                 0 => String::new(),
                 _ => format!(", and {most} requests wait, its limit"),
             };
             return Err(format!("{open} connections are open, its limit, and all are busy{line}"));
         }
-        let _in_line = self.count(What::Waiting);
+        let place = InLine::at_the_end(self);
         let in_line = async {
             loop {
-                // Enabled before the look, so that nothing freed in between is missed.
-                let next = freed.notified();
-                tokio::pin!(next);
-                next.as_mut().enable();
-                if !full() {
-                    break;
+                place.waiter.wake.notified().await;
+                if place.waiter.told.replace(false) {
+                    if !self.look(&full) {
+                        break;
+                    }
+                    self.tell_behind(Some(&place.waiter));
                 }
-                next.await;
             }
         };
-        let waited = tokio::time::timeout(patience, in_line).await;
-        // Whoever came meanwhile looks again behind this one.
-        freed.notify_waiters();
-        waited.map_err(|_| {
+        tokio::time::timeout(patience, in_line).await.map_err(|_| {
             let ms = patience.as_millis();
             format!("none of its {open} connections became free within {ms} ms")
         })
+    }
+
+    /// There is room for one more request than before.
+    pub fn freed(&self) {
+        if !self.looking.get() {
+            self.tell_behind(None);
+        }
+    }
+
+    /// There is room for many more.
+    pub fn opened(&self) {
+        self.line.borrow().iter().for_each(|w| w.tell());
+    }
+
+    fn look(&self, full: impl Fn() -> bool) -> bool {
+        self.looking.set(true);
+        let full = full();
+        self.looking.set(false);
+        full
+    }
+
+    /// Tells the first behind `waiter`, or of all, that does not know of something free.
+    fn tell_behind(&self, waiter: Option<&Rc<Waiter>>) {
+        let line = self.line.borrow();
+        let place = waiter.and_then(|waiter| line.iter().position(|w| Rc::ptr_eq(w, waiter)));
+        let mut behind = line.iter().skip(place.map_or(0, |place| place + 1));
+        if let Some(next) = behind.find(|w| !w.told.get()) {
+            next.tell();
+        }
     }
 
     /// Takes room for one retry.
@@ -94,83 +131,47 @@ impl Breaker {
             Some(most) if self.retrying.get() >= part(most, workers) => {
                 Err(format!("{most} retries are in flight, its limit, so it was not sent again"))
             }
-            _ => Ok(self.count(What::Retrying)),
+            _ => {
+                self.retrying.set(self.retrying.get() + 1);
+                Ok(Counted(self.clone()))
+            }
         }
     }
+}
 
-    fn count(self: &Rc<Self>, what: What) -> Counted {
-        let cell = self.cell(what);
-        cell.set(cell.get() + 1);
-        Counted { breaker: self.clone(), what }
+// === impl Waiter ===
+
+impl Waiter {
+    fn tell(&self) {
+        self.told.set(true);
+        self.wake.notify_one();
     }
+}
 
-    fn cell(&self, what: What) -> &Cell<usize> {
-        match what {
-            What::Waiting => &self.waiting,
-            What::Retrying => &self.retrying,
+// === impl InLine ===
+
+impl InLine {
+    fn at_the_end(breaker: &Rc<Breaker>) -> Self {
+        let waiter = Rc::<Waiter>::default();
+        breaker.line.borrow_mut().push_back(waiter.clone());
+        Self { breaker: breaker.clone(), waiter }
+    }
+}
+
+impl Drop for InLine {
+    fn drop(&mut self) {
+        if self.waiter.told.get() {
+            self.breaker.tell_behind(Some(&self.waiter));
         }
+        self.breaker.line.borrow_mut().retain(|w| !Rc::ptr_eq(w, &self.waiter));
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let cell = self.breaker.cell(self.what);
-        cell.set(cell.get().saturating_sub(1));
+        self.0.retrying.set(self.0.retrying.get().saturating_sub(1));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_of_a_limit_leave_room_for_one() {
-        assert_eq!([part(0, 4), part(1, 4), part(8, 4), part(9, 4)], [0, 1, 2, 3]);
-    }
-
-    #[tokio::test]
-    async fn a_line_is_bounded_in_order_and_in_time() {
-        let (breaker, freed) = (Rc::new(Breaker::default()), Rc::new(Notify::new()));
-        let limits = Limits { connections_max: Some(1), pending_max: Some(2), ..Limits::default() };
-        let room = Cell::new(0);
-        let served = std::cell::RefCell::new(Vec::new());
-        let one = |name: u32, patience_ms: u64| {
-            let (room, served) = (&room, &served);
-            let (breaker, freed, limits) = (breaker.clone(), freed.clone(), limits.clone());
-            let patience = Duration::from_millis(patience_ms);
-            async move {
-                breaker.wait(&limits, 1, patience, &freed, || room.get() == 0).await?;
-                room.set(room.get() - 1);
-                served.borrow_mut().push(name);
-                Ok::<_, String>(())
-            }
-        };
-        let open = async {
-            for _ in 0..2 {
-                tokio::task::yield_now().await;
-                room.set(room.get() + 1);
-                freed.notify_waiters();
-            }
-        };
-        let long = 60_000;
-        let (first, second, third, ()) =
-            tokio::join!(one(1, long), one(2, long), one(3, long), open);
-        assert_eq!((first, second), (Ok(()), Ok(())));
-        assert!(third.unwrap_err().contains("2 requests wait, its limit"));
-        assert_eq!(*served.borrow(), [1, 2]);
-        assert!(one(4, 1).await.unwrap_err().contains("became free within 1 ms"));
-        // The line is empty again.
-        room.set(1);
-        assert_eq!(one(5, 1).await, Ok(()));
-    }
-
-    #[test]
-    fn retries_in_flight_are_bounded() {
-        let breaker = Rc::new(Breaker::default());
-        let limits = Limits { retries_max: Some(1), ..Limits::default() };
-        let first = breaker.retry(&limits, 1).unwrap();
-        assert!(breaker.retry(&limits, 1).unwrap_err().contains("1 retries are in flight"));
-        drop(first);
-        assert!(breaker.retry(&limits, 1).is_ok());
-    }
-}
+mod tests;

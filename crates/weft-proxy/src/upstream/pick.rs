@@ -12,7 +12,7 @@ use weft_base::rng::Rng;
 use weft_model::decide::{
     Member, PeakEwma, Shares, SmoothWeighted, Standing, total_weight, weighted_at, within_bound,
 };
-use weft_model::{Hashing, LbPolicy};
+use weft_model::{Hashing, Health, LbPolicy};
 
 use super::breaker::Breaker;
 use super::budget::Budget;
@@ -127,6 +127,7 @@ impl LocalBackend {
             self.view.of_endpoint.push(usable.then_some(self.candidates.len()));
             if usable {
                 let (pool, pace) = (pool(endpoint), pace_of(endpoint));
+                pool.tell(&self.breaker);
                 self.candidates.push(LocalEndpoint::new(endpoint.clone(), pool, pace));
             }
         }
@@ -267,7 +268,9 @@ impl LocalBackend {
                 own > 0 && within_bound(load(i), all, own, total, bound)
             })
         });
-        bounded.or_else(|| ring.find(hash, |i| weight(i) > 0))
+        let found = bounded.or_else(|| ring.find(hash, |i| weight(i) > 0));
+        // A table has a place for everybody; a key without one would still belong to somebody.
+        found.or_else(|| weighted_at(weights, hash.checked_rem(total_weight(weights))?))
     }
 
     /// Requests in flight to all its endpoints, from all workers.
@@ -278,6 +281,25 @@ impl LocalBackend {
     /// Connections of this worker to all its candidates.
     pub fn connections(&self) -> usize {
         self.candidates.iter().map(|c| c.pool.connections()).sum()
+    }
+
+    /// Closes the connection to any of them that has been idle for longest; `false` when all are
+    /// busy.
+    pub fn close_idle(&self) -> bool {
+        let idle = |c: &Rc<LocalEndpoint>| Some((c.pool.idle_since()?, c.pool.clone()));
+        let oldest = self.candidates.iter().filter_map(idle).min_by_key(|(since, _)| *since);
+        oldest.inspect(|(_, pool)| pool.close_idle()).is_some()
+    }
+
+    /// Whether a session may stay with a candidate: it is well, though it may stand by or pause,
+    /// or gets requests all the same.
+    pub fn keeps(&mut self, candidate: &EndpointEntry, now: Mono) -> bool {
+        self.refresh(now);
+        let endpoints = &self.entry.endpoints;
+        let at = endpoints.iter().position(|e| Arc::ptr_eq(&e.shared, &candidate.shared));
+        let share = at.and_then(|i| self.view.shares.weights.get(i)).copied().unwrap_or(0);
+        let well = candidate.endpoint.health == Health::Healthy;
+        share > 0 || (well && !candidate.shared.is_ejected(now))
     }
 
     pub fn candidates(&self) -> &[Rc<LocalEndpoint>] {

@@ -27,7 +27,6 @@ fn pool(entry: &EndpointEntry) -> Rc<Pool> {
         }),
         tasks: TaskGroup::new(),
         opened: Cell::new(0),
-        freed: Rc::default(),
     };
     Pool::new(Peer::of(&entry.endpoint, MESH_PORT), Rc::new(context))
 }
@@ -125,4 +124,24 @@ fn turns_go_on_over_changes() {
         counts[usize::from(picked.entry.endpoint.address.port()) - 1] += 1;
     }
     assert_eq!(counts, [50, 50]);
+}
+
+#[test]
+fn every_key_has_an_instance_whatever_the_tables_size() {
+    for table in [HashTable::Ring { points_min: 100_000 }, HashTable::Maglev { size: 11 }] {
+        let by = HashBy::SourceIp;
+        let hashing = Hashing { by, table, load_max_basis_points: None };
+        let (mut local, entry, mut rng) = backend(LbPolicy::Hash(Box::new(hashing)), &[1; 20]);
+        // Whoever is left, its key is found.
+        for left in 0..20 {
+            for (i, e) in entry.endpoints.iter().enumerate() {
+                let until = if i == left { 0 } else { u64::MAX };
+                e.shared.ejected_until.store(until, Ordering::Relaxed);
+            }
+            entry.set.changed();
+            let ask = Ask { hash: Some(7), tried: &[] };
+            let picked = local.pick(ask, &mut rng, Mono(1)).unwrap();
+            assert!(Rc::ptr_eq(&picked, &local.candidates()[left]), "{table:?}");
+        }
+    }
 }

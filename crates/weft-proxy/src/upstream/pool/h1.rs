@@ -50,6 +50,10 @@ impl Connection {
 // === impl Idle ===
 
 impl Idle {
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
     pub(super) fn keep(&mut self, now: Instant, limit: Duration) -> bool {
         now.duration_since(self.since) < limit && self.connection.exchange.is_silent()
     }
@@ -112,22 +116,25 @@ impl Pool {
 
     pub(super) fn give_back(&self, connection: Box<Connection>) {
         self.h1.borrow_mut().push(Idle { connection, since: Instant::now() });
+        self.room.freed();
     }
 
     fn idle(&self, careful: bool) -> Option<Box<Connection>> {
+        let newest = self.has_idle(careful).then(|| self.h1.borrow_mut().pop());
+        newest.flatten().map(|idle| idle.connection)
+    }
+
+    /// Whether the newest connection may be used; those that are closed go.
+    pub(super) fn has_idle(&self, careful: bool) -> bool {
         let mut stack = self.h1.borrow_mut();
-        loop {
-            let mut idle = stack.pop()?;
-            if !idle.connection.exchange.is_silent() {
-                continue;
+        while let Some(idle) = stack.last_mut() {
+            if idle.connection.exchange.is_silent() {
+                // Older ones are no safer. They are left to requests that may be sent again.
+                return !careful || idle.since.elapsed() <= CAREFUL_IDLE;
             }
-            if careful && idle.since.elapsed() > CAREFUL_IDLE {
-                // It is the newest; older ones are no better. Leave them to safer requests.
-                stack.push(idle);
-                return None;
-            }
-            return Some(idle.connection);
+            stack.pop();
         }
+        false
     }
 
     pub(super) async fn open_h1(&self, limit: Duration) -> Result<Box<Connection>, ConnectError> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! HTTP/2 connections: few, shared by many requests; one is opened at a time.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::error::Error as _;
 use std::future::Future;
 use std::rc::Rc;
@@ -17,8 +17,11 @@ use weft_base::limits::HEADER_BYTES_MAX;
 use weft_base::task::TaskGroup;
 use weft_identity::Alpn;
 
-use super::{Answered, H2_STREAMS_MAX, How, Lease, LeaseKind, Pool, SendError, classify};
+use super::{
+    Answered, H2_STREAMS_MAX, How, Lease, LeaseKind, OpenGuard, Pool, Room, SendError, classify,
+};
 use crate::http::body::AttemptBody;
+use crate::upstream::breaker::Breaker;
 use crate::upstream::connect::ConnectError;
 
 /// Flow-control windows: small ones stall big bodies, and a proxied connection must never use
@@ -37,6 +40,9 @@ pub(super) struct Connection {
     /// What the peer allows; known once its settings arrived.
     peer_max: Rc<Cell<usize>>,
     last: Cell<Instant>,
+    room: Rc<Room>,
+    /// Its task has it too: whoever is first ends the count.
+    open: Rc<RefCell<Option<OpenGuard>>>,
 }
 
 /// One stream; it is counted while this lives.
@@ -60,6 +66,16 @@ impl Connection {
         let busy = self.active.get() > 0 || now.duration_since(self.last.get()) < limit;
         !self.sender.is_closed() && busy
     }
+
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        (self.active.get() == 0).then(|| self.last.get())
+    }
+
+    /// It is closed a moment after the last hold on it goes, but counted no more from now on.
+    pub(super) fn discount(&self) {
+        let open = self.open.borrow_mut().take();
+        drop(open);
+    }
 }
 
 // === impl Stream ===
@@ -75,6 +91,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         self.0.active.set(self.0.active.get().saturating_sub(1));
         self.0.last.set(Instant::now());
+        self.0.room.freed();
     }
 }
 
@@ -137,7 +154,7 @@ impl Pool {
 
 async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, ConnectError> {
     // Counted from here on: others must see that the limit is used up.
-    let guard = pool.opened();
+    let open = Rc::new(RefCell::new(Some(pool.opened())));
     let io = pool.context.dialer.connect(&pool.peer, Alpn::H2, limit).await?;
     let (sender, connection) = http2::Builder::new(LocalExecutor(pool.context.tasks.clone()))
         .timer(TokioTimer::new())
@@ -154,8 +171,8 @@ async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, Connect
         })?;
     let peer_max = Rc::new(Cell::new(usize::MAX));
     let seen = peer_max.clone();
+    let guard = open.clone();
     pool.context.tasks.spawn_local("upstream http/2", async move {
-        let _guard = guard;
         let mut connection = Box::pin(connection);
         let running = std::future::poll_fn(|cx| {
             let polled = connection.as_mut().poll(cx);
@@ -165,14 +182,19 @@ async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, Connect
         if let Err(error) = running.await {
             tracing::debug!(%error, "an upstream connection ended");
         }
+        let open = guard.borrow_mut().take();
+        drop(open);
     });
     let made = Rc::new(Connection {
         sender,
         active: Cell::new(0),
         peer_max,
         last: Cell::new(Instant::now()),
+        room: pool.room.clone(),
+        open,
     });
     pool.h2.borrow_mut().push(made.clone());
+    pool.room.each_line(Breaker::opened);
     Ok(made)
 }
 

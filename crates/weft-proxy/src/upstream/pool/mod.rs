@@ -8,7 +8,7 @@ mod tunnel;
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,9 +17,9 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
-use tokio::sync::Notify;
 use weft_base::task::TaskGroup;
 
+use super::breaker::Breaker;
 use super::connect::{ConnectError, Dialer, Peer};
 use super::pick::LocalEndpoint;
 use crate::http::body::{AttemptBody, Replay};
@@ -87,8 +87,6 @@ pub struct PoolContext {
     pub dialer: Arc<Dialer>,
     pub tasks: TaskGroup,
     pub opened: Cell<u64>,
-    /// Told when a request or a connection ends, so that those that wait look for room.
-    pub freed: Rc<Notify>,
 }
 
 /// Connections to one endpoint.
@@ -98,8 +96,16 @@ pub struct Pool {
     h1: RefCell<Vec<h1::Idle>>,
     h2: RefCell<Vec<Rc<h2::Connection>>>,
     connecting: RefCell<Option<h2::Connecting>>,
+    room: Rc<Room>,
+}
+
+/// What a pool's connections tell those that wait for one.
+#[derive(Debug, Default)]
+struct Room {
     /// Open connections, both kinds.
-    open: Rc<Cell<usize>>,
+    open: Cell<usize>,
+    /// Of the backends that use the pool.
+    lines: RefCell<Vec<Weak<Breaker>>>,
 }
 
 /// Holds what an answer needs until its body ended; then the connection is free again.
@@ -126,7 +132,7 @@ pub struct InFlight {
 
 /// One less open connection when it goes.
 #[derive(Debug)]
-struct OpenGuard(Rc<Cell<usize>>, Rc<Notify>);
+struct OpenGuard(Rc<Room>);
 
 // === impl Pool ===
 
@@ -138,7 +144,7 @@ impl Pool {
             h1: RefCell::default(),
             h2: RefCell::default(),
             connecting: RefCell::default(),
-            open: Rc::default(),
+            room: Rc::default(),
         })
     }
 
@@ -162,34 +168,64 @@ impl Pool {
         self.h2.borrow_mut().retain(|connection| connection.keep(now, limit));
     }
 
-    /// Whether a request can go out without another connection.
-    pub fn has_room(&self, wire: Wire) -> bool {
+    /// Whether a request can go out without another connection. A `careful` one takes none that
+    /// may be closing.
+    pub fn has_room(&self, wire: Wire, careful: bool) -> bool {
         match wire {
-            Wire::H1 => !self.h1.borrow().is_empty(),
+            Wire::H1 => self.has_idle(careful),
             Wire::H2 => self.h2.borrow().iter().any(|c| c.has_room()),
         }
     }
 
-    /// Told whenever there may be room again.
-    pub fn freed(&self) -> &Notify {
-        &self.context.freed
+    /// Since when the connection has been idle that has been so for longest.
+    pub fn idle_since(&self) -> Option<tokio::time::Instant> {
+        let h1 = self.h1.borrow().first().map(h1::Idle::since);
+        let h2 = self.h2.borrow().iter().filter_map(|c| c.idle_since()).min();
+        h1.into_iter().chain(h2).min()
+    }
+
+    /// Closes that connection, so that another may be opened, here or elsewhere.
+    pub fn close_idle(&self) {
+        let Some(oldest) = self.idle_since() else { return };
+        let is_it = |since: tokio::time::Instant| since == oldest;
+        let first = self.h1.borrow().first().is_some_and(|idle| is_it(idle.since()));
+        if first {
+            let closed = self.h1.borrow_mut().remove(0);
+            drop(closed);
+            return;
+        }
+        let mut h2 = self.h2.borrow_mut();
+        let at = h2.iter().position(|c| c.idle_since().is_some_and(is_it));
+        if let Some(connection) = at.map(|at| h2.remove(at)) {
+            connection.discount();
+        }
+    }
+
+    /// Tells `line` from now on when there may be room again.
+    pub fn tell(&self, line: &Rc<Breaker>) {
+        let mut lines = self.room.lines.borrow_mut();
+        lines.retain(|known| known.strong_count() > 0 && known.as_ptr() != Rc::as_ptr(line));
+        lines.push(Rc::downgrade(line));
     }
 
     /// Open connections.
     pub fn connections(&self) -> usize {
-        self.open.get()
+        self.room.open.get()
     }
 
     fn opened(&self) -> OpenGuard {
-        self.open.set(self.open.get() + 1);
+        self.room.open.set(self.room.open.get() + 1);
         self.context.opened.set(self.context.opened.get() + 1);
-        OpenGuard(self.open.clone(), self.context.freed.clone())
+        OpenGuard(self.room.clone())
     }
 }
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pool").field("peer", &self.peer).field("open", &self.open.get()).finish()
+        f.debug_struct("Pool")
+            .field("peer", &self.peer)
+            .field("open", &self.room.open.get())
+            .finish()
     }
 }
 
@@ -270,14 +306,27 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.entry.shared.end(self.worker);
-        self.endpoint.pool.freed().notify_waiters();
     }
 }
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-        self.1.notify_waiters();
+        self.0.open.set(self.0.open.get().saturating_sub(1));
+        self.0.freed();
+    }
+}
+
+// === impl Room ===
+
+impl Room {
+    /// A connection has room for one more request, or there is room for another connection.
+    fn freed(&self) {
+        self.each_line(Breaker::freed);
+    }
+
+    fn each_line(&self, tell: impl Fn(&Breaker)) {
+        let lines = self.lines.borrow();
+        lines.iter().filter_map(Weak::upgrade).for_each(|line| tell(&line));
     }
 }
 
