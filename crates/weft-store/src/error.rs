@@ -39,6 +39,15 @@ pub enum StoreError {
     Refused { member: String, why: String, hint: &'static str },
     #[error("{key:?} holds a record that cannot be read; restore the data directory from a backup")]
     Corrupt { key: String },
+    #[error(
+        "{path} is empty, but a log was there: it was cut off; restore a backup with `weft store \
+         restore`, or delete the file to begin anew without what it held"
+    )]
+    Emptied { path: PathBuf },
+    #[error("{path} is damaged ({why}); try `weft store repair`, else restore a backup")]
+    Damaged { path: PathBuf, why: String },
+    #[error("{path} cannot be restored from: {why}")]
+    Backup { path: PathBuf, why: &'static str },
     #[error("{path}: {source}; check that the directory exists and belongs to you")]
     Path { path: PathBuf, source: Arc<std::io::Error> },
     #[error(

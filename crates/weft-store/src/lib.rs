@@ -16,6 +16,7 @@ use bytes::Bytes;
 pub use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+pub mod backup;
 #[cfg(test)]
 mod conformance;
 mod draft;

@@ -6,6 +6,7 @@
 //! is reserved on disk in advance, so it never goes back.
 
 mod disk;
+pub mod tools;
 mod writer;
 
 use std::path::Path;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is in the file: three tables, the record's form, opening and its version.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,12 +16,16 @@ use crate::{Class, Entry, Key, LeaseId, Revision, StoreError};
 pub(super) const FORMAT: u64 = 1;
 /// Pages that redb may keep in memory.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// A file of this size is looked at when it is opened, whether it is mostly free space: then it is
+/// made smaller. Reading how much of it is used takes longer than opening it.
+const HOLLOW_BYTES_MIN: u64 = 32 * 1024 * 1024;
+const HOLLOW_FACTOR: u64 = 3;
 /// `created`, `modified` and the lease (0 for none), each 8 bytes little endian.
 const HEADER: usize = 24;
 
-const KEYS: TableDefinition<&str, &[u8]> = TableDefinition::new("keys");
-const LEASES: TableDefinition<u64, u64> = TableDefinition::new("leases");
-const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+pub(super) const KEYS: TableDefinition<&str, &[u8]> = TableDefinition::new("keys");
+pub(super) const LEASES: TableDefinition<u64, u64> = TableDefinition::new("leases");
+pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 pub(super) type ReadKeys = ReadOnlyTable<&'static str, &'static [u8]>;
 
@@ -46,19 +52,74 @@ pub(super) struct NoDisk<'v>(pub &'v ReadKeys);
 
 pub(super) fn file(path: PathBuf) -> Opener {
     Box::new(move || {
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES);
-        let db = builder.create(&path).map_err(|e| match e {
-            redb::DatabaseError::DatabaseAlreadyOpen => {
-                StoreError::Locked { path: path.clone(), pid: None }
-            }
-            e => StoreError::storage(e),
-        })?;
+        let mut db = match fs::metadata(&path) {
+            Ok(meta) if meta.len() == 0 => return Err(StoreError::Emptied { path: path.clone() }),
+            Ok(_) => database(&path, |_| {})?,
+            Err(e) if e.kind() == ErrorKind::NotFound => fresh(&path)?,
+            Err(e) => return Err(StoreError::path(&path, e)),
+        };
         // redb makes the file with the usual mode; objects hold secrets.
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        std::fs::set_permissions(&path, private).map_err(|e| StoreError::path(&path, e))?;
+        fs::set_permissions(&path, private).map_err(|e| StoreError::path(&path, e))?;
+        if is_hollow(&db, &path)? {
+            tracing::info!(file = %path.display(), "most of the store's file is free: compacting");
+            db.compact().map_err(StoreError::storage)?;
+        }
         Ok(db)
     })
+}
+
+/// Opens a file that is there; `progress` is told how far repairing one that a crash left is.
+pub(super) fn database(
+    path: &Path,
+    progress: impl Fn(f64) + 'static,
+) -> Result<Database, StoreError> {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder.set_repair_callback(move |session| progress(session.progress()));
+    builder.create(path).map_err(|e| match e {
+        redb::DatabaseError::DatabaseAlreadyOpen => {
+            StoreError::Locked { path: path.to_owned(), pid: None }
+        }
+        redb::DatabaseError::Storage(redb::StorageError::Corrupted(why)) => {
+            StoreError::Damaged { path: path.to_owned(), why }
+        }
+        e => StoreError::storage(e),
+    })
+}
+
+/// A new file, put in place only once it is one: an empty file is never a new store.
+pub(super) fn fresh(path: &Path) -> Result<Database, StoreError> {
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(StoreError::path(&new, e)),
+        _ => {}
+    }
+    let db = database(&new, |_| {})?;
+    put_in_place(&new, path)?;
+    Ok(db)
+}
+
+/// Renames a file for good.
+pub(super) fn put_in_place(new: &Path, path: &Path) -> Result<(), StoreError> {
+    fs::rename(new, path).map_err(|e| StoreError::path(path, e))?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let synced = fs::File::open(parent).and_then(|dir| dir.sync_all());
+    synced.map_err(|e| StoreError::path(parent, e))
+}
+
+/// Whether a large file is mostly free space, as after much was deleted.
+fn is_hollow(db: &Database, path: &Path) -> Result<bool, StoreError> {
+    let len = fs::metadata(path).map_err(|e| StoreError::path(path, e))?.len();
+    if len < HOLLOW_BYTES_MIN {
+        return Ok(false);
+    }
+    let txn = db.begin_write().map_err(StoreError::storage)?;
+    let stats = txn.stats().map_err(StoreError::storage)?;
+    let page = u64::try_from(stats.page_size()).unwrap_or(u64::MAX);
+    let used = stats.allocated_pages().saturating_mul(page);
+    txn.abort().map_err(StoreError::storage)?;
+    Ok(used.saturating_mul(HOLLOW_FACTOR) < len)
 }
 
 pub(super) fn open(opener: &Opener) -> Result<Opened, StoreError> {
@@ -134,6 +195,18 @@ pub(super) fn reserve(
     Ok(())
 }
 
+/// The same, with the form of the file: for a file that is made whole.
+pub(super) fn stamp(
+    txn: &WriteTransaction,
+    reserved: Revision,
+    next_lease: u64,
+) -> Result<(), StoreError> {
+    let mut meta = txn.open_table(META).map_err(StoreError::storage)?;
+    meta.insert("format", FORMAT).map_err(StoreError::storage)?;
+    drop(meta);
+    reserve(txn, reserved, next_lease)
+}
+
 pub(super) fn get(
     keys: &impl ReadableTable<&'static str, &'static [u8]>,
     key: &str,
@@ -167,14 +240,14 @@ pub(super) fn scan<'t, R: ReadableTable<&'static str, &'static [u8]>>(
         }))
 }
 
-fn meta_get(
+pub(super) fn meta_get(
     meta: &impl ReadableTable<&'static str, u64>,
     key: &str,
 ) -> Result<Option<u64>, StoreError> {
     Ok(meta.get(key).map_err(StoreError::storage)?.map(|v| v.value()))
 }
 
-fn encode(entry: &Entry) -> Vec<u8> {
+pub(super) fn encode(entry: &Entry) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER + entry.value.len());
     out.extend(entry.created.0.to_le_bytes());
     out.extend(entry.modified.0.to_le_bytes());
@@ -183,7 +256,7 @@ fn encode(entry: &Entry) -> Vec<u8> {
     out
 }
 
-fn decode(key: &str, bytes: &[u8]) -> Result<Entry, StoreError> {
+pub(super) fn decode(key: &str, bytes: &[u8]) -> Result<Entry, StoreError> {
     let corrupt = || StoreError::Corrupt { key: key.to_owned() };
     let (header, value) = bytes.split_at_checked(HEADER).ok_or_else(corrupt)?;
     let mut words = header.chunks_exact(8).map(|c| c.try_into().map(u64::from_le_bytes));

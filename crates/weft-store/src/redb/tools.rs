@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What `weft store` does to a log at rest: look at it, mend it, back it up, restore it. The caller
+//! holds the data directory. Looking changes nothing: a log that a crash left open is repaired in
+//! memory beside the file.
+
+mod overlay;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
+use weft_base::limits;
+
+use self::overlay::Overlay;
+use super::RedbStore;
+use super::disk::{self, FORMAT, KEYS, LEASES, META};
+use crate::backup::{Head, Item, Reader, Writer};
+use crate::{Entry, LeaseId, Revision, StoreError};
+
+/// Told what is being done and how far it is, of how much (0 when that is not known).
+pub type Progress = Arc<dyn Fn(&'static str, u64, u64) + Send + Sync>;
+
+/// Faults that are told one by one; more are counted.
+const FAULTS_TOLD: usize = 20;
+const PROGRESS_EVERY: u64 = 4096;
+/// Records restored by one commit.
+const RESTORE_BATCH: usize = 8192;
+/// Revisions left out by restoring: those that clients saw after the backup was made are not given
+/// out again.
+pub const RESTORE_JUMP: u64 = 1 << 30;
+
+/// What a log was found to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    pub format: u64,
+    /// No later one was ever given out.
+    pub revision: Revision,
+    pub keys: u64,
+    pub leases: u64,
+    pub value_bytes: u64,
+    pub file_bytes: u64,
+    /// A crash left it open; opening it repairs that, and nothing acknowledged is lost.
+    pub left_open: bool,
+    /// What should not be.
+    pub faults: Vec<String>,
+    /// How many more there are.
+    pub more_faults: u64,
+    /// What repairing did.
+    pub mended: Vec<String>,
+}
+
+// === looking ===
+
+/// Looks at every page and every record. Changes nothing.
+///
+/// # Errors
+/// When the file cannot be read at all, or was written by a newer weft.
+pub fn check(path: &Path, progress: &Progress) -> Result<Report, StoreError> {
+    guarded(path, || {
+        let file_bytes = size(path)?;
+        let (overlay, written) = Overlay::open(path).map_err(|e| StoreError::path(path, e))?;
+        let mut builder = Database::builder();
+        let left_open = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (noted, told) = (left_open.clone(), progress.clone());
+        builder.set_repair_callback(move |session| {
+            noted.store(true, std::sync::atomic::Ordering::Relaxed);
+            told("repairing a copy in memory", percent(session.progress()), 100);
+        });
+        let mut db = builder.create_with_backend(overlay).map_err(|e| unusable(path, e))?;
+        let mut report = Report { file_bytes, ..Report::default() };
+        report.left_open = left_open.load(std::sync::atomic::Ordering::Relaxed);
+        progress("checking pages", 0, 0);
+        match db.check_integrity() {
+            Ok(true) => {}
+            Ok(false) => report.fault("pages do not match their checksums".to_owned()),
+            Err(e) => return Err(unusable(path, e)),
+        }
+        look(&db, &mut report, progress)?;
+        drop(db);
+        tracing::debug!(pages = written.pages(), "pages that checking would have written");
+        Ok(report)
+    })
+}
+
+/// Every record, and whether they fit each other.
+fn look(db: &Database, report: &mut Report, progress: &Progress) -> Result<(), StoreError> {
+    let txn = db.begin_read().map_err(StoreError::storage)?;
+    let Ok(meta) = txn.open_table(META) else {
+        report.fault("it has no table of facts".to_owned());
+        return Ok(());
+    };
+    report.format = disk::meta_get(&meta, "format")?.unwrap_or(0);
+    if report.format > FORMAT {
+        let (path, known) = (PathBuf::from("store/log.redb"), FORMAT);
+        return Err(StoreError::Newer { path, found: report.format, known });
+    }
+    report.revision = Revision(disk::meta_get(&meta, "revision")?.unwrap_or(0));
+    let mut leases = BTreeSet::new();
+    if let Ok(table) = txn.open_table(LEASES) {
+        for row in table.iter().map_err(StoreError::storage)? {
+            leases.insert(LeaseId(row.map_err(StoreError::storage)?.0.value()));
+        }
+    }
+    report.leases = u64::try_from(leases.len()).unwrap_or(u64::MAX);
+    let Ok(keys) = txn.open_table(KEYS) else {
+        report.fault("it has no table of keys".to_owned());
+        return Ok(());
+    };
+    let of = keys.len().map_err(StoreError::storage)?;
+    for row in keys.iter().map_err(StoreError::storage)? {
+        let (key, value) = row.map_err(StoreError::storage)?;
+        report.keys += 1;
+        if report.keys % PROGRESS_EVERY == 0 {
+            progress("reading records", report.keys, of);
+        }
+        match disk::decode(key.value(), value.value()) {
+            Err(_) => report.fault(format!("{:?} holds a record that cannot be read", key.value())),
+            Ok(entry) => {
+                report.value_bytes += u64::try_from(entry.value.len()).unwrap_or(0);
+                let revision = report.revision;
+                wrongs(key.value(), &entry, revision, &leases).for_each(|why| report.fault(why));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What does not fit in one record.
+fn wrongs<'a>(
+    key: &'a str,
+    entry: &'a Entry,
+    revision: Revision,
+    leases: &'a BTreeSet<LeaseId>,
+) -> impl Iterator<Item = String> + 'a {
+    let orphan = entry.lease.filter(|lease| !leases.contains(lease));
+    let all = [
+        (entry.modified > revision, "is of a revision that was never given out"),
+        (entry.created > entry.modified, "was created after it was changed"),
+        (orphan.is_some(), "hangs on a lease that is not there"),
+        (key.is_empty() || key.len() > limits::STORE_KEY_BYTES_MAX, "has a key of a wrong length"),
+    ];
+    all.into_iter().filter(|(wrong, _)| *wrong).map(move |(_, why)| format!("{key:?} {why}"))
+}
+
+// === mending ===
+
+/// Mends what can be: pages, then records. The file as it was is kept beside it when anything was
+/// changed. A sound log comes out as it went in, only without free space.
+///
+/// # Errors
+/// When it is beyond repair, or there is no room for a copy.
+pub fn repair(path: &Path, progress: &Progress) -> Result<Report, StoreError> {
+    let kept = path.with_extension("redb.before-repair");
+    size(path)?;
+    progress("keeping a copy", 0, 0);
+    fs::copy(path, &kept).map_err(|e| StoreError::path(&kept, e))?;
+    let mended = guarded(path, || mend(path, progress))?;
+    let report = check(path, progress)?;
+    if mended.is_empty() {
+        fs::remove_file(&kept).map_err(|e| StoreError::path(&kept, e))?;
+        return Ok(report);
+    }
+    tracing::warn!(kept = %kept.display(), "the log as it was before the repair is kept");
+    Ok(Report { mended, ..report })
+}
+
+fn mend(path: &Path, progress: &Progress) -> Result<Vec<String>, StoreError> {
+    let told = progress.clone();
+    let mut db = disk::database(path, move |done| told("repairing", percent(done), 100))?;
+    let mut mended = Vec::new();
+    progress("checking pages", 0, 0);
+    match db.check_integrity() {
+        Ok(true) => {}
+        Ok(false) => mended.push("rebuilt the pages that did not match their checksums".into()),
+        Err(e) => return Err(unusable(path, e)),
+    }
+    mend_records(&db, &mut mended)?;
+    progress("removing free space", 0, 0);
+    db.compact().map_err(StoreError::storage)?;
+    Ok(mended)
+}
+
+fn mend_records(db: &Database, mended: &mut Vec<String>) -> Result<(), StoreError> {
+    let mut report = Report::default();
+    look(db, &mut report, &(Arc::new(|_, _, _| {}) as Progress))?;
+    let txn = db.begin_write().map_err(StoreError::storage)?;
+    {
+        let mut keys = txn.open_table(KEYS).map_err(StoreError::storage)?;
+        let mut meta = txn.open_table(META).map_err(StoreError::storage)?;
+        let leases = txn.open_table(LEASES).map_err(StoreError::storage)?;
+        let mut there = BTreeSet::new();
+        for row in leases.iter().map_err(StoreError::storage)? {
+            there.insert(LeaseId(row.map_err(StoreError::storage)?.0.value()));
+        }
+        let (mut bad, mut newest) = (Vec::new(), report.revision);
+        for row in keys.iter().map_err(StoreError::storage)? {
+            let (key, value) = row.map_err(StoreError::storage)?;
+            let entry = disk::decode(key.value(), value.value()).ok();
+            newest = newest.max(entry.as_ref().map_or(newest, |e| e.modified));
+            let sound = entry.as_ref().is_some_and(|entry| {
+                wrongs(key.value(), entry, Revision(u64::MAX), &there).next().is_none()
+            });
+            if !sound {
+                bad.push((key.value().to_owned(), entry));
+            }
+        }
+        for (key, entry) in bad {
+            mended.push(mend_record(&mut keys, &key, entry, &there)?);
+        }
+        if newest > report.revision || report.format == 0 {
+            meta.insert("revision", newest.0).map_err(StoreError::storage)?;
+            meta.insert("format", FORMAT).map_err(StoreError::storage)?;
+            mended.push(format!("set the newest revision to {newest}, as records have it"));
+        }
+    }
+    txn.commit().map_err(StoreError::storage)
+}
+
+fn mend_record(
+    keys: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    key: &str,
+    entry: Option<Entry>,
+    leases: &BTreeSet<LeaseId>,
+) -> Result<String, StoreError> {
+    let fits = !key.is_empty() && key.len() <= limits::STORE_KEY_BYTES_MAX;
+    let Some(mut entry) = entry.filter(|_| fits) else {
+        keys.remove(key).map_err(StoreError::storage)?;
+        return Ok(format!("removed {key:?}, whose record cannot be read"));
+    };
+    // Its lease was to end it, and has ended.
+    if entry.lease.is_some_and(|lease| !leases.contains(&lease)) {
+        keys.remove(key).map_err(StoreError::storage)?;
+        return Ok(format!("removed {key:?}, whose lease is gone"));
+    }
+    entry.created = entry.created.min(entry.modified);
+    keys.insert(key, disk::encode(&entry).as_slice()).map_err(StoreError::storage)?;
+    Ok(format!("set when {key:?} was created"))
+}
+
+// === backing up ===
+
+/// Writes everything in a log at rest.
+///
+/// # Errors
+/// When the log cannot be read or the backup not written.
+pub fn backup<W: Write>(
+    path: &Path,
+    wall_ms: u64,
+    out: W,
+    progress: &Progress,
+) -> Result<Writer<W>, StoreError> {
+    guarded(path, || {
+        size(path)?;
+        let told = progress.clone();
+        let db = disk::database(path, move |done| told("repairing", percent(done), 100))?;
+        let txn = db.begin_read().map_err(StoreError::storage)?;
+        let meta = txn.open_table(META).map_err(|e| unusable(path, e))?;
+        let word = |name| disk::meta_get(&meta, name).map(Option::unwrap_or_default);
+        let (revision, next_lease) = (Revision(word("revision")?), word("next_lease")?);
+        let head = Head { revision, next_lease, wall_ms };
+        let mut writer = Writer::new(out, head).map_err(StoreError::storage)?;
+        let leases = txn.open_table(LEASES).map_err(|e| unusable(path, e))?;
+        for row in leases.iter().map_err(StoreError::storage)? {
+            let (id, ms) = row.map_err(StoreError::storage)?;
+            let ttl = Duration::from_millis(ms.value());
+            writer.put(&Item::Lease(LeaseId(id.value()), ttl)).map_err(StoreError::storage)?;
+        }
+        let keys = txn.open_table(KEYS).map_err(|e| unusable(path, e))?;
+        let (of, mut done) = (keys.len().map_err(StoreError::storage)?, 0);
+        for row in disk::scan(&keys, "", None)? {
+            let (key, entry) = row?;
+            writer.put(&Item::Key(key, entry)).map_err(StoreError::storage)?;
+            done += 1;
+            if done % PROGRESS_EVERY == 0 {
+                progress("writing records", done, of);
+            }
+        }
+        Ok(writer)
+    })
+}
+
+impl RedbStore {
+    /// The same of a log that is open, as of one revision. Writers are not held up.
+    ///
+    /// # Errors
+    /// As [`backup`].
+    pub fn backup<W: Write>(&self, wall_ms: u64, out: W) -> Result<Writer<W>, StoreError> {
+        let view = self.shared.view();
+        let state = &view.state;
+        let head = Head { revision: state.revision, next_lease: state.next_lease, wall_ms };
+        let mut writer = Writer::new(out, head).map_err(StoreError::storage)?;
+        for (id, lease) in &state.leases {
+            writer.put(&Item::Lease(*id, lease.ttl)).map_err(StoreError::storage)?;
+        }
+        for row in disk::scan(view.keys()?, "", None)? {
+            let (key, entry) = row?;
+            writer.put(&Item::Key(key, entry)).map_err(StoreError::storage)?;
+        }
+        Ok(writer)
+    }
+}
+
+// === restoring ===
+
+/// Makes a log from a backup's records and puts it in place once it is whole; files that travelled
+/// with it are given to `file`. Revisions jump by [`RESTORE_JUMP`].
+///
+/// # Errors
+/// When the backup is not whole (then nothing is changed), or the log cannot be written.
+pub fn restore<R: io::Read>(
+    path: &Path,
+    mut from: Reader<R>,
+    file: &mut dyn FnMut(&Path, &[u8]) -> Result<(), StoreError>,
+    progress: &Progress,
+) -> Result<Revision, StoreError> {
+    let new = path.with_extension("restored");
+    match fs::remove_file(&new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::path(&new, e)),
+        _ => {}
+    }
+    let db = disk::database(&new, |_| {})?;
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs::set_permissions(&new, private).map_err(|e| StoreError::path(&new, e))?;
+    let head = from.head();
+    let revision = Revision(head.revision.0.saturating_add(RESTORE_JUMP));
+    let (mut files, mut done) = (Vec::new(), 0);
+    loop {
+        let txn = db.begin_write().map_err(StoreError::storage)?;
+        let mut tables = disk::tables(&txn)?;
+        let mut ended = false;
+        for _ in 0..RESTORE_BATCH {
+            match from.next()? {
+                Some(Item::Key(key, entry)) => crate::draft::Table::put(&mut tables, &key, &entry)?,
+                Some(Item::Lease(id, ttl)) => {
+                    crate::draft::Table::put_lease(&mut tables, id, Some(ttl))?;
+                }
+                Some(Item::File(name, data)) => files.push((name, data)),
+                None => ended = true,
+            }
+            if ended {
+                break;
+            }
+            done += 1;
+        }
+        drop(tables);
+        disk::stamp(&txn, revision, head.next_lease)?;
+        txn.commit().map_err(StoreError::storage)?;
+        progress("restoring records", done, 0);
+        if ended {
+            break;
+        }
+    }
+    drop(db);
+    for (name, data) in files {
+        file(&name, &data)?;
+    }
+    disk::put_in_place(&new, path)?;
+    Ok(revision)
+}
+
+// === impl Report ===
+
+impl Report {
+    /// Whether nothing is wrong with it.
+    pub fn is_sound(&self) -> bool {
+        self.faults.is_empty()
+    }
+
+    fn fault(&mut self, why: String) {
+        match self.faults.len() < FAULTS_TOLD {
+            true => self.faults.push(why),
+            false => self.more_faults += 1,
+        }
+    }
+}
+
+// === helpers ===
+
+fn size(path: &Path) -> Result<u64, StoreError> {
+    match fs::metadata(path).map_err(|e| StoreError::path(path, e))?.len() {
+        0 => Err(StoreError::Emptied { path: path.to_owned() }),
+        bytes => Ok(bytes),
+    }
+}
+
+/// redb tells some damage by an error and other damage by a panic.
+fn guarded<T>(path: &Path, f: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| {
+        let why = "it holds what was never written there".to_owned();
+        Err(StoreError::Damaged { path: path.to_owned(), why })
+    })
+}
+
+fn unusable(path: &Path, why: impl std::fmt::Display) -> StoreError {
+    StoreError::Damaged { path: path.to_owned(), why: why.to_string() }
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // of a share, clamped
+fn percent(share: f64) -> u64 {
+    (share.clamp(0.0, 1.0) * 100.0) as u64
+}
+
+#[cfg(test)]
+mod tests;
