@@ -13,6 +13,7 @@ use weft_model::decide::Own;
 
 use crate::capture::original::OriginalDst;
 use crate::networks::Networks;
+use crate::observe::format::Format;
 
 /// Where the kernel hands over what a pod sends, what is sent to it, and what it asks.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -127,11 +128,13 @@ pub enum LogWhat {
     Everything,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// Istio's default format.
     Text,
     Json,
+    /// The user's own.
+    Of(Arc<Format>),
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -2,15 +2,13 @@
 //! The access log: a worker formats its line, one task of the control runtime writes lines in
 //! batches. A full queue drops lines and counts them; it never holds a request up.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::Arc;
 
-use http::HeaderValue;
-use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::flags::Flags;
+use super::format::{Entry, Format, Wanted};
 use super::metrics::WorkerCells;
 use super::record::Record;
 use crate::config::{AccessLog, LogFormat, LogWhat};
@@ -21,11 +19,14 @@ use crate::worker::Conn;
 /// Lines that may wait for the writer.
 const LINES_MAX: usize = 4096;
 
+/// Longest line about that is expected; longer ones grow.
+const LINE_BYTES: usize = 512;
+
 /// A worker's end.
 #[derive(Clone, Debug)]
 pub struct LogSender {
     what: LogWhat,
-    format: LogFormat,
+    format: Arc<Format>,
     lines: mpsc::Sender<String>,
     cells: Arc<WorkerCells>,
 }
@@ -51,36 +52,6 @@ pub struct Relayed<'a> {
     pub sentence: Option<String>,
 }
 
-/// What both formats show of a request.
-#[derive(Debug, Serialize)]
-struct Line<'a> {
-    start_time: String,
-    method: &'a str,
-    path: &'a str,
-    protocol: &'static str,
-    response_code: u16,
-    response_flags: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    grpc_status: Option<u16>,
-    bytes_received: u64,
-    bytes_sent: u64,
-    duration: u64,
-    upstream_service_time: Option<u64>,
-    x_forwarded_for: &'a str,
-    user_agent: &'a str,
-    request_id: &'a str,
-    authority: &'a str,
-    upstream_host: Option<String>,
-    upstream_cluster: Option<&'a str>,
-    downstream_local_address: String,
-    downstream_remote_address: String,
-    requested_server_name: Option<&'a str>,
-    route_name: Option<&'a str>,
-    attempts: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sentence: Option<&'a str>,
-}
-
 /// The writer's end and what each worker's [`LogSender`] is made of.
 pub fn channel(config: &AccessLog) -> (mpsc::Sender<String>, LogWriter) {
     let (tx, rx) = mpsc::channel(LINES_MAX);
@@ -91,7 +62,18 @@ pub fn channel(config: &AccessLog) -> (mpsc::Sender<String>, LogWriter) {
 
 impl LogSender {
     pub fn new(config: &AccessLog, lines: mpsc::Sender<String>, cells: Arc<WorkerCells>) -> Self {
-        Self { what: config.what, format: config.format, lines, cells }
+        let format = match &config.format {
+            LogFormat::Text => Arc::new(Format::istio()),
+            LogFormat::Json => Arc::new(Format::json()),
+            LogFormat::Of(format) => format.clone(),
+        };
+        Self { what: config.what, format, lines, cells }
+    }
+
+    /// Headers that must be noted for the line; `None` when there are none, or no line.
+    pub fn wanted(&self) -> Option<&Wanted> {
+        let wanted = self.format.wanted();
+        (self.what != LogWhat::Nothing && !wanted.is_empty()).then_some(wanted)
     }
 
     pub fn request(&self, record: &Record, ms: u64) {
@@ -103,7 +85,7 @@ impl LogSender {
         if !wanted {
             return;
         }
-        self.line(&Line::of(record, ms));
+        self.line(&Entry::Request(record, ms));
     }
 
     /// A connection that was relayed, or could not be.
@@ -114,15 +96,13 @@ impl LogSender {
             LogWhat::Everything => true,
         };
         if wanted {
-            self.line(&Line::relayed(relayed));
+            self.line(&Entry::Connection(relayed));
         }
     }
 
-    fn line(&self, line: &Line<'_>) {
-        let text = match self.format {
-            LogFormat::Text => line.text(),
-            LogFormat::Json => serde_json::to_string(line).unwrap_or_default(),
-        };
+    fn line(&self, entry: &Entry<'_>) {
+        let mut text = String::with_capacity(LINE_BYTES);
+        self.format.write(entry, &mut text);
         if self.lines.try_send(text).is_err() {
             self.cells.log_dropped.add(1);
         }
@@ -158,140 +138,5 @@ impl LogWriter {
                 tracing::warn!(%error, "access log lines are lost");
             }
         }
-    }
-}
-
-// === impl Line ===
-
-impl<'a> Line<'a> {
-    fn relayed(relayed: &'a Relayed<'a>) -> Self {
-        let conn = relayed.conn;
-        Self {
-            start_time: timestamp(relayed.wall_ms),
-            method: "-",
-            path: "-",
-            protocol: "-",
-            response_code: 0,
-            response_flags: relayed.flags.to_string(),
-            grpc_status: None,
-            bytes_received: relayed.received,
-            bytes_sent: relayed.sent,
-            duration: relayed.ms,
-            upstream_service_time: None,
-            x_forwarded_for: "-",
-            user_agent: "-",
-            request_id: "-",
-            authority: "-",
-            upstream_host: relayed.endpoint.map(|e| e.entry.endpoint.address.to_string()),
-            upstream_cluster: relayed.backend.map(|b| &*b.cluster),
-            downstream_local_address: conn.dialled().to_string(),
-            downstream_remote_address: conn.remote.to_string(),
-            requested_server_name: conn.server_name.as_deref(),
-            route_name: None,
-            attempts: relayed.tries,
-            sentence: relayed.sentence.as_deref(),
-        }
-    }
-
-    fn of(record: &'a Record, ms: u64) -> Self {
-        let conn = &record.conn;
-        Self {
-            start_time: timestamp(record.wall_ms),
-            method: record.method.as_str(),
-            path: record.uri.path_and_query().map_or("/", |p| p.as_str()),
-            protocol: match record.version {
-                http::Version::HTTP_10 => "HTTP/1.0",
-                http::Version::HTTP_2 => "HTTP/2",
-                _ => "HTTP/1.1",
-            },
-            response_code: record.status,
-            response_flags: record.flags.to_string(),
-            grpc_status: record.grpc_status,
-            bytes_received: record.body.received(),
-            bytes_sent: record.bytes_sent,
-            duration: ms,
-            upstream_service_time: record.upstream_ms,
-            x_forwarded_for: shown(record.forwarded_for.as_ref()),
-            user_agent: shown(record.user_agent.as_ref()),
-            request_id: shown(record.request_id.as_ref()),
-            authority: record.authority.as_deref().unwrap_or("-"),
-            upstream_host: record.endpoint.as_ref().map(|e| e.entry.endpoint.address.to_string()),
-            upstream_cluster: match &record.backend {
-                Some(backend) => Some(&backend.cluster),
-                None if record.passthrough => Some("PassthroughCluster"),
-                None => None,
-            },
-            downstream_local_address: conn.dialled().to_string(),
-            downstream_remote_address: conn.remote.to_string(),
-            requested_server_name: conn.server_name.as_deref(),
-            route_name: record.route.as_deref(),
-            attempts: record.attempts,
-            sentence: record.sentence.as_deref(),
-        }
-    }
-
-    /// Istio's default format; the sentence stands where Envoy has the upstream's failure reason.
-    fn text(&self) -> String {
-        let or_dash = |s: Option<String>| s.unwrap_or_else(|| "-".into());
-        let mut out = String::with_capacity(320);
-        let _ = write!(
-            out,
-            "[{}] \"{} {} {}\" {} {} {} - \"{}\" {} {} {} {} \"{}\" \"{}\" \"{}\" \"{}\" \"{}\" \
-             {} - {} {} {} {}",
-            self.start_time,
-            escaped(self.method),
-            escaped(self.path),
-            self.protocol,
-            self.response_code,
-            self.response_flags,
-            if self.sentence.is_some() { "local" } else { "via_upstream" },
-            escaped(self.sentence.unwrap_or("-")),
-            self.bytes_received,
-            self.bytes_sent,
-            self.duration,
-            or_dash(self.upstream_service_time.map(|ms| ms.to_string())),
-            escaped(self.x_forwarded_for),
-            escaped(self.user_agent),
-            escaped(self.request_id),
-            escaped(self.authority),
-            or_dash(self.upstream_host.clone()),
-            self.upstream_cluster.unwrap_or("-"),
-            self.downstream_local_address,
-            self.downstream_remote_address,
-            escaped(self.requested_server_name.unwrap_or("-")),
-            escaped(self.route_name.unwrap_or("-")),
-        );
-        out
-    }
-}
-
-fn shown(value: Option<&HeaderValue>) -> &str {
-    value.and_then(|v| v.to_str().ok()).unwrap_or("-")
-}
-
-/// Nothing a peer sends can end a line or a quoted field.
-fn escaped(text: &str) -> std::borrow::Cow<'_, str> {
-    if text.bytes().all(|b| b != b'"' && b != b'\\' && !b.is_ascii_control()) {
-        return text.into();
-    }
-    text.chars().flat_map(char::escape_default).collect::<String>().into()
-}
-
-fn timestamp(wall_ms: u64) -> String {
-    let ms = i64::try_from(wall_ms).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_millisecond(ms)
-        .map(|t| format!("{t:.3}"))
-        .unwrap_or_else(|_| wall_ms.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_peers_send_cannot_forge_a_line() {
-        assert_eq!(escaped("a\"b\nc\\"), "a\\\"b\\nc\\\\");
-        assert_eq!(escaped("/plain?x=1"), "/plain?x=1");
-        assert_eq!(timestamp(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
     }
 }

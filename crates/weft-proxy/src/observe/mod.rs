@@ -6,5 +6,6 @@ pub mod access_log;
 pub mod admin;
 pub mod exposition;
 pub mod flags;
+pub mod format;
 pub mod metrics;
 pub mod record;

@@ -13,6 +13,7 @@ use weft_model::Health;
 use weft_model::decide::{CorsHeaders, Outcome, outcome_of_grpc};
 
 use super::flags::{Flag, Flags};
+use super::format::Noted;
 use super::metrics::{Labels, Reporter, RequestProtocol};
 use crate::http::body::{BodyError, Replay};
 use crate::pinned::Pinned;
@@ -50,6 +51,10 @@ pub struct Record {
     pub flags: Flags,
     pub sentence: Option<String>,
     pub last_cause: Option<String>,
+    /// Of the table that decided; 0 before one was asked.
+    pub generation: u64,
+    /// Headers that the access log shows besides; `None` when its format names none.
+    pub noted: Option<Box<Noted>>,
     /// What a browser of another origin is told with the answer.
     pub cross: CorsHeaders,
     pub body: Replay,
@@ -90,6 +95,8 @@ impl Record {
             flags: Flags::default(),
             sentence: None,
             last_cause: None,
+            generation: 0,
+            noted: None,
             cross: Vec::new(),
             body: Replay::default(),
             bytes_sent: 0,
@@ -109,7 +116,27 @@ impl Record {
         Some((healthy, entry.total()))
     }
 
+    /// Keeps what the access log shows of the request's headers.
+    pub fn note_request(&mut self, headers: &HeaderMap) {
+        if let Some(wanted) = self.worker.log.wanted() {
+            let request = Noted::of(&wanted.request, headers);
+            self.noted = Some(Box::new(Noted { request, ..Noted::default() }));
+        }
+    }
+
+    /// The same of the answer's.
+    pub fn note_response(&mut self, headers: &HeaderMap) {
+        if let Some(wanted) = self.worker.log.wanted() {
+            let response = Noted::of(&wanted.response, headers);
+            self.noted.get_or_insert_default().response = response;
+        }
+    }
+
     pub fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(wanted) = self.worker.log.wanted() {
+            let trailers = Noted::of(&wanted.trailers, trailers);
+            self.noted.get_or_insert_default().trailers = trailers;
+        }
         if let Some(status) = grpc_status(trailers) {
             self.grpc_status = Some(status);
         }

@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What each operator shows of a request or an opaque connection. Values go through one sink that
+//! escapes: nothing a peer sends can end a line, a quoted field or a JSON text.
+
+use std::fmt::{self, Write as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::header::HeaderValue;
+
+use super::Noted;
+use crate::observe::access_log::Relayed;
+use crate::observe::flags::{FLAGS, Flag, Flags};
+use crate::observe::record::Record;
+use crate::worker::Conn;
+
+/// What a line is about.
+#[derive(Clone, Copy, Debug)]
+pub enum Entry<'a> {
+    /// A request, and the milliseconds it took.
+    Request(&'a Record, u64),
+    Connection(&'a Relayed<'a>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operator {
+    StartTime(Pattern),
+    /// The first that is there.
+    Header(Header, Option<Header>),
+    Protocol,
+    ResponseCode,
+    ResponseCodeDetails,
+    ConnectionTerminationDetails,
+    ResponseFlags,
+    ResponseFlagsLong,
+    BytesReceived,
+    BytesSent,
+    Duration,
+    GrpcStatus(Status),
+    Address(Address, Part),
+    UpstreamCluster,
+    FailureReason,
+    Attempts,
+    PeerId,
+    OwnId,
+    ServerName,
+    RouteName,
+    Hostname,
+    TraceId(usize),
+    Sentence,
+    Generation,
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    Method,
+    Path,
+    Authority,
+    Scheme,
+    UserAgent,
+    RequestId,
+    ForwardedFor,
+    UpstreamTime,
+    Status,
+    Request(usize),
+    Response(usize),
+    Trailer(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    Remote,
+    Local,
+    Upstream,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Whole,
+    Ip,
+    Port,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Camel,
+    Snake,
+    Number,
+}
+
+/// How a time is written; without one RFC 3339 with milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(Option<Arc<str>>);
+
+/// gRPC's codes by name.
+#[rustfmt::skip]
+const GRPC: [(&str, &str); 17] = [
+    ("OK", "OK"), ("Canceled", "CANCELLED"), ("Unknown", "UNKNOWN"),
+    ("InvalidArgument", "INVALID_ARGUMENT"), ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
+    ("NotFound", "NOT_FOUND"), ("AlreadyExists", "ALREADY_EXISTS"),
+    ("PermissionDenied", "PERMISSION_DENIED"), ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
+    ("FailedPrecondition", "FAILED_PRECONDITION"), ("Aborted", "ABORTED"),
+    ("OutOfRange", "OUT_OF_RANGE"), ("Unimplemented", "UNIMPLEMENTED"), ("Internal", "INTERNAL"),
+    ("Unavailable", "UNAVAILABLE"), ("DataLoss", "DATA_LOSS"), ("Unauthenticated", "UNAUTHENTICATED"),
+];
+
+/// Envoy's words for why an answer is not the upstream's, by the flag that says so.
+#[rustfmt::skip]
+const DETAILS: &[(Flag, &str)] = &[
+    (Flag::FI, "fault_filter_abort"),
+    (Flag::NR, "route_not_found"),
+    (Flag::NC, "cluster_not_found"),
+    (Flag::UH, "no_healthy_upstream"),
+    (Flag::UO, "upstream_reset_before_response_started{overflow}"),
+    (Flag::UF, "upstream_reset_before_response_started{connection_failure}"),
+    (Flag::UPE, "upstream_reset_before_response_started{protocol_error}"),
+    (Flag::UC, "upstream_reset_before_response_started{connection_termination}"),
+    (Flag::UT, "response_timeout"),
+    (Flag::SI, "stream_idle_timeout"),
+    (Flag::DPE, "downstream_protocol_error"),
+    (Flag::DC, "downstream_remote_disconnect"),
+    (Flag::UAEX, "access_denied"),
+];
+
+/// Where values go.
+#[derive(Debug)]
+pub struct Sink<'o> {
+    out: &'o mut String,
+    json: bool,
+    /// Bytes of the value that may still be shown.
+    left: usize,
+}
+
+// === impl Entry ===
+
+impl<'a> Entry<'a> {
+    fn conn(&self) -> &'a Conn {
+        match self {
+            Self::Request(record, _) => &record.conn,
+            Self::Connection(relayed) => relayed.conn,
+        }
+    }
+
+    fn record(&self) -> Option<&'a Record> {
+        match self {
+            Self::Request(record, _) => Some(record),
+            Self::Connection(_) => None,
+        }
+    }
+
+    fn noted(&self) -> Option<&'a Noted> {
+        self.record().and_then(|r| r.noted.as_deref())
+    }
+
+    fn flags(&self) -> Flags {
+        match self {
+            Self::Request(record, _) => record.flags,
+            Self::Connection(relayed) => relayed.flags,
+        }
+    }
+
+    fn sentence(&self) -> Option<&'a str> {
+        match self {
+            Self::Request(record, _) => record.sentence.as_deref(),
+            Self::Connection(relayed) => relayed.sentence.as_deref(),
+        }
+    }
+
+    fn upstream(&self) -> Option<SocketAddr> {
+        let endpoint = match self {
+            Self::Request(record, _) => record.endpoint.as_deref(),
+            Self::Connection(relayed) => relayed.endpoint,
+        };
+        endpoint.map(|e| e.entry.endpoint.address)
+    }
+
+    fn cluster(&self) -> Option<&'a str> {
+        match self {
+            Self::Request(record, _) => match &record.backend {
+                Some(backend) => Some(&backend.cluster),
+                None => record.passthrough.then_some("PassthroughCluster"),
+            },
+            Self::Connection(relayed) => relayed.backend.map(|b| &*b.cluster),
+        }
+    }
+}
+
+// === impl Operator ===
+
+impl Operator {
+    /// Whether its value is a number where JSON keeps types.
+    pub fn is_number(&self) -> bool {
+        match self {
+            Self::ResponseCode
+            | Self::BytesReceived
+            | Self::BytesSent
+            | Self::Duration
+            | Self::Attempts
+            | Self::Generation
+            | Self::GrpcStatus(Status::Number)
+            | Self::Address(_, Part::Port) => true,
+            Self::Header(first, second) => {
+                second.is_none() && matches!(first, Header::UpstreamTime | Header::Status)
+            }
+            _ => false,
+        }
+    }
+
+    /// Writes its value; `false` when there is none.
+    pub fn write(&self, entry: &Entry<'_>, sink: &mut Sink<'_>) -> bool {
+        match self {
+            Self::StartTime(pattern) => {
+                let wall_ms = match entry {
+                    Entry::Request(record, _) => record.wall_ms,
+                    Entry::Connection(relayed) => relayed.wall_ms,
+                };
+                pattern.write(wall_ms, sink)
+            }
+            Self::Header(first, second) => {
+                first.write(entry, sink) || second.is_some_and(|h| h.write(entry, sink))
+            }
+            Self::Protocol => sink.some(entry.record().map(|r| match r.version {
+                http::Version::HTTP_10 => "HTTP/1.0",
+                http::Version::HTTP_2 => "HTTP/2",
+                _ => "HTTP/1.1",
+            })),
+            Self::ResponseCode => sink.shown(entry.record().map_or(0, |r| r.status)),
+            Self::ResponseCodeDetails => sink.some(entry.record().map(details)),
+            Self::ConnectionTerminationDetails => match entry {
+                Entry::Request(..) => false,
+                Entry::Connection(_) => sink.some(of_flag(entry.flags())),
+            },
+            Self::ResponseFlags => sink.shown(entry.flags()),
+            Self::ResponseFlagsLong => long_flags(entry.flags(), sink),
+            Self::BytesReceived => sink.shown(match entry {
+                Entry::Request(record, _) => record.body.received(),
+                Entry::Connection(relayed) => relayed.received,
+            }),
+            Self::BytesSent => sink.shown(match entry {
+                Entry::Request(record, _) => record.bytes_sent,
+                Entry::Connection(relayed) => relayed.sent,
+            }),
+            Self::Duration => sink.shown(match entry {
+                Entry::Request(_, ms) => *ms,
+                Entry::Connection(relayed) => relayed.ms,
+            }),
+            Self::Attempts => sink.shown(match entry {
+                Entry::Request(record, _) => record.attempts,
+                Entry::Connection(relayed) => relayed.tries,
+            }),
+            _ => self.write_name(entry, sink),
+        }
+    }
+
+    /// Who took part.
+    fn write_name(&self, entry: &Entry<'_>, sink: &mut Sink<'_>) -> bool {
+        let conn = entry.conn();
+        match self {
+            Self::GrpcStatus(style) => {
+                entry.record().and_then(|r| r.grpc_status).is_some_and(|s| style.write(s, sink))
+            }
+            Self::Address(which, part) => {
+                let address = match which {
+                    Address::Remote => Some(conn.remote),
+                    Address::Local => Some(conn.dialled()),
+                    Address::Upstream => entry.upstream(),
+                };
+                address.is_some_and(|address| part.write(address, sink))
+            }
+            Self::UpstreamCluster => sink.some(entry.cluster()),
+            Self::FailureReason => match entry {
+                Entry::Request(record, _) => sink.some(record.last_cause.as_deref()),
+                Entry::Connection(relayed) => sink.some(relayed.sentence.as_deref()),
+            },
+            Self::PeerId => sink.some(conn.peer.as_ref().map(|p| p.as_str())),
+            Self::OwnId => {
+                let own = entry.record().map(|r| &*r.worker.names.principal);
+                sink.some(own.filter(|_| conn.peer.is_some()))
+            }
+            Self::ServerName => sink.some(conn.server_name.as_deref()),
+            Self::RouteName => sink.some(entry.record().and_then(|r| r.route.as_deref())),
+            Self::Hostname => sink.some(entry.record().map(|r| &*r.worker.names.workload)),
+            Self::TraceId(at) => {
+                let value = entry.noted().and_then(|n| n.request.get(*at)?.as_ref());
+                let id = value.and_then(|v| v.as_bytes().get(3..35));
+                id.is_some_and(|id| sink.bytes(id))
+            }
+            Self::Sentence => sink.some(entry.sentence()),
+            Self::Generation => match entry.record().map_or(0, |r| r.generation) {
+                0 => false,
+                generation => sink.shown(generation),
+            },
+            _ => false,
+        }
+    }
+}
+
+fn details(record: &Record) -> &'static str {
+    match (&record.sentence, record.attempts) {
+        (None, 0) => "direct_response",
+        (None, _) => "via_upstream",
+        (Some(_), _) => of_flag(record.flags).unwrap_or("local"),
+    }
+}
+
+fn of_flag(flags: Flags) -> Option<&'static str> {
+    DETAILS.iter().find(|(flag, _)| flags.has(*flag)).map(|(_, text)| *text)
+}
+
+fn long_flags(flags: Flags, sink: &mut Sink<'_>) -> bool {
+    if flags.is_empty() {
+        return false;
+    }
+    let mut first = true;
+    for (_, name, _) in FLAGS.iter().filter(|(flag, _, _)| flags.has(*flag)) {
+        if !std::mem::take(&mut first) {
+            let _ = sink.write_str(",");
+        }
+        let _ = sink.write_str(long_name(name));
+    }
+    true
+}
+
+fn long_name(short: &'static str) -> &'static str {
+    match short {
+        "UH" => "NoHealthyUpstream",
+        "UF" => "UpstreamConnectionFailure",
+        "UC" => "UpstreamConnectionTermination",
+        "UT" => "UpstreamRequestTimeout",
+        "URX" => "UpstreamRetryLimitExceeded",
+        "UO" => "UpstreamOverflow",
+        "UPE" => "UpstreamProtocolError",
+        "NR" => "NoRouteFound",
+        "NC" => "NoClusterFound",
+        "DC" => "DownstreamConnectionTermination",
+        "DPE" => "DownstreamProtocolError",
+        "SI" => "StreamIdleTimeout",
+        "UAEX" => "UnauthorizedExternalService",
+        "DI" => "DelayInjected",
+        "FI" => "FaultInjected",
+        "RL" => "RateLimited",
+        "OM" => "OverloadManagerTerminated",
+        "LH" => "FailedLocalHealthCheck",
+        other => other,
+    }
+}
+
+// === impl Header ===
+
+impl Header {
+    fn write(self, entry: &Entry<'_>, sink: &mut Sink<'_>) -> bool {
+        let Some(record) = entry.record() else { return false };
+        let value = |v: Option<&HeaderValue>, sink: &mut Sink<'_>| {
+            v.is_some_and(|v| sink.bytes(v.as_bytes()))
+        };
+        let noted = |list: fn(&Noted) -> &Vec<Option<HeaderValue>>, at: usize| {
+            entry.noted().and_then(|n| list(n).get(at)?.as_ref())
+        };
+        match self {
+            Self::Method => sink.some(Some(record.method.as_str())),
+            Self::Path => sink.some(Some(record.uri.path_and_query().map_or("/", |p| p.as_str()))),
+            Self::Authority => sink.some(record.authority.as_deref()),
+            Self::Scheme => sink.some(Some(record.conn.scheme)),
+            Self::UserAgent => value(record.user_agent.as_ref(), sink),
+            Self::RequestId => value(record.request_id.as_ref(), sink),
+            Self::ForwardedFor => value(record.forwarded_for.as_ref(), sink),
+            Self::UpstreamTime => record.upstream_ms.is_some_and(|ms| sink.shown(ms)),
+            Self::Status => sink.shown(record.status),
+            Self::Request(at) => value(noted(|n| &n.request, at), sink),
+            Self::Response(at) => value(noted(|n| &n.response, at), sink),
+            Self::Trailer(at) => value(noted(|n| &n.trailers, at), sink),
+        }
+    }
+}
+
+// === impl Part ===
+
+impl Part {
+    fn write(self, address: SocketAddr, sink: &mut Sink<'_>) -> bool {
+        match self {
+            Self::Whole => sink.shown(address),
+            Self::Ip => sink.shown(address.ip()),
+            Self::Port => sink.shown(address.port()),
+        }
+    }
+}
+
+// === impl Status ===
+
+impl Status {
+    fn write(self, code: u16, sink: &mut Sink<'_>) -> bool {
+        let name = GRPC.get(usize::from(code));
+        match (self, name) {
+            (Self::Camel, Some((camel, _))) => sink.some(Some(camel)),
+            (Self::Snake, Some((_, snake))) => sink.some(Some(snake)),
+            _ => sink.shown(code),
+        }
+    }
+}
+
+// === impl Pattern ===
+
+impl Pattern {
+    /// # Errors
+    /// What of it nobody can write.
+    pub fn new(text: Option<&str>) -> Result<Self, String> {
+        let unquoted = |t: &str| {
+            let inner = t.strip_prefix('"').and_then(|t| t.strip_suffix('"'));
+            inner.unwrap_or(t).to_owned()
+        };
+        let Some(text) = text.map(unquoted).filter(|t| !t.is_empty()) else {
+            return Ok(Self(None));
+        };
+        let pattern = Self(Some(text.as_str().into()));
+        let mut trial = String::new();
+        match pattern.write(0, &mut Sink::new(&mut trial, false, None)) {
+            true => Ok(pattern),
+            false => Err(format!("{text:?} is no form of a time (strftime; %3f for milliseconds)")),
+        }
+    }
+
+    fn write(&self, wall_ms: u64, sink: &mut Sink<'_>) -> bool {
+        let ms = i64::try_from(wall_ms).unwrap_or(i64::MAX);
+        let Ok(at) = jiff::Timestamp::from_millisecond(ms) else { return sink.shown(wall_ms) };
+        let Some(pattern) = &self.0 else {
+            return write!(sink, "{at:.3}").is_ok();
+        };
+        let time = jiff::fmt::strtime::BrokenDownTime::from(&at.to_zoned(jiff::tz::TimeZone::UTC));
+        time.format(pattern.as_bytes(), jiff::fmt::StdFmtWrite(sink)).is_ok()
+    }
+}
+
+// === impl Sink ===
+
+impl<'o> Sink<'o> {
+    pub fn new(out: &'o mut String, json: bool, most: Option<usize>) -> Self {
+        Self { out, json, left: most.unwrap_or(usize::MAX) }
+    }
+
+    fn some(&mut self, text: Option<&str>) -> bool {
+        text.is_some_and(|text| self.write_str(text).is_ok())
+    }
+
+    fn shown(&mut self, value: impl fmt::Display) -> bool {
+        write!(self, "{value}").is_ok()
+    }
+
+    /// Bytes of a header; what is no UTF-8 is read as Latin-1.
+    fn bytes(&mut self, bytes: &[u8]) -> bool {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.some(Some(text)),
+            Err(_) => {
+                bytes.iter().for_each(|b| self.push(char::from(*b)));
+                true
+            }
+        }
+    }
+
+    fn push(&mut self, c: char) {
+        if c.len_utf8() > self.left {
+            self.left = 0;
+            return;
+        }
+        self.left -= c.len_utf8();
+        match c {
+            '"' => self.out.push_str("\\\""),
+            '\\' => self.out.push_str("\\\\"),
+            '\n' => self.out.push_str("\\n"),
+            '\r' => self.out.push_str("\\r"),
+            '\t' => self.out.push_str("\\t"),
+            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
+                let code = u32::from(c);
+                // Writing into a text does not fail.
+                let _ = match self.json {
+                    true => write!(self.out, "\\u{code:04x}"),
+                    false => write!(self.out, "\\u{{{code:x}}}"),
+                };
+            }
+            c => self.out.push(c),
+        }
+    }
+}
+
+impl fmt::Write for Sink<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let plain = |b: u8| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\';
+        if text.len() <= self.left && text.bytes().all(plain) {
+            self.left -= text.len();
+            self.out.push_str(text);
+        } else {
+            text.chars().for_each(|c| self.push(c));
+        }
+        Ok(())
+    }
+}
