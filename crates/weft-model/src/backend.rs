@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Endpoint, Labels, Origin};
+use crate::{Endpoint, Labels, Origin, Protection, UpstreamTls};
 
 /// A named upstream group with its policy: what a subset or a client's policy makes of a set.
 /// Named `host:FQDN/backend/PORT` or `host:FQDN/backend/PORT/SUBSET`.
@@ -44,6 +44,25 @@ pub struct BackendPolicy {
     pub panic_basis_points: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup: Option<Warmup>,
+    /// What protects it, and us from it; most have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protection: Option<Box<Protection>>,
+    /// Its instances speak TLS themselves: said to those whose transport is plaintext.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Box<UpstreamTls>>,
+    /// Connections of bytes begin with the PROXY protocol's header, which says who the client is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyVersion>,
+}
+
+/// Versions of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyVersion {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -226,9 +245,18 @@ pub struct Limits {
     pub retries_max: Option<u32>,
 }
 
+/// What follows the port in the names of children that are about datagrams: a service may have
+/// one port number for both.
+pub const UDP_MARK: &str = "~udp";
+
 /// The child name of a backend.
 pub fn backend_child(port: u16, subset: &str) -> String {
     if subset.is_empty() { format!("backend/{port}") } else { format!("backend/{port}/{subset}") }
+}
+
+/// The child name of a backend for datagrams.
+pub fn udp_backend_child(port: u16) -> String {
+    format!("backend/{port}{UDP_MARK}")
 }
 
 // === impl Backend ===
@@ -281,6 +309,9 @@ impl Default for BackendPolicy {
             locality: LocalityPolicy::default(),
             panic_basis_points: 0,
             warmup: None,
+            protection: None,
+            tls: None,
+            proxy_protocol: None,
         }
     }
 }

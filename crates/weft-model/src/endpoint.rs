@@ -105,6 +105,11 @@ pub fn endpoints_child(port: u16) -> String {
     format!("endpoints/{port}")
 }
 
+/// The same of a set that takes datagrams.
+pub fn udp_endpoints_child(port: u16) -> String {
+    format!("endpoints/{port}{}", crate::UDP_MARK)
+}
+
 // === impl Endpoint ===
 
 impl Endpoint {

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use crate::{
     Action, Backend, EndpointSet, Fail, Filter, LbPolicy, Listener, ListenerKind, Match,
-    NamedMatch, Origin, PathMatch, PathRewrite, RedirectPort, Resource, Route, Rule, StringMatch,
-    Target, Transport, WeightedBackend,
+    NamedMatch, Origin, PathMatch, PathRewrite, Protocol, RedirectPort, Resource, Route, Rule,
+    Section, StringMatch, Target, Transport, WeightedBackend,
 };
 
 /// Oldest [`crate::MODEL_VERSION`] that a server of this build emits and a proxy of it reads.
@@ -50,6 +50,14 @@ pub enum Feature {
     RewriteRegex,
     RedirectPort,
     RuleSession,
+    BackendTls,
+    ListenerClients,
+    FilterAccess,
+    ListenerL4,
+    ListenerProxyHeader,
+    BackendProxyProtocol,
+    FilterLimit,
+    BackendProtection,
 }
 
 /// Every feature with its name on the wire. Names are never reused.
@@ -74,6 +82,14 @@ pub const FEATURES: &[(Feature, &str)] = &[
     (Feature::RewriteRegex, "rewrite.regex"),
     (Feature::RedirectPort, "redirect.port-from"),
     (Feature::RuleSession, "rule.session"),
+    (Feature::BackendTls, "backend.tls"),
+    (Feature::ListenerClients, "listener.client-certificates"),
+    (Feature::FilterAccess, "filter.access"),
+    (Feature::ListenerL4, "listener.l4"),
+    (Feature::ListenerProxyHeader, "listener.proxy-header"),
+    (Feature::BackendProxyProtocol, "backend.proxy-protocol"),
+    (Feature::FilterLimit, "filter.limit"),
+    (Feature::BackendProtection, "backend.protection"),
 ];
 
 /// A set of features.
@@ -86,7 +102,15 @@ pub fn needs(resource: &Resource) -> NodeFeatures {
     match resource {
         Resource::Listener(listener) => listener_needs(listener, &mut out),
         Resource::Route(route) => route.rules.iter().for_each(|rule| rule_needs(rule, &mut out)),
-        Resource::Backend(backend) => out.extend(lb_feature(backend)),
+        Resource::Backend(backend) => {
+            out.extend(lb_feature(backend));
+            let protection = backend.policy.protection.as_ref();
+            let refuses = protection.is_some_and(|p| p.refuses());
+            out.extend(refuses.then_some(Feature::BackendProtection));
+            out.extend(backend.policy.tls.is_some().then_some(Feature::BackendTls));
+            let proxied = backend.policy.proxy_protocol.is_some();
+            out.extend(proxied.then_some(Feature::BackendProxyProtocol));
+        }
         Resource::Endpoints(set) => {
             out.extend(set.endpoints.iter().filter_map(|e| transport_feature(e.transport)));
         }
@@ -199,6 +223,16 @@ fn listener_needs(listener: &Listener, out: &mut NodeFeatures) {
         ListenerKind::Gateway(gateway) => {
             let tls = gateway.sections.iter().any(|s| s.tls.is_some());
             out.extend(tls.then_some(Feature::ListenerTls));
+            let mut served = gateway.sections.iter().filter_map(|s| s.tls.as_ref());
+            let strict = served.any(|t| t.clients.is_some() || !t.alpn.is_empty() || t.only_13);
+            out.extend(strict.then_some(Feature::ListenerClients));
+            let l4 = |s: &Section| match s.protocol {
+                Protocol::Tls | Protocol::Udp => true,
+                Protocol::Tcp => s.tls.is_some(),
+                _ => false,
+            };
+            out.extend(gateway.sections.iter().any(l4).then_some(Feature::ListenerL4));
+            out.extend((!gateway.proxy_header.is_off()).then_some(Feature::ListenerProxyHeader));
         }
         ListenerKind::Capture(_) => out.extend([Feature::ListenerCapture]),
         ListenerKind::Inbound(_) => {}
@@ -248,6 +282,8 @@ fn filter_features(filter: &Filter) -> NodeFeatures {
         Filter::Fault(_) => Feature::FilterFault,
         Filter::Mirror(_) => Feature::FilterMirror,
         Filter::Cors(_) => Feature::FilterCors,
+        Filter::RateLimit(_) | Filter::BodyLimit(_) => Feature::FilterLimit,
+        Filter::Access(_) => Feature::FilterAccess,
     };
     let path = match filter {
         Filter::Rewrite(rewrite) => rewrite_feature(rewrite.path.as_ref()),

@@ -7,6 +7,7 @@
 //! identities) and tolerated elsewhere.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod access;
 pub mod backend;
 pub mod decide;
 pub mod endpoint;
@@ -15,7 +16,10 @@ pub mod listener;
 pub mod policy;
 pub mod resource;
 pub mod route;
+pub mod tls;
+pub mod traffic;
 
+pub use access::*;
 pub use backend::*;
 pub use endpoint::*;
 pub use features::*;
@@ -23,6 +27,8 @@ pub use listener::*;
 pub use policy::*;
 pub use resource::*;
 pub use route::*;
+pub use tls::*;
+pub use traffic::*;
 
 /// Version of this model on the wire. A server emits this one and the one before.
 pub const MODEL_VERSION: u32 = 1;

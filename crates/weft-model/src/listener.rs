@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Origin, Protocol};
+use crate::{Origin, Protocol, ServerTls};
 
 /// A socket (or, inbound, one app port) and what happens to what arrives there. Always a root:
 /// `listener:NAME`; a gateway's routes are its children (`route/...`).
@@ -33,7 +33,39 @@ pub enum ListenerKind {
 pub struct GatewayListener {
     /// Every address to bind; dual stack has two.
     pub bind: Vec<SocketAddr>,
+    /// Of datagrams when the first one is.
     pub sections: Vec<Section>,
+    /// Whether connections begin with the PROXY protocol's header, which says who the client is.
+    #[serde(default, skip_serializing_if = "ProxyHeader::is_off")]
+    pub proxy_header: ProxyHeader,
+    /// What is believed of what clients say about themselves.
+    #[serde(default, skip_serializing_if = "Edge::is_default")]
+    pub edge: Edge,
+}
+
+/// How a gateway's clients are met. The default trusts nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Edge {
+    /// Proxies in front of this one that append to `X-Forwarded-For`: what so many of its last
+    /// entries say is kept, with their other `X-Forwarded-*` and their request id.
+    pub trusted_hops: u8,
+    /// Header names may have underscores. Servers that make variables of headers cannot tell them
+    /// from dashes.
+    pub underscores: bool,
+}
+
+/// What a listener does with the header of the PROXY protocol (versions 1 and 2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyHeader {
+    /// None is looked for; one that comes is the client's own bytes.
+    #[default]
+    Off,
+    /// A connection without one is closed.
+    Required,
+    /// A connection without one is taken as it is.
+    Optional,
 }
 
 /// One listener of a Gateway: a host name on a port.
@@ -43,16 +75,10 @@ pub struct Section {
     /// `None` takes every host; `*.example.com` takes one or more labels in its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<Arc<str>>,
+    /// What is inside of `tls`, if that is there. `Tls` without it is passed on unopened.
     pub protocol: Protocol,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ServerTls>,
-}
-
-/// A certificate that a listener presents. Keys travel only to the proxy that serves them.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerTls {
-    pub chain_pem: Arc<str>,
-    pub key_pem: Arc<str>,
 }
 
 /// One port of the app behind a sidecar.
@@ -109,6 +135,34 @@ pub enum Egress {
     Deny,
 }
 
+// === impl GatewayListener ===
+
+impl GatewayListener {
+    pub fn new(bind: Vec<SocketAddr>, sections: Vec<Section>) -> Self {
+        Self { bind, sections, proxy_header: ProxyHeader::default(), edge: Edge::default() }
+    }
+}
+
+// === impl Edge ===
+
+impl Edge {
+    // Its signature is serde's.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+// === impl ProxyHeader ===
+
+impl ProxyHeader {
+    // Its signature is serde's.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub fn is_off(&self) -> bool {
+        *self == Self::Off
+    }
+}
+
 // === impl CaptureListener ===
 
 impl CaptureListener {
@@ -126,11 +180,5 @@ impl Default for CaptureListener {
             egress: Egress::default(),
             sniff_timeout_ms: weft_base::limits::SNIFF_MS_MAX,
         }
-    }
-}
-
-impl std::fmt::Debug for ServerTls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ServerTls(redacted)")
     }
 }

@@ -116,6 +116,13 @@ impl Root {
         Self::Host(fqdn.into())
     }
 
+    /// The name without what it is of.
+    pub fn name(&self) -> &Arc<str> {
+        match self {
+            Self::Listener(name) | Self::Host(name) => name,
+        }
+    }
+
     #[must_use]
     pub fn child(&self, child: impl Into<Arc<str>>) -> ResourceName {
         ResourceName { root: self.clone(), child: child.into() }

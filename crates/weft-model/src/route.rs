@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Cors, Fault, Mirror, Origin, ResourceName, Root, Session};
+use crate::{Access, Cors, Fault, Mirror, Origin, RateLimit, ResourceName, Root, Session};
 
 /// One user object's rules for one parent. A child of its parent's root:
 /// `listener:shop~shop~8000/route/httproute/shop/users` or
@@ -153,6 +153,12 @@ pub enum Filter {
     Fault(Fault),
     Mirror(Mirror),
     Cors(Cors),
+    /// Shared, since a gateway's or a policy's stands in many rules.
+    RateLimit(Arc<RateLimit>),
+    /// Largest request body in bytes.
+    BodyLimit(u64),
+    /// Shared, since a listener's own list stands in all of its rules.
+    Access(Arc<Access>),
 }
 
 /// Applied in the order set, add, remove.
@@ -296,6 +302,21 @@ pub struct Retry {
     pub on_reset: bool,
     /// Base of the jittered exponential back-off between attempts.
     pub backoff_ms: u64,
+}
+
+// === impl Timeouts ===
+
+impl Timeouts {
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Takes from `other` what it does not say itself.
+    pub fn fill(&mut self, other: &Self) {
+        self.request_ms = self.request_ms.or(other.request_ms);
+        self.backend_request_ms = self.backend_request_ms.or(other.backend_request_ms);
+        self.idle_ms = self.idle_ms.or(other.idle_ms);
+    }
 }
 
 // === impl Regex ===

@@ -3,19 +3,23 @@
 //! which endpoints and whose turn. The proxy runs these; `weft explain` runs the very same.
 //! They never read a clock, a socket or a random source.
 
+mod access;
 mod balance;
 mod capture;
 mod explain;
 mod host;
+mod limit;
 mod policy;
 mod retry;
 mod rewrite;
 mod route;
 
+pub use access::*;
 pub use balance::*;
 pub use capture::*;
 pub use explain::*;
 pub use host::*;
+pub use limit::*;
 pub use policy::*;
 pub use retry::*;
 pub use rewrite::*;

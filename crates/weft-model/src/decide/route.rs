@@ -172,7 +172,7 @@ pub(super) fn specificity(m: &Match) -> Specificity {
     }
 }
 
-fn path_holds(m: &PathMatch, path: &str) -> bool {
+pub(super) fn path_holds(m: &PathMatch, path: &str) -> bool {
     match m {
         PathMatch::Exact(p) => path == &**p,
         PathMatch::ElementPrefix(p) => {

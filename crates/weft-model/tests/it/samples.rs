@@ -72,11 +72,18 @@ fn gateway() -> Resource {
         name: name.into(),
         hostname: hostname.map(Into::into),
         protocol: if tls { Protocol::Tls } else { Protocol::Http1 },
-        tls: tls.then(|| ServerTls { chain_pem: "chain".into(), key_pem: "key".into() }),
+        tls: tls.then(|| ServerTls {
+            clients: Some(Box::new(ClientCertificates { ca_pem: "ca".into(), required: true })),
+            alpn: vec!["http/1.1".into()],
+            only_13: true,
+            ..ServerTls::new("chain", "key")
+        }),
     };
     let kind = ListenerKind::Gateway(GatewayListener {
         bind: vec![at("127.0.0.1:8000"), at("[::1]:8000")],
         sections: vec![section("any", None, false), section("tls", Some("*.a.example"), true)],
+        proxy_header: ProxyHeader::Required,
+        edge: Edge { trusted_hops: 1, underscores: true },
     });
     listener("shop~shop~8000", kind)
 }
@@ -152,6 +159,22 @@ fn cors() -> Filter {
     })
 }
 
+fn access() -> Filter {
+    let range = AddressRange { base: "10.0.0.0".parse().unwrap(), bits: 8 };
+    let who = AccessTest::OneOf(vec![
+        AccessTest::Source(range),
+        AccessTest::Identity(StringMatch::Prefix("spiffe://d/".into())),
+    ]);
+    let what = AccessTest::All(vec![
+        AccessTest::Always,
+        AccessTest::Not(Box::new(AccessTest::Port(1))),
+        AccessTest::Path(PathMatch::Exact("/a".into())),
+        AccessTest::Header(named(":method", StringMatch::Exact("GET".into()))),
+    ]);
+    let policies = vec![AccessPolicy { name: "readers".into(), who, what }];
+    Filter::Access(std::sync::Arc::new(Access { effect: Effect::Allow, policies }))
+}
+
 pub fn mesh_route() -> Route {
     let edit = HeaderEdit {
         set: vec![("x-a".into(), "1".into())],
@@ -197,6 +220,9 @@ pub fn mesh_route() -> Route {
             fault(),
             mirror("v2"),
             cors(),
+            access(),
+            Filter::RateLimit(limit()),
+            Filter::BodyLimit(1 << 20),
         ],
         timeouts: Timeouts {
             request_ms: Some(1_000),
@@ -279,6 +305,24 @@ fn hashing() -> Hashing {
     }
 }
 
+fn limit() -> std::sync::Arc<RateLimit> {
+    let by = vec![LimitBy::Client, LimitBy::Header("x-user".into()), LimitBy::Identity];
+    let name = "TrafficPolicy shop/a spec.rateLimits[0]".into();
+    RateLimit { name, requests: 10, per_ms: 1_000, burst: 20, by, keys_max: 100 }.into()
+}
+
+fn protection() -> Protection {
+    let http = HttpCheck { statuses: vec![(200, 299)], ..HttpCheck::default() };
+    let kind = CheckKind::Http(http);
+    Protection {
+        health_check: Some(HealthCheck { kind, port: Some(9), ..HealthCheck::default() }),
+        adaptive: Some(Adaptive::default()),
+        rate_limits: vec![limit()],
+        timeouts: Timeouts { request_ms: Some(9), ..Timeouts::default() },
+        body_bytes_max: Some(1 << 20),
+    }
+}
+
 fn backend(lb: LbPolicy) -> Resource {
     let policy = BackendPolicy {
         lb,
@@ -288,6 +332,15 @@ fn backend(lb: LbPolicy) -> Resource {
             requests_max: Some(7),
             retries_max: None,
         },
+        tls: Some(Box::new(UpstreamTls {
+            server_name: Some("api.example".into()),
+            trust: Trust::Authorities("ca".into()),
+            names: Names::OneOf(vec!["spiffe://d/a".into()]),
+            certificate: Some(Certificate { chain_pem: "c".into(), key_pem: "k".into() }),
+            only_13: true,
+        })),
+        proxy_protocol: Some(ProxyVersion::V2),
+        protection: Some(Box::new(protection())),
         ..BackendPolicy::default()
     };
     Resource::Backend(Backend {

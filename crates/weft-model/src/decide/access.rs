@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whether a request may pass, and which policy says so.
+
+use std::net::IpAddr;
+
+use super::route::{Request, path_holds};
+use crate::{Access, AccessPolicy, AccessTest, Effect, NamedMatch, StringMatch};
+
+/// What is known of who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<'a> {
+    pub ip: IpAddr,
+    /// Proved by a certificate.
+    pub identity: Option<&'a str>,
+}
+
+/// A list's judgement of one request.
+#[derive(Clone, Copy, Debug)]
+pub enum AccessVerdict<'a> {
+    Pass(Option<&'a AccessPolicy>),
+    /// By the policy that denies it, or because none allows it.
+    Refuse(Option<&'a AccessPolicy>),
+}
+
+/// Judges a request by one list.
+pub fn access_verdict<'a>(
+    access: &'a Access,
+    req: &Request<'_>,
+    client: &Client<'_>,
+) -> AccessVerdict<'a> {
+    let takes = |p: &&AccessPolicy| test(&p.who, req, client) && test(&p.what, req, client);
+    let taken = access.policies.iter().find(takes);
+    match (access.effect, taken) {
+        (Effect::Allow, Some(policy)) => AccessVerdict::Pass(Some(policy)),
+        (Effect::Deny, None) => AccessVerdict::Pass(None),
+        (Effect::Allow, None) => AccessVerdict::Refuse(None),
+        (Effect::Deny, Some(policy)) => AccessVerdict::Refuse(Some(policy)),
+    }
+}
+
+fn test(t: &AccessTest, req: &Request<'_>, client: &Client<'_>) -> bool {
+    match t {
+        AccessTest::Always => true,
+        AccessTest::All(tests) => tests.iter().all(|t| test(t, req, client)),
+        AccessTest::OneOf(tests) => tests.iter().any(|t| test(t, req, client)),
+        AccessTest::Not(t) => !test(t, req, client),
+        AccessTest::Header(m) => header(m, req),
+        AccessTest::Path(path) => path_holds(path, req.path),
+        AccessTest::Port(port) => req.port == *port,
+        AccessTest::Source(range) => range.takes(client.ip),
+        AccessTest::Identity(m) => client.identity.is_some_and(|id| m.holds(id.as_bytes())),
+    }
+}
+
+fn header(m: &NamedMatch, req: &Request<'_>) -> bool {
+    match &*m.name {
+        ":method" => m.value.holds(req.method.as_bytes()),
+        ":scheme" => m.value.holds(req.scheme.as_bytes()),
+        ":authority" => m.value.holds(req.host.as_bytes()) || with_port(&m.value, req),
+        ":path" if req.query.is_empty() => m.value.holds(req.path.as_bytes()),
+        ":path" => m.value.holds(format!("{}?{}", req.path, req.query).as_bytes()),
+        name => req.headers.any(name, &mut |value| m.value.holds(value)),
+    }
+}
+
+fn with_port(m: &StringMatch, req: &Request<'_>) -> bool {
+    m.holds(format!("{}:{}", req.host, req.port).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::AddressRange;
+    use crate::decide::Headers;
+
+    struct Of(&'static [(&'static str, &'static str)]);
+
+    impl Headers for Of {
+        fn any(&self, name: &str, f: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+            self.0.iter().any(|(n, v)| *n == name && f(v.as_bytes()))
+        }
+    }
+
+    fn named(name: &str, value: StringMatch) -> AccessTest {
+        AccessTest::Header(NamedMatch { name: name.into(), value })
+    }
+
+    fn check(what: AccessTest, expect: bool) {
+        let headers = Of(&[("x-team", "a"), ("x-team", "b")]);
+        let req = Request {
+            method: "GET",
+            scheme: "https",
+            host: "shop.example",
+            port: 443,
+            path: "/p/1",
+            query: "q=1",
+            headers: &headers,
+        };
+        let client = Client { ip: "10.1.2.3".parse().unwrap(), identity: Some("spiffe://d/a") };
+        let policy = AccessPolicy { name: "p".into(), who: AccessTest::Always, what: what.clone() };
+        for (effect, passes) in [(Effect::Allow, expect), (Effect::Deny, !expect)] {
+            let access = Access { effect, policies: vec![policy.clone()] };
+            let verdict = access_verdict(&access, &req, &client);
+            assert_eq!(matches!(verdict, AccessVerdict::Pass(_)), passes, "{what:?} {effect:?}");
+        }
+    }
+
+    #[test]
+    fn each_test_holds_for_what_it_says() {
+        let exact = |s: &str| StringMatch::Exact(s.into());
+        let range = |base: &str, bits| AddressRange { base: base.parse().unwrap(), bits };
+        check(AccessTest::Always, true);
+        check(AccessTest::Not(Box::new(AccessTest::Always)), false);
+        check(AccessTest::All(vec![]), true);
+        check(AccessTest::OneOf(vec![]), false);
+        check(named(":method", exact("GET")), true);
+        check(named(":authority", exact("shop.example:443")), true);
+        check(named(":path", exact("/p/1")), false);
+        check(named(":path", exact("/p/1?q=1")), true);
+        check(named("x-team", exact("b")), true);
+        check(named("x-none", StringMatch::Present), false);
+        check(AccessTest::Path(crate::PathMatch::Exact("/p/1".into())), true);
+        check(AccessTest::Port(80), false);
+        check(AccessTest::Source(range("10.0.0.0", 8)), true);
+        check(AccessTest::Source(range("10.2.0.0", 16)), false);
+        check(AccessTest::Source(range("0.0.0.0", 0)), true);
+        check(AccessTest::Source(range("::", 0)), false);
+        check(AccessTest::Identity(StringMatch::Prefix("spiffe://d/".into())), true);
+    }
+
+    #[test]
+    fn a_list_without_policies_allows_nothing_and_denies_nothing() {
+        let headers = Of(&[]);
+        let req = Request {
+            method: "GET",
+            scheme: "http",
+            host: "a",
+            port: 80,
+            path: "/",
+            query: "",
+            headers: &headers,
+        };
+        let client = Client { ip: "::1".parse().unwrap(), identity: None };
+        let of = |effect| Access { effect, policies: vec![] };
+        assert!(matches!(
+            access_verdict(&of(Effect::Allow), &req, &client),
+            AccessVerdict::Refuse(None)
+        ));
+        assert!(matches!(
+            access_verdict(&of(Effect::Deny), &req, &client),
+            AccessVerdict::Pass(None)
+        ));
+    }
+}
