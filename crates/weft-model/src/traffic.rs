@@ -92,6 +92,8 @@ pub struct Adaptive {
     pub limit_max: u32,
     /// Answers may be so many times slower than usual: 2,000 is twice.
     pub tolerance_permille: u32,
+    /// There is no limit while those in line wait for less than this.
+    pub wait_ms: u32,
 }
 
 /// At most so many requests in a time; each proxy counts for itself, all its workers together.
@@ -186,6 +188,15 @@ impl std::fmt::Display for RateLimit {
     }
 }
 
+// === impl Adaptive ===
+
+impl Adaptive {
+    /// What a gateway does where nobody says anything: slow to begin, and never tight.
+    pub fn of_gateways() -> Self {
+        Self { limit_min: 64, limit_max: 100_000, tolerance_permille: 4_000, wait_ms: 400 }
+    }
+}
+
 // === defaults ===
 
 impl Default for HealthCheck {
@@ -218,6 +229,6 @@ impl Default for HttpCheck {
 
 impl Default for Adaptive {
     fn default() -> Self {
-        Self { limit_min: 8, limit_max: 10_000, tolerance_permille: 2_000 }
+        Self { limit_min: 8, limit_max: 10_000, tolerance_permille: 2_000, wait_ms: 0 }
     }
 }

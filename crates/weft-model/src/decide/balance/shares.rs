@@ -20,6 +20,8 @@ const FINE: u128 = 1 << 24;
 pub struct Member {
     pub weight: u32,
     pub health: Health,
+    /// It fails this proxy's own health check.
+    pub failing: bool,
     pub ejected: bool,
     /// It asked for a pause (429 or 503 with `Retry-After`).
     pub pausing: bool,
@@ -35,6 +37,8 @@ pub enum Standing {
     /// In spite of its health or ejection, since too few are left.
     Panic,
     Unhealthy,
+    /// The same, by this proxy's own check.
+    Failing,
     Draining,
     NoWeight,
     Ejected,
@@ -111,7 +115,7 @@ impl Shares {
         for standing in &mut self.standings {
             let back = match standing {
                 Standing::Ejected | Standing::Pausing => panic || open == 0,
-                Standing::Unhealthy => panic,
+                Standing::Unhealthy | Standing::Failing => panic,
                 _ => false,
             };
             if back {
@@ -201,6 +205,7 @@ impl Standing {
             _ if member.weight == 0 => Self::NoWeight,
             _ if member.place.is_none() => Self::NoPlace,
             Health::Unhealthy => Self::Unhealthy,
+            Health::Healthy if member.failing => Self::Failing,
             Health::Healthy if member.ejected => Self::Ejected,
             Health::Healthy if member.pausing => Self::Pausing,
             Health::Healthy => Self::Open,
@@ -224,6 +229,7 @@ impl fmt::Display for Standing {
             Self::Open => "takes requests",
             Self::Panic => "takes requests in spite of its state, since too few others are left",
             Self::Unhealthy => "fails its checks",
+            Self::Failing => "fails this proxy's health check",
             Self::Draining => "is leaving",
             Self::NoWeight => "its weight is 0",
             Self::Ejected => "is ejected after failures",

@@ -7,6 +7,7 @@ use crate::*;
 const OPEN: Member = Member {
     weight: 1,
     health: Health::Healthy,
+    failing: false,
     ejected: false,
     pausing: false,
     warm_basis_points: 10_000,

@@ -17,6 +17,8 @@ const WINDOW_US_MAX: u64 = 2_000_000;
 const MEASURED: u32 = 5;
 /// Windows between a change of the limit and what it brings.
 const SETTLING: u32 = 2;
+/// Windows in a row in which requests must pile up before there is a limit.
+const PILED: u32 = 2;
 /// Windows without a sign of overload until there is no limit any more.
 const CALM: u32 = 50;
 
@@ -31,6 +33,8 @@ pub struct Limiter {
     ended: u64,
     took: u64,
     most: u32,
+    /// Windows in a row in which requests piled up.
+    piled: u32,
     calm: u32,
     trial: Trial,
 }
@@ -55,6 +59,7 @@ impl Default for Limiter {
             ended: 0,
             took: 0,
             most: 0,
+            piled: 0,
             calm: 0,
             trial: Trial::default(),
         }
@@ -113,8 +118,12 @@ impl Limiter {
         }
         let least = f64::from(policy.limit_min.max(1));
         let gradient = (tolerated / took.max(1.0)).clamp(0.5, 1.0);
+        self.piled = if piling { self.piled + 1 } else { 0 };
         let Some(limit) = self.limit else {
-            if slow && piling && f64::from(self.most) >= 2.0 * least {
+            // What is in line already takes so long, as answers come now.
+            let wait_ms = f64::from(in_flight) * 1_000.0 / rate.max(0.001);
+            let long = self.piled >= PILED && wait_ms >= f64::from(policy.wait_ms);
+            if slow && long && f64::from(self.most) >= 2.0 * least {
                 self.limit = Some((f64::from(self.most) * gradient).max(least));
                 (self.calm, self.trial) = (0, Trial::default());
             }

@@ -70,7 +70,11 @@ fn checks_in_a_row_decide_and_the_first_decides_alone() {
 /// `places` requests at a time, each `ms` long, the rest in a line; `offered` per second for
 /// `seconds`. Returns answers within a second, refusals, and the limit at the end.
 fn serve(limiter: &mut Limiter, places: usize, ms: u64, offered: u64, seconds: u64) -> [u64; 3] {
-    let policy = Adaptive::default();
+    serve_by(&Adaptive::default(), limiter, [places as u64, ms, offered, seconds])
+}
+
+fn serve_by(policy: &Adaptive, limiter: &mut Limiter, load: [u64; 4]) -> [u64; 3] {
+    let [places, ms, offered, seconds] = load;
     // Ends as negative numbers, so that the earliest is on top.
     let mut busy: BinaryHeap<(i64, u64)> = BinaryHeap::new();
     let mut line = std::collections::VecDeque::new();
@@ -82,7 +86,7 @@ fn serve(limiter: &mut Limiter, places: usize, ms: u64, offered: u64, seconds: u
             busy.pop();
             let end = (-end) as u64;
             flying -= 1;
-            limiter.end(&policy, end - came, flying, end);
+            limiter.end(policy, end - came, flying, end);
             good += u64::from(end - came <= 1_000_000);
             if let Some(next) = line.pop_front() {
                 busy.push((-((end + ms * 1_000) as i64), next));
@@ -93,7 +97,7 @@ fn serve(limiter: &mut Limiter, places: usize, ms: u64, offered: u64, seconds: u
             continue;
         }
         flying += 1;
-        match busy.len() < places {
+        match busy.len() < places as usize {
             true => busy.push((-((now + ms * 1_000) as i64), now)),
             false => line.push_back(now),
         }
@@ -154,5 +158,18 @@ fn a_mix_of_quick_and_slow_is_no_overload() {
             }
         }
     }
+    assert_eq!(refused, 0);
+}
+
+#[test]
+fn what_gateways_do_is_slow_to_begin_and_enough() {
+    let policy = Adaptive::of_gateways();
+    let mut limiter = Limiter::default();
+    let [good, refused, limit] = serve_by(&policy, &mut limiter, [20, 100, 1_000, 12]);
+    assert!(good >= 1_950, "{good} good of 2,400, {refused} refused, limit {limit}");
+    // A burst of five thousand at once to a server of two thousand a second is no overload.
+    let mut limiter = Limiter::default();
+    serve_by(&policy, &mut limiter, [40, 20, 500, 5]);
+    let [_, refused, _] = serve_by(&policy, &mut limiter, [40, 20, 2_500, 1]);
     assert_eq!(refused, 0);
 }
