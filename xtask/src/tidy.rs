@@ -25,6 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weft-store", &["base", "proto"]),
     ("weft-identity", &["base"]),
     ("weft-xds", &["base", "proto", "model"]),
+    ("weft-envoy", &["base", "model", "proto"]),
     ("weft-registry", &["base", "kinds", "store"]),
     ("weft-control", &["base", "kinds", "model", "xds", "identity"]),
     ("weft-proxy", &["base", "model", "xds", "identity"]),

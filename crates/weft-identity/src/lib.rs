@@ -18,8 +18,10 @@
 pub mod ca;
 pub mod join;
 pub mod leaf;
+pub mod outside;
 pub mod permission;
 pub mod provider;
+pub mod seal;
 pub mod spiffe;
 pub mod svid;
 pub mod tls;

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A whole bootstrap: which of its parts become what. Called by `weft proxy --envoy` and by
+//! `weft explain -f`; reads files only through [`Files`], opens no socket and asks no resolver.
+
+mod access;
+mod cluster;
+mod connection;
+mod edit;
+mod filter;
+mod health;
+mod listener;
+mod matching;
+mod outlier;
+mod route;
+mod route_action;
+mod tls;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use weft_base::issue::{FieldPath, Issue};
+use weft_model::{HashBy, Labels, Resource, ResourceName, Root, Target, backend_child};
+
+use crate::read::{Found, Message, Unreadable, parse};
+
+pub use cluster::{DnsSet, Resolved};
+
+/// Where the files come from that a bootstrap names: certificates, keys, bodies.
+pub trait Files {
+    /// # Errors
+    /// Why the file cannot be read.
+    fn read(&self, path: &Path) -> io::Result<String>;
+}
+
+/// What a bootstrap says.
+#[derive(Debug, Default)]
+pub struct Bootstrap {
+    pub resources: Vec<(ResourceName, Resource)>,
+    pub admin: Option<SocketAddr>,
+    pub log: Option<Log>,
+    /// Endpoints that are names: their sets are made again whenever those were asked for.
+    pub names: Vec<DnsSet>,
+    /// Files that were read; when one changes, so may what this says.
+    pub files: BTreeSet<PathBuf>,
+    /// What is wrong; a bootstrap with any of these cannot be served.
+    pub errors: Vec<Issue>,
+    /// What weft does not do, or not as Envoy does.
+    pub unsupported: Vec<Issue>,
+}
+
+/// The access log that its connection managers ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Standard output when absent.
+    pub path: Option<PathBuf>,
+    /// A format string or dictionary of Envoy's operators, and where it stands; the usual line
+    /// when absent.
+    pub format: Option<(FieldPath, Value)>,
+    pub omit_empty: bool,
+}
+
+/// What the readers of one bootstrap share.
+struct Context<'a> {
+    files: &'a dyn Files,
+    read: RefCell<BTreeSet<PathBuf>>,
+    clusters: BTreeMap<&'a str, u16>,
+    /// Certificates and authorities that TLS contexts name.
+    secrets: BTreeMap<&'a str, &'a Map<String, Value>>,
+    resources: RefCell<Vec<(ResourceName, Resource)>>,
+    /// How routes want their clusters to hash.
+    hashed: RefCell<BTreeMap<String, HashBy>>,
+    /// Parts of clusters that routes name.
+    subsets: RefCell<BTreeMap<String, BTreeMap<String, Labels>>>,
+    names: RefCell<Vec<DnsSet>>,
+    logs: RefCell<Vec<Option<Log>>>,
+}
+
+/// What means nothing to a single weft proxy.
+const PASSED_OVER: &[&str] = &[
+    "node",
+    "stats_flush_interval",
+    "stats_config",
+    "watchdogs",
+    "watchdog",
+    "use_tcp_for_dns_lookups",
+    "header_prefix",
+    "enable_dispatcher_stats",
+    "default_regex_engine",
+];
+
+/// Reads a bootstrap.
+///
+/// # Errors
+/// When the text is neither JSON nor YAML.
+pub fn bootstrap(text: &str, files: &dyn Files) -> Result<Bootstrap, Unreadable> {
+    let map = parse(text)?;
+    let found = Found::default();
+    let mut out = {
+        let root = found.root(&map);
+        root.pass_over(PASSED_OVER);
+        let admin = root.message("admin").and_then(|admin| {
+            admin.pass_over(&["access_log_path", "access_log", "profile_path"]);
+            address(&admin, "address")
+        });
+        if let Some(dynamic) = root.message("dynamic_resources") {
+            dynamic.waive();
+            let why = "a bootstrap is served without a control plane; only static_resources are";
+            root.unsupported("dynamic_resources", why);
+        }
+        layers(&root);
+        let mut out = Bootstrap { admin, ..Bootstrap::default() };
+        match root.message("static_resources") {
+            Some(resources) => fill(&resources, &map, files, &mut out),
+            None => root.error("static_resources", "there are none, so nothing is served"),
+        }
+        out
+    };
+    let (errors, unsupported) = found.into_parts();
+    out.errors = errors;
+    out.unsupported = unsupported;
+    Ok(out)
+}
+
+fn fill(resources: &Message<'_>, map: &Map<String, Value>, files: &dyn Files, out: &mut Bootstrap) {
+    let context = Context {
+        files,
+        read: RefCell::default(),
+        clusters: cluster::ports(map),
+        secrets: tls::secrets(map),
+        resources: RefCell::default(),
+        hashed: RefCell::default(),
+        subsets: RefCell::default(),
+        names: RefCell::default(),
+        logs: RefCell::default(),
+    };
+    resources.each("secrets", |secret| secret.waive());
+    resources.each("listeners", |message| listener::read(&message, &context));
+    resources.each("clusters", |message| cluster::read(&message, &context));
+    let logs = context.logs.into_inner();
+    let mut asked = logs.iter().flatten();
+    out.log = asked.next().cloned();
+    if asked.any(|other| !out.log.as_ref().is_some_and(|log| log.is_same(other))) {
+        let why = "its listeners ask for different access logs; a weft proxy has one";
+        resources.unsupported("listeners", why);
+    }
+    out.resources = context.resources.into_inner();
+    out.names = context.names.into_inner();
+    out.files = context.read.into_inner();
+}
+
+/// Runtime layers say nothing as long as nothing is in them.
+fn layers(root: &Message<'_>) {
+    let Some(runtime) = root.message("layered_runtime") else { return };
+    runtime.each("layers", |layer| {
+        layer.pass_over(&["name", "admin_layer"]);
+        if let Some(values) = layer.item("static_layer")
+            && values.value.as_object().is_some_and(|map| !map.is_empty())
+        {
+            layer.unsupported("static_layer", "weft has no runtime flags");
+        }
+    });
+}
+
+/// A socket's address with its port.
+fn address(message: &Message<'_>, name: &str) -> Option<SocketAddr> {
+    let address = message.message(name)?;
+    let socket = address.message("socket_address")?;
+    socket.pass_over(&["resolver_name", "ipv4_compat"]);
+    if socket.choice("protocol").is_some_and(|p| p != "TCP") {
+        socket.unsupported("protocol", "only TCP");
+    }
+    let port = socket.number::<u16>("port_value").unwrap_or(0);
+    let host = socket.text("address")?;
+    match host.parse::<IpAddr>() {
+        Ok(ip) => Some(SocketAddr::new(ip, port)),
+        Err(_) => {
+            socket.error("address", format!("{host:?} is no IP address"));
+            None
+        }
+    }
+}
+
+// === impl Log ===
+
+impl Log {
+    /// Whether both write the same, wherever they stand.
+    fn is_same(&self, other: &Self) -> bool {
+        let format = |log: &Self| log.format.as_ref().map(|(_, value)| value.clone());
+        let same = format(self) == format(other) && self.omit_empty == other.omit_empty;
+        same && self.path == other.path
+    }
+}
+
+// === impl Context ===
+
+impl Context<'_> {
+    /// The backend that a cluster becomes.
+    fn target(&self, message: &Message<'_>, field: &str, subset: &str) -> Option<Target> {
+        let name = message.text(field)?;
+        let Some(port) = self.clusters.get(name) else {
+            message.error(field, format!("no cluster has the name {name:?}"));
+            return None;
+        };
+        let root = Root::host(rooted(name));
+        Some(Target::Backend(root.child(backend_child(*port, subset))))
+    }
+
+    fn put(&self, name: ResourceName, resource: Resource) {
+        self.resources.borrow_mut().push((name, resource));
+    }
+
+    /// A `core.v3.DataSource`: a file, or text that stands there.
+    fn data(&self, message: &Message<'_>, field: &str) -> Option<Arc<str>> {
+        let source = message.message(field)?;
+        source.pass_over(&["watched_directory"]);
+        if let Some(path) = source.text("filename") {
+            let path = PathBuf::from(path);
+            let text = self.files.read(&path);
+            self.read.borrow_mut().insert(path);
+            return match text {
+                Ok(text) => Some(text.into()),
+                Err(error) => {
+                    source.error("filename", format!("it cannot be read: {error}"));
+                    None
+                }
+            };
+        }
+        if let Some(text) = source.text("inline_string") {
+            return Some(text.into());
+        }
+        let bytes = source.text("inline_bytes")?;
+        use base64::Engine as _;
+        let decoded = base64::engine::general_purpose::STANDARD.decode(bytes).ok();
+        let text = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
+        if text.is_none() {
+            source.error("inline_bytes", "it is no base64 of a text");
+        }
+        text.map(Into::into)
+    }
+}
+
+/// A cluster's name as a root has it: `/` ends a root's name.
+fn rooted(name: &str) -> String {
+    name.replace('/', "~")
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("clusters", &self.clusters).finish_non_exhaustive()
+    }
+}

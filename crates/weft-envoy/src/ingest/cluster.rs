@@ -1,0 +1,540 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Clusters: a host of the model each, with one backend for all of it and one for each part that
+//! routes name. Endpoints that are names become a [`DnsSet`], which its owner resolves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use weft_model::{
+    Backend, BackendPolicy, Endpoint, EndpointSet, Failover, HashTable, Hashing, Health, Host,
+    HostPort, Labels, LbPolicy, Limits, Locality, LocalityPolicy, Origin, Outlier, Protection,
+    Protocol, Resource, ResourceName, RetryBudget, Root, Transport, Warmup, backend_child,
+    endpoints_child,
+};
+
+use super::{Context, health, outlier, tls};
+use crate::read::Message;
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+const CONNECT_MS: u64 = 5_000;
+const REFRESH_MS: u64 = 5_000;
+/// Envoy's limits of a cluster that says nothing.
+const USUAL: Limits = Limits {
+    connections_max: Some(1_024),
+    pending_max: Some(1_024),
+    requests_max: Some(1_024),
+    retries_max: Some(3),
+};
+const PANIC_BASIS_POINTS: u32 = 5_000;
+
+const PASSED_OVER: &[&str] = &[
+    "alt_stat_name",
+    "metadata",
+    "per_connection_buffer_limit_bytes",
+    "http_protocol_options",
+    "common_http_protocol_options",
+    "upstream_connection_options",
+    "respect_dns_ttl",
+    "track_timeout_budgets",
+    "track_cluster_stats",
+    "preconnect_policy",
+    "wait_for_warm_on_init",
+    "dns_failure_refresh_rate",
+    "dns_jitter",
+    "connection_pool_per_downstream_connection",
+    "warming",
+];
+
+/// A set whose endpoints are named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsSet {
+    pub name: ResourceName,
+    pub refresh_ms: u64,
+    /// Only the first address of each name counts.
+    logical: bool,
+    family: Family,
+    set: EndpointSet,
+    /// Those that have names; their addresses are made up.
+    named: Vec<(Arc<str>, Endpoint)>,
+}
+
+/// What names were found to mean. A name that nobody could resolve keeps what it meant.
+pub type Resolved = BTreeMap<Arc<str>, Vec<IpAddr>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    Any,
+    V4,
+    V6,
+    /// IPv6 when there is any, otherwise IPv4.
+    V6First,
+    V4First,
+}
+
+/// The port of every cluster: its first endpoint's. Routes name backends by it.
+pub fn ports(map: &Map<String, Value>) -> BTreeMap<&str, u16> {
+    let get = |v: &Value, names: [&str; 2]| names.iter().find_map(|n| v.get(*n).cloned());
+    let resources = map.get("static_resources").or_else(|| map.get("staticResources"));
+    let clusters = resources.and_then(|r| r.get("clusters")).and_then(Value::as_array);
+    let each = clusters.into_iter().flatten();
+    each.filter_map(|cluster| {
+        let name = cluster.get("name")?.as_str()?;
+        let first = || {
+            let load = get(cluster, ["load_assignment", "loadAssignment"])?;
+            let group = load.get("endpoints")?.as_array()?.first()?.clone();
+            let endpoint =
+                get(&group, ["lb_endpoints", "lbEndpoints"])?.as_array()?.first()?.clone();
+            let address = endpoint.get("endpoint")?.get("address")?.clone();
+            let socket = get(&address, ["socket_address", "socketAddress"])?;
+            let port = get(&socket, ["port_value", "portValue"])?;
+            port.as_u64().and_then(|p| u16::try_from(p).ok())
+        };
+        Some((name, first().unwrap_or(0)))
+    })
+    .collect()
+}
+
+/// Reads one cluster.
+pub fn read(cluster: &Message<'_>, context: &Context<'_>) {
+    cluster.pass_over(PASSED_OVER);
+    let Some(name) = cluster.text("name") else {
+        cluster.error("name", "a cluster needs a name");
+        return;
+    };
+    let port = context.clusters.get(name).copied().unwrap_or(0);
+    let service: Arc<str> = super::rooted(name).into();
+    let root = Root::host(service.clone());
+    let origin = Origin {
+        kind: "Envoy".into(),
+        namespace: "cluster".into(),
+        name: name.into(),
+        field: "".into(),
+    };
+    let protocol = protocol(cluster);
+    let mut policy = policy(cluster, &root, context);
+    let set = EndpointSet {
+        service: service.clone(),
+        namespace: "".into(),
+        port,
+        protocol,
+        endpoints: Vec::new(),
+    };
+    let endpoints_name = root.child(endpoints_child(port));
+    let (set, named) = endpoints(cluster, set, &mut policy);
+    let discovery = cluster.choice("type").unwrap_or("STATIC");
+    let dns = dns(cluster, discovery, endpoints_name.clone(), set, named);
+    let ports = vec![HostPort {
+        port,
+        name: "".into(),
+        protocol,
+        backend: backend_child(port, "").into(),
+        upstream_port: None,
+    }];
+    let host = Host { name: service.clone(), aliases: Vec::new(), addresses: Vec::new(), ports };
+    context.put(root.own(), Resource::Host(host));
+    let made = |subset: &str, selector: Labels| Backend {
+        service: service.clone(),
+        port,
+        subset: subset.into(),
+        selector,
+        policy: policy.clone(),
+        origin: Some(origin.clone()),
+    };
+    let subsets = context.subsets.borrow().get(name).cloned().unwrap_or_default();
+    let keys = subset_keys(cluster);
+    for (subset, selector) in subsets {
+        // A part that no selector speaks of is all of the cluster.
+        let known = keys.iter().any(|keys| selector.keys().all(|k| keys.contains(&**k)));
+        let selector = if known { selector } else { Labels::new() };
+        let child = root.child(backend_child(port, &subset));
+        context.put(child, Resource::Backend(made(&subset, selector)));
+    }
+    let whole = Resource::Backend(made("", Labels::new()));
+    context.put(root.child(backend_child(port, "")), whole);
+    match dns {
+        Ok(set) => context.put(endpoints_name, Resource::Endpoints(set)),
+        Err(set) => {
+            let none = set.endpoints(&Resolved::new());
+            context.put(endpoints_name, Resource::Endpoints(none));
+            context.names.borrow_mut().push(*set);
+        }
+    }
+}
+
+/// A set as it is, or the names to resolve for it.
+fn dns(
+    cluster: &Message<'_>,
+    discovery: &str,
+    name: ResourceName,
+    set: EndpointSet,
+    named: Vec<(Arc<str>, Endpoint)>,
+) -> Result<EndpointSet, Box<DnsSet>> {
+    let family = match cluster.choice("dns_lookup_family").unwrap_or("AUTO") {
+        "AUTO" => Family::V6First,
+        "V4_ONLY" => Family::V4,
+        "V6_ONLY" => Family::V6,
+        "V4_PREFERRED" => Family::V4First,
+        "ALL" => Family::Any,
+        other => {
+            cluster.error("dns_lookup_family", format!("{other:?} is none"));
+            Family::Any
+        }
+    };
+    let refresh_ms = cluster.duration("dns_refresh_rate").unwrap_or(REFRESH_MS).max(100);
+    let logical = discovery == "LOGICAL_DNS";
+    match discovery {
+        "STATIC" => {
+            if let Some((host, _)) = named.first() {
+                let why =
+                    format!("{host:?} is no IP address; names need STRICT_DNS or LOGICAL_DNS");
+                cluster.error("load_assignment", why);
+            }
+            Ok(set)
+        }
+        "STRICT_DNS" | "LOGICAL_DNS" if named.is_empty() => Ok(set),
+        "STRICT_DNS" | "LOGICAL_DNS" => {
+            Err(Box::new(DnsSet { name, refresh_ms, logical, family, set, named }))
+        }
+        other => {
+            cluster.unsupported("type", format!("{other}: endpoints are STATIC or DNS names"));
+            Ok(set)
+        }
+    }
+}
+
+/// What a cluster's instances speak.
+fn protocol(cluster: &Message<'_>) -> Protocol {
+    let mut out = Protocol::Http1;
+    if cluster.is_set("http2_protocol_options") {
+        out = Protocol::Http2;
+    }
+    cluster.entries("typed_extension_protocol_options", |name, config| {
+        let Some((kind, options)) = config.typed() else { return };
+        if kind != HTTP_OPTIONS {
+            options.waive();
+            options.unsupported("@type", format!("{name}: {kind} is none of weft's"));
+            return;
+        }
+        options.pass_over(&["common_http_protocol_options"]);
+        if let Some(explicit) = options.message("explicit_http_config") {
+            explicit.pass_over(&["http_protocol_options"]);
+            if explicit.is_set("http2_protocol_options") {
+                out = Protocol::Http2;
+            }
+        } else if let Some(like) = options.message("use_downstream_protocol_config") {
+            like.pass_over(&["http_protocol_options", "http2_protocol_options"]);
+            out = Protocol::Detect;
+        }
+    });
+    out
+}
+
+fn policy(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> BackendPolicy {
+    let mut out = BackendPolicy {
+        lb: balancing(cluster, root, context),
+        connect_timeout_ms: cluster.duration("connect_timeout").unwrap_or(CONNECT_MS),
+        limits: USUAL,
+        outlier: Outlier::off(),
+        warmup: warmup(cluster),
+        panic_basis_points: PANIC_BASIS_POINTS,
+        tls: tls::upstream(cluster, context).map(Box::new),
+        ..BackendPolicy::default()
+    };
+    if let Some(breakers) = cluster.message("circuit_breakers") {
+        breakers.each("thresholds", |limits| breaker(&limits, &mut out));
+        breakers.each("per_host_thresholds", |limits| {
+            limits.waive();
+            breakers.unsupported("per_host_thresholds", "limits are of a whole cluster");
+        });
+    }
+    if let Some(detection) = cluster.message("outlier_detection") {
+        out.outlier = outlier::read(&detection);
+    }
+    let mut checks = cluster.map("health_checks", |check| health::read(&check));
+    if checks.len() > 1 {
+        cluster.unsupported("health_checks", "a cluster has one health check");
+    }
+    if let Some(check) = checks.pop() {
+        let protection = Protection { health_check: Some(check), ..Protection::default() };
+        out.protection = Some(Box::new(protection));
+    }
+    if let Some(common) = cluster.message("common_lb_config") {
+        common.pass_over(&[
+            "update_merge_window",
+            "ignore_new_hosts_until_first_hc",
+            "close_connections_on_host_set_change",
+        ]);
+        if let Some(panic) = common.message("healthy_panic_threshold") {
+            out.panic_basis_points = basis_points(panic.float("value").unwrap_or(0.0));
+        }
+    }
+    out
+}
+
+fn breaker(limits: &Message<'_>, out: &mut BackendPolicy) {
+    limits.pass_over(&["track_remaining", "max_connection_pools"]);
+    if !matches!(limits.choice("priority"), None | Some("DEFAULT")) {
+        limits.waive();
+        limits.unsupported("priority", "requests have one priority");
+        return;
+    }
+    let get = |field, usual: Option<u32>| limits.number::<u32>(field).or(usual);
+    out.limits = Limits {
+        connections_max: get("max_connections", USUAL.connections_max),
+        pending_max: get("max_pending_requests", USUAL.pending_max),
+        requests_max: get("max_requests", USUAL.requests_max),
+        retries_max: get("max_retries", USUAL.retries_max),
+    };
+    if let Some(budget) = limits.message("retry_budget") {
+        let percent = budget.message("budget_percent");
+        let percent = percent.and_then(|p| p.float("value")).unwrap_or(20.0);
+        let min_per_second = budget.number::<u32>("min_retry_concurrency").unwrap_or(3);
+        out.retry_budget = RetryBudget { basis_points: basis_points(percent), min_per_second };
+        out.limits.retries_max = None;
+    }
+}
+
+/// Per cent as basis points.
+fn basis_points(percent: f64) -> u32 {
+    let points = (percent.clamp(0.0, 100.0) * 100.0).round();
+    // Without a cast: the clamp leaves at most 10,000.
+    format!("{points:.0}").parse().unwrap_or(0)
+}
+
+fn balancing(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> LbPolicy {
+    if cluster.is_set("load_balancing_policy") {
+        if let Some(policy) = cluster.message("load_balancing_policy") {
+            policy.waive();
+        }
+        cluster.unsupported("load_balancing_policy", "use lb_policy");
+    }
+    let by = || context.hashed.borrow().get(&root.to_string()).cloned();
+    let hash = |table| match by() {
+        Some(by) => LbPolicy::Hash(Box::new(Hashing { by, table, load_max_basis_points: None })),
+        // Envoy chooses by chance when no route says what to hash.
+        None => LbPolicy::Random,
+    };
+    match cluster.choice("lb_policy").unwrap_or("ROUND_ROBIN") {
+        "ROUND_ROBIN" => LbPolicy::RoundRobin,
+        "LEAST_REQUEST" => LbPolicy::LeastRequest,
+        "RANDOM" => LbPolicy::Random,
+        "RING_HASH" => {
+            let config = cluster.message("ring_hash_lb_config");
+            let size = config.and_then(|config| {
+                config.pass_over(&["maximum_ring_size", "hash_function"]);
+                config.number::<u32>("minimum_ring_size")
+            });
+            hash(HashTable::Ring { points_min: size.unwrap_or(1_024) })
+        }
+        "MAGLEV" => {
+            let config = cluster.message("maglev_lb_config");
+            let size = config.and_then(|config| config.number::<u32>("table_size"));
+            hash(HashTable::Maglev { size: size.unwrap_or(65_537) })
+        }
+        other => {
+            cluster.unsupported("lb_policy", format!("weft does not balance by {other}"));
+            LbPolicy::RoundRobin
+        }
+    }
+}
+
+/// How new endpoints begin.
+fn warmup(cluster: &Message<'_>) -> Option<Warmup> {
+    let fields = ["round_robin_lb_config", "least_request_lb_config"];
+    let config = fields.iter().find_map(|field| cluster.message(field))?;
+    config.pass_over(&["active_request_bias"]);
+    if config.number::<u32>("choice_count").is_some_and(|n| n != 2) {
+        config.unsupported("choice_count", "two are compared");
+    }
+    let slow = config.message("slow_start_config")?;
+    let aggression = slow.message("aggression");
+    let aggression = aggression.and_then(|a| {
+        a.pass_over(&["runtime_key"]);
+        a.float("default_value")
+    });
+    let least = slow.message("min_weight_percent").and_then(|p| p.float("value"));
+    let permille = aggression.map_or(1_000, |a| basis_points(a.clamp(0.1, 10.0) * 10.0));
+    Some(Warmup {
+        duration_ms: slow.duration("slow_start_window").unwrap_or(0),
+        min_basis_points: basis_points(least.unwrap_or(10.0)),
+        aggression_permille: permille.max(1),
+    })
+}
+
+/// The keys by which parts of a cluster may be named.
+fn subset_keys(cluster: &Message<'_>) -> Vec<BTreeSet<String>> {
+    let Some(config) = cluster.message("lb_subset_config") else { return Vec::new() };
+    if !matches!(config.choice("fallback_policy"), None | Some("NO_FALLBACK")) {
+        config.unsupported("fallback_policy", "a part without endpoints serves nothing");
+    }
+    config.map("subset_selectors", |selector| {
+        if !matches!(selector.choice("fallback_policy"), None | Some("NOT_DEFINED" | "NO_FALLBACK"))
+        {
+            selector.unsupported("fallback_policy", "a part without endpoints serves nothing");
+        }
+        Some(selector.texts("keys").into_iter().map(str::to_owned).collect())
+    })
+}
+
+type Named = Vec<(Arc<str>, Endpoint)>;
+
+/// The endpoints of a cluster: those with addresses in the set, those with names beside it.
+fn endpoints(
+    cluster: &Message<'_>,
+    mut set: EndpointSet,
+    policy: &mut BackendPolicy,
+) -> (EndpointSet, Named) {
+    let mut named = Vec::new();
+    let Some(load) = cluster.message("load_assignment") else { return (set, named) };
+    load.pass_over(&["cluster_name"]);
+    if let Some(overflow) = load.message("policy") {
+        overflow.pass_over(&["endpoint_stale_after"]);
+        if let Some(factor) = overflow.number::<u32>("overprovisioning_factor")
+            && factor != 140
+        {
+            overflow.unsupported("overprovisioning_factor", "weft's is 140");
+        }
+    }
+    let mut priorities = BTreeSet::new();
+    let mut all: Vec<(u32, Option<Arc<str>>, Endpoint)> = Vec::new();
+    load.each("endpoints", |group| {
+        let locality = group.message("locality").map(|l| Locality {
+            region: l.text("region").unwrap_or("").into(),
+            zone: l.text("zone").unwrap_or("").into(),
+            sub_zone: l.text("sub_zone").unwrap_or("").into(),
+        });
+        let priority = group.number::<u32>("priority").unwrap_or(0);
+        priorities.insert(priority);
+        // Weights of places count only with locality_weighted_lb_config, which is not offered.
+        group.pass_over(&["load_balancing_weight", "proximity"]);
+        group.each("lb_endpoints", |message| {
+            if let Some((host, mut endpoint)) = one(&message, all.len()) {
+                endpoint.locality = locality.clone().unwrap_or_default();
+                all.push((priority, host, endpoint));
+            }
+        });
+    });
+    let levels: Vec<u32> = priorities.into_iter().collect();
+    if levels.len() > 1 {
+        policy.locality = LocalityPolicy::Failover(Failover {
+            regions: Vec::new(),
+            labels: levels.iter().rev().map(|p| format!("{}=y", at_most(*p)).into()).collect(),
+        });
+    }
+    for (priority, host, mut endpoint) in all {
+        if levels.len() > 1 {
+            let own = levels.iter().filter(|level| **level >= priority);
+            endpoint.labels.extend(own.map(|p| (at_most(*p).into(), "y".into())));
+        }
+        match host {
+            Some(host) => named.push((host, endpoint)),
+            None => set.endpoints.push(endpoint),
+        }
+    }
+    (set, named)
+}
+
+/// A label of endpoints whose priority is this or an earlier one.
+fn at_most(priority: u32) -> String {
+    format!("envoy.priority-{priority}")
+}
+
+/// One endpoint, and its name when it has no address.
+fn one(message: &Message<'_>, index: usize) -> Option<(Option<Arc<str>>, Endpoint)> {
+    let health = match message.choice("health_status").unwrap_or("HEALTHY") {
+        "HEALTHY" | "UNKNOWN" | "DEGRADED" => Health::Healthy,
+        "DRAINING" => Health::Draining,
+        "UNHEALTHY" | "TIMEOUT" => Health::Unhealthy,
+        other => {
+            message.error("health_status", format!("{other:?} is none"));
+            Health::Healthy
+        }
+    };
+    let weight = message.number::<u32>("load_balancing_weight").unwrap_or(1);
+    let labels = message.message("metadata").map(|m| labels(&m)).unwrap_or_default();
+    let endpoint = message.message("endpoint")?;
+    endpoint.pass_over(&["hostname"]);
+    if let Some(own) = endpoint.message("health_check_config") {
+        own.waive();
+        endpoint.unsupported("health_check_config", "all endpoints are checked alike");
+    }
+    let address = endpoint.message("address")?;
+    let socket = address.message("socket_address")?;
+    let host = socket.text("address")?;
+    let port = socket.number::<u16>("port_value").unwrap_or(0);
+    let ip = host.parse::<IpAddr>().ok();
+    let at = SocketAddr::new(ip.unwrap_or(IpAddr::from([0, 0, 0, 0])), port);
+    let id =
+        format!("{index}-{}", if ip.is_some() { at.to_string() } else { format!("{host}:{port}") });
+    let made = Endpoint {
+        id: id.into(),
+        address: at,
+        labels,
+        locality: Locality::default(),
+        weight,
+        health,
+        identity: None,
+        transport: Transport::Plaintext,
+        workload: "".into(),
+        mesh_address: None,
+    };
+    Some((ip.is_none().then(|| host.into()), made))
+}
+
+/// What balancers read of metadata.
+pub fn labels(metadata: &Message<'_>) -> Labels {
+    metadata.pass_over(&["typed_filter_metadata"]);
+    let mut out = Labels::new();
+    let Some(item) = metadata.item("filter_metadata") else { return out };
+    let Some(map) = item.value.get("envoy.lb").and_then(Value::as_object) else { return out };
+    for (key, value) in map {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        out.insert(key.as_str().into(), text.into());
+    }
+    out
+}
+
+// === impl DnsSet ===
+
+impl DnsSet {
+    /// The names to resolve.
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.named.iter().map(|(host, _)| host)
+    }
+
+    /// The set, as far as its names are known.
+    pub fn endpoints(&self, resolved: &Resolved) -> EndpointSet {
+        let mut out = self.set.clone();
+        for (host, endpoint) in &self.named {
+            let all = resolved.get(host).map(Vec::as_slice).unwrap_or_default();
+            let most = if self.logical { 1 } else { usize::MAX };
+            for ip in self.family.of(all).into_iter().take(most) {
+                let address = SocketAddr::new(ip, endpoint.address.port());
+                let id = format!("{}@{ip}", endpoint.id);
+                out.endpoints.push(Endpoint { id: id.into(), address, ..endpoint.clone() });
+            }
+        }
+        out
+    }
+}
+
+impl Family {
+    fn of(self, all: &[IpAddr]) -> Vec<IpAddr> {
+        let only = |v4: bool| -> Vec<IpAddr> {
+            all.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect()
+        };
+        let first = |v4: bool| match only(v4) {
+            some if !some.is_empty() => some,
+            _ => only(!v4),
+        };
+        match self {
+            Self::Any => all.to_vec(),
+            Self::V4 => only(true),
+            Self::V6 => only(false),
+            Self::V4First => first(true),
+            Self::V6First => first(false),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The HTTP connection manager and the TCP proxy: what happens on one filter chain.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::Value;
+use weft_base::issue::FieldPath;
+use weft_model::{
+    Action, Dialect, Matching, Origin, Parent, Protocol, Rank, Resource, Root, Route, Rule, Scope,
+    Timeouts, WeightedBackend,
+};
+
+use super::filter::Chain;
+use super::route::{self, Place};
+use super::{Context, Log, route_action};
+use crate::read::Message;
+
+const FILE_LOG: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
+const STDOUT_LOG: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
+/// Envoy's longest silence of a stream when nothing is said.
+const STREAM_IDLE_MS: u64 = 300_000;
+
+/// Names, counters, limits that are weft's own, and what weft always does: request ids, canonical
+/// paths, hosts without their ports, HTTP/1.0.
+const PASSED_OVER: &[&str] = &[
+    "stat_prefix",
+    "generate_request_id",
+    "always_set_request_id_in_response",
+    "preserve_external_request_id",
+    "use_remote_address",
+    "normalize_path",
+    "strip_matching_host_port",
+    "strip_any_host_port",
+    "http_protocol_options",
+    "http2_protocol_options",
+    "common_http_protocol_options",
+    "request_headers_timeout",
+    "drain_timeout",
+    "delayed_close_timeout",
+    "max_request_headers_kb",
+    "server_name",
+    "access_log_options",
+];
+
+/// Reads an `HttpConnectionManager`; its protocol.
+pub fn http(
+    manager: &Message<'_>,
+    place: &(Root, &str, Arc<str>, usize),
+    context: &Context<'_>,
+) -> Protocol {
+    manager.pass_over(PASSED_OVER);
+    let protocol = match manager.choice("codec_type").unwrap_or("AUTO") {
+        "AUTO" | "HTTP1" => Protocol::Http1,
+        "HTTP2" => Protocol::Http2,
+        other => {
+            manager.unsupported("codec_type", format!("{other} is not served"));
+            Protocol::Http1
+        }
+    };
+    if manager.duration("request_timeout").is_some_and(|ms| ms > 0) {
+        manager.unsupported("request_timeout", "use the route's timeout");
+    }
+    manager.each("upgrade_configs", |upgrade| {
+        if !upgrade.text("upgrade_type").is_some_and(|t| t.eq_ignore_ascii_case("websocket")) {
+            upgrade.unsupported("upgrade_type", "only websocket");
+        }
+    });
+    let chain = Chain::read(manager);
+    let idle_ms = manager.duration("stream_idle_timeout").unwrap_or(STREAM_IDLE_MS);
+    let (root, listener, section, index) = place;
+    let place =
+        Place { root, listener, section: section.clone(), index: *index, chain: &chain, idle_ms };
+    logs(manager, context);
+    match manager.message("route_config") {
+        Some(config) => route::read(&config, &place, context),
+        None => {
+            if let Some(rds) = manager.message("rds") {
+                rds.waive();
+                manager.unsupported("rds", "routes stand in route_config");
+            } else {
+                manager.error("route_config", "there is none");
+            }
+        }
+    }
+    protocol
+}
+
+/// Reads a `TcpProxy`.
+pub fn tcp(
+    proxy: &Message<'_>,
+    (root, listener, section, index): &(Root, &str, Arc<str>, usize),
+    context: &Context<'_>,
+) {
+    proxy.pass_over(&["stat_prefix", "max_connect_attempts"]);
+    logs(proxy, context);
+    let mut shares = Vec::new();
+    let plain = |target, weight| WeightedBackend { target, weight, filters: Vec::new() };
+    if proxy.is_set("cluster") {
+        shares.extend(context.target(proxy, "cluster", "").map(|t| plain(t, 1)));
+    } else if let Some(weighted) = proxy.message("weighted_clusters") {
+        shares = weighted.map("clusters", |cluster| {
+            let weight = cluster.number::<u32>("weight").unwrap_or(0);
+            Some(plain(context.target(&cluster, "name", "")?, weight))
+        });
+    } else {
+        proxy.error("cluster", "a TCP proxy needs cluster or weighted_clusters");
+    }
+    let idle_ms = proxy.duration("idle_timeout");
+    let origin = Origin {
+        kind: "Envoy".into(),
+        namespace: (*listener).into(),
+        name: "tcp_proxy".into(),
+        field: "cluster".into(),
+    };
+    let rule = Rule {
+        name: "".into(),
+        matches: Vec::new(),
+        filters: Vec::new(),
+        action: Action::Forward(shares),
+        timeouts: Timeouts { idle_ms, ..Timeouts::default() },
+        retry: route_action::no_retry(),
+        session: None,
+        origin: origin.clone(),
+    };
+    let route = Route {
+        parent: Parent::Listener {
+            root: root.clone(),
+            sections: vec![section.clone()],
+            hostnames: Vec::new(),
+        },
+        scope: Scope::Any,
+        matching: Matching::FirstMatch,
+        rank: Rank { dialect: Dialect::VirtualService, created_ms: 0, name: "tcp".into() },
+        rules: vec![rule],
+        origin,
+    };
+    context.put(root.child(format!("route/envoy/{index}/tcp")), Resource::Route(route));
+}
+
+/// The access logs of one chain; only one of them is written.
+fn logs(message: &Message<'_>, context: &Context<'_>) {
+    let mut any = false;
+    message.each("access_log", |log| {
+        log.pass_over(&["name"]);
+        if let Some(filter) = log.message("filter") {
+            filter.waive();
+            log.unsupported("filter", "an access log has every request");
+        }
+        let Some((kind, config)) = log.any("typed_config") else { return };
+        let path = match kind {
+            FILE_LOG => config.text("path").map(PathBuf::from),
+            STDOUT_LOG => None,
+            other => {
+                config.waive();
+                log.unsupported("typed_config", format!("{other} is none of weft's"));
+                return;
+            }
+        };
+        // `/dev/stdout` is what the process has.
+        let path = path.filter(|p| p.as_os_str() != "/dev/stdout");
+        let (format, omit_empty) = format(&config);
+        context.logs.borrow_mut().push(Some(Log { path, format, omit_empty }));
+        any = true;
+    });
+    if !any {
+        context.logs.borrow_mut().push(None);
+    }
+}
+
+/// A log's format, and whether values that are not there are left out.
+fn format(config: &Message<'_>) -> (Option<(FieldPath, Value)>, bool) {
+    let given = |message: &Message<'_>, field: &str| {
+        let item = message.item(field)?;
+        Some((item.at.path(), item.value.clone()))
+    };
+    let Some(format) = config.message("log_format") else {
+        return (given(config, "format").or_else(|| given(config, "json_format")), false);
+    };
+    format.pass_over(&["content_type"]);
+    let omit = format.flag("omit_empty_values").unwrap_or(false);
+    let source = format.message("text_format_source");
+    let inline = source.and_then(|source| given(&source, "inline_string"));
+    let own = || given(&format, "text_format").or_else(|| given(&format, "json_format"));
+    (inline.or_else(own), omit)
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Active health checks.
+
+use std::sync::Arc;
+
+use weft_model::{CheckKind, HealthCheck, HttpCheck};
+
+use crate::read::Message;
+
+pub fn read(check: &Message<'_>) -> Option<HealthCheck> {
+    check.pass_over(&[
+        "reuse_connection",
+        "initial_jitter",
+        "event_log_path",
+        "event_logger",
+        "always_log_health_check_failures",
+        "always_log_health_check_success",
+        "no_traffic_interval",
+        "no_traffic_healthy_interval",
+        "unhealthy_edge_interval",
+        "healthy_edge_interval",
+    ]);
+    let interval_ms = required(check, "interval")?;
+    let timeout_ms = required(check, "timeout")?;
+    let jitter = check.duration("interval_jitter").unwrap_or(0);
+    let percent = check.number::<u64>("interval_jitter_percent").unwrap_or(0);
+    let share = percent * 100 + jitter * 10_000 / interval_ms.max(1);
+    Some(HealthCheck {
+        kind: kind(check)?,
+        interval_ms,
+        timeout_ms,
+        unhealthy_interval_ms: check.duration("unhealthy_interval"),
+        jitter_basis_points: u32::try_from(share.min(10_000)).unwrap_or(10_000),
+        healthy: required_number(check, "healthy_threshold")?,
+        unhealthy: required_number(check, "unhealthy_threshold")?,
+        port: check.number("alt_port"),
+    })
+}
+
+fn required(check: &Message<'_>, field: &str) -> Option<u64> {
+    let found = check.duration(field).filter(|ms| *ms > 0);
+    if found.is_none() {
+        check.error(field, "a health check needs it, more than 0");
+    }
+    found
+}
+
+fn required_number(check: &Message<'_>, field: &str) -> Option<u32> {
+    let found = check.number(field);
+    if found.is_none() {
+        check.error(field, "a health check needs it");
+    }
+    found
+}
+
+fn kind(check: &Message<'_>) -> Option<CheckKind> {
+    if let Some(http) = check.message("http_health_check") {
+        return Some(CheckKind::Http(of_http(&http)));
+    }
+    if let Some(grpc) = check.message("grpc_health_check") {
+        let text = |field: &str| Arc::from(grpc.text(field).unwrap_or(""));
+        return Some(CheckKind::Grpc {
+            service: text("service_name"),
+            authority: text("authority"),
+        });
+    }
+    if let Some(tcp) = check.message("tcp_health_check") {
+        let send = tcp.message("send").and_then(|p| payload(&p)).unwrap_or_default();
+        let expect = tcp.map("receive", |p| payload(&p));
+        return Some(CheckKind::Tcp { send, expect });
+    }
+    if let Some(custom) = check.message("custom_health_check") {
+        custom.waive();
+        check.unsupported("custom_health_check", "checks are http, grpc or tcp");
+        return None;
+    }
+    check.error("http_health_check", "a health check is http, grpc or tcp");
+    None
+}
+
+fn of_http(http: &Message<'_>) -> HttpCheck {
+    let mut statuses = Vec::new();
+    http.each("expected_statuses", |range| {
+        let start = range.number::<u16>("start").unwrap_or(0);
+        // The end of the range is not in it.
+        let end = range.number::<u16>("end").unwrap_or(0);
+        if end > start {
+            statuses.push((start, end - 1));
+        } else {
+            range.error("end", "it must be after start");
+        }
+    });
+    let mut headers = Vec::new();
+    http.each("request_headers_to_add", |option| {
+        option.pass_over(&["append_action", "append"]);
+        let Some(header) = option.message("header") else { return };
+        let name = header.text("key").unwrap_or("").to_ascii_lowercase();
+        headers.push((name.into(), header.text("value").unwrap_or("").into()));
+    });
+    let http2 = match http.choice("codec_client_type").unwrap_or("HTTP1") {
+        "HTTP1" => false,
+        "HTTP2" => true,
+        other => {
+            http.unsupported("codec_client_type", format!("{other} is not spoken"));
+            false
+        }
+    };
+    HttpCheck {
+        method: http.choice("method").unwrap_or("GET").into(),
+        path: http.text("path").unwrap_or("/").into(),
+        host: http.text("host").unwrap_or("").into(),
+        headers,
+        statuses,
+        http2,
+    }
+}
+
+/// Bytes in hexadecimal, or in base64.
+fn payload(message: &Message<'_>) -> Option<Vec<u8>> {
+    if let Some(hex) = message.text("text") {
+        let digits: Option<Vec<u8>> =
+            hex.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect();
+        let digits = digits.filter(|d| d.len() % 2 == 0);
+        if digits.is_none() {
+            message.error("text", "bytes are written in pairs of hexadecimal digits");
+        }
+        let pairs = digits?;
+        return Some(pairs.chunks(2).map(|p| p.iter().fold(0, |byte, d| byte * 16 + d)).collect());
+    }
+    use base64::Engine as _;
+    let text = message.text("binary")?;
+    base64::engine::general_purpose::STANDARD.decode(text).ok()
+}

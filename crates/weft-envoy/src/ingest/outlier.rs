@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Outlier detection with Envoy's defaults.
+
+use weft_model::{FailureShare, Outlier, OutlierWindow, SuccessRate};
+
+use crate::read::Message;
+
+pub fn read(m: &Message<'_>) -> Outlier {
+    m.pass_over(&["max_ejection_time_jitter", "monitors", "always_eject_one_host"]);
+    let streak = |count: &str, enforcing: &str, usual: u32, on: bool| {
+        let count = m.number::<u32>(count).unwrap_or(usual);
+        if enforced(m, enforcing, on) { count } else { 0 }
+    };
+    let consecutive_failures = streak("consecutive_5xx", "enforcing_consecutive_5xx", 5, true);
+    let gateway = "enforcing_consecutive_gateway_failure";
+    let consecutive_gateway = streak("consecutive_gateway_failure", gateway, 5, false);
+    let apart = m.flag("split_external_local_origin_errors") == Some(true);
+    let local_on = "enforcing_consecutive_local_origin_failure";
+    let local = streak("consecutive_local_origin_failure", local_on, 5, true);
+    m.pass_over(&["enforcing_local_origin_success_rate"]);
+    m.pass_over(&["enforcing_failure_percentage_local_origin"]);
+    let success_rate = enforced(m, "enforcing_success_rate", true).then(|| SuccessRate {
+        factor_permille: m.number("success_rate_stdev_factor").unwrap_or(1_900),
+        endpoints_min: m.number("success_rate_minimum_hosts").unwrap_or(5),
+        requests_min: m.number("success_rate_request_volume").unwrap_or(100),
+    });
+    let failure_share = enforced(m, "enforcing_failure_percentage", false).then(|| FailureShare {
+        basis_points: m.number::<u32>("failure_percentage_threshold").unwrap_or(85) * 100,
+        endpoints_min: m.number("failure_percentage_minimum_hosts").unwrap_or(5),
+        requests_min: m.number("failure_percentage_request_volume").unwrap_or(50),
+    });
+    m.pass_over(&[
+        "success_rate_stdev_factor",
+        "success_rate_minimum_hosts",
+        "success_rate_request_volume",
+        "failure_percentage_threshold",
+        "failure_percentage_minimum_hosts",
+        "failure_percentage_request_volume",
+    ]);
+    let interval_ms = m.duration("interval").unwrap_or(10_000);
+    let judged = success_rate.is_some() || failure_share.is_some();
+    let window = OutlierWindow { interval_ms, success_rate, failure_share };
+    let base_ejection_ms = m.duration("base_ejection_time").unwrap_or(30_000);
+    Outlier {
+        consecutive_failures,
+        consecutive_gateway,
+        consecutive_local: apart.then_some(local),
+        statuses: Vec::new(),
+        window: judged.then(|| Box::new(window)),
+        base_ejection_ms,
+        max_ejection_ms: m.duration("max_ejection_time").unwrap_or(300_000).max(base_ejection_ms),
+        max_ejection_basis_points: m.number::<u32>("max_ejection_percent").unwrap_or(10).min(100)
+            * 100,
+    }
+}
+
+/// Whether a judgement ejects; weft ejects always or never.
+fn enforced(m: &Message<'_>, field: &str, usual: bool) -> bool {
+    match m.number::<u32>(field) {
+        None => usual,
+        Some(0) => false,
+        Some(100) => true,
+        Some(part) => {
+            m.unsupported(field, format!("{part}: a judgement ejects always (100) or never (0)"));
+            true
+        }
+    }
+}

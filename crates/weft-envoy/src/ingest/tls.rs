@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+//! TLS contexts of listeners and clusters, with certificates from files, from the text itself or
+//! from static secrets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use weft_model::{Certificate, ClientCertificates, Names, ServerTls, Trust, UpstreamTls};
+
+use super::Context;
+use crate::read::{Found, Message};
+
+const DOWNSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
+const UPSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+
+/// What both contexts have.
+#[derive(Default)]
+struct Common {
+    certificate: Option<Certificate>,
+    authorities: Option<Arc<str>>,
+    names: Vec<Arc<str>>,
+    alpn: Vec<Arc<str>>,
+    only_13: bool,
+}
+
+/// The static secrets by name.
+pub fn secrets(map: &Map<String, Value>) -> BTreeMap<&str, &Map<String, Value>> {
+    let list = ["static_resources", "staticResources"].iter().find_map(|k| map.get(*k));
+    let list = list.and_then(|r| r.get("secrets")).and_then(Value::as_array);
+    let each = list.into_iter().flatten().filter_map(Value::as_object);
+    each.filter_map(|secret| Some((secret.get("name")?.as_str()?, secret))).collect()
+}
+
+/// The TLS of a filter chain; `None` for plaintext, or when it was reported.
+pub fn downstream(chain: &Message<'_>, context: &Context<'_>) -> Option<ServerTls> {
+    let socket = chain.message("transport_socket")?;
+    socket.pass_over(&["name"]);
+    let (kind, tls) = socket.any("typed_config")?;
+    match kind {
+        DOWNSTREAM => {}
+        RAW => return None,
+        other => {
+            tls.waive();
+            socket.unsupported("typed_config", format!("{other} is none of weft's"));
+            return None;
+        }
+    }
+    tls.pass_over(&["session_timeout", "disable_stateless_session_resumption"]);
+    let required = tls.flag("require_client_certificate").unwrap_or(false);
+    let common = common(&tls, context);
+    if !common.names.is_empty() {
+        let why = "clients are judged by authority here; use RBAC for their names";
+        tls.unsupported("common_tls_context.validation_context", why);
+    }
+    let Some(certificate) = common.certificate else {
+        tls.error("common_tls_context", "a listener with TLS needs a certificate");
+        return None;
+    };
+    let clients = common.authorities.map(|ca_pem| ClientCertificates { ca_pem, required });
+    if clients.is_none() && required {
+        tls.error("require_client_certificate", "nobody's certificate would be trusted");
+    }
+    Some(ServerTls {
+        clients: clients.map(Box::new),
+        alpn: common.alpn,
+        only_13: common.only_13,
+        ..ServerTls::new(certificate.chain_pem, certificate.key_pem)
+    })
+}
+
+/// The TLS of a cluster.
+pub fn upstream(cluster: &Message<'_>, context: &Context<'_>) -> Option<UpstreamTls> {
+    let socket = cluster.message("transport_socket")?;
+    socket.pass_over(&["name"]);
+    let (kind, tls) = socket.any("typed_config")?;
+    match kind {
+        UPSTREAM => {}
+        RAW => return None,
+        other => {
+            tls.waive();
+            socket.unsupported("typed_config", format!("{other} is none of weft's"));
+            return None;
+        }
+    }
+    tls.pass_over(&["max_session_keys"]);
+    let server_name = tls.text("sni").filter(|s| !s.is_empty()).map(Arc::from);
+    let common = common(&tls, context);
+    let trust = common.authorities.map_or(Trust::Anyone, Trust::Authorities);
+    let names = if common.names.is_empty() { Names::Any } else { Names::OneOf(common.names) };
+    if !common.alpn.is_empty() {
+        let why = "ALPN follows what the cluster's http_protocol_options say";
+        let said: Vec<&str> = common.alpn.iter().map(|a| &**a).collect();
+        if !matches!(said.as_slice(), ["h2"] | ["http/1.1"] | ["h2", "http/1.1"]) {
+            tls.unsupported("common_tls_context.alpn_protocols", why);
+        }
+    }
+    let (certificate, only_13) = (common.certificate, common.only_13);
+    Some(UpstreamTls { server_name, trust, names, certificate, only_13 })
+}
+
+fn common(tls: &Message<'_>, context: &Context<'_>) -> Common {
+    let mut out = Common::default();
+    let Some(common) = tls.message("common_tls_context") else { return out };
+    if let Some(params) = common.message("tls_params") {
+        out.only_13 = match params.choice("tls_minimum_protocol_version") {
+            None | Some("TLS_AUTO" | "TLSv1_2") => false,
+            Some("TLSv1_3") => true,
+            Some(other) => {
+                let why = format!("{other} is not served; TLS begins at 1.2");
+                params.unsupported("tls_minimum_protocol_version", why);
+                false
+            }
+        };
+        if !matches!(
+            params.choice("tls_maximum_protocol_version"),
+            None | Some("TLS_AUTO" | "TLSv1_3")
+        ) {
+            let why = "TLS 1.3 cannot be switched off";
+            params.unsupported("tls_maximum_protocol_version", why);
+        }
+    }
+    out.alpn = common.texts("alpn_protocols").into_iter().map(Arc::from).collect();
+    let mut certificates = common.map("tls_certificates", |message| certificate(&message, context));
+    common.each("tls_certificate_sds_secret_configs", |reference| {
+        secret(&reference, context, |secret| {
+            let found = secret.message("tls_certificate");
+            certificates.extend(found.and_then(|message| certificate(&message, context)));
+        });
+    });
+    if certificates.len() > 1 {
+        let why = "a filter chain has one certificate; give each server name its own chain";
+        common.unsupported("tls_certificates", why);
+    }
+    out.certificate = certificates.into_iter().next();
+    if let Some(validation) = common.message("validation_context") {
+        validate(&validation, context, &mut out);
+    }
+    if let Some(reference) = common.message("validation_context_sds_secret_config") {
+        secret(&reference, context, |secret| {
+            if let Some(validation) = secret.message("validation_context") {
+                validate(&validation, context, &mut out);
+            }
+        });
+    }
+    if let Some(combined) = common.message("combined_validation_context") {
+        if let Some(validation) = combined.message("default_validation_context") {
+            validate(&validation, context, &mut out);
+        }
+        if let Some(reference) = combined.message("validation_context_sds_secret_config") {
+            secret(&reference, context, |secret| {
+                if let Some(validation) = secret.message("validation_context") {
+                    validate(&validation, context, &mut out);
+                }
+            });
+        }
+    }
+    out
+}
+
+fn certificate(message: &Message<'_>, context: &Context<'_>) -> Option<Certificate> {
+    message.pass_over(&["watched_directory"]);
+    let chain_pem = context.data(message, "certificate_chain");
+    let key_pem = context.data(message, "private_key");
+    Some(Certificate { chain_pem: chain_pem?, key_pem: key_pem? })
+}
+
+fn validate(validation: &Message<'_>, context: &Context<'_>, out: &mut Common) {
+    validation.pass_over(&["watched_directory"]);
+    if let Some(ca) = context.data(validation, "trusted_ca") {
+        out.authorities = Some(ca);
+    }
+    validation.each("match_typed_subject_alt_names", |name| {
+        if !matches!(name.choice("san_type"), Some("DNS" | "URI")) {
+            name.unsupported("san_type", "names are DNS or URI");
+        }
+        if let Some(matcher) = name.message("matcher") {
+            san(&matcher, out);
+        }
+    });
+    validation.each("match_subject_alt_names", |matcher| san(&matcher, out));
+    if !matches!(validation.choice("trust_chain_verification"), None | Some("VERIFY_TRUST_CHAIN")) {
+        validation.unsupported("trust_chain_verification", "chains are always verified");
+    }
+}
+
+fn san(matcher: &Message<'_>, out: &mut Common) {
+    match matcher.text("exact") {
+        Some(name) => out.names.push(name.into()),
+        None => {
+            matcher.waive();
+            matcher.unsupported("exact", "names are compared exactly here");
+        }
+    }
+}
+
+/// Reads a secret that is named, when it stands among the static ones.
+fn secret(reference: &Message<'_>, context: &Context<'_>, f: impl FnOnce(Message<'_>)) {
+    let Some(name) = reference.text("name") else { return };
+    let Some(map) = context.secrets.get(name).filter(|_| !reference.is_set("sds_config")) else {
+        if reference.is_set("sds_config") {
+            reference.waive();
+            reference.unsupported("sds_config", "secrets come from files or static_resources");
+        } else {
+            reference.error("name", format!("static_resources has no secret {name:?}"));
+        }
+        return;
+    };
+    let found = Found::default();
+    {
+        let secret = found.root(map);
+        secret.pass_over(&["name"]);
+        f(secret);
+    }
+    let (errors, unsupported) = found.into_parts();
+    for issue in errors {
+        reference.error("name", format!("secret {name:?}: {issue}"));
+    }
+    for issue in unsupported {
+        reference.unsupported("name", format!("secret {name:?}: {issue}"));
+    }
+}

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+//! TLS with those who are no part of the mesh: listeners of gateways and standalone proxies, and
+//! backends that speak TLS themselves. Called by the proxy when a table is built; never used
+//! between sidecars, whose rules are in `verify`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::server::{NoClientAuth, ParsedCertificate, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    SignatureScheme, SupportedProtocolVersion,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use thiserror::Error;
+use weft_base::clock::Clock;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::FromDer;
+
+use crate::provider::{TlsTime, provider};
+use crate::tls::TlsError;
+
+/// Server names for which one configuration remembers sessions.
+const CLIENT_SESSIONS_MAX: usize = 32;
+
+/// Why PEM text cannot be used.
+#[derive(Debug, Error)]
+pub enum PemError {
+    #[error("the PEM text cannot be read: {0}")]
+    Pem(#[from] rustls_pki_types::pem::Error),
+    #[error("there is no certificate in the PEM text")]
+    NoCertificate,
+    #[error("{0}")]
+    Key(#[from] Error),
+}
+
+/// What a listener presents and asks.
+#[derive(Clone, Debug)]
+pub struct Served {
+    pub key: Arc<CertifiedKey>,
+    /// Who signs clients' certificates, and whether a client must show one.
+    pub clients: Option<(Arc<RootCertStore>, bool)>,
+    pub alpn: Vec<Vec<u8>>,
+    pub only_13: bool,
+}
+
+/// Which backends are believed.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Whose signature counts; `None` believes everybody.
+    pub roots: Option<Arc<RootCertStore>>,
+    pub names: OriginNames,
+    pub certificate: Option<Arc<CertifiedKey>>,
+    pub only_13: bool,
+}
+
+/// What a backend's certificate must say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OriginNames {
+    /// The server name of the handshake.
+    ServerName,
+    /// A DNS name or URI among these.
+    OneOf(Vec<Arc<str>>),
+    Any,
+}
+
+#[derive(Debug)]
+struct OriginVerifier {
+    roots: Option<Arc<RootCertStore>>,
+    names: OriginNames,
+}
+
+/// A certificate with its chain and its key.
+///
+/// # Errors
+/// What of the texts cannot be used.
+pub fn certified(chain_pem: &str, key_pem: &str) -> Result<Arc<CertifiedKey>, PemError> {
+    let chain: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_slice_iter(chain_pem.as_bytes()).collect::<Result<_, _>>()?;
+    if chain.is_empty() {
+        return Err(PemError::NoCertificate);
+    }
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())?;
+    Ok(Arc::new(CertifiedKey::from_der(chain, key, &provider())?))
+}
+
+/// The authorities of a PEM text.
+///
+/// # Errors
+/// When there is none, or one cannot be read.
+pub fn roots(pem: &str) -> Result<Arc<RootCertStore>, PemError> {
+    let mut store = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        store.add(certificate?)?;
+    }
+    if store.is_empty() { Err(PemError::NoCertificate) } else { Ok(Arc::new(store)) }
+}
+
+/// Server side of a listener.
+///
+/// # Errors
+/// When rustls refuses the key or the authorities.
+pub fn server(served: &Served, clock: &Clock) -> Result<ServerConfig, TlsError> {
+    let verifier = match &served.clients {
+        None => Arc::new(NoClientAuth),
+        Some((roots, required)) => {
+            let builder = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider());
+            if *required { builder.build()? } else { builder.allow_unauthenticated().build()? }
+        }
+    };
+    let time = Arc::new(TlsTime(clock.clone()));
+    let mut config = ServerConfig::builder_with_details(provider(), time)
+        .with_protocol_versions(versions(served.only_13))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(served.key.clone())));
+    config.alpn_protocols.clone_from(&served.alpn);
+    Ok(config)
+}
+
+/// Client side towards a backend.
+///
+/// # Errors
+/// When rustls refuses the versions or the key.
+pub fn client(origin: &Origin, alpn: &[&[u8]], clock: &Clock) -> Result<ClientConfig, TlsError> {
+    let verifier = OriginVerifier { roots: origin.roots.clone(), names: origin.names.clone() };
+    let time = Arc::new(TlsTime(clock.clone()));
+    let builder = ClientConfig::builder_with_details(provider(), time)
+        .with_protocol_versions(versions(origin.only_13))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match &origin.certificate {
+        Some(key) => {
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+    config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS_MAX);
+    Ok(config)
+}
+
+fn versions(only_13: bool) -> &'static [&'static SupportedProtocolVersion] {
+    static ONLY_13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+    static BOTH: [&SupportedProtocolVersion; 2] =
+        [&rustls::version::TLS13, &rustls::version::TLS12];
+    if only_13 { &ONLY_13 } else { &BOTH }
+}
+
+// === impl OriginVerifier ===
+
+impl OriginVerifier {
+    fn check_names(&self, leaf: &CertificateDer<'_>, asked: &ServerName<'_>) -> Result<(), Error> {
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        match &self.names {
+            OriginNames::Any => Ok(()),
+            OriginNames::ServerName => verify_server_name(&parsed, asked),
+            OriginNames::OneOf(names) => {
+                let as_dns = |name: &Arc<str>| {
+                    let name = ServerName::try_from(&**name);
+                    name.is_ok_and(|name| verify_server_name(&parsed, &name).is_ok())
+                };
+                let uris = uris(leaf)?;
+                if names.iter().any(|n| as_dns(n) || uris.iter().any(|uri| **uri == **n)) {
+                    return Ok(());
+                }
+                Err(Error::InvalidCertificate(CertificateError::NotValidForName))
+            }
+        }
+    }
+}
+
+/// The URIs among a certificate's alternative names.
+fn uris(leaf: &CertificateDer<'_>) -> Result<Vec<String>, Error> {
+    let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
+    let (_, certificate) = X509Certificate::from_der(leaf).map_err(bad)?;
+    let mut out = Vec::new();
+    for extension in certificate.extensions() {
+        if let ParsedExtension::SubjectAlternativeName(san) = extension.parsed_extension() {
+            out.extend(san.general_names.iter().filter_map(|name| match name {
+                GeneralName::URI(uri) => Some((*uri).to_owned()),
+                _ => None,
+            }));
+        }
+    }
+    Ok(out)
+}
+
+impl ServerCertVerifier for OriginVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if let Some(roots) = &self.roots {
+            verify_server_cert_signed_by_trust_anchor(
+                &ParsedCertificate::try_from(end_entity)?,
+                roots,
+                intermediates,
+                now,
+                provider().signature_verification_algorithms.all,
+            )?;
+        }
+        self.check_names(end_entity, server_name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Display for OriginNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ServerName => f.write_str("the server name"),
+            Self::OneOf(names) => f.write_str(&names.join(" or ")),
+            Self::Any => f.write_str("any name"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
