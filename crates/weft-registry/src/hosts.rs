@@ -12,12 +12,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use weft_base::clock::Mono;
 use weft_base::task::TaskGroup;
 use weft_kinds::kind::KindId;
-use weft_kinds::world::{PODS_ANNOTATION, PodsMode};
+use weft_kinds::world::{Object, PODS_ANNOTATION, PodsMode};
 use weft_store::{
     Class, Compare, EventKind, LeaseId, Op, Revision, StoreError, Txn, Watch, WatchError,
 };
@@ -122,7 +123,8 @@ impl Hosts {
         let hosts = Self { registry, own: own.into(), known, declaring };
         let from = hosts.registry.store().barrier().await?.next();
         let world = hosts.registry.now();
-        for node in world.objects(KindId::Node, None) {
+        let alone = !hosts.registry.leader().is_shared();
+        for node in world.objects(KindId::Node, None).filter(|_| alone) {
             if node.meta.annotation(JOIN_ANNOTATION).is_some() {
                 let name = node.key.name.to_string();
                 let lease = hosts.lease(&name).await?;
@@ -133,6 +135,7 @@ impl Hosts {
                     .insert(name, Known { lease, said: None, at: Mono::default() });
             }
         }
+        hosts.mind_the_unheard(tasks);
         let (watching, group) = (hosts.clone(), tasks.clone());
         tasks.spawn("hosts", async move {
             tokio::select! {
@@ -141,6 +144,56 @@ impl Hosts {
             }
         });
         Ok(hosts)
+    }
+
+    /// Whoever begins to lead gives the hosts that no server hears of the usual time to be heard
+    /// of again, and then counts them as silent.
+    fn mind_the_unheard(&self, tasks: &TaskGroup) {
+        if !self.registry.leader().is_shared() {
+            return;
+        }
+        let (hosts, group) = (self.clone(), tasks.clone());
+        tasks.spawn("unheard hosts", async move {
+            let leader = hosts.registry.leader().clone();
+            let mut terms = leader.changes();
+            loop {
+                if leader.is_here()
+                    && let Err(error) = hosts.give_time().await
+                {
+                    tracing::warn!(%error, "hosts that nobody hears of cannot be looked at");
+                    tokio::time::sleep(HEARTBEAT_EVERY).await;
+                    continue;
+                }
+                tokio::select! {
+                    () = group.draining() => return,
+                    _ = terms.changed() => {}
+                }
+            }
+        });
+    }
+
+    async fn give_time(&self) -> Result<(), HostError> {
+        let world = self.registry.now();
+        for node in world.objects(KindId::Node, None) {
+            let joined = node.meta.annotation(JOIN_ANNOTATION).is_some();
+            if !joined || !nodes::is_ready(&node.raw) {
+                continue;
+            }
+            let key: Arc<str> = format!("{ALIVE}{}", node.key.name).into();
+            let lease = self.registry.store().lease_grant(SILENCE_MAX).await?;
+            let (value, class) = (self.voice(), Class::Ephemeral);
+            let put = Op::Put { key: key.clone(), value, class, lease: Some(lease) };
+            let txn = Txn::of([put]).when(Compare::Absent(key));
+            if !self.registry.store().txn(txn).await?.succeeded {
+                self.registry.store().lease_revoke(lease).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which run of which server hears a host.
+    fn voice(&self) -> Bytes {
+        json!({ "by": self.registry.leader().run_id() }).to_string().into()
     }
 
     /// Makes a host known that may be heard of from now on. `named` says that its token was made
@@ -256,7 +309,8 @@ impl Hosts {
         let store = self.registry.store();
         let lease = store.lease_grant(SILENCE_MAX).await?;
         let key = format!("{ALIVE}{name}").into();
-        let op = Op::Put { key, value: "{}".into(), class: Class::Ephemeral, lease: Some(lease) };
+        let (value, class) = (self.voice(), Class::Ephemeral);
+        let op = Op::Put { key, value, class, lease: Some(lease) };
         store.txn(Txn::of([op])).await?;
         Ok(lease)
     }
@@ -331,8 +385,15 @@ impl Hosts {
                 Ok(events) => events,
                 Err(why) => return why,
             };
-            for event in events.iter().filter(|e| e.kind == EventKind::Delete) {
+            for event in &events {
                 let name = event.key.strip_prefix(ALIVE).unwrap_or_default();
+                if event.kind == EventKind::Put {
+                    // Another server hears it now: this one has no say until it does again.
+                    if event.value != self.voice() {
+                        self.known.lock().await.remove(name);
+                    }
+                    continue;
+                }
                 if let Err(error) = self.ended(name).await {
                     tracing::warn!(host = name, %error, "a silent host could not be noted");
                 }
@@ -342,7 +403,13 @@ impl Hosts {
 
     async fn look_again(&self) -> Result<Revision, HostError> {
         let page = self.registry.store().range(ALIVE, 0, None).await?;
-        let names: Vec<String> = self.known.lock().await.keys().cloned().collect();
+        let mut names: Vec<String> = self.known.lock().await.keys().cloned().collect();
+        if self.registry.leader().is_shared() {
+            let world = self.registry.now();
+            let joined = |n: &&Arc<Object>| n.meta.annotation(JOIN_ANNOTATION).is_some();
+            let all = world.objects(KindId::Node, None).filter(joined);
+            names.extend(all.map(|n| n.key.name.to_string()));
+        }
         for name in names {
             self.ended(&name).await?;
         }
@@ -354,10 +421,18 @@ impl Hosts {
         // Held while writing, so that a heartbeat of this moment comes after.
         let mut all = self.known.lock().await;
         let (_, alive) = self.registry.store().get(&format!("{ALIVE}{name}")).await?;
-        if alive.is_some() || all.remove(name).is_none() {
+        if alive.is_some() {
             return Ok(());
         }
-        if self.registry.now().get(KindId::Node, "", name).is_none() {
+        // Who leads speaks for servers that are gone with what they heard.
+        let heard = all.remove(name).is_some();
+        let leads = self.registry.leader().is_shared() && self.registry.leader().is_here();
+        if !heard && !leads {
+            return Ok(());
+        }
+        let world = self.registry.now();
+        let node = world.get(KindId::Node, "", name);
+        if !node.is_some_and(|n| heard || nodes::is_ready(&n.raw)) {
             return Ok(());
         }
         let why = format!(

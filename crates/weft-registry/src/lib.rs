@@ -11,6 +11,7 @@ pub mod consul;
 pub mod controllers;
 mod events;
 pub mod hosts;
+pub mod leader;
 mod nodes;
 pub mod objects;
 mod pods_mode;
@@ -32,6 +33,7 @@ use weft_kinds::world::World;
 use weft_store::{Revision, Store, StoreError};
 
 pub use events::EventNote;
+pub use leader::Leader;
 pub use nodes::NodeInfo;
 pub use objects::{
     Change, DeleteOptions, Deleted, ObjectError, ObjectEvent, ObjectWatch, Objects, Part,
@@ -56,6 +58,7 @@ struct Inner {
     changes: broadcast::WeakSender<Arc<pump::Change>>,
     catalog: catalog::Handle,
     consul: consul::Handle,
+    leader: Leader,
     notes: mpsc::Sender<EventNote>,
     event_lease: Arc<events::EventLease>,
     counts: Counts,
@@ -100,6 +103,21 @@ impl Registry {
         clock: Clock,
         tasks: TaskGroup,
     ) -> Result<Self, RegistryError> {
+        let leader = Leader::alone(clock.clone());
+        Self::open_as(store, clock, tasks, leader).await
+    }
+
+    /// The same on a store that other servers use, too: what only one may do is done by whoever
+    /// leads among them.
+    ///
+    /// # Errors
+    /// As [`Registry::open`].
+    pub async fn open_as(
+        store: Arc<dyn Store>,
+        clock: Clock,
+        tasks: TaskGroup,
+        leader: Leader,
+    ) -> Result<Self, RegistryError> {
         let rng = Rng::from_system();
         let shelf = Arc::new(consul::Shelf::default());
         let (pump, world, changes) = pump::load(store.clone(), shelf.clone()).await?;
@@ -112,7 +130,9 @@ impl Registry {
             notes: receiver,
             lease: lease.clone(),
         };
-        let catalog = catalog::Handle::new(store.clone(), world.clone(), clock.clone());
+        leader.start(&store, &tasks);
+        let catalog =
+            catalog::Handle::new(store.clone(), world.clone(), clock.clone(), leader.clone());
         let inner = Inner {
             notes,
             event_lease: lease,
@@ -126,8 +146,10 @@ impl Registry {
                 shelf,
                 catalog.clone(),
                 tasks.clone(),
+                leader.clone(),
             ),
             catalog,
+            leader,
             world,
             changes,
             rng: Mutex::new(rng),
@@ -191,6 +213,11 @@ impl Registry {
     /// Kubernetes-style objects.
     pub fn objects(&self) -> Objects {
         Objects::new(self.clone())
+    }
+
+    /// Whether this server does what only one of several may do.
+    pub fn leader(&self) -> &Leader {
+        &self.inner.leader
     }
 
     /// What Consul clients register.

@@ -34,6 +34,8 @@ const TRIES: usize = 32;
 #[derive(Clone, Debug)]
 pub struct Objects {
     registry: Registry,
+    /// What has to hold for its writes, besides.
+    given: Option<Compare>,
 }
 
 /// How something is written.
@@ -110,7 +112,14 @@ impl WriteOptions {
 
 impl Objects {
     pub(crate) fn new(registry: Registry) -> Self {
-        Self { registry }
+        Self { registry, given: None }
+    }
+
+    /// The same, but it writes only while this server leads.
+    #[must_use]
+    pub fn as_leader(self) -> Self {
+        let given = self.registry.leader().fence();
+        Self { given, ..self }
     }
 
     /// One object as doors show it, from the World.
@@ -375,8 +384,13 @@ impl Objects {
     ) -> Result<Result<Revision, usize>, ObjectError> {
         txn.compares.extend(extra.compares);
         txn.ops.extend(extra.ops);
+        let own = txn.compares.len();
+        txn.compares.extend(self.given.clone());
         let outcome = self.registry.store().txn(txn).await?;
         if !outcome.succeeded {
+            if outcome.failed.is_some_and(|at| at >= own) {
+                return Err(ObjectError::Busy("another server leads now".to_owned()));
+            }
             return Ok(Err(outcome.failed.unwrap_or(0)));
         }
         self.registry.wait_revision(outcome.revision).await;

@@ -30,6 +30,10 @@ pub(crate) async fn write(registry: &Registry) -> Result<(), ObjectError> {
             Err(e) => return Err(e),
         }
     }
+    if registry.leader().is_shared() {
+        // Other servers may hear of these agents; whoever leads sees to those that nobody hears of.
+        return Ok(());
+    }
     for node in nodes(registry) {
         // Whoever ran there has to say so again; pods of a node that stays away are replaced.
         // However long this server was down does not count.

@@ -3,7 +3,7 @@
 //! stateless beside it. etcd's revisions, leases and transactions are the log's own.
 //!
 //! Called by the binary (`--store etcd://…`). Never writes outside of its prefix. What differs
-//! from the other engines: ephemeral keys live while any server of the mesh does; leases count
+//! from the other engines: ephemeral keys end with the server that wrote them; leases count
 //! whole seconds and end by etcd's clock; other users of the same etcd move the revision, and where
 //! there are any, compacting it is left to them.
 
@@ -40,9 +40,9 @@ use wire::{Names, changed, failed, revision, signed, unsigned};
 
 /// Keys read by one call.
 const PAGE_KEYS: usize = 200;
-/// How long the shared lease outlives the last server.
-const SHARED_TTL: Duration = Duration::from_secs(30);
-const SHARED_EVERY: Duration = Duration::from_secs(8);
+/// How long ephemeral keys outlive the server that wrote them.
+pub const SERVER_TTL: Duration = Duration::from_secs(10);
+const SERVER_EVERY: Duration = Duration::from_secs(3);
 /// How far behind the head etcd's history is forgotten, at least.
 const COMPACT_EVERY: Duration = Duration::from_secs(300);
 /// How long a write waits for the watch to show what was read.
@@ -67,6 +67,8 @@ struct Inner {
     cluster: u64,
     /// The newest revision that changed something under the prefix.
     last: AtomicU64,
+    /// One begins a lease at a time.
+    leasing: tokio::sync::Mutex<()>,
     /// One mark at a time.
     marking: tokio::sync::Mutex<()>,
     requests: AtomicU64,
@@ -98,17 +100,38 @@ impl EtcdStore {
             clock,
             cluster,
             last: at.0.into(),
+            leasing: tokio::sync::Mutex::default(),
             marking: tokio::sync::Mutex::default(),
             requests: 0.into(),
             failures: 0.into(),
             compaction: Mutex::default(),
         });
         inner.append(at, Vec::new());
-        inner.keep_shared().await?;
+        inner.keep_own().await?;
         let tasks = TaskGroup::new();
         tasks.spawn("etcd watch", follow::follow(inner.clone()));
         tasks.spawn("etcd lease", keep(inner.clone()));
         Ok(Self { inner, tasks })
+    }
+
+    /// A lease of this very number, for a log that is moved here.
+    ///
+    /// # Errors
+    /// When there is one already, or etcd cannot be reached.
+    pub async fn grant_as(&self, lease: LeaseId, ttl: Duration) -> Result<(), StoreError> {
+        self.inner.grant(signed(lease.0), ttl).await.map(|_| ())
+    }
+
+    /// Ends what only this server says (its ephemeral keys) now, rather than with its lease. Called
+    /// last: whatever is written afterwards begins a new one.
+    ///
+    /// # Errors
+    /// When etcd cannot be reached; then the lease ends it.
+    pub async fn leave(&self) -> Result<(), StoreError> {
+        match LeaseId(unsigned(self.inner.names.lease())) {
+            LeaseId(0) => Ok(()),
+            lease => self.inner.revoke(lease).await.map(|_| ()),
+        }
     }
 }
 
@@ -119,11 +142,11 @@ impl Drop for EtcdStore {
     }
 }
 
-/// Keeps the shared lease alive for ever.
+/// Keeps the server's lease alive for ever.
 async fn keep(inner: Arc<Inner>) {
     loop {
-        tokio::time::sleep(SHARED_EVERY).await;
-        if let Err(err) = inner.keep_shared().await {
+        tokio::time::sleep(SERVER_EVERY).await;
+        if let Err(err) = inner.keep_own().await {
             tracing::warn!(%err, "the lease of ephemeral keys could not be renewed; trying again");
         }
     }
@@ -211,8 +234,8 @@ impl Inner {
                     Op::Put { lease, .. } => *lease,
                     _ => None,
                 });
-                // The shared one ends when no server was there; then it begins again.
-                self.keep_shared().await?;
+                // This server's own ends when it could not reach etcd for long; it begins again.
+                self.keep_own().await?;
                 let again = self.commit(txn).await;
                 again.map_err(|err| match own {
                     Some(lease) if lease_is_gone(&err) => StoreError::NoLease(lease),
@@ -317,16 +340,20 @@ impl Inner {
         }
     }
 
-    async fn keep_shared(&self) -> Result<(), StoreError> {
-        let id = self.names.shared;
-        match self.keep_alive(LeaseId(unsigned(id))).await {
-            Err(StoreError::NoLease(_)) => match self.grant(id, SHARED_TTL).await {
-                // Another server was faster.
-                Err(StoreError::Refused { why, .. }) if why.contains("already exists") => Ok(()),
-                made => made.map(|_| ()),
+    async fn keep_own(&self) -> Result<(), StoreError> {
+        let _turn = self.leasing.lock().await;
+        match LeaseId(unsigned(self.names.lease())) {
+            LeaseId(0) => {}
+            lease => match self.keep_alive(lease).await {
+                Err(StoreError::NoLease(_)) => {
+                    tracing::warn!("this server's lease in etcd ended, and its ephemeral keys");
+                }
+                kept => return kept.map(|_| ()),
             },
-            kept => kept.map(|_| ()),
         }
+        let lease = self.grant(0, SERVER_TTL).await?;
+        self.names.set_lease(signed(lease.0));
+        Ok(())
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<Revision, StoreError> {

@@ -60,7 +60,7 @@ pub enum Class {
     /// On disk before the write is acknowledged.
     #[default]
     Synced,
-    /// In memory: heartbeats and check results. Gone when the store is opened again.
+    /// Heartbeats and check results: gone when the server that wrote them is.
     Ephemeral,
 }
 

@@ -96,6 +96,9 @@ pub struct CheckRecord {
 pub struct CheckStatus {
     pub status: Status,
     pub output: Arc<str>,
+    /// Which run of which server wrote it, where several share one store.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub by: Arc<str>,
 }
 
 /// Ordered: the worst is the greatest.

@@ -9,6 +9,7 @@
 //! written at most every [`OUTPUT_EVERY_MS`] milliseconds per check; a change of status at once.
 
 mod error;
+mod minding;
 pub(crate) mod plan;
 mod timers;
 
@@ -33,6 +34,8 @@ pub use error::CatalogError;
 pub use plan::{ServiceRequest, check_key, registration_key};
 use timers::{Due, Timers};
 
+use crate::Leader;
+
 /// A change of output alone is written at most this often: outputs with a time in them would
 /// wake every blocked query at every check. Consul waits for five minutes.
 pub const OUTPUT_EVERY_MS: u64 = 60_000;
@@ -52,6 +55,7 @@ struct Inner {
     clock: Clock,
     stripes: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
+    leader: Leader,
     timers: Mutex<Timers>,
     outputs: Mutex<Outputs>,
     /// A deadline was set that may be earlier than the one waited for.
@@ -89,7 +93,12 @@ pub fn runnable<'a>(
 
 impl Handle {
     /// `world` is the pump's; deadlines of the checks that it has begin now.
-    pub fn new(store: Arc<dyn Store>, world: Snapshot<World>, clock: Clock) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        world: Snapshot<World>,
+        clock: Clock,
+        leader: Leader,
+    ) -> Self {
         let mut timers = Timers::default();
         let now = clock.now();
         for (_, check) in world.load().catalog().checks() {
@@ -101,6 +110,7 @@ impl Handle {
             clock,
             stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
             hasher: RandomState::new(),
+            leader,
             timers: Mutex::new(timers),
             outputs: Mutex::default(),
             wake: Notify::new(),
@@ -127,7 +137,7 @@ impl Handle {
             loop {
                 let next = handle.timers().next();
                 let now = handle.0.clock.now();
-                let wait = next.map(|at| at.since(now));
+                let wait = handle.look_soon(next.map(|at| at.since(now)));
                 tokio::select! {
                     () = group.draining() => return,
                     () = handle.0.wake.notified() => {}
@@ -286,6 +296,7 @@ impl Handle {
         output: &str,
     ) -> Result<(), CatalogError> {
         let _turn = self.turn(&key.node, &key.id).await;
+        self.learn(key);
         self.timers().beat(key, self.0.clock.now());
         self.0.wake.notify_one();
         self.tell(key, status, output).await
@@ -319,6 +330,7 @@ impl Handle {
     /// Does what is due now. The task of [`Handle::run`] calls this; so do tests.
     pub async fn tick(&self) {
         let world = self.0.world.load();
+        self.adopt(&world);
         let due = self.timers().step(world.catalog(), self.0.clock.now());
         drop(world);
         futures_util::stream::iter(due)
@@ -342,6 +354,9 @@ impl Handle {
                     return Ok(());
                 }
                 let world = self.0.world.load();
+                if !self.is_mine(&world, key) {
+                    return Ok(());
+                }
                 let last = world.catalog().result(key).map(|r| r.output.clone());
                 let output = match last.filter(|output| !output.is_empty()) {
                     Some(last) if last.starts_with("TTL expired") => last.to_string(),
@@ -361,6 +376,7 @@ impl Handle {
                 self.outputs().held.insert(key.clone(), Output { written, pending: None });
                 Ok(())
             }
+            Due::Reap { .. } if !self.0.leader.is_here() => Ok(()),
             Due::Reap { key, service_id } => {
                 tracing::info!(
                     service = service_id, check = ?key.id, node = ?key.node,
@@ -387,7 +403,7 @@ impl Handle {
         let shown = known.map_or_else(|| check.typed().initial_output.into(), |r| r.output.clone());
         let now = self.0.clock.now();
         let alone = world.catalog().status(key) == status;
-        if alone {
+        if alone && !self.is_anothers(known.map(|k| &**k)) {
             if shown == output {
                 if let Some(held) = self.outputs().held.get_mut(key) {
                     held.pending = None;
@@ -423,7 +439,8 @@ impl Handle {
         status: Status,
         output: Arc<str>,
     ) -> Result<(), CatalogError> {
-        let value = serde_json::to_vec(&CheckStatus { status, output })?;
+        let by = self.0.leader.run_id().into();
+        let value = serde_json::to_vec(&CheckStatus { status, output, by })?;
         let at = StoreKey::CheckStatus(key.clone()).to_string();
         let exists = Compare::Exists(StoreKey::Check(key.clone()).to_string().into());
         let txn = Txn::of([Op::put_ephemeral(at, value)]).when(exists);

@@ -32,7 +32,8 @@ async fn rig() -> Rig {
             publisher.publish(world.clone());
         }
     });
-    let handle = Handle::new(store.clone(), world.clone(), clock);
+    let alone = Leader::alone(clock.clone());
+    let handle = Handle::new(store.clone(), world.clone(), clock, alone);
     Rig { handle, world, clock: manual, store, tasks }
 }
 
@@ -193,7 +194,8 @@ async fn deadlines_are_kept_by_the_running_task() {
             publisher.publish(world.clone());
         }
     });
-    let handle = Handle::new(store, world.clone(), clock.clone());
+    let alone = Leader::alone(clock.clone());
+    let handle = Handle::new(store, world.clone(), clock.clone(), alone);
     handle.run(&tasks);
     handle.register_service(web(vec![ttl(100)])).await.unwrap();
     handle.report_ttl(&key("t"), Status::Passing, "").await.unwrap();

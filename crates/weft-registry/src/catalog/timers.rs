@@ -75,6 +75,13 @@ impl Timers {
         self.ttl.get(key).is_some_and(|(_, at)| *at <= now)
     }
 
+    /// Whether its time to live is being counted, or does not matter.
+    pub fn is_armed(&self, key: &CheckKey) -> bool {
+        let counted =
+            |(_, at): &(Duration, Mono)| self.order.contains(&(*at, Kind::Ttl, key.clone()));
+        self.ttl.get(key).is_none_or(counted)
+    }
+
     /// Writes a held-back output at `at`; an earlier date stays.
     pub fn flush_at(&mut self, key: &CheckKey, at: Mono) {
         if !self.flush.contains_key(key) {

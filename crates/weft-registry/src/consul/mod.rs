@@ -37,7 +37,7 @@ pub use state::{Item, State, Topic, What};
 pub use txn::CatalogOp;
 
 use crate::catalog::CatalogError;
-use crate::{WorldWatch, catalog};
+use crate::{Leader, WorldWatch, catalog};
 
 /// How often a plan that was overtaken is made anew.
 const ATTEMPTS: usize = 100;
@@ -57,6 +57,7 @@ struct Inner {
     shelf: Arc<Shelf>,
     catalog: catalog::Handle,
     tasks: TaskGroup,
+    leader: Leader,
     stripes: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
 }
@@ -70,10 +71,11 @@ impl Handle {
         shelf: Arc<Shelf>,
         catalog: catalog::Handle,
         tasks: TaskGroup,
+        leader: Leader,
     ) -> Self {
         let stripes = (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect();
         let hasher = RandomState::new();
-        Self(Arc::new(Inner { store, world, shelf, catalog, tasks, stripes, hasher }))
+        Self(Arc::new(Inner { store, world, shelf, catalog, tasks, leader, stripes, hasher }))
     }
 
     /// Ends what is over until the tasks drain.
@@ -182,6 +184,10 @@ impl Handle {
 
     fn world(&self) -> Arc<World> {
         self.0.world.load()
+    }
+
+    fn leader(&self) -> &Leader {
+        &self.0.leader
     }
 
     fn tasks(&self) -> &TaskGroup {

@@ -169,13 +169,16 @@ impl Handle {
         }
     }
 
-    /// Ends sessions whose time, node or check is gone, until the group drains.
+    /// Ends sessions whose time, node or check is gone, until the group drains. Of several servers
+    /// the one that leads does; its end of a session holds wherever another left off.
     pub(super) async fn watch_sessions(self, mut changes: crate::WorldWatch) {
         let group = self.tasks().clone();
+        let mut terms = self.leader().changes();
         self.reap(&self.world(), true).await;
         loop {
             tokio::select! {
                 () = group.draining() => return,
+                _ = terms.changed() => self.reap(&self.world(), true).await,
                 () = self.shelf().sessions_stir.notified() => {
                     self.reap(&self.world(), false).await;
                 }
@@ -197,6 +200,9 @@ impl Handle {
 
     /// `checked`: nodes and checks may have changed, too.
     async fn reap(&self, world: &World, checked: bool) {
+        if !self.leader().is_here() {
+            return;
+        }
         let state = self.state();
         let mut over = state.ghosts();
         for session in state.sessions() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_kinds::world::World;
-use weft_store::{Revision, Store, StoreError, Txn};
+use weft_store::{Compare, Revision, Store, StoreError, Txn};
 
 use super::autoscaler::Memory;
 use super::plan::{Context, Plan};
@@ -49,8 +49,45 @@ pub fn run(registry: &Registry) {
 
 impl Runner {
     async fn run(&mut self) {
-        self.push_all(everything(&self.seen.clone()));
         loop {
+            if !self.wait_to_lead().await {
+                return;
+            }
+            self.push_all(everything(&self.seen.clone()));
+            if !self.lead().await {
+                return;
+            }
+        }
+    }
+
+    /// Follows the World without doing anything, until this server leads; `false` when it is over.
+    async fn wait_to_lead(&mut self) -> bool {
+        let leader = self.registry.leader().clone();
+        let mut changes = leader.changes();
+        while !leader.is_here() {
+            tokio::select! {
+                change = self.watch.next() => match change {
+                    Some(WorldChange::Delta(world, _) | WorldChange::Reset(world)) => {
+                        self.seen = world;
+                    }
+                    None => return false,
+                },
+                _ = changes.changed() => {}
+            }
+        }
+        true
+    }
+
+    /// Sees to what is woken while this server leads; `false` when it is over.
+    async fn lead(&mut self) -> bool {
+        let leader = self.registry.leader().clone();
+        let mut changes = leader.changes();
+        loop {
+            if !leader.is_here() {
+                self.queue = Queue::default();
+                self.memories.clear();
+                return true;
+            }
             let now = self.registry.clock().now();
             let items: Vec<Item> = std::iter::from_fn(|| self.queue.pop(now)).take(BATCH).collect();
             if items.is_empty() {
@@ -58,8 +95,9 @@ impl Runner {
                 tokio::select! {
                     change = self.watch.next() => match change {
                         Some(change) => self.note(change),
-                        None => return,
+                        None => return false,
                     },
+                    _ = changes.changed() => {}
                     () = pause(wait) => {}
                 }
                 continue;
@@ -69,7 +107,7 @@ impl Runner {
             while let Some(change) = futures_util::FutureExt::now_or_never(self.watch.next()) {
                 match change {
                     Some(change) => self.note(change),
-                    None => return,
+                    None => return false,
                 }
             }
         }
@@ -114,7 +152,9 @@ impl Runner {
             })
             .collect();
         // All at once, so that they share commits.
-        let commits = plans.iter().map(|plan| commit(&**self.registry.store(), &plan.txns));
+        let fence = self.registry.leader().fence();
+        let store = &**self.registry.store();
+        let commits = plans.iter().map(|plan| commit(store, &plan.txns, fence.as_ref()));
         let done = futures_util::future::join_all(commits).await;
         let newest = done.iter().map(|(_, newest)| *newest).max().unwrap_or_default();
         self.registry.wait_revision(newest).await;
@@ -145,9 +185,18 @@ impl Runner {
 }
 
 /// Commits all of a plan; whether every transaction held, and the newest revision.
-async fn commit(store: &dyn Store, txns: &[Txn]) -> (Result<bool, StoreError>, Revision) {
+async fn commit(
+    store: &dyn Store,
+    txns: &[Txn],
+    fence: Option<&Compare>,
+) -> (Result<bool, StoreError>, Revision) {
     let (mut all, mut newest) = (Ok(true), Revision(0));
-    let outcomes = futures_util::future::join_all(txns.iter().map(|txn| store.txn(txn.clone())));
+    let fenced = txns.iter().map(|txn| {
+        let mut txn = txn.clone();
+        txn.compares.extend(fence.cloned());
+        store.txn(txn)
+    });
+    let outcomes = futures_util::future::join_all(fenced);
     for outcome in outcomes.await {
         match outcome {
             Ok(outcome) => {

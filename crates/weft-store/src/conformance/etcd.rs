@@ -159,8 +159,35 @@ async fn two_servers_see_one_log() {
     assert_eq!(two.barrier().await.unwrap(), beat, "what one wrote, the other's barrier waits for");
     let told = watch.try_next().unwrap();
     assert_eq!(told.iter().map(|e| e.revision).collect::<Vec<_>>(), [made, beat]);
-    drop(one);
-    assert_eq!(keys(&two).await, ["/a", "/e"], "ephemeral keys live while any server does");
+    let entry = two.get("/e").await.unwrap().1.unwrap();
+    assert_eq!((entry.class, entry.lease), (Class::Ephemeral, None));
+}
+
+#[tokio::test]
+async fn ephemeral_keys_end_with_the_server_that_wrote_them() {
+    let server = Server::start();
+    let config = server.config();
+    let (clock, keep) = (Clock::system(), Retention::default());
+    let two = server.open().await;
+    let dies: Arc<dyn Store> =
+        Arc::new(EtcdStore::open(config.clone(), clock.clone(), keep).await.unwrap());
+    let leaves = EtcdStore::open(config, clock, keep).await.unwrap();
+    put(&two, Op::put_ephemeral("/two", "x")).await;
+    put(&dies, Op::put_ephemeral("/dies", "x")).await;
+    put(&dies, Op::put("/stays", "x")).await;
+    leaves.txn(Txn::of([Op::put_ephemeral("/leaves", "x")])).await.unwrap();
+    assert_eq!(keys(&two).await, ["/dies", "/leaves", "/stays", "/two"]);
+    leaves.leave().await.unwrap();
+    assert_eq!(keys(&two).await, ["/dies", "/stays", "/two"], "at once when it goes by itself");
+    let from = two.barrier().await.unwrap();
+    let mut watch = two.watch("/", from.next()).unwrap();
+    drop(dies);
+    let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.unwrap().unwrap();
+    assert_eq!((&*told[0].key, told[0].kind), ("/dies", EventKind::Delete));
+    assert_eq!(keys(&two).await, ["/stays", "/two"]);
+    // One whose lease ended while it could not reach etcd begins another.
+    leaves.txn(Txn::of([Op::put_ephemeral("/again", "x")])).await.unwrap();
+    assert_eq!(keys(&two).await, ["/again", "/stays", "/two"]);
 }
 
 #[tokio::test]

@@ -2,10 +2,11 @@
 //! Between the log's words and etcd's messages. Pure.
 //!
 //! A value begins with one byte that names its class (`s` or `e`), so that one key has one place
-//! whatever its class; an ephemeral key without a lease of its own hangs on the lease that all
-//! servers of this mesh keep alive together.
+//! whatever its class; an ephemeral key without a lease of its own (`h`) hangs on that of the
+//! server that wrote it, and ends with it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use weft_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -19,23 +20,37 @@ use weft_proto::mvccpb::{self, KeyValue, event::EventType};
 
 use crate::{Class, Compare, Entry, Event, EventKind, Key, LeaseId, Op, Revision, StoreError, Txn};
 
-/// What this mesh calls its keys and its shared lease in an etcd.
-#[derive(Clone, Debug)]
+/// What this mesh calls its keys in an etcd, and this server's own lease.
+#[derive(Debug)]
 pub(super) struct Names {
     /// Before everything of this mesh.
     root: Arc<str>,
     /// Before every key.
     keys: Arc<str>,
-    /// The lease of ephemeral keys that have none of their own.
-    pub shared: i64,
+    /// The lease of ephemeral keys that have none of their own; 0 while there is none.
+    own: AtomicI64,
 }
+
+/// The first byte of a value: durable, ephemeral on a lease of its own, or on the server's.
+const SYNCED: u8 = b's';
+const EPHEMERAL: u8 = b'e';
+const HELD: u8 = b'h';
 
 // === impl Names ===
 
 impl Names {
     pub fn new(prefix: &str) -> Self {
         let keys = format!("{prefix}k").into();
-        Self { root: prefix.into(), keys, shared: shared_lease(prefix) }
+        Self { root: prefix.into(), keys, own: AtomicI64::new(0) }
+    }
+
+    /// This server's lease.
+    pub fn lease(&self) -> i64 {
+        self.own.load(Ordering::Acquire)
+    }
+
+    pub fn set_lease(&self, lease: i64) {
+        self.own.store(lease, Ordering::Release);
     }
 
     /// Everything of this mesh, as `[start, end)`.
@@ -73,7 +88,8 @@ impl Names {
         let corrupt = || StoreError::Corrupt { key: String::from_utf8_lossy(&kv.key).into() };
         let key = self.own(&kv.key).ok_or_else(corrupt)?;
         let (class, value) = unpack(&kv.value).ok_or_else(corrupt)?;
-        let lease = (kv.lease != 0 && kv.lease != self.shared).then(|| LeaseId(unsigned(kv.lease)));
+        let held = kv.value.first() == Some(&HELD);
+        let lease = (kv.lease != 0 && !held).then(|| LeaseId(unsigned(kv.lease)));
         let (created, modified) = (revision(kv.create_revision), revision(kv.mod_revision));
         Ok((key, Entry { value, created, modified, class, lease }))
     }
@@ -135,12 +151,13 @@ impl Names {
     fn op(&self, op: &Op) -> RequestOp {
         let request = match op {
             Op::Put { key, value, class, lease } => {
-                let lease = match (lease, class) {
-                    (Some(lease), _) => signed(lease.0),
-                    (None, Class::Ephemeral) => self.shared,
-                    (None, Class::Synced) => 0,
+                let (mark, lease) = match (lease, class) {
+                    (Some(lease), Class::Synced) => (SYNCED, signed(lease.0)),
+                    (Some(lease), Class::Ephemeral) => (EPHEMERAL, signed(lease.0)),
+                    (None, Class::Ephemeral) => (HELD, self.lease()),
+                    (None, Class::Synced) => (SYNCED, 0),
                 };
-                let value = pack(*class, value);
+                let value = pack(mark, value);
                 Request::RequestPut(PutRequest { key: self.key(key), value, lease })
             }
             Op::Delete { key } => {
@@ -191,31 +208,20 @@ fn end_of(start: &[u8]) -> Bytes {
     Bytes::from_static(&[0])
 }
 
-fn pack(class: Class, value: &Bytes) -> Bytes {
+fn pack(mark: u8, value: &Bytes) -> Bytes {
     let mut out = BytesMut::with_capacity(value.len() + 1);
-    out.put_u8(match class {
-        Class::Synced => b's',
-        Class::Ephemeral => b'e',
-    });
+    out.put_u8(mark);
     out.put_slice(value);
     out.freeze()
 }
 
 fn unpack(value: &Bytes) -> Option<(Class, Bytes)> {
     let class = match value.first()? {
-        b's' => Class::Synced,
-        b'e' => Class::Ephemeral,
+        &SYNCED => Class::Synced,
+        &EPHEMERAL | &HELD => Class::Ephemeral,
         _ => return None,
     };
     Some((class, value.slice(1..)))
-}
-
-/// The same number for every server of one mesh (FNV-1a of the prefix, positive, not zero).
-fn shared_lease(prefix: &str) -> i64 {
-    let hash = prefix
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    signed((hash >> 2) | 1)
 }
 
 pub(super) fn revision(r: i64) -> Revision {
@@ -253,13 +259,12 @@ mod tests {
     #[test]
     fn values_keep_their_class_and_foreign_ones_are_told() {
         let names = Names::new("/weft/");
-        for class in [Class::Synced, Class::Ephemeral] {
-            assert_eq!(unpack(&pack(class, &"x".into())), Some((class, "x".into())));
+        let marks = [Class::Synced, Class::Ephemeral, Class::Ephemeral];
+        for (mark, class) in [SYNCED, EPHEMERAL, HELD].into_iter().zip(marks) {
+            assert_eq!(unpack(&pack(mark, &"x".into())), Some((class, "x".into())));
         }
         let foreign = KeyValue { key: "/weft/k/a".into(), value: "{}".into(), ..<_>::default() };
         assert!(matches!(names.entry(&foreign), Err(StoreError::Corrupt { .. })));
         assert_eq!(names.own(b"/weft/mark"), None);
-        assert_ne!(Names::new("/a/").shared, Names::new("/b/").shared);
-        assert!(names.shared > 0);
     }
 }

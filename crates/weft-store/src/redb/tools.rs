@@ -25,6 +25,9 @@ use crate::{Entry, LeaseId, Revision, StoreError};
 /// Told what is being done and how far it is, of how much (0 when that is not known).
 pub type Progress = Arc<dyn Fn(&'static str, u64, u64) + Send + Sync>;
 
+/// Given the name and the bytes of a file that travelled with a backup.
+pub type TakeFile<'a> = &'a mut dyn FnMut(&Path, &[u8]) -> Result<(), StoreError>;
+
 /// Faults that are told one by one; more are counted.
 const FAULTS_TOLD: usize = 20;
 const PROGRESS_EVERY: u64 = 4096;
@@ -115,7 +118,7 @@ fn look(db: &Database, report: &mut Report, progress: &Progress) -> Result<(), S
     for row in keys.iter().map_err(StoreError::storage)? {
         let (key, value) = row.map_err(StoreError::storage)?;
         report.keys += 1;
-        if report.keys % PROGRESS_EVERY == 0 {
+        if report.keys.is_multiple_of(PROGRESS_EVERY) {
             progress("reading records", report.keys, of);
         }
         match disk::decode(key.value(), value.value()) {
@@ -276,7 +279,7 @@ pub fn backup<W: Write>(
             let (key, entry) = row?;
             writer.put(&Item::Key(key, entry)).map_err(StoreError::storage)?;
             done += 1;
-            if done % PROGRESS_EVERY == 0 {
+            if u64::is_multiple_of(done, PROGRESS_EVERY) {
                 progress("writing records", done, of);
             }
         }
@@ -285,6 +288,12 @@ pub fn backup<W: Write>(
 }
 
 impl RedbStore {
+    /// The leases that are there, and how long each lives without a sign of life.
+    pub fn leases(&self) -> Vec<(LeaseId, Duration)> {
+        let view = self.shared.view();
+        view.state.leases.iter().map(|(id, lease)| (*id, lease.ttl)).collect()
+    }
+
     /// The same of a log that is open, as of one revision. Writers are not held up.
     ///
     /// # Errors
@@ -315,7 +324,7 @@ impl RedbStore {
 pub fn restore<R: io::Read>(
     path: &Path,
     mut from: Reader<R>,
-    file: &mut dyn FnMut(&Path, &[u8]) -> Result<(), StoreError>,
+    file: TakeFile<'_>,
     progress: &Progress,
 ) -> Result<Revision, StoreError> {
     let new = path.with_extension("restored");

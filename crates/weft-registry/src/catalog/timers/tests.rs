@@ -75,7 +75,7 @@ fn reaps_only_what_stayed_critical_for_all_of_the_time() {
     assert_eq!(timers.step(world.catalog(), Mono(1_000)), []);
     let at = StoreKey::CheckStatus(key("h")).to_string();
     let mut tell = |status| {
-        let status = CheckStatus { status, output: "".into() };
+        let status = CheckStatus { status, output: "".into(), by: "".into() };
         world.apply(&at, Some(&serde_json::to_vec(&status).unwrap()), 7);
         world.clone()
     };

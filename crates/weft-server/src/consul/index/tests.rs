@@ -49,7 +49,7 @@ impl Rig {
     }
 
     fn tell(&mut self, service: &str, status: Status, output: &str) {
-        let status = CheckStatus { status, output: output.into() };
+        let status = CheckStatus { status, output: output.into(), by: "".into() };
         self.put(StoreKey::CheckStatus(check_place(service)), Some(&status));
     }
 

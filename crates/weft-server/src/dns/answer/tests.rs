@@ -70,7 +70,7 @@ impl Rig {
 
     fn tell(&mut self, id: &str, status: Status) {
         let key = StoreKey::CheckStatus(check_key(id)).to_string();
-        self.put(&key, &CheckStatus { status, output: "".into() });
+        self.put(&key, &CheckStatus { status, output: "".into(), by: "".into() });
     }
 
     fn service(&mut self, name: &str, spec: Value, ips: &[(&str, bool)]) {

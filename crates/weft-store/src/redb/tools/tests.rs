@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Logs at rest: sound ones, those that a crash left, damaged ones, and large ones.
 
 use std::io::{Seek, SeekFrom};
 use std::path::PathBuf;

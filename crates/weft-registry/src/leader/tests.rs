@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Two and three servers on one store, which is in memory here: who leads, and what a server that
+//! was paused may still do.
+
+use serde_json::json;
+use weft_base::clock::ManualClock;
+use weft_kinds::kind::KindId;
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Status};
+use weft_kinds::views::check::{CheckDefinition, Probe};
+use weft_kinds::world::CheckKey;
+use weft_store::MemoryStore;
+
+use super::*;
+use crate::catalog::ServiceRequest;
+use crate::{ObjectError, Registry, WriteOptions, controllers};
+
+struct Server {
+    registry: Registry,
+    tasks: TaskGroup,
+}
+
+struct Rig {
+    store: Arc<dyn Store>,
+    clock: Clock,
+    time: Arc<ManualClock>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (clock, time) = Clock::manual();
+        Self { store: Arc::new(MemoryStore::new(clock.clone())), clock, time }
+    }
+
+    async fn server(&self, name: &str) -> Server {
+        let tasks = TaskGroup::new();
+        let leader = Leader::among(name, self.clock.clone());
+        let opened =
+            Registry::open_as(self.store.clone(), self.clock.clone(), tasks.clone(), leader);
+        Server { registry: opened.await.unwrap(), tasks }
+    }
+
+    /// Lets time pass a little at a time until something holds.
+    async fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        for _ in 0..600 {
+            if holds() {
+                return;
+            }
+            self.time.advance(Duration::from_millis(20));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("never: {what}");
+    }
+}
+
+impl Server {
+    fn leads(&self) -> bool {
+        self.registry.leader().is_here()
+    }
+
+    async fn kill(self) {
+        // As a kill: nothing is handed over. Dropping the tasks' group stops them.
+        self.tasks.stop();
+    }
+}
+
+#[tokio::test]
+async fn one_leads_and_another_follows_when_it_is_gone() {
+    let rig = Rig::new();
+    let a = rig.server("a").await;
+    rig.until("a leads", || a.leads()).await;
+    let b = rig.server("b").await;
+    rig.until("b knows", || b.registry.leader().who().as_deref() == Some("a")).await;
+    assert!(!b.leads());
+    a.kill().await;
+    rig.until("b leads", || b.leads()).await;
+    assert_eq!(b.registry.leader().times(), 1);
+    let c = rig.server("c").await;
+    rig.until("c knows", || c.registry.leader().who().as_deref() == Some("b")).await;
+    // One that ends by itself hands over at once: no time passes.
+    b.tasks.shutdown(Duration::from_secs(5)).await;
+    let (_, left) = rig.store.get(KEY).await.unwrap();
+    assert!(left.is_none_or(|entry| entry.value == "c"));
+    rig.until("c leads", || c.leads()).await;
+}
+
+#[tokio::test]
+async fn a_leader_that_was_overtaken_writes_nothing() {
+    let rig = Rig::new();
+    let a = rig.server("a").await;
+    rig.until("a leads", || a.leads()).await;
+    let config = json!({ "metadata": { "name": "x", "namespace": "default" } });
+    let objects = a.registry.objects();
+    objects.create(KindId::ConfigMap, "default", config, WriteOptions::SYSTEM).await.unwrap();
+    // What it decided while it led, written after another took over while it was paused.
+    let paused = a.registry.objects().as_leader();
+    let fence = a.registry.leader().fence().unwrap();
+    let put = Op::put(KEY, "another");
+    rig.store.txn(Txn::of([put])).await.unwrap();
+    let late = paused
+        .modify(
+            crate::Change {
+                kind: KindId::ConfigMap,
+                namespace: "default",
+                name: "x",
+                part: crate::Part::All,
+                options: WriteOptions::SYSTEM,
+            },
+            |old| {
+                let mut new = old.clone();
+                new["data"] = json!({ "stale": "yes" });
+                Ok(new)
+            },
+        )
+        .await;
+    assert!(matches!(late, Err(ObjectError::Busy(_))), "{late:?}");
+    let stale = Txn::of([Op::put("/o/x", "stale")]).when(fence);
+    assert!(!rig.store.txn(stale).await.unwrap().succeeded);
+    rig.until("a knows that it does not lead", || !a.leads()).await;
+}
+
+#[tokio::test]
+async fn controllers_run_where_the_leader_is() {
+    let rig = Rig::new();
+    let (a, b) = (rig.server("a").await, rig.server("b").await);
+    rig.until("one leads", || a.leads() != b.leads()).await;
+    controllers::run(&a.registry);
+    controllers::run(&b.registry);
+    let (leads, follows) = if a.leads() { (a, b) } else { (b, a) };
+    let settled = || {
+        let world = follows.registry.now();
+        world.objects(KindId::ServiceAccount, None).count() >= 2
+    };
+    rig.until("accounts are made", settled).await;
+    assert_eq!(follows.registry.stats().reconciles, 0);
+    assert!(leads.registry.stats().reconciles > 0);
+    leads.kill().await;
+    rig.until("the other leads", || follows.leads()).await;
+    let namespace = json!({ "metadata": { "name": "new" } });
+    let objects = follows.registry.objects();
+    objects.create(KindId::Namespace, "", namespace, WriteOptions::SYSTEM).await.unwrap();
+    let made = || {
+        let world = follows.registry.now();
+        world.get(KindId::ServiceAccount, "new", "default").is_some()
+    };
+    rig.until("its account is made", made).await;
+}
+
+fn ttl_check() -> (CheckKey, ServiceRequest) {
+    let probe = Probe::Ttl { ttl_ms: 3_000 };
+    let definition = CheckDefinition { probe, agent: true, ..CheckDefinition::default() };
+    let check = CheckRecord {
+        id: "ttl".into(),
+        name: "ttl".into(),
+        node: "n".into(),
+        namespace: "default".into(),
+        service_id: "web".into(),
+        definition: Some(serde_json::to_value(definition).unwrap()),
+        ..CheckRecord::default()
+    };
+    let registration = Registration {
+        id: "web".into(),
+        service: "web".into(),
+        node: "n".into(),
+        namespace: "default".into(),
+        ..Registration::default()
+    };
+    let node = NodeRecord { node: "n".into(), address: "127.0.0.1".into(), ..<_>::default() };
+    let key = crate::catalog::check_key(&check);
+    let request = ServiceRequest {
+        registration,
+        checks: vec![check],
+        replace_checks: true,
+        node,
+        update_node: false,
+    };
+    (key, request)
+}
+
+/// Registered with one server and renewed with another, a check lives; when it is renewed nowhere,
+/// it ends once.
+#[tokio::test]
+async fn a_heartbeat_counts_whichever_server_hears_it() {
+    let rig = Rig::new();
+    let (a, b) = (rig.server("a").await, rig.server("b").await);
+    rig.until("one leads", || a.leads() != b.leads()).await;
+    let (key, request) = ttl_check();
+    a.registry.catalog().register_service(request).await.unwrap();
+    let status = |s: &Server| s.registry.now().catalog().status(&key);
+    a.registry.catalog().report_ttl(&key, Status::Passing, "").await.unwrap();
+    rig.until("b sees it", || status(&b) == Status::Passing).await;
+    for _ in 0..10 {
+        b.registry.catalog().report_ttl(&key, Status::Passing, "").await.unwrap();
+        for _ in 0..2 {
+            rig.time.advance(Duration::from_secs(1));
+            a.registry.catalog().tick().await;
+            b.registry.catalog().tick().await;
+            assert_eq!((status(&a), status(&b)), (Status::Passing, Status::Passing));
+        }
+    }
+    let before = rig.store.barrier().await.unwrap();
+    for _ in 0..20 {
+        b.registry.catalog().report_ttl(&key, Status::Passing, "").await.unwrap();
+    }
+    assert_eq!(rig.store.barrier().await.unwrap(), before, "an unchanged heartbeat writes nothing");
+    rig.until("it expires", || status(&a) == Status::Critical).await;
+}
+
+/// The server that heard a check is gone, and its results with it: whoever leads counts anew.
+#[tokio::test]
+async fn a_check_whose_server_is_gone_is_minded_by_the_leader() {
+    let rig = Rig::new();
+    let (a, b) = (rig.server("a").await, rig.server("b").await);
+    rig.until("one leads", || a.leads() != b.leads()).await;
+    let (leads, other) = if a.leads() { (a, b) } else { (b, a) };
+    let (key, mut request) = ttl_check();
+    request.checks[0].initial = Status::Passing;
+    other.registry.catalog().register_service(request).await.unwrap();
+    other.registry.catalog().report_ttl(&key, Status::Passing, "").await.unwrap();
+    let status = || leads.registry.now().catalog().status(&key);
+    other.kill().await;
+    // As its lease would.
+    let result = weft_kinds::world::StoreKey::CheckStatus(key.clone()).to_string();
+    rig.store.txn(Txn::of([Op::delete(result)])).await.unwrap();
+    leads.registry.catalog().tick().await;
+    assert_eq!(status(), Status::Passing, "as it was registered, for a time to live");
+    rig.until("it expires", || status() == Status::Critical).await;
+}
