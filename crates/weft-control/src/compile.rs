@@ -19,7 +19,9 @@ mod inbound;
 mod istio_gateway;
 mod names;
 mod peer_authentication;
+mod policy_attachment;
 mod protocol;
+mod proxy_header;
 mod reader;
 mod retries;
 mod service;
@@ -90,19 +92,23 @@ pub struct Draft {
 }
 
 /// The kinds whose objects are units.
-const COMPILED: [KindId; 12] = [
+const COMPILED: [KindId; 16] = [
     KindId::Service,
     KindId::Pod,
     KindId::GatewayClass,
     KindId::Gateway,
     KindId::HttpRoute,
     KindId::GrpcRoute,
+    KindId::TlsRoute,
+    KindId::TcpRoute,
+    KindId::UdpRoute,
     KindId::VirtualService,
     KindId::DestinationRule,
     KindId::IstioGateway,
     KindId::ServiceEntry,
     KindId::Sidecar,
     KindId::PeerAuthentication,
+    KindId::TrafficPolicy,
 ];
 
 /// Compiles one unit; `None` when its object is gone.
@@ -139,7 +145,7 @@ fn compile_object(reader: &Reader<'_>, env: &Env, object: &Object) -> Output {
         View::Pod(pod) => inbound::compile(reader, env, object, pod),
         View::GatewayClass(class) => gateway::compile_class(object, class),
         View::Gateway(gateway) => gateway::compile(reader, env, object, gateway),
-        View::HttpRoute(route) | View::GrpcRoute(route) => {
+        View::HttpRoute(route) | View::GrpcRoute(route) | View::StreamRoute(route) => {
             http_route::compile(reader, env, object, route)
         }
         View::VirtualService(vs) => virtual_service::compile(reader, env, object, vs),
@@ -148,6 +154,7 @@ fn compile_object(reader: &Reader<'_>, env: &Env, object: &Object) -> Output {
         View::ServiceEntry(entry) => service_entry::compile(reader, env, object, entry),
         View::Sidecar(sidecar) => sidecar::compile(reader, object, sidecar),
         View::PeerAuthentication(p) => peer_authentication::compile(reader, object, p),
+        View::TrafficPolicy(p) => policy_attachment::compile(reader, object, &p.spec),
         View::Invalid(issues) if has_conditions(object.key.kind) => invalid(object, issues),
         _ => Output::default(),
     }

@@ -401,7 +401,7 @@ impl Compiler {
             StatusBody::Conditions(conditions) | StatusBody::Class { conditions, .. } => {
                 conditions.extend(pending);
             }
-            StatusBody::Parents(parents) => {
+            StatusBody::Parents(parents) | StatusBody::Ancestors(parents) => {
                 for parent in parents {
                     parent.conditions.extend(pending.clone());
                 }
@@ -414,7 +414,8 @@ impl Compiler {
 fn gateway_of(listener: &str) -> Option<NodeId> {
     let mut parts = listener.split('~');
     let (ns, name, port) = (parts.next()?, parts.next()?, parts.next()?);
-    let is_gateway = parts.next().is_none() && port.parse::<u16>().is_ok();
+    let rest: Vec<&str> = parts.collect();
+    let is_gateway = matches!(rest[..], [] | ["udp"]) && port.parse::<u16>().is_ok();
     is_gateway.then(|| NodeId::gateway(ns, name).ok()).flatten()
 }
 

@@ -156,6 +156,11 @@ pub fn gateway_root(namespace: &str, name: &str, port: u16) -> Root {
     Root::listener(format!("{namespace}~{name}~{port}"))
 }
 
+/// The same of a port that takes datagrams.
+pub fn udp_gateway_root(namespace: &str, name: &str, port: u16) -> Root {
+    Root::listener(format!("{namespace}~{name}~{port}~udp"))
+}
+
 /// The root of one app port behind a pod's sidecar.
 pub fn inbound_root(namespace: &str, pod: &str, port: u16) -> Root {
     Root::listener(format!("inbound~{namespace}~{pod}~{port}"))

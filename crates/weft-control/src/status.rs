@@ -33,6 +33,8 @@ pub enum StatusBody {
     Class { conditions: Vec<Condition>, features: &'static [&'static str] },
     /// `status.parents` of a Gateway API route.
     Parents(Vec<ParentStatus>),
+    /// `status.ancestors` of a policy attachment (GEP-713): one for each target.
+    Ancestors(Vec<ParentStatus>),
     /// `status.conditions`, `status.addresses` and `status.listeners` of a Gateway.
     Gateway { conditions: Vec<Condition>, addresses: Vec<IpAddr>, listeners: Vec<ListenerStatus> },
 }
@@ -117,7 +119,11 @@ impl StatusUpdate {
                 new["supportedFeatures"] = features.iter().map(|f| json!({"name": f})).collect();
             }
             StatusBody::Parents(parents) => {
-                new["parents"] = self.parents(parents, &old["parents"], now);
+                new["parents"] = self.parents(parents, "parentRef", &old["parents"], now);
+            }
+            StatusBody::Ancestors(ancestors) => {
+                let old = &old["ancestors"];
+                new["ancestors"] = self.parents(ancestors, "ancestorRef", old, now);
             }
             StatusBody::Gateway { conditions, addresses, listeners } => {
                 let each = addresses.iter().map(ToString::to_string);
@@ -135,15 +141,15 @@ impl StatusUpdate {
         wanted.iter().map(|c| c.render(self.generation, find(c.kind), now)).collect()
     }
 
-    fn parents(&self, wanted: &[ParentStatus], old: &Value, now: &str) -> Value {
+    fn parents(&self, wanted: &[ParentStatus], field: &str, old: &Value, now: &str) -> Value {
         let others = list(old).filter(|p| p["controllerName"] != CONTROLLER).cloned();
         let ours = wanted.iter().map(|p| {
             let parent = parent_json(&p.parent);
             let before = list(old)
-                .find(|o| o["controllerName"] == CONTROLLER && o["parentRef"] == parent)
+                .find(|o| o["controllerName"] == CONTROLLER && o[field] == parent)
                 .map_or(Value::Null, |o| o["conditions"].clone());
             json!({
-                "parentRef": parent,
+                field: parent,
                 "controllerName": CONTROLLER,
                 "conditions": self.conditions(&p.conditions, &before, now),
             })

@@ -58,6 +58,7 @@ pub enum KindId {
     RequestAuthentication,
     Telemetry,
     MeshConfig,
+    TrafficPolicy,
 }
 
 /// How patches merge and what discovery says.

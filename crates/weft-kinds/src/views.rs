@@ -22,6 +22,7 @@ pub mod policy;
 pub mod security;
 pub mod service_entry;
 pub mod sidecar;
+pub mod traffic_policy;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -54,6 +55,8 @@ pub enum View {
     HttpRoute(gateway::HttpRoute),
     /// As the HTTPRoute that it means.
     GrpcRoute(gateway::HttpRoute),
+    /// A TLSRoute, TCPRoute or UDPRoute: an HTTPRoute that says nothing of HTTP.
+    StreamRoute(gateway::HttpRoute),
     ReferenceGrant(gateway::ReferenceGrant),
     VirtualService(istio::VirtualService),
     DestinationRule(Box<istio::DestinationRule>),
@@ -61,6 +64,7 @@ pub enum View {
     ServiceEntry(service_entry::ServiceEntry),
     Sidecar(sidecar::Sidecar),
     PeerAuthentication(security::PeerAuthentication),
+    TrafficPolicy(Box<traffic_policy::TrafficPolicy>),
     /// A kind that is stored but not read by the World.
     Other,
     /// The object does not have its kind's form.
@@ -91,6 +95,7 @@ impl View {
             KindId::GrpcRoute => {
                 typed(raw, |route: grpc_route::GrpcRoute| Self::GrpcRoute(route.into()))
             }
+            KindId::TlsRoute | KindId::TcpRoute | KindId::UdpRoute => typed(raw, Self::StreamRoute),
             KindId::ReferenceGrant => typed(raw, Self::ReferenceGrant),
             KindId::VirtualService => typed(raw, Self::VirtualService),
             KindId::DestinationRule => typed(raw, |rule| Self::DestinationRule(Box::new(rule))),
@@ -98,6 +103,7 @@ impl View {
             KindId::ServiceEntry => typed(raw, Self::ServiceEntry),
             KindId::Sidecar => typed(raw, Self::Sidecar),
             KindId::PeerAuthentication => typed(raw, Self::PeerAuthentication),
+            KindId::TrafficPolicy => typed(raw, |p| Self::TrafficPolicy(Box::new(p))),
             _ => Self::Other,
         }
     }

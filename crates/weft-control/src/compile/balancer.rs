@@ -70,10 +70,10 @@ fn listener(env: &Env, object: &Object, ip: IpAddr, node: &str, port: u16) -> Li
         Section { name: Arc::from(SECTION), hostname: None, protocol: Protocol::Tcp, tls: None };
     Listener {
         name: format!("{}~{node}~{port}", object.key.namespace).into(),
-        kind: ListenerKind::Gateway(GatewayListener {
-            bind: vec![SocketAddr::new(ip, env.bind_port(port))],
-            sections: vec![section],
-        }),
+        kind: ListenerKind::Gateway(GatewayListener::new(
+            vec![SocketAddr::new(ip, env.bind_port(port))],
+            vec![section],
+        )),
         origin: Some(origin(object, "spec.ports")),
     }
 }

@@ -12,7 +12,7 @@ use weft_kinds::views::core::ServicePort;
 use weft_kinds::world::{Door, Instance};
 use weft_model::{
     Endpoint, EndpointSet, Health, Locality, MtlsMode, Protocol, Resource, Transport,
-    endpoints_child,
+    endpoints_child, udp_endpoints_child,
 };
 
 use super::peer_authentication::Book;
@@ -29,7 +29,7 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, key: &ServiceKey) -> Optio
     // Whoever takes no mTLS is called without; that is known of captured pods only.
     let captured = instances.values().any(|i| i.captured);
     let book = captured.then(|| Book::read(reader, key.namespace.as_str()));
-    for port in view.spec.ports.iter().filter(|p| service::is_meshed(p)) {
+    for port in view.spec.ports.iter().filter(|p| service::is_meshed(p) || service::is_udp(p)) {
         let speaks = protocol::of_service(&object.meta, &view.spec, port);
         let endpoints = instances.values().filter_map(|i| {
             let mut endpoint = endpoint(env, i, port, speaks)?;
@@ -38,7 +38,10 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, key: &ServiceKey) -> Optio
                 endpoint.address = SocketAddr::new(at, port);
             }
             let policy = book.as_ref().filter(|_| i.captured).map(|b| b.of(&i.labels));
-            if policy.is_some_and(|p| p.of(endpoint.address.port()) == MtlsMode::Disable) {
+            let disabled =
+                policy.is_some_and(|p| p.of(endpoint.address.port()) == MtlsMode::Disable);
+            // The mesh carries no datagrams.
+            if disabled || speaks == Protocol::Udp {
                 endpoint.transport = Transport::Plaintext;
                 endpoint.identity = None;
             }
@@ -51,7 +54,11 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, key: &ServiceKey) -> Optio
             protocol: speaks,
             endpoints: endpoints.collect(),
         };
-        out.add(root.child(endpoints_child(port.port)), Resource::Endpoints(set));
+        let child = match speaks {
+            Protocol::Udp => udp_endpoints_child(port.port),
+            _ => endpoints_child(port.port),
+        };
+        out.add(root.child(child), Resource::Endpoints(set));
     }
     Some(out)
 }

@@ -10,12 +10,12 @@ use base64::Engine as _;
 use weft_kinds::views::View;
 use weft_kinds::views::gateway::{self as view, Gateway, GatewayClass, Listener};
 use weft_kinds::world::{Instance, KindId, Object};
-use weft_model::{GatewayListener, ListenerKind, Protocol, Resource, Section, ServerTls};
+use weft_model::{GatewayListener, ListenerKind, Protocol, Resource, Root, Section, ServerTls};
 use weft_xds::NodeId;
 
 use super::http_rule::granted;
-use super::{Env, Output, Reader, origin};
-use crate::mesh::gateway_root;
+use super::{Env, Output, Reader, origin, proxy_header};
+use crate::mesh::{gateway_root, udp_gateway_root};
 use crate::status::{CONTROLLER, Condition, ListenerStatus, StatusBody, StatusUpdate};
 
 /// The address of a Gateway that names none: written by the addresses controller (or a person).
@@ -89,25 +89,29 @@ pub(super) fn compile(
     out.node = NodeId::gateway(ns, name).ok().map(|n| (n, object.meta.labels.clone()));
     let addresses = addresses(object, gateway);
     let taken = taken(reader, env, object, addresses.as_deref().unwrap_or_default());
+    let header = proxy_header::read(object, gateway);
     let mut listeners = Vec::new();
-    let mut sections: BTreeMap<u16, Vec<Section>> = BTreeMap::new();
+    let mut sections: BTreeMap<(u16, bool), Vec<Section>> = BTreeMap::new();
     for listener in &gateway.spec.listeners {
         let state = judge(reader, env, object, gateway, listener, &taken);
         listeners.push(listener_status(listener, &state, addresses.is_ok()));
         if let Ok(section) = state.section {
-            sections.entry(listener.port).or_default().push(section);
+            sections.entry((listener.port, is_udp(listener))).or_default().push(section);
         }
     }
     let mut sockets = Vec::new();
     if let Ok(ips) = &addresses {
-        for (port, sections) in sections {
+        for ((port, udp), sections) in sections {
             let bind: Vec<SocketAddr> =
                 ips.iter().map(|ip| SocketAddr::new(*ip, env.bind_port(port))).collect();
-            sockets.extend(bind.iter().map(ToString::to_string));
-            let root = gateway_root(ns, name, port);
+            let socket = |at: &SocketAddr| if udp { format!("{at}/udp") } else { at.to_string() };
+            sockets.extend(bind.iter().map(socket));
+            let proxy_header = header.of(&sections);
+            let kind = GatewayListener { proxy_header, ..GatewayListener::new(bind, sections) };
+            let root = if udp { udp_gateway_root } else { gateway_root }(ns, name, port);
             let listener = weft_model::Listener {
-                name: format!("{ns}~{name}~{port}").into(),
-                kind: ListenerKind::Gateway(GatewayListener { bind, sections }),
+                name: root.name().clone(),
+                kind: ListenerKind::Gateway(kind),
                 origin: Some(origin(object, "spec.listeners")),
             };
             out.add(root.own(), Resource::Listener(listener));
@@ -117,7 +121,10 @@ pub(super) fn compile(
         object: object.key.clone(),
         generation: object.meta.generation,
         body: StatusBody::Gateway {
-            conditions: conditions(&addresses, &listeners, &sockets),
+            conditions: conditions(&addresses, &listeners, &sockets)
+                .into_iter()
+                .chain(Condition::warning(&header.issues))
+                .collect(),
             addresses: addresses.unwrap_or_default(),
             listeners,
         },
@@ -133,14 +140,19 @@ pub(super) fn is_ours(reader: &Reader<'_>, gateway: &Gateway) -> bool {
     )
 }
 
-/// What routes there are for HTTP.
-const ROUTE_KINDS: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
+/// The kinds of routes that there are for a listener's protocol.
+fn route_kinds(listener: &Listener) -> &'static [&'static str] {
+    match &*listener.protocol {
+        "HTTP" | "HTTPS" => &["HTTPRoute", "GRPCRoute"],
+        "TLS" => &["TLSRoute"],
+        "TCP" => &["TCPRoute"],
+        "UDP" => &["UDPRoute"],
+        _ => &[],
+    }
+}
 
 /// The kinds of routes that a listener takes.
 pub(super) fn taken_kinds(listener: &Listener) -> Vec<&'static str> {
-    if !matches!(&*listener.protocol, "HTTP" | "HTTPS") {
-        return Vec::new();
-    }
     let kinds = &listener.allowed_routes.kinds;
     let listed = |kind: &str| {
         kinds.is_empty()
@@ -148,7 +160,17 @@ pub(super) fn taken_kinds(listener: &Listener) -> Vec<&'static str> {
                 &*k.kind == kind && k.group.as_deref().unwrap_or(view::GROUP) == view::GROUP
             })
     };
-    ROUTE_KINDS.into_iter().filter(|kind| listed(kind)).collect()
+    route_kinds(listener).iter().copied().filter(|kind| listed(kind)).collect()
+}
+
+/// The root that a listener is a section of.
+pub(super) fn root_of(namespace: &str, gateway: &str, listener: &Listener) -> Root {
+    let root = if is_udp(listener) { udp_gateway_root } else { gateway_root };
+    root(namespace, gateway, listener.port)
+}
+
+fn is_udp(listener: &Listener) -> bool {
+    &*listener.protocol == "UDP"
 }
 
 // === addresses ===
@@ -195,8 +217,11 @@ fn asked_address(i: usize, address: &view::Address) -> Result<IpAddr, (&'static 
     })
 }
 
+/// Ports, and whether of datagrams, with who has them.
+type Taken = BTreeMap<(u16, bool), String>;
+
 /// Ports that older Gateways bind on these addresses, and which those are.
-fn taken(reader: &Reader<'_>, env: &Env, object: &Object, ips: &[IpAddr]) -> BTreeMap<u16, String> {
+fn taken(reader: &Reader<'_>, env: &Env, object: &Object, ips: &[IpAddr]) -> Taken {
     let mut out = BTreeMap::new();
     // Addresses that weft gave are nobody else's.
     if ips.is_empty() || object.meta.annotation(ADDRESS_ANNOTATION).is_some() {
@@ -210,8 +235,10 @@ fn taken(reader: &Reader<'_>, env: &Env, object: &Object, ips: &[IpAddr]) -> BTr
         }
         let theirs = addresses(other, view).unwrap_or_default();
         if let Some(ip) = theirs.iter().find(|ip| ips.contains(ip)) {
-            for port in view.spec.listeners.iter().map(|l| env.bind_port(l.port)) {
-                out.entry(port).or_insert_with(|| format!("{} has {ip}:{port} already", other.key));
+            for listener in &view.spec.listeners {
+                let port = env.bind_port(listener.port);
+                out.entry((port, is_udp(listener)))
+                    .or_insert_with(|| format!("{} has {ip}:{port} already", other.key));
             }
         }
     }
@@ -233,13 +260,13 @@ fn judge(
     object: &Object,
     gateway: &Gateway,
     listener: &Listener,
-    taken: &BTreeMap<u16, String>,
+    taken: &Taken,
 ) -> State {
     let kinds = &listener.allowed_routes.kinds;
-    let foreign_kinds = kinds.iter().any(|k| !ROUTE_KINDS.contains(&&*k.kind));
+    let foreign_kinds = kinds.iter().any(|k| !route_kinds(listener).contains(&&*k.kind));
     let section = protocol(listener)
         .and_then(|protocol| conflict(env, gateway, listener).map_or(Ok(protocol), Err))
-        .and_then(|protocol| match taken.get(&env.bind_port(listener.port)) {
+        .and_then(|protocol| match taken.get(&(env.bind_port(listener.port), is_udp(listener))) {
             Some(by) => Err(("Accepted", "PortUnavailable", by.clone())),
             None => Ok(protocol),
         })
@@ -259,16 +286,27 @@ fn judge(
 fn protocol(listener: &Listener) -> Result<Protocol, (&'static str, &'static str, String)> {
     match &*listener.protocol {
         "HTTP" | "HTTPS" => Ok(Protocol::Http1),
+        "TLS" if is_passthrough(listener) => Ok(Protocol::Tls),
+        // What is inside of TLS that ends here.
+        "TLS" | "TCP" => Ok(Protocol::Tcp),
+        "UDP" => Ok(Protocol::Udp),
         other => Err((
             "Accepted",
             "UnsupportedProtocol",
-            format!("protocol {other} is not served by this version of weft; HTTP and HTTPS are"),
+            format!(
+                "protocol {other} is not served by this version of weft; HTTP, HTTPS, TLS, TCP \
+                 and UDP are"
+            ),
         )),
     }
 }
 
+fn is_passthrough(listener: &Listener) -> bool {
+    listener.tls.as_ref().is_some_and(|tls| tls.mode.as_deref() == Some("Passthrough"))
+}
+
 /// The first of two listeners with one port and host name keeps it; different protocols cannot
-/// share a port.
+/// share a port, unless both are told apart by TLS's server name.
 fn conflict(
     env: &Env,
     gateway: &Gateway,
@@ -276,12 +314,15 @@ fn conflict(
 ) -> Option<(&'static str, &'static str, String)> {
     let bound = env.bind_port(listener.port);
     let before = gateway.spec.listeners.iter().take_while(|l| l.name != listener.name);
-    for other in before.filter(|l| env.bind_port(l.port) == bound) {
+    let named = |l: &Listener| matches!(&*l.protocol, "HTTPS" | "TLS");
+    let same_socket =
+        |l: &&Listener| env.bind_port(l.port) == bound && is_udp(l) == is_udp(listener);
+    for other in before.filter(same_socket) {
         if other.port != listener.port {
             let text = format!("listener {} is bound to port {bound} already", other.name);
             return Some(("Accepted", "PortUnavailable", text));
         }
-        if other.protocol != listener.protocol {
+        if other.protocol != listener.protocol && !(named(other) && named(listener)) {
             let text = format!("listener {} has port {} already", other.name, other.port);
             return Some(("Conflicted", "ProtocolConflict", text));
         }
@@ -299,15 +340,20 @@ fn tls(
     object: &Object,
     listener: &Listener,
 ) -> Result<Option<ServerTls>, (&'static str, &'static str, String)> {
-    if &*listener.protocol != "HTTPS" {
+    let opened = match &*listener.protocol {
+        "HTTPS" => true,
+        "TLS" => !is_passthrough(listener),
+        _ => false,
+    };
+    if !opened {
         return Ok(None);
     }
     let bad = |reason, text: String| ("ResolvedRefs", reason, text);
     let Some(tls) = &listener.tls else {
-        return Err(bad("InvalidCertificateRef", "HTTPS needs tls.certificateRefs".into()));
+        return Err(bad("InvalidCertificateRef", "tls.certificateRefs is missing".into()));
     };
     if tls.mode.as_deref().is_some_and(|m| m != "Terminate") {
-        let text = "tls.mode: an HTTPS listener terminates TLS".to_owned();
+        let text = "tls.mode: this listener terminates TLS".to_owned();
         return Err(("Accepted", "UnsupportedValue", text));
     }
     let Some(reference) = tls.certificate_refs.first() else {
@@ -344,7 +390,7 @@ pub(super) fn secret_pem(reader: &Reader<'_>, namespace: &str, name: &str) -> Op
         let text = String::from_utf8(bytes).ok()?;
         text.contains("-----BEGIN ").then(|| text.into())
     };
-    Some(ServerTls { chain_pem: text("tls.crt")?, key_pem: text("tls.key")? })
+    Some(ServerTls::new(text("tls.crt")?, text("tls.key")?))
 }
 
 // === status ===
@@ -363,8 +409,10 @@ fn listener_status(listener: &Listener, state: &State, has_address: bool) -> Lis
             "ResolvedRefs",
             false,
             "InvalidRouteKinds",
-            "allowedRoutes.kinds names kinds that this listener cannot take; it takes HTTPRoute \
-             and GRPCRoute",
+            format!(
+                "allowedRoutes.kinds names kinds that this listener cannot take; it takes {}",
+                route_kinds(listener).join(" and ")
+            ),
         ),
         _ => condition("ResolvedRefs", "ResolvedRefs", true),
     };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! HTTPRoute, and GRPCRoute, which is read as one: where it attaches (gateway listeners, or a
-//! Service's mesh clients), and its status in Gateway API's own words.
+//! HTTPRoute, and the other kinds, which are read as one: where it attaches (gateway listeners, or
+//! a Service's mesh clients), and its status in Gateway API's own words.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,11 +9,10 @@ use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
 use weft_kinds::views::gateway::{HttpRoute, Listener, ParentRef};
 use weft_kinds::world::{Index, KindId, Object, ObjectKey, pair};
-use weft_model::{Dialect, Matching, Parent, Rank, Resource, Root, Route, Scope};
+use weft_model::{Dialect, Filter, Matching, Parent, Rank, Resource, Root, Route, Scope};
 
 use super::http_rule::{self, Rules};
-use super::{Env, Output, Reader, gateway, names, origin};
-use crate::mesh::gateway_root;
+use super::{Env, Output, Reader, gateway, names, origin, policy_attachment};
 use crate::status::{Condition, ParentStatus, StatusBody, StatusUpdate};
 
 /// Where a route attached: per gateway port its sections and host names, and mesh hosts.
@@ -28,6 +27,8 @@ struct Attached {
 struct OnPort {
     sections: Vec<Arc<str>>,
     hostnames: BTreeSet<Arc<str>>,
+    /// What policies say about the Gateway itself.
+    filters: Vec<Filter>,
 }
 
 pub(super) fn compile(
@@ -43,6 +44,9 @@ pub(super) fn compile(
     for parent in &route.spec.parent_refs {
         let accepted = if parent.is_gateway() {
             attach_gateway(reader, object, route, parent, &mut attached, &mut out)
+        } else if parent.is_service() && is_stream(object) {
+            let text = "this kind of route is served by Gateways; no Service's clients follow it";
+            refuse("UnsupportedValue", text)
         } else if parent.is_service() {
             attach_service(reader, env, object, parent, &mut attached)
         } else {
@@ -64,22 +68,22 @@ pub(super) fn compile(
 
 fn emit(object: &Object, rules: &Rules, attached: Attached, out: &mut Output) {
     let (ns, name) = (&object.key.namespace, &object.key.name);
-    let make = |parent, scope, dialect| {
-        Resource::Route(Route {
-            parent,
-            scope,
-            matching: Matching::MostSpecific,
-            rank: Rank { dialect, created_ms: object.meta.created_ms(), name: pair(ns, name) },
-            rules: rules.rules.clone(),
-            origin: origin(object, ""),
-        })
+    let make = |parent, scope, dialect| Route {
+        parent,
+        scope,
+        matching: Matching::MostSpecific,
+        rank: Rank { dialect, created_ms: object.meta.created_ms(), name: pair(ns, name) },
+        rules: rules.rules.clone(),
+        origin: origin(object, ""),
     };
     let kind = object.key.kind.row().singular;
     let child = format!("route/{kind}/{ns}/{name}");
-    for (root, OnPort { sections, hostnames }) in attached.listeners {
+    for (root, OnPort { sections, hostnames, filters }) in attached.listeners {
         let hostnames = hostnames.into_iter().collect();
         let parent = Parent::Listener { root: root.clone(), sections, hostnames };
-        let route = make(parent, Scope::Any, Dialect::ProducerHttpRoute);
+        let mut route = make(parent, Scope::Any, Dialect::ProducerHttpRoute);
+        route.rules.iter_mut().for_each(|r| drop(r.filters.splice(..0, filters.clone())));
+        let route = Resource::Route(route);
         out.draft(root.child(&*child), route, rules.may_come);
     }
     for ((root, port), dialect) in attached.hosts {
@@ -91,7 +95,8 @@ fn emit(object: &Object, rules: &Rules, attached: Attached, out: &mut Output) {
             Some(port) => format!("{child}/{port}"),
             None => child.clone(),
         };
-        let route = make(Parent::Host { root: root.clone(), port }, scope, dialect);
+        let route =
+            Resource::Route(make(Parent::Host { root: root.clone(), port }, scope, dialect));
         out.draft(root.child(child), route, rules.may_come);
     }
 }
@@ -128,6 +133,11 @@ fn refuse(reason: &'static str, text: impl Into<String>) -> Verdict {
     Some((Condition::new("Accepted", false, reason, text), None))
 }
 
+/// TLSRoute, TCPRoute, UDPRoute.
+fn is_stream(object: &Object) -> bool {
+    matches!(object.view, View::StreamRoute(_))
+}
+
 // === gateways ===
 
 fn attach_gateway(
@@ -161,6 +171,7 @@ fn attach_gateway(
         );
         return refuse("NotAllowedByListeners", text);
     }
+    let policies = policy_attachment::Attached::read(reader, "Gateway", ns, &parent.name);
     let mut any = false;
     for listener in allowed {
         let Some(hostnames) = intersect(listener.hostname.as_deref(), &route.spec.hostnames) else {
@@ -168,12 +179,18 @@ fn attach_gateway(
         };
         any = true;
         out.attached.push((found.key.clone(), listener.name.clone()));
-        let root = gateway_root(ns, &parent.name, listener.port);
+        let root = gateway::root_of(ns, &parent.name, listener);
         let entry = attached.listeners.entry(root).or_default();
         if !entry.sections.contains(&listener.name) {
             entry.sections.push(listener.name.clone());
         }
         entry.hostnames.extend(hostnames);
+        let policy = policies.effective(Some(&listener.name));
+        for filter in policy.map(|p| p.filters()).unwrap_or_default() {
+            if !entry.filters.contains(&filter) {
+                entry.filters.push(filter);
+            }
+        }
     }
     if !any {
         let text = format!(
@@ -218,13 +235,15 @@ fn allows(
 }
 
 /// The host names that a route serves on a listener: `None` is none in common; empty is all that
-/// the listener has.
+/// the listener has. They stay as the route has them: the listener's own name is judged before,
+/// and among routes "characters in a matching hostname" are the route's.
 fn intersect(listener: Option<&str>, route: &[Arc<str>]) -> Option<Vec<Arc<str>>> {
     if route.is_empty() {
         return Some(Vec::new());
     }
     let Some(listener) = listener.filter(|l| !l.is_empty()) else { return Some(route.to_vec()) };
-    let common: Vec<_> = route.iter().filter_map(|host| narrower(listener, host)).collect();
+    let common: Vec<_> =
+        route.iter().filter(|host| narrower(listener, host).is_some()).cloned().collect();
     (!common.is_empty()).then_some(common)
 }
 

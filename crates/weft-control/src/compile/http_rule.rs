@@ -7,6 +7,7 @@ use std::sync::Arc;
 use weft_base::issue::{FieldPath, Issues};
 use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
+use weft_kinds::views::core::ServicePort;
 use weft_kinds::views::gateway::{
     GROUP, HeaderModifier, HttpRoute, HttpRouteFilter, HttpRouteMatch, HttpRouteRule, NamedValue,
     ObjectRef, ParentRef, PathModifier, RequestMirror, RequestRedirect, UrlRewrite,
@@ -15,11 +16,13 @@ use weft_kinds::world::{KindId, Object};
 use weft_model::{
     Action, Filter, HeaderEdit, Match, Mirror, NamedMatch, PathMatch, PathRewrite, Redirect, Regex,
     Retry, Rewrite, Rule, Session, StringMatch, Target, Timeouts, WeightedBackend,
+    udp_backend_child,
 };
 
 use super::duration::parse_ms;
+use super::policy_attachment::Attached;
 use super::retries::{IDEMPOTENT_ANNOTATION, declared};
-use super::{Env, Reader, http_policy, names, origin};
+use super::{Env, Reader, http_policy, names, origin, service};
 
 /// What the rules of one HTTPRoute mean, and what is wrong with them.
 #[derive(Debug, Default)]
@@ -52,6 +55,8 @@ pub(super) fn read(reader: &Reader<'_>, env: &Env, object: &Object, route: &Http
         let rule = cx.rule(rule, &path);
         cx.out.rules.extend(rule);
     }
+    let (kind, key) = (object.key.kind.row().kind, &object.key);
+    Attached::read(reader, kind, &key.namespace, &key.name).limit(&mut cx.out.rules);
     cx.out
 }
 
@@ -183,10 +188,20 @@ impl Context<'_, '_> {
         let key = ServiceKey::new(ns, &to.name).map_err(|_| missing())?;
         let (_, service) = self.reader.service(&key).ok_or_else(missing)?;
         let ports = &service.spec.ports;
-        if !ports.iter().any(|p| p.port == port && super::service::is_meshed(p)) {
+        let udp = self.object.key.kind == KindId::UdpRoute;
+        let takes = |p: &&ServicePort| match udp {
+            true => service::is_udp(p),
+            false => service::is_meshed(p),
+        };
+        if !ports.iter().filter(takes).any(|p| p.port == port) {
             let have: Vec<_> = ports.iter().map(|p| p.port.to_string()).collect();
-            let text = format!("Service {key} has no port {port}; it has {}", have.join(", "));
+            let what = if udp { "port for datagrams" } else { "port" };
+            let text = format!("Service {key} has no {what} {port}; it has {}", have.join(", "));
             return Err(("BackendNotFound", text, true));
+        }
+        if udp {
+            let root = names::host_root(&key, self.env);
+            return Ok(Target::Backend(root.child(udp_backend_child(port))));
         }
         Ok(Target::Backend(names::backend_name(&key, port, "", self.env)))
     }

@@ -132,7 +132,7 @@ fn listener(
     let bind = vec![SocketAddr::new(address(object), env.bind_port(port))];
     let listener = weft_model::Listener {
         name: format!("{ns}~{name}~{port}").into(),
-        kind: ListenerKind::Gateway(GatewayListener { bind, sections: usable }),
+        kind: ListenerKind::Gateway(GatewayListener::new(bind, usable)),
         origin: Some(origin(object, "spec.servers")),
     };
     out.add(gateway_root(ns, name, port).own(), Resource::Listener(listener));

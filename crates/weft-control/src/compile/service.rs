@@ -8,10 +8,11 @@ use std::sync::Arc;
 use weft_base::name::ServiceKey;
 use weft_kinds::views::core;
 use weft_kinds::world::Object;
-use weft_model::{Backend, Host, HostPort, Labels, Resource, backend_child};
+use weft_model::{Backend, Host, HostPort, Labels, Resource, backend_child, udp_backend_child};
 
 use super::destination_rule::{self, Rules, SubsetRef};
-use super::{Env, Output, Reader, balancer, names, protocol, traffic_policy};
+use super::policy_attachment::Attached;
+use super::{Env, Output, Reader, balancer, names, protocol, proxy_header, traffic_policy};
 
 /// JSON `{"80": 20001}`: where each pod's sidecar listens for programs that ignore proxies.
 /// Written by the addresses controller.
@@ -37,6 +38,7 @@ pub(super) fn compile(
         .annotation(UPSTREAM_PORTS_ANNOTATION)
         .and_then(|json| serde_json::from_str(json).ok())
         .unwrap_or_default();
+    let attached = Attached::read(reader, "Service", &object.key.namespace, &object.key.name);
     let mut ports = Vec::new();
     for port in service.spec.ports.iter().filter(|p| is_meshed(p)) {
         ports.push(HostPort {
@@ -46,8 +48,18 @@ pub(super) fn compile(
             backend: backend_child(port.port, "").into(),
             upstream_port: upstream.get(&port.port.to_string()).copied(),
         });
-        for (subset, backend) in backends(env, &key, port.port, &rules, &service.spec) {
+        for (subset, mut backend) in backends(env, &key, port.port, &rules, object, &service.spec) {
+            attached.protect(&port.name, &mut backend);
             out.add(root.child(backend_child(port.port, &subset)), Resource::Backend(backend));
+        }
+    }
+    for port in service.spec.ports.iter().filter(|p| is_udp(p)) {
+        let whole =
+            backends(env, &key, port.port, &rules, object, &service.spec).into_iter().next();
+        if let Some((_, mut backend)) = whole {
+            attached.protect(&port.name, &mut backend);
+            backend.policy.proxy_protocol = None;
+            out.add(root.child(udp_backend_child(port.port)), Resource::Backend(backend));
         }
     }
     let host = Host {
@@ -64,9 +76,13 @@ pub(super) fn compile(
     out
 }
 
-/// Datagrams are not forwarded.
+/// Datagrams are forwarded by Gateways alone.
 pub(super) fn is_meshed(port: &core::ServicePort) -> bool {
     &*port.protocol != "UDP" && port.port != 0
+}
+
+pub(super) fn is_udp(port: &core::ServicePort) -> bool {
+    &*port.protocol == "UDP" && port.port != 0
 }
 
 /// Names with a dot mean the same everywhere. A name without one is completed with the client's
@@ -102,6 +118,7 @@ fn backends(
     key: &ServiceKey,
     port: u16,
     rules: &Rules<'_>,
+    object: &Object,
     spec: &core::ServiceSpec,
 ) -> Vec<(Arc<str>, Backend)> {
     let service: Arc<str> = key.host(&env.cluster_domain).as_str().into();
@@ -113,7 +130,8 @@ fn backends(
         policy,
         origin,
     };
-    let usual = traffic_policy::usual(spec.traffic_distribution.as_deref());
+    let mut usual = traffic_policy::usual(spec.traffic_distribution.as_deref());
+    usual.proxy_protocol = proxy_header::sent(&object.meta);
     let policy = |subset: Option<&SubsetRef<'_>>| rules.policy(usual.clone(), port, subset);
     let whole = make("".into(), Labels::new(), policy(None), rules.origin());
     let mut out = vec![("".into(), whole)];

@@ -15,8 +15,8 @@ use weft_kinds::views::istio::{
 };
 use weft_model::{
     BackendPolicy, Distribution, Failover, FailureShare, HashBy, HashCookie, HashTable, Hashing,
-    LbPolicy, LocalityPattern, LocalityPolicy, Outlier, OutlierWindow, RetryBudget, SuccessRate,
-    Warmup,
+    LbPolicy, LocalityPattern, LocalityPolicy, Outlier, OutlierWindow, ProxyVersion, RetryBudget,
+    SuccessRate, Warmup,
 };
 
 use super::destination_rule::not_done;
@@ -55,6 +55,11 @@ pub(super) fn apply(layer: &TrafficPolicy, port: u16, policy: &mut BackendPolicy
     }
     if let Some(outlier) = layer_of_port.outlier {
         apply_outlier(outlier, policy);
+    }
+    if let Some(header) = &layer.proxy_protocol {
+        let second = header.get("version").and_then(|v| v.as_str()) == Some("V2");
+        let version = if second { ProxyVersion::V2 } else { ProxyVersion::V1 };
+        policy.proxy_protocol = Some(version);
     }
     if let Some(budget) = &layer.retry_budget {
         policy.retry_budget = retry_budget(budget);
@@ -267,12 +272,8 @@ impl<'a> Layer<'a> {
 pub(super) fn judge(policy: &TrafficPolicy, path: &FieldPath, issues: &mut Issues) {
     judge_layer(&Layer::whole(policy), path, issues);
     judge_tls(policy.tls.as_ref(), path, issues);
-    for (set, name) in
-        [(policy.tunnel.is_some(), "tunnel"), (policy.proxy_protocol.is_some(), "proxyProtocol")]
-    {
-        if set {
-            not_done(issues, &path.field(name));
-        }
+    if policy.tunnel.is_some() {
+        not_done(issues, &path.field("tunnel"));
     }
     for (i, port) in policy.port_level_settings.iter().enumerate() {
         let path = path.field("portLevelSettings").index(i);

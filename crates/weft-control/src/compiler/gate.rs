@@ -5,7 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use weft_kinds::world::ObjectKey;
-use weft_model::{Resource, ResourceName, Root, Route, Target, WeightedBackend, endpoints_child};
+use weft_model::{
+    Resource, ResourceName, Root, Route, Target, UDP_MARK, WeightedBackend, endpoints_child,
+    udp_endpoints_child,
+};
 
 use crate::compile::Draft;
 use crate::mesh::Mesh;
@@ -173,7 +176,8 @@ fn is_sound(mesh: &Mesh, route: &Route) -> bool {
 /// Whether a backend has an instance that takes requests.
 fn is_ready(mesh: &Mesh, name: &ResourceName) -> bool {
     let Some(Resource::Backend(backend)) = mesh.get(name).map(|r| &**r) else { return false };
-    let set = name.root.child(endpoints_child(backend.port));
+    let child = if name.child.ends_with(UDP_MARK) { udp_endpoints_child } else { endpoints_child };
+    let set = name.root.child(child(backend.port));
     let Some(Resource::Endpoints(set)) = mesh.get(&set).map(|r| &**r) else { return false };
     set.endpoints.iter().any(|e| e.is_candidate() && backend.selects(e))
 }

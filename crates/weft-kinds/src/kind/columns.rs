@@ -197,5 +197,11 @@ pub(super) const WORKLOAD_ENTRY: &[Column] =
     &[NAME, DATE, path("Address", "string", ".spec.address")];
 pub(super) const PEER_AUTHENTICATION: &[Column] =
     &[NAME, path("Mode", "string", ".spec.mtls.mode"), DATE];
+pub(super) const TRAFFIC_POLICY: &[Column] = &[
+    NAME,
+    path("Targets", "string", ".spec.targetRefs[*].name"),
+    path("Accepted", "string", ".status.ancestors[*].conditions[?(@.type=='Accepted')].status"),
+    DATE,
+];
 pub(super) const AUTHORIZATION_POLICY: &[Column] =
     &[NAME, path("Action", "string", ".spec.action"), DATE];

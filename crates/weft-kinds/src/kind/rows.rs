@@ -464,4 +464,18 @@ pub const KINDS: &[Kind] = &[
         subresources: STATUS,
         ..CORE
     },
+    Kind {
+        id: KindId::TrafficPolicy,
+        group: "weft.dev",
+        versions: &["v1alpha1"],
+        kind: "TrafficPolicy",
+        plural: "trafficpolicies",
+        singular: "trafficpolicy",
+        short_names: &["tp"],
+        categories: &["weft"],
+        family: Family::Custom,
+        subresources: STATUS,
+        columns: c::TRAFFIC_POLICY,
+        ..CORE
+    },
 ];

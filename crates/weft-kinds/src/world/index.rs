@@ -30,6 +30,9 @@ pub enum Index {
     SlicesByPod,
     /// Gateways by class name.
     GatewaysByClass,
+    /// TrafficPolicies by target, as [`TargetRef::at`](crate::views::traffic_policy::TargetRef::at)
+    /// writes it.
+    TrafficPoliciesByTarget,
     /// Any object by the uid of each of its owners.
     ByOwner,
     /// Pods by the node that they run on.
@@ -70,12 +73,12 @@ pub(super) fn entries(object: &Object) -> Entries {
     }
     let ns = &*object.key.namespace;
     match &object.view {
-        View::HttpRoute(route) | View::GrpcRoute(route) => {
+        View::HttpRoute(route) | View::GrpcRoute(route) | View::StreamRoute(route) => {
             for parent in &route.spec.parent_refs {
                 let at = pair(parent.namespace.as_deref().unwrap_or(ns), &parent.name);
                 if parent.is_gateway() {
                     out.insert((Index::RoutesByGateway, at));
-                } else if parent.is_service() {
+                } else if parent.is_service() && !matches!(object.view, View::StreamRoute(_)) {
                     out.insert((Index::RoutesByService, at));
                 }
             }
@@ -111,6 +114,10 @@ pub(super) fn entries(object: &Object) -> Entries {
         }
         View::Pod(pod) if !pod.spec.node_name.is_empty() => {
             out.insert((Index::PodsByNode, pod.spec.node_name.clone()));
+        }
+        View::TrafficPolicy(policy) => {
+            let targets = policy.spec.target_refs.iter().map(|t| t.at(ns));
+            out.extend(targets.map(|at| (Index::TrafficPoliciesByTarget, at)));
         }
         _ => {}
     }
