@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One health check: its own connection, one question, what the answer means. Called by the owner
+//! of the checks; remembers nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{Method, Request, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use weft_identity::Alpn;
+use weft_model::decide::Probe;
+use weft_model::{CheckKind, HealthCheck, HttpCheck};
+
+use crate::table::{BackendEntry, EndpointEntry};
+use crate::upstream::connect::{Dialer, Peer, UpstreamIo};
+
+/// What is read of an answer at most.
+const ANSWER_BYTES_MAX: usize = 16 * 1024;
+const AGENT: &str = "weft-health-check";
+
+/// Asks an endpoint; says why when it is not well.
+pub(super) async fn ask(
+    dialer: &Dialer,
+    backend: &Arc<BackendEntry>,
+    entry: &EndpointEntry,
+) -> (Probe, String) {
+    let Some(check) = super::check_of(backend) else { return (Probe::Pass, String::new()) };
+    let limit = Duration::from_millis(check.timeout_ms.max(1));
+    let asked = asked(dialer, backend, entry, check, limit);
+    match tokio::time::timeout(limit, asked).await {
+        Err(_) => (Probe::Fail, format!("no answer within {} ms", limit.as_millis())),
+        Ok(Ok(answer)) => answer,
+        Ok(Err(why)) => (Probe::Fail, why),
+    }
+}
+
+async fn asked(
+    dialer: &Dialer,
+    backend: &BackendEntry,
+    entry: &EndpointEntry,
+    check: &HealthCheck,
+    limit: Duration,
+) -> Result<(Probe, String), String> {
+    let mut peer = Peer::of_entry(entry, dialer.mesh_port);
+    if let Some(port) = check.port {
+        peer.port = port;
+        if !peer.is_mesh() {
+            peer.connect.set_port(port);
+        }
+    }
+    let http2 = match &check.kind {
+        CheckKind::Http(http) => http.http2,
+        CheckKind::Grpc { .. } => true,
+        CheckKind::Tcp { .. } => false,
+    };
+    let alpn = if http2 { Alpn::H2 } else { Alpn::Http11 };
+    let io = dialer.connect(&peer, alpn, limit).await.map_err(|e| e.to_string())?;
+    match &check.kind {
+        CheckKind::Http(http) if http2 => over_h2(io, backend, http).await,
+        CheckKind::Http(http) => over_h1(io, backend, http).await,
+        CheckKind::Grpc { service, authority } => grpc(io, backend, service, authority).await,
+        CheckKind::Tcp { send, expect } => tcp(io, send, expect).await,
+    }
+}
+
+/// The host that is asked for: the policy's, or the service's own name.
+fn host(backend: &BackendEntry, said: &str) -> String {
+    match said {
+        "" => format!("{}:{}", backend.backend.service, backend.backend.port),
+        said => said.to_owned(),
+    }
+}
+
+fn judged(http: &HttpCheck, status: u16) -> (Probe, String) {
+    match http.expects(status) {
+        true => (Probe::Pass, String::new()),
+        false => (Probe::Refuses, format!("answered {} with status {status}", http.path)),
+    }
+}
+
+async fn over_h1(
+    mut io: UpstreamIo,
+    backend: &BackendEntry,
+    http: &HttpCheck,
+) -> Result<(Probe, String), String> {
+    let mut text = format!(
+        "{} {} HTTP/1.1\r\nhost: {}\r\nuser-agent: {AGENT}\r\nconnection: close\r\n",
+        http.method,
+        http.path,
+        host(backend, &http.host)
+    );
+    for (name, value) in &http.headers {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    text.push_str("\r\n");
+    io.write_all(text.as_bytes()).await.map_err(|e| format!("sending failed: {e}"))?;
+    let mut seen = Vec::with_capacity(512);
+    loop {
+        let mut headers = [httparse::EMPTY_HEADER; 64];
+        let mut response = httparse::Response::new(&mut headers);
+        // The status line is all that is needed; many headers do not matter.
+        let parsed = response.parse(&seen);
+        if let Some(status) = response.code.filter(|code| *code >= 200) {
+            return Ok(judged(http, status));
+        }
+        match parsed {
+            Err(error) => return Err(format!("its answer is no HTTP: {error}")),
+            // 100 and 103 come before what counts.
+            Ok(httparse::Status::Complete(end)) => drop(seen.drain(..end)),
+            Ok(httparse::Status::Partial) if seen.len() >= ANSWER_BYTES_MAX => {
+                return Err("its answer's head is too long".into());
+            }
+            Ok(httparse::Status::Partial) => {
+                let read = io.read_buf(&mut seen).await;
+                if read.map_err(|e| format!("reading failed: {e}"))? == 0 {
+                    return Err("it closed the connection before it answered".into());
+                }
+            }
+        }
+    }
+}
+
+async fn over_h2(
+    io: UpstreamIo,
+    backend: &BackendEntry,
+    http: &HttpCheck,
+) -> Result<(Probe, String), String> {
+    let method = Method::from_bytes(http.method.as_bytes()).unwrap_or(Method::GET);
+    let uri = format!("http://{}{}", host(backend, &http.host), http.path);
+    let mut request = Request::builder().method(method).uri(uri).header("user-agent", AGENT);
+    for (name, value) in &http.headers {
+        request = request.header(&**name, &**value);
+    }
+    let request = request.body(()).map_err(|e| e.to_string())?;
+    let response = h2_call(io, request, None).await?;
+    Ok(judged(http, response.status.as_u16()))
+}
+
+/// What came back over HTTP/2.
+struct Came {
+    status: StatusCode,
+    grpc_status: Option<String>,
+    body: Bytes,
+}
+
+async fn h2_call(
+    io: UpstreamIo,
+    request: Request<()>,
+    body: Option<Bytes>,
+) -> Result<Came, String> {
+    let (sender, connection) =
+        h2::client::handshake(io).await.map_err(|e| format!("no HTTP/2: {e}"))?;
+    let call = async {
+        let mut sender = sender.ready().await?;
+        let (response, mut stream) = sender.send_request(request, body.is_none())?;
+        let grpc = body.is_some();
+        if let Some(body) = body {
+            stream.send_data(body, true)?;
+        }
+        let response = response.await?;
+        let text = |headers: &http::HeaderMap| {
+            headers.get("grpc-status").and_then(|v| v.to_str().ok()).map(str::to_owned)
+        };
+        let (status, mut grpc_status) = (response.status(), text(response.headers()));
+        let mut came = BytesMut::new();
+        let mut answer = response.into_body();
+        while let Some(data) = answer.data().await.filter(|_| grpc) {
+            let data = data?;
+            answer.flow_control().release_capacity(data.len())?;
+            came.extend_from_slice(&data);
+            if came.len() > ANSWER_BYTES_MAX {
+                break;
+            }
+        }
+        if grpc && grpc_status.is_none() {
+            grpc_status = answer.trailers().await?.as_ref().and_then(text);
+        }
+        Ok(Came { status, grpc_status, body: came.freeze() })
+    };
+    tokio::select! {
+        came = call => came.map_err(|e: h2::Error| format!("no answer: {e}")),
+        ended = connection => match ended {
+            Ok(()) => Err("it closed the connection before it answered".into()),
+            Err(error) => Err(format!("the connection broke: {error}")),
+        },
+    }
+}
+
+/// `grpc.health.v1.Health/Check`, whose two messages have one field each.
+async fn grpc(
+    io: UpstreamIo,
+    backend: &BackendEntry,
+    service: &str,
+    authority: &str,
+) -> Result<(Probe, String), String> {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(format!("http://{}/grpc.health.v1.Health/Check", host(backend, authority)))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("user-agent", AGENT)
+        .body(())
+        .map_err(|e| e.to_string())?;
+    let came = h2_call(io, request, Some(asking(service))).await?;
+    Ok(match (came.status, came.grpc_status.as_deref(), serving(&came.body)) {
+        (StatusCode::OK, Some("0"), Some(1)) => (Probe::Pass, String::new()),
+        (StatusCode::OK, Some("0"), state) => {
+            (Probe::Refuses, format!("says that it is not serving (state {})", state.unwrap_or(0)))
+        }
+        (StatusCode::OK, Some(code), _) => (Probe::Refuses, format!("answered grpc-status {code}")),
+        (status, _, _) => (Probe::Refuses, format!("answered with status {}", status.as_u16())),
+    })
+}
+
+/// A framed `HealthCheckRequest`.
+fn asking(service: &str) -> Bytes {
+    let service = service.get(..service.len().min(127)).unwrap_or("");
+    let length = u8::try_from(service.len()).unwrap_or(0);
+    let mut out = BytesMut::with_capacity(7 + service.len());
+    let message = if length == 0 { 0 } else { u32::from(length) + 2 };
+    out.put_u8(0);
+    out.put_u32(message);
+    if length > 0 {
+        out.put_u8(0x0a);
+        out.put_u8(length);
+        out.put_slice(service.as_bytes());
+    }
+    out.freeze()
+}
+
+/// The state in a framed `HealthCheckResponse`: 1 is serving; nothing is 0, unknown.
+fn serving(body: &[u8]) -> Option<u8> {
+    match body {
+        [0, 0, 0, 0, 0] => Some(0),
+        [0, 0, 0, 0, 2, 0x08, state] => Some(*state),
+        _ => None,
+    }
+}
+
+/// Connects, sends, and waits until each expected piece came, in order.
+async fn tcp(
+    mut io: UpstreamIo,
+    send: &[u8],
+    expect: &[Vec<u8>],
+) -> Result<(Probe, String), String> {
+    io.write_all(send).await.map_err(|e| format!("sending failed: {e}"))?;
+    let mut seen = Vec::new();
+    while !contains(&seen, expect) {
+        if seen.len() > ANSWER_BYTES_MAX {
+            return Err("what it sends does not contain what is expected".into());
+        }
+        let read = io.read_buf(&mut seen).await.map_err(|e| format!("reading failed: {e}"))?;
+        if read == 0 {
+            return Err("it closed the connection before what is expected came".into());
+        }
+    }
+    Ok((Probe::Pass, String::new()))
+}
+
+fn contains(mut seen: &[u8], expect: &[Vec<u8>]) -> bool {
+    expect.iter().filter(|piece| !piece.is_empty()).all(|piece| {
+        let at = seen.windows(piece.len()).position(|window| window == piece.as_slice());
+        seen = at.and_then(|at| seen.get(at + piece.len()..)).unwrap_or_default();
+        at.is_some()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_come_in_order() {
+        let pieces = |list: &[&str]| -> Vec<Vec<u8>> {
+            list.iter().map(|piece| piece.as_bytes().to_vec()).collect()
+        };
+        for (seen, expect, want) in [
+            ("+PONG\r\n", &["PONG"][..], true),
+            ("a b", &["a", "b"], true),
+            ("b a", &["a", "b"], false),
+            ("aa", &["a", "a"], true),
+            ("a", &["a", "a"], false),
+            ("", &[], true),
+            ("", &[""], true),
+        ] {
+            assert_eq!(contains(seen.as_bytes(), &pieces(expect)), want, "{seen} {expect:?}");
+        }
+    }
+
+    #[test]
+    fn the_messages_of_grpc_health() {
+        assert_eq!(&*asking(""), [0, 0, 0, 0, 0]);
+        assert_eq!(&*asking("ab"), [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']);
+        assert_eq!(serving(&[0, 0, 0, 0, 2, 8, 1]), Some(1));
+        assert_eq!(serving(&[0, 0, 0, 0, 2, 8, 2]), Some(2));
+        assert_eq!(serving(&[0, 0, 0]), None);
+    }
+}
