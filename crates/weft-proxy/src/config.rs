@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use thiserror::Error;
 use weft_base::sockets::SocketFactory;
+use weft_model::Adaptive;
 use weft_model::decide::Own;
 
 use crate::capture::original::OriginalDst;
+use crate::handover::Sockets;
 use crate::networks::Networks;
 use crate::observe::format::Format;
 
@@ -53,6 +55,10 @@ pub struct ProxyConfig {
     /// Where the last good table is kept, to start from when no server answers.
     pub last_good: Option<PathBuf>,
     pub ports: Ports,
+    /// Listening sockets that go from one process to the next.
+    pub handover: Arc<Sockets>,
+    /// The admin door also shows metrics and readiness; they have no doors of their own.
+    pub one_door: bool,
     pub unknown: UnknownDestinations,
     pub access_log: AccessLog,
     pub limits: ProxyLimits,
@@ -112,7 +118,7 @@ pub enum UnknownDestinations {
     Deny,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessLog {
     pub what: LogWhat,
     pub format: LogFormat,
@@ -137,7 +143,7 @@ pub enum LogFormat {
     Of(Arc<Format>),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ProxyLimits {
     pub connections_max: usize,
     /// Time for a complete request head, HTTP/1.
@@ -150,8 +156,14 @@ pub struct ProxyLimits {
     pub stream_idle_timeout: Duration,
     /// No byte in either direction of a connection that is no HTTP, or has left it.
     pub tunnel_idle_timeout: Duration,
+    /// No datagram in either direction between a client and its endpoint.
+    pub udp_idle_timeout: Duration,
     /// Largest request body; 0 is no limit.
     pub body_bytes_max: u64,
+    /// Of backends whose policy does not speak of it.
+    pub adaptive: Option<Adaptive>,
+    /// Memory of this process beyond which requests are refused; its control group's when absent.
+    pub memory_bytes_max: Option<u64>,
     pub on_demand: OnDemandLimits,
 }
 
@@ -234,6 +246,8 @@ impl ProxyConfig {
             credential: None,
             last_good: None,
             ports: Ports::default(),
+            handover: Arc::default(),
+            one_door: false,
             unknown: UnknownDestinations::AllowAny,
             access_log: AccessLog { what: LogWhat::Failures, format: LogFormat::Text, path: None },
             limits: ProxyLimits::default(),
@@ -320,7 +334,10 @@ impl Default for ProxyLimits {
             idle_timeout: Duration::from_secs(300),
             stream_idle_timeout: Duration::from_secs(300),
             tunnel_idle_timeout: Duration::from_secs(3600),
+            udp_idle_timeout: Duration::from_secs(60),
             body_bytes_max: 0,
+            adaptive: None,
+            memory_bytes_max: None,
             on_demand: OnDemandLimits::default(),
         }
     }

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use thiserror::Error;
+use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use weft_base::clock::Clock;
+use weft_base::rng::Rng;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_identity::{ClientTls, ServerTls, Svid};
@@ -17,14 +19,17 @@ use weft_xds::Applied;
 
 use crate::capture::dns;
 use crate::config::ProxyConfig;
+use crate::handover::Sockets;
 use crate::ingest::{Delivery, Held, Ingest, Status, Wanted};
 use crate::listen::{self, ListenError};
 use crate::observe::access_log;
 use crate::observe::admin::{self, Admin};
 use crate::observe::metrics::{WorkerCells, WorkerMetrics};
 use crate::on_demand;
+use crate::overload::{self, Gauge};
 use crate::table::{Door, Table};
 use crate::upstream::connect::Dialer;
+use crate::upstream::health::Checker;
 use crate::upstream::outlier;
 use crate::worker::{self, COMMANDS_MAX, Command, Names, Shared, Worker};
 
@@ -49,6 +54,7 @@ pub struct Proxy {
     wanted: watch::Receiver<Wanted>,
     amended: watch::Receiver<Applied>,
     grace: std::time::Duration,
+    handover: Arc<Sockets>,
 }
 
 /// Where the proxy's own doors are.
@@ -96,14 +102,20 @@ impl Proxy {
             reporter,
             on_demand,
             log_lines,
+            buckets: Arc::default(),
+            pressure: Arc::default(),
         };
         let names = shared.names.clone();
         let (commands, cells, threads) = start_workers(&shared)?;
+        let (dialer, pressure) = (shared.dialer.clone(), shared.pressure.clone());
         drop(shared);
         let mut ingest = Ingest::new(config.clone(), &clock, commands.clone());
         let status = ingest.status();
+        let rng = config.seed.map_or_else(Rng::from_system, Rng::seeded);
+        let checker = Checker::new(status.table.clone(), dialer, clock.clone(), rng);
         let quit = CancellationToken::new();
-        let admin = Admin::new(config.clone(), names, status.clone(), cells, quit.clone());
+        let admin = Admin::new(config.clone(), names, status.clone(), cells, quit.clone())
+            .identified(identity.clone(), clock.clone());
         let addresses = open_doors(&config, identity.is_some(), &mut ingest, admin, &tasks).await?;
         let held = ingest.load_last_good().await.unwrap_or_else(|error| {
             tracing::error!(%error, "starting without a last good table");
@@ -112,9 +124,25 @@ impl Proxy {
         let (wanted, amended) = (ingest.wanted(), ingest.amended());
         tasks.spawn("ingest", ingest.run(deliveries, asks));
         tasks.spawn("ejector", ejector.run());
+        tasks.spawn("health checks", checker.run(tasks.clone()));
+        if let Some(gauge) = Gauge::find(config.limits.memory_bytes_max) {
+            tasks.spawn("memory", overload::watch(gauge, pressure));
+        }
         tasks.spawn("access log", log_writer.run());
-        let grace = config.drain_grace;
-        Ok(Self { addresses, status, commands, threads, tasks, quit, held, wanted, amended, grace })
+        let (grace, handover) = (config.drain_grace, config.handover.clone());
+        Ok(Self {
+            addresses,
+            status,
+            commands,
+            threads,
+            tasks,
+            quit,
+            held,
+            wanted,
+            amended,
+            grace,
+            handover,
+        })
     }
 
     pub fn addresses(&self) -> Addresses {
@@ -148,11 +176,21 @@ impl Proxy {
     /// Takes nothing new, finishes what is open within the grace period, and ends. `false` when a
     /// worker's thread panicked.
     pub async fn drain(self) -> bool {
+        self.end(false).await
+    }
+
+    /// The same when another process serves already, on the same sockets.
+    pub async fn succeed(self) -> bool {
+        self.end(true).await
+    }
+
+    async fn end(self, succeeded: bool) -> bool {
         // Readiness goes first.
         self.quit.cancel();
+        self.handover.close();
         for worker in &self.commands {
             // A worker that is gone is drained.
-            let _ = worker.send(Command::Drain).await;
+            let _ = worker.send(Command::Drain { succeeded }).await;
         }
         drop(self.commands);
         let threads = self.threads;
@@ -176,22 +214,30 @@ fn start_workers(shared: &Shared) -> Result<Workers, StartError> {
         let (tx, rx) = mpsc::channel(COMMANDS_MAX);
         let cells = Arc::new(WorkerCells::default());
         let (shared, worker_cells) = (shared.clone(), cells.clone());
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(2)
-            .build()
-            .map_err(StartError::Thread)?;
+        let (started, start) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("weft-worker-{id}"))
             .spawn(move || {
-                let local = tokio::task::LocalSet::new();
-                local.block_on(&runtime, async move {
+                // Built where it stays: its tasks are this thread's, with no queue between.
+                let mut builder = tokio::runtime::Builder::new_current_thread();
+                let builder = builder.enable_all().max_blocking_threads(2);
+                let built = builder.build_local(LocalOptions::default());
+                let (runtime, result) = match built {
+                    Ok(runtime) => (Some(runtime), Ok(())),
+                    Err(error) => (None, Err(error)),
+                };
+                // The thread that starts this one waits for it.
+                let _ = started.send(result);
+                let Some(runtime) = runtime else { return };
+                runtime.block_on(async move {
                     let metrics = WorkerMetrics::new(worker_cells, workers);
                     let worker = Worker::new(id, shared, metrics, Arc::new(Table::default()));
                     worker::run(worker, rx).await;
                 });
             })
             .map_err(StartError::Thread)?;
+        let result = start.recv().unwrap_or_else(|_| Err(std::io::Error::other("it is gone")));
+        result.map_err(StartError::Thread)?;
         commands.push(tx);
         all_cells.push(cells);
         threads.push(thread);
@@ -223,6 +269,12 @@ async fn open_doors(
         (config.ports.metrics, admin::Role::Metrics),
         (config.ports.ready, admin::Role::Ready),
     ] {
+        if config.one_door
+            && let Some(admin) = doors.first().copied()
+        {
+            doors.push(admin);
+            continue;
+        }
         let address = config.admin_door(port);
         let sockets = listen::bind_from(config, address, 1).await?;
         let Some(socket) = sockets.into_iter().next() else { continue };

@@ -20,12 +20,17 @@ use weft_model::decide::Authority;
 use weft_model::{Protocol, ResourceName};
 
 use crate::config::ProxyConfig;
-use crate::observe::access_log::LogSender;
+use crate::descriptors;
+use crate::http::limits::{Buckets, LocalBuckets};
+use crate::observe::access_log::{Lines, LogSender};
 use crate::observe::metrics::WorkerMetrics;
 use crate::on_demand::OnDemand;
+use crate::overload::Pressure;
 use crate::pinned::Pinned;
 use crate::table::{BackendEntry, Door, EndpointEntry, Table};
 use crate::tcp::accept::{self, Accepted};
+use crate::tcp::half_open;
+use crate::udp;
 use crate::upstream::connect::{Dialer, Peer};
 use crate::upstream::outlier::Reporter;
 use crate::upstream::pick::LocalBackend;
@@ -51,9 +56,18 @@ pub enum Command {
         door: Door,
         socket: std::net::TcpListener,
     },
+    /// Take datagrams on a socket until it is closed under its number.
+    Datagrams {
+        number: u64,
+        door: Door,
+        socket: std::net::UdpSocket,
+    },
     Close(u64),
-    /// Accept nothing more, finish what is open, end.
-    Drain,
+    /// Accept nothing more, finish what is open, end. A successor may serve already: then there
+    /// is time to let every client ask once more and be told to come again.
+    Drain {
+        succeeded: bool,
+    },
 }
 
 /// What all workers are made of.
@@ -66,7 +80,9 @@ pub struct Shared {
     pub server_tls: Option<Arc<ServerTls>>,
     pub reporter: Reporter,
     pub on_demand: OnDemand,
-    pub log_lines: mpsc::Sender<String>,
+    pub buckets: Arc<Buckets>,
+    pub pressure: Arc<Pressure>,
+    pub log_lines: mpsc::Sender<Lines>,
 }
 
 /// Names that go into every label set.
@@ -100,8 +116,13 @@ pub struct Worker {
     pool_context: Rc<PoolContext>,
     listeners: RefCell<HashMap<u64, CancellationToken>>,
     open: Cell<usize>,
+    /// Another process goes on in the place of this one.
+    succeeded: Cell<bool>,
+    /// Flows of datagrams that are open.
+    pub udp_flows: Cell<usize>,
     /// Copies of requests under way.
     pub mirrors: Cell<usize>,
+    pub limits: LocalBuckets,
 }
 
 /// One downstream connection, or what arrives inside a CONNECT on one.
@@ -197,7 +218,10 @@ impl Worker {
             pool_context,
             listeners: RefCell::default(),
             open: Cell::new(0),
+            succeeded: Cell::new(false),
+            udp_flows: Cell::new(0),
             mirrors: Cell::new(0),
+            limits: LocalBuckets::default(),
             shared,
         })
     }
@@ -216,7 +240,8 @@ impl Worker {
         let known = newest.is_some();
         let entry = newest.unwrap_or_else(|| entry.clone());
         let name = entry.name.clone();
-        let made = LocalBackend::new(entry, &mut self.rng.borrow_mut(), |e| self.pool(e));
+        let mut made = LocalBackend::new(entry, &mut self.rng.borrow_mut(), |e| self.pool(e));
+        made.set_usual(self.config.limits.adaptive.clone());
         let made = Rc::new(RefCell::new(made));
         if known {
             self.backends.borrow_mut().insert(name, made.clone());
@@ -225,7 +250,7 @@ impl Worker {
     }
 
     fn pool(&self, endpoint: &EndpointEntry) -> Rc<Pool> {
-        let peer = Peer::of(&endpoint.endpoint, self.shared.dialer.mesh_port);
+        let peer = Peer::of_entry(endpoint, self.shared.dialer.mesh_port);
         self.pools
             .borrow_mut()
             .entry(peer.clone())
@@ -233,7 +258,7 @@ impl Worker {
             .clone()
     }
 
-    fn swap(&self, table: Arc<Table>) {
+    pub(crate) fn swap(&self, table: Arc<Table>) {
         let used: Vec<Peer> = self.shared_pools();
         self.backends.borrow_mut().retain(|name, local| match table.backend(name) {
             None => false,
@@ -289,8 +314,21 @@ impl Worker {
         app.then(|| SocketAddr::new(conn.dialled().ip(), port))
     }
 
+    /// Resolves when connections on which nothing is asked are to be closed.
+    pub async fn idle_is_over(&self) {
+        self.conns.draining().await;
+        if self.succeeded.get() {
+            // A client may be about to ask on any of them; the next answer tells it to go.
+            tokio::time::sleep(self.config.drain_grace.mul_f32(0.9)).await;
+        }
+    }
+
     /// Counts a connection in, unless there are too many.
     pub fn open_connection(self: &Rc<Self>) -> Option<OpenConnection> {
+        if self.shared.pressure.is_high() {
+            self.metrics.cells.shed.add(1);
+            return None;
+        }
         let most = self.config.limits.connections_max / self.config.workers.max(1);
         if self.open.get() >= most.max(1) {
             self.metrics.cells.refused_connections.add(1);
@@ -322,6 +360,15 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             sweeper.sweep();
         }
     });
+    let cells = worker.metrics.cells.clone();
+    background.spawn_local("half-open connections", async move {
+        loop {
+            tokio::time::sleep(half_open::LOOK_EVERY).await;
+            cells.half_open.add(half_open::look() as u64);
+        }
+    });
+    let logging = worker.clone();
+    background.spawn_local("access log", async move { logging.log.keep_flushing().await });
     while let Some(command) = commands.recv().await {
         if !obey(&worker, command) {
             break;
@@ -345,6 +392,7 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     }
     worker.backends.borrow_mut().clear();
     worker.pools.borrow_mut().clear();
+    worker.log.flush();
     background.shutdown(Duration::ZERO).await;
 }
 
@@ -357,12 +405,16 @@ fn obey(worker: &Rc<Worker>, command: Command) -> bool {
             let _ = done.send(());
         }
         Command::Listen { number, door, socket } => listen(worker, number, door, socket),
+        Command::Datagrams { number, door, socket } => datagrams(worker, number, door, socket),
         Command::Close(number) => {
             if let Some(stop) = worker.listeners.borrow_mut().remove(&number) {
                 stop.cancel();
             }
         }
-        Command::Drain => return false,
+        Command::Drain { succeeded } => {
+            worker.succeeded.set(succeeded);
+            return false;
+        }
     }
     true
 }
@@ -390,6 +442,19 @@ fn listen(worker: &Rc<Worker>, number: u64, door: Door, socket: std::net::TcpLis
     });
 }
 
+fn datagrams(worker: &Rc<Worker>, number: u64, door: Door, socket: std::net::UdpSocket) {
+    let Door::Datagrams(listener) = door else { return };
+    let stop = CancellationToken::new();
+    worker.listeners.borrow_mut().insert(number, stop.clone());
+    let serving = Box::pin(udp::serve(worker.clone(), listener, socket));
+    worker.conns.spawn_local("datagrams", async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = serving => {}
+        }
+    });
+}
+
 /// Clients that the kernel has let in already would see a reset when the socket closes. Asks the
 /// system itself: the runtime's idea of what is ready may be a moment old.
 fn accept_rest(worker: &Rc<Worker>, listener: TcpListener, door: &Door) -> std::io::Result<()> {
@@ -409,7 +474,14 @@ fn accept_rest(worker: &Rc<Worker>, listener: TcpListener, door: &Door) -> std::
 async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
     loop {
         match listener.accept().await {
-            Ok((stream, remote)) => serve(worker, stream, remote, door),
+            Ok((stream, remote)) => {
+                let last = descriptors::is_reserved(&stream);
+                serve(worker, stream, remote, door);
+                // Clients wait in the kernel's line meanwhile.
+                while last && !descriptors::have_room(listener) {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
             Err(error) => {
                 // Descriptors are short, or the client gave up: neither may spin or end the door.
                 tracing::debug!(?door, %error, "accept failed");
@@ -421,6 +493,7 @@ async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
 
 fn serve(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: &Door) {
     let Some(open) = worker.open_connection() else { return };
+    half_open::watch(&stream);
     // Boxed once, since every wrapper of a task would hold its own copy of the future.
     let accepted = Accepted { stream, remote, door: door.clone(), open: Some(Rc::new(open)) };
     let serving = Box::pin(accept::connection(worker.clone(), accepted));

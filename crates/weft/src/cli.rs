@@ -41,7 +41,10 @@ pub enum Command {
     /// Stop it and delete its data: store, certificates, logs.
     Reset(ResetArgs),
     /// Run the server: registry, control plane, CA and doors.
-    Server(ServerArgs),
+    Server(Box<ServerArgs>),
+    /// The store of a server at rest: check, repair, backup, restore, migrate.
+    #[command(subcommand)]
+    Store(crate::store::StoreCommand),
     /// Make this machine a host of a mesh whose server runs elsewhere, and run pods on it.
     Agent(Box<AgentArgs>),
     /// Join tokens, with which machines become hosts.
@@ -222,13 +225,16 @@ pub struct ServerArgs {
     #[arg(long)]
     pub announce: bool,
     #[command(flatten)]
+    pub store: crate::store::etcd::StoreArgs,
+    #[command(flatten)]
     pub consul: crate::server::ConsulArgs,
 }
 
 #[derive(Debug, Args)]
 pub struct AgentArgs {
-    /// The server's mTLS port, as `--agents-bind` opened it: `HOST:15012`.
-    #[arg(long, env = "WEFT_AGENT_SERVER", value_name = "HOST:PORT")]
+    /// The server's mTLS port, as `--agents-bind` opened it: `HOST:15012`; several servers of one
+    /// mesh with commas between.
+    #[arg(long, env = "WEFT_AGENT_SERVER", value_name = "HOST:PORT,...")]
     pub server: String,
     /// Join token from `weft token create`; needed until the machine has joined.
     #[arg(long, env = "WEFT_JOIN_TOKEN", hide_env_values = true)]
@@ -341,9 +347,22 @@ pub enum ProxyCommand {
 pub struct ProxyArgs {
     #[command(subcommand)]
     pub command: Option<ProxyCommand>,
-    /// Serve the resources of this file with no control plane.
-    #[arg(long, short = 'c', conflicts_with = "xds")]
+    /// Serve what this file says, with no control plane; it is read again when it changes.
+    #[arg(long, short = 'c', value_name = "FILE", conflicts_with = "xds")]
     pub config: Option<PathBuf>,
+    /// Serve an Envoy bootstrap (JSON or YAML) in the same way.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["xds", "config"])]
+    pub envoy: Option<PathBuf>,
+    /// What weft does not do of the bootstrap is a warning; without this nothing starts.
+    #[arg(long, requires = "envoy")]
+    pub allow_unsupported: bool,
+    /// Unix socket where a newer process takes this one's listening sockets over; a process that
+    /// answers there now is replaced. SIGUSR2 starts such a successor.
+    #[arg(long, value_name = "PATH")]
+    pub handover: Option<PathBuf>,
+    /// Only say whether the file can be served.
+    #[arg(long, conflicts_with = "xds")]
+    pub check: bool,
     /// Who this proxy is: `sidecar~NAMESPACE~POD` or `gateway~NAMESPACE~GATEWAY`.
     #[arg(long, default_value = "standalone")]
     pub node: String,
@@ -369,9 +388,9 @@ pub struct ProxyArgs {
     /// Where the last good table is kept.
     #[arg(long)]
     pub last_good: Option<PathBuf>,
-    /// Access log.
-    #[arg(long, default_value = "text", value_parser = ACCESS_LOGS)]
-    pub access_log: String,
+    /// Access log; default what the file says, otherwise text.
+    #[arg(long, value_parser = ACCESS_LOGS)]
+    pub access_log: Option<String>,
     /// Take the traffic of this network namespace as nftables rules redirect it: what the pod
     /// sends on 15001, what is sent to it on 15006, its DNS questions on 15053. The mesh port is
     /// then open on all addresses, and there is no forward proxy.
@@ -402,12 +421,15 @@ pub struct ProxyArgs {
     /// Where other machines reach the mesh port, when they cannot reach `--address`.
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "mesh_port")]
     pub mesh_address: Option<SocketAddr>,
-    #[arg(long, default_value_t = 15000)]
-    pub admin_port: u16,
-    #[arg(long, default_value_t = 15020)]
-    pub metrics_port: u16,
-    #[arg(long, default_value_t = 15021)]
-    pub ready_port: u16,
+    /// Admin port; default 15000, or what the file says.
+    #[arg(long)]
+    pub admin_port: Option<u16>,
+    /// Port of metrics; default 15020, with a file that of the admin door.
+    #[arg(long)]
+    pub metrics_port: Option<u16>,
+    /// Port of readiness; default 15021, with a file that of the admin door.
+    #[arg(long)]
+    pub ready_port: Option<u16>,
     /// Labels of this workload for metrics: `workload=user`, `namespace=shop`, ...
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
@@ -478,7 +500,11 @@ pub struct DescribeArgs {
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
     /// The URL as its client writes it: `http://localhost:8000/users/1`, `http://user/user/1`.
-    pub url: String,
+    #[arg(required_unless_present = "log", conflicts_with = "log")]
+    pub url: Option<String>,
+    /// A line of an access log, text or JSON; `-` reads it from the standard input.
+    #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
+    pub log: Option<String>,
     /// Who calls: a workload or pod, `NAME` or `NAMESPACE/NAME`. Without it, a client outside of
     /// the mesh that comes to a gateway.
     #[arg(long, value_name = "WORKLOAD")]

@@ -1,19 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `weft proxy`: one proxy process, driven by a control plane or by a file.
 //!
-//! With a control plane it gets its SVID from the agent's Unix socket first, then subscribes over
+//! With files it serves what they say ([`standalone`]). With a control plane it gets its SVID from the agent's Unix socket first, then subscribes over
 //! mTLS. It ends on SIGTERM after draining.
 
+mod file;
+mod notify;
+mod standalone;
+mod upgrade;
+
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
@@ -24,6 +29,7 @@ use weft_identity::{Alpn, ClientTls, Expected, Svid, provider, uds};
 use weft_model::decide::Own;
 use weft_model::{Labels, Locality};
 use weft_proxy::config::{AccessLog, LogFormat, LogWhat, Ports};
+use weft_proxy::handover::Sockets;
 use weft_proxy::ingest::source;
 use weft_proxy::networks::Cidr;
 use weft_proxy::{Capture, Feed, NodeId, Proxy, ProxyConfig, feed};
@@ -33,23 +39,52 @@ use weft_xds::client::{self, Dial, Options};
 use crate::cli::ProxyArgs;
 use crate::exit::Usage;
 
+use standalone::{Keeper, Loaded, Source};
+
 /// TLS name of the server; the SPIFFE identity is what is checked.
 const SERVER_NAME: &str = "server.weft.internal";
 /// One try to reach it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a successor may take to have a table.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub fn run(args: &ProxyArgs) -> Result<()> {
     provider::install();
-    let config = config(args)?;
+    let source = match (&args.config, &args.envoy) {
+        (Some(path), _) => Some(Source::File(path.clone())),
+        (None, Some(path)) => Some(Source::Envoy(path.clone(), args.allow_unsupported)),
+        (None, None) => None,
+    };
+    let loaded = source.as_ref().map(Source::load).transpose()?;
+    if args.check {
+        let path = source.as_ref().map(Source::path);
+        let path = path.ok_or_else(|| anyhow!(Usage("--check needs -c or --envoy".into())))?;
+        warn(loaded.as_ref());
+        crate::say!("{} can be served", path.display());
+        return Ok(());
+    }
+    let config = config(args, loaded.as_ref())?;
+    warn(loaded.as_ref());
     // One thread carries the control side; requests are served by the workers' own threads.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(serve(args, config))
+    runtime.block_on(serve(args, config, source.zip(loaded)))
 }
 
-async fn serve(args: &ProxyArgs, config: ProxyConfig) -> Result<()> {
+fn warn(loaded: Option<&Loaded>) {
+    for warning in loaded.iter().flat_map(|l| &l.warnings) {
+        // Nobody may read it.
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
+}
+
+async fn serve(
+    args: &ProxyArgs,
+    config: ProxyConfig,
+    files: Option<(Source, Loaded)>,
+) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (clock, tasks) = (Clock::system(), TaskGroup::new());
@@ -64,9 +99,11 @@ async fn serve(args: &ProxyArgs, config: ProxyConfig) -> Result<()> {
         None => None,
     };
     let (feed, deliveries) = feed();
+    let mut config = config;
+    let older = take_over(args, &mut config)?;
     let proxy = Proxy::start(config.clone(), identity.clone(), deliveries, clock.clone()).await?;
-    match (&args.config, args.xds) {
-        (Some(file), _) => from_file(file, feed, &tasks).await?,
+    match (files, args.xds) {
+        (Some((source, loaded)), _) => Keeper::start(source, loaded, feed).await?.keep(&tasks)?,
         (None, Some(_)) => {
             let identity = identity.ok_or_else(|| {
                 anyhow!(Usage(
@@ -77,18 +114,81 @@ async fn serve(args: &ProxyArgs, config: ProxyConfig) -> Result<()> {
         }
         (None, None) => {
             return Err(anyhow!(Usage(
-                "name where the configuration comes from: `-c FILE` or `--xds HOST:PORT`".into()
+                "name where the configuration comes from: `-c FILE`, `--envoy FILE` or `--xds \
+                 HOST:PORT`"
+                    .into()
             )));
         }
     }
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = proxy.asked_to_quit() => {}
-    }
-    let clean = proxy.drain().await;
+    let mut replaced = succeed(args, &proxy, &config, older, &tasks).await?;
+    notify::ready();
+    let mut upgrade = signal(SignalKind::user_defined2())?;
+    let replaced = loop {
+        tokio::select! {
+            _ = terminate.recv() => break false,
+            _ = interrupt.recv() => break false,
+            () = proxy.asked_to_quit() => break false,
+            () = wait(&mut replaced) => break true,
+            _ = upgrade.recv() => match &args.handover {
+                Some(_) => upgrade::start_successor().unwrap_or_else(|error| {
+                    tracing::error!("{error:#}; this process goes on");
+                }),
+                None => tracing::error!("SIGUSR2 needs --handover; this process goes on"),
+            },
+        }
+    };
+    let clean = if replaced {
+        proxy.succeed().await
+    } else {
+        notify::stopping();
+        proxy.drain().await
+    };
     tasks.shutdown(Duration::from_millis(200)).await;
     if clean { Ok(()) } else { Err(anyhow!("a worker panicked; its log line says where")) }
+}
+
+/// Asks the process that serves now for its sockets.
+fn take_over(args: &ProxyArgs, config: &mut ProxyConfig) -> Result<Option<upgrade::Older>> {
+    let Some(path) = &args.handover else { return Ok(None) };
+    let (older, inherited) = upgrade::ask(path)?.unzip();
+    let sockets = Sockets::keeping(inherited.unwrap_or_default());
+    config.handover = Arc::new(sockets.context("what the older proxy handed over is no door")?);
+    Ok(older)
+}
+
+/// Tells the older process that this one serves, and stands ready for the next one.
+async fn succeed(
+    args: &ProxyArgs,
+    proxy: &Proxy,
+    config: &ProxyConfig,
+    older: Option<upgrade::Older>,
+    tasks: &TaskGroup,
+) -> Result<Option<oneshot::Receiver<()>>> {
+    let Some(path) = &args.handover else { return Ok(None) };
+    let began = tokio::time::Instant::now();
+    while older.is_some() && !proxy.status().is_configured() && began.elapsed() < READY_TIMEOUT {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let unclaimed = config.handover.drop_unclaimed();
+    if unclaimed > 0 {
+        tracing::info!(unclaimed, "doors of the older process are not opened here");
+    }
+    if let Some(older) = older {
+        tokio::task::spawn_blocking(|| older.serving()).await?;
+    }
+    upgrade::offer(path, config.handover.clone(), tasks).map(Some)
+}
+
+/// Never, when there is nothing to wait for.
+async fn wait(replaced: &mut Option<oneshot::Receiver<()>>) {
+    let told = match replaced {
+        Some(receiver) => receiver.await.is_ok(),
+        None => false,
+    };
+    if !told {
+        *replaced = None;
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Streams the control plane's transactions into the proxy.
@@ -127,32 +227,6 @@ fn subscribe(
     Ok(())
 }
 
-/// Serves a file; SIGHUP reads it again, and a bad file changes nothing.
-async fn from_file(file: &Path, feed: Feed, tasks: &TaskGroup) -> Result<()> {
-    let first = read(file)?;
-    feed.apply(first).await.context("the proxy ended while it read its configuration")?;
-    let mut again = signal(SignalKind::hangup())?;
-    let file = file.to_owned();
-    tasks.spawn("configuration file", async move {
-        while again.recv().await.is_some() {
-            match read(&file) {
-                Ok(transaction) => {
-                    let _ = feed.apply(transaction).await;
-                    tracing::info!(file = %file.display(), "configuration read again");
-                }
-                Err(error) => tracing::error!("{error:#}; the old configuration stays"),
-            }
-        }
-    });
-    Ok(())
-}
-
-fn read(file: &Path) -> Result<weft_xds::Transaction> {
-    let text =
-        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    source::from_yaml(&text).map_err(|e| anyhow!("{}: {e}", file.display()))
-}
-
 /// What this proxy is to policies that look at their client.
 fn own(args: &ProxyArgs) -> Own {
     let labels = args.labels.iter().filter_map(|label| label.split_once('='));
@@ -160,7 +234,7 @@ fn own(args: &ProxyArgs) -> Own {
     Own { locality: Locality::of_labels(&labels), labels }
 }
 
-fn config(args: &ProxyArgs) -> Result<ProxyConfig> {
+fn config(args: &ProxyArgs, loaded: Option<&Loaded>) -> Result<ProxyConfig> {
     let node = match args.node.as_str() {
         "standalone" => NodeId::parse("gateway~standalone~standalone")?,
         id => NodeId::parse(id).map_err(|e| anyhow!(Usage(e.to_string())))?,
@@ -179,16 +253,16 @@ fn config(args: &ProxyArgs) -> Result<ProxyConfig> {
     }
     config.own = own(args);
     config.last_good = args.last_good.clone();
-    config.ports = Ports {
-        admin: args.admin_port,
-        outbound: args.outbound_port,
-        mesh: args.mesh_port,
-        metrics: args.metrics_port,
-        ready: args.ready_port,
-        ..Ports::default()
-    };
+    config.ports = ports(args, loaded);
+    config.one_door = loaded.is_some() && args.metrics_port.is_none() && args.ready_port.is_none();
     capture(args, &mut config)?;
-    config.access_log = access_log(&args.access_log)?;
+    if let Some(admin) = loaded.and_then(|l| l.admin).filter(|_| args.admin_address.is_none()) {
+        config.admin_address = Some(admin.ip());
+    }
+    config.access_log = match (&args.access_log, loaded.and_then(|l| l.log.clone())) {
+        (None, Some(log)) => log,
+        (said, _) => access_log(said.as_deref().unwrap_or("text"))?,
+    };
     if let Some(workload) = args.labels.iter().find_map(|l| l.strip_prefix("workload=")) {
         config.workload = workload.into();
     }
@@ -196,6 +270,19 @@ fn config(args: &ProxyArgs) -> Result<ProxyConfig> {
         return Err(anyhow!(Usage("--address: name one address, not 0.0.0.0".into())));
     }
     Ok(config)
+}
+
+fn ports(args: &ProxyArgs, loaded: Option<&Loaded>) -> Ports {
+    let usual = Ports::default();
+    let own = loaded.map(|loaded| loaded.admin.map_or(0, |at| at.port()));
+    Ports {
+        admin: args.admin_port.or(own).unwrap_or(usual.admin),
+        outbound: args.outbound_port,
+        mesh: args.mesh_port,
+        metrics: args.metrics_port.unwrap_or(usual.metrics),
+        ready: args.ready_port.unwrap_or(usual.ready),
+        ..usual
+    }
 }
 
 /// What a proxy in a pod's own network namespace does otherwise.

@@ -3,7 +3,10 @@
 //! so. Fields are named as the object's own kind writes them.
 
 use weft_model::decide::{Found, Request};
-use weft_model::{Filter, HeaderEdit, Mirror, Origin, Retry, Rewrite, Session, SessionBy, Target};
+use weft_model::{
+    Effect, Filter, HeaderEdit, Mirror, Origin, RateLimit, Retry, Rewrite, Session, SessionBy,
+    Target,
+};
 
 use super::{Step, object};
 use crate::http::rewritten::rewritten;
@@ -119,11 +122,36 @@ fn of_filter(filter: &Filter, found: &Found<'_>, req: &Request<'_>) -> Vec<Step>
             };
             vec![step("copies", format!("{share} to {to}"), "mirrors")]
         }
+        // Who says so is in its name: a policy, not the rule.
+        Filter::RateLimit(limit) => vec![limited(limit)],
+        Filter::BodyLimit(bytes) => {
+            vec![step("request body", format!("at most {bytes} bytes"), "")]
+        }
         Filter::Cors(cors) => {
             let n = cors.origins.len();
             let value = format!("leave for {n} {}", if n == 1 { "origin" } else { "origins" });
             vec![step("CORS", value, "corsPolicy")]
         }
+        Filter::Access(access) => {
+            let names: Vec<&str> = access.policies.iter().map(|p| &*p.name).collect();
+            let who = if names.is_empty() { "nobody".to_owned() } else { names.join(", ") };
+            let value = match access.effect {
+                Effect::Allow => format!("only what these policies take: {who}"),
+                Effect::Deny => format!("not what these policies take: {who}"),
+            };
+            vec![step("access", value, "access")]
+        }
+    }
+}
+
+/// A rate limit is named by its policy and field.
+fn limited(limit: &RateLimit) -> Step {
+    let (object, field) = limit.name.rsplit_once(' ').unwrap_or((&limit.name, ""));
+    Step {
+        what: "rate limit".into(),
+        value: limit.to_string(),
+        object: object.into(),
+        field: field.into(),
     }
 }
 

@@ -8,12 +8,14 @@ use std::time::Duration;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Response, StatusCode};
+use weft_identity::SpiffeId;
+use weft_model::decide::{AccessVerdict, Client, access_verdict};
 use weft_model::decide::{CorsHeaders, CorsVerdict, cors_verdict, fault_verdict};
 use weft_model::decide::{grpc_of_http, http_of_grpc};
-use weft_model::{AbortAnswer, Cors, Fault, Share};
+use weft_model::{AbortAnswer, Access, Cors, Fault, Share};
 
 use super::body::ReplyBody;
-use super::normalise::HeaderView;
+use super::normalise::{HeaderView, readings};
 use super::reply::{Cause, Refusal};
 use super::route::{self, Asked};
 use crate::observe::flags::Flag;
@@ -25,6 +27,34 @@ use crate::worker::{Conn, Worker};
 pub enum Cross {
     Pass(CorsHeaders),
     Answer(Response<ReplyBody>),
+}
+
+/// Refuses what the rule's lists do not let pass; what they say is for the log, not for the client.
+///
+/// # Errors
+/// The refusal, which names the policy.
+pub fn admit(lists: &[&Access], conn: &Conn, head: &Parts, asked: &Asked) -> Result<(), Refusal> {
+    if lists.is_empty() {
+        return Ok(());
+    }
+    let headers = HeaderView(&head.headers);
+    let request = route::view(head, &headers, conn.scheme, asked);
+    let identity = conn.peer.as_ref().map(SpiffeId::as_str);
+    let client = Client { ip: conn.remote.ip(), identity };
+    // However a server behind may read the path, it must be allowed to be asked for.
+    let others = readings(request.path);
+    let paths = std::iter::once(request.path).chain(others.iter().map(String::as_str));
+    for (access, path) in paths.flat_map(|path| lists.iter().map(move |access| (access, path))) {
+        let request = weft_model::decide::Request { path, ..request };
+        if let AccessVerdict::Refuse(by) = access_verdict(access, &request, &client) {
+            let detail = match by {
+                Some(policy) => format!("policy {:?} denies it", &*policy.name),
+                None => "no policy allows it".to_owned(),
+            };
+            return Err(Refusal::new(Cause::NotAllowed, detail));
+        }
+    }
+    Ok(())
 }
 
 pub fn cross(cors: &Cors, conn: &Conn, head: &Parts, asked: &Asked) -> Cross {

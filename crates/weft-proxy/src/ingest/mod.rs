@@ -20,6 +20,7 @@ use weft_model::{Fail, Resource, ResourceName};
 use weft_xds::{Applied, Rejected, Transaction, Version};
 
 use crate::config::ProxyConfig;
+use crate::handover::Takes;
 use crate::listen;
 use crate::observe::metrics::lock;
 use crate::on_demand::Ask;
@@ -44,6 +45,8 @@ pub enum Delivery {
     Transaction(Transaction, oneshot::Sender<Applied>),
     /// The stream to the server is up, or down.
     Link(bool),
+    /// A file says something that is refused whole, and why.
+    Refused(String),
 }
 
 /// Names and versions of what a proxy has already.
@@ -59,6 +62,8 @@ pub struct Status {
     pub from_last_good: Arc<AtomicBool>,
     pub generation: Arc<AtomicU64>,
     pub rejected_total: Arc<AtomicU64>,
+    /// Why the newest file is not in use.
+    refused: Arc<Mutex<Option<String>>>,
     sockets: Arc<Mutex<BTreeMap<u64, (Door, SocketAddr)>>>,
 }
 
@@ -92,6 +97,11 @@ impl Status {
         lock(&self.sockets).values().cloned().collect()
     }
 
+    /// Why the newest file is not in use, if that is so.
+    pub fn refused(&self) -> Option<String> {
+        lock(&self.refused).clone()
+    }
+
     pub fn is_configured(&self) -> bool {
         self.configured.load(Ordering::Acquire)
     }
@@ -112,6 +122,7 @@ impl Ingest {
             from_last_good: Arc::default(),
             generation: Arc::default(),
             rejected_total: Arc::default(),
+            refused: Arc::default(),
             sockets: Arc::default(),
         };
         Self {
@@ -196,6 +207,10 @@ impl Ingest {
                         let _ = answer.send(applied);
                     }
                     Some(Delivery::Link(up)) => self.wants.connected = up,
+                    Some(Delivery::Refused(why)) => {
+                        self.status.rejected_total.fetch_add(1, Ordering::Relaxed);
+                        *lock(&self.status.refused) = Some(why);
+                    }
                     None => break,
                 },
                 Some(ask) = asks.recv() => self.wants.ask(ask, &self.status.table.load()),
@@ -242,7 +257,7 @@ impl Ingest {
     fn rejected(&self) -> Vec<Rejected> {
         let missing = self.missing.iter().map(|(_, door, why)| {
             let name = match door {
-                Door::Gateway(name) => format!("listener:{name}"),
+                Door::Gateway(name) | Door::Datagrams(name) => format!("listener:{name}"),
                 Door::Upstream { host, .. } => format!("host:{host}"),
                 Door::Mesh | Door::Forward | Door::Outbound | Door::Inbound => format!("{door:?}"),
             };
@@ -253,6 +268,7 @@ impl Ingest {
 
     /// Applies one transaction; resolves when every worker has passed it.
     pub async fn apply(&mut self, transaction: Transaction) -> Applied {
+        *lock(&self.status.refused) = None;
         self.wants.take(&transaction);
         self.builder.set_unheld(self.wants.unheld());
         let Transaction { generation, upserts, removes, .. } = transaction;
@@ -339,6 +355,9 @@ impl Ingest {
         door: Door,
         number: u64,
     ) -> Result<SocketAddr, listen::ListenError> {
+        if matches!(door, Door::Datagrams(_)) {
+            return self.open_datagrams(address, door, number).await;
+        }
         let sockets = listen::bind_from(&self.config, address, self.workers.len()).await?;
         let bound = sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(address);
         lock(&self.status.sockets).insert(number, (door.clone(), bound));
@@ -351,6 +370,24 @@ impl Ingest {
         Ok(bound)
     }
 
+    async fn open_datagrams(
+        &self,
+        address: SocketAddr,
+        door: Door,
+        number: u64,
+    ) -> Result<SocketAddr, listen::ListenError> {
+        let sockets = listen::bind_datagrams(&self.config, address, self.workers.len()).await?;
+        let bound = sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(address);
+        lock(&self.status.sockets).insert(number, (door.clone(), bound));
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            let take = Command::Datagrams { number, door: door.clone(), socket };
+            if worker.send(take).await.is_err() {
+                tracing::warn!(%bound, "a worker ended before it could take datagrams");
+            }
+        }
+        Ok(bound)
+    }
+
     async fn close_unwanted(&mut self, wanted: &[(SocketAddr, Door)]) -> Vec<SocketAddr> {
         let unwanted: Vec<_> =
             self.sockets.keys().filter(|k| wanted.binary_search(k).is_err()).cloned().collect();
@@ -358,6 +395,13 @@ impl Ingest {
         for key in unwanted {
             let Some(number) = self.sockets.remove(&key) else { continue };
             closed.extend(lock(&self.status.sockets).remove(&number).map(|(_, bound)| bound));
+            if let Some(bound) = closed.last() {
+                let takes = match key.1 {
+                    Door::Datagrams(_) => Takes::Datagrams,
+                    _ => Takes::Connections,
+                };
+                self.config.handover.forget(*bound, takes);
+            }
             for worker in &self.workers {
                 // A worker that ended has closed it.
                 let _ = worker.send(Command::Close(number)).await;

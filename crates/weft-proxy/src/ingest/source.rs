@@ -43,6 +43,12 @@ impl Feed {
         answer.await.ok()
     }
 
+    /// Says that a file is refused whole, for the doors that show it.
+    pub async fn refuse(&self, why: String) {
+        // A proxy that is going down shows nothing more.
+        let _ = self.deliveries.send(Delivery::Refused(why)).await;
+    }
+
     /// The stream to the server is up, or down. `false` when the proxy is going down.
     async fn link(&self, up: bool) -> bool {
         self.deliveries.send(Delivery::Link(up)).await.is_ok()

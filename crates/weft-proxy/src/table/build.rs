@@ -13,14 +13,14 @@ use weft_base::clock::Clock;
 use weft_model::decide::{Own, places};
 use weft_model::{
     Backend, BackendPolicy, Endpoint, EndpointSet, Fail, Health, Host, InboundListener, Labels,
-    ListenerKind, Locality, Outlier, Resource, ResourceName, Root, Route, Transport,
-    endpoints_child,
+    ListenerKind, Locality, Outlier, Resource, ResourceName, Root, Route, Transport, UDP_MARK,
+    UpstreamTls, endpoints_child, udp_endpoints_child,
 };
 use weft_xds::Rejected;
 
 use super::{
     BackendEntry, CaptureEntry, EndpointEntry, EndpointShared, GatewayEntry, HostEntry,
-    InboundEntry, SetShared, Table, Unheld, WindowEnd, tls,
+    InboundEntry, OriginTls, SetShared, Table, Unheld, WindowEnd, tls,
 };
 
 type Child = Arc<str>;
@@ -42,6 +42,7 @@ pub struct Builder {
     shared: HashMap<SharedKey, Arc<EndpointShared>>,
     /// See [`BackendEntry::set`], by service and port.
     sets: HashMap<(Arc<str>, u16), Arc<SetShared>>,
+    origins: HashMap<UpstreamTls, Arc<OriginTls>>,
     /// Where this proxy is.
     own: Own,
     table: Table,
@@ -62,6 +63,7 @@ impl Builder {
             waiting: BTreeSet::new(),
             shared: HashMap::new(),
             sets: HashMap::new(),
+            origins: HashMap::new(),
             own: Own::default(),
             table: Table::default(),
         }
@@ -132,7 +134,8 @@ impl Builder {
         let checked = resource
             .map_err(|f| f.reason.to_string())
             .and_then(|r| check(&name, r))
-            .and_then(|r| check_tls(r, &self.clock));
+            .and_then(|r| check_tls(r, &self.clock))
+            .and_then(|r| self.check_origin(r));
         let children = self.roots.entry(name.root.clone()).or_default();
         match checked {
             Ok(resource) => {
@@ -149,6 +152,17 @@ impl Builder {
                 }
             }
         }
+    }
+
+    /// A backend's certificates and authorities must be usable before any connection needs them:
+    /// without them it would be spoken to in plaintext.
+    fn check_origin(&mut self, resource: Resource) -> Result<Resource, String> {
+        if let Resource::Backend(backend) = &resource
+            && let Some(tls) = &backend.policy.tls
+        {
+            self.origin(tls)?;
+        }
+        Ok(resource)
     }
 
     fn remove(&mut self, name: &ResourceName) {
@@ -251,7 +265,9 @@ impl Builder {
         for (child, resource) in &children {
             match resource {
                 Resource::Backend(backend) => {
-                    let set = match children.get(&*endpoints_child(backend.port)) {
+                    let udp = child.ends_with(UDP_MARK);
+                    let set = if udp { udp_endpoints_child } else { endpoints_child };
+                    let set = match children.get(&*set(backend.port)) {
                         Some(Resource::Endpoints(set)) => Some(set),
                         _ => None,
                     };
@@ -346,14 +362,20 @@ impl Builder {
         set: Option<&EndpointSet>,
     ) -> BackendEntry {
         let workers = self.workers;
+        let tls = backend.policy.tls.as_deref().and_then(|tls| self.origin(tls).ok());
+        // What befalls datagrams says nothing of connections to the same port.
+        let owner: Arc<str> = match name.child.ends_with(UDP_MARK) {
+            true => format!("{}{UDP_MARK}", backend.service).into(),
+            false => backend.service.clone(),
+        };
         let mut endpoints = Vec::new();
         for endpoint in set.iter().flat_map(|s| &s.endpoints).filter(|e| backend.selects(e)) {
-            let key =
-                (backend.service.clone(), backend.port, endpoint.id.clone(), endpoint.address);
+            let key = (owner.clone(), backend.port, endpoint.id.clone(), endpoint.address);
             let shared =
                 self.shared.entry(key).or_insert_with(|| Arc::new(EndpointShared::new(workers)));
             shared.set_healthy(endpoint.health == Health::Healthy, self.clock.now());
-            let entry = EndpointEntry { endpoint: endpoint.clone(), shared: shared.clone() };
+            let (endpoint, tls) = (endpoint.clone(), tls.clone());
+            let entry = EndpointEntry { endpoint, shared: shared.clone(), tls };
             endpoints.push(Arc::new(entry));
         }
         let healthy = endpoints.iter().filter(|e| e.endpoint.health == Health::Healthy).count();
@@ -363,7 +385,7 @@ impl Builder {
                 format!("outbound|{}|{}|{}", backend.port, backend.subset, backend.service)
             }
         };
-        let set_key = (backend.service.clone(), backend.port);
+        let set_key = (owner, backend.port);
         BackendEntry {
             set: self.sets.entry(set_key).or_default().clone(),
             places: places(
@@ -383,8 +405,19 @@ impl Builder {
         }
     }
 
+    /// TLS of backends that speak it themselves; one value for each policy.
+    fn origin(&mut self, spec: &UpstreamTls) -> Result<Arc<OriginTls>, String> {
+        if let Some(known) = self.origins.get(spec) {
+            return Ok(known.clone());
+        }
+        let made = Arc::new(OriginTls::new(spec, &self.clock)?);
+        self.origins.insert(spec.clone(), made.clone());
+        Ok(made)
+    }
+
     /// Forgets what is shared about endpoints that no table has any more.
     fn sweep(&mut self) {
+        self.origins.retain(|_, tls| Arc::strong_count(tls) > 1);
         if self.shared.len() > 64 + 2 * self.table.backends().map(|b| b.total()).sum::<usize>() {
             self.shared.retain(|_, shared| Arc::strong_count(shared) > 1);
             self.sets.retain(|_, set| Arc::strong_count(set) > 1);

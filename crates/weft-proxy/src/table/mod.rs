@@ -4,6 +4,7 @@
 
 mod addresses;
 mod build;
+mod origin;
 mod shared;
 mod single;
 mod tls;
@@ -21,6 +22,7 @@ use weft_model::{
 };
 
 pub use build::Builder;
+pub use origin::{Inside, OriginTls};
 pub use shared::{EndpointShared, SetShared, WindowEnd};
 
 /// All that a proxy knows, at one generation.
@@ -84,6 +86,8 @@ pub struct BackendEntry {
 pub struct EndpointEntry {
     pub endpoint: Endpoint,
     pub shared: Arc<EndpointShared>,
+    /// Its backend speaks TLS itself.
+    pub tls: Option<Arc<OriginTls>>,
 }
 
 /// A gateway port and its routes.
@@ -246,6 +250,7 @@ impl BackendEntry {
         let member = Member {
             weight: endpoint.weight,
             health: endpoint.health,
+            failing: shared.is_failing(),
             ejected: shared.is_ejected(now),
             pausing: shared.is_pausing(now),
             warm_basis_points: warm,
@@ -293,7 +298,18 @@ impl GatewayEntry {
     /// Whether its bytes are passed on as they are.
     pub fn is_opaque(&self) -> bool {
         let mut sections = self.listener.sections.iter();
-        sections.next().is_some_and(|s| s.protocol == Protocol::Tcp)
+        sections.next().is_some_and(|s| s.protocol == Protocol::Tcp && s.tls.is_none())
+    }
+
+    /// Whether it is a port of UDP.
+    pub fn takes_datagrams(&self) -> bool {
+        let mut sections = self.listener.sections.iter();
+        sections.next().is_some_and(|s| s.protocol == Protocol::Udp)
+    }
+
+    /// Whether TLS is passed on unopened for some server names.
+    pub fn passes_tls_on(&self) -> bool {
+        self.listener.sections.iter().any(|s| s.protocol == Protocol::Tls && s.tls.is_none())
     }
 
     /// The certificate for a TLS server name.
@@ -310,6 +326,8 @@ impl GatewayEntry {
 pub enum Door {
     /// A gateway listener, by name.
     Gateway(Arc<str>),
+    /// The same of one that takes datagrams.
+    Datagrams(Arc<str>),
     /// Mesh mTLS from other sidecars.
     Mesh,
     /// The HTTP forward proxy.
@@ -328,7 +346,9 @@ impl Table {
     pub fn doors(&self, own: Option<IpAddr>) -> Vec<(SocketAddr, Door)> {
         let mut out = Vec::new();
         for gateway in self.gateways() {
-            let door = Door::Gateway(gateway.name.clone());
+            let name = gateway.name.clone();
+            let door =
+                if gateway.takes_datagrams() { Door::Datagrams(name) } else { Door::Gateway(name) };
             out.extend(gateway.listener.bind.iter().map(|a| (*a, door.clone())));
         }
         if let Some(own) = own {

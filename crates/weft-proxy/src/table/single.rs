@@ -55,7 +55,11 @@ impl BackendEntry {
             backend,
             namespace: whole.namespace.clone(),
             protocol: whole.protocol,
-            endpoints: vec![Arc::new(EndpointEntry { endpoint, shared: known.shared.clone() })],
+            endpoints: vec![Arc::new(EndpointEntry {
+                endpoint,
+                shared: known.shared.clone(),
+                tls: known.tls.clone(),
+            })],
             healthy: 1,
             places: Places::default(),
             set: Arc::default(),
@@ -89,7 +93,7 @@ impl BackendEntry {
         // What is in flight to the port is counted in one place, by whichever address it came.
         let endpoints = known.endpoints.iter().map(|e| {
             let endpoint = Endpoint { address, ..e.endpoint.clone() };
-            Arc::new(EndpointEntry { endpoint, shared: e.shared.clone() })
+            Arc::new(EndpointEntry { endpoint, shared: e.shared.clone(), tls: None })
         });
         let name =
             ResourceName { root: known.name.root.clone(), child: format!("app/{address}").into() };
@@ -138,5 +142,5 @@ fn plain_endpoint(
         workload: workload.into(),
         mesh_address: None,
     };
-    Arc::new(EndpointEntry { endpoint, shared: Arc::new(EndpointShared::new(workers)) })
+    Arc::new(EndpointEntry { endpoint, shared: Arc::new(EndpointShared::new(workers)), tls: None })
 }

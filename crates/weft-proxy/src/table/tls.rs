@@ -4,13 +4,9 @@
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use weft_base::clock::Clock;
-use weft_identity::Alpn;
-use weft_identity::tls::door_server;
-use weft_model::{GatewayListener, Section, ServerTls};
+use weft_identity::outside::{self, Served};
+use weft_model::{GatewayListener, Protocol, Section, ServerTls};
 
 /// A host name (or `*`) and what is presented for it.
 pub type ServedName = (Arc<str>, Arc<ServerConfig>);
@@ -28,19 +24,21 @@ fn config(section: &Section, tls: &ServerTls, clock: &Clock) -> Result<ServedNam
     let wrong = |what: &str, why: String| {
         format!("the {what} of listener {:?} cannot be used: {why}", &*section.name)
     };
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(tls.chain_pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|e| wrong("certificate", e.to_string()))?;
-    if chain.is_empty() {
-        return Err(wrong("certificate", "there is none in the PEM text".into()));
-    }
-    let key = PrivateKeyDer::from_pem_slice(tls.key_pem.as_bytes())
-        .map_err(|e| wrong("key", e.to_string()))?;
-    let certified = CertifiedKey::from_der(chain, key, &weft_identity::provider::provider())
+    let key = outside::certified(&tls.chain_pem, &tls.key_pem)
         .map_err(|e| wrong("certificate", e.to_string()))?;
-    let config = door_server(Arc::new(certified), Alpn::Both, clock)
-        .map_err(|e| wrong("certificate", e.to_string()))?;
+    let clients = tls.clients.as_ref().map(|clients| {
+        let roots = outside::roots(&clients.ca_pem)
+            .map_err(|e| wrong("clients' authority", e.to_string()))?;
+        Ok::<_, String>((roots, clients.required))
+    });
+    let alpn = match tls.alpn.as_slice() {
+        [] if section.protocol == Protocol::Tcp => Vec::new(),
+        [] => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        named => named.iter().map(|p| p.as_bytes().to_vec()).collect(),
+    };
+    let served = Served { key, clients: clients.transpose()?, alpn, only_13: tls.only_13 };
+    let config =
+        outside::server(&served, clock).map_err(|e| wrong("certificate", e.to_string()))?;
     let host = section.hostname.clone().unwrap_or_else(|| "*".into());
     Ok((host, Arc::new(config)))
 }

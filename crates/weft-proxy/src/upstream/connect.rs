@@ -20,6 +20,9 @@ use weft_identity::{Alpn, ClientTls, Expected, SpiffeId};
 use weft_model::{Endpoint, Transport, mesh_server_name};
 
 use crate::config::ProxyConfig;
+use crate::descriptors;
+use crate::table::{EndpointEntry, Inside, OriginTls};
+use crate::tcp::half_open;
 
 /// What tells two upstream connections apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +32,8 @@ pub struct Peer {
     pub port: u16,
     pub transport: Transport,
     pub identity: Option<Arc<str>>,
+    /// Its backend speaks TLS itself.
+    pub origin: Option<Arc<OriginTls>>,
 }
 
 /// Where connections come from, and who we say we are.
@@ -63,6 +68,8 @@ pub enum ConnectError {
 pub enum UpstreamIo {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    #[cfg(any(test, feature = "testing"))]
+    Memory(tokio::io::DuplexStream),
 }
 
 // === impl Peer ===
@@ -78,7 +85,13 @@ impl Peer {
             port: endpoint.address.port(),
             transport: endpoint.transport,
             identity: endpoint.identity.clone(),
+            origin: None,
         }
+    }
+
+    /// The peer that an endpoint of a table is.
+    pub fn of_entry(entry: &EndpointEntry, mesh_port: u16) -> Self {
+        Self { origin: entry.tls.clone(), ..Self::of(&entry.endpoint, mesh_port) }
     }
 
     pub fn plain(address: SocketAddr) -> Self {
@@ -87,6 +100,7 @@ impl Peer {
             port: address.port(),
             transport: Transport::Plaintext,
             identity: None,
+            origin: None,
         }
     }
 
@@ -106,13 +120,22 @@ impl Dialer {
         limit: Duration,
     ) -> Result<UpstreamIo, ConnectError> {
         let address = peer.connect;
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(io) = crate::memory::dialled(address) {
+            let failed = |e: io::Error| ConnectError::Tcp { address, reason: e.to_string().into() };
+            return io.map(UpstreamIo::Memory).map_err(failed);
+        }
         let open = async {
             let tcp = self
                 .tcp(address, limit)
                 .await
                 .map_err(|e| ConnectError::Tcp { address, reason: e.to_string().into() })?;
-            match peer.transport {
-                Transport::Plaintext => Ok(UpstreamIo::Plain(tcp)),
+            match (&peer.origin, peer.transport) {
+                (Some(origin), Transport::Plaintext) => {
+                    let inside = if alpn == Alpn::H2 { Inside::Http2 } else { Inside::Http1 };
+                    origin_tls(origin, inside, address, tcp).await
+                }
+                (None, Transport::Plaintext) => Ok(UpstreamIo::Plain(tcp)),
                 _ => self.tls(peer, alpn, tcp).await,
             }
         };
@@ -125,6 +148,24 @@ impl Dialer {
         }
     }
 
+    /// Opens a connection for bytes whose protocol is not ours to name.
+    pub async fn connect_opaque(
+        &self,
+        peer: &Peer,
+        limit: Duration,
+    ) -> Result<UpstreamIo, ConnectError> {
+        let (Some(origin), Transport::Plaintext) = (&peer.origin, peer.transport) else {
+            return self.connect(peer, Alpn::Http11, limit).await;
+        };
+        let plain = Peer { origin: None, ..peer.clone() };
+        let io = self.connect(&plain, Alpn::Http11, limit).await?;
+        let UpstreamIo::Plain(tcp) = io else { return Ok(io) };
+        let shaking = origin_tls(origin, Inside::Opaque, peer.connect, tcp);
+        let ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let late = |_| ConnectError::Timeout { address: peer.connect, ms };
+        tokio::time::timeout(limit, shaking).await.map_err(late)?
+    }
+
     async fn tcp(&self, address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
         if self.config.is_outside(address.ip()) {
             let stream = TcpStream::from_std(self.config.host.connect(address, limit).await?)?;
@@ -133,6 +174,9 @@ impl Dialer {
             return Ok(stream);
         }
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if descriptors::is_reserved(&socket) {
+            return Err(io::Error::other("descriptors are short; raise the limit of open files"));
+        }
         socket.set_nodelay(true)?;
         socket2::SockRef::from(&socket).set_tcp_keepalive(&crate::listen::keepalive())?;
         if let Some(mark) = self.config.mark {
@@ -144,7 +188,9 @@ impl Dialer {
         {
             socket.bind(SocketAddr::new(source, 0))?;
         }
-        socket.connect(address).await
+        let stream = socket.connect(address).await?;
+        half_open::watch(&stream);
+        Ok(stream)
     }
 
     async fn tls(
@@ -174,6 +220,20 @@ impl Dialer {
     }
 }
 
+/// TLS with a backend that speaks it itself.
+async fn origin_tls(
+    origin: &OriginTls,
+    inside: Inside,
+    address: SocketAddr,
+    tcp: TcpStream,
+) -> Result<UpstreamIo, ConnectError> {
+    let failed = |reason: String| ConnectError::Tls { address, reason: reason.into() };
+    let config = origin.config(inside).map_err(failed)?;
+    let name = origin.server_name(address.ip());
+    let shaken = TlsConnector::from(config).connect(name, tcp).await;
+    Ok(UpstreamIo::Tls(Box::new(shaken.map_err(|e| failed(e.to_string()))?)))
+}
+
 // === impl UpstreamIo ===
 
 impl AsyncRead for UpstreamIo {
@@ -185,6 +245,8 @@ impl AsyncRead for UpstreamIo {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_read(cx, buf),
             Self::Tls(s) => Pin::new(s.as_mut()).poll_read(cx, buf),
+            #[cfg(any(test, feature = "testing"))]
+            Self::Memory(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
 }
@@ -198,6 +260,8 @@ impl AsyncWrite for UpstreamIo {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_write(cx, buf),
             Self::Tls(s) => Pin::new(s.as_mut()).poll_write(cx, buf),
+            #[cfg(any(test, feature = "testing"))]
+            Self::Memory(s) => Pin::new(s).poll_write(cx, buf),
         }
     }
 
@@ -205,6 +269,8 @@ impl AsyncWrite for UpstreamIo {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_flush(cx),
             Self::Tls(s) => Pin::new(s.as_mut()).poll_flush(cx),
+            #[cfg(any(test, feature = "testing"))]
+            Self::Memory(s) => Pin::new(s).poll_flush(cx),
         }
     }
 
@@ -212,6 +278,8 @@ impl AsyncWrite for UpstreamIo {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_shutdown(cx),
             Self::Tls(s) => Pin::new(s.as_mut()).poll_shutdown(cx),
+            #[cfg(any(test, feature = "testing"))]
+            Self::Memory(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
 
@@ -223,6 +291,8 @@ impl AsyncWrite for UpstreamIo {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             Self::Tls(s) => Pin::new(s.as_mut()).poll_write_vectored(cx, bufs),
+            #[cfg(any(test, feature = "testing"))]
+            Self::Memory(s) => Pin::new(s).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -230,6 +300,8 @@ impl AsyncWrite for UpstreamIo {
         match self {
             Self::Plain(s) => s.is_write_vectored(),
             Self::Tls(s) => s.is_write_vectored(),
+            #[cfg(any(test, feature = "testing"))]
+            Self::Memory(s) => s.is_write_vectored(),
         }
     }
 }

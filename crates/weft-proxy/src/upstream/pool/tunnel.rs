@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use weft_identity::Alpn;
+use tokio::net::TcpStream;
 
 use super::{OpenGuard, Pool};
 use crate::h1::Upgraded;
 use crate::h1::client::Failure;
 use crate::http::body::AttemptBody;
+use crate::tcp::socket::Socket;
 use crate::upstream::connect::{ConnectError, UpstreamIo};
 
 /// A byte stream to an endpoint; one of its open connections.
@@ -37,7 +38,7 @@ impl Pool {
     pub async fn tunnel(self: &Rc<Self>, limit: Duration) -> Result<Tunnel, ConnectError> {
         if !self.peer.is_mesh() {
             let open = self.opened();
-            let io = self.context.dialer.connect(&self.peer, Alpn::Http11, limit).await?;
+            let io = self.context.dialer.connect_opaque(&self.peer, limit).await?;
             return Ok(Tunnel { io: TunnelIo::Raw(io), _open: open });
         }
         let address = self.peer.connect;
@@ -70,6 +71,15 @@ fn reason(failure: Failure) -> Arc<str> {
     match failure {
         Failure::Unsent(why) | Failure::Body(why) | Failure::Reset { why, .. } => why.into(),
         Failure::Garbage(wrong) => wrong.sentence().into(),
+    }
+}
+
+impl Socket for Tunnel {
+    fn socket(&self) -> Option<&TcpStream> {
+        match &self.io {
+            TunnelIo::Raw(UpstreamIo::Plain(stream)) => Some(stream),
+            _ => None,
+        }
     }
 }
 

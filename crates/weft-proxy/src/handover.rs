@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Listening sockets that outlive a process: copies of those that are open, to be handed to the
+//! next one, and those that an earlier one handed over, to be used in the place of new ones.
+//!
+//! The binary moves them between processes; `listen` asks here first. A proxy that hands nothing
+//! over keeps no copies.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+
+use socket2::SockRef;
+
+use crate::observe::metrics::lock;
+
+/// What a socket takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Takes {
+    Connections,
+    Datagrams,
+}
+
+/// A door's address and what it takes.
+pub type Place = (SocketAddr, Takes);
+
+/// Sockets by where they listen.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// Whether copies are kept at all.
+    keeps: bool,
+    open: Mutex<BTreeMap<Place, Vec<OwnedFd>>>,
+    inherited: Mutex<BTreeMap<Place, Vec<OwnedFd>>>,
+}
+
+// === impl Sockets ===
+
+impl Sockets {
+    /// Keeps copies of what is opened, and begins with what an earlier process left.
+    ///
+    /// # Errors
+    /// When something inherited is no socket.
+    pub fn keeping(inherited: Vec<OwnedFd>) -> io::Result<Self> {
+        let out = Self { keeps: true, ..Self::default() };
+        for fd in inherited {
+            let place = place_of(&fd)?;
+            lock(&out.inherited).entry(place).or_default().push(fd);
+        }
+        Ok(out)
+    }
+
+    /// The sockets that an earlier process had there, one for each worker. When there were fewer,
+    /// workers share.
+    pub fn take(&self, address: SocketAddr, takes: Takes, workers: usize) -> Option<Vec<OwnedFd>> {
+        let mut found = lock(&self.inherited).remove(&(address, takes))?;
+        if found.len() > workers {
+            let (had, more) = (found.len(), found.len() - workers);
+            tracing::warn!(%address, had, workers, "{more} of its waiting queues are closed");
+            found.truncate(workers);
+        }
+        let had = found.len();
+        for i in had..workers {
+            let copy = found.get(i % had.max(1))?.try_clone().ok()?;
+            found.push(copy);
+        }
+        Some(found)
+    }
+
+    /// Remembers sockets that were opened.
+    pub fn keep<S>(&self, takes: Takes, sockets: &[S])
+    where
+        S: std::os::fd::AsFd,
+    {
+        if !self.keeps {
+            return;
+        }
+        let copy = |s: &S| s.as_fd().try_clone_to_owned().ok();
+        let copies: Vec<OwnedFd> = sockets.iter().filter_map(copy).collect();
+        let at = sockets.first().and_then(|s| SockRef::from(s).local_addr().ok());
+        if let Some(address) = at.and_then(|at| at.as_socket()) {
+            lock(&self.open).insert((address, takes), copies);
+        }
+    }
+
+    /// A door was closed: the system must not go on taking connections for it.
+    pub fn forget(&self, address: SocketAddr, takes: Takes) {
+        lock(&self.open).remove(&(address, takes));
+    }
+
+    /// Copies of everything that is open, for the next process.
+    ///
+    /// # Errors
+    /// When descriptors are short.
+    pub fn copies(&self) -> io::Result<Vec<OwnedFd>> {
+        let open = lock(&self.open);
+        open.values().flatten().map(OwnedFd::try_clone).collect()
+    }
+
+    /// Keeps nothing any more: this process ends.
+    pub fn close(&self) {
+        lock(&self.open).clear();
+        lock(&self.inherited).clear();
+    }
+
+    /// Closes what was inherited and nobody asked for; how many places those were.
+    pub fn drop_unclaimed(&self) -> usize {
+        let mut inherited = lock(&self.inherited);
+        let unclaimed = inherited.len();
+        inherited.clear();
+        unclaimed
+    }
+}
+
+fn place_of(fd: &OwnedFd) -> io::Result<Place> {
+    let socket = SockRef::from(fd);
+    let address = socket.local_addr()?.as_socket();
+    let address = address.ok_or_else(|| io::Error::other("it has no IP address"))?;
+    let takes = match socket.r#type()? {
+        socket2::Type::STREAM => Takes::Connections,
+        _ => Takes::Datagrams,
+    };
+    socket.set_nonblocking(true)?;
+    Ok((address, takes))
+}
+
+/// Descriptors as listeners.
+pub fn listeners(fds: Vec<OwnedFd>) -> Vec<TcpListener> {
+    fds.into_iter().map(TcpListener::from).collect()
+}
+
+/// Descriptors as sockets for datagrams.
+pub fn datagrams(fds: Vec<OwnedFd>) -> Vec<UdpSocket> {
+    fds.into_iter().map(UdpSocket::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_process_had_open_the_next_one_takes_by_its_address() {
+        let first = Sockets { keeps: true, ..Sockets::default() };
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let listeners_ = crate::listen::bind(any, 2).unwrap();
+        let at = listeners_[0].local_addr().unwrap();
+        first.keep(Takes::Connections, &listeners_);
+        let next = Sockets::keeping(first.copies().unwrap()).unwrap();
+        assert!(next.take(at, Takes::Datagrams, 1).is_none());
+        let taken = listeners(next.take(at, Takes::Connections, 3).unwrap());
+        assert_eq!(taken.len(), 3);
+        drop(listeners_);
+        first.close();
+        // Nobody but the next process holds it now, and a client still gets in.
+        let client = std::net::TcpStream::connect(at).unwrap();
+        let accepted = taken.iter().find_map(|l| l.accept().ok());
+        assert_eq!(accepted.unwrap().1, client.local_addr().unwrap());
+        assert!(next.take(at, Takes::Connections, 1).is_none(), "taken once");
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_closed() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = socket.local_addr().unwrap();
+        let next = Sockets::keeping(vec![socket.into()]).unwrap();
+        assert_eq!(next.drop_unclaimed(), 1);
+        assert!(std::net::TcpStream::connect(at).is_err());
+    }
+}

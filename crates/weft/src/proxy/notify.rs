@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What systemd is told of a proxy: one datagram each (`sd_notify`). Nothing without
+//! `NOTIFY_SOCKET`; never waits, and never fails anything.
+
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+/// It serves.
+pub fn ready() {
+    tell("READY=1\nSTATUS=serving\n");
+}
+
+/// Its configuration is being read again; [`ready`] ends that.
+pub fn reloading() {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let micros = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1_000);
+    tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}\nSTATUS=reading its configuration\n"));
+}
+
+/// It takes nothing new and ends.
+pub fn stopping() {
+    tell("STOPPING=1\nSTATUS=finishing what is open\n");
+}
+
+/// Another process goes on in its place.
+pub fn main_process(pid: u32) {
+    tell(&format!("MAINPID={pid}\nREADY=1\n"));
+}
+
+#[allow(clippy::disallowed_methods)] // systemd's own way to say where
+fn tell(message: &str) {
+    let Some(path) = std::env::var("NOTIFY_SOCKET").ok().filter(|p| !p.is_empty()) else { return };
+    let sent = address(&path).and_then(|to| {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        socket.send_to_addr(message.as_bytes(), &to)
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, "systemd is not told");
+    }
+}
+
+/// A path, or a name of the abstract namespace after `@`.
+fn address(path: &str) -> std::io::Result<SocketAddr> {
+    match path.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(path),
+    }
+}

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A proxy that is served by files: read whole, checked whole, and taken or refused whole. Files
+//! that change are read again, names that were given for endpoints are resolved again.
+//!
+//! Called by `weft proxy`. What a file says, `weft_envoy` and [`super::file`] know; this only
+//! notices changes and hands the difference to the proxy.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use weft_base::clock::Clock;
+use weft_base::issue::Issue;
+use weft_base::task::TaskGroup;
+use weft_envoy::{DnsSet, Files, Log, Resolved};
+use weft_model::{Resource, ResourceName};
+use weft_proxy::Feed;
+use weft_proxy::config::{AccessLog, LogFormat, LogWhat};
+use weft_proxy::ingest::source;
+use weft_proxy::observe::format::Format;
+use weft_proxy::table::Builder;
+use weft_xds::Transaction;
+
+use super::file;
+
+/// How often files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// One question to the resolver.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the configuration is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// weft's own file.
+    File(PathBuf),
+    /// An Envoy bootstrap, and whether what weft does not do is passed over.
+    Envoy(PathBuf, bool),
+}
+
+/// What it says.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    pub resources: BTreeMap<ResourceName, Resource>,
+    pub admin: Option<SocketAddr>,
+    /// `None` leaves it to the command line.
+    pub log: Option<AccessLog>,
+    pub names: Vec<DnsSet>,
+    /// Every file that was read.
+    pub files: BTreeSet<PathBuf>,
+    pub warnings: Vec<Issue>,
+}
+
+/// The machine's files; relative names begin where the process runs, as Envoy's do.
+struct Disk;
+
+impl Files for Disk {
+    fn read(&self, path: &Path) -> io::Result<String> {
+        fs::read_to_string(path)
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::File(path) | Self::Envoy(path, _) => path,
+        }
+    }
+
+    /// Reads and checks everything.
+    ///
+    /// # Errors
+    /// All that is wrong, each with its place.
+    pub fn load(&self) -> Result<Loaded> {
+        let path = self.path();
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut loaded = match self {
+            Self::File(_) => file::load(path, &text)?,
+            Self::Envoy(_, allow) => envoy(path, &text, *allow)?,
+        };
+        loaded.files.insert(path.to_owned());
+        let wrong = check(&loaded);
+        if wrong.is_empty() { Ok(loaded) } else { Err(refused(path, &wrong)) }
+    }
+}
+
+/// One error for all issues of a file.
+pub fn refused(path: &Path, issues: &[Issue]) -> anyhow::Error {
+    let n = issues.len();
+    let what = if n == 1 { "1 thing" } else { "things" };
+    let count = if n == 1 { String::new() } else { format!("{n} ") };
+    let mut text = format!("{}: {count}{what} to mend:", path.display());
+    for issue in issues {
+        text.push_str("\n  ");
+        text.push_str(&issue.to_string());
+    }
+    anyhow!(text)
+}
+
+fn envoy(path: &Path, text: &str, allow: bool) -> Result<Loaded> {
+    let read = weft_envoy::bootstrap(text, &Disk)
+        .with_context(|| format!("{} is no Envoy bootstrap", path.display()))?;
+    let mut wrong = read.errors;
+    let mut warnings = Vec::new();
+    if allow {
+        warnings = read.unsupported;
+    } else {
+        let hint = "; --allow-unsupported makes it a warning";
+        wrong.extend(read.unsupported.into_iter().map(|mut issue| {
+            issue.message.push_str(hint);
+            issue
+        }));
+    }
+    let log = match read.log.map(|log| access_log(&log)) {
+        None => Ok(AccessLog { what: LogWhat::Nothing, format: LogFormat::Text, path: None }),
+        Some(log) => log,
+    };
+    let log = log.map_err(|issues| wrong.extend(issues)).ok();
+    if !wrong.is_empty() {
+        return Err(refused(path, &wrong));
+    }
+    Ok(Loaded {
+        resources: read.resources.into_iter().collect(),
+        admin: read.admin,
+        log,
+        names: read.names,
+        files: read.files,
+        warnings,
+    })
+}
+
+fn access_log(log: &Log) -> Result<AccessLog, Vec<Issue>> {
+    let format = match &log.format {
+        None => LogFormat::Text,
+        Some((at, value)) => {
+            let format = Format::parse(value, at)?;
+            LogFormat::Of(Arc::new(format.omitting_empty(log.omit_empty)))
+        }
+    };
+    Ok(AccessLog { what: LogWhat::Everything, format, path: log.path.clone() })
+}
+
+/// What the proxy itself would refuse, and routes that lead nowhere.
+fn check(loaded: &Loaded) -> Vec<Issue> {
+    use weft_base::issue::FieldPath;
+    let mut out = Vec::new();
+    for (name, resource) in &loaded.resources {
+        let Resource::Route(route) = resource else { continue };
+        for (target, _) in route.targets() {
+            if !loaded.resources.contains_key(target) {
+                let path = FieldPath::new(format!("{} {}", route.origin, name.child));
+                out.push(Issue::error(path, format!("there is no backend {target}")));
+            }
+        }
+    }
+    let mut builder = Builder::new(1, Clock::system(), "standalone".into());
+    let upserts = loaded.resources.iter().map(|(n, r)| (n.clone(), Ok(r.clone())));
+    let (_, rejected) = builder.apply(1, upserts.collect(), &[]);
+    out.extend(rejected.into_iter().map(|r| Issue::error(FieldPath::new(r.name), r.reason)));
+    out
+}
+
+/// Keeps a proxy in step with its files.
+pub struct Keeper {
+    source: Source,
+    feed: Feed,
+    given: BTreeMap<ResourceName, Resource>,
+    names: Vec<DnsSet>,
+    resolved: Resolved,
+    seen: BTreeMap<PathBuf, Option<Stamp>>,
+    generation: u64,
+    log: Option<AccessLog>,
+}
+
+/// What changes when a file does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    modified_ns: i128,
+    bytes: u64,
+    inode: u64,
+}
+
+impl Keeper {
+    /// Gives the proxy what was loaded.
+    ///
+    /// # Errors
+    /// When the proxy refuses a part of it, or ends.
+    pub async fn start(source: Source, loaded: Loaded, feed: Feed) -> Result<Self> {
+        let mut keeper = Self {
+            source,
+            feed,
+            given: BTreeMap::new(),
+            names: Vec::new(),
+            resolved: Resolved::new(),
+            seen: BTreeMap::new(),
+            generation: 0,
+            log: loaded.log.clone(),
+        };
+        keeper.take(loaded).await?;
+        Ok(keeper)
+    }
+
+    /// Looks for changes until the proxy ends. SIGHUP reads everything at once.
+    ///
+    /// # Errors
+    /// When the signal cannot be waited for.
+    pub fn keep(mut self, tasks: &TaskGroup) -> Result<()> {
+        let mut again: Signal = signal(SignalKind::hangup())?;
+        tasks.spawn("configuration file", async move {
+            let mut look = tokio::time::interval(LOOK_EVERY);
+            look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut names_at = tokio::time::Instant::now() + self.refresh();
+            loop {
+                tokio::select! {
+                    Some(()) = again.recv() => self.read_again().await,
+                    _ = look.tick() => {
+                        if self.has_changed() {
+                            self.read_again().await;
+                        }
+                    }
+                    () = tokio::time::sleep_until(names_at), if !self.names.is_empty() => {
+                        self.resolve().await;
+                        let wanted = self.expanded(&self.given_names());
+                        self.hand_over(wanted).await;
+                        names_at = tokio::time::Instant::now() + self.refresh();
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    async fn read_again(&mut self) {
+        let (source, path) = (self.source.clone(), self.source.path().to_owned());
+        // What is read while it is being written is read again at the next look.
+        self.stamp();
+        super::notify::reloading();
+        let loaded = tokio::task::spawn_blocking(move || source.load()).await;
+        match loaded.map_err(anyhow::Error::from).and_then(|l| l) {
+            Ok(loaded) => {
+                let file = path.display();
+                if loaded.log != self.log {
+                    tracing::warn!(%file, "the access log changes with the next start only");
+                }
+                for warning in &loaded.warnings {
+                    tracing::warn!(%file, "{warning}");
+                }
+                match self.take(loaded).await {
+                    Ok(()) => tracing::info!(%file, "the configuration was read again"),
+                    Err(error) => tracing::error!(%file, "{error:#}"),
+                }
+            }
+            Err(error) => {
+                tracing::error!("{error:#}\nthe configuration before stays in use");
+                self.feed.refuse(format!("{error:#}")).await;
+            }
+        }
+        super::notify::ready();
+    }
+
+    async fn take(&mut self, loaded: Loaded) -> Result<()> {
+        self.names.clone_from(&loaded.names);
+        self.seen = loaded.files.iter().map(|f| (f.clone(), stamp(f))).collect();
+        self.resolve().await;
+        let wanted = self.expanded(&loaded.resources);
+        let refused = self.hand_over(wanted).await;
+        match refused.as_slice() {
+            [] => Ok(()),
+            _ => Err(anyhow!("the proxy refused {}", refused.join("; "))),
+        }
+    }
+
+    fn given_names(&self) -> BTreeMap<ResourceName, Resource> {
+        self.given.clone()
+    }
+
+    /// Resources with the endpoints that names mean now.
+    fn expanded(&self, all: &BTreeMap<ResourceName, Resource>) -> BTreeMap<ResourceName, Resource> {
+        let mut out = all.clone();
+        for set in &self.names {
+            out.insert(set.name.clone(), Resource::Endpoints(set.endpoints(&self.resolved)));
+        }
+        out
+    }
+
+    /// Gives the proxy what is different; what it refused.
+    async fn hand_over(&mut self, wanted: BTreeMap<ResourceName, Resource>) -> Vec<String> {
+        let changed = wanted.iter().filter(|(name, r)| self.given.get(*name) != Some(*r));
+        let changed: Vec<_> = changed.map(|(n, r)| (n.clone(), r.clone())).collect();
+        let removes: Vec<ResourceName> =
+            self.given.keys().filter(|n| !wanted.contains_key(*n)).cloned().collect();
+        if changed.is_empty() && removes.is_empty() && self.generation > 0 {
+            return Vec::new();
+        }
+        self.generation += 1;
+        let transaction = match source::transaction(self.generation, changed) {
+            Ok(transaction) => Transaction { removes, ..transaction },
+            Err(why) => return vec![why],
+        };
+        self.given = wanted;
+        let Some(applied) = self.feed.apply(transaction).await else { return Vec::new() };
+        applied.rejected.into_iter().map(|r| format!("{}: {}", r.name, r.reason)).collect()
+    }
+
+    /// Asks for all names at once; one that cannot be resolved keeps what it meant.
+    async fn resolve(&mut self) {
+        let hosts: BTreeSet<Arc<str>> =
+            self.names.iter().flat_map(DnsSet::hosts).cloned().collect();
+        let asking = hosts.into_iter().map(|host| async move {
+            let asked = tokio::net::lookup_host((&*host, 0));
+            let found = match tokio::time::timeout(RESOLVE_TIMEOUT, asked).await {
+                Ok(Ok(found)) => Ok(found.map(|at| at.ip()).collect::<BTreeSet<_>>()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("the resolver does not answer".to_owned()),
+            };
+            (host, found)
+        });
+        for (host, found) in futures_util::future::join_all(asking).await {
+            match found {
+                Ok(all) => {
+                    self.resolved.insert(host, all.into_iter().collect());
+                }
+                Err(error) => tracing::warn!(%host, %error, "a name is not resolved"),
+            }
+        }
+    }
+
+    fn refresh(&self) -> Duration {
+        let shortest = self.names.iter().map(|set| set.refresh_ms).min();
+        Duration::from_millis(shortest.unwrap_or(5_000))
+    }
+
+    fn has_changed(&self) -> bool {
+        self.seen.iter().any(|(file, seen)| stamp(file) != *seen)
+    }
+
+    fn stamp(&mut self) {
+        for (file, seen) in &mut self.seen {
+            *seen = stamp(file);
+        }
+    }
+}
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keeper").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+fn stamp(file: &Path) -> Option<Stamp> {
+    use std::os::unix::fs::MetadataExt as _;
+    let found = fs::metadata(file).ok()?;
+    let modified_ns = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
+    Some(Stamp { modified_ns, bytes: found.len(), inode: found.ino() })
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One proxy takes the place of another without closing a socket: the newer process asks for the
+//! older one's listening sockets at a Unix socket, says when it serves, and the older one finishes
+//! what it has and ends. Both accept in between, from the same queues.
+//!
+//! `weft proxy --handover PATH` does both parts: it first asks whoever answers at PATH, then
+//! answers there itself. SIGUSR2 makes a process start its own successor.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use tokio::sync::oneshot;
+use weft_base::sockets::bind_door;
+use weft_base::task::TaskGroup;
+use weft_proxy::handover::Sockets;
+
+/// Descriptors that travel in one message; the system allows a few more.
+const AT_ONCE: usize = 128;
+/// Sockets that are taken over at most.
+const SOCKETS_MAX: usize = 65_536;
+/// How long an older process waits for its successor to serve, and a newer one for descriptors.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What a message with descriptors, the last one, and a successor's answer begin with.
+const MORE: u8 = b'M';
+const LAST: u8 = b'L';
+const SERVING: u8 = b'S';
+
+/// The older process, which waits to hear that this one serves.
+#[derive(Debug)]
+pub struct Older(UnixStream);
+
+/// Asks whoever answers at a path for its sockets. Nobody there is nothing to take over.
+///
+/// # Errors
+/// When somebody answers and does not hand over what it has.
+pub fn ask(path: &Path) -> Result<Option<(Older, Vec<OwnedFd>)>> {
+    let stream = match UnixStream::connect(path) {
+        Ok(stream) => stream,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(e) => return Err(e).with_context(|| format!("cannot ask {}", path.display())),
+    };
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut all = Vec::new();
+    loop {
+        let (tag, mut fds) = receive(&stream).context("the older proxy hands nothing over")?;
+        all.append(&mut fds);
+        if tag == LAST {
+            return Ok(Some((Older(stream), all)));
+        }
+        if tag != MORE || all.len() > SOCKETS_MAX {
+            return Err(anyhow!("{} is no proxy that hands over", path.display()));
+        }
+    }
+}
+
+impl Older {
+    /// This process serves: the older one may finish what it has. Returns when it has let go of
+    /// the path.
+    pub fn serving(self) {
+        let Self(mut stream) = self;
+        use io::{Read as _, Write as _};
+        // An older process that died meanwhile has nothing to finish.
+        let _ = stream.write_all(&[SERVING]);
+        let _ = stream.read(&mut [0]);
+    }
+}
+
+/// Answers at a path until a successor serves; then `replaced` resolves.
+///
+/// # Errors
+/// When the path cannot be bound.
+pub fn offer(
+    path: &Path,
+    sockets: Arc<Sockets>,
+    tasks: &TaskGroup,
+) -> Result<oneshot::Receiver<()>> {
+    let listener = bind_door(path).with_context(|| format!("cannot bind {}", path.display()))?;
+    let (tell, replaced) = oneshot::channel();
+    tasks.spawn("handover", async move {
+        let mut tell = Some(tell);
+        while let Ok((stream, _)) = listener.accept().await {
+            let own = rustix::process::geteuid().as_raw();
+            if !stream.peer_cred().is_ok_and(|c| c.uid() == own || c.uid() == 0) {
+                continue;
+            }
+            match successor(stream, &sockets).await {
+                Ok(stream) => {
+                    if let Some(tell) = tell.take() {
+                        // Only a process that ends anyway does not wait for it.
+                        let _ = tell.send(());
+                    }
+                    drop(listener);
+                    drop(stream);
+                    return;
+                }
+                Err(error) => tracing::warn!(%error, "a successor did not come to serve"),
+            }
+        }
+    });
+    Ok(replaced)
+}
+
+/// Hands everything over and waits until the successor serves.
+async fn successor(stream: tokio::net::UnixStream, sockets: &Sockets) -> Result<UnixStream> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let fds = sockets.copies()?;
+    let serving = tokio::task::spawn_blocking(move || {
+        use io::Read as _;
+        let mut rest = fds.as_slice();
+        loop {
+            let (now, later) = rest.split_at(rest.len().min(AT_ONCE));
+            rest = later;
+            send(&stream, if rest.is_empty() { LAST } else { MORE }, now)?;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let mut answer = [0];
+        let mut stream = stream;
+        stream.read_exact(&mut answer)?;
+        let served = answer == [SERVING];
+        served.then_some(stream).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    });
+    Ok(serving.await??)
+}
+
+fn send(to: &UnixStream, tag: u8, fds: &[OwnedFd]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let borrowed: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
+    if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+        return Err(io::Error::other("no room for the descriptors"));
+    }
+    let bytes = [tag];
+    sendmsg(to, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn receive(from: &UnixStream) -> io::Result<(u8, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut tag = [0];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = recvmsg(from, &mut [IoSliceMut::new(&mut tag)], &mut control, flags)?;
+    if got.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    Ok((tag[0], fds))
+}
+
+/// Starts this program again with the same words; the file may be another by now.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn start_successor() -> Result<()> {
+    #[allow(clippy::disallowed_methods)] // it must be the same program with the same words
+    let (own, words) = (std::env::current_exe()?, std::env::args_os().skip(1));
+    // A file that was replaced is called so by the system.
+    let own = own.to_string_lossy();
+    let own = PathBuf::from(own.strip_suffix(" (deleted)").unwrap_or(&own));
+    let child = Command::new(&own).args(words).spawn();
+    let child = child.with_context(|| format!("cannot start {}", own.display()))?;
+    super::notify::main_process(child.id());
+    Ok(())
+}
