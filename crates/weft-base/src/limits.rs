@@ -36,6 +36,14 @@ pub const MIRRORS_MAX: usize = 256;
 pub const SNIFF_BYTES_MAX: usize = 4096;
 /// Time for that, milliseconds.
 pub const SNIFF_MS_MAX: u64 = 100;
+/// A TLS client's first message, where its server name is read.
+pub const CLIENT_HELLO_BYTES_MAX: usize = 16 * 1024;
+/// Header of the PROXY protocol, extras included.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4096;
+/// Pipes through which the kernel moves bytes between two sockets, per worker of a proxy.
+pub const RELAY_PIPES_MAX: usize = 256;
+/// Flows of datagrams that one proxy keeps apart.
+pub const UDP_FLOWS_MAX: usize = 16_384;
 /// Open downstream connections of one proxy.
 pub const CONNECTIONS_MAX: usize = 20_000;
 /// Distinct metric series of one proxy; further label sets fall into one overflow series.

@@ -98,6 +98,17 @@ impl SocketFactory {
             Self::Door(path) => Ok(door::ask(path, Ask::Udp { peer }).await?.into()),
         }
     }
+
+    /// A UDP socket that takes what anybody sends to `at`. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the address is in use or not to be had, or the door refuses or does not answer.
+    pub async fn datagrams(&self, at: SocketAddr) -> io::Result<UdpSocket> {
+        match self {
+            Self::Here => here::datagrams(at),
+            Self::Door(path) => Ok(door::ask(path, Ask::Datagrams { at }).await?.into()),
+        }
+    }
 }
 
 /// Puts [`PROXY_MARK`] on a socket. Needs CAP_NET_ADMIN or CAP_NET_RAW over its namespace.

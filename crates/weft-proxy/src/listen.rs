@@ -4,7 +4,7 @@
 //! Sockets of the host's namespace come through its door.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use thiserror::Error;
 
 use crate::config::ProxyConfig;
+use crate::handover::{self, Takes};
+use crate::udp::sys;
 
 /// Connections the kernel keeps before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -53,6 +55,20 @@ pub async fn bind_from(
     address: SocketAddr,
     workers: usize,
 ) -> Result<Vec<TcpListener>, ListenError> {
+    let takes = Takes::Connections;
+    let sockets = match config.handover.take(address, takes, workers.max(1)) {
+        Some(inherited) => handover::listeners(inherited),
+        None => make_from(config, address, workers).await?,
+    };
+    config.handover.keep(takes, &sockets);
+    Ok(sockets)
+}
+
+async fn make_from(
+    config: &ProxyConfig,
+    address: SocketAddr,
+    workers: usize,
+) -> Result<Vec<TcpListener>, ListenError> {
     // What capture leads to is always here, whatever its address.
     let captures = config.capture.as_ref().is_some_and(|c| {
         c.outbound.iter().chain(&c.inbound).chain(&c.mesh).any(|door| *door == address)
@@ -77,6 +93,49 @@ pub async fn bind_from(
     Ok(sockets)
 }
 
+/// One socket for datagrams per worker, all on `address`: the kernel leads what one client sends
+/// to the same one. On an address of the host's namespace there is one, since what a client sends
+/// must not be shared out among workers.
+///
+/// # Errors
+/// When the address is in use, not local, or not permitted.
+pub async fn bind_datagrams(
+    config: &ProxyConfig,
+    address: SocketAddr,
+    workers: usize,
+) -> Result<Vec<UdpSocket>, ListenError> {
+    let wrong = |source| ListenError { address, source };
+    if config.is_outside(address.ip()) {
+        let only = config.host.datagrams(address).await.map_err(wrong)?;
+        if address.ip().is_unspecified() {
+            sys::tell_dialled(&only, address.is_ipv6()).map_err(wrong)?;
+        }
+        return Ok(vec![only]);
+    }
+    let takes = Takes::Datagrams;
+    let sockets = match config.handover.take(address, takes, workers.max(1)) {
+        Some(inherited) => handover::datagrams(inherited),
+        None => {
+            let made = bind_each(address, workers.max(1), datagram_socket).map_err(wrong)?;
+            made.into_iter().map(UdpSocket::from).collect()
+        }
+    };
+    config.handover.keep(takes, &sockets);
+    Ok(sockets)
+}
+
+fn datagram_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    if address.ip().is_unspecified() {
+        sys::tell_dialled(&socket, address.is_ipv6())?;
+    }
+    Ok(socket)
+}
+
 /// Marks a socket that capture leads to: on a machine nothing is led to other programs' sockets.
 ///
 /// # Errors
@@ -92,6 +151,19 @@ pub fn own(
 }
 
 fn bind_all(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+    let sockets = bind_each(address, workers, socket)?;
+    for socket in &sockets {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(sockets.into_iter().map(TcpListener::from).collect())
+}
+
+/// Bound sockets on one address that nobody else has.
+fn bind_each(
+    address: SocketAddr,
+    workers: usize,
+    socket: fn(SocketAddr) -> io::Result<Socket>,
+) -> io::Result<Vec<Socket>> {
     let first = socket(address)?;
     first.bind(&address.into())?;
     let bound = first.local_addr()?.as_socket().unwrap_or(address);
@@ -108,10 +180,7 @@ fn bind_all(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>>
             sockets.push(next);
         }
     }
-    for socket in &sockets {
-        socket.listen(BACKLOG)?;
-    }
-    Ok(sockets.into_iter().map(TcpListener::from).collect())
+    Ok(sockets)
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {

@@ -106,7 +106,11 @@ fn unknown(table: &Table, conn: &Conn, host: Option<&str>, now_ms: u64) -> Vec<A
                 }
             }
         }
-        Door::Gateway(_) | Door::Mesh | Door::Inbound | Door::Upstream { .. } => {}
+        Door::Gateway(_)
+        | Door::Datagrams(_)
+        | Door::Mesh
+        | Door::Inbound
+        | Door::Upstream { .. } => {}
     }
     names.retain(|name| match table.host(name) {
         Some(entry) => {

@@ -87,7 +87,7 @@ pub(super) fn ask_blocking(path: &Path, ask: Ask) -> io::Result<OwnedFd> {
 fn patience(ask: &Ask) -> Duration {
     let connecting = match ask {
         Ask::Connect { timeout, .. } => (*timeout).min(CONNECT_MAX),
-        Ask::Listen { .. } | Ask::Udp { .. } => Duration::ZERO,
+        Ask::Listen { .. } | Ask::Udp { .. } | Ask::Datagrams { .. } => Duration::ZERO,
     };
     connecting + EXCHANGE_MAX
 }
@@ -189,6 +189,7 @@ async fn make(ask: &Ask) -> io::Result<OwnedFd> {
         Ask::Connect { to, timeout } => here::connect(to, timeout.min(CONNECT_MAX)).await?.into(),
         Ask::Listen { at, reuse_port } => here::listen(at, reuse_port)?.into(),
         Ask::Udp { peer } => here::udp(peer)?.into(),
+        Ask::Datagrams { at } => here::datagrams(at)?.into(),
     })
 }
 

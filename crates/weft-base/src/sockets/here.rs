@@ -35,6 +35,17 @@ pub(super) fn listen(at: SocketAddr, reuse_port: bool) -> io::Result<TcpListener
     Ok(socket.into())
 }
 
+/// A bound UDP socket; one of IPv6 takes IPv6 only.
+pub(super) fn datagrams(at: SocketAddr) -> io::Result<UdpSocket> {
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(at), kind, Some(Protocol::UDP))?;
+    if at.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&at.into())?;
+    Ok(socket.into())
+}
+
 pub(super) fn udp(peer: SocketAddr) -> io::Result<UdpSocket> {
     let any = match peer.ip() {
         IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),

@@ -46,6 +46,7 @@ fn requests_are_read_as_they_were_written() {
         Ask::Listen { at: v6, reuse_port: true },
         Ask::Listen { at: v6, reuse_port: false },
         Ask::Udp { peer: "[fd00::1]:53".parse().unwrap() },
+        Ask::Datagrams { at: "[::]:53".parse().unwrap() },
     ] {
         let bytes = ask.encode();
         assert_eq!(Ask::decode(&bytes), Some(ask));

@@ -33,6 +33,8 @@ pub enum Ask {
     Listen { at: SocketAddr, reuse_port: bool },
     /// A UDP socket that talks to one peer.
     Udp { peer: SocketAddr },
+    /// A UDP socket that takes what anybody sends.
+    Datagrams { at: SocketAddr },
 }
 
 /// A reply as it arrives, perhaps in pieces.
@@ -51,6 +53,7 @@ impl Ask {
             Self::Connect { to, .. } => to,
             Self::Listen { at, .. } => at,
             Self::Udp { peer } => peer,
+            Self::Datagrams { at } => at,
         }
     }
 
@@ -59,6 +62,7 @@ impl Ask {
             Self::Connect { timeout, .. } => (1, 0, *timeout),
             Self::Listen { reuse_port, .. } => (2, u8::from(*reuse_port), Duration::ZERO),
             Self::Udp { .. } => (3, 0, Duration::ZERO),
+            Self::Datagrams { .. } => (4, 0, Duration::ZERO),
         };
         let ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
         let address = self.address();
@@ -98,6 +102,7 @@ impl Ask {
             (VERSION, 1, 0) => Some(Self::Connect { to: address, timeout }),
             (VERSION, 2, 0 | 1) => Some(Self::Listen { at: address, reuse_port: flags == 1 }),
             (VERSION, 3, 0) => Some(Self::Udp { peer: address }),
+            (VERSION, 4, 0) => Some(Self::Datagrams { at: address }),
             _ => None,
         }
     }
@@ -109,6 +114,7 @@ impl fmt::Display for Ask {
             Self::Connect { to, .. } => write!(f, "a connection to {to}"),
             Self::Listen { at, .. } => write!(f, "a listener at {at}"),
             Self::Udp { peer } => write!(f, "a UDP socket to {peer}"),
+            Self::Datagrams { at } => write!(f, "a UDP socket at {at}"),
         }
     }
 }

@@ -11,12 +11,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 use weft_base::limits::SNIFF_MS_MAX;
+use weft_model::decide::pick_section;
 use weft_model::{Protocol, mesh_server_port};
 
-use super::relay;
-use super::sniff::{Spoken, sniff};
+use super::sniff::{Spoken, sniff, sniff_http};
+use super::socket::Socket;
+use super::{hello, proxy_header, relay};
 use crate::capture::{inbound, outbound};
 use crate::http::serve::serve;
+use crate::observe::flags::Flag;
 use crate::table::{Door, GatewayEntry};
 use crate::upstream::pool::Wire;
 use crate::worker::{Conn, OpenConnection, Worker};
@@ -52,17 +55,12 @@ pub async fn connection(worker: Rc<Worker>, accepted: Accepted) {
         Door::Inbound => Box::pin(inbound::connection(worker, stream, conn)).await,
         Door::Gateway(name) => {
             let entry = worker.table().gateway(name).cloned();
-            match entry {
-                Some(entry) if entry.is_opaque() => {
-                    Box::pin(relay::opaque(worker, stream, Rc::new(conn))).await;
-                }
-                Some(entry) if entry.tls.is_empty() => {
-                    http(worker, stream, Rc::new(conn)).await;
-                }
-                Some(entry) => Box::pin(gateway_tls(worker, stream, conn, &entry)).await,
-                None => {}
+            if let Some(entry) = entry {
+                Box::pin(gateway(worker, stream, conn, &entry)).await;
             }
         }
+        // Those have no connections.
+        Door::Datagrams(_) => {}
         Door::Forward => http(worker, stream, Rc::new(conn)).await,
         Door::Upstream { host, port } => {
             let declared = crate::http::route::declared(&worker.table(), host, *port);
@@ -77,7 +75,7 @@ pub async fn connection(worker: Rc<Worker>, accepted: Accepted) {
 /// Serves a stream as its declared protocol says; an undeclared one is looked at.
 pub async fn by_protocol<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>, protocol: Protocol)
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: Socket + Send + 'static,
 {
     match protocol {
         Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => http(worker, io, conn).await,
@@ -96,7 +94,8 @@ pub async fn http<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let looking = sniff(io, worker.config.limits.idle_timeout);
+    let limits = &worker.config.limits;
+    let looking = sniff_http(io, limits.idle_timeout, limits.header_timeout);
     let looked = tokio::select! {
         biased;
         looked = looking => looked,
@@ -157,7 +156,63 @@ where
     Box::pin(serve(stream, worker, Rc::new(conn), wire)).await;
 }
 
-async fn gateway_tls(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn, entry: &GatewayEntry) {
+/// A client of a gateway: who it is, when somebody in front tells, and then what its port serves.
+async fn gateway(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn, entry: &GatewayEntry) {
+    let header = entry.listener.proxy_header;
+    if header.is_off() {
+        return gateway_port(worker, stream, conn, entry).await;
+    }
+    let limit = worker.config.limits.handshake_timeout;
+    match proxy_header::read(stream, header, limit).await {
+        Ok((told, io)) => {
+            conn.remote = told.map_or(conn.remote, |(client, _)| client);
+            Box::pin(gateway_port(worker, io, conn, entry)).await;
+        }
+        Err(why) => relay::refused_for(&worker, &conn, Flag::DPE, why),
+    }
+}
+
+async fn gateway_port<I>(worker: Rc<Worker>, io: I, conn: Conn, entry: &GatewayEntry)
+where
+    I: Socket + Send + 'static,
+{
+    if entry.is_opaque() {
+        relay::opaque(worker, io, Rc::new(conn)).await;
+    } else if entry.passes_tls_on() {
+        Box::pin(by_server_name(worker, io, conn, entry)).await;
+    } else if entry.tls.is_empty() {
+        http(worker, io, Rc::new(conn)).await;
+    } else {
+        Box::pin(gateway_tls(worker, io, conn, entry)).await;
+    }
+}
+
+/// A port that passes TLS on for some names, and may end it for others.
+async fn by_server_name<I>(worker: Rc<Worker>, io: I, mut conn: Conn, entry: &GatewayEntry)
+where
+    I: Socket + Send + 'static,
+{
+    let (name, io) = hello::read(io, worker.config.limits.handshake_timeout).await;
+    let name = match name {
+        Ok(name) => name,
+        Err(why) => {
+            relay::refused_for(&worker, &conn, Flag::DPE, why);
+            return relay::reset(&io);
+        }
+    };
+    let section = pick_section(&entry.listener, name.as_deref().unwrap_or_default());
+    if section.is_some_and(|s| s.tls.is_some()) {
+        return Box::pin(gateway_tls(worker, io, conn, entry)).await;
+    }
+    // Also when no section serves it: the relay says so.
+    conn.server_name = name;
+    relay::opaque(worker, io, Rc::new(conn)).await;
+}
+
+async fn gateway_tls<I>(worker: Rc<Worker>, stream: I, mut conn: Conn, entry: &GatewayEntry)
+where
+    I: Socket + Send + 'static,
+{
     let limit = worker.config.limits.handshake_timeout;
     let shaking = async {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
@@ -176,7 +231,12 @@ async fn gateway_tls(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn, entr
         Err(_) => return,
     };
     conn.scheme = "https";
+    let section = pick_section(&entry.listener, name.as_deref().unwrap_or_default());
+    let bytes = section.is_some_and(|s| !s.protocol.is_http());
     conn.server_name = name;
+    if bytes {
+        return relay::opaque(worker, stream, Rc::new(conn)).await;
+    }
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     serve(stream, worker, Rc::new(conn), if h2 { Wire::H2 } else { Wire::H1 }).await;
 }

@@ -2,8 +2,14 @@
 //! Connections before and below HTTP: what arrives, what it speaks, and opaque bytes.
 
 pub mod accept;
+pub mod half_open;
+pub mod hello;
 pub mod joined;
+mod pipe;
 pub mod prefixed;
+pub mod proxy_header;
 pub mod relay;
 pub mod route;
 pub mod sniff;
+pub mod socket;
+mod sys;

@@ -21,6 +21,11 @@ impl<I> Prefixed<I> {
         Self { prefix, io }
     }
 
+    /// The stream alone, once what was read has been taken.
+    pub fn plain(&self) -> Option<&I> {
+        self.prefix.is_empty().then_some(&self.io)
+    }
+
     /// The stream alone; what was read and not taken is lost.
     pub fn into_inner(self) -> I {
         self.io

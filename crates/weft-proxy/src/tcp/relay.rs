@@ -3,36 +3,39 @@
 //! Both directions end on their own (half close). Nothing is sent twice: another endpoint is
 //! tried only while no connection was established.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 use weft_model::Protocol;
 use weft_model::decide::{Authority, Outcome};
 
-use super::joined::join;
+use super::joined::{Tally, join};
 use super::prefixed::Prefixed;
-use super::{accept, route};
+use super::socket::Socket;
+use super::{accept, proxy_header, route};
 use crate::capture::{self, race};
+use crate::h1::Handover;
 use crate::http::serve::Received;
-use crate::http::upgrade::Promise;
 use crate::observe::access_log::Relayed;
 use crate::observe::flags::{Flag, Flags};
-use crate::observe::metrics::{Labels, Reporter, RequestProtocol};
+use crate::observe::metrics::{Labels, Reporter, RequestProtocol, TcpSeries};
 use crate::on_demand;
 use crate::table::{BackendEntry, Door};
 use crate::upstream::ask::Key;
-use crate::upstream::pick::{Ask, LocalEndpoint};
+use crate::upstream::breaker;
+use crate::upstream::connect::ConnectError;
+use crate::upstream::pick::{Ask, LocalBackend, LocalEndpoint};
 use crate::upstream::pool::{InFlight, Tunnel};
 use crate::worker::{Conn, Worker};
 
@@ -49,7 +52,7 @@ pub fn after_connect(
 ) {
     let (worker, outer) = (worker.clone(), conn.clone());
     let version = request.version();
-    let Some(promised) = Promise::take(request.extensions_mut()) else { return };
+    let Some(promised) = request.extensions_mut().remove::<Handover>() else { return };
     let tasks = worker.conns.clone();
     let work = async move {
         let Some(io) = promised.stream().await else { return };
@@ -78,13 +81,11 @@ pub fn after_connect(
 }
 
 /// Relays a stream that is not HTTP to where its connection is bound for.
-pub async fn opaque<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>)
-where
-    I: AsyncRead + AsyncWrite + Unpin,
-{
+pub async fn opaque<I: Socket>(worker: Rc<Worker>, io: I, conn: Rc<Conn>) {
     let opening = begin(&worker, &conn).await;
-    // Without an upstream the stream just ends.
-    drop(finish(&worker, &conn, io, opening, Bytes::new()).await);
+    if let Err(io) = finish(&worker, &conn, io, opening, Bytes::new()).await {
+        reset(&io);
+    }
 }
 
 /// A connection to where a downstream one is bound for, or why there is none.
@@ -115,7 +116,7 @@ pub async fn begin(worker: &Rc<Worker>, conn: &Conn) -> Opening {
     let upstream = match destination(worker, conn).await {
         Ok(backend) => {
             seen.backend = Some(backend.clone());
-            open(worker, &backend, conn.remote.ip(), &mut seen).await
+            open(worker, &backend, conn, &mut seen).await
         }
         Err(why) => {
             seen.flags.add(Flag::NR);
@@ -124,6 +125,27 @@ pub async fn begin(worker: &Rc<Worker>, conn: &Conn) -> Opening {
         }
     };
     Opening { started, seen, upstream }
+}
+
+/// The same to a backend that is known already.
+pub async fn begin_at(worker: &Rc<Worker>, conn: &Conn, backend: &Arc<BackendEntry>) -> Opening {
+    let mut seen = Seen { wall_ms: worker.clock.wall_ms(), ..Seen::default() };
+    let started = Instant::now();
+    seen.backend = Some(backend.clone());
+    let upstream = open(worker, backend, conn, &mut seen).await;
+    Opening { started, seen, upstream }
+}
+
+/// Joins a client that leaves HTTP with an upstream that is open, once its answer is out.
+pub fn go_on(worker: &Rc<Worker>, conn: &Rc<Conn>, client: Handover, opening: Opening) {
+    let (tasks, worker, conn) = (worker.conns.clone(), worker.clone(), conn.clone());
+    let work = async move {
+        let Some(io) = client.stream().await else { return };
+        // There is an upstream: nothing comes back.
+        drop(finish(&worker, &conn, io, opening, Bytes::new()).await);
+    };
+    let work: Pin<Box<dyn Future<Output = ()>>> = Box::pin(work);
+    tasks.spawn_local("tunnel", work);
 }
 
 /// Relays until both sides have ended, or gives the stream back when there is no upstream; logs
@@ -139,7 +161,7 @@ pub async fn finish<I>(
     said: Bytes,
 ) -> Result<(), I>
 where
-    I: AsyncRead + AsyncWrite + Unpin,
+    I: Socket,
 {
     let Opening { started, mut seen, upstream } = opening;
     let unused = match upstream {
@@ -162,6 +184,11 @@ where
 /// Logs and counts a connection that goes nowhere.
 pub fn refused(worker: &Worker, conn: &Conn, why: &str) {
     let flag = if conn.door.is_inbound() { Flag::UAEX } else { Flag::NR };
+    refused_for(worker, conn, flag, why);
+}
+
+/// The same for a reason with a flag of its own.
+pub fn refused_for(worker: &Worker, conn: &Conn, flag: Flag, why: &str) {
     let mut seen = Seen { wall_ms: worker.clock.wall_ms(), ..Seen::default() };
     seen.flags.add(flag);
     seen.sentence = Some(why.to_owned());
@@ -198,20 +225,30 @@ async fn copy<I>(
     (mut io, mut upstream): (I, Prefixed<Tunnel>),
     picked: &Rc<LocalEndpoint>,
 ) where
-    I: AsyncRead + AsyncWrite + Unpin,
+    I: Socket,
 {
     let _flight = InFlight::begin(picked, worker.id);
     let backend = seen.backend.as_deref();
     let series = worker.metrics.tcp(labels(worker, conn, backend, Some(picked)));
     series.opened.fetch_add(1, Ordering::Relaxed);
-    let copied = {
-        let mut client = Counted { io: &mut io, series: &series.received, own: &seen.received };
-        let mut server = Counted { io: &mut upstream, series: &series.sent, own: &seen.sent };
-        join(&mut client, &mut server, worker.config.limits.tunnel_idle_timeout).await
-    };
+    let idle = worker.config.limits.tunnel_idle_timeout;
+    let copied = join(&mut io, &mut upstream, idle, &Counted { series: &series, seen }).await;
     series.closed.fetch_add(1, Ordering::Relaxed);
     if let Err(error) = copied {
         tracing::debug!(remote = %conn.remote, %error, "a relayed connection broke");
+        // What was cut short on one side must not look whole on the other.
+        if error.kind() != io::ErrorKind::TimedOut {
+            reset(&io);
+            reset(&upstream);
+        }
+    }
+}
+
+/// Makes a connection's end a reset and not an orderly one.
+pub fn reset(io: &impl Socket) {
+    let lingering = io.socket().map(|s| SockRef::from(s).set_linger(Some(Duration::ZERO)));
+    if let Some(Err(error)) = lingering {
+        tracing::debug!(%error, "a connection is closed and not reset");
     }
 }
 
@@ -256,9 +293,10 @@ async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntr
         Door::Upstream { host, port } => of_service(host, *port)
             .unwrap_or_else(|| Err(format!("{host}:{port} is not known here"))),
         Door::Gateway(name) if conn.tunnel.is_none() => {
-            route::backend_of_listener(&table, name, &mut worker.rng.borrow_mut())
+            let named = conn.server_name.as_deref().unwrap_or_default();
+            route::backend_of_listener(&table, name, named, &mut worker.rng.borrow_mut())
         }
-        Door::Forward | Door::Gateway(_) => {
+        Door::Forward | Door::Gateway(_) | Door::Datagrams(_) => {
             let target = conn.tunnel.as_ref().ok_or("it names no destination")?;
             let port = target.port.unwrap_or(80);
             if let Some(known) = of_service(&target.host, port) {
@@ -276,13 +314,21 @@ async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntr
 async fn open(
     worker: &Rc<Worker>,
     entry: &Arc<BackendEntry>,
-    client: IpAddr,
+    conn: &Conn,
     seen: &mut Seen,
 ) -> Option<(Rc<LocalEndpoint>, Tunnel)> {
     let backend = worker.backend(entry);
     let limit = Duration::from_millis(entry.backend.policy.connect_timeout_ms.max(1));
     let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
-    let hash = Key::of_connection(&entry.backend.policy.lb, client);
+    let hash = Key::of_connection(&entry.backend.policy.lb, conn.remote.ip());
+    if let Some(most) = full(worker, &backend) {
+        seen.flags.add(Flag::UO);
+        seen.sentence = Some(format!(
+            "{most} connections to {} are open, its limit; raise it or wait for others to end",
+            entry.label()
+        ));
+        return None;
+    }
     let (healthy, total) = {
         let newest = &backend.borrow().entry;
         (newest.healthy, newest.total())
@@ -311,7 +357,10 @@ async fn open(
             return None;
         };
         seen.tries += 1;
-        let opened = picked.pool.tunnel(limit).await;
+        let opened = match picked.pool.tunnel(limit).await {
+            Ok(tunnel) => introduced(tunnel, entry, conn, limit).await,
+            failed => failed,
+        };
         let outcome = if opened.is_ok() { Outcome::Success } else { Outcome::Local };
         worker.shared.reporter.note(entry, &picked.entry, outcome, worker.id);
         match opened {
@@ -327,6 +376,35 @@ async fn open(
         }
     }
     None
+}
+
+/// The limit of connections to a backend, when it is reached. What is idle gives way.
+fn full(worker: &Worker, backend: &RefCell<LocalBackend>) -> Option<u32> {
+    let backend = backend.borrow();
+    let most = backend.entry.backend.policy.limits.connections_max?;
+    let own = breaker::part(most, worker.config.workers);
+    while backend.connections() >= own {
+        if !backend.close_idle() {
+            return Some(most);
+        }
+    }
+    None
+}
+
+/// Says who the client is to a backend that wants to know.
+async fn introduced(
+    mut tunnel: Tunnel,
+    entry: &BackendEntry,
+    conn: &Conn,
+    limit: Duration,
+) -> Result<Tunnel, ConnectError> {
+    let Some(version) = entry.backend.policy.proxy_protocol else { return Ok(tunnel) };
+    let header = proxy_header::written(version, conn.remote, conn.dialled());
+    let address = conn.dialled();
+    let failed = |e: io::Error| ConnectError::Tcp { address, reason: e.to_string().into() };
+    let writing = tokio::time::timeout(limit, tunnel.write_all(&header)).await;
+    writing.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+    Ok(tunnel)
 }
 
 fn labels(
@@ -375,26 +453,31 @@ fn labels(
     }
 }
 
-/// Counts what is read, while it is read.
-struct Counted<'a, I> {
-    io: &'a mut I,
-    series: &'a AtomicU64,
-    own: &'a Cell<u64>,
+/// Counts what is read, as it is read.
+struct Counted<'a> {
+    series: &'a TcpSeries,
+    seen: &'a Seen,
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Counted<'_, I> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut *this.io).poll_read(cx, buf);
-        let read = buf.filled().len() - before;
-        this.series.fetch_add(read as u64, Ordering::Relaxed);
-        this.own.set(this.own.get() + read as u64);
-        polled
+impl Tally for Counted<'_> {
+    fn first(&self, bytes: usize) {
+        self.series.received.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.seen.received.set(self.seen.received.get() + bytes as u64);
+    }
+
+    fn second(&self, bytes: usize) {
+        self.series.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.seen.sent.set(self.seen.sent.get() + bytes as u64);
+    }
+}
+
+// === impl Opening ===
+
+impl Opening {
+    /// Why there is no upstream.
+    pub fn failure(&self) -> Option<&str> {
+        let why = self.seen.sentence.as_deref().unwrap_or("no connection to an instance");
+        self.upstream.is_none().then_some(why)
     }
 }
 
@@ -403,23 +486,5 @@ impl race::Upstream for Opening {
 
     fn io(&mut self) -> Option<&mut Tunnel> {
         self.upstream.as_mut().map(|(_, tunnel)| tunnel)
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<'_, I> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.get_mut().io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.get_mut().io).poll_shutdown(cx)
     }
 }

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use weft_base::rng::Rng;
-use weft_model::decide::{Headers, Request, find_rule, total_weight, weighted_at};
-use weft_model::{Action, Dialect, Protocol, Route, Target};
+use weft_model::decide::{Headers, Request, find_rule, pick_section, total_weight, weighted_at};
+use weft_model::{Action, Dialect, Parent, Protocol, Route, Target};
 
 use crate::table::{BackendEntry, Table};
 
@@ -59,29 +59,36 @@ pub fn backend_of(
     entry.default_backend(port).cloned().map(Ok)
 }
 
-/// The backend of a gateway's listener that looks at no bytes.
+/// The backend of a gateway's listener that looks at no bytes; `host` is the server name that TLS
+/// asked for, if any.
 ///
 /// # Errors
 /// Why there is none.
 pub fn backend_of_listener(
     table: &Table,
     name: &str,
+    host: &str,
     rng: &mut Rng,
 ) -> Result<Arc<BackendEntry>, String> {
     let entry = table.gateway(name).ok_or_else(|| format!("the listener {name} is gone"))?;
-    let request = Request {
-        method: "",
-        scheme: "",
-        host: name,
-        port: 0,
-        path: "",
-        query: "",
-        headers: &NoHeaders,
-    };
-    let found = find_rule(entry.routes.iter().map(|r| &**r), None, &request)
-        .ok_or_else(|| format!("the listener {name} has no route with a healthy instance yet"))?;
+    let section = pick_section(&entry.listener, host)
+        .ok_or_else(|| format!("no listener serves the server name {host:?}"))?;
+    let request =
+        Request { method: "", scheme: "", host, port: 0, path: "", query: "", headers: &NoHeaders };
+    let routes = entry.routes.iter().map(|r| &**r);
+    let found = find_rule(routes, Some(&section.name), &request).ok_or_else(|| match host {
+        "" if entry.routes.iter().any(|r| serves_names(r)) => {
+            format!("TLS asks for no server name, and every route of {name} is for some")
+        }
+        "" => format!("the listener {name} has no route with a healthy instance yet"),
+        host => format!("the listener {name} has no route for the server name {host:?}"),
+    })?;
     target(table, &found.rule.action, rng)
         .map_err(|why| format!("{why}; route: {}", found.rule.origin))
+}
+
+fn serves_names(route: &Route) -> bool {
+    matches!(&route.parent, Parent::Listener { hostnames, .. } if !hostnames.is_empty())
 }
 
 fn target(table: &Table, action: &Action, rng: &mut Rng) -> Result<Arc<BackendEntry>, String> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::Instant;
 use weft_base::limits::SNIFF_BYTES_MAX;
 
 use super::prefixed::Prefixed;
@@ -26,11 +27,46 @@ pub enum Spoken {
 ///
 /// # Errors
 /// When the client closes or breaks before it sent anything.
-pub async fn sniff<I>(mut io: I, limit: Duration) -> io::Result<(Spoken, Prefixed<I>)>
+pub async fn sniff<I>(io: I, limit: Duration) -> io::Result<(Spoken, Prefixed<I>)>
 where
     I: AsyncRead + Unpin,
 {
-    let mut seen = BytesMut::new();
+    look(io, limit, None).await
+}
+
+/// The same for what is known to be HTTP: a client may be silent for `idle`, and has `head` for
+/// its first bytes once they have begun.
+///
+/// # Errors
+/// As [`sniff`].
+pub async fn sniff_http<I>(
+    io: I,
+    idle: Duration,
+    head: Duration,
+) -> io::Result<(Spoken, Prefixed<I>)>
+where
+    I: AsyncRead + Unpin,
+{
+    look(io, idle, Some(head)).await
+}
+
+/// `more` is the time for all that follows the first byte, where that has its own.
+async fn look<I>(
+    mut io: I,
+    limit: Duration,
+    more: Option<Duration>,
+) -> io::Result<(Spoken, Prefixed<I>)>
+where
+    I: AsyncRead + Unpin,
+{
+    let end = Instant::now() + limit;
+    let mut seen = BytesMut::with_capacity(64);
+    match tokio::time::timeout_at(end, io.read_buf(&mut seen)).await {
+        Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(read) => drop(read?),
+        Err(_) => return Ok((Spoken::Opaque, Prefixed::new(Bytes::new(), io))),
+    }
+    let end = more.map_or(end, |more| Instant::now() + more);
     let look = async {
         loop {
             if let Some(spoken) = judge(&seen) {
@@ -40,14 +76,11 @@ where
                 seen.reserve(64);
             }
             if io.read_buf(&mut seen).await? == 0 {
-                if seen.is_empty() {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
                 return Ok(Spoken::Opaque);
             }
         }
     };
-    let spoken = match tokio::time::timeout(limit, look).await {
+    let spoken = match tokio::time::timeout_at(end, look).await {
         Ok(result) => result?,
         Err(_) => Spoken::Opaque,
     };

@@ -2,6 +2,7 @@
 //! Whole proxies against real peers over loopback sockets. `bed` is the bench; each other file is
 //! one trait of the data plane.
 
+mod admin;
 mod balance;
 pub mod bed;
 mod bulk;
@@ -12,11 +13,15 @@ mod drain;
 mod explained;
 mod faults;
 mod grpc;
+mod l4;
 mod mtls;
 mod observed;
 mod on_demand;
 mod outside;
 mod policies;
+mod protection;
+mod panics;
+mod regressions;
 mod retry;
 mod routing;
 mod rules;

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pairs of streams: over memory, and over real sockets where the kernel moves the bytes.
+
+use std::cell::Cell;
+
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+
+#[tokio::test]
+async fn silence_ends_what_bytes_keep_open() {
+    let (mut client, mut near) = tokio::io::duplex(64);
+    let (mut far, mut server) = tokio::io::duplex(64);
+    let idle = Duration::from_millis(400);
+    let began = Instant::now();
+    let talking = async {
+        let mut seen = [0u8; 1];
+        for _ in 0..5 {
+            tokio::time::sleep(idle / 4).await;
+            server.write_all(b"x").await.unwrap();
+            client.read_exact(&mut seen).await.unwrap();
+        }
+        // Neither says anything from now on, and neither leaves.
+        std::future::pending::<()>().await;
+    };
+    let ended = tokio::select! {
+        ended = join(&mut near, &mut far, idle, &()) => ended,
+        () = talking => unreachable!(),
+    };
+    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    let took = began.elapsed();
+    assert!(took >= idle * 9 / 4, "{took:?}");
+}
+
+#[tokio::test]
+async fn each_direction_ends_on_its_own() {
+    let (mut client, mut near) = tokio::io::duplex(64);
+    let (mut far, mut server) = tokio::io::duplex(64);
+    let talking = async {
+        client.write_all(b"ask").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut asked = String::new();
+        server.read_to_string(&mut asked).await.unwrap();
+        server.write_all(b"told").await.unwrap();
+        drop(server);
+        let mut told = String::new();
+        client.read_to_string(&mut told).await.unwrap();
+        (asked, told)
+    };
+    let joining = async {
+        let joined = join(&mut near, &mut far, Duration::from_secs(60), &()).await;
+        drop(near);
+        joined
+    };
+    let (joined, said) = tokio::join!(joining, talking);
+    joined.unwrap();
+    assert_eq!(said, ("ask".into(), "told".into()));
+}
+
+/// Two connected sockets.
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap());
+    let (near, far) = tokio::join!(near, listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+/// Bytes that tell where they are.
+fn pattern(at: usize, len: usize) -> Vec<u8> {
+    (at..at + len)
+        .map(|i| u8::try_from((i * 31 + (i >> 8) * 7 + (i >> 16)) & 0xff).unwrap())
+        .collect()
+}
+
+async fn send(to: &mut (impl AsyncWrite + Unpin), total: usize) {
+    let mut at = 0;
+    while at < total {
+        let n = (total - at).min(100_000);
+        to.write_all(&pattern(at, n)).await.unwrap();
+        at += n;
+    }
+    to.shutdown().await.unwrap();
+}
+
+async fn receive(from: &mut (impl AsyncRead + Unpin)) -> usize {
+    let (mut at, mut buffer) = (0, vec![0; 70_000]);
+    loop {
+        let n = from.read(&mut buffer).await.unwrap();
+        if n == 0 {
+            return at;
+        }
+        assert!(buffer[..n] == pattern(at, n), "bytes {at}..{}", at + n);
+        at += n;
+    }
+}
+
+#[derive(Default)]
+struct Sums(Cell<usize>, Cell<usize>);
+
+impl Tally for Sums {
+    fn first(&self, bytes: usize) {
+        self.0.set(self.0.get() + bytes);
+    }
+
+    fn second(&self, bytes: usize) {
+        self.1.set(self.1.get() + bytes);
+    }
+}
+
+const MUCH: usize = 24 * 1024 * 1024 + 4321;
+
+#[tokio::test]
+async fn much_goes_both_ways_to_the_byte_and_is_counted() {
+    let ((client, mut near), (mut far, server)) = (pair().await, pair().await);
+    let (mut client_in, mut client_out) = client.into_split();
+    let (mut server_in, mut server_out) = server.into_split();
+    let sums = Sums::default();
+    let idle = Duration::from_secs(60);
+    let joining = join(&mut near, &mut far, idle, &sums);
+    let (joined, (), (), up, down) = tokio::join!(
+        joining,
+        send(&mut client_out, MUCH),
+        send(&mut server_out, MUCH / 2),
+        receive(&mut server_in),
+        receive(&mut client_in),
+    );
+    joined.unwrap();
+    assert_eq!((up, down), (MUCH, MUCH / 2));
+    assert_eq!((sums.0.get(), sums.1.get()), (MUCH, MUCH / 2));
+    // Pipes were used, and all of them are free again.
+    assert!(Pipe::open() > 0);
+    assert_eq!(Pipe::open(), Pipe::spare());
+}
+
+#[tokio::test]
+async fn after_much_come_few_bytes_and_the_other_direction_goes_on() {
+    let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
+    let idle = Duration::from_secs(60);
+    let joining = join(&mut near, &mut far, idle, &());
+    let talking = async {
+        let much = pattern(0, MUCH);
+        let reading = async {
+            let mut seen = vec![0; MUCH];
+            server.read_exact(&mut seen).await.unwrap();
+            assert!(seen == pattern(0, MUCH));
+        };
+        tokio::join!(client.write_all(&much), reading).0.unwrap();
+        // Few at a time, so many times that bytes are copied again.
+        for i in 0..20u8 {
+            client.write_all(&[i; 3]).await.unwrap();
+            let mut few = [0; 3];
+            server.read_exact(&mut few).await.unwrap();
+            assert_eq!(few, [i; 3]);
+        }
+        client.shutdown().await.unwrap();
+        assert_eq!(server.read(&mut [0; 8]).await.unwrap(), 0);
+        // One way has ended, the other carries on.
+        assert_eq!(tokio::join!(send(&mut server, MUCH), receive(&mut client)).1, MUCH);
+    };
+    let (joined, ()) = tokio::join!(joining, talking);
+    joined.unwrap();
+}
+
+#[tokio::test]
+async fn a_reset_in_a_bulk_transfer_is_an_error() {
+    let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
+    let idle = Duration::from_secs(60);
+    let joining = join(&mut near, &mut far, idle, &());
+    let breaking = async {
+        let much = pattern(0, MUCH);
+        let reading = async {
+            let mut seen = vec![0; MUCH / 2];
+            server.read_exact(&mut seen).await.unwrap();
+            SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(server);
+        };
+        let _ = tokio::join!(client.write_all(&much), reading);
+        std::future::pending::<()>().await;
+    };
+    // The client may still be writing when the relay gives up.
+    let ended = tokio::select! {
+        ended = joining => ended,
+        () = breaking => unreachable!(),
+    };
+    let kind = ended.unwrap_err().kind();
+    assert!(matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe), "{kind:?}");
+    // What lay in its pipe is nobody else's.
+    assert_eq!(Pipe::open(), Pipe::spare());
+}
+
+#[tokio::test]
+async fn who_reads_slowly_holds_up_the_sender_and_not_our_memory() {
+    let ((mut client, mut near), (mut far, mut server)) = (pair().await, pair().await);
+    let sums = Sums::default();
+    let idle = Duration::from_secs(60);
+    let joining = join(&mut near, &mut far, idle, &sums);
+    let much = pattern(0, 4 * MUCH);
+    let stuck = async {
+        // As long as something moves, it is not stuck yet.
+        let mut before = usize::MAX;
+        while sums.0.get() != before {
+            before = sums.0.get();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let writing = async {
+        client.write_all(&much).await.unwrap();
+        client.shutdown().await.unwrap();
+    };
+    let all = async {
+        stuck.await;
+        assert!(sums.0.get() < much.len(), "nobody reads");
+        let mut seen = 0;
+        let mut buffer = vec![0; 65_536];
+        loop {
+            let n = server.read(&mut buffer).await.unwrap();
+            assert!(buffer[..n] == much[seen..seen + n]);
+            seen += n;
+            if n == 0 {
+                break seen;
+            }
+        }
+    };
+    tokio::select! {
+        ended = joining => panic!("{ended:?}"),
+        (_, seen) = async { tokio::join!(writing, all) } => assert_eq!(seen, much.len()),
+    }
+}

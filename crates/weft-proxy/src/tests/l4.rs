@@ -1,0 +1,540 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Gateways below HTTP: TLS passed on by its server name or ended for bytes, datagrams, the PROXY
+//! protocol both ways, limits of connections, resets that stay resets.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio_rustls::client::TlsStream;
+use weft_base::task::TaskGroup;
+use weft_model::*;
+
+use super::bed::*;
+use crate::config::{LogFormat, LogWhat};
+use crate::table::Door;
+
+/// A gateway with one listener of these sections, its log, and the resources given.
+async fn gateway_of(
+    sections: Vec<Section>,
+    change: impl FnOnce(&mut GatewayListener),
+    mut all: Vec<Named>,
+) -> (Bed, Log) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let mut config = config("gateway~shop~web");
+    config.access_log.what = LogWhat::Everything;
+    config.access_log.format = LogFormat::Json;
+    config.access_log.path = Some(path.clone());
+    let (name, mut listener) = gateway(None);
+    if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
+        g.sections = sections;
+        change(g);
+    }
+    all.push((name, listener));
+    let bed = Bed::start(config, None).await;
+    let applied = bed.apply(1, all).await;
+    assert!(applied.rejected.is_empty(), "{applied:?}");
+    (bed, Log(path, dir))
+}
+
+struct Log(PathBuf, #[allow(dead_code)] tempfile::TempDir);
+
+impl Log {
+    /// Waits for a line with a part in it.
+    async fn line(&self, part: &str) -> serde_json::Value {
+        let find = || {
+            let text = std::fs::read_to_string(&self.0).unwrap_or_default();
+            text.lines().find(|l| l.contains(part)).map(str::to_owned)
+        };
+        wait_until(part, async || find().is_some()).await;
+        serde_json::from_str(&find().unwrap()).unwrap()
+    }
+}
+
+fn section(name: &str, hostname: Option<&str>, protocol: Protocol) -> Section {
+    Section { name: name.into(), hostname: hostname.map(Into::into), protocol, tls: None }
+}
+
+/// A route that takes all that comes to the sections, for these names.
+fn route(name: &str, sections: &[&str], hostnames: &[&str], to: Vec<WeightedBackend>) -> Named {
+    let all = Rule { matches: Vec::new(), ..rule("/", Action::Forward(to)) };
+    let (resource, mut made) = gateway_route(name, hostnames, vec![all]);
+    if let Resource::Route(Route { parent: Parent::Listener { sections: of, .. }, .. }) = &mut made
+    {
+        *of = sections.iter().map(|s| (*s).into()).collect();
+    }
+    (resource, made)
+}
+
+/// Its name first, then what it hears.
+async fn echo(name: &'static str) -> Server {
+    Server::raw(move |_, mut stream| async move {
+        let _ = stream.write_all(name.as_bytes()).await;
+        let (mut r, mut w) = stream.split();
+        let _ = tokio::io::copy(&mut r, &mut w).await;
+    })
+    .await
+}
+
+fn tcp_service(name: &str, policy: BackendPolicy, addresses: &[SocketAddr]) -> Vec<Named> {
+    let each = addresses.iter().enumerate();
+    let each = each.map(|(i, a)| endpoint(&format!("{name}-{i}"), *a)).collect();
+    service(name, Protocol::Tcp, policy, each)
+}
+
+// === TLS ===
+
+struct Certificate {
+    pem: String,
+    key: String,
+    der: rustls::pki_types::CertificateDer<'static>,
+}
+
+fn certificate(name: &str) -> Certificate {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let cert = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key);
+    let cert = cert.unwrap();
+    Certificate { pem: cert.pem(), key: key.serialize_pem(), der: cert.der().clone() }
+}
+
+/// A TLS server that says which it is.
+async fn tls_server(says: &'static str, certificate: &Certificate) -> Server {
+    let key = rustls::pki_types::PrivateKeyDer::try_from(
+        rcgen::KeyPair::from_pem(&certificate.key).unwrap().serialize_der(),
+    )
+    .unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(weft_identity::provider::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der.clone()], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    Server::raw(move |_, stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            stream.write_all(says.as_bytes()).await.unwrap();
+            let (mut r, mut w) = tokio::io::split(stream);
+            let _ = tokio::io::copy(&mut r, &mut w).await;
+            let _ = w.shutdown().await;
+        }
+    })
+    .await
+}
+
+fn connector(trusted: &Certificate) -> tokio_rustls::TlsConnector {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(trusted.der.clone()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(weft_identity::provider::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tokio_rustls::TlsConnector::from(Arc::new(config))
+}
+
+async fn tls(
+    to: SocketAddr,
+    name: &str,
+    trusted: &Certificate,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let name = rustls::pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    connector(trusted).connect(name, TcpStream::connect(to).await?).await
+}
+
+async fn said(stream: &mut (impl AsyncReadExt + Unpin), n: usize) -> String {
+    let mut text = vec![0; n];
+    stream.read_exact(&mut text).await.unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_passed_on_by_its_server_name_or_ended_on_the_same_port() {
+    let (a, b, own) =
+        (certificate("a.example"), certificate("x.b.example"), certificate("own.example"));
+    let (one, two) = (tls_server("one", &a).await, tls_server("two", &b).await);
+    let plain = echo("bytes").await;
+    let opened = Section {
+        tls: Some(ServerTls::new(own.pem.clone(), own.key.clone())),
+        ..section("opened", Some("own.example"), Protocol::Tcp)
+    };
+    let sections = vec![section("passed", None, Protocol::Tls), opened];
+    let all = [
+        tcp_service("one", BackendPolicy::default(), &[one.address]),
+        tcp_service("two", BackendPolicy::default(), &[two.address]),
+        tcp_service("plain", BackendPolicy::default(), &[plain.address]),
+        vec![
+            route("a", &["passed"], &["a.example"], vec![to("one", "", 1)]),
+            route("b", &["passed"], &["*.b.example"], vec![to("two", "", 1)]),
+            route("own", &["opened"], &["own.example"], vec![to("plain", "", 1)]),
+        ],
+    ];
+    let (bed, log) = gateway_of(sections, |_| {}, all.concat()).await;
+    let at = bed.listener();
+    let mut stream = tls(at, "a.example", &a).await.unwrap();
+    assert_eq!(said(&mut stream, 3).await, "one");
+    stream.write_all(b"more").await.unwrap();
+    assert_eq!(said(&mut stream, 4).await, "more");
+    assert_eq!(said(&mut tls(at, "x.b.example", &b).await.unwrap(), 3).await, "two");
+    let mut stream = tls(at, "own.example", &own).await.unwrap();
+    assert_eq!(said(&mut stream, 5).await, "bytes");
+    stream.write_all(b"inside").await.unwrap();
+    assert_eq!(said(&mut stream, 6).await, "inside");
+    // Nobody opened what was passed on: the certificate was the server's own.
+    assert!(tls(at, "a.example", &own).await.is_err());
+    // Names that no route has, none at all, and what is not TLS are refused with the reason.
+    assert!(tls(at, "c.example", &a).await.is_err());
+    let line = log.line("c.example").await;
+    assert_eq!(line["response_flags"], "NR", "{line}");
+    assert!(tls(at, "127.0.0.1", &a).await.is_err());
+    log.line("asks for no server name").await;
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let _ = stream.read(&mut [0; 8]).await;
+    let line = log.line("does not begin with a TLS handshake").await;
+    assert_eq!(line["response_flags"], "DPE", "{line}");
+}
+
+// === the PROXY protocol ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_who_the_header_says() {
+    let user = Server::http(|_, request| async move {
+        let told = request.headers().get("x-forwarded-for").map(|v| v.to_str().unwrap().to_owned());
+        text(200, told.unwrap_or_default())
+    })
+    .await;
+    let all = [
+        http_service("user", &[user.address]),
+        vec![gateway_route("r", &[], vec![rule("/", Action::Forward(vec![to("user", "", 1)]))])],
+    ];
+    let sections = vec![section("http", None, Protocol::Http1)];
+    let required = |g: &mut GatewayListener| g.proxy_header = ProxyHeader::Required;
+    let (bed, log) = gateway_of(sections, required, all.concat()).await;
+    let get = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let ask = async |header: &[u8]| {
+        let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
+        let _ = stream.write_all(&[header, get.as_bytes()].concat()).await;
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer).await;
+        answer
+    };
+    let answer = ask(b"PROXY TCP4 192.0.2.7 10.0.0.1 8080 443\r\n").await;
+    assert!(answer.ends_with("192.0.2.7"), "{answer}");
+    let mut binary = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24".to_vec();
+    binary.extend("2001:db8::7".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    binary.extend([0; 16]);
+    binary.extend([1, 2, 3, 4]);
+    let answer = ask(&binary).await;
+    assert!(answer.ends_with("2001:db8::7"), "{answer}");
+    let line = log.line("2001:db8::7").await;
+    assert!(line.to_string().contains("[2001:db8::7]:258"), "{line}");
+    // A balancer that asks for itself.
+    let answer = ask(b"\r\n\r\n\0\r\nQUIT\n\x20\x00\0\0").await;
+    assert!(answer.ends_with("127.0.0.1"), "{answer}");
+    // Without, or with a wrong one, nothing is answered and the log says why.
+    assert_eq!(ask(b"").await, "");
+    assert_eq!(log.line("has no header of the PROXY protocol").await["response_flags"], "DPE");
+    assert_eq!(ask(b"PROXY TCP4 192.0.2.7\r\n").await, "");
+    log.line("line of the PROXY protocol is malformed").await;
+    binary[15] += 1;
+    assert_eq!(ask(&binary[..binary.len() - 1]).await, "");
+    assert_eq!(user.hits(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backends_are_told_who_the_client_is() {
+    for (version, begins) in [
+        (ProxyVersion::V1, &b"PROXY TCP4 127.0.0.1 127.0.0.1 "[..]),
+        (ProxyVersion::V2, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01"),
+    ] {
+        let server = echo("").await;
+        let policy = BackendPolicy { proxy_protocol: Some(version), ..BackendPolicy::default() };
+        let all = [
+            tcp_service("mail", policy, &[server.address]),
+            vec![route("r", &["tcp"], &[], vec![to("mail", "", 1)])],
+        ];
+        let sections = vec![section("tcp", None, Protocol::Tcp)];
+        let (bed, _log) = gateway_of(sections, |_| {}, all.concat()).await;
+        let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
+        stream.write_all(b"hello").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut seen = Vec::new();
+        stream.read_to_end(&mut seen).await.unwrap();
+        assert!(seen.starts_with(begins), "{seen:?}");
+        let (own, dialled) = (stream.local_addr().unwrap().port(), bed.listener().port());
+        let rest = &seen[begins.len()..];
+        match version {
+            ProxyVersion::V1 => {
+                assert_eq!(rest, format!("{own} {dialled}\r\nhello").as_bytes());
+            }
+            ProxyVersion::V2 => {
+                let ports = [own.to_be_bytes(), dialled.to_be_bytes()].concat();
+                assert_eq!(rest, [&ports[..], b"hello"].concat());
+            }
+        }
+    }
+}
+
+// === bytes ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_a_backends_limit_are_reset_and_said_so() {
+    let server = echo("here").await;
+    let limits = Limits { connections_max: Some(2), ..Limits::default() };
+    let policy = BackendPolicy { limits, ..BackendPolicy::default() };
+    let all = [
+        tcp_service("mail", policy, &[server.address]),
+        vec![route("r", &["tcp"], &[], vec![to("mail", "", 1)])],
+    ];
+    let sections = vec![section("tcp", None, Protocol::Tcp)];
+    let (bed, log) = gateway_of(sections, |_| {}, all.concat()).await;
+    let open = async || {
+        let mut stream = TcpStream::connect(bed.listener()).await?;
+        let mut seen = [0; 4];
+        stream.read_exact(&mut seen).await.map(|_| stream)
+    };
+    let (first, _second) = (open().await.unwrap(), open().await.unwrap());
+    assert_eq!(open().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let line = log.line("2 connections to").await;
+    assert_eq!(line["response_flags"], "UO", "{line}");
+    let metrics = bed.metrics().await;
+    let refused =
+        metrics.lines().find(|l| l.contains("tcp_connections_opened") && l.contains("UO"));
+    assert!(refused.is_some_and(|l| l.ends_with(" 1")), "{metrics}");
+    assert_eq!(server.hits(), 2);
+    drop(first);
+    wait_until("there is room again", async || open().await.is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_on_one_side_is_a_reset_on_the_other() {
+    let (told, mut heard) = tokio::sync::mpsc::channel(4);
+    let server = Server::raw(move |n, mut stream| {
+        let told = told.clone();
+        async move {
+            let mut seen = [0; 5];
+            stream.read_exact(&mut seen).await.unwrap();
+            if n == 0 {
+                SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+                return;
+            }
+            let ended = stream.read(&mut seen).await.map_err(|e| e.kind());
+            told.send(ended).await.unwrap();
+        }
+    })
+    .await;
+    let all = [
+        tcp_service("mail", BackendPolicy::default(), &[server.address]),
+        vec![route("r", &["tcp"], &[], vec![to("mail", "", 1)])],
+    ];
+    let sections = vec![section("tcp", None, Protocol::Tcp)];
+    let (bed, _log) = gateway_of(sections, |_| {}, all.concat()).await;
+    let open = async || {
+        let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
+        stream.write_all(b"hello").await.unwrap();
+        stream
+    };
+    let error = open().await.read(&mut [0; 8]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let stream = open().await;
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    wait_until("the server has the bytes", async || server.hits() == 2).await;
+    drop(stream);
+    assert_eq!(heard.recv().await.unwrap(), Err(ErrorKind::ConnectionReset));
+    let mut stream = open().await;
+    stream.shutdown().await.unwrap();
+    assert_eq!(heard.recv().await.unwrap(), Ok(0), "an orderly end stays one");
+}
+
+// === datagrams ===
+
+/// Answers each datagram with its name before it.
+async fn answering(name: &'static str) -> (SocketAddr, TaskGroup) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let tasks = TaskGroup::new();
+    tasks.spawn("udp server", async move {
+        let mut buffer = vec![0; 65_535];
+        while let Ok((n, from)) = socket.recv_from(&mut buffer).await {
+            let answer = [name.as_bytes(), &buffer[..n]].concat();
+            let _ = socket.send_to(&answer, from).await;
+        }
+    });
+    (address, tasks)
+}
+
+fn udp_service(name: &str, lb: LbPolicy, endpoints: Vec<Endpoint>) -> Vec<Named> {
+    let root = Root::host(fqdn(name));
+    let policy = BackendPolicy { lb, ..BackendPolicy::default() };
+    let (_, mut backend) = backend(name, "", Labels::new(), policy);
+    let (_, mut set) = endpoints_of(name, Protocol::Udp, endpoints);
+    if let (Resource::Backend(b), Resource::Endpoints(s)) = (&mut backend, &mut set) {
+        (b.port, s.port) = (53, 53);
+    }
+    vec![(root.child(udp_backend_child(53)), backend), (root.child(udp_endpoints_child(53)), set)]
+}
+
+fn to_udp(name: &str) -> Vec<WeightedBackend> {
+    let target = Target::Backend(Root::host(fqdn(name)).child(udp_backend_child(53)));
+    vec![WeightedBackend { target, weight: 1, filters: Vec::new() }]
+}
+
+async fn udp_bed(bind: &str, lb: LbPolicy, endpoints: Vec<Endpoint>) -> (Bed, Log) {
+    let all = [udp_service("dns", lb, endpoints), vec![route("r", &["udp"], &[], to_udp("dns"))]];
+    let sections = vec![section("udp", None, Protocol::Udp)];
+    let bind = bind.parse().unwrap();
+    gateway_of(sections, |g| g.bind = vec![bind], all.concat()).await
+}
+
+fn datagrams(bed: &Bed) -> SocketAddr {
+    bed.door(|d| matches!(d, Door::Datagrams(_)))
+}
+
+async fn ask(client: &UdpSocket, question: &[u8]) -> String {
+    client.send(question).await.unwrap();
+    let mut buffer = vec![0; 65_535];
+    let n = client.recv(&mut buffer);
+    let n = tokio::time::timeout(Duration::from_secs(10), n).await.expect("an answer").unwrap();
+    String::from_utf8(buffer[..n].to_vec()).unwrap()
+}
+
+async fn client_of(at: SocketAddr) -> UdpSocket {
+    let own: IpAddr = if at.is_ipv4() { "127.0.0.1" } else { "::1" }.parse().unwrap();
+    let client = UdpSocket::bind((own, 0)).await.unwrap();
+    client.connect(at).await.unwrap();
+    client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datagrams_of_a_client_go_to_one_instance_and_answers_find_back() {
+    let ((a, _one), (b, _two)) = (answering("a:").await, answering("b:").await);
+    let both = vec![endpoint("a", a), endpoint("b", b)];
+    let (bed, _log) = udp_bed("127.0.0.1:0", LbPolicy::RoundRobin, both.clone()).await;
+    let at = datagrams(&bed);
+    let mut tally = [0, 0];
+    let mut clients = Vec::new();
+    for i in 0..20 {
+        let client = client_of(at).await;
+        let first = ask(&client, format!("{i}").as_bytes()).await;
+        assert!(first.ends_with(&format!(":{i}")), "{first}");
+        tally[usize::from(first.starts_with("b:"))] += 1;
+        clients.push((client, first[..2].to_owned()));
+    }
+    assert_eq!(tally, [10, 10]);
+    for (client, whose) in &clients {
+        for _ in 0..3 {
+            assert!(ask(client, b"again").await.starts_with(whose));
+        }
+    }
+    // As long as a datagram can be, and as short.
+    let long = "x".repeat(60_000);
+    assert_eq!(ask(&clients[0].0, long.as_bytes()).await, format!("{}{long}", clients[0].1));
+    assert_eq!(ask(&clients[0].0, b"").await, clients[0].1);
+    let metrics = bed.metrics().await;
+    for line in
+        ["weft_udp_flows_open 20", "weft_udp_flows_total 20", "weft_udp_datagrams_sent_total 82"]
+    {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    // Who is gone from the table gets nothing more; its clients go elsewhere.
+    let left = vec![endpoint("b", b)];
+    bed.apply(2, udp_service("dns", LbPolicy::RoundRobin, left)).await;
+    for (client, _) in &clients {
+        assert_eq!(ask(client, b"!").await, "b:!");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hashing_policy_leads_all_of_a_clients_datagrams_to_one_instance() {
+    let ((a, _one), (b, _two)) = (answering("a:").await, answering("b:").await);
+    let hashing = Hashing {
+        by: HashBy::SourceIp,
+        table: HashTable::Maglev { size: 1_021 },
+        load_max_basis_points: None,
+    };
+    let both = vec![endpoint("a", a), endpoint("b", b)];
+    let (bed, _log) = udp_bed("127.0.0.1:0", LbPolicy::Hash(Box::new(hashing)), both).await;
+    let first = ask(&client_of(datagrams(&bed)).await, b"").await;
+    for _ in 0..10 {
+        assert_eq!(ask(&client_of(datagrams(&bed)).await, b"").await, first);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_come_from_the_address_that_was_dialled() {
+    let (a, _one) = answering("a:").await;
+    let (bed, _log) = udp_bed("0.0.0.0:0", LbPolicy::RoundRobin, vec![endpoint("a", a)]).await;
+    let port = datagrams(&bed).port();
+    for own in ["127.0.0.1", "127.0.0.9", "127.1.2.3"] {
+        // A connected socket takes answers from no other address.
+        let client = client_of(SocketAddr::new(own.parse().unwrap(), port)).await;
+        assert_eq!(ask(&client, own.as_bytes()).await, format!("a:{own}"));
+    }
+    // One socket that dials two of our addresses has two flows.
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for own in ["127.0.0.1", "127.0.0.9"] {
+        let to = SocketAddr::new(own.parse().unwrap(), port);
+        client.send_to(own.as_bytes(), to).await.unwrap();
+        let mut buffer = [0; 64];
+        let (n, from) = client.recv_from(&mut buffer).await.unwrap();
+        assert_eq!((from, &buffer[..n]), (to, format!("a:{own}").as_bytes()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_there_is_noticed_and_said() {
+    let dead = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (a, _one) = answering("a:").await;
+    let (bed, log) = udp_bed("127.0.0.1:0", LbPolicy::RoundRobin, vec![endpoint("x", dead)]).await;
+    let client = client_of(datagrams(&bed)).await;
+    client.send(b"x").await.unwrap();
+    let line = log.line("takes no datagrams").await;
+    assert_eq!(line["response_flags"], "UF", "{line}");
+    bed.apply(2, udp_service("dns", LbPolicy::RoundRobin, vec![endpoint("a", a)])).await;
+    assert_eq!(ask(&client, b"x").await, "a:x");
+    bed.apply(3, udp_service("dns", LbPolicy::RoundRobin, Vec::new())).await;
+    client.send(b"x").await.unwrap();
+    log.line("no instance of").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_workers_share_an_address_and_flows_end_by_themselves() {
+    let (a, _one) = answering("a:").await;
+    let mut config = config("gateway~shop~web");
+    config.workers = 3;
+    config.limits.udp_idle_timeout = Duration::from_millis(300);
+    let bed = Bed::start(config, None).await;
+    let (name, mut listener) = gateway(None);
+    if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
+        g.sections = vec![section("udp", None, Protocol::Udp)];
+    }
+    let mut all = udp_service("dns", LbPolicy::RoundRobin, vec![endpoint("a", a)]);
+    all.extend([(name, listener), route("r", &["udp"], &[], to_udp("dns"))]);
+    bed.apply(1, all).await;
+    let mut clients = Vec::new();
+    for _ in 0..12 {
+        let client = client_of(datagrams(&bed)).await;
+        for i in 0..4 {
+            assert_eq!(ask(&client, format!("{i}").as_bytes()).await, format!("a:{i}"));
+        }
+        clients.push(client);
+    }
+    let open = async || {
+        let metrics = bed.metrics().await;
+        let line = metrics.lines().find(|l| l.starts_with("weft_udp_flows_open ")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let total = bed.metrics().await;
+    assert!(total.contains("weft_udp_flows_total 12"), "{total}");
+    wait_until("silent flows are over", async || open().await == 0).await;
+    assert_eq!(ask(&clients[0], b"x").await, "a:x");
+    assert!(bed.proxy.drain().await);
+}

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Datagrams of a gateway's listener: each client has a flow, which is one endpoint and one socket
+//! towards it, so that answers find their way back. Opened by `worker`; knows nothing of what the
+//! datagrams say. What cannot be passed on is dropped and counted, never kept.
+//!
+//! Workers have sockets of their own on one address: the kernel leads a client's datagrams to the
+//! same one each time, so that flows are shared by nobody.
+
+mod flow;
+pub mod sys;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::time::Instant;
+use weft_base::limits::UDP_FLOWS_MAX;
+
+use crate::table::BackendEntry;
+use crate::tcp::{relay, route};
+use crate::upstream::ask::Key;
+use crate::upstream::pick::{Ask, LocalEndpoint};
+use crate::worker::{Conn, Worker};
+use flow::Flow;
+
+/// Longest datagram.
+const BYTES_MAX: usize = 65_535;
+/// Datagrams that a door takes before others have their turn.
+const TURN: usize = 64;
+/// With no room left, flows that were silent for this long give way.
+const SILENT: Duration = Duration::from_secs(5);
+/// How often room is looked for, and how often a refusal is logged.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static BUFFER: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+}
+
+/// What tells flows apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Ends {
+    client: SocketAddr,
+    /// The address of ours that it dialled, where there are several.
+    own: Option<IpAddr>,
+}
+
+/// One listening socket of one worker.
+#[derive(Debug)]
+struct Door {
+    worker: Rc<Worker>,
+    listener: Arc<str>,
+    socket: UdpSocket,
+    local: SocketAddr,
+    flows: RefCell<HashMap<Ends, Rc<Flow>>>,
+    looked: Cell<Option<Instant>>,
+    logged: Cell<Option<Instant>>,
+}
+
+/// Serves a socket until it is dropped; flows that are open end by themselves.
+pub async fn serve(worker: Rc<Worker>, listener: Arc<str>, socket: std::net::UdpSocket) {
+    let made = UdpSocket::from_std(socket).and_then(|s| Ok((s.local_addr()?, s)));
+    let (local, socket) = match made {
+        Ok(made) => made,
+        Err(error) => {
+            tracing::error!(%listener, %error, "a socket for datagrams cannot be used");
+            return;
+        }
+    };
+    let door = Rc::new(Door {
+        worker,
+        listener,
+        socket,
+        local,
+        flows: RefCell::default(),
+        looked: Cell::default(),
+        logged: Cell::default(),
+    });
+    loop {
+        if door.socket.readable().await.is_err() {
+            return;
+        }
+        for _ in 0..TURN {
+            let mut buffer = BUFFER.take().unwrap_or_else(|| vec![0; BYTES_MAX].into());
+            let taken = door.receive(&mut buffer);
+            let goes_on = match taken {
+                Ok((n, ends)) => {
+                    door.take(buffer.get(..n).unwrap_or_default(), ends).await;
+                    true
+                }
+                // Others are errors of earlier answers, to clients that went away.
+                Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+            };
+            BUFFER.set(Some(buffer));
+            if !goes_on {
+                break;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+// === impl Door ===
+
+impl Door {
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Ends)> {
+        self.socket.try_io(Interest::READABLE, || {
+            if self.local.ip().is_unspecified() {
+                let (n, client, own) = sys::receive(&self.socket, buffer)?;
+                return Ok((n, Ends { client, own }));
+            }
+            let (n, client) =
+                rustix::net::recvfrom(&self.socket, buffer, rustix::net::RecvFlags::DONTWAIT)
+                    .map(|(n, _, from)| (n, from))?;
+            let client = client.and_then(|c| SocketAddr::try_from(c).ok());
+            let client = client.ok_or(io::ErrorKind::InvalidData)?;
+            Ok((n, Ends { client, own: None }))
+        })
+    }
+
+    /// Sends an answer from the address that its client dialled.
+    fn answer(&self, bytes: &[u8], ends: Ends) -> io::Result<()> {
+        match ends.own {
+            Some(own) => sys::send(&self.socket, bytes, ends.client, own),
+            None => {
+                let flags = rustix::net::SendFlags::DONTWAIT;
+                rustix::net::sendto(&self.socket, bytes, flags, &ends.client)?;
+                Ok(())
+            }
+        }
+    }
+
+    async fn take(self: &Rc<Self>, bytes: &[u8], ends: Ends) {
+        let cells = &self.worker.metrics.cells;
+        cells.udp_received.add(1);
+        let known = self.flows.borrow().get(&ends).cloned();
+        let known = known.filter(|flow| {
+            let holds = flow.holds(&self.worker);
+            if !holds {
+                flow.end();
+            }
+            holds
+        });
+        let flow = match known {
+            Some(flow) => flow,
+            None => match self.open(ends).await {
+                Some(flow) => flow,
+                None => return cells.udp_dropped.add(1),
+            },
+        };
+        if let Err(error) = flow.send(bytes) {
+            cells.udp_dropped.add(1);
+            if error.kind() != io::ErrorKind::WouldBlock {
+                // Nobody listens there: the next datagram may find somebody else.
+                flow.failed(&self.worker);
+            }
+        }
+    }
+
+    /// A flow for a client that has none.
+    async fn open(self: &Rc<Self>, ends: Ends) -> Option<Rc<Flow>> {
+        if !self.has_room() {
+            self.worker.metrics.cells.udp_full.add(1);
+            return None;
+        }
+        let (backend, endpoint) = match self.pick(ends) {
+            Ok(picked) => picked,
+            Err(why) => {
+                self.refuse(ends, &why);
+                return None;
+            }
+        };
+        let peer = endpoint.entry.endpoint.address;
+        let opened = flow::socket(&self.worker.config, peer).await;
+        let upstream = match opened {
+            Ok(socket) => socket,
+            Err(error) => {
+                self.refuse(ends, &format!("no socket for datagrams to {peer}: {error}"));
+                return None;
+            }
+        };
+        let flow = Flow::new(self, ends, backend, endpoint, upstream);
+        self.flows.borrow_mut().insert(ends, flow.clone());
+        let serving = Box::pin(flow.clone().answers(self.clone()));
+        self.worker.conns.spawn_local("datagrams", serving);
+        Some(flow)
+    }
+
+    fn pick(&self, ends: Ends) -> Result<(Arc<BackendEntry>, Rc<LocalEndpoint>), String> {
+        let worker = &self.worker;
+        let table = worker.table();
+        let entry =
+            route::backend_of_listener(&table, &self.listener, "", &mut worker.rng.borrow_mut())?;
+        let local = worker.backend(&entry);
+        let hash = Key::of_connection(&entry.backend.policy.lb, ends.client.ip());
+        let (mut rng, now) = (worker.rng.borrow_mut(), worker.clock.now());
+        let picked = local.borrow_mut().pick(Ask { hash, tried: &[] }, &mut rng, now);
+        let picked = picked.ok_or_else(|| {
+            let (healthy, total) = (entry.healthy, entry.total());
+            format!("no instance of {} takes datagrams: {healthy} of {total}", entry.label())
+        })?;
+        Ok((entry, picked))
+    }
+
+    /// Whether there may be one more flow; those that have been silent give way.
+    fn has_room(&self) -> bool {
+        let most = UDP_FLOWS_MAX / self.worker.config.workers.max(1);
+        if self.worker.udp_flows.get() < most {
+            return true;
+        }
+        let now = Instant::now();
+        if self.looked.get().is_some_and(|at| now - at < LOOK_EVERY) {
+            return false;
+        }
+        self.looked.set(Some(now));
+        let silent: Vec<Rc<Flow>> = {
+            let flows = self.flows.borrow();
+            flows.values().filter(|f| f.silent_for(now) >= SILENT).cloned().collect()
+        };
+        silent.iter().for_each(|flow| flow.end());
+        !silent.is_empty()
+    }
+
+    /// Logs at most once in a while: nobody proved that the client is who it says.
+    fn refuse(&self, ends: Ends, why: &str) {
+        let now = Instant::now();
+        if self.logged.get().is_some_and(|at| now - at < LOOK_EVERY) {
+            return;
+        }
+        self.logged.set(Some(now));
+        relay::refused(&self.worker, &self.conn(ends), why);
+    }
+
+    fn conn(&self, ends: Ends) -> Conn {
+        let local = SocketAddr::new(ends.own.unwrap_or(self.local.ip()), self.local.port());
+        Conn::new(crate::table::Door::Datagrams(self.listener.clone()), local, ends.client)
+    }
+}
