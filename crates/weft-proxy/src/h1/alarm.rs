@@ -9,11 +9,11 @@ use std::task::{Context, Poll, ready};
 use tokio::time::{Instant, Sleep};
 
 #[derive(Debug, Default)]
-pub(super) struct Alarm(Option<Pin<Box<Sleep>>>);
+pub struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
     /// Ready at `deadline`.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);

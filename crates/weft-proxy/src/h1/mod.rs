@@ -7,7 +7,7 @@
 //! sentence of [`wrong`], an answer is a bad gateway, and the connection ends. Heads and bodies
 //! are passed on as slices of what was read; an idle connection holds no buffer.
 
-mod alarm;
+pub(crate) mod alarm;
 pub mod body;
 pub mod buffers;
 pub mod client;

@@ -28,7 +28,7 @@ pub struct Handover(Arc<Mutex<Option<oneshot::Receiver<Upgraded>>>>);
 // === impl Handover ===
 
 impl Handover {
-    pub(super) fn new() -> (oneshot::Sender<Upgraded>, Self) {
+    pub fn new() -> (oneshot::Sender<Upgraded>, Self) {
         let (tx, rx) = oneshot::channel();
         (tx, Self(Arc::new(Mutex::new(Some(rx)))))
     }

@@ -3,8 +3,7 @@
 //! [`super::phases`]. With `upstream/pool` the only place that names them.
 
 use std::cell::RefCell;
-use std::convert::Infallible;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -12,28 +11,28 @@ use bytes::Bytes;
 use http::header::{DATE, HeaderValue};
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
-use weft_base::limits::HEADER_BYTES_MAX;
 
 use super::body::ReplyBody;
+use super::interim::Interim;
 use super::phases;
 use super::reply::{Cause, Refusal};
 use crate::h1::incoming::BodyFailure;
-use crate::h1::server::{Ended, Service, Times, serve as serve_connection};
-use crate::h1::{Incoming, Wrong};
+use crate::h1::{self, Wrong, server};
+use crate::h2;
+use crate::h2::budget::Peer;
 use crate::observe::record::Record;
-use crate::upstream::pool::{LocalExecutor, Wire};
+use crate::sys::pooled::Pooled;
+use crate::table::Door;
+use crate::upstream::pool::Wire;
 use crate::worker::{Conn, Worker};
 
 /// A request's body as the codec yields it.
 #[derive(Debug)]
 pub enum Received {
-    H1(Incoming),
-    H2(hyper::body::Incoming),
+    H1(h1::Incoming, Rc<Interim>),
+    H2(h2::Incoming),
 }
 
 /// Why a request's body broke off.
@@ -42,20 +41,15 @@ pub enum ReceiveError {
     #[error(transparent)]
     H1(#[from] BodyFailure),
     #[error("{}", super::cause(.0))]
-    H2(#[from] hyper::Error),
+    H2(#[from] ::h2::Error),
 }
 
-/// See `upstream/pool/h2.rs`: never adaptive, never small.
-const WINDOW: u32 = 16 * 1024 * 1024;
-/// Streams of one client connection at a time.
-const STREAMS_MAX: u32 = 128;
-/// Answers' bytes that wait for one stream's window.
-const SEND_BUFFER: usize = 64 * 1024;
-
-/// Answers one HTTP/1 connection's requests.
+/// Answers one connection's requests.
 struct Requests {
     worker: Rc<Worker>,
     conn: Rc<Conn>,
+    /// Of HTTP/1, which has one request at a time.
+    interim: Rc<Interim>,
 }
 
 /// Serves a connection until it ends or, while draining, has nothing left to do.
@@ -71,63 +65,42 @@ where
             }
         }
         Wire::H2 => {
-            if let Err(error) = Box::pin(serve_h2(io, &worker, &conn)).await {
-                tracing::debug!(%remote, error = super::cause(&error), "a client left");
+            if let Err(error) = Box::pin(serve_h2(io, worker, conn)).await {
+                tracing::debug!(%remote, %error, "a client's connection ended early");
             }
         }
     }
 }
 
-async fn serve_h1<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>) -> Result<(), Ended>
+async fn serve_h1<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>) -> Result<(), server::Ended>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let limits = &worker.config.limits;
-    let times = Times {
+    let times = server::Times {
         head: limits.header_timeout,
         idle: limits.idle_timeout,
         body: limits.stream_idle_timeout,
     };
-    let requests = Requests { worker: worker.clone(), conn };
-    serve_connection(io, &requests, times, worker.conns.draining()).await
+    let requests = Requests { worker: worker.clone(), conn, interim: Rc::default() };
+    server::serve(io, &requests, times, worker.idle_is_over()).await
 }
 
-async fn serve_h2<I>(io: I, worker: &Rc<Worker>, conn: &Rc<Conn>) -> Result<(), hyper::Error>
+async fn serve_h2<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>) -> Result<(), h2::server::Ended>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = {
-        let (worker, conn) = (worker.clone(), conn.clone());
-        service_fn(move |request| answer(worker.clone(), conn.clone(), request))
-    };
     let limits = &worker.config.limits;
-    let serving = http2::Builder::new(LocalExecutor(worker.conns.clone()))
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
-        .keep_alive_interval(limits.idle_timeout / 5)
-        .keep_alive_timeout(limits.header_timeout)
-        .serve_connection(TokioIo::new(io), service);
-    let mut serving = pin!(serving);
-    tokio::select! {
-        // What the client has sent already is read first: closing is for idle connections.
-        biased;
-        ended = serving.as_mut() => return ended,
-        () = worker.conns.draining() => {}
-    }
-    serving.as_mut().graceful_shutdown();
-    serving.await
-}
-
-async fn answer(
-    worker: Rc<Worker>,
-    conn: Rc<Conn>,
-    request: Request<hyper::body::Incoming>,
-) -> Result<Response<ReplyBody>, Infallible> {
-    Ok(phases::handle(worker, conn, request.map(Received::H2)).await)
+    let times = h2::server::Times {
+        head: limits.header_timeout,
+        idle: limits.idle_timeout,
+        body: limits.stream_idle_timeout,
+    };
+    // A proxy of the mesh has many clients, whose leaving is not its fault.
+    let peer = if conn.door == Door::Mesh { Peer::MeshClient } else { Peer::Client };
+    let requests = Rc::new(Requests { worker: worker.clone(), conn, interim: Rc::default() });
+    let tasks = &worker.conns;
+    h2::server::serve(io, peer, requests, times, tasks, tasks.draining()).await
 }
 
 /// The time as answers carry it, made once in a second (RFC 9110 §6.6.1).
@@ -151,11 +124,8 @@ fn date(worker: &Worker) -> Option<HeaderValue> {
 
 // === impl Requests ===
 
-impl Service for Requests {
-    type Body = ReplyBody;
-
-    async fn call(&self, request: Request<Incoming>) -> Response<ReplyBody> {
-        let request = request.map(Received::H1);
+impl Requests {
+    async fn answer(&self, request: Request<Received>) -> Response<ReplyBody> {
         let mut response = phases::handle(self.worker.clone(), self.conn.clone(), request).await;
         if !response.status().is_informational()
             && !response.headers().contains_key(DATE)
@@ -167,15 +137,47 @@ impl Service for Requests {
     }
 
     /// What cannot be read as a request still has a record.
-    fn refuse(&self, wrong: Wrong) -> Response<ReplyBody> {
+    fn refused(&self, wrong: Wrong) -> Response<ReplyBody> {
         let mut request = Request::new(());
         // Access logs say `-` for what is not known.
         *request.method_mut() = Method::from_bytes(b"-").unwrap_or_default();
-        let mut record = Box::new(Record::begin(&self.worker, &self.conn, &request));
+        let mut record = Pooled::new(Record::begin(&self.worker, &self.conn, &request));
         let refusal = Refusal::new(Cause::BadRequest, wrong.sentence()).with_status(wrong.status());
         let response = refusal.answer(&mut record);
         record.status = response.status().as_u16();
         response.map(|body| body.recorded(record))
+    }
+}
+
+impl server::Service for Requests {
+    type Body = ReplyBody;
+
+    fn call(&self, request: Request<h1::Incoming>) -> impl Future<Output = Response<ReplyBody>> {
+        self.answer(request.map(|body| Received::H1(body, self.interim.clone())))
+    }
+
+    fn refuse(&self, wrong: Wrong) -> Response<ReplyBody> {
+        self.refused(wrong)
+    }
+
+    fn interim(&self) -> Option<&Interim> {
+        Some(&self.interim)
+    }
+
+    fn drive(body: &mut ReplyBody, cx: &mut Context<'_>) {
+        body.drive(cx);
+    }
+}
+
+impl h2::server::Service for Requests {
+    type Body = ReplyBody;
+
+    fn call(&self, request: Request<h2::Incoming>) -> impl Future<Output = Response<ReplyBody>> {
+        self.answer(request.map(Received::H2))
+    }
+
+    fn refuse(&self, wrong: Wrong) -> Response<ReplyBody> {
+        self.refused(wrong)
     }
 
     fn drive(body: &mut ReplyBody, cx: &mut Context<'_>) {
@@ -184,6 +186,16 @@ impl Service for Requests {
 }
 
 // === impl Received ===
+
+impl Received {
+    /// Where answers before the answer go, if the client's codec passes them on.
+    pub fn interim(&self) -> Option<Rc<Interim>> {
+        match self {
+            Self::H1(_, interim) => Some(interim.clone()),
+            Self::H2(body) => body.interim(),
+        }
+    }
+}
 
 impl Body for Received {
     type Data = Bytes;
@@ -194,21 +206,21 @@ impl Body for Received {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
         match self.get_mut() {
-            Self::H1(body) => Pin::new(body).poll_frame(cx).map_err(ReceiveError::H1),
+            Self::H1(body, _) => Pin::new(body).poll_frame(cx).map_err(ReceiveError::H1),
             Self::H2(body) => Pin::new(body).poll_frame(cx).map_err(ReceiveError::H2),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::H1(body) => body.is_end_stream(),
+            Self::H1(body, _) => body.is_end_stream(),
             Self::H2(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::H1(body) => body.size_hint(),
+            Self::H1(body, _) => body.size_hint(),
             Self::H2(body) => body.size_hint(),
         }
     }
@@ -219,6 +231,9 @@ impl Body for Received {
 impl ReceiveError {
     /// The client sends nonsense; otherwise it left.
     pub fn is_malformed(&self) -> bool {
-        matches!(self, Self::H1(BodyFailure::Malformed(_)))
+        match self {
+            Self::H1(failure) => matches!(failure, BodyFailure::Malformed(_)),
+            Self::H2(error) => error.is_library(),
+        }
     }
 }

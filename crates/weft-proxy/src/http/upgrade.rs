@@ -5,18 +5,19 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
-use http::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
+use http::header::{
+    CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
+};
 use http::request::Parts;
-use http::{Extensions, Response, StatusCode, Version};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use http::{Response, StatusCode, Version};
 
 use super::attempt::{self, Call};
 use super::body::ReplyBody;
+use super::handshake;
 use super::reply::{Cause, Refusal};
+use super::websocket;
+use crate::h1::Handover;
 use crate::h1::head::elements;
-use crate::h1::{Handover, Upgraded};
 use crate::observe::record::Record;
 use crate::tcp::joined::join;
 use crate::worker::{Conn, OpenConnection};
@@ -30,39 +31,10 @@ pub struct Upgrade {
     open: Option<Rc<OpenConnection>>,
 }
 
-/// The stream behind a CONNECT, of either codec.
-#[derive(Debug)]
-pub enum Promise {
-    H1(Handover),
-    H2(OnUpgrade),
-}
-
-// === impl Promise ===
-
-impl Promise {
-    pub fn take(extensions: &mut Extensions) -> Option<Self> {
-        match extensions.remove::<Handover>() {
-            Some(handover) => Some(Self::H1(handover)),
-            None => extensions.remove::<OnUpgrade>().map(Self::H2),
-        }
-    }
-
-    /// The stream, once the answer that grants it is written.
-    pub async fn stream(self) -> Option<Upgraded> {
-        match self {
-            Self::H1(handover) => handover.stream().await,
-            Self::H2(promised) => {
-                let stream = promised.await.ok()?;
-                Some(Upgraded::new(Bytes::new(), TokioIo::new(stream)))
-            }
-        }
-    }
-}
-
 /// Takes the wish out of a request's head; the codec has judged whether it is one. One that names
 /// HTTP/2 over cleartext is not.
 pub fn wanted(head: &mut Parts, conn: &Conn) -> Option<Upgrade> {
-    if head.version != Version::HTTP_11 {
+    if head.version < Version::HTTP_11 {
         return None;
     }
     let client = head.extensions.remove::<Handover>()?;
@@ -80,15 +52,26 @@ pub async fn forward(
     mut call: Call<'_>,
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
+    handshake::judge(&call.head, call.version, &upgrade.protocols)?;
     let headers = &mut call.head.headers;
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, upgrade.protocols.clone());
+    let mut made = None;
+    if call.version == Version::HTTP_2 && upgrade.protocols == "websocket" {
+        // RFC 8441 has no key; RFC 6455 wants one of its server's client.
+        let key = websocket::key(&mut call.worker.rng.borrow_mut());
+        made = websocket::accept(&key);
+        headers.insert(SEC_WEBSOCKET_KEY, key);
+    }
     let mut response = attempt::forward(&call, record).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(response);
     }
     fits(&upgrade.protocols, response.headers())
         .map_err(|why| Refusal::new(Cause::Garbage, why))?;
+    if made.is_some() && response.headers().get(SEC_WEBSOCKET_ACCEPT) != made.as_ref() {
+        return Err(Refusal::new(Cause::Garbage, "it did not accept the WebSocket's key"));
+    }
     if let Some(upstream) = response.extensions_mut().remove::<Handover>() {
         let Upgrade { client, open, .. } = upgrade;
         let idle = call.worker.config.limits.tunnel_idle_timeout;
@@ -98,7 +81,7 @@ pub async fn forward(
             let _counted = (open, lease);
             let (client, upstream) = tokio::join!(client.stream(), upstream.stream());
             let (Some(mut client), Some(mut upstream)) = (client, upstream) else { return };
-            if let Err(error) = join(&mut client, &mut upstream, idle).await {
+            if let Err(error) = join(&mut client, &mut upstream, idle, &()).await {
                 tracing::debug!(%error, "an upgraded connection ended");
             }
         });

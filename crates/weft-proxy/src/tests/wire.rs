@@ -76,7 +76,10 @@ async fn answers_without_bodies_end_where_they_end() {
              GET /ok HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
         );
         let all = exchange(door, &both).await;
-        let answers: Vec<&str> = all.split("HTTP/1.1 ").skip(1).collect();
+        // Answers before the answer pass too.
+        let hints = all.matches("HTTP/1.1 103 ").count();
+        assert_eq!(hints, usize::from(first == "GET /hints"), "{first}: {all}");
+        let answers: Vec<&str> = all.split("HTTP/1.1 ").skip(1 + hints).collect();
         assert_eq!(answers.len(), 2, "{first}: {all}");
         assert!(answers[0].starts_with(status), "{first}: {all}");
         let (head, rest) = answers[0].split_once("\r\n\r\n").unwrap();

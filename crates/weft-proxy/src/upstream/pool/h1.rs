@@ -7,7 +7,8 @@ use std::rc::Rc;
 use std::task::Context;
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode};
+use http::request::Parts;
+use http::{Response, StatusCode};
 use tokio::time::Instant;
 use weft_identity::Alpn;
 
@@ -15,6 +16,7 @@ use super::{
     Answered, CAREFUL_IDLE, How, Lease, LeaseKind, OpenGuard, Pool, REUSE_TRIES, SendError,
 };
 use crate::h1::client::Failure;
+use crate::h1::encode::Instead;
 use crate::h1::{Exchange, Handover, Upgraded};
 use crate::http::body::AttemptBody;
 use crate::upstream::connect::{ConnectError, UpstreamIo};
@@ -62,24 +64,36 @@ impl Idle {
 // === impl Pool ===
 
 impl Pool {
-    pub(super) async fn send_h1(
+    /// Sends one request as it is, but for what is said instead; `None` when there is no answer
+    /// at `deadline`. Nothing of it is copied but to the wire.
+    pub async fn send_h1(
         self: &Rc<Self>,
-        request: Request<AttemptBody>,
+        (head, instead): (&Parts, Instead<'_>),
         how: &How,
-    ) -> Result<(Response<Answered>, Lease), SendError> {
-        let (head, body) = request.into_parts();
-        let mut body = Some(body);
+        deadline: Instant,
+    ) -> Option<Result<(Response<Answered>, Lease), SendError>> {
         for tries in 0..=REUSE_TRIES {
             let idle = if tries < REUSE_TRIES { self.idle(how.careful) } else { None };
             let reused = idle.is_some();
             let mut connection = match idle {
                 Some(connection) => connection,
-                None => self.open_h1(how.connect_timeout).await?,
+                None => {
+                    let opening = Box::pin(self.open_h1(how.connect_timeout));
+                    match tokio::time::timeout_at(deadline, opening).await.ok()? {
+                        Ok(connection) => connection,
+                        Err(error) => return Some(Err(error.into())),
+                    }
+                }
             };
-            let body = body.take().unwrap_or_else(|| how.body.attempt());
-            connection.exchange.begin(&head, body);
-            let failure = match poll_fn(|cx| connection.exchange.poll_head(cx)).await {
-                Ok(parts) => return Ok(self.answered(connection, parts)),
+            connection.exchange.begin_with(head, instead, how.body.attempt());
+            let exchange = &mut connection.exchange;
+            let asking = poll_fn(|cx| {
+                let polled = exchange.poll_head_until(cx, deadline);
+                exchange.take_early().for_each(|head| how.say(head));
+                polled
+            });
+            let failure = match asking.await? {
+                Ok(parts) => return Some(Ok(self.answered(connection, parts))),
                 Err(failure) => failure,
             };
             // A reused connection may have been closed before the request came: another one may
@@ -92,11 +106,11 @@ impl Pool {
                     Failure::Garbage(_) | Failure::Body(_) => false,
                 };
             if !again {
-                return Err(explain(failure, how));
+                return Some(Err(explain(failure, how)));
             }
         }
         // The last try is on a new connection and returns.
-        Err(SendError::Refused("no connection could be used".into()))
+        Some(Err(SendError::Refused("no connection could be used".into())))
     }
 
     fn answered(

@@ -2,43 +2,34 @@
 //! HTTP/2 connections: few, shared by many requests; one is opened at a time.
 
 use std::cell::{Cell, RefCell};
-use std::error::Error as _;
-use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, Shared};
-use http::{Request, Response};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use h2::Reason;
+use h2::client::SendRequest;
+use h2::ext::Protocol;
+use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
-use weft_base::limits::HEADER_BYTES_MAX;
-use weft_base::task::TaskGroup;
 use weft_identity::Alpn;
 
-use super::{
-    Answered, H2_STREAMS_MAX, How, Lease, LeaseKind, OpenGuard, Pool, Room, SendError, classify,
-};
-use crate::http::body::AttemptBody;
+use super::{Answered, H2_STREAMS_MAX, How, Lease, LeaseKind, OpenGuard, Pool, Room, SendError};
+use crate::h1::Handover;
+use crate::h2::client::{self, Failure, exchange};
+use crate::http::body::{AttemptBody, Replay};
+use crate::http::websocket;
 use crate::upstream::breaker::Breaker;
 use crate::upstream::connect::ConnectError;
 
-/// Flow-control windows: small ones stall big bodies, and a proxied connection must never use
-/// adaptive windows (h2 then takes small frames for an attack).
-const WINDOW: u32 = 16 * 1024 * 1024;
-const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_WITHIN: Duration = Duration::from_secs(5);
-
-type Sender = http2::SendRequest<AttemptBody>;
 pub(super) type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<Connection>, ConnectError>>>;
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    sender: Sender,
-    active: Cell<usize>,
-    /// What the peer allows; known once its settings arrived.
-    peer_max: Rc<Cell<usize>>,
+    sender: SendRequest<Bytes>,
+    shared: Rc<client::Shared>,
     last: Cell<Instant>,
     room: Rc<Room>,
     /// Its task has it too: whoever is first ends the count.
@@ -49,26 +40,22 @@ pub(super) struct Connection {
 #[derive(Debug)]
 pub(super) struct Stream(Rc<Connection>);
 
-/// Runs the codec's tasks on this worker.
-#[derive(Clone, Debug)]
-pub struct LocalExecutor(pub TaskGroup);
-
 // === impl Connection ===
 
 impl Connection {
     pub(super) fn has_room(&self) -> bool {
         // A peer that allows none at all still gets one request, which then waits.
-        let most = self.peer_max.get().clamp(1, H2_STREAMS_MAX);
-        !self.sender.is_closed() && self.active.get() < most
+        let most = self.shared.peer_max.get().clamp(1, H2_STREAMS_MAX);
+        !self.shared.closed.get() && self.shared.active.get() < most
     }
 
     pub(super) fn keep(&self, now: Instant, limit: Duration) -> bool {
-        let busy = self.active.get() > 0 || now.duration_since(self.last.get()) < limit;
-        !self.sender.is_closed() && busy
+        let busy = self.shared.active.get() > 0 || now.duration_since(self.last.get()) < limit;
+        !self.shared.closed.get() && busy
     }
 
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        (self.active.get() == 0).then(|| self.last.get())
+        (self.shared.active.get() == 0).then(|| self.last.get())
     }
 
     /// It is closed a moment after the last hold on it goes, but counted no more from now on.
@@ -82,14 +69,15 @@ impl Connection {
 
 impl Stream {
     fn begin(connection: Rc<Connection>) -> Self {
-        connection.active.set(connection.active.get() + 1);
+        connection.shared.active.set(connection.shared.active.get() + 1);
         Self(connection)
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.0.active.set(self.0.active.get().saturating_sub(1));
+        let active = &self.0.shared.active;
+        active.set(active.get().saturating_sub(1));
         self.0.last.set(Instant::now());
         self.0.room.freed();
     }
@@ -98,31 +86,77 @@ impl Drop for Stream {
 // === impl Pool ===
 
 impl Pool {
-    pub(super) async fn send_h2(
+    /// Sends one request. Resolves with the response head; dropping the future gives the attempt
+    /// up and closes its stream.
+    pub async fn send_h2(
         self: &Rc<Self>,
         mut request: Request<AttemptBody>,
         how: &How,
     ) -> Result<(Response<Answered>, Lease), SendError> {
+        if request.headers().contains_key(UPGRADE) {
+            return Box::pin(self.send_protocol(request, how)).await;
+        }
         let mut last = None;
         for _ in 0..3 {
             let stream = Stream::begin(self.h2_connection(how).await?);
             let mut sender = stream.0.sender.clone();
-            match sender.try_send_request(request).await {
+            match exchange(&mut sender, request, |head| how.say(head)).await {
                 Ok(response) => {
                     let kind = LeaseKind::H2(stream);
                     return Ok((response.map(Answered::H2), Lease { kind, flight: None }));
                 }
-                Err(mut error) => match error.take_message() {
-                    Some(back) => {
-                        last = Some(crate::http::cause(error.error()));
-                        self.forget(&stream.0);
-                        request = back;
-                    }
-                    None => return Err(classify(error.error(), &how.body)),
-                },
+                Err(Failure::Unsent(back, error)) => {
+                    last = Some(crate::http::cause(&error));
+                    self.forget(&stream.0);
+                    request = *back;
+                }
+                Err(failure) => return Err(explain(failure, &how.body)),
             }
         }
         Err(SendError::Refused(last.unwrap_or_default()))
+    }
+
+    /// Whether the peer takes protocols over HTTP/2 (RFC 8441).
+    pub async fn takes_protocols(self: &Rc<Self>, how: &How) -> bool {
+        let Ok(connection) = self.h2_connection(how).await else { return false };
+        let settled = connection.shared.settled();
+        let known = tokio::time::timeout(how.connect_timeout, settled).await.is_ok();
+        known && connection.sender.is_extended_connect_protocol_enabled()
+    }
+
+    /// Sends an upgrade of HTTP/1.1 as a CONNECT with a protocol; granted, it looks like 101.
+    async fn send_protocol(
+        self: &Rc<Self>,
+        request: Request<AttemptBody>,
+        how: &How,
+    ) -> Result<(Response<Answered>, Lease), SendError> {
+        let stream = Stream::begin(self.h2_connection(how).await?);
+        let mut sender = stream.0.sender.clone();
+        let (mut parts, _) = request.into_parts();
+        let protocol = parts.headers.remove(UPGRADE);
+        let protocol = protocol.as_ref().and_then(|p| p.to_str().ok()).unwrap_or_default();
+        parts.headers.remove(CONNECTION);
+        let key = parts.headers.remove(SEC_WEBSOCKET_KEY);
+        parts.method = Method::CONNECT;
+        parts.extensions.insert(Protocol::from(protocol));
+        let answer = client::extended(&mut sender, Request::from_parts(parts, ())).await;
+        let (response, send) =
+            answer.map_err(|error| explain(Failure::Stream(error), &how.body))?;
+        let (mut parts, recv) = response.into_parts();
+        let kind = LeaseKind::H2(stream);
+        let lease = Lease { kind, flight: None };
+        if !parts.status.is_success() {
+            return Ok((Response::from_parts(parts, Answered::H2(client::plain(recv))), lease));
+        }
+        parts.status = StatusCode::SWITCHING_PROTOCOLS;
+        let protocol = HeaderValue::from_str(protocol);
+        parts.headers.insert(UPGRADE, protocol.unwrap_or(HeaderValue::from_static("websocket")));
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(accept) = key.as_ref().and_then(websocket::accept) {
+            parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+        }
+        parts.extensions.insert(Handover::ready(client::joined(send, recv)));
+        Ok((Response::from_parts(parts, Answered::H1(None)), lease))
     }
 
     fn forget(&self, connection: &Rc<Connection>) {
@@ -131,7 +165,7 @@ impl Pool {
 
     async fn h2_connection(self: &Rc<Self>, how: &How) -> Result<Rc<Connection>, ConnectError> {
         loop {
-            self.h2.borrow_mut().retain(|c| !c.sender.is_closed());
+            self.h2.borrow_mut().retain(|c| !c.shared.closed.get());
             if let Some(open) = self.h2.borrow().iter().find(|c| c.has_room()) {
                 return Ok(open.clone());
             }
@@ -156,75 +190,54 @@ async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, Connect
     // Counted from here on: others must see that the limit is used up.
     let open = Rc::new(RefCell::new(Some(pool.opened())));
     let io = pool.context.dialer.connect(&pool.peer, Alpn::H2, limit).await?;
-    let (sender, connection) = http2::Builder::new(LocalExecutor(pool.context.tasks.clone()))
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_WITHIN)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|e| ConnectError::Tcp {
-            address: pool.peer.connect,
-            reason: crate::http::cause(&e).into(),
-        })?;
-    let peer_max = Rc::new(Cell::new(usize::MAX));
-    let seen = peer_max.clone();
+    let lost = |error| ConnectError::Tcp {
+        address: pool.peer.connect,
+        reason: crate::http::cause(&error).into(),
+    };
+    let (sender, driver) = client::connect(io).await.map_err(lost)?;
+    let shared = driver.known();
     let guard = open.clone();
+    // Boxed, so that the task's wrappers hold no copies of it.
+    let driver = Box::pin(driver);
     pool.context.tasks.spawn_local("upstream http/2", async move {
-        let mut connection = Box::pin(connection);
-        let running = std::future::poll_fn(|cx| {
-            let polled = connection.as_mut().poll(cx);
-            seen.set(connection.current_max_send_streams());
-            polled
-        });
-        if let Err(error) = running.await {
+        if let Err(error) = driver.await {
             tracing::debug!(%error, "an upstream connection ended");
         }
         let open = guard.borrow_mut().take();
         drop(open);
     });
-    let made = Rc::new(Connection {
-        sender,
-        active: Cell::new(0),
-        peer_max,
-        last: Cell::new(Instant::now()),
-        room: pool.room.clone(),
-        open,
-    });
+    let (last, room) = (Cell::new(Instant::now()), pool.room.clone());
+    let made = Rc::new(Connection { sender, shared, last, room, open });
     pool.h2.borrow_mut().push(made.clone());
     pool.room.each_line(Breaker::opened);
     Ok(made)
 }
 
-/// Whether the peer says that it did not look at the request: REFUSED_STREAM, or a graceful
-/// GOAWAY that the request came after.
-pub(super) fn refusal(error: &hyper::Error) -> Option<String> {
-    let mut source = error.source();
-    while let Some(e) = source {
-        if let Some(e) = e.downcast_ref::<h2::Error>() {
-            let reason = e.reason()?;
-            let refused = reason == h2::Reason::REFUSED_STREAM
-                || (e.is_go_away() && e.is_remote() && reason == h2::Reason::NO_ERROR);
-            return refused.then(|| e.to_string());
-        }
-        source = e.source();
+/// What a failure of the codec means for the request.
+fn explain(failure: Failure<AttemptBody>, body: &Replay) -> SendError {
+    if let Some(failure) = body.failure() {
+        return SendError::Client(failure.to_string());
     }
-    None
+    match failure {
+        Failure::Unsent(_, error) => SendError::Refused(crate::http::cause(&error)),
+        Failure::Body(why) => SendError::Client(why),
+        Failure::Garbage(why) => SendError::Garbage(why.into()),
+        Failure::Stream(error) if is_refusal(&error) => {
+            SendError::Refused(crate::http::cause(&error))
+        }
+        Failure::Stream(error) if error.is_library() => {
+            SendError::Garbage(crate::http::cause(&error))
+        }
+        Failure::Stream(error) => SendError::Reset(crate::http::cause(&error)),
+    }
 }
 
-// === impl LocalExecutor ===
-
-impl<F> hyper::rt::Executor<F> for LocalExecutor
-where
-    F: Future + 'static,
-{
-    fn execute(&self, future: F) {
-        // See worker.rs: boxed, so that the task's wrappers hold no copies of it.
-        let future = Box::pin(future);
-        self.0.spawn_local("http/2", async move {
-            drop(future.await);
-        });
+/// Whether the peer says that it did not look at the request: REFUSED_STREAM, or a graceful
+/// GOAWAY that the request came after.
+fn is_refusal(error: &h2::Error) -> bool {
+    match error.reason() {
+        Some(Reason::REFUSED_STREAM) => error.is_remote(),
+        Some(Reason::NO_ERROR) => error.is_go_away() && error.is_remote(),
+        _ => false,
     }
 }

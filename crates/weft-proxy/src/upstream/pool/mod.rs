@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
 use weft_base::task::TaskGroup;
@@ -23,8 +23,8 @@ use super::breaker::Breaker;
 use super::connect::{ConnectError, Dialer, Peer};
 use super::pick::LocalEndpoint;
 use crate::http::body::{AttemptBody, Replay};
+use crate::http::interim::Interim;
 
-pub use h2::LocalExecutor;
 pub use tunnel::Tunnel;
 
 /// An answer's body as the codec yields it.
@@ -32,7 +32,7 @@ pub use tunnel::Tunnel;
 pub enum Answered {
     /// With its connection, unless that left HTTP.
     H1(Option<Box<h1::Connection>>),
-    H2(hyper::body::Incoming),
+    H2(crate::h2::Exchange<AttemptBody>),
 }
 
 /// Why an answer's body broke off.
@@ -63,6 +63,8 @@ pub struct How {
     /// The request must not be sent twice: use no connection that may be closing.
     pub careful: bool,
     pub body: Replay,
+    /// Where answers before the answer go.
+    pub interim: Option<Rc<Interim>>,
 }
 
 /// Why an attempt has no response head.
@@ -134,6 +136,17 @@ pub struct InFlight {
 #[derive(Debug)]
 struct OpenGuard(Rc<Room>);
 
+// === impl How ===
+
+impl How {
+    /// Passes on an answer before the answer.
+    fn say(&self, head: Response<()>) {
+        if let Some(interim) = &self.interim {
+            interim.push(head);
+        }
+    }
+}
+
 // === impl Pool ===
 
 impl Pool {
@@ -146,19 +159,6 @@ impl Pool {
             connecting: RefCell::default(),
             room: Rc::default(),
         })
-    }
-
-    /// Sends one request. Resolves with the response head; dropping the future gives the attempt
-    /// up and closes its stream.
-    pub async fn send(
-        self: &Rc<Self>,
-        request: Request<AttemptBody>,
-        how: &How,
-    ) -> Result<(Response<Answered>, Lease), SendError> {
-        match how.wire {
-            Wire::H1 => self.send_h1(request, how).await,
-            Wire::H2 => self.send_h2(request, how).await,
-        }
     }
 
     /// Closes what was idle for longer than `limit`.
@@ -253,8 +253,10 @@ impl Lease {
 impl Answered {
     /// Goes on with sending the request while nobody reads the answer.
     pub fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Self::H1(Some(connection)) = self {
-            connection.drive(cx);
+        match self {
+            Self::H1(Some(connection)) => connection.drive(cx),
+            Self::H1(None) => {}
+            Self::H2(exchange) => exchange.drive(cx),
         }
     }
 }
@@ -328,19 +330,4 @@ impl Room {
         let lines = self.lines.borrow();
         lines.iter().filter_map(Weak::upgrade).for_each(|line| tell(&line));
     }
-}
-
-/// What an error of the codec means for the request.
-fn classify(error: &hyper::Error, body: &Replay) -> SendError {
-    if let Some(failure) = body.failure() {
-        return SendError::Client(failure.to_string());
-    }
-    let text = crate::http::cause(error);
-    if error.is_parse() {
-        return SendError::Garbage(text);
-    }
-    if let Some(reason) = h2::refusal(error) {
-        return SendError::Refused(reason);
-    }
-    SendError::Reset(text)
 }

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+//! An upstream's connection, which has a task, and one exchange on it: sends the request while it
+//! reads the answer, both from the task that wants them. Called by `upstream/pool`, which owns the
+//! connections.
+
+use std::cell::Cell;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{Builder, Connection, SendRequest};
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
+use http::{Method, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use weft_base::limits::HEADER_BYTES_MAX;
+
+use super::budget::Peer;
+use super::guard::{Guard, Watch};
+use super::incoming::{Incoming, length};
+use super::pump::{Pump, Stopped};
+use super::tunnel::Tunnel;
+use super::{SEND_BUFFER, WINDOW};
+use crate::h1::Upgraded;
+use crate::h1::alarm::Alarm;
+
+/// Interim answers to one request; a peer that sends more means harm.
+const INTERIM_MAX: u32 = 32;
+
+/// An answer's body, with what is left to send of its request.
+pub struct Exchange<B> {
+    incoming: Incoming,
+    upload: Option<Pump<B>>,
+}
+
+/// Why a connection ended before we wanted that.
+#[derive(Debug, Error)]
+pub enum Lost {
+    #[error("{}", crate::http::cause(.0))]
+    Broken(h2::Error),
+    #[error("it does not answer")]
+    Silent,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Failure<B> {
+    /// The connection takes no requests any more; here it is back.
+    Unsent(Box<Request<B>>, h2::Error),
+    Stream(h2::Error),
+    /// The request's own body broke.
+    Body(String),
+    Garbage(&'static str),
+}
+
+/// How long an upstream's connection with streams on it may be silent, and then owe an answer.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_WITHIN: Duration = Duration::from_secs(5);
+/// Streams that are begun before the peer has said how many it allows.
+const FIRST_STREAMS_MAX: usize = 100;
+
+/// What a connection's task and its users tell each other.
+#[derive(Debug)]
+pub struct Shared {
+    /// Exchanges under way.
+    pub active: Cell<usize>,
+    /// What the peer allows; known once its settings arrived.
+    pub peer_max: Cell<usize>,
+    pub closed: Cell<bool>,
+    /// The peer's settings are known.
+    settled: Cell<bool>,
+    news: Notify,
+}
+
+/// The task of one connection.
+pub struct Driver<I> {
+    conn: Connection<Guard<I>, Bytes>,
+    watch: Rc<Watch>,
+    shared: Rc<Shared>,
+    pings: Option<PingPong>,
+    asked: bool,
+    alarm: Alarm,
+    look_at: Instant,
+}
+
+/// Begins HTTP/2 with a server. The driver must run for anything to happen; it ends when the last
+/// sender is gone.
+///
+/// # Errors
+/// The peer speaks something else, or is gone.
+pub async fn connect<I>(io: I) -> Result<(SendRequest<Bytes>, Driver<I>), h2::Error>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let (io, watch) = Guard::new(io, Peer::Server);
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
+        .initial_max_send_streams(FIRST_STREAMS_MAX)
+        .enable_push(false);
+    let (sender, mut conn) = builder.handshake::<_, Bytes>(io).await?;
+    let shared = Rc::new(Shared {
+        active: Cell::new(0),
+        peer_max: Cell::new(usize::MAX),
+        closed: Cell::new(false),
+        settled: Cell::new(false),
+        news: Notify::new(),
+    });
+    let driver = Driver {
+        pings: conn.ping_pong(),
+        conn,
+        watch,
+        shared,
+        asked: false,
+        alarm: Alarm::default(),
+        look_at: Instant::now() + PING_EVERY,
+    };
+    Ok((sender, driver))
+}
+
+/// Sends a request and waits for its answer's head; `interim` gets those before it. Dropping the
+/// future resets the stream.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn exchange<B>(
+    sender: &mut SendRequest<Bytes>,
+    request: Request<B>,
+    mut interim: impl FnMut(Response<()>),
+) -> Result<Response<Exchange<B>>, Failure<B>>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: fmt::Display,
+{
+    if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
+        return Err(Failure::Unsent(Box::new(request), error));
+    }
+    let (mut parts, body) = request.into_parts();
+    announce(&mut parts, &body);
+    let end = body.is_end_stream();
+    let (mut answer, to) = match sender.send_request(Request::from_parts(parts, ()), end) {
+        Ok(sent) => sent,
+        Err(error) => return Err(Failure::Stream(error)),
+    };
+    let mut upload = (!end).then(|| Pump::new(to, body, Reason::CANCEL));
+    let mut interims = 0;
+    let response = poll_fn(|cx| {
+        if let Some(pump) = &mut upload
+            && let Poll::Ready(ended) = pump.poll(cx)
+        {
+            upload = None;
+            // A peer that wants no more of the request may have answered it.
+            if let Err(Stopped::Body(why)) = ended {
+                return Poll::Ready(Err(Failure::Body(why)));
+            }
+        }
+        while let Poll::Ready(Some(Ok(head))) = answer.poll_informational(cx) {
+            interims += 1;
+            if interims > INTERIM_MAX {
+                return Poll::Ready(Err(Failure::Garbage("too many interim answers")));
+            }
+            interim(head);
+        }
+        Pin::new(&mut answer).poll(cx).map_err(Failure::Stream)
+    })
+    .await?;
+    let length = length(response.headers());
+    Ok(response.map(|stream| Exchange { incoming: Incoming::new(stream, length), upload }))
+}
+
+/// What HTTP/2 says of itself is left out; a length that is known is said.
+fn announce<B: Body>(head: &mut http::request::Parts, body: &B) {
+    head.headers.remove(HOST);
+    let payload = [Method::POST, Method::PUT, Method::PATCH].contains(&head.method);
+    if let Some(length) = body.size_hint().exact().filter(|n| *n > 0 || payload)
+        && !head.headers.contains_key(CONTENT_LENGTH)
+    {
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
+/// Asks for a byte stream in a protocol (RFC 8441): the answer's head, and the stream if granted.
+///
+/// # Errors
+/// The stream failed.
+pub async fn extended(
+    sender: &mut SendRequest<Bytes>,
+    request: Request<()>,
+) -> Result<(Response<RecvStream>, SendStream<Bytes>), h2::Error> {
+    poll_fn(|cx| sender.poll_ready(cx)).await?;
+    let (answer, stream) = sender.send_request(request, false)?;
+    Ok((answer.await?, stream))
+}
+
+/// The two halves as one stream of bytes.
+pub fn joined(stream: SendStream<Bytes>, recv: RecvStream) -> Upgraded {
+    Upgraded::new(Bytes::new(), Tunnel::new(stream, recv))
+}
+
+/// An answer that is not a stream.
+pub fn plain<B>(recv: RecvStream) -> Exchange<B> {
+    Exchange { incoming: Incoming::new(recv, None), upload: None }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Waits for what the peer says of itself.
+    pub async fn settled(&self) {
+        let news = self.news.notified();
+        if !self.settled.get() {
+            news.await;
+        }
+    }
+}
+
+// === impl Driver ===
+
+impl<I> Driver<I> {
+    pub fn known(&self) -> Rc<Shared> {
+        self.shared.clone()
+    }
+}
+
+impl<I> Driver<I>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
+        let polled = Pin::new(&mut self.conn).poll(cx).map_err(Lost::Broken);
+        self.shared.peer_max.set(self.conn.max_concurrent_send_streams());
+        if !self.shared.settled.get() && (polled.is_ready() || self.watch.is_settled()) {
+            self.shared.settled.set(true);
+            self.shared.news.notify_waiters();
+        }
+        if polled.is_ready() {
+            self.shared.closed.set(true);
+            return polled;
+        }
+        if let (true, Some(pings)) = (self.asked, &mut self.pings)
+            && pings.poll_pong(cx).is_ready()
+        {
+            self.asked = false;
+            self.look_at = Instant::now() + PING_EVERY;
+        }
+        loop {
+            ready!(self.alarm.poll(cx, self.look_at));
+            let heard = self.watch.take_heard();
+            if self.asked && !heard {
+                // Its streams end with it.
+                self.shared.closed.set(true);
+                return Poll::Ready(Err(Lost::Silent));
+            }
+            let quiet = !heard && !self.asked && self.shared.active.get() > 0;
+            if quiet && let Some(pings) = &mut self.pings {
+                self.asked = pings.send_ping(Ping::opaque()).is_ok();
+            }
+            let wait = if self.asked { PING_WITHIN } else { PING_EVERY };
+            self.look_at = Instant::now() + wait;
+        }
+    }
+}
+
+impl<I> fmt::Debug for Driver<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}
+
+impl<I> Future for Driver<I>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    type Output = Result<(), Lost>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Self::poll(self.get_mut(), cx)
+    }
+}
+
+// === impl Exchange ===
+
+impl<B> Exchange<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: fmt::Display,
+{
+    /// Goes on with sending while nobody reads the answer.
+    pub fn drive(&mut self, cx: &mut Context<'_>) {
+        let Some(pump) = &mut self.upload else { return };
+        if pump.poll(cx).is_ready() {
+            self.upload = None;
+        }
+    }
+}
+
+impl<B> fmt::Debug for Exchange<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange")
+            .field("incoming", &self.incoming)
+            .field("uploading", &self.upload.is_some())
+            .finish()
+    }
+}
+
+impl<B> Body for Exchange<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: fmt::Display,
+{
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let me = self.get_mut();
+        me.drive(cx);
+        Pin::new(&mut me.incoming).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

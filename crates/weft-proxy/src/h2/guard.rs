@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Between the h2 crate and the socket: sees every frame of both directions, and once its peer has
+//! used up a purse of [`super::budget`] reads no further frame. Its driver, which holds the same
+//! [`Watch`], says GOAWAY. Changes no byte.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use super::budget::{Abuse, Budget, Peer};
+use super::frames::{ACK, PREFACE_BYTES, RST_STREAM, SETTINGS, Scanner};
+
+/// How long a closing connection reads on, so that its peer gets to see the GOAWAY: unread bytes
+/// would make the kernel reset it.
+const LINGER_TIME: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 4 * 1024 * 1024;
+
+/// A socket with its counts.
+pub struct Guard<I> {
+    io: I,
+    watch: Rc<Watch>,
+    received: Scanner,
+    sent: Scanner,
+    linger: Option<(Pin<Box<Sleep>>, usize)>,
+}
+
+/// What the driver of a connection knows of its frames.
+#[derive(Debug)]
+pub struct Watch {
+    began: Instant,
+    budget: RefCell<Budget>,
+    abuse: Cell<Option<Abuse>>,
+    /// Since when a frame or a block of headers lacks its end.
+    unfinished: Cell<Option<Instant>>,
+    /// Anything was received since this was asked last.
+    heard: Cell<bool>,
+    /// The peer has said what it takes.
+    settled: Cell<bool>,
+}
+
+// === impl Guard ===
+
+impl<I> Guard<I> {
+    pub fn new(io: I, peer: Peer) -> (Self, Rc<Watch>) {
+        let watch = Rc::new(Watch {
+            began: Instant::now(),
+            budget: RefCell::new(Budget::new(peer, 0)),
+            abuse: Cell::new(None),
+            unfinished: Cell::new(None),
+            heard: Cell::new(false),
+            settled: Cell::new(false),
+        });
+        let preface = |sends: bool| Scanner::new(if sends { PREFACE_BYTES } else { 0 });
+        let server = peer == Peer::Server;
+        let (received, sent) = (preface(!server), preface(server));
+        (Self { io, watch: watch.clone(), received, sent, linger: None }, watch)
+    }
+
+    /// How many of the bytes may be seen: all, or those before the frame that is too much.
+    fn admit(&mut self, bytes: &[u8]) -> usize {
+        let (mut at, watch) = (0, &self.watch);
+        let mut budget = watch.budget.borrow_mut();
+        while let Some((head, end)) = self.received.next(bytes.get(at..).unwrap_or_default()) {
+            if let Err(abuse) = budget.received(head, || watch.ms()) {
+                watch.abuse.set(Some(abuse));
+                return at;
+            }
+            if head.kind == SETTINGS && !head.has(ACK) {
+                watch.settled.set(true);
+            }
+            at += end;
+        }
+        watch.heard.set(true);
+        let unfinished = budget.is_in_block() || self.received.is_midway();
+        if unfinished != watch.unfinished.get().is_some() {
+            watch.unfinished.set(unfinished.then(Instant::now));
+        }
+        bytes.len()
+    }
+
+    fn note_sent(&mut self, bytes: &[u8]) {
+        let (mut rest, watch) = (bytes, &self.watch);
+        let mut budget = watch.budget.borrow_mut();
+        while let Some((head, end)) = self.sent.next(rest) {
+            rest = rest.get(end..).unwrap_or_default();
+            let code = rest.first_chunk().filter(|_| head.kind == RST_STREAM);
+            let code = code.map(|code| u32::from_be_bytes(*code));
+            if let Err(abuse) = budget.sent(head, code, || watch.ms()) {
+                watch.abuse.set(Some(abuse));
+            }
+        }
+    }
+}
+
+impl<I> std::fmt::Debug for Guard<I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard").field("watch", &self.watch).finish_non_exhaustive()
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        if let Some(abuse) = me.watch.abuse.get() {
+            return me.watch.stopped(abuse);
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut me.io).poll_read(cx, buf);
+        let new = buf.filled().get(before..).unwrap_or_default();
+        if !new.is_empty() {
+            let admitted = me.admit(new);
+            buf.set_filled(before + admitted);
+            if let (0, Some(abuse)) = (admitted, me.watch.abuse.get()) {
+                return me.watch.stopped(abuse);
+            }
+        }
+        polled
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<I> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let polled = Pin::new(&mut me.io).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(n)) = polled {
+            me.note_sent(bytes.get(..n).unwrap_or_default());
+        }
+        polled
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let polled = Pin::new(&mut me.io).poll_write_vectored(cx, bufs);
+        if let Poll::Ready(Ok(mut n)) = polled {
+            for bytes in bufs {
+                let written = n.min(bytes.len());
+                me.note_sent(bytes.get(..written).unwrap_or_default());
+                n -= written;
+            }
+        }
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    /// Closes; over a peer that sent too much it reads on for a while first.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        let closed = std::task::ready!(Pin::new(&mut me.io).poll_shutdown(cx));
+        if closed.is_err() || me.watch.abuse.get().is_none() {
+            return Poll::Ready(closed);
+        }
+        let sleep = || (Box::pin(tokio::time::sleep(LINGER_TIME)), 0);
+        let (until, thrown) = me.linger.get_or_insert_with(sleep);
+        let mut bytes = [0u8; 4096];
+        while *thrown < LINGER_BYTES {
+            let mut buf = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut me.io).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => *thrown += buf.filled().len(),
+                Poll::Ready(_) => break,
+                Poll::Pending => return until.as_mut().poll(cx).map(Ok),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// What the peer is stopped for.
+    pub fn abuse(&self) -> Option<Abuse> {
+        self.abuse.get()
+    }
+
+    /// The driver's own finding: nothing is read from now on.
+    pub fn stop(&self, abuse: Abuse) {
+        self.abuse.set(Some(abuse));
+    }
+
+    pub fn unfinished(&self) -> Option<Instant> {
+        self.unfinished.get()
+    }
+
+    /// Whether anything came since this was asked last.
+    pub fn take_heard(&self) -> bool {
+        self.heard.take()
+    }
+
+    /// Whether the peer's settings have begun to arrive.
+    pub fn is_settled(&self) -> bool {
+        self.settled.get()
+    }
+
+    fn ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A client waits for its GOAWAY; with a server there is nothing to talk about.
+    fn stopped<T>(&self, abuse: Abuse) -> Poll<io::Result<T>> {
+        match self.budget.borrow().peer() {
+            Peer::Server => Poll::Ready(Err(io::Error::other(abuse))),
+            Peer::Client | Peer::MeshClient => Poll::Pending,
+        }
+    }
+}

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//! HTTP/2 (RFC 9113) around the h2 crate, which keeps streams, windows and header tables.
+//! [`guard`] stands between it and the socket and counts frames by [`budget`]; [`server`] drives a
+//! client's connection and [`client`] one exchange on an upstream's. Called by `http/serve.rs` and
+//! `upstream/pool`; what a request means is no business of this module.
+//!
+//! A message that ends otherwise than by END_STREAM is broken, whatever code its reset has: what
+//! was cut off is never passed on as whole.
+
+pub mod budget;
+pub mod client;
+pub mod frames;
+pub mod guard;
+pub mod incoming;
+mod pump;
+pub mod server;
+mod tunnel;
+
+pub use client::Exchange;
+pub use incoming::Incoming;
+
+/// Flow-control windows: small ones stall big bodies, and a proxied connection must never use
+/// adaptive windows (h2 then takes small frames for an attack).
+pub const WINDOW: u32 = 16 * 1024 * 1024;
+/// Streams of one client connection at a time.
+pub const STREAMS_MAX: u32 = 128;
+/// Bytes that wait for one stream's window.
+pub const SEND_BUFFER: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests;

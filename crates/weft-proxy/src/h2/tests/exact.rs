@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Messages that are wrong, and ends that are not ends: nothing of them is passed on as whole.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::Front;
+use super::frames::*;
+use crate::tests::bed::{Server, wait_until};
+
+const PROTOCOL_ERROR: [u8; 4] = 1u32.to_be_bytes();
+
+/// An upstream that answers nothing and shows what it got on each of its connections, and whether
+/// it was closed.
+async fn listening() -> (Front, Arc<Mutex<Vec<(Vec<u8>, bool)>>>) {
+    let seen: Arc<Mutex<Vec<(Vec<u8>, bool)>>> = Arc::default();
+    let log = seen.clone();
+    let origin = Server::raw(move |n, mut stream| {
+        let log = log.clone();
+        async move {
+            log.lock().unwrap().resize(n + 1, Default::default());
+            let mut buffer = [0; 4096];
+            while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+                log.lock().unwrap()[n].0.extend_from_slice(&buffer[..read]);
+            }
+            log.lock().unwrap()[n].1 = true;
+        }
+    })
+    .await;
+    (Front::before(origin, |_| {}).await, seen)
+}
+
+fn post_of(length: &str, stream: u32) -> Vec<u8> {
+    let block = [request("POST"), literal("content-length", length)].concat();
+    frame(HEADERS, END_HEADERS, stream, &block)
+}
+
+#[tokio::test]
+async fn reg_13_a_body_must_be_as_long_as_it_says() {
+    for (length, sent) in [("5", &b"123"[..]), ("5", b"1234567"), ("0", b"x")] {
+        let (front, seen) = listening().await;
+        let mut wire = front.open().await;
+        wire.send(&post_of(length, 1)).await;
+        wait_until("the request arrives", async || {
+            length == "0" || seen.lock().unwrap().first().is_some_and(|(b, _)| !b.is_empty())
+        })
+        .await;
+        wire.send(&frame(DATA, END_STREAM, 1, sent)).await;
+        let reset = wire.wait(RST_STREAM, 1).await.unwrap();
+        assert_eq!(reset.payload, PROTOCOL_ERROR, "{length}: {sent:?}");
+        // The upstream sees the end of its connection before the end of a request.
+        wait_until("its connection is closed", async || {
+            seen.lock().unwrap().iter().all(|(_, closed)| *closed)
+        })
+        .await;
+        for (bytes, _) in seen.lock().unwrap().iter() {
+            let text = String::from_utf8_lossy(bytes);
+            let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+            assert!(body.len() < 5, "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn reg_13_lengths_that_differ_are_refused() {
+    let front = Front::fast().await;
+    let mut wire = front.open().await;
+    for (id, other) in [(1, "6"), (3, "+5"), (5, "5, 5")] {
+        let mut block = [request("POST"), literal("content-length", "5")].concat();
+        block.extend(literal("content-length", other));
+        wire.send(&frame(HEADERS, END_HEADERS, id, &block)).await;
+        assert_eq!(wire.wait(RST_STREAM, id).await.unwrap().payload, PROTOCOL_ERROR);
+    }
+    assert!(wire.is_fine(7).await);
+    assert_eq!(front.origin.hits(), 1);
+}
+
+#[tokio::test]
+async fn a_body_that_its_client_cuts_off_is_never_whole() {
+    // NO_ERROR and CANCEL too: only END_STREAM ends a message.
+    for code in [0u32, 8] {
+        let (front, seen) = listening().await;
+        let mut wire = front.open().await;
+        wire.send(&[post(1), frame(DATA, 0, 1, b"half")].concat()).await;
+        wait_until("the half arrives", async || {
+            let seen = seen.lock().unwrap();
+            seen.first().is_some_and(|(bytes, _)| bytes.ends_with(b"half\r\n"))
+        })
+        .await;
+        wire.send(&frame(RST_STREAM, 0, 1, &code.to_be_bytes())).await;
+        wait_until("its connection is closed", async || seen.lock().unwrap()[0].1).await;
+        assert!(!seen.lock().unwrap()[0].0.ends_with(b"0\r\n\r\n"));
+    }
+}
+
+#[tokio::test]
+async fn reg_26_trailers_must_end_their_stream() {
+    let (front, seen) = listening().await;
+    let mut wire = front.open().await;
+    wire.send(&[post(1), frame(DATA, 0, 1, b"body")].concat()).await;
+    wait_until("the body arrives", async || {
+        seen.lock().unwrap().first().is_some_and(|(bytes, _)| bytes.ends_with(b"body\r\n"))
+    })
+    .await;
+    wire.send(&frame(HEADERS, END_HEADERS, 1, &literal("x-trailer", "1"))).await;
+    let ended = wire.wait(RST_STREAM, 1).await.unwrap();
+    assert_eq!(ended.payload, PROTOCOL_ERROR);
+    wait_until("its connection is closed", async || seen.lock().unwrap()[0].1).await;
+    assert!(!seen.lock().unwrap()[0].0.ends_with(b"0\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn reg_27_frames_after_our_reset_reach_nobody() {
+    let (front, seen) = listening().await;
+    let mut wire = front.open().await;
+    wire.send(&post_of("3", 1)).await;
+    wire.send(&frame(DATA, 0, 1, b"1234")).await;
+    assert!(wire.wait(RST_STREAM, 1).await.is_some());
+    let late = [
+        frame(DATA, 0, 1, b"late"),
+        frame(HEADERS, END_STREAM | END_HEADERS, 1, &literal("x-late", "1")),
+    ];
+    wire.send(&late.concat()).await;
+    wire.send(&frame(PING, 0, 0, &[9; 8])).await;
+    assert!(wire.wait(PING, 0).await.is_some());
+    let all: Vec<u8> = seen.lock().unwrap().iter().flat_map(|(bytes, _)| bytes.clone()).collect();
+    assert!(!String::from_utf8_lossy(&all).contains("late"));
+}
+
+#[tokio::test]
+async fn reg_30_31_ambiguous_requests_are_refused() {
+    let front = Front::fast().await;
+    let of = |method: &str, path: &str, authority: &str| {
+        [
+            literal(":method", method),
+            literal(":scheme", "http"),
+            literal(":path", path),
+            literal(":authority", authority),
+        ]
+        .concat()
+    };
+    let cases = [
+        of("get", "/", "a.example"),
+        of("GET", "x", "a.example"),
+        of("GET", "", "a.example"),
+        of("GET", "/a\r\nx: y", "a.example"),
+        of("GET", "/", "a.example\r\nx: y"),
+        of("GET", "/", "user@a.example"),
+        of("GE T", "/", "a.example"),
+        [of("GET", "/", "a.example"), literal("host", "b.example")].concat(),
+        [of("GET", "/", "a.example"), literal("connection", "close")].concat(),
+        [of("GET", "/", "a.example"), literal("transfer-encoding", "chunked")].concat(),
+        [of("GET", "/", "a.example"), literal("upgrade", "websocket")].concat(),
+        [of("GET", "/", "a.example"), literal("te", "gzip")].concat(),
+        [of("GET", "/", "a.example"), literal("X-Upper", "1")].concat(),
+        [of("GET", "/", "a.example"), literal("x", "a\nb")].concat(),
+        [of("GET", "/", "a.example"), literal(":path", "/b")].concat(),
+        [literal("x", "1"), of("GET", "/", "a.example")].concat(),
+    ];
+    for (n, block) in cases.iter().enumerate() {
+        let mut wire = front.open().await;
+        wire.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, block)).await;
+        loop {
+            let came = wire.next().await.unwrap_or_else(|| panic!("case {n} is not answered"));
+            // What the h2 crate cannot read at all ends the connection. 400 is indexed as 12.
+            let refused = match came.kind {
+                RST_STREAM => came.payload == PROTOCOL_ERROR,
+                GOAWAY => came.payload[4..8] == PROTOCOL_ERROR,
+                HEADERS => came.payload[0] == 0x8c,
+                _ => continue,
+            };
+            assert!(refused, "case {n}: {came:?}");
+            break;
+        }
+    }
+    assert_eq!(front.origin.hits(), 0);
+    assert!(front.open().await.is_fine(1).await);
+}
+
+#[tokio::test]
+async fn reg_33_a_fragment_is_gone_before_anyone_judges_the_path() {
+    // The h2 crate cuts it off: rules and upstream see the same path without it.
+    let (front, seen) = listening().await;
+    let mut wire = front.open().await;
+    let mut block = vec![0x82, 0x86];
+    block.extend(literal(":path", "/a#/../b"));
+    block.extend(literal(":authority", "a.example"));
+    wire.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &block)).await;
+    wait_until("the request arrives", async || {
+        seen.lock().unwrap().first().is_some_and(|(bytes, _)| bytes.ends_with(b"\r\n\r\n"))
+    })
+    .await;
+    assert!(seen.lock().unwrap()[0].0.starts_with(b"GET /a HTTP/1.1\r\n"));
+}
+
+#[tokio::test]
+async fn an_answer_to_head_has_no_body_and_its_length() {
+    let front = Front::fast().await;
+    let mut wire = front.open().await;
+    let block = [literal(":method", "HEAD"), request("GET")[1..].to_vec()].concat();
+    wire.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &block)).await;
+    let head = wire.wait(HEADERS, 1).await.unwrap();
+    assert_ne!(head.flags & END_STREAM, 0);
+    assert!(wire.is_fine(3).await);
+}
+
+#[tokio::test]
+async fn a_client_is_told_to_go_on_when_its_body_is_wanted() {
+    let origin = Server::raw(|_, mut stream| async move {
+        let mut seen = Vec::new();
+        let mut buffer = [0; 4096];
+        while !seen.ends_with(b"body") {
+            let Ok(read @ 1..) = stream.read(&mut buffer).await else { return };
+            seen.extend_from_slice(&buffer[..read]);
+        }
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    })
+    .await;
+    let front = Front::before(origin, |_| {}).await;
+    let mut wire = front.open().await;
+    let block =
+        [request("POST"), literal("content-length", "4"), literal("expect", "100-continue")];
+    wire.send(&frame(HEADERS, END_HEADERS, 1, &block.concat())).await;
+    let go_on = wire.wait(HEADERS, 1).await.unwrap();
+    assert_eq!(go_on.flags & END_STREAM, 0);
+    wire.send(&frame(DATA, END_STREAM, 1, b"body")).await;
+    assert_eq!(wire.wait(HEADERS, 1).await.unwrap().payload[0], 0x88);
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_politely_and_silent_ones_hard() {
+    let idle = Duration::from_millis(200);
+    let front = Front::slow(Duration::ZERO, |c| c.limits.idle_timeout = idle).await;
+    let mut wire = front.open().await;
+    assert!(wire.is_fine(1).await);
+    // A client that answers PINGs is told to go; the last word is NO_ERROR.
+    let mut code = None;
+    while let Some(came) = wire.next().await {
+        match came.kind {
+            PING if came.flags == 0 => {
+                wire.send(&frame(PING, 1, 0, &came.payload)).await;
+            }
+            GOAWAY => code = came.payload.get(4..8).map(<[u8]>::to_vec),
+            _ => {}
+        }
+    }
+    assert_eq!(code, Some(vec![0; 4]));
+    let head = Duration::from_millis(100);
+    let silent = |c: &mut crate::ProxyConfig| {
+        (c.limits.idle_timeout, c.limits.header_timeout) = (idle, head)
+    };
+    let front = Front::slow(Duration::ZERO, silent).await;
+    let mut wire = front.open().await;
+    let began = std::time::Instant::now();
+    while wire.next().await.is_some() {}
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
