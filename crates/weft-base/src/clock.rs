@@ -3,6 +3,7 @@
 //! objects. This module is the one place that reads the system's clocks.
 #![allow(clippy::disallowed_methods)]
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -67,15 +68,58 @@ impl Clock {
         }
     }
 
+    /// A moment that was read already, as monotonic time: one reading serves many.
+    pub fn at(&self, moment: tokio::time::Instant) -> Mono {
+        match self {
+            Self::System(c) => {
+                let since = moment.into_std().saturating_duration_since(c.start);
+                Mono(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+            }
+            Self::Manual(_) => self.now(),
+        }
+    }
+
+    /// Milliseconds since the Unix epoch at a moment that was just read; a step of the system's
+    /// clock shows within a second.
+    pub fn wall_ms_at(&self, moment: tokio::time::Instant) -> u64 {
+        match self {
+            Self::System(_) => SystemClock::wall_ms_at(moment.into_std()),
+            Self::Manual(_) => self.wall_ms(),
+        }
+    }
+
     /// Milliseconds since the Unix epoch.
     pub fn wall_ms(&self) -> u64 {
         match self {
-            Self::System(_) => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+            Self::System(_) => wall_ms(),
             Self::Manual(c) => c.wall_ms.load(Ordering::Relaxed),
         }
     }
+}
+
+// === impl SystemClock ===
+
+impl SystemClock {
+    /// Wall time at a moment, from a reading that is at most a second old.
+    fn wall_ms_at(moment: Instant) -> u64 {
+        thread_local! {
+            static READ: Cell<Option<(Instant, u64)>> = const { Cell::new(None) };
+        }
+        if let Some((at, wall_ms)) = READ.get()
+            && let Some(since) = moment.checked_duration_since(at)
+            && since < Duration::from_secs(1)
+        {
+            return wall_ms + u64::try_from(since.as_millis()).unwrap_or_default();
+        }
+        let wall_ms = wall_ms();
+        READ.set(Some((moment, wall_ms)));
+        wall_ms
+    }
+}
+
+fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 // === impl ManualClock ===

@@ -2,9 +2,11 @@
 //! Tasks have parents. A group's tasks end with it; a panic in one is logged and counted.
 #![allow(clippy::disallowed_methods)]
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -46,14 +48,7 @@ impl TaskGroup {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let stop = self.stop.clone();
-        self.tracker.spawn(async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = guarded(name, fut) => {}
-            }
-        });
+        self.tracker.spawn(until(self.stop.clone(), guarded(name, fut)));
     }
 
     /// The same on a current-thread runtime, for futures that stay on it.
@@ -61,14 +56,7 @@ impl TaskGroup {
     where
         F: Future<Output = ()> + 'static,
     {
-        let stop = self.stop.clone();
-        self.tracker.spawn_local(async move {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = guarded(name, fut) => {}
-            }
-        });
+        self.tracker.spawn_local(until(self.stop.clone(), guarded(name, fut)));
     }
 
     /// Asks tasks to finish what they have and take nothing new.
@@ -100,6 +88,25 @@ impl TaskGroup {
         self.tracker.wait().await;
         clean
     }
+}
+
+/// Runs `work` until it ends or `stop` comes. A task is polled often and stopped once, so it asks
+/// to be told of the stop once, not with every poll.
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    let (mut stopped, mut work) = (pin!(stop.cancelled()), pin!(work));
+    let mut told: Option<Waker> = None;
+    poll_fn(|cx| {
+        let known = told.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        let over = if known { stop.is_cancelled() } else { stopped.as_mut().poll(cx).is_ready() };
+        if over {
+            return Poll::Ready(());
+        }
+        if !known {
+            told = Some(cx.waker().clone());
+        }
+        work.as_mut().poll(cx)
+    })
+    .await;
 }
 
 async fn guarded(name: &'static str, fut: impl Future<Output = ()>) {

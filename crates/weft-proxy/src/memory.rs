@@ -15,6 +15,7 @@ use weft_base::clock::Clock;
 
 use crate::config::ProxyConfig;
 use crate::http::serve::serve;
+use crate::observe::access_log::Lines;
 use crate::observe::metrics::WorkerMetrics;
 use crate::table::{Door, Table};
 use crate::upstream::connect::Dialer;
@@ -36,7 +37,7 @@ thread_local! {
 #[derive(Debug)]
 pub struct MemoryProxy {
     pub worker: Rc<Worker>,
-    lines: mpsc::Receiver<String>,
+    lines: mpsc::Receiver<Lines>,
 }
 
 // === impl MemoryProxy ===
@@ -86,7 +87,9 @@ impl MemoryProxy {
 
     /// Lines of the access log that were written since.
     pub fn logged(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.lines.try_recv().ok()).collect()
+        self.worker.log.flush();
+        let texts = std::iter::from_fn(|| self.lines.try_recv().ok()).map(|lines| lines.text);
+        texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 }
 

@@ -19,7 +19,13 @@ const KEPT_MAX: usize = 32;
 /// What the first read of a message takes: most heads fit.
 const FIRST_READ: usize = 4 * 1024;
 
+/// What a head and a small body take when they are written, and the most of it that waits.
+const SMALL_BYTES: usize = 2 * 1024;
+const SMALL_BYTES_MAX: usize = 4 * 1024;
+const SMALL_KEPT_MAX: usize = 64;
+
 thread_local! {
+    static SMALL: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
     static KEPT: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -39,6 +45,24 @@ pub fn give_back(buffer: &mut BytesMut) {
     if buffer.try_reclaim(BUFFER_BYTES) && buffer.capacity() < 2 * BUFFER_BYTES {
         KEPT.with_borrow_mut(|kept| {
             if kept.len() < KEPT_MAX {
+                kept.push(buffer);
+            }
+        });
+    }
+}
+
+/// An empty buffer to write a head to.
+pub fn take_small() -> BytesMut {
+    SMALL.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(SMALL_BYTES))
+}
+
+/// Takes such a buffer back when all of it was written; nothing is left in its place.
+pub fn give_back_small(buffer: &mut BytesMut) {
+    let mut buffer = std::mem::take(buffer);
+    if (SMALL_BYTES..=SMALL_BYTES_MAX).contains(&buffer.capacity()) {
+        buffer.clear();
+        SMALL.with_borrow_mut(|kept| {
+            if kept.len() < SMALL_KEPT_MAX {
                 kept.push(buffer);
             }
         });

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap};
-use http::{Method, StatusCode, request, response};
+use http::{Method, Response, StatusCode, request, response};
 use http_body::{Body, Frame};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
@@ -51,6 +51,8 @@ pub struct Exchange<I, B> {
     /// Any byte of its answer was read.
     answered: bool,
     interim: u32,
+    /// Of these, what is for the client.
+    early: Vec<Response<()>>,
     write_error: Option<io::Error>,
     alarm: Alarm,
 }
@@ -98,6 +100,7 @@ impl<I, B> Exchange<I, B> {
             written: false,
             answered: false,
             interim: 0,
+            early: Vec::new(),
             write_error: None,
             alarm: Alarm::default(),
         }
@@ -106,6 +109,11 @@ impl<I, B> Exchange<I, B> {
     /// The stream, and what was read behind the last head.
     pub fn into_parts(self) -> (I, Bytes) {
         (self.io, self.inbuf.freeze())
+    }
+
+    /// The interim answers that came meanwhile.
+    pub fn take_early(&mut self) -> impl Iterator<Item = Response<()>> {
+        self.early.drain(..)
     }
 
     /// The answer was read to its end.
@@ -138,13 +146,19 @@ where
 {
     /// Encodes a request; [`Self::poll_head`] sends it.
     pub fn begin(&mut self, head: &request::Parts, body: B) {
+        self.begin_with(head, encode::Instead::default(), body);
+    }
+
+    /// The same with other words in the place of some of its headers.
+    pub fn begin_with(&mut self, head: &request::Parts, instead: encode::Instead<'_>, body: B) {
         self.upgrade = head.headers.contains_key(header::UPGRADE);
         self.method = head.method.clone();
         self.decoder = Decoder::UntilClose;
         (self.keep, self.written, self.answered, self.interim) = (true, false, false, 0);
+        self.early.clear();
         self.scan = Scan::default();
         let out = self.out.head();
-        encode::request(out, &head.method, &head.uri, &head.headers);
+        encode::request(out, (&head.method, &head.uri), &head.headers, instead);
         if self.upgrade {
             out.extend_from_slice(b"connection: upgrade\r\n");
         } else if head.headers.contains_key(header::TE) {
@@ -191,6 +205,18 @@ where
                     ready!(self.poll_patience(cx));
                 }
             }
+        }
+    }
+
+    /// The same, or `None` when there is no answer at `deadline`. The timer is the connection's.
+    pub fn poll_head_until(
+        &mut self,
+        cx: &mut Context<'_>,
+        deadline: Instant,
+    ) -> Poll<Option<Result<response::Parts, Failure>>> {
+        match self.poll_head(cx) {
+            Poll::Ready(head) => Poll::Ready(Some(head)),
+            Poll::Pending => self.alarm.poll(cx, deadline).map(|()| None),
         }
     }
 
@@ -293,6 +319,8 @@ where
                 }
                 if status == StatusCode::CONTINUE {
                     self.release_body();
+                } else {
+                    self.early.push(Response::from_parts(head.parts, ()));
                 }
                 continue;
             }

@@ -16,8 +16,21 @@ pub const LAST_CHUNK_END: &[u8] = b"\r\n0\r\n\r\n";
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
+/// What a request says in the place of its own headers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Instead<'a> {
+    pub host: Option<&'a str>,
+    /// Headers of the proxy's own.
+    pub with: &'a [(HeaderName, HeaderValue)],
+}
+
 /// A request line and headers, without the empty line.
-pub fn request(out: &mut BytesMut, method: &Method, uri: &Uri, headers: &HeaderMap) {
+pub fn request(
+    out: &mut BytesMut,
+    (method, uri): (&Method, &Uri),
+    headers: &HeaderMap,
+    instead: Instead<'_>,
+) {
     out.reserve(512);
     out.put_slice(method.as_str().as_bytes());
     out.put_u8(b' ');
@@ -27,7 +40,23 @@ pub fn request(out: &mut BytesMut, method: &Method, uri: &Uri, headers: &HeaderM
         out.put_slice(uri.path_and_query().map_or("/", |p| p.as_str()).as_bytes());
     }
     out.put_slice(b" HTTP/1.1\r\n");
-    fields(out, headers);
+    if let Some(host) = instead.host {
+        out.put_slice(b"host: ");
+        out.put_slice(host.as_bytes());
+        out.put_slice(b"\r\n");
+    }
+    for (name, value) in instead.with {
+        field(out, name, value);
+    }
+    let replaced = |name: &HeaderName| {
+        (instead.host.is_some() && *name == header::HOST)
+            || instead.with.iter().any(|(with, _)| with == name)
+    };
+    for (name, value) in headers {
+        if !is_own(name) && !replaced(name) {
+            field(out, name, value);
+        }
+    }
 }
 
 /// A status line and headers, without the empty line.
@@ -39,7 +68,11 @@ pub fn response(out: &mut BytesMut, version: Version, status: StatusCode, header
     out.put_u8(b' ');
     out.put_slice(status.canonical_reason().unwrap_or("").as_bytes());
     out.put_slice(b"\r\n");
-    fields(out, headers);
+    for (name, value) in headers {
+        if !is_own(name) {
+            field(out, name, value);
+        }
+    }
 }
 
 /// How the body is delimited, and the empty line.
@@ -60,6 +93,7 @@ pub fn length(out: &mut BytesMut, n: u64) {
 }
 
 pub fn field(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+    out.reserve(name.as_str().len() + value.len() + 4);
     out.put_slice(name.as_str().as_bytes());
     out.put_slice(b": ");
     out.put_slice(value.as_bytes());
@@ -97,14 +131,11 @@ pub(super) fn data(out: &mut super::outbox::Outbox, framing: Framing, data: Byte
     out.push(data, if is_last { LAST_CHUNK_END } else { CHUNK_END });
 }
 
-fn fields(out: &mut BytesMut, headers: &HeaderMap) {
-    const OWN: [HeaderName; 3] =
-        [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION];
-    for (name, value) in headers {
-        if !OWN.contains(name) {
-            field(out, name, value);
-        }
-    }
+/// The codec itself says what these say.
+fn is_own(name: &HeaderName) -> bool {
+    *name == header::CONTENT_LENGTH
+        || *name == header::TRANSFER_ENCODING
+        || *name == header::CONNECTION
 }
 
 fn digits(out: &mut BytesMut, mut n: u64, base: u64) {

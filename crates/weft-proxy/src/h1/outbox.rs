@@ -9,6 +9,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
+use super::buffers;
+
 /// Up to this a copy costs less than another slice.
 const COPY_MAX: usize = 1024;
 /// Gathered bytes that wait while more may be added.
@@ -29,6 +31,9 @@ pub(super) struct Outbox {
 impl Outbox {
     /// Where a head is encoded. Only while [`Self::has_room`].
     pub(super) fn head(&mut self) -> &mut BytesMut {
+        if self.small.capacity() == 0 {
+            self.small = buffers::take_small();
+        }
         &mut self.small
     }
 
@@ -48,7 +53,7 @@ impl Outbox {
     /// Adds data and what follows it. Only while [`Self::has_room`].
     pub(super) fn push(&mut self, data: Bytes, end: &'static [u8]) {
         if data.len() <= COPY_MAX {
-            self.small.extend_from_slice(&data);
+            self.head().extend_from_slice(&data);
             self.small.extend_from_slice(end);
         } else {
             (self.large, self.end) = (data, end);
@@ -63,7 +68,7 @@ impl Outbox {
     /// Hands the gathering buffer's memory back, if nothing waits.
     pub(super) fn release(&mut self) {
         if self.is_empty() {
-            self.small = BytesMut::new();
+            buffers::give_back_small(&mut self.small);
         }
     }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,11 +20,14 @@ use tokio::time::Instant;
 
 use super::alarm::Alarm;
 use super::buffers;
+use super::encode;
 use super::framing::Framing;
 use super::head::{RequestHead, Scan};
 use super::incoming::Incoming;
 use super::upgraded::{Handover, Upgraded};
 use super::wrong::Wrong;
+use crate::http::interim::Interim;
+use crate::sys::pooled::Pooled;
 
 mod core;
 mod reply;
@@ -47,6 +50,11 @@ pub trait Service {
 
     /// The answer to something that is no request.
     fn refuse(&self, wrong: Wrong) -> Response<Self::Body>;
+
+    /// Answers before the answer, of the request under way.
+    fn interim(&self) -> Option<&Interim> {
+        None
+    }
 
     /// Goes on with sending the request's body while its answer's reader is slow.
     fn drive(body: &mut Self::Body, cx: &mut Context<'_>);
@@ -130,7 +138,7 @@ where
                 return Err(Ended::Refused(wrong));
             }
             // Boxed: an idle connection keeps no room for it.
-            Next::Request(head) => match Box::pin(driver.request(head)).await? {
+            Next::Request(head) => match Pooled::pin(driver.request(head)).await? {
                 After::Keep => {}
                 After::Close => {
                     let more = driver.core.borrow().has_more();
@@ -212,10 +220,13 @@ where
 
     /// Waits for the answer, and for the client to leave.
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<S::Body>, Ended> {
+        let version = request.version();
         let mut call = pin!(self.service.call(request));
         poll_fn(|cx| {
             self.core.borrow_mut().register(cx);
-            if let Poll::Ready(response) = call.as_mut().poll(cx) {
+            let polled = call.as_mut().poll(cx);
+            self.early(version);
+            if let Poll::Ready(response) = polled {
                 return Poll::Ready(Ok(response));
             }
             let mut core = self.core.borrow_mut();
@@ -226,6 +237,19 @@ where
             core.poll_watch(cx).map(Err)
         })
         .await
+    }
+
+    /// Writes what comes before the answer; HTTP/1.0 knows no such thing.
+    fn early(&self, version: Version) {
+        let Some(interim) = self.service.interim() else { return };
+        while let Some(head) = interim.take() {
+            if version == Version::HTTP_11 {
+                let mut core = self.core.borrow_mut();
+                let out = core.out.head();
+                encode::response(out, version, head.status(), head.headers());
+                encode::framing(out, Framing::Empty);
+            }
+        }
     }
 
     /// Writes an answer to its last byte.

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{HOST, HeaderValue, SET_COOKIE};
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
 use http::request::Parts;
 use http::{Request, Response, Uri, Version};
 use tokio::time::Instant;
@@ -18,7 +18,10 @@ use weft_model::{LbPolicy, Limits, Protocol, Retry, Timeouts, Transport};
 
 use super::body::{AttemptBody, BodyLimits, Replay, ReplyBody};
 use super::headers::{self, FLAGS, NOT_FORWARDED};
+use super::interim::Interim;
+use super::made::{self, Text};
 use super::reply::{Cause, Refusal};
+use crate::h1::encode::Instead;
 use crate::observe::record::{Record, grpc_status};
 use crate::table::BackendEntry;
 use crate::upstream::ask::{Key, retry_after_ms};
@@ -42,19 +45,22 @@ pub struct Call<'a> {
     pub head: Parts,
     pub body: Replay,
     /// `host[:port]` that the upstream sees.
-    pub authority: String,
+    pub authority: Text,
     pub scheme: &'static str,
     /// HTTP version of the client, for ports that do not declare theirs.
     pub version: Version,
     pub timeouts: &'a Timeouts,
     pub retry: &'a Retry,
+    /// Where answers before the answer go.
+    pub interim: Option<Rc<Interim>>,
     /// The endpoint that the client's session belongs to; it is tried first.
     pub pinned: Option<Rc<LocalEndpoint>>,
 }
 
 /// How one attempt ended.
+#[allow(clippy::large_enum_variant)] // Most are answers, and it is moved once.
 enum Ended {
-    Answer(Box<Response<Answered>>, Lease),
+    Answer(Response<Answered>, Lease),
     Failed(Failure, Cause, String),
     /// Nothing to judge: the client is gone or its body broke.
     Over(Refusal),
@@ -83,27 +89,29 @@ async fn attempts(
 ) -> Result<Response<ReplyBody>, Refusal> {
     let (allowed, patience) = (limit(call.timeouts.request_ms), patience(call, record));
     let shortest = allowed.into_iter().chain(patience).min();
-    let deadline = shortest.map(|d| (Instant::now() + d, d));
+    let mut began = Instant::now();
+    let deadline = shortest.map(|d| (began + d, d));
     let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
     let mut retrying = None;
-    call.backend.borrow_mut().budget.request(call.worker.clock.now());
+    call.backend.borrow_mut().budget.request(call.worker.clock.at(began));
     loop {
-        let picked = pick(call, hash, &tried).ok_or_else(|| no_instance(call))?;
+        let picked = pick(call, hash, &tried, began).ok_or_else(|| no_instance(call))?;
         record.endpoint = Some(picked.clone());
         record.backend = Some(call.backend.borrow().entry.clone());
         record.attempts += 1;
         let attempt_limit = limit(call.retry.per_try_timeout_ms)
             .or_else(|| limit(call.timeouts.backend_request_ms))
-            .map(|d| (Instant::now() + d, d));
-        let began = Instant::now();
+            .map(|d| (began + d, d));
         let until = earlier(deadline, attempt_limit);
-        let ended = attempt(call, &picked, until, record.is_grpc).await;
-        record.upstream_ms = Some(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
-        note(call, &picked, &ended, began.elapsed(), record);
+        let ended = attempt(call, &picked, (began, until), record.is_grpc).await;
+        let now = Instant::now();
+        let took = now.saturating_duration_since(began);
+        record.upstream_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        note(call, &picked, &ended, (now, took), record);
         let (failure, answer, refusal) = match ended {
             Ended::Over(refusal) => return Err(refusal),
             Ended::Answer(response, lease) => match judged(&response, &picked) {
-                None => return Ok(pass_on(call, *response, lease, until)),
+                None => return Ok(pass_on(call, response, lease, until)),
                 Some((Failure::NotSent, why)) => {
                     (Failure::NotSent, None, Refusal::new(Cause::ConnectFailed, why))
                 }
@@ -125,7 +133,7 @@ async fn attempts(
         let wait = match again(call, failure, record.attempts) {
             Ok(counted) => {
                 retrying = Some(counted);
-                wait(call, failure, answer.as_ref().map(|(r, _)| &**r), &tried, deadline)
+                wait(call, failure, answer.as_ref().map(|(r, _)| r), &tried, deadline)
             }
             Err(why) => Err(why),
         };
@@ -138,14 +146,16 @@ async fn attempts(
         if let Some(at) = wait {
             tokio::time::sleep_until(at).await;
         }
+        began = Instant::now();
     }
 }
 
 /// Sends a request once and judges nothing: the copy of one that somebody else answers.
 pub async fn once(call: &Call<'_>, grpc: bool) -> Option<Response<ReplyBody>> {
-    let picked = pick(call, None, &[])?;
-    match attempt(call, &picked, None, grpc).await {
-        Ended::Answer(response, lease) => Some(pass_on(call, *response, lease, None)),
+    let now = Instant::now();
+    let picked = pick(call, None, &[], now)?;
+    match attempt(call, &picked, (now, None), grpc).await {
+        Ended::Answer(response, lease) => Some(pass_on(call, response, lease, None)),
         Ended::Failed(_, _, why) => {
             tracing::debug!(%why, "a mirrored request failed");
             None
@@ -167,9 +177,10 @@ fn pick(
     call: &Call<'_>,
     hash: Option<u64>,
     tried: &[Rc<LocalEndpoint>],
+    now: Instant,
 ) -> Option<Rc<LocalEndpoint>> {
     let mut backend = call.backend.borrow_mut();
-    let (mut rng, now) = (call.worker.rng.borrow_mut(), call.worker.clock.now());
+    let (mut rng, now) = (call.worker.rng.borrow_mut(), call.worker.clock.at(now));
     if tried.is_empty() && call.pinned.is_some() {
         return call.pinned.clone();
     }
@@ -179,7 +190,7 @@ fn pick(
 async fn attempt(
     call: &Call<'_>,
     picked: &Rc<LocalEndpoint>,
-    until: Option<(Instant, Duration)>,
+    (began, until): (Instant, Option<(Instant, Duration)>),
     grpc: bool,
 ) -> Ended {
     let entry = call.backend.borrow().entry.clone();
@@ -193,38 +204,65 @@ async fn attempt(
     let transport = picked.entry.endpoint.transport;
     let upgrade = call.head.headers.contains_key(http::header::UPGRADE);
     let wire = if upgrade { Wire::H1 } else { wire(protocol, transport, call.version, grpc) };
-    let how = How {
+    let mut how = How {
         wire,
         connect_timeout: Duration::from_millis(policy.connect_timeout_ms.max(1)),
         careful: !is_idempotent(call.head.method.as_str()) && !call.retry.declared_idempotent,
         body: call.body.clone(),
+        interim: call.interim.clone(),
     };
+    if upgrade && matches!(protocol, Protocol::Http2 | Protocol::Grpc) {
+        // A port that is declared so gets what it says itself that it takes.
+        let taken = Box::pin(picked.pool.takes_protocols(&how)).await;
+        how.wire = if taken { Wire::H2 } else { Wire::H1 };
+    }
     if let Some(most) = policy.limits.connections_max
         && let Err(detail) = room(call, picked, &how, &policy.limits, most).await
     {
         return Ended::Over(Refusal::new(Cause::Overload, detail));
     }
-    let request = match build(call, picked, wire) {
-        Ok(request) => request,
-        Err(why) => return Ended::Over(Refusal::new(Cause::BadRequest, why)),
+    let adaptive = call.backend.borrow().adaptive.clone();
+    let _permit = match adaptive.map(|limit| limit.begin()).transpose() {
+        Ok(permit) => permit,
+        Err(detail) => return Ended::Over(Refusal::new(Cause::Overload, detail)),
     };
     let flight = InFlight::begin(picked, call.worker.id);
     let idle = idle_limit(call);
     let (at, limit, whole) = match until {
         Some((at, limit)) => (at, limit, true),
-        None => (Instant::now() + idle, idle, false),
+        None => (began + idle, idle, false),
     };
     let address = picked.entry.endpoint.address;
-    match tokio::time::timeout_at(at, picked.pool.send(request, &how)).await {
-        Ok(Ok((mut response, lease))) => {
+    let mut with = Vec::new();
+    if picked.pool.peer.is_mesh() {
+        with.extend(source(call));
+    }
+    if let (true, Some((end, _))) = (grpc, until) {
+        with.extend(shortened(call, end.saturating_duration_since(began)));
+    }
+    let sent = match how.wire {
+        Wire::H1 => {
+            let instead = Instead { host: Some(&call.authority), with: &with };
+            picked.pool.send_h1((&call.head, instead), &how, at).await
+        }
+        Wire::H2 => match build(call, with) {
+            Ok(request) => {
+                let sending = picked.pool.send_h2(request, &how);
+                tokio::time::timeout_at(at, sending).await.ok()
+            }
+            Err(why) => return Ended::Over(Refusal::new(Cause::BadRequest, why)),
+        },
+    };
+    match sent {
+        Some(Ok((mut response, lease))) => {
             if !picked.pool.peer.is_mesh() {
                 // Only proxies may use these names; from here on they can be believed.
                 headers::strip_own(response.headers_mut());
             }
-            Ended::Answer(Box::new(response), lease.counted(flight))
+            Ended::Answer(response, lease.counted(flight))
         }
-        Ok(Err(error)) => failed(call, error, address),
-        Err(_) => {
+        Some(Err(error)) => failed(call, error, address),
+        None => {
             let ms = limit.as_millis();
             let what = if whole { "no response" } else { "no byte" };
             let why = format!("{address}: {what} within {ms} ms");
@@ -323,7 +361,7 @@ fn again(call: &Call<'_>, failure: Failure, attempt: u32) -> Result<Counted, Str
 /// No further attempt: an answer of the upstream is passed on as it is, anything else refused.
 fn stop(
     call: &Call<'_>,
-    answer: Option<(Box<Response<Answered>>, Lease)>,
+    answer: Option<(Response<Answered>, Lease)>,
     mut refusal: Refusal,
     why: String,
     record: &mut Record,
@@ -334,7 +372,7 @@ fn stop(
         record.flags.add(crate::observe::flags::Flag::URX);
     }
     match answer {
-        Some((response, lease)) => Ok(pass_on(call, *response, lease, until)),
+        Some((response, lease)) => Ok(pass_on(call, response, lease, until)),
         None => {
             refusal.retries = Some(why);
             Err(refusal)
@@ -363,12 +401,12 @@ fn note(
     call: &Call<'_>,
     picked: &LocalEndpoint,
     ended: &Ended,
-    took: Duration,
+    (now, took): (Instant, Duration),
     record: &mut Record,
 ) {
     let entry = call.backend.borrow().entry.clone();
     let policy = &entry.backend.policy;
-    let now = call.worker.clock.now();
+    let now = call.worker.clock.at(now);
     if policy.lb == LbPolicy::PeakEwma && !matches!(ended, Ended::Over(_)) {
         picked.note_pace(took, matches!(ended, Ended::Answer(..)), now);
     }
@@ -428,43 +466,46 @@ fn wait(
     Ok(Some(deadline.map_or(at, |(end, _)| end.min(at))))
 }
 
-/// The request as this endpoint gets it.
+/// Who asks, for a sidecar on the other end.
+fn source(call: &Call<'_>) -> Option<(HeaderName, HeaderValue)> {
+    let names = &call.worker.names;
+    let source = Text::of(|out| {
+        out.push_str(&names.workload);
+        out.push('.');
+        out.push_str(&names.namespace);
+    });
+    Some((headers::SOURCE, made::value(source.as_bytes())?))
+}
+
+/// What a gRPC client's patience has become, where it said how long that is.
+fn shortened(call: &Call<'_>, left: Duration) -> Option<(HeaderName, HeaderValue)> {
+    let said = call.head.headers.get(headers::GRPC_TIMEOUT)?;
+    let mut one = HeaderMap::from_iter([(headers::GRPC_TIMEOUT, said.clone())]);
+    headers::shorten_grpc_timeout(&mut one, left);
+    one.remove(headers::GRPC_TIMEOUT).map(|value| (headers::GRPC_TIMEOUT, value))
+}
+
+/// The request as an endpoint gets it over HTTP/2.
 fn build(
     call: &Call<'_>,
-    picked: &LocalEndpoint,
-    wire: Wire,
+    with: Vec<(HeaderName, HeaderValue)>,
 ) -> Result<Request<AttemptBody>, String> {
     let mut request = Request::new(call.body.attempt());
     *request.method_mut() = call.head.method.clone();
     let path = call.head.uri.path_and_query().map_or("/", |p| p.as_str());
     *request.headers_mut() = call.head.headers.clone();
     let headers = request.headers_mut();
-    if picked.pool.peer.is_mesh() {
-        let names = &call.worker.names;
-        let source = format!("{}.{}", names.workload, names.namespace);
-        if let Ok(source) = HeaderValue::from_str(&source) {
-            headers.insert(headers::SOURCE, source);
-        }
+    for (name, value) in with {
+        headers.insert(name, value);
     }
-    match wire {
-        Wire::H1 => {
-            headers::join_cookies(headers);
-            let host = HeaderValue::from_str(&call.authority).map_err(|e| e.to_string())?;
-            headers.insert(HOST, host);
-            *request.uri_mut() = path.parse().map_err(|_| "its path is not valid".to_owned())?;
-            *request.version_mut() = Version::HTTP_11;
-        }
-        Wire::H2 => {
-            headers.remove(HOST);
-            *request.uri_mut() = Uri::builder()
-                .scheme(call.scheme)
-                .authority(call.authority.as_str())
-                .path_and_query(path)
-                .build()
-                .map_err(|e| e.to_string())?;
-            *request.version_mut() = Version::HTTP_2;
-        }
-    }
+    headers.remove(HOST);
+    *request.uri_mut() = Uri::builder()
+        .scheme(call.scheme)
+        .authority(&*call.authority)
+        .path_and_query(path)
+        .build()
+        .map_err(|e| e.to_string())?;
+    *request.version_mut() = Version::HTTP_2;
     Ok(request)
 }
 
@@ -484,9 +525,19 @@ fn wire(protocol: Protocol, transport: Transport, version: Version, grpc: bool) 
 fn no_instance(call: &Call<'_>) -> Refusal {
     let backend = call.backend.borrow();
     let entry: &BackendEntry = &backend.entry;
+    let failing = entry.endpoints.iter().filter(|e| e.shared.is_failing()).count();
+    let why = entry
+        .endpoints
+        .iter()
+        .find_map(|e| e.shared.failing_why().map(|why| (e.endpoint.address, why)));
     let detail = match (entry.total(), entry.healthy) {
         (0, _) => "it has no instances".to_owned(),
         (total, 0) => format!("all {total} instances fail their checks or are leaving"),
+        (total, _) if failing > 0 => {
+            let example = why.as_ref().map(|(at, why)| format!(" ({at}: {why})"));
+            let example = example.unwrap_or_default();
+            format!("{failing} of {total} fail this proxy's health check{example}")
+        }
         (total, healthy) => format!("{healthy} of {total} are healthy, but their weights are 0"),
     };
     Refusal::new(Cause::NoInstance, detail)

@@ -17,8 +17,10 @@ use tokio::time::{Instant, Sleep};
 use weft_base::limits::RETRY_BODY_BYTES_MAX;
 
 use super::copied::Copied;
+use super::grpc_web::{Decoder, Encoder};
 use super::serve::{ReceiveError, Received};
 use crate::observe::record::Record;
+use crate::sys::pooled::Pooled;
 use crate::upstream::pool::{Answered, Lease};
 
 /// A smaller piece of a body is copied to its neighbours where it is kept: by itself it would hold
@@ -73,6 +75,8 @@ struct ReplayState {
     bytes_max: u64,
     /// The attempt that may read; older ones are given up.
     attempt: u32,
+    /// What came is unpacked before anyone sees it.
+    unpack: Option<Box<Decoder>>,
 }
 
 #[derive(Debug)]
@@ -97,14 +101,17 @@ enum AttemptInner {
 #[derive(Debug)]
 pub struct ReplyBody {
     inner: ReplyInner,
-    record: Option<Box<Record>>,
+    record: Option<Pooled<Record>>,
+    /// For browsers that cannot read gRPC.
+    encoder: Option<Box<Encoder>>,
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // Nearly all are the large one.
 enum ReplyInner {
     Empty,
     Full(Bytes),
-    Upstream(Box<UpstreamBody>),
+    Upstream(UpstreamBody),
     /// None: the connection has left HTTP.
     Left(Lease),
 }
@@ -151,6 +158,7 @@ impl Replay {
             received: 0,
             bytes_max,
             attempt: 0,
+            unpack: None,
         }))))
     }
 
@@ -162,6 +170,13 @@ impl Replay {
         let copied = Rc::new(RefCell::new(Copied::new(state.source.size_hint())));
         state.copies.push(Rc::downgrade(&copied));
         Self::over(Source::Copy(copied), 0)
+    }
+
+    /// What arrives is base64 of the body; said before anything was read.
+    pub fn unpack(&self) {
+        if let Some(shared) = &self.0 {
+            shared.borrow_mut().unpack = Some(Box::default());
+        }
     }
 
     /// The body for the next attempt; the one before it stops.
@@ -191,6 +206,22 @@ impl Replay {
         })
     }
 
+    /// Allows no more bytes than that from now on.
+    ///
+    /// # Errors
+    /// How many there are, when that is known to be more.
+    pub fn narrow(&self, bytes_max: u64) -> Result<(), u64> {
+        let Some(shared) = &self.0 else { return Ok(()) };
+        let mut state = shared.borrow_mut();
+        if state.bytes_max == 0 || bytes_max < state.bytes_max {
+            state.bytes_max = bytes_max.max(1);
+        }
+        match state.source.size_hint().exact() {
+            Some(bytes) if bytes > bytes_max => Err(bytes),
+            _ => Ok(()),
+        }
+    }
+
     /// Bytes received from the client so far.
     pub fn received(&self) -> u64 {
         self.0.as_ref().map_or(0, |s| s.borrow().received)
@@ -210,9 +241,14 @@ impl ReplayState {
         if self.ended {
             return Poll::Ready(None);
         }
-        match ready!(self.source.poll_frame(cx)) {
+        match ready!(self.source.poll_frame(cx)).map(|frame| self.unpacked(frame?)) {
             None => {
                 self.ended = true;
+                if self.unpack.as_ref().is_some_and(|unpack| !unpack.is_whole()) {
+                    let error = BodyError::Malformed("its base64 is cut off".into());
+                    self.failed = Some(error.clone());
+                    return Poll::Ready(Some(Err(error)));
+                }
                 self.tell_copies(Ok(()));
                 Poll::Ready(None)
             }
@@ -234,6 +270,16 @@ impl ReplayState {
                 }
                 Poll::Ready(Some(kept))
             }
+        }
+    }
+
+    fn unpacked(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+        match (&mut self.unpack, frame.data_ref()) {
+            (Some(unpack), Some(data)) => {
+                let data = unpack.unpack(data).map_err(|why| BodyError::Malformed(why.into()))?;
+                Ok(Frame::data(data))
+            }
+            _ => Ok(frame),
         }
     }
 
@@ -263,7 +309,7 @@ impl ReplayState {
                 self.overflowed = true;
                 (self.kept, self.tail) = (Vec::new(), BytesMut::new());
             }
-            if self.source.is_end_stream() {
+            if self.source.is_end_stream() && self.unpack.is_none() {
                 self.ended = true;
             }
         } else if let Some(trailers) = frame.trailers_ref() {
@@ -377,7 +423,7 @@ impl Body for AttemptBody {
                 let left: usize = s.kept.iter().skip(*next).map(Bytes::len).sum();
                 let mut hint = SizeHint::new();
                 let source = if s.ended { SizeHint::with_exact(0) } else { s.source.size_hint() };
-                if let Some(exact) = source.exact() {
+                if let Some(exact) = source.exact().filter(|_| s.unpack.is_none()) {
                     hint.set_exact(exact + left as u64);
                 }
                 hint
@@ -390,23 +436,23 @@ impl Body for AttemptBody {
 
 impl ReplyBody {
     pub fn empty() -> Self {
-        Self { inner: ReplyInner::Empty, record: None }
+        Self { inner: ReplyInner::Empty, record: None, encoder: None }
     }
 
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        Self { inner: ReplyInner::Full(bytes.into()), record: None }
+        Self { inner: ReplyInner::Full(bytes.into()), record: None, encoder: None }
     }
 
     pub fn upstream(body: Answered, lease: Lease, limits: BodyLimits) -> Self {
         let lease = Some(lease);
         let mut upstream = UpstreamBody { body, lease, limits, timer: None };
         upstream.settle();
-        Self { inner: ReplyInner::Upstream(Box::new(upstream)), record: None }
+        Self { inner: ReplyInner::Upstream(upstream), record: None, encoder: None }
     }
 
     /// The end of HTTP on an upstream's connection.
     pub fn left(lease: Lease) -> Self {
-        Self { inner: ReplyInner::Left(lease), record: None }
+        Self { inner: ReplyInner::Left(lease), record: None, encoder: None }
     }
 
     /// What keeps a connection counted that has left HTTP; once.
@@ -428,8 +474,14 @@ impl ReplyBody {
     }
 
     /// Attaches the record that is written when the body ends.
-    pub fn recorded(mut self, record: Box<Record>) -> Self {
+    pub fn recorded(mut self, record: Pooled<Record>) -> Self {
         self.record = Some(record);
+        self
+    }
+
+    /// As a browser gets a gRPC answer.
+    pub fn encoded(mut self, encoder: Encoder) -> Self {
+        self.encoder = Some(Box::new(encoder));
         self
     }
 
@@ -467,10 +519,17 @@ impl Body for ReplyBody {
             ReplyInner::Upstream(upstream) => ready!(upstream.poll(cx)),
         };
         self.note(&frame);
+        let frame = match &mut self.encoder {
+            Some(encoder) => frame.transpose().map(|f| encoder.frame(f)).transpose(),
+            None => frame,
+        };
         Poll::Ready(frame.map(|f| f.map_err(BodyFault::from)))
     }
 
     fn is_end_stream(&self) -> bool {
+        if let Some(encoder) = &self.encoder {
+            return encoder.is_ended();
+        }
         match &self.inner {
             ReplyInner::Empty | ReplyInner::Left(_) => true,
             ReplyInner::Full(bytes) => bytes.is_empty(),
@@ -479,6 +538,9 @@ impl Body for ReplyBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.encoder.is_some() {
+            return SizeHint::new();
+        }
         match &self.inner {
             ReplyInner::Empty | ReplyInner::Left(_) => SizeHint::with_exact(0),
             ReplyInner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
@@ -505,8 +567,10 @@ impl UpstreamBody {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
-                let next = self.expires();
-                if let (Some(timer), Some((at, _))) = (&mut self.timer, next) {
+                if self.timer.is_some()
+                    && let Some((at, _)) = self.expires()
+                    && let Some(timer) = &mut self.timer
+                {
                     timer.as_mut().reset(at);
                 }
                 if frame.is_none() {

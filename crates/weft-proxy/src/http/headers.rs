@@ -2,7 +2,6 @@
 //! Headers between the two sides: what must not pass on, what the proxy adds, and the edits that
 //! rules ask for. Pure but for the random numbers handed in.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use http::header::{
@@ -11,6 +10,8 @@ use http::header::{
 };
 use weft_base::rng::Rng;
 use weft_model::HeaderEdit;
+
+use super::made;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -21,14 +22,10 @@ pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-
 pub const SOURCE: HeaderName = HeaderName::from_static("x-weft-source");
 pub const NOT_FORWARDED: HeaderName = HeaderName::from_static("x-weft-not-forwarded");
 pub const FLAGS: HeaderName = HeaderName::from_static("x-weft-flags");
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-
-/// Headers that a `Connection` header must not be able to remove.
-const PROTECTED: &[&str] =
-    &["host", "content-length", "authorization", "x-forwarded-client-cert", "x-request-id"];
 
 /// How long a gRPC client is going to wait (`grpc-timeout: 100m`). What is not of that form says
 /// nothing.
@@ -50,6 +47,18 @@ pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
+/// Says how long the client still waits, where it said so: what was spent here, on other attempts
+/// too, the upstream cannot spend again.
+pub fn shorten_grpc_timeout(headers: &mut HeaderMap, left: Duration) {
+    let Some(value) = headers.get_mut(GRPC_TIMEOUT) else { return };
+    let ms = left.as_millis().max(1);
+    // At most eight digits.
+    let text = if ms < 100_000_000 { format!("{ms}m") } else { format!("{}S", ms / 1000) };
+    if let Some(text) = HeaderValue::try_from(text).ok().filter(|t| t.len() <= 9) {
+        *value = text;
+    }
+}
+
 /// Removes what belongs to one connection only (RFC 9110 §7.6.1).
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
@@ -59,7 +68,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .filter_map(|v| v.to_str().ok())
             .flat_map(|v| v.split(','))
             .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-            .filter(|n| !PROTECTED.contains(&n.as_str()) && !n.as_str().starts_with("x-weft-"))
+            .filter(super::trust::is_droppable)
             .collect();
         for name in named {
             if name != TE {
@@ -92,21 +101,6 @@ pub fn strip_own(headers: &mut HeaderMap) {
     }
 }
 
-/// Takes nothing about the way here from an outside client, and says what is known instead.
-pub fn from_outside(headers: &mut HeaderMap, remote: IpAddr, scheme: &'static str) {
-    let untrusted: Vec<HeaderName> =
-        headers.keys().filter(|n| n.as_str().starts_with("x-envoy-")).cloned().collect();
-    for name in untrusted {
-        headers.remove(name);
-    }
-    headers.remove(CLIENT_CERT);
-    headers.remove(REQUEST_ID);
-    if let Ok(value) = HeaderValue::from_str(&remote.to_string()) {
-        headers.insert(FORWARDED_FOR, value);
-    }
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
-}
-
 /// Every request has an id and a trace context; those that came along are kept.
 pub fn identify(headers: &mut HeaderMap, rng: &mut Rng) -> Option<HeaderValue> {
     if !headers.contains_key(REQUEST_ID) {
@@ -116,19 +110,11 @@ pub fn identify(headers: &mut HeaderMap, rng: &mut Rng) -> Option<HeaderValue> {
         b.copy_from_slice(&rng.next_u64().to_be_bytes());
         let id = uuid::Builder::from_random_bytes(bytes).into_uuid();
         let mut text = [0u8; uuid::fmt::Hyphenated::LENGTH];
-        if let Ok(value) = HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)) {
+        if let Some(value) = made::value(id.hyphenated().encode_lower(&mut text).as_bytes()) {
             headers.insert(REQUEST_ID, value);
         }
     }
-    let valid = headers.get(TRACEPARENT).is_some_and(|v| is_traceparent(v.as_bytes()));
-    if !valid {
-        headers.remove("tracestate");
-        let (high, low) = (rng.next_u64(), rng.next_u64() | 1);
-        let text = format!("00-{high:016x}{low:016x}-{:016x}-01", rng.next_u64() | 1);
-        if let Ok(value) = HeaderValue::from_str(&text) {
-            headers.insert(TRACEPARENT, value);
-        }
-    }
+    super::trace::keep_or_begin(headers, rng);
     headers.get(REQUEST_ID).cloned()
 }
 
@@ -169,21 +155,6 @@ pub fn edit(headers: &mut HeaderMap, edit: &HeaderEdit) {
     }
 }
 
-/// `00-<32 hex>-<16 hex>-<2 hex>`, neither id all zeros (W3C Trace Context).
-fn is_traceparent(text: &[u8]) -> bool {
-    let hex = |s: &[u8]| {
-        s.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) && s.iter().any(|b| *b != b'0')
-    };
-    let mut parts = text.split(|b| *b == b'-');
-    let (version, trace) = (parts.next(), parts.next());
-    let (span, flags) = (parts.next(), parts.next());
-    version == Some(b"00")
-        && trace.is_some_and(|t| t.len() == 32 && hex(t))
-        && span.is_some_and(|s| s.len() == 16 && hex(s))
-        && flags.is_some_and(|f| f.len() == 2)
-        && parts.next().is_none()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,6 +182,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_of_a_grpc_timeout_is_said() {
+        let left = |text: &'static str, ms| {
+            let mut headers = map(&[("grpc-timeout", text)]);
+            shorten_grpc_timeout(&mut headers, Duration::from_millis(ms));
+            headers.get(GRPC_TIMEOUT).unwrap().to_str().unwrap().to_owned()
+        };
+        assert_eq!(left("5S", 1_250), "1250m");
+        assert_eq!(left("5S", 0), "1m");
+        assert_eq!(left("99999999H", 100_000_000), "100000S");
+        let mut none = HeaderMap::new();
+        shorten_grpc_timeout(&mut none, Duration::from_secs(1));
+        assert!(none.is_empty());
+    }
+
+    #[test]
     fn reg_15_42_connection_headers_stay_on_their_connection() {
         let mut h = map(&[
             ("connection", "keep-alive, X-Drop, Upgrade, HTTP2-Settings, authorization"),
@@ -232,20 +218,6 @@ mod tests {
     }
 
     #[test]
-    fn reg_41_outside_clients_cannot_say_who_they_are() {
-        let mut h = map(&[
-            ("x-forwarded-for", "6.6.6.6"),
-            ("x-forwarded-client-cert", "URI=spiffe://x"),
-            ("x-envoy-internal", "true"),
-            ("x-weft-source", "admin.kube-system"),
-            ("x-request-id", "forged"),
-        ]);
-        strip_own(&mut h);
-        from_outside(&mut h, "10.0.0.9".parse().unwrap(), "https");
-        assert_eq!(h, map(&[("x-forwarded-for", "10.0.0.9"), ("x-forwarded-proto", "https")]));
-    }
-
-    #[test]
     fn cookie_crumbs_become_one_header() {
         let mut h = map(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
         join_cookies(&mut h);
@@ -258,13 +230,8 @@ mod tests {
         let mut h = HeaderMap::new();
         let id = identify(&mut h, &mut rng).unwrap();
         assert_eq!(id.len(), 36);
-        let trace = h.get(TRACEPARENT).cloned().unwrap();
-        assert!(is_traceparent(trace.as_bytes()), "{trace:?}");
+        let trace = h.get("traceparent").cloned().unwrap();
         assert_eq!(identify(&mut h, &mut rng), Some(id));
-        assert_eq!(h.get(TRACEPARENT), Some(&trace));
-        let mut bad = map(&[("traceparent", "00-00-00-00"), ("tracestate", "a=b")]);
-        identify(&mut bad, &mut rng);
-        assert!(is_traceparent(bad.get(TRACEPARENT).unwrap().as_bytes()));
-        assert!(!bad.contains_key("tracestate"));
+        assert_eq!(h.get("traceparent"), Some(&trace));
     }
 }

@@ -49,8 +49,8 @@ fn copy(worker: &Rc<Worker>, original: Original<'_>, mirror: &Mirror, times: &Ti
     let head = copied(original.head);
     let body = original.body.copy();
     let authority = match mirror.mark_host {
-        true => marked(original.authority),
-        false => original.authority.to_owned(),
+        true => marked(original.authority).into(),
+        false => original.authority.into(),
     };
     let (times, worker, scheme) = (times.clone(), worker.clone(), original.scheme);
     let grpc = original.grpc;
@@ -70,6 +70,7 @@ fn copy(worker: &Rc<Worker>, original: Original<'_>, mirror: &Mirror, times: &Ti
             version,
             timeouts: &times,
             retry: &retry,
+            interim: None,
             pinned: None,
         };
         let limit = times.request_ms.filter(|ms| *ms > 0).map_or(PATIENCE, Duration::from_millis);

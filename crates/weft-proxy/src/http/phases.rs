@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The order in which a request is handled, written once, to be read from top to bottom.
 
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,12 +12,14 @@ use http::{Method, Request, Response, Uri};
 use weft_model::decide::{Authority, Found, redirect_location};
 use weft_model::decide::{total_weight, weighted_at};
 use weft_model::{
-    Action, Cors, Fault, Filter, HeaderEdit, Match, Mirror, Redirect, Retry, Rewrite, Target,
-    Timeouts, WeightedBackend,
+    Access, Action, Cors, Fault, Filter, HeaderEdit, Match, Mirror, Protocol, RateLimit, Redirect,
+    Retry, Rewrite, Target, Timeouts, WeightedBackend,
 };
 
 use super::attempt::{self, Call};
 use super::body::{Replay, ReplyBody};
+use super::limits;
+use super::made::{self, Text};
 use super::mirror::{self, Original};
 use super::normalise::{self, HeaderView};
 use super::policy::{self, Cross};
@@ -25,12 +28,14 @@ use super::rewritten::rewritten;
 use super::route::{self, Asked, Choice};
 use super::serve::Received;
 use super::session::Kept;
-use super::{headers, upgrade};
+use super::{grpc_web, headers, trust, tunnel, upgrade};
 use crate::capture;
 use crate::config::UnknownDestinations;
+use crate::observe::quick;
 use crate::observe::record::Record;
 use crate::on_demand;
 use crate::pinned::Pinned;
+use crate::sys::pooled::Pooled;
 use crate::table::{BackendEntry, Door, Table};
 use crate::tcp::relay;
 use crate::upstream::pick::LocalBackend;
@@ -45,6 +50,9 @@ struct Plan<'t> {
     fault: Option<&'t Fault>,
     mirrors: Vec<&'t Mirror>,
     cors: Option<&'t Cors>,
+    limits: Vec<&'t Arc<RateLimit>>,
+    body_bytes_max: Option<u64>,
+    access: Vec<&'t Access>,
     kept: Option<Kept<'t>>,
     matched: Option<&'t Match>,
     timeouts: Timeouts,
@@ -63,21 +71,30 @@ pub async fn handle(
     conn: Rc<Conn>,
     request: Request<Received>,
 ) -> Response<ReplyBody> {
-    let mut record = Box::new(Record::begin(&worker, &conn, &request));
+    let mut record = Pooled::new(Record::begin(&worker, &conn, &request));
     // Boxed: an idle HTTP/1 connection keeps room for this future, and run's is the large one.
-    let result = Box::pin(run(&worker, &conn, request, &mut record)).await;
+    let result = Pooled::pin(run(&worker, &conn, request, &mut record)).await;
+    let mut ends = worker.conns.is_draining();
     let mut response = match result {
         Ok(response) => response,
-        Err(refusal) => refusal.answer(&mut record),
+        Err(refusal) => {
+            // Whoever sends what can be read in two ways is not listened to any further.
+            ends |= refusal.cause == Cause::BadRequest;
+            refusal.answer(&mut record)
+        }
     };
     record.status = response.status().as_u16();
     if record.grpc_status.is_none() {
         record.grpc_status = crate::observe::record::grpc_status(response.headers());
     }
+    if let Some(web) = record.web {
+        response = web.answer(response);
+    }
     if !record.cross.is_empty() {
         policy::tell(response.headers_mut(), &record.cross);
     }
-    if worker.conns.is_draining() && record.version < http::Version::HTTP_2 {
+    record.note_response(response.headers());
+    if ends && record.version < http::Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.map(|body| body.recorded(record))
@@ -95,26 +112,32 @@ async fn run(
         .map_err(|why| Refusal::new(Cause::BadRequest, why))?;
     record.authority = Some(shown(&authority));
 
-    // 2. Who may use this door.
+    // 2. Who may use this door, and whether there is room.
     admit(worker, conn, &request)?;
-    if request.method() == Method::CONNECT {
+    if worker.shared.pressure.is_high() {
+        return Err(shed(worker));
+    }
+    if request.method() == Method::CONNECT && !matches!(conn.door, Door::Gateway(_)) {
         return connect(worker, conn, request, &authority, record);
     }
 
     // 3. Headers that must not pass, and those that every request has.
     let (mut head, received) = request.into_parts();
+    let tunnel = tunnel::wanted(&mut head);
     let upgrade = upgrade::wanted(&mut head, conn);
+    let interim = received.interim();
     let body = replay(received, worker.config.limits.body_bytes_max)?;
     record.body = body.clone();
-    clean(worker, conn, &mut head, record);
+    clean(worker, conn, &mut head, record)?;
 
     // 4. Route: pin the table, let the model choose.
     let asked = route::asked(conn, &authority);
     let table = table(worker, conn, &asked).await?;
+    record.generation = table.generation;
     let choice = {
         let view_headers = HeaderView(&head.headers);
         let view = route::view(&head, &view_headers, conn.scheme, &asked);
-        route::choose(&table, conn, &view)?
+        route::choose(&table, conn, &view).map_err(|why| tunnel::unrouted(&head, why))?
     };
 
     // 5. What the rule says: its answer to a browser, trouble on purpose, filters in written
@@ -122,6 +145,7 @@ async fn run(
     let mut plan = Plan::at(&conn.door);
     let backend = match choice {
         Choice::Rule(found) => {
+            tunnel::permit(&head, &found)?;
             match rule(worker, conn, &head, &asked, &found, &table, &mut plan, record).await? {
                 Next::Answer(response) => return Ok(response),
                 Next::Forward(backend) => backend,
@@ -134,6 +158,11 @@ async fn run(
     if !record.passthrough {
         record.backend = Some(backend.borrow().entry.clone());
     }
+    protect(worker, conn, &head, &body, &backend, &mut plan)?;
+    if let Some(client) = tunnel {
+        return rare(tunnel::forward(worker, conn, client, &backend, record)).await;
+    }
+    browser(&mut head, &body, &backend, record);
     let authority = apply(&plan, &mut head, &asked, &authority)?;
 
     // 6. Copies for mirrors; attempts, until there is an answer to pass on.
@@ -143,10 +172,25 @@ async fn run(
     let original = Original { head: &head, body: &body, authority: seen, scheme, grpc };
     mirror::send(worker, original, &plan.mirrors, timeouts);
     let pinned = plan.kept.as_ref().and_then(|kept| kept.endpoint(worker, &backend));
-    let call =
-        Call { worker, backend, head, body, authority, scheme, version, timeouts, retry, pinned };
+    let mut call = Call {
+        worker,
+        backend,
+        head,
+        body,
+        authority,
+        scheme,
+        version,
+        timeouts,
+        retry,
+        interim,
+        pinned,
+    };
     let mut response = match upgrade {
-        None => attempt::forward(&call, record).await?,
+        None => {
+            let answered = attempt::forward(&call, record).await;
+            made::give_back(std::mem::take(&mut call.head.headers));
+            answered?
+        }
         Some(upgrade) => rare(upgrade::forward(upgrade, call, record)).await?,
     };
 
@@ -155,8 +199,21 @@ async fn run(
     Ok(response)
 }
 
-/// What a rule asks for before a request goes on: its answer to a browser's question, then trouble
-/// on purpose, which a browser must be able to read too.
+/// A browser's call to a backend that speaks gRPC becomes one it understands.
+fn browser(
+    head: &mut Parts,
+    body: &Replay,
+    backend: &std::cell::RefCell<LocalBackend>,
+    record: &mut Record,
+) {
+    if backend.borrow().entry.protocol == Protocol::Grpc && !record.is_grpc {
+        record.web = grpc_web::translate(&mut head.headers, body);
+        record.is_grpc = record.web.is_some();
+    }
+}
+
+/// What a rule asks for before a request goes on: who may, its answer to a browser's question, then
+/// trouble on purpose, which a browser must be able to read too.
 async fn before(
     worker: &Rc<Worker>,
     conn: &Conn,
@@ -165,16 +222,40 @@ async fn before(
     plan: &Plan<'_>,
     record: &mut Record,
 ) -> Result<Option<Response<ReplyBody>>, Refusal> {
+    policy::admit(&plan.access, conn, head, asked)?;
     if let Some(cors) = plan.cors {
         match policy::cross(cors, conn, head, asked) {
             Cross::Pass(headers) => record.cross = headers,
             Cross::Answer(response) => return Ok(Some(response)),
         }
     }
+    limits::admit(worker, conn, &head.headers, &plan.limits)?;
     if let Some(fault) = plan.fault {
         rare(policy::inject(worker, fault, record)).await?;
     }
     Ok(None)
+}
+
+/// What the backend is protected from, whatever rule leads to it.
+fn protect(
+    worker: &Worker,
+    conn: &Conn,
+    head: &Parts,
+    body: &Replay,
+    backend: &RefCell<LocalBackend>,
+    plan: &mut Plan<'_>,
+) -> Result<(), Refusal> {
+    let entry = backend.borrow().entry.clone();
+    if let Some(protection) = entry.backend.policy.protection.as_deref() {
+        let own: Vec<_> = protection.rate_limits.iter().collect();
+        limits::admit(worker, conn, &head.headers, &own)?;
+        protection.body_bytes_max.into_iter().for_each(|bytes| plan.narrow(bytes));
+        plan.timeouts.fill(&protection.timeouts);
+    }
+    match plan.body_bytes_max {
+        None => Ok(()),
+        Some(bytes_max) => body.narrow(bytes_max).map_err(|bytes| too_large(bytes, bytes_max)),
+    }
 }
 
 /// The newest table; when it cannot judge what is asked for, the first one that can.
@@ -214,12 +295,20 @@ fn admit<B>(worker: &Worker, conn: &Conn, request: &Request<B>) -> Result<(), Re
 /// A body that says itself that it is too large is not even begun.
 fn replay(body: Received, bytes_max: u64) -> Result<Replay, Refusal> {
     match http_body::Body::size_hint(&body).exact() {
-        Some(bytes) if bytes_max != 0 && bytes > bytes_max => {
-            let detail = format!("it has {bytes} bytes, at most {bytes_max} are allowed");
-            Err(Refusal::new(Cause::BodyTooLarge, detail))
-        }
+        Some(bytes) if bytes_max != 0 && bytes > bytes_max => Err(too_large(bytes, bytes_max)),
         _ => Ok(Replay::new(body, bytes_max)),
     }
+}
+
+/// Memory is short: what is under way ends, nothing new begins.
+fn shed(worker: &Worker) -> Refusal {
+    worker.metrics.cells.shed.add(1);
+    Refusal::new(Cause::Shed, "")
+}
+
+fn too_large(bytes: u64, bytes_max: u64) -> Refusal {
+    let detail = format!("it has {bytes} bytes, at most {bytes_max} are allowed");
+    Refusal::new(Cause::BodyTooLarge, detail)
 }
 
 /// Answers CONNECT and goes on inside it.
@@ -248,7 +337,19 @@ fn connect(
     Ok(Response::new(ReplyBody::empty()))
 }
 
-fn clean(worker: &Worker, conn: &Conn, head: &mut Parts, record: &mut Record) {
+fn clean(
+    worker: &Worker,
+    conn: &Conn,
+    head: &mut Parts,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    let edge = match &conn.door {
+        Door::Gateway(name) => worker.table().gateway(name).map(|g| g.listener.edge),
+        _ => None,
+    };
+    let underscores = edge.is_none_or(|edge| edge.underscores);
+    trust::check_names(&head.headers, underscores)
+        .map_err(|why| Refusal::new(Cause::BadRequest, why))?;
     if conn.door == Door::Mesh {
         record.source = head.headers.get(headers::SOURCE).cloned();
     }
@@ -256,7 +357,8 @@ fn clean(worker: &Worker, conn: &Conn, head: &mut Parts, record: &mut Record) {
     headers::strip_own(&mut head.headers);
     match &conn.door {
         Door::Gateway(_) => {
-            headers::from_outside(&mut head.headers, conn.remote.ip(), conn.scheme);
+            let edge = edge.unwrap_or_default();
+            trust::from_outside(&mut head.headers, conn.remote.ip(), conn.scheme, edge);
         }
         Door::Mesh | Door::Inbound => {
             // What the client's sidecar proved replaces what anyone wrote.
@@ -268,10 +370,14 @@ fn clean(worker: &Worker, conn: &Conn, head: &mut Parts, record: &mut Record) {
                 head.headers.insert(headers::CLIENT_CERT, value);
             }
         }
-        Door::Forward | Door::Upstream { .. } | Door::Outbound => {}
+        Door::Forward | Door::Upstream { .. } | Door::Outbound | Door::Datagrams(_) => {}
     }
+    // HTTP/2 may split what HTTP/1.1 servers want whole.
+    headers::join_cookies(&mut head.headers);
     record.forwarded_for = head.headers.get(headers::FORWARDED_FOR).cloned();
     record.request_id = headers::identify(&mut head.headers, &mut worker.rng.borrow_mut());
+    record.note_request(&head.headers);
+    Ok(())
 }
 
 /// Follows a rule to its backend or its own answer.
@@ -401,14 +507,18 @@ fn apply(
     head: &mut Parts,
     asked: &Asked,
     authority: &Authority,
-) -> Result<String, Refusal> {
+) -> Result<Text, Refusal> {
     for edit in &plan.request_edits {
         headers::edit(&mut head.headers, edit);
     }
-    let mut host = asked.authority.clone().unwrap_or_else(|| shown(authority));
+    let mut host = asked.authority.clone().map_or_else(|| shown(authority), Text::from);
     if let Some(rewrite) = plan.rewrite {
         if let Some(new) = &rewrite.host {
-            host = new.to_string();
+            if HeaderValue::from_str(new).is_err() {
+                let why = "the host of its rewrite is none";
+                return Err(Refusal::new(Cause::Misconfigured, why));
+            }
+            host = Text::from(&**new);
         }
         if let Some(path) = &rewrite.path {
             let path = rewritten(head.uri.path(), path, plan.matched).map_err(|unfit| {
@@ -455,13 +565,20 @@ fn settle(conn: &Conn, plan: &Plan<'_>, response: &mut Response<ReplyBody>, reco
     }
 }
 
-fn shown(authority: &Authority) -> String {
-    let host = &authority.host;
-    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-    match authority.port {
-        Some(port) => format!("{host}:{port}"),
-        None => host,
-    }
+fn shown(authority: &Authority) -> Text {
+    Text::of(|out| {
+        if authority.host.contains(':') {
+            out.push('[');
+            out.push_str(&authority.host);
+            out.push(']');
+        } else {
+            out.push_str(&authority.host);
+        }
+        if let Some(port) = authority.port {
+            out.push(':');
+            quick::number(out, u64::from(port));
+        }
+    })
 }
 
 /// Compares `Basic base64(user:password)` without telling how much of it fits.
@@ -504,6 +621,11 @@ impl<'t> Plan<'t> {
         self.filters(&found.rule.filters);
     }
 
+    /// The least of several limits counts.
+    fn narrow(&mut self, bytes: u64) {
+        self.body_bytes_max = Some(self.body_bytes_max.map_or(bytes, |before| before.min(bytes)));
+    }
+
     fn edit_response(&self, response: &mut Response<ReplyBody>) {
         for edit in &self.response_edits {
             headers::edit(response.headers_mut(), edit);
@@ -519,6 +641,9 @@ impl<'t> Plan<'t> {
                 Filter::Fault(fault) => self.fault = Some(fault),
                 Filter::Mirror(mirror) => self.mirrors.push(mirror),
                 Filter::Cors(cors) => self.cors = Some(cors),
+                Filter::RateLimit(limit) => self.limits.push(limit),
+                Filter::BodyLimit(bytes) => self.narrow(*bytes),
+                Filter::Access(access) => self.access.push(access),
             }
         }
     }

@@ -8,10 +8,12 @@ use http::request::Parts;
 use weft_model::decide::{
     Authority, Captured, Found, Request, by_original_dst_and_host, find_rule, pick_section,
 };
-use weft_model::{HostPort, Parent, Protocol, Route};
+use weft_model::{GatewayListener, HostPort, Match, Parent, PathMatch, Protocol, Route, Section};
 
-use super::normalise::HeaderView;
+use super::made::Text;
+use super::normalise::{HeaderView, readings};
 use super::reply::{Cause, Refusal};
+use crate::checks;
 use crate::table::{BackendEntry, Door, HostEntry, Table};
 use crate::worker::Conn;
 
@@ -75,7 +77,7 @@ pub fn asked(conn: &Conn, authority: &Authority) -> Asked {
         Door::Outbound => {
             Asked { host: authority.host.clone(), port: conn.dialled().port(), authority: None }
         }
-        Door::Gateway(_) => Asked {
+        Door::Gateway(_) | Door::Datagrams(_) => Asked {
             host: authority.host.clone(),
             // The listener's port, whatever the client calls it: redirects and matches name that.
             port: conn.local.port(),
@@ -90,7 +92,7 @@ pub fn asked(conn: &Conn, authority: &Authority) -> Asked {
 /// The refusal to answer with.
 pub fn choose<'t>(table: &'t Table, conn: &Conn, req: &Request<'_>) -> Result<Choice<'t>, Refusal> {
     match &conn.door {
-        Door::Gateway(name) => gateway(table, name, req),
+        Door::Gateway(name) | Door::Datagrams(name) => gateway(table, name, conn, req),
         Door::Mesh | Door::Inbound => app(table, conn),
         Door::Outbound => captured(table, conn, req),
         Door::Upstream { host, .. } => {
@@ -143,7 +145,12 @@ fn captured<'t>(table: &'t Table, conn: &Conn, req: &Request<'_>) -> Result<Choi
     }
 }
 
-fn gateway<'t>(table: &'t Table, name: &str, req: &Request<'_>) -> Result<Choice<'t>, Refusal> {
+fn gateway<'t>(
+    table: &'t Table,
+    name: &str,
+    conn: &Conn,
+    req: &Request<'_>,
+) -> Result<Choice<'t>, Refusal> {
     let no_route = |what: String| Refusal::new(Cause::NoRoute, what);
     let entry = table
         .gateway(name)
@@ -151,18 +158,49 @@ fn gateway<'t>(table: &'t Table, name: &str, req: &Request<'_>) -> Result<Choice
     let section = pick_section(&entry.listener, req.host).ok_or_else(|| {
         no_route(format!("no listener of this gateway serves the host {:?}", req.host))
     })?;
-    let routes = entry.routes.iter().map(|r| &**r);
-    match find_rule(routes, Some(&section.name), req) {
+    if conn.scheme == "https" {
+        directed(&entry.listener, conn, section, req.host)?;
+    }
+    let routes = || entry.routes.iter().map(|r| &**r);
+    match one_rule(routes, Some(&section.name), req)? {
         Some(found) => Ok(Choice::Rule(found)),
         None => Err(no_route(format!("host {:?}, path {:?}", req.host, req.path))),
     }
+}
+
+/// A connection was made for one section, with its certificate and what it asks of clients; another
+/// section's host is not served on it (RFC 9110 §7.4).
+fn directed(
+    listener: &GatewayListener,
+    conn: &Conn,
+    section: &Section,
+    host: &str,
+) -> Result<(), Refusal> {
+    let named = conn.server_name.as_deref();
+    let one = listener.sections.len() == 1 || !checks::on("misdirected");
+    if one || named.is_some_and(|n| n.eq_ignore_ascii_case(host)) {
+        return Ok(());
+    }
+    let name = named.unwrap_or("").to_ascii_lowercase();
+    let served = pick_section(listener, &name);
+    let asks = |s: &Section| s.tls.as_ref().is_some_and(|tls| tls.clients.is_some());
+    // Who named nobody may ask for everybody that asks nothing of clients.
+    let same = served.is_some_and(|s| s.name == section.name);
+    if same || (named.is_none() && !asks(section)) {
+        return Ok(());
+    }
+    let detail = format!(
+        "its connection was made for {name:?}, and {host:?} is of another listener, {:?}",
+        &*section.name
+    );
+    Err(Refusal::new(Cause::BadRequest, detail).with_status(421))
 }
 
 fn service<'t>(entry: &'t Arc<HostEntry>, req: &Request<'_>) -> Result<Choice<'t>, Refusal> {
     let port: &HostPort = entry.port(req.port).ok_or_else(|| unknown_service(req))?;
     let routes = || entry.routes.iter().map(|r| &**r);
     if routes().any(|r| speaks_for(r, req.port)) {
-        return match find_rule(routes(), None, req) {
+        return match one_rule(routes, None, req)? {
             Some(found) => Ok(Choice::Rule(found)),
             None => Err(Refusal::new(
                 Cause::NoRoute,
@@ -178,6 +216,52 @@ fn service<'t>(entry: &'t Arc<HostEntry>, req: &Request<'_>) -> Result<Choice<'t
         |f| f.reason.to_string(),
     );
     Err(Refusal::new(Cause::NoBackend, why))
+}
+
+/// The rule that takes a request, whichever way its path is read: a server behind that unescapes,
+/// merges slashes or drops path parameters must not see a path that another rule is there for.
+fn one_rule<'t, R>(
+    routes: impl Fn() -> R,
+    section: Option<&str>,
+    req: &Request<'_>,
+) -> Result<Option<Found<'t>>, Refusal>
+where
+    R: Iterator<Item = &'t Route>,
+{
+    let found = find_rule(routes(), section, req);
+    if found.as_ref().and_then(|f| f.matched).is_some_and(spells_out) {
+        return Ok(found);
+    }
+    for path in readings(req.path) {
+        let other = find_rule(routes(), section, &Request { path: &path, ..*req });
+        let same = match (&found, &other) {
+            (Some(one), Some(other)) => std::ptr::eq(one.rule, other.rule),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        if !same {
+            let name = |f: &Option<Found<'_>>| f.as_ref().map_or_else(|| "no rule".into(), label);
+            let detail = format!(
+                "its path {:?} is for {}, but read as {path:?} it is for {}",
+                req.path,
+                name(&found),
+                name(&other)
+            );
+            return Err(Refusal::new(Cause::BadRequest, detail));
+        }
+    }
+    Ok(found)
+}
+
+/// Whoever wrote the match has such paths in mind.
+fn spells_out(matched: &Match) -> bool {
+    let text: &str = match &matched.path {
+        Some(PathMatch::Exact(text) | PathMatch::ExactNoCase(text)) => text,
+        Some(PathMatch::ElementPrefix(text)) => text,
+        Some(PathMatch::StringPrefix(text) | PathMatch::StringPrefixNoCase(text)) => text,
+        Some(PathMatch::Regex(regex)) => regex.source(),
+        None => return false,
+    };
+    text.contains(['%', ';']) || text.contains("//")
 }
 
 fn speaks_for(route: &Route, port: u16) -> bool {
@@ -197,6 +281,10 @@ pub fn declared(table: &Table, host: &str, port: u16) -> Option<Protocol> {
 }
 
 /// How people name a rule: `HTTPRoute shop/users spec.rules[0]`.
-pub fn label(found: &Found<'_>) -> String {
-    found.rule.origin.to_string()
+pub fn label(found: &Found<'_>) -> Text {
+    // As its `Display`, without the formatter.
+    let origin = &found.rule.origin;
+    let parts = [&*origin.kind, " ", &*origin.namespace, "/", &*origin.name, " ", &*origin.field];
+    let used = if origin.field.is_empty() { 5 } else { 7 };
+    Text::of(|out| parts.iter().take(used).for_each(|part| out.push_str(part)))
 }

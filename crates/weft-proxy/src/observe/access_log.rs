@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The access log: a worker formats its line, one task of the control runtime writes lines in
-//! batches. A full queue drops lines and counts them; it never holds a request up.
+//! The access log: a worker gathers its lines, one task of the control runtime writes what was
+//! gathered. A full queue drops lines and counts them; it never holds a request up. Texts go back
+//! and forth, so that nothing is allocated per line, and nobody is woken per line.
 
+use std::cell::RefCell;
 use std::io::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::flags::Flags;
 use super::format::{Entry, Format, Wanted};
@@ -16,24 +19,46 @@ use crate::table::BackendEntry;
 use crate::upstream::pick::LocalEndpoint;
 use crate::worker::Conn;
 
-/// Lines that may wait for the writer.
-const LINES_MAX: usize = 4096;
-
-/// Longest line about that is expected; longer ones grow.
-const LINE_BYTES: usize = 512;
+/// Batches that may wait for the writer.
+const BATCHES_MAX: usize = 64;
+/// A batch of this size goes at once.
+const BATCH_BYTES: usize = 16 * 1024;
+/// Longest that a line waits for others.
+const GATHER: Duration = Duration::from_millis(20);
+/// Empty texts that a worker is given back.
+const SPARE_MAX: usize = 4;
 
 /// A worker's end.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct LogSender {
     what: LogWhat,
     format: Arc<Format>,
-    lines: mpsc::Sender<String>,
+    batch: RefCell<Batch>,
+    /// There is a first line.
+    filled: Notify,
+    lines: mpsc::Sender<Lines>,
     cells: Arc<WorkerCells>,
 }
 
 #[derive(Debug)]
+struct Batch {
+    text: String,
+    lines: u64,
+    spare: mpsc::Receiver<String>,
+    back: mpsc::Sender<String>,
+}
+
+/// Whole lines of one worker, on their way to the writer.
+#[derive(Debug)]
+pub struct Lines {
+    pub text: String,
+    /// Where the empty text may go.
+    back: mpsc::Sender<String>,
+}
+
+#[derive(Debug)]
 pub struct LogWriter {
-    lines: mpsc::Receiver<String>,
+    lines: mpsc::Receiver<Lines>,
     path: Option<std::path::PathBuf>,
 }
 
@@ -53,21 +78,23 @@ pub struct Relayed<'a> {
 }
 
 /// The writer's end and what each worker's [`LogSender`] is made of.
-pub fn channel(config: &AccessLog) -> (mpsc::Sender<String>, LogWriter) {
-    let (tx, rx) = mpsc::channel(LINES_MAX);
+pub fn channel(config: &AccessLog) -> (mpsc::Sender<Lines>, LogWriter) {
+    let (tx, rx) = mpsc::channel(BATCHES_MAX);
     (tx, LogWriter { lines: rx, path: config.path.clone() })
 }
 
 // === impl LogSender ===
 
 impl LogSender {
-    pub fn new(config: &AccessLog, lines: mpsc::Sender<String>, cells: Arc<WorkerCells>) -> Self {
+    pub fn new(config: &AccessLog, lines: mpsc::Sender<Lines>, cells: Arc<WorkerCells>) -> Self {
         let format = match &config.format {
             LogFormat::Text => Arc::new(Format::istio()),
             LogFormat::Json => Arc::new(Format::json()),
             LogFormat::Of(format) => format.clone(),
         };
-        Self { what: config.what, format, lines, cells }
+        let (back, spare) = mpsc::channel(SPARE_MAX);
+        let batch = RefCell::new(Batch { text: String::new(), lines: 0, spare, back });
+        Self { what: config.what, format, batch, filled: Notify::new(), lines, cells }
     }
 
     /// Headers that must be noted for the line; `None` when there are none, or no line.
@@ -101,10 +128,61 @@ impl LogSender {
     }
 
     fn line(&self, entry: &Entry<'_>) {
-        let mut text = String::with_capacity(LINE_BYTES);
-        self.format.write(entry, &mut text);
-        if self.lines.try_send(text).is_err() {
-            self.cells.log_dropped.add(1);
+        let mut batch = self.batch.borrow_mut();
+        let first = batch.text.is_empty();
+        if first && batch.text.capacity() == 0 {
+            batch.text.reserve(BATCH_BYTES + BATCH_BYTES / 8);
+        }
+        self.format.write(entry, &mut batch.text);
+        batch.text.push('\n');
+        batch.lines += 1;
+        if batch.text.len() >= BATCH_BYTES {
+            drop(batch);
+            self.flush();
+        } else if first {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Hands over what was gathered.
+    pub fn flush(&self) {
+        let mut batch = self.batch.borrow_mut();
+        if batch.text.is_empty() {
+            return;
+        }
+        let spare = batch.spare.try_recv().unwrap_or_default();
+        let text = std::mem::replace(&mut batch.text, spare);
+        let count = std::mem::take(&mut batch.lines);
+        if let Err(lost) = self.lines.try_send(Lines { text, back: batch.back.clone() }) {
+            self.cells.log_dropped.add(count);
+            lost.into_inner().give_back();
+        }
+    }
+
+    /// Hands over what was gathered for long enough, for as long as the worker runs.
+    pub async fn keep_flushing(&self) {
+        loop {
+            self.filled.notified().await;
+            tokio::time::sleep(GATHER).await;
+            self.flush();
+        }
+    }
+}
+
+impl Drop for LogSender {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+// === impl Lines ===
+
+impl Lines {
+    /// The worker uses the memory again, unless it has enough of it.
+    fn give_back(mut self) {
+        self.text.clear();
+        if self.text.capacity() <= 4 * BATCH_BYTES {
+            let _ = self.back.try_send(self.text);
         }
     }
 }
@@ -114,7 +192,6 @@ impl LogSender {
 impl LogWriter {
     /// Writes until all workers are gone.
     pub async fn run(mut self) {
-        let mut batch = Vec::new();
         let mut file = self.path.as_ref().and_then(|path| {
             let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
             opened
@@ -123,12 +200,8 @@ impl LogWriter {
                 })
                 .ok()
         });
-        while self.lines.recv_many(&mut batch, 256).await > 0 {
-            let mut text = String::new();
-            for line in batch.drain(..) {
-                text.push_str(&line);
-                text.push('\n');
-            }
+        while let Some(lines) = self.lines.recv().await {
+            let text = &lines.text;
             let written = match (&mut file, &self.path) {
                 (Some(file), _) => file.write_all(text.as_bytes()),
                 (None, None) => std::io::stdout().lock().write_all(text.as_bytes()),
@@ -137,6 +210,7 @@ impl LogWriter {
             if let Err(error) = written {
                 tracing::warn!(%error, "access log lines are lost");
             }
+            lines.give_back();
         }
     }
 }

@@ -8,4 +8,5 @@ pub mod exposition;
 pub mod flags;
 pub mod format;
 pub mod metrics;
+pub mod quick;
 pub mod record;

@@ -16,6 +16,8 @@ use super::flags::{Flag, Flags};
 use super::format::Noted;
 use super::metrics::{Labels, Reporter, RequestProtocol};
 use crate::http::body::{BodyError, Replay};
+use crate::http::grpc_web::Web;
+use crate::http::made::Text;
 use crate::pinned::Pinned;
 use crate::table::{BackendEntry, EndpointEntry};
 use crate::upstream::pick::{Ending, LocalEndpoint};
@@ -31,15 +33,17 @@ pub struct Record {
     pub method: Method,
     pub uri: Uri,
     pub version: Version,
-    pub authority: Option<String>,
+    pub authority: Option<Text>,
     pub user_agent: Option<HeaderValue>,
     pub forwarded_for: Option<HeaderValue>,
     pub request_id: Option<HeaderValue>,
     /// `workload.namespace` of the client as its sidecar says; read only within mesh TLS.
     pub source: Option<HeaderValue>,
     pub is_grpc: bool,
+    /// It is gRPC for its backend only.
+    pub web: Option<Web>,
     /// `HTTPRoute shop/users` and the rule's place.
-    pub route: Option<String>,
+    pub route: Option<Text>,
     pub backend: Option<Pinned<BackendEntry>>,
     pub endpoint: Option<Rc<LocalEndpoint>>,
     pub passthrough: bool,
@@ -70,11 +74,12 @@ pub struct Record {
 impl Record {
     pub fn begin<B>(worker: &Rc<Worker>, conn: &Rc<Conn>, request: &http::Request<B>) -> Self {
         let headers = request.headers();
+        let started = Instant::now();
         Self {
             worker: worker.clone(),
             conn: conn.clone(),
-            started: Instant::now(),
-            wall_ms: worker.clock.wall_ms(),
+            started,
+            wall_ms: worker.clock.wall_ms_at(started),
             method: request.method().clone(),
             uri: request.uri().clone(),
             version: request.version(),
@@ -84,6 +89,7 @@ impl Record {
             request_id: None,
             source: None,
             is_grpc: is_grpc(headers),
+            web: None,
             route: None,
             backend: None,
             endpoint: None,
@@ -270,10 +276,11 @@ impl Drop for Record {
     }
 }
 
+/// `application/grpc`, with the messages' format or parameters behind it; not gRPC-Web.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(http::header::CONTENT_TYPE)
-        .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"))
+    let kind = headers.get(http::header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {

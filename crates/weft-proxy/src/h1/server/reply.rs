@@ -17,6 +17,7 @@ use super::Ended;
 use super::core::Core;
 use crate::h1::encode;
 use crate::h1::framing::Framing;
+use crate::http::made;
 
 pub(super) struct Reply<B> {
     head: Parts,
@@ -100,6 +101,8 @@ impl<B: Body<Data = Bytes> + Unpin> Reply<B> {
             encode::length(out, n);
         }
         encode::framing(out, *framing);
+        // Nobody reads them behind this.
+        made::give_back(std::mem::take(&mut head.headers));
     }
 
     /// Moves what is there of the body to the outbox: ready with whether that was all of it, or

@@ -127,7 +127,8 @@ proptest! {
                 continue;
             }
             let mut out = BytesMut::new();
-            encode::request(&mut out, &parts.method, &parts.uri, &parts.headers);
+            let instead = encode::Instead::default();
+            encode::request(&mut out, (&parts.method, &parts.uri), &parts.headers, instead);
             encode::framing(&mut out, Framing::Length(body.len() as u64));
             let mut fields = [httparse::EMPTY_HEADER; 128];
             let mut second = httparse::Request::new(&mut fields);

@@ -177,7 +177,7 @@ fn an_opaque_connection_has_dashes_where_http_would_stand() {
     Format::istio().write(&entry, &mut text);
     let want = "[1970-01-01T00:00:00.000Z] \"- - -\" 0 UF - \
         upstream_reset_before_response_started{connection_failure} \"gone\" 3 4 5 - \"-\" \"-\" \
-        \"-\" \"-\" \"-\" - - 127.0.0.1:1 127.0.0.1:2 - - generation=-";
+        \"-\" \"-\" \"-\" - - 127.0.0.1:1 127.0.0.1:2 - - generation=- node=-";
     assert_eq!(text, want);
     let mut json = String::new();
     Format::json().write(&entry, &mut json);
@@ -215,7 +215,7 @@ fn reg_44_nothing_a_client_sends_ends_a_line_or_a_field() {
         let written = line(&json, &mut record, &HeaderMap::new());
         assert_eq!(written.lines().count(), 1);
         let read: Value = serde_json::from_str(&written).unwrap();
-        assert_eq!(read.as_object().map(serde_json::Map::len), Some(25), "{written}");
+        assert_eq!(read.as_object().map(serde_json::Map::len), Some(26), "{written}");
         if let Ok(agent) = std::str::from_utf8(agent) {
             assert_eq!(read["user_agent"], agent);
         }
@@ -231,7 +231,7 @@ fn any_value_makes_one_line_of_each_form() {
         let n = usize::try_from(rng.below(40)).unwrap();
         let bytes: Vec<u8> = (0..n).map(|_| u8::try_from(rng.below(256)).unwrap()).collect();
         record.user_agent = HeaderValue::from_bytes(&bytes).ok();
-        record.authority = Some(String::from_utf8_lossy(&bytes).into_owned());
+        record.authority = Some(String::from_utf8_lossy(&bytes).into_owned().into());
         assert_eq!(line(&text, &mut record, &HeaderMap::new()).lines().count(), 1);
         let written = line(&json, &mut record, &HeaderMap::new());
         let read: Value = serde_json::from_str(&written).unwrap();

@@ -11,6 +11,7 @@ use http::header::HeaderValue;
 use super::Noted;
 use crate::observe::access_log::Relayed;
 use crate::observe::flags::{FLAGS, Flag, Flags};
+use crate::observe::quick;
 use crate::observe::record::Record;
 use crate::worker::Conn;
 
@@ -49,6 +50,7 @@ pub enum Operator {
     TraceId(usize),
     Sentence,
     Generation,
+    Node,
     Nothing,
 }
 
@@ -225,27 +227,30 @@ impl Operator {
                 http::Version::HTTP_2 => "HTTP/2",
                 _ => "HTTP/1.1",
             })),
-            Self::ResponseCode => sink.shown(entry.record().map_or(0, |r| r.status)),
+            Self::ResponseCode => sink.number(entry.record().map_or(0, |r| r.status)),
             Self::ResponseCodeDetails => sink.some(entry.record().map(details)),
             Self::ConnectionTerminationDetails => match entry {
                 Entry::Request(..) => false,
                 Entry::Connection(_) => sink.some(of_flag(entry.flags())),
             },
-            Self::ResponseFlags => sink.shown(entry.flags()),
+            Self::ResponseFlags => match entry.flags() {
+                flags if flags.is_empty() => sink.some(Some("-")),
+                flags => sink.shown(flags),
+            },
             Self::ResponseFlagsLong => long_flags(entry.flags(), sink),
-            Self::BytesReceived => sink.shown(match entry {
+            Self::BytesReceived => sink.number(match entry {
                 Entry::Request(record, _) => record.body.received(),
                 Entry::Connection(relayed) => relayed.received,
             }),
-            Self::BytesSent => sink.shown(match entry {
+            Self::BytesSent => sink.number(match entry {
                 Entry::Request(record, _) => record.bytes_sent,
                 Entry::Connection(relayed) => relayed.sent,
             }),
-            Self::Duration => sink.shown(match entry {
+            Self::Duration => sink.number(match entry {
                 Entry::Request(_, ms) => *ms,
                 Entry::Connection(relayed) => relayed.ms,
             }),
-            Self::Attempts => sink.shown(match entry {
+            Self::Attempts => sink.number(match entry {
                 Entry::Request(record, _) => record.attempts,
                 Entry::Connection(relayed) => relayed.tries,
             }),
@@ -289,8 +294,9 @@ impl Operator {
             Self::Sentence => sink.some(entry.sentence()),
             Self::Generation => match entry.record().map_or(0, |r| r.generation) {
                 0 => false,
-                generation => sink.shown(generation),
+                generation => sink.number(generation),
             },
+            Self::Node => entry.record().is_some_and(|r| sink.shown(&r.worker.config.node)),
             _ => false,
         }
     }
@@ -365,8 +371,8 @@ impl Header {
             Self::UserAgent => value(record.user_agent.as_ref(), sink),
             Self::RequestId => value(record.request_id.as_ref(), sink),
             Self::ForwardedFor => value(record.forwarded_for.as_ref(), sink),
-            Self::UpstreamTime => record.upstream_ms.is_some_and(|ms| sink.shown(ms)),
-            Self::Status => sink.shown(record.status),
+            Self::UpstreamTime => record.upstream_ms.is_some_and(|ms| sink.number(ms)),
+            Self::Status => sink.number(record.status),
             Self::Request(at) => value(noted(|n| &n.request, at), sink),
             Self::Response(at) => value(noted(|n| &n.response, at), sink),
             Self::Trailer(at) => value(noted(|n| &n.trailers, at), sink),
@@ -379,9 +385,9 @@ impl Header {
 impl Part {
     fn write(self, address: SocketAddr, sink: &mut Sink<'_>) -> bool {
         match self {
-            Self::Whole => sink.shown(address),
-            Self::Ip => sink.shown(address.ip()),
-            Self::Port => sink.shown(address.port()),
+            Self::Whole => sink.made(|out| quick::address(out, address)),
+            Self::Ip => sink.made(|out| quick::ip(out, address.ip())),
+            Self::Port => sink.number(address.port()),
         }
     }
 }
@@ -421,11 +427,11 @@ impl Pattern {
     }
 
     fn write(&self, wall_ms: u64, sink: &mut Sink<'_>) -> bool {
-        let ms = i64::try_from(wall_ms).unwrap_or(i64::MAX);
-        let Ok(at) = jiff::Timestamp::from_millisecond(ms) else { return sink.shown(wall_ms) };
         let Some(pattern) = &self.0 else {
-            return write!(sink, "{at:.3}").is_ok();
+            return sink.made(|out| quick::timestamp(out, wall_ms));
         };
+        let ms = i64::try_from(wall_ms).unwrap_or(i64::MAX);
+        let Ok(at) = jiff::Timestamp::from_millisecond(ms) else { return sink.number(wall_ms) };
         let time = jiff::fmt::strtime::BrokenDownTime::from(&at.to_zoned(jiff::tz::TimeZone::UTC));
         time.format(pattern.as_bytes(), jiff::fmt::StdFmtWrite(sink)).is_ok()
     }
@@ -444,6 +450,22 @@ impl<'o> Sink<'o> {
 
     fn shown(&mut self, value: impl fmt::Display) -> bool {
         write!(self, "{value}").is_ok()
+    }
+
+    fn number(&mut self, n: impl Into<u64>) -> bool {
+        self.some(Some(quick::digits(n.into(), &mut [0; quick::DIGITS_MAX])))
+    }
+
+    /// What needs no escape, written in place; cut where it is too long.
+    fn made(&mut self, write: impl FnOnce(&mut String)) -> bool {
+        let before = self.out.len();
+        write(self.out);
+        let written = self.out.len() - before;
+        if written > self.left {
+            self.out.truncate(before + self.left);
+        }
+        self.left = self.left.saturating_sub(written);
+        true
     }
 
     /// Bytes of a header; what is no UTF-8 is read as Latin-1.
