@@ -340,8 +340,13 @@ impl Regex {
         Self::new(&regex::escape(pattern).replace(r"\*", r"[^/:@]+"))
     }
 
+    /// Bytes that are no UTF-8 count as one unknown character each, as RE2 has it: a rule must not
+    /// be blind to a value because of them.
     pub fn is_match(&self, text: &[u8]) -> bool {
-        self.compiled.is_match(text)
+        match std::str::from_utf8(text) {
+            Ok(_) => self.compiled.is_match(text),
+            Err(_) => self.compiled.is_match(String::from_utf8_lossy(text).as_bytes()),
+        }
     }
 
     pub fn source(&self) -> &str {

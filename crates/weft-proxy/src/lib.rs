@@ -7,7 +7,7 @@
 //! lock ([`worker`]).
 //!
 //! Architecture invariant: no kind of any user is named here, only the model; codecs are named in
-//! `http/serve.rs`, `http/upgrade.rs` and `upstream/pool` only (the control side's admin doors
+//! `http/serve.rs` and `upstream/pool` only (the control side's admin doors
 //! aside).
 #![cfg_attr(
     not(test),
@@ -20,19 +20,29 @@
 )]
 
 pub mod capture;
+mod checks;
 pub mod config;
+mod descriptors;
 pub mod explain;
+pub mod fuzz;
 pub mod h1;
+pub mod h2;
+pub mod handover;
 pub mod http;
 pub mod ingest;
 pub mod listen;
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
 pub mod networks;
 pub mod observe;
 pub mod on_demand;
+pub mod overload;
 pub mod pinned;
 pub mod run;
+pub mod sys;
 pub mod table;
 pub mod tcp;
+pub mod udp;
 pub mod upstream;
 pub mod worker;
 

@@ -28,7 +28,9 @@ pub fn access_verdict<'a>(
     req: &Request<'_>,
     client: &Client<'_>,
 ) -> AccessVerdict<'a> {
-    let takes = |p: &&AccessPolicy| test(&p.who, req, client) && test(&p.what, req, client);
+    let doubt = Doubt { takes: access.effect == Effect::Deny };
+    let takes =
+        |p: &&AccessPolicy| test(&p.who, req, client, doubt) && test(&p.what, req, client, doubt);
     let taken = access.policies.iter().find(takes);
     match (access.effect, taken) {
         (Effect::Allow, Some(policy)) => AccessVerdict::Pass(Some(policy)),
@@ -38,13 +40,20 @@ pub fn access_verdict<'a>(
     }
 }
 
-fn test(t: &AccessTest, req: &Request<'_>, client: &Client<'_>) -> bool {
+/// What a header counts as that has several values of which only some fit: a policy that denies
+/// takes it, one that allows does not.
+#[derive(Clone, Copy)]
+struct Doubt {
+    takes: bool,
+}
+
+fn test(t: &AccessTest, req: &Request<'_>, client: &Client<'_>, doubt: Doubt) -> bool {
     match t {
         AccessTest::Always => true,
-        AccessTest::All(tests) => tests.iter().all(|t| test(t, req, client)),
-        AccessTest::OneOf(tests) => tests.iter().any(|t| test(t, req, client)),
-        AccessTest::Not(t) => !test(t, req, client),
-        AccessTest::Header(m) => header(m, req),
+        AccessTest::All(tests) => tests.iter().all(|t| test(t, req, client, doubt)),
+        AccessTest::OneOf(tests) => tests.iter().any(|t| test(t, req, client, doubt)),
+        AccessTest::Not(t) => !test(t, req, client, Doubt { takes: !doubt.takes }),
+        AccessTest::Header(m) => header(m, req, doubt),
         AccessTest::Path(path) => path_holds(path, req.path),
         AccessTest::Port(port) => req.port == *port,
         AccessTest::Source(range) => range.takes(client.ip),
@@ -52,14 +61,17 @@ fn test(t: &AccessTest, req: &Request<'_>, client: &Client<'_>) -> bool {
     }
 }
 
-fn header(m: &NamedMatch, req: &Request<'_>) -> bool {
+fn header(m: &NamedMatch, req: &Request<'_>, doubt: Doubt) -> bool {
     match &*m.name {
         ":method" => m.value.holds(req.method.as_bytes()),
         ":scheme" => m.value.holds(req.scheme.as_bytes()),
         ":authority" => m.value.holds(req.host.as_bytes()) || with_port(&m.value, req),
         ":path" if req.query.is_empty() => m.value.holds(req.path.as_bytes()),
         ":path" => m.value.holds(format!("{}?{}", req.path, req.query).as_bytes()),
-        name => req.headers.any(name, &mut |value| m.value.holds(value)),
+        name => {
+            let some = req.headers.any(name, &mut |value| m.value.holds(value));
+            some && (doubt.takes || !req.headers.any(name, &mut |value| !m.value.holds(value)))
+        }
     }
 }
 
@@ -117,7 +129,8 @@ mod tests {
         check(named(":authority", exact("shop.example:443")), true);
         check(named(":path", exact("/p/1")), false);
         check(named(":path", exact("/p/1?q=1")), true);
-        check(named("x-team", exact("b")), true);
+        check(named("x-team", StringMatch::Present), true);
+        check(named("x-team", exact("c")), false);
         check(named("x-none", StringMatch::Present), false);
         check(AccessTest::Path(crate::PathMatch::Exact("/p/1".into())), true);
         check(AccessTest::Port(80), false);
@@ -126,6 +139,35 @@ mod tests {
         check(AccessTest::Source(range("0.0.0.0", 0)), true);
         check(AccessTest::Source(range("::", 0)), false);
         check(AccessTest::Identity(StringMatch::Prefix("spiffe://d/".into())), true);
+    }
+
+    /// A second line of a header neither hides what is denied nor lends what is allowed.
+    #[test]
+    fn reg_38_of_several_values_the_worse_counts() {
+        let headers = Of(&[("x-role", "user"), ("x-role", "admin")]);
+        let req = Request {
+            method: "GET",
+            scheme: "http",
+            host: "a",
+            port: 80,
+            path: "/",
+            query: "",
+            headers: &headers,
+        };
+        let client = Client { ip: "::1".parse().unwrap(), identity: None };
+        let admin = named("x-role", StringMatch::Exact("admin".into()));
+        let not = AccessTest::Not(Box::new(admin.clone()));
+        for (effect, what) in [
+            (Effect::Deny, admin.clone()),
+            (Effect::Allow, admin),
+            (Effect::Deny, not.clone()),
+            (Effect::Allow, not),
+        ] {
+            let policy = AccessPolicy { name: "p".into(), who: AccessTest::Always, what };
+            let access = Access { effect, policies: vec![policy] };
+            let verdict = access_verdict(&access, &req, &client);
+            assert!(matches!(verdict, AccessVerdict::Refuse(_)), "{access:?}");
+        }
     }
 
     #[test]

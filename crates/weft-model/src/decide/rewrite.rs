@@ -57,14 +57,16 @@ pub fn redirect_location(
     format!("{scheme}://{host}{port}{path}{query}")
 }
 
-/// Gateway API `ReplacePrefixMatch`: slashes at the seam are neither lost nor doubled.
+/// Gateway API `ReplacePrefixMatch`: slashes at the seam are neither lost nor doubled, and one at
+/// the path's end stays.
 fn replace_element_prefix(path: &str, old: &str, new: &str) -> String {
     let old = old.strip_suffix('/').unwrap_or(old);
-    let rest = path.get(old.len()..).unwrap_or("").trim_start_matches('/');
+    let rest = path.get(old.len()..).unwrap_or("");
     let new = new.strip_suffix('/').unwrap_or(new);
-    match (new.is_empty(), rest.is_empty()) {
-        (_, false) => format!("{new}/{rest}"),
-        (true, true) => "/".into(),
-        (false, true) => new.into(),
+    match rest.trim_start_matches('/') {
+        // The root itself has a slash that stands for nothing.
+        "" if old.is_empty() && !new.is_empty() => new.into(),
+        "" if rest.is_empty() && !new.is_empty() => new.into(),
+        rest => format!("{new}/{rest}"),
     }
 }

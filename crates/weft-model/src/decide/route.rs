@@ -161,7 +161,8 @@ pub(super) fn specificity(m: &Match) -> Specificity {
             | PathMatch::StringPrefix(p)
             | PathMatch::StringPrefixNoCase(p),
         ) => (2, p.len()),
-        None => (2, 0),
+        // "If no matches are specified, the default is a prefix path match on '/'" (Gateway API).
+        None => (2, 1),
     };
     Specificity {
         path_kind,

@@ -235,16 +235,36 @@ fn authorities_are_canonical_or_refused() {
 }
 
 #[test]
+fn a_rule_without_matches_is_one_of_the_roots_prefix() {
+    let root = path(PathMatch::ElementPrefix("/".into()));
+    let routes = [
+        route("b", &[], Matching::MostSpecific, vec![rule(vec![root], "prefix")]),
+        route("a", &[], Matching::MostSpecific, vec![rule(vec![], "nothing")]),
+    ];
+    // The names decide, since neither is more specific.
+    assert_eq!(answer(&routes, "x", "GET", "/a", &H(vec![])), "nothing");
+}
+
+#[test]
 fn rewrites_keep_one_slash_at_the_seam() {
-    let m = path(PathMatch::ElementPrefix("/foo".into()));
-    for (from, to, expect) in [
-        ("/foo/bar", "/xyz", "/xyz/bar"),
-        ("/foo/bar", "/xyz/", "/xyz/bar"),
-        ("/foo", "/xyz", "/xyz"),
-        ("/foo/", "/xyz", "/xyz"),
-        ("/foo/bar", "/", "/bar"),
-        ("/foo", "/", "/"),
+    // The table in Gateway API's text of HTTPPathModifier.
+    for (from, old, to, expect) in [
+        ("/foo/bar", "/foo", "/xyz", "/xyz/bar"),
+        ("/foo/bar", "/foo", "/xyz/", "/xyz/bar"),
+        ("/foo/bar", "/foo/", "/xyz", "/xyz/bar"),
+        ("/foo/bar", "/foo/", "/xyz/", "/xyz/bar"),
+        ("/foo", "/foo", "/xyz", "/xyz"),
+        ("/foo/", "/foo", "/xyz", "/xyz/"),
+        ("/foo/bar", "/foo", "", "/bar"),
+        ("/foo/", "/foo", "", "/"),
+        ("/foo", "/foo", "", "/"),
+        ("/foo/", "/foo", "/", "/"),
+        ("/foo", "/foo", "/", "/"),
+        ("/a/b", "/", "/xyz", "/xyz/a/b"),
+        ("/", "/", "/xyz", "/xyz"),
+        ("/", "/", "/", "/"),
     ] {
+        let m = path(PathMatch::ElementPrefix(old.into()));
         let got = rewritten_path(from, &PathRewrite::Prefix(to.into()), Some(&m));
         assert_eq!(got, expect, "{from} -> {to}");
     }

@@ -6,7 +6,7 @@
 //! that finds no resolver is asked again for a while, since servers restart, and is then answered
 //! with SERVFAIL and the reason (RFC 8914). Never caches, never makes up any other answer.
 
-mod message;
+pub(crate) mod message;
 mod udp;
 
 use std::io;

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use http::Request;
 use serde::Serialize;
 use weft_model::decide::{
-    Authority, CorsVerdict, Found, Member, Shares, cors_verdict, explain_rules, pick_section,
-    redirect_location, shown_match, total_weight,
+    Authority, CorsVerdict, Found, Member, Shares, cors_verdict, explain_rules, http_of_grpc,
+    pick_section, redirect_location, shown_match, total_weight,
 };
-use weft_model::{Action, Filter, Origin, Route, Target, WeightedBackend};
+use weft_model::{AbortAnswer, Action, Filter, Origin, Route, Share, Target, WeightedBackend};
 
 use crate::http::normalise::{self, HeaderView};
 use crate::http::rewritten::unfit;
@@ -208,6 +208,10 @@ fn rule(
             Answer { kind: "preflight".into(), status: Some(204), text, ..Answer::default() };
         return;
     }
+    if let Some((status, what)) = aborted(&found.rule.filters) {
+        out.answer = refused(status, "FI", format!("the rule's fault answers every request{what}"));
+        return;
+    }
     match &found.rule.action {
         Action::Forward(shares) => forward(table, found, shares, view.path, out),
         Action::Redirect(redirect) => {
@@ -221,6 +225,19 @@ fn rule(
         }
         Action::Fail { status, reason } => out.answer = refused(*status, "NC", reason.to_string()),
     }
+}
+
+/// What a fault answers that aborts every request; of several the last one holds.
+fn aborted(filters: &[Filter]) -> Option<(u16, String)> {
+    let faults = filters.iter().filter_map(|filter| match filter {
+        Filter::Fault(fault) => Some(fault),
+        _ => None,
+    });
+    let abort = faults.last()?.abort.as_ref().filter(|abort| abort.share == Share::ALL)?;
+    Some(match abort.answer {
+        AbortAnswer::Http(status) => (status, String::new()),
+        AbortAnswer::Grpc(code) => (http_of_grpc(code), format!(" with grpc-status {code}")),
+    })
 }
 
 fn forward(
@@ -293,6 +310,7 @@ fn candidates(entry: &BackendEntry, out: &mut Explanation) -> bool {
     let member = |(i, e): (usize, &Arc<crate::table::EndpointEntry>)| Member {
         weight: e.endpoint.weight,
         health: e.endpoint.health,
+        failing: e.shared.is_failing(),
         ejected: false,
         pausing: false,
         warm_basis_points: 10_000,
@@ -337,7 +355,9 @@ fn object(origin: &Origin) -> String {
 
 fn said(door: &Door, local: SocketAddr) -> String {
     match door {
-        Door::Gateway(name) => format!("gateway listener {name} at {local}"),
+        Door::Gateway(name) | Door::Datagrams(name) => {
+            format!("gateway listener {name} at {local}")
+        }
         Door::Forward => "the sidecar's forward proxy".into(),
         Door::Outbound => "captured by the sidecar".into(),
         Door::Upstream { host, port } => format!("the sidecar's port for {host}:{port}"),

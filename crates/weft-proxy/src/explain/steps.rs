@@ -4,8 +4,8 @@
 
 use weft_model::decide::{Found, Request};
 use weft_model::{
-    Effect, Filter, HeaderEdit, Mirror, Origin, RateLimit, Retry, Rewrite, Session, SessionBy,
-    Target,
+    CheckKind, Effect, Filter, HeaderEdit, Mirror, Origin, Protection, RateLimit, Retry, Rewrite,
+    Session, SessionBy, Target,
 };
 
 use super::{Step, object};
@@ -207,5 +207,38 @@ pub fn of_backend(entry: &BackendEntry) -> Vec<Step> {
     ] {
         out.extend(limit.map(|n| said(what, n.to_string())));
     }
+    let protection = policy.protection.as_deref();
+    out.extend(protection.into_iter().flat_map(protected).map(|(what, value)| said(what, value)));
+    out.extend(protection.into_iter().flat_map(|p| &p.rate_limits).map(|limit| limited(limit)));
+    out
+}
+
+/// What a backend's policy asks for beyond balancing, but for rate limits.
+fn protected(protection: &Protection) -> Vec<(&'static str, String)> {
+    let mut out = Vec::new();
+    if let Some(check) = &protection.health_check {
+        let what = match &check.kind {
+            CheckKind::Http(http) => format!("{} {}", http.method, http.path),
+            CheckKind::Grpc { service, .. } if service.is_empty() => "gRPC".to_owned(),
+            CheckKind::Grpc { service, .. } => format!("gRPC {service}"),
+            CheckKind::Tcp { .. } => "TCP".to_owned(),
+        };
+        let every = check.interval_ms;
+        out.push(("health check", format!("{what} every {every} ms, by each proxy")));
+    }
+    if let Some(adaptive) = &protection.adaptive {
+        let (least, most) = (adaptive.limit_min, adaptive.limit_max);
+        out.push(("adaptive concurrency", format!("{least} to {most} requests in flight")));
+    }
+    for (what, ms) in [
+        ("request timeout where the route says nothing", protection.timeouts.request_ms),
+        (
+            "timeout of one attempt where the route says nothing",
+            protection.timeouts.backend_request_ms,
+        ),
+    ] {
+        out.extend(ms.map(|ms| (what, format!("{ms} ms"))));
+    }
+    out.extend(protection.body_bytes_max.map(|n| ("request body", format!("at most {n} bytes"))));
     out
 }

@@ -5,6 +5,7 @@
 use http::{Method, StatusCode, Version};
 
 use super::wrong::Wrong;
+use crate::checks;
 
 /// How a body is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +46,13 @@ impl Claims {
     /// # Errors
     /// It is not a number, or not the only one.
     pub fn content_length(&mut self, value: &[u8]) -> Result<(), Wrong> {
-        let length = number(value).ok_or(Wrong::LengthNumber)?;
+        let length = match number(value) {
+            None if checks::on("length-number") => return Err(Wrong::LengthNumber),
+            length => length.unwrap_or_default(),
+        };
         match self.length.replace(length) {
-            None => Ok(()),
-            Some(_) => Err(Wrong::LengthTwice),
+            Some(_) if checks::on("length-twice") => Err(Wrong::LengthTwice),
+            _ => Ok(()),
         }
     }
 
@@ -76,6 +80,13 @@ impl Claims {
             let coding = trim(coding);
             let chunked = coding.eq_ignore_ascii_case(b"chunked");
             self.coding = match (self.coding, chunked) {
+                (coding, _) if !checks::on("encoding-list") => {
+                    if chunked {
+                        Coding::Chunked
+                    } else {
+                        coding
+                    }
+                }
                 (Coding::Chunked | Coding::Both, true) => return Err(Wrong::EncodingTwice),
                 (Coding::Chunked | Coding::Both, false) => return Err(Wrong::EncodingNotChunked),
                 (Coding::None, true) => Coding::Chunked,
@@ -88,10 +99,12 @@ impl Claims {
     }
 
     fn is_chunked(self, version: Version) -> Result<bool, Wrong> {
-        if self.coding != Coding::None && self.length.is_some() {
+        let both = self.coding != Coding::None && self.length.is_some();
+        if both && checks::on("length-and-encoding") {
             return Err(Wrong::LengthAndEncoding);
         }
-        if self.coding != Coding::None && version == Version::HTTP_10 {
+        let old = self.coding != Coding::None && version == Version::HTTP_10;
+        if old && checks::on("encoding-old") {
             return Err(Wrong::EncodingOld);
         }
         match self.coding {

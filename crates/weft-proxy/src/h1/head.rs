@@ -2,6 +2,8 @@
 //! Heads of requests and answers: finds where one ends, line by line and each byte once, then
 //! parses it over httparse with what RFC 9112 wants beyond it. Pure; called by the drivers.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request, response};
@@ -10,9 +12,12 @@ use weft_base::limits::{HEADER_BYTES_MAX, HEADERS_MAX};
 
 use super::framing::{Claims, Framing};
 use super::wrong::Wrong;
+use crate::checks;
+use crate::http::made;
 
 const METHOD_MAX: usize = 32;
-const NO_HEADER: Header<'static> = httparse::EMPTY_HEADER;
+/// Room for parsed headers that nothing is written to before.
+const NO_HEADER: MaybeUninit<Header<'static>> = MaybeUninit::uninit();
 
 /// How far a head was looked through.
 #[derive(Clone, Copy, Debug, Default)]
@@ -73,7 +78,8 @@ impl Scan {
                 return if too_large { Err(Wrong::HeadTooLarge) } else { Ok(None) };
             };
             let end = self.at + n;
-            if end == 0 || bytes.get(end - 1) != Some(&b'\r') {
+            let bare = end == 0 || bytes.get(end - 1) != Some(&b'\r');
+            if bare && checks::on("bare-lf") {
                 return Err(Wrong::BareLf);
             }
             if end > max {
@@ -138,7 +144,7 @@ pub fn take_request(buffer: &mut BytesMut, scan: &mut Scan) -> Result<Option<Req
             may_be_request(buffer)?;
             return Ok(None);
         }
-        Err(Wrong::HeadTooLarge) if memchr::memchr(b'\n', buffer).is_none() => {
+        Err(Wrong::HeadTooLarge) if !buffer.iter().take(HEADER_BYTES_MAX).any(|b| *b == b'\n') => {
             return Err(Wrong::TargetTooLong);
         }
         Err(wrong) => return Err(first_trouble(buffer).unwrap_or(wrong)),
@@ -166,8 +172,8 @@ pub fn take_response(
 
 fn request(head: Bytes) -> Result<RequestHead, Wrong> {
     let mut headers = [NO_HEADER; HEADERS_MAX];
-    let mut parsed = httparse::Request::new(&mut headers);
-    match parsed.parse(&head) {
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(&head, &mut headers) {
         Ok(Status::Complete(n)) if n == head.len() => {}
         Ok(_) => return Err(Wrong::RequestLine),
         Err(error) => return Err(cold_request(&head, error)),
@@ -181,7 +187,7 @@ fn request(head: Bytes) -> Result<RequestHead, Wrong> {
     parts.version = version(parsed.version);
     parts.uri = target(&head, parsed.path.unwrap_or_default(), &parts.method)?;
     let mut seen = Seen::default();
-    parts.headers = HeaderMap::with_capacity(parsed.headers.len());
+    parts.headers = made::map();
     for field in parsed.headers.iter() {
         let name = name(field.name)?;
         seen.request(&name, field.value)?;
@@ -200,8 +206,9 @@ fn request(head: Bytes) -> Result<RequestHead, Wrong> {
 
 fn response(head: Bytes, method: &Method) -> Result<ResponseHead, Wrong> {
     let mut headers = [NO_HEADER; HEADERS_MAX];
-    let mut parsed = httparse::Response::new(&mut headers);
-    match parsed.parse(&head) {
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    match config.parse_response_with_uninit_headers(&mut parsed, &head, &mut headers) {
         Ok(Status::Complete(n)) if n == head.len() => {}
         Ok(_) => return Err(Wrong::StatusLine),
         Err(error) => return Err(cold_response(&head, error)),
@@ -212,7 +219,7 @@ fn response(head: Bytes, method: &Method) -> Result<ResponseHead, Wrong> {
     parts.status = status.ok_or(Wrong::StatusLine)?;
     parts.version = version(parsed.version);
     let mut seen = Seen::default();
-    parts.headers = HeaderMap::with_capacity(parsed.headers.len());
+    parts.headers = made::map();
     for field in parsed.headers.iter() {
         let name = name(field.name)?;
         if name == header::CONTENT_LENGTH {
@@ -238,7 +245,7 @@ fn response(head: Bytes, method: &Method) -> Result<ResponseHead, Wrong> {
 /// # Errors
 /// One is malformed, or has a name that means something before a body only.
 pub fn trailers(lines: Bytes) -> Result<HeaderMap, Wrong> {
-    let mut headers = [NO_HEADER; HEADERS_MAX];
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let parsed = match httparse::parse_headers(&lines, &mut headers) {
         Ok(Status::Complete((_, parsed))) => parsed,
         Ok(Status::Partial) => return Err(Wrong::NoColon),
@@ -249,7 +256,7 @@ pub fn trailers(lines: Bytes) -> Result<HeaderMap, Wrong> {
     let mut map = HeaderMap::with_capacity(parsed.len());
     for field in parsed {
         let name = name(field.name)?;
-        if !may_trail(&name) {
+        if !may_trail(&name) && checks::on("trailer-names") {
             return Err(Wrong::TrailerForbidden);
         }
         append(&mut map, name, value(&lines, field.value)?)?;
@@ -303,7 +310,7 @@ fn version(minor: Option<u8>) -> Version {
 /// Origin form, absolute form, `host:port` of CONNECT, `*` of OPTIONS (RFC 9112 §3.2).
 fn target(head: &Bytes, target: &str, method: &Method) -> Result<Uri, Wrong> {
     let bytes = target.as_bytes();
-    if memchr::memchr(b'#', bytes).is_some() {
+    if memchr::memchr(b'#', bytes).is_some() && checks::on("fragment") {
         return Err(Wrong::Fragment);
     }
     let (connect, options) = (method == Method::CONNECT, method == Method::OPTIONS);
@@ -364,7 +371,7 @@ impl Seen {
         if name == header::CONNECTION {
             for option in value.split(|b| *b == b',') {
                 let option = option.trim_ascii();
-                if !option.iter().all(|b| is_token(*b)) {
+                if !option.iter().all(|b| is_token(*b)) && checks::on("connection-tokens") {
                     return Err(Wrong::Connection);
                 }
                 self.close |= option.eq_ignore_ascii_case(b"close");

@@ -5,7 +5,12 @@
 pub mod attempt;
 pub mod body;
 pub mod copied;
+pub mod grpc_web;
+pub mod handshake;
 pub mod headers;
+pub mod interim;
+pub mod limits;
+pub mod made;
 pub mod mirror;
 pub mod normalise;
 pub mod phases;
@@ -15,7 +20,11 @@ pub mod rewritten;
 pub mod route;
 pub mod serve;
 pub mod session;
+pub mod trace;
+pub mod trust;
+pub mod tunnel;
 pub mod upgrade;
+pub mod websocket;
 
 /// An error with its causes, outermost first, without saying anything twice.
 pub fn cause(error: &dyn std::error::Error) -> String {

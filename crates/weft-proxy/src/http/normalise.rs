@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One canonical form of what a request asks for; what is ambiguous is refused, never repaired,
-//! so that routing, policy and upstream cannot disagree. Pure.
+//! so that routing, policy and upstream cannot disagree. A path is passed on byte for byte, as a
+//! proxy must; what another server could make of it are its [`readings`], and a request is
+//! ambiguous when one of them would be decided differently. Pure; called by the phases, by
+//! `route.rs` and by `weft explain`.
 
 use std::net::SocketAddr;
 
 use http::header::HOST;
 use http::{Request, Version};
 use weft_model::decide::{Authority, Headers};
+
+use crate::checks;
 
 /// What routing reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +38,7 @@ pub fn canonical<B>(
     request: &Request<B>,
     dialled: Option<SocketAddr>,
 ) -> Result<Authority, String> {
+    checks::explode(request.headers());
     check_method(request.method().as_str())?;
     if request.method() != http::Method::CONNECT {
         check_path(request.uri().path(), request.method() == http::Method::OPTIONS)?;
@@ -43,11 +49,13 @@ pub fn canonical<B>(
 fn authority<B>(request: &Request<B>, dialled: Option<SocketAddr>) -> Result<Authority, String> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => return Err("it has more than one Host header".into()),
-        (Some(host), None) => {
+        (_, Some(_)) if checks::on("host-twice") => {
+            return Err("it has more than one Host header".into());
+        }
+        (Some(host), _) => {
             Some(host.to_str().map_err(|_| "its Host header is not text".to_owned())?)
         }
-        (None, None) => None,
+        (None, _) => None,
     };
     let parse = |text: &str| {
         Authority::parse(text).ok_or_else(|| format!("{text:?} is no host name with a port"))
@@ -76,7 +84,7 @@ fn authority<B>(request: &Request<B>, dialled: Option<SocketAddr>) -> Result<Aut
 
 fn check_method(method: &str) -> Result<(), String> {
     // Methods are compared exactly; one in lower case would slip past a rule that names it.
-    if method.bytes().any(|b| b.is_ascii_lowercase()) {
+    if method.bytes().any(|b| b.is_ascii_lowercase()) && checks::on("method-case") {
         return Err(format!("the method {method:?} is not in upper case"));
     }
     Ok(())
@@ -91,26 +99,118 @@ pub(super) fn check_path(path: &str, options: bool) -> Result<(), String> {
         return Err("its path does not begin with '/'".into());
     }
     let bytes = path.as_bytes();
-    if bytes.iter().any(|b| matches!(b, b'\\' | b'#') || b.is_ascii_control()) {
+    let odd = |b: &u8| matches!(b, b'\\' | b'#') || b.is_ascii_control();
+    if bytes.iter().any(odd) && checks::on("path-characters") {
         return Err("its path has a character that must be escaped".into());
     }
-    if has_escaped(bytes, b'\\') || has_escaped(bytes, 0) {
-        return Err("its path has an escaped backslash or zero byte".into());
+    if memchr::memchr(b'%', bytes).is_some() && checks::on("path-escapes") {
+        check_escapes(bytes)?;
     }
-    if path.split('/').any(is_dot_segment) {
+    if segments(path).any(is_dot_segment) && checks::on("path-dots") {
         return Err("its path has '.' or '..' segments; resolve them before sending".into());
     }
     Ok(())
 }
 
+/// Escapes that are none, or hide what a path may not have.
+fn check_escapes(path: &[u8]) -> Result<(), String> {
+    for (i, _) in path.iter().enumerate().filter(|(_, b)| **b == b'%') {
+        let rest = path.get(i..).unwrap_or_default();
+        let Some(byte) = escaped(rest) else {
+            return Err("its path has a '%' that begins no escape".into());
+        };
+        match byte {
+            b'\\' => return Err("its path has an escaped backslash".into()),
+            0..0x20 | 0x7f => return Err("its path has an escaped control character".into()),
+            // What some decoders take for an ASCII character (RFC 3629 §10).
+            0xc0 | 0xc1 if rest.get(3..).and_then(escaped).is_some_and(|b| b & 0xc0 == 0x80) => {
+                return Err("its path has an overlong escape".into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The parts between slashes, escaped ones too.
+fn segments(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').flat_map(|part| part.split("%2f")).flat_map(|part| part.split("%2F"))
+}
+
+/// The byte that a text begins with in escaped form.
+fn escaped(text: &[u8]) -> Option<u8> {
+    let [b'%', hi, lo, ..] = text else { return None };
+    let digit = |d: u8| char::from(d).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    Some(digit(*hi)? * 16 + digit(*lo)?)
+}
+
+/// What other servers may take a path for that passed [`canonical`]: unescaped, with escaped
+/// slashes for slashes, with double slashes as one, without path parameters, and all of that.
+/// Empty for nearly all paths.
+pub fn readings(path: &str) -> Vec<String> {
+    let bytes = path.as_bytes();
+    let has_marks = memchr::memchr2(b'%', b';', bytes).is_some();
+    let plain = !has_marks && !bytes.windows(2).any(|pair| pair == b"//");
+    if plain || !checks::on("path-readings") {
+        return Vec::new();
+    }
+    let mut all: Vec<String> = Vec::new();
+    let every = unparametrized(&unescaped(path, true));
+    for reading in [
+        unescaped(path, false),
+        unescaped(path, true),
+        unparametrized(path),
+        merged(path),
+        merged(&every),
+    ] {
+        if reading != path && !all.contains(&reading) {
+            all.push(reading);
+        }
+    }
+    all
+}
+
+/// Visible ASCII as itself, slashes only when asked for; digits of what stays in upper case
+/// (RFC 3986 §6.2.2).
+fn unescaped(path: &str, slashes: bool) -> String {
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(at) = rest.find('%') {
+        let (before, mark) = rest.split_at(at);
+        out.push_str(before);
+        match escaped(mark.as_bytes()) {
+            Some(b) if b.is_ascii_graphic() && b != b'%' && (slashes || b != b'/') => {
+                out.push(char::from(b));
+            }
+            _ => out.push_str(&mark.get(..3).unwrap_or(mark).to_ascii_uppercase()),
+        }
+        rest = mark.get(3..).unwrap_or_default();
+    }
+    out + rest
+}
+
+fn unparametrized(path: &str) -> String {
+    let segments = path.split('/').map(|s| s.split(';').next().unwrap_or_default());
+    segments.collect::<Vec<_>>().join("/")
+}
+
+fn merged(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for c in path.chars() {
+        if c != '/' || !out.ends_with('/') {
+            out.push(c);
+        }
+    }
+    out
+}
+
 /// `.`, `..`, also escaped and with path parameters (`..;x`), which some servers cut off.
 fn is_dot_segment(segment: &str) -> bool {
-    let segment = segment.split(';').next().unwrap_or("");
     let mut rest = segment.as_bytes();
     let mut dots = 0;
     loop {
         rest = match rest {
-            [] => return dots == 1 || dots == 2,
+            [] | [b';', ..] | [b'%', b'3', b'b' | b'B', ..] => return dots == 1 || dots == 2,
             [b'.', rest @ ..] | [b'%', b'2', b'e' | b'E', rest @ ..] => rest,
             _ => return false,
         };
@@ -118,68 +218,5 @@ fn is_dot_segment(segment: &str) -> bool {
     }
 }
 
-fn has_escaped(path: &[u8], byte: u8) -> bool {
-    let digits = [b"0123456789abcdef", b"0123456789ABCDEF"];
-    path.windows(3).any(|w| {
-        let [b'%', hi, lo] = w else { return false };
-        let value = |d: u8| digits.iter().find_map(|set| set.iter().position(|x| *x == d));
-        match (value(*hi), value(*lo)) {
-            (Some(hi), Some(lo)) => hi * 16 + lo == usize::from(byte),
-            _ => false,
-        }
-    })
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(
-        build: impl FnOnce(http::request::Builder) -> http::request::Builder,
-    ) -> Result<String, String> {
-        let request = build(Request::builder()).body(()).map_err(|e| e.to_string())?;
-        canonical(&request, None).map(|a| match a.port {
-            Some(port) => format!("{}:{port}", a.host),
-            None => a.host,
-        })
-    }
-
-    #[test]
-    fn one_authority_in_one_form() {
-        let host = |h: &'static str| check(|b| b.uri("/").header("host", h));
-        assert_eq!(host("Users.Example.com.:80").unwrap(), "users.example.com:80");
-        assert_eq!(host("[::1]:80").unwrap(), "::1:80");
-        for bad in ["", "a b", "user@host", "a:b", "a:80:80", "[fe80::1%eth0]", "a/b", "a,b"] {
-            assert!(host(bad).is_err(), "{bad}");
-        }
-        assert!(check(|b| b.uri("/")).is_err());
-        assert!(check(|b| b.uri("/").header("host", "a").header("host", "a")).is_err());
-        // The target wins in HTTP/1.1; in HTTP/2 the two must agree.
-        let both = |v| check(move |b| b.version(v).uri("http://a/").header("host", "b"));
-        assert_eq!(both(Version::HTTP_11).unwrap(), "a");
-        assert!(both(Version::HTTP_2).is_err());
-    }
-
-    #[test]
-    fn reg_30_32_34_ambiguous_targets_are_refused() {
-        let path = |p: &'static str| check(|b| b.uri(p).header("host", "a"));
-        for good in ["/", "/a/b", "/a//b", "/a%2fb", "/.well-known/x", "/a..b", "/...", "/a;x=1"] {
-            assert!(path(good).is_ok(), "{good}");
-        }
-        for bad in [
-            "/a/../b",
-            "/..",
-            "/a/./b",
-            "/%2e%2e/b",
-            "/.%2E/b",
-            "/..;/b",
-            "/a\\b",
-            "/a%5cb",
-            "/%00",
-        ] {
-            assert!(path(bad).is_err(), "{bad}");
-        }
-        assert!(check(|b| b.method("get").uri("/").header("host", "a")).is_err());
-        assert!(check(|b| b.method("PROPFIND").uri("/").header("host", "a")).is_ok());
-    }
-}
+mod tests;

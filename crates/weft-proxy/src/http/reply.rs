@@ -8,6 +8,7 @@ use http::{Response, StatusCode};
 
 use super::body::ReplyBody;
 use super::headers::{FLAGS, NOT_FORWARDED, REQUEST_ID};
+use super::limits::Quota;
 use crate::observe::flags::{Flag, Flags};
 use crate::observe::record::Record;
 use crate::table::Door;
@@ -20,6 +21,7 @@ pub enum Cause {
     Credential,
     MethodRefused,
     Plaintext,
+    NotAllowed,
     NoRoute,
     NoService,
     /// Whether there is such a service could not be found out.
@@ -34,6 +36,8 @@ pub enum Cause {
     RequestTimeout,
     ClientGone,
     Overload,
+    RateLimited,
+    Shed,
     Fault,
 }
 
@@ -75,6 +79,9 @@ pub const TABLE: &[Row] = &[
     row(Cause::Plaintext, 403, Flag::UAEX, 7,
         "plaintext is refused here",
         "call it from a pod of the mesh, or permit plaintext on this port"),
+    row(Cause::NotAllowed, 403, Flag::UAEX, 7,
+        "an access policy refuses this request",
+        "ask as who is allowed to, or change the policy"),
     row(Cause::NoRoute, 404, Flag::NR, 12,
         "no route takes this request",
         "see which hosts and paths are routed with: weft get httproutes -A"),
@@ -107,6 +114,11 @@ pub const TABLE: &[Row] = &[
     row(Cause::ClientGone, 499, Flag::DC, 1, "the client went away", "nothing to do here"),
     row(Cause::Overload, 503, Flag::UO, 8,
         "a limit of the backend is reached", "raise the limit or add instances"),
+    row(Cause::RateLimited, 429, Flag::RL, 8,
+        "a rate limit is reached", "wait as Retry-After says, or raise the limit"),
+    row(Cause::Shed, 503, Flag::OM, 8,
+        "this proxy has no memory to spare",
+        "try again later; give it more memory or fewer connections"),
     row(Cause::Fault, 503, Flag::FI, 14,
         "the route's fault policy aborts this request", "take the fault out of the route"),
 ];
@@ -123,6 +135,8 @@ pub struct Refusal {
     pub detail: String,
     /// Retries that were wanted and why they stopped.
     pub retries: Option<String>,
+    /// The rate limit that it is beyond.
+    pub quota: Option<Quota>,
 }
 
 // === impl Refusal ===
@@ -136,6 +150,7 @@ impl Refusal {
             flags: cause.row().flag.into(),
             detail: detail.into(),
             retries: None,
+            quota: None,
         }
     }
 
@@ -148,6 +163,12 @@ impl Refusal {
     #[must_use]
     pub fn with_grpc(mut self, code: u16) -> Self {
         self.grpc = Some(code);
+        self
+    }
+
+    #[must_use]
+    pub fn with_quota(mut self, quota: Quota) -> Self {
+        self.quota = Some(quota);
         self
     }
 
@@ -209,6 +230,9 @@ impl Refusal {
         }
         if record.conn.door == Door::Mesh && self.cause == Cause::ConnectFailed {
             headers.insert(NOT_FORWARDED, HeaderValue::from_static("1"));
+        }
+        if let Some(quota) = &self.quota {
+            quota.tell(headers);
         }
         if self.cause == Cause::Credential {
             let ask = HeaderValue::from_static("Basic realm=\"weft\"");
@@ -317,6 +341,7 @@ mod tests {
             Credential,
             MethodRefused,
             Plaintext,
+            NotAllowed,
             NoRoute,
             NoService,
             NotKnown,
@@ -330,6 +355,8 @@ mod tests {
             RequestTimeout,
             ClientGone,
             Overload,
+            RateLimited,
+            Shed,
             Fault,
         ] {
             let row = cause.row();

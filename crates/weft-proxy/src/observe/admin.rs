@@ -2,14 +2,18 @@
 //! The proxy's own doors: metrics (15020), readiness (15021) and admin (15000) with Envoy's paths
 //! where the meaning is the same. Runs on the control runtime; reads published values only.
 
+mod stats;
+
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN};
+use http::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN,
+};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::server::conn::http1;
@@ -18,10 +22,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use weft_base::clock::Clock;
+use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
+use weft_identity::Svid;
 use weft_model::decide::Authority;
 use weft_model::{Health, Resource};
 
+use self::stats::{Baseline, Query};
 use super::exposition::{ProxyCollector, render, render_classic};
 use super::metrics::WorkerCells;
 use crate::config::ProxyConfig;
@@ -49,6 +57,11 @@ pub struct Admin {
     status: Status,
     cells: Vec<Arc<WorkerCells>>,
     quit: CancellationToken,
+    identity: Option<Snapshot<Svid>>,
+    clock: Clock,
+    /// Somebody asked to be taken for not ready.
+    failing: AtomicBool,
+    baseline: Baseline,
 }
 
 /// Method, path, what it shows; `/help` is made of it.
@@ -56,11 +69,17 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/help", "this list"),
     ("GET", "/ready", "LIVE once configured, 503 before"),
     ("GET", "/server_info", "version, node and state"),
-    ("GET", "/stats", "own counters; ?format=prometheus for all metrics"),
-    ("GET", "/stats/prometheus", "all metrics"),
+    ("GET", "/stats", "counters and gauges; ?filter=REGEX ?usedonly ?format=json|prometheus"),
+    ("GET", "/stats/prometheus", "all metrics; ?filter=REGEX ?usedonly"),
+    ("GET", "/metrics", "the same"),
     ("GET", "/clusters", "backends and endpoints; ?format=json"),
-    ("GET", "/listeners", "open doors and their addresses"),
+    ("GET", "/listeners", "open doors and their addresses; ?format=json"),
     ("GET", "/config_dump", "the table in use, without keys"),
+    ("GET", "/certs", "certificates in use, without keys"),
+    ("GET", "/memory", "resident memory"),
+    ("POST", "/healthcheck/fail", "be taken for not ready until /healthcheck/ok"),
+    ("POST", "/healthcheck/ok", "be ready again"),
+    ("POST", "/reset_counters", "counters of /stats begin at 0 again; not those of Prometheus"),
     ("POST", "/drain_listeners", "finish what is open, take nothing new, end"),
     ("POST", "/quitquitquit", "the same"),
 ];
@@ -105,45 +124,92 @@ impl Admin {
         cells: Vec<Arc<WorkerCells>>,
         quit: CancellationToken,
     ) -> Self {
-        Self { config, names, status, cells, quit }
+        let (identity, clock) = (None, Clock::system());
+        let (failing, baseline) = (AtomicBool::new(false), Baseline::default());
+        Self { config, names, status, cells, quit, identity, clock, failing, baseline }
+    }
+
+    /// The same for a proxy with an identity, whose certificate it shows.
+    #[must_use]
+    pub fn identified(self, identity: Option<Snapshot<Svid>>, clock: Clock) -> Self {
+        Self { identity, clock, ..self }
     }
 
     fn answer<B>(&self, role: Role, request: &Request<B>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
-        let query = request.uri().query().unwrap_or("");
         if role == Role::Admin && !is_local(request.headers()) {
             return text(StatusCode::FORBIDDEN, "ask by address, and not from a web page\n".into());
         }
+        let path = if path == "/" { "/help" } else { path };
+        let method = match (role, path) {
+            (_, "/metrics" | "/stats/prometheus" | "/ready" | "/healthz/ready") => Some("GET"),
+            (Role::Ready | Role::Metrics, _) => None,
+            (Role::Admin, _) => PATHS.iter().find(|(_, p, _)| *p == path).map(|(m, ..)| *m),
+        };
         let read = request.method() == Method::GET || request.method() == Method::HEAD;
-        match (role, path) {
-            (_, "/metrics" | "/stats/prometheus") if read => self.metrics(request.headers()),
-            (Role::Admin, "/stats") if read && query.contains("prometheus") => {
-                self.metrics(request.headers())
+        match method {
+            None if role == Role::Admin => {
+                text(StatusCode::NOT_FOUND, format!("not found\n{}", help()))
             }
-            (_, "/healthz/ready" | "/ready") if read => self.ready(),
-            (Role::Ready | Role::Metrics, _) => text(StatusCode::NOT_FOUND, "not found\n".into()),
-            (Role::Admin, "/" | "/help") if read => text(StatusCode::OK, help()),
-            (Role::Admin, "/stats") if read => text(StatusCode::OK, self.stats()),
-            (Role::Admin, "/server_info") if read => json(&self.server_info()),
-            (Role::Admin, "/clusters") if read && query.contains("json") => json(&self.clusters()),
-            (Role::Admin, "/clusters") if read => text(StatusCode::OK, self.clusters_text()),
-            (Role::Admin, "/listeners") if read => text(StatusCode::OK, self.listeners()),
-            (Role::Admin, "/config_dump") if read => json(&self.config_dump()),
-            (Role::Admin, "/drain_listeners" | "/quitquitquit") => {
-                if request.method() != Method::POST {
-                    return text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n".into());
-                }
-                self.quit.cancel();
-                text(StatusCode::OK, "OK\n".into())
+            None => text(StatusCode::NOT_FOUND, "not found\n".into()),
+            Some("GET") if read => self.show(path, request),
+            Some("POST") if request.method() == Method::POST => self.change(path),
+            Some(method) => {
+                let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, format!("use {method}\n"));
+                refused.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
+                refused
             }
-            (Role::Admin, _) => text(StatusCode::NOT_FOUND, format!("not found\n{}", help())),
         }
+    }
+
+    /// Everything that only shows.
+    fn show<B>(&self, path: &str, request: &Request<B>) -> Response<Full<Bytes>> {
+        let query = match Query::parse(request.uri().query().unwrap_or("")) {
+            Ok(query) => query,
+            Err(why) => return text(StatusCode::BAD_REQUEST, why),
+        };
+        let is_json = query.format == Some("json");
+        match path {
+            "/metrics" | "/stats/prometheus" => self.metrics(request.headers(), &query),
+            "/stats" if query.format == Some("prometheus") => {
+                self.metrics(request.headers(), &query)
+            }
+            "/stats" if is_json => json(&stats::as_json(&self.stats(), &query)),
+            "/stats" => text(StatusCode::OK, stats::as_text(&self.stats(), &query)),
+            "/ready" | "/healthz/ready" => self.ready(),
+            "/server_info" => json(&self.server_info()),
+            "/clusters" if is_json => json(&self.clusters()),
+            "/clusters" => text(StatusCode::OK, self.clusters_text()),
+            "/listeners" if is_json => json(&self.listeners_json()),
+            "/listeners" => text(StatusCode::OK, self.listeners()),
+            "/config_dump" => json(&self.config_dump()),
+            "/certs" => {
+                let svid = self.identity.as_ref().map(Snapshot::load);
+                let table = self.status.table.load();
+                json(&stats::certificates(svid.as_deref(), &table, self.clock.wall_ms()))
+            }
+            "/memory" => json(&stats::memory()),
+            _ => text(StatusCode::OK, help()),
+        }
+    }
+
+    /// Everything that changes something; asked for by POST.
+    fn change(&self, path: &str) -> Response<Full<Bytes>> {
+        match path {
+            "/healthcheck/fail" => self.failing.store(true, Ordering::Relaxed),
+            "/healthcheck/ok" => self.failing.store(false, Ordering::Relaxed),
+            "/reset_counters" => {
+                self.baseline.reset(stats::all(&self.collector(), &self.status.table.load()));
+            }
+            _ => self.quit.cancel(),
+        }
+        text(StatusCode::OK, "OK\n".into())
     }
 
     /// Ready: a table was committed. The mesh door is open only with a certificate, so an
     /// identity is there by then.
     fn ready(&self) -> Response<Full<Bytes>> {
-        if self.quit.is_cancelled() {
+        if self.quit.is_cancelled() || self.failing.load(Ordering::Relaxed) {
             return text(StatusCode::SERVICE_UNAVAILABLE, "DRAINING\n".into());
         }
         if self.status.is_configured() {
@@ -161,7 +227,7 @@ impl Admin {
     }
 
     /// OpenMetrics for those who ask for it, the classic text format for all others.
-    fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
+    fn metrics(&self, headers: &HeaderMap, query: &Query<'_>) -> Response<Full<Bytes>> {
         let asked = headers
             .get(ACCEPT)
             .is_some_and(|a| a.to_str().is_ok_and(|a| a.contains("application/openmetrics-text")));
@@ -171,7 +237,7 @@ impl Admin {
         };
         match rendered {
             Ok(rendered) => {
-                let mut response = text(StatusCode::OK, rendered);
+                let mut response = text(StatusCode::OK, query.narrowed(rendered));
                 let kind = HeaderValue::from_static(kind);
                 response.headers_mut().insert(CONTENT_TYPE, kind);
                 response
@@ -180,17 +246,13 @@ impl Admin {
         }
     }
 
-    fn stats(&self) -> String {
-        let collector = self.collector();
-        let mut out = String::new();
-        for (name, _, value) in collector.counters().into_iter().chain(collector.gauges()) {
-            let _ = writeln!(out, "{name}: {value}");
-        }
-        out
+    fn stats(&self) -> Vec<stats::Stat> {
+        self.baseline.since(stats::all(&self.collector(), &self.status.table.load()))
     }
 
     fn server_info(&self) -> Value {
-        let state = match (self.quit.is_cancelled(), self.status.is_configured()) {
+        let leaving = self.quit.is_cancelled() || self.failing.load(Ordering::Relaxed);
+        let state = match (leaving, self.status.is_configured()) {
             (true, _) => "DRAINING",
             (false, true) => "LIVE",
             (false, false) => "PRE_INITIALIZING",
@@ -204,6 +266,8 @@ impl Admin {
                 "generation": self.status.generation.load(Ordering::Relaxed),
                 "from_last_good": self.status.from_last_good.load(Ordering::Relaxed),
                 "principal": &*self.names.principal,
+                // Why the newest file is not in use.
+                "refused": self.status.refused(),
             },
         })
     }
@@ -235,6 +299,7 @@ impl Admin {
             ],
             "health_status": {
                 "eds_health_status": health,
+                "failed_active_health_check": entry.shared.is_failing(),
                 "failed_outlier_check": entry.shared.ejected_until.load(Ordering::Relaxed) != 0,
             },
             "weight": e.weight,
@@ -247,8 +312,11 @@ impl Admin {
         for backend in all_backends(&self.status.table.load()) {
             for entry in &backend.endpoints {
                 let (name, e) = (&backend.cluster, &entry.endpoint);
-                let health = format!("{:?}", e.health).to_lowercase();
-                let _ = writeln!(out, "{name}::{}::health_flags::/{health}", e.address);
+                let mut health = format!("/{:?}", e.health).to_lowercase();
+                if entry.shared.is_failing() {
+                    health.push_str("/failed_active_hc");
+                }
+                let _ = writeln!(out, "{name}::{}::health_flags::{health}", e.address);
                 let _ = writeln!(out, "{name}::{}::weight::{}", e.address, e.weight);
                 let active = entry.shared.in_flight();
                 let _ = writeln!(out, "{name}::{}::rq_active::{active}", e.address);
@@ -263,6 +331,16 @@ impl Admin {
             let _ = writeln!(out, "{door:?}::{address}");
         }
         out
+    }
+
+    fn listeners_json(&self) -> Value {
+        let sockets = self.status.sockets();
+        let status = |(door, at): &(crate::table::Door, std::net::SocketAddr)| {
+            let (address, port_value) = (at.ip().to_string(), at.port());
+            let socket = json!({ "address": address, "port_value": port_value });
+            json!({ "name": format!("{door:?}"), "local_address": { "socket_address": socket } })
+        };
+        json!({ "listener_statuses": sockets.iter().map(status).collect::<Vec<_>>() })
     }
 
     fn config_dump(&self) -> Value {
@@ -320,6 +398,7 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 

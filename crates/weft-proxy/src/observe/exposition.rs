@@ -160,6 +160,38 @@ impl ProxyCollector {
                 sum(|c| c.retries_denied.get()),
             ),
             (
+                "weft_rate_limited",
+                "Requests refused by a rate limit",
+                sum(|c| c.rate_limited.get()),
+            ),
+            (
+                "weft_shed",
+                "Requests and connections refused since memory was short",
+                sum(|c| c.shed.get()),
+            ),
+            (
+                "weft_half_open_connections",
+                "Connections given up, since nothing sent to them was acknowledged",
+                sum(|c| c.half_open.get()),
+            ),
+            (
+                "weft_udp_flows",
+                "Clients of datagrams that got an endpoint",
+                sum(|c| c.udp_flows.get()),
+            ),
+            (
+                "weft_udp_flows_refused",
+                "Clients of datagrams beyond the limit of flows",
+                sum(|c| c.udp_full.get()),
+            ),
+            ("weft_udp_datagrams_received", "Datagrams of clients", sum(|c| c.udp_received.get())),
+            ("weft_udp_datagrams_sent", "Answers sent to them", sum(|c| c.udp_sent.get())),
+            (
+                "weft_udp_datagrams_dropped",
+                "Datagrams that could not be passed on, either way",
+                sum(|c| c.udp_dropped.get()),
+            ),
+            (
                 "weft_mirrors_dropped",
                 "Copies of requests given up, since too many were under way",
                 sum(|c| c.mirrors_dropped.get()),
@@ -190,6 +222,11 @@ impl ProxyCollector {
                 "weft_downstream_connections_open",
                 "Connections open now",
                 self.cells.iter().map(|c| c.downstream.get()).sum(),
+            ),
+            (
+                "weft_udp_flows_open",
+                "Clients of datagrams that have an endpoint now",
+                self.cells.iter().map(|c| c.udp_flows_open.get()).sum(),
             ),
             (
                 "weft_config_generation",

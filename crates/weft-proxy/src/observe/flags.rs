@@ -27,6 +27,8 @@ pub const FLAGS: &[(Flag, &str, &str)] = &[
     (Flag::UAEX, "UAEX", "the request was not admitted"),
     (Flag::DI, "DI", "the route's fault policy delayed the request"),
     (Flag::FI, "FI", "the route's fault policy answered instead of the upstream"),
+    (Flag::RL, "RL", "beyond a rate limit"),
+    (Flag::OM, "OM", "this proxy had no memory to spare"),
 ];
 
 // === impl Flag ===
@@ -47,6 +49,8 @@ impl Flag {
     pub const UAEX: Self = Self(1 << 12);
     pub const DI: Self = Self(1 << 13);
     pub const FI: Self = Self(1 << 14);
+    pub const RL: Self = Self(1 << 15);
+    pub const OM: Self = Self(1 << 16);
 }
 
 // === impl Flags ===

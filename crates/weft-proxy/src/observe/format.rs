@@ -18,14 +18,14 @@ pub use parse::OPERATORS;
 pub use value::Entry;
 
 /// Istio's default line; the sentence stands where Envoy has the upstream's failure, and the
-/// table's generation at the end.
+/// table's generation and this proxy's name at the end.
 pub const ISTIO: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% \
     %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% \
     %CONNECTION_TERMINATION_DETAILS% \"%WEFT_SENTENCE%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
     %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \
     \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER% \
     %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% \
-    %REQUESTED_SERVER_NAME% %ROUTE_NAME% generation=%WEFT_GENERATION%";
+    %REQUESTED_SERVER_NAME% %ROUTE_NAME% generation=%WEFT_GENERATION% node=%WEFT_NODE%";
 
 /// Keys and operators of the usual JSON line; those that end with `?` are left out when empty.
 const JSON: &[(&str, &str)] = &[
@@ -53,6 +53,7 @@ const JSON: &[(&str, &str)] = &[
     ("route_name", "%ROUTE_NAME%"),
     ("attempts", "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"),
     ("generation?", "%WEFT_GENERATION%"),
+    ("node?", "%WEFT_NODE%"),
     ("sentence?", "%WEFT_SENTENCE%"),
 ];
 

@@ -3,8 +3,8 @@
 //! rarely, except for the cells, of which each worker owns its own. Called by the picker, the
 //! ejector and whoever sends; decides nothing.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use weft_base::clock::Mono;
 use weft_base::metrics::Cell;
@@ -30,6 +30,9 @@ pub struct EndpointShared {
     pub ejections: AtomicU32,
     /// Since when its checks hold; 0 while they do not.
     healthy_since: AtomicU64,
+    /// It fails the proxy's own health check, and why.
+    failing: AtomicBool,
+    failing_why: Mutex<Option<Arc<str>>>,
 }
 
 /// Facts about an endpoint set.
@@ -58,6 +61,8 @@ impl EndpointShared {
             pausing_until: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
             healthy_since: AtomicU64::new(0),
+            failing: AtomicBool::new(false),
+            failing_why: Mutex::default(),
         }
     }
 
@@ -105,6 +110,22 @@ impl EndpointShared {
             (false, 1..) => self.healthy_since.store(0, Ordering::Relaxed),
             _ => {}
         }
+    }
+
+    /// Whether it fails the proxy's own health check.
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
+    /// Why it does; for people.
+    pub fn failing_why(&self) -> Option<Arc<str>> {
+        self.failing_why.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what its health check says; returns whether it failed before.
+    pub fn set_failing(&self, why: Option<&str>) -> bool {
+        *self.failing_why.lock().unwrap_or_else(PoisonError::into_inner) = why.map(Into::into);
+        self.failing.swap(why.is_some(), Ordering::Relaxed)
     }
 
     pub fn healthy_ms(&self, now: Mono) -> u64 {

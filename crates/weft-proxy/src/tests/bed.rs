@@ -399,8 +399,7 @@ pub fn gateway(hostname: Option<&str>) -> Named {
         protocol: Protocol::Http1,
         tls: None,
     };
-    let listener =
-        GatewayListener { bind: vec!["127.0.0.1:0".parse().unwrap()], sections: vec![section] };
+    let listener = GatewayListener::new(vec!["127.0.0.1:0".parse().unwrap()], vec![section]);
     let kind = ListenerKind::Gateway(listener);
     let root = Root::listener("shop/web/8000");
     (root.own(), Resource::Listener(Listener { name: "shop/web/8000".into(), kind, origin: None }))

@@ -365,7 +365,8 @@ async fn a_websocket_passes_an_undeclared_port() {
     let pod = Pod::new(addressed(all, "10.96.0.1")).await;
     let mut stream = pod.dial("10.96.0.1:80").await;
     let ask = b"GET /chat HTTP/1.1\r\nHost: ws\r\nConnection: Upgrade\r\n\
-                Upgrade: websocket\r\n\r\n";
+                Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     stream.write_all(ask).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

@@ -450,6 +450,9 @@ async fn datagrams_of_a_client_go_to_one_instance_and_answers_find_back() {
     for (client, _) in &clients {
         assert_eq!(ask(client, b"!").await, "b:!");
     }
+    // A listener that is gone gives its address back, however fresh its flows are.
+    bed.remove(3, vec![Root::listener("shop/web/8000").own()]).await;
+    wait_until("it is free", async || UdpSocket::bind(at).await.is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,7 +53,10 @@ async fn the_json_log_has_every_field_and_the_sentence() {
 async fn the_text_log_of_failures_is_istios_format() {
     let lines = logged(LogFormat::Text, LogWhat::Failures).await;
     let line = lines.first().unwrap();
-    assert!(line.starts_with('[') && line.contains("\"GET / HTTP/1.1\" 503 UF,URX local - \""));
+    let details = "upstream_reset_before_response_started{connection_failure}";
+    assert!(line.starts_with('['), "{line}");
+    assert!(line.contains(&format!("\"GET / HTTP/1.1\" 503 UF,URX {details} - \"")), "{line}");
+    assert!(line.ends_with(" - - generation=1 node=sidecar~shop~client-1"), "{line}");
     assert!(line.contains("no connection to an instance was possible"), "{line}");
     assert!(line.contains(" outbound|80||gone.shop.svc.cluster.local - "), "{line}");
 }
@@ -194,6 +197,8 @@ async fn sizes_of_what_every_connection_holds() {
         reporter,
         on_demand: crate::on_demand::channel(&Default::default()).0,
         log_lines: tokio::sync::mpsc::channel(1).0,
+        buckets: Default::default(),
+        pressure: Default::default(),
     };
     let metrics = crate::observe::metrics::WorkerMetrics::new(Default::default(), 1);
     let table = std::sync::Arc::new(crate::table::Table::default());

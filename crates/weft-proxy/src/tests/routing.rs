@@ -196,8 +196,7 @@ async fn a_gateway_terminates_tls_by_server_name() {
     let cert = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
     let mut all = http_service("user", &[user.address]);
     let (name, mut listener) = gateway(Some("shop.example.com"));
-    let tls =
-        |key_pem: String| Some(ServerTls { chain_pem: cert.pem().into(), key_pem: key_pem.into() });
+    let tls = |key_pem: String| Some(ServerTls::new(cert.pem(), key_pem));
     let mut set = |tls| {
         if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
             g.sections[0].tls = tls;

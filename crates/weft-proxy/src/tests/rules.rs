@@ -239,7 +239,8 @@ async fn websockets_go_through_two_sidecars() {
     let near = peer(&ca, &far, Protocol::Http1, endpoints).await;
     let door = near.door(|d| matches!(d, Door::Upstream { .. }));
     let mut stream = TcpStream::connect(door).await.unwrap();
-    let ask = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let ask = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     stream.write_all(ask).await.unwrap();
     let head = until_blank_line(&mut stream).await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");

@@ -121,7 +121,8 @@ async fn reg_04_upgrade_before_101() {
     let address = bed.door(|d| matches!(d, Door::Upstream { .. }));
     let ask = |path: &str| {
         format!(
-            "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
     };
     let mut stream = TcpStream::connect(address).await.unwrap();

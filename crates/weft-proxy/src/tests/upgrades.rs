@@ -12,8 +12,8 @@ use super::bed::*;
 use crate::config::ProxyConfig;
 use crate::table::Door;
 
-const ASK: &str =
-    "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+const ASK: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 /// Grants `/ws` with the headers given and echoes from then on; answers anything else with the
 /// head that it got.

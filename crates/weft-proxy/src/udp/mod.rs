@@ -81,6 +81,8 @@ pub async fn serve(worker: Rc<Worker>, listener: Arc<str>, socket: std::net::Udp
         looked: Cell::default(),
         logged: Cell::default(),
     });
+    let door = Closing(door);
+    let door = &door.0;
     loop {
         if door.socket.readable().await.is_err() {
             return;
@@ -102,6 +104,18 @@ pub async fn serve(worker: Rc<Worker>, listener: Arc<str>, socket: std::net::Udp
             }
         }
         tokio::task::yield_now().await;
+    }
+}
+
+/// Ends the flows of a door that is closed, since they hold its address. While the proxy drains,
+/// answers that are under way may still come.
+struct Closing(Rc<Door>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if !self.0.worker.conns.is_draining() {
+            self.0.flows.borrow().values().for_each(|flow| flow.end());
+        }
     }
 }
 

@@ -12,8 +12,9 @@ use weft_base::rng::Rng;
 use weft_model::decide::{
     Member, PeakEwma, Shares, SmoothWeighted, Standing, total_weight, weighted_at, within_bound,
 };
-use weft_model::{Hashing, Health, LbPolicy};
+use weft_model::{Adaptive, Hashing, Health, LbPolicy};
 
+use super::adaptive::AdaptiveLimit;
 use super::breaker::Breaker;
 use super::budget::Budget;
 use super::pool::Pool;
@@ -31,6 +32,9 @@ pub struct LocalBackend {
     turn: Turn,
     pub budget: Budget,
     pub breaker: Rc<Breaker>,
+    pub adaptive: Option<Rc<AdaptiveLimit>>,
+    /// What holds where its policy does not speak of that.
+    usual: Option<Adaptive>,
 }
 
 /// Who gets which share, until something changes: by endpoint of the entry, since those that are
@@ -105,6 +109,8 @@ impl LocalBackend {
             turn: Turn { cursor, smooth: SmoothWeighted::default() },
             budget: Budget::default(),
             breaker: Rc::default(),
+            adaptive: None,
+            usual: None,
         };
         made.update(entry, pool);
         made
@@ -133,6 +139,23 @@ impl LocalBackend {
         }
         self.entry = Pinned::new(entry);
         self.view.until = 0;
+        self.adapt();
+    }
+
+    /// Says what adaptive concurrency it has where its policy does not.
+    pub fn set_usual(&mut self, usual: Option<Adaptive>) {
+        self.usual = usual;
+        self.adapt();
+    }
+
+    /// What was learnt stays while the policy does.
+    fn adapt(&mut self) {
+        let protection = self.entry.backend.policy.protection.as_ref();
+        let own = protection.and_then(|p| p.adaptive.as_ref());
+        self.adaptive = own.or(self.usual.as_ref()).map(|policy| {
+            let known = self.adaptive.take().filter(|limit| limit.is_for(policy));
+            known.unwrap_or_else(|| AdaptiveLimit::new(policy.clone()))
+        });
     }
 
     /// The endpoint for an attempt: by the policy's turn over what is open, and elsewhere first

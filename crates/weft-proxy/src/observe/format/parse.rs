@@ -61,6 +61,7 @@ pub const OPERATORS: &[(&str, &str)] = &[
     ("TRACE_ID", "trace id of the request's traceparent"),
     ("WEFT_SENTENCE", "why weft answered itself, in words"),
     ("WEFT_GENERATION", "generation of the table that decided"),
+    ("WEFT_NODE", "this proxy: sidecar~NAMESPACE~POD or gateway~NAMESPACE~GATEWAY"),
 ];
 
 /// What is wrong with a format.
@@ -300,6 +301,7 @@ fn plain(name: &str) -> Option<Operator> {
         "UPSTREAM_LOCAL_ADDRESS" | "VIRTUAL_CLUSTER_NAME" => Operator::Nothing,
         "WEFT_SENTENCE" => Operator::Sentence,
         "WEFT_GENERATION" => Operator::Generation,
+        "WEFT_NODE" => Operator::Node,
         _ => return None,
     })
 }

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The admin door: every path of its own list, what changes only by POST, what nobody's browser
+//! may do, and what each answer's headers say.
+
+use http::{Method, Request};
+use http_body_util::Full;
+use serde_json::Value;
+
+use super::bed::*;
+
+async fn ask(bed: &Bed, method: Method, path: &str) -> Got {
+    let request = Request::builder().method(method).uri(path).header("host", "127.0.0.1");
+    send(bed.proxy.addresses().admin, request.body(Full::default()).unwrap()).await
+}
+
+async fn read(bed: &Bed, path: &str) -> Got {
+    ask(bed, Method::GET, path).await
+}
+
+async fn read_json(bed: &Bed, path: &str) -> Value {
+    let got = read(bed, path).await;
+    assert_eq!(got.header("content-type"), "application/json", "{path}");
+    serde_json::from_str(&got.body).unwrap()
+}
+
+async fn used() -> Bed {
+    let user = Server::named("user").await;
+    let bed = Bed::sidecar(http_service("user", &[user.address])).await;
+    assert_eq!(bed.get("http://user/").await.status, 200);
+    bed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_45_65_every_path_says_its_type_and_changes_by_post_only() {
+    let bed = used().await;
+    let help = read(&bed, "/help").await.body;
+    let mut seen = 0;
+    for line in help.lines() {
+        let mut words = line.split_whitespace();
+        let (method, path) = (words.next().unwrap(), words.next().unwrap());
+        let other = if method == "GET" { Method::POST } else { Method::GET };
+        let refused = ask(&bed, other, path).await;
+        assert_eq!((refused.status, refused.header("allow")), (405, method), "{path}");
+        for got in [refused, ask(&bed, Method::DELETE, path).await, read(&bed, path).await] {
+            assert_eq!(got.header("x-content-type-options"), "nosniff", "{path}");
+            assert_eq!(got.header("cache-control"), "no-store", "{path}");
+            let kind = got.header("content-type").to_owned();
+            assert!(!kind.is_empty() && !kind.contains("html"), "{path}: {kind}");
+        }
+        if method == "GET" {
+            assert_eq!(read(&bed, path).await.status, 200, "{path}");
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 16, "{help}");
+    assert_eq!(read(&bed, "/").await.body, help);
+    let none = read(&bed, "/<script>").await;
+    assert_eq!((none.status, none.body.contains("<script>")), (404, false));
+    // Reads and changes of the admin door are not there at the other doors.
+    let metrics = bed.proxy.addresses().metrics;
+    for path in ["/config_dump", "/quitquitquit", "/stats", "/clusters"] {
+        assert_eq!(send(metrics, get(path, "127.0.0.1")).await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_45_65_no_web_page_reaches_the_admin_door() {
+    let bed = used().await;
+    let admin = bed.proxy.addresses().admin;
+    for (name, value) in [("origin", "http://evil.example"), ("origin", "null")] {
+        for method in [Method::GET, Method::POST] {
+            let request = Request::builder().method(method).uri("/healthcheck/fail");
+            let request = request.header("host", "127.0.0.1").header(name, value);
+            let got = send(admin, request.body(Full::default()).unwrap()).await;
+            assert_eq!(got.status, 403, "{name}: {value}");
+        }
+    }
+    for host in ["evil.example", "evil.example:15000", "127.0.0.1.evil.example"] {
+        assert_eq!(send(admin, get("/stats", host)).await.status, 403, "{host}");
+    }
+    for host in ["127.0.0.1", "localhost:15000", "[::1]:15000"] {
+        assert_eq!(send(admin, get("/stats", host)).await.status, 200, "{host}");
+    }
+    assert_eq!(read(&bed, "/ready").await.body, "LIVE\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stats_are_narrowed_and_counted_anew() {
+    let bed = used().await;
+    let text = read(&bed, "/stats").await.body;
+    let cluster = "cluster.outbound|80||user.shop.svc.cluster.local";
+    assert!(text.contains(&format!("{cluster}.membership_healthy: 1\n")), "{text}");
+    assert!(text.contains("weft_downstream_connections: 1\n"), "{text}");
+    let narrowed = read(&bed, "/stats?filter=membership_.*&usedonly").await.body;
+    assert_eq!(narrowed.lines().count(), 2, "{narrowed}");
+    let json = read_json(&bed, "/stats?format=json&filter=%5Eweft_config_generation%24").await;
+    assert_eq!(json["stats"][0]["value"], 1, "{json}");
+    let metrics = read(&bed, "/stats?format=prometheus&filter=istio_requests").await.body;
+    assert!(metrics.lines().all(|l| l.contains("istio_requests")), "{metrics}");
+    assert!(metrics.contains("istio_requests_total{"), "{metrics}");
+    assert_eq!(read(&bed, "/stats?filter=(").await.status, 400);
+    assert_eq!(read(&bed, "/stats?format=html").await.status, 400);
+    assert_eq!(ask(&bed, Method::POST, "/reset_counters").await.status, 200);
+    let text = read(&bed, "/stats").await.body;
+    assert!(text.contains("weft_downstream_connections: 0\n"), "{text}");
+    assert!(text.contains(&format!("{cluster}.membership_healthy: 1\n")), "{text}");
+    assert!(bed.metrics().await.contains("weft_downstream_connections_total 1\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_is_to_fail_is_not_ready_until_it_is_to_be_well() {
+    let bed = used().await;
+    assert_eq!(ask(&bed, Method::POST, "/healthcheck/fail").await.body, "OK\n");
+    let ready = bed.proxy.addresses().ready;
+    let got = read(&bed, "/ready").await;
+    assert_eq!((got.status, got.body.as_str()), (503, "DRAINING\n"));
+    assert_eq!(send(ready, get("/healthz/ready", "any.example")).await.status, 503);
+    assert_eq!(read_json(&bed, "/server_info").await["state"], "DRAINING");
+    // It still serves: whoever routes to it is to stop first.
+    assert_eq!(bed.get("http://user/").await.status, 200);
+    assert_eq!(ask(&bed, Method::POST, "/healthcheck/ok").await.body, "OK\n");
+    assert_eq!(read(&bed, "/ready").await.body, "LIVE\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doors_certificates_and_memory_are_shown() {
+    let bed = used().await;
+    let doors = read_json(&bed, "/listeners?format=json").await;
+    let ports: Vec<u64> = doors["listener_statuses"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|l| l["local_address"]["socket_address"]["port_value"].as_u64().unwrap())
+        .collect();
+    assert!(ports.contains(&bed.outbound().port().into()), "{doors}");
+    let memory = read_json(&bed, "/memory").await;
+    let bytes: u64 = memory["total_physical_bytes"].as_str().unwrap().parse().unwrap();
+    assert!(bytes > 1_000_000, "{memory}");
+    assert_eq!(read_json(&bed, "/certs").await["certificates"], serde_json::json!([]));
+}

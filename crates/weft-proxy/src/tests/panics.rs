@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Drill F26: a panic in a handler ends its stream, is counted, and disturbs nobody else.
+
+use tokio::net::TcpStream;
+use weft_base::task::{TaskGroup, panics_total};
+use weft_model::*;
+
+use super::bed::*;
+
+async fn gateway_to(address: std::net::SocketAddr) -> Bed {
+    let mut all = http_service("user", &[address]);
+    all.push(gateway(None));
+    all.push(gateway_route("r", &[], vec![rule("/", Action::Forward(vec![to("user", "", 1)]))]));
+    Bed::gateway(all).await
+}
+
+fn ask(panics: bool) -> http::Request<()> {
+    let request = http::Request::get("http://a/");
+    let request = if panics { request.header("x-test-panic", "1") } else { request };
+    request.body(()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f26_over_http2_only_the_stream_dies() {
+    let user = Server::named("user").await;
+    let bed = gateway_to(user.address).await;
+    let before = panics_total();
+    let stream = TcpStream::connect(bed.listener()).await.unwrap();
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    let tasks = TaskGroup::new();
+    tasks.spawn("client", async move { drop(connection.await) });
+    let mut client = client.ready().await.unwrap();
+    for round in 0..20 {
+        let (good, _) = client.send_request(ask(false), true).unwrap();
+        let (bad, _) = client.send_request(ask(true), true).unwrap();
+        let (other, _) = client.send_request(ask(false), true).unwrap();
+        let error = bad.await.unwrap_err();
+        assert!(error.is_reset() && !error.is_go_away(), "{round}: {error}");
+        assert_eq!(good.await.unwrap().status(), 200, "{round}");
+        assert_eq!(other.await.unwrap().status(), 200, "{round}");
+    }
+    assert!(panics_total() - before >= 20);
+    assert_eq!(user.hits(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f26_over_http1_only_the_connection_dies() {
+    let user = Server::named("user").await;
+    let bed = gateway_to(user.address).await;
+    let mut other = client(bed.listener()).await;
+    assert_eq!(other.send(get("/", "a")).await.status, 200);
+    for _ in 0..20 {
+        let mut request = get("/", "a");
+        request.headers_mut().insert("x-test-panic", "1".parse().unwrap());
+        assert!(client(bed.listener()).await.try_send(request).await.is_err());
+        assert_eq!(other.send(get("/", "a")).await.status, 200, "its worker goes on");
+    }
+    assert_eq!(user.hits(), 21);
+}
