@@ -83,6 +83,14 @@ impl StoreError {
         matches!(self, Self::Storage(_) | Self::Closed | Self::Unreachable { .. })
     }
 
+    /// Whether the disk has no room, or this user's part of it has none.
+    pub fn is_full(&self) -> bool {
+        let Self::Storage(why) = self else { return false };
+        // The engine's errors quote the system's, and do not hand it on as their source.
+        let text = why.to_string();
+        ["(os error 28)", "(os error 122)"].iter().any(|code| text.contains(code))
+    }
+
     pub(crate) fn storage(err: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Storage(Arc::new(err))
     }

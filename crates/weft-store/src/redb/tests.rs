@@ -14,6 +14,7 @@ use super::*;
 use crate::Op;
 
 mod power;
+mod sim;
 
 /// Tells the re-executed test binary to be the writer that is killed.
 const CHILD: &str = "WEFT_STORE_CRASH_CHILD";
@@ -132,6 +133,7 @@ async fn a_full_disk_can_be_read_and_written_again_when_there_is_room() {
         }
     };
     assert!(refused.to_string().contains("No space left"), "{refused}");
+    assert!(refused.is_full() && refused.is_passing());
     for _ in 0..3 {
         store.txn(Txn::of([Op::put("/more", large.clone())])).await.unwrap_err();
         let page = store.range("/", 0, None).await.unwrap();

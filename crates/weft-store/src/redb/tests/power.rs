@@ -17,7 +17,7 @@ const TEAR: usize = 512;
 
 /// What the platter holds, and what the drive has only promised.
 #[derive(Clone, Debug, Default)]
-struct Platter {
+pub(super) struct Platter {
     durable: Vec<u8>,
     promised: Vec<(usize, Vec<u8>)>,
     /// What the program reads back: everything it wrote.
@@ -25,6 +25,10 @@ struct Platter {
     /// Images kept at syncs, each with how many writes were acknowledged before it.
     images: Vec<(u64, Vec<u8>)>,
     acknowledged: u64,
+    /// Whether images are kept at all.
+    keep: bool,
+    /// Every write and sync fails.
+    pub broken: bool,
 }
 
 #[derive(Debug)]
@@ -34,6 +38,12 @@ struct Drive {
 }
 
 impl Platter {
+    /// The power is cut now: what is left is all that there is.
+    pub fn lose_power(&mut self, rng: &mut Rng) {
+        let image = self.cut(rng);
+        *self = Self { durable: image.clone(), seen: image, keep: self.keep, ..Self::default() };
+    }
+
     /// One thing a power cut at this moment could leave.
     fn cut(&self, rng: &mut Rng) -> Vec<u8> {
         let mut image = self.durable.clone();
@@ -79,9 +89,14 @@ impl StorageBackend for Drive {
 
     fn sync_data(&self) -> Result<(), Error> {
         let mut platter = self.platter.lock().unwrap();
-        let image = platter.cut(&mut self.rng.lock().unwrap());
-        let acknowledged = platter.acknowledged;
-        platter.images.push((acknowledged, image));
+        if platter.broken {
+            return Err(Error::other("the drive is broken"));
+        }
+        if platter.keep {
+            let image = platter.cut(&mut self.rng.lock().unwrap());
+            let acknowledged = platter.acknowledged;
+            platter.images.push((acknowledged, image));
+        }
         platter.durable = platter.seen.clone();
         platter.promised.clear();
         Ok(())
@@ -89,6 +104,9 @@ impl StorageBackend for Drive {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
         let (mut platter, at) = (self.platter.lock().unwrap(), usize::try_from(offset).unwrap());
+        if platter.broken {
+            return Err(Error::other("the drive is broken"));
+        }
         platter.seen[at..at + data.len()].copy_from_slice(data);
         platter.promised.push((at, data.to_vec()));
         Ok(())
@@ -96,6 +114,14 @@ impl StorageBackend for Drive {
 }
 
 fn open(platter: &Arc<Mutex<Platter>>, seed: u64) -> Result<RedbStore, StoreError> {
+    open_on(platter, seed, Clock::system())
+}
+
+pub(super) fn open_on(
+    platter: &Arc<Mutex<Platter>>,
+    seed: u64,
+    clock: Clock,
+) -> Result<RedbStore, StoreError> {
     let platter = platter.clone();
     let opener: Opener = Box::new(move || {
         let drive = Drive { platter: platter.clone(), rng: Mutex::new(Rng::seeded(seed)) };
@@ -103,7 +129,7 @@ fn open(platter: &Arc<Mutex<Platter>>, seed: u64) -> Result<RedbStore, StoreErro
         builder.set_cache_size(1 << 20);
         builder.create_with_backend(drive).map_err(StoreError::storage)
     });
-    RedbStore::open_with(opener, Clock::system(), Retention::default())
+    RedbStore::open_with(opener, clock, Retention::default())
 }
 
 /// Write n: a pair of keys that must stay equal, and now and then an old pair deleted.
@@ -117,7 +143,7 @@ fn write(n: u64) -> Txn {
 
 #[tokio::test]
 async fn a_power_cut_at_any_sync_leaves_all_that_was_acknowledged() {
-    let platter = Arc::new(Mutex::new(Platter::default()));
+    let platter = Arc::new(Mutex::new(Platter { keep: true, ..Platter::default() }));
     let store = open(&platter, 5).unwrap();
     let first = store.barrier().await.unwrap();
     let writes = 150;
