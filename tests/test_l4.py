@@ -35,6 +35,7 @@ spec:
     - {{name: names-tcp, protocol: TCP, port: {names}}}
     - {{name: passed, protocol: TLS, port: {tls}, tls: {{mode: Passthrough}}}}
     - {{name: bulk, protocol: TCP, port: {bulk}}}
+    - {{name: far, protocol: TCP, port: {far}}}
     - {{name: told, protocol: HTTP, port: {told}}}
     - {{name: web, protocol: HTTP, port: {web}}}
 ---
@@ -70,6 +71,10 @@ addressType: IPv4
 ports: [{{name: tcp, port: {number}, protocol: {protocol}}}]
 endpoints: [{{addresses: [{host}], conditions: {{ready: true}}}}]
 ---"""
+
+
+# Another machine, as far as packets go.
+NEAR, FAR = "10.199.77.1", "10.199.77.2"
 
 
 class Server:
@@ -145,7 +150,7 @@ def bulk(connection):
 @pytest.fixture(scope="module")
 def low(tmp_path_factory):
     folder = tmp_path_factory.mktemp("l4")
-    ports = {name: free_port() for name in ("names", "tls", "bulk", "told", "web")}
+    ports = {name: free_port() for name in ("names", "tls", "bulk", "far", "told", "web")}
     one, one_pem = tls_server(folder, "one.example")
     two, two_pem = tls_server(folder, "a.two.example")
     head, much = Server(echo_head), Server(bulk)
@@ -158,6 +163,7 @@ def low(tmp_path_factory):
         route("UDPRoute", "names", "names", "dns", 53),
         route("TCPRoute", "names", "names-tcp", "dns-tcp", 53),
         route("TCPRoute", "bulk", "bulk", "much", 80),
+        service("far", 80, (FAR, 8080)), route("TCPRoute", "far", "far", "far", 80),
         route("HTTPRoute", "told", "told", "head", 80),
         route("HTTPRoute", "web", "web", "head", 80),
         f"""
@@ -248,7 +254,8 @@ def test_the_status_says_what_is_served(low):
     gateway = low.get("/apis/gateway.networking.k8s.io/v1/namespaces/edge/gateways/low").json()
     listeners = {one["name"]: one for one in gateway["status"]["listeners"]}
     attached = {name: one["attachedRoutes"] for name, one in listeners.items()}
-    assert attached == {"names": 1, "names-tcp": 1, "passed": 2, "bulk": 1, "told": 1, "web": 3}
+    assert attached == {"names": 1, "names-tcp": 1, "passed": 2, "bulk": 1, "far": 1, "told": 1,
+                        "web": 3}
     assert listeners["names"]["supportedKinds"][0]["kind"] == "UDPRoute"
     for kind in ("tlsroutes", "tcproutes", "udproutes"):
         for item in low.get(f"/apis/gateway.networking.k8s.io/v1/{kind}").json()["items"]:
@@ -333,3 +340,145 @@ def test_f17_a_herd_of_connections_is_served(low):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     print(f"F17: {many} connections made in {connected:.2f} s, all answered after {took:.2f} s")
     assert connected <= 1 and took <= 3
+
+
+SAYS = """
+import socket
+server = socket.create_server(("0.0.0.0", 8080))
+while True:
+    stream, _ = server.accept()
+    stream.sendall(b"here")
+    kept = globals().setdefault("kept", [])
+    kept.append(stream)
+"""
+
+
+@pytest.fixture
+def cable():
+    """Another network with a server in it, behind a cable that can be pulled."""
+    there = subprocess.Popen(["unshare", "--net", "sh", "-c",
+                              f"while ! ip addr add {FAR}/30 dev far; do sleep 0.1; done; "
+                              f"ip link set far up; exec python3 -c '{SAYS}'"],
+                             stderr=subprocess.DEVNULL)
+    try:
+        until("it has a network of its own", lambda: os.readlink(f"/proc/{there.pid}/ns/net")
+              != os.readlink("/proc/self/ns/net"))
+        ip = ["ip", "link", "add", "near-l4", "type", "veth", "peer", "name", "far", "netns",
+              str(there.pid)]
+        subprocess.run(ip, check=True)
+        subprocess.run(["ip", "addr", "add", f"{NEAR}/30", "dev", "near-l4"], check=True)
+        subprocess.run(["ip", "link", "set", "near-l4", "up"], check=True)
+        yield lambda: subprocess.run(["nsenter", "-t", str(there.pid), "-n", "ip", "addr", "flush",
+                                      "dev", "far"], check=True)
+    finally:
+        subprocess.run(["ip", "link", "del", "near-l4"], stderr=subprocess.DEVNULL)
+        there.kill()
+        there.wait()
+
+
+@pytest.mark.root
+def test_f16_a_peer_that_is_gone_without_a_word_is_given_up(low, cable):
+    def opened():
+        stream = socket.create_connection(("127.0.0.1", low.at["far"]), 5)
+        stream.settimeout(20)
+        return stream if stream.recv(4) == b"here" else None
+
+    stream = until("the server answers", opened)
+    cable()
+    began = time.monotonic()
+    stream.sendall(b"is anybody there?")
+    with pytest.raises(ConnectionResetError):
+        assert stream.recv(4) != b"", "an orderly end"
+    took = time.monotonic() - began
+    print(f"F16: given up after {took:.1f} s")
+    assert 3 < took < 15.5
+
+
+def gateway_process(mesh):
+    for pid in mesh.tree():
+        with contextlib.suppress(OSError):
+            command = open(f"/proc/{pid}/cmdline").read().split("\0")
+            if "proxy" in command and any(part.startswith("gateway~") for part in command):
+                return pid
+    raise AssertionError("no gateway")
+
+
+def cpu_ticks(pid):
+    fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_f19_descriptors_run_out_and_the_proxy_stays_manageable(tmp_path):
+    port = free_port()
+    objects = GATEWAY.split("  listeners:")[0] + f"""  listeners:
+    - {{{{name: web, protocol: HTTP, port: {port}}}}}
+---
+""" + """apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: away, namespace: edge}}
+spec:
+  parentRefs: [{{name: low}}]
+  rules: [{{filters: [{{type: RequestRedirect, requestRedirect: {{hostname: elsewhere.example}}}}]}}]
+"""
+    (tmp_path / "m.yaml").write_text(objects.replace("required: told", "optional: none").format())
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+    def answered(seconds=5):
+        with socket.create_connection(("127.0.0.1", port), seconds) as stream:
+            stream.sendall(request)
+            return stream.recv(64).startswith(b"HTTP/1.1 302")
+
+    with Mesh(tmp_path / "m.yaml", tmp_path / "data", prefix=["prlimit", "--nofile=256:256"],
+              extra=["--pods=process"]) as mesh:
+        until("the gateway answers", answered)
+        pid = gateway_process(mesh)
+        admin = admin_of(pid, port)
+        streams = []
+        for _ in range(1_000):
+            stream = socket.socket()
+            stream.setblocking(False)
+            stream.connect_ex(("127.0.0.1", port))
+            streams.append(stream)
+        until("descriptors are in use", lambda: len(os.listdir(f"/proc/{pid}/fd")) > 150)
+        before, began = cpu_ticks(pid), time.monotonic()
+        for _ in range(4):
+            assert ready(admin), "the admin door does not answer"
+            time.sleep(0.5)
+        share = (cpu_ticks(pid) - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - began)
+        for stream in streams:
+            stream.close()
+        began = time.monotonic()
+        until("it answers again", lambda: answered(1), seconds=5)
+        took = time.monotonic() - began
+        print(f"F19: {share:.1%} of a core while descriptors are short; "
+              f"first answer {took:.2f} s after clients left")
+        assert share <= 0.05 and took <= 1
+    assert "panicked" not in mesh.log_text()
+
+
+def listening(pid):
+    """The addresses where a process listens."""
+    inodes = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    for line in open(f"/proc/{pid}/net/tcp").read().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+            host, number = fields[1].split(":")
+            host = socket.inet_ntoa(struct.pack("<I", int(host, 16)))
+            yield host, int(number, 16)
+
+
+def ready(at):
+    with contextlib.suppress(OSError), socket.create_connection(at, 2) as stream:
+        stream.sendall(b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return stream.recv(64).startswith(b"HTTP/1.1 200")
+    return False
+
+
+def admin_of(pid, gateway):
+    for at in listening(pid):
+        if at[1] != gateway and ready(at):
+            return at
+    raise AssertionError("no admin door")
