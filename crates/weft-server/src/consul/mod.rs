@@ -18,6 +18,7 @@ pub mod duration;
 mod error;
 mod event;
 mod filter;
+pub mod fuzz;
 mod health;
 mod http;
 pub mod index;

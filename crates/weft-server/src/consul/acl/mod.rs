@@ -9,7 +9,7 @@
 mod endpoints;
 mod links;
 mod records;
-mod rules;
+pub(super) mod rules;
 mod templates;
 mod tokens;
 
