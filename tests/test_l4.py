@@ -30,6 +30,7 @@ metadata:
   annotations: {{weft.dev/accept-proxy-protocol: "required: told"}}
 spec:
   gatewayClassName: weft
+  addresses: [{{value: 127.0.0.1}}]
   listeners:
     - {{name: names, protocol: UDP, port: {names}}}
     - {{name: names-tcp, protocol: TCP, port: {names}}}
