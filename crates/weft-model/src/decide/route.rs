@@ -99,10 +99,19 @@ pub(super) fn parent_fit(
 fn find_first<'a>(open: &[(HostFit, &'a Route)], req: &Request<'_>) -> Option<Found<'a>> {
     open.iter().find_map(|(_, route)| {
         route.rules.iter().enumerate().find_map(|(rule_index, rule)| {
-            let matched = rule_match(rule, req)?;
+            let matched = first_match(rule, req)?;
             Some(Found { route, rule, rule_index, matched })
         })
     })
+}
+
+/// The first match of a rule that holds: where order decides, it decides which prefix is replaced
+/// too. As [`rule_match`] else.
+fn first_match<'a>(rule: &'a Rule, req: &Request<'_>) -> Option<Option<&'a Match>> {
+    if rule.matches.is_empty() {
+        return Some(None);
+    }
+    rule.matches.iter().find(|m| holds(m, req)).map(Some)
 }
 
 /// Gateway API's order: host, then path, method, headers, query of the match, then age and name

@@ -246,6 +246,22 @@ fn a_rule_without_matches_is_one_of_the_roots_prefix() {
 }
 
 #[test]
+fn of_several_matches_the_first_that_holds_says_which_prefix_is_replaced() {
+    let prefix = |p: &str| path(PathMatch::StringPrefix(p.into()));
+    let matches = vec![prefix("/a/"), prefix("/a/b/")];
+    let taken = |matching| {
+        let routes = [route("a", &[], matching, vec![rule(matches.clone(), "x")])];
+        let headers = H(vec![]);
+        let (method, scheme, host, path, query) = ("GET", "http", "x", "/a/b/c", "");
+        let req = Request { method, scheme, host, port: 80, path, query, headers: &headers };
+        let found = find_rule(&routes, Some("s"), &req).unwrap();
+        found.matched.cloned()
+    };
+    assert_eq!(taken(Matching::FirstMatch), Some(prefix("/a/")));
+    assert_eq!(taken(Matching::MostSpecific), Some(prefix("/a/b/")));
+}
+
+#[test]
 fn rewrites_keep_one_slash_at_the_seam() {
     // The table in Gateway API's text of HTTPPathModifier.
     for (from, old, to, expect) in [
