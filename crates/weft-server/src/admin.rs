@@ -32,6 +32,8 @@ pub trait Facts: Send + Sync + 'static {
     fn targets(&self) -> Value;
     /// The server's own metrics, Prometheus text format 0.0.4.
     fn metrics(&self) -> String;
+    /// The server's log as of one revision; an error says what to do instead.
+    fn backup(&self) -> Result<Vec<u8>, String>;
 }
 
 /// The operators' routes.
@@ -55,6 +57,7 @@ pub fn router(facts: Arc<dyn Facts>) -> Router {
             "/v1/prometheus/targets",
             get(|State(f): State<Arc<dyn Facts>>| async move { json(f.targets()) }),
         )
+        .route("/v1/weft/store/backup", get(backup))
         .route("/metrics", get(metrics))
         .with_state(facts)
 }
@@ -76,6 +79,15 @@ async fn explain(State(facts): State<Arc<dyn Facts>>, question: Bytes) -> Respon
     match question.and_then(|question| facts.explain(question)) {
         Ok(found) => json(found),
         Err(why) => refused(why),
+    }
+}
+
+async fn backup(State(facts): State<Arc<dyn Facts>>) -> Response {
+    // It reads a file from end to end; others' requests do not wait for it.
+    let made = tokio::task::spawn_blocking(move || facts.backup()).await;
+    match made.unwrap_or_else(|_| Err("it could not be read".to_owned())) {
+        Ok(data) => ([(CONTENT_TYPE, "application/octet-stream")], data).into_response(),
+        Err(why) => (StatusCode::CONFLICT, why).into_response(),
     }
 }
 

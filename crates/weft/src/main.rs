@@ -20,6 +20,7 @@ mod ports;
 mod print;
 mod proxy;
 mod server;
+mod store;
 mod token;
 mod up;
 mod visit;
@@ -74,6 +75,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Reset(args) => up::stop::reset(&args),
         Command::Server(args) => server::run(&args),
         Command::Agent(args) => agent::run(&args),
+        Command::Store(command) => wait(store::run(&command)),
         Command::Token(command) => wait(token::run(&command)),
         Command::Proxy(args) => match args.command {
             Some(ProxyCommand::Status(client)) => wait(client::report::proxies(&client)),

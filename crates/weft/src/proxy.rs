@@ -39,7 +39,9 @@ use weft_xds::client::{self, Dial, Options};
 use crate::cli::ProxyArgs;
 use crate::exit::Usage;
 
-use standalone::{Keeper, Loaded, Source};
+pub use standalone::{Loaded, Source};
+
+use standalone::Keeper;
 
 /// TLS name of the server; the SPIFFE identity is what is checked.
 const SERVER_NAME: &str = "server.weft.internal";

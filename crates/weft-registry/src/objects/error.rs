@@ -49,6 +49,7 @@ impl ObjectError {
             Self::TooLarge { .. } => 413,
             Self::Expired { .. } => 410,
             Self::Busy(_) => 429,
+            Self::Store(e) if e.is_full() => 507,
             // It may work again when the disk or the other servers do.
             Self::Store(e) if e.is_passing() => 503,
             Self::Store(_) => 500,

@@ -60,7 +60,8 @@ impl From<CatalogError> for Refusal {
             CatalogError::Contended | CatalogError::Overtaken | CatalogError::Closed => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            CatalogError::NotTtl { .. } | CatalogError::Store(_) | CatalogError::Encode(_) => {
+            CatalogError::Store(why) => unwritten(why.is_full(), why.is_passing()),
+            CatalogError::NotTtl { .. } | CatalogError::Encode(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         };
@@ -77,11 +78,20 @@ impl From<ConsulError> for Refusal {
             ConsulError::TooMuch { .. } => StatusCode::BAD_REQUEST,
             ConsulError::Refused(_) => StatusCode::CONFLICT,
             ConsulError::Contended | ConsulError::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            ConsulError::Store(ref why) => unwritten(why.is_full(), why.is_passing()),
             ConsulError::InvalidSession { .. }
             | ConsulError::Invalid(_)
-            | ConsulError::Store(_)
             | ConsulError::Encode(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())
+    }
+}
+
+/// A store that cannot write now is not this server's fault for good.
+fn unwritten(full: bool, passing: bool) -> StatusCode {
+    match (full, passing) {
+        (true, _) => StatusCode::INSUFFICIENT_STORAGE,
+        (false, true) => StatusCode::SERVICE_UNAVAILABLE,
+        (false, false) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

@@ -10,6 +10,7 @@ mod link;
 mod meter;
 mod names;
 mod outbox;
+mod relay;
 mod session;
 pub mod visits;
 
@@ -47,6 +48,9 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// What an agent was told at its start.
 struct Setup {
+    /// Any of them will do.
+    servers: Vec<SocketAddr>,
+    /// Where they are asked: the only one, or the relay that leads to them.
     server: SocketAddr,
     token: Option<JoinText>,
     name: Label,
@@ -56,7 +60,7 @@ struct Setup {
 
 pub fn run(args: &AgentArgs) -> Result<()> {
     provider::install();
-    let setup = Setup::read(args)?;
+    let mut setup = Setup::read(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(8)
@@ -65,6 +69,7 @@ pub fn run(args: &AgentArgs) -> Result<()> {
     runtime.block_on(async {
         let mut asked = Asked::listen()?;
         let (clock, tasks) = (Clock::system(), TaskGroup::new());
+        setup.server = relay::start(&setup.servers, &tasks).await?;
         let outcome = tokio::select! {
             outcome = serve(args, &setup, &clock, &tasks) => outcome,
             () = asked.end_wanted() => Ok(None),
@@ -109,7 +114,7 @@ async fn serve(
 ) -> Result<Option<Running>> {
     let address = match setup.address {
         Some(address) => address,
-        None => own_address(setup.server).await?,
+        None => own_address(setup.servers.first().copied().unwrap_or(setup.server)).await?,
     };
     let host = describe(setup, args, address)?;
     let workload = captured::Workload::read(&args.captured, address)?;
@@ -174,14 +179,10 @@ fn start(
 impl Setup {
     fn read(args: &AgentArgs) -> Result<Self> {
         let usage = |text: String| anyhow!(Usage(text));
-        let named = match args.server.rsplit_once(':') {
-            Some((_, port)) if port.parse::<u16>().is_ok() => args.server.clone(),
-            _ => format!("{}:{SERVER_PORT}", args.server),
-        };
-        let found = named.to_socket_addrs().map(|mut all| all.next());
-        let server = found
-            .map_err(|e| usage(format!("--server {named}: {e}")))?
-            .ok_or_else(|| usage(format!("--server {named}: the name has no address")))?;
+        let servers = args.server.split(',').map(|named| address(named.trim()));
+        let servers = servers.collect::<Result<Vec<SocketAddr>>>()?;
+        let server = servers.first().copied();
+        let server = server.ok_or_else(|| usage("--server names none".to_owned()))?;
         let name = args.name.clone().unwrap_or_else(|| slug(&server::hostname()));
         let name = Label::new(&name).map_err(|e| usage(format!("--name: {e}")))?;
         let data = match &args.data {
@@ -189,6 +190,7 @@ impl Setup {
             None => state_home().join("weft/agent"),
         };
         Ok(Self {
+            servers,
             server,
             token: token(args)?,
             name,
@@ -205,6 +207,19 @@ impl Setup {
     fn token_file(&self) -> PathBuf {
         self.data.path().join("host.token")
     }
+}
+
+/// The first address of one server.
+fn address(named: &str) -> Result<SocketAddr> {
+    let usage = |text: String| anyhow!(Usage(text));
+    let named = match named.rsplit_once(':') {
+        Some((_, port)) if port.parse::<u16>().is_ok() => named.to_owned(),
+        _ => format!("{named}:{SERVER_PORT}"),
+    };
+    let found = named.to_socket_addrs().map(|mut all| all.next());
+    found
+        .map_err(|e| usage(format!("--server {named}: {e}")))?
+        .ok_or_else(|| usage(format!("--server {named}: the name has no address")))
 }
 
 /// The token, from the flag or a file, with the pin of its authority.

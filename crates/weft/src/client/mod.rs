@@ -55,6 +55,32 @@ impl Api {
         self.call(Method::GET, path, accept, None).await?.ok()
     }
 
+    /// Reads a body of any size into `to`, piece by piece.
+    ///
+    /// # Errors
+    /// When the server does not answer, refuses, or ends in the middle.
+    pub async fn download(&self, path: &str, to: &mut dyn std::io::Write) -> Result<()> {
+        let uri: Uri = format!("{}{path}", self.base).parse().context("--server")?;
+        let answer = tokio::time::timeout(CALL_TIMEOUT, self.http.get(uri)).await;
+        let unreachable = |why: String| anyhow!(Unreachable(self.base.clone(), why));
+        let answer = answer.map_err(|_| unreachable("it does not answer".into()))?;
+        let answer = answer.map_err(|e| unreachable(e.to_string()))?;
+        let status = answer.status();
+        let mut body = answer.into_body();
+        if !status.is_success() {
+            let text = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let text = text.map(|t| String::from_utf8_lossy(&t.to_bytes()).into_owned());
+            return Err(anyhow!("{} (HTTP {status})", text.unwrap_or_default().trim()));
+        }
+        while let Some(frame) = body.frame().await {
+            let frame = frame.context("the server's answer ended in the middle")?;
+            if let Some(data) = frame.data_ref() {
+                to.write_all(data)?;
+            }
+        }
+        Ok(())
+    }
+
     /// One call. `body` is sent as JSON with the given media type.
     pub async fn call(
         &self,

@@ -29,6 +29,12 @@ pub async fn status(args: &ClientArgs) -> Result<()> {
         text("proxies_in_sync"),
         text("proxies"),
     );
+    let servers: Vec<String> = rows(&facts, "servers").iter().map(print::cell).collect();
+    if !servers.is_empty() {
+        let leader = facts.get("leader").and_then(Value::as_str);
+        let leads = leader.map_or("nobody leads".to_owned(), |name| format!("{name} leads"));
+        crate::say!("servers {}   {leads}", servers.join(", "));
+    }
     crate::say!("");
     print_rows(
         &facts,

@@ -4,8 +4,10 @@
 //! Online the server answers from the Mesh that it pushes; offline the same is compiled from
 //! files. What is decided, `weft_proxy::explain` decides with the proxy's own functions.
 
+mod log;
 mod offline;
 mod print;
+mod standalone;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, anyhow};
 use http::{HeaderName, HeaderValue, Request, Uri};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use weft_base::clock::Clock;
 use weft_control::mesh::Mesh;
 use weft_model::decide::pick_section;
@@ -36,6 +39,9 @@ pub struct Question {
     /// A workload or pod, `NAME` or `NAMESPACE/NAME`; without one a client outside of the mesh.
     #[serde(default)]
     pub from: Option<String>,
+    /// The very proxy, when it is known: `sidecar~NAMESPACE~POD` or `gateway~NAMESPACE~GATEWAY`.
+    #[serde(default)]
+    pub node: Option<String>,
 }
 
 /// A question with the proxy that answers it.
@@ -48,30 +54,125 @@ pub struct Answered {
 
 /// `weft explain URL`.
 pub async fn run(args: &ExplainArgs) -> Result<()> {
+    let headers = args.headers.iter().map(|h| header(h)).collect::<Result<Vec<_>>>()?;
+    if let Some(line) = &args.log {
+        return logged(args, line, headers).await;
+    }
     let question = Question {
         method: args.method.clone(),
-        url: with_scheme(&args.url),
-        headers: args.headers.iter().map(|h| header(h)).collect::<Result<_>>()?,
+        url: with_scheme(args.url.as_deref().unwrap_or_default()),
+        headers,
         from: args.from.clone(),
+        node: None,
     };
-    let found = if args.files.is_empty() {
-        let body = serde_json::to_vec(&question)?;
+    let found = ask(args, &question).await?;
+    show(args, &found, || {
+        print::explanation(&found, args.client.output == Output::Wide);
+    })
+}
+
+/// `weft explain --log LINE`: what was decided then, and what would be now.
+async fn logged(
+    args: &ExplainArgs,
+    line: &str,
+    headers: Vec<(String, String)>,
+) -> Result<()> {
+    let line = match line {
+        "-" => std::io::read_to_string(std::io::stdin()).context("cannot read the line")?,
+        line => line.to_owned(),
+    };
+    let then = log::Line::parse(&line).map_err(|why| anyhow!(why))?;
+    let now = match then.question(args.from.as_deref()) {
+        Some(mut question) => {
+            question.headers.extend(headers);
+            Some(ask(args, &question).await?)
+        }
+        None => None,
+    };
+    let rule = now.as_ref().map(|now| match &now["route"] {
+        Value::Object(route) => {
+            let part = |key: &str| route.get(key).and_then(Value::as_str).unwrap_or_default();
+            format!("{} {}", part("object"), part("field"))
+        }
+        _ => String::new(),
+    });
+    let generation = now.as_ref().and_then(|now| now["generation"].as_u64());
+    let found = json!({
+        "then": then,
+        "now": now,
+        "same_rule": rule.as_ref().map(|rule| *rule == then.route),
+        "changed": generation.zip(then.generation).map(|(now, then)| now != then),
+    });
+    show(args, &found, || print::logged(&found, args.client.output == Output::Wide))
+}
+
+/// Asks the server, or compiles the files.
+async fn ask(args: &ExplainArgs, question: &Question) -> Result<Value> {
+    Ok(if args.files.is_empty() {
+        let body = serde_json::to_vec(question)?;
         let api = Api::new(&args.client.server);
         let path = "/v1/weft/explain";
         api.call(http::Method::POST, path, "application/json", Some(body)).await?.ok()?
+    } else if let Some(loaded) = standalone::loaded(&args.files)? {
+        let asked = Asked::read(question).map_err(|why| anyhow!(why))?;
+        let answered = standalone::answer(loaded, &asked).map_err(|why| anyhow!(why))?;
+        serde_json::to_value(answered)?
     } else {
         let mesh = offline::mesh(&args.files)?;
-        let answered = answer(&mesh, &question).map_err(|why| anyhow!(why))?;
+        let answered = answer(&mesh, question).map_err(|why| anyhow!(why))?;
         serde_json::to_value(answered)?
-    };
+    })
+}
+
+fn show(args: &ExplainArgs, found: &Value, table: impl FnOnce()) -> Result<()> {
     match args.client.output {
-        Output::Json => out::json(&found),
-        Output::Yaml => out::yaml(&found)?,
-        Output::Table | Output::Wide => {
-            print::explanation(&found, args.client.output == Output::Wide);
-        }
+        Output::Json => out::json(found),
+        Output::Yaml => out::yaml(found)?,
+        Output::Table | Output::Wide => table(),
     }
     Ok(())
+}
+
+/// A question as an HTTP request.
+pub struct Asked {
+    uri: Uri,
+    https: bool,
+    port: u16,
+    request: Request<()>,
+    /// Without its port.
+    host: String,
+}
+
+impl Asked {
+    fn read(question: &Question) -> Result<Self, String> {
+        let uri: Uri = question
+            .url
+            .parse()
+            .map_err(|e| format!("{:?} is no URL such as http://user/user/1: {e}", question.url))?;
+        let https = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(format!("{:?} is no http or https URL", question.url)),
+        };
+        let authority = uri.authority().ok_or("the URL names no host")?;
+        let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
+        let mut request = Request::builder().method(&*question.method).uri(path_of(&uri));
+        let mut host = authority.as_str().to_owned();
+        for (name, value) in &question.headers {
+            if name.eq_ignore_ascii_case("host") {
+                host.clone_from(value);
+                continue;
+            }
+            let name = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| format!("{name:?} cannot be the name of a header"))?;
+            let value = HeaderValue::from_str(value)
+                .map_err(|_| format!("{value:?} cannot be the value of a header"))?;
+            request = request.header(name, value);
+        }
+        let request = request.header("host", &host).body(()).map_err(|e| e.to_string())?;
+        let host = host.split(':').next().unwrap_or_default().to_owned();
+        Ok(Self { uri, https, port, request, host })
+    }
 }
 
 /// Explains by what the proxies of a mesh are sent.
@@ -79,38 +180,14 @@ pub async fn run(args: &ExplainArgs) -> Result<()> {
 /// # Errors
 /// Why nobody can say: the URL is none, or no proxy is meant.
 pub fn answer(mesh: &Mesh, question: &Question) -> Result<Answered, String> {
-    let uri: Uri = question
-        .url
-        .parse()
-        .map_err(|e| format!("{:?} is no URL such as http://user/user/1: {e}", question.url))?;
-    let https = match uri.scheme_str() {
-        Some("https") => true,
-        Some("http") => false,
-        _ => return Err(format!("{:?} is no http or https URL", question.url)),
-    };
-    let authority = uri.authority().ok_or("the URL names no host")?;
-    let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
-    let mut request = Request::builder().method(&*question.method).uri(path_of(&uri));
-    let mut host = authority.as_str().to_owned();
-    for (name, value) in &question.headers {
-        if name.eq_ignore_ascii_case("host") {
-            host.clone_from(value);
-            continue;
-        }
-        let name = HeaderName::from_bytes(name.as_bytes())
-            .map_err(|_| format!("{name:?} cannot be the name of a header"))?;
-        let value = HeaderValue::from_str(value)
-            .map_err(|_| format!("{value:?} cannot be the value of a header"))?;
-        request = request.header(name, value);
-    }
-    let request = request.header("host", &host).body(()).map_err(|e| e.to_string())?;
-    let plain_host = host.split(':').next().unwrap_or_default();
-    let (node, door, local) = match &question.from {
-        Some(from) => {
-            let own = SocketAddr::from((Ipv4Addr::LOCALHOST, 15_001));
-            (sidecar(mesh, from)?, Door::Forward, own)
-        }
-        None => gateway(mesh, port, plain_host)?,
+    let asked = Asked::read(question)?;
+    let (https, port) = (asked.https, asked.port);
+    let Asked { uri, request, host: plain_host, .. } = asked;
+    let own = SocketAddr::from((Ipv4Addr::LOCALHOST, 15_001));
+    let (node, door, local) = match (&question.from, named(question)?) {
+        (Some(from), _) => (sidecar(mesh, from)?, Door::Forward, own),
+        (None, Some(node)) if node.kind == NodeKind::Sidecar => (node, Door::Forward, own),
+        (None, node) => gateway(mesh, port, &plain_host, node.as_ref())?,
     };
     let place = Place { door, local, scheme: if https { "https" } else { "http" } };
     let request = match &place.door {
@@ -138,9 +215,19 @@ fn path_of(uri: &Uri) -> &str {
     uri.path_and_query().map_or("/", |p| p.as_str())
 }
 
+/// The proxy that a question names.
+fn named(question: &Question) -> Result<Option<NodeId>, String> {
+    question.node.as_deref().map(|n| n.parse::<NodeId>().map_err(|e| e.to_string())).transpose()
+}
+
 /// The gateway that listens on a port, and its listener: the one that serves the host if several
 /// do.
-fn gateway(mesh: &Mesh, port: u16, host: &str) -> Result<(NodeId, Door, SocketAddr), String> {
+fn gateway(
+    mesh: &Mesh,
+    port: u16,
+    host: &str,
+    only: Option<&NodeId>,
+) -> Result<(NodeId, Door, SocketAddr), String> {
     let mut found: Option<(bool, NodeId, Door, SocketAddr)> = None;
     for (name, resource) in mesh.resources() {
         let (Root::Listener(root), Resource::Listener(listener)) = (&name.root, &**resource) else {
@@ -155,6 +242,9 @@ fn gateway(mesh: &Mesh, port: u16, host: &str) -> Result<(NodeId, Door, SocketAd
         let mut parts = root.split('~');
         let (Some(ns), Some(gw)) = (parts.next(), parts.next()) else { continue };
         let Ok(node) = NodeId::gateway(ns, gw) else { continue };
+        if only.is_some_and(|only| *only != node) {
+            continue;
+        }
         let local = bound.or_else(|| gateway.bind.first()).copied();
         let local = local.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
         let serves = pick_section(gateway, &host.to_ascii_lowercase()).is_some();

@@ -35,6 +35,41 @@ pub fn explanation(found: &Value, wide: bool) {
     }
 }
 
+/// A line of the access log: what was decided then, then what would be now.
+pub fn logged(found: &Value, wide: bool) {
+    let then = |key: &str| found["then"].get(key).map(cell).unwrap_or_default();
+    crate::say!("{} {} of {} at {}", then("method"), then("path"), then("authority"), then("time"));
+    crate::say!("  proxy     {}", then("node"));
+    crate::say!("  answered  {} ({})", then("status"), then("details"));
+    for flag in found["then"]["flags"].as_array().into_iter().flatten() {
+        let part = |key: &str| flag.get(key).map(cell).unwrap_or_default();
+        crate::say!("  {:<9} {}", part("flag"), part("meaning"));
+    }
+    for (what, key) in [("because", "sentence"), ("rule", "route"), ("instance", "instance")] {
+        if !then(key).is_empty() {
+            crate::say!("  {what:<9} {}", then(key));
+        }
+    }
+    let now = &found["now"];
+    if now.is_null() {
+        crate::say!("\nNo rule was asked: the client's own proxy, or its gateway, has that line.");
+        return;
+    }
+    let (was, is) = (then("generation"), now.get("generation").map(cell).unwrap_or_default());
+    let changed = match (found["changed"].as_bool(), found["same_rule"].as_bool()) {
+        (Some(false), Some(true)) => format!("the configuration is the same (generation {is})"),
+        (Some(true), Some(true)) => {
+            format!("generation {is}, it was {was}; the same rule takes it")
+        }
+        (Some(true), _) => format!("generation {is}, it was {was}; another rule takes it now"),
+        (_, Some(true)) => "the same rule takes it".into(),
+        _ => "another rule takes it; a line has no headers: name those that rules match with -H"
+            .into(),
+    };
+    crate::say!("\nNow: {changed}\n");
+    explanation(now, wide);
+}
+
 fn route(found: &Value, wide: bool) {
     let route = &found["route"];
     let part = |key: &str| route.get(key).map(cell).unwrap_or_default();

@@ -1,15 +1,275 @@
 // SPDX-License-Identifier: Apache-2.0
-//! weft's own configuration file.
+//! weft's own configuration file: listeners, routes, backends, as `docs/proxy.md` shows them.
+//!
+//! A front for the model: what most files say has short words here, everything else is the
+//! model's own form (`policy`, `filters`, `retry`, ...). Everything wrong is found at once and named
+//! with its line. Called by [`super::standalone`] and by `weft explain -f`.
 
-use std::path::Path;
+mod backend;
+mod lines;
+mod route;
+mod tls;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use weft_base::issue::{FieldPath, Issue};
+use weft_envoy::read::{Found, Message, parse};
+use weft_model::{
+    GatewayListener, Listener, ListenerKind, Origin, Protocol, ProxyHeader, Resource, ResourceName,
+    Root, Section,
+};
+use weft_proxy::config::{AccessLog, LogFormat, LogWhat};
 use weft_proxy::ingest::source;
+use weft_proxy::observe::format::Format;
 
-use super::standalone::Loaded;
+use super::standalone::{Loaded, refused};
+use lines::Lines;
 
+/// What the parts of one file share.
+struct Context<'a> {
+    /// Files it names are looked for beside it.
+    folder: &'a Path,
+    files: RefCell<BTreeSet<PathBuf>>,
+    resources: RefCell<Vec<(ResourceName, Resource)>>,
+    /// Issues of parts that are read as the model itself reads them.
+    issues: RefCell<Vec<Issue>>,
+    /// Names and ports of backends, with the names of their parts.
+    backends: Vec<backend::Known>,
+    /// Names of listeners, and whether they are HTTP.
+    listeners: Vec<(String, bool)>,
+}
+
+/// Reads a file.
+///
+/// # Errors
+/// All that is wrong with it.
 pub fn load(path: &Path, text: &str) -> Result<Loaded> {
+    if text.trim_start().starts_with('-') {
+        return resources(path, text);
+    }
+    let map = parse(text).map_err(|e| anyhow!("{}: {e}", path.display()))?;
+    let found = Found::default();
+    let mut context = Context {
+        folder: path.parent().unwrap_or(Path::new("")),
+        files: RefCell::default(),
+        resources: RefCell::default(),
+        issues: RefCell::default(),
+        backends: Vec::new(),
+        listeners: Vec::new(),
+    };
+    let (mut admin, mut log) = (None, None);
+    {
+        let root = found.root(&map);
+        admin = admin.or(root.text("admin").and_then(|text| address(&root, "admin", text)));
+        log = log.or(access_log(&root, &context));
+        context.backends = backend::known(&root);
+        context.listeners = listeners_of(&root);
+        root.each("listeners", |message| listener(&message, &context));
+        root.each("backends", |message| backend::read(&message, &context));
+        let mut index = 0;
+        root.each("routes", |message| {
+            route::read(&message, index, &context);
+            index += 1;
+        });
+        if context.listeners.is_empty() {
+            root.error("listeners", "there is none, so nothing is served");
+        }
+    }
+    let (errors, unknown) = found.into_parts();
+    let mut issues = context.issues.into_inner();
+    issues.extend(errors.into_iter().chain(unknown));
+    if !issues.is_empty() {
+        return Err(refused(path, &with_lines(&Lines::of(text), issues)));
+    }
+    Ok(Loaded {
+        resources: context.resources.into_inner().into_iter().collect(),
+        admin,
+        log,
+        files: context.files.into_inner(),
+        ..Loaded::default()
+    })
+}
+
+/// Resources of the model as they are: a list of `{name, resource}`.
+fn resources(path: &Path, text: &str) -> Result<Loaded> {
     let listed = source::from_yaml(text).map_err(|e| anyhow!("{}: {e}", path.display()))?;
     let resources = listed.upserts.into_iter().filter_map(|u| Some((u.name, u.resource.ok()?)));
     Ok(Loaded { resources: resources.collect(), ..Loaded::default() })
+}
+
+/// Issues in the order of the file, each with its line.
+fn with_lines(lines: &Lines, issues: Vec<Issue>) -> Vec<Issue> {
+    let line = |issue: &Issue| lines.line(&issue.path).unwrap_or(0);
+    let mut placed: Vec<(u64, Issue)> = issues.into_iter().map(|i| (line(&i), i)).collect();
+    placed.sort_by_key(|(line, _)| *line);
+    let named = placed.into_iter().map(|(line, mut issue)| {
+        if line > 0 {
+            issue.path = FieldPath::new(format!("line {line}: {}", issue.path));
+        }
+        issue
+    });
+    named.collect()
+}
+
+fn listeners_of(root: &Message<'_>) -> Vec<(String, bool)> {
+    let list = root.item("listeners").and_then(|i| i.value.as_array().cloned());
+    let each = list.unwrap_or_default().into_iter().filter_map(|listener| {
+        let name = listener.get("name")?.as_str()?.to_owned();
+        let protocol = listener.get("protocol").and_then(Value::as_str).unwrap_or("http");
+        Some((name, protocol == "http"))
+    });
+    each.collect()
+}
+
+fn listener(message: &Message<'_>, context: &Context<'_>) {
+    let name = message.text("name");
+    let bind = addresses(message, "bind");
+    let protocol = match message.choice("protocol").unwrap_or("http") {
+        "http" => Protocol::Http1,
+        "tcp" => Protocol::Tcp,
+        other => {
+            message.error("protocol", format!("{other:?}: expected http or tcp"));
+            Protocol::Http1
+        }
+    };
+    let proxy_header = match message.choice("proxy_header").unwrap_or("off") {
+        "off" => ProxyHeader::Off,
+        "required" => ProxyHeader::Required,
+        "optional" => ProxyHeader::Optional,
+        other => {
+            message.error("proxy_header", format!("{other:?}: expected off, required or optional"));
+            ProxyHeader::Off
+        }
+    };
+    let mut sections = tls::sections(message, protocol, context);
+    if sections.is_empty() {
+        let name: Arc<str> = "all".into();
+        sections.push(Section { name, hostname: None, protocol, tls: None });
+    }
+    let Some(name) = name else {
+        message.error("name", "a listener needs a name, which routes use");
+        return;
+    };
+    if name.contains('/') {
+        message.error("name", "a name has no /");
+    }
+    if bind.is_empty() && !message.is_set("bind") {
+        message.error("bind", "a listener needs an address such as 127.0.0.1:8080");
+    }
+    let gateway = GatewayListener { proxy_header, ..GatewayListener::new(bind, sections) };
+    let origin = Some(origin("listener", name, ""));
+    let kind = ListenerKind::Gateway(gateway);
+    let made = Listener { name: name.into(), kind, origin };
+    context.put(Root::listener(name).own(), Resource::Listener(made));
+}
+
+/// One address, or a list of them.
+fn addresses(message: &Message<'_>, field: &str) -> Vec<SocketAddr> {
+    let texts: Vec<String> = match message.item(field).map(|i| i.value) {
+        Some(Value::String(one)) => vec![one.clone()],
+        Some(_) => message.texts(field).into_iter().map(str::to_owned).collect(),
+        None => Vec::new(),
+    };
+    texts.iter().filter_map(|text| address(message, field, text)).collect()
+}
+
+fn address(message: &Message<'_>, field: &str, text: &str) -> Option<SocketAddr> {
+    let parsed = text.parse().ok();
+    if parsed.is_none() {
+        let why = format!("{text:?} is no address such as 127.0.0.1:8080 or [::1]:8080");
+        message.error(field, why);
+    }
+    parsed
+}
+
+fn access_log(root: &Message<'_>, context: &Context<'_>) -> Option<AccessLog> {
+    let item = root.item("access_log")?;
+    let plain = |what, format| Some(AccessLog { what, format, path: None });
+    match item.value.as_str() {
+        Some("text") => return plain(LogWhat::Everything, LogFormat::Text),
+        Some("json") => return plain(LogWhat::Everything, LogFormat::Json),
+        Some("failures") => return plain(LogWhat::Failures, LogFormat::Text),
+        Some("off") => return plain(LogWhat::Nothing, LogFormat::Text),
+        Some(other) => {
+            let why = format!("{other:?}: expected text, json, failures, off or an object");
+            root.error("access_log", why);
+            return None;
+        }
+        None => {}
+    }
+    let log = item.into_message()?;
+    let path = log.text("path").map(PathBuf::from);
+    let what = match log.flag("failures_only") {
+        Some(true) => LogWhat::Failures,
+        _ => LogWhat::Everything,
+    };
+    let format = match log.item("format") {
+        None => LogFormat::Text,
+        Some(item) => match Format::parse(item.value, &item.at.path()) {
+            Ok(format) => LogFormat::Of(Arc::new(format)),
+            Err(issues) => {
+                context.issues.borrow_mut().extend(issues);
+                return None;
+            }
+        },
+    };
+    Some(AccessLog { what, format, path })
+}
+
+/// Who says something, for logs and explanations.
+fn origin(kind: &str, name: &str, field: &str) -> Origin {
+    Origin { kind: kind.into(), namespace: "file".into(), name: name.into(), field: field.into() }
+}
+
+// === impl Context ===
+
+impl Context<'_> {
+    fn put(&self, name: ResourceName, resource: Resource) {
+        let known = self.resources.borrow().iter().any(|(n, _)| *n == name);
+        if known {
+            let path = FieldPath::new(name.root.to_string());
+            self.issues.borrow_mut().push(Issue::error(path, "two of them have this name"));
+        }
+        self.resources.borrow_mut().push((name, resource));
+    }
+
+    /// A field in the model's own form; fields that the model has not are issues too.
+    fn model<T: DeserializeOwned>(&self, message: &Message<'_>, field: &str) -> Option<T> {
+        let item = message.item(field)?;
+        let at = item.at.path();
+        let mut unknown = Vec::new();
+        let read = serde_ignored::deserialize(item.value.clone(), |path| {
+            let path = FieldPath::new(format!("{at}.{path}"));
+            unknown.push(Issue::error(path, "weft has no such field"));
+        });
+        let mut issues = self.issues.borrow_mut();
+        issues.extend(unknown);
+        match read {
+            Ok(value) => Some(value),
+            Err(error) => {
+                issues.push(Issue::error(at, format!("{error}")));
+                None
+            }
+        }
+    }
+
+    /// The text of a file that a field names.
+    fn file(&self, message: &Message<'_>, field: &str) -> Option<Arc<str>> {
+        let path = self.folder.join(message.text(field)?);
+        self.files.borrow_mut().insert(path.clone());
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text.into()),
+            Err(error) => {
+                message.error(field, format!("cannot read {}: {error}", path.display()));
+                None
+            }
+        }
+    }
 }

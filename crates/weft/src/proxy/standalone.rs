@@ -68,6 +68,17 @@ impl Files for Disk {
 // === impl Source ===
 
 impl Source {
+    /// What a file is, when a proxy could serve it by itself.
+    pub fn of(path: &Path) -> Option<Self> {
+        let text = fs::read_to_string(path).ok()?;
+        let map = weft_envoy::read::parse(&text).ok()?;
+        let has = |keys: &[&str]| keys.iter().any(|key| map.contains_key(*key));
+        if has(&["static_resources", "staticResources"]) {
+            return Some(Self::Envoy(path.to_owned(), false));
+        }
+        (has(&["listeners"]) && !has(&["kind"])).then(|| Self::File(path.to_owned()))
+    }
+
     pub fn path(&self) -> &Path {
         match self {
             Self::File(path) | Self::Envoy(path, _) => path,

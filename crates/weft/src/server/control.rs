@@ -98,10 +98,27 @@ impl Statuses {
         let mut gateways: BTreeMap<ObjectKey, StatusUpdate> = BTreeMap::new();
         let mut refused = BTreeMap::new();
         let mut changes = self.pusher.changes();
+        let leader = self.registry.leader().clone();
+        let mut terms = leader.changes();
+        // Of several servers the one that leads writes; the others know what they would.
+        let mut kept: BTreeMap<ObjectKey, StatusUpdate> = BTreeMap::new();
         loop {
             tokio::select! {
+                Ok(()) = terms.changed() => {
+                    for status in std::mem::take(&mut kept).into_values() {
+                        let why = status.object_node().and_then(|node| refused.get(&node).cloned());
+                        self.write(&status, why.as_deref()).await;
+                        kept.insert(status.object.clone(), status);
+                    }
+                }
                 statuses = inbox.recv() => {
                     let Some(statuses) = statuses else { return };
+                    if leader.is_shared() {
+                        let all = statuses.iter().map(|s| (s.object.clone(), s.clone()));
+                        kept.extend(all);
+                        let world = self.registry.now();
+                        kept.retain(|key, _| world.object(key).is_some());
+                    }
                     for status in statuses {
                         let why = status.object_node().and_then(|node| refused.get(&node).cloned());
                         self.write(&status, why.as_deref()).await;
@@ -128,6 +145,9 @@ impl Statuses {
 
     /// Writes a status; an object that is gone meanwhile needs none.
     async fn write(&self, update: &StatusUpdate, refused: Option<&str>) {
+        if !self.registry.leader().is_here() {
+            return;
+        }
         let key = &update.object;
         let world = self.registry.now();
         let Some(object) = world.object(key) else { return };
@@ -144,7 +164,7 @@ impl Statuses {
         if Some(&status) == old {
             return;
         }
-        let objects = self.registry.objects();
+        let objects = self.registry.objects().as_leader();
         let written = objects.write_status(key.kind, &key.namespace, &key.name, &status);
         if let Err(error) = written.await {
             tracing::debug!(%error, object = ?key, "a status was not written");

@@ -17,10 +17,13 @@ use weft_kinds::views::catalog::Status;
 use weft_kinds::views::core::Pod;
 use weft_kinds::world::{Door, Index, Instance, Object, PodsMode, World, host_address};
 use weft_model::MtlsMode;
+use weft_registry::Registry;
 use weft_registry::hosts::JOIN_ANNOTATION;
 use weft_server::admin::Facts;
+use weft_store::RedbStore;
 
 use super::scrape::Loads;
+use super::shared::Servers;
 
 /// One proxy as control sees it.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +51,10 @@ pub struct ServerFacts {
     pub started: Mono,
     pub trust_domain: String,
     pub api: SocketAddr,
+    pub servers: Arc<Servers>,
+    pub registry: Registry,
+    /// The log, when it is in this server's data directory.
+    pub log: Option<Arc<RedbStore>>,
 }
 
 /// The API port that clients use when none is named.
@@ -75,6 +82,8 @@ impl Facts for ServerFacts {
             "uptime_s": self.clock.now().since(self.started).as_secs(),
             "trust_domain": self.trust_domain,
             "revision": world.revision(),
+            "leader": self.registry.leader().who(),
+            "servers": self.servers.names(),
             "proxies": proxies.len(),
             "proxies_in_sync": in_sync,
             "services": self.services(&world),
@@ -122,7 +131,11 @@ impl Facts for ServerFacts {
     fn explain(&self, question: Value) -> Result<Value, String> {
         let question = serde_json::from_value(question).map_err(|e| e.to_string())?;
         let answered = crate::explain::answer(&self.mesh.load(), &question)?;
-        serde_json::to_value(answered).map_err(|e| e.to_string())
+        let held = self.proxies.all().into_iter().find(|p| p.node == answered.proxy);
+        let mut value = serde_json::to_value(answered).map_err(|e| e.to_string())?;
+        // Of the table that the proxy has.
+        value["generation"] = held.map(|p| p.applied).into();
+        Ok(value)
     }
 
     fn mtls(&self) -> Value {
@@ -220,7 +233,16 @@ impl Facts for ServerFacts {
         for (name, kind, help, value) in rows {
             let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} {kind}\n{name} {value}");
         }
-        text
+        text + &super::shared::metrics(&self.registry, &self.servers)
+    }
+
+    fn backup(&self) -> Result<Vec<u8>, String> {
+        let log = self.log.as_ref().ok_or(
+            "this server's store is an etcd: back that up with `etcdctl snapshot save`, and keep \
+             the seal key",
+        )?;
+        let writer = log.backup(self.clock.wall_ms(), Vec::new()).map_err(|e| e.to_string())?;
+        writer.finish().map(|(data, _)| data).map_err(|e| e.to_string())
     }
 }
 

@@ -8,21 +8,21 @@ mod control;
 mod facts;
 mod hosts;
 mod link;
+mod open;
 mod rates;
 pub mod resolver;
 mod scrape;
+pub mod shared;
 pub mod streams;
 pub mod usage;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
-use futures_util::FutureExt as _;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 use weft_agent::agent::Agent;
 use weft_agent::checks::Runner;
@@ -31,7 +31,7 @@ use weft_base::clock::{Clock, Mono};
 use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
 use weft_control::push::{ProxyStatus, Pusher};
-use weft_identity::{Authority, TrustDomain, provider};
+use weft_identity::{TrustDomain, provider};
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
 use weft_kinds::world::{Object, PodsMode};
@@ -39,13 +39,14 @@ use weft_registry::hosts::Hosts;
 use weft_registry::{NodeInfo, Registry, controllers};
 use weft_server::k8s::{PodLogs, PodStreams, Pods};
 use weft_server::{admin, consul, dns, k8s, serve, tokens};
-use weft_store::{DataDir, RedbStore, Store};
+use weft_store::{DataDir, EtcdStore};
 
 use crate::asked::Asked;
 use crate::cli::ServerArgs;
 use crate::client::objects::FIELD_MANAGER;
 use crate::manifest::Manifest;
 use crate::ports::{self, Bound};
+use crate::store::etcd::Shared;
 use crate::up::{DoorAddresses, announcement};
 use crate::{data, print, state_home};
 use agency::{AgentLogs, NoLogs};
@@ -73,6 +74,8 @@ pub struct Settings {
     pub trust_domain: Option<String>,
     /// This machine's name in the catalog.
     pub node: Option<String>,
+    /// The store that it shares with other servers, when it is not the data directory's own.
+    pub store: Option<Shared>,
     /// Runs pods as processes of this machine.
     pub agency: Option<Agency>,
     /// What clients of Consul's API may do.
@@ -100,6 +103,8 @@ pub struct Running {
     data: Arc<DataDir>,
     started: Mono,
     clock: Clock,
+    /// The store, when other servers use it, too.
+    etcd: Option<Arc<EtcdStore>>,
 }
 
 /// `weft server`.
@@ -108,6 +113,7 @@ pub fn run(args: &ServerArgs) -> Result<()> {
         data: data::location(args.data.as_deref(), None, &state_home()),
         trust_domain: args.trust_domain.clone(),
         node: args.node.clone(),
+        store: args.store.shared()?,
         agency: None,
         consul: args.consul.access()?,
     };
@@ -153,13 +159,14 @@ impl Running {
         let (clock, tasks) = (Clock::system(), TaskGroup::new());
         let started = clock.now();
         let data = Arc::new(DataDir::open(&settings.data)?);
-        let authority = open_authority(&data, settings.trust_domain.as_deref(), &clock)?;
-        let registry = open_registry(&data, &clock, &tasks).await?;
+        let node = settings.node.clone().unwrap_or_else(hostname);
+        let ground = open::ground(&settings, &data, &node, (&clock, &tasks)).await?;
+        let (registry, authority) = (ground.registry, ground.authority);
+        shared::announce(&registry, &tasks, bound.api.local_addr()?);
         if let Some(agency) = &settings.agency {
             registry.set_pods_mode(agency.pods).await?;
         }
         controllers::run(&registry);
-        let node = settings.node.clone().unwrap_or_else(hostname);
         let (pusher, mesh) = control::start(&registry, authority.trust_domain(), &tasks);
         let link =
             Arc::new(LocalLink { registry: registry.clone(), pusher: pusher.clone(), authority });
@@ -191,6 +198,9 @@ impl Running {
             started,
             trust_domain: trust_domain.as_str().to_owned(),
             api: bound.api.local_addr()?,
+            servers: shared::follow_servers(&registry, &tasks),
+            registry: registry.clone(),
+            log: ground.log,
         });
         keep_scraping(&facts, &registry, &tasks);
         let tokens = Arc::new(HostTokens {
@@ -199,20 +209,17 @@ impl Running {
             clock: clock.clone(),
             agents,
         });
+        let Bound { api, consul, dns_tcp, dns_udp, .. } = bound;
         let doors = open_doors(
-            Doors {
-                api: bound.api,
-                consul: bound.consul,
-                dns_tcp: bound.dns_tcp,
-                dns_udp: bound.dns_udp,
-            },
+            Doors { api, consul, dns_tcp, dns_udp },
             &registry,
             pods,
             Routes { facts: facts.clone(), tokens, consul: settings.consul },
             &node,
         )?;
         let doors = DoorAddresses { xds, agents, pod_dns, ..doors };
-        Ok(Self { registry, pusher, agent, facts, tasks, doors, data, started, clock })
+        let etcd = ground.etcd;
+        Ok(Self { registry, pusher, agent, facts, tasks, doors, data, started, clock, etcd })
     }
 
     pub fn doors(&self) -> DoorAddresses {
@@ -283,12 +290,18 @@ impl Running {
                 && let weft_model::ListenerKind::Gateway(gateway) = &listener.kind
             {
                 let tls = gateway.sections.iter().any(|s| s.tls.is_some());
-                let tcp = weft_model::Protocol::Tcp;
-                let opaque = gateway.sections.iter().any(|s| s.protocol == tcp);
-                let scheme = match (tls, opaque) {
-                    (true, _) => "https",
-                    (false, true) => "tcp",
-                    (false, false) => "http",
+                let any =
+                    |p: weft_model::Protocol| gateway.sections.iter().any(|s| s.protocol == p);
+                let scheme = if any(weft_model::Protocol::Udp) {
+                    "udp"
+                } else if any(weft_model::Protocol::Tls) {
+                    "tls"
+                } else if any(weft_model::Protocol::Tcp) {
+                    if tls { "tls" } else { "tcp" }
+                } else if tls {
+                    "https"
+                } else {
+                    "http"
                 };
                 out.extend(gateway.bind.iter().map(|a| format!("{scheme}://{a}")));
             }
@@ -328,6 +341,11 @@ impl Running {
             agent.stop(STOP_GRACE).await;
         }
         self.tasks.shutdown(Duration::from_secs(2)).await;
+        if let Some(etcd) = &self.etcd {
+            // What only this server said ends now rather than with its lease.
+            let left = tokio::time::timeout(Duration::from_secs(2), etcd.leave()).await;
+            tracing::debug!(?left, "left the store");
+        }
     }
 }
 
@@ -419,31 +437,6 @@ fn consul_config(node: &str) -> consul::Config {
 fn listener(socket: std::net::TcpListener) -> Result<tokio::net::TcpListener> {
     socket.set_nonblocking(true)?;
     Ok(tokio::net::TcpListener::from_std(socket)?)
-}
-
-/// Opens the store and reads all of it. A damaged file is told as such: the engine reports some
-/// damage as an error and other damage by a panic.
-async fn open_registry(data: &Arc<DataDir>, clock: &Clock, tasks: &TaskGroup) -> Result<Registry> {
-    let opened = AssertUnwindSafe(async {
-        let store: Arc<dyn Store> = Arc::new(RedbStore::open(data.clone(), clock.clone())?);
-        Ok(Registry::open(store, clock.clone(), tasks.clone()).await?)
-    });
-    let result: Result<Registry> = match opened.catch_unwind().await {
-        Ok(result) => result,
-        Err(_) => Err(anyhow!("its file holds what was never written there")),
-    };
-    result.with_context(|| {
-        let path = data.path().display();
-        format!(
-            "the store in {path} cannot be opened; free the disk or restore the directory from a \
-             backup, or delete it and begin anew with `weft reset --data {path}`"
-        )
-    })
-}
-
-fn open_authority(data: &DataDir, asked: Option<&str>, clock: &Clock) -> Result<Arc<Authority>> {
-    let asked = asked.map(TrustDomain::new).transpose().context("--trust-domain")?;
-    Ok(Arc::new(Authority::open(&data.sub("ca")?, asked.as_ref(), clock)?))
 }
 
 /// Runs the checks of this node's registrations.

@@ -43,6 +43,7 @@ pub fn run(args: UpArgs) -> Result<()> {
     let dir =
         data::location(args.data.as_deref(), paths.first().map(PathBuf::as_path), &state_home());
     let settings = Settings {
+        store: None,
         data: dir,
         trust_domain: args.trust_domain.clone(),
         node: None,

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Backends: where they are, what they speak, how they are treated.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde_json::Value;
+use weft_envoy::read::Message;
+use weft_model::{
+    Backend, BackendPolicy, Endpoint, EndpointSet, Health, Host, HostPort, Labels, Locality,
+    Protocol, Resource, Root, Target, Transport, backend_child, endpoints_child,
+};
+
+use super::{Context, origin, tls};
+
+/// What routes may name.
+#[derive(Clone, Debug)]
+pub struct Known {
+    name: String,
+    port: u16,
+    parts: Vec<String>,
+}
+
+/// All backends of a file, before any is read.
+pub fn known(root: &Message<'_>) -> Vec<Known> {
+    let list = root.item("backends").and_then(|i| i.value.as_array().cloned());
+    let each = list.unwrap_or_default().into_iter().filter_map(|backend| {
+        let name = backend.get("name")?.as_str()?.to_owned();
+        let first = backend.get("endpoints").and_then(Value::as_array).and_then(|e| e.first());
+        let at = first.and_then(|e| e.as_str().or_else(|| e.get("address")?.as_str()));
+        let port = at.and_then(|at| at.parse::<SocketAddr>().ok()).map_or(0, |at| at.port());
+        let parts = backend.get("parts").and_then(Value::as_object);
+        let parts = parts.map(|m| m.keys().cloned().collect()).unwrap_or_default();
+        Some(Known { name, port, parts })
+    });
+    each.collect()
+}
+
+/// The backend that a name means: `users`, or a part of it, `users/v2`.
+pub fn target(context: &Context<'_>, name: &str) -> Result<Target, String> {
+    let (backend, part) = name.split_once('/').unwrap_or((name, ""));
+    let Some(known) = context.backends.iter().find(|b| b.name == backend) else {
+        let all: Vec<&str> = context.backends.iter().map(|b| b.name.as_str()).collect();
+        return Err(format!("no backend has the name {backend:?}; there are: {}", all.join(", ")));
+    };
+    if !part.is_empty() && !known.parts.iter().any(|p| p == part) {
+        let all = known.parts.join(", ");
+        return Err(format!("the backend {backend:?} has no part {part:?}; it has: {all}"));
+    }
+    Ok(Target::Backend(Root::host(backend).child(backend_child(known.port, part))))
+}
+
+/// Reads one backend.
+pub fn read(message: &Message<'_>, context: &Context<'_>) {
+    let Some(name) = message.text("name") else {
+        message.error("name", "a backend needs a name, which routes use");
+        return;
+    };
+    if name.contains('/') {
+        message.error("name", "a name has no /");
+    }
+    let port = context.backends.iter().find(|b| b.name == name).map_or(0, |b| b.port);
+    let protocol = match message.choice("protocol").unwrap_or("http1") {
+        "http1" => Protocol::Http1,
+        "http2" => Protocol::Http2,
+        "grpc" => Protocol::Grpc,
+        "tcp" => Protocol::Tcp,
+        "detect" => Protocol::Detect,
+        other => {
+            let why = format!("{other:?}: expected http1, http2, grpc, tcp or detect");
+            message.error("protocol", why);
+            Protocol::Http1
+        }
+    };
+    let mut policy: BackendPolicy = context.model(message, "policy").unwrap_or_default();
+    if let Some(ms) = message.duration("connect_timeout") {
+        policy.connect_timeout_ms = ms;
+    }
+    if let Some(tls) = tls::upstream(message, context) {
+        policy.tls = Some(Box::new(tls));
+    }
+    let service: Arc<str> = name.into();
+    let root = Root::host(service.clone());
+    let ports = vec![HostPort {
+        port,
+        name: "".into(),
+        protocol,
+        backend: backend_child(port, "").into(),
+        upstream_port: None,
+    }];
+    let host = Host { name: service.clone(), aliases: Vec::new(), addresses: Vec::new(), ports };
+    context.put(root.own(), Resource::Host(host));
+    let set = EndpointSet {
+        service: service.clone(),
+        namespace: "".into(),
+        port,
+        protocol,
+        endpoints: endpoints(message, context),
+    };
+    context.put(root.child(endpoints_child(port)), Resource::Endpoints(set));
+    let parts: BTreeMap<String, Labels> = context.model(message, "parts").unwrap_or_default();
+    for (subset, selector) in parts.into_iter().chain([(String::new(), Labels::new())]) {
+        let made = Backend {
+            service: service.clone(),
+            port,
+            subset: subset.as_str().into(),
+            selector,
+            policy: policy.clone(),
+            origin: Some(origin("backend", name, "")),
+        };
+        context.put(root.child(backend_child(port, &subset)), Resource::Backend(made));
+    }
+}
+
+fn endpoints(message: &Message<'_>, context: &Context<'_>) -> Vec<Endpoint> {
+    let mut out = Vec::new();
+    let texts = message.item("endpoints").and_then(|i| i.value.as_array().cloned());
+    let texts = texts.unwrap_or_default();
+    if texts.iter().all(Value::is_string) {
+        for text in texts.iter().filter_map(Value::as_str) {
+            out.extend(super::address(message, "endpoints", text).map(endpoint));
+        }
+        return out;
+    }
+    message.each("endpoints", |each| {
+        let Some(at) = each.text("address").and_then(|t| super::address(&each, "address", t))
+        else {
+            if !each.is_set("address") {
+                each.error("address", "an endpoint needs one, such as 127.0.0.1:9000");
+            }
+            return;
+        };
+        let usual = endpoint(at);
+        out.push(Endpoint {
+            weight: each.number("weight").unwrap_or(1),
+            health: context.model(&each, "health").unwrap_or(Health::Healthy),
+            labels: context.model(&each, "labels").unwrap_or_default(),
+            locality: context.model(&each, "locality").unwrap_or_default(),
+            ..usual
+        });
+    });
+    out
+}
+
+fn endpoint(at: SocketAddr) -> Endpoint {
+    Endpoint {
+        id: at.to_string().into(),
+        address: at,
+        labels: Labels::new(),
+        locality: Locality::default(),
+        weight: 1,
+        health: Health::Healthy,
+        identity: None,
+        transport: Transport::Plaintext,
+        workload: "".into(),
+        mesh_address: None,
+    }
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Routes: which listeners and hosts they are for, and their rules.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use weft_envoy::read::Message;
+use weft_model::{
+    Action, Dialect, Filter, HeaderEdit, Match, Matching, NamedMatch, Parent, PathMatch, Rank,
+    Redirect, Resource, Retry, Root, Route, Rule, Scope, StringMatch, Timeouts, WeightedBackend,
+};
+
+use super::{Context, backend, origin};
+
+/// Reads one route: the same rules for each of its listeners.
+pub fn read(message: &Message<'_>, index: usize, context: &Context<'_>) {
+    let name = message.text("name").map_or_else(|| format!("route-{index}"), str::to_owned);
+    if name.contains('/') {
+        message.error("name", "a name has no /");
+    }
+    let hosts = message.texts("hosts").into_iter().map(|h| h.to_ascii_lowercase().into());
+    let hostnames: Vec<Arc<str>> = hosts.filter(|h: &Arc<str>| &**h != "*").collect();
+    let matching = match message.choice("matching").unwrap_or("most_specific") {
+        "most_specific" => Matching::MostSpecific,
+        "first_match" => Matching::FirstMatch,
+        other => {
+            message.error("matching", format!("{other:?}: expected most_specific or first_match"));
+            Matching::MostSpecific
+        }
+    };
+    let mut rules = Vec::new();
+    let mut place = 0;
+    message.each("rules", |each| {
+        rules.extend(rule(&each, &name, place, context));
+        place += 1;
+    });
+    if place == 0 {
+        message.error("rules", "a route needs one");
+    }
+    for listener in listeners(message, context) {
+        let root = Root::listener(listener.as_str());
+        let route = Route {
+            parent: Parent::Listener {
+                root: root.clone(),
+                sections: sections(context, &root),
+                hostnames: hostnames.clone(),
+            },
+            scope: Scope::Any,
+            matching,
+            rank: Rank {
+                dialect: Dialect::ProducerHttpRoute,
+                created_ms: index as u64,
+                name: name.as_str().into(),
+            },
+            rules: rules.clone(),
+            origin: origin("route", &name, ""),
+        };
+        context.put(root.child(format!("route/file/{name}")), Resource::Route(route));
+    }
+}
+
+fn listeners(message: &Message<'_>, context: &Context<'_>) -> Vec<String> {
+    if !message.is_set("listeners") {
+        let all = context.listeners.iter().filter(|(_, http)| *http);
+        return all.map(|(name, _)| name.clone()).collect();
+    }
+    let named = message.texts("listeners");
+    for name in &named {
+        if !context.listeners.iter().any(|(known, _)| known == name) {
+            let all: Vec<&str> = context.listeners.iter().map(|(n, _)| n.as_str()).collect();
+            let why = format!("no listener has the name {name:?}; there are: {}", all.join(", "));
+            message.error("listeners", why);
+        }
+    }
+    named.into_iter().map(str::to_owned).collect()
+}
+
+/// All sections of a listener: a route's own hosts say which it is for.
+fn sections(context: &Context<'_>, root: &Root) -> Vec<Arc<str>> {
+    use weft_model::{Listener, ListenerKind};
+    let resources = context.resources.borrow();
+    let found = resources.iter().find(|(name, _)| *name == root.own());
+    match found.map(|(_, resource)| resource) {
+        Some(Resource::Listener(Listener { kind: ListenerKind::Gateway(gateway), .. })) => {
+            gateway.sections.iter().map(|s| s.name.clone()).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn rule(message: &Message<'_>, route: &str, place: usize, context: &Context<'_>) -> Option<Rule> {
+    let name: Arc<str> = message.text("name").unwrap_or("").into();
+    let mut matches: Vec<Match> = context.model(message, "matches").unwrap_or_default();
+    if let Some(short) = short_match(message, context) {
+        if matches.is_empty() {
+            matches.push(short);
+        } else {
+            message.error("matches", "either these, or path, method and headers beside them");
+        }
+    }
+    let mut filters: Vec<Filter> = context.model(message, "filters").unwrap_or_default();
+    for (field, filter) in [
+        ("request_headers", Filter::RequestHeaders as fn(HeaderEdit) -> Filter),
+        ("response_headers", Filter::ResponseHeaders),
+    ] {
+        filters.extend(edit(message, field).map(filter));
+    }
+    if let Some(rewrite) = context.model(message, "rewrite") {
+        filters.push(Filter::Rewrite(rewrite));
+    }
+    let mut timeouts: Timeouts = context.model(message, "timeouts").unwrap_or_default();
+    timeouts.request_ms = message.duration("timeout").or(timeouts.request_ms);
+    let retry: Retry = match message.item("retry").map(|i| i.value) {
+        Some(Value::Number(_)) => {
+            Retry { attempts: message.number("retry").unwrap_or(0), ..Retry::default() }
+        }
+        _ => context.model(message, "retry").unwrap_or_default(),
+    };
+    let session = context.model(message, "session");
+    let action = action(message, context)?;
+    let field = format!("rules[{place}]");
+    let origin = origin("route", route, &field);
+    Some(Rule { name, matches, filters, action, timeouts, retry, session, origin })
+}
+
+/// `path: /users` takes it and what is below it; `path: =/users` only it; `path: ~/v[0-9]+/.*` by
+/// expression.
+fn short_match(message: &Message<'_>, context: &Context<'_>) -> Option<Match> {
+    let mut out = Match::default();
+    let given = ["path", "method", "headers", "query"].iter().any(|f| message.is_set(f));
+    if let Some(text) = message.text("path") {
+        out.path = match (text.strip_prefix('='), text.strip_prefix('~')) {
+            (Some(exact), _) => Some(PathMatch::Exact(exact.into())),
+            (None, Some(source)) => match weft_model::Regex::new(source) {
+                Ok(regex) => Some(PathMatch::Regex(regex)),
+                Err(why) => {
+                    message.error("path", why);
+                    None
+                }
+            },
+            (None, None) => Some(PathMatch::ElementPrefix(text.into())),
+        };
+        let is_path = |p: &str| p.starts_with('/');
+        if !is_path(text.trim_start_matches(['=', '~'])) && !text.starts_with('~') {
+            message.error("path", format!("{text:?}: a path begins with /"));
+        }
+    }
+    out.method = message.text("method").map(|m| StringMatch::Exact(m.into()));
+    out.headers = named(message, "headers", context, true);
+    out.query = named(message, "query", context, false);
+    given.then_some(out)
+}
+
+/// Names with values: text is compared exactly, anything else is the model's own form.
+fn named(
+    message: &Message<'_>,
+    field: &str,
+    context: &Context<'_>,
+    lower: bool,
+) -> Vec<NamedMatch> {
+    let Some(item) = message.item(field) else { return Vec::new() };
+    let Some(map) = item.value.as_object() else {
+        message.error(field, "expected names with their values");
+        return Vec::new();
+    };
+    let each = map.iter().filter_map(|(name, value)| {
+        let name: Arc<str> = if lower { name.to_ascii_lowercase() } else { name.clone() }.into();
+        let value = match value {
+            Value::String(text) => StringMatch::Exact(text.as_str().into()),
+            other => match serde_json::from_value(other.clone()) {
+                Ok(value) => value,
+                Err(error) => {
+                    let path = item.at.path().field(&name);
+                    let issue = weft_base::issue::Issue::error(path, error.to_string());
+                    context.issues.borrow_mut().push(issue);
+                    return None;
+                }
+            },
+        };
+        Some(NamedMatch { name, value })
+    });
+    each.collect()
+}
+
+/// Header edits: `set` and `add` with names and values, `remove` with names.
+fn edit(message: &Message<'_>, field: &str) -> Option<HeaderEdit> {
+    let edit = message.message(field)?;
+    let pairs = |field: &str| -> Vec<(Arc<str>, Arc<str>)> {
+        let Some(item) = edit.item(field) else { return Vec::new() };
+        let Some(map) = item.value.as_object() else {
+            edit.error(field, "expected names with their values");
+            return Vec::new();
+        };
+        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+        map.iter().map(|(k, v)| (k.to_ascii_lowercase().into(), text(v).into())).collect()
+    };
+    let remove = edit.texts("remove").into_iter().map(|n| n.to_ascii_lowercase().into()).collect();
+    Some(HeaderEdit { set: pairs("set"), add: pairs("add"), remove })
+}
+
+fn action(message: &Message<'_>, context: &Context<'_>) -> Option<Action> {
+    let said: Vec<&str> =
+        ["to", "redirect", "answer"].into_iter().filter(|f| message.is_set(f)).collect();
+    match said.as_slice() {
+        ["to"] => forward(message, context),
+        ["redirect"] => {
+            let mut redirect: Redirect = context.model(message, "redirect")?;
+            if redirect.status == 0 {
+                redirect.status = 302;
+            }
+            if !matches!(redirect.status, 301 | 302 | 303 | 307 | 308) {
+                message.error("redirect", format!("{} is no redirect", redirect.status));
+            }
+            Some(Action::Redirect(redirect))
+        }
+        ["answer"] => {
+            let answer = message.message("answer")?;
+            let status = answer.number::<u16>("status").unwrap_or(200);
+            if !(200..600).contains(&status) {
+                answer.error("status", format!("{status} is no status of an answer"));
+            }
+            Some(Action::Direct { status, body: answer.text("body").unwrap_or("").into() })
+        }
+        _ => {
+            message.error("to", "a rule does one of: to, redirect, answer");
+            None
+        }
+    }
+}
+
+fn forward(message: &Message<'_>, context: &Context<'_>) -> Option<Action> {
+    let plain = |target, weight| WeightedBackend { target, weight, filters: Vec::new() };
+    if let Some(name) = message.item("to").and_then(|i| i.value.as_str()) {
+        return match backend::target(context, name) {
+            Ok(target) => Some(Action::Forward(vec![plain(target, 1)])),
+            Err(why) => {
+                message.error("to", why);
+                None
+            }
+        };
+    }
+    let mut shares = Vec::new();
+    message.each("to", |share| {
+        let weight = share.number("weight").unwrap_or(1);
+        let filters = context.model(&share, "filters").unwrap_or_default();
+        let Some(name) = share.text("backend") else {
+            share.error("backend", "a share needs the name of a backend");
+            return;
+        };
+        match backend::target(context, name) {
+            Ok(target) => shares.push(WeightedBackend { filters, ..plain(target, weight) }),
+            Err(why) => share.error("backend", why),
+        }
+    });
+    Some(Action::Forward(shares))
+}

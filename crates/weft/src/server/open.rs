@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a server stands on: its store, the registry over it, and the authority. The store is the
+//! data directory's own, or an etcd that several servers share.
+
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow};
+use futures_util::FutureExt as _;
+use weft_base::clock::Clock;
+use weft_base::task::TaskGroup;
+use weft_identity::{Authority, TrustDomain};
+use weft_registry::{Leader, Registry};
+use weft_store::{DataDir, EtcdStore, RedbStore, Retention, Store};
+
+use super::{Settings, shared};
+use crate::store::etcd::Shared;
+
+/// The ground of a running server.
+pub struct Ground {
+    pub registry: Registry,
+    pub authority: Arc<Authority>,
+    /// The log in the data directory, when it is there.
+    pub log: Option<Arc<RedbStore>>,
+    /// The etcd, when the log is there.
+    pub etcd: Option<Arc<EtcdStore>>,
+}
+
+/// Opens what the settings name.
+pub async fn ground(
+    settings: &Settings,
+    data: &Arc<DataDir>,
+    name: &str,
+    (clock, tasks): (&Clock, &TaskGroup),
+) -> Result<Ground> {
+    let trust_domain = settings.trust_domain.as_deref();
+    match &settings.store {
+        None => own(data, trust_domain, clock, tasks).await,
+        Some(store) => among_others(store, data, trust_domain, name, (clock, tasks)).await,
+    }
+}
+
+/// Opens the data directory's own store and authority.
+async fn own(
+    data: &Arc<DataDir>,
+    trust_domain: Option<&str>,
+    clock: &Clock,
+    tasks: &TaskGroup,
+) -> Result<Ground> {
+    let authority = authority(data, trust_domain, clock)?;
+    let (registry, log) = own_registry(data, clock, tasks).await?;
+    Ok(Ground { registry, authority, log: Some(log), etcd: None })
+}
+
+/// Opens a store that other servers use, too, and takes over or begins their authority.
+async fn among_others(
+    store: &Shared,
+    data: &Arc<DataDir>,
+    trust_domain: Option<&str>,
+    name: &str,
+    (clock, tasks): (&Clock, &TaskGroup),
+) -> Result<Ground> {
+    let named = || format!("the store at {}", store.config.members.join(", "));
+    let open = || EtcdStore::open(store.config.clone(), clock.clone(), Retention::default());
+    let etcd = Arc::new(shared::patiently(open).await.with_context(named)?);
+    let dir = data.sub("ca")?;
+    let mut begun = None;
+    if !shared::fetch_authority(&*etcd, &store.seal, &dir).await.with_context(named)? {
+        // It may be this server's from before, or is made now.
+        begun = Some(authority(data, trust_domain, clock)?);
+        shared::keep_authority(&*etcd, &store.seal, &dir).await.with_context(named)?;
+    }
+    drop(begun);
+    let authority = authority(data, trust_domain, clock)?;
+    let leader = Leader::among(name, clock.clone());
+    let registry = Registry::open_as(etcd.clone(), clock.clone(), tasks.clone(), leader).await;
+    let registry = registry.with_context(named)?;
+    Ok(Ground { registry, authority, log: None, etcd: Some(etcd) })
+}
+
+/// Opens the store and reads all of it. A damaged file is told as such: the engine reports some
+/// damage as an error and other damage by a panic.
+async fn own_registry(
+    data: &Arc<DataDir>,
+    clock: &Clock,
+    tasks: &TaskGroup,
+) -> Result<(Registry, Arc<RedbStore>)> {
+    let opened = AssertUnwindSafe(async {
+        let log = Arc::new(RedbStore::open(data.clone(), clock.clone())?);
+        let store: Arc<dyn Store> = log.clone();
+        Ok((Registry::open(store, clock.clone(), tasks.clone()).await?, log))
+    });
+    let result: Result<(Registry, Arc<RedbStore>)> = match opened.catch_unwind().await {
+        Ok(result) => result,
+        Err(_) => Err(anyhow!("its file holds what was never written there")),
+    };
+    result.with_context(|| refused(data.path()))
+}
+
+fn refused(path: &Path) -> String {
+    let path = path.display();
+    format!(
+        "the store in {path} cannot be opened; free the disk, see what `weft store check --data \
+         {path}` says, restore the directory from a backup, or delete it and begin anew with \
+         `weft reset --data {path}`"
+    )
+}
+
+fn authority(data: &DataDir, asked: Option<&str>, clock: &Clock) -> Result<Arc<Authority>> {
+    let asked = asked.map(TrustDomain::new).transpose().context("--trust-domain")?;
+    Ok(Arc::new(Authority::open(&data.sub("ca")?, asked.as_ref(), clock)?))
+}

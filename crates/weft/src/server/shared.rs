@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A server among several on one store: the authority that they share, and telling the others that
+//! this one is there. The authority's key lies in the store sealed; each server keeps a copy in its
+//! data directory, which it can lose.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+use weft_base::task::TaskGroup;
+use weft_identity::seal::SealKey;
+use weft_registry::Registry;
+use weft_registry::leader::SERVERS;
+use weft_store::{Compare, EventKind, Op, Store, StoreError, Txn};
+
+use crate::store::put_private;
+
+/// The authority's key and certificate, sealed.
+const AUTHORITY: &str = "/t/ca/root.pem";
+const ROOT: &str = "root.pem";
+/// How often a server looks whether the others still see it.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long a store may take to answer at the start.
+const REACH_MAX: Duration = Duration::from_secs(20);
+const AGAIN: Duration = Duration::from_millis(300);
+
+/// Does something with the store until it answers, or for as long as a start may take.
+pub async fn patiently<T, F>(mut f: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut last = None;
+    let trying = async {
+        loop {
+            match f().await {
+                Err(error @ StoreError::Unreachable { .. }) => {
+                    tracing::warn!(%error, "the store does not answer yet");
+                    last = Some(error);
+                }
+                done => return done,
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    match tokio::time::timeout(REACH_MAX, trying).await {
+        Ok(done) => done,
+        Err(_) => Err(last.unwrap_or(StoreError::Closed)),
+    }
+}
+
+/// Puts the mesh's authority into `dir` before it is opened there; `false` when there is none yet,
+/// and the one that is opened or made there should be shared with [`keep_authority`].
+///
+/// # Errors
+/// When it cannot be unsealed, or the directory belongs to another mesh.
+pub async fn fetch_authority(store: &dyn Store, seal: &SealKey, dir: &Path) -> Result<bool> {
+    let (_, entry) = patiently(|| store.get(AUTHORITY)).await?;
+    let Some(entry) = entry else { return Ok(false) };
+    let root = seal.open(AUTHORITY, &entry.value).context("the authority's key in the store")?;
+    let path = dir.join(ROOT);
+    match fs::read(&path) {
+        Ok(own) if own == root => return Ok(true),
+        Ok(_) => bail!(
+            "{} is the authority of another mesh than the store's; name a data directory of its \
+             own, or delete this one",
+            path.display()
+        ),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e).with_context(|| path.display().to_string()),
+    }
+    put_private(&path, &root)?;
+    Ok(true)
+}
+
+/// Seals the authority in `dir` and puts it into the store, unless one is there.
+///
+/// # Errors
+/// When another server was first: start again, with its authority.
+pub async fn keep_authority(store: &dyn Store, seal: &SealKey, dir: &Path) -> Result<()> {
+    let path = dir.join(ROOT);
+    let Ok(root) = fs::read(&path) else { return Ok(()) };
+    let sealed = seal.seal(AUTHORITY, &root)?;
+    let txn = Txn::of([Op::put(AUTHORITY, sealed)]).when(Compare::Absent(AUTHORITY.into()));
+    if !store.txn(txn).await?.succeeded {
+        // Two servers began a mesh at the same moment, and this one's authority signed nothing yet.
+        fs::remove_file(&path)?;
+        let bundle = dir.join("bundle.pem");
+        if bundle.exists() {
+            fs::remove_file(&bundle)?;
+        }
+        if !fetch_authority(store, seal, dir).await? {
+            bail!("another server made the mesh's authority and took it away again; start again");
+        }
+    }
+    Ok(())
+}
+
+/// Tells the other servers that this one is there, until it ends.
+pub fn announce(registry: &Registry, tasks: &TaskGroup, api: SocketAddr) {
+    let leader = registry.leader();
+    let Some(name) = leader.own_name().cloned() else { return };
+    let key: Arc<str> = format!("{SERVERS}{name}").into();
+    let value = json!({ "run": leader.run_id(), "api": api.to_string() }).to_string();
+    let (store, group) = (registry.store().clone(), tasks.clone());
+    tasks.spawn("among servers", async move {
+        tokio::select! {
+            () = group.draining() => {}
+            () = stay(&*store, &key, &value) => {}
+        }
+    });
+}
+
+/// Writes the key whenever it is not there: it ends with this server's lease, also when etcd was
+/// out of reach for longer.
+async fn stay(store: &dyn Store, key: &Arc<str>, value: &str) {
+    loop {
+        match store.get(key).await {
+            Ok((_, Some(entry))) if entry.value == value.as_bytes() => {}
+            Ok((_, Some(entry))) => tracing::warn!(
+                key = &**key,
+                other = %String::from_utf8_lossy(&entry.value),
+                "another server has this one's name, or this one was started again just now; give \
+                 each server a --node of its own"
+            ),
+            Ok((_, None)) => {
+                let put = Op::put_ephemeral(key.clone(), value.to_owned());
+                if let Err(error) = store.txn(Txn::of([put])).await {
+                    tracing::debug!(%error, "this server could not tell that it is there");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the servers cannot be looked at"),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The servers that are there, by name. Follows the store, so that asking costs nothing.
+pub fn follow_servers(registry: &Registry, tasks: &TaskGroup) -> Arc<Servers> {
+    let servers = Arc::new(Servers::default());
+    if !registry.leader().is_shared() {
+        return servers;
+    }
+    let (all, store, group) = (servers.clone(), registry.store().clone(), tasks.clone());
+    tasks.spawn("servers", async move {
+        tokio::select! {
+            () = group.draining() => {}
+            () = all.follow(&*store) => {}
+        }
+    });
+    servers
+}
+
+/// The store's own figures, and who leads.
+pub fn metrics(registry: &Registry, servers: &Servers) -> String {
+    let (stats, leader) = (registry.stats(), registry.leader());
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    let others = count(servers.names().len().max(1));
+    let rows: [(&str, &str, &str, u64); 7] = [
+        ("weft_leader", "gauge", "1 where controllers run", u64::from(leader.is_here())),
+        (
+            "weft_leader_terms_total",
+            "counter",
+            "Times that this server began to lead",
+            leader.times(),
+        ),
+        ("weft_servers", "gauge", "Servers on the same store", others),
+        (
+            "weft_store_requests_total",
+            "counter",
+            "Writes that the store was asked for",
+            stats.store.requests,
+        ),
+        (
+            "weft_store_commit_failures_total",
+            "counter",
+            "Writes that were not acknowledged, since the store failed",
+            stats.store.commit_failures,
+        ),
+        ("weft_store_watches", "gauge", "Watches that are open", count(stats.store.watches)),
+        (
+            "weft_store_history_bytes",
+            "gauge",
+            "Bytes of the log's end that are kept for watches",
+            count(stats.store.history_bytes),
+        ),
+    ];
+    let mut text = String::new();
+    for (name, kind, help, value) in rows {
+        let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} {kind}\n{name} {value}");
+    }
+    text
+}
+
+/// Names of servers.
+#[derive(Debug, Default)]
+pub struct Servers(std::sync::Mutex<std::collections::BTreeSet<String>>);
+
+// === impl Servers ===
+
+impl Servers {
+    pub fn names(&self) -> Vec<String> {
+        self.0.lock().map(|all| all.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    async fn follow(&self, store: &dyn Store) {
+        loop {
+            if let Err(error) = self.once(store).await {
+                tracing::debug!(%error, "the servers are listed again");
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn once(&self, store: &dyn Store) -> Result<()> {
+        let page = store.range(SERVERS, 0, None).await?;
+        let named = |key: &str| key.strip_prefix(SERVERS).unwrap_or_default().to_owned();
+        if let Ok(mut all) = self.0.lock() {
+            *all = page.entries.iter().map(|(key, _)| named(key)).collect();
+        }
+        let mut log = store.watch(SERVERS, page.revision.next())?;
+        loop {
+            for event in log.next().await? {
+                let Ok(mut all) = self.0.lock() else { continue };
+                match event.kind {
+                    EventKind::Put => drop(all.insert(named(&event.key))),
+                    EventKind::Delete => drop(all.remove(&named(&event.key))),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_base::clock::Clock;
+    use weft_store::MemoryStore;
+
+    #[tokio::test]
+    async fn two_servers_that_begin_a_mesh_end_with_one_authority() {
+        let store = MemoryStore::new(Clock::system());
+        let seal = SealKey::new(&[5; 32]).unwrap();
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (dir, text) in [(&a, "root of a"), (&b, "root of b")] {
+            assert!(!fetch_authority(&store, &seal, dir.path()).await.unwrap());
+            fs::write(dir.path().join(ROOT), text).unwrap();
+        }
+        keep_authority(&store, &seal, a.path()).await.unwrap();
+        keep_authority(&store, &seal, b.path()).await.unwrap();
+        assert_eq!(fs::read(b.path().join(ROOT)).unwrap(), b"root of a");
+        let (_, kept) = store.get(AUTHORITY).await.unwrap();
+        let kept = kept.unwrap().value;
+        assert!(!kept.windows(4).any(|w| w == b"root"), "it is sealed");
+
+        let c = tempfile::tempdir().unwrap();
+        assert!(fetch_authority(&store, &seal, c.path()).await.unwrap());
+        assert_eq!(fs::read(c.path().join(ROOT)).unwrap(), b"root of a");
+        fs::write(c.path().join(ROOT), "another").unwrap();
+        let err = fetch_authority(&store, &seal, c.path()).await.unwrap_err().to_string();
+        assert!(err.contains("another mesh"), "{err}");
+        let other = SealKey::new(&[6; 32]).unwrap();
+        let err = format!("{:#}", fetch_authority(&store, &other, a.path()).await.unwrap_err());
+        assert!(err.contains("another key"), "{err}");
+    }
+}
