@@ -80,6 +80,7 @@ from_go echo-basic sigs.k8s.io/gateway-api-conformance-images/echo-basic echo-ba
 from_go echo-advanced istio.io/istio/pkg/test/echo/cmd/server echo-server
 from_go echo-advanced istio.io/istio/pkg/test/echo/cmd/client client
 from_go coredns . coredns
+from_go h2spec github.com/summerwind/h2spec/cmd/h2spec h2spec
 (cd tests/go/gateway-conformance && go test -c -ldflags '-s -w' \
   -o "$peers/bin/gateway-conformance" sigs.k8s.io/gateway-api/conformance)
 touch "$stamp"

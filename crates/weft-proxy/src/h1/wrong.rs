@@ -46,6 +46,7 @@ pub enum Wrong {
     Truncated,
     HeadTruncated,
     Switched,
+    Protocol,
     HeadTimeout,
 }
 
@@ -90,6 +91,7 @@ pub const WRONGS: &[(Wrong, u16, &str)] = &[
     (Wrong::Truncated, 400, "the connection ended within a body"),
     (Wrong::HeadTruncated, 400, "the connection ended within a head"),
     (Wrong::Switched, 400, "protocols were switched though nobody asked for it"),
+    (Wrong::Protocol, 501, "it asks for a protocol that is not spoken here"),
     (Wrong::HeadTimeout, 408, "the head was not complete in time"),
 ];
 

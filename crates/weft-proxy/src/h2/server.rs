@@ -213,8 +213,12 @@ where
         let heard = self.watch.take_heard();
         if unfinished.is_some_and(|end| end <= now) {
             self.watch.stop(Abuse::Unfinished);
-        } else if unanswered.is_some_and(|end| end <= now) && !heard {
-            return Poll::Ready(Err(Ended::Silent));
+        } else if unanswered.is_some_and(|end| end <= now) {
+            if !heard {
+                return Poll::Ready(Err(Ended::Silent));
+            }
+            // It is there, with other things to say.
+            self.asked = Some(now);
         }
         if self.look_at <= now {
             self.look(now, heard);

@@ -51,13 +51,14 @@ pub(super) async fn answer<S: Service>(
 ) {
     let interim = Rc::new(Interim::default());
     let head = request.method() == Method::HEAD;
-    let crowded = request.headers().len() > HEADERS_MAX;
+    let wrong = wrong(&request);
     let (request, promised) = received(request, &interim);
-    let response = if crowded {
-        Some(service.refuse(Wrong::TooManyHeaders))
-    } else {
-        let mut call = pin!(service.call(request));
-        poll_fn(|cx| poll_answer(call.as_mut(), &mut respond, &interim, cx)).await
+    let response = match wrong {
+        Some(wrong) => Some(service.refuse(wrong)),
+        None => {
+            let mut call = pin!(service.call(request));
+            poll_fn(|cx| poll_answer(call.as_mut(), &mut respond, &interim, cx)).await
+        }
     };
     let Some(mut response) = response else { return };
     match promised {
@@ -71,6 +72,17 @@ pub(super) async fn answer<S: Service>(
         _ => {}
     }
     send::<S>(response, &mut respond, head, patience).await;
+}
+
+/// What no rule needs to see.
+fn wrong(request: &Request<RecvStream>) -> Option<Wrong> {
+    if request.headers().len() > HEADERS_MAX {
+        return Some(Wrong::TooManyHeaders);
+    }
+    // One token, that is; and HTTP/2 in cleartext would let requests pass unseen.
+    let protocol = request.extensions().get::<Protocol>()?.as_str();
+    let token = HeaderName::from_bytes(protocol.as_bytes()).is_ok();
+    (!token || protocol.eq_ignore_ascii_case("h2c")).then_some(Wrong::Protocol)
 }
 
 /// Waits for the answer while the client does; `None` when it does no longer.

@@ -12,10 +12,13 @@ use crate::tests::bed::{Server, wait_until};
 
 const PROTOCOL_ERROR: [u8; 4] = 1u32.to_be_bytes();
 
+/// The bytes of each connection, and whether it was closed.
+type Seen = Arc<Mutex<Vec<(Vec<u8>, bool)>>>;
+
 /// An upstream that answers nothing and shows what it got on each of its connections, and whether
 /// it was closed.
-async fn listening() -> (Front, Arc<Mutex<Vec<(Vec<u8>, bool)>>>) {
-    let seen: Arc<Mutex<Vec<(Vec<u8>, bool)>>> = Arc::default();
+async fn listening() -> (Front, Seen) {
+    let seen = Seen::default();
     let log = seen.clone();
     let origin = Server::raw(move |n, mut stream| {
         let log = log.clone();
@@ -180,6 +183,27 @@ async fn reg_30_31_ambiguous_requests_are_refused() {
 }
 
 #[tokio::test]
+async fn reg_15_no_protocol_smuggles_http2() {
+    let front = Front::fast().await;
+    for protocol in ["h2c", "H2C", "websocket, h2c", "web socket", ""] {
+        let mut wire = front.open().await;
+        let block = [
+            literal(":method", "CONNECT"),
+            literal(":protocol", protocol),
+            literal(":scheme", "http"),
+            literal(":path", "/"),
+            literal(":authority", "a.example"),
+        ];
+        wire.send(&frame(HEADERS, END_HEADERS, 1, &block.concat())).await;
+        let refused = wire.wait(HEADERS, 1).await.unwrap();
+        // 501 is a literal of three digits.
+        assert_ne!(refused.payload[0], 0x88, "{protocol}");
+        assert!(wire.is_fine(3).await);
+    }
+    assert_eq!(front.origin.hits(), 5);
+}
+
+#[tokio::test]
 async fn reg_33_a_fragment_is_gone_before_anyone_judges_the_path() {
     // The h2 crate cuts it off: rules and upstream see the same path without it.
     let (front, seen) = listening().await;
@@ -254,7 +278,7 @@ async fn idle_connections_are_closed_politely_and_silent_ones_hard() {
     };
     let front = Front::slow(Duration::ZERO, silent).await;
     let mut wire = front.open().await;
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     while wire.next().await.is_some() {}
     assert!(began.elapsed() < Duration::from_secs(5));
 }

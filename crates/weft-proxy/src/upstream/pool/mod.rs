@@ -32,7 +32,7 @@ pub use tunnel::Tunnel;
 pub enum Answered {
     /// With its connection, unless that left HTTP.
     H1(Option<Box<h1::Connection>>),
-    H2(crate::h2::Exchange<AttemptBody>),
+    H2(Box<crate::h2::Exchange<AttemptBody>>),
 }
 
 /// Why an answer's body broke off.
@@ -273,7 +273,7 @@ impl Body for Answered {
             Self::H1(None) => Poll::Ready(None),
             Self::H1(Some(c)) => c.exchange.poll_frame(cx).map_err(Broken),
             Self::H2(body) => {
-                Pin::new(body).poll_frame(cx).map_err(|e| Broken(crate::http::cause(&e)))
+                Pin::new(&mut **body).poll_frame(cx).map_err(|e| Broken(crate::http::cause(&e)))
             }
         }
     }
