@@ -211,8 +211,13 @@ fn verdicts_are_those_of_the_rfcs() {
 /// Every kind of trouble that bytes alone can show has a row of its own.
 #[test]
 fn every_sentence_has_a_row() {
-    let only_drivers =
-        [Wrong::Truncated, Wrong::HeadTruncated, Wrong::Switched, Wrong::HeadTimeout];
+    let only_drivers = [
+        Wrong::Truncated,
+        Wrong::HeadTruncated,
+        Wrong::Switched,
+        Wrong::Protocol,
+        Wrong::HeadTimeout,
+    ];
     for (wrong, status, sentence) in crate::h1::wrong::WRONGS {
         assert_eq!((wrong.status(), wrong.sentence()), (*status, *sentence));
         let row = format!("{wrong:?} {status}");

@@ -103,7 +103,10 @@ impl Pool {
             match exchange(&mut sender, request, |head| how.say(head)).await {
                 Ok(response) => {
                     let kind = LeaseKind::H2(stream);
-                    return Ok((response.map(|body| Answered::H2(Box::new(body))), Lease { kind, flight: None }));
+                    return Ok((
+                        response.map(|body| Answered::H2(Box::new(body))),
+                        Lease { kind, flight: None },
+                    ));
                 }
                 Err(Failure::Unsent(back, error)) => {
                     last = Some(crate::http::cause(&error));
@@ -146,7 +149,10 @@ impl Pool {
         let kind = LeaseKind::H2(stream);
         let lease = Lease { kind, flight: None };
         if !parts.status.is_success() {
-            return Ok((Response::from_parts(parts, Answered::H2(Box::new(client::plain(recv)))), lease));
+            return Ok((
+                Response::from_parts(parts, Answered::H2(Box::new(client::plain(recv)))),
+                lease,
+            ));
         }
         parts.status = StatusCode::SWITCHING_PROTOCOLS;
         let protocol = HeaderValue::from_str(protocol);
