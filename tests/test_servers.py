@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several servers on one etcd: one authority, one leader, and nothing lost when one of them or a
+member of the etcd goes away."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import requests
+
+from mesh import BIN, WEFT, free_port, until
+from test_store import Server, put, raw
+
+SEAL = "a seal key of the tests, forty bytes long"
+
+
+class Etcd:
+    """Three members on loopback, short beats so that a drill takes seconds."""
+
+    def __init__(self, folder, members=3, args=()):
+        self.folder = folder
+        self.names = [f"m{i}" for i in range(members)]
+        self.client = {n: free_port() for n in self.names}
+        self.peer = {n: free_port() for n in self.names}
+        self.args = list(args)
+        self.members = {}
+
+    def __enter__(self):
+        for name in self.names:
+            self.start(name)
+        until("etcd has a leader", lambda: self.health(self.names[0]), 30)
+        return self
+
+    def __exit__(self, *_):
+        for process in self.members.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait(10)
+        self.log.close()
+
+    def start(self, name):
+        self.log = open(self.folder / f"etcd-{name}.log", "ab")
+        cluster = ",".join(f"{n}=http://127.0.0.1:{p}" for n, p in self.peer.items())
+        client, peer = (f"http://127.0.0.1:{ports[name]}" for ports in (self.client, self.peer))
+        # The wrapper execs: signals reach etcd itself.
+        self.members[name] = subprocess.Popen(
+            [str(BIN / "etcd"), "--name", name, "--data-dir", str(self.folder / f"etcd-{name}"),
+             "--unsafe-no-fsync", "--heartbeat-interval", "50", "--election-timeout", "500",
+             "--listen-client-urls", client, "--advertise-client-urls", client,
+             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+             "--initial-cluster", cluster, *self.args],
+            stdout=self.log, stderr=self.log)
+
+    def health(self, name):
+        url = f"http://127.0.0.1:{self.client[name]}/health"
+        return requests.get(url, timeout=2).json().get("health") in ("true", True)
+
+    def url(self, prefix="weft"):
+        hosts = ",".join(f"127.0.0.1:{p}" for p in self.client.values())
+        return f"etcd://{hosts}/{prefix}"
+
+    def leader(self):
+        for name in self.names:
+            done = self.ctl("endpoint", "status", "-w", "json", at=name)
+            status = json.loads(done)[0]["Status"]
+            if status["leader"] == status["header"]["member_id"]:
+                return name
+        raise AssertionError("no leader")
+
+    def ctl(self, *args, at=None):
+        hosts = ",".join(f"127.0.0.1:{p}" for n, p in self.client.items() if at in (None, n))
+        env = {**os.environ, "ETCDCTL_API": "3"}
+        done = subprocess.run([str(BIN / "etcdctl"), "--endpoints", hosts, *args], env=env,
+                              capture_output=True, timeout=20)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode("latin-1")
+
+
+@pytest.fixture
+def etcd(tmp_path):
+    with Etcd(tmp_path) as cluster:
+        yield cluster
+
+
+def seal_file(tmp_path):
+    path = tmp_path / "seal"
+    path.write_text(SEAL)
+    path.chmod(0o600)
+    return path
+
+
+def server(tmp_path, etcd, name, extra=()):
+    return Server(tmp_path / name, ["--store", etcd.url(), "--seal-key-file",
+                                    str(seal_file(tmp_path)), "--node", name, *extra])
+
+
+def status(at):
+    return requests.get(f"{at.api}/v1/weft/status", timeout=10).json()
+
+
+def leader_of(servers):
+    said = {status(s)["leader"] for s in servers}
+    assert len(said) == 1 and None not in said, said
+    return said.pop()
+
+
+def test_servers_share_one_mesh_and_one_leads(tmp_path, etcd):
+    with server(tmp_path, etcd, "a") as a, server(tmp_path, etcd, "b") as b:
+        assert put(a, "k", "1").status_code == 200
+        until("b shows it", lambda: raw(b, "k").text == "1", 5)
+        assert put(b, "k", "2").status_code == 200
+        until("a shows it", lambda: raw(a, "k").text == "2", 5)
+        name = until("one leads", lambda: leader_of([a, b]), 15)
+        until("both are named", lambda: status(a)["servers"] == ["a", "b"] == status(b)["servers"])
+        leads = {s.data.name: "\nweft_leader 1\n" in requests.get(f"{s.api}/metrics", timeout=5).text
+                 for s in (a, b)}
+        assert leads == {"a": name == "a", "b": name == "b"}
+        # One authority, whose key lies in etcd sealed and is in no log.
+        root = (tmp_path / "a/ca/root.pem").read_bytes()
+        assert (tmp_path / "b/ca/root.pem").read_bytes() == root
+        everything = etcd.ctl("get", "/weft/", "--prefix").encode("latin-1")
+        secret = root.split(b"-----")[2].strip().replace(b"\n", b"")[:40]
+        assert b"PRIVATE KEY" not in everything and secret not in everything
+        assert b"PRIVATE KEY" not in (a.log_text() + b.log_text()).encode()
+        # A token made by one admits at the other; both would sign with the same authority.
+        made = requests.post(f"{a.api}/v1/weft/tokens", json={}, timeout=10)
+        assert made.ok, made.text
+        listed = until("b knows the token", lambda: requests.get(
+            f"{b.api}/v1/weft/tokens", timeout=10).json()["tokens"])
+        assert len(listed) == 1
+        said = subprocess.run([str(WEFT), "status", "--server", b.api], capture_output=True,
+                              text=True, timeout=30).stdout
+        assert f"servers a, b   {name} leads" in said
+        # The leader is killed: the other leads within the lease, and what only it said ends.
+        first, second = (a, b) if name == "a" else (b, a)
+        first.kill()
+        gone = time.monotonic()
+        until("the other leads", lambda: status(second)["leader"] == second.data.name, 15)
+        took = time.monotonic() - gone
+        assert took < 9, f"{took:.1f} s"
+        until("it is not named any more",
+              lambda: status(second)["servers"] == [second.data.name], 20)
+        assert put(second, "k", "3").status_code == 200
+        print(f"\nthe other led after {took:.1f} s")
+        # It comes back without its data, as a stateless server does.
+        subprocess.run(["rm", "-r", str(first.data)], check=True)
+        first.start()
+        assert raw(first, "k").text == "3"
+        assert (first.data / "ca/root.pem").read_bytes() == root
+
+
+def test_a_server_with_another_seal_key_or_mesh_is_refused(tmp_path, etcd):
+    with server(tmp_path, etcd, "a"):
+        pass
+    other = tmp_path / "other"
+    other.write_text("another key, which is long enough as well")
+    other.chmod(0o600)
+    command = [str(WEFT), "server", "--ports", "auto", "--store", etcd.url()]
+
+    def refused(*args):
+        done = subprocess.run([*command, *map(str, args)], capture_output=True, text=True,
+                              timeout=60)
+        assert done.returncode in (1, 2), done
+        return done.stderr
+    assert "sealed with another key" in refused("--data", tmp_path / "c", "--seal-key-file", other)
+    assert "--seal-key-file" in refused("--data", tmp_path / "c")
+    with Server(tmp_path / "own"):
+        pass
+    said = refused("--data", tmp_path / "own", "--seal-key-file", seal_file(tmp_path))
+    assert "authority of another mesh" in said
+
+
+def test_a_paused_leader_writes_nothing_stale(tmp_path, etcd):
+    """F27: SIGSTOP for longer than the lease; what the leader decided before is not written."""
+    with server(tmp_path, etcd, "a") as a, server(tmp_path, etcd, "b") as b:
+        name = until("one leads", lambda: leader_of([a, b]), 15)
+        first, second = (a, b) if name == "a" else (b, a)
+        terms = []
+
+        def watch():
+            # Every write of the leader's key, as etcd has it.
+            command = [str(BIN / "etcdctl"), "--endpoints",
+                       f"127.0.0.1:{etcd.client[etcd.names[0]]}", "watch", "/weft/k/e/leader"]
+            env = {**os.environ, "ETCDCTL_API": "3"}
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+            terms.append(process)
+        watch()
+        events = []
+        stop = threading.Event()
+        failed = []
+
+        def follow():
+            """A watcher of keys at the server that goes on: no event twice, none lost."""
+            index, session = 0, requests.Session()
+            while not stop.is_set():
+                answer = session.get(f"{second.consul}/v1/kv/n/?recurse&index={index}&wait=2s",
+                                     timeout=15)
+                now = int(answer.headers["X-Consul-Index"])
+                assert now >= index, "an index went back"
+                if answer.status_code == 200 and now > index:
+                    events.append((now, len(answer.json())))
+                index = now
+        watcher = threading.Thread(target=follow)
+        watcher.start()
+        os.kill(first.process.pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        until("the other leads", lambda: status(second)["leader"] == second.data.name, 15)
+        n = 0
+        while time.monotonic() - stopped < 10:
+            answer = put(second, f"n/{n:04}", "x")
+            if answer.status_code != 200:
+                failed.append(answer.text)
+            n += 1
+            time.sleep(0.02)
+        os.kill(first.process.pid, signal.SIGCONT)
+        until("it knows", lambda: status(first)["leader"] == second.data.name, 15)
+        until("it has caught up", lambda: len(requests.get(
+            f"{first.consul}/v1/kv/n/?recurse", timeout=10).json()) == n, 15)
+        stop.set()
+        watcher.join()
+        terms[0].terminate()
+        told = terms[0].communicate(timeout=10)[0]
+        assert not failed, failed[:3]
+        counts = [count for _, count in events]
+        assert counts == sorted(set(counts)) and counts[-1] == n, "told twice, or not at all"
+        lines = [line for line in told.splitlines() if line in ("PUT", "DELETE")]
+        assert lines == ["DELETE", "PUT"], "the leader changed once: " + told
+        assert "leads no more" in first.log_text()
+
+
+def register(at, name, port, node, timeout=5):
+    body = {"Node": node, "Address": "127.0.0.1",
+            "Service": {"Service": name, "ID": f"{name}-{port}", "Port": port,
+                        "Address": "127.0.0.1"}}
+    return requests.put(f"{at.consul}/v1/catalog/register", json=body, timeout=timeout)
+
+
+BACKEND = """
+import http.server, sys
+class H(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(sys.argv[1])))
+        self.end_headers()
+        self.wfile.write(sys.argv[1].encode())
+    def log_message(self, *_):
+        pass
+class S(http.server.ThreadingHTTPServer):
+    request_queue_size = 256
+S(("127.0.0.1", int(sys.argv[1])), H).serve_forever()
+"""
+
+GATEWAY = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: edge, namespace: default}}
+spec:
+  gatewayClassName: weft
+  addresses: [{{type: IPAddress, value: 127.0.0.1}}]
+  listeners:
+  - {{name: http, port: {port}, protocol: HTTP}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: web, namespace: default}}
+spec:
+  parentRefs: [{{name: edge}}]
+  rules:
+  - backendRefs: [{{name: web, port: {backend}}}]
+"""
+
+
+class Load(threading.Thread):
+    """Requests at a steady rate over a few connections; every one that fails is noted."""
+
+    def __init__(self, port, rate):
+        super().__init__(daemon=True)
+        self.port, self.rate = port, rate
+        self.sent, self.failed, self.slowest, self.answered = 0, [], 0.0, set()
+        self.began = time.monotonic()
+        self.stopping = threading.Event()
+
+    def run(self):
+        lanes = [threading.Thread(target=self.lane, args=(i,)) for i in range(6)]
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
+
+    def lane(self, number):
+        import http.client
+        every, connection = 6 / self.rate, None
+        due = time.monotonic() + number * every / 6
+        while not self.stopping.is_set():
+            time.sleep(max(0, due - time.monotonic()))
+            due += every
+            began = time.monotonic()
+            try:
+                if connection is None:
+                    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+                connection.request("GET", "/")
+                answer = connection.getresponse()
+                self.answered.add(int(answer.read() or b"0"))
+                if answer.status != 200:
+                    self.failed.append(answer.status)
+            except OSError as error:
+                self.failed.append(repr(error))
+                connection = None
+            self.sent += 1
+            self.slowest = max(self.slowest, time.monotonic() - began)
+
+
+def test_show_6_a_server_and_a_member_go_and_requests_do_not(tmp_path, etcd):
+    """Two servers, three members, 300 requests/s through a gateway of an agent that knows both."""
+    # A mirrored Service has the lowest port of its instances.
+    backends, processes = sorted(free_port() for _ in range(2)), []
+    a, b = server(tmp_path, etcd, "a").start(), server(tmp_path, etcd, "b").start()
+    agent = None
+    try:
+        for port in backends:
+            processes.append(subprocess.Popen([sys.executable, "-c", BACKEND, str(port)]))
+        until("one leads", lambda: leader_of([a, b]), 15)
+        token = requests.post(f"{a.api}/v1/weft/tokens", json={}, timeout=10).json()["token"]
+        agent_log = open(tmp_path / "agent.log", "ab")
+        agent = subprocess.Popen(
+            [str(WEFT), "agent", "--server", f"{a.doors['xds']},{b.doors['xds']}", "--name", "host",
+             "--data", str(tmp_path / "agent"), "--token", token],
+            stdout=agent_log, stderr=agent_log, env={**os.environ, "WEFT_LOG": "info"})
+        assert register(a, "web", backends[0], "legacy").ok
+        gateway = free_port()
+        (tmp_path / "edge.yaml").write_text(GATEWAY.format(port=gateway, backend=backends[0]))
+        subprocess.run([str(WEFT), "apply", "--server", b.api, "-f", str(tmp_path / "edge.yaml")],
+                       check=True, timeout=60)
+        until("the gateway serves", lambda: requests.get(
+            f"http://127.0.0.1:{gateway}/", timeout=5).status_code == 200, 60)
+
+        load = Load(gateway, 300)
+        load.start()
+        time.sleep(2)
+
+        # The server that the agent is linked to is killed: the first of its list.
+        a.kill()
+        took = until_registered(b, backends[1], "after-kill")
+        assert took < 5, f"a registration took {took:.1f} s after a server was killed"
+        # The agent and its gateway go to the other server: what is registered there is served.
+        until("what was registered then is served", lambda: backends[1] in load.answered, 20)
+        assert load.answered == set(backends)
+
+        # The member that leads etcd is cut off: stopped, so that it answers nobody.
+        cut = etcd.leader()
+        os.kill(etcd.members[cut].pid, signal.SIGSTOP)
+        took_cut = until_registered(b, backends[1], "after-cut")
+        assert took_cut < 5, f"a registration took {took_cut:.1f} s after a member was cut off"
+        a.start()
+        until("the killed server is back", lambda: len(status(a)["servers"]) == 2, 20)
+        assert register(a, "web", backends[1], "again", timeout=10).ok
+        os.kill(etcd.members[cut].pid, signal.SIGCONT)
+        until("the member is back", lambda: etcd.health(cut), 20)
+        time.sleep(2)
+        load.stopping.set()
+        load.join(30)
+        rate = load.sent / (time.monotonic() - load.began)
+        print(f"\n{load.sent} requests ({rate:.0f}/s), {len(load.failed)} failed, slowest "
+              f"{load.slowest:.3f} s; "
+              f"registered {took:.2f} s after the kill, {took_cut:.2f} s after the cut")
+        assert load.failed == [], f"{len(load.failed)} of {load.sent}: {load.failed[:5]}"
+        assert load.sent > 1000
+        for log in (a.log_text(), b.log_text(), (tmp_path / "agent.log").read_text()):
+            assert "panicked" not in log
+    finally:
+        for process in [agent, *processes]:
+            if process:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+        for one in (a, b):
+            one.stop()
+
+
+def until_registered(at, port, node):
+    began = time.monotonic()
+
+    def tried():
+        return register(at, "web", port, node, timeout=2).ok
+    until("registrations go on", tried, 20)
+    return time.monotonic() - began
+
