@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Public suites through a gateway, by the scripts of tests/suites/, with the bar that each has to
+reach; and our own output read again by a parser that is none of ours."""
+
+import importlib.util
+import os
+import pathlib
+import random
+import socket
+import threading
+
+import h11
+
+from edge import gateway
+
+HERE = pathlib.Path(__file__).parent
+spec = importlib.util.spec_from_file_location("http11probe", HERE / "suites/http11probe.py")
+probe = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(probe)
+
+
+def server(serve):
+    """A listener with a thread that serves it; its port."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    threading.Thread(target=serve, args=(listener,), daemon=True).start()
+    return listener, listener.getsockname()[1]
+
+
+def test_http11probe(tmp_path):
+    listener, origin = server(probe.echo)
+    with listener, gateway(tmp_path, origin) as (port, _):
+        results = probe.run(("127.0.0.1", port), f"127.0.0.1:{port}")
+    ledger = "\n".join(f"{name:45} {verdict:5} {shown}" for name, verdict, shown in results) + "\n"
+    count = probe.figure(results)
+    print(ledger, count)
+    assert len(results) >= 125
+    assert count["smuggling"] == 0, ledger
+    assert count["pass"] >= 150, ledger
+    figure = "# {pass} pass, {warn} warn, {fail} fail, of these {smuggling} of smuggling\n"
+    ledger = figure.format(**count) + ledger
+    committed = HERE / "suites/http11probe.ledger"
+    if os.environ.get("UPDATE_GOLDEN"):
+        committed.write_text(ledger)
+    # What is told may differ in how a connection ends, never in a verdict.
+    verdicts = [line.split()[:2] for line in committed.read_text().splitlines()]
+    assert [line.split()[:2] for line in ledger.splitlines()] == verdicts, "UPDATE_GOLDEN=1 writes it"
+
+
+WORDS = ["a", "b/c", "d%20e", "caf%C3%A9", "x;y=1", "-_.~", "1", "q", "%2F", "("]
+NAMES = ["accept", "x-a", "X-Long-Name", "cookie", "user-agent", "range", "If-None-Match", "x.y!z"]
+VALUES = ["", "1", "a, b", "text/html;q=0.9", "\"quoted\"", "a\tb", "\xff\xe9", "  padded  ", "=" * 500]
+
+
+def asked(rng):
+    """A request as a client may write it: its bytes, and what a server must understand."""
+    method = rng.choice(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "M-SEARCH"])
+    path = "/" + "/".join(rng.sample(WORDS, rng.randint(0, 4)))
+    if rng.random() < 0.4:
+        path += "?" + rng.choice(["a=b&c", "x=%0d%0a", "?/;=", "", "//..//"])
+    headers = [(rng.choice(NAMES), rng.choice(VALUES)) for _ in range(rng.randint(0, 8))]
+    body = bytes(rng.randbytes(rng.choice([0, 1, 5, 100, 5000])))
+    lines = [f"{n}:{rng.choice(['', ' ', '  '])}{v}" for n, v in headers]
+    framed = rng.choice(["none", "length", "chunked"]) if body else "none"
+    data = body
+    if framed == "length":
+        lines.append(f"Content-Length: {len(body)}")
+    elif framed == "chunked":
+        lines.append("Transfer-Encoding: chunked")
+        data, rest = b"", body
+        while rest:
+            n = rng.randint(1, len(rest))
+            data += b"%x%s\r\n%s\r\n" % (n, rng.choice([b"", b";x=1", b";y"]), rest[:n])
+            rest = rest[n:]
+        data += b"0\r\n\r\n"
+    else:
+        data = body = b""
+    rng.shuffle(lines)
+    # Lines of Cookie are joined for servers of HTTP/1.1 (RFC 9113 §8.2.3).
+    written = [line.partition(":") for line in lines]
+    cookies = [v.strip() for n, _, v in written if n.lower() == "cookie"]
+    if cookies:
+        headers = [h for h in headers if h[0] != "cookie"] + [("cookie", "; ".join(cookies))]
+    head = "\r\n".join([f"{method} {path} HTTP/1.1", "Host: a.example", *lines, "", ""])
+    expected = [(n.lower(), v.strip()) for n, v in headers]
+    return head.encode("latin-1") + data, (method, path, expected, body)
+
+
+def recorder(seen):
+    """An origin that reads with h11, and answers with what its request's number asks for."""
+
+    def one(conn):
+        with conn:
+            h = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+            request, body = None, b""
+            while True:
+                event = h.next_event()
+                if event is h11.NEED_DATA:
+                    h.receive_data(conn.recv(65536))
+                elif isinstance(event, h11.Request):
+                    request, body = event, b""
+                elif isinstance(event, h11.Data):
+                    body += bytes(event.data)
+                elif isinstance(event, h11.EndOfMessage):
+                    seen.append((request, body))
+                    reply = h11.Response(status_code=200, headers=[("x-n", str(len(seen)))])
+                    conn.sendall(h.send(reply) + h.send(h11.Data(data=body)) + h.send(event))
+                    if h.our_state is h11.MUST_CLOSE:
+                        return
+                    h.start_next_cycle()
+                else:
+                    return
+
+    def safely(conn):
+        try:
+            one(conn)
+        except (OSError, h11.RemoteProtocolError) as error:
+            seen.append((repr(error), b""))
+
+    def serve(listener):
+        while True:
+            try:
+                conn, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=safely, args=(conn,), daemon=True).start()
+
+    return serve
+
+
+ADDED = {"x-request-id", "traceparent", "x-forwarded-for", "x-forwarded-proto", "host",
+         "content-length", "transfer-encoding"}
+
+
+def test_reg_18_a_second_parser_reads_what_was_asked(tmp_path):
+    """Ours between a writer and a reader that share nothing with it: both directions."""
+    seen = []
+    rng = random.Random(18)
+    listener, origin = server(recorder(seen))
+    with listener, gateway(tmp_path, origin) as (port, _):
+        seen.clear()
+        with socket.create_connection(("127.0.0.1", port), 10) as s:
+            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client = h11.Connection(h11.CLIENT)
+            for n in range(2000):
+                data, (method, path, expected, body) = asked(rng)
+                # h11 reads the answer; what is asked is written by hand.
+                client.send(h11.Request(method=method, target="/", headers=[("host", "a")]))
+                client.send(h11.EndOfMessage())
+                cut = rng.randint(1, len(data))
+                s.sendall(data[:cut])
+                s.sendall(data[cut:])
+                status, echoed, events = None, b"", []
+                while True:
+                    event = client.next_event()
+                    if event is h11.NEED_DATA:
+                        client.receive_data(s.recv(65536))
+                        continue
+                    events.append(type(event).__name__)
+                    if isinstance(event, h11.Response):
+                        status, fields = event.status_code, dict(event.headers)
+                    elif isinstance(event, h11.Data):
+                        echoed += bytes(event.data)
+                    elif isinstance(event, h11.EndOfMessage):
+                        break
+                assert status == 200, (n, data[:300], status, echoed)
+                request, got = seen[-1]
+                assert fields[b"x-n"] == str(len(seen)).encode()
+                assert (got, echoed) == (body, body), (n, data[:300])
+                assert request.method.decode() == method
+                assert request.target.decode() == path, (n, data[:300])
+                told = [(k.decode(), v.decode("latin-1")) for k, v in request.headers]
+                kept = sorted(p for p in told if p[0] not in ADDED)
+                assert kept == sorted(expected), (n, data[:300])
+                assert dict(told)["host"] == "a.example"
+                client.start_next_cycle()
+    assert len(seen) == 2000
