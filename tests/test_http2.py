@@ -4,7 +4,10 @@
 import base64
 import datetime
 import json
+import os
+import pathlib
 import re
+import socket
 import ssl
 import subprocess
 import sys
@@ -19,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from mesh import BIN, Mesh, free_port, until
+from mesh import BIN, Mesh, free_port, pss_kb, until
 
 HTTP = """\
 import http.server, os
@@ -298,7 +301,87 @@ def test_clients_choose_by_alpn(gateway):
         context = ssl.create_default_context(cadata=gateway.pem.decode())
         if offered:
             context.set_alpn_protocols(offered)
-        import socket
         with socket.create_connection(("127.0.0.1", gateway.tls), timeout=5) as raw:
             with context.wrap_socket(raw, server_hostname="localhost") as stream:
                 assert stream.selected_alpn_protocol() == chosen
+
+
+def frame(kind, flags, stream, payload=b""):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+GET = bytes([0x82, 0x84, 0x86, 0x01, 4]) + b"test"
+
+
+def begun(mesh):
+    stream = socket.create_connection(("127.0.0.1", mesh.plain), timeout=10)
+    stream.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0))
+    return stream
+
+
+def ticks(pids):
+    """CPU time of processes, in ticks."""
+    def of(pid):
+        try:
+            stat = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            return 0
+        return int(stat[11]) + int(stat[12])
+    return sum(map(of, pids))
+
+
+def test_reg_23_frames_that_do_not_end_cost_no_cpu(gateway):
+    pids, second = gateway.tree(), os.sysconf("SC_CLK_TCK")
+
+    def spent(seconds=2):
+        before = ticks(pids)
+        time.sleep(seconds)
+        return ticks(pids) - before
+
+    idle = spent()
+    halves = [frame(6, 0, 0, bytes(8))[:12], frame(1, 5, 1, GET)[:15]]
+    stuck = []
+    try:
+        for n in range(200):
+            stuck.append(begun(gateway))
+            stuck[-1].sendall(halves[n % 2])
+        time.sleep(0.5)
+        # Half a percent, and what a tick of the clock may be off.
+        assert spent() <= idle + 0.005 * 2 * second + 3
+    finally:
+        for stream in stuck:
+            stream.close()
+
+
+def test_reg_22_floods_cost_no_memory(gateway):
+    floods = {
+        "resets": lambda n: frame(1, 5, 2 * n + 1, GET) + frame(3, 0, 2 * n + 1, bytes([0, 0, 0, 8])),
+        "pings": lambda n: frame(6, 0, 0, bytes(8)),
+        "settings": lambda n: frame(4, 0, 0),
+        "priorities": lambda n: frame(2, 0, 2 * n + 1, bytes([0, 0, 0, 0, 1])),
+        "windows": lambda n: frame(8, 0, 0, bytes([0, 0, 0, 1])),
+        "empty": lambda n: frame(0, 0, 1) if n else frame(1, 4, 1, GET),
+        "headers": lambda n: frame(1, 5, 2 * n + 1),
+        "continuations": lambda n: frame(9, 0, 1, b"") if n else frame(1, 1, 1, GET),
+    }
+
+    def memory():
+        return sum(map(pss_kb, gateway.tree()))
+
+    def attack():
+        for flood in floods.values():
+            with begun(gateway) as stream:
+                try:
+                    stream.sendall(b"".join(flood(n) for n in range(20_000)))
+                    while stream.recv(65536):
+                        pass
+                except OSError:
+                    pass
+
+    attack()
+    before = memory()
+    for _ in range(3):
+        attack()
+    grown = memory() - before
+    assert grown <= 4096, f"{grown} KiB"
+    assert unary(gateway, "Echo", b"x") == b"x"

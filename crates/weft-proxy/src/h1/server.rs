@@ -132,8 +132,9 @@ where
         match driver.next(draining.as_mut()).await? {
             Next::End => return driver.close(false).await,
             Next::Refused(wrong) => {
-                let reply = Reply::refusal(service.refuse(wrong));
-                driver.send(reply).await?;
+                // Boxed too: few are refused.
+                let refusal = Reply::refusal(service.refuse(wrong));
+                Box::pin(driver.send(refusal)).await?;
                 driver.close(true).await?;
                 return Err(Ended::Refused(wrong));
             }

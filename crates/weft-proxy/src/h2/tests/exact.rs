@@ -282,3 +282,85 @@ async fn idle_connections_are_closed_politely_and_silent_ones_hard() {
     while wire.next().await.is_some() {}
     assert!(began.elapsed() < Duration::from_secs(5));
 }
+
+/// A server of HTTP/2 that answers the first request with `frames`, and shows when it was left.
+async fn answering(frames: Vec<u8>) -> (Server, Arc<Mutex<bool>>) {
+    let left: Arc<Mutex<bool>> = Arc::default();
+    let told = left.clone();
+    let origin = Server::raw(move |_, mut stream| {
+        let (frames, told) = (frames.clone(), told.clone());
+        async move {
+            stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+            let mut preface = [0; 24];
+            stream.read_exact(&mut preface).await.unwrap();
+            let mut wire = Wire(stream);
+            assert!(wire.wait(HEADERS, 1).await.is_some());
+            wire.send(&frames).await;
+            while wire.next().await.is_some() {}
+            *told.lock().unwrap() = true;
+        }
+    })
+    .await;
+    (origin, left)
+}
+
+/// A gateway whose backend speaks HTTP/2.
+async fn before_http2(origin: Server) -> Front {
+    super::passing::declared(origin, weft_model::Protocol::Http2).await
+}
+
+#[tokio::test]
+async fn a_server_that_floods_is_left() {
+    for flood in [
+        frame(PING, 0, 0, &[0; 8]),
+        frame(SETTINGS, 0, 0, &[]),
+        frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1]),
+        frame(0xfa, 0, 0, b"grease"),
+        frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes()),
+    ] {
+        let (origin, left) = answering(flood.repeat(2000)).await;
+        let front = before_http2(origin).await;
+        let got = get_http1(&front).await;
+        assert!(got.starts_with("HTTP/1.1 50"), "{got}");
+        wait_until("its connection is closed", async || *left.lock().unwrap()).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_its_server_cuts_off_is_never_whole() {
+    // NO_ERROR, CANCEL, and the connection's end.
+    for code in [Some(0u32), Some(8), None] {
+        let mut frames = [frame(HEADERS, END_HEADERS, 1, &[0x88]), frame(DATA, 0, 1, b"half")];
+        let end = match code {
+            Some(code) => frame(RST_STREAM, 0, 1, &code.to_be_bytes()),
+            None => frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 2]),
+        };
+        frames[1].extend(end);
+        let (origin, _left) = answering(frames.concat()).await;
+        let front = before_http2(origin).await;
+        let mut wire = front.open().await;
+        wire.send(&get(1)).await;
+        let mut cut = false;
+        while let Some(came) = wire.next().await {
+            assert!(came.stream != 1 || came.flags & END_STREAM == 0 || came.kind > HEADERS);
+            if came.kind == RST_STREAM {
+                cut = true;
+                break;
+            }
+            if came.kind == DATA && code.is_none() {
+                front.origin.kill().await;
+            }
+        }
+        assert!(cut, "{code:?}");
+    }
+}
+
+/// All that a client of HTTP/1.1 gets.
+async fn get_http1(front: &Front) -> String {
+    let mut stream = tokio::net::TcpStream::connect(front.bed.listener()).await.unwrap();
+    let asks = b"GET / HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n";
+    stream.write_all(asks).await.unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).await.unwrap();
+    said
+}

@@ -16,7 +16,7 @@ use crate::http::websocket::accept;
 use crate::tests::bed::{Bed, Server, config, endpoint, gateway, gateway_route, rule, service, to};
 
 /// A gateway in front of a backend whose port says what it speaks.
-async fn declared(origin: Server, protocol: Spoken) -> Front {
+pub async fn declared(origin: Server, protocol: Spoken) -> Front {
     let bed = Bed::start(config("gateway~shop~web"), None).await;
     let at = vec![endpoint("users-0", origin.address)];
     let mut resources = service("users", protocol, BackendPolicy::default(), at);
