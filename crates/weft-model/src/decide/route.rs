@@ -3,6 +3,8 @@
 
 use std::cmp::Reverse;
 
+use smallvec::SmallVec;
+
 use super::host::{HostFit, host_fit};
 use crate::{Match, Matching, NamedMatch, Parent, PathMatch, Route, Rule, StringMatch};
 
@@ -45,7 +47,8 @@ pub fn find_rule<'a, I>(routes: I, section: Option<&str>, req: &Request<'_>) -> 
 where
     I: IntoIterator<Item = &'a Route>,
 {
-    let mut open: Vec<(HostFit, &Route)> =
+    // Few speak about one host: no memory is taken for them.
+    let mut open: SmallVec<[(HostFit, &Route); 8]> =
         routes.into_iter().filter_map(|r| Some((parent_fit(r, section, req)?, r))).collect();
     let strongest = open.iter().map(|(_, r)| r.rank.dialect).min()?;
     open.retain(|(_, r)| r.rank.dialect == strongest);

@@ -222,7 +222,7 @@ async fn attempt(
         return Ended::Over(Refusal::new(Cause::Overload, detail));
     }
     let adaptive = call.backend.borrow().adaptive.clone();
-    let _permit = match adaptive.map(|limit| limit.begin()).transpose() {
+    let permit = match adaptive.map(|limit| limit.begin()).transpose() {
         Ok(permit) => permit,
         Err(detail) => return Ended::Over(Refusal::new(Cause::Overload, detail)),
     };
@@ -253,6 +253,9 @@ async fn attempt(
             Err(why) => return Ended::Over(Refusal::new(Cause::BadRequest, why)),
         },
     };
+    if let (Some(_), Some(permit)) = (&sent, permit) {
+        permit.ended();
+    }
     match sent {
         Some(Ok((mut response, lease))) => {
             if !picked.pool.peer.is_mesh() {

@@ -23,6 +23,7 @@ pub struct AdaptiveLimit {
 pub struct Permit {
     of: Rc<AdaptiveLimit>,
     began: Instant,
+    answered: bool,
 }
 
 // === impl AdaptiveLimit ===
@@ -51,7 +52,7 @@ impl AdaptiveLimit {
         match self.limiter.borrow_mut().begin(self.in_flight.get(), at) {
             Ok(()) => {
                 self.in_flight.set(self.in_flight.get() + 1);
-                Ok(Permit { of: self.clone(), began })
+                Ok(Permit { of: self.clone(), began, answered: false })
             }
             Err(limit) => Err(format!(
                 "its answers become slow while requests pile up, so that only {limit} may be in \
@@ -65,12 +66,26 @@ impl AdaptiveLimit {
     }
 }
 
+// === impl Permit ===
+
+impl Permit {
+    /// It ended by itself; one that is dropped without that was given up, and the upstream may
+    /// still work on it.
+    pub fn ended(mut self) {
+        self.answered = true;
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         let (of, now) = (&self.of, Instant::now());
         let left = of.in_flight.get().saturating_sub(1);
         of.in_flight.set(left);
         let took = u64::try_from(now.duration_since(self.began).as_micros()).unwrap_or(u64::MAX);
-        of.limiter.borrow_mut().end(&of.policy, took, left, of.micros(now));
+        let mut limiter = of.limiter.borrow_mut();
+        match self.answered {
+            true => limiter.end(&of.policy, took, left, of.micros(now)),
+            false => limiter.gone(&of.policy, left, of.micros(now)),
+        }
     }
 }

@@ -21,6 +21,11 @@ use crate::{DeleteOptions, EventNote, Propagation};
 
 const COMPONENT: &str = "default-scheduler";
 
+/// Labels that say where a node is; its pods get them too, as newer Kubernetes does, so that
+/// policies know what is near.
+const PLACE_LABELS: [&str; 3] =
+    ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
+
 /// How long the pods of a node without an agent are waited for.
 const NODE_GRACE: Duration = Duration::from_secs(60);
 
@@ -63,6 +68,7 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     match given {
         Ok((given, mesh, extra)) => {
             let mut new = placed(&object.raw, &node, mode, &given, &ctx.now());
+            locate(ctx, &node, &mut new);
             if let Some(mesh) = mesh {
                 admit::annotate(&mut new, MESH_ADDRESS_ANNOTATION, mesh.to_string());
             }
@@ -177,6 +183,20 @@ fn placed(raw: &Value, node: &str, mode: PodsMode, given: &PodAddresses, now: &s
     let scheduled = json!({ "type": "PodScheduled", "status": "True", "lastTransitionTime": now });
     set_condition(status, scheduled);
     new
+}
+
+/// Copies where a node is to its pod, unless the pod says anything about that itself.
+fn locate(ctx: &Context<'_>, node: &str, pod: &mut Value) {
+    let said = |name: &str| pod["metadata"]["labels"][name].is_string();
+    let Some(node) = ctx.world.get(KindId::Node, "", node) else { return };
+    if PLACE_LABELS.iter().any(|name| said(name)) || said("istio-locality") {
+        return;
+    }
+    for name in PLACE_LABELS {
+        if let Some(place) = node.meta.label(name) {
+            pod["metadata"]["labels"][name] = json!(place);
+        }
+    }
 }
 
 fn unplaced(ctx: &mut Context<'_>, pod: &Object, why: &str) {

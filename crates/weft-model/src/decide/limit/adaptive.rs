@@ -12,13 +12,13 @@ use crate::Adaptive;
 const WINDOW_US: u64 = 100_000;
 const ANSWERS_MIN: u64 = 10;
 /// A window that never fills says what it has after this.
-const WINDOW_US_MAX: u64 = 2_000_000;
+const WINDOW_US_MAX: u64 = 500_000;
 /// Windows that a trial of a higher limit is measured for, and those before it as well.
 const MEASURED: u32 = 5;
 /// Windows between a change of the limit and what it brings.
 const SETTLING: u32 = 2;
 /// Windows in a row in which requests must pile up before there is a limit.
-const PILED: u32 = 2;
+const PILED: u32 = 3;
 /// Windows without a sign of overload until there is no limit any more.
 const CALM: u32 = 50;
 
@@ -37,6 +37,12 @@ pub struct Limiter {
     piled: u32,
     calm: u32,
     trial: Trial,
+    /// Those that nobody waits for any more and that the server still has, about: it does not
+    /// hear that they are gone, and works on them at its own pace.
+    left: f64,
+    left_at: u64,
+    /// Answers per second.
+    pace: f64,
 }
 
 /// Answers per second at a limit, and at a higher one.
@@ -62,6 +68,9 @@ impl Default for Limiter {
             piled: 0,
             calm: 0,
             trial: Trial::default(),
+            left: 0.0,
+            left_at: 0,
+            pace: 0.0,
         }
     }
 }
@@ -76,12 +85,34 @@ impl Limiter {
             self.began = now_us;
         }
         self.came += 1;
+        self.forget(in_flight, now_us);
+        let all = f64::from(in_flight) + self.left;
         match self.limit {
-            Some(limit) if f64::from(in_flight) >= limit => Err(whole(limit)),
+            Some(limit) if all >= limit => Err(whole(limit)),
             _ => {
-                self.most = self.most.max(in_flight + 1);
+                self.most = self.most.max(whole(all) + 1);
                 Ok(())
             }
+        }
+    }
+
+    /// A request's client went away before its answer came: that is no answer, and the server
+    /// still has it.
+    pub fn gone(&mut self, policy: &Adaptive, in_flight: u32, now_us: u64) {
+        self.forget(in_flight, now_us);
+        self.left += 1.0;
+        if now_us.saturating_sub(self.began) >= WINDOW_US_MAX {
+            self.turn(policy, in_flight, now_us);
+        }
+    }
+
+    /// Those that were left are worked on as the others are.
+    fn forget(&mut self, in_flight: u32, now_us: u64) {
+        let passed = float(now_us.saturating_sub(self.left_at)) / 1e6;
+        self.left_at = now_us;
+        if self.left > 0.0 {
+            let share = self.left / (self.left + f64::from(in_flight));
+            self.left = (self.left - passed * self.pace.max(1.0) * share).max(0.0);
         }
     }
 
@@ -92,10 +123,16 @@ impl Limiter {
         let age = now_us.saturating_sub(self.began);
         let full = age >= WINDOW_US && self.ended >= ANSWERS_MIN;
         if full || age >= WINDOW_US_MAX {
-            self.settle(policy, in_flight, age);
-            (self.came, self.ended, self.took, self.most) = (0, 0, 0, in_flight);
-            self.began = now_us;
+            self.forget(in_flight, now_us);
+            self.turn(policy, in_flight, now_us);
         }
+    }
+
+    fn turn(&mut self, policy: &Adaptive, in_flight: u32, now_us: u64) {
+        let all = f64::from(in_flight) + self.left;
+        self.settle(policy, all, now_us.saturating_sub(self.began));
+        (self.came, self.ended, self.took, self.most) = (0, 0, 0, whole(all));
+        self.began = now_us;
     }
 
     /// Requests that may be in flight; `None` is no limit.
@@ -103,26 +140,37 @@ impl Limiter {
         self.limit.map(whole)
     }
 
-    fn settle(&mut self, policy: &Adaptive, in_flight: u32, age_us: u64) {
-        let took = float(self.took) / float(self.ended.max(1));
+    fn settle(&mut self, policy: &Adaptive, in_flight: f64, age_us: u64) {
         let rate = float(self.ended) * 1e6 / float(age_us.max(1));
-        if self.usual == 0.0 {
+        if self.ended > 0 {
+            self.pace = if self.pace == 0.0 { rate } else { (self.pace + rate) / 2.0 };
+        }
+        // What the last of those in line will take, as answers come now.
+        let ahead = in_flight * 1e6 / self.pace.max(0.001);
+        let took = match self.ended {
+            0 => ahead,
+            ended => float(self.took) / float(ended),
+        };
+        if self.usual == 0.0 && self.ended > 0 {
             self.usual = took;
         }
         let tolerated = self.usual * f64::from(policy.tolerance_permille.max(1_000)) / 1_000.0;
-        let (slow, piling) = (took > tolerated, self.ended * 10 < self.came * 9);
-        if took < self.usual {
+        let piling = self.ended * 10 < self.came * 9;
+        let slow = took > tolerated || (piling && ahead > tolerated);
+        if self.ended == 0 {
+            // Nothing is known of answers.
+        } else if took < self.usual {
             self.usual += (took - self.usual) * 0.3;
         } else if !piling {
             self.usual += (took - self.usual) * 0.02;
         }
         let least = f64::from(policy.limit_min.max(1));
-        let gradient = (tolerated / took.max(1.0)).clamp(0.5, 1.0);
+        let worst = if piling { took.max(ahead) } else { took };
+        let gradient = (tolerated / worst.max(1.0)).clamp(0.5, 1.0);
         self.piled = if piling { self.piled + 1 } else { 0 };
         let Some(limit) = self.limit else {
             // What is in line already takes so long, as answers come now.
-            let wait_ms = f64::from(in_flight) * 1_000.0 / rate.max(0.001);
-            let long = self.piled >= PILED && wait_ms >= f64::from(policy.wait_ms);
+            let long = self.piled >= PILED && ahead >= f64::from(policy.wait_ms) * 1e3;
             if slow && long && f64::from(self.most) >= 2.0 * least {
                 self.limit = Some((f64::from(self.most) * gradient).max(least));
                 (self.calm, self.trial) = (0, Trial::default());
@@ -130,7 +178,7 @@ impl Limiter {
             return;
         };
         // What was let in under an older limit says nothing about this one.
-        if f64::from(in_flight) > limit {
+        if in_flight > limit + 1.0 {
             return;
         }
         self.calm = if piling { 0 } else { self.calm + 1 };

@@ -80,7 +80,7 @@ fn what_a_client_is_told() {
 fn a_changed_limit_begins_anew_and_an_equal_one_goes_on() {
     let (all, own) = (Buckets::default(), LocalBuckets::default());
     let (conn, none) = (conn("10.0.0.1"), HeaderMap::new());
-    let mut take = |l: Arc<RateLimit>| own.of(&l, &all).take(&conn, &none, 1, SECOND).is_ok();
+    let take = |l: Arc<RateLimit>| own.of(&l, &all).take(&conn, &none, 1, SECOND).is_ok();
     assert!(take(limit(1, vec![], 0)) && !take(limit(1, vec![], 0)), "tables change, counts stay");
     assert!(take(limit(2, vec![], 0)));
 }

@@ -166,3 +166,27 @@ fn a_machine_that_stays_away_loses_its_pods_to_the_others() {
     sim.run();
     assert_eq!(sim.mesh().iter().filter(|(node, _)| node == "m2").count(), 1);
 }
+
+#[test]
+fn pods_are_where_their_machine_is_unless_they_say_otherwise() {
+    const ZONE: &str = "topology.kubernetes.io/zone";
+    let mut sim = Sim::machines();
+    for name in ["n1", "m1", "m2"] {
+        sim.change(KindId::Node, name, |node| {
+            node["metadata"]["labels"] = json!({ ZONE: format!("zone-{name}") });
+        });
+    }
+    sim.create(KindId::Deployment, NS, deployment("user", 3, "user:1"));
+    sim.run();
+    for pod in sim.all(KindId::Pod) {
+        let node = pod.raw["spec"]["nodeName"].as_str().unwrap();
+        assert_eq!(pod.meta.label(ZONE), Some(&*format!("zone-{node}")));
+    }
+    let mut own = deployment("own", 1, "user:1");
+    own["spec"]["template"]["metadata"]["labels"]["topology.kubernetes.io/region"] = json!("eu");
+    sim.create(KindId::Deployment, NS, own);
+    sim.run();
+    let pods = sim.all(KindId::Pod);
+    let own = pods.iter().find(|p| p.meta.label("topology.kubernetes.io/region").is_some());
+    assert_eq!(own.unwrap().meta.label(ZONE), None, "half of a place is no place");
+}

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""F12: five times what a server can do (20 at a time, 100 ms each, a line without end), clients
+that wait for one second. Nothing configured; with `adaptiveConcurrency: {}`; and with a limit."""
+
+from drill import ROUTE, Load, Origin, gateway
+
+POLICY = """
+---
+apiVersion: weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: origin, namespace: drill}
+spec:
+  targetRefs: [{name: origin}]
+  %s
+"""
+
+
+def run(whole, folder):
+    seconds = 12 if whole else 6
+    figures = []
+    for name, policy, least in [
+        ("untuned", "", 80),
+        ("adaptiveConcurrency: {}", "adaptiveConcurrency: {}", 80),
+        ("connections.requests: 40", "connections: {requests: 40}", 98 if whole else 95),
+    ]:
+        origin = Origin(places=20, ms=100)
+        objects = ROUTE + (POLICY % policy if policy else "")
+        with gateway(folder / str(least) / name[:3], [origin], objects) as (port, _):
+            load = Load(port, 1000, seconds, deadline=1.0).run()
+            hits = origin.hits()
+        goodput = 100 * load.count(200) / (200 * seconds)
+        rejected = load.percentile(50, 503)
+        figures.append(f"{name}: goodput {goodput:.0f} %, p99 of answers "
+                       f"{load.percentile(99, 200):.0f} ms, refusals take {rejected:.1f} ms, "
+                       f"{hits} of {len(load.done)} reached the server")
+        assert goodput >= least, f"{figures[-1]}; wanted {least} %; {load.others(200)}"
+        assert rejected <= 5 or not load.count(503), figures[-1]
+    return "F12 overload 5x: " + "; ".join(figures)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""F13: a service that answers 503 to everything, and a route that asks for three retries: the
+server gets at most 1.20 times what clients send."""
+
+from drill import Load, Origin, gateway
+
+ROUTE = """
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: all, namespace: drill}
+spec:
+  parentRefs: [{name: web}]
+  rules:
+    - retry: {attempts: 3, codes: [503]}
+      backendRefs: [{name: origin, port: 80}]
+"""
+
+
+def run(whole, folder):
+    rate, seconds = 300, (12 if whole else 5)
+    origins = [Origin(status=503) for _ in range(2)]
+    with gateway(folder, origins, ROUTE) as (port, _):
+        before = sum(o.hits() for o in origins)
+        load = Load(port, rate, seconds, connections=40).run()
+        hits = sum(o.hits() for o in origins) - before
+    times = hits / len(load.done)
+    assert load.count(503) == len(load.done), load.others(503)
+    assert 1.02 <= times <= 1.20, f"{times:.3f} times"
+    return f"F13 retry storm: the server got {times:.3f} times {len(load.done)} requests"

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drills of tests/faults/ at a tenth of their length; `./test faults` runs them in full."""
+
+import importlib
+import pathlib
+import sys
+
+import pytest
+
+FAULTS = pathlib.Path(__file__).parent / "faults"
+sys.path.insert(0, str(FAULTS))
+DRILLS = sorted(p.stem for p in FAULTS.glob("f[0-9][0-9]_*.py"))
+
+
+@pytest.mark.parametrize("name", DRILLS)
+def test_drill(name, tmp_path):
+    print(importlib.import_module(name).run(False, tmp_path))
