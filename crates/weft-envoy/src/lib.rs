@@ -7,6 +7,8 @@
 //! buffers) is known and passed over; the lists of those names stand beside the code that reads
 //! the message.
 //!
+//! [`read`] is also how `weft proxy -c` reads its own file: the same strictness, the same words.
+//!
 //! Architecture invariant: pure but for the files that a bootstrap names, which are read through
 //! the caller's [`Files`].
 #![cfg_attr(
@@ -20,7 +22,7 @@
 )]
 
 mod ingest;
-mod read;
+pub mod read;
 
 pub use ingest::{Bootstrap, DnsSet, Files, Log, Resolved, bootstrap};
 pub use read::Unreadable;

@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 use weft_base::clock::Clock;
+use weft_base::issue::FieldPath;
 use weft_base::rng::Rng;
 use weft_base::snapshot::Snapshot;
 use weft_base::sockets::{PROXY_MARK, SocketFactory};
@@ -32,6 +33,7 @@ use weft_proxy::config::{AccessLog, LogFormat, LogWhat, Ports};
 use weft_proxy::handover::Sockets;
 use weft_proxy::ingest::source;
 use weft_proxy::networks::Cidr;
+use weft_proxy::observe::format::Format;
 use weft_proxy::{Capture, Feed, NodeId, Proxy, ProxyConfig, feed};
 use weft_xds::NodeInfo;
 use weft_xds::client::{self, Dial, Options};
@@ -265,6 +267,9 @@ fn config(args: &ProxyArgs, loaded: Option<&Loaded>) -> Result<ProxyConfig> {
         (None, Some(log)) => log,
         (said, _) => access_log(said.as_deref().unwrap_or("text"))?,
     };
+    if let Some(format) = &args.access_log_format {
+        config.access_log.format = LogFormat::Of(Arc::new(log_format(format)?));
+    }
     if let Some(workload) = args.labels.iter().find_map(|l| l.strip_prefix("workload=")) {
         config.workload = workload.into();
     }
@@ -316,6 +321,19 @@ fn capture(args: &ProxyArgs, config: &mut ProxyConfig) -> Result<()> {
 
 fn host(args: &ProxyArgs) -> SocketFactory {
     args.host_door.as_deref().map_or(SocketFactory::Here, SocketFactory::door)
+}
+
+/// A format string, or a format dictionary as JSON.
+fn log_format(text: &str) -> Result<Format> {
+    let value = match text.trim_start().starts_with('{') {
+        true => serde_json::from_str(text)
+            .map_err(|e| anyhow!(Usage(format!("--access-log-format: it is no JSON: {e}"))))?,
+        false => serde_json::Value::from(text),
+    };
+    Format::parse(&value, &FieldPath::new("--access-log-format")).map_err(|issues| {
+        let issues: Vec<String> = issues.iter().map(ToString::to_string).collect();
+        anyhow!(Usage(issues.join("; ")))
+    })
 }
 
 fn access_log(text: &str) -> Result<AccessLog> {

@@ -279,7 +279,8 @@ pub fn hide(response: &mut Response<ReplyBody>, flags: &HeaderValue, record: &Re
 /// A redirect or a direct answer of a rule: no failure, no flag.
 pub fn direct(record: &mut Record, status: u16, body: &str) -> Response<ReplyBody> {
     record.status = status;
-    plain(status, body.to_owned())
+    // What the user wrote, to the byte.
+    text(status, body.to_owned())
 }
 
 pub fn redirect(record: &mut Record, status: u16, location: &str) -> Response<ReplyBody> {
@@ -292,8 +293,11 @@ pub fn redirect(record: &mut Record, status: u16, location: &str) -> Response<Re
     response
 }
 
-fn plain(status: u16, text: String) -> Response<ReplyBody> {
-    let body = if text.is_empty() { String::new() } else { text + "\n" };
+fn plain(status: u16, line: String) -> Response<ReplyBody> {
+    text(status, if line.is_empty() { line } else { line + "\n" })
+}
+
+fn text(status: u16, body: String) -> Response<ReplyBody> {
     let mut response = Response::new(ReplyBody::full(body));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     response

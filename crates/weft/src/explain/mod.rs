@@ -72,11 +72,7 @@ pub async fn run(args: &ExplainArgs) -> Result<()> {
 }
 
 /// `weft explain --log LINE`: what was decided then, and what would be now.
-async fn logged(
-    args: &ExplainArgs,
-    line: &str,
-    headers: Vec<(String, String)>,
-) -> Result<()> {
+async fn logged(args: &ExplainArgs, line: &str, headers: Vec<(String, String)>) -> Result<()> {
     let line = match line {
         "-" => std::io::read_to_string(std::io::stdin()).context("cannot read the line")?,
         line => line.to_owned(),

@@ -47,7 +47,9 @@ pub struct Older(UnixStream);
 pub fn ask(path: &Path) -> Result<Option<(Older, Vec<OwnedFd>)>> {
     let stream = match UnixStream::connect(path) {
         Ok(stream) => stream,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
             return Ok(None);
         }
         Err(e) => return Err(e).with_context(|| format!("cannot ask {}", path.display())),

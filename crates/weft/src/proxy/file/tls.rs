@@ -9,11 +9,7 @@ use weft_model::{
 use super::Context;
 
 /// A section for each certificate of a listener.
-pub fn sections(
-    listener: &Message<'_>,
-    protocol: Protocol,
-    context: &Context<'_>,
-) -> Vec<Section> {
+pub fn sections(listener: &Message<'_>, protocol: Protocol, context: &Context<'_>) -> Vec<Section> {
     let mut out: Vec<Section> = Vec::new();
     listener.each("tls", |tls| {
         let hostname = tls.text("host").map(|h| h.to_ascii_lowercase().into());
@@ -76,5 +72,11 @@ pub fn upstream(backend: &Message<'_>, context: &Context<'_>) -> Option<Upstream
         tls.error("server_name", "its certificate is checked for this name");
     }
     let only_13 = tls.flag("only_13").unwrap_or(false);
-    Some(UpstreamTls { server_name, trust, names, certificate: certificate(&tls, context), only_13 })
+    Some(UpstreamTls {
+        server_name,
+        trust,
+        names,
+        certificate: certificate(&tls, context),
+        only_13,
+    })
 }

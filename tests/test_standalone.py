@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`weft proxy -c`: a file is served, read again, refused whole; processes replace each other."""
+
+import http.client
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+from mesh import WEFT, free_port, until
+from standalone import Origin, Proxy, certificates, curl, listens
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def text(port, admin, *origins, extra=""):
+    endpoints = ", ".join(f"127.0.0.1:{o.port}" for o in origins)
+    return f"""
+admin: 127.0.0.1:{admin}
+access_log: failures
+listeners:
+  - {{name: web, bind: "127.0.0.1:{port}"}}
+routes:
+  - name: all
+    rules:
+      - {{path: /hello, answer: {{status: 200, body: "hello"}}}}
+      - to: up
+{extra}backends:
+  - name: up
+    endpoints: [{endpoints}]
+"""
+
+
+@pytest.fixture
+def ports():
+    return free_port(), free_port()
+
+
+def test_a_file_is_served_and_read_again_when_it_changes_and_on_sighup(tmp_path, ports):
+    port, admin = ports
+    path = tmp_path / "proxy.yaml"
+    with Origin("one") as one, Origin("two") as two:
+        path.write_text(text(port, admin, one))
+        with Proxy("-c", path, ready=port) as proxy:
+            url = f"http://127.0.0.1:{port}"
+            assert curl(f"{url}/hello")[::2] == (200, "hello")
+            assert curl(f"{url}/x")[2] == "one GET /x"
+            path.write_text(text(port, admin, two))
+            until("the change is in use", lambda: curl(f"{url}/x")[2] == "two GET /x", 10)
+            # The same size and a time long ago: only the signal tells.
+            path.write_text(text(port, admin, one))
+            proxy.process.send_signal(signal.SIGHUP)
+            until("SIGHUP is obeyed", lambda: curl(f"{url}/x")[2] == "one GET /x", 10)
+
+
+def test_a_bad_file_is_refused_whole_with_places_and_the_old_one_stays(tmp_path, ports):
+    port, admin = ports
+    path = tmp_path / "proxy.yaml"
+    info = f"http://127.0.0.1:{admin}/server_info"
+    with Origin("one") as one:
+        path.write_text(text(port, admin, one))
+        with Proxy("-c", path, ready=port) as proxy:
+            url = f"http://127.0.0.1:{port}"
+            bad = text(port, admin, one).replace("to: up", "to: nobody").replace("hello", "bye")
+            path.write_text(bad + "    polcy: {}\n")
+            until("it is refused", lambda: json.loads(curl(info)[2])["weft"]["refused"], 10)
+            said = json.loads(curl(info)[2])["weft"]["refused"]
+            assert 'line 10: routes[0].rules[1].to: no backend has the name "nobody"' in said
+            assert "backends[0].polcy: weft has no such field" in said
+            assert "the configuration before stays in use" in proxy.text()
+            assert curl(f"{url}/hello")[2] == "hello", "nothing of it is in use"
+            path.write_text(text(port, admin, one).replace("hello", "mended"))
+            until("the mended file is in use", lambda: curl(f"{url}/mended")[2] == "mended", 10)
+            assert json.loads(curl(info)[2])["weft"]["refused"] is None
+
+
+def test_a_file_that_is_wrong_from_the_beginning_starts_nothing(tmp_path, ports):
+    port, admin = ports
+    path = tmp_path / "proxy.yaml"
+    path.write_text("listeners:\n  - {name: a, bind: nowhere}\n  - {bind: '127.0.0.1:1'}\nx: 1\n")
+    for words in ((), ("--check",)):
+        words = [WEFT, "proxy", "-c", path, *words]
+        run = subprocess.run(words, capture_output=True, text=True)
+        assert run.returncode == 1
+        for said in ["line 2: listeners[0].bind", "line 3: listeners[1].name", "line 4: x"]:
+            assert said in run.stderr, run.stderr
+    # A port that somebody has is said, too, and nothing goes on.
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        path.write_text(text(port, admin))
+        run = subprocess.run([WEFT, "proxy", "-c", path], capture_output=True, text=True, timeout=20)
+        assert run.returncode == 1
+        assert "stop the process that has it" in run.stderr
+
+
+def test_certificates_are_read_again_without_dropping_a_connection(tmp_path, ports):
+    port, admin = ports
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        folder.mkdir()
+        certificates(folder)
+    path = tmp_path / "proxy.yaml"
+    for name in ("server.pem", "server.key"):
+        (tmp_path / name).write_bytes((first / name).read_bytes())
+    path.write_text(
+        f"""
+admin: 127.0.0.1:{admin}
+listeners:
+  - name: secure
+    bind: 127.0.0.1:{port}
+    tls: [{{certificate: server.pem, key: server.key}}]
+routes:
+  - rules: [{{answer: {{status: 200, body: "ok"}}}}]
+"""
+    )
+    with Proxy("-c", path, ready=port):
+        import ssl
+
+        url = f"https://localhost:{port}/"
+        assert curl(url, "--cacert", str(first / "ca.pem"))[2] == "ok"
+        context = ssl.create_default_context(cafile=str(first / "ca.pem"))
+        kept = http.client.HTTPSConnection("localhost", port, context=context)
+        kept.request("GET", "/")
+        assert kept.getresponse().read() == b"ok"
+        for name in ("server.pem", "server.key"):
+            (tmp_path / name).write_bytes((second / name).read_bytes())
+        check = lambda: curl(url, "--cacert", str(second / "ca.pem"))[2] == "ok"  # noqa: E731
+        until("the new certificate is shown", check, 10)
+        kept.request("GET", "/")
+        assert kept.getresponse().read() == b"ok", "the connection of before goes on"
+
+
+class Load:
+    """Requests on fresh connections and on kept ones, at a rate; what failed is kept."""
+
+    def __init__(self, port, rate=400, kept=8):
+        self.port, self.failed, self.done = port, [], 0
+        self.lock, self.ends = threading.Lock(), threading.Event()
+        each = rate / 2
+        pace = kept / each
+        self.threads = [threading.Thread(target=self.keep, args=(pace,)) for _ in range(kept)]
+        self.threads += [threading.Thread(target=self.fresh, args=(pace,)) for _ in range(kept)]
+        for thread in self.threads:
+            thread.start()
+
+    def count(self, failure=None):
+        with self.lock:
+            self.done += 1
+            if failure:
+                self.failed.append(failure)
+
+    def ask(self, connection):
+        connection.request("GET", "/x")
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status != 200:
+            raise OSError(f"status {answer.status}")
+        return answer.will_close
+
+    def fresh(self, pace):
+        while not self.ends.wait(pace):
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            try:
+                self.ask(connection)
+                self.count()
+            except (OSError, http.client.HTTPException) as error:
+                self.count(f"fresh: {error!r}")
+            connection.close()
+
+    def keep(self, pace):
+        connection = None
+        while not self.ends.wait(pace):
+            connection = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            try:
+                closes = self.ask(connection)
+                self.count()
+            except (OSError, http.client.HTTPException) as error:
+                self.count(f"kept: {error!r}")
+                closes = True
+            if closes:
+                connection.close()
+                connection = None
+
+    def stop(self):
+        self.ends.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def test_f9_hot_upgrades_lose_no_request_kept_or_fresh(tmp_path, ports):
+    """A tenth of drill F9, and ten upgrades all the same: one a second."""
+    port, admin = ports
+    path, door = tmp_path / "proxy.yaml", tmp_path / "door"
+    with Origin("up") as up:
+        path.write_text(text(port, admin, up))
+        words = ("-c", path, "--handover", door)
+        proxies = [Proxy(*words, ready=port)]
+        until("it can be replaced", door.exists, 10)
+        load = Load(port)
+        try:
+            for _ in range(10):
+                began = time.monotonic()
+                older = proxies[-1]
+                proxies.append(Proxy(*words))
+                pid = proxies[-1].process.pid
+                whose = lambda: door_owner(door) == pid  # noqa: E731
+                until("the newer one has the door", whose, 20)
+                time.sleep(max(0.0, 1 - (time.monotonic() - began)))
+                assert older.process.poll() in (None, 0), older.text()
+        finally:
+            load.stop()
+            newest = proxies.pop()
+            for proxy in proxies:
+                assert proxy.process.wait(30) == 0, proxy.text()
+            assert newest.stop() == 0
+        assert load.done > 2_000
+        assert load.failed == [], f"{len(load.failed)} of {load.done}: {load.failed[:5]}"
+        print(f"F9: {load.done} requests over 10 upgrades, {len(load.failed)} failed")
+
+
+def door_owner(path):
+    """Who answers at a Unix socket."""
+    import struct
+
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            return struct.unpack("3i", raw)[0]
+    except OSError:
+        return None
+
+
+def test_sigusr2_starts_the_successor_and_systemd_is_told(tmp_path, ports):
+    port, admin = ports
+    path, door, said = tmp_path / "proxy.yaml", tmp_path / "door", tmp_path / "notify"
+    with Origin("up") as up, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(said))
+        systemd.settimeout(15)
+        path.write_text(text(port, admin, up))
+        env = {**os.environ, "NOTIFY_SOCKET": str(said)}
+        first = Proxy("-c", path, "--handover", door, ready=port, env=env)
+        assert b"READY=1" in systemd.recv(4096)
+        first.process.send_signal(signal.SIGHUP)
+        assert b"RELOADING=1\nMONOTONIC_USEC=" in systemd.recv(4096)
+        assert b"READY=1" in systemd.recv(4096)
+        first.process.send_signal(signal.SIGUSR2)
+        main = systemd.recv(4096).decode()
+        successor = int(main.split("MAINPID=")[1].split()[0])
+        try:
+            assert first.process.wait(30) == 0, "the older one ends by itself"
+            assert door_owner(door) == successor
+            assert curl(f"http://127.0.0.1:{port}/x")[2] == "up GET /x"
+        finally:
+            os.kill(successor, signal.SIGTERM)
+        messages = [systemd.recv(4096) for _ in range(2)]
+        assert any(b"STOPPING=1" in m for m in messages), messages
+        until("it has ended", lambda: not listens(port), 20)
+
+
+def test_the_example_is_valid_and_explained():
+    path = ROOT / "examples/edge.yaml"
+    run = subprocess.run([WEFT, "proxy", "-c", path, "--check"], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    for url, words, said in [
+        ("https://shop.localhost:8443/api/users", (), "90"),
+        ("https://shop.localhost:8443/api/users", ("-H", "x-tester: yes"), "api:9001/v2"),
+        ("http://shop.localhost:8080/a?b=1", (), "https://shop.localhost:8443/a?b=1"),
+        ("https://shop.localhost:8443/shop/shoes", (), "/api/shoes"),
+        ("https://docs.localhost:8443/x", (), "/docs/x"),
+    ]:
+        words = [WEFT, "explain", "-f", path, url, *words]
+        run = subprocess.run(words, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert said in run.stdout, run.stdout
