@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Project chores. `cargo xtask` lists them; each lives in a file of its own.
 
+mod bench;
 mod budgets;
 mod codegen;
 mod schemas;
@@ -19,6 +20,7 @@ const CHORES: &[Chore] = &[
         "print build time, binary size, start-up time and memory beside their limits",
         budgets::run,
     ),
+    ("bench", "measure the proxy beside others: `bench proxy [SCENARIO]`", bench::run),
     ("codegen", "write weft-proto's code from its protos; --check only compares", codegen::run),
     ("schemas", "bring the upstream schemas of the served kinds up to date", schemas::run),
 ];

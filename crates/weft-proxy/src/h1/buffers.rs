@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Read buffers of one worker's connections, lent while bytes are on their way and given back as
 //! soon as a connection idles. Called by the drivers; a buffer whose slices are still in use is
-//! not taken back.
+//! used again once they are gone.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -19,6 +20,9 @@ const KEPT_MAX: usize = 32;
 /// What the first read of a message takes: most heads fit.
 const FIRST_READ: usize = 4 * 1024;
 
+/// Buffers that others still have slices of, looked at again when one is needed.
+const LENT_MAX: usize = 32;
+const LENT_TRIES: usize = 4;
 /// What a head and a small body take when they are written, and the most of it that waits.
 const SMALL_BYTES: usize = 2 * 1024;
 const SMALL_BYTES_MAX: usize = 4 * 1024;
@@ -27,11 +31,25 @@ const SMALL_KEPT_MAX: usize = 64;
 thread_local! {
     static SMALL: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
     static KEPT: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    static LENT: RefCell<VecDeque<BytesMut>> = const { RefCell::new(VecDeque::new()) };
 }
 
 /// An empty buffer.
 pub fn take() -> BytesMut {
-    KEPT.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
+    let free = KEPT.with_borrow_mut(Vec::pop).or_else(|| LENT.with_borrow_mut(returned));
+    free.unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
+}
+
+/// One of the oldest that were lent, if its last slice is gone.
+fn returned(lent: &mut VecDeque<BytesMut>) -> Option<BytesMut> {
+    for _ in 0..LENT_TRIES {
+        let mut oldest = lent.pop_front()?;
+        if oldest.try_reclaim(BUFFER_BYTES) {
+            return Some(oldest);
+        }
+        lent.push_back(oldest);
+    }
+    None
 }
 
 /// Takes a buffer back; nothing is left in its place.
@@ -41,8 +59,14 @@ pub fn give_back(buffer: &mut BytesMut) {
         return;
     }
     buffer.clear();
-    // Larger ones were made for one long head.
-    if buffer.try_reclaim(BUFFER_BYTES) && buffer.capacity() < 2 * BUFFER_BYTES {
+    if !buffer.try_reclaim(BUFFER_BYTES) {
+        LENT.with_borrow_mut(|lent| {
+            if lent.len() < LENT_MAX {
+                lent.push_back(buffer);
+            }
+        });
+    } else if buffer.capacity() < 2 * BUFFER_BYTES {
+        // Larger ones were made for one long head.
         KEPT.with_borrow_mut(|kept| {
             if kept.len() < KEPT_MAX {
                 kept.push(buffer);

@@ -228,7 +228,10 @@ fn response(head: Bytes, method: &Method) -> Result<ResponseHead, Wrong> {
                 continue;
             }
             // A list of equal numbers becomes one of them.
-            let one = HeaderValue::from(seen.claims.length.unwrap_or_default());
+            let one = match field.value.iter().all(u8::is_ascii_digit) {
+                true => value(&head, field.value)?,
+                false => HeaderValue::from(seen.claims.length.unwrap_or_default()),
+            };
             append(&mut parts.headers, name, one)?;
             continue;
         }

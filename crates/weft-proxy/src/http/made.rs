@@ -53,6 +53,18 @@ pub fn value(bytes: &[u8]) -> Option<HeaderValue> {
     HeaderValue::from_maybe_shared(cut).ok()
 }
 
+/// A copy of a text in memory that an earlier one left.
+pub fn string(text: &str) -> String {
+    let mut made = TEXTS.with_borrow_mut(Vec::pop).unwrap_or_default();
+    made.push_str(text);
+    made
+}
+
+/// Takes the memory of a text back that nobody reads any more.
+pub fn keep(text: String) {
+    drop(Text(text));
+}
+
 /// An empty map with room for a usual message's headers.
 pub fn map() -> HeaderMap {
     let kept = MAPS.with_borrow_mut(Vec::pop);

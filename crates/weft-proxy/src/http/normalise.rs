@@ -11,6 +11,7 @@ use http::header::HOST;
 use http::{Request, Version};
 use weft_model::decide::{Authority, Headers};
 
+use super::made;
 use crate::checks;
 
 /// What routing reads.
@@ -58,7 +59,8 @@ fn authority<B>(request: &Request<B>, dialled: Option<SocketAddr>) -> Result<Aut
         (None, _) => None,
     };
     let parse = |text: &str| {
-        Authority::parse(text).ok_or_else(|| format!("{text:?} is no host name with a port"))
+        let read = usual(text).or_else(|| Authority::parse(text));
+        read.ok_or_else(|| format!("{text:?} is no host name with a port"))
     };
     match (request.uri().authority(), host) {
         (Some(target), host) => {
@@ -80,6 +82,28 @@ fn authority<B>(request: &Request<B>, dialled: Option<SocketAddr>) -> Result<Aut
         }
         (None, None) => Err("it has no Host header".into()),
     }
+}
+
+/// What nearly all clients send, read without taking memory: a name in its canonical form, and
+/// perhaps a port. Anything else is the model's to read.
+fn usual(text: &str) -> Option<Authority> {
+    let (host, port) = match text.split_once(':') {
+        None => (text, None),
+        Some((host, port)) => {
+            let digits = matches!(port.len(), 1..=5) && port.bytes().all(|b| b.is_ascii_digit());
+            (host, Some(port.parse().ok().filter(|_| digits)?))
+        }
+    };
+    let mut label = 0;
+    for byte in host.bytes() {
+        label = match byte {
+            b'.' if label > 0 => 0,
+            b'a'..=b'z' | b'0'..=b'9' | b'-' => label + 1,
+            _ => return None,
+        };
+    }
+    let fits = label > 0 && host.len() <= 253;
+    fits.then(|| Authority { host: made::string(host), port })
 }
 
 fn check_method(method: &str) -> Result<(), String> {

@@ -163,7 +163,9 @@ async fn run(
         return rare(tunnel::forward(worker, conn, client, &backend, record)).await;
     }
     browser(&mut head, &body, &backend, record);
-    let authority = apply(&plan, &mut head, &asked, &authority)?;
+    let sent_to = apply(&plan, &mut head, &asked, &authority)?;
+    made::keep(authority.host);
+    let authority = sent_to;
 
     // 6. Copies for mirrors; attempts, until there is an answer to pass on.
     let (version, scheme) = (head.version, conn.scheme);

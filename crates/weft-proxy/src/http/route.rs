@@ -10,7 +10,7 @@ use weft_model::decide::{
 };
 use weft_model::{GatewayListener, HostPort, Match, Parent, PathMatch, Protocol, Route, Section};
 
-use super::made::Text;
+use super::made::{self, Text};
 use super::normalise::{HeaderView, readings};
 use super::reply::{Cause, Refusal};
 use crate::checks;
@@ -40,6 +40,12 @@ pub struct Asked {
     pub authority: Option<String>,
 }
 
+impl Drop for Asked {
+    fn drop(&mut self) {
+        made::keep(std::mem::take(&mut self.host));
+    }
+}
+
 /// The model's view of a request.
 pub fn view<'a>(
     head: &'a Parts,
@@ -67,18 +73,24 @@ pub fn asked(conn: &Conn, authority: &Authority) -> Asked {
         }
         Door::Forward => {
             let target = conn.tunnel.as_ref().unwrap_or(authority);
-            Asked { host: target.host.clone(), port: target.port.unwrap_or(80), authority: None }
+            Asked {
+                host: made::string(&target.host),
+                port: target.port.unwrap_or(80),
+                authority: None,
+            }
         }
         Door::Mesh | Door::Inbound => Asked {
-            host: authority.host.clone(),
+            host: made::string(&authority.host),
             port: conn.app_port.unwrap_or(conn.local.port()),
             authority: None,
         },
-        Door::Outbound => {
-            Asked { host: authority.host.clone(), port: conn.dialled().port(), authority: None }
-        }
+        Door::Outbound => Asked {
+            host: made::string(&authority.host),
+            port: conn.dialled().port(),
+            authority: None,
+        },
         Door::Gateway(_) | Door::Datagrams(_) => Asked {
-            host: authority.host.clone(),
+            host: made::string(&authority.host),
             // The listener's port, whatever the client calls it: redirects and matches name that.
             port: conn.local.port(),
             authority: None,
@@ -228,7 +240,9 @@ fn one_rule<'t, R>(
 where
     R: Iterator<Item = &'t Route>,
 {
-    let found = find_rule(routes(), section, req);
+    // `OPTIONS *` is about a host as a whole (RFC 9112 §3.2.4): who has its root answers.
+    let root = Request { path: if req.path == "*" { "/" } else { req.path }, ..*req };
+    let found = find_rule(routes(), section, &root);
     if found.as_ref().and_then(|f| f.matched).is_some_and(spells_out) {
         return Ok(found);
     }

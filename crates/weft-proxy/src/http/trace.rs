@@ -6,6 +6,9 @@
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use weft_base::rng::Rng;
 
+use super::made;
+use crate::observe::quick;
+
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const B3: HeaderName = HeaderName::from_static("b3");
@@ -126,18 +129,13 @@ fn sampled(text: &[u8]) -> Option<bool> {
 impl Context {
     fn header(self) -> HeaderValue {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        let mut write = |from: usize, digits: usize, value: u128| {
-            let places = text.iter_mut().skip(from).take(digits).rev();
-            for (i, place) in places.enumerate() {
-                let digit = u32::try_from((value >> (4 * i)) & 0xf).unwrap_or(0);
-                *place =
-                    char::from_digit(digit, 16).and_then(|c| u8::try_from(c).ok()).unwrap_or(b'0');
-            }
+        let mut write = |from: usize, value: &[u8]| {
+            quick::hex(value, text.get_mut(from..from + 2 * value.len()).unwrap_or_default());
         };
-        write(3, 32, self.trace);
-        write(36, 16, self.span.into());
-        write(LENGTH - 2, 2, self.sampled.into());
-        HeaderValue::from_bytes(&text).expect("hexadecimal digits and dashes are a value")
+        write(3, &self.trace.to_be_bytes());
+        write(36, &self.span.to_be_bytes());
+        write(LENGTH - 2, &[self.sampled.into()]);
+        made::value(&text).expect("hexadecimal digits and dashes are a value")
     }
 }
 

@@ -30,7 +30,7 @@ pub fn number(out: &mut String, n: u64) {
 
 pub fn ip(out: &mut String, ip: IpAddr) {
     match ip {
-        IpAddr::V4(v4) => ipv4(out, v4),
+        IpAddr::V4(v4) => ipv4(out, v4, None),
         // Writing into a text does not fail.
         IpAddr::V6(v6) => drop(write!(out, "{v6}")),
     }
@@ -38,22 +38,45 @@ pub fn ip(out: &mut String, ip: IpAddr) {
 
 pub fn address(out: &mut String, address: SocketAddr) {
     match address {
-        SocketAddr::V4(v4) => {
-            ipv4(out, *v4.ip());
-            out.push(':');
-            number(out, u64::from(v4.port()));
-        }
+        SocketAddr::V4(v4) => ipv4(out, *v4.ip(), Some(v4.port())),
         SocketAddr::V6(v6) => drop(write!(out, "{v6}")),
     }
 }
 
-fn ipv4(out: &mut String, ip: Ipv4Addr) {
-    for (i, octet) in ip.octets().into_iter().enumerate() {
-        if i > 0 {
-            out.push('.');
-        }
-        number(out, u64::from(octet));
+fn ipv4(out: &mut String, ip: Ipv4Addr, port: Option<u16>) {
+    // Written from its end: four octets, four signs, five digits.
+    let mut room = [0; 21];
+    let mut free = room.len();
+    if let Some(port) = port {
+        free = digits_before(&mut room, free, port);
+        free = byte_before(&mut room, free, b':');
     }
+    for (i, octet) in ip.octets().into_iter().rev().enumerate() {
+        if i > 0 {
+            free = byte_before(&mut room, free, b'.');
+        }
+        free = digits_before(&mut room, free, octet.into());
+    }
+    let written = room.get(free..).unwrap_or_default();
+    out.push_str(std::str::from_utf8(written).unwrap_or_default());
+}
+
+fn digits_before(room: &mut [u8], mut free: usize, mut n: u16) -> usize {
+    loop {
+        free = byte_before(room, free, b'0' + u8::try_from(n % 10).unwrap_or_default());
+        n /= 10;
+        if n == 0 {
+            return free;
+        }
+    }
+}
+
+fn byte_before(room: &mut [u8], free: usize, byte: u8) -> usize {
+    let at = free.saturating_sub(1);
+    if let Some(place) = room.get_mut(at) {
+        *place = byte;
+    }
+    at
 }
 
 /// RFC 3339 with milliseconds, in UTC. All but the milliseconds is made once in a second.

@@ -155,3 +155,42 @@ fn reg_30_methods_are_compared_exactly() {
         assert!(method(bad).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn what_is_read_quickly_is_read_as_the_model_reads_it() {
+    let long = ["a".repeat(253), "a".repeat(254)];
+    let mut quick = 0;
+    for text in [
+        "a",
+        "a.b",
+        "a-.b",
+        "-a",
+        "a..b",
+        ".a",
+        "a.",
+        "",
+        "A",
+        "a_b",
+        "1.2.3.4",
+        "1.2.3.4:80",
+        "a:0",
+        "a:65535",
+        "a:65536",
+        "a:",
+        "a:+1",
+        "a:000001",
+        "a:80:80",
+        "[::1]",
+        "a b",
+        "a/b",
+        "ä",
+        &long[0],
+        &long[1],
+    ] {
+        if let Some(read) = super::usual(text) {
+            assert_eq!(Some(read), weft_model::decide::Authority::parse(text), "{text:?}");
+            quick += 1;
+        }
+    }
+    assert_eq!(quick, 9);
+}
