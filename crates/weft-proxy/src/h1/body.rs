@@ -176,8 +176,8 @@ fn chunk_line(buffer: &[u8]) -> Result<Option<(usize, u64)>, Wrong> {
         // What is there of it may be wrong already.
         let extension = window.get(digits..).unwrap_or_default();
         let extension = extension.strip_suffix(b"\r").unwrap_or(extension);
-        return if extension.len() > 1 { check_extension(extension) } else { Ok(()) }
-            .map(|()| None);
+        let fine = extension.iter().all(u8::is_ascii_graphic) || !checks::on("chunk-extension");
+        return if fine { Ok(None) } else { Err(Wrong::ChunkExtension) };
     };
     let line = window.get(..end).unwrap_or_default();
     let line = match line.strip_suffix(b"\r") {
@@ -191,12 +191,33 @@ fn chunk_line(buffer: &[u8]) -> Result<Option<(usize, u64)>, Wrong> {
     Ok(Some((end + 1, size)))
 }
 
-/// `;` and something visible behind it. No white space: recipients disagree about it.
+/// `;name` or `;name=value`, any number of them; a value is a token or quoted (RFC 9112 §7.1.1). No
+/// white space: recipients disagree about it.
 fn check_extension(extension: &[u8]) -> Result<(), Wrong> {
-    match extension {
-        _ if !checks::on("chunk-extension") => Ok(()),
-        [] => Ok(()),
-        [b';', rest @ ..] if !rest.is_empty() && rest.iter().all(u8::is_ascii_graphic) => Ok(()),
-        _ => Err(Wrong::ChunkExtension),
+    if !checks::on("chunk-extension") {
+        return Ok(());
     }
+    let token = |text: &[u8]| text.iter().take_while(|b| head::is_token(**b)).count();
+    let mut rest = extension;
+    while !rest.is_empty() {
+        let named = rest.strip_prefix(b";").ok_or(Wrong::ChunkExtension)?;
+        let name = token(named);
+        rest = named.get(name..).filter(|_| name > 0).ok_or(Wrong::ChunkExtension)?;
+        if let Some(value) = rest.strip_prefix(b"=") {
+            let end = match value.strip_prefix(b"\"") {
+                Some(text) => quoted(text).map(|n| n + 1),
+                None => Some(token(value)).filter(|n| *n > 0),
+            };
+            rest = end.and_then(|n| value.get(n..)).ok_or(Wrong::ChunkExtension)?;
+        }
+    }
+    Ok(())
+}
+
+/// Up to and with the quotation mark that ends it. Nothing in it is escaped: that is one more thing
+/// to disagree about.
+fn quoted(text: &[u8]) -> Option<usize> {
+    let end = memchr::memchr(b'"', text)?;
+    let plain = text.get(..end)?.iter().all(|b| b.is_ascii_graphic() && *b != b'\\');
+    plain.then_some(end + 1)
 }

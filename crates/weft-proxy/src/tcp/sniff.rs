@@ -100,16 +100,26 @@ pub fn judge(seen: &[u8]) -> Option<Spoken> {
     match seen.get(method) {
         Some(b' ') if method > 0 => Some(Spoken::Http1),
         // Methods in lower case are HTTP too; the codec and the phases refuse them with reason.
-        Some(b) if b.is_ascii_lowercase() && looks_like_request(seen) => Some(Spoken::Http1),
+        Some(b) if b.is_ascii_lowercase() => judge_line(seen),
         Some(_) => Some(Spoken::Opaque),
         None if method > METHOD_MAX || seen.len() > SNIFF_BYTES_MAX => Some(Spoken::Opaque),
         None => None,
     }
 }
 
-fn looks_like_request(seen: &[u8]) -> bool {
-    let line = seen.split(|b| *b == b'\r').next().unwrap_or_default();
-    line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")
+/// A first line whose first word is not in upper case: only its end tells, so that the verdict does
+/// not depend on how the bytes arrive.
+fn judge_line(seen: &[u8]) -> Option<Spoken> {
+    let word = seen.iter().take_while(|b| b.is_ascii_alphabetic() || **b == b'-').count();
+    if word > METHOD_MAX || seen.get(word).is_some_and(|b| *b != b' ') {
+        return Some(Spoken::Opaque);
+    }
+    let end = memchr::memchr2(b'\r', b'\n', seen).filter(|end| *end <= SNIFF_BYTES_MAX);
+    let Some(line) = end.and_then(|end| seen.get(..end)) else {
+        return (seen.len() > SNIFF_BYTES_MAX).then_some(Spoken::Opaque);
+    };
+    let http = line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0");
+    Some(if http { Spoken::Http1 } else { Spoken::Opaque })
 }
 
 #[cfg(test)]
@@ -127,6 +137,16 @@ mod tests {
         assert_eq!(judge(b"M-SEARCH * "), Some(Spoken::Http1));
         assert_eq!(judge(b"\x16\x03\x01"), Some(Spoken::Opaque));
         assert_eq!(judge(b"SSH-2.0-x"), Some(Spoken::Opaque));
+        // In lower case the line's end decides, however it arrives (found by fuzzing).
+        for (line, spoken) in
+            [("get / HTTP/1.1\r", Spoken::Http1), ("helo you\r\n", Spoken::Opaque)]
+        {
+            for n in 1..line.find('\r').unwrap() {
+                assert_eq!(judge(&line.as_bytes()[..n]), None, "{line:?} up to {n}");
+            }
+            assert_eq!(judge(line.as_bytes()), Some(spoken));
+        }
+        assert_eq!(judge(b"redis:"), Some(Spoken::Opaque));
         assert_eq!(judge(&[b'A'; 30]), Some(Spoken::Opaque));
     }
 

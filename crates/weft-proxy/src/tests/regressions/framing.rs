@@ -89,6 +89,12 @@ refused! { CHUNKS:
         chunks("3;a\rb\r\nabc\r\n0\r\n\r\n");
     reg_09_chunk_extension_with_a_space "chunk-extension" 400 "odd behind the number"
         chunks("3; a=b\r\nabc\r\n0\r\n\r\n");
+    reg_09_chunk_extension_name_no_token "chunk-extension" 400 "odd behind the number"
+        chunks("3;a[=b\r\nabc\r\n0\r\n\r\n");
+    reg_09_chunk_extension_value_missing "chunk-extension" 400 "odd behind the number"
+        chunks("3;a=\r\nabc\r\n0\r\n\r\n");
+    reg_09_chunk_extension_unclosed_quote "chunk-extension" 400 "odd behind the number"
+        chunks("3;a=\"b\r\nabc\r\n0\r\n\r\n");
     reg_09_chunk_bare_semicolon "chunk-extension" 400 "odd behind the number"
         chunks("3;\r\nabc\r\n0\r\n\r\n");
     reg_09_chunk_size_0x "chunk-size-line" 400 "not a hexadecimal number"

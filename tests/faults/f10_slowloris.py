@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""F10: thousands of clients that never end their request's head. Others are served all the while,
+every stuck connection is closed within 15 s, and none costs more than 8 KiB."""
+
+import resource
+import selectors
+import socket
+import threading
+import time
+
+from drill import Load, Origin, gateway
+from proxy import of_gateway, pss_kb
+
+
+def run(whole, folder):
+    count = 5_000 if whole else 500
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + 1_000)), hard))
+    with gateway(folder, [Origin()]) as (port, mesh):
+        Load(port, 50, 1).run()
+        pid = of_gateway(mesh)
+        before = pss_kb(pid)
+        stuck = []
+        for _ in range(count):
+            s = socket.create_connection(("127.0.0.1", port))
+            s.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-")
+            stuck.append((s, time.monotonic()))
+        held = pss_kb(pid)
+        ended = {}
+        watching = threading.Thread(target=watch, args=(stuck, ended))
+        watching.start()
+        load = Load(port, 100, 12).run()
+        watching.join()
+        each = max(0, held - before) * 1024 / count
+    assert load.count(200) == len(load.done), load.others(200)
+    assert len(ended) == count, f"{count - len(ended)} of {count} were never closed"
+    slowest = max(ended.values())
+    assert slowest <= 15, f"the slowest was closed after {slowest:.1f} s"
+    assert each <= 8 * 1024, f"{each:.0f} bytes each"
+    return (f"F10 slowloris: {count} stuck heads, all closed within {slowest:.1f} s, {each:.0f} bytes"
+            f" each; {len(load.done)} requests beside them, p99 {load.percentile(99, 200):.1f} ms")
+
+
+def watch(stuck, ended):
+    """Keeps them trickling, and notes when each is closed."""
+    selector = selectors.DefaultSelector()
+    for s, began in stuck:
+        selector.register(s, selectors.EVENT_READ, began)
+    deadline, trickle = time.monotonic() + 30, time.monotonic() + 3
+    while selector.get_map() and time.monotonic() < deadline:
+        for key, _ in selector.select(0.5):
+            try:
+                more = key.fileobj.recv(4096)
+            except OSError:
+                more = b""
+            if not more:
+                ended[key.fileobj] = time.monotonic() - key.data
+                selector.unregister(key.fileobj)
+                key.fileobj.close()
+        if time.monotonic() > trickle:
+            trickle += 3
+            for key in list(selector.get_map().values()):
+                try:
+                    key.fileobj.send(b"a")
+                except OSError:
+                    pass  # closed just now; it is told above
