@@ -391,6 +391,10 @@ pub struct ProxyArgs {
     /// Access log; default what the file says, otherwise text.
     #[arg(long, value_parser = ACCESS_LOGS)]
     pub access_log: Option<String>,
+    /// A line of your own with Envoy's operators, as text or as a JSON object of them; see
+    /// docs/access-log.md. It takes the place of the form that --access-log names.
+    #[arg(long, env = "WEFT_ACCESS_LOG_FORMAT", value_name = "FORMAT")]
+    pub access_log_format: Option<String>,
     /// Take the traffic of this network namespace as nftables rules redirect it: what the pod
     /// sends on 15001, what is sent to it on 15006, its DNS questions on 15053. The mesh port is
     /// then open on all addresses, and there is no forward proxy.

@@ -229,11 +229,11 @@ fn rule(
 
 /// What a fault answers that aborts every request; of several the last one holds.
 fn aborted(filters: &[Filter]) -> Option<(u16, String)> {
-    let faults = filters.iter().filter_map(|filter| match filter {
+    let mut faults = filters.iter().filter_map(|filter| match filter {
         Filter::Fault(fault) => Some(fault),
         _ => None,
     });
-    let abort = faults.last()?.abort.as_ref().filter(|abort| abort.share == Share::ALL)?;
+    let abort = faults.next_back()?.abort.as_ref().filter(|abort| abort.share == Share::ALL)?;
     Some(match abort.answer {
         AbortAnswer::Http(status) => (status, String::new()),
         AbortAnswer::Grpc(code) => (http_of_grpc(code), format!(" with grpc-status {code}")),

@@ -141,7 +141,8 @@ fn a_dictionary_keeps_types_and_says_null() {
     let mut record = record(b"curl/8");
     let map = json!({
         "code": "%RESPONSE_CODE%", "who": "%REQ(USER-AGENT)%", "none": "%UPSTREAM_HOST%",
-        "text": "%PROTOCOL% %RESPONSE_CODE% %UPSTREAM_HOST%", "fixed": 7, "deep": {"a": ["%DURATION%"]},
+        "text": "%PROTOCOL% %RESPONSE_CODE% %UPSTREAM_HOST%", "fixed": 7,
+        "deep": {"a": ["%DURATION%"]},
     });
     let format = Format::parse(&map, &FieldPath::root()).unwrap();
     let shown: Value =

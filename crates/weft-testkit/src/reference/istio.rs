@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Istio: the texts of VirtualService, its delegates and DestinationRule's subsets, for a client
+//! of the mesh that calls a service on its port 80.
+
+use serde_json::Value;
+
+use super::{Edits, Forward, Share, To, Verdict, is_service, items, named, of_kind, refuse, text};
+use super::{same_path, whole};
+use crate::{Ask, with_query};
+
+/// Where the client is.
+pub const NAMESPACE: &str = "shop";
+/// Its labels.
+pub const CLIENT: [(&str, &str); 1] = [("app", "client")];
+const PORT: u64 = 80;
+
+/// A rule with the block that matched.
+struct Taken {
+    rule: Value,
+    matched: Value,
+    label: String,
+}
+
+/// What the client's sidecar does with a request.
+pub fn judge(objects: &[Value], ask: &Ask) -> Verdict {
+    let fqdn = format!("{}.{NAMESPACE}.svc.cluster.local", ask.host);
+    let speaks = |vs: &&Value| items(&vs["spec"]["hosts"]).any(|h| *h == ask.host || *h == fqdn);
+    let Some(vs) = of_kind(objects, "VirtualService").find(speaks) else {
+        return unrouted(ask);
+    };
+    // What is for other ports, gateways or clients says nothing here; with nothing left the
+    // service has no VirtualService for this client.
+    let rules = items(&vs["spec"]["http"]).enumerate().filter(|(_, rule)| is_ours(rule));
+    let rules: Vec<(usize, &Value)> = rules.collect();
+    if rules.is_empty() {
+        return unrouted(ask);
+    }
+    // "The first rule matching an incoming request is used."
+    let taken = rules.into_iter().find_map(|(i, rule)| take(objects, vs, i, rule, ask));
+    match taken {
+        Some(taken) => follow(objects, &taken, ask),
+        None => refuse(None, 404),
+    }
+}
+
+/// Whether any block of a rule is for this client at all.
+fn is_ours(rule: &Value) -> bool {
+    let blocks = rule["match"].as_array().filter(|list| !list.is_empty());
+    blocks.is_none_or(|list| list.iter().any(is_for_us))
+}
+
+fn is_for_us(m: &Value) -> bool {
+    let labels = m["sourceLabels"].as_object().into_iter().flatten();
+    let given = |key: &str| !m[key].is_null();
+    (!given("port") || m["port"] == PORT)
+        && labels.into_iter().all(|(k, v)| CLIENT.iter().any(|(ck, cv)| k == ck && v == cv))
+        && (!given("sourceNamespace") || m["sourceNamespace"] == NAMESPACE)
+        && (!given("gateways") || items(&m["gateways"]).any(|g| g == "mesh"))
+}
+
+fn unrouted(ask: &Ask) -> Verdict {
+    let to = To::Service { name: ask.host.clone(), subset: String::new(), labels: Vec::new() };
+    let none = Edits::default;
+    Verdict::Forward(Forward {
+        rule: None,
+        shares: vec![Share { weight: 1, to, request: none(), response: none() }],
+        target: same_path(ask),
+        host: ask.host.clone(),
+        request: none(),
+        response: none(),
+    })
+}
+
+fn take(objects: &[Value], vs: &Value, index: usize, rule: &Value, ask: &Ask) -> Option<Taken> {
+    let label = |vs: &Value, i: usize| format!("VirtualService {} spec.http[{i}]", named(vs));
+    let Some(name) = rule["delegate"]["name"].as_str() else {
+        let matched = block(rule, ask)?;
+        return Some(Taken { rule: rule.clone(), matched, label: label(vs, index) });
+    };
+    let outer = block(rule, ask)?;
+    let leaf = of_kind(objects, "VirtualService").find(|o| o["metadata"]["name"] == name)?;
+    items(&leaf["spec"]["http"]).enumerate().find_map(|(i, inner)| {
+        let mut matched = block(inner, ask)?;
+        if matched["uri"].is_null() {
+            matched = outer.clone();
+        }
+        // "the delegate's own fields win; what it does not say the root says".
+        let mut merged = inner.clone();
+        for field in ["rewrite", "headers", "fault", "timeout"] {
+            if merged[field].is_null() && !rule[field].is_null() {
+                merged[field] = rule[field].clone();
+            }
+        }
+        Some(Taken { rule: merged, matched, label: label(leaf, i) })
+    })
+}
+
+/// The first block that holds: "the rule is matched if any one of the match blocks succeed".
+fn block(rule: &Value, ask: &Ask) -> Option<Value> {
+    match rule["match"].as_array().filter(|list| !list.is_empty()) {
+        None => Some(Value::Null),
+        Some(list) => list.iter().find(|m| holds(m, ask)).cloned(),
+    }
+}
+
+/// "All conditions inside a single match block have AND semantics".
+fn holds(m: &Value, ask: &Ask) -> bool {
+    let map = |key: &'static str| m[key].as_object().into_iter().flatten();
+    let uri = |no_case: bool| match no_case && !m["uri"]["regex"].is_string() {
+        false => fits(&m["uri"], Some(&ask.path)),
+        true => fits(&lowered(&m["uri"]), Some(&ask.path.to_lowercase())),
+    };
+    let given = |key: &str| !m[key].is_null();
+    (!given("uri") || uri(m["ignoreUriCase"] == true))
+        && (!given("method") || fits(&m["method"], Some(ask.method)))
+        && (!given("scheme") || fits(&m["scheme"], Some("http")))
+        && (!given("authority") || fits(&m["authority"], Some(&ask.host)))
+        && is_for_us(m)
+        && map("headers").all(|(name, value)| fits(value, ask.header(name)))
+        // "withoutHeader has the same syntax with the header, but has opposite meaning."
+        && !map("withoutHeaders").any(|(name, value)| fits(value, ask.header(name)))
+        && map("queryParams").all(|(name, value)| fits(value, ask.parameter(name)))
+}
+
+/// StringMatch; "if the value is empty and only the name is specified, presence is checked".
+fn fits(m: &Value, got: Option<&str>) -> bool {
+    let Some(got) = got else { return false };
+    match (m["exact"].as_str(), m["prefix"].as_str(), m["regex"].as_str()) {
+        (Some(exact), ..) => got == exact,
+        (_, Some(prefix), _) => got.starts_with(prefix),
+        (.., Some(regex)) => whole(regex, got),
+        _ => true,
+    }
+}
+
+/// "the case will be ignored only in the case of exact and prefix URI matches".
+fn lowered(m: &Value) -> Value {
+    let mut out = m.clone();
+    for kind in ["exact", "prefix"] {
+        if let Some(text) = m[kind].as_str() {
+            out[kind] = text.to_lowercase().into();
+        }
+    }
+    out
+}
+
+fn follow(objects: &[Value], taken: &Taken, ask: &Ask) -> Verdict {
+    let Taken { rule, matched, label } = taken;
+    let abort = &rule["fault"]["abort"];
+    if let Some(status) = abort["httpStatus"].as_u64()
+        && abort["percentage"]["value"] == 100
+    {
+        return refuse(Some(label.clone()), u16::try_from(status).unwrap_or(500));
+    }
+    if !rule["redirect"].is_null() {
+        let redirect = &rule["redirect"];
+        let host = redirect["authority"].as_str().unwrap_or(&ask.host);
+        // "the entire path will be replaced, irrespective of the request URI being matched as an
+        // exact path or prefix".
+        let path = redirect["uri"].as_str().unwrap_or(&ask.path);
+        let status = redirect["redirectCode"].as_u64().and_then(|s| u16::try_from(s).ok());
+        let location = format!("http://{host}{}", with_query(path, &ask.query));
+        return Verdict::Redirect { rule: label.clone(), status: status.unwrap_or(301), location };
+    }
+    if let Some(status) = rule["directResponse"]["status"].as_u64() {
+        let body = text(&rule["directResponse"]["body"]["string"]);
+        let status = u16::try_from(status).unwrap_or(500);
+        return Verdict::Direct { rule: label.clone(), status, body };
+    }
+    let single = items(&rule["route"]).count() == 1;
+    let shares = items(&rule["route"]).map(|to| share(objects, to, single)).collect();
+    let path = rewritten(rule, matched, ask);
+    Verdict::Forward(Forward {
+        rule: Some(label.clone()),
+        shares,
+        target: with_query(&path, &ask.query),
+        host: rule["rewrite"]["authority"].as_str().unwrap_or(&ask.host).to_owned(),
+        request: Edits(Edits::of_operations(&rule["headers"]["request"])),
+        response: Edits(Edits::of_operations(&rule["headers"]["response"])),
+    })
+}
+
+/// "If the original URI was matched based on prefix, the value provided in this field will
+/// replace the corresponding matched prefix", else the path.
+fn rewritten(rule: &Value, matched: &Value, ask: &Ask) -> String {
+    let Some(new) = rule["rewrite"]["uri"].as_str() else { return ask.path.clone() };
+    match matched["uri"]["prefix"].as_str() {
+        Some(prefix) => format!("{new}{}", ask.path.get(prefix.len()..).unwrap_or_default()),
+        None => new.to_owned(),
+    }
+}
+
+fn share(objects: &[Value], to: &Value, single: bool) -> Share {
+    let host = text(&to["destination"]["host"]);
+    let name = host.split('.').next().unwrap_or_default().to_owned();
+    let subset = text(&to["destination"]["subset"]);
+    // A destination alone takes everything.
+    let weight = if single { 1 } else { to["weight"].as_u64().unwrap_or(0) };
+    let labels = (!subset.is_empty()).then(|| labels_of(objects, &name, &subset));
+    let to_ = match (is_service(objects, &name), labels) {
+        (false, _) | (true, Some(None)) => To::Error(503),
+        (true, labels) => {
+            let labels = labels.flatten().unwrap_or_default();
+            To::Service { name, subset, labels }
+        }
+    };
+    Share {
+        weight,
+        to: to_,
+        request: Edits(Edits::of_operations(&to["headers"]["request"])),
+        response: Edits(Edits::of_operations(&to["headers"]["response"])),
+    }
+}
+
+/// The labels of a subset, when a DestinationRule of the service names it.
+fn labels_of(objects: &[Value], service: &str, subset: &str) -> Option<Vec<(String, String)>> {
+    let about = |rule: &&Value| text(&rule["spec"]["host"]).split('.').next() == Some(service);
+    let rules = of_kind(objects, "DestinationRule").filter(about);
+    let found =
+        rules.flat_map(|rule| items(&rule["spec"]["subsets"])).find(|s| s["name"] == subset)?;
+    let labels = found["labels"].as_object().into_iter().flatten();
+    Some(labels.map(|(k, v)| (k.clone(), text(v))).collect())
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Four witnesses of one request: the texts' verdict, the explanation, what the peers saw, and
+//! the record. Every disagreement is a sentence.
+
+use http::Request;
+use weft_proxy::explain::{Explanation, Place, explain};
+use weft_proxy::table::Table;
+use weft_testkit::Ask;
+use weft_testkit::random::SERVICES;
+use weft_testkit::reference::{Edits, Forward, Share, To, Verdict, gateway_api, istio};
+
+use super::wire::{Got, Seen, values};
+
+/// What happened.
+#[derive(Debug)]
+pub struct Done {
+    pub got: Got,
+    pub origin: Vec<Seen>,
+    pub line: String,
+}
+
+const EDITED: [&str; 6] = ["x-set", "x-add", "x-remove", "y-set", "y-add", "y-remove"];
+
+pub fn judged(mesh: bool, objects: &[serde_json::Value], ask: &Ask) -> Verdict {
+    if mesh { istio::judge(objects, ask) } else { gateway_api::judge(objects, ask) }
+}
+
+pub fn explained(table: &Table, place: &Place, mesh: bool, ask: &Ask) -> Explanation {
+    let target = match mesh {
+        true => format!("http://{}{}", ask.host, ask.target()),
+        false => ask.target(),
+    };
+    let mut request = Request::builder().method(ask.method).uri(target).header("host", &ask.host);
+    for (name, value) in &ask.headers {
+        request = request.header(*name, *value);
+    }
+    explain(table, place, &request.body(()).unwrap())
+}
+
+pub fn kind(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Forward(_) => "forwarded",
+        Verdict::Redirect { .. } => "redirected",
+        Verdict::Direct { .. } => "answered",
+        Verdict::Refuse { .. } => "refused",
+    }
+}
+
+pub fn differences(ask: &Ask, verdict: &Verdict, said: &Explanation, done: &Done) -> Vec<String> {
+    let mut out = Vec::new();
+    let rule = said.route.as_ref().map(|r| format!("{} {}", r.object, r.field));
+    expect(&mut out, "rule: the texts, explained", &verdict.rule(), &rule.as_deref());
+    let record: Vec<&str> = done.line.split('\t').collect();
+    let [route, status, flags, cluster, host] = record.as_slice() else {
+        return vec![format!("a record of {} parts: {}", record.len(), done.line)];
+    };
+    expect(&mut out, "rule: explained, record", &rule.as_deref().unwrap_or("-"), route);
+    expect(&mut out, "status: record, client", &(*status).to_owned(), &done.got.status.to_string());
+    match verdict {
+        Verdict::Forward(forward) => {
+            forwarded(&mut out, ask, forward, said, done, (flags, cluster, host));
+        }
+        Verdict::Redirect { status, location, .. } => {
+            answered(&mut out, ("redirect", *status), said, done);
+            expect(&mut out, "location: explained", location, &said.answer.text);
+            let got = values(&done.got.headers, "location");
+            expect(&mut out, "location: done", &vec![location.clone()], &got);
+        }
+        Verdict::Direct { status, body, .. } => {
+            answered(&mut out, ("direct", *status), said, done);
+            expect(&mut out, "body: explained", body, &said.answer.text);
+            expect(&mut out, "body: done", body, &done.got.body.trim_end().to_owned());
+        }
+        Verdict::Refuse { status, .. } => {
+            answered(&mut out, ("refused", *status), said, done);
+            expect(&mut out, "flag: explained, record", &said.answer.flag.as_str(), flags);
+        }
+    }
+    out
+}
+
+fn expect<T: PartialEq + std::fmt::Debug>(out: &mut Vec<String>, what: &str, a: &T, b: &T) {
+    if a != b {
+        out.push(format!("{what}: {a:?} is not {b:?}"));
+    }
+}
+
+/// What weft answers itself.
+fn answered(out: &mut Vec<String>, (kind, status): (&str, u16), said: &Explanation, done: &Done) {
+    expect(out, "kind: explained", &kind, &said.answer.kind.as_str());
+    expect(out, "status: explained", &Some(status), &said.answer.status);
+    expect(out, "status: done", &status, &done.got.status);
+    expect(out, "requests at origins", &0, &done.origin.len());
+}
+
+type Record<'a> = (&'a str, &'a str, &'a str);
+
+fn forwarded(
+    out: &mut Vec<String>,
+    ask: &Ask,
+    forward: &Forward,
+    said: &Explanation,
+    done: &Done,
+    record: Record<'_>,
+) {
+    shares(out, forward, said);
+    // Which of the shares it was.
+    let chosen: Vec<&Share> = forward.shares.iter().filter(|s| s.weight > 0).collect();
+    let fits = chosen.iter().filter(|share| outcome(ask, forward, share, done, record).is_empty());
+    if fits.count() == 0 {
+        for share in chosen {
+            let wrong = outcome(ask, forward, share, done, record).join(", ");
+            out.push(format!("it went not to {:?}: {wrong}", share.to));
+        }
+    }
+    for step in said.steps.iter().filter(|s| s.what == "path" || s.what == "host") {
+        let told = match &*step.what {
+            "path" => step.value.ends_with(&format!("becomes {}", path(&forward.target))),
+            _ => step.value == forward.host,
+        };
+        if !told {
+            out.push(format!("explained {}: {:?}", step.what, step.value));
+        }
+    }
+    let rewritten = path(&forward.target) != ask.path;
+    if rewritten && !said.steps.iter().any(|s| s.what == "path") {
+        out.push("the rewritten path is not explained".into());
+    }
+}
+
+fn path(target: &str) -> &str {
+    target.split('?').next().unwrap_or_default()
+}
+
+/// Backends, shares and instances as they are explained.
+fn shares(out: &mut Vec<String>, forward: &Forward, said: &Explanation) {
+    expect(out, "number of shares", &forward.shares.len(), &said.shares.len());
+    let total: u64 = forward.shares.iter().map(|s| s.weight).sum();
+    for (share, row) in forward.shares.iter().zip(&said.shares) {
+        #[allow(clippy::cast_precision_loss)] // Weights are few.
+        let percent = share.weight as f64 * 100.0 / total.max(1) as f64;
+        if (percent - row.percent).abs() > 0.001 {
+            out.push(format!("a share of {percent} is explained as {}", row.percent));
+        }
+        match &share.to {
+            // Nobody goes there.
+            _ if share.weight == 0 => {}
+            To::Error(status) => {
+                expect(out, "share's status", &Some(&*status.to_string()), &row.fails.get(..3));
+            }
+            To::Service { name, subset, .. } => {
+                let part = if subset.is_empty() { String::new() } else { format!("/{subset}") };
+                let label = format!("{name}.shop.svc.cluster.local:80{part}");
+                expect(out, "backend", &label, &row.backend);
+                let mut told: Vec<&str> = said
+                    .candidates
+                    .iter()
+                    .filter(|c| c.backend == label && c.percent > 0.0)
+                    .map(|c| &*c.address)
+                    .collect();
+                told.sort_unstable();
+                // A backend may stand in two shares; its instances are then told twice.
+                told.dedup();
+                expect(out, "instances", &instances(&share.to), &told);
+            }
+        }
+    }
+}
+
+/// Addresses that may answer for a backend, from the tests' own table of pods.
+fn instances(to: &To) -> Vec<&'static str> {
+    const ADDRESSES: [&[&str]; 4] = [
+        &["127.64.0.1:8080", "127.64.0.2:8080"],
+        &["127.64.1.1:8080"],
+        &["127.64.2.1:8080", "127.64.2.2:8080", "127.64.2.3:8080"],
+        &[],
+    ];
+    let To::Service { name, labels, .. } = to else { return Vec::new() };
+    let Some(at) = SERVICES.iter().position(|(n, _)| n == name) else { return Vec::new() };
+    let pods = ADDRESSES[at].iter().zip(SERVICES[at].1);
+    let fits =
+        pods.filter(|(_, version)| labels.iter().all(|(k, v)| k == "version" && v == *version));
+    fits.map(|(address, _)| *address).collect()
+}
+
+/// What of a request's fate does not fit a share.
+fn outcome(
+    ask: &Ask,
+    forward: &Forward,
+    share: &Share,
+    done: &Done,
+    (flags, cluster, host): Record<'_>,
+) -> Vec<String> {
+    let mut out = Vec::new();
+    let allowed = instances(&share.to);
+    let failure = match &share.to {
+        To::Error(status) => Some((*status, "NC")),
+        To::Service { .. } if allowed.is_empty() => Some((503, "UH")),
+        To::Service { .. } => None,
+    };
+    if let Some((status, flag)) = failure {
+        expect(&mut out, "status", &status, &done.got.status);
+        expect(&mut out, "flag", &flag, &flags);
+        expect(&mut out, "requests at origins", &0, &done.origin.len());
+        return out;
+    }
+    expect(&mut out, "status", &200, &done.got.status);
+    expect(&mut out, "flags", &"-", &flags);
+    let [seen] = done.origin.as_slice() else {
+        out.push(format!("{} requests came to origins", done.origin.len()));
+        return out;
+    };
+    if !allowed.contains(&&*seen.at.to_string()) {
+        out.push(format!("it came to {}", seen.at));
+    }
+    if let To::Service { name, subset, .. } = &share.to {
+        let named = format!("outbound|80|{subset}|{name}.shop.svc.cluster.local");
+        expect(&mut out, "cluster: record", &&*named, &cluster);
+    }
+    expect(&mut out, "host: record", &&*seen.at.to_string(), &host);
+    expect(&mut out, "method", &ask.method, &seen.method.as_str());
+    expect(&mut out, "target", &forward.target, &seen.target);
+    expect(&mut out, "host", &vec![forward.host.clone()], &values(&seen.headers, "host"));
+    for name in EDITED {
+        let before: Vec<String> = ask.header(name).map(str::to_owned).into_iter().collect();
+        let wanted = edited(&forward.request, &share.request, name, &before);
+        expect(&mut out, name, &wanted, &values(&seen.headers, name));
+        let before: Vec<String> = match name.starts_with('x') {
+            true => vec!["origin".into()],
+            false => Vec::new(),
+        };
+        let wanted = edited(&forward.response, &share.response, name, &before);
+        expect(&mut out, name, &wanted, &values(&done.got.headers, name));
+    }
+    out
+}
+
+fn edited(rule: &Edits, share: &Edits, name: &str, before: &[String]) -> Vec<String> {
+    share.apply(name, &rule.apply(name, before))
+}
