@@ -4,9 +4,7 @@ member of the etcd goes away."""
 
 import json
 import os
-import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -396,3 +394,81 @@ def until_registered(at, port, node):
     until("registrations go on", tried, 20)
     return time.monotonic() - began
 
+
+
+def openssl(*args):
+    subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True, timeout=30)
+
+
+def test_an_etcd_with_tls_and_users(tmp_path):
+    """Certificates on both sides, a user that may touch one prefix only, and its password."""
+    ca, ca_key = tmp_path / "ca.pem", tmp_path / "ca.key"
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+            "-keyout", ca_key, "-out", ca, "-days", "2", "-subj", "/CN=etcd-ca")
+    for name in ("member", "server"):
+        openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout",
+                tmp_path / f"{name}.key", "-out", tmp_path / f"{name}.csr", "-subj", f"/O={name}")
+        names = tmp_path / f"{name}.ext"
+        names.write_text("subjectAltName=IP:127.0.0.1\n")
+        openssl("x509", "-req", "-in", tmp_path / f"{name}.csr", "-CA", ca, "-CAkey", ca_key,
+                "-CAcreateserial", "-days", "2", "-extfile", names, "-out",
+                tmp_path / f"{name}.pem")
+        (tmp_path / f"{name}.key").chmod(0o600)
+    client, peer = free_port(), free_port()
+    url = f"https://127.0.0.1:{client}"
+    log = open(tmp_path / "etcd.log", "ab")
+    process = subprocess.Popen(
+        [str(BIN / "etcd"), "--name", "one", "--data-dir", str(tmp_path / "etcd"),
+         "--unsafe-no-fsync", "--listen-client-urls", url, "--advertise-client-urls", url,
+         "--listen-peer-urls", f"http://127.0.0.1:{peer}",
+         "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
+         "--initial-cluster", f"one=http://127.0.0.1:{peer}",
+         "--cert-file", str(tmp_path / "member.pem"), "--key-file", str(tmp_path / "member.key"),
+         "--client-cert-auth", "--trusted-ca-file", str(ca)], stdout=log, stderr=log)
+
+    def ctl(*args):
+        env = {**os.environ, "ETCDCTL_API": "3"}
+        done = subprocess.run(
+            [str(BIN / "etcdctl"), "--endpoints", url, "--cacert", str(ca), "--cert",
+             str(tmp_path / "server.pem"), "--key", str(tmp_path / "server.key"), *args],
+            env=env, capture_output=True, text=True, timeout=20)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    try:
+        until("etcd answers", lambda: ctl("endpoint", "health") or True, 30)
+        for user in ("root:rootpw", "weft:secret"):
+            ctl("user", "add", user)
+        ctl("user", "grant-role", "root", "root")
+        ctl("role", "add", "mesh")
+        ctl("role", "grant-permission", "mesh", "readwrite", "/weft/", "--prefix=true")
+        ctl("user", "grant-role", "weft", "mesh")
+        ctl("auth", "enable")
+        password = tmp_path / "password"
+        password.write_text("secret\n")
+        password.chmod(0o600)
+        tls = ["--store-ca", str(ca), "--store-cert", str(tmp_path / "server.pem"), "--store-key",
+               str(tmp_path / "server.key"), "--seal-key-file", str(seal_file(tmp_path))]
+        store = ["--store", f"etcd://weft@127.0.0.1:{client}/weft"]
+        with Server(tmp_path / "a", [*store, *tls, "--store-password-file", str(password)]) as a:
+            assert put(a, "k", "1").status_code == 200
+            assert raw(a, "k").text == "1"
+            until("it leads", lambda: status(a)["leader"], 15)
+            assert "secret" not in a.log_text()
+
+        def refused(*args):
+            done = subprocess.run([str(WEFT), "server", "--ports", "auto", "--data",
+                                   str(tmp_path / "b"), *args], capture_output=True, text=True,
+                                  timeout=60)
+            assert done.returncode != 0, done
+            return done.stderr
+        password.write_text("wrong\n")
+        said = refused(*store, *tls, "--store-password-file", str(password))
+        assert "check the user, its password" in said, said
+        password.write_text("secret\n")
+        elsewhere = ["--store", f"etcd://weft@127.0.0.1:{client}/theirs"]
+        said = refused(*elsewhere, *tls, "--store-password-file", str(password))
+        assert "permission" in said, said
+    finally:
+        process.kill()
+        process.wait()
+        log.close()

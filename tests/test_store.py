@@ -4,6 +4,7 @@
 A tenth of drill F6 (kill -9 while writing), F6c on a full disk, and `weft store`.
 """
 
+import base64
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import time
 import pytest
 import requests
 
-from mesh import WEFT, free_port, until  # noqa: F401
+from mesh import WEFT, until
 
 
 class Server:
@@ -187,7 +188,6 @@ def test_f6_a_killed_server_loses_nothing_that_it_acknowledged(tmp_path):
     assert "it is sound" in said
     with Server(data) as server:
         found = requests.get(f"{server.consul}/v1/kv/w/?recurse", timeout=60).json()
-        import base64
         there = {p["Key"]: base64.b64decode(p["Value"]).decode() for p in found}
         lost = [key for key in acked if there.get(key) != key * 3]
         assert lost == [], f"{len(lost)} of {len(acked)} acknowledged writes are lost"

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::error::Elapsed;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
@@ -23,6 +24,8 @@ use crate::StoreError;
 
 /// How long one member may take to answer one call.
 pub(super) const CALL_MAX: Duration = Duration::from_secs(3);
+/// After this others ask the next member.
+const SLOW: Duration = Duration::from_secs(1);
 /// How long a connection may take to come about, TLS included.
 const DIAL_MAX: Duration = Duration::from_secs(2);
 /// etcd cuts off who pings more often than every 5 s.
@@ -114,7 +117,7 @@ impl Link {
                 let request = self.request(&channel, message.clone()).await?;
                 call(channel.clone(), request).await
             };
-            let answer = tokio::time::timeout(CALL_MAX, one).await;
+            let answer = self.patiently(at, one).await;
             let status = match answer {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,
@@ -135,6 +138,17 @@ impl Link {
                 return Err(self.unreachable(at, &status, !again));
             }
         }
+    }
+
+    /// Waits for an answer. A member that takes long may yet give it, but others ask elsewhere
+    /// meanwhile: one that is stopped takes connections and says nothing.
+    async fn patiently<T>(&self, at: usize, one: impl Future<Output = T>) -> Result<T, Elapsed> {
+        let mut one = std::pin::pin!(one);
+        if let Ok(answer) = tokio::time::timeout(SLOW, &mut one).await {
+            return Ok(answer);
+        }
+        self.pass(at);
+        tokio::time::timeout(CALL_MAX.saturating_sub(SLOW), one).await
     }
 
     /// The token goes stale, when etcd forgot it or a password changed.
