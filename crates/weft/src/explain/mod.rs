@@ -55,7 +55,8 @@ pub struct Answered {
 /// `weft explain URL`.
 pub async fn run(args: &ExplainArgs) -> Result<()> {
     let headers = args.headers.iter().map(|h| header(h)).collect::<Result<Vec<_>>>()?;
-    if let Some(line) = &args.log {
+    // With a URL it is what weft itself logs: `--log` is a word of all commands too.
+    if let (None, Some(line)) = (&args.url, &args.log) {
         return logged(args, line, headers).await;
     }
     let question = Question {
