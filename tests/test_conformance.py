@@ -95,3 +95,13 @@ def test_the_gateway_profiles_of_gateway_api_pass(cluster):
             "GatewayInvalidTLSConfiguration", "GRPCRouteWeight", "HTTPRouteCORS", "HTTPRouteRetry",
             "HTTPRouteRequestMultipleMirrors", "HTTPRouteRequestPercentageMirror"} <= passed
     assert len(passed) >= 60, sorted(passed)
+
+
+def test_the_profiles_below_http_of_gateway_api_pass(cluster):
+    passed = run_suite(cluster, "GATEWAY-TLS,GATEWAY-TCP", "--supported-features=" + ",".join(
+        ["Gateway", "ReferenceGrant", "TCPRoute", "TLSRoute", "TLSRouteModeTerminate",
+         "TLSRouteModeMixed"]))
+    assert {"TLSRouteSimpleSameNamespace", "TLSRouteTerminateSimpleSameNamespace",
+            "TLSRouteMixedTerminationSameNamespace", "TLSRouteHostnameIntersection",
+            "TCPRouteWeightedRouting", "TCPRouteMultipleRoutesAttachment"} <= passed
+    assert sum(name.startswith(("TLSRoute", "TCPRoute")) for name in passed) >= 21, sorted(passed)

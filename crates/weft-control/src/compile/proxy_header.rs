@@ -69,7 +69,7 @@ impl Accepted {
     /// What holds for a port: the header comes before anything that tells its listeners apart.
     pub fn of(&self, sections: &[Section]) -> ProxyHeader {
         let datagrams = sections.iter().any(|s| s.protocol == weft_model::Protocol::Udp);
-        let named = |s: &Section| self.listeners.iter().any(|name| *name == s.name);
+        let named = |s: &Section| self.listeners.contains(&s.name);
         if !datagrams && (self.listeners.is_empty() || sections.iter().any(named)) {
             self.header
         } else {

@@ -170,28 +170,6 @@ impl ProxyCollector {
                 sum(|c| c.shed.get()),
             ),
             (
-                "weft_half_open_connections",
-                "Connections given up, since nothing sent to them was acknowledged",
-                sum(|c| c.half_open.get()),
-            ),
-            (
-                "weft_udp_flows",
-                "Clients of datagrams that got an endpoint",
-                sum(|c| c.udp_flows.get()),
-            ),
-            (
-                "weft_udp_flows_refused",
-                "Clients of datagrams beyond the limit of flows",
-                sum(|c| c.udp_full.get()),
-            ),
-            ("weft_udp_datagrams_received", "Datagrams of clients", sum(|c| c.udp_received.get())),
-            ("weft_udp_datagrams_sent", "Answers sent to them", sum(|c| c.udp_sent.get())),
-            (
-                "weft_udp_datagrams_dropped",
-                "Datagrams that could not be passed on, either way",
-                sum(|c| c.udp_dropped.get()),
-            ),
-            (
                 "weft_mirrors_dropped",
                 "Copies of requests given up, since too many were under way",
                 sum(|c| c.mirrors_dropped.get()),
@@ -213,6 +191,37 @@ impl ProxyCollector {
             ),
             ("weft_bugs", "Impossible states met", weft_base::error::bugs_total()),
             ("weft_panics", "Panics caught in tasks", weft_base::task::panics_total()),
+        ]
+        .into_iter()
+        .chain(self.counters_below_http())
+        .collect()
+    }
+
+    fn counters_below_http(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let sum = |part: fn(&WorkerCells) -> u64| self.cells.iter().map(|c| part(c)).sum();
+        vec![
+            (
+                "weft_half_open_connections",
+                "Connections given up, since nothing sent to them was acknowledged",
+                sum(|c| c.half_open.get()),
+            ),
+            (
+                "weft_udp_flows",
+                "Clients of datagrams that got an endpoint",
+                sum(|c| c.udp_flows.get()),
+            ),
+            (
+                "weft_udp_flows_refused",
+                "Clients of datagrams beyond the limit of flows",
+                sum(|c| c.udp_full.get()),
+            ),
+            ("weft_udp_datagrams_received", "Datagrams of clients", sum(|c| c.udp_received.get())),
+            ("weft_udp_datagrams_sent", "Answers sent to them", sum(|c| c.udp_sent.get())),
+            (
+                "weft_udp_datagrams_dropped",
+                "Datagrams that could not be passed on, either way",
+                sum(|c| c.udp_dropped.get()),
+            ),
         ]
     }
 

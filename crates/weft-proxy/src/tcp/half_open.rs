@@ -16,7 +16,7 @@ use super::sys;
 pub const LOOK_EVERY: Duration = Duration::from_secs(4);
 /// Looks at which a connection was stuck, in a row, before it is given up.
 const STUCK_LOOKS: u8 = 3;
-/// A connection is stuck when what was sent to it was sent again, and nothing was heard for so long.
+/// A connection is stuck when what was sent to it was sent again and nothing was heard for so long.
 const SILENT_MS: u32 = 2_000;
 
 thread_local! {

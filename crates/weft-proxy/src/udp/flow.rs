@@ -161,8 +161,8 @@ impl Flow {
                 biased;
                 () = self.over.cancelled() => break,
                 ready = self.upstream.ready(Interest::READABLE | Interest::ERROR) => {
-                    if ready.and_then(|_| self.complaint()).and_then(|()| self.carry(&door)).is_err()
-                    {
+                    let complaint = ready.and_then(|_| self.complaint());
+                    if complaint.and_then(|()| self.carry(&door)).is_err() {
                         self.failed(worker);
                         break;
                     }

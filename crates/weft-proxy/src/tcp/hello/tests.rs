@@ -136,7 +136,9 @@ async fn reading_is_bounded_in_time_and_loses_nothing() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_judged_and_more_is_always_more(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn any_bytes_are_judged_and_more_is_always_more(
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
         for start in [&[][..], &[22, 3, 1], &[22, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3]] {
             let all = [start, &bytes].concat();
             if let Hello::More(wanted) = judge(&all) {
