@@ -280,7 +280,10 @@ fn forward(
     out.answer = match (failing, takes.contains(&true)) {
         _ if total == 0 => refused(500, "NC", "all its backends have weight 0".into()),
         (_, true) => forwarded("an instance answers".into()),
-        (Some(row), false) => refused(row_status(row), row_flag(row), row.fails.clone()),
+        (Some(row), false) => {
+            let why = row.fails.split_once(": ").map_or(&*row.fails, |(_, why)| why);
+            refused(row_status(row), row_flag(row), why.to_owned())
+        }
         (None, false) => refused(503, "UH", "no instance can take the request".into()),
     };
 }
