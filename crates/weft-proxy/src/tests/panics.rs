@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Drill F26: a panic in a handler ends its stream, is counted, and disturbs nobody else. In a process
-//! of its own, since other tests say that nothing panicked in theirs.
+//! Drill F26: a panic in a handler ends its stream, is counted, and disturbs nobody else. In a
+//! process of its own, since other tests say that nothing panicked in theirs.
 
 use std::process::Command;
 

@@ -146,6 +146,19 @@ fn reg_37_hosts_have_one_form() {
 }
 
 #[test]
+fn reg_30_32_34_ambiguous_targets_are_refused() {
+    let path = |p: &'static str| check(|b| b.uri(p).header("host", "a"));
+    for good in ["/", "/a/b", "/a//b", "/a%2fb", "/.well-known/x", "/a..b", "/...", "/a;x=1"] {
+        assert!(path(good).is_ok(), "{good}");
+    }
+    for bad in ["/a/../b", "/..", "/%2e%2e/b", "/..;/b", "/a\\b", "/a%5cb", "/%00", "/a%2f..%2fb"] {
+        assert!(path(bad).is_err(), "{bad}");
+    }
+    assert!(check(|b| b.method("get").uri("/").header("host", "a")).is_err());
+    assert!(check(|b| b.method("PROPFIND").uri("/").header("host", "a")).is_ok());
+}
+
+#[test]
 fn reg_30_methods_are_compared_exactly() {
     let method = |m: &str| check(|b| b.method(m).uri("/").header("host", "a"));
     for good in ["GET", "PROPFIND", "M-SEARCH", "X_1"] {

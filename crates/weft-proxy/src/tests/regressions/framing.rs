@@ -41,9 +41,9 @@ refused! { BOTH:
 }
 
 refused! { LENGTH:
-    reg_02_content_length_plus_sign "length-number" 400 "Content-Length is not a number" length("+5");
-    reg_02_content_length_minus_zero "length-number" 400 "Content-Length is not a number" length("-0");
-    reg_02_content_length_negative "length-number" 400 "Content-Length is not a number" length("-5");
+    reg_02_content_length_plus_sign "length-number" 400 "is not a number" length("+5");
+    reg_02_content_length_minus_zero "length-number" 400 "is not a number" length("-0");
+    reg_02_content_length_negative "length-number" 400 "is not a number" length("-5");
     reg_02_content_length_hexadecimal "length-number" 400 "is not a number" length("0x5");
     reg_02_content_length_with_a_space "length-number" 400 "is not a number" length("5 5");
     reg_02_content_length_with_a_tab "length-number" 400 "is not a number" length("5\t5");

@@ -171,7 +171,8 @@ fn end_of_request(bytes: &[u8]) -> Option<usize> {
 /// Cases of one number: a name, the check it relies on (or `grammar`), status, part of the
 /// sentence, bytes.
 macro_rules! refused {
-    ($cases:ident: $($name:ident $check:literal $status:literal $sentence:literal $bytes:expr;)+) => {
+    ($cases:ident:
+        $($name:ident $check:literal $status:literal $sentence:literal $bytes:expr;)+) => {
         pub(super) const $cases: &[(&str, &str)] =
             &[$((concat!(module_path!(), "::", stringify!($name)), $check)),+];
         $(

@@ -23,7 +23,8 @@ refused! { TARGETS:
     reg_07_version_two "grammar" 505 "version" b"GET / HTTP/2.0\r\nHost: user\r\n\r\n".to_vec();
     reg_07_asterisk_with_get "grammar" 400 "form that its method may have" line("*");
     reg_07_absolute_without_host "grammar" 400 "form that its method may have" line("http:///a");
-    reg_08_target_beyond_the_limit "grammar" 414 "too long" line(&format!("/{}", "a".repeat(70_000)));
+    reg_08_target_beyond_the_limit "grammar" 414 "too long"
+        line(&format!("/{}", "a".repeat(70_000)));
 }
 
 pub(super) const CASES: &[&[(&str, &str)]] = &[TARGETS, WALLS];
