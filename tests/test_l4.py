@@ -409,7 +409,7 @@ def cpu_ticks(pid):
     return int(fields[11]) + int(fields[12])
 
 
-def test_f19_descriptors_run_out_and_the_proxy_stays_manageable(tmp_path):
+def test_f19_reg_64_descriptors_run_out_and_the_proxy_stays_manageable(tmp_path):
     port = free_port()
     objects = GATEWAY.split("  listeners:")[0] + f"""  listeners:
     - {{{{name: web, protocol: HTTP, port: {port}}}}}

@@ -158,6 +158,8 @@ pub struct ProxyLimits {
     pub tunnel_idle_timeout: Duration,
     /// No datagram in either direction between a client and its endpoint.
     pub udp_idle_timeout: Duration,
+    /// Clients of datagrams that are kept apart.
+    pub udp_flows_max: usize,
     /// Largest request body; 0 is no limit.
     pub body_bytes_max: u64,
     /// Of backends whose policy does not speak of it.
@@ -337,6 +339,7 @@ impl Default for ProxyLimits {
             stream_idle_timeout: Duration::from_secs(300),
             tunnel_idle_timeout: Duration::from_secs(3600),
             udp_idle_timeout: Duration::from_secs(60),
+            udp_flows_max: weft_base::limits::UDP_FLOWS_MAX,
             body_bytes_max: 0,
             adaptive: None,
             memory_bytes_max: None,

@@ -509,6 +509,38 @@ async fn nobody_there_is_noticed_and_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn flows_have_a_limit_that_is_counted() {
+    let (a, _one) = answering("a:").await;
+    let mut config = config("gateway~shop~web");
+    config.limits.udp_flows_max = 3;
+    let bed = Bed::start(config, None).await;
+    let (name, mut listener) = gateway(None);
+    if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
+        g.sections = vec![section("udp", None, Protocol::Udp)];
+    }
+    let mut all = udp_service("dns", LbPolicy::RoundRobin, vec![endpoint("a", a)]);
+    all.extend([(name, listener), route("r", &["udp"], &[], to_udp("dns"))]);
+    bed.apply(1, all).await;
+    let at = datagrams(&bed);
+    let known = [client_of(at).await, client_of(at).await, client_of(at).await];
+    for client in &known {
+        assert_eq!(ask(client, b"x").await, "a:x");
+    }
+    let late = client_of(at).await;
+    late.send(b"x").await.unwrap();
+    wait_until("it is counted", async || {
+        let metrics = bed.metrics().await;
+        metrics.contains("weft_udp_flows_refused_total 1")
+            && metrics.contains("weft_udp_datagrams_dropped_total 1")
+    })
+    .await;
+    // Those that are known go on.
+    for client in &known {
+        assert_eq!(ask(client, b"y").await, "a:y");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn several_workers_share_an_address_and_flows_end_by_themselves() {
     let (a, _one) = answering("a:").await;
     let mut config = config("gateway~shop~web");

@@ -189,3 +189,29 @@ async fn an_upstream_switches_only_to_what_was_asked_for() {
         assert!(body.contains(why), "{headers}: {body}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_17_what_follows_a_wrong_handshake_is_no_request() {
+    let server = granting(WEBSOCKET).await;
+    let bed = bed(http_service("user", &[server.address]), |_| {}).await;
+    let behind = "GET /behind HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (good, bad) in [
+        ("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: 99"),
+        ("Sec-WebSocket-Version: 13\r\n", ""),
+        ("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Version: 8"),
+        ("dGhlIHNhbXBsZSBub25jZQ==", "short"),
+        ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQ==, dGhlIHNhbXBsZSBub25jZQ=="),
+        ("GET /ws", "POST /ws"),
+    ] {
+        let door = bed.door(|d| matches!(d, Door::Upstream { .. }));
+        let mut stream = TcpStream::connect(door).await.unwrap();
+        let ask = ASK.replacen(good, bad, 1);
+        assert_ne!(ask, ASK);
+        stream.write_all(format!("{ask}{behind}").as_bytes()).await.unwrap();
+        let mut all = String::new();
+        let _ = stream.read_to_string(&mut all).await;
+        assert!(all.starts_with("HTTP/1.1 400 "), "{bad}: {all}");
+        assert_eq!(all.matches("HTTP/1.1 ").count(), 1, "{bad}: {all}");
+    }
+    assert_eq!(server.hits(), 0);
+}

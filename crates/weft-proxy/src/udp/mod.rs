@@ -20,7 +20,6 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
-use weft_base::limits::UDP_FLOWS_MAX;
 
 use crate::table::BackendEntry;
 use crate::tcp::{relay, route};
@@ -223,8 +222,9 @@ impl Door {
 
     /// Whether there may be one more flow; those that have been silent give way.
     fn has_room(&self) -> bool {
-        let most = UDP_FLOWS_MAX / self.worker.config.workers.max(1);
-        if self.worker.udp_flows.get() < most {
+        let config = &self.worker.config;
+        let most = config.limits.udp_flows_max / config.workers.max(1);
+        if self.worker.udp_flows.get() < most.max(1) {
             return true;
         }
         let now = Instant::now();
