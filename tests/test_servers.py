@@ -325,7 +325,8 @@ def test_show_6_a_server_and_a_member_go_and_requests_do_not(tmp_path, etcd):
     agent = None
     try:
         for port in backends:
-            processes.append(subprocess.Popen([sys.executable, "-c", BACKEND, str(port)]))
+            processes.append(subprocess.Popen([sys.executable, "-c", BACKEND, str(port)],
+                                              stderr=subprocess.DEVNULL))
         until("one leads", lambda: leader_of([a, b]), 15)
         token = requests.post(f"{a.api}/v1/weft/tokens", json={}, timeout=10).json()["token"]
         agent_log = open(tmp_path / "agent.log", "ab")
@@ -363,7 +364,7 @@ def test_show_6_a_server_and_a_member_go_and_requests_do_not(tmp_path, etcd):
         assert register(a, "web", backends[1], "again", timeout=10).ok
         os.kill(etcd.members[cut].pid, signal.SIGCONT)
         until("the member is back", lambda: etcd.health(cut), 20)
-        time.sleep(2)
+        until("enough requests were sent", lambda: load.sent > 2000, 40)
         load.stopping.set()
         load.join(30)
         rate = load.sent / (time.monotonic() - load.began)
@@ -371,7 +372,6 @@ def test_show_6_a_server_and_a_member_go_and_requests_do_not(tmp_path, etcd):
               f"{load.slowest:.3f} s; "
               f"registered {took:.2f} s after the kill, {took_cut:.2f} s after the cut")
         assert load.failed == [], f"{len(load.failed)} of {load.sent}: {load.failed[:5]}"
-        assert load.sent > 1000
         for log in (a.log_text(), b.log_text(), (tmp_path / "agent.log").read_text()):
             assert "panicked" not in log
     finally:
