@@ -24,8 +24,10 @@ use super::reply::{Cause, Refusal};
 use crate::h1::encode::Instead;
 use crate::observe::record::{Record, grpc_status};
 use crate::table::BackendEntry;
+use crate::tcp::half_open;
 use crate::upstream::ask::{Key, retry_after_ms};
 use crate::upstream::breaker::{self, Counted};
+use crate::upstream::connect::ConnectError;
 use crate::upstream::pick::{Ask, LocalBackend, LocalEndpoint};
 use crate::upstream::pool::{Answered, How, InFlight, Lease, SendError, Wire};
 use crate::worker::Worker;
@@ -212,9 +214,7 @@ async fn attempt(
         interim: call.interim.clone(),
     };
     if upgrade && matches!(protocol, Protocol::Http2 | Protocol::Grpc) {
-        // A port that is declared so gets what it says itself that it takes.
-        let taken = Box::pin(picked.pool.takes_protocols(&how)).await;
-        how.wire = if taken { Wire::H2 } else { Wire::H1 };
+        how.wire = Box::pin(picked.pool.wire_of_protocols(&how)).await;
     }
     if let Some(most) = policy.limits.connections_max
         && let Err(detail) = room(call, picked, &how, &policy.limits, most).await
@@ -233,25 +233,10 @@ async fn attempt(
         None => (began + idle, idle, false),
     };
     let address = picked.entry.endpoint.address;
-    let mut with = Vec::new();
-    if picked.pool.peer.is_mesh() {
-        with.extend(source(call));
-    }
-    if let (true, Some((end, _))) = (grpc, until) {
-        with.extend(shortened(call, end.saturating_duration_since(began)));
-    }
-    let sent = match how.wire {
-        Wire::H1 => {
-            let instead = Instead { host: Some(&call.authority), with: &with };
-            picked.pool.send_h1((&call.head, instead), &how, at).await
-        }
-        Wire::H2 => match build(call, with) {
-            Ok(request) => {
-                let sending = picked.pool.send_h2(request, &how);
-                tokio::time::timeout_at(at, sending).await.ok()
-            }
-            Err(why) => return Ended::Over(Refusal::new(Cause::BadRequest, why)),
-        },
+    let patience = until.filter(|_| grpc).map(|(end, _)| end.saturating_duration_since(began));
+    let sent = match send(call, picked, &how, at, patience).await {
+        Ok(sent) => sent,
+        Err(why) => return Ended::Over(Refusal::new(Cause::BadRequest, why)),
     };
     if let (Some(_), Some(permit)) = (&sent, permit) {
         permit.ended();
@@ -270,6 +255,38 @@ async fn attempt(
             let what = if whole { "no response" } else { "no byte" };
             let why = format!("{address}: {what} within {ms} ms");
             Ended::Failed(Failure::AttemptTimeout, Cause::AttemptTimeout, why)
+        }
+    }
+}
+
+type Sent = Result<(Response<Answered>, Lease), SendError>;
+
+/// Sends a request to one endpoint; `None` when there is no answer at `deadline`.
+///
+/// # Errors
+/// It cannot be said over HTTP/2.
+async fn send(
+    call: &Call<'_>,
+    picked: &LocalEndpoint,
+    how: &How,
+    deadline: Instant,
+    patience: Option<Duration>,
+) -> Result<Option<Sent>, String> {
+    let mut with = Vec::new();
+    if picked.pool.peer.is_mesh() {
+        with.extend(source(call));
+    }
+    if let Some(left) = patience {
+        with.extend(shortened(call, left));
+    }
+    match how.wire {
+        Wire::H1 => {
+            let instead = Instead { host: Some(&call.authority), with: &with };
+            Ok(picked.pool.send_h1((&call.head, instead), how, deadline).await)
+        }
+        Wire::H2 => {
+            let sending = picked.pool.send_h2(build(call, with)?, how);
+            Ok(tokio::time::timeout_at(deadline, sending).await.ok())
         }
     }
 }
@@ -301,6 +318,10 @@ fn failed(call: &Call<'_>, error: SendError, address: std::net::SocketAddr) -> E
         SendError::Connect(_) => error.to_string(),
         _ => format!("{address}: {error}"),
     };
+    if let SendError::Connect(ConnectError::Timeout { address, .. }) = &error {
+        let ended = half_open::look_at(*address);
+        call.worker.metrics.cells.half_open.add(ended as u64);
+    }
     match error {
         SendError::Connect(_) | SendError::Refused(_) => {
             Ended::Failed(Failure::NotSent, Cause::ConnectFailed, why)

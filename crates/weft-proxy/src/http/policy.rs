@@ -24,6 +24,7 @@ use crate::worker::{Conn, Worker};
 
 /// What a browser is told: with its answer, or at once.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // Moved once.
 pub enum Cross {
     Pass(CorsHeaders),
     Answer(Response<ReplyBody>),

@@ -4,11 +4,12 @@
 //!
 //! That they can fail: with `WEFT_TEST_NO_GUARD=1` in the environment purses are bottomless, and
 //! those wait in vain for a GOAWAY that only the guard says: rapid reset of requests under way,
-//! MadeYouReset by windows that overflow and by streams that depend on themselves, data dribble, and
-//! floods of empty headers, PING, SETTINGS, PRIORITY, WINDOW_UPDATE and unknown frames. In the other
-//! cases the h2 crate itself ends the connection too (pending resets, CONTINUATION, empty DATA, what
-//! it takes for errors of the connection, the size of headers); they show that it goes on to do so.
-//! Unfinished frames, silent clients and the number of headers are checks of `server.rs`.
+//! MadeYouReset by windows that overflow and by streams that depend on themselves, data dribble,
+//! and floods of empty headers, PING, SETTINGS, PRIORITY, WINDOW_UPDATE and unknown frames. In the
+//! other cases the h2 crate itself ends the connection too (pending resets, CONTINUATION, empty
+//! DATA, what it takes for errors of the connection, the size of headers); they show that it goes
+//! on to do so. Unfinished frames, silent clients and the number of headers are checks of
+//! `server.rs`.
 
 use std::time::Duration;
 

@@ -364,3 +364,41 @@ async fn get_http1(front: &Front) -> String {
     stream.read_to_string(&mut said).await.unwrap();
     said
 }
+
+#[tokio::test]
+async fn reg_14_values_that_rules_make_have_no_lines() {
+    use weft_model::{Action, BackendPolicy, Filter, HeaderEdit, Protocol, Rewrite};
+
+    use crate::tests::bed::{
+        Bed, config, endpoint, gateway, gateway_route, get as ask, rule, send, service, text, to,
+    };
+
+    let line = "b\r\nx-evil: 1";
+    let host = Rewrite { host: Some(line.into()), ..Rewrite::default() };
+    let header = HeaderEdit { set: vec![("x-a".into(), line.into())], ..HeaderEdit::default() };
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let origin = Server::http(|_, request| async move {
+            text(if request.headers().contains_key("x-evil") { 500 } else { 200 }, "")
+        })
+        .await;
+        let bed = Bed::start(config("gateway~shop~web"), None).await;
+        let at = vec![endpoint("users-0", origin.address)];
+        let mut resources = service("users", protocol, BackendPolicy::default(), at);
+        resources.push(gateway(None));
+        let mut rules = Vec::new();
+        for (path, filter) in [
+            ("/host", Filter::Rewrite(host.clone())),
+            ("/header", Filter::RequestHeaders(header.clone())),
+        ] {
+            let mut made = rule(path, Action::Forward(vec![to("users", "", 1)]));
+            made.filters.push(filter);
+            rules.push(made);
+        }
+        resources.push(gateway_route("r", &[], rules));
+        bed.apply(1, resources).await;
+        let got = send(bed.listener(), ask("/host", "a.example")).await;
+        assert!(got.status >= 400 && origin.hits() == 0, "{protocol:?}: {got:?}");
+        let got = send(bed.listener(), ask("/header", "a.example")).await;
+        assert_eq!((got.status, origin.hits()), (200, 1), "{protocol:?}: {got:?}");
+    }
+}

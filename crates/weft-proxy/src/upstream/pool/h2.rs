@@ -16,7 +16,9 @@ use http::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
 use weft_identity::Alpn;
 
-use super::{Answered, H2_STREAMS_MAX, How, Lease, LeaseKind, OpenGuard, Pool, Room, SendError};
+use super::{
+    Answered, H2_STREAMS_MAX, How, Lease, LeaseKind, OpenGuard, Pool, Room, SendError, Wire,
+};
 use crate::h1::Handover;
 use crate::h2::client::{self, Failure, exchange};
 use crate::http::body::{AttemptBody, Replay};
@@ -119,12 +121,14 @@ impl Pool {
         Err(SendError::Refused(last.unwrap_or_default()))
     }
 
-    /// Whether the peer takes protocols over HTTP/2 (RFC 8441).
-    pub async fn takes_protocols(self: &Rc<Self>, how: &How) -> bool {
-        let Ok(connection) = self.h2_connection(how).await else { return false };
+    /// How a port that is declared to speak HTTP/2 gets an upgrade: as a protocol over HTTP/2 (RFC
+    /// 8441) if it says itself that it takes such.
+    pub async fn wire_of_protocols(self: &Rc<Self>, how: &How) -> Wire {
+        let Ok(connection) = self.h2_connection(how).await else { return Wire::H1 };
         let settled = connection.shared.settled();
         let known = tokio::time::timeout(how.connect_timeout, settled).await.is_ok();
-        known && connection.sender.is_extended_connect_protocol_enabled()
+        let taken = known && connection.sender.is_extended_connect_protocol_enabled();
+        if taken { Wire::H2 } else { Wire::H1 }
     }
 
     /// Sends an upgrade of HTTP/1.1 as a CONNECT with a protocol; granted, it looks like 101.
