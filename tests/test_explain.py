@@ -2,6 +2,9 @@
 """`weft explain` against the running shop and offline: what it says is what then happens."""
 
 import json
+import os
+import re
+import shlex
 import subprocess
 
 import requests
@@ -94,6 +97,7 @@ def test_a_fault_that_is_applied_is_explained_and_happens(empty, tmp_path):
         "VirtualService shop/user", "spec.http[0].fault"), said
     assert "100 % get Http(418)" in fault["value"], fault
     assert len(said["candidates"]) == 2, said
+    assert (said["answer"]["status"], said["answer"]["flag"]) == (418, "FI"), said
     said = json.loads(offline(*where, "http://user/old/x", "--from", "order", "-o", "json").stdout)
     assert (said["answer"]["status"], said["answer"]["text"]) == (308, "http://user/new"), said
 
@@ -106,3 +110,54 @@ def test_a_folder_is_explained_with_no_server_at_all():
     assert "takes requests" in done.stdout
     done = offline("-f", "examples/shop", "http://localhost:8000/users/1", "-H", "nonsense")
     assert done.returncode == 1 and "'Name: value'" in done.stderr
+
+
+COMMAND = re.compile(r"```\n\$ (weft explain .*)\n((?:(?!```).*\n)*)```\n")
+
+
+def test_the_documented_situations_are_what_is_printed():
+    """Every `$ weft explain` of docs/explain.md is run again; UPDATE_DOCS=1 writes the page."""
+    page = ROOT / "docs/explain.md"
+    text = page.read_text()
+    found = COMMAND.findall(text)
+    assert len(found) == 11, [command for command, _ in found]
+
+    def output(command):
+        done = offline(*shlex.split(command)[2:])
+        assert done.returncode == 0, (command, done.stderr)
+        return "\n".join(line.rstrip() for line in done.stdout.splitlines()) + "\n"
+
+    if os.environ.get("UPDATE_DOCS"):
+        page.write_text(COMMAND.sub(
+            lambda m: f"```\n$ {m[1]}\n{output(m[1])}```\n", text))
+        return
+    for command, shown in found:
+        assert output(command) == shown, command
+
+
+def test_a_line_of_the_access_log_is_explained(shop):
+    def lines():
+        texts = [f.read_text(errors="replace") for f in shop.data.rglob("*.log")]
+        return re.findall(r"\[2\d{3}-\d\d-\d\dT.*", "\n".join(texts))
+
+    url = shop.gateway + "/users/1"
+    asked = requests.get(url, headers={"x-request-id": "x"}, timeout=5)
+    ident = asked.headers["x-request-id"]
+    def of(node):
+        found = [x for x in lines() if ident in x and f" node={node}" in x]
+        return found[0] if found else None
+
+    line = until("the gateway's line", lambda: of("gateway~shop~shop"))
+    said = explain(shop, "--log", line)
+    assert (said["then"]["path"], said["then"]["status"]) == ("/users/1", asked.status_code)
+    assert said["then"]["node"] == "gateway~shop~shop", said["then"]
+    assert said["then"]["route"] == "HTTPRoute shop/users spec.rules[0]"
+    assert said["same_rule"] is True and said["now"]["proxy"] == "gateway~shop~shop", said
+    assert said["then"]["generation"] <= said["now"]["generation"], said
+    people = shop.weft("explain", "--log", line).stdout
+    assert "rule      HTTPRoute shop/users spec.rules[0]" in people, people
+    inbound = until("the called pod's line", lambda: of("sidecar~shop~user-"))
+    assert explain(shop, "--log", inbound)["now"] is None
+    done = shop.weft("explain", "--log", "nonsense", check=False)
+    assert done.returncode == 1 and "neither weft's text nor its JSON" in done.stderr
+    assert shop.weft("explain", check=False).returncode == 2

@@ -208,10 +208,6 @@ fn rule(
             Answer { kind: "preflight".into(), status: Some(204), text, ..Answer::default() };
         return;
     }
-    if let Some((status, what)) = aborted(&found.rule.filters) {
-        out.answer = refused(status, "FI", format!("the rule's fault answers every request{what}"));
-        return;
-    }
     match &found.rule.action {
         Action::Forward(shares) => forward(table, found, shares, view.path, out),
         Action::Redirect(redirect) => {
@@ -224,6 +220,11 @@ fn rule(
             out.answer = Answer { kind, status, text: body.to_string(), ..Answer::default() };
         }
         Action::Fail { status, reason } => out.answer = refused(*status, "NC", reason.to_string()),
+    }
+    // Where it would have gone is told all the same.
+    if let Some((status, what)) = aborted(&found.rule.filters) {
+        let text = format!("the rule's fault answers every request{what}");
+        out.answer = refused(status, "FI", text);
     }
 }
 
