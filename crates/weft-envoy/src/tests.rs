@@ -168,10 +168,12 @@ fn weights_parts_hashing_retries_copies_and_cors() {
          type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy, \
          allow_origin_string_match: [{exact: '*'}], allow_methods: 'GET, PUT'}}, route: \
          {weighted_clusters: {clusters: [{name: up, weight: 3, metadata_match: {filter_metadata: \
-         {envoy.lb: {version: v1}}}}, {name: up, weight: 1}]}, hash_policy: [{connection_properties: \
+         {envoy.lb: {version: v1}}}}, {name: up, weight: 1}]}, hash_policy: \
+         [{connection_properties: \
          {source_ip: true}}], retry_policy: {retry_on: '5xx,retriable-status-codes,unavailable', \
          num_retries: 3, retriable_status_codes: [429], per_try_timeout: 0.5s}, \
-         request_mirror_policies: [{cluster: up, runtime_fraction: {default_value: {numerator: 25}}}]}}",
+         request_mirror_policies: [{cluster: up, runtime_fraction: {default_value: {numerator: \
+         25}}}]}}",
         "{name: up, type: STATIC, lb_policy: MAGLEV, lb_subset_config: {subset_selectors: [{keys: \
          [version]}]}, load_assignment: {endpoints: [{lb_endpoints: [{metadata: {filter_metadata: \
          {envoy.lb: {version: v1}}}, load_balancing_weight: 2, health_status: DRAINING, endpoint: \
@@ -235,7 +237,8 @@ fn tls_of_both_sides_names_its_files() {
         "{{name: up, transport_socket: {{name: tls, typed_config: {{'@type': \
          {tls}.UpstreamTlsContext, sni: api.example, common_tls_context: {{validation_context: \
          {{trusted_ca: {{filename: ca}}, match_typed_subject_alt_names: [{{san_type: URI, matcher: \
-         {{exact: 'spiffe://d/a'}}}}]}}, tls_params: {{tls_minimum_protocol_version: TLSv1_3}}}}}}}}, \
+         {{exact: 'spiffe://d/a'}}}}]}}, tls_params: {{tls_minimum_protocol_version: \
+         TLSv1_3}}}}}}}}, \
          typed_extension_protocol_options: {{http: {{'@type': \
          type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, \
          explicit_http_config: {{http2_protocol_options: {{max_concurrent_streams: 5}}}}}}}}}}"

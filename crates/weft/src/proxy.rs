@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `weft proxy`: one proxy process, driven by a control plane or by a file.
 //!
-//! With files it serves what they say ([`standalone`]). With a control plane it gets its SVID from the agent's Unix socket first, then subscribes over
-//! mTLS. It ends on SIGTERM after draining.
+//! With files it serves what they say ([`standalone`]). With a control plane it gets its SVID from
+//! the agent's Unix socket first, then subscribes over mTLS. It ends on SIGTERM after draining, or
+//! when a newer process has taken its sockets over ([`upgrade`]).
 
 mod file;
 mod notify;

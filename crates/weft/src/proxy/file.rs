@@ -2,8 +2,8 @@
 //! weft's own configuration file: listeners, routes, backends, as `docs/proxy.md` shows them.
 //!
 //! A front for the model: what most files say has short words here, everything else is the
-//! model's own form (`policy`, `filters`, `retry`, ...). Everything wrong is found at once and named
-//! with its line. Called by [`super::standalone`] and by `weft explain -f`.
+//! model's own form (`policy`, `filters`, `retry`, ...). Everything wrong is found at once and
+//! named with its line. Called by [`super::standalone`] and by `weft explain -f`.
 
 mod backend;
 mod lines;
