@@ -62,7 +62,7 @@ impl Bench {
         let status = self.compiler.statuses().find(|s| s.object == *object)?;
         let conditions = match &status.body {
             StatusBody::Conditions(conditions) => conditions,
-            StatusBody::Parents(parents) => &parents[0].conditions,
+            StatusBody::Parents(parents) | StatusBody::Ancestors(parents) => &parents[0].conditions,
             StatusBody::Gateway { conditions, .. } | StatusBody::Class { conditions, .. } => {
                 conditions
             }
