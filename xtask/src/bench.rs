@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `cargo xtask bench proxy [SCENARIO] [ARG ...]`: weft's data plane beside Envoy, HAProxy and nginx.
+//! `cargo xtask bench proxy [SCENARIO] [ARG ...]`: weft's data plane beside Envoy, HAProxy, nginx.
 //!
 //! Builds weft with the `dist` profile (or takes `--weft PATH`), the rig's own programs and peers,
 //! then runs `benches/proxy/bench.py`; what stands behind the scenario goes to that.

@@ -319,7 +319,8 @@ impl Worker {
         self.conns.draining().await;
         if self.succeeded.get() {
             // A client may be about to ask on any of them; the next answer tells it to go.
-            tokio::time::sleep(self.config.drain_grace.mul_f32(0.9)).await;
+            // Boxed: every idle connection holds this future, and few come here.
+            Box::pin(tokio::time::sleep(self.config.drain_grace.mul_f32(0.9))).await;
         }
     }
 
@@ -493,7 +494,7 @@ async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
 
 fn serve(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: &Door) {
     let Some(open) = worker.open_connection() else { return };
-    half_open::watch(&stream);
+    half_open::watch(&stream, None);
     // Boxed once, since every wrapper of a task would hold its own copy of the future.
     let accepted = Accepted { stream, remote, door: door.clone(), open: Some(Rc::new(open)) };
     let serving = Box::pin(accept::connection(worker.clone(), accepted));

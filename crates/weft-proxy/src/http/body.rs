@@ -3,7 +3,6 @@
 //! a response body that knows when it ended, idled or broke. Neither buffers beyond its limit.
 
 use std::cell::RefCell;
-use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
@@ -13,15 +12,18 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use weft_base::limits::RETRY_BODY_BYTES_MAX;
 
+pub use self::upstream::UpstreamBody;
 use super::copied::Copied;
 use super::grpc_web::{Decoder, Encoder};
 use super::serve::{ReceiveError, Received};
 use crate::observe::record::Record;
 use crate::sys::pooled::Pooled;
 use crate::upstream::pool::{Answered, Lease};
+
+mod upstream;
 
 /// A smaller piece of a body is copied to its neighbours where it is kept: by itself it would hold
 /// many times its size.
@@ -114,14 +116,6 @@ enum ReplyInner {
     Upstream(UpstreamBody),
     /// None: the connection has left HTTP.
     Left(Lease),
-}
-
-#[derive(Debug)]
-pub struct UpstreamBody {
-    body: Answered,
-    lease: Option<Lease>,
-    limits: BodyLimits,
-    timer: Option<Pin<Box<Sleep>>>,
 }
 
 /// How long an answer's body may take.
@@ -558,60 +552,6 @@ impl Drop for ReplyBody {
             record.complete();
         }
         // Otherwise the record's own drop says that the client went away.
-    }
-}
-
-// === impl UpstreamBody ===
-
-impl UpstreamBody {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(frame) => {
-                if self.timer.is_some()
-                    && let Some((at, _)) = self.expires()
-                    && let Some(timer) = &mut self.timer
-                {
-                    timer.as_mut().reset(at);
-                }
-                if frame.is_none() {
-                    self.give_back();
-                } else {
-                    self.settle();
-                }
-                Poll::Ready(frame.map(|f| f.map_err(|e| BodyError::Upstream(e.to_string()))))
-            }
-            Poll::Pending => {
-                let Some((at, error)) = self.expires() else { return Poll::Pending };
-                let timer =
-                    self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-                ready!(timer.as_mut().poll(cx));
-                Poll::Ready(Some(Err(error)))
-            }
-        }
-    }
-
-    /// When the next byte is due, and what it means when it does not come.
-    fn expires(&self) -> Option<(Instant, BodyError)> {
-        let idle = self.limits.idle;
-        let idle_at = (!idle.is_zero()).then(|| (Instant::now() + idle, BodyError::Idle(idle)));
-        let end = self.limits.deadline.map(|(at, limit)| (at, BodyError::Deadline(limit)));
-        match (idle_at, end) {
-            (Some(idle), Some(end)) => Some(if end.0 < idle.0 { end } else { idle }),
-            (idle, end) => idle.or(end),
-        }
-    }
-
-    /// Gives the connection back as soon as nothing more will come.
-    fn settle(&mut self) {
-        if self.body.is_end_stream() {
-            self.give_back();
-        }
-    }
-
-    fn give_back(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            lease.finished(&mut self.body);
-        }
     }
 }
 

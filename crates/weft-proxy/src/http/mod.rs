@@ -2,6 +2,7 @@
 //! HTTP from the client's head to the last byte of the answer. [`phases`] is the order, written
 //! once; the other files are its steps.
 
+mod admit;
 pub mod attempt;
 pub mod body;
 pub mod copied;
@@ -14,6 +15,7 @@ pub mod made;
 pub mod mirror;
 pub mod normalise;
 pub mod phases;
+mod plan;
 pub mod policy;
 pub mod reply;
 pub mod rewritten;

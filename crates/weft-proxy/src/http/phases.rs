@@ -10,24 +10,23 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, Uri};
 use weft_model::decide::{Authority, Found, redirect_location};
-use weft_model::decide::{total_weight, weighted_at};
-use weft_model::{
-    Access, Action, Cors, Fault, Filter, HeaderEdit, Match, Mirror, Protocol, RateLimit, Redirect,
-    Retry, Rewrite, Target, Timeouts, WeightedBackend,
-};
+use weft_model::{Action, Match, Protocol, Redirect, Target};
 
+use super::admit;
 use super::attempt::{self, Call};
 use super::body::{Replay, ReplyBody};
 use super::limits;
 use super::made::{self, Text};
 use super::mirror::{self, Original};
 use super::normalise::{self, HeaderView};
+use super::plan::{self, Plan};
 use super::policy::{self, Cross};
 use super::reply::{self, Cause, Refusal};
 use super::rewritten::rewritten;
 use super::route::{self, Asked, Choice};
 use super::serve::Received;
 use super::session::Kept;
+use super::upgrade::Upgrade;
 use super::{grpc_web, headers, trust, tunnel, upgrade};
 use crate::capture;
 use crate::config::UnknownDestinations;
@@ -41,25 +40,8 @@ use crate::tcp::relay;
 use crate::upstream::pick::LocalBackend;
 use crate::worker::{Conn, Worker};
 
-/// What a rule asks to be done, collected before the request is sent.
-#[derive(Debug, Default)]
-struct Plan<'t> {
-    request_edits: Vec<&'t HeaderEdit>,
-    response_edits: Vec<&'t HeaderEdit>,
-    rewrite: Option<&'t Rewrite>,
-    fault: Option<&'t Fault>,
-    mirrors: Vec<&'t Mirror>,
-    cors: Option<&'t Cors>,
-    limits: Vec<&'t Arc<RateLimit>>,
-    body_bytes_max: Option<u64>,
-    access: Vec<&'t Access>,
-    kept: Option<Kept<'t>>,
-    matched: Option<&'t Match>,
-    timeouts: Timeouts,
-    retry: Retry,
-}
-
 /// What becomes of a request once its rule is known.
+#[allow(clippy::large_enum_variant)] // Moved once.
 enum Next {
     Forward(Rc<std::cell::RefCell<LocalBackend>>),
     Answer(Response<ReplyBody>),
@@ -113,12 +95,9 @@ async fn run(
     record.authority = Some(shown(&authority));
 
     // 2. Who may use this door, and whether there is room.
-    admit(worker, conn, &request)?;
-    if worker.shared.pressure.is_high() {
-        return Err(shed(worker));
-    }
+    admit::admit(worker, conn, &request)?;
     if request.method() == Method::CONNECT && !matches!(conn.door, Door::Gateway(_)) {
-        return connect(worker, conn, request, &authority, record);
+        return admit::connect(worker, conn, request, &authority, record);
     }
 
     // 3. Headers that must not pass, and those that every request has.
@@ -134,47 +113,28 @@ async fn run(
     let asked = route::asked(conn, &authority);
     let table = table(worker, conn, &asked).await?;
     record.generation = table.generation;
-    let choice = {
-        let view_headers = HeaderView(&head.headers);
-        let view = route::view(&head, &view_headers, conn.scheme, &asked);
-        route::choose(&table, conn, &view).map_err(|why| tunnel::unrouted(&head, why))?
-    };
+    let choice = chosen(&table, conn, &head, &asked)?;
 
     // 5. What the rule says: its answer to a browser, trouble on purpose, filters in written
     //    order, an answer of its own, or a backend.
     let mut plan = Plan::at(&conn.door);
-    let backend = match choice {
-        Choice::Rule(found) => {
-            tunnel::permit(&head, &found)?;
-            match rule(worker, conn, &head, &asked, &found, &table, &mut plan, record).await? {
-                Next::Answer(response) => return Ok(response),
-                Next::Forward(backend) => backend,
-            }
-        }
-        Choice::Backend(backend) => worker.backend(backend),
-        Choice::Own(backend) => worker.backend(&backend),
-        Choice::Outside(target) => rare(outside(worker, conn, &target, record)).await?,
+    let following = follow(worker, conn, &head, &asked, choice, &table, &mut plan, record);
+    let backend = match following.await? {
+        Next::Answer(response) => return Ok(response),
+        Next::Forward(backend) => backend,
     };
-    if !record.passthrough {
-        record.backend = Some(backend.borrow().entry.clone());
-    }
     protect(worker, conn, &head, &body, &backend, &mut plan)?;
     if let Some(client) = tunnel {
         return rare(tunnel::forward(worker, conn, client, &backend, record)).await;
     }
     browser(&mut head, &body, &backend, record);
-    let sent_to = apply(&plan, &mut head, &asked, &authority)?;
-    made::keep(authority.host);
-    let authority = sent_to;
+    let authority = apply(&plan, &mut head, &asked, authority)?;
 
     // 6. Copies for mirrors; attempts, until there is an answer to pass on.
     let (version, scheme) = (head.version, conn.scheme);
     let (timeouts, retry) = (&plan.timeouts, &plan.retry);
-    let (seen, grpc) = (&*authority, record.is_grpc);
-    let original = Original { head: &head, body: &body, authority: seen, scheme, grpc };
-    mirror::send(worker, original, &plan.mirrors, timeouts);
     let pinned = plan.kept.as_ref().and_then(|kept| kept.endpoint(worker, &backend));
-    let mut call = Call {
+    let call = Call {
         worker,
         backend,
         head,
@@ -187,18 +147,31 @@ async fn run(
         interim,
         pinned,
     };
-    let mut response = match upgrade {
-        None => {
-            let answered = attempt::forward(&call, record).await;
-            made::give_back(std::mem::take(&mut call.head.headers));
-            answered?
-        }
-        Some(upgrade) => rare(upgrade::forward(upgrade, call, record)).await?,
-    };
+    let mut response = sent(call, upgrade, &plan, record).await?;
 
     // 7. The answer's headers.
     settle(conn, &plan, &mut response, record);
     Ok(response)
+}
+
+/// Sends a request until there is an answer to pass on, and copies of it to its mirrors.
+async fn sent(
+    mut call: Call<'_>,
+    upgrade: Option<Upgrade>,
+    plan: &Plan<'_>,
+    record: &mut Record,
+) -> Result<Response<ReplyBody>, Refusal> {
+    let Call { worker, head, body, authority, scheme, timeouts, .. } = &call;
+    let (authority, scheme, grpc) = (&**authority, *scheme, record.is_grpc);
+    let original = Original { head, body, authority, scheme, grpc };
+    mirror::send(worker, original, &plan.mirrors, timeouts);
+    if let Some(upgrade) = upgrade {
+        return rare(upgrade::forward(upgrade, call, record)).await;
+    }
+    let answered = attempt::forward(&call, record).await;
+    // Nobody reads them behind this.
+    made::give_back(std::mem::take(&mut call.head.headers));
+    answered
 }
 
 /// A browser's call to a backend that speaks gRPC becomes one it understands.
@@ -274,26 +247,6 @@ fn rare<F: Future>(future: F) -> Pin<Box<F>> {
     Box::pin(future)
 }
 
-/// A strict port admits only sidecars; the forward proxy only its own app, which knows the pod's
-/// credential.
-fn admit<B>(worker: &Worker, conn: &Conn, request: &Request<B>) -> Result<(), Refusal> {
-    if conn.plaintext_refused {
-        let port = conn.app_port.unwrap_or_default();
-        return Err(Refusal::new(Cause::Plaintext, format!("port {port} takes mesh mTLS only")));
-    }
-    if conn.door != Door::Forward || conn.admitted.get() {
-        return Ok(());
-    }
-    let Some(expected) = &worker.config.credential else { return Ok(()) };
-    let given = request.headers().get(header::PROXY_AUTHORIZATION).map(HeaderValue::as_bytes);
-    if given.is_some_and(|given| credential_fits(given, expected)) {
-        conn.admitted.set(true);
-        return Ok(());
-    }
-    let detail = if given.is_some() { "its credential is wrong" } else { "it has no credential" };
-    Err(Refusal::new(Cause::Credential, detail))
-}
-
 /// A body that says itself that it is too large is not even begun.
 fn replay(body: Received, bytes_max: u64) -> Result<Replay, Refusal> {
     match http_body::Body::size_hint(&body).exact() {
@@ -302,41 +255,9 @@ fn replay(body: Received, bytes_max: u64) -> Result<Replay, Refusal> {
     }
 }
 
-/// Memory is short: what is under way ends, nothing new begins.
-fn shed(worker: &Worker) -> Refusal {
-    worker.metrics.cells.shed.add(1);
-    Refusal::new(Cause::Shed, "")
-}
-
 fn too_large(bytes: u64, bytes_max: u64) -> Refusal {
     let detail = format!("it has {bytes} bytes, at most {bytes_max} are allowed");
     Refusal::new(Cause::BodyTooLarge, detail)
-}
-
-/// Answers CONNECT and goes on inside it.
-fn connect(
-    worker: &Rc<Worker>,
-    conn: &Rc<Conn>,
-    request: Request<Received>,
-    authority: &Authority,
-    record: &mut Record,
-) -> Result<Response<ReplyBody>, Refusal> {
-    let h1 = request.version() < http::Version::HTTP_2;
-    let served = match conn.door {
-        Door::Forward => h1 && conn.tunnel.is_none(),
-        // Over HTTP/2 the authority names the port.
-        Door::Mesh => h1 || authority.port.is_some(),
-        _ => false,
-    };
-    if !served {
-        return Err(Refusal::new(Cause::MethodRefused, ""));
-    }
-    if conn.door == Door::Forward && authority.port.is_none() {
-        return Err(Refusal::new(Cause::BadRequest, "CONNECT names no port"));
-    }
-    record.status = 200;
-    relay::after_connect(worker, conn, request, authority.clone());
-    Ok(Response::new(ReplyBody::empty()))
 }
 
 fn clean(
@@ -382,6 +303,47 @@ fn clean(
     Ok(())
 }
 
+/// Follows what was chosen to a backend or an answer.
+#[allow(clippy::too_many_arguments)] // The phases' own state; a struct would be used only here.
+async fn follow<'t>(
+    worker: &Rc<Worker>,
+    conn: &Rc<Conn>,
+    head: &Parts,
+    asked: &Asked,
+    choice: Choice<'t>,
+    table: &'t Table,
+    plan: &mut Plan<'t>,
+    record: &mut Record,
+) -> Result<Next, Refusal> {
+    let next = match choice {
+        Choice::Rule(found) => {
+            tunnel::permit(head, &found)?;
+            rule(worker, conn, head, asked, &found, table, plan, record).await?
+        }
+        Choice::Backend(backend) => Next::Forward(worker.backend(backend)),
+        Choice::Own(backend) => Next::Forward(worker.backend(&backend)),
+        Choice::Outside(target) => {
+            Next::Forward(rare(outside(worker, conn, &target, record)).await?)
+        }
+    };
+    if let (Next::Forward(backend), false) = (&next, record.passthrough) {
+        record.backend = Some(backend.borrow().entry.clone());
+    }
+    Ok(next)
+}
+
+/// What the model says of a request.
+fn chosen<'t>(
+    table: &'t Table,
+    conn: &Conn,
+    head: &Parts,
+    asked: &Asked,
+) -> Result<Choice<'t>, Refusal> {
+    let headers = HeaderView(&head.headers);
+    let view = route::view(head, &headers, conn.scheme, asked);
+    route::choose(table, conn, &view).map_err(|why| tunnel::unrouted(head, why))
+}
+
 /// Follows a rule to its backend or its own answer.
 #[allow(clippy::too_many_arguments)] // The phases' own state; a struct would be used only here.
 async fn rule<'t>(
@@ -403,7 +365,7 @@ async fn rule<'t>(
         Action::Forward(backends) => {
             plan.kept = found.rule.session.as_ref().map(|s| Kept::read(s, head, worker));
             let kept = plan.kept.as_ref().and_then(|kept| kept.share(worker, table, backends));
-            let chosen = kept.map_or_else(|| share(worker, backends), Ok)?;
+            let chosen = kept.map_or_else(|| plan::share(worker, backends), Ok)?;
             plan.filters(&chosen.filters);
             return target(worker, table, &chosen.target).map(Next::Forward);
         }
@@ -417,23 +379,6 @@ async fn rule<'t>(
     };
     plan.edit_response(&mut answer);
     Ok(Next::Answer(answer))
-}
-
-/// The backend whose turn it is, by weight.
-fn share<'t>(
-    worker: &Worker,
-    backends: &'t [WeightedBackend],
-) -> Result<&'t WeightedBackend, Refusal> {
-    if let [only] = backends
-        && only.weight > 0
-    {
-        return Ok(only);
-    }
-    let weights: Vec<u32> = backends.iter().map(|b| b.weight).collect();
-    let point = worker.rng.borrow_mut().below(total_weight(&weights));
-    weighted_at(&weights, point)
-        .and_then(|i| backends.get(i))
-        .ok_or_else(|| Refusal::new(Cause::Misconfigured, "all its backends have weight 0"))
 }
 
 fn target(
@@ -508,12 +453,13 @@ fn apply(
     plan: &Plan<'_>,
     head: &mut Parts,
     asked: &Asked,
-    authority: &Authority,
+    authority: Authority,
 ) -> Result<Text, Refusal> {
     for edit in &plan.request_edits {
         headers::edit(&mut head.headers, edit);
     }
-    let mut host = asked.authority.clone().map_or_else(|| shown(authority), Text::from);
+    let mut host = asked.authority.clone().map_or_else(|| shown(&authority), Text::from);
+    made::keep(authority.host);
     if let Some(rewrite) = plan.rewrite {
         if let Some(new) = &rewrite.host {
             if HeaderValue::from_str(new).is_err() {
@@ -581,72 +527,4 @@ fn shown(authority: &Authority) -> Text {
             quick::number(out, u64::from(port));
         }
     })
-}
-
-/// Compares `Basic base64(user:password)` without telling how much of it fits.
-fn credential_fits(given: &[u8], expected: &str) -> bool {
-    let Some(encoded) = given
-        .split_at_checked(6)
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"basic "))
-        .map(|(_, encoded)| encoded.trim_ascii())
-    else {
-        return false;
-    };
-    let expected = base64(expected.as_bytes());
-    let differ = encoded.iter().zip(expected.as_bytes()).fold(0u8, |d, (a, b)| d | (a ^ b));
-    encoded.len() == expected.len() && differ == 0
-}
-
-fn base64(bytes: &[u8]) -> String {
-    use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD.encode(bytes)
-}
-
-// === impl Plan ===
-
-impl<'t> Plan<'t> {
-    /// What is done when no rule says anything.
-    fn at(door: &Door) -> Self {
-        let mut plan = Self::default();
-        if door.is_inbound() {
-            // The client (or its sidecar) judges, and it has other instances to go to.
-            plan.retry = Retry { attempts: 0, on_reset: false, ..Retry::default() };
-        }
-        plan
-    }
-
-    /// What a rule says of everything that it takes.
-    fn take(&mut self, found: &Found<'t>) {
-        self.matched = found.matched;
-        self.timeouts = found.rule.timeouts.clone();
-        self.retry = found.rule.retry.clone();
-        self.filters(&found.rule.filters);
-    }
-
-    /// The least of several limits counts.
-    fn narrow(&mut self, bytes: u64) {
-        self.body_bytes_max = Some(self.body_bytes_max.map_or(bytes, |before| before.min(bytes)));
-    }
-
-    fn edit_response(&self, response: &mut Response<ReplyBody>) {
-        for edit in &self.response_edits {
-            headers::edit(response.headers_mut(), edit);
-        }
-    }
-
-    fn filters(&mut self, filters: &'t [Filter]) {
-        for filter in filters {
-            match filter {
-                Filter::RequestHeaders(edit) => self.request_edits.push(edit),
-                Filter::ResponseHeaders(edit) => self.response_edits.push(edit),
-                Filter::Rewrite(rewrite) => self.rewrite = Some(rewrite),
-                Filter::Fault(fault) => self.fault = Some(fault),
-                Filter::Mirror(mirror) => self.mirrors.push(mirror),
-                Filter::Cors(cors) => self.cors = Some(cors),
-                Filter::RateLimit(limit) => self.limits.push(limit),
-                Filter::BodyLimit(bytes) => self.narrow(*bytes),
-                Filter::Access(access) => self.access.push(access),
-            }
-        }
-    }
 }
