@@ -472,3 +472,32 @@ def test_an_etcd_with_tls_and_users(tmp_path):
         process.kill()
         process.wait()
         log.close()
+
+
+def test_a_data_directory_moves_into_an_etcd(tmp_path, etcd):
+    """`weft store migrate --to`: everything durable, leases with their numbers, the authority."""
+    with Server(tmp_path / "own") as own:
+        for i in range(250):
+            assert put(own, f"k/{i}", f"value {i}").status_code == 200
+        node = {"Node": "n", "Address": "127.0.0.1"}
+        requests.put(f"{own.consul}/v1/catalog/register", json=node, timeout=5)
+        made = requests.put(f"{own.consul}/v1/session/create",
+                            json={"Node": "n", "TTL": "60s", "Checks": []}, timeout=5)
+        session = made.json()["ID"]
+        assert put(own, "lock", "held", params={"acquire": session}).text.strip() == "true"
+    root = (tmp_path / "own/ca/root.pem").read_bytes()
+    command = [str(WEFT), "store", "migrate", "--data", str(tmp_path / "own"), "--to", etcd.url(),
+               "--seal-key-file", str(seal_file(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "copied" in done.stdout, done.stdout + done.stderr
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 2 and "holds a mesh already" in again.stderr, again.stderr
+    with server(tmp_path, etcd, "a") as a:
+        assert raw(a, "k/249").text == "value 249"
+        assert (tmp_path / "a/ca/root.pem").read_bytes() == root
+        lock = requests.get(f"{a.consul}/v1/kv/lock", timeout=5).json()[0]
+        assert lock["Session"] == session
+        renewed = requests.put(f"{a.consul}/v1/session/renew/{session}", timeout=5)
+        assert renewed.status_code == 200, renewed.text
+        requests.put(f"{a.consul}/v1/session/destroy/{session}", timeout=5)
+        assert "Session" not in requests.get(f"{a.consul}/v1/kv/lock", timeout=5).json()[0]
