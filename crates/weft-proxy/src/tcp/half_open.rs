@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub const LOOK_EVERY: Duration = Duration::from_secs(4);
 const STUCK_LOOKS: u8 = 3;
 /// A connection is stuck when what was sent to it was sent again and nothing was heard for so long.
 const SILENT_MS: u32 = 2_000;
+/// The same for connections to an address that just did not answer a call.
+const CALLED_SILENT_MS: u32 = 400;
 
 thread_local! {
     static OPEN: RefCell<HashMap<RawFd, Watched>> = RefCell::default();
@@ -28,14 +31,39 @@ struct Watched {
     /// Tells a socket from a later one with its number.
     cookie: u64,
     stuck: u8,
+    /// Whom we called; nobody when we were called.
+    to: Option<SocketAddr>,
 }
 
-/// Looks at this socket from now on, until it is closed.
-pub fn watch(socket: &impl AsFd) {
+/// Looks at this socket from now on, until it is closed. `to` is whom we called with it.
+pub fn watch(socket: &impl AsFd, to: Option<SocketAddr>) {
     let fd = socket.as_fd().as_raw_fd();
     if let Ok(cookie) = sys::cookie(fd) {
-        OPEN.with_borrow_mut(|open| open.insert(fd, Watched { cookie, stuck: 0 }));
+        OPEN.with_borrow_mut(|open| open.insert(fd, Watched { cookie, stuck: 0, to }));
     }
+}
+
+/// Somebody took too long to answer a call: what is under way to the same address, was sent again
+/// and heard nothing, ends now. Those who wait for it can ask elsewhere. Returns how many ended.
+pub fn look_at(address: SocketAddr) -> usize {
+    let mut given_up = 0;
+    OPEN.with_borrow_mut(|open| {
+        open.retain(|fd, watched| {
+            if watched.to != Some(address) {
+                return true;
+            }
+            let Ok(progress) = sys::progress(*fd) else { return false };
+            let stuck = progress.silent_ms >= CALLED_SILENT_MS;
+            if progress.unacked == 0 || progress.resent == 0 || !stuck {
+                return true;
+            }
+            if sys::cookie(*fd).is_ok_and(|cookie| cookie == watched.cookie) {
+                given_up += usize::from(sys::give_up(*fd).is_ok());
+            }
+            false
+        });
+    });
+    given_up
 }
 
 /// Looks at all sockets of this thread; returns how many were given up.
@@ -74,12 +102,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut far, _) = listener.accept().unwrap();
-        watch(&near);
+        let to = listener.local_addr().ok();
+        watch(&near, to);
         near.set_nonblocking(true).unwrap();
         // Until the other side's window is closed.
         while near.write(&[7; 65_536]).is_ok() {}
         for _ in 0..STUCK_LOOKS + 2 {
-            assert_eq!(look(), 0);
+            assert_eq!((look(), look_at(to.unwrap())), (0, 0));
         }
         far.set_nonblocking(true).unwrap();
         assert!(far.read(&mut [0; 1024]).unwrap() > 0);

@@ -171,6 +171,7 @@ impl Dialer {
             let stream = TcpStream::from_std(self.config.host.connect(address, limit).await?)?;
             stream.set_nodelay(true)?;
             socket2::SockRef::from(&stream).set_tcp_keepalive(&crate::listen::keepalive())?;
+            half_open::watch(&stream, Some(address));
             return Ok(stream);
         }
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -189,7 +190,7 @@ impl Dialer {
             socket.bind(SocketAddr::new(source, 0))?;
         }
         let stream = socket.connect(address).await?;
-        half_open::watch(&stream);
+        half_open::watch(&stream, Some(address));
         Ok(stream)
     }
 
