@@ -10,6 +10,7 @@
 mod balancer;
 mod destination_rule;
 mod duration;
+mod edge;
 mod endpoints;
 mod gateway;
 mod http_policy;

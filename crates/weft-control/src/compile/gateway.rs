@@ -14,7 +14,7 @@ use weft_model::{GatewayListener, ListenerKind, Protocol, Resource, Root, Sectio
 use weft_xds::NodeId;
 
 use super::http_rule::granted;
-use super::{Env, Output, Reader, origin, proxy_header};
+use super::{Env, Output, Reader, edge, origin, proxy_header};
 use crate::mesh::{gateway_root, udp_gateway_root};
 use crate::status::{CONTROLLER, Condition, ListenerStatus, StatusBody, StatusUpdate};
 
@@ -89,7 +89,8 @@ pub(super) fn compile(
     out.node = NodeId::gateway(ns, name).ok().map(|n| (n, object.meta.labels.clone()));
     let addresses = addresses(object, gateway);
     let taken = taken(reader, env, object, addresses.as_deref().unwrap_or_default());
-    let header = proxy_header::read(object, gateway);
+    let mut header = proxy_header::read(object, gateway);
+    let edge = edge::read(object, &mut header.issues);
     let mut listeners = Vec::new();
     let mut sections: BTreeMap<(u16, bool), Vec<Section>> = BTreeMap::new();
     for listener in &gateway.spec.listeners {
@@ -107,7 +108,8 @@ pub(super) fn compile(
             let socket = |at: &SocketAddr| if udp { format!("{at}/udp") } else { at.to_string() };
             sockets.extend(bind.iter().map(socket));
             let proxy_header = header.of(&sections);
-            let kind = GatewayListener { proxy_header, ..GatewayListener::new(bind, sections) };
+            let kind =
+                GatewayListener { proxy_header, edge, ..GatewayListener::new(bind, sections) };
             let root = if udp { udp_gateway_root } else { gateway_root }(ns, name, port);
             let listener = weft_model::Listener {
                 name: root.name().clone(),
