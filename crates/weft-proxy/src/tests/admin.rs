@@ -54,8 +54,8 @@ async fn reg_45_65_every_path_says_its_type_and_changes_by_post_only() {
     }
     assert_eq!(seen, 16, "{help}");
     assert_eq!(read(&bed, "/").await.body, help);
-    let none = read(&bed, "/<script>").await;
-    assert_eq!((none.status, none.body.contains("<script>")), (404, false));
+    let none = read(&bed, "/%3Cscript%3E").await;
+    assert_eq!((none.status, none.body.contains("script")), (404, false));
     // Reads and changes of the admin door are not there at the other doors.
     let metrics = bed.proxy.addresses().metrics;
     for path in ["/config_dump", "/quitquitquit", "/stats", "/clusters"] {

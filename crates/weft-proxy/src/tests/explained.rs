@@ -215,7 +215,8 @@ fn most_specific(routes: &[&Route], request: &Request<Full<Bytes>>) -> Option<St
                 let path = match &m.path {
                     Some(PathMatch::Exact(p)) => (1, p.len()),
                     Some(PathMatch::ElementPrefix(p)) => (0, p.len()),
-                    None => (0, 0),
+                    // "the default is a prefix path match on '/'"
+                    None => (0, 1),
                     other => panic!("{other:?}"),
                 };
                 let strength = (host_fit, path, m.method.is_some(), m.headers.len(), m.query.len());
