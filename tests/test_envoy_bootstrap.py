@@ -125,6 +125,9 @@ def test_routes_redirects_answers_rewrites_and_rbac(tmp_path):
             names = [curl(f"{base}/ab/split")[2].split()[0] for _ in range(40)]
             assert 18 <= names.count("two") <= 39, names
             assert curl(f"{base}/", "-X", "POST")[0] == 403
+            words = [WEFT, "explain", "-f", path, "-X", "POST", f"{base}/"]
+            run = subprocess.run(words, capture_output=True, text=True)
+            assert "403" in run.stdout and "no policy allows it" in run.stdout, run.stdout
             info = json.loads(curl(f"http://127.0.0.1:{admin}/server_info")[2])
             assert info["state"] == "LIVE"
             assert proxy.stop() == 0

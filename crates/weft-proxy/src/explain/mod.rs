@@ -5,14 +5,15 @@
 
 mod steps;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use http::Request;
 use serde::Serialize;
 use weft_model::decide::{
-    Authority, CorsVerdict, Found, Member, Shares, cors_verdict, explain_rules, http_of_grpc,
-    pick_section, redirect_location, shown_match, total_weight,
+    AccessVerdict, Authority, Client, CorsVerdict, Found, Member, Shares, access_verdict,
+    cors_verdict, explain_rules, http_of_grpc, pick_section, redirect_location, shown_match,
+    total_weight,
 };
 use weft_model::{AbortAnswer, Action, Filter, Origin, Route, Share, Target, WeightedBackend};
 
@@ -198,6 +199,10 @@ fn rule(
         matched: found.matched.map_or_else(|| "everything".into(), shown_match),
     });
     out.steps = steps::of_rule(found, view);
+    if let Some(why) = not_allowed(found, view) {
+        out.answer = refused(403, "UAEX", why);
+        return;
+    }
     let preflight = found.rule.filters.iter().any(|filter| match filter {
         Filter::Cors(cors) => matches!(cors_verdict(cors, view), CorsVerdict::Preflight(_)),
         _ => false,
@@ -239,6 +244,23 @@ fn aborted(filters: &[Filter]) -> Option<(u16, String)> {
         AbortAnswer::Http(status) => (status, String::new()),
         AbortAnswer::Grpc(code) => (http_of_grpc(code), format!(" with grpc-status {code}")),
     })
+}
+
+/// Why an access list refuses the request, of a client that nobody knows more of.
+fn not_allowed(found: &Found<'_>, view: &weft_model::decide::Request<'_>) -> Option<String> {
+    let client = Client { ip: Ipv4Addr::LOCALHOST.into(), identity: None };
+    let verdict = found.rule.filters.iter().find_map(|filter| match filter {
+        Filter::Access(access) => match access_verdict(access, view, &client) {
+            AccessVerdict::Refuse(by) => Some(by),
+            AccessVerdict::Pass(_) => None,
+        },
+        _ => None,
+    });
+    let by = match verdict? {
+        Some(policy) => format!("the policy {:?} denies it", &*policy.name),
+        None => "no policy allows it".to_owned(),
+    };
+    Some(format!("{by}, to a client of this machine without a certificate"))
 }
 
 fn forward(

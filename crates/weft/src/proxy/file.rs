@@ -11,7 +11,7 @@ mod route;
 mod tls;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ struct Context<'a> {
     /// Files it names are looked for beside it.
     folder: &'a Path,
     files: RefCell<BTreeSet<PathBuf>>,
-    resources: RefCell<Vec<(ResourceName, Resource)>>,
+    resources: RefCell<BTreeMap<ResourceName, Resource>>,
     /// Issues of parts that are read as the model itself reads them.
     issues: RefCell<Vec<Issue>>,
     /// Names and ports of backends, with the names of their parts.
@@ -89,7 +89,7 @@ pub fn load(path: &Path, text: &str) -> Result<Loaded> {
         return Err(refused(path, &with_lines(&Lines::of(text), issues)));
     }
     Ok(Loaded {
-        resources: context.resources.into_inner().into_iter().collect(),
+        resources: context.resources.into_inner(),
         admin,
         log,
         files: context.files.into_inner(),
@@ -232,12 +232,10 @@ fn origin(kind: &str, name: &str, field: &str) -> Origin {
 
 impl Context<'_> {
     fn put(&self, name: ResourceName, resource: Resource) {
-        let known = self.resources.borrow().iter().any(|(n, _)| *n == name);
-        if known {
-            let path = FieldPath::new(name.root.to_string());
+        let path = FieldPath::new(name.root.to_string());
+        if self.resources.borrow_mut().insert(name, resource).is_some() {
             self.issues.borrow_mut().push(Issue::error(path, "two of them have this name"));
         }
-        self.resources.borrow_mut().push((name, resource));
     }
 
     /// A field in the model's own form; fields that the model has not are issues too.

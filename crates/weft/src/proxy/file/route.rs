@@ -79,8 +79,7 @@ fn listeners(message: &Message<'_>, context: &Context<'_>) -> Vec<String> {
 fn sections(context: &Context<'_>, root: &Root) -> Vec<Arc<str>> {
     use weft_model::{Listener, ListenerKind};
     let resources = context.resources.borrow();
-    let found = resources.iter().find(|(name, _)| *name == root.own());
-    match found.map(|(_, resource)| resource) {
+    match resources.get(&root.own()) {
         Some(Resource::Listener(Listener { kind: ListenerKind::Gateway(gateway), .. })) => {
             gateway.sections.iter().map(|s| s.name.clone()).collect()
         }
