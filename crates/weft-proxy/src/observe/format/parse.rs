@@ -20,7 +20,7 @@ const DEPTH_MAX: usize = 16;
 #[rustfmt::skip]
 pub const OPERATORS: &[(&str, &str)] = &[
     ("START_TIME(F)", "when it began; F as in strftime, RFC 3339 with milliseconds without"),
-    ("REQ(X?Y):Z", "request header X, else Y, at most Z bytes; also :METHOD :PATH :AUTHORITY :SCHEME"),
+    ("REQ(X?Y):Z", "request header X, else Y, at most Z bytes; :METHOD :PATH :AUTHORITY :SCHEME"),
     ("RESP(X?Y):Z", "the same of the answer's headers"),
     ("TRAILER(X?Y):Z", "the same of the answer's trailers"),
     ("PROTOCOL", "HTTP/1.0, HTTP/1.1 or HTTP/2"),
@@ -69,7 +69,7 @@ pub const OPERATORS: &[(&str, &str)] = &[
 pub enum Wrong {
     #[error("the % at byte {0} begins no operator that ends; write a percent sign as %%")]
     Open(usize),
-    #[error("%{0}% is no operator of the access log; those there are: weft help access-log")]
+    #[error("%{0}% is no operator of the access log; those there are stand in docs/access-log.md")]
     Unknown(String),
     #[error("%{0}%: {1}")]
     Argument(String, String),
