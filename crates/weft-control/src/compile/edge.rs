@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a Gateway believes of its clients, as annotations say it. Called by `gateway`; reads nothing
-//! else.
+//! What a Gateway believes of its clients, as annotations say it. Called by `gateway`; reads
+//! nothing else.
 
 use weft_base::issue::{FieldPath, Issues};
 use weft_kinds::world::Object;
