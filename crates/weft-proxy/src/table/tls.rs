@@ -4,6 +4,8 @@
 use std::sync::Arc;
 
 use rustls::ServerConfig;
+use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::pem::PemObject;
 use weft_base::clock::Clock;
 use weft_identity::outside::{self, Served};
 use weft_model::{GatewayListener, Protocol, Section, ServerTls};
@@ -24,8 +26,10 @@ fn config(section: &Section, tls: &ServerTls, clock: &Clock) -> Result<ServedNam
     let wrong = |what: &str, why: String| {
         format!("the {what} of listener {:?} cannot be used: {why}", &*section.name)
     };
-    let key = outside::certified(&tls.chain_pem, &tls.key_pem)
-        .map_err(|e| wrong("certificate", e.to_string()))?;
+    let key = outside::certified(&tls.chain_pem, &tls.key_pem).map_err(|e| {
+        let readable = PrivateKeyDer::from_pem_slice(tls.key_pem.as_bytes()).is_ok();
+        wrong(if readable { "certificate" } else { "key" }, e.to_string())
+    })?;
     let clients = tls.clients.as_ref().map(|clients| {
         let roots = outside::roots(&clients.ca_pem)
             .map_err(|e| wrong("clients' authority", e.to_string()))?;
