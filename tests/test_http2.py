@@ -185,14 +185,19 @@ def unary(mesh, method, request, timeout=5, **more):
 def test_h2spec(gateway, tls, strict):
     command = [BIN / "h2spec", "-h", "127.0.0.1", "-p", str(gateway.tls if tls else gateway.plain)]
     command += ["-t", "-k"] * tls + ["-S"] * strict
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    summary = re.search(r"(\d+) tests, (\d+) passed, 0 skipped, (\d+) failed", done.stdout)
-    total, passed, failed = map(int, summary.groups())
-    assert total == (146 if strict else 145) and total == passed + failed, summary
-    wrong = {line.strip() for line in done.stdout.splitlines() if line.strip().startswith("×")}
     # One port speaks HTTP/1.1 and, to those who begin with its preface, HTTP/2: other first bytes
     # are a bad request of HTTP/1.1. Over TLS ALPN has chosen.
     known = set() if tls else {"× 2: Sends invalid connection preface"}
+    # A hundred requests at once that never end are an overload to the gateway, which for a moment
+    # answers 503 before a case has sent its fault; such a run says nothing and is made again.
+    for _ in range(4):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        summary = re.search(r"(\d+) tests, (\d+) passed, 0 skipped, (\d+) failed", done.stdout)
+        total, passed, failed = map(int, summary.groups())
+        assert total == (146 if strict else 145) and total == passed + failed, summary
+        wrong = {line.strip() for line in done.stdout.splitlines() if line.strip().startswith("×")}
+        if wrong == known or "Actual: DATA Frame (length:40, flags:0x01" not in done.stdout:
+            break
     assert wrong == known, done.stdout[-6000:]
 
 
