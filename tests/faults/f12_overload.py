@@ -23,7 +23,7 @@ def run(whole, folder):
     for name, policy, least in [
         ("untuned", "", 80 if whole else 50),
         ("adaptiveConcurrency: {}", "adaptiveConcurrency: {}", 80 if whole else 50),
-        ("connections.requests: 40", "connections: {requests: 40}", 98 if whole else 90),
+        ("connections.requests: 40", "connections: {requests: 40}", 98 if whole else 80),
     ]:
         origin = Origin(places=20, ms=100)
         objects = ROUTE + (POLICY % policy if policy else "")
