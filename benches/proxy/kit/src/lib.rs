@@ -77,10 +77,8 @@ impl Poll {
 
     /// Numbers of the sockets that something happened to.
     pub fn wait(&mut self, limit: Option<Duration>) -> io::Result<Vec<u64>> {
-        let limit = limit.map(|d| Timespec {
-            tv_sec: d.as_secs() as i64,
-            tv_nsec: i64::from(d.subsec_nanos()),
-        });
+        let limit = limit
+            .map(|d| Timespec { tv_sec: d.as_secs() as i64, tv_nsec: i64::from(d.subsec_nanos()) });
         self.events.clear();
         let spare = rustix::buffer::spare_capacity(&mut self.events);
         match epoll::wait(&self.epoll, spare, limit.as_ref()) {

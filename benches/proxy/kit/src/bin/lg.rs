@@ -62,7 +62,11 @@ fn main() -> io::Result<()> {
     }
     let began = Instant::now();
     let end = began + Duration::from_secs_f64(seconds);
-    if rate > 0 { load.at_rate(began, end, rate)? } else { load.closed(end)? }
+    if rate > 0 {
+        load.at_rate(began, end, rate)?
+    } else {
+        load.closed(end)?
+    }
     let took = began.elapsed().as_secs_f64();
     load.print(took, rate > 0);
     Ok(())
