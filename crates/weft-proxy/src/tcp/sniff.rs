@@ -98,11 +98,12 @@ pub fn judge(seen: &[u8]) -> Option<Spoken> {
     }
     let method = seen.iter().take_while(|b| b.is_ascii_uppercase() || **b == b'-').count();
     match seen.get(method) {
+        // Known before the word ends, so also when its end is here (found by fuzzing).
+        _ if method > METHOD_MAX => Some(Spoken::Opaque),
         Some(b' ') if method > 0 => Some(Spoken::Http1),
         // Methods in lower case are HTTP too; the codec and the phases refuse them with reason.
         Some(b) if b.is_ascii_lowercase() => judge_line(seen),
         Some(_) => Some(Spoken::Opaque),
-        None if method > METHOD_MAX || seen.len() > SNIFF_BYTES_MAX => Some(Spoken::Opaque),
         None => None,
     }
 }
@@ -148,6 +149,7 @@ mod tests {
         }
         assert_eq!(judge(b"redis:"), Some(Spoken::Opaque));
         assert_eq!(judge(&[b'A'; 30]), Some(Spoken::Opaque));
+        assert_eq!(judge(&[&[b'A'; 30][..], b" / HTTP/1.1\r\n"].concat()), Some(Spoken::Opaque));
     }
 
     #[tokio::test]
