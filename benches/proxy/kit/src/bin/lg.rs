@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A load generator over HTTP/1.1, on one thread. Closed loop: `--conns` connections, each asks again
-//! when it is answered (`--close`: on a new connection). Open loop: `--rate` requests a second, each
-//! timed from when it was due. With `--json` one line of figures, in microseconds.
+//! A load generator over HTTP/1.1, on one thread. Closed loop: `--conns` connections, each asks
+//! again when it is answered (`--close`: on a new connection). Open loop: `--rate` requests a
+//! second, each timed from when it was due. With `--json` one line of figures, in microseconds.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
