@@ -84,8 +84,10 @@ async fn opaque_connections_have_their_line_and_their_sentence() {
     };
     let visit = async || {
         let mut all = Vec::new();
-        let mut stream = tokio::net::TcpStream::connect(door).await.unwrap();
-        let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut all).await;
+        // A connection without an instance is reset, maybe before its client looks.
+        if let Ok(mut stream) = tokio::net::TcpStream::connect(door).await {
+            let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut all).await;
+        }
         all
     };
     assert_eq!(visit().await, b"hello");
