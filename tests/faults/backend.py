@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An HTTP/1.1 server for the drills: backend.py ADDRESS PORT [places=N] [ms=N] [status=N] [log=FILE]
+"""An HTTP/1.1 server for the drills: backend.py ADDRESS PORT [places=N] [ms=N] [status=N] [log=F]
 
 `places` requests are served at a time, `ms` long each, the others wait in a line without end, as
-in a server with a pool of threads. Every request's `x-id` is written to `log` when it arrives.
+in a server with a pool of threads. Every request's `x-id` is written to the file `log`.
 `/drill/hits` tells how many requests came.
 """
 

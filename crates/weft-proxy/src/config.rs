@@ -230,8 +230,6 @@ impl std::fmt::Display for NodeId {
 impl ProxyConfig {
     /// The standard configuration of a node.
     pub fn new(node: NodeId) -> Self {
-        let gateway = node.kind == NodeKind::Gateway;
-        let adaptive = gateway.then(Adaptive::of_gateways);
         Self {
             workload: node.name.clone(),
             node,
@@ -254,7 +252,7 @@ impl ProxyConfig {
             one_door: false,
             unknown: UnknownDestinations::AllowAny,
             access_log: AccessLog { what: LogWhat::Failures, format: LogFormat::Text, path: None },
-            limits: ProxyLimits { adaptive, ..ProxyLimits::default() },
+            limits: ProxyLimits::default(),
             drain_grace: Duration::from_secs(15),
         }
     }
