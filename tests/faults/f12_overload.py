@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """F12: five times what a server can do (20 at a time, 100 ms each, a line without end), clients
-that wait for one second. Nothing configured
-(its figure is shown, and has no bar: nothing is refused then); with `adaptiveConcurrency: {}`; and with a limit. In
-the short form the bars are lower: the first second, in which overload is noticed, weighs more, and
-other tests may share the machine."""
+that wait for one second. With nothing configured nothing is refused: that figure is shown and has
+no bar. Then with `adaptiveConcurrency: {}`, and with a limit. In the short form the bars are lower:
+the first second, in which overload is noticed, weighs more, and other tests may share the machine.
+"""
 
 from drill import ROUTE, Load, Origin, gateway
 
