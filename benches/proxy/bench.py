@@ -365,7 +365,7 @@ def main():
             for s in ('h1', 'rate', 'h2', 'grpc', 'tls', 'hs', 'mtls', 'mesh', 'meshgrpc', 'tcph', 'bulk', 'mem', 'memtls', 'start', 'sys'): run(s, a)
         else:
             rows = run(a.scen, a)
-            if any(r['name'].startswith('weft') for r in rows): bars({a.scen: rows}, a)
+            if a.scen in {e[0] for e in EQUAL} and any(r['name'].startswith('weft') for r in rows): bars({a.scen: rows}, a)
     finally:
         for p_ in UPS.values(): stop(p_)
 if __name__ == '__main__': main()
