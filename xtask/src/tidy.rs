@@ -386,7 +386,9 @@ mod tests {
         let mut members = 0;
         for file in tracked(root).unwrap().iter().filter(|f| f.ends_with("/Cargo.toml")) {
             let text = fs::read_to_string(root.join(file)).unwrap();
-            assert!(text.contains("license.workspace = true"), "{file}");
+            // Workspaces of their own (fuzz, the rig of the benchmarks) say it themselves.
+            let own = text.contains("\n[workspace]\n") && text.contains("\nlicense = \"Apache-2.0\"\n");
+            assert!(own || text.contains("license.workspace = true"), "{file}");
             members += 1;
         }
         assert!(members >= 13, "{members} members");
