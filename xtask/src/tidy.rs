@@ -387,7 +387,8 @@ mod tests {
         for file in tracked(root).unwrap().iter().filter(|f| f.ends_with("/Cargo.toml")) {
             let text = fs::read_to_string(root.join(file)).unwrap();
             // Workspaces of their own (fuzz, the rig of the benchmarks) say it themselves.
-            let own = text.contains("\n[workspace]\n") && text.contains("\nlicense = \"Apache-2.0\"\n");
+            let own =
+                text.contains("\n[workspace]\n") && text.contains("\nlicense = \"Apache-2.0\"\n");
             assert!(own || text.contains("license.workspace = true"), "{file}");
             members += 1;
         }
