@@ -132,6 +132,38 @@ fn istio_rules_hold() {
 }
 
 #[test]
+fn a_hash_without_its_type_or_with_two_keys_is_refused() {
+    let policy = |balancer: &str| {
+        judge(&format!(
+            "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p}}\n\
+             spec: {{targetRefs: [{{name: a}}], loadBalancer: {balancer}}}\n"
+        ))
+        .1
+    };
+    for sound in [
+        "{type: PeakEwma}",
+        "{locality: PreferClose}",
+        "{type: ConsistentHash, consistentHash: {header: x-user}}",
+        "{type: ConsistentHash, consistentHash: {cookie: sid, cookieTTL: 1h, sourceIP: false}}",
+        "{type: ConsistentHash, consistentHash: {sourceIP: true, table: Maglev}}",
+    ] {
+        assert_eq!(policy(sound), Vec::<String>::new(), "{sound}");
+    }
+    for (wrong, why) in [
+        ("{type: ConsistentHash}", "belongs to type ConsistentHash"),
+        ("{consistentHash: {header: a}}", "belongs to type ConsistentHash"),
+        ("{type: Random, consistentHash: {header: a}}", "belongs to type ConsistentHash"),
+        ("{type: ConsistentHash, consistentHash: {}}", "exactly one of"),
+        ("{type: ConsistentHash, consistentHash: {sourceIP: false}}", "exactly one of"),
+        ("{type: ConsistentHash, consistentHash: {header: a, cookie: b}}", "exactly one of"),
+        ("{type: ConsistentHash, consistentHash: {header: a, cookieTTL: 1s}}", "to a cookie"),
+    ] {
+        let found = policy(wrong);
+        assert!(found.iter().any(|f| f.contains(why)), "{wrong}: {found:?}");
+    }
+}
+
+#[test]
 fn nulls_mean_absent_and_quantities_become_text() {
     let (value, found) = judge(
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d, creationTimestamp: null}\n\
