@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Sends a body on a stream, as fast as its peer opens the window: one piece is held at a time.
-//! Called by both drivers.
+//! Sends a body on a stream, as fast as its peer opens the window: one piece is held at a time, and
+//! only what the window takes of it is handed over. Whoever is sent everything has made room for
+//! everything, so that a body's end is never left behind with nobody who waits for it. Called by
+//! both drivers.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,11 +11,13 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::{Body, Frame};
 
+use super::SEND_BUFFER;
+
 #[derive(Debug)]
 pub(super) struct Pump<B> {
     to: SendStream<Bytes>,
     body: B,
-    /// A piece that waits for the window, and whether it is the last.
+    /// What of a piece waits for the window, and whether it is the last.
     held: Option<(Bytes, bool)>,
     /// What the stream is reset with when the body breaks.
     broken: Reason,
@@ -62,13 +66,8 @@ where
             if let Poll::Ready(reason) = self.to.poll_reset(cx).map_err(Stopped::Peer)? {
                 return Poll::Ready(Err(Stopped::Peer(reason.into())));
             }
-            if self.held.is_some() {
-                ready!(self.poll_window(cx))?;
-                let Some((data, last)) = self.held.take() else { continue };
-                self.send(data, last)?;
-                if last {
-                    return Poll::Ready(Ok(()));
-                }
+            if ready!(self.poll_held(cx))? {
+                return Poll::Ready(Ok(()));
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 None => {
@@ -99,9 +98,6 @@ where
                     }
                     return Ok(last);
                 }
-                // A byte is asked for only now, and no more: what waits idly would keep the
-                // connection's window from others. h2 raises it when the piece is handed over.
-                self.to.reserve_capacity(1);
                 self.held = Some((data, last));
                 return Ok(false);
             }
@@ -113,19 +109,49 @@ where
         Ok(true)
     }
 
+    /// Ready when nothing is held any more; whether that was the end.
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Stopped>> {
+        while let Some((mut data, last)) = self.held.take() {
+            // No more is asked for than can be handed over: it would keep the connection's window
+            // from others.
+            self.to.reserve_capacity(data.len().min(SEND_BUFFER));
+            let room = match self.poll_window(cx) {
+                Poll::Ready(room) => room?,
+                Poll::Pending => {
+                    self.held = Some((data, last));
+                    return Poll::Pending;
+                }
+            };
+            let piece = data.split_to(room.min(data.len()));
+            let whole = data.is_empty();
+            if !whole {
+                self.held = Some((data, last));
+            }
+            self.send(piece, last && whole)?;
+            if last && whole {
+                return Poll::Ready(Ok(true));
+            }
+        }
+        Poll::Ready(Ok(false))
+    }
+
     fn send(&mut self, data: Bytes, last: bool) -> Result<(), Stopped> {
         self.sent += data.len() as u64;
         self.to.send_data(data, last).map_err(Stopped::Peer)
     }
 
-    fn poll_window(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
-        while self.to.capacity() == 0 {
+    /// How many bytes may be handed over; never none.
+    fn poll_window(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Stopped>> {
+        loop {
+            let room = self.to.capacity();
+            if room > 0 {
+                return Poll::Ready(Ok(room));
+            }
             match ready!(self.to.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Poll::Ready(Err(Stopped::Peer(error))),
                 None => return Poll::Ready(Err(Stopped::Peer(Reason::STREAM_CLOSED.into()))),
             }
         }
-        Poll::Ready(Ok(()))
     }
 }

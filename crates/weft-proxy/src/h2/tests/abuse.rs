@@ -311,6 +311,45 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
 }
 
 #[tokio::test]
+async fn a_client_that_takes_one_byte_of_its_answer_is_let_go() {
+    let body = Duration::from_millis(300);
+    let front = Front::slow(Duration::ZERO, |c| c.limits.stream_idle_timeout = body).await;
+    let mut wire = front.open().await;
+    wire.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 1])).await;
+    wire.send(&get(1)).await;
+    let first = wire.wait(DATA, 1).await.unwrap();
+    assert_eq!((&first.payload[..], first.flags & END_STREAM), (&b"a"[..], 0));
+    // It is there, and takes no more.
+    wire.send(&frame(PING, 0, 0, &[7; 8])).await;
+    assert!(wire.wait(PING, 0).await.is_some());
+    let ended = wire.wait(RST_STREAM, 1).await.unwrap();
+    assert_eq!(ended.payload, 8u32.to_be_bytes());
+    // What it was to have is not owed any more: the connection is as it was.
+    wire.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff])).await;
+    assert!(wire.is_fine(3).await);
+}
+
+#[tokio::test]
+async fn an_answer_comes_whole_through_windows_of_any_size() {
+    let front = Front::fast().await;
+    let mut wire = front.open().await;
+    wire.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 1])).await;
+    for (id, step) in [(1, 1), (3, 2), (5, 5), (7, 100)] {
+        wire.send(&get(id)).await;
+        let mut said = Vec::new();
+        loop {
+            let came = wire.wait(DATA, id).await.unwrap();
+            said.extend(came.payload);
+            if came.flags & END_STREAM != 0 {
+                break;
+            }
+            wire.send(&frame(WINDOW_UPDATE, 0, id, &u32::to_be_bytes(step))).await;
+        }
+        assert_eq!(said, b"answer", "steps of {step}");
+    }
+}
+
+#[tokio::test]
 async fn work_is_never_taken_for_abuse() {
     let front = Front::fast().await;
     let mut wire = front.open().await;
