@@ -3,6 +3,8 @@
 //! its sender is paid for out of a purse; real work fills it again, and so does time. Who runs out
 //! is told to calm down. Pure: called by [`super::guard`] with every frame's head.
 
+use std::collections::VecDeque;
+
 use thiserror::Error;
 
 use super::frames::{
@@ -61,6 +63,8 @@ pub struct Budget {
     empty: Purse,
     /// A header block has begun and not ended.
     block: bool,
+    /// Streams that we reset of our own will, newest last.
+    dropped: VecDeque<u32>,
 }
 
 /// (most, per second) for a client; a mesh peer has [`TRUST`] times as many.
@@ -71,6 +75,10 @@ const WINDOWS: (u32, u32) = (400, 100);
 const CHATTER: (u32, u32) = (100, 10);
 const EMPTY: (u32, u32) = (50, 10);
 const TRUST: u32 = 8;
+/// Streams whose late frames are no fault of the client, which did not know yet that we want none.
+/// The h2 crate ends a connection that goes on with such.
+const DROPPED_MAX: usize = 512;
+const STREAM_CLOSED: u32 = 5;
 /// DATA that is worth a window's update.
 const DATA_BYTES: u32 = 256;
 /// What a request may come with: a PRIORITY_UPDATE, a window of its own.
@@ -103,6 +111,7 @@ impl Budget {
             chatter: purse(CHATTER),
             empty: purse(EMPTY),
             block: false,
+            dropped: VecDeque::new(),
         }
     }
 
@@ -158,11 +167,26 @@ impl Budget {
                 }
                 Ok(())
             }
-            RST_STREAM if self.peer != Peer::Server && is_fault(code) => {
+            RST_STREAM if self.peer != Peer::Server => {
+                if !is_fault(code) {
+                    self.dropped(head.stream);
+                    return Ok(());
+                }
+                if code == Some(STREAM_CLOSED) && self.dropped.contains(&head.stream) {
+                    return Ok(());
+                }
                 self.faults.spend(now, Abuse::Faults)
             }
             _ => Ok(()),
         }
+    }
+
+    /// We want no more of a stream.
+    fn dropped(&mut self, stream: u32) {
+        if self.dropped.len() == DROPPED_MAX {
+            self.dropped.pop_front();
+        }
+        self.dropped.push_back(stream);
     }
 
     pub fn peer(&self) -> Peer {
@@ -287,7 +311,7 @@ mod tests {
         let mut budget = Budget::new(Peer::Client, 0);
         for code in [0, 2, 8] {
             for _ in 0..1000 {
-                budget.sent(reset, Some(code), || 0).unwrap();
+                budget.sent(Head { stream: 3, ..reset }, Some(code), || 0).unwrap();
             }
         }
         for n in 0..64 {
@@ -300,6 +324,29 @@ mod tests {
             server.received(reset, || 0).unwrap();
             server.sent(reset, Some(8), || 0).unwrap();
         }
+    }
+
+    #[test]
+    fn late_frames_of_streams_that_we_dropped_are_no_fault() {
+        let reset = |stream| Head { kind: RST_STREAM, flags: 0, bytes: 4, stream };
+        let mut budget = Budget::new(Peer::Client, 0);
+        for stream in 0..512 {
+            budget.sent(reset(stream), Some(0), || 0).unwrap();
+        }
+        for stream in 0..512 {
+            budget.sent(reset(stream), Some(STREAM_CLOSED), || 0).unwrap();
+            budget.sent(reset(stream), Some(STREAM_CLOSED), || 0).unwrap();
+        }
+        // Frames on a stream that the client ended itself are, and so is any other fault.
+        let faults = [(1000, STREAM_CLOSED), (1, 1), (1, 3)];
+        for (stream, code) in faults.into_iter().cycle().take(64) {
+            budget.sent(reset(stream), Some(code), || 0).unwrap();
+        }
+        assert_eq!(budget.sent(reset(1000), Some(STREAM_CLOSED), || 0), Err(Abuse::Faults));
+        // What was dropped long ago is forgotten.
+        budget.sent(reset(2000), Some(8), || 0).unwrap();
+        assert_eq!(budget.sent(reset(0), Some(STREAM_CLOSED), || 0), Err(Abuse::Faults));
+        assert_eq!(budget.sent(reset(1), Some(STREAM_CLOSED), || 0), Ok(()));
     }
 
     #[test]

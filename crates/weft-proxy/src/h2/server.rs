@@ -34,8 +34,9 @@ const LOOKS: u32 = 5;
 const CLOSING_TIME: Duration = Duration::from_secs(2);
 /// Streams that a client may reset before we have seen them.
 const UNSEEN_RESETS_MAX: usize = 20;
-/// Streams that were reset and whose late frames are passed over.
-const RESET_STREAMS_MAX: usize = 64;
+/// Streams that we reset and whose late frames are passed over for a second: more than once all
+/// that a client may have at a time, for uploads that are refused one after the other.
+const RESET_STREAMS_MAX: usize = 8 * STREAMS_MAX as usize;
 
 /// Who answers.
 pub trait Service: 'static {

@@ -5,6 +5,7 @@
 mod abuse;
 mod exact;
 mod frames;
+mod late;
 mod passing;
 
 use std::time::Duration;

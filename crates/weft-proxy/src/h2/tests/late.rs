@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Frames of honest clients that come too late.
+
+use super::frames::*;
+use crate::tests::bed::{Bed, config, gateway};
+
+#[tokio::test]
+async fn uploads_that_are_refused_early_are_no_abuse() {
+    let bed = Bed::start(config("gateway~shop~web"), None).await;
+    bed.apply(1, vec![gateway(None)]).await;
+    let mut wire = Wire::open(bed.listener()).await;
+    let streams = || (0..100).map(|n| 2 * n + 1);
+    wire.send(&streams().flat_map(post).collect::<Vec<_>>()).await;
+    for _ in streams() {
+        let reset = loop {
+            let came = wire.next().await.unwrap();
+            if came.kind == RST_STREAM {
+                break came;
+            }
+        };
+        assert_eq!(reset.payload, [0; 4], "stream {}", reset.stream);
+    }
+    // Its client could not know yet.
+    for id in streams() {
+        let piece = frame(DATA, 0, id, &[b'x'; 16_384]).repeat(3);
+        let last = frame(DATA, END_STREAM, id, &[b'x'; 16_384]);
+        assert!(wire.send(&[piece, last].concat()).await, "stream {id}");
+    }
+    wire.send(&frame(PING, 0, 0, &[7; 8])).await;
+    assert!(wire.wait(PING, 0).await.is_some(), "the connection is closed");
+}
