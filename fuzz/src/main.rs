@@ -19,6 +19,7 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("client_hello", wire::client_hello),
     ("proxy_header", wire::proxy_header),
     ("h2_frames", wire::h2_frames),
+    ("grpc_web", wire::grpc_web),
     ("dns_message", wire::dns_message),
     ("model_cbor", wire::model_cbor),
     ("xds_delta", wire::xds_delta),

@@ -32,6 +32,12 @@ pub fn h2_frames(data: &[u8]) {
     fuzz::h2_frames(usize::from(*cut), bytes);
 }
 
+/// The first byte says how the others are cut.
+pub fn grpc_web(data: &[u8]) {
+    let Some((cut, bytes)) = data.split_first() else { return };
+    fuzz::grpc_web(usize::from(*cut), bytes);
+}
+
 pub fn dns_message(data: &[u8]) {
     fuzz::dns_message(data);
 }

@@ -8,6 +8,7 @@ use weft_xds::NodeInfo;
 use crate::capture::dns::message;
 use crate::h2::budget::{Budget, Peer};
 use crate::h2::frames::Scanner;
+use crate::http::grpc_web::Decoder;
 use crate::tcp::hello::{self, Hello};
 use crate::tcp::proxy_header::{self, Judged};
 use crate::tcp::sniff;
@@ -65,6 +66,27 @@ pub fn h2_frames(cut: usize, bytes: &[u8]) {
     // Settings, pings and resets, and no request between them.
     let bare = whole.iter().all(|(kind, ..)| matches!(kind, 3 | 4 | 6));
     assert!(!bare || abused || whole.len() < 1000, "{} frames for nothing", whole.len());
+}
+
+/// # Panics
+/// What a browser's base64 says depends on how it was cut, or is more than its bytes can say.
+pub fn grpc_web(cut: usize, bytes: &[u8]) {
+    let unpack = |cut: usize| {
+        let mut decoder = Decoder::default();
+        let mut said = Vec::new();
+        for piece in bytes.chunks(cut) {
+            said.extend_from_slice(&decoder.unpack(piece).ok()?);
+        }
+        Some((said, decoder.is_whole()))
+    };
+    let whole = unpack(bytes.len().max(1));
+    assert_eq!(whole, unpack(cut.max(1)));
+    let most = bytes.len() / 4 * 3;
+    assert!(
+        whole.is_none_or(
+            |(said, whole)| said.len() <= most && whole == bytes.len().is_multiple_of(4)
+        )
+    );
 }
 
 /// # Panics
