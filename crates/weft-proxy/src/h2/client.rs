@@ -61,9 +61,18 @@ pub enum Failure<B> {
     Garbage(&'static str),
 }
 
-/// How long an upstream's connection with streams on it may be silent, and then owe an answer.
-const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_WITHIN: Duration = Duration::from_secs(5);
+/// How long a connection with streams on it may be silent until its peer is asked whether it is
+/// there, and how long that may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Pings {
+    pub every: Duration,
+    pub within: Duration,
+}
+
+/// For proxies of the mesh. Others may take PINGs for abuse: gRPC's servers end a connection after
+/// three within five minutes each.
+pub const MESH_PINGS: Pings =
+    Pings { every: Duration::from_secs(10), within: Duration::from_secs(5) };
 /// Streams that are begun before the peer has said how many it allows.
 const FIRST_STREAMS_MAX: usize = 100;
 
@@ -75,6 +84,8 @@ pub struct Shared {
     /// What the peer allows; known once its settings arrived.
     pub peer_max: Cell<usize>,
     pub closed: Cell<bool>,
+    /// The peer takes no new streams here; what is under way goes on.
+    pub leaving: Cell<bool>,
     /// The peer's settings are known.
     settled: Cell<bool>,
     news: Notify,
@@ -85,18 +96,22 @@ pub struct Driver<I> {
     conn: Connection<Guard<I>, Bytes>,
     watch: Rc<Watch>,
     shared: Rc<Shared>,
-    pings: Option<PingPong>,
+    /// None for a peer that is not asked: the kernel's keepalive finds it gone.
+    pings: Option<(PingPong, Pings)>,
     asked: bool,
     alarm: Alarm,
     look_at: Instant,
 }
 
 /// Begins HTTP/2 with a server. The driver must run for anything to happen; it ends when the last
-/// sender is gone.
+/// sender is gone. A peer that is not to be sent any PING has no `pings`.
 ///
 /// # Errors
 /// The peer speaks something else, or is gone.
-pub async fn connect<I>(io: I) -> Result<(SendRequest<Bytes>, Driver<I>), h2::Error>
+pub async fn connect<I>(
+    io: I,
+    pings: Option<Pings>,
+) -> Result<(SendRequest<Bytes>, Driver<I>), h2::Error>
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
@@ -114,17 +129,18 @@ where
         active: Cell::new(0),
         peer_max: Cell::new(usize::MAX),
         closed: Cell::new(false),
+        leaving: Cell::new(false),
         settled: Cell::new(false),
         news: Notify::new(),
     });
     let driver = Driver {
-        pings: conn.ping_pong(),
+        look_at: Instant::now() + pings.map_or(Duration::ZERO, |pings| pings.every),
+        pings: conn.ping_pong().zip(pings),
         conn,
         watch,
         shared,
         asked: false,
         alarm: Alarm::default(),
-        look_at: Instant::now() + PING_EVERY,
     };
     Ok((sender, driver))
 }
@@ -193,14 +209,16 @@ fn announce<B: Body>(head: &mut http::request::Parts, body: &B) {
 /// Asks for a byte stream in a protocol (RFC 8441): the answer's head, and the stream if granted.
 ///
 /// # Errors
-/// The stream failed.
+/// [`Failure::Unsent`], [`Failure::Stream`].
 pub async fn extended(
     sender: &mut SendRequest<Bytes>,
     request: Request<()>,
-) -> Result<(Response<RecvStream>, SendStream<Bytes>), h2::Error> {
-    poll_fn(|cx| sender.poll_ready(cx)).await?;
-    let (answer, stream) = sender.send_request(request, false)?;
-    Ok((answer.await?, stream))
+) -> Result<(Response<RecvStream>, SendStream<Bytes>), Failure<()>> {
+    if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
+        return Err(Failure::Unsent(Box::new(request), error));
+    }
+    let (answer, stream) = sender.send_request(request, false).map_err(Failure::Stream)?;
+    Ok((answer.await.map_err(Failure::Stream)?, stream))
 }
 
 /// The two halves as one stream of bytes.
@@ -240,6 +258,7 @@ where
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
         let polled = Pin::new(&mut self.conn).poll(cx).map_err(Lost::Broken);
         self.shared.peer_max.set(self.conn.max_concurrent_send_streams());
+        self.shared.leaving.set(self.watch.is_leaving());
         if !self.shared.settled.get() && (polled.is_ready() || self.watch.is_settled()) {
             self.shared.settled.set(true);
             self.shared.news.notify_waiters();
@@ -248,11 +267,10 @@ where
             self.shared.closed.set(true);
             return polled;
         }
-        if let (true, Some(pings)) = (self.asked, &mut self.pings)
-            && pings.poll_pong(cx).is_ready()
-        {
+        let Some((pings, times)) = &mut self.pings else { return Poll::Pending };
+        if self.asked && pings.poll_pong(cx).is_ready() {
             self.asked = false;
-            self.look_at = Instant::now() + PING_EVERY;
+            self.look_at = Instant::now() + times.every;
         }
         loop {
             ready!(self.alarm.poll(cx, self.look_at));
@@ -262,11 +280,10 @@ where
                 self.shared.closed.set(true);
                 return Poll::Ready(Err(Lost::Silent));
             }
-            let quiet = !heard && !self.asked && self.shared.active.get() > 0;
-            if quiet && let Some(pings) = &mut self.pings {
+            if !heard && !self.asked && self.shared.active.get() > 0 {
                 self.asked = pings.send_ping(Ping::opaque()).is_ok();
             }
-            let wait = if self.asked { PING_WITHIN } else { PING_EVERY };
+            let wait = if self.asked { times.within } else { times.every };
             self.look_at = Instant::now() + wait;
         }
     }
@@ -337,5 +354,51 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Empty;
+    use tokio::io::AsyncReadExt;
+
+    use super::super::frames::{PING, PREFACE_BYTES, Scanner};
+    use super::*;
+
+    const QUICK: Pings =
+        Pings { every: Duration::from_millis(20), within: Duration::from_millis(10) };
+
+    /// The PINGs that reach a peer which says nothing at all, and why its connection ended.
+    async fn silence(pings: Option<Pings>) -> (usize, Option<Lost>) {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let (mut sender, driver) = connect(ours, pings).await.unwrap();
+        driver.known().active.set(1);
+        let request = Request::get("http://a.example/").body(Empty::<Bytes>::new()).unwrap();
+        let limit = if pings.is_some() { Duration::from_secs(10) } else { QUICK.every * 5 };
+        let driving = async {
+            let asking = exchange(&mut sender, request, |_| {});
+            tokio::select! {
+                ended = driver => ended.err(),
+                _ = asking => unreachable!("nobody answers"),
+                () = tokio::time::sleep(limit) => None,
+            }
+        };
+        let lost = driving.await;
+        let (mut bytes, mut seen, mut scanner) = ([0; 4096], 0, Scanner::new(PREFACE_BYTES));
+        let n = theirs.read(&mut bytes).await.unwrap();
+        let mut rest = &bytes[..n];
+        while let Some((head, end)) = scanner.next(rest) {
+            seen += usize::from(head.kind == PING);
+            rest = &rest[end..];
+        }
+        (seen, lost)
+    }
+
+    #[tokio::test]
+    async fn a_silent_peer_is_asked_and_let_go_if_it_may_be_asked() {
+        let (seen, lost) = silence(Some(QUICK)).await;
+        assert!(matches!((seen, &lost), (1, Some(Lost::Silent))), "{seen} {lost:?}");
+        let (seen, lost) = silence(None).await;
+        assert!(matches!((seen, &lost), (0, None)), "{seen} {lost:?}");
     }
 }

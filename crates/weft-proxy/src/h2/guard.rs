@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::budget::{Abuse, Budget, Peer};
-use super::frames::{ACK, PREFACE_BYTES, RST_STREAM, SETTINGS, Scanner};
+use super::frames::{ACK, GOAWAY, PREFACE_BYTES, RST_STREAM, SETTINGS, Scanner};
 
 /// How long a closing connection reads on, so that its peer gets to see the GOAWAY: unread bytes
 /// would make the kernel reset it.
@@ -42,6 +42,8 @@ pub struct Watch {
     heard: Cell<bool>,
     /// The peer has said what it takes.
     settled: Cell<bool>,
+    /// The peer wants no new streams.
+    leaving: Cell<bool>,
 }
 
 // === impl Guard ===
@@ -55,6 +57,7 @@ impl<I> Guard<I> {
             unfinished: Cell::new(None),
             heard: Cell::new(false),
             settled: Cell::new(false),
+            leaving: Cell::new(false),
         });
         let preface = |sends: bool| Scanner::new(if sends { PREFACE_BYTES } else { 0 });
         let server = peer == Peer::Server;
@@ -73,6 +76,9 @@ impl<I> Guard<I> {
             }
             if head.kind == SETTINGS && !head.has(ACK) {
                 watch.settled.set(true);
+            }
+            if head.kind == GOAWAY {
+                watch.leaving.set(true);
             }
             at += end;
         }
@@ -214,6 +220,11 @@ impl Watch {
     /// Whether the peer's settings have begun to arrive.
     pub fn is_settled(&self) -> bool {
         self.settled.get()
+    }
+
+    /// Whether the peer has said GOAWAY.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.get()
     }
 
     fn ms(&self) -> u64 {

@@ -259,6 +259,46 @@ async fn a_websocket_of_http1_reaches_a_server_of_http2_that_takes_it() {
     assert_eq!(rest, "bye");
 }
 
+#[tokio::test]
+async fn websockets_outlive_a_server_that_leaves() {
+    // Each connection takes one stream, says GOAWAY and goes on with what it has.
+    let origin = Server::raw(|_, stream| async move {
+        let mut builder = h2::server::Builder::new();
+        builder.enable_connect_protocol();
+        let mut connection = builder.handshake::<_, Bytes>(stream).await.unwrap();
+        let tasks = TaskGroup::new();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            connection.graceful_shutdown();
+            tasks.spawn("echo", async move {
+                let mut stream = respond.send_response(Response::new(()), false).unwrap();
+                let mut body = request.into_body();
+                while let Some(Ok(data)) = body.data().await {
+                    stream.send_data(data, false).unwrap();
+                }
+            });
+        }
+    })
+    .await;
+    let front = declared(origin, Spoken::Http2).await;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(front.bed.listener()).await.unwrap();
+        let asks = b"GET /chat HTTP/1.1\r\nhost: a.example\r\nupgrade: websocket\r\n\
+            connection: upgrade\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+            sec-websocket-version: 13\r\n\r\n";
+        stream.write_all(asks).await.unwrap();
+        let switched = head(&mut stream).await;
+        assert!(switched.starts_with("HTTP/1.1 101 "), "{} are open: {switched}", open.len());
+        open.push(stream);
+        for stream in &mut open {
+            stream.write_all(b"hello").await.unwrap();
+            let mut said = [0; 5];
+            stream.read_exact(&mut said).await.unwrap();
+            assert_eq!(&said, b"hello");
+        }
+    }
+}
+
 /// A gRPC server that says back what it got, and how.
 async fn grpc_echo(request: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
     assert_eq!(request.headers()["content-type"], "application/grpc+proto");

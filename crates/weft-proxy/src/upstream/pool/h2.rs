@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::{LocalBoxFuture, Shared};
-use h2::Reason;
+use futures_util::future::{LocalBoxFuture, Shared, WeakShared};
 use h2::client::SendRequest;
 use h2::ext::Protocol;
+use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
@@ -20,13 +20,18 @@ use super::{
     Answered, H2_STREAMS_MAX, How, Lease, LeaseKind, OpenGuard, Pool, Room, SendError, Wire,
 };
 use crate::h1::Handover;
-use crate::h2::client::{self, Failure, exchange};
+use crate::h2::client::{self, Failure, MESH_PINGS, Pings, exchange};
 use crate::http::body::{AttemptBody, Replay};
 use crate::http::websocket;
 use crate::upstream::breaker::Breaker;
-use crate::upstream::connect::ConnectError;
+use crate::upstream::connect::{ConnectError, Peer};
 
-pub(super) type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<Connection>, ConnectError>>>;
+type Opening = LocalBoxFuture<'static, Result<Rc<Connection>, ConnectError>>;
+
+/// A connection that is being opened by those who wait for it. When the last of them has given up
+/// so has the attempt: nobody would go on with it.
+#[derive(Default)]
+pub(super) struct Connecting(RefCell<Option<WeakShared<Opening>>>);
 
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -42,13 +47,34 @@ pub(super) struct Connection {
 #[derive(Debug)]
 pub(super) struct Stream(Rc<Connection>);
 
+// === impl Connecting ===
+
+impl Connecting {
+    /// Waits with all others for the same one.
+    fn join(&self, open: impl FnOnce() -> Opening) -> Shared<Opening> {
+        let joined = self.0.borrow().as_ref().and_then(WeakShared::upgrade);
+        joined.unwrap_or_else(|| {
+            let made = open().shared();
+            *self.0.borrow_mut() = made.downgrade();
+            made
+        })
+    }
+
+    /// Whoever comes from now on needs another one, if this one has come to its end.
+    fn clear(&self) {
+        let is_over = |c: &mut WeakShared<Opening>| c.upgrade().is_none_or(|c| c.peek().is_some());
+        self.0.borrow_mut().take_if(is_over);
+    }
+}
+
 // === impl Connection ===
 
 impl Connection {
     pub(super) fn has_room(&self) -> bool {
         // A peer that allows none at all still gets one request, which then waits.
         let most = self.shared.peer_max.get().clamp(1, H2_STREAMS_MAX);
-        !self.shared.closed.get() && self.shared.active.get() < most
+        let over = self.shared.closed.get() || self.shared.leaving.get();
+        !over && self.shared.active.get() < most
     }
 
     pub(super) fn keep(&self, now: Instant, limit: Duration) -> bool {
@@ -58,6 +84,12 @@ impl Connection {
 
     pub(super) fn idle_since(&self) -> Option<Instant> {
         (self.shared.active.get() == 0).then(|| self.last.get())
+    }
+
+    /// Whether the peer says within `limit` that it takes protocols (RFC 8441).
+    async fn takes_protocols(&self, limit: Duration) -> bool {
+        let known = tokio::time::timeout(limit, self.shared.settled()).await.is_ok();
+        known && self.sender.is_extended_connect_protocol_enabled()
     }
 
     /// It is closed a moment after the last hold on it goes, but counted no more from now on.
@@ -125,9 +157,7 @@ impl Pool {
     /// 8441) if it says itself that it takes such.
     pub async fn wire_of_protocols(self: &Rc<Self>, how: &How) -> Wire {
         let Ok(connection) = self.h2_connection(how).await else { return Wire::H1 };
-        let settled = connection.shared.settled();
-        let known = tokio::time::timeout(how.connect_timeout, settled).await.is_ok();
-        let taken = known && connection.sender.is_extended_connect_protocol_enabled();
+        let taken = connection.takes_protocols(how.connect_timeout).await;
         if taken { Wire::H2 } else { Wire::H1 }
     }
 
@@ -137,36 +167,41 @@ impl Pool {
         request: Request<AttemptBody>,
         how: &How,
     ) -> Result<(Response<Answered>, Lease), SendError> {
-        let stream = Stream::begin(self.h2_connection(how).await?);
-        let mut sender = stream.0.sender.clone();
         let (mut parts, _) = request.into_parts();
         let protocol = parts.headers.remove(UPGRADE);
-        let protocol = protocol.as_ref().and_then(|p| p.to_str().ok()).unwrap_or_default();
+        let protocol = protocol.unwrap_or(HeaderValue::from_static("websocket"));
         parts.headers.remove(CONNECTION);
         let key = parts.headers.remove(SEC_WEBSOCKET_KEY);
         parts.method = Method::CONNECT;
-        parts.extensions.insert(Protocol::from(protocol));
-        let answer = client::extended(&mut sender, Request::from_parts(parts, ())).await;
-        let (response, send) =
-            answer.map_err(|error| explain(Failure::Stream(error), &how.body))?;
-        let (mut parts, recv) = response.into_parts();
-        let kind = LeaseKind::H2(stream);
-        let lease = Lease { kind, flight: None };
-        if !parts.status.is_success() {
-            return Ok((
-                Response::from_parts(parts, Answered::H2(Box::new(client::plain(recv)))),
-                lease,
-            ));
+        parts.extensions.insert(Protocol::from(protocol.to_str().unwrap_or_default()));
+        let mut request = Request::from_parts(parts, ());
+        let mut last = None;
+        for _ in 0..3 {
+            let stream = Stream::begin(self.h2_connection(how).await?);
+            if !stream.0.takes_protocols(how.connect_timeout).await {
+                last = Some("it takes no protocols over HTTP/2".into());
+                break;
+            }
+            let mut sender = stream.0.sender.clone();
+            match client::extended(&mut sender, request).await {
+                Ok((answer, _)) if !answer.status().is_success() => {
+                    let lease = Lease { kind: LeaseKind::H2(stream), flight: None };
+                    let answered = |recv| Answered::H2(Box::new(client::plain(recv)));
+                    return Ok((answer.map(answered), lease));
+                }
+                Ok((answer, send)) => {
+                    let lease = Lease { kind: LeaseKind::H2(stream), flight: None };
+                    return Ok((switched(answer, send, protocol, key.as_ref()), lease));
+                }
+                Err(Failure::Unsent(back, error)) => {
+                    last = Some(crate::http::cause(&error));
+                    self.forget(&stream.0);
+                    request = *back;
+                }
+                Err(failure) => return Err(explain(failure, &how.body)),
+            }
         }
-        parts.status = StatusCode::SWITCHING_PROTOCOLS;
-        let protocol = HeaderValue::from_str(protocol);
-        parts.headers.insert(UPGRADE, protocol.unwrap_or(HeaderValue::from_static("websocket")));
-        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        if let Some(accept) = key.as_ref().and_then(websocket::accept) {
-            parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-        }
-        parts.extensions.insert(Handover::ready(client::joined(send, recv)));
-        Ok((Response::from_parts(parts, Answered::H1(None)), lease))
+        Err(SendError::Refused(last.unwrap_or_default()))
     }
 
     fn forget(&self, connection: &Rc<Connection>) {
@@ -179,15 +214,10 @@ impl Pool {
             if let Some(open) = self.h2.borrow().iter().find(|c| c.has_room()) {
                 return Ok(open.clone());
             }
-            let waiting = self.connecting.borrow().clone();
-            let connecting = waiting.unwrap_or_else(|| {
-                let made = open(self.clone(), how.connect_timeout).boxed_local().shared();
-                *self.connecting.borrow_mut() = Some(made.clone());
-                made
-            });
-            let result = connecting.await;
+            let opening = || open(self.clone(), how.connect_timeout).boxed_local();
+            let result = self.connecting.join(opening).await;
             // The first to wake clears the way; a full connection makes the loop open another.
-            self.connecting.borrow_mut().take_if(|c| c.peek().is_some());
+            self.connecting.clear();
             let connection = result?;
             if connection.has_room() {
                 return Ok(connection);
@@ -204,7 +234,7 @@ async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, Connect
         address: pool.peer.connect,
         reason: crate::http::cause(&error).into(),
     };
-    let (sender, driver) = client::connect(io).await.map_err(lost)?;
+    let (sender, driver) = client::connect(io, pings_of(&pool.peer)).await.map_err(lost)?;
     let shared = driver.known();
     let guard = open.clone();
     // Boxed, so that the task's wrappers hold no copies of it.
@@ -223,8 +253,31 @@ async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, Connect
     Ok(made)
 }
 
+/// A protocol that was granted, as HTTP/1.1 says it.
+fn switched(
+    answer: Response<RecvStream>,
+    send: SendStream<Bytes>,
+    protocol: HeaderValue,
+    key: Option<&HeaderValue>,
+) -> Response<Answered> {
+    let (mut parts, recv) = answer.into_parts();
+    parts.status = StatusCode::SWITCHING_PROTOCOLS;
+    parts.headers.insert(UPGRADE, protocol);
+    parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(accept) = key.and_then(websocket::accept) {
+        parts.headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    parts.extensions.insert(Handover::ready(client::joined(send, recv)));
+    Response::from_parts(parts, Answered::H1(None))
+}
+
+/// Only proxies of the mesh are asked whether they are there.
+fn pings_of(peer: &Peer) -> Option<Pings> {
+    peer.is_mesh().then_some(MESH_PINGS)
+}
+
 /// What a failure of the codec means for the request.
-fn explain(failure: Failure<AttemptBody>, body: &Replay) -> SendError {
+fn explain<B>(failure: Failure<B>, body: &Replay) -> SendError {
     if let Some(failure) = body.failure() {
         return SendError::Client(failure.to_string());
     }
@@ -251,3 +304,6 @@ fn is_refusal(error: &h2::Error) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

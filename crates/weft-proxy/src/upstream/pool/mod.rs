@@ -97,7 +97,7 @@ pub struct Pool {
     context: Rc<PoolContext>,
     h1: RefCell<Vec<h1::Idle>>,
     h2: RefCell<Vec<Rc<h2::Connection>>>,
-    connecting: RefCell<Option<h2::Connecting>>,
+    connecting: h2::Connecting,
     room: Rc<Room>,
 }
 
@@ -156,7 +156,7 @@ impl Pool {
             context,
             h1: RefCell::default(),
             h2: RefCell::default(),
-            connecting: RefCell::default(),
+            connecting: h2::Connecting::default(),
             room: Rc::default(),
         })
     }

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What nobody waits for any more, and who is sent PINGs.
+
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use weft_base::task::TaskGroup;
+use weft_model::{MESH_PORT, Transport};
+
+use super::*;
+use crate::tests::bed::config;
+use crate::upstream::connect::Dialer;
+use crate::upstream::pool::PoolContext;
+
+fn pool(peer: Peer) -> Rc<Pool> {
+    let dialer = Dialer {
+        source: None,
+        tls: None,
+        mesh_port: MESH_PORT,
+        config: Arc::new(config("sidecar~shop~a")),
+    };
+    let context =
+        PoolContext { dialer: Arc::new(dialer), tasks: TaskGroup::new(), opened: Cell::new(0) };
+    Pool::new(peer, Rc::new(context))
+}
+
+fn how() -> How {
+    How {
+        wire: Wire::H2,
+        connect_timeout: Duration::from_secs(5),
+        careful: false,
+        body: Replay::default(),
+        interim: None,
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_waits_for_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let pool = pool(Peer::plain(listener.local_addr().unwrap()));
+    let how = how();
+    {
+        let mut first = Box::pin(pool.h2_connection(&how));
+        assert!((&mut first).now_or_never().is_none());
+        let mut second = Box::pin(pool.h2_connection(&how));
+        assert!((&mut second).now_or_never().is_none());
+        // They wait for the same one, and one of them is enough.
+        drop(first);
+        assert_eq!((pool.connections(), pool.context.opened.get()), (1, 1));
+        assert!((&mut second).now_or_never().is_none());
+    }
+    assert_eq!((pool.connections(), pool.context.opened.get()), (0, 1));
+    assert_eq!(Rc::strong_count(&pool), 1);
+    // Whoever comes later is not told of it.
+    let local = tokio::task::LocalSet::new();
+    let made = local.run_until(pool.h2_connection(&how)).await.unwrap();
+    assert_eq!((pool.connections(), pool.context.opened.get()), (1, 2));
+    assert!(made.has_room());
+}
+
+#[test]
+fn only_the_mesh_is_sent_pings() {
+    let peer = |transport| Peer { transport, ..Peer::plain(([127, 0, 0, 1], 80).into()) };
+    for mesh in [Transport::MeshH1, Transport::MeshH2, Transport::Hbone] {
+        assert!(pings_of(&peer(mesh)).is_some());
+    }
+    assert!(pings_of(&peer(Transport::Plaintext)).is_none());
+}
