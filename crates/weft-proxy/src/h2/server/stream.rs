@@ -75,9 +75,13 @@ pub(super) async fn answer<S: Service>(
 }
 
 /// What no rule needs to see.
-fn wrong(request: &Request<RecvStream>) -> Option<Wrong> {
+fn wrong<B>(request: &Request<B>) -> Option<Wrong> {
     if request.headers().len() > HEADERS_MAX {
         return Some(Wrong::TooManyHeaders);
+    }
+    let mut expected = request.headers().get_all(EXPECT).iter();
+    if !expected.all(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Some(Wrong::Expectation);
     }
     // One token, that is; and HTTP/2 in cleartext would let requests pass unseen.
     let protocol = request.extensions().get::<Protocol>()?.as_str();
@@ -112,7 +116,8 @@ fn received(
 ) -> (Request<Incoming>, Option<Promised>) {
     let (mut parts, recv) = request.into_parts();
     if parts.method != Method::CONNECT {
-        let held = parts.headers.remove(EXPECT).is_some_and(|e| e == "100-continue");
+        // Of anything else `wrong` has had its say.
+        let held = parts.headers.remove(EXPECT).is_some();
         let body = Incoming::new(recv, length(&parts.headers)).with_interim(interim.clone(), held);
         return (Request::from_parts(parts, body), None);
     }
@@ -217,5 +222,27 @@ impl Promised {
         drop(body);
         // Whoever asked for it may be gone; then it is reset.
         let _ = self.to.send(Upgraded::new(Bytes::new(), Tunnel::new(send, self.recv)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_100_continue_is_expected_in_any_case() {
+        let judged = |expected: &[&str]| {
+            let mut request = Request::builder();
+            for value in expected {
+                request = request.header(EXPECT, *value);
+            }
+            wrong(&request.body(()).unwrap())
+        };
+        for fine in [&[][..], &["100-continue"], &["100-Continue"], &["100-CONTINUE"; 2]] {
+            assert_eq!(judged(fine), None, "{fine:?}");
+        }
+        for bad in [&["200-ok"][..], &[""], &["100-continue, x"], &["100-continue", "x"]] {
+            assert_eq!(judged(bad), Some(Wrong::Expectation), "{bad:?}");
+        }
     }
 }
