@@ -208,15 +208,16 @@ where
         }
     }
 
-    /// The same, or `None` when there is no answer at `deadline`. The timer is the connection's.
+    /// The same, or `None` when there is no answer at `deadline`, which may move. The timer is the
+    /// connection's.
     pub fn poll_head_until(
         &mut self,
         cx: &mut Context<'_>,
-        deadline: Instant,
+        deadline: impl FnOnce() -> Instant,
     ) -> Poll<Option<Result<response::Parts, Failure>>> {
         match self.poll_head(cx) {
             Poll::Ready(head) => Poll::Ready(Some(head)),
-            Poll::Pending => self.alarm.poll(cx, deadline).map(|()| None),
+            Poll::Pending => self.alarm.poll(cx, deadline()).map(|()| None),
         }
     }
 

@@ -3,10 +3,12 @@
 //! phases once the backend is known; knows no route and no filter.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, SET_COOKIE, UPGRADE};
 use http::request::Parts;
 use http::{Request, Response, Uri, Version};
 use tokio::time::Instant;
@@ -14,9 +16,9 @@ use weft_base::limits::PENDING_MS_MAX;
 use weft_model::decide::{
     Failure, Outcome, Verdict, is_idempotent, outcome_of_grpc, outcome_of_status, retry_verdict,
 };
-use weft_model::{LbPolicy, Limits, Protocol, Retry, Timeouts, Transport};
+use weft_model::{LbPolicy, Retry, Timeouts};
 
-use super::body::{AttemptBody, BodyLimits, Replay, ReplyBody};
+use super::body::{AttemptBody, BodyLimits, Due, Replay, ReplyBody};
 use super::headers::{self, FLAGS, NOT_FORWARDED};
 use super::interim::Interim;
 use super::made::{self, Text};
@@ -26,11 +28,13 @@ use crate::observe::record::{Record, grpc_status};
 use crate::table::BackendEntry;
 use crate::tcp::half_open;
 use crate::upstream::ask::{Key, retry_after_ms};
-use crate::upstream::breaker::{self, Counted};
+use crate::upstream::breaker::Counted;
 use crate::upstream::connect::ConnectError;
 use crate::upstream::pick::{Ask, LocalBackend, LocalEndpoint};
 use crate::upstream::pool::{Answered, How, InFlight, Lease, SendError, Wire};
 use crate::worker::Worker;
+
+mod wire;
 
 /// Longest wait between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
@@ -204,8 +208,7 @@ async fn attempt(
         return Ended::Over(Refusal::new(Cause::Overload, detail));
     }
     let transport = picked.entry.endpoint.transport;
-    let upgrade = call.head.headers.contains_key(http::header::UPGRADE);
-    let wire = if upgrade { Wire::H1 } else { wire(protocol, transport, call.version, grpc) };
+    let (wire, over_h2) = wire::choose(call, protocol, transport, grpc);
     let mut how = How {
         wire,
         connect_timeout: Duration::from_millis(policy.connect_timeout_ms.max(1)),
@@ -213,13 +216,12 @@ async fn attempt(
         body: call.body.clone(),
         interim: call.interim.clone(),
     };
-    if upgrade && matches!(protocol, Protocol::Http2 | Protocol::Grpc) {
-        how.wire = Box::pin(picked.pool.wire_of_protocols(&how)).await;
-    }
-    if let Some(most) = policy.limits.connections_max
-        && let Err(detail) = room(call, picked, &how, &policy.limits, most).await
-    {
-        return Ended::Over(Refusal::new(Cause::Overload, detail));
+    let due = match until {
+        Some((at, limit)) => Due::At(at, limit),
+        None => Due::Quiet { since: began, limit: idle_limit(call) },
+    };
+    if let Some(ended) = wire::settle(call, picked, &mut how, due, over_h2.is_some()).await {
+        return ended;
     }
     let adaptive = call.backend.borrow().adaptive.clone();
     let permit = match adaptive.map(|limit| limit.begin()).transpose() {
@@ -227,14 +229,13 @@ async fn attempt(
         Err(detail) => return Ended::Over(Refusal::new(Cause::Overload, detail)),
     };
     let flight = InFlight::begin(picked, call.worker.id);
-    let idle = idle_limit(call);
-    let (at, limit, whole) = match until {
-        Some((at, limit)) => (at, limit, true),
-        None => (began + idle, idle, false),
-    };
     let address = picked.entry.endpoint.address;
-    let patience = until.filter(|_| grpc).map(|(end, _)| end.saturating_duration_since(began));
-    let sent = match send(call, picked, &how, at, patience).await {
+    let over_h2 = over_h2.filter(|_| how.wire == Wire::H2);
+    let mut with: Vec<_> = over_h2.map(|protocol| (UPGRADE, protocol)).into_iter().collect();
+    if let Some((end, _)) = until.filter(|_| grpc) {
+        with.extend(shortened(call, end.saturating_duration_since(began)));
+    }
+    let sent = match send(call, picked, &how, due, with).await {
         Ok(sent) => sent,
         Err(why) => return Ended::Over(Refusal::new(Cause::BadRequest, why)),
     };
@@ -250,18 +251,20 @@ async fn attempt(
             Ended::Answer(response, lease.counted(flight))
         }
         Some(Err(error)) => failed(call, error, address),
-        None => {
-            let ms = limit.as_millis();
-            let what = if whole { "no response" } else { "no byte" };
-            let why = format!("{address}: {what} within {ms} ms");
-            Ended::Failed(Failure::AttemptTimeout, Cause::AttemptTimeout, why)
-        }
+        None => late(address, due),
     }
+}
+
+fn late(address: SocketAddr, due: Due) -> Ended {
+    let (what, limit) = due.missed();
+    let why = format!("{address}: {what} within {} ms", limit.as_millis());
+    Ended::Failed(Failure::AttemptTimeout, Cause::AttemptTimeout, why)
 }
 
 type Sent = Result<(Response<Answered>, Lease), SendError>;
 
-/// Sends a request to one endpoint; `None` when there is no answer at `deadline`.
+/// Sends a request to one endpoint, `with` these headers in place of its own; `None` when there is
+/// no answer in time.
 ///
 /// # Errors
 /// It cannot be said over HTTP/2.
@@ -269,51 +272,33 @@ async fn send(
     call: &Call<'_>,
     picked: &LocalEndpoint,
     how: &How,
-    deadline: Instant,
-    patience: Option<Duration>,
+    due: Due,
+    mut with: Vec<(HeaderName, HeaderValue)>,
 ) -> Result<Option<Sent>, String> {
-    let mut with = Vec::new();
     if picked.pool.peer.is_mesh() {
         with.extend(source(call));
-    }
-    if let Some(left) = patience {
-        with.extend(shortened(call, left));
     }
     match how.wire {
         Wire::H1 => {
             let instead = Instead { host: Some(&call.authority), with: &with };
-            Ok(picked.pool.send_h1((&call.head, instead), how, deadline).await)
+            Ok(picked.pool.send_h1((&call.head, instead), how, due).await)
         }
         Wire::H2 => {
-            let sending = picked.pool.send_h2(build(call, with)?, how);
-            Ok(tokio::time::timeout_at(deadline, sending).await.ok())
+            let mut sending = pin!(picked.pool.send_h2(build(call, with)?, how));
+            loop {
+                let at = due.at(&call.body);
+                match tokio::time::timeout_at(at, sending.as_mut()).await {
+                    Ok(sent) => return Ok(Some(sent)),
+                    // Its body has moved meanwhile.
+                    Err(_) if due.at(&call.body) > at => {}
+                    Err(_) => return Ok(None),
+                }
+            }
         }
     }
 }
 
-/// Waits in line while an attempt would need a connection beyond the backend's limit and all are
-/// busy: one that is idle gives way. Workers have equal shares of the limit.
-async fn room(
-    call: &Call<'_>,
-    picked: &LocalEndpoint,
-    how: &How,
-    limits: &Limits,
-    most: u32,
-) -> Result<(), String> {
-    let workers = call.worker.config.workers;
-    let full = || {
-        let backend = call.backend.borrow();
-        let over = || backend.connections() >= breaker::part(most, workers);
-        !picked.pool.has_room(how.wire, how.careful) && {
-            while over() && backend.close_idle() {}
-            over()
-        }
-    };
-    let breaker = call.backend.borrow().breaker.clone();
-    breaker.wait(limits, workers, PATIENCE, full).await
-}
-
-fn failed(call: &Call<'_>, error: SendError, address: std::net::SocketAddr) -> Ended {
+fn failed(call: &Call<'_>, error: SendError, address: SocketAddr) -> Ended {
     let why = match &error {
         SendError::Connect(_) => error.to_string(),
         _ => format!("{address}: {error}"),
@@ -416,7 +401,7 @@ fn pass_on(
         // The connection is the tunnel's now; it must not go back to the pool.
         return Response::from_parts(head, ReplyBody::left(lease));
     }
-    Response::from_parts(head, ReplyBody::upstream(body, lease, limits))
+    Response::from_parts(head, ReplyBody::upstream(body, lease, limits, &call.body))
 }
 
 /// Tells everybody who learns from an attempt how it went: the ejector, the balancer's pace, and
@@ -531,19 +516,6 @@ fn build(
         .map_err(|e| e.to_string())?;
     *request.version_mut() = Version::HTTP_2;
     Ok(request)
-}
-
-/// A declared protocol decides; an undeclared one is passed on as the client speaks it. Between
-/// sidecars HTTP/1.1 may travel as HTTP/2 when the far end is told the protocol.
-fn wire(protocol: Protocol, transport: Transport, version: Version, grpc: bool) -> Wire {
-    let like_client = if version == Version::HTTP_2 { Wire::H2 } else { Wire::H1 };
-    match (protocol, transport) {
-        (Protocol::Http2 | Protocol::Grpc, _) => Wire::H2,
-        (Protocol::Http1, Transport::MeshH2 | Transport::Hbone) => Wire::H2,
-        (Protocol::Http1, _) if grpc => like_client,
-        (Protocol::Http1, _) => Wire::H1,
-        _ => like_client,
-    }
 }
 
 fn no_instance(call: &Call<'_>) -> Refusal {

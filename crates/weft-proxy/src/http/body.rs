@@ -15,6 +15,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 use weft_base::limits::RETRY_BODY_BYTES_MAX;
 
+pub use self::due::{Due, Motion};
 pub use self::upstream::UpstreamBody;
 use super::copied::Copied;
 use super::grpc_web::{Decoder, Encoder};
@@ -23,6 +24,7 @@ use crate::observe::record::Record;
 use crate::sys::pooled::Pooled;
 use crate::upstream::pool::{Answered, Lease};
 
+mod due;
 mod upstream;
 
 /// A smaller piece of a body is copied to its neighbours where it is kept: by itself it would hold
@@ -79,6 +81,8 @@ struct ReplayState {
     attempt: u32,
     /// What came is unpacked before anyone sees it.
     unpack: Option<Box<Decoder>>,
+    /// When an attempt last got a piece of it.
+    moved: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -127,6 +131,16 @@ pub struct BodyLimits {
     pub deadline: Option<(Instant, Duration)>,
 }
 
+// === impl BodyLimits ===
+
+impl BodyLimits {
+    /// When the next byte is due after one that was seen at `since`.
+    fn next(&self, since: Instant) -> Option<Instant> {
+        let idle = (!self.idle.is_zero()).then(|| since + self.idle);
+        idle.into_iter().chain(self.deadline.map(|(at, _)| at)).min()
+    }
+}
+
 // === impl Replay ===
 
 impl Replay {
@@ -153,6 +167,7 @@ impl Replay {
             bytes_max,
             attempt: 0,
             unpack: None,
+            moved: None,
         }))))
     }
 
@@ -161,7 +176,10 @@ impl Replay {
     pub fn copy(&self) -> Self {
         let Some(shared) = &self.0 else { return Self(None) };
         let mut state = shared.borrow_mut();
-        let copied = Rc::new(RefCell::new(Copied::new(state.source.size_hint())));
+        // Of base64 nobody knows what it unpacks to.
+        let unpacked = state.unpack.is_some();
+        let hint = if unpacked { SizeHint::new() } else { state.source.size_hint() };
+        let copied = Rc::new(RefCell::new(Copied::new(hint)));
         state.copies.push(Rc::downgrade(&copied));
         Self::over(Source::Copy(copied), 0)
     }
@@ -381,7 +399,9 @@ impl Body for AttemptBody {
         }
         if let Some(chunk) = state.kept.get(*next) {
             *next += 1;
-            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+            let frame = Frame::data(chunk.clone());
+            state.moved = Some(Instant::now());
+            return Poll::Ready(Some(Ok(frame)));
         }
         if let Some(trailers) = state.trailers.clone()
             && !*trailers_sent
@@ -391,6 +411,7 @@ impl Body for AttemptBody {
         }
         let frame = ready!(state.poll_source(cx));
         state.given = true;
+        state.moved = Some(Instant::now());
         match &frame {
             Some(Ok(frame)) if frame.is_data() => *next = state.kept.len(),
             Some(Ok(_)) => *trailers_sent = true,
@@ -437,10 +458,9 @@ impl ReplyBody {
         Self { inner: ReplyInner::Full(bytes.into()), record: None, encoder: None }
     }
 
-    pub fn upstream(body: Answered, lease: Lease, limits: BodyLimits) -> Self {
-        let lease = Some(lease);
-        let mut upstream = UpstreamBody { body, lease, limits, timer: None };
-        upstream.settle();
+    /// `request` is what it answers.
+    pub fn upstream(body: Answered, lease: Lease, limits: BodyLimits, request: &Replay) -> Self {
+        let upstream = UpstreamBody::new(body, lease, limits, request.motion());
         Self { inner: ReplyInner::Upstream(upstream), record: None, encoder: None }
     }
 

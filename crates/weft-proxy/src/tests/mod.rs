@@ -19,6 +19,7 @@ mod observed;
 mod on_demand;
 mod outside;
 mod panics;
+mod patience;
 mod policies;
 mod protection;
 mod regressions;

@@ -81,3 +81,25 @@ fn single_bytes_hold_no_more_than_themselves() {
     let Poll::Ready(Some(Ok(frame))) = next else { panic!("{next:?}") };
     assert_eq!(frame.data_ref().map(Bytes::len), Some(RETRY_BODY_BYTES_MAX));
 }
+
+#[test]
+fn a_copy_of_base64_claims_no_length() {
+    let source = |text: &'static str| {
+        let source = Rc::new(RefCell::new(Copied::new(SizeHint::with_exact(text.len() as u64))));
+        source.borrow_mut().push(&Frame::data(Bytes::from_static(text.as_bytes())));
+        source.borrow_mut().close(Ok(()));
+        Replay::over(Source::Copy(source), 0)
+    };
+    for (text, packed, length) in [("YWJj", true, None), ("YWJj", false, Some(4))] {
+        let replay = source(text);
+        if packed {
+            replay.unpack();
+        }
+        let mut mirror = replay.copy().attempt();
+        assert_eq!(replay.attempt().size_hint().exact(), length);
+        assert_eq!(mirror.size_hint().exact(), length);
+        let whole = if packed { "abc" } else { text };
+        assert_eq!(read(&mut replay.attempt()), whole.as_bytes());
+        assert_eq!(read(&mut mirror), whole.as_bytes());
+    }
+}

@@ -10,29 +10,36 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use tokio::time::{Instant, Sleep};
 
-use super::{BodyError, BodyLimits};
+use super::{BodyError, BodyLimits, Motion};
 use crate::upstream::pool::{Answered, Lease};
 
 #[derive(Debug)]
 pub struct UpstreamBody {
     pub(super) body: Answered,
-    pub(super) lease: Option<Lease>,
-    pub(super) limits: BodyLimits,
-    pub(super) timer: Option<Pin<Box<Sleep>>>,
+    lease: Option<Lease>,
+    limits: BodyLimits,
+    /// While its client sends, nobody is idle.
+    request: Motion,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 // === impl UpstreamBody ===
 
 impl UpstreamBody {
+    pub(super) fn new(body: Answered, lease: Lease, limits: BodyLimits, request: Motion) -> Self {
+        let mut made = Self { body, lease: Some(lease), limits, request, timer: None };
+        made.settle();
+        made
+    }
+
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
-                if self.timer.is_some()
-                    && let Some((at, _)) = self.expires()
-                    && let Some(timer) = &mut self.timer
+                if let Some(timer) = &mut self.timer
+                    && let Some(at) = self.limits.next(Instant::now())
                 {
                     timer.as_mut().reset(at);
                 }
@@ -43,29 +50,33 @@ impl UpstreamBody {
                 }
                 Poll::Ready(frame.map(|f| f.map_err(|e| BodyError::Upstream(e.to_string()))))
             }
-            Poll::Pending => {
-                let Some((at, error)) = self.expires() else { return Poll::Pending };
-                let timer =
-                    self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-                ready!(timer.as_mut().poll(cx));
-                Poll::Ready(Some(Err(error)))
-            }
+            Poll::Pending => self.poll_late(cx).map(|error| Some(Err(error))),
         }
     }
 
-    /// When the next byte is due, and what it means when it does not come.
-    fn expires(&self) -> Option<(Instant, BodyError)> {
-        let idle = self.limits.idle;
-        let idle_at = (!idle.is_zero()).then(|| (Instant::now() + idle, BodyError::Idle(idle)));
-        let end = self.limits.deadline.map(|(at, limit)| (at, BodyError::Deadline(limit)));
-        match (idle_at, end) {
-            (Some(idle), Some(end)) => Some(if end.0 < idle.0 { end } else { idle }),
-            (idle, end) => idle.or(end),
+    /// Ready when the next byte is overdue.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        if self.timer.is_none() {
+            let Some(at) = self.limits.next(Instant::now()) else { return Poll::Pending };
+            self.timer = Some(Box::pin(tokio::time::sleep_until(at)));
+        }
+        let Some(timer) = &mut self.timer else { return Poll::Pending };
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            let now = Instant::now();
+            if let Some((_, limit)) = self.limits.deadline.filter(|(at, _)| *at <= now) {
+                return Poll::Ready(BodyError::Deadline(limit));
+            }
+            let next = self.request.last().and_then(|moved| self.limits.next(moved));
+            let Some(at) = next.filter(|at| *at > now) else {
+                return Poll::Ready(BodyError::Idle(self.limits.idle));
+            };
+            timer.as_mut().reset(at);
         }
     }
 
     /// Gives the connection back as soon as nothing more will come.
-    pub(super) fn settle(&mut self) {
+    fn settle(&mut self) {
         if self.body.is_end_stream() {
             self.give_back();
         }

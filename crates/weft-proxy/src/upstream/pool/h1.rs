@@ -18,7 +18,7 @@ use super::{
 use crate::h1::client::Failure;
 use crate::h1::encode::Instead;
 use crate::h1::{Exchange, Handover, Upgraded};
-use crate::http::body::AttemptBody;
+use crate::http::body::{AttemptBody, Due};
 use crate::upstream::connect::{ConnectError, UpstreamIo};
 
 /// One open connection.
@@ -65,12 +65,12 @@ impl Idle {
 
 impl Pool {
     /// Sends one request as it is, but for what is said instead; `None` when there is no answer
-    /// at `deadline`. Nothing of it is copied but to the wire.
+    /// when it is due. Nothing of it is copied but to the wire.
     pub async fn send_h1(
         self: &Rc<Self>,
         (head, instead): (&Parts, Instead<'_>),
         how: &How,
-        deadline: Instant,
+        due: Due,
     ) -> Option<Result<(Response<Answered>, Lease), SendError>> {
         for tries in 0..=REUSE_TRIES {
             let idle = if tries < REUSE_TRIES { self.idle(how.careful) } else { None };
@@ -79,7 +79,7 @@ impl Pool {
                 Some(connection) => connection,
                 None => {
                     let opening = Box::pin(self.open_h1(how.connect_timeout));
-                    match tokio::time::timeout_at(deadline, opening).await.ok()? {
+                    match tokio::time::timeout_at(due.at(&how.body), opening).await.ok()? {
                         Ok(connection) => connection,
                         Err(error) => return Some(Err(error.into())),
                     }
@@ -88,7 +88,7 @@ impl Pool {
             connection.exchange.begin_with(head, instead, how.body.attempt());
             let exchange = &mut connection.exchange;
             let asking = poll_fn(|cx| {
-                let polled = exchange.poll_head_until(cx, deadline);
+                let polled = exchange.poll_head_until(cx, || due.at(&how.body));
                 exchange.take_early().for_each(|head| how.say(head));
                 polled
             });

@@ -155,10 +155,13 @@ impl Pool {
 
     /// How a port that is declared to speak HTTP/2 gets an upgrade: as a protocol over HTTP/2 (RFC
     /// 8441) if it says itself that it takes such.
-    pub async fn wire_of_protocols(self: &Rc<Self>, how: &How) -> Wire {
-        let Ok(connection) = self.h2_connection(how).await else { return Wire::H1 };
+    ///
+    /// # Errors
+    /// There is no connection to ask on.
+    pub async fn wire_of_protocols(self: &Rc<Self>, how: &How) -> Result<Wire, ConnectError> {
+        let connection = self.h2_connection(how).await?;
         let taken = connection.takes_protocols(how.connect_timeout).await;
-        if taken { Wire::H2 } else { Wire::H1 }
+        Ok(if taken { Wire::H2 } else { Wire::H1 })
     }
 
     /// Sends an upgrade of HTTP/1.1 as a CONNECT with a protocol; granted, it looks like 101.

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which HTTP an attempt speaks, and whether there is a connection for it. Part of `attempt.rs`;
+//! sends nothing.
+
+use http::header::{HeaderValue, UPGRADE};
+use http::request::Parts;
+use http::{Method, Version};
+use tokio::time::timeout_at;
+use weft_model::{Protocol, Transport};
+
+use super::{Call, Cause, Due, Ended, PATIENCE, Refusal, failed, late};
+use crate::h1::head::{elements, is_token};
+use crate::upstream::breaker;
+use crate::upstream::pick::LocalEndpoint;
+use crate::upstream::pool::{How, SendError, Wire};
+
+/// What an attempt speaks, and the protocol that it asks for over HTTP/2 if it does.
+pub(super) fn choose(
+    call: &Call<'_>,
+    declared: Protocol,
+    transport: Transport,
+    grpc: bool,
+) -> (Wire, Option<HeaderValue>) {
+    if !call.head.headers.contains_key(UPGRADE) {
+        return (wire(declared, transport, call.version, grpc), None);
+    }
+    let asked = over_h2(&call.head, call.body.is_empty(), declared);
+    (if asked.is_some() { Wire::H2 } else { Wire::H1 }, asked)
+}
+
+/// A declared protocol decides; an undeclared one is passed on as the client speaks it. Between
+/// sidecars HTTP/1.1 may travel as HTTP/2 when the far end is told the protocol.
+fn wire(protocol: Protocol, transport: Transport, version: Version, grpc: bool) -> Wire {
+    let like_client = if version == Version::HTTP_2 { Wire::H2 } else { Wire::H1 };
+    match (protocol, transport) {
+        (Protocol::Http2 | Protocol::Grpc, _) => Wire::H2,
+        (Protocol::Http1, Transport::MeshH2 | Transport::Hbone) => Wire::H2,
+        (Protocol::Http1, _) if grpc => like_client,
+        (Protocol::Http1, _) => Wire::H1,
+        _ => like_client,
+    }
+}
+
+/// What an upgrade asks a port for that is declared to speak HTTP/2, if HTTP/2 can say it: that
+/// has one protocol for a stream, no method besides, and no body before it is granted (RFC 8441).
+/// Of several a WebSocket will do.
+fn over_h2(head: &Parts, bodiless: bool, declared: Protocol) -> Option<HeaderValue> {
+    let h2 = matches!(declared, Protocol::Http2 | Protocol::Grpc);
+    if !h2 || !bodiless || head.method != Method::GET {
+        return None;
+    }
+    let asked = head.headers.get(UPGRADE)?.as_bytes();
+    if elements(asked).any(|p| p.eq_ignore_ascii_case(b"websocket")) {
+        return Some(HeaderValue::from_static("websocket"));
+    }
+    let mut all = elements(asked);
+    let (one, more) = (all.next()?, all.next());
+    let token = more.is_none() && one.iter().all(|b| is_token(*b));
+    HeaderValue::from_bytes(one).ok().filter(|_| token)
+}
+
+/// Sees to it that an attempt can have its connection; with `asks` also whether the endpoint takes
+/// protocols over HTTP/2, or gets them over HTTP/1.1. `Some` is how the attempt ended instead.
+pub(super) async fn settle(
+    call: &Call<'_>,
+    picked: &LocalEndpoint,
+    how: &mut How,
+    due: Due,
+    asks: bool,
+) -> Option<Ended> {
+    let refused = room(call, picked, how).await;
+    if refused.is_some() || !asks {
+        return refused;
+    }
+    let asking = Box::pin(picked.pool.wire_of_protocols(how));
+    let asked = timeout_at(due.at(&call.body), asking).await;
+    let address = picked.entry.endpoint.address;
+    match asked {
+        Ok(Ok(Wire::H2)) => None,
+        Ok(Ok(Wire::H1)) => {
+            // Which is another connection.
+            how.wire = Wire::H1;
+            room(call, picked, how).await
+        }
+        Ok(Err(error)) => Some(failed(call, SendError::Connect(error), address)),
+        Err(_) => Some(late(address, due)),
+    }
+}
+
+/// Waits in line while an attempt would need a connection beyond the backend's limit and all are
+/// busy: one that is idle gives way. Workers have equal shares of the limit.
+async fn room(call: &Call<'_>, picked: &LocalEndpoint, how: &How) -> Option<Ended> {
+    let most = call.backend.borrow().entry.backend.policy.limits.connections_max?;
+    let entry = call.backend.borrow().entry.clone();
+    let limits = &entry.backend.policy.limits;
+    let workers = call.worker.config.workers;
+    let full = || {
+        let backend = call.backend.borrow();
+        let over = || backend.connections() >= breaker::part(most, workers);
+        !picked.pool.has_room(how.wire, how.careful) && {
+            while over() && backend.close_idle() {}
+            over()
+        }
+    };
+    let breaker = call.backend.borrow().breaker.clone();
+    let waited = breaker.wait(limits, workers, PATIENCE, full).await;
+    waited.err().map(|detail| Ended::Over(Refusal::new(Cause::Overload, detail)))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn asked(method: &str, upgrade: &'static str, bodiless: bool) -> Option<HeaderValue> {
+        let request = Request::builder().method(method).header(UPGRADE, upgrade).body(()).unwrap();
+        let head = request.into_parts().0;
+        assert_eq!(over_h2(&head, bodiless, Protocol::Http1), None);
+        let [http2, grpc] =
+            [Protocol::Http2, Protocol::Grpc].map(|declared| over_h2(&head, bodiless, declared));
+        assert_eq!(http2, grpc);
+        http2
+    }
+
+    #[test]
+    fn only_what_http2_can_say_travels_over_it() {
+        for (upgrade, protocol) in [
+            ("websocket", "websocket"),
+            ("WebSocket", "websocket"),
+            ("websocket, foo", "websocket"),
+            ("foo ,WEBSOCKET", "websocket"),
+            ("foo", "foo"),
+        ] {
+            assert_eq!(asked("GET", upgrade, true).unwrap(), protocol, "{upgrade}");
+            assert_eq!(asked("POST", upgrade, true), None, "{upgrade}");
+            assert_eq!(asked("GET", upgrade, false), None, "{upgrade}");
+        }
+        for upgrade in ["foo, bar", "TLS/1.2", "foo bar", ",", ""] {
+            assert_eq!(asked("GET", upgrade, true), None, "{upgrade}");
+        }
+    }
+}

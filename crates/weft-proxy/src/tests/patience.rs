@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How long is waited for an upstream: not beyond a limit that was set, and without one for as
+//! long as its client still sends. Upgrades to ports of HTTP/2 are no exception.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::{BodyExt, Full};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use weft_base::task::TaskGroup;
+use weft_model::*;
+
+use super::bed::*;
+
+const IDLE: Duration = Duration::from_millis(400);
+/// Many times in that.
+const PACE: Duration = Duration::from_millis(25);
+/// Longer than any test takes.
+const LONG_MS: u64 = 60_000;
+
+async fn bed(at: SocketAddr, protocol: Protocol, policy: BackendPolicy, timeouts: Timeouts) -> Bed {
+    let mut resources = service("user", protocol, policy, vec![endpoint("a", at)]);
+    resources.push(gateway(None));
+    let all = Rule { timeouts, ..rule("/", Action::Forward(vec![to("user", "", 1)])) };
+    resources.push(gateway_route("r", &[], vec![all]));
+    Bed::gateway(resources).await
+}
+
+async fn idle_bed(at: SocketAddr, protocol: Protocol) -> Bed {
+    let idle_ms = u64::try_from(IDLE.as_millis()).ok();
+    let timeouts = Timeouts { idle_ms, ..Timeouts::default() };
+    bed(at, protocol, BackendPolicy::default(), timeouts).await
+}
+
+async fn head(stream: &mut TcpStream) -> String {
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\r\n\r\n") {
+        seen.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(seen).unwrap()
+}
+
+/// Begins an upload and goes on with it for twice what silence is allowed.
+async fn uploaded(bed: &Bed) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
+    let asks = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    stream.write_all(asks).await.unwrap();
+    let (began, mut sent) = (Instant::now(), String::new());
+    while began.elapsed() < 2 * IDLE {
+        stream.write_all(b"1\r\nx\r\n").await.unwrap();
+        sent.push('x');
+        tokio::time::sleep(PACE).await;
+    }
+    (stream, sent)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_may_take_as_long_as_it_moves() {
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let server = Server::http(|_, request| async move {
+            let whole = request.into_body().collect().await.unwrap().to_bytes();
+            Response::new(Full::new(whole))
+        })
+        .await;
+        let bed = idle_bed(server.address, protocol).await;
+        let (mut stream, sent) = uploaded(&bed).await;
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        let answer = head(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{protocol:?}: {answer}");
+        let mut body = vec![0; sent.len()];
+        stream.read_exact(&mut body).await.unwrap();
+        assert_eq!(body, sent.as_bytes());
+        // One that moves no more is given up.
+        let (mut stream, _) = uploaded(&bed).await;
+        let stopped = Instant::now();
+        let answer = head(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 504 "), "{protocol:?}: {answer}");
+        assert!(stopped.elapsed() + 2 * PACE > IDLE, "{:?}", stopped.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_may_be_quiet_while_its_client_sends() {
+    // Answers at once, and says nothing more before the request's end.
+    let server = Server::raw(|_, mut stream| async move {
+        let answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nup\r\n";
+        head(&mut stream).await;
+        stream.write_all(answer).await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"0\r\n\r\n") {
+            let Ok(byte) = stream.read_u8().await else { return };
+            seen.push(byte);
+        }
+        stream.write_all(b"4\r\ndone\r\n0\r\n\r\n").await.unwrap();
+    })
+    .await;
+    let bed = idle_bed(server.address, Protocol::Http1).await;
+    let (mut stream, _) = uploaded(&bed).await;
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
+    assert!(head(&mut stream).await.starts_with("HTTP/1.1 200 "));
+    let mut body = [0; 21];
+    stream.read_exact(&mut body).await.unwrap();
+    assert_eq!(&body, b"2\r\nup\r\n4\r\ndone\r\n0\r\n\r\n");
+}
+
+const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+async fn upgrade(bed: &Bed, to: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
+    stream.write_all(format!("{UPGRADE}Upgrade: {to}\r\n\r\n").as_bytes()).await.unwrap();
+    let head = head(&mut stream).await;
+    (stream, head)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_waits_no_longer_than_other_requests() {
+    // Takes connections and says nothing: whether it takes protocols is never known.
+    let server = Server::raw(|_, mut stream| async move {
+        let mut buffer = [0u8; 1024];
+        while stream.read(&mut buffer).await.unwrap_or(0) > 0 {}
+    })
+    .await;
+    let policy = BackendPolicy { connect_timeout_ms: LONG_MS, ..BackendPolicy::default() };
+    let timeouts = Timeouts { request_ms: Some(100), ..Timeouts::default() };
+    let bed = bed(server.address, Protocol::Http2, policy, timeouts).await;
+    let (_, answer) = upgrade(&bed, "websocket").await;
+    assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+    assert!(answer.contains("x-weft-flags: UT\r\n"), "{answer}");
+}
+
+/// Of HTTP/2 it takes no protocols, of HTTP/1.1 it takes all.
+async fn half_modern() -> Server {
+    Server::raw(|_, mut stream| async move {
+        let head = head(&mut stream).await;
+        let answer: &[u8] = match head.starts_with("PRI ") {
+            true => b"\0\0\0\x04\0\0\0\0\0",
+            false => b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n",
+        };
+        stream.write_all(answer).await.unwrap();
+        let mut buffer = [0u8; 1024];
+        while stream.read(&mut buffer).await.unwrap_or(0) > 0 {}
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upgrades_to_ports_of_http2_keep_to_the_limit_of_connections() {
+    let server = half_modern().await;
+    let limits = Limits { connections_max: Some(1), pending_max: Some(0), ..Limits::default() };
+    let policy = BackendPolicy { limits, ..BackendPolicy::default() };
+    let bed = bed(server.address, Protocol::Http2, policy, Timeouts::default()).await;
+    let (_open, answer) = upgrade(&bed, "websocket").await;
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    let opened = server.hits();
+    let (_, answer) = upgrade(&bed, "websocket").await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("UO"), "{answer}");
+    assert_eq!(server.hits(), opened);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_protocols_http2_is_asked_for_the_websocket() {
+    let server = Server::raw(|_, stream| async move {
+        let mut builder = h2::server::Builder::new();
+        builder.enable_connect_protocol();
+        let mut connection = builder.handshake::<_, Bytes>(stream).await.unwrap();
+        let tasks = TaskGroup::new();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            assert_eq!(request.method(), "CONNECT");
+            let protocol = request.extensions().get::<h2::ext::Protocol>().unwrap();
+            assert_eq!(protocol.as_str(), "websocket");
+            let mut stream = respond.send_response(Response::new(()), false).unwrap();
+            stream.send_data(Bytes::from_static(b"hello"), true).unwrap();
+            tasks.spawn("request", async move { drop(request) });
+        }
+    })
+    .await;
+    let bed =
+        bed(server.address, Protocol::Http2, BackendPolicy::default(), Timeouts::default()).await;
+    let (mut stream, answer) = upgrade(&bed, "foo, WebSocket").await;
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    assert!(answer.contains("upgrade: websocket\r\n"), "{answer}");
+    let mut said = [0; 5];
+    stream.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"hello");
+}
