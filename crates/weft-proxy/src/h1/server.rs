@@ -14,7 +14,6 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -28,6 +27,7 @@ use super::upgraded::{Handover, Upgraded};
 use super::wrong::Wrong;
 use crate::http::interim::Interim;
 use crate::sys::pooled::Pooled;
+use crate::tcp::socket::Socket;
 
 mod core;
 mod reply;
@@ -121,7 +121,7 @@ pub async fn serve<I, S>(
     draining: impl Future<Output = ()>,
 ) -> Result<(), Ended>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: Socket + Send + 'static,
     S: Service,
 {
     let core = Rc::new(RefCell::new(Core::new(io, times.body)));
@@ -155,7 +155,7 @@ where
 
 impl<I, S> Driver<'_, I, S>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: Socket + Send + 'static,
     S: Service,
 {
     /// Waits for the next request.
@@ -226,26 +226,34 @@ where
         poll_fn(|cx| {
             self.core.borrow_mut().register(cx);
             let polled = call.as_mut().poll(cx);
-            self.early(version);
-            if let Poll::Ready(response) = polled {
-                return Poll::Ready(Ok(response));
+            loop {
+                let all = self.early(version);
+                if let Poll::Ready(response) = polled {
+                    self.forget_early();
+                    return Poll::Ready(Ok(response));
+                }
+                let mut core = self.core.borrow_mut();
+                match core.poll_flush(cx) {
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                    Poll::Ready(Ok(())) if !all => {}
+                    _ => return core.poll_watch(cx).map(Err),
+                }
             }
-            let mut core = self.core.borrow_mut();
-            let flushed = core.poll_flush(cx);
-            if let Poll::Ready(Err(error)) = flushed {
-                return Poll::Ready(Err(error.into()));
-            }
-            core.poll_watch(cx).map(Err)
         })
         .await
     }
 
-    /// Writes what comes before the answer; HTTP/1.0 knows no such thing.
-    fn early(&self, version: Version) {
-        let Some(interim) = self.service.interim() else { return };
-        while let Some(head) = interim.take() {
+    /// Writes what comes before the answer, while there is room for it; whether that was all.
+    /// HTTP/1.0 knows no such thing.
+    fn early(&self, version: Version) -> bool {
+        let Some(interim) = self.service.interim() else { return true };
+        loop {
+            let mut core = self.core.borrow_mut();
+            if !core.out.has_room() {
+                return false;
+            }
+            let Some(head) = interim.take() else { return true };
             if version == Version::HTTP_11 {
-                let mut core = self.core.borrow_mut();
                 let out = core.out.head();
                 encode::response(out, version, head.status(), head.headers());
                 encode::framing(out, Framing::Empty);
@@ -253,9 +261,21 @@ where
         }
     }
 
+    /// Behind its answer nobody wants it, nor is it of the next request.
+    fn forget_early(&self) {
+        if let Some(interim) = self.service.interim() {
+            while interim.take().is_some() {}
+        }
+    }
+
     /// Writes an answer to its last byte.
     async fn send(&mut self, mut reply: Reply<S::Body>) -> Result<(), Ended> {
         reply.begin(&mut self.core.borrow_mut());
+        // Cut short it must not look whole: until it is, any end of the connection is a reset.
+        let unmarked = reply.ends_by_close();
+        if unmarked {
+            self.core.borrow().resets(true);
+        }
         let mut stalled = None;
         let sent = poll_fn(|cx| {
             self.core.borrow_mut().register(cx);
@@ -288,7 +308,11 @@ where
             }
         })
         .await;
-        self.core.borrow_mut().out.release();
+        let mut core = self.core.borrow_mut();
+        core.out.release();
+        if unmarked && sent.is_ok() {
+            core.resets(false);
+        }
         sent
     }
 

@@ -2,6 +2,7 @@
 //! What the codec does with bytes: a table of verdicts from the RFCs, and both drivers at work.
 
 mod client;
+mod cut;
 mod properties;
 mod server;
 mod table;

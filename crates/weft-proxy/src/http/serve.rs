@@ -25,6 +25,7 @@ use crate::h2::budget::Peer;
 use crate::observe::record::Record;
 use crate::sys::pooled::Pooled;
 use crate::table::Door;
+use crate::tcp::socket::Socket;
 use crate::upstream::pool::Wire;
 use crate::worker::{Conn, Worker};
 
@@ -55,7 +56,7 @@ struct Requests {
 /// Serves a connection until it ends or, while draining, has nothing left to do.
 pub async fn serve<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>, wire: Wire)
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: Socket + Send + 'static,
 {
     let remote = conn.remote;
     match wire {
@@ -74,7 +75,7 @@ where
 
 async fn serve_h1<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>) -> Result<(), server::Ended>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: Socket + Send + 'static,
 {
     let limits = &worker.config.limits;
     let times = server::Times {

@@ -92,7 +92,7 @@ where
 /// HTTP of either version, by its first bytes; garbage gets HTTP/1.1's 400.
 pub async fn http<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>)
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: Socket + Send + 'static,
 {
     let limits = &worker.config.limits;
     let looking = sniff_http(io, limits.idle_timeout, limits.header_timeout);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -23,6 +24,7 @@ use crate::h1::head::{self, Scan};
 use crate::h1::incoming::{BodyFailure, Incoming, Source};
 use crate::h1::outbox::Outbox;
 use crate::h1::wrong::Wrong;
+use crate::tcp::socket::Socket;
 
 pub(super) struct Core<I> {
     /// Gone once the connection left HTTP or is closing.
@@ -104,6 +106,17 @@ impl<I> Core<I> {
 
     pub(super) fn take_progress(&mut self) -> bool {
         std::mem::take(&mut self.progress)
+    }
+}
+
+impl<I: Socket> Core<I> {
+    /// Whether the connection is reset when it goes. Of TLS the last words are missing instead.
+    pub(super) fn resets(&self, resets: bool) {
+        let Some(socket) = self.io.as_ref().and_then(Socket::socket) else { return };
+        let linger = resets.then_some(Duration::ZERO);
+        if let Err(error) = SockRef::from(socket).set_linger(linger) {
+            tracing::debug!(%error, "a broken answer's connection may end in order");
+        }
     }
 }
 

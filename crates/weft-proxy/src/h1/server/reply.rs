@@ -75,6 +75,11 @@ impl<B: Body<Data = Bytes> + Unpin> Reply<B> {
         self.keep
     }
 
+    /// Its end is the connection's.
+    pub(super) fn ends_by_close(&self) -> bool {
+        self.framing == Framing::UntilClose
+    }
+
     pub(super) fn body(&mut self) -> &mut B {
         &mut self.body
     }

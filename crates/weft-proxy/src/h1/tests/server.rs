@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::h1::server::{Ended, Service, Times, serve};
 use crate::h1::{Handover, Incoming, Wrong};
+use crate::tcp::socket::Socket;
 
 /// Longer than any test takes.
 const TIMES: Times = Times {
@@ -367,6 +368,8 @@ impl AsyncWrite for Unending {
         Poll::Pending
     }
 }
+
+impl Socket for Unending {}
 
 #[tokio::test]
 async fn who_takes_no_farewell_is_left() {
