@@ -18,17 +18,29 @@ use crate::status::{Condition, ParentStatus, StatusBody, StatusUpdate};
 /// Where a route attached: per gateway port its sections and host names, and mesh hosts.
 #[derive(Debug, Default)]
 struct Attached {
-    listeners: BTreeMap<Root, OnPort>,
+    listeners: BTreeMap<Root, Vec<OnPort>>,
     hosts: BTreeMap<(Root, Option<u16>), Dialect>,
 }
 
-/// What a route has on one port of a gateway; no host names are all that the sections have.
+/// What a route has on those sections of a gateway's port that the same policies are about; no
+/// host names are all that the sections have.
 #[derive(Debug, Default)]
 struct OnPort {
     sections: Vec<Arc<str>>,
     hostnames: BTreeSet<Arc<str>>,
-    /// What policies say about the Gateway itself.
+    /// What policies say about the Gateway itself, or about these sections in its place.
     filters: Vec<Filter>,
+}
+
+// === impl OnPort ===
+
+impl OnPort {
+    fn add(&mut self, section: &Arc<str>, hostnames: Vec<Arc<str>>) {
+        if !self.sections.contains(section) {
+            self.sections.push(section.clone());
+        }
+        self.hostnames.extend(hostnames);
+    }
 }
 
 pub(super) fn compile(
@@ -78,13 +90,21 @@ fn emit(object: &Object, rules: &Rules, attached: Attached, out: &mut Output) {
     };
     let kind = object.key.kind.row().singular;
     let child = format!("route/{kind}/{ns}/{name}");
-    for (root, OnPort { sections, hostnames, filters }) in attached.listeners {
+    let each = attached.listeners.into_iter();
+    let each = each.flat_map(|(root, parts)| parts.into_iter().map(move |p| (root.clone(), p)));
+    let mut named = BTreeSet::new();
+    for (root, OnPort { sections, hostnames, filters }) in each {
+        // One of several is named for its first section: no other of them has it.
+        let child = match (named.insert(root.clone()), sections.first()) {
+            (false, Some(section)) => format!("{child}/{section}"),
+            _ => child.clone(),
+        };
         let hostnames = hostnames.into_iter().collect();
         let parent = Parent::Listener { root: root.clone(), sections, hostnames };
         let mut route = make(parent, Scope::Any, Dialect::ProducerHttpRoute);
         route.rules.iter_mut().for_each(|r| drop(r.filters.splice(..0, filters.clone())));
         let route = Resource::Route(route);
-        out.draft(root.child(&*child), route, rules.may_come);
+        out.draft(root.child(child), route, rules.may_come);
     }
     for ((root, port), dialect) in attached.hosts {
         let scope = match dialect {
@@ -180,17 +200,10 @@ fn attach_gateway(
         any = true;
         out.attached.push((found.key.clone(), listener.name.clone()));
         let root = gateway::root_of(ns, &parent.name, listener);
-        let entry = attached.listeners.entry(root).or_default();
-        if !entry.sections.contains(&listener.name) {
-            entry.sections.push(listener.name.clone());
-        }
-        entry.hostnames.extend(hostnames);
         let policy = policies.effective(Some(&listener.name));
-        for filter in policy.map(|p| p.filters()).unwrap_or_default() {
-            if !entry.filters.contains(&filter) {
-                entry.filters.push(filter);
-            }
-        }
+        let filters = policy.map(|p| p.filters()).unwrap_or_default();
+        let parts = attached.listeners.entry(root).or_default();
+        part_with(parts, filters).add(&listener.name, hostnames);
     }
     if !any {
         let text = format!(
@@ -200,6 +213,14 @@ fn attach_gateway(
         return refuse("NoMatchingListenerHostname", text);
     }
     Some((Condition::new("Accepted", true, "Accepted", "attached"), None))
+}
+
+fn part_with(parts: &mut Vec<OnPort>, filters: Vec<Filter>) -> &mut OnPort {
+    let at = parts.iter().position(|part| part.filters == filters).unwrap_or_else(|| {
+        parts.push(OnPort { filters, ..OnPort::default() });
+        parts.len() - 1
+    });
+    &mut parts[at]
 }
 
 fn is_named(parent: &ParentRef, listener: &Listener) -> bool {

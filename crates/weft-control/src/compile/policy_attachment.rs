@@ -10,19 +10,20 @@
 use std::sync::Arc;
 
 use weft_base::issue::{FieldPath, Issues};
-use weft_base::name::ServiceKey;
-use weft_kinds::views::View;
+use weft_kinds::views::core::{ServicePort, ServiceSpec};
 use weft_kinds::views::gateway::ParentRef;
 use weft_kinds::views::traffic_policy::{self as view, TargetRef, TrafficPolicySpec, target_key};
+use weft_kinds::views::{Meta, View};
 use weft_kinds::world::{Index, KindId, Object};
 use weft_model::{
     Adaptive, Backend, BackendPolicy, CheckKind, Failover, FailureShare, Filter, HashBy,
     HashCookie, HashTable, Hashing, HealthCheck, HttpCheck, LbPolicy, LimitBy, LocalityPolicy,
-    Origin, Outlier, OutlierWindow, Protection, ProxyVersion, RateLimit, Rule, Timeouts, Warmup,
+    Origin, Outlier, OutlierWindow, Protection, Protocol, ProxyVersion, RateLimit, Rule, Timeouts,
+    Warmup,
 };
 
 use super::duration::parse_ms;
-use super::{Output, Reader, origin};
+use super::{Output, Reader, origin, protocol};
 use crate::status::{Condition, ParentStatus, StatusBody, StatusUpdate};
 
 const RING_POINTS_MIN: u32 = 1_024;
@@ -41,6 +42,8 @@ pub(super) struct Attached<'w> {
 pub(super) struct Effective<'a, 'w> {
     object: &'w Object,
     spec: &'w TrafficPolicySpec,
+    /// Which of its targets.
+    target: &'w TargetRef,
     of: &'a Attached<'w>,
 }
 
@@ -83,14 +86,13 @@ impl<'w> Attached<'w> {
     pub fn effective(&self, section: Option<&str>) -> Option<Effective<'_, 'w>> {
         let about = |target: &TargetRef| target.kind() == self.kind && target.name == self.name;
         let find = |section: Option<&str>| {
-            let mut all = self.policies.iter();
-            all.find(|(_, spec)| {
+            self.policies.iter().find_map(|&(object, spec)| {
                 let mut targets = spec.target_refs.iter().filter(|t| about(t));
-                targets.any(|t| t.section_name.as_deref() == section)
+                let target = targets.find(|t| t.section_name.as_deref() == section)?;
+                Some(Effective { object, spec, target, of: self })
             })
         };
-        let (object, spec) = section.and_then(|s| find(Some(s))).or_else(|| find(None))?;
-        Some(Effective { object, spec, of: self })
+        section.and_then(|s| find(Some(s))).or_else(|| find(None))
     }
 }
 
@@ -149,12 +151,13 @@ impl Effective<'_, '_> {
         self.spec.request_limits.as_ref()?.body_bytes
     }
 
-    /// Every target counts for itself.
+    /// Every target counts for itself, also two parts of one object.
     fn rate_limits(&self) -> Vec<Arc<RateLimit>> {
-        let key = &self.object.key;
-        let whose = match self.spec.target_refs.len() {
-            0 | 1 => format!("{key}"),
-            _ => format!("{key} for {} {}", self.of.kind, self.of.name),
+        let (key, of) = (&self.object.key, self.of);
+        let whose = match (self.spec.target_refs.len(), &self.target.section_name) {
+            (0 | 1, _) => format!("{key}"),
+            (_, None) => format!("{key} for {} {}", of.kind, of.name),
+            (_, Some(section)) => format!("{key} for {} {} {section}", of.kind, of.name),
         };
         let each = self.spec.rate_limits.iter().enumerate();
         each.map(|(i, limit)| Arc::new(rate_limit(limit, &format!("{whose} spec.rateLimits[{i}]"))))
@@ -393,14 +396,50 @@ fn accepted(
         let text = format!("not used: the older {} decides about {kind} {name}", first.object.key);
         return no("Conflicted", text);
     }
-    if id == KindId::Service
-        && let Ok(key) = ServiceKey::new(namespace, name)
-        && let Some((_, service)) = reader.service(&key)
-        && service.spec.ports.iter().all(|p| &*p.protocol == "UDP")
-    {
-        issues.warning(at.clone(), "it has ports for datagrams only; balancing alone counts there");
+    if let (View::Service(service), View::TrafficPolicy(policy)) = (&found.view, &object.view) {
+        let section = target.section_name.as_deref();
+        unread(&found.meta, &service.spec, section, &policy.spec, at, issues);
     }
     Condition::new("Accepted", true, "Accepted", format!("in effect for {kind} {namespace}/{name}"))
+}
+
+/// What is said about requests counts for none on a port whose bytes are passed on unread.
+fn unread(
+    meta: &Meta,
+    service: &ServiceSpec,
+    section: Option<&str>,
+    policy: &TrafficPolicySpec,
+    at: &FieldPath,
+    issues: &mut Issues,
+) {
+    if service.ports.iter().all(|p| &*p.protocol == "UDP") {
+        issues.warning(at.clone(), "it has ports for datagrams only; balancing alone counts there");
+        return;
+    }
+    let opaque = |port: &&ServicePort| {
+        let speaks = protocol::of_service(meta, service, port);
+        matches!(speaks, Protocol::Tcp | Protocol::Tls | Protocol::Udp)
+    };
+    let named = service.ports.iter().filter(|p| section.is_none_or(|s| &*p.name == s));
+    let ports: Vec<String> = named.filter(opaque).map(|p| p.port.to_string()).collect();
+    let said: Vec<&str> = [
+        ("rateLimits", !policy.rate_limits.is_empty()),
+        ("requestLimits", policy.request_limits.is_some()),
+        ("timeouts", policy.timeouts.is_some()),
+        ("adaptiveConcurrency", policy.adaptive_concurrency.is_some()),
+        ("retryBudget", policy.retry_budget.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, said)| said.then_some(name))
+    .collect();
+    if !ports.is_empty() && !said.is_empty() {
+        let (ports, said) = (ports.join(", "), said.join(", "));
+        let text = format!(
+            "no HTTP is declared for port {ports}, whose bytes are passed on unread: {said} \
+             do nothing there (appProtocol says what a port speaks)"
+        );
+        issues.warning(at.clone(), text);
+    }
 }
 
 fn has_section(object: &Object, section: &str) -> bool {
