@@ -249,6 +249,58 @@ async fn opaque_bytes_go_through_the_mesh_in_both_directions_with_half_close() {
     assert!(sent.ends_with(" 10"), "{sent}");
 }
 
+/// Who of a proxy's instances fails its check: lines of the admin door's `/clusters`.
+async fn failing(bed: &Bed) -> Vec<String> {
+    let text = send(bed.proxy.addresses().admin, get("/clusters", "127.0.0.1")).await.body;
+    text.lines().filter(|l| l.contains("/failed_active_hc")).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_of_bytes_ask_the_app_and_not_its_sidecar() {
+    let ca = Ca::new();
+    let app = Server::raw(|_, mut stream| async move {
+        let mut seen = [0; 64];
+        while let Ok(1..) = stream.read(&mut seen).await {
+            let answer: &[u8] = if seen.starts_with(b"PING") { b"+PONG" } else { b"-ERR" };
+            let _ = stream.write_all(answer).await;
+        }
+    })
+    .await;
+    let down = nobody().await;
+    let server = server(&ca, app.address, Protocol::Tcp).await;
+    server.apply(2, vec![inbound(down, Protocol::Tcp)]).await;
+    let asked = CheckKind::Tcp { send: b"PING\r\n".to_vec(), expect: vec![b"+PONG".to_vec()] };
+    let plain = CheckKind::Tcp { send: Vec::new(), expect: Vec::new() };
+    for kind in [asked, plain] {
+        let check = HealthCheck {
+            kind,
+            interval_ms: 20,
+            timeout_ms: 2_000,
+            healthy: 1,
+            unhealthy: 1,
+            jitter_basis_points: 0,
+            ..HealthCheck::default()
+        };
+        let protection = Protection { health_check: Some(check), ..Protection::default() };
+        let policy =
+            BackendPolicy { protection: Some(Box::new(protection)), ..BackendPolicy::default() };
+        let client = peer(&ca, &server, Protocol::Tcp, Vec::new()).await;
+        let before = app.hits();
+        let both = [app.address, down].map(|at| Endpoint {
+            id: format!("user-{}", at.port()).into(),
+            ..meshed(at, "user", Transport::MeshH1)
+        });
+        client.apply(2, service("user", Protocol::Tcp, policy, both.to_vec())).await;
+        // Whoever is well is asked again and again.
+        wait_until("both were asked", async || {
+            app.hits() >= before + 3 && !failing(&client).await.is_empty()
+        })
+        .await;
+        let out = failing(&client).await;
+        assert!(out.len() == 1 && out[0].contains(&down.to_string()), "{out:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn f08_certificates_rotate_under_load_without_a_failed_request() {
     let ca = Ca::new();

@@ -2,6 +2,7 @@
 //! One health check: its own connection, one question, what the answer means. Called by the owner
 //! of the checks; remembers nothing.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ use crate::upstream::connect::{Dialer, Peer, UpstreamIo};
 /// What is read of an answer at most.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
 const AGENT: &str = "weft-health-check";
+/// So long a tunnel must hold out of which nothing is expected: a sidecar says yes to it before it
+/// has reached its app, and breaks it off when it does not.
+const TUNNEL_HOLDS: Duration = Duration::from_millis(250);
 
 /// Asks an endpoint; says why when it is not well.
 pub(super) async fn ask(
@@ -55,12 +59,27 @@ async fn asked(
         CheckKind::Tcp { .. } => false,
     };
     let alpn = if http2 { Alpn::H2 } else { Alpn::Http11 };
-    let io = dialer.connect(&peer, alpn, limit).await.map_err(|e| e.to_string())?;
+    let io = match &check.kind {
+        CheckKind::Tcp { .. } => dialer.connect_opaque(&peer, limit).await,
+        _ => dialer.connect(&peer, alpn, limit).await,
+    };
+    let mut io = io.map_err(|e| e.to_string())?;
     match &check.kind {
         CheckKind::Http(http) if http2 => over_h2(io, backend, http).await,
         CheckKind::Http(http) => over_h1(io, backend, http).await,
         CheckKind::Grpc { service, authority } => grpc(io, backend, service, authority).await,
-        CheckKind::Tcp { send, expect } => tcp(io, send, expect).await,
+        CheckKind::Tcp { send, expect } if peer.is_mesh() => {
+            let said = tunnel(&mut io, &peer).await?;
+            let seen = tcp(&mut io, said, send, expect).await?;
+            if seen.is_empty() {
+                holds(&mut io, TUNNEL_HOLDS.min(limit / 2)).await?;
+            }
+            Ok((Probe::Pass, String::new()))
+        }
+        CheckKind::Tcp { send, expect } => {
+            tcp(&mut io, Vec::new(), send, expect).await?;
+            Ok((Probe::Pass, String::new()))
+        }
     }
 }
 
@@ -108,16 +127,20 @@ async fn over_h1(
             Err(error) => return Err(format!("its answer is no HTTP: {error}")),
             // 100 and 103 come before what counts.
             Ok(httparse::Status::Complete(end)) => drop(seen.drain(..end)),
-            Ok(httparse::Status::Partial) if seen.len() >= ANSWER_BYTES_MAX => {
-                return Err("its answer's head is too long".into());
-            }
-            Ok(httparse::Status::Partial) => {
-                let read = io.read_buf(&mut seen).await;
-                if read.map_err(|e| format!("reading failed: {e}"))? == 0 {
-                    return Err("it closed the connection before it answered".into());
-                }
-            }
+            Ok(httparse::Status::Partial) => more(&mut io, &mut seen).await?,
         }
+    }
+}
+
+/// Reads on in the head of an answer.
+async fn more(io: &mut UpstreamIo, seen: &mut Vec<u8>) -> Result<(), String> {
+    if seen.len() >= ANSWER_BYTES_MAX {
+        return Err("its answer's head is too long".into());
+    }
+    match io.read_buf(seen).await {
+        Ok(0) => Err("it closed the connection before it answered".into()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("reading failed: {error}")),
     }
 }
 
@@ -238,14 +261,49 @@ fn serving(body: &[u8]) -> Option<u8> {
     }
 }
 
-/// Connects, sends, and waits until each expected piece came, in order.
+/// Opens a tunnel to the app of a mesh instance: what its sidecar says by itself proves nothing.
+/// Returns what came behind the answer.
+async fn tunnel(io: &mut UpstreamIo, peer: &Peer) -> Result<Vec<u8>, String> {
+    let app = SocketAddr::new(peer.connect.ip(), peer.port);
+    let ask = format!("CONNECT {app} HTTP/1.1\r\nhost: {app}\r\nuser-agent: {AGENT}\r\n\r\n");
+    io.write_all(ask.as_bytes()).await.map_err(|e| format!("sending failed: {e}"))?;
+    io.flush().await.map_err(|e| format!("sending failed: {e}"))?;
+    let mut seen = Vec::with_capacity(512);
+    loop {
+        let mut headers = [httparse::EMPTY_HEADER; 64];
+        let mut response = httparse::Response::new(&mut headers);
+        let parsed = response.parse(&seen);
+        match (parsed, response.code.unwrap_or(0)) {
+            (Err(error), _) => return Err(format!("its sidecar's answer is no HTTP: {error}")),
+            (Ok(httparse::Status::Complete(end)), 200) => return Ok(seen.split_off(end)),
+            (Ok(httparse::Status::Complete(end)), 100..200) => drop(seen.drain(..end)),
+            (Ok(httparse::Status::Complete(_)), status) => {
+                return Err(format!("its sidecar refused the tunnel with status {status}"));
+            }
+            (Ok(httparse::Status::Partial), _) => more(io, &mut seen).await?,
+        }
+    }
+}
+
+/// Whether a tunnel goes on to an app that need not say anything. Bytes and an orderly end are
+/// the app's own; a sidecar that does not reach its app breaks off without one.
+async fn holds(io: &mut UpstreamIo, within: Duration) -> Result<(), String> {
+    match tokio::time::timeout(within, io.read(&mut [0])).await {
+        Err(_) | Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(format!("its sidecar does not reach the app: {error}")),
+    }
+}
+
+/// Sends, and waits until each expected piece came, in order; what came in all. `seen` came
+/// already.
 async fn tcp(
-    mut io: UpstreamIo,
+    io: &mut UpstreamIo,
+    mut seen: Vec<u8>,
     send: &[u8],
     expect: &[Vec<u8>],
-) -> Result<(Probe, String), String> {
+) -> Result<Vec<u8>, String> {
     io.write_all(send).await.map_err(|e| format!("sending failed: {e}"))?;
-    let mut seen = Vec::new();
+    io.flush().await.map_err(|e| format!("sending failed: {e}"))?;
     while !contains(&seen, expect) {
         if seen.len() > ANSWER_BYTES_MAX {
             return Err("what it sends does not contain what is expected".into());
@@ -255,7 +313,7 @@ async fn tcp(
             return Err("it closed the connection before what is expected came".into());
         }
     }
-    Ok((Probe::Pass, String::new()))
+    Ok(seen)
 }
 
 fn contains(mut seen: &[u8], expect: &[Vec<u8>]) -> bool {
