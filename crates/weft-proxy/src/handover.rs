@@ -51,7 +51,8 @@ impl Sockets {
     }
 
     /// The sockets that an earlier process had there, one for each worker. When there were fewer,
-    /// workers share.
+    /// workers share those for connections; those for datagrams are never shared, since what one
+    /// client sends must come to one worker, so that some workers have none.
     pub fn take(&self, address: SocketAddr, takes: Takes, workers: usize) -> Option<Vec<OwnedFd>> {
         let mut found = lock(&self.inherited).remove(&(address, takes))?;
         if found.len() > workers {
@@ -60,7 +61,8 @@ impl Sockets {
             found.truncate(workers);
         }
         let had = found.len();
-        for i in had..workers {
+        let wanted = if takes == Takes::Datagrams { had } else { workers };
+        for i in had..wanted {
             let copy = found.get(i % had.max(1))?.try_clone().ok()?;
             found.push(copy);
         }
@@ -156,6 +158,14 @@ mod tests {
         let accepted = taken.iter().find_map(|l| l.accept().ok());
         assert_eq!(accepted.unwrap().1, client.local_addr().unwrap());
         assert!(next.take(at, Takes::Connections, 1).is_none(), "taken once");
+    }
+
+    #[test]
+    fn sockets_for_datagrams_are_shared_by_no_two_workers() {
+        let sockets: Vec<OwnedFd> = vec![UdpSocket::bind("127.0.0.1:0").unwrap().into()];
+        let at = place_of(&sockets[0]).unwrap().0;
+        let next = Sockets::keeping(sockets).unwrap();
+        assert_eq!(next.take(at, Takes::Datagrams, 4).unwrap().len(), 1);
     }
 
     #[test]

@@ -94,8 +94,8 @@ async fn make_from(
 }
 
 /// One socket for datagrams per worker, all on `address`: the kernel leads what one client sends
-/// to the same one. On an address of the host's namespace there is one, since what a client sends
-/// must not be shared out among workers.
+/// to the same one. On an address of the host's namespace there is one, and of an older process
+/// there are as many as it had, since what a client sends must not be shared out among workers.
 ///
 /// # Errors
 /// When the address is in use, not local, or not permitted.
