@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
@@ -46,11 +47,26 @@ pub trait Tally {
 
 impl Tally for () {}
 
+/// Why a pair ended before both of its sides did. The system has a time-out of its own, for peers
+/// that are gone: that is no silence.
+#[derive(Debug, Error)]
+pub enum Ended {
+    #[error("no byte in either direction for {} ms", .0.as_millis())]
+    Silence(Duration),
+    #[error(transparent)]
+    Broke(#[from] io::Error),
+}
+
 /// Moves bytes both ways until both have ended.
 ///
 /// # Errors
 /// A stream broke, or no byte moved in either direction for `idle`.
-pub async fn join<A, B>(a: &mut A, b: &mut B, idle: Duration, tally: &impl Tally) -> io::Result<()>
+pub async fn join<A, B>(
+    a: &mut A,
+    b: &mut B,
+    idle: Duration,
+    tally: &impl Tally,
+) -> Result<(), Ended>
 where
     A: Socket,
     B: Socket,
@@ -59,7 +75,7 @@ where
     let mut silence = Silence::new(idle);
     let moved = Cell::new(false);
     let note = |bytes: usize| moved.set(moved.get() || bytes > 0);
-    poll_fn(|cx| {
+    poll_fn(|cx| -> Poll<Result<(), Ended>> {
         let first = |bytes| {
             note(bytes);
             tally.first(bytes);
@@ -73,10 +89,7 @@ where
         if there.is_ready() && back.is_ready() {
             return Poll::Ready(Ok(()));
         }
-        silence.poll(cx, &moved).map(|()| {
-            let why = format!("no byte in either direction for {} ms", idle.as_millis());
-            Err(io::Error::new(io::ErrorKind::TimedOut, why))
-        })
+        silence.poll(cx, &moved).map(|()| Err(Ended::Silence(idle)))
     })
     .await
 }

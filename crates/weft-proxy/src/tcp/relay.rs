@@ -20,10 +20,11 @@ use tokio::time::Instant;
 use weft_model::Protocol;
 use weft_model::decide::{Authority, Outcome};
 
-use super::joined::{Tally, join};
+use super::joined::{Ended, Tally, join};
 use super::prefixed::Prefixed;
+use super::route::{self, Way};
 use super::socket::Socket;
-use super::{accept, proxy_header, route};
+use super::{accept, proxy_header};
 use crate::capture::{self, race};
 use crate::h1::Handover;
 use crate::http::serve::Received;
@@ -101,6 +102,8 @@ pub struct Opening {
 struct Seen {
     wall_ms: u64,
     backend: Option<Arc<BackendEntry>>,
+    /// What the rule says of silence.
+    idle: Option<Duration>,
     endpoint: Option<Rc<LocalEndpoint>>,
     tries: u32,
     flags: Flags,
@@ -114,8 +117,9 @@ pub async fn begin(worker: &Rc<Worker>, conn: &Conn) -> Opening {
     let mut seen = Seen { wall_ms: worker.clock.wall_ms(), ..Seen::default() };
     let started = Instant::now();
     let upstream = match destination(worker, conn).await {
-        Ok(backend) => {
+        Ok(Way { backend, idle }) => {
             seen.backend = Some(backend.clone());
+            seen.idle = idle;
             open(worker, &backend, conn, &mut seen).await
         }
         Err(why) => {
@@ -231,13 +235,13 @@ async fn copy<I>(
     let backend = seen.backend.as_deref();
     let series = worker.metrics.tcp(labels(worker, conn, backend, Some(picked)));
     series.opened.fetch_add(1, Ordering::Relaxed);
-    let idle = worker.config.limits.tunnel_idle_timeout;
+    let idle = seen.idle.unwrap_or(worker.config.limits.tunnel_idle_timeout);
     let copied = join(&mut io, &mut upstream, idle, &Counted { series: &series, seen }).await;
     series.closed.fetch_add(1, Ordering::Relaxed);
     if let Err(error) = copied {
         tracing::debug!(remote = %conn.remote, %error, "a relayed connection broke");
         // What was cut short on one side must not look whole on the other.
-        if error.kind() != io::ErrorKind::TimedOut {
+        if matches!(error, Ended::Broke(_)) {
             reset(&io);
             reset(&upstream);
         }
@@ -269,8 +273,18 @@ pub async fn resolve(target: &Authority) -> Result<SocketAddr, String> {
     }
 }
 
-async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntry>, String> {
+async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Way, String> {
     on_demand::known(worker, conn, None).await?;
+    if let (Door::Gateway(name), None) = (&conn.door, &conn.tunnel) {
+        let (table, named) = (worker.table(), conn.server_name.as_deref().unwrap_or_default());
+        return route::backend_of_listener(&table, name, named, &mut worker.rng.borrow_mut());
+    }
+    let backend = unruled(worker, conn).await?;
+    Ok(Way { backend, idle: None })
+}
+
+/// Where no rule of a listener leads.
+async fn unruled(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntry>, String> {
     let table = worker.table();
     let of_service =
         |host: &str, port: u16| route::backend_of(&table, host, port, &mut worker.rng.borrow_mut());
@@ -292,10 +306,6 @@ async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntr
         }
         Door::Upstream { host, port } => of_service(host, *port)
             .unwrap_or_else(|| Err(format!("{host}:{port} is not known here"))),
-        Door::Gateway(name) if conn.tunnel.is_none() => {
-            let named = conn.server_name.as_deref().unwrap_or_default();
-            route::backend_of_listener(&table, name, named, &mut worker.rng.borrow_mut())
-        }
         Door::Forward | Door::Gateway(_) | Door::Datagrams(_) => {
             let target = conn.tunnel.as_ref().ok_or("it names no destination")?;
             let port = target.port.unwrap_or(80);

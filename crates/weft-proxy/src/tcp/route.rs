@@ -3,12 +3,24 @@
 //! say, or the service itself. Called once per connection by `relay`; never looks at bytes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use weft_base::rng::Rng;
 use weft_model::decide::{Headers, Request, find_rule, pick_section, total_weight, weighted_at};
-use weft_model::{Action, Dialect, Parent, Protocol, Route, Target};
+use weft_model::{Action, Dialect, Parent, Protocol, Route, Target, Timeouts};
 
 use crate::table::{BackendEntry, Table};
+
+/// Longer than any process lasts.
+const FOR_EVER: Duration = Duration::from_secs(86_400 * 365);
+
+/// Where a connection of a listener goes, and what its rule says of silence.
+#[derive(Clone, Debug)]
+pub struct Way {
+    pub backend: Arc<BackendEntry>,
+    /// No byte in either direction; `None` leaves it to the proxy.
+    pub idle: Option<Duration>,
+}
 
 /// Nothing of HTTP is known about opaque bytes.
 struct NoHeaders;
@@ -59,7 +71,7 @@ pub fn backend_of(
     entry.default_backend(port).cloned().map(Ok)
 }
 
-/// The backend of a gateway's listener that looks at no bytes; `host` is the server name that TLS
+/// The way of a gateway's listener that looks at no bytes; `host` is the server name that TLS
 /// asked for, if any.
 ///
 /// # Errors
@@ -69,7 +81,7 @@ pub fn backend_of_listener(
     name: &str,
     host: &str,
     rng: &mut Rng,
-) -> Result<Arc<BackendEntry>, String> {
+) -> Result<Way, String> {
     let entry = table.gateway(name).ok_or_else(|| format!("the listener {name} is gone"))?;
     let section = pick_section(&entry.listener, host)
         .ok_or_else(|| format!("no listener serves the server name {host:?}"))?;
@@ -83,8 +95,15 @@ pub fn backend_of_listener(
         "" => format!("the listener {name} has no route with a healthy instance yet"),
         host => format!("the listener {name} has no route for the server name {host:?}"),
     })?;
-    target(table, &found.rule.action, rng)
-        .map_err(|why| format!("{why}; route: {}", found.rule.origin))
+    let backend = target(table, &found.rule.action, rng)
+        .map_err(|why| format!("{why}; route: {}", found.rule.origin))?;
+    Ok(Way { backend, idle: idle(&found.rule.timeouts) })
+}
+
+/// What a rule says of silence: 0 is no limit.
+fn idle(timeouts: &Timeouts) -> Option<Duration> {
+    let ms = timeouts.idle_ms?;
+    Some(if ms == 0 { FOR_EVER } else { Duration::from_millis(ms) })
 }
 
 fn serves_names(route: &Route) -> bool {

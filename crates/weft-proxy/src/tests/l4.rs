@@ -354,6 +354,33 @@ async fn a_reset_on_one_side_is_a_reset_on_the_other() {
     assert_eq!(heard.recv().await.unwrap(), Ok(0), "an orderly end stays one");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_says_how_long_silence_may_last() {
+    let server = echo("a:").await;
+    // 0 is for ever, whatever the proxy's own limit is.
+    for (own, usual_ms, ends) in [(Some(200), 3_600_000, true), (Some(0), 200, false)] {
+        let (name, mut listener) = gateway(None);
+        if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
+            g.sections = vec![section("tcp", None, Protocol::Tcp)];
+        }
+        let (child, mut way) = route("r", &["tcp"], &[], vec![to("mail", "", 1)]);
+        if let Resource::Route(route) = &mut way {
+            route.rules[0].timeouts.idle_ms = own;
+        }
+        let mut config = config("gateway~shop~web");
+        config.limits.tunnel_idle_timeout = Duration::from_millis(usual_ms);
+        let bed = Bed::start(config, None).await;
+        let mut all = tcp_service("mail", BackendPolicy::default(), &[server.address]);
+        all.extend([(name, listener), (child, way)]);
+        bed.apply(1, all).await;
+        let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
+        assert_eq!(said(&mut stream, 2).await, "a:");
+        let patience = Duration::from_millis(if ends { 10_000 } else { 800 });
+        let ended = tokio::time::timeout(patience, stream.read_u8()).await;
+        assert_eq!(ended.is_ok(), ends, "{own:?}");
+    }
+}
+
 // === datagrams ===
 
 /// Answers each datagram with its name before it.
@@ -506,6 +533,40 @@ async fn nobody_there_is_noticed_and_said() {
     bed.apply(3, udp_service("dns", LbPolicy::RoundRobin, Vec::new())).await;
     client.send(b"x").await.unwrap();
     log.line("no instance of").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_answers_again_begins_anew() {
+    let at = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut all = udp_service("dns", LbPolicy::RoundRobin, vec![endpoint("x", at)]);
+    if let Resource::Backend(backend) = &mut all[0].1 {
+        backend.policy.outlier =
+            Outlier { consecutive_failures: 2, base_ejection_ms: 60_000, ..Outlier::default() };
+    }
+    all.push(route("r", &["udp"], &[], to_udp("dns")));
+    let sections = vec![section("udp", None, Protocol::Udp)];
+    let (bed, log) =
+        gateway_of(sections, |g| g.bind = vec!["127.0.0.1:0".parse().unwrap()], all).await;
+    for round in 1..=3 {
+        client_of(datagrams(&bed)).await.send(b"x").await.unwrap();
+        wait_until("the failure is noticed", async || {
+            let text = std::fs::read_to_string(&log.0).unwrap_or_default();
+            text.matches("takes no datagrams").count() >= round
+        })
+        .await;
+        // It is back, and answers: two failures that are not in a row eject nobody.
+        let back = UdpSocket::bind(at).await.unwrap();
+        let client = client_of(datagrams(&bed)).await;
+        client.send(b"y").await.unwrap();
+        let answering = async {
+            let mut buffer = [0; 8];
+            let (n, from) = back.recv_from(&mut buffer).await.unwrap();
+            back.send_to(&buffer[..n], from).await.unwrap();
+            client.recv(&mut buffer).await.unwrap()
+        };
+        let answered = tokio::time::timeout(Duration::from_secs(10), answering).await;
+        assert_eq!(answered.expect("it was ejected"), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

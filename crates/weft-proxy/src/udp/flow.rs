@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -22,6 +23,7 @@ use crate::descriptors;
 use crate::observe::access_log::Relayed;
 use crate::observe::flags::{Flag, Flags};
 use crate::table::BackendEntry;
+use crate::tcp::route::Way;
 use crate::upstream::pick::LocalEndpoint;
 use crate::upstream::pool::InFlight;
 use crate::worker::Worker;
@@ -81,7 +83,7 @@ impl Flow {
     pub fn new(
         door: &Door,
         ends: Ends,
-        backend: Arc<BackendEntry>,
+        way: Way,
         endpoint: Rc<LocalEndpoint>,
         upstream: UdpSocket,
     ) -> Rc<Self> {
@@ -92,14 +94,14 @@ impl Flow {
         Rc::new(Self {
             ends,
             upstream,
-            backend,
+            backend: way.backend,
             _flight: InFlight::begin(&endpoint, worker.id),
             endpoint,
             generation: Cell::new(worker.table().generation),
             over: CancellationToken::new(),
             began: (worker.clock.wall_ms(), Instant::now()),
             moved: Cell::new(Instant::now()),
-            idle: worker.config.limits.udp_idle_timeout,
+            idle: way.idle.unwrap_or(worker.config.limits.udp_idle_timeout),
             received: Sum::default(),
             sent: Sum::default(),
             flags: Cell::default(),
@@ -162,9 +164,13 @@ impl Flow {
                 () = self.over.cancelled() => break,
                 ready = self.upstream.ready(Interest::READABLE | Interest::ERROR) => {
                     let complaint = ready.and_then(|_| self.complaint());
-                    if complaint.and_then(|()| self.carry(&door)).is_err() {
-                        self.failed(worker);
-                        break;
+                    match complaint.and_then(|()| self.carry(&door)) {
+                        Err(error) if is_own(&error) => worker.metrics.cells.udp_dropped.add(1),
+                        Err(_) => {
+                            self.failed(worker);
+                            break;
+                        }
+                        Ok(()) => {}
                     }
                 }
                 () = worker.conns.draining(), if !draining => {}
@@ -210,6 +216,11 @@ impl Flow {
                 let bytes = buffer.get(..n).unwrap_or_default();
                 self.moved.set(Instant::now());
                 self.sent.add(bytes);
+                if self.sent.0.get() == 1 {
+                    // It is there: what failed before is forgotten.
+                    let (reporter, endpoint) = (&door.worker.shared.reporter, &self.endpoint.entry);
+                    reporter.note(&self.backend, endpoint, Outcome::Success, door.worker.id);
+                }
                 match door.answer(bytes, self.ends) {
                     Ok(()) => door.worker.metrics.cells.udp_sent.add(1),
                     Err(_) => door.worker.metrics.cells.udp_dropped.add(1),
@@ -247,11 +258,34 @@ impl Flow {
     }
 }
 
+/// Whether an error is about a datagram or this machine, and says nothing of the endpoint: no room
+/// now, a datagram too long for the way, a filter of this machine that forbids it.
+pub(super) fn is_own(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    let own = [Errno::MSGSIZE, Errno::NOBUFS, Errno::NOMEM, Errno::PERM];
+    error.kind() == io::ErrorKind::WouldBlock || code.is_some_and(|code| own.contains(&code))
+}
+
 // === impl Sum ===
 
 impl Sum {
     fn add(&self, bytes: &[u8]) {
         self.0.set(self.0.get() + 1);
         self.1.set(self.1.get() + bytes.len() as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_endpoints_own_errors_count_against_it() {
+        for own in [Errno::MSGSIZE, Errno::NOBUFS, Errno::NOMEM, Errno::PERM, Errno::AGAIN] {
+            assert!(is_own(&own.into()), "{own:?}");
+        }
+        for its in [Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::NETUNREACH] {
+            assert!(!is_own(&its.into()), "{its:?}");
+        }
     }
 }

@@ -21,8 +21,8 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
 
-use crate::table::BackendEntry;
-use crate::tcp::{relay, route};
+use crate::tcp::relay;
+use crate::tcp::route::{self, Way};
 use crate::upstream::ask::Key;
 use crate::upstream::pick::{Ask, LocalEndpoint};
 use crate::worker::{Conn, Worker};
@@ -168,7 +168,7 @@ impl Door {
         };
         if let Err(error) = flow.send(bytes) {
             cells.udp_dropped.add(1);
-            if error.kind() != io::ErrorKind::WouldBlock {
+            if !flow::is_own(&error) {
                 // Nobody listens there: the next datagram may find somebody else.
                 flow.failed(&self.worker);
             }
@@ -181,7 +181,7 @@ impl Door {
             self.worker.metrics.cells.udp_full.add(1);
             return None;
         }
-        let (backend, endpoint) = match self.pick(ends) {
+        let (way, endpoint) = match self.pick(ends) {
             Ok(picked) => picked,
             Err(why) => {
                 self.refuse(ends, &why);
@@ -197,19 +197,20 @@ impl Door {
                 return None;
             }
         };
-        let flow = Flow::new(self, ends, backend, endpoint, upstream);
+        let flow = Flow::new(self, ends, way, endpoint, upstream);
         self.flows.borrow_mut().insert(ends, flow.clone());
         let serving = Box::pin(flow.clone().answers(self.clone()));
         self.worker.conns.spawn_local("datagrams", serving);
         Some(flow)
     }
 
-    fn pick(&self, ends: Ends) -> Result<(Arc<BackendEntry>, Rc<LocalEndpoint>), String> {
+    fn pick(&self, ends: Ends) -> Result<(Way, Rc<LocalEndpoint>), String> {
         let worker = &self.worker;
         let table = worker.table();
-        let entry =
+        let way =
             route::backend_of_listener(&table, &self.listener, "", &mut worker.rng.borrow_mut())?;
-        let local = worker.backend(&entry);
+        let entry = &way.backend;
+        let local = worker.backend(entry);
         let hash = Key::of_connection(&entry.backend.policy.lb, ends.client.ip());
         let (mut rng, now) = (worker.rng.borrow_mut(), worker.clock.now());
         let picked = local.borrow_mut().pick(Ask { hash, tried: &[] }, &mut rng, now);
@@ -217,7 +218,7 @@ impl Door {
             let (healthy, total) = (entry.healthy, entry.total());
             format!("no instance of {} takes datagrams: {healthy} of {total}", entry.label())
         })?;
-        Ok((entry, picked))
+        Ok((way, picked))
     }
 
     /// Whether there may be one more flow; those that have been silent give way.

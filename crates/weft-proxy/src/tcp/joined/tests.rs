@@ -29,9 +29,50 @@ async fn silence_ends_what_bytes_keep_open() {
         ended = join(&mut near, &mut far, idle, &()) => ended,
         () = talking => unreachable!(),
     };
-    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert!(matches!(ended, Err(Ended::Silence(limit)) if limit == idle), "{ended:?}");
     let took = began.elapsed();
     assert!(took >= idle * 9 / 4, "{took:?}");
+}
+
+/// Its peer is gone: the system says so, by its own time-out.
+struct Gone;
+
+impl Socket for Gone {}
+
+impl AsyncRead for Gone {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let code = rustix::io::Errno::TIMEDOUT.raw_os_error();
+        Poll::Ready(Err(io::Error::from_raw_os_error(code)))
+    }
+}
+
+impl AsyncWrite for Gone {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, b: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(b.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_the_system_gave_up_is_no_silence() {
+    let (mut near, _client) = tokio::io::duplex(64);
+    let ended = join(&mut near, &mut Gone, Duration::from_secs(60), &()).await;
+    // Its kind is the one of a time-out, and the bytes are cut short all the same.
+    assert!(
+        matches!(&ended, Err(Ended::Broke(error)) if error.kind() == io::ErrorKind::TimedOut),
+        "{ended:?}"
+    );
 }
 
 #[tokio::test]
@@ -184,7 +225,8 @@ async fn a_reset_in_a_bulk_transfer_is_an_error() {
         ended = joining => ended,
         () = breaking => unreachable!(),
     };
-    let kind = ended.unwrap_err().kind();
+    let Err(Ended::Broke(error)) = ended else { panic!("{ended:?}") };
+    let kind = error.kind();
     assert!(matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe), "{kind:?}");
     // What lay in its pipe is nobody else's.
     assert_eq!(Pipe::open(), Pipe::spare());
