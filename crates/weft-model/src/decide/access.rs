@@ -65,7 +65,8 @@ fn header(m: &NamedMatch, req: &Request<'_>, doubt: Doubt) -> bool {
     match &*m.name {
         ":method" => m.value.holds(req.method.as_bytes()),
         ":scheme" => m.value.holds(req.scheme.as_bytes()),
-        ":authority" => m.value.holds(req.host.as_bytes()) || with_port(&m.value, req),
+        // HTTP/2 has no line `host`.
+        ":authority" | "host" => m.value.holds(req.host.as_bytes()) || with_port(&m.value, req),
         ":path" if req.query.is_empty() => m.value.holds(req.path.as_bytes()),
         ":path" => m.value.holds(format!("{}?{}", req.path, req.query).as_bytes()),
         name => {
@@ -134,6 +135,8 @@ mod tests {
         check(named("x-none", StringMatch::Present), false);
         check(AccessTest::Path(crate::PathMatch::Exact("/p/1".into())), true);
         check(AccessTest::Port(80), false);
+        check(named("host", exact("shop.example")), true);
+        check(named("host", exact("other.example")), false);
         check(AccessTest::Source(range("10.0.0.0", 8)), true);
         check(AccessTest::Source(range("10.2.0.0", 16)), false);
         check(AccessTest::Source(range("0.0.0.0", 0)), true);

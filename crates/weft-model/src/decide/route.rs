@@ -212,6 +212,10 @@ fn authority_holds(m: &StringMatch, req: &Request<'_>) -> bool {
 }
 
 fn header_holds(m: &NamedMatch, req: &Request<'_>) -> bool {
+    // HTTP/2 has no line `host`.
+    if matches!(&*m.name, "host" | ":authority") {
+        return authority_holds(&m.value, req);
+    }
     req.headers.any(&m.name, &mut |value| string_holds(&m.value, value))
 }
 
