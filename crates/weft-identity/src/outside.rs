@@ -25,6 +25,10 @@ use x509_parser::prelude::FromDer;
 use crate::provider::{TlsTime, provider};
 use crate::tls::TlsError;
 
+mod names;
+
+pub use names::client_names;
+
 /// Server names for which one configuration remembers sessions.
 const CLIENT_SESSIONS_MAX: usize = 32;
 

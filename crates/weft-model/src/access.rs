@@ -52,7 +52,8 @@ pub enum AccessTest {
     Port(u16),
     /// The address that the connection came from.
     Source(AddressRange),
-    /// The client proved an identity, and it fits.
+    /// The client proved an identity, and it fits. Clients from outside of the mesh have those
+    /// that their certificates say: any of the URIs, the DNS names, the subject.
     Identity(StringMatch),
 }
 

@@ -134,6 +134,8 @@ pub struct Conn {
     pub scheme: &'static str,
     /// Who is on the other end of mesh TLS.
     pub peer: Option<SpiffeId>,
+    /// What the certificate of a gateway's client says, which is no identity of the mesh.
+    pub client_names: Box<[Arc<str>]>,
     pub server_name: Option<Arc<str>>,
     /// The app port that a mesh connection is for.
     pub app_port: Option<u16>,
@@ -511,6 +513,7 @@ impl Conn {
             remote,
             scheme: "http",
             peer: None,
+            client_names: Box::default(),
             server_name: None,
             app_port: None,
             app: None,

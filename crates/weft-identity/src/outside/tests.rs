@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Handshakes with servers and clients outside of the mesh: who is believed by which rule.
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, SanType,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -110,4 +112,26 @@ async fn a_client_without_a_good_certificate_is_turned_away_where_one_is_asked_f
 fn pem_without_a_certificate_is_no_authority() {
     assert!(matches!(roots("nothing"), Err(PemError::NoCertificate)));
     assert!(matches!(certified("", ""), Err(PemError::NoCertificate)));
+}
+
+#[test]
+fn a_clients_certificate_says_its_uris_its_dns_names_and_its_subject() {
+    let mut params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+    params.subject_alt_names.push(SanType::URI("spiffe://x/a".try_into().unwrap()));
+    params.subject_alt_names.push(SanType::URI("urn:b".try_into().unwrap()));
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CountryName, "DE");
+    params.distinguished_name.push(DnType::OrganizationName, "A, \"B\" ");
+    params.distinguished_name.push(DnType::CommonName, "#Zo\u{eb} # c");
+    let key = KeyPair::generate().unwrap();
+    let cert = params.self_signed(&key).unwrap();
+    let shown = [cert.der().clone()];
+    let names = client_names(Some(&shown)).unwrap();
+    let names: Vec<&str> = names.iter().map(|n| &**n).collect();
+    // The subject is what `openssl x509 -subject -nameopt RFC2253` prints.
+    let subject = r#"CN=\#Zo\C3\AB # c,O=A\, \"B\"\ ,C=DE"#;
+    assert_eq!(names, ["spiffe://x/a", "urn:b", "a.example", subject]);
+    assert!(client_names(None).unwrap().is_empty());
+    let broken = [CertificateDer::from(vec![0x30, 0])];
+    assert!(client_names(Some(&broken)).is_err());
 }

@@ -2,6 +2,7 @@
 //! Whether a request may pass, and which policy says so.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::route::{Request, path_holds};
 use crate::{Access, AccessPolicy, AccessTest, Effect, NamedMatch, StringMatch};
@@ -10,8 +11,10 @@ use crate::{Access, AccessPolicy, AccessTest, Effect, NamedMatch, StringMatch};
 #[derive(Clone, Copy, Debug)]
 pub struct Client<'a> {
     pub ip: IpAddr,
-    /// Proved by a certificate.
+    /// Of the mesh, proved by a certificate.
     pub identity: Option<&'a str>,
+    /// What a certificate from outside of the mesh says, which a gateway checked.
+    pub names: &'a [Arc<str>],
 }
 
 /// A list's judgement of one request.
@@ -57,7 +60,10 @@ fn test(t: &AccessTest, req: &Request<'_>, client: &Client<'_>, doubt: Doubt) ->
         AccessTest::Path(path) => path_holds(path, req.path),
         AccessTest::Port(port) => req.port == *port,
         AccessTest::Source(range) => range.takes(client.ip),
-        AccessTest::Identity(m) => client.identity.is_some_and(|id| m.holds(id.as_bytes())),
+        AccessTest::Identity(m) => {
+            let mut names = client.names.iter().map(|name| &**name).chain(client.identity);
+            names.any(|name| m.holds(name.as_bytes()))
+        }
     }
 }
 
@@ -109,7 +115,8 @@ mod tests {
             query: "q=1",
             headers: &headers,
         };
-        let client = Client { ip: "10.1.2.3".parse().unwrap(), identity: Some("spiffe://d/a") };
+        let client =
+            Client { ip: "10.1.2.3".parse().unwrap(), identity: Some("spiffe://d/a"), names: &[] };
         let policy = AccessPolicy { name: "p".into(), who: AccessTest::Always, what: what.clone() };
         for (effect, passes) in [(Effect::Allow, expect), (Effect::Deny, !expect)] {
             let access = Access { effect, policies: vec![policy.clone()] };
@@ -128,6 +135,8 @@ mod tests {
         check(AccessTest::OneOf(vec![]), false);
         check(named(":method", exact("GET")), true);
         check(named(":authority", exact("shop.example:443")), true);
+        check(named("host", exact("shop.example")), true);
+        check(named("host", exact("other.example")), false);
         check(named(":path", exact("/p/1")), false);
         check(named(":path", exact("/p/1?q=1")), true);
         check(named("x-team", StringMatch::Present), true);
@@ -135,8 +144,6 @@ mod tests {
         check(named("x-none", StringMatch::Present), false);
         check(AccessTest::Path(crate::PathMatch::Exact("/p/1".into())), true);
         check(AccessTest::Port(80), false);
-        check(named("host", exact("shop.example")), true);
-        check(named("host", exact("other.example")), false);
         check(AccessTest::Source(range("10.0.0.0", 8)), true);
         check(AccessTest::Source(range("10.2.0.0", 16)), false);
         check(AccessTest::Source(range("0.0.0.0", 0)), true);
@@ -157,7 +164,7 @@ mod tests {
             query: "",
             headers: &headers,
         };
-        let client = Client { ip: "::1".parse().unwrap(), identity: None };
+        let client = Client { ip: "::1".parse().unwrap(), identity: None, names: &[] };
         let admin = named("x-role", StringMatch::Exact("admin".into()));
         let not = AccessTest::Not(Box::new(admin.clone()));
         for (effect, what) in [
@@ -174,6 +181,30 @@ mod tests {
     }
 
     #[test]
+    fn any_name_of_a_certificate_from_outside_is_an_identity() {
+        let headers = Of(&[]);
+        let req = Request {
+            method: "GET",
+            scheme: "https",
+            host: "a",
+            port: 443,
+            path: "/",
+            query: "",
+            headers: &headers,
+        };
+        let names = ["spiffe://x/a".into(), "b.example".into(), "CN=c".into()];
+        for (name, taken) in [("spiffe://x/a", true), ("CN=c", true), ("CN=d", false)] {
+            let who = AccessTest::Identity(StringMatch::Exact(name.into()));
+            let what = AccessTest::Always;
+            let policies = vec![AccessPolicy { name: "p".into(), who, what }];
+            let access = Access { effect: Effect::Deny, policies };
+            let client = Client { ip: "::1".parse().unwrap(), identity: None, names: &names };
+            let verdict = access_verdict(&access, &req, &client);
+            assert_eq!(matches!(verdict, AccessVerdict::Refuse(_)), taken, "{name}");
+        }
+    }
+
+    #[test]
     fn a_list_without_policies_allows_nothing_and_denies_nothing() {
         let headers = Of(&[]);
         let req = Request {
@@ -185,7 +216,7 @@ mod tests {
             query: "",
             headers: &headers,
         };
-        let client = Client { ip: "::1".parse().unwrap(), identity: None };
+        let client = Client { ip: "::1".parse().unwrap(), identity: None, names: &[] };
         let of = |effect| Access { effect, policies: vec![] };
         assert!(matches!(
             access_verdict(&of(Effect::Allow), &req, &client),

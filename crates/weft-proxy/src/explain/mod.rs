@@ -248,7 +248,7 @@ fn aborted(filters: &[Filter]) -> Option<(u16, String)> {
 
 /// Why an access list refuses the request, of a client that nobody knows more of.
 fn not_allowed(found: &Found<'_>, view: &weft_model::decide::Request<'_>) -> Option<String> {
-    let client = Client { ip: Ipv4Addr::LOCALHOST.into(), identity: None };
+    let client = Client { ip: Ipv4Addr::LOCALHOST.into(), identity: None, names: &[] };
     let verdict = found.rule.filters.iter().find_map(|filter| match filter {
         Filter::Access(access) => match access_verdict(access, view, &client) {
             AccessVerdict::Refuse(by) => Some(by),

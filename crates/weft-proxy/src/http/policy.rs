@@ -41,7 +41,7 @@ pub fn admit(lists: &[&Access], conn: &Conn, head: &Parts, asked: &Asked) -> Res
     let headers = HeaderView(&head.headers);
     let request = route::view(head, &headers, conn.scheme, asked);
     let identity = conn.peer.as_ref().map(SpiffeId::as_str);
-    let client = Client { ip: conn.remote.ip(), identity };
+    let client = Client { ip: conn.remote.ip(), identity, names: &conn.client_names };
     // However a server behind may read the path, it must be allowed to be asked for.
     let others = readings(request.path);
     let paths = std::iter::once(request.path).chain(others.iter().map(String::as_str));

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 use weft_base::limits::SNIFF_MS_MAX;
+use weft_identity::outside::client_names;
 use weft_model::decide::pick_section;
 use weft_model::{Protocol, mesh_server_port};
 
@@ -237,6 +238,15 @@ where
     if bytes {
         return relay::opaque(worker, stream, Rc::new(conn)).await;
     }
-    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let session = stream.get_ref().1;
+    match client_names(session.peer_certificates()) {
+        Ok(names) => conn.client_names = names,
+        Err(error) => {
+            // What denies by a name could not see it.
+            tracing::debug!(remote = %conn.remote, %error, "a client's names cannot be read");
+            return;
+        }
+    }
+    let h2 = session.alpn_protocol() == Some(b"h2");
     serve(stream, worker, Rc::new(conn), if h2 { Wire::H2 } else { Wire::H1 }).await;
 }
