@@ -58,6 +58,9 @@ pub struct CheckReport {
 #[derive(Debug)]
 pub struct CheckMachine {
     status: Status,
+    /// What the catalog says. A result may end there without the agent's doing, when the server
+    /// that heard it is gone or was away from its store.
+    shown: Status,
     output: String,
     successes: u64,
     failures: u64,
@@ -90,6 +93,7 @@ impl CheckMachine {
         };
         Self {
             status: spec.status,
+            shown: spec.status,
             output: definition.initial_output.clone(),
             successes: 0,
             failures: 0,
@@ -114,7 +118,13 @@ impl CheckMachine {
         self.status
     }
 
-    /// One answer. Returns status and output when either changed.
+    /// The catalog says this now.
+    pub fn shows(&mut self, status: Status) {
+        self.shown = status;
+    }
+
+    /// One answer. Returns status and output when either changed, and also when the catalog says
+    /// something else.
     pub fn result(&mut self, status: Status, output: &str, now: Mono) -> Option<(Status, String)> {
         self.due = now.plus(self.interval);
         let next = if status == Status::Critical {
@@ -163,7 +173,7 @@ impl CheckMachine {
 
     fn become_(&mut self, status: Status, output: &str) -> Option<(Status, String)> {
         let output = cut(output);
-        if self.status == status && self.output == output {
+        if self.status == status && self.shown == status && self.output == output {
             return None;
         }
         self.status = status;

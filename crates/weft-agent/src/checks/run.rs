@@ -6,11 +6,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
+use weft_kinds::views::catalog::Status;
 use weft_kinds::views::check::Probe;
 
 use super::{CheckKey, CheckMachine, CheckReport, CheckSpec, Checks, ask};
@@ -46,6 +47,8 @@ pub struct Runner {
 #[derive(Debug)]
 struct Running {
     spec: CheckSpec,
+    /// What the catalog says.
+    shown: watch::Sender<Status>,
     /// Draining ends the check's task.
     group: TaskGroup,
 }
@@ -95,6 +98,10 @@ impl Runner {
             keep
         });
         for (key, spec) in wanted {
+            if let Some(running) = self.running.get(key) {
+                // At the next result: what the catalog lost is told again.
+                running.shown.send_replace(spec.status);
+            }
             let asked = !matches!(spec.definition.probe, Probe::None | Probe::Ttl { .. });
             if !asked || self.running.contains_key(key) {
                 continue;
@@ -104,12 +111,19 @@ impl Runner {
                 return;
             }
             let group = self.tasks.child();
-            self.spawn(&group, key.clone(), spec);
-            self.running.insert(key.clone(), Running { spec: spec.clone(), group });
+            let shown = watch::Sender::new(spec.status);
+            self.spawn(&group, key.clone(), spec, shown.subscribe());
+            self.running.insert(key.clone(), Running { spec: spec.clone(), shown, group });
         }
     }
 
-    fn spawn(&mut self, group: &TaskGroup, key: CheckKey, spec: &CheckSpec) {
+    fn spawn(
+        &mut self,
+        group: &TaskGroup,
+        key: CheckKey,
+        spec: &CheckSpec,
+        shown: watch::Receiver<Status>,
+    ) {
         let machine = CheckMachine::new(spec, self.clock.now(), &mut self.rng);
         let definition = spec.definition.clone();
         let (clock, asking) = (self.clock.clone(), self.asking.clone());
@@ -122,6 +136,7 @@ impl Runner {
                     let Ok(permit) = asking.acquire().await else { return };
                     let Some((status, output)) = ask::ask(&definition).await else { return };
                     drop(permit);
+                    machine.shows(*shown.borrow());
                     if let Some((status, output)) = machine.result(status, &output, clock.now()) {
                         let report = CheckReport { key: key.clone(), status, output };
                         if results.send(report).await.is_err() {

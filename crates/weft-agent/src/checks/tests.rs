@@ -29,11 +29,14 @@ fn script(mut m: CheckMachine, results: &str) -> String {
     };
     results
         .chars()
-        .map(|c| match m.result(one(c), &c.to_string(), Mono(0)) {
-            None => '.',
-            Some((Status::Passing, _)) => 'P',
-            Some((Status::Warning, _)) => 'W',
-            Some((Status::Critical, _)) => 'C',
+        .map(|c| {
+            let Some((told, _)) = m.result(one(c), &c.to_string(), Mono(0)) else { return '.' };
+            m.shows(told);
+            match told {
+                Status::Passing => 'P',
+                Status::Warning => 'W',
+                Status::Critical => 'C',
+            }
         })
         .collect()
 }
@@ -76,11 +79,28 @@ fn a_ttl_check_expires_once_and_comes_back_with_a_heartbeat() {
     let probe = Probe::Ttl { ttl_ms: 100 };
     let mut m = machine(CheckDefinition { probe, ..CheckDefinition::default() });
     assert_eq!(m.heartbeat(Status::Passing, "ok", Mono(0)), Some((Status::Passing, "ok".into())));
+    m.shows(Status::Passing);
     assert_eq!(m.heartbeat(Status::Passing, "ok", Mono(50)), None, "unchanged says nothing");
     assert_eq!(m.expire(Mono(149)), None);
     assert_eq!(m.expire(Mono(150)), Some((Status::Critical, "TTL expired".into())));
+    m.shows(Status::Critical);
     assert_eq!(m.expire(Mono(999)), None);
     assert!(m.heartbeat(Status::Warning, "", Mono(1000)).is_some());
+}
+
+#[test]
+fn what_the_catalog_lost_is_told_again() {
+    let mut m = machine(CheckDefinition::default());
+    assert!(m.result(Status::Passing, "ok", Mono(0)).is_some());
+    m.shows(Status::Passing);
+    assert_eq!(m.result(Status::Passing, "ok", Mono(0)), None);
+    // The result ended with the server that heard it: what the check was registered with shows.
+    m.shows(Status::Critical);
+    let told = Some((Status::Passing, "ok".into()));
+    assert_eq!(m.result(Status::Passing, "ok", Mono(0)), told);
+    assert_eq!(m.result(Status::Passing, "ok", Mono(0)), told, "until it shows");
+    m.shows(Status::Passing);
+    assert_eq!(m.result(Status::Passing, "ok", Mono(0)), None);
 }
 
 #[test]
@@ -121,12 +141,21 @@ async fn a_tcp_check_turns_with_its_program_and_stops_when_deregistered() {
     let definition = CheckDefinition { probe, interval_ms: 10, ..CheckDefinition::default() };
     let (seen, mut reports) = watch::channel(Vec::<CheckReport>::new());
     let sink = Arc::new(Sink { seen, fail_first: Mutex::new(2) });
-    let (publisher, checks) = snapshot(Checks::from([(key("web"), spec(definition))]));
+    let spec = spec(definition);
+    let (publisher, checks) = snapshot(Checks::from([(key("web"), spec.clone())]));
     Runner::start(checks, sink.clone(), Clock::system(), Rng::seeded(1), &tasks);
 
     let last = |seen: &Vec<CheckReport>| seen.last().map(|r| (r.status, r.output.clone()));
     reports.wait_for(|s| last(s).is_some_and(|l| l.0 == Status::Passing)).await.unwrap();
     assert_eq!(last(&reports.borrow()).unwrap().1, format!("TCP connect {address}: Success"));
+    // The catalog shows it, and then lost it: nothing changed at the check, and it is told again.
+    let shown = |status| Checks::from([(key("web"), CheckSpec { status, ..spec.clone() })]);
+    publisher.publish(shown(Status::Passing));
+    let told = reports.borrow().len();
+    publisher.publish(shown(Status::Critical));
+    let again = reports.wait_for(|seen| seen.len() > told);
+    let again = tokio::time::timeout(Duration::from_secs(10), again).await;
+    assert_eq!(again.expect("it is told again").unwrap().last().unwrap().status, Status::Passing);
     drop(listener);
     // A question that was under way when it closed may be answered with a reset first.
     let refused = |l: (Status, String)| {
