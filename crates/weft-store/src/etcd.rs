@@ -176,6 +176,7 @@ impl Inner {
     /// Waits until the history is complete up to `upto`; then the newest revision under the prefix.
     async fn settle(&self, upto: Revision) -> Result<Revision, StoreError> {
         let mut heads = self.history.heads();
+        let (stream, _) = self.link.followed();
         let reached = async {
             let shown = heads.wait_for(|h| h.closed || h.revision >= upto);
             if tokio::time::timeout(SETTLE_MARK, shown).await.is_err() {
@@ -189,9 +190,8 @@ impl Inner {
         match tokio::time::timeout(SETTLE_MAX, reached).await {
             Ok(done) => done.map(|()| Revision(self.last.load(Ordering::Acquire))),
             Err(_) => {
-                if let Some((at, _)) = self.link.channel() {
-                    self.link.pass(at);
-                }
+                // The one that was followed all the while; a newer one may show it yet.
+                self.link.doubt(stream);
                 let why = "its watch does not show what was written".to_owned();
                 Err(StoreError::Unreachable { member: "etcd".into(), why, unknown: true })
             }
@@ -318,8 +318,8 @@ impl Inner {
     async fn grant(&self, id: i64, ttl: Duration) -> Result<LeaseId, StoreError> {
         let ttl = signed(ttl.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX));
         let ask = LeaseGrantRequest { ttl, id };
-        // With a number of its own etcd would make a second lease: that one ends by itself.
-        let made = self.link.call(true, &ask, |channel, request| async move {
+        // With a number of etcd's choice a second lease may be made: that one ends by itself.
+        let made = self.link.call(id == 0, &ask, |channel, request| async move {
             LeaseClient::new(channel).lease_grant(request).await
         });
         made.await.map(|m| LeaseId(unsigned(m.id)))

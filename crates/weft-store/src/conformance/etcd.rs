@@ -6,9 +6,14 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
 use weft_base::clock::Clock;
+use weft_base::task::TaskGroup;
 
 use super::{Fixture, leased};
 use crate::{
@@ -274,4 +279,100 @@ async fn a_revision_that_comes_in_fragments_is_told_whole() {
     assert_eq!(told, [("/a", second), ("/b", second)]);
     assert!(events.iter().all(|e| e.prev.as_ref().is_some_and(|p| p.starts_with(b"1"))));
     assert_eq!(store.barrier().await.unwrap(), second);
+}
+
+/// Stands before a member: what it is asked arrives late, and its connections can be cut.
+struct Lagging {
+    address: SocketAddr,
+    late_ms: Arc<AtomicU64>,
+    cuts: watch::Sender<u64>,
+    tasks: TaskGroup,
+}
+
+impl Lagging {
+    async fn before(member: SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (cuts, tasks) = (watch::Sender::new(0), TaskGroup::new());
+        let late_ms: Arc<AtomicU64> = Arc::default();
+        let (late, cut, group) = (late_ms.clone(), cuts.clone(), tasks.clone());
+        tasks.spawn("lagging member", async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (late, mut cut) = (late.clone(), cut.subscribe());
+                group.spawn("lagging connection", async move {
+                    tokio::select! {
+                        _ = cut.changed() => {}
+                        () = carry(client, member, &late) => {}
+                    }
+                });
+            }
+        });
+        Self { address, late_ms, cuts, tasks }
+    }
+
+    fn lag(&self, late_ms: u64) {
+        self.late_ms.store(late_ms, Ordering::SeqCst);
+        self.cuts.send_modify(|n| *n += 1);
+    }
+}
+
+impl Drop for Lagging {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+async fn carry(client: TcpStream, member: SocketAddr, late_ms: &AtomicU64) {
+    let Ok(member) = TcpStream::connect(member).await else { return };
+    let ((mut asked, mut back), (mut told, mut ask)) = (client.into_split(), member.into_split());
+    let (sender, mut queue) = mpsc::channel(1024);
+    let read = async {
+        let mut bytes = vec![0; 65_536];
+        while let Ok(n @ 1..) = asked.read(&mut bytes).await {
+            let late = Duration::from_millis(late_ms.load(Ordering::SeqCst));
+            let due = tokio::time::Instant::now() + late;
+            if sender.send((due, bytes[..n].to_vec())).await.is_err() {
+                return;
+            }
+        }
+    };
+    let write = async {
+        while let Some((due, bytes)) = queue.recv().await {
+            tokio::time::sleep_until(due).await;
+            if ask.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = read => {}
+        () = write => {}
+        _ = tokio::io::copy(&mut told, &mut back) => {}
+    }
+}
+
+#[tokio::test]
+async fn a_watch_begins_and_stays_with_members_that_answer_late() {
+    let server = Server::start();
+    let direct = server.open().await;
+    let (one, two) = (Lagging::before(server.client).await, Lagging::before(server.client).await);
+    let members = format!("etcd://{},{}/t", one.address, two.address);
+    let store = open(EtcdConfig::parse(&members).unwrap()).await;
+    let first = put(&direct, Op::put("/a", "1")).await;
+    store.barrier().await.unwrap();
+    let mut watch = store.watch("/", first).unwrap();
+    assert_eq!(watch.next().await.unwrap()[0].revision, first);
+    // Later than the second after which others ask the next member.
+    one.lag(1_500);
+    two.lag(1_500);
+    let second = put(&direct, Op::put("/a", "2")).await;
+    let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
+    assert_eq!(told.expect("the watch begins").unwrap()[0].revision, second);
+    for n in ["3", "4", "5"] {
+        // A call that is late tells nothing of the watch.
+        assert!(store.get("/a").await.unwrap().1.is_some());
+        let next = put(&direct, Op::put("/a", n)).await;
+        let told = tokio::time::timeout(Duration::from_secs(2), watch.next()).await;
+        assert_eq!(told.expect("the watch stays").unwrap()[0].revision, next);
+    }
 }

@@ -69,8 +69,6 @@ pub(super) async fn follow(inner: Arc<Inner>) {
 }
 
 async fn once(inner: &Arc<Inner>) -> End {
-    let Some((at, channel)) = inner.link.channel() else { return End::Lost("no member".into()) };
-    let mut turns = inner.link.turns();
     match inner.log_now().await {
         Ok((now, cluster)) if now < inner.head() || cluster != inner.cluster => {
             return End::Another(now);
@@ -78,6 +76,8 @@ async fn once(inner: &Arc<Inner>) -> End {
         Ok(_) => {}
         Err(err) => return End::Lost(err.to_string()),
     }
+    // Only now: asking may have gone on to another member.
+    let Some((at, channel)) = inner.link.channel() else { return End::Lost("no member".into()) };
     let begun = tokio::time::timeout(BEGIN_MAX, async {
         // The sending side stays open: etcd ends a watch with it.
         let requests = stream::iter([create(inner)]).chain(stream::pending());
@@ -91,6 +91,9 @@ async fn once(inner: &Arc<Inner>) -> End {
         Ok(responses) => responses.into_inner(),
         Err(status) => return lost(inner, at, &status),
     };
+    let number = inner.link.begin_stream(at);
+    let doubted = inner.link.is_doubted(number);
+    let mut doubted = std::pin::pin!(doubted);
     let mut held = Vec::new();
     loop {
         tokio::select! {
@@ -100,7 +103,10 @@ async fn once(inner: &Arc<Inner>) -> End {
                 },
                 Err(status) => return lost(inner, at, &status),
             },
-            _ = turns.changed() => return End::Lost("another member has the turn".into()),
+            () = &mut doubted => {
+                inner.link.pass(at);
+                return End::Lost("its member does not answer, or it does not show writes".into());
+            }
         }
     }
 }

@@ -40,8 +40,10 @@ pub(super) struct Link {
     config: EtcdConfig,
     channels: Vec<Channel>,
     current: AtomicUsize,
-    /// Counts changes of member, so that streams change too.
-    turn: watch::Sender<u64>,
+    /// The stream that was begun last: its number, and the member it is with.
+    stream: Mutex<(u64, usize)>,
+    /// The newest stream that should begin anew.
+    doubted: watch::Sender<u64>,
     token: Mutex<Option<MetadataValue<Ascii>>>,
 }
 
@@ -61,8 +63,9 @@ impl Link {
     pub fn new(config: EtcdConfig) -> Result<Self, StoreError> {
         let channels = config.members.iter().map(|m| channel(m, &config));
         let channels = channels.collect::<Result<_, _>>()?;
-        let (turn, _) = watch::channel(0);
-        Ok(Self { config, channels, current: 0.into(), turn, token: Mutex::default() })
+        let doubted = watch::Sender::new(0);
+        let (stream, token) = (Mutex::default(), Mutex::default());
+        Ok(Self { config, channels, current: 0.into(), stream, doubted, token })
     }
 
     /// The channel to the member whose turn it is.
@@ -71,17 +74,50 @@ impl Link {
         self.channels.get(at).map(|c| (at, c.clone()))
     }
 
-    pub fn turns(&self) -> watch::Receiver<u64> {
-        self.turn.subscribe()
-    }
-
-    /// Gives the turn to the member after `at`, unless somebody did already.
+    /// Gives the turn to the member after `at`, unless somebody did already. Streams stay: a
+    /// member that is slow still sends what happens.
     pub fn pass(&self, at: usize) {
         let next = at.wrapping_add(1) % self.channels.len().max(1);
-        let swap = self.current.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
-        if swap.is_ok() {
-            self.turn.send_modify(|n| *n = n.wrapping_add(1));
+        let _ = self.current.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The same when `at` did not answer: a stream that is with it goes to another member, where
+    /// there is one.
+    fn fail(&self, at: usize) {
+        self.pass(at);
+        let (number, with) = self.followed();
+        if with == at && self.channels.len() > 1 {
+            self.doubt(number);
         }
+    }
+
+    /// A stream with a member has begun; its number.
+    pub fn begin_stream(&self, at: usize) -> u64 {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        *stream = (stream.0.wrapping_add(1), at);
+        stream.0
+    }
+
+    /// The stream that was begun last, and whom it is with.
+    pub fn followed(&self) -> (u64, usize) {
+        *self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends a stream, unless it is another one by now.
+    pub fn doubt(&self, number: u64) {
+        let newer = |doubted: &mut u64| {
+            let is_newer = number > *doubted;
+            *doubted = number.max(*doubted);
+            is_newer
+        };
+        self.doubted.send_if_modified(newer);
+    }
+
+    /// Resolves when a stream should begin anew.
+    pub async fn is_doubted(&self, number: u64) {
+        let mut doubted = self.doubted.subscribe();
+        // The sender lives as long as `self`.
+        let _ = doubted.wait_for(|newest| *newest >= number).await;
     }
 
     /// A request with the user's token, signed in first where that is needed.
@@ -131,7 +167,7 @@ impl Link {
             if !elsewhere(&status) {
                 return Err(self.refused(at, &status));
             }
-            self.pass(at);
+            self.fail(at);
             left -= 1;
             let again = repeat || unconnected(&status);
             if left == 0 || !again {
@@ -148,7 +184,10 @@ impl Link {
             return Ok(answer);
         }
         self.pass(at);
-        tokio::time::timeout(CALL_MAX.saturating_sub(SLOW), one).await
+        let mut silence = Silence { link: self, at, answered: false };
+        let answer = tokio::time::timeout(CALL_MAX.saturating_sub(SLOW), one).await;
+        silence.answered = answer.is_ok();
+        answer
     }
 
     /// The token goes stale, when etcd forgot it or a password changed.
@@ -199,6 +238,22 @@ impl Link {
         let why = status.message().to_owned();
         let cause = unconnected_cause(status).unwrap_or(why);
         StoreError::Unreachable { member: self.member(at), why: cause, unknown }
+    }
+}
+
+/// A call that took long already. Given up without an answer, by the link or by whoever asked, it
+/// counts as failed.
+struct Silence<'a> {
+    link: &'a Link,
+    at: usize,
+    answered: bool,
+}
+
+impl Drop for Silence<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.link.fail(self.at);
+        }
     }
 }
 
