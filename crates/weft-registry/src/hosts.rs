@@ -25,7 +25,7 @@ use weft_store::{
 
 use crate::nodes::{self, NodeInfo};
 use crate::objects::meta;
-use crate::{Change, ObjectError, Part, Registry, WriteOptions};
+use crate::{Change, ObjectError, Objects, Part, Registry, WriteOptions};
 
 /// On Nodes that joined: which joining of the name this is.
 pub const JOIN_ANNOTATION: &str = "weft.dev/join";
@@ -173,7 +173,7 @@ impl Hosts {
     }
 
     async fn give_time(&self) -> Result<(), HostError> {
-        let world = self.registry.now();
+        let (world, fence) = (self.registry.now(), self.registry.leader().fence());
         for node in world.objects(KindId::Node, None) {
             let joined = node.meta.annotation(JOIN_ANNOTATION).is_some();
             if !joined || !nodes::is_ready(&node.raw) {
@@ -183,7 +183,8 @@ impl Hosts {
             let lease = self.registry.store().lease_grant(SILENCE_MAX).await?;
             let (value, class) = (self.voice(), Class::Ephemeral);
             let put = Op::Put { key: key.clone(), value, class, lease: Some(lease) };
-            let txn = Txn::of([put]).when(Compare::Absent(key));
+            let mut txn = Txn::of([put]).when(Compare::Absent(key));
+            txn.compares.extend(fence.clone());
             if !self.registry.store().txn(txn).await?.succeeded {
                 self.registry.store().lease_revoke(lease).await?;
             }
@@ -322,7 +323,7 @@ impl Hosts {
         let before = node.and_then(|n| n.meta.annotation(INSTANCE_ANNOTATION)).unwrap_or("");
         if before != info.instance {
             let why = ("AgentRestarted", "the agent started anew and has not run this pod yet");
-            self.registry.pods_stopped(name, why).await?;
+            self.registry.pods_stopped(&self.registry.objects(), name, why).await?;
         }
         let now = self.now();
         let described = nodes::node(&info.node, &now);
@@ -420,7 +421,10 @@ impl Hosts {
     async fn ended(&self, name: &str) -> Result<(), HostError> {
         // Held while writing, so that a heartbeat of this moment comes after.
         let mut all = self.known.lock().await;
-        let (_, alive) = self.registry.store().get(&format!("{ALIVE}{name}")).await?;
+        let at: Arc<str> = format!("{ALIVE}{name}").into();
+        // Nothing is written once another server hears it.
+        let objects = self.registry.objects().when(Compare::Absent(at.clone()));
+        let (_, alive) = self.registry.store().get(&at).await?;
         if alive.is_some() {
             return Ok(());
         }
@@ -430,6 +434,8 @@ impl Hosts {
         if !heard && !leads {
             return Ok(());
         }
+        // One that believes to lead and does not is stopped by the store.
+        let objects = if heard { objects } else { objects.as_leader() };
         let world = self.registry.now();
         let node = world.get(KindId::Node, "", name);
         if !node.is_some_and(|n| heard || nodes::is_ready(&n.raw)) {
@@ -440,7 +446,7 @@ impl Hosts {
             SILENCE_MAX.as_secs()
         );
         tracing::warn!(host = name, "a host went silent");
-        self.unready(name, &why).await
+        self.unready(&objects, name, &why).await
     }
 
     /// The agent ended what ran there and goes.
@@ -452,16 +458,16 @@ impl Hosts {
         let Some(known) = all.remove(name) else { return Ok(()) };
         tracing::info!(host = name, "a host left");
         self.registry.store().lease_revoke(known.lease).await?;
-        self.unready(name, "its agent was stopped").await
+        self.unready(&self.registry.objects(), name, "its agent was stopped").await
     }
 
-    async fn unready(&self, name: &str, why: &str) -> Result<(), HostError> {
-        match self.registry.node_gone(name, why).await {
+    async fn unready(&self, objects: &Objects, name: &str, why: &str) -> Result<(), HostError> {
+        match self.registry.node_gone_with(objects, name, why).await {
             Ok(()) | Err(ObjectError::NotFound { .. }) => {}
             Err(e) => return Err(e.into()),
         }
         let why = ("NodeNotReady", "the agent of its node is not heard of");
-        Ok(self.registry.pods_stopped(name, why).await?)
+        Ok(self.registry.pods_stopped(objects, name, why).await?)
     }
 
     fn now(&self) -> String {

@@ -2,7 +2,8 @@
 //! Which of several servers on one store does what only one may do: controllers, statuses, reaping.
 //! A key of the store on a lease that the leader keeps alive. Whoever leads writes under a fence:
 //! its transactions hold only while the key is as this server wrote it, so that one that was
-//! paused and overtaken writes nothing, whatever it believes.
+//! paused and overtaken writes nothing, whatever it believes. So do controllers, statuses, reaping,
+//! ends of sessions, and what is said of checks and hosts that no server hears.
 //!
 //! A server that has its store to itself leads always, and writes without a fence.
 
@@ -136,7 +137,7 @@ impl Leader {
         });
     }
 
-    fn lead(&self, at: Revision, until: Mono) {
+    pub(crate) fn lead(&self, at: Revision, until: Mono) {
         let mut term = self.term();
         let new = term.own.is_none_or(|(old, _)| old != at);
         term.own = Some((at, until));

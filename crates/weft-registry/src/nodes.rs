@@ -10,7 +10,7 @@ use weft_kinds::world::Index;
 
 use crate::controllers::pod::set_condition;
 use crate::objects::meta;
-use crate::{Change, ObjectError, Part, Registry, WriteOptions};
+use crate::{Change, ObjectError, Objects, Part, Registry, WriteOptions};
 
 /// What an agent says of its machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,15 +37,15 @@ impl Registry {
     pub async fn register_node(&self, info: &NodeInfo) -> Result<(), ObjectError> {
         let now = meta::timestamp(self.clock().wall_ms());
         let why = ("AgentRestarted", "the agent started anew and has not run this pod yet");
-        self.pods_stopped(&info.name, why).await?;
-        let object = node(info, &now);
         let objects = self.objects();
+        self.pods_stopped(&objects, &info.name, why).await?;
+        let object = node(info, &now);
         let made = objects.create(KindId::Node, "", object.clone(), WriteOptions::SYSTEM);
         match made.await {
             Err(ObjectError::AlreadyExists { .. }) => {}
             other => return other.map(drop),
         }
-        self.change_node(&info.name, |old| {
+        change_node(&objects, &info.name, |old| {
             let mut new = old.clone();
             set_labels(&mut new, &object["metadata"]["labels"]);
             new["status"] = object["status"].clone();
@@ -60,8 +60,18 @@ impl Registry {
     /// # Errors
     /// When there is no such node.
     pub async fn node_gone(&self, name: &str, why: &str) -> Result<(), ObjectError> {
+        self.node_gone_with(&self.objects(), name, why).await
+    }
+
+    /// The same with a door of the caller's own, which may hold its writes to more.
+    pub(crate) async fn node_gone_with(
+        &self,
+        objects: &Objects,
+        name: &str,
+        why: &str,
+    ) -> Result<(), ObjectError> {
         let now = meta::timestamp(self.clock().wall_ms());
-        self.change_node(name, |old| {
+        change_node(objects, name, |old| {
             let mut new = old.clone();
             set_condition(&mut new["status"], ready("False", "AgentGone", why, &now));
             new
@@ -73,6 +83,7 @@ impl Registry {
     /// sentence.
     pub(crate) async fn pods_stopped(
         &self,
+        objects: &Objects,
         node: &str,
         why: (&str, &str),
     ) -> Result<(), ObjectError> {
@@ -84,23 +95,23 @@ impl Registry {
             }
             let status = not_running(&pod.raw["status"], why, &now);
             let (ns, name) = (&pod.key.namespace, &pod.key.name);
-            match self.objects().write_status(KindId::Pod, ns, name, &status).await {
+            match objects.write_status(KindId::Pod, ns, name, &status).await {
                 Ok(_) | Err(ObjectError::NotFound { .. }) => {}
                 Err(e) => return Err(e),
             }
         }
         Ok(())
     }
+}
 
-    async fn change_node(
-        &self,
-        name: &str,
-        mut f: impl FnMut(&Value) -> Value,
-    ) -> Result<(), ObjectError> {
-        let (kind, options) = (KindId::Node, WriteOptions::SYSTEM);
-        let change = Change { kind, namespace: "", name, part: Part::All, options };
-        self.objects().modify(change, |old| Ok(f(old))).await.map(drop)
-    }
+async fn change_node(
+    objects: &Objects,
+    name: &str,
+    mut f: impl FnMut(&Value) -> Value,
+) -> Result<(), ObjectError> {
+    let (kind, options) = (KindId::Node, WriteOptions::SYSTEM);
+    let change = Change { kind, namespace: "", name, part: Part::All, options };
+    objects.modify(change, |old| Ok(f(old))).await.map(drop)
 }
 
 /// Adds labels to a node's.

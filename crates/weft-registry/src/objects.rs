@@ -25,7 +25,7 @@ pub use watch::{ObjectEvent, ObjectWatch};
 
 use self::admit::Extra;
 use self::meta::{Birth, Deletion, text};
-use crate::Registry;
+use crate::{Registry, leader};
 
 /// Tries before a write that others keep overtaking is given up.
 const TRIES: usize = 32;
@@ -35,7 +35,7 @@ const TRIES: usize = 32;
 pub struct Objects {
     registry: Registry,
     /// What has to hold for its writes, besides.
-    given: Option<Compare>,
+    given: Vec<Compare>,
 }
 
 /// How something is written.
@@ -112,14 +112,21 @@ impl WriteOptions {
 
 impl Objects {
     pub(crate) fn new(registry: Registry) -> Self {
-        Self { registry, given: None }
+        Self { registry, given: Vec::new() }
     }
 
     /// The same, but it writes only while this server leads.
     #[must_use]
-    pub fn as_leader(self) -> Self {
-        let given = self.registry.leader().fence();
-        Self { given, ..self }
+    pub fn as_leader(mut self) -> Self {
+        self.given.extend(self.registry.leader().fence());
+        self
+    }
+
+    /// The same, but it writes only while this holds.
+    #[must_use]
+    pub(crate) fn when(mut self, compare: Compare) -> Self {
+        self.given.push(compare);
+        self
     }
 
     /// One object as doors show it, from the World.
@@ -385,11 +392,13 @@ impl Objects {
         txn.compares.extend(extra.compares);
         txn.ops.extend(extra.ops);
         let own = txn.compares.len();
-        txn.compares.extend(self.given.clone());
+        txn.compares.extend_from_slice(&self.given);
         let outcome = self.registry.store().txn(txn).await?;
         if !outcome.succeeded {
-            if outcome.failed.is_some_and(|at| at >= own) {
-                return Err(ObjectError::Busy("another server leads now".to_owned()));
+            if let Some(given) = outcome.failed.and_then(|at| at.checked_sub(own)) {
+                let fenced = self.given.get(given).is_some_and(|c| &**c.key() == leader::KEY);
+                let why = if fenced { "another server leads now" } else { "it was overtaken" };
+                return Err(ObjectError::Busy(why.to_owned()));
             }
             return Ok(Err(outcome.failed.unwrap_or(0)));
         }

@@ -36,3 +36,16 @@ pub enum CatalogError {
     #[error("the registry is shutting down; send the request again to a running server")]
     Closed,
 }
+
+// === impl CatalogError ===
+
+impl CatalogError {
+    /// Whether the same request may be taken a moment later.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Store(why) => why.is_passing(),
+            Self::Contended | Self::Overtaken | Self::Closed => true,
+            _ => false,
+        }
+    }
+}

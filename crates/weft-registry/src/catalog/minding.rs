@@ -6,10 +6,11 @@
 
 use std::time::Duration;
 
-use weft_kinds::views::catalog::CheckStatus;
-use weft_kinds::world::{CheckKey, World};
+use weft_kinds::views::catalog::{CheckStatus, Status};
+use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey, World};
+use weft_store::Compare;
 
-use super::Handle;
+use super::{CatalogError, Handle};
 
 /// How often a leader looks for deadlines that other servers set.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -48,6 +49,53 @@ impl Handle {
             Some(result) => *result.by == *self.0.leader.run_id(),
             None => self.0.leader.is_here(),
         }
+    }
+
+    /// Who says that a check's time is over: this server of what it heard, the leader of what nobody
+    /// heard. A leader that was overtaken, or a check that is heard by now, writes nothing.
+    pub(super) fn minder(&self, key: &CheckKey, result: Option<&CheckStatus>) -> Self {
+        match result {
+            Some(_) => self.clone(),
+            None => {
+                let at = StoreKey::CheckStatus(key.clone()).to_string();
+                self.held([Compare::Absent(at.into())].into_iter().chain(self.0.leader.fence()))
+            }
+        }
+    }
+
+    /// Removes an instance that was critical for too long, as the leader, and only while its check
+    /// is critical in the store as well: the World may not show yet that it passes.
+    pub(super) async fn reap(&self, key: &CheckKey, service_id: &str) -> Result<(), CatalogError> {
+        if !self.0.leader.is_here() {
+            return Ok(());
+        }
+        let fence = self.0.leader.fence();
+        let at = StoreKey::CheckStatus(key.clone()).to_string();
+        let (_, result) = self.0.store.get(&at).await?;
+        let world = self.0.world.load();
+        let (status, same) = match &result {
+            None => {
+                let check = world.catalog().check(key);
+                (check.map(|c| c.initial), Compare::Absent(at.into()))
+            }
+            Some(entry) => {
+                let said = serde_json::from_slice::<CheckStatus>(&entry.value).ok();
+                (said.map(|s| s.status), Compare::ModRevision(at.into(), entry.modified))
+            }
+        };
+        if status != Some(Status::Critical) {
+            return Ok(());
+        }
+        tracing::info!(
+            service = service_id, check = ?key.id, node = ?key.node,
+            "deregistering a service that was critical for too long"
+        );
+        let instance = RegistrationKey {
+            namespace: key.namespace.clone(),
+            node: key.node.clone(),
+            id: service_id.into(),
+        };
+        self.held([same].into_iter().chain(fence)).deregister_service(&instance).await
     }
 
     /// Takes up deadlines that other servers set: who leads has them all.

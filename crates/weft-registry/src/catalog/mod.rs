@@ -125,6 +125,11 @@ impl Handle {
         Self(self.0.clone(), seen.iter().map(unchanged).collect())
     }
 
+    /// The same, but it writes only while all of this holds.
+    fn held(&self, compares: impl IntoIterator<Item = Compare>) -> Self {
+        Self(self.0.clone(), self.1.iter().cloned().chain(compares).collect())
+    }
+
     /// The revision that the World has reached: at least that of every write that returned.
     pub fn revision(&self) -> u64 {
         self.0.world.load().revision()
@@ -337,6 +342,11 @@ impl Handle {
             .for_each_concurrent(DUE_AT_ONCE, |due| async move {
                 if let Err(why) = self.attend(&due).await {
                     tracing::warn!(?due, %why, "a catalog deadline was not attended to");
+                    if let Due::Expired(key) = &due
+                        && why.is_passing()
+                    {
+                        self.timers().again(key, self.0.clock.now());
+                    }
                 }
             })
             .await;
@@ -357,7 +367,9 @@ impl Handle {
                 if !self.is_mine(&world, key) {
                     return Ok(());
                 }
-                let last = world.catalog().result(key).map(|r| r.output.clone());
+                let result = world.catalog().result(key);
+                let writer = self.minder(key, result.map(|r| &**r));
+                let last = result.map(|r| r.output.clone());
                 let output = match last.filter(|output| !output.is_empty()) {
                     Some(last) if last.starts_with("TTL expired") => last.to_string(),
                     Some(last) => {
@@ -365,7 +377,7 @@ impl Handle {
                     }
                     None => "TTL expired".to_owned(),
                 };
-                self.tell(key, Status::Critical, &output).await
+                writer.tell(key, Status::Critical, &output).await
             }
             Due::Flush(key) => {
                 let _turn = self.turn(&key.node, &key.id).await;
@@ -376,19 +388,7 @@ impl Handle {
                 self.outputs().held.insert(key.clone(), Output { written, pending: None });
                 Ok(())
             }
-            Due::Reap { .. } if !self.0.leader.is_here() => Ok(()),
-            Due::Reap { key, service_id } => {
-                tracing::info!(
-                    service = service_id, check = ?key.id, node = ?key.node,
-                    "deregistering a service that was critical for too long"
-                );
-                let key = RegistrationKey {
-                    namespace: key.namespace.clone(),
-                    node: key.node.clone(),
-                    id: service_id.as_str().into(),
-                };
-                self.deregister_service(&key).await
-            }
+            Due::Reap { key, service_id } => self.reap(key, service_id).await,
         }
     }
 

@@ -17,6 +17,10 @@ struct Rig {
 }
 
 async fn rig() -> Rig {
+    rig_of(Leader::alone).await
+}
+
+async fn rig_of(leader: impl FnOnce(Clock) -> Leader) -> Rig {
     let (clock, manual) = Clock::manual();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
     let (publisher, world) = snapshot(World::new());
@@ -32,8 +36,8 @@ async fn rig() -> Rig {
             publisher.publish(world.clone());
         }
     });
-    let alone = Leader::alone(clock.clone());
-    let handle = Handle::new(store.clone(), world.clone(), clock, alone);
+    let leader = leader(clock.clone());
+    let handle = Handle::new(store.clone(), world.clone(), clock, leader);
     Rig { handle, world, clock: manual, store, tasks }
 }
 
@@ -160,6 +164,65 @@ async fn a_service_that_stays_critical_is_deregistered_and_one_that_recovers_is_
     assert_eq!(rig.health(), [], "nobody wanted it back");
     let world = rig.world.load();
     assert!(world.catalog().check(&key("t")).is_none());
+}
+
+/// One that leads as far as it knows; another has taken over since when `overtaken`.
+async fn leading(rig: &Rig, overtaken: bool) {
+    let lead = async |who: &'static str| {
+        let put = Op::put(crate::leader::KEY, who);
+        rig.store.txn(Txn::of([put])).await.unwrap().revision
+    };
+    let at = lead("a").await;
+    rig.handle.0.leader.lead(at, Mono(u64::MAX));
+    if overtaken {
+        lead("b").await;
+    }
+}
+
+fn reaped() -> CheckRecord {
+    let definition = CheckDefinition {
+        probe: Probe::Ttl { ttl_ms: 1_000 },
+        deregister_after_ms: 60_000,
+        agent: true,
+        ..Default::default()
+    };
+    CheckRecord { id: "t".into(), ..CheckRecord::default() }.with(&definition)
+}
+
+#[tokio::test]
+async fn a_leader_that_was_overtaken_neither_reaps_nor_ends_a_check_that_nobody_hears() {
+    let reap = Due::Reap { key: key("t"), service_id: "web".into() };
+    for overtaken in [true, false] {
+        let rig = rig_of(|clock| Leader::among("a", clock)).await;
+        rig.handle.register_service(web(vec![reaped()])).await.unwrap();
+        leading(&rig, overtaken).await;
+        rig.clock.advance(Duration::from_secs(1));
+        let ended = rig.handle.attend(&Due::Expired(key("t"))).await;
+        let was_ended = rig.world.load().catalog().result(&key("t")).is_some();
+        let gone = rig.handle.attend(&reap).await;
+        let left = rig.health();
+        if overtaken {
+            assert!(matches!(ended, Err(CatalogError::Overtaken)), "{ended:?}");
+            assert!(matches!(gone, Err(CatalogError::Overtaken)), "{gone:?}");
+            assert!(!was_ended);
+            assert_eq!(left, [Status::Critical]);
+        } else {
+            ended.unwrap();
+            gone.unwrap();
+            assert!(was_ended);
+            assert_eq!(left, []);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_passes_by_now_is_not_reaped() {
+    let rig = rig().await;
+    rig.handle.register_service(web(vec![reaped()])).await.unwrap();
+    let reap = Due::Reap { key: key("t"), service_id: "web".into() };
+    rig.handle.report_ttl(&key("t"), Status::Passing, "").await.unwrap();
+    rig.handle.attend(&reap).await.unwrap();
+    assert_eq!(rig.health(), [Status::Passing]);
 }
 
 #[tokio::test]

@@ -13,6 +13,9 @@ use weft_kinds::world::{Catalog, CheckKey};
 /// How often the state of services that may be reaped is looked at.
 pub const REAP_LOOK_MS: u64 = 1_000;
 
+/// When an expiry that was not written is tried again.
+const AGAIN_MS: u64 = 1_000;
+
 /// What fell due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Due {
@@ -73,6 +76,17 @@ impl Timers {
     /// Whether a check's time to live has passed and nobody renewed it since.
     pub fn is_expired(&self, key: &CheckKey, now: Mono) -> bool {
         self.ttl.get(key).is_some_and(|(_, at)| *at <= now)
+    }
+
+    /// What fell due and could not be written falls due again, unless it was renewed meanwhile.
+    pub fn again(&mut self, key: &CheckKey, now: Mono) {
+        if let Some((ttl, at)) = self.ttl.get(key).copied()
+            && at <= now
+        {
+            let at = now.plus(Duration::from_millis(AGAIN_MS));
+            self.order.insert((at, Kind::Ttl, key.clone()));
+            self.ttl.insert(key.clone(), (ttl, at));
+        }
     }
 
     /// Whether its time to live is being counted, or does not matter.

@@ -152,8 +152,13 @@ impl Handle {
     /// # Errors
     /// When the store refuses.
     pub async fn destroy_session(&self, id: &str) -> Result<(), ConsulError> {
+        self.end_session(id, &[]).await
+    }
+
+    /// The same, as long as all of `given` holds.
+    async fn end_session(&self, id: &str, given: &[Compare]) -> Result<(), ConsulError> {
         let _turn = self.turn(id).await;
-        let (_, session) = self.attempt(|state| mark(state, id)).await?;
+        let (_, session) = self.attempt_given(given, |state| mark(state, id)).await?;
         let holds = self.state().held_by(id).next().is_some();
         let (delay_ms, behavior) = session
             .map_or((0, Behavior::default()), |session| (session.lock_delay_ms, session.behavior));
@@ -163,7 +168,7 @@ impl Handle {
         };
         loop {
             let plan = |state: &State| release(state, id, behavior, delay);
-            if self.attempt(plan).await?.1 {
+            if self.attempt_given(given, plan).await?.1 {
                 return Ok(());
             }
         }
@@ -203,6 +208,8 @@ impl Handle {
         if !self.leader().is_here() {
             return;
         }
+        // Whoever was paused here and overtaken ends none.
+        let fence: Vec<Compare> = self.leader().fence().into_iter().collect();
         let state = self.state();
         let mut over = state.ghosts();
         for session in state.sessions() {
@@ -212,7 +219,7 @@ impl Handle {
             }
         }
         for id in over {
-            if let Err(why) = self.destroy_session(&id).await {
+            if let Err(why) = self.end_session(&id, &fence).await {
                 tracing::warn!(session = &*id, %why, "a session that is over was not ended");
             }
         }

@@ -12,6 +12,8 @@ use weft_store::MemoryStore;
 
 use super::*;
 use crate::catalog::ServiceRequest;
+use crate::consul::Session;
+use crate::hosts::{HostInfo, Hosts};
 use crate::{ObjectError, Registry, WriteOptions, controllers};
 
 struct Server {
@@ -203,6 +205,62 @@ async fn a_heartbeat_counts_whichever_server_hears_it() {
     }
     assert_eq!(rig.store.barrier().await.unwrap(), before, "an unchanged heartbeat writes nothing");
     rig.until("it expires", || status(&a) == Status::Critical).await;
+}
+
+/// A leader that was overtaken does not know it yet when a session's time ends and a host falls
+/// silent: what the others make of it stands.
+#[tokio::test]
+async fn a_leader_that_was_overtaken_ends_no_session_and_no_host() {
+    let rig = Rig::new();
+    let a = rig.server("a").await;
+    rig.until("a leads", || a.leads()).await;
+    Hosts::start(a.registry.clone(), "a", &a.tasks).await.unwrap();
+    let b = rig.server("b").await;
+    let heard = Hosts::start(b.registry.clone(), "b", &b.tasks).await.unwrap();
+    heard.join("m1", false, "j1", &json!("placed")).await.unwrap();
+    heard.heartbeat(&host("m1")).await.unwrap();
+    let node = NodeRecord { node: "n".into(), address: "127.0.0.1".into(), ..<_>::default() };
+    b.registry.catalog().register_node(&node, true).await.unwrap();
+    let session = Session {
+        id: "s1".into(),
+        namespace: "default".into(),
+        node: "n".into(),
+        ttl_ms: 10_000,
+        ..Session::default()
+    };
+    b.registry.consul().create_session(session).await.unwrap();
+    let lives = || a.registry.consul().state().session("s1").is_some();
+    rig.until("a sees the session", lives).await;
+    b.kill().await;
+
+    let beat = crate::consul::keys::beat("s1");
+    let over = [Op::put(KEY, "another"), Op::delete(beat.clone()), Op::delete("/e/h/m1")];
+    rig.store.txn(Txn::of(over)).await.unwrap();
+    let told = || a.registry.consul().state().item(&beat).is_none();
+    rig.until("a knows what ended, and not that it leads no more", told).await;
+    rig.until("a knows that it does not lead", || !a.leads()).await;
+    assert!(lives(), "the session is the other's to end");
+    let world = a.registry.now();
+    let node = world.get(KindId::Node, "", "m1").unwrap();
+    assert!(crate::nodes::is_ready(&node.raw), "and so is the host");
+}
+
+fn host(name: &str) -> HostInfo {
+    HostInfo {
+        node: crate::NodeInfo {
+            name: name.into(),
+            address: "10.9.0.2".parse().unwrap(),
+            version: "weft-1".into(),
+            kernel: "6".into(),
+            cpus: 2,
+            memory_bytes: 1 << 30,
+            pods_max: 110,
+        },
+        addresses: vec!["10.9.0.2".parse().unwrap()],
+        labels: <_>::default(),
+        boot_id: "b".into(),
+        instance: "i1".into(),
+    }
 }
 
 /// The server that heard a check is gone, and its results with it: whoever leads counts anew.

@@ -87,3 +87,21 @@ fn reaps_only_what_stayed_critical_for_all_of_the_time() {
     let reap = Due::Reap { key: key("h"), service_id: "web".into() };
     assert_eq!(timers.step(critical.catalog(), Mono(13_000)), [reap]);
 }
+
+#[test]
+fn an_expiry_that_was_not_written_falls_due_again_unless_it_was_renewed() {
+    let c = ttl(100);
+    let world = world(&c);
+    let mut timers = Timers::default();
+    timers.watch(&c, Mono(0));
+    assert_eq!(timers.step(world.catalog(), Mono(100)), [Due::Expired(key("t"))]);
+    timers.again(&key("t"), Mono(100));
+    assert_eq!(timers.step(world.catalog(), Mono(1_099)), []);
+    assert_eq!(timers.step(world.catalog(), Mono(1_100)), [Due::Expired(key("t"))]);
+    assert!(timers.is_expired(&key("t"), Mono(1_100)));
+    timers.beat(&key("t"), Mono(1_150));
+    timers.again(&key("t"), Mono(1_200));
+    assert_eq!(timers.step(world.catalog(), Mono(1_249)), []);
+    assert_eq!(timers.step(world.catalog(), Mono(1_250)), [Due::Expired(key("t"))]);
+    assert_eq!(timers.step(world.catalog(), Mono(9_000)), []);
+}
