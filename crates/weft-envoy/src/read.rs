@@ -51,6 +51,8 @@ pub struct Message<'a> {
     asked: RefCell<Vec<bool>>,
     /// Somebody has said already what is wrong with all of it.
     waived: Cell<bool>,
+    /// What weft does not do in it is an error, which nobody can wave through.
+    firm: Cell<bool>,
 }
 
 /// A value of a list, or of a field whose form is not known beforehand.
@@ -59,6 +61,7 @@ pub struct Item<'a> {
     pub value: &'a Value,
     pub at: At<'a>,
     found: &'a Found,
+    firm: bool,
 }
 
 /// Text as a tree. JSON when it begins like that, otherwise YAML.
@@ -107,7 +110,7 @@ impl Found {
 
     /// The root of a file.
     pub fn root<'a>(&'a self, map: &'a Map<String, Value>) -> Message<'a> {
-        Message::new(map, At { parent: None, step: Step::Root }, self)
+        Message::new(map, At { parent: None, step: Step::Root }, self, false)
     }
 }
 
@@ -133,9 +136,9 @@ impl fmt::Debug for At<'_> {
 // === impl Message ===
 
 impl<'a> Message<'a> {
-    fn new(map: &'a Map<String, Value>, at: At<'a>, found: &'a Found) -> Self {
+    fn new(map: &'a Map<String, Value>, at: At<'a>, found: &'a Found, firm: bool) -> Self {
         let asked = RefCell::new(vec![false; map.len()]);
-        Self { map, at, found, asked, waived: Cell::new(false) }
+        Self { map, at, found, asked, waived: Cell::new(false), firm: Cell::new(firm) }
     }
 
     pub fn at(&self) -> &At<'a> {
@@ -149,7 +152,17 @@ impl<'a> Message<'a> {
 
     /// Says that weft does not do this.
     pub fn unsupported(&self, name: &str, message: impl Into<String>) {
-        self.found.unsupported(&self.below(name), message);
+        if self.firm.get() {
+            self.error(name, message);
+        } else {
+            self.found.unsupported(&self.below(name), message);
+        }
+    }
+
+    /// Whether what weft does not do here and in the messages read from here on is an error: of
+    /// what keeps somebody out nothing may be left out.
+    pub fn firm(&self, yes: bool) {
+        self.firm.set(yes);
     }
 
     /// Fields that mean nothing to one weft proxy.
@@ -175,7 +188,7 @@ impl<'a> Message<'a> {
 
     pub fn item<'s>(&'s self, name: &'s str) -> Option<Item<'s>> {
         let value = self.raw(name)?;
-        Some(Item { value, at: self.below(name), found: self.found })
+        Some(Item { value, at: self.below(name), found: self.found, firm: self.firm.get() })
     }
 
     pub fn text(&self, name: &str) -> Option<&'a str> {
@@ -236,7 +249,9 @@ impl<'a> Message<'a> {
             self.error(name, format!("expected a list, found {}", kind(value)));
             return Vec::new();
         };
-        list.iter().map(|value| Item { value, at: self.below(name), found: self.found }).collect()
+        let firm = self.firm.get();
+        let item = |value| Item { value, at: self.below(name), found: self.found, firm };
+        list.iter().map(item).collect()
     }
 
     /// Calls `f` with every message of a list.
@@ -244,7 +259,7 @@ impl<'a> Message<'a> {
         let list = self.below(name);
         for (i, item) in self.list(name).into_iter().enumerate() {
             let at = At { parent: Some(&list), step: Step::Index(i) };
-            let item = Item { value: item.value, at, found: self.found };
+            let item = Item { at, ..item };
             if let Some(message) = item.into_message() {
                 f(message);
             }
@@ -278,7 +293,8 @@ impl<'a> Message<'a> {
         let above = self.below(name);
         for (key, value) in map {
             let at = At { parent: Some(&above), step: Step::Field(key) };
-            if let Some(message) = (Item { value, at, found: self.found }).into_message() {
+            let item = Item { value, at, found: self.found, firm: self.firm.get() };
+            if let Some(message) = item.into_message() {
                 f(key, message);
             }
         }
@@ -329,7 +345,7 @@ impl Drop for Message<'_> {
         let asked = self.asked.borrow();
         let unasked = self.map.iter().zip(asked.iter()).filter(|((_, v), a)| !**a && !v.is_null());
         for ((key, _), _) in unasked {
-            self.found.unsupported(&self.below(key), "weft has no such field");
+            self.unsupported(key, "weft has no such field");
         }
     }
 }
@@ -345,7 +361,7 @@ impl fmt::Debug for Message<'_> {
 impl<'a> Item<'a> {
     pub fn into_message(self) -> Option<Message<'a>> {
         match self.value.as_object() {
-            Some(map) => Some(Message::new(map, self.at, self.found)),
+            Some(map) => Some(Message::new(map, self.at, self.found, self.firm)),
             None => {
                 self.found
                     .error(&self.at, format!("expected an object, found {}", kind(self.value)));

@@ -9,19 +9,26 @@ use super::matching;
 use crate::read::Message;
 
 /// The list of an RBAC filter's `rules`; `None` when there are none, or when a part of them
-/// cannot be said, which was reported.
+/// cannot be said, which was reported: as an error, since the list would be missing.
 pub fn rules(filter: &Message<'_>) -> Option<Access> {
-    if let Some(shadow) = filter.message("shadow_rules") {
-        shadow.waive();
-        filter.unsupported("shadow_rules", "weft has no rules that only count");
+    filter.firm(true);
+    for field in ["shadow_rules", "shadow_matcher"] {
+        aside(filter, field, "weft has no rules that only count");
     }
     filter.pass_over(&["rules_stat_prefix", "shadow_rules_stat_prefix", "track_per_rule_stats"]);
     let rules = filter.message("rules")?;
+    aside(&rules, "audit_logging_options", "the access log says who was refused and why");
     let effect = match rules.choice("action").unwrap_or("ALLOW") {
         "ALLOW" => Effect::Allow,
         "DENY" => Effect::Deny,
+        "LOG" => {
+            rules.waive();
+            aside(&rules, "action", "weft has no rules that only count");
+            return None;
+        }
         other => {
-            rules.unsupported("action", format!("{other} decides nothing"));
+            rules.waive();
+            rules.error("action", format!("{other:?}: expected ALLOW, DENY or LOG"));
             return None;
         }
     };
@@ -39,6 +46,15 @@ pub fn rules(filter: &Message<'_>) -> Option<Access> {
     });
     // A policy that is missing could let pass what it should deny.
     whole.then_some(Access { effect, policies })
+}
+
+/// Says that something is not done which keeps nobody out: it may be left out.
+fn aside(message: &Message<'_>, field: &str, why: &str) {
+    if message.is_set(field) {
+        message.firm(false);
+        message.unsupported(field, why);
+        message.firm(true);
+    }
 }
 
 type Reader = fn(&Message<'_>) -> Option<AccessTest>;
@@ -106,10 +122,17 @@ fn principal(message: &Message<'_>) -> Option<AccessTest> {
     both(message)
 }
 
+/// What a request's head is judged by beside its headers.
+const PSEUDO: &[&str] = &[":method", ":authority", ":scheme", ":path"];
+
 /// What permissions and principals may both ask.
 fn both(message: &Message<'_>) -> Option<AccessTest> {
     if let Some(header) = message.message("header") {
         let (named, inverted) = matching::named_header(&header)?;
+        if named.name.starts_with(':') && !PSEUDO.contains(&&*named.name) {
+            header.unsupported("name", format!("requests have no {} here", named.name));
+            return None;
+        }
         let test = AccessTest::Header(named);
         return Some(if inverted { AccessTest::Not(Box::new(test)) } else { test });
     }

@@ -20,6 +20,8 @@ const FILE_LOG: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
 const STDOUT_LOG: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
 /// Envoy's longest silence of a stream when nothing is said.
 const STREAM_IDLE_MS: u64 = 300_000;
+/// Envoy's longest silence of a TCP connection when nothing is said; 0 is no limit.
+const TCP_IDLE_MS: u64 = 3_600_000;
 
 /// Names, counters, limits that are weft's own, and what weft always does: request ids, canonical
 /// paths, hosts without their ports, HTTP/1.0.
@@ -106,7 +108,7 @@ pub fn tcp(
     } else {
         proxy.error("cluster", "a TCP proxy needs cluster or weighted_clusters");
     }
-    let idle_ms = proxy.duration("idle_timeout");
+    let idle_ms = Some(proxy.duration("idle_timeout").unwrap_or(TCP_IDLE_MS));
     let origin = Origin {
         kind: "Envoy".into(),
         namespace: (*listener).into(),

@@ -2,10 +2,11 @@
 //! HTTP filters: RBAC, fault, CORS, local rate limit, buffer and the router; and what routes and
 //! virtual hosts say about them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use weft_model::{Abort, AbortAnswer, Access, Cors, Delay, Fault, Filter, RateLimit, StringMatch};
+use weft_model::{
+    Abort, AbortAnswer, Access, Cors, Delay, Fault, Filter, RateLimit, Share, StringMatch,
+};
 
 use super::matching;
 use crate::read::Message;
@@ -22,11 +23,31 @@ const BUFFER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRou
 const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 const ROUTE_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
 
-/// What the filters of a connection manager do to every request, by the filters' names.
+/// Filters that keep requests out, of HTTP and of connections.
+const GUARDS: &[&str] = &[
+    "rbac",
+    "ext_authz",
+    "jwt_authn",
+    "oauth2",
+    "basic_auth",
+    "api_key_auth",
+    "client_ssl_auth",
+    "csrf",
+];
+
+/// What the filters of a connection manager do to every request, in their order.
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
-    filters: BTreeMap<String, Does>,
-    order: Vec<String>,
+    filters: Vec<Entry>,
+}
+
+/// A filter of the chain; several may have one name.
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    name: String,
+    does: Does,
+    /// A filter that is off is one of the chain all the same: a route may switch it on.
+    on: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +55,8 @@ enum Does {
     /// It is there, and does nothing unless a route says more.
     Nothing,
     Filter(Filter),
+    /// weft has not its type, which matters once it is on.
+    Unknown(String),
 }
 
 // === impl Chain ===
@@ -45,14 +68,19 @@ impl Chain {
         manager.each("http_filters", |filter| {
             let name = filter.text("name").unwrap_or("").to_owned();
             let optional = filter.flag("is_optional").unwrap_or(false);
-            if filter.flag("disabled") == Some(true) {
-                filter.waive();
+            let on = filter.flag("disabled") != Some(true);
+            let Some((kind, config)) = filter.any("typed_config") else {
+                if !filter.is_set("typed_config") {
+                    filter.error("typed_config", "it says what the filter is");
+                }
                 return;
-            }
-            let Some((kind, config)) = filter.any("typed_config") else { return };
+            };
             last = Some(kind.to_owned());
             let does = match kind {
                 ROUTER => {
+                    if !on {
+                        filter.error("disabled", "nothing is forwarded without the router");
+                    }
                     let known = ["dynamic_stats", "suppress_envoy_headers", "strict_check_headers"];
                     config.pass_over(&known);
                     None
@@ -63,16 +91,15 @@ impl Chain {
                     Some(does) => Some(does),
                     None => {
                         config.waive();
-                        if !optional {
-                            filter.unsupported("typed_config", format!("{kind} is none of weft's"));
+                        if on && !optional {
+                            unknown(&filter, "typed_config", kind);
                         }
-                        None
+                        (!on && !optional).then(|| Does::Unknown(kind.to_owned()))
                     }
                 },
             };
             if let Some(does) = does {
-                out.order.push(name.clone());
-                out.filters.insert(name, does);
+                out.filters.push(Entry { name, does, on });
             }
         });
         if last.as_deref() != Some(ROUTER) {
@@ -87,43 +114,71 @@ impl Chain {
         message.entries("typed_per_filter_config", |name, config| {
             let Some((kind, config)) = config.typed() else { return };
             if kind == ROUTE_CONFIG {
-                if config.flag("disabled") == Some(true) {
-                    out.filters.insert(name.to_owned(), Does::Nothing);
-                    return;
-                }
-                config.pass_over(&["is_optional"]);
-                if let Some((kind, inner)) = config.any("config") {
-                    out.put(name, kind, &inner);
-                }
-                return;
+                out.switch(name, &config);
+            } else {
+                out.put(name, kind, &config);
             }
-            out.put(name, kind, &config);
         });
         out
     }
 
-    fn put(&mut self, name: &str, kind: &str, config: &Message<'_>) {
-        match does(kind, config) {
-            Some(does) => {
-                if !self.filters.contains_key(name) {
-                    // A policy for a filter that is not in the chain has no effect in Envoy.
-                    return;
-                }
-                self.filters.insert(name.to_owned(), does);
-            }
-            None => {
-                config.waive();
-                config.unsupported("@type", format!("{kind} is none of weft's"));
-            }
+    /// What a route says of a filter of any type: off, on, or on with another configuration.
+    fn switch(&mut self, name: &str, config: &Message<'_>) {
+        config.pass_over(&["is_optional"]);
+        if config.flag("disabled") == Some(true) {
+            // Envoy looks at nothing else then.
+            config.pass_over(&["config"]);
+            self.named(name).for_each(|entry| entry.on = false);
+            return;
         }
+        // An empty one leaves the filter's own configuration.
+        let own = config.message("config").filter(|own| own.names().next().is_some());
+        if let Some(own) = own {
+            if let Some((kind, own)) = own.typed() {
+                self.put(name, kind, &own);
+            }
+            return;
+        }
+        for entry in self.named(name) {
+            if let Does::Unknown(kind) = &entry.does {
+                unknown(config, "config", kind);
+            }
+            entry.on = true;
+        }
+    }
+
+    fn put(&mut self, name: &str, kind: &str, config: &Message<'_>) {
+        let Some(does) = does(kind, config) else {
+            config.waive();
+            unknown(config, "@type", kind);
+            return;
+        };
+        // A policy for a filter that is not in the chain has no effect in Envoy.
+        for entry in self.named(name) {
+            (entry.does, entry.on) = (does.clone(), true);
+        }
+    }
+
+    fn named<'s>(&'s mut self, name: &'s str) -> impl Iterator<Item = &'s mut Entry> {
+        self.filters.iter_mut().filter(move |entry| entry.name == name)
     }
 
     /// In the order of the chain.
     pub fn filters(&self) -> impl Iterator<Item = Filter> + '_ {
-        self.order.iter().filter_map(|name| match self.filters.get(name) {
-            Some(Does::Filter(filter)) => Some(filter.clone()),
+        self.filters.iter().filter_map(|entry| match &entry.does {
+            Does::Filter(filter) if entry.on => Some(filter.clone()),
             _ => None,
         })
+    }
+}
+
+/// Says that weft has no such filter. One that keeps requests out is never left out.
+pub fn unknown(message: &Message<'_>, field: &str, kind: &str) {
+    let why = format!("{kind} is none of weft's");
+    if kind.split('.').any(|part| GUARDS.contains(&part)) {
+        message.error(field, format!("{why}, and without it more would be let in"));
+    } else {
+        message.unsupported(field, why);
     }
 }
 
@@ -131,10 +186,10 @@ impl Chain {
 fn does(kind: &str, config: &Message<'_>) -> Option<Does> {
     Some(match kind {
         RBAC => access(super::access::rules(config)),
-        RBAC_ROUTE => match config.message("rbac") {
-            Some(rbac) => access(super::access::rules(&rbac)),
-            None => Does::Nothing,
-        },
+        RBAC_ROUTE => {
+            config.firm(true);
+            config.message("rbac").map_or(Does::Nothing, |r| access(super::access::rules(&r)))
+        }
         FAULT => fault(config).map_or(Does::Nothing, |f| Does::Filter(Filter::Fault(f))),
         CORS => Does::Nothing,
         CORS_ROUTE => Does::Filter(Filter::Cors(cors(config))),
@@ -203,7 +258,7 @@ pub fn cors(policy: &Message<'_>) -> Cors {
     for field in ["filter_enabled", "shadow_enabled"] {
         if let Some(fraction) = policy.message(field) {
             let all = matching::share(&fraction, "default_value");
-            if all != Some(weft_model::Share::ALL) || field == "shadow_enabled" {
+            if all != Some(Share::ALL) || field == "shadow_enabled" {
                 policy.unsupported(field, "a CORS policy holds for all requests");
             }
             fraction.pass_over(&["runtime_key"]);
@@ -220,9 +275,11 @@ pub fn cors(policy: &Message<'_>) -> Cors {
     }
 }
 
-/// A token bucket of the whole filter.
+/// A token bucket of the whole filter; `None` also when it refuses nothing.
 fn limit(config: &Message<'_>) -> Option<RateLimit> {
-    config.pass_over(&["filter_enabled", "filter_enforced", "enable_x_ratelimit_headers"]);
+    config.pass_over(&["enable_x_ratelimit_headers"]);
+    let (enabled, enforced) =
+        (is_in_force(config, "filter_enabled"), is_in_force(config, "filter_enforced"));
     let name = config.text("stat_prefix").unwrap_or("local_ratelimit").to_owned();
     let bucket = config.message("token_bucket")?;
     let fill = bucket.number::<u32>("tokens_per_fill").unwrap_or(1);
@@ -234,5 +291,21 @@ fn limit(config: &Message<'_>) -> Option<RateLimit> {
         config.unsupported("status", "what is over the limit is answered 429");
     }
     let name: Arc<str> = format!("{name} ({})", config.at().path()).into();
-    Some(RateLimit { name, requests: fill, per_ms, burst, by: Vec::new(), keys_max: 0 })
+    let limit = RateLimit { name, requests: fill, per_ms, burst, by: Vec::new(), keys_max: 0 };
+    (enabled && enforced).then_some(limit)
+}
+
+/// Of how many requests a limit holds: of none unless it is said, as in Envoy.
+fn is_in_force(config: &Message<'_>, field: &str) -> bool {
+    let Some(fraction) = config.message(field) else { return false };
+    fraction.pass_over(&["runtime_key"]);
+    let Some(share) = matching::share(&fraction, "default_value") else {
+        fraction.error("default_value", "it says of how many requests the limit holds");
+        return false;
+    };
+    if share != Share::NONE && share != Share::ALL {
+        let why = "a limit holds for all requests or for none; left so it holds for all";
+        config.unsupported(field, why);
+    }
+    share != Share::NONE
 }

@@ -86,7 +86,7 @@ fn check(listener: &Message<'_>, sections: &[Section]) {
     let secure = sections.iter().filter(|s| s.tls.is_some()).count();
     if secure != 0 && secure != sections.len() {
         let why = "all chains of a listener have TLS, or none";
-        listener.unsupported("filter_chains", why);
+        listener.error("filter_chains", why);
     }
     if secure == 0 && sections.len() > 1 {
         listener.unsupported("filter_chains", "without TLS there is one chain");
@@ -101,7 +101,7 @@ fn check(listener: &Message<'_>, sections: &[Section]) {
     let asks = sections.first().and_then(clients);
     if sections.iter().any(|s| clients(s) != asks) {
         let why = "all chains of a listener ask the same of clients' certificates";
-        listener.unsupported("filter_chains", why);
+        listener.error("filter_chains", why);
     }
 }
 
@@ -131,6 +131,8 @@ fn listener_filters(listener: &Message<'_>) -> ProxyHeader {
 /// The server names of a chain's match; everything else that it may ask is reported.
 fn chain_names(chain: &Message<'_>) -> Vec<Arc<str>> {
     let Some(found) = chain.message("filter_chain_match") else { return Vec::new() };
+    // What is left out of a match lets more clients in.
+    found.firm(true);
     let secure = chain.is_set("transport_socket");
     match found.text("transport_protocol") {
         None | Some("") => {}
@@ -169,7 +171,7 @@ fn section(
             }
             other => {
                 config.waive();
-                filter.unsupported("typed_config", format!("{other} is none of weft's"));
+                super::filter::unknown(&filter, "typed_config", other);
             }
         }
     });

@@ -32,6 +32,7 @@ pub fn string(message: &Message<'_>) -> Option<StringMatch> {
     safe_regex(message, "safe_regex").map(StringMatch::Regex)
 }
 
+const AUTHORITY: &str = ":authority";
 /// Any bytes.
 const ANYTHING: &str = "(?s-u:.*)";
 
@@ -139,17 +140,27 @@ fn path(message: &Message<'_>) -> Option<Option<PathMatch>> {
 /// Adds one `HeaderMatcher` to a match.
 fn put_header(header: &Message<'_>, out: &mut Match) -> Option<()> {
     let (named, inverted) = named_header(header)?;
-    match (&*named.name, inverted) {
-        (":method", false) => out.method = Some(named.value),
-        (":authority" | "host", false) => out.authority = Some(named.value),
-        (":scheme", false) => out.scheme = Some(named.value),
-        (name, _) if name.starts_with(':') => {
+    let slot = match (&*named.name, inverted) {
+        (":method", false) => &mut out.method,
+        (":scheme", false) => &mut out.scheme,
+        (AUTHORITY, false) => &mut out.authority,
+        (name, _) if name.starts_with(':') && name != AUTHORITY => {
             header
                 .unsupported("name", format!("{name} cannot be matched so; use the path's match"));
             return None;
         }
-        (_, true) => out.without_headers.push(named),
-        (_, false) => out.headers.push(named),
+        (_, true) => {
+            out.without_headers.push(named);
+            return Some(());
+        }
+        (_, false) => {
+            out.headers.push(named);
+            return Some(());
+        }
+    };
+    if slot.replace(named.value).is_some() {
+        header.unsupported("name", format!("{} is asked for twice", named.name));
+        return None;
     }
     Some(())
 }
@@ -157,6 +168,8 @@ fn put_header(header: &Message<'_>, out: &mut Match) -> Option<()> {
 /// `route.v3.HeaderMatcher`, and whether it must not hold.
 pub fn named_header(header: &Message<'_>) -> Option<(NamedMatch, bool)> {
     let name = header.text("name")?.to_ascii_lowercase();
+    // HTTP/2 has no line of that name; what is asked for is the same in both versions.
+    let name = if name == "host" { AUTHORITY.to_owned() } else { name };
     let inverted = header.flag("invert_match").unwrap_or(false);
     if header.flag("treat_missing_header_as_empty") == Some(true) {
         header

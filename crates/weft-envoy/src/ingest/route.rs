@@ -64,7 +64,7 @@ fn virtual_host(
     host.pass_over(PASSED_OVER);
     let name = host.text("name").unwrap_or("").to_owned();
     if !matches!(host.choice("require_tls"), None | Some("NONE")) {
-        host.unsupported("require_tls", "redirect with a route of a plaintext listener");
+        host.error("require_tls", "redirect with a route of a plaintext listener");
     }
     let chain = chain.with(host);
     let mut filters = edit::filters(host);

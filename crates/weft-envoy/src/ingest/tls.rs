@@ -13,6 +13,7 @@ use crate::read::{Found, Message};
 
 const DOWNSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
 const UPSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+const RAW_NAME: &str = "envoy.transport_sockets.raw_buffer";
 const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 
 /// What both contexts have.
@@ -35,24 +36,15 @@ pub fn secrets(map: &Map<String, Value>) -> BTreeMap<&str, &Map<String, Value>> 
 
 /// The TLS of a filter chain; `None` for plaintext, or when it was reported.
 pub fn downstream(chain: &Message<'_>, context: &Context<'_>) -> Option<ServerTls> {
+    only_here(chain, &["tls_context"]);
     let socket = chain.message("transport_socket")?;
-    socket.pass_over(&["name"]);
-    let (kind, tls) = socket.any("typed_config")?;
-    match kind {
-        DOWNSTREAM => {}
-        RAW => return None,
-        other => {
-            tls.waive();
-            socket.unsupported("typed_config", format!("{other} is none of weft's"));
-            return None;
-        }
-    }
+    let tls = opened(&socket, DOWNSTREAM)?;
     tls.pass_over(&["session_timeout", "disable_stateless_session_resumption"]);
     let required = tls.flag("require_client_certificate").unwrap_or(false);
     let common = common(&tls, context);
     if !common.names.is_empty() {
         let why = "clients are judged by authority here; use RBAC for their names";
-        tls.unsupported("common_tls_context.validation_context", why);
+        tls.error("common_tls_context.validation_context", why);
     }
     let Some(certificate) = common.certificate else {
         tls.error("common_tls_context", "a listener with TLS needs a certificate");
@@ -72,18 +64,10 @@ pub fn downstream(chain: &Message<'_>, context: &Context<'_>) -> Option<ServerTl
 
 /// The TLS of a cluster.
 pub fn upstream(cluster: &Message<'_>, context: &Context<'_>) -> Option<UpstreamTls> {
+    let others = ["tls_context", "transport_socket_matches", "transport_socket_matcher"];
+    only_here(cluster, &others);
     let socket = cluster.message("transport_socket")?;
-    socket.pass_over(&["name"]);
-    let (kind, tls) = socket.any("typed_config")?;
-    match kind {
-        UPSTREAM => {}
-        RAW => return None,
-        other => {
-            tls.waive();
-            socket.unsupported("typed_config", format!("{other} is none of weft's"));
-            return None;
-        }
-    }
+    let tls = opened(&socket, UPSTREAM)?;
     tls.pass_over(&["max_session_keys"]);
     let server_name = tls.text("sni").filter(|s| !s.is_empty()).map(Arc::from);
     let common = common(&tls, context);
@@ -98,6 +82,34 @@ pub fn upstream(cluster: &Message<'_>, context: &Context<'_>) -> Option<Upstream
     }
     let (certificate, only_13) = (common.certificate, common.only_13);
     Some(UpstreamTls { server_name, trust, names, certificate, only_13 })
+}
+
+/// Whoever passes over one of these speaks plaintext, or to somebody else.
+fn only_here(message: &Message<'_>, others: &[&str]) {
+    for field in others.iter().filter(|field| message.is_set(field)) {
+        message.error(field, "how connections are secured stands in transport_socket");
+    }
+}
+
+/// The TLS context in a transport socket; `None` for plaintext, or when it was reported. Another
+/// kind of socket is an error: to go on without it would be plaintext.
+fn opened<'s>(socket: &'s Message<'_>, wanted: &str) -> Option<Message<'s>> {
+    let name = socket.text("name");
+    let Some((kind, tls)) = socket.any("typed_config") else {
+        if !socket.is_set("typed_config") && name != Some(RAW_NAME) {
+            socket.error("typed_config", "it says how connections are secured");
+        }
+        return None;
+    };
+    if kind == wanted {
+        return Some(tls);
+    }
+    if kind != RAW {
+        tls.waive();
+        let why = format!("{kind} is none of weft's, and without it this would be plaintext");
+        socket.error("typed_config", why);
+    }
+    None
 }
 
 fn common(tls: &Message<'_>, context: &Context<'_>) -> Common {
@@ -134,6 +146,8 @@ fn common(tls: &Message<'_>, context: &Context<'_>) -> Common {
         common.unsupported("tls_certificates", why);
     }
     out.certificate = certificates.into_iter().next();
+    // From here on it is about who is believed: what is left out lets in more.
+    common.firm(true);
     if let Some(validation) = common.message("validation_context") {
         validate(&validation, context, &mut out);
     }
