@@ -103,6 +103,11 @@ pub(super) fn fresh(path: &Path) -> Result<Database, StoreError> {
 /// Renames a file for good.
 pub(super) fn put_in_place(new: &Path, path: &Path) -> Result<(), StoreError> {
     fs::rename(new, path).map_err(|e| StoreError::path(path, e))?;
+    sync_names(path)
+}
+
+/// Makes the names in a file's directory last.
+pub(super) fn sync_names(path: &Path) -> Result<(), StoreError> {
     let parent = path.parent().unwrap_or(Path::new("."));
     let synced = fs::File::open(parent).and_then(|dir| dir.sync_all());
     synced.map_err(|e| StoreError::path(parent, e))

@@ -55,6 +55,17 @@ pub struct Report {
     pub more_faults: u64,
     /// What repairing did.
     pub mended: Vec<String>,
+    /// Where the log is kept as it was before, when repairing changed it.
+    pub kept: Option<PathBuf>,
+}
+
+/// What a restore left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The next revision is after this one.
+    pub revision: Revision,
+    /// Where the log is kept that was there before.
+    pub replaced: Option<PathBuf>,
 }
 
 // === looking ===
@@ -153,15 +164,15 @@ fn wrongs<'a>(
 // === mending ===
 
 /// Mends what can be: pages, then records. The file as it was is kept beside it when anything was
-/// changed. A sound log comes out as it went in, only without free space.
+/// changed, under a name that nothing had: an earlier repair's copy stays. A sound log comes out as
+/// it went in, only without free space.
 ///
 /// # Errors
 /// When it is beyond repair, or there is no room for a copy.
 pub fn repair(path: &Path, progress: &Progress) -> Result<Report, StoreError> {
-    let kept = path.with_extension("redb.before-repair");
     size(path)?;
     progress("keeping a copy", 0, 0);
-    fs::copy(path, &kept).map_err(|e| StoreError::path(&kept, e))?;
+    let kept = keep(path, "before-repair", copy)?;
     let mended = guarded(path, || mend(path, progress))?;
     let report = check(path, progress)?;
     if mended.is_empty() {
@@ -169,7 +180,7 @@ pub fn repair(path: &Path, progress: &Progress) -> Result<Report, StoreError> {
         return Ok(report);
     }
     tracing::warn!(kept = %kept.display(), "the log as it was before the repair is kept");
-    Ok(Report { mended, ..report })
+    Ok(Report { mended, kept: Some(kept), ..report })
 }
 
 fn mend(path: &Path, progress: &Progress) -> Result<Vec<String>, StoreError> {
@@ -316,25 +327,48 @@ impl RedbStore {
 
 // === restoring ===
 
-/// Makes a log from a backup's records and puts it in place once it is whole; files that travelled
-/// with it are given to `file`. Revisions jump by [`RESTORE_JUMP`].
+/// Makes a log from a backup's records and puts it in place once it is whole; then files that
+/// travelled with it are given to `file`. Revisions jump by [`RESTORE_JUMP`]. A log that is there
+/// is kept under a name that nothing had, and is in its place until the new one takes it: a crash
+/// leaves the one or the other.
 ///
 /// # Errors
-/// When the backup is not whole (then nothing is changed), or the log cannot be written.
+/// When the backup is not whole, or the log cannot be written: then nothing is changed. What `file`
+/// says comes after the log is in place.
 pub fn restore<R: io::Read>(
     path: &Path,
-    mut from: Reader<R>,
+    from: Reader<R>,
     file: TakeFile<'_>,
     progress: &Progress,
-) -> Result<Revision, StoreError> {
+) -> Result<Restored, StoreError> {
     let new = path.with_extension("restored");
     match fs::remove_file(&new) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(StoreError::path(&new, e)),
         _ => {}
     }
-    let db = disk::database(&new, |_| {})?;
+    let (revision, files) = build(&new, from, progress).inspect_err(|_| {
+        // It is no log, and may have filled the disk.
+        let _ = fs::remove_file(&new);
+    })?;
+    let replaced = replaced(path)?;
+    disk::put_in_place(&new, path)?;
+    for (name, data) in files {
+        file(&name, &data)?;
+    }
+    Ok(Restored { revision, replaced })
+}
+
+type Files = Vec<(PathBuf, Vec<u8>)>;
+
+/// A whole log under a name of its own, and the files of the backup.
+fn build<R: io::Read>(
+    new: &Path,
+    mut from: Reader<R>,
+    progress: &Progress,
+) -> Result<(Revision, Files), StoreError> {
+    let db = disk::database(new, |_| {})?;
     let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    fs::set_permissions(&new, private).map_err(|e| StoreError::path(&new, e))?;
+    fs::set_permissions(new, private).map_err(|e| StoreError::path(new, e))?;
     let head = from.head();
     let revision = Revision(head.revision.0.saturating_add(RESTORE_JUMP));
     let (mut files, mut done) = (Vec::new(), 0);
@@ -361,15 +395,65 @@ pub fn restore<R: io::Read>(
         txn.commit().map_err(StoreError::storage)?;
         progress("restoring records", done, 0);
         if ended {
-            break;
+            return Ok((revision, files));
         }
     }
-    drop(db);
-    for (name, data) in files {
-        file(&name, &data)?;
+}
+
+// === keeping what is replaced ===
+
+/// Keeps a file that is about to be replaced as `NAME.replaced`, or with a number behind it;
+/// nothing when there is none. It stays under its own name, too.
+///
+/// # Errors
+/// When it cannot be kept: then it must not be replaced.
+pub fn replaced(path: &Path) -> Result<Option<PathBuf>, StoreError> {
+    match path.try_exists().map_err(|e| StoreError::path(path, e))? {
+        true => keep(path, "replaced", link).map(Some),
+        false => Ok(None),
     }
-    disk::put_in_place(&new, path)?;
-    Ok(revision)
+}
+
+/// The file under another name of its directory, which nothing had before.
+fn keep(
+    path: &Path,
+    suffix: &str,
+    how: fn(&Path, &Path) -> io::Result<()>,
+) -> Result<PathBuf, StoreError> {
+    let mut number = 1_u32;
+    loop {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(match number {
+            1 => format!(".{suffix}"),
+            n => format!(".{suffix}.{n}"),
+        });
+        let kept = path.with_file_name(name);
+        match how(path, &kept) {
+            Ok(()) => return disk::sync_names(path).map(|()| kept),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(e) => return Err(StoreError::path(&kept, e)),
+        }
+    }
+}
+
+/// A second name; where the filesystem has none of that, a copy.
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => copy(from, to),
+        done => done,
+    }
+}
+
+/// A copy that is on disk, or none.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut from = fs::File::open(from)?;
+    let mut options = fs::OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut made = options.write(true).create_new(true).open(to)?;
+    let copied = io::copy(&mut from, &mut made).and_then(|_| made.sync_all());
+    copied.inspect_err(|_| {
+        let _ = fs::remove_file(to);
+    })
 }
 
 // === impl Report ===

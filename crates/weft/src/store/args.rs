@@ -47,7 +47,8 @@ pub struct BackupArgs {
 pub struct RestoreArgs {
     #[command(flatten)]
     pub at: AtRest,
-    /// Replace what is in the data directory; its log is kept as `log.redb.replaced`.
+    /// Replace what is in the data directory; its log and its authority are kept beside the new
+    /// ones, as `log.redb.replaced` and `root.pem.replaced`.
     #[arg(long)]
     pub force: bool,
     /// The backup.

@@ -67,16 +67,14 @@ fn repair(args: &AtRest) -> Result<()> {
         crate::say!("{line}");
     }
     tell(&log, &report);
-    match (report.is_sound(), report.mended.is_empty()) {
-        (false, _) => Err(anyhow!(CheckFailed("faults are left: restore a backup".into()))),
-        (true, true) => {
-            crate::say!("nothing had to be mended");
-            Ok(())
-        }
-        (true, false) => {
-            crate::say!("the log as it was is {}.before-repair; delete it in time", log.display());
-            Ok(())
-        }
+    match &report.kept {
+        Some(kept) => crate::say!("the log as it was is {}; delete it in time", kept.display()),
+        None if report.is_sound() => crate::say!("nothing had to be mended"),
+        None => {}
+    }
+    match report.is_sound() {
+        true => Ok(()),
+        false => Err(anyhow!(CheckFailed("faults are left: restore a backup".into()))),
     }
 }
 
@@ -127,13 +125,14 @@ fn restore(args: &RestoreArgs) -> Result<()> {
     }
     let held = DataDir::open(&dir)?;
     held.sub("store")?;
-    if log.exists() {
-        fs::rename(&log, log.with_extension("redb.replaced"))?;
-    }
-    let mut file = |name: &Path, data: &[u8]| put_private(&dir.join(name), data);
+    let mut file = |name: &Path, data: &[u8]| replace(&dir.join(name), data);
     let from = Reader::open(&args.file)?;
-    let revision = tools::restore(&log, from, &mut file, &progress(args.at.quiet))?;
+    let done = tools::restore(&log, from, &mut file, &progress(args.at.quiet))?;
+    let revision = done.revision;
     crate::say!("{} restored: {}", dir.display(), amount(&counts));
+    if let Some(kept) = done.replaced {
+        crate::say!("the log that was there is {}; delete it in time", kept.display());
+    }
     crate::say!(
         "it shows revision {}; the next one is after {revision}, so that none is given out twice",
         head.revision
@@ -213,6 +212,15 @@ fn progress(quiet: bool) -> Progress {
         let end = if terminal { "\r" } else { "\n" };
         eprint!("weft: {what}{share}   {end}");
     })
+}
+
+/// Writes a private file; one that is there and says something else is kept under another name.
+fn replace(path: &Path, data: &[u8]) -> Result<(), StoreError> {
+    let same = fs::read(path).is_ok_and(|old| old == data);
+    if !same && let Some(kept) = tools::replaced(path)? {
+        crate::say!("the {} that was there is kept as {}", path.display(), kept.display());
+    }
+    put_private(path, data)
 }
 
 /// Writes a file that only its owner may read, whole or not at all.

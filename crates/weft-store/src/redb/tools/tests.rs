@@ -154,7 +154,9 @@ async fn a_restored_log_holds_what_was_backed_up_and_revisions_go_on_later() {
         Ok(())
     };
     let reader = Reader::open(&saved).unwrap();
-    let revision = restore(&fresh, reader, &mut take, &quiet()).unwrap();
+    let done = restore(&fresh, reader, &mut take, &quiet()).unwrap();
+    let (revision, replaced) = (done.revision, done.replaced);
+    assert_eq!(replaced, None);
     assert_eq!(files, [(PathBuf::from("ca/root.pem"), b"secret".to_vec())]);
     let (old, new) = (open(&path), open(&fresh));
     let (was, is) =
@@ -208,6 +210,53 @@ async fn a_torn_backup_changes_nothing() {
     let err = restore(&path, reader, &mut |_, _| Ok(()), &quiet()).unwrap_err();
     assert!(err.to_string().contains("ends in the middle"), "{err}");
     assert!(digest(&path) == before);
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert_eq!(left, ["log.redb"], "neither half a log nor a second name");
+}
+
+/// What is replaced stays until a whole log takes its place, and nothing that was kept is lost.
+#[tokio::test]
+async fn a_replaced_log_is_there_until_the_new_one_is_and_is_kept_each_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = written(dir.path()).await;
+    let mut writer = backup(&path, 5, Vec::new(), &quiet()).unwrap();
+    writer.put(&Item::File("ca/root.pem".into(), b"secret".to_vec())).unwrap();
+    let (saved, _) = writer.finish().unwrap();
+    let reader = || Reader::new(&saved[..], Path::new("saved")).unwrap();
+    let first = digest(&path);
+    let replaced = dir.path().join("log.redb.replaced");
+    // The log is in place before the files are: when they fail, no empty store is begun.
+    let mut refuse = |_: &Path, _: &[u8]| Err(StoreError::Closed);
+    restore(&path, reader(), &mut refuse, &quiet()).unwrap_err();
+    assert!(check(&path, &quiet()).unwrap().revision.0 > RESTORE_JUMP);
+    assert!(digest(&replaced) == first);
+    let second = digest(&path);
+    let done = restore(&path, reader(), &mut |_, _| Ok(()), &quiet()).unwrap();
+    let again = dir.path().join("log.redb.replaced.2");
+    assert_eq!(done.replaced.as_ref(), Some(&again));
+    assert!(digest(&replaced) == first && digest(&again) == second);
+}
+
+#[tokio::test]
+async fn a_second_repair_leaves_the_first_ones_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = written(dir.path()).await;
+    let spoil = |key: &str| {
+        let db = Database::create(&path).unwrap();
+        let txn = db.begin_write().unwrap();
+        txn.open_table(KEYS).unwrap().insert(key, &b"short"[..]).unwrap();
+        txn.commit().unwrap();
+    };
+    let kept = |name: &str| dir.path().join(format!("log.redb.before-repair{name}"));
+    spoil("/torn");
+    let first = digest(&path);
+    assert_eq!(repair(&path, &quiet()).unwrap().kept, Some(kept("")));
+    // Nothing to mend: nothing is kept, and what was kept is not taken away.
+    assert_eq!(repair(&path, &quiet()).unwrap().kept, None);
+    assert!(digest(&kept("")) == first);
+    spoil("/again");
+    assert_eq!(repair(&path, &quiet()).unwrap().kept, Some(kept(".2")));
+    assert!(digest(&kept("")) == first);
 }
 
 /// A million overwrites of a hundred keys leave a file of a size that a hundred keys need, and
