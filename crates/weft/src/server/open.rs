@@ -68,8 +68,9 @@ async fn among_others(
     let mut begun = None;
     if !shared::fetch_authority(&*etcd, &store.seal, &dir).await.with_context(named)? {
         // It may be this server's from before, or is made now.
+        let before = shared::Before::of(&dir).with_context(|| dir.display().to_string())?;
         begun = Some(authority(data, trust_domain, clock)?);
-        shared::keep_authority(&*etcd, &store.seal, &dir).await.with_context(named)?;
+        shared::begin_authority(&*etcd, &store.seal, &dir, before).await.with_context(named)?;
     }
     drop(begun);
     let authority = authority(data, trust_domain, clock)?;

@@ -23,11 +23,27 @@ use crate::store::put_private;
 /// The authority's key and certificate, sealed.
 const AUTHORITY: &str = "/t/ca/root.pem";
 const ROOT: &str = "root.pem";
+const BUNDLE: &str = "bundle.pem";
 /// How often a server looks whether the others still see it.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a store may take to answer at the start.
 const REACH_MAX: Duration = Duration::from_secs(20);
 const AGAIN: Duration = Duration::from_millis(300);
+
+/// What lay in a directory before an authority was opened or made there.
+pub struct Before {
+    root: bool,
+    bundle: Option<Vec<u8>>,
+}
+
+// === impl Before ===
+
+impl Before {
+    pub fn of(dir: &Path) -> std::io::Result<Self> {
+        let bundle = fs::read(dir.join(BUNDLE)).map(Some).or_else(|e| absent(e).map(|()| None))?;
+        Ok(Self { root: dir.join(ROOT).try_exists()?, bundle })
+    }
+}
 
 /// Does something with the store until it answers, or for as long as a start may take.
 pub async fn patiently<T, F>(mut f: impl FnMut() -> F) -> Result<T, StoreError>
@@ -54,7 +70,7 @@ where
 }
 
 /// Puts the mesh's authority into `dir` before it is opened there; `false` when there is none yet,
-/// and the one that is opened or made there should be shared with [`keep_authority`].
+/// and the one that is opened or made there should be shared with [`begin_authority`].
 ///
 /// # Errors
 /// When it cannot be unsealed, or the directory belongs to another mesh.
@@ -77,27 +93,70 @@ pub async fn fetch_authority(store: &dyn Store, seal: &SealKey, dir: &Path) -> R
     Ok(true)
 }
 
-/// Seals the authority in `dir` and puts it into the store, unless one is there.
+/// Seals the authority in `dir` and puts it into the store, unless the same one is there. The
+/// directory stays as it is.
 ///
 /// # Errors
-/// When another server was first: start again, with its authority.
+/// When there is none in the directory, or the store has another one.
 pub async fn keep_authority(store: &dyn Store, seal: &SealKey, dir: &Path) -> Result<()> {
-    let path = dir.join(ROOT);
-    let Ok(root) = fs::read(&path) else { return Ok(()) };
-    let sealed = seal.seal(AUTHORITY, &root)?;
-    let txn = Txn::of([Op::put(AUTHORITY, sealed)]).when(Compare::Absent(AUTHORITY.into()));
-    if !store.txn(txn).await?.succeeded {
-        // Two servers began a mesh at the same moment, and this one's authority signed nothing yet.
-        fs::remove_file(&path)?;
-        let bundle = dir.join("bundle.pem");
-        if bundle.exists() {
-            fs::remove_file(&bundle)?;
-        }
-        if !fetch_authority(store, seal, dir).await? {
-            bail!("another server made the mesh's authority and took it away again; start again");
-        }
+    if put_authority(store, seal, dir).await? || fetch_authority(store, seal, dir).await? {
+        return Ok(());
+    }
+    bail!("another server made the mesh's authority and took it away again; start again");
+}
+
+/// The same for one that may have been made there just now; what lay in `dir` before tells. One
+/// that was made just now signed nothing yet, and gives way to another server's.
+///
+/// # Errors
+/// When an older one would have to give way.
+pub async fn begin_authority(
+    store: &dyn Store,
+    seal: &SealKey,
+    dir: &Path,
+    before: Before,
+) -> Result<()> {
+    if before.root {
+        return keep_authority(store, seal, dir).await;
+    }
+    if put_authority(store, seal, dir).await? || holds(store, seal, dir).await? {
+        return Ok(());
+    }
+    // Two servers began a mesh at the same moment.
+    fs::remove_file(dir.join(ROOT))?;
+    match before.bundle {
+        Some(bundle) => fs::write(dir.join(BUNDLE), bundle)?,
+        None => fs::remove_file(dir.join(BUNDLE)).or_else(absent)?,
+    }
+    if !fetch_authority(store, seal, dir).await? {
+        bail!("another server made the mesh's authority and took it away again; start again");
     }
     Ok(())
+}
+
+/// Whether the authority was put; not when there is one.
+async fn put_authority(store: &dyn Store, seal: &SealKey, dir: &Path) -> Result<bool> {
+    let path = dir.join(ROOT);
+    let root = fs::read(&path)
+        .with_context(|| format!("{}, the authority's key, cannot be read", path.display()))?;
+    let sealed = seal.seal(AUTHORITY, &root)?;
+    let txn = Txn::of([Op::put(AUTHORITY, sealed)]).when(Compare::Absent(AUTHORITY.into()));
+    Ok(store.txn(txn).await?.succeeded)
+}
+
+/// Whether the store's authority is the directory's: an earlier try may have put it there.
+async fn holds(store: &dyn Store, seal: &SealKey, dir: &Path) -> Result<bool> {
+    let (_, entry) = patiently(|| store.get(AUTHORITY)).await?;
+    let Some(entry) = entry else { return Ok(false) };
+    let root = seal.open(AUTHORITY, &entry.value).context("the authority's key in the store")?;
+    Ok(fs::read(dir.join(ROOT))? == root)
+}
+
+fn absent(error: std::io::Error) -> std::io::Result<()> {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    }
 }
 
 /// Tells the other servers that this one is there, until it ends.
@@ -250,8 +309,10 @@ mod tests {
             assert!(!fetch_authority(&store, &seal, dir.path()).await.unwrap());
             fs::write(dir.path().join(ROOT), text).unwrap();
         }
-        keep_authority(&store, &seal, a.path()).await.unwrap();
-        keep_authority(&store, &seal, b.path()).await.unwrap();
+        let nothing = || Before { root: false, bundle: None };
+        begin_authority(&store, &seal, a.path(), nothing()).await.unwrap();
+        begin_authority(&store, &seal, a.path(), nothing()).await.unwrap();
+        begin_authority(&store, &seal, b.path(), nothing()).await.unwrap();
         assert_eq!(fs::read(b.path().join(ROOT)).unwrap(), b"root of a");
         let (_, kept) = store.get(AUTHORITY).await.unwrap();
         let kept = kept.unwrap().value;
@@ -266,5 +327,46 @@ mod tests {
         let other = SealKey::new(&[6; 32]).unwrap();
         let err = format!("{:#}", fetch_authority(&store, &other, a.path()).await.unwrap_err());
         assert!(err.contains("another key"), "{err}");
+    }
+
+    #[tokio::test]
+    async fn an_authority_from_before_is_never_deleted() {
+        let store = MemoryStore::new(Clock::system());
+        let seal = SealKey::new(&[5; 32]).unwrap();
+        let (first, older) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(first.path().join(ROOT), "root of the first").unwrap();
+        for name in [ROOT, BUNDLE] {
+            fs::write(older.path().join(name), format!("older {name}")).unwrap();
+        }
+        let before = Before::of(older.path()).unwrap();
+        assert!(!fetch_authority(&store, &seal, older.path()).await.unwrap());
+        // The other one is quicker, between the look and the write.
+        keep_authority(&store, &seal, first.path()).await.unwrap();
+        let err = begin_authority(&store, &seal, older.path(), before).await.unwrap_err();
+        assert!(err.to_string().contains("another mesh"), "{err}");
+        let err = keep_authority(&store, &seal, older.path()).await.unwrap_err();
+        assert!(err.to_string().contains("another mesh"), "{err}");
+        for name in [ROOT, BUNDLE] {
+            let left = fs::read_to_string(older.path().join(name)).unwrap();
+            assert_eq!(left, format!("older {name}"));
+        }
+        // A bundle that was there before stays, too, when what was made beside it gives way.
+        fs::remove_file(older.path().join(ROOT)).unwrap();
+        let before = Before::of(older.path()).unwrap();
+        fs::write(older.path().join(ROOT), "made now").unwrap();
+        fs::write(older.path().join(BUNDLE), "made now").unwrap();
+        begin_authority(&store, &seal, older.path(), before).await.unwrap();
+        assert_eq!(fs::read(older.path().join(ROOT)).unwrap(), b"root of the first");
+        assert_eq!(fs::read(older.path().join(BUNDLE)).unwrap(), b"older bundle.pem");
+    }
+
+    #[tokio::test]
+    async fn an_authority_that_cannot_be_read_is_no_authority_kept() {
+        let store = MemoryStore::new(Clock::system());
+        let seal = SealKey::new(&[5; 32]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let err = keep_authority(&store, &seal, dir.path()).await.unwrap_err().to_string();
+        assert!(err.contains("root.pem, the authority's key, cannot be read"), "{err}");
+        assert_eq!(store.get(AUTHORITY).await.unwrap().1, None);
     }
 }
