@@ -162,6 +162,33 @@ def test_tls_in_and_out_with_certificates_of_files(tmp_path, certs):
             assert curl(f"http://127.0.0.1:{plain}/d")[2] == "up GET /d"
 
 
+@pytest.mark.parametrize("action, name, passes", [
+    ("DENY", "localhost", False),
+    ("DENY", "CN=client", False),
+    ("DENY", "CN=somebody", True),
+    ("ALLOW", "CN=client", True),
+    ("ALLOW", "CN=somebody", False),
+])
+def test_rbac_judges_clients_by_the_names_of_their_certificates(
+    tmp_path, certs, action, name, passes
+):
+    port = free_port()
+    who = {"authenticated": {"principal_name": {"exact": name}}}
+    policy = {"permissions": [{"any": True}], "principals": [who]}
+    rules = {"rules": {"action": action, "policies": {"p": policy}}}
+    answer = {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
+    hcm = manager([host([answer])], [("rbac", "extensions.filters.http.rbac.v3.RBAC", rules)])
+    mutual = tls("DownstreamTlsContext", certs, "server", True)
+    path = bootstrap(tmp_path / "b.json", [listener("in", port, hcm, mutual)], [])
+    shown = ("--cert", str(certs / "client.pem"), "--key", str(certs / "client.key"))
+    with Proxy("--envoy", path, ready=port):
+        url, ca = f"https://localhost:{port}/", ("--cacert", str(certs / "ca.pem"))
+        for version in ("--http1.1", "--http2"):
+            assert curl(url, version, *ca, *shown)[0] == (200 if passes else 403)
+        # Whoever shows nothing has no name.
+        assert curl(url, *ca)[0] == (200 if action == "DENY" else 403)
+
+
 def test_http2_and_names_and_hashing(tmp_path):
     port = free_port()
     policy = {"hash_policy": [{"header": {"header_name": "x-user"}}]}
@@ -208,12 +235,16 @@ def test_everything_that_is_not_supported_is_said_at_once_and_nothing_starts(tmp
 def test_what_is_wrong_is_refused_whatever_is_allowed(tmp_path):
     port = free_port()
     routes = [{"match": {"prefix": "/"}, "route": {"cluster": "nobody", "timeout": "soon"}}]
-    path = bootstrap(tmp_path / "b.json", [listener("in", port, manager([host(routes)]))], [])
+    asks = {"permissions": [{"metadata": {}}], "principals": [{"any": True}]}
+    rbac = {"rules": {"action": "DENY", "policies": {"p": asks}}}
+    hcm = manager([host(routes)], [("rbac", "extensions.filters.http.rbac.v3.RBAC", rbac)])
+    path = bootstrap(tmp_path / "b.json", [listener("in", port, hcm)], [])
     words = [WEFT, "proxy", "--envoy", path, "--allow-unsupported"]
     run = subprocess.run(words, capture_output=True, text=True)
     assert run.returncode == 1
     assert 'route.cluster: no cluster has the name "nobody"' in run.stderr
     assert 'route.timeout: expected a duration such as "5s"' in run.stderr
+    assert "permissions[0].metadata: weft's policies do not ask this" in run.stderr
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 1)
 

@@ -27,8 +27,8 @@ pub fn known(root: &Message<'_>) -> Vec<Known> {
     let list = root.item("backends").and_then(|i| i.value.as_array().cloned());
     let each = list.unwrap_or_default().into_iter().filter_map(|backend| {
         let name = backend.get("name")?.as_str()?.to_owned();
-        let first = backend.get("endpoints").and_then(Value::as_array).and_then(|e| e.first());
-        let at = first.and_then(|e| e.as_str().or_else(|| e.get("address")?.as_str()));
+        let endpoints = listed(backend.get("endpoints"));
+        let at = endpoints.first().and_then(|e| e.as_str().or_else(|| e.get("address")?.as_str()));
         let port = at.and_then(|at| at.parse::<SocketAddr>().ok()).map_or(0, |at| at.port());
         let parts = backend.get("parts").and_then(Value::as_object);
         let parts = parts.map(|m| m.keys().cloned().collect()).unwrap_or_default();
@@ -115,8 +115,10 @@ pub fn read(message: &Message<'_>, context: &Context<'_>) {
 
 fn endpoints(message: &Message<'_>, context: &Context<'_>) -> Vec<Endpoint> {
     let mut out = Vec::new();
-    let texts = message.item("endpoints").and_then(|i| i.value.as_array().cloned());
-    let texts = texts.unwrap_or_default();
+    let texts = listed(message.item("endpoints").map(|i| i.value));
+    if !message.is_set("endpoints") {
+        message.error("endpoints", "where is it? Name addresses such as 127.0.0.1:9000");
+    }
     if texts.iter().all(Value::is_string) {
         for text in texts.iter().filter_map(Value::as_str) {
             out.extend(super::address(message, "endpoints", text).map(endpoint));
@@ -141,6 +143,15 @@ fn endpoints(message: &Message<'_>, context: &Context<'_>) -> Vec<Endpoint> {
         });
     });
     out
+}
+
+/// One thing, or a list of them.
+fn listed(value: Option<&Value>) -> Vec<Value> {
+    match value {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(list)) => list.clone(),
+        Some(one) => vec![one.clone()],
+    }
 }
 
 fn endpoint(at: SocketAddr) -> Endpoint {

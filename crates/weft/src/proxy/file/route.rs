@@ -19,7 +19,11 @@ pub fn read(message: &Message<'_>, index: usize, context: &Context<'_>) {
         message.error("name", "a name has no /");
     }
     let hosts = message.texts("hosts").into_iter().map(|h| h.to_ascii_lowercase().into());
-    let hostnames: Vec<Arc<str>> = hosts.filter(|h: &Arc<str>| &**h != "*").collect();
+    let mut hostnames: Vec<Arc<str>> = hosts.collect();
+    // `*` alone is what no list says; beside names it takes what they leave.
+    if hostnames.iter().all(|h| &**h == "*") {
+        hostnames.clear();
+    }
     let matching = match message.choice("matching").unwrap_or("most_specific") {
         "most_specific" => Matching::MostSpecific,
         "first_match" => Matching::FirstMatch,

@@ -24,7 +24,7 @@ pub fn sections(listener: &Message<'_>, protocol: Protocol, context: &Context<'_
         });
         let only_13 = tls.flag("only_13").unwrap_or(false);
         let Some(certificate) = certificate(&tls, context) else {
-            if !tls.is_set("certificate") || !tls.is_set("key") {
+            if !tls.is_set("certificate") && !tls.is_set("key") {
                 tls.error("certificate", "a certificate and its key are two PEM files");
             }
             return;
@@ -43,6 +43,9 @@ pub fn sections(listener: &Message<'_>, protocol: Protocol, context: &Context<'_
 }
 
 fn certificate(message: &Message<'_>, context: &Context<'_>) -> Option<Certificate> {
+    if message.is_set("certificate") != message.is_set("key") {
+        message.error("certificate", "a certificate and its key are two PEM files: name both");
+    }
     let chain_pem = context.file(message, "certificate");
     let key_pem = context.file(message, "key");
     Some(Certificate { chain_pem: chain_pem?, key_pem: key_pem? })
