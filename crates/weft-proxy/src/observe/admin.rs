@@ -38,6 +38,8 @@ use crate::table::{BackendEntry, EndpointEntry, Table};
 use crate::worker::Names;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Stands where a private key was.
+const HIDDEN: &str = "(not shown)";
 const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -363,12 +365,28 @@ impl Admin {
             json!({ "name": &*g.name, "listener": listener, "routes": routes })
         });
         let inbound: Vec<_> = table.inbounds().map(|i| i.listener.clone()).collect();
-        json!({
+        let mut dump = json!({
             "generation": table.generation,
             "hosts": hosts.collect::<Vec<_>>(),
             "gateways": gateways.collect::<Vec<_>>(),
             "inbound": inbound,
-        })
+        });
+        hide_keys(&mut dump);
+        dump
+    }
+}
+
+/// Takes private keys out of what is shown, wherever they lie: by their field's name, and any text
+/// that holds one under another name.
+fn hide_keys(value: &mut Value) {
+    match value {
+        Value::String(text) if text.contains("PRIVATE KEY") => *value = HIDDEN.into(),
+        Value::Array(all) => all.iter_mut().for_each(hide_keys),
+        Value::Object(fields) => fields.iter_mut().for_each(|(name, field)| match &**name {
+            "key_pem" => *field = HIDDEN.into(),
+            _ => hide_keys(field),
+        }),
+        _ => {}
     }
 }
 

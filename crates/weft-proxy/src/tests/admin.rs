@@ -5,6 +5,7 @@
 use http::{Method, Request};
 use http_body_util::Full;
 use serde_json::Value;
+use weft_model::{BackendPolicy, Certificate, Protocol, UpstreamTls};
 
 use super::bed::*;
 
@@ -137,4 +138,23 @@ async fn doors_certificates_and_memory_are_shown() {
     let bytes: u64 = memory["total_physical_bytes"].as_str().unwrap().parse().unwrap();
     assert!(bytes > 1_000_000, "{memory}");
     assert_eq!(read_json(&bed, "/certs").await["certificates"], serde_json::json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_key_is_shown_in_the_dump() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let cert = rcgen::CertificateParams::new(vec!["client".to_owned()]).unwrap();
+    let chain_pem = cert.self_signed(&key).unwrap().pem();
+    let certificate =
+        Certificate { chain_pem: chain_pem.into(), key_pem: key.serialize_pem().into() };
+    let tls = UpstreamTls { certificate: Some(certificate), ..UpstreamTls::default() };
+    let policy = BackendPolicy { tls: Some(Box::new(tls)), ..BackendPolicy::default() };
+    let user = Server::named("user").await;
+    let endpoints = vec![endpoint("user-0", user.address)];
+    let bed = Bed::sidecar(service("user", Protocol::Http1, policy, endpoints)).await;
+    let dump = read(&bed, "/config_dump").await.body;
+    assert!(dump.contains("BEGIN CERTIFICATE") && dump.contains("(not shown)"), "{dump}");
+    assert!(!dump.contains("PRIVATE KEY"), "{dump}");
+    let key = key.serialize_pem().lines().nth(1).unwrap().to_owned();
+    assert!(!dump.contains(&key), "{dump}");
 }
