@@ -51,8 +51,9 @@ impl Handle {
         }
     }
 
-    /// Who says that a check's time is over: this server of what it heard, the leader of what nobody
-    /// heard. A leader that was overtaken, or a check that is heard by now, writes nothing.
+    /// Who says that a check's time is over: this server of what it heard, the leader of what
+    /// nobody heard. A leader that was overtaken writes nothing, nor does one whose check is heard
+    /// by now.
     pub(super) fn minder(&self, key: &CheckKey, result: Option<&CheckStatus>) -> Self {
         match result {
             Some(_) => self.clone(),
