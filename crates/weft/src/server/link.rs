@@ -15,6 +15,7 @@ use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
 use weft_kinds::world::{CheckKey, ObjectKey, World};
 use weft_model::Root;
+use weft_registry::catalog::CatalogError;
 use weft_registry::{DeleteOptions, EventNote, ObjectError, Preconditions, Registry, WriteOptions};
 
 /// Life of a workload's certificate.
@@ -89,9 +90,18 @@ impl ServerLink for LocalLink {
                     node: report.key.node,
                     id: report.key.id,
                 };
-                let told = registry.catalog().report(&key, report.status, &report.output).await;
-                if let Err(error) = told {
-                    tracing::debug!(%error, check = ?key, "a check result was not taken");
+                match registry.catalog().report(&key, report.status, &report.output).await {
+                    Ok(()) => {}
+                    // All of them are told again: those that were taken say nothing new then.
+                    Err(error) if error.is_passing() => {
+                        return Err(LinkError::Unavailable(error.to_string()));
+                    }
+                    Err(CatalogError::UnknownCheck { id }) => {
+                        tracing::debug!(id, "a result of a check that is no more");
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, check = ?key, "a check result was not taken");
+                    }
                 }
             }
             Ok(())
@@ -164,3 +174,6 @@ fn container_ports(world: &World, pod: &PodKey) -> Vec<u16> {
     let Some(View::Pod(view)) = object.map(|o| &o.view) else { return Vec::new() };
     view.ports().map(|p| p.container_port).collect()
 }
+
+#[cfg(test)]
+mod tests;

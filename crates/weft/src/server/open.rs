@@ -6,7 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use futures_util::FutureExt as _;
 use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
@@ -15,6 +15,7 @@ use weft_registry::{Leader, Registry};
 use weft_store::{DataDir, EtcdStore, RedbStore, Retention, Store};
 
 use super::{Settings, shared};
+use crate::store::MIGRATING;
 use crate::store::etcd::Shared;
 
 /// The ground of a running server.
@@ -64,6 +65,13 @@ async fn among_others(
     let named = || format!("the store at {}", store.config.members.join(", "));
     let open = || EtcdStore::open(store.config.clone(), clock.clone(), Retention::default());
     let etcd = Arc::new(shared::patiently(open).await.with_context(named)?);
+    let (_, half) = shared::patiently(|| etcd.get(MIGRATING)).await.with_context(named)?;
+    if half.is_some() {
+        bail!(
+            "{} holds a copy that is not whole: wait for `weft store migrate`, or run it again",
+            named()
+        );
+    }
     let dir = data.sub("ca")?;
     let mut begun = None;
     if !shared::fetch_authority(&*etcd, &store.seal, &dir).await.with_context(named)? {

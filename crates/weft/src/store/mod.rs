@@ -6,7 +6,11 @@
 
 mod args;
 pub mod etcd;
+#[cfg(test)]
+pub mod faulty;
 mod migrate;
+
+pub use migrate::MIGRATING;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, IsTerminal as _, Write as _};
