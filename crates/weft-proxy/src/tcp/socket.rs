@@ -30,5 +30,5 @@ impl<I: Socket> Socket for Prefixed<I> {
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Socket for TlsStream<I> {}
 impl Socket for Upgraded {}
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl Socket for tokio::io::DuplexStream {}
