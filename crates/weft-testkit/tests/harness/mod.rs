@@ -7,6 +7,7 @@ mod wire;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_base::clock::Clock;
@@ -21,6 +22,9 @@ use weft_proxy::table::{Builder, Door, Table};
 use weft_testkit::random::{self, Chance};
 
 use wire::{Client, Origins};
+
+/// More than a request over memory takes on any machine.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -111,14 +115,21 @@ impl Harness {
             let said = compare::explained(&table, &self.place, mesh, &ask);
             self.proxy.logged();
             self.origins.forget();
-            let got = client.send(&ask, mesh).await;
-            // The record is written when the answer's end was passed on.
-            let mut lines = self.proxy.logged();
-            while lines.is_empty() {
-                tokio::task::yield_now().await;
-                lines = self.proxy.logged();
-            }
-            let done = compare::Done { got, origin: self.origins.seen(), line: lines.join("\n") };
+            let answered = async {
+                let got = client.send(&ask, mesh).await;
+                // The record is written when the answer's end was passed on.
+                let mut lines = self.proxy.logged();
+                while lines.is_empty() {
+                    tokio::task::yield_now().await;
+                    lines = self.proxy.logged();
+                }
+                (got, lines.join("\n"))
+            };
+            let Ok((got, line)) = tokio::time::timeout(ANSWER_MAX, answered).await else {
+                let kind = self.kind.name();
+                panic!("WEFT_EXPLAIN_SEED={kind}:{seed}: no answer, or no record of it: {ask:?}");
+            };
+            let done = compare::Done { got, origin: self.origins.seen(), line };
             let kind = compare::kind(&verdict);
             *self.seen.entry(kind.to_owned()).or_default() += 1;
             let wrong = compare::differences(&ask, &verdict, &said, &done);
