@@ -11,7 +11,7 @@ mod route;
 mod tls;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,14 +29,14 @@ use weft_proxy::config::{AccessLog, LogFormat, LogWhat};
 use weft_proxy::ingest::source;
 use weft_proxy::observe::format::Format;
 
-use super::standalone::{Loaded, refused};
+use super::standalone::{Loaded, Stamps, refused};
 use lines::Lines;
 
 /// What the parts of one file share.
 struct Context<'a> {
     /// Files it names are looked for beside it.
     folder: &'a Path,
-    files: RefCell<BTreeSet<PathBuf>>,
+    files: &'a Stamps,
     resources: RefCell<BTreeMap<ResourceName, Resource>>,
     /// Issues of parts that are read as the model itself reads them.
     issues: RefCell<Vec<Issue>>,
@@ -50,7 +50,7 @@ struct Context<'a> {
 ///
 /// # Errors
 /// All that is wrong with it.
-pub fn load(path: &Path, text: &str) -> Result<Loaded> {
+pub fn load(path: &Path, text: &str, files: &Stamps) -> Result<Loaded> {
     if text.trim_start().starts_with('-') {
         return resources(path, text);
     }
@@ -58,7 +58,7 @@ pub fn load(path: &Path, text: &str) -> Result<Loaded> {
     let found = Found::default();
     let mut context = Context {
         folder: path.parent().unwrap_or(Path::new("")),
-        files: RefCell::default(),
+        files,
         resources: RefCell::default(),
         issues: RefCell::default(),
         backends: Vec::new(),
@@ -92,7 +92,6 @@ pub fn load(path: &Path, text: &str) -> Result<Loaded> {
         resources: context.resources.into_inner(),
         admin,
         log,
-        files: context.files.into_inner(),
         ..Loaded::default()
     })
 }
@@ -261,8 +260,7 @@ impl Context<'_> {
     /// The text of a file that a field names.
     fn file(&self, message: &Message<'_>, field: &str) -> Option<Arc<str>> {
         let path = self.folder.join(message.text(field)?);
-        self.files.borrow_mut().insert(path.clone());
-        match std::fs::read_to_string(&path) {
+        match self.files.read(&path) {
             Ok(text) => Some(text.into()),
             Err(error) => {
                 message.error(field, format!("cannot read {}: {error}", path.display()));
@@ -271,3 +269,6 @@ impl Context<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

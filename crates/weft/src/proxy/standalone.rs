@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A proxy that is served by files: read whole, checked whole, and taken or refused whole. Files
-//! that change are read again, names that were given for endpoints are resolved again.
+//! that change are read again, names that were given for endpoints are resolved again. A name that
+//! has no answer keeps what it meant, and keeps nothing else from going on.
 //!
 //! Called by `weft proxy`. What a file says, `weft_envoy` and [`super::file`] know; this only
 //! notices changes and hands the difference to the proxy.
 
+mod names;
+mod stamps;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use weft_base::clock::Clock;
 use weft_base::issue::Issue;
 use weft_base::task::TaskGroup;
-use weft_envoy::{DnsSet, Files, Log, Resolved};
+use weft_envoy::{DnsSet, Log, Resolved};
 use weft_model::{Resource, ResourceName};
 use weft_proxy::Feed;
 use weft_proxy::config::{AccessLog, LogFormat, LogWhat};
@@ -28,10 +31,13 @@ use weft_proxy::table::Builder;
 use weft_xds::Transaction;
 
 use super::file;
+use names::{Answer, Names};
+
+pub use stamps::{Seen, Stamp, Stamps};
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// One question to the resolver.
+/// How long names that were never asked for are waited for before their backends are served.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the configuration is.
@@ -51,18 +57,9 @@ pub struct Loaded {
     /// `None` leaves it to the command line.
     pub log: Option<AccessLog>,
     pub names: Vec<DnsSet>,
-    /// Every file that was read.
-    pub files: BTreeSet<PathBuf>,
+    /// Every file that was read, as it was before.
+    pub files: Seen,
     pub warnings: Vec<Issue>,
-}
-
-/// The machine's files; relative names begin where the process runs, as Envoy's do.
-struct Disk;
-
-impl Files for Disk {
-    fn read(&self, path: &Path) -> io::Result<String> {
-        fs::read_to_string(path)
-    }
 }
 
 // === impl Source ===
@@ -90,14 +87,24 @@ impl Source {
     /// # Errors
     /// All that is wrong, each with its place.
     pub fn load(&self) -> Result<Loaded> {
+        let (files, loaded) = self.load_from_disk();
+        loaded.map(|loaded| Loaded { files, ..loaded })
+    }
+
+    /// The same, and which files that took, also when something is wrong.
+    fn load_from_disk(&self) -> (Seen, Result<Loaded>) {
+        let stamps = Stamps::default();
+        let loaded = self.load_with(&stamps);
+        (stamps.into_seen(), loaded)
+    }
+
+    fn load_with(&self, files: &Stamps) -> Result<Loaded> {
         let path = self.path();
-        let text =
-            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut loaded = match self {
-            Self::File(_) => file::load(path, &text)?,
-            Self::Envoy(_, allow) => envoy(path, &text, *allow)?,
+        let text = files.read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let loaded = match self {
+            Self::File(_) => file::load(path, &text, files)?,
+            Self::Envoy(_, allow) => envoy(path, &text, *allow, files)?,
         };
-        loaded.files.insert(path.to_owned());
         let wrong = check(&loaded);
         if wrong.is_empty() { Ok(loaded) } else { Err(refused(path, &wrong)) }
     }
@@ -116,8 +123,9 @@ pub fn refused(path: &Path, issues: &[Issue]) -> anyhow::Error {
     anyhow!(text)
 }
 
-fn envoy(path: &Path, text: &str, allow: bool) -> Result<Loaded> {
-    let read = weft_envoy::bootstrap(text, &Disk)
+/// Relative names of files begin where the process runs, as Envoy's do.
+fn envoy(path: &Path, text: &str, allow: bool, files: &Stamps) -> Result<Loaded> {
+    let read = weft_envoy::bootstrap(text, files)
         .with_context(|| format!("{} is no Envoy bootstrap", path.display()))?;
     let mut wrong = read.errors;
     let mut warnings = Vec::new();
@@ -143,8 +151,8 @@ fn envoy(path: &Path, text: &str, allow: bool) -> Result<Loaded> {
         admin: read.admin,
         log,
         names: read.names,
-        files: read.files,
         warnings,
+        ..Loaded::default()
     })
 }
 
@@ -185,18 +193,11 @@ pub struct Keeper {
     feed: Feed,
     given: BTreeMap<ResourceName, Resource>,
     names: Vec<DnsSet>,
+    lookups: Names,
     resolved: Resolved,
-    seen: BTreeMap<PathBuf, Option<Stamp>>,
+    seen: Seen,
     generation: u64,
     log: Option<AccessLog>,
-}
-
-/// What changes when a file does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    modified_ns: i128,
-    bytes: u64,
-    inode: u64,
 }
 
 impl Keeper {
@@ -210,8 +211,9 @@ impl Keeper {
             feed,
             given: BTreeMap::new(),
             names: Vec::new(),
+            lookups: Names::new(names::system),
             resolved: Resolved::new(),
-            seen: BTreeMap::new(),
+            seen: Seen::new(),
             generation: 0,
             log: loaded.log.clone(),
         };
@@ -238,11 +240,10 @@ impl Keeper {
                         }
                     }
                     () = tokio::time::sleep_until(names_at), if !self.names.is_empty() => {
-                        self.resolve().await;
-                        let wanted = self.expanded(&self.given_names());
-                        self.hand_over(wanted).await;
+                        self.ask_again();
                         names_at = tokio::time::Instant::now() + self.refresh();
                     }
+                    answer = self.lookups.answer() => self.follow(answer).await,
                 }
             }
         });
@@ -251,12 +252,15 @@ impl Keeper {
 
     async fn read_again(&mut self) {
         let (source, path) = (self.source.clone(), self.source.path().to_owned());
-        // What is read while it is being written is read again at the next look.
+        // A file that a refusal keeps from being read counts as it is now. What is written while it
+        // is being read is read again at the next look.
         self.stamp();
         super::notify::reloading();
-        let loaded = tokio::task::spawn_blocking(move || source.load()).await;
-        match loaded.map_err(anyhow::Error::from).and_then(|l| l) {
+        let loaded = tokio::task::spawn_blocking(move || source.load_from_disk()).await;
+        let (files, loaded) = loaded.unwrap_or_else(|error| (Seen::new(), Err(error.into())));
+        match loaded {
             Ok(loaded) => {
+                let loaded = Loaded { files, ..loaded };
                 let file = path.display();
                 if loaded.log != self.log {
                     tracing::warn!(%file, "the access log changes with the next start only");
@@ -270,6 +274,8 @@ impl Keeper {
                 }
             }
             Err(error) => {
+                // One that is mended may be new in it.
+                self.seen.extend(files);
                 tracing::error!("{error:#}\nthe configuration before stays in use");
                 self.feed.refuse(format!("{error:#}")).await;
             }
@@ -278,19 +284,16 @@ impl Keeper {
     }
 
     async fn take(&mut self, loaded: Loaded) -> Result<()> {
-        self.names.clone_from(&loaded.names);
-        self.seen = loaded.files.iter().map(|f| (f.clone(), stamp(f))).collect();
-        self.resolve().await;
+        let known = self.hosts();
+        self.names = loaded.names;
+        self.seen = loaded.files;
+        self.meet(&known).await;
         let wanted = self.expanded(&loaded.resources);
         let refused = self.hand_over(wanted).await;
         match refused.as_slice() {
             [] => Ok(()),
             _ => Err(anyhow!("the proxy refused {}", refused.join("; "))),
         }
-    }
-
-    fn given_names(&self) -> BTreeMap<ResourceName, Resource> {
-        self.given.clone()
     }
 
     /// Resources with the endpoints that names mean now.
@@ -321,25 +324,62 @@ impl Keeper {
         applied.rejected.into_iter().map(|r| format!("{}: {}", r.name, r.reason)).collect()
     }
 
-    /// Asks for all names at once; one that cannot be resolved keeps what it meant.
-    async fn resolve(&mut self) {
-        let hosts: BTreeSet<Arc<str>> =
-            self.names.iter().flat_map(DnsSet::hosts).cloned().collect();
-        let asking = hosts.into_iter().map(|host| async move {
-            let asked = tokio::net::lookup_host((&*host, 0));
-            let found = match tokio::time::timeout(RESOLVE_TIMEOUT, asked).await {
-                Ok(Ok(found)) => Ok(found.map(|at| at.ip()).collect::<BTreeSet<_>>()),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err("the resolver does not answer".to_owned()),
-            };
-            (host, found)
-        });
-        for (host, found) in futures_util::future::join_all(asking).await {
-            match found {
-                Ok(all) => {
-                    self.resolved.insert(host, all.into_iter().collect());
+    /// All names that stand for endpoints.
+    fn hosts(&self) -> BTreeSet<Arc<str>> {
+        self.names.iter().flat_map(DnsSet::hosts).cloned().collect()
+    }
+
+    /// Asks for all names, and waits a while for those that are new.
+    async fn meet(&mut self, known: &BTreeSet<Arc<str>>) {
+        let hosts = self.hosts();
+        self.resolved.retain(|host, _| hosts.contains(host));
+        for host in &hosts {
+            self.lookups.ask(host);
+        }
+        let mut unknown: BTreeSet<_> = hosts.difference(known).cloned().collect();
+        let until = tokio::time::Instant::now() + RESOLVE_TIMEOUT;
+        while !unknown.is_empty() {
+            match tokio::time::timeout_at(until, self.lookups.answer()).await {
+                Ok(answer) => {
+                    unknown.remove(&answer.0);
+                    self.learn(answer);
                 }
-                Err(error) => tracing::warn!(%host, %error, "a name is not resolved"),
+                Err(_) => return unknown.iter().for_each(unanswered),
+            }
+        }
+    }
+
+    /// Asks for all names that have no question out.
+    fn ask_again(&mut self) {
+        for host in self.hosts() {
+            if !self.lookups.ask(&host) {
+                unanswered(&host);
+            }
+        }
+    }
+
+    /// Takes an answer, and those that came with it, into the table.
+    async fn follow(&mut self, answer: Answer) {
+        let mut news = self.learn(answer);
+        while let Some(answer) = self.lookups.answered() {
+            news |= self.learn(answer);
+        }
+        if news {
+            let wanted = self.expanded(&self.given);
+            self.hand_over(wanted).await;
+        }
+    }
+
+    /// Whether an answer is news. A name that cannot be resolved keeps what it meant.
+    fn learn(&mut self, (host, found): Answer) -> bool {
+        match found {
+            Ok(all) => {
+                let named = self.names.iter().flat_map(DnsSet::hosts).any(|of| *of == host);
+                named && self.resolved.insert(host, all.clone()).as_ref() != Some(&all)
+            }
+            Err(error) => {
+                tracing::warn!(%host, %error, "a name is not resolved");
+                false
             }
         }
     }
@@ -350,12 +390,12 @@ impl Keeper {
     }
 
     fn has_changed(&self) -> bool {
-        self.seen.iter().any(|(file, seen)| stamp(file) != *seen)
+        self.seen.iter().any(|(file, seen)| Stamp::of(file) != *seen)
     }
 
     fn stamp(&mut self) {
         for (file, seen) in &mut self.seen {
-            *seen = stamp(file);
+            *seen = Stamp::of(file);
         }
     }
 }
@@ -366,9 +406,9 @@ impl std::fmt::Debug for Keeper {
     }
 }
 
-fn stamp(file: &Path) -> Option<Stamp> {
-    use std::os::unix::fs::MetadataExt as _;
-    let found = fs::metadata(file).ok()?;
-    let modified_ns = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
-    Some(Stamp { modified_ns, bytes: found.len(), inode: found.ino() })
+fn unanswered(host: &Arc<str>) {
+    tracing::warn!(%host, "the resolver does not answer; what the name meant stays in use");
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What files become, and what of them is never passed over in silence.
+
+use super::*;
+use crate::proxy::standalone::Stamps;
+
+fn read(rest: &str) -> Result<Loaded, String> {
+    let text = format!("listeners: [{{name: web, bind: '127.0.0.1:0'}}]\n{rest}");
+    load(Path::new("weft.yaml"), &text, &Stamps::default()).map_err(|error| error.to_string())
+}
+
+fn refused_for(rest: &str, why: &str) {
+    let said = read(rest).unwrap_err();
+    assert!(said.contains(why), "{why:?} in\n{said}");
+}
+
+#[test]
+fn a_star_beside_names_takes_what_they_leave() {
+    for (hosts, wanted) in [
+        ("['*', a.example]", &["*", "a.example"][..]),
+        ("['*']", &[]),
+        ("[]", &[]),
+        ("[a.example]", &["a.example"]),
+    ] {
+        let rules = "rules: [{answer: {status: 204}}]";
+        let loaded = read(&format!("routes: [{{hosts: {hosts}, {rules}}}]")).unwrap();
+        let route = loaded.resources.values().find_map(|resource| match resource {
+            Resource::Route(route) => Some(route),
+            _ => None,
+        });
+        let weft_model::Parent::Listener { hostnames, .. } = &route.unwrap().parent else {
+            panic!("a route of a listener")
+        };
+        let hostnames: Vec<&str> = hostnames.iter().map(|h| &**h).collect();
+        assert_eq!(hostnames, wanted, "{hosts}");
+    }
+}
+
+#[test]
+fn a_backend_says_where_it_is_in_one_address_or_in_several() {
+    for endpoints in ["127.0.0.1:9000", "['127.0.0.1:9000']", "[{address: '127.0.0.1:9000'}]"] {
+        let loaded = read(&format!("backends: [{{name: up, endpoints: {endpoints}}}]")).unwrap();
+        let sets: Vec<usize> = loaded
+            .resources
+            .values()
+            .filter_map(|resource| match resource {
+                Resource::Endpoints(set) => {
+                    Some((set.port == 9000).then_some(set.endpoints.len())?)
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(sets, [1], "{endpoints}");
+    }
+    // A list that is empty is said, an absent one may be a slip.
+    assert!(read("backends: [{name: up, endpoints: []}]").is_ok());
+    refused_for("backends: [{name: up}]", "backends[0].endpoints: where is it?");
+    refused_for("backends: [{name: up, endpoints: 9000}]", "endpoints: expected a list");
+    refused_for("backends: [{name: up, endpoints: {address: a}}]", "endpoints: expected a list");
+    refused_for("backends: [{name: up, endpoints: nowhere}]", "\"nowhere\" is no address");
+}
+
+#[test]
+fn half_of_a_certificate_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let pem = folder.path().join("half.pem");
+    std::fs::write(&pem, "pem").unwrap();
+    for half in ["certificate", "key"] {
+        let tls = format!("tls: {{anyone: true, {half}: {}}}", pem.display());
+        let backend = format!("backends: [{{name: up, endpoints: '127.0.0.1:1', {tls}}}]");
+        refused_for(&backend, "tls.certificate: a certificate and its key are two PEM files");
+    }
+}
