@@ -264,6 +264,26 @@ def test_sigusr2_starts_the_successor_and_systemd_is_told(tmp_path, ports):
         until("it has ended", lambda: not listens(port), 20)
 
 
+def test_a_successor_that_cannot_serve_changes_nothing(tmp_path, ports):
+    port, admin = ports
+    path, door = tmp_path / "proxy.yaml", tmp_path / "door"
+    with Origin("up") as up:
+        path.write_text(text(port, admin, up))
+        first = Proxy("-c", path, "--handover", door, ready=port)
+        until("it can be replaced", door.exists, 10)
+        path.write_text("listeners: []\n")
+        first.process.send_signal(signal.SIGUSR2)
+        until("its end is noticed", lambda: "was started has ended" in first.text(), 20)
+        assert door_owner(door) == first.process.pid
+        assert curl(f"http://127.0.0.1:{port}/x")[2] == "up GET /x"
+        path.write_text(text(port, admin, up))
+        first.process.send_signal(signal.SIGUSR2)
+        assert first.process.wait(30) == 0, first.text()
+        until("its successor is ready", lambda: door_owner(door), 10)
+        os.kill(door_owner(door), signal.SIGTERM)
+        until("it has ended", lambda: not listens(port), 20)
+
+
 def test_the_example_is_valid_and_explained():
     path = ROOT / "examples/edge.yaml"
     run = subprocess.run([WEFT, "proxy", "-c", path, "--check"], capture_output=True, text=True)

@@ -50,8 +50,11 @@ use standalone::Keeper;
 const SERVER_NAME: &str = "server.weft.internal";
 /// One try to reach it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a successor may take to have a table.
+/// How long a successor may take to have a table; then it gives up, and the older process goes on.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Work that blocks the control side at one time: reading files, handing over, the end of workers.
+/// Lookups of names have threads of their own.
+const BLOCKING_THREADS: usize = 16;
 
 pub fn run(args: &ProxyArgs) -> Result<()> {
     provider::install();
@@ -72,10 +75,13 @@ pub fn run(args: &ProxyArgs) -> Result<()> {
     warn(loaded.as_ref());
     // One thread carries the control side; requests are served by the workers' own threads.
     let runtime = tokio::runtime::Builder::new_current_thread()
-        .max_blocking_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build()?;
-    runtime.block_on(serve(args, config, source.zip(loaded)))
+    let served = runtime.block_on(serve(args, config, source.zip(loaded)));
+    // A successor that is still being waited for, and the like, hold up no end.
+    runtime.shutdown_background();
+    served
 }
 
 fn warn(loaded: Option<&Loaded>) {
@@ -93,16 +99,7 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (clock, tasks) = (Clock::system(), TaskGroup::new());
-    let identity = match &args.svid_socket {
-        Some(path) => {
-            let fetched = uds::fetch_and_renew(path.clone(), clock.clone(), &tasks).await;
-            Some(
-                fetched
-                    .with_context(|| format!("no identity from the agent at {}", path.display()))?,
-            )
-        }
-        None => None,
-    };
+    let identity = identity(args, &clock, &tasks).await?;
     let (feed, deliveries) = feed();
     let mut config = config;
     let older = take_over(args, &mut config)?;
@@ -125,7 +122,17 @@ async fn serve(
             )));
         }
     }
-    let mut replaced = succeed(args, &proxy, &config, older, &tasks).await?;
+    let started = upgrade::Started::default();
+    let handover = Handover { config: &config, older, started: &started };
+    let mut replaced = match succeed(args, &proxy, handover, &tasks).await {
+        Ok(replaced) => replaced,
+        Err(error) => {
+            // Clients that came here meanwhile are served to their end.
+            proxy.drain().await;
+            tasks.shutdown(Duration::from_millis(200)).await;
+            return Err(error);
+        }
+    };
     notify::ready();
     let mut upgrade = signal(SignalKind::user_defined2())?;
     let replaced = loop {
@@ -135,7 +142,7 @@ async fn serve(
             () = proxy.asked_to_quit() => break false,
             () = wait(&mut replaced) => break true,
             _ = upgrade.recv() => match &args.handover {
-                Some(_) => upgrade::start_successor().unwrap_or_else(|error| {
+                Some(_) => upgrade::start_successor(&started, &tasks).unwrap_or_else(|error| {
                     tracing::error!("{error:#}; this process goes on");
                 }),
                 None => tracing::error!("SIGUSR2 needs --handover; this process goes on"),
@@ -152,6 +159,17 @@ async fn serve(
     if clean { Ok(()) } else { Err(anyhow!("a worker panicked; its log line says where")) }
 }
 
+/// Who this proxy is, where an agent says so.
+async fn identity(
+    args: &ProxyArgs,
+    clock: &Clock,
+    tasks: &TaskGroup,
+) -> Result<Option<Snapshot<Svid>>> {
+    let Some(path) = &args.svid_socket else { return Ok(None) };
+    let fetched = uds::fetch_and_renew(path.clone(), clock.clone(), tasks).await;
+    fetched.map(Some).with_context(|| format!("no identity from the agent at {}", path.display()))
+}
+
 /// Asks the process that serves now for its sockets.
 fn take_over(args: &ProxyArgs, config: &mut ProxyConfig) -> Result<Option<upgrade::Older>> {
     let Some(path) = &args.handover else { return Ok(None) };
@@ -161,18 +179,26 @@ fn take_over(args: &ProxyArgs, config: &mut ProxyConfig) -> Result<Option<upgrad
     Ok(older)
 }
 
+/// What one process has of the one before it and of the one after it.
+struct Handover<'a> {
+    config: &'a ProxyConfig,
+    older: Option<upgrade::Older>,
+    started: &'a upgrade::Started,
+}
+
 /// Tells the older process that this one serves, and stands ready for the next one.
+///
+/// # Errors
+/// When this one has nothing to serve: the older one is not told, and goes on.
 async fn succeed(
     args: &ProxyArgs,
     proxy: &Proxy,
-    config: &ProxyConfig,
-    older: Option<upgrade::Older>,
+    Handover { config, older, started }: Handover<'_>,
     tasks: &TaskGroup,
 ) -> Result<Option<oneshot::Receiver<()>>> {
     let Some(path) = &args.handover else { return Ok(None) };
-    let began = tokio::time::Instant::now();
-    while older.is_some() && !proxy.status().is_configured() && began.elapsed() < READY_TIMEOUT {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    if older.is_some() {
+        upgrade::within(READY_TIMEOUT, || proxy.status().is_configured()).await?;
     }
     let unclaimed = config.handover.drop_unclaimed();
     if unclaimed > 0 {
@@ -181,7 +207,7 @@ async fn succeed(
     if let Some(older) = older {
         tokio::task::spawn_blocking(|| older.serving()).await?;
     }
-    upgrade::offer(path, config.handover.clone(), tasks).map(Some)
+    upgrade::offer(path, config.handover.clone(), started.clone(), tasks).map(Some)
 }
 
 /// Never, when there is nothing to wait for.

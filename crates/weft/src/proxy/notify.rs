@@ -22,7 +22,7 @@ pub fn stopping() {
     tell("STOPPING=1\nSTATUS=finishing what is open\n");
 }
 
-/// Another process goes on in its place.
+/// Another process serves in its place, from now on.
 pub fn main_process(pid: u32) {
     tell(&format!("MAINPID={pid}\nREADY=1\n"));
 }

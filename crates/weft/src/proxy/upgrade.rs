@@ -11,8 +11,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -20,6 +20,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+use tokio::process::Command;
 use tokio::sync::oneshot;
 use weft_base::sockets::bind_door;
 use weft_base::task::TaskGroup;
@@ -39,6 +40,29 @@ const SERVING: u8 = b'S';
 /// The older process, which waits to hear that this one serves.
 #[derive(Debug)]
 pub struct Older(UnixStream);
+
+/// The process that this one started to take its place, while there is one.
+#[derive(Clone, Debug, Default)]
+pub struct Started(Arc<AtomicU32>);
+
+/// Waits until this process has something to serve.
+///
+/// # Errors
+/// When it has not in time.
+pub async fn within(limit: Duration, serves: impl Fn() -> bool) -> Result<()> {
+    let began = tokio::time::Instant::now();
+    while !serves() {
+        if began.elapsed() >= limit {
+            return Err(anyhow!(
+                "no configuration came within {} s, so the older proxy goes on; see whether its \
+                 source answers, then start the newer one again",
+                limit.as_secs()
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
 
 /// Asks whoever answers at a path for its sockets. Nobody there is nothing to take over.
 ///
@@ -87,6 +111,7 @@ impl Older {
 pub fn offer(
     path: &Path,
     sockets: Arc<Sockets>,
+    started: Started,
     tasks: &TaskGroup,
 ) -> Result<oneshot::Receiver<()>> {
     let listener = bind_door(path).with_context(|| format!("cannot bind {}", path.display()))?;
@@ -95,11 +120,17 @@ pub fn offer(
         let mut tell = Some(tell);
         while let Ok((stream, _)) = listener.accept().await {
             let own = rustix::process::geteuid().as_raw();
-            if !stream.peer_cred().is_ok_and(|c| c.uid() == own || c.uid() == 0) {
+            let Ok(peer) = stream.peer_cred() else { continue };
+            if peer.uid() != own && peer.uid() != 0 {
                 continue;
             }
             match successor(stream, &sockets).await {
                 Ok(stream) => {
+                    let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
+                    if let Some(pid) = pid.filter(|pid| started.is(*pid)) {
+                        // Before it goes on: then it is the one that may say that it is ready.
+                        super::notify::main_process(pid);
+                    }
                     if let Some(tell) = tell.take() {
                         // Only a process that ends anyway does not wait for it.
                         let _ = tell.send(());
@@ -108,7 +139,9 @@ pub fn offer(
                     drop(stream);
                     return;
                 }
-                Err(error) => tracing::warn!(%error, "a successor did not come to serve"),
+                Err(error) => {
+                    tracing::warn!(%error, "a successor did not come to serve; this process goes on");
+                }
             }
         }
     });
@@ -172,18 +205,53 @@ fn receive(from: &UnixStream) -> io::Result<(u8, Vec<OwnedFd>)> {
     Ok((tag[0], fds))
 }
 
-/// Starts this program again with the same words; the file may be another by now.
+/// Starts this program again with the same words; the file may be another by now. Who serves is
+/// told once the newer one does ([`offer`]).
 ///
 /// # Errors
-/// When it cannot be started.
-pub fn start_successor() -> Result<()> {
+/// When it cannot be started, or one that was is still under way.
+pub fn start_successor(started: &Started, tasks: &TaskGroup) -> Result<()> {
+    if let Some(pid) = started.pid() {
+        return Err(anyhow!("process {pid} was started to succeed and does not serve yet"));
+    }
     #[allow(clippy::disallowed_methods)] // it must be the same program with the same words
     let (own, words) = (std::env::current_exe()?, std::env::args_os().skip(1));
     // A file that was replaced is called so by the system.
     let own = own.to_string_lossy();
     let own = PathBuf::from(own.strip_suffix(" (deleted)").unwrap_or(&own));
-    let child = Command::new(&own).args(words).spawn();
-    let child = child.with_context(|| format!("cannot start {}", own.display()))?;
-    super::notify::main_process(child.id());
+    let mut command = Command::new(&own);
+    command.args(words);
+    start(command, started, tasks).with_context(|| format!("cannot start {}", own.display()))
+}
+
+/// Starts a process and says when it ends, so that none is left behind that nobody asked for.
+fn start(mut command: Command, started: &Started, tasks: &TaskGroup) -> Result<()> {
+    let mut child = command.spawn()?;
+    let pid = child.id().unwrap_or(0);
+    started.0.store(pid, Ordering::Relaxed);
+    let started = started.clone();
+    tasks.spawn("successor", async move {
+        match child.wait().await {
+            Ok(status) => tracing::warn!(pid, %status, "the successor that was started has ended"),
+            Err(error) => tracing::warn!(pid, %error, "a successor's end cannot be waited for"),
+        }
+        started.0.store(0, Ordering::Relaxed);
+    });
     Ok(())
 }
+
+// === impl Started ===
+
+impl Started {
+    fn pid(&self) -> Option<u32> {
+        let pid = self.0.load(Ordering::Relaxed);
+        (pid != 0).then_some(pid)
+    }
+
+    fn is(&self, pid: u32) -> bool {
+        self.pid() == Some(pid)
+    }
+}
+
+#[cfg(test)]
+mod tests;
