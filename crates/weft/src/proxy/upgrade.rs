@@ -140,7 +140,7 @@ pub fn offer(
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a successor did not come to serve; this process goes on");
+                    tracing::warn!(%error, "a successor did not come to serve; all goes on");
                 }
             }
         }

@@ -92,7 +92,7 @@ impl Names {
                     self.under_way.insert(host);
                 }
                 Err(error) => {
-                    tracing::error!(%host, %error, "no thread to resolve a name; asked again later");
+                    tracing::error!(%host, %error, "no thread to resolve a name");
                     return;
                 }
             }
