@@ -2,11 +2,14 @@
 //! What files become, and what of them is never passed over in silence.
 
 use super::*;
-use crate::proxy::standalone::Stamps;
+use crate::proxy::standalone::Source;
 
 fn read(rest: &str) -> Result<Loaded, String> {
     let text = format!("listeners: [{{name: web, bind: '127.0.0.1:0'}}]\n{rest}");
-    load(Path::new("weft.yaml"), &text, &Stamps::default()).map_err(|error| error.to_string())
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weft.yaml");
+    std::fs::write(&path, text).unwrap();
+    Source::File(path).load().map_err(|error| error.to_string())
 }
 
 fn refused_for(rest: &str, why: &str) {
