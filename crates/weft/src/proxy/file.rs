@@ -88,12 +88,7 @@ pub fn load(path: &Path, text: &str, files: &Stamps) -> Result<Loaded> {
     if !issues.is_empty() {
         return Err(refused(path, &with_lines(&Lines::of(text), issues)));
     }
-    Ok(Loaded {
-        resources: context.resources.into_inner(),
-        admin,
-        log,
-        ..Loaded::default()
-    })
+    Ok(Loaded { resources: context.resources.into_inner(), admin, log, ..Loaded::default() })
 }
 
 /// Resources of the model as they are: a list of `{name, resource}`.
