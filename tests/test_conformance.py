@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from mesh import BIN, Mesh
+from mesh import BIN, Mesh, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the suite calls port 80")
 
@@ -67,6 +67,9 @@ def run_suite(mesh, profiles, *flags, seconds=420):
     """Runs the suite; returns the names of its tests that passed."""
     env = {**os.environ, "KUBECONFIG": str(mesh.kubeconfig()), "HOME": str(mesh.scratch)}
     log = mesh.scratch / f"{profiles}.log"
+    # The suite does not wait until the namespaces that its last run deleted are gone.
+    until("the last run's namespaces are gone", lambda: "gateway-conformance" not in mesh.kubectl(
+        "get", "namespaces", "-o", "name").stdout, 60)
     command = [BIN / "gateway-conformance", "-test.run", "^TestConformance$", "-test.v",
                "--gateway-class=weft", "--allow-crds-mismatch",
                f"--conformance-profiles={profiles}", *flags]
