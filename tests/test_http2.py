@@ -63,6 +63,7 @@ def some(request, context):
 def left(request, context):
     return b"%f" % (context.time_remaining() or -1)
 def wait(request, context):
+    seen[request] = False
     gone = threading.Event()
     context.add_callback(gone.set)
     gone.wait(30)
@@ -74,7 +75,7 @@ methods = {
     "Echo": unary(lambda request, context: request),
     "Fail": unary(fail),
     "Left": unary(left),
-    "Gone": unary(lambda request, context: b"yes" if seen.get(request) else b"no"),
+    "Gone": unary(lambda request, context: {True: b"yes", False: b"no"}.get(seen.get(request), b"never came")),
     "Some": grpc.unary_stream_rpc_method_handler(some),
     "Wait": grpc.unary_stream_rpc_method_handler(wait),
     "Join": grpc.stream_unary_rpc_method_handler(lambda all, context: b",".join(all)),
@@ -258,8 +259,7 @@ def test_deadlines_are_kept_and_passed_on(gateway):
 
 def test_a_call_that_is_cancelled_ends_at_its_server(gateway):
     call = gateway.channel.unary_stream("/t.T/Wait")(b"cancelled")
-    time.sleep(0.3)
-    assert unary(gateway, "Gone", b"cancelled") == b"no"
+    until("its server has it", lambda: unary(gateway, "Gone", b"cancelled") == b"no", seconds=5)
     call.cancel()
     until("its server knows", lambda: unary(gateway, "Gone", b"cancelled") == b"yes", seconds=5)
 

@@ -361,7 +361,7 @@ def test_show_6_a_server_and_a_member_go_and_requests_do_not(tmp_path, etcd):
 
         load = Load(gateway, 300)
         load.start()
-        time.sleep(2)
+        until("requests flow", lambda: load.sent > 200)
 
         # The server that the agent is linked to is killed: the first of its list.
         a.kill()
