@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What else arrives as bytes: first bytes of a connection, DNS, the mesh model and its stream.
 
+use std::cell::RefCell;
+
 use prost::Message as _;
 use weft_base::rng::Rng;
 use weft_proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use weft_proxy::fuzz;
+use weft_server::dns::fuzz::Door;
 use weft_xds::client::Machine;
 use weft_xds::codec;
 
@@ -38,8 +41,18 @@ pub fn grpc_web(data: &[u8]) {
     fuzz::grpc_web(usize::from(*cut), bytes);
 }
 
+/// At a sidecar, and at the DNS door, whose answers are short, and none to an answer.
 pub fn dns_message(data: &[u8]) {
+    thread_local! {
+        static DOOR: RefCell<Door> = RefCell::default();
+    }
     fuzz::dns_message(data);
+    DOOR.with_borrow_mut(|door| {
+        let Some(answer) = door.datagram(data, false) else { return };
+        assert!(answer.len() <= 1232.min(4 * data.len()), "longer than four times the question");
+        assert!(data[2] & 0x80 == 0 && answer[2] & 0x80 != 0, "an answer to an answer");
+        assert_eq!(answer[..2], data[..2]);
+    });
 }
 
 /// What decodes is encoded again to something that decodes to the same.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cargo xtask bench proxy [SCENARIO] [ARG ...]`: weft's data plane beside Envoy, HAProxy, nginx.
+//! `cargo xtask bench registry [dns|watch|size] [ARG ...]`: the registry, its DNS beside unbound.
 //!
 //! Builds weft with the `dist` profile (or takes `--weft PATH`), the rig's own programs and peers,
 //! then runs `benches/proxy/bench.py`; what stands behind the scenario goes to that.
@@ -10,10 +11,18 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 pub fn run(root: &Path, args: &[String]) -> Result<()> {
-    let (Some("proxy"), rest) = (args.first().map(String::as_str), args.get(1..).unwrap_or(&[]))
-    else {
-        bail!("usage: cargo xtask bench proxy [SCENARIO|equal|all] [--rounds N] [--weft PATH] ...");
-    };
+    let rest = args.get(1..).unwrap_or(&[]);
+    match args.first().map(String::as_str) {
+        Some("proxy") => proxy(root, rest),
+        Some("registry") => registry(root, rest),
+        _ => bail!(
+            "usage: cargo xtask bench proxy [SCENARIO|equal|all] [--rounds N] [--weft PATH] ...\n\
+             or:    cargo xtask bench registry [dns|watch|size|all] [--rounds N] [--weft PATH] ..."
+        ),
+    }
+}
+
+fn proxy(root: &Path, rest: &[String]) -> Result<()> {
     let (scenario, rest) = match rest.split_first() {
         Some((first, rest)) if !first.starts_with("--") => (first.as_str(), rest),
         _ => ("equal", rest),
@@ -28,13 +37,29 @@ pub fn run(root: &Path, args: &[String]) -> Result<()> {
     let mut bench = Command::new("python3");
     bench.arg(rig.join("bench.py")).arg(scenario).arg("--dir").arg(root.join("target/bench"));
     bench.arg("--kit").arg(target.join("release")).arg("--peers").arg(peers);
+    with_weft(root, rest, &mut bench)?;
+    called(bench.args(rest), "measure")
+}
+
+fn registry(root: &Path, rest: &[String]) -> Result<()> {
+    let peers = root.join("target/peers");
+    called(Command::new(root.join("tests/peers.sh")).arg(&peers), "unpack the peers")?;
+    let mut bench = Command::new("python3");
+    bench.arg(root.join("benches/registry/bench.py")).arg("--peers").arg(peers);
+    bench.arg("--dir").arg(root.join("target/bench-registry"));
+    with_weft(root, rest, &mut bench)?;
+    called(bench.args(rest), "measure")
+}
+
+/// The program to measure: built as it is shipped, unless one is named.
+fn with_weft(root: &Path, rest: &[String], bench: &mut Command) -> Result<()> {
     if !rest.iter().any(|arg| arg == "--weft") {
         let mut weft = Command::new("cargo");
         weft.args(["build", "--profile", "dist", "-p", "weft"]).current_dir(root);
         called(&mut weft, "build weft")?;
         bench.arg("--weft").arg(root.join("target/dist/weft"));
     }
-    called(bench.args(rest), "measure")
+    Ok(())
 }
 
 fn called(command: &mut Command, what: &str) -> Result<()> {

@@ -17,6 +17,9 @@ pub const WATCHERS_MAX: usize = 20_000;
 pub const DOCUMENT_DEPTH_MAX: usize = 64;
 /// Output kept of one health check, bytes (Consul's `CheckOutputMaxSize`).
 pub const CHECK_OUTPUT_BYTES_MAX: usize = 4096;
+/// Health checks that clients define carry this header: weft's own doors answer them nothing but
+/// their health, since they come from this machine and not from who defined them.
+pub const CHECK_HEADER: &str = "x-weft-check";
 /// Header bytes of one HTTP message.
 pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 /// Headers of one HTTP message.
@@ -32,6 +35,8 @@ pub const RETRY_AFTER_MS_MAX: u64 = 60_000;
 pub const ATTEMPTS_MAX: u32 = 10;
 /// Copies of requests under way at a time, per worker of a proxy.
 pub const MIRRORS_MAX: usize = 256;
+/// Bytes of answers that one gateway stores.
+pub const CACHE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes looked at before a connection's protocol is decided.
 pub const SNIFF_BYTES_MAX: usize = 4096;
 /// Time for that, milliseconds.
@@ -91,6 +96,28 @@ pub const DNS_FORWARDS_MAX: usize = 256;
 pub const RESOLVED_NAMES_MAX: usize = 1_000;
 /// Largest DNS answer over UDP, bytes (RFC 9715's safe size).
 pub const DNS_UDP_BYTES_MAX: usize = 1232;
+/// How much longer than its question an answer over UDP may be when the sender may be forged.
+pub const DNS_AMPLIFICATION_MAX: usize = 4;
+/// Bytes of one question; what is longer is not read whole.
+pub const DNS_QUERY_BYTES_MAX: usize = 4096;
+/// Additional records of one question: an OPT, perhaps a signature.
+pub const DNS_QUERY_RECORDS_MAX: usize = 4;
+/// Records of one answer: more do not fit into 64 KiB.
+pub const DNS_ANSWERS_MAX: usize = 4_000;
+/// Bytes of one text in an answer.
+pub const DNS_TEXT_BYTES_MAX: usize = 1024;
+/// Records in answers that are kept while nothing changes.
+pub const DNS_CACHED_RECORDS_MAX: usize = 100_000;
+/// Compiled patterns of prepared queries.
+pub const DNS_PATTERNS_MAX: usize = 256;
+/// Connections to the DNS door, and those of one machine.
+pub const DNS_CONNECTIONS_MAX: usize = 512;
+pub const DNS_CONNECTIONS_PER_SOURCE_MAX: usize = 64;
+/// Places in which sources of questions are counted.
+pub const DNS_SOURCES_MAX: usize = 4096;
+/// Questions over UDP that a source beyond loopback may ask in a second, unless it is said
+/// otherwise.
+pub const DNS_QUESTIONS_PER_SOURCE: u32 = 1_000;
 /// A pod's questions on their way to the resolver.
 pub const DNS_QUESTIONS_MAX: usize = 1024;
 /// A pod's DNS connections over TCP, and how long one may last, milliseconds.

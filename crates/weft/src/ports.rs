@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 use anyhow::{Result, anyhow};
 
-use crate::cli::{Doors, Ports};
+use crate::cli::{Doors, Names, Ports};
 
 /// Every listening socket of a server, bound before anything else starts.
 #[derive(Debug)]
@@ -16,6 +16,7 @@ pub struct Bound {
     pub consul: TcpListener,
     pub dns_tcp: TcpListener,
     pub dns_udp: UdpSocket,
+    pub names: Names,
     pub xds: TcpListener,
     /// The same door on an address that other machines reach.
     pub agents: Option<TcpListener>,
@@ -36,6 +37,12 @@ pub fn bind(doors: &Doors) -> Result<Bound> {
             "--agents-bind {address}: name the address at which other machines reach this one"
         ))));
     }
+    // An answer must come from where the question went.
+    if let Some(address) = doors.names.dns_bind.filter(IpAddr::is_unspecified) {
+        return Err(anyhow!(crate::exit::Usage(format!(
+            "--dns-bind {address}: name one of this machine's addresses"
+        ))));
+    }
     let mut taken = Vec::new();
     let mut tcp = |port: u16, flag: &'static str, door: &'static str| {
         open(doors, port, flag, door).map_err(|e| taken.push(e)).ok()
@@ -47,10 +54,11 @@ pub fn bind(doors: &Doors) -> Result<Bound> {
         let at = Doors { bind: address, ..doors.clone() };
         open(&at, doors.xds_port, "--xds-port", "agents").map_err(|e| taken.push(e))
     });
+    let names = doors.names.clone();
     let dns = dns(doors).map_err(|e| taken.push(e)).ok();
     match (api, consul, xds, dns, agents.transpose()) {
         (Some(api), Some(consul), Some(xds), Some((dns_tcp, dns_udp)), Ok(agents)) => {
-            Ok(Bound { api, consul, dns_tcp, dns_udp, xds, agents })
+            Ok(Bound { api, consul, dns_tcp, dns_udp, names, xds, agents })
         }
         _ => Err(anyhow!("{}", taken.join("\n"))),
     }
@@ -100,6 +108,8 @@ fn open(doors: &Doors, port: u16, flag: &str, door: &str) -> Result<TcpListener,
 
 /// DNS needs the same port for UDP and TCP.
 fn dns(doors: &Doors) -> Result<(TcpListener, UdpSocket), String> {
+    let bind = doors.names.dns_bind.unwrap_or(doors.bind);
+    let doors = &Doors { bind, ..doors.clone() };
     for _attempt in 0..32 {
         let tcp = open(doors, doors.dns_port, "--dns-port", "DNS")?;
         let port = tcp.local_addr().map_err(|e| e.to_string())?.port();
@@ -164,6 +174,7 @@ mod tests {
             dns_port: 0,
             xds_port: 0,
             agents_bind: None,
+            names: Names::default(),
         }
     }
 

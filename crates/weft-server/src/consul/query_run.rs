@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Prepared queries executed: found by id, name or template, filled in, and answered with
-//! healthy instances. Other datacentres are not reachable from here, so nothing fails over to
-//! them; targets of a failover that are other services' are none either.
+//! healthy instances, or those of the first failover target that has some. Other datacentres are
+//! not reachable from here, so nothing fails over to them. Called by the HTTP endpoint and by DNS.
+
+use std::sync::Arc;
 
 use regex::Regex;
 use serde_json::{Map, Value, json};
@@ -17,13 +19,14 @@ use super::http::Ask;
 use super::query::TABLE;
 use super::reply::Reply;
 use super::shapes;
-use super::view::Entry;
+use super::view::{Entry, View};
+use super::who::Who;
 
 /// Memory that one compiled pattern may take.
 const REGEX_BYTES_MAX: usize = 64 * 1024;
 
 /// A template's pattern, if it is usable. An empty one matches nothing.
-pub(super) fn pattern(text: &str) -> Option<Regex> {
+pub(crate) fn pattern(text: &str) -> Option<Regex> {
     regex::RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).build().ok()
 }
 
@@ -31,18 +34,72 @@ pub(super) fn pattern(text: &str) -> Option<Regex> {
 /// filled in.
 pub(super) fn resolve(state: &State, name: &str) -> Option<Value> {
     if let Some((query, _)) = state.record(TABLE, name) {
-        return Some(fill(query, name));
+        return Some(fill(query, name, &mut pattern));
     }
-    let all = state.records(TABLE);
+    resolve_among(&all(state), name, &mut pattern)
+}
+
+/// Every prepared query.
+pub(crate) fn all(state: &State) -> Vec<Arc<Value>> {
+    state.records(TABLE).into_iter().map(|(query, _)| query).collect()
+}
+
+/// The same among queries at hand, with patterns that somebody may have compiled before. Without
+/// regard to case, as names are asked for in DNS.
+pub(crate) fn resolve_among(
+    all: &[Arc<Value>],
+    name: &str,
+    compiled: &mut dyn FnMut(&str) -> Option<Regex>,
+) -> Option<Value> {
     let templated = |query: &Value| word(part(query, "Template"), "Type") == "name_prefix_match";
-    let exact =
-        all.iter().find(|(q, _)| word(q, "Name") == name && !name.is_empty() && !templated(q));
-    let fits = |query: &Value| name.starts_with(word(query, "Name"));
-    let best = || {
-        let fitting = all.iter().filter(|(q, _)| templated(q) && fits(q));
-        fitting.max_by_key(|(q, _)| word(q, "Name").len())
+    let by_id = || all.iter().find(|q| word(q, "ID") == name);
+    let exact = |q: &&Arc<Value>| {
+        !name.is_empty() && word(q, "Name").eq_ignore_ascii_case(name) && !templated(q)
     };
-    exact.or_else(best).map(|(query, _)| fill(query, name))
+    let fits = |query: &Value| {
+        let prefix = word(query, "Name");
+        name.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix))
+    };
+    let best = || {
+        let fitting = all.iter().filter(|q| templated(q) && fits(q));
+        fitting.max_by_key(|q| word(q, "Name").len())
+    };
+    let found = by_id().or_else(|| all.iter().find(exact)).or_else(best)?;
+    Some(fill(found, name, compiled))
+}
+
+/// What a query came to.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    /// The service that answered.
+    pub service: String,
+    pub namespace: Arc<str>,
+    pub entries: Vec<Entry>,
+    /// Failover targets that were tried.
+    pub failovers: usize,
+    /// `DNS.TTL`, as it was written.
+    pub ttl: String,
+}
+
+/// Runs a filled-in query with everybody's eyes.
+pub(crate) fn run(view: &View, query: &Value, namespace: &str) -> Ran {
+    run_as(view, query, &namespace.into(), &Who::anybody())
+        .unwrap_or_else(|_refused| bare(query, &namespace.into()))
+}
+
+/// Names of the gateway services whose config entries lead to a service.
+pub(crate) fn ingress_gateways(state: &State, service: &str) -> Vec<String> {
+    let list = |value: &Value, field: &str| part(value, field).as_array().cloned();
+    let leads = |entry: &Value| {
+        let listeners = list(entry, "Listeners").unwrap_or_default();
+        listeners.iter().flat_map(|l| list(l, "Services").unwrap_or_default()).any(|s| {
+            let name = word(&s, "Name");
+            name == "*" || name.eq_ignore_ascii_case(service)
+        })
+    };
+    let all = state.records(super::config::TABLE).into_iter().map(|(entry, _)| entry);
+    let gateways = all.filter(|e| word(e, "Kind") == "ingress-gateway" && leads(e));
+    gateways.map(|entry| word(&entry, "Name").to_owned()).collect()
 }
 
 impl Door {
@@ -64,10 +121,9 @@ impl Door {
             },
         };
         let view = self.view();
-        let service = part(&query, "Service");
-        let name = word(service, "Service");
-        let near = ask.params.filled("near").or(Some(word(service, "Near")));
-        let mut entries = self.query_entries(ask, service, name, &view)?;
+        let near = ask.params.filled("near").or(Some(word(part(&query, "Service"), "Near")));
+        let ran = run_as(&view, &query, &ask.namespace, &ask.who)?;
+        let mut entries = ran.entries;
         {
             let rng = &mut self.0.rng.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             shuffle(&mut entries, rng);
@@ -83,66 +139,109 @@ impl Door {
         entries.truncate(limit);
         let nodes: Vec<Value> = entries.iter().map(|e| shapes::health_entry(e, &view)).collect();
         let reply = Reply::json(json!({
-            "Service": name,
-            "Namespace": ask.namespace,
+            "Service": ran.service,
+            "Namespace": ran.namespace,
             "Nodes": nodes,
             "DNS": part(&query, "DNS"),
             "Datacenter": self.own().datacenter,
-            "Failovers": 0,
+            "Failovers": ran.failovers,
             "KnownLeader": true,
             "LastContact": 0,
         }));
         Ok(reply.at(state.revision(), &blocking))
     }
+}
 
-    fn query_entries(
-        &self,
-        ask: &Ask,
-        service: &Value,
-        name: &str,
-        view: &super::view::View,
-    ) -> Result<Vec<Entry>, Refusal> {
-        let texts = |field: &str| -> Vec<&str> {
-            let list = part(service, field).as_array().into_iter().flatten();
-            list.filter_map(Value::as_str).collect()
-        };
-        let pairs = |field: &str| -> Vec<(String, String)> {
-            let map = part(service, field).as_object().into_iter().flatten();
-            map.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
-        };
-        let wanted = Wanted {
-            namespace: ask.namespace.clone(),
-            service: name.to_owned(),
-            tags: Vec::new(),
-            meta: pairs("NodeMeta"),
-            connect: *part(service, "Connect") == true,
-            foreign: !word(service, "Peer").is_empty(),
-            who: ask.who.clone(),
-        };
-        ask.who.demand(Verb::Read, Kind::Service, &ask.namespace, name)?;
-        let ignored = texts("IgnoreCheckIDs");
-        let only_passing = *part(service, "OnlyPassing") == true;
-        let (tags, meta) = (texts("Tags"), pairs("ServiceMeta"));
-        let mut entries = wanted.entries(view);
-        entries.retain_mut(|entry| {
-            let counted = entry.checks.iter().filter(|c| !ignored.contains(&&*c.record.id));
-            let worst = counted.map(|check| check.status).max().unwrap_or(Status::Passing);
-            let healthy = match only_passing {
-                true => worst == Status::Passing,
-                false => worst != Status::Critical,
-            };
-            let has = |tag: &str| entry.service.tags.iter().any(|t| t.eq_ignore_ascii_case(tag));
-            let tagged = tags.iter().all(|tag| match tag.strip_prefix('!') {
-                Some(tag) => !has(tag),
-                None => has(tag),
-            });
-            let marked = meta
-                .iter()
-                .all(|(k, v)| entry.service.meta.get(k.as_str()).is_some_and(|m| **m == **v));
-            healthy && tagged && marked && !entry.draining
-        });
-        Ok(entries)
+// === running ===
+
+fn bare(query: &Value, namespace: &Arc<str>) -> Ran {
+    Ran {
+        service: word(part(query, "Service"), "Service").to_owned(),
+        namespace: namespace.clone(),
+        entries: Vec::new(),
+        failovers: 0,
+        ttl: word(part(query, "DNS"), "TTL").to_owned(),
     }
+}
+
+/// The query's own service, or the first failover target of this datacentre that has instances.
+fn run_as(view: &View, query: &Value, namespace: &Arc<str>, who: &Who) -> Result<Ran, Refusal> {
+    let service = part(query, "Service");
+    let mut ran = bare(query, namespace);
+    ran.entries = selected(view, service, &ran.service, namespace, who)?;
+    let targets = part(part(service, "Failover"), "Targets").as_array();
+    for target in targets.into_iter().flatten() {
+        if !ran.entries.is_empty() {
+            break;
+        }
+        let elsewhere = !word(target, "Peer").is_empty()
+            || !["", &*view.own.datacenter].contains(&word(target, "Datacenter"));
+        if elsewhere {
+            continue;
+        }
+        let own = |field: &str, usual: &str| match word(target, field) {
+            "" => usual.to_owned(),
+            text => text.to_owned(),
+        };
+        let name = own("Service", word(service, "Service"));
+        let namespace: Arc<str> = own("Namespace", namespace).into();
+        ran.failovers += 1;
+        // What the asker may not see has no instances for him.
+        let Ok(entries) = selected(view, service, &name, &namespace, who) else { continue };
+        if !entries.is_empty() {
+            ran = Ran { service: name, namespace, entries, ..ran };
+        }
+    }
+    Ok(ran)
+}
+
+fn selected(
+    view: &View,
+    service: &Value,
+    name: &str,
+    namespace: &Arc<str>,
+    who: &Who,
+) -> Result<Vec<Entry>, Refusal> {
+    let texts = |field: &str| -> Vec<&str> {
+        let list = part(service, field).as_array().into_iter().flatten();
+        list.filter_map(Value::as_str).collect()
+    };
+    let pairs = |field: &str| -> Vec<(String, String)> {
+        let map = part(service, field).as_object().into_iter().flatten();
+        map.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
+    };
+    let wanted = Wanted {
+        namespace: namespace.clone(),
+        service: name.to_owned(),
+        tags: Vec::new(),
+        meta: pairs("NodeMeta"),
+        connect: *part(service, "Connect") == true,
+        foreign: !word(service, "Peer").is_empty(),
+        who: who.clone(),
+    };
+    who.demand(Verb::Read, Kind::Service, namespace, name)?;
+    let ignored = texts("IgnoreCheckIDs");
+    let only_passing = *part(service, "OnlyPassing") == true;
+    let (tags, meta) = (texts("Tags"), pairs("ServiceMeta"));
+    let mut entries = wanted.entries(view);
+    entries.retain(|entry| {
+        let counted = entry.checks.iter().filter(|c| !ignored.contains(&&*c.record.id));
+        let worst = counted.map(|check| check.status).max().unwrap_or(Status::Passing);
+        let healthy = match only_passing {
+            true => worst == Status::Passing,
+            false => worst != Status::Critical,
+        };
+        let has = |tag: &str| entry.service.tags.iter().any(|t| t.eq_ignore_ascii_case(tag));
+        let tagged = tags.iter().all(|tag| match tag.strip_prefix('!') {
+            Some(tag) => !has(tag),
+            None => has(tag),
+        });
+        let marked = meta
+            .iter()
+            .all(|(k, v)| entry.service.meta.get(k.as_str()).is_some_and(|m| **m == **v));
+        healthy && tagged && marked && !entry.draining
+    });
+    Ok(entries)
 }
 
 // === helpers ===
@@ -155,7 +254,7 @@ fn shuffle(entries: &mut [Entry], rng: &mut weft_base::rng::Rng) {
 }
 
 /// Puts the name that was asked for into a template's texts.
-fn fill(query: &Value, name: &str) -> Value {
+fn fill(query: &Value, name: &str, compiled: &mut dyn FnMut(&str) -> Option<Regex>) -> Value {
     let mut out = query.clone();
     let template = part(query, "Template");
     if word(template, "Type") != "name_prefix_match" {
@@ -163,13 +262,14 @@ fn fill(query: &Value, name: &str) -> Value {
     }
     let prefix = word(query, "Name");
     let text = word(template, "Regexp");
-    let found: Vec<String> = match pattern(text).filter(|_| !text.is_empty()) {
+    let regex = if text.is_empty() { None } else { compiled(text) };
+    let found: Vec<String> = match regex {
         None => Vec::new(),
         Some(regex) => regex.captures(name).map_or_else(Vec::new, |found| {
             found.iter().map(|m| m.map_or("", |m| m.as_str()).to_owned()).collect()
         }),
     };
-    let suffix = name.strip_prefix(prefix).unwrap_or_default();
+    let suffix = name.get(prefix.len()..).unwrap_or_default();
     let render = |text: &str| -> String {
         let mut out = text.replace("${name.full}", name).replace("${name.prefix}", prefix);
         out = out.replace("${name.suffix}", suffix);

@@ -1,47 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The DNS door (port 8600, UDP and TCP): healthy instances by name, for both naming schemes.
 //!
-//! The binary binds the sockets and runs [`Server::serve_udp`] and [`Server::serve_tcp`]. Each
-//! query is answered from one World snapshot (`answer.rs`); nothing is cached.
+//! The binary binds the sockets and runs [`Server::serve_udp`] and [`Server::serve_tcp`]
+//! (`serve.rs`). Each query is answered from one World snapshot (`answer.rs`); what was answered
+//! is kept until the World is another (`ready.rs`). Over UDP, where senders are claims, `guard.rs`
+//! decides first.
 //!
-//! There are three such doors. The public one forwards nothing: a name outside our zones is
-//! REFUSED. The one for pods ([`Server::recursive`]), on a loopback port that only their sidecars
-//! know, asks the machine's resolvers what is outside (`forward.rs`). The one of an agent
-//! ([`Server::distant`]) has no World: it asks the server about every name first.
+//! There are three such doors. The public one asks nobody else unless it was given recursors, and
+//! then only for clients of private networks: a name outside our zones is REFUSED. The one for
+//! pods ([`Server::recursive`]), on a loopback port that only their sidecars know, asks the
+//! machine's resolvers what is outside (`forward.rs`). The one of an agent ([`Server::distant`])
+//! has no World: it asks the server about every name first.
 
 mod answer;
+mod directory;
 mod find;
 mod forward;
+pub mod fuzz;
+mod guard;
 mod names;
 pub mod outside;
+mod query;
+mod ready;
+mod serve;
+mod write;
 
 use std::fmt;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
+use weft_base::clock::Clock;
 use weft_base::limits::DNS_FORWARDS_MAX;
 use weft_base::rng::Rng;
 use weft_base::snapshot::Snapshot;
-use weft_base::task::TaskGroup;
 use weft_kinds::world::World;
+use weft_registry::consul::{Handle, State};
 
 pub use answer::Carrier;
 pub use forward::{Servers, Upstream};
 pub use names::Zones;
 
-use self::answer::{How, Step};
-use crate::consul::view::{Identity, View};
-
-/// TCP connections at a time, and how long one may be idle (RFC 7766).
-const CONNECTIONS_MAX: usize = 512;
-const IDLE: Duration = Duration::from_secs(10);
-/// A query has one question; what is longer is not read whole.
-const QUERY_BYTES_MAX: usize = 4096;
+use self::answer::{Alias, Desk, How, Sources, Step};
+use self::guard::Cookies;
+use self::query::Query;
+use crate::consul::view::Identity;
 
 /// The DNS server. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -50,13 +54,28 @@ pub struct Server(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     source: Source,
-    upstream: Option<Upstream>,
+    options: Options,
+    cookies: Cookies,
 }
 
 /// Where names of the mesh are known.
 enum Source {
-    Here { world: Snapshot<World>, own: Arc<Identity>, zones: Zones, rng: Mutex<Rng> },
+    Here { world: Snapshot<World>, own: Arc<Identity>, zones: Zones, desk: Box<Mutex<Desk>> },
     Elsewhere { mesh: Arc<dyn Mesh>, places: Semaphore },
+}
+
+/// What a door may do besides answering from the World.
+#[derive(Debug)]
+pub struct Options {
+    pub clock: Clock,
+    /// Prepared queries and gateways are found here.
+    pub records: Option<Handle>,
+    /// Who is asked what is outside of our zones.
+    pub upstream: Option<Upstream>,
+    /// Questions over UDP that each source may ask in a second; `None` for any number.
+    pub per_source: Option<u32>,
+    /// The bound is for loopback, too.
+    pub loopback_counts: bool,
 }
 
 /// What the mesh says to a question.
@@ -77,10 +96,9 @@ pub trait Mesh: Send + Sync {
 // === impl Server ===
 
 impl Server {
-    /// `rng` shuffles answers.
+    /// A door that answers from the World and does nothing besides. `rng` shuffles answers.
     pub fn new(world: Snapshot<World>, own: Arc<Identity>, zones: Zones, rng: Rng) -> Self {
-        let source = Source::Here { world, own, zones, rng: Mutex::new(rng) };
-        Self(Arc::new(Inner { source, upstream: None }))
+        Self::with(world, own, zones, rng, Options::new(Clock::system()))
     }
 
     /// The door for pods: what is outside of our zones is asked of `upstream`.
@@ -91,158 +109,166 @@ impl Server {
         rng: Rng,
         upstream: Upstream,
     ) -> Self {
-        let source = Source::Here { world, own, zones, rng: Mutex::new(rng) };
-        Self(Arc::new(Inner { source, upstream: Some(upstream) }))
+        let options = Options { upstream: Some(upstream), ..Options::new(Clock::system()) };
+        Self::with(world, own, zones, rng, options)
+    }
+
+    pub fn with(
+        world: Snapshot<World>,
+        own: Arc<Identity>,
+        zones: Zones,
+        rng: Rng,
+        options: Options,
+    ) -> Self {
+        let desk = Box::new(Mutex::new(Desk::new(rng)));
+        Self::of(Source::Here { world, own, zones, desk }, options)
     }
 
     /// The door of a machine whose server is elsewhere.
     pub fn distant(mesh: Arc<dyn Mesh>, upstream: Upstream) -> Self {
         let source = Source::Elsewhere { mesh, places: Semaphore::new(DNS_FORWARDS_MAX) };
-        Self(Arc::new(Inner { source, upstream: Some(upstream) }))
+        Self::of(source, Options { upstream: Some(upstream), ..Options::new(Clock::system()) })
+    }
+
+    fn of(source: Source, options: Options) -> Self {
+        let mut key = [0; 16];
+        // Without chance there are no cookies worth the name: one of nobody's is nobody's proof.
+        if aws_lc_rs::rand::fill(&mut key).is_err() {
+            tracing::warn!("this system gave no random bytes: DNS cookies prove nothing");
+        }
+        Self(Arc::new(Inner { source, options, cookies: Cookies::new(key) }))
     }
 
     /// What the mesh says to a machine's question, which may name a Service as a pod of that
     /// namespace would.
     pub async fn of_mesh(&self, query: &[u8], carrier: Carrier, namespace: &str) -> Told {
-        let (how, step) = self.step(query, carrier, Some(namespace));
-        match step {
+        let mut out = Vec::new();
+        let query = match answer::question(query, &mut out) {
+            Ok(query) => query,
+            Err(Step::Answer) => return Told::Answer(out),
+            Err(_) => return Told::Silence,
+        };
+        let how = self.how(&query, carrier, None);
+        match self.step(&query, &how, Some(namespace), &mut out) {
+            Step::Answer => Told::Answer(out),
+            Step::Silence => Told::Silence,
             Step::Outside => Told::Outside,
-            step => self.finish(query, how, step).await.map_or(Told::Silence, Told::Answer),
+            Step::Alias(alias) => match self.follow(&query, &how, *alias).await {
+                Some(answer) => Told::Answer(answer),
+                None => Told::Silence,
+            },
         }
     }
 
     /// The answer to one query's bytes; `None` when it deserves none. Cancel-safe.
     pub async fn answer(&self, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
-        let (how, step) = self.step(query, carrier, None);
-        self.finish(query, how, step).await
+        self.answer_to(query, carrier, None).await
+    }
+
+    async fn answer_to(
+        &self,
+        bytes: &[u8],
+        carrier: Carrier,
+        from: Option<IpAddr>,
+    ) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        let query = match answer::question(bytes, &mut out) {
+            Ok(query) => query,
+            Err(step) => return (step == Step::Answer).then_some(out),
+        };
+        let how = self.how(&query, carrier, from);
+        match self.step(&query, &how, None, &mut out) {
+            Step::Answer => Some(out),
+            Step::Silence => None,
+            waits => self.finish(bytes, &query, &how, waits).await,
+        }
+    }
+
+    fn how(&self, query: &Query, carrier: Carrier, from: Option<IpAddr>) -> How {
+        let recursive = self.0.options.upstream.is_some() && from.is_none_or(is_near);
+        let mut how =
+            How { carrier, recursive, proven: How::is_proven(carrier, from), cookie: None };
+        let shown = query.edns.and_then(|edns| edns.cookie);
+        if let (Some(shown), Some(from)) = (shown, from)
+            && let Some(client) = shown.first_chunk::<8>()
+        {
+            let secs = self.0.options.clock.wall_ms() / 1000;
+            let now = u32::try_from(secs & 0xffff_ffff).unwrap_or(0);
+            how.proven |= self.0.cookies.knows(shown, from, now);
+            how.cookie = Some(self.0.cookies.make(*client, from, now));
+        }
+        how
     }
 
     /// As far as our own zones go; costs no waiting.
-    fn step(&self, query: &[u8], carrier: Carrier, namespace: Option<&str>) -> (How, Step) {
-        let how = How { carrier, recursive: self.0.upstream.is_some() };
-        let Source::Here { world, own, zones, rng } = &self.0.source else {
-            return (how, Step::Outside);
+    fn step(&self, query: &Query, how: &How, namespace: Option<&str>, out: &mut Vec<u8>) -> Step {
+        let Source::Here { world, own, zones, desk } = &self.0.source else {
+            return Step::Outside;
         };
-        // A generator of its own for each answer: the lock is not held while answering.
-        let seed = rng.lock().unwrap_or_else(PoisonError::into_inner).next_u64();
-        let view = View::new(world.load(), own.clone());
-        let mut rng = Rng::seeded(seed);
-        (how, answer::step(query, how, namespace, &view, zones, &mut rng))
+        let world = world.load();
+        let records = || self.records();
+        let sources = Sources { world: &world, own, zones, records: &records };
+        lock(desk).step(query, how, namespace, &sources, out)
     }
 
-    async fn finish(&self, query: &[u8], how: How, step: Step) -> Option<Vec<u8>> {
-        match (step, &self.0.upstream) {
-            (Step::Answer(answer), _) => Some(answer),
-            (Step::Silence, _) => None,
-            (Step::Outside, None) => answer::refuse_outside(query, how),
-            (Step::Outside, Some(upstream)) => match self.elsewhere(query, how).await {
-                Some(Told::Answer(answer)) => Some(answer),
-                Some(Told::Silence) => None,
-                None | Some(Told::Outside) => match upstream.ask(query, how.carrier).await {
-                    Ok(answer) => Some(answer),
-                    Err(why) => answer::fail(query, how, &why.to_string()),
-                },
-            },
-            (Step::Alias(alias), upstream) => {
-                let chain = match upstream {
-                    Some(upstream) => upstream.lookup(&alias.target, alias.rtype).await,
-                    None => Vec::new(),
-                };
-                let Source::Here { world, own, zones, .. } = &self.0.source else { return None };
-                let view = View::new(world.load(), own.clone());
-                answer::complete(query, how, *alias, chain, &view, zones)
+    /// What had to wait for others.
+    async fn finish(
+        &self,
+        bytes: &[u8],
+        query: &Query<'_>,
+        how: &How,
+        step: Step,
+    ) -> Option<Vec<u8>> {
+        match step {
+            Step::Answer | Step::Silence => None,
+            Step::Alias(alias) => self.follow(query, how, *alias).await,
+            Step::Outside => {
+                let told = self.elsewhere(bytes, how).await;
+                match (told, &self.0.options.upstream) {
+                    (Some(Told::Answer(answer)), _) => Some(answer::forwarded(query, how, answer)),
+                    (Some(Told::Silence), _) => None,
+                    (_, Some(upstream)) if how.recursive => {
+                        Some(match upstream.ask(bytes, how.carrier).await {
+                            Ok(answer) => answer::forwarded(query, how, answer),
+                            Err(why) => answer::fail(query, how, &why.to_string()),
+                        })
+                    }
+                    _ => Some(answer::refuse_outside(query, how)),
+                }
             }
         }
     }
 
+    async fn follow(&self, query: &Query<'_>, how: &How, alias: Alias) -> Option<Vec<u8>> {
+        let chain = match &self.0.options.upstream {
+            Some(upstream) if how.recursive => upstream.lookup(&alias.target, alias.rtype).await,
+            _ => Vec::new(),
+        };
+        let Source::Here { world, own, zones, .. } = &self.0.source else { return None };
+        let world = world.load();
+        let sources = Sources { world: &world, own, zones, records: &|| None };
+        let mut rng = Rng::from_system();
+        Some(answer::complete(query, how, alias, chain, &sources, &mut rng))
+    }
+
     /// What the mesh says, when it is elsewhere and not too many ask already.
-    async fn elsewhere(&self, query: &[u8], how: How) -> Option<Told> {
+    async fn elsewhere(&self, query: &[u8], how: &How) -> Option<Told> {
         let Source::Elsewhere { mesh, places } = &self.0.source else { return None };
         let _place = places.try_acquire().ok()?;
         Some(mesh.ask(query.to_vec(), how.carrier).await)
     }
 
-    /// Answers datagrams until the group drains.
-    pub async fn serve_udp(self, socket: UdpSocket, tasks: TaskGroup) {
-        let socket = Arc::new(socket);
-        let mut buffer = vec![0; QUERY_BYTES_MAX];
-        loop {
-            let received = tokio::select! {
-                () = tasks.draining() => return,
-                received = socket.recv_from(&mut buffer) => received,
-            };
-            // An error is an earlier answer's: its asker is gone.
-            let Ok((len, from)) = received else { continue };
-            let query = buffer.get(..len).unwrap_or_default();
-            let (how, step) = self.step(query, Carrier::Udp, None);
-            let waits = matches!(step, Step::Outside | Step::Alias(_)) && how.recursive;
-            if !waits {
-                if let Some(answer) = self.finish(query, how, step).await {
-                    send(&socket, &answer, from).await;
-                }
-                continue;
-            }
-            // Others are not kept waiting. How many wait is bounded by the upstream's places.
-            let (server, socket, query) = (self.clone(), socket.clone(), query.to_vec());
-            let group = tasks.clone();
-            tasks.spawn("dns question", async move {
-                tokio::select! {
-                    () = group.draining() => {}
-                    answer = server.finish(&query, how, step) => {
-                        if let Some(answer) = answer {
-                            send(&socket, &answer, from).await;
-                        }
-                    }
-                }
-            });
-        }
+    fn records(&self) -> Option<State> {
+        self.0.options.records.as_ref().map(Handle::state)
     }
+}
 
-    /// Answers connections until the group drains.
-    pub async fn serve_tcp(self, listener: TcpListener, tasks: TaskGroup) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let accepted = tokio::select! {
-                () = tasks.draining() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(why) => {
-                    tracing::warn!(%why, "the DNS door could not accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
-            let Ok(place) = places.clone().try_acquire_owned() else { continue };
-            let (server, group) = (self.clone(), tasks.clone());
-            tasks.spawn("dns connection", async move {
-                tokio::select! {
-                    () = group.draining() => {}
-                    // Ended by the peer, by idleness or by an error: all the same to us.
-                    _ = server.connection(stream) => {}
-                }
-                drop(place);
-            });
-        }
-    }
+// === impl Options ===
 
-    async fn connection(&self, mut stream: TcpStream) -> std::io::Result<()> {
-        let mut query = Vec::new();
-        loop {
-            let len = tokio::time::timeout(IDLE, stream.read_u16()).await??;
-            if usize::from(len) > QUERY_BYTES_MAX {
-                return Ok(());
-            }
-            query.resize(usize::from(len), 0);
-            tokio::time::timeout(IDLE, stream.read_exact(&mut query)).await??;
-            let Some(answer) = self.answer(&query, Carrier::Tcp).await else { return Ok(()) };
-            let Ok(len) = u16::try_from(answer.len()) else { return Ok(()) };
-            let mut framed = Vec::with_capacity(answer.len() + 2);
-            framed.extend_from_slice(&len.to_be_bytes());
-            framed.extend_from_slice(&answer);
-            tokio::time::timeout(IDLE, stream.write_all(&framed)).await??;
-        }
+impl Options {
+    /// Nothing besides.
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, records: None, upstream: None, per_source: None, loopback_counts: false }
     }
 }
 
@@ -255,9 +281,17 @@ impl fmt::Debug for Source {
     }
 }
 
-async fn send(socket: &UdpSocket, answer: &[u8], to: SocketAddr) {
-    if let Err(why) = socket.send_to(answer, to).await {
-        tracing::debug!(%why, %to, "a DNS answer was not sent");
+// === helpers ===
+
+fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
+    desk.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Machines of one's own networks: nobody else's questions are asked on.
+fn is_near(from: IpAddr) -> bool {
+    match from.to_canonical() {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
     }
 }
 

@@ -2,15 +2,13 @@
 //! What a DNS name asks for, in both naming schemes. Pure: looks at labels, not at the World.
 //!
 //! Consul: `[tag.]web.service[.dc1].consul`, `_web._tcp.service.consul`,
-//! `web.service.<ns>.ns[.dc1.dc].consul`, `<node>.node[.dc1].consul`, `<hex ip>.addr.dc1.consul`.
+//! `web.service.<ns>.ns[.dc1.dc].consul`, `<node>.node[.dc1].consul`, `<hex ip>.addr.dc1.consul`,
+//! `<query>.query.consul`, `web.connect.consul`, `web.virtual.consul`, `web.ingress.consul`.
 //! Kubernetes: `web.shop.svc.cluster.local`, `_http._tcp.web.shop.svc.cluster.local`,
 //! `10-0-0-1.web.shop.svc.cluster.local`, `web-0.web.shop.svc.cluster.local` (a pod's hostname),
-//! `10-0-0-1.shop.pod.cluster.local`. Reverse: `1.0.244.10.in-addr.arpa`, for addresses that weft
-//! gave only.
+//! `10-0-0-1.shop.pod.cluster.local`. Reverse: `1.0.244.10.in-addr.arpa`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use weft_registry::objects::addresses::is_given;
 
 use crate::consul::view::DEFAULT_NAMESPACE;
 
@@ -42,6 +40,25 @@ pub enum Lookup {
         tag: Option<String>,
     },
     Node(String),
+    /// A prepared query, by name or id.
+    Query(String),
+    /// What speaks Connect for a service.
+    Connect {
+        namespace: String,
+        service: String,
+    },
+    /// A service's one address as a whole.
+    Virtual {
+        namespace: String,
+        service: String,
+    },
+    /// The gateways that lead to a service from outside.
+    Ingress {
+        namespace: String,
+        service: String,
+    },
+    /// Which naming scheme of Kubernetes this is.
+    Version,
     Address(IpAddr),
     Service {
         namespace: String,
@@ -82,7 +99,7 @@ pub fn parse(labels: &[&str], zones: &Zones) -> Option<(Zone, Lookup)> {
     }
     if labels.last() == Some(&"arpa") {
         let (zone, address) = reverse(labels)?;
-        return is_given(address).then_some((zone, Lookup::Reverse(address)));
+        return Some((zone, Lookup::Reverse(address)));
     }
     let rest = labels.strip_suffix(&["consul"])?;
     Some((Zone::Consul, consul(rest, &zones.datacenter)))
@@ -97,14 +114,40 @@ fn consul(labels: &[&str], datacenter: &str) -> Lookup {
         other => other,
     };
     match labels {
-        [] | ["service" | "node" | "addr" | "ns" | "dc"] => Lookup::Between,
+        []
+        | [
+            "service" | "node" | "addr" | "query" | "connect" | "virtual" | "ingress" | "ns" | "dc",
+        ] => Lookup::Between,
         [rest @ .., "service"] => consul_service(rest, DEFAULT_NAMESPACE),
         [rest @ .., "service", ns, "ns"] => consul_service(rest, ns),
         [_, "ns"] => Lookup::Between,
         // A node's name may have dots.
         [name @ .., "node"] => Lookup::Node(name.join(".")),
+        [query @ .., "query"] => Lookup::Query(prepared(query)),
+        [rest @ .., kind @ ("connect" | "virtual" | "ingress"), ns, "ns"] => mesh(rest, kind, ns),
+        [rest @ .., kind @ ("connect" | "virtual" | "ingress")] => {
+            mesh(rest, kind, DEFAULT_NAMESPACE)
+        }
         [hex, "addr"] => hex_address(hex).map_or(Lookup::Nothing, Lookup::Address),
         _ => Lookup::Nothing,
+    }
+}
+
+/// `NAME.query`, whose name may have dots, and `_NAME._tcp.query`.
+fn prepared(labels: &[&str]) -> String {
+    match labels {
+        [name, "_tcp" | "_udp"] if name.starts_with('_') => name.trim_start_matches('_').to_owned(),
+        _ => labels.join("."),
+    }
+}
+
+fn mesh(labels: &[&str], kind: &str, namespace: &str) -> Lookup {
+    let [service] = labels else { return Lookup::Nothing };
+    let (namespace, service) = (namespace.to_owned(), (*service).to_owned());
+    match kind {
+        "connect" => Lookup::Connect { namespace, service },
+        "virtual" => Lookup::Virtual { namespace, service },
+        _ => Lookup::Ingress { namespace, service },
     }
 }
 
@@ -128,6 +171,7 @@ fn cluster(labels: &[&str]) -> Lookup {
     match labels {
         [] => Lookup::Apex,
         ["ns"] => Lookup::NameServer,
+        ["dns-version"] => Lookup::Version,
         ["svc" | "pod"] | [_, "svc" | "pod"] => Lookup::Between,
         [address, _, "pod"] => dashed_address(address).map_or(Lookup::Nothing, Lookup::Address),
         [service, ns, "svc"] => {
@@ -238,6 +282,18 @@ mod tests {
         check("n1.node.consul", Some(Lookup::Node("n1".into())));
         check("a.b.node.dc1.consul", Some(Lookup::Node("a.b".into())));
         check("7f000001.addr.dc1.consul", Some(Lookup::Address([127, 0, 0, 1].into())));
+        check("near.web.query.consul", Some(Lookup::Query("near.web".into())));
+        check("web.query.dc1.consul", Some(Lookup::Query("web".into())));
+        check("_web._tcp.query.dc1.dc.consul", Some(Lookup::Query("web".into())));
+        let (namespace, service) = (String::from("default"), String::from("web"));
+        let of = Lookup::Connect { namespace: namespace.clone(), service: service.clone() };
+        check("web.connect.dc1.consul", Some(of));
+        let of = Lookup::Ingress { namespace, service: service.clone() };
+        check("web.ingress.consul", Some(of));
+        let of = Lookup::Virtual { namespace: "shop".into(), service };
+        check("web.virtual.shop.ns.consul", Some(of));
+        check("a.web.virtual.consul", Some(Lookup::Nothing));
+        check("query.consul", Some(Lookup::Between));
         check("consul", Some(Lookup::Apex));
         check("service.consul", Some(Lookup::Between));
         check("web.service.dc2.consul", Some(Lookup::Nothing));
@@ -267,20 +323,21 @@ mod tests {
         check("shop.svc.cluster.local", Some(Lookup::Between));
         check("_tcp.web.shop.svc.cluster.local", Some(Lookup::Between));
         check("cluster.local", Some(Lookup::Apex));
+        check("dns-version.cluster.local", Some(Lookup::Version));
         check("web.shop.cluster.local", Some(Lookup::Nothing));
         check("web.local", None);
     }
 
     #[test]
-    fn addresses_that_weft_gave_are_looked_up() {
+    fn addresses_are_read_backwards() {
         let reverse = |text: &str| Some(Lookup::Reverse(text.parse().unwrap()));
         check("1.2.244.10.in-addr.arpa", reverse("10.244.2.1"));
         check("5.0.96.127.in-addr.arpa", reverse("127.96.0.5"));
-        check("8.8.8.8.in-addr.arpa", None);
+        check("8.8.4.4.in-addr.arpa", reverse("4.4.8.8"));
         check("256.2.244.10.in-addr.arpa", None);
         let v6 = "7.0.3.0.4.f.a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.6.7.7.0.0.d.f.ip6.arpa";
         check(v6, reverse("fd00:7766::af4:307"));
-        check(&v6.replace("6.6.7.7", "6.6.7.8"), None);
+        check(&v6.replace("6.6.7.7", "6.6.7.g"), None);
     }
 
     #[test]

@@ -2,8 +2,12 @@
 //! The door over real sockets.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use weft_base::snapshot::{Publisher, snapshot};
+use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::NodeRecord;
 
 use super::*;

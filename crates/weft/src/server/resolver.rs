@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_registry::Registry;
-use weft_server::dns::{Server, Servers, Upstream, Zones, outside};
+use weft_server::dns::{Options, Server, Servers, Upstream, Zones, outside};
 
 use super::{CLUSTER_DOMAIN, DATACENTER, consul_config};
 
@@ -40,8 +40,11 @@ pub fn start(registry: &Registry, node: &str) -> Result<SocketAddr> {
 pub fn names(registry: &Registry, node: &str) -> Server {
     let zones = Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
     let own = Arc::new(consul_config(node).identity());
-    let upstream = machines_own(registry.clock());
-    Server::recursive(registry.world(), own, zones, Rng::from_system(), upstream)
+    let clock = registry.clock().clone();
+    let upstream = Some(machines_own(&clock));
+    let records = Some(registry.consul().clone());
+    let options = Options { upstream, records, ..Options::new(clock) };
+    Server::with(registry.world(), own, zones, Rng::from_system(), options)
 }
 
 /// The resolvers that this machine names for itself.

@@ -1,21 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Queries against a World of both doors' making, answers read back by the codec.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
+use domain::base::iana::{Opcode, Rcode};
+use domain::base::opt::AllOptData;
+use domain::base::{Message, MessageBuilder, Name as DomainName};
 use domain::rdata::AllRecordData;
 use serde_json::{Value, json};
 use weft_kinds::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Registration, Status};
 use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey, World};
 
 use super::*;
-use crate::consul::view::Identity;
+use crate::dns::fuzz::Door;
+
+type DnsName = DomainName<Vec<u8>>;
 
 struct Rig {
-    world: World,
+    world: Arc<World>,
     own: Arc<Identity>,
     zones: Zones,
-    rng: Rng,
+    desk: Desk,
+    records: Option<State>,
 }
 
 /// An answer as text: the code, answers, authority, additional records.
@@ -34,12 +41,17 @@ impl Rig {
             NodeRecord { node: "n1".into(), address: "127.0.0.1".into(), ..NodeRecord::default() };
         let own = Identity { node: Arc::new(node), datacenter: "dc1".into(), version: "".into() };
         let zones = Zones { datacenter: "dc1".into(), cluster_domain: "cluster.local".into() };
-        Self { world: World::new(), own: Arc::new(own), zones, rng: Rng::seeded(1) }
+        let desk = Desk::new(Rng::seeded(1));
+        Self { world: Arc::default(), own: Arc::new(own), zones, desk, records: None }
     }
 
     fn put(&mut self, key: &str, value: &impl serde::Serialize) {
         let revision = self.world.revision() + 1;
-        self.world.apply(key, Some(&serde_json::to_vec(value).unwrap()), revision);
+        Arc::make_mut(&mut self.world).apply(
+            key,
+            Some(&serde_json::to_vec(value).unwrap()),
+            revision,
+        );
     }
 
     fn register(&mut self, id: &str, service: &str, address: &str, tags: &[&str]) {
@@ -118,8 +130,34 @@ impl Rig {
     }
 
     fn raw(&mut self, query: &[u8], carrier: Carrier) -> Option<Vec<u8>> {
-        let view = View::new(Arc::new(self.world.clone()), self.own.clone());
-        answer(query, carrier, &view, &self.zones, &mut self.rng)
+        self.raw_as(query, &How { carrier, recursive: false, proven: true, cookie: None })
+    }
+
+    fn raw_as(&mut self, query: &[u8], how: &How) -> Option<Vec<u8>> {
+        let (step, out) = self.step(query, how, None);
+        let sources = sources(&self.world, &self.own, &self.zones, &|| None);
+        let query = question(query, &mut Vec::new());
+        match step {
+            Step::Answer => Some(out),
+            Step::Silence => None,
+            Step::Outside => Some(refuse_outside(&query.unwrap(), how)),
+            Step::Alias(alias) => {
+                let mut rng = Rng::seeded(1);
+                Some(complete(&query.unwrap(), how, *alias, Vec::new(), &sources, &mut rng))
+            }
+        }
+    }
+
+    fn step(&mut self, query: &[u8], how: &How, namespace: Option<&str>) -> (Step, Vec<u8>) {
+        let mut out = Vec::new();
+        let query = match question(query, &mut out) {
+            Ok(query) => query,
+            Err(step) => return (step, out),
+        };
+        let records = || self.records.clone();
+        let sources = sources(&self.world, &self.own, &self.zones, &records);
+        let step = self.desk.step(&query, how, namespace, &sources, &mut out);
+        (step, out)
     }
 
     fn ask(&mut self, name: &str, rtype: Rtype) -> Shown {
@@ -139,6 +177,15 @@ impl Rig {
         let soa = got.authority.iter().any(|line| line.contains("hostmaster."));
         assert_eq!(soa, answers.is_empty() && rcode != "REFUSED", "SOA of {name}: {got:?}");
     }
+}
+
+fn sources<'a>(
+    world: &'a Arc<World>,
+    own: &'a Arc<Identity>,
+    zones: &'a Zones,
+    records: &'a (dyn Fn() -> Option<State> + Sync),
+) -> Sources<'a> {
+    Sources { world, own, zones, records }
 }
 
 fn check_key(id: &str) -> CheckKey {
@@ -292,12 +339,10 @@ fn short_names_are_completed_for_who_has_a_namespace() {
     let spec = json!({"clusterIP": "127.96.0.9", "ports": [{"name": "http", "port": 80}]});
     rig.service("web", spec, &[("127.64.0.1", true)]);
     let mut ask = |name: &str, namespace: Option<&str>| {
-        let view = View::new(Arc::new(rig.world.clone()), rig.own.clone());
-        let how = How { carrier: Carrier::Udp, recursive: true };
-        let query = query(name, Rtype::A, None);
-        match step(&query, how, namespace, &view, &rig.zones, &mut rig.rng) {
-            Step::Answer(answer) => shown(&answer).answers.join(" "),
-            other => format!("{other:?}"),
+        let how = How { carrier: Carrier::Udp, recursive: true, proven: true, cookie: None };
+        match rig.step(&query(name, Rtype::A, None), &how, namespace) {
+            (Step::Answer, answer) => shown(&answer).answers.join(" "),
+            (other, _) => format!("{other:?}"),
         }
     };
     for name in ["web", "WEB", "web.shop", "web.shop.svc", "web.shop.svc.cluster.local"] {
@@ -448,24 +493,49 @@ fn the_protocols_edges() {
     let mut class = query("consul", Rtype::SOA, None);
     let at = class.len() - 1;
     class[at] = 3;
-    assert_eq!(code(rig.raw(&class, Carrier::Udp)), "FORMERR");
+    assert_eq!(code(rig.raw(&class, Carrier::Udp)), "REFUSED", "another class's names");
+    assert_eq!(code(rig.raw(&query("consul", Rtype::AXFR, None), Carrier::Tcp)), "REFUSED");
+    let mut answered = good.clone();
+    answered[7] = 1;
+    assert_eq!(code(rig.raw(&answered, Carrier::Udp)), "FORMERR", "an answer in a question");
+    let mut longer = good.clone();
+    longer.push(0);
+    assert_eq!(code(rig.raw(&longer, Carrier::Udp)), "FORMERR", "more than was announced");
+    let mut pointer = query("consul", Rtype::SOA, None);
+    pointer.splice(12..20, [0xc0, 12]);
+    assert_eq!(code(rig.raw(&pointer, Carrier::Udp)), "FORMERR", "a name that is itself");
+    // What a newer client says beside is passed over; DO changes nothing.
+    let mut builder = MessageBuilder::new_vec().question();
+    builder.push((DnsName::from_str("consul").unwrap(), Rtype::SOA)).unwrap();
+    let mut additional = builder.additional();
+    additional
+        .opt(|opt| {
+            opt.set_dnssec_ok(true);
+            opt.push_raw_option(65_001.into(), 1, |target| {
+                domain::dep::octseq::OctetsBuilder::append_slice(target, &[1])
+            })
+        })
+        .unwrap();
+    assert_eq!(code(rig.raw(&additional.finish(), Carrier::Udp)), "NOERROR");
 }
 
 #[test]
-fn reg_64_random_packets_get_an_error_or_nothing() {
-    let mut rig = Rig::new();
-    rig.register("w1", "web", "10.0.0.1", &[]);
+fn reg_64_a_million_malformed_packets_get_an_error_or_nothing() {
+    let mut door = Door::default();
     let seeds = [
         query("web.service.consul", Rtype::SRV, Some(1232)),
         query("_http._tcp.web.shop.svc.cluster.local", Rtype::ANY, None),
+        query("n1.node.consul", Rtype::A, Some(4096)),
+        query("1.0.0.10.in-addr.arpa", Rtype::PTR, None),
     ];
     let mut rng = Rng::seeded(99);
-    for round in 0..100_000u32 {
+    let mut codes = [0u32; 16];
+    for round in 0..1_000_000u32 {
         // Half noise, half a query with some bytes changed and perhaps cut.
         let mut packet = if round % 2 == 0 {
             (0..rng.below(200)).map(|_| rng.next_u64().to_le_bytes()[3]).collect::<Vec<u8>>()
         } else {
-            seeds[usize::try_from(rng.below(2)).unwrap()].clone()
+            seeds[usize::try_from(rng.below(4)).unwrap()].clone()
         };
         for _ in 0..rng.below(4) {
             if !packet.is_empty() {
@@ -476,17 +546,292 @@ fn reg_64_random_packets_get_an_error_or_nothing() {
         if rng.below(4) == 0 {
             packet.truncate(usize::try_from(rng.below(packet.len() as u64 + 1)).unwrap());
         }
-        let Some(bytes) = rig.raw(&packet, Carrier::Udp) else { continue };
-        assert!(bytes.len() <= DNS_UDP_BYTES_MAX);
-        let answer = Message::from_octets(&bytes[..]).unwrap();
+        let Some(bytes) = door.datagram(&packet, false) else { continue };
+        assert!(bytes.len() <= DNS_UDP_BYTES_MAX.min(4 * packet.len()), "{packet:?}");
+        let answer = Message::from_octets(bytes).unwrap();
         assert!(answer.header().qr() && answer.header().id().to_be_bytes() == packet[..2]);
+        codes[usize::from(bytes[3] & 15)] += 1;
+        // Judged by another reader.
         let readable = Message::from_octets(&packet[..])
             .is_ok_and(|m| m.sole_question().is_ok() && m.header().opcode() == Opcode::QUERY);
         if !readable {
-            assert!(
-                matches!(answer.header().rcode(), Rcode::FORMERR | Rcode::NOTIMP),
-                "{packet:?}"
-            );
+            let code = answer.header().rcode();
+            assert!(matches!(code, Rcode::FORMERR | Rcode::NOTIMP), "{packet:?}");
         }
     }
+    let seen = |code: usize| codes[code] > 1000;
+    assert!(seen(0) && seen(1) && seen(3) && seen(4), "some of each: {codes:?}");
+}
+
+// === prepared queries and what else Consul names ===
+
+fn prepared(rig: &mut Rig, id: &str, query: Value) {
+    let mut query = query;
+    query["ID"] = json!(id);
+    let key = weft_registry::consul::keys::record("query", id);
+    record(rig, &key, &query);
+}
+
+fn record(rig: &mut Rig, key: &str, value: &Value) {
+    let state = rig.records.get_or_insert_with(|| State::load(std::iter::empty(), 1));
+    let revision = weft_store::Revision(state.revision() + 1);
+    state.apply(&weft_store::Event {
+        key: key.into(),
+        revision,
+        kind: weft_store::EventKind::Put,
+        value: serde_json::to_vec(value).unwrap().into(),
+        prev: None,
+        class: weft_store::Class::Synced,
+    });
+}
+
+#[test]
+fn prepared_queries_are_names() {
+    let mut rig = Rig::new();
+    rig.register("w1", "web", "10.0.0.1", &["v1"]);
+    rig.register("w2", "web", "10.0.0.2", &["v2"]);
+    rig.register("b1", "backup", "10.0.0.9", &["v2"]);
+    rig.check("near.query.consul", Rtype::A, "NXDOMAIN", &[]);
+    let service = json!({"Service": "web", "Tags": ["v2"],
+        "Failover": {"Targets": [{"Peer": "far"}, {"Datacenter": "dc9"}, {"Service": "backup"}]}});
+    prepared(
+        &mut rig,
+        "8a1f",
+        json!({"Name": "Near.Web", "Service": service, "DNS": {"TTL": "7s"}}),
+    );
+    rig.check("near.web.query.consul", Rtype::A, "NOERROR", &["A 10.0.0.2"]);
+    rig.check("8a1f.query.dc1.consul", Rtype::A, "NOERROR", &["A 10.0.0.2"]);
+    let srv = rig.ask("_near.web._tcp.query.consul", Rtype::SRV);
+    assert_eq!(srv.rcode, "NXDOMAIN", "two labels are no RFC 2782 name: {srv:?}");
+    let srv = rig.ask("8a1f.query.consul", Rtype::SRV);
+    assert_eq!(srv.answers, ["SRV 1 1 8080 0a000002.addr.dc1.consul"]);
+    let bytes = rig.raw(&query("8a1f.query.consul", Rtype::A, None), Carrier::Udp).unwrap();
+    assert_eq!(ttls(&bytes), [7]);
+    // Without the second one its failover answers, and what was said before is not said again.
+    rig.tell("w2", Status::Critical);
+    rig.check("near.web.query.consul", Rtype::A, "NOERROR", &["A 10.0.0.9"]);
+    rig.tell("b1", Status::Critical);
+    rig.check("near.web.query.consul", Rtype::A, "NXDOMAIN", &[]);
+    // A changed query is seen although the World is the same.
+    prepared(&mut rig, "8a1f", json!({"Name": "near.web", "Service": {"Service": "web"}}));
+    rig.check("near.web.query.consul", Rtype::A, "NOERROR", &["A 10.0.0.1"]);
+}
+
+#[test]
+fn templates_are_filled_in_with_the_name_that_was_asked_for() {
+    let mut rig = Rig::new();
+    rig.register("w1", "web", "10.0.0.1", &["blue"]);
+    rig.register("w2", "web", "10.0.0.2", &["green"]);
+    let template = json!({"Type": "name_prefix_match", "Regexp": "^geo-(.*?)-([^-]+)$"});
+    let service = json!({"Service": "${match(1)}", "Tags": ["${match(2)}"]});
+    prepared(&mut rig, "t1", json!({"Name": "geo-", "Template": template, "Service": service}));
+    let all = json!({"Type": "name_prefix_match"});
+    let service = json!({"Service": "${name.full}"});
+    prepared(&mut rig, "t2", json!({"Name": "", "Template": all, "Service": service}));
+    rig.check("geo-web-blue.query.consul", Rtype::A, "NOERROR", &["A 10.0.0.1"]);
+    rig.check("Geo-Web-GREEN.query.consul", Rtype::A, "NOERROR", &["A 10.0.0.2"]);
+    rig.check("geo-web-red.query.consul", Rtype::A, "NXDOMAIN", &[]);
+    rig.check("web.query.consul", Rtype::A, "NOERROR", &["A 10.0.0.1", "A 10.0.0.2"]);
+}
+
+#[test]
+fn what_speaks_for_a_service_has_names() {
+    let mut rig = Rig::new();
+    let mut put = |id: &str, service: &str, address: &str, more: Value| {
+        let mut registration = serde_json::to_value(Registration {
+            id: id.into(),
+            service: service.into(),
+            node: "n1".into(),
+            namespace: "default".into(),
+            address: address.into(),
+            port: 21000,
+            ..Registration::default()
+        })
+        .unwrap();
+        for (key, value) in more.as_object().unwrap() {
+            registration[key] = value.clone();
+        }
+        let place =
+            RegistrationKey { namespace: "default".into(), node: "n1".into(), id: id.into() };
+        rig.put(&StoreKey::Registration(place).to_string(), &registration);
+    };
+    put(
+        "w1",
+        "web",
+        "10.0.0.1",
+        json!({"tagged_addresses":
+        {"consul-virtual": {"address": "240.0.0.7", "port": 80}}}),
+    );
+    let proxy = json!({"kind": "connect-proxy", "proxy": {"DestinationServiceName": "web"}});
+    put("w1-sidecar-proxy", "web-sidecar-proxy", "10.0.0.21", proxy);
+    put("n", "native", "10.0.0.3", json!({"connect": {"Native": true}}));
+    put("g", "front", "10.0.0.4", json!({"kind": "ingress-gateway"}));
+    let spec = json!({"clusterIP": "127.96.0.5", "ports": [{"name": "http", "port": 80}]});
+    rig.service("shop", spec, &[("127.64.0.2", true)]);
+    rig.check("web.connect.consul", Rtype::A, "NOERROR", &["A 10.0.0.21"]);
+    let target = ["SRV 1 1 21000 0a000015.addr.dc1.consul"];
+    rig.check("web.connect.dc1.consul", Rtype::SRV, "NOERROR", &target);
+    rig.check("native.connect.consul", Rtype::A, "NOERROR", &["A 10.0.0.3"]);
+    rig.check("front.connect.consul", Rtype::A, "NXDOMAIN", &[]);
+    rig.check("web.virtual.consul", Rtype::A, "NOERROR", &["A 240.0.0.7"]);
+    rig.check("shop.virtual.shop.ns.consul", Rtype::A, "NOERROR", &["A 127.96.0.5"]);
+    rig.check("native.virtual.consul", Rtype::A, "NXDOMAIN", &[]);
+    rig.check("web.ingress.consul", Rtype::A, "NXDOMAIN", &[]);
+    let key = weft_registry::consul::keys::record("config", "ingress-gateway/front");
+    let services = json!([{"Name": "web"}]);
+    let entry = json!({"Kind": "ingress-gateway", "Name": "front",
+        "Listeners": [{"Port": 8080, "Protocol": "http", "Services": services}]});
+    record(&mut rig, &key, &entry);
+    rig.check("web.ingress.consul", Rtype::A, "NOERROR", &["A 10.0.0.4"]);
+    rig.check("native.ingress.consul", Rtype::A, "NXDOMAIN", &[]);
+}
+
+#[test]
+fn nodes_have_texts_and_addresses_have_names() {
+    let mut rig = Rig::new();
+    let node = NodeRecord {
+        node: "Rack-7".into(),
+        address: "10.9.0.7".into(),
+        meta: [("zone", "b"), ("rfc1035-note", "as it is")]
+            .map(|(key, value)| (key.into(), value.into()))
+            .into_iter()
+            .collect(),
+        ..NodeRecord::default()
+    };
+    rig.put(&StoreKey::Node("Rack-7".into()).to_string(), &node);
+    rig.register("w1", "web", "10.9.1.1", &[]);
+    rig.check("rack-7.node.consul", Rtype::A, "NOERROR", &["A 10.9.0.7"]);
+    let txt = ["TXT \"as it is\"", "TXT \"zone=b\""];
+    rig.check("rack-7.node.consul", Rtype::TXT, "NOERROR", &txt);
+    rig.check("7.0.9.10.in-addr.arpa", Rtype::PTR, "NOERROR", &["PTR Rack-7.node.dc1.consul."]);
+    rig.check("1.1.9.10.in-addr.arpa", Rtype::PTR, "NOERROR", &["PTR web.service.consul."]);
+    rig.check("1.1.9.10.in-addr.arpa", Rtype::A, "NOERROR", &[]);
+    rig.check("2.1.9.10.in-addr.arpa", Rtype::PTR, "REFUSED", &[]);
+    rig.check("dns-version.cluster.local", Rtype::TXT, "NOERROR", &["TXT \"1.1.0\""]);
+}
+
+fn ttls(bytes: &[u8]) -> Vec<u32> {
+    let message = Message::from_octets(bytes).unwrap();
+    message.answer().unwrap().map(|record| record.unwrap().ttl().as_secs()).collect()
+}
+
+#[test]
+fn a_service_may_say_how_long_its_answers_are_kept() {
+    let mut rig = Rig::new();
+    rig.register("w1", "web", "10.0.0.1", &[]);
+    let of = |rig: &mut Rig, name: &str| {
+        ttls(&rig.raw(&query(name, Rtype::A, None), Carrier::Udp).unwrap())
+    };
+    assert_eq!(of(&mut rig, "web.service.consul"), [0]);
+    for (id, ttl) in [("w1", "30s"), ("w2", "10s"), ("w3", "soon")] {
+        let registration = json!({"id": id, "service": "web", "node": "n1",
+            "namespace": "default", "address": format!("10.0.0.{id}").replace('w', ""),
+            "port": 80, "meta": {"dns-ttl": ttl}});
+        let place =
+            RegistrationKey { namespace: "default".into(), node: "n1".into(), id: id.into() };
+        rig.put(&StoreKey::Registration(place).to_string(), &registration);
+    }
+    assert_eq!(of(&mut rig, "web.service.consul"), [10; 3], "the shortest of them");
+    let meta = json!({"name": "api", "namespace": "shop",
+        "annotations": {"weft.dev/dns-ttl": "1m"}});
+    let spec = json!({"clusterIP": "127.96.0.5", "ports": [{"name": "http", "port": 80}]});
+    rig.put("/o/core/services/shop/api", &json!({"metadata": meta, "spec": spec}));
+    assert_eq!(of(&mut rig, "api.shop.svc.cluster.local"), [60]);
+}
+
+// === F24 ===
+
+/// A question with a cookie option.
+fn with_cookie(name: &str, rtype: Rtype, cookie: &[u8]) -> Vec<u8> {
+    let mut bytes = query(name, rtype, Some(1232));
+    let at = bytes.len() - 2;
+    bytes.truncate(at);
+    let len = u16::try_from(cookie.len()).unwrap();
+    bytes.extend_from_slice(&(len + 4).to_be_bytes());
+    bytes.extend_from_slice(&10u16.to_be_bytes());
+    bytes.extend_from_slice(&len.to_be_bytes());
+    bytes.extend_from_slice(cookie);
+    bytes
+}
+
+#[test]
+fn f24_who_may_be_a_victim_is_sent_little() {
+    let mut rig = Rig::new();
+    for n in 0..200 {
+        rig.register(&format!("w{n}"), "web", &format!("10.0.1.{n}"), &[]);
+    }
+    let forged = How { carrier: Carrier::Udp, recursive: false, proven: false, cookie: None };
+    let names = [
+        "web.service.consul",
+        "consul",
+        "n1.node.consul",
+        "nope.service.consul",
+        "_web._tcp.service.consul",
+        "example.com",
+        "web.connect.consul",
+    ];
+    let types = [Rtype::A, Rtype::AAAA, Rtype::SRV, Rtype::ANY, Rtype::SOA, Rtype::NS, Rtype::TXT];
+    for name in names {
+        for rtype in types {
+            for edns in [None, Some(512), Some(4096)] {
+                let query = query(name, rtype, edns);
+                let answer = rig.raw_as(&query, &forged).unwrap();
+                assert!(answer.len() <= 4 * query.len(), "{name} {rtype} {edns:?}");
+                assert!(answer.len() <= DNS_UDP_BYTES_MAX);
+            }
+        }
+    }
+    // What is left out is said to be left out, and everything is a line where it is asked for.
+    let got = shown(&rig.raw_as(&query(names[0], Rtype::A, Some(1232)), &forged).unwrap());
+    assert!(got.tc && !got.answers.is_empty(), "{got:?}");
+    let any = shown(&rig.raw_as(&query(names[0], Rtype::ANY, None), &forged).unwrap());
+    assert_eq!(
+        (any.tc, any.answers.as_slice()),
+        (false, &strings(&["HINFO \"RFC8482\" \"\""])[..])
+    );
+    let nothing =
+        shown(&rig.raw_as(&query("nope.service.consul", Rtype::ANY, None), &forged).unwrap());
+    assert_eq!(nothing.rcode, "NXDOMAIN");
+}
+
+#[test]
+fn f24_cookies_come_back_and_bad_ones_are_errors() {
+    let mut rig = Rig::new();
+    let how = How { carrier: Carrier::Udp, recursive: false, proven: true, cookie: Some([9; 24]) };
+    let answer = rig.raw_as(&with_cookie("consul", Rtype::SOA, &[1; 8]), &how).unwrap();
+    let message = Message::from_octets(&answer[..]).unwrap();
+    let opt = message.opt().unwrap();
+    let cookie = opt.opt().iter::<AllOptData<_, _>>().find_map(|option| match option {
+        Ok(AllOptData::Cookie(cookie)) => Some(cookie),
+        _ => None,
+    });
+    let cookie = cookie.unwrap();
+    assert_eq!(cookie.client().into_octets(), [9; 8]);
+    assert!(cookie.server().is_some());
+    for (len, code) in [
+        (8, "NOERROR"),
+        (7, "FORMERR"),
+        (15, "FORMERR"),
+        (16, "NOERROR"),
+        (40, "NOERROR"),
+        (41, "FORMERR"),
+        (0, "FORMERR"),
+    ] {
+        let query = with_cookie("consul", Rtype::SOA, &vec![1; len]);
+        assert_eq!(shown(&rig.raw_as(&query, &how).unwrap()).rcode, code, "{len} bytes");
+    }
+}
+
+#[test]
+fn what_was_said_is_not_said_again_when_it_is_no_longer_so() {
+    let mut rig = Rig::new();
+    rig.register("w1", "web", "10.0.0.1", &[]);
+    rig.register("w2", "web", "10.0.0.2", &[]);
+    for _ in 0..3 {
+        rig.check("web.service.consul", Rtype::A, "NOERROR", &["A 10.0.0.1", "A 10.0.0.2"]);
+    }
+    rig.tell("w1", Status::Critical);
+    rig.check("web.service.consul", Rtype::A, "NOERROR", &["A 10.0.0.2"]);
+    rig.tell("w1", Status::Passing);
+    rig.check("web.service.consul", Rtype::A, "NOERROR", &["A 10.0.0.1", "A 10.0.0.2"]);
 }

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The door's sockets: datagrams and connections, bounded in number and time. Started by the
+//! binary; answers come from `mod.rs`.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use weft_base::limits::{DNS_CONNECTIONS_MAX, DNS_CONNECTIONS_PER_SOURCE_MAX, DNS_QUERY_BYTES_MAX};
+use weft_base::task::TaskGroup;
+
+use super::answer::{self, Carrier, How, Step};
+use super::guard::{Guard, Verdict, is_loop};
+use super::{Server, Source};
+
+/// How long a connection may be idle (RFC 7766), or take to send a question or take an answer.
+const IDLE: Duration = Duration::from_secs(10);
+/// Datagrams that are answered before others of this thread have their turn.
+const TOGETHER: usize = 32;
+
+/// How many connections each source has; loopback is bounded by the whole only.
+#[derive(Clone, Debug, Default)]
+struct Callers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One connection's place.
+struct Place {
+    callers: Callers,
+    from: IpAddr,
+}
+
+/// What the datagrams of one socket share.
+struct Udp {
+    socket: Arc<UdpSocket>,
+    guard: Guard,
+    out: Vec<u8>,
+    tasks: TaskGroup,
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Answers datagrams until the group drains.
+    pub async fn serve_udp(self, socket: UdpSocket, tasks: TaskGroup) {
+        let options = &self.0.options;
+        let guard = Guard::new(options.per_source, options.loopback_counts);
+        let socket = Arc::new(socket);
+        let mut udp = Udp { socket, guard, out: Vec::with_capacity(2048), tasks };
+        let mut buffer = vec![0; DNS_QUERY_BYTES_MAX];
+        loop {
+            let mut received = tokio::select! {
+                () = udp.tasks.draining() => return,
+                received = udp.socket.recv_from(&mut buffer) => received,
+            };
+            for _ in 0..TOGETHER {
+                match received {
+                    Ok((len, from)) => {
+                        let query = buffer.get(..len).unwrap_or_default();
+                        self.datagram(&mut udp, query, from).await;
+                    }
+                    Err(why) if why.kind() == std::io::ErrorKind::WouldBlock => break,
+                    // An error is an earlier answer's: its asker is gone.
+                    Err(_) => {}
+                }
+                received = udp.socket.try_recv_from(&mut buffer);
+            }
+        }
+    }
+
+    async fn datagram(&self, udp: &mut Udp, bytes: &[u8], from: SocketAddr) {
+        if is_loop(from) {
+            return;
+        }
+        let ip = from.ip();
+        let verdict = match udp.guard.counts(ip) {
+            true => udp.guard.admit(ip, self.0.options.clock.now()),
+            false => Verdict::Answer,
+        };
+        let query = match answer::question(bytes, &mut udp.out) {
+            Ok(query) => query,
+            Err(Step::Answer) if verdict == Verdict::Answer => return udp.send(from).await,
+            Err(_) => return,
+        };
+        let how = self.how(&query, Carrier::Udp, Some(ip));
+        // A cookie of ours exempts; where loopback is counted it is for its own sake.
+        let known = how.proven && !ip.to_canonical().is_loopback();
+        if verdict != Verdict::Answer && !known {
+            if verdict == Verdict::Again {
+                answer::come_again(&query, &how, &mut udp.out);
+                udp.send(from).await;
+            }
+            return;
+        }
+        match self.step(&query, &how, None, &mut udp.out) {
+            Step::Answer => udp.send(from).await,
+            Step::Silence => {}
+            waits if self.asks_others(&how) => self.later(udp, bytes, from, how, waits),
+            other => {
+                if let Some(answer) = self.finish(bytes, &query, &how, other).await {
+                    udp.out = answer;
+                    udp.send(from).await;
+                }
+            }
+        }
+    }
+
+    /// Whether what is not in our zones takes time.
+    fn asks_others(&self, how: &How) -> bool {
+        how.recursive || matches!(self.0.source, Source::Elsewhere { .. })
+    }
+
+    /// Others are not kept waiting. How many wait is bounded by the upstream's places.
+    fn later(&self, udp: &Udp, bytes: &[u8], to: SocketAddr, how: How, step: Step) {
+        let (server, socket, bytes) = (self.clone(), udp.socket.clone(), bytes.to_vec());
+        let group = udp.tasks.clone();
+        udp.tasks.spawn("dns question", async move {
+            let Ok(query) = answer::question(&bytes, &mut Vec::new()) else { return };
+            tokio::select! {
+                () = group.draining() => {}
+                answer = server.finish(&bytes, &query, &how, step) => {
+                    if let Some(answer) = answer {
+                        send(&socket, &answer, to).await;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Answers connections until the group drains.
+    pub async fn serve_tcp(self, listener: TcpListener, tasks: TaskGroup) {
+        let places = Arc::new(Semaphore::new(DNS_CONNECTIONS_MAX));
+        let callers = Callers::default();
+        loop {
+            let accepted = tokio::select! {
+                () = tasks.draining() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, from) = match accepted {
+                Ok(accepted) => accepted,
+                Err(why) => {
+                    tracing::warn!(%why, "the DNS door could not accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let Some(caller) = callers.enter(from.ip()) else { continue };
+            let Ok(place) = places.clone().try_acquire_owned() else { continue };
+            let (server, group) = (self.clone(), tasks.clone());
+            tasks.spawn("dns connection", async move {
+                tokio::select! {
+                    () = group.draining() => {}
+                    // Ended by the peer, by idleness or by an error: all the same to us.
+                    _ = server.connection(stream, from.ip()) => {}
+                }
+                drop((place, caller));
+            });
+        }
+    }
+
+    /// One question after the other, however many were sent at once.
+    async fn connection(&self, stream: TcpStream, from: IpAddr) -> std::io::Result<()> {
+        let mut stream = BufReader::new(stream);
+        let mut query = Vec::new();
+        loop {
+            let len = tokio::time::timeout(IDLE, stream.read_u16()).await??;
+            if usize::from(len) > DNS_QUERY_BYTES_MAX {
+                return Ok(());
+            }
+            query.resize(usize::from(len), 0);
+            tokio::time::timeout(IDLE, stream.read_exact(&mut query)).await??;
+            let Some(answer) = self.answer_to(&query, Carrier::Tcp, Some(from)).await else {
+                return Ok(());
+            };
+            let Ok(len) = u16::try_from(answer.len()) else { return Ok(()) };
+            let mut framed = Vec::with_capacity(answer.len() + 2);
+            framed.extend_from_slice(&len.to_be_bytes());
+            framed.extend_from_slice(&answer);
+            tokio::time::timeout(IDLE, stream.write_all(&framed)).await??;
+        }
+    }
+}
+
+// === impl Udp ===
+
+impl Udp {
+    /// Sends what is written.
+    async fn send(&self, to: SocketAddr) {
+        send(&self.socket, &self.out, to).await;
+    }
+}
+
+async fn send(socket: &UdpSocket, answer: &[u8], to: SocketAddr) {
+    let sent = match socket.try_send_to(answer, to) {
+        Err(why) if why.kind() == std::io::ErrorKind::WouldBlock => {
+            socket.send_to(answer, to).await
+        }
+        sent => sent,
+    };
+    if let Err(why) = sent {
+        tracing::debug!(%why, %to, "a DNS answer was not sent");
+    }
+}
+
+// === impl Callers ===
+
+impl Callers {
+    /// A place for one more connection, unless the source has enough.
+    fn enter(&self, from: IpAddr) -> Option<Place> {
+        let from = from.to_canonical();
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(from).or_default();
+        if *count >= DNS_CONNECTIONS_PER_SOURCE_MAX && !from.is_loopback() {
+            return None;
+        }
+        *count += 1;
+        Some(Place { callers: self.clone(), from })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.callers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.from);
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The DNS door of a server as its flags say: what it may do besides answering from the World.
+//! Called by `server/mod.rs`; binds nothing itself.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, bail};
+use weft_base::limits::DNS_QUESTIONS_PER_SOURCE;
+use weft_base::rng::Rng;
+use weft_registry::Registry;
+use weft_server::dns::{Options, Servers, Upstream};
+
+use crate::cli::Names;
+use crate::exit::Usage;
+
+/// # Errors
+/// When the door would ask itself.
+pub fn options(names: &Names, own: SocketAddr, registry: &Registry) -> Result<Options> {
+    let itself = |r: &&SocketAddr| {
+        let here = own.ip().is_unspecified() && r.ip().is_loopback();
+        r.port() == own.port() && (r.ip() == own.ip() || here)
+    };
+    if let Some(recursor) = names.recursors.iter().find(itself) {
+        bail!(Usage(format!(
+            "--dns-recursor {recursor} is the DNS door itself; name another resolver"
+        )));
+    }
+    let clock = registry.clock().clone();
+    let upstream = (!names.recursors.is_empty()).then(|| {
+        Upstream::new(Servers::Fixed(names.recursors.clone()), clock.clone(), Rng::from_system())
+    });
+    let per_source = match names.dns_rate {
+        None => Some(DNS_QUESTIONS_PER_SOURCE),
+        Some(0) => None,
+        rate => rate,
+    };
+    let loopback_counts = names.dns_rate.is_some_and(|rate| rate > 0);
+    let records = Some(registry.consul().clone());
+    Ok(Options { clock, records, upstream, per_source, loopback_counts })
+}
