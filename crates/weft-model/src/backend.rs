@@ -136,6 +136,18 @@ pub enum LocalityPolicy {
     Distribute(Vec<Distribution>),
     /// The nearest first, the next ones as far as it lacks endpoints.
     Failover(Failover),
+    /// Zones of the own region: requests stay in their own as far as it has its part of the
+    /// endpoints; the rest goes to zones that have more than theirs. Other regions are further
+    /// places of the same kind as `Failover`'s.
+    Zones(ZoneAware),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ZoneAware {
+    /// With fewer endpoints that can be used, all zones are alike.
+    pub endpoints_min: u32,
+    pub failover: Failover,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -249,6 +261,10 @@ pub struct Limits {
 /// one port number for both.
 pub const UDP_MARK: &str = "~udp";
 
+/// What ends the names of children that are for Gateways alone: they may speak another TLS to a
+/// service than its sidecars do, and show other certificates.
+pub const GATEWAYS_MARK: &str = "~gateways";
+
 /// The child name of a backend.
 pub fn backend_child(port: u16, subset: &str) -> String {
     if subset.is_empty() { format!("backend/{port}") } else { format!("backend/{port}/{subset}") }
@@ -264,6 +280,15 @@ pub fn udp_backend_child(port: u16) -> String {
 impl Backend {
     pub fn selects(&self, endpoint: &Endpoint) -> bool {
         self.selector.iter().all(|(k, v)| endpoint.labels.get(k) == Some(v))
+    }
+}
+
+// === impl BackendPolicy ===
+
+impl BackendPolicy {
+    /// Whether requests are shared by the callers' zones.
+    pub fn is_zoned(&self) -> bool {
+        matches!(self.locality, LocalityPolicy::Zones(_))
     }
 }
 
@@ -296,6 +321,13 @@ fn is_zero(n: &u32) -> bool {
 }
 
 // === defaults ===
+
+impl Default for ZoneAware {
+    /// Envoy's.
+    fn default() -> Self {
+        Self { endpoints_min: 6, failover: Failover::default() }
+    }
+}
 
 impl Default for BackendPolicy {
     fn default() -> Self {

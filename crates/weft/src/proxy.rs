@@ -262,7 +262,9 @@ fn subscribe(
 fn own(args: &ProxyArgs) -> Own {
     let labels = args.labels.iter().filter_map(|label| label.split_once('='));
     let labels: Labels = labels.map(|(key, value)| (key.into(), value.into())).collect();
-    Own { locality: Locality::of_labels(&labels), labels }
+    // `sidecar~NAMESPACE~POD`
+    let id = args.node.rsplit('~').next().unwrap_or_default().into();
+    Own { locality: Locality::of_labels(&labels), labels, id, ..Own::default() }
 }
 
 fn config(args: &ProxyArgs, loaded: Option<&Loaded>) -> Result<ProxyConfig> {

@@ -12,7 +12,7 @@ use crate::{Backend, EndpointSet, Health};
 
 pub use ewma::PeakEwma;
 pub use hash::{HashRing, key_hash, within_bound};
-pub use locality::{Own, PlaceRule, Places, places};
+pub use locality::{Own, PlaceRule, Places, ZoneRule, places};
 pub use outlier::*;
 pub use shares::{Member, Shares, Standing, warm_basis_points};
 

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Why a rule took a request, and why each other did not. The winner is found by [`find_rule`]
+//! Why a rule took a request, and why each other did not. The winner is found by [`Routes::find`]
 //! itself; what is added here is only the reasons, from the same parts.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::host::host_fit;
-use super::route::{
-    Found, Request, Specificity, find_rule, holds, parent_fit, rule_match, specificity,
-};
+use super::index::Routes;
+use super::route::{Found, Request, Specificity, holds, parent_fit, rule_match, specificity};
 use crate::{Dialect, Match, Matching, NamedMatch, Parent, PathMatch, Route, Rule, StringMatch};
 
 /// The rule that takes a request and the reasons of all that do not.
@@ -55,11 +54,11 @@ pub struct Miss {
 
 /// Explains a choice among the routes of one parent.
 pub fn explain_rules<'a>(
-    routes: &[&'a Route],
+    routes: &'a Routes,
     section: Option<&str>,
     req: &Request<'_>,
 ) -> Explained<'a> {
-    let found = find_rule(routes.iter().copied(), section, req);
+    let found = routes.find(section, req);
     let fits: Vec<_> = routes.iter().map(|r| parent_fit(r, section, req)).collect();
     let open = routes.iter().zip(&fits).filter(|(_, fit)| fit.is_some());
     let strongest = open.map(|(r, _)| r.rank.dialect).min();

@@ -82,20 +82,24 @@ pub(super) fn parent_fit(
     section: Option<&str>,
     req: &Request<'_>,
 ) -> Option<HostFit> {
+    if !attached(route, section, req.port) {
+        return None;
+    }
     match &route.parent {
-        Parent::Listener { sections, hostnames, .. } => {
-            let attached = section.is_none_or(|s| sections.iter().any(|x| &**x == s));
-            if !attached {
-                return None;
-            }
-            if hostnames.is_empty() {
-                return host_fit("*", req.host);
-            }
+        Parent::Listener { hostnames, .. } if !hostnames.is_empty() => {
             hostnames.iter().filter_map(|h| host_fit(h, req.host)).max()
         }
-        Parent::Host { port, .. } => {
-            port.is_none_or(|p| p == req.port).then(|| host_fit("*", req.host)).flatten()
+        Parent::Listener { .. } | Parent::Host { .. } => host_fit("*", req.host),
+    }
+}
+
+/// Whether a route is for a section and a port, whatever the host.
+pub(super) fn attached(route: &Route, section: Option<&str>, port: u16) -> bool {
+    match &route.parent {
+        Parent::Listener { sections, .. } => {
+            section.is_none_or(|s| sections.iter().any(|x| &**x == s))
         }
+        Parent::Host { port: only, .. } => only.is_none_or(|p| p == port),
     }
 }
 

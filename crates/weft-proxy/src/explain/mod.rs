@@ -11,11 +11,11 @@ use std::sync::Arc;
 use http::Request;
 use serde::Serialize;
 use weft_model::decide::{
-    AccessVerdict, Authority, Client, CorsVerdict, Found, Member, Shares, access_verdict,
+    AccessVerdict, Authority, Client, CorsVerdict, Found, Member, Routes, Shares, access_verdict,
     cors_verdict, explain_rules, http_of_grpc, pick_section, redirect_location, shown_match,
     total_weight,
 };
-use weft_model::{AbortAnswer, Action, Filter, Origin, Route, Share, Target, WeightedBackend};
+use weft_model::{AbortAnswer, Action, Filter, Origin, Share, Target, WeightedBackend};
 
 use crate::http::normalise::{self, HeaderView};
 use crate::http::rewritten::unfit;
@@ -132,8 +132,9 @@ pub fn explain(table: &Table, place: &Place, request: &Request<()>) -> Explanati
     let asked = route::asked(&conn, &authority);
     let headers = HeaderView(&head.headers);
     let view = route::view(&head, &headers, conn.scheme, &asked);
+    let none = Routes::default();
     let (routes, section) = routes(table, &place.door, &asked, &mut out);
-    let explained = explain_rules(&routes, section, &view);
+    let explained = explain_rules(routes.unwrap_or(&none), section, &view);
     let lost = explained.lost.iter().map(|lost| {
         let origin = lost.rule.map_or(&lost.route.origin, |rule| &rule.origin);
         let field = origin.field.to_string();
@@ -164,26 +165,26 @@ fn routes<'t>(
     door: &Door,
     asked: &Asked,
     out: &mut Explanation,
-) -> (Vec<&'t Route>, Option<&'t str>) {
+) -> (Option<&'t Routes>, Option<&'t str>) {
     if let Door::Gateway(name) = door {
-        let Some(entry) = table.gateway(name) else { return (Vec::new(), None) };
+        let Some(entry) = table.gateway(name) else { return (None, None) };
         let Some(section) = pick_section(&entry.listener, &asked.host) else {
             out.target = format!("no section of {name} serves {}", asked.host);
-            return (Vec::new(), None);
+            return (None, None);
         };
         out.target = format!(
             "section {} ({})",
             section.name,
             section.hostname.as_deref().unwrap_or("every host")
         );
-        return (entry.routes.iter().map(|r| &**r).collect(), Some(&section.name));
+        return (Some(&entry.routes), Some(&section.name));
     }
     let Some(entry) = table.host(&asked.host) else {
         out.target = format!("{} is no host of the mesh", asked.host);
-        return (Vec::new(), None);
+        return (None, None);
     };
     out.target = format!("{} port {}", entry.host.name, asked.port);
-    (entry.routes.iter().map(|r| &**r).collect(), None)
+    (Some(&entry.routes), None)
 }
 
 fn rule(

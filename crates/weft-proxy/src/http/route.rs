@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use weft_model::decide::{
-    Authority, Captured, Found, Request, by_original_dst_and_host, find_rule, pick_section,
+    Authority, Captured, Found, Request, Routes, by_original_dst_and_host, pick_section,
 };
 use weft_model::{GatewayListener, HostPort, Match, Parent, PathMatch, Protocol, Route, Section};
 
@@ -173,8 +173,7 @@ fn gateway<'t>(
     if conn.scheme == "https" {
         directed(&entry.listener, conn, section, req.host)?;
     }
-    let routes = || entry.routes.iter().map(|r| &**r);
-    match one_rule(routes, Some(&section.name), req)? {
+    match one_rule(&entry.routes, Some(&section.name), req)? {
         Some(found) => Ok(Choice::Rule(found)),
         None => Err(no_route(format!("host {:?}, path {:?}", req.host, req.path))),
     }
@@ -210,9 +209,8 @@ fn directed(
 
 fn service<'t>(entry: &'t Arc<HostEntry>, req: &Request<'_>) -> Result<Choice<'t>, Refusal> {
     let port: &HostPort = entry.port(req.port).ok_or_else(|| unknown_service(req))?;
-    let routes = || entry.routes.iter().map(|r| &**r);
-    if routes().any(|r| speaks_for(r, req.port)) {
-        return match one_rule(routes, None, req)? {
+    if entry.routes.iter().any(|r| speaks_for(r, req.port)) {
+        return match one_rule(&entry.routes, None, req)? {
             Some(found) => Ok(Choice::Rule(found)),
             None => Err(Refusal::new(
                 Cause::NoRoute,
@@ -232,22 +230,19 @@ fn service<'t>(entry: &'t Arc<HostEntry>, req: &Request<'_>) -> Result<Choice<'t
 
 /// The rule that takes a request, whichever way its path is read: a server behind that unescapes,
 /// merges slashes or drops path parameters must not see a path that another rule is there for.
-fn one_rule<'t, R>(
-    routes: impl Fn() -> R,
+fn one_rule<'t>(
+    routes: &'t Routes,
     section: Option<&str>,
     req: &Request<'_>,
-) -> Result<Option<Found<'t>>, Refusal>
-where
-    R: Iterator<Item = &'t Route>,
-{
+) -> Result<Option<Found<'t>>, Refusal> {
     // `OPTIONS *` is about a host as a whole (RFC 9112 §3.2.4): who has its root answers.
     let root = Request { path: if req.path == "*" { "/" } else { req.path }, ..*req };
-    let found = find_rule(routes(), section, &root);
+    let found = routes.find(section, &root);
     if found.as_ref().and_then(|f| f.matched).is_some_and(spells_out) {
         return Ok(found);
     }
     for path in readings(req.path) {
-        let other = find_rule(routes(), section, &Request { path: &path, ..*req });
+        let other = routes.find(section, &Request { path: &path, ..*req });
         let same = match (&found, &other) {
             (Some(one), Some(other)) => std::ptr::eq(one.rule, other.rule),
             (one, other) => one.is_none() && other.is_none(),

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use weft_base::clock::Clock;
-use weft_model::decide::{Own, places};
+use weft_model::decide::{Own, Routes, places};
 use weft_model::{
     Backend, BackendPolicy, Endpoint, EndpointSet, Fail, Health, Host, InboundListener, Labels,
     ListenerKind, Locality, Outlier, Resource, ResourceName, Root, Route, Transport, UDP_MARK,
@@ -34,6 +34,8 @@ pub struct Builder {
     namespace: Arc<str>,
     /// Instances are looked up by their own addresses.
     instances: bool,
+    /// Routes are looked up however few they are.
+    indexed: bool,
     roots: BTreeMap<Root, BTreeMap<Child, Resource>>,
     /// Routes in effect: the newest version whose backends are all known.
     routes: BTreeMap<ResourceName, Arc<Route>>,
@@ -45,6 +47,8 @@ pub struct Builder {
     origins: HashMap<UpstreamTls, Arc<OriginTls>>,
     /// Where this proxy is.
     own: Own,
+    /// Backends whose requests are shared by zone.
+    zoned: BTreeSet<ResourceName>,
     table: Table,
 }
 
@@ -58,6 +62,7 @@ impl Builder {
             clock,
             namespace,
             instances: false,
+            indexed: false,
             roots: BTreeMap::new(),
             routes: BTreeMap::new(),
             waiting: BTreeSet::new(),
@@ -65,6 +70,7 @@ impl Builder {
             sets: HashMap::new(),
             origins: HashMap::new(),
             own: Own::default(),
+            zoned: BTreeSet::new(),
             table: Table::default(),
         }
     }
@@ -73,6 +79,12 @@ impl Builder {
     #[must_use]
     pub fn with_instances(self, instances: bool) -> Self {
         Self { instances, ..self }
+    }
+
+    /// The same for tests, which have few routes: the index for thousands finds them all the same.
+    #[must_use]
+    pub fn indexed(self) -> Self {
+        Self { indexed: true, ..self }
     }
 
     /// The same for a proxy that knows where it is.
@@ -99,6 +111,7 @@ impl Builder {
             self.remove(name);
         }
         touched.extend(self.settle_routes(&touched));
+        touched.extend(self.count_callers());
         for root in &touched {
             self.rebuild(root);
         }
@@ -110,6 +123,38 @@ impl Builder {
     /// What the next table says of hosts that it does not hold.
     pub fn set_unheld(&mut self, unheld: Unheld) {
         self.table.unheld = unheld;
+    }
+
+    /// Counts the instances of this proxy's own service by zone: with them, callers share out what
+    /// they send. Returns what must be looked at again.
+    fn count_callers(&mut self) -> BTreeSet<Root> {
+        let (roots, zoned) = (&self.roots, &mut self.zoned);
+        zoned.retain(|name| {
+            let known = roots.get(&name.root).and_then(|children| children.get(&name.child));
+            matches!(known, Some(Resource::Backend(b)) if b.policy.is_zoned())
+        });
+        if zoned.is_empty() || self.own.id.is_empty() {
+            return BTreeSet::new();
+        }
+        let (own, namespace) = (&self.own, &self.namespace);
+        let is_own = |set: &&EndpointSet| {
+            set.namespace == *namespace && set.endpoints.iter().any(|e| e.id == own.id)
+        };
+        let mut sets = roots.values().flat_map(|c| c.values()).filter_map(|r| match r {
+            Resource::Endpoints(set) => Some(set),
+            _ => None,
+        });
+        let mut callers = BTreeMap::new();
+        for endpoint in sets.find(is_own).iter().flat_map(|set| &set.endpoints) {
+            if endpoint.is_candidate() && endpoint.locality.region == own.locality.region {
+                *callers.entry(endpoint.locality.zone.clone()).or_default() += 1;
+            }
+        }
+        if callers == own.callers {
+            return BTreeSet::new();
+        }
+        self.own.callers = callers;
+        self.zoned.iter().map(|name| name.root.clone()).collect()
     }
 
     /// Whether anything of a root is known.
@@ -136,6 +181,11 @@ impl Builder {
             .and_then(|r| check(&name, r))
             .and_then(|r| check_tls(r, &self.clock))
             .and_then(|r| self.check_origin(r));
+        if let Ok(Resource::Backend(backend)) = &checked
+            && backend.policy.is_zoned()
+        {
+            self.zoned.insert(name.clone());
+        }
         let children = self.roots.entry(name.root.clone()).or_default();
         match checked {
             Ok(resource) => {
@@ -344,7 +394,7 @@ impl Builder {
         }
     }
 
-    fn routes_of(&self, root: &Root) -> Vec<Arc<Route>> {
+    fn routes_of(&self, root: &Root) -> Routes {
         let mut routes: Vec<Arc<Route>> = self
             .routes
             .range(root.own()..)
@@ -352,7 +402,7 @@ impl Builder {
             .map(|(_, route)| route.clone())
             .collect();
         routes.sort_by(|a, b| a.rank.cmp(&b.rank));
-        routes
+        if self.indexed { Routes::indexed(routes) } else { Routes::new(routes) }
     }
 
     fn backend(

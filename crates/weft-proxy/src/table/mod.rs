@@ -15,10 +15,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use weft_base::clock::Mono;
-use weft_model::decide::{HashRing, Member, Places, Shares, host_fit, warm_basis_points};
+use weft_model::decide::{
+    HashRing, Member, Places, Routes, Shares, host_fit, warm_basis_points,
+};
 use weft_model::{
     Backend, CaptureListener, Endpoint, Fail, GatewayListener, HashTable, Health, Host, HostPort,
-    InboundListener, Protocol, ResourceName, Root, Route,
+    InboundListener, Protocol, ResourceName, Root,
 };
 
 pub use build::Builder;
@@ -52,7 +54,7 @@ pub struct Unheld {
 #[derive(Debug)]
 pub struct HostEntry {
     pub host: Host,
-    pub routes: Vec<Arc<Route>>,
+    pub routes: Routes,
     pub backends: HashMap<Arc<str>, Arc<BackendEntry>>,
     /// Children that could not be made, by child name.
     pub fails: HashMap<Arc<str>, Fail>,
@@ -95,7 +97,7 @@ pub struct EndpointEntry {
 pub struct GatewayEntry {
     pub name: Arc<str>,
     pub listener: GatewayListener,
-    pub routes: Vec<Arc<Route>>,
+    pub routes: Routes,
     /// Certificates by the host name of their section, most specific first.
     pub tls: Vec<(Arc<str>, Arc<rustls::ServerConfig>)>,
 }

@@ -87,8 +87,7 @@ pub fn backend_of_listener(
         .ok_or_else(|| format!("no listener serves the server name {host:?}"))?;
     let request =
         Request { method: "", scheme: "", host, port: 0, path: "", query: "", headers: &NoHeaders };
-    let routes = entry.routes.iter().map(|r| &**r);
-    let found = find_rule(routes, Some(&section.name), &request).ok_or_else(|| match host {
+    let found = entry.routes.find(Some(&section.name), &request).ok_or_else(|| match host {
         "" if entry.routes.iter().any(|r| serves_names(r)) => {
             format!("TLS asks for no server name, and every route of {name} is for some")
         }
@@ -101,7 +100,7 @@ pub fn backend_of_listener(
 }
 
 /// What a rule says of silence: 0 is no limit.
-fn idle(timeouts: &Timeouts) -> Option<Duration> {
+pub fn idle(timeouts: &Timeouts) -> Option<Duration> {
     let ms = timeouts.idle_ms?;
     Some(if ms == 0 { FOR_EVER } else { Duration::from_millis(ms) })
 }

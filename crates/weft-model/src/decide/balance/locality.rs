@@ -2,15 +2,20 @@
 //! Where an endpoint stands as seen from one client: which share or which turn its place has.
 //! Pure; made once per endpoint set.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::{Endpoint, Failover, Labels, Locality, LocalityPattern, LocalityPolicy};
+use crate::{Endpoint, Failover, Labels, Locality, LocalityPattern, LocalityPolicy, ZoneAware};
 
 /// What of the client itself decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Own {
     pub locality: Locality,
     pub labels: Labels,
+    /// Its name as an endpoint of its own service.
+    pub id: Arc<str>,
+    /// Instances of its own service by zone, in its region; empty when nobody knows.
+    pub callers: BTreeMap<Arc<str>, u32>,
 }
 
 /// Endpoints by place.
@@ -30,6 +35,18 @@ pub enum PlaceRule {
     Levels,
     /// Weights of places.
     Weights(Vec<u32>),
+    /// Zones first, the own one foremost; then places in order.
+    Zones(ZoneRule),
+}
+
+/// What decides how zones of one region share.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ZoneRule {
+    /// Callers by zone, the own one foremost.
+    pub callers: Vec<u32>,
+    /// With those of zones that have no endpoint.
+    pub callers_all: u32,
+    pub endpoints_min: u32,
 }
 
 const REGION: &str = "topology.kubernetes.io/region";
@@ -67,6 +84,50 @@ pub fn places<'e>(
                 of: endpoints.map(|e| Some(level(failover, own, e))).collect(),
             }
         }
+        LocalityPolicy::Zones(_) if own.locality.zone.is_empty() => Places::default(),
+        LocalityPolicy::Zones(policy) => zones(policy, own, &endpoints.collect::<Vec<_>>()),
+    }
+}
+
+fn zones(policy: &ZoneAware, own: &Own, endpoints: &[&Endpoint]) -> Places {
+    let far = |e: &Endpoint| match &policy.failover {
+        failover if failover.labels.is_empty() => region_level(failover, own, e),
+        failover => level(failover, own, e),
+    };
+    let mut zones: Vec<&Arc<str>> = vec![&own.locality.zone];
+    for endpoint in endpoints.iter().filter(|e| far(e) == 0) {
+        if !zones.contains(&&endpoint.locality.zone) {
+            zones.push(&endpoint.locality.zone);
+        }
+    }
+    let place = |e: &&Endpoint| {
+        let level = usize::try_from(far(e)).ok()?;
+        let at = match level {
+            0 => zones.iter().position(|zone| **zone == e.locality.zone)?,
+            level => zones.len() + level - 1,
+        };
+        u32::try_from(at).ok()
+    };
+    let of = endpoints.iter().map(place).collect();
+    // Whoever knows of nobody else counts itself.
+    let alone = BTreeMap::from([(own.locality.zone.clone(), 1)]);
+    let callers = if own.callers.is_empty() { &alone } else { &own.callers };
+    let rule = ZoneRule {
+        callers: zones.iter().map(|zone| callers.get(*zone).copied().unwrap_or(0)).collect(),
+        callers_all: callers.values().sum(),
+        endpoints_min: policy.endpoints_min,
+    };
+    Places { rule: PlaceRule::Zones(rule), of }
+}
+
+/// How far an endpoint's region is.
+fn region_level(failover: &Failover, own: &Own, endpoint: &Endpoint) -> u32 {
+    let (here, there) = (&own.locality.region, &endpoint.locality.region);
+    let next = failover.regions.iter().any(|(from, to)| from == here && to == there);
+    match (here == there, next) {
+        (true, _) => 0,
+        (false, true) => 1,
+        (false, false) => 2,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::locality::PlaceRule;
+use super::locality::{PlaceRule, ZoneRule};
 use crate::{Health, Warmup};
 
 /// A place carries its part as long as this share of its endpoints is left (Envoy's
@@ -96,7 +96,8 @@ impl Shares {
         self.count(members, rule);
         match rule {
             PlaceRule::Any => self.places.iter_mut().for_each(|p| p.share = WHOLE),
-            PlaceRule::Levels => self.share_by_level(),
+            PlaceRule::Levels => share_by_level(&mut self.places, WHOLE),
+            PlaceRule::Zones(zones) => self.share_by_zone(zones),
             PlaceRule::Weights(weights) => {
                 for (place, weight) in self.places.iter_mut().zip(weights) {
                     place.share = u64::from(*weight) * place.capacity();
@@ -126,7 +127,11 @@ impl Shares {
 
     fn count(&mut self, members: &[Member], rule: &PlaceRule) {
         let several = members.iter().filter_map(|m| m.place).max().map_or(0, |n| n as usize + 1);
-        let n = if let PlaceRule::Weights(weights) = rule { weights.len() } else { several };
+        let n = match rule {
+            PlaceRule::Weights(weights) => weights.len(),
+            PlaceRule::Zones(zones) => several.max(zones.callers.len()),
+            PlaceRule::Any | PlaceRule::Levels => several,
+        };
         self.places.clear();
         self.places.resize(n, Place::default());
         for (member, standing) in members.iter().zip(&self.standings) {
@@ -141,12 +146,17 @@ impl Shares {
         }
     }
 
-    fn share_by_level(&mut self) {
-        let mut left = WHOLE;
-        for place in &mut self.places {
-            place.share = place.capacity().min(left);
-            left -= place.share;
+    /// Zones carry together what a nearest level would.
+    fn share_by_zone(&mut self, rule: &ZoneRule) {
+        let (near, far) = self.places.split_at_mut(rule.callers.len());
+        let sum = |part: fn(&Place) -> u64| near.iter().map(part).sum();
+        let together = Place { all: sum(|p| p.all), open: sum(|p| p.open), ..Place::default() };
+        let carried = together.capacity();
+        share_among_zones(near, rule, together.open);
+        for zone in near {
+            zone.share = zone.share * carried / WHOLE;
         }
+        share_by_level(far, WHOLE - carried);
     }
 
     fn weigh(&mut self, members: &[Member]) {
@@ -172,6 +182,47 @@ impl Shares {
             };
             self.weights.push(weight);
         }
+    }
+}
+
+fn share_by_level(places: &mut [Place], mut left: u64) {
+    for place in places {
+        place.share = place.capacity().min(left);
+        left -= place.share;
+    }
+}
+
+/// Envoy's zone-aware rule: a zone that has at least its callers' part of the endpoints takes all
+/// of theirs; another takes what it has, and the rest goes to zones with more than their part. So
+/// every endpoint has the same load when each caller sends the same.
+fn share_among_zones(zones: &mut [Place], rule: &ZoneRule, open: u64) {
+    let parts = |n: u64, of: u64| (WHOLE * n).checked_div(of).unwrap_or(0);
+    let callers = |i: usize| rule.callers.get(i).copied().map_or(0, u64::from);
+    let own = zones.first().map_or(0, |zone| zone.open);
+    if open < u64::from(rule.endpoints_min) || own == 0 {
+        let weight: u64 = zones.iter().map(|zone| zone.weight).sum();
+        zones.iter_mut().for_each(|zone| zone.share = parts(zone.weight, weight));
+        return;
+    }
+    let (have, want) = (parts(own, open), parts(callers(0), u64::from(rule.callers_all)));
+    let stays = if have >= want { WHOLE } else { parts(have, want) };
+    let mut spare = 0;
+    for (i, zone) in zones.iter_mut().enumerate().skip(1) {
+        let callers = parts(callers(i), u64::from(rule.callers_all));
+        zone.share = parts(zone.open, open).saturating_sub(callers);
+        spare += zone.share;
+    }
+    for (i, zone) in zones.iter_mut().enumerate() {
+        zone.share = match i {
+            0 => stays,
+            _ => ((WHOLE - stays) * zone.share).checked_div(spare).unwrap_or(0),
+        };
+    }
+    // Roundings leave nothing over, and nobody has more than its part.
+    if spare == 0
+        && let Some(own) = zones.first_mut()
+    {
+        own.share = WHOLE;
     }
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Shares, places, hashing and ejection as pure functions.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::*;
 
@@ -163,8 +165,11 @@ fn failover_by_labels_counts_what_is_shared_from_the_first_on() {
         labels: vec!["net".into(), "topology.kubernetes.io/zone".into(), "tier=gold".into()],
         ..Failover::default()
     });
-    let own =
-        Own { locality: Locality::parse("eu/a"), labels: [("net".into(), "n1".into())].into() };
+    let own = Own {
+        locality: Locality::parse("eu/a"),
+        labels: [("net".into(), "n1".into())].into(),
+        ..Own::default()
+    };
     let endpoints = [
         endpoint("eu/a", &[("net", "n1"), ("tier", "gold")]),
         endpoint("eu/a", &[("net", "n1")]),
@@ -185,6 +190,84 @@ fn pods_say_where_they_are() {
     let topology = [("topology.kubernetes.io/region", "eu"), ("topology.kubernetes.io/zone", "a")];
     assert_eq!(of(&topology), Locality::parse("eu/a"));
     assert!(of(&[("app", "x")]).is_unknown());
+}
+
+/// What each endpoint is sent, in requests per caller of all zones, when every caller sends one.
+fn loads(callers: &[u32], endpoints: &[usize], min: u32) -> Vec<f64> {
+    let zone = |i: usize| format!("eu/z{i}");
+    let all: Vec<Endpoint> = (0..endpoints.len())
+        .flat_map(|z| (0..endpoints[z]).map(move |_| endpoint(&zone(z), &[])))
+        .collect();
+    let known: std::collections::BTreeMap<Arc<str>, u32> =
+        callers.iter().enumerate().map(|(z, n)| (format!("z{z}").into(), *n)).collect();
+    let zoned = ZoneAware { endpoints_min: min, ..ZoneAware::default() };
+    let policy = LocalityPolicy::Zones(zoned);
+    let mut loads = vec![0.0; all.len()];
+    for (z, n) in callers.iter().enumerate() {
+        let own =
+            Own { locality: Locality::parse(&zone(z)), callers: known.clone(), ..Own::default() };
+        let places = places(&policy, &own, all.iter());
+        let members: Vec<Member> =
+            (0..all.len()).map(|i| Member { place: places.of(i), ..OPEN }).collect();
+        let shares = settled(&members, &places.rule, 0);
+        let total: f64 = shares.weights.iter().map(|w| f64::from(*w)).sum();
+        for (load, weight) in loads.iter_mut().zip(&shares.weights) {
+            *load += f64::from(*n) * f64::from(*weight) / total;
+        }
+    }
+    loads
+}
+
+proptest::proptest! {
+    #[test]
+    fn zones_give_every_endpoint_the_same_load(
+        zones in proptest::collection::vec((1u32..20, 1usize..20), 1..5),
+    ) {
+        let callers: Vec<u32> = zones.iter().map(|z| z.0).collect();
+        let endpoints: Vec<usize> = zones.iter().map(|z| z.1).collect();
+        let all: u32 = callers.iter().sum();
+        let count = u32::try_from(endpoints.iter().sum::<usize>()).unwrap();
+        for load in loads(&callers, &endpoints, 1) {
+            let want = f64::from(all) / f64::from(count);
+            proptest::prop_assert!((load - want).abs() < want * 0.02, "{load} is not {want}");
+        }
+    }
+}
+
+#[test]
+fn requests_stay_in_their_zone_as_far_as_it_has_its_part() {
+    let policy = |min| {
+        LocalityPolicy::Zones(ZoneAware {
+            endpoints_min: min,
+            failover: Failover { regions: vec![("eu".into(), "us".into())], labels: Vec::new() },
+        })
+    };
+    // Two in the own zone, four in the other, one in the next region, one in the last.
+    let places_of = ["eu/a", "eu/a", "eu/b", "eu/b", "eu/b", "eu/b", "us/a", "asia/a"];
+    let endpoints = places_of.map(|place| endpoint(place, &[]));
+    let callers = |a: u32, b: u32| [("a".into(), a), ("b".into(), b)].into();
+    let shared = |callers, min, open: &dyn Fn(usize) -> bool| {
+        let own = Own { locality: Locality::parse("eu/a"), callers, ..Own::default() };
+        let places = places(&policy(min), &own, endpoints.iter());
+        let member = |i: usize| Member { place: places.of(i), failing: !open(i), ..OPEN };
+        let members: Vec<Member> = (0..endpoints.len()).map(member).collect();
+        let shares = settled(&members, &places.rule, 0);
+        let total: u64 = total_weight(&shares.weights);
+        let sum = |range: std::ops::Range<usize>| {
+            let part: u64 = shares.weights[range].iter().copied().map(u64::from).sum();
+            (part * 1_000 + total / 2) / total
+        };
+        [sum(0..2), sum(2..6), sum(6..7), sum(7..8)]
+    };
+    let all = |_: usize| true;
+    assert_eq!(shared(callers(1, 2), 6, &all), [1_000, 0, 0, 0], "a third calls a third");
+    assert_eq!(shared(callers(2, 1), 6, &all), [500, 500, 0, 0], "two thirds call a third");
+    assert_eq!(shared(callers(1, 2), 7, &all), [333, 667, 0, 0], "too few to be told apart");
+    assert_eq!(shared([].into(), 6, &all), [333, 667, 0, 0], "nobody else is known to call");
+    let own_gone = |i: usize| i > 1;
+    assert_eq!(shared(callers(1, 2), 1, &own_gone), [0, 933, 67, 0], "4 of 6 carry 93 %");
+    let region_gone = |i: usize| i > 5;
+    assert_eq!(shared(callers(1, 2), 1, &region_gone), [0, 0, 1_000, 0]);
 }
 
 const TABLES: [HashTable; 2] =

@@ -77,7 +77,7 @@ fn losers_say_what_they_lack() {
         route("n", &["other"], Matching::MostSpecific, vec![rule(vec![])]),
         route("o", &[], Matching::MostSpecific, vec![rule(vec![prefix("/a/b")])]),
     ];
-    let routes: Vec<&Route> = routes.iter().collect();
+    let routes: Routes = routes.into_iter().map(Arc::new).collect();
     let headers = List(vec![("x", "2")]);
     let got = explain_rules(&routes, Some("s"), &request("/a/b", &headers));
     assert_eq!(got.found.unwrap().rule_index, 0);
@@ -150,7 +150,7 @@ proptest! {
             route(name, &[], matching, part.iter().cloned().map(rule).collect())
         };
         let routes = [make("m", one), make("n", two)];
-        let routes: Vec<&Route> = routes.iter().collect();
+        let routes: Routes = routes.into_iter().map(Arc::new).collect();
         let headers = List(vec![("x", x)]);
         let req = request(&path, &headers);
         for m in rules.iter().flatten() {
