@@ -117,7 +117,7 @@ fn listeners_of(root: &Message<'_>) -> Vec<(String, bool)> {
     let each = list.unwrap_or_default().into_iter().filter_map(|listener| {
         let name = listener.get("name")?.as_str()?.to_owned();
         let protocol = listener.get("protocol").and_then(Value::as_str).unwrap_or("http");
-        Some((name, protocol == "http"))
+        Some((name, matches!(protocol, "http" | "http2")))
     });
     each.collect()
 }
@@ -127,9 +127,10 @@ fn listener(message: &Message<'_>, context: &Context<'_>) {
     let bind = addresses(message, "bind");
     let protocol = match message.choice("protocol").unwrap_or("http") {
         "http" => Protocol::Http1,
+        "http2" => Protocol::Http2,
         "tcp" => Protocol::Tcp,
         other => {
-            message.error("protocol", format!("{other:?}: expected http or tcp"));
+            message.error("protocol", format!("{other:?}: expected http, http2 or tcp"));
             Protocol::Http1
         }
     };
