@@ -365,10 +365,7 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     });
     let cells = worker.metrics.cells.clone();
     background.spawn_local("half-open connections", async move {
-        loop {
-            tokio::time::sleep(half_open::LOOK_EVERY).await;
-            cells.half_open.add(half_open::look() as u64);
-        }
+        half_open::keep_looking(|ended| cells.half_open.add(ended as u64)).await;
     });
     let logging = worker.clone();
     background.spawn_local("access log", async move { logging.log.keep_flushing().await });

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use weft_base::limits::HEADER_BYTES_MAX;
 
 use super::budget::Peer;
+use super::gather::Gather;
 use super::guard::{Guard, Watch};
 use super::incoming::{Incoming, length};
 use super::pump::{Pump, Stopped};
@@ -93,8 +94,10 @@ pub struct Shared {
 
 /// The task of one connection.
 pub struct Driver<I> {
-    conn: Connection<Guard<I>, Bytes>,
+    conn: Connection<Guard<Gather<I>>, Bytes>,
     watch: Rc<Watch>,
+    /// Where what the streams of one turn wrote waits for its end.
+    gathered: Gather<I>,
     shared: Rc<Shared>,
     /// None for a peer that is not asked: the kernel's keepalive finds it gone.
     pings: Option<(PingPong, Pings)>,
@@ -115,6 +118,8 @@ pub async fn connect<I>(
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
+    let io = Gather::new(io);
+    let gathered = io.handle();
     let (io, watch) = Guard::new(io, Peer::Server);
     let mut builder = Builder::new();
     builder
@@ -125,6 +130,7 @@ where
         .initial_max_send_streams(FIRST_STREAMS_MAX)
         .enable_push(false);
     let (sender, mut conn) = builder.handshake::<_, Bytes>(io).await?;
+    gathered.driven();
     let shared = Rc::new(Shared {
         active: Cell::new(0),
         peer_max: Cell::new(usize::MAX),
@@ -138,6 +144,7 @@ where
         pings: conn.ping_pong().zip(pings),
         conn,
         watch,
+        gathered,
         shared,
         asked: false,
         alarm: Alarm::default(),
@@ -302,7 +309,12 @@ where
     type Output = Result<(), Lost>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Self::poll(self.get_mut(), cx)
+        let me = self.get_mut();
+        let polled = Self::poll(me, cx);
+        if polled.is_pending() {
+            me.gathered.end_turn(cx);
+        }
+        polled
     }
 }
 

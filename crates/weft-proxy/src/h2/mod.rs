@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! HTTP/2 (RFC 9113) around the h2 crate, which keeps streams, windows and header tables.
-//! [`guard`] stands between it and the socket and counts frames by [`budget`]; [`server`] drives a
-//! client's connection and [`client`] one exchange on an upstream's. Called by `http/serve.rs` and
+//! [`guard`] stands between it and the socket and counts frames by [`budget`], [`gather`] below it
+//! makes one write of a turn's many; [`server`] drives a client's connection and [`client`] one
+//! exchange on an upstream's. Called by `http/serve.rs` and
 //! `upstream/pool`; what a request means is no business of this module.
 //!
 //! A message that ends otherwise than by END_STREAM is broken, whatever code its reset has: what
@@ -10,6 +11,7 @@
 pub mod budget;
 pub mod client;
 pub mod frames;
+pub mod gather;
 pub mod guard;
 pub mod incoming;
 mod pump;

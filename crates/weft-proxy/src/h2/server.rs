@@ -21,10 +21,12 @@ use weft_base::limits::HEADER_BYTES_MAX;
 use weft_base::task::TaskGroup;
 
 use super::budget::{Abuse, Peer};
+use super::gather::Gather;
 use super::guard::{Guard, Watch};
 use super::{Incoming, SEND_BUFFER, STREAMS_MAX, WINDOW};
 use crate::h1::Wrong;
 use crate::h1::alarm::Alarm;
+use crate::sys::pooled::Pooled;
 
 mod stream;
 
@@ -76,8 +78,10 @@ pub enum Ended {
 }
 
 struct Driver<I, S> {
-    conn: Connection<Guard<I>, Bytes>,
+    conn: Connection<Guard<Gather<I>>, Bytes>,
     watch: Rc<Watch>,
+    /// Where what the streams of one turn wrote waits for its end.
+    gathered: Gather<I>,
     service: Rc<S>,
     tasks: TaskGroup,
     times: Times,
@@ -112,6 +116,8 @@ where
     I: AsyncRead + AsyncWrite + Unpin,
     S: Service,
 {
+    let io = Gather::new(io);
+    let gathered = io.handle();
     let (io, watch) = Guard::new(io, peer);
     let mut builder = Builder::new();
     builder
@@ -125,10 +131,12 @@ where
         .enable_connect_protocol();
     let handshake = tokio::time::timeout(times.head, builder.handshake::<_, Bytes>(io)).await;
     let mut conn = handshake.map_err(|_| Ended::NoPreface)??;
+    gathered.driven();
     let mut driver = Driver {
         pings: conn.ping_pong(),
         conn,
         watch,
+        gathered,
         service,
         tasks: tasks.clone(),
         times,
@@ -142,7 +150,14 @@ where
         closing: None,
     };
     let mut draining = pin!(draining);
-    poll_fn(|cx| driver.poll(cx, draining.as_mut())).await
+    poll_fn(|cx| {
+        let polled = driver.poll(cx, draining.as_mut());
+        if polled.is_pending() {
+            driver.gathered.end_turn(cx);
+        }
+        polled
+    })
+    .await
 }
 
 // === impl Driver ===
@@ -164,7 +179,7 @@ where
                     let service = self.service.clone();
                     // Boxed, so that the task's wrappers hold no copies of it.
                     let answer = stream::answer(service, request, respond, self.times.body);
-                    self.tasks.spawn_local("http/2", Box::pin(answer));
+                    self.tasks.spawn_local("http/2", Pooled::pin(answer));
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(self.ended(error))),

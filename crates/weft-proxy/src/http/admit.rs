@@ -6,11 +6,13 @@ use std::rc::Rc;
 
 use http::header::{self, HeaderValue};
 use http::{Request, Response};
+use weft_model::Protocol;
 use weft_model::decide::Authority;
 
 use super::body::ReplyBody;
 use super::reply::{Cause, Refusal};
 use super::serve::Received;
+use crate::h1::Handover;
 use crate::observe::record::Record;
 use crate::table::Door;
 use crate::tcp::relay;
@@ -45,11 +47,12 @@ fn shed(worker: &Worker) -> Refusal {
     Refusal::new(Cause::Shed, "")
 }
 
-/// Answers CONNECT and goes on inside it.
-pub(super) fn connect(
+/// Answers CONNECT and goes on inside it. Where bytes are all that follows, what they are for is
+/// connected first: a client that is told that it may speak is not told wrongly.
+pub(super) async fn connect(
     worker: &Rc<Worker>,
     conn: &Rc<Conn>,
-    request: Request<Received>,
+    mut request: Request<Received>,
     authority: &Authority,
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
@@ -66,8 +69,21 @@ pub(super) fn connect(
     if conn.door == Door::Forward && authority.port.is_none() {
         return Err(Refusal::new(Cause::BadRequest, "CONNECT names no port"));
     }
+    let Some(client) = request.extensions_mut().remove::<Handover>() else {
+        return Err(Refusal::new(Cause::MethodRefused, ""));
+    };
+    let (version, target) = (request.version(), authority.clone());
+    let (inner, protocol) = relay::inside(worker, conn, target, version).await;
+    if matches!(protocol, Protocol::Tcp | Protocol::Tls | Protocol::Udp) {
+        let opening = relay::begin(worker, &inner).await;
+        if let Some(refusal) = opening.refusal() {
+            return Err(refusal);
+        }
+        relay::go_on(worker, &inner, client, opening);
+    } else {
+        relay::after_connect(worker, inner, client, protocol);
+    }
     record.status = 200;
-    relay::after_connect(worker, conn, request, authority.clone());
     Ok(Response::new(ReplyBody::empty()))
 }
 

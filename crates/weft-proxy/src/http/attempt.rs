@@ -286,10 +286,10 @@ async fn send(
         Wire::H2 => {
             let mut sending = pin!(picked.pool.send_h2(build(call, with)?, how));
             loop {
-                let at = due.at(&call.body);
+                let at = due.look(&call.body, due.at(&call.body));
                 match tokio::time::timeout_at(at, sending.as_mut()).await {
                     Ok(sent) => return Ok(Some(sent)),
-                    // Its body has moved meanwhile.
+                    // Its body may have moved meanwhile.
                     Err(_) if due.at(&call.body) > at => {}
                     Err(_) => return Ok(None),
                 }

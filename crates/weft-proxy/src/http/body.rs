@@ -15,6 +15,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 use weft_base::limits::RETRY_BODY_BYTES_MAX;
 
+use self::due::Pace;
 pub use self::due::{Due, Motion};
 pub use self::upstream::UpstreamBody;
 use super::copied::Copied;
@@ -30,6 +31,9 @@ mod upstream;
 /// A smaller piece of a body is copied to its neighbours where it is kept: by itself it would hold
 /// many times its size.
 pub const SMALL_BYTES: usize = 1024;
+
+/// Whether anything moves is looked at so many times within the time that nothing may.
+const LOOKS: u32 = 4;
 
 /// Why a body ended early.
 #[derive(Clone, Debug, Error)]
@@ -81,8 +85,8 @@ struct ReplayState {
     attempt: u32,
     /// What came is unpacked before anyone sees it.
     unpack: Option<Box<Decoder>>,
-    /// When an attempt last got a piece of it.
-    moved: Option<Instant>,
+    /// How an attempt gets on with it.
+    pace: Pace,
 }
 
 #[derive(Debug)]
@@ -134,9 +138,9 @@ pub struct BodyLimits {
 // === impl BodyLimits ===
 
 impl BodyLimits {
-    /// When the next byte is due after one that was seen at `since`.
-    fn next(&self, since: Instant) -> Option<Instant> {
-        let idle = (!self.idle.is_zero()).then(|| since + self.idle);
+    /// When to see whether anything came, for one who looks at `now`.
+    fn look(&self, now: Instant) -> Option<Instant> {
+        let idle = (!self.idle.is_zero()).then(|| now + self.idle / LOOKS);
         idle.into_iter().chain(self.deadline.map(|(at, _)| at)).min()
     }
 }
@@ -167,7 +171,7 @@ impl Replay {
             bytes_max,
             attempt: 0,
             unpack: None,
-            moved: None,
+            pace: Pace::default(),
         }))))
     }
 
@@ -400,7 +404,7 @@ impl Body for AttemptBody {
         if let Some(chunk) = state.kept.get(*next) {
             *next += 1;
             let frame = Frame::data(chunk.clone());
-            state.moved = Some(Instant::now());
+            state.pace.step();
             return Poll::Ready(Some(Ok(frame)));
         }
         if let Some(trailers) = state.trailers.clone()
@@ -411,7 +415,7 @@ impl Body for AttemptBody {
         }
         let frame = ready!(state.poll_source(cx));
         state.given = true;
-        state.moved = Some(Instant::now());
+        state.pace.step();
         match &frame {
             Some(Ok(frame)) if frame.is_data() => *next = state.kept.len(),
             Some(Ok(_)) => *trailers_sent = true,

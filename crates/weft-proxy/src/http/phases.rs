@@ -97,7 +97,7 @@ async fn run(
     // 2. Who may use this door, and whether there is room.
     admit::admit(worker, conn, &request)?;
     if request.method() == Method::CONNECT && !matches!(conn.door, Door::Gateway(_)) {
-        return admit::connect(worker, conn, request, &authority, record);
+        return rare(admit::connect(worker, conn, request, &authority, record)).await;
     }
 
     // 3. Headers that must not pass, and those that every request has.
@@ -125,7 +125,7 @@ async fn run(
     };
     protect(worker, conn, &head, &body, &backend, &mut plan)?;
     if let Some(client) = tunnel {
-        return rare(tunnel::forward(worker, conn, client, &backend, record)).await;
+        return rare(tunnel::forward(worker, conn, client, &backend, &plan, record)).await;
     }
     browser(&mut head, &body, &backend, record);
     let authority = apply(&plan, &mut head, &asked, authority)?;

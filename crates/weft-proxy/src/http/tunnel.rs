@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::request::Parts;
 use http::{Method, Response};
@@ -13,10 +14,12 @@ use weft_model::StringMatch;
 use weft_model::decide::Found;
 
 use super::body::ReplyBody;
+use super::plan::Plan;
 use super::reply::{Cause, Refusal};
 use crate::h1::Handover;
 use crate::observe::record::Record;
 use crate::tcp::relay;
+use crate::tcp::route::{Way, idle};
 use crate::upstream::pick::LocalBackend;
 use crate::worker::{Conn, Worker};
 
@@ -51,17 +54,18 @@ fn refused() -> Refusal {
 ///
 /// # Errors
 /// Why there is no connection.
-pub async fn forward(
+pub(super) async fn forward(
     worker: &Rc<Worker>,
     conn: &Rc<Conn>,
     client: Handover,
     backend: &RefCell<LocalBackend>,
+    plan: &Plan<'_>,
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
-    let entry = backend.borrow().entry.clone();
-    let opening = relay::begin_at(worker, conn, &entry).await;
-    if let Some(why) = opening.failure() {
-        return Err(Refusal::new(Cause::ConnectFailed, why));
+    let way = Way { backend: Arc::clone(&backend.borrow().entry), idle: idle(&plan.timeouts) };
+    let opening = relay::begin_at(worker, conn, way).await;
+    if let Some(refusal) = opening.refusal() {
+        return Err(refusal);
     }
     record.status = 200;
     relay::go_on(worker, conn, client, opening);

@@ -20,6 +20,7 @@ use crate::h1::Handover;
 use crate::h1::head::elements;
 use crate::observe::record::Record;
 use crate::tcp::joined::join;
+use crate::tcp::route::idle;
 use crate::worker::{Conn, OpenConnection};
 
 /// A client's wish to leave HTTP.
@@ -74,7 +75,8 @@ pub async fn forward(
     }
     if let Some(upstream) = response.extensions_mut().remove::<Handover>() {
         let Upgrade { client, open, .. } = upgrade;
-        let idle = call.worker.config.limits.tunnel_idle_timeout;
+        let usual = call.worker.config.limits.tunnel_idle_timeout;
+        let idle = idle(call.timeouts).unwrap_or(usual);
         let lease = response.body_mut().take_left();
         call.worker.conns.spawn_local("upgraded", async move {
             // Both ends stay counted for as long as this lasts.

@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use super::sys;
 
-/// How often a worker looks.
-pub const LOOK_EVERY: Duration = Duration::from_secs(4);
+/// How often a worker looks at a socket, and at how many at a time: each is a call of the system,
+/// and requests wait meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(4);
+const SLICE: usize = 500;
 /// Looks at which a connection was stuck, in a row, before it is given up.
 const STUCK_LOOKS: u8 = 3;
 /// A connection is stuck when what was sent to it was sent again and nothing was heard for so long.
@@ -66,24 +68,67 @@ pub fn look_at(address: SocketAddr) -> usize {
     given_up
 }
 
-/// Looks at all sockets of this thread; returns how many were given up.
-pub fn look() -> usize {
-    let mut given_up = 0;
-    OPEN.with_borrow_mut(|open| {
-        open.retain(|fd, watched| {
-            let Ok(progress) = sys::progress(*fd) else { return false };
-            watched.stuck = if is_stuck(progress) { watched.stuck + 1 } else { 0 };
-            if watched.stuck < STUCK_LOOKS {
-                return true;
+/// Looks at all sockets of this thread from now on, a few at a time.
+pub async fn keep_looking(mut ended: impl FnMut(usize)) {
+    loop {
+        let mut round = Round::begin(SLICE);
+        let pause = LOOK_EVERY / round.turns();
+        loop {
+            tokio::time::sleep(pause).await;
+            ended(round.turn());
+            if round.is_over() {
+                break;
             }
-            if sys::cookie(*fd).is_ok_and(|cookie| cookie == watched.cookie) {
-                tracing::debug!(fd, ?progress, "a peer is gone without a word");
-                given_up += usize::from(sys::give_up(*fd).is_ok());
-            }
-            false
-        });
-    });
-    given_up
+        }
+    }
+}
+
+/// One look at all sockets that there are when it begins.
+struct Round {
+    left: Vec<RawFd>,
+    slice: usize,
+}
+
+// === impl Round ===
+
+impl Round {
+    fn begin(slice: usize) -> Self {
+        Self { left: OPEN.with_borrow(|open| open.keys().copied().collect()), slice }
+    }
+
+    fn turns(&self) -> u32 {
+        u32::try_from(self.left.len().div_ceil(self.slice)).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// Looks at the next few; returns how many were given up.
+    fn turn(&mut self) -> usize {
+        let rest = self.left.len().saturating_sub(self.slice);
+        let these = self.left.drain(rest..);
+        OPEN.with_borrow_mut(|open| these.filter(|fd| look(open, *fd)).count())
+    }
+
+    fn is_over(&self) -> bool {
+        self.left.is_empty()
+    }
+}
+
+/// Looks at one socket; whether it was given up. One that is closed is forgotten.
+fn look(open: &mut HashMap<RawFd, Watched>, fd: RawFd) -> bool {
+    let Some(watched) = open.get_mut(&fd) else { return false };
+    let Ok(progress) = sys::progress(fd) else {
+        open.remove(&fd);
+        return false;
+    };
+    watched.stuck = if is_stuck(progress) { watched.stuck + 1 } else { 0 };
+    if watched.stuck < STUCK_LOOKS {
+        return false;
+    }
+    let same = sys::cookie(fd).is_ok_and(|cookie| cookie == watched.cookie);
+    open.remove(&fd);
+    if same {
+        tracing::debug!(fd, ?progress, "a peer is gone without a word");
+    }
+    same && sys::give_up(fd).is_ok()
 }
 
 fn is_stuck(progress: sys::Progress) -> bool {
@@ -108,13 +153,32 @@ mod tests {
         // Until the other side's window is closed.
         while near.write(&[7; 65_536]).is_ok() {}
         for _ in 0..STUCK_LOOKS + 2 {
-            assert_eq!((look(), look_at(to.unwrap())), (0, 0));
+            assert_eq!((Round::begin(SLICE).turn(), look_at(to.unwrap())), (0, 0));
         }
         far.set_nonblocking(true).unwrap();
         assert!(far.read(&mut [0; 1024]).unwrap() > 0);
         drop(near);
-        assert_eq!(look(), 0);
+        assert_eq!(Round::begin(SLICE).turn(), 0);
         OPEN.with_borrow(|open| assert!(open.is_empty(), "closed sockets are forgotten"));
+    }
+
+    #[test]
+    fn a_round_looks_at_all_and_at_few_at_a_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = |_| TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut open: Vec<TcpStream> = (0..7).map(connect).collect();
+        open.iter().for_each(|stream| watch(stream, None));
+        let known = || OPEN.with_borrow(HashMap::len);
+        let mut round = Round::begin(3);
+        assert_eq!((round.turns(), known()), (3, 7));
+        // What is closed is forgotten when it is looked at: so it shows who was.
+        drop(open.drain(..));
+        for left in [4, 1, 0] {
+            assert!(!round.is_over());
+            assert_eq!((round.turn(), known()), (0, left));
+        }
+        assert!(round.is_over());
+        assert_eq!(Round::begin(3).turns(), 1, "nothing to look at takes one turn");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use http::Version;
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ use super::socket::Socket;
 use super::{accept, proxy_header};
 use crate::capture::{self, race};
 use crate::h1::Handover;
-use crate::http::serve::Received;
+use crate::http::reply::{Cause, Refusal};
 use crate::observe::access_log::Relayed;
 use crate::observe::flags::{Flag, Flags};
 use crate::observe::metrics::{Labels, Reporter, RequestProtocol, TcpSeries};
@@ -44,37 +44,36 @@ use crate::worker::{Conn, Worker};
 const TRIES_MAX: usize = 3;
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Goes on inside a CONNECT once its answer is out.
-pub fn after_connect(
+/// What a CONNECT leads to: the connection that goes on inside it, and what that speaks.
+pub async fn inside(
     worker: &Rc<Worker>,
-    conn: &Rc<Conn>,
-    mut request: Request<Received>,
+    outer: &Rc<Conn>,
     target: Authority,
-) {
-    let (worker, outer) = (worker.clone(), conn.clone());
-    let version = request.version();
-    let Some(promised) = request.extensions_mut().remove::<Handover>() else { return };
-    let tasks = worker.conns.clone();
+    version: Version,
+) -> (Rc<Conn>, Protocol) {
+    if outer.door == Door::Mesh {
+        return match outer.hbone(worker, &target, version) {
+            None => (outer.clone(), Protocol::Tcp),
+            Some((inner, protocol)) => (Rc::new(inner), protocol),
+        };
+    }
+    let mut inner = Conn::new(Door::Forward, outer.local, outer.remote);
+    inner.open = outer.open.clone();
+    inner.admitted.set(true);
+    let (host, port) = (target.host.clone(), target.port.unwrap_or(80));
+    inner.tunnel = Some(target);
+    // Whoever serves it says so when this is not known in time.
+    let _ = on_demand::known(worker, &inner, None).await;
+    let protocol = crate::http::route::declared(&worker.table(), &host, port);
+    (Rc::new(inner), protocol.unwrap_or(Protocol::Detect))
+}
+
+/// Serves what goes on inside a CONNECT once its answer is out.
+pub fn after_connect(worker: &Rc<Worker>, inner: Rc<Conn>, client: Handover, protocol: Protocol) {
+    let (tasks, worker) = (worker.conns.clone(), worker.clone());
     let work = async move {
-        let Some(io) = promised.stream().await else { return };
-        if outer.door == Door::Mesh {
-            return match outer.hbone(&worker, &target, version) {
-                None => opaque(worker, io, outer).await,
-                Some((inner, protocol)) => {
-                    accept::by_protocol(worker, io, Rc::new(inner), protocol).await;
-                }
-            };
-        }
-        let mut inner = Conn::new(Door::Forward, outer.local, outer.remote);
-        inner.open = outer.open.clone();
-        inner.admitted.set(true);
-        let (host, port) = (target.host.clone(), target.port.unwrap_or(80));
-        inner.tunnel = Some(target);
-        // Whoever serves it says so when this is not known in time.
-        let _ = on_demand::known(&worker, &inner, None).await;
-        let protocol = crate::http::route::declared(&worker.table(), &host, port);
-        let protocol = protocol.unwrap_or(Protocol::Detect);
-        accept::by_protocol(worker, io, Rc::new(inner), protocol).await;
+        let Some(io) = client.stream().await else { return };
+        accept::by_protocol(worker, io, inner, protocol).await;
     };
     // A tunnel serves requests, which may be tunnels: the box ends the type's recursion.
     let work: Pin<Box<dyn Future<Output = ()>>> = Box::pin(work);
@@ -131,12 +130,13 @@ pub async fn begin(worker: &Rc<Worker>, conn: &Conn) -> Opening {
     Opening { started, seen, upstream }
 }
 
-/// The same to a backend that is known already.
-pub async fn begin_at(worker: &Rc<Worker>, conn: &Conn, backend: &Arc<BackendEntry>) -> Opening {
+/// The same where the rule that leads there is known already.
+pub async fn begin_at(worker: &Rc<Worker>, conn: &Conn, way: Way) -> Opening {
     let mut seen = Seen { wall_ms: worker.clock.wall_ms(), ..Seen::default() };
     let started = Instant::now();
-    seen.backend = Some(backend.clone());
-    let upstream = open(worker, backend, conn, &mut seen).await;
+    let Way { backend, idle } = way;
+    (seen.backend, seen.idle) = (Some(backend.clone()), idle);
+    let upstream = open(worker, &backend, conn, &mut seen).await;
     Opening { started, seen, upstream }
 }
 
@@ -484,10 +484,20 @@ impl Tally for Counted<'_> {
 // === impl Opening ===
 
 impl Opening {
-    /// Why there is no upstream.
-    pub fn failure(&self) -> Option<&str> {
+    /// Why there is no upstream, as a client is told that asked for one.
+    pub fn refusal(&self) -> Option<Refusal> {
+        if self.upstream.is_some() {
+            return None;
+        }
         let why = self.seen.sentence.as_deref().unwrap_or("no connection to an instance");
-        self.upstream.is_none().then_some(why)
+        let cause = [
+            (Flag::NR, Cause::NoService),
+            (Flag::UO, Cause::Overload),
+            (Flag::UF, Cause::ConnectFailed),
+            (Flag::UH, Cause::NoInstance),
+        ];
+        let cause = cause.into_iter().find(|(flag, _)| self.seen.flags.has(*flag));
+        Some(Refusal::new(cause.map_or(Cause::ConnectFailed, |(_, cause)| cause), why))
     }
 }
 

@@ -28,5 +28,6 @@ mod routing;
 mod rules;
 mod share;
 mod tcp;
+mod tunnels;
 mod upgrades;
 mod wire;

@@ -59,8 +59,9 @@ pub enum ConnectError {
     Tls { address: SocketAddr, reason: Arc<str> },
     #[error("{address} wants mesh TLS, but {reason}")]
     NoIdentity { address: SocketAddr, reason: Arc<str> },
-    #[error("{address} refused the tunnel with status {status}")]
-    Tunnel { address: SocketAddr, status: u16 },
+    /// `said` is what the refusal says of itself, behind a colon.
+    #[error("{address} refused the tunnel with status {status}{said}")]
+    Tunnel { address: SocketAddr, status: u16, said: Arc<str> },
 }
 
 /// A connection to an endpoint.

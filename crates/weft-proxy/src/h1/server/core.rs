@@ -161,7 +161,15 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Core<I> {
     /// Ready once everything is written.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.io {
-            Some(io) => self.out.poll_flush(io, cx, &mut self.progress),
+            Some(io) => {
+                let mut written = false;
+                let flushed = self.out.poll_flush(io, cx, &mut written);
+                if written {
+                    // While its answer flows nobody is silent.
+                    (self.progress, self.silent_since) = (true, None);
+                }
+                flushed
+            }
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
@@ -229,6 +237,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Core<I> {
                 Poll::Ready(Ok(0)) => gone(Wrong::Truncated.sentence()),
                 Poll::Ready(Ok(_)) => {
                     self.silent_since = None;
+                    // Nor is anybody stuck whose request is still wanted, and comes.
+                    self.progress |= self.wanted;
                     continue;
                 }
                 Poll::Ready(Err(error)) => gone(&error.to_string()),

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How long an upstream may be silent: until a set time, or for as long as nothing of its request
-//! moves either. Asked by the attempt and the answer's body; holds no body and no timer.
+//! moves either. Asked by the attempt and the answer's body; holds no body and no timer. A piece
+//! that moves reads no clock: whoever waits does, when it looks.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Replay, ReplayState};
+use super::{LOOKS, Replay, ReplayState};
 
 /// When an attempt has waited for long enough.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +18,13 @@ pub enum Due {
     At(Instant, Duration),
     /// That long after it began, or after the last piece of its request.
     Quiet { since: Instant, limit: Duration },
+}
+
+/// Whether pieces of a request's body move, and when one was seen to.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    fresh: Cell<bool>,
+    seen: Cell<Option<Instant>>,
 }
 
 /// Whether the request of an answer still moves. Keeps nothing of it alive.
@@ -34,6 +42,14 @@ impl Due {
         }
     }
 
+    /// When to look at the latest whether the body has moved, for one who waits until `at`.
+    pub fn look(self, body: &Replay, at: Instant) -> Instant {
+        match self {
+            Self::Quiet { limit, .. } if !body.is_empty() => at.min(Instant::now() + limit / LOOKS),
+            _ => at,
+        }
+    }
+
     /// What did not happen, and within which time.
     pub fn missed(self) -> (&'static str, Duration) {
         match self {
@@ -43,21 +59,37 @@ impl Due {
     }
 }
 
+// === impl Pace ===
+
+impl Pace {
+    /// A piece was handed on.
+    pub(super) fn step(&self) {
+        self.fresh.set(true);
+    }
+
+    fn last(&self) -> Option<Instant> {
+        if self.fresh.take() {
+            self.seen.set(Some(Instant::now()));
+        }
+        self.seen.get()
+    }
+}
+
 // === impl Motion ===
 
 impl Motion {
-    /// When a piece of the request was last handed on.
-    pub fn last(&self) -> Option<Instant> {
-        self.0.upgrade()?.borrow().moved
+    /// Whether a piece of the request was handed on since this was asked last.
+    pub fn any(&self) -> bool {
+        self.0.upgrade().is_some_and(|body| body.borrow().pace.fresh.take())
     }
 }
 
 // === impl Replay ===
 
 impl Replay {
-    /// When a piece of it was last handed on.
+    /// When a piece of it was last seen to have been handed on.
     pub fn moved(&self) -> Option<Instant> {
-        self.0.as_ref()?.borrow().moved
+        self.0.as_ref()?.borrow().pace.last()
     }
 
     pub fn motion(&self) -> Motion {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use tokio::time::{Instant, Sleep};
 
-use super::{BodyError, BodyLimits, Motion};
+use super::{BodyError, BodyLimits, LOOKS, Motion};
 use crate::upstream::pool::{Answered, Lease};
 
 #[derive(Debug)]
@@ -21,13 +21,17 @@ pub struct UpstreamBody {
     /// While its client sends, nobody is idle.
     request: Motion,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Anything came since the last look; and the looks in a row that found nothing.
+    moved: bool,
+    quiet: u32,
 }
 
 // === impl UpstreamBody ===
 
 impl UpstreamBody {
     pub(super) fn new(body: Answered, lease: Lease, limits: BodyLimits, request: Motion) -> Self {
-        let mut made = Self { body, lease: Some(lease), limits, request, timer: None };
+        let (lease, timer) = (Some(lease), None);
+        let mut made = Self { body, lease, limits, request, timer, moved: false, quiet: 0 };
         made.settle();
         made
     }
@@ -38,11 +42,7 @@ impl UpstreamBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
-                if let Some(timer) = &mut self.timer
-                    && let Some(at) = self.limits.next(Instant::now())
-                {
-                    timer.as_mut().reset(at);
-                }
+                self.moved = true;
                 if frame.is_none() {
                     self.give_back();
                 } else {
@@ -57,7 +57,9 @@ impl UpstreamBody {
     /// Ready when the next byte is overdue.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         if self.timer.is_none() {
-            let Some(at) = self.limits.next(Instant::now()) else { return Poll::Pending };
+            let Some(at) = self.limits.look(Instant::now()) else { return Poll::Pending };
+            // Silence begins here.
+            self.moved = false;
             self.timer = Some(Box::pin(tokio::time::sleep_until(at)));
         }
         let Some(timer) = &mut self.timer else { return Poll::Pending };
@@ -67,11 +69,12 @@ impl UpstreamBody {
             if let Some((_, limit)) = self.limits.deadline.filter(|(at, _)| *at <= now) {
                 return Poll::Ready(BodyError::Deadline(limit));
             }
-            let next = self.request.last().and_then(|moved| self.limits.next(moved));
-            let Some(at) = next.filter(|at| *at > now) else {
-                return Poll::Ready(BodyError::Idle(self.limits.idle));
-            };
-            timer.as_mut().reset(at);
+            let moved = std::mem::take(&mut self.moved) | self.request.any();
+            self.quiet = if moved { 0 } else { self.quiet + 1 };
+            match self.limits.look(now) {
+                Some(at) if self.quiet < LOOKS => timer.as_mut().reset(at),
+                _ => return Poll::Ready(BodyError::Idle(self.limits.idle)),
+            }
         }
     }
 

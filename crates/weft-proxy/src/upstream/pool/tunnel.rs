@@ -15,10 +15,13 @@ use tokio::net::TcpStream;
 
 use super::{OpenGuard, Pool};
 use crate::h1::Upgraded;
-use crate::h1::client::Failure;
+use crate::h1::client::{Exchange, Failure};
 use crate::http::body::AttemptBody;
 use crate::tcp::socket::Socket;
 use crate::upstream::connect::{ConnectError, UpstreamIo};
+
+/// What is read of a refusal.
+const SAID_BYTES_MAX: usize = 1024;
 
 /// A byte stream to an endpoint; one of its open connections.
 #[derive(Debug)]
@@ -60,11 +63,27 @@ impl Pool {
             })?
             .map_err(|failure| ConnectError::Tcp { address, reason: reason(failure) })?;
         if response.status != StatusCode::OK {
-            return Err(ConnectError::Tunnel { address, status: response.status.as_u16() });
+            let saying = tokio::time::timeout(limit, said(&mut connection.exchange)).await;
+            let (status, said) = (response.status.as_u16(), saying.unwrap_or_default());
+            return Err(ConnectError::Tunnel { address, status, said: said.into() });
         }
         let (io, open) = connection.upgraded();
         Ok(Tunnel { io: TunnelIo::Connect(io), _open: open })
     }
+}
+
+/// The text of a refusal, which is a proxy's and says what to do next.
+async fn said(exchange: &mut Exchange<UpstreamIo, AttemptBody>) -> String {
+    let mut text = Vec::new();
+    while text.len() < SAID_BYTES_MAX
+        && let Some(Ok(frame)) = poll_fn(|cx| exchange.poll_frame(cx)).await
+    {
+        text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+    }
+    text.truncate(SAID_BYTES_MAX);
+    let text = String::from_utf8_lossy(&text);
+    let text: String = text.trim().chars().filter(|c| !c.is_control()).collect();
+    if text.is_empty() { text } else { format!(": {text}") }
 }
 
 fn reason(failure: Failure) -> Arc<str> {
