@@ -2,21 +2,25 @@
 """Public suites through a gateway, by the scripts of tests/suites/, with the bar that each has to
 reach; and our own output read again by a parser that is none of ours."""
 
-import importlib.util
+import contextlib
 import os
 import pathlib
 import random
 import socket
+import subprocess
+import sys
 import threading
 
 import h11
 
 from edge import gateway
+from mesh import BIN, PEERS, free_port, until
+from standalone import Origin, Proxy, listens
 
 HERE = pathlib.Path(__file__).parent
-spec = importlib.util.spec_from_file_location("http11probe", HERE / "suites/http11probe.py")
-probe = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(probe)
+sys.path.insert(0, str(HERE / "suites"))
+import autobahn  # noqa: E402
+import http11probe as probe  # noqa: E402
 
 
 def server(serve):
@@ -174,3 +178,54 @@ def test_reg_18_a_second_parser_reads_what_was_asked(tmp_path):
                 assert dict(told)["host"] == "a.example"
                 client.start_next_cycle()
     assert len(seen) == 2000
+
+
+@contextlib.contextmanager
+def websocket_echo():
+    """A server of Autobahn's own library, which passes all of its cases."""
+    port = free_port()
+    command = [PEERS / "autobahn/wstest", "-m", "testeeserver", "-w", f"ws://127.0.0.1:{port}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    try:
+        until("the echo server listens", lambda: listens(port))
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_autobahn_through_a_gateway_and_over_http2_between_two(tmp_path):
+    """`h1` is an HTTP/1.1 upgrade on both sides; what comes by `h2` crosses a second gateway as an
+    extended CONNECT (RFC 8441). What the server does without weft is what counts."""
+    one, two, inner = free_port(), free_port(), free_port()
+    with websocket_echo() as echo:
+        (tmp_path / "proxy.yaml").write_text(f"""
+access_log: "off"
+listeners:
+  - {{name: one, bind: "127.0.0.1:{one}"}}
+  - {{name: two, bind: "127.0.0.1:{two}"}}
+  - {{name: inner, bind: "127.0.0.1:{inner}", protocol: http2}}
+routes:
+  - name: echo
+    listeners: [one, inner]
+    # The server wants its own port in Host.
+    rules: [{{to: echo, rewrite: {{host: "127.0.0.1:{echo}"}}}}]
+  - {{name: across, listeners: [two], rules: [{{to: inner}}]}}
+backends:
+  - {{name: echo, endpoints: ["127.0.0.1:{echo}"]}}
+  - {{name: inner, protocol: http2, endpoints: ["127.0.0.1:{inner}"]}}
+""")
+        with Proxy("-c", tmp_path / "proxy.yaml", ready=one):
+            servers = {"direct": echo, "h1": one, "h2": two}
+            servers = {name: f"ws://127.0.0.1:{port}/" for name, port in servers.items()}
+            cases = autobahn.cases(PEERS / "autobahn")
+            verdicts = autobahn.run(PEERS / "autobahn", servers, cases)
+    assert len(cases) == 247
+    ledger = autobahn.ledger(verdicts)
+    figure = {name: sum(map(autobahn.passes, v.values())) for name, v in verdicts.items()}
+    print(ledger, figure)
+    assert figure == {"direct": 247, "h1": 247, "h2": 247}, ledger
+    for name in ("h1", "h2"):
+        differ = {case: v for case, v in verdicts[name].items()
+                  if v["behavior"] != verdicts["direct"][case]["behavior"]}
+        assert not differ, differ
