@@ -7,7 +7,9 @@
 //! endpoint compiles no route. A bad part becomes a `Fail` with a sentence, and a condition in
 //! the object's own status; nothing here stops anything else.
 
+mod backend_tls;
 mod balancer;
+mod client_tls;
 mod destination_rule;
 mod duration;
 mod edge;
@@ -93,7 +95,7 @@ pub struct Draft {
 }
 
 /// The kinds whose objects are units.
-const COMPILED: [KindId; 16] = [
+const COMPILED: [KindId; 17] = [
     KindId::Service,
     KindId::Pod,
     KindId::GatewayClass,
@@ -110,6 +112,7 @@ const COMPILED: [KindId; 16] = [
     KindId::Sidecar,
     KindId::PeerAuthentication,
     KindId::TrafficPolicy,
+    KindId::BackendTlsPolicy,
 ];
 
 /// Compiles one unit; `None` when its object is gone.
@@ -156,6 +159,7 @@ fn compile_object(reader: &Reader<'_>, env: &Env, object: &Object) -> Output {
         View::Sidecar(sidecar) => sidecar::compile(reader, object, sidecar),
         View::PeerAuthentication(p) => peer_authentication::compile(reader, object, p),
         View::TrafficPolicy(p) => policy_attachment::compile(reader, object, &p.spec),
+        View::BackendTlsPolicy(p) => backend_tls::compile(reader, object, &p.spec),
         View::Invalid(issues) if has_conditions(object.key.kind) => invalid(object, issues),
         _ => Output::default(),
     }

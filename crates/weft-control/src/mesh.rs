@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use weft_model::{Labels, Parent, Resource, ResourceName, Root, Route, Scope};
+use weft_model::{GATEWAYS_MARK, Labels, Parent, Resource, ResourceName, Root, Route, Scope};
 use weft_xds::{NodeId, NodeKind};
 
 use crate::push::NodeScope;
@@ -110,6 +110,10 @@ impl MeshScope {
         }
     }
 
+    fn is_gateway(&self) -> bool {
+        matches!(self, Self::Gateway { .. })
+    }
+
     /// Whether a route is for this node's requests: mesh routes are for sidecars, each for the
     /// clients that it names; gateways have routes of their own.
     fn is_client_of(&self, route: &Route) -> bool {
@@ -134,6 +138,8 @@ impl NodeScope for MeshScope {
             Resource::Route(route) => self.is_client_of(route),
             _ => true,
         };
+        // What Gateways say to a service, with keys of theirs, is not for sidecars.
+        let meant = meant && (self.is_gateway() || !name.child.ends_with(GATEWAYS_MARK));
         meant && self.sees_root(&name.root)
     }
 

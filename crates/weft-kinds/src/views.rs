@@ -8,6 +8,7 @@
 
 pub mod apps;
 pub mod autoscaling;
+pub mod backend_tls;
 pub mod balancing;
 pub mod batch;
 pub mod catalog;
@@ -58,6 +59,7 @@ pub enum View {
     /// A TLSRoute, TCPRoute or UDPRoute: an HTTPRoute that says nothing of HTTP.
     StreamRoute(gateway::HttpRoute),
     ReferenceGrant(gateway::ReferenceGrant),
+    BackendTlsPolicy(backend_tls::BackendTlsPolicy),
     VirtualService(istio::VirtualService),
     DestinationRule(Box<istio::DestinationRule>),
     IstioGateway(istio::Gateway),
@@ -97,6 +99,7 @@ impl View {
             }
             KindId::TlsRoute | KindId::TcpRoute | KindId::UdpRoute => typed(raw, Self::StreamRoute),
             KindId::ReferenceGrant => typed(raw, Self::ReferenceGrant),
+            KindId::BackendTlsPolicy => typed(raw, Self::BackendTlsPolicy),
             KindId::VirtualService => typed(raw, Self::VirtualService),
             KindId::DestinationRule => typed(raw, |rule| Self::DestinationRule(Box::new(rule))),
             KindId::IstioGateway => typed(raw, Self::IstioGateway),

@@ -7,11 +7,11 @@
 use weft_base::issue::{FieldPath, Issues};
 use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
-use weft_kinds::views::istio::{self, Subset};
+use weft_kinds::views::istio::{self, ClientTls, Subset, TrafficPolicy};
 use weft_kinds::world::{Index, Object};
 use weft_model::{BackendPolicy, Origin};
 
-use super::{Env, Output, Reader, names, origin, traffic_policy};
+use super::{Env, Output, Reader, client_tls, names, origin, service_entry, traffic_policy};
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
 /// The DestinationRules in effect for one service, the oldest first.
@@ -29,11 +29,24 @@ pub(super) struct SubsetRef<'w> {
 
 /// The rules for a service: of the most specific host that has any.
 pub(super) fn rules_for<'w>(reader: &Reader<'w>, env: &Env, service: &ServiceKey) -> Rules<'w> {
-    for pattern in names::host_patterns(service, env) {
+    first_of(reader, names::host_patterns(service, env), service.namespace.as_str())
+}
+
+/// The same for a host that a ServiceEntry of a namespace defines.
+pub(super) fn rules_for_host<'w>(reader: &Reader<'w>, host: &str, namespace: &str) -> Rules<'w> {
+    let host = host.to_ascii_lowercase();
+    let parents = host.match_indices('.').map(|(at, _)| format!("*{}", &host[at..]));
+    let patterns: Vec<String> =
+        std::iter::once(host.clone()).chain(parents).chain(["*".to_owned()]).collect();
+    first_of(reader, patterns, namespace)
+}
+
+fn first_of<'w>(reader: &Reader<'w>, patterns: Vec<String>, namespace: &str) -> Rules<'w> {
+    for pattern in patterns {
         let found = reader.index(Index::DestinationRulesByHost, &pattern);
         let mut rules: Vec<_> = found
             .into_iter()
-            .filter(|o| &*o.key.namespace == service.namespace.as_str())
+            .filter(|o| &*o.key.namespace == namespace)
             .filter_map(|o| match &o.view {
                 View::DestinationRule(rule) => Some((&**o, &**rule)),
                 _ => None,
@@ -61,12 +74,15 @@ pub(super) fn compile(
         not_done(&mut issues, &FieldPath::new("spec.workloadSelector"));
     }
     if let Some(policy) = &rule.spec.traffic_policy {
-        traffic_policy::judge(policy, &FieldPath::new("spec.trafficPolicy"), &mut issues);
+        let path = FieldPath::new("spec.trafficPolicy");
+        traffic_policy::judge(policy, &path, &mut issues);
+        judge_tls(reader, object, policy, &path, &mut issues);
     }
     for (i, subset) in rule.spec.subsets.iter().enumerate() {
         let path = FieldPath::new("spec.subsets").index(i).field("trafficPolicy");
         if let Some(policy) = &subset.traffic_policy {
             traffic_policy::judge(policy, &path, &mut issues);
+            judge_tls(reader, object, policy, &path, &mut issues);
         }
     }
     let conditions = std::iter::once(accepted).chain(Condition::warning(&issues)).collect();
@@ -76,6 +92,20 @@ pub(super) fn compile(
         body: StatusBody::Conditions(conditions),
     };
     Output { status: Some(status), ..Output::default() }
+}
+
+fn judge_tls(
+    reader: &Reader<'_>,
+    object: &Object,
+    policy: &TrafficPolicy,
+    path: &FieldPath,
+    issues: &mut Issues,
+) {
+    client_tls::judge(reader, object, policy.tls.as_ref(), path, issues);
+    for (i, port) in policy.port_level_settings.iter().enumerate() {
+        let path = path.field("portLevelSettings").index(i);
+        client_tls::judge(reader, object, port.tls.as_ref(), &path, issues);
+    }
 }
 
 fn acceptance(
@@ -91,6 +121,9 @@ fn acceptance(
         return Condition::new("Accepted", true, "Accepted", format!("in effect for {host}"));
     }
     let Some(service) = names::service_of_host(host, &object.key.namespace, env) else {
+        if service_entry::find(reader, host, &object.key.namespace).is_some() {
+            return Condition::new("Accepted", true, "Accepted", format!("in effect for {host}"));
+        }
         return no("HostNotFound", format!("spec.host: {host} is no service of this mesh"));
     };
     if service.namespace.as_str() != &*object.key.namespace {
@@ -146,6 +179,26 @@ impl<'w> Rules<'w> {
 
     pub fn has_subset(&self, name: &str) -> bool {
         self.0.iter().any(|(_, r)| r.spec.subsets.iter().any(|s| &*s.name == name))
+    }
+
+    /// The TLS that clients of one port speak, by the innermost layer that says so.
+    pub fn tls(
+        &self,
+        port: u16,
+        subset: Option<&SubsetRef<'w>>,
+    ) -> Option<(&'w Object, &'w ClientTls)> {
+        let rule = match subset {
+            Some(subset) => Some((subset.object, subset.rule)),
+            None => self.0.first().copied(),
+        };
+        let (object, rule) = rule?;
+        let inner = subset.and_then(|s| s.view.traffic_policy.as_ref());
+        let mut layers = [inner, rule.spec.traffic_policy.as_ref()].into_iter().flatten();
+        let tls = layers.find_map(|layer| {
+            let own = layer.port_level_settings.iter().find(|p| p.port.number == port);
+            own.map_or(layer.tls.as_ref(), |own| own.tls.as_ref())
+        });
+        Some((object, tls?))
     }
 
     /// The policy of one port, of a subset or the whole, over what is usual.

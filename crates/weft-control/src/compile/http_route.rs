@@ -12,7 +12,7 @@ use weft_kinds::world::{Index, KindId, Object, ObjectKey, pair};
 use weft_model::{Dialect, Filter, Matching, Parent, Rank, Resource, Root, Route, Scope};
 
 use super::http_rule::{self, Rules};
-use super::{Env, Output, Reader, gateway, names, origin, policy_attachment};
+use super::{Env, Output, Reader, backend_tls, gateway, names, origin, policy_attachment};
 use crate::status::{Condition, ParentStatus, StatusBody, StatusUpdate};
 
 /// Where a route attached: per gateway port its sections and host names, and mesh hosts.
@@ -69,7 +69,7 @@ pub(super) fn compile(
         let conditions = conditions(accepted, extra, &rules);
         parents.push(ParentStatus { parent: parent.clone(), conditions });
     }
-    emit(object, &rules, attached, &mut out);
+    emit((reader, env), object, &rules, attached, &mut out);
     out.status = Some(StatusUpdate {
         object: object.key.clone(),
         generation: object.meta.generation,
@@ -78,7 +78,13 @@ pub(super) fn compile(
     out
 }
 
-fn emit(object: &Object, rules: &Rules, attached: Attached, out: &mut Output) {
+fn emit(
+    (reader, env): (&Reader<'_>, &Env),
+    object: &Object,
+    rules: &Rules,
+    attached: Attached,
+    out: &mut Output,
+) {
     let (ns, name) = (&object.key.namespace, &object.key.name);
     let make = |parent, scope, dialect| Route {
         parent,
@@ -103,6 +109,7 @@ fn emit(object: &Object, rules: &Rules, attached: Attached, out: &mut Output) {
         let parent = Parent::Listener { root: root.clone(), sections, hostnames };
         let mut route = make(parent, Scope::Any, Dialect::ProducerHttpRoute);
         route.rules.iter_mut().for_each(|r| drop(r.filters.splice(..0, filters.clone())));
+        backend_tls::for_gateways(reader, env, &mut route.rules);
         let route = Resource::Route(route);
         out.draft(root.child(child), route, rules.may_come);
     }

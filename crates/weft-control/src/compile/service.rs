@@ -8,8 +8,12 @@ use std::sync::Arc;
 use weft_base::name::ServiceKey;
 use weft_kinds::views::core;
 use weft_kinds::world::Object;
-use weft_model::{Backend, Host, HostPort, Labels, Resource, backend_child, udp_backend_child};
+use weft_model::{
+    Backend, GATEWAYS_MARK, Host, HostPort, Labels, Resource, backend_child, udp_backend_child,
+};
 
+use super::backend_tls::{self, Policies};
+use super::client_tls;
 use super::destination_rule::{self, Rules, SubsetRef};
 use super::policy_attachment::Attached;
 use super::{Env, Output, Reader, balancer, names, protocol, proxy_header, traffic_policy};
@@ -39,6 +43,7 @@ pub(super) fn compile(
         .and_then(|json| serde_json::from_str(json).ok())
         .unwrap_or_default();
     let attached = Attached::read(reader, "Service", &object.key.namespace, &object.key.name);
+    let policies = Policies::read(reader, &object.key.namespace, &object.key.name);
     let mut ports = Vec::new();
     for port in service.spec.ports.iter().filter(|p| is_meshed(p)) {
         ports.push(HostPort {
@@ -50,7 +55,16 @@ pub(super) fn compile(
         });
         for (subset, mut backend) in backends(env, &key, port.port, &rules, object, &service.spec) {
             attached.protect(&port.name, &mut backend);
-            out.add(root.child(backend_child(port.port, &subset)), Resource::Backend(backend));
+            let named = subset.as_ref();
+            let spoken =
+                backend_tls::secured(reader, &policies, &rules, (port, &backend.service), named);
+            let name = subset.as_ref().map_or("", |s| &s.view.name);
+            let child = backend_child(port.port, name);
+            if let Some(form) = &spoken.gateways {
+                let child = root.child(format!("{child}{GATEWAYS_MARK}"));
+                out.add(child, client_tls::formed(&backend, form));
+            }
+            out.add(root.child(child), client_tls::formed(&backend, &spoken.all));
         }
     }
     for port in service.spec.ports.iter().filter(|p| is_udp(p)) {
@@ -113,14 +127,14 @@ fn addresses(spec: &core::ServiceSpec) -> Vec<IpAddr> {
 }
 
 /// The backends of one port: the whole set, and each subset.
-fn backends(
+fn backends<'w>(
     env: &Env,
     key: &ServiceKey,
     port: u16,
-    rules: &Rules<'_>,
+    rules: &Rules<'w>,
     object: &Object,
     spec: &core::ServiceSpec,
-) -> Vec<(Arc<str>, Backend)> {
+) -> Vec<(Option<SubsetRef<'w>>, Backend)> {
     let service: Arc<str> = key.host(&env.cluster_domain).as_str().into();
     let make = |subset: Arc<str>, selector: Labels, policy, origin| Backend {
         service: service.clone(),
@@ -134,7 +148,7 @@ fn backends(
     usual.proxy_protocol = proxy_header::sent(&object.meta);
     let policy = |subset: Option<&SubsetRef<'_>>| rules.policy(usual.clone(), port, subset);
     let whole = make("".into(), Labels::new(), policy(None), rules.origin());
-    let mut out = vec![("".into(), whole)];
+    let mut out = vec![(None, whole)];
     for subset in rules.subsets() {
         let backend = make(
             subset.view.name.clone(),
@@ -142,7 +156,7 @@ fn backends(
             policy(Some(&subset)),
             Some(subset.origin()),
         );
-        out.push((subset.view.name.clone(), backend));
+        out.push((Some(subset), backend));
     }
     out
 }

@@ -14,11 +14,12 @@ use weft_kinds::views::View;
 use weft_kinds::views::service_entry::{EntryEndpoint, EntryPort, ServiceEntry};
 use weft_kinds::world::{Index, Object, host_key};
 use weft_model::{
-    Backend, BackendPolicy, Endpoint, EndpointSet, Health, Host, HostPort, Labels, Locality,
-    Protocol, Resource, Root, Transport, backend_child, endpoints_child,
+    Backend, BackendPolicy, Endpoint, EndpointSet, GATEWAYS_MARK, Health, Host, HostPort, Labels,
+    Locality, Protocol, Resource, Root, Transport, backend_child, endpoints_child,
 };
 
-use super::destination_rule::not_done;
+use super::client_tls::{self, Secured};
+use super::destination_rule::{self, Rules, not_done};
 use super::{Env, Output, Reader, names, origin, protocol};
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
@@ -61,6 +62,17 @@ pub(super) fn find<'w>(
         _ => None,
     });
     entries.min_by_key(|(o, _)| (o.meta.created_ms(), o.key.clone()))
+}
+
+fn secured(reader: &Reader<'_>, rules: &Rules<'_>, host: &str, port: u16) -> Secured {
+    client_tls::secured(reader, rules.tls(port, None), host)
+}
+
+/// Whether Gateways speak to an entry's host in another way than sidecars.
+pub(super) fn is_for_gateways(reader: &Reader<'_>, host: &str, port: u16) -> bool {
+    let Some((object, _)) = find(reader, host, "") else { return false };
+    let rules = destination_rule::rules_for_host(reader, host, &object.key.namespace);
+    secured(reader, &rules, host, port).gateways.is_some()
 }
 
 /// The root of a host that an entry names.
@@ -106,15 +118,17 @@ impl Build<'_, '_> {
         }
         let root = root_of(name);
         let service: Arc<str> = name.to_ascii_lowercase().into();
+        let rules = destination_rule::rules_for_host(self.reader, name, &self.object.key.namespace);
         for port in &spec.ports {
             let backend = Backend {
                 service: service.clone(),
                 port: port.number,
                 subset: "".into(),
                 selector: Labels::new(),
-                policy: BackendPolicy::default(),
-                origin: Some(origin(self.object, "spec")),
+                policy: rules.policy(BackendPolicy::default(), port.number, None),
+                origin: rules.origin().or_else(|| Some(origin(self.object, "spec"))),
             };
+            let spoken = secured(self.reader, &rules, &service, port.number);
             let set = EndpointSet {
                 service: service.clone(),
                 namespace: self.object.key.namespace.clone(),
@@ -123,7 +137,12 @@ impl Build<'_, '_> {
                 endpoints: endpoints.iter().map(|(e, ip)| self.endpoint(e, *ip, port)).collect(),
             };
             let out = &mut self.out;
-            out.add(root.child(backend_child(port.number, "")), Resource::Backend(backend));
+            let child = backend_child(port.number, "");
+            if let Some(form) = &spoken.gateways {
+                let child = root.child(format!("{child}{GATEWAYS_MARK}"));
+                out.add(child, client_tls::formed(&backend, form));
+            }
+            out.add(root.child(child), client_tls::formed(&backend, &spoken.all));
             out.add(root.child(endpoints_child(port.number)), Resource::Endpoints(set));
         }
         let ports = spec.ports.iter().map(|port| HostPort {

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use serde_json::Number;
 use weft_base::issue::{FieldPath, Issues};
 use weft_kinds::views::Meta;
-use weft_kinds::views::balancing::{self, ConsistentHash, LocalityLb};
+use weft_kinds::views::balancing::{self, ConsistentHash, LocalityLb, ZoneAwareLb};
 use weft_kinds::views::istio::{
     ConnectionPool, LoadBalancer, OutlierDetection, PortTrafficPolicy, TrafficPolicy,
 };
 use weft_model::{
     BackendPolicy, Distribution, Failover, FailureShare, HashBy, HashCookie, HashTable, Hashing,
     LbPolicy, LocalityPattern, LocalityPolicy, Outlier, OutlierWindow, ProxyVersion, RetryBudget,
-    SuccessRate, Warmup,
+    SuccessRate, Warmup, ZoneAware,
 };
 
 use super::destination_rule::not_done;
@@ -105,6 +105,9 @@ fn apply_lb(lb: &LoadBalancer, policy: &mut BackendPolicy) {
     if let Some(setting) = &lb.locality_lb_setting {
         policy.locality = locality(setting);
     }
+    if let Some(setting) = lb.zone_aware_lb_setting.as_ref().filter(|s| s.enabled != Some(false)) {
+        policy.locality = zones(setting);
+    }
     let old = lb.warmup_duration_secs.as_ref().map(|duration| balancing::Warmup {
         duration: duration.clone(),
         ..balancing::Warmup::default()
@@ -170,6 +173,14 @@ fn locality(setting: &LocalityLb) -> LocalityPolicy {
         Distribution { from: LocalityPattern(d.from.clone()), to }
     });
     LocalityPolicy::Distribute(list.collect())
+}
+
+fn zones(setting: &ZoneAwareLb) -> LocalityPolicy {
+    let regions = setting.failover.iter().map(|f| (f.from.clone(), f.to.clone())).collect();
+    let failover = Failover { regions, labels: setting.failover_priority.clone() };
+    let usual = ZoneAware::default();
+    let endpoints_min = setting.min_cluster_size.unwrap_or(usual.endpoints_min);
+    LocalityPolicy::Zones(ZoneAware { endpoints_min, failover })
 }
 
 fn warm(warmup: &balancing::Warmup) -> Option<Warmup> {
@@ -271,14 +282,12 @@ impl<'a> Layer<'a> {
 
 pub(super) fn judge(policy: &TrafficPolicy, path: &FieldPath, issues: &mut Issues) {
     judge_layer(&Layer::whole(policy), path, issues);
-    judge_tls(policy.tls.as_ref(), path, issues);
     if policy.tunnel.is_some() {
         not_done(issues, &path.field("tunnel"));
     }
     for (i, port) in policy.port_level_settings.iter().enumerate() {
         let path = path.field("portLevelSettings").index(i);
         judge_layer(&Layer::port(port), &path, issues);
-        judge_tls(port.tls.as_ref(), &path, issues);
     }
 }
 
@@ -309,7 +318,6 @@ fn judge_layer(layer: &Layer<'_>, path: &FieldPath, issues: &mut Issues) {
         let path = path.field("loadBalancer");
         let known = ["ROUND_ROBIN", "RANDOM", "LEAST_REQUEST", "LEAST_CONN", "UNSPECIFIED"];
         check(lb.simple.as_deref().is_some_and(|s| !known.contains(&s)), path.field("simple"));
-        check(lb.zone_aware_lb_setting.is_some(), path.field("zoneAwareLbSetting"));
     }
     if let Some(tcp) = layer.pool.and_then(|p| p.tcp.as_ref()) {
         let path = path.field("connectionPool").field("tcp");
@@ -322,12 +330,5 @@ fn judge_layer(layer: &Layer<'_>, path: &FieldPath, issues: &mut Issues) {
         check(per_connection, path.field("maxRequestsPerConnection"));
         check(http.h2_upgrade_policy.is_some(), path.field("h2UpgradePolicy"));
         check(http.use_client_protocol.is_some(), path.field("useClientProtocol"));
-    }
-}
-
-/// The mesh's own mTLS is always there; anything else is not done yet.
-fn judge_tls(tls: Option<&serde_json::Value>, path: &FieldPath, issues: &mut Issues) {
-    if tls.is_some_and(|tls| tls["mode"] != "ISTIO_MUTUAL") {
-        not_done(issues, &path.field("tls"));
     }
 }

@@ -21,7 +21,9 @@ use super::destination_rule::not_done;
 use super::http_route::{consumers_of, producers_of};
 use super::istio_gateway;
 use super::vs_rule::{Context, Place, Prepared, Source};
-use super::{Env, Output, Reader, names, origin, protocol, service, service_entry, vs_delegate};
+use super::{
+    Env, Output, Reader, backend_tls, names, origin, protocol, service, service_entry, vs_delegate,
+};
 use crate::mesh::gateway_root;
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
@@ -240,7 +242,11 @@ impl Build<'_, '_> {
             }
             self.attached = true;
             let place = Place { gateway: &at, port, service: None };
-            let rules = self.rules(Protocol::Http1, place);
+            let mut rules = self.rules(Protocol::Http1, place);
+            for prepared in &mut rules {
+                let rule = std::slice::from_mut(&mut prepared.rule);
+                backend_tls::for_gateways(self.cx.reader, self.cx.env, rule);
+            }
             let root = gateway_root(ns, name, port);
             // One `*` takes every host of the section, whatever else is listed.
             let all = hostnames.contains("*");

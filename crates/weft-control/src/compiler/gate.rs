@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use weft_kinds::world::ObjectKey;
 use weft_model::{
-    Resource, ResourceName, Root, Route, Target, UDP_MARK, WeightedBackend, endpoints_child,
-    udp_endpoints_child,
+    GATEWAYS_MARK, Resource, ResourceName, Root, Route, Target, UDP_MARK, WeightedBackend,
+    endpoints_child, udp_endpoints_child,
 };
 
 use crate::compile::Draft;
@@ -173,9 +173,13 @@ fn is_sound(mesh: &Mesh, route: &Route) -> bool {
     })
 }
 
-/// Whether a backend has an instance that takes requests.
+/// Whether a backend has an instance that takes requests, or its sentence is all it ever answers.
 fn is_ready(mesh: &Mesh, name: &ResourceName) -> bool {
-    let Some(Resource::Backend(backend)) = mesh.get(name).map(|r| &**r) else { return false };
+    let backend = match mesh.get(name).map(|r| &**r) {
+        Some(Resource::Backend(backend)) => backend,
+        Some(Resource::Fail(_)) => return true,
+        _ => return false,
+    };
     let child = if name.child.ends_with(UDP_MARK) { udp_endpoints_child } else { endpoints_child };
     let set = name.root.child(child(backend.port));
     let Some(Resource::Endpoints(set)) = mesh.get(&set).map(|r| &**r) else { return false };
@@ -184,7 +188,8 @@ fn is_ready(mesh: &Mesh, name: &ResourceName) -> bool {
 
 /// `product.shop.svc.cluster.local port 80 subset v2`
 fn words(target: &ResourceName) -> String {
-    let mut parts = target.child.split('/').skip(1);
+    let child = target.child.strip_suffix(GATEWAYS_MARK).unwrap_or(&target.child);
+    let mut parts = child.split('/').skip(1);
     let host = target.root.to_string();
     let host = host.strip_prefix("host:").unwrap_or(&host);
     let port = parts.next().unwrap_or("?");

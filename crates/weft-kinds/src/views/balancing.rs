@@ -59,6 +59,15 @@ pub struct LocalityLb {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ZoneAwareLb {
+    pub enabled: Option<bool>,
+    pub min_cluster_size: Option<u32>,
+    pub failover: Vec<Failover>,
+    pub failover_priority: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Distribute {
     pub from: Arc<str>,

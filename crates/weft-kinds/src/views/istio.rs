@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Labels;
-use super::balancing::{ConsistentHash, LocalityLb, RetryBudget, Warmup};
+use super::balancing::{ConsistentHash, LocalityLb, RetryBudget, Warmup, ZoneAwareLb};
 
 pub const GROUP: &str = "networking.istio.io";
 
@@ -281,7 +281,7 @@ pub struct TrafficPolicy {
     pub load_balancer: Option<LoadBalancer>,
     pub connection_pool: Option<ConnectionPool>,
     pub outlier_detection: Option<OutlierDetection>,
-    pub tls: Option<Value>,
+    pub tls: Option<ClientTls>,
     pub tunnel: Option<Value>,
     pub proxy_protocol: Option<Value>,
     pub retry_budget: Option<RetryBudget>,
@@ -295,7 +295,25 @@ pub struct PortTrafficPolicy {
     pub load_balancer: Option<LoadBalancer>,
     pub connection_pool: Option<ConnectionPool>,
     pub outlier_detection: Option<OutlierDetection>,
-    pub tls: Option<Value>,
+    pub tls: Option<ClientTls>,
+}
+
+/// How clients of a host speak TLS to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientTls {
+    /// `DISABLE` (or absent), `SIMPLE`, `MUTUAL`, `ISTIO_MUTUAL`
+    pub mode: Arc<str>,
+    pub client_certificate: Option<Arc<str>>,
+    pub private_key: Option<Arc<str>>,
+    /// A file of the proxy's machine, or `system`.
+    pub ca_certificates: Option<Arc<str>>,
+    pub ca_crl: Option<Arc<str>>,
+    /// A Secret.
+    pub credential_name: Option<Arc<str>>,
+    pub subject_alt_names: Vec<Arc<str>>,
+    pub sni: Option<Arc<str>>,
+    pub insecure_skip_verify: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -304,7 +322,7 @@ pub struct LoadBalancer {
     pub simple: Option<Arc<str>>,
     pub consistent_hash: Option<ConsistentHash>,
     pub locality_lb_setting: Option<LocalityLb>,
-    pub zone_aware_lb_setting: Option<Value>,
+    pub zone_aware_lb_setting: Option<ZoneAwareLb>,
     pub warmup: Option<Warmup>,
     /// Deprecated by `warmup`.
     pub warmup_duration_secs: Option<Arc<str>>,

@@ -33,6 +33,10 @@ pub enum Index {
     /// TrafficPolicies by target, as [`TargetRef::at`](crate::views::traffic_policy::TargetRef::at)
     /// writes it.
     TrafficPoliciesByTarget,
+    /// BackendTLSPolicies by target, in the same form.
+    BackendTlsPoliciesByTarget,
+    /// HTTPRoutes and their like by each Service that they send to, `namespace/name`.
+    RoutesByBackend,
     /// Any object by the uid of each of its owners.
     ByOwner,
     /// Pods by the node that they run on.
@@ -82,6 +86,13 @@ pub(super) fn entries(object: &Object) -> Entries {
                     out.insert((Index::RoutesByService, at));
                 }
             }
+            let backends = route.spec.rules.iter().flat_map(|rule| &rule.backend_refs);
+            for target in backends.map(|backend| &backend.target) {
+                if target.kind.as_deref().is_none_or(|kind| kind == "Service") {
+                    let at = pair(target.namespace.as_deref().unwrap_or(ns), &target.name);
+                    out.insert((Index::RoutesByBackend, at));
+                }
+            }
         }
         View::VirtualService(vs) => {
             for gateway in vs.spec.gateways.iter().filter(|g| &***g != "mesh") {
@@ -118,6 +129,10 @@ pub(super) fn entries(object: &Object) -> Entries {
         View::TrafficPolicy(policy) => {
             let targets = policy.spec.target_refs.iter().map(|t| t.at(ns));
             out.extend(targets.map(|at| (Index::TrafficPoliciesByTarget, at)));
+        }
+        View::BackendTlsPolicy(policy) => {
+            let targets = policy.spec.target_refs.iter().map(|t| t.at(ns));
+            out.extend(targets.map(|at| (Index::BackendTlsPoliciesByTarget, at)));
         }
         _ => {}
     }
