@@ -3,8 +3,10 @@
 //! and what a row of health checks says. Pure: time comes in as a number, state is the caller's.
 
 mod adaptive;
+mod gate;
 
 pub use adaptive::Limiter;
+pub use gate::{Entry, Gate};
 
 use crate::{HealthCheck, RateLimit};
 
