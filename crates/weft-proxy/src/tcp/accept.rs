@@ -17,7 +17,7 @@ use weft_model::{Protocol, mesh_server_port};
 
 use super::sniff::{Spoken, sniff, sniff_http};
 use super::socket::Socket;
-use super::{hello, proxy_header, relay};
+use super::{hello, preface, proxy_header, relay};
 use crate::capture::{inbound, outbound};
 use crate::http::serve::serve;
 use crate::observe::flags::Flag;
@@ -181,20 +181,13 @@ where
         relay::opaque(worker, io, Rc::new(conn)).await;
     } else if entry.passes_tls_on() {
         Box::pin(by_server_name(worker, io, conn, entry)).await;
-    } else if entry.tls.is_empty() && speaks_http2_only(entry) {
-        // Whatever its first bytes are: HTTP/2 itself refuses a wrong preface.
-        Box::pin(serve(io, worker, Rc::new(conn), Wire::H2)).await;
+    } else if preface::is_only(entry) {
+        preface::connection(worker, io, Rc::new(conn)).await;
     } else if entry.tls.is_empty() {
         http(worker, io, Rc::new(conn)).await;
     } else {
         Box::pin(gateway_tls(worker, io, conn, entry)).await;
     }
-}
-
-/// Whether a port was declared to speak HTTP/2 without ever asking what a client speaks.
-fn speaks_http2_only(entry: &GatewayEntry) -> bool {
-    let sections = &entry.listener.sections;
-    !sections.is_empty() && sections.iter().all(|s| s.protocol == Protocol::Http2)
 }
 
 /// A port that passes TLS on for some names, and may end it for others.

@@ -6,6 +6,7 @@ pub mod half_open;
 pub mod hello;
 pub mod joined;
 mod pipe;
+pub mod preface;
 pub mod prefixed;
 pub mod proxy_header;
 pub mod relay;
