@@ -91,6 +91,7 @@ from_go echo-basic sigs.k8s.io/gateway-api-conformance-images/echo-basic echo-ba
 from_go echo-advanced istio.io/istio/pkg/test/echo/cmd/server echo-server
 from_go echo-advanced istio.io/istio/pkg/test/echo/cmd/client client
 from_go coredns . coredns
+from_go consul-sd . prometheus-consul-sd
 from_go grpc-interop google.golang.org/grpc/interop/client grpc-interop-client
 from_go grpc-interop google.golang.org/grpc/interop/server grpc-interop-server
 from_go h2spec github.com/summerwind/h2spec/cmd/h2spec h2spec

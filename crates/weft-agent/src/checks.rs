@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Consul-type health checks: HTTP, TCP and gRPC are asked at intervals, TTL checks expire.
+//! Consul-type health checks: HTTP, TCP, UDP, gRPC and HTTP/2 pings are asked at intervals, TTL
+//! checks expire.
 //!
 //! [`CheckMachine`] is pure (thresholds, jittered start, expiry); [`Runner`] asks and reports
 //! what changed. No check runs a command: registering one never executes anything here.
@@ -16,8 +17,11 @@ use weft_kinds::views::catalog::Status;
 use weft_kinds::views::check::{CheckDefinition, Probe};
 
 mod ask;
+mod h2ping;
+mod reach;
 mod run;
 
+pub(crate) use reach::reachable;
 pub use run::{CheckSink, Runner};
 
 /// Shortest interval; Consul's own clients use 10 ms in tests.
@@ -68,8 +72,11 @@ pub struct CheckMachine {
     before_warning: u64,
     before_critical: u64,
     interval: Duration,
+    /// Where in the interval this check has its place, once the first answer is there.
+    phase: Option<Duration>,
     ttl: Option<Duration>,
     due: Mono,
+    output_max: usize,
 }
 
 // === impl CheckMachine ===
@@ -81,22 +88,25 @@ impl CheckMachine {
             Probe::Ttl { ttl_ms } => Some(Duration::from_millis(ttl_ms)),
             _ => None,
         };
+        let below = |rng: &mut Rng, most: Duration| {
+            Duration::from_millis(rng.below(u64::try_from(most.as_millis()).unwrap_or(u64::MAX)))
+        };
         let interval = match definition.interval_ms {
             0 => INTERVAL_DEFAULT,
             ms => Duration::from_millis(ms).max(INTERVAL_MIN),
         };
-        let first = u64::try_from(interval.min(START_JITTER).as_millis()).unwrap_or(0);
         let before_critical = definition.failures_before_critical;
         let due = match ttl {
             Some(ttl) => now.plus(ttl),
-            None => now.plus(Duration::from_millis(rng.below(first))),
+            None => now.plus(below(rng, interval.min(START_JITTER))),
         };
         Self {
             status: spec.status,
             shown: spec.status,
             output: definition.initial_output.clone(),
-            successes: 0,
-            failures: 0,
+            // As in Consul the first answer counts at once, whatever the thresholds say.
+            successes: definition.success_before_passing,
+            failures: before_critical,
             before_passing: definition.success_before_passing,
             before_warning: match definition.failures_before_warning {
                 0 => before_critical,
@@ -104,8 +114,10 @@ impl CheckMachine {
             },
             before_critical,
             interval,
+            phase: Some(below(rng, interval)),
             ttl,
             due,
+            output_max: output_max(definition),
         }
     }
 
@@ -126,7 +138,8 @@ impl CheckMachine {
     /// One answer. Returns status and output when either changed, and also when the catalog says
     /// something else.
     pub fn result(&mut self, status: Status, output: &str, now: Mono) -> Option<(Status, String)> {
-        self.due = now.plus(self.interval);
+        // Many that begin together are asked spread over their interval from then on.
+        self.due = now.plus(self.phase.take().unwrap_or(self.interval));
         let next = if status == Status::Critical {
             self.failures = self.failures.saturating_add(1);
             self.successes = 0;
@@ -172,7 +185,7 @@ impl CheckMachine {
     }
 
     fn become_(&mut self, status: Status, output: &str) -> Option<(Status, String)> {
-        let output = cut(output);
+        let output = cut(output, self.output_max);
         if self.status == status && self.shown == status && self.output == output {
             return None;
         }
@@ -182,9 +195,16 @@ impl CheckMachine {
     }
 }
 
-/// At most 4 KiB, on a character's border.
-fn cut(text: &str) -> String {
-    let mut end = text.len().min(CHECK_OUTPUT_BYTES_MAX);
+fn output_max(definition: &CheckDefinition) -> usize {
+    match usize::try_from(definition.output_bytes_max) {
+        Ok(most @ 1..=CHECK_OUTPUT_BYTES_MAX) => most,
+        _ => CHECK_OUTPUT_BYTES_MAX,
+    }
+}
+
+/// The beginning of a text, to a character's border.
+fn cut(text: &str, most: usize) -> String {
+    let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {
         end -= 1;
     }

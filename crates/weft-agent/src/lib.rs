@@ -15,6 +15,8 @@ pub mod config;
 pub mod enter;
 pub mod env;
 pub mod exec;
+mod guard;
+pub mod held;
 pub mod leftover;
 pub mod link;
 pub mod logs;

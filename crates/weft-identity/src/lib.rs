@@ -16,6 +16,7 @@
 )]
 
 pub mod ca;
+pub mod handed;
 pub mod join;
 pub mod leaf;
 pub mod outside;

@@ -30,9 +30,9 @@ pub use catalog::{Catalog, service_of as service_of_registration};
 pub use delta::{ReadKey, WorldDelta};
 pub use index::{Index, gateway_ref, host_key, pair, service_of};
 pub use instance::{
-    Door, INJECT_ANNOTATION, Instance, InstanceId, InstancePort, MESH_ADDRESS_ANNOTATION,
-    OWNER_ANNOTATION, PROXY_ANNOTATION, WEIGHT_ANNOTATION, balancer_node, has_sidecar, is_mirror,
-    workload,
+    DRAIN_ANNOTATION, Door, INJECT_ANNOTATION, Instance, InstanceId, InstancePort,
+    MESH_ADDRESS_ANNOTATION, OWNER_ANNOTATION, PROXY_ANNOTATION, WEIGHT_ANNOTATION, balancer_node,
+    has_sidecar, is_mirror, workload,
 };
 pub use key::{CheckKey, ObjectKey, RegistrationKey, StoreKey, encode};
 pub use pods::{HOST_ADDRESS_ANNOTATION, PODS_ANNOTATION, PODS_SETTING, PodsMode, host_address};

@@ -23,6 +23,7 @@ use weft_store::{
     Class, Compare, EventKind, LeaseId, Op, Revision, StoreError, Txn, Watch, WatchError,
 };
 
+use crate::catalog::CatalogError;
 use crate::nodes::{self, NodeInfo};
 use crate::objects::meta;
 use crate::{Change, ObjectError, Objects, Part, Registry, WriteOptions};
@@ -83,6 +84,14 @@ pub enum HostError {
     Object(#[from] ObjectError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Catalog(Arc<CatalogError>),
+}
+
+impl From<CatalogError> for HostError {
+    fn from(error: CatalogError) -> Self {
+        Self::Catalog(Arc::new(error))
+    }
 }
 
 /// All hosts of a registry. Cloning shares it.
@@ -290,6 +299,7 @@ impl Hosts {
         let mut all = self.known.lock().await;
         if self.registry.now().get(KindId::Node, "", name).is_none() {
             all.remove(name);
+            self.registry.catalog().node_heard(name, false, []).await?;
             return Err(HostError::Removed(name.clone()));
         }
         let lease = self.lease(name).await?;
@@ -318,6 +328,7 @@ impl Hosts {
 
     async fn register(&self, info: &HostInfo) -> Result<(), HostError> {
         let name = &info.node.name;
+        self.registry.catalog().node_heard(name, true, []).await?;
         let world = self.registry.now();
         let node = world.get(KindId::Node, "", name);
         let before = node.and_then(|n| n.meta.annotation(INSTANCE_ANNOTATION)).unwrap_or("");
@@ -435,7 +446,16 @@ impl Hosts {
             return Ok(());
         }
         // One that believes to lead and does not is stopped by the store.
-        let objects = if heard { objects } else { objects.as_leader() };
+        let mut held = vec![Compare::Absent(at)];
+        let objects = match heard {
+            true => objects,
+            false => {
+                held.extend(self.registry.leader().fence());
+                objects.as_leader()
+            }
+        };
+        // First, so that whoever waits for the pods' change sees this too.
+        self.registry.catalog().node_heard(name, false, held).await?;
         let world = self.registry.now();
         let node = world.get(KindId::Node, "", name);
         if !node.is_some_and(|n| heard || nodes::is_ready(&n.raw)) {
@@ -458,6 +478,7 @@ impl Hosts {
         let Some(known) = all.remove(name) else { return Ok(()) };
         tracing::info!(host = name, "a host left");
         self.registry.store().lease_revoke(known.lease).await?;
+        self.registry.catalog().node_heard(name, false, []).await?;
         self.unready(&self.registry.objects(), name, "its agent was stopped").await
     }
 

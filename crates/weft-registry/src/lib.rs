@@ -9,6 +9,7 @@
 pub mod catalog;
 pub mod consul;
 pub mod controllers;
+pub mod drain;
 mod events;
 pub mod hosts;
 pub mod leader;

@@ -13,6 +13,8 @@
 pub mod admin;
 pub mod consul;
 pub mod dns;
+pub mod drain;
+mod guard;
 mod json;
 pub mod k8s;
 pub mod serve;

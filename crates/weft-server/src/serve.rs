@@ -24,8 +24,10 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use weft_base::limits::{HEADER_BYTES_MAX, HEADERS_MAX, WATCHERS_MAX};
+use weft_base::limits::{CHECK_HEADER, HEADER_BYTES_MAX, HEADERS_MAX, WATCHERS_MAX};
 use weft_base::task::TaskGroup;
+
+use crate::guard;
 
 /// Open connections of the API door; watches hold theirs.
 const API_CONNECTIONS_MAX: usize = if WATCHERS_MAX < 4096 { WATCHERS_MAX } else { 4096 };
@@ -102,7 +104,15 @@ async fn connection(stream: TcpStream, router: Router, tasks: TaskGroup) {
     }
 }
 
+/// What a health check that a client defined may ask of this door: it comes from this machine,
+/// which may do more than the client.
+const FOR_CHECKS: [&str; 5] = ["/healthz", "/livez", "/readyz", "/version", "/metrics"];
+
 async fn guard(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
+    if is_out_of_bounds(request.headers(), request.uri()) {
+        let why = "health checks that clients define may ask this door for its health only";
+        return with_headers(status(StatusCode::FORBIDDEN, "Forbidden", why));
+    }
     if let Err(why) = admit(request.headers(), request.uri(), &hosts) {
         return with_headers(refuse(&why));
     }
@@ -114,6 +124,10 @@ async fn guard(State(hosts): State<Hosts>, request: Request, next: Next) -> Resp
         return with_headers(status(StatusCode::NOT_FOUND, "NotFound", why));
     }
     with_headers(response)
+}
+
+fn is_out_of_bounds(headers: &HeaderMap, uri: &Uri) -> bool {
+    headers.contains_key(CHECK_HEADER) && !FOR_CHECKS.contains(&uri.path()) && guard::on("checks")
 }
 
 fn with_headers(mut response: Response) -> Response {
@@ -184,6 +198,23 @@ mod tests {
             headers.insert(ORIGIN, origin.parse().unwrap());
         }
         admit(&headers, &Uri::from_static("/"), &["weft.test".into()]).is_ok()
+    }
+
+    #[tokio::test]
+    async fn reg_58_a_clients_check_asks_this_door_for_its_health_only() {
+        let out = |path: &str, header: &str| {
+            let mut headers = HeaderMap::new();
+            headers
+                .insert(HeaderName::from_bytes(header.as_bytes()).unwrap(), "1".parse().unwrap());
+            is_out_of_bounds(&headers, &path.parse().unwrap())
+        };
+        let secrets = "/api/v1/namespaces/shop/secrets";
+        for path in [secrets, "/v1/weft/tokens", "/", "/healthz/x", "/metrics/../api", "/readyz/"] {
+            assert!(out(path, "X-Weft-Check"), "{path}");
+            assert!(!out(path, "x-other"), "{path}");
+        }
+        assert!(!out("/healthz?verbose", "x-weft-check") && !out("/metrics", "x-weft-check"));
+        assert!(!guard::without("checks", async { out(secrets, "x-weft-check") }).await);
     }
 
     #[test]

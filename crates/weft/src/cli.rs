@@ -36,6 +36,8 @@ pub struct Cli {
 pub enum Command {
     /// Run manifests as local processes with server, gateway and sidecars, for development.
     Up(Box<UpArgs>),
+    /// Run one program as an instance of a service, registered for as long as it lives.
+    Run(Box<crate::run::RunArgs>),
     /// Stop a running `weft up`.
     Down(DataArgs),
     /// Stop it and delete its data: store, certificates, logs.
@@ -62,6 +64,8 @@ pub enum Command {
     Delete(DeleteArgs),
     /// Why a request would be answered as it would be: route, policies, instances.
     Explain(Box<ExplainArgs>),
+    /// Let requests go to others while an instance finishes what it has.
+    Drain(crate::drain::DrainArgs),
     /// What is running, what is not healthy, and why.
     Status(ClientArgs),
     /// Requests per second, errors and latency per service, refreshed.
@@ -155,6 +159,31 @@ pub struct Doors {
     /// too. No other door is opened on it.
     #[arg(long, env = "WEFT_AGENTS_BIND", value_name = "ADDRESS")]
     pub agents_bind: Option<IpAddr>,
+    #[command(flatten)]
+    pub names: Names,
+}
+
+#[derive(Debug, Args, Clone, Default)]
+pub struct Names {
+    /// Address that the DNS door binds, if not that of the other doors: names may be asked for
+    /// from other machines.
+    #[arg(long, env = "WEFT_DNS_BIND", value_name = "ADDRESS")]
+    pub dns_bind: Option<IpAddr>,
+    /// Resolver that the DNS door asks for names that are not the mesh's, for clients of private
+    /// networks; may be given several times, in order. Without one they are refused.
+    #[arg(long = "dns-recursor", env = "WEFT_DNS_RECURSORS", value_name = "ADDRESS[:PORT]",
+          value_delimiter = ',', value_parser = resolver)]
+    pub recursors: Vec<SocketAddr>,
+    /// Questions over UDP that each source may ask the DNS door in a second; 0 is without bound.
+    /// Unless it is given it is 1000, and loopback is not counted.
+    #[arg(long, env = "WEFT_DNS_RATE", value_name = "QUESTIONS")]
+    pub dns_rate: Option<u32>,
+}
+
+fn resolver(text: &str) -> Result<SocketAddr, String> {
+    let bare = |ip: IpAddr| SocketAddr::new(ip, 53);
+    let parsed = text.parse().or_else(|_| text.parse().map(bare));
+    parsed.map_err(|_| format!("{text:?} is no address; write 10.0.0.2 or 10.0.0.2:53"))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

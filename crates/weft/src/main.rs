@@ -10,6 +10,7 @@ mod check;
 mod cli;
 mod client;
 mod data;
+mod drain;
 mod exit;
 mod explain;
 mod help;
@@ -19,6 +20,7 @@ mod pod;
 mod ports;
 mod print;
 mod proxy;
+mod run;
 mod server;
 mod store;
 mod token;
@@ -52,7 +54,10 @@ fn main() -> ExitCode {
     if let Command::PodExec { file } = &cli.command {
         return pod::exec(file);
     }
-    match run(cli) {
+    if let Command::Run(args) = &cli.command {
+        return run::run(args);
+    }
+    match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("weft: {}", exit::sentence(&error));
@@ -61,7 +66,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+fn dispatch(cli: Cli) -> Result<()> {
     let serves = matches!(
         &cli.command,
         Command::Up(_) | Command::Server(_) | Command::Agent(_) | Command::Proxy(_)
@@ -86,6 +91,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Describe(args) => wait(client::objects::describe(&args)),
         Command::Delete(args) => wait(client::objects::delete(&args)),
         Command::Explain(args) => wait(explain::run(&args)),
+        Command::Drain(args) => wait(drain::run(&args)),
         Command::Status(args) => wait(client::report::status(&args)),
         Command::Top(args) => wait(client::report::top(&args)),
         Command::Mtls(MtlsCommand::Report(args)) => wait(client::report::mtls(&args)),
@@ -101,7 +107,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Man { dir } => man(&dir),
         Command::PodNet { trial } => pod::net(trial),
         Command::PodInit { file } => pod::init(&file),
-        Command::PodExec { .. } => Ok(()),
+        Command::PodExec { .. } | Command::Run(_) => Ok(()),
         Command::PodCapture { file } => capture::hold(&file),
         Command::Version => {
             crate::say!("weft {}", env!("CARGO_PKG_VERSION"));

@@ -247,6 +247,7 @@ async fn get(ip: IpAddr, port: u16, path: &str) -> (u16, String) {
         body: String::new(),
         tls: crate::probe::ask::Tls::default(),
         via: weft_base::sockets::SocketFactory::Here,
+        guarded: false,
     };
     let answer = crate::probe::ask::http(&ask, PATIENCE).await.unwrap();
     (answer.status.as_u16(), answer.body)

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One question of a Consul-type check and its answer in Consul's words.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use http::Method;
+use tokio::net::UdpSocket;
 use weft_base::sockets::SocketFactory;
 use weft_kinds::views::catalog::Status;
 use weft_kinds::views::check::{CheckDefinition, Probe};
 
-use super::TIMEOUT_DEFAULT;
+use super::{TIMEOUT_DEFAULT, h2ping, reach};
 use crate::probe::ask::{self, HttpAsk, Target, Tls};
+
+/// Asked to answer nothing, a UDP service that took the datagram is silent for this long.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Asks once; `None` for checks that others report.
 pub(super) async fn ask(definition: &CheckDefinition) -> Option<(Status, String)> {
@@ -17,24 +22,64 @@ pub(super) async fn ask(definition: &CheckDefinition) -> Option<(Status, String)
         0 => TIMEOUT_DEFAULT,
         ms => Duration::from_millis(ms),
     };
+    let said = |done: Result<(), String>, well: String| match done {
+        Ok(()) => (Status::Passing, well),
+        Err(why) => (Status::Critical, why),
+    };
     match &definition.probe {
-        Probe::None | Probe::Ttl { .. } => None,
+        probe if !probe.is_asked() => None,
         Probe::Http { .. } => Some(http(&definition.probe, timeout).await),
         Probe::Tcp { address, tls } => {
             let tls = tls.then(Tls::default);
-            Some(match ask::tcp(Target::here(address), tls.as_ref(), timeout).await {
-                Ok(()) => (Status::Passing, format!("TCP connect {address}: Success")),
-                Err(why) => (Status::Critical, why),
-            })
+            let done = ask::tcp(target(address), tls.as_ref(), timeout).await;
+            Some(said(done, format!("TCP connect {address}: Success")))
         }
-        Probe::Grpc { target, tls, tls_skip_verify } => {
-            let (address, service) = target.split_once('/').unwrap_or((target, ""));
+        Probe::Udp { address } => {
+            let done = ask::limited(timeout, udp(address, timeout)).await;
+            Some(said(done, format!("UDP connect {address}: Success")))
+        }
+        Probe::H2Ping { address, tls, tls_skip_verify, tls_server_name } => {
+            let server_name = tls_server_name.clone();
+            let tls = tls.then(|| Tls { skip_verify: *tls_skip_verify, server_name });
+            let ping = async {
+                let stream = ask::open(target(address), tls.as_ref(), &[b"h2"]).await;
+                h2ping::ping(stream.map_err(|e| format!("Failed to dial to {address}: {e}"))?).await
+            };
+            let done = ask::limited(timeout, ping).await;
+            Some(said(done, "HTTP2 ping was successful".to_owned()))
+        }
+        Probe::Grpc { target: to, tls, tls_skip_verify } => {
+            let (address, service) = to.split_once('/').unwrap_or((to, ""));
             let tls = tls.then(|| Tls { skip_verify: *tls_skip_verify, ..Tls::default() });
-            Some(match ask::grpc(Target::here(address), service, tls.as_ref(), timeout).await {
-                Ok(()) => (Status::Passing, format!("gRPC check {target}: success")),
-                Err(why) => (Status::Critical, format!("gRPC check {target}: {why}")),
-            })
+            let done = ask::grpc(target(address), service, tls.as_ref(), timeout).await;
+            let done = done.map_err(|why| format!("gRPC check {to}: {why}"));
+            Some(said(done, format!("gRPC check {to}: success")))
         }
+        _ => None,
+    }
+}
+
+/// A client named it.
+fn target(address: &str) -> Target<'_> {
+    Target::guarded(address)
+}
+
+/// Whether somebody takes a datagram there: the system says when nobody does. Silence is taken
+/// for consent, as Consul does.
+async fn udp(address: &str, timeout: Duration) -> Result<(), String> {
+    let failed = |e: std::io::Error| format!("dial udp {address}: {}", ask::plain(&e));
+    let to = reach::reachable(address).await?;
+    let Some(to) = to.first() else { return Err(format!("lookup {address}: no such host")) };
+    let any: IpAddr = match to.is_ipv4() {
+        true => Ipv4Addr::UNSPECIFIED.into(),
+        false => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await.map_err(failed)?;
+    socket.connect(to).await.map_err(failed)?;
+    socket.send(&[]).await.map_err(failed)?;
+    match tokio::time::timeout(SILENCE.min(timeout / 2), socket.recv(&mut [0; 64])).await {
+        Ok(Err(why)) => Err(failed(why)),
+        Ok(Ok(_)) | Err(_) => Ok(()),
     }
 }
 
@@ -56,7 +101,7 @@ async fn http(probe: &Probe, timeout: Duration) -> (Status, String) {
         .collect();
     let tls = Tls { skip_verify: *tls_skip_verify, server_name: tls_server_name.clone() };
     let (body, via) = (body.clone(), SocketFactory::Here);
-    let question = HttpAsk { uri, method, headers, body, tls, via };
+    let question = HttpAsk { uri, method, headers, body, tls, via, guarded: true };
     match ask::http(&question, timeout).await {
         Ok(answer) => {
             let status = match answer.status.as_u16() {

@@ -12,7 +12,6 @@ use weft_base::rng::Rng;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::Status;
-use weft_kinds::views::check::Probe;
 
 use super::{CheckKey, CheckMachine, CheckReport, CheckSpec, Checks, ask};
 use crate::link::{BoxFuture, LinkError};
@@ -102,7 +101,7 @@ impl Runner {
                 // At the next result: what the catalog lost is told again.
                 running.shown.send_replace(spec.status);
             }
-            let asked = !matches!(spec.definition.probe, Probe::None | Probe::Ttl { .. });
+            let asked = spec.definition.probe.is_asked();
             if !asked || self.running.contains_key(key) {
                 continue;
             }

@@ -18,8 +18,10 @@ use tokio::net::TcpStream;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use weft_base::limits::CHECK_OUTPUT_BYTES_MAX;
+use weft_base::limits::{CHECK_HEADER, CHECK_OUTPUT_BYTES_MAX};
 use weft_base::sockets::SocketFactory;
+
+use crate::checks::reachable;
 
 /// The longest wait for a connection; whoever asks has a shorter limit.
 const DIAL_MAX: Duration = Duration::from_secs(60);
@@ -33,6 +35,8 @@ pub struct HttpAsk {
     pub body: String,
     pub tls: Tls,
     pub via: SocketFactory,
+    /// A client named it: see [`Target::guarded`].
+    pub guarded: bool,
 }
 
 /// Who is asked over TCP: an address, or a name when it is asked from here.
@@ -40,6 +44,7 @@ pub struct HttpAsk {
 pub struct Target<'a> {
     pub address: &'a str,
     pub via: &'a SocketFactory,
+    guarded: bool,
 }
 
 /// How a certificate is judged where the question goes over TLS.
@@ -65,7 +70,17 @@ static HERE: SocketFactory = SocketFactory::Here;
 impl<'a> Target<'a> {
     /// Asked from this process's own network.
     pub fn here(address: &'a str) -> Self {
-        Self { address, via: &HERE }
+        Self { address, via: &HERE, guarded: false }
+    }
+
+    /// The same where a client named the address: what answers only to this machine is not asked.
+    pub fn guarded(address: &'a str) -> Self {
+        Self { guarded: true, ..Self::here(address) }
+    }
+
+    /// Asked through a door of some network.
+    pub fn via(address: &'a str, via: &'a SocketFactory) -> Self {
+        Self { address, via, guarded: false }
     }
 }
 
@@ -109,7 +124,8 @@ async fn http_once(ask: &HttpAsk) -> Result<HttpAnswer, String> {
     let secure = ask.uri.scheme_str() == Some("https");
     let host = ask.uri.host().ok_or("the URL has no host")?;
     let port = ask.uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let stream = connect(Target { address: &format!("{host}:{port}"), via: &ask.via }).await?;
+    let (address, via) = (format!("{host}:{port}"), &ask.via);
+    let stream = connect(Target { guarded: ask.guarded, ..Target::via(&address, via) }).await?;
     if secure {
         let stream = handshake(stream, host, &ask.tls, &[b"http/1.1"]).await?;
         exchange(TokioIo::new(stream), ask).await
@@ -152,11 +168,18 @@ fn request(ask: &HttpAsk) -> Result<Request<Full<Bytes>>, String> {
             host.clone_from(value);
             continue;
         }
+        if ask.guarded && name.eq_ignore_ascii_case(CHECK_HEADER) {
+            continue;
+        }
         agent |= name.eq_ignore_ascii_case("user-agent");
         request = request.header(name, value);
     }
     if !agent {
         request = request.header("user-agent", "weft-probe");
+    }
+    if ask.guarded {
+        // weft's own doors take no orders that come this way, whoever gave them.
+        request = request.header(CHECK_HEADER, "1");
     }
     let request = request.header("host", host).header("connection", "close");
     let body = Full::new(Bytes::from(ask.body.clone()));
@@ -180,14 +203,14 @@ async fn beginning(mut body: hyper::body::Incoming) -> Result<String, String> {
 }
 
 async fn grpc_once(to: Target<'_>, service: &str, tls: Option<&Tls>) -> Result<(), String> {
-    let Target { address, via } = to;
+    let Target { address, via, guarded } = to;
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| format!("{address:?} is no address: {e}"))?;
     let (address, via, tls) = (address.to_owned(), via.clone(), tls.cloned());
     let connector = tower_service_fn(move || {
         let (address, via, tls) = (address.clone(), via.clone(), tls.clone());
         async move {
-            let to = Target { address: &address, via: &via };
+            let to = Target { guarded, ..Target::via(&address, &via) };
             let stream = connect(to).await.map_err(std::io::Error::other)?;
             let stream: Box<dyn Stream> = match tls {
                 Some(tls) => {
@@ -210,8 +233,29 @@ async fn grpc_once(to: Target<'_>, service: &str, tls: Option<&Tls>) -> Result<(
     }
 }
 
-async fn connect(Target { address, via }: Target<'_>) -> Result<TcpStream, String> {
+/// A connection, with TLS when asked for.
+///
+/// # Errors
+/// A sentence about what went wrong.
+pub(crate) async fn open(
+    to: Target<'_>,
+    tls: Option<&Tls>,
+    alpn: &[&[u8]],
+) -> Result<Box<dyn Stream>, String> {
+    let stream = connect(to).await?;
+    Ok(match tls {
+        Some(tls) => Box::new(handshake(stream, host_of(to.address), tls, alpn).await?),
+        None => Box::new(stream),
+    })
+}
+
+async fn connect(to: Target<'_>) -> Result<TcpStream, String> {
+    let Target { address, via, guarded } = to;
     let stream = match via {
+        SocketFactory::Here if guarded => {
+            let reachable = reachable(address).await?;
+            TcpStream::connect(&*reachable).await
+        }
         SocketFactory::Here => TcpStream::connect(address).await,
         door => {
             let to = address.parse().map_err(|_| {
@@ -253,7 +297,7 @@ fn client_config(skip_verify: bool) -> Result<ClientConfig, String> {
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
@@ -286,7 +330,7 @@ where
     }
 }
 
-async fn limited<T>(
+pub(crate) async fn limited<T>(
     timeout: Duration,
     ask: impl Future<Output = Result<T, String>>,
 ) -> Result<T, String> {
@@ -306,7 +350,7 @@ fn host_of(address: &str) -> &str {
 }
 
 /// An I/O error without the number that Rust puts behind it.
-fn plain(error: &std::io::Error) -> String {
+pub(crate) fn plain(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "connect: connection refused".into(),
         _ => error.to_string(),

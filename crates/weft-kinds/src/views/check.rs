@@ -11,6 +11,8 @@ use super::catalog::{CheckRecord, Status};
 
 /// The check that says whether a node itself is reachable; every node has it.
 pub const SERF_HEALTH: &str = "serfHealth";
+/// Where a node's own check of that name lies: a node is one, whatever the namespace.
+pub const SERF_NAMESPACE: &str = "default";
 /// The check that marks a whole node as in maintenance.
 pub const NODE_MAINTENANCE: &str = "_node_maintenance";
 /// With a service id behind it: the check that marks one instance as in maintenance.
@@ -37,6 +39,9 @@ pub struct CheckDefinition {
     /// The output before the first result.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub initial_output: String,
+    /// At most this much of an output is kept; 0 is as much as there may be.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub output_bytes_max: u64,
     /// Registered through the agent's endpoints: the agent runs it.
     #[serde(skip_serializing_if = "is_false")]
     pub agent: bool,
@@ -79,6 +84,26 @@ pub enum Probe {
         #[serde(default, skip_serializing_if = "is_false")]
         tls_skip_verify: bool,
     },
+    /// `host:port`; an empty datagram is sent, and only that nobody takes it is a failure.
+    Udp { address: String },
+    /// `host:port`, an HTTP/2 PING.
+    H2Ping {
+        address: String,
+        #[serde(default, skip_serializing_if = "is_false")]
+        tls: bool,
+        #[serde(default, skip_serializing_if = "is_false")]
+        tls_skip_verify: bool,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        tls_server_name: String,
+    },
+    /// As healthy as an instance, or without one as a node. The catalog works it out.
+    Alias {
+        node: String,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        service_id: String,
+    },
+    /// `weft run` holds the instance up at least this often; with it the instance goes.
+    Process { ttl_ms: u64 },
 }
 
 // === impl Probe ===
@@ -92,6 +117,23 @@ impl Probe {
             Self::Http { .. } => "http",
             Self::Tcp { .. } => "tcp",
             Self::Grpc { .. } => "grpc",
+            Self::Udp { .. } => "udp",
+            Self::H2Ping { .. } => "h2ping",
+            Self::Alias { .. } => "alias",
+            Self::Process { .. } => "process",
+        }
+    }
+
+    /// Whether somebody goes and asks; the others are told, or worked out.
+    pub fn is_asked(&self) -> bool {
+        !matches!(self, Self::None | Self::Ttl { .. } | Self::Alias { .. } | Self::Process { .. })
+    }
+
+    /// How long its owner's word holds.
+    pub fn ttl_ms(&self) -> Option<u64> {
+        match self {
+            Self::Ttl { ttl_ms } | Self::Process { ttl_ms } => Some(*ttl_ms),
+            _ => None,
         }
     }
 }

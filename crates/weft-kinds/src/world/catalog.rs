@@ -21,6 +21,7 @@ pub struct Catalog {
     by_node: OrdMap<Arc<str>, OrdSet<RegistrationKey>>,
     checks_of: OrdMap<RegistrationKey, OrdSet<CheckKey>>,
     checks_on: OrdMap<Arc<str>, OrdSet<CheckKey>>,
+    aliases: OrdSet<CheckKey>,
 }
 
 // === reading ===
@@ -98,6 +99,11 @@ impl Catalog {
         keys.filter_map(|k| self.checks.get_key_value(k))
     }
 
+    /// The checks that are as healthy as what they name.
+    pub fn aliases(&self) -> impl Iterator<Item = (&CheckKey, &Arc<CheckRecord>)> {
+        self.aliases.iter().filter_map(|k| self.checks.get_key_value(k))
+    }
+
     /// A check's newest result, if there was one since the server started.
     pub fn result(&self, key: &CheckKey) -> Option<&Arc<CheckStatus>> {
         self.statuses.get(key)
@@ -110,6 +116,12 @@ impl Catalog {
             (None, Some(check)) => check.initial,
             (None, None) => Status::Critical,
         }
+    }
+
+    /// Whether an operator took an instance or its node out of service.
+    pub fn is_in_maintenance(&self, key: &RegistrationKey) -> bool {
+        let own = self.checks_of(key).chain(self.node_checks(&key.node));
+        own.map(|(_, check)| check).any(|check| check.is_maintenance())
     }
 
     /// An instance's health: the worst of its own checks and its node's.
@@ -194,6 +206,10 @@ impl Catalog {
             link(&mut self.checks_of, &target(&key, is), &key);
             link(&mut self.checks_on, &key.node, &key);
         }
+        match new.as_ref().is_some_and(|is| &*is.kind == "alias") {
+            true => self.aliases.insert(key.clone()),
+            false => self.aliases.remove(&key),
+        };
         put(&mut self.checks, &key, new);
         services.sort();
         services.dedup();

@@ -75,6 +75,8 @@ pub const OWNER_ANNOTATION: &str = "weft.dev/owner";
 pub const PROXY_ANNOTATION: &str = "weft.dev/proxy";
 /// `"false"` on pods that want no sidecar; Istio's own word is understood too.
 pub const INJECT_ANNOTATION: &str = "weft.dev/inject";
+/// On pods that are drained by hand, with the reason: they finish what they have.
+pub const DRAIN_ANNOTATION: &str = "weft.dev/drain";
 /// A relative share of a pod, 0 to 65535; 1 when absent.
 pub const WEIGHT_ANNOTATION: &str = "weft.dev/weight";
 /// On pods of machines that others reach by the machine's address only: where the sidecar takes
@@ -179,7 +181,8 @@ fn from_endpoint(
     });
     let conditions = endpoint.conditions;
     let ready = conditions.ready.unwrap_or(true);
-    let draining = conditions.terminating.unwrap_or(false);
+    let drained = pod.is_some_and(|(meta, _)| meta.annotation(DRAIN_ANNOTATION).is_some());
+    let draining = drained || conditions.terminating.unwrap_or(false);
     let serving = if draining { conditions.serving.unwrap_or(ready) } else { ready };
     let id = pod_name.unwrap_or(text).clone();
     let mut ports: Vec<InstancePort> =
@@ -247,7 +250,7 @@ fn from_registration(
         tags: registration.tags.clone(),
         weight: if health == Status::Warning { weights.warning } else { weights.passing },
         health,
-        draining: false,
+        draining: catalog.is_in_maintenance(key),
         origin: Door::Consul,
         workload: registration.service.clone(),
         service_account: "".into(),

@@ -8,6 +8,7 @@
 //! Architecture invariant: an unchanged heartbeat writes nothing; a change of output alone is
 //! written at most every [`OUTPUT_EVERY_MS`] milliseconds per check; a change of status at once.
 
+mod alias;
 mod error;
 mod minding;
 pub(crate) mod plan;
@@ -84,7 +85,7 @@ pub fn runnable<'a>(
 ) -> impl Iterator<Item = (&'a CheckKey, CheckDefinition)> {
     catalog.checks_on(node).filter_map(|(key, check)| {
         let definition = check.typed();
-        let runs = definition.agent && !matches!(definition.probe, Probe::None | Probe::Ttl { .. });
+        let runs = definition.agent && definition.probe.is_asked();
         runs.then_some((key, definition))
     })
 }
@@ -137,6 +138,7 @@ impl Handle {
 
     /// Does what falls due until the group drains.
     pub fn run(&self, tasks: &TaskGroup) {
+        self.run_aliases(tasks);
         let (handle, group) = (self.clone(), tasks.clone());
         tasks.spawn("catalog timers", async move {
             loop {
@@ -321,7 +323,7 @@ impl Handle {
         let Some(check) = world.catalog().check(key) else {
             return Err(CatalogError::UnknownCheck { id: key.id.to_string() });
         };
-        if !matches!(check.typed().probe, Probe::Ttl { .. }) {
+        if check.typed().probe.ttl_ms().is_none() {
             return Err(CatalogError::NotTtl { id: key.id.to_string() });
         }
         self.report(key, status, output).await
@@ -358,6 +360,7 @@ impl Handle {
 impl Handle {
     async fn attend(&self, due: &Due) -> Result<(), CatalogError> {
         match due {
+            Due::Expired(key) if self.is_process(key) => self.let_go(key).await,
             Due::Expired(key) => {
                 let _turn = self.turn(&key.node, &key.id).await;
                 if !self.timers().is_expired(key, self.0.clock.now()) {
@@ -392,13 +395,19 @@ impl Handle {
         }
     }
 
+    fn is_process(&self, key: &CheckKey) -> bool {
+        let world = self.0.world.load();
+        let check = world.catalog().check(key);
+        check.is_some_and(|c| matches!(c.typed().probe, Probe::Process { .. }))
+    }
+
     /// Writes a status when it says something new. The check's turn is held.
     async fn tell(&self, key: &CheckKey, status: Status, output: &str) -> Result<(), CatalogError> {
         let world = self.0.world.load();
         let Some(check) = world.catalog().check(key) else {
             return Err(CatalogError::UnknownCheck { id: key.id.to_string() });
         };
-        let output: Arc<str> = bounded(output).into();
+        let output: Arc<str> = bounded(output, check.typed().output_bytes_max).into();
         let known = world.catalog().result(key);
         let shown = known.map_or_else(|| check.typed().initial_output.into(), |r| r.output.clone());
         let now = self.0.clock.now();
@@ -567,9 +576,13 @@ fn owned(namespace: &str, service: &str) -> CatalogError {
     }
 }
 
-/// As much of an output as is kept.
-fn bounded(output: &str) -> &str {
-    let mut end = output.len().min(CHECK_OUTPUT_BYTES_MAX);
+/// As much of an output as is kept; 0 is what may be kept at most.
+fn bounded(output: &str, most: u64) -> &str {
+    let most = match usize::try_from(most) {
+        Ok(most @ 1..CHECK_OUTPUT_BYTES_MAX) => most,
+        _ => CHECK_OUTPUT_BYTES_MAX,
+    };
+    let mut end = output.len().min(most);
     while !output.is_char_boundary(end) {
         end -= 1;
     }

@@ -126,6 +126,16 @@ pub fn register_check(
     Ok(plan.txn)
 }
 
+/// Adds or replaces a check of a node that need not be in the catalog.
+///
+/// # Errors
+/// When it cannot be written as JSON.
+pub fn node_check(catalog: &Catalog, check: CheckRecord) -> Result<Txn, CatalogError> {
+    let mut plan = Plan { catalog, txn: Txn::default() };
+    plan.check(check)?;
+    Ok(plan.txn)
+}
+
 /// # Errors
 /// When there is no such check.
 pub fn deregister_check(catalog: &Catalog, key: &CheckKey) -> Result<Txn, CatalogError> {

@@ -8,6 +8,8 @@ use weft_store::{MemoryStore, Revision};
 
 use super::*;
 
+mod others;
+
 struct Rig {
     handle: Handle,
     world: Snapshot<World>,

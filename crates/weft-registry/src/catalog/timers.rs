@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use weft_base::clock::Mono;
 use weft_kinds::views::catalog::{CheckRecord, Status};
-use weft_kinds::views::check::Probe;
 use weft_kinds::world::{Catalog, CheckKey};
 
 /// How often the state of services that may be reaped is looked at.
@@ -50,14 +49,14 @@ impl Timers {
     pub fn watch(&mut self, check: &CheckRecord, now: Mono) {
         let key = super::plan::check_key(check);
         let definition = check.typed();
-        match definition.probe {
-            Probe::Ttl { ttl_ms } => {
+        match definition.probe.ttl_ms() {
+            Some(ttl_ms) => {
                 let ttl = Duration::from_millis(ttl_ms);
                 if self.ttl.get(&key).is_none_or(|(old, _)| *old != ttl) {
                     self.arm(key.clone(), ttl, now);
                 }
             }
-            _ => self.disarm(&key),
+            None => self.disarm(&key),
         }
         if definition.deregister_after_ms > 0 && !check.service_id.is_empty() {
             self.reapable.entry(key).or_insert(None);

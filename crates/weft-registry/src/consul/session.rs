@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use weft_kinds::views::catalog::Status;
-use weft_kinds::views::check::SERF_HEALTH;
+use weft_kinds::views::check::{SERF_HEALTH, SERF_NAMESPACE};
 use weft_kinds::world::{CheckKey, ReadKey, World};
 use weft_store::{Class, Compare, LeaseId, Op, Revision, Txn};
 
@@ -75,11 +75,11 @@ impl Session {
             return Some(format!("Missing node registration: {:?}", self.node));
         }
         for id in self.checks() {
-            let key = CheckKey {
-                namespace: self.namespace.clone(),
-                node: self.node.clone(),
-                id: id.clone(),
+            let namespace = match **id == *SERF_HEALTH {
+                true => SERF_NAMESPACE.into(),
+                false => self.namespace.clone(),
             };
+            let key = CheckKey { namespace, node: self.node.clone(), id: id.clone() };
             match catalog.check(&key) {
                 None if **id == *SERF_HEALTH => {}
                 None => return Some(format!("Missing check '{id}' registration")),

@@ -10,7 +10,7 @@ use weft_base::name::fnv1a;
 use weft_kinds::views::View;
 use weft_kinds::views::core::{IntOrString, Pod, Service, ServicePort};
 use weft_kinds::views::discovery::SERVICE_NAME_LABEL;
-use weft_kinds::world::{Index, KindId, Object, ObjectKey, pair};
+use weft_kinds::world::{DRAIN_ANNOTATION, Index, KindId, Object, ObjectKey, pair};
 
 use super::plan::{Context, controller_ref};
 use super::selects;
@@ -116,8 +116,10 @@ fn target(port: &ServicePort, pod: &Pod) -> Option<u16> {
 }
 
 fn endpoint(service: &Service, pod: &Object, view: &Pod) -> Value {
-    let (serving, terminating) = (view.is_ready(), pod.meta.is_deleting());
-    let ready = service.spec.publish_not_ready_addresses || (serving && !terminating);
+    let drained = pod.meta.annotation(DRAIN_ANNOTATION).is_some();
+    let (serving, terminating) = (view.is_ready(), drained || pod.meta.is_deleting());
+    let unasked = service.spec.publish_not_ready_addresses && !drained;
+    let ready = unasked || (serving && !terminating);
     let mut out = json!({
         "addresses": [&*view.status.pod_ip],
         "conditions": { "ready": ready, "serving": serving, "terminating": terminating },

@@ -9,6 +9,7 @@
 
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::{CheckRecord, Registration};
+use weft_kinds::views::check::Probe;
 use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey};
 use weft_registry::catalog::{Handle, check_key, registration_key};
 
@@ -72,9 +73,23 @@ impl Admission<'_> {
     /// A check as it is to be, and as it is.
     pub fn check(&self, new: &CheckRecord, verb: Verb) -> Result<(), Refusal> {
         self.subject(&subject_of(new), verb)?;
+        self.aliased(new)?;
         match self.view.world.catalog().check(&check_key(new)) {
             Some(known) => self.subject(&subject_of(known), verb),
             None => Ok(()),
+        }
+    }
+
+    /// An alias shows how its target is, so whoever makes one must be able to see that.
+    fn aliased(&self, new: &CheckRecord) -> Result<(), Refusal> {
+        let Probe::Alias { node, service_id } = new.typed().probe else { return Ok(()) };
+        let node = if node.is_empty() { new.node.clone() } else { node.into() };
+        let (namespace, id) = (new.namespace.clone(), service_id.into());
+        let key = RegistrationKey { namespace, node, id };
+        let (who, ns) = (&self.ask.who, &key.namespace);
+        match self.view.world.catalog().registration(&key) {
+            Some(target) => who.demand(Verb::Read, Kind::Service, ns, &target.service),
+            None => who.demand(Verb::Read, Kind::Node, ns, &key.node),
         }
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/v1/connect/ca/*`, `/v1/agent/connect/*` and `/v1/discovery-chain/*`. weft's own authority
-//! hands out identities to processes that it knows; it does not hand out keys over this API.
+//! `/v1/connect/ca/configuration`, `/v1/agent/connect/authorize` and `/v1/discovery-chain/*`. Who
+//! signs for Consul's clients is in `ca`.
 
 use http::Method;
 use serde_json::{Map, Value, json};
@@ -14,7 +14,7 @@ use super::error::Refusal;
 use super::http::Ask;
 use super::reply::Reply;
 
-const SETTINGS: &str = "setting";
+pub(super) const SETTINGS: &str = "setting";
 
 impl Door {
     pub(super) async fn ca_configuration(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -52,14 +52,6 @@ impl Door {
             })))
         })
         .await
-    }
-
-    /// Keys never travel over this API.
-    pub(super) fn ca_not_offered(&self) -> Result<Reply, Refusal> {
-        Err(Refusal::not_offered(
-            "weft hands out certificates to processes that it started or that a token names, not \
-             over Consul's API; see `weft help mtls`",
-        ))
     }
 
     /// Whether a client certificate's service may connect, by the intentions.
@@ -116,11 +108,6 @@ impl Door {
             Ok(Reply::json(chain(&name, dc, protocol.as_deref().unwrap_or("tcp"))))
         })
         .await
-    }
-
-    pub(super) async fn gateway_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let topic = Topic::Key(keys::record(SETTINGS, "gateways").into());
-        self.read_shelf(topic, &ask.params.blocking()?, |_| Ok(Reply::json(json!([])))).await
     }
 }
 

@@ -87,7 +87,8 @@ impl Door {
         match endpoint {
             Endpoint::CoordinateNode => self.coordinate_node(ask).await,
             Endpoint::CoordinateUpdate => self.coordinate_update(ask).await,
-            Endpoint::CaRoots | Endpoint::CaLeaf => self.ca_not_offered(),
+            Endpoint::CaRoots => self.ca_roots(ask).await,
+            Endpoint::CaLeaf => self.ca_leaf(ask).await,
             Endpoint::CaConfiguration => self.ca_configuration(ask).await,
             Endpoint::ConnectAuthorize => self.connect_authorize(ask),
             Endpoint::DiscoveryChain => self.discovery_chain(ask).await,

@@ -27,6 +27,7 @@ use super::reply::{Body, Reply};
 use super::routes::{self, Endpoint};
 use super::who::Who;
 use super::{Door, view};
+use crate::guard;
 
 /// Time for a request's head, and for its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -235,6 +236,7 @@ where
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
+    let max = if guard::on("body-size") { max } else { usize::MAX };
     let too_large = || {
         Refusal::new(
             StatusCode::PAYLOAD_TOO_LARGE,

@@ -10,6 +10,7 @@ mod admit;
 mod agent;
 mod agent_write;
 mod body;
+mod ca;
 mod catalog;
 mod config;
 mod connect;
@@ -19,6 +20,7 @@ mod error;
 mod event;
 mod filter;
 pub mod fuzz;
+mod gateways;
 mod health;
 mod http;
 pub mod index;
@@ -27,7 +29,7 @@ mod kv;
 mod operator;
 mod params;
 mod query;
-mod query_run;
+pub(crate) mod query_run;
 mod register;
 mod reply;
 mod routes;
@@ -57,6 +59,7 @@ use weft_registry::{Registry, WorldChange, consul};
 
 use acl::Acl;
 pub use acl::AclConfig;
+pub use ca::Ca;
 use error::Refusal;
 use index::{Indexes, Topic};
 use params::Blocking;
@@ -89,6 +92,8 @@ pub struct Access {
     pub acl: Option<AclConfig>,
     /// Told when a client ends this server; absent when clients may not.
     pub leave: Option<Arc<Notify>>,
+    /// Signs for Consul's clients; absent where nobody does.
+    pub ca: Option<Arc<Ca>>,
 }
 
 /// The door. Cheap to clone.
@@ -103,6 +108,7 @@ struct Inner {
     consul: consul::Handle,
     acl: Acl,
     leave: Option<Arc<Notify>>,
+    ca: Option<Arc<Ca>>,
     clock: Clock,
     hosts: Vec<String>,
     watchers: Semaphore,
@@ -171,6 +177,7 @@ impl Door {
             consul: registry.consul().clone(),
             acl: Acl::new(access.acl),
             leave: access.leave,
+            ca: access.ca,
             clock: registry.clock().clone(),
             hosts: config.hosts,
             watchers: Semaphore::new(WATCHERS_MAX),

@@ -13,12 +13,17 @@ use weft_kinds::views::check::{CheckDefinition, Probe};
 
 use super::body::Fields;
 use super::error::Refusal;
+use crate::guard;
 
 const PORT_MAX: u64 = 65_535;
 /// Consul's default when a check that asks something names no timeout.
 const TIMEOUT_MS: u64 = 10_000;
 const SCRIPTS: &str = "Scripts are disabled on this agent: weft runs no commands on a client's \
                        behalf; use an HTTP, TCP, gRPC or TTL check";
+/// The largest `OutputMaxSize` that is understood; less is kept.
+const OUTPUT_MAX: u64 = 1 << 30;
+/// `weft run` renews its instance at least this often, and at most.
+const PROCESS_MS: std::ops::RangeInclusive<u64> = 500..=60_000;
 
 /// A service in either form of body. `name` is the field that holds its name.
 ///
@@ -164,9 +169,10 @@ pub fn check(body: &Map<String, Value>, agent: bool) -> Result<CheckRecord, Refu
         failures_before_warning: fields.number("FailuresBeforeWarning", 1000)?.unwrap_or(0),
         failures_before_critical: fields.number("FailuresBeforeCritical", 1000)?.unwrap_or(0),
         initial_output: fields.text("Output")?,
+        output_bytes_max: fields.number("OutputMaxSize", OUTPUT_MAX)?.unwrap_or(0),
         agent,
     };
-    let runs = !matches!(definition.probe, Probe::None | Probe::Ttl { .. });
+    let runs = definition.probe.is_asked();
     if agent && runs && definition.interval_ms == 0 {
         return Err(Refusal::bad(
             "Interval must be > 0 for HTTP, H2PING, TCP, UDP or OSService checks",
@@ -174,7 +180,8 @@ pub fn check(body: &Map<String, Value>, agent: bool) -> Result<CheckRecord, Refu
     }
     if agent && definition.probe == Probe::None {
         return Err(Refusal::bad(
-            "TTL must be > 0 for TTL checks; give one of HTTP, TCP, GRPC or TTL",
+            "TTL must be > 0 for TTL checks; give one of HTTP, TCP, UDP, GRPC, H2PING, TTL or an \
+             alias",
         ));
     }
     if runs && definition.timeout_ms == 0 {
@@ -261,19 +268,27 @@ pub fn bad_status(text: &str) -> String {
 
 fn probe(fields: &Fields) -> Result<Probe, Refusal> {
     for script in ["ScriptArgs", "Args", "Script", "DockerContainerID", "Shell"] {
-        if fields
+        let given = fields
             .value(script)
-            .is_some_and(|v| v.as_str() != Some("") && *v != Value::Array(vec![]))
-        {
+            .is_some_and(|v| v.as_str() != Some("") && *v != Value::Array(vec![]));
+        if given && guard::on("scripts") {
             return Err(Refusal::bad(SCRIPTS));
         }
     }
-    for other in ["UDP", "H2PING", "OSService", "AliasNode", "AliasService"] {
-        if !fields.text(other)?.is_empty() {
-            return Err(Refusal::bad(format!(
-                "{other} checks are not run by weft; use an HTTP, TCP, gRPC or TTL check"
-            )));
-        }
+    if !fields.text("OSService")?.is_empty() {
+        return Err(Refusal::bad(
+            "OSService checks are not run by weft, which knows no service manager; use an HTTP, \
+             TCP, gRPC or TTL check",
+        ));
+    }
+    let (node, service_id) = (fields.text("AliasNode")?, fields.text("AliasService")?);
+    if !node.is_empty() || !service_id.is_empty() {
+        return Ok(Probe::Alias { node, service_id });
+    }
+    match fields.duration_ms("WeftProcess")? {
+        0 => {}
+        ttl_ms if PROCESS_MS.contains(&ttl_ms) => return Ok(Probe::Process { ttl_ms }),
+        _ => return Err(Refusal::bad("WeftProcess: expected 500ms to 1m")),
     }
     let http = fields.text("HTTP")?;
     if !http.is_empty() {
@@ -297,10 +312,37 @@ fn probe(fields: &Fields) -> Result<Probe, Refusal> {
             tls_skip_verify: fields.flag("TLSSkipVerify")?,
         });
     }
+    if let Some(probe) = datagram_or_ping(fields)? {
+        return Ok(probe);
+    }
     Ok(match fields.duration_ms("TTL")? {
         0 => Probe::None,
         ttl_ms => Probe::Ttl { ttl_ms },
     })
+}
+
+fn datagram_or_ping(fields: &Fields) -> Result<Option<Probe>, Refusal> {
+    let address = fields.text("UDP")?;
+    if !address.is_empty() {
+        if host_port(&address).is_none() {
+            return Err(Refusal::bad(format!("UDP: {address:?} is not host:port")));
+        }
+        return Ok(Some(Probe::Udp { address }));
+    }
+    let address = fields.text("H2PING")?;
+    if address.is_empty() {
+        return Ok(None);
+    }
+    if host_port(&address).is_none() {
+        return Err(Refusal::bad(format!("H2PING: {address:?} is not host:port")));
+    }
+    Ok(Some(Probe::H2Ping {
+        address,
+        // As in Consul TLS is meant unless it is said otherwise.
+        tls: fields.value("H2PingUseTLS").is_none() || fields.flag("H2PingUseTLS")?,
+        tls_skip_verify: fields.flag("TLSSkipVerify")?,
+        tls_server_name: fields.text("TLSServerName")?,
+    }))
 }
 
 fn http_probe(fields: &Fields, url: String) -> Result<Probe, Refusal> {

@@ -197,9 +197,14 @@ fn connect(service: &Registration) -> Value {
 
 fn probe(probe: &Probe) -> Value {
     match probe {
-        Probe::None | Probe::Ttl { .. } => json!({}),
+        Probe::None | Probe::Ttl { .. } | Probe::Process { .. } => json!({}),
         Probe::Http { url, method, .. } => json!({"HTTP": url, "Method": method}),
         Probe::Tcp { address, .. } => json!({"TCP": address}),
         Probe::Grpc { target, .. } => json!({"GRPC": target}),
+        Probe::Udp { address } => json!({"UDP": address}),
+        Probe::H2Ping { address, tls, .. } => json!({"H2PING": address, "H2PingUseTLS": tls}),
+        Probe::Alias { node, service_id } => {
+            json!({"AliasNode": node, "AliasService": service_id})
+        }
     }
 }

@@ -17,6 +17,8 @@ use weft_store::{MemoryStore, Op, Txn};
 use super::*;
 
 mod admission;
+mod hostile;
+mod kinds;
 mod records;
 
 struct Rig {

@@ -120,17 +120,10 @@ impl View {
         out
     }
 
-    /// The same by a name in lower case, as DNS asks: the original may have another.
-    pub fn entries_ignoring_case(&self, ns: &str, service: &str) -> Vec<Entry> {
-        let found = self.entries(ns, service);
-        if !found.is_empty() {
-            return found;
-        }
-        let catalog = self.world.catalog();
-        let of = catalog.services().filter(|key| key.namespace.as_str() == ns).find(|key| {
-            catalog.of_service(key).any(|(_, r)| r.service.eq_ignore_ascii_case(service))
-        });
-        of.map(|key| self.entries_by_slug(ns, key.name.as_str())).unwrap_or_default()
+    /// One registered instance.
+    pub fn registered(&self, key: &RegistrationKey) -> Option<Entry> {
+        let registration = self.world.catalog().registration(key)?;
+        Some(self.catalog_entry(key, registration))
     }
 
     /// The entries on one node.
@@ -171,17 +164,6 @@ impl View {
         out.into_values().collect()
     }
 
-    /// A node by a name in lower case, as DNS asks.
-    pub fn node_ignoring_case(&self, name: &str) -> Option<Arc<NodeRecord>> {
-        let own = &self.own.node;
-        if own.node.eq_ignore_ascii_case(name) {
-            return Some(self.node(&own.node));
-        }
-        let known = self.world.catalog().nodes().map(|(_, node)| node);
-        let known = known.into_iter().find(|node| node.node.eq_ignore_ascii_case(name)).cloned();
-        known.or_else(|| self.nodes().into_iter().find(|n| n.node.eq_ignore_ascii_case(name)))
-    }
-
     /// Whether a client would find this node in the list.
     pub fn has_node(&self, name: &str) -> bool {
         name == &*self.own.node.node
@@ -209,13 +191,15 @@ impl View {
         })
     }
 
-    /// The checks of a node itself. A node that runs weft is alive as long as it is listed; one
-    /// that was only registered from outside has the checks that it was registered with.
+    /// The checks of a node itself. The agents of other machines are listened to, and the catalog
+    /// says whether they are heard; the server's own node is alive as long as it answers; one that
+    /// was only registered from outside has the checks that it was registered with.
     pub fn node_checks(&self, name: &str) -> Vec<CheckView> {
         let catalog = self.world.catalog();
         let mut out = Vec::new();
         let foreign = catalog.node(name).is_some() && name != &*self.own.node.node;
-        if !foreign {
+        let watched = catalog.node_checks(name).any(|(key, _)| &*key.id == SERF_HEALTH);
+        if !foreign && !watched {
             out.push(serf_health(name));
         }
         for (key, record) in catalog.node_checks(name) {
@@ -349,6 +333,11 @@ impl Entry {
     /// The worst of its checks.
     pub fn status(&self) -> Status {
         self.checks.iter().map(|c| c.status).max().unwrap_or(Status::Passing)
+    }
+
+    /// Whether it may be given new requests.
+    pub fn takes(&self) -> bool {
+        self.status() != Status::Critical && !self.draining
     }
 
     /// Where a client reaches it.

@@ -510,7 +510,7 @@ fn refusal(error: HostError) -> Refusal {
         | HostError::Removed(_) => Refusal::Denied(text),
         HostError::TooMany | HostError::TooManyTokens => Refusal::Busy(text),
         HostError::Declared(_) => Refusal::Invalid(text),
-        HostError::Object(_) | HostError::Store(_) => {
+        HostError::Object(_) | HostError::Store(_) | HostError::Catalog(_) => {
             tracing::warn!(error = text, "a host could not be written");
             Refusal::Unavailable("the server cannot write now".into())
         }

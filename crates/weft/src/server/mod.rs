@@ -5,9 +5,11 @@
 mod agency;
 mod consul_args;
 mod control;
+mod drain;
 mod facts;
 mod hosts;
 mod link;
+mod names;
 mod open;
 mod rates;
 pub mod resolver;
@@ -51,6 +53,7 @@ use crate::up::{DoorAddresses, announcement};
 use crate::{data, print, state_home};
 use agency::{AgentLogs, NoLogs};
 pub use consul_args::ConsulArgs;
+use drain::Drainer;
 use facts::ServerFacts;
 use hosts::{AllLogs, AllStreams, HostDoor, HostTokens};
 use link::LocalLink;
@@ -209,12 +212,15 @@ impl Running {
             clock: clock.clone(),
             agents,
         });
-        let Bound { api, consul, dns_tcp, dns_udp, .. } = bound;
+        let ca = open::consul_ca(&settings, &data, &clock)?;
+        let access = consul::Access { ca, ..settings.consul };
+        let drains = Arc::new(Drainer { registry: registry.clone(), pusher: pusher.clone() });
+        let Bound { api, consul, dns_tcp, dns_udp, names, .. } = bound;
         let doors = open_doors(
-            Doors { api, consul, dns_tcp, dns_udp },
+            Doors { api, consul, dns_tcp, dns_udp, names },
             &registry,
             pods,
-            Routes { facts: facts.clone(), tokens, consul: settings.consul },
+            Routes { facts: facts.clone(), tokens, drains, consul: access },
             &node,
         )?;
         let doors = DoorAddresses { xds, agents, pod_dns, ..doors };
@@ -378,12 +384,14 @@ struct Doors {
     consul: std::net::TcpListener,
     dns_tcp: std::net::TcpListener,
     dns_udp: std::net::UdpSocket,
+    names: crate::cli::Names,
 }
 
 /// What the API door answers besides objects.
 struct Routes {
     facts: Arc<ServerFacts>,
     tokens: Arc<HostTokens>,
+    drains: Arc<Drainer>,
     consul: consul::Access,
 }
 
@@ -410,13 +418,16 @@ fn open_doors(
     let k8s = k8s::Door::new(registry.clone(), pods, env!("CARGO_PKG_VERSION"));
     let router =
         k8s::router(k8s).merge(admin::router(routes.facts)).merge(tokens::router(routes.tokens));
+    let router = router.merge(weft_server::drain::router(routes.drains));
     tasks.spawn("api door", serve::serve(api, router, Arc::new([]), tasks.clone()));
     let config = consul_config(node);
     let identity = Arc::new(config.identity());
     let door = consul::Door::with_access(registry, config, routes.consul, tasks);
     tasks.spawn("consul door", door.serve(consul_door, tasks.clone()));
     let zones = dns::Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
-    let server = dns::Server::new(registry.world(), identity, zones, Rng::from_system());
+    let options = names::options(&bound.names, addresses.dns, registry)?;
+    let rng = Rng::from_system();
+    let server = dns::Server::with(registry.world(), identity, zones, rng, options);
     tasks.spawn("dns over udp", server.clone().serve_udp(dns_udp, tasks.clone()));
     tasks.spawn("dns over tcp", server.serve_tcp(dns_tcp, tasks.clone()));
     Ok(addresses)

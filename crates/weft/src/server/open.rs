@@ -10,8 +10,9 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use futures_util::FutureExt as _;
 use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
-use weft_identity::{Authority, TrustDomain};
+use weft_identity::{Authority, TrustDomain, provider};
 use weft_registry::{Leader, Registry};
+use weft_server::consul;
 use weft_store::{DataDir, EtcdStore, RedbStore, Retention, Store};
 
 use super::{Settings, shared};
@@ -114,6 +115,26 @@ fn refused(path: &Path) -> String {
          {path}` says, restore the directory from a backup, or delete it and begin anew with \
          `weft reset --data {path}`"
     )
+}
+
+/// The authority for Consul's clients, of a trust domain of its own; `None` among several servers,
+/// which would each have another.
+pub fn consul_ca(
+    settings: &Settings,
+    data: &DataDir,
+    clock: &Clock,
+) -> Result<Option<Arc<consul::Ca>>> {
+    if settings.store.is_some() {
+        return Ok(None);
+    }
+    let dir = data.sub("consul-ca")?;
+    let begun = dir.join("root.pem").try_exists()?;
+    let id = provider::random::<16>()?;
+    let id: String = id.iter().map(|b| format!("{b:02x}")).collect();
+    let named = TrustDomain::new(&format!("{id}.consul")).context("the trust domain")?;
+    let asked = (!begun).then_some(&named);
+    let authority = Authority::open(&dir, asked, clock).context("the authority of Consul's API")?;
+    Ok(Some(Arc::new(consul::Ca::new(authority))))
 }
 
 fn authority(data: &DataDir, asked: Option<&str>, clock: &Clock) -> Result<Arc<Authority>> {

@@ -37,6 +37,7 @@ fn get(url: &str) -> HttpAsk {
         body: String::new(),
         tls: Tls::default(),
         via: SocketFactory::Here,
+        guarded: false,
     }
 }
 

@@ -53,6 +53,7 @@ pub(super) async fn proxy(run: &Run) {
         body: String::new(),
         tls: Tls::default(),
         via: SocketFactory::Here,
+        guarded: false,
     };
     let acked = async {
         run.shared.link.inbound_acked(run.pod.key()).await;
@@ -97,6 +98,7 @@ pub(crate) async fn quiet(address: IpAddr) {
         body: String::new(),
         tls: Tls::default(),
         via: SocketFactory::Here,
+        guarded: false,
     };
     let mut before = false;
     loop {
@@ -226,7 +228,8 @@ pub(super) async fn once(run: &Run, container: &Container, probe: &Probe) -> Res
         let headers = get.http_headers.iter().map(|h| (h.name.clone(), h.value.clone())).collect();
         let tls = Tls { skip_verify: true, server_name: String::new() };
         let (method, via) = (Method::GET, run.sockets());
-        let question = HttpAsk { uri, method, headers, body: String::new(), tls, via };
+        let (body, guarded) = (String::new(), false);
+        let question = HttpAsk { uri, method, headers, body, tls, via, guarded };
         let answer =
             ask::http(&question, timeout).await.map_err(|e| format!("Get {url:?}: {e}"))?;
         return match answer.status.as_u16() {
@@ -235,14 +238,14 @@ pub(super) async fn once(run: &Run, container: &Container, probe: &Probe) -> Res
         };
     }
     if let Some(socket) = &probe.tcp_socket {
-        let to = Target { address: &at(&socket.host, &socket.port)?, via: &run.sockets() };
-        return ask::tcp(to, None, timeout).await;
+        let (address, via) = (at(&socket.host, &socket.port)?, run.sockets());
+        return ask::tcp(Target::via(&address, &via), None, timeout).await;
     }
     if let Some(grpc) = &probe.grpc {
         let address = SocketAddr::new(run.desired.address, grpc.port).to_string();
         let service = grpc.service.as_deref().unwrap_or_default();
-        let to = Target { address: &address, via: &run.sockets() };
-        return ask::grpc(to, service, None, timeout).await;
+        let via = run.sockets();
+        return ask::grpc(Target::via(&address, &via), service, None, timeout).await;
     }
     match &probe.exec {
         Some(exec) => command(run, container, &exec.command, timeout).await,

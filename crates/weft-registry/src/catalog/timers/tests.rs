@@ -2,7 +2,7 @@
 //! Deadlines under a clock of our own.
 
 use weft_kinds::views::catalog::CheckStatus;
-use weft_kinds::views::check::CheckDefinition;
+use weft_kinds::views::check::{CheckDefinition, Probe};
 use weft_kinds::world::{StoreKey, World};
 
 use super::*;

@@ -7,7 +7,7 @@ pub(super) const ROOT: &str = "0d9a0f1e-6f3c-4a53-9f6b-6c1f3a0e7b11";
 
 pub(super) async fn guarded(allow: bool) -> Rig {
     let acl = AclConfig { default_allow: allow, initial_management: Some(ROOT.into()) };
-    rig_with(Access { acl: Some(acl), leave: None }).await
+    rig_with(Access { acl: Some(acl), ..Access::default() }).await
 }
 
 impl Rig {
@@ -350,7 +350,7 @@ async fn a_policy_that_changes_changes_what_its_tokens_may_at_once() {
 #[tokio::test]
 async fn bootstrap_makes_one_management_token() {
     let acl = AclConfig { default_allow: true, initial_management: None };
-    let rig = rig_with(Access { acl: Some(acl), leave: None }).await;
+    let rig = rig_with(Access { acl: Some(acl), ..Access::default() }).await;
     assert_eq!(rig.get("/v1/acl/tokens").await.status, 403);
     let first = rig.put("/v1/acl/bootstrap", Value::Null).await.json();
     let secret = first["SecretID"].as_str().unwrap();

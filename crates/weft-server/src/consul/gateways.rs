@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/v1/catalog/gateway-services/*`: what the config entries of Consul's gateways lead to. The
+//! entries are kept and shown; weft's own gateways are Kubernetes' Gateways.
+
+use serde_json::{Map, Value, json};
+use weft_identity::permission::{Kind, Verb};
+use weft_registry::consul::{State, Topic, keys};
+
+use super::Door;
+use super::body::{self, Fields};
+use super::config::{self, record};
+use super::error::Refusal;
+use super::http::Ask;
+use super::reply::Reply;
+
+const INGRESS: &str = "ingress-gateway";
+const TERMINATING: &str = "terminating-gateway";
+/// `ServiceID.Name` and the like say where nothing else is meant.
+const USUAL: &str = "default";
+
+impl Door {
+    pub(super) async fn gateway_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let name = ask.argument.clone();
+        if name.is_empty() {
+            return Err(Refusal::bad("Missing gateway name"));
+        }
+        ask.who.demand(Verb::Read, Kind::Service, &ask.namespace, &name)?;
+        let topic = Topic::Under(keys::record(config::TABLE, "").into());
+        self.read_shelf(topic, &ask.params.blocking()?, |state| {
+            let may =
+                |service: &str| ask.who.may(Verb::Read, Kind::Service, &ask.namespace, service);
+            let mut rows = of_ingress(state, &name)?;
+            rows.extend(of_terminating(state, &name)?);
+            rows.retain(|row| may(body::word(body::part(row, "Service"), "Name")));
+            Ok(Reply::json(Value::Array(rows)))
+        })
+        .await
+    }
+}
+
+// === helpers ===
+
+/// The entry of a gateway and its indexes.
+fn entry(state: &State, kind: &str, name: &str) -> Option<(Map<String, Value>, u64, u64)> {
+    let (entry, item) = state.record(config::TABLE, &record(kind, name))?;
+    Some((entry.as_object()?.clone(), item.created, item.modified))
+}
+
+fn of_ingress(state: &State, name: &str) -> Result<Vec<Value>, Refusal> {
+    let Some((entry, created, modified)) = entry(state, INGRESS, name) else {
+        return Ok(Vec::new());
+    };
+    let mut rows = Vec::new();
+    for listener in Fields::new(&entry, "").objects("Listeners")? {
+        let fields = Fields::new(listener, "Listeners.");
+        let port = fields.number("Port", 65_535)?.unwrap_or(0);
+        let protocol = fields.text("Protocol")?;
+        for service in fields.objects("Services")? {
+            let of = Fields::new(service, "Listeners.Services.");
+            let mut row = row(name, INGRESS, &of.text("Name")?);
+            row.insert("Port".into(), json!(port));
+            row.insert("Protocol".into(), json!(protocol));
+            let hosts = of.list("Hosts")?;
+            if !hosts.is_empty() {
+                row.insert("Hosts".into(), json!(hosts));
+            }
+            rows.push(stamped(row, created, modified));
+        }
+    }
+    Ok(rows)
+}
+
+fn of_terminating(state: &State, name: &str) -> Result<Vec<Value>, Refusal> {
+    let Some((entry, created, modified)) = entry(state, TERMINATING, name) else {
+        return Ok(Vec::new());
+    };
+    let mut rows = Vec::new();
+    for service in Fields::new(&entry, "").objects("Services")? {
+        let of = Fields::new(service, "Services.");
+        let mut row = row(name, TERMINATING, &of.text("Name")?);
+        for field in ["CAFile", "CertFile", "KeyFile", "SNI"] {
+            let text = of.text(field)?;
+            if !text.is_empty() {
+                row.insert(field.into(), json!(text));
+            }
+        }
+        rows.push(stamped(row, created, modified));
+    }
+    Ok(rows)
+}
+
+fn row(gateway: &str, kind: &str, service: &str) -> Map<String, Value> {
+    let of = |name: &str| json!({"Name": name, "Namespace": USUAL, "Partition": USUAL});
+    let mut row = Map::new();
+    row.insert("Gateway".into(), of(gateway));
+    row.insert("Service".into(), of(service));
+    row.insert("GatewayKind".into(), json!(kind));
+    if service == "*" {
+        row.insert("FromWildcard".into(), json!(true));
+    }
+    row
+}
+
+fn stamped(mut row: Map<String, Value>, created: u64, modified: u64) -> Value {
+    row.insert("CreateIndex".into(), json!(created));
+    row.insert("ModifyIndex".into(), json!(modified));
+    Value::Object(row)
+}

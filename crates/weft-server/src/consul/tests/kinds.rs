@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Kinds of checks at the door, the authority for Consul's clients, and its gateways' services.
+
+use weft_identity::{Authority, TrustDomain};
+
+use super::records::guarded;
+use super::*;
+
+#[tokio::test]
+async fn every_kind_of_check_is_taken_and_shown_as_consul_shows_it() {
+    let rig = rig().await;
+    for (kind, body, shown) in [
+        ("udp", json!({"UDP": "127.0.0.1:53", "Interval": "10s"}), json!({"UDP": "127.0.0.1:53"})),
+        (
+            "h2ping",
+            json!({"h2ping": "127.0.0.1:443", "interval": "10s"}),
+            json!({"H2PING": "127.0.0.1:443", "H2PingUseTLS": true}),
+        ),
+        (
+            "h2ping",
+            json!({"H2PING": "127.0.0.1:80", "H2PingUseTLS": false, "Interval": "1s"}),
+            json!({"H2PING": "127.0.0.1:80", "H2PingUseTLS": false}),
+        ),
+        ("alias", json!({"AliasService": "web"}), json!({"AliasNode": "", "AliasService": "web"})),
+        ("alias", json!({"alias_node": "n1"}), json!({"AliasNode": "n1", "AliasService": ""})),
+    ] {
+        let mut body = body;
+        body["Name"] = json!("c");
+        rig.put("/v1/agent/check/register", body.clone()).await;
+        let checks = rig.get("/v1/agent/checks").await.json();
+        assert_eq!(checks["c"]["Type"], kind, "{body}");
+        // What nobody here runs is shown with what it asks, for whoever does.
+        let check = json!({"CheckID": "c", "Name": "c", "Definition": body});
+        let outside = json!({"Node": "n2", "Address": "10.0.0.2", "Check": check});
+        rig.put("/v1/catalog/register", outside).await;
+        let all = rig.get("/v1/health/node/n2").await.json();
+        let own = all.as_array().unwrap().iter().find(|c| c["CheckID"] == "c").unwrap();
+        for (name, value) in shown.as_object().unwrap() {
+            assert_eq!(&own["Definition"][name], value, "{own}");
+        }
+    }
+    for (body, why) in [
+        (json!({"UDP": "nowhere", "Interval": "1s"}), "UDP: \"nowhere\" is not host:port"),
+        (json!({"UDP": "127.0.0.1:53"}), "Interval must be > 0"),
+        (json!({"H2PING": "x", "Interval": "1s"}), "H2PING: \"x\" is not host:port"),
+        (json!({"OSService": "sshd", "Interval": "1s"}), "which knows no service manager"),
+        (json!({"WeftProcess": "1h"}), "WeftProcess: expected 500ms to 1m"),
+    ] {
+        let mut body = body;
+        body["Name"] = json!("bad");
+        let answer = rig.ask("PUT", "/v1/agent/check/register", &body.to_string()).await;
+        assert_eq!(answer.status, 400, "{body}");
+        assert!(answer.text.contains(why), "{body}: {}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn an_alias_needs_the_right_to_see_what_it_names() {
+    let rig = guarded(false).await;
+    let db = json!({"Name": "db"}).to_string();
+    let done = rig.as_token(super::records::ROOT, "PUT", "/v1/agent/service/register", &db).await;
+    assert_eq!(done.status, 200, "{}", done.text);
+    let rules = r#"service "web" { policy = "write" } node "n1" { policy = "write" }"#;
+    let mine = rig.token(rules).await;
+    let seeing = rig.token(&format!("{rules} service \"db\" {{ policy = \"read\" }}")).await;
+    let alias = json!({"Name": "a", "AliasService": "db"}).to_string();
+    let put = async |token: &str| {
+        rig.as_token(token, "PUT", "/v1/agent/check/register", &alias).await.status
+    };
+    assert_eq!(put(&mine).await, 403);
+    assert_eq!(put(&seeing).await, 200);
+}
+
+#[tokio::test]
+async fn output_is_kept_as_far_as_its_check_says() {
+    let rig = rig().await;
+    let body = json!({"Name": "t", "TTL": "60s", "OutputMaxSize": 10});
+    rig.put("/v1/agent/check/register", body).await;
+    let long = json!({"Status": "passing", "Output": "x".repeat(100)});
+    rig.put("/v1/agent/check/update/t", long).await;
+    let output = rig.get("/v1/agent/checks").await.json()["t"]["Output"].clone();
+    assert_eq!(output, "x".repeat(10));
+}
+
+async fn with_ca() -> (Rig, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let domain = TrustDomain::new("0190a6c8.consul").unwrap();
+    let authority = Authority::open(folder.path(), Some(&domain), &Clock::system()).unwrap();
+    let ca = Some(Arc::new(Ca::new(authority)));
+    (rig_with(Access { ca, ..Access::default() }).await, folder)
+}
+
+#[tokio::test]
+async fn consuls_clients_get_roots_and_leaves_of_an_authority_of_their_own() {
+    let (rig, _folder) = with_ca().await;
+    let roots = rig.get("/v1/agent/connect/ca/roots").await.json();
+    assert_eq!(roots["TrustDomain"], "0190a6c8.consul");
+    let root = &roots["Roots"][0];
+    assert_eq!((&root["ID"], &root["Active"]), (&roots["ActiveRootID"], &json!(true)));
+    assert!(root["SerialNumber"].as_u64().is_some(), "{root}");
+    let pem = rig.get("/v1/connect/ca/roots?pem=true").await;
+    assert_eq!(pem.headers["content-type"], "application/pem-certificate-chain");
+    assert_eq!(pem.text, root["RootCert"].as_str().unwrap());
+
+    let first = rig.get("/v1/agent/connect/ca/leaf/web").await;
+    let leaf = first.json();
+    assert_eq!(leaf["Service"], "web");
+    assert_eq!(leaf["ServiceURI"], "spiffe://0190a6c8.consul/ns/default/dc/dc1/svc/web");
+    assert!(leaf["CertPEM"].as_str().unwrap().starts_with("-----BEGIN CERTIFICATE-----"));
+    assert!(leaf["PrivateKeyPEM"].as_str().unwrap().contains("PRIVATE KEY"));
+    // The same one until it is due; who waits is answered with it at the end of the wait.
+    let again = rig.get("/v1/agent/connect/ca/leaf/web").await;
+    assert_eq!((again.text.as_str(), again.index()), (first.text.as_str(), first.index()));
+    let path = format!("/v1/agent/connect/ca/leaf/web?index={}&wait=20ms", first.index());
+    assert_eq!(rig.get(&path).await.text, first.text);
+    let other = rig.get("/v1/agent/connect/ca/leaf/db").await.json();
+    assert_ne!(other["SerialNumber"], leaf["SerialNumber"]);
+    assert_eq!(rig.get("/v1/agent/connect/ca/leaf/a%20b").await.status, 400);
+    // Where nobody signs for them it is said.
+    let without = super::rig().await;
+    for path in ["/v1/agent/connect/ca/roots", "/v1/agent/connect/ca/leaf/web"] {
+        assert_eq!(without.get(path).await.status, 501);
+    }
+}
+
+#[tokio::test]
+async fn what_gateways_lead_to_is_listed() {
+    let rig = rig().await;
+    assert_eq!(rig.get("/v1/catalog/gateway-services/edge").await.json(), json!([]));
+    let listener = json!({"Port": 8080, "Protocol": "http", "Services": [
+        {"Name": "web", "Hosts": ["a.example"]}, {"Name": "*"}]});
+    rig.put(
+        "/v1/config",
+        json!({"Kind": "ingress-gateway", "Name": "edge",
+                                 "Listeners": [listener]}),
+    )
+    .await;
+    rig.put(
+        "/v1/config",
+        json!({"Kind": "terminating-gateway", "Name": "out",
+                                 "Services": [{"Name": "db", "SNI": "db.example"}]}),
+    )
+    .await;
+    let rows = rig.get("/v1/catalog/gateway-services/edge").await;
+    let list = rows.json();
+    assert_eq!(list[0]["Service"]["Name"], "web");
+    assert_eq!(list[0]["Gateway"]["Name"], "edge");
+    assert_eq!(
+        (&list[0]["GatewayKind"], &list[0]["Port"]),
+        (&json!("ingress-gateway"), &json!(8080))
+    );
+    assert_eq!(list[0]["Hosts"], json!(["a.example"]));
+    assert_eq!(list[1]["FromWildcard"], true);
+    let out = rig.get("/v1/catalog/gateway-services/out").await.json();
+    assert_eq!(
+        (&out[0]["GatewayKind"], &out[0]["SNI"]),
+        (&json!("terminating-gateway"), &json!("db.example"))
+    );
+    // A change of the entry wakes who waits for it.
+    let path = format!("/v1/catalog/gateway-services/edge?index={}&wait=60s", rows.index());
+    let change = rig.put(
+        "/v1/config",
+        json!({"Kind": "ingress-gateway", "Name": "edge",
+                                              "Listeners": []}),
+    );
+    let (answer, _) = tokio::join!(rig.get(&path), change);
+    assert_eq!(answer.json(), json!([]));
+}
