@@ -58,6 +58,7 @@ pub enum Feature {
     BackendProxyProtocol,
     FilterLimit,
     BackendProtection,
+    FilterCache,
 }
 
 /// Every feature with its name on the wire. Names are never reused.
@@ -90,6 +91,7 @@ pub const FEATURES: &[(Feature, &str)] = &[
     (Feature::BackendProxyProtocol, "backend.proxy-protocol"),
     (Feature::FilterLimit, "filter.limit"),
     (Feature::BackendProtection, "backend.protection"),
+    (Feature::FilterCache, "filter.cache"),
 ];
 
 /// A set of features.
@@ -284,6 +286,7 @@ fn filter_features(filter: &Filter) -> NodeFeatures {
         Filter::Cors(_) => Feature::FilterCors,
         Filter::RateLimit(_) | Filter::BodyLimit(_) => Feature::FilterLimit,
         Filter::Access(_) => Feature::FilterAccess,
+        Filter::Cache(_) => Feature::FilterCache,
     };
     let path = match filter {
         Filter::Rewrite(rewrite) => rewrite_feature(rewrite.path.as_ref()),

@@ -9,6 +9,7 @@
 
 pub mod access;
 pub mod backend;
+pub mod cache;
 pub mod decide;
 pub mod endpoint;
 pub mod features;
@@ -21,6 +22,7 @@ pub mod traffic;
 
 pub use access::*;
 pub use backend::*;
+pub use cache::*;
 pub use endpoint::*;
 pub use features::*;
 pub use listener::*;

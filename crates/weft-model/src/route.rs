@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Access, Cors, Fault, Mirror, Origin, RateLimit, ResourceName, Root, Session};
+use crate::{Access, Cache, Cors, Fault, Mirror, Origin, RateLimit, ResourceName, Root, Session};
 
 /// One user object's rules for one parent. A child of its parent's root:
 /// `listener:shop~shop~8000/route/httproute/shop/users` or
@@ -159,6 +159,8 @@ pub enum Filter {
     BodyLimit(u64),
     /// Shared, since a listener's own list stands in all of its rules.
     Access(Arc<Access>),
+    /// Shared, since a gateway's stands in many rules.
+    Cache(Arc<Cache>),
 }
 
 /// Applied in the order set, add, remove.

@@ -166,6 +166,8 @@ pub struct ProxyLimits {
     pub adaptive: Option<Adaptive>,
     /// Memory of this process beyond which requests are refused; its control group's when absent.
     pub memory_bytes_max: Option<u64>,
+    /// Bytes of stored answers, all workers together; 0 stores nothing.
+    pub cache_bytes_max: u64,
     pub on_demand: OnDemandLimits,
 }
 
@@ -341,6 +343,7 @@ impl Default for ProxyLimits {
             body_bytes_max: 0,
             adaptive: None,
             memory_bytes_max: None,
+            cache_bytes_max: weft_base::limits::CACHE_BYTES_MAX,
             on_demand: OnDemandLimits::default(),
         }
     }

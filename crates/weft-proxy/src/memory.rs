@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use weft_base::clock::Clock;
 
 use crate::config::ProxyConfig;
+use crate::http::cache::Store;
 use crate::http::serve::serve;
 use crate::observe::access_log::Lines;
 use crate::observe::metrics::WorkerMetrics;
@@ -59,6 +60,7 @@ impl MemoryProxy {
             on_demand: crate::on_demand::channel(&config.limits.on_demand).0,
             log_lines,
             buckets: Arc::default(),
+            cache: Arc::new(Store::new(config.limits.cache_bytes_max)),
             pressure: Arc::default(),
             config,
         };

@@ -20,6 +20,7 @@ use weft_xds::Applied;
 use crate::capture::dns;
 use crate::config::ProxyConfig;
 use crate::handover::Sockets;
+use crate::http::cache::Store;
 use crate::ingest::{Delivery, Held, Ingest, Status, Wanted};
 use crate::listen::{self, ListenError};
 use crate::observe::access_log;
@@ -103,18 +104,20 @@ impl Proxy {
             on_demand,
             log_lines,
             buckets: Arc::default(),
+            cache: Arc::new(Store::new(config.limits.cache_bytes_max)),
             pressure: Arc::default(),
         };
         let names = shared.names.clone();
         let (commands, cells, threads) = start_workers(&shared)?;
         let (dialer, pressure) = (shared.dialer.clone(), shared.pressure.clone());
+        let cache = shared.cache.clone();
         drop(shared);
         let mut ingest = Ingest::new(config.clone(), &clock, commands.clone());
         let status = ingest.status();
         let rng = config.seed.map_or_else(Rng::from_system, Rng::seeded);
         let checker = Checker::new(status.table.clone(), dialer, clock.clone(), rng);
         let quit = CancellationToken::new();
-        let admin = Admin::new(config.clone(), names, status.clone(), cells, quit.clone())
+        let admin = Admin::new(config.clone(), names, status.clone(), cells, quit.clone(), cache)
             .identified(identity.clone(), clock.clone());
         let addresses = open_doors(&config, identity.is_some(), &mut ingest, admin, &tasks).await?;
         let held = ingest.load_last_good().await.unwrap_or_else(|error| {

@@ -21,6 +21,7 @@ use weft_model::{Protocol, ResourceName};
 
 use crate::config::ProxyConfig;
 use crate::descriptors;
+use crate::http::cache::Store;
 use crate::http::limits::{Buckets, LocalBuckets};
 use crate::observe::access_log::{Lines, LogSender};
 use crate::observe::metrics::WorkerMetrics;
@@ -81,6 +82,8 @@ pub struct Shared {
     pub reporter: Reporter,
     pub on_demand: OnDemand,
     pub buckets: Arc<Buckets>,
+    /// Stored answers of rules that ask for it.
+    pub cache: Arc<Store>,
     pub pressure: Arc<Pressure>,
     pub log_lines: mpsc::Sender<Lines>,
 }

@@ -223,6 +223,7 @@ pub fn mesh_route() -> Route {
             access(),
             Filter::RateLimit(limit()),
             Filter::BodyLimit(1 << 20),
+            Filter::Cache(cache()),
         ],
         timeouts: Timeouts {
             request_ms: Some(1_000),
@@ -309,6 +310,11 @@ fn limit() -> std::sync::Arc<RateLimit> {
     let by = vec![LimitBy::Client, LimitBy::Header("x-user".into()), LimitBy::Identity];
     let name = "TrafficPolicy shop/a spec.rateLimits[0]".into();
     RateLimit { name, requests: 10, per_ms: 1_000, burst: 20, by, keys_max: 100 }.into()
+}
+
+fn cache() -> std::sync::Arc<Cache> {
+    let name = "TrafficPolicy shop/assets spec.cache".into();
+    Cache { name, heuristic_ms_max: 60_000, set_cookie: true, ..Cache::default() }.into()
 }
 
 fn protection() -> Protection {

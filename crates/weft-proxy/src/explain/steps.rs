@@ -4,8 +4,8 @@
 
 use weft_model::decide::{Found, Request};
 use weft_model::{
-    CheckKind, Effect, Filter, HeaderEdit, Mirror, Origin, Protection, RateLimit, Retry, Rewrite,
-    Session, SessionBy, Target,
+    Cache, CheckKind, Effect, Filter, HeaderEdit, Mirror, Origin, Protection, RateLimit, Retry,
+    Rewrite, Session, SessionBy, Target,
 };
 
 use super::{Step, object};
@@ -127,6 +127,7 @@ fn of_filter(filter: &Filter, found: &Found<'_>, req: &Request<'_>) -> Vec<Step>
         Filter::BodyLimit(bytes) => {
             vec![step("request body", format!("at most {bytes} bytes"), "")]
         }
+        Filter::Cache(cache) => vec![stored(cache, req)],
         Filter::Cors(cors) => {
             let n = cors.origins.len();
             let value = format!("leave for {n} {}", if n == 1 { "origin" } else { "origins" });
@@ -153,6 +154,16 @@ fn limited(limit: &RateLimit) -> Step {
         object: object.into(),
         field: field.into(),
     }
+}
+
+/// Whether there is a stored answer is known to the running proxy alone.
+fn stored(cache: &Cache, req: &Request<'_>) -> Step {
+    let (object, field) = cache.name.rsplit_once(' ').unwrap_or((&cache.name, ""));
+    let value = match req.method {
+        "GET" | "HEAD" => format!("answered from what is stored, if that is fresh; {cache}"),
+        method => format!("{method} is not answered from it"),
+    };
+    Step { what: "cache".into(), value, object: object.into(), field: field.into() }
 }
 
 fn edited(edit: &HeaderEdit) -> String {

@@ -18,6 +18,7 @@ use weft_base::limits::RETRY_BODY_BYTES_MAX;
 use self::due::Pace;
 pub use self::due::{Due, Motion};
 pub use self::upstream::UpstreamBody;
+use super::cache::Fill;
 use super::copied::Copied;
 use super::grpc_web::{Decoder, Encoder};
 use super::serve::{ReceiveError, Received};
@@ -26,6 +27,8 @@ use crate::sys::pooled::Pooled;
 use crate::upstream::pool::{Answered, Lease};
 
 mod due;
+mod left;
+mod stored;
 mod upstream;
 
 /// A smaller piece of a body is copied to its neighbours where it is kept: by itself it would hold
@@ -112,6 +115,8 @@ enum AttemptInner {
 pub struct ReplyBody {
     inner: ReplyInner,
     record: Option<Pooled<Record>>,
+    /// Copies it for those who come later.
+    fill: Option<Box<Fill>>,
     /// For browsers that cannot read gRPC.
     encoder: Option<Box<Encoder>>,
 }
@@ -455,33 +460,17 @@ impl Body for AttemptBody {
 
 impl ReplyBody {
     pub fn empty() -> Self {
-        Self { inner: ReplyInner::Empty, record: None, encoder: None }
+        Self { inner: ReplyInner::Empty, record: None, fill: None, encoder: None }
     }
 
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        Self { inner: ReplyInner::Full(bytes.into()), record: None, encoder: None }
+        Self { inner: ReplyInner::Full(bytes.into()), record: None, fill: None, encoder: None }
     }
 
     /// `request` is what it answers.
     pub fn upstream(body: Answered, lease: Lease, limits: BodyLimits, request: &Replay) -> Self {
         let upstream = UpstreamBody::new(body, lease, limits, request.motion());
-        Self { inner: ReplyInner::Upstream(upstream), record: None, encoder: None }
-    }
-
-    /// The end of HTTP on an upstream's connection.
-    pub fn left(lease: Lease) -> Self {
-        Self { inner: ReplyInner::Left(lease), record: None, encoder: None }
-    }
-
-    /// What keeps a connection counted that has left HTTP; once.
-    pub fn take_left(&mut self) -> Option<Lease> {
-        match std::mem::replace(&mut self.inner, ReplyInner::Empty) {
-            ReplyInner::Left(lease) => Some(lease),
-            other => {
-                self.inner = other;
-                None
-            }
-        }
+        Self { inner: ReplyInner::Upstream(upstream), record: None, fill: None, encoder: None }
     }
 
     /// Goes on with the request while nobody reads its answer.
@@ -537,6 +526,9 @@ impl Body for ReplyBody {
             ReplyInner::Upstream(upstream) => ready!(upstream.poll(cx)),
         };
         self.note(&frame);
+        if self.fill.is_some() {
+            self.fill(&frame);
+        }
         let frame = match &mut self.encoder {
             Some(encoder) => frame.transpose().map(|f| encoder.frame(f)).transpose(),
             None => frame,

@@ -85,7 +85,7 @@ fn copy(worker: &Rc<Worker>, original: Original<'_>, mirror: &Mirror, times: &Ti
     });
 }
 
-fn copied(head: &Parts) -> Parts {
+pub(super) fn copied(head: &Parts) -> Parts {
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = head.uri.clone();

@@ -5,6 +5,7 @@
 mod admit;
 pub mod attempt;
 pub mod body;
+pub mod cache;
 pub mod copied;
 pub mod grpc_web;
 pub mod handshake;

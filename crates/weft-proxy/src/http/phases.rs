@@ -15,6 +15,7 @@ use weft_model::{Action, Match, Protocol, Redirect, Target};
 use super::admit;
 use super::attempt::{self, Call};
 use super::body::{Replay, ReplyBody};
+use super::cache::{self, Asking, Given};
 use super::limits;
 use super::made::{self, Text};
 use super::mirror::{self, Original};
@@ -123,14 +124,30 @@ async fn run(
         Next::Answer(response) => return Ok(response),
         Next::Forward(backend) => backend,
     };
-    protect(worker, conn, &head, &body, &backend, &mut plan)?;
+    let plain = tunnel.is_none() && upgrade.is_none();
+    let cache = cache::rule(conn, &plan, &authority, &head).filter(|_| plain);
+    if cache.is_none() {
+        protect(worker, conn, &head, &body, &backend, &mut plan)?;
+    }
     if let Some(client) = tunnel {
         return rare(tunnel::forward(worker, conn, client, &backend, &plan, record)).await;
     }
     browser(&mut head, &body, &backend, record);
     let authority = apply(&plan, &mut head, &asked, authority)?;
 
-    // 6. Copies for mirrors; attempts, until there is an answer to pass on.
+    // 6. An answer that is stored, or leave to fetch one.
+    let mut fetch = None;
+    if let Some(rule) = cache {
+        let (head, body, backend) = (&mut head, &body, &backend);
+        let asking = stored(worker, conn, head, body, &authority, backend, &plan, rule, record);
+        match rare(asking).await {
+            Given::Answer(response) => return Ok(response),
+            Given::Fetch(it) => fetch = Some(it),
+        }
+        protect(worker, conn, head, body, backend, &mut plan)?;
+    }
+
+    // 7. Copies for mirrors; attempts, until there is an answer to pass on.
     let (version, scheme) = (head.version, conn.scheme);
     let (timeouts, retry) = (&plan.timeouts, &plan.retry);
     let pinned = plan.kept.as_ref().and_then(|kept| kept.endpoint(worker, &backend));
@@ -147,11 +164,37 @@ async fn run(
         interim,
         pinned,
     };
-    let mut response = sent(call, upgrade, &plan, record).await?;
+    let sent = sent(call, upgrade, &plan, record).await;
+    let mut response = match fetch {
+        None => sent?,
+        Some(fetch) => fetch.answered(sent, record)?,
+    };
 
-    // 7. The answer's headers.
+    // 8. The answer's headers.
     settle(conn, &plan, &mut response, record);
     Ok(response)
+}
+
+/// Asks the gateway's store, and finishes what it answers.
+#[allow(clippy::too_many_arguments)] // The phases' own state; a struct would be used only here.
+async fn stored(
+    worker: &Rc<Worker>,
+    conn: &Conn,
+    head: &mut Parts,
+    body: &Replay,
+    authority: &str,
+    backend: &Rc<RefCell<LocalBackend>>,
+    plan: &Plan<'_>,
+    (rule, url): cache::Ruled<'_>,
+    record: &mut Record,
+) -> Given {
+    let scheme = conn.scheme;
+    let asking = Asking { worker, head, body, authority, scheme, backend, plan, rule, url };
+    let mut given = cache::ask(asking, record).await;
+    if let Given::Answer(response) = &mut given {
+        settle(conn, plan, response, record);
+    }
+    given
 }
 
 /// Sends a request until there is an answer to pass on, and copies of it to its mirrors.

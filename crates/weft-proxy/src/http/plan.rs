@@ -7,8 +7,8 @@ use std::sync::Arc;
 use http::Response;
 use weft_model::decide::{Found, total_weight, weighted_at};
 use weft_model::{
-    Access, Cors, Fault, Filter, HeaderEdit, Match, Mirror, RateLimit, Retry, Rewrite, Timeouts,
-    WeightedBackend,
+    Access, Cache, Cors, Fault, Filter, HeaderEdit, Match, Mirror, RateLimit, Retry, Rewrite,
+    Timeouts, WeightedBackend,
 };
 
 use super::body::ReplyBody;
@@ -30,6 +30,7 @@ pub(super) struct Plan<'t> {
     pub(super) limits: Vec<&'t Arc<RateLimit>>,
     pub(super) body_bytes_max: Option<u64>,
     pub(super) access: Vec<&'t Access>,
+    pub(super) cache: Option<&'t Arc<Cache>>,
     pub(super) kept: Option<Kept<'t>>,
     pub(super) matched: Option<&'t Match>,
     pub(super) timeouts: Timeouts,
@@ -80,6 +81,8 @@ impl<'t> Plan<'t> {
                 Filter::RateLimit(limit) => self.limits.push(limit),
                 Filter::BodyLimit(bytes) => self.narrow(*bytes),
                 Filter::Access(access) => self.access.push(access),
+                // A gateway's stands before its routes' own.
+                Filter::Cache(cache) => self.cache = Some(cache),
             }
         }
     }

@@ -105,7 +105,7 @@ where
 }
 
 /// The time as answers carry it, made once in a second (RFC 9110 §6.6.1).
-fn date(worker: &Worker) -> Option<HeaderValue> {
+pub(super) fn date(worker: &Worker) -> Option<HeaderValue> {
     thread_local! {
         static LAST: RefCell<Option<(u64, HeaderValue)>> = const { RefCell::new(None) };
     }

@@ -106,7 +106,7 @@ impl LogSender {
     pub fn request(&self, record: &Record, ms: u64) {
         let wanted = match self.what {
             LogWhat::Nothing => false,
-            LogWhat::Failures => !record.flags.is_empty() || record.status >= 500,
+            LogWhat::Failures => record.flags.tells_failure() || record.status >= 500,
             LogWhat::Everything => true,
         };
         if !wanted {

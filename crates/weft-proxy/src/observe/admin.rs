@@ -33,6 +33,7 @@ use self::stats::{Baseline, Query};
 use super::exposition::{ProxyCollector, render, render_classic};
 use super::metrics::WorkerCells;
 use crate::config::ProxyConfig;
+use crate::http::cache::Store;
 use crate::ingest::Status;
 use crate::table::{BackendEntry, EndpointEntry, Table};
 use crate::worker::Names;
@@ -59,6 +60,7 @@ pub struct Admin {
     status: Status,
     cells: Vec<Arc<WorkerCells>>,
     quit: CancellationToken,
+    cache: Arc<Store>,
     identity: Option<Snapshot<Svid>>,
     clock: Clock,
     /// Somebody asked to be taken for not ready.
@@ -79,6 +81,8 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/config_dump", "the table in use, without keys"),
     ("GET", "/certs", "certificates in use, without keys"),
     ("GET", "/memory", "resident memory"),
+    ("GET", "/cache", "what gateways have stored: counts and bytes"),
+    ("POST", "/cache/purge", "forget the stored answers of URLs that begin with ?prefix=URL"),
     ("POST", "/healthcheck/fail", "be taken for not ready until /healthcheck/ok"),
     ("POST", "/healthcheck/ok", "be ready again"),
     ("POST", "/reset_counters", "counters of /stats begin at 0 again; not those of Prometheus"),
@@ -125,10 +129,11 @@ impl Admin {
         status: Status,
         cells: Vec<Arc<WorkerCells>>,
         quit: CancellationToken,
+        cache: Arc<Store>,
     ) -> Self {
         let (identity, clock) = (None, Clock::system());
         let (failing, baseline) = (AtomicBool::new(false), Baseline::default());
-        Self { config, names, status, cells, quit, identity, clock, failing, baseline }
+        Self { config, names, status, cells, quit, cache, identity, clock, failing, baseline }
     }
 
     /// The same for a proxy with an identity, whose certificate it shows.
@@ -155,7 +160,9 @@ impl Admin {
             }
             None => text(StatusCode::NOT_FOUND, "not found\n".into()),
             Some("GET") if read => self.show(path, request),
-            Some("POST") if request.method() == Method::POST => self.change(path),
+            Some("POST") if request.method() == Method::POST => {
+                self.change(path, request.uri().query().unwrap_or(""))
+            }
             Some(method) => {
                 let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, format!("use {method}\n"));
                 refused.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
@@ -190,15 +197,17 @@ impl Admin {
                 let table = self.status.table.load();
                 json(&stats::certificates(svid.as_deref(), &table, self.clock.wall_ms()))
             }
+            "/cache" => json(&self.cache.shown()),
             "/memory" => json(&stats::memory()),
             _ => text(StatusCode::OK, help()),
         }
     }
 
     /// Everything that changes something; asked for by POST.
-    fn change(&self, path: &str) -> Response<Full<Bytes>> {
+    fn change(&self, path: &str, query: &str) -> Response<Full<Bytes>> {
         match path {
             "/healthcheck/fail" => self.failing.store(true, Ordering::Relaxed),
+            "/cache/purge" => return self.purge(query),
             "/healthcheck/ok" => self.failing.store(false, Ordering::Relaxed),
             "/reset_counters" => {
                 self.baseline.reset(stats::all(&self.collector(), &self.status.table.load()));
@@ -206,6 +215,14 @@ impl Admin {
             _ => self.quit.cancel(),
         }
         text(StatusCode::OK, "OK\n".into())
+    }
+
+    fn purge(&self, query: &str) -> Response<Full<Bytes>> {
+        let Some(prefix) = query.strip_prefix("prefix=").filter(|prefix| !prefix.is_empty()) else {
+            let how = "say of what: /cache/purge?prefix=https://HOST/PATH (the URL as it is)\n";
+            return text(StatusCode::BAD_REQUEST, how.into());
+        };
+        json(&json!({ "forgotten": self.cache.purge(prefix) }))
     }
 
     /// Ready: a table was committed. The mesh door is open only with a certificate, so an
@@ -225,6 +242,7 @@ impl Admin {
             cells: self.cells.clone(),
             status: self.status.clone(),
             names: self.names.clone(),
+            cache: self.cache.clone(),
         }
     }
 

@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use weft_base::metrics::{DURATION_MS_BOUNDS, Histogram};
 
 use super::metrics::{BYTES_BOUNDS, Labels, Reporter, RequestProtocol, WorkerCells, lock};
+use crate::http::cache::Store;
 use crate::ingest::Status;
 use crate::worker::Names;
 
@@ -26,6 +27,7 @@ pub struct ProxyCollector {
     pub cells: Vec<Arc<WorkerCells>>,
     pub status: Status,
     pub names: Names,
+    pub cache: Arc<Store>,
 }
 
 #[derive(Default)]
@@ -193,6 +195,7 @@ impl ProxyCollector {
             ("weft_panics", "Panics caught in tasks", weft_base::task::panics_total()),
         ]
         .into_iter()
+        .chain(self.cache.counters())
         .chain(self.counters_below_http())
         .collect()
     }
@@ -237,6 +240,7 @@ impl ProxyCollector {
                 "Clients of datagrams that have an endpoint now",
                 self.cells.iter().map(|c| c.udp_flows_open.get()).sum(),
             ),
+            ("weft_cache_bytes", "Bytes of stored answers", self.cache.bytes()),
             (
                 "weft_config_generation",
                 "Generation of the table in use",

@@ -29,6 +29,7 @@ pub const FLAGS: &[(Flag, &str, &str)] = &[
     (Flag::FI, "FI", "the route's fault policy answered instead of the upstream"),
     (Flag::RL, "RL", "beyond a rate limit"),
     (Flag::OM, "OM", "this proxy had no memory to spare"),
+    (Flag::RFCF, "RFCF", "answered with what a gateway had stored"),
 ];
 
 // === impl Flag ===
@@ -51,6 +52,7 @@ impl Flag {
     pub const FI: Self = Self(1 << 14);
     pub const RL: Self = Self(1 << 15);
     pub const OM: Self = Self(1 << 16);
+    pub const RFCF: Self = Self(1 << 17);
 }
 
 // === impl Flags ===
@@ -66,6 +68,11 @@ impl Flags {
 
     pub fn is_empty(self) -> bool {
         self.0 == 0
+    }
+
+    /// Whether something went wrong: that an answer was stored is no failure.
+    pub fn tells_failure(self) -> bool {
+        self.0 & !Flag::RFCF.0 != 0
     }
 }
 

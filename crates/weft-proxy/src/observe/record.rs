@@ -16,6 +16,7 @@ use super::flags::{Flag, Flags};
 use super::format::Noted;
 use super::metrics::{Labels, Reporter, RequestProtocol};
 use crate::http::body::{BodyError, Replay};
+use crate::http::cache::Outcome as Cached;
 use crate::http::grpc_web::Web;
 use crate::http::made::Text;
 use crate::pinned::Pinned;
@@ -61,6 +62,8 @@ pub struct Record {
     pub noted: Option<Box<Noted>>,
     /// What a browser of another origin is told with the answer.
     pub cross: CorsHeaders,
+    /// What became of it at the cache; `None` when its rule has none.
+    pub cache: Option<Cached>,
     pub body: Replay,
     pub bytes_sent: u64,
     pub upstream_ms: Option<u64>,
@@ -104,6 +107,7 @@ impl Record {
             generation: 0,
             noted: None,
             cross: Vec::new(),
+            cache: None,
             body: Replay::default(),
             bytes_sent: 0,
             upstream_ms: None,

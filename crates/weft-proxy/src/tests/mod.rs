@@ -6,6 +6,7 @@ mod admin;
 mod balance;
 pub mod bed;
 mod bulk;
+mod cache;
 mod captured;
 mod captured_inbound;
 mod dns;

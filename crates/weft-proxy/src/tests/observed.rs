@@ -201,6 +201,7 @@ async fn sizes_of_what_every_connection_holds() {
         log_lines: tokio::sync::mpsc::channel(1).0,
         buckets: Default::default(),
         pressure: Default::default(),
+        cache: std::sync::Arc::new(crate::http::cache::Store::new(0)),
     };
     let metrics = crate::observe::metrics::WorkerMetrics::new(Default::default(), 1);
     let table = std::sync::Arc::new(crate::table::Table::default());

@@ -60,6 +60,7 @@ pub const OPERATORS: &[(&str, &str)] = &[
     ("HOSTNAME", "this proxy's workload"),
     ("TRACE_ID", "trace id of the request's traceparent"),
     ("WEFT_SENTENCE", "why weft answered itself, in words"),
+    ("WEFT_CACHE", "hit, stale, revalidated, stale-if-error, miss, bypass or only-if-cached"),
     ("WEFT_GENERATION", "generation of the table that decided"),
     ("WEFT_NODE", "this proxy: sidecar~NAMESPACE~POD or gateway~NAMESPACE~GATEWAY"),
 ];
@@ -300,6 +301,7 @@ fn plain(name: &str) -> Option<Operator> {
         "HOSTNAME" => Operator::Hostname,
         "UPSTREAM_LOCAL_ADDRESS" | "VIRTUAL_CLUSTER_NAME" => Operator::Nothing,
         "WEFT_SENTENCE" => Operator::Sentence,
+        "WEFT_CACHE" => Operator::Cache,
         "WEFT_GENERATION" => Operator::Generation,
         "WEFT_NODE" => Operator::Node,
         _ => return None,

@@ -50,6 +50,7 @@ pub enum Operator {
     TraceId(usize),
     Sentence,
     Generation,
+    Cache,
     Node,
     Nothing,
 }
@@ -297,6 +298,9 @@ impl Operator {
                 0 => false,
                 generation => sink.number(generation),
             },
+            Self::Cache => {
+                sink.some(entry.record().and_then(|r| r.cache).map(|outcome| outcome.word()))
+            }
             Self::Node => entry.record().is_some_and(|r| sink.shown(&r.worker.config.node)),
             _ => false,
         }
@@ -305,6 +309,7 @@ impl Operator {
 
 fn details(record: &Record) -> &'static str {
     match (&record.sentence, record.attempts) {
+        (None, _) if record.flags.has(Flag::RFCF) => "cache.response_from_cache_filter",
         (None, 0) => "direct_response",
         (None, _) => "via_upstream",
         (Some(_), _) => of_flag(record.flags).unwrap_or("local"),
@@ -343,6 +348,7 @@ fn long_name(short: &'static str) -> &'static str {
         "DC" => "DownstreamConnectionTermination",
         "DPE" => "DownstreamProtocolError",
         "SI" => "StreamIdleTimeout",
+        "RFCF" => "ResponseFromCacheFilter",
         "UAEX" => "UnauthorizedExternalService",
         "DI" => "DelayInjected",
         "FI" => "FaultInjected",

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Answers from a store, for gateways whose rule asks for it (RFC 9111). The phases call [`ask`]
+//! before a request goes on: it answers from the store, waits for a fetch that is under way, or
+//! makes the request one that fetches; `Fetch::answered` sees the answer before anybody else.
+//! Neither routes nor sends: access, limits and header edits are the phases', for stored answers
+//! as for others.
+//!
+//! The key is what the origin is asked: scheme, host and port as the client named them, path and
+//! query byte for byte. Under one key answers differ by lane (backend, rewritten target, edits of
+//! the rule, and headers that origins are known to answer by without saying so) and by `Vary`. So
+//! nobody is given what another rule, another backend or another claim about the host made.
+
+mod conditional;
+mod directives;
+mod fetch;
+mod fill;
+mod object;
+mod sieve;
+mod status;
+mod store;
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::header::{AGE, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Method, Response, StatusCode, Uri};
+use http_body::Body as _;
+use tokio::time::Instant;
+use weft_base::clock::Mono;
+use weft_model::Cache;
+use weft_model::decide::Authority;
+
+use self::conditional::{ask_whether, is_conditional, is_for_the_origin};
+use self::directives::Directives;
+use self::fetch::{Fetch, Mode, Storing};
+pub use self::fill::Fill;
+use self::object::{Object, Verdict};
+use self::status::Forward;
+pub use self::status::Outcome;
+pub use self::store::{Counts, Store};
+use self::store::{Found, Lead, Turn};
+use super::attempt::{self, Call};
+use super::body::{Replay, ReplyBody};
+use super::mirror;
+use super::plan::Plan;
+use crate::observe::flags::Flag;
+use crate::observe::record::{Record, is_grpc};
+use crate::table::Door;
+use crate::upstream::pick::LocalBackend;
+use crate::worker::{Conn, Worker};
+
+/// Longest URL that is looked up.
+const URL_BYTES_MAX: usize = 8 * 1024;
+/// How long asking behind a client may take where its rule limits nothing.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// What origins make answers of without naming it in `Vary`: whoever sends one of these has
+/// answers of his own.
+const CLAIMS: &[&str] = &[
+    "forwarded",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-forwarded-scheme",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-path",
+    "x-forwarded-server",
+    "x-host",
+    "x-original-host",
+    "x-http-host-override",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+];
+
+/// A request as its backend would get it.
+#[derive(Debug)]
+pub(super) struct Asking<'a, 't> {
+    pub worker: &'a Rc<Worker>,
+    pub head: &'a mut Parts,
+    pub body: &'a Replay,
+    pub authority: &'a str,
+    pub scheme: &'static str,
+    pub backend: &'a Rc<RefCell<LocalBackend>>,
+    pub plan: &'a Plan<'t>,
+    pub rule: &'a Arc<Cache>,
+    pub url: Arc<str>,
+}
+
+/// What a request gets from the store.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // Moved once.
+pub(super) enum Given {
+    Answer(Response<ReplyBody>),
+    /// It goes on, and its answer comes back here.
+    Fetch(Box<Fetch>),
+}
+
+/// A rule's cache, and what its answer is stored under.
+pub(super) type Ruled<'t> = (&'t Arc<Cache>, Arc<str>);
+
+/// The cache that a request is a matter of: those of gateways, for what is plain HTTP.
+pub(super) fn rule<'t>(
+    conn: &Conn,
+    plan: &Plan<'t>,
+    authority: &Authority,
+    head: &Parts,
+) -> Option<Ruled<'t>> {
+    let rule = plan.cache.filter(|rule| rule.object_bytes_max > 0)?;
+    let gateway = matches!(conn.door, Door::Gateway(_));
+    (gateway && !is_grpc(&head.headers)).then(|| (rule, url(conn.scheme, authority, &head.uri)))
+}
+
+/// What an answer is stored under.
+pub(super) fn url(scheme: &str, authority: &Authority, uri: &Uri) -> Arc<str> {
+    let Authority { host, port } = authority;
+    let usual = if scheme == "https" { 443 } else { 80 };
+    let path = uri.path_and_query().map_or("/", |p| p.as_str());
+    let mut out = format!("{scheme}://");
+    let _ = match host.contains(':') {
+        true => write!(out, "[{host}]"),
+        false => write!(out, "{host}"),
+    };
+    if let Some(port) = port.filter(|port| *port != usual) {
+        let _ = write!(out, ":{port}");
+    }
+    out.push_str(path);
+    out.into()
+}
+
+/// Answers from the store, or says how the request goes on.
+pub(super) async fn ask(asking: Asking<'_, '_>, record: &mut Record) -> Given {
+    let store = asking.worker.shared.cache.clone();
+    if let Some(fetch) = not_ours(&asking) {
+        add(&store.counts.bypassed);
+        record.cache = Some(Outcome::Bypass);
+        return Given::Fetch(Box::new(fetch));
+    }
+    let said = Directives::of_request(&asking.head.headers);
+    let lane = lane(&asking);
+    let is_head = asking.head.method == Method::HEAD;
+    let deadline = Instant::now() + Duration::from_millis(asking.rule.wait_ms);
+    let (mut lead, mut collapsed) = (None, false);
+    loop {
+        let now = asking.worker.clock.now();
+        let found = store.find(&asking.url, &lane, &asking.head.headers);
+        let (kept, forward) = match found {
+            Found::Nothing { others: false } => (None, Forward::UriMiss),
+            Found::Nothing { others: true } => (None, Forward::VaryMiss),
+            Found::Object(object) => {
+                let outcome = match object.verdict(&said, now) {
+                    Verdict::Fresh => Outcome::Hit,
+                    Verdict::Stale => Outcome::Stale,
+                    Verdict::Refresh => {
+                        refresh(&asking, &lane, &said, &object, lead);
+                        return Given::Answer(give(&asking, &object, Outcome::Stale, record));
+                    }
+                    Verdict::Validate => Outcome::Miss,
+                };
+                if outcome != Outcome::Miss {
+                    return Given::Answer(give(&asking, &object, outcome, record));
+                }
+                let fresh = object.times.ttl_s(now) > 0 && !object.said.no_cache;
+                (Some(object), if fresh { Forward::Request } else { Forward::Stale })
+            }
+        };
+        if said.only_if_cached {
+            record.cache = Some(Outcome::OnlyIfCached);
+            return Given::Answer(only_if_cached());
+        }
+        if lead.is_none() && waits(&asking, kept.as_deref(), forward) {
+            match store.turn(&asking.url, &lane, &asking.head.headers, now) {
+                Turn::Lead(mine) => {
+                    // Whoever had it before may just have stored an answer.
+                    lead = Some(mine);
+                    continue;
+                }
+                Turn::Wait(flight) if Instant::now() < deadline => {
+                    if let Some(_place) = store.place_to_wait() {
+                        collapsed = true;
+                        let _ = tokio::time::timeout_at(deadline, flight.cancelled()).await;
+                        continue;
+                    }
+                }
+                Turn::Wait(_) | Turn::Alone => {}
+            }
+        }
+        add(&store.counts.misses);
+        collapsed.then(|| add(&store.counts.collapsed));
+        record.cache = Some(Outcome::Miss);
+        let worker = asking.worker.clone();
+        let mode = match is_head && kept.is_none() {
+            true => Mode::Pass,
+            false => Mode::Store(storing(asking, lane, said, kept, lead)),
+        };
+        return Given::Fetch(Box::new(Fetch { worker, forward, collapsed, mode }));
+    }
+}
+
+/// What the store has no part in, or only to forget.
+fn not_ours(asking: &Asking<'_, '_>) -> Option<Fetch> {
+    let Asking { worker, head, body, url, .. } = asking;
+    let fetch =
+        |forward, mode| Some(Fetch { worker: (*worker).clone(), forward, collapsed: false, mode });
+    match head.method {
+        Method::GET | Method::HEAD => {}
+        Method::OPTIONS | Method::TRACE => return fetch(Forward::Method, Mode::Pass),
+        _ => return fetch(Forward::Method, Mode::Change(url.clone())),
+    }
+    // A body would be part of the question and is not part of the key.
+    let odd = !body.is_empty() || url.len() > URL_BYTES_MAX || is_for_the_origin(&head.headers);
+    let unwanted = Directives::of_request(&head.headers).no_store;
+    if odd || unwanted { fetch(Forward::Bypass, Mode::Pass) } else { None }
+}
+
+/// Whether one fetch may serve several requests.
+fn waits(asking: &Asking<'_, '_>, kept: Option<&Object>, forward: Forward) -> bool {
+    let reusable = |object: &Object| !object.said.no_cache && object.times.lifetime_s > 0;
+    let whole = kept.is_some() || !is_conditional(&asking.head.headers);
+    asking.head.method == Method::GET
+        && asking.rule.wait_ms > 0
+        && forward != Forward::Request
+        && whole
+        && kept.is_none_or(reusable)
+}
+
+/// Makes the request one that fetches.
+fn storing(
+    asking: Asking<'_, '_>,
+    lane: Arc<str>,
+    said: Directives,
+    kept: Option<Arc<Object>>,
+    lead: Option<Lead>,
+) -> Storing {
+    let Asking { worker, head, rule, url, .. } = asking;
+    let asked = head.headers.clone();
+    let validates = kept.as_ref().is_some_and(|object| ask_whether(&mut head.headers, object));
+    Storing {
+        rule: rule.clone(),
+        lane,
+        ticket: worker.shared.cache.ticket(&url),
+        lead,
+        asked,
+        said,
+        head: head.method == Method::HEAD,
+        began: worker.clock.now(),
+        kept,
+        validates,
+    }
+}
+
+/// What must be the same besides the URL.
+fn lane(asking: &Asking<'_, '_>) -> Arc<str> {
+    let Asking { head, authority, backend, plan, .. } = asking;
+    let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
+    let mut out = format!("{} {authority} {path}", backend.borrow().entry.name);
+    for edit in &plan.request_edits {
+        let _ = write!(out, " {edit:?}");
+    }
+    for name in CLAIMS {
+        for value in head.headers.get_all(*name) {
+            let _ = write!(out, " {name}: {value:?}");
+        }
+    }
+    out.into()
+}
+
+/// The client's answer from a stored one.
+fn give(
+    asking: &Asking<'_, '_>,
+    object: &Object,
+    outcome: Outcome,
+    record: &mut Record,
+) -> Response<ReplyBody> {
+    let head = asking.head.method == Method::HEAD;
+    let counts = &asking.worker.shared.cache.counts;
+    add(if outcome == Outcome::Hit { &counts.hits } else { &counts.stale });
+    record.cache = Some(outcome);
+    record.flags.add(Flag::RFCF);
+    let now = asking.worker.clock.now();
+    let mut response = given(object, &asking.head.headers, head, now);
+    status::hit(response.headers_mut(), object.times.ttl_s(now), None);
+    response
+}
+
+fn given(object: &Object, asked: &HeaderMap, head: bool, now: Mono) -> Response<ReplyBody> {
+    let part = conditional::part(asked, head, object);
+    let mut response = conditional::answer(object, &part, head);
+    response.headers_mut().insert(AGE, HeaderValue::from(object.times.age_s(now)));
+    response
+}
+
+/// RFC 9111 §5.2.1.7.
+fn only_if_cached() -> Response<ReplyBody> {
+    let mut response = Response::new(ReplyBody::empty());
+    *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+    status::only_if_cached(response.headers_mut());
+    response
+}
+
+/// Asks the origin while a client has its stale answer; one at a time for each answer.
+fn refresh(
+    asking: &Asking<'_, '_>,
+    lane: &Arc<str>,
+    said: &Directives,
+    object: &Arc<Object>,
+    lead: Option<Lead>,
+) {
+    let store = &asking.worker.shared.cache;
+    let turn = || store.turn(&asking.url, lane, &asking.head.headers, asking.worker.clock.now());
+    let lead = lead.or_else(|| match turn() {
+        Turn::Lead(lead) => Some(lead),
+        Turn::Wait(_) | Turn::Alone => None,
+    });
+    let (Some(lead), Some(place)) = (lead, store.place_to_refresh()) else { return };
+    let mut head = mirror::copied(asking.head);
+    head.method = Method::GET;
+    let (kept, url) = (Some(object.clone()), asking.url.clone());
+    let copy = Asking { head: &mut head, url, ..*asking };
+    let storing = storing(copy, lane.clone(), said.clone(), kept, Some(lead));
+    let mode = Mode::Store(storing);
+    let worker = asking.worker.clone();
+    let fetch = Fetch { worker: worker.clone(), forward: Forward::Stale, collapsed: false, mode };
+    let (timeouts, retry) = (asking.plan.timeouts.clone(), asking.plan.retry.clone());
+    let (backend, scheme) = (asking.backend.clone(), asking.scheme);
+    let authority = asking.authority.into();
+    let tasks = worker.conns.clone();
+    tasks.spawn_local("cache refresh", async move {
+        let _place = place;
+        let version = head.version;
+        let call = Call {
+            worker: &worker,
+            backend,
+            head,
+            body: Replay::default(),
+            authority,
+            scheme,
+            version,
+            timeouts: &timeouts,
+            retry: &retry,
+            interim: None,
+            pinned: None,
+        };
+        let most = timeouts.request_ms.filter(|ms| *ms > 0);
+        let exchange = async {
+            let Some(response) = attempt::once(&call, false).await else { return };
+            let Ok(response) = fetch.came(Ok(response)).0 else { return };
+            let mut body = std::pin::pin!(response.into_body());
+            while let Some(Ok(_)) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {}
+        };
+        let limit = most.map_or(PATIENCE, Duration::from_millis);
+        if tokio::time::timeout(limit, exchange).await.is_err() {
+            tracing::debug!("a stale answer's origin took longer than {} ms", limit.as_millis());
+        }
+    });
+}
+
+fn add(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests;
