@@ -188,16 +188,6 @@ impl std::fmt::Display for RateLimit {
     }
 }
 
-// === impl Adaptive ===
-
-impl Adaptive {
-    /// Slow to begin and never tight: for a whole gateway. Not on by itself: clients that leave
-    /// many requests unfinished look like overload to it.
-    pub fn of_gateways() -> Self {
-        Self { limit_min: 64, limit_max: 100_000, tolerance_permille: 4_000, wait_ms: 400 }
-    }
-}
-
 // === defaults ===
 
 impl Default for HealthCheck {

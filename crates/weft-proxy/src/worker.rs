@@ -246,7 +246,9 @@ impl Worker {
         let entry = newest.unwrap_or_else(|| entry.clone());
         let name = entry.name.clone();
         let mut made = LocalBackend::new(entry, &mut self.rng.borrow_mut(), |e| self.pool(e));
-        made.set_usual(self.config.limits.adaptive.clone());
+        if self.config.limits.gates && self.config.is_gateway() {
+            made.set_gated(self.config.workers);
+        }
         let made = Rc::new(RefCell::new(made));
         if known {
             self.backends.borrow_mut().insert(name, made.clone());

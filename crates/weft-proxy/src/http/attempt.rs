@@ -34,6 +34,7 @@ use crate::upstream::pick::{Ask, LocalBackend, LocalEndpoint};
 use crate::upstream::pool::{Answered, How, InFlight, Lease, SendError, Wire};
 use crate::worker::Worker;
 
+mod gated;
 mod wire;
 
 /// Longest wait between two attempts.
@@ -101,6 +102,8 @@ async fn attempts(
     let mut retrying = None;
     call.backend.borrow_mut().budget.request(call.worker.clock.at(began));
     loop {
+        let (gated, at) = gated::enter(call, began, deadline).await?;
+        began = at;
         let picked = pick(call, hash, &tried, began).ok_or_else(|| no_instance(call))?;
         record.endpoint = Some(picked.clone());
         record.backend = Some(call.backend.borrow().entry.clone());
@@ -111,6 +114,7 @@ async fn attempts(
         let until = earlier(deadline, attempt_limit);
         let ended = attempt(call, &picked, (began, until), record.is_grpc).await;
         let now = Instant::now();
+        gated.over(&ended, now);
         let took = now.saturating_duration_since(began);
         record.upstream_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
         note(call, &picked, &ended, (now, took), record);

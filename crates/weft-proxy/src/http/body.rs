@@ -30,6 +30,7 @@ mod due;
 mod left;
 mod stored;
 mod upstream;
+mod whole;
 
 /// A smaller piece of a body is copied to its neighbours where it is kept: by itself it would hold
 /// many times its size.

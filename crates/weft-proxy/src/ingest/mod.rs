@@ -47,6 +47,8 @@ pub enum Delivery {
     Link(bool),
     /// A file says something that is refused whole, and why.
     Refused(String),
+    /// Lookups of endpoints' names that found nothing.
+    Unresolved(u64),
 }
 
 /// Names and versions of what a proxy has already.
@@ -62,6 +64,8 @@ pub struct Status {
     pub from_last_good: Arc<AtomicBool>,
     pub generation: Arc<AtomicU64>,
     pub rejected_total: Arc<AtomicU64>,
+    /// Lookups of endpoints' names that found nothing.
+    pub unresolved_total: Arc<AtomicU64>,
     /// Why the newest file is not in use.
     refused: Arc<Mutex<Option<String>>>,
     sockets: Arc<Mutex<BTreeMap<u64, (Door, SocketAddr)>>>,
@@ -122,6 +126,7 @@ impl Ingest {
             from_last_good: Arc::default(),
             generation: Arc::default(),
             rejected_total: Arc::default(),
+            unresolved_total: Arc::default(),
             refused: Arc::default(),
             sockets: Arc::default(),
         };
@@ -210,6 +215,9 @@ impl Ingest {
                     Some(Delivery::Refused(why)) => {
                         self.status.rejected_total.fetch_add(1, Ordering::Relaxed);
                         *lock(&self.status.refused) = Some(why);
+                    }
+                    Some(Delivery::Unresolved(lookups)) => {
+                        self.status.unresolved_total.fetch_add(lookups, Ordering::Relaxed);
                     }
                     None => break,
                 },

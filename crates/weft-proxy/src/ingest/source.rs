@@ -49,6 +49,12 @@ impl Feed {
         let _ = self.deliveries.send(Delivery::Refused(why)).await;
     }
 
+    /// Says that so many lookups of endpoints' names found nothing.
+    pub async fn unresolved(&self, lookups: u64) {
+        // As above.
+        let _ = self.deliveries.send(Delivery::Unresolved(lookups)).await;
+    }
+
     /// The stream to the server is up, or down. `false` when the proxy is going down.
     async fn link(&self, up: bool) -> bool {
         self.deliveries.send(Delivery::Link(up)).await.is_ok()

@@ -191,6 +191,11 @@ impl ProxyCollector {
                 "Resources refused since the start",
                 self.status.rejected_total.load(Ordering::Relaxed),
             ),
+            (
+                "weft_names_unresolved",
+                "Lookups of endpoints' names that found nothing; what a name meant stays in use",
+                self.status.unresolved_total.load(Ordering::Relaxed),
+            ),
             ("weft_bugs", "Impossible states met", weft_base::error::bugs_total()),
             ("weft_panics", "Panics caught in tasks", weft_base::task::panics_total()),
         ]

@@ -7,6 +7,7 @@ pub mod ask;
 pub mod breaker;
 pub mod budget;
 pub mod connect;
+pub mod gate;
 pub mod health;
 pub mod outlier;
 pub mod pick;

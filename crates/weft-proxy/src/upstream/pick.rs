@@ -12,11 +12,12 @@ use weft_base::rng::Rng;
 use weft_model::decide::{
     Member, PeakEwma, Shares, SmoothWeighted, Standing, total_weight, weighted_at, within_bound,
 };
-use weft_model::{Adaptive, Hashing, Health, LbPolicy};
+use weft_model::{Hashing, Health, LbPolicy};
 
 use super::adaptive::AdaptiveLimit;
 use super::breaker::Breaker;
 use super::budget::Budget;
+use super::gate::BackendGate;
 use super::pool::Pool;
 use crate::observe::flags::Flags;
 use crate::observe::metrics::{RequestProtocol, RequestSeries};
@@ -33,8 +34,10 @@ pub struct LocalBackend {
     pub budget: Budget,
     pub breaker: Rc<Breaker>,
     pub adaptive: Option<Rc<AdaptiveLimit>>,
-    /// What holds where its policy does not speak of that.
-    usual: Option<Adaptive>,
+    /// Where its policy sets no limit of its own.
+    pub gate: Option<Rc<BackendGate>>,
+    /// Workers of a proxy that has gates.
+    gated: Option<usize>,
 }
 
 /// Who gets which share, until something changes: by endpoint of the entry, since those that are
@@ -110,7 +113,8 @@ impl LocalBackend {
             budget: Budget::default(),
             breaker: Rc::default(),
             adaptive: None,
-            usual: None,
+            gate: None,
+            gated: None,
         };
         made.update(entry, pool);
         made
@@ -142,20 +146,27 @@ impl LocalBackend {
         self.adapt();
     }
 
-    /// Says what adaptive concurrency it has where its policy does not.
-    pub fn set_usual(&mut self, usual: Option<Adaptive>) {
-        self.usual = usual;
+    /// It has a gate where its policy sets no limit, as one of so many workers.
+    pub fn set_gated(&mut self, workers: usize) {
+        self.gated = Some(workers);
         self.adapt();
     }
 
     /// What was learnt stays while the policy does.
     fn adapt(&mut self) {
-        let protection = self.entry.backend.policy.protection.as_ref();
-        let own = protection.and_then(|p| p.adaptive.as_ref());
-        self.adaptive = own.or(self.usual.as_ref()).map(|policy| {
+        let policy = &self.entry.backend.policy;
+        let limits = &policy.limits;
+        let own = policy.protection.as_ref().and_then(|p| p.adaptive.as_ref());
+        self.adaptive = own.map(|policy| {
             let known = self.adaptive.take().filter(|limit| limit.is_for(policy));
             known.unwrap_or_else(|| AdaptiveLimit::new(policy.clone()))
         });
+        let said =
+            own.is_some() || limits.requests_max.is_some() || limits.connections_max.is_some();
+        self.gate = self
+            .gated
+            .filter(|_| !said)
+            .map(|workers| self.gate.take().unwrap_or_else(|| BackendGate::new(workers)));
     }
 
     /// The endpoint for an attempt: by the policy's turn over what is open, and elsewhere first

@@ -195,6 +195,8 @@ pub struct Keeper {
     names: Vec<DnsSet>,
     lookups: Names,
     resolved: Resolved,
+    /// Lookups that found nothing, not told yet.
+    missed: u64,
     seen: Seen,
     generation: u64,
     log: Option<AccessLog>,
@@ -213,6 +215,7 @@ impl Keeper {
             names: Vec::new(),
             lookups: Names::new(names::system),
             resolved: Resolved::new(),
+            missed: 0,
             seen: Seen::new(),
             generation: 0,
             log: loaded.log.clone(),
@@ -240,7 +243,7 @@ impl Keeper {
                         }
                     }
                     () = tokio::time::sleep_until(names_at), if !self.names.is_empty() => {
-                        self.ask_again();
+                        self.ask_again().await;
                         names_at = tokio::time::Instant::now() + self.refresh();
                     }
                     answer = self.lookups.answer() => self.follow(answer).await,
@@ -344,17 +347,34 @@ impl Keeper {
                     unknown.remove(&answer.0);
                     self.learn(answer);
                 }
-                Err(_) => return unknown.iter().for_each(unanswered),
+                Err(_) => {
+                    unknown.iter().for_each(|host| self.unanswered(host));
+                    break;
+                }
             }
         }
+        self.tell_missed().await;
     }
 
     /// Asks for all names that have no question out.
-    fn ask_again(&mut self) {
+    async fn ask_again(&mut self) {
         for host in self.hosts() {
             if !self.lookups.ask(&host) {
-                unanswered(&host);
+                self.unanswered(&host);
             }
+        }
+        self.tell_missed().await;
+    }
+
+    fn unanswered(&mut self, host: &Arc<str>) {
+        self.missed += 1;
+        tracing::warn!(%host, "the resolver does not answer; what the name meant stays in use");
+    }
+
+    async fn tell_missed(&mut self) {
+        let missed = std::mem::take(&mut self.missed);
+        if missed > 0 {
+            self.feed.unresolved(missed).await;
         }
     }
 
@@ -368,17 +388,24 @@ impl Keeper {
             let wanted = self.expanded(&self.given);
             self.hand_over(wanted).await;
         }
+        self.tell_missed().await;
     }
 
     /// Whether an answer is news. A name that cannot be resolved keeps what it meant.
     fn learn(&mut self, (host, found): Answer) -> bool {
         match found {
-            Ok(all) => {
+            Ok(all) if !all.is_empty() => {
                 let named = self.names.iter().flat_map(DnsSet::hosts).any(|of| *of == host);
                 named && self.resolved.insert(host, all.clone()).as_ref() != Some(&all)
             }
+            Ok(_) => {
+                self.missed += 1;
+                tracing::warn!(%host, "a name has no addresses; what it meant stays in use");
+                false
+            }
             Err(error) => {
-                tracing::warn!(%host, %error, "a name is not resolved");
+                self.missed += 1;
+                tracing::warn!(%host, %error, "a name is not resolved; what it meant stays in use");
                 false
             }
         }
@@ -404,10 +431,6 @@ impl std::fmt::Debug for Keeper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Keeper").field("source", &self.source).finish_non_exhaustive()
     }
-}
-
-fn unanswered(host: &Arc<str>) {
-    tracing::warn!(%host, "the resolver does not answer; what the name meant stays in use");
 }
 
 #[cfg(test)]

@@ -167,16 +167,3 @@ fn a_mix_of_quick_and_slow_is_no_overload() {
     }
     assert_eq!(refused, 0);
 }
-
-#[test]
-fn what_gateways_do_is_slow_to_begin_and_enough() {
-    let policy = Adaptive::of_gateways();
-    let mut limiter = Limiter::default();
-    let [good, refused, limit] = serve_by(&policy, &mut limiter, [20, 100, 1_000, 12]);
-    assert!(good >= 1_950, "{good} good of 2,400, {refused} refused, limit {limit}");
-    // A burst of five thousand at once to a server of two thousand a second is no overload.
-    let mut limiter = Limiter::default();
-    serve_by(&policy, &mut limiter, [40, 20, 500, 5]);
-    let [_, refused, _] = serve_by(&policy, &mut limiter, [40, 20, 2_500, 1]);
-    assert_eq!(refused, 0);
-}

@@ -9,7 +9,7 @@ use super::*;
 
 const SECOND: u64 = 1_000_000;
 /// Of servers and clients at random.
-const ROUNDS: usize = 300;
+const ROUNDS: u64 = 300;
 
 /// How long the server works on a request that it begins at some time.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whether a request may go to its backend now, where nobody configured a limit. Part of
+//! `attempt.rs`, before an endpoint is chosen: what waited must not go to one that left meanwhile.
+
+use std::time::Duration;
+
+use http::Method;
+use http::header::UPGRADE;
+use tokio::time::Instant;
+use weft_model::decide::Failure;
+
+use super::{Call, Cause, Ended, Refusal};
+use crate::upstream::gate::Permit;
+
+/// What an attempt holds while it is judged.
+#[derive(Debug, Default)]
+pub(super) struct Gated(Option<Permit>);
+
+/// Takes part in the backend's gate, and waits there if need be, until the request's `deadline` at
+/// most. Says when the attempt began, too, which is later after a wait.
+///
+/// # Errors
+/// The refusal to answer with, when it waited until its deadline.
+pub(super) async fn enter(
+    call: &Call<'_>,
+    began: Instant,
+    deadline: Option<(Instant, Duration)>,
+) -> Result<(Gated, Instant), Refusal> {
+    let Some(gate) = call.backend.borrow().gate.clone() else { return Ok((Gated(None), began)) };
+    let tunnel = call.head.method == Method::CONNECT || call.head.headers.contains_key(UPGRADE);
+    if tunnel || !call.body.is_whole() {
+        return Ok((Gated(None), began));
+    }
+    let permit = match gate.arrive(began) {
+        Some(permit) => permit,
+        None => {
+            let waiting = Box::pin(gate.wait(began, deadline.map(|(at, _)| at)));
+            waiting.await.ok_or_else(|| {
+                let ms = deadline.map_or(0, |(_, limit)| limit.as_millis());
+                let why = format!("its answers become slow, and there was no room within {ms} ms");
+                Refusal::new(Cause::Overload, why)
+            })?
+        }
+    };
+    let began = permit.began;
+    Ok((Gated(Some(permit)), began))
+}
+
+// === impl Gated ===
+
+impl Gated {
+    /// Tells the gate how it went; what is dropped instead was given up.
+    pub(super) fn over(self, ended: &Ended, now: Instant) {
+        let Some(permit) = self.0 else { return };
+        match ended {
+            Ended::Answer(..) => permit.answered(now),
+            // It is given up, and the backend has it still.
+            Ended::Failed(Failure::AttemptTimeout, ..) => drop(permit),
+            Ended::Failed(..) | Ended::Over(_) => permit.failed(),
+        }
+    }
+}
