@@ -50,8 +50,7 @@ def register(mesh):
     for n, tags in ((1, ["v1"]), (2, ["v2"]), (3, ["v2", "Canary"])):
         put(mesh, "/v1/agent/service/register", {
             "ID": f"web{n}", "Name": "web", "Address": f"10.0.0.{n}", "Port": 8080 + n,
-            "Tags": tags, "TaggedAddresses": {"consul-virtual": {"Address": "240.0.0.7",
-                                                                 "Port": 80}}})
+            "Tags": tags})
     put(mesh, "/v1/agent/service/register", {
         "ID": "six", "Name": "six", "Address": "fd00::6", "Port": 9, "Meta": {"dns-ttl": "30s"}})
     put(mesh, "/v1/agent/service/register", {
@@ -76,11 +75,15 @@ def register(mesh):
         assert done.status_code == 200, done.text
 
 
+def objects(path):
+    (path / "m").mkdir()
+    (path / "m/objects.yaml").write_text(OBJECTS)
+
+
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory):
     path = tmp_path_factory.mktemp("dns")
-    (path / "m").mkdir()
-    (path / "m/objects.yaml").write_text(OBJECTS)
+    objects(path)
     with Mesh(path / "m", path / "data") as mesh:
         register(mesh)
         until("everything is registered", lambda: asked(mesh, "front.service.consul", "A")[1])
@@ -119,7 +122,6 @@ FORMS = [
     ("0a000001.addr.dc1.consul", "A", ["A 10.0.0.1"]),
     ("fd000000000000000000000000000006.addr.dc1.consul", "AAAA", ["AAAA fd00::6"]),
     ("web.connect.consul", "SRV", ["SRV 1 1 21000 0a000015.addr.dc1.consul."]),
-    ("web.virtual.consul", "A", ["A 240.0.0.7"]),
     ("web.ingress.consul", "A", ["A 10.0.0.30"]),
     ("stable.query.consul", "A", WEB[:1]),
     ("STABLE.query.dc1.consul", "SRV", ["SRV 1 1 8081 0a000001.addr.dc1.consul."]),
@@ -154,6 +156,10 @@ def test_every_form_of_name_over_both_carriers(mesh):
     assert asked(mesh, "alias.shop.svc.cluster.local", "A")[1] == [f"A {ip}", f"CNAME {name}."]
     assert asked(mesh, str(dns.reversename.from_address(ip)), "PTR")[1] == [f"PTR {name}."]
     assert asked(mesh, "web.virtual.shop.ns.consul", "A")[1] == [f"A {ip}"]
+    # What Consul's clients registered has an address of the mesh, too.
+    services = mesh.get("/api/v1/namespaces/default/services").json()["items"]
+    ip = next(s["spec"]["clusterIP"] for s in services if s["metadata"]["name"] == "web")
+    assert asked(mesh, "web.virtual.consul", "A")[1] == [f"A {ip}"]
     # How long each may be kept.
     ttl = {n: ask(mesh, n, t).answer[0].ttl for n, t in (
         ("web.service.consul", "A"), ("six.service.consul", "AAAA"), ("stable.query.consul", "A"),
@@ -178,9 +184,9 @@ def test_kdig_reads_what_dnspython_does(mesh):
     # Everything, to who is known to have asked; over one connection, one after the other.
     everything = kdig("rack-7.node.consul", "ANY", "+tcp", "+short")
     assert "10.9.0.7" in everything and "zone=b" in everything, everything
-    many = kdig("+tcp", "+keepopen", "+short", "web.virtual.consul", "A", "stable.query.consul",
+    many = kdig("+tcp", "+keepopen", "+short", "web.ingress.consul", "A", "stable.query.consul",
                 "A", "consul", "NS")
-    assert many.split() == ["240.0.0.7", "10.0.0.1", "ns.consul."], many
+    assert many.split() == ["10.0.0.30", "10.0.0.1", "ns.consul."], many
 
 
 def test_dnsperf_finds_no_question_unanswered(mesh, tmp_path):
@@ -306,7 +312,7 @@ def local_address():
 
 def test_recursors_in_turn_and_sources_that_ask_too_much(tmp_path):
     silent, good = Resolver(answers=False), Resolver()
-    (tmp_path / "m").mkdir()
+    objects(tmp_path)
     extra = ["--dns-recursor", f"127.0.0.1:{silent.port},127.0.0.1:{good.port}",
              "--dns-rate", "50"]
     with Mesh(tmp_path / "m", tmp_path / "data", extra=extra) as mesh:
@@ -327,7 +333,8 @@ def test_recursors_in_turn_and_sources_that_ask_too_much(tmp_path):
             except TimeoutError:
                 pass
         cut = [wire for wire in got if wire[2] & 0x02]
-        assert 100 <= len(got) < 450 and len(cut) >= 100, (len(got), len(cut))
+        # Some of so many are lost on the way; none is answered beyond the bound.
+        assert len(cut) >= 20 and 50 <= len(got) - len(cut) < 250, (len(got), len(cut))
         assert all(len(wire) <= len(query) for wire in cut)
         assert asked(mesh, "consul", "NS", tcp=True)[1] == ["NS ns.consul."]
 
@@ -336,7 +343,7 @@ def test_f24_who_may_be_somebody_elses_victim_is_sent_little(tmp_path):
     address = local_address()
     if not address:
         pytest.skip("this machine has no address but loopback")
-    (tmp_path / "m").mkdir()
+    objects(tmp_path)
     with Mesh(tmp_path / "m", tmp_path / "data", extra=["--dns-bind", address]) as mesh:
         for n in range(60):
             put(mesh, "/v1/agent/service/register", {

@@ -39,18 +39,18 @@ class Weft:
         self.log = open(folder / "log", "wb")
         self.process = subprocess.Popen(
             [program, "server", "--ports", "auto", "--data", str(folder / "data"), "--announce"],
-            stdout=subprocess.PIPE, stderr=self.log,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
             preexec_fn=lambda: os.sched_setaffinity(0, SERVER))
         for raw in self.process.stdout:
             line = raw.decode(errors="replace")
-            if line.startswith("{") and '"weft"' in line:
+            if line.startswith("{") and '"dns"' in line:
                 doors = json.loads(line)
                 break
         else:
             raise SystemExit(f"weft server did not start; see {folder / 'log'}")
         threading.Thread(target=self.process.stdout.read, daemon=True).start()
-        self.consul = int(doors["consul"].rsplit(":", 1)[1])
-        self.dns = int(doors["dns"].rsplit(":", 1)[1])
+        self.consul, self.dns = (
+            int(str(doors[door]).rsplit(":", 1)[-1]) for door in ("consul", "dns"))
 
     def __enter__(self):
         return self

@@ -55,7 +55,7 @@ impl Server {
                 () = udp.tasks.draining() => return,
                 received = udp.socket.recv_from(&mut buffer) => received,
             };
-            for _ in 0..TOGETHER {
+            for turn in 1..=TOGETHER {
                 match received {
                     Ok((len, from)) => {
                         let query = buffer.get(..len).unwrap_or_default();
@@ -64,6 +64,9 @@ impl Server {
                     Err(why) if why.kind() == std::io::ErrorKind::WouldBlock => break,
                     // An error is an earlier answer's: its asker is gone.
                     Err(_) => {}
+                }
+                if turn == TOGETHER {
+                    break;
                 }
                 received = udp.socket.try_recv_from(&mut buffer);
             }

@@ -90,6 +90,9 @@ pub fn connect(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype
 
 /// The one address of a service as a whole.
 pub fn virtual_address(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype) -> Found {
+    if let Some(own) = cluster::virtual_addresses(look.view, namespace, service) {
+        return addresses(own, rtype);
+    }
     let Some(key) = look.directory.service(look.view, namespace, service) else {
         return Found::default();
     };
