@@ -12,6 +12,7 @@ import sys
 import threading
 
 import h11
+import pytest
 
 from edge import gateway
 from mesh import BIN, PEERS, free_port, until
@@ -229,3 +230,92 @@ backends:
         differ = {case: v for case, v in verdicts[name].items()
                   if v["behavior"] != verdicts["direct"][case]["behavior"]}
         assert not differ, differ
+
+
+def frame(kind, flags, stream, payload=b""):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def literal(name, value):
+    """Without indexing and Huffman's code."""
+    return b"\0" + bytes([len(name)]) + name + b"\x7f" + leb(len(value) - 127) + value
+
+
+def leb(n):
+    return bytes([n]) if n < 128 else bytes([n % 128 + 128]) + leb(n // 128)
+
+
+HELLO = "stream 0 {\ntxsettings\nrxsettings\ntxsettings -ack\nrxframe\nrxframe\n} -run"
+GET, POST = (bytes([method, 0x84, 0x86, 0x01, 4]) + b"test" for method in (0x82, 0x83))
+
+
+def harm():
+    """Frames of each kind of abuse, by the names that h2_abuse.vtc uses."""
+    def get(n):
+        return frame(1, 5, n, GET)
+
+    def post(n):
+        return frame(1, 4, n, POST)
+
+    def bomb(name):
+        entry = b"\x40" + literal(name, b"v" * 3900)[1:]
+        return frame(1, 5, 1, GET + entry + b"\xbe" * 2000)
+
+    def streams(of, times=400):
+        return b"".join(of(2 * n + 1) for n in range(times))
+
+    return {
+        "rapid_reset": streams(lambda n: get(n) + frame(3, 0, n, b"\0\0\0\x08")),
+        "made_by_window_of_zero": streams(lambda n: post(n) + frame(8, 0, n, bytes(4))),
+        "made_by_window_overflow": streams(lambda n: post(n) + frame(8, 0, n, b"\x7f" + b"\xff" * 3)),
+        "made_by_priority_length": streams(lambda n: post(n) + frame(2, 0, n, bytes(4))),
+        "made_by_self_dependency": streams(
+            lambda n: post(n) + frame(2, 0, n, n.to_bytes(4, "big") + b"\x10")),
+        "made_by_headers_after_end": streams(lambda n: get(n) + get(n)),
+        "made_by_data_after_end": streams(lambda n: get(n) + frame(0, 0, n, b"x")),
+        "continuations": frame(1, 1, 1, GET) + frame(9, 0, 1, literal(b"x", b"y" * 1000)) * 20,
+        "empty_continuations": frame(1, 1, 1, GET) + frame(9, 0, 1) * 200,
+        "empty_data": post(1) + frame(0, 0, 1) * 200,
+        "empty_headers": streams(lambda n: frame(1, 5, n)),
+        "pings": frame(6, 1, 0, bytes(8)) * 300,
+        "priorities": frame(2, 0, 5, b"\0\0\0\3\1") * 300,
+        "unknown": frame(0xfa, 0, 0, b"grease") * 300,
+        "windows": frame(8, 0, 0, b"\0\0\0\1") * 900,
+        "header_bomb": bomb(b"x-bomb"),
+        "cookie_bomb": bomb(b"cookie"),
+        "table_size": frame(1, 5, 1, b"\x3f" + leb(1024 * 1024 - 31) + GET),
+    }
+
+
+@pytest.mark.parametrize("script", sorted(p.stem for p in (HERE / "suites/vtc").glob("*.vtc")))
+def test_varnishtest(tmp_path, script):
+    """Scripts of frames and lines, played by Varnish's own test program."""
+    port, served, refused = free_port(), free_port(), free_port()
+    with Origin("up") as origin:
+        (tmp_path / "proxy.yaml").write_text(f"""
+access_log: "off"
+listeners: [{{name: web, bind: "127.0.0.1:{port}"}}]
+routes:
+  - {{name: all, rules: [{{path: /vtc/, to: vtc}}, {{path: /refused/, to: refused}}, {{to: up}}]}}
+backends:
+  - {{name: up, endpoints: ["127.0.0.1:{origin.port}"]}}
+  - {{name: vtc, endpoints: ["127.0.0.1:{served}"]}}
+  - {{name: refused, endpoints: ["127.0.0.1:{refused}"]}}
+""")
+        macros = {"weft": f"127.0.0.1:{port}", "origin": served, "refused": refused, "hello": HELLO}
+        # Too long for the program's own macros.
+        text = (HERE / f"suites/vtc/{script}.vtc").read_text()
+        made = {name: frames.hex() for name, frames in harm().items()}
+        made["streams"] = "\n".join(f"stream {n} {{\ndelay 0\n}} -run" for n in range(1, 801, 2))
+        for name, value in made.items() if script == "h2_abuse" else ():
+            assert f"${{{name}}}" in text
+            text = text.replace(f"${{{name}}}", value)
+        (tmp_path / "script.vtc").write_text(text)
+        words = [word for name, value in macros.items() for word in ("-D", f"{name}={value}")]
+        with Proxy("-c", tmp_path / "proxy.yaml", ready=port):
+            command = [BIN / "varnishtest", "-b", "30M", "-t", "30", *words,
+                       tmp_path / "script.vtc"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=90,
+                                  env={**os.environ, "TMPDIR": str(tmp_path)})
+    wrong = [line for line in done.stdout.splitlines() if line.startswith("----")]
+    assert done.returncode == 0, (wrong, done.stdout[-3000:] + done.stderr)
