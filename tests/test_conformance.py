@@ -96,7 +96,10 @@ def test_the_gateway_profiles_of_gateway_api_pass(cluster):
     passed = run_suite(cluster, "GATEWAY-HTTP,GATEWAY-GRPC")
     assert {"HTTPRouteWeight", "HTTPRouteReferenceGrant", "GatewayModifyListeners",
             "GatewayInvalidTLSConfiguration", "GRPCRouteWeight", "HTTPRouteCORS", "HTTPRouteRetry",
-            "HTTPRouteRequestMultipleMirrors", "HTTPRouteRequestPercentageMirror"} <= passed
+            "HTTPRouteRequestMultipleMirrors", "HTTPRouteRequestPercentageMirror",
+            "BackendTLSPolicy", "BackendTLSPolicySANValidation", "GRPCRouteNamedRule",
+            "BackendTLSPolicyConflictResolution", "BackendTLSPolicyInvalidCACertificateRef",
+            "BackendTLSPolicyInvalidKind"} <= passed
     assert len(passed) >= 60, sorted(passed)
 
 

@@ -47,7 +47,7 @@ pub struct BackendPolicy {
     /// What protects it, and us from it; most have none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protection: Option<Box<Protection>>,
-    /// Its instances speak TLS themselves: said to those whose transport is plaintext.
+    /// Its instances speak TLS themselves; it takes the place of the mesh's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Box<UpstreamTls>>,
     /// Connections of bytes begin with the PROXY protocol's header, which says who the client is.

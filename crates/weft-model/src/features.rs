@@ -59,6 +59,7 @@ pub enum Feature {
     FilterLimit,
     BackendProtection,
     FilterCache,
+    BackendZones,
 }
 
 /// Every feature with its name on the wire. Names are never reused.
@@ -92,6 +93,7 @@ pub const FEATURES: &[(Feature, &str)] = &[
     (Feature::FilterLimit, "filter.limit"),
     (Feature::BackendProtection, "backend.protection"),
     (Feature::FilterCache, "filter.cache"),
+    (Feature::BackendZones, "backend.zones"),
 ];
 
 /// A set of features.
@@ -112,6 +114,7 @@ pub fn needs(resource: &Resource) -> NodeFeatures {
             out.extend(backend.policy.tls.is_some().then_some(Feature::BackendTls));
             let proxied = backend.policy.proxy_protocol.is_some();
             out.extend(proxied.then_some(Feature::BackendProxyProtocol));
+            out.extend(backend.policy.is_zoned().then_some(Feature::BackendZones));
         }
         Resource::Endpoints(set) => {
             out.extend(set.endpoints.iter().filter_map(|e| transport_feature(e.transport)));

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! TLS that a DestinationRule has clients speak to instances that do so themselves. Called by
-//! `service` and `service_entry`. Instances with a sidecar have the mesh's own mTLS, whatever is
-//! said here.
+//! TLS that a DestinationRule has clients speak to instances that do so themselves, in the place of
+//! the mesh's own. Called by `service` and `service_entry`.
 //!
 //! What cannot be done as written fails the backend, with a sentence: nothing falls back to
 //! plaintext. Private keys go to Gateways alone, as Istio has it without a `workloadSelector`.

@@ -24,7 +24,10 @@ pub const ADDRESS_ANNOTATION: &str = "weft.dev/address";
 /// The features of Gateway API's conformance suite that weft passes, sorted: the suite reads them
 /// from the class and runs their tests (GEP-2162).
 const FEATURES: &[&str] = &[
+    "BackendTLSPolicy",
+    "BackendTLSPolicySANValidation",
     "GRPCRoute",
+    "GRPCRouteNamedRouteRule",
     "Gateway",
     "GatewayHTTPListenerIsolation",
     "GatewayPort8080",

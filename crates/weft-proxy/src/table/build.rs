@@ -36,7 +36,8 @@ pub struct Builder {
     instances: bool,
     /// Routes are looked up however few they are.
     indexed: bool,
-    roots: BTreeMap<Root, BTreeMap<Child, Resource>>,
+    /// Shared, so that a map's nodes, which have room for many, are small.
+    roots: BTreeMap<Root, BTreeMap<Child, Arc<Resource>>>,
     /// Routes in effect: the newest version whose backends are all known.
     routes: BTreeMap<ResourceName, Arc<Route>>,
     /// Routes that wait for a backend, so that they are looked at again.
@@ -129,10 +130,9 @@ impl Builder {
     /// they send. Returns what must be looked at again.
     fn count_callers(&mut self) -> BTreeSet<Root> {
         let (roots, zoned) = (&self.roots, &mut self.zoned);
-        zoned.retain(|name| {
-            let known = roots.get(&name.root).and_then(|children| children.get(&name.child));
-            matches!(known, Some(Resource::Backend(b)) if b.policy.is_zoned())
-        });
+        zoned.retain(
+            |name| matches!(child(roots, name), Some(Resource::Backend(b)) if b.policy.is_zoned()),
+        );
         if zoned.is_empty() || self.own.id.is_empty() {
             return BTreeSet::new();
         }
@@ -140,7 +140,7 @@ impl Builder {
         let is_own = |set: &&EndpointSet| {
             set.namespace == *namespace && set.endpoints.iter().any(|e| e.id == own.id)
         };
-        let mut sets = roots.values().flat_map(|c| c.values()).filter_map(|r| match r {
+        let mut sets = roots.values().flat_map(|c| c.values()).filter_map(|r| match &**r {
             Resource::Endpoints(set) => Some(set),
             _ => None,
         });
@@ -165,7 +165,7 @@ impl Builder {
     /// Everything known, for the last-good file.
     pub fn resources(&self) -> impl Iterator<Item = (ResourceName, &Resource)> {
         self.roots.iter().flat_map(|(root, children)| {
-            children.iter().map(|(child, resource)| (root.child(child.clone()), resource))
+            children.iter().map(|(child, resource)| (root.child(child.clone()), &**resource))
         })
     }
 
@@ -189,12 +189,13 @@ impl Builder {
         let children = self.roots.entry(name.root.clone()).or_default();
         match checked {
             Ok(resource) => {
-                children.insert(name.child, resource);
+                children.insert(name.child, Arc::new(resource));
             }
             Err(reason) => {
                 // The last good form stays; what never had one becomes a visible failure.
                 children.entry(name.child.clone()).or_insert_with(|| {
-                    Resource::Fail(Fail { reason: reason.as_str().into(), origin: None })
+                    let fail = Fail { reason: reason.as_str().into(), origin: None };
+                    Arc::new(Resource::Fail(fail))
                 });
                 // What did not decode is in the client machine's answer already.
                 if !refused {
@@ -233,10 +234,7 @@ impl Builder {
         let mut changed = BTreeSet::new();
         let roots = &self.roots;
         self.routes.retain(|name, _| {
-            let stays = matches!(
-                roots.get(&name.root).and_then(|c| c.get(&name.child)),
-                Some(Resource::Route(_))
-            );
+            let stays = matches!(child(roots, name), Some(Resource::Route(_)));
             if !stays {
                 changed.insert(name.root.clone());
             }
@@ -245,15 +243,11 @@ impl Builder {
         let mut look: BTreeSet<ResourceName> = std::mem::take(&mut self.waiting);
         for root in touched {
             let Some(children) = self.roots.get(root) else { continue };
-            let routes = children.iter().filter(|(_, r)| matches!(r, Resource::Route(_)));
+            let routes = children.iter().filter(|(_, r)| matches!(***r, Resource::Route(_)));
             look.extend(routes.map(|(child, _)| root.child(child.clone())));
         }
         for name in look {
-            let Some(Resource::Route(route)) =
-                self.roots.get(&name.root).and_then(|c| c.get(&name.child))
-            else {
-                continue;
-            };
+            let Some(Resource::Route(route)) = child(&self.roots, &name) else { continue };
             if !targets(route).all(|t| self.is_known(t)) {
                 self.waiting.insert(name);
                 continue;
@@ -268,10 +262,7 @@ impl Builder {
     }
 
     fn is_known(&self, target: &ResourceName) -> bool {
-        matches!(
-            self.roots.get(&target.root).and_then(|c| c.get(&target.child)),
-            Some(Resource::Backend(_) | Resource::Fail(_))
-        )
+        matches!(child(&self.roots, target), Some(Resource::Backend(_) | Resource::Fail(_)))
     }
 
     fn rebuild(&mut self, root: &Root) {
@@ -295,7 +286,7 @@ impl Builder {
             self.table.addresses.remove(old);
         }
         let Some(children) = self.roots.get(root).cloned() else { return };
-        let host = match children.get("") {
+        let host = match children.get("").map(|r| &**r) {
             Some(Resource::Host(host)) => self.with_short_name(host),
             // Children may come before their root within one push; without it nobody can ask.
             _ => Host {
@@ -313,11 +304,11 @@ impl Builder {
             host,
         };
         for (child, resource) in &children {
-            match resource {
+            match &**resource {
                 Resource::Backend(backend) => {
                     let udp = child.ends_with(UDP_MARK);
                     let set = if udp { udp_endpoints_child } else { endpoints_child };
-                    let set = match children.get(&*set(backend.port)) {
+                    let set = match children.get(&*set(backend.port)).map(|r| &**r) {
                         Some(Resource::Endpoints(set)) => Some(set),
                         _ => None,
                     };
@@ -369,10 +360,8 @@ impl Builder {
             self.table.inbound.remove(&port);
         }
         self.table.capture.take_if(|c| c.name == *name);
-        let Some(Resource::Listener(listener)) = self.roots.get(root).and_then(|c| c.get(""))
-        else {
-            return;
-        };
+        let own = self.roots.get(root).and_then(|c| c.get("")).map(|r| &**r);
+        let Some(Resource::Listener(listener)) = own else { return };
         match listener.kind.clone() {
             ListenerKind::Gateway(listener) => {
                 let routes = self.routes_of(root);
@@ -424,7 +413,11 @@ impl Builder {
             let shared =
                 self.shared.entry(key).or_insert_with(|| Arc::new(EndpointShared::new(workers)));
             shared.set_healthy(endpoint.health == Health::Healthy, self.clock.now());
-            let (endpoint, tls) = (endpoint.clone(), tls.clone());
+            let (mut endpoint, tls) = (endpoint.clone(), tls.clone());
+            if tls.is_some() {
+                // The app itself answers, not its sidecar.
+                endpoint.transport = Transport::Plaintext;
+            }
             let entry = EndpointEntry { endpoint, shared: shared.clone(), tls };
             endpoints.push(Arc::new(entry));
         }
@@ -473,6 +466,13 @@ impl Builder {
             self.sets.retain(|_, set| Arc::strong_count(set) > 1);
         }
     }
+}
+
+fn child<'a>(
+    roots: &'a BTreeMap<Root, BTreeMap<Child, Arc<Resource>>>,
+    name: &ResourceName,
+) -> Option<&'a Resource> {
+    roots.get(&name.root)?.get(&name.child).map(|resource| &**resource)
 }
 
 /// What a resource must be to be taken under its name.

@@ -15,9 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use weft_base::clock::Mono;
-use weft_model::decide::{
-    HashRing, Member, Places, Routes, Shares, host_fit, warm_basis_points,
-};
+use weft_model::decide::{HashRing, Member, Places, Routes, Shares, host_fit, warm_basis_points};
 use weft_model::{
     Backend, CaptureListener, Endpoint, Fail, GatewayListener, HashTable, Health, Host, HostPort,
     InboundListener, Protocol, ResourceName, Root,

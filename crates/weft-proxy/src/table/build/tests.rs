@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use weft_base::clock::Clock;
+use weft_model::decide::Own;
 use weft_model::*;
 
 use super::Builder;
@@ -85,6 +86,71 @@ fn removing_a_root_removes_its_names_and_children() {
     assert!(table.host("a").is_none() && table.host(&fqdn("a")).is_none());
     assert_eq!(table.hosts().count(), 0);
     assert_eq!(builder.resources().count(), 0);
+}
+
+/// A service whose instances are in zones of one region, with a policy.
+fn in_zones(name: &str, zones: &[&str], change: impl Fn(&mut BackendPolicy)) -> Vec<Named> {
+    let mut all = http_service(name, &[]);
+    for (_, resource) in &mut all {
+        match resource {
+            Resource::Backend(backend) => change(&mut backend.policy),
+            Resource::Endpoints(set) => {
+                let each = zones.iter().zip(2_000..).enumerate();
+                let each = each.map(|(i, (zone, port))| Endpoint {
+                    locality: Locality::parse(&format!("eu/{zone}")),
+                    ..endpoint(&format!("{name}-{i}"), address(port))
+                });
+                set.endpoints = each.collect();
+            }
+            _ => {}
+        }
+    }
+    all
+}
+
+#[test]
+fn callers_are_the_instances_of_the_own_service_zone_by_zone() {
+    let own = Own { locality: Locality::parse("eu/a"), id: "web-0".into(), ..Own::default() };
+    let mut builder = Builder::new(1, Clock::system(), "shop".into()).located(own);
+    let zoned = ZoneAware { endpoints_min: 1, ..ZoneAware::default() };
+    let zoned = |policy: &mut BackendPolicy| policy.locality = LocalityPolicy::Zones(zoned.clone());
+    let shares = |table: &crate::table::Table| {
+        let shares =
+            table.host("user").unwrap().backends["backend/80"].shares(Clock::system().now());
+        let all: u64 = shares.weights.iter().copied().map(u64::from).sum();
+        shares.weights.iter().map(|w| u64::from(*w) * 100 / all).collect::<Vec<_>>()
+    };
+    let table = apply(&mut builder, in_zones("user", &["a", "b", "b", "b"], zoned));
+    assert_eq!(shares(&table), [25; 4], "nobody else is known to call");
+    // One caller in four is here, as one instance in four is.
+    let table = apply(&mut builder, in_zones("web", &["a", "b", "b", "b"], |_| {}));
+    assert_eq!(shares(&table), [100, 0, 0, 0]);
+    let table = apply(&mut builder, in_zones("web", &["a", "b"], |_| {}));
+    let half = shares(&table);
+    assert!((49..=50).contains(&half[0]) && half[1..].iter().all(|n| *n == 16), "{half:?}");
+}
+
+#[test]
+fn an_app_that_speaks_tls_is_spoken_to_past_its_sidecar() {
+    let mut builder = Builder::new(1, Clock::system(), "shop".into());
+    let mut all = in_zones("user", &["a"], |policy| {
+        let trust = Trust::Anyone;
+        policy.tls = Some(Box::new(UpstreamTls { trust, ..UpstreamTls::default() }));
+    });
+    for (_, resource) in &mut all {
+        if let Resource::Endpoints(set) = resource {
+            set.endpoints[0].transport = Transport::MeshH1;
+        }
+    }
+    let table = apply(&mut builder, all);
+    let entry = &table.host("user").unwrap().backends["backend/80"].endpoints[0];
+    assert_eq!(entry.endpoint.connect_address(), address(2_000));
+    assert!(entry.tls.is_some());
+    // What cannot be followed any more takes its place at once: nothing goes on in the old way.
+    let name = Root::host(fqdn("user")).child("backend/80");
+    let fail = Fail { reason: "nobody is trusted".into(), origin: None };
+    let table = apply(&mut builder, vec![(name.clone(), Resource::Fail(fail))]);
+    assert!(table.backend(&name).is_none() && table.fail(&name).is_some());
 }
 
 proptest! {
