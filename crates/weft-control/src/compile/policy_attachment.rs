@@ -16,7 +16,7 @@ use weft_kinds::views::traffic_policy::{self as view, TargetRef, TrafficPolicySp
 use weft_kinds::views::{Meta, View};
 use weft_kinds::world::{Index, KindId, Object};
 use weft_model::{
-    Adaptive, Backend, BackendPolicy, CheckKind, Failover, FailureShare, Filter, HashBy,
+    Adaptive, Backend, BackendPolicy, Cache, CheckKind, Failover, FailureShare, Filter, HashBy,
     HashCookie, HashTable, Hashing, HealthCheck, HttpCheck, LbPolicy, LimitBy, LocalityPolicy,
     Origin, Outlier, OutlierWindow, Protection, Protocol, ProxyVersion, RateLimit, Rule, Timeouts,
     Warmup,
@@ -134,7 +134,21 @@ impl Effective<'_, '_> {
     /// What it makes of a route's rule, or of all that arrives at a listener.
     pub fn filters(&self) -> Vec<Filter> {
         let limits = self.rate_limits().into_iter().map(Filter::RateLimit);
-        limits.chain(self.body_bytes_max().map(Filter::BodyLimit)).collect()
+        let cache = self.cache().map(Filter::Cache);
+        limits.chain(self.body_bytes_max().map(Filter::BodyLimit)).chain(cache).collect()
+    }
+
+    fn cache(&self) -> Option<Arc<Cache>> {
+        let said = self.spec.cache.as_ref()?;
+        let ms = |text: &Option<Arc<str>>| text.as_deref().and_then(parse_ms);
+        let usual = Cache::default();
+        Some(Arc::new(Cache {
+            name: format!("{} spec.cache", self.object.key).into(),
+            object_bytes_max: said.object_bytes.unwrap_or(usual.object_bytes_max),
+            heuristic_ms_max: ms(&said.heuristic_max_age).unwrap_or(usual.heuristic_ms_max),
+            set_cookie: said.cookies.unwrap_or(usual.set_cookie),
+            wait_ms: ms(&said.wait).unwrap_or(usual.wait_ms),
+        }))
     }
 
     pub fn timeouts(&self) -> Timeouts {

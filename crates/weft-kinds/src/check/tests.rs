@@ -164,6 +164,30 @@ fn a_hash_without_its_type_or_with_two_keys_is_refused() {
 }
 
 #[test]
+fn a_cache_is_about_http_routes_and_gateways() {
+    let policy = |kind: &str, cache: &str| {
+        judge(&format!(
+            "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p}}\n\
+             spec: {{targetRefs: [{{kind: {kind}, name: a}}], cache: {cache}}}\n"
+        ))
+        .1
+    };
+    let all = "{objectBytes: 0, heuristicMaxAge: 1h, cookies: true, wait: 0s}";
+    assert_eq!(policy("HTTPRoute", all), Vec::<String>::new());
+    assert_eq!(policy("Gateway", "{}"), Vec::<String>::new());
+    for (kind, cache, why) in [
+        ("Service", "{}", "cache is about HTTPRoutes and Gateways"),
+        ("GRPCRoute", "{}", "cache is about HTTPRoutes and Gateways"),
+        ("Gateway", "{objectBytes: 99999999}", "less than or equal to 16777216"),
+        ("Gateway", "{wait: soon}", "spec.cache.wait"),
+        ("Gateway", "{waits: 1s}", "waits"),
+    ] {
+        let found = policy(kind, cache);
+        assert!(found.iter().any(|f| f.contains(why)), "{kind} {cache}: {found:?}");
+    }
+}
+
+#[test]
 fn nulls_mean_absent_and_quantities_become_text() {
     let (value, found) = judge(
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d, creationTimestamp: null}\n\

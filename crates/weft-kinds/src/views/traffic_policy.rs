@@ -25,6 +25,7 @@ pub struct TrafficPolicySpec {
     pub timeouts: Option<Timeouts>,
     pub rate_limits: Vec<RateLimit>,
     pub request_limits: Option<RequestLimits>,
+    pub cache: Option<Cache>,
 }
 
 /// Gateway API's `LocalPolicyTargetReferenceWithSectionName`.
@@ -169,6 +170,15 @@ pub struct LimitBy {
 #[serde(rename_all = "camelCase", default)]
 pub struct RequestLimits {
     pub body_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Cache {
+    pub object_bytes: Option<u64>,
+    pub heuristic_max_age: Option<Arc<str>>,
+    pub cookies: Option<bool>,
+    pub wait: Option<Arc<str>>,
 }
 
 // === impl TargetRef ===
