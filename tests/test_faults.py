@@ -9,7 +9,7 @@ import pytest
 
 FAULTS = pathlib.Path(__file__).parent / "faults"
 sys.path.insert(0, str(FAULTS))
-DRILLS = sorted(p.stem for p in FAULTS.glob("f[0-9][0-9]_*.py"))
+DRILLS = sorted(p.stem for p in FAULTS.glob("[fs][0-9][0-9]_*.py"))
 
 
 @pytest.mark.parametrize("name", DRILLS)

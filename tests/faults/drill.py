@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import itertools
+import os
 import pathlib
 import subprocess
 import sys
@@ -65,8 +66,8 @@ class Origin:
 
     numbers = itertools.count(1)
 
-    def __init__(self, **options):
-        self.port = free_port()
+    def __init__(self, port=None, **options):
+        self.port = port or free_port()
         self.address = f"127.0.1.{next(self.numbers)}"
         words = [f"{k}={v}" for k, v in options.items()]
         command = [sys.executable, HERE / "backend.py", self.address, str(self.port), *words]
@@ -101,6 +102,27 @@ def gateway(folder, origins, objects=ROUTE, extra=()):
             origin.kill()
 
 
+class Figure(str):
+    """A drill's line, with what the table of peers shows of it."""
+
+    def __new__(cls, text, cell):
+        self = super().__new__(cls, text)
+        self.cell = cell
+        return self
+
+
+def alone(file, whole, folder, seconds):
+    """A drill's line from a process of its own with network and mounts of its own, or why not."""
+    name = pathlib.Path(file).stem
+    if os.geteuid() != 0:
+        return f"{name.split('_')[0].upper()}: not run (needs root)"
+    command = ["unshare", "--net", "--mount", sys.executable, file, "whole" if whole else "tenth",
+               str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
 def answers(port):
     import requests
     with contextlib.suppress(requests.RequestException):
@@ -113,6 +135,7 @@ class Load:
 
     def __init__(self, port, rate, seconds, deadline=10.0, method="GET", connections=0):
         self.port, self.rate, self.seconds = port, rate, seconds
+        self.address = "127.0.0.1"
         # Opened beforehand and used in turn: a proxy's workers all get their part.
         self.connections = connections
         self.deadline, self.method = deadline, method
@@ -126,7 +149,7 @@ class Load:
     async def _run(self, during):
         loop, tasks = asyncio.get_running_loop(), set()
         for _ in range(self.connections):
-            self.idle.append(await asyncio.open_connection("127.0.0.1", self.port))
+            self.idle.append(await asyncio.open_connection(self.address, self.port))
         total, begin = int(self.rate * self.seconds), loop.time()
         other = None
         for n in range(total):
@@ -158,7 +181,7 @@ class Load:
         if self.idle:
             reader, writer = self.idle.popleft()
         else:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            reader, writer = await asyncio.open_connection(self.address, self.port)
         try:
             body = "content-length: 2\r\n\r\nhi" if self.method == "POST" else "\r\n"
             writer.write(f"{self.method} /{n} HTTP/1.1\r\nhost: drill\r\nx-id: {n}\r\n{body}"
@@ -166,6 +189,7 @@ class Load:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             length = int(head.split("content-length: ", 1)[1].split("\r\n", 1)[0])
             await reader.readexactly(length)
+            self.seen(head)
         except BaseException:
             # Also when it is late: nobody may get this connection's answer.
             writer.close()
@@ -175,6 +199,9 @@ class Load:
         else:
             self.idle.append((reader, writer))
         return int(head.split(" ", 2)[1])
+
+    def seen(self, head):
+        """An answer's head, in lower case."""
 
     def count(self, *statuses):
         return sum(status in statuses for _, status, _ in self.done)

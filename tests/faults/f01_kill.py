@@ -4,7 +4,7 @@ fails. POSTs: only those in flight may fail, and none reaches two instances."""
 
 import time
 
-from drill import Load, Origin, gateway
+from drill import Figure, Load, Origin, gateway
 
 
 def run(whole, folder):
@@ -26,5 +26,5 @@ def run(whole, folder):
     assert twice == 0, f"{twice} POSTs reached two instances"
     # Two ms at this rate: what one instance has in flight, with room for chance.
     assert failed <= 20, f"{failed} POSTs failed: {posts.others(200)}"
-    return (f"F1 kill -9 of 1 of 3: {gets - load.count(200)} of {gets} GETs failed; POSTs: "
-            f"{failed} of {len(posts.done)} (in flight), {twice} sent twice")
+    return Figure(f"F1 kill -9 of 1 of 3: {gets - load.count(200)} of {gets} GETs failed; POSTs: "
+            f"{failed} of {len(posts.done)} (in flight), {twice} sent twice", str(gets - load.count(200)))

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 
-from drill import Load, Origin, gateway
+from drill import Figure, Load, Origin, gateway
 from proxy import of_gateway, pss_kb
 
 
@@ -37,8 +37,9 @@ def run(whole, folder):
     slowest = max(ended.values())
     assert slowest <= 15, f"the slowest was closed after {slowest:.1f} s"
     assert each <= 8 * 1024, f"{each:.0f} bytes each"
-    return (f"F10 slowloris: {count} stuck heads, all closed within {slowest:.1f} s, {each:.0f} bytes"
+    text = (f"F10 slowloris: {count} stuck heads, all closed within {slowest:.1f} s, {each:.0f} bytes"
             f" each; {len(load.done)} requests beside them, p99 {load.percentile(99, 200):.1f} ms")
+    return Figure(text, f"all {count:,} closed within {slowest:.1f} s")
 
 
 def watch(stuck, ended):

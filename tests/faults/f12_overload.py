@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """F12: five times what a server can do (20 at a time, 100 ms each, a line without end), clients
-that wait for one second. With nothing configured nothing is refused: that figure is shown and has
-no bar. Then with `adaptiveConcurrency: {}`, and with a limit. In the short form the bars are lower:
+that wait for one second. First with nothing configured: nothing is refused, and the newest requests
+go first. Then with `adaptiveConcurrency: {}`, and with a limit. In the short form the bars are lower:
 the first second, in which overload is noticed, weighs more, and other tests may share the machine.
 """
 
-from drill import ROUTE, Load, Origin, gateway
+from drill import ROUTE, Figure, Load, Origin, gateway
 
 POLICY = """
 ---
@@ -19,10 +19,11 @@ spec:
 
 
 def run(whole, folder):
-    seconds = 12 if whole else 6
-    figures = []
+    # Without a gate only those of the first moment are answered: 14 % of eight seconds.
+    seconds = 12 if whole else 8
+    figures, cells = [], []
     for name, policy, least in [
-        ("untuned", "", 0),
+        ("untuned", "", 80 if whole else 30),
         ("adaptiveConcurrency: {}", "adaptiveConcurrency: {}", 80 if whole else 50),
         ("connections.requests: 40", "connections: {requests: 40}", 98 if whole else 80),
     ]:
@@ -32,10 +33,12 @@ def run(whole, folder):
             load = Load(port, 1000, seconds, deadline=1.0).run()
             hits = origin.hits()
         goodput = 100 * load.count(200) / (200 * seconds)
+        cells.append(f"{goodput:.0f} %")
         rejected = load.percentile(50, 503)
         figures.append(f"{name}: goodput {goodput:.0f} %, p99 of answers "
                        f"{load.percentile(99, 200):.0f} ms, refusals take {rejected:.1f} ms, "
                        f"{hits} of {len(load.done)} reached the server")
         assert goodput >= least, f"{figures[-1]}; wanted {least} %; {load.others(200)}"
         assert rejected <= (5 if whole else 20) or not load.count(503), figures[-1]
-    return "F12 overload 5x: " + "; ".join(figures)
+    cell = f"{cells[0]}, {cells[2]} with a limit"
+    return Figure("F12 overload 5x: " + "; ".join(figures), cell)

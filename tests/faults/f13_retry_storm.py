@@ -2,7 +2,7 @@
 """F13: a service that answers 503 to everything, and a route that asks for three retries: the
 server gets at most 1.20 times what clients send."""
 
-from drill import Load, Origin, gateway
+from drill import Figure, Load, Origin, gateway
 
 ROUTE = """
 ---
@@ -27,4 +27,5 @@ def run(whole, folder):
     times = hits / len(load.done)
     assert load.count(503) == len(load.done), load.others(503)
     assert 1.02 <= times <= 1.20, f"{times:.3f} times"
-    return f"F13 retry storm: the server got {times:.3f} times {len(load.done)} requests"
+    text = f"F13 retry storm: the server got {times:.3f} times {len(load.done)} requests"
+    return Figure(text, f"{times:.2f}×")
