@@ -94,6 +94,8 @@ pub const STREAM_SESSIONS_MAX: usize = 256;
 pub const DNS_FORWARDS_MAX: usize = 256;
 /// Names outside of the mesh whose addresses the server keeps.
 pub const RESOLVED_NAMES_MAX: usize = 1_000;
+/// Bytes of answers that are written once for all who wait for them.
+pub const SHARED_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Largest DNS answer over UDP, bytes (RFC 9715's safe size).
 pub const DNS_UDP_BYTES_MAX: usize = 1232;
 /// How much longer than its question an answer over UDP may be when the sender may be forged.

@@ -296,6 +296,12 @@ impl Wanted {
         })
     }
 
+    /// Whether everybody who asks for the service is answered the same.
+    pub fn is_plain(&self) -> bool {
+        let Self { tags, meta, connect, foreign, who, .. } = self;
+        tags.is_empty() && meta.is_empty() && !connect && !foreign && who.table.is_none()
+    }
+
     pub fn entries(&self, view: &View) -> Vec<Entry> {
         let mut found = match self.connect {
             _ if self.foreign => Vec::new(),

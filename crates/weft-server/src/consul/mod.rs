@@ -35,6 +35,7 @@ mod reply;
 mod routes;
 mod session;
 mod shapes;
+mod shared;
 mod snapshot;
 mod stamp;
 mod status;
@@ -112,6 +113,7 @@ struct Inner {
     clock: Clock,
     hosts: Vec<String>,
     watchers: Semaphore,
+    shared: shared::Shared,
     /// One place: see `http.rs`.
     snapshots: Semaphore,
     rng: Mutex<Rng>,
@@ -181,6 +183,7 @@ impl Door {
             clock: registry.clock().clone(),
             hosts: config.hosts,
             watchers: Semaphore::new(WATCHERS_MAX),
+            shared: shared::Shared::default(),
             snapshots: Semaphore::new(1),
             rng: Mutex::new(Rng::from_system()),
             tasks: tasks.clone(),
@@ -228,8 +231,18 @@ impl Door {
         blocking: &Blocking,
         build: impl Fn(&View) -> Result<Value, Refusal>,
     ) -> Result<Reply, Refusal> {
+        self.read_as(topic, blocking, |view| Ok(Reply::json(build(view)?))).await
+    }
+
+    /// The same for who has the answer's bytes already.
+    async fn read_as(
+        &self,
+        topic: Topic,
+        blocking: &Blocking,
+        build: impl Fn(&View) -> Result<Reply, Refusal>,
+    ) -> Result<Reply, Refusal> {
         let answer = |view: &View, index: u64| -> Result<Reply, Refusal> {
-            Ok(Reply::json(build(view)?).at(index, blocking))
+            Ok(build(view)?.at(index, blocking))
         };
         let (view, index) = self.0.indexes.read(&topic);
         if blocking.index == 0 || index != blocking.index {
