@@ -28,7 +28,7 @@ use weft_proxy::config::{AccessLog, LogFormat, LogWhat};
 use weft_proxy::ingest::source;
 use weft_proxy::observe::format::Format;
 use weft_proxy::table::Builder;
-use weft_xds::Transaction;
+use weft_xds::{Transaction, Version};
 
 use super::file;
 use names::{Answer, Names};
@@ -191,7 +191,8 @@ fn check(loaded: &Loaded) -> Vec<Issue> {
 pub struct Keeper {
     source: Source,
     feed: Feed,
-    given: BTreeMap<ResourceName, Resource>,
+    /// What the proxy was given last; it keeps the resources, we know their versions.
+    given: BTreeMap<ResourceName, Version>,
     names: Vec<DnsSet>,
     lookups: Names,
     resolved: Resolved,
@@ -291,38 +292,44 @@ impl Keeper {
         self.names = loaded.names;
         self.seen = loaded.files;
         self.meet(&known).await;
-        let wanted = self.expanded(&loaded.resources);
-        let refused = self.hand_over(wanted).await;
+        let mut wanted = loaded.resources;
+        wanted.extend(self.meant());
+        let removes = self.given.keys().filter(|n| !wanted.contains_key(*n)).cloned().collect();
+        let refused = self.hand_over(wanted, removes).await;
         match refused.as_slice() {
             [] => Ok(()),
             _ => Err(anyhow!("the proxy refused {}", refused.join("; "))),
         }
     }
 
-    /// Resources with the endpoints that names mean now.
-    fn expanded(&self, all: &BTreeMap<ResourceName, Resource>) -> BTreeMap<ResourceName, Resource> {
-        let mut out = all.clone();
-        for set in &self.names {
-            out.insert(set.name.clone(), Resource::Endpoints(set.endpoints(&self.resolved)));
-        }
-        out
+    /// Sets of the endpoints that names mean now.
+    fn meant(&self) -> BTreeMap<ResourceName, Resource> {
+        let set =
+            |set: &DnsSet| (set.name.clone(), Resource::Endpoints(set.endpoints(&self.resolved)));
+        self.names.iter().map(set).collect()
     }
 
     /// Gives the proxy what is different; what it refused.
-    async fn hand_over(&mut self, wanted: BTreeMap<ResourceName, Resource>) -> Vec<String> {
-        let changed = wanted.iter().filter(|(name, r)| self.given.get(*name) != Some(*r));
-        let changed: Vec<_> = changed.map(|(n, r)| (n.clone(), r.clone())).collect();
-        let removes: Vec<ResourceName> =
-            self.given.keys().filter(|n| !wanted.contains_key(*n)).cloned().collect();
-        if changed.is_empty() && removes.is_empty() && self.generation > 0 {
-            return Vec::new();
-        }
-        self.generation += 1;
-        let transaction = match source::transaction(self.generation, changed) {
+    async fn hand_over(
+        &mut self,
+        wanted: BTreeMap<ResourceName, Resource>,
+        removes: Vec<ResourceName>,
+    ) -> Vec<String> {
+        let mut transaction = match source::transaction(self.generation + 1, wanted) {
             Ok(transaction) => Transaction { removes, ..transaction },
             Err(why) => return vec![why],
         };
-        self.given = wanted;
+        transaction.upserts.retain(|u| self.given.get(&u.name) != Some(&u.version));
+        let nothing = transaction.upserts.is_empty() && transaction.removes.is_empty();
+        if nothing && self.generation > 0 {
+            return Vec::new();
+        }
+        self.generation += 1;
+        for name in &transaction.removes {
+            self.given.remove(name);
+        }
+        let versions = transaction.upserts.iter().map(|u| (u.name.clone(), u.version));
+        self.given.extend(versions);
         let Some(applied) = self.feed.apply(transaction).await else { return Vec::new() };
         applied.rejected.into_iter().map(|r| format!("{}: {}", r.name, r.reason)).collect()
     }
@@ -385,8 +392,8 @@ impl Keeper {
             news |= self.learn(answer);
         }
         if news {
-            let wanted = self.expanded(&self.given);
-            self.hand_over(wanted).await;
+            let wanted = self.meant();
+            self.hand_over(wanted, Vec::new()).await;
         }
         self.tell_missed().await;
     }
