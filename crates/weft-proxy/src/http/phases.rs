@@ -16,6 +16,7 @@ use super::admit;
 use super::attempt::{self, Call};
 use super::body::{Replay, ReplyBody};
 use super::cache::{self, Asking, Given};
+use super::interim::Interim;
 use super::limits;
 use super::made::{self, Text};
 use super::mirror::{self, Original};
@@ -46,6 +47,17 @@ use crate::worker::{Conn, Worker};
 enum Next {
     Forward(Rc<std::cell::RefCell<LocalBackend>>),
     Answer(Response<ReplyBody>),
+}
+
+/// A request as its backend gets it.
+struct Ready<'t> {
+    head: Parts,
+    body: Replay,
+    authority: Text,
+    backend: Rc<RefCell<LocalBackend>>,
+    interim: Option<Rc<Interim>>,
+    upgrade: Option<Upgrade>,
+    cache: Option<cache::Ruled<'t>>,
 }
 
 /// Handles one request; always answers.
@@ -135,6 +147,19 @@ async fn run(
     browser(&mut head, &body, &backend, record);
     let authority = apply(&plan, &mut head, &asked, authority)?;
 
+    let ready = Ready { head, body, authority, backend, interim, upgrade, cache };
+    exchange(worker, conn, ready, plan, record).await
+}
+
+/// The phases of a request that is as its backend gets it.
+async fn exchange<'t>(
+    worker: &Rc<Worker>,
+    conn: &Rc<Conn>,
+    ready: Ready<'t>,
+    mut plan: Plan<'t>,
+    record: &mut Record,
+) -> Result<Response<ReplyBody>, Refusal> {
+    let Ready { mut head, body, authority, backend, interim, upgrade, cache } = ready;
     // 6. An answer that is stored, or leave to fetch one.
     let mut fetch = None;
     if let Some(rule) = cache {

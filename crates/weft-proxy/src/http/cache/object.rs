@@ -366,7 +366,7 @@ impl Object {
 /// What a 304 cannot change: it would no longer fit the stored body.
 fn is_about_the_body(name: &HeaderName) -> bool {
     *name == CONTENT_LENGTH
-        || matches!(name.as_str(), "content-encoding" | "content-range" | "content-type")
+        || matches!(name.as_str(), "content-encoding" | "content-range" | "content-md5")
 }
 
 #[cfg(test)]
