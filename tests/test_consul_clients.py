@@ -137,7 +137,8 @@ def test_traefik_routes_to_what_is_registered_and_healthy(server, tmp_path):
                        for _ in range(4)}
             return {x.text if x.status_code == 200 else x.status_code for x in answers}
 
-        register(server, Name="shop", ID="a", Port=a.port, Address="127.0.0.1")
+        register(server, Name="shop", ID="a", Port=a.port, Address="127.0.0.1",
+                 Check={"TTL": "60s", "Status": "passing"})
         until("one answers", lambda: who("/shop") == {"a"}, 30)
         register(server, Name="shop", ID="b", Port=b.port, Address="127.0.0.1",
                  Check={"TTL": "60s"})

@@ -151,7 +151,10 @@ impl Door {
         };
         let body = read(body, waits, routes::body_bytes_max(endpoint)).await?;
         let namespace = params.filled("ns").unwrap_or(view::DEFAULT_NAMESPACE).into();
-        let ask = Ask { argument, params, body, namespace, method: head.method, who };
+        // A query may wait for minutes: the head is not kept for that.
+        let method = head.method.clone();
+        drop(head);
+        let ask = Ask { argument, params, body, namespace, method, who };
         for _ in 1..ADMISSIONS_MAX {
             match self.dispatch(endpoint, &ask).await {
                 Err(Refusal { again: true, .. }) => {}

@@ -19,7 +19,7 @@ use super::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, Identity, View};
 /// What a query's answer depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Topic {
-    /// The names and tags of a namespace's services, and that their instances come and go.
+    /// The names and tags of a namespace's services.
     Services(Arc<str>),
     /// A service's instances, not their health. By slug.
     Catalog(Arc<str>, Arc<str>),
@@ -259,10 +259,7 @@ fn moved(before: &View, after: &View, delta: &WorldDelta, stamps: &mut Stamps) -
     let names: BTreeSet<Arc<str>> =
         services.iter().map(|s| Arc::from(s.namespace.as_str())).collect();
     for ns in names {
-        // Of an instance that comes or goes as well: clients that watch the list for that find it
-        // in Consul, whose list moves with any registration.
-        let instances = out.iter().any(|t| matches!(t, Topic::Catalog(of, _) if *of == ns));
-        if instances || services_differ(before, after, &ns, &services) {
+        if services_differ(before, after, &ns, &services) {
             out.push(Topic::Services(ns));
         }
     }

@@ -166,3 +166,20 @@ async fn what_gateways_lead_to_is_listed() {
     let (answer, _) = tokio::join!(rig.get(&path), change);
     assert_eq!(answer.json(), json!([]));
 }
+
+#[tokio::test]
+async fn a_query_that_waits_is_small() {
+    let rig = rig().await;
+    let ask = super::super::http::Ask {
+        argument: "web".into(),
+        params: super::super::params::Params::parse(None).unwrap(),
+        body: bytes::Bytes::new(),
+        namespace: "default".into(),
+        method: ::http::Method::GET,
+        who: super::super::who::Who::anybody(),
+    };
+    let endpoint = super::super::routes::Endpoint::HealthService;
+    let whole = std::mem::size_of_val(&rig.door.dispatch(endpoint, &ask));
+    let own = std::mem::size_of_val(&rig.door.health_service(&ask, false));
+    assert!(whole <= 512 && own <= 2_048, "{whole} {own}");
+}
