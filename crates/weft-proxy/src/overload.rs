@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Memory that runs short: a watcher on the control runtime compares what is used with the limit
 //! of the control group (or one that was configured), and above nine tenths of it new requests are
-//! answered 503 and new connections closed, until there is room again. What is under way goes on:
-//! all its buffers are bounded. Workers read one atomic that almost never changes.
+//! answered 503, new connections closed, and long heads that are not complete given up, until there
+//! is room again. What is under way goes on: all its buffers are bounded. Workers read one atomic
+//! that almost never changes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,13 +15,21 @@ use std::time::Duration;
 /// no more.
 const SHED_PERCENT: u64 = 90;
 const RELIEF_PERCENT: u64 = 80;
+/// File pages in `memory.stat`, which the kernel drops before it ends anybody.
+const FILES: [&str; 2] = ["inactive_file", "active_file"];
+const FILES_V1: [&str; 2] = ["total_inactive_file", "total_active_file"];
+/// Incomplete heads beyond this are given up when memory is short.
+const HEAD_BYTES: usize = 4 * 1024;
 /// A proxy that has less of the limit than this itself has nothing to give.
 const OWN_PERCENT: u64 = 25;
 /// How often is looked: seldom while there is room, often when it becomes short.
-const SELDOM: Duration = Duration::from_millis(250);
-const OFTEN: Duration = Duration::from_millis(25);
+const SELDOM: Duration = Duration::from_millis(100);
+const OFTEN: Duration = Duration::from_millis(10);
 /// From this share on it is looked often.
-const NEAR_PERCENT: u64 = 60;
+const NEAR_PERCENT: u64 = 50;
+
+/// The same as [`Pressure`] for what knows no worker: memory is short in this process.
+static SHORT: AtomicBool = AtomicBool::new(false);
 
 /// Whether requests are refused now.
 #[derive(Debug, Default)]
@@ -38,7 +47,12 @@ enum Used {
     /// This process, in pages of `statm`.
     Process,
     /// All of a control group, without file pages that the kernel can drop.
-    Group { current: PathBuf, stat: PathBuf, key: &'static str },
+    Group { current: PathBuf, stat: PathBuf, keys: [&'static str; 2] },
+}
+
+/// Whether a head that has come so far is waited for any longer.
+pub fn gives_up(head_bytes: usize) -> bool {
+    head_bytes > HEAD_BYTES && SHORT.load(Ordering::Relaxed)
 }
 
 // === impl Pressure ===
@@ -82,16 +96,16 @@ impl Gauge {
     /// The tightest limit among the process's control group and those around it.
     fn of_groups(groups: &str, root: &Path) -> Option<Self> {
         let find = |prefix: &str| groups.lines().find_map(|line| line.split_once(prefix));
-        let v2 = find("0::").filter(|(id, _)| id.is_empty()).map(|(_, path)| {
-            (root.to_owned(), path, ["memory.max", "memory.current", "inactive_file"])
-        });
+        let v2 = find("0::")
+            .filter(|(id, _)| id.is_empty())
+            .map(|(_, path)| (root.to_owned(), path, ["memory.max", "memory.current"], FILES));
         let v1 = find(":memory:").map(|(_, path)| {
-            let names = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"];
-            (root.join("memory"), path, names)
+            let names = ["memory.limit_in_bytes", "memory.usage_in_bytes"];
+            (root.join("memory"), path, names, FILES_V1)
         });
         let hierarchies = [v2, v1];
-        let limits = hierarchies.into_iter().flatten().flat_map(|(base, path, names)| {
-            let [limit, current, key] = names;
+        let limits = hierarchies.into_iter().flatten().flat_map(|(base, path, names, keys)| {
+            let [limit, current] = names;
             let mut out = Vec::new();
             // Inside of a container the path may be that of the outside: the root speaks then.
             for path in Path::new(path.trim_start_matches('/')).ancestors() {
@@ -100,7 +114,7 @@ impl Gauge {
                 // Version 1 says "no limit" as a very large number.
                 if let Some(limit) = said.trim().parse().ok().filter(|n| *n < 1u64 << 50) {
                     let (current, stat) = (dir.join(current), dir.join("memory.stat"));
-                    out.push(Self { limit, used: Used::Group { current, stat, key } });
+                    out.push(Self { limit, used: Used::Group { current, stat, keys } });
                 }
             }
             out
@@ -111,14 +125,14 @@ impl Gauge {
     fn read(&self) -> Option<u64> {
         match &self.used {
             Used::Process => own_bytes(),
-            Used::Group { current, stat, key } => {
+            Used::Group { current, stat, keys } => {
                 let current: u64 = fs::read_to_string(current).ok()?.trim().parse().ok()?;
                 let stat = fs::read_to_string(stat).unwrap_or_default();
-                let cached = stat.lines().find_map(|line| {
+                let files = stat.lines().filter_map(|line| {
                     let (name, value) = line.split_once(' ')?;
-                    value.parse::<u64>().ok().filter(|_| name == *key)
+                    value.parse::<u64>().ok().filter(|_| keys.contains(&name))
                 });
-                Some(current.saturating_sub(cached.unwrap_or(0)))
+                Some(current.saturating_sub(files.sum()))
             }
         }
     }
@@ -140,6 +154,7 @@ pub async fn watch(gauge: Gauge, pressure: Arc<Pressure>) {
         let own = own_bytes().unwrap_or(0).saturating_mul(100) / gauge.limit.max(1);
         let used = if own >= OWN_PERCENT { used } else { 0 };
         pressure.note(used, gauge.limit);
+        SHORT.store(pressure.is_high(), Ordering::Relaxed);
         let near = used.saturating_mul(100) / gauge.limit.max(1) >= NEAR_PERCENT;
         tokio::time::sleep(if near { OFTEN } else { SELDOM }).await;
     }
@@ -171,7 +186,7 @@ mod tests {
         write("a/b/memory.max", "max\n");
         write("a/memory.max", "1000\n");
         write("a/memory.current", "700\n");
-        write("a/memory.stat", "anon 1\ninactive_file 200\n");
+        write("a/memory.stat", "anon 1\ninactive_file 150\nactive_file 50\n");
         let gauge = Gauge::of_groups("0::/a/b\n", dir.path()).unwrap();
         assert_eq!((gauge.limit, gauge.read()), (1_000, Some(500)));
         write("memory/x/memory.limit_in_bytes", "9223372036854771712\n");

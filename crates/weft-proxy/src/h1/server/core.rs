@@ -24,6 +24,7 @@ use crate::h1::head::{self, Scan};
 use crate::h1::incoming::{BodyFailure, Incoming, Source};
 use crate::h1::outbox::Outbox;
 use crate::h1::wrong::Wrong;
+use crate::overload;
 use crate::tcp::socket::Socket;
 
 pub(super) struct Core<I> {
@@ -148,6 +149,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Core<I> {
             } else {
                 match head::take_request(&mut self.inbuf, scan) {
                     Ok(Some(head)) => return Poll::Ready(Ok(Next::Request(head))),
+                    Ok(None) if overload::gives_up(self.inbuf.len()) => {
+                        return Poll::Ready(Ok(Next::End));
+                    }
                     Ok(None) => {}
                     Err(wrong) => return Poll::Ready(Ok(Next::Refused(wrong))),
                 }
