@@ -22,6 +22,7 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE / "suites"))
 import autobahn  # noqa: E402
 import http11probe as probe  # noqa: E402
+import regressions  # noqa: E402
 
 
 def server(serve):
@@ -319,3 +320,16 @@ backends:
                                   env={**os.environ, "TMPDIR": str(tmp_path)})
     wrong = [line for line in done.stdout.splitlines() if line.startswith("----")]
     assert done.returncode == 0, (wrong, done.stdout[-3000:] + done.stderr)
+
+
+def test_the_ledger_of_regressions_is_true():
+    """Each case that it names exists and relies on the check that it says; no number is without
+    one. Cases that it does not name yet may exist: suites/regressions.py writes it anew."""
+    listed = regressions.LEDGER.read_text().splitlines()
+    lost = set(listed) - set(regressions.lines())
+    assert not lost, sorted(lost)
+    assert {int(line[:2]) for line in listed} == regressions.NUMBERS
+    found, known = regressions.cases()
+    unknown = {check for check in found.values() if check} - known - {"grammar"}
+    assert not unknown, "no code asks whether these checks are on"
+    assert sum(" check " in line for line in listed) >= 110

@@ -11,6 +11,7 @@ use super::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Head, PING, RST_STREAM, SETTINGS,
     WINDOW_UPDATE,
 };
+use crate::checks;
 
 /// What a peer does too much of.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -89,6 +90,23 @@ const WINDOWS_PER_DATA: u32 = 2;
 // Whoever attacks is stopped within a thousand frames.
 const _: () = assert!(RESETS.0 * TRUST < 1000 && FAULTS.0 * TRUST < 1000 && PINGS.0 * TRUST < 1000);
 const _: () = assert!(CHATTER.0 * TRUST < 1000 && EMPTY.0 * TRUST < 1000 && WINDOWS.0 < 1000);
+
+// === impl Abuse ===
+
+impl Abuse {
+    /// The check that notices it.
+    const fn check(self) -> &'static str {
+        match self {
+            Self::Resets => "h2-resets",
+            Self::Faults => "h2-faults",
+            Self::Pings => "h2-pings",
+            Self::Windows => "h2-windows",
+            Self::Chatter => "h2-chatter",
+            Self::Empty => "h2-empty",
+            Self::Unfinished => "h2-unfinished",
+        }
+    }
+}
 
 // === impl Budget ===
 
@@ -213,7 +231,7 @@ impl Purse {
     }
 
     fn spend(&mut self, now: impl FnOnce() -> u64, abuse: Abuse) -> Result<(), Abuse> {
-        if is_off() {
+        if !checks::on(abuse.check()) {
             return Ok(());
         }
         if self.left == 0 {
@@ -226,18 +244,6 @@ impl Purse {
         self.left = self.left.checked_sub(1).ok_or(abuse)?;
         Ok(())
     }
-}
-
-#[cfg(not(test))]
-const fn is_off() -> bool {
-    false
-}
-
-/// By which the tests of abuse are shown to be able to fail: `tests/abuse.rs` says which do.
-#[cfg(test)]
-#[allow(clippy::disallowed_methods)]
-fn is_off() -> bool {
-    std::env::var_os("WEFT_TEST_NO_GUARD").is_some()
 }
 
 #[cfg(test)]

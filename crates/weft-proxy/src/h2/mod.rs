@@ -30,4 +30,4 @@ pub const STREAMS_MAX: u32 = 128;
 pub const SEND_BUFFER: usize = 64 * 1024;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,7 +2,7 @@
 //! A client's connection to a whole gateway over real sockets, with frames written by hand and an
 //! upstream that counts.
 
-mod abuse;
+pub(crate) mod abuse;
 mod exact;
 mod frames;
 mod late;

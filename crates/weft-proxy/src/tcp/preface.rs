@@ -48,7 +48,7 @@ where
         Ok((_, io)) => {
             tracing::debug!(remote = %conn.remote, "a client does not begin as HTTP/2 does");
             // It may be gone already.
-            let _ = refuse(io).await;
+            let _ = tokio::time::timeout(LINGER_TIME, refuse(io)).await;
         }
         Err(_) => {}
     }
@@ -59,8 +59,7 @@ async fn refuse<I: Socket>(mut io: I) -> io::Result<()> {
     io.shutdown().await?;
     let mut sink = tokio::io::sink();
     let mut rest = io.take(LINGER_BYTES);
-    let reading = tokio::io::copy(&mut rest, &mut sink);
-    tokio::time::timeout(LINGER_TIME, reading).await.map_or(Ok(()), |read| read.map(drop))
+    tokio::io::copy(&mut rest, &mut sink).await.map(drop)
 }
 
 #[cfg(test)]
@@ -69,9 +68,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_wrong_preface_is_told_by_goaway_and_a_clean_end() {
-        let (mut client, server) = tokio::io::duplex(16);
+        let (mut client, server) = tokio::io::duplex(64);
         let asks = async move {
-            // More than is looked at; the pipe holds 16 bytes.
+            // More than is looked at; the pipe holds 64 bytes.
             client.write_all(&[b'x'; 200]).await.unwrap();
             let mut said = Vec::new();
             client.read_to_end(&mut said).await.unwrap();
@@ -81,7 +80,7 @@ mod tests {
         let refuses = async {
             let (spoken, io) = sniff_http(server, patience, patience).await.unwrap();
             assert_eq!(spoken, Spoken::Opaque);
-            refuse(io).await.unwrap();
+            tokio::time::timeout(patience, refuse(io)).await.unwrap().unwrap();
         };
         let (said, ()) = tokio::join!(asks, refuses);
         assert_eq!(said, REFUSAL);
