@@ -91,7 +91,12 @@ impl MemoryProxy {
     pub fn logged(&mut self) -> Vec<String> {
         self.worker.log.flush();
         let texts = std::iter::from_fn(|| self.lines.try_recv().ok()).map(|lines| lines.text);
-        texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+        texts
+            .flat_map(|text| {
+                let text = String::from_utf8_lossy(&text);
+                text.lines().map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect()
     }
 }
 

@@ -2,13 +2,14 @@
 //! One worker: an OS thread with a current-thread runtime, its own sockets, turn-keeping and
 //! upstream connections. It shares immutable tables and a few atomics with the others, no lock.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
 use weft_identity::{ServerTls, SpiffeId};
 use weft_model::decide::Authority;
-use weft_model::{Protocol, ResourceName};
+use weft_model::{Edge, Protocol, ResourceName};
 
 use crate::config::ProxyConfig;
 use crate::descriptors;
@@ -36,6 +37,7 @@ use crate::upstream::connect::{Dialer, Peer};
 use crate::upstream::outlier::Reporter;
 use crate::upstream::pick::LocalBackend;
 use crate::upstream::pool::{Pool, PoolContext};
+use crate::upstream::recent::Recent;
 
 /// Commands that may wait for a worker.
 pub const COMMANDS_MAX: usize = 64;
@@ -98,6 +100,8 @@ pub struct Names {
     pub black_hole: Arc<str>,
     /// Own SPIFFE id.
     pub principal: Arc<str>,
+    /// This proxy's name, as lines of the log show it.
+    pub node: Arc<str>,
 }
 
 /// State of one worker; everything on its thread has an `Rc` of it.
@@ -115,6 +119,8 @@ pub struct Worker {
     pub conns: TaskGroup,
     table: RefCell<Pinned<Table>>,
     backends: RefCell<HashMap<ResourceName, Rc<RefCell<LocalBackend>>>>,
+    /// What rules of the table led to.
+    recent: Recent,
     pools: RefCell<HashMap<Peer, Rc<Pool>>>,
     pool_context: Rc<PoolContext>,
     listeners: RefCell<HashMap<u64, CancellationToken>>,
@@ -154,6 +160,8 @@ pub struct Conn {
     pub admitted: Cell<bool>,
     /// Counted while anybody goes on with it, in HTTP or behind it.
     pub open: Option<Rc<OpenConnection>>,
+    /// What its requests are told about their client, once one was.
+    pub(crate) proved: OnceCell<Box<HeaderValue>>,
 }
 
 /// One open downstream connection; counted while it lives.
@@ -172,6 +180,7 @@ impl Names {
             passthrough: "PassthroughCluster".into(),
             black_hole: "BlackHoleCluster".into(),
             principal: principal.map_or_else(|| "unknown".into(), |id| id.as_str().into()),
+            node: config.node.to_string().into(),
         }
     }
 
@@ -185,6 +194,7 @@ impl Names {
             passthrough: copy(&self.passthrough),
             black_hole: copy(&self.black_hole),
             principal: copy(&self.principal),
+            node: copy(&self.node),
         }
     }
 
@@ -219,6 +229,7 @@ impl Worker {
             conns: TaskGroup::new(),
             table: RefCell::new(Pinned::new(table)),
             backends: RefCell::default(),
+            recent: Recent::default(),
             pools: RefCell::default(),
             pool_context,
             listeners: RefCell::default(),
@@ -256,6 +267,33 @@ impl Worker {
         made
     }
 
+    /// The same for what `at` in a table names, which `find` looks up.
+    ///
+    /// # Errors
+    /// What `find` says.
+    pub fn backend_at<T, E>(
+        &self,
+        at: &T,
+        table: &Table,
+        find: impl FnOnce() -> Result<Arc<BackendEntry>, E>,
+    ) -> Result<Rc<RefCell<LocalBackend>>, E> {
+        // What an older table names may be written elsewhere by now.
+        let newest = std::ptr::eq(table, &***self.table.borrow());
+        if newest && let Some(known) = self.recent.get(at) {
+            return Ok(known);
+        }
+        let backend = self.backend(&find()?);
+        if newest {
+            self.recent.set(at, &backend);
+        }
+        Ok(backend)
+    }
+
+    /// What a gateway's listener says of its clients; `None` when it is gone.
+    pub fn edge(&self, gateway: &Arc<str>) -> Option<Edge> {
+        self.recent.edge(gateway, || Some(self.table.borrow().gateway(gateway)?.listener.edge))
+    }
+
     fn pool(&self, endpoint: &EndpointEntry) -> Rc<Pool> {
         let peer = Peer::of_entry(endpoint, self.shared.dialer.mesh_port);
         self.pools
@@ -277,6 +315,7 @@ impl Worker {
                 true
             }
         });
+        self.recent.clear();
         *self.table.borrow_mut() = Pinned::new(table);
         // What no backend uses any more closes its idle connections now; requests that are under
         // way have their own hold and finish.
@@ -396,6 +435,7 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
         () = tables => {}
     }
     worker.backends.borrow_mut().clear();
+    worker.recent.clear();
     worker.pools.borrow_mut().clear();
     worker.log.flush();
     background.shutdown(Duration::ZERO).await;
@@ -524,6 +564,7 @@ impl Conn {
             tunnel: None,
             admitted: Cell::new(false),
             open: None,
+            proved: OnceCell::new(),
         }
     }
 

@@ -6,22 +6,23 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::AsyncRead;
 
-/// One buffer; also how much is read at a time.
+/// One buffer for bodies; also how much is read at a time.
 pub const BUFFER_BYTES: usize = 16 * 1024;
-/// Buffers that wait for their next use.
+/// What the first read of a message takes: most heads fit, and many bodies.
+const FIRST_BYTES: usize = 4 * 1024;
+/// Less room is not read into.
+const ROOM_MIN: usize = 1024;
+/// Buffers of either size that wait for their next use.
 const KEPT_MAX: usize = 32;
-/// What the first read of a message takes: most heads fit.
-const FIRST_READ: usize = 4 * 1024;
-
+const KEPT_FIRST_MAX: usize = 128;
 /// Buffers that others still have slices of, looked at again when one is needed.
-const LENT_MAX: usize = 32;
+const LENT_MAX: usize = 64;
 const LENT_TRIES: usize = 4;
 /// What a head and a small body take when they are written, and the most of it that waits.
 const SMALL_BYTES: usize = 2 * 1024;
@@ -29,27 +30,88 @@ const SMALL_BYTES_MAX: usize = 4 * 1024;
 const SMALL_KEPT_MAX: usize = 64;
 
 thread_local! {
-    static SMALL: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
-    static KEPT: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
-    static LENT: RefCell<VecDeque<BytesMut>> = const { RefCell::new(VecDeque::new()) };
+    static SMALL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static FREE: RefCell<Free> = const {
+        RefCell::new(Free { first: Vec::new(), more: Vec::new(), lent: VecDeque::new() })
+    };
+}
+
+/// What is about to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// A message's beginning.
+    First,
+    /// What follows it.
+    More,
+}
+
+struct Free {
+    first: Vec<BytesMut>,
+    more: Vec<BytesMut>,
+    /// Of either size, with slices that others still have.
+    lent: VecDeque<BytesMut>,
+}
+
+// === impl Read ===
+
+impl Read {
+    fn bytes(self) -> usize {
+        match self {
+            Self::First => FIRST_BYTES,
+            Self::More => BUFFER_BYTES,
+        }
+    }
+}
+
+// === impl Free ===
+
+impl Free {
+    fn take(&mut self, read: Read) -> Option<BytesMut> {
+        if let Some(free) = self.of(read).pop() {
+            return Some(free);
+        }
+        for _ in 0..LENT_TRIES {
+            let oldest = self.lent.pop_front()?;
+            self.keep(oldest);
+            if let Some(free) = self.of(read).pop() {
+                return Some(free);
+            }
+        }
+        None
+    }
+
+    fn of(&mut self, read: Read) -> &mut Vec<BytesMut> {
+        match read {
+            Read::First => &mut self.first,
+            Read::More => &mut self.more,
+        }
+    }
+
+    /// Keeps an empty buffer among its like; one that is still in use waits.
+    fn keep(&mut self, mut buffer: BytesMut) {
+        let (read, most) = if buffer.try_reclaim(BUFFER_BYTES) {
+            (Read::More, KEPT_MAX)
+        } else if buffer.try_reclaim(FIRST_BYTES) {
+            (Read::First, KEPT_FIRST_MAX)
+        } else {
+            if self.lent.len() < LENT_MAX {
+                self.lent.push_back(buffer);
+            }
+            return;
+        };
+        // Larger ones were made for one long head.
+        let fits = buffer.capacity() < 2 * read.bytes();
+        let kept = self.of(read);
+        if fits && kept.len() < most {
+            kept.push(buffer);
+        }
+    }
 }
 
 /// An empty buffer.
-pub fn take() -> BytesMut {
-    let free = KEPT.with_borrow_mut(Vec::pop).or_else(|| LENT.with_borrow_mut(returned));
-    free.unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
-}
-
-/// One of the oldest that were lent, if its last slice is gone.
-fn returned(lent: &mut VecDeque<BytesMut>) -> Option<BytesMut> {
-    for _ in 0..LENT_TRIES {
-        let mut oldest = lent.pop_front()?;
-        if oldest.try_reclaim(BUFFER_BYTES) {
-            return Some(oldest);
-        }
-        lent.push_back(oldest);
-    }
-    None
+pub fn take(read: Read) -> BytesMut {
+    let free = FREE.with_borrow_mut(|free| free.take(read));
+    free.unwrap_or_else(|| BytesMut::with_capacity(read.bytes()))
 }
 
 /// Takes a buffer back; nothing is left in its place.
@@ -59,29 +121,16 @@ pub fn give_back(buffer: &mut BytesMut) {
         return;
     }
     buffer.clear();
-    if !buffer.try_reclaim(BUFFER_BYTES) {
-        LENT.with_borrow_mut(|lent| {
-            if lent.len() < LENT_MAX {
-                lent.push_back(buffer);
-            }
-        });
-    } else if buffer.capacity() < 2 * BUFFER_BYTES {
-        // Larger ones were made for one long head.
-        KEPT.with_borrow_mut(|kept| {
-            if kept.len() < KEPT_MAX {
-                kept.push(buffer);
-            }
-        });
-    }
+    FREE.with_borrow_mut(|free| free.keep(buffer));
 }
 
 /// An empty buffer to write a head to.
-pub fn take_small() -> BytesMut {
-    SMALL.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(SMALL_BYTES))
+pub fn take_small() -> Vec<u8> {
+    SMALL.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(SMALL_BYTES))
 }
 
 /// Takes such a buffer back when all of it was written; nothing is left in its place.
-pub fn give_back_small(buffer: &mut BytesMut) {
+pub fn give_back_small(buffer: &mut Vec<u8>) {
     let mut buffer = std::mem::take(buffer);
     if (SMALL_BYTES..=SMALL_BYTES_MAX).contains(&buffer.capacity()) {
         buffer.clear();
@@ -93,25 +142,30 @@ pub fn give_back_small(buffer: &mut BytesMut) {
     }
 }
 
-/// Reads more of a message. A connection without a buffer gets one when bytes are there, not
-/// before: whoever waits costs nothing.
+/// Reads more of a message. A connection without a buffer keeps one only when bytes came: whoever
+/// waits costs nothing.
 pub fn poll_fill<I: AsyncRead + Unpin>(
     io: &mut I,
     buffer: &mut BytesMut,
+    read: Read,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    if buffer.is_empty() && buffer.capacity() < FIRST_READ {
-        let mut first = [MaybeUninit::uninit(); FIRST_READ];
-        let mut first = ReadBuf::uninit(&mut first);
-        ready!(Pin::new(io).poll_read(cx, &mut first))?;
-        if !first.filled().is_empty() {
-            *buffer = take();
-            buffer.extend_from_slice(first.filled());
-        }
-        return Poll::Ready(Ok(first.filled().len()));
+    if buffer.capacity() - buffer.len() >= ROOM_MIN {
+        return tokio_util::io::poll_read_buf(Pin::new(io), cx, buffer);
     }
-    if buffer.capacity() - buffer.len() < FIRST_READ {
-        buffer.reserve(BUFFER_BYTES);
+    if !buffer.is_empty() {
+        let mut longer = take(Read::More);
+        // Far more than one buffer's worth is one long head.
+        longer.reserve(buffer.len() + ROOM_MIN);
+        longer.extend_from_slice(buffer);
+        give_back(&mut std::mem::replace(buffer, longer));
+        return tokio_util::io::poll_read_buf(Pin::new(io), cx, buffer);
     }
-    tokio_util::io::poll_read_buf(Pin::new(io), cx, buffer)
+    let mut lent = take(read);
+    let polled = tokio_util::io::poll_read_buf(Pin::new(io), cx, &mut lent);
+    give_back(&mut std::mem::replace(buffer, lent));
+    if buffer.is_empty() {
+        give_back(buffer);
+    }
+    polled
 }

@@ -15,12 +15,12 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap};
 use http::{Method, Response, StatusCode, request, response};
 use http_body::{Body, Frame};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::alarm::Alarm;
 use super::body::{Decoder, Piece};
-use super::buffers;
+use super::buffers::{self, Read};
 use super::encode;
 use super::framing::Framing;
 use super::head::{self, Scan};
@@ -194,7 +194,7 @@ where
                 // The peer asked for the body.
                 continue;
             }
-            match buffers::poll_fill(&mut self.io, &mut self.inbuf, cx) {
+            match buffers::poll_fill(&mut self.io, &mut self.inbuf, Read::First, cx) {
                 Poll::Ready(Ok(0)) => {
                     let why = "the peer closed the connection".to_owned();
                     return Poll::Ready(Err(self.lost(why)));
@@ -245,7 +245,7 @@ where
                 Ok(None) => {}
                 Err(wrong) => return self.broke(wrong.to_string()),
             }
-            match ready!(buffers::poll_fill(&mut self.io, &mut self.inbuf, cx)) {
+            match ready!(buffers::poll_fill(&mut self.io, &mut self.inbuf, Read::More, cx)) {
                 Ok(0) => {
                     self.keep = false;
                     if let Err(wrong) = self.decoder.end_of_stream() {
@@ -271,7 +271,8 @@ where
     /// Whether an idle connection is still good: open, and silent.
     pub fn is_silent(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        buffers::poll_fill(&mut self.io, &mut self.inbuf, &mut cx).is_pending()
+        let mut room = [0; 1];
+        Pin::new(&mut self.io).poll_read(&mut cx, &mut ReadBuf::new(&mut room)).is_pending()
     }
 
     fn broke(&mut self, why: String) -> Poll<Option<Result<Frame<Bytes>, String>>> {

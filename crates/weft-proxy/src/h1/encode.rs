@@ -2,7 +2,7 @@
 //! Heads, chunks and trailers as bytes. The codec alone says how a body is delimited: what the
 //! headers said about it is replaced. Pure; called by the drivers.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version};
 
@@ -26,24 +26,24 @@ pub struct Instead<'a> {
 
 /// A request line and headers, without the empty line.
 pub fn request(
-    out: &mut BytesMut,
+    out: &mut Vec<u8>,
     (method, uri): (&Method, &Uri),
     headers: &HeaderMap,
     instead: Instead<'_>,
 ) {
     out.reserve(512);
-    out.put_slice(method.as_str().as_bytes());
-    out.put_u8(b' ');
+    out.extend_from_slice(method.as_str().as_bytes());
+    out.push(b' ');
     if method == Method::CONNECT {
-        out.put_slice(uri.authority().map_or("", |a| a.as_str()).as_bytes());
+        out.extend_from_slice(uri.authority().map_or("", |a| a.as_str()).as_bytes());
     } else {
-        out.put_slice(uri.path_and_query().map_or("/", |p| p.as_str()).as_bytes());
+        out.extend_from_slice(uri.path_and_query().map_or("/", |p| p.as_str()).as_bytes());
     }
-    out.put_slice(b" HTTP/1.1\r\n");
+    out.extend_from_slice(b" HTTP/1.1\r\n");
     if let Some(host) = instead.host {
-        out.put_slice(b"host: ");
-        out.put_slice(host.as_bytes());
-        out.put_slice(b"\r\n");
+        out.extend_from_slice(b"host: ");
+        out.extend_from_slice(host.as_bytes());
+        out.extend_from_slice(b"\r\n");
     }
     for (name, value) in instead.with {
         field(out, name, value);
@@ -60,14 +60,14 @@ pub fn request(
 }
 
 /// A status line and headers, without the empty line.
-pub fn response(out: &mut BytesMut, version: Version, status: StatusCode, headers: &HeaderMap) {
+pub fn response(out: &mut Vec<u8>, version: Version, status: StatusCode, headers: &HeaderMap) {
     out.reserve(512);
     let old = version == Version::HTTP_10;
-    out.put_slice(if old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-    out.put_slice(status.as_str().as_bytes());
-    out.put_u8(b' ');
-    out.put_slice(status.canonical_reason().unwrap_or("").as_bytes());
-    out.put_slice(b"\r\n");
+    out.extend_from_slice(if old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
+    out.extend_from_slice(b"\r\n");
     for (name, value) in headers {
         if !is_own(name) {
             field(out, name, value);
@@ -76,43 +76,43 @@ pub fn response(out: &mut BytesMut, version: Version, status: StatusCode, header
 }
 
 /// How the body is delimited, and the empty line.
-pub fn framing(out: &mut BytesMut, framing: Framing) {
+pub fn framing(out: &mut Vec<u8>, framing: Framing) {
     match framing {
         Framing::Length(n) => length(out, n),
-        Framing::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
+        Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         Framing::Empty | Framing::UntilClose | Framing::Tunnel => {}
     }
-    out.put_slice(b"\r\n");
+    out.extend_from_slice(b"\r\n");
 }
 
 /// A Content-Length field.
-pub fn length(out: &mut BytesMut, n: u64) {
-    out.put_slice(b"content-length: ");
+pub fn length(out: &mut Vec<u8>, n: u64) {
+    out.extend_from_slice(b"content-length: ");
     digits(out, n, 10);
-    out.put_slice(b"\r\n");
+    out.extend_from_slice(b"\r\n");
 }
 
-pub fn field(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+pub fn field(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
     out.reserve(name.as_str().len() + value.len() + 4);
-    out.put_slice(name.as_str().as_bytes());
-    out.put_slice(b": ");
-    out.put_slice(value.as_bytes());
-    out.put_slice(b"\r\n");
+    out.extend_from_slice(name.as_str().as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(b"\r\n");
 }
 
 /// A chunk's size line.
-pub fn chunk_size(out: &mut BytesMut, n: usize) {
+pub fn chunk_size(out: &mut Vec<u8>, n: usize) {
     digits(out, n as u64, 16);
-    out.put_slice(b"\r\n");
+    out.extend_from_slice(b"\r\n");
 }
 
 /// The last chunk with trailers behind it; what may not trail is left out.
-pub fn trailers(out: &mut BytesMut, trailers: &HeaderMap) {
-    out.put_slice(b"0\r\n");
+pub fn trailers(out: &mut Vec<u8>, trailers: &HeaderMap) {
+    out.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.iter().filter(|(name, _)| head::may_trail(name)) {
         field(out, name, value);
     }
-    out.put_slice(b"\r\n");
+    out.extend_from_slice(b"\r\n");
 }
 
 /// The Content-Length that a message's own headers name, if they name one.
@@ -138,7 +138,7 @@ fn is_own(name: &HeaderName) -> bool {
         || *name == header::CONNECTION
 }
 
-fn digits(out: &mut BytesMut, mut n: u64, base: u64) {
+fn digits(out: &mut Vec<u8>, mut n: u64, base: u64) {
     let mut text = [0u8; 20];
     let mut used = 0;
     for place in text.iter_mut().rev() {
@@ -150,5 +150,5 @@ fn digits(out: &mut BytesMut, mut n: u64, base: u64) {
             break;
         }
     }
-    out.put_slice(text.get(text.len() - used..).unwrap_or_default());
+    out.extend_from_slice(text.get(text.len() - used..).unwrap_or_default());
 }

@@ -14,6 +14,7 @@ use super::framing::{Claims, Framing};
 use super::wrong::Wrong;
 use crate::checks;
 use crate::http::made;
+use crate::sys;
 
 const METHOD_MAX: usize = 32;
 /// Room for parsed headers that nothing is written to before.
@@ -299,7 +300,7 @@ fn name(name: &str) -> Result<HeaderName, Wrong> {
 
 /// A slice of the head, not a copy.
 fn value(head: &Bytes, value: &[u8]) -> Result<HeaderValue, Wrong> {
-    HeaderValue::from_maybe_shared(head.slice_ref(value)).map_err(|_| Wrong::HeaderValue)
+    sys::value::value(head.slice_ref(value)).ok_or(Wrong::HeaderValue)
 }
 
 fn append(map: &mut HeaderMap, name: HeaderName, value: HeaderValue) -> Result<(), Wrong> {

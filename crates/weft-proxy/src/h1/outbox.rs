@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
 use super::buffers;
@@ -21,7 +21,9 @@ const KEEP_MAX: usize = 4 * 1024;
 /// In this order: `small`, `large`, `end`.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    small: BytesMut,
+    small: Vec<u8>,
+    /// Of these, how many were written; never all.
+    sent: usize,
     large: Bytes,
     end: &'static [u8],
     /// Written, but the stream (TLS, say) may still hold some of it.
@@ -30,13 +32,14 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// Where a head is encoded. Only while [`Self::has_room`].
-    pub(super) fn head(&mut self) -> &mut BytesMut {
+    pub(super) fn head(&mut self) -> &mut Vec<u8> {
         if self.small.capacity() == 0 {
             self.small = buffers::take_small();
         }
         &mut self.small
     }
 
+    /// Memory of what was written is free again once all of it was.
     pub(super) fn has_room(&self) -> bool {
         self.large.is_empty() && self.end.is_empty() && self.small.len() < GATHER_MAX
     }
@@ -84,10 +87,13 @@ impl Outbox {
         }
         while !self.is_empty() {
             let n = if self.large.is_empty() && self.end.is_empty() {
-                ready!(Pin::new(&mut *io).poll_write(cx, &self.small))?
+                ready!(Pin::new(&mut *io).poll_write(cx, self.unsent()))?
             } else {
-                let slices =
-                    [IoSlice::new(&self.small), IoSlice::new(&self.large), IoSlice::new(self.end)];
+                let slices = [
+                    IoSlice::new(self.unsent()),
+                    IoSlice::new(&self.large),
+                    IoSlice::new(self.end),
+                ];
                 let used = if self.small.is_empty() { slices.get(1..) } else { slices.get(..) };
                 ready!(Pin::new(&mut *io).poll_write_vectored(cx, used.unwrap_or(&slices)))?
             };
@@ -103,18 +109,21 @@ impl Outbox {
         Poll::Ready(Ok(()))
     }
 
+    fn unsent(&self) -> &[u8] {
+        self.small.get(self.sent..).unwrap_or_default()
+    }
+
     fn written(&mut self, n: usize) {
-        let small = n.min(self.small.len());
+        let small = n.min(self.unsent().len());
         let large = (n - small).min(self.large.len());
         let end = (n - small - large).min(self.end.len());
-        if small == self.small.len() {
-            // Not advanced past: the memory is used again from its beginning.
+        self.sent += small;
+        if self.sent == self.small.len() {
             self.small.clear();
+            self.sent = 0;
             if self.small.capacity() > KEEP_MAX {
-                self.small = BytesMut::new();
+                self.small = Vec::new();
             }
-        } else {
-            self.small.advance(small);
         }
         self.large.advance(large);
         if self.large.is_empty() {

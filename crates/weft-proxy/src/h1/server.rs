@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::alarm::Alarm;
-use super::buffers;
+use super::buffers::{self, Read};
 use super::encode;
 use super::framing::Framing;
 use super::head::{RequestHead, Scan};
@@ -139,7 +139,7 @@ where
                 return Err(Ended::Refused(wrong));
             }
             // Boxed: an idle connection keeps no room for it.
-            Next::Request(head) => match Pooled::pin(driver.request(head)).await? {
+            Next::Request(head) => match Pooled::pin(|| driver.request(head)).await? {
                 After::Keep => {}
                 After::Close => {
                     let more = driver.core.borrow().has_more();
@@ -360,11 +360,11 @@ where
             return Ok(());
         }
         let deadline = Instant::now() + LINGER_TIME;
-        let mut buffer = buffers::take();
+        let mut buffer = buffers::take(Read::More);
         let mut thrown = 0;
         poll_fn(|cx| {
             while thrown < LINGER_BYTES {
-                match buffers::poll_fill(&mut io, &mut buffer, cx) {
+                match buffers::poll_fill(&mut io, &mut buffer, Read::More, cx) {
                     Poll::Ready(Ok(n)) if n > 0 => thrown += n,
                     Poll::Ready(_) => break,
                     Poll::Pending => return self.alarm.poll(cx, deadline),

@@ -178,8 +178,9 @@ where
                     self.requests += 1;
                     let service = self.service.clone();
                     // Boxed, so that the task's wrappers hold no copies of it.
-                    let answer = stream::answer(service, request, respond, self.times.body);
-                    self.tasks.spawn_local("http/2", Pooled::pin(answer));
+                    let body = self.times.body;
+                    let answer = Pooled::pin(|| stream::answer(service, request, respond, body));
+                    self.tasks.spawn_local("http/2", answer);
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(self.ended(error))),

@@ -22,6 +22,7 @@ use super::body::{AttemptBody, BodyLimits, Due, Replay, ReplyBody};
 use super::headers::{self, FLAGS, NOT_FORWARDED};
 use super::interim::Interim;
 use super::made::{self, Text};
+use super::present::Present;
 use super::reply::{Cause, Refusal};
 use crate::h1::encode::Instead;
 use crate::observe::record::{Record, grpc_status};
@@ -248,7 +249,7 @@ async fn attempt(
     }
     match sent {
         Some(Ok((mut response, lease))) => {
-            if !picked.pool.peer.is_mesh() {
+            if !picked.pool.peer.is_mesh() && Present::of(response.headers()).has(Present::OWN) {
                 // Only proxies may use these names; from here on they can be believed.
                 headers::strip_own(response.headers_mut());
             }

@@ -12,6 +12,8 @@ use weft_base::rng::Rng;
 use weft_model::HeaderEdit;
 
 use super::made;
+use super::present::Present;
+use crate::observe::quick;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -67,6 +69,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .iter()
             .filter_map(|v| v.to_str().ok())
             .flat_map(|v| v.split(','))
+            .filter(|name| !is_usual_option(name))
             .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
             .filter(super::trust::is_droppable)
             .collect();
@@ -92,6 +95,11 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// What most `Connection` headers say, and names no header or one that goes anyway.
+fn is_usual_option(option: &str) -> bool {
+    ["keep-alive", "close", "upgrade"].iter().any(|o| option.trim().eq_ignore_ascii_case(o))
+}
+
 /// Removes weft's own headers, which only its proxies may set.
 pub fn strip_own(headers: &mut HeaderMap) {
     let own: Vec<HeaderName> =
@@ -102,20 +110,29 @@ pub fn strip_own(headers: &mut HeaderMap) {
 }
 
 /// Every request has an id and a trace context; those that came along are kept.
-pub fn identify(headers: &mut HeaderMap, rng: &mut Rng) -> Option<HeaderValue> {
-    if !headers.contains_key(REQUEST_ID) {
-        let mut bytes = [0u8; 16];
-        let (a, b) = bytes.split_at_mut(8);
-        a.copy_from_slice(&rng.next_u64().to_be_bytes());
-        b.copy_from_slice(&rng.next_u64().to_be_bytes());
-        let id = uuid::Builder::from_random_bytes(bytes).into_uuid();
-        let mut text = [0u8; uuid::fmt::Hyphenated::LENGTH];
-        if let Some(value) = made::value(id.hyphenated().encode_lower(&mut text).as_bytes()) {
-            headers.insert(REQUEST_ID, value);
-        }
+/// `present` is what came along.
+pub fn identify(headers: &mut HeaderMap, present: Present, rng: &mut Rng) -> Option<HeaderValue> {
+    let known = present.has(Present::REQUEST_ID).then(|| headers.get(REQUEST_ID).cloned());
+    let id = known.flatten().or_else(|| {
+        let id = made::value(&random_id(rng))?;
+        headers.insert(REQUEST_ID, id.clone());
+        Some(id)
+    });
+    super::trace::keep_or_begin(headers, present, rng);
+    id
+}
+
+/// A random UUID (version 4 of RFC 9562).
+fn random_id(rng: &mut Rng) -> [u8; 36] {
+    let bytes = (u128::from(rng.next_u64()) << 64) | u128::from(rng.next_u64());
+    let version = (bytes & !(0xf << 76)) | (0x4 << 76);
+    let bytes = ((version & !(0x3 << 62)) | (0x2 << 62)).to_be_bytes();
+    let mut text = [b'-'; 36];
+    for (from, of) in [(0, 0..4), (9, 4..6), (14, 6..8), (19, 8..10), (24, 10..16)] {
+        let digits = text.get_mut(from..from + 2 * of.len()).unwrap_or_default();
+        quick::hex(bytes.get(of).unwrap_or_default(), digits);
     }
-    super::trace::keep_or_begin(headers, rng);
-    headers.get(REQUEST_ID).cloned()
+    text
 }
 
 /// HTTP/2 may split cookies over several headers; HTTP/1.1 servers want one (RFC 9113 §8.2.3).
@@ -228,10 +245,16 @@ mod tests {
     fn ids_are_made_once_and_kept() {
         let mut rng = Rng::seeded(1);
         let mut h = HeaderMap::new();
-        let id = identify(&mut h, &mut rng).unwrap();
-        assert_eq!(id.len(), 36);
+        let id = identify(&mut h, Present::default(), &mut rng).unwrap();
+        let read = uuid::Uuid::try_parse(id.to_str().unwrap()).unwrap();
+        assert_eq!((id.len(), read.get_version_num()), (36, 4));
+        assert_eq!(
+            (read.get_variant(), read.to_string()),
+            (uuid::Variant::RFC4122, id.to_str().unwrap().to_owned())
+        );
         let trace = h.get("traceparent").cloned().unwrap();
-        assert_eq!(identify(&mut h, &mut rng), Some(id));
+        let present = Present::of(&h);
+        assert_eq!(identify(&mut h, present, &mut rng), Some(id));
         assert_eq!(h.get("traceparent"), Some(&trace));
     }
 }

@@ -50,7 +50,7 @@ pub fn value(bytes: &[u8]) -> Option<HeaderValue> {
         chunk.extend_from_slice(bytes);
         chunk.split().freeze()
     });
-    HeaderValue::from_maybe_shared(cut).ok()
+    crate::sys::value::value(cut)
 }
 
 /// A copy of a text in memory that an earlier one left.

@@ -16,6 +16,7 @@ use super::admit;
 use super::attempt::{self, Call};
 use super::body::{Replay, ReplyBody};
 use super::cache::{self, Asking, Given};
+use super::clean;
 use super::interim::Interim;
 use super::limits;
 use super::made::{self, Text};
@@ -23,13 +24,14 @@ use super::mirror::{self, Original};
 use super::normalise::{self, HeaderView};
 use super::plan::{self, Plan};
 use super::policy::{self, Cross};
+use super::present::Present;
 use super::reply::{self, Cause, Refusal};
 use super::rewritten::rewritten;
 use super::route::{self, Asked, Choice};
 use super::serve::Received;
 use super::session::Kept;
 use super::upgrade::Upgrade;
-use super::{grpc_web, headers, trust, tunnel, upgrade};
+use super::{grpc_web, headers, tunnel, upgrade};
 use crate::capture;
 use crate::config::UnknownDestinations;
 use crate::observe::quick;
@@ -68,7 +70,7 @@ pub async fn handle(
 ) -> Response<ReplyBody> {
     let mut record = Pooled::new(Record::begin(&worker, &conn, &request));
     // Boxed: an idle HTTP/1 connection keeps room for this future, and run's is the large one.
-    let result = Pooled::pin(run(&worker, &conn, request, &mut record)).await;
+    let result = Pooled::pin(|| run(&worker, &conn, request, &mut record)).await;
     let mut ends = worker.conns.is_draining();
     let mut response = match result {
         Ok(response) => response,
@@ -120,7 +122,7 @@ async fn run(
     let interim = received.interim();
     let body = replay(received, worker.config.limits.body_bytes_max)?;
     record.body = body.clone();
-    clean(worker, conn, &mut head, record)?;
+    clean::request(worker, conn, &mut head, record)?;
 
     // 4. Route: pin the table, let the model choose.
     let asked = route::asked(conn, &authority);
@@ -328,49 +330,6 @@ fn too_large(bytes: u64, bytes_max: u64) -> Refusal {
     Refusal::new(Cause::BodyTooLarge, detail)
 }
 
-fn clean(
-    worker: &Worker,
-    conn: &Conn,
-    head: &mut Parts,
-    record: &mut Record,
-) -> Result<(), Refusal> {
-    let edge = match &conn.door {
-        Door::Gateway(name) => worker.table().gateway(name).map(|g| g.listener.edge),
-        _ => None,
-    };
-    let underscores = edge.is_none_or(|edge| edge.underscores);
-    trust::check_names(&head.headers, underscores)
-        .map_err(|why| Refusal::new(Cause::BadRequest, why))?;
-    if conn.door == Door::Mesh {
-        record.source = head.headers.get(headers::SOURCE).cloned();
-    }
-    headers::strip_hop_by_hop(&mut head.headers);
-    headers::strip_own(&mut head.headers);
-    match &conn.door {
-        Door::Gateway(_) => {
-            let edge = edge.unwrap_or_default();
-            trust::from_outside(&mut head.headers, conn.remote.ip(), conn.scheme, edge);
-        }
-        Door::Mesh | Door::Inbound => {
-            // What the client's sidecar proved replaces what anyone wrote.
-            head.headers.remove(headers::CLIENT_CERT);
-            let peer = conn.peer.as_ref().map(|p| {
-                HeaderValue::from_str(&format!("By={};URI={}", worker.names.principal, p.as_str()))
-            });
-            if let Some(Ok(value)) = peer {
-                head.headers.insert(headers::CLIENT_CERT, value);
-            }
-        }
-        Door::Forward | Door::Upstream { .. } | Door::Outbound | Door::Datagrams(_) => {}
-    }
-    // HTTP/2 may split what HTTP/1.1 servers want whole.
-    headers::join_cookies(&mut head.headers);
-    record.forwarded_for = head.headers.get(headers::FORWARDED_FOR).cloned();
-    record.request_id = headers::identify(&mut head.headers, &mut worker.rng.borrow_mut());
-    record.note_request(&head.headers);
-    Ok(())
-}
-
 /// Follows what was chosen to a backend or an answer.
 #[allow(clippy::too_many_arguments)] // The phases' own state; a struct would be used only here.
 async fn follow<'t>(
@@ -388,7 +347,10 @@ async fn follow<'t>(
             tunnel::permit(head, &found)?;
             rule(worker, conn, head, asked, &found, table, plan, record).await?
         }
-        Choice::Backend(backend) => Next::Forward(worker.backend(backend)),
+        Choice::Backend(backend) => {
+            let entry = || Ok::<_, Refusal>(backend.clone());
+            Next::Forward(worker.backend_at(&**backend, table, entry)?)
+        }
         Choice::Own(backend) => Next::Forward(worker.backend(&backend)),
         Choice::Outside(target) => {
             Next::Forward(rare(outside(worker, conn, &target, record)).await?)
@@ -455,15 +417,14 @@ fn target(
     target: &Target,
 ) -> Result<Rc<std::cell::RefCell<LocalBackend>>, Refusal> {
     match target {
-        Target::Backend(name) => match table.backend(name) {
-            Some(entry) => Ok(worker.backend(entry)),
-            None => {
+        Target::Backend(name) => worker.backend_at(target, table, || {
+            table.backend(name).cloned().ok_or_else(|| {
                 let why = table
                     .fail(name)
                     .map_or_else(|| format!("{name} is not known here"), |f| f.reason.to_string());
-                Err(Refusal::new(Cause::NoBackend, why))
-            }
-        },
+                Refusal::new(Cause::NoBackend, why)
+            })
+        }),
         Target::Fail { status, reason } => {
             Err(Refusal::new(Cause::NoBackend, &**reason).with_status(*status))
         }
@@ -554,12 +515,12 @@ fn apply(
 
 /// Applies a plan's response side and removes what is only for proxies.
 fn settle(conn: &Conn, plan: &Plan<'_>, response: &mut Response<ReplyBody>, record: &Record) {
-    if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
-        headers::strip_hop_by_hop(response.headers_mut());
-    }
+    let present = Present::of(response.headers());
+    let hop = response.status() != http::StatusCode::SWITCHING_PROTOCOLS;
     // Flags of the upstream's sidecar are worth keeping for the client; not what an app forged.
-    let flags = response.headers_mut().remove(headers::FLAGS);
-    headers::strip_own(response.headers_mut());
+    let own = present.has(Present::OWN);
+    let flags = own.then(|| response.headers_mut().remove(headers::FLAGS)).flatten();
+    clean::strip(response.headers_mut(), if hop { present } else { present.but(Present::HOP) });
     if let (Some(flags), false) = (flags, conn.door.is_inbound()) {
         if matches!(conn.door, Door::Gateway(_)) {
             reply::hide(response, &flags, record);

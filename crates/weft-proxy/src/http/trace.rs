@@ -7,6 +7,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use weft_base::rng::Rng;
 
 use super::made;
+use super::present::Present;
 use crate::observe::quick;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -36,7 +37,12 @@ struct FromB3 {
 }
 
 /// Every request has a trace context; one that came along is kept.
-pub fn keep_or_begin(headers: &mut HeaderMap, rng: &mut Rng) {
+/// `present` is what came along.
+pub fn keep_or_begin(headers: &mut HeaderMap, present: Present, rng: &mut Rng) {
+    if !present.has(Present::TRACE) {
+        headers.insert(TRACEPARENT, begun(FromB3::default(), rng).header());
+        return;
+    }
     let mut given = headers.get_all(&TRACEPARENT).iter();
     let kept = match (given.next(), given.next()) {
         // Of this version it is passed on as it is; what a later one has besides is not known.
@@ -151,7 +157,8 @@ mod tests {
         for (name, value) in given {
             headers.append(*name, HeaderValue::from_str(value).unwrap());
         }
-        keep_or_begin(&mut headers, &mut Rng::seeded(1));
+        let present = Present::of(&headers);
+        keep_or_begin(&mut headers, present, &mut Rng::seeded(1));
         headers
     }
 

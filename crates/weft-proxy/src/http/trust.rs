@@ -9,9 +9,10 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use weft_model::Edge;
 
 use super::headers::{CLIENT_CERT, FORWARDED_FOR, FORWARDED_PROTO, REQUEST_ID};
-use super::made::{self, Text};
+use super::made;
+use super::present::Present;
 use crate::checks;
-use crate::observe::quick;
+use crate::observe::quick::Short;
 
 /// What proxies tell about a request's way, besides `x-forwarded-*` and `x-envoy-*`.
 const TOLD: &[&str] = &["forwarded", "x-real-ip", "x-client-ip", "true-client-ip"];
@@ -78,35 +79,44 @@ pub fn check_names(headers: &HeaderMap, allowed: bool) -> Result<(), String> {
 }
 
 /// Takes nothing about the way here from an outside client, but what the trusted hops in front
-/// wrote, and says what is known.
-pub fn from_outside(headers: &mut HeaderMap, remote: IpAddr, scheme: &'static str, edge: Edge) {
+/// wrote, and says what is known; the way here is returned, too. `present` is what came along.
+pub fn from_outside(
+    headers: &mut HeaderMap,
+    present: Present,
+    remote: IpAddr,
+    scheme: &'static str,
+    edge: Edge,
+) -> Option<HeaderValue> {
     if !checks::on("outside") {
-        return;
+        return headers.get(FORWARDED_FOR).cloned();
     }
     let hops = usize::from(edge.trusted_hops);
-    let untrusted: Vec<HeaderName> = headers
-        .keys()
-        .filter(|n| n.as_str().starts_with("x-envoy-") || (hops == 0 && is_told(n.as_str())))
-        .cloned()
-        .collect();
-    for name in untrusted {
-        headers.remove(name);
+    if present.has(Present::TOLD) {
+        let untrusted: Vec<HeaderName> = headers
+            .keys()
+            .filter(|n| n.as_str().starts_with("x-envoy-") || (hops == 0 && is_told(n.as_str())))
+            .cloned()
+            .collect();
+        for name in untrusted {
+            headers.remove(name);
+        }
+        headers.remove(CLIENT_CERT);
     }
-    headers.remove(CLIENT_CERT);
     let way = match hops {
-        0 => Text::of(|out| quick::ip(out, remote)),
-        _ => way(headers, remote, hops).into(),
+        0 => made::value(Short::of_ip(remote).as_bytes()),
+        _ => made::value(way(headers, remote, hops).as_bytes()),
     };
-    if let Some(value) = made::value(way.as_bytes()) {
-        headers.insert(FORWARDED_FOR, value);
+    if let Some(value) = &way {
+        headers.insert(FORWARDED_FOR, value.clone());
     }
-    let told = headers.get(FORWARDED_PROTO).map(HeaderValue::as_bytes);
-    if hops == 0 || !matches!(told, Some(b"http" | b"https")) {
+    let told = || headers.get(FORWARDED_PROTO).map(HeaderValue::as_bytes);
+    if hops == 0 || !matches!(told(), Some(b"http" | b"https")) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
-    if hops == 0 {
+    if hops == 0 && present.has(Present::REQUEST_ID) {
         headers.remove(REQUEST_ID);
     }
+    way
 }
 
 /// `X-Forwarded-For` as it goes on: of what came, the entries that trusted hops added, then the
@@ -139,7 +149,9 @@ mod tests {
     fn outside(hops: u8, pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = map(pairs);
         let edge = Edge { trusted_hops: hops, ..Edge::default() };
-        from_outside(&mut headers, "10.0.0.9".parse().unwrap(), "http", edge);
+        let (present, remote) = (Present::of(&headers), "10.0.0.9".parse().unwrap());
+        let way = from_outside(&mut headers, present, remote, "http", edge);
+        assert_eq!(way.as_ref(), headers.get(FORWARDED_FOR));
         headers
     }
 

@@ -42,18 +42,18 @@ pub struct LogSender {
 
 #[derive(Debug)]
 struct Batch {
-    text: String,
+    text: Vec<u8>,
     lines: u64,
-    spare: mpsc::Receiver<String>,
-    back: mpsc::Sender<String>,
+    spare: mpsc::Receiver<Vec<u8>>,
+    back: mpsc::Sender<Vec<u8>>,
 }
 
 /// Whole lines of one worker, on their way to the writer.
 #[derive(Debug)]
 pub struct Lines {
-    pub text: String,
+    pub text: Vec<u8>,
     /// Where the empty text may go.
-    back: mpsc::Sender<String>,
+    back: mpsc::Sender<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl LogSender {
             LogFormat::Of(format) => format.clone(),
         };
         let (back, spare) = mpsc::channel(SPARE_MAX);
-        let batch = RefCell::new(Batch { text: String::new(), lines: 0, spare, back });
+        let batch = RefCell::new(Batch { text: Vec::new(), lines: 0, spare, back });
         Self { what: config.what, format, batch, filled: Notify::new(), lines, cells }
     }
 
@@ -134,7 +134,7 @@ impl LogSender {
             batch.text.reserve(BATCH_BYTES + BATCH_BYTES / 8);
         }
         self.format.write(entry, &mut batch.text);
-        batch.text.push('\n');
+        batch.text.push(b'\n');
         batch.lines += 1;
         if batch.text.len() >= BATCH_BYTES {
             drop(batch);
@@ -203,8 +203,8 @@ impl LogWriter {
         while let Some(lines) = self.lines.recv().await {
             let text = &lines.text;
             let written = match (&mut file, &self.path) {
-                (Some(file), _) => file.write_all(text.as_bytes()),
-                (None, None) => std::io::stdout().lock().write_all(text.as_bytes()),
+                (Some(file), _) => file.write_all(text),
+                (None, None) => std::io::stdout().lock().write_all(text),
                 (None, Some(_)) => Ok(()),
             };
             if let Err(error) = written {

@@ -6,7 +6,6 @@
 mod parse;
 mod value;
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use http::HeaderMap;
@@ -144,7 +143,7 @@ impl Format {
     }
 
     /// Appends one line, without its end.
-    pub fn write(&self, entry: &Entry<'_>, out: &mut String) {
+    pub fn write(&self, entry: &Entry<'_>, out: &mut Vec<u8>) {
         match &self.shape {
             Shape::Text(pieces) => self.pieces(pieces, entry, out, false),
             Shape::Json(node) => {
@@ -153,18 +152,21 @@ impl Format {
         }
     }
 
-    fn pieces(&self, pieces: &[Piece], entry: &Entry<'_>, out: &mut String, json: bool) {
+    fn pieces(&self, pieces: &[Piece], entry: &Entry<'_>, out: &mut Vec<u8>, json: bool) {
         for piece in pieces {
             match piece {
                 Piece::Literal(text) if json => {
                     // Only the sink escapes.
-                    let _ = Sink::new(out, true, None).write_str(text);
+                    Sink::new(out, true, None).text(text.as_bytes());
                 }
-                Piece::Literal(text) => out.push_str(text),
+                Piece::Literal(text) => match text.as_bytes() {
+                    [one] => out.push(*one),
+                    text => out.extend_from_slice(text),
+                },
                 Piece::Value(operator, most) => {
                     let mut sink = Sink::new(out, json, *most);
                     if !operator.write(entry, &mut sink) && !self.omit_empty {
-                        out.push('-');
+                        out.push(b'-');
                     }
                 }
             }
@@ -172,66 +174,66 @@ impl Format {
     }
 
     /// Writes one value; `false` when there is none and nothing was written.
-    fn node(&self, node: &Node, entry: &Entry<'_>, out: &mut String) -> bool {
+    fn node(&self, node: &Node, entry: &Entry<'_>, out: &mut Vec<u8>) -> bool {
         match node {
-            Node::Fixed(text) => out.push_str(text),
+            Node::Fixed(text) => out.extend_from_slice(text.as_bytes()),
             Node::Mixed(pieces) => {
-                out.push('"');
+                out.push(b'"');
                 self.pieces(pieces, entry, out, true);
-                out.push('"');
+                out.push(b'"');
             }
             Node::Typed(operator, most) => return typed(operator, *most, entry, out),
             Node::List(list) => {
-                out.push('[');
+                out.push(b'[');
                 for (i, item) in list.iter().enumerate() {
                     if i > 0 {
-                        out.push(',');
+                        out.push(b',');
                     }
                     if !self.node(item, entry, out) {
-                        out.push_str("null");
+                        out.extend_from_slice(b"null");
                     }
                 }
-                out.push(']');
+                out.push(b']');
             }
             Node::Object(members) => self.object(members, entry, out),
         }
         true
     }
 
-    fn object(&self, members: &[(Arc<str>, Node, bool)], entry: &Entry<'_>, out: &mut String) {
-        out.push('{');
+    fn object(&self, members: &[(Arc<str>, Node, bool)], entry: &Entry<'_>, out: &mut Vec<u8>) {
+        out.push(b'{');
         let mut first = true;
         for (key, node, optional) in members {
             let before = out.len();
             if !first {
-                out.push(',');
+                out.push(b',');
             }
-            out.push_str(key);
+            out.extend_from_slice(key.as_bytes());
             if self.node(node, entry, out) {
                 first = false;
             } else if *optional || self.omit_empty {
                 out.truncate(before);
             } else {
-                out.push_str("null");
+                out.extend_from_slice(b"null");
                 first = false;
             }
         }
-        out.push('}');
+        out.push(b'}');
     }
 }
 
-fn typed(operator: &Operator, most: Option<usize>, entry: &Entry<'_>, out: &mut String) -> bool {
+fn typed(operator: &Operator, most: Option<usize>, entry: &Entry<'_>, out: &mut Vec<u8>) -> bool {
     let before = out.len();
     let quoted = !operator.is_number();
     if quoted {
-        out.push('"');
+        out.push(b'"');
     }
     if !operator.write(entry, &mut Sink::new(out, true, most)) {
         out.truncate(before);
         return false;
     }
     if quoted {
-        out.push('"');
+        out.push(b'"');
     }
     true
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri, Version};
 use tokio::time::Instant;
 use weft_model::Health;
@@ -19,6 +19,7 @@ use crate::http::body::{BodyError, Replay};
 use crate::http::cache::Outcome as Cached;
 use crate::http::grpc_web::Web;
 use crate::http::made::Text;
+use crate::http::present;
 use crate::pinned::Pinned;
 use crate::table::{BackendEntry, EndpointEntry};
 use crate::upstream::pick::{Ending, LocalEndpoint};
@@ -288,7 +289,8 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+    static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+    present::get(headers, &GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 
 /// `workload.namespace`; only what looks like names becomes a label.

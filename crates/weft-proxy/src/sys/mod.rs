@@ -3,3 +3,4 @@
 //! need it; decides nothing.
 
 pub mod pooled;
+pub mod value;

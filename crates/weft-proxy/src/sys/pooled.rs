@@ -33,18 +33,23 @@ impl<T> Pooled<T> {
         if layout.size() == 0 {
             return Self(NonNull::dangling());
         }
-        let kept = KEPT.try_with(|kept| kept.borrow_mut().take(layout)).ok().flatten();
-        let place: NonNull<T> = kept.unwrap_or_else(|| fresh(layout)).cast();
+        let place: NonNull<T> = room(layout).cast();
         // SAFETY: `place` is valid for writes of this layout and nobody else has it.
         unsafe { place.write(value) };
         Self(place)
     }
 
-    /// A value that does not move again, such as a future.
-    pub fn pin(value: T) -> Pin<Self> {
+    /// A value that does not move again, such as a future, written where it stays: most of a
+    /// future is room for later. `make` must not panic, or its memory is lost.
+    #[inline(always)]
+    pub fn pin(make: impl FnOnce() -> T) -> Pin<Self> {
+        let layout = Layout::new::<T>();
+        let place = if layout.size() == 0 { NonNull::dangling() } else { room(layout).cast() };
+        // SAFETY: `place` is valid for writes of this layout and nobody else has it.
+        unsafe { place.write(make()) };
         // SAFETY: the value stays where it is until it is dropped: nothing here moves it out, and
         // the memory is given back behind its drop only.
-        unsafe { Pin::new_unchecked(Self::new(value)) }
+        unsafe { Pin::new_unchecked(Self(place)) }
     }
 }
 
@@ -122,6 +127,13 @@ impl Drop for Kept {
     }
 }
 
+/// Memory that was kept, or new.
+#[inline(never)]
+fn room(layout: Layout) -> NonNull<u8> {
+    let kept = KEPT.try_with(|kept| kept.borrow_mut().take(layout)).ok().flatten();
+    kept.unwrap_or_else(|| fresh(layout))
+}
+
 fn fresh(layout: Layout) -> NonNull<u8> {
     // SAFETY: the layout has a size, its caller saw to that.
     let place = unsafe { alloc(layout) };
@@ -166,7 +178,7 @@ mod tests {
     fn a_pooled_future_runs() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let text = String::from("kept over an await");
-        let future = Pooled::pin(async move {
+        let future = Pooled::pin(|| async move {
             tokio::task::yield_now().await;
             text
         });

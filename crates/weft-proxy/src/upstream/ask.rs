@@ -22,7 +22,10 @@ pub struct Key {
 /// How long an answer asks its clients to stay away.
 pub fn retry_after_ms(status: StatusCode, headers: &HeaderMap) -> Option<u64> {
     let asked = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-    let seconds = headers.get(RETRY_AFTER).filter(|_| asked)?.to_str().ok()?;
+    if !asked {
+        return None;
+    }
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?;
     // A date would need a wall clock that agrees with ours; nobody's limiter sends one.
     let seconds: u64 = seconds.trim().parse().ok()?;
     Some(seconds.saturating_mul(1_000).min(RETRY_AFTER_MS_MAX))

@@ -12,3 +12,4 @@ pub mod health;
 pub mod outlier;
 pub mod pick;
 pub mod pool;
+pub mod recent;

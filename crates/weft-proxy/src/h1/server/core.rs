@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{Ended, Next};
 use crate::h1::alarm::Alarm;
 use crate::h1::body::{Decoder, Piece};
-use crate::h1::buffers;
+use crate::h1::buffers::{self, Read};
 use crate::h1::encode;
 use crate::h1::framing::Framing;
 use crate::h1::head::{self, Scan};
@@ -156,7 +156,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Core<I> {
                     Err(wrong) => return Poll::Ready(Ok(Next::Refused(wrong))),
                 }
             }
-            if ready!(buffers::poll_fill(io, &mut self.inbuf, cx))? == 0 {
+            if ready!(buffers::poll_fill(io, &mut self.inbuf, Read::First, cx))? == 0 {
                 return Poll::Ready(Ok(Next::End));
             }
         }
@@ -185,7 +185,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Core<I> {
         if !self.decoder.is_done() || !self.inbuf.is_empty() {
             return Poll::Pending;
         }
-        match ready!(buffers::poll_fill(io, &mut self.inbuf, cx)) {
+        match ready!(buffers::poll_fill(io, &mut self.inbuf, Read::First, cx)) {
             Ok(0) => Poll::Ready(Ended::Gone),
             Ok(_) => Poll::Pending,
             Err(error) => Poll::Ready(Ended::Io(error)),
@@ -237,7 +237,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Core<I> {
             let Some(io) = &mut self.io else {
                 return Poll::Ready(Some(Err(gone("the connection is closed"))));
             };
-            let failure = match buffers::poll_fill(io, &mut self.inbuf, cx) {
+            let failure = match buffers::poll_fill(io, &mut self.inbuf, Read::More, cx) {
                 Poll::Ready(Ok(0)) => gone(Wrong::Truncated.sentence()),
                 Poll::Ready(Ok(_)) => {
                     self.silent_since = None;

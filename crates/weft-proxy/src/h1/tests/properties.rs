@@ -126,7 +126,7 @@ proptest! {
             if head.framing == Framing::Tunnel {
                 continue;
             }
-            let mut out = BytesMut::new();
+            let mut out = Vec::new();
             let instead = encode::Instead::default();
             encode::request(&mut out, (&parts.method, &parts.uri), &parts.headers, instead);
             encode::framing(&mut out, Framing::Length(body.len() as u64));

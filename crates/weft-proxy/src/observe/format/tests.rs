@@ -58,9 +58,9 @@ fn line(format: &Format, record: &mut Record, answer: &HeaderMap) -> String {
         response: Noted::of(&format.wanted().response, answer),
         trailers: Vec::new(),
     }));
-    let mut out = String::new();
+    let mut out = Vec::new();
     format.write(&Entry::Request(record, 45), &mut out);
-    out
+    String::from_utf8(out).unwrap()
 }
 
 #[test]
@@ -174,15 +174,16 @@ fn an_opaque_connection_has_dashes_where_http_would_stand() {
         sentence: Some("gone".into()),
     };
     let entry = Entry::Connection(&relayed);
-    let mut text = String::new();
+    let mut text = Vec::new();
     Format::istio().write(&entry, &mut text);
+    let text = String::from_utf8(text).unwrap();
     let want = "[1970-01-01T00:00:00.000Z] \"- - -\" 0 UF - \
         upstream_reset_before_response_started{connection_failure} \"gone\" 3 4 5 - \"-\" \"-\" \
         \"-\" \"-\" \"-\" - - 127.0.0.1:1 127.0.0.1:2 - - generation=- node=-";
     assert_eq!(text, want);
-    let mut json = String::new();
+    let mut json = Vec::new();
     Format::json().write(&entry, &mut json);
-    let json: Value = serde_json::from_str(&json).unwrap();
+    let json: Value = serde_json::from_slice(&json).unwrap();
     assert_eq!((&json["method"], &json["bytes_sent"]), (&Value::Null, &json!(4)));
     assert_eq!(json.get("generation"), None);
 }

@@ -130,7 +130,7 @@ const DETAILS: &[(Flag, &str)] = &[
 /// Where values go.
 #[derive(Debug)]
 pub struct Sink<'o> {
-    out: &'o mut String,
+    out: &'o mut Vec<u8>,
     json: bool,
     /// Bytes of the value that may still be shown.
     left: usize,
@@ -291,7 +291,7 @@ impl Operator {
             Self::TraceId(at) => {
                 let value = entry.noted().and_then(|n| n.request.get(*at)?.as_ref());
                 let id = value.and_then(|v| v.as_bytes().get(3..35));
-                id.is_some_and(|id| sink.bytes(id))
+                id.is_some_and(|id| sink.text(id))
             }
             Self::Sentence => sink.some(entry.sentence()),
             Self::Generation => match entry.record().map_or(0, |r| r.generation) {
@@ -301,7 +301,7 @@ impl Operator {
             Self::Cache => {
                 sink.some(entry.record().and_then(|r| r.cache).map(|outcome| outcome.word()))
             }
-            Self::Node => entry.record().is_some_and(|r| sink.shown(&r.worker.config.node)),
+            Self::Node => sink.some(entry.record().map(|r| &*r.worker.names.node)),
             _ => false,
         }
     }
@@ -365,7 +365,7 @@ impl Header {
     fn write(self, entry: &Entry<'_>, sink: &mut Sink<'_>) -> bool {
         let Some(record) = entry.record() else { return false };
         let value = |v: Option<&HeaderValue>, sink: &mut Sink<'_>| {
-            v.is_some_and(|v| sink.bytes(v.as_bytes()))
+            v.is_some_and(|v| sink.text(v.as_bytes()))
         };
         let noted = |list: fn(&Noted) -> &Vec<Option<HeaderValue>>, at: usize| {
             entry.noted().and_then(|n| list(n).get(at)?.as_ref())
@@ -426,7 +426,7 @@ impl Pattern {
             return Ok(Self(None));
         };
         let pattern = Self(Some(text.as_str().into()));
-        let mut trial = String::new();
+        let mut trial = Vec::new();
         match pattern.write(0, &mut Sink::new(&mut trial, false, None)) {
             true => Ok(pattern),
             false => Err(format!("{text:?} is no form of a time (strftime; %3f for milliseconds)")),
@@ -447,12 +447,12 @@ impl Pattern {
 // === impl Sink ===
 
 impl<'o> Sink<'o> {
-    pub fn new(out: &'o mut String, json: bool, most: Option<usize>) -> Self {
+    pub fn new(out: &'o mut Vec<u8>, json: bool, most: Option<usize>) -> Self {
         Self { out, json, left: most.unwrap_or(usize::MAX) }
     }
 
     fn some(&mut self, text: Option<&str>) -> bool {
-        text.is_some_and(|text| self.write_str(text).is_ok())
+        text.is_some_and(|text| self.text(text.as_bytes()))
     }
 
     fn shown(&mut self, value: impl fmt::Display) -> bool {
@@ -460,11 +460,12 @@ impl<'o> Sink<'o> {
     }
 
     fn number(&mut self, n: impl Into<u64>) -> bool {
-        self.some(Some(quick::digits(n.into(), &mut [0; quick::DIGITS_MAX])))
+        let n = n.into();
+        self.made(|out| quick::number(out, n))
     }
 
     /// What needs no escape, written in place; cut where it is too long.
-    fn made(&mut self, write: impl FnOnce(&mut String)) -> bool {
+    fn made(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         let before = self.out.len();
         write(self.out);
         let written = self.out.len() - before;
@@ -475,14 +476,23 @@ impl<'o> Sink<'o> {
         true
     }
 
-    /// Bytes of a header; what is no UTF-8 is read as Latin-1.
-    fn bytes(&mut self, bytes: &[u8]) -> bool {
+    /// Bytes of a peer or of a configuration; what is no UTF-8 is read as Latin-1.
+    #[inline]
+    pub fn text(&mut self, bytes: &[u8]) -> bool {
+        if bytes.len() <= self.left && quick::is_plain(bytes) {
+            self.left -= bytes.len();
+            self.out.extend_from_slice(bytes);
+        } else {
+            self.escaped(bytes);
+        }
+        true
+    }
+
+    #[cold]
+    fn escaped(&mut self, bytes: &[u8]) {
         match std::str::from_utf8(bytes) {
-            Ok(text) => self.some(Some(text)),
-            Err(_) => {
-                bytes.iter().for_each(|b| self.push(char::from(*b)));
-                true
-            }
+            Ok(text) => text.chars().for_each(|c| self.push(c)),
+            Err(_) => bytes.iter().for_each(|b| self.push(char::from(*b))),
         }
     }
 
@@ -493,34 +503,27 @@ impl<'o> Sink<'o> {
         }
         self.left -= c.len_utf8();
         match c {
-            '"' => self.out.push_str("\\\""),
-            '\\' => self.out.push_str("\\\\"),
-            '\n' => self.out.push_str("\\n"),
-            '\r' => self.out.push_str("\\r"),
-            '\t' => self.out.push_str("\\t"),
+            '"' => self.out.extend_from_slice(b"\\\""),
+            '\\' => self.out.extend_from_slice(b"\\\\"),
+            '\n' => self.out.extend_from_slice(b"\\n"),
+            '\r' => self.out.extend_from_slice(b"\\r"),
+            '\t' => self.out.extend_from_slice(b"\\t"),
             c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
                 let code = u32::from(c);
-                // Writing into a text does not fail.
-                let _ = match self.json {
-                    true => write!(self.out, "\\u{code:04x}"),
-                    false => write!(self.out, "\\u{{{code:x}}}"),
+                let text = match self.json {
+                    true => format!("\\u{code:04x}"),
+                    false => format!("\\u{{{code:x}}}"),
                 };
+                self.out.extend_from_slice(text.as_bytes());
             }
-            c => self.out.push(c),
+            c => self.out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
 }
 
 impl fmt::Write for Sink<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let plain = |b: u8| (b' '..=b'~').contains(&b) && b != b'"' && b != b'\\';
-        // All at once: to stop early costs more than to look at every byte.
-        if text.len() <= self.left && text.bytes().fold(true, |all, b| all & plain(b)) {
-            self.left -= text.len();
-            self.out.push_str(text);
-        } else {
-            text.chars().for_each(|c| self.push(c));
-        }
+        self.text(text.as_bytes());
         Ok(())
     }
 }
