@@ -115,6 +115,12 @@ def suites(cells, failed):
         print(f"  [{time.monotonic() - began:.0f} s]", flush=True)
 
 
+def words_of(name):
+    """How a drill's line begins."""
+    short = f"{name[0].upper()}{int(name[1:])} "
+    return short, f"{name.upper()} FAILED"
+
+
 def processor():
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -125,7 +131,7 @@ def processor():
 PAGE = """# Faults: the drills in full
 
 Written by `./test faults --out docs/faults.md` on {when}, at {commit}: {cores} processors
-({cpu}), Linux {kernel}, {load}. `./test` runs the same drills at a tenth of
+({cpu}), Linux {kernel}, {build}, {load}. `./test` runs the same drills at a tenth of
 their length; what each does is said at the head of its file in `tests/faults/`.
 
 ```
@@ -145,15 +151,20 @@ processors; counts are sound, times indicative. The last column is from the run 
 """
 
 
-def page(lines, cells, failed, load):
+def page(lines, cells, failed, before):
+    load = f"load average {before:.1f} when it began, {os.getloadavg()[0]:.1f} at its end"
+    build = os.environ.get("WEFT_BUILD", "release build")
     commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True,
                             text=True, cwd=ROOT).stdout.strip()
     rows = [[*row[:5], cells.get(row[5], "not run")] for row in PEERS]
     failures = f"Did not meet their bar in this run: {', '.join(failed)}." if failed else \
         "All met their bars."
+    left = [n for n in drills()[0] if not any(line.startswith(words_of(n)) for line in lines)]
+    if left:
+        failures += f" Not in this run: {', '.join(left).upper()}."
     return PAGE.format(
         when=datetime.date.today(), commit=commit or "a copy without history",
-        cores=os.cpu_count(), cpu=processor(), kernel=platform.release(), load=load,
+        build=build, cores=os.cpu_count(), cpu=processor(), kernel=platform.release(), load=load,
         lines="\n".join(lines), failures=failures,
         table="\n".join(f"| {' | '.join(row)} |" for row in rows))
 
@@ -181,14 +192,16 @@ def main(words):
                 traceback.print_exc()
                 text = str(error).strip().splitlines() or [repr(error)]
                 line = f"{name.upper()} FAILED: {text[-1][:300]}"
-                cells[name] = "failed"
+                cells[name] = "below its bar, see above"
         lines.append(f"{line}  [{time.monotonic() - began:.0f} s]")
         print(lines[-1], flush=True)
+        if out:
+            # So that what was measured is kept when the rest is interrupted.
+            out.write_text(page(lines, cells, failed, before))
     if not words or "suites" in words:
         suites(cells, failed)
     if out:
-        load = f"load average {before:.1f} when it began, {os.getloadavg()[0]:.1f} at its end"
-        out.write_text(page(lines, cells, failed, load))
+        out.write_text(page(lines, cells, failed, before))
     return f"failed: {', '.join(failed)}" if failed else 0
 
 
