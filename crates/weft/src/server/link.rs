@@ -172,7 +172,8 @@ impl fmt::Debug for LocalLink {
 fn container_ports(world: &World, pod: &PodKey) -> Vec<u16> {
     let object = world.get(KindId::Pod, &pod.namespace, &pod.name);
     let Some(View::Pod(view)) = object.map(|o| &o.view) else { return Vec::new() };
-    view.ports().map(|p| p.container_port).collect()
+    // As `compile::inbound` has it: datagrams have no listener of the sidecar to wait for.
+    view.ports().filter(|p| &*p.protocol != "UDP").map(|p| p.container_port).collect()
 }
 
 #[cfg(test)]
