@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What was looked up in a worker's newest table lately: backends that rules led to, by where in the table that is
-//! written: the same rule leads to the same backend, and an address is compared sooner than a name
-//! is hashed. Called by the worker, which forgets all of it with the table; opens no connection.
+//! What was looked up in a worker's newest table lately: backends that rules led to, by where in
+//! the table that is written, and what a gateway's listener says of its clients. An address is
+//! compared sooner than a name is hashed. Called by the worker, which forgets all of it with the
+//! table; opens no connection.
 
 use std::cell::RefCell;
 use std::rc::Rc;
