@@ -92,8 +92,8 @@ impl BackendGate {
         goes.then(|| self.permit(now, now))
     }
 
-    /// Waits in line from `came` on, and not beyond `until`; `None` when that has come. Cancel-safe:
-    /// who goes away leaves the line.
+    /// Waits in line from `came` on, and not beyond `until`; `None` when that has come.
+    /// Cancel-safe: who goes away leaves the line.
     pub async fn wait(self: Rc<Self>, came: Instant, until: Option<Instant>) -> Option<Permit> {
         let line = InLine::at_the_end(&self);
         let mut now = came;

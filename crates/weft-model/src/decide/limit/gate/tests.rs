@@ -210,10 +210,8 @@ impl Sim<'_> {
                 self.flying -= u32::from(self.classes[request.class].whole);
                 let (held, flew) = (request.sent - request.came, now - request.sent);
                 let (whole, flying) = (self.classes[request.class].whole, self.flying);
-                if let Some(gate) = &mut self.gate {
-                    if whole {
-                        gate.given_up(held, flew, flying, now);
-                    }
+                if let Some(gate) = self.gate.as_mut().filter(|_| whole) {
+                    gate.given_up(held, flew, flying, now);
                 }
                 self.admit(now);
             }
@@ -426,7 +424,7 @@ fn whatever_comes_a_gate_does_little_harm() {
         (sum, sum_without) = (sum + a, sum_without + b);
     }
     println!(
-        "of {ROUNDS}: more in {more}, fewer in {fewer}; {well} were well, {broken} of them no more; \
+        "of {ROUNDS}: more in {more}, fewer in {fewer}; {well} were well, {broken} of them not; \
          {sum} answers, {sum_without} without"
     );
     assert!(broken <= 1 && well > ROUNDS / 3, "{broken} of {well}");
