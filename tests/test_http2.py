@@ -199,7 +199,7 @@ STRICT = pytest.mark.parametrize("strict", [False, True], ids=["plain", "strict"
 
 
 @STRICT
-def test_h2spec_over_tls(gateway, strict):
+def test_h2spec(gateway, strict):
     h2spec(gateway.tls, strict, tls=True)
 
 
