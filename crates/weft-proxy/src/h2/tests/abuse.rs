@@ -3,9 +3,9 @@
 //! at most a hundred of its requests have reached the upstream.
 //!
 //! That they can fail: [`CASES`] are run again without the purse that they empty. In the other
-//! cases the h2 crate itself ends the connection too (pending resets, CONTINUATION, empty DATA, what
-//! it takes for errors of the connection, the size of headers); they show that it goes on to do so.
-//! Unfinished frames, silent clients and the number of headers are checks of `server.rs`.
+//! cases the h2 crate itself ends the connection too (pending resets, CONTINUATION, empty DATA,
+//! what it takes for errors of the connection, the size of headers); they show that it goes on to
+//! do so. Unfinished frames, silent clients and the number of headers are checks of `server.rs`.
 
 use std::time::Duration;
 
