@@ -119,6 +119,13 @@ impl Handle {
         self.held(compares).write(txn).await
     }
 
+    /// Whether a check is held up by `weft run`.
+    pub(super) fn is_process(&self, key: &CheckKey) -> bool {
+        let world = self.0.world.load();
+        let check = world.catalog().check(key);
+        check.is_some_and(|c| matches!(c.typed().probe, Probe::Process { .. }))
+    }
+
     /// The process that held an instance up is gone, and the instance with it.
     pub(super) async fn let_go(&self, key: &CheckKey) -> Result<(), CatalogError> {
         let turn = self.turn(&key.node, &key.id).await;

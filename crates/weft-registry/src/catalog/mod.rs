@@ -27,7 +27,7 @@ use weft_base::name::{Label, slug};
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Status};
-use weft_kinds::views::check::{CheckDefinition, NODE_MAINTENANCE, Probe, SERVICE_MAINTENANCE};
+use weft_kinds::views::check::{CheckDefinition, NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 use weft_kinds::world::{Catalog, CheckKey, KindId, RegistrationKey, StoreKey, World, is_mirror};
 use weft_store::{Compare, Op, Revision, Store, Txn};
 
@@ -393,12 +393,6 @@ impl Handle {
             }
             Due::Reap { key, service_id } => self.reap(key, service_id).await,
         }
-    }
-
-    fn is_process(&self, key: &CheckKey) -> bool {
-        let world = self.0.world.load();
-        let check = world.catalog().check(key);
-        check.is_some_and(|c| matches!(c.typed().probe, Probe::Process { .. }))
     }
 
     /// Writes a status when it says something new. The check's turn is held.
