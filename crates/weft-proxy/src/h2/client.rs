@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use weft_base::limits::HEADER_BYTES_MAX;
 
 use super::budget::Peer;
+use super::fields;
 use super::gather::Gather;
 use super::guard::{Guard, Watch};
 use super::incoming::{Incoming, length};
@@ -205,6 +206,7 @@ where
 /// What HTTP/2 says of itself is left out; a length that is known is said.
 fn announce<B: Body>(head: &mut http::request::Parts, body: &B) {
     head.headers.remove(HOST);
+    fields::of_request(&mut head.headers);
     let payload = [Method::POST, Method::PUT, Method::PATCH].contains(&head.method);
     if let Some(length) = body.size_hint().exact().filter(|n| *n > 0 || payload)
         && !head.headers.contains_key(CONTENT_LENGTH)

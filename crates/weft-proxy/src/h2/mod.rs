@@ -10,6 +10,7 @@
 
 pub mod budget;
 pub mod client;
+mod fields;
 pub mod frames;
 pub mod gather;
 pub mod guard;

@@ -13,8 +13,7 @@ use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT,
-    TRANSFER_ENCODING, UPGRADE,
+    CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, UPGRADE,
 };
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
@@ -22,6 +21,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use weft_base::limits::HEADERS_MAX;
 
+use super::super::fields;
 use super::super::incoming::{Incoming, length};
 use super::super::pump::{Pump, Stopped};
 use super::super::tunnel::Tunnel;
@@ -29,10 +29,6 @@ use super::Service;
 use crate::h1::alarm::Alarm;
 use crate::h1::{Handover, Upgraded, Wrong};
 use crate::http::interim::Interim;
-
-/// Belongs to a connection of HTTP/1.
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// What a CONNECT is promised.
 struct Promised {
@@ -141,7 +137,7 @@ async fn send<S: Service>(
     patience: Duration,
 ) {
     let (mut parts, body) = response.into_parts();
-    of_http2(&mut parts.headers);
+    fields::of_answer(&mut parts.headers);
     let length = body.size_hint().exact();
     let bodiless = parts.status.is_informational() || parts.status == StatusCode::NO_CONTENT;
     if let Some(length) = length.filter(|n| *n > 0 && !bodiless) {
@@ -192,13 +188,6 @@ async fn pass_over<B: Body + Unpin>(mut body: B) {
     .await;
 }
 
-/// What HTTP/2 has no use for.
-fn of_http2(headers: &mut HeaderMap) {
-    for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE] {
-        headers.remove(name);
-    }
-}
-
 // === impl Promised ===
 
 impl Promised {
@@ -214,7 +203,7 @@ impl Promised {
             parts.status = StatusCode::OK;
             parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
         }
-        of_http2(&mut parts.headers);
+        fields::of_answer(&mut parts.headers);
         parts.version = Version::HTTP_2;
         let Ok(send) = respond.send_response(Response::from_parts(parts, ()), false) else {
             return;

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Fields as HTTP/2 carries them: what belongs to a connection of HTTP/1 is left out, and values
+//! that no second message has are kept out of the tables by which both sides shorten the others:
+//! there they would drive out what comes again, and make every look-up long. Called by both drivers
+//! with a head that is about to be sent.
+
+use http::header::{CONNECTION, HeaderMap, HeaderName, TRANSFER_ENCODING, UPGRADE};
+
+/// Belong to a connection of HTTP/1.
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// What becomes of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Usual,
+    /// One message's own.
+    Own,
+    /// One connection's.
+    Hop,
+}
+
+/// Makes ready the fields of an answer, whoever made them.
+pub(super) fn of_answer(headers: &mut HeaderMap) {
+    if mark(headers) {
+        for name in [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE] {
+            headers.remove(name);
+        }
+    }
+}
+
+/// The same of a request, of which the phases have left out what is a connection's.
+pub(super) fn of_request(headers: &mut HeaderMap) {
+    mark(headers);
+}
+
+/// Whether there is any field of a connection.
+fn mark(headers: &mut HeaderMap) -> bool {
+    let mut hop = false;
+    for (name, value) in headers.iter_mut() {
+        match kind(name) {
+            Kind::Usual => {}
+            Kind::Own => value.set_sensitive(true),
+            Kind::Hop => hop = true,
+        }
+    }
+    hop
+}
+
+fn kind(name: &HeaderName) -> Kind {
+    match name.as_str() {
+        "x-request-id" | "traceparent" | "tracestate" | "b3" | "x-b3-traceid" | "x-b3-spanid"
+        | "x-b3-parentspanid" | "grpc-timeout" => Kind::Own,
+        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" => {
+            Kind::Hop
+        }
+        _ => Kind::Usual,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(names: &[&'static str]) -> HeaderMap {
+        let value = HeaderValue::from_static("x");
+        names.iter().map(|name| (HeaderName::from_static(name), value.clone())).collect()
+    }
+
+    #[test]
+    fn what_is_a_connections_is_left_out_and_nothing_else() {
+        let hop = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
+        for name in hop {
+            let mut fields = headers(&["content-type", name, "x-a"]);
+            fields.append(name, HeaderValue::from_static("again"));
+            of_answer(&mut fields);
+            assert_eq!(fields, headers(&["content-type", "x-a"]), "{name}");
+        }
+        let mut fields = headers(&["te", "trailer", "upgrade-insecure-requests", "date"]);
+        of_answer(&mut fields);
+        assert_eq!(fields.len(), 4);
+    }
+
+    #[test]
+    fn values_of_one_message_stay_out_of_tables() {
+        let mut fields = headers(&["x-request-id", "traceparent", "b3", "user-agent", "accept"]);
+        fields.append("b3", HeaderValue::from_static("another"));
+        of_request(&mut fields);
+        for (name, value) in &fields {
+            let own = !["user-agent", "accept"].contains(&name.as_str());
+            assert_eq!(value.is_sensitive(), own, "{name}");
+        }
+    }
+}
