@@ -27,8 +27,10 @@ pub use incoming::Incoming;
 pub const WINDOW: u32 = 16 * 1024 * 1024;
 /// Streams of one client connection at a time.
 pub const STREAMS_MAX: u32 = 128;
-/// Bytes that wait for one stream's window.
+/// Bytes of one request that wait for its upstream.
 pub const SEND_BUFFER: usize = 64 * 1024;
+/// Bytes of one answer that wait for its client: it may read nothing and have many. One piece.
+pub const ANSWER_BUFFER: usize = 16 * 1024;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::{Body, Frame};
 
-use super::SEND_BUFFER;
+use super::ANSWER_BUFFER;
 
 #[derive(Debug)]
 pub(super) struct Pump<B> {
@@ -114,7 +114,7 @@ where
         while let Some((mut data, last)) = self.held.take() {
             // No more is asked for than can be handed over: it would keep the connection's window
             // from others.
-            self.to.reserve_capacity(data.len().min(SEND_BUFFER));
+            self.to.reserve_capacity(data.len().min(ANSWER_BUFFER));
             let room = match self.poll_window(cx) {
                 Poll::Ready(room) => room?,
                 Poll::Pending => {

@@ -23,12 +23,18 @@ use weft_base::task::TaskGroup;
 use super::budget::{Abuse, Peer};
 use super::gather::Gather;
 use super::guard::{Guard, Watch};
-use super::{Incoming, SEND_BUFFER, STREAMS_MAX, WINDOW};
+use super::{ANSWER_BUFFER, Incoming, STREAMS_MAX, WINDOW};
 use crate::h1::Wrong;
 use crate::h1::alarm::Alarm;
 use crate::sys::pooled::Pooled;
 
 mod stream;
+
+/// Bytes that one request's future holds.
+#[cfg(test)]
+pub fn stream_bytes<S: Service>() -> usize {
+    stream::future_bytes::<S>()
+}
 
 /// Looks at an idle connection in the time that it may be idle.
 const LOOKS: u32 = 5;
@@ -124,7 +130,7 @@ where
         .initial_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_concurrent_streams(STREAMS_MAX)
-        .max_send_buffer_size(SEND_BUFFER)
+        .max_send_buffer_size(ANSWER_BUFFER)
         .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(UNSEEN_RESETS_MAX)
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)

@@ -238,3 +238,12 @@ impl ReceiveError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn size_of_what_every_request_of_http2_has() {
+        let bytes = crate::h2::server::stream_bytes::<super::Requests>();
+        assert!((1_000..=2_400).contains(&bytes), "a stream's future holds {bytes} bytes");
+    }
+}

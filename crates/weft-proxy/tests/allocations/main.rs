@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a warm worker asks the allocator for: nothing per HTTP/1 request. A real proxy with one
+//! What a warm worker asks the allocator for: nothing per HTTP/1 request, and no more than was
+//! counted per HTTP/2 request. A real proxy with one
 //! worker, real sockets, metrics, routing, trace headers and an access log of every request.
 
 use std::io::{Read, Write};
@@ -13,10 +14,14 @@ use weft_proxy::ingest::source::{Feed, transaction};
 use weft_proxy::table::Door;
 use weft_proxy::{NodeId, Proxy, ProxyConfig, feed};
 
+mod http2;
 mod sys;
 
 #[global_allocator]
 static ALLOCATOR: sys::Counting = sys::Counting;
+
+/// The count is of all workers of this process: one test at a time.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 const CLIENTS: usize = 8;
 const WARM: usize = 3_000;
@@ -66,10 +71,9 @@ fn ask(client: &mut TcpStream) {
 }
 
 /// A gateway with one route to one backend.
-fn resources(upstream: SocketAddr) -> Vec<(ResourceName, Resource)> {
+fn resources(upstream: SocketAddr, protocol: Protocol) -> Vec<(ResourceName, Resource)> {
     let service: Arc<str> = "users.shop.svc.cluster.local".into();
     let (host, door) = (Root::host(service.clone()), Root::listener("shop/web/80"));
-    let protocol = Protocol::Http1;
     let origin = Origin {
         kind: "HTTPRoute".into(),
         namespace: "shop".into(),
@@ -156,14 +160,18 @@ fn resources(upstream: SocketAddr) -> Vec<(ResourceName, Resource)> {
     ]
 }
 
-async fn start(log: &std::path::Path) -> (Proxy, Feed, SocketAddr) {
+async fn start(
+    log: &std::path::Path,
+    upstream: SocketAddr,
+    protocol: Protocol,
+) -> (Proxy, Feed, SocketAddr) {
     let mut config = ProxyConfig::new(NodeId::parse("gateway~shop~web").unwrap());
     config.ports = Ports { admin: 0, outbound: 0, mesh: 0, metrics: 0, ready: 0, peers: 0 };
     config.access_log.what = LogWhat::Everything;
     config.access_log.path = Some(log.into());
     let (feed, deliveries) = feed();
     let proxy = Proxy::start(config, None, deliveries, Clock::system()).await.unwrap();
-    feed.apply(transaction(1, resources(upstream())).unwrap()).await.unwrap();
+    feed.apply(transaction(1, resources(upstream, protocol)).unwrap()).await.unwrap();
     let sockets = proxy.status().sockets();
     let door = sockets.iter().find(|(door, _)| matches!(door, Door::Gateway(_))).unwrap().1;
     (proxy, feed, door)
@@ -171,10 +179,11 @@ async fn start(log: &std::path::Path) -> (Proxy, Feed, SocketAddr) {
 
 #[test]
 fn a_warm_worker_allocates_nothing_per_http1_request() {
+    let _turn = TURN.lock().unwrap_or_else(|broken| broken.into_inner());
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("access.log");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let (proxy, _feed, door) = runtime.block_on(start(&log));
+    let (proxy, _feed, door) = runtime.block_on(start(&log, upstream(), Protocol::Http1));
     let mut clients: Vec<TcpStream> =
         (0..CLIENTS).map(|_| TcpStream::connect(door).unwrap()).collect();
     let mut ask_all = |times: usize| {

@@ -215,6 +215,14 @@ impl Promised {
 }
 
 #[cfg(test)]
+pub(super) fn future_bytes<S: Service>() -> usize {
+    fn of<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+    of(answer::<S>)
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
