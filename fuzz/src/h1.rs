@@ -83,7 +83,7 @@ pub fn response(data: &[u8]) {
 pub fn round_trip(data: &[u8]) {
     for Message { head, body } in requests(data, data.len()).0 {
         let parts = &head.parts;
-        let mut out = BytesMut::new();
+        let mut out = Vec::new();
         let line = (&parts.method, &parts.uri);
         encode::request(&mut out, line, &parts.headers, Instead::default());
         encode::framing(&mut out, Framing::Length(body.len() as u64));

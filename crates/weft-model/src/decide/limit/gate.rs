@@ -4,9 +4,10 @@
 //!
 //! It refuses nothing. When answers take longer and longer, nearly all of them much longer than
 //! usual, while fewer end than come, requests beyond what the backend works on at a time wait at
-//! the gate instead of in the backend's line. A client that leaves meanwhile costs the backend nothing;
-//! in its own line it would, since most servers do not hear that a client left. Once clients do
-//! leave, the newest go first: they are those whose clients are still there for the answer.
+//! the gate instead of in the backend's line. A client that leaves meanwhile costs the backend
+//! nothing; in its own line it would, since most servers do not hear that a client left. Once
+//! clients do leave, the newest go first: they are those whose clients are still there for the
+//! answer.
 //!
 //! Whether it was a line is measured: answers that are as slow with fewer in flight mean a backend
 //! that became slower, and the gate opens. Nobody waits here for longer than a few seconds: then a
