@@ -14,7 +14,7 @@ mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$here"/{root,site,w
 
 # Debian 11 from where this machine takes its own packages.
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
-  grep -m1 '/debian/\?$')
+  awk '/\/debian\/?$/ && !seen++')
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]" \
   "${mirror:?no Debian among the sources of apt} bullseye main" >"$apt/sources.list"
 options=(-o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o "Debug::NoLocking=1"
