@@ -19,6 +19,7 @@ pub fn all() -> Vec<(&'static str, Resource)> {
         ("backend-random", backend(LbPolicy::Random)),
         ("backend-ewma", backend(LbPolicy::PeakEwma)),
         ("backend-hash", backend(LbPolicy::Hash(Box::new(hashing())))),
+        ("backend-zones", zoned()),
         ("endpoints", Resource::Endpoints(endpoints())),
         ("fail", Resource::Fail(Fail { reason: "why".into(), origin: Some(origin("")) })),
     ]
@@ -326,6 +327,7 @@ fn protection() -> Protection {
         rate_limits: vec![limit()],
         timeouts: Timeouts { request_ms: Some(9), ..Timeouts::default() },
         body_bytes_max: Some(1 << 20),
+        ungated: false,
     }
 }
 
@@ -357,6 +359,12 @@ fn backend(lb: LbPolicy) -> Resource {
         policy,
         origin: Some(origin("spec.subsets[0]")),
     })
+}
+
+fn zoned() -> Resource {
+    let Resource::Backend(mut backend) = backend(LbPolicy::RoundRobin) else { unreachable!() };
+    backend.policy.locality = LocalityPolicy::Zones(ZoneAware::default());
+    Resource::Backend(backend)
 }
 
 pub fn endpoints() -> EndpointSet {
