@@ -13,8 +13,10 @@ const HOSTS_OWN: [Ipv4Addr; 3] = [
     Ipv4Addr::new(192, 0, 0, 192),
     Ipv4Addr::new(168, 63, 129, 16),
 ];
-/// Amazon's over IPv6.
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// The networks in which clouds' metadata answers over IPv6: Amazon's (with the agents that hand
+/// out its pods' credentials) and Google's; and Scaleway's, which is one address.
+const METADATA_V6: [[u16; 2]; 2] = [[0xfd00, 0xec2], [0xfd20, 0xce]];
+const METADATA_V6_HOST: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42);
 
 /// The addresses of a `host:port` that may be asked.
 ///
@@ -40,14 +42,18 @@ pub fn refusal(ip: IpAddr) -> Option<&'static str> {
     }
     match ip {
         IpAddr::V4(v4) => refusal_v4(v4),
-        IpAddr::V6(v6) => match within(v6) {
-            Some(v4) => refusal_v4(v4),
-            None if v6 == METADATA_V6 => Some("it is a metadata service"),
-            None if v6.is_unicast_link_local() => Some("link-local addresses are the machine's"),
-            None if v6.is_multicast() => Some("it is a multicast address"),
-            None => None,
-        },
+        IpAddr::V6(v6) if is_metadata(v6) => Some("it is a metadata service"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            Some("link-local addresses are the machine's")
+        }
+        IpAddr::V6(v6) if v6.is_multicast() => Some("it is a multicast address"),
+        IpAddr::V6(v6) => within(v6).into_iter().flatten().find_map(refusal_v4),
     }
+}
+
+fn is_metadata(ip: Ipv6Addr) -> bool {
+    let [a, b, ..] = ip.segments();
+    METADATA_V6.contains(&[a, b]) || ip == METADATA_V6_HOST
 }
 
 fn refusal_v4(ip: Ipv4Addr) -> Option<&'static str> {
@@ -60,12 +66,24 @@ fn refusal_v4(ip: Ipv4Addr) -> Option<&'static str> {
     (ip.is_multicast() || ip.is_broadcast()).then_some("it is a multicast address")
 }
 
-/// The IPv4 address that an IPv6 one stands for: mapped, compatible, or behind NAT64.
-fn within(ip: Ipv6Addr) -> Option<Ipv4Addr> {
-    let [a, b, c, d, e, f, g, h] = ip.segments();
-    let embedded = matches!([a, b, c, d, e], [0, 0, 0, 0, 0]) && (f == 0xffff || f == 0)
-        || [a, b, c, d, e, f] == [0x64, 0xff9b, 0, 0, 0, 0];
-    let [[g1, g2], [h1, h2]] = [g.to_be_bytes(), h.to_be_bytes()];
-    // `::` and `::1` stand for nobody else.
-    (embedded && !(f == 0 && a == 0 && g == 0 && h <= 1)).then(|| Ipv4Addr::new(g1, g2, h1, h2))
+/// The IPv4 addresses that an IPv6 one may stand for: mapped, compatible, translated, behind NAT64
+/// or 6to4. Where a NAT64 of one's own puts the address (RFC 8215, 6052) nobody else knows: any
+/// place counts.
+fn within(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 4] {
+    let bytes = ip.octets();
+    let at = |places: [usize; 4]| {
+        let [a, b, c, d] = places.map(|place| bytes.get(place).copied().unwrap_or(0));
+        Some(Ipv4Addr::new(a, b, c, d))
+    };
+    let last = at([12, 13, 14, 15]);
+    match ip.segments() {
+        // `::` and `::1` stand for nobody else.
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => [None; 4],
+        [0, 0, 0, 0, 0, 0 | 0xffff, ..]
+        | [0, 0, 0, 0, 0xffff, 0, ..]
+        | [0x64, 0xff9b, 0, 0, 0, 0, ..] => [last, None, None, None],
+        [0x64, 0xff9b, 1, ..] => [last, at([6, 7, 9, 10]), at([7, 9, 10, 11]), at([9, 10, 11, 12])],
+        [0x2002, ..] => [at([2, 3, 4, 5]), None, None, None],
+        _ => [None; 4],
+    }
 }

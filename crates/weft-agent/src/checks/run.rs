@@ -6,18 +6,21 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::Status;
+use weft_kinds::views::check::Probe;
 
 use super::{CheckKey, CheckMachine, CheckReport, CheckSpec, Checks, ask};
 use crate::link::{BoxFuture, LinkError};
 
-/// Questions asked at the same time.
+/// Questions asked at the same time: those that end with an answer, and those over UDP, where a
+/// service in health is silent for a second.
 const ASKING_MAX: usize = 256;
+pub(super) const SILENT_MAX: usize = 1_024;
 /// Checks of one node.
 const CHECKS_MAX: usize = 10_000;
 
@@ -38,7 +41,7 @@ pub struct Runner {
     clock: Clock,
     tasks: TaskGroup,
     rng: Rng,
-    asking: Arc<Semaphore>,
+    places: Arc<Places>,
     results: mpsc::Sender<CheckReport>,
     running: BTreeMap<CheckKey, Running>,
 }
@@ -50,6 +53,30 @@ struct Running {
     shown: watch::Sender<Status>,
     /// Draining ends the check's task.
     group: TaskGroup,
+}
+
+/// Places for questions. The silent ones have their own: nobody else waits for those.
+#[derive(Debug)]
+pub(super) struct Places {
+    asking: Semaphore,
+    silent: Semaphore,
+}
+
+// === impl Places ===
+
+impl Places {
+    pub(super) fn new() -> Self {
+        Self { asking: Semaphore::new(ASKING_MAX), silent: Semaphore::new(SILENT_MAX) }
+    }
+
+    /// A place for one question; waits for one.
+    pub(super) async fn enter(&self, probe: &Probe) -> Option<SemaphorePermit<'_>> {
+        let places = match probe {
+            Probe::Udp { .. } => &self.silent,
+            _ => &self.asking,
+        };
+        places.acquire().await.ok()
+    }
 }
 
 // === impl Runner ===
@@ -65,9 +92,8 @@ impl Runner {
         tasks: &TaskGroup,
     ) {
         let (results, queue) = mpsc::channel(1024);
-        let asking = Arc::new(Semaphore::new(ASKING_MAX));
-        let group = tasks.child();
-        let runner = Self { clock, tasks: group, rng, asking, results, running: BTreeMap::new() };
+        let (places, group) = (Arc::new(Places::new()), tasks.child());
+        let runner = Self { clock, tasks: group, rng, places, results, running: BTreeMap::new() };
         tasks.spawn("check runner", runner.follow(checks));
         let (ended, reports) = (tasks.clone(), hand_over(queue, sink));
         tasks.spawn("check reports", async move {
@@ -125,16 +151,16 @@ impl Runner {
     ) {
         let machine = CheckMachine::new(spec, self.clock.now(), &mut self.rng);
         let definition = spec.definition.clone();
-        let (clock, asking) = (self.clock.clone(), self.asking.clone());
+        let (clock, places) = (self.clock.clone(), self.places.clone());
         let (results, ended) = (self.results.clone(), group.clone());
         group.spawn("check", async move {
             let mut machine = machine;
             let run = async {
                 loop {
                     tokio::time::sleep(machine.due().since(clock.now())).await;
-                    let Ok(permit) = asking.acquire().await else { return };
+                    let Some(place) = places.enter(&definition.probe).await else { return };
                     let Some((status, output)) = ask::ask(&definition).await else { return };
-                    drop(permit);
+                    drop(place);
                     machine.shows(*shown.borrow());
                     if let Some((status, output)) = machine.result(status, &output, clock.now()) {
                         let report = CheckReport { key: key.clone(), status, output };

@@ -3,12 +3,14 @@
 
 use std::net::IpAddr;
 
+use futures_util::FutureExt as _;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 
 use super::*;
 use crate::checks::reach::refusal;
+use crate::checks::run::{Places, SILENT_MAX};
 use crate::guard;
 
 fn of(probe: Probe) -> CheckDefinition {
@@ -54,6 +56,18 @@ async fn udp_passes_when_it_is_answered_or_met_with_silence_and_fails_when_nobod
     assert_eq!(why, format!("dial udp {address}: connect: connection refused"));
 }
 
+#[test]
+fn checks_that_wait_for_silence_take_no_place_of_others() {
+    let (places, address) = (Places::new(), "127.0.0.1:1".to_owned());
+    let silent = Probe::Udp { address: address.clone() };
+    let enter = |probe: &Probe| places.enter(probe).now_or_never().flatten();
+    let held: Vec<_> = std::iter::from_fn(|| enter(&silent)).collect();
+    assert_eq!(held.len(), SILENT_MAX);
+    assert!(enter(&Probe::Tcp { address, tls: false }).is_some(), "others are asked");
+    drop(held);
+    assert!(enter(&silent).is_some());
+}
+
 #[tokio::test]
 async fn an_http2_ping_is_echoed_by_a_real_server_and_by_nobody_else() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -96,14 +110,25 @@ async fn an_http2_ping_is_echoed_by_a_real_server_and_by_nobody_else() {
 }
 
 /// Addresses that answer only to this machine, however they are written.
-const OFF_LIMITS: [&str; 10] = [
+const OFF_LIMITS: [&str; 21] = [
     "169.254.169.254",
     "169.254.170.2",
     "::ffff:169.254.169.254",
     "::169.254.169.254",
     "64:ff9b::a9fe:a9fe",
     "fe80::1",
+    "64:ff9b:1::a9fe:a9fe",
+    "64:ff9b:1:a9fe:a9:fe00::",
+    "64:ff9b:1:a9:fe:a9fe::",
+    "64:ff9b:1:1:a9:fea9:fe00:0",
+    "2002:a9fe:a9fe::1",
+    "::ffff:0:169.254.169.254",
     "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd00:ec2:0:1::254",
+    "fd20:ce::254",
+    "fd00:42::42",
+    "64:ff9b::6464:64c8",
     "100.100.100.200",
     "168.63.129.16",
     "224.0.0.1",
@@ -115,7 +140,19 @@ fn reg_58_what_answers_only_this_machine_is_off_limits_however_it_is_written() {
     for text in OFF_LIMITS {
         assert!(refused(text).is_some(), "{text}");
     }
-    for text in ["127.0.0.1", "::1", "::", "10.0.0.1", "192.168.1.1", "8.8.8.8", "2001:db8::1"] {
+    for text in [
+        "127.0.0.1",
+        "::1",
+        "::",
+        "10.0.0.1",
+        "192.168.1.1",
+        "8.8.8.8",
+        "2001:db8::1",
+        "fd00:7766::1",
+        "64:ff9b::808:808",
+        "2002:808:808::1",
+        "fd00:ec3::254",
+    ] {
         assert_eq!(refused(text), None, "{text}");
     }
 }
