@@ -17,6 +17,7 @@ use super::find::{Data, Found, Look, entry, find};
 use super::names::{Lookup, Zone, Zones, parse};
 use super::query::{Query, Unread, read};
 use super::ready::{Cache, Ready};
+use super::theirs::skim;
 use super::write::{self, Frame, Scratch};
 use crate::consul::view::{Identity, View};
 
@@ -233,13 +234,26 @@ pub fn refuse_outside(query: &Query, how: &How) -> Vec<u8> {
     out
 }
 
-/// What others said, if it is no longer than whoever asks may be sent.
+/// The question as it is asked of others: what is between the client and this door stays here.
+pub fn onward(query: &Query) -> Vec<u8> {
+    let mut out = Vec::new();
+    write::question(&mut out, query);
+    out
+}
+
+/// What others said, as this door says it: with this door's own EDNS record instead of theirs, if
+/// it is no longer than whoever asks may be sent.
 pub fn forwarded(query: &Query, how: &How, answer: Vec<u8>) -> Vec<u8> {
-    if answer.len() <= how.limit(query) {
-        return answer;
+    let (frame, mut out) = (how.frame(query), answer);
+    match skim(&out) {
+        None => write::failed(&mut out, &frame, "the answer of another resolver was not readable"),
+        Some(theirs) => {
+            write::reframe(&mut out, &frame, &theirs);
+            if out.len() > frame.limit {
+                write::cut(&mut out, &frame);
+            }
+        }
     }
-    let mut out = answer;
-    write::cut(&mut out, &how.frame(query));
     out
 }
 

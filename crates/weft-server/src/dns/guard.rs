@@ -103,7 +103,7 @@ impl Guard {
 }
 
 /// Who counts as one: an IPv4 address, or the network that one IPv6 customer has.
-fn network(from: IpAddr) -> u128 {
+pub fn network(from: IpAddr) -> u128 {
     match from {
         IpAddr::V4(v4) => u128::from(u32::from(v4)),
         IpAddr::V6(v6) => (u128::from(v6) >> 72) | 1 << 64,

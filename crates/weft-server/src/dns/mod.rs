@@ -23,6 +23,7 @@ pub mod outside;
 mod query;
 mod ready;
 mod serve;
+mod theirs;
 mod write;
 
 use std::fmt;
@@ -77,6 +78,9 @@ pub struct Options {
     /// The bound is for loopback, too.
     pub loopback_counts: bool,
 }
+
+/// Said while the mesh is asked as many questions as it may be.
+const MESH_BUSY: &str = "too many questions wait for the mesh";
 
 /// What the mesh says to a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -223,19 +227,29 @@ impl Server {
             Step::Answer | Step::Silence => None,
             Step::Alias(alias) => self.follow(query, how, *alias).await,
             Step::Outside => {
-                let told = self.elsewhere(bytes, how).await;
-                match (told, &self.0.options.upstream) {
-                    (Some(Told::Answer(answer)), _) => Some(answer::forwarded(query, how, answer)),
-                    (Some(Told::Silence), _) => None,
-                    (_, Some(upstream)) if how.recursive => {
-                        Some(match upstream.ask(bytes, how.carrier).await {
-                            Ok(answer) => answer::forwarded(query, how, answer),
-                            Err(why) => answer::fail(query, how, &why.to_string()),
-                        })
-                    }
-                    _ => Some(answer::refuse_outside(query, how)),
+                let Some(told) = self.elsewhere(bytes, how).await else {
+                    // It may be the mesh's: nobody else hears of it.
+                    return Some(answer::fail(query, how, MESH_BUSY));
+                };
+                match told {
+                    Told::Answer(answer) => Some(answer::forwarded(query, how, answer)),
+                    Told::Silence => None,
+                    Told::Outside => Some(self.outside(query, how).await),
                 }
             }
+        }
+    }
+
+    /// A name that the mesh does not know.
+    async fn outside(&self, query: &Query<'_>, how: &How) -> Vec<u8> {
+        match &self.0.options.upstream {
+            Some(upstream) if how.recursive => {
+                match upstream.ask(&answer::onward(query), how.carrier).await {
+                    Ok(answer) => answer::forwarded(query, how, answer),
+                    Err(why) => answer::fail(query, how, &why.to_string()),
+                }
+            }
+            _ => answer::refuse_outside(query, how),
         }
     }
 
@@ -251,9 +265,12 @@ impl Server {
         Some(answer::complete(query, how, alias, chain, &sources, &mut rng))
     }
 
-    /// What the mesh says, when it is elsewhere and not too many ask already.
+    /// What the mesh says about a name that this door does not know; `None` when too many ask it
+    /// already.
     async fn elsewhere(&self, query: &[u8], how: &How) -> Option<Told> {
-        let Source::Elsewhere { mesh, places } = &self.0.source else { return None };
+        let Source::Elsewhere { mesh, places } = &self.0.source else {
+            return Some(Told::Outside);
+        };
         let _place = places.try_acquire().ok()?;
         Some(mesh.ask(query.to_vec(), how.carrier).await)
     }

@@ -20,7 +20,7 @@ pub const REFUSED: u8 = 5;
 
 const CLASS_IN: u16 = 1;
 const CLASS_ANY: u16 = 255;
-const TYPE_OPT: u16 = 41;
+pub const TYPE_OPT: u16 = 41;
 const OPTION_COOKIE: u16 = 10;
 
 /// One question that can be answered.
@@ -31,6 +31,8 @@ pub struct Query<'q> {
     pub bytes: usize,
     /// Whoever asks wants it looked up elsewhere, too.
     pub recursion: bool,
+    /// What whoever asks says of signatures (AD and CD), for whoever signs.
+    pub checking: u8,
     /// Name, type and class as they came: they are said again.
     pub question: &'q [u8],
     pub name: Name,
@@ -38,11 +40,13 @@ pub struct Query<'q> {
     pub edns: Option<Edns<'q>>,
 }
 
-/// What an OPT record says (RFC 6891). DO is not looked at: nothing here is signed.
+/// What an OPT record says (RFC 6891).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Edns<'q> {
     pub size: u16,
     pub version: u8,
+    /// Signatures are wanted (DO). Nothing here is signed: it is for others.
+    pub signed: bool,
     /// The client's eight bytes, and the server's behind them if it has been here before.
     pub cookie: Option<&'q [u8]>,
 }
@@ -89,7 +93,8 @@ pub fn read(bytes: &[u8]) -> Result<Query<'_>, Unread> {
     if !matches!(class, CLASS_IN | CLASS_ANY) {
         return Err(refused(REFUSED));
     }
-    Ok(Query { id: [i0, i1], bytes: bytes.len(), recursion: f0 & 1 != 0, ..query })
+    let (recursion, checking) = (f0 & 1 != 0, f1 & 0x30);
+    Ok(Query { id: [i0, i1], bytes: bytes.len(), recursion, checking, ..query })
 }
 
 /// Name, type, class and additional records.
@@ -114,7 +119,8 @@ fn body_of(body: &[u8], records: u16) -> Option<(Query<'_>, u16)> {
     }
     let rtype = Rtype::from_int(rtype);
     // What follows the last record was not announced.
-    let query = Query { id: [0; 2], bytes: 0, recursion: false, question, name, rtype, edns };
+    let (id, bytes, recursion, checking) = ([0; 2], 0, false, 0);
+    let query = Query { id, bytes, recursion, checking, question, name, rtype, edns };
     rest.is_empty().then_some((query, class))
 }
 
@@ -122,13 +128,14 @@ fn body_of(body: &[u8], records: u16) -> Option<(Query<'_>, u16)> {
 fn record(bytes: &[u8]) -> Option<(Option<Edns<'_>>, &[u8])> {
     let owner = owner_bytes(bytes)?;
     let (fixed, rest) = bytes.get(owner..)?.split_first_chunk::<10>()?;
-    let [t0, t1, c0, c1, _, version, _, _, l0, l1] = *fixed;
+    let [t0, t1, c0, c1, _, version, z0, _, l0, l1] = *fixed;
     let (data, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes([l0, l1])))?;
     if u16::from_be_bytes([t0, t1]) != TYPE_OPT {
         return Some((None, rest));
     }
     let cookie = options(data)?;
-    let edns = Edns { size: u16::from_be_bytes([c0, c1]), version, cookie };
+    let (size, signed) = (u16::from_be_bytes([c0, c1]), z0 & 0x80 != 0);
+    let edns = Edns { size, version, signed, cookie };
     // An OPT record belongs to the root.
     (owner == 1).then_some((Some(edns), rest))
 }
@@ -153,7 +160,7 @@ fn options(mut data: &[u8]) -> Option<Option<&[u8]>> {
 }
 
 /// How long an owner's name is: labels, or labels and a pointer, which is not followed.
-fn owner_bytes(bytes: &[u8]) -> Option<usize> {
+pub fn owner_bytes(bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
     while at < NAME_BYTES_MAX {
         match usize::from(*bytes.get(at)?) {

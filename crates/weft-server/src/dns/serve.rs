@@ -14,7 +14,7 @@ use weft_base::limits::{DNS_CONNECTIONS_MAX, DNS_CONNECTIONS_PER_SOURCE_MAX, DNS
 use weft_base::task::TaskGroup;
 
 use super::answer::{self, Carrier, How, Step};
-use super::guard::{Guard, Verdict, is_loop};
+use super::guard::{Guard, Verdict, is_loop, network};
 use super::{Server, Source};
 
 /// How long a connection may be idle (RFC 7766), or take to send a question or take an answer.
@@ -22,14 +22,15 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Datagrams that are answered before others of this thread have their turn.
 const TOGETHER: usize = 32;
 
-/// How many connections each source has; loopback is bounded by the whole only.
+/// How many connections each source has: an address, or an IPv6 customer's network, as over UDP.
+/// Loopback is bounded by the whole only.
 #[derive(Clone, Debug, Default)]
-struct Callers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+struct Callers(Arc<Mutex<HashMap<u128, usize>>>);
 
 /// One connection's place.
 struct Place {
     callers: Callers,
-    from: IpAddr,
+    from: u128,
 }
 
 /// What the datagrams of one socket share.
@@ -214,12 +215,13 @@ impl Callers {
     fn enter(&self, from: IpAddr) -> Option<Place> {
         let from = from.to_canonical();
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(from).or_default();
+        let source = network(from);
+        let count = counts.entry(source).or_default();
         if *count >= DNS_CONNECTIONS_PER_SOURCE_MAX && !from.is_loopback() {
             return None;
         }
         *count += 1;
-        Some(Place { callers: self.clone(), from })
+        Some(Place { callers: self.clone(), from: source })
     }
 }
 
@@ -232,5 +234,29 @@ impl Drop for Place {
                 counts.remove(&self.from);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_counted_by_network_as_questions_are() {
+        let callers = Callers::default();
+        let v6 = |customer: u16, n: u16| IpAddr::from([0x2001, 0xdb8, 0, customer, 0, 0, 0, n]);
+        let max = u16::try_from(DNS_CONNECTIONS_PER_SOURCE_MAX).unwrap();
+        let mut held: Vec<Place> = (0..max).filter_map(|n| callers.enter(v6(0x100, n))).collect();
+        assert_eq!(held.len(), usize::from(max));
+        assert!(callers.enter(v6(0x1ff, 9999)).is_none(), "one customer, however many addresses");
+        assert!(callers.enter(v6(0x200, 1)).is_some());
+        // Those of one machine are one, however the address is written; loopback is not bounded.
+        let of = |text: &str| callers.enter(text.parse().unwrap());
+        held.extend((0..max).filter_map(|_| of("192.0.2.1")));
+        assert!(of("::ffff:192.0.2.1").is_none() && of("192.0.2.2").is_some());
+        held.extend((0..=max).filter_map(|_| of("::1")));
+        assert_eq!(held.len(), 3 * usize::from(max) + 1);
+        held.clear();
+        assert!(callers.0.lock().unwrap().is_empty(), "whoever leaves is forgotten");
     }
 }

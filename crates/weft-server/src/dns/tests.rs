@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use weft_base::snapshot::{Publisher, snapshot};
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::NodeRecord;
 
+use super::forward::tests::{Does, resolver};
 use super::*;
 
 fn server() -> (Server, Publisher<World>) {
@@ -69,5 +71,40 @@ async fn udp_and_tcp_answer_the_same_and_survive_garbage() {
         stream.read_exact(&mut whole).await.unwrap();
         check(&whole);
     }
+    assert!(tasks.shutdown(Duration::from_secs(20)).await);
+}
+
+/// A mesh that does not know what is called `far`, and comes to no answer about anything else.
+struct Slow;
+
+impl Mesh for Slow {
+    fn ask(&self, query: Vec<u8>, _: Carrier) -> BoxFuture<'_, Told> {
+        match query.windows(3).any(|some| some == b"far") {
+            true => std::future::ready(Told::Outside).boxed(),
+            false => std::future::pending().boxed(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_the_mesh_has_no_place_for_is_asked_of_nobody_else() {
+    const FAR: &[u8] = b"\0\x08\x01\0\0\x01\0\0\0\0\0\0\x03far\x06consul\0\0\x01\0\x01";
+    let tasks = TaskGroup::new();
+    let known = [("n1.node.consul", Does::Address([192, 0, 2, 1]))];
+    let script = known.into_iter().chain([("far.consul", Does::Address([192, 0, 2, 2]))]);
+    let at = resolver(&tasks, script.collect()).await;
+    let upstream = Upstream::new(Servers::Fixed(vec![at]), Clock::system(), Rng::seeded(1));
+    let server = Server::distant(Arc::new(Slow), upstream);
+    let far = server.answer(FAR, Carrier::Udp).await.unwrap();
+    assert_eq!((far[3] & 0x0f, far.ends_with(&[192, 0, 2, 2])), (0, true), "it is outside");
+    let ask = || Box::pin(server.answer(QUERY, Carrier::Udp));
+    let mut waiting: Vec<_> = (0..DNS_FORWARDS_MAX).map(|_| ask()).collect();
+    for one in &mut waiting {
+        assert_eq!(one.as_mut().now_or_never(), None);
+    }
+    let refused = server.answer(QUERY, Carrier::Udp).await.unwrap();
+    assert_eq!((&refused[..2], refused[3] & 0x0f), (&b"\0\x07"[..], 2), "SERVFAIL");
+    waiting.clear();
+    assert!(server.answer(FAR, Carrier::Udp).await.unwrap().ends_with(&[192, 0, 2, 2]));
     assert!(tasks.shutdown(Duration::from_secs(20)).await);
 }

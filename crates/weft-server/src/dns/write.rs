@@ -8,12 +8,12 @@ use std::net::IpAddr;
 use weft_base::limits::DNS_UDP_BYTES_MAX;
 use weft_base::rng::Rng;
 
-use super::query::{HEADER_BYTES, Query, REFUSED};
+use super::query::{HEADER_BYTES, Query, REFUSED, TYPE_OPT};
 use super::ready::{A, AAAA, Rdata, Ready};
+use super::theirs::Theirs;
 
 const CLASS_IN: u16 = 1;
 const TYPE_HINFO: u16 = 13;
-const TYPE_OPT: u16 = 41;
 const OPTION_COOKIE: u16 = 10;
 const OPTION_ERROR: u16 = 15;
 /// Nobody could be asked (RFC 8914).
@@ -150,6 +150,43 @@ pub fn failed(out: &mut Vec<u8>, frame: &Frame, why: &str) {
     let writer = Writer::start(out, frame);
     let flags = Flags { rcode: SERVFAIL, aa: false, tc: false };
     writer.finish_with(frame, flags, [0; 3], Some(why));
+}
+
+/// The question for others: with EDNS if it came with it, without the options, which are between
+/// the client and this door (RFC 6891, 6.1.1): a cookie is for whoever made it (RFC 7873).
+pub fn question(out: &mut Vec<u8>, query: &Query) {
+    let [i0, i1] = query.id;
+    let additional = u8::from(query.edns.is_some());
+    let (recursion, checking) = (u8::from(query.recursion), query.checking);
+    out.clear();
+    out.extend_from_slice(&[i0, i1, recursion, checking, 0, 1, 0, 0, 0, 0, 0, additional]);
+    out.extend_from_slice(query.question);
+    if let Some(edns) = query.edns {
+        out.extend_from_slice(&opt_head(0, edns.signed));
+        out.extend_from_slice(&[0; 2]);
+    }
+}
+
+/// Another server's answer with this door's OPT record instead of its own.
+pub fn reframe(out: &mut Vec<u8>, frame: &Frame, theirs: &Theirs) {
+    out.truncate(theirs.end);
+    let mut additional = theirs.additional;
+    if frame.query.edns.is_some() {
+        let limit = usize::from(u16::MAX);
+        let mut writer = Writer { out, limit, names: [0; NAMES_MAX], named: 0 };
+        writer.put(&opt_head(theirs.rcode, theirs.signed));
+        writer.options(frame, None);
+        additional = additional.saturating_add(1);
+    }
+    if let Some(count) = out.get_mut(HEADER_BYTES - 2..HEADER_BYTES) {
+        count.copy_from_slice(&additional.to_be_bytes());
+    }
+}
+
+/// An OPT record up to its length: a code's upper bits, version 0, DO.
+fn opt_head(rcode: u8, signed: bool) -> [u8; OPT_BYTES - 2] {
+    let ([t0, t1], [s0, s1]) = (TYPE_OPT.to_be_bytes(), UDP_SIZE.to_be_bytes());
+    [0, t0, t1, s0, s1, rcode, 0, if signed { 0x80 } else { 0 }, 0]
 }
 
 struct Flags {
@@ -393,11 +430,11 @@ impl<'a> Writer<'a> {
     }
 
     fn opt(&mut self, frame: &Frame, rcode: u8, why: Option<&str>) {
-        self.put(&[0]);
-        self.put(&TYPE_OPT.to_be_bytes());
-        self.put(&UDP_SIZE.to_be_bytes());
-        // The code's upper bits, version 0, no flags.
-        self.put(&[rcode >> 4, 0, 0, 0]);
+        self.put(&opt_head(rcode >> 4, false));
+        self.options(frame, why);
+    }
+
+    fn options(&mut self, frame: &Frame, why: Option<&str>) {
         let room = frame.limit.saturating_sub(self.out.len() + 2);
         self.lengthened(|writer| {
             let mut left = room;

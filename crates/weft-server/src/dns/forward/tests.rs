@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use domain::base::Ttl;
 use domain::base::iana::Class;
+use domain::base::opt::AllOptData;
 use domain::rdata::{A, Txt};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -13,7 +14,7 @@ use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::NodeRecord;
 use weft_kinds::world::World;
 
-use super::super::{Server, Zones};
+use super::super::{Server, Zones, answer};
 use super::*;
 use crate::consul::view::Identity;
 
@@ -27,6 +28,8 @@ pub enum Does {
     Nothing,
     /// First an answer to another question, and one with another id.
     Lie([u8; 4]),
+    /// An address that ends with how many bytes of EDNS options came, and a cookie of its own.
+    Options,
 }
 
 pub type Script = BTreeMap<&'static str, Does>;
@@ -97,6 +100,15 @@ fn replies(script: &Script, query: &[u8], datagram: bool) -> Vec<Vec<u8>> {
             let mut other_name = address([6, 6, 6, 6]);
             other_name[13] ^= 1;
             vec![other_id, other_name, good]
+        }
+        Some(Does::Options) => {
+            // Header, question (a length before each label, the root), an OPT record without options.
+            let bare = 12 + name.len() + 2 + 4 + 11;
+            let mut answer = address([192, 0, 2, u8::try_from(query.len() - bare).unwrap()]);
+            answer[11] = 1;
+            answer.extend_from_slice(b"\0\0\x29\x10\0\0\0\0\0\0\x1c\0\x0a\0\x18");
+            answer.extend_from_slice(&[9; 24]);
+            vec![answer]
         }
         Some(Does::Refuse) => {
             vec![MessageBuilder::new_vec().start_answer(&message, Rcode::REFUSED).unwrap().finish()]
@@ -255,6 +267,56 @@ async fn silence_ends_in_a_sentence_and_keeps_nobody_else_waiting() {
     let text = nobody.udp("far.example", Rtype::A).await;
     assert!(String::from_utf8_lossy(&text).contains("names no resolver"));
     assert!(tasks.shutdown(Duration::from_secs(20)).await);
+}
+
+/// A question with a client's cookie.
+fn with_cookie(mut query: Vec<u8>) -> Vec<u8> {
+    *query.last_mut().unwrap() = 12;
+    query.extend_from_slice(b"\0\x0a\0\x08");
+    query.extend_from_slice(&[7; 8]);
+    query
+}
+
+#[tokio::test]
+async fn cookies_are_between_each_two_and_not_passed_on() {
+    let tasks = TaskGroup::new();
+    let at = resolver(&tasks, [("cookies.example", Does::Options)].into()).await;
+    let door = door(&tasks, vec![at]).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let asked = with_cookie(query("cookies.example", Rtype::A));
+    socket.send_to(&asked, door.udp).await.unwrap();
+    let mut buffer = vec![0; 4096];
+    let len = socket.recv(&mut buffer).await.unwrap();
+    let got = &buffer[..len];
+    let lines = vec!["cookies.example Address(192.0.2.0)".to_owned()];
+    assert_eq!(shown(got), ("NOERROR".into(), lines), "the resolver saw no option");
+    let opt = Message::from_octets(got).unwrap().opt().unwrap();
+    let cookies = opt.opt().iter::<AllOptData<_, _>>().map(|option| match option.unwrap() {
+        AllOptData::Cookie(cookie) => cookie,
+        other => panic!("{other:?}"),
+    });
+    let [cookie] = cookies.collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!(cookie.client().into_octets(), [7; 8], "the client's own comes back");
+    assert!(cookie.server().is_some() && !got.windows(8).any(|some| some == [9; 8]), "and ours");
+    // Without EDNS none is sent on, and none comes back.
+    let mut plain = query("cookies.example", Rtype::A);
+    plain.truncate(plain.len() - 11);
+    plain[11] = 0;
+    let parsed = answer::question(&plain, &mut Vec::new()).unwrap();
+    assert_eq!(answer::onward(&parsed), plain);
+    assert!(tasks.shutdown(Duration::from_secs(20)).await);
+}
+
+#[test]
+fn what_is_for_the_last_server_is_passed_on() {
+    let mut asked = query("far.example", Rtype::A);
+    let at = asked.len() - 4;
+    // CD and AD, and DO.
+    asked[3] |= 0x30;
+    asked[at] = 0x80;
+    let with = with_cookie(asked.clone());
+    let parsed = answer::question(&with, &mut Vec::new()).unwrap();
+    assert_eq!(answer::onward(&parsed), asked);
 }
 
 #[test]
