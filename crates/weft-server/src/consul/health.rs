@@ -15,20 +15,22 @@ use super::index::Topic;
 use super::params::Params;
 use super::reply::Reply;
 use super::shapes;
-use super::view::CheckView;
+use super::view::{CONSUL_SERVICE, CheckView};
 
 impl Door {
     pub(super) async fn health_service(&self, ask: &Ask, connect: bool) -> Result<Reply, Refusal> {
         let wanted = Wanted::of(ask, connect)?;
         let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
         let passing = passing(&ask.params)?;
+        let slug = slug(&ask.argument);
         let topic = match wanted.connect {
             true => Topic::Checks,
-            false => Topic::Health(ask.namespace.clone(), slug(&ask.argument).into()),
+            false => Topic::Health(ask.namespace.clone(), slug.as_str().into()),
         };
-        let asked =
-            wanted.is_plain().then(|| (ask.namespace.clone(), ask.argument.clone(), passing));
-        let asked = asked.filter(|_| filter.is_none() && ask.params.get("pretty").is_none());
+        let plain = wanted.is_plain() && filter.is_none() && ask.params.get("pretty").is_none();
+        // By slug, however it was written; but `consul` is its name and no slug of others.
+        let own = ask.argument.eq_ignore_ascii_case(CONSUL_SERVICE);
+        let asked = (plain && !own).then(|| (ask.namespace.clone(), slug, passing));
         self.read_as(topic, &blocking, |view| {
             let shared = &self.0.shared;
             if let Some(bytes) = asked.as_ref().and_then(|asked| shared.get(&view.world, asked)) {
