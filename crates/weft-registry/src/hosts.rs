@@ -6,6 +6,7 @@
 //! writes nothing.
 
 pub mod declared;
+mod silence;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -18,15 +19,13 @@ use tokio::sync::Mutex;
 use weft_base::clock::Mono;
 use weft_base::task::TaskGroup;
 use weft_kinds::kind::KindId;
-use weft_kinds::world::{Object, PODS_ANNOTATION, PodsMode};
-use weft_store::{
-    Class, Compare, EventKind, LeaseId, Op, Revision, StoreError, Txn, Watch, WatchError,
-};
+use weft_kinds::world::{ObjectKey, PODS_ANNOTATION, PodsMode};
+use weft_store::{Class, Compare, Key, LeaseId, Op, StoreError, Txn};
 
 use crate::catalog::CatalogError;
 use crate::nodes::{self, NodeInfo};
 use crate::objects::meta;
-use crate::{Change, ObjectError, Objects, Part, Registry, WriteOptions};
+use crate::{Change, ObjectError, Part, Registry, WriteOptions};
 
 /// On Nodes that joined: which joining of the name this is.
 pub const JOIN_ANNOTATION: &str = "weft.dev/join";
@@ -188,7 +187,7 @@ impl Hosts {
             if !joined || !nodes::is_ready(&node.raw) {
                 continue;
             }
-            let key: Arc<str> = format!("{ALIVE}{}", node.key.name).into();
+            let key = alive_key(&node.key.name);
             let lease = self.registry.store().lease_grant(SILENCE_MAX).await?;
             let (value, class) = (self.voice(), Class::Ephemeral);
             let put = Op::Put { key: key.clone(), value, class, lease: Some(lease) };
@@ -292,21 +291,38 @@ impl Hosts {
             if told
                 && self.registry.store().lease_keep_alive(known.lease).await.is_ok()
                 && self.is_ready(name)
+                && self.registry.catalog().is_heard(name)
             {
                 return Ok(false);
             }
         }
         let mut all = self.known.lock().await;
-        if self.registry.now().get(KindId::Node, "", name).is_none() {
+        if self.is_removed(name).await? {
             all.remove(name);
-            self.registry.catalog().node_heard(name, false, []).await?;
+            let held = [Compare::Absent(node_key(name))];
+            self.registry.catalog().node_heard(name, false, held).await?;
             return Err(HostError::Removed(name.clone()));
         }
         let lease = self.lease(name).await?;
+        // First, so that its silence is noted whatever becomes of the rest.
+        all.insert(name.clone(), Known { lease, said: None, at: now });
         self.register(info).await?;
         tracing::info!(host = name, "a host is here");
         all.insert(name.clone(), Known { lease, said: Some(info.clone()), at: now });
         Ok(true)
+    }
+
+    /// Whether there is no Node of this name, in the store either: another server may have made it
+    /// just now.
+    async fn is_removed(&self, name: &str) -> Result<bool, HostError> {
+        if self.registry.now().get(KindId::Node, "", name).is_some() {
+            return Ok(false);
+        }
+        let (_, node) = self.registry.store().get(&node_key(name)).await?;
+        if let Some(node) = &node {
+            self.registry.wait_revision(node.modified).await;
+        }
+        Ok(node.is_none())
     }
 
     fn is_ready(&self, name: &str) -> bool {
@@ -319,7 +335,7 @@ impl Hosts {
     async fn lease(&self, name: &str) -> Result<LeaseId, HostError> {
         let store = self.registry.store();
         let lease = store.lease_grant(SILENCE_MAX).await?;
-        let key = format!("{ALIVE}{name}").into();
+        let key = alive_key(name);
         let (value, class) = (self.voice(), Class::Ephemeral);
         let op = Op::Put { key, value, class, lease: Some(lease) };
         store.txn(Txn::of([op])).await?;
@@ -328,7 +344,8 @@ impl Hosts {
 
     async fn register(&self, info: &HostInfo) -> Result<(), HostError> {
         let name = &info.node.name;
-        self.registry.catalog().node_heard(name, true, []).await?;
+        let held = [Compare::Exists(alive_key(name)), Compare::Exists(node_key(name))];
+        self.registry.catalog().node_heard(name, true, held).await?;
         let world = self.registry.now();
         let node = world.get(KindId::Node, "", name);
         let before = node.and_then(|n| n.meta.annotation(INSTANCE_ANNOTATION)).unwrap_or("");
@@ -366,134 +383,17 @@ impl Hosts {
         Ok(())
     }
 
-    /// Follows the leases until the store closes.
-    async fn watch(&self, from: Revision) {
-        let mut log = self.registry.store().watch(ALIVE, from);
-        loop {
-            match self.follow(log).await {
-                WatchError::Closed => return,
-                why => tracing::warn!(%why, "the log of the hosts' leases was lost"),
-            }
-            // What ended meanwhile is found by looking at all.
-            log = loop {
-                match self.look_again().await {
-                    Ok(next) => break self.registry.store().watch(ALIVE, next),
-                    Err(error) => {
-                        tracing::warn!(%error, "hosts cannot be looked at; trying again");
-                        tokio::time::sleep(HEARTBEAT_EVERY).await;
-                    }
-                }
-            };
-        }
-    }
-
-    async fn follow(&self, log: Result<Watch, WatchError>) -> WatchError {
-        let mut log = match log {
-            Ok(log) => log,
-            Err(why) => return why,
-        };
-        loop {
-            let events = match log.next().await {
-                Ok(events) => events,
-                Err(why) => return why,
-            };
-            for event in &events {
-                let name = event.key.strip_prefix(ALIVE).unwrap_or_default();
-                if event.kind == EventKind::Put {
-                    // Another server hears it now: this one has no say until it does again.
-                    if event.value != self.voice() {
-                        self.known.lock().await.remove(name);
-                    }
-                    continue;
-                }
-                if let Err(error) = self.ended(name).await {
-                    tracing::warn!(host = name, %error, "a silent host could not be noted");
-                }
-            }
-        }
-    }
-
-    async fn look_again(&self) -> Result<Revision, HostError> {
-        let page = self.registry.store().range(ALIVE, 0, None).await?;
-        let mut names: Vec<String> = self.known.lock().await.keys().cloned().collect();
-        if self.registry.leader().is_shared() {
-            let world = self.registry.now();
-            let joined = |n: &&Arc<Object>| n.meta.annotation(JOIN_ANNOTATION).is_some();
-            let all = world.objects(KindId::Node, None).filter(joined);
-            names.extend(all.map(|n| n.key.name.to_string()));
-        }
-        for name in names {
-            self.ended(&name).await?;
-        }
-        Ok(page.revision.next())
-    }
-
-    /// A host's lease is over, unless it has a new one by now.
-    async fn ended(&self, name: &str) -> Result<(), HostError> {
-        // Held while writing, so that a heartbeat of this moment comes after.
-        let mut all = self.known.lock().await;
-        let at: Arc<str> = format!("{ALIVE}{name}").into();
-        // Nothing is written once another server hears it.
-        let objects = self.registry.objects().when(Compare::Absent(at.clone()));
-        let (_, alive) = self.registry.store().get(&at).await?;
-        if alive.is_some() {
-            return Ok(());
-        }
-        // Who leads speaks for servers that are gone with what they heard.
-        let heard = all.remove(name).is_some();
-        let leads = self.registry.leader().is_shared() && self.registry.leader().is_here();
-        if !heard && !leads {
-            return Ok(());
-        }
-        // One that believes to lead and does not is stopped by the store.
-        let mut held = vec![Compare::Absent(at)];
-        let objects = match heard {
-            true => objects,
-            false => {
-                held.extend(self.registry.leader().fence());
-                objects.as_leader()
-            }
-        };
-        // First, so that whoever waits for the pods' change sees this too.
-        self.registry.catalog().node_heard(name, false, held).await?;
-        let world = self.registry.now();
-        let node = world.get(KindId::Node, "", name);
-        if !node.is_some_and(|n| heard || nodes::is_ready(&n.raw)) {
-            return Ok(());
-        }
-        let why = format!(
-            "its agent was not heard of for {} s; its pods take no new requests",
-            SILENCE_MAX.as_secs()
-        );
-        tracing::warn!(host = name, "a host went silent");
-        self.unready(&objects, name, &why).await
-    }
-
-    /// The agent ended what ran there and goes.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub async fn leave(&self, name: &str) -> Result<(), HostError> {
-        let mut all = self.known.lock().await;
-        let Some(known) = all.remove(name) else { return Ok(()) };
-        tracing::info!(host = name, "a host left");
-        self.registry.store().lease_revoke(known.lease).await?;
-        self.registry.catalog().node_heard(name, false, []).await?;
-        self.unready(&self.registry.objects(), name, "its agent was stopped").await
-    }
-
-    async fn unready(&self, objects: &Objects, name: &str, why: &str) -> Result<(), HostError> {
-        match self.registry.node_gone_with(objects, name, why).await {
-            Ok(()) | Err(ObjectError::NotFound { .. }) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let why = ("NodeNotReady", "the agent of its node is not heard of");
-        Ok(self.registry.pods_stopped(objects, name, why).await?)
-    }
-
     fn now(&self) -> String {
         meta::timestamp(self.registry.clock().wall_ms())
     }
+}
+
+fn alive_key(name: &str) -> Key {
+    format!("{ALIVE}{name}").into()
+}
+
+fn node_key(name: &str) -> Key {
+    ObjectKey::new(KindId::Node, "", name).store_key().into()
 }
 
 // === join tokens: records by their hash, which the binary reads and writes ===

@@ -2,10 +2,14 @@
 //! Checks that nobody asks: an alias is as healthy as what it names, and a node is as alive as its
 //! agent is heard of. Whoever leads writes what aliases are; `hosts` says whom it hears.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::{CheckRecord, Status};
 use weft_kinds::views::check::{CheckDefinition, Probe, SERF_HEALTH, SERF_NAMESPACE};
-use weft_kinds::world::{Catalog, CheckKey, RegistrationKey};
+use weft_kinds::world::{Catalog, CheckKey, KindId, RegistrationKey, World};
 use weft_store::Compare;
 
 use super::{CatalogError, Handle, plan};
@@ -13,38 +17,13 @@ use super::{CatalogError, Handle, plan};
 /// What Consul says of a node that answers, and of one that does not.
 pub const ALIVE: &str = "Agent alive and reachable";
 pub const SILENT: &str = "Agent not live or unreachable";
+/// When an alias that could not be written is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
-/// What an alias is now, and why. Aliases that name each other stay as they are.
-pub fn state(catalog: &Catalog, key: &CheckKey, probe: &Probe) -> Option<(Status, String)> {
-    let Probe::Alias { node, service_id } = probe else { return None };
-    let node = if node.is_empty() { &*key.node } else { node.as_str() };
-    let target = RegistrationKey {
-        namespace: key.namespace.clone(),
-        node: node.into(),
-        id: service_id.as_str().into(),
-    };
-    if !service_id.is_empty() && catalog.registration(&target).is_none() {
-        let why = format!("Service {service_id} could not be found on node {node}");
-        return Some((Status::Critical, why));
-    }
-    let own = (!service_id.is_empty()).then(|| catalog.checks_of(&target));
-    let all = own.into_iter().flatten().chain(catalog.node_checks(node));
-    let mut worst = (Status::Passing, "No checks found.".to_owned());
-    for (other, check) in all.filter(|(other, _)| *other != key) {
-        let status = catalog.status(other);
-        if status > worst.0 {
-            let output = match catalog.result(other) {
-                // What an alias says of an alias would grow in a circle.
-                _ if &*check.kind == "alias" => String::new(),
-                Some(result) => result.output.to_string(),
-                None => check.typed().initial_output,
-            };
-            worst = (status, format!("Aliased check {:?} failing: {output}", check.name));
-        } else if worst.0 == Status::Passing {
-            worst.1 = "All checks passing.".to_owned();
-        }
-    }
-    Some(worst)
+/// The aliases that are worked out here, and what each of them names.
+struct Aliases<'a> {
+    catalog: &'a Catalog,
+    named: BTreeMap<&'a CheckKey, RegistrationKey>,
 }
 
 /// The check that says whether a node's agent is heard of.
@@ -65,6 +44,89 @@ pub fn liveness(node: &str, heard: bool) -> CheckRecord {
     record.with(&CheckDefinition { initial_output: output.into(), ..CheckDefinition::default() })
 }
 
+fn liveness_key(node: &str) -> CheckKey {
+    CheckKey { namespace: SERF_NAMESPACE.into(), node: node.into(), id: SERF_HEALTH.into() }
+}
+
+/// The checks that this registry made which say whether a node's agent is heard of.
+pub(crate) fn liveness_checks(catalog: &Catalog) -> impl Iterator<Item = &CheckKey> {
+    let own = |(key, check): &(&CheckKey, &Arc<CheckRecord>)| {
+        *key.id == *SERF_HEALTH
+            && [true, false].into_iter().any(|heard| ***check == liveness(&key.node, heard))
+    };
+    catalog.checks().filter(own).map(|(key, _)| key)
+}
+
+// === impl Aliases ===
+
+impl<'a> Aliases<'a> {
+    fn of(catalog: &'a Catalog) -> Self {
+        let named = |(key, check): (&'a CheckKey, &'a Arc<CheckRecord>)| {
+            let definition = check.typed();
+            let Probe::Alias { node, service_id } = definition.probe else { return None };
+            let node = if node.is_empty() { key.node.clone() } else { node.into() };
+            let target = match service_id.is_empty() {
+                true => whole(&node),
+                false => RegistrationKey {
+                    namespace: key.namespace.clone(),
+                    node,
+                    id: service_id.into(),
+                },
+            };
+            definition.agent.then_some((key, target))
+        };
+        Self { catalog, named: catalog.aliases().filter_map(named).collect() }
+    }
+
+    /// What an alias is now, and why: the worst of the checks of what it names. An alias among
+    /// those counts as what it names in turn, and never as what was last written of it, so that
+    /// no alias holds itself or another one down, and one look at the catalog settles them all.
+    fn state(&self, named: &RegistrationKey) -> (Status, String) {
+        let (mut open, mut seen) = (vec![named.clone()], BTreeSet::new());
+        let mut worst = (Status::Passing, "No checks found.".to_owned());
+        while let Some(target) = open.pop() {
+            if !seen.insert(target.clone()) {
+                continue;
+            }
+            if !target.id.is_empty() && self.catalog.registration(&target).is_none() {
+                let RegistrationKey { id, node, .. } = &target;
+                let why = format!("Service {id} could not be found on node {node}");
+                return (Status::Critical, why);
+            }
+            for (key, check) in self.catalog.checks_of(&target) {
+                match self.named.get(key) {
+                    Some(further) => open.push(further.clone()),
+                    None => self.weigh(key, check, &mut worst),
+                }
+            }
+            if !target.id.is_empty() {
+                open.push(whole(&target.node));
+            }
+        }
+        worst
+    }
+
+    fn weigh(&self, key: &CheckKey, check: &CheckRecord, worst: &mut (Status, String)) {
+        let status = self.catalog.status(key);
+        if status > worst.0 {
+            let output = match self.catalog.result(key) {
+                // What an alias says of an alias would grow in a circle.
+                _ if &*check.kind == "alias" => String::new(),
+                Some(result) => result.output.to_string(),
+                None => check.typed().initial_output,
+            };
+            *worst = (status, format!("Aliased check {:?} failing: {output}", check.name));
+        } else if worst.0 == Status::Passing {
+            "All checks passing.".clone_into(&mut worst.1);
+        }
+    }
+}
+
+/// A node as a whole, as the catalog has it.
+fn whole(node: &str) -> RegistrationKey {
+    RegistrationKey { namespace: "".into(), node: node.into(), id: "".into() }
+}
+
 // === impl Handle ===
 
 impl Handle {
@@ -76,38 +138,44 @@ impl Handle {
             let mut terms = handle.0.leader.changes();
             let shared = handle.0.leader.is_shared();
             loop {
-                handle.work_out_aliases().await;
+                let written = handle.work_out_aliases().await;
                 tokio::select! {
                     () = group.draining() => return,
                     more = worlds.changed() => if !more { return },
                     _ = terms.changed(), if shared => {}
+                    () = tokio::time::sleep(AGAIN), if !written => {}
                 }
             }
         });
     }
 
-    /// Writes what aliases are where the catalog says something else.
-    pub async fn work_out_aliases(&self) {
+    /// Writes what aliases are where the catalog says something else. Whether all could be.
+    pub async fn work_out_aliases(&self) -> bool {
         if !self.0.leader.is_here() {
-            return;
+            return true;
         }
         let world = self.0.world.load();
-        let catalog = world.catalog();
-        for (key, check) in catalog.aliases() {
-            let definition = check.typed();
-            let Some((status, output)) = state(catalog, key, &definition.probe) else { continue };
-            let same = catalog.result(key).is_some_and(|r| *r.output == *output);
-            if !definition.agent || (same && catalog.status(key) == status) {
+        let aliases = Aliases::of(world.catalog());
+        let writer = self.held(self.0.leader.fence());
+        let mut written = true;
+        for (key, named) in &aliases.named {
+            let (status, output) = aliases.state(named);
+            // What another server wrote ends with that server.
+            let own = world.catalog().result(key).filter(|r| !self.is_anothers(Some(&***r)));
+            let same = own.is_some_and(|r| r.status == status && *r.output == *output);
+            if same && self.pending_output(key).is_none() {
                 continue;
             }
-            if let Err(why) = self.report(key, status, &output).await {
+            if let Err(why) = writer.report(key, status, &output).await {
                 tracing::debug!(check = ?key.id, %why, "an alias could not be written");
+                written = false;
             }
         }
+        written
     }
 
     /// Notes whether a node's agent is heard of, if that is new; the write holds only while
-    /// `compares` do.
+    /// `compares` do. Silence of a machine that is not there, and was not, is nothing to note.
     pub(crate) async fn node_heard(
         &self,
         node: &str,
@@ -115,8 +183,50 @@ impl Handle {
         compares: impl IntoIterator<Item = Compare>,
     ) -> Result<(), CatalogError> {
         let _turn = self.turn(node, SERF_HEALTH).await;
-        let txn = plan::node_check(self.0.world.load().catalog(), liveness(node, heard))?;
+        let world = self.caught_up().await?;
+        let known = world.catalog().check(&liveness_key(node)).is_some();
+        if !heard && !known && world.get(KindId::Node, "", node).is_none() {
+            return Ok(());
+        }
+        let txn = plan::node_check(world.catalog(), liveness(node, heard))?;
         self.held(compares).write(txn).await
+    }
+
+    /// Whether the catalog says that a node's agent is heard of.
+    pub(crate) fn is_heard(&self, node: &str) -> bool {
+        let world = self.0.world.load();
+        let check = world.catalog().check(&liveness_key(node));
+        check.is_some_and(|check| check.initial == Status::Passing)
+    }
+
+    /// Says no more whether a node's agent is heard of; the write holds only while `compares` do.
+    pub(crate) async fn node_forgotten(
+        &self,
+        node: &str,
+        compares: impl IntoIterator<Item = Compare>,
+    ) -> Result<(), CatalogError> {
+        let _turn = self.turn(node, SERF_HEALTH).await;
+        let world = self.caught_up().await?;
+        match plan::deregister_check(world.catalog(), &liveness_key(node)) {
+            Err(CatalogError::UnknownCheck { .. }) => Ok(()),
+            txn => self.held(compares).write(txn?).await,
+        }
+    }
+
+    /// The World with all in it that other servers wrote before this call: what looks done in an
+    /// older one may have been undone.
+    async fn caught_up(&self) -> Result<Arc<World>, CatalogError> {
+        let head = self.0.store.barrier().await?;
+        let mut worlds = self.0.world.clone();
+        loop {
+            let world = worlds.load();
+            if world.revision() >= head.0 {
+                return Ok(world);
+            }
+            if !worlds.changed().await {
+                return Err(CatalogError::Closed);
+            }
+        }
     }
 
     /// Whether a check is held up by `weft run`.

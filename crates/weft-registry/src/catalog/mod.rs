@@ -31,6 +31,7 @@ use weft_kinds::views::check::{CheckDefinition, NODE_MAINTENANCE, SERVICE_MAINTE
 use weft_kinds::world::{Catalog, CheckKey, KindId, RegistrationKey, StoreKey, World, is_mirror};
 use weft_store::{Compare, Op, Revision, Store, Txn};
 
+pub(crate) use alias::liveness_checks;
 pub use error::CatalogError;
 pub use plan::{ServiceRequest, check_key, registration_key};
 use timers::{Due, Timers};
@@ -592,4 +593,4 @@ async fn sleep(wait: Option<Duration>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

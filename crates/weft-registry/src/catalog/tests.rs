@@ -9,13 +9,17 @@ use weft_store::{MemoryStore, Revision};
 
 use super::*;
 
+mod aliases;
+pub(crate) mod failing;
 mod others;
+
+use failing::Failing;
 
 struct Rig {
     handle: Handle,
     world: Snapshot<World>,
     clock: Arc<ManualClock>,
-    store: Arc<dyn Store>,
+    store: Arc<Failing>,
     tasks: TaskGroup,
 }
 
@@ -25,7 +29,7 @@ async fn rig() -> Rig {
 
 async fn rig_of(leader: impl FnOnce(Clock) -> Leader) -> Rig {
     let (clock, manual) = Clock::manual();
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let store = Arc::new(Failing::new(clock.clone()));
     let (publisher, world) = snapshot(World::new());
     let mut watch = store.watch("/", Revision(1)).unwrap();
     let tasks = TaskGroup::new();

@@ -3,26 +3,30 @@
 
 use weft_base::clock::{Clock, ManualClock};
 use weft_kinds::views::catalog::NodeRecord;
-use weft_store::{MemoryStore, Store};
+use weft_kinds::views::catalog::Status;
+use weft_store::Store;
 
 use super::*;
+use crate::catalog::tests::failing::Failing;
+
+mod machines;
 
 struct Bed {
     registry: Registry,
     hosts: Hosts,
     time: Arc<ManualClock>,
     clock: Clock,
-    store: Arc<MemoryStore>,
+    store: Arc<Failing>,
 }
 
 async fn bed() -> Bed {
     let (clock, time) = Clock::manual();
-    let store = Arc::new(MemoryStore::new(clock.clone()));
+    let store = Arc::new(Failing::new(clock.clone()));
     let (registry, hosts) = open(&store, &clock).await;
     Bed { registry, hosts, time, clock, store }
 }
 
-async fn open(store: &Arc<MemoryStore>, clock: &Clock) -> (Registry, Hosts) {
+async fn open(store: &Arc<Failing>, clock: &Clock) -> (Registry, Hosts) {
     let tasks = TaskGroup::new();
     let registry = Registry::open(store.clone(), clock.clone(), tasks.clone()).await.unwrap();
     let hosts = Hosts::start(registry.clone(), "server", &tasks).await.unwrap();
@@ -252,61 +256,4 @@ async fn a_token_is_used_by_one_of_two() {
     bed.hosts.add_token("def", &json!({}), hour).await.unwrap();
     bed.pass(hour + Duration::from_secs(1)).await;
     assert_eq!(bed.hosts.tokens().await.unwrap(), []);
-}
-
-/// What Consul's clients registered on a machine.
-async fn service_on(bed: &Bed, node: &str) {
-    let registration = weft_kinds::views::catalog::Registration {
-        namespace: "default".into(),
-        node: node.into(),
-        service: "web".into(),
-        id: "web".into(),
-        port: 80,
-        ..Default::default()
-    };
-    let record = NodeRecord { node: node.into(), address: "10.9.0.2".into(), ..Default::default() };
-    let request =
-        crate::catalog::ServiceRequest { registration, node: record, ..Default::default() };
-    bed.registry.catalog().register_service(request).await.unwrap();
-}
-
-fn service_health(registry: &Registry) -> Vec<weft_kinds::views::catalog::Status> {
-    registry.now().instances("default", "web").values().map(|i| i.health).collect()
-}
-
-#[tokio::test]
-async fn services_of_a_silent_machine_are_critical_until_it_is_heard_again() {
-    use weft_kinds::views::catalog::Status::{Critical, Passing};
-    let bed = bed().await;
-    bed.hosts.join("m1", false, "j1", &json!("placed")).await.unwrap();
-    bed.hosts.heartbeat(&info("m1", "i1")).await.unwrap();
-    service_on(&bed, "m1").await;
-    assert_eq!(service_health(&bed.registry), [Passing]);
-    for _ in 0..4 {
-        bed.pass(SILENCE_MAX / 2).await;
-        bed.hosts.heartbeat(&info("m1", "i1")).await.unwrap();
-    }
-    assert_eq!(service_health(&bed.registry), [Passing]);
-    bed.pass(SILENCE_MAX - Duration::from_millis(1)).await;
-    assert_eq!(service_health(&bed.registry), [Passing], "not before the lease ends");
-    bed.pass(Duration::from_millis(2)).await;
-    bed.wait(|b| service_health(&b.registry) == [Critical]).await;
-
-    // A server that starts meanwhile has not forgotten it, though results do not survive it.
-    let (second, hosts) = open(&bed.store, &bed.clock).await;
-    assert_eq!(service_health(&second), [Critical]);
-    hosts.heartbeat(&info("m1", "i1")).await.unwrap();
-    bed.wait(|b| service_health(&b.registry) == [Passing]).await;
-
-    // One that leaves, and one that is removed, are not waited for.
-    hosts.leave("m1").await.unwrap();
-    bed.wait(|b| service_health(&b.registry) == [Critical]).await;
-    hosts.heartbeat(&info("m1", "i2")).await.unwrap();
-    bed.wait(|b| service_health(&b.registry) == [Passing]).await;
-    let options = crate::DeleteOptions::default();
-    second.objects().delete(KindId::Node, "", "m1", &options).await.unwrap();
-    bed.wait(|b| b.node("m1").is_none()).await;
-    let removed = hosts.heartbeat(&info("m1", "i2")).await;
-    assert!(removed.is_err(), "{removed:?}");
-    bed.wait(|b| service_health(&b.registry) == [Critical]).await;
 }

@@ -283,3 +283,37 @@ async fn a_check_whose_server_is_gone_is_minded_by_the_leader() {
     assert_eq!(status(), Status::Passing, "as it was registered, for a time to live");
     rig.until("it expires", || status() == Status::Critical).await;
 }
+
+/// What aliases are is written by whoever leads, and would end with the one that led.
+#[tokio::test]
+async fn a_new_leader_takes_over_what_aliases_are() {
+    let rig = Rig::new();
+    let (a, b) = (rig.server("a").await, rig.server("b").await);
+    rig.until("one leads", || a.leads() != b.leads()).await;
+    let (leads, other) = if a.leads() { (a, b) } else { (b, a) };
+    let (mut key, mut request) = ttl_check();
+    key.id = "alias".into();
+    let probe = Probe::Alias { node: String::new(), service_id: "web".into() };
+    let definition = CheckDefinition { probe, agent: true, ..CheckDefinition::default() };
+    let alias = CheckRecord {
+        id: key.id.clone(),
+        node: "n".into(),
+        namespace: "default".into(),
+        ..CheckRecord::default()
+    };
+    request.checks.clear();
+    let node = request.node.clone();
+    let catalog = leads.registry.catalog();
+    catalog.register_service(request).await.unwrap();
+    catalog.register_check(&node, alias.with(&definition)).await.unwrap();
+    let by = || {
+        let world = other.registry.now();
+        world.catalog().result(&key).map(|r| (r.status, r.by.clone())).unwrap_or_default()
+    };
+    let is_by =
+        |server: &Server| by() == (Status::Passing, server.registry.leader().run_id().into());
+    rig.until("it is worked out", || is_by(&leads)).await;
+    leads.kill().await;
+    rig.until("the other leads", || other.leads()).await;
+    rig.until("the other says it", || is_by(&other)).await;
+}
