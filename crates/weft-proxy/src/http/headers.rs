@@ -27,6 +27,8 @@ pub const FLAGS: HeaderName = HeaderName::from_static("x-weft-flags");
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// An option of `Connection`; and whoever sends a header of that name names it with it.
+const CLOSE: &str = "close";
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// How long a gRPC client is going to wait (`grpc-timeout: 100m`). What is not of that form says
@@ -64,19 +66,25 @@ pub fn shorten_grpc_timeout(headers: &mut HeaderMap, left: Duration) {
 /// Removes what belongs to one connection only (RFC 9110 §7.6.1).
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
+        let mut close = false;
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
             .filter_map(|v| v.to_str().ok())
             .flat_map(|v| v.split(','))
-            .filter(|name| !is_usual_option(name))
-            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .map(str::trim)
+            .inspect(|option| close |= option.eq_ignore_ascii_case(CLOSE))
+            .filter(|option| !is_usual_option(option))
+            .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
             .filter(super::trust::is_droppable)
             .collect();
         for name in named {
             if name != TE {
                 headers.remove(name);
             }
+        }
+        if close {
+            headers.remove(CLOSE);
         }
         headers.remove(CONNECTION);
     }
@@ -95,9 +103,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// What most `Connection` headers say, and names no header or one that goes anyway.
+/// What most `Connection` headers say: names of headers that are looked after without making a
+/// name of them.
 fn is_usual_option(option: &str) -> bool {
-    ["keep-alive", "close", "upgrade"].iter().any(|o| option.trim().eq_ignore_ascii_case(o))
+    ["keep-alive", CLOSE, "upgrade"].iter().any(|o| option.eq_ignore_ascii_case(o))
 }
 
 /// Removes weft's own headers, which only its proxies may set.
@@ -229,6 +238,12 @@ mod tests {
         let mut left: Vec<&str> = h.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["authorization", "x-keep"]);
+        let mut close = map(&[("connection", "x-a , Close"), ("close", "1"), ("x-a", "1")]);
+        strip_hop_by_hop(&mut close);
+        assert!(close.is_empty(), "{close:?}");
+        let mut unnamed = map(&[("connection", "keep-alive"), ("close", "1")]);
+        strip_hop_by_hop(&mut unnamed);
+        assert_eq!(unnamed, map(&[("close", "1")]));
         let mut grpc = map(&[("te", "trailers")]);
         strip_hop_by_hop(&mut grpc);
         assert_eq!(grpc.get("te").unwrap(), "trailers");
