@@ -154,9 +154,11 @@ pub fn poll_fill<I: AsyncRead + Unpin>(
         return tokio_util::io::poll_read_buf(Pin::new(io), cx, buffer);
     }
     if !buffer.is_empty() {
-        let mut longer = take(Read::More);
-        // Far more than one buffer's worth is one long head.
-        longer.reserve(buffer.len() + ROOM_MIN);
+        // Far more than one buffer's worth is one long head: it has a buffer of its own, twice as
+        // long each time, and those that are kept stay as they are.
+        let wanted = 2 * buffer.len();
+        let long = wanted > BUFFER_BYTES;
+        let mut longer = if long { BytesMut::with_capacity(wanted) } else { take(Read::More) };
         longer.extend_from_slice(buffer);
         give_back(&mut std::mem::replace(buffer, longer));
         return tokio_util::io::poll_read_buf(Pin::new(io), cx, buffer);
@@ -168,4 +170,28 @@ pub fn poll_fill<I: AsyncRead + Unpin>(
         give_back(buffer);
     }
     polled
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_head_is_copied_a_few_times_and_takes_no_kept_buffer() {
+        const HEAD: usize = 60 * 1024;
+        give_back(&mut BytesMut::with_capacity(BUFFER_BYTES));
+        let kept = || FREE.with_borrow(|free| free.more.len());
+        assert_eq!(kept(), 1);
+        let (mut io, mut buffer) = (&[b'x'; HEAD][..], BytesMut::new());
+        let (mut capacity, mut growths) = (0, 0);
+        while buffer.len() < HEAD {
+            let read = poll_fn(|cx| poll_fill(&mut io, &mut buffer, Read::First, cx)).await;
+            assert!(read.unwrap() > 0);
+            growths += usize::from(std::mem::replace(&mut capacity, buffer.capacity()) < capacity);
+        }
+        assert!(growths <= 4, "{growths} buffers, the first among them");
+        assert_eq!(kept(), 1, "the kept buffer was used up");
+    }
 }
