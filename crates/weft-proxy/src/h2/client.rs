@@ -30,7 +30,7 @@ use super::guard::{Guard, Watch};
 use super::incoming::{Incoming, length};
 use super::pump::{Pump, Stopped};
 use super::tunnel::Tunnel;
-use super::{SEND_BUFFER, WINDOW};
+use super::{SEND_BUFFER, STREAM_WINDOW, WINDOW};
 use crate::h1::Upgraded;
 use crate::h1::alarm::Alarm;
 
@@ -124,7 +124,7 @@ where
     let (io, watch) = Guard::new(io, Peer::Server);
     let mut builder = Builder::new();
     builder
-        .initial_window_size(WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))

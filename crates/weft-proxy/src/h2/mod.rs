@@ -22,11 +22,13 @@ mod tunnel;
 pub use client::Exchange;
 pub use incoming::Incoming;
 
-/// Flow-control windows: small ones stall big bodies, and a proxied connection must never use
-/// adaptive windows (h2 then takes small frames for an attack).
-pub const WINDOW: u32 = 16 * 1024 * 1024;
 /// Streams of one client connection at a time.
 pub const STREAMS_MAX: u32 = 128;
+/// What may come of a stream while nobody reads it. Smaller ones stall big bodies, and a proxied
+/// connection must never use adaptive windows (h2 then takes small frames for an attack).
+pub const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same of a connection: that of all its streams, so that none waits for another's reader.
+pub const WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
 /// Bytes of one request that wait for its upstream.
 pub const SEND_BUFFER: usize = 64 * 1024;
 /// Bytes of one answer that wait for its client: it may read nothing and have many. One piece.

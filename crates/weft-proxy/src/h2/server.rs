@@ -23,7 +23,7 @@ use weft_base::task::TaskGroup;
 use super::budget::{Abuse, Peer};
 use super::gather::Gather;
 use super::guard::{Guard, Watch};
-use super::{ANSWER_BUFFER, Incoming, STREAMS_MAX, WINDOW};
+use super::{ANSWER_BUFFER, Incoming, STREAM_WINDOW, STREAMS_MAX, WINDOW};
 use crate::h1::Wrong;
 use crate::h1::alarm::Alarm;
 use crate::sys::pooled::Pooled;
@@ -127,7 +127,7 @@ where
     let (io, watch) = Guard::new(io, peer);
     let mut builder = Builder::new();
     builder
-        .initial_window_size(WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_concurrent_streams(STREAMS_MAX)
         .max_send_buffer_size(ANSWER_BUFFER)

@@ -46,7 +46,7 @@ async fn head(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
 }
 
 /// An HTTP/2 server whose answers `serve` makes.
-async fn http2<F, Fut>(serve: F) -> Server
+pub async fn http2<F, Fut>(serve: F) -> Server
 where
     F: Fn(Request<h2::RecvStream>, h2::server::SendResponse<Bytes>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
@@ -56,7 +56,7 @@ where
         let serve = serve.clone();
         async move {
             let mut builder = h2::server::Builder::new();
-            builder.enable_connect_protocol();
+            builder.enable_connect_protocol().initial_connection_window_size(1 << 24);
             let mut connection = builder.handshake::<_, Bytes>(stream).await.unwrap();
             let tasks = TaskGroup::new();
             while let Some(Ok((request, respond))) = connection.accept().await {

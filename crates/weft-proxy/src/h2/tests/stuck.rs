@@ -1,25 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a client that reads nothing makes its proxy hold: one piece of each answer and the next,
-//! however many it asked for and however wide its windows are.
+//! What a client that reads nothing makes its proxy hold: on its own side one piece of each answer
+//! and the next, however many it asked for and however wide its windows are; on an upstream's
+//! connection of HTTP/2 what one stream's window lets in, and nothing of the others' windows. The
+//! same of an upload that its upstream does not read.
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::{RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::{Body, Frame};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 use weft_base::task::TaskGroup;
+use weft_model::Protocol;
 
+use super::passing::{declared, http2};
 use crate::h1::Wrong;
-use crate::h2::Incoming;
 use crate::h2::budget::Peer;
 use crate::h2::server::{Service, Times, serve};
+use crate::h2::{Incoming, STREAM_WINDOW};
+use crate::tests::bed::wait_until;
 
 const STREAMS: usize = 64;
 const PIECE: usize = 16 * 1024;
@@ -119,4 +128,86 @@ async fn stuck() {
     assert!((STREAMS * PIECE..=most).contains(&taken), "{taken} bytes were taken, {most} may be");
     drop((answers, connection));
     tasks.stop();
+}
+
+/// Sends so many bytes, as fast as the window opens.
+async fn push(to: &mut SendStream<Bytes>, bytes: usize, sent: &AtomicUsize) {
+    let mut left = bytes;
+    while left > 0 {
+        to.reserve_capacity(left.min(PIECE));
+        while to.capacity() == 0 {
+            let Some(Ok(_)) = poll_fn(|cx| to.poll_capacity(cx)).await else { return };
+        }
+        let piece = to.capacity().min(left);
+        if to.send_data(Bytes::from(vec![0; piece]), piece == left).is_err() {
+            return;
+        }
+        left -= piece;
+        sent.fetch_add(piece, Ordering::SeqCst);
+    }
+}
+
+async fn read(mut body: RecvStream) -> usize {
+    let mut bytes = 0;
+    while let Some(piece) = body.data().await {
+        let piece = piece.unwrap().len();
+        body.flow_control().release_capacity(piece).unwrap();
+        bytes += piece;
+    }
+    bytes
+}
+
+/// Requests whose body nobody reads, nor their answer's, share both connections with one that all
+/// is read of.
+#[tokio::test]
+async fn a_stream_that_nobody_reads_leaves_the_others_their_windows() {
+    const LIVE: usize = 1 << 20;
+    let (down, up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let sent = down.clone();
+    let origin = http2(move |request, mut respond| {
+        let sent = sent.clone();
+        async move {
+            let mut to = respond.send_response(Response::new(()), false).unwrap();
+            if request.uri().path() == "/stuck" {
+                push(&mut to, usize::MAX, &sent).await;
+                drop(request);
+            } else {
+                assert_eq!(read(request.into_body()).await, LIVE);
+                push(&mut to, LIVE, &AtomicUsize::new(0)).await;
+            }
+        }
+    });
+    let front = declared(origin.await, Protocol::Http2).await;
+    let stream = TcpStream::connect(front.bed.listener()).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_connection_window_size(1 << 30);
+    let (sender, connection) = builder.handshake::<_, Bytes>(stream).await.unwrap();
+    let tasks = TaskGroup::new();
+    tasks.spawn("client", async move { drop(connection.await) });
+    let post = async |path: &str, bytes, sent: Arc<AtomicUsize>| {
+        let request = Request::post(format!("http://a.example{path}")).body(()).unwrap();
+        let mut sender = sender.clone().ready().await.unwrap();
+        let (answer, mut to) = sender.send_request(request, false).unwrap();
+        tasks.spawn("upload", async move { push(&mut to, bytes, &sent).await });
+        answer.await.unwrap().into_body()
+    };
+    let unread = post("/stuck", usize::MAX, up.clone()).await;
+    let (last, still) = (Cell::new(0), Cell::new(0));
+    wait_until("both ways are stuck", async || {
+        let now = down.load(Ordering::SeqCst) + up.load(Ordering::SeqCst);
+        still.set(if last.replace(now) == now { still.get() + 1 } else { 0 });
+        still.get() == 40
+    })
+    .await;
+    // The stream's window at the proxy, that of its next, and what is between them.
+    let most = STREAM_WINDOW as usize + 256 * 1024;
+    for sent in [&down, &up] {
+        let sent = sent.load(Ordering::SeqCst);
+        assert!((64 * 1024..=most).contains(&sent), "{sent} bytes were sent, {most} may be");
+    }
+    let live = async { read(post("/live", LIVE, Arc::default()).await).await };
+    let live = tokio::time::timeout(Duration::from_secs(10), live).await;
+    assert_eq!(live.expect("the live stream is stuck, too"), LIVE);
+    assert_eq!(front.origin.hits(), 1, "connections to the upstream");
+    drop(unread);
 }

@@ -42,6 +42,8 @@ pub struct Broken(String);
 
 /// Requests at a time on one HTTP/2 connection.
 const H2_STREAMS_MAX: usize = 100;
+// What nobody reads of some never takes the window from the others.
+const _: () = assert!(H2_STREAMS_MAX <= crate::h2::STREAMS_MAX as usize);
 /// A connection idle for longer is not trusted with what cannot be sent again: the peer may be
 /// closing it this moment.
 const CAREFUL_IDLE: Duration = Duration::from_millis(1_000);
