@@ -30,6 +30,8 @@ pub enum Abuse {
     Empty,
     #[error("it begins a frame and does not end it")]
     Unfinished,
+    #[error("memory is short, and its headers are long and have no end yet")]
+    Shed,
 }
 
 /// Who is on the other end.
@@ -104,6 +106,7 @@ impl Abuse {
             Self::Chatter => "h2-chatter",
             Self::Empty => "h2-empty",
             Self::Unfinished => "h2-unfinished",
+            Self::Shed => "h2-shed",
         }
     }
 }

@@ -4,7 +4,7 @@
 
 /// Bytes that a client sends before its first frame.
 pub const PREFACE_BYTES: u32 = 24;
-const HEAD_BYTES: usize = 9;
+pub const HEAD_BYTES: usize = 9;
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -85,6 +85,11 @@ impl Scanner {
         let head = Head::parse(self.head);
         (self.have, self.left, self.data) = (0, head.bytes, head.kind == DATA);
         Some((head, skipped + taken))
+    }
+
+    /// What is missing of the frame that was found last.
+    pub fn left(&self) -> u32 {
+        self.left
     }
 
     /// Whether a frame, other than one of a body, or a head has begun and not ended.

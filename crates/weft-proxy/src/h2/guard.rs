@@ -14,7 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::budget::{Abuse, Budget, Peer};
-use super::frames::{ACK, GOAWAY, PREFACE_BYTES, RST_STREAM, SETTINGS, Scanner};
+use super::frames::{
+    ACK, CONTINUATION, GOAWAY, HEAD_BYTES, PREFACE_BYTES, RST_STREAM, SETTINGS, Scanner,
+};
+use crate::overload;
 
 /// How long a closing connection reads on, so that its peer gets to see the GOAWAY: unread bytes
 /// would make the kernel reset it.
@@ -27,6 +30,8 @@ pub struct Guard<I> {
     watch: Rc<Watch>,
     received: Scanner,
     sent: Scanner,
+    /// Of the frame that was found last, with those before it of its block of headers.
+    frame: usize,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -38,6 +43,8 @@ pub struct Watch {
     abuse: Cell<Option<Abuse>>,
     /// Since when a frame or a block of headers lacks its end.
     unfinished: Cell<Option<Instant>>,
+    /// What has come of it.
+    begun: Cell<usize>,
     /// Anything was received since this was asked last.
     heard: Cell<bool>,
     /// The peer has said what it takes.
@@ -55,6 +62,7 @@ impl<I> Guard<I> {
             budget: RefCell::new(Budget::new(peer, 0)),
             abuse: Cell::new(None),
             unfinished: Cell::new(None),
+            begun: Cell::new(0),
             heard: Cell::new(false),
             settled: Cell::new(false),
             leaving: Cell::new(false),
@@ -62,7 +70,7 @@ impl<I> Guard<I> {
         let preface = |sends: bool| Scanner::new(if sends { PREFACE_BYTES } else { 0 });
         let server = peer == Peer::Server;
         let (received, sent) = (preface(!server), preface(server));
-        (Self { io, watch: watch.clone(), received, sent, linger: None }, watch)
+        (Self { io, watch: watch.clone(), received, sent, frame: 0, linger: None }, watch)
     }
 
     /// How many of the bytes may be seen: all, or those before the frame that is too much.
@@ -80,6 +88,8 @@ impl<I> Guard<I> {
             if head.kind == GOAWAY {
                 watch.leaving.set(true);
             }
+            let before = if head.kind == CONTINUATION { self.frame } else { 0 };
+            self.frame = before.saturating_add(HEAD_BYTES + size(head.bytes));
             at += end;
         }
         watch.heard.set(true);
@@ -87,6 +97,10 @@ impl<I> Guard<I> {
         if unfinished != watch.unfinished.get().is_some() {
             watch.unfinished.set(unfinished.then(Instant::now));
         }
+        // The few bytes of a frame's own head do not count.
+        let left = size(self.received.left());
+        let begun = unfinished && (left > 0 || budget.is_in_block());
+        watch.begun.set(if begun { self.frame.saturating_sub(left) } else { 0 });
         bytes.len()
     }
 
@@ -212,6 +226,12 @@ impl Watch {
         self.unfinished.get()
     }
 
+    /// Whether memory is too short to wait for the end of what has begun. Proxies of the mesh are
+    /// few, and their connections carry the requests of many clients.
+    pub fn is_shed(&self) -> bool {
+        overload::gives_up(self.begun.get()) && self.budget.borrow().peer() == Peer::Client
+    }
+
     /// Whether anything came since this was asked last.
     pub fn take_heard(&self) -> bool {
         self.heard.take()
@@ -236,6 +256,71 @@ impl Watch {
         match self.budget.borrow().peer() {
             Peer::Server => Poll::Ready(Err(io::Error::other(abuse))),
             Peer::Client | Peer::MeshClient => Poll::Pending,
+        }
+    }
+}
+
+fn size(bytes: u32) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::super::frames::{DATA, END_HEADERS, HEADERS};
+    use super::*;
+    use crate::overload::tests::SHORT_HERE;
+
+    fn frame(kind: u8, flags: u8, bytes: usize) -> Vec<u8> {
+        let length = u32::try_from(bytes).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, 1], &vec![0; bytes]].concat()
+    }
+
+    #[tokio::test]
+    async fn what_has_come_of_headers_is_counted_until_their_end() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let (mut guard, watch) = Guard::new(ours, Peer::Client);
+        let headers = frame(HEADERS, 0, 5_000);
+        let (next, last) = (frame(CONTINUATION, 0, 100), frame(CONTINUATION, END_HEADERS, 100));
+        let data = frame(DATA, 0, 9_000);
+        let steps: [(&[u8], usize); 12] = [
+            (&[0; 20], 0),
+            (&[0; 4], 0),
+            (&frame(SETTINGS, 0, 0), 0),
+            (&headers[..2_509], 2_509),
+            (&headers[2_509..], 5_009),
+            (&next, 5_118),
+            (&last[..5], 5_118),
+            (&last[5..10], 5_128),
+            (&last[10..], 0),
+            (&data[..6_000], 0),
+            (&data[6_000..], 0),
+            (&headers[..5], 0),
+        ];
+        for (n, (bytes, begun)) in steps.into_iter().enumerate() {
+            theirs.write_all(bytes).await.unwrap();
+            guard.read_exact(&mut vec![0; bytes.len()]).await.unwrap();
+            assert_eq!(watch.begun.get(), begun, "step {n}");
+        }
+    }
+
+    #[tokio::test]
+    async fn long_headers_without_an_end_are_shed_where_memory_is_short() {
+        let cases = [
+            (Peer::Client, 5_000, true, true),
+            (Peer::Client, 5_000, false, false),
+            (Peer::Client, 4_000, true, false),
+            (Peer::MeshClient, 5_000, true, false),
+        ];
+        for (peer, bytes, short, shed) in cases {
+            SHORT_HERE.set(short);
+            let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+            let (mut guard, watch) = Guard::new(ours, peer);
+            let bytes = [vec![0; 24], frame(HEADERS, 0, bytes)].concat();
+            theirs.write_all(&bytes).await.unwrap();
+            guard.read_exact(&mut vec![0; bytes.len()]).await.unwrap();
+            assert_eq!(watch.is_shed(), shed, "{peer:?} {} {short}", bytes.len());
         }
     }
 }

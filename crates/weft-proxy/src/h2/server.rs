@@ -193,6 +193,9 @@ where
                 Poll::Ready(None) => return Poll::Ready(self.abused()),
                 Poll::Pending => {}
             }
+            if self.closing.is_none() && self.watch.is_shed() {
+                self.watch.stop(Abuse::Shed);
+            }
             if self.closing.is_none() && self.watch.abuse().is_some() {
                 self.calm();
                 continue;
