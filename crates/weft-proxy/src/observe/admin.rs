@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use weft_base::clock::Clock;
+use weft_base::limits::CHECK_HEADER;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_identity::Svid;
@@ -32,6 +33,7 @@ use weft_model::{Health, Resource};
 use self::stats::{Baseline, Query};
 use super::exposition::{ProxyCollector, render, render_classic};
 use super::metrics::WorkerCells;
+use crate::checks;
 use crate::config::ProxyConfig;
 use crate::http::cache::Store;
 use crate::ingest::Status;
@@ -90,6 +92,10 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("POST", "/quitquitquit", "the same"),
 ];
 
+/// What a health check that a client defined may ask of these doors: it comes from this machine,
+/// which may do more than the client.
+const FOR_CHECKS: [&str; 4] = ["/ready", "/healthz/ready", "/metrics", "/stats/prometheus"];
+
 /// Serves one door until the group stops.
 pub async fn serve(socket: TcpListener, admin: Arc<Admin>, role: Role, tasks: TaskGroup) {
     loop {
@@ -144,6 +150,10 @@ impl Admin {
 
     fn answer<B>(&self, role: Role, request: &Request<B>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
+        if is_out_of_bounds(request.headers(), path) {
+            let why = "health checks that clients define may ask a proxy for its health only\n";
+            return text(StatusCode::FORBIDDEN, why.into());
+        }
         if role == Role::Admin && !is_local(request.headers()) {
             return text(StatusCode::FORBIDDEN, "ask by address, and not from a web page\n".into());
         }
@@ -414,6 +424,10 @@ fn is_local(headers: &HeaderMap) -> bool {
     let host = headers.get(HOST).and_then(|h| h.to_str().ok()).and_then(Authority::parse);
     let by_address = host.is_some_and(|a| a.ip().is_some() || a.host == "localhost");
     by_address && !headers.contains_key(ORIGIN)
+}
+
+fn is_out_of_bounds(headers: &HeaderMap, path: &str) -> bool {
+    headers.contains_key(CHECK_HEADER) && !FOR_CHECKS.contains(&path) && checks::on("client-checks")
 }
 
 fn all_backends(table: &Table) -> impl Iterator<Item = &Arc<BackendEntry>> {

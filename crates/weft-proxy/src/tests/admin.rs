@@ -85,6 +85,37 @@ async fn reg_45_65_no_web_page_reaches_the_admin_door() {
     assert_eq!(read(&bed, "/ready").await.body, "LIVE\n");
 }
 
+/// What fails without a check of the admin door.
+pub(super) const CASES: &[(&str, &str)] = &[(
+    concat!(module_path!(), "::reg_58_a_clients_check_asks_a_proxy_for_its_health_only"),
+    "client-checks",
+)];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_58_a_clients_check_asks_a_proxy_for_its_health_only() {
+    let bed = used().await;
+    let addresses = bed.proxy.addresses();
+    let check = async |door, method: Method, path: &str| {
+        let request = Request::builder().method(method).uri(path).header("host", "127.0.0.1");
+        let request = request.header("X-Weft-Check", "1").body(Full::default()).unwrap();
+        send(door, request).await
+    };
+    for path in ["/", "/help", "/stats", "/config_dump", "/certs", "/clusters", "/ready/"] {
+        assert_eq!(check(addresses.admin, Method::GET, path).await.status, 403, "{path}");
+    }
+    for path in ["/ready", "/healthz/ready", "/metrics", "/stats/prometheus?usedonly"] {
+        assert_eq!(check(addresses.admin, Method::GET, path).await.status, 200, "{path}");
+    }
+    for path in ["/healthcheck/fail", "/reset_counters", "/drain_listeners", "/quitquitquit"] {
+        let got = check(addresses.admin, Method::POST, path).await;
+        assert_eq!(got.status, 403, "{path}");
+        assert!(got.body.contains("for its health only"), "{}", got.body);
+    }
+    assert_eq!(check(addresses.metrics, Method::GET, "/config_dump").await.status, 403);
+    assert_eq!(check(addresses.ready, Method::GET, "/healthz/ready").await.status, 200);
+    assert_eq!(read(&bed, "/ready").await.body, "LIVE\n");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn stats_are_narrowed_and_counted_anew() {
     let bed = used().await;

@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use weft_base::limits::{CONNECTIONS_MAX, HEADERS_MAX};
+use weft_base::limits::{CHECK_HEADER, CONNECTIONS_MAX, HEADERS_MAX};
 use weft_base::task::TaskGroup;
 
 use super::error::Refusal;
@@ -39,6 +39,9 @@ const LINGER: Duration = Duration::from_secs(10);
 const GZIP_BYTES_MIN: usize = 1400;
 /// How often a request is judged while what it is judged by keeps changing.
 const ADMISSIONS_MAX: usize = 5;
+
+/// What a health check that a client defined may ask of this door.
+const FOR_CHECKS: [&str; 3] = ["/", "/v1/status/leader", "/v1/status/peers"];
 
 /// One request, read and taken apart.
 #[derive(Clone, Debug)]
@@ -130,6 +133,10 @@ impl Door {
         let (head, body) = request.into_parts();
         admit(&head.headers, &self.0.hosts)?;
         let path = head.uri.path().to_owned();
+        if is_out_of_bounds(&head.headers, &path) {
+            let why = "health checks that clients define may ask this door for its leader only";
+            return Err(Refusal::new(StatusCode::FORBIDDEN, why));
+        }
         if head.method == Method::OPTIONS {
             return Ok(Reply::empty().with("Allow", routes::allowed(&path)?));
         }
@@ -218,6 +225,11 @@ fn admit(headers: &HeaderMap, hosts: &[String]) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// It comes from this machine, and not from who defined it.
+fn is_out_of_bounds(headers: &HeaderMap, path: &str) -> bool {
+    headers.contains_key(CHECK_HEADER) && !FOR_CHECKS.contains(&path) && guard::on("checks")
 }
 
 fn is_own(host: &str, hosts: &[String]) -> bool {
@@ -373,6 +385,22 @@ mod tests {
         assert!(ask("localhost", Some("http://localhost:3000")));
         assert!(!ask("localhost", Some("https://evil.example")));
         assert!(!ask("localhost", Some("null")));
+    }
+
+    #[tokio::test]
+    async fn reg_58_a_clients_check_asks_this_door_for_its_leader_only() {
+        let out = |path: &str, header: &str| {
+            let header = http::HeaderName::from_bytes(header.as_bytes()).unwrap();
+            is_out_of_bounds(&HeaderMap::from_iter([(header, HeaderValue::from_static(""))]), path)
+        };
+        let leave = "/v1/agent/leave";
+        for path in [leave, "/v1/kv/x", "/v1/acl/tokens", "/v1/status/leader/", "/V1/status/peers"]
+        {
+            assert!(out(path, "X-Weft-Check"), "{path}");
+            assert!(!out(path, "x-other"), "{path}");
+        }
+        assert!(!out("/", "x-weft-check") && !out("/v1/status/leader", "x-weft-check"));
+        assert!(!guard::without("checks", async { out(leave, "x-weft-check") }).await);
     }
 
     #[test]

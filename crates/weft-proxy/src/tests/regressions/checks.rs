@@ -8,13 +8,13 @@ use std::process::Command;
 use super::{fields, framing, misdirected, targets};
 use crate::checks::WITHOUT;
 use crate::h2;
+use crate::tests::admin;
 
 fn by_check() -> BTreeMap<&'static str, Vec<&'static str>> {
     let tables = framing::CASES.iter().chain(fields::CASES).chain(targets::CASES);
     let mut all: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (case, check) in
-        tables.chain(&[misdirected::CASES, h2::tests::abuse::CASES]).flat_map(|t| t.iter())
-    {
+    let more = [misdirected::CASES, h2::tests::abuse::CASES, admin::CASES];
+    for (case, check) in tables.chain(&more).flat_map(|t| t.iter()) {
         // The harness leaves the crate's name out.
         let (_, case) = case.split_once("::").unwrap();
         all.entry(check).or_default().push(case);
