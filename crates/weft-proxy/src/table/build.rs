@@ -2,7 +2,8 @@
 //! Builds tables from resources, root by root. Ingest owns one builder; it is the only writer.
 //!
 //! A route whose backend is not here yet keeps its previous form (or stays away), so that a new
-//! route goes from 404 to 200 without a 503 between. A bad resource keeps its last good form.
+//! route goes from 404 to 200 without a 503 between. A bad resource keeps its last good form, but
+//! a backend whose TLS cannot be spoken fails: its last form may be one in plaintext.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -179,8 +180,10 @@ impl Builder {
         let checked = resource
             .map_err(|f| f.reason.to_string())
             .and_then(|r| check(&name, r))
-            .and_then(|r| check_tls(r, &self.clock))
-            .and_then(|r| self.check_origin(r));
+            .and_then(|r| check_tls(r, &self.clock));
+        let unspoken = checked.as_ref().ok().and_then(|r| self.check_origin(r).err());
+        let is_unspoken = unspoken.is_some();
+        let checked = unspoken.map_or(checked, Err);
         if let Ok(Resource::Backend(backend)) = &checked
             && backend.policy.is_zoned()
         {
@@ -193,10 +196,10 @@ impl Builder {
             }
             Err(reason) => {
                 // The last good form stays; what never had one becomes a visible failure.
-                children.entry(name.child.clone()).or_insert_with(|| {
+                if is_unspoken || !children.contains_key(&name.child) {
                     let fail = Fail { reason: reason.as_str().into(), origin: None };
-                    Arc::new(Resource::Fail(fail))
-                });
+                    children.insert(name.child.clone(), Arc::new(Resource::Fail(fail)));
+                }
                 // What did not decode is in the client machine's answer already.
                 if !refused {
                     rejected.push(Rejected { name: name.to_string(), reason });
@@ -207,13 +210,13 @@ impl Builder {
 
     /// A backend's certificates and authorities must be usable before any connection needs them:
     /// without them it would be spoken to in plaintext.
-    fn check_origin(&mut self, resource: Resource) -> Result<Resource, String> {
-        if let Resource::Backend(backend) = &resource
-            && let Some(tls) = &backend.policy.tls
-        {
-            self.origin(tls)?;
+    fn check_origin(&mut self, resource: &Resource) -> Result<(), String> {
+        match resource {
+            Resource::Backend(Backend { policy: BackendPolicy { tls: Some(tls), .. }, .. }) => {
+                self.origin(tls).map(drop)
+            }
+            _ => Ok(()),
         }
-        Ok(resource)
     }
 
     fn remove(&mut self, name: &ResourceName) {

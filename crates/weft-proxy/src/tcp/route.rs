@@ -68,7 +68,11 @@ pub fn backend_of(
             );
         }
     }
-    entry.default_backend(port).cloned().map(Ok)
+    // Who is known and fails is not unknown: nothing goes there past its sentence.
+    Some(entry.default_backend(port).cloned().ok_or_else(|| match entry.fails.get(&port.backend) {
+        Some(fail) => fail.reason.to_string(),
+        None => format!("{} has no backend {:?}", entry.host.name, port.backend),
+    }))
 }
 
 /// The way of a gateway's listener that looks at no bytes; `host` is the server name that TLS

@@ -153,6 +153,34 @@ fn an_app_that_speaks_tls_is_spoken_to_past_its_sidecar() {
     assert!(table.backend(&name).is_none() && table.fail(&name).is_some());
 }
 
+#[test]
+fn tls_that_cannot_be_spoken_takes_the_place_of_the_form_before() {
+    let name = Root::host(fqdn("user")).child("backend/80");
+    let broken = "-----BEGIN CERTIFICATE-----\nZ2FyYmFnZQ==\n-----END CERTIFICATE-----\n";
+    let anyone = || UpstreamTls { trust: Trust::Anyone, ..UpstreamTls::default() };
+    let unusable = [
+        UpstreamTls { trust: Trust::Authorities(broken.into()), ..UpstreamTls::default() },
+        UpstreamTls { trust: Trust::Authorities("garbage".into()), ..UpstreamTls::default() },
+        UpstreamTls { server_name: Some("*.example.com".into()), ..anyone() },
+    ];
+    let before = [None, Some(Box::new(anyone()))];
+    for (tls, old) in unusable.iter().flat_map(|tls| before.iter().map(move |old| (tls, old))) {
+        let mut builder = Builder::new(1, Clock::system(), "shop".into());
+        let table = apply(&mut builder, in_zones("user", &["a"], |p| p.tls.clone_from(old)));
+        assert!(table.backend(&name).is_some());
+        let new = in_zones("user", &["a"], |p| p.tls = Some(Box::new(tls.clone())));
+        let upserts = new.into_iter().map(|(n, r)| (n, Ok(r))).collect();
+        let (table, rejected) = builder.apply(2, upserts, &[]);
+        assert!(table.backend(&name).is_none(), "the old form stays beside {tls:?}");
+        assert_eq!(rejected.len(), 1);
+        assert_eq!(*table.fail(&name).unwrap().reason, *rejected[0].reason);
+        // Opaque connections are refused with it, and do not pass as if nobody knew the host.
+        let mut rng = weft_base::rng::Rng::seeded(1);
+        let way = crate::tcp::route::backend_of(&table, &fqdn("user"), 80, &mut rng);
+        assert_eq!(way.map(|way| way.is_err()), Some(true));
+    }
+}
+
 proptest! {
     /// However changes are cut into transactions, the table is the one made at once.
     #[test]
