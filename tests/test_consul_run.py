@@ -78,8 +78,8 @@ def test_a_program_is_an_instance_for_as_long_as_it_lives(server, tmp_path):
     port = free_port()
     args = ["--name", "web", "--port", str(port), "--tag", "v1", "--meta", "version=1"]
 
-    def start():
-        return Run(server, tmp_path, *args, command=[*HTTP, str(port)])
+    def start(*more):
+        return Run(server, tmp_path, *args, *more, command=[*HTTP, str(port)])
 
     # Its own end.
     with start() as run:
@@ -103,16 +103,16 @@ def test_a_program_is_an_instance_for_as_long_as_it_lives(server, tmp_path):
         child = run.child()
         run.process.kill()
         until("the program goes with it", lambda: not alive(child), 2)
-        until("the instance goes", lambda: known(server, "web") == [], 5)
+        until("the instance goes", lambda: known(server, "web") == [], 15)
 
     # Asked to end, it first tells others, and the program may finish.
-    with start() as run:
+    with start("--drain-ms", "8000") as run:
         until("it is found", lambda: passing(server, "web"))
         child = run.child()
         run.process.send_signal(signal.SIGTERM)
-        until("nobody finds it", lambda: known(server, "web") == [], 2)
+        until("nobody finds it", lambda: known(server, "web") == [], 6)
         assert alive(child), "it still serves who knew it"
-        assert run.process.wait(10) == 143
+        assert run.process.wait(20) == 143
         assert not alive(child)
 
 
@@ -156,13 +156,14 @@ def test_what_cannot_be_run_is_said(server, tmp_path):
 # -- drain ---------------------------------------------------------------------------------------
 
 APP = r"""
-import http.server, os, time
+import http.server, os, pathlib, time
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         if self.path == "/slow":
+            pathlib.Path("holds-" + os.environ["POD_NAME"]).touch()
             time.sleep(3)
         body = os.environ["POD_NAME"].encode()
         self.send_response(200)
@@ -275,33 +276,35 @@ def test_a_drained_pod_finishes_what_it_has_and_is_picked_no_more(tmp_path):
             requests.get(url + "slow", timeout=20))) for _ in range(9)]
         for thread in threads:
             thread.start()
-        time.sleep(0.3)
+        # One that holds a request: it is to finish that.
+        drained = until("a pod holds a slow request", lambda: [
+            name for name in pods if (folder / f"holds-{name}").exists()])[0]
         # The first failures may have been before everything was there.
         load.failed.clear()
-        said = mesh.weft("drain", pods[0], "--reason", "a disk is full").stdout
+        said = mesh.weft("drain", drained, "--reason", "a disk is full").stdout
         acked = time.monotonic()
         assert "is picked no more" in said and "demo/web" in said, said
         for thread in threads:
             thread.join()
         assert sorted(a.status_code for a in slow) == [200] * 9, slow
-        assert pods[0] in {a.text for a in slow}, "one of them was on its way there"
+        assert drained in {a.text for a in slow}, "it finished what it held"
         time.sleep(1)
-        late = load.of(pods[0], acked + 1)
-        assert not late, f"{len(late)} requests a second after the acknowledgement"
+        late = load.of(drained, acked + 0.1)
+        assert not late, f"{len(late)} requests after the acknowledgement"
         assert not load.failed, load.failed[:3]
         # It runs on, and everybody can see why nothing comes.
-        shown = json.loads(mesh.kubectl("get", "pod", pods[0], "-n", "demo", "-o", "json").stdout)
+        shown = json.loads(mesh.kubectl("get", "pod", drained, "-n", "demo", "-o", "json").stdout)
         assert shown["metadata"]["annotations"]["weft.dev/drain"] == "a disk is full"
         assert any(c["type"] == "Ready" and c["status"] == "True"
                    for c in shown["status"]["conditions"])
         found = json.loads(mesh.weft("get", "endpoints", "web", "-n", "demo", "-o", "json").stdout)
-        row = next(r for r in found["endpoints"] if r["instance"] == pods[0])
+        row = next(r for r in found["endpoints"] if r["instance"] == drained)
         assert row["health"] == "draining", row
         listed = mesh.consul("/v1/health/service/web?ns=demo&passing").json()
         assert len(listed) == 2
-        mesh.weft("drain", pods[0], "--undo")
+        mesh.weft("drain", drained, "--undo")
         back = time.monotonic()
-        until("it is picked again", lambda: load.of(pods[0], back), 5)
+        until("it is picked again", lambda: load.of(drained, back), 5)
         assert not load.failed, load.failed[:3]
         wrong = mesh.weft("drain", "nobody", check=False)
         assert wrong.returncode == 1 and "no service has an instance" in wrong.stderr
@@ -376,8 +379,8 @@ def test_services_of_a_machine_that_falls_silent_are_critical_until_it_is_back(t
             for how, again in [(signal.SIGSTOP, None), (signal.SIGKILL, agent)]:
                 running.send_signal(how)
                 begun = time.monotonic()
-                until("its node is critical", lambda: serf() == "critical", 10)
-                assert 2 < time.monotonic() - begun < 8, "the lease is 5 s"
+                until("its node is critical", lambda: serf() == "critical", 20)
+                assert time.monotonic() - begun > 2, "the lease is 5 s"
                 assert passing(server, "web") == [] and names(server, "web.service.consul") == []
                 assert health() == ["unhealthy"]
                 [entry] = requests.get(f"{server.consul}/v1/health/service/web", timeout=5).json()
