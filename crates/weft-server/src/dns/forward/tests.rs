@@ -102,7 +102,7 @@ fn replies(script: &Script, query: &[u8], datagram: bool) -> Vec<Vec<u8>> {
             vec![other_id, other_name, good]
         }
         Some(Does::Options) => {
-            // Header, question (a length before each label, the root), an OPT record without options.
+            // Header, question (a length before each label, the root), OPT without options.
             let bare = 12 + name.len() + 2 + 4 + 11;
             let mut answer = address([192, 0, 2, u8::try_from(query.len() - bare).unwrap()]);
             answer[11] = 1;
