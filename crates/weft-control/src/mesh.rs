@@ -5,7 +5,8 @@
 //! [`Mesh::scope`] once per node, and again when an update says so, then asks that scope for each
 //! changed resource. Never reads the World.
 //!
-//! A gateway sees its own listeners and the hosts that their routes name. A sidecar sees its own
+//! A gateway sees its own listeners and the hosts that their routes name, but private keys of its
+//! own namespace alone. A sidecar sees its own
 //! inbound listeners and every host exported to its namespace, with the routes meant for it. When
 //! that is more than a proxy holds, it keeps its own listeners and its own namespace's hosts, and
 //! asks for the others by name.
@@ -14,7 +15,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use weft_model::{GATEWAYS_MARK, Labels, Parent, Resource, ResourceName, Root, Route, Scope};
+use weft_model::{
+    Backend, GATEWAYS_MARK, Labels, Parent, Resource, ResourceName, Root, Route, Scope,
+};
 use weft_xds::{NodeId, NodeKind};
 
 use crate::push::NodeScope;
@@ -45,6 +48,7 @@ pub enum MeshScope {
         restricted: OrdMap<Root, Namespaces>,
     },
     Gateway {
+        namespace: Arc<str>,
         /// What the names of its own listeners begin with.
         listeners: String,
         /// What its listeners' routes name, by listener.
@@ -70,7 +74,8 @@ impl Mesh {
                 let own = self.references.range(Root::listener(&*listeners)..);
                 let own = own.take_while(|(root, _)| begins(root, &listeners));
                 let references = own.map(|(_, r)| r.clone()).collect();
-                Some(MeshScope::Gateway { listeners, references })
+                let namespace = node.namespace.as_str().into();
+                Some(MeshScope::Gateway { namespace, listeners, references })
             }
         }
     }
@@ -114,6 +119,15 @@ impl MeshScope {
         matches!(self, Self::Gateway { .. })
     }
 
+    /// Whether a backend's private key, if it has one, may be this node's: it is a Gateway of the
+    /// namespace whose rule, and so whose Secret, has it.
+    fn may_show(&self, backend: &Backend) -> bool {
+        let shows = backend.policy.tls.as_ref().is_some_and(|tls| tls.certificate.is_some());
+        !shows
+            || matches!((self, &backend.origin), (Self::Gateway { namespace, .. }, Some(origin))
+                if origin.namespace == *namespace)
+    }
+
     /// Whether a route is for this node's requests: mesh routes are for sidecars, each for the
     /// clients that it names; gateways have routes of their own.
     fn is_client_of(&self, route: &Route) -> bool {
@@ -136,6 +150,7 @@ impl NodeScope for MeshScope {
     fn sees(&self, name: &ResourceName, resource: &Resource) -> bool {
         let meant = match resource {
             Resource::Route(route) => self.is_client_of(route),
+            Resource::Backend(backend) => self.may_show(backend),
             _ => true,
         };
         // What Gateways say to a service, with keys of theirs, is not for sidecars.
@@ -160,6 +175,11 @@ impl NodeScope for MeshScope {
 /// The root of one port of a gateway.
 pub fn gateway_root(namespace: &str, name: &str, port: u16) -> Root {
     Root::listener(format!("{namespace}~{name}~{port}"))
+}
+
+/// The namespace of the gateway that a listener is of.
+pub(crate) fn gateway_namespace(listener: &Root) -> &str {
+    listener.name().split('~').next().unwrap_or_default()
 }
 
 /// The same of a port that takes datagrams.

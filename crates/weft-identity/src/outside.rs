@@ -105,6 +105,11 @@ pub fn roots(pem: &str) -> Result<Arc<RootCertStore>, PemError> {
     if store.is_empty() { Err(PemError::NoCertificate) } else { Ok(Arc::new(store)) }
 }
 
+/// Whether a handshake can ask for a name: a host name or an address, and no pattern.
+pub fn is_server_name(name: &str) -> bool {
+    ServerName::try_from(name).is_ok()
+}
+
 /// Server side of a listener.
 ///
 /// # Errors

@@ -76,6 +76,7 @@ pub(super) fn secured(
     if let Some((object, spec)) = policies.effective(Some(&port.name)) {
         let failed = |reason| Said { reason, origin: origin(object, "spec.validation") };
         out.gateways = Some(Some(spoken(reader, object, spec).map_err(failed)));
+        out.only = None;
     }
     out
 }
@@ -172,11 +173,12 @@ fn authority<'w>(
 
 // === routes of Gateways ===
 
-/// Has the rules of a Gateway's route name the forms of backends that are for Gateways.
-pub(super) fn for_gateways(reader: &Reader<'_>, env: &Env, rules: &mut [Rule]) {
+/// Has the rules of a Gateway's route name the forms of backends that are for Gateways of its
+/// namespace.
+pub(super) fn for_gateways(reader: &Reader<'_>, env: &Env, namespace: &str, rules: &mut [Rule]) {
     let rename = |target: &mut Target| {
         if let Target::Backend(name) = target
-            && has_form(reader, env, name)
+            && formed(reader, env, name).is_for_gateways_of(namespace)
         {
             name.child = format!("{}{GATEWAYS_MARK}", name.child).into();
         }
@@ -200,23 +202,25 @@ pub(super) fn for_gateways(reader: &Reader<'_>, env: &Env, rules: &mut [Rule]) {
     }
 }
 
-/// Whether Gateways speak to a backend in another way than sidecars.
-fn has_form(reader: &Reader<'_>, env: &Env, name: &ResourceName) -> bool {
-    let Root::Host(host) = &name.root else { return false };
+/// How a backend is spoken to, by whom.
+fn formed(reader: &Reader<'_>, env: &Env, name: &ResourceName) -> Secured {
+    let Root::Host(host) = &name.root else { return Secured::default() };
     let mut parts = name.child.split('/').skip(1);
     let port = parts.next().and_then(|port| port.parse::<u16>().ok());
-    let (Some(port), subset) = (port, parts.next()) else { return false };
+    let (Some(port), subset) = (port, parts.next()) else { return Secured::default() };
     let service = names::service_of_host(host, "", env);
     let found = service.and_then(|key| Some((reader.service(&key)?.1, key)));
     let Some((service, key)) = found else {
-        return service_entry::is_for_gateways(reader, host, port);
+        return service_entry::formed(reader, host, port);
     };
-    let Some(port) = service.spec.ports.iter().find(|p| p.port == port) else { return false };
+    let Some(port) = service.spec.ports.iter().find(|p| p.port == port) else {
+        return Secured::default();
+    };
     let policies = Policies::read(reader, key.namespace.as_str(), key.name.as_str());
     let rules = destination_rule::rules_for(reader, env, &key);
     let subset =
         subset.and_then(|name| rules.subsets().into_iter().find(|s| &*s.view.name == name));
-    secured(reader, &policies, &rules, (port, host), subset.as_ref()).gateways.is_some()
+    secured(reader, &policies, &rules, (port, host), subset.as_ref())
 }
 
 // === the policy's own unit ===

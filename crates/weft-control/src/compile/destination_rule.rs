@@ -8,7 +8,7 @@ use weft_base::issue::{FieldPath, Issues};
 use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
 use weft_kinds::views::istio::{self, ClientTls, Subset, TrafficPolicy};
-use weft_kinds::world::{Index, Object};
+use weft_kinds::world::{Index, Object, host_key};
 use weft_model::{BackendPolicy, Origin};
 
 use super::{Env, Output, Reader, client_tls, names, origin, service_entry, traffic_policy};
@@ -34,10 +34,10 @@ pub(super) fn rules_for<'w>(reader: &Reader<'w>, env: &Env, service: &ServiceKey
 
 /// The same for a host that a ServiceEntry of a namespace defines.
 pub(super) fn rules_for_host<'w>(reader: &Reader<'w>, host: &str, namespace: &str) -> Rules<'w> {
-    let host = host.to_ascii_lowercase();
+    let host = host_key(host, namespace);
     let parents = host.match_indices('.').map(|(at, _)| format!("*{}", &host[at..]));
     let patterns: Vec<String> =
-        std::iter::once(host.clone()).chain(parents).chain(["*".to_owned()]).collect();
+        std::iter::once(host.to_string()).chain(parents).chain(["*".to_owned()]).collect();
     first_of(reader, patterns, namespace)
 }
 
@@ -115,40 +115,74 @@ fn acceptance(
     rule: &istio::DestinationRule,
     issues: &mut Issues,
 ) -> Condition {
-    let no = |reason, message: String| Condition::new("Accepted", false, reason, message);
     let host = &rule.spec.host;
     if host.contains('*') {
+        judge_pattern(rule, issues);
         return Condition::new("Accepted", true, "Accepted", format!("in effect for {host}"));
     }
-    let Some(service) = names::service_of_host(host, &object.key.namespace, env) else {
-        if service_entry::find(reader, host, &object.key.namespace).is_some() {
-            return Condition::new("Accepted", true, "Accepted", format!("in effect for {host}"));
-        }
-        return no("HostNotFound", format!("spec.host: {host} is no service of this mesh"));
+    let (rules, name) = match in_effect(reader, env, object, rule, issues) {
+        Ok(found) => found,
+        Err((reason, message)) => return Condition::new("Accepted", false, reason, message),
     };
-    if service.namespace.as_str() != &*object.key.namespace {
-        return no(
-            "NotInServiceNamespace",
-            format!(
-                "not used: rules for {service} are read from its own namespace; move this one to \
-                 {}",
-                service.namespace
-            ),
-        );
-    }
-    if reader.service(&service).is_none() {
-        return no("HostNotFound", format!("spec.host: there is no Service {service}"));
-    }
-    let rules = rules_for(reader, env, &service);
     let first = rules.0.first().map(|(o, _)| &o.key);
     if first.is_some_and(|first| *first != object.key) && rule.spec.traffic_policy.is_some() {
         let older = first.map(ToString::to_string).unwrap_or_default();
         issues.warning(
             FieldPath::new("spec.trafficPolicy"),
-            format!("not used: the older {older} decides the policy of {service}"),
+            format!("not used: the older {older} decides the policy of {name}"),
         );
     }
-    Condition::new("Accepted", true, "Accepted", format!("in effect for {service}"))
+    Condition::new("Accepted", true, "Accepted", format!("in effect for {name}"))
+}
+
+/// The rules of a host, which this rule is one of, and its name; or why it is in effect for none,
+/// as a condition's reason and a sentence.
+fn in_effect<'w>(
+    reader: &Reader<'w>,
+    env: &Env,
+    object: &Object,
+    rule: &istio::DestinationRule,
+    issues: &mut Issues,
+) -> Result<(Rules<'w>, String), (&'static str, String)> {
+    let (host, own) = (&rule.spec.host, &object.key.namespace);
+    let elsewhere = |name: &str, ns: &str| {
+        let text = format!(
+            "not used: rules for {name} are read from its own namespace; move this one to {ns}"
+        );
+        Err(("NotInServiceNamespace", text))
+    };
+    let service = names::service_of_host(host, own, env);
+    let is_service = service.as_ref().is_some_and(|s| reader.service(s).is_some());
+    let is_own = service.as_ref().is_some_and(|s| s.namespace.as_str() == &**own);
+    // `example.com` reads as Service `com/example`, too.
+    let is_mesh = (is_own && is_service) || names::is_of_mesh(host, env);
+    if !is_mesh && let Some((entry, _)) = service_entry::find(reader, host, own) {
+        if entry.key.namespace != *own {
+            return elsewhere(&format!("{host} of {}", entry.key), &entry.key.namespace);
+        }
+        service_entry::judge_rule(entry, rule, issues);
+        return Ok((rules_for_host(reader, host, own), host.to_string()));
+    }
+    match service {
+        None => Err(("HostNotFound", format!("spec.host: {host} is no service of this mesh"))),
+        Some(service) if !is_own => elsewhere(&service.to_string(), service.namespace.as_str()),
+        Some(service) if is_service => Ok((rules_for(reader, env, &service), service.to_string())),
+        Some(service) => Err(("HostNotFound", format!("spec.host: there is no Service {service}"))),
+    }
+}
+
+/// What only a pattern takes is no host of the mesh, so nobody begins TLS with it.
+fn judge_pattern(rule: &istio::DestinationRule, issues: &mut Issues) {
+    let (spec, host) = (&rule.spec, &rule.spec.host);
+    let inner = spec.subsets.iter().filter_map(|s| s.traffic_policy.as_ref());
+    if inner.chain(&spec.traffic_policy).any(client_tls::originates_any) {
+        let text = format!(
+            "{host}: TLS is begun with Services and with hosts that a ServiceEntry of this \
+             namespace names in full; other names that fit pass as they are, in plaintext when \
+             the application speaks it"
+        );
+        issues.warning(FieldPath::new("spec.host"), text);
+    }
 }
 
 // === impl Rules ===

@@ -13,6 +13,7 @@ use weft_model::{Dialect, Filter, Matching, Parent, Rank, Resource, Root, Route,
 
 use super::http_rule::{self, Rules};
 use super::{Env, Output, Reader, backend_tls, gateway, names, origin, policy_attachment};
+use crate::mesh::gateway_namespace;
 use crate::status::{Condition, ParentStatus, StatusBody, StatusUpdate};
 
 /// Where a route attached: per gateway port its sections and host names, and mesh hosts.
@@ -109,7 +110,7 @@ fn emit(
         let parent = Parent::Listener { root: root.clone(), sections, hostnames };
         let mut route = make(parent, Scope::Any, Dialect::ProducerHttpRoute);
         route.rules.iter_mut().for_each(|r| drop(r.filters.splice(..0, filters.clone())));
-        backend_tls::for_gateways(reader, env, &mut route.rules);
+        backend_tls::for_gateways(reader, env, gateway_namespace(&root), &mut route.rules);
         let route = Resource::Route(route);
         out.draft(root.child(child), route, rules.may_come);
     }

@@ -35,6 +35,13 @@ pub fn service_of_host(host: &str, namespace: &str, env: &Env) -> Option<Service
     ours.then(|| ServiceKey::new(ns, name).ok()).flatten()
 }
 
+/// Whether a host can be a Service's alone: its long forms. A name with one dot may be the world's.
+pub fn is_of_mesh(host: &str, env: &Env) -> bool {
+    let lower = host.to_ascii_lowercase();
+    let lower = lower.strip_suffix('.').unwrap_or(&lower);
+    lower.ends_with(".svc") || lower.ends_with(&format!(".svc.{}", env.cluster_domain))
+}
+
 /// The host patterns that take a service, as [`host_key`] writes them, most specific first.
 pub fn host_patterns(service: &ServiceKey, env: &Env) -> Vec<String> {
     let (ns, name) = (service.namespace.as_str(), service.name.as_str());

@@ -4,21 +4,23 @@
 //! ([`World::resolved`](weft_kinds::world::World::resolved)); nothing is looked up here.
 //!
 //! A host without endpoints (resolution `NONE`, or a name that was not found yet) is no host of
-//! the mesh: what goes there passes as it is.
+//! the mesh: what goes there passes as it is. Ports that a DestinationRule has TLS begun on are
+//! the mesh's all the same, and fail: nothing goes there in plaintext.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use weft_base::issue::{FieldPath, Issues};
 use weft_kinds::views::View;
-use weft_kinds::views::service_entry::{EntryEndpoint, EntryPort, ServiceEntry};
+use weft_kinds::views::istio::DestinationRule;
+use weft_kinds::views::service_entry::{EntryEndpoint, EntryPort, ServiceEntry, ServiceEntrySpec};
 use weft_kinds::world::{Index, Object, host_key};
 use weft_model::{
     Backend, BackendPolicy, Endpoint, EndpointSet, GATEWAYS_MARK, Health, Host, HostPort, Labels,
     Locality, Protocol, Resource, Root, Transport, backend_child, endpoints_child,
 };
 
-use super::client_tls::{self, Secured};
+use super::client_tls::{self, Said, Secured};
 use super::destination_rule::{self, Rules, not_done};
 use super::{Env, Output, Reader, names, origin, protocol};
 use crate::status::{Condition, StatusBody, StatusUpdate};
@@ -68,12 +70,39 @@ fn secured(reader: &Reader<'_>, rules: &Rules<'_>, host: &str, port: u16) -> Sec
     client_tls::secured(reader, rules.tls(port, None), host)
 }
 
-/// Whether Gateways speak to an entry's host in another way than sidecars.
-pub(super) fn is_for_gateways(reader: &Reader<'_>, host: &str, port: u16) -> bool {
-    let Some((object, _)) = find(reader, host, "") else { return false };
+/// How an entry's host is spoken to, by whom.
+pub(super) fn formed(reader: &Reader<'_>, host: &str, port: u16) -> Secured {
+    let Some((object, _)) = find(reader, host, "") else { return Secured::default() };
     let rules = destination_rule::rules_for_host(reader, host, &object.key.namespace);
-    secured(reader, &rules, host, port).gateways.is_some()
+    secured(reader, &rules, host, port)
 }
+
+/// What a DestinationRule about an entry's host should know of it.
+pub(super) fn judge_rule(object: &Object, rule: &DestinationRule, issues: &mut Issues) {
+    let View::ServiceEntry(entry) = &object.view else { return };
+    let policy = rule.spec.traffic_policy.as_ref();
+    if policy.is_some_and(client_tls::originates_any) && is_without(&entry.spec) {
+        let text = format!("nothing is sent there: {} {WITHOUT}", object.key);
+        issues.warning(FieldPath::new("spec.trafficPolicy.tls"), text);
+    }
+    if !rule.spec.subsets.is_empty() {
+        let text = format!("not used: hosts of {} have no subsets", object.key);
+        issues.warning(FieldPath::new("spec.subsets"), text);
+    }
+}
+
+/// Whether rules have TLS begun on a port.
+fn is_begun(rules: &Rules<'_>, port: &EntryPort) -> bool {
+    rules.tls(port.number, None).is_some_and(|(_, tls)| client_tls::originates(tls))
+}
+
+/// Whether an entry says not where its hosts are.
+fn is_without(spec: &ServiceEntrySpec) -> bool {
+    &*spec.resolution != "STATIC" && !spec.is_dns()
+}
+
+const WITHOUT: &str = "names no address to begin TLS with; say resolution: DNS, or STATIC and \
+                       endpoints";
 
 /// The root of a host that an entry names.
 pub(super) fn root_of(host: &str) -> Root {
@@ -89,11 +118,9 @@ impl Build<'_, '_> {
     /// Whether a host is this entry's to define.
     fn owner(&self, env: &Env, host: &str) -> Result<(), String> {
         let own = &self.object.key.namespace;
-        if let Some(service) = names::service_of_host(host, own, env).filter(|_| {
-            // A name with one dot may be a Service's or the world's; ours are the mesh's.
-            let lower = host.to_ascii_lowercase();
-            lower.ends_with(&format!(".svc.{}", env.cluster_domain)) || lower.ends_with(".svc")
-        }) {
+        if let Some(service) = names::service_of_host(host, own, env)
+            && names::is_of_mesh(host, env)
+        {
             return Err(format!("{host} is Service {service}'s name; choose one of your own"));
         }
         match find(self.reader, host, own) {
@@ -107,18 +134,24 @@ impl Build<'_, '_> {
     fn host(&mut self, name: &str, i: usize) {
         let spec = &self.entry.spec;
         let path = FieldPath::new("spec.hosts").index(i);
+        let rules = destination_rule::rules_for_host(self.reader, name, &self.object.key.namespace);
         if name.contains('*') {
-            let text = "a pattern has no endpoints of its own; what goes there passes as it is";
+            let mut text =
+                "a pattern has no endpoints of its own; what goes there passes as it is".to_owned();
+            if spec.ports.iter().any(|port| is_begun(&rules, port)) {
+                text =
+                    format!("{text}, without the TLS of {}: name its hosts in full", rules.names());
+            }
             self.issues.warning(path, text);
             return;
         }
         let endpoints = self.endpoints(name);
         if endpoints.is_empty() {
+            self.closed(name, &path, &rules);
             return;
         }
         let root = root_of(name);
         let service: Arc<str> = name.to_ascii_lowercase().into();
-        let rules = destination_rule::rules_for_host(self.reader, name, &self.object.key.namespace);
         for port in &spec.ports {
             let backend = Backend {
                 service: service.clone(),
@@ -145,7 +178,46 @@ impl Build<'_, '_> {
             out.add(root.child(child), client_tls::formed(&backend, &spoken.all));
             out.add(root.child(endpoints_child(port.number)), Resource::Endpoints(set));
         }
-        let ports = spec.ports.iter().map(|port| HostPort {
+        self.publish(name, spec.ports.iter());
+    }
+
+    /// A host without endpoints: ports with TLS of which nobody knows where to begin it.
+    fn closed(&mut self, name: &str, path: &FieldPath, rules: &Rules<'_>) {
+        let spec = &self.entry.spec;
+        let ports: Vec<_> = spec.ports.iter().filter(|port| is_begun(rules, port)).collect();
+        if ports.is_empty() {
+            return;
+        }
+        let why = match &*spec.resolution {
+            _ if is_without(spec) => format!("{} {WITHOUT}", self.object.key),
+            "STATIC" => format!("{} has no endpoint with an address", self.object.key),
+            _ => format!("no address of {name} is known (yet)"),
+        };
+        let rule = rules.names();
+        let text = format!("nothing is sent there, because {rule} has TLS begun with it: {why}");
+        self.issues.warning(path.clone(), text.clone());
+        let root = root_of(name);
+        let unknown = Said { reason: text, origin: origin(self.object, "spec") };
+        for port in &ports {
+            let spoken = secured(self.reader, rules, name, port.number);
+            let child = backend_child(port.number, "");
+            if spoken.gateways.is_some() {
+                let child = root.child(format!("{child}{GATEWAYS_MARK}"));
+                self.out.add(child, unknown.fail());
+            }
+            let said = match &spoken.all {
+                Some(Err(said)) => said,
+                _ => &unknown,
+            };
+            self.out.add(root.child(child), said.fail());
+        }
+        self.publish(name, ports.into_iter());
+    }
+
+    /// The host itself, with some of its ports.
+    fn publish<'p>(&mut self, name: &str, ports: impl Iterator<Item = &'p EntryPort>) {
+        let (spec, root) = (&self.entry.spec, root_of(name));
+        let ports = ports.map(|port| HostPort {
             port: port.number,
             name: port.name.clone(),
             protocol: speaks(port),
@@ -153,7 +225,7 @@ impl Build<'_, '_> {
             upstream_port: None,
         });
         let host = Host {
-            name: service,
+            name: root.name().clone(),
             aliases: Vec::new(),
             addresses: spec.addresses.iter().filter_map(|a| a.parse().ok()).collect(),
             ports: ports.collect(),
@@ -173,7 +245,7 @@ impl Build<'_, '_> {
             Err(_) if spec.is_dns() => self.reader.resolved(name),
             Err(_) => Vec::new(),
         };
-        if &*spec.resolution != "STATIC" && !spec.is_dns() {
+        if is_without(spec) {
             return Vec::new();
         }
         if spec.is_dns() && spec.endpoints.is_empty() {

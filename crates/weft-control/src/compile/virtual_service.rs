@@ -245,7 +245,7 @@ impl Build<'_, '_> {
             let mut rules = self.rules(Protocol::Http1, place);
             for prepared in &mut rules {
                 let rule = std::slice::from_mut(&mut prepared.rule);
-                backend_tls::for_gateways(self.cx.reader, self.cx.env, rule);
+                backend_tls::for_gateways(self.cx.reader, self.cx.env, ns, rule);
             }
             let root = gateway_root(ns, name, port);
             // One `*` takes every host of the section, whatever else is listed.

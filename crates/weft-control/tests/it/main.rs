@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From manifests to the Mesh, through the crate's public doors. One binary: it links once.
 
+mod client_tls;
 mod common;
 mod golden;
 mod hostile;
