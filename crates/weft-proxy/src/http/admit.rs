@@ -75,10 +75,7 @@ pub(super) async fn connect(
     let (version, target) = (request.version(), authority.clone());
     let (inner, protocol) = relay::inside(worker, conn, target, version).await;
     if matches!(protocol, Protocol::Tcp | Protocol::Tls | Protocol::Udp) {
-        let opening = relay::begin(worker, &inner).await;
-        if let Some(refusal) = opening.refusal() {
-            return Err(refusal);
-        }
+        let opening = relay::asked(worker, &inner, relay::begin(worker, &inner)).await?;
         relay::go_on(worker, &inner, client, opening);
     } else {
         relay::after_connect(worker, inner, client, protocol);

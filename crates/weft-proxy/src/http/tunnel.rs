@@ -63,10 +63,7 @@ pub(super) async fn forward(
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
     let way = Way { backend: Arc::clone(&backend.borrow().entry), idle: idle(&plan.timeouts) };
-    let opening = relay::begin_at(worker, conn, way).await;
-    if let Some(refusal) = opening.refusal() {
-        return Err(refusal);
-    }
+    let opening = relay::asked(worker, conn, relay::begin_at(worker, conn, way)).await?;
     record.status = 200;
     relay::go_on(worker, conn, client, opening);
     Ok(Response::new(ReplyBody::empty()))

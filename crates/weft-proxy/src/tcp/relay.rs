@@ -43,6 +43,7 @@ use crate::worker::{Conn, Worker};
 /// Endpoints tried before a connection is given up.
 const TRIES_MAX: usize = 3;
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+const LEFT: &str = "the client went away before it was told that it may speak";
 
 /// What a CONNECT leads to: the connection that goes on inside it, and what that speaks.
 pub async fn inside(
@@ -140,11 +141,41 @@ pub async fn begin_at(worker: &Rc<Worker>, conn: &Conn, way: Way) -> Opening {
     Opening { started, seen, upstream }
 }
 
+/// Waits for the upstream that a client asked for, who will be told whether there is one. What goes
+/// nowhere is logged and counted as a connection too, and so is a client that leaves meanwhile.
+///
+/// # Errors
+/// Why there is none, as the client is told.
+pub async fn asked(
+    worker: &Worker,
+    conn: &Conn,
+    opening: impl Future<Output = Opening>,
+) -> Result<Opening, Refusal> {
+    let (started, wall_ms) = (Instant::now(), worker.clock.wall_ms());
+    let mut waiting = Waiting { worker, conn, started, wall_ms, over: false };
+    let opening = opening.await;
+    waiting.over = true;
+    let Some(refusal) = opening.refusal() else { return Ok(opening) };
+    let Opening { started, seen, .. } = opening;
+    let labels = labels(worker, conn, seen.backend.as_deref(), None);
+    nowhere(worker, conn, seen, labels, started);
+    Err(refusal)
+}
+
+/// A client waits for its answer, unless it leaves before that is over.
+struct Waiting<'a> {
+    worker: &'a Worker,
+    conn: &'a Conn,
+    started: Instant,
+    wall_ms: u64,
+    over: bool,
+}
+
 /// Joins a client that leaves HTTP with an upstream that is open, once its answer is out.
 pub fn go_on(worker: &Rc<Worker>, conn: &Rc<Conn>, client: Handover, opening: Opening) {
     let (tasks, worker, conn) = (worker.conns.clone(), worker.clone(), conn.clone());
     let work = async move {
-        let Some(io) = client.stream().await else { return };
+        let Some(io) = client.stream().await else { return unread(&worker, &conn, opening) };
         // There is an upstream: nothing comes back.
         drop(finish(&worker, &conn, io, opening, Bytes::new()).await);
     };
@@ -168,21 +199,30 @@ where
     I: Socket,
 {
     let Opening { started, mut seen, upstream } = opening;
-    let unused = match upstream {
+    match upstream {
         Some((picked, tunnel)) => {
             seen.endpoint = Some(picked.clone());
             let upstream = Prefixed::new(said, tunnel);
             copy(worker, conn, &seen, (io, upstream), &picked).await;
-            None
         }
         None => {
             let labels = labels(worker, conn, seen.backend.as_deref(), None);
-            count_refused(worker, Labels { flags: seen.flags, ..labels });
-            Some(io)
+            nowhere(worker, conn, seen, labels, started);
+            return Err(io);
         }
-    };
+    }
     log(worker, conn, seen, started);
-    unused.map_or(Ok(()), Err)
+    Ok(())
+}
+
+/// The client was gone before it could be told that it may speak.
+fn unread(worker: &Worker, conn: &Conn, opening: Opening) {
+    let Opening { started, mut seen, upstream } = opening;
+    seen.flags.add(Flag::DC);
+    seen.sentence = Some(LEFT.to_owned());
+    seen.endpoint = upstream.map(|(picked, _)| picked);
+    let labels = labels(worker, conn, seen.backend.as_deref(), seen.endpoint.as_deref());
+    nowhere(worker, conn, seen, labels, started);
 }
 
 /// Logs and counts a connection that goes nowhere.
@@ -196,14 +236,15 @@ pub fn refused_for(worker: &Worker, conn: &Conn, flag: Flag, why: &str) {
     let mut seen = Seen { wall_ms: worker.clock.wall_ms(), ..Seen::default() };
     seen.flags.add(flag);
     seen.sentence = Some(why.to_owned());
-    count_refused(worker, Labels { flags: seen.flags, ..labels(worker, conn, None, None) });
-    log(worker, conn, seen, Instant::now());
+    nowhere(worker, conn, seen, labels(worker, conn, None, None), Instant::now());
 }
 
-fn count_refused(worker: &Worker, labels: Labels) {
-    let series = worker.metrics.tcp(labels);
+/// Counts and logs a connection over which no byte went.
+fn nowhere(worker: &Worker, conn: &Conn, seen: Seen, labels: Labels, started: Instant) {
+    let series = worker.metrics.tcp(Labels { flags: seen.flags, ..labels });
     series.opened.fetch_add(1, Ordering::Relaxed);
     series.closed.fetch_add(1, Ordering::Relaxed);
+    log(worker, conn, seen, started);
 }
 
 fn log(worker: &Worker, conn: &Conn, seen: Seen, started: Instant) {
@@ -508,3 +549,24 @@ impl race::Upstream for Opening {
         self.upstream.as_mut().map(|(_, tunnel)| tunnel)
     }
 }
+
+// === impl Waiting ===
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let mut seen = Seen { wall_ms: self.wall_ms, ..Seen::default() };
+        seen.flags.add(Flag::DC);
+        seen.sentence = Some(LEFT.to_owned());
+        // Where it would have led may not be known yet, which is not to lead nowhere.
+        let destination_service = self.worker.names.unknown.clone();
+        let labels = labels(self.worker, self.conn, None, None);
+        let labels = Labels { destination_service, ..labels };
+        nowhere(self.worker, self.conn, seen, labels, self.started);
+    }
+}
+
+#[cfg(test)]
+mod tests;
