@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout};
 use weft_model::*;
 
 use super::bed::*;
@@ -20,6 +20,28 @@ async fn echo() -> Server {
         let _ = tokio::io::copy(&mut r, &mut w).await;
     })
     .await
+}
+
+/// A listener that takes nobody any more, and who stands in its line: what knocks hears nothing.
+async fn black_hole() -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut line = Vec::new();
+    while let Ok(taken) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+        line.push(taken.unwrap());
+        assert!(line.len() < 64, "its line has no end");
+    }
+    (listener, line)
+}
+
+/// How many connections were counted with a flag.
+async fn connections(bed: &Bed, flag: &str) -> u64 {
+    let (metrics, flag) = (bed.metrics().await, format!("response_flags=\"{flag}\""));
+    let lines = metrics.lines().filter(|l| l.starts_with("istio_tcp_connections_opened"));
+    let counts = lines.filter(|l| l.contains(&flag)).filter_map(|l| l.rsplit(' ').next());
+    counts.map(|n| n.parse::<u64>().unwrap()).sum()
 }
 
 /// Sends a head and reads the answer's, and its body when it says how long that is.
@@ -61,12 +83,32 @@ async fn a_tunnel_to_an_app_that_is_down_is_refused_with_the_reason() {
     for part in ["refused the tunnel with status 503: ", &format!("connecting to {down} failed")] {
         assert!(answer.contains(part), "{part}: {answer}");
     }
+    for bed in [&client, &server] {
+        assert_eq!(connections(bed, "UF").await, 1);
+    }
     // The same through a port of the service: the connection ends, and nothing was promised.
     let door = client.door(|d| matches!(d, crate::table::Door::Upstream { .. }));
     let mut stream = TcpStream::connect(door).await.unwrap();
     assert_eq!(stream.read(&mut [0; 8]).await.unwrap_or(0), 0);
-    let metrics = server.metrics().await;
-    assert!(metrics.contains("response_flags=\"UF\""), "{metrics}");
+    for bed in [&client, &server] {
+        wait_until("another", || async { connections(bed, "UF").await == 2 }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_app_that_answers_nothing_its_own_sidecar_speaks() {
+    let (ca, (hole, _line)) = (Ca::new(), black_hole().await);
+    let app = hole.local_addr().unwrap();
+    let server = server(&ca, app, Protocol::Tcp).await;
+    let only = vec![meshed(app, "user", Transport::MeshH1)];
+    let client = peer(&ca, &server, Protocol::Tcp, only).await;
+    // Both sides give a connection as long: who asked first must not stop waiting first.
+    let (_, answer) = asked(client.outbound(), &connect("user:80")).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    let late = format!("connecting to {app} took longer than 1000 ms");
+    for part in ["refused the tunnel with status 503: ", &late] {
+        assert!(answer.contains(part), "{part}: {answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +142,8 @@ async fn what_a_rule_says_of_silence_holds_for_tunnels_and_upgrades() {
         let _ = stream.read_u8().await;
     })
     .await;
-    let idle = Duration::from_millis(300);
+    // Longer than a busy machine holds a test up between two of its steps.
+    let idle = Duration::from_secs(2);
     let idle_ms = u64::try_from(idle.as_millis()).ok();
     let timeouts = Timeouts { idle_ms, ..Timeouts::default() };
     let method = Some(StringMatch::Exact("CONNECT".into()));
@@ -115,27 +158,31 @@ async fn what_a_rule_says_of_silence_holds_for_tunnels_and_upgrades() {
     resources.push(gateway_route("r", &[], vec![tunnels, others]));
     let bed = Bed::gateway(resources).await;
     let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n";
-    for (ask, granted) in [(connect("a:80"), " 200 "), (upgrade.to_owned(), " 101 ")] {
-        let (mut stream, answer) = asked(bed.listener(), &ask).await;
+    let ends = async |ask: &str, granted: &str| {
+        let (mut stream, answer) = asked(bed.listener(), ask).await;
         assert!(answer.contains(granted), "{answer}");
-        assert!(is_echoed(&mut stream).await, "{ask}");
+        // Before the last bytes, which nobody can have seen earlier.
         let began = Instant::now();
-        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_u8()).await;
+        assert!(is_echoed(&mut stream).await, "{ask}");
+        let ended = timeout(Duration::from_secs(30), stream.read_u8()).await;
         assert!(ended.is_ok_and(|read| read.is_err()), "{ask} was never ended");
-        assert!(began.elapsed() + PACE >= idle, "{ask}: {:?}", began.elapsed());
-    }
+        assert!(began.elapsed() >= idle, "{ask}: {:?}", began.elapsed());
+    };
+    let tunnel = connect("a:80");
+    tokio::join!(ends(&tunnel, " 200 "), ends(upgrade, " 101 "));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_may_be_silent_while_its_answer_flows() {
-    let silence = Duration::from_millis(300);
+    // Much more than the pace: the answer is silent for less, however busy the machine is.
+    let silence = Duration::from_secs(2);
     // Says something all the time, and in the end what it was told.
     let app = Server::raw(|_, mut stream| async move {
         let answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
         stream.write_all(answer).await.unwrap();
         let mut seen = Vec::new();
         while !seen.ends_with(b"0\r\n\r\n") {
-            match tokio::time::timeout(PACE, stream.read_u8()).await {
+            match timeout(PACE, stream.read_u8()).await {
                 Ok(Ok(byte)) => seen.push(byte),
                 Ok(Err(_)) => return,
                 Err(_) => drop(stream.write_all(b"1\r\n.\r\n").await),
@@ -160,7 +207,7 @@ async fn an_upload_may_be_silent_while_its_answer_flows() {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     let began = Instant::now();
     let mut seen = Vec::new();
-    while began.elapsed() < 4 * silence {
+    while began.elapsed() < silence * 3 / 2 {
         seen.push(stream.read_u8().await.unwrap());
     }
     stream.write_all(b"6\r\nsecond\r\n0\r\n\r\n").await.unwrap();

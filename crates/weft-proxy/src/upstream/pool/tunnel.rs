@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +19,10 @@ use crate::http::body::AttemptBody;
 use crate::tcp::socket::Socket;
 use crate::upstream::connect::{ConnectError, UpstreamIo};
 
+/// How much longer than for a connection the answer to a CONNECT is waited for. The far side grants
+/// it once it is connected itself, for which it has a limit, tries and a name's lookup of its own:
+/// without the time to say what failed there, its app's trouble would be taken for its own.
+const GRANT_EXTRA: Duration = Duration::from_secs(10);
 /// What is read of a refusal.
 const SAID_BYTES_MAX: usize = 1024;
 
@@ -55,13 +58,12 @@ impl Pool {
             .map_err(|e| ConnectError::Tcp { address, reason: e.to_string().into() })?;
         connection.exchange.begin(&request.into_parts().0, AttemptBody::empty());
         let asking = poll_fn(|cx| connection.exchange.poll_head(cx));
-        let response = tokio::time::timeout(limit, asking)
+        let patience = limit.saturating_add(GRANT_EXTRA);
+        let response = tokio::time::timeout(patience, asking)
             .await
-            .map_err(|_| ConnectError::Timeout {
-                address,
-                ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-            })?
-            .map_err(|failure| ConnectError::Tcp { address, reason: reason(failure) })?;
+            .map_err(|_| format!("it left a CONNECT unanswered for {} ms", patience.as_millis()))
+            .and_then(|asked| asked.map_err(reason))
+            .map_err(|reason| ConnectError::Tcp { address, reason: reason.into() })?;
         if response.status != StatusCode::OK {
             let saying = tokio::time::timeout(limit, said(&mut connection.exchange)).await;
             let (status, said) = (response.status.as_u16(), saying.unwrap_or_default());
@@ -86,10 +88,10 @@ async fn said(exchange: &mut Exchange<UpstreamIo, AttemptBody>) -> String {
     if text.is_empty() { text } else { format!(": {text}") }
 }
 
-fn reason(failure: Failure) -> Arc<str> {
+fn reason(failure: Failure) -> String {
     match failure {
-        Failure::Unsent(why) | Failure::Body(why) | Failure::Reset { why, .. } => why.into(),
-        Failure::Garbage(wrong) => wrong.sentence().into(),
+        Failure::Unsent(why) | Failure::Body(why) | Failure::Reset { why, .. } => why,
+        Failure::Garbage(wrong) => wrong.sentence().to_owned(),
     }
 }
 
