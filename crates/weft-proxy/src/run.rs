@@ -20,7 +20,7 @@ use weft_xds::Applied;
 use crate::capture::dns;
 use crate::config::ProxyConfig;
 use crate::handover::Sockets;
-use crate::http::cache::Store;
+use crate::http::cache::{self, Store};
 use crate::ingest::{Delivery, Held, Ingest, Status, Wanted};
 use crate::listen::{self, ListenError};
 use crate::observe::access_log;
@@ -110,7 +110,7 @@ impl Proxy {
         let names = shared.names.clone();
         let (commands, cells, threads) = start_workers(&shared)?;
         let (dialer, pressure) = (shared.dialer.clone(), shared.pressure.clone());
-        let cache = shared.cache.clone();
+        let (cache, stored) = (shared.cache.clone(), shared.cache.clone());
         drop(shared);
         let mut ingest = Ingest::new(config.clone(), &clock, commands.clone());
         let status = ingest.status();
@@ -129,6 +129,7 @@ impl Proxy {
         tasks.spawn("ejector", ejector.run());
         tasks.spawn("health checks", checker.run(tasks.clone()));
         if let Some(gauge) = Gauge::find(config.limits.memory_bytes_max) {
+            tasks.spawn("stored answers", cache::watch(stored, pressure.clone()));
             tasks.spawn("memory", overload::watch(gauge, pressure));
         }
         tasks.spawn("access log", log_writer.run());

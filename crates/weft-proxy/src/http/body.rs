@@ -524,7 +524,10 @@ impl Body for ReplyBody {
                 self.inner = ReplyInner::Empty;
                 (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
             }
-            ReplyInner::Upstream(upstream) => ready!(upstream.poll(cx)),
+            ReplyInner::Upstream(upstream) => match upstream.poll(cx) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => return self.awaits_origin(),
+            },
         };
         self.note(&frame);
         if self.fill.is_some() {

@@ -170,8 +170,10 @@ async fn exchange<'t>(
         match rare(asking).await {
             Given::Answer(response) => return Ok(response),
             Given::Fetch(it) => fetch = Some(it),
+            Given::Refused(why) => return Err(why),
         }
         protect(worker, conn, head, body, backend, &mut plan)?;
+        fetch.iter().for_each(|fetch| fetch.shorten(&mut plan.timeouts));
     }
 
     // 7. Copies for mirrors; attempts, until there is an answer to pass on.
@@ -216,7 +218,7 @@ async fn stored(
     record: &mut Record,
 ) -> Given {
     let scheme = conn.scheme;
-    let asking = Asking { worker, head, body, authority, scheme, backend, plan, rule, url };
+    let asking = Asking { worker, conn, head, body, authority, scheme, backend, plan, rule, url };
     let mut given = cache::ask(asking, record).await;
     if let Given::Answer(response) = &mut given {
         settle(conn, plan, response, record);

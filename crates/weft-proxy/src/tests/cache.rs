@@ -4,13 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use weft_model::*;
 
 use super::bed::*;
@@ -371,6 +373,9 @@ async fn nobody_is_given_what_another_claim_made() {
         ("x-forwarded-host", "evil"),
         ("x-original-url", "/admin"),
         ("x-http-method-override", "DELETE"),
+        ("x-forwarded-ssl", "on"),
+        ("front-end-https", "on"),
+        ("x-url-scheme", "https"),
         ("x-beta", "1"),
     ] {
         let claimed = asked(&bed, "GET", "/", &[claim]).await.body;
@@ -468,4 +473,138 @@ async fn the_admin_door_shows_and_forgets() {
     assert_eq!(origin.hits(), 4);
     let refused = send(admin, get("/cache/purge?prefix=http", "127.0.0.1")).await;
     assert_eq!(refused.status, 405);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_client_alone_asked_for_is_not_stored_for_all() {
+    let pages = Pages::default();
+    let cacheable = [("cache-control", "max-age=60")];
+    pages.say("/part", 416, &cacheable, "no such part");
+    pages.say("/part", 200, &cacheable, "part {n}");
+    pages.say("/if", 404, &cacheable, "not that one");
+    pages.say("/if", 200, &cacheable, "if {n}");
+    pages.say("/odd", 431, &cacheable, "too much");
+    pages.say("/odd", 200, &cacheable, "odd {n}");
+    let origin = origin(&pages).await;
+    let bed = bed(vec![cached("/", "web", Cache::default())], &[("web", &origin)]).await;
+    for (path, asks, status, why) in [
+        ("/part", ("range", "bytes=900-"), 416, "client-error"),
+        ("/if", ("if-none-match", "\"x\""), 404, "conditional"),
+        ("/odd", ("x-large", "1"), 431, "client-error"),
+    ] {
+        let first = asked(&bed, "GET", path, &[asks]).await;
+        assert_eq!(first.status, status, "{path}");
+        let said = first.header("cache-status");
+        assert!(said.ends_with(&format!("detail={why}")), "{path}: {said}");
+        let others = got(&bed, path).await;
+        assert_eq!(others.status, 200, "{path}");
+        assert_eq!(got(&bed, path).await.body, others.body, "{path} is stored now");
+    }
+    // An origin that takes no notice of the part says all there is: that may be stored.
+    pages.say("/whole", 200, &cacheable, "whole {n}");
+    let whole = asked(&bed, "GET", "/whole", &[("range", "bytes=0-0")]).await;
+    assert_eq!((whole.status, got(&bed, "/whole").await.body), (200, whole.body));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_one_take_nothing_from_others() {
+    let origin = Server::http(move |n, request| async move {
+        let own = request.headers().contains_key("authorization");
+        let said = if own { "private" } else { "max-age=0, stale-while-revalidate=60" };
+        let mut answer = text(200, format!("{n}"));
+        answer.headers_mut().insert("cache-control", said.parse().unwrap());
+        answer
+    })
+    .await;
+    let bed = bed(vec![cached("/", "web", Cache::default())], &[("web", &origin)]).await;
+    let shared = got(&bed, "/").await.body;
+    let auth = ("authorization", "Basic eDp5");
+    for method in ["GET", "HEAD"] {
+        let own = asked(&bed, method, "/", &[auth, ("cache-control", "no-cache")]).await;
+        assert_eq!(own.status, 200);
+    }
+    // Who may have what is stored gets it, and is not the one who renews it.
+    assert_eq!(asked(&bed, "GET", "/", &[auth]).await.body, shared);
+    assert_eq!(origin.hits(), 3);
+    let after = got(&bed, "/").await;
+    assert_eq!(after.body, shared);
+    assert!(after.header("cache-status").starts_with("weft; hit"), "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refreshes_count_for_the_limits_of_their_backend() {
+    let pages = Pages::default();
+    pages.say("/", 200, &[("cache-control", "max-age=0, stale-while-revalidate=60")], "{n}");
+    let origin = origin(&pages).await;
+    let mut all = resources(vec![cached("/", "web", Cache::default())], &[("web", &origin)]);
+    let limit = RateLimit {
+        name: "web".into(),
+        requests: 2,
+        per_ms: 3_600_000,
+        burst: 0,
+        by: Vec::new(),
+        keys_max: 0,
+    };
+    let protection = Protection { rate_limits: vec![limit.into()], ..Protection::default() };
+    let policy =
+        BackendPolicy { protection: Some(Box::new(protection)), ..BackendPolicy::default() };
+    all.push(backend("web", "", Labels::new(), policy));
+    let bed = Bed::gateway(all).await;
+    assert_eq!(got(&bed, "/").await.body, "0");
+    wait_until("it is renewed once", || async { got(&bed, "/").await.body == "1" }).await;
+    for _ in 0..20 {
+        assert_eq!(got(&bed, "/").await.body, "1", "stale, and nobody asks any more");
+    }
+    assert_eq!(origin.hits(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_nothing_is_not_waited_for() {
+    const BYTES: usize = 8 << 20;
+    let origin = Server::raw(move |_, mut stream| async move {
+        let mut buffer = [0u8; 4096];
+        while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+            let head = b"HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\n\
+                transfer-encoding: chunked\r\n\r\n";
+            let _ = stream.write_all(head).await;
+            let chunk = format!("10000\r\n{}\r\n", "x".repeat(1 << 16));
+            for _ in 0..BYTES >> 16 {
+                if stream.write_all(chunk.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+            let _ = stream.write_all(b"0\r\n\r\n").await;
+        }
+    })
+    .await;
+    let patient = Cache { object_bytes_max: 16 << 20, wait_ms: 600_000, ..Cache::default() };
+    let bed = bed(vec![cached("/", "web", patient)], &[("web", &origin)]).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stuck = socket.connect(bed.listener()).await.unwrap();
+    stuck.write_all(b"GET / HTTP/1.1\r\nhost: a.example\r\n\r\n").await.unwrap();
+    wait_until("it is being fetched", || async { origin.hits() == 1 }).await;
+    let waits = tokio::time::timeout(Duration::from_secs(60), got(&bed, "/")).await;
+    assert_eq!(waits.expect("it goes on without the other").body.len(), BYTES);
+    assert_eq!(origin.hits(), 2);
+    assert!(got(&bed, "/").await.header("cache-status").starts_with("weft; hit"));
+    drop(stuck);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_of_a_request_counts_while_it_waits() {
+    let origin = Server::http(|_, _| async { std::future::pending().await }).await;
+    let patient = Cache { wait_ms: 600_000, ..Cache::default() };
+    let timeouts = Timeouts { request_ms: Some(2_000), ..Timeouts::default() };
+    let rule = Rule { timeouts, ..cached("/", "web", patient) };
+    let bed = bed(vec![rule], &[("web", &origin)]).await;
+    let second = async {
+        wait_until("the first is on its way", || async { origin.hits() == 1 }).await;
+        let began = Instant::now();
+        (got(&bed, "/").await, began.elapsed())
+    };
+    let (first, (second, took)) = tokio::join!(got(&bed, "/"), second);
+    assert_eq!((first.status, second.status), (504, 504));
+    assert!(second.header("x-weft-flags").contains("UT"), "{second:?}");
+    assert!(took < Duration::from_millis(3_500), "its own time and the other's: {took:?}");
 }

@@ -14,6 +14,8 @@ use super::directives::members;
 use super::object::{Object, date};
 use crate::http::body::ReplyBody;
 
+const CONDITIONS: [HeaderName; 4] = [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE];
+
 /// What of a stored answer is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -30,7 +32,14 @@ pub fn is_for_the_origin(asked: &HeaderMap) -> bool {
 
 /// Whether its answer may be less than the whole.
 pub fn is_conditional(asked: &HeaderMap) -> bool {
-    [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE].iter().any(|name| asked.contains_key(name))
+    CONDITIONS.iter().any(|name| asked.contains_key(name))
+}
+
+/// Makes a request ask for the whole.
+pub fn unconditional(asked: &mut HeaderMap) {
+    for name in CONDITIONS {
+        asked.remove(name);
+    }
 }
 
 /// Makes a request ask whether a stored answer still holds (RFC 9111 §4.3.1). `false` when there is
@@ -44,9 +53,7 @@ pub fn ask_whether(asked: &mut HeaderMap, object: &Object) -> bool {
     if known.is_empty() {
         return false;
     }
-    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE] {
-        asked.remove(name);
-    }
+    unconditional(asked);
     asked.extend(known);
     true
 }

@@ -44,6 +44,11 @@ impl Directives {
         said
     }
 
+    /// Of an answer: those with credentials of their own may share it (RFC 9111 §3.5).
+    pub fn is_shared(&self) -> bool {
+        self.public || self.must_revalidate || self.s_maxage.is_some()
+    }
+
     fn read(headers: &HeaderMap, name: &HeaderName) -> Self {
         let mut said = Self::default();
         for line in headers.get_all(name) {

@@ -4,6 +4,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{
     CONTENT_LENGTH, CONTENT_LOCATION, DATE, ETAG, HeaderMap, LAST_MODIFIED, LOCATION,
@@ -11,15 +12,16 @@ use http::header::{
 use http::{Response, StatusCode, Uri};
 use http_body::Body as _;
 use weft_base::clock::Mono;
-use weft_model::Cache;
 use weft_model::decide::Authority;
+use weft_model::{Cache, Timeouts};
 
+use super::conditional::is_conditional;
 use super::directives::Directives;
 use super::fill::Fill;
-use super::object::{Exchange, Object, own_headers, storable, varies};
+use super::object::{Exchange, Object, is_its_own, own_headers, storable, varies};
 use super::status::{self, Details, Forward, Outcome};
 use super::store::{Lead, Store, Ticket};
-use super::{add, given, only_if_cached, url};
+use super::{FAILING_MS, PASS_MS, add, given, only_if_cached, url};
 use crate::http::body::ReplyBody;
 use crate::http::reply::Refusal;
 use crate::http::serve;
@@ -27,17 +29,13 @@ use crate::observe::flags::Flag;
 use crate::observe::record::Record;
 use crate::worker::Worker;
 
-/// Nobody waits for an origin that fails, for so long.
-const FAILING_MS: u64 = 1_000;
-/// Nor for so long for what cannot be stored.
-const PASS_MS: u64 = 10_000;
-
 /// A request that goes on.
 #[derive(Debug)]
 pub struct Fetch {
     pub worker: Rc<Worker>,
     pub forward: Forward,
-    pub collapsed: bool,
+    /// How long it waited for another's.
+    pub waited: Option<Duration>,
     pub mode: Mode,
 }
 
@@ -93,9 +91,18 @@ impl Fetch {
         result
     }
 
+    /// What its request may take besides the time that it waited.
+    pub fn shorten(&self, timeouts: &mut Timeouts) {
+        let waited = self.waited.map_or(0, |waited| waited.as_millis());
+        let waited = u64::try_from(waited).unwrap_or(u64::MAX);
+        // 0 would be no limit.
+        let limit = timeouts.request_ms.as_mut().filter(|ms| **ms > 0);
+        limit.into_iter().for_each(|ms| *ms = ms.saturating_sub(waited).max(1));
+    }
+
     pub fn came(self, sent: Result<Response<ReplyBody>, Refusal>) -> Came {
-        let Self { worker, forward, collapsed, mode } = self;
-        let details = Details { collapsed, ..Details::default() };
+        let Self { worker, forward, waited, mode } = self;
+        let details = Details { collapsed: waited.is_some(), ..Details::default() };
         let told = |mut response: Response<ReplyBody>| {
             status::forwarded(response.headers_mut(), forward, details);
             response
@@ -216,8 +223,10 @@ impl Storing {
                 let stored = store.put(&self.ticket, newer.clone());
                 (newer, stored)
             }
-            Err(_) => {
-                store.forget(&self.ticket.url, kept);
+            Err(why) => {
+                if !is_its_own(Some(why), &self.asked, response.headers()) {
+                    store.forget(&self.ticket.url, kept);
+                }
                 (kept.clone(), false)
             }
         };
@@ -239,10 +248,12 @@ impl Storing {
         let same = [ETAG, LAST_MODIFIED].iter().all(|name| new.get(name) == old.get(name))
             && new.get(CONTENT_LENGTH).is_none_or(|n| n.as_bytes() == length.as_bytes());
         let newer = kept.freshened(new, &self.asked, &self.rule, exchange);
+        let why = newer.as_ref().err().copied();
         match newer.map(Arc::new) {
             Ok(newer) if same => {
                 store.put(&self.ticket, newer);
             }
+            _ if is_its_own(why, &self.asked, new) => {}
             _ => store.forget(&self.ticket.url, kept),
         }
     }
@@ -261,22 +272,27 @@ impl Storing {
             Ok((object, length)) => {
                 let ttl_s = Some(object.times.ttl_s(exchange.came));
                 let limits = (length, self.rule.object_bytes_max.min(Cache::OBJECT_BYTES_MAX));
-                let mut fill = Fill::new(object, limits, store.room(), self.ticket, self.lead);
+                let clock = worker.clock.clone();
+                let mut fill = Fill::new(object, limits, self.ticket, self.lead, clock);
                 if response.body().is_end_stream() {
                     fill.end();
                 } else {
+                    if let Some(watch) = fill.watch() {
+                        worker.conns.spawn_local("cache lead", watch);
+                    }
                     response.body_mut().copy_to(fill);
                 }
                 Details { stored: true, ttl_s, ..details }
             }
             Err(why) => {
+                // Others may be answered with what can be stored, or is.
+                if is_its_own(Some(why), &self.asked, response.headers()) {
+                    return Details { why: Some(why), ..details };
+                }
                 let ms = if status >= 500 { FAILING_MS } else { PASS_MS };
                 self.nobody_waits(store, exchange.came, ms);
                 // What the origin has now is not what was stored.
-                if let Some(kept) = &self.kept
-                    && status < 500
-                    && !matches!(status, 206 | 304)
-                {
+                if let Some(kept) = self.kept.as_ref().filter(|_| status < 500) {
                     store.forget(&self.ticket.url, kept);
                 }
                 Details { why: Some(why), ..details }
@@ -293,6 +309,10 @@ impl Storing {
     ) -> Result<(Object, Option<u64>), &'static str> {
         let (status, headers) = (response.status(), response.headers());
         let (said, times) = storable(&self.asked, status, headers, &self.rule, exchange)?;
+        // What was asked with a condition or for a part may be an answer to that.
+        if !self.validates && status != StatusCode::OK && is_conditional(&self.asked) {
+            return Err("conditional");
+        }
         if worker.shared.pressure.is_high() {
             return Err("memory-is-short");
         }
@@ -309,7 +329,7 @@ impl Storing {
     /// Those who waited for this go on by themselves, and who comes next does not wait.
     fn nobody_waits(&self, store: &Store, now: Mono, ms: u64) {
         if self.lead.is_some() {
-            store.pass(&self.ticket.url, now, ms);
+            store.pass(&self.ticket.url, &self.lane, now, ms);
         }
     }
 }

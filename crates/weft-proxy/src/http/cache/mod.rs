@@ -15,6 +15,8 @@ mod directives;
 mod fetch;
 mod fill;
 mod object;
+mod passes;
+mod room;
 mod sieve;
 mod status;
 mod store;
@@ -26,16 +28,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::header::{AGE, HeaderMap, HeaderValue};
+use http::header::{AGE, AUTHORIZATION, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, StatusCode, Uri};
 use http_body::Body as _;
 use tokio::time::Instant;
 use weft_base::clock::Mono;
-use weft_model::Cache;
 use weft_model::decide::Authority;
+use weft_model::{Cache, Timeouts};
 
-use self::conditional::{ask_whether, is_conditional, is_for_the_origin};
+use self::conditional::{ask_whether, is_conditional, is_for_the_origin, unconditional};
 use self::directives::Directives;
 use self::fetch::{Fetch, Mode, Storing};
 pub use self::fill::Fill;
@@ -46,10 +48,12 @@ pub use self::store::{Counts, Store};
 use self::store::{Found, Lead, Turn};
 use super::attempt::{self, Call};
 use super::body::{Replay, ReplyBody};
-use super::mirror;
 use super::plan::Plan;
+use super::reply::{Cause, Refusal};
+use super::{limits, mirror};
 use crate::observe::flags::Flag;
 use crate::observe::record::{Record, is_grpc};
+use crate::overload::Pressure;
 use crate::table::Door;
 use crate::upstream::pick::LocalBackend;
 use crate::worker::{Conn, Worker};
@@ -58,31 +62,42 @@ use crate::worker::{Conn, Worker};
 const URL_BYTES_MAX: usize = 8 * 1024;
 /// How long asking behind a client may take where its rule limits nothing.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// What origins make answers of without naming it in `Vary`: whoever sends one of these has
-/// answers of his own.
+/// For so long nobody waits for an origin that fails, or where there was no room.
+const FAILING_MS: u64 = 1_000;
+/// Nor for so long for what cannot be stored.
+const PASS_MS: u64 = 10_000;
+/// Fetches that a request waits for before it goes on by itself.
+const WAITS_MAX: u32 = 3;
+/// How often is looked whether memory is short.
+const SHED: Duration = Duration::from_secs(1);
+/// What origins make answers of without naming it in `Vary`, besides all that begins as
+/// [`FORWARDED`]: whoever sends one of these has answers of his own.
 const CLAIMS: &[&str] = &[
     "forwarded",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-forwarded-scheme",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-path",
-    "x-forwarded-server",
+    "front-end-https",
+    "x-url-scheme",
+    "x-scheme",
+    "x-arr-ssl",
     "x-host",
     "x-original-host",
-    "x-http-host-override",
+    "x-original-proto",
+    "x-original-uri",
     "x-original-url",
     "x-rewrite-url",
+    "x-http-host-override",
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
 ];
+const FORWARDED: &str = "x-forwarded";
+/// All but this one: it names clients, and every client has another.
+const CLIENTS: &str = "x-forwarded-for";
 
 /// A request as its backend would get it.
 #[derive(Debug)]
 pub(super) struct Asking<'a, 't> {
     pub worker: &'a Rc<Worker>,
+    pub conn: &'a Conn,
     pub head: &'a mut Parts,
     pub body: &'a Replay,
     pub authority: &'a str,
@@ -100,6 +115,25 @@ pub(super) enum Given {
     Answer(Response<ReplyBody>),
     /// It goes on, and its answer comes back here.
     Fetch(Box<Fetch>),
+    /// Its time is over.
+    Refused(Refusal),
+}
+
+/// What is stored for a request.
+#[allow(clippy::large_enum_variant)] // Moved once.
+enum Looked {
+    Answer(Response<ReplyBody>),
+    /// It goes on for this reason; the stored answer may hold still.
+    On(Option<Arc<Object>>, Forward),
+}
+
+/// How long a request waits for others' fetches.
+struct Waiting {
+    began: Instant,
+    /// When it goes on by itself, and when its own time is over.
+    until: Instant,
+    end: Option<Instant>,
+    times: u32,
 }
 
 /// A rule's cache, and what its answer is stored under.
@@ -144,70 +178,85 @@ pub(super) async fn ask(asking: Asking<'_, '_>, record: &mut Record) -> Given {
     }
     let said = Directives::of_request(&asking.head.headers);
     let lane = lane(&asking);
-    let is_head = asking.head.method == Method::HEAD;
-    let deadline = Instant::now() + Duration::from_millis(asking.rule.wait_ms);
-    let (mut lead, mut collapsed) = (None, false);
-    loop {
-        let now = asking.worker.clock.now();
-        let found = store.find(&asking.url, &lane, &asking.head.headers);
-        let (kept, forward) = match found {
-            Found::Nothing { others: false } => (None, Forward::UriMiss),
-            Found::Nothing { others: true } => (None, Forward::VaryMiss),
-            Found::Object(object) => {
-                let outcome = match object.verdict(&said, now) {
-                    Verdict::Fresh => Outcome::Hit,
-                    Verdict::Stale => Outcome::Stale,
-                    Verdict::Refresh => {
-                        refresh(&asking, &lane, &said, &object, lead);
-                        return Given::Answer(give(&asking, &object, Outcome::Stale, record));
-                    }
-                    Verdict::Validate => Outcome::Miss,
-                };
-                if outcome != Outcome::Miss {
-                    return Given::Answer(give(&asking, &object, outcome, record));
-                }
-                let fresh = object.times.ttl_s(now) > 0 && !object.said.no_cache;
-                (Some(object), if fresh { Forward::Request } else { Forward::Stale })
-            }
+    let mut waiting = Waiting::of(&asking);
+    let mut lead = None;
+    let (kept, forward) = loop {
+        let (kept, forward) = match look(&asking, &lane, &said, &mut lead, record) {
+            Looked::Answer(response) => return Given::Answer(response),
+            Looked::On(kept, forward) => (kept, forward),
         };
         if said.only_if_cached {
             record.cache = Some(Outcome::OnlyIfCached);
             return Given::Answer(only_if_cached());
         }
-        if lead.is_none() && waits(&asking, kept.as_deref(), forward) {
-            match store.turn(&asking.url, &lane, &asking.head.headers, now) {
-                Turn::Lead(mine) => {
-                    // Whoever had it before may just have stored an answer.
-                    lead = Some(mine);
-                    continue;
-                }
-                Turn::Wait(flight) if Instant::now() < deadline => {
-                    if let Some(_place) = store.place_to_wait() {
-                        collapsed = true;
-                        let _ = tokio::time::timeout_at(deadline, flight.cancelled()).await;
-                        continue;
-                    }
-                }
-                Turn::Wait(_) | Turn::Alone => {}
-            }
+        if lead.is_some() || !waits(&asking, kept.as_deref(), forward) {
+            break (kept, forward);
         }
-        add(&store.counts.misses);
-        collapsed.then(|| add(&store.counts.collapsed));
-        record.cache = Some(Outcome::Miss);
-        let worker = asking.worker.clone();
-        let mode = match is_head && kept.is_none() {
-            true => Mode::Pass,
-            false => Mode::Store(storing(asking, lane, said, kept, lead)),
-        };
-        return Given::Fetch(Box::new(Fetch { worker, forward, collapsed, mode }));
+        let now = asking.worker.clock.now();
+        match store.turn(&asking.url, &lane, &asking.head.headers, now) {
+            // Whoever had it before may just have stored an answer.
+            Turn::Lead(mine) => lead = Some(mine),
+            Turn::Wait(flight) if waiting.goes_on() => {
+                let Some(_place) = store.place_to_wait() else { break (kept, forward) };
+                waiting.times += 1;
+                let _ = tokio::time::timeout_at(waiting.until, flight.cancelled()).await;
+            }
+            Turn::Wait(_) | Turn::Alone => break (kept, forward),
+        }
+    };
+    add(&store.counts.misses);
+    let waited = waiting.waited();
+    waited.is_some().then(|| add(&store.counts.collapsed));
+    record.cache = Some(Outcome::Miss);
+    let worker = asking.worker.clone();
+    let mode = match asking.head.method == Method::HEAD && kept.is_none() {
+        true => Mode::Pass,
+        false => Mode::Store(storing(asking, lane, said, kept, lead)),
+    };
+    let fetch = Fetch { worker, forward, waited, mode };
+    match waiting.over() {
+        None => Given::Fetch(Box::new(fetch)),
+        Some(refusal) => {
+            fetch.answered(Err(refusal), record).map_or_else(Given::Refused, Given::Answer)
+        }
     }
+}
+
+/// What is stored for a request, and whether it may have that.
+fn look(
+    asking: &Asking<'_, '_>,
+    lane: &Arc<str>,
+    said: &Directives,
+    lead: &mut Option<Lead>,
+    record: &mut Record,
+) -> Looked {
+    let (store, now) = (&asking.worker.shared.cache, asking.worker.clock.now());
+    let object = match store.find(&asking.url, lane, &asking.head.headers) {
+        Found::Nothing { others: false } => return Looked::On(None, Forward::UriMiss),
+        Found::Nothing { others: true } => return Looked::On(None, Forward::VaryMiss),
+        Found::Object(object) => object,
+    };
+    let outcome = match object.verdict(said, now) {
+        Verdict::Fresh => Outcome::Hit,
+        Verdict::Stale => Outcome::Stale,
+        Verdict::Refresh => {
+            refresh(asking, lane, said, &object, lead.take());
+            Outcome::Stale
+        }
+        Verdict::Validate => {
+            let fresh = object.times.ttl_s(now) > 0 && !object.said.no_cache;
+            let forward = if fresh { Forward::Request } else { Forward::Stale };
+            return Looked::On(Some(object), forward);
+        }
+    };
+    Looked::Answer(give(asking, &object, outcome, record))
 }
 
 /// What the store has no part in, or only to forget.
 fn not_ours(asking: &Asking<'_, '_>) -> Option<Fetch> {
     let Asking { worker, head, body, url, .. } = asking;
     let fetch =
-        |forward, mode| Some(Fetch { worker: (*worker).clone(), forward, collapsed: false, mode });
+        |forward, mode| Some(Fetch { worker: (*worker).clone(), forward, waited: None, mode });
     match head.method {
         Method::GET | Method::HEAD => {}
         Method::OPTIONS | Method::TRACE => return fetch(Forward::Method, Mode::Pass),
@@ -222,12 +271,20 @@ fn not_ours(asking: &Asking<'_, '_>) -> Option<Fetch> {
 /// Whether one fetch may serve several requests.
 fn waits(asking: &Asking<'_, '_>, kept: Option<&Object>, forward: Forward) -> bool {
     let reusable = |object: &Object| !object.said.no_cache && object.times.lifetime_s > 0;
-    let whole = kept.is_some() || !is_conditional(&asking.head.headers);
+    let headers = &asking.head.headers;
+    let whole = kept.is_some() || !is_conditional(headers);
     asking.head.method == Method::GET
+        && for_all(headers, kept)
         && asking.rule.wait_ms > 0
         && forward != Forward::Request
         && whole
         && kept.is_none_or(reusable)
+}
+
+/// Whether what is answered may be for others: those with credentials have answers of their own,
+/// unless their origin says otherwise.
+fn for_all(asked: &HeaderMap, kept: Option<&Object>) -> bool {
+    !asked.contains_key(AUTHORIZATION) || kept.is_some_and(|object| object.said.is_shared())
 }
 
 /// Makes the request one that fetches.
@@ -263,12 +320,38 @@ fn lane(asking: &Asking<'_, '_>) -> Arc<str> {
     for edit in &plan.request_edits {
         let _ = write!(out, " {edit:?}");
     }
-    for name in CLAIMS {
-        for value in head.headers.get_all(*name) {
-            let _ = write!(out, " {name}: {value:?}");
-        }
+    for (name, value) in claims(&head.headers) {
+        let _ = write!(out, " {name}: {value:?}");
     }
     out.into()
+}
+
+/// What a request says of where it was for, in one order.
+fn claims(headers: &HeaderMap) -> Vec<(&str, &HeaderValue)> {
+    let named = headers.iter().map(|(name, value)| (name.as_str(), value));
+    let is_one =
+        |name: &str| CLAIMS.contains(&name) || (name.starts_with(FORWARDED) && name != CLIENTS);
+    let mut claims: Vec<_> = named.filter(|(name, _)| is_one(name)).collect();
+    // Stable: the lines of one name stay as they came.
+    claims.sort_by_key(|(name, _)| *name);
+    claims
+}
+
+/// What limits a request's time: its rule, then its backend.
+fn timeouts(asking: &Asking<'_, '_>) -> Timeouts {
+    let mut timeouts = asking.plan.timeouts.clone();
+    if let Some(protection) = &asking.backend.borrow().entry.backend.policy.protection {
+        timeouts.fill(&protection.timeouts);
+    }
+    timeouts
+}
+
+/// Whether the backend's own limits allow what is asked for behind a client.
+fn is_admitted(asking: &Asking<'_, '_>) -> bool {
+    let entry = asking.backend.borrow().entry.clone();
+    let Some(protection) = entry.backend.policy.protection.as_deref() else { return true };
+    let own: Vec<_> = protection.rate_limits.iter().collect();
+    limits::admit(asking.worker, asking.conn, &asking.head.headers, &own).is_ok()
 }
 
 /// The client's answer from a stored one.
@@ -312,6 +395,9 @@ fn refresh(
     object: &Arc<Object>,
     lead: Option<Lead>,
 ) {
+    if !for_all(&asking.head.headers, Some(object)) {
+        return;
+    }
     let store = &asking.worker.shared.cache;
     let turn = || store.turn(&asking.url, lane, &asking.head.headers, asking.worker.clock.now());
     let lead = lead.or_else(|| match turn() {
@@ -319,15 +405,19 @@ fn refresh(
         Turn::Wait(_) | Turn::Alone => None,
     });
     let (Some(lead), Some(place)) = (lead, store.place_to_refresh()) else { return };
+    if !is_admitted(asking) {
+        return;
+    }
     let mut head = mirror::copied(asking.head);
     head.method = Method::GET;
+    unconditional(&mut head.headers);
     let (kept, url) = (Some(object.clone()), asking.url.clone());
     let copy = Asking { head: &mut head, url, ..*asking };
     let storing = storing(copy, lane.clone(), said.clone(), kept, Some(lead));
     let mode = Mode::Store(storing);
     let worker = asking.worker.clone();
-    let fetch = Fetch { worker: worker.clone(), forward: Forward::Stale, collapsed: false, mode };
-    let (timeouts, retry) = (asking.plan.timeouts.clone(), asking.plan.retry.clone());
+    let fetch = Fetch { worker: worker.clone(), forward: Forward::Stale, waited: None, mode };
+    let (timeouts, retry) = (timeouts(asking), asking.plan.retry.clone());
     let (backend, scheme) = (asking.backend.clone(), asking.scheme);
     let authority = asking.authority.into();
     let tasks = worker.conns.clone();
@@ -359,6 +449,45 @@ fn refresh(
             tracing::debug!("a stale answer's origin took longer than {} ms", limit.as_millis());
         }
     });
+}
+
+/// Gives stored answers up while memory is short, a quarter each time.
+pub async fn watch(store: Arc<Store>, pressure: Arc<Pressure>) {
+    loop {
+        tokio::time::sleep(SHED).await;
+        if pressure.is_high() {
+            store.shed();
+        }
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    fn of(asking: &Asking<'_, '_>) -> Self {
+        let began = Instant::now();
+        let limit = timeouts(asking).request_ms.filter(|ms| *ms > 0);
+        let end = limit.map(|ms| began + Duration::from_millis(ms));
+        let until = began + Duration::from_millis(asking.rule.wait_ms);
+        let until = end.map_or(until, |end| end.min(until));
+        Self { began, until, end, times: 0 }
+    }
+
+    fn goes_on(&self) -> bool {
+        self.times < WAITS_MAX && Instant::now() < self.until
+    }
+
+    fn waited(&self) -> Option<Duration> {
+        (self.times > 0).then(|| self.began.elapsed())
+    }
+
+    /// Why it goes no further: all its time went into waiting.
+    fn over(&self) -> Option<Refusal> {
+        let end = self.end.filter(|end| self.times > 0 && *end <= Instant::now())?;
+        let ms = end.duration_since(self.began).as_millis();
+        let why = format!("another request asks for the same, and had no answer within {ms} ms");
+        Some(Refusal::new(Cause::RequestTimeout, why))
+    }
 }
 
 fn add(counter: &AtomicU64) {

@@ -26,6 +26,14 @@ const VARY_MAX: usize = 16;
 const OWN_BYTES: usize = 512;
 /// Statuses that say no time themselves and may be kept all the same (RFC 9110 §15.1), but for 206.
 const HEURISTIC: [u16; 10] = [200, 203, 204, 300, 301, 404, 405, 410, 414, 501];
+/// Errors that answer one request: what it carried, when it came, or its client. Stored, they would
+/// keep everybody from what is there (RFC 6585 forbids four of them). 401, 403 and 404 may be kept
+/// as their origin says.
+const OF_ONE: [u16; 15] =
+    [400, 406, 408, 412, 413, 415, 416, 417, 421, 425, 426, 428, 429, 431, 511];
+/// Reasons that lie in the request: what others are answered they do not touch.
+const ITS_OWN: [&str; 5] =
+    ["status", "client-error", "authorization", "conditional", "request-header"];
 
 /// A header that an answer varies by, with the value that it is for.
 pub type Varies = (HeaderName, Option<Box<str>>);
@@ -52,8 +60,8 @@ pub struct Times {
     age_s: u64,
     came: Mono,
     pub lifetime_s: u64,
-    /// Its `Date`, in seconds since the epoch.
-    pub date_s: u64,
+    /// Its `Date`, in seconds since the epoch; one that lies ahead is the time when it came.
+    date_s: u64,
 }
 
 /// When an exchange with the origin took place.
@@ -97,14 +105,16 @@ pub fn storable(
     if status.is_informational() || matches!(status.as_u16(), 206 | 304) {
         return Err("status");
     }
+    if OF_ONE.contains(&status.as_u16()) {
+        return Err("client-error");
+    }
     if (said.no_store && !understood) || Directives::of_request(asked).no_store {
         return Err("no-store");
     }
     if said.private {
         return Err("private");
     }
-    let shared = said.public || said.must_revalidate || said.s_maxage.is_some();
-    if asked.contains_key(AUTHORIZATION) && !shared {
+    if asked.contains_key(AUTHORIZATION) && !said.is_shared() {
         return Err("authorization");
     }
     if headers.contains_key(SET_COOKIE) && !rule.set_cookie {
@@ -132,6 +142,13 @@ pub fn storable(
     Ok((said, times))
 }
 
+/// Whether an answer that is not stored for that reason, or is another than the stored one, says
+/// nothing of what others would be answered: the request brought it about.
+pub fn is_its_own(why: Option<&str>, asked: &HeaderMap, headers: &HeaderMap) -> bool {
+    why.is_some_and(|why| ITS_OWN.contains(&why))
+        || (asked.contains_key(AUTHORIZATION) && !Directives::of_response(headers).is_shared())
+}
+
 /// The names that an answer varies by, with the request's values.
 ///
 /// # Errors
@@ -157,7 +174,7 @@ pub fn varies(headers: &HeaderMap, asked: &HeaderMap) -> Result<Vec<Varies>, &'s
 fn combined(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Box<str>>, &'static str> {
     let mut out: Option<String> = None;
     for line in headers.get_all(name) {
-        let line = line.to_str().map_err(|_| "vary")?;
+        let line = line.to_str().map_err(|_| "request-header")?;
         let text = out.get_or_insert_default();
         if !text.is_empty() {
             text.push(',');
@@ -220,7 +237,7 @@ impl Times {
         let corrected = age.unwrap_or(0) + delay;
         let age_s = corrected.max(now_s.saturating_sub(date_s));
         let lifetime_s = lifetime(headers, said, status, rule, date_s);
-        Self { age_s, came: exchange.came, lifetime_s, date_s }
+        Self { age_s, came: exchange.came, lifetime_s, date_s: date_s.min(now_s) }
     }
 
     pub fn age_s(&self, now: Mono) -> u64 {

@@ -15,13 +15,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use weft_base::clock::Mono;
 
 use super::object::Object;
+use super::passes::Passes;
+use super::room::Rooms;
 use super::sieve::Sieve;
 
 const SHARDS: usize = 16;
 /// Answers under one URL: those of different clients, by `Vary`, and of different rules.
 const VARIANTS_MAX: usize = 32;
-/// URLs of that kind that are remembered, in one shard.
-const PASSES_MAX: usize = 1_024;
 /// Bodies on their way in may have this share of the bytes besides.
 const FILLING_SHARE: u64 = 4;
 /// Requests that wait for another's fetch, and answers that are asked for behind their clients.
@@ -35,7 +35,7 @@ pub struct Store {
     keys: RandomState,
     bytes_max: u64,
     bytes: AtomicU64,
-    filling: AtomicU64,
+    pub(super) rooms: Rooms,
     waiting: AtomicUsize,
     refreshing: AtomicUsize,
     pub counts: Counts,
@@ -60,15 +60,13 @@ struct Shard {
     urls: HashMap<Arc<str>, Entry>,
     objects: Sieve<(Arc<str>, Arc<Object>)>,
     flights: HashMap<(Arc<str>, u64), CancellationToken>,
-    passes: usize,
+    passes: Passes,
 }
 
 /// What is known of one URL.
 #[derive(Debug, Default)]
 struct Entry {
     places: Vec<usize>,
-    /// Until when nobody waits for a fetch.
-    pass_until: Option<Mono>,
     /// Fetches under way, and how often what they fetch was declared void.
     fetches: usize,
     voided: u64,
@@ -109,13 +107,6 @@ pub struct Ticket {
     voided: u64,
 }
 
-/// Room for a body that is on its way in.
-#[derive(Debug)]
-pub struct Room {
-    store: Arc<Store>,
-    bytes: u64,
-}
-
 /// One of a bounded number.
 #[derive(Debug)]
 pub struct Place {
@@ -132,7 +123,7 @@ impl Store {
             keys: RandomState::new(),
             bytes_max,
             bytes: AtomicU64::new(0),
-            filling: AtomicU64::new(0),
+            rooms: Rooms::new(bytes_max / FILLING_SHARE),
             waiting: AtomicUsize::new(0),
             refreshing: AtomicUsize::new(0),
             counts: Counts::default(),
@@ -165,10 +156,10 @@ impl Store {
         now: Mono,
     ) -> Turn {
         let mut shard = self.shard(url);
-        let entry = shard.urls.get(url);
-        if entry.is_some_and(|e| e.pass_until.is_some_and(|until| now < until)) {
+        if shard.passes.has(self.keys.hash_one((url, lane)), now) {
             return Turn::Alone;
         }
+        let entry = shard.urls.get(url);
         let known = entry.and_then(|e| shard.objects.get(*e.places.last()?));
         let names = known.map(|(_, object)| &*object.vary).unwrap_or_default();
         let values = names.iter().map(|(name, _)| asked.get(name).map(|v| v.as_bytes()));
@@ -182,19 +173,10 @@ impl Store {
         Turn::Lead(Lead { store: self.clone(), key, _ended: ended })
     }
 
-    /// Nobody waits for this URL for a while: its answers cannot be stored.
-    pub fn pass(&self, url: &Arc<str>, now: Mono, ms: u64) {
-        let mut shard = self.shard(url);
-        let known = shard.urls.get(url).is_some_and(|e| e.pass_until.is_some());
-        if !known && shard.passes >= PASSES_MAX {
-            shard.forget_passes(now);
-            if shard.passes >= PASSES_MAX {
-                return;
-            }
-        }
-        shard.passes += usize::from(!known);
-        let until = Mono(now.0 + ms);
-        shard.urls.entry(url.clone()).or_default().pass_until = Some(until);
+    /// Nobody waits for this for a while: its answers cannot be stored.
+    pub fn pass(&self, url: &Arc<str>, lane: &str, now: Mono, ms: u64) {
+        let key = self.keys.hash_one((url, lane));
+        self.shard(url).passes.note(key, Mono(now.0 + ms));
     }
 
     pub fn ticket(self: &Arc<Self>, url: &Arc<str>) -> Ticket {
@@ -205,7 +187,7 @@ impl Store {
     }
 
     /// Stores an answer in the place of the one that it follows. `false` when what it was fetched
-    /// from has changed since, or there is no room.
+    /// from has changed since, a newer one is there already, or there is no room.
     pub fn put(&self, ticket: &Ticket, object: Arc<Object>) -> bool {
         let bytes = object.bytes() + ticket.url.len() as u64;
         if bytes > self.bytes_max {
@@ -216,11 +198,16 @@ impl Store {
         let Some(entry) = urls.get_mut(&ticket.url).filter(|e| e.voided == ticket.voided) else {
             return false;
         };
-        *passes -= usize::from(entry.pass_until.take().is_some());
         let follows = |at: &usize| {
             objects.get(*at).is_some_and(|(_, o)| o.lane == object.lane && o.vary == object.vary)
         };
         let mut old: Vec<usize> = entry.places.iter().copied().filter(follows).collect();
+        let newness = |at: &usize| objects.get(*at).map(|(_, o)| o.times.newness());
+        if old.iter().filter_map(newness).any(|known| known > object.times.newness()) {
+            // It was long under way: its client read slowly, or its origin's answer was old.
+            return false;
+        }
+        passes.forget(self.keys.hash_one((&ticket.url, &*object.lane)));
         if old.is_empty() && entry.places.len() >= VARIANTS_MAX {
             old.extend(entry.places.first());
         }
@@ -278,21 +265,6 @@ impl Store {
         total
     }
 
-    /// Room for more of a body; `false` when there is none.
-    fn reserve(&self, bytes: u64) -> bool {
-        let most = self.bytes_max / FILLING_SHARE;
-        let before = self.filling.fetch_add(bytes, Ordering::Relaxed);
-        let fits = before + bytes <= most;
-        if !fits {
-            self.filling.fetch_sub(bytes, Ordering::Relaxed);
-        }
-        fits
-    }
-
-    pub fn room(self: &Arc<Self>) -> Room {
-        Room { store: self.clone(), bytes: 0 }
-    }
-
     pub fn place_to_wait(self: &Arc<Self>) -> Option<Place> {
         Place::take(self, |store| &store.waiting, WAITING_MAX)
     }
@@ -342,13 +314,21 @@ impl Store {
         self.shards.iter().map(lock).sum()
     }
 
+    /// Gives a quarter of what is stored up: memory is short.
+    pub fn shed(&self) {
+        self.shrink(self.bytes() / 4 * 3, 0);
+    }
+
     /// Gives answers up until the rest fits: of the shard that grew first, then of the others.
     fn make_room(&self, grown: &str) {
-        let first = self.index(grown);
+        self.shrink(self.bytes_max, self.index(grown));
+    }
+
+    fn shrink(&self, bytes_max: u64, first: usize) {
         for index in (first..first + SHARDS).map(|i| i % SHARDS) {
             let Some(shard) = self.shards.get(index) else { return };
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            while self.bytes() > self.bytes_max {
+            while self.bytes() > bytes_max {
                 let Some(victim) = shard.objects.victim() else { break };
                 let Some((url, object)) = shard.objects.remove(victim) else { break };
                 if let Some(entry) = shard.urls.get_mut(&url) {
@@ -358,7 +338,7 @@ impl Store {
                 self.bytes.fetch_sub(size((url, object)), Ordering::Relaxed);
                 self.counts.evicted.fetch_add(1, Ordering::Relaxed);
             }
-            if self.bytes() <= self.bytes_max {
+            if self.bytes() <= bytes_max {
                 return;
             }
         }
@@ -395,19 +375,10 @@ impl Shard {
     }
 
     fn drop_if_empty(&mut self, url: &str) {
-        let empty = |e: &Entry| e.places.is_empty() && e.fetches == 0 && e.pass_until.is_none();
+        let empty = |e: &Entry| e.places.is_empty() && e.fetches == 0;
         if self.urls.get(url).is_some_and(empty) {
             self.urls.remove(url);
         }
-    }
-
-    fn forget_passes(&mut self, now: Mono) {
-        for entry in self.urls.values_mut() {
-            let ended = entry.pass_until.take_if(|until| *until <= now).is_some();
-            self.passes -= usize::from(ended);
-        }
-        let kept = |e: &Entry| !e.places.is_empty() || e.fetches > 0 || e.pass_until.is_some();
-        self.urls.retain(|_, entry| kept(entry));
     }
 }
 
@@ -428,22 +399,6 @@ impl Drop for Ticket {
             entry.fetches = entry.fetches.saturating_sub(1);
         }
         shard.drop_if_empty(&self.url);
-    }
-}
-
-// === impl Room ===
-
-impl Room {
-    pub fn take(&mut self, bytes: u64) -> bool {
-        let taken = self.store.reserve(bytes);
-        self.bytes += if taken { bytes } else { 0 };
-        taken
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.store.filling.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

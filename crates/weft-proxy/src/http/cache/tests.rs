@@ -43,3 +43,30 @@ fn references_count_within_their_origin() {
         assert_eq!(same_origin(at, reference).as_deref(), want, "{reference}");
     }
 }
+
+#[test]
+fn claims_are_all_that_proxies_say_of_the_way_but_for_the_client() {
+    let headers = [
+        ("x-url-scheme", "https"),
+        ("accept", "*/*"),
+        ("x-forwarded-user", "ann"),
+        ("x-forwarded-for", "1.2.3.4"),
+        ("x-forwarded-ssl", "on"),
+        ("front-end-https", "on"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded", "for=x"),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)))
+    .collect::<HeaderMap>();
+    let names: Vec<&str> = claims(&headers).into_iter().map(|(name, _)| name).collect();
+    let want = [
+        "front-end-https",
+        "x-forwarded",
+        "x-forwarded-proto",
+        "x-forwarded-ssl",
+        "x-forwarded-user",
+        "x-url-scheme",
+    ];
+    assert_eq!(names, want);
+}

@@ -100,6 +100,10 @@ fn what_may_be_stored() {
             ("3", " > 500 Cache-Control: max-age=60 > 0", "fresh"),
             ("3", " > 599 Cache-Control: max-age=60 > 0", "fresh"),
             ("3", " > 500 > 0", "no: says-no-time"),
+            ("-", " > 400 Cache-Control: max-age=60 > 0", "no: client-error"),
+            ("-", " > 416 Cache-Control: max-age=60 > 0", "no: client-error"),
+            ("6585-4", " > 429 Cache-Control: max-age=60 > 0", "no: client-error"),
+            ("6585-5", " > 431 Cache-Control: max-age=60 > 0", "no: client-error"),
             ("3.3", " > 206 Cache-Control: max-age=60 > 0", "no: status"),
             ("3.2", " > 304 Cache-Control: max-age=60 > 0", "no: status"),
             ("3", " > 101 Cache-Control: max-age=60 > 0", "no: status"),
@@ -409,6 +413,33 @@ fn who_may_have_it() {
             ),
         ],
     );
+}
+
+#[test]
+fn what_one_request_brought_about_says_nothing_of_others() {
+    let (none, auth) = (HeaderMap::new(), headers(&["Authorization: x"]));
+    let (private, shared) =
+        (headers(&["Cache-Control: private"]), headers(&["Cache-Control: public"]));
+    for why in ITS_OWN {
+        assert!(is_its_own(Some(why), &none, &none), "{why}");
+    }
+    assert!(!is_its_own(Some("no-store"), &none, &private) && !is_its_own(None, &none, &none));
+    assert!(is_its_own(Some("private"), &auth, &private) && is_its_own(None, &auth, &none));
+    assert!(!is_its_own(Some("set-cookie"), &auth, &shared));
+    let mut odd = headers(&["A: 1"]);
+    odd.append("a", HeaderValue::from_bytes(b"\xff").unwrap());
+    let why = varies(&headers(&["Vary: A"]), &odd).unwrap_err();
+    assert!(is_its_own(Some(why), &none, &none), "no text, and only one client's: {why}");
+}
+
+#[test]
+fn a_date_that_lies_ahead_makes_nothing_newer() {
+    let rule = Cache::default();
+    let ahead = object(&["Cache-Control: max-age=60", "Date: @5000"], &rule);
+    let now = object(&["Cache-Control: max-age=60", "Date: @0"], &rule);
+    let before = object(&["Cache-Control: max-age=60", "Date: @-1"], &rule);
+    assert_eq!(ahead.times.newness(), now.times.newness());
+    assert!(before.times.newness() < now.times.newness());
 }
 
 #[test]

@@ -10,11 +10,14 @@ use super::super::object::{Exchange, storable};
 use super::*;
 
 fn object(lane: &str, vary: Option<&str>, bytes: usize) -> Arc<Object> {
+    made(lane, vary, bytes, Exchange { asked: Mono(0), came: Mono(0), wall_ms: 0 })
+}
+
+fn made(lane: &str, vary: Option<&str>, bytes: usize, exchange: Exchange) -> Arc<Object> {
     let headers = HeaderMap::from_iter([(
         HeaderName::from_static("cache-control"),
         HeaderValue::from_static("max-age=60"),
     )]);
-    let exchange = Exchange { asked: Mono(0), came: Mono(0), wall_ms: 0 };
     let (status, none) = (StatusCode::OK, HeaderMap::new());
     let (said, times) = storable(&none, status, &headers, &Cache::default(), exchange).unwrap();
     let vary = vary.map(|v| (HeaderName::from_static("a"), Some(v.into())));
@@ -114,21 +117,49 @@ fn one_fetches_and_the_others_wait_until_it_is_over() {
     let Turn::Lead(_second) = turn("l", Some("2")) else { panic!() };
     assert!(matches!(turn("l", Some("2")), Turn::Wait(_)));
     let Turn::Lead(third) = turn("l", Some("3")) else { panic!() };
-    store.pass(&url, Mono(0), 1_000);
+    store.pass(&url, "l", Mono(0), 1_000);
     assert!(matches!(turn("l", Some("2")), Turn::Alone), "it cannot be stored");
+    let Turn::Lead(_theirs) = turn("a claim", None) else { panic!("what others claim is theirs") };
     assert!(matches!(store.turn(&url, "l", &asking(None), Mono(1_000)), Turn::Lead(_)));
     drop(third);
 }
 
 #[test]
-fn room_for_bodies_under_way_is_bounded_and_comes_back() {
+fn what_was_long_under_way_does_not_replace_what_is_newer() {
+    let store = Arc::new(Store::new(1 << 20));
+    let url: Arc<str> = "http://a/x".into();
+    let at = |ms| Exchange { asked: Mono(ms), came: Mono(ms), wall_ms: 1_800_000_000_000 + ms };
+    let bytes = || match store.find(&url, "l", &asking(None)) {
+        Found::Object(object) => object.body.len(),
+        Found::Nothing { .. } => 0,
+    };
+    // The head of the slow one came first, and its last byte comes last.
+    let (slow, quick) = (store.ticket(&url), store.ticket(&url));
+    let old = made("l", None, 1, at(5_000));
+    assert!(store.put(&quick, made("l", None, 2, at(5_500))));
+    assert!(!store.put(&slow, old.clone()) && bytes() == 2);
+    let held = store.bytes();
+    assert!(!store.put(&slow, old) && store.bytes() == held && store.objects() == 1);
+    assert!(store.put(&slow, made("l", None, 3, at(5_500))) && bytes() == 3, "as new as it");
+    assert!(store.put(&slow, made("l", None, 4, at(9_000))) && bytes() == 4);
+}
+
+#[test]
+fn a_quarter_goes_when_memory_is_short() {
+    let store = Arc::new(Store::new(1 << 20));
+    for n in 0..40 {
+        put(&store, &format!("http://a/{n}"), object("l", None, 10_000));
+    }
+    let before = store.bytes();
+    store.shed();
+    assert!((before / 2..=before / 4 * 3).contains(&store.bytes()), "{}", store.bytes());
+    (0..50).for_each(|_| store.shed());
+    assert_eq!((store.bytes(), store.objects()), (0, 0));
+}
+
+#[test]
+fn places_are_bounded_and_come_back() {
     let store = Arc::new(Store::new(1_000));
-    let (mut a, mut b) = (store.room(), store.room());
-    assert!(a.take(200) && !b.take(100) && b.take(50));
-    drop(a);
-    assert!(b.take(200) && !b.take(1));
-    drop(b);
-    assert_eq!(store.filling.load(Ordering::Relaxed), 0);
     let places: Vec<_> = (0..REFRESHING_MAX).map(|_| store.place_to_refresh().unwrap()).collect();
     assert!(store.place_to_refresh().is_none());
     drop(places);
@@ -136,11 +167,15 @@ fn room_for_bodies_under_way_is_bounded_and_comes_back() {
 }
 
 #[test]
-fn urls_that_cannot_be_stored_are_remembered_in_bounds() {
+fn urls_that_cannot_be_stored_leave_nothing_but_a_hash() {
     let store = Arc::new(Store::new(1 << 20));
     for n in 0..100_000 {
-        store.pass(&format!("http://a/{n}").into(), Mono(n / 100), 1_000);
+        store.pass(&format!("http://a/{n}").into(), "l", Mono(n / 100), 1_000);
     }
-    let known: usize = store.shards.iter().map(|s| s.lock().unwrap().urls.len()).sum();
-    assert!(known <= SHARDS * PASSES_MAX, "{known}");
+    assert!(store.shards.iter().all(|s| s.lock().unwrap().urls.is_empty()));
+    let last: Arc<str> = "http://a/99999".into();
+    assert!(matches!(store.turn(&last, "l", &asking(None), Mono(1_000)), Turn::Alone));
+    // What can be stored after all is waited for again.
+    put(&store, &last, object("l", None, 1));
+    assert!(matches!(store.turn(&last, "l", &asking(None), Mono(1_000)), Turn::Lead(_)));
 }
