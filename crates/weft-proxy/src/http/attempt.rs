@@ -99,11 +99,13 @@ async fn attempts(
     let shortest = allowed.into_iter().chain(patience).min();
     let mut began = Instant::now();
     let deadline = shortest.map(|d| (began + d, d));
+    let own = patience.is_some() && patience == shortest;
     let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
     let mut retrying = None;
     call.backend.borrow_mut().budget.request(call.worker.clock.at(began));
     loop {
-        let (gated, at) = gated::enter(call, began, deadline).await?;
+        let entered = gated::enter(call, began, deadline).await;
+        let (gated, at) = entered.map_err(|why| overdue(why, own))?;
         began = at;
         let picked = pick(call, hash, &tried, began).ok_or_else(|| no_instance(call))?;
         record.endpoint = Some(picked.clone());
@@ -134,9 +136,7 @@ async fn attempts(
         };
         record.last_cause = Some(refusal.detail.clone());
         if deadline.is_some_and(|(at, _)| Instant::now() >= at) {
-            let own = patience.is_some() && patience == shortest;
-            let whose = if own { " (grpc-timeout of its client)" } else { "" };
-            return Err(Refusal::new(Cause::RequestTimeout, refusal.detail + whose));
+            return Err(overdue(refusal.detail, own));
         }
         tried.push(picked);
         // The one that just ended has no part in whether there may be another.
@@ -182,6 +182,12 @@ pub async fn once(call: &Call<'_>, grpc: bool) -> Option<Response<ReplyBody>> {
 fn patience(call: &Call<'_>, record: &Record) -> Option<Duration> {
     let named = record.is_grpc.then(|| headers::grpc_timeout(&call.head.headers)).flatten();
     named.filter(|d| *d < Duration::from_secs(86_400 * 365))
+}
+
+/// The request's deadline came, which may be its client's `own`.
+fn overdue(why: String, own: bool) -> Refusal {
+    let whose = if own { " (grpc-timeout of its client)" } else { "" };
+    Refusal::new(Cause::RequestTimeout, why + whose)
 }
 
 fn pick(

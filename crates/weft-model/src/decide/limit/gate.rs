@@ -2,12 +2,12 @@
 //! What keeps an overloaded backend useful where nobody configured anything: the gate of one
 //! backend on one worker. Called by the proxy's attempts; pure, time comes in as a number.
 //!
-//! It refuses nothing. When answers take longer and longer, nearly all of them much longer than
-//! usual, while fewer end than come, requests beyond what the backend works on at a time wait at
-//! the gate instead of in the backend's line. A client that leaves meanwhile costs the backend
-//! nothing; in its own line it would, since most servers do not hear that a client left. Once
-//! clients do leave, the newest go first: they are those whose clients are still there for the
-//! answer.
+//! It refuses nothing; what waits may leave, or have a deadline of its own that ends. When answers
+//! take longer and longer, nearly all of them much longer than usual, while fewer end than come,
+//! requests beyond what the backend works on at a time wait at the gate instead of in the backend's
+//! line. A client that leaves meanwhile costs the backend nothing; in its own line it would, since
+//! most servers do not hear that a client left. Once clients do leave, the newest go first: they
+//! are those whose clients are still there for the answer.
 //!
 //! Whether it was a line is measured: answers that are as slow with fewer in flight mean a backend
 //! that became slower, and the gate opens. Nobody waits here for longer than a few seconds: then a

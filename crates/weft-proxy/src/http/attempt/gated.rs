@@ -9,7 +9,7 @@ use http::header::UPGRADE;
 use tokio::time::Instant;
 use weft_model::decide::Failure;
 
-use super::{Call, Cause, Ended, Refusal};
+use super::{Call, Ended};
 use crate::upstream::gate::Permit;
 
 /// What an attempt holds while it is judged.
@@ -20,12 +20,12 @@ pub(super) struct Gated(Option<Permit>);
 /// most. Says when the attempt began, too, which is later after a wait.
 ///
 /// # Errors
-/// The refusal to answer with, when it waited until its deadline.
+/// It waited until its deadline: why there was no room.
 pub(super) async fn enter(
     call: &Call<'_>,
     began: Instant,
     deadline: Option<(Instant, Duration)>,
-) -> Result<(Gated, Instant), Refusal> {
+) -> Result<(Gated, Instant), String> {
     let Some(gate) = call.backend.borrow().gate.clone() else { return Ok((Gated(None), began)) };
     let tunnel = call.head.method == Method::CONNECT || call.head.headers.contains_key(UPGRADE);
     if tunnel || !call.body.is_whole() {
@@ -37,8 +37,7 @@ pub(super) async fn enter(
             let waiting = Box::pin(gate.wait(began, deadline.map(|(at, _)| at)));
             waiting.await.ok_or_else(|| {
                 let ms = deadline.map_or(0, |(_, limit)| limit.as_millis());
-                let why = format!("its answers become slow, and there was no room within {ms} ms");
-                Refusal::new(Cause::Overload, why)
+                format!("the backend's answers become slow; there was no room within {ms} ms")
             })?
         }
     };
