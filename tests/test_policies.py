@@ -64,6 +64,7 @@ def test_the_schema_is_strict_and_kubectl_explains_it(edge):
         ({"targetRefs": [{"name": "origin"}], "rateLimit": []}, "rateLimit"),
         ({"targetRefs": [{"name": "a", "kind": "Pod"}]}, "Service"),
         ({"targetRefs": [ROUTE], "adaptiveConcurrency": {}}, "are about Services"),
+        ({"targetRefs": [ROUTE], "overloadGate": "Disabled"}, "are about Services"),
         ({"targetRefs": [{"name": "origin"}],
           "rateLimits": [{"requests": 1, "by": [{"type": "Header"}]}]}, "header is set"),
         ({"targetRefs": [{"name": "origin"}],

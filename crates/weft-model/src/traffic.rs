@@ -27,6 +27,9 @@ pub struct Protection {
     /// Largest request body in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body_bytes_max: Option<u64>,
+    /// Gateways pass on at once what may be too much for it, instead of keeping it in line.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ungated: bool,
 }
 
 /// How a proxy itself finds out whether endpoints are well. Envoy's words, with its defaults.

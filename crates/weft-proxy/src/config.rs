@@ -161,8 +161,6 @@ pub struct ProxyLimits {
     pub udp_flows_max: usize,
     /// Largest request body; 0 is no limit.
     pub body_bytes_max: u64,
-    /// Gateways keep backends whose policy sets no limit from having more than they can do.
-    pub gates: bool,
     /// Memory of this process beyond which requests are refused; its control group's when absent.
     pub memory_bytes_max: Option<u64>,
     /// Bytes of stored answers, all workers together; 0 stores nothing.
@@ -340,7 +338,6 @@ impl Default for ProxyLimits {
             udp_idle_timeout: Duration::from_secs(60),
             udp_flows_max: weft_base::limits::UDP_FLOWS_MAX,
             body_bytes_max: 0,
-            gates: true,
             memory_bytes_max: None,
             cache_bytes_max: weft_base::limits::CACHE_BYTES_MAX,
             on_demand: OnDemandLimits::default(),

@@ -257,8 +257,8 @@ impl Worker {
         let entry = newest.unwrap_or_else(|| entry.clone());
         let name = entry.name.clone();
         let mut made = LocalBackend::new(entry, &mut self.rng.borrow_mut(), |e| self.pool(e));
-        if self.config.limits.gates && self.config.is_gateway() {
-            made.set_gated(self.config.workers);
+        if self.config.is_gateway() {
+            made.set_gated(self.config.workers, self.metrics.cells.clone());
         }
         let made = Rc::new(RefCell::new(made));
         if known {

@@ -126,6 +126,7 @@ impl Effective<'_, '_> {
             rate_limits: self.rate_limits(),
             timeouts: self.timeouts(),
             body_bytes_max: self.body_bytes_max(),
+            ungated: spec.overload_gate.as_deref() == Some("Disabled"),
         };
         let some = protection != Protection::default();
         policy.protection = some.then(|| Box::new(protection));
@@ -441,6 +442,7 @@ fn unread(
         ("requestLimits", policy.request_limits.is_some()),
         ("timeouts", policy.timeouts.is_some()),
         ("adaptiveConcurrency", policy.adaptive_concurrency.is_some()),
+        ("overloadGate", policy.overload_gate.is_some()),
         ("retryBudget", policy.retry_budget.is_some()),
     ]
     .into_iter()

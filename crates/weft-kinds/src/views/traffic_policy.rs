@@ -22,6 +22,8 @@ pub struct TrafficPolicySpec {
     pub outlier: Option<Outlier>,
     pub health_check: Option<HealthCheck>,
     pub adaptive_concurrency: Option<AdaptiveConcurrency>,
+    /// `Disabled`, which is all that can be said.
+    pub overload_gate: Option<Arc<str>>,
     pub timeouts: Option<Timeouts>,
     pub rate_limits: Vec<RateLimit>,
     pub request_limits: Option<RequestLimits>,

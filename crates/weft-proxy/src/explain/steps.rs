@@ -241,6 +241,9 @@ fn protected(protection: &Protection) -> Vec<(&'static str, String)> {
         let (least, most) = (adaptive.limit_min, adaptive.limit_max);
         out.push(("adaptive concurrency", format!("{least} to {most} requests in flight")));
     }
+    if protection.ungated {
+        out.push(("overload gate", "off".to_owned()));
+    }
     for (what, ms) in [
         ("request timeout where the route says nothing", protection.timeouts.request_ms),
         (

@@ -58,6 +58,7 @@ impl Collector for ProxyCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.requests(&mut encoder)?;
         self.tcp(&mut encoder)?;
+        self.gates(&mut encoder)?;
         self.own(&mut encoder)
     }
 }
@@ -125,6 +126,31 @@ impl ProxyCollector {
             for (labels, sum) in &all {
                 ConstCounter::new(part(sum)).encode(family.encode_family(labels)?)?;
             }
+        }
+        Ok(())
+    }
+
+    /// What gates hold back, by backend.
+    fn gates(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut all: BTreeMap<Arc<str>, (u64, u64)> = BTreeMap::new();
+        for cells in &self.cells {
+            for (backend, series) in lock(&cells.gates).iter() {
+                let sum = all.entry(backend.clone()).or_default();
+                sum.0 += series.waiting.get();
+                sum.1 += series.held.get();
+            }
+        }
+        let (name, help) = ("weft_backend_waiting", "Requests that wait at the gate of a backend");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (backend, (waiting, _)) in &all {
+            let gauge = ConstGauge::new(i64::try_from(*waiting).unwrap_or(i64::MAX));
+            gauge.encode(family.encode_family(&[("backend", &**backend)])?)?;
+        }
+        let (name, help) = ("weft_backend_held", "Requests that had to wait there");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (backend, (_, held)) in &all {
+            let labels = &[("backend", &**backend)];
+            ConstCounter::new(*held).encode(family.encode_family(labels)?)?;
         }
         Ok(())
     }

@@ -16,6 +16,9 @@ use super::flags::Flags;
 pub const BYTES_BOUNDS: [u64; 10] =
     [100, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000, 1_000_000, 10_000_000, 100_000_000];
 
+/// Backends whose gates are told apart on one worker.
+const GATES_MAX: usize = 1_024;
+
 /// Labels of one request or connection; all values come from configuration or are bounded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Labels {
@@ -66,11 +69,22 @@ pub struct TcpSeries {
     pub received: AtomicU64,
 }
 
+/// Requests that one worker's gate of one backend holds back.
+#[derive(Debug, Default)]
+pub struct GateSeries {
+    /// Now.
+    pub waiting: Cell,
+    /// Since the start.
+    pub held: Cell,
+}
+
 /// One worker's series, as the scrape sees them.
 #[derive(Debug, Default)]
 pub struct WorkerCells {
     pub requests: Mutex<Vec<(Labels, Arc<RequestSeries>)>>,
     pub tcp: Mutex<Vec<(Labels, Arc<TcpSeries>)>>,
+    /// By the backend's name, once one held something back.
+    pub gates: Mutex<Vec<(Arc<str>, Arc<GateSeries>)>>,
     pub downstream: Cell,
     pub downstream_total: Cell,
     pub refused_connections: Cell,
@@ -97,6 +111,32 @@ pub struct WorkerMetrics {
     requests: RefCell<HashMap<Labels, Arc<RequestSeries>>>,
     tcp: RefCell<HashMap<Labels, Arc<TcpSeries>>>,
     series_max: usize,
+}
+
+// === impl WorkerCells ===
+
+impl WorkerCells {
+    /// The series of a backend's gate, for which a gate asks once.
+    pub fn gate(&self, backend: &Arc<str>) -> Arc<GateSeries> {
+        let mut known = lock(&self.gates);
+        let find = |known: &[(Arc<str>, Arc<GateSeries>)], name: &str| {
+            known.iter().find(|(n, _)| &**n == name).map(|(_, series)| series.clone())
+        };
+        if let Some(series) = find(&known, backend) {
+            return series;
+        }
+        let mut name = backend.clone();
+        if known.len() >= GATES_MAX {
+            self.overflowed.add(1);
+            name = "overflow".into();
+            if let Some(series) = find(&known, &name) {
+                return series;
+            }
+        }
+        let made = Arc::<GateSeries>::default();
+        known.push((name, made.clone()));
+        made
+    }
 }
 
 // === impl WorkerMetrics ===
@@ -193,6 +233,17 @@ pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn past_the_cap_gates_share_a_series() {
+        let cells = WorkerCells::default();
+        let gate = |n: usize| cells.gate(&format!("b{n}:80").into());
+        let first = gate(0);
+        (0..GATES_MAX).for_each(|n| drop(gate(n)));
+        assert!(Arc::ptr_eq(&first, &gate(0)));
+        assert!(Arc::ptr_eq(&gate(GATES_MAX), &gate(GATES_MAX + 1)));
+        assert_eq!((lock(&cells.gates).len(), cells.overflowed.get()), (GATES_MAX + 1, 2));
+    }
 
     #[test]
     fn past_the_cap_series_are_shared_and_counted() {

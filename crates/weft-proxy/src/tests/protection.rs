@@ -255,3 +255,58 @@ async fn beyond_what_a_backend_can_do_requests_are_refused_at_once() {
     }
     assert_eq!(bed.get("http://user/").await.status, 200, "there is room again");
 }
+
+/// The request's own deadline ends it at the gate as it does at the backend.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_at_a_gateways_gate_ends_with_its_own_deadline() {
+    let places = Arc::new(tokio::sync::Semaphore::new(10));
+    let reached = Arc::new(AtomicUsize::new(0));
+    let hits = reached.clone();
+    let server = Server::http(move |_, request| {
+        let (places, quick) = (places.clone(), request.uri().path() == "/quick");
+        hits.fetch_add(usize::from(quick), Ordering::Relaxed);
+        async move {
+            let _place = places.acquire().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            text(200, "done")
+        }
+    })
+    .await;
+    let mut all = http_service("user", &[server.address]);
+    all.push(gateway(None));
+    let forward = || Action::Forward(vec![to("user", "", 1)]);
+    let timeouts = Timeouts { request_ms: Some(50), ..Timeouts::default() };
+    let quick = Rule { timeouts, ..rule("/quick", forward()) };
+    all.push(gateway_route("r", &[], vec![quick, rule("/", forward())]));
+    let bed = Bed::gateway(all).await;
+    let (at, done) = (bed.listener(), Arc::new(AtomicUsize::new(0)));
+    let (mut clients, mut calls) = (tokio::task::JoinSet::new(), tokio::task::JoinSet::new());
+    let held = "weft_backend_held_total{backend=\"user.shop.svc.cluster.local:80\"} ";
+    let held = async || -> Option<u64> {
+        bed.metrics().await.lines().find_map(|line| line.strip_prefix(held)?.parse().ok())
+    };
+    let mut tick = tokio::time::interval(Duration::from_millis(5));
+    let began = Instant::now();
+    // Some never come to the backend: they wait until their end.
+    while held().await.is_none_or(|held| held < 100)
+        || done.load(Ordering::Relaxed) < reached.load(Ordering::Relaxed) + 50
+    {
+        assert!(began.elapsed() < Duration::from_secs(20), "nothing waits at the gate");
+        for _ in 0..10 {
+            tick.tick().await;
+            for _ in 0..8 {
+                clients.spawn(send(at, get("/", "user")));
+            }
+            let done = done.clone();
+            calls.spawn(async move {
+                let got = send(at, get("/quick", "user")).await;
+                done.fetch_add(1, Ordering::Relaxed);
+                (got.status, got.header("x-weft-flags").to_owned())
+            });
+        }
+    }
+    while let Some(ended) = calls.join_next().await {
+        let (status, flags) = ended.unwrap();
+        assert!(status == 200 || (status, &*flags) == (504, "UT"), "{status} {flags}");
+    }
+}

@@ -1,31 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The gate of one backend on one worker, where nobody configured a limit: counts requests until
 //! their answer's head came, and lets those wait that the model's arithmetic holds back. Called by
-//! the attempt loop, before an endpoint is chosen. Requests whose body is still on its way pass and
-//! are not judged: their client may be what is slow.
+//! the attempt loop, before an endpoint is chosen. Refuses nobody; a request's own deadline may end
+//! here. Requests whose body is still on its way pass and are not judged: their client may be what
+//! is slow.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use weft_model::decide::{Entry, Gate};
 
+use crate::observe::metrics::{GateSeries, WorkerCells};
+
 /// Requests of a whole proxy that always go, and at least of each worker.
 const LEAST: usize = 16;
 const LEAST_OF_WORKER: usize = 4;
 /// Requests in line on one worker; what comes beyond goes on.
 const LINE_MAX: usize = 16 * 1024;
+/// Places that may stay in the line although their requests left, beside as many as wait.
+const LEFT_MIN: usize = 32;
 
 #[derive(Debug)]
 pub struct BackendGate {
     since: Instant,
     gate: RefCell<Gate>,
     flying: Cell<u32>,
-    /// In the order in which they came.
-    line: RefCell<VecDeque<Rc<Place>>>,
+    line: Line,
+    seen: Seen,
+}
+
+/// Who waits, in the order in which they came. Who leaves stays as a dead place until it is passed
+/// by, or until most places are dead: to leave costs the same however long the line is.
+#[derive(Debug, Default)]
+struct Line {
+    places: RefCell<VecDeque<Rc<Place>>>,
+    waiting: Cell<usize>,
+    /// Places looked at to find the dead.
+    #[cfg(test)]
+    swept: Cell<usize>,
+}
+
+/// Where its numbers are shown, from the first request on that had to wait.
+#[derive(Debug)]
+struct Seen {
+    cells: Arc<WorkerCells>,
+    backend: Arc<str>,
+    series: OnceCell<Arc<GateSeries>>,
 }
 
 /// Counts a request until it is dropped.
@@ -73,19 +98,21 @@ struct InLine {
 // === impl BackendGate ===
 
 impl BackendGate {
-    pub fn new(workers: usize) -> Rc<Self> {
+    /// Of one of so many workers, whose `cells` show under the `backend`'s name what it holds back.
+    pub fn new(workers: usize, cells: Arc<WorkerCells>, backend: Arc<str>) -> Rc<Self> {
         let least = LEAST.div_ceil(workers.max(1)).max(LEAST_OF_WORKER);
         Rc::new(Self {
             since: Instant::now(),
             gate: RefCell::new(Gate::new(u32::try_from(least).unwrap_or(1))),
             flying: Cell::new(0),
-            line: RefCell::default(),
+            line: Line::default(),
+            seen: Seen { cells, backend, series: OnceCell::new() },
         })
     }
 
     /// A request comes; `None`: it has to wait.
     pub fn arrive(self: &Rc<Self>, now: Instant) -> Option<Permit> {
-        let waiting = self.line.borrow().len();
+        let waiting = self.line.waiting.get();
         let count = u32::try_from(waiting).unwrap_or(u32::MAX);
         let entry = self.gate.borrow_mut().arrive(self.flying.get(), count, self.micros(now));
         let goes = entry == Entry::Go || waiting >= LINE_MAX;
@@ -103,7 +130,7 @@ impl BackendGate {
                 return Some(self.counted(came, now));
             }
             if until.is_some_and(|until| until <= now) {
-                line.leave();
+                // As if its client had left.
                 return None;
             }
             let more = self.gate.borrow().more_us(micros(now.saturating_duration_since(came)));
@@ -133,10 +160,7 @@ impl BackendGate {
     fn admit(&self) {
         while self.gate.borrow().has_room(self.flying.get()) {
             let newest = self.gate.borrow().newest_first();
-            let mut line = self.line.borrow_mut();
-            let next = if newest { line.pop_back() } else { line.pop_front() };
-            drop(line);
-            let Some(next) = next else { return };
+            let Some(next) = self.line.next(newest) else { return };
             self.flying.set(self.flying.get() + 1);
             next.turn.set(Turn::Go);
             next.wake.notify_one();
@@ -186,9 +210,54 @@ impl Drop for Permit {
             End::Failed => gate.answered((false, 0), 0, left, of.micros(self.began)),
         }
         drop(gate);
-        if !of.line.borrow().is_empty() {
+        if of.line.waiting.get() > 0 {
             of.admit();
         }
+    }
+}
+
+// === impl Line ===
+
+impl Line {
+    fn join(&self) -> Rc<Place> {
+        let place = Rc::new(Place { turn: Cell::new(Turn::Waits), wake: Notify::new() });
+        self.places.borrow_mut().push_back(place.clone());
+        self.waiting.set(self.waiting.get() + 1);
+        place
+    }
+
+    /// Takes out who goes next.
+    fn next(&self, newest: bool) -> Option<Rc<Place>> {
+        let mut places = self.places.borrow_mut();
+        while self.waiting.get() > 0 {
+            let place = if newest { places.pop_back() } else { places.pop_front() }?;
+            if place.turn.get() == Turn::Waits {
+                self.waiting.set(self.waiting.get() - 1);
+                return Some(place);
+            }
+        }
+        places.clear();
+        None
+    }
+
+    /// One left whose place is dead now.
+    fn left(&self) {
+        let waiting = self.waiting.get().saturating_sub(1);
+        self.waiting.set(waiting);
+        let mut places = self.places.borrow_mut();
+        if places.len() > 2 * waiting + LEFT_MIN {
+            #[cfg(test)]
+            self.swept.set(self.swept.get() + places.len());
+            places.retain(|place| place.turn.get() == Turn::Waits);
+        }
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    fn series(&self) -> &GateSeries {
+        self.series.get_or_init(|| self.cells.gate(&self.backend))
     }
 }
 
@@ -196,20 +265,22 @@ impl Drop for Permit {
 
 impl InLine {
     fn at_the_end(of: &Rc<BackendGate>) -> Self {
-        let place = Rc::new(Place { turn: Cell::new(Turn::Waits), wake: Notify::new() });
-        of.line.borrow_mut().push_back(place.clone());
-        Self { of: of.clone(), place }
+        let series = of.seen.series();
+        series.held.add(1);
+        series.waiting.add(1);
+        Self { of: of.clone(), place: of.line.join() }
     }
 
     fn leave(&self) {
         if self.place.turn.replace(Turn::Over) == Turn::Waits {
-            self.of.line.borrow_mut().retain(|p| !Rc::ptr_eq(p, &self.place));
+            self.of.line.left();
         }
     }
 }
 
 impl Drop for InLine {
     fn drop(&mut self) {
+        self.of.seen.series().waiting.sub(1);
         match self.place.turn.get() {
             Turn::Over => {}
             Turn::Go => {

@@ -20,7 +20,7 @@ use super::budget::Budget;
 use super::gate::BackendGate;
 use super::pool::Pool;
 use crate::observe::flags::Flags;
-use crate::observe::metrics::{RequestProtocol, RequestSeries};
+use crate::observe::metrics::{RequestProtocol, RequestSeries, WorkerCells};
 use crate::pinned::Pinned;
 use crate::table::{BackendEntry, EndpointEntry};
 
@@ -34,10 +34,10 @@ pub struct LocalBackend {
     pub budget: Budget,
     pub breaker: Rc<Breaker>,
     pub adaptive: Option<Rc<AdaptiveLimit>>,
-    /// Where its policy sets no limit of its own.
+    /// Where its policy sets no limit of its own, and does not say that there is none.
     pub gate: Option<Rc<BackendGate>>,
-    /// Workers of a proxy that has gates.
-    gated: Option<usize>,
+    /// In a proxy that has gates: how many workers, and this one's numbers.
+    gated: Option<(usize, Arc<WorkerCells>)>,
 }
 
 /// Who gets which share, until something changes: by endpoint of the entry, since those that are
@@ -146,9 +146,9 @@ impl LocalBackend {
         self.adapt();
     }
 
-    /// It has a gate where its policy sets no limit, as one of so many workers.
-    pub fn set_gated(&mut self, workers: usize) {
-        self.gated = Some(workers);
+    /// It has a gate where its policy sets no limit, on one of so many workers.
+    pub fn set_gated(&mut self, workers: usize, cells: Arc<WorkerCells>) {
+        self.gated = Some((workers, cells));
         self.adapt();
     }
 
@@ -156,17 +156,21 @@ impl LocalBackend {
     fn adapt(&mut self) {
         let policy = &self.entry.backend.policy;
         let limits = &policy.limits;
-        let own = policy.protection.as_ref().and_then(|p| p.adaptive.as_ref());
+        let protection = policy.protection.as_ref();
+        let own = protection.and_then(|p| p.adaptive.as_ref());
         self.adaptive = own.map(|policy| {
             let known = self.adaptive.take().filter(|limit| limit.is_for(policy));
             known.unwrap_or_else(|| AdaptiveLimit::new(policy.clone()))
         });
-        let said =
-            own.is_some() || limits.requests_max.is_some() || limits.connections_max.is_some();
-        self.gate = self
-            .gated
-            .filter(|_| !said)
-            .map(|workers| self.gate.take().unwrap_or_else(|| BackendGate::new(workers)));
+        let said = own.is_some()
+            || limits.requests_max.is_some()
+            || limits.connections_max.is_some()
+            || protection.is_some_and(|p| p.ungated);
+        let known = self.gate.take();
+        self.gate = self.gated.as_ref().filter(|_| !said).map(|(workers, cells)| {
+            let label = || self.entry.label().into();
+            known.unwrap_or_else(|| BackendGate::new(*workers, cells.clone(), label()))
+        });
     }
 
     /// The endpoint for an attempt: by the policy's turn over what is open, and elsewhere first

@@ -45,6 +45,30 @@ fn backend(lb: LbPolicy, weights: &[u32]) -> (LocalBackend, Arc<BackendEntry>, R
     (LocalBackend::new(entry.clone(), &mut rng, pool), entry, rng)
 }
 
+#[test]
+fn a_gateways_backends_have_a_gate_where_no_policy_says_otherwise() {
+    let gated = |policy: BackendPolicy| {
+        let all = service("a", Protocol::Http1, policy, Vec::new());
+        let upserts = all.into_iter().map(|(n, r)| (n, Ok(r))).collect();
+        let (table, _) = Builder::new(1, Clock::system(), "shop".into()).apply(1, upserts, &[]);
+        let entry = table.host("a").unwrap().backends["backend/80"].clone();
+        let mut local = LocalBackend::new(entry, &mut Rng::seeded(3), pool);
+        assert!(local.gate.is_none(), "a sidecar's has none");
+        local.set_gated(1, Arc::default());
+        local.gate.is_some()
+    };
+    assert!(gated(BackendPolicy::default()));
+    let limits = Limits { requests_max: Some(9), ..Limits::default() };
+    assert!(!gated(BackendPolicy { limits, ..BackendPolicy::default() }));
+    for protection in [
+        Protection { ungated: true, ..Protection::default() },
+        Protection { adaptive: Some(Adaptive::default()), ..Protection::default() },
+    ] {
+        let protection = Some(Box::new(protection));
+        assert!(!gated(BackendPolicy { protection, ..BackendPolicy::default() }));
+    }
+}
+
 fn again(
     local: &mut LocalBackend,
     rng: &mut Rng,
