@@ -6,7 +6,8 @@
 #   fuzz/run.sh minimise [TARGET...]    keeps of what was found only what adds coverage, in corpus/
 #   fuzz/run.sh list
 #
-# What a run finds beyond corpus/ stays under target/fuzz; a crash is kept there too, with the bytes.
+# seeds/ has what people wrote to start from, and no run changes it; corpus/ has what runs found. What
+# a run finds beyond them stays under target/fuzz; a crash is kept there too, with the bytes.
 set -uo pipefail
 cd "$(dirname "$0")"
 root=$(cd .. && pwd)
@@ -19,11 +20,12 @@ build() {
 }
 
 one() { # TARGET SECONDS
-  local found=$work/found/$1 log=$work/$1.log
+  local found=$work/found/$1 log=$work/$1.log seeds=()
   mkdir -p "$found" "corpus/$1" "$work/crashes"
+  [ -d "seeds/$1" ] && seeds=("seeds/$1")
   if WEFT_FUZZ_TARGET=$1 "$root/target/debug/weft-fuzz" -max_total_time="$2" -max_len=4096 \
     -timeout=5 -rss_limit_mb=1024 -print_final_stats=1 -artifact_prefix="$work/crashes/$1-" \
-    "$found" "corpus/$1" >"$log" 2>&1; then
+    "$found" "corpus/$1" "${seeds[@]}" >"$log" 2>&1; then
     printf '%-16s %9s runs, coverage %s\n' "$1" \
       "$(sed -n 's/^stat::number_of_executed_units: //p' "$log")" \
       "$(grep -o 'cov: [0-9]*' "$log" | tail -1 | cut -c6-)"

@@ -47,7 +47,7 @@ options=(-o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache"
   -o "Debug::NoLocking=1" -o "APT::Sandbox::User=root")
 apt-get "${options[@]}" update -qq
 wanted=(bind9-dnsutils bind9-libs etcd-client etcd-server nftables prometheus tcpdump
-  haproxy nghttp2-client varnish dnsperf knot-dnsutils unbound)
+  haproxy libfaketime nghttp2-client varnish dnsperf knot-dnsutils unbound)
 command -v valgrind >/dev/null || wanted+=(valgrind)
 # What they need beyond this machine's packages, resolved by apt itself without installing.
 mapfile -t all < <(apt-get "${options[@]}" install --simulate --no-install-recommends \

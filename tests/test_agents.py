@@ -435,12 +435,10 @@ def test_joining_needs_a_good_token_and_an_agent_comes_back_without_one(machines
     machines.agent(machines.a).announced()
     machines.until_node("a", "True")
     # One that is stopped says so, and is not waited for.
-    begun = time.monotonic()
     machines.running["a"].stop()
     machines.until_node("a", "False")
     conditions = machines.node("a")["status"]["conditions"]
     assert [c["message"] for c in conditions if c["type"] == "Ready"] == ["its agent was stopped"]
-    assert time.monotonic() - begun < 4
     machines.agent(machines.a).announced()
     machines.until_node("a", "True")
     # A host that was removed is none any more, and says so.

@@ -91,23 +91,43 @@ def test_the_mesh_profiles_of_gateway_api_pass(cluster):
     assert len(passed) >= 20, sorted(passed)
 
 
-def test_the_gateway_profiles_of_gateway_api_pass(cluster):
-    # Which features are tested is read from the GatewayClass that weft wrote.
-    passed = run_suite(cluster, "GATEWAY-HTTP,GATEWAY-GRPC")
+@pytest.fixture(scope="module")
+def gateways(cluster):
+    """One run for all profiles of gateways; which features it tests is read from the GatewayClass
+    that weft wrote."""
+    return run_suite(
+        cluster, "GATEWAY-HTTP,GATEWAY-GRPC,GATEWAY-TLS,GATEWAY-TCP,GATEWAY-UDP",
+        "--usable-address=127.0.99.9", "--unusable-address=192.0.2.250", seconds=600)
+
+
+def test_the_gateway_profiles_of_gateway_api_pass(gateways):
     assert {"HTTPRouteWeight", "HTTPRouteReferenceGrant", "GatewayModifyListeners",
-            "GatewayInvalidTLSConfiguration", "GRPCRouteWeight", "HTTPRouteCORS", "HTTPRouteRetry",
+            "GatewayInvalidTLSConfiguration", "GRPCRouteWeight",
+            "HTTPRouteHTTPSListenerDetectMisdirectedRequests", "HTTPRouteCORS", "HTTPRouteRetry",
             "HTTPRouteRequestMultipleMirrors", "HTTPRouteRequestPercentageMirror",
             "BackendTLSPolicy", "BackendTLSPolicySANValidation", "GRPCRouteNamedRule",
             "BackendTLSPolicyConflictResolution", "BackendTLSPolicyInvalidCACertificateRef",
-            "BackendTLSPolicyInvalidKind"} <= passed
-    assert len(passed) >= 60, sorted(passed)
+            "BackendTLSPolicyInvalidKind"} <= gateways
+    assert len(gateways) >= 105, sorted(gateways)
 
 
-def test_the_profiles_below_http_of_gateway_api_pass(cluster):
-    passed = run_suite(cluster, "GATEWAY-TLS,GATEWAY-TCP", "--supported-features=" + ",".join(
-        ["Gateway", "ReferenceGrant", "TCPRoute", "TLSRoute", "TLSRouteModeTerminate",
-         "TLSRouteModeMixed"]))
+def test_what_a_gateway_says_of_itself_as_a_whole_is_done(gateways):
+    assert {"GatewayStaticAddresses", "GatewayOptionalAddressValue",
+            "GatewayInfrastructureMetadata", "GatewayInvalidParametersRef",
+            "GatewayTLSBackendClientCertificate", "GatewayInvalidTLSBackendConfiguration",
+            "GatewayFrontendClientCertificateValidation",
+            "GatewayFrontendClientCertificateValidationInsecureFallback",
+            "GatewayInvalidFrontendClientCertificateValidation",
+            "GatewayFrontendInvalidDefaultClientCertificateValidation"} <= gateways
+
+
+def test_listeners_of_listenersets_are_served(gateways):
+    assert sum(name.startswith("ListenerSet") for name in gateways) == 13, sorted(gateways)
+
+
+def test_the_profiles_below_http_of_gateway_api_pass(gateways):
     assert {"TLSRouteSimpleSameNamespace", "TLSRouteTerminateSimpleSameNamespace",
             "TLSRouteMixedTerminationSameNamespace", "TLSRouteHostnameIntersection",
-            "TCPRouteWeightedRouting", "TCPRouteMultipleRoutesAttachment"} <= passed
-    assert sum(name.startswith(("TLSRoute", "TCPRoute")) for name in passed) >= 21, sorted(passed)
+            "TCPRouteWeightedRouting", "TCPRouteMultipleRoutesAttachment"} <= gateways
+    assert sum(name.startswith(("TLSRoute", "TCPRoute")) for name in gateways) >= 21
+    assert sum(name.startswith("UDPRoute") for name in gateways) == 9, sorted(gateways)

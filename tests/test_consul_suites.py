@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The suite that py-consul 1.8 ships in its source package, against `weft server`. The ledger
-names every test of it: `pass`; `skip` with the reason, which is always something that weft says
+"""The suite that py-consul 1.8 ships in its source package, against `weft server` and against a
+machine's own `weft agent`. The ledgers name every test of it: `pass`; `skip` with the reason, which is always something that weft says
 it does not offer; or `open` for what is still to be done. (python-consul 1.1 ships no tests in its
 source package.)
 
@@ -16,23 +16,30 @@ import pytest
 from mesh import PEERS, ROOT, WEFT
 
 SUITE = PEERS / "consul" / "py-consul-suite"
-LEDGER = ROOT / "tests" / "consul" / "ledger.txt"
+LEDGERS = {"server": ROOT / "tests" / "consul" / "ledger.txt",
+           "agent": ROOT / "tests" / "consul" / "ledger-agent.txt"}
 # The suite runs everything once per version of Consul; weft speaks like one.
 VERSION = "1.21.5"
 
 
-def ledger():
+# `FULL=1` asks an agent, too, which takes minutes.
+ROLES = [*LEDGERS] if os.environ.get("FULL") else ["server"]
+
+
+def ledger(role):
     out = {}
-    for line in LEDGER.read_text().splitlines():
+    for line in LEDGERS[role].read_text().splitlines():
         if line and not line.startswith("#"):
             verdict, name, *reason = line.split(None, 2)
             out[name] = (verdict, " ".join(reason))
     return out
 
 
-def run_suite(tmp_path):
+def run_suite(role, tmp_path):
     report = tmp_path / "report.xml"
     env = dict(os.environ, WEFT_BINARY=str(WEFT), PYTHONDONTWRITEBYTECODE="1")
+    if role == "agent":
+        env["WEFT_SUITE_AGENT"] = "1"
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "consul"), str(SUITE)])
     command = [str(PEERS / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider",
                "-o", "addopts=", "-o", "asyncio_mode=auto",
@@ -51,18 +58,19 @@ def run_suite(tmp_path):
     return found, done.stdout
 
 
-def test_the_suite_of_py_consul_passes_as_the_ledger_says(tmp_path):
+@pytest.mark.parametrize("role", ROLES)
+def test_the_suite_of_py_consul_passes_as_the_ledger_says(role, tmp_path):
     if not SUITE.exists():
         pytest.fail("the suite is missing; run ./test peers")
-    found, output = run_suite(tmp_path)
+    found, output = run_suite(role, tmp_path)
     if os.environ.get("UPDATE_LEDGER"):
-        known = ledger() if LEDGER.exists() else {}
+        known = ledger(role) if LEDGERS[role].exists() else {}
         lines = [f"{'pass' if v == 'pass' else known.get(n, ('open',))[0]} {n} "
                  f"{'' if v == 'pass' else known.get(n, ('', 'NO REASON'))[1]}".rstrip()
                  for n, v in sorted(found.items())]
-        head = "# py-consul 1.8.0's own tests against `weft server`; see test_consul_suites.py.\n"
-        LEDGER.write_text(head + "\n".join(lines) + "\n")
-    known = ledger()
+        head = f"# py-consul 1.8.0's own tests against `weft {role}`; see test_consul_suites.py.\n"
+        LEDGERS[role].write_text(head + "\n".join(lines) + "\n")
+    known = ledger(role)
     assert set(found) == set(known), "the ledger names other tests than the suite has"
     failed = {n for n, v in found.items() if v != "pass" and known[n][0] == "pass"}
     assert not failed, f"{sorted(failed)}\n{output[-20000:]}"

@@ -286,15 +286,15 @@ def test_deadlines_are_kept_and_passed_on(gateway):
     with pytest.raises(grpc.RpcError) as failed:
         list(gateway.channel.unary_stream("/t.T/Wait")(b"deadline", timeout=0.5))
     assert failed.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - began < 3
-    until("its server knows", lambda: unary(gateway, "Gone", b"deadline") == b"yes", seconds=5)
+    assert time.monotonic() - began < 20
+    until("its server knows", lambda: unary(gateway, "Gone", b"deadline") == b"yes")
 
 
 def test_a_call_that_is_cancelled_ends_at_its_server(gateway):
     call = gateway.channel.unary_stream("/t.T/Wait")(b"cancelled")
-    until("its server has it", lambda: unary(gateway, "Gone", b"cancelled") == b"no", seconds=5)
+    until("its server has it", lambda: unary(gateway, "Gone", b"cancelled") == b"no")
     call.cancel()
-    until("its server knows", lambda: unary(gateway, "Gone", b"cancelled") == b"yes", seconds=5)
+    until("its server knows", lambda: unary(gateway, "Gone", b"cancelled") == b"yes")
 
 
 @pytest.mark.parametrize("text", [False, True], ids=["binary", "text"])

@@ -487,9 +487,9 @@ def test_nothing_is_left(folder, user, how):
         mesh.stop()
     else:
         mesh.stop(how=signal.SIGKILL)
-        until("no process is left", lambda: not [p for p in tree if alive(p)], seconds=5)
+        until("no process is left", lambda: not [p for p in tree if alive(p)])
         subprocess.run([str(WEFT), "down", "--data", str(mesh.data)], check=True)
-    until("no namespace is left", lambda: not holders(made, end), seconds=5)
+    until("no namespace is left", lambda: not holders(made, end))
     assert machine() == before
     assert groups(mesh) == []
     assert not [p for p in tree if alive(p)]

@@ -23,8 +23,8 @@ SEAL = "a seal key of the tests, forty bytes long"
 class Etcd:
     """Three members on loopback, short beats so that a drill takes seconds."""
 
-    def __init__(self, folder, members=3, args=()):
-        self.folder = folder
+    def __init__(self, folder, members=3, args=(), users=None):
+        self.folder, self.users = folder, users or {}
         self.names = [f"m{i}" for i in range(members)]
         self.client = {n: free_port() for n in self.names}
         self.peer = {n: free_port() for n in self.names}
@@ -49,14 +49,18 @@ class Etcd:
         self.log = open(self.folder / f"etcd-{name}.log", "ab")
         cluster = ",".join(f"{n}=http://127.0.0.1:{p}" for n, p in self.peer.items())
         client, peer = (f"http://127.0.0.1:{ports[name]}" for ports in (self.client, self.peer))
+        data, user = self.folder / f"etcd-{name}", self.users.get(name)
+        data.mkdir(mode=0o700, exist_ok=True)
+        if user:
+            os.chown(data, user, user)
         # The wrapper execs: signals reach etcd itself.
         self.members[name] = subprocess.Popen(
-            [str(BIN / "etcd"), "--name", name, "--data-dir", str(self.folder / f"etcd-{name}"),
+            [str(BIN / "etcd"), "--name", name, "--data-dir", str(data),
              "--unsafe-no-fsync", "--heartbeat-interval", "50", "--election-timeout", "500",
              "--listen-client-urls", client, "--advertise-client-urls", client,
              "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
              "--initial-cluster", cluster, *self.args],
-            stdout=self.log, stderr=self.log)
+            stdout=self.log, stderr=self.log, user=user, group=user)
 
     def health(self, name):
         url = f"http://127.0.0.1:{self.client[name]}/health"
@@ -154,6 +158,61 @@ def test_servers_share_one_mesh_and_one_leads(tmp_path, etcd):
         first.start()
         assert raw(first, "k").text == "3"
         assert (first.data / "ca/root.pem").read_bytes() == root
+
+
+def test_consuls_clients_are_told_the_truth_of_leaders_and_of_a_store_out_of_reach(tmp_path, etcd):
+    with server(tmp_path, etcd, "a") as a, server(tmp_path, etcd, "b") as b:
+        name = until("one leads", lambda: leader_of([a, b]), 15)
+        leads, other = (a, b) if name == "a" else (b, a)
+
+        def get(at, path):
+            return requests.get(f"{at.consul}/v1/{path}", timeout=40)
+
+        # Each server names all, and the one that leads.
+        apis = [s.api.removeprefix("http://") for s in (a, b)]
+        of_leader = leads.api.removeprefix("http://")
+        for at in (a, b):
+            until("both are peers", lambda: get(at, "status/peers").json() == apis, 15)
+            until("it knows who leads", lambda: get(at, "status/leader").json() == of_leader, 15)
+            raft = get(at, "operator/raft/configuration").json()["Servers"]
+            assert [(s["Node"], s["Leader"]) for s in raft] == [("a", name == "a"),
+                                                                ("b", name == "b")]
+            health = get(at, "operator/autopilot/health").json()
+            assert (health["Healthy"], health["FailureTolerance"]) == (True, 1)
+            ids = {s["Node"]: s["ID"] for s in raft}
+            stats = get(at, "agent/self").json()
+            assert ids[at.data.name] == stats["Config"]["NodeID"]
+            assert stats["Stats"]["consul"]["leader"] == str(at is leads).lower()
+        assert put(a, "k", "1").status_code == 200
+        reads = ["health/service/consul", "catalog/nodes", "kv/k"]
+        for path in reads:
+            for mode in ("consistent", "stale", "near="):
+                answer = get(other, f"{path}?{mode}")
+                assert answer.status_code == 200, answer.text
+                assert answer.headers["X-Consul-KnownLeader"] == "true"
+        # No member is left: what must be sure is refused as clients can understand it.
+        for member in etcd.members.values():
+            member.kill()
+            member.wait(10)
+        until("it is known", lambda: get(
+            other, "catalog/nodes").headers["X-Consul-KnownLeader"] == "false", 20)
+        for path in reads:
+            refused = get(other, f"{path}?consistent")
+            assert refused.status_code == 500, (path, refused.status_code, refused.text)
+            assert refused.text.startswith("No cluster leader"), refused.text
+            stale = get(other, f"{path}?stale")
+            assert stale.status_code == 200 and stale.headers["X-Consul-KnownLeader"] == "false"
+            assert int(stale.headers["X-Consul-LastContact"]) >= 2000
+            assert stale.headers["X-Consul-Effective-Consistency"] == "stale"
+        refused = put(other, "k", "2")
+        assert refused.status_code == 500 and refused.text.startswith("No cluster leader"), refused
+        assert get(other, "status/leader").json() == ""
+        for member in etcd.names:
+            etcd.start(member)
+        until("all is well again", lambda: get(
+            other, "catalog/nodes").headers["X-Consul-KnownLeader"] == "true", 40)
+        until("writes go on", lambda: put(other, "k", "3").status_code == 200, 20)
+        assert get(other, "kv/k?consistent&raw").text == "3"
 
 
 def test_a_server_with_another_seal_key_or_mesh_is_refused(tmp_path, etcd):
@@ -327,7 +386,7 @@ class Load(threading.Thread):
                 self.answered.add(int(answer.read() or b"0"))
                 if answer.status != 200:
                     self.failed.append(answer.status)
-            except OSError as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 self.failed.append(repr(error))
                 connection = None
             self.sent += 1

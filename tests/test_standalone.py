@@ -79,6 +79,32 @@ def test_a_bad_file_is_refused_whole_with_places_and_the_old_one_stays(tmp_path,
             assert json.loads(curl(info)[2])["weft"]["refused"] is None
 
 
+def test_a_listener_that_cannot_be_opened_refuses_the_whole_file(tmp_path, ports):
+    port, admin = ports
+    path = tmp_path / "proxy.yaml"
+    info, url = f"http://127.0.0.1:{admin}/server_info", f"http://127.0.0.1:{port}"
+    refused = lambda: json.loads(curl(info)[2])["weft"]["refused"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        old = text(port, admin)
+        busy = taken.getsockname()[1]
+        new = old.replace("hello", "bye")
+        new = new.replace("routes:", f'  - {{name: x, bind: "127.0.0.1:{busy}"}}\nroutes:')
+        path.write_text(old)
+        with Proxy("-c", path, ready=port) as proxy:
+            path.write_text(new)
+            until("it is refused", refused, 10)
+            assert "bind[0]: cannot listen on 127.0.0.1:" in refused() and "in use" in refused()
+            assert "the configuration before stays in use" in proxy.text()
+            assert curl(f"{url}/hello")[2] == "hello" and curl(f"{url}/bye")[2] != "bye"
+            # What is in use is in the file again.
+            path.write_text(old)
+            until("it is not refused", lambda: refused() is None, 10)
+            taken.close()
+            path.write_text(new)
+            until("all of it is in use", lambda: curl(f"{url}/bye")[2] == "bye", 10)
+            assert listens(busy) and refused() is None
+
+
 def test_a_file_that_is_wrong_from_the_beginning_starts_nothing(tmp_path, ports):
     port, admin = ports
     path = tmp_path / "proxy.yaml"

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store at rest and under faults, through the command line and a running server.
 
-A tenth of drill F6 (kill -9 while writing), F6c on a full disk, and `weft store`.
+F6c on a full disk, and `weft store`. F6 is in tests/faults/f06_store.py.
 """
 
-import base64
 import json
 import os
-import random
 import signal
 import subprocess
 import threading
@@ -27,6 +25,7 @@ class Server:
         self.log_path = log or data.with_suffix(".log")
         self.extra = list(extra)
         self.env = {**os.environ, "WEFT_LOG": "info", **(env or {})}
+        self.ports = ["--ports", "auto"]
         self.process = None
 
     def __enter__(self):
@@ -39,7 +38,7 @@ class Server:
         self.log = open(self.log_path, "ab")
         self.began = time.monotonic()
         self.process = subprocess.Popen(
-            [str(WEFT), "server", "--data", str(self.data), "--ports", "auto", "--announce",
+            [str(WEFT), "server", "--data", str(self.data), *self.ports, "--announce",
              *self.extra], stdout=subprocess.PIPE, stderr=self.log, env=self.env)
         timer = threading.Timer(seconds, self.process.kill)
         timer.start()
@@ -67,6 +66,12 @@ class Server:
     def kill(self):
         self.process.kill()
         self.process.wait()
+
+    def keep_ports(self):
+        """From now on it starts where it is now."""
+        self.ports = ["--ports", "fixed"]
+        for door in ("api", "consul", "dns", "xds"):
+            self.ports.append(f"--{door}-port={self.doors[door].rsplit(':', 1)[1]}")
 
     def log_text(self):
         return self.log_path.read_text(errors="replace")
@@ -150,49 +155,6 @@ def test_a_damaged_log_is_told_and_a_damaged_backup_refused(tmp_path):
         assert raw(server, "a").text == "1"
     (data / "VERSION").write_text("2\n")
     assert "newer weft" in weft("store", "check", "--data", data, code=1)
-
-
-def writer(server, lane, acked, stop):
-    """Writes numbered keys until the server is gone; notes what was acknowledged."""
-    session, n = requests.Session(), 0
-    while not stop.is_set():
-        key = f"w/{lane}/{server.data.name}-{time.monotonic_ns()}-{n}"
-        try:
-            answer = session.put(f"{server.consul}/v1/kv/{key}", data=key * 3, timeout=10)
-            if answer.status_code == 200 and answer.text.strip() == "true":
-                acked.append(key)
-        except requests.RequestException:
-            return
-        n += 1
-
-
-def test_f6_a_killed_server_loses_nothing_that_it_acknowledged(tmp_path):
-    rounds = int(os.environ.get("WEFT_F6_KILLS", "20"))
-    data, acked, slowest = tmp_path / "data", [], 0.0
-    chance = random.Random(6)
-    for _ in range(rounds):
-        server = Server(data).start()
-        slowest = max(slowest, server.ready_after)
-        stop, lanes = threading.Event(), []
-        for lane in range(4):
-            lanes.append(threading.Thread(target=writer, args=(server, lane, acked, stop)))
-        for thread in lanes:
-            thread.start()
-        wanted = len(acked) + chance.randint(20, 200)
-        until("writes", lambda: len(acked) >= wanted, every=0.001)
-        server.kill()
-        stop.set()
-        for thread in lanes:
-            thread.join()
-    said = weft("store", "check", "--data", data)
-    assert "it is sound" in said
-    with Server(data) as server:
-        found = requests.get(f"{server.consul}/v1/kv/w/?recurse", timeout=60).json()
-        there = {p["Key"]: base64.b64decode(p["Value"]).decode() for p in found}
-        lost = [key for key in acked if there.get(key) != key * 3]
-        assert lost == [], f"{len(lost)} of {len(acked)} acknowledged writes are lost"
-    assert len(acked) >= rounds * 20
-    print(f"\nF6: {rounds} kills, {len(acked)} acknowledged, 0 lost, start {slowest:.2f} s at most")
 
 
 @pytest.mark.root

@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 
+mod consul;
 mod h1;
 mod wire;
 mod words;
@@ -20,11 +21,13 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("proxy_header", wire::proxy_header),
     ("h2_frames", wire::h2_frames),
     ("grpc_web", wire::grpc_web),
+    ("small_headers", wire::small_headers),
     ("dns_message", wire::dns_message),
     ("model_cbor", wire::model_cbor),
     ("xds_delta", wire::xds_delta),
     ("kinds_yaml", words::kinds_yaml),
     ("kinds_protobuf", words::kinds_protobuf),
+    ("consul_line", consul::line),
     ("consul_filter", words::consul_filter),
     ("consul_body", words::consul_body),
     ("consul_query", words::consul_query),

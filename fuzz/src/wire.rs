@@ -41,6 +41,12 @@ pub fn grpc_web(data: &[u8]) {
     fuzz::grpc_web(usize::from(*cut), bytes);
 }
 
+/// Values of small headers; the first byte says whose.
+pub fn small_headers(data: &[u8]) {
+    let Some((which, value)) = data.split_first() else { return };
+    fuzz::small_headers(*which, value);
+}
+
 /// At a sidecar, and at the DNS door, whose answers are short, and none to an answer.
 pub fn dns_message(data: &[u8]) {
     thread_local! {

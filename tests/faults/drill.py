@@ -31,7 +31,7 @@ metadata: {{name: web, namespace: drill}}
 spec:
   gatewayClassName: weft
   addresses: [{{type: IPAddress, value: 127.0.0.1}}]
-  listeners: [{{name: http, port: {port}, protocol: HTTP}}]
+  listeners: [{{name: http, port: {port}, protocol: HTTP}}{more}]
 ---
 apiVersion: v1
 kind: Service
@@ -84,11 +84,11 @@ class Origin:
 
 
 @contextlib.contextmanager
-def gateway(folder, origins, objects=ROUTE, extra=()):
-    """Port of a gateway that leads to these servers, and the mesh."""
+def gateway(folder, origins, objects=ROUTE, extra=(), more=""):
+    """Port of a gateway that leads to these servers, and the mesh. `more` are further listeners."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    text = EDGE.format(port=port) + objects
+    text = EDGE.format(port=port, more=more) + objects
     text += "".join(SLICE.format(n=n, address=o.address, port=o.port) for n, o in enumerate(origins))
     (folder / "edge.yaml").write_text(text)
     mesh = Mesh(folder / "edge.yaml", folder / "data", gateway_port=port, extra=extra).start()
@@ -133,11 +133,14 @@ def answers(port):
 class Load:
     """`rate` requests per second for `seconds` over kept connections; what became of each."""
 
-    def __init__(self, port, rate, seconds, deadline=10.0, method="GET", connections=0):
+    def __init__(self, port, rate, seconds, deadline=10.0, method="GET", connections=0,
+                 bounded=False):
         self.port, self.rate, self.seconds = port, rate, seconds
         self.address = "127.0.0.1"
         # Opened beforehand and used in turn: a proxy's workers all get their part.
         self.connections = connections
+        # No more than these: a request for which none is free waits, which counts as its time.
+        self.bounded = bounded
         self.deadline, self.method = deadline, method
         self.idle, self.done = collections.deque(), []
 
@@ -148,6 +151,7 @@ class Load:
 
     async def _run(self, during):
         loop, tasks = asyncio.get_running_loop(), set()
+        self.places = asyncio.Semaphore(self.connections if self.bounded else 1 << 30)
         for _ in range(self.connections):
             self.idle.append(await asyncio.open_connection(self.address, self.port))
         total, begin = int(self.rate * self.seconds), loop.time()
@@ -178,6 +182,10 @@ class Load:
         self.done.append((n, status, time.monotonic() - began))
 
     async def _ask(self, n):
+        async with self.places:
+            return await self._send(n)
+
+    async def _send(self, n):
         if self.idle:
             reader, writer = self.idle.popleft()
         else:

@@ -4,7 +4,8 @@
 //!
 //! Called by the binary, which gives it the desired pods of this machine ([`Desired`]) and a
 //! [`ServerLink`]. Architecture invariant: the agent never reads the store, compiles nothing,
-//! and runs no command that came through a door other than as a pod's program.
+//! and runs no command that came through a door other than as a pod's program; what files of the
+//! machine's operator name are the only scripts ([`local`]).
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation))]
 
 pub mod agent;
@@ -15,10 +16,11 @@ pub mod config;
 pub mod enter;
 pub mod env;
 pub mod exec;
-mod guard;
+mod guards;
 pub mod held;
 pub mod leftover;
 pub mod link;
+pub mod local;
 pub mod logs;
 pub mod machine;
 pub mod net;

@@ -5,6 +5,8 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::sys::page_size;
+
 /// From `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
@@ -86,12 +88,11 @@ fn spent(pid: u32) -> Option<Spent> {
     let pages = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let mut pages = pages.split_ascii_whitespace().skip(1).map(|f| f.parse::<u64>().unwrap_or(0));
     let (resident, shared) = (pages.next()?, pages.next()?);
-    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
     Some(Spent {
         pid,
         ppid: fields.get(1)?.parse().ok()?,
         cpu_ms: ticks * 1000 / TICKS_PER_SECOND,
-        memory_bytes: resident.saturating_sub(shared) * page,
+        memory_bytes: resident.saturating_sub(shared) * page_size(),
     })
 }
 

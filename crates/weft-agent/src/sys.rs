@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The one unsafe corner of the agent: what a new process does between fork and exec, and
-//! waiting for a descriptor.
+//! The one unsafe corner of the agent: what a new process does between fork and exec, waiting for
+//! a descriptor, and the size of a page.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -38,6 +38,14 @@ pub(crate) fn prepare_session(command: &mut Command) {
             Ok(rustix::process::ioctl_tiocsctty(io::stdin())?)
         })
     };
+}
+
+/// The system's. As the C library knows it: rustix reads what the kernel told at the start once
+/// more, and crashes where valgrind hides a part of that.
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: it only looks something up.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).ok().filter(|n| n.is_power_of_two()).unwrap_or(4096)
 }
 
 /// A descriptor that can be waited for.

@@ -31,6 +31,43 @@ pub struct ManualClock {
     wall_ms: AtomicU64,
 }
 
+/// What a task does between two waits. It takes no time worth measuring, so that one reading of
+/// the clock serves all of it.
+#[derive(Debug)]
+pub struct Turn(());
+
+thread_local! {
+    /// Whether a turn is under way, and what was read in it.
+    static TURN: Cell<(bool, Option<tokio::time::Instant>)> = const { Cell::new((false, None)) };
+}
+
+/// Begins a turn, which ends with what this returns. Turns do not nest: the inner one ends both.
+#[must_use]
+pub fn turn() -> Turn {
+    TURN.set((true, None));
+    Turn(())
+}
+
+/// Now, as far as the turn can tell; outside of one exactly.
+pub fn moment() -> tokio::time::Instant {
+    if let (true, Some(read)) = TURN.get() {
+        return read;
+    }
+    let now = tokio::time::Instant::now();
+    if let (true, None) = TURN.get() {
+        TURN.set((true, Some(now)));
+    }
+    now
+}
+
+// === impl Turn ===
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TURN.set((false, None));
+    }
+}
+
 // === impl Mono ===
 
 impl Mono {
@@ -130,5 +167,31 @@ impl ManualClock {
         let ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         self.mono_ms.fetch_add(ms, Ordering::Relaxed);
         self.wall_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_reads_the_clock_once() {
+        let passed = |before| loop {
+            if tokio::time::Instant::now() > before {
+                return;
+            }
+        };
+        let turn = turn();
+        let read = moment();
+        passed(read);
+        assert_eq!(moment(), read);
+        drop(turn);
+        assert!(moment() > read);
+        let _next = super::turn();
+        let later = moment();
+        assert!(later > read);
+        let _again = super::turn();
+        passed(later);
+        assert!(moment() > later, "a new turn begins with nothing");
     }
 }

@@ -75,6 +75,13 @@ pub const XDS_CONNECTIONS_MAX: usize = 20_000;
 pub const XDS_HANDSHAKES_MAX: usize = 256;
 /// Bytes of one xDS message.
 pub const XDS_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Listeners of one Gateway, those of its ListenerSets among them, and how long the certificate and
+/// key of one of the latter may be.
+pub const GATEWAY_LISTENERS_MAX: usize = 512;
+pub const SET_CERTIFICATE_BYTES_MAX: usize = 24 * 1024;
+/// Bytes of the listeners of one port of a Gateway, with certificates, keys and the authorities of
+/// clients: with what the Gateway shows to backends they fit into a resource.
+pub const GATEWAY_PORT_BYTES_MAX: usize = 14 * 1024 * 1024;
 /// Bytes of one resource; a larger one is replaced by a `Fail` that says so.
 pub const XDS_RESOURCE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// A response is ended when it has grown to this size.
@@ -135,6 +142,8 @@ const _: () = assert!(STORE_VALUE_BYTES_MAX < DOOR_BODY_BYTES_MAX);
 const _: () = assert!(RETRY_BODY_BYTES_MAX >= HEADER_BYTES_MAX);
 const _: () = assert!(DOOR_EXCHANGES_PER_CALLER_MAX * 2 <= DOOR_EXCHANGES_MAX);
 const _: () = assert!(SNIFF_MS_MAX <= 100);
+const _: () = assert!(GATEWAY_LISTENERS_MAX * SET_CERTIFICATE_BYTES_MAX <= GATEWAY_PORT_BYTES_MAX);
+const _: () = assert!(GATEWAY_PORT_BYTES_MAX + STORE_VALUE_BYTES_MAX < XDS_RESOURCE_BYTES_MAX);
 const _: () = assert!(XDS_RESOURCE_BYTES_MAX + XDS_RESPONSE_BYTES < XDS_MESSAGE_BYTES_MAX);
 const _: () = assert!(
     PROXY_BACKENDS_MAX + ON_DEMAND_WAITING_MAX + ON_DEMAND_ABSENT_MAX < XDS_SUBSCRIPTIONS_MAX

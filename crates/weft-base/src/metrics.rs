@@ -14,7 +14,8 @@ pub const DURATION_MS_BOUNDS: [u64; 20] = [
     1, 2, 3, 5, 7, 10, 15, 25, 40, 60, 100, 200, 400, 700, 1000, 2500, 5000, 10_000, 30_000, 60_000,
 ];
 
-/// A histogram with fixed bounds; `counts[i]` is of values ≤ `bounds[i]`, the last of the rest.
+/// A histogram with fixed bounds, written by one worker; `counts[i]` is of values ≤ `bounds[i]`,
+/// the last of the rest.
 #[derive(Debug)]
 pub struct Histogram {
     bounds: &'static [u64],
@@ -49,9 +50,9 @@ impl Histogram {
     pub fn observe(&self, value: u64) {
         let at = self.bounds.partition_point(|b| *b < value);
         if let Some(cell) = self.counts.get(at) {
-            cell.fetch_add(1, Ordering::Relaxed);
+            count(cell, 1);
         }
-        self.sum.fetch_add(value, Ordering::Relaxed);
+        count(&self.sum, value);
     }
 
     pub fn bounds(&self) -> &'static [u64] {
@@ -76,6 +77,11 @@ impl Histogram {
     pub fn quantile(&self, q: f64) -> Option<f64> {
         quantile(self.bounds, &self.counts(), q)
     }
+}
+
+/// Adds to what only one worker writes: others may read meanwhile, so nothing need be locked.
+pub fn count(cell: &AtomicU64, n: u64) {
+    cell.store(cell.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
 }
 
 /// See [`Histogram::quantile`]; for counts that were summed over workers.

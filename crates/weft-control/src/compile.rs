@@ -19,8 +19,14 @@ mod http_policy;
 mod http_route;
 mod http_rule;
 mod inbound;
+mod istio_fields;
 mod istio_gateway;
+mod istio_tls;
+mod listener_set;
+mod listener_tls;
+mod listeners;
 mod names;
+mod neighbours;
 mod peer_authentication;
 mod policy_attachment;
 mod protocol;
@@ -33,6 +39,7 @@ mod sidecar;
 mod traffic_policy;
 mod virtual_service;
 mod vs_delegate;
+mod vs_l4;
 mod vs_policy;
 mod vs_rule;
 
@@ -47,6 +54,10 @@ use weft_model::{Labels, Origin, Resource, ResourceName, Root};
 use weft_xds::NodeId;
 
 pub use gateway::ADDRESS_ANNOTATION;
+pub use istio_fields::{
+    DESTINATION_RULE, Field, Fields, VIRTUAL_SERVICE, canonical, find as field_of,
+};
+pub use listeners::{listener_roots, section_of};
 pub use peer_authentication::{Policy as MtlsPolicy, ROOT_NAMESPACE, effective, is_enforced};
 pub use protocol::PROTOCOL_ANNOTATION;
 pub use reader::Reader;
@@ -78,6 +89,8 @@ pub struct Env {
 pub struct Output {
     pub resources: BTreeMap<ResourceName, Draft>,
     pub status: Option<StatusUpdate>,
+    /// Statuses of other objects, whose own units give none.
+    pub told: Vec<StatusUpdate>,
     /// Gateways and their sections that a route is attached to.
     pub attached: Vec<(ObjectKey, Arc<str>)>,
     /// The proxy that the object stands for, with its labels.
@@ -95,11 +108,12 @@ pub struct Draft {
 }
 
 /// The kinds whose objects are units.
-const COMPILED: [KindId; 17] = [
+const COMPILED: [KindId; 18] = [
     KindId::Service,
     KindId::Pod,
     KindId::GatewayClass,
     KindId::Gateway,
+    KindId::ListenerSet,
     KindId::HttpRoute,
     KindId::GrpcRoute,
     KindId::TlsRoute,
@@ -149,6 +163,7 @@ fn compile_object(reader: &Reader<'_>, env: &Env, object: &Object) -> Output {
         View::Pod(pod) => inbound::compile(reader, env, object, pod),
         View::GatewayClass(class) => gateway::compile_class(object, class),
         View::Gateway(gateway) => gateway::compile(reader, env, object, gateway),
+        View::ListenerSet(set) => listener_set::compile(reader, object, set),
         View::HttpRoute(route) | View::GrpcRoute(route) | View::StreamRoute(route) => {
             http_route::compile(reader, env, object, route)
         }

@@ -43,11 +43,13 @@ pub struct Compiler {
     env: Env,
     outputs: HashMap<Unit, Output>,
     reads: HashMap<Unit, HashSet<ReadKey>>,
-    readers: HashMap<ReadKey, HashSet<Unit>>,
+    readers: HashMap<ReadKey, Readers>,
     mesh: Mesh,
     gate: Gate,
     /// Routes attached to each section of each gateway.
     attached: HashMap<ObjectKey, BTreeMap<Arc<str>, usize>>,
+    /// What units say of other objects than their own.
+    told: HashMap<ObjectKey, (Unit, StatusUpdate)>,
     /// Statuses as they were last handed out.
     statuses: HashMap<ObjectKey, StatusUpdate>,
 }
@@ -73,6 +75,56 @@ struct Step {
     everybody: bool,
 }
 
+/// Who read something. Most of what is read is read by one unit, and a set of one is large.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Readers {
+    #[default]
+    None,
+    One(Unit),
+    Many(HashSet<Unit>),
+}
+
+// === impl Readers ===
+
+impl Readers {
+    fn iter(&self) -> impl Iterator<Item = &Unit> {
+        let (one, many) = match self {
+            Self::None => (None, None),
+            Self::One(unit) => (Some(unit), None),
+            Self::Many(units) => (None, Some(units)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    fn insert(&mut self, unit: &Unit) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(unit.clone()),
+            Self::One(one) if one == *unit => Self::One(one),
+            Self::One(one) => Self::Many(HashSet::from([one, unit.clone()])),
+            Self::Many(mut units) => {
+                units.insert(unit.clone());
+                Self::Many(units)
+            }
+        };
+    }
+
+    fn remove(&mut self, unit: &Unit) {
+        *self = match std::mem::take(self) {
+            Self::One(one) if one == *unit => Self::None,
+            Self::Many(mut units) => {
+                units.remove(unit);
+                let last = if units.len() == 1 { units.drain().next() } else { None };
+                last.map_or(Self::Many(units), Self::One)
+            }
+            other => other,
+        };
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::None
+    }
+}
+
 // === impl Compiler ===
 
 impl Compiler {
@@ -86,6 +138,7 @@ impl Compiler {
             mesh: Mesh::default(),
             gate: Gate::open(),
             attached: HashMap::new(),
+            told: HashMap::new(),
             statuses: HashMap::new(),
         };
         let update = compiler.run(world, all_units(world).into_iter().collect());
@@ -97,7 +150,7 @@ impl Compiler {
     pub fn update(&mut self, world: &World, delta: &WorldDelta) -> Update {
         let mut dirty = BTreeSet::new();
         for key in delta.iter() {
-            dirty.extend(self.readers.get(key).into_iter().flatten().cloned());
+            dirty.extend(self.readers.get(key).into_iter().flat_map(Readers::iter).cloned());
             if let ReadKey::Object(object) = key {
                 dirty.extend(units_of(object));
             }
@@ -148,16 +201,17 @@ impl Compiler {
         let old = self.reads.remove(unit).unwrap_or_default();
         let new = reads.unwrap_or_default();
         for key in old.difference(&new) {
-            if let Some(units) = self.readers.get_mut(key) {
-                units.remove(unit);
-                if units.is_empty() {
-                    self.readers.remove(key);
-                }
+            let Some(units) = self.readers.get_mut(key) else { continue };
+            units.remove(unit);
+            if units.is_empty() {
+                self.readers.remove(key);
             }
         }
         for key in new.difference(&old) {
-            self.readers.entry(key.clone()).or_default().insert(unit.clone());
+            self.readers.entry(key.clone()).or_default().insert(unit);
         }
+        let mut new = new;
+        new.shrink_to_fit();
         if !new.is_empty() {
             self.reads.insert(unit.clone(), new);
         }
@@ -202,6 +256,7 @@ impl Compiler {
             step.everybody = true;
         }
         self.replace_attachments(&old, &new, step);
+        self.replace_told(&unit, &old, &new, step);
         if let Unit::Object(key) = &unit
             && old.status != new.status
         {
@@ -248,6 +303,30 @@ impl Compiler {
             let sections = self.attached.entry(gateway.clone()).or_default();
             *sections.entry(section.clone()).or_default() += 1;
             step.statuses.insert(gateway.clone());
+        }
+    }
+
+    /// Statuses of other objects: those that changed, came and went.
+    fn replace_told(&mut self, unit: &Unit, old: &Output, new: &Output, step: &mut Step) {
+        let by_object = |output: &Output| -> BTreeMap<ObjectKey, StatusUpdate> {
+            output.told.iter().map(|s| (s.object.clone(), s.clone())).collect()
+        };
+        if old.told == new.told {
+            return;
+        }
+        let (old, new) = (by_object(old), by_object(new));
+        for object in old.keys().filter(|object| !new.contains_key(*object)) {
+            // Another unit may have spoken of it since.
+            if self.told.get(object).is_some_and(|(by, _)| by == unit) {
+                self.told.remove(object);
+            }
+            step.statuses.insert(object.clone());
+        }
+        for (object, status) in new {
+            if old.get(&object) != Some(&status) {
+                step.statuses.insert(object.clone());
+                self.told.insert(object, (unit.clone(), status));
+            }
         }
     }
 
@@ -368,8 +447,9 @@ impl Compiler {
     fn settle_statuses(&mut self, step: &mut Step) {
         for object in std::mem::take(&mut step.statuses) {
             let unit = Unit::Object(object.clone());
-            let found = self.outputs.get(&unit).and_then(|o| o.status.clone());
-            let Some(mut status) = found else {
+            let own = self.outputs.get(&unit).and_then(|o| o.status.clone());
+            let told = || self.told.get(&object).map(|(_, status)| status.clone());
+            let Some(mut status) = own.or_else(told) else {
                 self.statuses.remove(&object);
                 if !self.outputs.contains_key(&unit) {
                     self.attached.remove(&object);
@@ -391,7 +471,7 @@ impl Compiler {
             .pending(&status.object)
             .map(|text| Condition::new("weft.dev/Programmed", false, "BackendsNotReady", text));
         match &mut status.body {
-            StatusBody::Gateway { listeners, .. } => {
+            StatusBody::Gateway { listeners, .. } | StatusBody::ListenerSet { listeners, .. } => {
                 let counts = self.attached.get(&status.object);
                 for listener in listeners {
                     let count = counts.and_then(|c| c.get(&listener.name));

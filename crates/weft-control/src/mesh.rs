@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use weft_model::{
-    Backend, GATEWAYS_MARK, Labels, Parent, Resource, ResourceName, Root, Route, Scope,
+    Backend, GATEWAYS_MARK, Labels, Parent, Resource, ResourceName, Root, Route, Scope, for_clients,
 };
 use weft_xds::{NodeId, NodeKind};
 
@@ -115,6 +115,12 @@ impl MeshScope {
         }
     }
 
+    fn namespace(&self) -> &Arc<str> {
+        match self {
+            Self::Sidecar { namespace, .. } | Self::Gateway { namespace, .. } => namespace,
+        }
+    }
+
     fn is_gateway(&self) -> bool {
         matches!(self, Self::Gateway { .. })
     }
@@ -153,8 +159,13 @@ impl NodeScope for MeshScope {
             Resource::Backend(backend) => self.may_show(backend),
             _ => true,
         };
+        // What holds for the clients of one namespace is for them alone.
+        let (child, meant) = match for_clients(&name.child) {
+            Some((child, namespace)) => (child, meant && namespace == &**self.namespace()),
+            None => (&*name.child, meant),
+        };
         // What Gateways say to a service, with keys of theirs, is not for sidecars.
-        let meant = meant && (self.is_gateway() || !name.child.ends_with(GATEWAYS_MARK));
+        let meant = meant && (self.is_gateway() || !child.ends_with(GATEWAYS_MARK));
         meant && self.sees_root(&name.root)
     }
 

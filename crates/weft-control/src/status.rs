@@ -36,7 +36,15 @@ pub enum StatusBody {
     /// `status.ancestors` of a policy attachment (GEP-713): one for each target.
     Ancestors(Vec<ParentStatus>),
     /// `status.conditions`, `status.addresses` and `status.listeners` of a Gateway.
-    Gateway { conditions: Vec<Condition>, addresses: Vec<IpAddr>, listeners: Vec<ListenerStatus> },
+    Gateway {
+        conditions: Vec<Condition>,
+        addresses: Vec<IpAddr>,
+        listeners: Vec<ListenerStatus>,
+        /// ListenerSets that it serves.
+        listener_sets: usize,
+    },
+    /// `status.conditions` and `status.listeners` of a ListenerSet.
+    ListenerSet { conditions: Vec<Condition>, listeners: Vec<ListenerStatus> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,7 +133,15 @@ impl StatusUpdate {
                 let old = &old["ancestors"];
                 new["ancestors"] = self.parents(ancestors, "ancestorRef", old, now);
             }
-            StatusBody::Gateway { conditions, addresses, listeners } => {
+            StatusBody::ListenerSet { conditions, listeners } => {
+                new["conditions"] = self.conditions(conditions, &old["conditions"], now);
+                new["listeners"] = self.listeners(listeners, &old["listeners"], now);
+            }
+            StatusBody::Gateway { conditions, addresses, listeners, listener_sets } => {
+                // One without sets does not speak of them, unless it did.
+                if *listener_sets > 0 || old.get("attachedListenerSets").is_some() {
+                    new["attachedListenerSets"] = (*listener_sets).into();
+                }
                 let each = addresses.iter().map(ToString::to_string);
                 new["addresses"] =
                     each.map(|ip| json!({"type": "IPAddress", "value": ip})).collect();

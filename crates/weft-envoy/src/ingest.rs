@@ -10,6 +10,7 @@ mod filter;
 mod health;
 mod listener;
 mod matching;
+mod options;
 mod outlier;
 mod route;
 mod route_action;

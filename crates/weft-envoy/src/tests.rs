@@ -13,6 +13,7 @@ use crate::read::duration_ms;
 use crate::{Bootstrap, Files, Resolved, bootstrap};
 
 mod closed;
+mod options;
 
 struct Pem;
 
@@ -243,7 +244,7 @@ fn tls_of_both_sides_names_its_files() {
          TLSv1_3}}}}}}}}, \
          typed_extension_protocol_options: {{http: {{'@type': \
          type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, \
-         explicit_http_config: {{http2_protocol_options: {{max_concurrent_streams: 5}}}}}}}}}}"
+         explicit_http_config: {{http2_protocol_options: {{max_concurrent_streams: 1000}}}}}}}}}}"
     );
     let read = clean(with("{match: {prefix: /}, route: {cluster: up}}", &cluster));
     let tls = backend(&read).policy.tls.as_ref().unwrap();

@@ -37,8 +37,9 @@ pub const SVID_TTL_MAX: Duration = Duration::from_hours(24 * 30);
 pub const SVID_TTL_MIN: Duration = Duration::from_secs(5);
 /// Life of a root.
 const ROOT_TTL: Duration = Duration::from_hours(24 * 3652);
-/// How much earlier than now certificates begin, for clocks that lag.
-const SKEW: Duration = Duration::from_secs(60);
+/// How much earlier than now certificates begin, for clocks that lag or are set back: an hour is
+/// what goes wrong with daylight saving.
+const SKEW: Duration = Duration::from_secs(65 * 60);
 /// Largest certificate request that is read, bytes.
 pub const CSR_BYTES_MAX: usize = 8 * 1024;
 

@@ -16,6 +16,8 @@
 )]
 
 pub mod ca;
+pub mod dates;
+mod guards;
 pub mod handed;
 pub mod join;
 pub mod leaf;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoClientAuth, ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
-    SignatureScheme, SupportedProtocolVersion,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    ServerConfig, SignatureScheme, SupportedProtocolVersion,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -22,13 +23,18 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
-use crate::provider::{TlsTime, provider};
+use crate::guards;
+use crate::provider::{TlsTime, has_aes, provider};
 use crate::tls::TlsError;
 
 mod names;
+mod shown;
 
 pub use names::client_names;
+pub use shown::{Shown, shown};
 
+/// Sessions that one listener's configuration remembers.
+const SERVER_SESSIONS_MAX: usize = 256;
 /// Server names for which one configuration remembers sessions.
 const CLIENT_SESSIONS_MAX: usize = 32;
 
@@ -47,10 +53,21 @@ pub enum PemError {
 #[derive(Clone, Debug)]
 pub struct Served {
     pub key: Arc<CertifiedKey>,
-    /// Who signs clients' certificates, and whether a client must show one.
-    pub clients: Option<(Arc<RootCertStore>, bool)>,
+    /// What is asked of clients; `None` asks nothing.
+    pub clients: Option<Asked>,
     pub alpn: Vec<Vec<u8>>,
     pub only_13: bool,
+}
+
+/// Whose certificates a listener asks for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Who signs them.
+    pub roots: Arc<RootCertStore>,
+    /// A client must show one.
+    pub required: bool,
+    /// A certificate that does not hold is taken too: nothing that a client shows may be believed.
+    pub insecure: bool,
 }
 
 /// Which backends are believed.
@@ -117,10 +134,7 @@ pub fn is_server_name(name: &str) -> bool {
 pub fn server(served: &Served, clock: &Clock) -> Result<ServerConfig, TlsError> {
     let verifier = match &served.clients {
         None => Arc::new(NoClientAuth),
-        Some((roots, required)) => {
-            let builder = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider());
-            if *required { builder.build()? } else { builder.allow_unauthenticated().build()? }
-        }
+        Some(asked) => asked.verifier()?,
     };
     let time = Arc::new(TlsTime(clock.clone()));
     let mut config = ServerConfig::builder_with_details(provider(), time)
@@ -128,6 +142,11 @@ pub fn server(served: &Served, clock: &Clock) -> Result<ServerConfig, TlsError> 
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(served.key.clone())));
     config.alpn_protocols.clone_from(&served.alpn);
+    config.ignore_client_order = has_aes();
+    // What one listener verified is no other's, nor its own with other authorities of clients.
+    config.session_storage = guards::sessions(SERVER_SESSIONS_MAX);
+    // Who resumes is given the next.
+    config.send_tls13_tickets = 1;
     Ok(config)
 }
 
@@ -158,6 +177,72 @@ fn versions(only_13: bool) -> &'static [&'static SupportedProtocolVersion] {
     static BOTH: [&SupportedProtocolVersion; 2] =
         [&rustls::version::TLS13, &rustls::version::TLS12];
     if only_13 { &ONLY_13 } else { &BOTH }
+}
+
+// === impl Asked ===
+
+impl Asked {
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        let roots = self.roots.clone();
+        let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+        if self.insecure {
+            let strict = builder.allow_unauthenticated().build()?;
+            return Ok(Arc::new(AnyClient { strict }));
+        }
+        Ok(if self.required {
+            builder.build()?
+        } else {
+            builder.allow_unauthenticated().build()?
+        })
+    }
+}
+
+/// Asks for the certificates of some authorities and takes anybody's, or none. That its key is the
+/// client's own still has to hold.
+#[derive(Debug)]
+struct AnyClient {
+    strict: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientCertVerifier for AnyClient {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.strict.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.strict.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.strict.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.strict.supported_verify_schemes()
+    }
 }
 
 // === impl OriginVerifier ===

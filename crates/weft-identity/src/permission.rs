@@ -8,6 +8,8 @@
 
 use std::sync::Arc;
 
+use crate::guards;
+
 /// What a name is a name of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -154,6 +156,15 @@ impl Permissions {
         self.manage
     }
 
+    pub fn rows(&self) -> &[Permission] {
+        &self.rows
+    }
+
+    /// Whether what no row speaks of is allowed.
+    pub fn allows_by_default(&self) -> bool {
+        self.allow
+    }
+
     /// Whether something may be done to one name.
     pub fn allows(&self, verb: Verb, kind: Kind, namespace: &str, name: &str) -> bool {
         self.manage || self.decide(kind, namespace, name, false) >= Some(verb)
@@ -170,7 +181,7 @@ impl Permissions {
         };
         let denied = |row: &&Permission| below(&row.names) && row.verb < Some(verb);
         self.decide(kind, namespace, prefix, true) >= Some(verb)
-            && !self.about(kind, namespace).any(|row| denied(&row))
+            && !(self.about(kind, namespace).any(|row| denied(&row)) && guards::on("tree-below"))
     }
 
     /// Whether it may be done to any name at all.

@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::client::Resumption;
-use rustls::server::ServerSessionMemoryCache;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::CertificateDer;
@@ -21,6 +20,7 @@ use thiserror::Error;
 use weft_base::clock::Clock;
 use weft_base::snapshot::Snapshot;
 
+use crate::guards;
 use crate::join::CaPin;
 use crate::leaf::Leaf;
 use crate::provider::{TlsTime, provider};
@@ -206,7 +206,7 @@ fn server(svid: &Svid, clock: &Clock, guests: bool) -> Result<ServerConfig, TlsE
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key())));
     config.alpn_protocols = Alpn::Both.protocols();
-    config.session_storage = ServerSessionMemoryCache::new(SERVER_SESSIONS_MAX);
+    config.session_storage = guards::sessions(SERVER_SESSIONS_MAX);
     config.send_tls13_tickets = 1;
     Ok(config)
 }

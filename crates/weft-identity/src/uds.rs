@@ -95,6 +95,8 @@ pub enum SvidReply {
 #[derive(Debug)]
 pub struct Renewal {
     due_ms: u64,
+    /// Before that the certificate is refused, whatever is left of it: the clock was set back.
+    not_before_ms: u64,
     failures: u32,
     rng: Rng,
 }
@@ -148,23 +150,33 @@ impl SvidReply {
 
 impl Renewal {
     pub fn new(svid: &Svid, now_ms: u64, mut rng: Rng) -> Self {
-        Self { due_ms: svid.renew_at_ms(now_ms, &mut rng), failures: 0, rng }
+        let not_before_ms = svid.leaf().not_before_ms;
+        Self { due_ms: svid.renew_at_ms(now_ms, &mut rng), not_before_ms, failures: 0, rng }
     }
 
     /// How long to wait before looking again; zero when it is time to renew.
     pub fn wait(&self, now_ms: u64) -> Duration {
+        if now_ms < self.not_before_ms {
+            return Duration::ZERO;
+        }
         Duration::from_millis(self.due_ms.saturating_sub(now_ms)).min(NAP_MAX)
     }
 
     pub fn renewed(&mut self, svid: &Svid, now_ms: u64) {
         self.failures = 0;
+        self.not_before_ms = svid.leaf().not_before_ms;
         self.due_ms = svid.renew_at_ms(now_ms, &mut self.rng);
+        if now_ms < self.not_before_ms {
+            // The authority's clock differs from this one: asking at once would not help.
+            self.failed(now_ms);
+        }
     }
 
     /// Puts the next attempt off, twice as long each time, with jitter.
     pub fn failed(&mut self, now_ms: u64) {
         let wait = backoff(self.failures, &mut self.rng).max(Duration::from_secs(1));
         self.failures += 1;
+        self.not_before_ms = 0;
         self.due_ms = now_ms + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     }
 }

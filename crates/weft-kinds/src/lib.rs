@@ -8,6 +8,7 @@ pub mod check;
 pub mod codes;
 pub mod cron;
 pub mod decode;
+mod guards;
 pub mod kind;
 pub mod openapi;
 pub mod patch;

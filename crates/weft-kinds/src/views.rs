@@ -52,7 +52,8 @@ pub enum View {
     Autoscaler(Box<autoscaling::Autoscaler>),
     DisruptionBudget(policy::DisruptionBudget),
     GatewayClass(gateway::GatewayClass),
-    Gateway(gateway::Gateway),
+    Gateway(Box<gateway::Gateway>),
+    ListenerSet(gateway::ListenerSet),
     HttpRoute(gateway::HttpRoute),
     /// As the HTTPRoute that it means.
     GrpcRoute(gateway::HttpRoute),
@@ -92,7 +93,8 @@ impl View {
             KindId::HorizontalPodAutoscaler => typed(raw, |a| Self::Autoscaler(Box::new(a))),
             KindId::PodDisruptionBudget => typed(raw, Self::DisruptionBudget),
             KindId::GatewayClass => typed(raw, Self::GatewayClass),
-            KindId::Gateway => typed(raw, Self::Gateway),
+            KindId::Gateway => typed(raw, |g| Self::Gateway(Box::new(g))),
+            KindId::ListenerSet => typed(raw, Self::ListenerSet),
             KindId::HttpRoute => typed(raw, Self::HttpRoute),
             KindId::GrpcRoute => {
                 typed(raw, |route: grpc_route::GrpcRoute| Self::GrpcRoute(route.into()))

@@ -14,7 +14,9 @@ mod index;
 mod instance;
 mod key;
 mod pods;
+mod raw;
 mod resolved;
+mod same;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -36,6 +38,7 @@ pub use instance::{
 };
 pub use key::{CheckKey, ObjectKey, RegistrationKey, StoreKey, encode};
 pub use pods::{HOST_ADDRESS_ANNOTATION, PODS_ANNOTATION, PODS_SETTING, PodsMode, host_address};
+pub use raw::Raw;
 pub use resolved::{RESOLVED_SETTINGS, resolved_setting, resolved_value};
 
 use crate::views::meta::MetaOnly;
@@ -48,7 +51,7 @@ pub struct Object {
     pub key: ObjectKey,
     /// The store revision that wrote it: its `metadata.resourceVersion`.
     pub revision: u64,
-    pub raw: Arc<Value>,
+    pub raw: Raw,
     pub meta: Meta,
     pub view: View,
 }
@@ -58,7 +61,8 @@ pub struct Object {
 pub struct World {
     revision: u64,
     objects: OrdMap<ObjectKey, Arc<Object>>,
-    index: OrdMap<(Index, Arc<str>), OrdSet<ObjectKey>>,
+    /// One flat set: most values have one object, and a set of its own costs a whole tree node.
+    index: OrdSet<(Index, Arc<str>, Option<ObjectKey>)>,
     catalog: Catalog,
     instances: OrdMap<ServiceKey, OrdMap<InstanceId, Arc<Instance>>>,
     services_of_pod: OrdMap<Arc<str>, OrdSet<ServiceKey>>,
@@ -110,8 +114,11 @@ impl World {
 
     /// The objects under one value of an index, in order of their keys.
     pub fn index(&self, index: Index, value: &str) -> impl Iterator<Item = &Arc<Object>> {
-        let keys = self.index.get(&(index, Arc::from(value))).into_iter().flatten();
-        keys.filter_map(|k| self.objects.get(k))
+        let value: Arc<str> = value.into();
+        let from = (index, value.clone(), None);
+        let under =
+            self.index.range(from..).take_while(move |(i, v, _)| *i == index && *v == value);
+        under.filter_map(|(_, _, key)| self.objects.get(key.as_ref()?))
     }
 
     /// The instances of a service, whichever door made them.
@@ -151,30 +158,50 @@ impl World {
 impl World {
     /// Folds one store event: a put (`Some`) or a deletion of a key at a revision.
     pub fn apply(&mut self, key: &str, value: Option<&[u8]>, revision: u64) -> WorldDelta {
-        self.revision = self.revision.max(revision);
-        let mut delta = WorldDelta::default();
-        let again = match StoreKey::parse(key) {
-            Some(StoreKey::Object(key)) => self.fold_object(key, value, revision, &mut delta),
-            Some(StoreKey::Node(name)) => {
-                self.catalog.fold_node(name, record(key, value), &mut delta)
-            }
-            Some(StoreKey::Registration(k)) => {
-                self.catalog.fold_registration(k, record(key, value), &mut delta)
-            }
-            Some(StoreKey::Check(k)) => self.catalog.fold_check(k, record(key, value), &mut delta),
-            Some(StoreKey::CheckStatus(k)) => {
-                self.catalog.fold_status(k, record(key, value), &mut delta)
-            }
-            Some(StoreKey::Setting(name)) => {
-                self.fold_setting(name, record(key, value), &mut delta);
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
+        self.apply_all([(key, value, revision)])
+    }
+
+    /// The same of several that are seen together: a service's instances are folded once, however
+    /// many of them change.
+    pub fn apply_all<'e>(
+        &mut self,
+        events: impl IntoIterator<Item = (&'e str, Option<&'e [u8]>, u64)>,
+    ) -> WorldDelta {
+        let (mut delta, mut again) = (WorldDelta::default(), BTreeSet::new());
+        for (key, value, revision) in events {
+            self.revision = self.revision.max(revision);
+            again.extend(self.fold_one(key, value, revision, &mut delta));
+        }
         for service in again {
             self.fold_instances(&service, &mut delta);
         }
         delta
+    }
+
+    /// Folds what an event says; the services whose instances may be others now.
+    fn fold_one(
+        &mut self,
+        key: &str,
+        value: Option<&[u8]>,
+        revision: u64,
+        delta: &mut WorldDelta,
+    ) -> Vec<ServiceKey> {
+        match StoreKey::parse(key) {
+            Some(StoreKey::Object(key)) => self.fold_object(key, value, revision, delta),
+            Some(StoreKey::Node(name)) => self.catalog.fold_node(name, record(key, value), delta),
+            Some(StoreKey::Registration(k)) => {
+                self.catalog.fold_registration(k, record(key, value), delta)
+            }
+            Some(StoreKey::Check(k)) => self.catalog.fold_check(k, record(key, value), delta),
+            Some(StoreKey::CheckStatus(k)) => {
+                self.catalog.fold_status(k, record(key, value), delta)
+            }
+            Some(StoreKey::Setting(name)) => {
+                self.fold_setting(name, record(key, value), delta);
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
     }
 
     fn fold_object(
@@ -214,11 +241,11 @@ impl World {
         let is = new.map(index::entries).unwrap_or_default();
         let Some(key) = old.or(new).map(|o| o.key.clone()) else { return };
         for entry in was.difference(&is) {
-            unlink(&mut self.index, entry, &key);
+            self.index.remove(&(entry.0, entry.1.clone(), Some(key.clone())));
             delta.touch(ReadKey::Index(entry.0, entry.1.clone()));
         }
         for entry in is.difference(&was) {
-            link(&mut self.index, entry, &key);
+            self.index.insert((entry.0, entry.1.clone(), Some(key.clone())));
             delta.touch(ReadKey::Index(entry.0, entry.1.clone()));
         }
     }
@@ -231,6 +258,8 @@ impl World {
             out.extend(service_of(meta).and_then(|name| ServiceKey::new(ns, name).ok()));
         };
         match &object.view {
+            // A mirror of the catalog has no instances of its own.
+            View::EndpointSlice(_) if is_mirror(&object.meta) => {}
             View::EndpointSlice(_) => add(&object.meta),
             // An invalid slice may replace a valid one of another service; its label says which.
             View::Invalid(_) if object.key.kind == KindId::EndpointSlice => add(&object.meta),
@@ -293,7 +322,7 @@ impl Object {
             Value::Null
         });
         let meta = views::read::<MetaOnly>(&raw).map(|m| m.metadata).unwrap_or_default();
-        let view = match parsed {
+        let mut view = match parsed {
             Ok(()) => View::read(key.kind, &raw),
             Err(e) => {
                 let mut issues = Issues::default();
@@ -308,7 +337,15 @@ impl Object {
         if meta.namespace.is_empty() {
             meta.namespace = key.namespace.clone();
         }
-        Self { key, revision, raw: Arc::new(raw), meta, view }
+        // What the catalog says already is kept small: there are as many as services.
+        let raw = match is_mirror(&meta) {
+            true => Raw::packed(bytes),
+            false => Raw::from(raw),
+        };
+        if let (View::EndpointSlice(slice), true) = (&mut view, is_mirror(&meta)) {
+            slice.endpoints = Vec::new();
+        }
+        Self { key, revision, raw, meta, view }
     }
 
     fn says_the_same(&self, other: &Self) -> bool {

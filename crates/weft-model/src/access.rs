@@ -65,6 +65,16 @@ pub struct AddressRange {
     pub bits: u8,
 }
 
+/// Which connections of opaque bytes are taken. Both parts must hold; an empty list is all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConnectionMatch {
+    /// Any of the addresses that the client has.
+    pub sources: Vec<AddressRange>,
+    /// Any of those that it dialled.
+    pub destinations: Vec<AddressRange>,
+}
+
 // === impl AddressRange ===
 
 impl AddressRange {

@@ -265,6 +265,15 @@ pub const UDP_MARK: &str = "~udp";
 /// service than its sidecars do, and show other certificates.
 pub const GATEWAYS_MARK: &str = "~gateways";
 
+/// What stands before the namespace in the names of children that only its own proxies are sent:
+/// they take the place of the child whose name comes before it.
+pub const CLIENTS_MARK: &str = "~for~";
+
+/// A child's name without [`CLIENTS_MARK`], and the namespace whose clients it is for.
+pub fn for_clients(child: &str) -> Option<(&str, &str)> {
+    child.split_once(CLIENTS_MARK)
+}
+
 /// The child name of a backend.
 pub fn backend_child(port: u16, subset: &str) -> String {
     if subset.is_empty() { format!("backend/{port}") } else { format!("backend/{port}/{subset}") }

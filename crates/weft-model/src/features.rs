@@ -60,6 +60,8 @@ pub enum Feature {
     BackendProtection,
     FilterCache,
     BackendZones,
+    GatewayTls,
+    MatchConnection,
 }
 
 /// Every feature with its name on the wire. Names are never reused.
@@ -94,6 +96,8 @@ pub const FEATURES: &[(Feature, &str)] = &[
     (Feature::BackendProtection, "backend.protection"),
     (Feature::FilterCache, "filter.cache"),
     (Feature::BackendZones, "backend.zones"),
+    (Feature::GatewayTls, "listener.gateway-tls"),
+    (Feature::MatchConnection, "match.connection"),
 ];
 
 /// A set of features.
@@ -231,6 +235,12 @@ fn listener_needs(listener: &Listener, out: &mut NodeFeatures) {
             let mut served = gateway.sections.iter().filter_map(|s| s.tls.as_ref());
             let strict = served.any(|t| t.clients.is_some() || !t.alpn.is_empty() || t.only_13);
             out.extend(strict.then_some(Feature::ListenerClients));
+            let insecure = |s: &Section| {
+                s.tls.as_ref().and_then(|t| t.clients.as_ref()).is_some_and(|c| c.insecure)
+            };
+            let whole =
+                gateway.backend_certificate.is_some() || gateway.sections.iter().any(insecure);
+            out.extend(whole.then_some(Feature::GatewayTls));
             let l4 = |s: &Section| match s.protocol {
                 Protocol::Tls | Protocol::Udp => true,
                 Protocol::Tcp => s.tls.is_some(),
@@ -263,6 +273,7 @@ fn match_needs(m: &Match, out: &mut NodeFeatures) {
     out.extend(texts.into_iter().flatten().filter_map(text_feature));
     let named = m.headers.iter().chain(&m.query).chain(&m.without_headers);
     out.extend(named.filter_map(|n| text_feature(&n.value)));
+    out.extend(m.connection.is_some().then_some(Feature::MatchConnection));
 }
 
 fn path_feature(path: &PathMatch) -> Option<Feature> {
@@ -422,6 +433,7 @@ fn widened(m: Match, have: NodeFeatures) -> Match {
         without_headers: named(m.without_headers),
         port: m.port,
         scheme: text(m.scheme),
+        connection: m.connection.filter(|_| have.has(Feature::MatchConnection)),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod cache;
 pub mod decide;
 pub mod endpoint;
 pub mod features;
+mod guards;
 pub mod listener;
 pub mod policy;
 pub mod resource;

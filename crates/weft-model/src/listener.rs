@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Origin, Protocol, ServerTls};
+use crate::{Certificate, Origin, Protocol, ServerTls};
 
 /// A socket (or, inbound, one app port) and what happens to what arrives there. Always a root:
 /// `listener:NAME`; a gateway's routes are its children (`route/...`).
@@ -41,6 +41,10 @@ pub struct GatewayListener {
     /// What is believed of what clients say about themselves.
     #[serde(default, skip_serializing_if = "Edge::is_default")]
     pub edge: Edge,
+    /// What the proxy shows to backends that ask for a certificate and have no word of their own
+    /// on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_certificate: Option<Box<Certificate>>,
 }
 
 /// How a gateway's clients are met. The default trusts nobody.
@@ -139,7 +143,13 @@ pub enum Egress {
 
 impl GatewayListener {
     pub fn new(bind: Vec<SocketAddr>, sections: Vec<Section>) -> Self {
-        Self { bind, sections, proxy_header: ProxyHeader::default(), edge: Edge::default() }
+        Self {
+            bind,
+            sections,
+            proxy_header: ProxyHeader::default(),
+            edge: Edge::default(),
+            backend_certificate: None,
+        }
     }
 }
 

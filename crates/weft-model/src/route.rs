@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Access, Cache, Cors, Fault, Mirror, Origin, RateLimit, ResourceName, Root, Session};
+use crate::guards;
+use crate::{
+    Access, Cache, ConnectionMatch, Cors, Fault, Mirror, Origin, RateLimit, ResourceName, Root,
+    Session,
+};
 
 /// One user object's rules for one parent. A child of its parent's root:
 /// `listener:shop~shop~8000/route/httproute/shop/users` or
@@ -103,6 +107,9 @@ pub struct Match {
     pub without_headers: Vec<NamedMatch>,
     pub port: Option<u16>,
     pub scheme: Option<StringMatch>,
+    /// Takes no requests, but connections whose bytes are no HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection: Option<Box<ConnectionMatch>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -284,6 +291,10 @@ pub struct Timeouts {
     pub backend_request_ms: Option<u64>,
     /// No byte in either direction.
     pub idle_ms: Option<u64>,
+    /// From a request's beginning to the end of its stream, whatever it has become meanwhile: an
+    /// answer under way, a call, an upgraded connection, a tunnel. `None` is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream_ms: Option<u64>,
 }
 
 /// When a request is sent again. Without any declaration: connections never established, and
@@ -304,6 +315,9 @@ pub struct Retry {
     pub on_reset: bool,
     /// Base of the jittered exponential back-off between attempts.
     pub backoff_ms: u64,
+    /// An endpoint that was tried may be tried again although there are others.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tried_too: bool,
 }
 
 // === impl Timeouts ===
@@ -313,11 +327,18 @@ impl Timeouts {
         *self == Self::default()
     }
 
+    /// What a stream may last in all, as a request or as a stream; 0 is no limit.
+    pub fn whole_ms(&self) -> Option<u64> {
+        let both = [self.request_ms, self.stream_ms];
+        both.into_iter().flatten().filter(|ms| *ms > 0).min()
+    }
+
     /// Takes from `other` what it does not say itself.
     pub fn fill(&mut self, other: &Self) {
         self.request_ms = self.request_ms.or(other.request_ms);
         self.backend_request_ms = self.backend_request_ms.or(other.backend_request_ms);
         self.idle_ms = self.idle_ms.or(other.idle_ms);
+        self.stream_ms = self.stream_ms.or(other.stream_ms);
     }
 }
 
@@ -347,6 +368,7 @@ impl Regex {
     pub fn is_match(&self, text: &[u8]) -> bool {
         match std::str::from_utf8(text) {
             Ok(_) => self.compiled.is_match(text),
+            Err(_) if !guards::on("regex-text") => false,
             Err(_) => self.compiled.is_match(String::from_utf8_lossy(text).as_bytes()),
         }
     }
@@ -540,6 +562,7 @@ impl Target {
 impl StringMatch {
     pub fn holds(&self, text: &[u8]) -> bool {
         match self {
+            Self::Exact(s) if !guards::on("literals") => guards::like(s, text),
             Self::Exact(s) => text == s.as_bytes(),
             Self::Prefix(s) => text.starts_with(s.as_bytes()),
             Self::Regex(r) => r.is_match(text),
@@ -566,6 +589,7 @@ impl Default for Retry {
             grpc_statuses: Vec::new(),
             on_reset: true,
             backoff_ms: 25,
+            tried_too: false,
         }
     }
 }

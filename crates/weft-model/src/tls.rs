@@ -33,6 +33,9 @@ pub struct ClientCertificates {
     pub ca_pem: Arc<str>,
     /// Whether a client without one is turned away.
     pub required: bool,
+    /// One that nobody of these signed is let in too, as if it had shown none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub insecure: bool,
 }
 
 /// How a backend that speaks TLS itself is spoken to.

@@ -25,6 +25,8 @@ pub const DNS_PORT: u16 = 15053;
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
     pub node: NodeId,
+    /// Ports that do not declare their HTTP version are spoken to in their client's.
+    pub follows_client: bool,
     /// A sidecar's own pod address: its doors bind it and what it dials on loopback comes from it.
     pub address: IpAddr,
     /// Where its admin, metrics and readiness doors bind; `address` when absent.
@@ -63,6 +65,12 @@ pub struct ProxyConfig {
     pub limits: ProxyLimits,
     /// How long requests in flight may take once draining has begun.
     pub drain_grace: Duration,
+    /// Returns memory that nobody uses any more to the system: only the program knows its
+    /// allocator. Called once no table was made for a while.
+    pub give_back: fn(),
+    /// Changes what this process logs, by the words of its log filter, and says what it logs then.
+    /// Only the program knows its log.
+    pub log_filter: fn(Option<&str>) -> Result<String, String>,
 }
 
 /// `sidecar~NAMESPACE~POD` or `gateway~NAMESPACE~GATEWAY`.
@@ -231,6 +239,7 @@ impl ProxyConfig {
     pub fn new(node: NodeId) -> Self {
         Self {
             workload: node.name.clone(),
+            follows_client: node.kind == NodeKind::Sidecar,
             node,
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             mesh_address: None,
@@ -253,6 +262,8 @@ impl ProxyConfig {
             access_log: AccessLog { what: LogWhat::Failures, format: LogFormat::Text, path: None },
             limits: ProxyLimits::default(),
             drain_grace: Duration::from_secs(15),
+            give_back: || {},
+            log_filter: |_| Err("this process has no log to change".into()),
         }
     }
 

@@ -20,11 +20,11 @@
 )]
 
 pub mod capture;
-mod checks;
 pub mod config;
 mod descriptors;
 pub mod explain;
 pub mod fuzz;
+mod guards;
 pub mod h1;
 pub mod h2;
 pub mod handover;

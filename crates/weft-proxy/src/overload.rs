@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Memory that runs short: a watcher on the control runtime compares what is used with the limit
 //! of the control group (or one that was configured), and above nine tenths of it new requests are
-//! answered 503, new connections closed, and long heads that are not complete given up, until there
-//! is room again. What is under way goes on: all its buffers are bounded. Workers read one atomic
-//! that almost never changes.
+//! answered 503, new connections closed, long heads that are not complete given up, and of what is
+//! under way that which waits for its peer longest ([`stuck`]), until there is room again. Workers
+//! read one atomic that almost never changes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+use tokio::sync::Notify;
+
+pub mod crowd;
+pub mod stuck;
+
+use crowd::Crowd;
 
 /// Shares of the limit, in percent: from the first on requests are refused, below the second
 /// no more.
@@ -27,13 +34,29 @@ const SELDOM: Duration = Duration::from_millis(100);
 const OFTEN: Duration = Duration::from_millis(10);
 /// From this share on it is looked often.
 const NEAR_PERCENT: u64 = 50;
+/// What a request may come to hold, and for how long this cannot be seen.
+const REQUEST_BYTES: u64 = 32 * 1024;
+const PERIOD: Duration = Duration::from_secs(1);
 
 /// The same as [`Pressure`] for what knows no worker: memory is short in this process.
 static SHORT: AtomicBool = AtomicBool::new(false);
+/// There is a limit, and somebody watches it.
+static WATCHED: AtomicBool = AtomicBool::new(false);
 
 /// Whether requests are refused now.
 #[derive(Debug, Default)]
-pub struct Pressure(AtomicBool);
+pub struct Pressure {
+    high: AtomicBool,
+    /// Bytes beyond what is used when requests are taken again.
+    excess: AtomicU64,
+    /// What is used of the limit.
+    percent: AtomicU64,
+    used: AtomicU64,
+    /// 0 while nobody watches.
+    limit: AtomicU64,
+    period: AtomicU64,
+    risen: Notify,
+}
 
 /// Where the limit is and how use is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +78,17 @@ pub fn gives_up(head_bytes: usize) -> bool {
     head_bytes > HEAD_BYTES && is_short()
 }
 
-fn is_short() -> bool {
+/// Whether whoever waits for a peer may have to give up.
+pub fn is_watched() -> bool {
+    #[cfg(test)]
+    if tests::WATCHED_HERE.get() {
+        return true;
+    }
+    WATCHED.load(Ordering::Relaxed)
+}
+
+/// Whether memory is short in this process.
+pub fn is_short() -> bool {
     #[cfg(test)]
     if tests::SHORT_HERE.get() {
         return true;
@@ -67,18 +100,58 @@ fn is_short() -> bool {
 
 impl Pressure {
     pub fn is_high(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.high.load(Ordering::Relaxed)
+    }
+
+    /// Whether one more request may begin on a worker, beside those whose memory is not in use yet.
+    pub fn admits(&self, crowd: &Crowd, workers: usize) -> bool {
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit == 0 || self.is_high() {
+            return !self.is_high();
+        }
+        let young = crowd.young(self.period.load(Ordering::Relaxed));
+        // The other workers have as many.
+        let coming = young.saturating_mul(REQUEST_BYTES).saturating_mul(workers.max(1) as u64);
+        let used = self.used.load(Ordering::Relaxed).saturating_add(coming);
+        used <= (limit / 100).saturating_mul(SHED_PERCENT)
+    }
+
+    /// Bytes that must become free before requests are taken again.
+    fn excess(&self) -> u64 {
+        self.excess.load(Ordering::Relaxed)
+    }
+
+    fn percent(&self) -> u64 {
+        self.percent.load(Ordering::Relaxed)
+    }
+
+    /// Resolves while memory is short.
+    async fn risen(&self) {
+        loop {
+            let risen = self.risen.notified();
+            if self.is_high() {
+                return;
+            }
+            risen.await;
+        }
     }
 
     /// Notes how much of the limit is used.
     fn note(&self, used: u64, limit: u64) {
         let percent = used.saturating_mul(100) / limit.max(1);
+        let relief = (limit / 100).saturating_mul(RELIEF_PERCENT);
+        self.excess.store(used.saturating_sub(relief), Ordering::Relaxed);
+        self.percent.store(percent, Ordering::Relaxed);
+        self.used.store(used, Ordering::Relaxed);
         let high = self.is_high();
         let now = if high { percent >= RELIEF_PERCENT } else { percent >= SHED_PERCENT };
         if now == high {
             return;
         }
-        self.0.store(now, Ordering::Relaxed);
+        self.high.store(now, Ordering::Relaxed);
+        if now {
+            self.risen.notify_waiters();
+        }
         let (used, limit) = (used >> 20, limit >> 20);
         match now {
             true => tracing::warn!(used, limit, "memory is short (MiB): new requests are refused"),
@@ -150,13 +223,20 @@ impl Gauge {
 fn own_bytes() -> Option<u64> {
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
+    Some(pages * crate::sys::program::page_size() as u64)
 }
 
 /// Watches until the group of tasks ends.
 pub async fn watch(gauge: Gauge, pressure: Arc<Pressure>) {
     tracing::debug!(limit = gauge.limit, "watching memory");
+    WATCHED.store(true, Ordering::Relaxed);
+    pressure.limit.store(gauge.limit, Ordering::Relaxed);
+    let mut period = tokio::time::Instant::now();
     loop {
+        if period.elapsed() >= PERIOD {
+            period = tokio::time::Instant::now();
+            pressure.period.fetch_add(1, Ordering::Relaxed);
+        }
         let used = gauge.read().unwrap_or(0);
         // Others of the group may need it all: refusing requests would not help them.
         let own = own_bytes().unwrap_or(0).saturating_mul(100) / gauge.limit.max(1);
@@ -177,6 +257,8 @@ pub(crate) mod tests {
     thread_local! {
         /// As if memory were short, for what one test does on its own thread.
         pub(crate) static SHORT_HERE: Cell<bool> = const { Cell::new(false) };
+        /// As if there were a limit.
+        pub(crate) static WATCHED_HERE: Cell<bool> = const { Cell::new(false) };
     }
 
     #[test]
@@ -188,6 +270,36 @@ pub(crate) mod tests {
         };
         let seen: Vec<bool> = [0, 899, 900, 850, 800, 799, 899, 2_000].map(&mut at).into();
         assert_eq!(seen, [false, false, true, true, true, false, false, true]);
+    }
+
+    #[test]
+    fn many_at_once_count_before_they_hold_anything() {
+        let (pressure, crowd) = (Pressure::default(), Crowd::default());
+        let taken = |most: u64| {
+            let begin = |n: &u64| {
+                crowd.begin();
+                let taken = pressure.admits(&crowd, 2);
+                if !taken {
+                    crowd.end();
+                }
+                taken && *n < most
+            };
+            (0..most).take_while(begin).count()
+        };
+        assert_eq!(taken(5_000), 5_000, "nobody watches");
+        pressure.limit.store(100 << 20, Ordering::Relaxed);
+        pressure.period.store(5, Ordering::Relaxed);
+        assert_eq!(taken(5_000), 1_441, "90 MB for two workers, and the first was there before");
+        // They hold it now: what is left is for few.
+        pressure.note(85 << 20, 100 << 20);
+        for period in [6, 7] {
+            pressure.period.store(period, Ordering::Relaxed);
+            assert!(taken(1) <= 1);
+        }
+        pressure.period.store(8, Ordering::Relaxed);
+        assert!((70..90).contains(&taken(1_000)), "5 MB");
+        pressure.note(95 << 20, 100 << 20);
+        assert_eq!(taken(10), 0);
     }
 
     #[test]

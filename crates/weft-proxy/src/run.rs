@@ -23,7 +23,7 @@ use crate::handover::Sockets;
 use crate::http::cache::{self, Store};
 use crate::ingest::{Delivery, Held, Ingest, Status, Wanted};
 use crate::listen::{self, ListenError};
-use crate::observe::access_log;
+use crate::observe::access_log::{self, Reopen};
 use crate::observe::admin::{self, Admin};
 use crate::observe::metrics::{WorkerCells, WorkerMetrics};
 use crate::on_demand;
@@ -56,6 +56,7 @@ pub struct Proxy {
     amended: watch::Receiver<Applied>,
     grace: std::time::Duration,
     handover: Arc<Sockets>,
+    reopen: Reopen,
 }
 
 /// Where the proxy's own doors are.
@@ -90,7 +91,7 @@ impl Proxy {
         let tasks = TaskGroup::new();
         let (reporter, ejector) = outlier::ejector(clock.clone());
         let (on_demand, asks) = on_demand::channel(&config.limits.on_demand);
-        let (log_lines, log_writer) = access_log::channel(&config.access_log);
+        let (log_lines, log_writer, reopen) = access_log::channel(&config.access_log);
         let svid = identity.as_ref().map(Snapshot::load);
         let shared = Shared {
             names: Names::of(&config, svid.as_ref().map(|s| s.id())),
@@ -118,7 +119,8 @@ impl Proxy {
         let checker = Checker::new(status.table.clone(), dialer, clock.clone(), rng);
         let quit = CancellationToken::new();
         let admin = Admin::new(config.clone(), names, status.clone(), cells, quit.clone(), cache)
-            .identified(identity.clone(), clock.clone());
+            .identified(identity.clone(), clock.clone())
+            .over(commands.clone());
         let addresses = open_doors(&config, identity.is_some(), &mut ingest, admin, &tasks).await?;
         let held = ingest.load_last_good().await.unwrap_or_else(|error| {
             tracing::error!(%error, "starting without a last good table");
@@ -146,6 +148,7 @@ impl Proxy {
             amended,
             grace,
             handover,
+            reopen,
         })
     }
 
@@ -175,6 +178,11 @@ impl Proxy {
     /// Resolves when somebody asked the admin door to end the proxy.
     pub async fn asked_to_quit(&self) {
         self.quit.cancelled().await;
+    }
+
+    /// Opens the access log's file again, after somebody gave the old one another name.
+    pub fn reopen_logs(&self) {
+        self.reopen.ask();
     }
 
     /// Takes nothing new, finishes what is open within the grace period, and ends. `false` when a

@@ -10,9 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
@@ -21,23 +19,27 @@ use weft_model::decide::Authority;
 use weft_model::{Edge, Protocol, ResourceName};
 
 use crate::config::ProxyConfig;
-use crate::descriptors;
 use crate::http::cache::Store;
 use crate::http::limits::{Buckets, LocalBuckets};
 use crate::observe::access_log::{Lines, LogSender};
+use crate::observe::facts::{self, Session};
 use crate::observe::metrics::WorkerMetrics;
 use crate::on_demand::OnDemand;
-use crate::overload::Pressure;
+use crate::overload::{Pressure, stuck};
 use crate::pinned::Pinned;
 use crate::table::{BackendEntry, Door, EndpointEntry, Table};
-use crate::tcp::accept::{self, Accepted};
 use crate::tcp::half_open;
-use crate::udp;
 use crate::upstream::connect::{Dialer, Peer};
 use crate::upstream::outlier::Reporter;
 use crate::upstream::pick::LocalBackend;
-use crate::upstream::pool::{Pool, PoolContext};
+use crate::upstream::pool::{OwnPools, Pool, PoolContext};
 use crate::upstream::recent::Recent;
+
+mod doors;
+
+use doors::Doors;
+
+pub use doors::Leave;
 
 /// Commands that may wait for a worker.
 pub const COMMANDS_MAX: usize = 64;
@@ -45,8 +47,6 @@ pub const COMMANDS_MAX: usize = 64;
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// Idle limit of connections that belong to no backend.
 const LOOSE_IDLE: Duration = Duration::from_secs(60);
-/// How long a worker waits after the system refused it another descriptor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the control runtime asks of a worker.
 #[derive(Debug)]
@@ -66,6 +66,8 @@ pub enum Command {
         socket: std::net::UdpSocket,
     },
     Close(u64),
+    /// Take no new connections, and go on with all else.
+    Leave(Leave),
     /// Accept nothing more, finish what is open, end. A successor may serve already: then there
     /// is time to let every client ask once more and be told to come again.
     Drain {
@@ -123,7 +125,7 @@ pub struct Worker {
     recent: Recent,
     pools: RefCell<HashMap<Peer, Rc<Pool>>>,
     pool_context: Rc<PoolContext>,
-    listeners: RefCell<HashMap<u64, CancellationToken>>,
+    doors: Doors,
     open: Cell<usize>,
     /// Another process goes on in the place of this one.
     succeeded: Cell<bool>,
@@ -146,6 +148,10 @@ pub struct Conn {
     /// What the certificate of a gateway's client says, which is no identity of the mesh.
     pub client_names: Box<[Arc<str>]>,
     pub server_name: Option<Arc<str>>,
+    /// What its TLS agreed on, where lines of the access log tell of that.
+    pub session: Option<Rc<Session>>,
+    /// No other connection has it.
+    pub number: u64,
     /// The app port that a mesh connection is for.
     pub app_port: Option<u16>,
     /// Where the app is, when its pod has a namespace of its own: any port may be asked for.
@@ -160,7 +166,8 @@ pub struct Conn {
     pub admitted: Cell<bool>,
     /// Counted while anybody goes on with it, in HTTP or behind it.
     pub open: Option<Rc<OpenConnection>>,
-    /// What its requests are told about their client, once one was.
+    /// Connections that only its requests use, and what these are told about their client.
+    pub(crate) own: OwnPools,
     pub(crate) proved: OnceCell<Box<HeaderValue>>,
 }
 
@@ -216,6 +223,7 @@ impl Worker {
             dialer: shared.dialer.clone(),
             tasks: TaskGroup::new(),
             opened: Cell::new(0),
+            noting: log.tells_upstream(),
         });
         let seed = shared.config.seed.map(|seed| seed.wrapping_add(id as u64));
         Rc::new(Self {
@@ -232,7 +240,7 @@ impl Worker {
             recent: Recent::default(),
             pools: RefCell::default(),
             pool_context,
-            listeners: RefCell::default(),
+            doors: Doors::default(),
             open: Cell::new(0),
             succeeded: Cell::new(false),
             udp_flows: Cell::new(0),
@@ -411,6 +419,9 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     background.spawn_local("half-open connections", async move {
         half_open::keep_looking(|ended| cells.half_open.add(ended as u64)).await;
     });
+    let (pressure, cells) = (worker.shared.pressure.clone(), worker.metrics.cells.clone());
+    let relieving = stuck::relieve(pressure, worker.config.workers, move || cells.shed.add(1));
+    background.spawn_local("memory", relieving);
     let logging = worker.clone();
     background.spawn_local("access log", async move { logging.log.keep_flushing().await });
     while let Some(command) = commands.recv().await {
@@ -418,9 +429,7 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             break;
         }
     }
-    for (_, stop) in worker.listeners.borrow_mut().drain() {
-        stop.cancel();
-    }
+    worker.doors.close_all();
     let tables = async {
         // Requests in flight still follow the mesh while they end.
         while let Some(command) = commands.recv().await {
@@ -449,100 +458,18 @@ fn obey(worker: &Rc<Worker>, command: Command) -> bool {
             // Nobody waits any more when the proxy is going down.
             let _ = done.send(());
         }
-        Command::Listen { number, door, socket } => listen(worker, number, door, socket),
-        Command::Datagrams { number, door, socket } => datagrams(worker, number, door, socket),
-        Command::Close(number) => {
-            if let Some(stop) = worker.listeners.borrow_mut().remove(&number) {
-                stop.cancel();
-            }
+        Command::Listen { number, door, socket } => doors::listen(worker, number, door, socket),
+        Command::Datagrams { number, door, socket } => {
+            doors::datagrams(worker, number, door, socket);
         }
+        Command::Close(number) => worker.doors.close(number),
+        Command::Leave(leave) => doors::leave(worker, leave),
         Command::Drain { succeeded } => {
             worker.succeeded.set(succeeded);
             return false;
         }
     }
     true
-}
-
-fn listen(worker: &Rc<Worker>, number: u64, door: Door, socket: std::net::TcpListener) {
-    let listener = match TcpListener::from_std(socket) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(?door, %error, "a socket cannot be used");
-            return;
-        }
-    };
-    let stop = CancellationToken::new();
-    worker.listeners.borrow_mut().insert(number, stop.clone());
-    let tasks = worker.conns.clone();
-    let worker = worker.clone();
-    tasks.spawn_local("accept", async move {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = accept_loop(&worker, &listener, &door) => {}
-        }
-        if let Err(error) = accept_rest(&worker, listener, &door) {
-            tracing::debug!(?door, %error, "clients may have been left in the backlog");
-        }
-    });
-}
-
-fn datagrams(worker: &Rc<Worker>, number: u64, door: Door, socket: std::net::UdpSocket) {
-    let Door::Datagrams(listener) = door else { return };
-    let stop = CancellationToken::new();
-    worker.listeners.borrow_mut().insert(number, stop.clone());
-    let serving = Box::pin(udp::serve(worker.clone(), listener, socket));
-    worker.conns.spawn_local("datagrams", async move {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = serving => {}
-        }
-    });
-}
-
-/// Clients that the kernel has let in already would see a reset when the socket closes. Asks the
-/// system itself: the runtime's idea of what is ready may be a moment old.
-fn accept_rest(worker: &Rc<Worker>, listener: TcpListener, door: &Door) -> std::io::Result<()> {
-    let listener = listener.into_std()?;
-    loop {
-        match listener.accept() {
-            Ok((stream, remote)) => {
-                stream.set_nonblocking(true)?;
-                serve(worker, TcpStream::from_std(stream)?, remote, door);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, remote)) => {
-                let last = descriptors::is_reserved(&stream);
-                serve(worker, stream, remote, door);
-                // Clients wait in the kernel's line meanwhile.
-                while last && !descriptors::have_room(listener) {
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-            Err(error) => {
-                // Descriptors are short, or the client gave up: neither may spin or end the door.
-                tracing::debug!(?door, %error, "accept failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-fn serve(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: &Door) {
-    let Some(open) = worker.open_connection() else { return };
-    half_open::watch(&stream, None);
-    // Boxed once, since every wrapper of a task would hold its own copy of the future.
-    let accepted = Accepted { stream, remote, door: door.clone(), open: Some(Rc::new(open)) };
-    let serving = Box::pin(accept::connection(worker.clone(), accepted));
-    worker.conns.spawn_local("connection", serving);
 }
 
 // === impl Conn ===
@@ -557,6 +484,8 @@ impl Conn {
             peer: None,
             client_names: Box::default(),
             server_name: None,
+            session: None,
+            number: facts::number(),
             app_port: None,
             app: None,
             original: None,
@@ -564,6 +493,7 @@ impl Conn {
             tunnel: None,
             admitted: Cell::new(false),
             open: None,
+            own: OwnPools::default(),
             proved: OnceCell::new(),
         }
     }
@@ -587,6 +517,7 @@ impl Conn {
         inner.scheme = self.scheme;
         inner.peer = self.peer.clone();
         inner.server_name = self.server_name.clone();
+        inner.session = self.session.clone();
         inner.app_port = Some(port);
         inner.open = self.open.clone();
         inner.app = worker.app_at(&inner, port);

@@ -58,8 +58,6 @@ use weft_kinds::world::{
 pub use run::run;
 
 use self::plan::{Context, Plan};
-use crate::objects::meta;
-
 /// Something to see to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Item {
@@ -197,6 +195,7 @@ fn by_object(
             }
         }
         KindId::Gateway | KindId::IstioGateway => drop(out.insert(Item::Gateway(key.clone()))),
+        KindId::ListenerSet => out.extend(both().filter_map(|set| by_listener_set(set))),
         KindId::GatewayClass => {
             let gateways = world.index(Index::GatewaysByClass, &key.name);
             out.extend(gateways.map(|g| Item::Gateway(g.key.clone())));
@@ -238,6 +237,14 @@ fn by_pod(
 fn budgets_in(world: &World, key: &ObjectKey, out: &mut BTreeSet<Item>) {
     let budgets = world.objects(KindId::PodDisruptionBudget, Some(&key.namespace));
     out.extend(budgets.map(|b| Item::Disruption(b.key.clone())));
+}
+
+/// The Gateway that a ListenerSet is for.
+fn by_listener_set(set: &Object) -> Option<Item> {
+    let View::ListenerSet(view) = &set.view else { return None };
+    let parent = &view.spec.parent_ref;
+    let ns = parent.namespace.clone().unwrap_or_else(|| set.key.namespace.clone());
+    Some(Item::Gateway(ObjectKey::new(KindId::Gateway, ns, &*parent.name)))
 }
 
 /// The object that manages this one.
@@ -295,7 +302,7 @@ fn garbage_of(
     new: Option<&Arc<Object>>,
     out: &mut BTreeSet<Item>,
 ) {
-    let collecting = new.is_some_and(|o| meta::collection(&o.raw).is_some());
+    let collecting = new.is_some_and(|o| garbage::collection(o).is_some());
     if let Some(object) = new
         && (collecting || !object.meta.owner_references.is_empty())
     {
@@ -310,7 +317,7 @@ fn garbage_of(
     // An owner may be waiting for this one to go, or to let go of it.
     for owner in old.iter().flat_map(|o| &o.meta.owner_references) {
         if let Some(owner) = garbage::owner(world, key, owner)
-            && meta::collection(&owner.raw).is_some()
+            && garbage::collection(owner).is_some()
         {
             out.insert(Item::Garbage(owner.key.clone()));
         }

@@ -104,6 +104,10 @@ impl Leader {
         if self.is_shared() { &self.0.run } else { "" }
     }
 
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
     /// Who leads, as far as is known.
     pub fn who(&self) -> Option<Arc<str>> {
         self.term().name.clone()

@@ -9,8 +9,12 @@
 pub mod catalog;
 pub mod consul;
 pub mod controllers;
+#[cfg(test)]
+#[path = "../../../tests/suites/doctored.rs"]
+mod doctored;
 pub mod drain;
 mod events;
+mod guards;
 pub mod hosts;
 pub mod leader;
 mod nodes;

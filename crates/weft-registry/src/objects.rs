@@ -137,14 +137,15 @@ impl Objects {
         let world = self.registry.now();
         let object = world.get(kind, scope(kind, namespace), name);
         let object = object.ok_or_else(|| not_found(kind, name))?;
-        Ok(meta::present(&object.raw, object.revision))
+        Ok(meta::present(&object.raw.fresh(), object.revision))
     }
 
     /// All objects of a kind, and the revision to watch from.
     pub fn list(&self, kind: KindId, namespace: Option<&str>) -> (u64, Vec<Value>) {
         let world = self.registry.now();
         let namespace = namespace.filter(|_| kind.row().namespaced);
-        let items = world.objects(kind, namespace).map(|o| meta::present(&o.raw, o.revision));
+        let items =
+            world.objects(kind, namespace).map(|o| meta::present(&o.raw.fresh(), o.revision));
         (world.revision(), items.collect())
     }
 

@@ -152,11 +152,11 @@ impl Pump {
 }
 
 fn fold(world: &World, events: &[Event]) -> (World, WorldDelta) {
-    let (mut world, mut delta) = (world.clone(), WorldDelta::default());
-    for event in events {
+    let mut world = world.clone();
+    let delta = world.apply_all(events.iter().map(|event| {
         let value = (event.kind == EventKind::Put).then_some(&*event.value);
-        delta.merge(world.apply(&event.key, value, event.revision.0));
-    }
+        (&*event.key, value, event.revision.0)
+    }));
     (world, delta)
 }
 

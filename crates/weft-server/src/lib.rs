@@ -14,7 +14,7 @@ pub mod admin;
 pub mod consul;
 pub mod dns;
 pub mod drain;
-mod guard;
+mod guards;
 mod json;
 pub mod k8s;
 pub mod serve;

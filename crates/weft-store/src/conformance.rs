@@ -15,6 +15,8 @@ use crate::{
 
 #[cfg(feature = "testing")]
 pub(crate) mod etcd;
+#[cfg(feature = "testing")]
+mod etcd_sim;
 mod model;
 
 /// A store under test with its clock.

@@ -49,6 +49,9 @@ pub struct Rejected {
     pub name: String,
     /// Lower case, no full stop: what is wrong and what to do.
     pub reason: String,
+    /// The sections of a listener that it is about, where it is not about all: the others are used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sections: Vec<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +83,8 @@ pub fn decode(bytes: &[u8]) -> Result<Resource, CodecError> {
 pub(crate) fn to_cbor<T: Serialize>(value: &T) -> Result<Bytes, CodecError> {
     let mut out = Vec::with_capacity(256);
     ciborium::into_writer(value, &mut out).map_err(|e| CodecError::Encode(e.to_string()))?;
+    // It is kept for as long as the resource is there.
+    out.shrink_to_fit();
     Ok(out.into())
 }
 
@@ -98,9 +103,14 @@ pub(crate) fn bound_rejected(mut rejected: Vec<Rejected>) -> Vec<Rejected> {
     if count > XDS_REJECTED_MAX {
         rejected.truncate(XDS_REJECTED_MAX);
         let more = count - XDS_REJECTED_MAX;
-        rejected.push(Rejected { name: String::new(), reason: format!("and {more} more") });
+        rejected.push(Rejected::new("", format!("and {more} more")));
     }
     for r in &mut rejected {
+        // Too many to say: it is about all then.
+        let said = r.sections.iter().map(|section| section.len() + 1).sum::<usize>();
+        if said > XDS_REASON_BYTES_MAX {
+            r.sections = Vec::new();
+        }
         if r.reason.len() > XDS_REASON_BYTES_MAX {
             let cut = r.reason.floor_char_boundary(XDS_REASON_BYTES_MAX);
             r.reason.truncate(cut);
@@ -154,7 +164,7 @@ impl<'de> Deserialize<'de> for Version {
 
 impl Rejected {
     pub fn new(name: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { name: name.into(), reason: reason.into() }
+        Self { name: name.into(), reason: reason.into(), sections: Vec::new() }
     }
 }
 

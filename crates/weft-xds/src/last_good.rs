@@ -2,6 +2,7 @@
 //! The last good table as bytes: what a proxy keeps on disk and starts from when no server
 //! answers. The proxy does the file I/O; this is only the form.
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -88,17 +89,17 @@ mod serde_bytes_vec {
 
 /// # Errors
 /// When a value of the model cannot be written as CBOR.
-pub fn encode<'a>(
+pub fn encode<N: Borrow<ResourceName>, R: Borrow<Resource>>(
     generation: u64,
-    resources: impl IntoIterator<Item = (&'a ResourceName, &'a Resource)>,
+    resources: impl IntoIterator<Item = (N, R)>,
     notes: &Notes,
     carried: Carried,
 ) -> Result<Bytes, CodecError> {
     let Carried(mut out) = carried;
     for (name, resource) in resources {
-        let encoded = codec::encode(resource)?;
+        let encoded = codec::encode(resource.borrow())?;
         let blob = serde_bytes_vec::Blob(encoded.bytes.to_vec());
-        out.push((name.to_string(), encoded.version, blob));
+        out.push((name.borrow().to_string(), encoded.version, blob));
     }
     let (model_version, notes) = (weft_model::MODEL_VERSION, notes.clone());
     codec::to_cbor(&File { model_version, generation, resources: out, notes })

@@ -2,7 +2,9 @@
 //! Client ⇄ server machines over a bad network, by seed: messages are lost, doubled and swapped,
 //! streams break, the proxy is slow and refuses things, the server restarts. Never is half a
 //! transaction visible; after quiescence the proxy holds what the server wants, and of what it
-//! refused the last good form.
+//! refused what it made of it.
+
+mod again;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -332,8 +334,11 @@ impl World {
             if bad && upsert.resource.is_ok() {
                 rejected.push(Rejected::new(name.to_string(), "the proxy does not like it"));
             }
-            if bad || upsert.resource.is_err() {
+            if upsert.resource.is_err() {
                 self.table.entry(name).or_insert(Holds::Placeholder);
+            } else if bad {
+                // It may use a part of it: that is none of the server's forms.
+                self.table.insert(name, Holds::Placeholder);
             } else {
                 self.table.insert(name, Holds::Good(upsert.version));
             }

@@ -261,8 +261,7 @@ pub struct ServerArgs {
 
 #[derive(Debug, Args)]
 pub struct AgentArgs {
-    /// The server's mTLS port, as `--agents-bind` opened it: `HOST:15012`; several servers of one
-    /// mesh with commas between.
+    /// The server's mTLS port (`--agents-bind`), `HOST:15012`; several servers with commas between.
     #[arg(long, env = "WEFT_AGENT_SERVER", value_name = "HOST:PORT,...")]
     pub server: String,
     /// Join token from `weft token create`; needed until the machine has joined.
@@ -277,8 +276,7 @@ pub struct AgentArgs {
     /// Name of this machine in the mesh; default its host name.
     #[arg(long, env = "WEFT_NODE")]
     pub name: Option<String>,
-    /// Address at which the mesh's other machines reach this one; default the one that the server
-    /// is reached from.
+    /// Address at which other machines reach this one; default the one towards the server.
     #[arg(long)]
     pub address: Option<IpAddr>,
     /// Data directory; default `$XDG_STATE_HOME/weft/agent`.
@@ -301,6 +299,8 @@ pub struct AgentArgs {
     pub announce: bool,
     #[command(flatten)]
     pub captured: CaptureArgs,
+    #[command(flatten)]
+    pub local: crate::agent::local::LocalArgs,
 }
 
 /// Programs of the machine that did not come from weft, meshed as one workload.

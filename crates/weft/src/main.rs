@@ -15,6 +15,7 @@ mod exit;
 mod explain;
 mod help;
 mod kubeconfig;
+mod levels;
 mod manifest;
 mod pod;
 mod ports;
@@ -23,6 +24,7 @@ mod proxy;
 mod run;
 mod server;
 mod store;
+mod sys;
 mod token;
 mod up;
 mod visit;
@@ -160,8 +162,12 @@ fn start_log(cli: &Cli) {
     });
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if cli.log_json {
-        log.json().init();
+        let log = log.json().with_filter_reloading();
+        levels::keep(log.reload_handle());
+        log.init();
     } else {
-        log.with_target(true).init();
+        let log = log.with_target(true).with_filter_reloading();
+        levels::keep(log.reload_handle());
+        log.init();
     }
 }

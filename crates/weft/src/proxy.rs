@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::net::TcpStream;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 use weft_base::clock::Clock;
@@ -41,6 +41,8 @@ use weft_xds::client::{self, Dial, Options};
 
 use crate::cli::ProxyArgs;
 use crate::exit::Usage;
+use crate::levels;
+use crate::sys;
 
 pub use standalone::{Loaded, Source};
 
@@ -52,6 +54,8 @@ const SERVER_NAME: &str = "server.weft.internal";
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a successor may take to have a table; then it gives up, and the older process goes on.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// What only the start has needed is over by then.
+const STARTED_AFTER: Duration = Duration::from_millis(300);
 /// Work that blocks the control side at one time: reading files, handing over, the end of workers.
 /// Lookups of names have threads of their own.
 const BLOCKING_THREADS: usize = 16;
@@ -98,6 +102,7 @@ async fn serve(
 ) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut rotated = Rotated::listen(files.is_some())?;
     let (clock, tasks) = (Clock::system(), TaskGroup::new());
     let identity = identity(args, &clock, &tasks).await?;
     let (feed, deliveries) = feed();
@@ -134,6 +139,7 @@ async fn serve(
         }
     };
     notify::ready();
+    forget_start(&tasks);
     let mut upgrade = signal(SignalKind::user_defined2())?;
     let replaced = loop {
         tokio::select! {
@@ -141,6 +147,7 @@ async fn serve(
             _ = interrupt.recv() => break false,
             () = proxy.asked_to_quit() => break false,
             () = wait(&mut replaced) => break true,
+            () = rotated.told() => proxy.reopen_logs(),
             _ = upgrade.recv() => match &args.handover {
                 Some(_) => upgrade::start_successor(&started, &tasks).unwrap_or_else(|error| {
                     tracing::error!("{error:#}; this process goes on");
@@ -157,6 +164,14 @@ async fn serve(
     };
     tasks.shutdown(Duration::from_millis(200)).await;
     if clean { Ok(()) } else { Err(anyhow!("a worker panicked; its log line says where")) }
+}
+
+/// What only the start has used of the program is charged to an idle proxy no longer.
+fn forget_start(tasks: &TaskGroup) {
+    tasks.spawn("start", async {
+        tokio::time::sleep(STARTED_AFTER).await;
+        weft_proxy::sys::program::forget_used_pages();
+    });
 }
 
 /// Who this proxy is, where an agent says so.
@@ -208,6 +223,35 @@ async fn succeed(
         tokio::task::spawn_blocking(|| older.serving()).await?;
     }
     upgrade::offer(path, config.handover.clone(), started.clone(), tasks).map(Some)
+}
+
+/// Signals after which the access log has another file.
+struct Rotated {
+    asked: Signal,
+    /// To a proxy that serves a file a hang-up says to read that again, and this.
+    again: Option<Signal>,
+}
+
+impl Rotated {
+    fn listen(files: bool) -> Result<Self> {
+        let asked = signal(SignalKind::user_defined1())?;
+        let again = files.then(|| signal(SignalKind::hangup())).transpose()?;
+        Ok(Self { asked, again })
+    }
+
+    /// Cancel-safe.
+    async fn told(&mut self) {
+        let again = async {
+            match &mut self.again {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.asked.recv() => {}
+            _ = again => {}
+        }
+    }
 }
 
 /// Never, when there is nothing to wait for.
@@ -273,6 +317,8 @@ fn config(args: &ProxyArgs, loaded: Option<&Loaded>) -> Result<ProxyConfig> {
         id => NodeId::parse(id).map_err(|e| anyhow!(Usage(e.to_string())))?,
     };
     let mut config = ProxyConfig::new(node);
+    // A file's author says `detect` and means it.
+    config.follows_client |= loaded.is_some();
     config.address = args.address;
     config.cluster_domain = args.cluster_domain.as_str().into();
     config.trust_domain = args.trust_domain.as_str().into();
@@ -289,9 +335,16 @@ fn config(args: &ProxyArgs, loaded: Option<&Loaded>) -> Result<ProxyConfig> {
     config.ports = ports(args, loaded);
     config.one_door = loaded.is_some() && args.metrics_port.is_none() && args.ready_port.is_none();
     capture(args, &mut config)?;
+    config.limits.memory_bytes_max = loaded.and_then(|l| l.memory);
+    config.give_back = || {
+        sys::give_back();
+        // Among it the pages of all that only changes need.
+        weft_proxy::sys::program::forget_used_pages();
+    };
     if let Some(admin) = loaded.and_then(|l| l.admin).filter(|_| args.admin_address.is_none()) {
         config.admin_address = Some(admin.ip());
     }
+    config.log_filter = levels::change;
     config.access_log = match (&args.access_log, loaded.and_then(|l| l.log.clone())) {
         (None, Some(log)) => log,
         (said, _) => access_log(said.as_deref().unwrap_or("text"))?,
@@ -302,10 +355,21 @@ fn config(args: &ProxyArgs, loaded: Option<&Loaded>) -> Result<ProxyConfig> {
     if let Some(workload) = args.labels.iter().find_map(|l| l.strip_prefix("workload=")) {
         config.workload = workload.into();
     }
+    warn_of_operators(&config.access_log);
     if config.address == IpAddr::from([0, 0, 0, 0]) {
         return Err(anyhow!(Usage("--address: name one address, not 0.0.0.0".into())));
     }
     Ok(config)
+}
+
+/// What a line asks for that weft never has is said once, and not refused.
+fn warn_of_operators(log: &AccessLog) {
+    let LogFormat::Of(format) = &log.format else { return };
+    for operator in format.never() {
+        let what = "has no value in weft: it is always `-`";
+        // Nobody may read it.
+        let _ = writeln!(io::stderr(), "warning: access log: %{operator}% {what}");
+    }
 }
 
 fn ports(args: &ProxyArgs, loaded: Option<&Loaded>) -> Ports {

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::guard;
+use crate::guards;
 
 /// Metadata and host agents of clouds that are not link-local: Alibaba's, Oracle's, Azure's.
 const HOSTS_OWN: [Ipv4Addr; 3] = [
@@ -37,7 +37,7 @@ pub async fn reachable(target: &str) -> Result<Vec<SocketAddr>, String> {
 
 /// Why an address is not asked.
 pub fn refusal(ip: IpAddr) -> Option<&'static str> {
-    if !guard::on("reach") {
+    if !guards::on("check-reach") {
         return None;
     }
     match ip {

@@ -114,7 +114,7 @@ impl Network {
             self.0.set_neighbour(&near, address, &far.mac)?;
             self.0.set_route(&near, address)?;
         }
-        Ok(())
+        self.0.await_sending(cable)
     }
 }
 

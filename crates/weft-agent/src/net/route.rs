@@ -7,7 +7,9 @@
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rustix::fs::Timespec;
 use rustix::io::Errno;
+use rustix::thread::{ClockId, clock_nanosleep_relative};
 
 use super::netlink::{
     Answer, Attrs, CREATE, EXCL, Message, Netlink, NetlinkError, REPLACE, attrs, number, text,
@@ -24,6 +26,7 @@ const RTM_NEWNEIGH: u16 = 28;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -53,6 +56,10 @@ const RTN_LOCAL: u8 = 2;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IFF_UP: u32 = 1;
+const IF_OPER_UP: u8 = 6;
+/// How often, and with which pauses, a kernel before 6.8 is asked whether a link sends.
+const ASKED_MAX: u32 = 250;
+const ASKED_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 const IFINFO_BYTES: usize = 16;
 const IFADDR_BYTES: usize = 8;
 
@@ -62,6 +69,8 @@ pub struct Link {
     pub index: u32,
     pub name: String,
     pub up: bool,
+    /// Its carrier is there, and the kernel has taken note.
+    pub sends: bool,
     pub mtu: u32,
     /// The address on the wire.
     pub mac: Vec<u8>,
@@ -113,6 +122,24 @@ impl Route {
         let one = Message::new(&what, RTM_GETLINK, 0, &ifinfo(0, 0, 0), &attrs);
         let found = self.0.get(one)?.iter().find_map(link);
         found.ok_or_else(|| NetlinkError::kernel(what, Errno::NODEV))
+    }
+
+    /// Waits until a link sends that is up at both ends. To the end that came up first the kernel
+    /// gives its queue later, by a worker of its own, and what is to be sent meanwhile is lost: a
+    /// connection would begin with a second of silence, a question over UDP end with it. Newer
+    /// kernels do it at once for who asks. One that never says so is believed to send.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn await_sending(&mut self, name: &str) -> Result<(), NetlinkError> {
+        for _ in 0..ASKED_MAX {
+            if self.link(name)?.sends {
+                break;
+            }
+            // Interrupted, it asks sooner.
+            let _ = clock_nanosleep_relative(ClockId::Monotonic, &ASKED_PAUSE);
+        }
+        Ok(())
     }
 
     /// Addresses by link, with prefix lengths.
@@ -270,6 +297,7 @@ fn link(answer: &Answer) -> Option<Link> {
         match kind {
             IFLA_IFNAME => out.name = text(value),
             IFLA_MTU => out.mtu = number(value)?,
+            IFLA_OPERSTATE => out.sends = value.first() == Some(&IF_OPER_UP),
             IFLA_ADDRESS => out.mac = value.to_vec(),
             _ => {}
         }

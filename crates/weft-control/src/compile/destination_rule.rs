@@ -1,17 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! DestinationRule: policies and subsets of a service's backends.
 //!
-//! Rules count in the namespace of their service. Of several for one host the oldest one's
-//! policy counts and their subsets are joined, the oldest one's first.
+//! A client's rules are those of its own namespace, else those that the service's namespace exports
+//! to it, else those of the root namespace. Of several for one host the oldest one's policy counts
+//! and their subsets are joined, the oldest one's first.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use weft_base::issue::{FieldPath, Issues};
 use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
 use weft_kinds::views::istio::{self, ClientTls, Subset, TrafficPolicy};
-use weft_kinds::world::{Index, Object, host_key};
+use weft_kinds::world::{Index, Object, ObjectKey, host_key};
 use weft_model::{BackendPolicy, Origin};
 
-use super::{Env, Output, Reader, client_tls, names, origin, service_entry, traffic_policy};
+use super::peer_authentication::ROOT_NAMESPACE;
+use super::{
+    Env, Output, Reader, client_tls, istio_fields, names, origin, service_entry, traffic_policy,
+};
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
 /// The DestinationRules in effect for one service, the oldest first.
@@ -27,23 +34,94 @@ pub(super) struct SubsetRef<'w> {
     pub view: &'w Subset,
 }
 
-/// The rules for a service: of the most specific host that has any.
+/// The rules for a service that hold for clients of whom nothing else is said.
 pub(super) fn rules_for<'w>(reader: &Reader<'w>, env: &Env, service: &ServiceKey) -> Rules<'w> {
-    first_of(reader, names::host_patterns(service, env), service.namespace.as_str())
+    let patterns = names::host_patterns(service, env);
+    first_of(reader, &patterns, service.namespace.as_str(), None)
+}
+
+/// Those for the clients of a namespace.
+pub(super) fn rules_for_client<'w>(
+    reader: &Reader<'w>,
+    env: &Env,
+    service: &ServiceKey,
+    client: &str,
+) -> Rules<'w> {
+    let patterns = names::host_patterns(service, env);
+    first_of(reader, &patterns, service.namespace.as_str(), Some(client))
+}
+
+/// What holds for everybody, and then what differs from it for the clients of single namespaces.
+pub(super) fn by_client<'w>(
+    reader: &Reader<'w>,
+    patterns: &[String],
+    namespace: &str,
+) -> Vec<(Option<Arc<str>>, Rules<'w>)> {
+    let mut clients = BTreeSet::new();
+    for object in patterns.iter().flat_map(|p| reader.index(Index::DestinationRulesByHost, p)) {
+        let View::DestinationRule(rule) = &object.view else { continue };
+        let own = &object.key.namespace;
+        clients.extend((**own != *namespace).then(|| own.clone()));
+        clients.extend(
+            names::exported(rule.spec.export_to.iter().map(|s| &**s), own).unwrap_or_default(),
+        );
+    }
+    let whole = first_of(reader, patterns, namespace, None);
+    let others = clients.into_iter().filter_map(|client| {
+        let rules = first_of(reader, patterns, namespace, Some(&client));
+        (rules.keys() != whole.keys()).then_some((Some(client), rules))
+    });
+    let others: Vec<_> = others.collect();
+    std::iter::once((None, whole)).chain(others).collect()
 }
 
 /// The same for a host that a ServiceEntry of a namespace defines.
-pub(super) fn rules_for_host<'w>(reader: &Reader<'w>, host: &str, namespace: &str) -> Rules<'w> {
-    let host = host_key(host, namespace);
-    let parents = host.match_indices('.').map(|(at, _)| format!("*{}", &host[at..]));
-    let patterns: Vec<String> =
-        std::iter::once(host.to_string()).chain(parents).chain(["*".to_owned()]).collect();
-    first_of(reader, patterns, namespace)
+pub(super) fn rules_for_host<'w>(
+    reader: &Reader<'w>,
+    host: &str,
+    namespace: &str,
+    client: Option<&str>,
+) -> Rules<'w> {
+    first_of(reader, &patterns_of(host, namespace), namespace, client)
 }
 
-fn first_of<'w>(reader: &Reader<'w>, patterns: Vec<String>, namespace: &str) -> Rules<'w> {
+/// The host patterns that take a host that is no Service, most specific first.
+pub(super) fn patterns_of(host: &str, namespace: &str) -> Vec<String> {
+    let host = host_key(host, namespace);
+    let parents = host.match_indices('.').map(|(at, _)| format!("*{}", &host[at..]));
+    std::iter::once(host.to_string()).chain(parents).chain(["*".to_owned()]).collect()
+}
+
+fn first_of<'w>(
+    reader: &Reader<'w>,
+    patterns: &[String],
+    namespace: &str,
+    client: Option<&str>,
+) -> Rules<'w> {
+    let own = client.map(|client| rules_in(reader, patterns, client, None));
+    let found = own.filter(|rules| !rules.0.is_empty());
+    let found = found.unwrap_or_else(|| rules_in(reader, patterns, namespace, Some(client)));
+    if found.0.is_empty() && namespace != ROOT_NAMESPACE {
+        return rules_in(reader, patterns, ROOT_NAMESPACE, Some(client));
+    }
+    found
+}
+
+/// The rules of a namespace for the most specific pattern that has any there; with `seen_by` only
+/// those that are exported so far.
+fn rules_in<'w>(
+    reader: &Reader<'w>,
+    patterns: &[String],
+    namespace: &str,
+    seen_by: Option<Option<&str>>,
+) -> Rules<'w> {
+    let is_seen = |o: &Object, rule: &istio::DestinationRule| {
+        let Some(client) = seen_by else { return true };
+        let to = names::exported(rule.spec.export_to.iter().map(|s| &**s), &o.key.namespace);
+        to.is_none_or(|to| client.is_some_and(|client| to.contains(client)))
+    };
     for pattern in patterns {
-        let found = reader.index(Index::DestinationRulesByHost, &pattern);
+        let found = reader.index(Index::DestinationRulesByHost, pattern);
         let mut rules: Vec<_> = found
             .into_iter()
             .filter(|o| &*o.key.namespace == namespace)
@@ -51,6 +129,9 @@ fn first_of<'w>(reader: &Reader<'w>, patterns: Vec<String>, namespace: &str) -> 
                 View::DestinationRule(rule) => Some((&**o, &**rule)),
                 _ => None,
             })
+            // Who is meant by one with a selector cannot be told by namespace.
+            .filter(|(_, rule)| rule.spec.workload_selector.is_none())
+            .filter(|(o, rule)| is_seen(o, rule))
             .collect();
         if !rules.is_empty() {
             rules.sort_by_key(|(o, _)| (o.meta.created_ms(), o.key.name.clone()));
@@ -70,9 +151,7 @@ pub(super) fn compile(
     let mut issues = Issues::default();
     let accepted = acceptance(reader, env, object, rule, &mut issues);
     traffic_policy::judge_annotations(&object.meta, &mut issues);
-    if rule.spec.workload_selector.is_some() {
-        not_done(&mut issues, &FieldPath::new("spec.workloadSelector"));
-    }
+    istio_fields::judge(istio_fields::DESTINATION_RULE, &object.raw["spec"], &mut issues);
     if let Some(policy) = &rule.spec.traffic_policy {
         let path = FieldPath::new("spec.trafficPolicy");
         traffic_policy::judge(policy, &path, &mut issues);
@@ -120,6 +199,10 @@ fn acceptance(
         judge_pattern(rule, issues);
         return Condition::new("Accepted", true, "Accepted", format!("in effect for {host}"));
     }
+    if rule.spec.workload_selector.is_some() {
+        let text = "not applied: weft cannot tell the workloads of workloadSelector apart";
+        return Condition::new("Accepted", false, "Unsupported", text);
+    }
     let (rules, name) = match in_effect(reader, env, object, rule, issues) {
         Ok(found) => found,
         Err((reason, message)) => return Condition::new("Accepted", false, reason, message),
@@ -145,37 +228,51 @@ fn in_effect<'w>(
     issues: &mut Issues,
 ) -> Result<(Rules<'w>, String), (&'static str, String)> {
     let (host, own) = (&rule.spec.host, &object.key.namespace);
-    let elsewhere = |name: &str, ns: &str| {
-        let text = format!(
-            "not used: rules for {name} are read from its own namespace; move this one to {ns}"
-        );
-        Err(("NotInServiceNamespace", text))
+    // For whom, when that is not everybody.
+    let whom = |name: String, namespace: &str| match &**own {
+        own if own == namespace => name,
+        ROOT_NAMESPACE => format!("{name}, where no other namespace says anything"),
+        own => format!("{name}, called from namespace {own}"),
     };
     let service = names::service_of_host(host, own, env);
     let is_service = service.as_ref().is_some_and(|s| reader.service(s).is_some());
-    let is_own = service.as_ref().is_some_and(|s| s.namespace.as_str() == &**own);
     // `example.com` reads as Service `com/example`, too.
-    let is_mesh = (is_own && is_service) || names::is_of_mesh(host, env);
+    let is_mesh = is_service || names::is_of_mesh(host, env);
     if !is_mesh && let Some((entry, _)) = service_entry::find(reader, host, own) {
-        if entry.key.namespace != *own {
-            return elsewhere(&format!("{host} of {}", entry.key), &entry.key.namespace);
+        if service_entry::is_left_out(entry, object, rule) {
+            let text = format!(
+                "not used: TLS with {host} of {} is begun by rules of its own namespace; move this \
+                 one to {}",
+                entry.key, entry.key.namespace
+            );
+            return Err(("NotInServiceNamespace", text));
         }
         service_entry::judge_rule(entry, rule, issues);
-        return Ok((rules_for_host(reader, host, own), host.to_string()));
+        let patterns = patterns_of(host, own);
+        let name = whom(host.to_string(), &entry.key.namespace);
+        return Ok((rules_in(reader, &patterns, own, None), name));
     }
     match service {
         None => Err(("HostNotFound", format!("spec.host: {host} is no service of this mesh"))),
-        Some(service) if !is_own => elsewhere(&service.to_string(), service.namespace.as_str()),
-        Some(service) if is_service => Ok((rules_for(reader, env, &service), service.to_string())),
+        Some(service) if is_service => {
+            let patterns = names::host_patterns(&service, env);
+            let name = whom(service.to_string(), service.namespace.as_str());
+            Ok((rules_in(reader, &patterns, own, None), name))
+        }
         Some(service) => Err(("HostNotFound", format!("spec.host: there is no Service {service}"))),
     }
 }
 
+/// Whether a rule has TLS begun with anybody.
+pub(super) fn originates(rule: &istio::DestinationRule) -> bool {
+    let inner = rule.spec.subsets.iter().filter_map(|s| s.traffic_policy.as_ref());
+    inner.chain(&rule.spec.traffic_policy).any(client_tls::originates_any)
+}
+
 /// What only a pattern takes is no host of the mesh, so nobody begins TLS with it.
 fn judge_pattern(rule: &istio::DestinationRule, issues: &mut Issues) {
-    let (spec, host) = (&rule.spec, &rule.spec.host);
-    let inner = spec.subsets.iter().filter_map(|s| s.traffic_policy.as_ref());
-    if inner.chain(&spec.traffic_policy).any(client_tls::originates_any) {
+    let host = &rule.spec.host;
+    if originates(rule) {
         let text = format!(
             "{host}: TLS is begun with Services and with hosts that a ServiceEntry of this \
              namespace names in full; other names that fit pass as they are, in plaintext when \
@@ -191,6 +288,15 @@ impl<'w> Rules<'w> {
     /// The rule that decides the policy.
     pub fn origin(&self) -> Option<Origin> {
         self.0.first().map(|(o, _)| origin(o, "spec"))
+    }
+
+    /// Whether a namespace's own rules among them have TLS begun with anybody.
+    pub fn originate_in(&self, namespace: &str) -> bool {
+        self.0.iter().filter(|(o, _)| *o.key.namespace == *namespace).any(|(_, r)| originates(r))
+    }
+
+    fn keys(&self) -> Vec<&ObjectKey> {
+        self.0.iter().map(|(o, _)| &o.key).collect()
     }
 
     /// For people: which rules there are.

@@ -47,12 +47,14 @@ pub(super) fn compile(reader: &Reader<'_>, env: &Env, key: &ServiceKey) -> Optio
             }
             Some(endpoint)
         });
+        let mut endpoints: Vec<Endpoint> = endpoints.collect();
+        endpoints.shrink_to_fit();
         let set = EndpointSet {
             service: key.host(&env.cluster_domain).as_str().into(),
             namespace: key.namespace.as_str().into(),
             port: port.port,
             protocol: speaks,
-            endpoints: endpoints.collect(),
+            endpoints,
         };
         let child = match speaks {
             Protocol::Udp => udp_endpoints_child(port.port),

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! GatewayClass and Gateway: one root per port with its listeners as sections, and their status.
-//! Routes are compiled by their own units; how many attached is counted by the compiler.
+//! GatewayClass and Gateway: one root per port with its listeners, and those of ListenerSets, as
+//! sections, and their status. Routes are compiled by their own units; how many attached is
+//! counted by the compiler.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 
-use base64::Engine as _;
 use weft_kinds::views::View;
-use weft_kinds::views::gateway::{self as view, Gateway, GatewayClass, Listener};
-use weft_kinds::world::{Instance, KindId, Object};
-use weft_model::{GatewayListener, ListenerKind, Protocol, Resource, Root, Section, ServerTls};
+use weft_kinds::views::gateway::{self as view, Gateway, GatewayClass};
+use weft_kinds::world::{Instance, KindId, Object, ObjectKey};
+use weft_model::{Certificate, GatewayListener, ListenerKind, Resource, Root, Section};
 use weft_xds::NodeId;
 
-use super::http_rule::granted;
-use super::{Env, Output, Reader, edge, origin, proxy_header};
-use crate::mesh::{gateway_root, udp_gateway_root};
+use super::listeners::{self, Failed, Judged, Whole, Wrong, is_udp};
+use super::{Env, Output, Reader};
+use super::{edge, listener_set, listener_tls, neighbours, origin, proxy_header};
 use crate::status::{CONTROLLER, Condition, ListenerStatus, StatusBody, StatusUpdate};
 
 /// The address of a Gateway that names none: written by the addresses controller (or a person).
@@ -29,8 +28,15 @@ const FEATURES: &[&str] = &[
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
     "Gateway",
+    "GatewayAddressEmpty",
+    "GatewayBackendClientCertificate",
+    "GatewayFrontendClientCertificateValidation",
+    "GatewayFrontendClientCertificateValidationInsecureFallback",
     "GatewayHTTPListenerIsolation",
+    "GatewayHTTPSListenerDetectMisdirectedRequests",
+    "GatewayInfrastructure",
     "GatewayPort8080",
+    "GatewayStaticAddresses",
     "HTTPRoute",
     "HTTPRoute303RedirectStatusCode",
     "HTTPRoute307RedirectStatusCode",
@@ -56,8 +62,14 @@ const FEATURES: &[&str] = &[
     "HTTPRouteResponseHeaderModification",
     "HTTPRouteRetry",
     "HTTPRouteSchemeRedirect",
+    "ListenerSet",
     "Mesh",
     "ReferenceGrant",
+    "TCPRoute",
+    "TLSRoute",
+    "TLSRouteModeMixed",
+    "TLSRouteModeTerminate",
+    "UDPRoute",
 ];
 
 /// Gateway API's label on what a Gateway causes: its pods, above all.
@@ -78,11 +90,11 @@ pub(super) fn compile_class(object: &Object, class: &GatewayClass) -> Output {
     }
 }
 
-pub(super) fn compile(
-    reader: &Reader<'_>,
+pub(super) fn compile<'w>(
+    reader: &Reader<'w>,
     env: &Env,
-    object: &Object,
-    gateway: &Gateway,
+    object: &'w Object,
+    gateway: &'w Gateway,
 ) -> Output {
     let mut out = Output::default();
     if !is_ours(reader, gateway) {
@@ -91,50 +103,91 @@ pub(super) fn compile(
     let (ns, name) = (&*object.key.namespace, &*object.key.name);
     out.node = NodeId::gateway(ns, name).ok().map(|n| (n, object.meta.labels.clone()));
     let addresses = addresses(object, gateway);
-    let taken = taken(reader, env, object, addresses.as_deref().unwrap_or_default());
+    let whole = Whole::read(reader, object, gateway);
+    let taken = neighbours::taken(reader, env, &whole, &addresses);
+    let judged = whole.judged(reader, env, &taken);
+    out.told = listener_set::statuses(&whole, &judged, &addresses);
     let mut header = proxy_header::read(object, gateway);
-    let edge = edge::read(object, &mut header.issues);
-    let mut listeners = Vec::new();
-    let mut sections: BTreeMap<(u16, bool), Vec<Section>> = BTreeMap::new();
-    for listener in &gateway.spec.listeners {
-        let state = judge(reader, env, object, gateway, listener, &taken);
-        listeners.push(listener_status(listener, &state, addresses.is_ok()));
-        if let Ok(section) = state.section {
-            sections.entry((listener.port, is_udp(listener))).or_default().push(section);
+    let shown = listener_tls::shown(reader, object, gateway);
+    let given = Given {
+        ips: addresses.as_deref().unwrap_or_default(),
+        edge: edge::read(object, &mut header.issues),
+        header: &header,
+        certificate: shown.as_ref().and_then(|shown| shown.as_ref().ok()),
+    };
+    let sockets = emit(env, object, &judged, &given, &mut out);
+    let listeners: Vec<ListenerStatus> = judged
+        .iter()
+        .filter(|j| j.owner.key == object.key)
+        .map(|j| j.status(addresses.is_ok()))
+        .collect();
+    let usable =
+        judged.iter().any(|j| !matches!(j.section, Err(Failed::Conflict(_) | Failed::Refused(_))));
+    let mut conditions = conditions(&addresses, &listeners, usable, &sockets);
+    conditions.extend(shown.as_ref().map(|shown| match shown {
+        Ok(_) => Condition::new("ResolvedRefs", true, "ResolvedRefs", ""),
+        Err((reason, text)) => Condition::new("ResolvedRefs", false, reason, text.clone()),
+    }));
+    conditions.extend(insecure(gateway));
+    conditions.extend(Condition::warning(&header.issues));
+    let sets: BTreeSet<&ObjectKey> =
+        judged.iter().filter(|j| j.is_served()).map(|j| &j.owner.key).collect();
+    let listener_sets = sets.iter().filter(|key| key.kind == KindId::ListenerSet).count();
+    let body = StatusBody::Gateway {
+        conditions,
+        addresses: addresses.unwrap_or_default(),
+        listeners,
+        listener_sets,
+    };
+    let (object, generation) = (object.key.clone(), object.meta.generation);
+    out.status = Some(StatusUpdate { object, generation, body });
+    out
+}
+
+/// What holds for every port of a Gateway.
+struct Given<'a> {
+    ips: &'a [IpAddr],
+    header: &'a proxy_header::Accepted,
+    edge: weft_model::Edge,
+    certificate: Option<&'a Certificate>,
+}
+
+/// One root for each port; returns the sockets, for people.
+fn emit(
+    env: &Env,
+    object: &Object,
+    judged: &[Judged<'_>],
+    given: &Given<'_>,
+    out: &mut Output,
+) -> Vec<String> {
+    let mut ports: BTreeMap<(u16, bool), (Root, Vec<Section>)> = BTreeMap::new();
+    for j in judged {
+        if let Ok(section) = &j.section {
+            let at = (j.listener.port, is_udp(j.listener));
+            let root = || (listeners::root_of(&object.key, j.listener), Vec::new());
+            ports.entry(at).or_insert_with(root).1.push(section.clone());
         }
     }
     let mut sockets = Vec::new();
-    if let Ok(ips) = &addresses {
-        for ((port, udp), sections) in sections {
-            let bind: Vec<SocketAddr> =
-                ips.iter().map(|ip| SocketAddr::new(*ip, env.bind_port(port))).collect();
-            let socket = |at: &SocketAddr| if udp { format!("{at}/udp") } else { at.to_string() };
-            sockets.extend(bind.iter().map(socket));
-            let proxy_header = header.of(&sections);
-            let kind =
-                GatewayListener { proxy_header, edge, ..GatewayListener::new(bind, sections) };
-            let root = if udp { udp_gateway_root } else { gateway_root }(ns, name, port);
-            let listener = weft_model::Listener {
-                name: root.name().clone(),
-                kind: ListenerKind::Gateway(kind),
-                origin: Some(origin(object, "spec.listeners")),
-            };
-            out.add(root.own(), Resource::Listener(listener));
-        }
+    for ((port, udp), (root, sections)) in ports.into_iter().filter(|_| !given.ips.is_empty()) {
+        let bind: Vec<SocketAddr> =
+            given.ips.iter().map(|ip| SocketAddr::new(*ip, env.bind_port(port))).collect();
+        let socket = |at: &SocketAddr| if udp { format!("{at}/udp") } else { at.to_string() };
+        sockets.extend(bind.iter().map(socket));
+        let kind = GatewayListener {
+            proxy_header: given.header.of(&sections),
+            edge: given.edge,
+            backend_certificate: given.certificate.cloned().map(Box::new),
+            ..GatewayListener::new(bind, sections)
+        };
+        let listener = weft_model::Listener {
+            name: root.name().clone(),
+            kind: ListenerKind::Gateway(kind),
+            origin: Some(origin(object, "spec.listeners")),
+        };
+        out.add(root.own(), Resource::Listener(listener));
     }
-    out.status = Some(StatusUpdate {
-        object: object.key.clone(),
-        generation: object.meta.generation,
-        body: StatusBody::Gateway {
-            conditions: conditions(&addresses, &listeners, &sockets)
-                .into_iter()
-                .chain(Condition::warning(&header.issues))
-                .collect(),
-            addresses: addresses.unwrap_or_default(),
-            listeners,
-        },
-    });
-    out
+    sockets
 }
 
 /// Whether a Gateway is of a class of ours.
@@ -145,50 +198,55 @@ pub(super) fn is_ours(reader: &Reader<'_>, gateway: &Gateway) -> bool {
     )
 }
 
-/// The kinds of routes that there are for a listener's protocol.
-fn route_kinds(listener: &Listener) -> &'static [&'static str] {
-    match &*listener.protocol {
-        "HTTP" | "HTTPS" => &["HTTPRoute", "GRPCRoute"],
-        "TLS" => &["TLSRoute"],
-        "TCP" => &["TCPRoute"],
-        "UDP" => &["UDPRoute"],
-        _ => &[],
+/// The Gateway of ours that a route's parent is, or is a ListenerSet of.
+pub(super) fn behind<'w>(
+    reader: &Reader<'w>,
+    namespace: &str,
+    parent: &view::ParentRef,
+) -> Option<&'w ObjectKey> {
+    let ns = parent.namespace.as_deref().unwrap_or(namespace);
+    if parent.is_listener_set() {
+        let object = reader.object(KindId::ListenerSet, ns, &parent.name)?;
+        let View::ListenerSet(set) = &object.view else { return None };
+        let (gateway, view) = listener_set::parent(reader, object, set)?.ok()?;
+        return listener_set::is_taken(reader, (gateway, view), object).then_some(&gateway.key);
     }
-}
-
-/// The kinds of routes that a listener takes.
-pub(super) fn taken_kinds(listener: &Listener) -> Vec<&'static str> {
-    let kinds = &listener.allowed_routes.kinds;
-    let listed = |kind: &str| {
-        kinds.is_empty()
-            || kinds.iter().any(|k| {
-                &*k.kind == kind && k.group.as_deref().unwrap_or(view::GROUP) == view::GROUP
-            })
-    };
-    route_kinds(listener).iter().copied().filter(|kind| listed(kind)).collect()
-}
-
-/// The root that a listener is a section of.
-pub(super) fn root_of(namespace: &str, gateway: &str, listener: &Listener) -> Root {
-    let root = if is_udp(listener) { udp_gateway_root } else { gateway_root };
-    root(namespace, gateway, listener.port)
-}
-
-fn is_udp(listener: &Listener) -> bool {
-    &*listener.protocol == "UDP"
+    let found = reader.object(KindId::Gateway, ns, &parent.name).filter(|_| parent.is_gateway())?;
+    matches!(&found.view, View::Gateway(view) if is_ours(reader, view)).then_some(&found.key)
 }
 
 // === addresses ===
 
-/// The addresses to bind: asked for in the spec, else given by annotation.
-fn addresses(object: &Object, gateway: &Gateway) -> Result<Vec<IpAddr>, (&'static str, String)> {
-    let asked = &gateway.spec.addresses;
-    if !asked.is_empty() {
-        return asked.iter().enumerate().map(|(i, a)| asked_address(i, a)).collect();
+/// The addresses that a Gateway binds, or a condition's reason and a sentence.
+pub(super) type Addresses = Result<Vec<IpAddr>, Wrong>;
+
+/// The addresses to bind: asked for in the spec, else, or where that has no value, given by
+/// annotation.
+pub(super) fn addresses(object: &Object, gateway: &Gateway) -> Addresses {
+    if gateway.spec.infrastructure.parameters_ref.is_some() {
+        let text = "spec.infrastructure.parametersRef: weft reads no parameters; leave it out";
+        return Err(("InvalidParameters", text.to_owned()));
     }
-    let given = object.meta.annotation(ADDRESS_ANNOTATION).and_then(|a| a.parse().ok());
-    let none = || ("AddressNotAssigned", "no address has been assigned yet".to_owned());
-    given.map(|ip| vec![ip]).ok_or_else(none)
+    let asked = &gateway.spec.addresses;
+    let mut out = Vec::new();
+    for (i, address) in asked.iter().enumerate() {
+        out.extend(asked_address(i, address)?);
+    }
+    if asked.is_empty() || out.len() < asked.len() {
+        let given = object.meta.annotation(ADDRESS_ANNOTATION).and_then(|a| a.parse().ok());
+        let none = || ("AddressNotAssigned", "no address has been assigned yet".to_owned());
+        let given = given.ok_or_else(none)?;
+        if !out.contains(&given) {
+            out.push(given);
+        }
+    }
+    Ok(out)
+}
+
+/// Why a Gateway is not accepted as a whole.
+pub(super) fn rejection(addresses: &Addresses) -> Option<&Wrong> {
+    let wrong = addresses.as_ref().err()?;
+    matches!(wrong.0, "UnsupportedAddress" | "InvalidParameters").then_some(wrong)
 }
 
 /// Where the proxy of a Gateway listens, when an instance is one: on the host's side, whatever
@@ -211,237 +269,40 @@ pub(super) fn reached_at(reader: &Reader<'_>, instance: &Instance) -> Option<IpA
     })
 }
 
-fn asked_address(i: usize, address: &view::Address) -> Result<IpAddr, (&'static str, String)> {
+fn asked_address(i: usize, address: &view::Address) -> Result<Option<IpAddr>, Wrong> {
     if address.kind.as_deref().is_some_and(|k| k != "IPAddress") {
         let text = format!("spec.addresses[{i}].type: only IPAddress is served");
         return Err(("UnsupportedAddress", text));
     }
-    address.value.parse().map_err(|_| {
+    if address.value.is_empty() {
+        return Ok(None);
+    }
+    address.value.parse().map(Some).map_err(|_| {
         let text = format!("spec.addresses[{i}].value: {:?} is no address", address.value);
         ("AddressNotUsable", text)
     })
 }
 
-/// Ports, and whether of datagrams, with who has them.
-type Taken = BTreeMap<(u16, bool), String>;
-
-/// Ports that older Gateways bind on these addresses, and which those are.
-fn taken(reader: &Reader<'_>, env: &Env, object: &Object, ips: &[IpAddr]) -> Taken {
-    let mut out = BTreeMap::new();
-    // Addresses that weft gave are nobody else's.
-    if ips.is_empty() || object.meta.annotation(ADDRESS_ANNOTATION).is_some() {
-        return out;
-    }
-    let age = |o: &Object| (o.meta.created_ms(), o.key.clone());
-    for other in reader.kind(KindId::Gateway, None) {
-        let View::Gateway(view) = &other.view else { continue };
-        if age(other) >= age(object) || !is_ours(reader, view) {
-            continue;
-        }
-        let theirs = addresses(other, view).unwrap_or_default();
-        if let Some(ip) = theirs.iter().find(|ip| ips.contains(ip)) {
-            for listener in &view.spec.listeners {
-                let port = env.bind_port(listener.port);
-                out.entry((port, is_udp(listener)))
-                    .or_insert_with(|| format!("{} has {ip}:{port} already", other.key));
-            }
-        }
-    }
-    out
-}
-
-// === listeners ===
-
-struct State {
-    /// The section, or why there is none: condition, reason, sentence.
-    section: Result<Section, (&'static str, &'static str, String)>,
-    /// Route kinds that it lists but cannot take.
-    foreign_kinds: bool,
-}
-
-fn judge(
-    reader: &Reader<'_>,
-    env: &Env,
-    object: &Object,
-    gateway: &Gateway,
-    listener: &Listener,
-    taken: &Taken,
-) -> State {
-    let kinds = &listener.allowed_routes.kinds;
-    let foreign_kinds = kinds.iter().any(|k| !route_kinds(listener).contains(&&*k.kind));
-    let section = protocol(listener)
-        .and_then(|protocol| conflict(env, gateway, listener).map_or(Ok(protocol), Err))
-        .and_then(|protocol| match taken.get(&(env.bind_port(listener.port), is_udp(listener))) {
-            Some(by) => Err(("Accepted", "PortUnavailable", by.clone())),
-            None => Ok(protocol),
-        })
-        .and_then(|protocol| {
-            let tls = tls(reader, object, listener)?;
-            let hostname = listener.hostname.as_deref().filter(|h| !h.is_empty());
-            Ok(Section {
-                name: listener.name.clone(),
-                hostname: hostname.map(|h| h.to_ascii_lowercase().into()),
-                protocol,
-                tls,
-            })
-        });
-    State { section, foreign_kinds }
-}
-
-fn protocol(listener: &Listener) -> Result<Protocol, (&'static str, &'static str, String)> {
-    match &*listener.protocol {
-        "HTTP" | "HTTPS" => Ok(Protocol::Http1),
-        "TLS" if is_passthrough(listener) => Ok(Protocol::Tls),
-        // What is inside of TLS that ends here.
-        "TLS" | "TCP" => Ok(Protocol::Tcp),
-        "UDP" => Ok(Protocol::Udp),
-        other => Err((
-            "Accepted",
-            "UnsupportedProtocol",
-            format!(
-                "protocol {other} is not served by this version of weft; HTTP, HTTPS, TLS, TCP \
-                 and UDP are"
-            ),
-        )),
-    }
-}
-
-fn is_passthrough(listener: &Listener) -> bool {
-    listener.tls.as_ref().is_some_and(|tls| tls.mode.as_deref() == Some("Passthrough"))
-}
-
-/// The first of two listeners with one port and host name keeps it; different protocols cannot
-/// share a port, unless both are told apart by TLS's server name.
-fn conflict(
-    env: &Env,
-    gateway: &Gateway,
-    listener: &Listener,
-) -> Option<(&'static str, &'static str, String)> {
-    let bound = env.bind_port(listener.port);
-    let before = gateway.spec.listeners.iter().take_while(|l| l.name != listener.name);
-    let named = |l: &Listener| matches!(&*l.protocol, "HTTPS" | "TLS");
-    let same_socket =
-        |l: &&Listener| env.bind_port(l.port) == bound && is_udp(l) == is_udp(listener);
-    for other in before.filter(same_socket) {
-        if other.port != listener.port {
-            let text = format!("listener {} is bound to port {bound} already", other.name);
-            return Some(("Accepted", "PortUnavailable", text));
-        }
-        if other.protocol != listener.protocol && !(named(other) && named(listener)) {
-            let text = format!("listener {} has port {} already", other.name, other.port);
-            return Some(("Conflicted", "ProtocolConflict", text));
-        }
-        let host = |l: &Listener| l.hostname.as_deref().unwrap_or("").to_ascii_lowercase();
-        if host(other) == host(listener) {
-            let text = format!("listener {} has this port and host name already", other.name);
-            return Some(("Conflicted", "HostnameConflict", text));
-        }
-    }
-    None
-}
-
-fn tls(
-    reader: &Reader<'_>,
-    object: &Object,
-    listener: &Listener,
-) -> Result<Option<ServerTls>, (&'static str, &'static str, String)> {
-    let opened = match &*listener.protocol {
-        "HTTPS" => true,
-        "TLS" => !is_passthrough(listener),
-        _ => false,
-    };
-    if !opened {
-        return Ok(None);
-    }
-    let bad = |reason, text: String| ("ResolvedRefs", reason, text);
-    let Some(tls) = &listener.tls else {
-        return Err(bad("InvalidCertificateRef", "tls.certificateRefs is missing".into()));
-    };
-    if tls.mode.as_deref().is_some_and(|m| m != "Terminate") {
-        let text = "tls.mode: this listener terminates TLS".to_owned();
-        return Err(("Accepted", "UnsupportedValue", text));
-    }
-    let Some(reference) = tls.certificate_refs.first() else {
-        return Err(bad("InvalidCertificateRef", "tls.certificateRefs is empty".into()));
-    };
-    let (group, kind) = (reference.group.as_deref(), reference.kind.as_deref());
-    if group.is_some_and(|g| !g.is_empty()) || kind.is_some_and(|k| k != "Secret") {
-        let text = format!(
-            "tls.certificateRefs: {:?} of group {:?} holds no certificate; name a Secret",
-            kind.unwrap_or("Secret"),
-            group.unwrap_or(""),
-        );
-        return Err(bad("InvalidCertificateRef", text));
-    }
-    let own = &*object.key.namespace;
-    let ns = reference.namespace.as_deref().unwrap_or(own);
-    let to = ("", "Secret", &*reference.name);
-    if ns != own && !granted(reader, "Gateway", own, to, ns) {
-        let text = format!("no ReferenceGrant in {ns} allows Gateways of {own} to use its Secrets");
-        return Err(bad("RefNotPermitted", text));
-    }
-    let pem = secret_pem(reader, ns, &reference.name);
-    let text = || format!("Secret {ns}/{} is no kubernetes.io/tls Secret", reference.name);
-    pem.map(Some).ok_or_else(|| bad("InvalidCertificateRef", text()))
-}
-
-/// The certificate and key in a TLS Secret.
-pub(super) fn secret_pem(reader: &Reader<'_>, namespace: &str, name: &str) -> Option<ServerTls> {
-    let object = reader.object(KindId::Secret, namespace, name)?;
-    let View::Secret(secret) = &object.view else { return None };
-    let text = |key: &str| -> Option<Arc<str>> {
-        let encoded = secret.data.get(key)?;
-        let bytes = base64::engine::general_purpose::STANDARD.decode(encoded.as_bytes()).ok()?;
-        let text = String::from_utf8(bytes).ok()?;
-        text.contains("-----BEGIN ").then(|| text.into())
-    };
-    Some(ServerTls::new(text("tls.crt")?, text("tls.key")?))
-}
-
 // === status ===
 
-fn listener_status(listener: &Listener, state: &State, has_address: bool) -> ListenerStatus {
-    let failed = state.section.as_ref().err();
-    let condition = |kind: &'static str, yes: &'static str, no_failure: bool| match failed {
-        Some((of, reason, text)) if *of == kind => {
-            Condition::new(kind, !no_failure, reason, text.clone())
-        }
-        _ => Condition::new(kind, no_failure, yes, ""),
+/// Clients that are let in without a certificate that holds are worth a condition of their own.
+fn insecure(gateway: &Gateway) -> Option<Condition> {
+    let ports = listener_tls::insecure_ports(gateway);
+    let named = |port: &u16| match port {
+        0 => "every other port".to_owned(),
+        port => format!("port {port}"),
     };
-    let resolved = match failed {
-        Some(("ResolvedRefs", ..)) => condition("ResolvedRefs", "ResolvedRefs", true),
-        _ if state.foreign_kinds => Condition::new(
-            "ResolvedRefs",
-            false,
-            "InvalidRouteKinds",
-            format!(
-                "allowedRoutes.kinds names kinds that this listener cannot take; it takes {}",
-                route_kinds(listener).join(" and ")
-            ),
-        ),
-        _ => condition("ResolvedRefs", "ResolvedRefs", true),
-    };
-    let programmed = match failed {
-        None if has_address => Condition::new("Programmed", true, "Programmed", ""),
-        None => Condition::new("Programmed", false, "Pending", "the Gateway has no address yet"),
-        Some((_, _, text)) => Condition::new("Programmed", false, "Invalid", text.clone()),
-    };
-    ListenerStatus {
-        name: listener.name.clone(),
-        attached_routes: 0,
-        supported_kinds: taken_kinds(listener),
-        conditions: vec![
-            condition("Accepted", "Accepted", true),
-            condition("Conflicted", "NoConflicts", false),
-            resolved,
-            programmed,
-        ],
-    }
+    let text: Vec<String> = ports.iter().map(named).collect();
+    (!ports.is_empty()).then(|| {
+        let text = format!("AllowInsecureFallback: {} asks and lets in anybody", text.join(", "));
+        Condition::new("InsecureFrontendValidationMode", true, "ConfigurationChanged", text)
+    })
 }
 
 fn conditions(
-    addresses: &Result<Vec<IpAddr>, (&'static str, String)>,
+    addresses: &Addresses,
     listeners: &[ListenerStatus],
+    usable: bool,
     sockets: &[String],
 ) -> Vec<Condition> {
     let is_true =
@@ -451,11 +312,9 @@ fn conditions(
         .filter(|l| !is_true(l, "Accepted") || !is_true(l, "ResolvedRefs"))
         .map(|l| l.name.to_string())
         .collect();
-    let usable = listeners.iter().any(|l| is_true(l, "Accepted") && !is_true(l, "Conflicted"));
-    let accepted = match addresses {
-        Err((reason @ "UnsupportedAddress", text)) => {
-            Condition::new("Accepted", false, reason, text.clone())
-        }
+    let rejected = rejection(addresses);
+    let accepted = match rejected {
+        Some((reason, text)) => Condition::new("Accepted", false, reason, text.clone()),
         _ if bad.is_empty() => Condition::new("Accepted", true, "Accepted", "served by weft"),
         _ => {
             let text = format!("see the conditions of listener {}", bad.join(", "));
@@ -468,7 +327,7 @@ fn conditions(
             Condition::new("Programmed", true, "Programmed", text)
         }
         Ok(_) => Condition::new("Programmed", false, "Invalid", "no listener can be served"),
-        Err(("UnsupportedAddress", text)) => {
+        Err((_, text)) if rejected.is_some() => {
             Condition::new("Programmed", false, "Invalid", text.clone())
         }
         Err((reason, text)) => Condition::new("Programmed", false, reason, text.clone()),

@@ -12,7 +12,10 @@ use weft_kinds::world::{Index, KindId, Object, ObjectKey, pair};
 use weft_model::{Dialect, Filter, Matching, Parent, Rank, Resource, Root, Route, Scope};
 
 use super::http_rule::{self, Rules};
-use super::{Env, Output, Reader, backend_tls, gateway, names, origin, policy_attachment};
+use super::listeners::{self, in_namespaces};
+use super::{
+    Env, Output, Reader, backend_tls, gateway, listener_set, names, origin, policy_attachment,
+};
 use crate::mesh::gateway_namespace;
 use crate::status::{Condition, ParentStatus, StatusBody, StatusUpdate};
 
@@ -55,7 +58,7 @@ pub(super) fn compile(
     let mut attached = Attached::default();
     let mut parents = Vec::new();
     for parent in &route.spec.parent_refs {
-        let accepted = if parent.is_gateway() {
+        let accepted = if parent.is_gateway() || parent.is_listener_set() {
             attach_gateway(reader, object, route, parent, &mut attached, &mut out)
         } else if parent.is_service() && is_stream(object) {
             let text = "this kind of route is served by Gateways; no Service's clients follow it";
@@ -168,6 +171,45 @@ fn is_stream(object: &Object) -> bool {
 
 // === gateways ===
 
+/// A Gateway or a ListenerSet as routes meet it.
+struct Door<'w> {
+    gateway: &'w Object,
+    owner: &'w Object,
+    listeners: &'w [Listener],
+}
+
+impl<'w> Door<'w> {
+    /// `None` when it is not ours to speak of.
+    fn find(
+        reader: &Reader<'w>,
+        namespace: &str,
+        parent: &ParentRef,
+    ) -> Option<Result<Self, (&'static str, String)>> {
+        let ns = parent.namespace.as_deref().unwrap_or(namespace);
+        if parent.is_gateway() {
+            let owner = reader.object(KindId::Gateway, ns, &parent.name)?;
+            let View::Gateway(view) = &owner.view else { return None };
+            let listeners = &view.spec.listeners[..];
+            return gateway::is_ours(reader, view).then_some(Ok(Self {
+                gateway: owner,
+                owner,
+                listeners,
+            }));
+        }
+        let owner = reader.object(KindId::ListenerSet, ns, &parent.name)?;
+        let View::ListenerSet(set) = &owner.view else { return None };
+        let (gateway, view) = match listener_set::parent(reader, owner, set)? {
+            Ok(found) => found,
+            Err(text) => return Some(Err(("NoMatchingParent", text))),
+        };
+        if !listener_set::is_taken(reader, (gateway, view), owner) {
+            let text = format!("{} is not taken by {}", owner.key, gateway.key);
+            return Some(Err(("NotAllowedByListeners", text)));
+        }
+        Some(Ok(Self { gateway, owner, listeners: &set.spec.listeners }))
+    }
+}
+
 fn attach_gateway(
     reader: &Reader<'_>,
     object: &Object,
@@ -177,50 +219,68 @@ fn attach_gateway(
     out: &mut Output,
 ) -> Verdict {
     let (own, kind) = (&*object.key.namespace, object.key.kind.row().kind);
-    let ns = parent.namespace.as_deref().unwrap_or(own);
-    let found = reader.object(KindId::Gateway, ns, &parent.name)?;
-    let View::Gateway(gateway) = &found.view else { return None };
-    if !gateway::is_ours(reader, gateway) {
-        return None;
-    }
-    let named: Vec<&Listener> =
-        gateway.spec.listeners.iter().filter(|l| is_named(parent, l)).collect();
+    let door = match Door::find(reader, own, parent)? {
+        Ok(door) => door,
+        Err((reason, text)) => return refuse(reason, text),
+    };
+    let at = &door.owner.key;
+    let named: Vec<&Listener> = door.listeners.iter().filter(|l| is_named(parent, l)).collect();
     if named.is_empty() {
-        let text = format!("Gateway {ns}/{} has no such listener", parent.name);
-        return refuse("NoMatchingParent", text);
+        return refuse("NoMatchingParent", format!("{at} has no such listener"));
     }
     let allowed: Vec<&Listener> =
-        named.into_iter().filter(|l| allows(reader, l, kind, (ns, own))).collect();
+        named.into_iter().filter(|l| allows(reader, l, kind, (&at.namespace, own))).collect();
     if allowed.is_empty() {
-        let text = format!(
-            "no listener of Gateway {ns}/{} takes {kind}s of namespace {own}; see its \
-             allowedRoutes",
-            parent.name
-        );
+        let text =
+            format!("no listener of {at} takes {kind}s of namespace {own}; see its allowedRoutes");
         return refuse("NotAllowedByListeners", text);
     }
-    let policies = policy_attachment::Attached::read(reader, "Gateway", ns, &parent.name);
+    let policies = ListenerPolicies::read(reader, &door);
     let mut any = false;
     for listener in allowed {
         let Some(hostnames) = intersect(listener.hostname.as_deref(), &route.spec.hostnames) else {
             continue;
         };
         any = true;
-        out.attached.push((found.key.clone(), listener.name.clone()));
-        let root = gateway::root_of(ns, &parent.name, listener);
-        let policy = policies.effective(Some(&listener.name));
-        let filters = policy.map(|p| p.filters()).unwrap_or_default();
+        out.attached.push((at.clone(), listener.name.clone()));
+        let root = listeners::root_of(&door.gateway.key, listener);
         let parts = attached.listeners.entry(root).or_default();
-        part_with(parts, filters).add(&listener.name, hostnames);
+        let section = listeners::section_name(door.owner, listener);
+        part_with(parts, policies.filters(listener)).add(&section, hostnames);
     }
     if !any {
-        let text = format!(
-            "spec.hostnames and the host names of Gateway {ns}/{} have nothing in common",
-            parent.name
-        );
+        let text = format!("spec.hostnames and the host names of {at} have nothing in common");
         return refuse("NoMatchingListenerHostname", text);
     }
     Some((Condition::new("Accepted", true, "Accepted", "attached"), None))
+}
+
+/// What policies say about the listeners of a door: a set's own speak before its Gateway's, of
+/// which those about single listeners are about the Gateway's own.
+struct ListenerPolicies<'w> {
+    gateway: policy_attachment::Attached<'w>,
+    set: Option<policy_attachment::Attached<'w>>,
+}
+
+impl<'w> ListenerPolicies<'w> {
+    fn read(reader: &Reader<'w>, door: &Door<'_>) -> Self {
+        let read = |object: &Object| {
+            let key = &object.key;
+            let kind = key.kind.row().kind;
+            policy_attachment::Attached::read(reader, kind, &key.namespace, &key.name)
+        };
+        let is_set = door.owner.key != door.gateway.key;
+        Self { gateway: read(door.gateway), set: is_set.then(|| read(door.owner)) }
+    }
+
+    fn filters(&self, listener: &Listener) -> Vec<Filter> {
+        let name = Some(&*listener.name);
+        let policy = match &self.set {
+            None => self.gateway.effective(name),
+            Some(set) => set.effective(name).or_else(|| self.gateway.effective(None)),
+        };
+        policy.map(|p| p.filters()).unwrap_or_default()
+    }
 }
 
 fn part_with(parts: &mut Vec<OnPort>, filters: Vec<Filter>) -> &mut OnPort {
@@ -241,26 +301,10 @@ fn allows(
     reader: &Reader<'_>,
     listener: &Listener,
     kind: &str,
-    (gateway_ns, route_ns): (&str, &str),
+    (owner_ns, route_ns): (&str, &str),
 ) -> bool {
-    if !gateway::taken_kinds(listener).contains(&kind) {
-        return false;
-    }
-    let allowed = &listener.allowed_routes.namespaces;
-    match allowed.from.as_deref().unwrap_or("Same") {
-        "All" => true,
-        "Same" => gateway_ns == route_ns,
-        "Selector" => {
-            let namespace = reader.object(KindId::Namespace, "", route_ns);
-            namespace.is_some_and(|n| {
-                let mut labels = n.meta.labels.clone();
-                // Every Kubernetes namespace carries its own name.
-                labels.insert("kubernetes.io/metadata.name".into(), route_ns.into());
-                allowed.selector.matches(&labels)
-            })
-        }
-        _ => false,
-    }
+    listeners::taken_kinds(listener).contains(&kind)
+        && in_namespaces(reader, &listener.allowed_routes.namespaces, "Same", owner_ns, route_ns)
 }
 
 /// The host names that a route serves on a listener: `None` is none in common; empty is all that

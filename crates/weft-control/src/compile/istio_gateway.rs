@@ -10,20 +10,35 @@ use std::sync::Arc;
 use weft_base::issue::{FieldPath, Issues};
 use weft_kinds::views::View;
 use weft_kinds::views::istio::{Gateway, Server};
-use weft_kinds::world::{KindId, Object};
-use weft_model::{GatewayListener, ListenerKind, Protocol, Resource, Section, ServerTls};
+use weft_kinds::world::{KindId, Object, pair};
+use weft_model::{
+    Action, Dialect, GatewayListener, ListenerKind, Matching, Parent, Protocol, Rank, Redirect,
+    Resource, Retry, Root, Route, Rule, Scope, Section, Timeouts,
+};
 use weft_xds::NodeId;
 
-use super::gateway::{ADDRESS_ANNOTATION, is_ours, secret_pem};
+use super::gateway::{ADDRESS_ANNOTATION, is_ours};
 use super::http_route::narrower;
-use super::{Env, Output, Reader, origin};
+use super::{Env, Output, Reader, istio_tls, origin};
 use crate::mesh::gateway_root;
 use crate::status::{Condition, StatusBody, StatusUpdate};
+
+/// What arrives at a server, and so which rules it follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carries {
+    /// `http[]`
+    Http,
+    /// TLS that stays closed: `tls[]`.
+    Names,
+    /// `tcp[]`
+    Bytes,
+}
 
 /// One host of one server.
 #[derive(Debug)]
 pub(super) struct ServerSection<'a> {
     pub name: Arc<str>,
+    pub carries: Carries,
     /// Namespaces that may attach: `*`, `.` or a name.
     namespace: &'a str,
     host: &'a str,
@@ -33,29 +48,56 @@ pub(super) struct ServerSection<'a> {
 
 /// The Gateway that a VirtualService names; `None` when there is none, or a Gateway API Gateway
 /// of ours has its name and so its place.
-pub(super) fn find<'w>(reader: &Reader<'w>, namespace: &str, name: &str) -> Option<&'w Gateway> {
+pub(super) fn find<'w>(
+    reader: &Reader<'w>,
+    namespace: &str,
+    name: &str,
+) -> Option<(&'w Object, &'w Gateway)> {
     let object = reader.object(KindId::IstioGateway, namespace, name)?;
     match &object.view {
-        View::IstioGateway(gateway) if !is_displaced(reader, namespace, name) => Some(gateway),
+        View::IstioGateway(gateway) if !is_displaced(reader, namespace, name) => {
+            Some((object, gateway))
+        }
         _ => None,
     }
 }
 
-/// The HTTP sections by port, in written order.
+/// The sections that can be served, by port, in written order.
 pub(super) fn sections(gateway: &Gateway) -> BTreeMap<u16, Vec<ServerSection<'_>>> {
     let mut out: BTreeMap<u16, Vec<ServerSection<'_>>> = BTreeMap::new();
     for (index, server) in gateway.spec.servers.iter().enumerate() {
-        if !is_http(server) {
+        let Ok(carries) = carries(server) else { continue };
+        let on_port = out.entry(server.port.number).or_default();
+        if on_port.first().is_some_and(|first| first.excludes(server, carries)) {
             continue;
         }
         for (i, host) in server.hosts.iter().enumerate() {
             let (namespace, host) = host.split_once('/').unwrap_or(("*", host));
             let name = format!("{}-{index}-{i}", server.port.name).into();
-            let section = ServerSection { name, namespace, host, server, index };
-            out.entry(server.port.number).or_default().push(section);
+            on_port.push(ServerSection { name, carries, namespace, host, server, index });
         }
     }
+    out.retain(|_, sections| !sections.is_empty());
     out
+}
+
+/// What a server carries.
+///
+/// # Errors
+/// Why it is not served.
+fn carries(server: &Server) -> Result<Carries, String> {
+    let mode = server.tls.as_ref().map_or("", |tls| &*tls.mode);
+    if mode == "AUTO_PASSTHROUGH" {
+        return Err("AUTO_PASSTHROUGH, which joins networks by Istio's own names, is not served; \
+                    say PASSTHROUGH and give tls[] rules"
+            .to_owned());
+    }
+    match &*server.port.protocol {
+        "HTTPS" | "TLS" if mode == "PASSTHROUGH" => Ok(Carries::Names),
+        "HTTP" | "HTTP2" | "GRPC" | "HTTPS" | "GRPC-WEB" => Ok(Carries::Http),
+        "TLS" | "TCP" | "MONGO" | "MYSQL" | "REDIS" => Ok(Carries::Bytes),
+        other => Err(format!("protocol {other} is not served by this version")),
+    }
 }
 
 pub(super) fn compile(
@@ -74,16 +116,7 @@ pub(super) fn compile(
             listener(reader, env, object, (port, &sections), &mut out, &mut issues);
         }
     }
-    for (i, server) in gateway.spec.servers.iter().enumerate() {
-        let path = FieldPath::new("spec.servers").index(i);
-        if !is_http(server) {
-            let text = format!("protocol {} is not served by this version", server.port.protocol);
-            issues.warning(path.field("port").field("protocol"), text);
-        }
-        if server.tls.as_ref().is_some_and(|t| t.https_redirect) {
-            super::destination_rule::not_done(&mut issues, &path.field("tls.httpsRedirect"));
-        }
-    }
+    judge(gateway, &mut issues);
     let accepted = if displaced {
         let text = format!("the Gateway API Gateway {ns}/{name} has this name and is served");
         Condition::new("Accepted", false, "Conflicted", text)
@@ -102,6 +135,33 @@ pub(super) fn compile(
     out
 }
 
+/// What of its servers is not served.
+fn judge(gateway: &Gateway, issues: &mut Issues) {
+    let served = sections(gateway);
+    for (i, server) in gateway.spec.servers.iter().enumerate() {
+        let path = FieldPath::new("spec.servers").index(i);
+        let on_port = served.get(&server.port.number).map(Vec::as_slice).unwrap_or_default();
+        if let Err(why) = carries(server) {
+            issues.warning(path.field("port").field("protocol"), why);
+        } else if let Some(first) = on_port.first()
+            && on_port.iter().all(|section| section.index != i)
+            && !server.hosts.is_empty()
+        {
+            let text = format!(
+                "not served: port {} is spec.servers[{}]'s, which speaks otherwise",
+                server.port.number, first.index
+            );
+            issues.warning(path.field("port"), text);
+        }
+        if let Some(bind) = server.bind.as_deref().filter(|bind| !bind.is_empty()) {
+            let text =
+                format!("{bind} is not bound; say it in the annotation {ADDRESS_ANNOTATION}");
+            issues.warning(path.field("bind"), text);
+        }
+        istio_tls::judge(server, &path, issues);
+    }
+}
+
 fn listener(
     reader: &Reader<'_>,
     env: &Env,
@@ -112,14 +172,22 @@ fn listener(
 ) {
     let (ns, name) = (&*object.key.namespace, &*object.key.name);
     let mut usable = Vec::new();
+    let mut redirected = Vec::new();
     for section in sections {
-        match tls(reader, ns, section.server) {
-            Ok(tls) => usable.push(Section {
-                name: section.name.clone(),
-                hostname: (section.host != "*").then(|| section.host.to_ascii_lowercase().into()),
-                protocol: Protocol::Http1,
-                tls,
-            }),
+        match istio_tls::served(reader, ns, section.server, section.carries) {
+            Ok(tls) => {
+                redirected.extend(section.is_redirected().then(|| section.name.clone()));
+                usable.push(Section {
+                    name: section.name.clone(),
+                    hostname: section.hostname(),
+                    protocol: match section.carries {
+                        Carries::Http => Protocol::Http1,
+                        Carries::Names => Protocol::Tls,
+                        Carries::Bytes => Protocol::Tcp,
+                    },
+                    tls,
+                });
+            }
             Err(text) => {
                 let path = FieldPath::new("spec.servers").index(section.index);
                 issues.warning(path.field("tls"), text);
@@ -135,30 +203,43 @@ fn listener(
         kind: ListenerKind::Gateway(GatewayListener::new(bind, usable)),
         origin: Some(origin(object, "spec.servers")),
     };
-    out.add(gateway_root(ns, name, port).own(), Resource::Listener(listener));
+    let root = gateway_root(ns, name, port);
+    out.add(root.own(), Resource::Listener(listener));
+    if !redirected.is_empty() {
+        let child = root.child(format!("route/gateway/{ns}/{name}"));
+        out.add(child, Resource::Route(to_https(object, root, redirected)));
+    }
+}
+
+/// Every request of `httpsRedirect` is sent to the same place by TLS.
+fn to_https(object: &Object, root: Root, sections: Vec<Arc<str>>) -> Route {
+    let redirect = Redirect { scheme: Some("https".into()), status: 301, ..Redirect::default() };
+    let said = origin(object, "spec.servers");
+    let rule = Rule {
+        name: "".into(),
+        matches: Vec::new(),
+        filters: Vec::new(),
+        action: Action::Redirect(redirect),
+        timeouts: Timeouts::default(),
+        retry: Retry::default(),
+        session: None,
+        origin: said.clone(),
+    };
+    let name = pair(&object.key.namespace, &object.key.name);
+    Route {
+        parent: Parent::Listener { root, sections, hostnames: Vec::new() },
+        scope: Scope::Any,
+        matching: Matching::FirstMatch,
+        rank: Rank { dialect: Dialect::VirtualService, created_ms: 0, name },
+        rules: vec![rule],
+        origin: said,
+    }
 }
 
 /// The annotated address; loopback when there is none.
 fn address(object: &Object) -> IpAddr {
     let annotated = object.meta.annotation(ADDRESS_ANNOTATION).and_then(|a| a.parse().ok());
     annotated.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
-}
-
-fn is_http(server: &Server) -> bool {
-    matches!(&*server.port.protocol, "HTTP" | "HTTP2" | "GRPC" | "HTTPS")
-}
-
-fn tls(reader: &Reader<'_>, namespace: &str, server: &Server) -> Result<Option<ServerTls>, String> {
-    if &*server.port.protocol != "HTTPS" {
-        return Ok(None);
-    }
-    let tls = server.tls.as_ref().ok_or("an HTTPS server needs tls")?;
-    if &*tls.mode != "SIMPLE" {
-        return Err(format!("mode {} is not served by this version; SIMPLE is", tls.mode));
-    }
-    let name = &tls.credential_name;
-    let pem = secret_pem(reader, namespace, name);
-    pem.map(Some).ok_or_else(|| format!("Secret {namespace}/{name} is no kubernetes.io/tls Secret"))
 }
 
 fn is_displaced(reader: &Reader<'_>, namespace: &str, name: &str) -> bool {
@@ -169,6 +250,35 @@ fn is_displaced(reader: &Reader<'_>, namespace: &str, name: &str) -> bool {
 // === impl ServerSection ===
 
 impl ServerSection<'_> {
+    /// Whether another server cannot have the same port: TLS tells names apart, nothing else does.
+    fn excludes(&self, other: &Server, carries: Carries) -> bool {
+        let tls = istio_tls::is_opened(other) || carries == Carries::Names;
+        if self.has_tls() || tls {
+            return self.has_tls() != tls;
+        }
+        self.carries != carries
+    }
+
+    fn has_tls(&self) -> bool {
+        self.carries == Carries::Names || istio_tls::is_opened(self.server)
+    }
+
+    /// Whether who comes cannot say which host is meant.
+    pub fn is_nameless(&self) -> bool {
+        self.carries == Carries::Bytes && !self.has_tls()
+    }
+
+    /// Whether it sends everybody to TLS, whatever the rules say.
+    pub fn is_redirected(&self) -> bool {
+        let asks = self.server.tls.as_ref().is_some_and(|tls| tls.https_redirect);
+        asks && self.carries == Carries::Http && !self.has_tls()
+    }
+
+    fn hostname(&self) -> Option<Arc<str>> {
+        let named = self.host != "*" && !self.is_nameless();
+        named.then(|| self.host.to_ascii_lowercase().into())
+    }
+
     /// The hosts of a VirtualService that this section serves.
     pub fn common_hosts(
         &self,

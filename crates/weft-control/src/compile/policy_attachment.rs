@@ -159,6 +159,7 @@ impl Effective<'_, '_> {
             request_ms: ms(&timeouts.request),
             backend_request_ms: ms(&timeouts.backend_request),
             idle_ms: ms(&timeouts.idle),
+            stream_ms: ms(&timeouts.stream),
         }
     }
 
@@ -390,6 +391,7 @@ fn accepted(
         "HTTPRoute" => (weft_kinds::views::gateway::GROUP, KindId::HttpRoute),
         "GRPCRoute" => (weft_kinds::views::gateway::GROUP, KindId::GrpcRoute),
         "Gateway" => (weft_kinds::views::gateway::GROUP, KindId::Gateway),
+        "ListenerSet" => (weft_kinds::views::gateway::GROUP, KindId::ListenerSet),
         other => return no("Invalid", format!("{at}.kind: {other} is no target")),
     };
     if target.group.as_deref().is_some_and(|g| !g.is_empty() && g != group) {
@@ -465,6 +467,7 @@ fn has_section(object: &Object, section: &str) -> bool {
             route.spec.rules.iter().any(|rule| &*rule.name == section)
         }
         View::Gateway(gateway) => gateway.spec.listeners.iter().any(|l| &*l.name == section),
+        View::ListenerSet(set) => set.spec.listeners.iter().any(|l| &*l.name == section),
         _ => false,
     }
 }

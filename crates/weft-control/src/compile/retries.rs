@@ -41,6 +41,7 @@ pub(super) fn read(
         attempts: retries.attempts.unwrap_or(default.attempts),
         per_try_timeout_ms: ms(&retries.per_try_timeout).filter(|ms| *ms > 0),
         backoff_ms: ms(&retries.backoff).unwrap_or(default.backoff_ms),
+        tried_too: retries.retry_ignore_previous_hosts == Some(false),
         ..default
     };
     match &retries.retry_on {

@@ -9,7 +9,8 @@ use weft_base::name::ServiceKey;
 use weft_kinds::views::core;
 use weft_kinds::world::Object;
 use weft_model::{
-    Backend, GATEWAYS_MARK, Host, HostPort, Labels, Resource, backend_child, udp_backend_child,
+    Backend, CLIENTS_MARK, Fail, GATEWAYS_MARK, Host, HostPort, Labels, Resource, backend_child,
+    udp_backend_child,
 };
 
 use super::backend_tls::{self, Policies};
@@ -36,7 +37,8 @@ pub(super) fn compile(
         return out;
     }
     let root = names::host_root(&key, env);
-    let rules = destination_rule::rules_for(reader, env, &key);
+    let patterns = names::host_patterns(&key, env);
+    let by_client = destination_rule::by_client(reader, &patterns, key.namespace.as_str());
     let upstream: BTreeMap<String, u16> = object
         .meta
         .annotation(UPSTREAM_PORTS_ANNOTATION)
@@ -53,23 +55,17 @@ pub(super) fn compile(
             backend: backend_child(port.port, "").into(),
             upstream_port: upstream.get(&port.port.to_string()).copied(),
         });
-        for (subset, mut backend) in backends(env, &key, port.port, &rules, object, &service.spec) {
-            attached.protect(&port.name, &mut backend);
-            let named = subset.as_ref();
-            let spoken =
-                backend_tls::secured(reader, &policies, &rules, (port, &backend.service), named);
-            let name = subset.as_ref().map_or("", |s| &s.view.name);
-            let child = backend_child(port.port, name);
-            if let Some(form) = &spoken.gateways {
-                let child = root.child(format!("{child}{GATEWAYS_MARK}"));
-                out.add(child, client_tls::formed(&backend, form));
-            }
-            out.add(root.child(child), client_tls::formed(&backend, &spoken.all));
+        let of = Of { reader, env, key: &key, object, spec: &service.spec };
+        for (client, rules) in &by_client {
+            of.port(port, client.as_deref(), rules, (&attached, &policies), &mut out);
         }
     }
     for port in service.spec.ports.iter().filter(|p| is_udp(p)) {
-        let whole =
-            backends(env, &key, port.port, &rules, object, &service.spec).into_iter().next();
+        // Gateways alone forward datagrams, and what holds for everybody is said to them.
+        let rules = by_client.first().map(|(_, rules)| rules);
+        let of = Of { reader, env, key: &key, object, spec: &service.spec };
+        let each = rules.map(|rules| of.backends(port.port, rules));
+        let whole = each.into_iter().flatten().next();
         if let Some((_, mut backend)) = whole {
             attached.protect(&port.name, &mut backend);
             backend.policy.proxy_protocol = None;
@@ -88,6 +84,12 @@ pub(super) fn compile(
     let exported = names::exported(list.into_iter().flatten(), &object.key.namespace);
     out.restricted.extend(exported.map(|to| (root, Arc::new(to))));
     out
+}
+
+/// What others than the clients of a namespace get of a subset that only these have.
+pub(super) fn unknown_subset(name: &str, client: &str, backend: &Backend) -> Resource {
+    let reason = format!("the subset {name:?} is defined for clients of namespace {client} alone");
+    Resource::Fail(Fail { reason: reason.into(), origin: backend.origin.clone() })
 }
 
 /// Datagrams are forwarded by Gateways alone.
@@ -126,37 +128,70 @@ fn addresses(spec: &core::ServiceSpec) -> Vec<IpAddr> {
     out
 }
 
-/// The backends of one port: the whole set, and each subset.
-fn backends<'w>(
-    env: &Env,
-    key: &ServiceKey,
-    port: u16,
-    rules: &Rules<'w>,
-    object: &Object,
-    spec: &core::ServiceSpec,
-) -> Vec<(Option<SubsetRef<'w>>, Backend)> {
-    let service: Arc<str> = key.host(&env.cluster_domain).as_str().into();
-    let make = |subset: Arc<str>, selector: Labels, policy, origin| Backend {
-        service: service.clone(),
-        port,
-        subset,
-        selector,
-        policy,
-        origin,
-    };
-    let mut usual = traffic_policy::usual(spec.traffic_distribution.as_deref());
-    usual.proxy_protocol = proxy_header::sent(&object.meta);
-    let policy = |subset: Option<&SubsetRef<'_>>| rules.policy(usual.clone(), port, subset);
-    let whole = make("".into(), Labels::new(), policy(None), rules.origin());
-    let mut out = vec![(None, whole)];
-    for subset in rules.subsets() {
-        let backend = make(
-            subset.view.name.clone(),
-            subset.view.labels.clone(),
-            policy(Some(&subset)),
-            Some(subset.origin()),
-        );
-        out.push((Some(subset), backend));
+/// What backends are made of.
+struct Of<'a, 'w> {
+    reader: &'a Reader<'w>,
+    env: &'a Env,
+    key: &'a ServiceKey,
+    object: &'a Object,
+    spec: &'a core::ServiceSpec,
+}
+
+impl<'w> Of<'_, 'w> {
+    /// What is sent of one port, for everybody or for a namespace's clients.
+    fn port(
+        &self,
+        port: &core::ServicePort,
+        client: Option<&str>,
+        rules: &Rules<'w>,
+        (attached, policies): (&Attached<'_>, &Policies<'_>),
+        out: &mut Output,
+    ) {
+        let root = names::host_root(self.key, self.env);
+        let clients = client.map_or(String::new(), |ns| format!("{CLIENTS_MARK}{ns}"));
+        for (subset, mut backend) in self.backends(port.port, rules) {
+            attached.protect(&port.name, &mut backend);
+            let (named, place) = (subset.as_ref(), (port, &*backend.service));
+            let spoken = backend_tls::secured(self.reader, policies, rules, place, named);
+            let child = backend_child(port.port, &backend.subset);
+            if let Some(form) = &spoken.gateways {
+                let child = root.child(format!("{child}{GATEWAYS_MARK}{clients}"));
+                out.add(child, client_tls::formed(&backend, form));
+            }
+            let plain = root.child(child.as_str());
+            if let (Some(client), false) = (client, out.resources.contains_key(&plain)) {
+                out.add(plain, unknown_subset(&backend.subset, client, &backend));
+            }
+            let child = root.child(format!("{child}{clients}"));
+            out.add(child, client_tls::formed(&backend, &spoken.all));
+        }
     }
-    out
+
+    /// The backends of one port: the whole set, and each subset.
+    fn backends(&self, port: u16, rules: &Rules<'w>) -> Vec<(Option<SubsetRef<'w>>, Backend)> {
+        let service: Arc<str> = self.key.host(&self.env.cluster_domain).as_str().into();
+        let make = |subset: Arc<str>, selector: Labels, policy, origin| Backend {
+            service: service.clone(),
+            port,
+            subset,
+            selector,
+            policy,
+            origin,
+        };
+        let mut usual = traffic_policy::usual(self.spec.traffic_distribution.as_deref());
+        usual.proxy_protocol = proxy_header::sent(&self.object.meta);
+        let policy = |subset: Option<&SubsetRef<'_>>| rules.policy(usual.clone(), port, subset);
+        let whole = make("".into(), Labels::new(), policy(None), rules.origin());
+        let mut out = vec![(None, whole)];
+        for subset in rules.subsets() {
+            let backend = make(
+                subset.view.name.clone(),
+                subset.view.labels.clone(),
+                policy(Some(&subset)),
+                Some(subset.origin()),
+            );
+            out.push((Some(subset), backend));
+        }
+        out
+    }
 }

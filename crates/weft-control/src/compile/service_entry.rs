@@ -16,12 +16,14 @@ use weft_kinds::views::istio::DestinationRule;
 use weft_kinds::views::service_entry::{EntryEndpoint, EntryPort, ServiceEntry, ServiceEntrySpec};
 use weft_kinds::world::{Index, Object, host_key};
 use weft_model::{
-    Backend, BackendPolicy, Endpoint, EndpointSet, GATEWAYS_MARK, Health, Host, HostPort, Labels,
-    Locality, Protocol, Resource, Root, Transport, backend_child, endpoints_child,
+    Backend, BackendPolicy, CLIENTS_MARK, Endpoint, EndpointSet, GATEWAYS_MARK, Health, Host,
+    HostPort, Locality, Protocol, Resource, Root, Transport, backend_child, endpoints_child,
 };
 
 use super::client_tls::{self, Said, Secured};
-use super::destination_rule::{self, Rules, not_done};
+use super::destination_rule::{self, Rules, SubsetRef, not_done};
+use super::peer_authentication::ROOT_NAMESPACE;
+use super::service::unknown_subset;
 use super::{Env, Output, Reader, names, origin, protocol};
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
@@ -66,15 +68,23 @@ pub(super) fn find<'w>(
     entries.min_by_key(|(o, _)| (o.meta.created_ms(), o.key.clone()))
 }
 
-fn secured(reader: &Reader<'_>, rules: &Rules<'_>, host: &str, port: u16) -> Secured {
-    client_tls::secured(reader, rules.tls(port, None), host)
+fn secured(
+    reader: &Reader<'_>,
+    rules: &Rules<'_>,
+    host: &str,
+    (port, subset): (u16, Option<&SubsetRef<'_>>),
+) -> Secured {
+    client_tls::secured(reader, rules.tls(port, subset), host)
 }
 
 /// How an entry's host is spoken to, by whom.
-pub(super) fn formed(reader: &Reader<'_>, host: &str, port: u16) -> Secured {
+pub(super) fn formed(reader: &Reader<'_>, host: &str, port: u16, client: &str) -> Secured {
     let Some((object, _)) = find(reader, host, "") else { return Secured::default() };
-    let rules = destination_rule::rules_for_host(reader, host, &object.key.namespace);
-    secured(reader, &rules, host, port)
+    let own = &*object.key.namespace;
+    // Other namespaces begin no TLS with it.
+    let client = (own == client).then_some(client);
+    let rules = destination_rule::rules_for_host(reader, host, own, client);
+    secured(reader, &rules, host, (port, None))
 }
 
 /// What a DestinationRule about an entry's host should know of it.
@@ -85,10 +95,14 @@ pub(super) fn judge_rule(object: &Object, rule: &DestinationRule, issues: &mut I
         let text = format!("nothing is sent there: {} {WITHOUT}", object.key);
         issues.warning(FieldPath::new("spec.trafficPolicy.tls"), text);
     }
-    if !rule.spec.subsets.is_empty() {
-        let text = format!("not used: hosts of {} have no subsets", object.key);
-        issues.warning(FieldPath::new("spec.subsets"), text);
-    }
+}
+
+/// Whether a rule of another namespace is not used for its clients: before an address of the host
+/// is known, nobody could keep what they send from passing in plaintext, and nobody else may have
+/// the host closed for it.
+pub(super) fn is_left_out(entry: &Object, object: &Object, rule: &DestinationRule) -> bool {
+    let (own, theirs) = (&entry.key.namespace, &object.key.namespace);
+    own != theirs && **theirs != *ROOT_NAMESPACE && destination_rule::originates(rule)
 }
 
 /// Whether rules have TLS begun on a port.
@@ -134,7 +148,18 @@ impl Build<'_, '_> {
     fn host(&mut self, name: &str, i: usize) {
         let spec = &self.entry.spec;
         let path = FieldPath::new("spec.hosts").index(i);
-        let rules = destination_rule::rules_for_host(self.reader, name, &self.object.key.namespace);
+        let own = &self.object.key.namespace;
+        let rules = destination_rule::rules_for_host(self.reader, name, own, None);
+        let patterns = destination_rule::patterns_of(name, own);
+        let mut by_client = destination_rule::by_client(self.reader, &patterns, own);
+        by_client.retain(|(client, rules)| match client {
+            Some(client) if client != own && &**client != ROOT_NAMESPACE => {
+                !rules.originate_in(client)
+            }
+            _ => true,
+        });
+        // Who closes a host without endpoints: what holds for the entry's own namespace, too.
+        let mine = by_client.iter().find(|(client, _)| client.as_ref() == Some(own));
         if name.contains('*') {
             let mut text =
                 "a pattern has no endpoints of its own; what goes there passes as it is".to_owned();
@@ -147,21 +172,12 @@ impl Build<'_, '_> {
         }
         let endpoints = self.endpoints(name);
         if endpoints.is_empty() {
-            self.closed(name, &path, &rules);
+            self.closed(name, &path, mine.map_or(&rules, |(_, mine)| mine));
             return;
         }
         let root = root_of(name);
         let service: Arc<str> = name.to_ascii_lowercase().into();
         for port in &spec.ports {
-            let backend = Backend {
-                service: service.clone(),
-                port: port.number,
-                subset: "".into(),
-                selector: Labels::new(),
-                policy: rules.policy(BackendPolicy::default(), port.number, None),
-                origin: rules.origin().or_else(|| Some(origin(self.object, "spec"))),
-            };
-            let spoken = secured(self.reader, &rules, &service, port.number);
             let set = EndpointSet {
                 service: service.clone(),
                 namespace: self.object.key.namespace.clone(),
@@ -169,16 +185,41 @@ impl Build<'_, '_> {
                 protocol: speaks(port),
                 endpoints: endpoints.iter().map(|(e, ip)| self.endpoint(e, *ip, port)).collect(),
             };
-            let out = &mut self.out;
-            let child = backend_child(port.number, "");
-            if let Some(form) = &spoken.gateways {
-                let child = root.child(format!("{child}{GATEWAYS_MARK}"));
-                out.add(child, client_tls::formed(&backend, form));
+            self.out.add(root.child(endpoints_child(port.number)), Resource::Endpoints(set));
+            for (client, rules) in &by_client {
+                self.backends(&root, port, client.as_deref(), rules);
             }
-            out.add(root.child(child), client_tls::formed(&backend, &spoken.all));
-            out.add(root.child(endpoints_child(port.number)), Resource::Endpoints(set));
         }
         self.publish(name, spec.ports.iter());
+    }
+
+    /// The backends of a port, whole and by subset, for everybody or for a namespace's clients.
+    fn backends(&mut self, root: &Root, port: &EntryPort, client: Option<&str>, rules: &Rules<'_>) {
+        let clients = client.map_or(String::new(), |ns| format!("{CLIENTS_MARK}{ns}"));
+        let subsets = rules.subsets();
+        for subset in std::iter::once(None).chain(subsets.iter().map(Some)) {
+            let said = subset.map(SubsetRef::origin).or_else(|| rules.origin());
+            let backend = Backend {
+                service: root.name().clone(),
+                port: port.number,
+                subset: subset.map_or("".into(), |s| s.view.name.clone()),
+                selector: subset.map(|s| s.view.labels.clone()).unwrap_or_default(),
+                policy: rules.policy(BackendPolicy::default(), port.number, subset),
+                origin: said.or_else(|| Some(origin(self.object, "spec"))),
+            };
+            let spoken = secured(self.reader, rules, root.name(), (port.number, subset));
+            let child = backend_child(port.number, &backend.subset);
+            if let Some(form) = &spoken.gateways {
+                let child = root.child(format!("{child}{GATEWAYS_MARK}{clients}"));
+                self.out.add(child, client_tls::formed(&backend, form));
+            }
+            let plain = root.child(child.as_str());
+            if let (Some(client), false) = (client, self.out.resources.contains_key(&plain)) {
+                self.out.add(plain, unknown_subset(&backend.subset, client, &backend));
+            }
+            let child = root.child(format!("{child}{clients}"));
+            self.out.add(child, client_tls::formed(&backend, &spoken.all));
+        }
     }
 
     /// A host without endpoints: ports with TLS of which nobody knows where to begin it.
@@ -199,7 +240,7 @@ impl Build<'_, '_> {
         let root = root_of(name);
         let unknown = Said { reason: text, origin: origin(self.object, "spec") };
         for port in &ports {
-            let spoken = secured(self.reader, rules, name, port.number);
+            let spoken = secured(self.reader, rules, name, (port.number, None));
             let child = backend_child(port.number, "");
             if spoken.gateways.is_some() {
                 let child = root.child(format!("{child}{GATEWAYS_MARK}"));

@@ -282,9 +282,6 @@ impl<'a> Layer<'a> {
 
 pub(super) fn judge(policy: &TrafficPolicy, path: &FieldPath, issues: &mut Issues) {
     judge_layer(&Layer::whole(policy), path, issues);
-    if policy.tunnel.is_some() {
-        not_done(issues, &path.field("tunnel"));
-    }
     for (i, port) in policy.port_level_settings.iter().enumerate() {
         let path = path.field("portLevelSettings").index(i);
         judge_layer(&Layer::port(port), &path, issues);
@@ -309,26 +306,9 @@ pub(super) fn judge_annotations(meta: &Meta, issues: &mut Issues) {
 }
 
 fn judge_layer(layer: &Layer<'_>, path: &FieldPath, issues: &mut Issues) {
-    let mut check = |set: bool, at: FieldPath| {
-        if set {
-            not_done(issues, &at);
-        }
-    };
-    if let Some(lb) = layer.lb {
-        let path = path.field("loadBalancer");
-        let known = ["ROUND_ROBIN", "RANDOM", "LEAST_REQUEST", "LEAST_CONN", "UNSPECIFIED"];
-        check(lb.simple.as_deref().is_some_and(|s| !known.contains(&s)), path.field("simple"));
-    }
-    if let Some(tcp) = layer.pool.and_then(|p| p.tcp.as_ref()) {
-        let path = path.field("connectionPool").field("tcp");
-        check(tcp.tcp_keepalive.is_some(), path.field("tcpKeepalive"));
-        check(tcp.max_connection_duration.is_some(), path.field("maxConnectionDuration"));
-    }
-    if let Some(http) = layer.pool.and_then(|p| p.http.as_ref()) {
-        let path = path.field("connectionPool").field("http");
-        let per_connection = http.max_requests_per_connection.is_some_and(|n| n != 0);
-        check(per_connection, path.field("maxRequestsPerConnection"));
-        check(http.h2_upgrade_policy.is_some(), path.field("h2UpgradePolicy"));
-        check(http.use_client_protocol.is_some(), path.field("useClientProtocol"));
+    let Some(simple) = layer.lb.and_then(|lb| lb.simple.as_deref()) else { return };
+    let known = ["ROUND_ROBIN", "RANDOM", "LEAST_REQUEST", "LEAST_CONN", "UNSPECIFIED"];
+    if !known.contains(&simple) {
+        not_done(issues, &path.field("loadBalancer").field("simple"));
     }
 }

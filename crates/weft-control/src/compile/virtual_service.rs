@@ -10,19 +10,21 @@ use std::sync::Arc;
 
 use weft_base::issue::{FieldPath, Issues, Severity};
 use weft_base::name::ServiceKey;
+use weft_kinds::views::Labels;
 use weft_kinds::views::istio::{HttpRoute, VirtualService};
 use weft_kinds::views::service_entry::ServiceEntry;
 use weft_kinds::world::{Index, KindId, Object, gateway_ref, host_key, pair};
 use weft_model::{
-    Dialect, Match, Matching, Parent, Protocol, Rank, Resource, Root, Route, Rule, Scope,
+    Action, Dialect, Match, Matching, Parent, Protocol, Rank, Resource, Retry, Root, Route, Rule,
+    Scope, Timeouts,
 };
 
-use super::destination_rule::not_done;
 use super::http_route::{consumers_of, producers_of};
-use super::istio_gateway;
+use super::istio_gateway::{self, Carries, ServerSection};
 use super::vs_rule::{Context, Place, Prepared, Source};
 use super::{
-    Env, Output, Reader, backend_tls, names, origin, protocol, service, service_entry, vs_delegate,
+    Env, Output, Reader, backend_tls, istio_fields, names, origin, protocol, service,
+    service_entry, vs_delegate,
 };
 use crate::mesh::gateway_root;
 use crate::status::{Condition, StatusBody, StatusUpdate};
@@ -65,9 +67,8 @@ pub(super) fn compile(
     for gateway in vs.spec.gateways.iter().filter(|g| &***g != "mesh") {
         build.gateway(gateway);
     }
-    if !vs.spec.tls.is_empty() {
-        not_done(&mut build.cx.issues, &FieldPath::new("spec.tls"));
-    }
+    let spec = &object.raw["spec"];
+    istio_fields::judge(istio_fields::VIRTUAL_SERVICE, spec, &mut build.cx.issues);
     build.finish()
 }
 
@@ -132,9 +133,10 @@ impl Build<'_, '_> {
         for port in view.spec.ports.iter().filter(|p| service::is_meshed(p)) {
             let speaks = protocol::of_service(&object.meta, &view.spec, port);
             let place = Place { gateway: "mesh", port: port.port, service: Some(key) };
-            let rules = self.rules(speaks, place);
             let parent = Parent::Host { root: root.clone(), port: Some(port.port) };
-            self.emit(&root, parent, &rules, export.as_ref(), &port.port.to_string());
+            for (rules, suffix) in self.rules(speaks, place) {
+                self.emit(&root, parent.clone(), &rules, export.as_ref(), &suffix);
+            }
         }
     }
 
@@ -163,23 +165,48 @@ impl Build<'_, '_> {
         let own = self.cx.object.key.namespace.clone();
         let export = names::exported(self.vs.spec.export_to.iter().map(|s| &**s), &own);
         for (port, speaks) in ports {
-            let rules = self.rules(speaks, Place { gateway: "mesh", port, service: None });
             let parent = Parent::Host { root: root.clone(), port: Some(port) };
-            self.emit(&root, parent, &rules, export.as_ref(), &port.to_string());
+            let place = Place { gateway: "mesh", port, service: None };
+            for (rules, suffix) in self.rules(speaks, place) {
+                self.emit(&root, parent.clone(), &rules, export.as_ref(), &suffix);
+            }
         }
     }
 
-    fn rules(&mut self, speaks: Protocol, place: Place<'_>) -> Vec<Prepared> {
-        let spec = &self.vs.spec;
-        let opaque = matches!(speaks, Protocol::Tcp | Protocol::Tls)
-            || (speaks == Protocol::Detect && spec.http.is_empty());
-        if opaque {
-            let each = spec.tcp.iter().enumerate();
-            each.filter_map(|(i, r)| self.cx.tcp(r, i, place)).collect()
-        } else {
-            let each = spec.http.iter().enumerate();
-            each.flat_map(|(i, r)| self.http(r, i, place)).collect()
+    /// The rules for a port of the mesh by what it carries, each with the end of their route's
+    /// name.
+    fn rules(&mut self, speaks: Protocol, place: Place<'_>) -> Vec<(Vec<Prepared>, String)> {
+        let name = place.port.to_string();
+        match speaks {
+            Protocol::Tcp | Protocol::Udp => vec![(self.tcp_rules(place, false), name)],
+            Protocol::Tls => {
+                let mut rules = self.tls_rules(place);
+                rules.extend(self.tcp_rules(place, false));
+                vec![(rules, name)]
+            }
+            Protocol::Detect => {
+                let bytes = format!("{name}/tcp");
+                vec![(self.http_rules(place), name), (self.tcp_rules(place, true), bytes)]
+            }
+            Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
+                vec![(self.http_rules(place), name)]
+            }
         }
+    }
+
+    fn http_rules(&mut self, place: Place<'_>) -> Vec<Prepared> {
+        let each = self.vs.spec.http.iter().enumerate();
+        each.flat_map(|(i, r)| self.http(r, i, place)).collect()
+    }
+
+    fn tcp_rules(&mut self, place: Place<'_>, undeclared: bool) -> Vec<Prepared> {
+        let each = self.vs.spec.tcp.iter().enumerate();
+        each.filter_map(|(i, r)| self.cx.tcp(r, i, place, undeclared)).collect()
+    }
+
+    fn tls_rules(&mut self, place: Place<'_>) -> Vec<Prepared> {
+        let each = self.vs.spec.tls.iter().enumerate();
+        each.filter_map(|(i, r)| self.cx.tls(r, i, place)).collect()
     }
 
     /// A rule, or those of the VirtualService that it delegates to.
@@ -222,38 +249,100 @@ impl Build<'_, '_> {
         let own = self.cx.object.key.namespace.clone();
         let at = gateway_ref(reference, &own);
         let (ns, name) = at.split_once('/').unwrap_or((&own, &at));
-        let Some(gateway) = istio_gateway::find(self.cx.reader, ns, name) else {
+        let Some((object, gateway)) = istio_gateway::find(self.cx.reader, ns, name) else {
             let text = format!("there is no Gateway {at}");
             self.cx.issues.warning(FieldPath::new("spec.gateways"), text);
             return;
         };
+        let mut labels = object.meta.labels.clone();
+        labels.extend(gateway.spec.selector.clone());
         for (port, sections) in istio_gateway::sections(gateway) {
-            let mut names_here: Vec<Arc<str>> = Vec::new();
-            let mut hostnames: BTreeSet<Arc<str>> = BTreeSet::new();
-            for section in &sections {
-                let hosts = section.common_hosts(&self.vs.spec.hosts, &own, ns);
-                if !hosts.is_empty() {
-                    names_here.push(section.name.clone());
-                    hostnames.extend(hosts);
-                }
+            for carries in [Carries::Http, Carries::Names, Carries::Bytes] {
+                let fits = |s: &&ServerSection<'_>| s.carries == carries && !s.is_redirected();
+                let sections: Vec<_> = sections.iter().filter(fits).collect();
+                let place = Place { gateway: &at, port, service: None };
+                self.sections(place, (ns, name, &labels), carries, &sections);
             }
-            if names_here.is_empty() {
-                continue;
-            }
-            self.attached = true;
-            let place = Place { gateway: &at, port, service: None };
-            let mut rules = self.rules(Protocol::Http1, place);
-            for prepared in &mut rules {
-                let rule = std::slice::from_mut(&mut prepared.rule);
-                backend_tls::for_gateways(self.cx.reader, self.cx.env, ns, rule);
-            }
-            let root = gateway_root(ns, name, port);
-            // One `*` takes every host of the section, whatever else is listed.
-            let all = hostnames.contains("*");
-            let hostnames = hostnames.into_iter().filter(|_| !all).collect();
-            let parent = Parent::Listener { root: root.clone(), sections: names_here, hostnames };
-            self.emit(&root, parent, &rules, None, "");
         }
+    }
+
+    /// The sections of a Gateway's port that carry the same.
+    fn sections(
+        &mut self,
+        place: Place<'_>,
+        (ns, name, labels): (&str, &str, &Labels),
+        carries: Carries,
+        sections: &[&ServerSection<'_>],
+    ) {
+        let own = self.cx.object.key.namespace.clone();
+        let mut names_here: Vec<Arc<str>> = Vec::new();
+        let mut hostnames: BTreeSet<Arc<str>> = BTreeSet::new();
+        for section in sections {
+            let hosts = section.common_hosts(&self.vs.spec.hosts, &own, ns);
+            if !hosts.is_empty() {
+                names_here.push(section.name.clone());
+                // Who speaks no TLS names no host.
+                hostnames.extend(if section.is_nameless() { vec!["*".into()] } else { hosts });
+            }
+        }
+        if names_here.is_empty() {
+            return;
+        }
+        let (mut rules, suffix) = match carries {
+            Carries::Http => (self.http_rules(place), ""),
+            Carries::Names => (self.tls_rules(place), "tls"),
+            Carries::Bytes => (self.tcp_rules(place, false), "tcp"),
+        };
+        self.attached |= carries == Carries::Http || !rules.is_empty();
+        rules.retain_mut(|prepared| {
+            of_gateway(prepared, ns, labels);
+            let rule = std::slice::from_mut(&mut prepared.rule);
+            backend_tls::for_gateways(self.cx.reader, self.cx.env, ns, rule);
+            !prepared.alternatives.is_empty()
+        });
+        let root = gateway_root(ns, name, place.port);
+        // One `*` takes every host of the section, whatever else is listed.
+        let all = hostnames.contains("*");
+        let hostnames: Vec<_> = hostnames.into_iter().filter(|_| !all).collect();
+        let parent = Parent::Listener { root: root.clone(), sections: names_here, hostnames };
+        let takes_all = |m: &Option<Match>| m.as_ref().is_none_or(|m| *m == Match::default());
+        let leaves = !rules.iter().any(|r| r.alternatives.iter().any(|(_, m)| takes_all(m)));
+        self.emit(&root, parent.clone(), &rules, None, suffix);
+        if carries == Carries::Http && !rules.is_empty() && leaves && !all {
+            self.unmatched(&root, parent);
+        }
+    }
+
+    /// What no rule for a host takes is nobody's: a host that is named leaves nothing to those
+    /// that are only patterns.
+    fn unmatched(&mut self, root: &Root, parent: Parent) {
+        let (ns, name) = (&self.cx.object.key.namespace, &self.cx.object.key.name);
+        let reason = format!("VirtualService {ns}/{name} has no rule for this request");
+        let rule = Rule {
+            name: "".into(),
+            matches: Vec::new(),
+            filters: Vec::new(),
+            action: Action::Fail { status: 404, reason: reason.into() },
+            timeouts: Timeouts::default(),
+            retry: Retry::default(),
+            session: None,
+            origin: origin(self.cx.object, "spec.http"),
+        };
+        let route = Route {
+            parent,
+            scope: Scope::Any,
+            matching: Matching::FirstMatch,
+            // After the rules of all that serve the same host.
+            rank: Rank {
+                dialect: Dialect::VirtualService,
+                created_ms: u64::MAX,
+                name: pair(ns, name),
+            },
+            rules: vec![rule],
+            origin: origin(self.cx.object, ""),
+        };
+        let child = format!("route/virtualservice/{ns}/{name}/unmatched");
+        self.out.add(root.child(child), Resource::Route(route));
     }
 
     // === routes ===
@@ -380,6 +469,16 @@ impl Build<'_, '_> {
         });
         self.out
     }
+}
+
+/// On a Gateway the sources are the Gateway itself: it stands for the client, or the match is for
+/// others.
+fn of_gateway(prepared: &mut Prepared, namespace: &str, labels: &Labels) {
+    prepared.alternatives.retain_mut(|(source, _)| {
+        let source = std::mem::take(source);
+        source.namespace.is_none_or(|ns| *ns == *namespace)
+            && source.labels.iter().all(|(k, v)| labels.get(k) == Some(v))
+    });
 }
 
 /// Every set of sources that one client may satisfy at once, larger sets first; the last is empty.

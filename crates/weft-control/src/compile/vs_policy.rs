@@ -11,7 +11,6 @@ use weft_model::{
     StringMatch, Target,
 };
 
-use super::destination_rule::not_done;
 use super::vs_rule::{Context, Place, string_match};
 
 impl Context<'_, '_> {
@@ -62,9 +61,6 @@ impl Context<'_, '_> {
     }
 
     fn delay(&mut self, delay: &FaultDelay, path: &FieldPath) -> Option<Delay> {
-        if delay.exponential_delay.is_some() {
-            not_done(&mut self.issues, &path.field("exponentialDelay"));
-        }
         let ms = self.ms(delay.fixed_delay.as_ref(), &path.field("fixedDelay"))?;
         let old = delay.percent.map(|p| Share::of(p.into(), 100));
         let share = delay.percentage.as_ref().map(percent).or(old).unwrap_or(Share::ALL);
@@ -88,10 +84,8 @@ impl Context<'_, '_> {
                     return None;
                 }
             },
-            (None, None) => {
-                not_done(&mut self.issues, &path.field("http2Error"));
-                return None;
-            }
+            // `http2Error`: the table of fields tells.
+            (None, None) => return None,
         };
         Some(Abort { answer, share })
     }

@@ -11,7 +11,7 @@ use weft_base::name::ServiceKey;
 use weft_kinds::views::Labels;
 use weft_kinds::views::istio::{
     self, Destination, DirectResponse, HeaderOperations, Headers, HttpDestination, HttpMatch,
-    HttpRoute, L4Match, TcpRoute,
+    HttpRoute,
 };
 use weft_kinds::views::service_entry::ServiceEntry;
 use weft_kinds::world::Object;
@@ -20,7 +20,7 @@ use weft_model::{
     Regex, Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend, backend_child,
 };
 
-use super::destination_rule::{not_done, rules_for};
+use super::destination_rule::{rules_for, rules_for_client, rules_for_host};
 use super::duration::parse_ms;
 use super::{Env, Reader, names, origin, retries, service, service_entry};
 
@@ -62,9 +62,17 @@ impl Context<'_, '_> {
     pub fn http(&mut self, route: &HttpRoute, index: usize, place: Place<'_>) -> Option<Prepared> {
         let path = FieldPath::new("spec.http").index(index);
         let alternatives = self.http_alternatives(route, &path, place)?;
-        let (mut filters, action) = self.http_action(route, &path, place);
-        if matches!(action, Action::Forward(_)) {
-            filters.extend(self.rewrite(route, &path));
+        let (mut filters, mut action) = self.http_action(route, &path, place);
+        if let Action::Forward(shares) = &mut action {
+            let rewrite = self.rewrite(route, &path);
+            for (share, destination) in shares.iter_mut().zip(&route.route) {
+                // The host that a destination sets goes before the rule's; the path stays.
+                let host = destination.headers.as_ref().and_then(host_set);
+                let path = rewrite.as_ref().and_then(|r| r.path.clone());
+                let own = host.map(|host| Rewrite { host: Some(host), path });
+                share.filters.extend(own.map(Filter::Rewrite));
+            }
+            filters.extend(rewrite.map(Filter::Rewrite));
         }
         filters.extend(self.policies(route, &path, place));
         let idempotent = retries::declared(&self.object.meta, &route.name);
@@ -84,33 +92,6 @@ impl Context<'_, '_> {
             origin: origin(self.object, path.as_str()),
         };
         Some(Prepared { rule, alternatives })
-    }
-
-    pub fn tcp(&mut self, route: &TcpRoute, index: usize, place: Place<'_>) -> Option<Prepared> {
-        let path = FieldPath::new("spec.tcp").index(index);
-        let mut alternatives = Vec::new();
-        for m in &route.matches {
-            if !m.destination_subnets.is_empty() {
-                not_done(&mut self.issues, &path.field("match"));
-            }
-            if self.is_for(&m.gateways, m.port, place) {
-                alternatives.push((source_of_l4(m), None));
-            }
-        }
-        if route.matches.is_empty() {
-            alternatives.push((Source::default(), None));
-        }
-        let rule = Rule {
-            name: "".into(),
-            matches: Vec::new(),
-            filters: Vec::new(),
-            action: Action::Forward(self.destinations(&route.route, &path, place)),
-            timeouts: Timeouts::default(),
-            retry: weft_model::Retry::default(),
-            session: None,
-            origin: origin(self.object, path.as_str()),
-        };
-        (!alternatives.is_empty()).then_some(Prepared { rule, alternatives })
     }
 
     // === matches ===
@@ -145,7 +126,12 @@ impl Context<'_, '_> {
         (!out.is_empty()).then_some(out)
     }
 
-    fn is_for(&self, gateways: &[Arc<str>], port: Option<u16>, place: Place<'_>) -> bool {
+    pub(super) fn is_for(
+        &self,
+        gateways: &[Arc<str>],
+        port: Option<u16>,
+        place: Place<'_>,
+    ) -> bool {
         let own = &*self.object.key.namespace;
         let named = gateways.iter().any(|g| {
             &**g == place.gateway || *weft_kinds::world::gateway_ref(g, own) == *place.gateway
@@ -179,7 +165,7 @@ impl Context<'_, '_> {
         (filters, action)
     }
 
-    fn destinations(
+    pub(super) fn destinations(
         &mut self,
         list: &[HttpDestination],
         path: &FieldPath,
@@ -219,9 +205,11 @@ impl Context<'_, '_> {
         let service = names::service_of_host(&to.host, own, self.env);
         let known = service.as_ref().and_then(|key| self.reader.service(key));
         if known.is_none()
-            && let Some((_, entry)) = service_entry::find(self.reader, &to.host, own)
+            && let Some((object, entry)) = service_entry::find(self.reader, &to.host, own)
         {
-            return outside(to, entry, place);
+            let of = |client| rules_for_host(self.reader, &to.host, &object.key.namespace, client);
+            let has = of(None).has_subset(&to.subset) || of(Some(own)).has_subset(&to.subset);
+            return outside(to, entry, has, place);
         }
         let key = service.ok_or_else(|| format!("host {} is no service of this mesh", to.host))?;
         let (_, view) = known.ok_or_else(|| format!("there is no Service {key}"))?;
@@ -242,7 +230,8 @@ impl Context<'_, '_> {
         }
         if !to.subset.is_empty() {
             let rules = rules_for(self.reader, self.env, &key);
-            if !rules.has_subset(&to.subset) {
+            let mine = rules_for_client(self.reader, self.env, &key, own);
+            if !rules.has_subset(&to.subset) && !mine.has_subset(&to.subset) {
                 let names = rules.names();
                 let subset = &to.subset;
                 return Err(if names.is_empty() {
@@ -257,14 +246,14 @@ impl Context<'_, '_> {
 
     // === filters, and what is not done ===
 
-    fn rewrite(&mut self, route: &HttpRoute, path: &FieldPath) -> Option<Filter> {
-        let host = route.headers.as_ref().and_then(|h| h.request.as_ref()).and_then(host_set);
+    fn rewrite(&mut self, route: &HttpRoute, path: &FieldPath) -> Option<Rewrite> {
+        let host = route.headers.as_ref().and_then(host_set);
         let rewrite = route.rewrite.as_ref();
         let out = Rewrite {
             host: rewrite.and_then(|r| r.authority.clone()).or(host),
             path: rewrite.and_then(|r| self.rewritten(r, &path.field("rewrite"))),
         };
-        (out != Rewrite::default()).then_some(Filter::Rewrite(out))
+        (out != Rewrite::default()).then_some(out)
     }
 
     pub(super) fn ms(&mut self, text: Option<&Arc<str>>, path: &FieldPath) -> Option<u64> {
@@ -279,7 +268,12 @@ impl Context<'_, '_> {
 }
 
 /// A destination that a ServiceEntry defines.
-fn outside(to: &Destination, entry: &ServiceEntry, place: Place<'_>) -> Result<Target, String> {
+fn outside(
+    to: &Destination,
+    entry: &ServiceEntry,
+    has_subset: bool,
+    place: Place<'_>,
+) -> Result<Target, String> {
     let ports: Vec<u16> = entry.spec.ports.iter().map(|p| p.number).collect();
     let host = &to.host;
     let port = match (to.port.map(|p| p.number), ports.as_slice()) {
@@ -292,15 +286,10 @@ fn outside(to: &Destination, entry: &ServiceEntry, place: Place<'_>) -> Result<T
         let have: Vec<_> = ports.iter().map(ToString::to_string).collect();
         return Err(format!("{host} has no port {port}; it has {}", have.join(", ")));
     }
-    if !to.subset.is_empty() {
-        return Err(format!("{host} has no subset {:?}: it is no Service", to.subset));
+    if !to.subset.is_empty() && !has_subset {
+        return Err(format!("no DestinationRule for {host} defines a subset {:?}", to.subset));
     }
-    Ok(Target::Backend(service_entry::root_of(host).child(backend_child(port, ""))))
-}
-
-fn source_of_l4(m: &L4Match) -> Source {
-    let namespace = m.source_namespace.clone().filter(|ns| !ns.is_empty());
-    Source { namespace, labels: m.source_labels.clone() }
+    Ok(Target::Backend(service_entry::root_of(host).child(backend_child(port, &to.subset))))
 }
 
 fn read_match(m: &HttpMatch) -> Result<Match, String> {
@@ -315,6 +304,7 @@ fn read_match(m: &HttpMatch) -> Result<Match, String> {
         query: named(&m.query_params, false)?,
         // Already judged: the rule is read for one port.
         port: None,
+        connection: None,
     })
 }
 
@@ -369,9 +359,11 @@ fn is_host(name: &str) -> bool {
     name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
 }
 
-/// Setting `host` is a rewrite, not a header.
-fn host_set(request: &HeaderOperations) -> Option<Arc<str>> {
-    request.set.iter().find(|(name, _)| is_host(name)).map(|(_, value)| value.clone())
+/// Setting `host` is a rewrite, not a header; what is added sets it too.
+fn host_set(headers: &Headers) -> Option<Arc<str>> {
+    let request = headers.request.as_ref()?;
+    let mut each = request.set.iter().chain(&request.add);
+    each.find(|(name, _)| is_host(name)).map(|(_, value)| value.clone())
 }
 
 fn header_edit(edit: &HeaderOperations) -> HeaderEdit {
@@ -395,7 +387,10 @@ fn to_redirect(r: &istio::Redirect) -> Redirect {
         scheme: r.scheme.clone(),
         host: authority.map(|a| a.host.into()),
         port,
-        path: r.uri.clone().map(PathRewrite::Full),
+        path: match (&r.uri, &r.prefix_rewrite) {
+            (Some(uri), _) => Some(PathRewrite::Full(uri.clone())),
+            (None, prefix) => prefix.clone().map(PathRewrite::Prefix),
+        },
         status: r.redirect_code.filter(|c| *c != 0).unwrap_or(301),
         port_from: match r.derive_port.as_deref() {
             Some("FROM_PROTOCOL_DEFAULT") => RedirectPort::Protocol,

@@ -63,9 +63,9 @@ impl Bench {
         let conditions = match &status.body {
             StatusBody::Conditions(conditions) => conditions,
             StatusBody::Parents(parents) | StatusBody::Ancestors(parents) => &parents[0].conditions,
-            StatusBody::Gateway { conditions, .. } | StatusBody::Class { conditions, .. } => {
-                conditions
-            }
+            StatusBody::Gateway { conditions, .. }
+            | StatusBody::ListenerSet { conditions, .. }
+            | StatusBody::Class { conditions, .. } => conditions,
         };
         conditions.iter().find(|c| c.kind == kind).cloned()
     }

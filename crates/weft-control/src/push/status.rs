@@ -48,6 +48,9 @@ pub struct ProxyStatus {
 pub struct Refused {
     pub name: String,
     pub reason: String,
+    /// The sections of a listener that it is about, where it is not about all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sections: Vec<String>,
 }
 
 /// Counters for the metrics door.
@@ -73,6 +76,6 @@ pub struct Metrics {
 
 impl From<&Rejected> for Refused {
     fn from(r: &Rejected) -> Self {
-        Self { name: r.name.clone(), reason: r.reason.clone() }
+        Self { name: r.name.clone(), reason: r.reason.clone(), sections: r.sections.clone() }
     }
 }

@@ -2,7 +2,7 @@
 //! Manifests to a World, as the registry would fold them.
 
 use serde_json::Value;
-use weft_kinds::world::{KindId, ObjectKey, World};
+use weft_kinds::world::{KindId, ObjectKey, World, WorldDelta};
 
 /// Folds every document of the YAML texts, in order.
 pub fn world_of<'a>(texts: impl IntoIterator<Item = &'a str>) -> World {
@@ -16,12 +16,12 @@ pub fn world_of<'a>(texts: impl IntoIterator<Item = &'a str>) -> World {
     world
 }
 
-pub fn put(world: &mut World, object: &Value) {
+pub fn put(world: &mut World, object: &Value) -> WorldDelta {
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let (api, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
     let kind = KindId::by_api(&api, &kind).unwrap_or_else(|| panic!("{api} {kind}?"));
     let meta = &object["metadata"];
     let key = ObjectKey::new(kind, text(&meta["namespace"]), text(&meta["name"]));
     let revision = world.revision() + 1;
-    world.apply(&key.store_key(), Some(object.to_string().as_bytes()), revision);
+    world.apply(&key.store_key(), Some(object.to_string().as_bytes()), revision)
 }

@@ -120,7 +120,9 @@ fn the_shop_compiles_without_a_complaint_and_routes_as_its_readme_says() {
             StatusBody::Conditions(conditions) | StatusBody::Class { conditions, .. } => {
                 conditions.clone()
             }
-            StatusBody::Gateway { conditions, .. } => conditions.clone(),
+            StatusBody::Gateway { conditions, .. } | StatusBody::ListenerSet { conditions, .. } => {
+                conditions.clone()
+            }
             StatusBody::Parents(parents) | StatusBody::Ancestors(parents) => {
                 assert!(!parents.is_empty(), "{}", status.object);
                 parents.iter().flat_map(|p| p.conditions.clone()).collect()

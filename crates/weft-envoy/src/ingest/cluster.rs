@@ -14,7 +14,7 @@ use weft_model::{
     endpoints_child,
 };
 
-use super::{Context, health, outlier, tls};
+use super::{Context, health, options, outlier, tls};
 use crate::read::Message;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -33,18 +33,17 @@ const PASSED_OVER: &[&str] = &[
     "alt_stat_name",
     "metadata",
     "per_connection_buffer_limit_bytes",
-    "http_protocol_options",
-    "common_http_protocol_options",
-    "upstream_connection_options",
-    "respect_dns_ttl",
     "track_timeout_budgets",
     "track_cluster_stats",
-    "preconnect_policy",
     "wait_for_warm_on_init",
-    "dns_failure_refresh_rate",
     "dns_jitter",
-    "connection_pool_per_downstream_connection",
     "warming",
+];
+
+/// What is asked for is done only when it is what weft does anyhow.
+const FLAGS: &[(&str, bool, &str)] = &[
+    ("respect_dns_ttl", false, "names are asked for at dns_refresh_rate"),
+    ("connection_pool_per_downstream_connection", false, "clients share connections"),
 ];
 
 /// A set whose endpoints are named.
@@ -98,7 +97,7 @@ pub fn ports(map: &Map<String, Value>) -> BTreeMap<&str, u16> {
 
 /// Reads one cluster.
 pub fn read(cluster: &Message<'_>, context: &Context<'_>) {
-    cluster.pass_over(PASSED_OVER);
+    not_served(cluster);
     let Some(name) = cluster.text("name") else {
         cluster.error("name", "a cluster needs a name");
         return;
@@ -163,6 +162,22 @@ pub fn read(cluster: &Message<'_>, context: &Context<'_>) {
     }
 }
 
+/// Passes over what changes nothing, and lists what does.
+fn not_served(cluster: &Message<'_>) {
+    cluster.pass_over(PASSED_OVER);
+    options::common(cluster);
+    options::http_1(cluster);
+    options::flags(cluster, FLAGS);
+    // None of its fields is served, so that each is listed.
+    let _ = cluster.message("upstream_connection_options");
+    if let Some(preconnect) = cluster.message("preconnect_policy") {
+        preconnect.pass_over(&["per_upstream_preconnect_ratio", "predictive_preconnect_ratio"]);
+    }
+    if let Some(rate) = cluster.message("dns_failure_refresh_rate") {
+        rate.pass_over(&["base_interval", "max_interval"]);
+    }
+}
+
 /// A set as it is, or the names to resolve for it.
 fn dns(
     cluster: &Message<'_>,
@@ -207,24 +222,25 @@ fn dns(
 /// What a cluster's instances speak.
 fn protocol(cluster: &Message<'_>) -> Protocol {
     let mut out = Protocol::Http1;
-    if cluster.is_set("http2_protocol_options") {
+    if options::http_2(cluster) {
         out = Protocol::Http2;
     }
     cluster.entries("typed_extension_protocol_options", |name, config| {
-        let Some((kind, options)) = config.typed() else { return };
+        let Some((kind, given)) = config.typed() else { return };
         if kind != HTTP_OPTIONS {
-            options.waive();
-            options.unsupported("@type", format!("{name}: {kind} is none of weft's"));
+            given.waive();
+            given.unsupported("@type", format!("{name}: {kind} is none of weft's"));
             return;
         }
-        options.pass_over(&["common_http_protocol_options"]);
-        if let Some(explicit) = options.message("explicit_http_config") {
-            explicit.pass_over(&["http_protocol_options"]);
-            if explicit.is_set("http2_protocol_options") {
+        options::common(&given);
+        if let Some(explicit) = given.message("explicit_http_config") {
+            options::http_1(&explicit);
+            if options::http_2(&explicit) {
                 out = Protocol::Http2;
             }
-        } else if let Some(like) = options.message("use_downstream_protocol_config") {
-            like.pass_over(&["http_protocol_options", "http2_protocol_options"]);
+        } else if let Some(like) = given.message("use_downstream_protocol_config") {
+            options::http_1(&like);
+            options::http_2(&like);
             out = Protocol::Detect;
         }
     });

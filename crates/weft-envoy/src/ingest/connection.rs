@@ -13,7 +13,7 @@ use weft_model::{
 
 use super::filter::Chain;
 use super::route::{self, Place};
-use super::{Context, Log, route_action};
+use super::{Context, Log, options, route_action};
 use crate::read::Message;
 
 const FILE_LOG: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
@@ -23,26 +23,22 @@ const STREAM_IDLE_MS: u64 = 300_000;
 /// Envoy's longest silence of a TCP connection when nothing is said; 0 is no limit.
 const TCP_IDLE_MS: u64 = 3_600_000;
 
-/// Names, counters, limits that are weft's own, and what weft always does: request ids, canonical
-/// paths, hosts without their ports, HTTP/1.0.
+/// Names, counters, and what weft always does: request ids, hosts without their ports.
 const PASSED_OVER: &[&str] = &[
     "stat_prefix",
     "generate_request_id",
     "always_set_request_id_in_response",
-    "preserve_external_request_id",
     "use_remote_address",
-    "normalize_path",
     "strip_matching_host_port",
     "strip_any_host_port",
-    "http_protocol_options",
-    "http2_protocol_options",
-    "common_http_protocol_options",
-    "request_headers_timeout",
     "drain_timeout",
     "delayed_close_timeout",
-    "max_request_headers_kb",
-    "server_name",
-    "access_log_options",
+];
+
+/// What is asked for is done only when it is what weft does anyhow.
+const FLAGS: &[(&str, bool, &str)] = &[
+    ("normalize_path", true, "paths that are not in their normal form are refused"),
+    ("preserve_external_request_id", false, "request ids of clients are weft's own to judge"),
 ];
 
 /// Reads an `HttpConnectionManager`; its protocol.
@@ -52,6 +48,10 @@ pub fn http(
     context: &Context<'_>,
 ) -> Protocol {
     manager.pass_over(PASSED_OVER);
+    options::common(manager);
+    options::http_1(manager);
+    options::http_2(manager);
+    options::flags(manager, FLAGS);
     let protocol = match manager.choice("codec_type").unwrap_or("AUTO") {
         "AUTO" | "HTTP1" => Protocol::Http1,
         "HTTP2" => Protocol::Http2,

@@ -11,7 +11,7 @@ use weft_model::{
 
 use super::filter::{self, Chain};
 use super::route_action::{self, Defaults};
-use super::{Context, edit, matching};
+use super::{Context, edit, matching, options};
 use crate::read::Message;
 
 /// Where a route configuration is used.
@@ -35,8 +35,12 @@ const PASSED_OVER: &[&str] = &[
     "ignore_port_in_host_matching",
     "ignore_path_parameters_in_path_matching",
     "most_specific_header_mutations_wins",
-    "include_request_attempt_count",
-    "include_attempt_count_in_response",
+];
+
+/// What is asked for is done only when it is what weft does anyhow.
+const FLAGS: &[(&str, bool, &str)] = &[
+    ("include_request_attempt_count", false, "requests do not say which attempt they are"),
+    ("include_attempt_count_in_response", false, "answers do not say how many attempts it took"),
 ];
 
 /// Reads one `RouteConfiguration`.
@@ -62,6 +66,7 @@ fn virtual_host(
     context: &Context<'_>,
 ) {
     host.pass_over(PASSED_OVER);
+    options::flags(host, FLAGS);
     let name = host.text("name").unwrap_or("").to_owned();
     if !matches!(host.choice("require_tls"), None | Some("NONE")) {
         host.error("require_tls", "redirect with a route of a plaintext listener");

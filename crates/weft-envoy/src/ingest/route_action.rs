@@ -89,7 +89,10 @@ fn forward(
     context: &Context<'_>,
     made: &mut Made,
 ) -> Option<()> {
-    action.pass_over(&["cluster_not_found_response_code", "priority", "include_vh_rate_limits"]);
+    action.pass_over(&["cluster_not_found_response_code", "include_vh_rate_limits"]);
+    if !matches!(action.choice("priority"), None | Some("DEFAULT")) {
+        action.unsupported("priority", "requests have one priority");
+    }
     let policy = action.message("cors").map(|policy| filter::cors(&policy));
     made.filters.extend(policy.or_else(|| defaults.cors.clone()).map(Filter::Cors));
     made.filters.extend(rewrite(action).map(Filter::Rewrite));
@@ -262,7 +265,6 @@ pub fn retry(policy: &Message<'_>) -> Retry {
     out.statuses.sort_unstable();
     out.statuses.dedup();
     if let Some(backoff) = policy.message("retry_back_off") {
-        backoff.pass_over(&["max_interval"]);
         out.backoff_ms = backoff.duration("base_interval").unwrap_or(out.backoff_ms);
     }
     // Another host first is what weft always does.

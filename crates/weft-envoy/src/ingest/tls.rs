@@ -50,7 +50,8 @@ pub fn downstream(chain: &Message<'_>, context: &Context<'_>) -> Option<ServerTl
         tls.error("common_tls_context", "a listener with TLS needs a certificate");
         return None;
     };
-    let clients = common.authorities.map(|ca_pem| ClientCertificates { ca_pem, required });
+    let clients =
+        common.authorities.map(|ca_pem| ClientCertificates { ca_pem, required, insecure: false });
     if clients.is_none() && required {
         tls.error("require_client_certificate", "nobody's certificate would be trusted");
     }

@@ -39,7 +39,7 @@ pub fn client_names(shown: Option<&[CertificateDer<'_>]>) -> Result<Box<[Arc<str
 }
 
 /// As RFC 2253 writes it, the last part first: `CN=a,O=b`.
-fn subject(name: &X509Name<'_>) -> String {
+pub(super) fn subject(name: &X509Name<'_>) -> String {
     let mut out = String::new();
     let mut parts: Vec<_> = name.iter_rdn().collect();
     parts.reverse();

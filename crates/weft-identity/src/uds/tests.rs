@@ -113,3 +113,23 @@ fn renewal_is_due_at_two_thirds_and_backs_off() {
     renewal.renewed(&svid, clock.wall_ms());
     assert_eq!(renewal.failures, 0);
 }
+
+#[test]
+fn a_clock_that_is_set_back_makes_renewal_due_and_never_spins() {
+    let dir = tempfile::tempdir().unwrap();
+    let (clock, _) = Clock::manual();
+    let ca = Authority::open(dir.path(), None, &clock).unwrap();
+    let svid = ca.own_svid(&ca.trust_domain().server(), Duration::from_hours(24)).unwrap();
+    let mut renewal = Renewal::new(&svid, clock.wall_ms(), Rng::seeded(1));
+    let before = clock.wall_ms() - 2 * 3_600_000;
+    assert!(!renewal.wait(clock.wall_ms()).is_zero());
+    assert!(renewal.wait(before).is_zero(), "who is shown it refuses it");
+    renewal.failed(before);
+    assert!(renewal.wait(before) >= Duration::from_secs(1), "not at once again");
+    // The same from an authority whose clock is right, while this machine's is not.
+    renewal.renewed(&svid, before);
+    assert!(renewal.wait(before) >= Duration::from_secs(1), "not at once again");
+    assert!(renewal.wait(clock.wall_ms()).is_zero(), "tried again after that");
+    renewal.renewed(&svid, clock.wall_ms());
+    assert_eq!((renewal.failures, renewal.wait(clock.wall_ms())), (0, NAP_MAX));
+}

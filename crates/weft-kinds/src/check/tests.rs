@@ -176,8 +176,8 @@ fn a_cache_is_about_http_routes_and_gateways() {
     assert_eq!(policy("HTTPRoute", all), Vec::<String>::new());
     assert_eq!(policy("Gateway", "{}"), Vec::<String>::new());
     for (kind, cache, why) in [
-        ("Service", "{}", "cache is about HTTPRoutes and Gateways"),
-        ("GRPCRoute", "{}", "cache is about HTTPRoutes and Gateways"),
+        ("Service", "{}", "cache is about HTTPRoutes, Gateways and ListenerSets"),
+        ("GRPCRoute", "{}", "cache is about HTTPRoutes, Gateways and ListenerSets"),
         ("Gateway", "{objectBytes: 99999999}", "less than or equal to 16777216"),
         ("Gateway", "{wait: soon}", "spec.cache.wait"),
         ("Gateway", "{waits: 1s}", "waits"),

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::Labels;
@@ -44,11 +44,11 @@ pub struct Registration {
     pub kind: Arc<str>,
     pub enable_tag_override: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub proxy: Option<Value>,
+    pub proxy: Option<Box<Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub connect: Option<Value>,
+    pub connect: Option<Box<Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub locality: Option<Value>,
+    pub locality: Option<Box<Value>>,
     /// Registered through the agent's endpoints (its checks are run by the agent).
     pub agent: bool,
 }
@@ -85,10 +85,14 @@ pub struct CheckRecord {
     pub kind: Arc<str>,
     /// What the runner needs, as registered.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub definition: Option<Value>,
+    pub definition: Option<Packed>,
     /// Status before the first result.
     pub initial: Status,
 }
+
+/// JSON as text: there may be very many that are seldom looked at. Equal when written alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packed(Arc<str>);
 
 /// `/e/k/<ns>/<node>/<check-id>`: the newest result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +115,38 @@ pub enum Status {
     Warning,
     #[default]
     Critical,
+}
+
+// === impl Packed ===
+
+impl Packed {
+    pub fn new(value: &impl Serialize) -> serde_json::Result<Self> {
+        serde_json::to_string(value).map(|text| Self(text.into()))
+    }
+
+    /// Whether a word stands anywhere in it.
+    pub fn mentions(&self, word: &str) -> bool {
+        self.0.contains(word)
+    }
+
+    /// Reads it as what the caller knows it to be.
+    pub fn read<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
+        serde_json::from_str(&self.0)
+    }
+}
+
+impl Serialize for Packed {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let value: Value = self.read().map_err(serde::ser::Error::custom)?;
+        value.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Packed {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(from)?;
+        Self::new(&value).map_err(serde::de::Error::custom)
+    }
 }
 
 // === impl Status ===

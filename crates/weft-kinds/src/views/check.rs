@@ -4,10 +4,11 @@
 //! The Consul door parses clients' bodies into it, the registry stores it, the agent runs it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::catalog::{CheckRecord, Status};
+use super::catalog::{CheckRecord, Packed, Status};
 
 /// The check that says whether a node itself is reachable; every node has it.
 pub const SERF_HEALTH: &str = "serfHealth";
@@ -143,8 +144,19 @@ impl Probe {
 impl CheckRecord {
     /// How it is run; nothing runs a definition that does not read.
     pub fn typed(&self) -> CheckDefinition {
-        let read = self.definition.as_ref().and_then(|d| CheckDefinition::deserialize(d).ok());
+        let read = self.definition.as_ref().and_then(|d| d.read().ok());
         read.unwrap_or_default()
+    }
+
+    /// What it shows before its first result. Asked of every check that is shown: most say nothing,
+    /// and are not read for it.
+    pub fn initial_output(&self) -> Arc<str> {
+        match &self.definition {
+            Some(definition) if definition.mentions("initial_output") => {
+                self.typed().initial_output.into()
+            }
+            _ => Arc::default(),
+        }
     }
 
     /// The same check with this definition, its `type` included.
@@ -152,7 +164,7 @@ impl CheckRecord {
     pub fn with(mut self, definition: &CheckDefinition) -> Self {
         self.kind = definition.probe.kind().into();
         // A struct of plain fields always becomes JSON.
-        self.definition = serde_json::to_value(definition).ok();
+        self.definition = Packed::new(definition).ok();
         self
     }
 

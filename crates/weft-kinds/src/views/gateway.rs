@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Views of `gateway.networking.k8s.io`: GatewayClass, Gateway, HTTPRoute, ReferenceGrant.
+//! Views of `gateway.networking.k8s.io`: GatewayClass, Gateway, ListenerSet, HTTPRoute,
+//! ReferenceGrant.
 
 use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::LabelSelector;
+use super::{LabelSelector, Labels};
 
 pub const GROUP: &str = "gateway.networking.k8s.io";
 
@@ -32,6 +33,78 @@ pub struct Gateway {
 pub struct GatewaySpec {
     pub gateway_class_name: Arc<str>,
     pub addresses: Vec<Address>,
+    pub listeners: Vec<Listener>,
+    pub allowed_listeners: AllowedListeners,
+    pub infrastructure: Infrastructure,
+    pub tls: GatewayTls,
+}
+
+/// Whose ListenerSets may add listeners to a Gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct AllowedListeners {
+    /// Absent means `None`, other than for routes.
+    pub namespaces: RouteNamespaces,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Infrastructure {
+    pub parameters_ref: Option<ObjectRef>,
+}
+
+/// TLS of a Gateway as a whole: what it asks of clients, and what it shows to backends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct GatewayTls {
+    pub backend: BackendTls,
+    pub frontend: FrontendTls,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BackendTls {
+    pub client_certificate_ref: Option<ObjectRef>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FrontendTls {
+    pub default: PortTls,
+    pub per_port: Vec<FrontendPort>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct FrontendPort {
+    pub port: u16,
+    pub tls: PortTls,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PortTls {
+    pub validation: Option<FrontendValidation>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FrontendValidation {
+    pub ca_certificate_refs: Vec<ObjectRef>,
+    /// `AllowValidOnly` (or absent) or `AllowInsecureFallback`.
+    pub mode: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ListenerSet {
+    pub spec: ListenerSetSpec,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ListenerSetSpec {
+    pub parent_ref: ParentRef,
     pub listeners: Vec<Listener>,
 }
 
@@ -320,6 +393,31 @@ pub struct GrantTo {
     pub name: Option<Arc<str>>,
 }
 
+// === impl RouteNamespaces ===
+
+impl RouteNamespaces {
+    /// Whether objects of a namespace may attach to one of `own`. `default` is what the field means
+    /// when it is absent; labels are asked for when they count.
+    pub fn takes(
+        &self,
+        default: &str,
+        own: &str,
+        namespace: &str,
+        labels: impl FnOnce() -> Option<Labels>,
+    ) -> bool {
+        match self.from.as_deref().unwrap_or(default) {
+            "All" => true,
+            "Same" => own == namespace,
+            "Selector" => labels().is_some_and(|mut labels| {
+                // Every Kubernetes namespace carries its own name.
+                labels.insert("kubernetes.io/metadata.name".into(), namespace.into());
+                self.selector.matches(&labels)
+            }),
+            _ => false,
+        }
+    }
+}
+
 // === impl ParentRef ===
 
 impl ParentRef {
@@ -335,8 +433,23 @@ impl ParentRef {
         self.group() == GROUP && self.kind() == "Gateway"
     }
 
+    pub fn is_listener_set(&self) -> bool {
+        self.group() == GROUP && self.kind() == "ListenerSet"
+    }
+
     pub fn is_service(&self) -> bool {
         self.group().is_empty() && self.kind() == "Service"
+    }
+}
+
+// === impl GatewaySpec ===
+
+impl GatewaySpec {
+    /// What is asked of the clients of a port that speaks HTTPS.
+    pub fn validation(&self, port: u16) -> Option<&FrontendValidation> {
+        let frontend = &self.tls.frontend;
+        let named = frontend.per_port.iter().find(|p| p.port == port);
+        named.map_or(&frontend.default, |p| &p.tls).validation.as_ref()
     }
 }
 

@@ -28,7 +28,7 @@ pub struct VirtualServiceSpec {
     pub gateways: Vec<Arc<str>>,
     pub http: Vec<HttpRoute>,
     pub tcp: Vec<TcpRoute>,
-    pub tls: Vec<Value>,
+    pub tls: Vec<TcpRoute>,
     /// Empty means `*`.
     pub export_to: Vec<Arc<str>>,
 }
@@ -49,6 +49,8 @@ pub struct HttpRoute {
     pub fault: Option<Fault>,
     pub mirror: Option<Destination>,
     pub mirror_percentage: Option<Percent>,
+    /// Deprecated, and in two spellings.
+    #[serde(alias = "mirror_percent")]
     pub mirror_percent: Option<u32>,
     pub mirrors: Vec<HttpMirror>,
     pub cors_policy: Option<CorsPolicy>,
@@ -176,6 +178,8 @@ pub struct Redirect {
     pub derive_port: Option<Arc<str>>,
     pub scheme: Option<Arc<str>>,
     pub redirect_code: Option<u16>,
+    /// In the place of the prefix that matched.
+    pub prefix_rewrite: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -216,6 +220,7 @@ pub struct Retries {
     pub per_try_timeout: Option<Arc<str>>,
     pub retry_on: Option<Arc<str>>,
     pub backoff: Option<Arc<str>>,
+    pub retry_ignore_previous_hosts: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -233,6 +238,7 @@ pub struct HeaderOperations {
     pub remove: Vec<Arc<str>>,
 }
 
+/// Of `tcp[]` and of `tls[]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct TcpRoute {
@@ -249,6 +255,9 @@ pub struct L4Match {
     pub source_namespace: Option<Arc<str>>,
     pub gateways: Vec<Arc<str>>,
     pub destination_subnets: Vec<Arc<str>>,
+    pub source_subnet: Option<Arc<str>>,
+    /// Of `tls[]` only, which needs some.
+    pub sni_hosts: Vec<Arc<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -411,7 +420,20 @@ pub struct ServerPort {
 pub struct ServerTls {
     pub mode: Arc<str>,
     pub credential_name: Arc<str>,
+    pub credential_names: Vec<Arc<str>>,
+    /// A Secret or a ConfigMap with the authorities of clients' certificates.
+    pub ca_cert_credential_name: Arc<str>,
     pub https_redirect: bool,
+    pub insecure_skip_verify: Option<bool>,
+    pub min_protocol_version: Option<Arc<str>>,
+    pub max_protocol_version: Option<Arc<str>>,
+    pub cipher_suites: Vec<Arc<str>>,
+    pub subject_alt_names: Vec<Arc<str>>,
+    pub verify_certificate_spki: Vec<Arc<str>>,
+    pub verify_certificate_hash: Vec<Arc<str>>,
+    pub ca_crl: Option<Arc<str>>,
+    pub server_certificate: Option<Arc<str>>,
+    pub tls_certificates: Vec<Value>,
 }
 
 // === impl VirtualService ===

@@ -148,6 +148,7 @@ pub struct Timeouts {
     pub request: Option<Arc<str>>,
     pub backend_request: Option<Arc<str>>,
     pub idle: Option<Arc<str>>,
+    pub stream: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The catalog part of the World: nodes, registrations, checks and their newest results, as the
 //! Consul door's records say. Knows nothing of objects.
+//!
+//! There may be a hundred thousand of each: keys are held once, what stands under what is one flat
+//! set each (a set for each instance costs a whole tree node each), and texts that a record shares
+//! with its key or with others of its service are held once (`same.rs`).
 
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use weft_base::name::{ServiceKey, slug};
 
+use super::same;
 use super::{CheckKey, ReadKey, RegistrationKey, WorldDelta};
 use crate::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Registration, Status};
 
@@ -14,14 +19,15 @@ use crate::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Registration, 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Catalog {
     nodes: OrdMap<Arc<str>, Arc<NodeRecord>>,
-    registrations: OrdMap<RegistrationKey, Arc<Registration>>,
-    checks: OrdMap<CheckKey, Arc<CheckRecord>>,
-    statuses: OrdMap<CheckKey, Arc<CheckStatus>>,
-    by_service: OrdMap<ServiceKey, OrdSet<RegistrationKey>>,
-    by_node: OrdMap<Arc<str>, OrdSet<RegistrationKey>>,
-    checks_of: OrdMap<RegistrationKey, OrdSet<CheckKey>>,
-    checks_on: OrdMap<Arc<str>, OrdSet<CheckKey>>,
-    aliases: OrdSet<CheckKey>,
+    registrations: OrdMap<Arc<RegistrationKey>, Arc<Registration>>,
+    checks: OrdMap<Arc<CheckKey>, Arc<CheckRecord>>,
+    statuses: OrdMap<Arc<CheckKey>, Arc<CheckStatus>>,
+    by_service: OrdSet<(ServiceKey, Arc<RegistrationKey>)>,
+    by_node: OrdSet<(Arc<str>, Arc<RegistrationKey>)>,
+    /// By what they speak for: an instance, or a node.
+    checks_of: OrdSet<(Arc<RegistrationKey>, Arc<CheckKey>)>,
+    checks_on: OrdSet<(Arc<str>, Arc<CheckKey>)>,
+    aliases: OrdSet<Arc<CheckKey>>,
 }
 
 // === reading ===
@@ -40,7 +46,7 @@ impl Catalog {
     }
 
     pub fn registrations(&self) -> impl Iterator<Item = (&RegistrationKey, &Arc<Registration>)> {
-        self.registrations.iter()
+        self.registrations.iter().map(|(k, r)| (&**k, r))
     }
 
     /// How many registrations there are; costs nothing.
@@ -50,23 +56,24 @@ impl Catalog {
 
     /// Services that have registrations, in order.
     pub fn services(&self) -> impl Iterator<Item = &ServiceKey> {
-        self.by_service.keys()
+        let mut last: Option<&ServiceKey> = None;
+        self.by_service.iter().filter_map(move |(service, _)| {
+            (last.replace(service) != Some(service)).then_some(service)
+        })
     }
 
     pub fn of_service(
         &self,
         service: &ServiceKey,
     ) -> impl Iterator<Item = (&RegistrationKey, &Arc<Registration>)> {
-        let keys = self.by_service.get(service).into_iter().flatten();
-        keys.filter_map(|k| self.registrations.get_key_value(k))
+        under(&self.by_service, service).filter_map(|k| self.registered(k))
     }
 
     pub fn on_node(
         &self,
         node: &str,
     ) -> impl Iterator<Item = (&RegistrationKey, &Arc<Registration>)> {
-        let keys = self.by_node.get(node).into_iter().flatten();
-        keys.filter_map(|k| self.registrations.get_key_value(k))
+        under(&self.by_node, &Arc::from(node)).filter_map(|k| self.registered(k))
     }
 
     pub fn check(&self, key: &CheckKey) -> Option<&Arc<CheckRecord>> {
@@ -74,7 +81,7 @@ impl Catalog {
     }
 
     pub fn checks(&self) -> impl Iterator<Item = (&CheckKey, &Arc<CheckRecord>)> {
-        self.checks.iter()
+        self.checks.iter().map(|(k, c)| (&**k, c))
     }
 
     /// The checks of one instance, without those of its node.
@@ -82,26 +89,22 @@ impl Catalog {
         &self,
         key: &RegistrationKey,
     ) -> impl Iterator<Item = (&CheckKey, &Arc<CheckRecord>)> {
-        let keys = self.checks_of.get(key).into_iter().flatten();
-        keys.filter_map(|k| self.checks.get_key_value(k))
+        self.speaking_for(Arc::new(key.clone()))
     }
 
     /// Every check on a node: its own and those of its instances.
     pub fn checks_on(&self, node: &str) -> impl Iterator<Item = (&CheckKey, &Arc<CheckRecord>)> {
-        let keys = self.checks_on.get(node).into_iter().flatten();
-        keys.filter_map(|k| self.checks.get_key_value(k))
+        under(&self.checks_on, &Arc::from(node)).filter_map(|k| self.defined(k))
     }
 
     /// The checks of a node itself.
     pub fn node_checks(&self, node: &str) -> impl Iterator<Item = (&CheckKey, &Arc<CheckRecord>)> {
-        let key = node_target(node);
-        let keys = self.checks_of.get(&key).into_iter().flatten();
-        keys.filter_map(|k| self.checks.get_key_value(k))
+        self.speaking_for(Arc::new(node_target(node)))
     }
 
     /// The checks that are as healthy as what they name.
     pub fn aliases(&self) -> impl Iterator<Item = (&CheckKey, &Arc<CheckRecord>)> {
-        self.aliases.iter().filter_map(|k| self.checks.get_key_value(k))
+        self.aliases.iter().filter_map(|k| self.defined(k))
     }
 
     /// A check's newest result, if there was one since the server started.
@@ -130,6 +133,21 @@ impl Catalog {
         let node = self.node_checks(&key.node).map(|(k, _)| self.status(k));
         own.chain(node).max().unwrap_or(Status::Passing)
     }
+
+    fn registered(&self, key: &RegistrationKey) -> Option<(&RegistrationKey, &Arc<Registration>)> {
+        self.registrations.get_key_value(key).map(|(k, r)| (&**k, r))
+    }
+
+    fn defined(&self, key: &CheckKey) -> Option<(&CheckKey, &Arc<CheckRecord>)> {
+        self.checks.get_key_value(key).map(|(k, c)| (&**k, c))
+    }
+
+    fn speaking_for(
+        &self,
+        target: Arc<RegistrationKey>,
+    ) -> impl Iterator<Item = (&CheckKey, &Arc<CheckRecord>)> {
+        under(&self.checks_of, &target).filter_map(|k| self.defined(k))
+    }
 }
 
 // === folding: each returns the services whose instances must be folded again ===
@@ -153,29 +171,37 @@ impl Catalog {
     pub(super) fn fold_registration(
         &mut self,
         key: RegistrationKey,
-        new: Option<Registration>,
+        mut new: Option<Registration>,
         delta: &mut WorldDelta,
     ) -> Vec<ServiceKey> {
-        let old = self.registrations.get(&key).cloned();
+        let (key, old) = match self.registrations.get_key_value(&key) {
+            Some((key, old)) => (key.clone(), Some(old.clone())),
+            None => (Arc::new(self.shared_key(key)), None),
+        };
+        let is = new.as_ref().and_then(|r| service_of(&key, r));
+        if let Some(new) = &mut new {
+            let sibling = is.as_ref().and_then(|service| self.of_service(service).next());
+            same::registration(new, &key, sibling.map(|(_, r)| &**r));
+        }
         let new = new.map(Arc::new);
         if old == new {
             return Vec::new();
         }
         let was = old.as_deref().and_then(|r| service_of(&key, r));
-        let is = new.as_deref().and_then(|r| service_of(&key, r));
         if was != is {
             if let Some(service) = &was {
-                unlink(&mut self.by_service, service, &key);
+                self.by_service.remove(&(service.clone(), key.clone()));
             }
             if let Some(service) = &is {
-                link(&mut self.by_service, service, &key);
+                self.by_service.insert((service.clone(), key.clone()));
             }
         }
+        let here = (key.node.clone(), key.clone());
         match (&old, &new) {
-            (None, Some(_)) => link(&mut self.by_node, &key.node, &key),
-            (Some(_), None) => unlink(&mut self.by_node, &key.node, &key),
-            _ => {}
-        }
+            (None, Some(_)) => self.by_node.insert(here),
+            (Some(_), None) => self.by_node.remove(&here),
+            _ => None,
+        };
         put(&mut self.registrations, &key, new);
         delta.touch(ReadKey::CatalogNode(key.node.clone()));
         let mut services: Vec<_> = was.into_iter().chain(is).collect();
@@ -187,10 +213,23 @@ impl Catalog {
     pub(super) fn fold_check(
         &mut self,
         key: CheckKey,
-        new: Option<CheckRecord>,
+        mut new: Option<CheckRecord>,
         delta: &mut WorldDelta,
     ) -> Vec<ServiceKey> {
-        let old = self.checks.get(&key).cloned();
+        let (key, old) = match self.checks.get_key_value(&key) {
+            Some((key, old)) => (key.clone(), Some(old.clone())),
+            None => {
+                let here = under(&self.checks_on, &key.node).next().map(|k| &**k);
+                (Arc::new(same::check_key(key, here)), None)
+            }
+        };
+        if let Some(new) = &mut new {
+            let of = self.registered(&target(&key, new));
+            let service = of.and_then(|(k, r)| service_of(k, r));
+            let first = service.and_then(|service| self.of_service(&service).next());
+            let sibling = first.and_then(|(k, _)| self.checks_of(k).next());
+            same::check(new, &key, of.map(|(_, r)| &**r), sibling.map(|(_, c)| &**c));
+        }
         let new = new.map(Arc::new);
         if old == new {
             return Vec::new();
@@ -198,13 +237,14 @@ impl Catalog {
         let targets: Vec<_> =
             [&old, &new].into_iter().flatten().map(|check| target(&key, check)).collect();
         let mut services = self.services_of(&targets);
+        let here = (key.node.clone(), key.clone());
         if let Some(was) = &old {
-            unlink(&mut self.checks_of, &target(&key, was), &key);
-            unlink(&mut self.checks_on, &key.node, &key);
+            self.checks_of.remove(&(self.target(&key, was), key.clone()));
+            self.checks_on.remove(&here);
         }
         if let Some(is) = &new {
-            link(&mut self.checks_of, &target(&key, is), &key);
-            link(&mut self.checks_on, &key.node, &key);
+            self.checks_of.insert((self.target(&key, is), key.clone()));
+            self.checks_on.insert(here);
         }
         match new.as_ref().is_some_and(|is| &*is.kind == "alias") {
             true => self.aliases.insert(key.clone()),
@@ -221,13 +261,19 @@ impl Catalog {
     pub(super) fn fold_status(
         &mut self,
         key: CheckKey,
-        new: Option<CheckStatus>,
+        mut new: Option<CheckStatus>,
         delta: &mut WorldDelta,
     ) -> Vec<ServiceKey> {
+        let old = self.statuses.get(&key);
+        if let Some(new) = &mut new {
+            same::result(new, old.map(|old| &**old));
+        }
         let new = new.map(Arc::new);
-        if self.statuses.get(&key) == new.as_ref() {
+        if old == new.as_ref() {
             return Vec::new();
         }
+        let known = self.checks.get_key_value(&key).map(|(key, _)| key.clone());
+        let key = known.unwrap_or_else(|| Arc::new(key));
         put(&mut self.statuses, &key, new);
         // A result without its check says nothing yet.
         let Some(check) = self.checks.get(&key) else { return Vec::new() };
@@ -235,6 +281,20 @@ impl Catalog {
         delta.touch(ReadKey::CatalogNode(key.node.clone()));
         self.touch(&services, delta);
         services
+    }
+
+    /// A key with the texts that the catalog has already.
+    fn shared_key(&self, key: RegistrationKey) -> RegistrationKey {
+        let here = under(&self.by_node, &key.node).next().map(|k| &**k);
+        let node = self.nodes.get_key_value(&key.node).map(|(name, _)| name);
+        same::registration_key(key, here, node)
+    }
+
+    /// The key of what a check speaks for, as the catalog holds it when it does.
+    fn target(&self, key: &CheckKey, check: &CheckRecord) -> Arc<RegistrationKey> {
+        let target = target(key, check);
+        let known = self.registrations.get_key_value(&target).map(|(key, _)| key.clone());
+        known.unwrap_or_else(|| Arc::new(target))
     }
 
     fn services_of(&self, targets: &[RegistrationKey]) -> Vec<ServiceKey> {
@@ -275,7 +335,7 @@ fn target(key: &CheckKey, check: &CheckRecord) -> RegistrationKey {
 }
 
 fn node_target(node: &str) -> RegistrationKey {
-    RegistrationKey { namespace: "".into(), node: node.into(), id: "".into() }
+    RegistrationKey { node: node.into(), ..RegistrationKey::default() }
 }
 
 fn put<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, V>, key: &K, value: Option<V>) {
@@ -283,6 +343,16 @@ fn put<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, V>, key: &K, value: Option<
         Some(value) => map.insert(key.clone(), value),
         None => map.remove(key),
     };
+}
+
+/// What stands under a key.
+fn under<'s, K: Ord + Clone, V: Ord + Clone + Default>(
+    set: &'s OrdSet<(K, V)>,
+    key: &K,
+) -> impl Iterator<Item = &'s V> + use<'s, K, V> {
+    let key = key.clone();
+    let from = (key.clone(), V::default());
+    set.range(from..).take_while(move |(k, _)| *k == key).map(|(_, v)| v)
 }
 
 pub(super) fn link<K: Ord + Clone, V: Ord + Clone>(

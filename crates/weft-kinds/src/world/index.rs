@@ -3,17 +3,24 @@
 //! object leaves exactly the places where it stood.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Object;
 use crate::views::discovery::SERVICE_NAME_LABEL;
+use crate::views::gateway::ParentRef;
 use crate::views::{Meta, View};
+
+/// On Gateways whose address is weft's to choose: which one that is.
+const GATEWAY_ADDRESS_ANNOTATION: &str = "weft.dev/address";
 
 /// The World's indexes over objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Index {
     /// HTTPRoutes and GRPCRoutes by parent Gateway, `namespace/name`.
     RoutesByGateway,
+    /// ListenerSets by parent Gateway, `namespace/name`.
+    ListenerSetsByGateway,
     /// HTTPRoutes and GRPCRoutes by parent Service, `namespace/name`.
     RoutesByService,
     /// VirtualServices for sidecars by host, as [`host_key`] writes it.
@@ -30,6 +37,8 @@ pub enum Index {
     SlicesByPod,
     /// Gateways by class name.
     GatewaysByClass,
+    /// Gateways by each address that they ask for or were given, as [`IpAddr`] writes it.
+    GatewaysByAddress,
     /// TrafficPolicies by target, as [`TargetRef::at`](crate::views::traffic_policy::TargetRef::at)
     /// writes it.
     TrafficPoliciesByTarget,
@@ -98,10 +107,8 @@ pub(super) fn entries(object: &Object) -> Entries {
             for gateway in vs.spec.gateways.iter().filter(|g| &***g != "mesh") {
                 out.insert((Index::VirtualServicesByGateway, gateway_ref(gateway, ns)));
             }
-            if vs.spec.is_mesh() {
-                let hosts = vs.spec.hosts.iter().map(|h| host_key(h, ns));
-                out.extend(hosts.map(|h| (Index::VirtualServicesByHost, h)));
-            }
+            let mesh = if vs.spec.is_mesh() { &*vs.spec.hosts } else { &[] };
+            out.extend(mesh.iter().map(|h| (Index::VirtualServicesByHost, host_key(h, ns))));
         }
         View::DestinationRule(rule) => {
             out.insert((Index::DestinationRulesByHost, host_key(&rule.spec.host, ns)));
@@ -122,7 +129,11 @@ pub(super) fn entries(object: &Object) -> Entries {
         }
         View::Gateway(gateway) => {
             out.insert((Index::GatewaysByClass, gateway.spec.gateway_class_name.clone()));
+            let asked = gateway.spec.addresses.iter().map(|a| &*a.value);
+            let all = asked.chain(object.meta.annotation(GATEWAY_ADDRESS_ANNOTATION));
+            out.extend(all.filter_map(by_address));
         }
+        View::ListenerSet(set) => out.extend(parent_gateway(&set.spec.parent_ref, ns)),
         View::Pod(pod) if !pod.spec.node_name.is_empty() => {
             out.insert((Index::PodsByNode, pod.spec.node_name.clone()));
         }
@@ -137,6 +148,18 @@ pub(super) fn entries(object: &Object) -> Entries {
         _ => {}
     }
     out
+}
+
+/// A Gateway's place by one of its addresses, where that is one and no name.
+fn by_address(value: &str) -> Option<(Index, Arc<str>)> {
+    let ip: IpAddr = value.parse().ok()?;
+    Some((Index::GatewaysByAddress, ip.to_string().into()))
+}
+
+/// The Gateway that a ListenerSet is for.
+fn parent_gateway(parent: &ParentRef, namespace: &str) -> Option<(Index, Arc<str>)> {
+    let at = || pair(parent.namespace.as_deref().unwrap_or(namespace), &parent.name);
+    parent.is_gateway().then(|| (Index::ListenerSetsByGateway, at()))
 }
 
 /// An Istio gateway reference: `name` or `namespace/name`, `./name` being the own namespace.

@@ -27,7 +27,7 @@ pub struct ObjectKey {
 }
 
 /// One registered instance of the catalog.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RegistrationKey {
     pub namespace: Arc<str>,
     pub node: Arc<str>,
@@ -35,7 +35,7 @@ pub struct RegistrationKey {
 }
 
 /// One check of the catalog.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CheckKey {
     pub namespace: Arc<str>,
     pub node: Arc<str>,

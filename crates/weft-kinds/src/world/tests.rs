@@ -283,7 +283,7 @@ fn questions(worlds: [&World; 2]) -> Vec<ReadKey> {
         }
     }
     for world in worlds {
-        out.extend(world.index.keys().map(|(i, v)| ReadKey::Index(*i, v.clone())));
+        out.extend(world.index.iter().map(|(i, v, _)| ReadKey::Index(*i, v.clone())));
         out.extend(world.services_of_pod.keys().cloned().map(ReadKey::ServicesOfPod));
     }
     out.extend(services.iter().cloned().map(ReadKey::Instances));

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use super::host::host_fit;
 use super::index::Routes;
 use super::route::{Found, Request, Specificity, holds, parent_fit, rule_match, specificity};
-use crate::{Dialect, Match, Matching, NamedMatch, Parent, PathMatch, Route, Rule, StringMatch};
+use crate::{
+    AddressRange, ConnectionMatch, Dialect, Match, Matching, NamedMatch, Parent, PathMatch, Route,
+    Rule, StringMatch,
+};
 
 /// The rule that takes a request and the reasons of all that do not.
 #[derive(Debug)]
@@ -157,6 +160,13 @@ pub fn miss(m: &Match, req: &Request<'_>) -> Option<Miss> {
         let wanted = m.port.map(|p| p.to_string()).unwrap_or_default();
         return say("port", wanted, &req.port.to_string());
     }
+    if alone(Match { connection: m.connection.clone(), ..Match::default() }) {
+        let got = match req.headers.connection() {
+            Some(ends) => format!("a connection of {}", ends.client),
+            None => "a request".to_owned(),
+        };
+        return say("connection", shown_connection(m.connection.as_deref()), &got);
+    }
     for h in &m.headers {
         if alone(Match { headers: vec![h.clone()], ..Match::default() }) {
             return say(&format!("header {}", h.name), shown(Some(&h.value)), &header(h, req));
@@ -187,10 +197,21 @@ pub fn shown_match(m: &Match) -> String {
     parts.extend(one("authority", &m.authority));
     parts.extend(one("scheme", &m.scheme));
     parts.extend(m.port.map(|p| format!("port {p}")));
+    parts.extend(m.connection.as_deref().map(|c| shown_connection(Some(c))));
     parts.extend(named("header", &m.headers));
     parts.extend(named("no header", &m.without_headers));
     parts.extend(named("query parameter", &m.query));
     if parts.is_empty() { "everything".into() } else { parts.join(", ") }
+}
+
+fn shown_connection(m: Option<&ConnectionMatch>) -> String {
+    let list = |what: &str, ranges: &[AddressRange]| {
+        let each: Vec<_> = ranges.iter().map(|r| format!("{}/{}", r.base, r.bits)).collect();
+        (!each.is_empty()).then(|| format!(" {what} {}", each.join(" or ")))
+    };
+    let (from, to) =
+        m.map_or((None, None), |m| (list("of", &m.sources), list("to", &m.destinations)));
+    format!("bytes{}{}", from.unwrap_or_default(), to.unwrap_or_default())
 }
 
 fn shown_path(path: &PathMatch) -> String {

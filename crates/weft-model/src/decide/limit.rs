@@ -2,10 +2,8 @@
 //! The arithmetic of limits: rate limits by the generic cell rate algorithm, adaptive concurrency,
 //! and what a row of health checks says. Pure: time comes in as a number, state is the caller's.
 
-mod adaptive;
 mod gate;
 
-pub use adaptive::Limiter;
 pub use gate::{Entry, Gate};
 
 use crate::{HealthCheck, RateLimit};

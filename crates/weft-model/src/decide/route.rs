@@ -2,17 +2,34 @@
 //! Which rule takes a request.
 
 use std::cmp::Reverse;
+use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
 use super::host::{HostFit, host_fit};
-use crate::{Match, Matching, NamedMatch, Parent, PathMatch, Route, Rule, StringMatch};
+use crate::guards;
+use crate::{
+    ConnectionMatch, Match, Matching, NamedMatch, Parent, PathMatch, Route, Rule, StringMatch,
+};
 
 /// Read access to a request's headers, whatever library holds them.
 pub trait Headers {
     /// Calls `f` with each value of the header `name` (lower case) until it says `true`; returns
     /// whether it did.
     fn any(&self, name: &str, f: &mut dyn FnMut(&[u8]) -> bool) -> bool;
+
+    /// What is known where there is no HTTP and so no header: whose bytes these are.
+    fn connection(&self) -> Option<Addresses> {
+        None
+    }
+}
+
+/// The two ends of a connection of opaque bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    pub client: IpAddr,
+    /// What it dialled; `None` when it named a host and no address.
+    pub dialled: Option<IpAddr>,
 }
 
 /// The parts of a request that routing reads, already canonical.
@@ -67,6 +84,7 @@ pub fn holds(m: &Match, req: &Request<'_>) -> bool {
         && m.headers.iter().all(|h| header_holds(h, req))
         && !m.without_headers.iter().any(|h| header_holds(h, req))
         && m.query.iter().all(|q| query_holds(q, req.query))
+        && m.connection.as_ref().is_none_or(|c| connection_holds(c, req))
 }
 
 /// The match of a rule that holds: `Some(None)` when the rule has no matches and takes all.
@@ -191,6 +209,8 @@ pub(super) fn specificity(m: &Match) -> Specificity {
 
 pub(super) fn path_holds(m: &PathMatch, path: &str) -> bool {
     match m {
+        PathMatch::Exact(p) if !guards::on("literals") => guards::like(p, path.as_bytes()),
+        PathMatch::Exact(p) if !guards::on("path-case") => path.eq_ignore_ascii_case(p),
         PathMatch::Exact(p) => path == &**p,
         PathMatch::ElementPrefix(p) => {
             let p = p.strip_suffix('/').unwrap_or(p);
@@ -213,6 +233,13 @@ fn string_holds(m: &StringMatch, text: &[u8]) -> bool {
 fn authority_holds(m: &StringMatch, req: &Request<'_>) -> bool {
     string_holds(m, req.host.as_bytes())
         || string_holds(m, format!("{}:{}", req.host, req.port).as_bytes())
+}
+
+fn connection_holds(m: &ConnectionMatch, req: &Request<'_>) -> bool {
+    let Some(ends) = req.headers.connection() else { return false };
+    let dialled = || ends.dialled.is_some_and(|to| m.destinations.iter().any(|r| r.takes(to)));
+    (m.sources.is_empty() || m.sources.iter().any(|r| r.takes(ends.client)))
+        && (m.destinations.is_empty() || dialled())
 }
 
 fn header_holds(m: &NamedMatch, req: &Request<'_>) -> bool {

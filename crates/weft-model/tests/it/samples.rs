@@ -15,6 +15,7 @@ pub fn all() -> Vec<(&'static str, Resource)> {
         ("listener-capture", capture()),
         ("route-mesh", Resource::Route(mesh_route())),
         ("route-gateway", Resource::Route(gateway_route())),
+        ("route-connections", Resource::Route(connections())),
         ("backend", backend(LbPolicy::LeastRequest)),
         ("backend-random", backend(LbPolicy::Random)),
         ("backend-ewma", backend(LbPolicy::PeakEwma)),
@@ -74,7 +75,11 @@ fn gateway() -> Resource {
         hostname: hostname.map(Into::into),
         protocol: if tls { Protocol::Tls } else { Protocol::Http1 },
         tls: tls.then(|| ServerTls {
-            clients: Some(Box::new(ClientCertificates { ca_pem: "ca".into(), required: true })),
+            clients: Some(Box::new(ClientCertificates {
+                ca_pem: "ca".into(),
+                required: true,
+                insecure: true,
+            })),
             alpn: vec!["http/1.1".into()],
             only_13: true,
             ..ServerTls::new("chain", "key")
@@ -85,6 +90,10 @@ fn gateway() -> Resource {
         sections: vec![section("any", None, false), section("tls", Some("*.a.example"), true)],
         proxy_header: ProxyHeader::Required,
         edge: Edge { trusted_hops: 1, underscores: true },
+        backend_certificate: Some(Box::new(Certificate {
+            chain_pem: "chain".into(),
+            key_pem: "key".into(),
+        })),
     });
     listener("shop~shop~8000", kind)
 }
@@ -202,6 +211,7 @@ pub fn mesh_route() -> Route {
         without_headers: vec![named("x-not", StringMatch::Present)],
         port: Some(80),
         scheme: Some(StringMatch::Exact("https".into())),
+        connection: None,
     };
     let split = Action::Forward(vec![
         share("v1", 90, vec![Filter::ResponseHeaders(edit.clone())]),
@@ -230,6 +240,7 @@ pub fn mesh_route() -> Route {
             request_ms: Some(1_000),
             backend_request_ms: Some(0),
             idle_ms: Some(5_000),
+            ..Timeouts::default()
         },
         session: Some(Session {
             by: SessionBy::Cookie { permanent: true },
@@ -244,6 +255,7 @@ pub fn mesh_route() -> Route {
             grpc_statuses: vec![14],
             on_reset: false,
             backoff_ms: 10,
+            ..Retry::default()
         },
         ..rule("spec.http[0]", vec![everything, path(PathMatch::Exact("/exact".into()))], split)
     };
@@ -269,6 +281,22 @@ pub fn mesh_route() -> Route {
         ],
         origin: origin(""),
     }
+}
+
+/// Of one port: what is no HTTP.
+fn connections() -> Route {
+    let range = |base: &str, bits| AddressRange { base: base.parse().unwrap(), bits };
+    let ends = ConnectionMatch {
+        sources: vec![range("10.0.0.0", 8)],
+        destinations: vec![range("fd00::1", 128)],
+    };
+    let matched = Match { connection: Some(Box::new(ends)), ..Match::default() };
+    let target = Target::Backend(Root::host("a.example").child(backend_child(80, "")));
+    let to = WeightedBackend { target, weight: 1, filters: Vec::new() };
+    let made = rule("spec.tcp[0]", vec![matched], Action::Forward(vec![to]));
+    let timeouts = Timeouts { stream_ms: Some(60_000), ..Timeouts::default() };
+    let retry = Retry { tried_too: true, ..Retry::default() };
+    Route { rules: vec![Rule { timeouts, retry, ..made }], ..gateway_route() }
 }
 
 fn gateway_route() -> Route {

@@ -614,6 +614,61 @@ pub struct ResolveResponse {
     #[prost(bool, tag = "2")]
     pub outside: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConsulRequest {
+    #[prost(string, tag = "1")]
+    pub method: ::prost::alloc::string::String,
+    /// Path and query.
+    #[prost(string, tag = "2")]
+    pub target: ::prost::alloc::string::String,
+    /// The secret that the client showed; it is nowhere else in the request.
+    #[prost(string, tag = "3")]
+    pub token: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub body: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConsulPiece {
+    /// In the first piece alone.
+    #[prost(message, optional, tag = "1")]
+    pub head: ::core::option::Option<ConsulHead>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConsulHead {
+    #[prost(uint32, tag = "1")]
+    pub status: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub headers: ::prost::alloc::vec::Vec<ConsulHeader>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConsulHeader {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConsulTokenRequest {
+    #[prost(string, tag = "1")]
+    pub token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConsulTokenResponse {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub json: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConsulSyncRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub json: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConsulSyncResponse {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub json: ::prost::bytes::Bytes,
+}
 /// Generated client implementations.
 pub mod agent_client {
     #![allow(
@@ -988,7 +1043,7 @@ pub mod agent_client {
                 .insert(GrpcMethod::new("weft.agent.v1.Agent", "Declare"));
             self.inner.unary(req, path, codec).await
         }
-        /// A DNS question of a pod that the server placed on this host.
+        /// A DNS question of a pod that the server placed on this host; without a pod, of the machine.
         pub async fn resolve(
             &mut self,
             request: impl tonic::IntoRequest<super::ResolveRequest>,
@@ -1011,6 +1066,82 @@ pub mod agent_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("weft.agent.v1.Agent", "Resolve"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A request to Consul's API that came to this host's own door. The server judges it by its
+        /// token; the answer comes in pieces.
+        pub async fn consul(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConsulRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ConsulPiece>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.agent.v1.Agent/Consul",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.agent.v1.Agent", "Consul"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// What the holder of a token of Consul's API may do.
+        pub async fn consul_token(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConsulTokenRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConsulTokenResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.agent.v1.Agent/ConsulToken",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.agent.v1.Agent", "ConsulToken"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What is registered with this host's own door: all of it, or what changed.
+        pub async fn consul_sync(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConsulSyncRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConsulSyncResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/weft.agent.v1.Agent/ConsulSync",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("weft.agent.v1.Agent", "ConsulSync"));
             self.inner.unary(req, path, codec).await
         }
     }
@@ -1120,11 +1251,39 @@ pub mod agent_server {
             &self,
             request: tonic::Request<super::DeclareRequest>,
         ) -> std::result::Result<tonic::Response<super::DeclareResponse>, tonic::Status>;
-        /// A DNS question of a pod that the server placed on this host.
+        /// A DNS question of a pod that the server placed on this host; without a pod, of the machine.
         async fn resolve(
             &self,
             request: tonic::Request<super::ResolveRequest>,
         ) -> std::result::Result<tonic::Response<super::ResolveResponse>, tonic::Status>;
+        /// Server streaming response type for the Consul method.
+        type ConsulStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ConsulPiece, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// A request to Consul's API that came to this host's own door. The server judges it by its
+        /// token; the answer comes in pieces.
+        async fn consul(
+            &self,
+            request: tonic::Request<super::ConsulRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ConsulStream>, tonic::Status>;
+        /// What the holder of a token of Consul's API may do.
+        async fn consul_token(
+            &self,
+            request: tonic::Request<super::ConsulTokenRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConsulTokenResponse>,
+            tonic::Status,
+        >;
+        /// What is registered with this host's own door: all of it, or what changed.
+        async fn consul_sync(
+            &self,
+            request: tonic::Request<super::ConsulSyncRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConsulSyncResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct AgentServer<T> {
@@ -1752,6 +1911,138 @@ pub mod agent_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ResolveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.agent.v1.Agent/Consul" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConsulSvc<T: Agent>(pub Arc<T>);
+                    impl<
+                        T: Agent,
+                    > tonic::server::ServerStreamingService<super::ConsulRequest>
+                    for ConsulSvc<T> {
+                        type Response = super::ConsulPiece;
+                        type ResponseStream = T::ConsulStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConsulRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::consul(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConsulSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.agent.v1.Agent/ConsulToken" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConsulTokenSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::ConsulTokenRequest>
+                    for ConsulTokenSvc<T> {
+                        type Response = super::ConsulTokenResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConsulTokenRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::consul_token(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConsulTokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/weft.agent.v1.Agent/ConsulSync" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConsulSyncSvc<T: Agent>(pub Arc<T>);
+                    impl<T: Agent> tonic::server::UnaryService<super::ConsulSyncRequest>
+                    for ConsulSyncSvc<T> {
+                        type Response = super::ConsulSyncResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConsulSyncRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Agent>::consul_sync(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConsulSyncSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -98,7 +98,7 @@ async fn open(
         }
     };
     match raced {
-        Raced::Http(wire, io) => serve(io, worker, Rc::new(conn), wire).await,
+        Raced::Http(wire, io) => serve(io, worker, Rc::new(conn), wire),
         Raced::Tls(io) => tls(worker, io, conn).await,
         Raced::Opaque { io, upstream, said } => opaque(&worker, &conn, io, upstream, said).await,
     }
@@ -131,7 +131,7 @@ async fn strict(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn) {
         First::Http(wire) => {
             // The phases answer it, with flag and reason.
             conn.plaintext_refused = true;
-            serve(io, worker, Rc::new(conn), wire).await;
+            serve(io, worker, Rc::new(conn), wire);
         }
         First::Opaque => {
             relay::refused(&worker, &conn, "the port takes mesh mTLS only, and this is plaintext");

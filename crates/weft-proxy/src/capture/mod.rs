@@ -27,6 +27,7 @@ use weft_model::{CaptureListener, Egress};
 
 use crate::config::UnknownDestinations;
 use crate::table::{BackendEntry, Table};
+use crate::tcp::route::Who;
 use crate::worker::Worker;
 
 /// Where a connection that nothing in the mesh is known about goes.
@@ -56,15 +57,15 @@ pub fn backend(
     worker: &Worker,
     table: &Table,
     to: SocketAddr,
+    who: Who<'_>,
 ) -> Result<Arc<BackendEntry>, String> {
     match by_original_dst(table, to) {
         Captured::Service { host, port } => {
             let mut rng = worker.rng.borrow_mut();
-            crate::tcp::route::backend_of(table, &host.name, port.port, &mut rng)
+            crate::tcp::route::backend_of(table, &host.name, port.port, who, &mut rng)
                 .unwrap_or_else(|| Err(format!("{}:{} has no backend", host.name, port.port)))
         }
-        Captured::Instance(found) => BackendEntry::instance(table, &found)
-            .ok_or_else(|| format!("the instance at {to} is gone")),
+        Captured::Instance(found) => BackendEntry::instance(table, &found),
         Captured::NoSuchPort { host } => Err(format!("{} has no port {}", host.name, to.port())),
         Captured::Outside => egress(worker, table, to),
     }

@@ -14,7 +14,7 @@ use super::{reset, sniff_limit};
 use crate::http::serve::serve;
 use crate::on_demand;
 use crate::tcp::prefixed::Prefixed;
-use crate::tcp::{accept, relay};
+use crate::tcp::{accept, named, relay};
 use crate::worker::{Conn, Worker};
 
 /// Serves one connection to its end.
@@ -41,6 +41,10 @@ pub async fn connection(worker: Rc<Worker>, stream: TcpStream, conn: Conn) {
         Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => {
             accept::http(worker, stream, conn).await;
         }
+        Protocol::Tls if named::is_asked(&worker, &conn) => {
+            let named = named::opaque(worker, stream, conn);
+            Box::pin(named).await;
+        }
         Protocol::Tcp | Protocol::Tls | Protocol::Udp => {
             let opening = relay::begin(&worker, &conn).await;
             let io = Prefixed::new(Bytes::new(), stream);
@@ -55,7 +59,7 @@ pub async fn connection(worker: Rc<Worker>, stream: TcpStream, conn: Conn) {
                 () = accept::last_words(&worker) => return,
             };
             match raced {
-                Raced::Http(wire, io) => serve(io, worker, conn, wire).await,
+                Raced::Http(wire, io) => serve(io, worker, conn, wire),
                 // The judge knows no TLS: to us it is opaque.
                 Raced::Tls(_) => {}
                 Raced::Opaque { io, upstream, said } => {

@@ -39,6 +39,9 @@ pub fn of_rule(found: &Found<'_>, req: &Request<'_>) -> Vec<Step> {
         let field = field("timeouts.backendRequest", "retries.perTryTimeout");
         say("timeout of one attempt", ms(limit), field);
     }
+    if let Some(limit) = rule.timeouts.stream_ms {
+        say("longest stream", ms(limit), field("timeouts.stream", "timeout"));
+    }
     if let Some(limit) = rule.retry.per_try_timeout_ms {
         say("timeout of one attempt", ms(limit), field("retry", "retries.perTryTimeout"));
     }

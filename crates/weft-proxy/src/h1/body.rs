@@ -8,7 +8,7 @@ use http::HeaderMap;
 use super::framing::Framing;
 use super::head::{self, Scan};
 use super::wrong::Wrong;
-use crate::checks;
+use crate::guards;
 
 /// A chunk's size line, extensions included.
 pub const CHUNK_LINE_MAX: usize = 64;
@@ -104,7 +104,7 @@ impl Decoder {
                         *self = Self::ChunkSize;
                     }
                     None if buffer.first() == Some(&b'\r') => return Ok(None),
-                    _ if checks::on("chunk-end") => return Err(Wrong::ChunkEnd),
+                    _ if guards::on("chunk-end") => return Err(Wrong::ChunkEnd),
                     _ => *self = Self::ChunkSize,
                 },
                 Self::ChunkSize => match chunk_line(buffer)? {
@@ -154,10 +154,10 @@ fn up_to(buffer: &mut BytesMut, left: u64) -> Bytes {
 fn chunk_line(buffer: &[u8]) -> Result<Option<(usize, u64)>, Wrong> {
     let window = buffer.get(..CHUNK_LINE_MAX + 2).unwrap_or(buffer);
     let digits = window.iter().take_while(|b| b.is_ascii_hexdigit()).count();
-    if digits > 15 && checks::on("chunk-overflow") {
+    if digits > 15 && guards::on("chunk-overflow") {
         return Err(Wrong::ChunkOverflow);
     }
-    let strict = checks::on("chunk-size-line");
+    let strict = guards::on("chunk-size-line");
     if digits == 0 && strict {
         return Err(Wrong::ChunkSize);
     }
@@ -166,17 +166,17 @@ fn chunk_line(buffer: &[u8]) -> Result<Option<(usize, u64)>, Wrong> {
         None | Some(b'\r' | b';') => {}
         Some(b'\n') => return Err(Wrong::BareLf),
         Some(b) if b.is_ascii_graphic() => return Err(Wrong::ChunkSize),
-        Some(_) if checks::on("chunk-extension") => return Err(Wrong::ChunkExtension),
+        Some(_) if guards::on("chunk-extension") => return Err(Wrong::ChunkExtension),
         Some(_) => {}
     }
     let Some(end) = memchr::memchr(b'\n', window) else {
-        if window.len() >= CHUNK_LINE_MAX + 2 && checks::on("chunk-line-long") {
+        if window.len() >= CHUNK_LINE_MAX + 2 && guards::on("chunk-line-long") {
             return Err(Wrong::ChunkLine);
         }
         // What is there of it may be wrong already.
         let extension = window.get(digits..).unwrap_or_default();
         let extension = extension.strip_suffix(b"\r").unwrap_or(extension);
-        let fine = extension.iter().all(u8::is_ascii_graphic) || !checks::on("chunk-extension");
+        let fine = extension.iter().all(u8::is_ascii_graphic) || !guards::on("chunk-extension");
         return if fine { Ok(None) } else { Err(Wrong::ChunkExtension) };
     };
     let line = window.get(..end).unwrap_or_default();
@@ -194,7 +194,7 @@ fn chunk_line(buffer: &[u8]) -> Result<Option<(usize, u64)>, Wrong> {
 /// `;name` or `;name=value`, any number of them; a value is a token or quoted (RFC 9112 §7.1.1). No
 /// white space: recipients disagree about it.
 fn check_extension(extension: &[u8]) -> Result<(), Wrong> {
-    if !checks::on("chunk-extension") {
+    if !guards::on("chunk-extension") {
         return Ok(());
     }
     let token = |text: &[u8]| text.iter().take_while(|b| head::is_token(**b)).count();

@@ -12,6 +12,8 @@ use std::task::{Context, Poll};
 use bytes::BytesMut;
 use tokio::io::AsyncRead;
 
+use crate::overload;
+
 /// One buffer for bodies; also how much is read at a time.
 pub const BUFFER_BYTES: usize = 16 * 1024;
 /// What the first read of a message takes: most heads fit, and many bodies.
@@ -163,6 +165,8 @@ pub fn poll_fill<I: AsyncRead + Unpin>(
         give_back(&mut std::mem::replace(buffer, longer));
         return tokio_util::io::poll_read_buf(Pin::new(io), cx, buffer);
     }
+    // Where memory is short many may read at once: each takes less.
+    let read = if read == Read::More && overload::is_short() { Read::First } else { read };
     let mut lent = take(read);
     let polled = tokio_util::io::poll_read_buf(Pin::new(io), cx, &mut lent);
     give_back(&mut std::mem::replace(buffer, lent));

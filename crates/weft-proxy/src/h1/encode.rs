@@ -8,6 +8,9 @@ use http::{Method, StatusCode, Uri, Version};
 
 use super::framing::Framing;
 use super::head;
+use crate::guards;
+use crate::http::present;
+use crate::observe::quick;
 
 /// What follows the data of a chunk.
 pub const CHUNK_END: &[u8] = b"\r\n";
@@ -24,13 +27,23 @@ pub struct Instead<'a> {
     pub with: &'a [(HeaderName, HeaderValue)],
 }
 
+/// What headers say to the codec, found while they were written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// The Content-Length that they name, if they name one.
+    pub length: Option<u64>,
+    pub upgrade: bool,
+    pub te: bool,
+    pub expects: bool,
+}
+
 /// A request line and headers, without the empty line.
 pub fn request(
     out: &mut Vec<u8>,
     (method, uri): (&Method, &Uri),
     headers: &HeaderMap,
     instead: Instead<'_>,
-) {
+) -> Said {
     out.reserve(512);
     out.extend_from_slice(method.as_str().as_bytes());
     out.push(b' ');
@@ -48,31 +61,56 @@ pub fn request(
     for (name, value) in instead.with {
         field(out, name, value);
     }
-    let replaced = |name: &HeaderName| {
-        (instead.host.is_some() && *name == header::HOST)
+    fields(out, headers, |name| {
+        (instead.host.is_some() && name == "host")
             || instead.with.iter().any(|(with, _)| with == name)
-    };
-    for (name, value) in headers {
-        if !is_own(name) && !replaced(name) {
-            field(out, name, value);
-        }
-    }
+    })
 }
 
 /// A status line and headers, without the empty line.
-pub fn response(out: &mut Vec<u8>, version: Version, status: StatusCode, headers: &HeaderMap) {
+pub fn response(
+    out: &mut Vec<u8>,
+    version: Version,
+    status: StatusCode,
+    headers: &HeaderMap,
+) -> Said {
     out.reserve(512);
     let old = version == Version::HTTP_10;
-    out.extend_from_slice(if old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-    out.extend_from_slice(status.as_str().as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
-    out.extend_from_slice(b"\r\n");
+    if !old && status == StatusCode::OK {
+        out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+    } else {
+        out.extend_from_slice(if old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+        out.extend_from_slice(status.as_str().as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    fields(out, headers, |_| false)
+}
+
+/// Headers, but those that the codec itself says and those that are said already.
+fn fields(out: &mut Vec<u8>, headers: &HeaderMap, is_said: impl Fn(&str) -> bool) -> Said {
+    let mut said = Said::default();
     for (name, value) in headers {
-        if !is_own(name) {
-            field(out, name, value);
+        let text = name.as_str();
+        // Nearly all are none of these by their length alone.
+        match text.len() {
+            2 => said.te |= text == "te",
+            6 => said.expects |= text == "expect",
+            7 => said.upgrade |= text == "upgrade",
+            10 if text == "connection" => continue,
+            14 if text == "content-length" && guards::on("own-framing") => {
+                said.length = said.length.or_else(|| length_in(value));
+                continue;
+            }
+            17 if text == "transfer-encoding" => continue,
+            _ => {}
+        }
+        if !is_said(text) {
+            line(out, text, value);
         }
     }
+    said
 }
 
 /// How the body is delimited, and the empty line.
@@ -93,10 +131,13 @@ pub fn length(out: &mut Vec<u8>, n: u64) {
 }
 
 pub fn field(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
-    out.reserve(name.as_str().len() + value.len() + 4);
-    out.extend_from_slice(name.as_str().as_bytes());
+    line(out, name.as_str(), value);
+}
+
+fn line(out: &mut Vec<u8>, name: &str, value: &HeaderValue) {
+    quick::append(out, name.as_bytes());
     out.extend_from_slice(b": ");
-    out.extend_from_slice(value.as_bytes());
+    quick::append(out, value.as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 
@@ -117,7 +158,11 @@ pub fn trailers(out: &mut Vec<u8>, trailers: &HeaderMap) {
 
 /// The Content-Length that a message's own headers name, if they name one.
 pub fn named_length(headers: &HeaderMap) -> Option<u64> {
-    let value = headers.get(header::CONTENT_LENGTH)?.as_bytes();
+    length_in(present::get(headers, &header::CONTENT_LENGTH)?)
+}
+
+fn length_in(value: &HeaderValue) -> Option<u64> {
+    let value = value.as_bytes();
     let fits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
     fits.then(|| value.iter().fold(0, |n, b| n * 10 + u64::from(b - b'0')))
 }
@@ -129,13 +174,6 @@ pub(super) fn data(out: &mut super::outbox::Outbox, framing: Framing, data: Byte
     }
     chunk_size(out.head(), data.len());
     out.push(data, if is_last { LAST_CHUNK_END } else { CHUNK_END });
-}
-
-/// The codec itself says what these say.
-fn is_own(name: &HeaderName) -> bool {
-    *name == header::CONTENT_LENGTH
-        || *name == header::TRANSFER_ENCODING
-        || *name == header::CONNECTION
 }
 
 fn digits(out: &mut Vec<u8>, mut n: u64, base: u64) {

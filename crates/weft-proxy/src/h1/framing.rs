@@ -5,7 +5,7 @@
 use http::{Method, StatusCode, Version};
 
 use super::wrong::Wrong;
-use crate::checks;
+use crate::guards;
 
 /// How a body is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +47,11 @@ impl Claims {
     /// It is not a number, or not the only one.
     pub fn content_length(&mut self, value: &[u8]) -> Result<(), Wrong> {
         let length = match number(value) {
-            None if checks::on("length-number") => return Err(Wrong::LengthNumber),
+            None if guards::on("length-number") => return Err(Wrong::LengthNumber),
             length => length.unwrap_or_default(),
         };
         match self.length.replace(length) {
-            Some(_) if checks::on("length-twice") => Err(Wrong::LengthTwice),
+            Some(_) if guards::on("length-twice") => Err(Wrong::LengthTwice),
             _ => Ok(()),
         }
     }
@@ -80,7 +80,7 @@ impl Claims {
             let coding = trim(coding);
             let chunked = coding.eq_ignore_ascii_case(b"chunked");
             self.coding = match (self.coding, chunked) {
-                (coding, _) if !checks::on("encoding-list") => {
+                (coding, _) if !guards::on("encoding-list") => {
                     if chunked {
                         Coding::Chunked
                     } else {
@@ -100,16 +100,17 @@ impl Claims {
 
     fn is_chunked(self, version: Version) -> Result<bool, Wrong> {
         let both = self.coding != Coding::None && self.length.is_some();
-        if both && checks::on("length-and-encoding") {
+        if both && guards::on("length-and-encoding") {
             return Err(Wrong::LengthAndEncoding);
         }
         let old = self.coding != Coding::None && version == Version::HTTP_10;
-        if old && checks::on("encoding-old") {
+        if old && guards::on("encoding-old") {
             return Err(Wrong::EncodingOld);
         }
         match self.coding {
             Coding::None => Ok(false),
             Coding::Chunked => Ok(true),
+            _ if !guards::on("encoding-known") => Ok(true),
             Coding::Other => Err(Wrong::EncodingNotChunked),
             Coding::Both => Err(Wrong::EncodingUnsupported),
         }
@@ -122,6 +123,7 @@ impl Claims {
     pub fn request(self, method: &Method, version: Version) -> Result<Framing, Wrong> {
         let framing = match (self.is_chunked(version)?, self.length) {
             (true, _) => Framing::Chunked,
+            (false, None) if !guards::on("request-end") => Framing::UntilClose,
             (false, None | Some(0)) => Framing::Empty,
             (false, Some(n)) => Framing::Length(n),
         };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Heads of requests and answers: finds where one ends, line by line and each byte once, then
-//! parses it over httparse with what RFC 9112 wants beyond it. Pure; called by the drivers.
+//! Heads of requests and answers: those of the usual form as [`super::usual`] finds them; of others
+//! finds where one ends, line by line and each byte once, then parses it over httparse with what
+//! RFC 9112 wants beyond it. Pure; called by the drivers.
 
 use std::mem::MaybeUninit;
 
@@ -11,8 +12,10 @@ use httparse::{Header, Status};
 use weft_base::limits::{HEADER_BYTES_MAX, HEADERS_MAX};
 
 use super::framing::{Claims, Framing};
+use super::names;
+use super::usual::{self, RequestLine, Usual};
 use super::wrong::Wrong;
-use crate::checks;
+use crate::guards;
 use crate::http::made;
 use crate::sys;
 
@@ -66,6 +69,10 @@ struct Seen {
 // === impl Scan ===
 
 impl Scan {
+    /// Begun already, so that no head is taken for a usual one.
+    #[cfg(test)]
+    pub(super) const BEGUN: Self = Self { at: 1, skipped: false };
+
     /// Looks for the empty line that ends a head; returns what is behind it.
     ///
     /// # Errors
@@ -75,15 +82,15 @@ impl Scan {
             let rest = bytes.get(self.at..).unwrap_or_default();
             let Some(n) = memchr::memchr(b'\n', rest) else {
                 self.at = bytes.len();
-                let too_large = bytes.len() > max;
+                let too_large = bytes.len() > max && guards::on("head-bytes");
                 return if too_large { Err(Wrong::HeadTooLarge) } else { Ok(None) };
             };
             let end = self.at + n;
             let bare = end == 0 || bytes.get(end - 1) != Some(&b'\r');
-            if bare && checks::on("bare-lf") {
+            if bare && guards::on("bare-lf") {
                 return Err(Wrong::BareLf);
             }
-            if end > max {
+            if end > max && guards::on("head-bytes") {
                 return Err(Wrong::HeadTooLarge);
             }
             self.at = end + 1;
@@ -139,6 +146,15 @@ pub fn take_request(buffer: &mut BytesMut, scan: &mut Scan) -> Result<Option<Req
     if buffer.is_empty() {
         return Ok(None);
     }
+    if scan.at == 0
+        && let Some((line, usual)) = usual::request(buffer)
+    {
+        *scan = Scan::default();
+        let head = buffer.split_to(usual.end).freeze();
+        let made = usual_request(&head, line, &usual);
+        // What is wrong is for the one to say who looks at every byte.
+        return made.or_else(|_| request(head)).map(Some);
+    }
     let end = match scan.end(buffer, HEADER_BYTES_MAX) {
         Ok(Some(end)) => end,
         Ok(None) => {
@@ -163,6 +179,14 @@ pub fn take_response(
     scan: &mut Scan,
     method: &Method,
 ) -> Result<Option<ResponseHead>, Wrong> {
+    if scan.at == 0
+        && let Some((status, usual)) = usual::response(buffer)
+    {
+        let head = buffer.split_to(usual.end).freeze();
+        let made =
+            made_response(&head, (Some(status), Version::HTTP_11), usual.fields(&head), method);
+        return made.or_else(|_| response(head, method)).map(Some);
+    }
     let Some(end) = scan.end(buffer, HEADER_BYTES_MAX)? else {
         may_be_response(buffer)?;
         return Ok(None);
@@ -172,6 +196,7 @@ pub fn take_response(
 }
 
 fn request(head: Bytes) -> Result<RequestHead, Wrong> {
+    let head = guards::loose_head(head);
     let mut headers = [NO_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(&head, &mut headers) {
@@ -180,19 +205,35 @@ fn request(head: Bytes) -> Result<RequestHead, Wrong> {
         Err(error) => return Err(cold_request(&head, error)),
     }
     let method = parsed.method.unwrap_or_default();
-    if method.len() > METHOD_MAX {
+    if method.len() > METHOD_MAX && guards::on("method-bytes") {
         return Err(Wrong::Method);
     }
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| Wrong::Method)?;
+    let target = target(&head, parsed.path.unwrap_or_default().as_bytes(), &method)?;
+    let line = (method, target, version(parsed.version));
+    made_request(&head, line, parsed.headers.iter().map(|f| (f.name.as_bytes(), f.value)))
+}
+
+fn usual_request(head: &Bytes, line: RequestLine, usual: &Usual) -> Result<RequestHead, Wrong> {
+    let (from, to) = line.target;
+    let target = target(head, head.get(from..to).unwrap_or_default(), &line.method)?;
+    made_request(head, (line.method, target, Version::HTTP_11), usual.fields(head))
+}
+
+/// What a request's head says, whose lines are well-formed.
+fn made_request<'h>(
+    head: &'h Bytes,
+    (method, uri, version): (Method, Uri, Version),
+    fields: impl Iterator<Item = (&'h [u8], &'h [u8])>,
+) -> Result<RequestHead, Wrong> {
     let mut parts = http::Request::new(()).into_parts().0;
-    parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| Wrong::Method)?;
-    parts.version = version(parsed.version);
-    parts.uri = target(&head, parsed.path.unwrap_or_default(), &parts.method)?;
+    (parts.method, parts.uri, parts.version) = (method, uri, version);
     let mut seen = Seen::default();
     parts.headers = made::map();
-    for field in parsed.headers.iter() {
-        let name = name(field.name)?;
-        seen.request(&name, field.value)?;
-        append(&mut parts.headers, name, value(&head, field.value)?)?;
+    for (name, text) in fields {
+        let name = names::name(name)?;
+        seen.request(&name, text)?;
+        append(&mut parts.headers, name, value(head, text)?)?;
     }
     let framing = seen.claims.request(&parts.method, parts.version)?;
     let keep_alive = seen.keeps(parts.version);
@@ -214,30 +255,43 @@ fn response(head: Bytes, method: &Method) -> Result<ResponseHead, Wrong> {
         Ok(_) => return Err(Wrong::StatusLine),
         Err(error) => return Err(cold_response(&head, error)),
     }
+    let line = (parsed.code, version(parsed.version));
+    let fields = parsed.headers.iter().map(|f| (f.name.as_bytes(), f.value));
+    made_response(&head, line, fields, method)
+}
+
+/// What the head of an answer to `method` says, whose lines are well-formed.
+fn made_response<'h>(
+    head: &'h Bytes,
+    (code, version): (Option<u16>, Version),
+    fields: impl Iterator<Item = (&'h [u8], &'h [u8])>,
+    method: &Method,
+) -> Result<ResponseHead, Wrong> {
     let mut parts = http::Response::new(()).into_parts().0;
-    let status = parsed.code.filter(|code| (100..600).contains(code));
+    let status = code.filter(|code| (100..600).contains(code));
     let status = status.and_then(|code| StatusCode::from_u16(code).ok());
     parts.status = status.ok_or(Wrong::StatusLine)?;
-    parts.version = version(parsed.version);
+    parts.version = version;
     let mut seen = Seen::default();
     parts.headers = made::map();
-    for field in parsed.headers.iter() {
-        let name = name(field.name)?;
+    for (name, text) in fields {
+        let name = names::name(name)?;
         if name == header::CONTENT_LENGTH {
-            seen.claims.content_length_of_answer(field.value)?;
-            if parts.headers.contains_key(header::CONTENT_LENGTH) {
+            let again = seen.claims.length.is_some();
+            seen.claims.content_length_of_answer(text)?;
+            if again {
                 continue;
             }
             // A list of equal numbers becomes one of them.
-            let one = match field.value.iter().all(u8::is_ascii_digit) {
-                true => value(&head, field.value)?,
+            let one = match text.iter().all(u8::is_ascii_digit) {
+                true => value(head, text)?,
                 false => HeaderValue::from(seen.claims.length.unwrap_or_default()),
             };
             append(&mut parts.headers, name, one)?;
             continue;
         }
-        seen.common(&name, field.value)?;
-        append(&mut parts.headers, name, value(&head, field.value)?)?;
+        seen.common(&name, text)?;
+        append(&mut parts.headers, name, value(head, text)?)?;
     }
     let framing = seen.claims.response(method, parts.status, parts.version)?;
     let keep_alive = seen.keeps(parts.version) && framing != Framing::UntilClose;
@@ -249,6 +303,7 @@ fn response(head: Bytes, method: &Method) -> Result<ResponseHead, Wrong> {
 /// # Errors
 /// One is malformed, or has a name that means something before a body only.
 pub fn trailers(lines: Bytes) -> Result<HeaderMap, Wrong> {
+    let lines = guards::loose_lines(lines);
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let parsed = match httparse::parse_headers(&lines, &mut headers) {
         Ok(Status::Complete((_, parsed))) => parsed,
@@ -259,8 +314,8 @@ pub fn trailers(lines: Bytes) -> Result<HeaderMap, Wrong> {
     };
     let mut map = HeaderMap::with_capacity(parsed.len());
     for field in parsed {
-        let name = name(field.name)?;
-        if !may_trail(&name) && checks::on("trailer-names") {
+        let name = names::name(field.name.as_bytes())?;
+        if !may_trail(&name) && guards::on("trailer-names") {
             return Err(Wrong::TrailerForbidden);
         }
         append(&mut map, name, value(&lines, field.value)?)?;
@@ -294,10 +349,6 @@ pub fn may_trail(name: &HeaderName) -> bool {
     !NEVER.contains(name) && !ours.iter().any(|p| text.starts_with(p)) && text != "keep-alive"
 }
 
-fn name(name: &str) -> Result<HeaderName, Wrong> {
-    HeaderName::from_bytes(name.as_bytes()).map_err(|_| Wrong::HeaderName)
-}
-
 /// A slice of the head, not a copy.
 fn value(head: &Bytes, value: &[u8]) -> Result<HeaderValue, Wrong> {
     sys::value::value(head.slice_ref(value)).ok_or(Wrong::HeaderValue)
@@ -312,23 +363,19 @@ fn version(minor: Option<u8>) -> Version {
 }
 
 /// Origin form, absolute form, `host:port` of CONNECT, `*` of OPTIONS (RFC 9112 §3.2).
-fn target(head: &Bytes, target: &str, method: &Method) -> Result<Uri, Wrong> {
-    let bytes = target.as_bytes();
-    if memchr::memchr(b'#', bytes).is_some() && checks::on("fragment") {
+fn target(head: &Bytes, bytes: &[u8], method: &Method) -> Result<Uri, Wrong> {
+    if memchr::memchr(b'#', bytes).is_some() && guards::on("fragment") {
         return Err(Wrong::Fragment);
     }
     let (connect, options) = (method == Method::CONNECT, method == Method::OPTIONS);
     let form = match bytes.first() {
         Some(b'/') => !connect,
         Some(b'*') => options && bytes.len() == 1,
-        Some(_) if connect => !target.contains(['/', '?', '@']),
-        Some(_) => target.split_once("://").is_some_and(|(scheme, rest)| {
-            let known = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
-            known && !rest.starts_with(['/', '?'])
-        }),
+        Some(_) if connect => !bytes.iter().any(|b| matches!(b, b'/' | b'?' | b'@')),
+        Some(_) => is_absolute(bytes),
         None => false,
     };
-    if !form || !target.is_ascii() {
+    if !(form && bytes.is_ascii()) && guards::on("target-form") {
         return Err(Wrong::Target);
     }
     let uri = Uri::from_maybe_shared(head.slice_ref(bytes)).map_err(|_| Wrong::Target)?;
@@ -337,6 +384,14 @@ fn target(head: &Bytes, target: &str, method: &Method) -> Result<Uri, Wrong> {
         return Err(Wrong::Target);
     }
     Ok(uri)
+}
+
+fn is_absolute(target: &[u8]) -> bool {
+    let parts = std::str::from_utf8(target).ok().and_then(|t| t.split_once("://"));
+    parts.is_some_and(|(scheme, rest)| {
+        let known = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+        known && !rest.starts_with(['/', '?'])
+    })
 }
 
 /// What a header's value lists.
@@ -370,12 +425,13 @@ impl Seen {
         }
         if name == header::UPGRADE {
             self.upgrade = true;
-            self.h2c |= elements(value).any(|e| e.eq_ignore_ascii_case(b"h2c"));
+            let h2c = elements(value).any(|e| e.eq_ignore_ascii_case(b"h2c"));
+            self.h2c |= h2c && guards::on("h2c");
         }
         if name == header::CONNECTION {
             for option in value.split(|b| *b == b',') {
                 let option = option.trim_ascii();
-                if !option.iter().all(|b| is_token(*b)) && checks::on("connection-tokens") {
+                if !option.iter().all(|b| is_token(*b)) && guards::on("connection-tokens") {
                     return Err(Wrong::Connection);
                 }
                 self.close |= option.eq_ignore_ascii_case(b"close");

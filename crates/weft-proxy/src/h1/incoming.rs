@@ -20,6 +20,8 @@ pub enum BodyFailure {
     Gone(Rc<str>),
     #[error("{0}")]
     Malformed(Wrong),
+    #[error("memory is short, and the client sends nothing of it")]
+    Shed,
 }
 
 /// A connection as its bodies see it. `number` is the request's: a body that outlived its request

@@ -11,13 +11,16 @@ pub(crate) mod alarm;
 pub mod body;
 pub mod buffers;
 pub mod client;
+pub(crate) mod courtesy;
 pub mod encode;
 pub mod framing;
 pub mod head;
 pub mod incoming;
+mod names;
 mod outbox;
 pub mod server;
 pub mod upgraded;
+mod usual;
 pub mod wrong;
 
 pub use client::Exchange;

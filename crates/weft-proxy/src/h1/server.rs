@@ -3,6 +3,7 @@
 //! looked at. Called by `http/serve.rs`; what a request means is its [`Service`]'s business.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -16,16 +17,20 @@ use http_body::Body;
 use thiserror::Error;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use weft_base::clock::moment;
 
 use super::alarm::Alarm;
 use super::buffers::{self, Read};
+use super::courtesy::Courtesy;
 use super::encode;
 use super::framing::Framing;
 use super::head::{RequestHead, Scan};
 use super::incoming::Incoming;
 use super::upgraded::{Handover, Upgraded};
 use super::wrong::Wrong;
+use crate::guards;
 use crate::http::interim::Interim;
+use crate::overload::stuck::Stuck;
 use crate::sys::pooled::Pooled;
 use crate::tcp::socket::Socket;
 
@@ -84,6 +89,8 @@ pub enum Ended {
     Stalled,
     #[error("an answer broke off")]
     Broke,
+    #[error("memory is short, and the client takes nothing")]
+    Shed,
 }
 
 #[allow(clippy::large_enum_variant)] // Moved once, and most are requests.
@@ -110,10 +117,14 @@ struct Driver<'s, I, S> {
     drained: bool,
 }
 
-/// Serves a connection until it ends, or `draining` is ready and nothing is asked.
-///
-/// # Errors
-/// Why it ended in the middle of something.
+/// Bytes of a stream with what belongs to it.
+#[cfg(test)]
+pub fn stream_bytes<I>() -> usize {
+    size_of::<RefCell<Core<I>>>()
+}
+
+/// Serves a stream until it ends.
+#[cfg(test)]
 pub async fn serve<I, S>(
     io: I,
     service: &S,
@@ -124,26 +135,71 @@ where
     I: Socket + Send + 'static,
     S: Service,
 {
-    let core = Rc::new(RefCell::new(Core::new(io, times.body)));
-    let (alarm, scan) = (Alarm::default(), Scan::default());
-    let mut driver = Driver { core, service, times, alarm, scan, drained: false };
-    let mut draining = pin!(draining);
+    Connection::new(io, times).serve(service, std::pin::pin!(draining)).await
+}
+
+/// A connection before its first request. The stream has its place here already, so that none of
+/// the futures that serve it has room for one of its own.
+pub struct Connection<I> {
+    core: Rc<RefCell<Core<I>>>,
+    times: Times,
+}
+
+// === impl Connection ===
+
+impl<I> Connection<I>
+where
+    I: Socket + Send + 'static,
+{
+    pub fn new(io: I, times: Times) -> Self {
+        Self { core: Rc::new(RefCell::new(Core::new(io, times.body))), times }
+    }
+
+    /// Serves it until it ends, or `draining` is ready and nothing is asked.
+    ///
+    /// # Errors
+    /// Why it ended in the middle of something.
+    pub async fn serve<S: Service>(
+        self,
+        service: &S,
+        draining: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), Ended> {
+        let Self { core, times } = self;
+        let (alarm, scan) = (Alarm::default(), Scan::default());
+        let driver = Driver { core, service, times, alarm, scan, drained: false };
+        run(driver, draining).await
+    }
+}
+
+impl<I> fmt::Debug for Connection<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("times", &self.times).finish_non_exhaustive()
+    }
+}
+
+async fn run<I, S>(
+    mut driver: Driver<'_, I, S>,
+    mut draining: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), Ended>
+where
+    I: Socket + Send + 'static,
+    S: Service,
+{
     loop {
         match driver.next(draining.as_mut()).await? {
-            Next::End => return driver.close(false).await,
+            // Boxed, this and what follows: an idle connection keeps no room for it.
+            Next::End => return Box::pin(driver.close(false)).await,
             Next::Refused(wrong) => {
-                // Boxed too: few are refused.
-                let refusal = Reply::refusal(service.refuse(wrong));
+                let refusal = Reply::refusal(driver.service.refuse(wrong));
                 Box::pin(driver.send(refusal)).await?;
-                driver.close(true).await?;
+                Box::pin(driver.close(true)).await?;
                 return Err(Ended::Refused(wrong));
             }
-            // Boxed: an idle connection keeps no room for it.
             Next::Request(head) => match Pooled::pin(|| driver.request(head)).await? {
                 After::Keep => {}
                 After::Close => {
                     let more = driver.core.borrow().has_more();
-                    return driver.close(more).await;
+                    return Box::pin(driver.close(more)).await;
                 }
                 After::Switch => return Ok(()),
             },
@@ -178,11 +234,14 @@ where
                 }
             }
             let deadline = if idle {
-                *idle_since.get_or_insert_with(Instant::now) + self.times.idle
+                *idle_since.get_or_insert_with(moment) + self.times.idle
             } else {
                 *began.get_or_insert_with(Instant::now) + self.times.head
             };
             ready!(self.alarm.poll(cx, deadline));
+            if !guards::on("head-time") {
+                return Poll::Pending;
+            }
             let late = if idle { Next::End } else { Next::Refused(Wrong::HeadTimeout) };
             Poll::Ready(Ok(late))
         })
@@ -208,14 +267,15 @@ where
             None => false,
         };
         let ends = response.status().as_u16() >= 400;
-        let fit = keep_alive && (!leaves || granted) && self.core.borrow().may_keep(ends);
+        let stays = !leaves || granted || !guards::on("way-out");
+        let fit = keep_alive && stays && self.core.borrow().may_keep(ends);
         let reply = Reply::new(response, &method, version, fit, granted);
         let keep = reply.keeps();
         self.send(reply).await?;
         if let Some(promised) = promised.filter(|_| granted) {
             return Ok(self.switch(promised));
         }
-        let kept = keep && self.drain().await;
+        let kept = keep && (!guards::on("drain") || self.drain().await);
         Ok(if kept { After::Keep } else { After::Close })
     }
 
@@ -276,15 +336,19 @@ where
         if unmarked {
             self.core.borrow().resets(true);
         }
-        let mut stalled = None;
+        let (mut stalled, mut stuck, mut courtesy) = (None, Stuck::default(), Courtesy::default());
         let sent = poll_fn(|cx| {
             self.core.borrow_mut().register(cx);
             loop {
                 // The body may be fed by this very connection: it is polled without a borrow.
                 let fed = reply.poll_fill(&self.core, cx);
+                ready!(courtesy.poll(cx));
                 let mut core = self.core.borrow_mut();
                 match core.poll_flush(cx) {
-                    Poll::Ready(Ok(_)) => stalled = None,
+                    Poll::Ready(Ok(_)) => {
+                        stalled = None;
+                        stuck.moved();
+                    }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
                     Poll::Pending => {
                         drop(core);
@@ -292,6 +356,12 @@ where
                         let mut core = self.core.borrow_mut();
                         core.poll_discard(cx);
                         let progress = core.take_progress();
+                        if progress {
+                            stuck.moved();
+                        }
+                        if stuck.poll(cx).is_ready() {
+                            return Poll::Ready(Err(Ended::Shed));
+                        }
                         let now = Instant::now();
                         let since = if progress { now } else { stalled.unwrap_or(now) };
                         stalled = Some(since);

@@ -6,3 +6,4 @@ mod cut;
 mod properties;
 mod server;
 mod table;
+mod usual;

@@ -11,7 +11,7 @@ use super::frames::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Head, PING, RST_STREAM, SETTINGS,
     WINDOW_UPDATE,
 };
-use crate::checks;
+use crate::guards;
 
 /// What a peer does too much of.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -234,7 +234,7 @@ impl Purse {
     }
 
     fn spend(&mut self, now: impl FnOnce() -> u64, abuse: Abuse) -> Result<(), Abuse> {
-        if !checks::on(abuse.check()) {
+        if !guards::on(abuse.check()) {
             return Ok(());
         }
         if self.left == 0 {

@@ -327,8 +327,13 @@ where
     B: Body<Data = Bytes> + Unpin,
     B::Error: fmt::Display,
 {
-    /// Goes on with sending while nobody reads the answer.
+    /// Goes on with sending while nobody reads the answer, and takes over what comes of it.
     pub fn drive(&mut self, cx: &mut Context<'_>) {
+        self.send(cx);
+        self.incoming.absorb(cx);
+    }
+
+    fn send(&mut self, cx: &mut Context<'_>) {
         let Some(pump) = &mut self.upload else { return };
         if pump.poll(cx).is_ready() {
             self.upload = None;
@@ -358,7 +363,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         let me = self.get_mut();
-        me.drive(cx);
+        me.send(cx);
         Pin::new(&mut me.incoming).poll_frame(cx)
     }
 

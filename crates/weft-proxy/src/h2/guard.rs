@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::budget::{Abuse, Budget, Peer};
 use super::frames::{
-    ACK, CONTINUATION, GOAWAY, HEAD_BYTES, PREFACE_BYTES, RST_STREAM, SETTINGS, Scanner,
+    ACK, CONTINUATION, DATA, GOAWAY, HEAD_BYTES, PREFACE_BYTES, RST_STREAM, SETTINGS, Scanner,
 };
 use crate::overload;
 
@@ -23,6 +23,16 @@ use crate::overload;
 /// would make the kernel reset it.
 const LINGER_TIME: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
+/// While memory is short, this long after each read nothing is read: windows that were given allow
+/// more than there is time to give up anybody.
+const BRAKE: Duration = Duration::from_millis(20);
+/// Data of less than that is worth less than its frame, which the h2 crate counts until it is read.
+const SMALL_BYTES: u32 = 256;
+/// Of such, so many are read before the streams' readers have their turn.
+const SMALL_MAX: u32 = 8 * 1024;
+
+// A turn uses up a part of the h2 crate's patience, which is half of the window.
+const _: () = assert!(SMALL_MAX * SMALL_BYTES <= super::WINDOW / 8);
 
 /// A socket with its counts.
 pub struct Guard<I> {
@@ -33,6 +43,9 @@ pub struct Guard<I> {
     /// Of the frame that was found last, with those before it of its block of headers.
     frame: usize,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
+    /// Small frames of data since others had their turn.
+    small: u32,
+    brake: Option<Pin<Box<Sleep>>>,
 }
 
 /// What the driver of a connection knows of its frames.
@@ -70,7 +83,17 @@ impl<I> Guard<I> {
         let preface = |sends: bool| Scanner::new(if sends { PREFACE_BYTES } else { 0 });
         let server = peer == Peer::Server;
         let (received, sent) = (preface(!server), preface(server));
-        (Self { io, watch: watch.clone(), received, sent, frame: 0, linger: None }, watch)
+        let made = Self {
+            io,
+            watch: watch.clone(),
+            received,
+            sent,
+            frame: 0,
+            linger: None,
+            small: 0,
+            brake: None,
+        };
+        (made, watch)
     }
 
     /// How many of the bytes may be seen: all, or those before the frame that is too much.
@@ -87,6 +110,9 @@ impl<I> Guard<I> {
             }
             if head.kind == GOAWAY {
                 watch.leaving.set(true);
+            }
+            if head.kind == DATA && head.bytes < SMALL_BYTES {
+                self.small += 1;
             }
             let before = if head.kind == CONTINUATION { self.frame } else { 0 };
             self.frame = before.saturating_add(HEAD_BYTES + size(head.bytes));
@@ -134,10 +160,24 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
         if let Some(abuse) = me.watch.abuse.get() {
             return me.watch.stopped(abuse);
         }
+        if me.small >= SMALL_MAX {
+            // Those who read them are next, and then this goes on.
+            me.small = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if let Some(brake) = &mut me.brake {
+            ready!(brake.as_mut().poll(cx));
+            me.brake = None;
+        }
         let before = buf.filled().len();
         let polled = Pin::new(&mut me.io).poll_read(cx, buf);
+        if polled.is_pending() {
+            me.small = 0;
+        }
         let new = buf.filled().get(before..).unwrap_or_default();
         if !new.is_empty() {
+            me.brake = overload::is_short().then(|| Box::pin(tokio::time::sleep(BRAKE)));
             let admitted = me.admit(new);
             buf.set_filled(before + admitted);
             if let (0, Some(abuse)) = (admitted, me.watch.abuse.get()) {

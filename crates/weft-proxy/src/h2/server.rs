@@ -24,6 +24,7 @@ use super::budget::{Abuse, Peer};
 use super::gather::Gather;
 use super::guard::{Guard, Watch};
 use super::{ANSWER_BUFFER, Incoming, STREAM_WINDOW, STREAMS_MAX, WINDOW};
+use crate::guards;
 use crate::h1::Wrong;
 use crate::h1::alarm::Alarm;
 use crate::sys::pooled::Pooled;
@@ -230,7 +231,8 @@ where
         if let Some(end) = self.closing {
             return self.alarm.poll(cx, end).map(|()| self.abused().and(Err(Ended::Silent)));
         }
-        let unfinished = self.watch.unfinished().map(|since| since + self.times.head);
+        let unfinished = self.watch.unfinished().filter(|_| guards::on("h2-unfinished"));
+        let unfinished = unfinished.map(|since| since + self.times.head);
         let unanswered = self.asked.map(|since| since + self.times.head);
         let due = [unfinished, unanswered].into_iter().flatten().min();
         let due = due.map_or(self.look_at, |due| due.min(self.look_at));

@@ -2,17 +2,20 @@
 //! A client's connection to a whole gateway over real sockets, with frames written by hand and an
 //! upstream that counts.
 
-pub(crate) mod abuse;
+mod abuse;
 mod exact;
 mod frames;
 mod late;
 mod passing;
+mod peer;
 mod stuck;
 
 use std::time::Duration;
 
 use self::frames::Wire;
+use self::peer::LIBRARY;
 use crate::config::ProxyConfig;
+use crate::guards;
 use crate::tests::bed::{
     Bed, Server, config, gateway, gateway_route, http_service, rule, text, to,
 };
@@ -22,6 +25,8 @@ use weft_model::Action;
 pub struct Front {
     pub bed: Bed,
     pub origin: Server,
+    /// Stands where the gateway does, where the case is to be shown to fail.
+    peer: Option<Server>,
 }
 
 // === impl Front ===
@@ -46,7 +51,11 @@ impl Front {
         let all = rule("/", Action::Forward(vec![to("users", "", 1)]));
         resources.push(gateway_route("r", &[], vec![all]));
         bed.apply(1, resources).await;
-        Self { bed, origin }
+        let peer = match guards::on(LIBRARY) {
+            true => None,
+            false => Some(peer::naive(origin.address).await),
+        };
+        Self { bed, origin, peer }
     }
 
     async fn fast() -> Self {
@@ -54,6 +63,7 @@ impl Front {
     }
 
     async fn open(&self) -> Wire {
-        Wire::open(self.bed.listener()).await
+        let peer = self.peer.as_ref().map(|peer| peer.address);
+        Wire::open(peer.unwrap_or_else(|| self.bed.listener())).await
     }
 }

@@ -12,6 +12,7 @@ use weft_model::decide::Authority;
 use super::body::ReplyBody;
 use super::reply::{Cause, Refusal};
 use super::serve::Received;
+use crate::guards;
 use crate::h1::Handover;
 use crate::observe::record::Record;
 use crate::table::Door;
@@ -21,7 +22,7 @@ use crate::worker::{Conn, Worker};
 /// A strict port admits only sidecars; the forward proxy only its own app, which knows the pod's
 /// credential. None admits anybody while memory is short.
 pub(super) fn admit<B>(worker: &Worker, conn: &Conn, request: &Request<B>) -> Result<(), Refusal> {
-    if worker.shared.pressure.is_high() {
+    if !worker.shared.pressure.admits(&worker.metrics.crowd, worker.config.workers) {
         return Err(shed(worker));
     }
     if conn.plaintext_refused {
@@ -63,7 +64,7 @@ pub(super) async fn connect(
         Door::Mesh => h1 || authority.port.is_some(),
         _ => false,
     };
-    if !served {
+    if !served && guards::on("connect-door") {
         return Err(Refusal::new(Cause::MethodRefused, ""));
     }
     if conn.door == Door::Forward && authority.port.is_none() {

@@ -12,6 +12,7 @@ use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, SET_COOKIE, UPGRADE
 use http::request::Parts;
 use http::{Request, Response, Uri, Version};
 use tokio::time::Instant;
+use weft_base::clock::moment;
 use weft_base::limits::PENDING_MS_MAX;
 use weft_model::decide::{
     Failure, Outcome, Verdict, is_idempotent, outcome_of_grpc, outcome_of_status, retry_verdict,
@@ -24,15 +25,16 @@ use super::interim::Interim;
 use super::made::{self, Text};
 use super::present::Present;
 use super::reply::{Cause, Refusal};
+use super::shed::unless_shed;
 use crate::h1::encode::Instead;
 use crate::observe::record::{Record, grpc_status};
 use crate::table::BackendEntry;
 use crate::tcp::half_open;
-use crate::upstream::ask::{Key, retry_after_ms};
+use crate::upstream::ask::{Key, pause_ms};
 use crate::upstream::breaker::Counted;
 use crate::upstream::connect::ConnectError;
 use crate::upstream::pick::{Ask, LocalBackend, LocalEndpoint};
-use crate::upstream::pool::{Answered, How, InFlight, Lease, SendError, Wire};
+use crate::upstream::pool::{Answered, Client, How, InFlight, Lease, SendError, Wire};
 use crate::worker::Worker;
 
 mod gated;
@@ -55,7 +57,8 @@ pub struct Call<'a> {
     /// `host[:port]` that the upstream sees.
     pub authority: Text,
     pub scheme: &'static str,
-    /// HTTP version of the client, for ports that do not declare theirs.
+    /// HTTP version of the client, for ports that do not declare theirs
+    /// ([`follows_client`](crate::ProxyConfig::follows_client)) and for gRPC.
     pub version: Version,
     pub timeouts: &'a Timeouts,
     pub retry: &'a Retry,
@@ -63,6 +66,7 @@ pub struct Call<'a> {
     pub interim: Option<Rc<Interim>>,
     /// The endpoint that the client's session belongs to; it is tried first.
     pub pinned: Option<Rc<LocalEndpoint>>,
+    pub client: Client<'a>,
 }
 
 /// How one attempt ended.
@@ -95,9 +99,9 @@ async fn attempts(
     hash: Option<u64>,
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
-    let (allowed, patience) = (limit(call.timeouts.request_ms), patience(call, record));
+    let (allowed, patience) = (limit(call.timeouts.whole_ms()), patience(call, record));
     let shortest = allowed.into_iter().chain(patience).min();
-    let mut began = Instant::now();
+    let mut began = moment();
     let deadline = shortest.map(|d| (began + d, d));
     let own = patience.is_some() && patience == shortest;
     let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
@@ -116,7 +120,7 @@ async fn attempts(
             .map(|d| (began + d, d));
         let until = earlier(deadline, attempt_limit);
         let ended = attempt(call, &picked, (began, until), record.is_grpc).await;
-        let now = Instant::now();
+        let now = moment();
         gated.over(&ended, now);
         let took = now.saturating_duration_since(began);
         record.upstream_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
@@ -138,7 +142,7 @@ async fn attempts(
         if deadline.is_some_and(|(at, _)| Instant::now() >= at) {
             return Err(overdue(refusal.detail, own));
         }
-        tried.push(picked);
+        tried.extend((!call.retry.tried_too).then_some(picked));
         // The one that just ended has no part in whether there may be another.
         drop(retrying.take());
         let wait = match again(call, failure, record.attempts) {
@@ -196,12 +200,35 @@ fn pick(
     tried: &[Rc<LocalEndpoint>],
     now: Instant,
 ) -> Option<Rc<LocalEndpoint>> {
+    let picked = choose(call, hash, tried, now)?;
+    let version = call.backend.borrow().entry.backend.policy.proxy_protocol;
+    Some(match version {
+        None => picked,
+        Some(version) => call.client.introduced(picked, version),
+    })
+}
+
+fn choose(
+    call: &Call<'_>,
+    hash: Option<u64>,
+    tried: &[Rc<LocalEndpoint>],
+    now: Instant,
+) -> Option<Rc<LocalEndpoint>> {
     let mut backend = call.backend.borrow_mut();
     let (mut rng, now) = (call.worker.rng.borrow_mut(), call.worker.clock.at(now));
     if tried.is_empty() && call.pinned.is_some() {
         return call.pinned.clone();
     }
-    backend.pick(Ask { hash, tried }, &mut rng, now)
+    let picked = backend.pick(Ask { hash, tried }, &mut rng, now)?;
+    if !picked.pool.is_doubted() {
+        return Some(picked);
+    }
+    let mut avoided = tried.to_vec();
+    avoided.push(picked.clone());
+    let other = backend.has_other(&avoided, now);
+    let other = other.then(|| backend.pick(Ask { hash, tried: &avoided }, &mut rng, now));
+    // Nobody else: then it is asked, and waited for.
+    Some(other.flatten().unwrap_or(picked))
 }
 
 async fn attempt(
@@ -246,12 +273,12 @@ async fn attempt(
     if let Some((end, _)) = until.filter(|_| grpc) {
         with.extend(shortened(call, end.saturating_duration_since(began)));
     }
-    let sent = match send(call, picked, &how, due, with).await {
+    let sent = match unless_shed(&call.body, send(call, picked, &how, due, with)).await {
         Ok(sent) => sent,
-        Err(why) => return Ended::Over(Refusal::new(Cause::BadRequest, why)),
+        Err(refusal) => return Ended::Over(refusal),
     };
-    if let (Some(_), Some(permit)) = (&sent, permit) {
-        permit.ended();
+    if let (Some(sent), Some(permit)) = (&sent, permit) {
+        permit.ended(sent.is_ok());
     }
     match sent {
         Some(Ok((mut response, lease))) => {
@@ -315,8 +342,7 @@ fn failed(call: &Call<'_>, error: SendError, address: SocketAddr) -> Ended {
         _ => format!("{address}: {error}"),
     };
     if let SendError::Connect(ConnectError::Timeout { address, .. }) = &error {
-        let ended = half_open::look_at(*address);
-        call.worker.metrics.cells.half_open.add(ended as u64);
+        call.worker.metrics.cells.half_open.add(half_open::look_at(*address) as u64);
     }
     match error {
         SendError::Connect(_) | SendError::Refused(_) => {
@@ -325,11 +351,7 @@ fn failed(call: &Call<'_>, error: SendError, address: SocketAddr) -> Ended {
         SendError::Reset(_) => Ended::Failed(Failure::Reset, Cause::Reset, why),
         SendError::Garbage(_) => Ended::Failed(Failure::Reset, Cause::Garbage, why),
         SendError::Client(_) => {
-            let cause = match call.body.failure() {
-                Some(super::body::BodyError::TooLarge(_)) => Cause::BodyTooLarge,
-                Some(super::body::BodyError::Malformed(_)) => Cause::BadRequest,
-                _ => Cause::ClientGone,
-            };
+            let cause = call.body.failure().map_or(Cause::ClientGone, |failure| failure.cause());
             Ended::Over(Refusal::new(cause, why))
         }
     }
@@ -424,6 +446,8 @@ fn note(
     (now, took): (Instant, Duration),
     record: &mut Record,
 ) {
+    record.headed = Some(now);
+    record.upstream = if let Ended::Answer(r, lease) = ended { lease.facts(r) } else { None };
     let entry = call.backend.borrow().entry.clone();
     let policy = &entry.backend.policy;
     let now = call.worker.clock.at(now);
@@ -431,7 +455,7 @@ fn note(
         picked.note_pace(took, matches!(ended, Ended::Answer(..)), now);
     }
     if let Ended::Answer(response, _) = ended
-        && let Some(ms) = retry_after_ms(response.status(), response.headers())
+        && let Some(ms) = pause_ms(response, &call.worker.clock)
     {
         picked.entry.shared.pause_until(now.plus(Duration::from_millis(ms)));
         entry.set.changed();
@@ -471,7 +495,7 @@ fn wait(
     if failure == Failure::NotSent && others {
         return Ok(None);
     }
-    let pause = answer.and_then(|r| retry_after_ms(r.status(), r.headers())).filter(|_| !others);
+    let pause = answer.and_then(|r| pause_ms(r, &call.worker.clock)).filter(|_| !others);
     if let Some(ms) = pause {
         let at = Instant::now() + Duration::from_millis(ms);
         if ms > PAUSE_MS_MAX || deadline.is_some_and(|(end, _)| end <= at) {

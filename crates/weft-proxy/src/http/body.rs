@@ -13,15 +13,17 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
 use tokio::time::Instant;
+use weft_base::clock::moment;
 use weft_base::limits::RETRY_BODY_BYTES_MAX;
 
 use self::due::Pace;
 pub use self::due::{Due, Motion};
 pub use self::upstream::UpstreamBody;
+pub use self::whole::HeldUp;
 use super::cache::Fill;
 use super::copied::Copied;
 use super::grpc_web::{Decoder, Encoder};
-use super::serve::{ReceiveError, Received};
+use super::serve::Received;
 use crate::observe::record::Record;
 use crate::sys::pooled::Pooled;
 use crate::upstream::pool::{Answered, Lease};
@@ -48,6 +50,8 @@ pub enum BodyError {
     Malformed(Rc<str>),
     #[error("the request body is larger than {0} bytes")]
     TooLarge(u64),
+    #[error("the client sends nothing of the body")]
+    Shed,
     #[error("the upstream ended the response body early: {0}")]
     Upstream(String),
     #[error("no byte was seen for {} ms", .0.as_millis())]
@@ -78,10 +82,10 @@ struct ReplayState {
     kept_bytes: usize,
     /// More came than is kept: what was kept is gone.
     overflowed: bool,
-    /// Anything was handed to an attempt.
+    /// Anything was handed to the attempt under way.
     given: bool,
     trailers: Option<HeaderMap>,
-    ended: bool,
+    ended: Option<Instant>,
     failed: Option<BodyError>,
     received: u64,
     bytes_max: u64,
@@ -171,7 +175,7 @@ impl Replay {
             overflowed: false,
             given: false,
             trailers: None,
-            ended: false,
+            ended: None,
             failed: None,
             received: 0,
             bytes_max,
@@ -208,6 +212,8 @@ impl Replay {
             Some(shared) => {
                 let mut state = shared.borrow_mut();
                 state.attempt += 1;
+                state.given = false;
+                state.pace.starves(false);
                 state.seal();
                 AttemptInner::Shared {
                     attempt: state.attempt,
@@ -260,12 +266,12 @@ impl ReplayState {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.ended {
+        if self.ended.is_some() {
             return Poll::Ready(None);
         }
         match ready!(self.source.poll_frame(cx)).map(|frame| self.unpacked(frame?)) {
             None => {
-                self.ended = true;
+                self.ended = Some(moment());
                 if self.unpack.as_ref().is_some_and(|unpack| !unpack.is_whole()) {
                     let error = BodyError::Malformed("its base64 is cut off".into());
                     self.failed = Some(error.clone());
@@ -287,7 +293,7 @@ impl ReplayState {
                     }),
                     Err(error) => self.tell_copies(Err(error.clone())),
                 }
-                if self.ended {
+                if self.ended.is_some() {
                     self.tell_copies(Ok(()));
                 }
                 Poll::Ready(Some(kept))
@@ -332,11 +338,11 @@ impl ReplayState {
                 (self.kept, self.tail) = (Vec::new(), BytesMut::new());
             }
             if self.source.is_end_stream() && self.unpack.is_none() {
-                self.ended = true;
+                self.ended = Some(moment());
             }
         } else if let Some(trailers) = frame.trailers_ref() {
             self.trailers = Some(trailers.clone());
-            self.ended = true;
+            self.ended = Some(moment());
         }
         Ok(frame)
     }
@@ -410,6 +416,7 @@ impl Body for AttemptBody {
         if let Some(chunk) = state.kept.get(*next) {
             *next += 1;
             let frame = Frame::data(chunk.clone());
+            state.given = true;
             state.pace.step();
             return Poll::Ready(Some(Ok(frame)));
         }
@@ -419,7 +426,9 @@ impl Body for AttemptBody {
             *trailers_sent = true;
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
-        let frame = ready!(state.poll_source(cx));
+        let polled = state.poll_source(cx);
+        state.pace.starves(polled.is_pending());
+        let frame = ready!(polled);
         state.given = true;
         state.pace.step();
         match &frame {
@@ -435,7 +444,9 @@ impl Body for AttemptBody {
             AttemptInner::Empty => true,
             AttemptInner::Shared { state, next, trailers_sent, .. } => {
                 let s = state.borrow();
-                s.ended && *next >= s.kept.len() && (s.trailers.is_none() || *trailers_sent)
+                s.ended.is_some()
+                    && *next >= s.kept.len()
+                    && (s.trailers.is_none() || *trailers_sent)
             }
         }
     }
@@ -447,7 +458,8 @@ impl Body for AttemptBody {
                 let s = state.borrow();
                 let left: usize = s.kept.iter().skip(*next).map(Bytes::len).sum();
                 let mut hint = SizeHint::new();
-                let source = if s.ended { SizeHint::with_exact(0) } else { s.source.size_hint() };
+                let source =
+                    if s.ended.is_some() { SizeHint::with_exact(0) } else { s.source.size_hint() };
                 if let Some(exact) = source.exact().filter(|_| s.unpack.is_none()) {
                     hint.set_exact(exact + left as u64);
                 }
@@ -572,14 +584,6 @@ impl Drop for ReplyBody {
             record.complete();
         }
         // Otherwise the record's own drop says that the client went away.
-    }
-}
-
-/// What a request body that cannot be read means: the client left, or it sends nonsense.
-impl From<ReceiveError> for BodyError {
-    fn from(error: ReceiveError) -> Self {
-        let text = error.to_string().into();
-        if error.is_malformed() { Self::Malformed(text) } else { Self::Client(text) }
     }
 }
 

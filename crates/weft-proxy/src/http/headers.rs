@@ -13,6 +13,7 @@ use weft_model::HeaderEdit;
 
 use super::made;
 use super::present::Present;
+use crate::guards;
 use crate::observe::quick;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -65,6 +66,9 @@ pub fn shorten_grpc_timeout(headers: &mut HeaderMap, left: Duration) {
 
 /// Removes what belongs to one connection only (RFC 9110 §7.6.1).
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if !guards::on("hop-by-hop") {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         let mut close = false;
         let named: Vec<HeaderName> = headers
@@ -169,6 +173,8 @@ pub fn edit(headers: &mut HeaderMap, edit: &HeaderEdit) {
     for (name, value) in &edit.set {
         if let Some((name, value)) = parse(name, value) {
             headers.insert(name, value);
+        } else {
+            guards::split_lines(headers, name, value);
         }
     }
     for (name, value) in &edit.add {

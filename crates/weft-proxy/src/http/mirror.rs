@@ -14,6 +14,7 @@ use weft_model::{Mirror, Retry, Share, Target, Timeouts};
 
 use super::attempt::{self, Call};
 use super::body::Replay;
+use crate::upstream::pool::Client;
 use crate::worker::Worker;
 
 /// How long a copy may take when its rule limits nothing.
@@ -27,6 +28,7 @@ pub struct Original<'a> {
     pub authority: &'a str,
     pub scheme: &'static str,
     pub grpc: bool,
+    pub client: &'a Client<'a>,
 }
 
 /// Sends the copies that chance picks.
@@ -53,7 +55,7 @@ fn copy(worker: &Rc<Worker>, original: Original<'_>, mirror: &Mirror, times: &Ti
         false => original.authority.into(),
     };
     let (times, worker, scheme) = (times.clone(), worker.clone(), original.scheme);
-    let grpc = original.grpc;
+    let (grpc, client) = (original.grpc, Client::Past(Box::new(original.client.addresses())));
     worker.mirrors.set(worker.mirrors.get() + 1);
     let tasks = worker.conns.clone();
     tasks.spawn_local("mirror", async move {
@@ -72,6 +74,7 @@ fn copy(worker: &Rc<Worker>, original: Original<'_>, mirror: &Mirror, times: &Ti
             retry: &retry,
             interim: None,
             pinned: None,
+            client,
         };
         let limit = times.request_ms.filter(|ms| *ms > 0).map_or(PATIENCE, Duration::from_millis);
         let exchange = async {

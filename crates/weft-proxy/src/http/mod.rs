@@ -25,6 +25,7 @@ pub mod rewritten;
 pub mod route;
 pub mod serve;
 pub mod session;
+mod shed;
 pub mod trace;
 pub mod trust;
 pub mod tunnel;

@@ -12,7 +12,7 @@ use http::{Request, Version};
 use weft_model::decide::{Authority, Headers};
 
 use super::made;
-use crate::checks;
+use crate::guards;
 
 /// What routing reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,9 @@ pub struct HeaderView<'a>(pub &'a http::HeaderMap);
 
 impl Headers for HeaderView<'_> {
     fn any(&self, name: &str, f: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        if let Some(held) = guards::loosely_any(self.0, name, f) {
+            return held;
+        }
         self.0.get_all(name).iter().any(|v| f(v.as_bytes()))
     }
 }
@@ -39,7 +42,7 @@ pub fn canonical<B>(
     request: &Request<B>,
     dialled: Option<SocketAddr>,
 ) -> Result<Authority, String> {
-    checks::explode(request.headers());
+    guards::explode(request.headers());
     check_method(request.method().as_str())?;
     if request.method() != http::Method::CONNECT {
         check_path(request.uri().path(), request.method() == http::Method::OPTIONS)?;
@@ -48,9 +51,9 @@ pub fn canonical<B>(
 }
 
 fn authority<B>(request: &Request<B>, dialled: Option<SocketAddr>) -> Result<Authority, String> {
-    let mut hosts = request.headers().get_all(HOST).iter();
+    let mut hosts = request.headers().iter().filter(|(name, _)| *name == HOST).map(|(_, v)| v);
     let host = match (hosts.next(), hosts.next()) {
-        (_, Some(_)) if checks::on("host-twice") => {
+        (_, Some(_)) if guards::on("host-twice") => {
             return Err("it has more than one Host header".into());
         }
         (Some(host), _) => {
@@ -59,7 +62,8 @@ fn authority<B>(request: &Request<B>, dialled: Option<SocketAddr>) -> Result<Aut
         (None, _) => None,
     };
     let parse = |text: &str| {
-        let read = usual(text).or_else(|| Authority::parse(text));
+        let read = guards::loose_host(text).or_else(|| usual(text));
+        let read = read.or_else(|| Authority::parse(text));
         read.ok_or_else(|| format!("{text:?} is no host name with a port"))
     };
     match (request.uri().authority(), host) {
@@ -69,6 +73,7 @@ fn authority<B>(request: &Request<B>, dialled: Option<SocketAddr>) -> Result<Aut
             if let Some(host) = host
                 && request.version() == Version::HTTP_2
                 && parse(host)? != target
+                && guards::on("authority-host")
             {
                 return Err("its :authority and Host headers differ".into());
             }
@@ -108,7 +113,7 @@ fn usual(text: &str) -> Option<Authority> {
 
 fn check_method(method: &str) -> Result<(), String> {
     // Methods are compared exactly; one in lower case would slip past a rule that names it.
-    if method.bytes().any(|b| b.is_ascii_lowercase()) && checks::on("method-case") {
+    if method.bytes().any(|b| b.is_ascii_lowercase()) && guards::on("method-case") {
         return Err(format!("the method {method:?} is not in upper case"));
     }
     Ok(())
@@ -119,18 +124,18 @@ pub(super) fn check_path(path: &str, options: bool) -> Result<(), String> {
     if is_usual_path(path.as_bytes()) || (path == "*" && options) {
         return Ok(());
     }
-    if !path.starts_with('/') {
+    if !path.starts_with('/') && guards::on("target-form") {
         return Err("its path does not begin with '/'".into());
     }
     let bytes = path.as_bytes();
     let odd = |b: &u8| matches!(b, b'\\' | b'#') || b.is_ascii_control();
-    if bytes.iter().any(odd) && checks::on("path-characters") {
+    if bytes.iter().any(odd) && guards::on("path-characters") {
         return Err("its path has a character that must be escaped".into());
     }
-    if memchr::memchr(b'%', bytes).is_some() && checks::on("path-escapes") {
+    if memchr::memchr(b'%', bytes).is_some() && guards::on("path-escapes") {
         check_escapes(bytes)?;
     }
-    if segments(path).any(is_dot_segment) && checks::on("path-dots") {
+    if segments(path).any(is_dot_segment) && guards::on("path-dots") {
         return Err("its path has '.' or '..' segments; resolve them before sending".into());
     }
     Ok(())
@@ -186,7 +191,7 @@ pub fn readings(path: &str) -> Vec<String> {
     let bytes = path.as_bytes();
     let has_marks = memchr::memchr2(b'%', b';', bytes).is_some();
     let plain = !has_marks && !bytes.windows(2).any(|pair| pair == b"//");
-    if plain || !checks::on("path-readings") {
+    if plain || !guards::on("path-readings") {
         return Vec::new();
     }
     let mut all: Vec<String> = Vec::new();

@@ -2,6 +2,7 @@
 //! The order in which a request is handled, written once, to be read from top to bottom.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use super::upgrade::Upgrade;
 use super::{grpc_web, headers, tunnel, upgrade};
 use crate::capture;
 use crate::config::UnknownDestinations;
+use crate::guards;
 use crate::observe::quick;
 use crate::observe::record::Record;
 use crate::on_demand;
@@ -42,6 +44,7 @@ use crate::sys::pooled::Pooled;
 use crate::table::{BackendEntry, Door, Table};
 use crate::tcp::relay;
 use crate::upstream::pick::LocalBackend;
+use crate::upstream::pool::Client;
 use crate::worker::{Conn, Worker};
 
 /// What becomes of a request once its rule is known.
@@ -97,6 +100,13 @@ pub async fn handle(
     response.map(|body| body.recorded(record))
 }
 
+/// What stands for the host that HTTP/1.0 need not name: where its client connected to. The other
+/// doors are dialled for many hosts, and by that address they would forward to themselves.
+fn stands_for_host(conn: &Conn) -> Option<SocketAddr> {
+    let own = || matches!(conn.door, Door::Gateway(_)).then_some(conn.local);
+    conn.original.or_else(own)
+}
+
 /// The phases.
 async fn run(
     worker: &Rc<Worker>,
@@ -105,7 +115,7 @@ async fn run(
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
     // 1. One canonical form, or none.
-    let authority = normalise::canonical(&request, conn.original)
+    let authority = normalise::canonical(&request, stands_for_host(conn))
         .map_err(|why| Refusal::new(Cause::BadRequest, why))?;
     record.authority = Some(shown(&authority));
 
@@ -192,6 +202,7 @@ async fn exchange<'t>(
         retry,
         interim,
         pinned,
+        client: Client::Of(conn),
     };
     let sent = sent(call, upgrade, &plan, record).await;
     let mut response = match fetch {
@@ -233,9 +244,9 @@ async fn sent(
     plan: &Plan<'_>,
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
-    let Call { worker, head, body, authority, scheme, timeouts, .. } = &call;
+    let Call { worker, head, body, authority, scheme, timeouts, client, .. } = &call;
     let (authority, scheme, grpc) = (&**authority, *scheme, record.is_grpc);
-    let original = Original { head, body, authority, scheme, grpc };
+    let original = Original { head, body, authority, scheme, grpc, client };
     mirror::send(worker, original, &plan.mirrors, timeouts);
     if let Some(upgrade) = upgrade {
         return rare(upgrade::forward(upgrade, call, record)).await;
@@ -493,7 +504,7 @@ fn apply(
     made::keep(authority.host);
     if let Some(rewrite) = plan.rewrite {
         if let Some(new) = &rewrite.host {
-            if HeaderValue::from_str(new).is_err() {
+            if HeaderValue::from_str(new).is_err() && guards::on("value-lines") {
                 let why = "the host of its rewrite is none";
                 return Err(Refusal::new(Cause::Misconfigured, why));
             }

@@ -22,6 +22,14 @@ pub fn get<'m>(headers: &'m HeaderMap, name: &HeaderName) -> Option<&'m HeaderVa
     headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
 }
 
+/// Whether there is a header of this name.
+pub fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
+    if headers.len() > FEW {
+        return headers.contains_key(name);
+    }
+    headers.keys().any(|known| known == name)
+}
+
 // === impl Present ===
 
 impl Present {
@@ -169,6 +177,7 @@ mod tests {
             map.append(name, HeaderValue::from(99));
             for known in &names {
                 assert_eq!(get(&map, known), map.get(known), "{i}");
+                assert_eq!(has(&map, known), map.contains_key(known), "{i}");
             }
         }
     }

@@ -4,7 +4,7 @@
 //! sentence to their app; a gateway shows its outside clients flag and request id only.
 
 use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, Version};
 
 use super::body::ReplyBody;
 use super::headers::{FLAGS, NOT_FORWARDED, REQUEST_ID};
@@ -217,7 +217,13 @@ impl Refusal {
             }
         }
         let outside = matches!(record.conn.door, Door::Gateway(_));
-        let shown = if outside { self.outside(record) } else { sentence.clone() };
+        // A stream whose peer opens no window would go on holding what it is told.
+        let silent = self.cause == Cause::Shed && record.version >= Version::HTTP_2;
+        let shown = match outside {
+            _ if silent => String::new(),
+            true => self.outside(record),
+            false => sentence.clone(),
+        };
         let code = self.grpc.unwrap_or(row.grpc);
         let mut response =
             if record.is_grpc { grpc(code, &shown, record) } else { plain(status, shown) };

@@ -13,8 +13,9 @@ use weft_model::{GatewayListener, HostPort, Match, Parent, PathMatch, Protocol, 
 use super::made::{self, Text};
 use super::normalise::{HeaderView, readings};
 use super::reply::{Cause, Refusal};
-use crate::checks;
+use crate::guards;
 use crate::table::{BackendEntry, Door, HostEntry, Table};
+use crate::tcp::route::is_for_bytes;
 use crate::worker::Conn;
 
 /// What a request is answered by.
@@ -58,7 +59,7 @@ pub fn view<'a>(
         scheme,
         host: &asked.host,
         port: asked.port,
-        path: head.uri.path(),
+        path: guards::loose_path(head.uri.path()),
         query: head.uri.query().unwrap_or(""),
         headers,
     }
@@ -145,7 +146,7 @@ fn captured<'t>(table: &'t Table, conn: &Conn, req: &Request<'_>) -> Result<Choi
         }
         Captured::Instance(found) => {
             let own = BackendEntry::instance(table, &found);
-            own.map(Choice::Own).ok_or_else(|| unknown_service(req))
+            own.map(Choice::Own).map_err(|why| Refusal::new(Cause::NoBackend, why))
         }
         Captured::NoSuchPort { host } => {
             let detail = format!("{} has no port {}", host.name, to.port());
@@ -188,7 +189,7 @@ fn directed(
     host: &str,
 ) -> Result<(), Refusal> {
     let named = conn.server_name.as_deref();
-    let one = listener.sections.len() == 1 || !checks::on("misdirected");
+    let one = listener.sections.len() == 1 || !guards::on("misdirected");
     if one || named.is_some_and(|n| n.eq_ignore_ascii_case(host)) {
         return Ok(());
     }
@@ -221,11 +222,7 @@ fn service<'t>(entry: &'t Arc<HostEntry>, req: &Request<'_>) -> Result<Choice<'t
     if let Some(backend) = entry.default_backend(port) {
         return Ok(Choice::Backend(backend));
     }
-    let why = entry.fails.get(&port.backend).map_or_else(
-        || format!("{} has no backend {:?}", entry.host.name, port.backend),
-        |f| f.reason.to_string(),
-    );
-    Err(Refusal::new(Cause::NoBackend, why))
+    Err(Refusal::new(Cause::NoBackend, entry.why_missing(port)))
 }
 
 /// The rule that takes a request, whichever way its path is read: a server behind that unescapes,
@@ -263,6 +260,9 @@ fn one_rule<'t>(
 
 /// Whoever wrote the match has such paths in mind.
 fn spells_out(matched: &Match) -> bool {
+    if !guards::on("path-spelled") {
+        return false;
+    }
     let text: &str = match &matched.path {
         Some(PathMatch::Exact(text) | PathMatch::ExactNoCase(text)) => text,
         Some(PathMatch::ElementPrefix(text)) => text,
@@ -275,7 +275,7 @@ fn spells_out(matched: &Match) -> bool {
 
 fn speaks_for(route: &Route, port: u16) -> bool {
     match &route.parent {
-        Parent::Host { port: only, .. } => only.is_none_or(|p| p == port),
+        Parent::Host { port: only, .. } => only.is_none_or(|p| p == port) && !is_for_bytes(route),
         Parent::Listener { .. } => false,
     }
 }

@@ -3,7 +3,8 @@
 //! [`super::phases`]. With `upstream/pool` the only place that names them.
 
 use std::cell::RefCell;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -13,10 +14,12 @@ use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
+use weft_base::clock;
 
-use super::body::ReplyBody;
+use super::body::{BodyError, ReplyBody};
 use super::interim::Interim;
 use super::phases;
+use super::present;
 use super::reply::{Cause, Refusal};
 use crate::h1::incoming::BodyFailure;
 use crate::h1::{self, Wrong, server};
@@ -53,38 +56,60 @@ struct Requests {
     interim: Rc<Interim>,
 }
 
-/// Serves a connection until it ends or, while draining, has nothing left to do.
-pub async fn serve<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>, wire: Wire)
+/// Serves a connection until it ends or, while draining, has nothing left to do. In a task of its
+/// own: what found out what it speaks is over, and an idle connection keeps nothing of that.
+pub fn serve<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>, wire: Wire)
 where
     I: Socket + Send + 'static,
 {
-    let remote = conn.remote;
+    let tasks = worker.conns.clone();
+    // Boxed once, since every wrapper of a task would hold its own copy of the future.
     match wire {
         Wire::H1 => {
-            if let Err(error) = serve_h1(io, worker, conn).await {
-                tracing::debug!(%remote, %error, "a client's connection ended early");
-            }
+            let connection = server::Connection::new(io, times(&worker));
+            tasks.spawn_local("connection", in_turns(Box::pin(serve_h1(connection, worker, conn))));
         }
-        Wire::H2 => {
-            if let Err(error) = Box::pin(serve_h2(io, worker, conn)).await {
-                tracing::debug!(%remote, %error, "a client's connection ended early");
-            }
-        }
+        Wire::H2 => tasks.spawn_local("connection", Box::pin(ended_h2(io, worker, conn))),
     }
 }
 
-async fn serve_h1<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>) -> Result<(), server::Ended>
-where
-    I: Socket + Send + 'static,
-{
+/// Reads the clock once in each poll.
+fn in_turns<T>(mut future: Pin<Box<impl Future<Output = T>>>) -> impl Future<Output = T> {
+    poll_fn(move |cx| {
+        let _turn = clock::turn();
+        future.as_mut().poll(cx)
+    })
+}
+
+fn times(worker: &Worker) -> server::Times {
     let limits = &worker.config.limits;
-    let times = server::Times {
+    server::Times {
         head: limits.header_timeout,
         idle: limits.idle_timeout,
         body: limits.stream_idle_timeout,
-    };
-    let requests = Requests { worker: worker.clone(), conn, interim: Rc::default() };
-    server::serve(io, &requests, times, worker.idle_is_over()).await
+    }
+}
+
+async fn serve_h1<I>(connection: server::Connection<I>, worker: Rc<Worker>, conn: Rc<Conn>)
+where
+    I: Socket + Send + 'static,
+{
+    let requests = Requests { worker, conn, interim: Rc::default() };
+    let draining = pin!(requests.worker.idle_is_over());
+    if let Err(error) = connection.serve(&requests, draining).await {
+        let remote = requests.conn.remote;
+        tracing::debug!(%remote, %error, "a client's connection ended early");
+    }
+}
+
+async fn ended_h2<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let remote = conn.remote;
+    if let Err(error) = serve_h2(io, worker, conn).await {
+        tracing::debug!(%remote, %error, "a client's connection ended early");
+    }
 }
 
 async fn serve_h2<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>) -> Result<(), h2::server::Ended>
@@ -102,6 +127,16 @@ where
     let requests = Rc::new(Requests { worker: worker.clone(), conn, interim: Rc::default() });
     let tasks = &worker.conns;
     h2::server::serve(io, peer, requests, times, tasks, tasks.draining()).await
+}
+
+/// Bytes that an idle connection of HTTP/1 holds: its future, and its stream with all buffers.
+#[cfg(test)]
+pub fn connection_bytes() -> (usize, usize) {
+    fn of<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+    type Io = crate::tcp::prefixed::Prefixed<tokio::net::TcpStream>;
+    (of(serve_h1::<Io>), server::stream_bytes::<Io>())
 }
 
 /// The time as answers carry it, made once in a second (RFC 9110 §6.6.1).
@@ -129,7 +164,7 @@ impl Requests {
     async fn answer(&self, request: Request<Received>) -> Response<ReplyBody> {
         let mut response = phases::handle(self.worker.clone(), self.conn.clone(), request).await;
         if !response.status().is_informational()
-            && !response.headers().contains_key(DATE)
+            && !present::has(response.headers(), &DATE)
             && let Some(date) = date(&self.worker)
         {
             response.headers_mut().insert(DATE, date);
@@ -229,12 +264,16 @@ impl Body for Received {
 
 // === impl ReceiveError ===
 
-impl ReceiveError {
-    /// The client sends nonsense; otherwise it left.
-    pub fn is_malformed(&self) -> bool {
-        match self {
-            Self::H1(failure) => matches!(failure, BodyFailure::Malformed(_)),
-            Self::H2(error) => error.is_library(),
+/// What a request body that cannot be read means: the client left, or it sends nonsense, or nothing
+/// while memory is short.
+impl From<ReceiveError> for BodyError {
+    fn from(error: ReceiveError) -> Self {
+        let text = error.to_string().into();
+        match error {
+            ReceiveError::H1(BodyFailure::Shed) => Self::Shed,
+            ReceiveError::H1(BodyFailure::Malformed(_)) => Self::Malformed(text),
+            ReceiveError::H2(error) if error.is_library() => Self::Malformed(text),
+            ReceiveError::H1(BodyFailure::Gone(_)) | ReceiveError::H2(_) => Self::Client(text),
         }
     }
 }

@@ -46,6 +46,7 @@ pub fn keep_or_begin(headers: &mut HeaderMap, present: Present, rng: &mut Rng) {
     let mut given = headers.get_all(&TRACEPARENT).iter();
     let kept = match (given.next(), given.next()) {
         // Of this version it is passed on as it is; what a later one has besides is not known.
+        (Some(only), None) if is_current(only.as_bytes()) => return,
         (Some(only), None) => match parse(only.as_bytes()) {
             Some((0, _)) => return,
             Some((_, context)) => Some(context),
@@ -66,6 +67,19 @@ fn begun(b3: FromB3, rng: &mut Rng) -> Context {
     let (trace, span) =
         b3.ids.unwrap_or_else(|| ((u128::from(id()) << 64) | u128::from(id() | 1), id() | 1));
     Context { trace, span, sampled: b3.sampled.unwrap_or(true) }
+}
+
+/// Whether this is a context of this version, as nearly all are: [`parse`] says so too, but takes
+/// it apart.
+fn is_current(text: &[u8]) -> bool {
+    let lower_hex =
+        |part: &[u8]| part.iter().fold(true, |all, b| all & matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let Some((b"00-", rest)) = text.split_first_chunk::<3>() else { return false };
+    let Some((trace, rest)) = rest.split_first_chunk::<32>() else { return false };
+    let Some((b"-", rest)) = rest.split_first_chunk::<1>() else { return false };
+    let Some((span, [b'-', flags @ ..])) = rest.split_first_chunk::<16>() else { return false };
+    let zero = *trace == [b'0'; 32] || *span == [b'0'; 16];
+    !zero && flags.len() == 2 && lower_hex(trace) && lower_hex(span) && lower_hex(flags)
 }
 
 /// Version and context; `None` for what no version may look like.
@@ -182,6 +196,32 @@ mod tests {
             assert_eq!(traceparent(&headers), want, "{given}");
             assert_eq!(headers[TRACESTATE], "a=1,b=2", "{given}");
         }
+    }
+
+    #[test]
+    fn a_current_context_is_one_that_parses() {
+        let check = |text: &[u8]| {
+            let parsed = matches!(parse(text), Some((0, _)));
+            assert_eq!(is_current(text), parsed, "{}", text.escape_ascii());
+        };
+        let zero = "0".repeat(32);
+        for text in [
+            format!("00-{TRACE}-{SPAN}-01"),
+            format!("00-{zero}-{SPAN}-01"),
+            format!("00-{TRACE}-{}-01", &zero[..16]),
+            format!("00-{TRACE}-{SPAN}-01-x"),
+            format!("00-{TRACE}-{SPAN}-"),
+        ] {
+            for at in 0..text.len() {
+                check(&text.as_bytes()[..at]);
+                for byte in 0..=u8::MAX {
+                    let mut bytes = text.clone().into_bytes();
+                    bytes[at] = byte;
+                    check(&bytes);
+                }
+            }
+        }
+        assert!(is_current(format!("00-{TRACE}-{SPAN}-fe").as_bytes()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use weft_model::Edge;
 use super::headers::{CLIENT_CERT, FORWARDED_FOR, FORWARDED_PROTO, REQUEST_ID};
 use super::made;
 use super::present::Present;
-use crate::checks;
+use crate::guards;
 use crate::observe::quick::Short;
 
 /// What proxies tell about a request's way, besides `x-forwarded-*` and `x-envoy-*`.
@@ -45,7 +45,7 @@ const OWN_PREFIXES: &[&str] = &["x-weft-", "x-envoy-", "x-forwarded-", "x-b3-"];
 pub fn is_droppable(name: &HeaderName) -> bool {
     let text = name.as_str();
     let owned = KEPT.contains(&text) || OWN_PREFIXES.iter().any(|p| text.starts_with(p));
-    !owned || !checks::on("connection-owned")
+    !owned || !guards::on("connection-owned")
 }
 
 /// Servers that make variables of headers write `_` for `-`, so that `x_real_ip` is `x-real-ip`.
@@ -55,7 +55,7 @@ pub fn is_droppable(name: &HeaderName) -> bool {
 /// # Errors
 /// A sentence that says which name.
 pub fn check_names(headers: &HeaderMap, allowed: bool) -> Result<(), String> {
-    if !checks::on("underscores") {
+    if !guards::on("underscores") {
         return Ok(());
     }
     for name in headers.keys() {
@@ -87,27 +87,33 @@ pub fn from_outside(
     scheme: &'static str,
     edge: Edge,
 ) -> Option<HeaderValue> {
-    if !checks::on("outside") {
+    if !guards::on("outside") {
         return headers.get(FORWARDED_FOR).cloned();
     }
     let hops = usize::from(edge.trusted_hops);
     if present.has(Present::TOLD) {
+        // What is written below in any case need not be taken away.
+        let replaced = |n: &HeaderName| *n == FORWARDED_FOR || *n == FORWARDED_PROTO;
         let untrusted: Vec<HeaderName> = headers
             .keys()
-            .filter(|n| n.as_str().starts_with("x-envoy-") || (hops == 0 && is_told(n.as_str())))
+            .filter(|n| match n.as_str() {
+                text if text.starts_with("x-envoy-") => true,
+                text if hops == 0 => is_told(text) && !replaced(n),
+                _ => *n == CLIENT_CERT,
+            })
             .cloned()
             .collect();
         for name in untrusted {
             headers.remove(name);
         }
-        headers.remove(CLIENT_CERT);
     }
     let way = match hops {
         0 => made::value(Short::of_ip(remote).as_bytes()),
         _ => made::value(way(headers, remote, hops).as_bytes()),
     };
-    if let Some(value) = &way {
-        headers.insert(FORWARDED_FOR, value.clone());
+    match &way {
+        Some(value) => drop(headers.insert(FORWARDED_FOR, value.clone())),
+        None => drop(headers.remove(FORWARDED_FOR)),
     }
     let told = || headers.get(FORWARDED_PROTO).map(HeaderValue::as_bytes);
     if hops == 0 || !matches!(told(), Some(b"http" | b"https")) {

@@ -16,6 +16,7 @@ use weft_model::decide::Found;
 use super::body::ReplyBody;
 use super::plan::Plan;
 use super::reply::{Cause, Refusal};
+use crate::guards;
 use crate::h1::Handover;
 use crate::observe::record::Record;
 use crate::tcp::relay;
@@ -38,7 +39,8 @@ pub fn wanted(head: &mut Parts) -> Option<Handover> {
 pub fn permit(head: &Parts, found: &Found<'_>) -> Result<(), Refusal> {
     let names = |m: &StringMatch| matches!(m, StringMatch::Exact(method) if &**method == "CONNECT");
     let named = || found.matched.and_then(|m| m.method.as_ref()).is_some_and(names);
-    if head.method != Method::CONNECT || named() { Ok(()) } else { Err(refused()) }
+    let fits = head.method != Method::CONNECT || named() || !guards::on("connect-named");
+    if fits { Ok(()) } else { Err(refused()) }
 }
 
 /// What a CONNECT is answered that no route takes at all.

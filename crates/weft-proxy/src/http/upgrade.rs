@@ -4,6 +4,7 @@
 //! its upgrade cannot be trusted to be a request.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::header::{
     CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
@@ -20,7 +21,7 @@ use crate::h1::Handover;
 use crate::h1::head::elements;
 use crate::observe::record::Record;
 use crate::tcp::joined::join;
-use crate::tcp::route::idle;
+use crate::tcp::route::{FOR_EVER, idle};
 use crate::worker::{Conn, OpenConnection};
 
 /// A client's wish to leave HTTP.
@@ -77,14 +78,18 @@ pub async fn forward(
         let Upgrade { client, open, .. } = upgrade;
         let usual = call.worker.config.limits.tunnel_idle_timeout;
         let idle = idle(call.timeouts).unwrap_or(usual);
+        let longest = call.timeouts.stream_ms.filter(|ms| *ms > 0).map(Duration::from_millis);
         let lease = response.body_mut().take_left();
         call.worker.conns.spawn_local("upgraded", async move {
             // Both ends stay counted for as long as this lasts.
             let _counted = (open, lease);
             let (client, upstream) = tokio::join!(client.stream(), upstream.stream());
             let (Some(mut client), Some(mut upstream)) = (client, upstream) else { return };
-            if let Err(error) = join(&mut client, &mut upstream, idle, &()).await {
-                tracing::debug!(%error, "an upgraded connection ended");
+            let joined = join(&mut client, &mut upstream, idle, &());
+            match tokio::time::timeout(longest.unwrap_or(FOR_EVER), joined).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "an upgraded connection ended"),
+                Err(_) => tracing::info!(?longest, "an upgraded connection came to its limit"),
             }
         });
     }

@@ -46,9 +46,8 @@ pub fn write(
     builder: &Builder,
     notes: &Notes,
 ) -> Result<(), LastGoodError> {
-    let resources: Vec<_> = builder.resources().collect();
-    let resources = resources.iter().map(|(name, resource)| (name, *resource));
-    let bytes = last_good::encode(generation, resources, notes, carried(path, builder, notes))
+    let carried = carried(path, builder, notes);
+    let bytes = last_good::encode(generation, builder.resources(), notes, carried)
         .map_err(|source| LastGoodError::Form { path: path.into(), source })?;
     let io = |source| LastGoodError::Io { path: path.into(), source };
     let new = path.with_extension("new");

@@ -5,6 +5,7 @@
 mod lastgood;
 pub mod source;
 mod wants;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ use crate::table::{Builder, Door, Table};
 use crate::worker::Command;
 
 use wants::Wants;
+use whole::Reserved;
 
 pub use lastgood::LastGoodError;
 pub use wants::Wanted;
@@ -43,6 +45,8 @@ const REBIND_TRIES: usize = 50;
 pub enum Delivery {
     /// A transaction and where its answer goes.
     Transaction(Transaction, oneshot::Sender<Applied>),
+    /// One that is taken whole or not at all; the answer says what kept it from being used.
+    Whole(Transaction, oneshot::Sender<Result<Applied, Vec<Rejected>>>),
     /// The stream to the server is up, or down.
     Link(bool),
     /// A file says something that is refused whole, and why.
@@ -82,6 +86,8 @@ pub struct Ingest {
     next_number: u64,
     /// Doors whose address could not be bound, and why; tried again.
     missing: Vec<(SocketAddr, Door, String)>,
+    /// Sockets that were opened before the transaction that wants them is used.
+    reserved: Reserved,
     /// What else the last transaction's answer refused.
     refused: Vec<Rejected>,
     wants: Wants,
@@ -89,6 +95,8 @@ pub struct Ingest {
     amended: watch::Sender<Applied>,
     unsaved: bool,
     saved_at: Option<Instant>,
+    /// When the last table was made, if memory was not given back since.
+    littered: Option<Instant>,
     publisher: Publisher<Table>,
     status: Status,
 }
@@ -138,6 +146,7 @@ impl Ingest {
             sockets: BTreeMap::new(),
             next_number: 0,
             missing: Vec::new(),
+            reserved: Reserved::default(),
             refused: Vec::new(),
             wants: Wants::new(config.limits.on_demand),
             amended: watch::channel(Applied::default()).0,
@@ -145,6 +154,7 @@ impl Ingest {
             config,
             unsaved: false,
             saved_at: None,
+            littered: None,
             publisher,
             status,
         }
@@ -185,12 +195,20 @@ impl Ingest {
     pub async fn load_last_good(&mut self) -> Result<Held, LastGoodError> {
         let Some(path) = self.config.last_good.clone() else { return Ok(Vec::new()) };
         let Some(saved) = lastgood::read(&path)? else { return Ok(Vec::new()) };
-        let held = saved.resources.iter().map(|u| (u.name.clone(), u.version)).collect();
+        let mut held: Held = saved.resources.iter().map(|u| (u.name.clone(), u.version)).collect();
         self.status.from_last_good.store(true, Ordering::Relaxed);
         self.wants.restore(&saved.resources, saved.notes);
         self.builder.set_unheld(self.wants.unheld());
         let upserts = saved.resources.into_iter().map(|u| (u.name, u.resource)).collect();
-        self.install(saved.generation, upserts, &[]).await;
+        let rejected = self.install(saved.generation, upserts, &[]).await;
+        // What cannot be used as it was saved is asked for again: it may be another by now, and if
+        // not, the server is told so.
+        for (name, version) in held.iter_mut().filter(|_| !rejected.is_empty()) {
+            let text = name.to_string();
+            if rejected.iter().any(|refused| refused.name == text) {
+                *version = Version::default();
+            }
+        }
         Ok(held)
     }
 
@@ -203,12 +221,18 @@ impl Ingest {
     ) {
         let mut chores_at = Instant::now() + CHORES_EVERY;
         loop {
-            let chores = self.unsaved || !self.missing.is_empty() || self.wants.is_active();
+            let due = self.unsaved || self.littered.is_some();
+            let chores = due || !self.missing.is_empty() || self.wants.is_active();
             tokio::select! {
                 delivery = deliveries.recv() => match delivery {
                     Some(Delivery::Transaction(transaction, answer)) => {
                         let applied = self.apply(transaction).await;
                         // The stream may be gone by now; the table is in place all the same.
+                        let _ = answer.send(applied);
+                    }
+                    Some(Delivery::Whole(transaction, answer)) => {
+                        let applied = self.apply_whole(transaction).await;
+                        // As above.
                         let _ = answer.send(applied);
                     }
                     Some(Delivery::Link(up)) => self.wants.connected = up,
@@ -226,6 +250,10 @@ impl Ingest {
                     self.save();
                     self.open_missing().await;
                     self.wants.tidy(&self.status.table.load(), self.clock.now());
+                    // While one change follows the other, the next one needs it again.
+                    if self.littered.take_if(|at| at.elapsed() >= CHORES_EVERY).is_some() {
+                        (self.config.give_back)();
+                    }
                     chores_at = Instant::now() + CHORES_EVERY;
                 }
             }
@@ -276,7 +304,6 @@ impl Ingest {
 
     /// Applies one transaction; resolves when every worker has passed it.
     pub async fn apply(&mut self, transaction: Transaction) -> Applied {
-        *lock(&self.status.refused) = None;
         self.wants.take(&transaction);
         self.builder.set_unheld(self.wants.unheld());
         let Transaction { generation, upserts, removes, .. } = transaction;
@@ -301,6 +328,7 @@ impl Ingest {
         upserts: Vec<(ResourceName, Result<Resource, Fail>)>,
         removes: &[ResourceName],
     ) -> Vec<Rejected> {
+        self.littered = Some(Instant::now());
         let (table, refused) = self.builder.apply(generation, upserts, removes);
         self.refused = refused;
         let upstream = self.config.has_upstream_ports();
@@ -358,7 +386,7 @@ impl Ingest {
     }
 
     async fn open(
-        &self,
+        &mut self,
         address: SocketAddr,
         door: Door,
         number: u64,
@@ -366,7 +394,10 @@ impl Ingest {
         if matches!(door, Door::Datagrams(_)) {
             return self.open_datagrams(address, door, number).await;
         }
-        let sockets = listen::bind_from(&self.config, address, self.workers.len()).await?;
+        let sockets = match self.reserved.connections.remove(&address) {
+            Some(sockets) => sockets,
+            None => listen::bind_from(&self.config, address, self.workers.len()).await?,
+        };
         let bound = sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(address);
         lock(&self.status.sockets).insert(number, (door.clone(), bound));
         for (worker, socket) in self.workers.iter().zip(sockets) {
@@ -379,12 +410,15 @@ impl Ingest {
     }
 
     async fn open_datagrams(
-        &self,
+        &mut self,
         address: SocketAddr,
         door: Door,
         number: u64,
     ) -> Result<SocketAddr, listen::ListenError> {
-        let sockets = listen::bind_datagrams(&self.config, address, self.workers.len()).await?;
+        let sockets = match self.reserved.datagrams.remove(&address) {
+            Some(sockets) => sockets,
+            None => listen::bind_datagrams(&self.config, address, self.workers.len()).await?,
+        };
         let bound = sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(address);
         lock(&self.status.sockets).insert(number, (door.clone(), bound));
         for (worker, socket) in self.workers.iter().zip(sockets) {

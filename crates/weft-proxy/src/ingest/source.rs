@@ -5,7 +5,7 @@
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use weft_model::{Resource, ResourceName};
-use weft_xds::{Applied, Transaction, Upsert};
+use weft_xds::{Applied, Rejected, Transaction, Upsert};
 
 use super::Delivery;
 
@@ -40,6 +40,17 @@ impl Feed {
     pub async fn apply(&self, transaction: Transaction) -> Option<Applied> {
         let (applied, answer) = oneshot::channel();
         self.deliveries.send(Delivery::Transaction(transaction, applied)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// The same for one that is taken whole or not at all: when one of its listeners cannot be
+    /// opened, nothing of it is used, what was in use stays, and the answer says why.
+    pub async fn apply_whole(
+        &self,
+        transaction: Transaction,
+    ) -> Option<Result<Applied, Vec<Rejected>>> {
+        let (applied, answer) = oneshot::channel();
+        self.deliveries.send(Delivery::Whole(transaction, applied)).await.ok()?;
         answer.await.ok()
     }
 

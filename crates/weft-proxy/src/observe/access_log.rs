@@ -3,14 +3,15 @@
 //! gathered. A full queue drops lines and counts them; it never holds a request up. Texts go back
 //! and forth, so that nothing is allocated per line, and nobody is woken per line.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
-use super::flags::Flags;
+use super::facts;
+use super::flags::{Flag, Flags};
 use super::format::{Entry, Format, Wanted};
 use super::metrics::WorkerCells;
 use super::record::Record;
@@ -25,6 +26,8 @@ const BATCHES_MAX: usize = 64;
 const BATCH_BYTES: usize = 16 * 1024;
 /// Longest that a line waits for others.
 const GATHER: Duration = Duration::from_millis(20);
+/// Lines about failed handshakes in a second, of each worker.
+const UNSHAKEN_LINES_MAX: u32 = 10;
 /// Empty texts that a worker is given back.
 const SPARE_MAX: usize = 4;
 
@@ -38,6 +41,8 @@ pub struct LogSender {
     filled: Notify,
     lines: mpsc::Sender<Lines>,
     cells: Arc<WorkerCells>,
+    /// Lines about failed handshakes in a second.
+    unshaken: Cell<(u64, u32)>,
 }
 
 #[derive(Debug)]
@@ -60,7 +65,12 @@ pub struct Lines {
 pub struct LogWriter {
     lines: mpsc::Receiver<Lines>,
     path: Option<std::path::PathBuf>,
+    reopen: Reopen,
 }
+
+/// Asks the writer to open its file again: whoever rotates logs has given the old one another name.
+#[derive(Clone, Debug, Default)]
+pub struct Reopen(Arc<Notify>);
 
 /// One opaque connection, for its line.
 #[derive(Debug)]
@@ -70,6 +80,9 @@ pub struct Relayed<'a> {
     pub ms: u64,
     pub backend: Option<&'a BackendEntry>,
     pub endpoint: Option<&'a LocalEndpoint>,
+    pub upstream: Option<&'a facts::Upstream>,
+    /// It did not come to more than a handshake.
+    pub handshake: bool,
     pub tries: u32,
     pub flags: Flags,
     pub received: u64,
@@ -78,9 +91,9 @@ pub struct Relayed<'a> {
 }
 
 /// The writer's end and what each worker's [`LogSender`] is made of.
-pub fn channel(config: &AccessLog) -> (mpsc::Sender<Lines>, LogWriter) {
-    let (tx, rx) = mpsc::channel(BATCHES_MAX);
-    (tx, LogWriter { lines: rx, path: config.path.clone() })
+pub fn channel(config: &AccessLog) -> (mpsc::Sender<Lines>, LogWriter, Reopen) {
+    let ((tx, lines), reopen) = (mpsc::channel(BATCHES_MAX), Reopen::default());
+    (tx, LogWriter { lines, path: config.path.clone(), reopen: reopen.clone() }, reopen)
 }
 
 // === impl LogSender ===
@@ -94,13 +107,51 @@ impl LogSender {
         };
         let (back, spare) = mpsc::channel(SPARE_MAX);
         let batch = RefCell::new(Batch { text: Vec::new(), lines: 0, spare, back });
-        Self { what: config.what, format, batch, filled: Notify::new(), lines, cells }
+        let (filled, unshaken) = (Notify::new(), Cell::default());
+        Self { what: config.what, format, batch, filled, lines, cells, unshaken }
     }
 
     /// Headers that must be noted for the line; `None` when there are none, or no line.
     pub fn wanted(&self) -> Option<&Wanted> {
         let wanted = self.format.wanted();
         (self.what != LogWhat::Nothing && !wanted.is_empty()).then_some(wanted)
+    }
+
+    /// Whether lines tell of the TLS of clients' connections.
+    pub fn tells_session(&self) -> bool {
+        self.what != LogWhat::Nothing && self.format.wanted().session
+    }
+
+    /// Whether lines tell of upstream connections.
+    pub fn tells_upstream(&self) -> bool {
+        self.what != LogWhat::Nothing && self.format.wanted().upstream
+    }
+
+    /// A client whose TLS handshake came to nothing. All are counted; whoever knocks at every
+    /// second gets no more lines than others' requests leave room for.
+    pub fn unshaken(&self, conn: &Conn, wall_ms: u64, ms: u64, why: String) {
+        self.cells.handshakes_failed.add(1);
+        let (second, lines) = self.unshaken.get();
+        let now = wall_ms / 1_000;
+        let lines = if second == now { lines + 1 } else { 1 };
+        self.unshaken.set((now, lines));
+        if lines > UNSHAKEN_LINES_MAX {
+            return;
+        }
+        self.relayed(&Relayed {
+            conn,
+            wall_ms,
+            ms,
+            backend: None,
+            endpoint: None,
+            upstream: None,
+            handshake: true,
+            tries: 0,
+            flags: Flags::from(Flag::DPE),
+            received: 0,
+            sent: 0,
+            sentence: Some(why),
+        });
     }
 
     pub fn request(&self, record: &Record, ms: u64) {
@@ -187,20 +238,32 @@ impl Lines {
     }
 }
 
+// === impl Reopen ===
+
+impl Reopen {
+    /// What is written from now on is in the file that has the name then.
+    pub fn ask(&self) {
+        self.0.notify_one();
+    }
+}
+
 // === impl LogWriter ===
 
 impl LogWriter {
     /// Writes until all workers are gone.
     pub async fn run(mut self) {
-        let mut file = self.path.as_ref().and_then(|path| {
-            let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
-            opened
-                .inspect_err(|error| {
-                    tracing::error!(path = %path.display(), %error, "no access log: cannot open");
-                })
-                .ok()
-        });
-        while let Some(lines) = self.lines.recv().await {
+        let mut file = self.open();
+        loop {
+            let lines = tokio::select! {
+                biased;
+                () = self.reopen.0.notified() => {
+                    // What cannot be opened leaves the lines where they went.
+                    file = self.open().or(file);
+                    continue;
+                }
+                lines = self.lines.recv() => lines,
+            };
+            let Some(lines) = lines else { return };
             let text = &lines.text;
             let written = match (&mut file, &self.path) {
                 (Some(file), _) => file.write_all(text),
@@ -212,5 +275,14 @@ impl LogWriter {
             }
             lines.give_back();
         }
+    }
+
+    fn open(&self) -> Option<std::fs::File> {
+        let path = self.path.as_ref()?;
+        let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        let told = opened.inspect_err(|error| {
+            tracing::error!(path = %path.display(), %error, "the access log cannot be opened");
+        });
+        told.ok()
     }
 }

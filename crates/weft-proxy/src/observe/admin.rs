@@ -2,6 +2,7 @@
 //! The proxy's own doors: metrics (15020), readiness (15021) and admin (15000) with Envoy's paths
 //! where the meaning is the same. Runs on the control runtime; reads published values only.
 
+mod control;
 mod stats;
 
 use std::convert::Infallible;
@@ -21,6 +22,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use weft_base::clock::Clock;
 use weft_base::limits::CHECK_HEADER;
@@ -33,12 +35,12 @@ use weft_model::{Health, Resource};
 use self::stats::{Baseline, Query};
 use super::exposition::{ProxyCollector, render, render_classic};
 use super::metrics::WorkerCells;
-use crate::checks;
 use crate::config::ProxyConfig;
+use crate::guards;
 use crate::http::cache::Store;
 use crate::ingest::Status;
 use crate::table::{BackendEntry, EndpointEntry, Table};
-use crate::worker::Names;
+use crate::worker::{Command, Names};
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Stands where a private key was.
@@ -67,6 +69,9 @@ pub struct Admin {
     clock: Clock,
     /// Somebody asked to be taken for not ready.
     failing: AtomicBool,
+    /// Nothing new is taken.
+    draining: AtomicBool,
+    workers: Vec<mpsc::Sender<Command>>,
     baseline: Baseline,
 }
 
@@ -88,8 +93,9 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("POST", "/healthcheck/fail", "be taken for not ready until /healthcheck/ok"),
     ("POST", "/healthcheck/ok", "be ready again"),
     ("POST", "/reset_counters", "counters of /stats begin at 0 again; not those of Prometheus"),
-    ("POST", "/drain_listeners", "finish what is open, take nothing new, end"),
-    ("POST", "/quitquitquit", "the same"),
+    ("POST", "/logging", "levels of this process's log; ?level=L ?NAME=L ?paths=NAME:L,..."),
+    ("POST", "/drain_listeners", "take nothing new; ?graceful ?inboundonly ?skip_exit"),
+    ("POST", "/quitquitquit", "finish what is open, take nothing new, end"),
 ];
 
 /// What a health check that a client defined may ask of these doors: it comes from this machine,
@@ -138,8 +144,26 @@ impl Admin {
         cache: Arc<Store>,
     ) -> Self {
         let (identity, clock) = (None, Clock::system());
-        let (failing, baseline) = (AtomicBool::new(false), Baseline::default());
-        Self { config, names, status, cells, quit, cache, identity, clock, failing, baseline }
+        Self {
+            config,
+            names,
+            status,
+            cells,
+            quit,
+            cache,
+            identity,
+            clock,
+            failing: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            workers: Vec::new(),
+            baseline: Baseline::default(),
+        }
+    }
+
+    /// The same, with whom to tell that nothing new is to be taken.
+    #[must_use]
+    pub fn over(self, workers: Vec<mpsc::Sender<Command>>) -> Self {
+        Self { workers, ..self }
     }
 
     /// The same for a proxy with an identity, whose certificate it shows.
@@ -170,7 +194,7 @@ impl Admin {
             }
             None => text(StatusCode::NOT_FOUND, "not found\n".into()),
             Some("GET") if read => self.show(path, request),
-            Some("POST") if request.method() == Method::POST => {
+            Some("POST") if request.method() == Method::POST || !guards::on("admin-post") => {
                 self.change(path, request.uri().query().unwrap_or(""))
             }
             Some(method) => {
@@ -222,9 +246,26 @@ impl Admin {
             "/reset_counters" => {
                 self.baseline.reset(stats::all(&self.collector(), &self.status.table.load()));
             }
+            "/logging" => return control::logging(&self.config, query),
+            "/drain_listeners" => return self.drain_listeners(query),
             _ => self.quit.cancel(),
         }
         text(StatusCode::OK, "OK\n".into())
+    }
+
+    /// The process goes on, and whatever is open in it.
+    fn drain_listeners(&self, query: &str) -> Response<Full<Bytes>> {
+        let leave = match control::leave(query) {
+            Ok(leave) => leave,
+            Err(why) => return text(StatusCode::BAD_REQUEST, why),
+        };
+        self.draining.store(true, Ordering::Relaxed);
+        let told = self.workers.iter().map(|w| w.try_send(Command::Leave(leave)));
+        let busy = told.filter(Result::is_err).count();
+        match busy {
+            0 => text(StatusCode::OK, "OK\n".into()),
+            _ => text(StatusCode::SERVICE_UNAVAILABLE, "workers are busy: ask again\n".into()),
+        }
     }
 
     fn purge(&self, query: &str) -> Response<Full<Bytes>> {
@@ -238,13 +279,18 @@ impl Admin {
     /// Ready: a table was committed. The mesh door is open only with a certificate, so an
     /// identity is there by then.
     fn ready(&self) -> Response<Full<Bytes>> {
-        if self.quit.is_cancelled() || self.failing.load(Ordering::Relaxed) {
+        if self.is_leaving() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "DRAINING\n".into());
         }
         if self.status.is_configured() {
             return text(StatusCode::OK, "LIVE\n".into());
         }
         text(StatusCode::SERVICE_UNAVAILABLE, "PRE_INITIALIZING: no configuration yet\n".into())
+    }
+
+    fn is_leaving(&self) -> bool {
+        let told = [&self.failing, &self.draining];
+        self.quit.is_cancelled() || told.iter().any(|told| told.load(Ordering::Relaxed))
     }
 
     fn collector(&self) -> ProxyCollector {
@@ -281,8 +327,7 @@ impl Admin {
     }
 
     fn server_info(&self) -> Value {
-        let leaving = self.quit.is_cancelled() || self.failing.load(Ordering::Relaxed);
-        let state = match (leaving, self.status.is_configured()) {
+        let state = match (self.is_leaving(), self.status.is_configured()) {
             (true, _) => "DRAINING",
             (false, true) => "LIVE",
             (false, false) => "PRE_INITIALIZING",
@@ -423,11 +468,11 @@ fn hide_keys(value: &mut Value) {
 fn is_local(headers: &HeaderMap) -> bool {
     let host = headers.get(HOST).and_then(|h| h.to_str().ok()).and_then(Authority::parse);
     let by_address = host.is_some_and(|a| a.ip().is_some() || a.host == "localhost");
-    by_address && !headers.contains_key(ORIGIN)
+    (by_address && !headers.contains_key(ORIGIN)) || !guards::on("admin-local")
 }
 
 fn is_out_of_bounds(headers: &HeaderMap, path: &str) -> bool {
-    headers.contains_key(CHECK_HEADER) && !FOR_CHECKS.contains(&path) && checks::on("client-checks")
+    headers.contains_key(CHECK_HEADER) && !FOR_CHECKS.contains(&path) && guards::on("client-checks")
 }
 
 fn all_backends(table: &Table) -> impl Iterator<Item = &Arc<BackendEntry>> {
@@ -447,7 +492,9 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    if guards::on("admin-nosniff") {
+        headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

@@ -194,8 +194,13 @@ impl ProxyCollector {
             ),
             (
                 "weft_shed",
-                "Requests and connections refused since memory was short",
+                "Requests and connections refused, and transfers given up, since memory was short",
                 sum(|c| c.shed.get()),
+            ),
+            (
+                "weft_tls_handshakes_failed",
+                "TLS handshakes of clients that came to nothing",
+                sum(|c| c.handshakes_failed.get()),
             ),
             (
                 "weft_mirrors_dropped",

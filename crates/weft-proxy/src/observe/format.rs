@@ -3,6 +3,7 @@
 //! compiled once. Writing a line allocates nothing beside the line. Called by the access log;
 //! knows no socket and no file.
 
+mod more;
 mod parse;
 mod value;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
+use super::quick;
 use value::{Operator, Sink};
 
 pub use parse::OPERATORS;
@@ -90,12 +92,20 @@ enum Node {
     Fixed(Arc<str>),
 }
 
-/// Headers that the line shows and a record does not have of itself.
+/// What the line shows and a record does not have of itself; headers by their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     pub request: Vec<HeaderName>,
     pub response: Vec<HeaderName>,
     pub trailers: Vec<HeaderName>,
+    /// The TLS of the client's connection.
+    pub session: bool,
+    /// The upstream connection.
+    pub upstream: bool,
+    /// A number for each line.
+    pub numbers: bool,
+    /// Operators that have no value here, as they are written.
+    pub never: Vec<Arc<str>>,
 }
 
 /// Their values in one request, in the order of [`Wanted`].
@@ -142,8 +152,16 @@ impl Format {
         &self.wanted
     }
 
+    /// Operators that weft has no value for: they are always `-`.
+    pub fn never(&self) -> &[Arc<str>] {
+        &self.wanted.never
+    }
+
     /// Appends one line, without its end.
     pub fn write(&self, entry: &Entry<'_>, out: &mut Vec<u8>) {
+        if self.wanted.numbers {
+            more::next_line();
+        }
         match &self.shape {
             Shape::Text(pieces) => self.pieces(pieces, entry, out, false),
             Shape::Json(node) => {
@@ -161,7 +179,7 @@ impl Format {
                 }
                 Piece::Literal(text) => match text.as_bytes() {
                     [one] => out.push(*one),
-                    text => out.extend_from_slice(text),
+                    text => quick::append(out, text),
                 },
                 Piece::Value(operator, most) => {
                     let mut sink = Sink::new(out, json, *most);
@@ -241,6 +259,7 @@ fn typed(operator: &Operator, most: Option<usize>, entry: &Entry<'_>, out: &mut 
 // === impl Wanted ===
 
 impl Wanted {
+    /// Whether it shows no header of those.
     pub fn is_empty(&self) -> bool {
         self.request.is_empty() && self.response.is_empty() && self.trailers.is_empty()
     }

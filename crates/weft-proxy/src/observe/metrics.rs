@@ -4,13 +4,14 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use weft_base::limits::METRIC_SERIES_MAX;
-use weft_base::metrics::{Cell, DURATION_MS_BOUNDS, Histogram};
+use weft_base::metrics::{Cell, DURATION_MS_BOUNDS, Histogram, count};
 
 use super::flags::Flags;
+use crate::overload::crowd::Crowd;
 
 /// Bucket bounds of the byte histograms.
 pub const BYTES_BOUNDS: [u64; 10] =
@@ -93,6 +94,7 @@ pub struct WorkerCells {
     pub mirrors_dropped: Cell,
     pub rate_limited: Cell,
     pub shed: Cell,
+    pub handshakes_failed: Cell,
     pub half_open: Cell,
     pub udp_flows: Cell,
     pub udp_flows_open: Cell,
@@ -110,6 +112,8 @@ pub struct WorkerMetrics {
     pub cells: Arc<WorkerCells>,
     requests: RefCell<HashMap<Labels, Arc<RequestSeries>>>,
     tcp: RefCell<HashMap<Labels, Arc<TcpSeries>>>,
+    /// Requests that have a record.
+    pub crowd: Crowd,
     series_max: usize,
 }
 
@@ -147,6 +151,7 @@ impl WorkerMetrics {
             cells,
             requests: RefCell::default(),
             tcp: RefCell::default(),
+            crowd: Crowd::default(),
             series_max: METRIC_SERIES_MAX / workers.max(1),
         }
     }
@@ -207,7 +212,7 @@ impl WorkerMetrics {
 
 impl RequestSeries {
     pub fn observe(&self, ms: u64, request_bytes: u64, response_bytes: u64) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        count(&self.requests, 1);
         self.duration_ms.observe(ms);
         self.request_bytes.observe(request_bytes);
         self.response_bytes.observe(response_bytes);

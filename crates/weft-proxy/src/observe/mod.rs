@@ -5,6 +5,7 @@
 pub mod access_log;
 pub mod admin;
 pub mod exposition;
+pub mod facts;
 pub mod flags;
 pub mod format;
 pub mod metrics;

@@ -19,7 +19,7 @@ pub trait Ascii {
 impl Ascii for Vec<u8> {
     #[inline]
     fn put(&mut self, ascii: &[u8]) {
-        self.extend_from_slice(ascii);
+        append(self, ascii);
     }
 }
 
@@ -64,6 +64,39 @@ impl fmt::Write for Short {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.put(text.as_bytes());
         Ok(())
+    }
+}
+
+/// Appends what mostly is short: a few words are moved in place, where a call to move so little
+/// costs more than the move.
+#[inline]
+pub fn append(out: &mut Vec<u8>, text: &[u8]) {
+    const SHORT: usize = 32;
+    let (at, n) = (out.len(), text.len());
+    if n > SHORT {
+        return out.extend_from_slice(text);
+    }
+    out.extend_from_slice(&[0; SHORT]);
+    if let Some(place) = out.get_mut(at..at + n) {
+        // Both ends, which may lie over each other.
+        match n {
+            0 => {}
+            1..=3 => place.iter_mut().zip(text).for_each(|(place, byte)| *place = *byte),
+            4..=7 => ends::<4>(place, text),
+            8..=15 => ends::<8>(place, text),
+            _ => ends::<16>(place, text),
+        }
+    }
+    out.truncate(at + n);
+}
+
+#[inline]
+fn ends<const N: usize>(place: &mut [u8], text: &[u8]) {
+    if let (Some(place), Some(text)) = (place.first_chunk_mut::<N>(), text.first_chunk()) {
+        *place = *text;
+    }
+    if let (Some(place), Some(text)) = (place.last_chunk_mut::<N>(), text.last_chunk()) {
+        *place = *text;
     }
 }
 
@@ -304,6 +337,17 @@ mod tests {
         let mut room = [0; 6];
         hex(&[0x00, 0x9a, 0xff], &mut room);
         assert_eq!(&room, b"009aff");
+    }
+
+    #[test]
+    fn what_is_appended_is_all_of_it() {
+        let text: Vec<u8> = (1..=80).collect();
+        let (mut out, mut expected) = (Vec::new(), Vec::new());
+        for n in 0..=80 {
+            append(&mut out, &text[..n]);
+            expected.extend_from_slice(&text[..n]);
+            assert_eq!(out, expected, "{n}");
+        }
     }
 
     #[test]

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Uri, Version};
 use tokio::time::Instant;
+use weft_base::clock::moment;
 use weft_model::Health;
 use weft_model::decide::{CorsHeaders, Outcome, outcome_of_grpc};
 
+use super::facts;
 use super::flags::{Flag, Flags};
 use super::format::Noted;
 use super::metrics::{Labels, Reporter, RequestProtocol};
@@ -68,9 +70,16 @@ pub struct Record {
     pub body: Replay,
     pub bytes_sent: u64,
     pub upstream_ms: Option<u64>,
+    /// When the last attempt's answer began, or the attempt failed.
+    pub headed: Option<Instant>,
+    /// The connection that it came on.
+    pub upstream: Option<Rc<facts::Upstream>>,
     /// Who answered a gRPC call that has not said yet how it went.
     pub unjudged: Option<(Pinned<BackendEntry>, Arc<EndpointEntry>)>,
     written: bool,
+    /// Its line of the access log is due, and what it took. The line is written when the record
+    /// goes: an answer's last bytes do not wait for it.
+    line: Option<u64>,
 }
 
 // === impl Record ===
@@ -78,7 +87,8 @@ pub struct Record {
 impl Record {
     pub fn begin<B>(worker: &Rc<Worker>, conn: &Rc<Conn>, request: &http::Request<B>) -> Self {
         let headers = request.headers();
-        let started = Instant::now();
+        let started = moment();
+        worker.metrics.crowd.begin();
         Self {
             worker: worker.clone(),
             conn: conn.clone(),
@@ -88,7 +98,7 @@ impl Record {
             uri: request.uri().clone(),
             version: request.version(),
             authority: None,
-            user_agent: headers.get(http::header::USER_AGENT).cloned(),
+            user_agent: present::get(headers, &http::header::USER_AGENT).cloned(),
             forwarded_for: None,
             request_id: None,
             source: None,
@@ -112,8 +122,11 @@ impl Record {
             body: Replay::default(),
             bytes_sent: 0,
             upstream_ms: None,
+            headed: None,
+            upstream: None,
             unjudged: None,
             written: false,
+            line: None,
         }
     }
 
@@ -160,13 +173,14 @@ impl Record {
             BodyError::Deadline(_) => Flag::UT,
             BodyError::Malformed(_) => Flag::DPE,
             BodyError::Client(_) | BodyError::TooLarge(_) | BodyError::GivenUp => Flag::DC,
+            BodyError::Shed => Flag::OM,
             BodyError::Upstream(_) => Flag::UC,
         };
         self.flags.add(flag);
         self.sentence = Some(format!("{error} after the response head was sent"));
         match flag {
-            // The client's doing says nothing about the instance.
-            Flag::DC | Flag::DPE => {}
+            // The client's doing, or this proxy's, says nothing about the instance.
+            Flag::DC | Flag::DPE | Flag::OM => {}
             _ => self.judge(Outcome::Local),
         }
         self.write();
@@ -191,7 +205,8 @@ impl Record {
     }
 
     pub fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let elapsed = moment().saturating_duration_since(self.started);
+        u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
     }
 
     fn write(&mut self) {
@@ -208,7 +223,7 @@ impl Record {
             }
             _ => find().observe(ms, received, sent),
         }
-        self.worker.log.request(self, ms);
+        self.line = Some(ms);
     }
 
     fn ending(&self) -> Ending {
@@ -273,17 +288,21 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        self.worker.metrics.crowd.end();
         if !self.written {
             self.flags.add(Flag::DC);
             self.sentence.get_or_insert_with(|| "the client went away before the end".into());
             self.write();
+        }
+        if let Some(ms) = self.line {
+            self.worker.log.request(self, ms);
         }
     }
 }
 
 /// `application/grpc`, with the messages' format or parameters behind it; not gRPC-Web.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
-    let kind = headers.get(http::header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let kind = present::get(headers, &http::header::CONTENT_TYPE).map(HeaderValue::as_bytes);
     let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }

@@ -3,4 +3,5 @@
 //! need it; decides nothing.
 
 pub mod pooled;
+pub mod program;
 pub mod value;

@@ -5,8 +5,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use weft_model::Host;
 use weft_model::decide::{AddressBook, Instance};
+use weft_model::{Endpoint, Host};
 
 use super::{BackendEntry, HostEntry, Table};
 
@@ -85,15 +85,18 @@ impl Addresses {
 /// Every instance of a host, once per port that it serves.
 fn places(entry: &HostEntry) -> impl Iterator<Item = (Place, SocketAddr)> {
     let addressed = !entry.host.addresses.is_empty();
-    entry.host.ports.iter().filter_map(|port| entry.backends.get(&port.backend)).flat_map(
-        move |backend| {
-            let child = &backend.name.child;
-            backend.endpoints.iter().map(move |e| {
-                let (host, backend) = (entry.host.name.clone(), child.clone());
-                (Place { addressed, host, backend }, e.endpoint.address)
-            })
-        },
-    )
+    entry.host.ports.iter().flat_map(move |port| {
+        let place =
+            Place { addressed, host: entry.host.name.clone(), backend: port.backend.clone() };
+        instances(entry, &port.backend).map(move |e| (place.clone(), e.address))
+    })
+}
+
+/// The instances of a backend, be it one that fails.
+fn instances<'a>(entry: &'a HostEntry, backend: &'a str) -> impl Iterator<Item = &'a Endpoint> {
+    let made = entry.backends.get(backend).map(|b: &Arc<BackendEntry>| &b.endpoints);
+    let failing = entry.failing.iter().filter(move |(child, _)| **child == *backend);
+    made.into_iter().flatten().map(|e| &*e.endpoint).chain(failing.map(|(_, e)| &**e))
 }
 
 impl AddressBook for Table {
@@ -106,9 +109,8 @@ impl AddressBook for Table {
         let place = self.addresses.instances.get(&at)?.first()?;
         let entry = self.hosts.get(&place.host)?;
         let port = entry.host.ports.iter().find(|p| p.backend == place.backend)?;
-        let backend: &BackendEntry = entry.backends.get(&place.backend)?;
-        let found = backend.endpoints.iter().find(|e| e.endpoint.address == at)?;
-        Some(Instance { host: &entry.host, port, endpoint: &found.endpoint })
+        let endpoint = instances(entry, &place.backend).find(|e| e.address == at)?;
+        Some(Instance { host: &entry.host, port, endpoint })
     }
 
     fn host_named(&self, name: &str) -> Option<&Host> {

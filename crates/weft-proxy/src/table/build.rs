@@ -3,8 +3,10 @@
 //!
 //! A route whose backend is not here yet keeps its previous form (or stays away), so that a new
 //! route goes from 404 to 200 without a 503 between. A bad resource keeps its last good form, but
-//! a backend whose TLS cannot be spoken fails: its last form may be one in plaintext.
+//! a backend whose TLS cannot be spoken fails: its last form may be one in plaintext. A section of
+//! a gateway's port whose TLS cannot be used is not served; the others may be somebody else's.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
@@ -13,9 +15,9 @@ use std::sync::{Arc, OnceLock};
 use weft_base::clock::Clock;
 use weft_model::decide::{Own, Routes, places};
 use weft_model::{
-    Backend, BackendPolicy, Endpoint, EndpointSet, Fail, Health, Host, InboundListener, Labels,
-    ListenerKind, Locality, Outlier, Resource, ResourceName, Root, Route, Transport, UDP_MARK,
-    UpstreamTls, endpoints_child, udp_endpoints_child,
+    Backend, BackendPolicy, Certificate, Endpoint, Fail, Health, Host, InboundListener, Labels,
+    Listener, ListenerKind, Locality, Outlier, Resource, ResourceName, Root, Route, Transport,
+    UDP_MARK, UpstreamTls, endpoints_child, udp_endpoints_child,
 };
 use weft_xds::Rejected;
 
@@ -23,6 +25,13 @@ use super::{
     BackendEntry, CaptureEntry, EndpointEntry, EndpointShared, GatewayEntry, HostEntry,
     InboundEntry, OriginTls, SetShared, Table, Unheld, WindowEnd, tls,
 };
+
+mod clients;
+mod held;
+mod shown;
+
+use held::Held;
+pub(super) use held::HeldSet;
 
 type Child = Arc<str>;
 type SharedKey = (Arc<str>, u16, Arc<str>, SocketAddr);
@@ -37,8 +46,7 @@ pub struct Builder {
     instances: bool,
     /// Routes are looked up however few they are.
     indexed: bool,
-    /// Shared, so that a map's nodes, which have room for many, are small.
-    roots: BTreeMap<Root, BTreeMap<Child, Arc<Resource>>>,
+    roots: BTreeMap<Root, BTreeMap<Child, Held>>,
     /// Routes in effect: the newest version whose backends are all known.
     routes: BTreeMap<ResourceName, Arc<Route>>,
     /// Routes that wait for a backend, so that they are looked at again.
@@ -47,6 +55,8 @@ pub struct Builder {
     /// See [`BackendEntry::set`], by service and port.
     sets: HashMap<(Arc<str>, u16), Arc<SetShared>>,
     origins: HashMap<UpstreamTls, Arc<OriginTls>>,
+    /// See [`GatewayListener::backend_certificate`](weft_model::GatewayListener).
+    shown: Option<Certificate>,
     /// Where this proxy is.
     own: Own,
     /// Backends whose requests are shared by zone.
@@ -71,6 +81,7 @@ impl Builder {
             shared: HashMap::new(),
             sets: HashMap::new(),
             origins: HashMap::new(),
+            shown: None,
             own: Own::default(),
             zoned: BTreeSet::new(),
             table: Table::default(),
@@ -114,6 +125,7 @@ impl Builder {
         }
         touched.extend(self.settle_routes(&touched));
         touched.extend(self.count_callers());
+        touched.extend(self.note_shown(&touched));
         for root in &touched {
             self.rebuild(root);
         }
@@ -132,21 +144,21 @@ impl Builder {
     fn count_callers(&mut self) -> BTreeSet<Root> {
         let (roots, zoned) = (&self.roots, &mut self.zoned);
         zoned.retain(
-            |name| matches!(child(roots, name), Some(Resource::Backend(b)) if b.policy.is_zoned()),
+            |name| matches!(other(roots, name), Some(Resource::Backend(b)) if b.policy.is_zoned()),
         );
         if zoned.is_empty() || self.own.id.is_empty() {
             return BTreeSet::new();
         }
         let (own, namespace) = (&self.own, &self.namespace);
-        let is_own = |set: &&EndpointSet| {
+        let is_own = |set: &&Arc<HeldSet>| {
             set.namespace == *namespace && set.endpoints.iter().any(|e| e.id == own.id)
         };
-        let mut sets = roots.values().flat_map(|c| c.values()).filter_map(|r| match &**r {
-            Resource::Endpoints(set) => Some(set),
+        let mut sets = roots.values().flat_map(|c| c.values()).filter_map(|held| match held {
+            Held::Endpoints(set) => Some(set),
             _ => None,
         });
         let mut callers = BTreeMap::new();
-        for endpoint in sets.find(is_own).iter().flat_map(|set| &set.endpoints) {
+        for endpoint in sets.find(is_own).iter().flat_map(|set| &*set.endpoints) {
             if endpoint.is_candidate() && endpoint.locality.region == own.locality.region {
                 *callers.entry(endpoint.locality.zone.clone()).or_default() += 1;
             }
@@ -164,10 +176,24 @@ impl Builder {
     }
 
     /// Everything known, for the last-good file.
-    pub fn resources(&self) -> impl Iterator<Item = (ResourceName, &Resource)> {
+    pub fn resources(&self) -> impl Iterator<Item = (ResourceName, Cow<'_, Resource>)> {
         self.roots.iter().flat_map(|(root, children)| {
-            children.iter().map(|(child, resource)| (root.child(child.clone()), &**resource))
+            children.iter().map(|(child, held)| (root.child(child.clone()), held.resource()))
         })
+    }
+
+    /// What would be refused of these. Makes no table.
+    pub fn refusals<'a>(
+        &mut self,
+        resources: impl IntoIterator<Item = (&'a ResourceName, &'a Resource)>,
+    ) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        for (name, resource) in resources {
+            let wrong = fits(name, resource).and_then(|()| self.check_origin(resource)).err();
+            rejected.extend(unusable(name, resource, &self.clock));
+            rejected.extend(wrong.map(|reason| Rejected::new(name.to_string(), reason)));
+        }
+        rejected
     }
 
     fn upsert(
@@ -177,10 +203,9 @@ impl Builder {
         rejected: &mut Vec<Rejected>,
     ) {
         let refused = resource.as_ref().is_err();
-        let checked = resource
-            .map_err(|f| f.reason.to_string())
-            .and_then(|r| check(&name, r))
-            .and_then(|r| check_tls(r, &self.clock));
+        let checked = resource.map_err(|f| f.reason.to_string());
+        let checked = checked.and_then(|r| fits(&name, &r).map(|()| r));
+        rejected.extend(checked.as_ref().ok().and_then(|r| unusable(&name, r, &self.clock)));
         let unspoken = checked.as_ref().ok().and_then(|r| self.check_origin(r).err());
         let is_unspoken = unspoken.is_some();
         let checked = unspoken.map_or(checked, Err);
@@ -192,17 +217,18 @@ impl Builder {
         let children = self.roots.entry(name.root.clone()).or_default();
         match checked {
             Ok(resource) => {
-                children.insert(name.child, Arc::new(resource));
+                let held = Held::new(resource, children.get(&name.child));
+                children.insert(name.child, held);
             }
             Err(reason) => {
                 // The last good form stays; what never had one becomes a visible failure.
                 if is_unspoken || !children.contains_key(&name.child) {
                     let fail = Fail { reason: reason.as_str().into(), origin: None };
-                    children.insert(name.child.clone(), Arc::new(Resource::Fail(fail)));
+                    children.insert(name.child.clone(), Held::new(Resource::Fail(fail), None));
                 }
                 // What did not decode is in the client machine's answer already.
                 if !refused {
-                    rejected.push(Rejected { name: name.to_string(), reason });
+                    rejected.push(Rejected::new(name.to_string(), reason));
                 }
             }
         }
@@ -213,7 +239,7 @@ impl Builder {
     fn check_origin(&mut self, resource: &Resource) -> Result<(), String> {
         match resource {
             Resource::Backend(Backend { policy: BackendPolicy { tls: Some(tls), .. }, .. }) => {
-                self.origin(tls).map(drop)
+                self.said(tls).map(drop)
             }
             _ => Ok(()),
         }
@@ -237,7 +263,7 @@ impl Builder {
         let mut changed = BTreeSet::new();
         let roots = &self.roots;
         self.routes.retain(|name, _| {
-            let stays = matches!(child(roots, name), Some(Resource::Route(_)));
+            let stays = matches!(child(roots, name), Some(Held::Route(_)));
             if !stays {
                 changed.insert(name.root.clone());
             }
@@ -246,26 +272,25 @@ impl Builder {
         let mut look: BTreeSet<ResourceName> = std::mem::take(&mut self.waiting);
         for root in touched {
             let Some(children) = self.roots.get(root) else { continue };
-            let routes = children.iter().filter(|(_, r)| matches!(***r, Resource::Route(_)));
+            let routes = children.iter().filter(|(_, held)| matches!(held, Held::Route(_)));
             look.extend(routes.map(|(child, _)| root.child(child.clone())));
         }
         for name in look {
-            let Some(Resource::Route(route)) = child(&self.roots, &name) else { continue };
+            let Some(Held::Route(route)) = child(&self.roots, &name) else { continue };
             if !targets(route).all(|t| self.is_known(t)) {
                 self.waiting.insert(name);
                 continue;
             }
-            if self.routes.get(&name).is_none_or(|old| **old != *route) {
+            if self.routes.get(&name).is_none_or(|old| old != route) {
                 changed.insert(name.root.clone());
-                let route = Arc::new(route.clone());
-                self.routes.insert(name, route);
+                self.routes.insert(name, route.clone());
             }
         }
         changed
     }
 
     fn is_known(&self, target: &ResourceName) -> bool {
-        matches!(child(&self.roots, target), Some(Resource::Backend(_) | Resource::Fail(_)))
+        matches!(other(&self.roots, target), Some(Resource::Backend(_) | Resource::Fail(_)))
     }
 
     fn rebuild(&mut self, root: &Root) {
@@ -289,7 +314,8 @@ impl Builder {
             self.table.addresses.remove(old);
         }
         let Some(children) = self.roots.get(root).cloned() else { return };
-        let host = match children.get("").map(|r| &**r) {
+        let children = clients::preferred(children);
+        let host = match children.get("").and_then(Held::other) {
             Some(Resource::Host(host)) => self.with_short_name(host),
             // Children may come before their root within one push; without it nobody can ask.
             _ => Host {
@@ -303,26 +329,34 @@ impl Builder {
             routes: self.routes_of(root),
             backends: HashMap::new(),
             fails: HashMap::new(),
+            failing: Vec::new(),
             used,
             host,
         };
-        for (child, resource) in &children {
-            match &**resource {
-                Resource::Backend(backend) => {
-                    let udp = child.ends_with(UDP_MARK);
-                    let set = if udp { udp_endpoints_child } else { endpoints_child };
-                    let set = match children.get(&*set(backend.port)).map(|r| &**r) {
-                        Some(Resource::Endpoints(set)) => Some(set),
-                        _ => None,
+        for (child, held) in &children {
+            match held.other() {
+                Some(Resource::Backend(backend)) => {
+                    let set = endpoints_of(&children, child, backend.port);
+                    let tls = backend.policy.tls.as_deref().map(|tls| self.origin(tls));
+                    let tls = match tls.transpose() {
+                        Ok(tls) => tls,
+                        Err(why) => {
+                            let origin = backend.origin.clone();
+                            entry.fail(child, Fail { reason: why.into(), origin }, set);
+                            continue;
+                        }
                     };
-                    let mut made = self.backend(root.child(child.clone()), backend.clone(), set);
+                    let name = root.child(child.clone());
+                    let mut made = self.backend(name, backend.clone(), set, tls);
                     if let Some(before) = old.as_ref().and_then(|old| old.backends.get(child)) {
                         made.window = before.window.goes_on();
                     }
                     entry.backends.insert(child.clone(), Arc::new(made));
                 }
-                Resource::Fail(fail) => {
-                    entry.fails.insert(child.clone(), fail.clone());
+                Some(Resource::Fail(fail)) => {
+                    let port = entry.host.ports.iter().find(|p| p.backend == *child);
+                    let set = port.and_then(|p| endpoints_of(&children, child, p.port));
+                    entry.fail(child, fail.clone(), set);
                 }
                 _ => {}
             }
@@ -350,7 +384,7 @@ impl Builder {
     }
 
     fn rebuild_listener(&mut self, root: &Root, name: &Arc<str>) {
-        self.table.gateways.remove(name);
+        let before = self.table.gateways.remove(name);
         // Inbound listeners are keyed by port: drop those whose name this root gave.
         let stale: Vec<u16> = self
             .table
@@ -363,19 +397,18 @@ impl Builder {
             self.table.inbound.remove(&port);
         }
         self.table.capture.take_if(|c| c.name == *name);
-        let own = self.roots.get(root).and_then(|c| c.get("")).map(|r| &**r);
+        let own = self.roots.get(root).and_then(|c| c.get("")).and_then(Held::other);
         let Some(Resource::Listener(listener)) = own else { return };
         match listener.kind.clone() {
             ListenerKind::Gateway(listener) => {
                 let routes = self.routes_of(root);
-                // It was checked when it came; what fails now serves no name.
-                let tls = tls::configs(&listener, &self.clock).unwrap_or_default();
+                let tls = tls::configs(&listener, before.as_deref(), &self.clock);
                 let entry = GatewayEntry { name: name.clone(), listener, routes, tls };
                 self.table.gateways.insert(name.clone(), Arc::new(entry));
             }
             ListenerKind::Inbound(listener) => {
                 let (backend, set) = app_backend(&listener);
-                let made = self.backend(root.own(), backend, Some(&set));
+                let made = self.backend(root.own(), backend, Some(&set), None);
                 let port = listener.port;
                 let entry = InboundEntry { listener, backend: Arc::new(made) };
                 self.table.inbound.insert(port, Arc::new(entry));
@@ -401,25 +434,25 @@ impl Builder {
         &mut self,
         name: ResourceName,
         backend: Backend,
-        set: Option<&EndpointSet>,
+        set: Option<&HeldSet>,
+        tls: Option<Arc<OriginTls>>,
     ) -> BackendEntry {
         let workers = self.workers;
-        let tls = backend.policy.tls.as_deref().and_then(|tls| self.origin(tls).ok());
         // What befalls datagrams says nothing of connections to the same port.
         let owner: Arc<str> = match name.child.ends_with(UDP_MARK) {
             true => format!("{}{UDP_MARK}", backend.service).into(),
             false => backend.service.clone(),
         };
         let mut endpoints = Vec::new();
-        for endpoint in set.iter().flat_map(|s| &s.endpoints).filter(|e| backend.selects(e)) {
+        for endpoint in set.iter().flat_map(|s| &*s.endpoints).filter(|e| backend.selects(e)) {
             let key = (owner.clone(), backend.port, endpoint.id.clone(), endpoint.address);
             let shared =
                 self.shared.entry(key).or_insert_with(|| Arc::new(EndpointShared::new(workers)));
             shared.set_healthy(endpoint.health == Health::Healthy, self.clock.now());
             let (mut endpoint, tls) = (endpoint.clone(), tls.clone());
-            if tls.is_some() {
+            if tls.is_some() && endpoint.transport != Transport::Plaintext {
                 // The app itself answers, not its sidecar.
-                endpoint.transport = Transport::Plaintext;
+                Arc::make_mut(&mut endpoint).transport = Transport::Plaintext;
             }
             let entry = EndpointEntry { endpoint, shared: shared.clone(), tls };
             endpoints.push(Arc::new(entry));
@@ -437,7 +470,7 @@ impl Builder {
             places: places(
                 &backend.policy.locality,
                 &self.own,
-                endpoints.iter().map(|e: &Arc<EndpointEntry>| &e.endpoint),
+                endpoints.iter().map(|e: &Arc<EndpointEntry>| &*e.endpoint),
             ),
             ring: OnceLock::new(),
             window: WindowEnd::default(),
@@ -451,16 +484,6 @@ impl Builder {
         }
     }
 
-    /// TLS of backends that speak it themselves; one value for each policy.
-    fn origin(&mut self, spec: &UpstreamTls) -> Result<Arc<OriginTls>, String> {
-        if let Some(known) = self.origins.get(spec) {
-            return Ok(known.clone());
-        }
-        let made = Arc::new(OriginTls::new(spec, &self.clock)?);
-        self.origins.insert(spec.clone(), made.clone());
-        Ok(made)
-    }
-
     /// Forgets what is shared about endpoints that no table has any more.
     fn sweep(&mut self) {
         self.origins.retain(|_, tls| Arc::strong_count(tls) > 1);
@@ -471,16 +494,38 @@ impl Builder {
     }
 }
 
+/// The instances of a backend's port.
+fn endpoints_of<'a>(
+    children: &'a BTreeMap<Child, Held>,
+    backend: &Child,
+    port: u16,
+) -> Option<&'a HeldSet> {
+    let udp = backend.ends_with(UDP_MARK);
+    let name = if udp { udp_endpoints_child(port) } else { endpoints_child(port) };
+    match children.get(&*name) {
+        Some(Held::Endpoints(set)) => Some(set),
+        _ => None,
+    }
+}
+
 fn child<'a>(
-    roots: &'a BTreeMap<Root, BTreeMap<Child, Arc<Resource>>>,
+    roots: &'a BTreeMap<Root, BTreeMap<Child, Held>>,
+    name: &ResourceName,
+) -> Option<&'a Held> {
+    roots.get(&name.root)?.get(&name.child)
+}
+
+/// The same, if it is neither a route nor a set.
+fn other<'a>(
+    roots: &'a BTreeMap<Root, BTreeMap<Child, Held>>,
     name: &ResourceName,
 ) -> Option<&'a Resource> {
-    roots.get(&name.root)?.get(&name.child).map(|resource| &**resource)
+    child(roots, name)?.other()
 }
 
 /// What a resource must be to be taken under its name.
-fn check(name: &ResourceName, resource: Resource) -> Result<Resource, String> {
-    let fits = match (&resource, &name.root) {
+fn fits(name: &ResourceName, resource: &Resource) -> Result<(), String> {
+    let fits = match (resource, &name.root) {
         (Resource::Listener(_), Root::Listener(_)) | (Resource::Host(_), Root::Host(_)) => {
             name.child.is_empty()
         }
@@ -491,20 +536,21 @@ fn check(name: &ResourceName, resource: Resource) -> Result<Resource, String> {
         _ => false,
     };
     if fits {
-        Ok(resource)
+        Ok(())
     } else {
         Err(format!("a resource of this type does not belong under the name {name}"))
     }
 }
 
-/// A gateway's certificates must be usable before any connection needs them.
-fn check_tls(resource: Resource, clock: &Clock) -> Result<Resource, String> {
-    if let Resource::Listener(listener) = &resource
-        && let ListenerKind::Gateway(gateway) = &listener.kind
-    {
-        tls::configs(gateway, clock)?;
+/// What of a gateway's certificates cannot be used.
+fn unusable(name: &ResourceName, resource: &Resource, clock: &Clock) -> Option<Rejected> {
+    match resource {
+        Resource::Listener(Listener { kind: ListenerKind::Gateway(gateway), .. }) => {
+            let (reason, sections) = tls::unusable(gateway, clock)?;
+            Some(Rejected { name: name.to_string(), reason, sections })
+        }
+        _ => None,
     }
-    Ok(resource)
 }
 
 fn targets(route: &Route) -> impl Iterator<Item = &ResourceName> {
@@ -512,7 +558,7 @@ fn targets(route: &Route) -> impl Iterator<Item = &ResourceName> {
 }
 
 /// The app behind a sidecar, as a backend of one endpoint that is never ejected or retried.
-fn app_backend(listener: &InboundListener) -> (Backend, EndpointSet) {
+fn app_backend(listener: &InboundListener) -> (Backend, HeldSet) {
     let service: Arc<str> = listener.services.first().cloned().unwrap_or_default();
     let endpoint = Endpoint {
         id: "app".into(),
@@ -535,12 +581,12 @@ fn app_backend(listener: &InboundListener) -> (Backend, EndpointSet) {
         policy,
         origin: None,
     };
-    let set = EndpointSet {
+    let set = HeldSet {
         service,
         namespace: "".into(),
         port: listener.port,
         protocol: listener.protocol,
-        endpoints: vec![endpoint],
+        endpoints: [Arc::new(endpoint)].into(),
     };
     (backend, set)
 }

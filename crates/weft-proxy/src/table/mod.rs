@@ -22,6 +22,7 @@ use weft_model::{
 };
 
 pub use build::Builder;
+use build::HeldSet;
 pub use origin::{Inside, OriginTls};
 pub use shared::{EndpointShared, SetShared, WindowEnd};
 
@@ -56,6 +57,9 @@ pub struct HostEntry {
     pub backends: HashMap<Arc<str>, Arc<BackendEntry>>,
     /// Children that could not be made, by child name.
     pub fails: HashMap<Arc<str>, Fail>,
+    /// Instances of backends that could not be made, with the child's name: who dials one by its
+    /// address is refused, for it is not unknown.
+    pub failing: Vec<(Arc<str>, Arc<Endpoint>)>,
     /// Monotonic milliseconds of its last use, about; it outlives the table.
     pub used: Arc<AtomicU64>,
 }
@@ -84,7 +88,7 @@ pub struct BackendEntry {
 /// An endpoint and what all workers share about it; the shared part outlives table swaps.
 #[derive(Debug)]
 pub struct EndpointEntry {
-    pub endpoint: Endpoint,
+    pub endpoint: Arc<Endpoint>,
     pub shared: Arc<EndpointShared>,
     /// Its backend speaks TLS itself.
     pub tls: Option<Arc<OriginTls>>,
@@ -96,8 +100,8 @@ pub struct GatewayEntry {
     pub name: Arc<str>,
     pub listener: GatewayListener,
     pub routes: Routes,
-    /// Certificates by the host name of their section, most specific first.
-    pub tls: Vec<(Arc<str>, Arc<rustls::ServerConfig>)>,
+    /// Of each section that has a certificate; see [`tls::ServedName`].
+    pub tls: Vec<tls::ServedName>,
 }
 
 /// An app port behind this sidecar, as a backend of exactly one endpoint.
@@ -198,6 +202,13 @@ impl Door {
 // === impl HostEntry ===
 
 impl HostEntry {
+    /// Notes why a backend of these instances could not be made.
+    fn fail(&mut self, child: &Arc<str>, fail: Fail, set: Option<&HeldSet>) {
+        self.fails.insert(child.clone(), fail);
+        let known = set.iter().flat_map(|set| &*set.endpoints);
+        self.failing.extend(known.map(|e| (child.clone(), e.clone())));
+    }
+
     /// The port that a request names; the only one when it names none that exists.
     pub fn port(&self, port: u16) -> Option<&HostPort> {
         self.host.ports.iter().find(|p| p.port == port)
@@ -220,6 +231,14 @@ impl HostEntry {
 
     pub fn default_backend(&self, port: &HostPort) -> Option<&Arc<BackendEntry>> {
         self.backends.get(&port.backend)
+    }
+
+    /// Why it has none.
+    pub fn why_missing(&self, port: &HostPort) -> String {
+        self.fails.get(&port.backend).map_or_else(
+            || format!("{} has no backend {:?}", self.host.name, port.backend),
+            |fail| fail.reason.to_string(),
+        )
     }
 }
 
@@ -312,12 +331,14 @@ impl GatewayEntry {
         self.listener.sections.iter().any(|s| s.protocol == Protocol::Tls && s.tls.is_none())
     }
 
-    /// The certificate for a TLS server name.
+    /// The certificate for a TLS server name. None that is less specific stands in for one that
+    /// cannot be used.
     pub fn tls_for(&self, name: Option<&str>) -> Option<Arc<rustls::ServerConfig>> {
         let name = name.unwrap_or("").to_ascii_lowercase();
         let fits =
             self.tls.iter().filter_map(|(host, config)| Some((host_fit(host, &name)?, config)));
-        fits.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, c)| c.clone())
+        let best = fits.reduce(|best, next| if next.0 > best.0 { next } else { best });
+        best.and_then(|(_, config)| config.clone())
     }
 }
 

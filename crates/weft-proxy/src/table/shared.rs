@@ -13,7 +13,9 @@ use weft_model::decide::{Outcome, Seen, Streaks};
 /// Facts about an endpoint.
 #[derive(Debug)]
 pub struct EndpointShared {
-    in_flight: Box<[Cell]>,
+    workers: usize,
+    /// By worker, once one of them sends anything: of thousands most are never used by a proxy.
+    in_flight: OnceLock<Box<[Cell]>>,
     /// Requests and failures by worker, once a policy asks for windows.
     seen: OnceLock<Box<[(Cell, Cell)]>>,
     /// What the last window's end saw; the ejector's own.
@@ -51,7 +53,8 @@ pub struct WindowEnd(AtomicU64);
 impl EndpointShared {
     pub fn new(workers: usize) -> Self {
         Self {
-            in_flight: (0..workers.max(1)).map(|_| Cell::default()).collect(),
+            workers: workers.max(1),
+            in_flight: OnceLock::new(),
             seen: OnceLock::new(),
             base: [AtomicU64::new(0), AtomicU64::new(0)],
             failures: AtomicU32::new(0),
@@ -68,17 +71,19 @@ impl EndpointShared {
 
     /// Requests in flight to it from all workers.
     pub fn in_flight(&self) -> u64 {
-        self.in_flight.iter().map(Cell::get).sum()
+        self.in_flight.get().map_or(0, |cells| cells.iter().map(Cell::get).sum())
     }
 
     pub fn begin(&self, worker: usize) {
-        if let Some(cell) = self.in_flight.get(worker) {
+        let cells =
+            self.in_flight.get_or_init(|| (0..self.workers).map(|_| Cell::default()).collect());
+        if let Some(cell) = cells.get(worker) {
             cell.add(1);
         }
     }
 
     pub fn end(&self, worker: usize) {
-        if let Some(cell) = self.in_flight.get(worker) {
+        if let Some(cell) = self.in_flight.get().and_then(|cells| cells.get(worker)) {
             cell.sub(1);
         }
     }
@@ -176,8 +181,8 @@ impl EndpointShared {
 
     /// Counts a request for the window's judgement.
     pub fn count(&self, worker: usize, failed: bool) {
-        let workers = self.in_flight.len();
-        let cells = self.seen.get_or_init(|| (0..workers).map(|_| Default::default()).collect());
+        let cells =
+            self.seen.get_or_init(|| (0..self.workers).map(|_| Default::default()).collect());
         if let Some((requests, failures)) = cells.get(worker) {
             requests.add(1);
             if failed {

@@ -42,21 +42,26 @@ impl BackendEntry {
     }
 
     /// One instance of a service, whatever its health: its client chose it by address.
-    pub fn instance(table: &Table, found: &Instance<'_>) -> Option<Arc<Self>> {
-        let entry = table.hosts.get(&found.host.name)?;
-        let whole = entry.backends.get(&found.port.backend)?;
+    ///
+    /// # Errors
+    /// Why nothing may go there.
+    pub fn instance(table: &Table, found: &Instance<'_>) -> Result<Arc<Self>, String> {
         let at = found.endpoint.address;
-        let known = whole.endpoints.iter().find(|e| e.endpoint.address == at)?;
-        let endpoint = Endpoint { health: Health::Healthy, weight: 1, ..known.endpoint.clone() };
+        let gone = || format!("the instance at {at} is gone");
+        let entry = table.hosts.get(&found.host.name).ok_or_else(gone)?;
+        let whole = entry.default_backend(found.port);
+        let whole = whole.ok_or_else(|| entry.why_missing(found.port))?;
+        let known = whole.endpoints.iter().find(|e| e.endpoint.address == at).ok_or_else(gone)?;
+        let endpoint = Endpoint { health: Health::Healthy, weight: 1, ..(*known.endpoint).clone() };
         let mut backend = whole.backend.clone();
         backend.policy.outlier = Outlier::off();
-        Some(Arc::new(Self {
+        Ok(Arc::new(Self {
             name: whole.name.root.child(format!("instance/{at}")),
             backend,
             namespace: whole.namespace.clone(),
             protocol: whole.protocol,
             endpoints: vec![Arc::new(EndpointEntry {
-                endpoint,
+                endpoint: Arc::new(endpoint),
                 shared: known.shared.clone(),
                 tls: known.tls.clone(),
             })],
@@ -92,7 +97,7 @@ impl BackendEntry {
         let known = &inbound.backend;
         // What is in flight to the port is counted in one place, by whichever address it came.
         let endpoints = known.endpoints.iter().map(|e| {
-            let endpoint = Endpoint { address, ..e.endpoint.clone() };
+            let endpoint = Arc::new(Endpoint { address, ..(*e.endpoint).clone() });
             Arc::new(EndpointEntry { endpoint, shared: e.shared.clone(), tls: None })
         });
         let name =
@@ -142,5 +147,6 @@ fn plain_endpoint(
         workload: workload.into(),
         mesh_address: None,
     };
-    Arc::new(EndpointEntry { endpoint, shared: Arc::new(EndpointShared::new(workers)), tls: None })
+    let shared = Arc::new(EndpointShared::new(workers));
+    Arc::new(EndpointEntry { endpoint: Arc::new(endpoint), shared, tls: None })
 }

@@ -9,17 +9,21 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
+use tokio::time::Instant;
+use tokio_rustls::LazyConfigAcceptor;
 use weft_base::limits::SNIFF_MS_MAX;
 use weft_identity::outside::client_names;
 use weft_model::decide::pick_section;
 use weft_model::{Protocol, mesh_server_port};
 
-use super::sniff::{Spoken, sniff, sniff_http};
+use super::sniff::{Spoken, sniff_http};
 use super::socket::Socket;
-use super::{hello, preface, proxy_header, relay};
+use super::{hello, named, preface, proxy_header, relay};
+use crate::capture::race::{self, Raced};
 use crate::capture::{inbound, outbound};
+use crate::guards;
 use crate::http::serve::serve;
+use crate::observe::facts::Session;
 use crate::observe::flags::Flag;
 use crate::table::{Door, GatewayEntry};
 use crate::upstream::pool::Wire;
@@ -27,6 +31,8 @@ use crate::worker::{Conn, OpenConnection, Worker};
 
 /// A draining proxy waits this long for what a connected client may be about to ask.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+const SLOW: &str = "it did not come to its end in time";
 
 /// A connection as its door took it.
 #[derive(Debug)]
@@ -80,13 +86,35 @@ where
 {
     match protocol {
         Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => http(worker, io, conn).await,
-        Protocol::Detect => match sniff(io, Duration::from_millis(SNIFF_MS_MAX)).await {
-            Ok((Spoken::Http1, io)) => serve(io, worker, conn, Wire::H1).await,
-            Ok((Spoken::Http2, io)) => serve(io, worker, conn, Wire::H2).await,
-            Ok((Spoken::Opaque, io)) => relay::opaque(worker, io, conn).await,
-            Err(_) => {}
-        },
-        Protocol::Tcp | Protocol::Tls | Protocol::Udp => relay::opaque(worker, io, conn).await,
+        Protocol::Detect => Box::pin(whoever_speaks_first(worker, io, conn)).await,
+        Protocol::Tls => Box::pin(named::opaque(worker, io, conn)).await,
+        Protocol::Tcp | Protocol::Udp => relay::opaque(worker, io, conn).await,
+    }
+}
+
+/// Listens to the client and to where its connection is bound for, so that the greeting of a
+/// server that speaks first is not held up.
+async fn whoever_speaks_first<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>)
+where
+    I: Socket + Send + 'static,
+{
+    let limit = Duration::from_millis(SNIFF_MS_MAX);
+    let open = relay::begin(&worker, &conn);
+    let raced = tokio::select! {
+        biased;
+        raced = race::race(io, race::http, limit, open) => raced,
+        () = last_words(&worker) => return,
+        () = tokio::time::sleep(worker.config.limits.tunnel_idle_timeout) => return,
+    };
+    match raced {
+        Raced::Http(wire, io) => serve(io, worker, conn, wire),
+        // The judge knows no TLS: to us it is opaque.
+        Raced::Tls(_) => {}
+        Raced::Opaque { io, upstream, said } => {
+            if let Err(io) = relay::finish(&worker, &conn, io, upstream, said).await {
+                relay::reset(&io);
+            }
+        }
     }
 }
 
@@ -104,8 +132,8 @@ where
         () = last_words(&worker) => return,
     };
     match looked {
-        Ok((Spoken::Http2, io)) => Box::pin(serve(io, worker, conn, Wire::H2)).await,
-        Ok((_, io)) => Box::pin(serve(io, worker, conn, Wire::H1)).await,
+        Ok((Spoken::Http2, io)) => serve(io, worker, conn, Wire::H2),
+        Ok((_, io)) => serve(io, worker, conn, Wire::H1),
         Err(_) => {}
     }
 }
@@ -129,15 +157,12 @@ where
             return;
         }
     };
-    let shaking = TlsAcceptor::from(config).accept(stream);
-    let stream = match tokio::time::timeout(worker.config.limits.handshake_timeout, shaking).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(remote = %conn.remote, %error, "a TLS handshake failed");
-            return;
-        }
-        Err(_) => return,
+    let shaking = async {
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
+        let start = begun(start.await)?;
+        start.into_stream(config).await.map_err(|e| e.to_string())
     };
+    let Some(stream) = shaken(&worker, &conn, shaking).await else { return };
     let (_, session) = stream.get_ref();
     match weft_identity::tls::peer(session.peer_certificates(), &worker.clock) {
         Ok(leaf) => conn.peer = Some(leaf.id),
@@ -147,6 +172,7 @@ where
         }
     }
     conn.scheme = "https";
+    conn.session = noted(&worker, session);
     conn.server_name = session.server_name().map(Arc::from);
     conn.door = Door::Mesh;
     // On a captured port that port is meant, whatever the name says.
@@ -154,7 +180,47 @@ where
     conn.app_port = conn.app_port.or_else(named);
     conn.app = conn.app_port.and_then(|port| worker.app_at(&conn, port));
     let wire = if session.alpn_protocol() == Some(b"h2") { Wire::H2 } else { Wire::H1 };
-    Box::pin(serve(stream, worker, Rc::new(conn), wire)).await;
+    serve(stream, worker, Rc::new(conn), wire);
+}
+
+/// What a client began a handshake with; one that only sees whether the port is open began none.
+fn begun<S>(start: std::io::Result<S>) -> Result<S, String> {
+    start.map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => String::new(),
+        _ => error.to_string(),
+    })
+}
+
+/// The rest of a handshake, whose failure is counted and has a line.
+async fn shaken<S>(
+    worker: &Worker,
+    conn: &Conn,
+    shaking: impl Future<Output = Result<S, String>>,
+) -> Option<S> {
+    let began = Instant::now();
+    let limit = worker.config.limits.handshake_timeout;
+    let shaken = tokio::time::timeout(limit, shaking).await;
+    match shaken.unwrap_or_else(|_| Err(SLOW.to_owned())) {
+        Ok(shaken) => Some(shaken),
+        Err(why) => {
+            unshaken(worker, conn, began, why);
+            None
+        }
+    }
+}
+
+fn unshaken(worker: &Worker, conn: &Conn, began: Instant, why: String) {
+    if why.is_empty() {
+        return;
+    }
+    let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let why = format!("TLS handshake: {why}");
+    worker.log.unshaken(conn, worker.clock.wall_ms(), ms, why);
+}
+
+/// What was agreed on, where lines of the access log tell of it.
+fn noted(worker: &Worker, session: &rustls::CommonState) -> Option<Rc<Session>> {
+    worker.log.tells_session().then(|| Rc::new(Session::of(session)))
 }
 
 /// A client of a gateway: who it is, when somebody in front tells, and then what its port serves.
@@ -216,32 +282,35 @@ async fn gateway_tls<I>(worker: Rc<Worker>, stream: I, mut conn: Conn, entry: &G
 where
     I: Socket + Send + 'static,
 {
-    let limit = worker.config.limits.handshake_timeout;
-    let shaking = async {
-        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
-        let name = start.client_hello().server_name().map(Arc::<str>::from);
-        let config = entry.tls_for(name.as_deref()).ok_or_else(|| {
-            std::io::Error::other(format!("no certificate serves the name {name:?}"))
-        })?;
-        Ok::<_, std::io::Error>((start.into_stream(config).await?, name))
+    let name = &mut conn.server_name;
+    let begin = async {
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
+        let start = begun(start.await)?;
+        *name = start.client_hello().server_name().map(Arc::<str>::from);
+        let config = entry.tls_for(name.as_deref());
+        let why = || format!("no certificate serves the name {:?}", name.as_deref().unwrap_or(""));
+        Ok((config.ok_or_else(why)?, start))
     };
-    let (stream, name) = match tokio::time::timeout(limit, shaking).await {
-        Ok(Ok(shaken)) => shaken,
-        Ok(Err(error)) => {
-            tracing::debug!(remote = %conn.remote, %error, "a TLS handshake failed");
-            return;
-        }
-        Err(_) => return,
+    let began = Instant::now();
+    let begun = tokio::time::timeout(worker.config.limits.handshake_timeout, begin).await;
+    let (config, start) = match begun.unwrap_or_else(|_| Err(SLOW.to_owned())) {
+        Ok(begun) => begun,
+        Err(why) => return unshaken(&worker, &conn, began, why),
     };
+    let shaking = async { start.into_stream(config).await.map_err(|e| e.to_string()) };
+    let Some(stream) = shaken(&worker, &conn, shaking).await else { return };
+    let name = conn.server_name.clone();
     conn.scheme = "https";
+    conn.session = noted(&worker, stream.get_ref().1);
     let section = pick_section(&entry.listener, name.as_deref().unwrap_or_default());
     let bytes = section.is_some_and(|s| !s.protocol.is_http());
-    conn.server_name = name;
+    let asked = section.and_then(|s| s.tls.as_ref()?.clients.as_ref());
+    let believed = asked.is_some_and(|clients| !clients.insecure);
     if bytes {
         return relay::opaque(worker, stream, Rc::new(conn)).await;
     }
     let session = stream.get_ref().1;
-    match client_names(session.peer_certificates()) {
+    match client_names(session.peer_certificates().filter(|_| believed)) {
         Ok(names) => conn.client_names = names,
         Err(error) => {
             // What denies by a name could not see it.
@@ -250,5 +319,8 @@ where
         }
     }
     let h2 = session.alpn_protocol() == Some(b"h2");
-    serve(stream, worker, Rc::new(conn), if h2 { Wire::H2 } else { Wire::H1 }).await;
+    if !guards::on("alpn-spoken") {
+        return Box::pin(http(worker, stream, Rc::new(conn))).await;
+    }
+    serve(stream, worker, Rc::new(conn), if h2 { Wire::H2 } else { Wire::H1 });
 }

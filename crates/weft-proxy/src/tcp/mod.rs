@@ -5,6 +5,7 @@ pub mod accept;
 pub mod half_open;
 pub mod hello;
 pub mod joined;
+pub mod named;
 mod pipe;
 pub mod preface;
 pub mod prefixed;

@@ -44,7 +44,7 @@ where
         () = last_words(&worker) => return,
     };
     match looked {
-        Ok((Spoken::Http2, io)) => Box::pin(serve(io, worker, conn, Wire::H2)).await,
+        Ok((Spoken::Http2, io)) => serve(io, worker, conn, Wire::H2),
         Ok((_, io)) => {
             tracing::debug!(remote = %conn.remote, "a client does not begin as HTTP/2 does");
             // It may be gone already.

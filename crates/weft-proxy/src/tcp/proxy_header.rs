@@ -12,6 +12,7 @@ use weft_base::limits::{PROXY_HEADER_BYTES_MAX, SNIFF_MS_MAX};
 use weft_model::{ProxyHeader, ProxyVersion};
 
 use super::prefixed::Prefixed;
+use crate::guards;
 
 /// What a header of version 2 begins with.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -104,6 +105,15 @@ pub fn judge(seen: &[u8]) -> Judged {
     }
 }
 
+/// The header of a connection that is the proxy's own, made for no client.
+pub fn own(version: ProxyVersion) -> Bytes {
+    match version {
+        ProxyVersion::V1 => Bytes::from_static(b"PROXY UNKNOWN\r\n"),
+        // LOCAL, without addresses.
+        ProxyVersion::V2 => Bytes::from_static(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"),
+    }
+}
+
 /// The header for a backend.
 pub fn written(version: ProxyVersion, client: SocketAddr, dialled: SocketAddr) -> Bytes {
     let (from, to) = (client.ip().to_canonical(), dialled.ip().to_canonical());
@@ -119,14 +129,15 @@ pub fn written(version: ProxyVersion, client: SocketAddr, dialled: SocketAddr) -
         ProxyVersion::V2 => {
             let mut out = Vec::with_capacity(FIXED + 36);
             out.extend_from_slice(SIGNATURE);
+            let wrong = u8::from(!guards::on("proxy-written"));
             match (from, to) {
                 (IpAddr::V4(from), IpAddr::V4(to)) => {
-                    out.extend_from_slice(&[0x21, 0x11, 0, 12]);
+                    out.extend_from_slice(&[0x21, 0x11, 0, 12 + wrong]);
                     out.extend_from_slice(&from.octets());
                     out.extend_from_slice(&to.octets());
                 }
                 _ => {
-                    out.extend_from_slice(&[0x21, 0x21, 0, 36]);
+                    out.extend_from_slice(&[0x21, 0x21, 0, 36 + wrong]);
                     out.extend_from_slice(&wide(from).octets());
                     out.extend_from_slice(&wide(to).octets());
                 }
@@ -197,7 +208,7 @@ fn binary(seen: &[u8]) -> Judged {
         0x21 => false,
         _ => return Judged::Wrong("the PROXY protocol's version or command is unknown"),
     };
-    if length > PROXY_HEADER_BYTES_MAX {
+    if length > PROXY_HEADER_BYTES_MAX && guards::on("proxy-bytes") {
         return Judged::Wrong("the header of the PROXY protocol is too long");
     }
     let Some(body) = seen.get(FIXED..length) else { return Judged::More(length) };
@@ -239,6 +250,9 @@ fn client(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
 /// What follows the addresses must fill the rest to the byte; a checksum must hold.
 fn judge_extras(mut extras: &[u8], header: &[u8]) -> Result<(), &'static str> {
     const WRONG: &str = "the PROXY protocol's extras do not fill its length";
+    if !guards::on("proxy-extras") {
+        return Ok(());
+    }
     while !extras.is_empty() {
         let [kind, high, low, rest @ ..] = extras else { return Err(WRONG) };
         let length = usize::from(u16::from_be_bytes([*high, *low]));

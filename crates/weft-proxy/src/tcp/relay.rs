@@ -22,13 +22,14 @@ use weft_model::decide::{Authority, Outcome};
 
 use super::joined::{Ended, Tally, join};
 use super::prefixed::Prefixed;
-use super::route::{self, Way};
+use super::route::{self, Way, Who};
 use super::socket::Socket;
 use super::{accept, proxy_header};
 use crate::capture::{self, race};
 use crate::h1::Handover;
 use crate::http::reply::{Cause, Refusal};
 use crate::observe::access_log::Relayed;
+use crate::observe::facts;
 use crate::observe::flags::{Flag, Flags};
 use crate::observe::metrics::{Labels, Reporter, RequestProtocol, TcpSeries};
 use crate::on_demand;
@@ -105,6 +106,7 @@ struct Seen {
     /// What the rule says of silence.
     idle: Option<Duration>,
     endpoint: Option<Rc<LocalEndpoint>>,
+    upstream: Option<Rc<facts::Upstream>>,
     tries: u32,
     flags: Flags,
     received: Cell<u64>,
@@ -202,6 +204,7 @@ where
     match upstream {
         Some((picked, tunnel)) => {
             seen.endpoint = Some(picked.clone());
+            seen.upstream = tunnel.facts();
             let upstream = Prefixed::new(said, tunnel);
             copy(worker, conn, &seen, (io, upstream), &picked).await;
         }
@@ -255,6 +258,8 @@ fn log(worker: &Worker, conn: &Conn, seen: Seen, started: Instant) {
         ms,
         backend: seen.backend.as_deref(),
         endpoint: seen.endpoint.as_deref(),
+        upstream: seen.upstream.as_deref(),
+        handshake: false,
         tries: seen.tries,
         flags: seen.flags,
         received: seen.received.get(),
@@ -317,8 +322,8 @@ pub async fn resolve(target: &Authority) -> Result<SocketAddr, String> {
 async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Way, String> {
     on_demand::known(worker, conn, None).await?;
     if let (Door::Gateway(name), None) = (&conn.door, &conn.tunnel) {
-        let (table, named) = (worker.table(), conn.server_name.as_deref().unwrap_or_default());
-        return route::backend_of_listener(&table, name, named, &mut worker.rng.borrow_mut());
+        let (table, who) = (worker.table(), Who::of(conn));
+        return route::backend_of_listener(&table, name, who, &mut worker.rng.borrow_mut());
     }
     let backend = unruled(worker, conn).await?;
     Ok(Way { backend, idle: None })
@@ -327,8 +332,9 @@ async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Way, String> {
 /// Where no rule of a listener leads.
 async fn unruled(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntry>, String> {
     let table = worker.table();
-    let of_service =
-        |host: &str, port: u16| route::backend_of(&table, host, port, &mut worker.rng.borrow_mut());
+    let of_service = |host: &str, port: u16| {
+        route::backend_of(&table, host, port, Who::of(conn), &mut worker.rng.borrow_mut())
+    };
     match &conn.door {
         Door::Mesh | Door::Inbound => {
             let port = conn.app_port.unwrap_or_default();
@@ -343,7 +349,7 @@ async fn unruled(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntry>, 
         }
         Door::Outbound => {
             let to = conn.original.ok_or("it was not redirected")?;
-            capture::backend(worker, &table, to)
+            capture::backend(worker, &table, to, Who::of(conn))
         }
         Door::Upstream { host, port } => of_service(host, *port)
             .unwrap_or_else(|| Err(format!("{host}:{port} is not known here"))),
@@ -408,10 +414,7 @@ async fn open(
             return None;
         };
         seen.tries += 1;
-        let opened = match picked.pool.tunnel(limit).await {
-            Ok(tunnel) => introduced(tunnel, entry, conn, limit).await,
-            failed => failed,
-        };
+        let opened = introduced(&picked, entry, conn, limit).await;
         let outcome = if opened.is_ok() { Outcome::Success } else { Outcome::Local };
         worker.shared.reporter.note(entry, &picked.entry, outcome, worker.id);
         match opened {
@@ -442,19 +445,23 @@ fn full(worker: &Worker, backend: &RefCell<LocalBackend>) -> Option<u32> {
     None
 }
 
-/// Says who the client is to a backend that wants to know.
+/// Opens a stream, which begins with who the client is where a backend wants to know.
 async fn introduced(
-    mut tunnel: Tunnel,
+    picked: &LocalEndpoint,
     entry: &BackendEntry,
     conn: &Conn,
     limit: Duration,
 ) -> Result<Tunnel, ConnectError> {
-    let Some(version) = entry.backend.policy.proxy_protocol else { return Ok(tunnel) };
-    let header = proxy_header::written(version, conn.remote, conn.dialled());
-    let address = conn.dialled();
-    let failed = |e: io::Error| ConnectError::Tcp { address, reason: e.to_string().into() };
-    let writing = tokio::time::timeout(limit, tunnel.write_all(&header)).await;
-    writing.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+    let version = entry.backend.policy.proxy_protocol;
+    let greeting = version.map(|v| proxy_header::written(v, conn.remote, conn.dialled()));
+    let mut tunnel = picked.pool.tunnel(limit, greeting.clone()).await?;
+    // The app behind a sidecar is told through it.
+    if let Some(greeting) = greeting.filter(|_| picked.pool.peer.is_mesh()) {
+        let address = conn.dialled();
+        let failed = |e: io::Error| ConnectError::Tcp { address, reason: e.to_string().into() };
+        let writing = tokio::time::timeout(limit, tunnel.write_all(&greeting)).await;
+        writing.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+    }
     Ok(tunnel)
 }
 

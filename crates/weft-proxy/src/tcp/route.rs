@@ -2,17 +2,21 @@
 //! Which backend an opaque connection to a service goes to: what the `tcp` rules of its routes
 //! say, or the service itself. Called once per connection by `relay`; never looks at bytes.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use weft_base::rng::Rng;
-use weft_model::decide::{Headers, Request, find_rule, pick_section, total_weight, weighted_at};
-use weft_model::{Action, Dialect, Parent, Protocol, Route, Target, Timeouts};
+use weft_model::decide::{
+    Addresses, Headers, Request, find_rule, pick_section, total_weight, weighted_at,
+};
+use weft_model::{Action, Dialect, Match, Parent, Protocol, Route, Target, Timeouts};
 
-use crate::table::{BackendEntry, Table};
+use crate::table::{BackendEntry, Door, HostEntry, Table};
+use crate::worker::Conn;
 
 /// Longer than any process lasts.
-const FOR_EVER: Duration = Duration::from_secs(86_400 * 365);
+pub const FOR_EVER: Duration = Duration::from_secs(86_400 * 365);
 
 /// Where a connection of a listener goes, and what its rule says of silence.
 #[derive(Clone, Debug)]
@@ -22,12 +26,38 @@ pub struct Way {
     pub idle: Option<Duration>,
 }
 
-/// Nothing of HTTP is known about opaque bytes.
-struct NoHeaders;
+/// Whose opaque bytes they are: all that rules can ask about them.
+#[derive(Clone, Copy, Debug)]
+pub struct Who<'a> {
+    ends: Addresses,
+    /// The server name that TLS asked for; empty when there is none.
+    name: &'a str,
+}
 
-impl Headers for NoHeaders {
+impl<'a> Who<'a> {
+    pub fn of(conn: &'a Conn) -> Self {
+        let dialled = match (&conn.door, &conn.tunnel) {
+            (_, Some(target)) => target.ip(),
+            (Door::Gateway(_), None) => Some(conn.local.ip()),
+            (_, None) => conn.original.map(|to| to.ip()),
+        };
+        let ends = Addresses { client: conn.remote.ip(), dialled };
+        Self { ends, name: conn.server_name.as_deref().unwrap_or_default() }
+    }
+
+    /// One of whom only the address is known.
+    pub fn at(client: IpAddr) -> Self {
+        Self { ends: Addresses { client, dialled: None }, name: "" }
+    }
+}
+
+impl Headers for Who<'_> {
     fn any(&self, _: &str, _: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         false
+    }
+
+    fn connection(&self) -> Option<Addresses> {
+        Some(self.ends)
     }
 }
 
@@ -39,58 +69,83 @@ pub fn backend_of(
     table: &Table,
     host: &str,
     port: u16,
+    who: Who<'_>,
     rng: &mut Rng,
 ) -> Option<Result<Arc<BackendEntry>, String>> {
     let entry = table.host(host)?;
     let port = entry.port(port)?;
-    // Rules for HTTP say nothing about bytes that are none, so only declared ports have routes.
-    if matches!(port.protocol, Protocol::Tcp | Protocol::Tls) {
-        let routes: Vec<&Route> = entry
-            .routes
-            .iter()
-            .map(|r| &**r)
-            .filter(|r| r.rank.dialect == Dialect::VirtualService)
-            .collect();
-        let request = Request {
-            method: "",
-            scheme: "",
-            host: &entry.host.name,
-            port: port.port,
-            path: "",
-            query: "",
-            headers: &NoHeaders,
-        };
-        if let Some(found) = find_rule(routes, None, &request) {
-            let rule = &found.rule;
-            return Some(
-                target(table, &rule.action, rng)
-                    .map_err(|why| format!("{why}; route: {}", rule.origin)),
-            );
-        }
+    let routes = opaque_routes(entry, port.protocol);
+    // Who names a host has dialled its address.
+    let own = entry.host.addresses.first().copied();
+    let ends = Addresses { dialled: who.ends.dialled.or(own), ..who.ends };
+    let who = Who { ends, ..who };
+    let host = if port.protocol == Protocol::Tls { who.name } else { &entry.host.name };
+    let request = Request {
+        method: "",
+        scheme: "",
+        host,
+        port: port.port,
+        path: "",
+        query: "",
+        headers: &who,
+    };
+    if let Some(found) = find_rule(routes, None, &request) {
+        let rule = &found.rule;
+        return Some(
+            target(table, &rule.action, rng)
+                .map_err(|why| format!("{why}; route: {}", rule.origin)),
+        );
     }
     // Who is known and fails is not unknown: nothing goes there past its sentence.
-    Some(entry.default_backend(port).cloned().ok_or_else(|| match entry.fails.get(&port.backend) {
-        Some(fail) => fail.reason.to_string(),
-        None => format!("{} has no backend {:?}", entry.host.name, port.backend),
-    }))
+    Some(entry.default_backend(port).cloned().ok_or_else(|| entry.why_missing(port)))
 }
 
-/// The way of a gateway's listener that looks at no bytes; `host` is the server name that TLS
-/// asked for, if any.
+/// The routes of a host that speak of opaque bytes. Rules for HTTP say nothing about bytes that are
+/// none: where both may come, only rules count that are for bytes alone.
+fn opaque_routes(entry: &HostEntry, protocol: Protocol) -> Vec<&Route> {
+    let all = entry.routes.iter().map(|r| &**r);
+    let all = all.filter(|r| r.rank.dialect == Dialect::VirtualService);
+    match protocol {
+        Protocol::Tcp | Protocol::Tls => all.collect(),
+        Protocol::Detect => all.filter(|r| is_for_bytes(r)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether a route takes bytes that are no HTTP, and no request.
+pub fn is_for_bytes(route: &Route) -> bool {
+    let for_bytes = |m: &Match| m.connection.is_some();
+    let mut rules = route.rules.iter();
+    rules.all(|r| !r.matches.is_empty() && r.matches.iter().all(for_bytes))
+}
+
+/// Whether a rule of a service's port asks which server name TLS asks for.
+pub fn asks_name(table: &Table, host: &str, port: u16) -> bool {
+    let Some(entry) = table.host(host) else { return false };
+    let tls = entry.port(port).is_some_and(|p| p.protocol == Protocol::Tls);
+    let asks = |route: &&Route| {
+        let mut matches = route.rules.iter().flat_map(|rule| &rule.matches);
+        matches.any(|m| m.authority.is_some())
+    };
+    tls && opaque_routes(entry, Protocol::Tls).iter().any(asks)
+}
+
+/// The way of a gateway's listener that looks at no bytes.
 ///
 /// # Errors
 /// Why there is none.
 pub fn backend_of_listener(
     table: &Table,
     name: &str,
-    host: &str,
+    who: Who<'_>,
     rng: &mut Rng,
 ) -> Result<Way, String> {
+    let host = who.name;
     let entry = table.gateway(name).ok_or_else(|| format!("the listener {name} is gone"))?;
     let section = pick_section(&entry.listener, host)
         .ok_or_else(|| format!("no listener serves the server name {host:?}"))?;
     let request =
-        Request { method: "", scheme: "", host, port: 0, path: "", query: "", headers: &NoHeaders };
+        Request { method: "", scheme: "", host, port: 0, path: "", query: "", headers: &who };
     let found = entry.routes.find(Some(&section.name), &request).ok_or_else(|| match host {
         "" if entry.routes.iter().any(|r| serves_names(r)) => {
             format!("TLS asks for no server name, and every route of {name} is for some")

@@ -23,50 +23,27 @@ pub enum Spoken {
     Opaque,
 }
 
-/// Looks at a stream for at most `limit`; what was read comes first out of the stream returned.
+/// Looks at a stream of HTTP: a client may be silent for `idle`, and has `head` for its first bytes
+/// once they have begun. What was read comes first out of the stream returned.
 ///
 /// # Errors
 /// When the client closes or breaks before it sent anything.
-pub async fn sniff<I>(io: I, limit: Duration) -> io::Result<(Spoken, Prefixed<I>)>
-where
-    I: AsyncRead + Unpin,
-{
-    look(io, limit, None).await
-}
-
-/// The same for what is known to be HTTP: a client may be silent for `idle`, and has `head` for
-/// its first bytes once they have begun.
-///
-/// # Errors
-/// As [`sniff`].
 pub async fn sniff_http<I>(
-    io: I,
+    mut io: I,
     idle: Duration,
     head: Duration,
 ) -> io::Result<(Spoken, Prefixed<I>)>
 where
     I: AsyncRead + Unpin,
 {
-    look(io, idle, Some(head)).await
-}
-
-/// `more` is the time for all that follows the first byte, where that has its own.
-async fn look<I>(
-    mut io: I,
-    limit: Duration,
-    more: Option<Duration>,
-) -> io::Result<(Spoken, Prefixed<I>)>
-where
-    I: AsyncRead + Unpin,
-{
-    let end = Instant::now() + limit;
+    let end = Instant::now() + idle;
     let mut seen = BytesMut::with_capacity(64);
     match tokio::time::timeout_at(end, io.read_buf(&mut seen)).await {
         Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
         Ok(read) => drop(read?),
         Err(_) => return Ok((Spoken::Opaque, Prefixed::new(Bytes::new(), io))),
     }
-    let end = more.map_or(end, |more| Instant::now() + more);
+    let end = Instant::now() + head;
     let look = async {
         loop {
             if let Some(spoken) = judge(&seen) {
@@ -155,14 +132,16 @@ mod tests {
     #[tokio::test]
     async fn silence_is_opaque_and_nothing_is_lost() {
         let (mut client, server) = tokio::io::duplex(64);
-        let (spoken, _io) = sniff(server, Duration::from_millis(5)).await.unwrap();
+        let (spoken, _io) =
+            sniff_http(server, Duration::from_millis(5), Duration::from_secs(5)).await.unwrap();
         assert_eq!(spoken, Spoken::Opaque);
         drop(client);
         let (c, server) = tokio::io::duplex(64);
         client = c;
         tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\n").await.unwrap();
         drop(client);
-        let (spoken, mut io) = sniff(server, Duration::from_secs(5)).await.unwrap();
+        let (spoken, mut io) =
+            sniff_http(server, Duration::from_secs(5), Duration::from_secs(5)).await.unwrap();
         assert_eq!(spoken, Spoken::Http1);
         let mut all = String::new();
         io.read_to_string(&mut all).await.unwrap();

@@ -16,6 +16,8 @@ pub struct Progress {
     pub resent: u8,
     /// Since the last acknowledgement.
     pub silent_ms: u32,
+    /// Questions whether the other end may get more, or is there, without an answer.
+    pub asked: u32,
 }
 
 /// # Errors
@@ -37,6 +39,7 @@ pub fn progress(fd: RawFd) -> io::Result<Progress> {
         unacked: info.tcpi_unacked,
         resent: info.tcpi_retransmits,
         silent_ms: info.tcpi_last_ack_recv,
+        asked: u32::from(info.tcpi_probes),
     })
 }
 

@@ -53,7 +53,7 @@ async fn reg_45_65_every_path_says_its_type_and_changes_by_post_only() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 18, "{help}");
+    assert_eq!(seen, 19, "{help}");
     assert_eq!(read(&bed, "/").await.body, help);
     let none = read(&bed, "/%3Cscript%3E").await;
     assert_eq!((none.status, none.body.contains("script")), (404, false));
@@ -62,6 +62,37 @@ async fn reg_45_65_every_path_says_its_type_and_changes_by_post_only() {
     for path in ["/config_dump", "/quitquitquit", "/stats", "/clusters"] {
         assert_eq!(send(metrics, get(path, "127.0.0.1")).await.status, 404, "{path}");
     }
+}
+
+/// What a browser must not take for a page.
+async fn is_no_page(path: &str, kind: &str) {
+    let bed = used().await;
+    let got = read(&bed, path).await;
+    assert_eq!(got.header("content-type"), kind);
+    let sniffed = got.header("x-content-type-options");
+    assert_eq!(sniffed, "nosniff", "a browser may take it for a page");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_45_names_of_services_in_json_are_no_page() {
+    is_no_page("/clusters?format=json", "application/json").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_45_names_of_services_in_text_are_no_page() {
+    is_no_page("/clusters", "text/plain; charset=utf-8").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_45_names_of_counters_in_json_are_no_page() {
+    is_no_page("/stats?format=json", "application/json").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reg_45_a_link_changes_nothing() {
+    let bed = used().await;
+    assert_eq!(read(&bed, "/healthcheck/fail").await.status, 405, "a GET changes something");
+    assert_eq!(read(&bed, "/ready").await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,11 +117,6 @@ async fn reg_45_65_no_web_page_reaches_the_admin_door() {
 }
 
 /// What fails without a check of the admin door.
-pub(super) const CASES: &[(&str, &str)] = &[(
-    concat!(module_path!(), "::reg_58_a_clients_check_asks_a_proxy_for_its_health_only"),
-    "client-checks",
-)];
-
 #[tokio::test(flavor = "multi_thread")]
 async fn reg_58_a_clients_check_asks_a_proxy_for_its_health_only() {
     let bed = used().await;

@@ -68,6 +68,16 @@ pub async fn exchange(
     }
 }
 
+/// The same of a client that says when it has nothing more to send.
+async fn exchange_half(
+    connecting: impl Future<Output = io::Result<TcpStream>>,
+) -> Result<String, io::ErrorKind> {
+    let mut stream = connecting.await.map_err(|e| e.kind())?;
+    stream.write_all(b"\0\0").await.map_err(|e| e.kind())?;
+    stream.shutdown().await.map_err(|e| e.kind())?;
+    rest(&mut stream).await
+}
+
 /// A sidecar that captures what its pod sends.
 struct Pod {
     dialled: Dialled,
@@ -199,6 +209,29 @@ async fn an_instance_dialled_by_its_own_address_is_reached_by_mesh_mtls() {
     assert!(far.metrics().await.contains("connection_security_policy=\"mutual_tls\""));
     let metrics = pod.bed.metrics().await;
     assert!(metrics.contains("destination_workload=\"user-1\""), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_passes_to_an_instance_whose_tls_cannot_be_spoken() {
+    let (app, other) = (echo().await, echo().await);
+    let of = |tls: Option<UpstreamTls>| {
+        let policy = BackendPolicy { tls: tls.map(Box::new), ..BackendPolicy::default() };
+        service("user", Protocol::Detect, policy, vec![endpoint("user-0", app.address)])
+    };
+    let pod = Pod::new(of(None)).await;
+    let try_dial = |to| pod.dialled.try_connect(pod.bed.outbound(), to);
+    assert_eq!(exchange_half(try_dial(app.address)).await.unwrap(), "\0\0");
+    let before = app.hits();
+    let star = UpstreamTls { server_name: Some("*.example".into()), ..UpstreamTls::default() };
+    pod.bed.apply(2, of(Some(star))).await;
+    // By its own address it is known all the same: nothing goes there in plaintext.
+    assert_eq!(exchange(try_dial(app.address), b"\0\0").await, RESET);
+    let got = pod.get(app.address, "/", "example.org").await;
+    assert_eq!((got.status, got.header("x-weft-flags")), (503, "NC"));
+    assert!(got.body.contains("is no server name"), "{}", got.body);
+    assert_eq!(app.hits(), before);
+    // What nobody knows passes as before.
+    assert_eq!(exchange_half(try_dial(other.address)).await.unwrap(), "\0\0");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -168,11 +168,11 @@ async fn f10_slow_heads_are_closed_in_time() {
     slow.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
     let mut left = Vec::new();
     let _ = slow.read_to_end(&mut left).await;
-    assert!(began.elapsed() < Duration::from_secs(3));
+    assert!(began.elapsed() < Duration::from_secs(8));
     // And a connection that never asks anything, after its idle limit.
     let mut silent = TcpStream::connect(bed.listener()).await.unwrap();
     let _ = silent.read_to_end(&mut left).await;
-    assert!(began.elapsed() < Duration::from_secs(6));
+    assert!(began.elapsed() < Duration::from_secs(20));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ use weft_model::*;
 
 use super::bed::*;
 
-const IDLE: Duration = Duration::from_millis(400);
+const IDLE: Duration = Duration::from_secs(1);
 /// Many times in that.
 const PACE: Duration = Duration::from_millis(25);
 /// Longer than any test takes.

@@ -237,7 +237,7 @@ async fn beyond_what_a_backend_can_do_requests_are_refused_at_once() {
     let began = Instant::now();
     while refused.load(Ordering::Relaxed) < 50 {
         tick.tick().await;
-        assert!(began.elapsed() < Duration::from_secs(20), "nothing is refused");
+        assert!(began.elapsed() < Duration::from_secs(60), "nothing is refused");
         for _ in 0..8 {
             let (bed, refused) = (bed.clone(), refused.clone());
             calls.spawn(async move {
@@ -291,7 +291,7 @@ async fn what_waits_at_a_gateways_gate_ends_with_its_own_deadline() {
     while held().await.is_none_or(|held| held < 100)
         || done.load(Ordering::Relaxed) < reached.load(Ordering::Relaxed) + 50
     {
-        assert!(began.elapsed() < Duration::from_secs(20), "nothing waits at the gate");
+        assert!(began.elapsed() < Duration::from_secs(60), "nothing waits at the gate");
         for _ in 0..10 {
             tick.tick().await;
             for _ in 0..8 {

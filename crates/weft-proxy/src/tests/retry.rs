@@ -171,7 +171,7 @@ async fn time_limits_of_request_and_attempt() {
     whole.timeouts.request_ms = Some(80);
     let mut tries = rule("/", Action::Forward(vec![to("mixed", "", 1)]));
     tries.timeouts =
-        Timeouts { request_ms: Some(5_000), backend_request_ms: Some(50), idle_ms: None };
+        Timeouts { request_ms: Some(20_000), backend_request_ms: Some(300), ..Timeouts::default() };
     all.push(mesh_route("slow", vec![whole]));
     all.push(mesh_route("mixed", vec![tries]));
     let bed = Bed::sidecar(all).await;
@@ -179,7 +179,7 @@ async fn time_limits_of_request_and_attempt() {
     let got = bed.get("http://slow/").await;
     assert_eq!((got.status, got.header("x-weft-flags")), (504, "UT"), "{}", got.body);
     assert!(started.elapsed() > Duration::from_millis(75));
-    assert!(started.elapsed() < Duration::from_secs(4));
+    assert!(started.elapsed() < Duration::from_secs(20));
     // The other instance answers within its own attempt.
     for _ in 0..6 {
         assert_eq!(bed.get("http://mixed/").await.body, "good");

@@ -232,6 +232,57 @@ async fn a_gateway_terminates_tls_by_server_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_port_whose_only_certificate_cannot_be_used_answers_nothing() {
+    let user = Server::named("user").await;
+    let (name, mut listener) = gateway(None);
+    if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
+        g.sections[0].tls = Some(ServerTls::new("no certificate", "no key"));
+    }
+    let mut all = http_service("user", &[user.address]);
+    all.push((name, listener));
+    all.push(gateway_route("r", &[], vec![rule("/", Action::Forward(vec![to("user", "", 1)]))]));
+    let bed = Bed::gateway(all).await;
+    let mut client = client(bed.listener()).await;
+    assert!(client.try_send(get("/", "a")).await.is_err(), "nor in plain text");
+    assert_eq!(user.hits(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_of_a_gateway_speak_says_nothing_of_a_port_that_declares_nothing() {
+    let old = Server::http(|_, request: Request<hyper::body::Incoming>| async move {
+        text(200, format!("{:?}", request.version()))
+    })
+    .await;
+    let all = || {
+        let mut all = http_service("old", &[]);
+        all.push(endpoints_of("old", Protocol::Detect, vec![endpoint("old-0", old.address)]));
+        all.push(gateway(None));
+        all.push(gateway_route("r", &[], vec![rule("/", Action::Forward(vec![to("old", "", 1)]))]));
+        all
+    };
+    let mut standalone = config("gateway~shop~web");
+    standalone.follows_client = true;
+    let beds = [Bed::gateway(all()).await, Bed::start(standalone, None).await];
+    beds[1].apply(1, all()).await;
+    let mut answered = Vec::new();
+    for bed in &beds {
+        let io = tokio::net::TcpStream::connect(bed.listener()).await.unwrap();
+        let io = hyper_util::rt::TokioIo::new(io);
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+        let tasks = weft_base::task::TaskGroup::new();
+        tasks.spawn("client", async move { drop(connection.await) });
+        let request = Request::get("http://a/").body(Full::<bytes::Bytes>::default()).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+        answered.push(String::from_utf8(body.to_bytes().to_vec()).unwrap());
+    }
+    assert_eq!(answered, ["HTTP/1.1", "HTTP/2.0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_route_waits_for_its_backend() {
     let old = Server::named("old").await;
     let new = Server::named("new").await;
@@ -281,6 +332,63 @@ async fn bad_resources_are_named_and_the_rest_applies() {
         tokio::net::TcpStream::connect(wanted).await.is_ok()
     })
     .await;
+}
+
+/// A listener of its own, on one address.
+fn bound(name: &str, address: std::net::SocketAddr) -> (ResourceName, Resource) {
+    let (_, Resource::Listener(mut listener)) = gateway(None) else { panic!("it is one") };
+    listener.name = name.into();
+    if let ListenerKind::Gateway(g) = &mut listener.kind {
+        g.bind = vec![address];
+    }
+    (Root::listener(name).own(), Resource::Listener(listener))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_taken_whole_or_not_at_all() {
+    // Addresses of this test's own: elsewhere an outgoing connection may take the port.
+    let taken = std::net::TcpListener::bind("127.88.7.5:0").unwrap();
+    let free = std::net::TcpListener::bind("127.88.7.5:0").unwrap();
+    let (wanted, other) = (taken.local_addr().unwrap(), free.local_addr().unwrap());
+    drop(free);
+    let says = |body: &str| {
+        let action = Action::Direct { status: 200, body: body.to_owned().into() };
+        gateway_route("r", &[], vec![rule("/", action)])
+    };
+    let bed = Bed::gateway(vec![gateway(None), says("old")]).await;
+    let whole = |generation, all: Vec<(ResourceName, Resource)>| {
+        bed.feed.apply_whole(crate::ingest::source::transaction(generation, all).unwrap())
+    };
+    let answer = || async { send(bed.listener(), get("/", "a")).await.body };
+
+    let (one, two) = (bound("one", other), bound("two", wanted));
+    let all = vec![one.clone(), two.clone(), says("new")];
+    let refused = whole(2, all.clone()).await.unwrap().unwrap_err();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert_eq!(refused[0].name, "listener:two");
+    let why = &refused[0].reason;
+    assert!(why.starts_with("bind[0]: ") && why.contains("in use"), "{why}");
+    assert_eq!(answer().await, "old");
+    assert!(tokio::net::TcpStream::connect(other).await.is_err(), "what could be opened is closed");
+    assert_eq!(bed.proxy.status().sockets().len(), 1);
+
+    // Two that want the same one are told so before anything else.
+    let refused = whole(3, vec![one.clone(), bound("two", other)]).await.unwrap().unwrap_err();
+    assert!(refused[0].reason.contains("listener:one"), "{refused:?}");
+
+    drop(taken);
+    let applied = whole(4, all).await.unwrap().unwrap();
+    assert_eq!(applied.rejected, []);
+    assert_eq!(answer().await, "new");
+    assert_eq!(send(wanted, get("/", "a")).await.status, 404);
+    // What a listener has it keeps, and may pass on.
+    let applied = whole(5, vec![bound("one", wanted), bound("two", other)]).await.unwrap().unwrap();
+    assert_eq!(applied.rejected, []);
+    for address in [wanted, other] {
+        assert_eq!(send(address, get("/", "a")).await.status, 404);
+    }
+    let refused = whole(6, vec![bound("three", other)]).await.unwrap().unwrap_err();
+    assert!(refused[0].reason.contains("listener:two's too"), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -348,6 +456,30 @@ async fn the_last_good_table_serves_without_a_server() {
     bed.remove(8, vec![Root::host(fqdn("user")).own()]).await;
     let got = bed.get("http://user/").await;
     assert_eq!(got.status, 502, "{got:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_used_of_the_last_good_table_is_asked_for_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config("gateway~shop~web");
+    config.last_good = Some(dir.path().join("table.cbor"));
+    let (name, mut listener) = gateway(None);
+    if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
+        g.sections[0].tls = Some(ServerTls::new("garbage", "garbage"));
+    }
+    let mut resources = http_service("user", &[]);
+    resources.push((name.clone(), listener));
+    let bed = Bed::start(config.clone(), None).await;
+    let applied = bed.apply(7, resources).await;
+    assert_eq!(applied.rejected.len(), 1, "{applied:?}");
+    bed.proxy.drain().await;
+
+    let bed = Bed::start(config, None).await;
+    let held = bed.proxy.held();
+    let unknown = held.iter().filter(|(_, version)| *version == weft_xds::Version::default());
+    let unknown: Vec<String> = unknown.map(|(name, _)| name.to_string()).collect();
+    assert_eq!(unknown, [name.to_string()]);
+    assert_eq!(held.len(), 4, "what is not named would never be removed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,7 +23,7 @@ async fn echo() -> Server {
 }
 
 /// A listener that takes nobody any more, and who stands in its line: what knocks hears nothing.
-async fn black_hole() -> (TcpListener, Vec<TcpStream>) {
+pub(super) async fn black_hole() -> (TcpListener, Vec<TcpStream>) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
@@ -108,6 +108,49 @@ async fn of_an_app_that_answers_nothing_its_own_sidecar_speaks() {
     let late = format!("connecting to {app} took longer than 1000 ms");
     for part in ["refused the tunnel with status 503: ", &late] {
         assert!(answer.contains(part), "{part}: {answer}");
+    }
+}
+
+/// What an answer says of an instance whose check of bytes, over a tunnel to its app, fails.
+async fn checked(app: std::net::SocketAddr, timeout_ms: u64) -> String {
+    let ca = Ca::new();
+    let server = server(&ca, app, Protocol::Tcp).await;
+    let check = HealthCheck {
+        kind: CheckKind::Tcp { send: Vec::new(), expect: Vec::new() },
+        interval_ms: 20,
+        timeout_ms,
+        healthy: 1,
+        unhealthy: 1,
+        jitter_basis_points: 0,
+        ..HealthCheck::default()
+    };
+    let protection = Protection { health_check: Some(check), ..Protection::default() };
+    let policy =
+        BackendPolicy { protection: Some(Box::new(protection)), ..BackendPolicy::default() };
+    let client = peer(&ca, &server, Protocol::Http1, Vec::new()).await;
+    let only = vec![meshed(app, "user", Transport::MeshH1)];
+    client.apply(2, service("user", Protocol::Http1, policy, only)).await;
+    let said = std::cell::RefCell::new(String::new());
+    wait_until("its check failed", async || {
+        *said.borrow_mut() = client.get("http://user/").await.body;
+        said.borrow().contains("check")
+    })
+    .await;
+    said.into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_over_a_tunnel_says_what_it_waited_for_or_why_it_was_refused() {
+    let (hole, _line) = black_hole().await;
+    // Its sidecar waits for the app for a second, the check does not.
+    let at = hole.local_addr().unwrap();
+    let said = checked(at, 300).await;
+    let late = format!("its sidecar did not reach the app's port {} within 300 ms", at.port());
+    assert!(said.contains(&late), "{said}");
+    let down = nobody().await;
+    let said = checked(down, 10_000).await;
+    for part in ["refused the tunnel with status 503: ", &format!("connecting to {down} failed")] {
+        assert!(said.contains(part), "{part}: {said}");
     }
 }
 

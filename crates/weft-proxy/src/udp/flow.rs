@@ -249,6 +249,8 @@ impl Flow {
             ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             backend: Some(&self.backend),
             endpoint: Some(&self.endpoint),
+            upstream: None,
+            handshake: false,
             tries: 1,
             flags: self.flags.get(),
             received: self.received.1.get(),

@@ -22,7 +22,7 @@ use tokio::net::UdpSocket;
 use tokio::time::Instant;
 
 use crate::tcp::relay;
-use crate::tcp::route::{self, Way};
+use crate::tcp::route::{self, Way, Who};
 use crate::upstream::ask::Key;
 use crate::upstream::pick::{Ask, LocalEndpoint};
 use crate::worker::{Conn, Worker};
@@ -207,8 +207,9 @@ impl Door {
     fn pick(&self, ends: Ends) -> Result<(Way, Rc<LocalEndpoint>), String> {
         let worker = &self.worker;
         let table = worker.table();
+        let who = Who::at(ends.client.ip());
         let way =
-            route::backend_of_listener(&table, &self.listener, "", &mut worker.rng.borrow_mut())?;
+            route::backend_of_listener(&table, &self.listener, who, &mut worker.rng.borrow_mut())?;
         let entry = &way.backend;
         let local = worker.backend(entry);
         let hash = Key::of_connection(&entry.backend.policy.lb, ends.client.ip());

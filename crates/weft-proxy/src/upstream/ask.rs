@@ -4,12 +4,15 @@
 
 use std::net::IpAddr;
 
-use http::header::{COOKIE, HeaderMap, HeaderValue, RETRY_AFTER};
-use http::{StatusCode, Uri};
+use http::header::{COOKIE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode, Uri};
+use weft_base::clock::Clock;
 use weft_base::limits::RETRY_AFTER_MS_MAX;
 use weft_base::rng::Rng;
 use weft_model::decide::{cookie, key_hash};
 use weft_model::{HashBy, HashCookie, LbPolicy};
+
+use crate::http::cache::date;
 
 /// The key's hash, and what to tell the client.
 #[derive(Debug, Default)]
@@ -19,15 +22,30 @@ pub struct Key {
     pub given: Option<HeaderValue>,
 }
 
-/// How long an answer asks its clients to stay away.
-pub fn retry_after_ms(status: StatusCode, headers: &HeaderMap) -> Option<u64> {
+/// How long an answer asks its clients to stay away: in seconds, or until a date (RFC 9110 10.2.3),
+/// which is a time of its own `Date` if it says one, so that no two clocks must agree.
+pub fn pause_ms<B>(answer: &Response<B>, clock: &Clock) -> Option<u64> {
+    retry_after_ms(answer.status(), answer.headers(), || clock.wall_ms())
+}
+
+fn retry_after_ms(
+    status: StatusCode,
+    headers: &HeaderMap,
+    wall_ms: impl FnOnce() -> u64,
+) -> Option<u64> {
     let asked = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     if !asked {
         return None;
     }
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    // A date would need a wall clock that agrees with ours; nobody's limiter sends one.
-    let seconds: u64 = seconds.trim().parse().ok()?;
+    let said = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let seconds = match said.parse::<u64>() {
+        Ok(seconds) => seconds,
+        Err(_) if !said.is_empty() && said.bytes().all(|b| b.is_ascii_digit()) => u64::MAX,
+        Err(_) => {
+            let now = date(headers, &DATE).unwrap_or_else(|| wall_ms() / 1_000);
+            date(headers, &RETRY_AFTER)?.saturating_sub(now)
+        }
+    };
     Some(seconds.saturating_mul(1_000).min(RETRY_AFTER_MS_MAX))
 }
 
@@ -149,15 +167,34 @@ mod tests {
     fn only_refusals_for_now_ask_for_a_pause() {
         let of = |status: u16, text: &'static str| {
             let headers = [(RETRY_AFTER, HeaderValue::from_static(text))].into_iter().collect();
-            retry_after_ms(StatusCode::from_u16(status).unwrap(), &headers)
+            retry_after_ms(StatusCode::from_u16(status).unwrap(), &headers, || 784_111_777_000)
         };
         assert_eq!(
             [of(429, "2"), of(503, " 1 "), of(200, "2"), of(301, "2")],
             [Some(2_000), Some(1_000), None, None]
         );
         assert_eq!(
-            [of(429, "999999"), of(429, "-1"), of(429, "soon")],
-            [Some(RETRY_AFTER_MS_MAX), None, None]
+            [of(429, "999999"), of(429, "-1"), of(429, "soon"), of(429, "")],
+            [Some(RETRY_AFTER_MS_MAX), None, None, None]
         );
+        assert_eq!(of(503, "99999999999999999999999"), Some(RETRY_AFTER_MS_MAX));
+        // 1994-11-06 08:49:37 is now, in all three forms that recipients must take.
+        assert_eq!(
+            [
+                of(503, "Sun, 06 Nov 1994 08:49:47 GMT"),
+                of(429, "Sunday, 06-Nov-94 08:49:38 GMT"),
+                of(503, "Sun Nov  6 08:49:37 1994"),
+                of(503, "Sun, 06 Nov 1994 08:49:00 GMT"),
+                of(200, "Sun, 06 Nov 1994 08:49:47 GMT"),
+            ],
+            [Some(10_000), Some(1_000), Some(0), Some(0), None]
+        );
+        let both = [
+            (RETRY_AFTER, "Thu, 01 Jan 2026 00:00:09 GMT"),
+            (DATE, "Thu, 01 Jan 2026 00:00:00 GMT"),
+        ];
+        let both = both.into_iter().map(|(n, v)| (n, HeaderValue::from_static(v))).collect();
+        let ours = || panic!("the answer's own clock tells");
+        assert_eq!(retry_after_ms(StatusCode::SERVICE_UNAVAILABLE, &both, ours), Some(9_000));
     }
 }

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustls_pki_types::ServerName;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -34,6 +35,8 @@ pub struct Peer {
     pub identity: Option<Arc<str>>,
     /// Its backend speaks TLS itself.
     pub origin: Option<Arc<OriginTls>>,
+    /// What a connection outside of the mesh begins with, before any TLS.
+    pub greeting: Option<Bytes>,
 }
 
 /// Where connections come from, and who we say we are.
@@ -87,6 +90,7 @@ impl Peer {
             transport: endpoint.transport,
             identity: endpoint.identity.clone(),
             origin: None,
+            greeting: None,
         }
     }
 
@@ -102,12 +106,20 @@ impl Peer {
             transport: Transport::Plaintext,
             identity: None,
             origin: None,
+            greeting: None,
         }
     }
 
     pub fn is_mesh(&self) -> bool {
         matches!(self.transport, Transport::MeshH1 | Transport::MeshH2 | Transport::Hbone)
     }
+}
+
+/// Says what a connection begins with.
+async fn greet<I: AsyncWrite + Unpin>(io: &mut I, peer: &Peer) -> Result<(), ConnectError> {
+    let Some(greeting) = &peer.greeting else { return Ok(()) };
+    let (address, written) = (peer.connect, io.write_all(greeting).await);
+    written.map_err(|e| ConnectError::Tcp { address, reason: e.to_string().into() })
 }
 
 // === impl Dialer ===
@@ -124,13 +136,16 @@ impl Dialer {
         #[cfg(any(test, feature = "testing"))]
         if let Some(io) = crate::memory::dialled(address) {
             let failed = |e: io::Error| ConnectError::Tcp { address, reason: e.to_string().into() };
-            return io.map(UpstreamIo::Memory).map_err(failed);
+            let mut io = io.map_err(failed)?;
+            greet(&mut io, peer).await?;
+            return Ok(UpstreamIo::Memory(io));
         }
         let open = async {
-            let tcp = self
+            let mut tcp = self
                 .tcp(address, limit)
                 .await
                 .map_err(|e| ConnectError::Tcp { address, reason: e.to_string().into() })?;
+            greet(&mut tcp, peer).await?;
             match (&peer.origin, peer.transport) {
                 (Some(origin), Transport::Plaintext) => {
                     let inside = if alpn == Alpn::H2 { Inside::Http2 } else { Inside::Http1 };

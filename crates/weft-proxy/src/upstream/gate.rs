@@ -115,6 +115,10 @@ impl BackendGate {
         let waiting = self.line.waiting.get();
         let count = u32::try_from(waiting).unwrap_or(u32::MAX);
         let entry = self.gate.borrow_mut().arrive(self.flying.get(), count, self.micros(now));
+        if entry == Entry::Go && waiting > 0 {
+            // Nobody goes before those in line but when the gate opens: then it does for all.
+            self.admit();
+        }
         let goes = entry == Entry::Go || waiting >= LINE_MAX;
         goes.then(|| self.permit(now, now))
     }
@@ -133,7 +137,8 @@ impl BackendGate {
                 // As if its client had left.
                 return None;
             }
-            let more = self.gate.borrow().more_us(micros(now.saturating_duration_since(came)));
+            let waited = micros(now.saturating_duration_since(came));
+            let more = self.gate.borrow().more_us(waited, self.micros(now));
             if more == 0 {
                 line.leave();
                 return Some(self.permit(came, now));

@@ -356,6 +356,11 @@ impl LocalEndpoint {
         Rc::new(Self { entry, pool, pace, series: RefCell::default() })
     }
 
+    /// The same endpoint by other connections.
+    pub fn through(&self, pool: Rc<Pool>) -> Rc<Self> {
+        Self::new(self.entry.clone(), pool, self.pace.clone())
+    }
+
     /// Notes how long an attempt took, and whether it brought an answer.
     pub fn note_pace(&self, took: std::time::Duration, answered: bool, now: Mono) {
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);

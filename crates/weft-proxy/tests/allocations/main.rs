@@ -14,8 +14,10 @@ use weft_proxy::ingest::source::{Feed, transaction};
 use weft_proxy::table::Door;
 use weft_proxy::{NodeId, Proxy, ProxyConfig, feed};
 
+mod exhausted;
 mod http2;
 mod sys;
+mod tables;
 
 #[global_allocator]
 static ALLOCATOR: sys::Counting = sys::Counting;
@@ -147,6 +149,7 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Vec<(ResourceName, Res
         sections: vec![section],
         edge: Edge::default(),
         proxy_header: Default::default(),
+        backend_certificate: None,
     };
     let kind = ListenerKind::Gateway(listener);
     let listener = Listener { name: "shop/web/80".into(), kind, origin: None };

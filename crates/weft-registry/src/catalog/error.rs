@@ -48,4 +48,9 @@ impl CatalogError {
             _ => false,
         }
     }
+
+    /// Whether the store cannot be asked now, so that nobody here can say what is true.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Unreachable { .. } | StoreError::Closed))
+    }
 }

@@ -35,7 +35,7 @@ impl Handle {
 
     /// Whether a result is not this server's, so that it is written again although it is the same:
     /// what another server heard ends with that server.
-    pub(super) fn is_anothers(&self, known: Option<&CheckStatus>) -> bool {
+    pub fn is_anothers(&self, known: Option<&CheckStatus>) -> bool {
         match known {
             Some(known) => *known.by != *self.0.leader.run_id(),
             None => self.0.leader.is_shared(),

@@ -404,7 +404,7 @@ impl Handle {
         };
         let output: Arc<str> = bounded(output, check.typed().output_bytes_max).into();
         let known = world.catalog().result(key);
-        let shown = known.map_or_else(|| check.typed().initial_output.into(), |r| r.output.clone());
+        let shown = known.map_or_else(|| check.initial_output(), |r| r.output.clone());
         let now = self.0.clock.now();
         let alone = world.catalog().status(key) == status;
         if alone && !self.is_anothers(known.map(|k| &**k)) {
@@ -593,4 +593,4 @@ async fn sleep(wait: Option<Duration>) {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -8,18 +8,16 @@ use weft_kinds::views::check::Probe;
 use weft_store::{MemoryStore, Revision};
 
 use super::*;
+use crate::doctored::Doctored;
 
 mod aliases;
-pub(crate) mod failing;
 mod others;
-
-use failing::Failing;
 
 struct Rig {
     handle: Handle,
     world: Snapshot<World>,
     clock: Arc<ManualClock>,
-    store: Arc<Failing>,
+    store: Arc<Doctored>,
     tasks: TaskGroup,
 }
 
@@ -29,7 +27,7 @@ async fn rig() -> Rig {
 
 async fn rig_of(leader: impl FnOnce(Clock) -> Leader) -> Rig {
     let (clock, manual) = Clock::manual();
-    let store = Arc::new(Failing::new(clock.clone()));
+    let store = Doctored::new(clock.clone());
     let (publisher, world) = snapshot(World::new());
     let mut watch = store.watch("/", Revision(1)).unwrap();
     let tasks = TaskGroup::new();
@@ -97,6 +95,18 @@ async fn a_write_is_seen_when_it_returns() {
     rig.handle.deregister_service(&id).await.unwrap();
     assert_eq!(rig.health(), []);
     assert!(rig.handle.report(&key("t"), Status::Passing, "").await.is_err());
+    rig.tasks.shutdown(Duration::from_millis(1)).await;
+}
+
+#[tokio::test]
+async fn only_an_agents_checks_are_timed() {
+    let rig = rig().await;
+    let definition = CheckDefinition { probe: Probe::Ttl { ttl_ms: 1000 }, ..Default::default() };
+    let check = CheckRecord { initial: Status::Passing, ..ttl(1000) }.with(&definition);
+    rig.handle.register_service(web(vec![check])).await.unwrap();
+    rig.clock.advance(Duration::from_secs(3600));
+    rig.handle.tick().await;
+    assert_eq!(rig.health(), [Status::Passing], "as whoever wrote it to the catalog said");
     rig.tasks.shutdown(Duration::from_millis(1)).await;
 }
 
@@ -275,5 +285,5 @@ async fn deadlines_are_kept_by_the_running_task() {
         assert!(changes.changed().await);
     }
     let took = clock.now().since(from);
-    assert!(took >= Duration::from_millis(99) && took < Duration::from_secs(2), "{took:?}");
+    assert!(took >= Duration::from_millis(99) && took < Duration::from_secs(20), "{took:?}");
 }

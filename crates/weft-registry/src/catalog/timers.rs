@@ -46,10 +46,11 @@ enum Kind {
 
 impl Timers {
     /// Takes up a definition; one that is known with the same time to live keeps its deadline.
+    /// What was written to the catalog for others has none: only an agent's checks are timed.
     pub fn watch(&mut self, check: &CheckRecord, now: Mono) {
         let key = super::plan::check_key(check);
         let definition = check.typed();
-        match definition.probe.ttl_ms() {
+        match definition.probe.ttl_ms().filter(|_| definition.agent) {
             Some(ttl_ms) => {
                 let ttl = Duration::from_millis(ttl_ms);
                 if self.ttl.get(&key).is_none_or(|(old, _)| *old != ttl) {

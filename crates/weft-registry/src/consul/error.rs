@@ -30,3 +30,16 @@ pub enum ConsulError {
     #[error("the registry is shutting down; send the request again to a running server")]
     Closed,
 }
+
+// === impl ConsulError ===
+
+impl ConsulError {
+    /// Whether the store cannot be asked now, so that nobody here can say what is true.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Store(why) => matches!(why, StoreError::Unreachable { .. } | StoreError::Closed),
+            Self::Catalog(error) => error.is_unreachable(),
+            _ => false,
+        }
+    }
+}

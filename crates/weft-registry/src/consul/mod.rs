@@ -7,6 +7,7 @@
 //! that the plan saw has changed, and plans again when something has. It returns once reads show
 //! what was written.
 
+mod contact;
 mod error;
 mod event;
 pub mod keys;
@@ -26,6 +27,7 @@ use weft_base::task::TaskGroup;
 use weft_kinds::world::World;
 use weft_store::{Compare, Op, Store, Txn};
 
+pub use contact::{Contact, Peer, SILENT_AFTER};
 pub use error::ConsulError;
 pub use event::{Event, PAYLOAD_BYTES_MAX};
 pub use kv::{Draft, Pair, Seen, VALUE_BYTES_MAX};
@@ -58,6 +60,7 @@ struct Inner {
     catalog: catalog::Handle,
     tasks: TaskGroup,
     leader: Leader,
+    contact: Arc<Contact>,
     stripes: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
 }
@@ -75,13 +78,34 @@ impl Handle {
     ) -> Self {
         let stripes = (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect();
         let hasher = RandomState::new();
-        Self(Arc::new(Inner { store, world, shelf, catalog, tasks, leader, stripes, hasher }))
+        let contact = Arc::new(Contact::new(leader.clone()));
+        Self(Arc::new(Inner {
+            store,
+            world,
+            shelf,
+            catalog,
+            tasks,
+            leader,
+            contact,
+            stripes,
+            hasher,
+        }))
     }
 
     /// Ends what is over until the tasks drain.
     pub(crate) fn run(&self, changes: WorldWatch) {
         let handle = self.clone();
         self.0.tasks.spawn("consul sessions", handle.watch_sessions(changes));
+        if self.contact().is_shared() {
+            let following =
+                self.0.contact.clone().follow(self.0.store.clone(), self.0.tasks.clone());
+            self.0.tasks.spawn("contact with the store", following);
+        }
+    }
+
+    /// Whether the store can be reached, and by whom.
+    pub fn contact(&self) -> &Contact {
+        &self.0.contact
     }
 
     /// What is true now.

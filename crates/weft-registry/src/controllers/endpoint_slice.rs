@@ -58,7 +58,7 @@ pub(super) fn replace(ctx: &mut Context<'_>, slice: &Object, new: &Value) {
     if ctx.object(&slice.key).is_none() {
         return ctx.delete(slice, Propagation::Background);
     }
-    let mut out = Value::clone(&slice.raw);
+    let mut out = slice.raw.fresh().into_owned();
     for field in ["addressType", "endpoints", "ports"] {
         out[field] = new[field].clone();
     }

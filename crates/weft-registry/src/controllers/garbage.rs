@@ -23,10 +23,19 @@ enum Owner {
 
 pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     let Some(object) = ctx.object(key) else { return };
-    if let Some(propagation) = meta::collection(&object.raw) {
+    if let Some(propagation) = collection(&object) {
         collect(ctx, &object, propagation);
     } else if !object.meta.is_deleting() {
         judge(ctx, &object);
+    }
+}
+
+/// Which collection an object that is being deleted waits for. Asked of everything that is written,
+/// so it reads no more of most than that they are not being deleted.
+pub fn collection(object: &Object) -> Option<Propagation> {
+    match object.meta.is_deleting() {
+        true => meta::collection(&object.raw.fresh()),
+        false => None,
     }
 }
 
@@ -52,7 +61,7 @@ fn judge(ctx: &mut Context<'_>, object: &Object) {
             // A kind that weft does not know cannot be judged.
             return Owner::Solid;
         }
-        match owner(ctx.world, &object.key, reference).map(|o| meta::collection(&o.raw)) {
+        match owner(ctx.world, &object.key, reference).map(|o| collection(o)) {
             Some(Some(Propagation::Foreground)) => Owner::Waiting,
             Some(_) => Owner::Solid,
             None => Owner::Gone,
@@ -71,7 +80,7 @@ fn judge(ctx: &mut Context<'_>, object: &Object) {
             let at = owners.iter().position(|o| &*o.uid == uid);
             at.and_then(|i| states.get(i)) == Some(&Owner::Gone)
         };
-        ctx.write(object, without_owners(&object.raw, gone));
+        ctx.write(object, without_owners(&object.raw.fresh(), gone));
     }
 }
 
@@ -83,7 +92,8 @@ fn collect(ctx: &mut Context<'_>, object: &Object, propagation: Propagation) {
     match propagation {
         Propagation::Orphan => {
             for dependent in &dependents {
-                ctx.write(dependent, without_owners(&dependent.raw, |u| u == &*object.meta.uid));
+                let gone = |uid: &str| uid == &*object.meta.uid;
+                ctx.write(dependent, without_owners(&dependent.raw.fresh(), gone));
             }
             if !dependents.is_empty() {
                 return;
@@ -100,7 +110,7 @@ fn collect(ctx: &mut Context<'_>, object: &Object, propagation: Propagation) {
         }
     }
     let finalizer = meta::collection_finalizer(propagation);
-    ctx.write(object, meta::without_finalizer(&object.raw, finalizer));
+    ctx.write(object, meta::without_finalizer(&object.raw.fresh(), finalizer));
 }
 
 /// The object without some of its owner references.

@@ -4,17 +4,18 @@
 //! it is reached from outside. All are its own and go with it; a pod that ends is replaced.
 //! Called by the controllers' loop; never decides what is served there.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use weft_kinds::views::View;
-use weft_kinds::world::{KindId, Object, ObjectKey, PROXY_ANNOTATION};
+use weft_kinds::world::{Index, KindId, Object, ObjectKey, PROXY_ANNOTATION, World, pair};
 
 use super::plan::{Context, controller_ref};
 use super::replica_set::owned;
 use crate::Propagation;
-use crate::objects::admit::{ADDRESS_ANNOTATION, annotation, is_ours, owner};
+use crate::objects::admit::{ADDRESS_ANNOTATION, annotation, has_no_value, is_ours, owner};
 use crate::objects::meta::{metadata_mut, safe_hash};
 
 /// On a gateway's pod: the Gateway's name.
@@ -85,7 +86,7 @@ fn pods(ctx: &mut Context<'_>, gateway: &Object, account: &str) {
 }
 
 fn service(ctx: &mut Context<'_>, gateway: &Object, name: &str) {
-    let wanted = service_ports(gateway);
+    let wanted = service_ports(gateway, &sets(ctx.world, gateway));
     if wanted.is_empty() {
         return;
     }
@@ -142,7 +143,8 @@ pub(super) fn fields(value: &mut Value) -> &mut Map<String, Value> {
 fn load_balancer(gateway: &Object, ports: &[Value]) -> Value {
     let asked = gateway.raw["spec"]["addresses"].as_array().into_iter().flatten();
     let mut ips: Vec<IpAddr> = asked.filter_map(|a| a["value"].as_str()?.parse().ok()).collect();
-    if ips.is_empty() {
+    let asked = gateway.raw["spec"]["addresses"].as_array().into_iter().flatten();
+    if ips.is_empty() || asked.into_iter().any(has_no_value) {
         ips.extend(annotation(&gateway.raw, ADDRESS_ANNOTATION).parse::<IpAddr>());
     }
     let ports: Vec<Value> =
@@ -157,19 +159,23 @@ fn load_balancer(gateway: &Object, ports: &[Value]) -> Value {
     }
 }
 
-/// Each port of the listeners once, under the name of the first that has it.
-fn service_ports(gateway: &Object) -> Vec<Value> {
+/// Each port of the listeners once for bytes and once for datagrams, under the name of the first
+/// that has it where a Service's port can be called that.
+fn service_ports(gateway: &Object, sets: &[&Object]) -> Vec<Value> {
     let mut out: Vec<Value> = Vec::new();
-    for (name, port, protocol) in listeners(gateway) {
-        if out.iter().any(|p| p["port"] == port) {
+    let mut seen = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    let all = listeners(gateway).chain(sets.iter().copied().flat_map(listeners));
+    for (name, port, protocol) in all {
+        let transport = transport(protocol);
+        if !seen.insert((port, transport)) {
             continue;
         }
-        let name = match name {
-            Some(name) if !out.iter().any(|p| p["name"] == name) => name.to_owned(),
-            _ => format!("port-{port}"),
-        };
+        let own = name.filter(|name| is_port_name(name) && !names.contains(*name));
+        let name = own.map_or_else(|| unnamed(port, transport, &names), str::to_owned);
+        names.insert(name.clone());
         let mut one = json!({
-            "name": name, "port": port, "targetPort": port, "protocol": "TCP",
+            "name": name, "port": port, "targetPort": port, "protocol": transport,
         });
         // What is spoken is said, so that nobody has to guess.
         match protocol {
@@ -181,6 +187,31 @@ fn service_ports(gateway: &Object) -> Vec<Value> {
         out.push(one);
     }
     out
+}
+
+/// The protocol of a Service's port behind which a listener is.
+fn transport(protocol: &str) -> &'static str {
+    if protocol == "UDP" { "UDP" } else { "TCP" }
+}
+
+/// A name for a port whose listener's cannot be had; somebody's listener may be called that too.
+fn unnamed(port: u64, transport: &str, names: &BTreeSet<String>) -> String {
+    let plain = match transport {
+        "UDP" => format!("port-{port}-udp"),
+        _ => format!("port-{port}"),
+    };
+    let more = (2..).map(|n| format!("{plain}-{n}"));
+    let mut all = std::iter::once(plain.clone()).chain(more);
+    all.find(|name| !names.contains(name)).unwrap_or(plain)
+}
+
+/// Whether a Service's port may have a name: a DNS label.
+fn is_port_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    name.len() <= NAME_BYTES_MAX
+        && name.bytes().all(|b| plain(b) || b == b'-')
+        && name.bytes().next().is_some_and(plain)
+        && name.bytes().last().is_some_and(plain)
 }
 
 /// What is common to all that a Gateway causes, with what its `infrastructure` asks for.
@@ -240,10 +271,27 @@ fn listeners(gateway: &Object) -> impl Iterator<Item = (Option<&str>, u64, &str)
     })
 }
 
+/// The ListenerSets that a Gateway takes.
+fn sets<'w>(world: &'w World, gateway: &Object) -> Vec<&'w Object> {
+    let View::Gateway(view) = &gateway.view else { return Vec::new() };
+    let (own, name) = (&gateway.key.namespace, &gateway.key.name);
+    let allowed = &view.spec.allowed_listeners.namespaces;
+    let at = pair(own, name);
+    let found = world.index(Index::ListenerSetsByGateway, &at).map(|o| &**o);
+    let taken = |set: &&Object| {
+        let ns = &set.key.namespace;
+        allowed.takes("None", own, ns, || {
+            Some(world.get(KindId::Namespace, "", ns)?.meta.labels.clone())
+        })
+    };
+    let mut out: Vec<&Object> = found.filter(taken).collect();
+    out.sort_by_key(|set| (set.meta.created_ms(), pair(&set.key.namespace, &set.key.name)));
+    out
+}
+
 /// Each port once, for `kubectl get` and for the agent's messages; the mesh model decides.
 fn container_ports(gateway: &Object) -> Value {
-    let mut ports: Vec<u64> = listeners(gateway).map(|(_, port, _)| port).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports.into_iter().map(|p| json!({ "containerPort": p, "protocol": "TCP" })).collect()
+    let all = listeners(gateway).map(|(_, port, protocol)| (port, transport(protocol)));
+    let ports: BTreeSet<(u64, &str)> = all.collect();
+    ports.into_iter().map(|(p, t)| json!({ "containerPort": p, "protocol": t })).collect()
 }

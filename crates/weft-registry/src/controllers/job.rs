@@ -9,7 +9,6 @@ mod attempt;
 mod indexes;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -417,7 +416,7 @@ impl<'a> Run<'a> {
         let mut marked = Object::clone(&attempt.object);
         let mut raw = Value::clone(&marked.raw);
         annotate(&mut raw, COUNTED, "true".to_owned());
-        marked.raw = Arc::new(raw);
+        marked.raw = raw.into();
         ctx.delete(&marked, Propagation::Background);
         let name = &attempt.object.key.name;
         self.note(ctx, "SuccessfulDelete", &format!("Deleted pod: {name}"));

@@ -74,7 +74,7 @@ fn create(ctx: &mut Context<'_>, service: &ServiceKey, instances: &[Arc<Instance
 }
 
 fn update(ctx: &mut Context<'_>, object: &Object, instances: &[Arc<Instance>]) {
-    let mut new = Value::clone(&object.raw);
+    let mut new = object.raw.fresh().into_owned();
     new["spec"]["ports"] = service_ports(instances);
     ctx.write(object, new);
     let at = pair(&object.key.namespace, &object.key.name);

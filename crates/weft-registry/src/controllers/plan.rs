@@ -78,7 +78,9 @@ impl<'w> Context<'w> {
     /// An object, if it is of a form that can be changed. One that is not was never let in by a
     /// door; it is left alone.
     pub fn object(&self, key: &ObjectKey) -> Option<Arc<Object>> {
-        self.world.object(key).filter(|o| meta::check_form(key.kind, &o.raw).is_ok()).cloned()
+        // Looked at and let go of: what mirrors is kept as its text.
+        let sound = |o: &&Arc<Object>| meta::check_form(key.kind, &o.raw.fresh()).is_ok();
+        self.world.object(key).filter(sound).cloned()
     }
 
     /// Looks again no later than after this long.
@@ -123,13 +125,13 @@ impl<'w> Context<'w> {
 
     /// The same with more to write along.
     pub fn write_with(&mut self, old: &Object, new: Value, extra: Extra) {
-        let kind = old.key.kind;
-        let updated = meta::update(kind, &old.raw, new, Part::All).and_then(|mut new| {
-            let more = admit::complete(self.world, kind, Some(&old.raw), &mut new)?;
+        let (kind, was) = (old.key.kind, old.raw.fresh());
+        let updated = meta::update(kind, &was, new, Part::All).and_then(|mut new| {
+            let more = admit::complete(self.world, kind, Some(&was), &mut new)?;
             Ok((new, more))
         });
         let Ok((new, more)) = self.noted(kind, updated) else { return };
-        if new == *old.raw && extra.ops.is_empty() {
+        if new == *was && extra.ops.is_empty() {
             return;
         }
         if meta::may_go(kind, &new) {

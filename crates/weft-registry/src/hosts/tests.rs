@@ -7,7 +7,7 @@ use weft_kinds::views::catalog::Status;
 use weft_store::Store;
 
 use super::*;
-use crate::catalog::tests::failing::Failing;
+use crate::doctored::Doctored;
 
 mod machines;
 
@@ -16,17 +16,17 @@ struct Bed {
     hosts: Hosts,
     time: Arc<ManualClock>,
     clock: Clock,
-    store: Arc<Failing>,
+    store: Arc<Doctored>,
 }
 
 async fn bed() -> Bed {
     let (clock, time) = Clock::manual();
-    let store = Arc::new(Failing::new(clock.clone()));
+    let store = Doctored::new(clock.clone());
     let (registry, hosts) = open(&store, &clock).await;
     Bed { registry, hosts, time, clock, store }
 }
 
-async fn open(store: &Arc<Failing>, clock: &Clock) -> (Registry, Hosts) {
+async fn open(store: &Arc<Doctored>, clock: &Clock) -> (Registry, Hosts) {
     let tasks = TaskGroup::new();
     let registry = Registry::open(store.clone(), clock.clone(), tasks.clone()).await.unwrap();
     let hosts = Hosts::start(registry.clone(), "server", &tasks).await.unwrap();

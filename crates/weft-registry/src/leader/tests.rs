@@ -156,7 +156,7 @@ fn ttl_check() -> (CheckKey, ServiceRequest) {
         node: "n".into(),
         namespace: "default".into(),
         service_id: "web".into(),
-        definition: Some(serde_json::to_value(definition).unwrap()),
+        definition: Some(weft_kinds::views::catalog::Packed::new(&definition).unwrap()),
         ..CheckRecord::default()
     };
     let registration = Registration {

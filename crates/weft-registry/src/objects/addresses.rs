@@ -238,21 +238,43 @@ fn claim(
              {range}; leave the field out to be given an address"
         )));
     };
-    let owner = owner(KindId::Service, object);
-    let name = format!("addresses/{ip}");
-    match world.setting(&name) {
-        Some(held) if held["owner"] == *owner => keep(&format!("/s/{name}"), extra),
-        Some(held) => {
-            let by = held["owner"].as_str().unwrap_or("another object");
-            let why = format!("invalid value: {given:?}: provided IP is already allocated to {by}");
-            return Err(refuse(why));
-        }
-        None => hold(&format!("/s/{name}"), &owner, extra),
-    }
+    take(world, &owner(KindId::Service, object), ip, extra).map_err(|by| {
+        refuse(format!("invalid value: {given:?}: provided IP is already allocated to {by}"))
+    })?;
     Ok(ip)
 }
 
-fn refuse(kind: KindId, object: &Value, field: &'static str, why: String) -> ObjectError {
+/// The place that an address of weft's ranges stands for.
+pub(super) fn place(ip: IpAddr) -> Option<Ipv4Addr> {
+    match ip.to_canonical() {
+        ip if !is_given(ip) => None,
+        IpAddr::V4(v4) => Some(v4),
+        IpAddr::V6(v6) => pod_v4(v6).or_else(|| partner(PodsMode::Namespace, &v6.to_string())),
+    }
+}
+
+/// Holds one place for an owner, or says who has it.
+pub(super) fn take(
+    world: &World,
+    owner: &str,
+    ip: Ipv4Addr,
+    extra: &mut Extra,
+) -> Result<(), String> {
+    let name = format!("addresses/{ip}");
+    match world.setting(&name) {
+        Some(held) if held["owner"] == *owner => keep(&format!("/s/{name}"), extra),
+        Some(held) => return Err(held["owner"].as_str().unwrap_or("another object").to_owned()),
+        None => hold(&format!("/s/{name}"), owner, extra),
+    }
+    Ok(())
+}
+
+pub(super) fn refuse(
+    kind: KindId,
+    object: &Value,
+    field: &'static str,
+    why: String,
+) -> ObjectError {
     let mut issues = Issues::default();
     issues.error(FieldPath::new(field), why);
     ObjectError::Invalid { kind, name: text(object, "name").to_owned(), issues }

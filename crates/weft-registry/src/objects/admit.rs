@@ -6,6 +6,7 @@
 //!
 //! Settings: `/s/addresses/<ip>` and `/s/upstream-ports/<port>`, both naming their owner. Pure.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::{Value, json};
@@ -49,7 +50,9 @@ pub fn complete(
             balancer_address(world, old, new, &mut extra)?;
             upstream_ports(world, old, new, &mut extra)?;
         }
-        KindId::Gateway | KindId::IstioGateway => gateway_address(world, kind, new, &mut extra)?,
+        KindId::Gateway | KindId::IstioGateway => {
+            gateway_address(world, kind, old, new, &mut extra)?;
+        }
         KindId::Namespace => namespace(new),
         KindId::Pod if old.is_none() => service_account(new),
         KindId::Job if old.is_none() => job_selector(new),
@@ -121,7 +124,11 @@ pub fn release(world: &World, kind: KindId, old: &Value) -> Extra {
                 }
             }
         }
-        KindId::Gateway | KindId::IstioGateway => free(annotation(old, ADDRESS_ANNOTATION)),
+        KindId::Gateway | KindId::IstioGateway => {
+            for ip in gateway_places(old) {
+                addresses::free(world, kind, old, ip, &mut extra);
+            }
+        }
         KindId::Pod => {
             free(old["status"]["podIP"].as_str().unwrap_or(""));
             free(annotation(old, HOST_ADDRESS_ANNOTATION));
@@ -132,19 +139,67 @@ pub fn release(world: &World, kind: KindId, old: &Value) -> Extra {
     extra
 }
 
+/// Holds the addresses of weft's ranges that a Gateway asks for, and gives it one where it asks for
+/// none. An annotation that names what is not this Gateway's counts for nothing.
 fn gateway_address(
     world: &World,
     kind: KindId,
+    old: Option<&Value>,
     new: &mut Value,
     extra: &mut Extra,
 ) -> Result<(), ObjectError> {
-    let chosen = new["spec"]["addresses"].as_array().is_some_and(|a| !a.is_empty());
-    if chosen || !annotation(new, ADDRESS_ANNOTATION).is_empty() || !is_ours(world, kind, new) {
-        return Ok(());
+    let owner = owner(kind, new);
+    let mut held = BTreeSet::new();
+    for ip in asked_places(new) {
+        addresses::take(world, &owner, ip, extra).map_err(|by| {
+            let why = format!("invalid value: {ip} is the address of {by}; choose another one");
+            addresses::refuse(kind, new, "spec.addresses", why)
+        })?;
+        held.insert(ip);
     }
-    let ip = addresses::allocate(world, kind, new, addresses::GATEWAYS, extra)?;
-    annotate(new, ADDRESS_ANNOTATION, ip.to_string());
+    let noted = noted_place(new);
+    let ours = |ip: Ipv4Addr| {
+        world.setting(&format!("addresses/{ip}")).is_some_and(|s| s["owner"] == *owner)
+    };
+    if noted.is_some_and(|ip| !held.contains(&ip) && !ours(ip)) {
+        unannotate(new, ADDRESS_ANNOTATION);
+    }
+    let asked = new["spec"]["addresses"].as_array();
+    let chosen = asked.is_some_and(|all| !all.is_empty() && !all.iter().any(has_no_value));
+    if !chosen && annotation(new, ADDRESS_ANNOTATION).is_empty() && is_ours(world, kind, new) {
+        let ip = addresses::allocate(world, kind, new, addresses::GATEWAYS, extra)?;
+        annotate(new, ADDRESS_ANNOTATION, ip.to_string());
+    } else if let Some(ip) = noted_place(new)
+        && held.insert(ip)
+    {
+        addresses::keep(&format!("/s/addresses/{ip}"), extra);
+    }
+    held.extend(noted_place(new));
+    for ip in old.map(gateway_places).unwrap_or_default().difference(&held) {
+        addresses::free(world, kind, new, *ip, extra);
+    }
     Ok(())
+}
+
+/// The places of weft's ranges that a Gateway asks for.
+fn asked_places(gateway: &Value) -> BTreeSet<Ipv4Addr> {
+    let asked = gateway["spec"]["addresses"].as_array().into_iter().flatten();
+    asked.filter_map(|a| addresses::place(a["value"].as_str()?.parse().ok()?)).collect()
+}
+
+/// The place of weft's ranges that an object is noted to have.
+fn noted_place(object: &Value) -> Option<Ipv4Addr> {
+    addresses::place(annotation(object, ADDRESS_ANNOTATION).parse().ok()?)
+}
+
+/// All that a Gateway may hold.
+fn gateway_places(gateway: &Value) -> BTreeSet<Ipv4Addr> {
+    asked_places(gateway).into_iter().chain(noted_place(gateway)).collect()
+}
+
+/// Whether an address that a Gateway asks for is weft's to choose.
+pub fn has_no_value(address: &Value) -> bool {
+    address["value"].as_str().unwrap_or("").is_empty()
 }
 
 /// Whether weft passes connections on to a Service from the host's side: it is of type
@@ -168,9 +223,7 @@ fn balancer_address(
     if !is_balanced(new) {
         if old.is_some_and(is_balanced) {
             balancer_release(world, old.unwrap_or(&Value::Null), extra);
-            if let Some(all) = new["metadata"]["annotations"].as_object_mut() {
-                all.remove(ADDRESS_ANNOTATION);
-            }
+            unannotate(new, ADDRESS_ANNOTATION);
         }
         return Ok(());
     }
@@ -301,6 +354,12 @@ fn noted_ports(object: &Value) -> Vec<(u16, u16)> {
 
 pub fn annotation<'a>(object: &'a Value, name: &str) -> &'a str {
     object["metadata"]["annotations"][name].as_str().unwrap_or("")
+}
+
+fn unannotate(object: &mut Value, name: &str) {
+    if let Some(all) = object["metadata"]["annotations"].as_object_mut() {
+        all.remove(name);
+    }
 }
 
 pub fn annotate(object: &mut Value, name: &str, value: String) {

@@ -288,6 +288,53 @@ async fn services_and_gateways_get_addresses_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_gateway_has_no_address_of_another_object() {
+    let (registry, _) = registry().await;
+    let o = registry.objects();
+    let gateway = |name: &str, noted: &str, asked: &[&str]| {
+        let asked: Vec<Value> = asked.iter().map(|ip| json!({ "value": ip })).collect();
+        json!({ "metadata": { "name": name, "annotations": { admit::ADDRESS_ANNOTATION: noted } },
+            "spec": { "gatewayClassName": "weft", "addresses": asked } })
+    };
+    let create = |raw| o.create(KindId::Gateway, "default", raw, USER);
+    let held = |name: &str| {
+        let owner = format!("Gateway default/{name}");
+        let now = registry.now();
+        let all = now.settings().filter(|(_, v)| v["owner"] == *owner);
+        all.map(|(at, _)| at.trim_start_matches("addresses/").to_owned()).collect::<Vec<_>>()
+    };
+    let service = json!({ "metadata": { "name": "s" }, "spec": { "ports": [{ "port": 80 }] } });
+    let service = o.create(KindId::Service, "default", service, USER).await.unwrap();
+    let service = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    let victim = create(gateway("a", "", &[])).await.unwrap();
+    let given = admit::annotation(&victim, admit::ADDRESS_ANNOTATION).to_owned();
+    assert_eq!(held("a"), [given.as_str()]);
+    for (ip, by) in [(&*given, "Gateway default/a"), (&*service, "Service default/s")] {
+        let error = create(gateway("b", "", &["127.0.0.1", ip])).await.unwrap_err().to_string();
+        assert!(error.contains("spec.addresses") && error.contains(by), "{error}");
+        // An annotation that is not its own counts for nothing.
+        let name = format!("c{}", ip.replace('.', "-"));
+        let made = create(gateway(&name, ip, &[])).await.unwrap();
+        let own = admit::annotation(&made, admit::ADDRESS_ANNOTATION).to_owned();
+        assert!(own != *ip && held(&name) == [own], "{made}");
+    }
+    // A free one is held, so that nobody is given it, and let go when it is asked for no more.
+    let mut made = create(gateway("d", "", &["127.128.7.7", "192.0.2.1"])).await.unwrap();
+    assert_eq!(held("d"), ["127.128.7.7"]);
+    assert!(create(gateway("e", "", &["127.128.7.7"])).await.is_err());
+    made["spec"]["addresses"] = json!([{ "value": "127.128.7.8" }]);
+    o.update(KindId::Gateway, "default", made, Part::Spec, USER).await.unwrap();
+    assert_eq!(held("d"), ["127.128.7.8"]);
+    create(gateway("e", "", &["127.128.7.7"])).await.unwrap();
+    o.delete(KindId::Gateway, "default", "e", &DeleteOptions::default()).await.unwrap();
+    assert!(held("e").is_empty());
+    // What is nobody's to give may be said by hand.
+    let made = create(gateway("f", "127.0.0.1", &[])).await.unwrap();
+    assert_eq!(admit::annotation(&made, admit::ADDRESS_ANNOTATION), "127.0.0.1");
+    assert!(held("f").is_empty());
+}
+
+#[tokio::test]
 async fn an_address_that_a_user_chose_is_honoured_or_refused() {
     let o = objects().await;
     let service = |name: &str, ip: &str| {

@@ -43,6 +43,7 @@ impl Admission<'_> {
     /// `checks`: those that come with it.
     pub fn service(&self, new: &Registration, checks: &[CheckRecord]) -> Result<(), Refusal> {
         let (ns, who) = (&new.namespace, &self.ask.who);
+        who.demand_place(&new.node)?;
         who.demand(Verb::Write, Kind::Service, ns, &new.service)?;
         let stands_for = new.proxy.as_ref().and_then(|proxy| {
             let fields = super::body::Fields::new(proxy.as_object()?, "Proxy.");
@@ -63,6 +64,9 @@ impl Admission<'_> {
     /// By the name of the service that an id is registered under.
     pub fn instance(&self, key: &RegistrationKey, verb: Verb) -> Result<(), Refusal> {
         let who = &self.ask.who;
+        if verb == Verb::Write {
+            who.demand_place(&key.node)?;
+        }
         match self.view.world.catalog().registration(key) {
             Some(known) => who.demand(verb, Kind::Service, &key.namespace, &known.service),
             None if verb == Verb::Read => Ok(()),

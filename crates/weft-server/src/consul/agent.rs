@@ -13,7 +13,7 @@ use weft_registry::catalog::check_key;
 use super::Door;
 use super::admit::sees;
 use super::error::Refusal;
-use super::filter::Filter;
+use super::filter::{Filter, typed};
 use super::health::sees_check;
 use super::http::Ask;
 use super::index::Topic;
@@ -34,7 +34,7 @@ impl Door {
                 "NodeName": own.node.node,
                 "NodeID": own.node.id,
                 "Revision": "",
-                "Server": true,
+                "Server": self.far().is_none(),
                 "Version": version,
                 "BuildDate": "1970-01-01T00:00:01Z",
             },
@@ -45,14 +45,17 @@ impl Door {
                 "agent": {"check_monitors": "0", "check_ttls": "0", "checks": "0", "services": "0"},
                 "build": {"prerelease": "", "revision": "", "version": version},
                 "consul": {
-                    "acl": if self.acl().is_on() { "enabled" } else { "disabled" },
+                    "acl": if self.has_acl(&ask.who) { "enabled" } else { "disabled" },
                     "bootstrap": "true",
                     "known_datacenters": "1",
-                    "leader": "true",
+                    "leader": (self.far().is_none() && self.leads()).to_string(),
                     "leader_addr": self.leader_address(),
-                    "server": "true",
+                    "server": if self.far().is_none() { "true" } else { "false" },
                 },
-                "raft": {"num_peers": "0", "state": "Leader"},
+                "raft": {
+                    "num_peers": self.servers().len().saturating_sub(1).to_string(),
+                    "state": if self.leads() { "Leader" } else { "Follower" },
+                },
                 "runtime": {"arch": std::env::consts::ARCH, "os": std::env::consts::OS},
                 "serf_lan": {"members": "1"},
                 "serf_wan": {"members": "1"},
@@ -100,7 +103,7 @@ impl Door {
 
     pub(super) fn agent_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let view = self.view();
-        let filter = filter(ask)?;
+        let filter = filter_of(ask, typed::SERVICE)?;
         let mut out = Map::new();
         for entry in own_entries(&view, &ask.namespace).iter().filter(|e| sees(ask, e)) {
             let shape = shapes::agent_service(&entry.service, self.own());
@@ -160,7 +163,7 @@ impl Door {
 
     pub(super) fn agent_checks(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let view = self.view();
-        let filter = filter(ask)?;
+        let filter = filter_of(ask, typed::CHECK)?;
         let mut out = Map::new();
         for mut check in view.checks_on_node(&ask.namespace, &self.own().node.node) {
             // What others wrote about this node is in the catalog; here is what its agent knows.
@@ -247,6 +250,11 @@ impl Door {
 /// The filter that a request gives, if any.
 pub(super) fn filter(ask: &Ask) -> Result<Option<Filter>, Refusal> {
     ask.params.filled("filter").map(Filter::parse).transpose()
+}
+
+/// The same, of a list whose items have these fields: judged before there are any.
+pub(super) fn filter_of(ask: &Ask, fields: typed::Fields) -> Result<Option<Filter>, Refusal> {
+    ask.params.filled("filter").map(|text| Filter::of(text, fields)).transpose()
 }
 
 /// What is registered with this node's agent.

@@ -12,6 +12,7 @@ use weft_registry::catalog::{CatalogError, Handle, ServiceRequest, registration_
 use super::Door;
 use super::body::{self, Fields};
 use super::error::Refusal;
+use super::far::Coming;
 use super::http::Ask;
 use super::register;
 use super::reply::Reply;
@@ -37,8 +38,10 @@ impl Door {
         if let Some(one) = &sidecar {
             self.for_service(ask, one, &[]).await?;
         }
-        self.for_service(ask, &registration, &checks)
-            .await?
+        let id = registration_key(&registration);
+        let catalog = self.for_service(ask, &registration, &checks).await?;
+        let coming = self.registers(ask, "service", (&id.namespace, &id.id));
+        catalog
             .register_service(ServiceRequest {
                 registration,
                 checks,
@@ -47,18 +50,22 @@ impl Door {
                 update_node: false,
             })
             .await?;
+        came(coming);
         if let Some(mut sidecar) = sidecar {
             if sidecar.port == 0 {
                 sidecar.port = self.sidecar_port(&sidecar);
             }
-            self.for_service(ask, &sidecar, &[])
-                .await?
+            let id = registration_key(&sidecar);
+            let catalog = self.for_service(ask, &sidecar, &[]).await?;
+            let coming = self.registers(ask, "service", (&id.namespace, &id.id));
+            catalog
                 .register_service(ServiceRequest {
                     registration: sidecar,
                     node: (*node).clone(),
                     ..ServiceRequest::default()
                 })
                 .await?;
+            came(coming);
         }
         self.settled().await;
         Ok(Reply::empty())
@@ -111,8 +118,11 @@ impl Door {
         }
         check.namespace = self.namespace(ask, &body)?;
         check.node.clone_from(&self.own().node.node);
+        let (namespace, id) = (check.namespace.clone(), check.id.clone());
         let catalog = self.for_check(ask, &check).await?;
+        let coming = self.registers(ask, "check", (&namespace, &id));
         catalog.register_check(&self.own().node, check).await?;
+        came(coming);
         self.settled().await;
         Ok(Reply::empty())
     }
@@ -152,6 +162,18 @@ impl Door {
         self.for_known_check(ask, &key).await?.report_ttl(&key, status, &output).await?;
         self.settled().await;
         Ok(Reply::empty())
+    }
+
+    /// Remembers what a registration is to be shown to the server with, before anybody sees it.
+    /// The token of one that is refused must not stand for what is there: dropped, it does not.
+    fn registers(
+        &self,
+        ask: &Ask,
+        what: &str,
+        (namespace, id): (&str, &str),
+    ) -> Option<Box<dyn Coming>> {
+        let (far, secret) = (self.far()?, ask.secret.as_ref()?);
+        Some(far.registers(format!("{what}/{namespace}/{id}"), &secret.0))
     }
 
     /// The port that a sidecar has already, else the first that none on this node has; 0 when
@@ -227,6 +249,13 @@ impl Door {
             .into(),
             None => CatalogError::UnknownService { id: id.to_owned() }.into(),
         }
+    }
+}
+
+/// What was coming is there.
+fn came(coming: Option<Box<dyn Coming>>) {
+    if let Some(coming) = coming {
+        coming.came();
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::duration;
 use super::error::Refusal;
+use crate::guards;
 
 /// One JSON object of a body.
 #[derive(Clone, Copy, Debug)]
@@ -41,10 +42,11 @@ pub fn list(bytes: &[u8]) -> Result<Vec<Value>, Refusal> {
 }
 
 fn value(bytes: &[u8]) -> Result<Value, Refusal> {
-    if depth(bytes) > weft_base::limits::DOCUMENT_DEPTH_MAX {
+    if depth(bytes) > weft_base::limits::DOCUMENT_DEPTH_MAX && guards::on("body-depth") {
         return Err(Refusal::bad("Request decode failed: the JSON is nested too deeply"));
     }
     serde_json::from_slice(bytes)
+        .map(guards::paths)
         .map_err(|why| Refusal::bad(format!("Request decode failed: {why}")))
 }
 
@@ -213,6 +215,7 @@ impl<'a> Fields<'a> {
     }
 
     fn wrong(&self, name: &str, expected: &str, found: &Value) -> Refusal {
+        guards::unexpected(found);
         let found = match found {
             Value::Null => "null".to_owned(),
             Value::Object(_) => "an object".to_owned(),

@@ -11,10 +11,12 @@ use weft_kinds::world::{CheckKey, RegistrationKey};
 use weft_registry::catalog::{CatalogError, ServiceRequest, registration_key};
 
 use super::Door;
+use super::acl::ANONYMOUS;
 use super::admit::{Admission, sees};
-use super::agent::filter;
+use super::agent::filter_of;
 use super::body::{self, Fields};
 use super::error::Refusal;
+use super::filter::typed;
 use super::http::Ask;
 use super::index::Topic;
 use super::register;
@@ -26,6 +28,8 @@ use super::who::Who;
 impl Door {
     pub(super) async fn catalog_register(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let body = body::object(&ask.body)?;
+        let shown = self.shown_in_body(ask, &body)?;
+        let ask = shown.as_ref().unwrap_or(ask);
         self.check_datacenter(&body)?;
         let fields = Fields::new(&body, "");
         let node = register::node(&body, &self.own().datacenter)?;
@@ -111,6 +115,8 @@ impl Door {
 
     pub(super) async fn catalog_deregister(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let body = body::object(&ask.body)?;
+        let shown = self.shown_in_body(ask, &body)?;
+        let ask = shown.as_ref().unwrap_or(ask);
         self.check_datacenter(&body)?;
         let fields = Fields::new(&body, "");
         let node: Arc<str> = fields.text("Node")?.into();
@@ -145,7 +151,7 @@ impl Door {
 
     pub(super) async fn catalog_nodes(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let (blocking, filter, meta) =
-            (ask.params.blocking()?, filter(ask)?, ask.params.node_meta());
+            (ask.params.blocking()?, filter_of(ask, typed::NODE)?, ask.params.node_meta());
         self.read(Topic::Nodes, &blocking, |view| {
             let nodes = view.nodes();
             let may =
@@ -160,8 +166,11 @@ impl Door {
     }
 
     pub(super) async fn catalog_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let (blocking, filter, meta) =
-            (ask.params.blocking()?, filter(ask)?, ask.params.node_meta());
+        let (blocking, filter, meta) = (
+            ask.params.blocking()?,
+            filter_of(ask, typed::CATALOG_SERVICE)?,
+            ask.params.node_meta(),
+        );
         let ns = ask.namespace.clone();
         // A filter may look at anything of a service or its node.
         let topic = match meta.is_empty() && filter.is_none() {
@@ -201,7 +210,7 @@ impl Door {
 
     pub(super) async fn catalog_service(&self, ask: &Ask, connect: bool) -> Result<Reply, Refusal> {
         let wanted = Wanted::of(ask, connect)?;
-        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::CATALOG_SERVICE)?);
         let topic = match connect {
             // Proxies of a service are instances of another one.
             true => Topic::Checks,
@@ -216,7 +225,7 @@ impl Door {
     }
 
     pub(super) async fn catalog_node(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::SERVICE)?);
         let name = node_name(ask)?;
         self.read(Topic::Node(name.as_str().into()), &blocking, |view| {
             if !view.has_node(&name) || !sees_node(ask, &name) {
@@ -236,7 +245,7 @@ impl Door {
     }
 
     pub(super) async fn catalog_node_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::SERVICE)?);
         let name = node_name(ask)?;
         self.read(Topic::Node(name.as_str().into()), &blocking, |view| {
             if !view.has_node(&name) || !sees_node(ask, &name) {
@@ -252,6 +261,21 @@ impl Door {
             Ok(json!({"Node": node, "Services": kept(filter.as_ref(), shapes)?}))
         })
         .await
+    }
+
+    /// The same request under the token of its body, `WriteRequest.Token`, where no other was
+    /// shown: some clients write it nowhere else.
+    fn shown_in_body(&self, ask: &Ask, body: &Map<String, Value>) -> Result<Option<Ask>, Refusal> {
+        if !self.acl().is_on() || *ask.who.accessor != *ANONYMOUS {
+            return Ok(None);
+        }
+        let Some(request) = Fields::new(body, "").object("WriteRequest")? else { return Ok(None) };
+        let secret = Fields::new(request, "WriteRequest.").text("Token")?;
+        if secret.is_empty() {
+            return Ok(None);
+        }
+        let who = Who { host: ask.who.host.clone(), ..self.acl().resolve(self, &secret)? };
+        Ok(Some(Ask { who, ..ask.clone() }))
     }
 
     /// A body may name a datacentre too.

@@ -11,9 +11,14 @@ use super::reply::Reply;
 use super::routes::Endpoint;
 
 impl Door {
+    pub(super) async fn dispatch(&self, endpoint: Endpoint, ask: &Ask) -> Result<Reply, Refusal> {
+        self.caught_up(endpoint, ask).await?;
+        Ok(self.in_contact(self.dispatch_to(endpoint, ask).await?))
+    }
+
     /// Each handler is a future of its own, so that a query that waits holds no room for the
     /// largest of them.
-    pub(super) async fn dispatch(&self, endpoint: Endpoint, ask: &Ask) -> Result<Reply, Refusal> {
+    async fn dispatch_to(&self, endpoint: Endpoint, ask: &Ask) -> Result<Reply, Refusal> {
         match endpoint {
             Endpoint::Root => Ok(Reply::text(StatusCode::OK, "Consul Agent")),
             Endpoint::AgentSelf => self.agent_self(ask),

@@ -51,19 +51,20 @@ impl Refusal {
 
 impl From<CatalogError> for Refusal {
     fn from(error: CatalogError) -> Self {
+        if let (CatalogError::Store(why), true) = (&error, error.is_unreachable()) {
+            return no_leader(&why.to_string());
+        }
         let status = match &error {
             CatalogError::UnknownService { .. }
             | CatalogError::UnknownCheck { .. }
             | CatalogError::NoSuchService { .. } => StatusCode::NOT_FOUND,
             CatalogError::Owned { .. } => StatusCode::CONFLICT,
             CatalogError::TooMuch { .. } | CatalogError::Invalid(_) => StatusCode::BAD_REQUEST,
-            CatalogError::Contended | CatalogError::Overtaken | CatalogError::Closed => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            CatalogError::Store(why) => unwritten(why.is_full(), why.is_passing()),
-            CatalogError::NotTtl { .. } | CatalogError::Encode(_) => {
+            CatalogError::Contended | CatalogError::Overtaken => StatusCode::SERVICE_UNAVAILABLE,
+            CatalogError::NotTtl { .. } | CatalogError::Encode(_) | CatalogError::Closed => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
+            CatalogError::Store(why) => unwritten(why.is_full()),
         };
         let again = matches!(error, CatalogError::Overtaken);
         Self { again, ..Self::new(status, error.to_string()) }
@@ -72,14 +73,18 @@ impl From<CatalogError> for Refusal {
 
 impl From<ConsulError> for Refusal {
     fn from(error: ConsulError) -> Self {
+        if let (ConsulError::Store(why), true) = (&error, error.is_unreachable()) {
+            return no_leader(&why.to_string());
+        }
         let status = match error {
             ConsulError::Catalog(error) => return error.into(),
+            ConsulError::Store(ref why) => unwritten(why.is_full()),
             ConsulError::UnknownSession { .. } => StatusCode::NOT_FOUND,
             ConsulError::TooMuch { .. } => StatusCode::BAD_REQUEST,
             ConsulError::Refused(_) => StatusCode::CONFLICT,
-            ConsulError::Contended | ConsulError::Closed => StatusCode::SERVICE_UNAVAILABLE,
-            ConsulError::Store(ref why) => unwritten(why.is_full(), why.is_passing()),
-            ConsulError::InvalidSession { .. }
+            ConsulError::Contended => StatusCode::SERVICE_UNAVAILABLE,
+            ConsulError::Closed
+            | ConsulError::InvalidSession { .. }
             | ConsulError::Invalid(_)
             | ConsulError::Encode(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -87,11 +92,43 @@ impl From<ConsulError> for Refusal {
     }
 }
 
-/// A store that cannot write now is not this server's fault for good.
-fn unwritten(full: bool, passing: bool) -> StatusCode {
-    match (full, passing) {
-        (true, _) => StatusCode::INSUFFICIENT_STORAGE,
-        (false, true) => StatusCode::SERVICE_UNAVAILABLE,
-        (false, false) => StatusCode::INTERNAL_SERVER_ERROR,
+/// A store that cannot be asked. Consul's clients ask again only where a server says 500, as one
+/// does that knows no leader: who holds a lock would lose it at any other status.
+fn no_leader(why: &str) -> Refusal {
+    Refusal::internal(format!("No cluster leader: {why}"))
+}
+
+fn unwritten(full: bool) -> StatusCode {
+    match full {
+        true => StatusCode::INSUFFICIENT_STORAGE,
+        false => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_store::StoreError;
+
+    use super::*;
+
+    #[test]
+    fn a_store_out_of_reach_is_a_500_as_clients_ask_again_only_then() {
+        let away = || StoreError::Unreachable {
+            member: "m0".into(),
+            why: "refused".into(),
+            unknown: false,
+        };
+        for refusal in
+            [Refusal::from(ConsulError::Store(away())), CatalogError::Store(away()).into()]
+        {
+            assert_eq!(refusal.status, 500);
+            let said = "No cluster leader: m0 cannot be reached (refused)";
+            assert!(refusal.text.starts_with(said), "{}", refusal.text);
+        }
+        let full = std::io::Error::from_raw_os_error(28);
+        let full = StoreError::Storage(std::sync::Arc::new(full));
+        assert_eq!(Refusal::from(CatalogError::Store(full)).status, 507);
+        assert_eq!(Refusal::from(ConsulError::Closed).status, 500);
+        assert_eq!(Refusal::from(ConsulError::Contended).status, 503);
     }
 }

@@ -13,7 +13,7 @@ use super::Door;
 use super::error::Refusal;
 use super::http::Ask;
 use super::reply::Reply;
-use crate::guard;
+use crate::guards;
 
 /// Longest pattern of a filter.
 const FILTER_BYTES_MAX: usize = 1024;
@@ -24,7 +24,7 @@ impl Door {
             return Err(Refusal::bad("Missing name"));
         }
         ask.who.demand(Verb::Write, Kind::Event, &ask.namespace, &ask.argument)?;
-        if ask.body.len() > PAYLOAD_BYTES_MAX && guard::on("body-size") {
+        if ask.body.len() > PAYLOAD_BYTES_MAX && guards::on("value-size") {
             return Err(Refusal::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 format!(

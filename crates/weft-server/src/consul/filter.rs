@@ -8,6 +8,8 @@ use serde_json::Value;
 
 use super::error::Refusal;
 
+pub mod typed;
+
 /// Longest expression, bytes, and deepest nesting.
 const LENGTH_MAX: usize = 4096;
 const DEPTH_MAX: u32 = 32;
@@ -22,7 +24,18 @@ enum Expr {
     Or(Box<Expr>, Box<Expr>),
     And(Box<Expr>, Box<Expr>),
     Not(Box<Expr>),
-    Test(Vec<String>, Op),
+    Test(Test),
+}
+
+/// One comparison.
+#[derive(Clone, Debug)]
+struct Test {
+    path: Vec<String>,
+    op: Op,
+    /// Its selector is known to be one.
+    judged: bool,
+    /// What is compared where the item leaves the field out.
+    absent: Option<Value>,
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +75,18 @@ impl Filter {
         }
     }
 
+    /// The same of what is known to have these fields.
+    ///
+    /// # Errors
+    /// Also when it asks for others, or for what they cannot be.
+    pub fn of(text: &str, fields: typed::Fields) -> Result<Self, Refusal> {
+        let Self(mut expr) = Self::parse(text)?;
+        typed::judge(&mut expr, fields).map_err(|why| {
+            Refusal::bad(format!("Failed to create boolean expression evaluator: {why}"))
+        })?;
+        Ok(Self(expr))
+    }
+
     /// Keeps the items that the expression holds for.
     ///
     /// # Errors
@@ -90,8 +115,11 @@ fn eval(expr: &Expr, item: &Value) -> Result<bool, String> {
         Expr::Or(a, b) => eval(a, item)? || eval(b, item)?,
         Expr::And(a, b) => eval(a, item)? && eval(b, item)?,
         Expr::Not(e) => !eval(e, item)?,
-        Expr::Test(path, op) => {
-            let found = select(item, path)?;
+        Expr::Test(Test { path, op, judged, absent }) => {
+            let mut found = select(item, path, *judged)?;
+            if found.is_empty() {
+                found.extend(absent);
+            }
             // A list on the way: any of its elements will do.
             found.iter().any(|value| test(value, op))
                 || (found.is_empty() && matches!(op, Op::Empty))
@@ -125,7 +153,7 @@ const OPTIONAL: [&str; 8] = [
     "Locality",
 ];
 
-fn select<'a>(item: &'a Value, path: &[String]) -> Result<Vec<&'a Value>, String> {
+fn select<'a>(item: &'a Value, path: &[String], judged: bool) -> Result<Vec<&'a Value>, String> {
     let mut now = vec![item];
     let mut in_map = false;
     for segment in path {
@@ -134,7 +162,7 @@ fn select<'a>(item: &'a Value, path: &[String]) -> Result<Vec<&'a Value>, String
             match value {
                 Value::Object(map) => match map.get(segment) {
                     Some(found) => next.push(found),
-                    None if in_map || OPTIONAL.contains(&segment.as_str()) => {}
+                    None if judged || in_map || OPTIONAL.contains(&segment.as_str()) => {}
                     None => {
                         return Err(format!("Selector {:?} is not valid", path.join(".")));
                     }
@@ -143,12 +171,14 @@ fn select<'a>(item: &'a Value, path: &[String]) -> Result<Vec<&'a Value>, String
                     let fields = items.iter().filter_map(|i| i.as_object());
                     next.extend(fields.filter_map(|f| f.get(segment)));
                 }
+                _ if judged => {}
                 _ => return Err(format!("Selector {:?} is not valid", path.join("."))),
             }
         }
         in_map |= MAPS.contains(&segment.as_str());
         now = next;
     }
+    now.retain(|value| !judged || !value.is_null());
     Ok(now)
 }
 
@@ -253,24 +283,24 @@ impl Parser {
                 Token::Sign(s) => return Err(format!("unexpected {s:?}")),
             };
             let path = self.selector()?;
-            return Ok(negated(Expr::Test(path, Op::Contains(text)), not));
+            return Ok(negated(test_of(path, Op::Contains(text)), not));
         }
         self.at = start;
         let path = path_of(first, self)?;
         if self.sign("==") || self.sign("!=") {
             let not = matches!(self.tokens.get(self.at - 1), Some(Token::Sign("!=")));
-            return Ok(negated(Expr::Test(path, Op::Equal(self.value()?)), not));
+            return Ok(negated(test_of(path, Op::Equal(self.value()?)), not));
         }
         if self.word("is") {
             let not = self.word("not");
             return match self.word("empty") {
-                true => Ok(negated(Expr::Test(path, Op::Empty), not)),
+                true => Ok(negated(test_of(path, Op::Empty), not)),
                 false => Err("\"is\" is followed by \"empty\" or \"not empty\"".to_owned()),
             };
         }
         let not = self.word("not");
         if self.word("contains") {
-            return Ok(negated(Expr::Test(path, Op::Contains(self.value()?)), not));
+            return Ok(negated(test_of(path, Op::Contains(self.value()?)), not));
         }
         if self.word("matches") {
             let pattern = self.value()?;
@@ -278,7 +308,7 @@ impl Parser {
                 .size_limit(REGEX_BYTES_MAX)
                 .build()
                 .map_err(|why| format!("the pattern {pattern:?} is not usable: {why}"))?;
-            return Ok(negated(Expr::Test(path, Op::Matches(regex)), not));
+            return Ok(negated(test_of(path, Op::Matches(regex)), not));
         }
         Err(format!("an operator is expected after {:?}", path.join(".")))
     }
@@ -294,6 +324,10 @@ impl Parser {
             _ => Err("a value is expected after the operator".to_owned()),
         }
     }
+}
+
+fn test_of(path: Vec<String>, op: Op) -> Expr {
+    Expr::Test(Test { path, op, judged: false, absent: None })
 }
 
 /// `Node.Meta["a b"].c` as its segments.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Doors for the fuzz targets (`fuzz/`) to Consul's words: filters, bodies, rules. Decides nothing.
+//! Doors for the fuzz targets (`fuzz/`) to Consul's words: requests, filters, bodies, rules.
+//! Decides nothing.
 #![doc(hidden)]
 
 use serde_json::json;
@@ -7,6 +8,7 @@ use serde_json::json;
 use super::acl::rules;
 use super::body;
 use super::filter::Filter;
+pub use super::line::fuzz::{Reader, Taken};
 use super::params::Params;
 
 /// An expression, asked about something like a service.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/v1/catalog/gateway-services/*`: what the config entries of Consul's gateways lead to. The
-//! entries are kept and shown; weft's own gateways are Kubernetes' Gateways.
+//! `/v1/catalog/gateway-services/*`: what the config entries of Consul's gateways lead to, which
+//! DNS asks too. The entries are kept and shown; weft's own gateways are Kubernetes' Gateways.
 
 use serde_json::{Map, Value, json};
 use weft_identity::permission::{Kind, Verb};
@@ -50,24 +50,51 @@ fn of_ingress(state: &State, name: &str) -> Result<Vec<Value>, Refusal> {
     let Some((entry, created, modified)) = entry(state, INGRESS, name) else {
         return Ok(Vec::new());
     };
-    let mut rows = Vec::new();
-    for listener in Fields::new(&entry, "").objects("Listeners")? {
+    let led = led_to(&entry)?.into_iter().map(|led| {
+        let mut row = row(name, INGRESS, &led.service);
+        row.insert("Port".into(), json!(led.port));
+        row.insert("Protocol".into(), json!(led.protocol));
+        if !led.hosts.is_empty() {
+            row.insert("Hosts".into(), json!(led.hosts));
+        }
+        stamped(row, created, modified)
+    });
+    Ok(led.collect())
+}
+
+/// A service behind a listener of an ingress gateway.
+struct Led {
+    port: u64,
+    protocol: String,
+    /// As written: `*` is every one.
+    service: String,
+    hosts: Vec<String>,
+}
+
+fn led_to(entry: &Map<String, Value>) -> Result<Vec<Led>, Refusal> {
+    let mut out = Vec::new();
+    for listener in Fields::new(entry, "").objects("Listeners")? {
         let fields = Fields::new(listener, "Listeners.");
         let port = fields.number("Port", 65_535)?.unwrap_or(0);
         let protocol = fields.text("Protocol")?;
         for service in fields.objects("Services")? {
             let of = Fields::new(service, "Listeners.Services.");
-            let mut row = row(name, INGRESS, &of.text("Name")?);
-            row.insert("Port".into(), json!(port));
-            row.insert("Protocol".into(), json!(protocol));
-            let hosts = of.list("Hosts")?;
-            if !hosts.is_empty() {
-                row.insert("Hosts".into(), json!(hosts));
-            }
-            rows.push(stamped(row, created, modified));
+            let (service, hosts) = (of.text("Name")?, of.list("Hosts")?);
+            out.push(Led { port, protocol: protocol.clone(), service, hosts });
         }
     }
-    Ok(rows)
+    Ok(out)
+}
+
+/// Names of the ingress gateways whose config entries lead to a service.
+pub(crate) fn ingress_gateways(state: &State, service: &str) -> Vec<String> {
+    let leads = |entry: &Value| {
+        let led = entry.as_object().and_then(|entry| led_to(entry).ok()).unwrap_or_default();
+        led.iter().any(|led| led.service == "*" || led.service.eq_ignore_ascii_case(service))
+    };
+    let all = state.records(config::TABLE).into_iter().map(|(entry, _)| entry);
+    let gateways = all.filter(|entry| body::word(entry, "Kind") == INGRESS && leads(entry));
+    gateways.map(|entry| body::word(&entry, "Name").to_owned()).collect()
 }
 
 fn of_terminating(state: &State, name: &str) -> Result<Vec<Value>, Refusal> {

@@ -1,26 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/v1/health/*`: instances with the checks that decide about them.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use weft_base::name::slug;
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::Status;
 
 use super::Door;
-use super::agent::filter;
+use super::agent::filter_of;
 use super::catalog::{Wanted, has_meta, kept, node_name, sees_node};
 use super::error::Refusal;
+use super::filter::typed;
 use super::http::Ask;
 use super::index::Topic;
 use super::params::Params;
 use super::reply::Reply;
 use super::shapes;
+use super::shared::Written;
 use super::view::{CONSUL_SERVICE, CheckView};
 
 impl Door {
     pub(super) async fn health_service(&self, ask: &Ask, connect: bool) -> Result<Reply, Refusal> {
         let wanted = Wanted::of(ask, connect)?;
-        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::HEALTH)?);
         let passing = passing(&ask.params)?;
         let slug = slug(&ask.argument);
         let topic = match wanted.connect {
@@ -33,8 +37,8 @@ impl Door {
         let asked = (plain && !own).then(|| (ask.namespace.clone(), slug, passing));
         self.read_as(topic, &blocking, |view| {
             let shared = &self.0.shared;
-            if let Some(bytes) = asked.as_ref().and_then(|asked| shared.get(&view.world, asked)) {
-                return Ok(Reply::bytes("application/json", bytes));
+            if let Some(known) = asked.as_ref().and_then(|asked| shared.get(&view.world, asked)) {
+                return Ok(Reply::shared("application/json", known));
             }
             let mut entries = wanted.entries(view);
             if passing {
@@ -43,9 +47,9 @@ impl Door {
             let shapes = entries.iter().map(|e| shapes::health_entry(e, view)).collect();
             let value = kept(filter.as_ref(), shapes)?;
             let Some(asked) = &asked else { return Ok(Reply::json(value)) };
-            let bytes = bytes::Bytes::from(value.to_string());
-            shared.put(&view.world, asked.clone(), &bytes);
-            Ok(Reply::bytes("application/json", bytes))
+            let written = Arc::new(Written::new(value.to_string()));
+            shared.put(&view.world, asked.clone(), &written);
+            Ok(Reply::shared("application/json", written))
         })
         .await
     }
@@ -58,7 +62,7 @@ impl Door {
 
     pub(super) async fn health_checks(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let wanted = Wanted::of(ask, false)?;
-        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::CHECK)?);
         let topic = Topic::Health(ask.namespace.clone(), slug(&ask.argument).into());
         self.read(topic, &blocking, |view| {
             let entries = wanted.entries(view);
@@ -75,7 +79,7 @@ impl Door {
     }
 
     pub(super) async fn health_node(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let (blocking, filter) = (ask.params.blocking()?, filter(ask)?);
+        let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::CHECK)?);
         let name = node_name(ask)?;
         self.read(Topic::NodeHealth(name.as_str().into()), &blocking, |view| {
             if !view.has_node(&name) || !sees_node(ask, &name) {
@@ -93,7 +97,7 @@ impl Door {
 
     pub(super) async fn health_state(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let (blocking, filter, meta) =
-            (ask.params.blocking()?, filter(ask)?, ask.params.node_meta());
+            (ask.params.blocking()?, filter_of(ask, typed::CHECK)?, ask.params.node_meta());
         let state = match ask.argument.as_str() {
             "any" => None,
             text => Some(Status::parse(text).ok_or_else(|| {

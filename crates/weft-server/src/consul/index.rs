@@ -49,12 +49,19 @@ pub struct Indexes {
 #[derive(Debug)]
 struct State {
     world: Arc<World>,
-    topics: HashMap<Topic, watch::Sender<u64>>,
+    topics: HashMap<Topic, Kept>,
     /// The index of what has not changed since this.
     base: u64,
     /// The index of services and nodes that are not there: when the last one went.
     gone: u64,
     stamps: Stamps,
+}
+
+/// What is known of a topic. Most have nobody who waits.
+#[derive(Debug)]
+struct Kept {
+    index: u64,
+    moves: Option<watch::Sender<u64>>,
 }
 
 /// A wait for one topic. Letting go of the last one lets go of a topic that is not there.
@@ -84,8 +91,13 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         self.moves = None;
         let mut state = self.indexes.state();
-        let idle = state.topics.get(&self.topic).is_some_and(|s| s.receiver_count() == 0);
-        if idle && !exists(&self.indexes.own, &state.world, &self.topic) {
+        let there = exists(&self.indexes.own, &state.world, &self.topic);
+        let Some(kept) = state.topics.get_mut(&self.topic) else { return };
+        if kept.moves.as_ref().is_some_and(|moves| moves.receiver_count() > 0) {
+            return;
+        }
+        kept.moves = None;
+        if !there {
             state.topics.remove(&self.topic);
         }
     }
@@ -125,8 +137,8 @@ impl Indexes {
     pub fn subscribe(self: &Arc<Self>, topic: &Topic) -> Subscription {
         let mut state = self.state();
         let index = state.index(&self.own, topic);
-        let sender = state.topics.entry(topic.clone());
-        let moves = sender.or_insert_with(|| watch::Sender::new(index)).subscribe();
+        let kept = state.topics.entry(topic.clone()).or_insert(Kept { index, moves: None });
+        let moves = kept.moves.get_or_insert_with(|| watch::Sender::new(index)).subscribe();
         drop(state);
         Subscription { moves: Some(moves), topic: topic.clone(), indexes: self.clone() }
     }
@@ -151,8 +163,8 @@ impl Indexes {
             state.base = now;
             state.gone = now;
             state.stamps = Stamps::since(now);
-            for sender in state.topics.values() {
-                sender.send_replace(now);
+            for kept in state.topics.values_mut() {
+                kept.move_on(now);
             }
             drop(state);
             self.reached.send_replace(now);
@@ -183,8 +195,8 @@ impl State {
     }
 
     fn index(&self, own: &Identity, topic: &Topic) -> u64 {
-        if let Some(sender) = self.topics.get(topic) {
-            return *sender.borrow();
+        if let Some(kept) = self.topics.get(topic) {
+            return kept.index;
         }
         if exists(own, &self.world, topic) { self.base } else { self.gone }
     }
@@ -195,10 +207,19 @@ impl State {
         if !there {
             self.gone = now;
         }
-        let sender = self.topics.entry(topic.clone()).or_insert_with(|| watch::Sender::new(0));
-        sender.send_replace(now);
-        if !there && sender.receiver_count() == 0 {
+        let kept = self.topics.entry(topic.clone()).or_insert(Kept { index: now, moves: None });
+        kept.move_on(now);
+        if !there && kept.moves.is_none() {
             self.topics.remove(&topic);
+        }
+    }
+}
+
+impl Kept {
+    fn move_on(&mut self, now: u64) {
+        self.index = now;
+        if let Some(moves) = &self.moves {
+            moves.send_replace(now);
         }
     }
 }

@@ -12,7 +12,7 @@ use super::Door;
 use super::error::Refusal;
 use super::http::Ask;
 use super::reply::Reply;
-use crate::guard;
+use crate::guards;
 
 impl Door {
     pub(super) async fn kv(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -90,7 +90,7 @@ impl Door {
                 .map_err(|_| Refusal::bad(format!("Invalid {name}: {text:?} is no number"))),
         };
         let (flags, cas) = (number("flags")?.unwrap_or(0), number("cas")?);
-        if ask.body.len() > VALUE_BYTES_MAX && guard::on("body-size") {
+        if ask.body.len() > VALUE_BYTES_MAX && guards::on("value-size") {
             return Err(Refusal::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 format!(
@@ -191,6 +191,6 @@ fn readable<'a>(
         let key = keys::client_key(store_key);
         let What::Pair(pair) = &item.what else { return None };
         let may = ask.who.may(Verb::Read, Kind::Key, &ask.namespace, key);
-        (may || !guard::on("rows")).then_some((key, &**pair, (item.created, item.modified)))
+        (may || !guards::on("key-rows")).then_some((key, &**pair, (item.created, item.modified)))
     })
 }

@@ -18,14 +18,17 @@ mod dispatch;
 pub mod duration;
 mod error;
 mod event;
+pub mod far;
 mod filter;
 pub mod fuzz;
-mod gateways;
+pub(crate) mod gateways;
 mod health;
+pub mod host;
 mod http;
 pub mod index;
 mod intention;
 mod kv;
+mod line;
 mod operator;
 mod params;
 mod query;
@@ -39,17 +42,19 @@ mod shared;
 mod snapshot;
 mod stamp;
 mod status;
+pub mod sync;
 mod tar;
 mod txn;
 mod txn_catalog;
 pub mod view;
+mod wait;
 mod who;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use weft_base::clock::Clock;
 use weft_base::limits::WATCHERS_MAX;
 use weft_base::rng::Rng;
@@ -62,10 +67,12 @@ use acl::Acl;
 pub use acl::AclConfig;
 pub use ca::Ca;
 use error::Refusal;
+use far::Far;
 use index::{Indexes, Topic};
 use params::Blocking;
 use reply::Reply;
 use view::{Identity, View};
+use wait::Later;
 
 /// Blocked queries end up to this part of their wait later, so that they do not end together.
 const JITTER_PARTS: u32 = 16;
@@ -95,6 +102,8 @@ pub struct Access {
     pub leave: Option<Arc<Notify>>,
     /// Signs for Consul's clients; absent where nobody does.
     pub ca: Option<Arc<Ca>>,
+    /// The server, where this door is the one of a machine that has none of its own.
+    pub far: Option<Arc<dyn Far>>,
 }
 
 /// The door. Cheap to clone.
@@ -110,10 +119,14 @@ struct Inner {
     acl: Acl,
     leave: Option<Arc<Notify>>,
     ca: Option<Arc<Ca>>,
+    far: Option<Arc<dyn Far>>,
+    tokens: far::Tokens,
     clock: Clock,
     hosts: Vec<String>,
-    watchers: Semaphore,
+    watchers: Arc<Semaphore>,
     shared: shared::Shared,
+    /// Queries of machines.
+    waits: host::Waits,
     /// One place: see `http.rs`.
     snapshots: Semaphore,
     rng: Mutex<Rng>,
@@ -180,10 +193,13 @@ impl Door {
             acl: Acl::new(access.acl),
             leave: access.leave,
             ca: access.ca,
+            far: access.far,
+            tokens: far::Tokens::new(registry.clock().clone()),
             clock: registry.clock().clone(),
             hosts: config.hosts,
-            watchers: Semaphore::new(WATCHERS_MAX),
+            watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
             shared: shared::Shared::default(),
+            waits: host::Waits::default(),
             snapshots: Semaphore::new(1),
             rng: Mutex::new(Rng::from_system()),
             tasks: tasks.clone(),
@@ -193,6 +209,10 @@ impl Door {
     /// The table of indexes, which DNS and others may read the same World from.
     pub fn indexes(&self) -> &Arc<Indexes> {
         &self.0.indexes
+    }
+
+    fn far(&self) -> Option<&Arc<dyn Far>> {
+        self.0.far.as_ref()
     }
 
     fn own(&self) -> &Arc<Identity> {
@@ -224,7 +244,8 @@ impl Door {
         self.0.indexes.view()
     }
 
-    /// Answers a read; with an index given, once the answer's index is past it.
+    /// Answers a read; with an index given, once the answer's index is past it: until then it is
+    /// asked again ([`wait`]).
     async fn read(
         &self,
         topic: Topic,
@@ -241,29 +262,18 @@ impl Door {
         blocking: &Blocking,
         build: impl Fn(&View) -> Result<Reply, Refusal>,
     ) -> Result<Reply, Refusal> {
-        let answer = |view: &View, index: u64| -> Result<Reply, Refusal> {
-            Ok(build(view)?.at(index, blocking))
-        };
-        let (view, index) = self.0.indexes.read(&topic);
-        if blocking.index == 0 || index != blocking.index {
-            // Past it; or the client's index is of another life of this server.
-            return answer(&view, index);
+        let answer = |(view, index): (View, u64)| Ok(build(&view)?.at(index, blocking));
+        let now = self.0.indexes.read(&topic);
+        if blocking.is_answered_by(now.1) {
+            return answer(now);
         }
-        drop(view);
-        let _place = self.place()?;
-        let mut moves = self.0.indexes.subscribe(&topic);
-        let until = tokio::time::sleep(self.jittered(blocking.wait));
-        tokio::pin!(until);
-        loop {
-            let (view, index) = self.0.indexes.read(&topic);
-            if index != blocking.index {
-                return answer(&view, index);
-            }
-            tokio::select! {
-                () = moves.moved() => {}
-                () = &mut until => return answer(&view, index),
-                () = self.0.tasks.draining() => return answer(&view, index),
-            }
+        drop(now);
+        // Looked at again with the wait begun: nothing is missed.
+        let moves = self.0.indexes.subscribe(&topic);
+        let now = self.0.indexes.read(&topic);
+        match blocking.is_answered_by(now.1) {
+            true => answer(now),
+            false => Ok(Reply::later(Later::new(moves, blocking.wait))),
         }
     }
 
@@ -282,33 +292,23 @@ impl Door {
             let index = state.index(&topic);
             (state, index)
         };
-        let answer = |state: &consul::State, index| Ok(build(state)?.at(index, blocking));
-        let (state, index) = look();
-        if blocking.index == 0 || index != blocking.index {
-            return answer(&state, index);
+        let answer = |(state, index): (consul::State, u64)| Ok(build(&state)?.at(index, blocking));
+        let now = look();
+        if blocking.is_answered_by(now.1) {
+            return answer(now);
         }
-        drop(state);
-        let _place = self.place()?;
-        let mut moves = self.consul().shelf().wait(topic.clone());
-        let until = tokio::time::sleep(self.jittered(blocking.wait));
-        tokio::pin!(until);
-        loop {
-            let (state, index) = look();
-            if index != blocking.index {
-                return answer(&state, index);
-            }
-            drop(state);
-            tokio::select! {
-                () = moves.moved() => {}
-                () = &mut until => return answer(&self.consul().state(), index),
-                () = self.0.tasks.draining() => return answer(&self.consul().state(), index),
-            }
+        drop(now);
+        let moves = self.consul().shelf().wait(topic.clone());
+        let now = look();
+        match blocking.is_answered_by(now.1) {
+            true => answer(now),
+            false => Ok(Reply::later(Later::new(moves, blocking.wait))),
         }
     }
 
     /// A place to wait in.
-    fn place(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Refusal> {
-        self.0.watchers.try_acquire().map_err(|_| {
+    fn place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.0.watchers.clone().try_acquire_owned().map_err(|_| {
             Refusal::new(
                 ::http::StatusCode::TOO_MANY_REQUESTS,
                 format!("{WATCHERS_MAX} queries are already blocked here; try again later"),

@@ -21,17 +21,19 @@ const COORDINATES: &str = "coordinate";
 impl Door {
     pub(super) fn operator_raft(&self, ask: &Ask) -> Result<Reply, Refusal> {
         ask.who.demand(Verb::Read, Kind::Operator, &ask.namespace, "")?;
-        let own = self.own();
-        let server = json!({
-            "ID": own.node.id,
-            "Node": own.node.node,
-            "Address": self.leader_address(),
-            "Leader": true,
-            "ProtocolVersion": "3",
-            "Voter": true,
-            "LastIndex": self.consul().state().revision(),
+        let index = self.consul().state().revision();
+        let servers = self.servers().into_iter().map(|server| {
+            json!({
+                "ID": server.id,
+                "Node": server.name,
+                "Address": server.address,
+                "Leader": server.leads,
+                "ProtocolVersion": "3",
+                "Voter": true,
+                "LastIndex": index,
+            })
         });
-        Ok(Reply::json(json!({"Servers": [server], "Index": 0})))
+        Ok(Reply::json(json!({"Servers": servers.collect::<Vec<_>>(), "Index": 0})))
     }
 
     pub(super) async fn operator_autopilot(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -67,22 +69,31 @@ impl Door {
 
     pub(super) fn operator_health(&self, ask: &Ask) -> Result<Reply, Refusal> {
         ask.who.demand(Verb::Read, Kind::Operator, &ask.namespace, "")?;
-        let own = self.own();
-        let server = json!({
-            "ID": own.node.id,
-            "Name": own.node.node,
-            "Address": self.leader_address(),
-            "SerfStatus": "alive",
-            "Version": own.version,
-            "Leader": true,
-            "LastContact": "0s",
-            "LastTerm": 1,
-            "LastIndex": self.consul().state().revision(),
-            "Healthy": true,
-            "Voter": true,
-            "StableSince": "1970-01-01T00:00:00Z",
+        let (index, contact) = (self.consul().state().revision(), self.consul().contact());
+        let (known, since) = (contact.is_known(), contact.since().as_millis());
+        let all = self.servers();
+        // Any of them may go, as long as one is left and the store answers.
+        let tolerance = if known { all.len().saturating_sub(1) } else { 0 };
+        let servers = all.into_iter().map(|server| {
+            json!({
+                "ID": server.id,
+                "Name": server.name,
+                "Address": server.address,
+                "SerfStatus": "alive",
+                "Version": self.own().version,
+                "Leader": server.leads,
+                "LastContact": if server.leads { "0s".to_owned() } else { format!("{since}ms") },
+                "LastTerm": 1,
+                "LastIndex": index,
+                "Healthy": known,
+                "Voter": true,
+                "StableSince": "1970-01-01T00:00:00Z",
+            })
         });
-        Ok(Reply::json(json!({"Healthy": true, "FailureTolerance": 0, "Servers": [server]})))
+        let servers: Vec<_> = servers.collect();
+        Ok(Reply::json(json!({
+            "Healthy": known, "FailureTolerance": tolerance, "Servers": servers,
+        })))
     }
 
     pub(super) fn operator_usage(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -103,7 +114,8 @@ impl Door {
         of.insert(self.own().datacenter.to_string(), usage);
         let index = self.consul().state().revision();
         let shape = json!({
-            "Usage": of, "Index": index, "LastContact": 0, "KnownLeader": true,
+            "Usage": of, "Index": index, "LastContact": 0,
+            "KnownLeader": self.consul().contact().is_known(),
             "ConsistencyLevel": "leader", "NotModified": false, "Backend": 0,
             "ResultsFilteredByACLs": false,
         });

@@ -13,7 +13,11 @@ pub const WAIT_DEFAULT: Duration = Duration::from_secs(300);
 const PARAMS_MAX: usize = 128;
 
 #[derive(Clone, Debug, Default)]
-pub struct Params(Vec<(String, String)>);
+pub struct Params {
+    pairs: Vec<(String, String)>,
+    /// A query that waited waits no longer.
+    over: bool,
+}
 
 /// How a read may wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +27,18 @@ pub struct Blocking {
     pub wait: Duration,
     pub stale: bool,
     pub consistent: bool,
+    /// It has waited for as long as it may.
+    pub over: bool,
+}
+
+// === impl Blocking ===
+
+impl Blocking {
+    /// Whether an answer with this index is one that the client does not have, or one that it
+    /// gets all the same. An index that is not past its own is of another life of this server.
+    pub fn is_answered_by(&self, index: u64) -> bool {
+        self.over || self.index == 0 || index != self.index
+    }
 }
 
 // === impl Params ===
@@ -41,12 +57,13 @@ impl Params {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             pairs.push((decode(name, true), decode(value, true)));
         }
-        Ok(Self(pairs))
+        pairs.shrink_to_fit();
+        Ok(Self { pairs, over: false })
     }
 
     /// The first value of a parameter.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.pairs.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
     /// The first value that says something.
@@ -55,7 +72,7 @@ impl Params {
     }
 
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.pairs.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
     /// A flag is set by being there, unless it says that it is not: `?passing`, `?passing=1`,
@@ -83,7 +100,12 @@ impl Params {
             Some(text) => duration::parse(text).ok_or_else(|| Refusal::bad("Invalid wait time"))?,
         };
         let wait = if wait.is_zero() { WAIT_DEFAULT } else { wait.min(WAIT_MAX) };
-        Ok(Blocking { index, wait, stale, consistent })
+        Ok(Blocking { index, wait, stale, consistent, over: self.over })
+    }
+
+    /// What waited is answered now, whatever there is.
+    pub fn wait_no_more(&mut self) {
+        self.over = true;
     }
 
     /// `node-meta=key:value`, repeated: all must hold.

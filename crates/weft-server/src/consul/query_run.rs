@@ -84,22 +84,6 @@ pub(crate) struct Ran {
 /// Runs a filled-in query with everybody's eyes.
 pub(crate) fn run(view: &View, query: &Value, namespace: &str) -> Ran {
     run_as(view, query, &namespace.into(), &Who::anybody())
-        .unwrap_or_else(|_refused| bare(query, &namespace.into()))
-}
-
-/// Names of the gateway services whose config entries lead to a service.
-pub(crate) fn ingress_gateways(state: &State, service: &str) -> Vec<String> {
-    let list = |value: &Value, field: &str| part(value, field).as_array().cloned();
-    let leads = |entry: &Value| {
-        let listeners = list(entry, "Listeners").unwrap_or_default();
-        listeners.iter().flat_map(|l| list(l, "Services").unwrap_or_default()).any(|s| {
-            let name = word(&s, "Name");
-            name == "*" || name.eq_ignore_ascii_case(service)
-        })
-    };
-    let all = state.records(super::config::TABLE).into_iter().map(|(entry, _)| entry);
-    let gateways = all.filter(|e| word(e, "Kind") == "ingress-gateway" && leads(e));
-    gateways.map(|entry| word(&entry, "Name").to_owned()).collect()
 }
 
 impl Door {
@@ -122,14 +106,17 @@ impl Door {
         };
         let view = self.view();
         let near = ask.params.filled("near").or(Some(word(part(&query, "Service"), "Near")));
-        let ran = run_as(&view, &query, &ask.namespace, &ask.who)?;
+        let ran = run_as(&view, &query, &ask.namespace, &self.runs_as(ask, &query)?);
         let mut entries = ran.entries;
         {
             let rng = &mut self.0.rng.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             shuffle(&mut entries, rng);
         }
         let near = match near {
-            Some("_agent" | "_ip") => Some(&*self.own().node.node),
+            Some("_agent" | "_ip") => {
+                let host = ask.who.host.as_ref();
+                Some(host.map_or(&*self.own().node.node, |host| &*host.node))
+            }
             other => other.filter(|node| !node.is_empty()),
         };
         if let Some(near) = near {
@@ -145,10 +132,18 @@ impl Door {
             "DNS": part(&query, "DNS"),
             "Datacenter": self.own().datacenter,
             "Failovers": ran.failovers,
-            "KnownLeader": true,
+            "KnownLeader": self.consul().contact().is_known(),
             "LastContact": 0,
         }));
         Ok(reply.at(state.revision(), &blocking))
+    }
+
+    /// Whose eyes a query is run with: its own token's, or those of who asks.
+    fn runs_as(&self, ask: &Ask, query: &Value) -> Result<Who, Refusal> {
+        match word(query, "Token") {
+            secret if self.acl().is_on() && !secret.is_empty() => self.acl().resolve(self, secret),
+            _ => Ok(ask.who.clone()),
+        }
     }
 }
 
@@ -165,10 +160,11 @@ fn bare(query: &Value, namespace: &Arc<str>) -> Ran {
 }
 
 /// The query's own service, or the first failover target of this datacentre that has instances.
-fn run_as(view: &View, query: &Value, namespace: &Arc<str>, who: &Who) -> Result<Ran, Refusal> {
+/// What the eyes may not see has no instances.
+fn run_as(view: &View, query: &Value, namespace: &Arc<str>, who: &Who) -> Ran {
     let service = part(query, "Service");
     let mut ran = bare(query, namespace);
-    ran.entries = selected(view, service, &ran.service, namespace, who)?;
+    ran.entries = selected(view, service, &ran.service, namespace, who);
     let targets = part(part(service, "Failover"), "Targets").as_array();
     for target in targets.into_iter().flatten() {
         if !ran.entries.is_empty() {
@@ -186,13 +182,12 @@ fn run_as(view: &View, query: &Value, namespace: &Arc<str>, who: &Who) -> Result
         let name = own("Service", word(service, "Service"));
         let namespace: Arc<str> = own("Namespace", namespace).into();
         ran.failovers += 1;
-        // What the asker may not see has no instances for him.
-        let Ok(entries) = selected(view, service, &name, &namespace, who) else { continue };
+        let entries = selected(view, service, &name, &namespace, who);
         if !entries.is_empty() {
             ran = Ran { service: name, namespace, entries, ..ran };
         }
     }
-    Ok(ran)
+    ran
 }
 
 fn selected(
@@ -201,7 +196,10 @@ fn selected(
     name: &str,
     namespace: &Arc<str>,
     who: &Who,
-) -> Result<Vec<Entry>, Refusal> {
+) -> Vec<Entry> {
+    if !who.may(Verb::Read, Kind::Service, namespace, name) {
+        return Vec::new();
+    }
     let texts = |field: &str| -> Vec<&str> {
         let list = part(service, field).as_array().into_iter().flatten();
         list.filter_map(Value::as_str).collect()
@@ -219,7 +217,6 @@ fn selected(
         foreign: !word(service, "Peer").is_empty(),
         who: who.clone(),
     };
-    who.demand(Verb::Read, Kind::Service, namespace, name)?;
     let ignored = texts("IgnoreCheckIDs");
     let only_passing = *part(service, "OnlyPassing") == true;
     let (tags, meta) = (texts("Tags"), pairs("ServiceMeta"));
@@ -241,7 +238,7 @@ fn selected(
             .all(|(k, v)| entry.service.meta.get(k.as_str()).is_some_and(|m| **m == **v));
         healthy && tagged && marked && !entry.draining
     });
-    Ok(entries)
+    entries
 }
 
 // === helpers ===

@@ -13,7 +13,7 @@ use weft_kinds::views::check::{CheckDefinition, Probe};
 
 use super::body::Fields;
 use super::error::Refusal;
-use crate::guard;
+use crate::guards;
 
 const PORT_MAX: u64 = 65_535;
 /// Consul's default when a check that asks something names no timeout.
@@ -63,9 +63,9 @@ pub fn service(
         tagged_addresses: tagged_addresses(&fields)?,
         kind: fields.text("Kind")?.into(),
         enable_tag_override: fields.flag("EnableTagOverride")?,
-        proxy: fields.value("Proxy").cloned(),
-        connect: connect(&fields)?,
-        locality: fields.value("Locality").cloned(),
+        proxy: fields.value("Proxy").cloned().map(Box::new),
+        connect: connect(&fields)?.map(Box::new),
+        locality: fields.value("Locality").cloned().map(Box::new),
         agent,
         ..Registration::default()
     })
@@ -114,7 +114,7 @@ pub fn sidecar(
         },
         meta: parent.meta.clone(),
         kind: "connect-proxy".into(),
-        proxy: Some(Value::Object(proxy)),
+        proxy: Some(Box::new(Value::Object(proxy))),
         agent: true,
         ..Registration::default()
     }))
@@ -271,7 +271,7 @@ fn probe(fields: &Fields) -> Result<Probe, Refusal> {
         let given = fields
             .value(script)
             .is_some_and(|v| v.as_str() != Some("") && *v != Value::Array(vec![]));
-        if given && guard::on("scripts") {
+        if given && guards::on("script-checks") {
             return Err(Refusal::bad(SCRIPTS));
         }
     }

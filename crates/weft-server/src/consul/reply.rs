@@ -1,26 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An answer before it is bytes: status, body, and the headers that every client relies on.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use http::StatusCode;
 use serde_json::Value;
 
 use super::error::Refusal;
 use super::params::Blocking;
+use super::shared::Written;
+use super::wait::Later;
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Reply {
     pub status: StatusCode,
     pub body: Body,
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<(Cow<'static, str>, String)>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum Body {
     Empty,
     Json(Value),
     Text(String),
     /// With its content type.
     Bytes(&'static str, bytes::Bytes),
+    /// The same, which many get.
+    Shared(&'static str, Arc<Written>),
+    /// Its content type is among the headers.
+    Whole(bytes::Bytes),
+    /// There is nothing new yet.
+    Later(Box<Later>),
 }
 
 // === impl Reply ===
@@ -43,6 +54,15 @@ impl Reply {
         Self { body: Body::Bytes(kind, bytes.into()), ..Self::empty() }
     }
 
+    pub fn shared(kind: &'static str, written: Arc<Written>) -> Self {
+        Self { body: Body::Shared(kind, written), ..Self::empty() }
+    }
+
+    /// To be asked again when that has moved.
+    pub fn later(later: Later) -> Self {
+        Self { body: Body::Later(Box::new(later)), ..Self::empty() }
+    }
+
     #[must_use]
     pub fn with_status(mut self, status: StatusCode) -> Self {
         self.status = status;
@@ -51,7 +71,7 @@ impl Reply {
 
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, value.into()));
+        self.headers.push((name.into(), value.into()));
         self
     }
 

@@ -27,7 +27,8 @@ impl Door {
         let own = self.own().node.clone();
         let mut session = read(&body)?;
         if session.node.is_empty() {
-            session.node.clone_from(&own.node);
+            let host = ask.who.host.as_ref();
+            session.node.clone_from(host.map_or(&own.node, |host| &host.node));
         }
         ask.who.demand(Verb::Write, Kind::Session, &ask.namespace, &session.node)?;
         session.namespace.clone_from(&ask.namespace);

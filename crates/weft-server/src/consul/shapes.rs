@@ -57,7 +57,7 @@ pub fn service(service: &Registration, stamp: Stamp) -> Value {
     out.insert("Proxy".into(), proxy(service));
     out.insert("Connect".into(), connect(service));
     if let Some(locality) = &service.locality {
-        out.insert("Locality".into(), locality.clone());
+        out.insert("Locality".into(), Value::clone(locality));
     }
     out.insert("PeerName".into(), json!(""));
     out.insert("CreateIndex".into(), json!(stamp.0));
@@ -84,10 +84,10 @@ pub fn agent_service(service: &Registration, own: &Identity) -> Value {
         out.insert("Proxy".into(), proxy(service));
     }
     if let Some(connect) = &service.connect {
-        out.insert("Connect".into(), connect.clone());
+        out.insert("Connect".into(), Value::clone(connect));
     }
     if let Some(locality) = &service.locality {
-        out.insert("Locality".into(), locality.clone());
+        out.insert("Locality".into(), Value::clone(locality));
     }
     out.insert("Datacenter".into(), json!(own.datacenter));
     Value::Object(out)
@@ -188,11 +188,12 @@ fn tagged_addresses(service: &Registration, name: &str, out: &mut Map<String, Va
 }
 
 fn proxy(service: &Registration) -> Value {
-    service.proxy.clone().unwrap_or_else(|| json!({"Mode": "", "MeshGateway": {}, "Expose": {}}))
+    let none = || json!({"Mode": "", "MeshGateway": {}, "Expose": {}});
+    service.proxy.as_deref().cloned().unwrap_or_else(none)
 }
 
 fn connect(service: &Registration) -> Value {
-    service.connect.clone().unwrap_or_else(|| json!({}))
+    service.connect.as_deref().cloned().unwrap_or_else(|| json!({}))
 }
 
 fn probe(probe: &Probe) -> Value {

@@ -4,7 +4,7 @@
 //! more answers nor more bytes, names among them, than it may: anybody asks for any name.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use weft_base::limits::SHARED_ANSWER_BYTES_MAX;
@@ -17,19 +17,48 @@ const ANSWERS_MAX: usize = 4_096;
 /// Namespace, the service's slug, and whether only passing instances were asked for.
 pub(super) type Asked = (Arc<str>, String, bool);
 
+/// An answer's bytes, and the same made small for who takes that, made once.
+#[derive(Debug)]
+pub struct Written {
+    plain: Bytes,
+    small: OnceLock<Option<Bytes>>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Shared(Mutex<Held>);
 
 #[derive(Debug, Default)]
 struct Held {
     world: Option<Arc<World>>,
-    answers: HashMap<Asked, Bytes>,
+    answers: HashMap<Asked, Arc<Written>>,
     bytes: usize,
 }
 
+// === impl Written ===
+
+impl Written {
+    pub fn new(plain: impl Into<Bytes>) -> Self {
+        Self { plain: plain.into(), small: OnceLock::new() }
+    }
+
+    pub fn plain(&self) -> &Bytes {
+        &self.plain
+    }
+
+    /// `None` when it cannot be made small, or is not smaller then.
+    pub fn small(&self, make: impl FnOnce(&Bytes) -> Option<Bytes>) -> Option<Bytes> {
+        let made = self
+            .small
+            .get_or_init(|| make(&self.plain).filter(|small| small.len() < self.plain.len()));
+        made.clone()
+    }
+}
+
+// === impl Shared ===
+
 impl Shared {
     /// The answer to a question about this World, if it was written already.
-    pub(super) fn get(&self, world: &Arc<World>, asked: &Asked) -> Option<Bytes> {
+    pub(super) fn get(&self, world: &Arc<World>, asked: &Asked) -> Option<Arc<Written>> {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = held.world.as_ref().is_some_and(|held| Arc::ptr_eq(held, world));
         known.then(|| held.answers.get(asked).cloned()).flatten()
@@ -37,9 +66,9 @@ impl Shared {
 
     /// Keeps an answer. One that says that there is nothing is as soon written as found, and there
     /// are as many of those as there are names.
-    pub(super) fn put(&self, world: &Arc<World>, asked: Asked, answer: &Bytes) {
+    pub(super) fn put(&self, world: &Arc<World>, asked: Asked, answer: &Arc<Written>) {
         let bytes = cost(&asked, answer);
-        if **answer == *b"[]" || bytes > SHARED_ANSWER_BYTES_MAX {
+        if **answer.plain() == *b"[]" || bytes > SHARED_ANSWER_BYTES_MAX {
             return;
         }
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -58,33 +87,47 @@ impl Shared {
     }
 }
 
-fn cost((namespace, service, _): &Asked, answer: &Bytes) -> usize {
-    ENTRY_BYTES + namespace.len() + service.len() + answer.len()
+/// The small form counts as if it were as large: it may be made later.
+fn cost((namespace, service, _): &Asked, answer: &Written) -> usize {
+    ENTRY_BYTES + namespace.len() + service.len() + 2 * answer.plain.len()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn written(bytes: impl Into<Bytes>) -> Arc<Written> {
+        Arc::new(Written::new(bytes))
+    }
+
+    #[test]
+    fn a_small_form_is_made_once_and_only_where_it_is_smaller() {
+        let answer = written("aaaa");
+        let made = |text: &'static str| move |_: &Bytes| Some(Bytes::from_static(text.as_bytes()));
+        assert_eq!(answer.small(made("a")).unwrap(), "a");
+        assert_eq!(answer.small(made("b")).unwrap(), "a");
+        assert_eq!(written("aaaa").small(made("larger")), None);
+    }
+
     #[test]
     fn an_answer_is_its_worlds_and_their_bytes_are_bounded() {
         let (one, other) = (Arc::new(World::new()), Arc::new(World::new()));
         let asked = |name: &str| -> Asked { ("default".into(), name.into(), false) };
         let shared = Shared::default();
-        assert_eq!(shared.get(&one, &asked("web")), None);
-        shared.put(&one, asked("web"), &Bytes::from_static(b"[1]"));
-        assert_eq!(shared.get(&one, &asked("web")).unwrap(), "[1]");
-        assert_eq!(shared.get(&one, &("default".into(), "web".into(), true)), None);
-        assert_eq!(shared.get(&other, &asked("web")), None);
-        shared.put(&other, asked("api"), &Bytes::from_static(b"[2]"));
-        assert_eq!(shared.get(&one, &asked("web")), None);
+        assert!(shared.get(&one, &asked("web")).is_none());
+        shared.put(&one, asked("web"), &written("[1]"));
+        assert_eq!(shared.get(&one, &asked("web")).unwrap().plain(), "[1]");
+        assert!(shared.get(&one, &("default".into(), "web".into(), true)).is_none());
+        assert!(shared.get(&other, &asked("web")).is_none());
+        shared.put(&other, asked("api"), &written("[2]"));
+        assert!(shared.get(&one, &asked("web")).is_none());
         // The largest one that fits, alone, and one that does not.
-        let room = SHARED_ANSWER_BYTES_MAX - cost(&asked("large"), &Bytes::new());
-        shared.put(&other, asked("large"), &Bytes::from(vec![0; room]));
-        assert_eq!(shared.get(&other, &asked("api")), None);
-        assert_eq!(shared.get(&other, &asked("large")).unwrap().len(), room);
-        shared.put(&other, asked("huge!"), &Bytes::from(vec![0; room + 1]));
-        assert_eq!(shared.get(&other, &asked("huge!")), None);
+        let room = (SHARED_ANSWER_BYTES_MAX - cost(&asked("large"), &written(""))) / 2;
+        shared.put(&other, asked("large"), &written(vec![0; room]));
+        assert!(shared.get(&other, &asked("api")).is_none());
+        assert_eq!(shared.get(&other, &asked("large")).unwrap().plain().len(), room);
+        shared.put(&other, asked("huge!"), &written(vec![0; room + 1]));
+        assert!(shared.get(&other, &asked("huge!")).is_none());
         assert!(shared.get(&other, &asked("large")).is_some());
     }
 
@@ -98,7 +141,7 @@ mod tests {
         };
         for n in 0..10 {
             let asked = ("default".into(), format!("none-{n}"), false);
-            shared.put(&world, asked, &Bytes::from_static(b"[]"));
+            shared.put(&world, asked, &written("[]"));
         }
         assert_eq!(held(&shared), (0, 0), "anybody may ask for names that nobody has");
         // Short answers under long names, and many of them.
@@ -106,8 +149,8 @@ mod tests {
         for n in 0..2 * ANSWERS_MAX {
             let name = if n < 100 { format!("{n}{}", "x".repeat(100_000)) } else { n.to_string() };
             let asked = ("default".into(), name.clone(), true);
-            shared.put(&world, asked.clone(), &Bytes::from_static(b"[1]"));
-            shared.put(&world, asked, &Bytes::from_static(b"[1]"));
+            shared.put(&world, asked.clone(), &written("[1]"));
+            shared.put(&world, asked, &written("[1]"));
             let now = held(&shared);
             most = (most.0.max(now.0), most.1.max(now.1));
             let names = shared.0.lock().unwrap().answers.keys().map(|k| k.1.len()).sum::<usize>();

@@ -1,13 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/v1/status/*` and `/v1/coordinate/*`: one server, its own leader, at the origin of space.
+//! `/v1/status/*`, `/v1/coordinate/*`, and what answers say of a leader: which servers there are,
+//! and whether the store that they share can be reached. All are at the origin of space. Decides
+//! nothing: `weft_registry::consul::Contact` knows.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::Method;
 use serde_json::{Value, json};
 
 use super::Door;
 use super::error::Refusal;
 use super::http::Ask;
 use super::reply::Reply;
+use super::routes::Endpoint;
 use super::view::SERVER_RPC_PORT;
+
+const LAST_CONTACT: &str = "X-Consul-LastContact";
+const KNOWN_LEADER: &str = "X-Consul-KnownLeader";
+const CONSISTENCY: &str = "X-Consul-Effective-Consistency";
+
+/// A server, as Consul's clients are told of one.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub id: Arc<str>,
+    pub name: Arc<str>,
+    pub address: String,
+    pub leads: bool,
+}
 
 impl Door {
     pub(super) fn status_leader(&self) -> Result<Reply, Refusal> {
@@ -15,7 +35,65 @@ impl Door {
     }
 
     pub(super) fn status_peers(&self) -> Result<Reply, Refusal> {
-        Ok(Reply::json(json!([self.leader_address()])))
+        let servers = self.servers();
+        Ok(Reply::json(servers.into_iter().map(|server| server.address).collect()))
+    }
+
+    /// Waits until the catalog here shows what was acknowledged before, for who asks for that. The
+    /// doors to pairs, sessions and records do so themselves.
+    pub(super) async fn caught_up(&self, endpoint: Endpoint, ask: &Ask) -> Result<(), Refusal> {
+        let asks = ask.method == Method::GET && is_of_the_catalog(endpoint);
+        if asks && ask.params.blocking()?.consistent {
+            Box::pin(self.consul().barrier()).await?;
+        }
+        Ok(())
+    }
+
+    /// What an answer says of the leader made true, where others share the store.
+    pub(super) fn in_contact(&self, mut reply: Reply) -> Reply {
+        let contact = self.consul().contact();
+        if !contact.is_shared() {
+            return reply;
+        }
+        let (since, known) = (contact.since(), contact.is_known());
+        let said = |reply: &Reply, mode: &str| {
+            reply.headers.iter().any(|(name, value)| name == CONSISTENCY && value == mode)
+        };
+        // Who asked for it consistent got it so, or no answer at all.
+        if said(&reply, "consistent") || known && !said(&reply, "stale") {
+            return reply;
+        }
+        for (name, value) in &mut reply.headers {
+            match name {
+                Cow::Borrowed(LAST_CONTACT) => *value = since.as_millis().to_string(),
+                Cow::Borrowed(KNOWN_LEADER) => *value = known.to_string(),
+                Cow::Borrowed(CONSISTENCY) => *value = "stale".to_owned(),
+                _ => {}
+            }
+        }
+        reply
+    }
+
+    /// All servers that are there. One that has its store to itself is the only one, and leads.
+    pub(super) fn servers(&self) -> Vec<Server> {
+        let (contact, own) = (self.consul().contact(), &self.own().node);
+        if !contact.is_shared() {
+            let (id, name) = (own.id.clone(), own.node.clone());
+            return vec![Server { id, name, address: self.own_address(), leads: true }];
+        }
+        let leading = contact.leading().map(|peer| peer.name);
+        let server = |peer: weft_registry::consul::Peer| Server {
+            leads: leading.as_ref() == Some(&peer.name),
+            id: peer.id.into(),
+            name: peer.name,
+            address: peer.api,
+        };
+        contact.peers().into_iter().map(server).collect()
+    }
+
+    /// Whether this server is the one that leads.
+    pub(super) fn leads(&self) -> bool {
+        self.servers().iter().any(|server| server.leads && server.name == self.own().node.node)
     }
 
     pub(super) fn coordinate_datacenters(&self) -> Result<Reply, Refusal> {
@@ -32,13 +110,46 @@ impl Door {
         Ok(Reply::json(here).at(1, &blocking))
     }
 
+    /// Where the leader is; empty while there is none. A server that shares its store is known by
+    /// the address of its own API.
     pub(super) fn leader_address(&self) -> String {
+        match self.consul().contact() {
+            contact if contact.is_shared() => contact.leading().map_or_else(String::new, |p| p.api),
+            _ => self.own_address(),
+        }
+    }
+
+    fn own_address(&self) -> String {
         let address = &self.own().node.address;
         match address.contains(':') {
             true => format!("[{address}]:{SERVER_RPC_PORT}"),
             false => format!("{address}:{SERVER_RPC_PORT}"),
         }
     }
+}
+
+fn is_of_the_catalog(endpoint: Endpoint) -> bool {
+    use Endpoint::{
+        CatalogConnect, CatalogNode, CatalogNodeServices, CatalogNodes, CatalogService,
+        CatalogServices, GatewayServices, HealthChecks, HealthConnect, HealthIngress, HealthNode,
+        HealthService, HealthState,
+    };
+    matches!(
+        endpoint,
+        CatalogConnect
+            | CatalogNode
+            | CatalogNodeServices
+            | CatalogNodes
+            | CatalogService
+            | CatalogServices
+            | GatewayServices
+            | HealthChecks
+            | HealthConnect
+            | HealthIngress
+            | HealthNode
+            | HealthService
+            | HealthState
+    )
 }
 
 /// A network coordinate that says nothing: weft picks by locality, not by coordinates.

@@ -19,7 +19,11 @@ use super::*;
 mod admission;
 mod hostile;
 mod kinds;
+mod lines;
+mod machines;
 mod records;
+mod rights;
+mod servers;
 
 struct Rig {
     address: SocketAddr,
@@ -172,7 +176,8 @@ async fn a_blocked_query_wakes_when_its_check_turns_and_not_for_others() {
         &mut blocked,
         rig.put("/v1/agent/check/fail/service:web?note=gone", Value::Null)
     );
-    assert!(clock.now().since(turned) < Duration::from_millis(400), "4x slack for CI");
+    let took = clock.now().since(turned);
+    assert!(took < Duration::from_secs(10), "woken, and not at the end of its wait: {took:?}");
     assert_eq!(count(&answer), 0);
     assert!(answer.index() > index);
     let checks = rig.get("/v1/health/checks/web").await.json();

@@ -19,7 +19,7 @@ use super::kv;
 use super::reply::Reply;
 use super::txn_catalog::CatalogVerb;
 use super::view::View;
-use crate::guard;
+use crate::guards;
 
 /// Operations of one transaction, as in Consul.
 const OPS_MAX: usize = 128;
@@ -150,7 +150,7 @@ impl TxnOp {
 // === helpers ===
 
 fn admit_op(by: &Admission, op: &TxnOp) -> Result<(), Refusal> {
-    if !guard::on("txn-each") {
+    if !guards::on("txn-each") {
         return Ok(());
     }
     let op = match op {
@@ -187,7 +187,7 @@ fn read_pair_op(ask: &Ask, part: &Map<String, Value>) -> Result<PairOp, Refusal>
             .into(),
         Some(_) => return Err(Refusal::bad("Request decode failed: KV.Value: expected base 64")),
     };
-    if value.len() > VALUE_BYTES_MAX {
+    if value.len() > VALUE_BYTES_MAX && guards::on("value-size") {
         return Err(Refusal::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!(

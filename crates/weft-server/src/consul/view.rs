@@ -293,7 +293,7 @@ impl View {
         let catalog = self.world.catalog();
         let output = match catalog.result(key) {
             Some(result) => result.output.clone(),
-            None => record.typed().initial_output.into(),
+            None => record.initial_output(),
         };
         CheckView {
             record: record.clone(),

@@ -2,15 +2,17 @@
 //! Who asks, and what they may: the caller's rows of the one permission table
 //! (`weft_identity::permission`). Every handler asks here before it reads or writes.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use weft_identity::permission::{Kind, Permissions, Verb};
+use weft_identity::permission::{Kind, Names, Permission, Permissions, Verb};
 
 use super::Door;
 use super::error::Refusal;
 use super::params::Params;
+use crate::guards;
 
 #[derive(Clone, Debug)]
 pub struct Who {
@@ -18,6 +20,16 @@ pub struct Who {
     pub accessor: Arc<str>,
     /// `None` while access lists are off: then everybody may do everything.
     pub table: Option<Arc<Permissions>>,
+    /// The machine whose own door the request came to.
+    pub host: Option<Host>,
+}
+
+/// A machine that hands on what its clients ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    pub node: Arc<str>,
+    /// There are no access lists: it may write no other node's part of the catalog.
+    pub bound: bool,
 }
 
 // === impl Who ===
@@ -25,7 +37,42 @@ pub struct Who {
 impl Who {
     /// Anybody, while access lists are off.
     pub fn anybody() -> Self {
-        Self { accessor: "".into(), table: None }
+        Self { accessor: Arc::default(), table: None, host: None }
+    }
+
+    /// Clients of a machine, while access lists are off: they may read everything, and write what
+    /// is nobody's in particular or the machine's own.
+    pub fn of_host(node: &Arc<str>) -> Self {
+        let row = |kind, names, verb| Permission {
+            subject: "machine".into(),
+            kind,
+            namespace: None,
+            names,
+            verb: Some(verb),
+        };
+        let all = || Names::Prefix("".into());
+        let free = [Kind::Event, Kind::Key, Kind::Query, Kind::Service, Kind::Session];
+        let mut rows: Vec<Permission> =
+            free.map(|kind| row(kind, all(), Verb::Write)).into_iter().collect();
+        let seen = [Kind::Agent, Kind::Intention, Kind::Mesh, Kind::Node, Kind::Operator];
+        rows.extend(seen.map(|kind| row(kind, all(), Verb::Read)));
+        rows.push(row(Kind::Node, Names::Exactly(node.clone()), Verb::Write));
+        let table = Some(Arc::new(Permissions::new(rows, false)));
+        let host = Some(Host { node: node.clone(), bound: true });
+        Self { accessor: format!("machine {node}").into(), table, host }
+    }
+
+    /// # Errors
+    /// 403 when a machine would write another node's part of the catalog.
+    pub fn demand_place(&self, node: &str) -> Result<(), Refusal> {
+        match &self.host {
+            Some(host) if host.bound && *host.node != *node => Err(Refusal::forbidden(format!(
+                "Permission denied: without access lists the clients of machine {} may write \
+                 what is on that node only, not on {node:?}",
+                host.node
+            ))),
+            _ => Ok(()),
+        }
     }
 
     pub fn may(&self, verb: Verb, kind: Kind, ns: &str, name: &str) -> bool {
@@ -74,7 +121,7 @@ impl Who {
     /// # Errors
     /// 403 unless the caller may do everything.
     pub fn demand_management(&self) -> Result<(), Refusal> {
-        match self.may_all() {
+        match self.may_all() || !guards::on("management") {
             true => Ok(()),
             false => self.demand_acl(Verb::Write),
         }
@@ -92,20 +139,43 @@ impl Who {
 }
 
 impl Door {
+    /// What a request is shown to the server with: at a machine's door without a token of its own
+    /// the agent's default one. The server's own door looks that up by itself.
+    pub(super) fn or_default<'a>(&self, secret: &'a str) -> Cow<'a, str> {
+        match self.far() {
+            Some(_) if secret.is_empty() => Cow::Owned(self.acl().default_secret().to_string()),
+            _ => Cow::Borrowed(secret),
+        }
+    }
+
+    /// Whether there are access lists, as far as who asks can tell: a machine's door knows it
+    /// from what the server said of the token.
+    pub(super) fn has_acl(&self, who: &Who) -> bool {
+        match self.far() {
+            Some(_) => who.table.is_some(),
+            None => self.acl().is_on(),
+        }
+    }
+
     /// Whose request this is, by its token.
     ///
     /// # Errors
     /// 403 when the token is none of ours.
-    pub(super) fn who(&self, headers: &HeaderMap, params: &Params) -> Result<Who, Refusal> {
-        if !self.acl().is_on() {
-            return Ok(Who::anybody());
+    pub(super) async fn caller(&self, secret: &str) -> Result<Who, Refusal> {
+        match (self.far(), self.acl().is_on()) {
+            (Some(far), _) => self.0.tokens.who(&**far, secret).await,
+            (None, true) => self.acl().resolve(self, secret),
+            (None, false) => Ok(Who::anybody()),
         }
-        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let bearer = header(AUTHORIZATION.as_str()).and_then(|value| {
-            let (scheme, token) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-        });
-        let token = header("X-Consul-Token").or(bearer).or_else(|| params.get("token"));
-        self.acl().resolve(self, token.unwrap_or_default())
     }
+}
+
+/// The secret that a request shows; empty when it shows none.
+pub(super) fn secret<'a>(headers: &'a HeaderMap, params: &'a Params) -> &'a str {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let bearer = header(AUTHORIZATION.as_str()).and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    header("X-Consul-Token").or(bearer).or_else(|| params.get("token")).unwrap_or_default()
 }

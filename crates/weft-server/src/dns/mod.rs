@@ -90,11 +90,22 @@ pub enum Told {
     Silence,
     /// It is about a name that the mesh does not know.
     Outside,
+    /// Nobody can say now.
+    Away,
 }
+
+/// Said when the mesh cannot be asked and never said anything about the name.
+const MESH_AWAY: &str = "no server of the mesh can be asked";
 
 /// Names of the mesh, known elsewhere. Answers within a time of its own.
 pub trait Mesh: Send + Sync {
     fn ask(&self, query: Vec<u8>, carrier: Carrier) -> BoxFuture<'_, Told>;
+
+    /// Whether it is asked as other resolvers are, with nothing of what is between the client and
+    /// this door (cookies, sizes).
+    fn is_apart(&self) -> bool {
+        false
+    }
 }
 
 // === impl Server ===
@@ -134,6 +145,12 @@ impl Server {
         Self::of(source, Options { upstream: Some(upstream), ..Options::new(Clock::system()) })
     }
 
+    /// The same with these options.
+    pub fn elsewhere_with(mesh: Arc<dyn Mesh>, options: Options) -> Self {
+        let source = Source::Elsewhere { mesh, places: Semaphore::new(DNS_FORWARDS_MAX) };
+        Self::of(source, options)
+    }
+
     fn of(source: Source, options: Options) -> Self {
         let mut key = [0; 16];
         // Without chance there are no cookies worth the name: one of nobody's is nobody's proof.
@@ -145,7 +162,7 @@ impl Server {
 
     /// What the mesh says to a machine's question, which may name a Service as a pod of that
     /// namespace would.
-    pub async fn of_mesh(&self, query: &[u8], carrier: Carrier, namespace: &str) -> Told {
+    pub async fn of_mesh(&self, query: &[u8], carrier: Carrier, namespace: Option<&str>) -> Told {
         let mut out = Vec::new();
         let query = match answer::question(query, &mut out) {
             Ok(query) => query,
@@ -153,7 +170,7 @@ impl Server {
             Err(_) => return Told::Silence,
         };
         let how = self.how(&query, carrier, None);
-        match self.step(&query, &how, Some(namespace), &mut out) {
+        match self.step(&query, &how, namespace, &mut out) {
             Step::Answer => Told::Answer(out),
             Step::Silence => Told::Silence,
             Step::Outside => Told::Outside,
@@ -227,7 +244,7 @@ impl Server {
             Step::Answer | Step::Silence => None,
             Step::Alias(alias) => self.follow(query, how, *alias).await,
             Step::Outside => {
-                let Some(told) = self.elsewhere(bytes, how).await else {
+                let Some(told) = self.elsewhere(bytes, query, how).await else {
                     // It may be the mesh's: nobody else hears of it.
                     return Some(answer::fail(query, how, MESH_BUSY));
                 };
@@ -235,6 +252,7 @@ impl Server {
                     Told::Answer(answer) => Some(answer::forwarded(query, how, answer)),
                     Told::Silence => None,
                     Told::Outside => Some(self.outside(query, how).await),
+                    Told::Away => Some(answer::fail(query, how, MESH_AWAY)),
                 }
             }
         }
@@ -267,12 +285,13 @@ impl Server {
 
     /// What the mesh says about a name that this door does not know; `None` when too many ask it
     /// already.
-    async fn elsewhere(&self, query: &[u8], how: &How) -> Option<Told> {
+    async fn elsewhere(&self, bytes: &[u8], query: &Query<'_>, how: &How) -> Option<Told> {
         let Source::Elsewhere { mesh, places } = &self.0.source else {
             return Some(Told::Outside);
         };
         let _place = places.try_acquire().ok()?;
-        Some(mesh.ask(query.to_vec(), how.carrier).await)
+        let bytes = if mesh.is_apart() { answer::onward(query) } else { bytes.to_vec() };
+        Some(mesh.ask(bytes, how.carrier).await)
     }
 
     fn records(&self) -> Option<State> {

@@ -6,6 +6,8 @@
 use domain::base::iana::Rtype;
 use weft_base::limits::DNS_QUERY_RECORDS_MAX;
 
+use crate::guards;
+
 /// Bytes of a message's header, and of a name (RFC 1035).
 pub const HEADER_BYTES: usize = 12;
 pub const NAME_BYTES_MAX: usize = 255;
@@ -183,7 +185,12 @@ impl Name {
             match usize::from(*body.get(at)?) {
                 0 => break,
                 len @ 1..=LABEL_BYTES_MAX => at += 1 + len,
-                _ => return None,
+                _ if guards::on("dns-pointers") => return None,
+                // Two bytes, which end a name elsewhere.
+                _ => {
+                    at += 1;
+                    break;
+                }
             }
             if at >= NAME_BYTES_MAX {
                 return None;

@@ -2,14 +2,14 @@
 //! The door's sockets: datagrams and connections, bounded in number and time. Started by the
 //! binary; answers come from `mod.rs`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use weft_base::limits::{DNS_CONNECTIONS_MAX, DNS_CONNECTIONS_PER_SOURCE_MAX, DNS_QUERY_BYTES_MAX};
 use weft_base::task::TaskGroup;
 
@@ -19,6 +19,8 @@ use super::{Server, Source};
 
 /// How long a connection may be idle (RFC 7766), or take to send a question or take an answer.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long a new connection waits for one that was asked to leave.
+const LEAVING: Duration = Duration::from_millis(100);
 /// Datagrams that are answered before others of this thread have their turn.
 const TOGETHER: usize = 32;
 
@@ -31,6 +33,24 @@ struct Callers(Arc<Mutex<HashMap<u128, usize>>>);
 struct Place {
     callers: Callers,
     from: u128,
+}
+
+/// The connections that wait for a question, the one that has waited longest first: it leaves when
+/// there are as many as there may be and another comes.
+#[derive(Clone, Debug, Default)]
+struct Idle(Arc<Mutex<Waits>>);
+
+#[derive(Debug, Default)]
+struct Waits {
+    next: u64,
+    by_age: BTreeMap<u64, Arc<Notify>>,
+}
+
+/// One connection's wait.
+struct Wait {
+    idle: Idle,
+    number: u64,
+    end: Arc<Notify>,
 }
 
 /// What the datagrams of one socket share.
@@ -136,7 +156,7 @@ impl Server {
     /// Answers connections until the group drains.
     pub async fn serve_tcp(self, listener: TcpListener, tasks: TaskGroup) {
         let places = Arc::new(Semaphore::new(DNS_CONNECTIONS_MAX));
-        let callers = Callers::default();
+        let (callers, idle) = (Callers::default(), Idle::default());
         loop {
             let accepted = tokio::select! {
                 () = tasks.draining() => return,
@@ -151,13 +171,13 @@ impl Server {
                 }
             };
             let Some(caller) = callers.enter(from.ip()) else { continue };
-            let Ok(place) = places.clone().try_acquire_owned() else { continue };
-            let (server, group) = (self.clone(), tasks.clone());
+            let Some(place) = idle.place(&places).await else { continue };
+            let (server, group, idle) = (self.clone(), tasks.clone(), idle.clone());
             tasks.spawn("dns connection", async move {
                 tokio::select! {
                     () = group.draining() => {}
                     // Ended by the peer, by idleness or by an error: all the same to us.
-                    _ = server.connection(stream, from.ip()) => {}
+                    _ = server.connection(stream, from.ip(), &idle) => {}
                 }
                 drop((place, caller));
             });
@@ -165,11 +185,21 @@ impl Server {
     }
 
     /// One question after the other, however many were sent at once.
-    async fn connection(&self, stream: TcpStream, from: IpAddr) -> std::io::Result<()> {
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        from: IpAddr,
+        idle: &Idle,
+    ) -> std::io::Result<()> {
         let mut stream = BufReader::new(stream);
         let mut query = Vec::new();
         loop {
-            let len = tokio::time::timeout(IDLE, stream.read_u16()).await??;
+            let wait = idle.begin();
+            let len = tokio::select! {
+                len = tokio::time::timeout(IDLE, stream.read_u16()) => len??,
+                () = wait.ended() => return Ok(()),
+            };
+            drop(wait);
             if usize::from(len) > DNS_QUERY_BYTES_MAX {
                 return Ok(());
             }
@@ -184,6 +214,49 @@ impl Server {
             framed.extend_from_slice(&answer);
             tokio::time::timeout(IDLE, stream.write_all(&framed)).await??;
         }
+    }
+}
+
+// === impl Idle ===
+
+impl Idle {
+    /// A connection has nothing to answer from now on.
+    fn begin(&self) -> Wait {
+        let mut waits = self.waits();
+        let number = waits.next;
+        waits.next += 1;
+        let end = Arc::new(Notify::new());
+        waits.by_age.insert(number, end.clone());
+        drop(waits);
+        Wait { idle: self.clone(), number, end }
+    }
+
+    /// A place for a new connection: a free one, or that of the connection that is idle longest.
+    async fn place(&self, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            return Some(place);
+        }
+        let (_, oldest) = self.waits().by_age.pop_first()?;
+        oldest.notify_one();
+        let left = tokio::time::timeout(LEAVING, places.clone().acquire_owned()).await;
+        left.ok()?.ok()
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wait {
+    /// Resolves when its place is needed.
+    async fn ended(&self) {
+        self.end.notified().await;
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        self.idle.waits().by_age.remove(&self.number);
     }
 }
 

@@ -37,12 +37,12 @@ impl Server {
         Self { child, dir, client, peer }
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.child = spawn(self.dir.path(), self.client, self.peer);
     }
 
@@ -50,8 +50,21 @@ impl Server {
         EtcdConfig::parse(&format!("etcd://{}/t", self.client)).unwrap()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn client(&self) -> SocketAddr {
+        self.client
+    }
+
     async fn open(&self) -> Arc<dyn Store> {
         open(self.config()).await
+    }
+
+    pub async fn open_with(&self, retention: Retention) -> Arc<dyn Store> {
+        drop(self.open().await);
+        Arc::new(EtcdStore::open(self.config(), Clock::system(), retention).await.unwrap())
     }
 
     async fn other(&self, prefix: &str) -> Arc<dyn Store> {
@@ -282,7 +295,7 @@ async fn a_revision_that_comes_in_fragments_is_told_whole() {
 }
 
 /// Stands before a member: what it is asked arrives late, and its connections can be cut.
-struct Lagging {
+pub(super) struct Lagging {
     address: SocketAddr,
     late_ms: Arc<AtomicU64>,
     cuts: watch::Sender<u64>,
@@ -290,7 +303,7 @@ struct Lagging {
 }
 
 impl Lagging {
-    async fn before(member: SocketAddr) -> Self {
+    pub async fn before(member: SocketAddr) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cuts, tasks) = (watch::Sender::new(0), TaskGroup::new());
@@ -310,7 +323,11 @@ impl Lagging {
         Self { address, late_ms, cuts, tasks }
     }
 
-    fn lag(&self, late_ms: u64) {
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn lag(&self, late_ms: u64) {
         self.late_ms.store(late_ms, Ordering::SeqCst);
         self.cuts.send_modify(|n| *n += 1);
     }

@@ -22,13 +22,15 @@ use wire::agent_client::AgentClient as Grpc;
 
 use super::visit::{UsageReport, VisitDown, VisitUp};
 use super::{
-    Beat, Certificate, CheckResult, Declared, Host, HostUpdate, JoinAsk, Joined, LogPiece,
-    MESSAGE_BYTES_MAX, PodNote, PodRef, PodReport, Refusal, Resolved, Wait,
+    Beat, Certificate, CheckResult, ConsulAnswer, ConsulAsk, Declared, Host, HostUpdate, JoinAsk,
+    Joined, LogPiece, MESSAGE_BYTES_MAX, PodNote, PodRef, PodReport, Refusal, Resolved, Wait,
 };
 use crate::client::{endpoint, lazy};
 
 /// A call that should be answered at once may take this long.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest answer of Consul's API that is taken, bytes.
+const CONSUL_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// What waiting on the server's side may take beyond what was asked.
 const WAIT_MARGIN: Duration = Duration::from_secs(5);
 
@@ -217,6 +219,58 @@ impl AgentClient {
         let request = wire::ReportUsageRequest::from(report);
         self.grpc.clone().report_usage(within(request)).await?;
         Ok(())
+    }
+
+    /// A request to Consul's API, which may take this long on the server's side.
+    ///
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn consul(&self, ask: ConsulAsk, limit: Duration) -> Result<ConsulAnswer, Refusal> {
+        let mut request = Request::new(wire::ConsulRequest {
+            method: ask.method,
+            target: ask.target,
+            token: ask.token,
+            body: ask.body.into(),
+        });
+        request.set_timeout(limit);
+        let whole = async {
+            let mut pieces = self.grpc.clone().consul(request).await?.into_inner();
+            let (mut head, mut body) = (None, Vec::new());
+            while let Some(piece) = pieces.message().await? {
+                head = head.or(piece.head);
+                body.extend_from_slice(&piece.data);
+                if body.len() > CONSUL_BYTES_MAX {
+                    return Err(Refusal::Invalid(format!(
+                        "the answer is larger than {CONSUL_BYTES_MAX} bytes; ask the server itself"
+                    )));
+                }
+            }
+            let head = head.ok_or_else(|| Refusal::Unavailable("the answer was cut off".into()))?;
+            let status = u16::try_from(head.status).unwrap_or(500);
+            let headers = head.headers.into_iter().map(|h| (h.name, h.value)).collect();
+            Ok(ConsulAnswer { status, headers, body })
+        };
+        // The transport's own clock ends where the answer begins.
+        let late = |_| Refusal::Unavailable("the server did not answer in time".into());
+        tokio::time::timeout(limit, whole).await.map_err(late)?
+    }
+
+    /// What the holder of a token of Consul's API may do, as JSON.
+    ///
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn consul_token(&self, token: String) -> Result<Vec<u8>, Refusal> {
+        let request = wire::ConsulTokenRequest { token };
+        Ok(self.grpc.clone().consul_token(within(request)).await?.into_inner().json.into())
+    }
+
+    /// Tells what is registered with this host's own door; what came of it.
+    ///
+    /// # Errors
+    /// As [`AgentClient::join`].
+    pub async fn consul_sync(&self, json: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+        let request = wire::ConsulSyncRequest { json: json.into() };
+        Ok(self.grpc.clone().consul_sync(within(request)).await?.into_inner().json.into())
     }
 
     /// Whether it came about in time.

@@ -197,6 +197,25 @@ pub enum Resolved {
     Outside,
 }
 
+/// A request to Consul's API that came to a host's own door.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ConsulAsk {
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// The secret that the client showed.
+    pub token: String,
+    pub body: Vec<u8>,
+}
+
+/// The answer to one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsulAnswer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
 /// Why a call did not do what it was asked. Sentences tell no secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
@@ -221,6 +240,15 @@ pub enum Refusal {
 impl std::fmt::Debug for JoinAsk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JoinAsk").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+// === impl ConsulAsk ===
+
+impl std::fmt::Debug for ConsulAsk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Keys and secrets are in the rest.
+        f.debug_struct("ConsulAsk").field("method", &self.method).finish_non_exhaustive()
     }
 }
 

@@ -19,8 +19,9 @@ use wire::agent_server::{Agent, AgentServer};
 use super::gate::Gate;
 use super::visit::{UsageReport, VisitDown, VisitUp};
 use super::{
-    Beat, Certificate, CheckResult, Declared, Host, HostUpdate, JoinAsk, Joined, LogPiece,
-    MESSAGE_BYTES_MAX, PodNote, PodRef, PodReport, Refusal, Resolved, TOKEN_BYTES_MAX, Wait,
+    Beat, Certificate, CheckResult, ConsulAnswer, ConsulAsk, Declared, Host, HostUpdate, JoinAsk,
+    Joined, LogPiece, MESSAGE_BYTES_MAX, PodNote, PodRef, PodReport, Refusal, Resolved,
+    TOKEN_BYTES_MAX, Wait,
 };
 use crate::server::{Peer, peer_of};
 
@@ -28,6 +29,8 @@ use crate::server::{Peer, peer_of};
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Largest DNS question that is looked at, bytes.
 const QUERY_BYTES_MAX: usize = 4096;
+/// Pieces of an answer of Consul's API, bytes.
+const PIECE_BYTES: usize = 256 * 1024;
 /// The call that needs no certificate.
 const JOIN: &str = "/weft.agent.v1.Agent/Join";
 
@@ -60,8 +63,14 @@ pub trait Hosts: Send + Sync + 'static {
     fn wait(&self, peer: Peer, what: Wait, limit: Duration) -> Answer<bool>;
     /// The pod that stands for programs of the machine; none when nothing is declared.
     fn declare(&self, peer: Peer, declared: Declared) -> Answer<Option<PodRef>>;
-    /// What the mesh says to a DNS question of a pod's programs.
+    /// What the mesh says to a DNS question of a pod's programs; without a pod, of the machine.
     fn resolve(&self, peer: Peer, pod: PodRef, query: Vec<u8>, tcp: bool) -> Answer<Resolved>;
+    /// A request to Consul's API.
+    fn consul(&self, peer: Peer, ask: ConsulAsk) -> Answer<ConsulAnswer>;
+    /// What the holder of a token of Consul's API may do, as JSON.
+    fn consul_token(&self, peer: Peer, token: String) -> Answer<Vec<u8>>;
+    /// What is registered with the host's own door, and what came of it, both as JSON.
+    fn consul_sync(&self, peer: Peer, json: Vec<u8>) -> Answer<Vec<u8>>;
 }
 
 /// The service.
@@ -91,6 +100,7 @@ impl<H: Hosts> AgentService<H> {
 impl<H: Hosts> Agent for AgentService<H> {
     type WatchPodsStream = BoxStream<'static, Result<wire::HostUpdate, Status>>;
     type VisitStream = BoxStream<'static, Result<wire::VisitDown, Status>>;
+    type ConsulStream = BoxStream<'static, Result<wire::ConsulPiece, Status>>;
 
     async fn join(
         &self,
@@ -249,6 +259,61 @@ impl<H: Hosts> Agent for AgentService<H> {
         let resolved = self.hosts.resolve(peer, pod, message.query.into(), message.tcp).await?;
         Ok(Response::new(resolved.into()))
     }
+
+    async fn consul(
+        &self,
+        request: Request<wire::ConsulRequest>,
+    ) -> Result<Response<Self::ConsulStream>, Status> {
+        let (peer, message) = taken(request);
+        if message.token.len() > TOKEN_BYTES_MAX {
+            return Err(Status::invalid_argument("the token is longer than any that is given out"));
+        }
+        let ask = ConsulAsk {
+            method: message.method,
+            target: message.target,
+            token: message.token,
+            body: message.body.into(),
+        };
+        let answer = self.hosts.consul(peer, ask).await?;
+        Ok(Response::new(futures_util::stream::iter(pieces(answer).map(Ok)).boxed()))
+    }
+
+    async fn consul_token(
+        &self,
+        request: Request<wire::ConsulTokenRequest>,
+    ) -> Result<Response<wire::ConsulTokenResponse>, Status> {
+        let (peer, message) = taken(request);
+        if message.token.len() > TOKEN_BYTES_MAX {
+            return Err(Status::invalid_argument("the token is longer than any that is given out"));
+        }
+        let json = self.hosts.consul_token(peer, message.token).await?.into();
+        Ok(Response::new(wire::ConsulTokenResponse { json }))
+    }
+
+    async fn consul_sync(
+        &self,
+        request: Request<wire::ConsulSyncRequest>,
+    ) -> Result<Response<wire::ConsulSyncResponse>, Status> {
+        let (peer, message) = taken(request);
+        let json = self.hosts.consul_sync(peer, message.json.into()).await?.into();
+        Ok(Response::new(wire::ConsulSyncResponse { json }))
+    }
+}
+
+/// The head goes with the first piece.
+fn pieces(answer: ConsulAnswer) -> impl Iterator<Item = wire::ConsulPiece> {
+    let header = |(name, value)| wire::ConsulHeader { name, value };
+    let headers = answer.headers.into_iter().map(header).collect();
+    let mut head = Some(wire::ConsulHead { status: u32::from(answer.status), headers });
+    let mut left = bytes::Bytes::from(answer.body);
+    std::iter::from_fn(move || {
+        let head = head.take();
+        if head.is_none() && left.is_empty() {
+            return None;
+        }
+        let data = left.split_to(left.len().min(PIECE_BYTES));
+        Some(wire::ConsulPiece { head, data })
+    })
 }
 
 fn taken<T>(request: Request<T>) -> (Peer, T) {

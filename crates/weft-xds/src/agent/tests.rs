@@ -245,6 +245,20 @@ impl Hosts for Echo {
         };
         async move { Ok(resolved) }.boxed()
     }
+
+    fn consul(&self, peer: Peer, ask: ConsulAsk) -> Answer<ConsulAnswer> {
+        self.note(&peer, format!("{} {} {}", ask.method, ask.target, ask.token));
+        let headers = vec![("x-consul-index".to_owned(), "7".to_owned())];
+        async move { Ok(ConsulAnswer { status: 200, headers, body: ask.body }) }.boxed()
+    }
+
+    fn consul_token(&self, _: Peer, token: String) -> Answer<Vec<u8>> {
+        async move { Ok(token.into_bytes()) }.boxed()
+    }
+
+    fn consul_sync(&self, _: Peer, json: Vec<u8>) -> Answer<Vec<u8>> {
+        async move { Ok(json) }.boxed()
+    }
 }
 
 /// Serves an echo to callers of one identity, or of none.
@@ -352,6 +366,28 @@ async fn programs_are_declared_and_their_names_asked_for() {
 }
 
 #[tokio::test]
+async fn an_answer_of_consuls_api_comes_whole_however_long_it_is() {
+    let tasks = TaskGroup::new();
+    let (echo, client) = serve(Some("spiffe://cluster.local/weft/host/m1/x"), &tasks).await;
+    for length in [0, 1, 256 * 1024, 1_000_000] {
+        let body: Vec<u8> = (0..length).map(|n: usize| n.to_le_bytes()[0]).collect();
+        let target = "/v1/kv/a?raw".to_owned();
+        let ask = ConsulAsk { method: "GET".into(), target, token: "s".into(), body: body.clone() };
+        assert!(!format!("{ask:?}").contains("kv"), "keys and secrets are not printed");
+        let answer = client.consul(ask, Duration::from_secs(30)).await.unwrap();
+        assert_eq!((answer.status, answer.body == body), (200, true), "{length}");
+        assert_eq!(answer.headers, [("x-consul-index".to_owned(), "7".to_owned())]);
+    }
+    assert!(echo.seen.lock().unwrap()[0].ends_with("m1/x: GET /v1/kv/a?raw s"));
+    let long = ConsulAsk { token: "t".repeat(TOKEN_BYTES_MAX + 1), ..ConsulAsk::default() };
+    let refused = client.consul(long, Duration::from_secs(30)).await;
+    assert!(matches!(refused, Err(Refusal::Invalid(_))), "{refused:?}");
+    assert_eq!(client.consul_token("t".into()).await, Ok(b"t".to_vec()));
+    assert_eq!(client.consul_sync(b"{}".to_vec()).await, Ok(b"{}".to_vec()));
+    tasks.shutdown(Duration::from_secs(1)).await;
+}
+
+#[tokio::test]
 async fn without_a_certificate_only_joining_is_heard() {
     let tasks = TaskGroup::new();
     let (echo, client) = serve(None, &tasks).await;
@@ -366,6 +402,9 @@ async fn without_a_certificate_only_joining_is_heard() {
         client.visit(mpsc::channel(1).1).await.map(drop),
         client.sign(pod("a"), vec![1]).await.map(drop),
         client.wait(Wait::Inbound(pod("a")), Duration::ZERO).await.map(drop),
+        client.consul(ConsulAsk::default(), Duration::from_secs(30)).await.map(drop),
+        client.consul_token("t".into()).await.map(drop),
+        client.consul_sync(b"{}".to_vec()).await.map(drop),
     ] {
         assert!(matches!(refused, Err(Refusal::Unauthenticated(_))), "{refused:?}");
     }

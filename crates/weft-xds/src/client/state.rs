@@ -55,7 +55,8 @@ pub struct Upsert {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     pub generation: u64,
-    /// What it refused beyond what did not decode.
+    /// What it refused beyond what did not decode. It may use some of it all the same, or nothing
+    /// in its place: what it holds of these is unknown.
     pub rejected: Vec<Rejected>,
 }
 
@@ -71,8 +72,9 @@ pub enum Output {
 #[derive(Debug)]
 pub struct Machine {
     node: NodeInfo,
-    /// What the proxy holds. `None`: it was sent once, and refused while there was no good form,
-    /// so the proxy holds a placeholder that says why.
+    /// What the proxy holds. `None`: it was sent and refused, and the proxy holds a placeholder
+    /// that says why, or something else that is no form of a server's. It is sent again on the
+    /// next stream, which is told again that it is refused.
     held: BTreeMap<ResourceName, Option<Version>>,
     /// Host names that the proxy asks for.
     wanted: BTreeSet<Arc<str>>,
@@ -225,7 +227,7 @@ impl Machine {
         let mut rejected = undecodable.clone();
         rejected.extend(applied.rejected);
         let nonce = pending.nonce.take();
-        let refused = self.settle(pending, &rejected);
+        let refused = self.settle(pending, (&undecodable, &rejected));
         if matches!(self.stream, Stream::Held) {
             return Some(self.subscribe());
         }
@@ -350,19 +352,27 @@ impl Machine {
     fn settle(
         &mut self,
         pending: Pending,
-        rejected: &[Rejected],
+        (undecodable, rejected): (&[Rejected], &[Rejected]),
     ) -> BTreeMap<ResourceName, Version> {
         let mut out = BTreeMap::new();
         for name in &pending.removes {
             self.held.remove(name);
         }
-        let refused: BTreeSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
+        let names = |of: &'_ [Rejected]| of.iter().map(|r| r.name.clone()).collect();
+        let (unread, refused): (BTreeSet<String>, BTreeSet<String>) =
+            (names(undecodable), names(rejected));
         for (name, version) in pending.upserts {
-            if refused.is_empty() || !refused.contains(name.to_string().as_str()) {
+            let text = if refused.is_empty() { String::new() } else { name.to_string() };
+            if !refused.contains(&text) {
                 self.held.insert(name, Some(version));
-            } else {
-                out.insert(name.clone(), version);
+                continue;
+            }
+            out.insert(name.clone(), version);
+            if unread.contains(&text) {
+                // The form before is in use.
                 self.held.entry(name).or_insert(None);
+            } else {
+                self.held.insert(name, None);
             }
         }
         out

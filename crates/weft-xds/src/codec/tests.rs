@@ -134,6 +134,29 @@ fn truncated_and_trailing_bytes_are_refused() {
 }
 
 #[test]
+fn a_refusal_says_of_which_sections_and_is_read_by_those_who_know_of_none() {
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Before {
+        name: String,
+        reason: String,
+    }
+    let before = Before { name: "listener:a".into(), reason: "no".into() };
+    let mut rejected = Rejected::new("listener:a", "no");
+    assert_eq!(to_cbor(&rejected).unwrap(), to_cbor(&before).unwrap());
+    assert_eq!(from_cbor::<Rejected>(&to_cbor(&before).unwrap()).unwrap(), rejected);
+    rejected.sections = vec!["web".into()];
+    let bytes = to_cbor(&rejected).unwrap();
+    assert_eq!(from_cbor::<Rejected>(&bytes).unwrap(), rejected);
+    assert_eq!(from_cbor::<Before>(&bytes).unwrap(), before);
+    let bounded = |sections: Vec<String>| {
+        let rejected = Rejected { sections, ..rejected.clone() };
+        bound_rejected(vec![rejected]).remove(0).sections
+    };
+    assert_eq!(bounded(rejected.sections.clone()), ["web"]);
+    assert!(bounded(vec!["x".repeat(XDS_REASON_BYTES_MAX)]).is_empty(), "it is about all");
+}
+
+#[test]
 fn a_long_list_of_refusals_is_cut_and_says_so() {
     let many = (0..2_000).map(|i| Rejected::new(format!("r{i}"), "é".repeat(2_000))).collect();
     let bounded = bound_rejected(many);

@@ -68,7 +68,7 @@ pub struct Machine {
     txn: u64,
     chunk: Chunk,
     /// What the client refused, and in which version (`None`: of no name in its view).
-    refused: BTreeMap<String, (Option<Version>, String)>,
+    refused: BTreeMap<String, (Option<Version>, Rejected)>,
 }
 
 /// What a name of a host begins with.
@@ -206,7 +206,7 @@ impl Machine {
         }
         let Client::View(view) = &self.client else { return None };
         let view = view.clone();
-        let all = self.refused.iter().map(|(name, (_, reason))| Rejected::new(name, reason));
+        let all = self.refused.values().map(|(_, rejected)| rejected.clone());
         Some(Output::Answered { view, rejected: all.collect() })
     }
 
@@ -244,11 +244,11 @@ impl Machine {
             view.resources.get(&name).map(|entry| entry.version)
         };
         self.refused.retain(|name, (version, _)| version.is_some() && version_of(name) == *version);
-        for Rejected { name, reason } in rejected {
-            let version = version_of(&name);
-            self.refused.insert(name, (version, reason));
+        for rejected in rejected {
+            let version = version_of(&rejected.name);
+            self.refused.insert(rejected.name.clone(), (version, rejected));
         }
-        let all = self.refused.iter().map(|(name, (_, reason))| Rejected::new(name, reason));
+        let all = self.refused.values().map(|(_, rejected)| rejected.clone());
         let output = Output::Answered { view: view.clone(), rejected: all.collect() };
         self.client = Client::View(view);
         output

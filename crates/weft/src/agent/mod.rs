@@ -7,6 +7,7 @@
 mod captured;
 pub mod identity;
 mod link;
+pub mod local;
 mod meter;
 mod names;
 mod outbox;
@@ -40,6 +41,7 @@ use crate::exit::Usage;
 use crate::server::{self, Agency};
 use crate::{capture, manifest, print, state_home};
 use link::RemoteLink;
+use local::Own;
 
 /// The server's port when `--server` names none.
 const SERVER_PORT: u16 = 15012;
@@ -126,7 +128,10 @@ async fn serve(
     let client = identity::client(setup.server, &identity, clock)?;
     identity::keep_fresh(setup, &client, identity, clock, tasks);
     let link = Arc::new(RemoteLink::start(client.clone(), tasks));
-    let session = session::start(client.clone(), host.clone(), link.clone(), tasks);
+    let session = session::start(client.clone(), host.clone(), link.clone(), (clock, tasks));
+    // What is registered with this machine is there without a server.
+    let own = Own { node: host.name.clone(), address, data: setup.data.clone() };
+    let local = local::start(&args.local, own, (&client, &session), (clock, tasks)).await?;
     // Nothing is ended or started before the server has said what should be here.
     let (desired, checks) = session.first().await?;
     let agency = Agency {
@@ -151,6 +156,8 @@ async fn serve(
     crate::say!("host {} at {address}, of the mesh at {}", setup.name, setup.server);
     if args.announce {
         let line = json!({
+            "consul": local.consul.map(|at| at.to_string()),
+            "dns": local.dns.map(|at| at.to_string()),
             "weft": "agent", "name": setup.name.as_str(), "address": address.to_string(),
             "server": setup.server.to_string(), "pid": std::process::id(),
             "data": setup.data.path().display().to_string(),

@@ -5,6 +5,10 @@
 //!
 //! While the server cannot be asked, what it said last is said again, and everything else is the
 //! machine's: a lost server takes nobody's names away.
+//!
+//! The machine's own DNS door ([`Names::of_machine`]) does the same for everybody of the machine,
+//! asks nobody else, and keeps what was asked lately fresh, so that what is said last is what was
+//! so when the server was lost.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,12 +18,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 use weft_base::clock::{Clock, Mono};
+use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
 use weft_server::dns::{Carrier, Mesh, Server, Told};
 use weft_xds::agent::client::AgentClient;
 use weft_xds::agent::{PodRef, Refusal, Resolved};
 
+use super::session::Contact;
 use crate::server::resolver;
 
 /// How long the server may take, and how long nobody asks it after it took longer.
@@ -27,6 +34,11 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(1);
 const AWAY: Duration = Duration::from_secs(2);
 /// Answers that are remembered.
 const MEMORY_MAX: usize = 4096;
+/// What the machine's programs asked within this is asked again by itself, this often, and so many
+/// at a time.
+const ASKED_WITHIN: Duration = Duration::from_secs(3600);
+const FRESH_EVERY: Duration = Duration::from_secs(5);
+const FRESH_AT_ONCE: usize = 64;
 /// Longer questions are not remembered.
 const QUESTION_BYTES_MAX: usize = 512;
 
@@ -35,6 +47,8 @@ pub struct Names {
     client: AgentClient,
     clock: Clock,
     state: Mutex<State>,
+    /// For the machine itself, while its server is there; `None` for one pod.
+    machine: Option<watch::Receiver<Contact>>,
 }
 
 #[derive(Default)]
@@ -51,14 +65,66 @@ type Key = (bool, Box<[u8]>);
 /// The last answers of the mesh by question, whose first two bytes, the id, are left out. Pure.
 #[derive(Debug, Default)]
 struct Memory {
-    answers: HashMap<Key, (Mono, Box<[u8]>)>,
+    answers: HashMap<Key, Remembered>,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    /// When it was said, and when somebody asked.
+    said: Mono,
+    asked: Mono,
+    answer: Box<[u8]>,
 }
 
 // === impl Names ===
 
 impl Names {
     pub fn new(client: AgentClient, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { client, clock, state: Mutex::default() })
+        Arc::new(Self { client, clock, state: Mutex::default(), machine: None })
+    }
+
+    /// For the machine itself.
+    pub fn of_machine(
+        client: AgentClient,
+        clock: Clock,
+        contact: watch::Receiver<Contact>,
+    ) -> Arc<Self> {
+        let state = Mutex::new(State { pod: Some(PodRef::default()), ..State::default() });
+        Arc::new(Self { client, clock, state, machine: Some(contact) })
+    }
+
+    /// Asks again what was asked lately, as long as there is a server.
+    pub fn keep_fresh(self: &Arc<Self>, tasks: &TaskGroup) {
+        let (names, group) = (self.clone(), tasks.clone());
+        let Some(mut contact) = self.machine.clone() else { return };
+        tasks.spawn("names asked lately", async move {
+            let again = async {
+                let mut rng = Rng::from_system();
+                loop {
+                    tokio::time::sleep(rng.jitter(FRESH_EVERY, 20)).await;
+                    if contact.wait_for(|contact| contact.there).await.is_err() {
+                        return;
+                    }
+                    names.ask_again().await;
+                }
+            };
+            tokio::select! {
+                () = group.draining() => {}
+                () = again => {}
+            }
+        });
+    }
+
+    async fn ask_again(&self) {
+        let now = self.clock.now();
+        let stale = self.state().memory.stale(now);
+        for (tcp, question) in stale {
+            let query = [&[0, 0][..], &question].concat();
+            let asked = self.client.resolve(PodRef::default(), query.clone(), tcp);
+            let Ok(Ok(told)) = tokio::time::timeout(SERVER_TIMEOUT, asked).await else { return };
+            let now = self.clock.now();
+            self.state().memory.renew(&query, tcp, &told, now);
+        }
     }
 
     /// For whom questions are asked from now on.
@@ -91,6 +157,8 @@ impl Names {
             (state.pod.clone(), state.away_until.is_some_and(|until| now < until))
         };
         let Some(pod) = pod else { return Told::Outside };
+        // Nothing that is known now waits for a server that is known to be gone.
+        let away = away || self.machine.as_ref().is_some_and(|contact| !contact.borrow().there);
         if away {
             return self.remembered(&query, tcp);
         }
@@ -119,7 +187,9 @@ impl Names {
     }
 
     fn remembered(&self, query: &[u8], tcp: bool) -> Told {
-        self.state().memory.answer(query, tcp).map_or(Told::Outside, Told::Answer)
+        let unknown = if self.machine.is_some() { Told::Away } else { Told::Outside };
+        let now = self.clock.now();
+        self.state().memory.answer(query, tcp, now).map_or(unknown, Told::Answer)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -130,6 +200,10 @@ impl Names {
 impl Mesh for Names {
     fn ask(&self, query: Vec<u8>, carrier: Carrier) -> BoxFuture<'_, Told> {
         self.ask_now(query, carrier).boxed()
+    }
+
+    fn is_apart(&self) -> bool {
+        self.machine.is_some()
     }
 }
 
@@ -148,19 +222,40 @@ impl Memory {
         };
         let Some(answer) = answer.get(2..) else { return };
         if self.answers.len() >= MEMORY_MAX && !self.answers.contains_key(&key) {
-            let oldest = self.answers.iter().min_by_key(|(_, (at, _))| *at);
+            let oldest = self.answers.iter().min_by_key(|(_, known)| known.asked);
             if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
                 self.answers.remove(&oldest);
             }
         }
-        self.answers.insert(key, (now, answer.into()));
+        self.answers.insert(key, Remembered { said: now, asked: now, answer: answer.into() });
+    }
+
+    /// The same for what nobody asked just now.
+    fn renew(&mut self, query: &[u8], tcp: bool, told: &Resolved, now: Mono) {
+        let key = (tcp, query.get(2..).unwrap_or_default().into());
+        let Some(asked) = self.answers.get(&key).map(|known| known.asked) else { return };
+        self.note(query, tcp, told, now);
+        if let Some(known) = self.answers.get_mut(&key) {
+            known.asked = asked;
+        }
+    }
+
+    /// What was asked lately and is not so new any more, the oldest first. Forgets what nobody
+    /// asked for long.
+    fn stale(&mut self, now: Mono) -> Vec<Key> {
+        self.answers.retain(|_, known| now.since(known.asked) < ASKED_WITHIN);
+        let mut stale: Vec<(Mono, &Key)> =
+            self.answers.iter().map(|(key, known)| (known.said, key)).collect();
+        stale.sort();
+        stale.into_iter().take(FRESH_AT_ONCE).map(|(_, key)| key.clone()).collect()
     }
 
     /// With the question's own id.
-    fn answer(&self, query: &[u8], tcp: bool) -> Option<Vec<u8>> {
+    fn answer(&mut self, query: &[u8], tcp: bool, now: Mono) -> Option<Vec<u8>> {
         let (id, question) = query.split_at_checked(2)?;
-        let (_, answer) = self.answers.get(&(tcp, question.into()))?;
-        Some([id, answer].concat())
+        let known = self.answers.get_mut(&(tcp, question.into()))?;
+        known.asked = now;
+        Some([id, &known.answer].concat())
     }
 }
 
@@ -174,29 +269,49 @@ mod tests {
         let now = Mono::default();
         let answer = |text: &[u8]| Resolved::Answer(text.to_vec());
         memory.note(b"\0\x01web", false, &answer(b"\0\x01one"), now);
-        assert_eq!(memory.answer(b"\0\x07web", false).unwrap(), b"\0\x07one");
-        assert_eq!(memory.answer(b"\0\x07web", true), None);
-        assert_eq!(memory.answer(b"\0\x07other", false), None);
+        assert_eq!(memory.answer(b"\0\x07web", false, now).unwrap(), b"\0\x07one");
+        assert_eq!(memory.answer(b"\0\x07web", true, now), None);
+        assert_eq!(memory.answer(b"\0\x07other", false, now), None);
         memory.note(b"\0\x02web", false, &answer(b"\0\x02two"), now);
-        assert_eq!(memory.answer(b"\0\x07web", false).unwrap(), b"\0\x07two");
+        assert_eq!(memory.answer(b"\0\x07web", false, now).unwrap(), b"\0\x07two");
         memory.note(b"\0\x02web", false, &Resolved::Outside, now);
-        assert_eq!(memory.answer(b"\0\x07web", false), None);
-        assert_eq!(memory.answer(b"\0", false), None);
+        assert_eq!(memory.answer(b"\0\x07web", false, now), None);
+        assert_eq!(memory.answer(b"\0", false, now), None);
     }
 
     #[test]
     fn the_memory_is_bounded_and_forgets_what_is_oldest() {
         let mut memory = Memory::default();
         let query = |n: usize| [&b"\0\0"[..], &n.to_be_bytes()].concat();
+        let now = Mono::default();
         for n in 0..=MEMORY_MAX {
             let at = Mono::default().plus(Duration::from_secs(u64::try_from(n).unwrap()));
             memory.note(&query(n), false, &Resolved::Answer(b"\0\0a".to_vec()), at);
         }
         assert_eq!(memory.answers.len(), MEMORY_MAX);
-        assert_eq!(memory.answer(&query(0), false), None);
-        assert!(memory.answer(&query(MEMORY_MAX), false).is_some());
+        assert_eq!(memory.answer(&query(0), false, now), None);
+        assert!(memory.answer(&query(MEMORY_MAX), false, now).is_some());
         let long = vec![0; QUESTION_BYTES_MAX + 3];
         memory.note(&long, false, &Resolved::Answer(b"\0\0a".to_vec()), Mono::default());
-        assert_eq!(memory.answer(&long, false), None);
+        assert_eq!(memory.answer(&long, false, now), None);
+    }
+
+    #[test]
+    fn what_was_asked_lately_is_asked_again_and_what_was_not_is_forgotten() {
+        let mut memory = Memory::default();
+        let at = |s| Mono::default().plus(Duration::from_secs(s));
+        let answer = |text: &[u8]| Resolved::Answer([&b"\0\0"[..], text].concat());
+        memory.note(b"\0\x01web", false, &answer(b"one"), at(0));
+        memory.note(b"\0\x01db", true, &answer(b"two"), at(1));
+        let keys = |memory: &mut Memory, s| {
+            memory.stale(at(s)).into_iter().map(|(_, q)| q.to_vec()).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&mut memory, 5), [b"web".to_vec(), b"db".to_vec()]);
+        memory.renew(b"\0\0web", false, &answer(b"new"), at(6));
+        assert_eq!(keys(&mut memory, 7), [b"db".to_vec(), b"web".to_vec()]);
+        memory.answer(b"\0\x05db", true, at(3000)).unwrap();
+        assert_eq!(keys(&mut memory, 3601), [b"db".to_vec()], "renewing is not asking");
+        memory.renew(b"\0\0web", false, &answer(b"old"), at(3602));
+        assert_eq!(memory.answer(b"\0\x05web", false, at(3602)), None);
     }
 }

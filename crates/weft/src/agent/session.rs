@@ -11,6 +11,7 @@ use anyhow::{Result, anyhow};
 use tokio::sync::watch;
 use weft_agent::agent::Desired;
 use weft_agent::checks::Checks;
+use weft_base::clock::{Clock, Mono};
 use weft_base::rng::Rng;
 use weft_base::snapshot::{Publisher, Snapshot, snapshot};
 use weft_base::task::TaskGroup;
@@ -24,12 +25,23 @@ const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 const LEAVE_MAX: Duration = Duration::from_secs(1);
 
+/// Whether the server is there, and when it was heard last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contact {
+    pub there: bool,
+    pub at: Mono,
+    /// Another one whenever the server may not know any more what it was told: it said so, or was
+    /// away.
+    pub life: u64,
+}
+
 /// What the tasks of a session say.
 #[derive(Debug)]
 pub struct Session {
     desired: Snapshot<Desired>,
     checks: Snapshot<Checks>,
     state: watch::Receiver<State>,
+    contact: watch::Receiver<Contact>,
     client: AgentClient,
     /// Draining it ends both tasks.
     tasks: TaskGroup,
@@ -45,9 +57,19 @@ struct State {
 
 /// Pauses between tries: longer each time, with jitter, until one works. Pure.
 #[derive(Debug)]
-struct Backoff {
+pub struct Backoff {
     next: Duration,
     rng: Rng,
+}
+
+// === impl Contact ===
+
+impl Contact {
+    /// A heartbeat was answered. `resync`: by a server that knows nothing of this host yet.
+    fn heard(&mut self, at: Mono, resync: bool) {
+        let another = resync || !self.there;
+        *self = Self { there: true, at, life: self.life + u64::from(another) };
+    }
 }
 
 // === impl Session ===
@@ -64,6 +86,11 @@ impl Session {
             Some(why) => Err(anyhow!(why)),
             None => Ok((self.desired.clone(), self.checks.clone())),
         }
+    }
+
+    /// Follows whether the server is there.
+    pub fn contact(&self) -> watch::Receiver<Contact> {
+        self.contact.clone()
     }
 
     /// Ends the session, and tells the server so if it can be told.
@@ -87,12 +114,19 @@ impl Session {
 }
 
 /// Starts both.
-pub fn start(client: AgentClient, host: Host, link: Arc<RemoteLink>, tasks: &TaskGroup) -> Session {
+pub fn start(
+    client: AgentClient,
+    host: Host,
+    link: Arc<RemoteLink>,
+    (clock, tasks): (&Clock, &TaskGroup),
+) -> Session {
+    let (heard, contact) = watch::channel(Contact { there: false, at: clock.now(), life: 0 });
     let (state, reader) = watch::channel(State::default());
     let state = Arc::new(state);
     let (desired, desired_reader) = snapshot(Desired::new());
     let (checks, checks_reader) = snapshot(Checks::new());
-    let beats = beat(client.clone(), host, link.clone(), state.clone());
+    let heart = Heart { client: client.clone(), host, clock: clock.clone(), heard };
+    let beats = beat(heart, link.clone(), state.clone());
     let follows =
         follow(client.clone(), link, Told { desired, checks, state, mirror: Mirror::default() });
     let tasks = tasks.child();
@@ -110,21 +144,33 @@ pub fn start(client: AgentClient, host: Host, link: Arc<RemoteLink>, tasks: &Tas
             () = follows => {}
         }
     });
-    Session { desired: desired_reader, checks: checks_reader, state: reader, client, tasks }
+    Session {
+        desired: desired_reader,
+        checks: checks_reader,
+        state: reader,
+        contact,
+        client,
+        tasks,
+    }
 }
 
-async fn beat(
+struct Heart {
     client: AgentClient,
     host: Host,
-    link: Arc<RemoteLink>,
-    state: Arc<watch::Sender<State>>,
-) {
+    clock: Clock,
+    heard: watch::Sender<Contact>,
+}
+
+async fn beat(heart: Heart, link: Arc<RemoteLink>, state: Arc<watch::Sender<State>>) {
+    let Heart { client, host, clock, heard } = heart;
     let mut backoff = Backoff::new();
     let mut lost = false;
     let mut untold = false;
     loop {
         let pause = match client.heartbeat(host.clone()).await {
             Ok(beat) => {
+                let at = clock.now();
+                heard.send_modify(|contact| contact.heard(at, beat.resync));
                 if std::mem::take(&mut lost) {
                     tracing::warn!("the server is there again");
                 }
@@ -142,6 +188,7 @@ async fn beat(
                 return;
             }
             Err(why) => {
+                heard.send_if_modified(|c| std::mem::replace(&mut c.there, false));
                 if !std::mem::replace(&mut lost, true) {
                     tracing::warn!(%why, "the server is lost; what runs here goes on");
                 }
@@ -222,16 +269,16 @@ impl Told {
 // === impl Backoff ===
 
 impl Backoff {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { next: PAUSE_MIN, rng: Rng::from_system() }
     }
 
-    fn worked(&mut self) {
+    pub fn worked(&mut self) {
         self.next = PAUSE_MIN;
     }
 
     /// How long to wait before the next try.
-    fn failed(&mut self) -> Duration {
+    pub fn failed(&mut self) -> Duration {
         let pause = self.rng.jitter(self.next, 20);
         self.next = (self.next * 2).min(PAUSE_MAX);
         pause
@@ -241,6 +288,23 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_knows_nothing_any_more_is_another_one() {
+        let mut contact = Contact { there: false, at: Mono::default(), life: 0 };
+        let mut heard = |resync| {
+            contact.heard(Mono::default(), resync);
+            contact.life
+        };
+        let first = heard(true);
+        assert_eq!(heard(false), first);
+        // Within one pause between heartbeats it ended and began anew: nobody saw it away.
+        let second = heard(true);
+        assert_ne!(second, first);
+        contact.there = false;
+        contact.heard(Mono::default(), false);
+        assert_ne!(contact.life, second);
+    }
 
     #[test]
     fn pauses_grow_to_a_limit_and_begin_again_when_it_worked() {

@@ -37,12 +37,16 @@ pub fn mesh(paths: &[PathBuf]) -> Result<Mesh> {
         "metadata": {"name": "weft"}, "spec": {"controllerName": "weft.dev/gateway"},
     });
     put(&mut world, KindId::GatewayClass, "", "weft", &class);
+    let mut gateways = 0;
     for manifest in &manifests {
         let mut object = manifest.object.clone();
         set(&mut object, &["metadata", "namespace"], json!(manifest.namespace));
         if manifest.kind == KindId::Gateway && object.pointer("/spec/addresses").is_none() {
             let at = ["metadata", "annotations", ADDRESS_ANNOTATION];
-            set(&mut object, &at, json!("127.0.0.1"));
+            // Each has one of its own, as from a server.
+            let address = format!("127.128.{}.{}", gateways / 250 % 250, gateways % 250 + 1);
+            set(&mut object, &at, json!(address));
+            gateways += 1;
         }
         put(&mut world, manifest.kind, &manifest.namespace, &manifest.name, &object);
         if matches!(manifest.kind, KindId::Deployment | KindId::StatefulSet) {

@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use weft_base::issue::{FieldPath, Issue};
 use weft_envoy::read::{Found, Message, parse};
+use weft_kinds::views::autoscaling::Quantity;
 use weft_model::{
     GatewayListener, Listener, ListenerKind, Origin, Protocol, ProxyHeader, Resource, ResourceName,
     Root, Section,
@@ -64,11 +65,12 @@ pub fn load(path: &Path, text: &str, files: &Stamps) -> Result<Loaded> {
         backends: Vec::new(),
         listeners: Vec::new(),
     };
-    let (mut admin, mut log) = (None, None);
+    let (mut admin, mut log, mut memory) = (None, None, None);
     {
         let root = found.root(&map);
         admin = admin.or(root.text("admin").and_then(|text| address(&root, "admin", text)));
         log = log.or(access_log(&root, &context));
+        memory = memory.or(root.item("memory").and_then(|item| bytes(&root, item.value)));
         context.backends = backend::known(&root);
         context.listeners = listeners_of(&root);
         root.each("listeners", |message| listener(&message, &context));
@@ -88,7 +90,8 @@ pub fn load(path: &Path, text: &str, files: &Stamps) -> Result<Loaded> {
     if !issues.is_empty() {
         return Err(refused(path, &with_lines(&Lines::of(text), issues)));
     }
-    Ok(Loaded { resources: context.resources.into_inner(), admin, log, ..Loaded::default() })
+    let resources = context.resources.into_inner();
+    Ok(Loaded { resources, admin, log, memory, ..Loaded::default() })
 }
 
 /// Resources of the model as they are: a list of `{name, resource}`.
@@ -184,10 +187,22 @@ fn address(message: &Message<'_>, field: &str, text: &str) -> Option<SocketAddr>
     parsed
 }
 
+/// Bytes as Kubernetes writes them: `128Mi`, or a number.
+fn bytes(root: &Message<'_>, value: &Value) -> Option<u64> {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let read = Quantity::parse(&text).map(|milli| milli.0 / 1000).filter(|n| *n > 0);
+    if read.is_none() {
+        root.error("memory", format!("{text:?} is no number of bytes such as 128Mi"));
+    }
+    read
+}
+
 fn access_log(root: &Message<'_>, context: &Context<'_>) -> Option<AccessLog> {
     let item = root.item("access_log")?;
     let plain = |what, format| Some(AccessLog { what, format, path: None });
-    match item.value.as_str() {
+    // Where YAML is read as of old, `off` is no word.
+    let word = if *item.value == Value::Bool(false) { Some("off") } else { item.value.as_str() };
+    match word {
         Some("text") => return plain(LogWhat::Everything, LogFormat::Text),
         Some("json") => return plain(LogWhat::Everything, LogFormat::Json),
         Some("failures") => return plain(LogWhat::Failures, LogFormat::Text),

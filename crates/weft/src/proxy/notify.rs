@@ -10,7 +10,13 @@ pub fn ready() {
     tell("READY=1\nSTATUS=serving\n");
 }
 
-/// Its configuration is being read again; [`ready`] ends that.
+/// It serves what it did before: what it read is refused. READY is there because a reload that is
+/// never ended keeps the unit in it until systemd's time is over (sd_notify(3)).
+pub fn refused() {
+    tell("READY=1\nSTATUS=the newest configuration is refused, the one before is served\n");
+}
+
+/// Its configuration is being read again; [`ready`] or [`refused`] ends that.
 pub fn reloading() {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let micros = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1_000);

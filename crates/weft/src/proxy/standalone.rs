@@ -28,7 +28,7 @@ use weft_proxy::config::{AccessLog, LogFormat, LogWhat};
 use weft_proxy::ingest::source;
 use weft_proxy::observe::format::Format;
 use weft_proxy::table::Builder;
-use weft_xds::{Transaction, Version};
+use weft_xds::{Rejected, Transaction, Version};
 
 use super::file;
 use names::{Answer, Names};
@@ -56,6 +56,8 @@ pub struct Loaded {
     pub admin: Option<SocketAddr>,
     /// `None` leaves it to the command line.
     pub log: Option<AccessLog>,
+    /// Memory of this process beyond which requests are refused.
+    pub memory: Option<u64>,
     pub names: Vec<DnsSet>,
     /// Every file that was read, as it was before.
     pub files: Seen,
@@ -181,8 +183,7 @@ fn check(loaded: &Loaded) -> Vec<Issue> {
         }
     }
     let mut builder = Builder::new(1, Clock::system(), "standalone".into());
-    let upserts = loaded.resources.iter().map(|(n, r)| (n.clone(), Ok(r.clone())));
-    let (_, rejected) = builder.apply(1, upserts.collect(), &[]);
+    let rejected = builder.refusals(&loaded.resources);
     out.extend(rejected.into_iter().map(|r| Issue::error(FieldPath::new(r.name), r.reason)));
     out
 }
@@ -200,7 +201,10 @@ pub struct Keeper {
     missed: u64,
     seen: Seen,
     generation: u64,
+    /// The newest file is not in use.
+    is_refused: bool,
     log: Option<AccessLog>,
+    admin: Option<SocketAddr>,
 }
 
 impl Keeper {
@@ -219,7 +223,9 @@ impl Keeper {
             missed: 0,
             seen: Seen::new(),
             generation: 0,
+            is_refused: false,
             log: loaded.log.clone(),
+            admin: loaded.admin,
         };
         keeper.take(loaded).await?;
         Ok(keeper)
@@ -269,36 +275,62 @@ impl Keeper {
                 if loaded.log != self.log {
                     tracing::warn!(%file, "the access log changes with the next start only");
                 }
+                if loaded.admin != self.admin {
+                    tracing::warn!(%file, "the admin door moves with the next start only");
+                }
                 for warning in &loaded.warnings {
                     tracing::warn!(%file, "{warning}");
                 }
                 match self.take(loaded).await {
-                    Ok(()) => tracing::info!(%file, "the configuration was read again"),
-                    Err(error) => tracing::error!(%file, "{error:#}"),
+                    Ok(()) => {
+                        tracing::info!(%file, "the configuration was read again");
+                        super::notify::ready();
+                    }
+                    Err(error) => self.refuse(&error.context(file.to_string())).await,
                 }
             }
             Err(error) => {
                 // One that is mended may be new in it.
                 self.seen.extend(files);
-                tracing::error!("{error:#}\nthe configuration before stays in use");
-                self.feed.refuse(format!("{error:#}")).await;
+                self.refuse(&error).await;
             }
         }
-        super::notify::ready();
     }
 
+    /// Says everywhere that the newest file is not in use.
+    async fn refuse(&mut self, error: &anyhow::Error) {
+        self.is_refused = true;
+        tracing::error!("{error:#}\nthe configuration before stays in use");
+        self.feed.refuse(format!("{error:#}")).await;
+        super::notify::refused();
+    }
+
+    /// Takes all of it, or goes on as before.
     async fn take(&mut self, loaded: Loaded) -> Result<()> {
         let known = self.hosts();
-        self.names = loaded.names;
-        self.seen = loaded.files;
+        let meant = self.resolved.clone();
+        let names = std::mem::replace(&mut self.names, loaded.names);
+        let files = std::mem::replace(&mut self.seen, loaded.files);
         self.meet(&known).await;
         let mut wanted = loaded.resources;
         wanted.extend(self.meant());
         let removes = self.given.keys().filter(|n| !wanted.contains_key(*n)).cloned().collect();
-        let refused = self.hand_over(wanted, removes).await;
-        match refused.as_slice() {
-            [] => Ok(()),
-            _ => Err(anyhow!("the proxy refused {}", refused.join("; "))),
+        match self.hand_over_whole(wanted, removes).await {
+            Ok(refused) if refused.is_empty() => {
+                self.is_refused = false;
+                Ok(())
+            }
+            Ok(refused) => Err(anyhow!("the proxy refused {}", refused.join("; "))),
+            Err(refused) => {
+                self.names = names;
+                for (host, addresses) in meant {
+                    self.resolved.entry(host).or_insert(addresses);
+                }
+                let unread = files.into_iter().filter(|(file, _)| !self.seen.contains_key(file));
+                let unread: Vec<_> = unread.collect();
+                self.seen.extend(unread);
+                Err(anyhow!("all of it is refused: {}", refused.join("; ")))
+            }
         }
     }
 
@@ -309,29 +341,63 @@ impl Keeper {
         self.names.iter().map(set).collect()
     }
 
-    /// Gives the proxy what is different; what it refused.
-    async fn hand_over(
+    /// Gives the proxy what is different in the endpoints of names.
+    async fn hand_over(&mut self, wanted: BTreeMap<ResourceName, Resource>) {
+        let Ok(Some(transaction)) = self.difference(wanted, Vec::new()) else { return };
+        self.note(&transaction);
+        // What is refused of it the proxy says.
+        let _ = self.feed.apply(transaction).await;
+    }
+
+    /// Gives the proxy what is different in a file; what it refused of that, or why of all.
+    async fn hand_over_whole(
         &mut self,
         wanted: BTreeMap<ResourceName, Resource>,
         removes: Vec<ResourceName>,
-    ) -> Vec<String> {
-        let mut transaction = match source::transaction(self.generation + 1, wanted) {
-            Ok(transaction) => Transaction { removes, ..transaction },
-            Err(why) => return vec![why],
+    ) -> Result<Vec<String>, Vec<String>> {
+        let transaction = match self.difference(wanted, removes) {
+            Ok(Some(transaction)) => transaction,
+            Ok(None) => return Ok(Vec::new()),
+            Err(why) => return Err(vec![why]),
         };
+        let before = self.given.clone();
+        self.note(&transaction);
+        let said = |all: Vec<Rejected>| {
+            all.into_iter().map(|r| format!("{}: {}", r.name, r.reason)).collect()
+        };
+        match self.feed.apply_whole(transaction).await {
+            // It is going down.
+            None => Ok(Vec::new()),
+            Some(Ok(applied)) => Ok(said(applied.rejected)),
+            Some(Err(refused)) => {
+                self.given = before;
+                Err(said(refused))
+            }
+        }
+    }
+
+    /// What the proxy does not have yet; `None` when it has everything.
+    fn difference(
+        &self,
+        wanted: BTreeMap<ResourceName, Resource>,
+        removes: Vec<ResourceName>,
+    ) -> Result<Option<Transaction>, String> {
+        let transaction = source::transaction(self.generation + 1, wanted)?;
+        let mut transaction = Transaction { removes, ..transaction };
         transaction.upserts.retain(|u| self.given.get(&u.name) != Some(&u.version));
         let nothing = transaction.upserts.is_empty() && transaction.removes.is_empty();
-        if nothing && self.generation > 0 {
-            return Vec::new();
-        }
-        self.generation += 1;
+        // After a refusal the proxy is told that the file is in use again.
+        let has_all = nothing && self.generation > 0 && !self.is_refused;
+        Ok((!has_all).then_some(transaction))
+    }
+
+    fn note(&mut self, transaction: &Transaction) {
+        self.generation = transaction.generation;
         for name in &transaction.removes {
             self.given.remove(name);
         }
         let versions = transaction.upserts.iter().map(|u| (u.name.clone(), u.version));
         self.given.extend(versions);
-        let Some(applied) = self.feed.apply(transaction).await else { return Vec::new() };
-        applied.rejected.into_iter().map(|r| format!("{}: {}", r.name, r.reason)).collect()
     }
 
     /// All names that stand for endpoints.
@@ -393,7 +459,7 @@ impl Keeper {
         }
         if news {
             let wanted = self.meant();
-            self.hand_over(wanted, Vec::new()).await;
+            self.hand_over(wanted).await;
         }
         self.tell_missed().await;
     }

@@ -60,7 +60,7 @@ pub fn desired(world: &World, node: &str) -> Desired {
             upstreams.entry(namespace.clone()).or_insert_with(|| upstreams_of(world, namespace));
         let key = PodKey { namespace: namespace.clone(), name: object.key.name.clone() };
         let pod = DesiredPod {
-            object: object.raw.clone(),
+            object: object.raw.shared(),
             address,
             addresses: addresses(&object.raw, address),
             admin_address: host_address(object).unwrap_or(address),

@@ -67,6 +67,6 @@ impl ConsulArgs {
             }
         };
         let leave = self.consul_leave.then(Arc::default);
-        Ok(Access { acl, leave, ca: None })
+        Ok(Access { acl, leave, ca: None, far: None })
     }
 }

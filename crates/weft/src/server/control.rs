@@ -3,14 +3,13 @@
 //! to the registry; and the xDS door, which admits a node only with its own pod's identity.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures_util::FutureExt as _;
-use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -21,23 +20,20 @@ use weft_control::mesh::Mesh;
 use weft_control::push::{Driver, MeshNodes, ProxyStatus, Pusher};
 use weft_control::status::StatusUpdate;
 use weft_identity::tls::{self, PeerError};
-use weft_identity::{Authority, ServerTls, Svid, TrustDomain};
+use weft_identity::{ServerTls, Svid, TrustDomain};
 use weft_kinds::kind::KindId;
 use weft_kinds::world::ObjectKey;
 use weft_registry::{Registry, WorldChange};
-use weft_xds::NodeId;
 use weft_xds::agent::gate::Gate;
 use weft_xds::agent::server::AgentService;
 use weft_xds::server::{self, AdsService, Guests, Handshake, Peer};
 
 use super::facts::{ProxyFact, ProxyFacts};
 use super::hosts::HostDoor;
-use crate::ports;
+use super::refusals::Refusals;
 
 /// Compile steps whose statuses may wait to be written.
 const STATUS_BATCHES_MAX: usize = 256;
-/// The server's own certificate is made anew this often; its life is twice as long.
-const OWN_SVID_RENEWAL: Duration = Duration::from_secs(6 * 3600);
 
 /// Starts compiling and pushing; the Mesh is what proxies are sent.
 pub fn start(
@@ -84,8 +80,8 @@ async fn compile(registry: Registry, env: Env, publisher: Publisher<Mesh>, pushe
     }
 }
 
-/// Writes the statuses that compiling found. A Gateway's says more: whether its proxy could
-/// listen where it should.
+/// Writes the statuses that compiling found. A Gateway's and a ListenerSet's say more: whether the
+/// proxy could listen where it should.
 struct Statuses {
     registry: Registry,
     pusher: Pusher,
@@ -95,8 +91,8 @@ struct Statuses {
 
 impl Statuses {
     async fn run(self, mut inbox: mpsc::Receiver<Vec<StatusUpdate>>) {
-        let mut gateways: BTreeMap<ObjectKey, StatusUpdate> = BTreeMap::new();
-        let mut refused = BTreeMap::new();
+        let mut listening: BTreeMap<ObjectKey, StatusUpdate> = BTreeMap::new();
+        let mut refused = Refusals::default();
         let mut changes = self.pusher.changes();
         let leader = self.registry.leader().clone();
         let mut terms = leader.changes();
@@ -106,8 +102,7 @@ impl Statuses {
             tokio::select! {
                 Ok(()) = terms.changed() => {
                     for status in std::mem::take(&mut kept).into_values() {
-                        let why = status.object_node().and_then(|node| refused.get(&node).cloned());
-                        self.write(&status, why.as_deref()).await;
+                        self.write(&status, &refused).await;
                         kept.insert(status.object.clone(), status);
                     }
                 }
@@ -120,21 +115,22 @@ impl Statuses {
                         kept.retain(|key, _| world.object(key).is_some());
                     }
                     for status in statuses {
-                        let why = status.object_node().and_then(|node| refused.get(&node).cloned());
-                        self.write(&status, why.as_deref()).await;
-                        if status.object.kind == KindId::Gateway {
-                            gateways.insert(status.object.clone(), status);
+                        self.write(&status, &refused).await;
+                        if matches!(status.object.kind, KindId::Gateway | KindId::ListenerSet) {
+                            listening.insert(status.object.clone(), status);
                         }
                     }
                     let world = self.registry.now();
-                    gateways.retain(|key, _| world.object(key).is_some());
+                    listening.retain(|key, _| world.object(key).is_some());
                 }
                 Ok(()) = changes.changed() => {
-                    let now = refused_listeners(&self.pusher);
-                    for status in gateways.values() {
-                        let Some(node) = status.object_node() else { continue };
-                        if now.get(&node) != refused.get(&node) {
-                            self.write(status, now.get(&node).map(String::as_str)).await;
+                    let proxies = self.pusher.status();
+                    let connected = proxies.iter().filter(|p| p.connected);
+                    let now = Refusals::read(connected.map(|p| (&*p.node, &p.rejected[..])));
+                    let world = self.registry.now();
+                    for (key, status) in &listening {
+                        if world.object(key).is_some_and(|object| now.differ(&refused, object)) {
+                            self.write(status, &now).await;
                         }
                     }
                     refused = now;
@@ -144,7 +140,7 @@ impl Statuses {
     }
 
     /// Writes a status; an object that is gone meanwhile needs none.
-    async fn write(&self, update: &StatusUpdate, refused: Option<&str>) {
+    async fn write(&self, update: &StatusUpdate, refused: &Refusals) {
         if !self.registry.leader().is_here() {
             return;
         }
@@ -156,11 +152,9 @@ impl Statuses {
             .map(|t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
             .unwrap_or_default();
         let old = object.raw.get("status");
-        let settled = update.settle(old, &now).or_else(|| refused.and_then(|_| old.cloned()));
-        let Some(mut status) = settled else { return };
-        if let Some(why) = refused {
-            not_programmed(&mut status, old, why, &now);
-        }
+        let same = || refused.touch(object).then(|| old.cloned()).flatten();
+        let Some(mut status) = update.settle(old, &now).or_else(same) else { return };
+        refused.tell(object, &mut status, old, &now);
         if Some(&status) == old {
             return;
         }
@@ -172,64 +166,17 @@ impl Statuses {
     }
 }
 
-trait ObjectNode {
-    fn object_node(&self) -> Option<String>;
-}
-
-impl ObjectNode for StatusUpdate {
-    /// The proxy that serves a Gateway.
-    fn object_node(&self) -> Option<String> {
-        let key = &self.object;
-        let node = || NodeId::gateway(&key.namespace, &key.name).ok();
-        (key.kind == KindId::Gateway).then(node).flatten().map(|n| n.to_string())
-    }
-}
-
-/// What each gateway's proxy said when it could not listen, with the port's owner named.
-fn refused_listeners(pusher: &Pusher) -> BTreeMap<String, String> {
-    let mut out = BTreeMap::new();
-    for proxy in pusher.status().into_iter().filter(|p| p.connected) {
-        let listeners = proxy.rejected.iter().filter(|r| r.name.starts_with("listener:"));
-        let why: Vec<String> = listeners.map(|r| ports::with_owner(&r.reason)).collect();
-        if !why.is_empty() && proxy.node.starts_with("gateway~") {
-            out.insert(proxy.node, why.join("; "));
-        }
-    }
-    out
-}
-
-/// Turns `Programmed` into a refusal. When it already was one, it keeps its time.
-fn not_programmed(status: &mut Value, old: Option<&Value>, why: &str, now: &str) {
-    let conditions = |status: &Value| {
-        status.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default()
-    };
-    let before = old.map(conditions).unwrap_or_default();
-    let since = before
-        .iter()
-        .find(|c| c["type"] == "Programmed" && c["status"] == "False")
-        .and_then(|c| c["lastTransitionTime"].as_str());
-    let mut all = conditions(status);
-    for condition in all.iter_mut().filter(|c| c["type"] == "Programmed") {
-        condition["status"] = "False".into();
-        condition["reason"] = "AddressNotUsable".into();
-        condition["message"] = why.into();
-        condition["lastTransitionTime"] = since.unwrap_or(now).into();
-    }
-    status["conditions"] = all.into();
-}
-
 /// Opens the door of proxies and agents on each listener: mTLS with the CA's own identities, and
 /// nothing but joining for who has none. Returns the address of the first.
 pub fn serve_xds(
     listeners: Vec<TcpListener>,
-    authority: &Arc<Authority>,
+    svid: &Snapshot<Svid>,
     pusher: &Pusher,
     registry: &Registry,
     hosts: &HostDoor,
 ) -> Result<SocketAddr> {
     let first = listeners.first().context("a door needs a socket")?.local_addr()?;
     let tasks = registry.tasks().clone();
-    let svid = own_svid(authority, &tasks)?;
     for listener in listeners {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -275,26 +222,6 @@ fn handshake(
     })
 }
 
-/// The server's own certificate, renewed well before it ends.
-fn own_svid(authority: &Arc<Authority>, tasks: &TaskGroup) -> Result<Snapshot<Svid>> {
-    let make = |authority: &Authority| authority.server_svid(OWN_SVID_RENEWAL * 2);
-    let (publisher, reader) = snapshot(make(authority).context("the CA signs the server")?);
-    let (authority, group) = (authority.clone(), tasks.clone());
-    tasks.spawn("server certificate", async move {
-        loop {
-            tokio::select! {
-                () = group.draining() => return,
-                () = tokio::time::sleep(OWN_SVID_RENEWAL) => {}
-            }
-            match make(&authority) {
-                Ok(svid) => publisher.publish(svid),
-                Err(error) => tracing::error!(%error, "the server's certificate stays the old one"),
-            }
-        }
-    });
-    Ok(reader)
-}
-
 impl ProxyFacts for Pusher {
     fn all(&self) -> Vec<ProxyFact> {
         let fact = |p: ProxyStatus| ProxyFact {
@@ -305,5 +232,23 @@ impl ProxyFacts for Pusher {
             node: p.node,
         };
         self.status().into_iter().map(fact).collect()
+    }
+
+    fn metrics(&self) -> String {
+        let pushed = Pusher::metrics(self);
+        let rows = [
+            ("weft_push_streams_total", "Streams that proxies opened", &pushed.connects),
+            ("weft_push_transactions_total", "Transactions sent to proxies", &pushed.transactions),
+            ("weft_push_resources_total", "Resources sent to proxies", &pushed.resources),
+            ("weft_push_removed_total", "Resources taken from proxies", &pushed.removed),
+            ("weft_push_bytes_total", "Bytes of resources sent to proxies", &pushed.bytes),
+            ("weft_push_refused_total", "Answers that newly refused something", &pushed.nacks),
+        ];
+        let mut text = String::new();
+        for (name, help, cell) in rows {
+            let value = cell.get();
+            let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} counter\n{name} {value}");
+        }
+        text
     }
 }

@@ -22,6 +22,7 @@ use weft_registry::hosts::JOIN_ANNOTATION;
 use weft_server::admin::Facts;
 use weft_store::RedbStore;
 
+use super::alarms::Alarms;
 use super::scrape::Loads;
 use super::shared::Servers;
 
@@ -39,6 +40,11 @@ pub struct ProxyFact {
 /// Where control tells about its proxies.
 pub trait ProxyFacts: Send + Sync + 'static {
     fn all(&self) -> Vec<ProxyFact>;
+
+    /// What was pushed, in Prometheus' text form.
+    fn metrics(&self) -> String {
+        String::new()
+    }
 }
 
 pub struct ServerFacts {
@@ -52,6 +58,7 @@ pub struct ServerFacts {
     pub trust_domain: String,
     pub api: SocketAddr,
     pub servers: Arc<Servers>,
+    pub alarms: Arc<Alarms>,
     pub registry: Registry,
     /// The log, when it is in this server's data directory.
     pub log: Option<Arc<RedbStore>>,
@@ -233,7 +240,8 @@ impl Facts for ServerFacts {
         for (name, kind, help, value) in rows {
             let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} {kind}\n{name} {value}");
         }
-        text + &super::shared::metrics(&self.registry, &self.servers)
+        text += &super::shared::metrics(&self.registry, &self.servers);
+        text + &self.proxies.metrics() + &self.alarms.metrics()
     }
 
     fn backup(&self) -> Result<Vec<u8>, String> {
@@ -280,6 +288,11 @@ impl ServerFacts {
             object_problems(object, &at, &mut out);
         }
         without_followers(world, &mut out);
+        out.extend(self.alarms.all().into_iter().map(|alarm| Problem {
+            object: format!("certificate {}", alarm.certificate),
+            reason: alarm.reason,
+            next: alarm.next.to_owned(),
+        }));
         for (namespace, name) in service_names(world) {
             let all = world.instances(&namespace, &name);
             if !all.is_empty() && all.values().all(|i| i.health == Status::Critical) {

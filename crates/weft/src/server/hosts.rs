@@ -6,6 +6,7 @@
 //! it, and for no others; which identity that is the pod's object says.
 
 mod claims;
+mod consul;
 mod declared;
 mod logs;
 mod throttle;
@@ -14,7 +15,7 @@ mod visits;
 mod watch;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -38,8 +39,8 @@ use weft_registry::{EventNote, Registry};
 use weft_xds::agent::server::{Hosts as AgentDoor, LogPieces, VisitUps};
 use weft_xds::agent::visit::{UsageReport, VisitDown};
 use weft_xds::agent::{
-    Beat, Certificate, CheckResult, CheckStatus, Declared, Host, HostUpdate, JoinAsk, Joined,
-    PodNote, PodRef, PodReport, Refusal, Resolved, Wait,
+    Beat, Certificate, CheckResult, CheckStatus, ConsulAnswer, ConsulAsk, Declared, Host,
+    HostUpdate, JoinAsk, Joined, PodNote, PodRef, PodReport, Refusal, Resolved, Wait,
 };
 use weft_xds::server::Peer;
 
@@ -79,6 +80,8 @@ pub struct HostDoor {
     /// Who waits for a visit to one of its pods.
     visits: Arc<Mutex<visits::Visits>>,
     usages: Usages,
+    /// Answers requests to Consul's API; there once that door is open.
+    consul: Arc<OnceLock<weft_server::consul::Door>>,
 }
 
 /// The stream that goes to a host.
@@ -111,6 +114,7 @@ impl HostDoor {
             readers: Arc::default(),
             visits: Arc::default(),
             usages: Usages::new(link.registry.clone()),
+            consul: Arc::default(),
             link,
         }
     }
@@ -475,6 +479,18 @@ impl AgentDoor for HostDoor {
 
     fn resolve(&self, peer: Peer, pod: PodRef, query: Vec<u8>, tcp: bool) -> Answer<Resolved> {
         self.clone().resolve_now(peer, pod, query, tcp).boxed()
+    }
+
+    fn consul(&self, peer: Peer, ask: ConsulAsk) -> Answer<ConsulAnswer> {
+        self.clone().consul_now(peer, ask).boxed()
+    }
+
+    fn consul_token(&self, peer: Peer, token: String) -> Answer<Vec<u8>> {
+        self.clone().consul_token_now(peer, token).boxed()
+    }
+
+    fn consul_sync(&self, peer: Peer, json: Vec<u8>) -> Answer<Vec<u8>> {
+        self.clone().consul_sync_now(peer, json).boxed()
     }
 }
 

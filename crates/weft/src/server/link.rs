@@ -82,31 +82,38 @@ impl ServerLink for LocalLink {
     }
 
     fn report_checks(&self, reports: Vec<CheckReport>) -> BoxFuture<Result<(), LinkError>> {
-        let registry = self.registry.clone();
-        Box::pin(async move {
-            for report in reports {
-                let key = CheckKey {
-                    namespace: report.key.namespace,
-                    node: report.key.node,
-                    id: report.key.id,
-                };
-                match registry.catalog().report(&key, report.status, &report.output).await {
-                    Ok(()) => {}
-                    // All of them are told again: those that were taken say nothing new then.
-                    Err(error) if error.is_passing() => {
-                        return Err(LinkError::Unavailable(error.to_string()));
-                    }
-                    Err(CatalogError::UnknownCheck { id }) => {
-                        tracing::debug!(id, "a result of a check that is no more");
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, check = ?key, "a check result was not taken");
-                    }
+        report_checks(self.registry.clone(), reports)
+    }
+}
+
+/// Takes results of checks into a registry's catalog.
+pub fn report_checks(
+    registry: Registry,
+    reports: Vec<CheckReport>,
+) -> BoxFuture<Result<(), LinkError>> {
+    Box::pin(async move {
+        for report in reports {
+            let key = CheckKey {
+                namespace: report.key.namespace,
+                node: report.key.node,
+                id: report.key.id,
+            };
+            match registry.catalog().report(&key, report.status, &report.output).await {
+                Ok(()) => {}
+                // All of them are told again: those that were taken say nothing new then.
+                Err(error) if error.is_passing() => {
+                    return Err(LinkError::Unavailable(error.to_string()));
+                }
+                Err(CatalogError::UnknownCheck { id }) => {
+                    tracing::debug!(id, "a result of a check that is no more");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, check = ?key, "a check result was not taken");
                 }
             }
-            Ok(())
-        })
-    }
+        }
+        Ok(())
+    })
 }
 
 impl LocalLink {

@@ -2,16 +2,18 @@
 //! The server role: store, registry, control, CA and doors in one process; under `weft up` the
 //! agent too.
 
-mod agency;
+pub mod agency;
+mod alarms;
 mod consul_args;
 mod control;
 mod drain;
 mod facts;
 mod hosts;
-mod link;
+pub mod link;
 mod names;
 mod open;
 mod rates;
+mod refusals;
 pub mod resolver;
 mod scrape;
 pub mod shared;
@@ -52,6 +54,7 @@ use crate::store::etcd::Shared;
 use crate::up::{DoorAddresses, announcement};
 use crate::{data, print, state_home};
 use agency::{AgentLogs, NoLogs};
+use alarms::Alarms;
 pub use consul_args::ConsulArgs;
 use drain::Drainer;
 use facts::ServerFacts;
@@ -177,7 +180,8 @@ impl Running {
         let door = HostDoor::new(hosts.clone(), link.clone(), CLUSTER_DOMAIN);
         let agents = bound.agents.as_ref().map(|l| l.local_addr()).transpose()?;
         let listeners = std::iter::once(bound.xds).chain(bound.agents).collect();
-        let xds = control::serve_xds(listeners, &link.authority, &pusher, &registry, &door)?;
+        let alarms = Alarms::start(&link.authority, registry.world(), &clock, &tasks)?;
+        let xds = control::serve_xds(listeners, &alarms.svid(), &pusher, &registry, &door)?;
         start_checks(&registry, &node, link.clone(), &tasks);
         let trust_domain = link.authority.trust_domain().clone();
         let pod_dns = resolver::start(&registry, &node)?;
@@ -191,7 +195,7 @@ impl Running {
             }
             None => None,
         };
-        let pods = pods_of(agent.as_ref(), door, &node);
+        let pods = pods_of(agent.as_ref(), door.clone(), &node);
         let facts = Arc::new(ServerFacts {
             world: registry.world(),
             mesh,
@@ -202,16 +206,13 @@ impl Running {
             trust_domain: trust_domain.as_str().to_owned(),
             api: bound.api.local_addr()?,
             servers: shared::follow_servers(&registry, &tasks),
+            alarms,
             registry: registry.clone(),
             log: ground.log,
         });
         keep_scraping(&facts, &registry, &tasks);
-        let tokens = Arc::new(HostTokens {
-            hosts,
-            authority: link.authority.clone(),
-            clock: clock.clone(),
-            agents,
-        });
+        let authority = link.authority.clone();
+        let tokens = Arc::new(HostTokens { hosts, authority, clock: clock.clone(), agents });
         let ca = open::consul_ca(&settings, &data, &clock)?;
         let access = consul::Access { ca, ..settings.consul };
         let drains = Arc::new(Drainer { registry: registry.clone(), pusher: pusher.clone() });
@@ -220,7 +221,7 @@ impl Running {
             Doors { api, consul, dns_tcp, dns_udp, names },
             &registry,
             pods,
-            Routes { facts: facts.clone(), tokens, drains, consul: access },
+            Routes { facts: facts.clone(), tokens, drains, consul: access, hosts: door },
             &node,
         )?;
         let doors = DoorAddresses { xds, agents, pod_dns, ..doors };
@@ -393,6 +394,8 @@ struct Routes {
     tokens: Arc<HostTokens>,
     drains: Arc<Drainer>,
     consul: consul::Access,
+    /// Asks Consul's door for other machines.
+    hosts: HostDoor,
 }
 
 fn open_doors(
@@ -423,6 +426,7 @@ fn open_doors(
     let config = consul_config(node);
     let identity = Arc::new(config.identity());
     let door = consul::Door::with_access(registry, config, routes.consul, tasks);
+    routes.hosts.attach(door.clone());
     tasks.spawn("consul door", door.serve(consul_door, tasks.clone()));
     let zones = dns::Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
     let options = names::options(&bound.names, addresses.dns, registry)?;
@@ -435,10 +439,15 @@ fn open_doors(
 
 /// What the Consul door says of itself.
 fn consul_config(node: &str) -> consul::Config {
+    consul_config_at(node, IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// The same of a machine that others reach at an address.
+pub fn consul_config_at(node: &str, address: IpAddr) -> consul::Config {
     consul::Config {
         node_name: node.to_owned(),
         node_id: node_id(node),
-        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        address,
         datacenter: DATACENTER.into(),
         version: env!("CARGO_PKG_VERSION").into(),
         hosts: Vec::new(),

@@ -164,7 +164,8 @@ pub fn announce(registry: &Registry, tasks: &TaskGroup, api: SocketAddr) {
     let leader = registry.leader();
     let Some(name) = leader.own_name().cloned() else { return };
     let key: Arc<str> = format!("{SERVERS}{name}").into();
-    let value = json!({ "run": leader.run_id(), "api": api.to_string() }).to_string();
+    let (id, api) = (super::node_id(&name), api.to_string());
+    let value = json!({ "run": leader.run_id(), "api": api, "id": id }).to_string();
     let (store, group) = (registry.store().clone(), tasks.clone());
     tasks.spawn("among servers", async move {
         tokio::select! {

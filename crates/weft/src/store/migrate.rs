@@ -260,14 +260,13 @@ async fn copy_keys(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::faulty::{Faulty, Writes};
-    use weft_store::MemoryStore;
+    use crate::store::doctored::Doctored;
 
-    fn store() -> Faulty {
-        Faulty::new(MemoryStore::new(Clock::system()))
+    fn store() -> Arc<Doctored> {
+        Doctored::new(Clock::system())
     }
 
-    async fn keys(store: &Faulty) -> Vec<String> {
+    async fn keys(store: &Doctored) -> Vec<String> {
         let page = store.range("", 0, None).await.unwrap();
         page.entries.into_iter().map(|(key, _)| key.to_string()).collect()
     }
@@ -275,13 +274,13 @@ mod tests {
     #[tokio::test]
     async fn what_an_earlier_copy_left_is_cleared_and_it_writes_no_more() {
         let store = store();
-        let (first, again) = Target::begin(&store, "there").await.unwrap();
+        let (first, again) = Target::begin(&*store, "there").await.unwrap();
         assert!(!again);
         let lease = store.lease_grant(LEASE_MIN).await.unwrap();
         let (key, value) = (format!("{LEASES}7").into(), Vec::new().into());
         let note = Op::Put { key, value, class: Class::Synced, lease: Some(lease) };
         first.write(Txn::of([Op::put("/a", "1"), Op::put("/z", "1"), note])).await.unwrap();
-        let (second, again) = Target::begin(&store, "there").await.unwrap();
+        let (second, again) = Target::begin(&*store, "there").await.unwrap();
         assert!(again);
         assert_eq!(second.clear().await.unwrap(), BTreeSet::from([lease]));
         assert_eq!(keys(&store).await, [MIGRATING, "/t/migrating/7"]);
@@ -290,20 +289,20 @@ mod tests {
         second.write(Txn::of([Op::put("/a", "2")])).await.unwrap();
         second.end().await.unwrap();
         assert_eq!(keys(&store).await, ["/a"]);
-        let refused = Target::begin(&store, "there").await.err().unwrap().to_string();
+        let refused = Target::begin(&*store, "there").await.err().unwrap().to_string();
         assert!(refused.contains("holds a mesh already"), "{refused}");
     }
 
     #[tokio::test]
     async fn a_write_whose_answer_is_lost_is_found() {
         let store = store();
-        store.set(Writes::LostAnswer);
-        let (target, _) = Target::begin(&store, "there").await.unwrap();
-        store.set(Writes::LostAnswer);
+        store.lose_an_answer();
+        let (target, _) = Target::begin(&*store, "there").await.unwrap();
+        store.lose_an_answer();
         let put = || Txn::of([Op::put("/a", "1")]).when(Compare::Absent("/a".into()));
         target.write(put()).await.unwrap();
         assert!(target.write(put()).await.is_err(), "nothing was lost: it was there before");
-        store.set(Writes::LostAnswer);
+        store.lose_an_answer();
         target.end().await.unwrap();
         assert_eq!(keys(&store).await, ["/a"]);
     }

@@ -5,9 +5,10 @@
 //! Exit codes: 3 when a check found faults, 1 when something could not be done.
 
 mod args;
-pub mod etcd;
 #[cfg(test)]
-pub mod faulty;
+#[path = "../../../../tests/suites/doctored.rs"]
+pub mod doctored;
+pub mod etcd;
 mod migrate;
 
 pub use migrate::MIGRATING;

@@ -128,6 +128,7 @@ async fn a_refused_resource_is_listed_and_the_rest_applies() {
     let refused = Refused {
         name: fail("user", "").0.to_string(),
         reason: "too much poison, use less".to_owned(),
+        sections: Vec::new(),
     };
     assert_eq!(status.rejected, [refused]);
     assert_eq!(status.acked_generation, Some(2));

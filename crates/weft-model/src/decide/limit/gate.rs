@@ -1,17 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What keeps an overloaded backend useful where nobody configured anything: the gate of one
-//! backend on one worker. Called by the proxy's attempts; pure, time comes in as a number.
+//! What keeps an overloaded backend useful without a number from anybody: the gate of one backend
+//! on one worker. Called by the proxy's attempts; pure, time comes in as a number.
 //!
-//! It refuses nothing; what waits may leave, or have a deadline of its own that ends. When answers
-//! take longer and longer, nearly all of them much longer than usual, while fewer end than come,
-//! requests beyond what the backend works on at a time wait at the gate instead of in the backend's
-//! line. A client that leaves meanwhile costs the backend nothing; in its own line it would, since
-//! most servers do not hear that a client left. Once clients do leave, the newest go first: they
-//! are those whose clients are still there for the answer.
+//! Where nobody configured anything it refuses nothing; what waits may leave, or have a deadline of
+//! its own that ends. Where a policy asks for adaptive concurrency, what would wait is refused.
 //!
-//! Whether it was a line is measured: answers that are as slow with fewer in flight mean a backend
-//! that became slower, and the gate opens. Nobody waits here for longer than a few seconds: then a
-//! request goes on as if there were no gate.
+//! When answers take longer and longer, nearly all of them much longer than usual, while fewer end
+//! than come, requests beyond what the backend works on at a time wait at the gate instead of in
+//! the backend's line. A client that leaves meanwhile costs the backend nothing; in its own line
+//! it would, since most servers do not hear that a client left. Once clients do leave, the newest
+//! go first: they are those whose clients are still there for the answer.
+//!
+//! It begins with a suspicion, for which requests wait for a moment: every tenth of a second more
+//! of five times too much is half a second in which the backend works for nobody.
+//!
+//! Whether it was a line is measured: with fewer in flight a line is shorter, and as many end as
+//! before. Where answers are as slow and fewer end, the backend became slower, and the gate opens.
+//! Nobody waits here for longer than a few seconds: then a request goes on as if there were no
+//! gate.
+
+use crate::Adaptive;
 
 /// A window of answers lasts so long, or until it has enough of them to say anything.
 const WINDOW_US: u64 = 100_000;
@@ -27,12 +35,24 @@ const WARM: u32 = 5;
 /// So much longer each takes than the one before it, of the time between them: what comes is a
 /// third more than what ends.
 const RISE: f64 = 0.25;
+/// No more answers than so many times those of the window before.
+const FULL: f64 = 1.5;
 /// What was ahead of a request when it came explains so much of how long it took.
 const EXPLAINED: f64 = 0.6;
 /// Answers that take so many times what is usual are slow.
 const TOLERATED: f64 = 2.0;
 /// Less than this is never a line.
 const AHEAD_US_MIN: f64 = 150_000.0;
+/// A suspicion holds requests for so long at most, and the next one comes so much later.
+const SUSPECTED_US: u64 = 400_000;
+const SUSPECTED_AGAIN_US: u64 = 2_000_000;
+/// Windows in a row in which requests pile up, and answers that take so many times what is usual,
+/// for a suspicion. What is in line must take so many times as long.
+const SUSPECTED_PILED: u32 = 2;
+const SUSPECTED_SLOW: f64 = 1.3;
+const SUSPECTED_AHEAD: f64 = 3.0;
+/// What is left of an older line becomes shorter by at least this from window to window.
+const SHRINKS: f64 = 0.9;
 /// Jitter that says nothing.
 const SLACK_US: f64 = 5_000.0;
 /// A request waits so long at most.
@@ -56,8 +76,7 @@ pub enum Entry {
 
 #[derive(Clone, Debug)]
 pub struct Gate {
-    /// There is always room for so many.
-    least: f64,
+    bounds: Bounds,
     /// What the backend gets at a time; `None`: nothing says that there is too much.
     limit: Option<f64>,
     /// Microseconds of a usual answer.
@@ -71,19 +90,64 @@ pub struct Gate {
     piled: u32,
     slow: u32,
     warm: u32,
-    /// What answers took in the window before.
-    before: f64,
+    /// What answers took in the window before, and how many a second there were.
+    before: (f64, f64),
     /// When a request last had to wait.
     busy_at: u64,
     changed_at: u64,
     /// When something was learnt of answers.
     known_at: u64,
-    /// What was in flight before it was cut, and what answers took then.
-    cut: Option<(f64, f64)>,
+    /// When the last one came.
+    ended_at: u64,
+    suspicion: Option<Suspicion>,
+    /// The earliest time of the next one.
+    suspects_at: u64,
+    cut: Option<Cut>,
+    /// What was in flight before the limit is gone.
+    settled: bool,
+    /// What answers took in the window before, while it is judged whether that was a line.
+    judged: Option<f64>,
     /// Fewer in flight made answers quicker: it was a line.
     confirmed: bool,
     /// Clients leave the line.
     newest_first: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// There is always room for so many, and never for more than that.
+    least: f64,
+    most: f64,
+    /// Answers that take so many times what is usual are slow.
+    tolerated: f64,
+    /// What is in line takes so long, else there is none.
+    ahead_us: f64,
+}
+
+/// Perhaps there is too much.
+#[derive(Clone, Copy, Debug)]
+struct Suspicion {
+    limit: f64,
+    until: u64,
+    /// In flight when it came up.
+    all: f64,
+}
+
+/// How it was before the backend got less: in flight, what answers took, and how many came.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    all: f64,
+    took: f64,
+    pace: f64,
+}
+
+/// What a window says.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    age: f64,
+    took: f64,
+    rate: f64,
+    busy: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,9 +166,27 @@ struct Window {
 // === impl Gate ===
 
 impl Gate {
+    /// Where nobody said anything.
     pub fn new(least: u32) -> Self {
+        let least = f64::from(least.max(1));
+        let (tolerated, ahead_us) = (TOLERATED, AHEAD_US_MIN);
+        Self::within(Bounds { least, most: f64::INFINITY, tolerated, ahead_us })
+    }
+
+    /// As a policy says. What has to wait is to be refused.
+    pub fn by(policy: &Adaptive) -> Self {
+        let least = policy.limit_min.max(1);
+        Self::within(Bounds {
+            least: f64::from(least),
+            most: f64::from(policy.limit_max.max(least)),
+            tolerated: f64::from(policy.tolerance_permille.max(1_000)) / 1_000.0,
+            ahead_us: f64::from(policy.wait_ms) * 1e3,
+        })
+    }
+
+    fn within(bounds: Bounds) -> Self {
         Self {
-            least: f64::from(least.max(1)),
+            bounds,
             limit: None,
             usual: 0.0,
             pace: 0.0,
@@ -114,11 +196,16 @@ impl Gate {
             piled: 0,
             slow: 0,
             warm: 0,
-            before: 0.0,
+            before: (0.0, 0.0),
             busy_at: 0,
             changed_at: 0,
             known_at: 0,
+            ended_at: 0,
+            suspicion: None,
+            suspects_at: 0,
             cut: None,
+            settled: false,
+            judged: None,
             confirmed: false,
             newest_first: false,
         }
@@ -130,9 +217,13 @@ impl Gate {
             self.window.began = now_us;
         }
         self.window.came += 1;
-        let Some(_) = self.limit else { return Entry::Go };
+        if self.limit.is_none() {
+            return self.suspected(flying, waiting, now_us);
+        }
         self.forget(flying, now_us);
-        let forgotten = now_us.saturating_sub(self.known_at) > FORGOTTEN_US;
+        // Who waits here and then for an answer may leave just before that comes, for good.
+        let forgotten = now_us.saturating_sub(self.known_at) > FORGOTTEN_US
+            || now_us.saturating_sub(self.ended_at) > PATIENCE_US_MAX;
         if forgotten || now_us.saturating_sub(self.busy_at) > CALM_US {
             self.open();
             return Entry::Go;
@@ -144,10 +235,20 @@ impl Gate {
         Entry::Wait
     }
 
+    fn suspected(&mut self, flying: u32, waiting: u32, now_us: u64) -> Entry {
+        let Some(suspicion) = self.suspicion else { return Entry::Go };
+        if now_us >= suspicion.until {
+            self.open();
+            return Entry::Go;
+        }
+        if waiting == 0 && self.has_room(flying) { Entry::Go } else { Entry::Wait }
+    }
+
     /// Whether one more may go to the backend.
     pub fn has_room(&self, flying: u32) -> bool {
         // One is always under way: it tells when there is room.
-        self.limit.is_none_or(|limit| flying == 0 || f64::from(flying) + self.left < limit)
+        let limit = self.limit.or(self.suspicion.map(|s| s.limit));
+        limit.is_none_or(|limit| flying == 0 || f64::from(flying) + self.left < limit)
     }
 
     /// A client left the line.
@@ -161,9 +262,13 @@ impl Gate {
         self.newest_first
     }
 
-    /// How much longer one waits that has waited for so long.
-    pub fn more_us(&self, waited_us: u64) -> u64 {
-        whole(self.wait_us()).saturating_sub(waited_us)
+    /// How much longer one waits now that has waited for so long.
+    pub fn more_us(&self, waited_us: u64, now_us: u64) -> u64 {
+        match (self.limit, self.suspicion) {
+            (None, None) => 0,
+            (None, Some(suspicion)) => suspicion.until.saturating_sub(now_us),
+            _ => whole(self.wait_us()).saturating_sub(waited_us),
+        }
     }
 
     pub fn is_open(&self) -> bool {
@@ -185,12 +290,13 @@ impl Gate {
         }
         let took = float(took_us);
         self.window.ended += 1;
+        self.ended_at = now_us;
         if now_us.saturating_sub(took_us) >= self.changed_at {
             self.window.fresh += 1;
             self.window.took = self.window.took.saturating_add(took_us);
         }
         self.window.ahead += u64::from(ahead);
-        self.window.quick += u64::from(took <= self.usual * TOLERATED + SLACK_US);
+        self.window.quick += u64::from(took <= self.tolerated());
         // No more can have been ahead of it.
         self.left = self.left.min(took * self.pace * 1.5 / 1e6 + 1.0);
         let age = now_us.saturating_sub(self.window.began);
@@ -217,7 +323,8 @@ impl Gate {
 
     /// Requests that the backend gets at a time; `None` is any number.
     pub fn limit(&self) -> Option<u32> {
-        self.limit.map(|limit| u32::try_from(whole(limit)).unwrap_or(u32::MAX))
+        let limit = self.limit.or(self.suspicion.map(|s| s.limit));
+        limit.map(|limit| u32::try_from(whole(limit)).unwrap_or(u32::MAX))
     }
 
     fn note_busy(&mut self, now_us: u64) {
@@ -227,6 +334,7 @@ impl Gate {
 
     fn open(&mut self) {
         (self.limit, self.cut, self.confirmed, self.newest_first) = (None, None, false, false);
+        (self.suspicion, self.settled, self.judged) = (None, false, None);
         (self.piled, self.slow) = (0, 0);
     }
 
@@ -261,37 +369,49 @@ impl Gate {
             return;
         }
         let took = float(window.took) / float(window.fresh.max(1));
-        match self.limit {
-            None => {
-                let known = self.pace > 0.0;
-                self.pace = if known { (self.pace + rate) / 2.0 } else { rate };
-                self.watch(&window, (took, age), all, now_us);
+        let said = Said { age, took, rate, busy: window.busy };
+        let Some(limit) = self.limit else {
+            self.pace = if self.pace > 0.0 { (self.pace + rate) / 2.0 } else { rate };
+            return self.watch(&window, said, all, now_us);
+        };
+        let fewer = self.left < 1.0 && f64::from(flying) >= limit * 0.8;
+        let part = if rate > self.pace { 0.5 } else { 0.2 };
+        if rate > self.pace || fewer {
+            self.pace += (rate - self.pace) * part;
+        }
+        if now_us.saturating_sub(self.busy_at) > CALM_US {
+            self.open();
+        } else if all > limit + 1.0 {
+            // What was let in under an older limit says nothing about this one. But what goes past
+            // the gate after its time does: as long as it comes at this pace, there would never be
+            // less in flight, and each request would wait for nothing.
+            let since = now_us.saturating_sub(self.changed_at);
+            if since > whole(self.wait_us()) && window.fresh >= ANSWERS_MIN {
+                self.open();
+                self.usual = took;
             }
-            Some(limit) => {
-                let fewer = self.left < 1.0 && f64::from(flying) >= limit * 0.8;
-                let part = if rate > self.pace { 0.5 } else { 0.2 };
-                if rate > self.pace || fewer {
-                    self.pace += (rate - self.pace) * part;
-                }
-                if now_us.saturating_sub(self.busy_at) > CALM_US {
-                    self.open();
-                } else if all <= limit + 1.0 && window.fresh * 2 >= window.ended {
-                    self.limit = Some(self.adjusted(limit, took, window.busy));
-                    self.changed_at = now_us;
-                }
+        } else if !self.settled {
+            (self.settled, self.judged, self.changed_at) = (true, None, now_us);
+        } else if window.fresh * 2 >= window.ended && window.fresh >= ANSWERS_MIN {
+            let adjusted = self.adjusted(limit, said);
+            let adjusted = self.bounded(adjusted);
+            if adjusted.to_bits() != limit.to_bits() {
+                (self.limit, self.changed_at) = (Some(adjusted), now_us);
             }
         }
     }
 
     /// Without a gate: whether there must be one.
-    fn watch(&mut self, window: &Window, (took, age): (f64, f64), all: f64, now_us: u64) {
+    fn watch(&mut self, window: &Window, said: Said, all: f64, now_us: u64) {
+        let Said { age, took, rate, .. } = said;
         let piling = window.ended * 10 < window.came * 9;
         let slow = window.quick * 10 < window.ended && self.usual > 0.0;
         self.piled = if piling { self.piled + 1 } else { 0 };
         // What waits in a line waits for longer and longer; what is slow by itself does not.
-        let longer = took - self.before >= age * RISE;
-        self.before = took;
-        self.slow = if piling && slow && longer { self.slow + 1 } else { 0 };
+        let longer = took - self.before.0 >= age * RISE;
+        // And who has a line cannot do more; those who begin with slow requests will.
+        let full = rate <= self.before.1 * FULL;
+        self.before = (took, rate);
         self.warm += u32::from(!piling);
         if self.usual == 0.0 {
             self.usual = took;
@@ -303,47 +423,84 @@ impl Gate {
         let ahead = all * 1e6 / self.pace.max(0.001);
         // What waited in a line took as long as those before it needed to end.
         let explained = float(window.ahead) / float(window.ended) * 1e6 / self.pace.max(0.001);
-        self.slow = if explained >= took * EXPLAINED { self.slow } else { 0 };
-        let line = self.piled >= PILED
-            && self.slow >= if self.warm >= WARM { SLOW } else { SLOW_COLD }
-            && ahead >= AHEAD_US_MIN;
-        if line && all >= 2.0 * self.least {
-            let limit = self.pace * (self.usual * TOLERATED + SLACK_US) / 1e6;
-            self.limit = Some(limit.max(self.least));
-            self.cut = Some((all, took));
+        let in_line = piling
+            && full
+            && longer
+            && explained >= took * EXPLAINED
+            && ahead >= self.bounds.ahead_us;
+        let much = all >= 2.0 * self.bounds.least;
+        self.slow = if in_line && slow { self.slow + 1 } else { 0 };
+        let limit = self.bounded(self.pace * self.tolerated() / 1e6);
+        let held = self.suspicion.filter(|s| now_us < s.until);
+        let known = self.warm >= WARM || held.is_some();
+        let enough = self.slow >= if known { SLOW } else { SLOW_COLD };
+        if self.piled >= PILED && enough && (much || held.is_some()) {
+            let all = held.map_or(all, |s| s.all.max(all));
+            self.cut = Some(Cut { all, took, pace: self.pace.max(rate) });
+            (self.limit, self.suspicion, self.settled) = (Some(limit), None, false);
             (self.busy_at, self.changed_at) = (now_us, now_us);
+        } else if self.suspicion.is_some() {
+            if held.is_none() || !in_line {
+                self.open();
+            }
+        } else if in_line
+            && much
+            && window.came >= window.ended * 2
+            && self.piled >= SUSPECTED_PILED
+            && now_us >= self.suspects_at
+            && took >= self.usual * SUSPECTED_SLOW
+            && ahead >= self.usual * SUSPECTED_AHEAD
+        {
+            self.suspicion = Some(Suspicion { limit, until: now_us + SUSPECTED_US, all });
+            self.suspects_at = now_us + SUSPECTED_AGAIN_US;
         }
     }
 
+    /// What answers may take.
+    fn tolerated(&self) -> f64 {
+        self.usual * self.bounds.tolerated + SLACK_US
+    }
+
+    fn bounded(&self, limit: f64) -> f64 {
+        limit.clamp(self.bounds.least, self.bounds.most)
+    }
+
     /// The limit after a window in which nothing older was in flight.
-    fn adjusted(&mut self, limit: f64, took: f64, busy: bool) -> f64 {
-        let tolerated = self.usual * TOLERATED + SLACK_US;
-        if took > tolerated {
-            if let Some((before, slow)) = self.cut
-                && limit <= before * 0.8
-            {
-                self.cut = None;
-                // A line is shorter when there are fewer in it. What is as slow as before is slow
-                // by itself.
-                if took > slow * (1.0 + limit / before) / 2.0 {
-                    (self.usual, self.confirmed) = (took, false);
-                    return before * 1.3 + 1.0;
+    fn adjusted(&mut self, limit: f64, said: Said) -> f64 {
+        let Said { took, .. } = said;
+        let tolerated = self.tolerated();
+        if took <= tolerated {
+            self.judged = None;
+            self.confirmed |= self.cut.take().is_some();
+            return match said.busy {
+                true if took <= self.usual * 1.2 + SLACK_US => limit * 1.3 + 1.0,
+                true => limit * 1.05 + 0.2,
+                false => limit,
+            };
+        }
+        if let Some(cut) = self.cut.filter(|cut| limit <= cut.all * 0.8) {
+            // A line is shorter when there are fewer in it, and no fewer end. What is as slow as
+            // before while fewer end is slow by itself.
+            let part = f64::midpoint(1.0, limit / cut.all);
+            if took > cut.took * part && said.rate < cut.pace * part {
+                // Unless it is what is left of the line, which becomes shorter.
+                let before = self.judged.replace(took);
+                if before.is_none_or(|before| took < before * SHRINKS) {
+                    return limit;
                 }
-                self.confirmed = true;
+                (self.cut, self.judged, self.settled) = (None, None, false);
+                (self.usual, self.confirmed) = (took, false);
+                return cut.all * 1.3 + 1.0;
             }
-            if limit <= self.least {
-                self.usual = took;
-                return limit;
-            }
-            self.cut = self.cut.or(Some((limit, took)));
-            return (limit * (tolerated / took).max(0.5)).max(self.least);
+            (self.cut, self.confirmed) = (None, true);
         }
-        self.confirmed |= self.cut.take().is_some();
-        match busy {
-            true if took <= self.usual * 1.2 + SLACK_US => limit * 1.3 + 1.0,
-            true => limit * 1.05 + 0.2,
-            false => limit,
+        self.judged = None;
+        if limit <= self.bounds.least {
+            self.usual = took;
+            return limit;
         }
+        self.cut = self.cut.or(Some(Cut { all: limit, took, pace: self.pace }));
+        limit * (tolerated / took).max(0.5)
     }
 }
 

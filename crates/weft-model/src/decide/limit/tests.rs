@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Rates, rows of checks, and adaptive concurrency against a simulated server.
 
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap};
 
 use super::*;
 use crate::Adaptive;
@@ -69,53 +69,49 @@ fn checks_in_a_row_decide_and_the_first_decides_alone() {
 
 /// `places` requests at a time, each `ms` long, the rest in a line; `offered` per second for
 /// `seconds`. Returns answers within a second, refusals, and the limit at the end.
-fn serve(limiter: &mut Limiter, places: usize, ms: u64, offered: u64, seconds: u64) -> [u64; 3] {
-    serve_by(&Adaptive::default(), limiter, [places as u64, ms, offered, seconds])
-}
-
 /// Clients wait for a second; the server does not hear that they went away.
-fn serve_by(policy: &Adaptive, limiter: &mut Limiter, load: [u64; 4]) -> [u64; 3] {
-    let [places, ms, offered, seconds] = load;
+fn serve(gate: &mut Gate, places: usize, ms: u64, offered: u64, seconds: u64) -> [u64; 3] {
     // Ends as negative numbers, so that the earliest is on top.
     let mut busy: BinaryHeap<(i64, u64)> = BinaryHeap::new();
-    let (mut line, mut waiting) = (std::collections::VecDeque::new(), BTreeSet::new());
+    let (mut line, mut waiting) = (std::collections::VecDeque::new(), BTreeMap::new());
     let (mut good, mut refused) = (0, 0);
     let start = 1_000_000_000u64;
-    let flying = |waiting: &BTreeSet<u64>| u32::try_from(waiting.len()).unwrap();
+    let flying = |waiting: &BTreeMap<u64, u32>| u32::try_from(waiting.len()).unwrap();
     for i in 0..offered * seconds {
         let now = start + i * 1_000_000 / offered;
         while let Some((end, came)) = busy.peek().copied().filter(|(e, _)| -e <= now as i64) {
             busy.pop();
             let end = (-end) as u64;
-            if waiting.remove(&came) {
-                limiter.end(policy, end - came, flying(&waiting), end);
+            if let Some(ahead) = waiting.remove(&came) {
+                gate.answered((true, ahead), end - came, flying(&waiting), end);
                 good += 1;
             }
             if let Some(next) = line.pop_front() {
                 busy.push((-((end + ms * 1_000) as i64), next));
             }
         }
-        while let Some(came) = waiting.first().copied().filter(|c| c + 1_000_000 <= now) {
+        while let Some(came) = waiting.keys().next().copied().filter(|c| c + 1_000_000 <= now) {
             waiting.remove(&came);
-            limiter.gone(policy, flying(&waiting), now);
+            gate.given_up(0, now - came, flying(&waiting), now);
         }
-        if limiter.begin(flying(&waiting), now).is_err() {
+        let ahead = flying(&waiting);
+        if gate.arrive(ahead, 0, now) == Entry::Wait {
             refused += 1;
             continue;
         }
-        waiting.insert(now);
-        match busy.len() < places as usize {
+        waiting.insert(now, ahead);
+        match busy.len() < places {
             true => busy.push((-((now + ms * 1_000) as i64), now)),
             false => line.push_back(now),
         }
     }
-    [good, refused, limiter.limit().map_or(0, u64::from)]
+    [good, refused, gate.limit().map_or(0, u64::from)]
 }
 
 #[test]
 fn five_times_too_much_keeps_the_server_busy_and_answers_in_time() {
-    let mut limiter = Limiter::default();
-    let [good, refused, limit] = serve(&mut limiter, 20, 100, 1_000, 12);
+    let mut gate = Gate::by(&Adaptive::default());
+    let [good, refused, limit] = serve(&mut gate, 20, 100, 1_000, 12);
     // 200 per second is all that it can do.
     assert!(good >= 2_200, "{good} good of 2,400, {refused} refused, limit {limit}");
     assert!((20..=80).contains(&limit), "{limit}");
@@ -124,44 +120,43 @@ fn five_times_too_much_keeps_the_server_busy_and_answers_in_time() {
 #[test]
 fn what_a_server_can_do_is_never_refused() {
     for (places, ms, offered) in [(20, 100, 150), (500, 900, 400), (4, 10, 300)] {
-        let mut limiter = Limiter::default();
-        let [_, refused, limit] = serve(&mut limiter, places, ms, offered, 20);
+        let mut gate = Gate::by(&Adaptive::default());
+        let [_, refused, limit] = serve(&mut gate, places, ms, offered, 20);
         assert_eq!((refused, limit), (0, 0), "{places} places of {ms} ms, {offered}/s");
     }
 }
 
 #[test]
 fn a_server_that_became_slower_and_wider_gets_its_requests_back() {
-    let mut limiter = Limiter::default();
-    serve(&mut limiter, 1_000, 20, 500, 5);
+    let mut gate = Gate::by(&Adaptive::default());
+    serve(&mut gate, 1_000, 20, 500, 5);
     // Ten times slower all at once, and still able to do everything.
-    let [good, refused, _] = serve(&mut limiter, 1_000, 400, 500, 30);
+    let [good, refused, _] = serve(&mut gate, 1_000, 400, 500, 30);
     assert!(refused * 10 < good, "{refused} refused, {good} good");
-    let [_, refused, limit] = serve(&mut limiter, 1_000, 400, 500, 10);
+    let [_, refused, limit] = serve(&mut gate, 1_000, 400, 500, 10);
     assert_eq!((refused, limit), (0, 0), "in the end there is no limit");
 }
 
 #[test]
 fn a_mix_of_quick_and_slow_is_no_overload() {
-    let policy = Adaptive::default();
-    let mut limiter = Limiter::default();
-    let mut ends: BinaryHeap<(i64, u64)> = BinaryHeap::new();
+    let mut gate = Gate::by(&Adaptive::default());
+    let mut ends: BinaryHeap<(i64, u64, u32)> = BinaryHeap::new();
     let (mut flying, mut refused) = (0, 0);
     for i in 0..20_000u64 {
         let now = 1_000_000 + i * 2_000;
-        while let Some((end, came)) = ends.peek().copied().filter(|(e, _)| -e <= now as i64) {
+        while let Some((end, came, ahead)) = ends.peek().copied().filter(|e| -e.0 <= now as i64) {
             ends.pop();
             flying -= 1;
             let end = (-end) as u64;
-            limiter.end(&policy, end - came, flying, end);
+            gate.answered((true, ahead), end - came, flying, end);
         }
         // Every 50th takes two seconds, the others 5 ms.
         let ms = if i % 50 == 0 { 2_000 } else { 5 };
-        match limiter.begin(flying, now) {
-            Err(_) => refused += 1,
-            Ok(()) => {
+        match gate.arrive(flying, 0, now) {
+            Entry::Wait => refused += 1,
+            Entry::Go => {
+                ends.push((-((now + ms * 1_000) as i64), now, flying));
                 flying += 1;
-                ends.push((-((now + ms * 1_000) as i64), now));
             }
         }
     }

@@ -11,7 +11,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Ended, Next};
@@ -25,6 +24,7 @@ use crate::h1::incoming::{BodyFailure, Incoming, Source};
 use crate::h1::outbox::Outbox;
 use crate::h1::wrong::Wrong;
 use crate::overload;
+use crate::overload::stuck::Stuck;
 use crate::tcp::socket::Socket;
 
 pub(super) struct Core<I> {
@@ -44,6 +44,7 @@ pub(super) struct Core<I> {
     driver: Option<Waker>,
     silence: Duration,
     silent_since: Option<Instant>,
+    stuck: Stuck,
     alarm: Alarm,
 }
 
@@ -62,6 +63,7 @@ impl<I> Core<I> {
             driver: None,
             silence,
             silent_since: None,
+            stuck: Stuck::default(),
             alarm: Alarm::default(),
         }
     }
@@ -102,6 +104,7 @@ impl<I> Core<I> {
     pub(super) fn finish(&mut self) -> bool {
         self.number += 1;
         self.wanted = false;
+        self.stuck.moved();
         self.decoder.is_done() && self.failed.is_none()
     }
 
@@ -121,7 +124,7 @@ impl<I: Socket> Core<I> {
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Core<I> {
+impl<I: Socket + 'static> Core<I> {
     /// The body of the request whose head was just read.
     pub(super) fn begin(this: &Rc<RefCell<Self>>, framing: Framing, expects: bool) -> Incoming {
         let mut core = this.borrow_mut();
@@ -156,6 +159,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Core<I> {
                     Err(wrong) => return Poll::Ready(Ok(Next::Refused(wrong))),
                 }
             }
+            ready!(poll_readable(io, cx));
             if ready!(buffers::poll_fill(io, &mut self.inbuf, Read::First, cx))? == 0 {
                 return Poll::Ready(Ok(Next::End));
             }
@@ -185,6 +189,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Core<I> {
         if !self.decoder.is_done() || !self.inbuf.is_empty() {
             return Poll::Pending;
         }
+        ready!(poll_readable(io, cx));
         match ready!(buffers::poll_fill(io, &mut self.inbuf, Read::First, cx)) {
             Ok(0) => Poll::Ready(Ended::Gone),
             Ok(_) => Poll::Pending,
@@ -241,11 +246,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Core<I> {
                 Poll::Ready(Ok(0)) => gone(Wrong::Truncated.sentence()),
                 Poll::Ready(Ok(_)) => {
                     self.silent_since = None;
+                    self.stuck.moved();
                     // Nor is anybody stuck whose request is still wanted, and comes.
                     self.progress |= self.wanted;
                     continue;
                 }
                 Poll::Ready(Err(error)) => gone(&error.to_string()),
+                // What nobody wants holds only its connection, which has waits of its own.
+                Poll::Pending if self.wanted && self.stuck.poll(cx).is_ready() => BodyFailure::Shed,
                 Poll::Pending => {
                     let since = *self.silent_since.get_or_insert_with(Instant::now);
                     ready!(self.alarm.poll(cx, since + self.silence));
@@ -262,7 +270,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Core<I> {
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Source for RefCell<Core<I>> {
+impl<I: Socket + 'static> Source for RefCell<Core<I>> {
     fn poll_body(
         &self,
         number: u64,
@@ -304,6 +312,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin + 'static> Source for RefCell<Core<I>> {
         let mut core = self.borrow_mut();
         if core.number == number {
             core.wanted = false;
+            core.stuck.moved();
         }
     }
+}
+
+/// Whether there may be something to read: asked before a buffer is taken where mostly there is
+/// not. What is wrong with a stream its read says.
+fn poll_readable<I: Socket>(io: &I, cx: &mut Context<'_>) -> Poll<()> {
+    io.socket().map_or(Poll::Ready(()), |socket| socket.poll_read_ready(cx).map(drop))
 }

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, HeaderMap};
 use http::response::Parts;
 use http::{Method, Response, StatusCode, Version};
 use http_body::Body;
@@ -17,7 +17,7 @@ use super::Ended;
 use super::core::Core;
 use crate::h1::encode;
 use crate::h1::framing::Framing;
-use crate::http::made;
+use crate::http::{made, present};
 
 pub(super) struct Reply<B> {
     head: Parts,
@@ -57,10 +57,8 @@ impl<B: Body<Data = Bytes> + Unpin> Reply<B> {
             None if version == Version::HTTP_11 => Framing::Chunked,
             None => Framing::UntilClose,
         };
-        let closes = head.headers.get_all(CONNECTION).iter().any(|v| {
-            let mut options = v.as_bytes().split(|b| *b == b',');
-            options.any(|o| o.trim_ascii().eq_ignore_ascii_case(b"close"))
-        });
+        let closes =
+            present::get(&head.headers, &CONNECTION).is_some() && says_close(&head.headers);
         let keep = fit && !closes && framing != Framing::UntilClose;
         let left = if let Framing::Length(n) = framing { n } else { 0 };
         Self { head, body, version, framing, bodiless, keep, left, ended: false, broke: false }
@@ -88,7 +86,7 @@ impl<B: Body<Data = Bytes> + Unpin> Reply<B> {
     pub(super) fn begin<I>(&mut self, core: &mut Core<I>) {
         let Self { head, version, framing, .. } = self;
         let out = core.out.head();
-        encode::response(out, *version, head.status, &head.headers);
+        let said = encode::response(out, *version, head.status, &head.headers);
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             out.extend_from_slice(b"connection: upgrade\r\n");
         } else if *framing != Framing::Tunnel {
@@ -102,7 +100,7 @@ impl<B: Body<Data = Bytes> + Unpin> Reply<B> {
         let told = *framing == Framing::Empty
             && !head.status.is_informational()
             && head.status != StatusCode::NO_CONTENT;
-        if let Some(n) = encode::named_length(&head.headers).filter(|_| told) {
+        if let Some(n) = said.length.filter(|_| told) {
             encode::length(out, n);
         }
         encode::framing(out, *framing);
@@ -180,4 +178,11 @@ impl<B: Body<Data = Bytes> + Unpin> Reply<B> {
         encode::data(&mut core.out, self.framing, data, is_last);
         self.ended = is_last;
     }
+}
+
+fn says_close(headers: &HeaderMap) -> bool {
+    headers.get_all(CONNECTION).iter().any(|v| {
+        let mut options = v.as_bytes().split(|b| *b == b',');
+        options.any(|o| o.trim_ascii().eq_ignore_ascii_case(b"close"))
+    })
 }

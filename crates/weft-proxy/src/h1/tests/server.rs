@@ -117,7 +117,9 @@ async fn says_to(times: Times, text: &str) -> String {
     let said = async |mut stream: DuplexStream| {
         stream.write_all(text.as_bytes()).await.unwrap();
         let mut all = String::new();
-        stream.read_to_string(&mut all).await.unwrap();
+        let reading =
+            tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut all));
+        reading.await.expect("it is left open").unwrap();
         all
     };
     with(said, times).await.1

@@ -363,5 +363,5 @@ fn reg_12_a_size_line_without_end_is_refused_within_66_bytes() {
         buffer.extend_from_slice(b"a");
         take(&mut buffer).is_err()
     });
-    assert!(refused_at.is_some_and(|n| n <= 66), "{refused_at:?}");
+    assert!(refused_at.is_some_and(|n| n <= 66), "refused at: {refused_at:?}");
 }

@@ -26,9 +26,11 @@ use super::super::incoming::{Incoming, length};
 use super::super::pump::{Pump, Stopped};
 use super::super::tunnel::Tunnel;
 use super::Service;
+use crate::guards;
 use crate::h1::alarm::Alarm;
 use crate::h1::{Handover, Upgraded, Wrong};
 use crate::http::interim::Interim;
+use crate::overload::stuck::Stuck;
 
 /// What a CONNECT is promised.
 struct Promised {
@@ -72,7 +74,7 @@ pub(super) async fn answer<S: Service>(
 
 /// What no rule needs to see.
 fn wrong<B>(request: &Request<B>) -> Option<Wrong> {
-    if request.headers().len() > HEADERS_MAX {
+    if request.headers().len() > HEADERS_MAX && guards::on("h2-headers") {
         return Some(Wrong::TooManyHeaders);
     }
     let mut expected = request.headers().get_all(EXPECT).iter();
@@ -82,7 +84,8 @@ fn wrong<B>(request: &Request<B>) -> Option<Wrong> {
     // One token, that is; and HTTP/2 in cleartext would let requests pass unseen.
     let protocol = request.extensions().get::<Protocol>()?.as_str();
     let token = HeaderName::from_bytes(protocol.as_bytes()).is_ok();
-    (!token || protocol.eq_ignore_ascii_case("h2c")).then_some(Wrong::Protocol)
+    let smuggles = !token || protocol.eq_ignore_ascii_case("h2c");
+    (smuggles && guards::on("h2-protocol")).then_some(Wrong::Protocol)
 }
 
 /// Waits for the answer while the client does; `None` when it does no longer.
@@ -151,7 +154,7 @@ async fn send<S: Service>(
         return pass_over(body).await;
     }
     let mut pump = Pump::new(to, body, Reason::INTERNAL_ERROR);
-    let (mut alarm, mut stalled) = (Alarm::default(), None);
+    let (mut alarm, mut stalled, mut stuck) = (Alarm::default(), None, Stuck::default());
     poll_fn(|cx| {
         if let Poll::Ready(done) = pump.poll(cx) {
             match done {
@@ -165,11 +168,19 @@ async fn send<S: Service>(
         }
         if !pump.is_blocked() {
             stalled = None;
+            stuck.moved();
             return Poll::Pending;
         }
         S::drive(pump.body(), cx);
         let sent = pump.sent();
         let since = stalled.filter(|(_, then)| *then == sent);
+        if since.is_none() {
+            stuck.moved();
+        }
+        if stuck.poll(cx).is_ready() {
+            pump.reset(Reason::ENHANCE_YOUR_CALM);
+            return Poll::Ready(());
+        }
         let since = since.unwrap_or_else(|| (Instant::now(), sent));
         stalled = Some(since);
         ready!(alarm.poll(cx, since.0 + patience));

@@ -19,6 +19,8 @@ pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 pub const CALM: u32 = 11;
+/// What nobody answers whose connection has ended.
+const GOES_ON: &[u8; 8] = b"goes on?";
 
 /// A frame that came.
 #[derive(Clone, Debug)]
@@ -125,14 +127,39 @@ impl Wire {
 
     /// The code of the GOAWAY that ends the connection, and that it ends.
     pub async fn goaway(&mut self) -> u32 {
-        let mut code = None;
+        // Behind what has ended it nothing is answered.
+        self.send(&frame(PING, 0, 0, GOES_ON)).await;
+        self.ended().await
+    }
+
+    /// The same, where nothing more can be asked.
+    pub async fn ended(&mut self) -> u32 {
+        // What it had read before it noticed may be answered: not what comes behind that.
+        let (mut code, mut answers) = (None, 0);
         while let Some(came) = self.next().await {
+            if came.kind == PING && came.payload == GOES_ON {
+                answers += 1;
+                assert!(answers < 4, "it goes on as if it were fine");
+                self.send(&frame(PING, 0, 0, GOES_ON)).await;
+            }
             if came.kind == GOAWAY {
                 let bytes = came.payload.get(4..8).unwrap();
                 code = Some(u32::from_be_bytes(bytes.try_into().unwrap()));
             }
         }
         code.expect("the connection ended without GOAWAY")
+    }
+
+    /// The code of a stream's reset, which comes in the place of an answer.
+    pub async fn refusal(&mut self, stream: u32) -> u32 {
+        loop {
+            let came = self.next().await.expect("the connection ended without a reset");
+            let of_it = came.stream == stream;
+            assert!(!of_it || came.kind != HEADERS, "it is answered as if it were right: {came:?}");
+            if of_it && came.kind == RST_STREAM {
+                return u32::from_be_bytes(came.payload.try_into().unwrap());
+            }
+        }
     }
 
     /// Whether a request is answered: the connection is as it was.

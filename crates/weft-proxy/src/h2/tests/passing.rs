@@ -24,7 +24,7 @@ pub async fn declared(origin: Server, protocol: Spoken) -> Front {
     let all = rule("/", Action::Forward(vec![to("users", "", 1)]));
     resources.push(gateway_route("r", &[], vec![all]));
     bed.apply(1, resources).await;
-    Front { bed, origin }
+    Front { bed, origin, peer: None }
 }
 
 /// A client's end of a connection, and its task.

@@ -215,3 +215,57 @@ async fn a_stream_that_nobody_reads_leaves_the_others_their_windows() {
     assert_eq!(front.origin.hits(), 1, "connections to the upstream");
     drop(unread);
 }
+
+/// Nobody reads one stream, and what comes of it is more frames than the h2 crate would keep.
+#[tokio::test]
+async fn small_frames_that_nobody_reads_end_no_connection_that_others_share() {
+    const FRAMES: usize = 100_000;
+    const LIVE: usize = 1 << 16;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = sent.clone();
+    let origin = http2(move |request, mut respond| {
+        let sent = counted.clone();
+        async move {
+            let mut to = respond.send_response(Response::new(()), false).unwrap();
+            if request.uri().path() == "/live" {
+                return push(&mut to, LIVE, &sent).await;
+            }
+            for n in 0..FRAMES {
+                to.reserve_capacity(1);
+                while to.capacity() == 0 {
+                    let Some(Ok(_)) = poll_fn(|cx| to.poll_capacity(cx)).await else { return };
+                }
+                let byte = Bytes::copy_from_slice(&[u8::try_from(n % 251).unwrap()]);
+                to.send_data(byte, n + 1 == FRAMES).unwrap();
+                sent.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let front = declared(origin.await, Protocol::Http2).await;
+    let stream = TcpStream::connect(front.bed.listener()).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(1_000).initial_connection_window_size(1 << 24);
+    let (sender, connection) = builder.handshake::<_, Bytes>(stream).await.unwrap();
+    let tasks = TaskGroup::new();
+    tasks.spawn("client", async move { drop(connection.await) });
+    let ask = async |path: &str| {
+        let request = Request::get(format!("http://a.example{path}")).body(()).unwrap();
+        let mut sender = sender.clone().ready().await.unwrap();
+        sender.send_request(request, true).unwrap().0.await.unwrap().into_body()
+    };
+    let mut slow = ask("/slow").await;
+    wait_until("all of it is on its way", async || sent.load(Ordering::SeqCst) == FRAMES).await;
+    assert_eq!(read(ask("/live").await).await, LIVE);
+    assert_eq!(front.origin.hits(), 1, "connections to the upstream");
+    // And nothing of it is lost, once it is read.
+    let mut n = 0;
+    while let Some(piece) = slow.data().await {
+        let piece = piece.unwrap();
+        slow.flow_control().release_capacity(piece.len()).unwrap();
+        for byte in piece {
+            assert_eq!(usize::from(byte), n % 251, "byte {n}");
+            n += 1;
+        }
+    }
+    assert_eq!(n, FRAMES);
+}

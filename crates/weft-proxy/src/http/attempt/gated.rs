@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use weft_model::decide::Failure;
 
 use super::{Call, Ended};
+use crate::http::present;
 use crate::upstream::gate::Permit;
 
 /// What an attempt holds while it is judged.
@@ -27,7 +28,7 @@ pub(super) async fn enter(
     deadline: Option<(Instant, Duration)>,
 ) -> Result<(Gated, Instant), String> {
     let Some(gate) = call.backend.borrow().gate.clone() else { return Ok((Gated(None), began)) };
-    let tunnel = call.head.method == Method::CONNECT || call.head.headers.contains_key(UPGRADE);
+    let tunnel = call.head.method == Method::CONNECT || present::has(&call.head.headers, &UPGRADE);
     if tunnel || !call.body.is_whole() {
         return Ok((Gated(None), began));
     }

@@ -10,6 +10,7 @@ use weft_model::{Protocol, Transport};
 
 use super::{Call, Cause, Due, Ended, PATIENCE, Refusal, failed, late};
 use crate::h1::head::{elements, is_token};
+use crate::http::present;
 use crate::upstream::breaker;
 use crate::upstream::pick::LocalEndpoint;
 use crate::upstream::pool::{How, SendError, Wire};
@@ -21,23 +22,33 @@ pub(super) fn choose(
     transport: Transport,
     grpc: bool,
 ) -> (Wire, Option<HeaderValue>) {
-    if !call.head.headers.contains_key(UPGRADE) {
-        return (wire(declared, transport, call.version, grpc), None);
+    if !present::has(&call.head.headers, &UPGRADE) {
+        let follows = call.worker.config.follows_client;
+        return (wire(declared, transport, call.version, grpc, follows), None);
     }
     let asked = over_h2(&call.head, call.body.is_empty(), declared);
     (if asked.is_some() { Wire::H2 } else { Wire::H1 }, asked)
 }
 
-/// A declared protocol decides; an undeclared one is passed on as the client speaks it. Between
-/// sidecars HTTP/1.1 may travel as HTTP/2 when the far end is told the protocol.
-fn wire(protocol: Protocol, transport: Transport, version: Version, grpc: bool) -> Wire {
+/// A declared protocol decides. An undeclared one is passed on as the client speaks it where the
+/// proxy `follows` that; gateways do not, whose clients chose HTTP/2 because the gateway offers it,
+/// and say HTTP/1.1 to all but gRPC. Between sidecars HTTP/1.1 may travel as HTTP/2 when the far
+/// end is told the protocol.
+fn wire(
+    protocol: Protocol,
+    transport: Transport,
+    version: Version,
+    grpc: bool,
+    follows: bool,
+) -> Wire {
     let like_client = if version == Version::HTTP_2 { Wire::H2 } else { Wire::H1 };
     match (protocol, transport) {
         (Protocol::Http2 | Protocol::Grpc, _) => Wire::H2,
         (Protocol::Http1, Transport::MeshH2 | Transport::Hbone) => Wire::H2,
-        (Protocol::Http1, _) if grpc => like_client,
+        _ if grpc => like_client,
         (Protocol::Http1, _) => Wire::H1,
-        _ => like_client,
+        _ if follows => like_client,
+        _ => Wire::H1,
     }
 }
 
@@ -121,6 +132,26 @@ mod tests {
             [Protocol::Http2, Protocol::Grpc].map(|declared| over_h2(&head, bodiless, declared));
         assert_eq!(http2, grpc);
         http2
+    }
+
+    #[test]
+    fn gateways_say_http1_to_ports_that_declare_nothing() {
+        let (plain, h2) = (Transport::Plaintext, Version::HTTP_2);
+        for undeclared in [Protocol::Detect, Protocol::Tcp, Protocol::Tls] {
+            for transport in [plain, Transport::MeshH2, Transport::Hbone] {
+                let spoken =
+                    |version, grpc, follows| wire(undeclared, transport, version, grpc, follows);
+                assert_eq!(spoken(h2, false, false), Wire::H1, "{undeclared:?} {transport:?}");
+                assert_eq!(spoken(h2, true, false), Wire::H2, "gRPC has nothing else");
+                assert_eq!(spoken(h2, false, true), Wire::H2, "a sidecar passes it on");
+                assert_eq!(spoken(Version::HTTP_11, false, true), Wire::H1);
+            }
+        }
+        for follows in [false, true] {
+            assert_eq!(wire(Protocol::Http2, plain, Version::HTTP_11, false, follows), Wire::H2);
+            assert_eq!(wire(Protocol::Http1, plain, h2, false, follows), Wire::H1);
+            assert_eq!(wire(Protocol::Http1, plain, h2, true, follows), Wire::H2);
+        }
     }
 
     #[test]

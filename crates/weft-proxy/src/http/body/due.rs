@@ -20,10 +20,11 @@ pub enum Due {
     Quiet { since: Instant, limit: Duration },
 }
 
-/// Whether pieces of a request's body move, and when one was seen to.
+/// Whether pieces of a request's body move, when one was seen to, and whose turn it is.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     fresh: Cell<bool>,
+    starved: Cell<bool>,
     seen: Cell<Option<Instant>>,
 }
 
@@ -65,6 +66,15 @@ impl Pace {
     /// A piece was handed on.
     pub(super) fn step(&self) {
         self.fresh.set(true);
+    }
+
+    /// The attempt asked for more; whether there was none.
+    pub(super) fn starves(&self, starved: bool) {
+        self.starved.set(starved);
+    }
+
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved.get()
     }
 
     fn last(&self) -> Option<Instant> {

@@ -103,3 +103,23 @@ fn a_copy_of_base64_claims_no_length() {
         assert_eq!(read(&mut mirror), whole.as_bytes());
     }
 }
+
+#[test]
+fn who_keeps_a_body_from_coming_is_said_of_the_attempt_under_way() {
+    let source = Rc::new(RefCell::new(Copied::new(SizeHint::default())));
+    let replay = Replay::over(Source::Copy(source.clone()), 0);
+    let mut first = replay.attempt();
+    let untouched = Some(HeldUp::Upstream { begun: false });
+    assert_eq!(replay.held_up(), untouched);
+    source.borrow_mut().push(&Frame::data(Bytes::from_static(b"piece")));
+    assert_eq!(read(&mut first), b"piece");
+    assert_eq!(replay.held_up(), None, "it waits for more of a copy");
+    // Another endpoint has asked for nothing so far.
+    let mut second = replay.attempt();
+    assert_eq!(replay.held_up(), untouched);
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(Pin::new(&mut second).poll_frame(&mut cx).is_ready());
+    assert_eq!(replay.held_up(), Some(HeldUp::Upstream { begun: true }), "of what is kept");
+    assert_eq!(read(&mut second), b"");
+    assert_eq!(replay.held_up(), None);
+}

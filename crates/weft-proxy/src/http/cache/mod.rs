@@ -37,10 +37,14 @@ use weft_base::clock::Mono;
 use weft_model::decide::Authority;
 use weft_model::{Cache, Timeouts};
 
-use self::conditional::{ask_whether, is_conditional, is_for_the_origin, unconditional};
+use self::conditional::{ask_whether, is_conditional};
+pub(crate) use self::conditional::{is_for_the_origin, unconditional};
 use self::directives::Directives;
+pub(crate) use self::directives::Directives as Said;
 use self::fetch::{Fetch, Mode, Storing};
 pub use self::fill::Fill;
+pub use self::object::date;
+pub(crate) use self::object::varies;
 use self::object::{Object, Verdict};
 use self::status::Forward;
 pub use self::status::Outcome;
@@ -51,11 +55,13 @@ use super::body::{Replay, ReplyBody};
 use super::plan::Plan;
 use super::reply::{Cause, Refusal};
 use super::{limits, mirror};
+use crate::guards;
 use crate::observe::flags::Flag;
 use crate::observe::record::{Record, is_grpc};
 use crate::overload::Pressure;
 use crate::table::Door;
 use crate::upstream::pick::LocalBackend;
+use crate::upstream::pool::Client;
 use crate::worker::{Conn, Worker};
 
 /// Longest URL that is looked up.
@@ -263,7 +269,8 @@ fn not_ours(asking: &Asking<'_, '_>) -> Option<Fetch> {
         _ => return fetch(Forward::Method, Mode::Change(url.clone())),
     }
     // A body would be part of the question and is not part of the key.
-    let odd = !body.is_empty() || url.len() > URL_BYTES_MAX || is_for_the_origin(&head.headers);
+    let asks = !body.is_empty() && guards::on("cache-body");
+    let odd = asks || url.len() > URL_BYTES_MAX || is_for_the_origin(&head.headers);
     let unwanted = Directives::of_request(&head.headers).no_store;
     if odd || unwanted { fetch(Forward::Bypass, Mode::Pass) } else { None }
 }
@@ -420,6 +427,7 @@ fn refresh(
     let (timeouts, retry) = (timeouts(asking), asking.plan.retry.clone());
     let (backend, scheme) = (asking.backend.clone(), asking.scheme);
     let authority = asking.authority.into();
+    let client = Client::Past(Box::new((asking.conn.remote, asking.conn.dialled())));
     let tasks = worker.conns.clone();
     tasks.spawn_local("cache refresh", async move {
         let _place = place;
@@ -436,6 +444,7 @@ fn refresh(
             retry: &retry,
             interim: None,
             pinned: None,
+            client,
         };
         let most = timeouts.request_ms.filter(|ms| *ms > 0);
         let exchange = async {

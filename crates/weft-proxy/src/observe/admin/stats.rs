@@ -178,7 +178,7 @@ pub fn memory() -> Value {
         let resident = text.split(' ').nth(1)?;
         resident.parse::<u64>().ok()
     });
-    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+    let page = u64::try_from(crate::sys::program::page_size()).unwrap_or(4096);
     json!({ "total_physical_bytes": pages.map(|pages| (pages * page).to_string()) })
 }
 

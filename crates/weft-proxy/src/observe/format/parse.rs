@@ -9,6 +9,7 @@ use serde_json::Value;
 use thiserror::Error;
 use weft_base::issue::{FieldPath, Issue};
 
+use super::more::{self, More};
 use super::value::{Address, Header, Operator, Part, Pattern, Status};
 use super::{Format, Node, Piece, Shape, Wanted};
 
@@ -20,6 +21,9 @@ const DEPTH_MAX: usize = 16;
 #[rustfmt::skip]
 pub const OPERATORS: &[(&str, &str)] = &[
     ("START_TIME(F)", "when it began; F as in strftime, RFC 3339 with milliseconds without"),
+    ("START_TIME_LOCAL(F)", "the same in the machine's time zone"),
+    ("EMIT_TIME(F)", "when its line was written, also _LOCAL"),
+    ("REQ_WITHOUT_QUERY(X?Y):Z", "as REQ, without what follows a question mark"),
     ("REQ(X?Y):Z", "request header X, else Y, at most Z bytes; :METHOD :PATH :AUTHORITY :SCHEME"),
     ("RESP(X?Y):Z", "the same of the answer's headers"),
     ("TRAILER(X?Y):Z", "the same of the answer's trailers"),
@@ -40,7 +44,7 @@ pub const OPERATORS: &[(&str, &str)] = &[
     ("UPSTREAM_REMOTE_PORT", "the port alone"),
     ("UPSTREAM_CLUSTER", "backend, as Envoy names clusters"),
     ("UPSTREAM_CLUSTER_RAW", "the same"),
-    ("UPSTREAM_LOCAL_ADDRESS", "not recorded: `-`"),
+    ("UPSTREAM_LOCAL_ADDRESS", "this proxy's own address of the upstream connection"),
     ("UPSTREAM_TRANSPORT_FAILURE_REASON", "the last attempt's failure"),
     ("UPSTREAM_REQUEST_ATTEMPT_COUNT", "attempts"),
     ("DOWNSTREAM_REMOTE_ADDRESS", "the client's address"),
@@ -56,7 +60,6 @@ pub const OPERATORS: &[(&str, &str)] = &[
     ("DOWNSTREAM_LOCAL_URI_SAN", "this proxy's own, when the client is within mesh TLS"),
     ("REQUESTED_SERVER_NAME", "TLS server name"),
     ("ROUTE_NAME", "object and rule that took the request"),
-    ("VIRTUAL_CLUSTER_NAME", "weft has none: `-`"),
     ("HOSTNAME", "this proxy's workload"),
     ("TRACE_ID", "trace id of the request's traceparent"),
     ("WEFT_SENTENCE", "why weft answered itself, in words"),
@@ -255,16 +258,55 @@ fn operator(written: &str, wanted: &mut Wanted) -> Result<Piece, Wrong> {
             let name = HeaderName::from_static("traceparent");
             Operator::TraceId(noted(&mut wanted.request, name))
         }
-        (_, Some("")) | (_, None) => {
-            plain(name).ok_or_else(|| Wrong::Unknown(written.to_owned()))?
+        ("START_TIME_LOCAL", argument) => {
+            Operator::StartTime(Pattern::new(argument).map_err(|e| wrong(&e))?.local())
         }
-        (_, Some(_)) if plain(name).is_some() => return Err(wrong("it takes no argument")),
-        _ => return Err(Wrong::Unknown(written.to_owned())),
+        ("EMIT_TIME", argument) => {
+            Operator::EmitTime(Pattern::new(argument).map_err(|e| wrong(&e))?)
+        }
+        ("EMIT_TIME_LOCAL", argument) => {
+            Operator::EmitTime(Pattern::new(argument).map_err(|e| wrong(&e))?.local())
+        }
+        ("REQ_WITHOUT_QUERY", Some(argument)) => {
+            match header_operator("REQ", argument, wanted).map_err(|e| wrong(&e))? {
+                Operator::Header(first, second) => Operator::WithoutQuery(first, second),
+                other => other,
+            }
+        }
+        _ => match more::with_argument(name, argument).map_err(|e| wrong(&e))? {
+            Some(more) => Operator::More(more),
+            None => plain(name, argument, &wrong, written)?,
+        },
     };
+    wanted.session |= operator.tells_session();
+    wanted.upstream |= operator.tells_upstream();
+    wanted.numbers |= operator == Operator::More(More::StreamId);
+    if operator == Operator::Nothing && !wanted.never.iter().any(|known| **known == *written) {
+        wanted.never.push(written.into());
+    }
     Ok(Piece::Value(operator, most))
 }
 
-fn plain(name: &str) -> Option<Operator> {
+/// Operators without an argument, and those that are never there.
+fn plain(
+    name: &str,
+    argument: Option<&str>,
+    wrong: &dyn Fn(&str) -> Wrong,
+    written: &str,
+) -> Result<Operator, Wrong> {
+    if more::is_never(name) {
+        return Ok(Operator::Nothing);
+    }
+    let Some(operator) = bare(name).or_else(|| more::bare(name).map(Operator::More)) else {
+        return Err(Wrong::Unknown(written.to_owned()));
+    };
+    match argument {
+        None | Some("") => Ok(operator),
+        Some(_) => Err(wrong("it takes no argument")),
+    }
+}
+
+fn bare(name: &str) -> Option<Operator> {
     use Address::{Local, Remote, Upstream};
     Some(match name {
         "PROTOCOL" => Operator::Protocol,
@@ -277,8 +319,12 @@ fn plain(name: &str) -> Option<Operator> {
         "BYTES_SENT" => Operator::BytesSent,
         "DURATION" => Operator::Duration,
         "GRPC_STATUS_NUMBER" => Operator::GrpcStatus(Status::Number),
-        "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" => Operator::Address(Upstream, Part::Whole),
-        "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Operator::Address(Upstream, Part::Ip),
+        "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" | "UPSTREAM_HOST_NAME" => {
+            Operator::Address(Upstream, Part::Whole)
+        }
+        "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" | "UPSTREAM_HOST_NAME_WITHOUT_PORT" => {
+            Operator::Address(Upstream, Part::Ip)
+        }
         "UPSTREAM_REMOTE_PORT" => Operator::Address(Upstream, Part::Port),
         "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Operator::UpstreamCluster,
         "UPSTREAM_TRANSPORT_FAILURE_REASON" => Operator::FailureReason,
@@ -294,12 +340,10 @@ fn plain(name: &str) -> Option<Operator> {
         "DOWNSTREAM_LOCAL_ADDRESS" => Operator::Address(Local, Part::Whole),
         "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Operator::Address(Local, Part::Ip),
         "DOWNSTREAM_LOCAL_PORT" => Operator::Address(Local, Part::Port),
-        "DOWNSTREAM_PEER_URI_SAN" => Operator::PeerId,
         "DOWNSTREAM_LOCAL_URI_SAN" => Operator::OwnId,
         "REQUESTED_SERVER_NAME" => Operator::ServerName,
         "ROUTE_NAME" => Operator::RouteName,
         "HOSTNAME" => Operator::Hostname,
-        "UPSTREAM_LOCAL_ADDRESS" | "VIRTUAL_CLUSTER_NAME" => Operator::Nothing,
         "WEFT_SENTENCE" => Operator::Sentence,
         "WEFT_CACHE" => Operator::Cache,
         "WEFT_GENERATION" => Operator::Generation,

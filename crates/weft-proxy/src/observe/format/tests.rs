@@ -114,7 +114,7 @@ fn what_is_no_format_says_where() {
         ("a %REQ(", "the % at byte 2 begins no operator that ends"),
         ("%FOO%", "%FOO% is no operator of the access log"),
         ("%FOO(X)%", "%FOO(X)% is no operator of the access log"),
-        ("%DYNAMIC_METADATA(a:b)%", "is no operator of the access log"),
+        ("%COMMON_DURATION(DS_RX_BEG:ever)%", "\"ever\" is no time that weft records"),
         ("%REQ%", "%REQ%: it names no header"),
         ("%REQ(a b)%", "\"a b\" cannot be the name of a header"),
         ("%REQ(A):x%", "after the colon stands a number of bytes"),
@@ -126,6 +126,12 @@ fn what_is_no_format_says_where() {
         let wrong = Format::text(format).unwrap_err().to_string();
         assert!(wrong.contains(want), "{format}: {wrong}");
     }
+    // Envoy's, which mean nothing here: they are told and taken.
+    let odd = "%DYNAMIC_METADATA(a:b)% %CEL(request.headers['x'])%:3 %DYNAMIC_METADATA(a:b)%";
+    let never: Vec<String> =
+        Format::text(odd).unwrap().never().iter().map(ToString::to_string).collect();
+    assert_eq!(never, ["DYNAMIC_METADATA(a:b)", "CEL(request.headers['x'])"]);
+    assert!(Format::istio().never().is_empty() && Format::json().never().is_empty());
     let at = FieldPath::new("spec.accessLog.format");
     let map = json!({"a": "%PROTOCOL%", "b": {"c": "%FOO%", "d.e": ["%BAR%"]}, "f": 1});
     let issues = Format::parse(&map, &at).unwrap_err();
@@ -167,6 +173,8 @@ fn an_opaque_connection_has_dashes_where_http_would_stand() {
         ms: 5,
         backend: None,
         endpoint: None,
+        upstream: None,
+        handshake: false,
         tries: 1,
         flags: Flag::UF.into(),
         received: 3,

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use http::header::HeaderValue;
 
 use super::Noted;
+use super::more::{self, More};
+use crate::guards;
 use crate::observe::access_log::Relayed;
+use crate::observe::facts;
 use crate::observe::flags::{FLAGS, Flag, Flags};
 use crate::observe::quick;
 use crate::observe::record::Record;
@@ -42,7 +45,6 @@ pub enum Operator {
     UpstreamCluster,
     FailureReason,
     Attempts,
-    PeerId,
     OwnId,
     ServerName,
     RouteName,
@@ -52,6 +54,10 @@ pub enum Operator {
     Generation,
     Cache,
     Node,
+    EmitTime(Pattern),
+    WithoutQuery(Header, Option<Header>),
+    More(More),
+    /// Envoy has it, and weft has nothing that it would mean.
     Nothing,
 }
 
@@ -94,7 +100,10 @@ pub enum Status {
 
 /// How a time is written; without one RFC 3339 with milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern(Option<Arc<str>>);
+pub struct Pattern(Option<Arc<str>>, Option<jiff::tz::TimeZone>);
+
+/// RFC 3339 with milliseconds, where it is not UTC.
+const LOCAL: &str = "%Y-%m-%dT%H:%M:%S.%3f%:z";
 
 /// gRPC's codes by name.
 #[rustfmt::skip]
@@ -139,17 +148,32 @@ pub struct Sink<'o> {
 // === impl Entry ===
 
 impl<'a> Entry<'a> {
-    fn conn(&self) -> &'a Conn {
+    pub(super) fn conn(&self) -> &'a Conn {
         match self {
             Self::Request(record, _) => &record.conn,
             Self::Connection(relayed) => relayed.conn,
         }
     }
 
-    fn record(&self) -> Option<&'a Record> {
+    pub(super) fn record(&self) -> Option<&'a Record> {
         match self {
             Self::Request(record, _) => Some(record),
             Self::Connection(_) => None,
+        }
+    }
+
+    /// What is known of its upstream connection.
+    pub(super) fn facts(&self) -> Option<&'a facts::Upstream> {
+        match self {
+            Self::Request(record, _) => record.upstream.as_deref(),
+            Self::Connection(relayed) => relayed.upstream,
+        }
+    }
+
+    pub(super) fn ended_ms(&self) -> u64 {
+        match self {
+            Self::Request(record, ms) => record.wall_ms.saturating_add(*ms),
+            Self::Connection(relayed) => relayed.wall_ms.saturating_add(relayed.ms),
         }
     }
 
@@ -193,6 +217,16 @@ impl<'a> Entry<'a> {
 // === impl Operator ===
 
 impl Operator {
+    /// Whether it needs what a client's TLS agreed on.
+    pub fn tells_session(&self) -> bool {
+        matches!(self, Self::More(more) if more.tells_session())
+    }
+
+    /// Whether it needs what is known of the upstream connection.
+    pub fn tells_upstream(&self) -> bool {
+        matches!(self, Self::More(more) if more.tells_upstream())
+    }
+
     /// Whether its value is a number where JSON keeps types.
     pub fn is_number(&self) -> bool {
         match self {
@@ -204,6 +238,7 @@ impl Operator {
             | Self::Generation
             | Self::GrpcStatus(Status::Number)
             | Self::Address(_, Part::Port) => true,
+            Self::More(more) => more.is_number(),
             Self::Header(first, second) => {
                 second.is_none() && matches!(first, Header::UpstreamTime | Header::Status)
             }
@@ -224,6 +259,16 @@ impl Operator {
             Self::Header(first, second) => {
                 first.write(entry, sink) || second.is_some_and(|h| h.write(entry, sink))
             }
+            Self::EmitTime(pattern) => pattern.write(entry.ended_ms(), sink),
+            Self::WithoutQuery(first, second) => {
+                let mut whole = Vec::new();
+                let found = {
+                    let mut all = Sink::new(&mut whole, sink.json, None);
+                    first.write(entry, &mut all) || second.is_some_and(|h| h.write(entry, &mut all))
+                };
+                found && sink.made(|out| quick::append(out, before_query(&whole)))
+            }
+            Self::More(more) => more.write(entry, sink),
             Self::Protocol => sink.some(entry.record().map(|r| match r.version {
                 http::Version::HTTP_10 => "HTTP/1.0",
                 http::Version::HTTP_2 => "HTTP/2",
@@ -280,7 +325,6 @@ impl Operator {
                 Entry::Request(record, _) => sink.some(record.last_cause.as_deref()),
                 Entry::Connection(relayed) => sink.some(relayed.sentence.as_deref()),
             },
-            Self::PeerId => sink.some(conn.peer.as_ref().map(|p| p.as_str())),
             Self::OwnId => {
                 let own = entry.record().map(|r| &*r.worker.names.principal);
                 sink.some(own.filter(|_| conn.peer.is_some()))
@@ -305,6 +349,11 @@ impl Operator {
             _ => false,
         }
     }
+}
+
+fn before_query(text: &[u8]) -> &[u8] {
+    let end = memchr::memchr(b'?', text).unwrap_or(text.len());
+    text.get(..end).unwrap_or_default()
 }
 
 fn details(record: &Record) -> &'static str {
@@ -390,7 +439,7 @@ impl Header {
 // === impl Part ===
 
 impl Part {
-    fn write(self, address: SocketAddr, sink: &mut Sink<'_>) -> bool {
+    pub(super) fn write(self, address: SocketAddr, sink: &mut Sink<'_>) -> bool {
         match self {
             Self::Whole => sink.made(|out| quick::address(out, address)),
             Self::Ip => sink.made(|out| quick::ip(out, address.ip())),
@@ -423,9 +472,9 @@ impl Pattern {
             inner.unwrap_or(t).to_owned()
         };
         let Some(text) = text.map(unquoted).filter(|t| !t.is_empty()) else {
-            return Ok(Self(None));
+            return Ok(Self(None, None));
         };
-        let pattern = Self(Some(text.as_str().into()));
+        let pattern = Self(Some(text.as_str().into()), None);
         let mut trial = Vec::new();
         match pattern.write(0, &mut Sink::new(&mut trial, false, None)) {
             true => Ok(pattern),
@@ -433,13 +482,22 @@ impl Pattern {
         }
     }
 
-    fn write(&self, wall_ms: u64, sink: &mut Sink<'_>) -> bool {
-        let Some(pattern) = &self.0 else {
-            return sink.made(|out| quick::timestamp(out, wall_ms));
+    /// The same in the machine's time zone, which is read now.
+    #[must_use]
+    pub fn local(self) -> Self {
+        Self(self.0, Some(more::local_zone()))
+    }
+
+    pub(super) fn write(&self, wall_ms: u64, sink: &mut Sink<'_>) -> bool {
+        let pattern = match (&self.0, &self.1) {
+            (Some(pattern), _) => &**pattern,
+            (None, Some(_)) => LOCAL,
+            (None, None) => return sink.made(|out| quick::timestamp(out, wall_ms)),
         };
         let ms = i64::try_from(wall_ms).unwrap_or(i64::MAX);
         let Ok(at) = jiff::Timestamp::from_millisecond(ms) else { return sink.number(wall_ms) };
-        let time = jiff::fmt::strtime::BrokenDownTime::from(&at.to_zoned(jiff::tz::TimeZone::UTC));
+        let zone = self.1.clone().unwrap_or(jiff::tz::TimeZone::UTC);
+        let time = jiff::fmt::strtime::BrokenDownTime::from(&at.to_zoned(zone));
         time.format(pattern.as_bytes(), jiff::fmt::StdFmtWrite(sink)).is_ok()
     }
 }
@@ -451,7 +509,7 @@ impl<'o> Sink<'o> {
         Self { out, json, left: most.unwrap_or(usize::MAX) }
     }
 
-    fn some(&mut self, text: Option<&str>) -> bool {
+    pub(super) fn some(&mut self, text: Option<&str>) -> bool {
         text.is_some_and(|text| self.text(text.as_bytes()))
     }
 
@@ -459,7 +517,7 @@ impl<'o> Sink<'o> {
         write!(self, "{value}").is_ok()
     }
 
-    fn number(&mut self, n: impl Into<u64>) -> bool {
+    pub(super) fn number(&mut self, n: impl Into<u64>) -> bool {
         let n = n.into();
         self.made(|out| quick::number(out, n))
     }
@@ -481,7 +539,7 @@ impl<'o> Sink<'o> {
     pub fn text(&mut self, bytes: &[u8]) -> bool {
         if bytes.len() <= self.left && quick::is_plain(bytes) {
             self.left -= bytes.len();
-            self.out.extend_from_slice(bytes);
+            quick::append(self.out, bytes);
         } else {
             self.escaped(bytes);
         }
@@ -503,6 +561,9 @@ impl<'o> Sink<'o> {
         }
         self.left -= c.len_utf8();
         match c {
+            _ if !guards::on("log-escapes") => {
+                self.out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+            }
             '"' => self.out.extend_from_slice(b"\\\""),
             '\\' => self.out.extend_from_slice(b"\\\\"),
             '\n' => self.out.extend_from_slice(b"\\n"),

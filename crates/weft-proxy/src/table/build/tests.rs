@@ -176,8 +176,120 @@ fn tls_that_cannot_be_spoken_takes_the_place_of_the_form_before() {
         assert_eq!(*table.fail(&name).unwrap().reason, *rejected[0].reason);
         // Opaque connections are refused with it, and do not pass as if nobody knew the host.
         let mut rng = weft_base::rng::Rng::seeded(1);
-        let way = crate::tcp::route::backend_of(&table, &fqdn("user"), 80, &mut rng);
+        let who = crate::tcp::route::Who::at(std::net::Ipv4Addr::LOCALHOST.into());
+        let way = crate::tcp::route::backend_of(&table, &fqdn("user"), 80, who, &mut rng);
         assert_eq!(way.map(|way| way.is_err()), Some(true));
+    }
+}
+
+fn certificate() -> Certificate {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let cert = rcgen::CertificateParams::new(vec!["x".to_owned()]).unwrap().self_signed(&key);
+    Certificate { chain_pem: cert.unwrap().pem().into(), key_pem: key.serialize_pem().into() }
+}
+
+/// A gateway's port with these host names, each with its certificate.
+fn port(sections: &[(&str, &Certificate)], change: impl FnOnce(&mut GatewayListener)) -> Named {
+    let (name, mut listener) = gateway(None);
+    if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
+        let made = sections.iter().map(|(host, certificate)| Section {
+            name: (*host).into(),
+            hostname: Some((*host).into()),
+            protocol: Protocol::Http1,
+            tls: Some(ServerTls::new(
+                certificate.chain_pem.to_string(),
+                certificate.key_pem.to_string(),
+            )),
+        });
+        g.sections = made.collect();
+        change(g);
+    }
+    (name, listener)
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_takes_its_own_section_and_no_other() {
+    let (good, other) = (certificate(), certificate());
+    let mixed = Certificate { key_pem: other.key_pem.clone(), ..good.clone() };
+    let garbage = Certificate { chain_pem: "garbage".into(), ..good.clone() };
+    let served = |builder: &mut Builder, listener: Named, refused: &[&str]| {
+        let (table, rejected) = builder.apply(1, vec![(listener.0, Ok(listener.1))], &[]);
+        let reasons: Vec<&str> = rejected.iter().map(|r| &*r.reason).collect();
+        assert_eq!(reasons.len(), usize::from(!refused.is_empty()), "{reasons:?}");
+        let named = |name: &&str| reasons[0].contains(&format!("{name:?}"));
+        assert!(refused.iter().all(named), "{reasons:?}");
+        let sections: Vec<&String> = rejected.iter().flat_map(|r| &r.sections).collect();
+        assert_eq!(sections, refused, "the others are used");
+        let gateway = table.gateway("shop/web/8000").unwrap().clone();
+        ["a.example", "b.example", "c.example"].map(|name| gateway.tls_for(Some(name)))
+    };
+    for bad in [&mixed, &garbage] {
+        let mut builder = Builder::new(1, Clock::system(), "shop".into());
+        let new = port(&[("a.example", bad), ("b.example", &good), ("*", &good)], |_| {});
+        let [a, b, c] = served(&mut builder, new.clone(), &["a.example"]);
+        assert!(a.is_none(), "the certificate for all others is none for it");
+        assert!(b.is_some() && c.is_some());
+        let whole = port(&[("a.example", &good), ("b.example", &good), ("*", &good)], |_| {});
+        let [a, again, _] = served(&mut builder, whole, &[]);
+        let a = a.expect("it is used as soon as it can be");
+        assert!(Arc::ptr_eq(&b.unwrap(), &again.unwrap()), "what did not change was made anew");
+        // A new one that cannot be used leaves the old one where it is,
+        let [kept, _, _] = served(&mut builder, new, &["a.example"]);
+        assert!(kept.is_some_and(|kept| Arc::ptr_eq(&kept, &a)));
+        // unless something else is asked of clients, which the old one does not.
+        let [strict, b, _] = {
+            let sections = [("a.example", bad), ("b.example", &good), ("*", &good)];
+            let listener = port(&sections, |g| {
+                let clients = ClientCertificates {
+                    ca_pem: good.chain_pem.clone(),
+                    required: true,
+                    insecure: false,
+                };
+                g.sections[0].tls.as_mut().unwrap().clients = Some(Box::new(clients));
+            });
+            served(&mut builder, listener, &["a.example"])
+        };
+        assert!(strict.is_none() && b.is_some());
+    }
+}
+
+#[test]
+fn a_certificate_to_show_that_cannot_be_used_makes_nobody_speak_in_plain_text() {
+    let name = Root::host(fqdn("user")).child("backend/80");
+    let secured = || {
+        let anyone = UpstreamTls { trust: Trust::Anyone, ..UpstreamTls::default() };
+        in_zones("user", &["a"], move |p| p.tls = Some(Box::new(anyone.clone())))
+    };
+    let shows = |certificate: Certificate| {
+        let good = self::certificate();
+        vec![port(&[("*", &good)], |g| g.backend_certificate = Some(Box::new(certificate)))]
+    };
+    let broken = || Certificate { key_pem: certificate().key_pem, ..certificate() };
+    for listener_first in [true, false] {
+        let mut builder = Builder::new(1, Clock::system(), "shop".into());
+        let mut steps = [shows(broken()), secured()];
+        if !listener_first {
+            steps.reverse();
+        }
+        let mut refused = Vec::new();
+        let mut table = None;
+        for step in steps {
+            let upserts = step.into_iter().map(|(n, r)| (n, Ok(r))).collect();
+            let (made, rejected) = builder.apply(1, upserts, &[]);
+            refused.extend(rejected);
+            table = Some(made);
+        }
+        let table = table.unwrap();
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        assert!(refused[0].reason.contains("certificate for backends"), "{refused:?}");
+        assert!(refused[0].sections.is_empty(), "it is no section's alone");
+        assert!(table.backend(&name).is_none(), "it would be spoken to in plain text");
+        assert!(table.fail(&name).unwrap().reason.contains("certificate to show"));
+        assert!(table.gateway("shop/web/8000").unwrap().tls_for(None).is_some());
+        // With one that can be used it is spoken to again, though nobody sent it again.
+        let table = apply(&mut builder, shows(certificate()));
+        let endpoint = &table.backend(&name).expect("it is whole again").endpoints[0];
+        assert!(endpoint.tls.is_some());
     }
 }
 

@@ -158,6 +158,18 @@ async fn those_who_left_are_passed_by() {
 }
 
 #[tokio::test]
+async fn when_the_gate_opens_it_does_so_for_those_in_line_too() {
+    let (gate, permits) = limited();
+    let (first, second) = (in_line(&gate).await, in_line(&gate).await);
+    // Nothing was heard for so long that what was known is worth nothing any more.
+    let permit = gate.arrive(Instant::now() + 2 * LONG).expect("it opens");
+    assert_eq!(gate.line.waiting.get(), 0, "nobody waits behind an open gate");
+    let woken = timeout(LONG, async { (first.await.unwrap(), second.await.unwrap()) });
+    drop((woken.await.unwrap(), permit, permits));
+    assert_eq!((gate.flying.get(), gate.line.waiting.get()), (0, 0));
+}
+
+#[tokio::test]
 async fn to_leave_costs_little_however_long_the_line_is() {
     let (gate, permits) = limited();
     let mut all = Vec::new();

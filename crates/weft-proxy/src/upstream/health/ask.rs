@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -14,14 +15,25 @@ use weft_model::decide::Probe;
 use weft_model::{CheckKind, HealthCheck, HttpCheck};
 
 use crate::table::{BackendEntry, EndpointEntry};
+use crate::tcp::proxy_header;
 use crate::upstream::connect::{Dialer, Peer, UpstreamIo};
 
 /// What is read of an answer at most.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
+/// What is read of a refusal's text.
+const REASON_BYTES_MAX: usize = 1024;
 const AGENT: &str = "weft-health-check";
 /// So long a tunnel must hold out of which nothing is expected: a sidecar says yes to it before it
 /// has reached its app, and breaks it off when it does not.
 const TUNNEL_HOLDS: Duration = Duration::from_millis(250);
+
+/// How far a check has come; whoever runs out of time says what it waited for.
+#[derive(Debug, Default)]
+struct Stage(AtomicU8);
+
+const CONNECTING: u8 = 0;
+const TUNNELLING: u8 = 1;
+const ASKING: u8 = 2;
 
 /// Asks an endpoint; says why when it is not well.
 pub(super) async fn ask(
@@ -31,28 +43,42 @@ pub(super) async fn ask(
 ) -> (Probe, String) {
     let Some(check) = super::check_of(backend) else { return (Probe::Pass, String::new()) };
     let limit = Duration::from_millis(check.timeout_ms.max(1));
-    let asked = asked(dialer, backend, entry, check, limit);
-    match tokio::time::timeout(limit, asked).await {
-        Err(_) => (Probe::Fail, format!("no answer within {} ms", limit.as_millis())),
-        Ok(Ok(answer)) => answer,
-        Ok(Err(why)) => (Probe::Fail, why),
-    }
-}
-
-async fn asked(
-    dialer: &Dialer,
-    backend: &BackendEntry,
-    entry: &EndpointEntry,
-    check: &HealthCheck,
-    limit: Duration,
-) -> Result<(Probe, String), String> {
     let mut peer = Peer::of_entry(entry, dialer.mesh_port);
+    let greeting = greeting(backend, check, &peer);
+    peer.greeting = greeting.clone().filter(|_| !peer.is_mesh());
     if let Some(port) = check.port {
         peer.port = port;
         if !peer.is_mesh() {
             peer.connect.set_port(port);
         }
     }
+    let stage = Stage::default();
+    let asked = asked(dialer, (backend, check), &peer, greeting, &stage);
+    match tokio::time::timeout(limit, asked).await {
+        Err(_) => (Probe::Fail, stage.late(&peer, limit)),
+        Ok(Ok(answer)) => answer,
+        Ok(Err(why)) => (Probe::Fail, why),
+    }
+}
+
+/// What a check says of itself to a port that wants to know its clients. Another port is another
+/// server, of which nobody said so; between sidecars HTTP carries no header.
+fn greeting(backend: &BackendEntry, check: &HealthCheck, peer: &Peer) -> Option<Bytes> {
+    let version = backend.backend.policy.proxy_protocol?;
+    let wanted = check.port.is_none_or(|port| port == peer.port);
+    wanted.then(|| proxy_header::own(version))
+}
+
+async fn asked(
+    dialer: &Dialer,
+    (backend, check): (&BackendEntry, &HealthCheck),
+    peer: &Peer,
+    greeting: Option<Bytes>,
+    stage: &Stage,
+) -> Result<(Probe, String), String> {
+    let limit = Duration::from_millis(check.timeout_ms.max(1));
+    // Its own limit is the longer one: the check's says more.
+    let patience = limit.saturating_mul(2);
     let http2 = match &check.kind {
         CheckKind::Http(http) => http.http2,
         CheckKind::Grpc { .. } => true,
@@ -60,17 +86,21 @@ async fn asked(
     };
     let alpn = if http2 { Alpn::H2 } else { Alpn::Http11 };
     let io = match &check.kind {
-        CheckKind::Tcp { .. } => dialer.connect_opaque(&peer, limit).await,
-        _ => dialer.connect(&peer, alpn, limit).await,
+        CheckKind::Tcp { .. } => dialer.connect_opaque(peer, patience).await,
+        _ => dialer.connect(peer, alpn, patience).await,
     };
     let mut io = io.map_err(|e| e.to_string())?;
+    stage.set(ASKING);
     match &check.kind {
         CheckKind::Http(http) if http2 => over_h2(io, backend, http).await,
         CheckKind::Http(http) => over_h1(io, backend, http).await,
         CheckKind::Grpc { service, authority } => grpc(io, backend, service, authority).await,
         CheckKind::Tcp { send, expect } if peer.is_mesh() => {
-            let said = tunnel(&mut io, &peer).await?;
-            let seen = tcp(&mut io, said, send, expect).await?;
+            stage.set(TUNNELLING);
+            let said = tunnel(&mut io, peer).await?;
+            stage.set(ASKING);
+            let send = [greeting.as_deref().unwrap_or_default(), send].concat();
+            let seen = tcp(&mut io, said, &send, expect).await?;
             if seen.is_empty() {
                 holds(&mut io, TUNNEL_HOLDS.min(limit / 2)).await?;
             }
@@ -79,6 +109,28 @@ async fn asked(
         CheckKind::Tcp { send, expect } => {
             tcp(&mut io, Vec::new(), send, expect).await?;
             Ok((Probe::Pass, String::new()))
+        }
+    }
+}
+
+// === impl Stage ===
+
+impl Stage {
+    fn set(&self, stage: u8) {
+        self.0.store(stage, Ordering::Relaxed);
+    }
+
+    /// What was waited for in vain.
+    fn late(&self, peer: &Peer, limit: Duration) -> String {
+        let (address, ms) = (peer.connect, limit.as_millis());
+        match self.0.load(Ordering::Relaxed) {
+            CONNECTING => format!("connecting to {address} took longer than {ms} ms"),
+            TUNNELLING => format!(
+                "its sidecar did not reach the app's port {} within {ms} ms; does the app accept \
+                 connections?",
+                peer.port
+            ),
+            _ => format!("no answer within {ms} ms"),
         }
     }
 }
@@ -277,12 +329,29 @@ async fn tunnel(io: &mut UpstreamIo, peer: &Peer) -> Result<Vec<u8>, String> {
             (Err(error), _) => return Err(format!("its sidecar's answer is no HTTP: {error}")),
             (Ok(httparse::Status::Complete(end)), 200) => return Ok(seen.split_off(end)),
             (Ok(httparse::Status::Complete(end)), 100..200) => drop(seen.drain(..end)),
-            (Ok(httparse::Status::Complete(_)), status) => {
-                return Err(format!("its sidecar refused the tunnel with status {status}"));
+            (Ok(httparse::Status::Complete(end)), status) => {
+                let length = response.headers.iter().find(|h| is_length(h));
+                let length = length.and_then(|h| std::str::from_utf8(h.value).ok()?.parse().ok());
+                let said = reason(io, seen.split_off(end), length.unwrap_or(0)).await;
+                return Err(format!("its sidecar refused the tunnel with status {status}{said}"));
             }
             (Ok(httparse::Status::Partial), _) => more(io, &mut seen).await?,
         }
     }
+}
+
+fn is_length(header: &httparse::Header<'_>) -> bool {
+    header.name.eq_ignore_ascii_case("content-length")
+}
+
+/// The text of a refusal, which is the sidecar's and says why.
+async fn reason(io: &mut UpstreamIo, mut seen: Vec<u8>, length: usize) -> String {
+    let length = length.min(REASON_BYTES_MAX);
+    while seen.len() < length && more(io, &mut seen).await.is_ok() {}
+    seen.truncate(length);
+    let text = String::from_utf8_lossy(&seen);
+    let text: String = text.trim().chars().filter(|c| !c.is_control()).collect();
+    if text.is_empty() { text } else { format!(": {text}") }
 }
 
 /// Whether a tunnel goes on to an app that need not say anything. Bytes and an orderly end are

@@ -27,6 +27,7 @@ fn pool(entry: &EndpointEntry) -> Rc<Pool> {
         }),
         tasks: TaskGroup::new(),
         opened: Cell::new(0),
+        noting: false,
     };
     Pool::new(Peer::of(&entry.endpoint, MESH_PORT), Rc::new(context))
 }

@@ -10,15 +10,18 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{Response, StatusCode};
 use tokio::time::Instant;
+use weft_base::clock::moment;
 use weft_identity::Alpn;
 
 use super::{
-    Answered, CAREFUL_IDLE, How, Lease, LeaseKind, OpenGuard, Pool, REUSE_TRIES, SendError,
+    Answered, CAREFUL_IDLE, How, Lease, LeaseKind, OpenGuard, Pool, REUSE_TRIES, SendError, Wire,
 };
 use crate::h1::client::Failure;
+use crate::h1::courtesy::Courtesy;
 use crate::h1::encode::Instead;
 use crate::h1::{Exchange, Handover, Upgraded};
 use crate::http::body::{AttemptBody, Due};
+use crate::observe::facts;
 use crate::upstream::connect::{ConnectError, UpstreamIo};
 
 /// One open connection.
@@ -26,6 +29,7 @@ use crate::upstream::connect::{ConnectError, UpstreamIo};
 pub struct Connection {
     pub(super) exchange: Exchange<UpstreamIo, AttemptBody>,
     open: OpenGuard,
+    pub(super) facts: Option<Rc<facts::Upstream>>,
 }
 
 #[derive(Debug)]
@@ -73,7 +77,8 @@ impl Pool {
         due: Due,
     ) -> Option<Result<(Response<Answered>, Lease), SendError>> {
         for tries in 0..=REUSE_TRIES {
-            let idle = if tries < REUSE_TRIES { self.idle(how.careful) } else { None };
+            let kept = tries < REUSE_TRIES && self.trusts_kept();
+            let idle = if kept { self.idle(how.careful) } else { None };
             let reused = idle.is_some();
             let mut connection = match idle {
                 Some(connection) => connection,
@@ -86,14 +91,22 @@ impl Pool {
                 }
             };
             connection.exchange.begin_with(head, instead, how.body.attempt());
+            let mut courtesy = Courtesy::default();
+            poll_fn(|cx| courtesy.poll(cx)).await;
             let exchange = &mut connection.exchange;
             let asking = poll_fn(|cx| {
                 let polled = exchange.poll_head_until(cx, || due.at(&how.body));
                 exchange.take_early().for_each(|head| how.say(head));
                 polled
             });
-            let failure = match asking.await? {
-                Ok(parts) => return Some(Ok(self.answered(connection, parts))),
+            let waiting = self.doubt.asks(moment());
+            let asked = asking.await?;
+            drop(waiting);
+            let failure = match asked {
+                Ok(parts) => {
+                    self.doubt.heard(moment());
+                    return Some(Ok(self.answered(connection, parts)));
+                }
                 Err(failure) => failure,
             };
             // A reused connection may have been closed before the request came: another one may
@@ -119,9 +132,10 @@ impl Pool {
         mut parts: http::response::Parts,
     ) -> (Response<Answered>, Lease) {
         let (kind, body) = if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            let facts = connection.facts.clone();
             let (upgraded, open) = connection.upgraded();
             parts.extensions.insert(Handover::ready(upgraded));
-            (LeaseKind::Left(open), Answered::H1(None))
+            (LeaseKind::Left(open, facts), Answered::H1(None))
         } else {
             (LeaseKind::H1(self.clone()), Answered::H1(Some(connection)))
         };
@@ -129,8 +143,16 @@ impl Pool {
     }
 
     pub(super) fn give_back(&self, connection: Box<Connection>) {
-        self.h1.borrow_mut().push(Idle { connection, since: Instant::now() });
+        if self.retired.get() {
+            return;
+        }
+        self.h1.borrow_mut().push(Idle { connection, since: moment() });
         self.room.freed();
+    }
+
+    /// Whether connections that were kept may be used.
+    pub(super) fn trusts_kept(&self) -> bool {
+        self.doubt.trusts_kept(self.peer.connect, moment())
     }
 
     fn idle(&self, careful: bool) -> Option<Box<Connection>> {
@@ -154,8 +176,10 @@ impl Pool {
     pub(super) async fn open_h1(&self, limit: Duration) -> Result<Box<Connection>, ConnectError> {
         // Counted from here on: others must see that the limit is used up.
         let open = self.opened();
-        let io = self.context.dialer.connect(&self.peer, Alpn::Http11, limit).await?;
-        Ok(Box::new(Connection { exchange: Exchange::new(io), open }))
+        let dialling = self.context.dialer.connect(&self.peer, Alpn::Http11, limit);
+        let io = self.doubt.opens(dialling).await?;
+        let facts = self.context.noting.then(|| facts::Upstream::of(&io, Some(Wire::H1)).into());
+        Ok(Box::new(Connection { exchange: Exchange::new(io), open, facts }))
     }
 }
 
@@ -171,3 +195,6 @@ fn explain(failure: Failure, how: &How) -> SendError {
         Failure::Reset { why, .. } => SendError::Reset(why),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,7 @@ use crate::h1::Handover;
 use crate::h2::client::{self, Failure, MESH_PINGS, Pings, exchange};
 use crate::http::body::{AttemptBody, Replay};
 use crate::http::websocket;
+use crate::observe::facts;
 use crate::upstream::breaker::Breaker;
 use crate::upstream::connect::{ConnectError, Peer};
 
@@ -41,6 +42,7 @@ pub(super) struct Connection {
     room: Rc<Room>,
     /// Its task has it too: whoever is first ends the count.
     open: Rc<RefCell<Option<OpenGuard>>>,
+    facts: Option<Rc<facts::Upstream>>,
 }
 
 /// One stream; it is counted while this lives.
@@ -102,6 +104,10 @@ impl Connection {
 // === impl Stream ===
 
 impl Stream {
+    pub(super) fn facts(&self) -> Option<Rc<facts::Upstream>> {
+        self.0.facts.clone()
+    }
+
     fn begin(connection: Rc<Connection>) -> Self {
         connection.shared.active.set(connection.shared.active.get() + 1);
         Self(connection)
@@ -232,7 +238,10 @@ impl Pool {
 async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, ConnectError> {
     // Counted from here on: others must see that the limit is used up.
     let open = Rc::new(RefCell::new(Some(pool.opened())));
-    let io = pool.context.dialer.connect(&pool.peer, Alpn::H2, limit).await?;
+    let dialling = pool.context.dialer.connect(&pool.peer, Alpn::H2, limit);
+    let io = pool.doubt.opens(dialling).await?;
+    let noting = pool.context.noting;
+    let facts = noting.then(|| facts::Upstream::of(&io, Some(Wire::H2)).into());
     let lost = |error| ConnectError::Tcp {
         address: pool.peer.connect,
         reason: crate::http::cause(&error).into(),
@@ -250,8 +259,10 @@ async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, Connect
         drop(open);
     });
     let (last, room) = (Cell::new(Instant::now()), pool.room.clone());
-    let made = Rc::new(Connection { sender, shared, last, room, open });
-    pool.h2.borrow_mut().push(made.clone());
+    let made = Rc::new(Connection { sender, shared, last, room, open, facts });
+    if !pool.retired.get() {
+        pool.h2.borrow_mut().push(made.clone());
+    }
     pool.room.each_line(Breaker::opened);
     Ok(made)
 }

@@ -2,8 +2,10 @@
 //! Connections to one endpoint, of one worker. With `http/serve.rs` the only place that names a
 //! codec: whoever calls sees requests, answers and [`SendError`]s that say what may be repeated.
 
+mod doubt;
 mod h1;
 mod h2;
+mod own;
 mod tunnel;
 
 use std::cell::{Cell, RefCell};
@@ -24,7 +26,9 @@ use super::connect::{ConnectError, Dialer, Peer};
 use super::pick::LocalEndpoint;
 use crate::http::body::{AttemptBody, Replay};
 use crate::http::interim::Interim;
+use crate::observe::facts;
 
+pub use own::{Client, OwnPools};
 pub use tunnel::Tunnel;
 
 /// An answer's body as the codec yields it.
@@ -91,6 +95,8 @@ pub struct PoolContext {
     pub dialer: Arc<Dialer>,
     pub tasks: TaskGroup,
     pub opened: Cell<u64>,
+    /// Lines of the access log tell of their upstream connection.
+    pub noting: bool,
 }
 
 /// Connections to one endpoint.
@@ -100,7 +106,11 @@ pub struct Pool {
     h1: RefCell<Vec<h1::Idle>>,
     h2: RefCell<Vec<Rc<h2::Connection>>>,
     connecting: h2::Connecting,
+    doubt: Rc<doubt::Doubt>,
     room: Rc<Room>,
+    children: own::Children,
+    /// The pool that it is one client's part of is gone.
+    retired: Cell<bool>,
 }
 
 /// What a pool's connections tell those that wait for one.
@@ -124,7 +134,7 @@ enum LeaseKind {
     H1(Rc<Pool>),
     H2(#[allow(dead_code)] h2::Stream),
     /// An HTTP/1.1 connection that has left HTTP.
-    Left(#[allow(dead_code)] OpenGuard),
+    Left(#[allow(dead_code)] OpenGuard, Option<Rc<facts::Upstream>>),
 }
 
 /// Counts one request to an endpoint while it lasts.
@@ -153,14 +163,21 @@ impl How {
 
 impl Pool {
     pub fn new(peer: Peer, context: Rc<PoolContext>) -> Rc<Self> {
-        Rc::new(Self {
+        Rc::new(Self::made(peer, context))
+    }
+
+    fn made(peer: Peer, context: Rc<PoolContext>) -> Self {
+        Self {
             peer,
             context,
             h1: RefCell::default(),
             h2: RefCell::default(),
             connecting: h2::Connecting::default(),
+            doubt: Rc::default(),
             room: Rc::default(),
-        })
+            children: own::Children::default(),
+            retired: Cell::new(false),
+        }
     }
 
     /// Closes what was idle for longer than `limit`.
@@ -168,13 +185,14 @@ impl Pool {
         let now = tokio::time::Instant::now();
         self.h1.borrow_mut().retain_mut(|idle| idle.keep(now, limit));
         self.h2.borrow_mut().retain(|connection| connection.keep(now, limit));
+        self.children.each().iter().for_each(|own| own.sweep(limit));
     }
 
     /// Whether a request can go out without another connection. A `careful` one takes none that
     /// may be closing.
     pub fn has_room(&self, wire: Wire, careful: bool) -> bool {
         match wire {
-            Wire::H1 => self.has_idle(careful),
+            Wire::H1 => self.trusts_kept() && self.has_idle(careful),
             Wire::H2 => self.h2.borrow().iter().any(|c| c.has_room()),
         }
     }
@@ -183,13 +201,21 @@ impl Pool {
     pub fn idle_since(&self) -> Option<tokio::time::Instant> {
         let h1 = self.h1.borrow().first().map(h1::Idle::since);
         let h2 = self.h2.borrow().iter().filter_map(|c| c.idle_since()).min();
-        h1.into_iter().chain(h2).min()
+        let own = h1.into_iter().chain(h2).min();
+        if self.children.is_empty() {
+            return own;
+        }
+        self.children.each().iter().filter_map(|own| own.idle_since()).chain(own).min()
     }
 
     /// Closes that connection, so that another may be opened, here or elsewhere.
     pub fn close_idle(&self) {
         let Some(oldest) = self.idle_since() else { return };
         let is_it = |since: tokio::time::Instant| since == oldest;
+        let children = self.children.each();
+        if let Some(own) = children.iter().find(|own| own.idle_since().is_some_and(is_it)) {
+            return own.close_idle();
+        }
         let first = self.h1.borrow().first().is_some_and(|idle| is_it(idle.since()));
         if first {
             let closed = self.h1.borrow_mut().remove(0);
@@ -208,6 +234,11 @@ impl Pool {
         let mut lines = self.room.lines.borrow_mut();
         lines.retain(|known| known.strong_count() > 0 && known.as_ptr() != Rc::as_ptr(line));
         lines.push(Rc::downgrade(line));
+    }
+
+    /// Whether the endpoint may be gone: who has another one goes there.
+    pub fn is_doubted(&self) -> bool {
+        self.doubt.is_raised()
     }
 
     /// Open connections.
@@ -238,6 +269,16 @@ impl Lease {
     pub fn counted(mut self, flight: InFlight) -> Self {
         self.flight = Some(flight);
         self
+    }
+
+    /// What is known of the connection that an answer came on.
+    pub fn facts(&self, answer: &Response<Answered>) -> Option<Rc<facts::Upstream>> {
+        match (&self.kind, answer.body()) {
+            (LeaseKind::H2(stream), _) => stream.facts(),
+            (_, Answered::H1(Some(connection))) => connection.facts.clone(),
+            (LeaseKind::Left(_, facts), _) => facts.clone(),
+            _ => None,
+        }
     }
 
     /// The answer's body was read to its end: its connection may serve others.

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -16,8 +17,9 @@ use super::{OpenGuard, Pool};
 use crate::h1::Upgraded;
 use crate::h1::client::{Exchange, Failure};
 use crate::http::body::AttemptBody;
+use crate::observe::facts;
 use crate::tcp::socket::Socket;
-use crate::upstream::connect::{ConnectError, UpstreamIo};
+use crate::upstream::connect::{ConnectError, Peer, UpstreamIo};
 
 /// How much longer than for a connection the answer to a CONNECT is waited for. The far side grants
 /// it once it is connected itself, for which it has a limit, tries and a name's lookup of its own:
@@ -31,6 +33,7 @@ const SAID_BYTES_MAX: usize = 1024;
 pub struct Tunnel {
     io: TunnelIo,
     _open: OpenGuard,
+    facts: Option<Rc<facts::Upstream>>,
 }
 
 #[derive(Debug)]
@@ -41,11 +44,18 @@ enum TunnelIo {
 
 impl Pool {
     /// Opens a byte stream; never taken from or given back to the pool.
-    pub async fn tunnel(self: &Rc<Self>, limit: Duration) -> Result<Tunnel, ConnectError> {
+    /// One outside of the mesh may begin with a greeting.
+    pub async fn tunnel(
+        self: &Rc<Self>,
+        limit: Duration,
+        greeting: Option<Bytes>,
+    ) -> Result<Tunnel, ConnectError> {
         if !self.peer.is_mesh() {
             let open = self.opened();
-            let io = self.context.dialer.connect_opaque(&self.peer, limit).await?;
-            return Ok(Tunnel { io: TunnelIo::Raw(io), _open: open });
+            let peer = Peer { greeting, ..self.peer.clone() };
+            let io = self.context.dialer.connect_opaque(&peer, limit).await?;
+            let facts = self.context.noting.then(|| facts::Upstream::of(&io, None).into());
+            return Ok(Tunnel { io: TunnelIo::Raw(io), _open: open, facts });
         }
         let address = self.peer.connect;
         let mut connection = self.open_h1(limit).await?;
@@ -69,8 +79,9 @@ impl Pool {
             let (status, said) = (response.status.as_u16(), saying.unwrap_or_default());
             return Err(ConnectError::Tunnel { address, status, said: said.into() });
         }
+        let facts = connection.facts.clone();
         let (io, open) = connection.upgraded();
-        Ok(Tunnel { io: TunnelIo::Connect(io), _open: open })
+        Ok(Tunnel { io: TunnelIo::Connect(io), _open: open, facts })
     }
 }
 
@@ -92,6 +103,13 @@ fn reason(failure: Failure) -> String {
     match failure {
         Failure::Unsent(why) | Failure::Body(why) | Failure::Reset { why, .. } => why,
         Failure::Garbage(wrong) => wrong.sentence().to_owned(),
+    }
+}
+
+impl Tunnel {
+    /// What is known of it, where lines of the access log tell of that.
+    pub fn facts(&self) -> Option<Rc<facts::Upstream>> {
+        self.facts.clone()
     }
 }
 

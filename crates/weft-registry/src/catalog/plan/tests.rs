@@ -132,7 +132,7 @@ fn limits_are_named() {
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     assert!(register(w.catalog(), request("w", &ids)).is_err());
     let mut heavy = request("w", &[]);
-    heavy.registration.proxy = Some(serde_json::json!("x".repeat(STORE_VALUE_BYTES_MAX)));
+    heavy.registration.proxy = Some(Box::new(serde_json::json!("x".repeat(STORE_VALUE_BYTES_MAX))));
     let why = register(w.catalog(), heavy).unwrap_err().to_string();
     assert!(why.contains("the record in bytes"), "{why}");
     let long = "c".repeat(NAME_BYTES_MAX + 1);
@@ -146,7 +146,8 @@ fn limits_are_named() {
 fn reg_44_control_characters_in_names_are_refused() {
     let w = World::new();
     for id in ["w\u{1b}[2J", "a\nb", "\0"] {
-        let why = register(w.catalog(), request(id, &[])).unwrap_err().to_string();
+        let why =
+            register(w.catalog(), request(id, &[])).expect_err("taken all the same").to_string();
         assert!(why.contains("control character") && !why.contains(id), "{why}");
         assert!(register(w.catalog(), request("w", &[id])).is_err(), "a check's id");
     }

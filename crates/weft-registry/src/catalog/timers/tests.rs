@@ -19,7 +19,8 @@ fn check(id: &str, definition: CheckDefinition) -> CheckRecord {
 }
 
 fn ttl(ttl_ms: u64) -> CheckRecord {
-    check("t", CheckDefinition { probe: Probe::Ttl { ttl_ms }, ..CheckDefinition::default() })
+    let probe = Probe::Ttl { ttl_ms };
+    check("t", CheckDefinition { probe, agent: true, ..CheckDefinition::default() })
 }
 
 fn world(check: &CheckRecord) -> World {
@@ -49,6 +50,17 @@ fn a_ttl_expires_once_and_a_beat_moves_it() {
     assert_eq!(timers.next(), Some(Mono(10_100)), "a late beat arms it again");
     let empty = World::new();
     assert_eq!(timers.step(empty.catalog(), Mono(20_000)), [], "no definition, no expiry");
+}
+
+#[test]
+fn what_others_wrote_to_the_catalog_is_not_timed() {
+    let probe = Probe::Ttl { ttl_ms: 100 };
+    let c = check("t", CheckDefinition { probe, ..CheckDefinition::default() });
+    let mut timers = Timers::default();
+    timers.watch(&ttl(100), Mono(0));
+    timers.watch(&c, Mono(50)); // the agent's check became one that somebody else writes
+    assert_eq!(timers.next(), None);
+    assert_eq!(timers.step(world(&c).catalog(), Mono(9_999)), []);
 }
 
 #[test]

@@ -1,109 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A session's end and a lock that is asked for meanwhile, in every order that the store may see.
 
-use std::sync::{Mutex, PoisonError};
-
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use weft_store::{
-    Entry, LeaseId, Page, Revision, Stats, StoreError, TxnOutcome, Watch, WatchError,
-};
-
 use super::*;
-
-/// A store in which another writer comes first, once, when a session is about to be written.
-#[derive(Debug)]
-struct Meddled {
-    inner: Arc<MemoryStore>,
-    /// After how many writes of sessions, and what.
-    first: Mutex<Option<(usize, Txn)>>,
-    succeeded: Mutex<Option<bool>>,
-}
-
-impl Meddled {
-    fn due(&self, txn: &Txn) -> Option<Txn> {
-        if !txn.ops.iter().any(|op| op.key().starts_with(keys::SESSIONS)) {
-            return None;
-        }
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        match first.take()? {
-            (0, txn) => Some(txn),
-            (n, txn) => {
-                *first = Some((n - 1, txn));
-                None
-            }
-        }
-    }
-}
-
-impl Store for Meddled {
-    fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnOutcome, StoreError>> {
-        async move {
-            if let Some(other) = self.due(&txn) {
-                let done = self.inner.txn(other).await?.succeeded;
-                *self.succeeded.lock().unwrap() = Some(done);
-            }
-            self.inner.txn(txn).await
-        }
-        .boxed()
-    }
-
-    fn get<'a>(
-        &'a self,
-        key: &'a str,
-    ) -> BoxFuture<'a, Result<(Revision, Option<Entry>), StoreError>> {
-        self.inner.get(key)
-    }
-
-    fn range<'a>(
-        &'a self,
-        prefix: &'a str,
-        limit: usize,
-        after: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<Page, StoreError>> {
-        self.inner.range(prefix, limit, after)
-    }
-
-    fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, WatchError> {
-        self.inner.watch(prefix, from)
-    }
-
-    fn compact(&self, upto: Revision) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.inner.compact(upto)
-    }
-
-    fn lease_grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, StoreError>> {
-        self.inner.lease_grant(ttl)
-    }
-
-    fn lease_keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<Duration, StoreError>> {
-        self.inner.lease_keep_alive(lease)
-    }
-
-    fn lease_revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<Revision, StoreError>> {
-        self.inner.lease_revoke(lease)
-    }
-
-    fn barrier(&self) -> BoxFuture<'_, Result<Revision, StoreError>> {
-        self.inner.barrier()
-    }
-
-    fn stats(&self) -> Stats {
-        self.inner.stats()
-    }
-
-    fn tick(&self) -> BoxFuture<'_, Result<usize, StoreError>> {
-        self.inner.tick()
-    }
-}
+use crate::doctored::Doctored;
 
 /// What became of a lock that was written after so many writes of the session's end: whether it
 /// was taken, and the state.
 async fn lock_amid_the_end(after: usize) -> (bool, State) {
     let (clock, _time) = Clock::manual();
-    let inner = Arc::new(MemoryStore::new(clock.clone()));
-    let (first, succeeded) = (Mutex::default(), Mutex::default());
-    let store = Arc::new(Meddled { inner, first, succeeded });
+    let store = Doctored::new(clock.clone());
     let registry = Registry::open(store.clone(), clock, TaskGroup::new()).await.unwrap();
     let node = NodeRecord { node: "n1".into(), address: "127.0.0.1".into(), ..Default::default() };
     registry.catalog().register_node(&node, true).await.unwrap();
@@ -120,9 +25,9 @@ async fn lock_amid_the_end(after: usize) -> (bool, State) {
     let key = keys::pair("default", "leader");
     let mut draft = Draft::new(&state);
     assert!(draft.lock(&key, Bytes::new(), 0, "s1").unwrap());
-    *store.first.lock().unwrap() = Some((after, draft.into_txn().unwrap()));
+    store.precede(keys::SESSIONS, after, draft.into_txn().unwrap());
     registry.consul().destroy_session("s1").await.unwrap();
-    let taken = *store.succeeded.lock().unwrap();
+    let taken = store.preceded();
     (taken.expect("the end writes the session so often"), registry.consul().state())
 }
 

@@ -88,12 +88,19 @@ pub fn copy(
         set("Roles", resolve(state, "role", body, "Roles")?);
     }
     let fields = Fields::new(body, "");
+    let holder = if with_roles { "token" } else { "role" };
     let mut services = Vec::new();
     for one in fields.objects("ServiceIdentities")? {
         let given = Fields::new(one, "ServiceIdentities.");
         let mut shape = Map::new();
-        shape.insert("ServiceName".into(), json!(given.text("ServiceName")?));
+        let name = given.text("ServiceName")?;
         let datacenters = given.list("Datacenters")?;
+        if with_roles && fields.flag("Local")? && !datacenters.is_empty() {
+            return Err(Refusal::internal(format!(
+                "Service identity {name:?} cannot specify a list of datacenters on a local token"
+            )));
+        }
+        shape.insert("ServiceName".into(), json!(name));
         if !datacenters.is_empty() {
             shape.insert("Datacenters".into(), json!(datacenters));
         }
@@ -103,6 +110,11 @@ pub fn copy(
     for one in fields.objects("NodeIdentities")? {
         let given = Fields::new(one, "NodeIdentities.");
         let (name, datacenter) = (given.text("NodeName")?, given.text("Datacenter")?);
+        if datacenter.is_empty() {
+            return Err(Refusal::internal(format!(
+                "Node identity is missing the datacenter field on this {holder}"
+            )));
+        }
         nodes.push(json!({"NodeName": name, "Datacenter": datacenter}));
     }
     let mut templated = Vec::new();
@@ -115,6 +127,10 @@ pub fn copy(
             let name = Fields::new(variables, "TemplateVariables.").text("Name")?;
             shape.insert("TemplateVariables".into(), json!({"name": name}));
         }
+        let datacenters = given.list("Datacenters")?;
+        if !datacenters.is_empty() {
+            shape.insert("Datacenters".into(), json!(datacenters));
+        }
         templated.push(Value::Object(shape));
     }
     bounded("identities", services.len() + nodes.len() + templated.len())?;
@@ -122,7 +138,7 @@ pub fn copy(
     set("NodeIdentities", nodes);
     set("TemplatedPolicies", templated);
     // Whatever is kept can be worked out later.
-    templates::identities(out).map(|_| ())
+    templates::identities(out, None).map(|_| ())
 }
 
 fn bounded(what: &str, found: usize) -> Result<(), Refusal> {

@@ -88,12 +88,17 @@ impl Acl {
         *self.default.lock().unwrap_or_else(PoisonError::into_inner) = secret;
     }
 
+    /// What requests without a token are under; empty when nothing is set.
+    pub(super) fn default_secret(&self) -> Arc<str> {
+        self.default.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The caller that a secret stands for; without one the anonymous.
     ///
     /// # Errors
     /// 403 when it is nobody's, or over.
     pub(super) fn resolve(&self, door: &Door, secret: &str) -> Result<Who, Refusal> {
-        let default = self.default.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let default = self.default_secret();
         let secret = match secret {
             "" if !default.is_empty() => &*default,
             "" => "anonymous",
@@ -112,7 +117,7 @@ impl Acl {
         if let Some(who) = cached {
             return Ok(who);
         }
-        let who = self.work_out(&state, &token)?;
+        let who = self.work_out(&state, &token, &door.own().datacenter)?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if cache.at == at {
             cache.rows.insert(secret.into(), who.clone());
@@ -120,7 +125,13 @@ impl Acl {
         Ok(who)
     }
 
-    fn work_out(&self, state: &State, token: &Map<String, Value>) -> Result<Who, Refusal> {
+    /// What is for other datacentres only grants nothing in this one.
+    fn work_out(
+        &self,
+        state: &State,
+        token: &Map<String, Value>,
+        datacenter: &str,
+    ) -> Result<Who, Refusal> {
         let accessor = Fields::new(token, "").text("AccessorID")?;
         let mut rows: Vec<Permission> = Vec::new();
         let mut manage = false;
@@ -132,7 +143,7 @@ impl Acl {
         }
         for holder in &holders {
             let subject: Arc<str> = accessor.as_str().into();
-            for text in templates::identities(holder)? {
+            for text in templates::identities(holder, Some(datacenter))? {
                 rows.extend(rules::parse(&subject, &text).map_err(Refusal::internal)?);
             }
             for link in Fields::new(holder, "").objects("Policies")? {
@@ -141,6 +152,9 @@ impl Acl {
                 let Some((policy, _)) = state.record(TABLE, &format!("policy/{id}")) else {
                     continue;
                 };
+                if !templates::is_for(&datacenters(policy)?, Some(datacenter)) {
+                    continue;
+                }
                 let subject: Arc<str> = word(policy, "Name").into();
                 let text = word(policy, "Rules");
                 rows.extend(rules::parse(&subject, text).map_err(Refusal::internal)?);
@@ -150,8 +164,12 @@ impl Acl {
             true => Permissions::management(),
             false => Permissions::new(rows, self.default_allow()),
         };
-        Ok(Who { accessor: accessor.into(), table: Some(Arc::new(table)) })
+        Ok(Who { accessor: accessor.into(), table: Some(Arc::new(table)), host: None })
     }
+}
+
+fn datacenters(policy: &Value) -> Result<Vec<String>, Refusal> {
+    policy.as_object().map_or(Ok(Vec::new()), |policy| Fields::new(policy, "").list("Datacenters"))
 }
 
 /// The policy that every access list begins with.

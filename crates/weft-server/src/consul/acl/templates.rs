@@ -116,20 +116,35 @@ impl Template {
     }
 }
 
-/// The rules of a token's or role's service and node identities and templated policies.
+/// Whether what is for these datacentres is for this one; `None` is any of them.
+pub fn is_for(datacenters: &[String], datacenter: Option<&str>) -> bool {
+    datacenters.is_empty() || datacenter.is_none_or(|own| datacenters.iter().any(|dc| dc == own))
+}
+
+/// The rules of a token's or role's service and node identities and templated policies, as far as
+/// they are for a datacentre; with `None` all of them.
 ///
 /// # Errors
 /// When one of them is none.
-pub fn identities(of: &Map<String, Value>) -> Result<Vec<String>, Refusal> {
+pub fn identities(
+    of: &Map<String, Value>,
+    datacenter: Option<&str>,
+) -> Result<Vec<String>, Refusal> {
     let fields = Fields::new(of, "");
     let mut out = Vec::new();
     for one in fields.objects("ServiceIdentities")? {
-        let name = Fields::new(one, "ServiceIdentities.").text("ServiceName")?;
-        out.push(rules_of("builtin/service", &name)?);
+        let given = Fields::new(one, "ServiceIdentities.");
+        let rules = rules_of("builtin/service", &given.text("ServiceName")?)?;
+        if is_for(&given.list("Datacenters")?, datacenter) {
+            out.push(rules);
+        }
     }
     for one in fields.objects("NodeIdentities")? {
-        let name = Fields::new(one, "NodeIdentities.").text("NodeName")?;
-        out.push(rules_of("builtin/node", &name)?);
+        let given = Fields::new(one, "NodeIdentities.");
+        let rules = rules_of("builtin/node", &given.text("NodeName")?)?;
+        if is_for(&[given.text("Datacenter")?], datacenter) {
+            out.push(rules);
+        }
     }
     for one in fields.objects("TemplatedPolicies")? {
         let given = Fields::new(one, "TemplatedPolicies.");
@@ -137,7 +152,10 @@ pub fn identities(of: &Map<String, Value>) -> Result<Vec<String>, Refusal> {
             Some(variables) => Fields::new(variables, "TemplateVariables.").text("Name")?,
             None => String::new(),
         };
-        out.push(rules_of(&given.text("TemplateName")?, &name)?);
+        let rules = rules_of(&given.text("TemplateName")?, &name)?;
+        if is_for(&given.list("Datacenters")?, datacenter) {
+            out.push(rules);
+        }
     }
     Ok(out)
 }

@@ -2,7 +2,7 @@
 //! Rights on what is not there, or is another's by the time it is written; and bodies of those
 //! who have none.
 
-use ::http::{HeaderMap, Method};
+use ::http::Method;
 use weft_kinds::world::{RegistrationKey, StoreKey};
 use weft_registry::catalog::CatalogError;
 use weft_registry::consul::{CatalogOp, ConsulError};
@@ -57,11 +57,10 @@ async fn what_became_anothers_since_it_was_admitted_is_judged_again() {
     let rig = guarded(false).await;
     as_root(&rig, "/v1/agent/service/register", &json!({"name": "other"})).await;
     let token = rig.token(r#"node "n1" { policy = "write" }"#).await;
-    let mut headers = HeaderMap::new();
-    headers.insert("x-consul-token", token.parse().unwrap());
     let params = params::Params::parse(None).unwrap();
     let ask = super::super::http::Ask {
-        who: rig.door.who(&headers, &params).unwrap(),
+        who: rig.door.caller(&token).await.unwrap(),
+        secret: None,
         argument: String::new(),
         params,
         body: bytes::Bytes::new(),

@@ -177,6 +177,7 @@ async fn a_query_that_waits_is_small() {
         namespace: "default".into(),
         method: ::http::Method::GET,
         who: super::super::who::Who::anybody(),
+        secret: None,
     };
     let endpoint = super::super::routes::Endpoint::HealthService;
     let whole = std::mem::size_of_val(&rig.door.dispatch(endpoint, &ask));

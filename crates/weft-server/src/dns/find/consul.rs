@@ -11,8 +11,8 @@ use weft_kinds::world::{Door, Instance, RegistrationKey};
 
 use super::super::names::{Zones, to_hex};
 use super::{Data, Found, Look, addresses, cluster, takes, texts, ttl_of};
-use crate::consul::query_run;
 use crate::consul::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, SERVER_RPC_PORT, View};
+use crate::consul::{gateways, query_run};
 
 /// In a registration's meta: how long answers with it may be kept, `30s`.
 const TTL_META: &str = "dns-ttl";
@@ -113,7 +113,7 @@ pub fn virtual_address(look: &mut Look, (namespace, service): (&str, &str), rtyp
 
 /// Where the ingress gateways listen that config entries name for a service.
 pub fn ingress(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype) -> Found {
-    let gateways = look.records.map(|state| query_run::ingress_gateways(state, service));
+    let gateways = look.records.map(|state| gateways::ingress_gateways(state, service));
     let mut targets = Vec::new();
     for gateway in gateways.into_iter().flatten() {
         let Some(key) = look.directory.service(look.view, namespace, &gateway) else { continue };

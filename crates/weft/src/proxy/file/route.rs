@@ -185,6 +185,19 @@ fn named(
     each.collect()
 }
 
+/// Why a header is not a rule's to edit: what it says is the connection's own business.
+fn not_edited(name: &str, request: bool) -> Option<&'static str> {
+    match name {
+        "host" if request => Some("is the upstream's name: say it under rewrite"),
+        "connection" | "content-length" | "http2-settings" | "keep-alive" | "proxy-connection"
+        | "te" | "trailer" | "transfer-encoding" | "upgrade" => {
+            Some("belongs to the connection and is made anew on each")
+        }
+        name if name.starts_with(':') => Some("is no header"),
+        _ => None,
+    }
+}
+
 /// Header edits: `set` and `add` with names and values, `remove` with names.
 fn edit(message: &Message<'_>, field: &str) -> Option<HeaderEdit> {
     let edit = message.message(field)?;
@@ -198,7 +211,19 @@ fn edit(message: &Message<'_>, field: &str) -> Option<HeaderEdit> {
         map.iter().map(|(k, v)| (k.to_ascii_lowercase().into(), text(v).into())).collect()
     };
     let remove = edit.texts("remove").into_iter().map(|n| n.to_ascii_lowercase().into()).collect();
-    Some(HeaderEdit { set: pairs("set"), add: pairs("add"), remove })
+    let made = HeaderEdit { set: pairs("set"), add: pairs("add"), remove };
+    let names = |pairs: &[(Arc<str>, Arc<str>)]| pairs.iter().map(|(n, _)| n.clone()).collect();
+    for (place, names) in
+        [("set", names(&made.set)), ("add", names(&made.add)), ("remove", made.remove.clone())]
+    {
+        let names: Vec<Arc<str>> = names;
+        for name in &names {
+            if let Some(why) = not_edited(name, field == "request_headers") {
+                edit.error(place, format!("{name:?} {why}"));
+            }
+        }
+    }
+    Some(made)
 }
 
 fn action(message: &Message<'_>, context: &Context<'_>) -> Option<Action> {

@@ -74,3 +74,15 @@ fn half_of_a_certificate_is_refused() {
         refused_for(&backend, "tls.certificate: a certificate and its key are two PEM files");
     }
 }
+
+#[test]
+fn memory_is_said_as_a_number_of_bytes_or_as_kubernetes_says_it() {
+    for (said, wanted) in [("128Mi", 128 << 20), ("'1Gi'", 1 << 30), ("4096", 4096)] {
+        assert_eq!(read(&format!("memory: {said}")).unwrap().memory, Some(wanted), "{said}");
+    }
+    let off = read("access_log: off").unwrap();
+    assert_eq!((off.memory, off.log.map(|log| log.what)), (None, Some(LogWhat::Nothing)));
+    for said in ["much", "0", "-1", "[1]"] {
+        refused_for(&format!("memory: {said}"), "is no number of bytes such as 128Mi");
+    }
+}

@@ -20,7 +20,7 @@ pub fn sections(listener: &Message<'_>, protocol: Protocol, context: &Context<'_
             if !clients.is_set("authority") {
                 clients.error("authority", "whose certificates are believed? Name a PEM file");
             }
-            Some(Box::new(ClientCertificates { ca_pem: ca_pem?, required }))
+            Some(Box::new(ClientCertificates { ca_pem: ca_pem?, required, insecure: false }))
         });
         let only_13 = tls.flag("only_13").unwrap_or(false);
         let Some(certificate) = certificate(&tls, context) else {

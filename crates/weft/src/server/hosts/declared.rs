@@ -57,12 +57,17 @@ impl HostDoor {
         tcp: bool,
     ) -> Result<Resolved, Refusal> {
         let caller = self.caller(&peer)?;
-        self.pod(&caller, &pod)?;
+        // Without a pod the machine itself asks, whose programs know no short names.
+        let own = pod == PodRef::default();
+        if !own {
+            self.pod(&caller, &pod)?;
+        }
+        let namespace = (!own).then_some(&*pod.namespace);
         let carrier = if tcp { Carrier::Tcp } else { Carrier::Udp };
-        Ok(match self.names.of_mesh(&query, carrier, &pod.namespace).await {
+        Ok(match self.names.of_mesh(&query, carrier, namespace).await {
             Told::Answer(answer) => Resolved::Answer(answer),
             Told::Silence => Resolved::Silence,
-            Told::Outside => Resolved::Outside,
+            Told::Outside | Told::Away => Resolved::Outside,
         })
     }
 }

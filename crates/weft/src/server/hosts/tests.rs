@@ -29,6 +29,12 @@ struct Bed {
     _dir: tempfile::TempDir,
 }
 
+/// The server's own certificate, as its door shows it.
+fn own_svid(link: &LocalLink) -> weft_base::snapshot::Snapshot<Svid> {
+    let life = std::time::Duration::from_secs(3600);
+    weft_base::snapshot::snapshot(link.authority.server_svid(life).unwrap()).1
+}
+
 async fn bed() -> Bed {
     let (clock, tasks) = (Clock::system(), TaskGroup::new());
     let dir = tempfile::tempdir().unwrap();
@@ -392,7 +398,7 @@ async fn over_the_wire_a_machine_joins_lives_and_renews_and_guests_do_nothing_el
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let link = &bed.door.link;
     let at =
-        control::serve_xds(vec![listener], &link.authority, &link.pusher, &bed.registry, &bed.door);
+        control::serve_xds(vec![listener], &own_svid(link), &link.pusher, &bed.registry, &bed.door);
     let at = at.unwrap();
     let text: JoinText = bed.token(TokenAsk::default()).await.parse().unwrap();
     let guest = identity::pinned_client(at, text.pin.unwrap(), &clock).unwrap();
@@ -468,7 +474,7 @@ async fn answering_host(bed: &Bed, name: &str, tasks: &TaskGroup) -> (Peer, Agen
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let link = &bed.door.link;
     let listeners = vec![listener];
-    let at = control::serve_xds(listeners, &link.authority, &link.pusher, &bed.registry, &bed.door);
+    let at = control::serve_xds(listeners, &own_svid(link), &link.pusher, &bed.registry, &bed.door);
     let caller = bed.joined(name, &[]).await;
     let id = SpiffeId::new(caller.spiffe_id.as_deref().unwrap()).unwrap();
     let own = link.authority.own_svid(&id, Duration::from_secs(60)).unwrap();
@@ -588,7 +594,7 @@ async fn without_a_certificate_nobody_gets_configuration() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let link = &bed.door.link;
     let listeners = vec![listener];
-    let at = control::serve_xds(listeners, &link.authority, &link.pusher, &bed.registry, &bed.door);
+    let at = control::serve_xds(listeners, &own_svid(link), &link.pusher, &bed.registry, &bed.door);
     let at = at.unwrap();
     let pin = bed.tokens.authority.pin();
     let tls = Arc::new(weft_identity::tls::join_client(pin, &bed.tokens.clock).unwrap());
@@ -639,9 +645,9 @@ async fn a_host_reports_its_own_checks_and_no_others() {
             node: node.into(),
             id: "c".into(),
             name: "c".into(),
-            definition: serde_json::to_value(&definition).ok(),
             ..CheckRecord::default()
         };
+        let check = check.with(&definition);
         catalog.register_check(&record, check).await.unwrap();
     }
     let result = |status| {

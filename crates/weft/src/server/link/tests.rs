@@ -5,18 +5,17 @@ use weft_agent::checks;
 use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Status};
-use weft_store::MemoryStore;
 
 use super::*;
 use crate::server::control;
-use crate::store::faulty::{Faulty, Writes};
+use crate::store::doctored::Doctored;
 
 #[tokio::test]
 async fn a_check_result_that_the_store_did_not_take_is_not_said_to_be_told() {
     let (clock, tasks) = (Clock::system(), TaskGroup::new());
     let dir = tempfile::tempdir().unwrap();
     let authority = Arc::new(Authority::open(&dir.path().join("ca"), None, &clock).unwrap());
-    let store = Arc::new(Faulty::new(MemoryStore::new(clock.clone())));
+    let store = Doctored::new(clock.clone());
     let registry = Registry::open(store.clone(), clock, tasks.clone()).await.unwrap();
     let (pusher, _) = control::start(&registry, authority.trust_domain(), &tasks);
     let node = NodeRecord { node: "n".into(), address: "127.0.0.1".into(), ..<_>::default() };
@@ -35,10 +34,10 @@ async fn a_check_result_that_the_store_did_not_take_is_not_said_to_be_told() {
         status: Status::Passing,
         output: String::new(),
     };
-    store.set(Writes::Unreached);
+    store.fail("", usize::MAX);
     let told = link.report_checks(vec![report("c")]).await;
     assert!(matches!(told, Err(LinkError::Unavailable(_))), "{told:?}");
-    store.set(Writes::Answered);
+    store.heal();
     // One that was deregistered meanwhile holds up no other.
     link.report_checks(vec![report("gone"), report("c")]).await.unwrap();
     assert_eq!(registry.now().catalog().status(&key), Status::Passing);

@@ -49,6 +49,7 @@ enum At {
 
 struct Request {
     class: usize,
+    worker: usize,
     came: u64,
     sent: u64,
     ahead: u32,
@@ -65,7 +66,8 @@ enum Event {
 }
 
 struct Sim<'a> {
-    gate: Option<Gate>,
+    /// Of workers that get requests in turn; none is one worker without a gate.
+    gates: Vec<Gate>,
     classes: &'a [Class],
     places: usize,
     working: usize,
@@ -73,23 +75,24 @@ struct Sim<'a> {
     events: BinaryHeap<Reverse<(u64, usize, Event)>>,
     /// In the server, and at the gate.
     server: VecDeque<usize>,
-    line: VecDeque<usize>,
-    flying: u32,
+    lines: Vec<VecDeque<usize>>,
+    flying: Vec<u32>,
     outcomes: Vec<Outcome>,
 }
 
-fn run(gate: Option<Gate>, places: usize, classes: &[Class]) -> (Vec<Outcome>, Option<Gate>) {
+fn run(gates: Vec<Gate>, places: usize, classes: &[Class]) -> (Vec<Outcome>, Vec<Gate>) {
+    let workers = gates.len().max(1);
     let outcomes = vec![Outcome::default(); classes.len()];
     let mut sim = Sim {
-        gate,
+        gates,
         classes,
         places,
         working: 0,
         requests: Vec::new(),
         events: BinaryHeap::new(),
         server: VecDeque::new(),
-        line: VecDeque::new(),
-        flying: 0,
+        lines: vec![VecDeque::new(); workers],
+        flying: vec![0; workers],
         outcomes,
     };
     for (i, class) in classes.iter().enumerate() {
@@ -98,7 +101,7 @@ fn run(gate: Option<Gate>, places: usize, classes: &[Class]) -> (Vec<Outcome>, O
     while let Some(Reverse((now, _, event))) = sim.events.pop() {
         sim.step(now, event);
     }
-    (sim.outcomes, sim.gate)
+    (sim.outcomes, sim.gates)
 }
 
 impl Sim<'_> {
@@ -113,11 +116,12 @@ impl Sim<'_> {
             Event::Done(i) => self.done(i, now),
             Event::GiveUp(i) => self.give_up(i, now),
             Event::Late(i) if self.requests[i].at == At::Line => {
-                let more = self.gate.as_ref().unwrap().more_us(now - self.requests[i].came);
+                let worker = self.requests[i].worker;
+                let more = self.gates[worker].more_us(now - self.requests[i].came, now);
                 if more > 0 {
                     return self.at(now + more, Event::Late(i));
                 }
-                self.line.retain(|other| *other != i);
+                self.lines[worker].retain(|other| *other != i);
                 self.send(i, now);
             }
             Event::Late(_) => {}
@@ -132,8 +136,10 @@ impl Sim<'_> {
         }
         self.outcomes[class].came += 1;
         let i = self.requests.len();
+        let worker = i % self.lines.len();
         self.requests.push(Request {
             class,
+            worker,
             came: now,
             sent: 0,
             ahead: 0,
@@ -141,14 +147,14 @@ impl Sim<'_> {
             gone: false,
         });
         self.at(now + what.patience_us, Event::GiveUp(i));
-        let waiting = u32::try_from(self.line.len()).unwrap();
-        let flying = self.flying;
-        let gate = self.gate.as_mut().filter(|_| what.whole);
+        let waiting = u32::try_from(self.lines[worker].len()).unwrap();
+        let flying = self.flying[worker];
+        let gate = self.gates.get_mut(worker).filter(|_| what.whole);
         let entry = gate.map_or(Entry::Go, |g| g.arrive(flying, waiting, now));
         match entry {
             Entry::Go => self.send(i, now),
             Entry::Wait => {
-                self.line.push_back(i);
+                self.lines[worker].push_back(i);
                 self.at(now, Event::Late(i));
             }
         }
@@ -157,8 +163,9 @@ impl Sim<'_> {
     fn send(&mut self, i: usize, now: u64) {
         self.requests[i].at = At::Backend;
         self.requests[i].sent = now;
-        self.requests[i].ahead = self.flying;
-        self.flying += u32::from(self.classes[self.requests[i].class].whole);
+        let worker = self.requests[i].worker;
+        self.requests[i].ahead = self.flying[worker];
+        self.flying[worker] += u32::from(self.classes[self.requests[i].class].whole);
         self.server.push_back(i);
         self.work(now);
     }
@@ -185,43 +192,46 @@ impl Sim<'_> {
         }
         request.at = At::Over;
         let (took, class, ahead) = (now - request.sent, request.class, request.ahead);
+        let worker = request.worker;
         let all = now - request.came;
-        self.flying -= u32::from(self.classes[class].whole);
+        self.flying[worker] -= u32::from(self.classes[class].whole);
         let outcome = &mut self.outcomes[class];
         outcome.good += 1;
         outcome.longest_us = outcome.longest_us.max(all);
-        let (whole, flying) = (self.classes[class].whole, self.flying);
-        if let Some(gate) = self.gate.as_mut().filter(|_| whole) {
+        let (whole, flying) = (self.classes[class].whole, self.flying[worker]);
+        if let Some(gate) = self.gates.get_mut(worker).filter(|_| whole) {
             gate.answered((true, ahead), took, flying, now);
         }
-        self.admit(now);
+        self.admit(worker, now);
     }
 
     fn give_up(&mut self, i: usize, now: u64) {
         let request = &mut self.requests[i];
+        let worker = request.worker;
         match std::mem::replace(&mut request.at, At::Over) {
             At::Over => {}
             At::Line => {
-                self.line.retain(|other| *other != i);
-                self.gate.as_mut().unwrap().left_line();
+                self.lines[worker].retain(|other| *other != i);
+                self.gates[worker].left_line();
             }
             At::Backend => {
                 request.gone = true;
-                self.flying -= u32::from(self.classes[request.class].whole);
+                self.flying[worker] -= u32::from(self.classes[request.class].whole);
                 let (held, flew) = (request.sent - request.came, now - request.sent);
-                let (whole, flying) = (self.classes[request.class].whole, self.flying);
-                if let Some(gate) = self.gate.as_mut().filter(|_| whole) {
+                let (whole, flying) = (self.classes[request.class].whole, self.flying[worker]);
+                if let Some(gate) = self.gates.get_mut(worker).filter(|_| whole) {
                     gate.given_up(held, flew, flying, now);
                 }
-                self.admit(now);
+                self.admit(worker, now);
             }
         }
     }
 
-    fn admit(&mut self, now: u64) {
-        while self.gate.as_ref().is_some_and(|g| g.has_room(self.flying)) {
-            let newest = self.gate.as_ref().unwrap().newest_first();
-            let next = if newest { self.line.pop_back() } else { self.line.pop_front() };
+    fn admit(&mut self, worker: usize, now: u64) {
+        while self.gates.get(worker).is_some_and(|g| g.has_room(self.flying[worker])) {
+            let newest = self.gates[worker].newest_first();
+            let line = &mut self.lines[worker];
+            let next = if newest { line.pop_back() } else { line.pop_front() };
             let Some(i) = next else { return };
             self.send(i, now);
         }
@@ -235,8 +245,8 @@ fn steady(per_second: u64, seconds: u64, patience_us: u64, service: fn(u64) -> u
 
 /// With and without a gate: as many are answered, but for a part in a thousand.
 fn loses_nothing(name: &str, places: usize, classes: &[Class]) -> Vec<Outcome> {
-    let (without, _) = run(None, places, classes);
-    let (with, _) = run(Some(Gate::new(8)), places, classes);
+    let (without, _) = run(Vec::new(), places, classes);
+    let (with, _) = run(vec![Gate::new(8)], places, classes);
     for (i, (with, without)) in with.iter().zip(&without).enumerate() {
         assert!(with.good * 1_000 >= without.good * 999, "{name} {i}: {with:?}, else {without:?}");
     }
@@ -247,9 +257,9 @@ fn loses_nothing(name: &str, places: usize, classes: &[Class]) -> Vec<Outcome> {
 fn five_times_too_much_and_nothing_configured() {
     for patience in [500_000, SECOND, 2 * SECOND, 5 * SECOND] {
         let class = [steady(1_000, 12, patience, |_| 100_000)];
-        let (without, _) = run(None, 20, &class);
-        let (with, gate) = run(Some(Gate::new(8)), 20, &class);
-        let limit = gate.unwrap().limit();
+        let (without, _) = run(Vec::new(), 20, &class);
+        let (with, gate) = run(vec![Gate::new(8)], 20, &class);
+        let limit = gate[0].limit();
         println!("patience {patience}: {with:?}, else {without:?}, limit {limit:?}");
         // With five seconds it takes longer than that until clients leave.
         let least = if patience == 5 * SECOND { 50 } else { 75 };
@@ -257,12 +267,28 @@ fn five_times_too_much_and_nothing_configured() {
     }
 }
 
+/// Of a server whose answers do not all take as long, from several workers that see a part each.
 #[test]
-fn two_workers_of_five_times_too_much() {
-    // Each sees half of the arrivals and of the answers.
-    let class = [steady(500, 12, SECOND, |_| 100_000)];
-    let (with, _) = run(Some(Gate::new(8)), 10, &class);
-    assert!(with[0].good * 100 >= 1_200 * 80, "{:?}", with[0]);
+fn workers_of_five_times_too_much() {
+    fn steady_pace(_: u64) -> u64 {
+        100_000
+    }
+    fn some(now: u64) -> u64 {
+        75_000 + now / 10 * 7_919 % 50_000
+    }
+    fn wide(now: u64) -> u64 {
+        50_000 + now / 10 * 7_919 % 100_000
+    }
+    let all = [("steady", steady_pace as fn(u64) -> u64), ("some", some), ("wide", wide)];
+    for (name, service) in all {
+        for workers in [1, 2, 4] {
+            let least = (16u32 / workers).max(4);
+            let gates = (0..workers).map(|_| Gate::new(least)).collect();
+            let (with, _) = run(gates, 20, &[steady(1_000, 12, SECOND, service)]);
+            println!("{name}, {workers} workers: {:?}", with[0]);
+            assert!(with[0].good * 100 >= 2_400 * 85, "{name} {workers}: {:?}", with[0]);
+        }
+    }
 }
 
 #[test]
@@ -307,6 +333,33 @@ fn a_backend_that_becomes_three_times_slower_with_room_to_spare() {
         if now < 5 * SECOND { 20_000 } else { 600_000 }
     }
     loses_nothing("thirty times", 2_000, &[steady(500, 20, 3 * SECOND, far)]);
+}
+
+/// A backend that waits for something else, has no limit of its own, and becomes slower and slower
+/// until it is stable. Meanwhile that looks like a line; afterwards nobody waits at the gate, or
+/// leaves who would have had an answer.
+#[test]
+fn slower_and_slower_with_room_to_spare_ends_as_without_a_gate() {
+    fn steep(now: u64) -> u64 {
+        (now.saturating_sub(9 * SECOND) / 2).clamp(SECOND / 2, 6 * SECOND)
+    }
+    fn flat(now: u64) -> u64 {
+        (SECOND / 10 + now.saturating_sub(10 * SECOND) * 3 / 10).min(4 * SECOND)
+    }
+    for (rate, patience, service) in [
+        (200, 60 * SECOND, steep as fn(u64) -> u64),
+        (200, 9 * SECOND, steep),
+        (1_000, 60 * SECOND, steep),
+        // Just as long as one may wait here and for an answer: all leave just before that comes.
+        (100, 9 * SECOND, flat),
+    ] {
+        let early = steady(rate, 60, patience, service);
+        let late = Class { from_us: 60 * SECOND, to_us: 80 * SECOND, ..early };
+        let (without, _) = run(Vec::new(), 20_000, &[early, late]);
+        let (with, _) = run(vec![Gate::new(8)], 20_000, &[early, late]);
+        println!("{rate}/s for {patience}: {with:?}, else {without:?}");
+        assert_eq!(with[1], without[1], "{rate}/s for {patience}");
+    }
 }
 
 #[test]
@@ -371,8 +424,8 @@ fn one_clients_given_up_requests_keep_nobody_out() {
 fn it_opens_when_overload_is_over() {
     let much = steady(1_000, 5, SECOND, |_| 100_000);
     let usual = steady(100, 30, SECOND, |_| 100_000);
-    let (_, gate) = run(Some(Gate::new(8)), 20, &[much, usual]);
-    assert_eq!(gate.unwrap().limit(), None);
+    let (_, gate) = run(vec![Gate::new(8)], 20, &[much, usual]);
+    assert_eq!(gate[0].limit(), None);
 }
 
 /// Servers and clients at random.
@@ -411,8 +464,8 @@ fn whatever_comes_a_gate_does_little_harm() {
     let (mut sum, mut sum_without) = (0, 0);
     for _ in 0..ROUNDS {
         let (places, classes) = random(&mut below);
-        let (without, _) = run(None, places, &classes);
-        let (with, _) = run(Some(Gate::new(8)), places, &classes);
+        let (without, _) = run(Vec::new(), places, &classes);
+        let (with, _) = run(vec![Gate::new(8)], places, &classes);
         let good = |all: &[Outcome]| all.iter().map(|o| o.good).sum::<u64>();
         let (a, b) = (good(&with), good(&without));
         let came: u64 = with.iter().map(|o| o.came).sum();

@@ -19,8 +19,12 @@ fn pool(peer: Peer) -> Rc<Pool> {
         mesh_port: MESH_PORT,
         config: Arc::new(config("sidecar~shop~a")),
     };
-    let context =
-        PoolContext { dialer: Arc::new(dialer), tasks: TaskGroup::new(), opened: Cell::new(0) };
+    let context = PoolContext {
+        dialer: Arc::new(dialer),
+        tasks: TaskGroup::new(),
+        opened: Cell::new(0),
+        noting: false,
+    };
     Pool::new(peer, Rc::new(context))
 }
 

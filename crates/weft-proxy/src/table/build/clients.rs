@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Backends that the clients of one namespace have in the place of everybody's: control sends both
+//! to that namespace's proxies. Called when a host is built; looks at names only.
+
+use std::collections::BTreeMap;
+
+use weft_model::for_clients;
+
+use super::Child;
+
+/// The children of a host with those in place that are for this proxy's own namespace; it is sent
+/// no other's.
+pub(super) fn preferred<T: Clone>(mut children: BTreeMap<Child, T>) -> BTreeMap<Child, T> {
+    let own = |(child, held): (&Child, &T)| Some((for_clients(child)?.0.into(), held.clone()));
+    let own: Vec<(Child, T)> = children.iter().filter_map(own).collect();
+    if !own.is_empty() {
+        children.retain(|child, _| for_clients(child).is_none());
+        children.extend(own);
+    }
+    children
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_for_a_namespaces_clients_takes_the_place_of_everybodys() {
+        let names = ["", "backend/80", "backend/80/v1", "backend/80~for~web", "endpoints/80"];
+        let children: BTreeMap<Child, usize> =
+            names.iter().enumerate().map(|(i, n)| ((*n).into(), i)).collect();
+        let found: Vec<(String, usize)> =
+            preferred(children).into_iter().map(|(n, i)| (n.to_string(), i)).collect();
+        let want = [("", 0), ("backend/80", 3), ("backend/80/v1", 2), ("endpoints/80", 4)];
+        assert_eq!(found, want.map(|(n, i)| (n.to_owned(), i)));
+    }
+}

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Machines with doors of their own: what they tell the server, and what such a door says.
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use weft_identity::permission::{Kind, Names, Permission, Permissions, Verb};
+use weft_kinds::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Registration, Status};
+use weft_kinds::views::check::{CheckDefinition, Probe};
+use weft_kinds::world::{CheckKey, RegistrationKey};
+use weft_registry::Leader;
+
+use super::far::{Away, Coming, FarAnswer, FarAsk};
+use super::sync::{SyncAsk, SyncCheck, SyncService};
+use super::who::Who;
+use super::*;
+
+const M1: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+fn check_key(node: &str, id: &str) -> CheckKey {
+    CheckKey { namespace: "default".into(), node: node.into(), id: id.into() }
+}
+
+fn check(id: &str, probe: Probe, status: Status) -> SyncCheck {
+    let record = CheckRecord {
+        id: id.into(),
+        name: id.into(),
+        node: "m1".into(),
+        namespace: "default".into(),
+        initial: Status::Critical,
+        ..CheckRecord::default()
+    };
+    let definition = CheckDefinition { probe, agent: true, ..CheckDefinition::default() };
+    let result = CheckStatus { status, ..CheckStatus::default() };
+    SyncCheck { check: record.with(&definition), result, ..SyncCheck::default() }
+}
+
+fn service(id: &str, checks: Vec<SyncCheck>) -> SyncService {
+    let registration = Registration {
+        id: id.into(),
+        service: id.into(),
+        node: "m1".into(),
+        namespace: "default".into(),
+        agent: true,
+        ..Registration::default()
+    };
+    SyncService { registration, checks, ..SyncService::default() }
+}
+
+async fn tell(door: &Door, ask: SyncAsk) {
+    let said = door.sync("m1", M1, ask).await.unwrap();
+    assert_eq!(said.refused, []);
+}
+
+async fn server(store: &Arc<MemoryStore>, name: &str, tasks: &TaskGroup) -> (Registry, Door) {
+    let clock = Clock::system();
+    let leader = Leader::among(name, clock.clone());
+    let registry = Registry::open_as(store.clone(), clock, tasks.clone(), leader).await.unwrap();
+    let config = Config {
+        node_name: name.into(),
+        node_id: String::new(),
+        address: "127.0.0.1".parse().unwrap(),
+        datacenter: "dc1".into(),
+        version: "0.1.0".into(),
+        hosts: Vec::new(),
+    };
+    let door = Door::new(&registry, config, tasks);
+    (registry, door)
+}
+
+/// Until a registry's World is so.
+async fn until(registry: &Registry, holds: impl Fn(&weft_kinds::world::World) -> bool) {
+    let mut world = registry.world();
+    while !holds(&world.load()) {
+        assert!(world.changed().await);
+    }
+}
+
+#[tokio::test]
+async fn what_another_server_heard_is_written_again_by_who_is_told_it_now() {
+    let tasks = TaskGroup::new();
+    let store = Arc::new(MemoryStore::new(Clock::system()));
+    let (a, door_a) = server(&store, "a", &tasks).await;
+    let (b, door_b) = server(&store, "b", &tasks).await;
+    let ttl = Probe::Ttl { ttl_ms: 60_000 };
+    let up = check("up", ttl, Status::Passing);
+    let ask =
+        SyncAsk { whole: true, services: vec![service("web", vec![up])], ..Default::default() };
+    let key = check_key("m1", "up");
+    let by = |of: &Registry| of.now().catalog().result(&key).map(|result| result.by.clone());
+    tell(&door_a, ask.clone()).await;
+    let first = by(&a).expect("it passes");
+    until(&b, |world| world.catalog().result(&key).is_some()).await;
+    // A dies, its lease does not yet: the agent comes to B, where nothing seems to be new.
+    tell(&door_b, ask.clone()).await;
+    let second = by(&b).expect("it passes");
+    assert_ne!(first, second, "it would end with the other server");
+    let revision = b.now().revision();
+    tell(&door_b, ask).await;
+    assert_eq!(b.now().revision(), revision, "now it is B's, and nothing is new");
+}
+
+#[tokio::test]
+async fn an_alias_of_what_is_on_another_node_is_worked_out_by_the_server() {
+    let rig = rig().await;
+    let on_m2 = json!({"Node": "m2", "Address": "10.0.0.2", "Service": {"Service": "db"},
+        "Check": {"CheckID": "c", "Name": "c", "ServiceID": "db", "Status": "passing"}});
+    rig.put("/v1/catalog/register", on_m2).await;
+    let alias = |node: &str| Probe::Alias { node: node.into(), service_id: "db".into() };
+    let checks = vec![
+        check("far", alias("m2"), Status::Critical),
+        // This one the machine works out.
+        check("near", alias(""), Status::Warning),
+    ];
+    tell(&rig.door, SyncAsk { whole: true, checks, ..SyncAsk::default() }).await;
+    let is = |id: &'static str, status: Status| {
+        until(&rig.registry, move |w| w.catalog().status(&check_key("m1", id)) == status)
+    };
+    is("far", Status::Passing).await;
+    is("near", Status::Warning).await;
+    let turned = json!({"Node": "m2", "Address": "10.0.0.2",
+        "Check": {"CheckID": "c", "Name": "c", "ServiceID": "db", "Status": "critical"}});
+    rig.put("/v1/catalog/register", turned).await;
+    is("far", Status::Critical).await;
+    assert_eq!(rig.registry.now().catalog().status(&check_key("m1", "near")), Status::Warning);
+}
+
+#[tokio::test]
+async fn everything_told_in_parts_removes_what_none_of_them_named() {
+    let rig = rig().await;
+    let node = NodeRecord { node: "m1".into(), ..NodeRecord::default() };
+    for id in ["web-1", "foreign"] {
+        let registration = service(id, Vec::new()).registration;
+        let request = weft_registry::catalog::ServiceRequest {
+            registration,
+            node: node.clone(),
+            ..Default::default()
+        };
+        rig.registry.catalog().register_service(request).await.unwrap();
+    }
+    let foreign = check("foreign", Probe::None, Status::Passing).check;
+    rig.registry.catalog().register_check(&node, foreign).await.unwrap();
+    let on = || {
+        let world = rig.registry.now();
+        let services = world.catalog().on_node("m1").map(|(key, _)| key.id.to_string());
+        let checks = world.catalog().node_checks("m1").map(|(key, _)| key.id.to_string());
+        services.chain(checks).collect::<Vec<_>>()
+    };
+    let whole = SyncAsk {
+        services: vec![service("web-1", Vec::new()), service("web-2", Vec::new())],
+        checks: vec![check("own", Probe::None, Status::Passing)],
+        ..SyncAsk::default()
+    };
+    let marks = whole.marks();
+    for service in whole.services {
+        tell(&rig.door, SyncAsk { services: vec![service], ..SyncAsk::default() }).await;
+    }
+    tell(&rig.door, SyncAsk { checks: whole.checks, ..SyncAsk::default() }).await;
+    assert_eq!(on(), ["foreign", "web-1", "web-2", "foreign", "own"], "it was not all yet");
+    tell(&rig.door, SyncAsk { there: Some(marks), ..SyncAsk::default() }).await;
+    assert_eq!(on(), ["web-1", "web-2", "own"]);
+}
+
+/// A server with access lists, as a machine's door sees it.
+#[derive(Debug, Default)]
+struct Server {
+    /// The machine's own.
+    registry: std::sync::OnceLock<Registry>,
+    noted: Arc<Mutex<Vec<(String, String)>>>,
+    defaults: Mutex<Vec<String>>,
+    told: Mutex<usize>,
+}
+
+/// Notes what came.
+struct Noted {
+    of: Arc<Mutex<Vec<(String, String)>>>,
+    what: (String, String),
+}
+
+impl Coming for Noted {
+    fn came(self: Box<Self>) {
+        self.of.lock().unwrap().push(self.what);
+    }
+}
+
+impl Far for Server {
+    fn token(&self, secret: String) -> BoxFuture<'_, Result<Vec<u8>, Away>> {
+        let row = |kind, name: &str| Permission {
+            subject: "p".into(),
+            kind,
+            namespace: None,
+            names: Names::Exactly(name.into()),
+            verb: Some(Verb::Write),
+        };
+        let rows = match &*secret {
+            "web" => vec![row(Kind::Service, "web")],
+            "node" => vec![row(Kind::Node, "n1"), row(Kind::Agent, "n1")],
+            _ => Vec::new(),
+        };
+        let table = Some(Arc::new(Permissions::new(rows, false)));
+        let who = Who { accessor: "a".into(), table, host: None };
+        async move { Ok(far::write(Ok(who))) }.boxed()
+    }
+
+    fn ask(&self, ask: FarAsk) -> BoxFuture<'_, Result<FarAnswer, Away>> {
+        let body = ask.token.into();
+        async move { Ok(FarAnswer { status: 200, headers: Vec::new(), body }) }.boxed()
+    }
+
+    fn registers(&self, what: String, secret: &str) -> Box<dyn Coming> {
+        let world = self.registry.get().unwrap().now();
+        let id = what.rsplit('/').next().unwrap();
+        let is_there = world.catalog().on_node("n1").any(|(key, _)| &*key.id == id);
+        let again = self.noted.lock().unwrap().iter().any(|(noted, _)| *noted == what);
+        assert_eq!(is_there, again, "{what} would be told without its token");
+        let what = (what, secret.to_owned());
+        Box::new(Noted { of: self.noted.clone(), what })
+    }
+
+    fn defaults(&self, secret: &str) {
+        self.defaults.lock().unwrap().push(secret.to_owned());
+    }
+
+    fn wrote(&self, _: u64) -> BoxFuture<'_, ()> {
+        *self.told.lock().unwrap() += 1;
+        async {}.boxed()
+    }
+}
+
+async fn machine() -> (Rig, Arc<Server>) {
+    let server = Arc::new(Server::default());
+    let far: Arc<dyn Far> = server.clone();
+    let rig = rig_with(Access { far: Some(far), ..Access::default() }).await;
+    assert!(server.registry.set(rig.registry.clone()).is_ok());
+    (rig, server)
+}
+
+#[tokio::test]
+async fn only_what_was_registered_is_shown_to_the_server_with_a_token() {
+    let (rig, server) = machine().await;
+    let noted = || server.noted.lock().unwrap().clone();
+    let web = json!({"Name": "web"}).to_string();
+    let put = async |token: &str, path: &str, body: &str| {
+        rig.as_token(token, "PUT", path, body).await.status
+    };
+    let register = "/v1/agent/service/register";
+    assert_eq!(put("web", register, &web).await, 200);
+    let mine = [("service/default/web".to_owned(), "web".to_owned())];
+    assert_eq!(noted(), mine);
+    // Another's, and nobody's, stand for nothing of it.
+    assert_eq!(put("node", register, &web).await, 403);
+    assert_eq!(put("", register, &web).await, 403);
+    let check = json!({"Name": "c", "ServiceID": "none", "TTL": "10s"}).to_string();
+    assert_eq!(put("node", "/v1/agent/check/register", &check).await, 404);
+    assert_eq!(noted(), mine);
+    let key = RegistrationKey { namespace: "default".into(), node: "n1".into(), id: "web".into() };
+    assert!(rig.registry.now().catalog().registration(&key).is_some());
+}
+
+#[tokio::test]
+async fn what_the_operators_files_define_waits_for_no_server() {
+    let (rig, server) = machine().await;
+    let body = json!({"Name": "web"}).to_string();
+    let register = "/v1/agent/service/register";
+    let (status, why) = rig.door.as_operator("PUT", register, "", body.clone().into()).await;
+    assert_eq!((status, *server.told.lock().unwrap()), (200, 0), "{why}");
+    assert_eq!(rig.as_token("web", "PUT", register, &body).await.status, 200);
+    assert_eq!(*server.told.lock().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_machines_door_knows_that_there_are_access_lists_and_has_a_default_token() {
+    let (rig, server) = machine().await;
+    let own = rig.as_token("node", "GET", "/v1/agent/self", "").await.json();
+    assert_eq!(own["Stats"]["consul"]["acl"], "enabled");
+    let set = async |token: &str| {
+        let body = json!({"Token": "web"}).to_string();
+        rig.as_token(token, "PUT", "/v1/agent/token/default", &body).await.status
+    };
+    assert_eq!(set("web").await, 403);
+    assert_eq!(rig.get("/v1/kv/a").await.text, "", "no token is shown");
+    assert_eq!(set("node").await, 200);
+    assert_eq!(rig.get("/v1/kv/a").await.text, "web");
+    assert_eq!(rig.as_token("node", "GET", "/v1/kv/a", "").await.text, "node");
+    rig.put("/v1/agent/service/register", json!({"Name": "web"})).await;
+    // The default token is nobody's own: another one will stand for it.
+    assert_eq!(*server.noted.lock().unwrap(), [("service/default/web".to_owned(), String::new())]);
+    assert_eq!(*server.defaults.lock().unwrap(), ["web"]);
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Two servers on one store, which is in memory here: what Consul's clients are told of them.
+
+use weft_registry::Leader;
+use weft_registry::leader::SERVERS;
+use weft_store::Store;
+
+use super::*;
+
+async fn server(store: &Arc<dyn Store>, clock: &Clock, name: &str) -> Rig {
+    let tasks = TaskGroup::new();
+    let leader = Leader::among(name, clock.clone());
+    let opened = Registry::open_as(store.clone(), clock.clone(), tasks.clone(), leader);
+    let registry = opened.await.unwrap();
+    let config = Config {
+        node_name: name.into(),
+        node_id: format!("0190a6c8-0000-7000-8000-00000000000{name}"),
+        address: "127.0.0.1".parse().unwrap(),
+        datacenter: "dc1".into(),
+        version: "0.1.0".into(),
+        hosts: Vec::new(),
+    };
+    let door = Door::with_access(&registry, config, Access::default(), &tasks);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tasks.spawn("consul door", door.clone().serve(listener, tasks.clone()));
+    Rig { address, door, registry, tasks }
+}
+
+impl Rig {
+    async fn until_it_says(&self, path: &str, wanted: &Value) {
+        let asked = async {
+            while self.get(path).await.json() != *wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        let said = tokio::time::timeout(Duration::from_secs(60), asked).await;
+        assert!(said.is_ok(), "{path}: {} is not {wanted}", self.get(path).await.text);
+    }
+}
+
+#[tokio::test]
+async fn both_servers_name_both_and_the_one_that_leads() {
+    let clock = Clock::system();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let a = server(&store, &clock, "a").await;
+    a.until_it_says("/v1/status/leader", &json!("")).await;
+    let said = |name: &str, port: u16| {
+        let value = json!({"api": format!("127.0.0.1:{port}"), "id": format!("id of {name}")});
+        Op::put_ephemeral(format!("{SERVERS}{name}"), value.to_string())
+    };
+    store.txn(Txn::of([said("a", 1), said("b", 2)])).await.unwrap();
+    // The first one leads, as it was alone when it began.
+    a.until_it_says("/v1/status/leader", &json!("127.0.0.1:1")).await;
+    let b = server(&store, &clock, "b").await;
+    for rig in [&a, &b] {
+        rig.until_it_says("/v1/status/peers", &json!(["127.0.0.1:1", "127.0.0.1:2"])).await;
+        rig.until_it_says("/v1/status/leader", &json!("127.0.0.1:1")).await;
+        let raft = rig.get("/v1/operator/raft/configuration").await.json();
+        let shown: Vec<_> = raft["Servers"].as_array().unwrap().iter().collect();
+        let of = |i: usize| (&shown[i]["Node"], &shown[i]["ID"], &shown[i]["Leader"]);
+        assert_eq!(of(0), (&json!("a"), &json!("id of a"), &json!(true)));
+        assert_eq!(of(1), (&json!("b"), &json!("id of b"), &json!(false)));
+        let health = rig.get("/v1/operator/autopilot/health").await.json();
+        assert_eq!((&health["Healthy"], &health["FailureTolerance"]), (&json!(true), &json!(1)));
+    }
+    let stats = |answer: Answer| answer.json()["Stats"]["consul"]["leader"].clone();
+    assert_eq!(stats(a.get("/v1/agent/self").await), "true");
+    assert_eq!(stats(b.get("/v1/agent/self").await), "false");
+    // What one acknowledged the other shows to who asks for it consistent.
+    let node = json!({"Node": "n9", "Address": "10.0.0.9"});
+    a.put("/v1/catalog/register", node).await;
+    let nodes = b.get("/v1/catalog/nodes?consistent").await;
+    assert!(nodes.text.contains("n9"), "{}", nodes.text);
+    assert_eq!(nodes.headers["x-consul-effective-consistency"], "consistent");
+    assert_eq!(nodes.headers["x-consul-knownleader"], "true");
+    for rig in [a, b] {
+        rig.tasks.stop();
+    }
+}

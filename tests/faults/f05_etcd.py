@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""F5: two servers over an etcd of three members, each with a user of its own; the member that
+leads is cut off again and again, in turn from everybody and from its peers alone. Writes are back
+within 5 s; a member without a majority takes none; the history of a register is linearizable; a
+watch tells everything once and in order, and is resumed where it ended; requests through a gateway
+do not fail. Needs root: it runs in a network namespace of its own."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import requests
+
+from drill import HERE, alone
+
+sys.path.insert(0, str(HERE.parent))
+from mesh import BIN, WEFT, free_port, until  # noqa: E402
+from test_servers import BACKEND, GATEWAY, Etcd, Load, leader_of, register, server  # noqa: E402
+
+NFT = HERE.parent.parent / "target/peers/bin/nft"
+USERS = {"m0": 21_001, "m1": 21_002, "m2": 21_003}
+
+
+def run(whole, folder):
+    return alone(__file__, whole, folder, 800)
+
+
+# -- what is watched ---------------------------------------------------------------------------
+
+class Watched(threading.Thread):
+    """What goes on beside the drill. If it ends by an exception it showed nothing from there on."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.stopping, self.broke = threading.Event(), None
+
+    def run(self):
+        try:
+            self.go()
+        except Exception as error:  # whatever it is
+            self.broke = error
+
+    def end(self):
+        self.stopping.set()
+        self.join(60)
+        who = type(self).__name__
+        assert not self.is_alive(), f"{who} does not end"
+        assert self.broke is None, f"{who}: {self.broke!r}"
+
+
+class Register(Watched):
+    """Writes and reads one key; each operation with its beginning, end and revision."""
+
+    def __init__(self, servers, number):
+        super().__init__()
+        self.servers, self.number, self.done = servers, number, []
+
+    def go(self):
+        n, links = 0, [requests.Session() for _ in self.servers]
+        while not self.stopping.is_set():
+            at = (self.number + n) % len(self.servers)
+            began, value = time.monotonic(), f"{self.number}-{n}"
+            # A refused transaction's `Results` are null.
+            with contextlib.suppress(requests.RequestException, KeyError, IndexError, ValueError,
+                                     TypeError):
+                base = self.servers[at].consul
+                if n % 3:
+                    said = links[at].get(f"{base}/v1/kv/register?consistent", timeout=2)
+                    pair, kind = said.json()[0], "read"
+                    value = pair["Value"]
+                else:
+                    body = [{"KV": {"Verb": "set", "Key": "register", "Value": value_of(value)}}]
+                    said = links[at].put(f"{base}/v1/txn", json=body, timeout=2)
+                    pair, kind = said.json()["Results"][0]["KV"], "write"
+                    value = value_of(value)
+                self.done.append((began, time.monotonic(), kind, value, pair["ModifyIndex"]))
+            n += 1
+            time.sleep(0.01)
+
+
+def value_of(text):
+    import base64
+    return base64.b64encode(text.encode()).decode()
+
+
+def linearizable(done):
+    """Operations that carry the revision that they wrote or saw have one order already. It must
+    be one that the clients could have seen: what began after another ended comes not before it."""
+    values = {}
+    for _, _, _, value, revision in done:
+        assert values.setdefault(revision, value) == value, f"two values at {revision}"
+    assert len(set(values.values())) == len(values), "a value was written twice"
+    ends = sorted((end, revision) for _, end, _, _, revision in done)
+    newest, at = 0, 0
+    for began, _, kind, value, revision in sorted(done):
+        while at < len(ends) and ends[at][0] < began:
+            newest, at = max(newest, ends[at][1]), at + 1
+        late = revision < newest or (kind == "write" and revision == newest)
+        assert not late, f"{kind} of {value} is at {revision}, but {newest} was known before it began"
+
+
+class Follower(Watched):
+    """A watch of ConfigMaps, resumed at either server where it ended."""
+
+    def __init__(self, servers):
+        super().__init__()
+        self.servers, self.told, self.resumed = servers, [], 0
+        listed = requests.get(f"{servers[0].api}/api/v1/namespaces/default/configmaps", timeout=10)
+        self.at = listed.json()["metadata"]["resourceVersion"]
+
+    def go(self):
+        turn = 0
+        while not self.stopping.is_set():
+            turn += 1
+            at = self.servers[turn % len(self.servers)]
+            url = (f"{at.api}/api/v1/namespaces/default/configmaps?watch=1&timeoutSeconds=5"
+                   f"&resourceVersion={self.at}")
+            with contextlib.suppress(requests.RequestException):
+                with requests.get(url, stream=True, timeout=10) as answer:
+                    for line in answer.iter_lines():
+                        event = json.loads(line)
+                        assert event["type"] == "ADDED", event
+                        meta = event["object"]["metadata"]
+                        self.at = meta["resourceVersion"]
+                        self.told.append((int(self.at), meta["name"]))
+            self.resumed += 1
+
+
+class Maker(Watched):
+    """Makes ConfigMaps one after the other."""
+
+    def __init__(self, servers):
+        super().__init__()
+        self.servers, self.made, self.acked = servers, {}, []
+
+    def go(self):
+        n = 0
+        while not self.stopping.is_set():
+            name, base = f"n-{n:05}", self.servers[n % len(self.servers)].api
+            body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
+            began = time.monotonic()
+            with contextlib.suppress(requests.RequestException):
+                answer = requests.post(f"{base}/api/v1/namespaces/default/configmaps", json=body,
+                                       timeout=2)
+                if answer.status_code == 201:
+                    self.made[name] = int(answer.json()["metadata"]["resourceVersion"])
+                    self.acked.append((began, time.monotonic()))
+            n += 1
+            time.sleep(0.02)
+
+    def back_after(self, moment):
+        """How long after a moment a write that began then was acknowledged."""
+        return next((end - moment for began, end in self.acked if began >= moment), None)
+
+
+# -- the drill ---------------------------------------------------------------------------------
+
+def nft(rules):
+    subprocess.run([NFT, "-f", "-"], input=rules, text=True, check=True)
+
+
+@contextlib.contextmanager
+def cut(etcd, name, peers_only):
+    """Nothing that the member sends arrives, or nothing of it at its peers."""
+    own, user = etcd.peer[name], USERS[name]
+    others = ", ".join(str(port) for other, port in etcd.peer.items() if other != name)
+    which = [f"meta skuid {user} tcp dport {{ {others} }} drop;",
+             f"meta skuid {user} tcp sport {own} drop;"] if peers_only else \
+            [f"meta skuid {user} drop;"]
+    lines = "\n".join(which)
+    nft(f"table inet cut {{\nchain c {{\ntype filter hook output priority 0;\n{lines}\n}}\n}}\n")
+    try:
+        yield
+    finally:
+        nft("delete table inet cut\n")
+
+
+def refuses(etcd, name):
+    """A member without a majority acknowledges no write."""
+    command = [str(BIN / "etcdctl"), "--endpoints", f"127.0.0.1:{etcd.client[name]}",
+               "--command-timeout", "1s", "put", "minority", "x"]
+    done = subprocess.run(command, env={**os.environ, "ETCDCTL_API": "3"}, capture_output=True,
+                          text=True, timeout=20)
+    assert done.returncode != 0, "a member without a majority took a write"
+
+
+def inside(whole, folder):
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    # The members' users must reach their directories.
+    place = pathlib.Path(tempfile.mkdtemp(prefix="weft-f5-"))
+    place.chmod(0o755)
+    try:
+        with Etcd(place, users=USERS) as etcd, server(folder, etcd, "a") as a, \
+                server(folder, etcd, "b") as b:
+            drill(whole, folder, etcd, [a, b])
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def gateway(folder, a, b):
+    """An agent's gateway in front of one backend, which the servers know by registration."""
+    port, backend = free_port(), free_port()
+    processes = [subprocess.Popen([sys.executable, "-c", BACKEND, str(backend)],
+                                  stderr=subprocess.DEVNULL)]
+    try:
+        token = requests.post(f"{a.api}/v1/weft/tokens", json={}, timeout=10).json()["token"]
+        log = open(folder / "agent.log", "ab")
+        processes.append(subprocess.Popen(
+            [str(WEFT), "agent", "--server", f"{a.doors['xds']},{b.doors['xds']}", "--name", "host",
+             "--data", str(folder / "agent"), "--token", token], stdout=log, stderr=log))
+        assert register(a, "web", backend, "legacy").ok
+        (folder / "edge.yaml").write_text(GATEWAY.format(port=port, backend=backend))
+        subprocess.run([str(WEFT), "apply", "--server", b.api, "-f", str(folder / "edge.yaml")],
+                       check=True, timeout=60)
+        until("the gateway serves", lambda: requests.get(
+            f"http://127.0.0.1:{port}/", timeout=5).status_code == 200, 60)
+        yield port
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+
+
+def drill(whole, folder, etcd, servers):
+    a, b = servers
+    until("one leads", lambda: leader_of(servers), 20)
+    with gateway(folder, a, b) as port:
+        maker, follower = Maker(servers), Follower(servers)
+        registers = [Register(servers, n) for n in range(3)]
+        load = Load(port, 300 if whole else 60)
+        running = [maker, follower, *registers]
+        for thread in [load, *running]:
+            thread.start()
+        until("writes flow", lambda: len(maker.acked) > 20, 20)
+        took, minority = [], 0
+        for cycle in range(20 if whole else 2):
+            name, peers_only = etcd.leader(), cycle % 2 == 0
+            with cut(etcd, name, peers_only):
+                moment = time.monotonic()
+                took.append(until("writes are back", lambda: maker.back_after(moment), 30))
+                if peers_only:
+                    refuses(etcd, name)
+                    minority += 1
+            until("the member is back", lambda: etcd.health(name), 30)
+        for thread in (maker, *registers):
+            thread.end()
+        until("the watch has told the last", lambda: follower.told and
+              follower.told[-1][0] >= max(maker.made.values()), 20)
+        load.stopping.set()
+        follower.end()
+        load.join(30)
+        assert not load.is_alive(), "the load does not end"
+        judge(whole, maker, follower, registers, load, took, minority)
+    for one in servers:
+        assert "panicked" not in one.log_text()
+
+
+def judge(whole, maker, follower, registers, load, took, minority):
+    done = [one for register in registers for one in register.done]
+    text = (f"F5 {len(took)} cuts: writes back after {max(took):.2f} s at most "
+            f"({sorted(took)[len(took) // 2]:.2f} s usually), {minority} minorities refused; "
+            f"{len(done)} operations linearizable; {len(follower.told)} events told once and in "
+            f"order over {follower.resumed} watches; {len(load.failed)} of {load.sent} requests "
+            "failed")
+    linearizable(done)
+    assert sum(kind == "write" for _, _, kind, _, _ in done) > 50, text
+    order = [revision for revision, _ in follower.told]
+    assert order == sorted(set(order)), "told twice or out of order"
+    told = {name: revision for revision, name in follower.told}
+    assert len(told) == len(order), "an object was told twice"
+    missed = [name for name, revision in maker.made.items() if told.get(name) != revision]
+    assert not missed, f"acknowledged and not told: {missed[:5]}"
+    assert not load.failed, f"{text}: {load.failed[:3]}"
+    assert max(took) <= (5 if whole else 15), text
+    print(text)
+
+
+if __name__ == "__main__":
+    inside(sys.argv[1] == "whole", pathlib.Path(sys.argv[2]))
