@@ -476,7 +476,11 @@ def test_attach_to_a_terminal_and_to_the_end(mesh):
         os.close(inner)
         os.write(outer, b"tty && echo on-$((40+2)); exit\n")
         assert shell.wait(20) == 0
-        assert re.search(rb"/dev/pts/\d+\s+on-42", os.read(outer, 65536))
+        # A terminal hands over what was written to it a little later, and in pieces.
+        seen = b""
+        while not re.search(rb"/dev/pts/\d+\s+on-42", seen):
+            assert select.select([outer], [], [], 10)[0], seen
+            seen += os.read(outer, 65536)
     os.close(outer)
     done = kubectl(mesh, "spdy", "attach", "-q", "-i", "talk", "-c", "c", input=b"end\n")
     assert done.stdout == b"heard end\n", done
