@@ -85,6 +85,7 @@ fn route(shape: &str, i: usize) -> Route {
         retry: Retry::default(),
         session: None,
         origin: origin.clone(),
+        sources: weft_model::Sources::default(),
     };
     Route {
         parent: Parent::Listener {

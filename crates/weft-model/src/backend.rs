@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Endpoint, Labels, Origin, Protection, UpstreamTls};
+use crate::{Endpoint, Labels, Origin, Protection, Sources, UpstreamTls};
 
 /// A named upstream group with its policy: what a subset or a client's policy makes of a set.
 /// Named `host:FQDN/backend/PORT` or `host:FQDN/backend/PORT/SUBSET`.
@@ -53,6 +53,9 @@ pub struct BackendPolicy {
     /// Connections of bytes begin with the PROXY protocol's header, which says who the client is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyVersion>,
+    /// Who set which of these.
+    #[serde(skip_serializing_if = "Sources::is_empty")]
+    pub sources: Sources,
 }
 
 /// Versions of the PROXY protocol.
@@ -353,6 +356,7 @@ impl Default for BackendPolicy {
             protection: None,
             tls: None,
             proxy_protocol: None,
+            sources: Sources::default(),
         }
     }
 }

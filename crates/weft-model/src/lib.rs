@@ -18,6 +18,7 @@ pub mod listener;
 pub mod policy;
 pub mod resource;
 pub mod route;
+pub mod sources;
 pub mod tls;
 pub mod traffic;
 
@@ -30,6 +31,7 @@ pub use listener::*;
 pub use policy::*;
 pub use resource::*;
 pub use route::*;
+pub use sources::*;
 pub use tls::*;
 pub use traffic::*;
 

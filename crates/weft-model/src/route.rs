@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::guards;
 use crate::{
     Access, Cache, ConnectionMatch, Cors, Fault, Mirror, Origin, RateLimit, ResourceName, Root,
-    Session,
+    Session, Sources,
 };
 
 /// One user object's rules for one parent. A child of its parent's root:
@@ -90,6 +90,9 @@ pub struct Rule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<Session>,
     pub origin: Origin,
+    /// Who set what of it that its own object did not set.
+    #[serde(default, skip_serializing_if = "Sources::is_empty")]
+    pub sources: Sources,
 }
 
 /// All parts must hold.

@@ -96,6 +96,7 @@ impl Context<'_, '_> {
             retry,
             session,
             origin: origin(self.object, path.as_str()),
+            sources: weft_model::Sources::default(),
         };
         if !bad.is_empty() {
             let reason = format!("{}: {}", self.object.key, bad.join("; "));

@@ -224,6 +224,7 @@ fn to_https(object: &Object, root: Root, sections: Vec<Arc<str>>) -> Route {
         retry: Retry::default(),
         session: None,
         origin: said.clone(),
+        sources: weft_model::Sources::default(),
     };
     let name = pair(&object.key.namespace, &object.key.name);
     Route {

@@ -327,6 +327,7 @@ impl Build<'_, '_> {
             retry: Retry::default(),
             session: None,
             origin: origin(self.cx.object, "spec.http"),
+            sources: weft_model::Sources::default(),
         };
         let route = Route {
             parent,

@@ -95,6 +95,7 @@ impl Context<'_, '_> {
             retry: Retry::default(),
             session: None,
             origin: origin(self.object, path.as_str()),
+            sources: weft_model::Sources::default(),
         };
         Some(Prepared { rule, alternatives })
     }

@@ -90,6 +90,7 @@ impl Context<'_, '_> {
             retry,
             session: None,
             origin: origin(self.object, path.as_str()),
+            sources: weft_model::Sources::default(),
         };
         Some(Prepared { rule, alternatives })
     }

@@ -124,6 +124,7 @@ pub fn tcp(
         retry: route_action::no_retry(),
         session: None,
         origin: origin.clone(),
+        sources: weft_model::Sources::default(),
     };
     let route = Route {
         parent: Parent::Listener {

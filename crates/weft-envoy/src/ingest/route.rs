@@ -105,6 +105,7 @@ fn virtual_host(
             retry: route_action::no_retry(),
             session: None,
             origin: origin("routes".into()),
+            sources: weft_model::Sources::default(),
         });
     }
     let route = Route {
@@ -197,5 +198,6 @@ fn rule(
         retry: made.retry,
         session: None,
         origin,
+        sources: weft_model::Sources::default(),
     })
 }

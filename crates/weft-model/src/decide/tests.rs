@@ -30,6 +30,7 @@ fn rule(matches: Vec<Match>, body: &str) -> Rule {
         retry: Retry::default(),
         session: None,
         origin: origin(),
+        sources: crate::Sources::default(),
     }
 }
 

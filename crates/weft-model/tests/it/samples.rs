@@ -137,6 +137,7 @@ fn rule(field: &str, matches: Vec<Match>, action: Action) -> Rule {
         retry: Retry::default(),
         session: None,
         origin: origin(field),
+        sources: weft_model::Sources::default(),
     }
 }
 

@@ -370,6 +370,7 @@ pub fn rule(prefix: &str, action: Action) -> Rule {
         retry: Retry::default(),
         session: None,
         origin: origin_of("r"),
+        sources: weft_model::Sources::default(),
     }
 }
 

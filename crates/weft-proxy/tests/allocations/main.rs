@@ -130,6 +130,7 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Vec<(ResourceName, Res
         retry: Retry::default(),
         session: None,
         origin: origin.clone(),
+        sources: weft_model::Sources::default(),
     };
     let route = Route {
         parent: Parent::Listener {

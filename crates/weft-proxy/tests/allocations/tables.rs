@@ -95,6 +95,7 @@ fn route(n: usize) -> (ResourceName, Result<Resource, Fail>) {
         retry: Retry::default(),
         session: None,
         origin: origin("spec.rules[0]"),
+        sources: weft_model::Sources::default(),
     };
     let route = Route {
         parent: Parent::Listener {

@@ -31,6 +31,7 @@ fn route() -> Resource {
         timeouts: Default::default(),
         retry: Default::default(),
         origin: origin.clone(),
+        sources: weft_model::Sources::default(),
     };
     Resource::Route(Route {
         parent: Parent::Host { root: Root::host("product.shop"), port: Some(80) },

@@ -66,6 +66,7 @@ fn route_to(parent: u64, target: u64) -> Resource {
         session: None,
         retry: Default::default(),
         origin: origin(),
+        sources: weft_model::Sources::default(),
     };
     Resource::Route(Route {
         parent: Parent::Host { root: root_of(parent), port: None },

@@ -32,6 +32,7 @@ fn rule(matches: Vec<Match>) -> Rule {
         retry: Retry::default(),
         session: None,
         origin: origin(),
+        sources: crate::Sources::default(),
     }
 }
 
