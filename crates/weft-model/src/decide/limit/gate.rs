@@ -18,6 +18,11 @@
 //! before. Where answers are as slow and fewer end, the backend became slower, and the gate opens.
 //! Nobody waits here for longer than a few seconds: then a request goes on as if there were no
 //! gate.
+//!
+//! All of this is learnt from answers, and those end once the line is as long as clients wait: from
+//! then on nobody is answered, and who would wait for proof sees none. So what was seen counts for a
+//! few windows, also where the machine stands still for a while and answers come in lumps; and
+//! clients that leave where there was a line, while nobody is answered, are proof as well.
 
 use crate::Adaptive;
 
@@ -30,15 +35,19 @@ const ANSWERS_MIN: u64 = 5;
 const PILED: u32 = 3;
 const SLOW: u32 = 2;
 const SLOW_COLD: u32 = 3;
+/// So often a thing counts at most that was seen in windows.
+const SEEN_MAX: u32 = 6;
 /// Windows without a line, until that is known.
 const WARM: u32 = 5;
 /// So much longer each takes than the one before it, of the time between them: what comes is a
 /// third more than what ends.
 const RISE: f64 = 0.25;
-/// No more answers than so many times those of the window before.
-const FULL: f64 = 1.5;
+/// No more answers a second than so many times those of before.
+const FULL: f64 = 1.4;
 /// What was ahead of a request when it came explains so much of how long it took.
 const EXPLAINED: f64 = 0.6;
+/// What is left of an older window with each one that comes.
+const FADES: f64 = 0.6;
 /// Answers that take so many times what is usual are slow.
 const TOLERATED: f64 = 2.0;
 /// Less than this is never a line.
@@ -89,9 +98,13 @@ pub struct Gate {
     window: Window,
     piled: u32,
     slow: u32,
+    /// Windows in which it looked as if there were a line.
+    lined: u32,
     warm: u32,
-    /// What answers took in the window before, and how many a second there were.
-    before: (f64, f64),
+    /// What answers took in the window before.
+    before: f64,
+    /// Answers, and in how many microseconds: of the last window, and less and less of older ones.
+    counted: (f64, f64),
     /// When a request last had to wait.
     busy_at: u64,
     changed_at: u64,
@@ -160,6 +173,10 @@ struct Window {
     /// Those that were sent since the limit was changed, and how long they took.
     fresh: u64,
     took: u64,
+    /// Those that were given up though they were there for longer than an answer may take, and how
+    /// long they were.
+    lost: u64,
+    lost_us: u64,
     busy: bool,
 }
 
@@ -195,8 +212,10 @@ impl Gate {
             window: Window::default(),
             piled: 0,
             slow: 0,
+            lined: 0,
             warm: 0,
-            before: (0.0, 0.0),
+            before: 0.0,
+            counted: (0.0, 0.0),
             busy_at: 0,
             changed_at: 0,
             known_at: 0,
@@ -238,7 +257,7 @@ impl Gate {
     fn suspected(&mut self, flying: u32, waiting: u32, now_us: u64) -> Entry {
         let Some(suspicion) = self.suspicion else { return Entry::Go };
         if now_us >= suspicion.until {
-            self.open();
+            self.suspicion = None;
             return Entry::Go;
         }
         if waiting == 0 && self.has_room(flying) { Entry::Go } else { Entry::Wait }
@@ -314,6 +333,9 @@ impl Gate {
         if flew_us > PATIENCE_US_MAX {
             self.window.came = self.window.came.saturating_sub(1);
         } else {
+            let long = float(flew_us) > self.tolerated();
+            self.window.lost += u64::from(long);
+            self.window.lost_us += if long { flew_us } else { 0 };
             self.left = (self.left + 1.0).min(self.pace.max(1.0) * float(PATIENCE_US_MAX) / 1e6);
         }
         if now_us.saturating_sub(self.window.began) >= WINDOW_US_MAX.min(WINDOW_US * 2) {
@@ -335,7 +357,7 @@ impl Gate {
     fn open(&mut self) {
         (self.limit, self.cut, self.confirmed, self.newest_first) = (None, None, false, false);
         (self.suspicion, self.settled, self.judged) = (None, false, None);
-        (self.piled, self.slow) = (0, 0);
+        (self.piled, self.slow, self.lined, self.counted) = (0, 0, 0, (0.0, 0.0));
     }
 
     /// How long one waits at the gate at most.
@@ -365,13 +387,12 @@ impl Gate {
         }
         if window.ended < ANSWERS_MIN {
             // Nothing is known of answers; only of those who do not wait for them.
-            (self.piled, self.slow) = (0, 0);
+            self.starved(&window, all, now_us);
             return;
         }
         let took = float(window.took) / float(window.fresh.max(1));
         let said = Said { age, took, rate, busy: window.busy };
         let Some(limit) = self.limit else {
-            self.pace = if self.pace > 0.0 { (self.pace + rate) / 2.0 } else { rate };
             return self.watch(&window, said, all, now_us);
         };
         let fewer = self.left < 1.0 && f64::from(flying) >= limit * 0.8;
@@ -401,17 +422,35 @@ impl Gate {
         }
     }
 
+    /// No answers came. Where there was a line shortly before, clients left it before it was their
+    /// turn, and nothing else will ever be seen of it.
+    fn starved(&mut self, window: &Window, all: f64, now_us: u64) {
+        if self.limit.is_some() {
+            return;
+        }
+        let left = window.lost >= ANSWERS_MIN && window.lost >= window.ended * 10;
+        self.lined = counted(self.lined, left && self.lined > 0);
+        if left && self.lined >= SLOW_COLD {
+            let took = float(window.lost_us) / float(window.lost);
+            let limit = self.bounded(self.pace * self.tolerated() / 1e6);
+            self.cut = Some(Cut { all, took, pace: self.pace });
+            (self.limit, self.suspicion, self.settled) = (Some(limit), None, false);
+            (self.busy_at, self.changed_at) = (now_us, now_us);
+        }
+    }
+
     /// Without a gate: whether there must be one.
     fn watch(&mut self, window: &Window, said: Said, all: f64, now_us: u64) {
         let Said { age, took, rate, .. } = said;
         let piling = window.ended * 10 < window.came * 9;
         let slow = window.quick * 10 < window.ended && self.usual > 0.0;
-        self.piled = if piling { self.piled + 1 } else { 0 };
+        self.piled = counted(self.piled, piling);
         // What waits in a line waits for longer and longer; what is slow by itself does not.
-        let longer = took - self.before.0 >= age * RISE;
+        let longer = took - self.before >= age * RISE;
         // And who has a line cannot do more; those who begin with slow requests will.
-        let full = rate <= self.before.1 * FULL;
-        self.before = (took, rate);
+        let pace = self.measured(window.ended, age);
+        let full = pace <= self.pace * FULL;
+        (self.before, self.pace) = (took, pace);
         self.warm += u32::from(!piling);
         if self.usual == 0.0 {
             self.usual = took;
@@ -429,7 +468,11 @@ impl Gate {
             && explained >= took * EXPLAINED
             && ahead >= self.bounds.ahead_us;
         let much = all >= 2.0 * self.bounds.least;
-        self.slow = if in_line && slow { self.slow + 1 } else { 0 };
+        // Answers that come in lumps are no proof that it can do more, nor that it cannot.
+        if in_line || !(piling && slow) {
+            self.slow = counted(self.slow, in_line && slow);
+        }
+        self.lined = counted(self.lined, piling && longer && ahead >= self.bounds.ahead_us);
         let limit = self.bounded(self.pace * self.tolerated() / 1e6);
         let held = self.suspicion.filter(|s| now_us < s.until);
         let known = self.warm >= WARM || held.is_some();
@@ -440,8 +483,9 @@ impl Gate {
             (self.limit, self.suspicion, self.settled) = (Some(limit), None, false);
             (self.busy_at, self.changed_at) = (now_us, now_us);
         } else if self.suspicion.is_some() {
-            if held.is_none() || !in_line {
-                self.open();
+            // What it was suspected of may still be seen in windows to come.
+            if held.is_none() || self.lined == 0 {
+                self.suspicion = None;
             }
         } else if in_line
             && much
@@ -454,6 +498,13 @@ impl Gate {
             self.suspicion = Some(Suspicion { limit, until: now_us + SUSPECTED_US, all });
             self.suspects_at = now_us + SUSPECTED_AGAIN_US;
         }
+    }
+
+    /// Answers a second, of the last few windows: what stood still for a while answers in lumps.
+    fn measured(&mut self, ended: u64, age: f64) -> f64 {
+        let (answers, time) = self.counted;
+        self.counted = (answers * FADES + float(ended), time * FADES + age);
+        self.counted.0 * 1e6 / self.counted.1
     }
 
     /// What answers may take.
@@ -502,6 +553,11 @@ impl Gate {
         self.cut = self.cut.or(Some(Cut { all: limit, took, pace: self.pace }));
         limit * (tolerated / took).max(0.5)
     }
+}
+
+/// How often something was seen, of late: one window that says otherwise is no proof of anything.
+fn counted(seen: u32, again: bool) -> u32 {
+    if again { (seen + 1).min(SEEN_MAX) } else { seen.saturating_sub(1) }
 }
 
 #[allow(clippy::cast_precision_loss)]

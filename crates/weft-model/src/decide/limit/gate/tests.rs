@@ -2,241 +2,14 @@
 //! The gate before a simulated server with a line without end, which does not hear that clients
 //! go away. What is not overload loses no request that is answered without a gate.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+mod busy;
+mod sim;
 
 use super::*;
+use sim::{Class, Outcome, SECOND, Service, run};
 
-const SECOND: u64 = 1_000_000;
 /// Of servers and clients at random.
 const ROUNDS: u64 = 300;
-
-/// How long the server works on a request that it begins at some time.
-#[derive(Clone, Copy, Debug)]
-enum Service {
-    By(fn(u64) -> u64),
-    /// From when on, and how long.
-    Steps([(u64, u64); 3]),
-}
-
-/// Requests of one kind.
-#[derive(Clone, Copy, Debug)]
-struct Class {
-    per_second: u64,
-    from_us: u64,
-    to_us: u64,
-    /// Its client goes away then.
-    patience_us: u64,
-    /// How long the server works on it, by when it begins.
-    service: Service,
-    /// The server has it whole when it is sent.
-    whole: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Outcome {
-    came: u64,
-    good: u64,
-    longest_us: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum At {
-    Line,
-    Backend,
-    Over,
-}
-
-struct Request {
-    class: usize,
-    worker: usize,
-    came: u64,
-    sent: u64,
-    ahead: u32,
-    at: At,
-    gone: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Event {
-    Arrive(usize),
-    Done(usize),
-    GiveUp(usize),
-    Late(usize),
-}
-
-struct Sim<'a> {
-    /// Of workers that get requests in turn; none is one worker without a gate.
-    gates: Vec<Gate>,
-    classes: &'a [Class],
-    places: usize,
-    working: usize,
-    requests: Vec<Request>,
-    events: BinaryHeap<Reverse<(u64, usize, Event)>>,
-    /// In the server, and at the gate.
-    server: VecDeque<usize>,
-    lines: Vec<VecDeque<usize>>,
-    flying: Vec<u32>,
-    outcomes: Vec<Outcome>,
-}
-
-fn run(gates: Vec<Gate>, places: usize, classes: &[Class]) -> (Vec<Outcome>, Vec<Gate>) {
-    let workers = gates.len().max(1);
-    let outcomes = vec![Outcome::default(); classes.len()];
-    let mut sim = Sim {
-        gates,
-        classes,
-        places,
-        working: 0,
-        requests: Vec::new(),
-        events: BinaryHeap::new(),
-        server: VecDeque::new(),
-        lines: vec![VecDeque::new(); workers],
-        flying: vec![0; workers],
-        outcomes,
-    };
-    for (i, class) in classes.iter().enumerate() {
-        sim.at(class.from_us, Event::Arrive(i));
-    }
-    while let Some(Reverse((now, _, event))) = sim.events.pop() {
-        sim.step(now, event);
-    }
-    (sim.outcomes, sim.gates)
-}
-
-impl Sim<'_> {
-    fn at(&mut self, time: u64, event: Event) {
-        let seq = self.requests.len() * 8 + self.events.len();
-        self.events.push(Reverse((time, seq, event)));
-    }
-
-    fn step(&mut self, now: u64, event: Event) {
-        match event {
-            Event::Arrive(class) => self.arrive(class, now),
-            Event::Done(i) => self.done(i, now),
-            Event::GiveUp(i) => self.give_up(i, now),
-            Event::Late(i) if self.requests[i].at == At::Line => {
-                let worker = self.requests[i].worker;
-                let more = self.gates[worker].more_us(now - self.requests[i].came, now);
-                if more > 0 {
-                    return self.at(now + more, Event::Late(i));
-                }
-                self.lines[worker].retain(|other| *other != i);
-                self.send(i, now);
-            }
-            Event::Late(_) => {}
-        }
-    }
-
-    fn arrive(&mut self, class: usize, now: u64) {
-        let what = self.classes[class];
-        let next = now + SECOND / what.per_second;
-        if next < what.to_us {
-            self.at(next, Event::Arrive(class));
-        }
-        self.outcomes[class].came += 1;
-        let i = self.requests.len();
-        let worker = i % self.lines.len();
-        self.requests.push(Request {
-            class,
-            worker,
-            came: now,
-            sent: 0,
-            ahead: 0,
-            at: At::Line,
-            gone: false,
-        });
-        self.at(now + what.patience_us, Event::GiveUp(i));
-        let waiting = u32::try_from(self.lines[worker].len()).unwrap();
-        let flying = self.flying[worker];
-        let gate = self.gates.get_mut(worker).filter(|_| what.whole);
-        let entry = gate.map_or(Entry::Go, |g| g.arrive(flying, waiting, now));
-        match entry {
-            Entry::Go => self.send(i, now),
-            Entry::Wait => {
-                self.lines[worker].push_back(i);
-                self.at(now, Event::Late(i));
-            }
-        }
-    }
-
-    fn send(&mut self, i: usize, now: u64) {
-        self.requests[i].at = At::Backend;
-        self.requests[i].sent = now;
-        let worker = self.requests[i].worker;
-        self.requests[i].ahead = self.flying[worker];
-        self.flying[worker] += u32::from(self.classes[self.requests[i].class].whole);
-        self.server.push_back(i);
-        self.work(now);
-    }
-
-    fn work(&mut self, now: u64) {
-        while self.working < self.places
-            && let Some(i) = self.server.pop_front()
-        {
-            self.working += 1;
-            let us = match self.classes[self.requests[i].class].service {
-                Service::By(of) => of(now),
-                Service::Steps(steps) => steps.iter().rfind(|s| s.0 <= now).map_or(0, |s| s.1),
-            };
-            self.at(now + us, Event::Done(i));
-        }
-    }
-
-    fn done(&mut self, i: usize, now: u64) {
-        self.working -= 1;
-        self.work(now);
-        let request = &mut self.requests[i];
-        if request.gone {
-            return;
-        }
-        request.at = At::Over;
-        let (took, class, ahead) = (now - request.sent, request.class, request.ahead);
-        let worker = request.worker;
-        let all = now - request.came;
-        self.flying[worker] -= u32::from(self.classes[class].whole);
-        let outcome = &mut self.outcomes[class];
-        outcome.good += 1;
-        outcome.longest_us = outcome.longest_us.max(all);
-        let (whole, flying) = (self.classes[class].whole, self.flying[worker]);
-        if let Some(gate) = self.gates.get_mut(worker).filter(|_| whole) {
-            gate.answered((true, ahead), took, flying, now);
-        }
-        self.admit(worker, now);
-    }
-
-    fn give_up(&mut self, i: usize, now: u64) {
-        let request = &mut self.requests[i];
-        let worker = request.worker;
-        match std::mem::replace(&mut request.at, At::Over) {
-            At::Over => {}
-            At::Line => {
-                self.lines[worker].retain(|other| *other != i);
-                self.gates[worker].left_line();
-            }
-            At::Backend => {
-                request.gone = true;
-                self.flying[worker] -= u32::from(self.classes[request.class].whole);
-                let (held, flew) = (request.sent - request.came, now - request.sent);
-                let (whole, flying) = (self.classes[request.class].whole, self.flying[worker]);
-                if let Some(gate) = self.gates.get_mut(worker).filter(|_| whole) {
-                    gate.given_up(held, flew, flying, now);
-                }
-                self.admit(worker, now);
-            }
-        }
-    }
-
-    fn admit(&mut self, worker: usize, now: u64) {
-        while self.gates.get(worker).is_some_and(|g| g.has_room(self.flying[worker])) {
-            let newest = self.gates[worker].newest_first();
-            let line = &mut self.lines[worker];
-            let next = if newest { line.pop_back() } else { line.pop_front() };
-            let Some(i) = next else { return };
-            self.send(i, now);
-        }
-    }
-}
 
 fn steady(per_second: u64, seconds: u64, patience_us: u64, service: fn(u64) -> u64) -> Class {
     let to_us = seconds * SECOND;
@@ -428,6 +201,17 @@ fn it_opens_when_overload_is_over() {
     assert_eq!(gate[0].limit(), None);
 }
 
+/// A number below another one.
+fn rng(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move |n| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % n
+    }
+}
+
 /// Servers and clients at random.
 fn random(below: &mut impl FnMut(u64) -> u64) -> (usize, Vec<Class>) {
     let wide = 1 + 20 * usize::from(below(3) == 0);
@@ -453,13 +237,7 @@ fn random(below: &mut impl FnMut(u64) -> u64) -> (usize, Vec<Class>) {
 /// some do, the sum of what is answered is larger, and it is seldom less.
 #[test]
 fn whatever_comes_a_gate_does_little_harm() {
-    let mut state = 0x2545_f491_4f6c_dd1du64;
-    let mut below = |n: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state % n
-    };
+    let mut below = rng(0x2545_f491_4f6c_dd1d);
     let (mut more, mut fewer, mut broken, mut well) = (0, 0, 0, 0);
     let (mut sum, mut sum_without) = (0, 0);
     for _ in 0..ROUNDS {
