@@ -7,6 +7,7 @@
 //!
 //! A server that has its store to itself leads always, and writes without a fence.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ struct Inner {
     /// Tells this run from another of the same name.
     run: Arc<str>,
     term: Mutex<Term>,
+    /// Runs of the servers that are there, as the store said last.
+    runs: Mutex<Option<BTreeSet<Arc<str>>>>,
     changes: watch::Sender<u64>,
 }
 
@@ -70,8 +73,8 @@ impl Leader {
 
     fn new(clock: Clock, name: Option<Arc<str>>) -> Self {
         let run = format!("{:016x}", Rng::from_system().next_u64()).into();
-        let (term, changes) = (Mutex::default(), watch::Sender::new(0));
-        Self(Arc::new(Inner { clock, name, run, term, changes }))
+        let (term, runs) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { clock, name, run, term, runs, changes: watch::Sender::new(0) }))
     }
 
     /// Whether other servers may be on the same store.
@@ -102,6 +105,18 @@ impl Leader {
     /// A word for this run of this server; empty when it has the store to itself.
     pub fn run_id(&self) -> &str {
         if self.is_shared() { &self.0.run } else { "" }
+    }
+
+    /// The store said which runs of servers are there.
+    pub(crate) fn note_runs(&self, runs: BTreeSet<Arc<str>>) {
+        *self.0.runs.lock().unwrap_or_else(PoisonError::into_inner) = Some(runs);
+    }
+
+    /// Whether a run of a server is there, as far as is known: nobody is gone before the store
+    /// was asked.
+    pub(crate) fn is_there(&self, run: &str) -> bool {
+        let runs = self.0.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        *run == *self.run_id() || runs.as_ref().is_none_or(|runs| runs.contains(run))
     }
 
     pub(crate) fn clock(&self) -> &Clock {

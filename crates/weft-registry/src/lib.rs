@@ -23,6 +23,7 @@ mod pods_mode;
 mod pump;
 mod resolved;
 mod seeds;
+pub mod servers;
 pub mod usage;
 
 use std::collections::BTreeMap;
@@ -125,6 +126,8 @@ impl Registry {
     ) -> Result<Self, RegistryError> {
         let rng = Rng::from_system();
         let shelf = Arc::new(consul::Shelf::default());
+        let shared = leader.is_shared();
+        catalog::remember::recall(&*store, shared).await?;
         let (pump, world, changes) = pump::load(store.clone(), shelf.clone()).await?;
         let (notes, receiver) = mpsc::channel(events::QUEUE);
         let lease = events::EventLease::new(store.clone(), clock.clone());
@@ -162,6 +165,14 @@ impl Registry {
         };
         tasks.spawn("registry pump", pump.run(tasks.clone()));
         tasks.spawn("events", recorder.run(tasks.clone()));
+        if shared {
+            let (catalog, leader) = (inner.catalog.clone(), inner.leader.clone());
+            let minding = servers::mind(store.clone(), catalog, leader, tasks.clone());
+            tasks.spawn("servers that are gone", minding);
+        } else {
+            let keeping = catalog::remember::keep(store.clone(), tasks.clone());
+            tasks.spawn("check results", keeping);
+        }
         tasks.spawn("store ticks", pump::tick(store, tasks.clone()));
         let registry = Self { inner: Arc::new(inner) };
         registry.inner.catalog.run(&tasks);

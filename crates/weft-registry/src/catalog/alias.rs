@@ -40,7 +40,7 @@ pub fn liveness(node: &str, heard: bool) -> CheckRecord {
         initial,
         ..CheckRecord::default()
     };
-    // Not a result, which would end with the server that wrote it: silence outlasts servers.
+    // Not a result: nobody reports it, and it is true whichever server heard of it.
     record.with(&CheckDefinition { initial_output: output.into(), ..CheckDefinition::default() })
 }
 
@@ -160,7 +160,7 @@ impl Handle {
         let mut written = true;
         for (key, named) in &aliases.named {
             let (status, output) = aliases.state(named);
-            // What another server wrote ends with that server.
+            // Who leads says it: what another server wrote is taken over.
             let own = world.catalog().result(key).filter(|r| !self.is_anothers(Some(&***r)));
             let same = own.is_some_and(|r| r.status == status && *r.output == *output);
             if same && self.pending_output(key).is_none() {
@@ -249,7 +249,7 @@ impl Handle {
             node: key.node.clone(),
             id: check.service_id.clone(),
         };
-        let writer = self.minder(key, world.catalog().result(key).map(|r| &**r));
+        let Some(writer) = self.minder(key).await? else { return Ok(()) };
         drop(turn);
         tracing::info!(service = ?instance.id, node = ?key.node, "its process is gone");
         match writer.deregister_service(&instance).await {

@@ -12,10 +12,12 @@ mod alias;
 mod error;
 mod minding;
 pub(crate) mod plan;
+pub(crate) mod remember;
 mod timers;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +28,7 @@ use weft_base::limits::CHECK_OUTPUT_BYTES_MAX;
 use weft_base::name::{Label, slug};
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
-use weft_kinds::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Status};
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Status};
 use weft_kinds::views::check::{CheckDefinition, NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 use weft_kinds::world::{Catalog, CheckKey, KindId, RegistrationKey, StoreKey, World, is_mirror};
 use weft_store::{Compare, Op, Revision, Store, Txn};
@@ -59,6 +61,8 @@ struct Inner {
     hasher: RandomState,
     leader: Leader,
     timers: Mutex<Timers>,
+    /// In which of this server's terms as the leader others' deadlines were taken up last.
+    adopted: AtomicU64,
     outputs: Mutex<Outputs>,
     /// A deadline was set that may be earlier than the one waited for.
     wake: Notify,
@@ -114,6 +118,7 @@ impl Handle {
             hasher: RandomState::new(),
             leader,
             timers: Mutex::new(timers),
+            adopted: AtomicU64::default(),
             outputs: Mutex::default(),
             wake: Notify::new(),
         };
@@ -371,9 +376,8 @@ impl Handle {
                 if !self.is_mine(&world, key) {
                     return Ok(());
                 }
-                let result = world.catalog().result(key);
-                let writer = self.minder(key, result.map(|r| &**r));
-                let last = result.map(|r| r.output.clone());
+                let Some(writer) = self.minder(key).await? else { return Ok(()) };
+                let last = world.catalog().result(key).map(|r| r.output.clone());
                 let output = match last.filter(|output| !output.is_empty()) {
                     Some(last) if last.starts_with("TTL expired") => last.to_string(),
                     Some(last) => {
@@ -435,26 +439,6 @@ impl Handle {
             self.outputs().held.remove(key);
         }
         Ok(())
-    }
-
-    async fn write_status(
-        &self,
-        key: &CheckKey,
-        status: Status,
-        output: Arc<str>,
-    ) -> Result<(), CatalogError> {
-        let by = self.0.leader.run_id().into();
-        let value = serde_json::to_vec(&CheckStatus { status, output, by })?;
-        let at = StoreKey::CheckStatus(key.clone()).to_string();
-        let exists = Compare::Exists(StoreKey::Check(key.clone()).to_string().into());
-        let txn = Txn::of([Op::put_ephemeral(at, value)]).when(exists);
-        match self.write(txn).await {
-            // Deregistered meanwhile.
-            Err(CatalogError::Contended) => {
-                Err(CatalogError::UnknownCheck { id: key.id.to_string() })
-            }
-            other => other,
-        }
     }
 
     async fn maintenance(&self, check: CheckRecord, enable: bool) -> Result<(), CatalogError> {

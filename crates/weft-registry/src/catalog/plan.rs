@@ -284,9 +284,8 @@ impl Plan<'_> {
 
     fn drop_check(&mut self, key: &CheckKey) {
         self.txn.ops.push(Op::delete(StoreKey::Check(key.clone()).to_string()));
-        if self.catalog.result(key).is_some() {
-            self.txn.ops.push(Op::delete(StoreKey::CheckStatus(key.clone()).to_string()));
-        }
+        // Also one that is not known here yet: nothing else would ever take it away.
+        self.txn.ops.push(Op::delete(StoreKey::CheckStatus(key.clone()).to_string()));
     }
 
     fn put(&mut self, key: &StoreKey, value: &impl serde::Serialize) -> Result<(), CatalogError> {

@@ -8,13 +8,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::Deserialize;
 use weft_base::clock::Mono;
 use weft_base::task::TaskGroup;
 use weft_store::{Store, StoreError};
 
 use crate::Leader;
 use crate::leader::SERVERS;
+use crate::servers::Said;
 
 const ASK_EVERY: Duration = Duration::from_millis(500);
 /// A store that has not answered for this long is out of reach, as far as is known.
@@ -41,14 +41,6 @@ struct Seen {
     /// When the store was asked what it answered last.
     at: Mono,
     peers: Vec<Peer>,
-}
-
-/// What a server writes of itself.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Said {
-    id: String,
-    api: String,
 }
 
 // === impl Contact ===
@@ -107,12 +99,13 @@ impl Contact {
     async fn ask(&self, store: &dyn Store) -> Result<(), StoreError> {
         let at = self.leader.clock().now();
         let page = store.range(SERVERS, 0, None).await?;
-        let peer = |(key, entry): &(Arc<str>, weft_store::Entry)| {
-            let said: Said = serde_json::from_slice(&entry.value).unwrap_or_default();
-            let name = key.strip_prefix(SERVERS)?.into();
-            Some(Peer { name, id: said.id, api: said.api })
+        let said = |(key, entry): &(Arc<str>, weft_store::Entry)| {
+            Some((Arc::<str>::from(key.strip_prefix(SERVERS)?), Said::read(&entry.value)))
         };
-        let peers = page.entries.iter().filter_map(peer).collect();
+        let there: Vec<_> = page.entries.iter().filter_map(said).filter(|s| !s.1.leaving).collect();
+        self.leader.note_runs(there.iter().map(|(_, said)| said.run.clone()).collect());
+        let peer = |(name, said): (Arc<str>, Said)| Peer { name, id: said.id, api: said.api };
+        let peers = there.into_iter().map(peer).collect();
         *self.seen() = Seen { at, peers };
         Ok(())
     }

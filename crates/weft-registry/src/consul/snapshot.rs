@@ -68,7 +68,8 @@ impl Handle {
         let tables = tables.into_iter().map(|table| Op::put(keys::table(&table), Vec::new()));
         let mut txn = Txn::default();
         let mut bytes = 0;
-        for op in puts.chain(gone.map(|key| Op::delete(key.clone()))).chain(tables) {
+        let results = gone.clone().filter_map(|key| result_of(key)).map(Op::delete);
+        for op in puts.chain(gone.map(|key| Op::delete(key.clone()))).chain(results).chain(tables) {
             bytes += match &op {
                 Op::Put { value, .. } => value.len(),
                 _ => 0,
@@ -89,6 +90,14 @@ impl Handle {
 
 fn is_kept(key: &str) -> bool {
     KEPT.iter().any(|room| key.starts_with(room))
+}
+
+/// The key of what a check said, by the check's own.
+fn result_of(key: &str) -> Option<String> {
+    match StoreKey::parse(key) {
+        Some(StoreKey::Check(check)) => Some(StoreKey::CheckStatus(check).to_string()),
+        _ => None,
+    }
 }
 
 fn table_of(key: &str) -> Option<String> {

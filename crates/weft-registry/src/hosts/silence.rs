@@ -229,8 +229,11 @@ impl Hosts {
         if !self.registry.leader().is_here() {
             return Ok(());
         }
+        // Those of servers say who is gone, and are never forgotten.
+        let servers = crate::servers::names(&**self.registry.store()).await?;
         let world = self.registry.now();
-        for key in liveness_checks(world.catalog()).filter(|key| is_idle(&world, &key.node)) {
+        let idle = liveness_checks(world.catalog()).filter(|key| is_idle(&world, &key.node));
+        for key in idle.filter(|key| !servers.contains(&key.node)) {
             let mut held =
                 vec![Compare::Absent(node_key(&key.node)), Compare::Absent(alive_key(&key.node))];
             held.extend(self.registry.leader().fence());

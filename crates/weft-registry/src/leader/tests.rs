@@ -14,11 +14,16 @@ use super::*;
 use crate::catalog::ServiceRequest;
 use crate::consul::Session;
 use crate::hosts::{HostInfo, Hosts};
+use crate::servers::{self, Said};
 use crate::{ObjectError, Registry, WriteOptions, controllers};
 
+mod gone;
+
 struct Server {
+    name: &'static str,
     registry: Registry,
     tasks: TaskGroup,
+    store: Arc<dyn Store>,
 }
 
 struct Rig {
@@ -33,12 +38,16 @@ impl Rig {
         Self { store: Arc::new(MemoryStore::new(clock.clone())), clock, time }
     }
 
-    async fn server(&self, name: &str) -> Server {
-        let tasks = TaskGroup::new();
+    async fn server(&self, name: &'static str) -> Server {
+        let (tasks, store) = (TaskGroup::new(), self.store.clone());
         let leader = Leader::among(name, self.clock.clone());
-        let opened =
-            Registry::open_as(self.store.clone(), self.clock.clone(), tasks.clone(), leader);
-        Server { registry: opened.await.unwrap(), tasks }
+        let said = Said { run: leader.run_id().into(), place: name.into(), ..Said::default() };
+        let own = servers::Server::claim(store.clone(), name, said).await.unwrap();
+        let opened = Registry::open_as(store.clone(), self.clock.clone(), tasks.clone(), leader);
+        let registry = opened.await.unwrap();
+        let staying = registry.clone();
+        tasks.spawn("among servers", async move { own.stay(&staying).await });
+        Server { name, registry, tasks, store }
     }
 
     /// Lets time pass a little at a time until something holds.
@@ -62,6 +71,9 @@ impl Server {
     async fn kill(self) {
         // As a kill: nothing is handed over. Dropping the tasks' group stops them.
         self.tasks.stop();
+        // As its lease in etcd would.
+        let over = Op::delete(format!("{SERVERS}{}", self.name));
+        self.store.txn(Txn::of([over])).await.unwrap();
     }
 }
 
@@ -263,24 +275,54 @@ fn host(name: &str) -> HostInfo {
     }
 }
 
-/// The server that heard a check is gone, and its results with it: whoever leads counts anew.
+/// The server that heard a check is gone, and what it heard stands: whoever leads counts anew.
 #[tokio::test]
 async fn a_check_whose_server_is_gone_is_minded_by_the_leader() {
     let rig = Rig::new();
     let (a, b) = (rig.server("a").await, rig.server("b").await);
     rig.until("one leads", || a.leads() != b.leads()).await;
     let (leads, other) = if a.leads() { (a, b) } else { (b, a) };
-    let (key, mut request) = ttl_check();
-    request.checks[0].initial = Status::Passing;
+    let (key, request) = ttl_check();
     other.registry.catalog().register_service(request).await.unwrap();
     other.registry.catalog().report_ttl(&key, Status::Passing, "").await.unwrap();
     let status = || leads.registry.now().catalog().status(&key);
+    rig.until("it is seen", || status() == Status::Passing).await;
+    let run: Arc<str> = other.registry.leader().run_id().into();
     other.kill().await;
-    // As its lease would.
-    let result = weft_kinds::world::StoreKey::CheckStatus(key.clone()).to_string();
-    rig.store.txn(Txn::of([Op::delete(result)])).await.unwrap();
+    rig.until("it is gone", || !leads.registry.leader().is_there(&run)).await;
+    assert_eq!(status(), Status::Passing, "a server's end says nothing of a check");
     leads.registry.catalog().tick().await;
-    assert_eq!(status(), Status::Passing, "as it was registered, for a time to live");
+    rig.time.advance(Duration::from_millis(2_000));
+    leads.registry.catalog().tick().await;
+    assert_eq!(status(), Status::Passing, "not before its time to live");
+    rig.until("it expires", || status() == Status::Critical).await;
+}
+
+/// The leader itself is gone with what it heard: who leads next had no part in it.
+#[tokio::test]
+async fn who_leads_next_gives_each_check_its_whole_time() {
+    let rig = Rig::new();
+    let a = rig.server("a").await;
+    rig.until("a leads", || a.leads()).await;
+    let b = rig.server("b").await;
+    let (key, request) = ttl_check();
+    // b heard it once, long ago.
+    b.registry.catalog().register_service(request).await.unwrap();
+    b.registry.catalog().report_ttl(&key, Status::Passing, "").await.unwrap();
+    let status = || b.registry.now().catalog().status(&key);
+    let by = || b.registry.now().catalog().result(&key).map(|r| r.by.clone());
+    let run: Arc<str> = a.registry.leader().run_id().into();
+    a.registry.catalog().report_ttl(&key, Status::Passing, "").await.unwrap();
+    rig.until("b sees that a heard it", || by().as_ref() == Some(&run)).await;
+    for _ in 0..4 {
+        rig.time.advance(Duration::from_secs(1));
+        a.registry.catalog().report_ttl(&key, Status::Passing, "").await.unwrap();
+        b.registry.catalog().tick().await;
+    }
+    a.kill().await;
+    rig.until("b leads", || b.leads()).await;
+    b.registry.catalog().tick().await;
+    assert_eq!(status(), Status::Passing, "it has its whole time from now on");
     rig.until("it expires", || status() == Status::Critical).await;
 }
 
