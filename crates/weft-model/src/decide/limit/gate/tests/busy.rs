@@ -6,7 +6,7 @@
 use super::sim::{Busy, Pauses, Sim};
 use super::*;
 
-const SEEDS: u64 = 20;
+const SEEDS: u64 = 8;
 const SECONDS: u64 = 8;
 
 /// A row of pauses of `1..most_ms` with gaps of `1..3 * most_ms` between them.
@@ -46,7 +46,7 @@ fn goodput(gates: Vec<Gate>, refuses: bool, seed: u64, most_ms: [u64; 3]) -> u64
     100 * sim.outcomes[0].good / could
 }
 
-/// The least of all seeds, that of nine tenths, and the median.
+/// The least of all seeds, the second, and the median.
 fn worst(workers: u32, refuses: bool, most_ms: [u64; 3]) -> [u64; 3] {
     let gate = || match refuses {
         true => Gate::by(&Adaptive::default()),
@@ -56,19 +56,15 @@ fn worst(workers: u32, refuses: bool, most_ms: [u64; 3]) -> [u64; 3] {
     let mut all: Vec<u64> =
         (1..=SEEDS).map(|seed| goodput(gates(), refuses, seed, most_ms)).collect();
     all.sort_unstable();
-    [all[0], all[all.len() / 10], all[all.len() / 2]]
+    [all[0], all[1], all[all.len() / 2]]
 }
 
 /// A gate that never closes answers 9 to 17 of a hundred, those of the first moment.
 #[test]
 fn five_times_too_much_on_a_busy_machine() {
-    for (most_ms, bars) in [
-        ([0, 0, 0], [90, 90, 90]),
-        ([100, 100, 100], [45, 70, 85]),
-        ([0, 300, 0], [10, 30, 75]),
-        ([0, 0, 300], [15, 30, 75]),
-        ([300, 0, 0], [40, 55, 75]),
-    ] {
+    for (most_ms, bars) in
+        [([100, 100, 100], [70, 75, 85]), ([0, 300, 0], [30, 40, 75]), ([0, 0, 300], [25, 40, 75])]
+    {
         for (workers, refuses) in [(1, false), (1, true), (2, false), (2, true)] {
             let got = worst(workers, refuses, most_ms);
             let what = format!("{most_ms:?}, {workers} workers, refuses {refuses}: {got:?}");
