@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`weft proxy -c`: a file is served, read again, refused whole; processes replace each other."""
 
+import concurrent.futures
 import http.client
 import json
 import os
@@ -8,7 +9,7 @@ import pathlib
 import signal
 import socket
 import subprocess
-import threading
+import sys
 import time
 
 import pytest
@@ -16,6 +17,9 @@ from mesh import WEFT, free_port, until
 from standalone import Origin, Proxy, certificates, curl, listens
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests/faults"))
+import drill  # noqa: E402
+from drill import Load  # noqa: E402
 
 
 def text(port, admin, *origins, extra=""):
@@ -162,92 +166,68 @@ routes:
         assert kept.getresponse().read() == b"ok", "the connection of before goes on"
 
 
-class Load:
-    """Requests on fresh connections and on kept ones, at a rate; what failed is kept."""
+class Fresh(Load):
+    """A connection of its own for each request."""
 
-    def __init__(self, port, rate=400, kept=8):
-        self.port, self.failed, self.done = port, [], 0
-        self.lock, self.ends = threading.Lock(), threading.Event()
-        each = rate / 2
-        pace = kept / each
-        self.threads = [threading.Thread(target=self.keep, args=(pace,)) for _ in range(kept)]
-        self.threads += [threading.Thread(target=self.fresh, args=(pace,)) for _ in range(kept)]
-        for thread in self.threads:
-            thread.start()
-
-    def count(self, failure=None):
-        with self.lock:
-            self.done += 1
-            if failure:
-                self.failed.append(failure)
-
-    def ask(self, connection):
-        connection.request("GET", "/x")
-        answer = connection.getresponse()
-        answer.read()
-        if answer.status != 200:
-            raise OSError(f"status {answer.status}")
-        return answer.will_close
-
-    def fresh(self, pace):
-        while not self.ends.wait(pace):
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-            try:
-                self.ask(connection)
-                self.count()
-            except (OSError, http.client.HTTPException) as error:
-                self.count(f"fresh: {error!r}")
-            connection.close()
-
-    def keep(self, pace):
-        connection = None
-        while not self.ends.wait(pace):
-            connection = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-            try:
-                closes = self.ask(connection)
-                self.count()
-            except (OSError, http.client.HTTPException) as error:
-                self.count(f"kept: {error!r}")
-                closes = True
-            if closes:
-                connection.close()
-                connection = None
-
-    def stop(self):
-        self.ends.set()
-        for thread in self.threads:
-            thread.join()
+    async def _send(self, n):
+        try:
+            return await super()._send(n)
+        finally:
+            while self.idle:
+                self.idle.pop()[1].close()
 
 
 def test_f9_hot_upgrades_lose_no_request_kept_or_fresh(tmp_path, ports):
-    """A tenth of drill F9, and ten upgrades all the same: one a second."""
+    """Drill F9: ten upgrades, one a second, under 400 requests a second, half of them on fresh
+    connections; a quarter of that where the machine does something else, too."""
     port, admin = ports
     path, door = tmp_path / "proxy.yaml", tmp_path / "door"
-    with Origin("up") as up:
-        path.write_text(text(port, admin, up))
+    rate = 400 if os.environ.get("FULL") else 100
+    with drill.Origin() as up:
+        here = text(port, admin, up).replace(f"127.0.0.1:{up.port}", f"{up.address}:{up.port}")
+        path.write_text(here)
         words = ("-c", path, "--handover", door)
         proxies = [Proxy(*words, ready=port)]
         until("it can be replaced", door.exists, 10)
-        load = Load(port)
-        try:
-            for _ in range(10):
-                began = time.monotonic()
-                older = proxies[-1]
-                proxies.append(Proxy(*words))
-                pid = proxies[-1].process.pid
-                whose = lambda: door_owner(door) == pid  # noqa: E731
-                until("the newer one has the door", whose, 20)
-                time.sleep(max(0.0, 1 - (time.monotonic() - began)))
-                assert older.process.poll() in (None, 0), older.text()
-        finally:
-            load.stop()
-            newest = proxies.pop()
-            for proxy in proxies:
-                assert proxy.process.wait(30) == 0, proxy.text()
-            assert newest.stop() == 0
-        assert load.done > 2_000
-        assert load.failed == [], f"{len(load.failed)} of {load.done}: {load.failed[:5]}"
-        print(f"F9: {load.done} requests over 10 upgrades, {len(load.failed)} failed")
+        loads = [Load(port, rate / 2, 600, connections=8), Fresh(port, rate / 2, 600)]
+        with concurrent.futures.ThreadPoolExecutor(len(loads)) as pool:
+            running = [pool.submit(load.run) for load in loads]
+            try:
+                until("requests flow", lambda: all(len(load.done) > 10 for load in loads))
+                began = [(time.monotonic(), load.sent) for load in loads]
+                for _ in range(10):
+                    at = time.monotonic()
+                    older = proxies[-1]
+                    proxies.append(Proxy(*words))
+                    pid = proxies[-1].process.pid
+                    whose = lambda: door_owner(door) == pid  # noqa: E731
+                    until("the newer one has the door", whose, 60)
+                    time.sleep(max(0.0, 1 - (time.monotonic() - at)))
+                    assert older.process.poll() in (None, 0), older.text()
+                pace = sum((load.sent - sent) / (time.monotonic() - at)
+                           for load, (at, sent) in zip(loads, began))
+            except BaseException:
+                for proxy in proxies:
+                    proxy.process.kill()
+                raise
+            finally:
+                for load in loads:
+                    load.over = True
+        for one in running:
+            one.result()
+        newest = proxies.pop()
+        for proxy in proxies:
+            assert proxy.process.wait(60) == 0, proxy.text()
+        assert newest.stop() == 0
+    done = sum(len(load.done) for load in loads)
+    failed = done - sum(load.count(200) for load in loads)
+    others = [load.others(200) for load in loads]
+    said = (f"{done} requests over 10 upgrades ({pace:.0f} a second, half on fresh connections), "
+            f"{failed} failed")
+    assert failed == 0, f"{said}: kept {others[0]}, fresh {others[1]}"
+    # An open loop: what the proxy does not answer in time is sent all the same.
+    assert done >= 10 * rate * (0.95 if os.environ.get("FULL") else 0.5), said
+    print(f"F9: {said}")
 
 
 def door_owner(path):

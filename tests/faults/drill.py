@@ -74,6 +74,12 @@ class Origin:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self.process.stdout.readline() == b"ready\n"
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
     def kill(self):
         self.process.kill()
         self.process.wait()
@@ -142,7 +148,9 @@ class Load:
         # No more than these: a request for which none is free waits, which counts as its time.
         self.bounded = bounded
         self.deadline, self.method = deadline, method
-        self.idle, self.done = collections.deque(), []
+        self.idle, self.done, self.sent = collections.deque(), [], 0
+        # Set from anywhere: it sends nothing more.
+        self.over = False
 
     def run(self, during=None):
         """Sends; `during` is called in a thread of its own once half of a third is over."""
@@ -160,8 +168,11 @@ class Load:
             pause = begin + n / self.rate - loop.time()
             if pause > 0:
                 await asyncio.sleep(pause)
+            if self.over:
+                break
             if during and n == total // 6:
                 other = loop.run_in_executor(None, during)
+            self.sent = n + 1
             task = loop.create_task(self._one(n))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -210,6 +221,10 @@ class Load:
 
     def seen(self, head):
         """An answer's head, in lower case."""
+
+    def has_ended(self, count):
+        """Whether the first so many requests are over."""
+        return sum(n < count for n, _, _ in list(self.done)) >= count
 
     def count(self, *statuses):
         return sum(status in statuses for _, status, _ in self.done)

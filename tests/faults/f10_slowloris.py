@@ -35,7 +35,8 @@ def run(whole, folder):
     assert load.count(200) == len(load.done), load.others(200)
     assert len(ended) == count, f"{count - len(ended)} of {count} were never closed"
     slowest = max(ended.values())
-    assert slowest <= 15, f"the slowest was closed after {slowest:.1f} s"
+    # Ten seconds are the proxy's, the rest is for a machine that does something else, too.
+    assert slowest <= (15 if whole else 25), f"the slowest was closed after {slowest:.1f} s"
     assert each <= 8 * 1024, f"{each:.0f} bytes each"
     text = (f"F10 slowloris: {count} stuck heads, all closed within {slowest:.1f} s, {each:.0f} bytes"
             f" each; {len(load.done)} requests beside them, p99 {load.percentile(99, 200):.1f} ms")

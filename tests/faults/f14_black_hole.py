@@ -36,7 +36,8 @@ def inside(whole, folder):
         load = Load(port, 300, 12 if whole else 4, deadline=2.0).run(during=drop)
     total, late = len(load.done), len(load.done) - load.count(200)
     # What waits on kept connections when the packets stop is late; on a busy machine that is more.
-    most = 3 if whole else total // 20
+    # A third of all would be, if nothing noticed.
+    most = 3 if whole else total // 8
     text = (f"F14 black hole of 1 of 3: {late} of {total} late or failed, "
             f"p99 {load.percentile(99, 200):.0f} ms")
     assert late <= most, f"{text}: {load.others(200)}"

@@ -54,7 +54,9 @@ def inside(whole, folder):
             f"direct {bare:.0f} ms; {lost} packets lost")
     assert lost > 10, text
     assert through.count(200) == total, f"{text}: {through.others(200)}"
-    assert by <= bare * (1.1 if whole else 2) + 3, text
+    # A packet sent again is late by 200 ms; in the short form two of them may meet by chance, and the
+    # machine may be busy with something else in one of the two.
+    assert by <= (bare * 1.1 + 3 if whole else bare * 3 + 400), text
     print(text)
 
 

@@ -199,7 +199,8 @@ def drill(whole, folder, bound, port, admin):
         for name, each, data in ATTACKS if whole else ATTACKS[1:]:
             before = shed(admin)
             with Attack(port, round(each * mib * (1 if whole else 0.6)), data) as attack:
-                attack.pushed.wait(15)
+                # On a busy machine it takes longer until all of it is there.
+                attack.pushed.wait(15 if whole else 60)
                 load = Load(port, 20, 5 if whole else 1, deadline=5).run()
                 assert proxy.poll() is None, f"{name}: the proxy ended with {proxy.returncode}"
                 peak = max(peak, bound.peak(proxy.pid))
