@@ -31,7 +31,7 @@ use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Status};
 use weft_kinds::views::check::{CheckDefinition, NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 use weft_kinds::world::{Catalog, CheckKey, KindId, RegistrationKey, StoreKey, World, is_mirror};
-use weft_store::{Compare, Op, Revision, Store, Txn};
+use weft_store::{Compare, Revision, Store, Txn};
 
 pub(crate) use alias::liveness_checks;
 pub use error::CatalogError;

@@ -5,7 +5,7 @@ use weft_base::clock::ManualClock;
 use weft_base::snapshot::snapshot;
 use weft_kinds::views::catalog::Registration;
 use weft_kinds::views::check::Probe;
-use weft_store::{MemoryStore, Revision};
+use weft_store::{MemoryStore, Op, Revision};
 
 use super::*;
 use crate::doctored::Doctored;
