@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use weft_base::clock::Mono;
 use weft_base::limits;
 
-use crate::{Event, Revision, WatchError};
+use crate::{Event, EventKind, Revision, WatchError};
 
 /// How much of the log is kept. What is first reached ends the oldest revisions.
 #[derive(Clone, Copy, Debug)]
@@ -230,7 +231,10 @@ impl Log {
     }
 }
 
-/// Roughly what an event holds in memory. `prev` is the previous event's `value`, shared.
+/// Roughly what an event holds in memory, at most. What was there before is a copy of its own when
+/// it was read from a file; a deletion's is its value.
 fn cost(event: &Event) -> usize {
-    event.key.len() + event.value.len() + std::mem::size_of::<Event>()
+    let copied = event.kind == EventKind::Put;
+    let prev = event.prev.as_ref().filter(|_| copied).map_or(0, Bytes::len);
+    event.key.len() + event.value.len() + prev + std::mem::size_of::<Event>()
 }
