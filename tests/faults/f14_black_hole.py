@@ -41,6 +41,8 @@ def inside(whole, folder):
     text = (f"F14 black hole of 1 of 3: {late} of {total} late or failed, "
             f"p99 {load.percentile(99, 200):.0f} ms")
     assert late <= most, f"{text}: {load.others(200)}"
+    # Nobody waits for longer than a connection may take.
+    assert not whole or load.percentile(99, 200) <= 1_000, text
     print(text)
 
 

@@ -2,8 +2,8 @@
 """`./test faults`: every drill in full. Each module `fNN_name.py` or `sNN_name.py` here has
 `run(whole, folder)`, which returns its figures or raises; some drills are tests elsewhere and are
 run there. `--only F12,F14` chooses drills (`suites` the public suites), `--not F7` leaves some out;
-with `--out FILE` the page of figures is written, too. `--minutes 10` is for how long the name
-server of F20 is out, in the place of 80 seconds.
+with `--out FILE` the page of figures is written, too. `--minutes 2` is for how long the name server
+of F20 is out, in the place of ten.
 """
 
 import argparse
