@@ -9,7 +9,9 @@
   h2 grpc       HTTP/2 in and out, 10 connections x 100 streams; grpc: POST with trailers
   hs            a full TLS 1.3 handshake per request
   mesh          plain -> A -(mTLS)-> B -> plain, both counted; meshgrpc: the same over HTTP/2
+                the row weft-sidecars of both: two pods of `weft up` from YAML, their sidecars counted
   tcph bulk     opaque TCP: the h1 load; one stream of iperf3
+  half          open loop at half of what the slowest of the proxies does at most: p99 side by side
   rate          open loop at --rate requests/s (latency from the scheduled time); --proxy-core 1
   mem memtls    resident memory idle, and per idle connection;  start: exec to first 200
   sys           system calls per request
@@ -44,6 +46,7 @@ def proxies():
      'weft-chain': {'cmds': [we + [f'{G}/envoy-out.json'], we + [f'{G}/envoy-in.json']], 'mesh': 10011},
      'envoy-chain2': {'cmds': [en + [f'{G}/envoy-out2.json'], en + [f'{G}/envoy-in2.json']], 'meshh2': 10021},
      'haproxy-chain2': {'cmds': [ha + [f'{G}/haproxy-out2-logs.cfg'], ha + [f'{G}/haproxy-in2-logs.cfg']], 'meshh2': 11021},
+     'weft-sidecars': {'cmds': [], 'pods': True, 'mesh': 0, 'meshh2': 0},
      'weft-chain2': {'cmds': [we + [f'{G}/envoy-out2.json'], we + [f'{G}/envoy-in2.json']], 'meshh2': 10021},
     })
 # Equal work: scenario, weft, the two peers, and what weft's CPU may be of theirs at most.
@@ -54,8 +57,8 @@ EQUAL = [
  ('tls', 'weft', ('envoy-mesh', 0.42), ('haproxy-logs', 1.15)),
  ('hs', 'weft', ('envoy-mesh', 1.0), ('haproxy-logs', 0.65)),
  ('mtls', 'weft', ('envoy-mesh', 0.45), ('haproxy-logs', 1.1)),
- ('mesh', 'weft-chain', ('envoy-chain', 0.32), ('haproxy-chain', 1.0)),
- ('meshgrpc', 'weft-chain2', ('envoy-chain2', 0.42), ('haproxy-chain2', 1.6)),
+ ('mesh', 'weft-sidecars', ('envoy-chain', 0.32), ('haproxy-chain', 1.0)),
+ ('meshgrpc', 'weft-sidecars', ('envoy-chain2', 0.42), ('haproxy-chain2', 1.6)),
  ('tcph', 'weft', ('envoy', 0.75), ('haproxy', 1.05)),
  ('bulk', 'weft', ('envoy', 0.85), ('haproxy-splice', 1.05)),
 ]
@@ -153,14 +156,62 @@ def upstream(kind, ns=None):
     elif kind == 'tls': p = start([f'{P}/bin/nginx', '-c', f'{G}/nginx-up.conf'], 1, ns=ns)
     elif kind == 'bulk': p = start([f'{P}/bin/iperf3', '-s', '-p', '9001', '-B', '127.0.0.1' if not ns else '0.0.0.0'], 1, ns=ns)
     UPS[(kind, ns)] = p; time.sleep(0.3)
+PODS = '''
+apiVersion: v1
+kind: Namespace
+metadata: {{name: bench}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: caller, namespace: bench}}
+spec:
+  selector: {{matchLabels: {{app: caller}}}}
+  template:
+    metadata: {{labels: {{app: caller}}}}
+    spec: {{containers: [{{name: main, image: none, command: [sh, -c, "env > {env}; exec sleep infinity"]}}]}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: answerer, namespace: bench}}
+spec:
+  selector: {{matchLabels: {{app: answerer}}}}
+  template:
+    metadata: {{labels: {{app: answerer}}}}
+    spec: {{containers: [{{name: main, image: none, command: {command}, ports: [{{name: {port}, containerPort: 8080}}]}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: answerer, namespace: bench}}
+spec: {{selector: {{app: answerer}}, ports: [{{name: {port}, port: 80, targetPort: {port}}}]}}
+'''
+def pods(d, scen):
+    """`weft up` with two pods, each with its sidecar on the proxy's core; where the first one's program finds the second."""
+    home = f'{RUN}/pods'; shutil.rmtree(home, ignore_errors=True); os.makedirs(home)
+    h2 = need(scen) == 'h2'; words = [f'{B}/uph2' if h2 else f'{B}/up', '--listen', '$(POD_IP):$(PORT)']
+    text = PODS.format(env=f'{home}/env', command=json.dumps(['taskset', '-c', '1'] + words), port='grpc' if h2 else 'http')
+    open(f'{home}/pods.yaml', 'w').write(text)
+    p = start([WEFT, 'up', f'{home}/pods.yaml', '--data', f'{home}/data', '--pods=process', '--ports', 'auto', '--plain', '--no-build'], CORE, None, None, f'{RUN}/pods.err')
+    e = time.time() + 30
+    while time.time() < e:
+        time.sleep(0.2)
+        try: d['host'], port = re.search(r'(?m)^ANSWERER_ADDR=([\d.]+):(\d+)$', open(f'{home}/env').read()).groups()
+        except (OSError, AttributeError): continue
+        d[PORTKEY.get(scen, scen)] = int(port)
+        if wait_port(int(port), 1, d['host']) and (h2 or served(d['host'], int(port))): time.sleep(d.get('settle', 0.6)); return [p]
+    stop([p]); raise RuntimeError(f'the pods are not ready; {RUN}/pods.err says why')
+def served(host, port):
+    with socket.create_connection((host, port), 2) as s: s.sendall(b'GET / HTTP/1.1\r\nHost: answerer\r\n\r\n'); return s.recv(64).startswith(b'HTTP/1.1 200')
+def sidecars(procs):
+    words = lambda q: open(f'/proc/{q}/cmdline').read().split('\0')
+    return [q for p in procs for q in tree(p.pid) if words(q)[1:2] == ['proxy']]
 def need(scen): return {'h2': 'h2', 'grpc': 'h2', 'meshgrpc': 'h2', 'mtls': 'tls', 'bulk': 'bulk', 'bulkr': 'bulk', 'meshbulk': 'bulk'}.get(scen, 'h1')
-PORTKEY = {'rate': 'h1', 'meshrate': 'mesh', 'meshgrpc': 'meshh2', 'grpc': 'h2', 'hs': 'tls', 'mhs': 'mtlsin', 'bulkr': 'bulk', 'mem': 'h1', 'memtls': 'tls', 'start': 'h1', 'sys': 'h1', 'syslow': 'h1'}
+PORTKEY = {'rate': 'h1', 'half': 'h1', 'meshrate': 'mesh', 'meshgrpc': 'meshh2', 'grpc': 'h2', 'hs': 'tls', 'mhs': 'mtlsin', 'bulkr': 'bulk', 'mem': 'h1', 'memtls': 'tls', 'start': 'h1', 'sys': 'h1', 'syslow': 'h1'}
 def T(): return ['--tls', '--ca', f'{D}/certs/ca.pem', '--sni', 'localhost']
 def load(scen, port, a, ns=None, host='127.0.0.1'):
     pre = ['ip', 'netns', 'exec', ns] if ns else []
     lg = pre + ['taskset', '-c', '1', f'{B}/lg', '--to', f'{host}:{port}', '--json', '--dur', str(a.dur)]
     if scen in ('h1', 'tcph', 'mesh', 'sys'): cmd = lg + ['--conns', str(a.conns)]
-    elif scen in ('rate', 'meshrate', 'syslow'): cmd = lg + ['--conns', '16', '--rate', str(a.rate)]
+    elif scen in ('rate', 'half', 'meshrate', 'syslow'): cmd = lg + ['--conns', '16', '--rate', str(a.rate)]
     elif scen == 'tls': cmd = lg + ['--conns', str(a.conns)] + T()
     elif scen == 'hs': cmd = lg + ['--conns', '16', '--close'] + T()
     elif scen == 'mhs': cmd = lg + ['--conns', '16', '--close'] + T() + ['--cert', f'{D}/certs/client.pem', '--key', f'{D}/certs/client.key']
@@ -183,9 +234,10 @@ def load(scen, port, a, ns=None, host='127.0.0.1'):
     except ValueError: raise RuntimeError(f'{cmd}: {r.stdout} {r.stderr[-400:]}')
 def measure(name, d, scen, a, procs):
     port = d[PORTKEY.get(scen, scen)]; ns = d.get('ns'); host = d.get('host', '127.0.0.1')
-    pids = [p.pid for p in procs]
+    pids = sidecars(procs) if 'pods' in d else [p.pid for p in procs]
     side = [p.pid for p in list(UPS.values()) + AUX]
-    own = lambda: sum(cpu(side)) + sum(os.times()[:4])
+    rest = lambda: sum(cpu([p.pid for p in procs])) - sum(cpu(pids))   # of pods: server and programs
+    own = lambda: sum(cpu(side)) + sum(os.times()[:4]) + rest()
     a0, c0, o0, k0, t0 = total(), cpu(pids), own(), cores(), time.time()
     r = load(scen, port, a, ns, host)
     c1, o1, k1, t1, a1 = cpu(pids), own(), cores(), time.time(), total()
@@ -202,6 +254,7 @@ def free(port):
     try: s.settimeout(0.2); return s.connect_ex(('127.0.0.1', port)) != 0
     finally: s.close()
 def boot(name, d, scen):
+    if 'pods' in d: return pods(d, scen)
     if d['cmds'] and not d.get('ns'):
         e = time.time() + 3
         while not free(d[PORTKEY.get(scen, scen)]):
@@ -280,7 +333,7 @@ COLS = {'def': ['rps', 'p50', 'p99', 'p999', 'mean_us', 'cpu_us', 'usr_us', 'sys
         'bulk': ['gbs', 'cpu_s_per_gb', 'c0', 'c1', 'foreign'], 'mem': ['rss_idle', 'rss_10', 'rss_full', 'kib_conn'], 'start': ['start_ms', 'cpu_s', 'rss']}
 def table(rows, scen):
     names = []; [names.append(r['name']) for r in rows if r['name'] not in names]
-    cols = COLS.get({'bulkr': 'bulk', 'meshbulk': 'bulk', 'memtls': 'mem', 'syslow': 'sys', 'meshrate': 'rate'}.get(scen, scen), COLS['def'])
+    cols = COLS.get({'half': 'rate', 'bulkr': 'bulk', 'meshbulk': 'bulk', 'memtls': 'mem', 'syslow': 'sys', 'meshrate': 'rate'}.get(scen, scen), COLS['def'])
     if scen in ('sys', 'syslow'):
         for r in rows: print(f"{r['name']:15s}", ' '.join(f'{k}={v}' for k, v in r.items() if k not in ('name', 'scen')))
         return
@@ -295,6 +348,13 @@ def table(rows, scen):
     sys.stdout.flush()
 def run(scen, a):
     names = [n for n in (a.proxies.split(',') if a.proxies else PROX) if PORTKEY.get(scen, scen) in PROX[n] and (PROX[n]['cmds'] or scen not in ('mem', 'start', 'sys', 'syslow', 'memtls'))]
+    if scen == 'half':
+        most = []
+        for n in names:
+            procs = boot(n, PROX[n], 'h1')
+            try: most.append(measure(n, PROX[n], 'h1', a, procs)['rps'])
+            finally: stop(procs)
+        a.rate = int(min(most) / 2); print('most requests/s: ' + ', '.join(f'{n} {m:.0f}' for n, m in zip(names, most)) + f'; half of the least: {a.rate}')
     rows = []; rounds = 1 if scen in ('mem', 'memtls', 'start', 'sys', 'syslow') and not a.force else a.rounds
     for k in range(rounds):
         for n in names:
@@ -362,7 +422,11 @@ def main():
                 a.proxies = ','.join([names[0]] + [n for n, _ in names[1:]]); results[scen] = run(scen, a)
             bars(results, a)
         elif a.scen == 'all':
-            for s in ('h1', 'rate', 'h2', 'grpc', 'tls', 'hs', 'mtls', 'mesh', 'meshgrpc', 'tcph', 'bulk', 'mem', 'memtls', 'start', 'sys'): run(s, a)
+            for s in ('h1', 'rate', 'half', 'h2', 'grpc', 'tls', 'hs', 'mtls', 'mesh', 'meshgrpc', 'tcph', 'bulk', 'mem', 'memtls', 'start', 'sys'): run(s, a)
+        elif a.scen == 'half':
+            a.proxies = a.proxies or 'weft,haproxy-logs,envoy-mesh'; rows = run('half', a)
+            own, their = (med([r for r in rows if r['name'] == n], 'p99') for n in ('weft', 'haproxy-logs'))
+            if own and their: print(f"\np99 of weft is {own / their:.2f} of HAProxy's with logs{'' if own <= their else ' (!)'}; at most 1.00")
         else:
             rows = run(a.scen, a)
             if a.scen in {e[0] for e in EQUAL} and any(r['name'].startswith('weft') for r in rows): bars({a.scen: rows}, a)
