@@ -22,6 +22,7 @@
 //! - Whatever the first World holds is not new: it takes effect as it is.
 
 mod gate;
+mod kept;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -37,13 +38,13 @@ use crate::push::{Delta, Rescope};
 use crate::status::{Condition, StatusBody, StatusUpdate};
 use gate::Gate;
 pub(crate) use gate::targets_of;
+use kept::{Kept, Reads};
 
 #[derive(Debug)]
 pub struct Compiler {
     env: Env,
-    outputs: HashMap<Unit, Output>,
-    reads: HashMap<Unit, HashSet<ReadKey>>,
-    readers: HashMap<ReadKey, Readers>,
+    outputs: HashMap<Unit, Kept>,
+    reads: Reads,
     mesh: Mesh,
     gate: Gate,
     /// Routes attached to each section of each gateway.
@@ -75,56 +76,6 @@ struct Step {
     everybody: bool,
 }
 
-/// Who read something. Most of what is read is read by one unit, and a set of one is large.
-#[derive(Debug, Default, PartialEq, Eq)]
-enum Readers {
-    #[default]
-    None,
-    One(Unit),
-    Many(HashSet<Unit>),
-}
-
-// === impl Readers ===
-
-impl Readers {
-    fn iter(&self) -> impl Iterator<Item = &Unit> {
-        let (one, many) = match self {
-            Self::None => (None, None),
-            Self::One(unit) => (Some(unit), None),
-            Self::Many(units) => (None, Some(units)),
-        };
-        one.into_iter().chain(many.into_iter().flatten())
-    }
-
-    fn insert(&mut self, unit: &Unit) {
-        *self = match std::mem::take(self) {
-            Self::None => Self::One(unit.clone()),
-            Self::One(one) if one == *unit => Self::One(one),
-            Self::One(one) => Self::Many(HashSet::from([one, unit.clone()])),
-            Self::Many(mut units) => {
-                units.insert(unit.clone());
-                Self::Many(units)
-            }
-        };
-    }
-
-    fn remove(&mut self, unit: &Unit) {
-        *self = match std::mem::take(self) {
-            Self::One(one) if one == *unit => Self::None,
-            Self::Many(mut units) => {
-                units.remove(unit);
-                let last = if units.len() == 1 { units.drain().next() } else { None };
-                last.map_or(Self::Many(units), Self::One)
-            }
-            other => other,
-        };
-    }
-
-    fn is_empty(&self) -> bool {
-        *self == Self::None
-    }
-}
-
 // === impl Compiler ===
 
 impl Compiler {
@@ -133,8 +84,7 @@ impl Compiler {
         let mut compiler = Self {
             env,
             outputs: HashMap::new(),
-            reads: HashMap::new(),
-            readers: HashMap::new(),
+            reads: Reads::default(),
             mesh: Mesh::default(),
             gate: Gate::open(),
             attached: HashMap::new(),
@@ -150,7 +100,7 @@ impl Compiler {
     pub fn update(&mut self, world: &World, delta: &WorldDelta) -> Update {
         let mut dirty = BTreeSet::new();
         for key in delta.iter() {
-            dirty.extend(self.readers.get(key).into_iter().flat_map(Readers::iter).cloned());
+            dirty.extend(self.reads.readers(key).cloned());
             if let ReadKey::Object(object) = key {
                 dirty.extend(units_of(object));
             }
@@ -174,7 +124,8 @@ impl Compiler {
         let mut compiled = Vec::with_capacity(dirty.len());
         for unit in dirty {
             let (output, reads) = compile(&unit, world, &self.env);
-            self.note_reads(&unit, output.is_some().then_some(reads));
+            let reads = if output.is_some() { reads } else { HashSet::new() };
+            self.reads.note(&unit, &reads);
             compiled.push((unit, output));
         }
         // Everything is withdrawn before anything is put in its place, so that what passes from
@@ -197,26 +148,6 @@ impl Compiler {
         step.update
     }
 
-    fn note_reads(&mut self, unit: &Unit, reads: Option<HashSet<ReadKey>>) {
-        let old = self.reads.remove(unit).unwrap_or_default();
-        let new = reads.unwrap_or_default();
-        for key in old.difference(&new) {
-            let Some(units) = self.readers.get_mut(key) else { continue };
-            units.remove(unit);
-            if units.is_empty() {
-                self.readers.remove(key);
-            }
-        }
-        for key in new.difference(&old) {
-            self.readers.entry(key.clone()).or_default().insert(unit);
-        }
-        let mut new = new;
-        new.shrink_to_fit();
-        if !new.is_empty() {
-            self.reads.insert(unit.clone(), new);
-        }
-    }
-
     /// Takes away what a unit gave and gives no more, unless another gives it now.
     fn withdraw(
         &mut self,
@@ -228,9 +159,10 @@ impl Compiler {
         let Some(old) = self.outputs.get(unit) else { return };
         let keeps = |name: &ResourceName| new.is_some_and(|n| n.resources.contains_key(name));
         let gone: Vec<ResourceName> =
-            old.resources.keys().filter(|n| !keeps(n) && !offered.contains(*n)).cloned().collect();
-        if new.is_none_or(|new| new.restricted != old.restricted) && !old.restricted.is_empty() {
-            for (root, _) in &old.restricted {
+            old.names().filter(|n| !keeps(n) && !offered.contains(*n)).cloned().collect();
+        let restricted = old.rest().map_or(&[][..], |old| &old.restricted);
+        if new.is_none_or(|new| new.restricted != restricted) && !restricted.is_empty() {
+            for (root, _) in restricted {
                 self.mesh.restricted.remove(root);
             }
             step.everybody = true;
@@ -243,11 +175,13 @@ impl Compiler {
     /// Puts a unit's new output in the place of its old one.
     fn replace(&mut self, unit: Unit, new: Option<Output>, step: &mut Step) {
         let gone = new.is_none();
-        let new = new.unwrap_or_default();
-        let old = self.outputs.remove(&unit).unwrap_or_default();
-        for (name, draft) in &new.resources {
-            if old.resources.get(name) != Some(draft) {
-                self.offer(&unit, name, draft, step);
+        let mut new = new.unwrap_or_default();
+        let old = self.outputs.remove(&unit).map(Kept::whole).unwrap_or_default();
+        for (name, draft) in &mut new.resources {
+            match old.resources.get(name) {
+                // The one that is in effect is kept, not a second one that says the same.
+                Some(same) if same == draft => draft.resource.clone_from(&same.resource),
+                _ => self.offer(&unit, name, draft, step),
             }
         }
         self.replace_node(&old, &new, step);
@@ -263,7 +197,7 @@ impl Compiler {
             step.statuses.insert(key.clone());
         }
         if !gone {
-            self.outputs.insert(unit, new);
+            self.outputs.insert(unit, Kept::new(new));
         }
     }
 
@@ -447,7 +381,7 @@ impl Compiler {
     fn settle_statuses(&mut self, step: &mut Step) {
         for object in std::mem::take(&mut step.statuses) {
             let unit = Unit::Object(object.clone());
-            let own = self.outputs.get(&unit).and_then(|o| o.status.clone());
+            let own = self.outputs.get(&unit).and_then(|o| o.rest()?.status.clone());
             let told = || self.told.get(&object).map(|(_, status)| status.clone());
             let Some(mut status) = own.or_else(told) else {
                 self.statuses.remove(&object);

@@ -199,7 +199,7 @@ impl World {
         if self.percent(5) {
             let bytes = Bytes::from(format!("no cbor {generation}"));
             entry.version = Version::of(&bytes);
-            entry.bytes = bytes;
+            entry.bytes = bytes.into();
         }
         entry
     }
@@ -357,7 +357,7 @@ impl World {
         assert_eq!(self.table.keys().collect::<Vec<_>>(), wanted, "generation {generation}");
         for (name, entry) in &view.resources {
             let good = self.table[name] == Holds::Good(entry.version);
-            let undecodable = entry.bytes.starts_with(b"no cbor");
+            let undecodable = entry.bytes().starts_with(b"no cbor");
             if refused(name, entry.version) || undecodable {
                 // Last good, or the placeholder; a version is never good once it was refused.
                 assert!(!good, "{name} was refused and is in use");
@@ -408,7 +408,7 @@ impl World {
     fn check_held(&self) {
         let view = self.desired();
         let refused = view.resources.iter().filter(|(name, entry)| {
-            refused(name, entry.version) || entry.bytes.starts_with(b"no cbor")
+            refused(name, entry.version) || entry.bytes().starts_with(b"no cbor")
         });
         let refused: BTreeSet<String> = refused.map(|(name, _)| name.to_string()).collect();
         assert_eq!(self.refused_by_server, refused);

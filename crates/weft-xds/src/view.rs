@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a node must hold: an immutable map that views of many nodes share structurally.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use weft_model::{NodeFeatures, Resource, ResourceName, express, needs};
 
@@ -12,7 +12,9 @@ use bytes::Bytes;
 #[derive(Debug)]
 pub struct Entry {
     pub version: Version,
-    pub bytes: Bytes,
+    /// How many bytes it has on the wire.
+    pub size: usize,
+    pub(crate) bytes: OnceLock<Bytes>,
     /// The same as a value, for scoping and for people.
     pub resource: Arc<Resource>,
     /// What a proxy must know to take it as it is.
@@ -49,8 +51,27 @@ impl Entry {
     /// When the resource cannot be encoded.
     pub fn new(resource: Arc<Resource>) -> Result<Self, CodecError> {
         let Encoded { version, bytes } = encode(&resource)?;
-        let needs = needs(&resource);
-        Ok(Self { version, bytes, resource, needs, lesser: Mutex::default() })
+        let (needs, size) = (needs(&resource), bytes.len());
+        let bytes = OnceLock::from(bytes);
+        Ok(Self { version, size, bytes, resource, needs, lesser: Mutex::default() })
+    }
+
+    /// The same for one that nobody may ever be sent: its bytes are let go, and made again at the
+    /// first need.
+    ///
+    /// # Errors
+    /// As [`Entry::new`].
+    pub fn unsent(resource: Arc<Resource>) -> Result<Self, CodecError> {
+        let mut entry = Self::new(resource)?;
+        entry.bytes.take();
+        Ok(entry)
+    }
+
+    /// Its wire form, which is kept from the first call on.
+    pub fn bytes(&self) -> &Bytes {
+        // What was encoded once is encoded again.
+        let again = || encode(&self.resource).map(|again| again.bytes).unwrap_or_default();
+        self.bytes.get_or_init(again)
     }
 
     /// The form for a proxy with these features: this one, unless it lacks something. Made once
@@ -149,6 +170,17 @@ mod tests {
             total += cost;
         }
         total
+    }
+
+    #[test]
+    fn what_was_not_sent_is_the_same_on_the_wire() {
+        let resource = entry("x").resource.clone();
+        let unsent = Entry::unsent(resource.clone()).unwrap();
+        assert!(unsent.bytes.get().is_none());
+        let sent = Entry::new(resource).unwrap();
+        assert_eq!((unsent.version, unsent.size), (sent.version, sent.bytes().len()));
+        assert_eq!(unsent.bytes(), sent.bytes());
+        assert_eq!(Version::of(unsent.bytes()), sent.version);
     }
 
     #[test]

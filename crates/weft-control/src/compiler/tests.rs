@@ -400,7 +400,7 @@ proptest! {
         let (fresh, _) = Compiler::new(Env::default(), &world);
         prop_assert_eq!(&compiler.mesh, &fresh.mesh);
         prop_assert_eq!(&compiler.statuses, &fresh.statuses);
-        prop_assert_eq!(&compiler.readers, &fresh.readers);
+        prop_assert_eq!(&compiler.reads, &fresh.reads);
         // A child whose root is away is kept here and comes with its root.
         let rooted = |n: &ResourceName| fresh.mesh.get(&n.root.own()).is_some();
         held.retain(|n, _| rooted(n));

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use weft_base::limits::{PROXY_BACKENDS_MAX, PROXY_BYTES_MAX};
 use weft_model::{Resource, ResourceName, Root};
@@ -32,8 +32,8 @@ pub(super) struct Whole {
     routes: BTreeSet<ResourceName>,
     /// What hosts are called beside their own name.
     aliases: BTreeSet<(Arc<str>, Root)>,
-    /// Of hosts, and of their instances.
-    addresses: BTreeSet<(IpAddr, ResourceName)>,
+    /// Of hosts, and of their instances. Made when a node first asks for an address.
+    addresses: OnceLock<BTreeSet<(IpAddr, ResourceName)>>,
     pub limits: HoldLimits,
 }
 
@@ -147,14 +147,18 @@ impl Whole {
             for alias in aliases(old) {
                 self.aliases.remove(&(alias.clone(), name.root.clone()));
             }
-            for address in addresses(old) {
-                self.addresses.remove(&(address, name.clone()));
+            if let Some(all) = self.addresses.get_mut() {
+                for address in addresses(old) {
+                    all.remove(&(address, name.clone()));
+                }
             }
             self.routes.remove(name);
         }
         if let Some(new) = new {
             self.aliases.extend(aliases(new).iter().map(|a| (a.clone(), name.root.clone())));
-            self.addresses.extend(addresses(new).map(|a| (a, name.clone())));
+            if let Some(all) = self.addresses.get_mut() {
+                all.extend(addresses(new).map(|a| (a, name.clone())));
+            }
             if matches!(*new.resource, Resource::Route(_)) {
                 self.routes.insert(name.clone());
             }
@@ -186,9 +190,16 @@ impl Whole {
             return vec![root.clone()];
         }
         let Ok(ip) = asked.parse::<IpAddr>() else { return Vec::new() };
-        let addresses = self.addresses.range((ip, first.own())..);
+        let addresses = self.addresses().range((ip, first.own())..);
         let roots = addresses.take_while(|(a, _)| *a == ip).map(|(_, name)| &name.root);
         roots.filter(|root| seen(root)).cloned().collect()
+    }
+
+    fn addresses(&self) -> &BTreeSet<(IpAddr, ResourceName)> {
+        self.addresses.get_or_init(|| {
+            let hosts = self.resources.iter().filter(|(n, _)| matches!(n.root, Root::Host(_)));
+            hosts.flat_map(|(n, entry)| addresses(entry).map(|a| (a, n.clone()))).collect()
+        })
     }
 
     /// The hosts that a route sends this node's requests to.
@@ -349,7 +360,7 @@ impl Weight {
             Root::Listener(_) => Self::default(),
             Root::Host(_) => Self {
                 backends: usize::from(matches!(*entry.resource, Resource::Backend(_))),
-                bytes: entry.bytes.len(),
+                bytes: entry.size,
             },
         }
     }

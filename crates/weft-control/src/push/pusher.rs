@@ -236,11 +236,12 @@ impl Shared {
     /// Encodes outside the lock, then changes the book.
     async fn push(&self, delta: Delta) {
         let mut upserts = Vec::with_capacity(delta.upserts.len());
+        let nobody = lock(&self.book).connected() == 0;
         for (i, (name, resource)) in delta.upserts.into_iter().enumerate() {
             if !self.is_sound(&name) {
                 continue;
             }
-            let entry = self.entry(&name, resource);
+            let entry = self.entry(&name, resource, nobody);
             upserts.push((name, Arc::new(entry)));
             if i % ENCODE_BATCH == ENCODE_BATCH - 1 {
                 tokio::task::yield_now().await;
@@ -264,12 +265,14 @@ impl Shared {
         sound
     }
 
-    fn entry(&self, name: &ResourceName, resource: Arc<Resource>) -> Entry {
-        let why = match Entry::new(resource) {
-            Ok(entry) if entry.bytes.len() <= XDS_RESOURCE_BYTES_MAX => return entry,
+    /// Where nobody is connected, the wire form is not kept.
+    fn entry(&self, name: &ResourceName, resource: Arc<Resource>, nobody: bool) -> Entry {
+        let made = if nobody { Entry::unsent(resource) } else { Entry::new(resource) };
+        let why = match made {
+            Ok(entry) if entry.size <= XDS_RESOURCE_BYTES_MAX => return entry,
             Ok(entry) => format!(
                 "{name} has {} bytes, the limit is {XDS_RESOURCE_BYTES_MAX}; split the object",
-                entry.bytes.len()
+                entry.size
             ),
             Err(error) => format!("{name} {error}"),
         };

@@ -448,8 +448,8 @@ fn responses(diff: Diff, txn: u64, view: &View, chunk: Chunk) -> Vec<Output> {
     }
     for (name, entry) in diff.upserts {
         let name = name.to_string();
-        room(&mut open, name.len() + entry.bytes.len());
-        open.resources.push(wire(name, entry.version.to_string(), MODEL_TYPE_URL, &entry.bytes));
+        room(&mut open, name.len() + entry.size);
+        open.resources.push(wire(name, entry.version.to_string(), MODEL_TYPE_URL, entry.bytes()));
     }
     done.push(open);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
