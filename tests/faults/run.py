@@ -127,6 +127,13 @@ def suites(cells, failed):
         print(f"  [{time.monotonic() - began:.0f} s]", flush=True)
 
 
+def script(name):
+    """What produces a row of the table."""
+    if name in SUITES:
+        return " ".join(SUITES[name][0])
+    return ELSEWHERE[name][0] if name in ELSEWHERE else f"tests/faults/{drills()[1][name]}.py"
+
+
 def words_of(name):
     """How a drill's line begins."""
     short = f"{name[0].upper()}{int(name[1:])} "
@@ -157,8 +164,8 @@ their length; what each does is said at the head of its file in `tests/faults/`.
 Figures of Envoy 1.40, HAProxy 2.6 and nginx 1.22 were taken once each on another machine of 2
 processors; counts are sound, times indicative. The last column is from the run above.
 
-| suite | Envoy | HAProxy | nginx | bar | weft |
-|---|---|---|---|---|---|
+| suite | Envoy | HAProxy | nginx | bar | weft | by |
+|---|---|---|---|---|---|---|
 {table}
 """
 
@@ -169,7 +176,7 @@ def page(lines, cells, failed, before):
     build = "a build without optimisation" if debug else "a release build"
     commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True,
                             text=True, cwd=ROOT).stdout.strip()
-    rows = [[*row[:5], cells.get(row[5], "not run")] for row in PEERS]
+    rows = [[*row[:5], cells.get(row[5], "not run"), f"`{script(row[5])}`"] for row in PEERS]
     failures = f"Did not meet their bar in this run: {', '.join(failed)}." if failed else \
         "All met their bars."
     left = [n for n in drills()[0] if not any(line.startswith(words_of(n)) for line in lines)]
