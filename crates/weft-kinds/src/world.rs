@@ -18,7 +18,7 @@ mod raw;
 mod resolved;
 mod same;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -69,6 +69,31 @@ pub struct World {
     settings: OrdMap<Arc<str>, Arc<Value>>,
     /// Always empty: the answer for a service without instances.
     none: OrdMap<InstanceId, Arc<Instance>>,
+}
+
+/// Which of a service's instances are to be folded again.
+#[derive(Debug)]
+enum Again {
+    All,
+    Some(BTreeSet<RegistrationKey>),
+}
+
+// === impl Again ===
+
+impl Again {
+    fn none() -> Self {
+        Self::Some(BTreeSet::new())
+    }
+
+    /// One more of them, or all. With a `/` in its name one may have the id that another has.
+    fn add(&mut self, one: Option<RegistrationKey>) {
+        let one = one.filter(|key| !key.node.contains('/') && !key.id.contains('/'));
+        match (self, one) {
+            (Self::All, _) => {}
+            (Self::Some(keys), Some(one)) => drop(keys.insert(one)),
+            (all, None) => *all = Self::All,
+        }
+    }
 }
 
 // === reading ===
@@ -167,27 +192,33 @@ impl World {
         &mut self,
         events: impl IntoIterator<Item = (&'e str, Option<&'e [u8]>, u64)>,
     ) -> WorldDelta {
-        let (mut delta, mut again) = (WorldDelta::default(), BTreeSet::new());
+        let (mut delta, mut again) = (WorldDelta::default(), BTreeMap::new());
         for (key, value, revision) in events {
             self.revision = self.revision.max(revision);
-            again.extend(self.fold_one(key, value, revision, &mut delta));
+            for (service, part) in self.fold_one(key, value, revision, &mut delta) {
+                again.entry(service).or_insert_with(Again::none).add(part);
+            }
         }
-        for service in again {
-            self.fold_instances(&service, &mut delta);
+        for (service, again) in again {
+            self.fold_instances(&service, &again, &mut delta);
         }
         delta
     }
 
-    /// Folds what an event says; the services whose instances may be others now.
+    /// Folds what an event says; the services whose instances may be others now, and which one of
+    /// them where it is one.
     fn fold_one(
         &mut self,
         key: &str,
         value: Option<&[u8]>,
         revision: u64,
         delta: &mut WorldDelta,
-    ) -> Vec<ServiceKey> {
-        match StoreKey::parse(key) {
-            Some(StoreKey::Object(key)) => self.fold_object(key, value, revision, delta),
+    ) -> Vec<(ServiceKey, Option<RegistrationKey>)> {
+        let touched = match StoreKey::parse(key) {
+            Some(StoreKey::Object(key)) => {
+                let all = self.fold_object(key, value, revision, delta);
+                return all.into_iter().map(|service| (service, None)).collect();
+            }
             Some(StoreKey::Node(name)) => self.catalog.fold_node(name, record(key, value), delta),
             Some(StoreKey::Registration(k)) => {
                 self.catalog.fold_registration(k, record(key, value), delta)
@@ -201,7 +232,8 @@ impl World {
                 Vec::new()
             }
             None => Vec::new(),
-        }
+        };
+        touched.into_iter().map(|(service, one)| (service, Some(one))).collect()
     }
 
     fn fold_object(
@@ -271,18 +303,38 @@ impl World {
         }
     }
 
-    fn fold_instances(&mut self, service: &ServiceKey, delta: &mut WorldDelta) {
+    fn fold_instances(&mut self, service: &ServiceKey, again: &Again, delta: &mut WorldDelta) {
         let old = self.instances.get(service).cloned().unwrap_or_default();
-        let new = instance::fold(self, service);
-        if old == new {
+        let new = match again {
+            Again::All => instance::fold(self, service),
+            Again::Some(keys) => instance::fold_some(self, service, &old, keys),
+        };
+        if new.ptr_eq(&old) || old == new {
             return;
         }
         delta.touch(ReadKey::Instances(service.clone()));
+        if matches!(again, Again::All) {
+            self.fold_services_of_pods(service, &old, &new, delta);
+        }
+        if new.is_empty() {
+            self.instances.remove(service);
+        } else {
+            self.instances.insert(service.clone(), new);
+        }
+    }
+
+    fn fold_services_of_pods(
+        &mut self,
+        service: &ServiceKey,
+        old: &OrdMap<InstanceId, Arc<Instance>>,
+        new: &OrdMap<InstanceId, Arc<Instance>>,
+        delta: &mut WorldDelta,
+    ) {
         let pods = |map: &OrdMap<InstanceId, Arc<Instance>>| -> BTreeSet<Arc<str>> {
             let made_here = map.values().filter(|i| i.origin == Door::Kubernetes);
             made_here.map(|i| pair(service.namespace.as_str(), &i.id)).collect()
         };
-        let (was, is) = (pods(&old), pods(&new));
+        let (was, is) = (pods(old), pods(new));
         for pod in was.difference(&is) {
             unlink(&mut self.services_of_pod, pod, service);
             delta.touch(ReadKey::ServicesOfPod(pod.clone()));
@@ -290,11 +342,6 @@ impl World {
         for pod in is.difference(&was) {
             link(&mut self.services_of_pod, pod, service);
             delta.touch(ReadKey::ServicesOfPod(pod.clone()));
-        }
-        if new.is_empty() {
-            self.instances.remove(service);
-        } else {
-            self.instances.insert(service.clone(), new);
         }
     }
 

@@ -96,7 +96,7 @@ fn endpoint(
         identity: instance.mesh.then(|| identity(env, instance)),
         transport: transport(instance, speaks),
         workload: instance.workload.clone(),
-        mesh_address: instance.mesh_address,
+        mesh_address: instance.mesh_address.as_deref().copied(),
     })
 }
 

@@ -3,8 +3,9 @@
 //! Consul door's records say. Knows nothing of objects.
 //!
 //! There may be a hundred thousand of each: keys are held once, what stands under what is one flat
-//! set each (a set for each instance costs a whole tree node each), and texts that a record shares
-//! with its key or with others of its service are held once (`same.rs`).
+//! set each (a set for each instance costs a whole tree node each) or follows from the order of the
+//! keys, and texts that a record shares with its key or with others of its service are held once
+//! (`same.rs`).
 
 use std::sync::Arc;
 
@@ -22,13 +23,20 @@ pub struct Catalog {
     registrations: OrdMap<Arc<RegistrationKey>, Arc<Registration>>,
     checks: OrdMap<Arc<CheckKey>, Arc<CheckRecord>>,
     statuses: OrdMap<Arc<CheckKey>, Arc<CheckStatus>>,
-    by_service: OrdSet<(ServiceKey, Arc<RegistrationKey>)>,
-    by_node: OrdSet<(Arc<str>, Arc<RegistrationKey>)>,
+    by_service: OrdMap<ServiceKey, Arc<Registered>>,
     /// By what they speak for: an instance, or a node.
     checks_of: OrdSet<(Arc<RegistrationKey>, Arc<CheckKey>)>,
-    checks_on: OrdSet<(Arc<str>, Arc<CheckKey>)>,
+    /// Nodes, with each namespace that something on them is of, and how much: what is on a node
+    /// stands together in each namespace's part of the keys.
+    places: OrdMap<(Arc<str>, Arc<str>), usize>,
     aliases: OrdSet<Arc<CheckKey>>,
 }
+
+/// A service's registrations in order of their keys.
+type Registered = Vec<(Arc<RegistrationKey>, Arc<Registration>)>;
+
+/// A service, and the one of its instances that an event is about.
+pub(super) type Touched = (ServiceKey, RegistrationKey);
 
 // === reading ===
 
@@ -56,24 +64,28 @@ impl Catalog {
 
     /// Services that have registrations, in order.
     pub fn services(&self) -> impl Iterator<Item = &ServiceKey> {
-        let mut last: Option<&ServiceKey> = None;
-        self.by_service.iter().filter_map(move |(service, _)| {
-            (last.replace(service) != Some(service)).then_some(service)
-        })
+        self.by_service.keys()
     }
 
     pub fn of_service(
         &self,
         service: &ServiceKey,
     ) -> impl Iterator<Item = (&RegistrationKey, &Arc<Registration>)> {
-        under(&self.by_service, service).filter_map(|k| self.registered(k))
+        let all = self.by_service.get(service);
+        all.into_iter().flat_map(|all| all.iter().map(|(k, r)| (&**k, r)))
     }
 
     pub fn on_node(
         &self,
         node: &str,
     ) -> impl Iterator<Item = (&RegistrationKey, &Arc<Registration>)> {
-        under(&self.by_node, &Arc::from(node)).filter_map(|k| self.registered(k))
+        self.places(node).flat_map(|(node, namespace)| {
+            let (namespace, node) = (namespace.clone(), node.clone());
+            let at = RegistrationKey { namespace, node, id: Arc::default() };
+            let from = self.registrations.range(at.clone()..);
+            let here = from.take_while(move |(k, _)| k.place() == at.place());
+            here.map(|(k, r)| (&**k, r))
+        })
     }
 
     pub fn check(&self, key: &CheckKey) -> Option<&Arc<CheckRecord>> {
@@ -94,7 +106,13 @@ impl Catalog {
 
     /// Every check on a node: its own and those of its instances.
     pub fn checks_on(&self, node: &str) -> impl Iterator<Item = (&CheckKey, &Arc<CheckRecord>)> {
-        under(&self.checks_on, &Arc::from(node)).filter_map(|k| self.defined(k))
+        self.places(node).flat_map(|(node, namespace)| {
+            let (namespace, node) = (namespace.clone(), node.clone());
+            let at = CheckKey { namespace, node, id: Arc::default() };
+            let from = self.checks.range(at.clone()..);
+            let here = from.take_while(move |(k, _)| k.place() == at.place());
+            here.map(|(k, c)| (&**k, c))
+        })
     }
 
     /// The checks of a node itself.
@@ -134,6 +152,13 @@ impl Catalog {
         own.chain(node).max().unwrap_or(Status::Passing)
     }
 
+    /// A node, with each namespace that something on it is of.
+    fn places(&self, node: &str) -> impl Iterator<Item = &(Arc<str>, Arc<str>)> {
+        let node: Arc<str> = node.into();
+        let from = self.places.range((node.clone(), Arc::default())..);
+        from.map(|(place, _)| place).take_while(move |(known, _)| *known == node)
+    }
+
     fn registered(&self, key: &RegistrationKey) -> Option<(&RegistrationKey, &Arc<Registration>)> {
         self.registrations.get_key_value(key).map(|(k, r)| (&**k, r))
     }
@@ -150,7 +175,7 @@ impl Catalog {
     }
 }
 
-// === folding: each returns the services whose instances must be folded again ===
+// === folding: each returns what instances must be folded again ===
 
 impl Catalog {
     pub(super) fn fold_node(
@@ -158,14 +183,14 @@ impl Catalog {
         name: Arc<str>,
         new: Option<NodeRecord>,
         delta: &mut WorldDelta,
-    ) -> Vec<ServiceKey> {
+    ) -> Vec<Touched> {
         let new = new.map(Arc::new);
         if self.nodes.get(&name) == new.as_ref() {
             return Vec::new();
         }
         put(&mut self.nodes, &name, new);
         delta.touch(ReadKey::Node(name.clone()));
-        self.on_node(&name).filter_map(|(k, r)| service_of(k, r)).collect()
+        self.touched_on(&name).collect()
     }
 
     pub(super) fn fold_registration(
@@ -173,41 +198,36 @@ impl Catalog {
         key: RegistrationKey,
         mut new: Option<Registration>,
         delta: &mut WorldDelta,
-    ) -> Vec<ServiceKey> {
+    ) -> Vec<Touched> {
         let (key, old) = match self.registrations.get_key_value(&key) {
             Some((key, old)) => (key.clone(), Some(old.clone())),
             None => (Arc::new(self.shared_key(key)), None),
         };
-        let is = new.as_ref().and_then(|r| service_of(&key, r));
+        let mut is = new.as_ref().and_then(|r| service_of(&key, r));
         if let Some(new) = &mut new {
-            let sibling = is.as_ref().and_then(|service| self.of_service(service).next());
+            let known = is.as_ref().and_then(|service| self.by_service.get_key_value(service));
+            let sibling = known.and_then(|(_, all)| all.first());
             same::registration(new, &key, sibling.map(|(_, r)| &**r));
+            is = known.map(|(service, _)| service.clone()).or(is);
         }
         let new = new.map(Arc::new);
         if old == new {
             return Vec::new();
         }
         let was = old.as_deref().and_then(|r| service_of(&key, r));
-        if was != is {
-            if let Some(service) = &was {
-                self.by_service.remove(&(service.clone(), key.clone()));
-            }
-            if let Some(service) = &is {
-                self.by_service.insert((service.clone(), key.clone()));
-            }
+        if let Some(service) = was.as_ref().filter(|was| Some(*was) != is.as_ref()) {
+            self.list(service, &key, None);
         }
-        let here = (key.node.clone(), key.clone());
-        match (&old, &new) {
-            (None, Some(_)) => self.by_node.insert(here),
-            (Some(_), None) => self.by_node.remove(&here),
-            _ => None,
-        };
+        if let (Some(service), Some(new)) = (&is, &new) {
+            self.list(service, &key, Some(new));
+        }
+        self.settle(key.place(), old.is_some(), new.is_some());
         put(&mut self.registrations, &key, new);
         delta.touch(ReadKey::CatalogNode(key.node.clone()));
         let mut services: Vec<_> = was.into_iter().chain(is).collect();
         services.dedup();
         self.touch(&services, delta);
-        services
+        services.into_iter().map(|service| (service, RegistrationKey::clone(&key))).collect()
     }
 
     pub(super) fn fold_check(
@@ -215,12 +235,12 @@ impl Catalog {
         key: CheckKey,
         mut new: Option<CheckRecord>,
         delta: &mut WorldDelta,
-    ) -> Vec<ServiceKey> {
+    ) -> Vec<Touched> {
         let (key, old) = match self.checks.get_key_value(&key) {
             Some((key, old)) => (key.clone(), Some(old.clone())),
             None => {
-                let here = under(&self.checks_on, &key.node).next().map(|k| &**k);
-                (Arc::new(same::check_key(key, here)), None)
+                let place = self.places(&key.node).next();
+                (Arc::new(same::check_key(key, place)), None)
             }
         };
         if let Some(new) = &mut new {
@@ -236,26 +256,22 @@ impl Catalog {
         }
         let targets: Vec<_> =
             [&old, &new].into_iter().flatten().map(|check| target(&key, check)).collect();
-        let mut services = self.services_of(&targets);
-        let here = (key.node.clone(), key.clone());
+        let touched = self.touched(&targets);
         if let Some(was) = &old {
             self.checks_of.remove(&(self.target(&key, was), key.clone()));
-            self.checks_on.remove(&here);
         }
         if let Some(is) = &new {
             self.checks_of.insert((self.target(&key, is), key.clone()));
-            self.checks_on.insert(here);
         }
+        self.settle(key.place(), old.is_some(), new.is_some());
         match new.as_ref().is_some_and(|is| &*is.kind == "alias") {
             true => self.aliases.insert(key.clone()),
             false => self.aliases.remove(&key),
         };
         put(&mut self.checks, &key, new);
-        services.sort();
-        services.dedup();
         delta.touch(ReadKey::CatalogNode(key.node.clone()));
-        self.touch(&services, delta);
-        services
+        self.touch(touched.iter().map(|(service, _)| service), delta);
+        touched
     }
 
     pub(super) fn fold_status(
@@ -263,7 +279,7 @@ impl Catalog {
         key: CheckKey,
         mut new: Option<CheckStatus>,
         delta: &mut WorldDelta,
-    ) -> Vec<ServiceKey> {
+    ) -> Vec<Touched> {
         let old = self.statuses.get(&key);
         if let Some(new) = &mut new {
             same::result(new, old.map(|old| &**old));
@@ -277,17 +293,53 @@ impl Catalog {
         put(&mut self.statuses, &key, new);
         // A result without its check says nothing yet.
         let Some(check) = self.checks.get(&key) else { return Vec::new() };
-        let services = self.services_of(&[target(&key, check)]);
+        let touched = self.touched(&[target(&key, check)]);
         delta.touch(ReadKey::CatalogNode(key.node.clone()));
-        self.touch(&services, delta);
-        services
+        self.touch(touched.iter().map(|(service, _)| service), delta);
+        touched
+    }
+
+    /// Puts a registration into its service's list, or takes it out. No empty list is kept.
+    fn list(
+        &mut self,
+        service: &ServiceKey,
+        key: &Arc<RegistrationKey>,
+        new: Option<&Arc<Registration>>,
+    ) {
+        let all = self.by_service.entry(service.clone()).or_default();
+        let list = Arc::make_mut(all);
+        match (list.binary_search_by(|(known, _)| known.cmp(key)), new) {
+            (Ok(at), Some(new)) => list[at] = (key.clone(), new.clone()),
+            (Err(at), Some(new)) => {
+                list.reserve_exact(1);
+                list.insert(at, (key.clone(), new.clone()));
+            }
+            (Ok(at), None) => drop(list.remove(at)),
+            (Err(_), None) => {}
+        }
+        if list.is_empty() {
+            self.by_service.remove(service);
+        }
     }
 
     /// A key with the texts that the catalog has already.
     fn shared_key(&self, key: RegistrationKey) -> RegistrationKey {
-        let here = under(&self.by_node, &key.node).next().map(|k| &**k);
+        let place = self.places(&key.node).next();
         let node = self.nodes.get_key_value(&key.node).map(|(name, _)| name);
-        same::registration_key(key, here, node)
+        same::registration_key(key, place, node)
+    }
+
+    /// Counts what came to a namespace's part of a node, or left it.
+    fn settle(&mut self, (namespace, node): (&Arc<str>, &Arc<str>), was: bool, is: bool) {
+        let place = (node.clone(), namespace.clone());
+        match (was, is) {
+            (false, true) => *self.places.entry(place).or_default() += 1,
+            (true, false) => match self.places.get(&place) {
+                Some(more @ 2..) => drop(self.places.insert(place, more - 1)),
+                _ => drop(self.places.remove(&place)),
+            },
+            _ => {}
+        }
     }
 
     /// The key of what a check speaks for, as the catalog holds it when it does.
@@ -297,19 +349,28 @@ impl Catalog {
         known.unwrap_or_else(|| Arc::new(target))
     }
 
-    fn services_of(&self, targets: &[RegistrationKey]) -> Vec<ServiceKey> {
+    /// The instances that checks of these speak for.
+    fn touched(&self, targets: &[RegistrationKey]) -> Vec<Touched> {
         let mut out = Vec::new();
         for target in targets {
             if target.id.is_empty() {
-                out.extend(self.on_node(&target.node).filter_map(|(k, r)| service_of(k, r)));
+                out.extend(self.touched_on(&target.node));
             } else if let Some(registration) = self.registrations.get(target) {
-                out.extend(service_of(target, registration));
+                out.extend(service_of(target, registration).map(|at| (at, target.clone())));
             }
         }
         out
     }
 
-    fn touch(&self, services: &[ServiceKey], delta: &mut WorldDelta) {
+    fn touched_on(&self, node: &str) -> impl Iterator<Item = Touched> {
+        self.on_node(node).filter_map(|(k, r)| Some((service_of(k, r)?, k.clone())))
+    }
+
+    fn touch<'s>(
+        &self,
+        services: impl IntoIterator<Item = &'s ServiceKey>,
+        delta: &mut WorldDelta,
+    ) {
         for service in services {
             delta.touch(ReadKey::Catalog(service.clone()));
         }

@@ -4,14 +4,16 @@
 //! Folded from EndpointSlices (with their pods) and from catalog registrations (with their
 //! checks). EndpointSlices that mirror the catalog are skipped, so nothing counts twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use weft_base::name::ServiceKey;
 
 use super::catalog::Catalog;
-use super::{Index, KindId, Object, ObjectKey, PodsMode, RegistrationKey, World};
+use super::{
+    Index, KindId, Object, ObjectKey, PodsMode, RegistrationKey, World, service_of_registration,
+};
 use crate::views::catalog::{Registration, Status};
 use crate::views::core::Pod;
 use crate::views::discovery::{EndpointSlice, SliceEndpoint, SlicePort};
@@ -33,8 +35,6 @@ pub struct Instance {
     pub ports: Vec<InstancePort>,
     /// The pod's labels, or the registration's meta: what subsets select by.
     pub labels: Labels,
-    /// The registration's meta; empty for Kubernetes origin.
-    pub meta: Labels,
     pub tags: Vec<Arc<str>>,
     /// Relative share.
     pub weight: u32,
@@ -51,7 +51,7 @@ pub struct Instance {
     /// All that reaches it passes its sidecar.
     pub captured: bool,
     /// Where its sidecar is reached from other machines, when not at `address`.
-    pub mesh_address: Option<SocketAddr>,
+    pub mesh_address: Option<Box<SocketAddr>>,
     pub zone: Arc<str>,
 }
 
@@ -83,6 +83,9 @@ pub const WEIGHT_ANNOTATION: &str = "weft.dev/weight";
 /// mesh connections.
 pub const MESH_ADDRESS_ANNOTATION: &str = "weft.dev/mesh-address";
 
+// There may be a hundred thousand: with its two counts one fits into 256 bytes.
+const _: () = assert!(size_of::<Instance>() <= 240);
+
 pub(super) type Instances = imbl::OrdMap<InstanceId, Arc<Instance>>;
 
 /// Whether an object only mirrors what the Consul door made.
@@ -113,6 +116,15 @@ pub fn workload(meta: &Meta) -> Arc<str> {
         .map_or_else(|| owner.name.clone(), Into::into)
 }
 
+// === impl Instance ===
+
+impl Instance {
+    /// The registration's meta; nothing for Kubernetes origin.
+    pub fn meta(&self, name: &str) -> Option<&Arc<str>> {
+        self.labels.get(name).filter(|_| self.origin == Door::Consul)
+    }
+}
+
 /// All instances of one service, computed anew from its slices and registrations.
 pub(super) fn fold(world: &World, service: &ServiceKey) -> Instances {
     let mut found = BTreeMap::new();
@@ -129,6 +141,33 @@ pub(super) fn fold(world: &World, service: &ServiceKey) -> Instances {
         found.insert(instance.id.clone(), instance);
     }
     found.into_iter().map(|(id, i)| (id, Arc::new(i))).collect()
+}
+
+/// The same, computed from what it was, where only these registrations, their checks or their
+/// nodes are others: registering one of many costs what that one does.
+pub(super) fn fold_some(
+    world: &World,
+    service: &ServiceKey,
+    old: &Instances,
+    keys: &BTreeSet<RegistrationKey>,
+) -> Instances {
+    let (catalog, mut out) = (world.catalog(), old.clone());
+    for key in keys {
+        let id = instance_id(key);
+        let is_its = |r: &Registration| service_of_registration(key, r).as_ref() == Some(service);
+        let registration = catalog.registration(key).filter(|r| is_its(r));
+        let new = registration.map(|r| from_registration(catalog, service, key, r));
+        match (old.get(&id), new) {
+            (Some(old), Some(new)) if **old == new => {}
+            (_, Some(new)) => drop(out.insert(new.id.clone(), Arc::new(new))),
+            (_, None) => drop(out.remove(&id)),
+        }
+    }
+    out
+}
+
+fn instance_id(key: &RegistrationKey) -> InstanceId {
+    super::pair(&key.node, &key.id)
 }
 
 fn add_slice(
@@ -195,7 +234,6 @@ fn from_endpoint(
         hostname: address.is_none().then(|| text.clone()),
         ports,
         labels: pod.map(|(meta, _)| meta.labels.clone()).unwrap_or_default(),
-        meta: Labels::new(),
         tags: Vec::new(),
         weight: pod.and_then(|(meta, _)| pod_weight(meta)).unwrap_or(1),
         health: if serving { Status::Passing } else { Status::Critical },
@@ -207,7 +245,7 @@ fn from_endpoint(
         mesh: pod.is_some_and(|(meta, _)| has_sidecar(meta)),
         captured: pod
             .is_some_and(|(meta, _)| has_sidecar(meta) && PodsMode::of(meta).is_captured()),
-        mesh_address: pod.and_then(|(meta, _)| mesh_address(meta)),
+        mesh_address: pod.and_then(|(meta, _)| mesh_address(meta)).map(Box::new),
         zone: endpoint.zone.clone(),
         id,
     })
@@ -229,7 +267,7 @@ fn from_registration(
     registration: &Registration,
 ) -> Instance {
     let text = match &*registration.address {
-        "" => catalog.node(&key.node).map_or_else(|| "".into(), |n| n.address.clone()),
+        "" => catalog.node(&key.node).map_or_else(Arc::default, |n| n.address.clone()),
         _ => registration.address.clone(),
     };
     let address: Option<IpAddr> = match &*text {
@@ -239,24 +277,23 @@ fn from_registration(
     let health = catalog.health(key);
     let weights = registration.weights;
     Instance {
-        id: super::pair(&key.node, &key.id),
+        id: instance_id(key),
         service: service.clone(),
         node: key.node.clone(),
         address: address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         hostname: address.is_none().then_some(text),
-        ports: vec![InstancePort { name: "".into(), port: registration.port }],
+        ports: vec![InstancePort { name: Arc::default(), port: registration.port }],
         labels: registration.meta.clone(),
-        meta: registration.meta.clone(),
         tags: registration.tags.clone(),
         weight: if health == Status::Warning { weights.warning } else { weights.passing },
         health,
         draining: catalog.is_in_maintenance(key),
         origin: Door::Consul,
         workload: registration.service.clone(),
-        service_account: "".into(),
+        service_account: Arc::default(),
         mesh: false,
         captured: false,
         mesh_address: None,
-        zone: "".into(),
+        zone: Arc::default(),
     }
 }

@@ -82,6 +82,24 @@ impl fmt::Debug for ObjectKey {
     }
 }
 
+// === impl RegistrationKey ===
+
+impl RegistrationKey {
+    /// The namespace and the node: what is of the same place stands together.
+    pub(super) fn place(&self) -> (&Arc<str>, &Arc<str>) {
+        (&self.namespace, &self.node)
+    }
+}
+
+// === impl CheckKey ===
+
+impl CheckKey {
+    /// As [`RegistrationKey::place`].
+    pub(super) fn place(&self) -> (&Arc<str>, &Arc<str>) {
+        (&self.namespace, &self.node)
+    }
+}
+
 // === impl StoreKey ===
 
 impl StoreKey {

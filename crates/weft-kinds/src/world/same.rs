@@ -8,24 +8,25 @@ use std::sync::Arc;
 use super::{CheckKey, RegistrationKey};
 use crate::views::catalog::{CheckRecord, CheckStatus, Registration};
 
+/// `place`: the node and a namespace of something that is on it.
 pub(super) fn registration_key(
     mut key: RegistrationKey,
-    on_node: Option<&RegistrationKey>,
+    place: Option<&(Arc<str>, Arc<str>)>,
     node: Option<&Arc<str>>,
 ) -> RegistrationKey {
-    if let Some(other) = on_node {
-        share(&mut key.node, &other.node);
-        share(&mut key.namespace, &other.namespace);
+    if let Some((node, namespace)) = place {
+        share(&mut key.node, node);
+        share(&mut key.namespace, namespace);
     } else if let Some(node) = node {
         share(&mut key.node, node);
     }
     key
 }
 
-pub(super) fn check_key(mut key: CheckKey, on_node: Option<&CheckKey>) -> CheckKey {
-    if let Some(other) = on_node {
-        share(&mut key.node, &other.node);
-        share(&mut key.namespace, &other.namespace);
+pub(super) fn check_key(mut key: CheckKey, place: Option<&(Arc<str>, Arc<str>)>) -> CheckKey {
+    if let Some((node, namespace)) = place {
+        share(&mut key.node, node);
+        share(&mut key.namespace, namespace);
     }
     key
 }

@@ -388,6 +388,10 @@ proptest! {
             let (event, revision) = rest.swap_remove(at);
             fold_event(&mut other, event, revision);
         }
+        for name in ["s", "t"] {
+            let anew = instance::fold(&world, &service("a", name));
+            prop_assert_eq!(world.instances("a", name), &anew, "as folded all at once");
+        }
         prop_assert_eq!(world, other);
     }
 

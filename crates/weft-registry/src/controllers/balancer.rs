@@ -26,13 +26,14 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
         return;
     }
     let pods = owned(ctx.world, &service, KindId::Pod);
-    if !is_balanced(&service.raw) {
+    // Every Service is asked, and those of the catalog are kept as text.
+    let raw = service.raw.fresh();
+    if !is_balanced(&raw) {
         let accounts = owned(ctx.world, &service, KindId::ServiceAccount);
         let caused: Vec<_> = pods.iter().chain(&accounts).collect();
         caused.iter().for_each(|object| ctx.delete(object, Propagation::Background));
-        let told = &service.raw["status"]["loadBalancer"]["ingress"];
-        let others =
-            service.meta.controller().is_some() || service.raw["spec"]["type"] == "LoadBalancer";
+        let told = &raw["status"]["loadBalancer"]["ingress"];
+        let others = service.meta.controller().is_some() || raw["spec"]["type"] == "LoadBalancer";
         if !told.is_null() && !others {
             tell(ctx, &service, json!({}));
         }
@@ -41,8 +42,8 @@ pub fn reconcile(ctx: &mut Context<'_>, key: &ObjectKey) {
     account(ctx, &service);
     replace(ctx, &service, &pods);
     let serves = |pod: &Arc<Object>| matches!(&pod.view, View::Pod(p) if p.is_ready());
-    let known = service.raw["status"]["loadBalancer"].clone();
-    let wanted = balancer(&service.raw);
+    let known = raw["status"]["loadBalancer"].clone();
+    let wanted = balancer(&raw);
     // An address that was told stays told while its proxy is replaced.
     let told = known["ingress"][0]["ip"] == wanted["ingress"][0]["ip"];
     if told || pods.iter().any(serves) {
@@ -78,7 +79,7 @@ fn replace(ctx: &mut Context<'_>, service: &Object, pods: &[Arc<Object>]) {
 
 fn pod(service: &Object) -> Value {
     let (name, node) = (caused_name(service), balancer_node(&service.key.name));
-    let ports: Vec<Value> = tcp_ports(&service.raw)
+    let ports: Vec<Value> = tcp_ports(&service.raw.fresh())
         .map(|port| json!({ "containerPort": port, "protocol": "TCP" }))
         .collect();
     json!({
@@ -113,7 +114,7 @@ fn balancer(service: &Value) -> Value {
 }
 
 fn tell(ctx: &mut Context<'_>, service: &Object, balancer: Value) {
-    let mut new = Value::clone(&service.raw);
+    let mut new = service.raw.fresh().into_owned();
     fields(&mut new["status"]).insert("loadBalancer".into(), balancer);
     ctx.write(service, new);
 }

@@ -102,7 +102,7 @@ fn service_ports(instances: &[Arc<Instance>]) -> Value {
     let Some(port) = port else { return json!([]) };
     let mut out = json!({ "port": port, "targetPort": port, "protocol": "TCP" });
     // A service may say in its meta what it speaks, as Consul's service-defaults do.
-    let spoken = instances.iter().find_map(|i| i.meta.get("protocol"));
+    let spoken = instances.iter().find_map(|i| i.meta("protocol"));
     if let Some(protocol) = spoken.filter(|p| matches!(&***p, "http" | "http2" | "grpc" | "tcp")) {
         out["appProtocol"] = match &**protocol {
             "http2" => json!("kubernetes.io/h2c"),

@@ -149,10 +149,10 @@ impl<'w> Context<'w> {
     /// `new` in place of an object as it was seen, to be written along with another one: both
     /// or neither. `None` when nothing changes or it cannot be.
     pub fn along(&mut self, old: &Object, new: Value) -> Option<Extra> {
-        let kind = old.key.kind;
-        let updated = meta::update(kind, &old.raw, new, Part::All);
+        let (kind, was) = (old.key.kind, old.raw.fresh());
+        let updated = meta::update(kind, &was, new, Part::All);
         let new = self.noted(kind, updated).ok()?;
-        if new == *old.raw || meta::may_go(kind, &new) {
+        if new == *was || meta::may_go(kind, &new) {
             return None;
         }
         let op = Op::put(old.key.store_key(), new.to_string());
@@ -161,7 +161,7 @@ impl<'w> Context<'w> {
 
     /// A status in place of the one that was seen.
     pub fn status(&mut self, old: &Object, status: Value) {
-        let mut new = Value::clone(&old.raw);
+        let mut new = old.raw.fresh().into_owned();
         new["status"] = status;
         self.write(old, new);
     }
@@ -172,18 +172,18 @@ impl<'w> Context<'w> {
     }
 
     pub fn delete_with(&mut self, old: &Object, options: &DeleteOptions) {
-        let kind = old.key.kind;
-        if meta::check_form(kind, &old.raw).is_err() {
+        let (kind, was) = (old.key.kind, old.raw.fresh());
+        if meta::check_form(kind, &was).is_err() {
             let op = Op::delete(old.key.store_key());
             return self.push(Txn::of([op]).when(seen(old)), Extra::default());
         }
-        let (op, extra) = match meta::delete(kind, &old.raw, options, &self.now()) {
+        let (op, extra) = match meta::delete(kind, &was, options, &self.now()) {
             Deletion::Pending => return,
             Deletion::Mark(new) => {
                 (Op::put(old.key.store_key(), new.to_string()), Extra::default())
             }
             Deletion::Remove => {
-                (Op::delete(old.key.store_key()), admit::release(self.world, kind, &old.raw))
+                (Op::delete(old.key.store_key()), admit::release(self.world, kind, &was))
             }
         };
         self.push(Txn::of([op]).when(seen(old)), extra);

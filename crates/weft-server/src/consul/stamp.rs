@@ -4,6 +4,7 @@
 //! opened has the revision that it opened at. Persistent: a look at the World keeps its own.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -13,18 +14,24 @@ use super::view::{CheckView, Entry};
 /// (created, modified)
 pub type Stamp = (u64, u64);
 
-/// A record that has indexes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Record {
-    Node(Arc<str>),
-    /// Namespace, node, id.
-    Service(Arc<str>, Arc<str>, Arc<str>),
-    Check(Arc<str>, Arc<str>, Arc<str>),
+/// A record that has indexes, as a number: there are two for each instance, and their names would
+/// take five times the room. Two that had the same would show each other's indexes; of a million
+/// records that is one chance in thirty million.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Record(u64);
+
+/// What there are records of.
+#[derive(Clone, Copy, Debug, Hash)]
+enum Noun {
+    Node,
+    Service,
+    Check,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Stamps {
     base: u64,
+    names: RandomState,
     changed: OrdMap<Record, Stamp>,
 }
 
@@ -33,19 +40,19 @@ pub struct Stamps {
 impl Stamps {
     /// Everything is as old as this.
     pub fn since(base: u64) -> Self {
-        Self { base, changed: OrdMap::new() }
+        Self { base, ..Self::default() }
     }
 
     pub fn node(&self, name: &Arc<str>) -> Stamp {
-        self.of(&Record::Node(name.clone()))
+        self.of(&self.node_record(name))
     }
 
     pub fn service(&self, entry: &Entry) -> Stamp {
-        self.of(&service(entry))
+        self.of(&self.service_record(entry))
     }
 
     pub fn check(&self, view: &CheckView) -> Stamp {
-        self.of(&check(view))
+        self.of(&self.check_record(view))
     }
 
     fn of(&self, record: &Record) -> Stamp {
@@ -54,12 +61,14 @@ impl Stamps {
 
     /// Notes what differs between two lists of a service's entries.
     pub fn entries(&mut self, was: &[Entry], is: &[Entry], now: u64) {
-        let old: BTreeMap<Record, &Entry> = was.iter().map(|e| (service(e), e)).collect();
-        let new: BTreeMap<Record, &Entry> = is.iter().map(|e| (service(e), e)).collect();
+        let old: BTreeMap<Record, &Entry> =
+            was.iter().map(|e| (self.service_record(e), e)).collect();
+        let new: BTreeMap<Record, &Entry> =
+            is.iter().map(|e| (self.service_record(e), e)).collect();
         for (record, entry) in &new {
             match old.get(record) {
-                None => self.made(record.clone(), now),
-                Some(old) if old.service != entry.service => self.touched(record.clone(), now),
+                None => self.made(*record, now),
+                Some(old) if old.service != entry.service => self.touched(*record, now),
                 Some(_) => {}
             }
         }
@@ -75,12 +84,14 @@ impl Stamps {
 
     /// Notes what differs between two lists of checks.
     pub fn checks(&mut self, was: &[CheckView], is: &[CheckView], now: u64) {
-        let old: BTreeMap<Record, &CheckView> = was.iter().map(|c| (check(c), c)).collect();
-        let new: BTreeMap<Record, &CheckView> = is.iter().map(|c| (check(c), c)).collect();
+        let old: BTreeMap<Record, &CheckView> =
+            was.iter().map(|c| (self.check_record(c), c)).collect();
+        let new: BTreeMap<Record, &CheckView> =
+            is.iter().map(|c| (self.check_record(c), c)).collect();
         for (record, view) in &new {
             match old.get(record) {
-                None => self.made(record.clone(), now),
-                Some(old) if old != view => self.touched(record.clone(), now),
+                None => self.made(*record, now),
+                Some(old) if old != view => self.touched(*record, now),
                 Some(_) => {}
             }
         }
@@ -91,7 +102,7 @@ impl Stamps {
 
     /// Notes that a node came, changed or went.
     pub fn node_changed(&mut self, name: &Arc<str>, was: bool, is: bool, now: u64) {
-        let record = Record::Node(name.clone());
+        let record = self.node_record(name);
         match (was, is) {
             (_, false) => {
                 self.changed.remove(&record);
@@ -109,16 +120,22 @@ impl Stamps {
         let (created, _) = self.of(&record);
         self.changed.insert(record, (created, now));
     }
-}
 
-// === helpers ===
+    fn node_record(&self, name: &str) -> Record {
+        self.record((Noun::Node, name))
+    }
 
-fn service(entry: &Entry) -> Record {
-    let service = &entry.service;
-    Record::Service(service.namespace.clone(), entry.node.node.clone(), service.id.clone())
-}
+    fn service_record(&self, entry: &Entry) -> Record {
+        let service = &entry.service;
+        self.record((Noun::Service, &service.namespace, &entry.node.node, &service.id))
+    }
 
-fn check(view: &CheckView) -> Record {
-    let record = &view.record;
-    Record::Check(record.namespace.clone(), record.node.clone(), record.id.clone())
+    fn check_record(&self, view: &CheckView) -> Record {
+        let record = &view.record;
+        self.record((Noun::Check, &record.namespace, &record.node, &record.id))
+    }
+
+    fn record(&self, named: impl Hash) -> Record {
+        Record(self.names.hash_one(named))
+    }
 }

@@ -180,7 +180,7 @@ impl Target {
             port: instance.ports.first().map_or(0, |port| port.port),
             weight: u16::try_from(instance.weight).unwrap_or(u16::MAX),
             node: at_node.then(|| instance.node.clone()),
-            ttl: instance.meta.get(TTL_META).and_then(|text| ttl_of(text)),
+            ttl: instance.meta(TTL_META).and_then(|text| ttl_of(text)),
         }
     }
 
