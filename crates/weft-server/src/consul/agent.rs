@@ -12,7 +12,9 @@ use weft_registry::catalog::check_key;
 
 use super::Door;
 use super::admit::sees;
+use super::body;
 use super::error::Refusal;
+use super::far::FarAsk;
 use super::filter::{Filter, typed};
 use super::health::sees_check;
 use super::http::Ask;
@@ -23,9 +25,17 @@ use super::view::{Entry, View, aggregated};
 use super::{shapes, status};
 
 impl Door {
-    pub(super) fn agent_self(&self, ask: &Ask) -> Result<Reply, Refusal> {
+    pub(super) async fn agent_self(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let own = self.own();
         ask.who.demand(Verb::Read, Kind::Agent, &ask.namespace, &own.node.node)?;
+        let leader = self.leader_known(ask).await;
+        let raft = match self.far() {
+            Some(_) => json!({}),
+            None => json!({
+                "num_peers": self.servers().len().saturating_sub(1).to_string(),
+                "state": if self.leads() { "Leader" } else { "Follower" },
+            }),
+        };
         let version = &own.version;
         Ok(Reply::json(json!({
             "Config": {
@@ -40,7 +50,7 @@ impl Door {
             },
             "DebugConfig": {},
             "Coord": status::origin(),
-            "Member": self.member(false),
+            "Member": self.member(ask, false),
             "Stats": {
                 "agent": {"check_monitors": "0", "check_ttls": "0", "checks": "0", "services": "0"},
                 "build": {"prerelease": "", "revision": "", "version": version},
@@ -49,13 +59,10 @@ impl Door {
                     "bootstrap": "true",
                     "known_datacenters": "1",
                     "leader": (self.far().is_none() && self.leads()).to_string(),
-                    "leader_addr": self.leader_address(),
+                    "leader_addr": leader,
                     "server": if self.far().is_none() { "true" } else { "false" },
                 },
-                "raft": {
-                    "num_peers": self.servers().len().saturating_sub(1).to_string(),
-                    "state": if self.leads() { "Leader" } else { "Follower" },
-                },
+                "raft": raft,
                 "runtime": {"arch": std::env::consts::ARCH, "os": std::env::consts::OS},
                 "serf_lan": {"members": "1"},
                 "serf_wan": {"members": "1"},
@@ -95,7 +102,10 @@ impl Door {
     }
 
     pub(super) fn agent_members(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let members = vec![self.member(ask.params.flag("wan"))];
+        let mut members = vec![self.member(ask, ask.params.flag("wan"))];
+        members.retain(|member| {
+            ask.who.may(Verb::Read, Kind::Node, &ask.namespace, body::word(member, "Name"))
+        });
         Ok(Reply::json(Value::Array(
             filter(ask)?.map_or(Ok(members.clone()), |f| f.apply(members))?,
         )))
@@ -215,7 +225,26 @@ impl Door {
         Ok(health_reply(ask, worst, Value::Array(shapes)))
     }
 
-    fn member(&self, wan: bool) -> Value {
+    /// Where the leader is; of a machine, as its server says now.
+    async fn leader_known(&self, ask: &Ask) -> String {
+        let Some(far) = self.far() else { return self.leader_address() };
+        let shown = ask.secret.as_ref().map(|secret| &*secret.0).unwrap_or_default();
+        let asked = FarAsk {
+            method: http::Method::GET,
+            path: "/v1/status/leader".into(),
+            query: String::new(),
+            kept: true,
+            index: 0,
+            wait: Duration::ZERO,
+            mode: "",
+            token: self.or_default(shown).into_owned(),
+            body: bytes::Bytes::new(),
+        };
+        let said = far.ask(asked).await.ok().filter(|said| said.status == 200);
+        said.and_then(|said| serde_json::from_slice(&said.body).ok()).unwrap_or_default()
+    }
+
+    fn member(&self, ask: &Ask, wan: bool) -> Value {
         let own = self.own();
         let name = match wan {
             true => format!("{}.{}", own.node.node, own.datacenter),
@@ -226,12 +255,12 @@ impl Door {
             "Addr": own.node.address,
             "Port": if wan { 8302 } else { 8301 },
             "Tags": {
-                "acls": if self.acl().is_on() { "1" } else { "0" },
+                "acls": if self.has_acl(&ask.who) { "1" } else { "0" },
                 "build": own.version,
                 "dc": own.datacenter,
                 "id": own.node.id,
                 "port": "8300",
-                "role": "consul",
+                "role": if self.far().is_none() { "consul" } else { "node" },
                 "vsn": "2",
             },
             "Status": 1,

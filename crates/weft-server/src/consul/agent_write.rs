@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::{Registration, Status};
+use weft_kinds::views::check::{NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 use weft_kinds::world::{CheckKey, RegistrationKey};
 use weft_registry::catalog::{CatalogError, Handle, ServiceRequest, registration_key};
 
@@ -87,10 +88,13 @@ impl Door {
         let key = self.service_key(ask)?;
         let (enable, reason) = maintenance(ask)?;
         let catalog = self.for_own_instance(ask, &key).await?;
+        let check = format!("{SERVICE_MAINTENANCE}{}", key.id);
+        let coming = self.registers(ask, "check", (&key.namespace, &check));
         match catalog.service_maintenance(&key, enable, reason).await {
             Err(CatalogError::UnknownService { id }) => Err(self.unknown_service(ask, &id)),
             other => {
                 other?;
+                came(coming.filter(|_| enable));
                 self.settled().await;
                 Ok(Reply::empty())
             }
@@ -102,7 +106,9 @@ impl Door {
         let node = &self.own().node;
         ask.who.demand(Verb::Write, Kind::Node, &ask.namespace, &node.node)?;
         self.catalog().register_node(node, false).await?;
+        let coming = self.registers(ask, "check", (&ask.namespace, NODE_MAINTENANCE));
         self.catalog().node_maintenance(&ask.namespace, &node.node, enable, reason).await?;
+        came(coming.filter(|_| enable));
         self.settled().await;
         Ok(Reply::empty())
     }

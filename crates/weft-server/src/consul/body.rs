@@ -232,7 +232,7 @@ impl<'a> Fields<'a> {
 // === helpers ===
 
 /// Case and underscores do not count: `grpc_use_tls` is `GRPCUseTLS`.
-fn same(a: &str, b: &str) -> bool {
+pub fn same(a: &str, b: &str) -> bool {
     let plain = |s: &str| -> Vec<u8> {
         s.bytes().filter(|b| *b != b'_').map(|b| b.to_ascii_lowercase()).collect()
     };

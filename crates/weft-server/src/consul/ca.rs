@@ -157,11 +157,12 @@ impl Door {
 
     /// A leaf with its key, for who may write the service. Blocks until the next one is due.
     pub(super) async fn ca_leaf(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let (ca, service) = (self.ca()?, ask.argument.as_str());
+        let service = ask.argument.as_str();
         if service.is_empty() {
             return Err(Refusal::bad("Missing service name"));
         }
         ask.who.demand(Verb::Write, Kind::Service, &ask.namespace, service)?;
+        let ca = self.ca()?;
         let blocking: Blocking = ask.params.blocking()?;
         let of = (&*ask.namespace, &*self.own().datacenter);
         let ttl = self.leaf_ttl();
@@ -177,6 +178,12 @@ impl Door {
         }
         let (index, _, shape) = ca.leaf(of, service, (ttl, self.wall_ms()))?;
         Ok(Reply::json(shape).at(index, &blocking))
+    }
+
+    /// Of the names that discovery chains give; a placeholder where nobody signs.
+    pub(super) fn trust_domain(&self) -> String {
+        let known = self.0.ca.as_deref().map(|ca| ca.authority.trust_domain().as_str().to_owned());
+        known.unwrap_or_else(|| "consul".to_owned())
     }
 
     /// `LeafCertTTL` of the authority's configuration.

@@ -289,7 +289,7 @@ impl Door {
 }
 
 /// The instances that a query by service name wants.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub namespace: Arc<str>,
     pub service: String,
@@ -320,6 +320,11 @@ impl Wanted {
         })
     }
 
+    /// The same of another service.
+    pub fn named(&self, service: String) -> Self {
+        Self { service, ..self.clone() }
+    }
+
     /// Whether everybody who asks for the service is answered the same.
     pub fn is_plain(&self) -> bool {
         let Self { tags, meta, connect, foreign, who, .. } = self;
@@ -329,6 +334,10 @@ impl Wanted {
     pub fn entries(&self, view: &View) -> Vec<Entry> {
         let mut found = match self.connect {
             _ if self.foreign => Vec::new(),
+            // Who speaks for a service is shown to who may see the service.
+            true if !self.who.may(Verb::Read, Kind::Service, &self.namespace, &self.service) => {
+                Vec::new()
+            }
             false => view.entries(&self.namespace, &self.service),
             true => self.connected(view),
         };

@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/v1/config*`: config entries, kept and served. What they do to traffic is the control
-//! plane's affair and comes with it.
+//! `/v1/config*` and `/v1/discovery-chain/*`: config entries, judged as Consul judges them, kept
+//! and served. What they do to traffic is the control plane's affair and comes with it.
+
+mod chain;
+mod form;
+mod judge;
+mod kinds;
+
+use std::collections::BTreeSet;
 
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
@@ -11,58 +18,34 @@ use weft_registry::consul::{Change, State, Topic, keys};
 use super::Door;
 use super::agent::filter;
 use super::body::{self, Fields};
+use super::duration;
 use super::error::Refusal;
 use super::http::Ask;
 use super::reply::Reply;
+use super::view::DEFAULT_NAMESPACE;
 
 pub(super) const TABLE: &str = "config";
 pub(super) const INTENTIONS: &str = "service-intentions";
 
-const KINDS: [&str; 17] = [
-    "api-gateway",
-    "bound-api-gateway",
-    "control-plane-request-limit",
-    "exported-services",
-    "file-system-certificate",
-    "http-route",
-    "ingress-gateway",
-    "inline-certificate",
-    "jwt-provider",
-    "mesh",
+/// The kinds that discovery chains are compiled from.
+const OF_CHAINS: [&str; 5] = [
     "proxy-defaults",
-    "sameness-group",
     "service-defaults",
-    INTENTIONS,
     "service-resolver",
     "service-router",
     "service-splitter",
 ];
-const MORE_KINDS: [&str; 2] = ["tcp-route", "terminating-gateway"];
 
 impl Door {
     pub(super) async fn config_put(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let mut body = body::object(&ask.body)?;
-        let fields = Fields::new(&body, "");
-        let (kind, mut name) = (fields.text("Kind")?, fields.text("Name")?);
-        check_kind(&kind)?;
-        if kind == "mesh" && name.is_empty() {
-            name = "mesh".to_owned();
-        }
-        if kind == "proxy-defaults" && name != "global" {
-            return Err(Refusal::bad("invalid name: proxy-defaults are named \"global\""));
-        }
-        if name.is_empty() {
-            return Err(Refusal::bad("Name is required"));
-        }
+        let body = body::object(&ask.body)?;
+        let (kind, entry) = read(&body, &ask.namespace)?;
+        let name = body::word_of(&entry, "Name").to_owned();
         demand(ask, &kind, &name, Verb::Write)?;
-        body.retain(|key, _| {
-            let own = ["Kind", "Name", "CreateIndex", "ModifyIndex"];
-            !own.iter().any(|own| key.replace('_', "").eq_ignore_ascii_case(own))
-        });
-        let mut entry = Map::new();
-        entry.insert("Kind".into(), json!(kind));
-        entry.insert("Name".into(), json!(name));
-        entry.extend(body);
+        for other in chain::related(&kind, &entry) {
+            ask.who.demand(Verb::Read, Kind::Service, &ask.namespace, &other)?;
+        }
+        let entry = judge::judge(&kind, entry).map_err(Refusal::internal)?;
         let cas = cas(ask)?;
         let at = record(&kind, &name);
         let plan = |state: &State| {
@@ -70,6 +53,7 @@ impl Door {
             if cas.is_some_and(|index| index != now) {
                 return Ok((Vec::new(), false));
             }
+            self.together(state, (&kind, &name), Some(&entry))?;
             Ok::<_, Refusal>((vec![Change::Put(at.clone(), Value::Object(entry.clone()))], true))
         };
         let (_, done) = self.consul().change(TABLE, plan).await?;
@@ -122,7 +106,10 @@ impl Door {
             let now = state.record(TABLE, &at).map_or(0, |(_, item)| item.modified);
             match cas {
                 Some(index) if index != now => Ok((Vec::new(), false)),
-                _ => Ok::<_, Refusal>((vec![Change::Delete(at.clone())], true)),
+                _ => {
+                    self.together(state, (kind, name), None)?;
+                    Ok::<_, Refusal>((vec![Change::Delete(at.clone())], true))
+                }
             }
         };
         let (_, done) = self.consul().change(TABLE, plan).await?;
@@ -130,6 +117,105 @@ impl Door {
             Some(_) => Reply::json(Value::Bool(done)),
             None => Reply::json(json!({})),
         })
+    }
+
+    /// Whether the entries still make chains with this one as it is to be. One that makes none
+    /// already stops nobody.
+    fn together(
+        &self,
+        state: &State,
+        (kind, name): (&str, &str),
+        new: Option<&Map<String, Value>>,
+    ) -> Result<(), Refusal> {
+        if !OF_CHAINS.contains(&kind) {
+            return Ok(());
+        }
+        let before = |k: &str, n: &str| known(state, k, n);
+        let after = |k: &str, n: &str| match (k, n) == (kind, name) {
+            true => new.cloned(),
+            false => before(k, n),
+        };
+        let mut services = BTreeSet::from([name.to_owned()]);
+        for kind in ["service-resolver", "service-router", "service-splitter"] {
+            let entries = state.records(&format!("{TABLE}/{}", encode(kind)));
+            services.extend(entries.iter().map(|(e, _)| body::word(e, "Name").to_owned()));
+        }
+        for service in services {
+            let asked = self.chain_of(&service);
+            if let Err(why) = chain::compile(&asked, &after)
+                && chain::compile(&asked, &before).is_ok()
+            {
+                return Err(Refusal::internal(why));
+            }
+        }
+        Ok(())
+    }
+
+    fn chain_of(&self, service: &str) -> chain::Asked {
+        chain::Asked {
+            service: service.to_owned(),
+            datacenter: self.own().datacenter.to_string(),
+            trust_domain: self.trust_domain(),
+            ..chain::Asked::default()
+        }
+    }
+
+    /// A service's chain, compiled from what is kept. weft's proxies take their routes from the
+    /// server; this is for Consul's own.
+    pub(super) async fn discovery_chain(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let name = ask.argument.clone();
+        if name.is_empty() {
+            return Err(Refusal::bad("Missing chain name"));
+        }
+        ask.who.demand(Verb::Read, Kind::Service, &ask.namespace, &name)?;
+        let body = if ask.body.is_empty() { Map::new() } else { body::object(&ask.body)? };
+        let fields = Fields::new(&body, "");
+        let gateway = fields.object("OverrideMeshGateway")?;
+        let gateway = gateway.map(|one| Fields::new(one, "OverrideMeshGateway.").text("Mode"));
+        let timeout = fields.duration_ms("OverrideConnectTimeout")?;
+        let datacenter = ask.params.filled("compile-dc").map(str::to_owned);
+        let asked = chain::Asked {
+            protocol: fields.text("OverrideProtocol")?.to_ascii_lowercase(),
+            connect_timeout: if timeout == 0 { String::new() } else { duration::format(timeout) },
+            mesh_gateway: gateway.transpose()?.unwrap_or_default(),
+            ..self.chain_of(&name)
+        };
+        let asked = match datacenter {
+            Some(datacenter) => chain::Asked { datacenter, ..asked },
+            None => asked,
+        };
+        let topic = Topic::Under(keys::record(TABLE, "").into());
+        self.read_shelf(topic, &ask.params.blocking()?, |state| {
+            let compiled = chain::compile(&asked, &|kind, name| known(state, kind, name));
+            compiled.map(Reply::json).map_err(Refusal::internal)
+        })
+        .await
+    }
+}
+
+/// An intention's source as it would stand in its entry.
+///
+/// # Errors
+/// When it could not.
+pub(super) fn judged_source(
+    destination: &str,
+    mut source: Map<String, Value>,
+) -> Result<Map<String, Value>, Refusal> {
+    let own_meta = source.remove("Meta");
+    let body = json!({"Kind": INTENTIONS, "Name": destination, "Sources": [source]});
+    let body = body.as_object().cloned().unwrap_or_default();
+    let (kind, entry) = read(&body, DEFAULT_NAMESPACE)?;
+    let mut entry = judge::judge(&kind, entry).map_err(Refusal::bad)?;
+    let mut source = match entry.remove("Sources") {
+        Some(Value::Array(mut sources)) if sources.len() == 1 => sources.remove(0),
+        _ => Value::Null,
+    };
+    match (source.as_object_mut().map(std::mem::take), own_meta) {
+        (Some(mut source), Some(meta)) => {
+            source.insert("Meta".into(), meta);
+            Ok(source)
+        }
+        (source, _) => Ok(source.unwrap_or_default()),
     }
 }
 
@@ -162,32 +248,88 @@ pub(super) fn cas(ask: &Ask) -> Result<Option<u64>, Refusal> {
 // === helpers ===
 
 fn check_kind(kind: &str) -> Result<(), Refusal> {
-    match KINDS.contains(&kind) || MORE_KINDS.contains(&kind) {
+    match judge::is_kind(kind) {
         true => Ok(()),
         false => Err(Refusal::bad(format!("invalid config entry kind: {kind:?}"))),
     }
 }
 
+fn known(state: &State, kind: &str, name: &str) -> Option<Map<String, Value>> {
+    state.record(TABLE, &record(kind, name))?.0.as_object().cloned()
+}
+
+/// A body as an entry of its kind, every field in its place.
+fn read(
+    body: &Map<String, Value>,
+    namespace: &str,
+) -> Result<(String, Map<String, Value>), Refusal> {
+    let wrong = |why: String| Refusal::bad(format!("Request decoding failed: {why}"));
+    let fields = Fields::new(body, "");
+    let kind = match fields.value("Kind") {
+        Some(Value::String(kind)) => kind.clone(),
+        Some(_) => return Err(wrong("Kind value in payload is not a string".into())),
+        None => {
+            let why = "Payload does not contain a kind/Kind key at the top level";
+            return Err(wrong(why.into()));
+        }
+    };
+    let row = kinds::KINDS.iter().find(|(known, _)| *known == kind);
+    let (_, own) = row.ok_or_else(|| wrong(format!("invalid config entry kind: {kind}")))?;
+    let is_common = |key: &str| kinds::COMMON.iter().any(|(name, _)| body::same(key, name));
+    let (common, rest): (Map<_, _>, Map<_, _>) =
+        body.clone().into_iter().partition(|(key, _)| is_common(key));
+    let mut entry = form::read(kinds::COMMON, &common, "").map_err(wrong)?;
+    entry.extend(match own {
+        Some(own) => form::read(own, &rest, "").map_err(wrong)?,
+        None => rest,
+    });
+    for gone in ["CreateIndex", "ModifyIndex", "Hash", "Status"] {
+        entry.remove(gone);
+    }
+    for (field, usual) in [("Partition", "default"), ("Namespace", namespace)] {
+        let given = entry.remove(field);
+        let given = given.as_ref().and_then(Value::as_str).unwrap_or(usual);
+        if given != usual && given != "default" {
+            return Err(Refusal::bad(format!(
+                "{field} {given:?} is not served for config entries; leave it out"
+            )));
+        }
+    }
+    let name = named(&kind, body::word_of(&entry, "Name"))?;
+    entry.insert("Kind".into(), json!(kind));
+    entry.insert("Name".into(), json!(name));
+    Ok((kind, entry))
+}
+
+/// An entry's name; of some kinds there is one entry only.
+fn named(kind: &str, given: &str) -> Result<String, Refusal> {
+    let only = match kind {
+        "mesh" => "mesh",
+        "proxy-defaults" => "global",
+        _ if given.is_empty() => return Err(Refusal::internal("Name is required")),
+        _ => return Ok(given.to_owned()),
+    };
+    match given.is_empty() || given == only {
+        true => Ok(only.to_owned()),
+        false => {
+            Err(Refusal::internal(format!("invalid name ({given:?}), only {only:?} is supported")))
+        }
+    }
+}
+
 /// By whose right an entry is read and written: its service's, or the mesh's.
 fn demand(ask: &Ask, kind: &str, name: &str, verb: Verb) -> Result<(), Refusal> {
-    let of = match kind {
-        INTENTIONS => Kind::Intention,
-        "mesh"
-        | "exported-services"
-        | "api-gateway"
-        | "bound-api-gateway"
-        | "http-route"
-        | "tcp-route"
-        | "inline-certificate"
-        | "file-system-certificate"
-        | "jwt-provider"
-        | "sameness-group" => Kind::Mesh,
-        "proxy-defaults" | "control-plane-request-limit" => Kind::Operator,
-        _ => Kind::Service,
-    };
-    // Everybody may read the defaults of all proxies.
-    if kind == "proxy-defaults" && verb == Verb::Read {
-        return Ok(());
+    match kind {
+        INTENTIONS => ask.who.demand(verb, Kind::Intention, &ask.namespace, name),
+        // Everybody may read the defaults of all proxies.
+        "proxy-defaults" if verb == Verb::Read => Ok(()),
+        "control-plane-request-limit" => ask.who.demand(verb, Kind::Operator, &ask.namespace, name),
+        "ingress-gateway" | "terminating-gateway" if verb == Verb::Read => {
+            ask.who.demand(verb, Kind::Service, &ask.namespace, name)
+        }
+        "service-defaults" | "service-resolver" | "service-router" | "service-splitter" => {
+            ask.who.demand(verb, Kind::Service, &ask.namespace, name)
+        }
+        _ => ask.who.demand_mesh(verb, &ask.namespace),
     }
-    ask.who.demand(verb, of, &ask.namespace, name)
 }

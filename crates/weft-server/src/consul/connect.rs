@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/v1/connect/ca/configuration`, `/v1/agent/connect/authorize` and `/v1/discovery-chain/*`. Who
-//! signs for Consul's clients is in `ca`.
+//! `/v1/connect/ca/configuration` and `/v1/agent/connect/authorize`. Who signs for Consul's clients
+//! is in `ca`.
 
 use http::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use weft_identity::permission::{Kind, Verb};
 use weft_registry::consul::{Change, State, Topic, keys};
 
 use super::Door;
 use super::body::{self, Fields};
-use super::config::{self, record};
 use super::error::Refusal;
 use super::http::Ask;
 use super::reply::Reply;
@@ -77,69 +76,4 @@ impl Door {
         };
         Ok(Reply::json(json!({"Authorized": allowed, "Reason": why})))
     }
-
-    /// The chain of a service without routers, splitters and resolvers: what it is for clients
-    /// of Consul's own; weft's proxies take their routes from the server.
-    pub(super) async fn discovery_chain(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let name = ask.argument.clone();
-        if name.is_empty() {
-            return Err(Refusal::bad("Missing chain name"));
-        }
-        ask.who.demand(Verb::Read, Kind::Service, &ask.namespace, &name)?;
-        let body = if ask.body.is_empty() { Map::new() } else { body::object(&ask.body)? };
-        let overridden = Fields::new(&body, "").text("OverrideProtocol")?;
-        let topic = Topic::Under(keys::record(config::TABLE, "").into());
-        self.read_shelf(topic, &ask.params.blocking()?, |state| {
-            let of = |kind: &str, name: &str| -> Option<String> {
-                let (entry, _) = state.record(config::TABLE, &record(kind, name))?;
-                let fields = entry.as_object()?;
-                Fields::new(fields, "").text("Protocol").ok().filter(|p| !p.is_empty())
-            };
-            let proxies = || {
-                let (entry, _) =
-                    state.record(config::TABLE, &record("proxy-defaults", "global"))?;
-                entry.get("Config")?.get("protocol")?.as_str().map(str::to_owned)
-            };
-            let protocol = match overridden.as_str() {
-                "" => of("service-defaults", &name).or_else(proxies),
-                text => Some(text.to_owned()),
-            };
-            let dc = &self.own().datacenter;
-            Ok(Reply::json(chain(&name, dc, protocol.as_deref().unwrap_or("tcp"))))
-        })
-        .await
-    }
-}
-
-// === helpers ===
-
-fn chain(name: &str, datacenter: &str, protocol: &str) -> Value {
-    let target = format!("{name}.default.default.{datacenter}");
-    let node = format!("resolver:{target}");
-    json!({"Chain": {
-        "ServiceName": name,
-        "Namespace": "default",
-        "Partition": "default",
-        "Datacenter": datacenter,
-        "Default": true,
-        "Protocol": protocol,
-        "StartNode": node,
-        "Nodes": {node: {
-            "Type": "resolver",
-            "Name": target,
-            "Resolver": {"Default": true, "ConnectTimeout": "5s", "Target": target},
-        }},
-        "Targets": {&target: {
-            "ID": target,
-            "Service": name,
-            "Namespace": "default",
-            "Partition": "default",
-            "Datacenter": datacenter,
-            "MeshGateway": {},
-            "Subset": {},
-            "ConnectTimeout": "5s",
-            "SNI": "",
-            "Name": target,
-        }},
-    }})
 }

@@ -12,7 +12,7 @@ use super::routes::Endpoint;
 
 impl Door {
     pub(super) async fn dispatch(&self, endpoint: Endpoint, ask: &Ask) -> Result<Reply, Refusal> {
-        self.caught_up(endpoint, ask).await?;
+        self.caught_up(ask).await?;
         Ok(self.in_contact(self.dispatch_to(endpoint, ask).await?))
     }
 
@@ -21,7 +21,7 @@ impl Door {
     async fn dispatch_to(&self, endpoint: Endpoint, ask: &Ask) -> Result<Reply, Refusal> {
         match endpoint {
             Endpoint::Root => Ok(Reply::text(StatusCode::OK, "Consul Agent")),
-            Endpoint::AgentSelf => self.agent_self(ask),
+            Endpoint::AgentSelf => Box::pin(self.agent_self(ask)).await,
             Endpoint::AgentHost => self.agent_host(ask),
             Endpoint::AgentVersion => self.agent_version(),
             Endpoint::AgentMembers => self.agent_members(ask),
@@ -57,8 +57,8 @@ impl Door {
             Endpoint::HealthState => Box::pin(self.health_state(ask)).await,
             Endpoint::StatusLeader => self.status_leader(),
             Endpoint::StatusPeers => self.status_peers(),
-            Endpoint::CoordinateDatacenters => self.coordinate_datacenters(),
-            Endpoint::CoordinateNodes => self.coordinate_nodes(ask),
+            Endpoint::CoordinateDatacenters => self.coordinate_datacenters(ask),
+            Endpoint::CoordinateNodes => Box::pin(self.coordinate_nodes(ask)).await,
             other => Box::pin(self.dispatch_own(other, ask)).await,
         }
     }

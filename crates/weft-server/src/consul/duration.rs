@@ -57,6 +57,39 @@ pub fn format(ms: u64) -> String {
     }
 }
 
+/// The same to the nanosecond.
+pub fn exactly(span: Duration) -> String {
+    let nanos = span.as_nanos();
+    let scaled = |unit: u128, name: &str| {
+        let fraction = format!("{:0width$}", nanos % unit, width = unit.ilog10() as usize);
+        match fraction.trim_end_matches('0') {
+            "" => format!("{}{name}", nanos / unit),
+            rest => format!("{}.{rest}{name}", nanos / unit),
+        }
+    };
+    match nanos {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{nanos}ns"),
+        1_000..1_000_000 => scaled(1_000, "µs"),
+        1_000_000..1_000_000_000 => scaled(1_000_000, "ms"),
+        _ => {
+            let secs = span.as_secs();
+            let (hours, minutes) = (secs / 3600, secs / 60 % 60);
+            let nanos = u128::from(secs % 60) * 1_000_000_000 + u128::from(span.subsec_nanos());
+            let fraction = format!("{:09}", nanos % 1_000_000_000);
+            let secs = match fraction.trim_end_matches('0') {
+                "" => format!("{}s", nanos / 1_000_000_000),
+                rest => format!("{}.{rest}s", nanos / 1_000_000_000),
+            };
+            match (hours, minutes) {
+                (0, 0) => secs,
+                (0, m) => format!("{m}m{secs}"),
+                (h, m) => format!("{h}h{m}m{secs}"),
+            }
+        }
+    }
+}
+
 /// `number` (with at most one dot) times `scale`, rounded down.
 fn scaled(number: &str, scale: u128) -> Option<u128> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -102,6 +135,11 @@ mod tests {
             [(0, "0s"), (10, "10ms"), (10_000, "10s"), (90_500, "1m30.5s"), (3_600_000, "1h0m0s")]
         {
             assert_eq!(format(ms), text);
+            assert_eq!(exactly(Duration::from_millis(ms)), text);
         }
+        for (text, shown) in [("1ns", "1ns"), ("1500us", "1.5ms"), ("1.5us", "1.5µs")] {
+            assert_eq!(exactly(parse(text).unwrap()), shown);
+        }
+        assert_eq!(exactly(parse("1m0.000000001s").unwrap()), "1m0.000000001s");
     }
 }

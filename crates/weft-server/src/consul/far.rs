@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,6 +30,8 @@ pub const BODY_BYTES_MAX: usize = 7 * 1024 * 1024;
 const TOKEN_FRESH: Duration = Duration::from_secs(30);
 /// Tokens that are remembered.
 const TOKENS_MAX: usize = 4096;
+/// The same of those that the server knows nothing of.
+const REFUSED_MAX: usize = 256;
 
 /// No server can be asked now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,11 +88,23 @@ pub struct FarAnswer {
 #[derive(Debug)]
 pub struct Tokens {
     clock: Clock,
-    known: Mutex<HashMap<Arc<str>, Known>>,
+    known: Mutex<Told>,
 }
 
-/// When the server said it, and what.
-type Known = (Mono, Result<Who, Refusal>);
+/// Those that are nobody's push out none that are somebody's: anybody can make them up.
+#[derive(Debug, Default)]
+struct Told {
+    known: HashMap<Arc<str>, Known>,
+    refused: HashMap<Arc<str>, (Mono, Refusal)>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    /// When the server said it, and when somebody showed it last.
+    said: Mono,
+    shown: Mono,
+    who: Who,
+}
 
 /// A token's rows as they travel.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -130,28 +144,60 @@ impl Tokens {
     /// 403 when the server says that it is nobody's; 500 when nobody can say.
     pub async fn who(&self, far: &dyn Far, secret: &str) -> Result<Who, Refusal> {
         let now = self.clock.now();
-        let known = || {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.get(secret).cloned()
-        };
-        if let Some((at, who)) = known().filter(|(at, _)| now.since(*at) < TOKEN_FRESH) {
-            tracing::trace!(age = ?now.since(at), "a token is known");
-            return who;
+        if let Some(said) = self.known(secret, now, TOKEN_FRESH) {
+            return said;
         }
         match far.token(secret.to_owned()).await {
             Ok(json) => {
-                let who = read(&json)?;
-                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                if known.len() >= TOKENS_MAX {
-                    known.clear();
-                }
-                known.insert(secret.into(), (now, who.clone()));
-                who
+                let said = read(&json)?;
+                self.lock().note(secret, now, said.clone());
+                said
             }
-            Err(away) => match known() {
-                Some((_, who)) => who,
+            Err(away) => match self.known(secret, now, Duration::MAX) {
+                Some(said) => said,
                 None => Err(no_leader(&away)),
             },
+        }
+    }
+
+    /// What was said of a token no longer ago than that.
+    fn known(&self, secret: &str, now: Mono, age: Duration) -> Option<Result<Who, Refusal>> {
+        let mut told = self.lock();
+        if let Some(known) = told.known.get_mut(secret).filter(|k| now.since(k.said) < age) {
+            known.shown = now;
+            return Some(Ok(known.who.clone()));
+        }
+        let (_, refusal) = told.refused.get(secret).filter(|(said, _)| now.since(*said) < age)?;
+        Some(Err(refusal.clone()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Told ===
+
+impl Told {
+    fn note(&mut self, secret: &str, now: Mono, said: Result<Who, Refusal>) {
+        self.known.remove(secret);
+        self.refused.remove(secret);
+        match said {
+            Ok(who) => {
+                if self.known.len() >= TOKENS_MAX {
+                    // The one that nobody showed for longest.
+                    let oldest = self.known.iter().min_by_key(|(_, known)| known.shown);
+                    let oldest = oldest.map(|(secret, _)| secret.clone());
+                    oldest.and_then(|secret| self.known.remove(&secret));
+                }
+                self.known.insert(secret.into(), Known { said: now, shown: now, who });
+            }
+            Err(refusal) => {
+                if self.refused.len() >= REFUSED_MAX {
+                    self.refused.clear();
+                }
+                self.refused.insert(secret.into(), (now, refusal));
+            }
         }
     }
 }

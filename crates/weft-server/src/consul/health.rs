@@ -13,6 +13,7 @@ use super::agent::filter_of;
 use super::catalog::{Wanted, has_meta, kept, node_name, sees_node};
 use super::error::Refusal;
 use super::filter::typed;
+use super::gateways;
 use super::http::Ask;
 use super::index::Topic;
 use super::params::Params;
@@ -54,10 +55,28 @@ impl Door {
         .await
     }
 
-    /// No ingress gateways of Consul's kind are served; the answer is as for one without services.
+    /// The instances of the gateways whose config entries lead to a service. A changed entry is
+    /// seen with the next change of a check.
     pub(super) async fn health_ingress(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let blocking = ask.params.blocking()?;
-        self.read(Topic::Still, &blocking, |_| Ok(json!([]))).await
+        let wanted = Wanted::of(ask, false)?;
+        let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::HEALTH)?);
+        let passing = passing(&ask.params)?;
+        let seen = ask.who.may(Verb::Read, Kind::Service, &ask.namespace, &ask.argument);
+        self.read(Topic::Checks, &blocking, |view| {
+            let state = self.consul().state();
+            let mut entries = Vec::new();
+            if seen && !wanted.foreign {
+                for gateway in gateways::ingress_gateways(&state, &ask.argument) {
+                    entries.extend(wanted.named(gateway).entries(view));
+                }
+            }
+            if passing {
+                entries.retain(|e| e.status() == Status::Passing && !e.draining);
+            }
+            let shapes = entries.iter().map(|e| shapes::health_entry(e, view)).collect();
+            kept(filter.as_ref(), shapes)
+        })
+        .await
     }
 
     pub(super) async fn health_checks(&self, ask: &Ask) -> Result<Reply, Refusal> {

@@ -14,9 +14,10 @@ use weft_base::limits::WATCHERS_MAX;
 use super::Door;
 use super::error::Refusal;
 use super::far;
+use super::http::Answer;
 use super::params::Params;
 use super::routes;
-use super::who::{Host, Who};
+use super::who::{Host, Secret, Who};
 
 /// Queries of one machine that wait here at once: its agent hands on fewer.
 const WAITS_MAX: usize = 1_000;
@@ -102,19 +103,37 @@ impl Door {
         let request = match self.asked_by(&host.into(), &ask) {
             Ok(who) => {
                 let request = Request::builder().method(&*ask.method).uri(&*ask.target);
-                request.extension(who).body(Full::new(ask.body))
+                let request = request.extension(who).extension(Secret(ask.token.into()));
+                request.body(Full::new(ask.body))
             }
             Err(refusal) => return plain(&refusal),
         };
         let Ok(request) = request else {
             return plain(&Refusal::bad("the request line cannot be read"));
         };
-        let (head, body) = self.handle(request).await.into_parts();
+        let (head, body) = self.done_whole(request).await.into_parts();
         let headers = head.headers.iter().filter_map(|(name, value)| {
             Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))
         });
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         (head.status.as_u16(), headers.collect(), body)
+    }
+
+    /// A write is done as a whole, also when its machine no longer waits for it.
+    async fn done_whole(&self, request: Request<Full<Bytes>>) -> Answer {
+        if matches!(*request.method(), Method::GET | Method::HEAD) {
+            return self.handle(request).await;
+        }
+        let (done, answer) = tokio::sync::oneshot::channel();
+        let door = self.clone();
+        self.0.tasks.spawn("consul write", async move {
+            let _ = done.send(Box::pin(door.handle(request)).await);
+        });
+        answer.await.unwrap_or_else(|_| {
+            let mut ending = Answer::new(Full::new("the server is ending".into()));
+            *ending.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            ending
+        })
     }
 
     /// Answers what a file of the machine's operator says at the agent's start: status and body.
@@ -185,6 +204,13 @@ fn may_wait(target: &str) -> bool {
     let query = target.split_once('?').map(|(_, query)| query);
     let blocking = Params::parse(query).and_then(|params| params.blocking());
     blocking.is_ok_and(|blocking| blocking.index > 0)
+}
+
+/// Whether a request is a question that may be answered minutes later.
+pub(super) fn is_slow_question(request: &Request<()>) -> bool {
+    let uri = request.uri();
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && (may_wait(&uri.to_string()) || uri.query().is_some_and(|query| query.contains("hash=")))
 }
 
 fn plain(refusal: &Refusal) -> HostAnswer {

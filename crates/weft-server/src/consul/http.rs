@@ -16,20 +16,21 @@ use http_body_util::{BodyExt as _, Full};
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use weft_base::limits::{CHECK_HEADER, CONNECTIONS_MAX};
 use weft_base::task::TaskGroup;
 
 use super::error::Refusal;
 use super::far::{self, FarAsk};
-use super::host::Unawaited;
-use super::line::{Line, Manner, Next};
+use super::host::{self, Unawaited};
+use super::line::{Line, Manner, Next, Wire};
 use super::params::Params;
 use super::reply::{Body, Reply};
 use super::routes::{self, Endpoint};
+use super::secure::Opening;
 use super::wait::{Asked, Held, Waiting};
-use super::who::{Who, secret};
+use super::who::{Secret, Who, secret};
 use super::{Door, view};
 use crate::guards;
 
@@ -61,8 +62,8 @@ pub struct Ask {
     pub method: Method,
     /// Who asks, and what they may.
     pub who: Who,
-    /// What they showed, on a machine whose server is elsewhere: it is shown there again. Never
-    /// the agent's default token, which may be another by then.
+    /// What they showed, to be looked at again after a wait, and shown to the server where that is
+    /// elsewhere. Never the agent's default token, which may be another by then.
     pub secret: Option<Secret>,
 }
 
@@ -89,27 +90,27 @@ pub(super) struct Form {
     pretty: bool,
 }
 
-/// A token that is never printed.
-#[derive(Clone)]
-pub struct Secret(pub Box<str>);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret")
-    }
-}
+/// Of a request over TLS or a Unix socket: under no name of its own does a page of a browser come
+/// this way, since it has no certificate for it.
+#[derive(Clone, Copy, Debug)]
+struct Direct;
 
 impl Door {
     /// Serves connections until the group drains.
     pub async fn serve(self, listener: TcpListener, tasks: TaskGroup) {
+        self.serve_at(Opening::Plain(listener), tasks).await;
+    }
+
+    /// The same wherever they come from.
+    pub async fn serve_at(self, opening: Opening, tasks: TaskGroup) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let accepted = tokio::select! {
                 () = tasks.draining() => return,
-                accepted = listener.accept() => accepted,
+                accepted = opening.accept() => accepted,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let caller = match accepted {
+                Ok(caller) => caller,
                 Err(why) => {
                     tracing::warn!(%why, "the Consul door could not accept a connection");
                     // Out of descriptors: give others time to close theirs.
@@ -124,15 +125,17 @@ impl Door {
             let (door, group) = (self.clone(), tasks.clone());
             // In a box, so that what wraps a task holds it once.
             let connection = Box::pin(async move {
-                door.connection(stream, group).await;
+                if let Some(wire) = caller.wire(&group).await {
+                    door.connection(wire, group).await;
+                }
                 drop(place);
             });
             tasks.spawn("consul connection", connection);
         }
     }
 
-    async fn connection(self, stream: TcpStream, tasks: TaskGroup) {
-        let mut line = Line::new(stream);
+    async fn connection(self, wire: Wire, tasks: TaskGroup) {
+        let mut line = Line::new(wire);
         loop {
             let next = tokio::select! {
                 next = line.next() => next,
@@ -172,17 +175,22 @@ impl Door {
     async fn exchange(
         &self,
         line: &mut Line,
-        request: Box<Request<()>>,
+        mut request: Box<Request<()>>,
         manner: &mut Manner,
     ) -> Option<Turn> {
-        // A question is for who waits for its answer; a write is done, whoever does.
-        let is_question = matches!(*request.method(), Method::GET | Method::HEAD);
+        // A question that may take minutes is for who waits for its answer; anything else is done,
+        // whoever does: a client may have closed its half, having said all.
+        let may_leave = host::is_slow_question(&request);
+        if line.is_direct() {
+            request.extensions_mut().insert(Direct);
+        }
         let over = Notify::new();
         let mut body = line.body(*manner, &over);
         let gone = body.gone();
         let turn = tokio::select! {
+            biased;
             turn = self.begin(request.map(|()| &mut body)) => turn,
-            () = gone, if is_question => return None,
+            () = gone, if may_leave => return None,
         };
         // What was not read would be taken for a request.
         manner.keep &= body.is_end_stream();
@@ -223,7 +231,11 @@ impl Door {
 
     /// Asks again what waited.
     async fn resume(&self, waiting: Box<Waiting>) -> Turn {
-        let (form, asked, held) = waiting.again();
+        let (form, mut asked, held) = waiting.again();
+        match self.still(&asked.ask) {
+            Ok(who) => asked.ask.who = who,
+            Err(refusal) => return self.answered(refusal.into(), form),
+        }
         self.settle(form, asked, Some(held)).await
     }
 
@@ -267,7 +279,7 @@ impl Door {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        admit(&head.headers, &self.0.hosts)?;
+        admit(&head.headers, &self.0.hosts, head.extensions.get::<Direct>().is_some())?;
         let path = head.uri.path().to_owned();
         if is_out_of_bounds(&head.headers, &path) {
             let why = "health checks that clients define may ask this door for its leader only";
@@ -281,7 +293,10 @@ impl Door {
         let params = Params::parse(head.uri.query())?;
         self.check_place(&params)?;
         let waits = head.headers.contains_key(EXPECT);
-        let shown = secret(&head.headers, &params);
+        let shown = match head.extensions.get::<Secret>() {
+            Some(secret) => &*secret.0,
+            None => secret(&head.headers, &params),
+        };
         let secret = self.or_default(shown);
         if let Some(far) = self.far().filter(|_| !far::is_own(endpoint)) {
             let max = routes::body_bytes_max(endpoint).min(far::BODY_BYTES_MAX);
@@ -313,7 +328,7 @@ impl Door {
         let body = read(body, waits, routes::body_bytes_max(endpoint)).await?;
         let body = kept(&head.method, body);
         let namespace = params.filled("ns").unwrap_or(view::DEFAULT_NAMESPACE).into();
-        let secret = self.far().map(|_| Secret(shown.into()));
+        let secret = Some(Secret(shown.into()));
         let awaited = head.extensions.get::<Unawaited>().is_none();
         let ask = Ask { argument, params, body, namespace, method: head.method, who, secret };
         Ok(Read::Asked(Box::new(Asked { endpoint, ask, awaited }), turn))
@@ -367,14 +382,14 @@ impl Door {
 
 /// Pages of other sites reach loopback doors through a browser: by rebinding a name of theirs
 /// (Host), or by plain cross-site requests (Origin). Neither is for us.
-fn admit(headers: &HeaderMap, hosts: &[String]) -> Result<(), Refusal> {
+fn admit(headers: &HeaderMap, hosts: &[String], direct: bool) -> Result<(), Refusal> {
     let refuse = |what: &str, found: &str| {
         Err(Refusal::new(
             StatusCode::FORBIDDEN,
             format!("{what} {found:?} is not this server; use localhost or its IP address"),
         ))
     };
-    if let Some(host) = headers.get(HOST) {
+    if let Some(host) = headers.get(HOST).filter(|_| !direct) {
         let host = host.to_str().unwrap_or("?");
         if !host.is_empty() && !is_own(host, hosts) {
             return refuse("Host", host);
@@ -585,7 +600,7 @@ mod tests {
             if let Some(origin) = origin {
                 headers.insert(ORIGIN, origin.parse().unwrap());
             }
-            admit(&headers, &["consul.lan".to_owned()]).is_ok()
+            admit(&headers, &["consul.lan".to_owned()], false).is_ok()
         };
         for host in ["localhost:8500", "127.0.0.1:8500", "[::1]:8500", "10.0.0.1", "consul.lan:80"]
         {

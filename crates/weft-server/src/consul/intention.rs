@@ -11,7 +11,7 @@ use weft_registry::consul::{Change, Item, State, Topic, keys};
 use super::Door;
 use super::agent::filter;
 use super::body::{self, Fields};
-use super::config::{INTENTIONS, TABLE, record};
+use super::config::{INTENTIONS, TABLE, judged_source, record};
 use super::error::Refusal;
 use super::http::Ask;
 use super::reply::Reply;
@@ -113,6 +113,9 @@ impl Door {
         if names.is_empty() {
             return Err(Refusal::bad("required query parameter 'name' not set"));
         }
+        for name in &names {
+            ask.who.demand(Verb::Read, Kind::Intention, &ask.namespace, bare(name))?;
+        }
         self.read_shelf(topic(), &ask.params.blocking()?, |state| {
             let mut found = all(state);
             found.retain(|one| readable(ask, one));
@@ -158,7 +161,7 @@ impl Door {
             return Err(Refusal::bad("an intention needs a source and a destination"));
         }
         ask.who.demand(Verb::Write, Kind::Intention, &ask.namespace, destination)?;
-        let mut value = read(body, source)?;
+        let mut value = judged_source(destination, read(body, source)?)?;
         if !id.is_empty() {
             value.insert("LegacyID".into(), json!(id));
         }

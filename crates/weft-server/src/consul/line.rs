@@ -11,6 +11,7 @@
 mod body;
 pub(super) mod fuzz;
 mod head;
+mod wire;
 
 use std::io::{Error, ErrorKind, Result};
 use std::time::Duration;
@@ -18,11 +19,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Collected, Full};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 pub(super) use body::Incoming;
 use head::{Found, Head};
+pub(super) use wire::Wire;
 
 /// Time for a request's head once it has begun.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
@@ -38,7 +39,7 @@ const COPIED_BYTES_MAX: usize = 16 * 1024;
 /// A connection, and what was read of it and not used yet.
 #[derive(Debug)]
 pub(super) struct Line {
-    stream: TcpStream,
+    stream: Wire,
     held: BytesMut,
 }
 
@@ -74,10 +75,13 @@ pub(super) enum Next {
 // === impl Line ===
 
 impl Line {
-    pub fn new(stream: TcpStream) -> Self {
-        // Answers are small and waited for.
-        let _ = stream.set_nodelay(true);
-        Self { stream, held: BytesMut::new() }
+    pub fn new(stream: impl Into<Wire>) -> Self {
+        Self { stream: stream.into(), held: BytesMut::new() }
+    }
+
+    /// Whoever asks this way was not led here by a page of a browser.
+    pub fn is_direct(&self) -> bool {
+        self.stream.is_direct()
     }
 
     /// Nothing of a next request has come.
@@ -137,8 +141,7 @@ impl Line {
         let stream = self.is_idle().then_some(&self.stream);
         async move {
             let Some(stream) = stream else { return std::future::pending().await };
-            let mut byte = [0];
-            if !matches!(stream.peek(&mut byte).await, Ok(0) | Err(_)) {
+            if !stream.is_closed().await {
                 std::future::pending().await
             }
         }
@@ -179,7 +182,6 @@ impl Line {
 
     /// Lets the client read the last answer: what it still sends is taken for a moment.
     pub async fn close(mut self) {
-        use tokio::io::AsyncWriteExt as _;
         if self.stream.shutdown().await.is_err() {
             return;
         }

@@ -36,6 +36,7 @@ pub(crate) mod query_run;
 mod register;
 mod reply;
 mod routes;
+pub mod secure;
 mod session;
 mod shapes;
 mod shared;
@@ -48,7 +49,7 @@ mod txn;
 mod txn_catalog;
 pub mod view;
 mod wait;
-mod who;
+pub(crate) mod who;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -73,6 +74,7 @@ use params::Blocking;
 use reply::Reply;
 use view::{Identity, View};
 use wait::Later;
+pub(crate) use who::Who;
 
 /// Blocked queries end up to this part of their wait later, so that they do not end together.
 const JITTER_PARTS: u32 = 16;
@@ -284,9 +286,6 @@ impl Door {
         blocking: &Blocking,
         build: impl Fn(&consul::State) -> Result<Reply, Refusal>,
     ) -> Result<Reply, Refusal> {
-        if blocking.consistent {
-            self.consul().barrier().await?;
-        }
         let look = || {
             let state = self.consul().state();
             let index = state.index(&topic);

@@ -16,7 +16,7 @@ use super::reply::Reply;
 use super::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE};
 
 const SETTINGS: &str = "setting";
-const COORDINATES: &str = "coordinate";
+pub(super) const COORDINATES: &str = "coordinate";
 
 impl Door {
     pub(super) fn operator_raft(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -149,7 +149,7 @@ impl Door {
     }
 
     /// Of a node, or of one with its datacentre, which `coordinate/datacenters` lists as NODE.DC.
-    fn bare_node<'a>(&self, node: &'a str) -> &'a str {
+    pub(super) fn bare_node<'a>(&self, node: &'a str) -> &'a str {
         match node.rsplit_once('.') {
             Some((bare, dc)) if *dc == *self.own().datacenter && !self.view().has_node(node) => {
                 bare

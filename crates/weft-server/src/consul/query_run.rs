@@ -81,17 +81,19 @@ pub(crate) struct Ran {
     pub ttl: String,
 }
 
-/// Runs a filled-in query with everybody's eyes.
-pub(crate) fn run(view: &View, query: &Value, namespace: &str) -> Ran {
-    run_as(view, query, &namespace.into(), &Who::anybody())
+/// Runs a filled-in query with somebody's eyes.
+pub(crate) fn run(view: &View, query: &Value, namespace: &str, who: &Who) -> Ran {
+    run_as(view, query, &namespace.into(), who)
+}
+
+/// The query's own token, with whose rights it is run; empty when it has none.
+pub(crate) fn token(query: &Value) -> &str {
+    word(query, "Token")
 }
 
 impl Door {
     pub(super) async fn query_execute(&self, ask: &Ask, name: &str) -> Result<Reply, Refusal> {
         let blocking = ask.params.blocking()?;
-        if blocking.consistent {
-            self.consul().barrier().await?;
-        }
         let state = self.consul().state();
         let Some(query) = resolve(&state, name) else {
             return Err(Refusal::not_found("Query not found"));
@@ -140,7 +142,7 @@ impl Door {
 
     /// Whose eyes a query is run with: its own token's, or those of who asks.
     fn runs_as(&self, ask: &Ask, query: &Value) -> Result<Who, Refusal> {
-        match word(query, "Token") {
+        match token(query) {
             secret if self.acl().is_on() && !secret.is_empty() => self.acl().resolve(self, secret),
             _ => Ok(ask.who.clone()),
         }

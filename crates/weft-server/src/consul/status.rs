@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use http::Method;
 use serde_json::{Value, json};
+use weft_identity::permission::{Kind, Verb};
+use weft_registry::consul::{Topic, keys};
 
 use super::Door;
+use super::body;
 use super::error::Refusal;
 use super::http::Ask;
+use super::operator::COORDINATES;
 use super::reply::Reply;
-use super::routes::Endpoint;
 use super::view::SERVER_RPC_PORT;
 
 const LAST_CONTACT: &str = "X-Consul-LastContact";
@@ -39,11 +42,10 @@ impl Door {
         Ok(Reply::json(servers.into_iter().map(|server| server.address).collect()))
     }
 
-    /// Waits until the catalog here shows what was acknowledged before, for who asks for that. The
-    /// doors to pairs, sessions and records do so themselves.
-    pub(super) async fn caught_up(&self, endpoint: Endpoint, ask: &Ask) -> Result<(), Refusal> {
-        let asks = ask.method == Method::GET && is_of_the_catalog(endpoint);
-        if asks && ask.params.blocking()?.consistent {
+    /// Waits until what is here shows what was acknowledged before, for who asks for that.
+    pub(super) async fn caught_up(&self, ask: &Ask) -> Result<(), Refusal> {
+        let asks = matches!(ask.method, Method::GET | Method::HEAD);
+        if asks && ask.params.flag("consistent") {
             Box::pin(self.consul().barrier()).await?;
         }
         Ok(())
@@ -96,18 +98,34 @@ impl Door {
         self.servers().iter().any(|server| server.leads && server.name == self.own().node.node)
     }
 
-    pub(super) fn coordinate_datacenters(&self) -> Result<Reply, Refusal> {
-        let name = format!("{}.{}", self.own().node.node, self.own().datacenter);
-        let here = json!({"Node": name, "Coord": origin()});
+    /// Consul shows them to everybody; a node's name is for who may read the node.
+    pub(super) fn coordinate_datacenters(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let own = &self.own().node.node;
+        let name = format!("{own}.{}", self.own().datacenter);
+        let seen = ask.who.may(Verb::Read, Kind::Node, &ask.namespace, own);
+        let here: Vec<Value> =
+            seen.then(|| json!({"Node": name, "Coord": origin()})).into_iter().collect();
         Ok(Reply::json(json!([{
-            "Datacenter": self.own().datacenter, "AreaID": "wan", "Coordinates": [here],
+            "Datacenter": self.own().datacenter, "AreaID": "wan", "Coordinates": here,
         }])))
     }
 
-    pub(super) fn coordinate_nodes(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let blocking = ask.params.blocking()?;
-        let here = json!([{"Node": self.own().node.node, "Segment": "", "Coord": origin()}]);
-        Ok(Reply::json(here).at(1, &blocking))
+    pub(super) async fn coordinate_nodes(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let own = json!({"Node": self.own().node.node, "Segment": "", "Coord": origin()});
+        let topic = Topic::Under(keys::record(COORDINATES, "").into());
+        self.read_shelf(topic, &ask.params.blocking()?, |state| {
+            let told = state.records(COORDINATES).into_iter().map(|(record, _)| (*record).clone());
+            let mut all: Vec<Value> = told.collect();
+            if !all.iter().any(|known| known["Node"] == own["Node"]) {
+                all.insert(0, own.clone());
+            }
+            all.retain(|one| {
+                let node = self.bare_node(body::word(one, "Node"));
+                ask.who.may(Verb::Read, Kind::Node, &ask.namespace, node)
+            });
+            Ok(Reply::json(Value::Array(all)))
+        })
+        .await
     }
 
     /// Where the leader is; empty while there is none. A server that shares its store is known by
@@ -126,30 +144,6 @@ impl Door {
             false => format!("{address}:{SERVER_RPC_PORT}"),
         }
     }
-}
-
-fn is_of_the_catalog(endpoint: Endpoint) -> bool {
-    use Endpoint::{
-        CatalogConnect, CatalogNode, CatalogNodeServices, CatalogNodes, CatalogService,
-        CatalogServices, GatewayServices, HealthChecks, HealthConnect, HealthIngress, HealthNode,
-        HealthService, HealthState,
-    };
-    matches!(
-        endpoint,
-        CatalogConnect
-            | CatalogNode
-            | CatalogNodeServices
-            | CatalogNodes
-            | CatalogService
-            | CatalogServices
-            | GatewayServices
-            | HealthChecks
-            | HealthConnect
-            | HealthIngress
-            | HealthNode
-            | HealthService
-            | HealthState
-    )
 }
 
 /// A network coordinate that says nothing: weft picks by locality, not by coordinates.

@@ -184,24 +184,29 @@ impl Door {
         registration.node.clone_from(host);
         registration.agent = true;
         let key = registration_key(&registration);
-        let (mut checks, mut results) = (Vec::new(), Vec::new());
-        for SyncCheck { mut check, result, .. } in told.checks {
+        let (mut checks, mut results, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
+        for SyncCheck { mut check, result, token } in told.checks {
             check.service_id.clone_from(&registration.id);
             check.service_name.clone_from(&registration.service);
             check.namespace.clone_from(&registration.namespace);
             let check = self.shown(host, check, &result);
             results.push((check_key(&check), result, is_told(&check)));
             checks.push(check);
+            tokens.push(token);
         }
         if !self.is_so(&registration, &checks, node) {
-            let ask = self.asked(host, &registration.namespace, &told.token)?;
-            let catalog = self.for_service(&ask, &registration, &checks).await?;
-            let update_node = true;
-            let (checks, node) = (checks.clone(), node.clone());
-            let replace_checks = true;
-            let request =
-                ServiceRequest { registration, checks, replace_checks, node, update_node };
-            catalog.register_service(request).await?;
+            let whole = self.take_whole((host, node), &registration, &checks, &told.token);
+            match Box::pin(whole).await {
+                Err(refusal) if refusal.status.is_client_error() => {
+                    // Who put a check there, maintenance among them, may be another.
+                    let known = self.is_so(&registration, &[], node);
+                    let own = checks.iter().zip(&tokens);
+                    if !known || !self.take_apart((host, node), own).await? {
+                        return Err(refusal);
+                    }
+                }
+                other => other?,
+            }
         }
         // Those of maintenance stay when an instance is registered anew.
         let view = self.view();
@@ -219,6 +224,46 @@ impl Door {
             }
         }
         Ok(())
+    }
+
+    async fn take_whole(
+        &self,
+        (host, node): (&Arc<str>, &NodeRecord),
+        registration: &Registration,
+        checks: &[CheckRecord],
+        token: &str,
+    ) -> Result<(), Refusal> {
+        let ask = self.asked(host, &registration.namespace, token)?;
+        let catalog = self.for_service(&ask, registration, checks).await?;
+        let (registration, checks) = (registration.clone(), checks.to_vec());
+        let (replace_checks, update_node, node) = (true, true, node.clone());
+        let request = ServiceRequest { registration, checks, replace_checks, node, update_node };
+        Ok(catalog.register_service(request).await?)
+    }
+
+    /// Takes those checks that are new or others with their own tokens; whether all were.
+    async fn take_apart(
+        &self,
+        (host, node): (&Arc<str>, &NodeRecord),
+        checks: impl Iterator<Item = (&CheckRecord, &String)>,
+    ) -> Result<bool, Refusal> {
+        let mut all = true;
+        for (check, token) in checks {
+            let key = check_key(check);
+            if self.view().world.catalog().check(&key).is_some_and(|known| **known == *check) {
+                continue;
+            }
+            let admitted = async {
+                let ask = self.asked(host, &check.namespace, token)?;
+                let catalog = self.for_check(&ask, check).await?;
+                Ok::<_, Refusal>(catalog.register_check(node, check.clone()).await?)
+            };
+            match admitted.await {
+                Err(refusal) if refusal.status.is_client_error() => all = false,
+                other => other?,
+            }
+        }
+        Ok(all)
     }
 
     async fn take_check(

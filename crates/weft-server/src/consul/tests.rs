@@ -17,12 +17,15 @@ use weft_store::{MemoryStore, Op, Txn};
 use super::*;
 
 mod admission;
+mod blind;
+mod entries;
 mod hostile;
 mod kinds;
 mod lines;
 mod machines;
 mod records;
 mod rights;
+mod secure;
 mod servers;
 
 struct Rig {
@@ -39,6 +42,18 @@ struct Answer {
 }
 
 impl Answer {
+    fn read(bytes: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{text:?}"));
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(k, v)| (k.to_ascii_lowercase(), v.to_owned()))
+            .collect();
+        Self { status, headers, text: body.to_owned() }
+    }
+
     fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {:?}", self.text))
     }
@@ -85,15 +100,7 @@ impl Rig {
         stream.write_all(request).await.unwrap();
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).await.unwrap();
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{text:?}"));
-        let mut lines = head.lines();
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let headers = lines
-            .filter_map(|line| line.split_once(": "))
-            .map(|(k, v)| (k.to_ascii_lowercase(), v.to_owned()))
-            .collect();
-        Answer { status, headers, text: body.to_owned() }
+        Answer::read(&bytes)
     }
 
     async fn ask(&self, method: &str, path: &str, body: &str) -> Answer {

@@ -11,6 +11,7 @@ use weft_identity::permission::{Kind, Names, Permission, Permissions, Verb};
 
 use super::Door;
 use super::error::Refusal;
+use super::http::Ask;
 use super::params::Params;
 use crate::guards;
 
@@ -32,12 +33,27 @@ pub struct Host {
     pub bound: bool,
 }
 
+/// A token that is never printed.
+#[derive(Clone)]
+pub struct Secret(pub Box<str>);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
 // === impl Who ===
 
 impl Who {
     /// Anybody, while access lists are off.
     pub fn anybody() -> Self {
         Self { accessor: Arc::default(), table: None, host: None }
+    }
+
+    /// Somebody who may do nothing.
+    pub fn without_rights() -> Self {
+        Self { accessor: Arc::default(), table: Some(Arc::default()), host: None }
     }
 
     /// Clients of a machine, while access lists are off: they may read everything, and write what
@@ -112,6 +128,18 @@ impl Who {
         }
     }
 
+    /// Of the mesh as a whole; where no rule speaks of it, operators' rules do.
+    ///
+    /// # Errors
+    /// 403 with Consul's sentence.
+    pub fn demand_mesh(&self, verb: Verb, ns: &str) -> Result<(), Refusal> {
+        let speaks = |table: &Arc<Permissions>| table.rows().iter().any(|r| r.kind == Kind::Mesh);
+        match self.table.as_ref().is_none_or(speaks) || !self.may(verb, Kind::Operator, ns, "") {
+            true => self.demand(verb, Kind::Mesh, ns, ""),
+            false => Ok(()),
+        }
+    }
+
     /// # Errors
     /// 403 unless the caller may read, or change, the access lists themselves.
     pub fn demand_acl(&self, verb: Verb) -> Result<(), Refusal> {
@@ -148,12 +176,43 @@ impl Door {
         }
     }
 
+    /// Who asks again after a wait: the holder of what was shown then, as things are now.
+    ///
+    /// # Errors
+    /// 403 when it is nobody's any more.
+    pub(super) fn still(&self, ask: &Ask) -> Result<Who, Refusal> {
+        match (self.far(), &ask.secret) {
+            (None, Some(secret)) if self.acl().is_on() => {
+                let who = self.acl().resolve(self, &secret.0)?;
+                Ok(Who { host: ask.who.host.clone(), ..who })
+            }
+            _ => Ok(ask.who.clone()),
+        }
+    }
+
     /// Whether there are access lists, as far as who asks can tell: a machine's door knows it
     /// from what the server said of the token.
     pub(super) fn has_acl(&self, who: &Who) -> bool {
         match self.far() {
             Some(_) => who.table.is_some(),
             None => self.acl().is_on(),
+        }
+    }
+
+    /// Who asks over DNS, where nothing is shown: the holder of the agent's token for DNS, else of
+    /// its default one, else the anonymous.
+    pub(crate) fn over_dns(&self) -> Who {
+        match self.acl().is_on() {
+            true => self.acl().over_dns(self),
+            false => Who::anybody(),
+        }
+    }
+
+    /// Who holds a secret; where it is nobody's any more, somebody who may do nothing.
+    pub(crate) fn holder(&self, secret: &str) -> Who {
+        match self.acl().is_on() {
+            true => self.acl().resolve(self, secret).unwrap_or_else(|_| Who::without_rights()),
+            false => Who::anybody(),
         }
     }
 
@@ -177,5 +236,7 @@ pub(super) fn secret<'a>(headers: &'a HeaderMap, params: &'a Params) -> &'a str 
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
-    header("X-Consul-Token").or(bearer).or_else(|| params.get("token")).unwrap_or_default()
+    // As in Consul: the first that says something.
+    let shown = [params.get("token"), header("X-Consul-Token"), bearer];
+    shown.into_iter().flatten().find(|secret| !secret.is_empty()).unwrap_or_default()
 }

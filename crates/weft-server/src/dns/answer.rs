@@ -4,11 +4,12 @@
 //! ([`Step`]) to whoever may ask others (`mod.rs`).
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use domain::base::iana::Rtype;
 use weft_base::limits::{DNS_AMPLIFICATION_MAX, DNS_UDP_BYTES_MAX};
 use weft_base::rng::Rng;
+use weft_identity::permission::Permissions;
 use weft_kinds::world::World;
 use weft_registry::consul::State;
 
@@ -19,6 +20,7 @@ use super::query::{Query, Unread, read};
 use super::ready::{Cache, Ready};
 use super::theirs::skim;
 use super::write::{self, Frame, Scratch};
+use crate::consul::Who;
 use crate::consul::view::{Identity, View};
 
 /// What carries the answer.
@@ -69,6 +71,10 @@ pub struct Sources<'a> {
     pub zones: &'a Zones,
     /// The Consul door's records as they are now.
     pub records: &'a (dyn Fn() -> Option<State> + Sync),
+    /// Who asks, as far as Consul's access lists go.
+    pub who: &'a Who,
+    /// Who holds a prepared query's own token.
+    pub holder: &'a (dyn Fn(&str) -> Who + Sync),
 }
 
 /// What is kept from answer to answer.
@@ -76,6 +82,8 @@ pub struct Sources<'a> {
 pub struct Desk {
     cache: Cache,
     directory: Directory,
+    /// What the answers that are kept were seen with.
+    seen_with: Option<Arc<Permissions>>,
     scratch: Scratch,
     /// Shuffles answers.
     rng: Rng,
@@ -90,7 +98,7 @@ const BADVERS: u8 = 16;
 impl Desk {
     pub fn new(rng: Rng) -> Self {
         let (cache, directory) = (Cache::default(), Directory::default());
-        Self { cache, directory, scratch: Scratch::default(), rng }
+        Self { cache, directory, seen_with: None, scratch: Scratch::default(), rng }
     }
 
     /// Answers one query as far as our own zones go; with a namespace also what is short for a
@@ -113,7 +121,8 @@ impl Desk {
             write::refused(out, &frame);
             return Step::Answer;
         }
-        if !self.directory.turn_to(sources.world) {
+        let same_world = self.directory.turn_to(sources.world);
+        if !self.turn_to(sources.who) || !same_world {
             self.cache.clear();
         }
         if let Some(ready) = self.cache.get(&query.name, query.rtype.to_int()) {
@@ -134,6 +143,19 @@ impl Desk {
         Step::Answer
     }
 
+    /// Whether what is seen was seen with the same rights before.
+    fn turn_to(&mut self, who: &Who) -> bool {
+        let same = match (&self.seen_with, &who.table) {
+            (None, None) => true,
+            (Some(was), Some(is)) => Arc::ptr_eq(was, is),
+            _ => false,
+        };
+        if !same {
+            self.seen_with.clone_from(&who.table);
+        }
+        same
+    }
+
     fn write(&mut self, frame: &Frame, how: &How, ready: &Ready, out: &mut Vec<u8>) {
         let everything = frame.query.rtype == Rtype::ANY && !how.proven;
         match everything && !ready.answers.is_empty() {
@@ -149,6 +171,8 @@ impl Desk {
             view: &view,
             zones: sources.zones,
             records: state.as_ref(),
+            who: sources.who,
+            holder: sources.holder,
             directory: &mut self.directory,
         };
         let labels: Vec<&str> = query.name.labels().collect();
@@ -173,6 +197,17 @@ impl Desk {
             found.chain.extend(next.answers.into_iter().map(|data| (target.clone(), data)));
         }
         Searched::Whole(zone, found)
+    }
+}
+
+// === impl Sources ===
+
+impl<'a> Sources<'a> {
+    /// Without records, and with everybody's rights.
+    pub fn bare(world: &'a Arc<World>, own: &'a Arc<Identity>, zones: &'a Zones) -> Self {
+        static ANYBODY: LazyLock<Who> = LazyLock::new(Who::anybody);
+        let holder = &|_: &str| Who::anybody();
+        Self { world, own, zones, records: &|| None, who: &ANYBODY, holder }
     }
 }
 

@@ -12,13 +12,14 @@ use regex::Regex;
 use serde_json::Value;
 use weft_base::limits::DNS_PATTERNS_MAX;
 use weft_base::name::{ServiceKey, slug};
+use weft_identity::permission::Kind;
 use weft_kinds::views::catalog::{NodeRecord, Registration};
 use weft_kinds::world::{RegistrationKey, World};
 use weft_registry::consul::State;
 
 use super::names::Zones;
 use crate::consul::query_run;
-use crate::consul::view::View;
+use crate::consul::view::{DEFAULT_NAMESPACE, View};
 
 /// A namespace and a name in lower case.
 type Named = (Box<str>, Box<str>);
@@ -29,11 +30,22 @@ pub struct Directory {
     world: Option<Arc<World>>,
     services: Option<HashMap<Named, ServiceKey>>,
     nodes: Option<HashMap<Box<str>, Arc<NodeRecord>>>,
-    holders: Option<BTreeMap<IpAddr, String>>,
+    holders: Option<BTreeMap<IpAddr, Holder>>,
     connect: Option<HashMap<Named, Vec<RegistrationKey>>>,
     /// Prepared queries as of a revision of the records.
     queries: Option<(u64, Vec<Arc<Value>>)>,
     patterns: HashMap<String, Option<Regex>>,
+}
+
+/// Who has an address.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    /// As DNS names it.
+    pub name: String,
+    /// A node or a service, and what it is called itself.
+    pub kind: Kind,
+    pub namespace: Arc<str>,
+    pub own: Arc<str>,
 }
 
 // === impl Directory ===
@@ -91,23 +103,35 @@ impl Directory {
 
     /// The name that goes with an address that was registered: a node's, or else a service's.
     /// Loopback is everybody's own.
-    pub fn holder(&mut self, view: &View, zones: &Zones, address: IpAddr) -> Option<String> {
+    pub fn holder(&mut self, view: &View, zones: &Zones, address: IpAddr) -> Option<Holder> {
         let holders = self.holders.get_or_insert_with(|| {
             let catalog = view.world.catalog();
             let mut out = BTreeMap::new();
-            let mut put = |text: &str, name: String| {
+            let mut put = |text: &str, holder: Holder| {
                 if let Ok(address) = text.parse::<IpAddr>()
                     && !address.is_loopback()
                     && !address.is_unspecified()
                 {
-                    out.insert(address, name);
+                    out.insert(address, holder);
                 }
             };
             for (key, registration) in catalog.registrations() {
-                put(&registration.address, service_name(key, registration));
+                let holder = Holder {
+                    name: service_name(key, registration),
+                    kind: Kind::Service,
+                    namespace: key.namespace.clone(),
+                    own: registration.service.clone(),
+                };
+                put(&registration.address, holder);
             }
             for (name, node) in catalog.nodes() {
-                put(&node.address, format!("{name}.node.{}.consul", zones.datacenter));
+                let holder = Holder {
+                    name: format!("{name}.node.{}.consul", zones.datacenter),
+                    kind: Kind::Node,
+                    namespace: DEFAULT_NAMESPACE.into(),
+                    own: name.clone(),
+                };
+                put(&node.address, holder);
             }
             out
         });
@@ -156,7 +180,8 @@ fn service_name(key: &RegistrationKey, registration: &Registration) -> String {
     }
 }
 
-fn speaks_for(registration: &Registration) -> impl Iterator<Item = &str> {
+/// The services that an instance speaks Connect for.
+pub fn speaks_for(registration: &Registration) -> impl Iterator<Item = &str> {
     let native = registration
         .connect
         .as_ref()

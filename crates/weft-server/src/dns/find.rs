@@ -18,8 +18,8 @@ use weft_registry::objects::addresses::is_given;
 
 use super::directory::Directory;
 use super::names::{Lookup, Zone, Zones};
-use crate::consul::duration;
 use crate::consul::view::View;
+use crate::consul::{Who, duration};
 
 /// Longest time that an answer may be kept, whatever somebody wrote.
 const TTL_SECS_MAX: u64 = 24 * 3600;
@@ -65,6 +65,10 @@ pub struct Look<'a> {
     pub zones: &'a Zones,
     /// The Consul door's records, where there are any: prepared queries, gateways.
     pub records: Option<&'a State>,
+    /// Who sees Consul's names.
+    pub who: &'a Who,
+    /// Who holds a prepared query's own token.
+    pub holder: &'a (dyn Fn(&str) -> Who + Sync),
     pub directory: &'a mut Directory,
 }
 

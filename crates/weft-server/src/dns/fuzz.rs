@@ -57,8 +57,7 @@ impl Door {
             Ok(query) => query,
             Err(step) => return (step == Step::Answer).then_some(self.out.as_slice()),
         };
-        let sources =
-            Sources { world: &self.world, own: &self.own, zones: &self.zones, records: &|| None };
+        let sources = Sources::bare(&self.world, &self.own, &self.zones);
         match self.desk.step(&query, &how, None, &sources, &mut self.out) {
             Step::Answer => Some(&self.out),
             _ => None,

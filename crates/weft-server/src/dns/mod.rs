@@ -47,6 +47,7 @@ use self::answer::{Alias, Desk, How, Sources, Step};
 use self::guard::Cookies;
 use self::query::Query;
 use crate::consul::view::Identity;
+use crate::consul::{self, Who};
 
 /// The DNS server. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -71,6 +72,8 @@ pub struct Options {
     pub clock: Clock,
     /// Prepared queries and gateways are found here.
     pub records: Option<Handle>,
+    /// Says what of Consul's names may be seen: without it all of them.
+    pub eyes: Option<consul::Door>,
     /// Who is asked what is outside of our zones.
     pub upstream: Option<Upstream>,
     /// Questions over UDP that each source may ask in a second; `None` for any number.
@@ -227,8 +230,10 @@ impl Server {
             return Step::Outside;
         };
         let world = world.load();
-        let records = || self.records();
-        let sources = Sources { world: &world, own, zones, records: &records };
+        let (records, who) = (|| self.records(), self.who());
+        let holder = |secret: &str| self.holder(secret, &who);
+        let sources =
+            Sources { world: &world, own, zones, records: &records, who: &who, holder: &holder };
         lock(desk).step(query, how, namespace, &sources, out)
     }
 
@@ -278,7 +283,7 @@ impl Server {
         };
         let Source::Here { world, own, zones, .. } = &self.0.source else { return None };
         let world = world.load();
-        let sources = Sources { world: &world, own, zones, records: &|| None };
+        let sources = Sources::bare(&world, own, zones);
         let mut rng = Rng::from_system();
         Some(answer::complete(query, how, alias, chain, &sources, &mut rng))
     }
@@ -294,6 +299,19 @@ impl Server {
         Some(mesh.ask(bytes, how.carrier).await)
     }
 
+    /// Who asks, as far as Consul's access lists go: over DNS nobody shows a token.
+    fn who(&self) -> Who {
+        self.0.options.eyes.as_ref().map_or_else(Who::anybody, consul::Door::over_dns)
+    }
+
+    /// Who holds the token of a prepared query; who asks where there are no access lists.
+    fn holder(&self, secret: &str, who: &Who) -> Who {
+        match &self.0.options.eyes {
+            Some(door) => door.holder(secret),
+            None => who.clone(),
+        }
+    }
+
     fn records(&self) -> Option<State> {
         self.0.options.records.as_ref().map(Handle::state)
     }
@@ -304,7 +322,14 @@ impl Server {
 impl Options {
     /// Nothing besides.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, records: None, upstream: None, per_source: None, loopback_counts: false }
+        Self {
+            clock,
+            records: None,
+            eyes: None,
+            upstream: None,
+            per_source: None,
+            loopback_counts: false,
+        }
     }
 }
 

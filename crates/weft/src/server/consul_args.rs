@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use weft_server::consul::{Access, AclConfig};
 
+use super::consul_doors::{ConsulDoors, Openings};
+
 /// What holds where no rule of an access list speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ConsulAcl {
@@ -32,11 +34,21 @@ pub struct ConsulArgs {
     /// Lets clients end this server with `PUT /v1/agent/leave`.
     #[arg(long)]
     pub consul_leave: bool,
+    #[command(flatten)]
+    pub doors: ConsulDoors,
 }
 
 // === impl ConsulArgs ===
 
 impl ConsulArgs {
+    /// The ways to Consul's API besides its port.
+    ///
+    /// # Errors
+    /// When one would let anybody in.
+    pub fn openings(&self) -> Result<Openings> {
+        self.doors.openings(self.consul_acl != ConsulAcl::Off)
+    }
+
     /// # Errors
     /// When the token's file cannot be read, or is of no use.
     pub fn access(&self) -> Result<Access> {

@@ -15,7 +15,7 @@ mod visits;
 mod watch;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -80,8 +80,8 @@ pub struct HostDoor {
     /// Who waits for a visit to one of its pods.
     visits: Arc<Mutex<visits::Visits>>,
     usages: Usages,
-    /// Answers requests to Consul's API; there once that door is open.
-    consul: Arc<OnceLock<weft_server::consul::Door>>,
+    /// Answers requests to Consul's API.
+    consul: Option<weft_server::consul::Door>,
 }
 
 /// The stream that goes to a host.
@@ -108,13 +108,13 @@ impl HostDoor {
             registry: link.registry.clone(),
             hosts,
             cluster_domain,
-            names: resolver::names(&link.registry, "server"),
+            names: resolver::names(&link.registry, "server", None),
             joins: Arc::default(),
             streams: Arc::default(),
             readers: Arc::default(),
             visits: Arc::default(),
             usages: Usages::new(link.registry.clone()),
-            consul: Arc::default(),
+            consul: None,
             link,
         }
     }

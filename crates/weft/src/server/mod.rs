@@ -5,6 +5,7 @@
 pub mod agency;
 mod alarms;
 mod consul_args;
+mod consul_doors;
 mod control;
 mod drain;
 mod facts;
@@ -56,6 +57,7 @@ use crate::{data, print, state_home};
 use agency::{AgentLogs, NoLogs};
 use alarms::Alarms;
 pub use consul_args::ConsulArgs;
+pub use consul_doors::Openings;
 use drain::Drainer;
 use facts::ServerFacts;
 use hosts::{AllLogs, AllStreams, HostDoor, HostTokens};
@@ -86,6 +88,8 @@ pub struct Settings {
     pub agency: Option<Agency>,
     /// What clients of Consul's API may do.
     pub consul: consul::Access,
+    /// Where it is served besides its port.
+    pub openings: Openings,
 }
 
 #[derive(Debug)]
@@ -122,6 +126,7 @@ pub fn run(args: &ServerArgs) -> Result<()> {
         store: args.store.shared()?,
         agency: None,
         consul: args.consul.access()?,
+        openings: args.consul.openings()?,
     };
     let leave = settings.consul.leave.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -134,6 +139,9 @@ pub fn run(args: &ServerArgs) -> Result<()> {
         let running = Running::start(settings, ports::bind(&args.doors)?).await?;
         let doors = running.doors();
         crate::say!("API http://{}   consul {}   dns {}", doors.api, doors.consul, doors.dns);
+        if let Some(https) = doors.consul_https {
+            crate::say!("consul over HTTPS at {https}");
+        }
         if let Some(agents) = doors.agents {
             crate::say!("agents join at {agents}: `weft token create` prints the command for them");
         }
@@ -177,14 +185,17 @@ impl Running {
         let link =
             Arc::new(LocalLink { registry: registry.clone(), pusher: pusher.clone(), authority });
         let hosts = Hosts::start(registry.clone(), &node, &tasks).await?;
+        let (consul_door, consul_https) =
+            consul_doors::start(&settings, &registry, (&data, &node), &clock)?;
         let door = HostDoor::new(hosts.clone(), link.clone(), CLUSTER_DOMAIN);
+        let door = door.attached(consul_door.clone());
         let agents = bound.agents.as_ref().map(|l| l.local_addr()).transpose()?;
         let listeners = std::iter::once(bound.xds).chain(bound.agents).collect();
         let alarms = Alarms::start(&link.authority, registry.world(), &clock, &tasks)?;
         let xds = control::serve_xds(listeners, &alarms.svid(), &pusher, &registry, &door)?;
         start_checks(&registry, &node, link.clone(), &tasks);
         let trust_domain = link.authority.trust_domain().clone();
-        let pod_dns = resolver::start(&registry, &node)?;
+        let pod_dns = resolver::start(&registry, &node, consul_door.clone())?;
         let agent = match &settings.agency {
             Some(agency) => {
                 let address = agents.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |a| a.ip());
@@ -213,18 +224,16 @@ impl Running {
         keep_scraping(&facts, &registry, &tasks);
         let authority = link.authority.clone();
         let tokens = Arc::new(HostTokens { hosts, authority, clock: clock.clone(), agents });
-        let ca = open::consul_ca(&settings, &data, &clock)?;
-        let access = consul::Access { ca, ..settings.consul };
         let drains = Arc::new(Drainer { registry: registry.clone(), pusher: pusher.clone() });
         let Bound { api, consul, dns_tcp, dns_udp, names, .. } = bound;
         let doors = open_doors(
             Doors { api, consul, dns_tcp, dns_udp, names },
             &registry,
             pods,
-            Routes { facts: facts.clone(), tokens, drains, consul: access, hosts: door },
+            Routes { facts: facts.clone(), tokens, drains, consul: consul_door },
             &node,
         )?;
-        let doors = DoorAddresses { xds, agents, pod_dns, ..doors };
+        let doors = DoorAddresses { xds, agents, pod_dns, consul_https, ..doors };
         let etcd = ground.etcd;
         Ok(Self { registry, pusher, agent, facts, tasks, doors, data, started, clock, etcd })
     }
@@ -393,9 +402,8 @@ struct Routes {
     facts: Arc<ServerFacts>,
     tokens: Arc<HostTokens>,
     drains: Arc<Drainer>,
-    consul: consul::Access,
-    /// Asks Consul's door for other machines.
-    hosts: HostDoor,
+    /// Answers Consul's API, also for other machines.
+    consul: consul::Door,
 }
 
 fn open_doors(
@@ -413,6 +421,7 @@ fn open_doors(
     let addresses = DoorAddresses {
         api: api.local_addr()?,
         consul: consul_door.local_addr()?,
+        consul_https: None,
         dns: dns_udp.local_addr()?,
         pod_dns: dns_udp.local_addr()?,
         xds: api.local_addr()?,
@@ -423,13 +432,11 @@ fn open_doors(
         k8s::router(k8s).merge(admin::router(routes.facts)).merge(tokens::router(routes.tokens));
     let router = router.merge(weft_server::drain::router(routes.drains));
     tasks.spawn("api door", serve::serve(api, router, Arc::new([]), tasks.clone()));
-    let config = consul_config(node);
-    let identity = Arc::new(config.identity());
-    let door = consul::Door::with_access(registry, config, routes.consul, tasks);
-    routes.hosts.attach(door.clone());
-    tasks.spawn("consul door", door.serve(consul_door, tasks.clone()));
+    let identity = Arc::new(consul_config(node).identity());
+    let door = routes.consul;
+    tasks.spawn("consul door", door.clone().serve(consul_door, tasks.clone()));
     let zones = dns::Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
-    let options = names::options(&bound.names, addresses.dns, registry)?;
+    let options = names::options(&bound.names, addresses.dns, registry, door)?;
     let rng = Rng::from_system();
     let server = dns::Server::with(registry.world(), identity, zones, rng, options);
     tasks.spawn("dns over udp", server.clone().serve_udp(dns_udp, tasks.clone()));

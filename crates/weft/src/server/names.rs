@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use weft_base::limits::DNS_QUESTIONS_PER_SOURCE;
 use weft_base::rng::Rng;
 use weft_registry::Registry;
+use weft_server::consul::Door;
 use weft_server::dns::{Options, Servers, Upstream};
 
 use crate::cli::Names;
@@ -15,7 +16,12 @@ use crate::exit::Usage;
 
 /// # Errors
 /// When the door would ask itself.
-pub fn options(names: &Names, own: SocketAddr, registry: &Registry) -> Result<Options> {
+pub fn options(
+    names: &Names,
+    own: SocketAddr,
+    registry: &Registry,
+    eyes: Door,
+) -> Result<Options> {
     let itself = |r: &&SocketAddr| {
         let here = own.ip().is_unspecified() && r.ip().is_loopback();
         r.port() == own.port() && (r.ip() == own.ip() || here)
@@ -35,6 +41,6 @@ pub fn options(names: &Names, own: SocketAddr, registry: &Registry) -> Result<Op
         rate => rate,
     };
     let loopback_counts = names.dns_rate.is_some_and(|rate| rate > 0);
-    let records = Some(registry.consul().clone());
-    Ok(Options { clock, records, upstream, per_source, loopback_counts })
+    let (records, eyes) = (Some(registry.consul().clone()), Some(eyes));
+    Ok(Options { clock, records, eyes, upstream, per_source, loopback_counts })
 }

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_registry::Registry;
+use weft_server::consul::Door;
 use weft_server::dns::{Options, Server, Servers, Upstream, Zones, outside};
 
 use super::{CLUSTER_DOMAIN, DATACENTER, consul_config};
@@ -19,14 +20,14 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const TRIES: usize = 32;
 
 /// Opens the door; where it is.
-pub fn start(registry: &Registry, node: &str) -> Result<SocketAddr> {
+pub fn start(registry: &Registry, node: &str, eyes: Door) -> Result<SocketAddr> {
     let (udp, tcp) = bind().context("the resolver of pods finds no free port")?;
     let at = udp.local_addr()?;
     udp.set_nonblocking(true)?;
     tcp.set_nonblocking(true)?;
     let udp = tokio::net::UdpSocket::from_std(udp)?;
     let tcp = tokio::net::TcpListener::from_std(tcp)?;
-    let server = names(registry, node);
+    let server = names(registry, node, Some(eyes));
     let tasks = registry.tasks();
     // One of its own, so that look-ups and pods do not wait for each other.
     let other = machines_own(registry.clock());
@@ -36,14 +37,14 @@ pub fn start(registry: &Registry, node: &str) -> Result<SocketAddr> {
     Ok(at)
 }
 
-/// All names, those of the machine's own resolvers too.
-pub fn names(registry: &Registry, node: &str) -> Server {
+/// All names, those of the machine's own resolvers too; Consul's as far as `eyes` see them.
+pub fn names(registry: &Registry, node: &str, eyes: Option<Door>) -> Server {
     let zones = Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
     let own = Arc::new(consul_config(node).identity());
     let clock = registry.clock().clone();
     let upstream = Some(machines_own(&clock));
     let records = Some(registry.consul().clone());
-    let options = Options { upstream, records, ..Options::new(clock) };
+    let options = Options { upstream, records, eyes, ..Options::new(clock) };
     Server::with(registry.world(), own, zones, Rng::from_system(), options)
 }
 

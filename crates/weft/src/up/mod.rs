@@ -54,6 +54,7 @@ pub fn run(args: UpArgs) -> Result<()> {
             pods: pod::choose(args.pods)?,
         }),
         consul: weft_server::consul::Access::default(),
+        openings: crate::server::Openings::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -223,6 +224,8 @@ fn announce(args: &UpArgs, running: &Running, start: &Start) {
 pub struct DoorAddresses {
     pub api: SocketAddr,
     pub consul: SocketAddr,
+    /// The same over HTTPS, when it is served so.
+    pub consul_https: Option<SocketAddr>,
     pub dns: SocketAddr,
     /// The resolver of pods in namespaces.
     pub pod_dns: SocketAddr,
@@ -237,6 +240,7 @@ pub fn announcement(doors: &DoorAddresses, data: &Path, late: Option<&str>) -> V
         "weft": "ready",
         "api": format!("http://{}", doors.api),
         "consul": doors.consul.to_string(),
+        "consul_https": doors.consul_https.map(|a| a.to_string()),
         "dns": doors.dns.to_string(),
         "pod_dns": doors.pod_dns.to_string(),
         "xds": doors.xds.to_string(),

@@ -163,6 +163,13 @@ impl Door {
                 far.defaults(&secret);
             }
             self.acl().set_default(secret.into());
+        } else if ask.argument == "dns" {
+            if self.far().is_some() {
+                let text =
+                    "what a machine's DNS shows its server says: set the token for DNS there";
+                return Err(Refusal::not_offered(text));
+            }
+            self.acl().set_dns(secret.into());
         }
         Ok(Reply::empty())
     }

@@ -32,6 +32,8 @@ pub(super) const ANONYMOUS: &str = "00000000-0000-0000-0000-000000000002";
 pub(super) const MANAGEMENT: &str = "00000000-0000-0000-0000-000000000001";
 /// Callers whose rows are kept.
 const CACHED_MAX: usize = 4096;
+/// How long it is believed who asks over DNS, in ms.
+const NAMED_MS: u64 = 1_000;
 
 /// How access lists are on.
 #[derive(Clone, Default)]
@@ -48,6 +50,19 @@ pub struct Acl {
     cache: Mutex<Cache>,
     /// The agent's own default token, which requests without one are under.
     default: Mutex<Arc<str>>,
+    /// Its token for DNS, where that is another.
+    dns: Mutex<Arc<str>>,
+    /// Who asks over DNS.
+    names: Mutex<Option<Named>>,
+}
+
+/// Who asks over DNS, and how long that is so.
+#[derive(Debug)]
+struct Named {
+    /// The index of the table, and the secret.
+    of: (u64, Arc<str>),
+    until_ms: u64,
+    who: Who,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +83,8 @@ impl std::fmt::Debug for AclConfig {
 
 impl Acl {
     pub fn new(config: Option<AclConfig>) -> Self {
-        Self { config, cache: Mutex::default(), default: Mutex::new("".into()) }
+        let (cache, names) = (Mutex::default(), Mutex::default());
+        Self { config, cache, default: Mutex::default(), dns: Mutex::default(), names }
     }
 
     pub fn is_on(&self) -> bool {
@@ -91,6 +107,26 @@ impl Acl {
     /// What requests without a token are under; empty when nothing is set.
     pub(super) fn default_secret(&self) -> Arc<str> {
         self.default.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_dns(&self, secret: Arc<str>) {
+        *self.dns.lock().unwrap_or_else(PoisonError::into_inner) = secret;
+    }
+
+    /// Who asks over DNS: worked out again when the lists or the agent's tokens are others, and
+    /// each second, as tokens end.
+    pub(super) fn over_dns(&self, door: &Door) -> Who {
+        let own = self.dns.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let secret = if own.is_empty() { self.default_secret() } else { own };
+        let of = (door.consul().state().index(&Topic::Key(keys::table(TABLE).into())), secret);
+        let now = door.wall_ms();
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = names.as_ref().filter(|n| n.of == of && now < n.until_ms) {
+            return known.who.clone();
+        }
+        let who = door.holder(&of.1);
+        *names = Some(Named { of, until_ms: now + NAMED_MS, who: who.clone() });
+        who
     }
 
     /// The caller that a secret stands for; without one the anonymous.

@@ -97,6 +97,72 @@ async fn a_token_holds_on_while_nobody_can_be_asked_and_no_other_does() {
     assert!(other.text.starts_with("No cluster leader"), "{}", other.text);
 }
 
+/// Knows one token.
+#[derive(Debug)]
+struct Picky(AtomicBool);
+
+impl Far for Picky {
+    fn token(&self, secret: String) -> BoxFuture<'_, Result<Vec<u8>, Away>> {
+        let said = match (self.0.load(Ordering::Relaxed), &*secret) {
+            (true, _) => Err(Away("gone".into())),
+            (false, "real") => {
+                Ok(write(Ok(Who { table: Some(Arc::new(table())), ..Who::anybody() })))
+            }
+            (false, _) => Ok(write(Err(Refusal::forbidden("ACL not found")))),
+        };
+        async move { said }.boxed()
+    }
+
+    fn ask(&self, _: FarAsk) -> BoxFuture<'_, Result<FarAnswer, Away>> {
+        async { Err(Away("gone".into())) }.boxed()
+    }
+
+    fn registers(&self, _: String, _: &str) -> Box<dyn Coming> {
+        unreachable!("nothing is registered here")
+    }
+
+    fn defaults(&self, _: &str) {}
+
+    fn wrote(&self, _: u64) -> BoxFuture<'_, ()> {
+        async {}.boxed()
+    }
+}
+
+#[tokio::test]
+async fn tokens_that_are_made_up_push_out_none_that_is_somebodys() {
+    let server = Picky(AtomicBool::new(false));
+    let (clock, time) = Clock::manual();
+    let tokens = Tokens::new(clock);
+    tokens.who(&server, "real").await.unwrap();
+    for n in 0..2 * TOKENS_MAX {
+        let refused = tokens.who(&server, &format!("made up {n}")).await.unwrap_err();
+        assert_eq!(refused.status.as_u16(), 403);
+    }
+    let told = || {
+        let told = tokens.lock();
+        (told.known.len(), told.refused.len())
+    };
+    assert_eq!(told().0, 1);
+    assert!(told().1 <= REFUSED_MAX);
+    server.0.store(true, Ordering::Relaxed);
+    time.advance(TOKEN_FRESH);
+    tokens.who(&server, "real").await.unwrap();
+    // One that was taken back is not believed because it was once.
+    server.0.store(false, Ordering::Relaxed);
+    tokens.lock().note("real", Mono(0), Err(Refusal::forbidden("ACL not found")));
+    assert_eq!(told().0, 0);
+}
+
+#[test]
+fn the_token_that_nobody_showed_for_longest_makes_room() {
+    let mut told = Told::default();
+    for n in 0..=TOKENS_MAX as u64 {
+        told.note(&n.to_string(), Mono(n), Ok(Who::anybody()));
+    }
+    assert_eq!(told.known.len(), TOKENS_MAX);
+    assert!(!told.known.contains_key("0") && told.known.contains_key("1"));
+}
+
 #[test]
 fn a_request_is_handed_on_without_its_secret() {
     let ask = |method: Method, uri: &str| {

@@ -9,10 +9,9 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::{Framing, Manner, READ_BYTES};
+use super::{Framing, Manner, READ_BYTES, Wire};
 
 /// Extensions of chunks and trailers, altogether. Bare sizes are not counted: how small the chunks
 /// of a large body are is its sender's affair.
@@ -23,7 +22,7 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 #[derive(Debug)]
 pub struct Incoming<'l> {
-    stream: &'l TcpStream,
+    stream: &'l Wire,
     held: &'l mut BytesMut,
     left: Left,
     /// The client waits to be told that its body is wanted.
@@ -65,12 +64,7 @@ pub(super) enum Step {
 // === impl Incoming ===
 
 impl<'l> Incoming<'l> {
-    pub fn new(
-        stream: &'l TcpStream,
-        held: &'l mut BytesMut,
-        manner: Manner,
-        over: &'l Notify,
-    ) -> Self {
+    pub fn new(stream: &'l Wire, held: &'l mut BytesMut, manner: Manner, over: &'l Notify) -> Self {
         let left = Left::new(manner.framing);
         let expects = if manner.expects { CONTINUE } else { &[] };
         let mut body = Self { stream, held, left, expects, over };
@@ -84,11 +78,9 @@ impl<'l> Incoming<'l> {
         let (stream, over) = (self.stream, self.over);
         async move {
             over.notified().await;
-            let mut byte = [0];
-            if matches!(stream.peek(&mut byte).await, Ok(0) | Err(_)) {
-                return;
+            if !stream.is_closed().await {
+                std::future::pending().await
             }
-            std::future::pending().await
         }
     }
 

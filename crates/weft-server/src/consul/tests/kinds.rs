@@ -156,6 +156,14 @@ async fn what_gateways_lead_to_is_listed() {
         (&out[0]["GatewayKind"], &out[0]["SNI"]),
         (&json!("terminating-gateway"), &json!("db.example"))
     );
+    // Where a gateway runs is health/ingress's to say.
+    assert_eq!(rig.get("/v1/health/ingress/web").await.json(), json!([]));
+    let edge = json!({"Name": "edge", "Kind": "ingress-gateway", "Port": 8080,
+                      "Check": {"TTL": "60s"}});
+    rig.put("/v1/agent/service/register", edge).await;
+    let found = rig.get("/v1/health/ingress/web").await.json();
+    assert_eq!((&found[0]["Service"]["Service"], &found[1]), (&json!("edge"), &Value::Null));
+    assert_eq!(rig.get("/v1/health/ingress/web?passing").await.json(), json!([]));
     // A change of the entry wakes who waits for it.
     let path = format!("/v1/catalog/gateway-services/edge?index={}&wait=60s", rows.index());
     let change = rig.put(

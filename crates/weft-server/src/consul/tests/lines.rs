@@ -139,3 +139,17 @@ async fn a_write_in_the_smallest_chunks_is_taken_whole() {
     let text = told(&rig, &sent, &"x".repeat(20_000)).await;
     assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 2);
 }
+
+#[tokio::test]
+async fn a_client_that_has_said_all_and_closed_its_half_is_answered() {
+    let rig = rig().await;
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(rig.address).await.unwrap();
+        let request = b"GET /v1/status/leader HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 "), "{text:?}");
+    }
+}

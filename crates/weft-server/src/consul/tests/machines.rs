@@ -202,7 +202,8 @@ impl Far for Server {
     }
 
     fn ask(&self, ask: FarAsk) -> BoxFuture<'_, Result<FarAnswer, Away>> {
-        let body = ask.token.into();
+        let leader = ask.path == "/v1/status/leader";
+        let body = if leader { "\"10.0.0.7:8300\"".into() } else { ask.token.into() };
         async move { Ok(FarAnswer { status: 200, headers: Vec::new(), body }) }.boxed()
     }
 
@@ -272,6 +273,11 @@ async fn a_machines_door_knows_that_there_are_access_lists_and_has_a_default_tok
     let (rig, server) = machine().await;
     let own = rig.as_token("node", "GET", "/v1/agent/self", "").await.json();
     assert_eq!(own["Stats"]["consul"]["acl"], "enabled");
+    // It is no server, and the leader is who the server says.
+    assert_eq!(own["Stats"]["consul"]["leader_addr"], "10.0.0.7:8300");
+    assert_eq!(own["Stats"]["raft"].get("state"), None);
+    assert_eq!(own["Member"]["Tags"]["role"], "node");
+    assert_eq!(own["Member"]["Tags"]["acls"], "1");
     let set = async |token: &str| {
         let body = json!({"Token": "web"}).to_string();
         rig.as_token(token, "PUT", "/v1/agent/token/default", &body).await.status
@@ -285,4 +291,74 @@ async fn a_machines_door_knows_that_there_are_access_lists_and_has_a_default_tok
     // The default token is nobody's own: another one will stand for it.
     assert_eq!(*server.noted.lock().unwrap(), [("service/default/web".to_owned(), String::new())]);
     assert_eq!(*server.defaults.lock().unwrap(), ["web"]);
+}
+
+#[tokio::test]
+async fn maintenance_is_shown_to_the_server_with_the_token_that_set_it() {
+    let (rig, server) = machine().await;
+    rig.as_token("web", "PUT", "/v1/agent/service/register", r#"{"Name": "web"}"#).await;
+    server.noted.lock().unwrap().clear();
+    let set = async |token: &str, path: &str| {
+        let path = format!("/v1/agent/{path}?enable=true&reason=why");
+        assert_eq!(rig.as_token(token, "PUT", &path, "").await.status, 200);
+    };
+    set("node", "maintenance").await;
+    set("web", "service/maintenance/web").await;
+    let of = |what: &str, token: &str| (format!("check/default/{what}"), token.to_owned());
+    assert_eq!(
+        *server.noted.lock().unwrap(),
+        [of("_node_maintenance", "node"), of("_service_maintenance:web", "web")]
+    );
+}
+
+#[tokio::test]
+async fn a_machines_maintenance_is_taken_with_its_own_token() {
+    let rig = super::records::guarded(false).await;
+    let node = rig.token(r#"node "m1" { policy = "write" }"#).await;
+    let one =
+        rig.token(r#"service "web" { policy = "write" } agent "x" { policy = "read" }"#).await;
+    let other = rig.token(r#"service "web" { policy = "write" }"#).await;
+    let whole = |web: &str, checks: Vec<SyncCheck>, own: Vec<SyncCheck>| {
+        let web = SyncService { token: web.to_owned(), ..service("web", own) };
+        SyncAsk { whole: true, services: vec![web], checks, ..SyncAsk::default() }
+    };
+    let down = |id: &str, token: &str| {
+        let down = check(id, Probe::None, Status::Critical);
+        SyncCheck { token: token.to_owned(), ..down }
+    };
+    tell(&rig.door, whole(&one, vec![down("_node_maintenance", &node)], Vec::new())).await;
+    let critical = |id: &str| rig.registry.now().catalog().check(&check_key("m1", id)).is_some();
+    assert!(critical("_node_maintenance"));
+    // The token that registered the service is gone; who may write the service drains it.
+    let own = rig.as_token(&one, "GET", "/v1/acl/token/self", "").await.json();
+    let me = own["AccessorID"].clone();
+    let gone = format!("/v1/acl/token/{}", me.as_str().unwrap());
+    let root = super::records::ROOT;
+    assert_eq!(rig.as_token(root, "DELETE", &gone, "").await.status, 200);
+    let web = vec![down("_service_maintenance:web", &other)];
+    tell(&rig.door, whole(&one, Vec::new(), web)).await;
+    assert!(critical("_service_maintenance:web"));
+    let bad = vec![down("_service_maintenance:web", &other), down("c", "nobody")];
+    let said = rig.door.sync("m1", M1, whole(&one, Vec::new(), bad)).await.unwrap();
+    assert_eq!(said.refused.len(), 1, "{said:?}");
+    assert!(!critical("c"));
+}
+
+#[tokio::test]
+async fn a_write_goes_on_when_its_machine_waits_no_more() {
+    let rig = rig().await;
+    let body = json!({"Node": "m1", "Address": "10.0.0.1", "Service": {"Service": "web"},
+        "Checks": (0..20).map(|n| json!({"CheckID": format!("c{n}"), "Name": "c"}))
+            .collect::<Vec<_>>()});
+    let ask = super::host::HostAsk {
+        method: "PUT".into(),
+        target: "/v1/catalog/register".into(),
+        token: String::new(),
+        body: body.to_string().into(),
+    };
+    let mut asked = Box::pin(rig.door.for_host("m1", ask));
+    // It is looked at once, and given up.
+    assert!(asked.as_mut().now_or_never().is_none());
+    drop(asked);
+    until(&rig.registry, |world| world.catalog().check(&check_key("m1", "c19")).is_some()).await;
 }

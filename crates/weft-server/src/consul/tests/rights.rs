@@ -127,3 +127,44 @@ async fn a_prepared_query_is_run_with_its_own_token() {
     let asked = rig.as_token(&reader, "GET", "/v1/query/bare/execute", "").await.json();
     assert_eq!(asked["Nodes"].as_array().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn a_token_that_went_is_shown_nothing_more_however_long_it_waits() {
+    let rig = guarded(false).await;
+    let register = json!({"Node": "ext", "Address": "10.0.0.1", "Service": {"Service": "web"}});
+    let register = register.to_string();
+    assert_eq!(rig.as_token(ROOT, "PUT", "/v1/catalog/register", &register).await.status, 200);
+    let rules = r#"service "web" { policy = "read" } node "ext" { policy = "read" }"#;
+    let reader = rig.token(rules).await;
+    let own = rig.as_token(&reader, "GET", "/v1/acl/token/self", "").await.json();
+    let first = rig.as_token(&reader, "GET", "/v1/health/service/web", "").await;
+    assert_eq!(count(&first), 1);
+    let path = format!("/v1/health/service/web?index={}&wait=60s", first.index());
+    let changed = async {
+        rig.blocked(1).await;
+        let token = format!("/v1/acl/token/{}", own["AccessorID"].as_str().unwrap());
+        assert_eq!(rig.as_token(ROOT, "DELETE", &token, "").await.status, 200);
+        let moved = register.replace("10.0.0.1", "10.0.0.2");
+        assert_eq!(rig.as_token(ROOT, "PUT", "/v1/catalog/register", &moved).await.status, 200);
+    };
+    let (answer, ()) = tokio::join!(rig.as_token(&reader, "GET", &path, ""), changed);
+    assert_eq!((answer.status, answer.text.as_str()), (403, "ACL not found"));
+}
+
+#[tokio::test]
+async fn the_first_token_that_says_something_counts() {
+    let rig = guarded(false).await;
+    let ask = async |query: &str, headers: &str| {
+        let request = format!(
+            "GET /v1/agent/self{query} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             {headers}\r\n"
+        );
+        rig.raw(request.as_bytes()).await.status
+    };
+    let query = format!("?token={ROOT}");
+    assert_eq!(ask("", "").await, 403);
+    assert_eq!(ask(&query, "X-Consul-Token: \r\n").await, 200);
+    let bearer = format!("X-Consul-Token: \r\nAuthorization: Bearer {ROOT}\r\n");
+    assert_eq!(ask("?token=", &bearer).await, 200);
+    assert_eq!(ask("?token=nobody", &bearer).await, 403, "Consul's order");
+}

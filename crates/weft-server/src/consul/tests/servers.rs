@@ -74,6 +74,13 @@ async fn both_servers_name_both_and_the_one_that_leads() {
     assert!(nodes.text.contains("n9"), "{}", nodes.text);
     assert_eq!(nodes.headers["x-consul-effective-consistency"], "consistent");
     assert_eq!(nodes.headers["x-consul-knownleader"], "true");
+    // Whatever it is that is asked for.
+    for n in 0..50 {
+        let path = format!("/v1/connect/intentions/exact?source=s{n}&destination=db");
+        a.put(&path, json!({"Action": "allow"})).await;
+        let seen = b.get(&format!("{path}&consistent")).await;
+        assert_eq!(seen.status, 200, "{n}: {}", seen.text);
+    }
     for rig in [a, b] {
         rig.tasks.stop();
     }

@@ -15,6 +15,8 @@ use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey, World};
 use super::*;
 use crate::dns::fuzz::Door;
 
+mod rights;
+
 type DnsName = DomainName<Vec<u8>>;
 
 struct Rig {
@@ -23,6 +25,8 @@ struct Rig {
     zones: Zones,
     desk: Desk,
     records: Option<State>,
+    /// Who asks.
+    who: Who,
 }
 
 /// An answer as text: the code, answers, authority, additional records.
@@ -42,7 +46,14 @@ impl Rig {
         let own = Identity { node: Arc::new(node), datacenter: "dc1".into(), version: "".into() };
         let zones = Zones { datacenter: "dc1".into(), cluster_domain: "cluster.local".into() };
         let desk = Desk::new(Rng::seeded(1));
-        Self { world: Arc::default(), own: Arc::new(own), zones, desk, records: None }
+        Self {
+            world: Arc::default(),
+            own: Arc::new(own),
+            zones,
+            desk,
+            records: None,
+            who: Who::anybody(),
+        }
     }
 
     fn put(&mut self, key: &str, value: &impl serde::Serialize) {
@@ -135,7 +146,7 @@ impl Rig {
 
     fn raw_as(&mut self, query: &[u8], how: &How) -> Option<Vec<u8>> {
         let (step, out) = self.step(query, how, None);
-        let sources = sources(&self.world, &self.own, &self.zones, &|| None);
+        let sources = Sources::bare(&self.world, &self.own, &self.zones);
         let query = question(query, &mut Vec::new());
         match step {
             Step::Answer => Some(out),
@@ -155,7 +166,8 @@ impl Rig {
             Err(step) => return (step, out),
         };
         let records = || self.records.clone();
-        let sources = sources(&self.world, &self.own, &self.zones, &records);
+        let bare = Sources::bare(&self.world, &self.own, &self.zones);
+        let sources = Sources { records: &records, who: &self.who, holder: &holder, ..bare };
         let step = self.desk.step(&query, how, namespace, &sources, &mut out);
         (step, out)
     }
@@ -179,13 +191,9 @@ impl Rig {
     }
 }
 
-fn sources<'a>(
-    world: &'a Arc<World>,
-    own: &'a Arc<Identity>,
-    zones: &'a Zones,
-    records: &'a (dyn Fn() -> Option<State> + Sync),
-) -> Sources<'a> {
-    Sources { world, own, zones, records }
+/// Of a prepared query's token.
+fn holder(secret: &str) -> Who {
+    if secret == "all" { Who::anybody() } else { Who::without_rights() }
 }
 
 fn check_key(id: &str) -> CheckKey {

@@ -7,12 +7,15 @@ use std::sync::Arc;
 
 use domain::base::iana::Rtype;
 use weft_base::limits::DNS_ANSWERS_MAX;
+use weft_identity::permission::{Kind, Verb};
+use weft_kinds::views::catalog::Registration;
 use weft_kinds::world::{Door, Instance, RegistrationKey};
 
+use super::super::directory::{Holder, speaks_for};
 use super::super::names::{Zones, to_hex};
 use super::{Data, Found, Look, addresses, cluster, takes, texts, ttl_of};
 use crate::consul::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, SERVER_RPC_PORT, View};
-use crate::consul::{gateways, query_run};
+use crate::consul::{Who, gateways, query_run};
 
 /// In a registration's meta: how long answers with it may be kept, `30s`.
 const TTL_META: &str = "dns-ttl";
@@ -22,7 +25,11 @@ const BARE_TXT: &str = "rfc1035-";
 const VIRTUAL: [&str; 2] = ["consul-virtual", "virtual"];
 
 pub fn node(look: &mut Look, name: &str, rtype: Rtype) -> Found {
-    let Some(node) = look.directory.node(look.view, name) else { return Found::default() };
+    let known = look.directory.node(look.view, name);
+    let Some(node) = known.filter(|node| may(look.who, Kind::Node, DEFAULT_NAMESPACE, &node.node))
+    else {
+        return Found::default();
+    };
     let meta = node.meta.iter().map(|(key, value)| match key.starts_with(BARE_TXT) {
         true => value.to_string(),
         false => format!("{key}={value}"),
@@ -45,7 +52,7 @@ pub fn service(
     rtype: Rtype,
 ) -> Found {
     if service == CONSUL_SERVICE && namespace == DEFAULT_NAMESPACE {
-        return servers(look.view, look.zones, rtype);
+        return servers(look, rtype);
     }
     let Some(key) = look.directory.service(look.view, namespace, service) else {
         return Found::default();
@@ -53,8 +60,9 @@ pub fn service(
     let all = look.view.world.instances(key.namespace.as_str(), key.name.as_str()).values();
     let tagged =
         |i: &Instance| tag.is_none_or(|tag| i.tags.iter().any(|own| own.eq_ignore_ascii_case(tag)));
+    let (view, who) = (look.view, look.who);
     let fitting: Vec<Target> = all
-        .filter(|i| takes(i) && tagged(i))
+        .filter(|i| takes(i) && tagged(i) && sees(view, who, i))
         .take(DNS_ANSWERS_MAX)
         .map(|i| Target::of(look.view, i))
         .collect();
@@ -67,7 +75,10 @@ pub fn query(look: &mut Look, name: &str, rtype: Rtype) -> Found {
     let Some(query) = look.directory.query(state, name) else {
         return Found { passing: true, ..Found::default() };
     };
-    let ran = query_run::run(look.view, &query, DEFAULT_NAMESPACE);
+    let ran = match query_run::token(&query) {
+        "" => query_run::run(look.view, &query, DEFAULT_NAMESPACE, look.who),
+        own => query_run::run(look.view, &query, DEFAULT_NAMESPACE, &(look.holder)(own)),
+    };
     let targets: Vec<Target> =
         ran.entries.iter().take(DNS_ANSWERS_MAX).map(Target::of_entry).collect();
     let ttl = ttl_of(&ran.ttl);
@@ -78,10 +89,17 @@ pub fn query(look: &mut Look, name: &str, rtype: Rtype) -> Found {
 /// What speaks Connect for a service: its sidecars, and instances that do it themselves.
 pub fn connect(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype) -> Found {
     let keys = look.directory.connect(look.view, namespace, service);
+    let who = look.who;
+    let shown = |entry: &Entry| {
+        let stands_for = speaks_for(&entry.service).any(|name| {
+            name.eq_ignore_ascii_case(service) && may(who, Kind::Service, namespace, name)
+        });
+        entry.takes() && stands_for && sees_entry(who, entry)
+    };
     let targets: Vec<Target> = keys
         .iter()
         .filter_map(|key| look.view.registered(key))
-        .filter(|entry| entry.takes())
+        .filter(shown)
         .take(DNS_ANSWERS_MAX)
         .map(|entry| Target::of_entry(&entry))
         .collect();
@@ -90,18 +108,21 @@ pub fn connect(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype
 
 /// The one address of a service as a whole.
 pub fn virtual_address(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype) -> Found {
+    let who = look.who;
+    let may = |name: &str| may(who, Kind::Service, namespace, name);
     if let Some(own) = cluster::virtual_addresses(look.view, namespace, service) {
-        return addresses(own, rtype);
+        return if may(service) { addresses(own, rtype) } else { Found::default() };
     }
     let Some(key) = look.directory.service(look.view, namespace, service) else {
         return Found::default();
     };
     let (namespace, service) = (key.namespace.as_str(), key.name.as_str());
     if let Some(own) = cluster::virtual_addresses(look.view, namespace, service) {
-        return addresses(own, rtype);
+        return if may(service) { addresses(own, rtype) } else { Found::default() };
     }
     let registered = look.view.world.catalog().of_service(&key);
-    let tagged = registered.filter_map(|(_, registration)| {
+    let seen = registered.filter(|(_, registration)| may(&registration.service));
+    let tagged = seen.filter_map(|(_, registration)| {
         let named = VIRTUAL.iter().find_map(|name| registration.tagged_addresses.get(*name));
         named?.address.parse::<IpAddr>().ok()
     });
@@ -118,21 +139,61 @@ pub fn ingress(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype
     for gateway in gateways.into_iter().flatten() {
         let Some(key) = look.directory.service(look.view, namespace, &gateway) else { continue };
         let all = look.view.world.instances(namespace, key.name.as_str()).values();
-        targets.extend(all.filter(|i| takes(i)).map(|i| Target::of(look.view, i)));
+        let shown = all.filter(|i| takes(i) && sees(look.view, look.who, i));
+        targets.extend(shown.map(|i| Target::of(look.view, i)));
     }
     targets.truncate(DNS_ANSWERS_MAX);
     Found { passing: true, ..records(look.zones, &targets, rtype) }
 }
 
-/// Who has an address: a node, or else a service's instance. `None` when nobody here.
+/// Who has an address: a node, or else a service's instance. `None` when nobody here, or nobody who
+/// may be seen.
 pub fn reverse(look: &mut Look, address: IpAddr, rtype: Rtype) -> Option<Found> {
-    let name = look.directory.holder(look.view, look.zones, address)?;
+    let Holder { name, kind, namespace, own } =
+        look.directory.holder(look.view, look.zones, address)?;
+    if !may(look.who, kind, &namespace, &own) {
+        return None;
+    }
     Some(match rtype {
         Rtype::PTR | Rtype::ANY => {
             Found { exists: true, answers: vec![Data::Ptr(name)], ..Found::default() }
         }
         _ => Found::nodata(),
     })
+}
+
+// === rights ===
+
+fn may(who: &Who, kind: Kind, namespace: &str, name: &str) -> bool {
+    who.may(Verb::Read, kind, namespace, name)
+}
+
+/// Whether an instance may be seen: its service, by the name that its maker gave it, and its node.
+fn sees(view: &View, who: &Who, instance: &Instance) -> bool {
+    if who.may_all() {
+        return true;
+    }
+    let (namespace, slug) = (instance.service.namespace.as_str(), instance.service.name.as_str());
+    let own = registration(view, instance).map_or(slug, |registration| &registration.service);
+    let node = if instance.node.is_empty() { &view.own.node.node } else { &instance.node };
+    may(who, Kind::Service, namespace, own) && may(who, Kind::Node, namespace, node)
+}
+
+fn sees_entry(who: &Who, entry: &Entry) -> bool {
+    let namespace = &entry.service.namespace;
+    may(who, Kind::Service, namespace, &entry.service.service)
+        && may(who, Kind::Node, namespace, &entry.node.node)
+}
+
+/// What a Consul client registered as this instance.
+fn registration<'a>(view: &'a View, instance: &Instance) -> Option<&'a Arc<Registration>> {
+    if instance.origin != Door::Consul {
+        return None;
+    }
+    let (node, id) = instance.id.split_once('/')?;
+    let namespace = instance.service.namespace.as_str().into();
+    let key = RegistrationKey { namespace, node: node.into(), id: id.into() };
+    view.world.catalog().registration(&key)
 }
 
 // === targets ===
@@ -166,15 +227,7 @@ impl Target {
             Some(name) => Place::Name(name.clone()),
             None => Place::Address(instance.address),
         };
-        let registered = || {
-            let (node, id) = instance.id.split_once('/')?;
-            let namespace = instance.service.namespace.as_str();
-            let key =
-                RegistrationKey { namespace: namespace.into(), node: node.into(), id: id.into() };
-            view.world.catalog().registration(&key)
-        };
-        let at_node = instance.origin == Door::Consul
-            && registered().is_some_and(|registration| registration.address.is_empty());
+        let at_node = registration(view, instance).is_some_and(|own| own.address.is_empty());
         Self {
             address,
             port: instance.ports.first().map_or(0, |port| port.port),
@@ -240,7 +293,13 @@ fn srv(zones: &Zones, targets: &[Target]) -> Found {
 }
 
 /// The service that every Consul datacentre lists: its servers.
-fn servers(view: &View, zones: &Zones, rtype: Rtype) -> Found {
+fn servers(look: &Look, rtype: Rtype) -> Found {
+    let (view, who) = (look.view, look.who);
+    if !may(who, Kind::Service, DEFAULT_NAMESPACE, CONSUL_SERVICE)
+        || !may(who, Kind::Node, DEFAULT_NAMESPACE, &view.own.node.node)
+    {
+        return Found::default();
+    }
     let target = Target {
         address: Place::of(&view.own.node.address),
         port: SERVER_RPC_PORT,
@@ -248,7 +307,7 @@ fn servers(view: &View, zones: &Zones, rtype: Rtype) -> Found {
         node: Some(view.own.node.node.clone()),
         ttl: None,
     };
-    records(zones, &[target], rtype)
+    records(look.zones, &[target], rtype)
 }
 
 fn is_label(text: &str) -> bool {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use http::Method;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use weft_agent::local::kept::{Kept, Question, Said, Turn};
 use weft_base::clock::{Clock, Mono};
@@ -175,6 +176,8 @@ impl Way {
             return Err(Refusal::Unavailable("it was asked a moment ago".into()));
         }
         let limit = match (silent, ask.kept) {
+            // What is cut short may have been done all the same.
+            (true, _) if !matches!(ask.method, Method::GET | Method::HEAD) => READ_MAX,
             (true, _) => SILENT_MAX,
             (false, true) => wait + wait / 16 + READ_MAX,
             (false, false) => wait + wait / 16 + MARGIN,

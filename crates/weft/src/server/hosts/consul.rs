@@ -14,13 +14,15 @@ use weft_server::consul::sync::SyncAsk;
 use weft_xds::agent::{ConsulAnswer, ConsulAsk, Refusal};
 use weft_xds::server::Peer;
 
+use super::super::resolver;
 use super::{Caller, HostDoor};
 
 impl HostDoor {
-    /// The door that answers, from now on.
-    pub fn attach(&self, consul: Door) {
-        // Once per process.
-        let _ = self.consul.set(consul);
+    /// The same with a door that answers, and that says what of Consul's names is seen.
+    #[must_use]
+    pub fn attached(self, consul: Door) -> Self {
+        let names = resolver::names(&self.registry, "server", Some(consul.clone()));
+        Self { names, consul: Some(consul), ..self }
     }
 
     pub(super) async fn consul_now(
@@ -83,7 +85,7 @@ impl HostDoor {
 
     fn door(&self) -> Result<&Door, Refusal> {
         let starting = || Refusal::Unavailable("the server is starting".into());
-        self.consul.get().ok_or_else(starting)
+        self.consul.as_ref().ok_or_else(starting)
     }
 
     /// Where the machine is, as the server believes it.

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The door over TLS, and on a Unix socket. TLS is spoken by a task beside the connection, which
+//! hands plain bytes on over a pair of sockets, so that `line` knows nothing of it. Where the
+//! texts of keys come from is the binary's affair; it gives new ones at any time.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy, split};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::TlsAcceptor;
+use weft_base::clock::Clock;
+use weft_base::snapshot::Snapshot;
+use weft_base::task::TaskGroup;
+use weft_identity::outside::{Asked, PemError, Served, certified, roots, server};
+use weft_identity::tls::TlsError;
+
+use super::line::Wire;
+
+/// Time for a handshake.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+const ALPN: &[u8] = b"http/1.1";
+
+/// What the door shows its clients, and asks of them. PEM texts.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Keys {
+    pub certificate: String,
+    pub key: String,
+    /// Who signs clients' certificates.
+    pub clients: Option<String>,
+    /// A client must show one.
+    pub required: bool,
+}
+
+/// Why keys cannot be used.
+#[derive(Debug, Error)]
+pub enum KeysError {
+    #[error("the certificate and its key: {0}")]
+    Own(PemError),
+    #[error("the authorities of clients: {0}")]
+    Clients(PemError),
+    #[error("clients must show a certificate, but nobody is named who signs them")]
+    Nobody,
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+}
+
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Opening {
+    Plain(TcpListener),
+    Secure(TcpListener, Snapshot<ServerConfig>),
+    Unix(UnixListener),
+}
+
+/// A connection before anything was said.
+#[derive(Debug)]
+pub(super) enum Caller {
+    Wire(Wire),
+    Secure(TcpStream, Arc<ServerConfig>),
+}
+
+// === impl Keys ===
+
+impl Keys {
+    /// # Errors
+    /// What of the texts cannot be used.
+    pub fn config(&self, clock: &Clock) -> Result<ServerConfig, KeysError> {
+        let key = certified(&self.certificate, &self.key).map_err(KeysError::Own)?;
+        let clients = match &self.clients {
+            None if self.required => return Err(KeysError::Nobody),
+            None => None,
+            Some(pem) => Some(Asked {
+                roots: roots(pem).map_err(KeysError::Clients)?,
+                required: self.required,
+                insecure: false,
+            }),
+        };
+        let served = Served { key, clients, alpn: vec![ALPN.to_vec()], only_13: false };
+        Ok(server(&served, clock)?)
+    }
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A key is never printed.
+        f.debug_struct("Keys").field("required", &self.required).finish_non_exhaustive()
+    }
+}
+
+// === impl Opening ===
+
+impl Opening {
+    pub(super) async fn accept(&self) -> io::Result<Caller> {
+        Ok(match self {
+            Self::Plain(listener) => Caller::Wire(listener.accept().await?.0.into()),
+            Self::Secure(listener, config) => {
+                Caller::Secure(listener.accept().await?.0, config.load())
+            }
+            Self::Unix(listener) => Caller::Wire(listener.accept().await?.0.into()),
+        })
+    }
+}
+
+// === impl Caller ===
+
+impl Caller {
+    /// The connection's plain bytes, once there are any; nothing when it comes to none.
+    pub(super) async fn wire(self, tasks: &TaskGroup) -> Option<Wire> {
+        let (stream, config) = match self {
+            Self::Wire(wire) => return Some(wire),
+            Self::Secure(stream, config) => (stream, config),
+        };
+        let _ = stream.set_nodelay(true);
+        let handshake = TlsAcceptor::from(config).accept(stream);
+        let stream = match tokio::time::timeout(HANDSHAKE_TIME_MAX, handshake).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(why)) => {
+                tracing::debug!(%why, "a TLS handshake with the Consul door failed");
+                return None;
+            }
+            Err(_) => return None,
+        };
+        let (near, far) = UnixStream::pair().ok()?;
+        tasks.spawn("consul tls", relay(stream, far));
+        Some(near.into())
+    }
+}
+
+/// Carries bytes between a client and the line until the line is through with it.
+async fn relay(stream: impl AsyncRead + AsyncWrite, inner: UnixStream) {
+    let (mut from_client, mut to_client) = split(stream);
+    let (mut from_line, mut to_line) = inner.into_split();
+    let up = async {
+        // Whatever ended it: the line reads that it is over.
+        let _ = copy(&mut from_client, &mut to_line).await;
+        let _ = to_line.shutdown().await;
+        std::future::pending::<()>().await;
+    };
+    let down = async {
+        let sent = copy(&mut from_line, &mut to_client).await;
+        let _ = tokio::time::timeout(HANDSHAKE_TIME_MAX, to_client.shutdown()).await;
+        sent
+    };
+    tokio::select! {
+        () = up => {}
+        _ = down => {}
+    }
+}
