@@ -175,7 +175,7 @@ impl Door {
         // A filter may look at anything of a service or its node.
         let topic = match meta.is_empty() && filter.is_none() {
             true => Topic::Services(ns.clone()),
-            false => Topic::Checks,
+            false => Topic::Instances(ns.clone()),
         };
         self.read(topic, &blocking, |view| {
             let mut out = Map::new();
@@ -213,7 +213,7 @@ impl Door {
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::CATALOG_SERVICE)?);
         let topic = match connect {
             // Proxies of a service are instances of another one.
-            true => Topic::Checks,
+            true => Topic::Connect(ask.namespace.clone(), slug(&ask.argument).into()),
             false => Topic::Catalog(ask.namespace.clone(), slug(&ask.argument).into()),
         };
         self.read(topic, &blocking, |view| {

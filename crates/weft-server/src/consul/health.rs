@@ -29,7 +29,7 @@ impl Door {
         let passing = passing(&ask.params)?;
         let slug = slug(&ask.argument);
         let topic = match wanted.connect {
-            true => Topic::Checks,
+            true => Topic::ConnectHealth(ask.namespace.clone(), slug.as_str().into()),
             false => Topic::Health(ask.namespace.clone(), slug.as_str().into()),
         };
         let plain = wanted.is_plain() && filter.is_none() && ask.params.get("pretty").is_none();
@@ -125,7 +125,8 @@ impl Door {
                 ))
             })?),
         };
-        self.read(Topic::Checks, &blocking, |view| {
+        let topic = state.map_or(Topic::Checks, Topic::State);
+        self.read(topic, &blocking, |view| {
             let mut checks = view.all_checks(&ask.namespace);
             checks.retain(|c| {
                 state.is_none_or(|s| s == c.status)

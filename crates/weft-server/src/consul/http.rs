@@ -245,12 +245,15 @@ impl Door {
         let (told, reply) = (asked.awaited, self.judged(&asked).await);
         match self.told(asked.endpoint, told, reply).await {
             Ok(Reply { body: Body::Later(later), .. }) => {
-                match self.waiting(form, asked, *later, held) {
+                match Box::pin(self.waiting(form, asked, *later, held)).await {
                     Ok(waiting) => Turn::Waits(waiting),
                     Err(refusal) => self.answered(refusal.into(), form),
                 }
             }
-            Ok(reply) => self.answered(reply, form),
+            Ok(reply) => match held.filter(|h| !asked.ask.params.is_over() && h.has_seen(&reply)) {
+                Some(held) => Turn::Waits(Waiting::on(form, asked, held)),
+                None => self.answered(reply, form),
+            },
             Err(refusal) => self.answered(refusal.into(), form),
         }
     }

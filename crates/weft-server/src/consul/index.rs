@@ -3,18 +3,31 @@
 //! changed. A blocked query waits for its own topic alone; a change of anything else neither
 //! wakes it nor moves its index.
 //!
+//! An index is a revision of the store, so those of several servers, and of one before and after a
+//! restart, are of one order, though not the same: what has not changed since a server was opened
+//! has the revision that it opened at, and of several changes taken over together all have the
+//! last one's. A client may move between servers all the same. Its index is at most the revision
+//! that it saw, so whatever it has not seen has a later one everywhere; one that differs from the
+//! server's own is answered at once, at worst with what is known; and a server that is behind it
+//! waits until it is not ([`super::Door`]'s `catch_up`). Indexes that are the same everywhere would
+//! need each record's revision in the World, and graves of what is gone in the store.
+//!
 //! One task feeds it the pump's Worlds ([`Indexes::advance`]); endpoints read World and index
 //! together, so an index is never newer than the data it came with.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
-use weft_base::name::ServiceKey;
-use weft_kinds::world::{ReadKey, World, WorldDelta};
+use weft_kinds::views::catalog::Status;
+use weft_kinds::world::{World, WorldDelta};
 
 use super::stamp::Stamps;
-use super::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, Identity, View};
+use super::view::{Identity, View, speaks_connect};
+
+mod moved;
+
+use moved::{is_server, moved};
 
 /// What a query's answer depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,10 +42,18 @@ pub enum Topic {
     Nodes,
     /// A node and the instances on it.
     Node(Arc<str>),
-    /// Its checks.
+    /// Its checks, and those of the instances on it.
     NodeHealth(Arc<str>),
     /// Any check.
     Checks,
+    /// Those in one state.
+    State(Status),
+    /// Any instance of a namespace, its node or its checks.
+    Instances(Arc<str>),
+    /// What speaks Connect for a service, not its health. By slug.
+    Connect(Arc<str>, Arc<str>),
+    /// The same with its checks.
+    ConnectHealth(Arc<str>, Arc<str>),
     /// Nothing that ever changes.
     Still,
 }
@@ -84,6 +105,12 @@ impl Subscription {
         if gone {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Whether the index has not moved since the last call of [`Subscription::moved`], or since the
+    /// subscription.
+    pub fn is_still(&self) -> bool {
+        self.moves.as_ref().is_some_and(|moves| moves.has_changed().is_ok_and(|moved| !moved))
     }
 }
 
@@ -229,7 +256,16 @@ impl Kept {
 /// Whether what the topic is about is there; the index of what is not is `gone`.
 fn exists(own: &Identity, world: &World, topic: &Topic) -> bool {
     match topic {
-        Topic::Services(_) | Topic::Nodes | Topic::Checks | Topic::Still => true,
+        Topic::Services(_)
+        | Topic::Nodes
+        | Topic::Checks
+        | Topic::State(_)
+        | Topic::Instances(_)
+        | Topic::Still => true,
+        Topic::Connect(ns, slug) | Topic::ConnectHealth(ns, slug) => {
+            let mut all = world.catalog().registrations();
+            all.any(|(key, r)| key.namespace == *ns && speaks_connect(r).any(|of| of == **slug))
+        }
         Topic::Catalog(ns, slug) | Topic::Health(ns, slug) => {
             is_server(ns, slug) || !world.instances(ns, slug).is_empty()
         }
@@ -239,143 +275,6 @@ fn exists(own: &Identity, world: &World, topic: &Topic) -> bool {
                 || world.catalog().on_node(name).next().is_some()
         }
     }
-}
-
-/// The topics whose answer differs between two looks.
-fn moved(before: &View, after: &View, delta: &WorldDelta, stamps: &mut Stamps) -> Vec<Topic> {
-    let mut services: BTreeSet<ServiceKey> = BTreeSet::new();
-    let mut nodes: BTreeSet<Arc<str>> = BTreeSet::new();
-    for key in delta.iter() {
-        match key {
-            ReadKey::Instances(service) | ReadKey::Catalog(service) => {
-                services.insert(service.clone());
-            }
-            ReadKey::CatalogNode(name) => {
-                nodes.insert(name.clone());
-            }
-            ReadKey::Node(name) => {
-                nodes.insert(name.clone());
-                services.extend(on_node(before, name));
-                services.extend(on_node(after, name));
-            }
-            _ => {}
-        }
-    }
-    let mut out = Vec::new();
-    let mut checks = false;
-    for service in &services {
-        let (was, is) = (entries(before, service), entries(after, service));
-        if was != is {
-            stamps.entries(&was, &is, after.world.revision());
-            moved_service((&was, &is), (before, after), service, &mut nodes, &mut out);
-            checks = true;
-        }
-    }
-    for node in nodes {
-        checks |= moved_node(before, after, node, stamps, &mut out);
-    }
-    if checks {
-        out.push(Topic::Checks);
-    }
-    let names: BTreeSet<Arc<str>> =
-        services.iter().map(|s| Arc::from(s.namespace.as_str())).collect();
-    for ns in names {
-        if services_differ(before, after, &ns, &services) {
-            out.push(Topic::Services(ns));
-        }
-    }
-    out
-}
-
-fn entries(view: &View, service: &ServiceKey) -> Vec<Entry> {
-    view.entries_by_slug(service.namespace.as_str(), service.name.as_str())
-}
-
-fn moved_service(
-    (was, is): (&[Entry], &[Entry]),
-    (before, after): (&View, &View),
-    service: &ServiceKey,
-    nodes: &mut BTreeSet<Arc<str>>,
-    out: &mut Vec<Topic>,
-) {
-    let (ns, slug): (Arc<str>, Arc<str>) =
-        (service.namespace.as_str().into(), service.name.as_str().into());
-    for entry in was.iter().chain(is) {
-        let name = &entry.node.node;
-        let on = |entries: &[Entry]| entries.iter().any(|e| e.node.node == *name);
-        // A node may be listed only for the pods on it.
-        if on(was) != on(is) && before.has_node(name) != after.has_node(name) {
-            out.push(Topic::Nodes);
-        }
-        nodes.insert(name.clone());
-    }
-    out.push(Topic::Health(ns.clone(), slug.clone()));
-    if !same_instances(was, is) {
-        out.push(Topic::Catalog(ns, slug));
-    }
-}
-
-fn moved_node(
-    before: &View,
-    after: &View,
-    node: Arc<str>,
-    stamps: &mut Stamps,
-    out: &mut Vec<Topic>,
-) -> bool {
-    let (was, is) = (before.node(&node), after.node(&node));
-    let known = |view: &View| view.world.catalog().node(&node).is_some();
-    let now = after.world.revision();
-    let own = node == after.own.node.node;
-    if was != is || (!own && known(before) != known(after)) {
-        stamps.node_changed(&node, own || known(before), own || known(after), now);
-        out.push(Topic::Nodes);
-    }
-    // A node's own topics follow anything on it: fewer are asked than services.
-    out.push(Topic::Node(node.clone()));
-    out.push(Topic::NodeHealth(node.clone()));
-    let (was, is) = (before.node_checks(&node), after.node_checks(&node));
-    stamps.checks(&was, &is, now);
-    if was != is && own {
-        // The servers' own service is on this node.
-        out.push(Topic::Health(DEFAULT_NAMESPACE.into(), CONSUL_SERVICE.into()));
-    }
-    was != is
-}
-
-/// Whether this is the service that every datacentre lists.
-fn is_server(ns: &str, slug: &str) -> bool {
-    ns == DEFAULT_NAMESPACE && slug == CONSUL_SERVICE
-}
-
-fn same_instances(was: &[Entry], is: &[Entry]) -> bool {
-    was.len() == is.len()
-        && was.iter().zip(is).all(|(a, b)| a.node == b.node && a.service == b.service)
-}
-
-/// Whether names or tags of any touched service differ.
-fn services_differ(before: &View, after: &View, ns: &str, touched: &BTreeSet<ServiceKey>) -> bool {
-    let shown = |view: &View, service: &ServiceKey| -> BTreeSet<(Arc<str>, Vec<Arc<str>>)> {
-        let entries = view.entries_by_slug(ns, service.name.as_str());
-        let mut out: std::collections::BTreeMap<Arc<str>, BTreeSet<Arc<str>>> =
-            std::collections::BTreeMap::new();
-        for entry in entries {
-            let tags = out.entry(entry.service.service.clone()).or_default();
-            tags.extend(entry.service.tags.iter().cloned());
-        }
-        out.into_iter().map(|(name, tags)| (name, tags.into_iter().collect())).collect()
-    };
-    touched
-        .iter()
-        .filter(|s| s.namespace.as_str() == ns)
-        .any(|service| shown(before, service) != shown(after, service))
-}
-
-fn on_node(view: &View, node: &str) -> Vec<ServiceKey> {
-    let here = view.world.catalog().on_node(node);
-    here.filter_map(|(key, r)| {
-        ServiceKey::new(&key.namespace, &weft_base::name::slug(&r.service)).ok()
-    })
-    .collect()
 }
 
 #[cfg(test)]

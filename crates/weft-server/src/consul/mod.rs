@@ -78,6 +78,8 @@ pub(crate) use who::Who;
 
 /// Blocked queries end up to this part of their wait later, so that they do not end together.
 const JITTER_PARTS: u32 = 16;
+/// How far this server may be behind another one, at most, before a client is told so.
+const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 
 /// What the door is told about this server.
 #[derive(Clone, Debug)]
@@ -264,6 +266,7 @@ impl Door {
         blocking: &Blocking,
         build: impl Fn(&View) -> Result<Reply, Refusal>,
     ) -> Result<Reply, Refusal> {
+        self.catch_up(blocking).await;
         let answer = |(view, index): (View, u64)| Ok(build(&view)?.at(index, blocking));
         let now = self.0.indexes.read(&topic);
         if blocking.is_answered_by(now.1) {
@@ -279,6 +282,16 @@ impl Door {
         }
     }
 
+    /// A client that was told more by another server than is known here waits until it is: what
+    /// it is told never goes back.
+    async fn catch_up(&self, blocking: &Blocking) {
+        if self.consul().contact().is_shared() && !blocking.over {
+            let reached = self.0.indexes.reached(blocking.index);
+            // An index of another life of the store is never reached.
+            let _ = tokio::time::timeout(CATCH_UP_MAX, reached).await;
+        }
+    }
+
     /// The same of what only Consul's API knows.
     async fn read_shelf(
         &self,
@@ -286,6 +299,7 @@ impl Door {
         blocking: &Blocking,
         build: impl Fn(&consul::State) -> Result<Reply, Refusal>,
     ) -> Result<Reply, Refusal> {
+        self.catch_up(blocking).await;
         let look = || {
             let state = self.consul().state();
             let index = state.index(&topic);

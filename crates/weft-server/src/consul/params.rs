@@ -103,6 +103,17 @@ impl Params {
         Ok(Blocking { index, wait, stale, consistent, over: self.over })
     }
 
+    /// Whether what is asked for is a part only of what its path names.
+    pub fn is_partial(&self) -> bool {
+        let parts = ["filter", "tag", "node-meta", "passing"];
+        self.pairs.iter().any(|(name, _)| parts.contains(&name.as_str()))
+    }
+
+    /// Whether it waited for as long as it may.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
     /// What waited is answered now, whatever there is.
     pub fn wait_no_more(&mut self) {
         self.over = true;

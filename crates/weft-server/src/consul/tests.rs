@@ -27,6 +27,7 @@ mod records;
 mod rights;
 mod secure;
 mod servers;
+mod waits;
 
 struct Rig {
     address: SocketAddr,

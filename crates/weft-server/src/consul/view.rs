@@ -411,6 +411,16 @@ fn kubernetes_service(instance: &Instance, node: &Arc<str>) -> Registration {
     }
 }
 
+/// The services that an instance speaks Connect for, by slug: a proxy for its destination, a native
+/// one for itself.
+pub fn speaks_connect(service: &Registration) -> impl Iterator<Item = String> {
+    let native = service.connect.as_ref().is_some_and(|c| c["Native"] == true);
+    let own = native.then(|| slug(&service.service));
+    let proxy = service.proxy.as_ref().filter(|_| *service.kind == *"connect-proxy");
+    let destination = proxy.and_then(|p| p["DestinationServiceName"].as_str()).map(slug);
+    own.into_iter().chain(destination)
+}
+
 fn serf_health(node: &str) -> CheckView {
     let record = CheckRecord {
         id: SERF_HEALTH.into(),

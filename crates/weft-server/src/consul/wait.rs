@@ -5,6 +5,7 @@
 //! says what else ends a wait; never answers.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use super::Door;
 use super::error::Refusal;
 use super::http::{Ask, Form};
 use super::index::Subscription;
+use super::reply::{Body, Reply};
 use super::routes::Endpoint;
 
 /// A request, and whose answer it is.
@@ -54,8 +56,21 @@ pub struct Waiting {
 /// is judged, what it waited for stays known.
 pub struct Held {
     moves: Moves,
+    /// A digest of the answer that its client has, for a query that sees only a part of what its
+    /// topic is about: a change that it does not see does not end its wait.
+    seen: Option<u64>,
     until: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
+}
+
+// === impl Asked ===
+
+impl Asked {
+    /// Whether its answer shows a part only of what its path names: by its parameters, or by what
+    /// its token may see.
+    fn is_partial(&self) -> bool {
+        self.ask.params.is_partial() || self.ask.who.table.is_some()
+    }
 }
 
 // === impl Later ===
@@ -73,6 +88,14 @@ impl Moves {
         match self {
             Self::World(moves) => moves.moved().await,
             Self::Shelf(moves) => moves.moved().await,
+        }
+    }
+
+    /// Whether nothing moved since the wait began.
+    fn are_still(&self) -> bool {
+        match self {
+            Self::World(moves) => moves.is_still(),
+            Self::Shelf(_) => false,
         }
     }
 }
@@ -106,6 +129,11 @@ impl Waiting {
         true
     }
 
+    /// It waits on: what moved changed nothing that it sees.
+    pub fn on(form: Form, asked: Asked, held: Held) -> Box<Self> {
+        Box::new(Self { form, asked, held })
+    }
+
     /// What is asked again.
     pub fn again(self) -> (Form, Asked, Held) {
         (self.form, self.asked, self.held)
@@ -118,9 +146,16 @@ impl fmt::Debug for Held {
     }
 }
 
+impl Held {
+    /// Whether an answer says nothing new to who waited.
+    pub fn has_seen(&self, reply: &Reply) -> bool {
+        self.seen.is_some_and(|seen| seen == digest(reply))
+    }
+}
+
 impl Door {
     /// Puts a query aside. `held`: what it waited with before.
-    pub(super) fn waiting(
+    pub(super) async fn waiting(
         &self,
         form: Form,
         asked: Asked,
@@ -133,9 +168,37 @@ impl Door {
             None => {
                 let place = self.place()?;
                 let until = Box::pin(tokio::time::sleep(self.jittered(wait)));
-                Held { moves, until, _place: place }
+                let seen = self.seen(&asked, &moves).await;
+                Held { moves, seen, until, _place: place }
             }
         };
         Ok(Box::new(Waiting { form, asked, held }))
     }
+
+    /// What a client that begins to wait has, if it sees a part only. Nothing where something moved
+    /// meanwhile, which may be in it already: then the next look is answered.
+    async fn seen(&self, asked: &Asked, moves: &Moves) -> Option<u64> {
+        if !asked.is_partial() || !moves.are_still() {
+            return None;
+        }
+        let mut ask = asked.ask.clone();
+        ask.params.wait_no_more();
+        let reply = Box::pin(self.dispatch(asked.endpoint, &ask)).await.ok()?;
+        moves.are_still().then(|| digest(&reply))
+    }
+}
+
+// === helpers ===
+
+fn digest(reply: &Reply) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    match &reply.body {
+        Body::Json(value) => value.to_string().hash(&mut hasher),
+        Body::Text(text) => text.hash(&mut hasher),
+        Body::Bytes(_, bytes) | Body::Whole(bytes) => bytes.hash(&mut hasher),
+        Body::Shared(_, written) => written.plain().hash(&mut hasher),
+        Body::Empty | Body::Later(_) => {}
+    }
+    (reply.status.as_u16(), hasher.finish()).hash(&mut hasher);
+    hasher.finish()
 }

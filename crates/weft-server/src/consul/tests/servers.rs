@@ -85,3 +85,26 @@ async fn both_servers_name_both_and_the_one_that_leads() {
         rig.tasks.stop();
     }
 }
+
+#[tokio::test]
+async fn what_a_client_is_told_never_goes_back_when_it_comes_to_a_server_that_is_behind() {
+    let clock = Clock::system();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let a = server(&store, &clock, "a").await;
+    a.until_it_says("/v1/status/peers", &json!([])).await;
+    // Another server has told of this already; this one hears of it while it is asked.
+    let ahead = store.barrier().await.unwrap().0 + 1;
+    let path = format!("/v1/catalog/nodes?index={ahead}&wait=60s");
+    let (said, ()) = tokio::join!(a.get(&path), async {
+        for _ in 0..200 {
+            tokio::task::yield_now().await;
+        }
+        let node = json!({"node": "n9", "address": "10.0.0.9"}).to_string();
+        for put in [Op::put("/x", "1"), Op::put("/c/n/n9", node)] {
+            store.txn(Txn::of([put])).await.unwrap();
+        }
+    });
+    assert!(said.text.contains("n9"), "{}", said.text);
+    assert!(said.index() >= ahead);
+    a.tasks.stop();
+}
