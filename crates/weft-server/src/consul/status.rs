@@ -116,7 +116,7 @@ impl Door {
         self.read_shelf(topic, &ask.params.blocking()?, |state| {
             let told = state.records(COORDINATES).into_iter().map(|(record, _)| (*record).clone());
             let mut all: Vec<Value> = told.collect();
-            if !all.iter().any(|known| known["Node"] == own["Node"]) {
+            if !all.iter().any(|known| *body::word(known, "Node") == *self.own().node.node) {
                 all.insert(0, own.clone());
             }
             all.retain(|one| {

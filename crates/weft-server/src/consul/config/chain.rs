@@ -328,11 +328,10 @@ impl Compiler<'_> {
         if as_failover {
             return Ok((key, id));
         }
-        let mut node = node(&resolver, &id, &timeout);
-        self.nodes.insert(key.clone(), node.clone());
+        // Known before its failovers are looked at, which may lead back here.
+        self.nodes.insert(key.clone(), node(&resolver, &id, &timeout, None));
         if let Some(failover) = self.failover(&resolver, &target)? {
-            node["Resolver"]["Failover"] = failover;
-            self.nodes.insert(key.clone(), node);
+            self.nodes.insert(key.clone(), node(&resolver, &id, &timeout, Some(failover)));
         }
         Ok((key, id))
     }
@@ -456,15 +455,16 @@ impl Compiler<'_> {
         for one in wanted {
             ids.push(self.resolved(one, true)?.1);
         }
-        let mut out = json!({"Targets": ids});
+        let mut out = Map::new();
+        out.insert("Targets".into(), json!(ids));
         let policy = match word(part(own, "Policy"), "Mode") {
             "" => self.field("proxy-defaults", "global", "FailoverPolicy"),
             _ => Some(part(own, "Policy").clone()),
         };
         if let Some(policy) = policy {
-            out["Policy"] = policy;
+            out.insert("Policy".into(), policy);
         }
-        Ok(Some(out))
+        Ok(Some(Value::Object(out)))
     }
 
     fn target(&self, service: &str) -> Target {

@@ -35,7 +35,7 @@ pub fn related(kind: &str, entry: &Map<String, Value>) -> BTreeSet<String> {
 }
 
 /// A resolver as a chain shows it.
-pub fn node(resolver: &Value, id: &str, timeout: &str) -> Value {
+pub fn node(resolver: &Value, id: &str, timeout: &str, failover: Option<Value>) -> Value {
     let steers = [
         "DefaultSubset",
         "Subsets",
@@ -57,12 +57,16 @@ pub fn node(resolver: &Value, id: &str, timeout: &str) -> Value {
         own.insert("RequestTimeout".into(), json!(nanos));
     }
     own.insert("Target".into(), json!(id));
-    let mut node = json!({"Type": "resolver", "Name": id, "Resolver": own});
+    own.extend(failover.map(|failover| ("Failover".to_owned(), failover)));
+    let mut node = Map::new();
+    node.insert("Type".into(), json!("resolver"));
+    node.insert("Name".into(), json!(id));
+    node.insert("Resolver".into(), Value::Object(own));
     let balancer = part(resolver, "LoadBalancer");
     if !balancer.is_null() {
-        node["LoadBalancer"] = balancer.clone();
+        node.insert("LoadBalancer".into(), balancer.clone());
     }
-    node
+    Value::Object(node)
 }
 
 /// A split below another one, with what that does to headers: requests meet the upper one first,
