@@ -397,7 +397,7 @@ def test_reg_23_frames_that_do_not_end_cost_no_cpu(gateway):
             stream.close()
 
 
-def test_reg_22_floods_cost_no_memory(gateway):
+def test_reg_22_29_floods_cost_no_memory(gateway):
     floods = {
         "resets": lambda n: frame(1, 5, 2 * n + 1, GET) + frame(3, 0, 2 * n + 1, bytes([0, 0, 0, 8])),
         "pings": lambda n: frame(6, 0, 0, bytes(8)),

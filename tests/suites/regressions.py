@@ -9,8 +9,10 @@ import re
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LEDGER = pathlib.Path(__file__).with_suffix(".ledger")
 NUMBERS = {*range(1, 46), 52, *range(56, 63), 64}
-# `# 07 CVE-2023-25725 ...`: what the project's list of regressions names on a line.
-NAMED = re.compile(r"# (\d\d)((?: [A-Z][A-Za-z]*(?:-[A-Za-z0-9]+)+)+)")
+# `# 07 CVE-2023-25725; bare CR`: what the project's list of regressions names on a line.
+NAMED = re.compile(r"# (\d\d) (.+)")
+# `07 plays reg_07_bare_cr_in_value | bare CR`
+PLAYS = re.compile(r"(\d\d) plays (\w+) \| (\S.*)")
 # `07 guard bare-lf            reg_07_a | not refused`
 ROW = re.compile(r"(\d\d) (guard|twin|library) +(\S+) +(\w+) \| (\S.*)")
 
@@ -42,15 +44,23 @@ def guards():
     return known
 
 
+def lines():
+    return [line for line in LEDGER.read_text().splitlines() if not line.startswith("#")]
+
+
 def rows():
-    lines = [line for line in LEDGER.read_text().splitlines() if not line.startswith("#")]
-    return [ROW.fullmatch(line).groups() for line in lines]
+    return [ROW.fullmatch(line).groups() for line in lines() if not PLAYS.fullmatch(line)]
+
+
+def plays():
+    """What the list names, and the case for it: number, case, name."""
+    return [m.groups() for m in map(PLAYS.fullmatch, lines()) if m]
 
 
 def named():
-    """Numbers and the identifiers that the list of regressions names there."""
-    found = map(NAMED.match, LEDGER.read_text().splitlines())
-    return [(int(m[1]), name) for m in found if m for name in m[2].split()]
+    """Numbers and what the list of regressions names there: identifiers and variants."""
+    found = map(NAMED.fullmatch, LEDGER.read_text().splitlines())
+    return [(int(m[1]), name) for m in found if m for name in m[2].split("; ")]
 
 
 def faults():
@@ -68,7 +78,18 @@ def faults():
             out.append(f"{name}: {what} is not shown to fail")
     covered = {int(number) for number, how, *_ in rows() if how == "guard"}
     out += [f"line {number} has no case that is shown to fail" for number in NUMBERS - covered]
-    out += [f"{name} is of line {number}" for number, name in named() if number not in covered]
+    return out + unplayed(shown)
+
+
+def unplayed(shown):
+    """What the list names and no case plays that can fail."""
+    proofs = {(number, name) for number, how, what, name, _ in rows()
+              if how == "guard" or (how == "twin" and what in shown)}
+    out = [f"line {number}, {name}: {case} is not shown to fail there"
+           for number, case, name in plays() if (number, case) not in proofs]
+    wanted, played = set(named()), {(int(number), name) for number, _, name in plays()}
+    out += [f"line {number}, {name}: no case plays it" for number, name in sorted(wanted - played)]
+    out += [f"line {number}, {name}: nobody names it" for number, name in sorted(played - wanted)]
     return out
 
 

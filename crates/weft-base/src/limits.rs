@@ -15,6 +15,8 @@ pub const STORE_WATCH_BACKLOG_MAX: usize = 4096;
 pub const WATCHERS_MAX: usize = 20_000;
 /// Nesting of JSON or YAML that is read.
 pub const DOCUMENT_DEPTH_MAX: usize = 64;
+/// Nesting of resources between server and proxies, and of a proxy's own files.
+pub const CBOR_DEPTH_MAX: usize = 256;
 /// Output kept of one health check, bytes (Consul's `CheckOutputMaxSize`).
 pub const CHECK_OUTPUT_BYTES_MAX: usize = 4096;
 /// Health checks that clients define carry this header: weft's own doors answer them nothing but

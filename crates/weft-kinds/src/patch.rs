@@ -89,7 +89,8 @@ pub fn operations(current: &Value, patch: &Value) -> Result<Value, PatchError> {
     Ok(out)
 }
 
-fn depth(value: &Value, above: usize) -> usize {
+/// How deep a value nests below so many levels; what is too deep is not measured further.
+pub(crate) fn depth(value: &Value, above: usize) -> usize {
     if above > DOCUMENT_DEPTH_MAX {
         return above;
     }

@@ -15,8 +15,11 @@ use prost_reflect::{
 };
 use serde_json::{Map, Value as Json, json};
 use thiserror::Error;
+use weft_base::limits::DOCUMENT_DEPTH_MAX;
 
+use crate::guards;
 use crate::kind::split_api_version;
+use crate::patch::depth;
 
 /// What such a body begins with.
 pub const MAGIC: &[u8] = b"k8s\0";
@@ -105,6 +108,11 @@ pub fn decode(body: &[u8]) -> Result<Json, ProtobufError> {
     let mut out = object(&message(&pool, name, &raw)?, 0)?;
     out["apiVersion"] = api_version.into();
     out["kind"] = kind.into();
+    // Its messages end somewhere; the JSON that some of them carry need not.
+    if depth(&out, 0) > DOCUMENT_DEPTH_MAX && guards::on("protobuf-depth") {
+        let why = format!("it is nested deeper than {DOCUMENT_DEPTH_MAX} levels");
+        return Err(ProtobufError::Malformed(why));
+    }
     Ok(out)
 }
 
@@ -372,6 +380,19 @@ mod tests {
             &json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}}),
         );
         assert_eq!(decode(&bytes).unwrap()["spec"]["resourceAttributes"]["verb"], "get");
+    }
+
+    #[test]
+    fn reg_56_protobuf_that_carries_deep_json_is_refused() {
+        let carried = |depth: usize| {
+            let raw = format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
+            let fields = json!({"metadata": {"name": "m", "managedFields": [
+                {"manager": "m", "fieldsV1": {"Raw": raw}}]}});
+            decode(&body("v1", "ConfigMap", "k8s.io.api.core.v1.ConfigMap", &fields)).map(|_| ())
+        };
+        carried(40).unwrap();
+        let error = carried(90).expect_err("it is taken").to_string();
+        assert!(error.contains("deeper than 64"), "{error}");
     }
 
     #[test]

@@ -11,8 +11,10 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use weft_base::limits::{XDS_REASON_BYTES_MAX, XDS_REJECTED_MAX};
+use weft_base::limits::{CBOR_DEPTH_MAX, XDS_REASON_BYTES_MAX, XDS_REJECTED_MAX};
 use weft_model::Resource;
+
+use crate::guards;
 
 /// What one form of a resource is told apart by: the first eight bytes of its SHA-256. The default
 /// is of no form: for resources that came from elsewhere than a server.
@@ -90,7 +92,9 @@ pub(crate) fn to_cbor<T: Serialize>(value: &T) -> Result<Bytes, CodecError> {
 
 pub(crate) fn from_cbor<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     let mut rest = bytes;
-    let value = ciborium::from_reader(&mut rest).map_err(|e| CodecError::Decode(e.to_string()))?;
+    let deepest = if guards::on("cbor-depth") { CBOR_DEPTH_MAX } else { usize::MAX };
+    let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, deepest)
+        .map_err(|e| CodecError::Decode(e.to_string()))?;
     match rest.len() {
         0 => Ok(value),
         n => Err(CodecError::Trailing(n)),

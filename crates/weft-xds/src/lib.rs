@@ -31,6 +31,7 @@
 pub mod agent;
 pub mod client;
 pub mod codec;
+mod guards;
 #[cfg(test)]
 mod hostile;
 pub mod last_good;

@@ -55,6 +55,17 @@ fn reg_56_a_document_that_nests_too_deeply_is_refused() {
 }
 
 #[test]
+fn reg_56_yaml_that_nests_too_deeply_is_refused() {
+    for (open, close) in [("[", "]"), ("{a: ", "}")] {
+        let nested = |depth| format!("{}1{}", open.repeat(depth), close.repeat(depth));
+        assert!(document(nested(60).as_bytes(), Format::Yaml).is_ok());
+        let read = document(nested(70).as_bytes(), Format::Yaml).map(|_| ());
+        let error = read.expect_err("it is taken").to_string();
+        assert!(error.contains("depth"), "{error}");
+    }
+}
+
+#[test]
 fn bombs_are_refused() {
     let deep = "[".repeat(100_000);
     assert!(document(deep.as_bytes(), Format::Json).is_err());

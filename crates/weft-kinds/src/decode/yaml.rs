@@ -7,8 +7,10 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_saphyr::{Options, Spanned};
 use weft_base::issue::{FieldPath, Issues};
+use weft_base::limits::DOCUMENT_DEPTH_MAX;
 
 use super::{Document, unreadable};
+use crate::guards;
 
 /// Splits a stream into documents and reads each; `sink` gets the readable ones.
 pub(super) fn documents(text: &[u8], issues: &mut Issues, sink: &mut dyn FnMut(Document)) {
@@ -78,7 +80,12 @@ pub fn line_of(text: &str, line: usize, path: &FieldPath) -> Option<usize> {
 }
 
 fn options() -> Options {
-    serde_saphyr::options! { legacy_octal_numbers: true, with_snippet: false }
+    let deepest = if guards::on("yaml-depth") { DOCUMENT_DEPTH_MAX } else { usize::MAX };
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_depth: deepest },
+        legacy_octal_numbers: true,
+        with_snippet: false
+    }
 }
 
 /// Documents with their first lines; `---` alone on a line, or with a comment, separates.

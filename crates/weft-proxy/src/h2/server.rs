@@ -131,7 +131,7 @@ where
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_concurrent_streams(STREAMS_MAX)
-        .max_send_buffer_size(ANSWER_BUFFER)
+        .max_send_buffer_size(if guards::on("h2-buffer") { ANSWER_BUFFER } else { 1 << 30 })
         .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(UNSEEN_RESETS_MAX)
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)

@@ -165,3 +165,13 @@ fn a_long_list_of_refusals_is_cut_and_says_so() {
     assert!(bounded.iter().all(|r| r.reason.len() <= XDS_REASON_BYTES_MAX));
     assert_eq!(bounded.last().unwrap().to_string(), "and 1000 more");
 }
+
+#[test]
+fn reg_56_cbor_that_nests_too_deeply_is_refused() {
+    // Lists of one thing, and in the innermost one a number.
+    let nested = |depth| [vec![0x81; depth], vec![1]].concat();
+    assert!(from_cbor::<Value>(&nested(200)).is_ok());
+    let read = from_cbor::<Value>(&nested(300)).map(|_| ());
+    let error = read.expect_err("it is taken").to_string();
+    assert!(error.contains("RecursionLimitExceeded"), "{error}");
+}

@@ -157,6 +157,15 @@ async fn reg_22_empty_headers_flood() {
 }
 
 #[tokio::test]
+async fn reg_22_reset_flood_by_requests_that_are_none() {
+    // A header of the connection's own: the stream is reset, which costs its client nothing.
+    let front = Front::slow(NEVER, |_| {}).await;
+    let block = [request("GET"), literal("connection", "close")].concat();
+    let wrong = |id| frame(HEADERS, END_STREAM | END_HEADERS, id, &block);
+    assert_eq!((flood(&front, 1, wrong).await, front.origin.hits()), (CALM, 0));
+}
+
+#[tokio::test]
 async fn reg_22_settings_flood() {
     let (_front, code) = flood_on_one(Vec::new(), &frame(SETTINGS, 0, 0, &[])).await;
     assert_eq!(code, CALM);

@@ -75,7 +75,7 @@ impl Service for Endless {
 }
 
 #[tokio::test]
-async fn answers_that_nobody_reads_are_held_by_the_piece() {
+async fn reg_22_answers_that_nobody_reads_are_held_by_the_piece() {
     tokio::task::LocalSet::new().run_until(stuck()).await;
 }
 
