@@ -20,8 +20,8 @@
 //! gate.
 //!
 //! All of this is learnt from answers, and those end once the line is as long as clients wait: from
-//! then on nobody is answered, and who would wait for proof sees none. So what was seen counts for a
-//! few windows, also where the machine stands still for a while and answers come in lumps; and
+//! then on nobody is answered, and who would wait for proof sees none. So what was seen counts for
+//! a few windows, also where the machine stands still for a while and answers come in lumps; and
 //! clients that leave where there was a line, while nobody is answered, are proof as well.
 
 use crate::Adaptive;
