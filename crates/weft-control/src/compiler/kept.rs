@@ -31,8 +31,10 @@ pub(super) struct Reads {
     by_question: HashMap<Question, Readers>,
 }
 
-/// Who asked a question. Most are asked by one unit, and a set of one is large.
+/// Who asked a question. Most are asked by one unit: a set of one is large, and a set that is not
+/// boxed makes each of these as large as itself.
 #[derive(Debug, Default, PartialEq, Eq)]
+#[allow(clippy::box_collection)]
 enum Readers {
     #[default]
     None,
