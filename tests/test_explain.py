@@ -25,6 +25,25 @@ spec:
     - route: [{destination: {host: user.shop.svc.cluster.local}}]
 """
 
+POLICIES = """apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: user, namespace: shop}
+spec:
+  host: user
+  trafficPolicy:
+    loadBalancer: {simple: LEAST_REQUEST}
+    connectionPool: {tcp: {connectTimeout: 1s}}
+    outlierDetection: {consecutive5xxErrors: 7}
+---
+apiVersion: weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: user, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: user}]
+  loadBalancer: {type: Random}
+  timeouts: {request: 3s}
+"""
+
 
 def explain(mesh, *args):
     return json.loads(mesh.weft("explain", *args, "-o", "json").stdout)
@@ -81,6 +100,35 @@ def test_a_call_inside_of_the_mesh_is_explained_by_its_clients_sidecar(shop):
     assert retries[0]["field"] == "spec.http[0].retries" and "every call" in retries[0]["value"]
     people = shop.weft("explain", "http://user/users/1", "--from", "shop/order").stdout
     assert "VirtualService shop/user spec.http[0]" in people and "Instances" in people, people
+
+
+def test_the_running_proxy_is_asked_for_what_it_knows(shop):
+    for words in [("http://user/users/1", "--from", "order"), (shop.gateway + "/users/1",)]:
+        said = explain(shop, *words)
+        assert said["live"] == {"asked": True, "held": True}, said
+        assert said["generation"] > 0 and said["candidates"], said
+        for row in said["candidates"]:
+            assert row["live"]["in_flight"] >= 0 and "in flight" in row["state"], row
+        people = shop.weft("explain", *words).stdout
+        assert "state   as this proxy knows it now (generation " in people, people
+        assert "By default" in people and "retry budget" in people, people
+
+
+def test_a_value_names_the_field_that_set_it_and_no_other(tmp_path):
+    (tmp_path / "rule.yaml").write_text(POLICIES)
+    where = ("-f", str(ROOT / "examples/explain"), "-f", str(tmp_path))
+    said = json.loads(offline(*where, "http://user/", "--from", "order", "-o", "json").stdout)
+    by = {s["what"]: (s["object"], s["field"], s["value"]) for s in said["steps"]}
+    rule, policy = "DestinationRule shop/user", "TrafficPolicy shop/user"
+    assert by["connect timeout"] == (
+        rule, "spec.trafficPolicy.connectionPool.tcp.connectTimeout", "1000 ms"), by
+    assert by["ejection"][:2] == (rule, "spec.trafficPolicy.outlierDetection.consecutive5xxErrors")
+    assert by["ejected at most"] == (
+        rule, "spec.trafficPolicy.outlierDetection", "10 % of the instances"), by
+    assert by["balancing"] == (policy, "spec.loadBalancer.type", "random"), by
+    assert by["request timeout"] == (policy, "spec.timeouts.request", "3000 ms"), by
+    for what in ["idle connections", "retry budget", "locality", "panic", "TLS", "idle timeout"]:
+        assert by[what][:2] == ("weft's default", ""), (what, by)
 
 
 def test_a_fault_that_is_applied_is_explained_and_happens(empty, tmp_path):

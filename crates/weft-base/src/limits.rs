@@ -13,6 +13,8 @@ pub const STORE_TXN_OPS_MAX: usize = 128;
 pub const STORE_WATCH_BACKLOG_MAX: usize = 4096;
 /// Watches and blocking queries one server holds at a time.
 pub const WATCHERS_MAX: usize = 20_000;
+/// Subsets of one host that the rules of a namespace define.
+pub const SUBSETS_MAX: usize = 256;
 /// Nesting of JSON or YAML that is read.
 pub const DOCUMENT_DEPTH_MAX: usize = 64;
 /// Nesting of resources between server and proxies, and of a proxy's own files.

@@ -121,6 +121,14 @@ impl MeshScope {
         }
     }
 
+    /// A Gateway is chosen by none.
+    fn labels(&self) -> Option<&Labels> {
+        match self {
+            Self::Sidecar { labels, .. } => Some(labels),
+            Self::Gateway { .. } => None,
+        }
+    }
+
     fn is_gateway(&self) -> bool {
         matches!(self, Self::Gateway { .. })
     }
@@ -159,9 +167,9 @@ impl NodeScope for MeshScope {
             Resource::Backend(backend) => self.may_show(backend),
             _ => true,
         };
-        // What holds for the clients of one namespace is for them alone.
+        // What holds for some clients is for them alone.
         let (child, meant) = match for_clients(&name.child) {
-            Some((child, namespace)) => (child, meant && namespace == &**self.namespace()),
+            Some((child, whom)) => (child, meant && whom.takes(self.namespace(), self.labels())),
             None => (&*name.child, meant),
         };
         // What Gateways say to a service, with keys of theirs, is not for sidecars.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Endpoint, Labels, Origin, Protection, Sources, UpstreamTls};
+use crate::{Clients, Connections, Endpoint, Labels, Origin, Protection, Sources, UpstreamTls};
 
 /// A named upstream group with its policy: what a subset or a client's policy makes of a set.
 /// Named `host:FQDN/backend/PORT` or `host:FQDN/backend/PORT/SUBSET`.
@@ -33,6 +33,9 @@ pub struct BackendPolicy {
     pub connect_timeout_ms: u64,
     /// Idle upstream connections are closed after this.
     pub idle_timeout_ms: u64,
+    /// What else is said of them; of most nothing is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Arc<Connections>>,
     pub outlier: Outlier,
     pub retry_budget: RetryBudget,
     pub limits: Limits,
@@ -83,6 +86,9 @@ pub enum LbPolicy {
     PeakEwma,
     /// The same key goes to the same endpoint while that can be used.
     Hash(Box<Hashing>),
+    /// The address that a captured connection was made to. Where that is the service's own, or
+    /// there is none, as `Random`.
+    Passthrough,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -245,6 +251,11 @@ pub struct FailureShare {
 pub struct RetryBudget {
     pub basis_points: u32,
     pub min_per_second: u32,
+    /// So many retries may be under way at a time, whatever the share.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub min_concurrent: u32,
+    /// What is recent.
+    pub interval_ms: u32,
 }
 
 /// Circuit breakers; `None` is no limit beyond the proxy's own.
@@ -272,9 +283,10 @@ pub const GATEWAYS_MARK: &str = "~gateways";
 /// they take the place of the child whose name comes before it.
 pub const CLIENTS_MARK: &str = "~for~";
 
-/// A child's name without [`CLIENTS_MARK`], and the namespace whose clients it is for.
-pub fn for_clients(child: &str) -> Option<(&str, &str)> {
-    child.split_once(CLIENTS_MARK)
+/// A child's name without [`CLIENTS_MARK`], and whom it is for.
+pub fn for_clients(child: &str) -> Option<(&str, Clients<'_>)> {
+    let (child, whom) = child.split_once(CLIENTS_MARK)?;
+    Some((child, Clients::parse(whom)))
 }
 
 /// The child name of a backend.
@@ -347,6 +359,7 @@ impl Default for BackendPolicy {
             lb: LbPolicy::default(),
             connect_timeout_ms: 1_000,
             idle_timeout_ms: 60_000,
+            connections: None,
             outlier: Outlier::default(),
             retry_budget: RetryBudget::default(),
             limits: Limits::default(),
@@ -398,6 +411,6 @@ impl Default for FailureShare {
 
 impl Default for RetryBudget {
     fn default() -> Self {
-        Self { basis_points: 2_000, min_per_second: 10 }
+        Self { basis_points: 2_000, min_per_second: 10, min_concurrent: 0, interval_ms: 10_000 }
     }
 }

@@ -62,6 +62,7 @@ pub enum Feature {
     BackendZones,
     GatewayTls,
     MatchConnection,
+    Passthrough,
 }
 
 /// Every feature with its name on the wire. Names are never reused.
@@ -98,11 +99,12 @@ pub const FEATURES: &[(Feature, &str)] = &[
     (Feature::BackendZones, "backend.zones"),
     (Feature::GatewayTls, "listener.gateway-tls"),
     (Feature::MatchConnection, "match.connection"),
+    (Feature::Passthrough, "backend.passthrough"),
 ];
 
 /// A set of features.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeFeatures(u32);
+pub struct NodeFeatures(u64);
 
 /// What a resource needs beyond the base of its model version.
 pub fn needs(resource: &Resource) -> NodeFeatures {
@@ -151,7 +153,7 @@ impl Feature {
         FEATURES.iter().find(|(f, _)| *f == self).map_or("", |(_, name)| name)
     }
 
-    fn bit(self) -> u32 {
+    fn bit(self) -> u64 {
         1 << (self as u8)
     }
 }
@@ -335,6 +337,7 @@ fn lb_feature(backend: &Backend) -> Option<Feature> {
         LbPolicy::LeastRequest => Some(Feature::LeastRequest),
         LbPolicy::PeakEwma => Some(Feature::PeakEwma),
         LbPolicy::Hash(_) => Some(Feature::HashBalancing),
+        LbPolicy::Passthrough => Some(Feature::Passthrough),
     }
 }
 
@@ -424,9 +427,13 @@ fn widened(m: Match, have: NodeFeatures) -> Match {
     let named = |list: Vec<NamedMatch>| -> Vec<NamedMatch> {
         list.into_iter().filter(|n| keeps(text_feature(&n.value))).collect()
     };
+    // A rule for bytes that are no HTTP takes no request, however little of it can be said: bytes
+    // have no method, and every request has one.
+    let bytes = m.connection.is_some() && !have.has(Feature::MatchConnection);
+    let method = if bytes { Some(StringMatch::Exact("".into())) } else { text(m.method) };
     Match {
         path: m.path.filter(|p| keeps(path_feature(p))),
-        method: text(m.method),
+        method,
         authority: text(m.authority),
         headers: named(m.headers),
         query: named(m.query),

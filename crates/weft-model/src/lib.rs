@@ -10,6 +10,8 @@
 pub mod access;
 pub mod backend;
 pub mod cache;
+pub mod clients;
+pub mod connections;
 pub mod decide;
 pub mod endpoint;
 pub mod features;
@@ -25,6 +27,8 @@ pub mod traffic;
 pub use access::*;
 pub use backend::*;
 pub use cache::*;
+pub use clients::*;
+pub use connections::*;
 pub use endpoint::*;
 pub use features::*;
 pub use listener::*;

@@ -45,6 +45,37 @@ pub struct GatewayListener {
     /// on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend_certificate: Option<Box<Certificate>>,
+    /// How clients are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Arc<ClientLimits>>,
+}
+
+/// For how long and how much clients are served, and how large a request's head may be. What is
+/// absent is as the proxy usually does, and nothing goes beyond that but the times.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientLimits {
+    /// A connection without a request is closed after this; 0 is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_ms: Option<u64>,
+    /// For a request's head, once its connection waits for it; 0 is no limit of the listener's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_ms: Option<u64>,
+    /// A connection so old takes no more requests; those under way are finished.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_ms_max: Option<u64>,
+    /// Requests on one connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_max: Option<u32>,
+    /// Requests at a time on one connection of HTTP/2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streams_max: Option<u32>,
+    /// Header fields of one request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub headers_max: Option<u32>,
+    /// Bytes of their names and values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_bytes_max: Option<u32>,
 }
 
 /// How a gateway's clients are met. The default trusts nobody.
@@ -149,7 +180,17 @@ impl GatewayListener {
             proxy_header: ProxyHeader::default(),
             edge: Edge::default(),
             backend_certificate: None,
+            limits: None,
         }
+    }
+}
+
+// === impl Section ===
+
+impl Section {
+    /// Nobody is let in.
+    pub fn is_closed(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.closed)
     }
 }
 

@@ -17,6 +17,12 @@ pub mod value {
     pub const CONNECT_TIMEOUT: &str = "connect timeout";
     pub const IDLE_CONNECTIONS: &str = "idle connections";
     pub const CONNECTIONS: &str = "connections";
+    pub const CONNECTION_REQUESTS: &str = "requests per connection";
+    pub const CONNECTION_AGE: &str = "longest connection";
+    pub const STREAMS: &str = "streams per connection";
+    pub const KEEPALIVE: &str = "TCP keepalive";
+    pub const PINGS: &str = "HTTP/2 pings";
+    pub const PROTOCOL: &str = "protocol";
     pub const WAITING: &str = "waiting requests";
     pub const IN_FLIGHT: &str = "requests in flight";
     pub const RETRIES_IN_FLIGHT: &str = "retries in flight";
@@ -40,7 +46,8 @@ pub mod value {
     pub const FAULT: &str = "fault";
     pub const COPIES: &str = "copies";
     pub const CORS: &str = "CORS";
-    pub const HEADERS: &str = "headers";
+    pub const REQUEST_HEADERS: &str = "request headers";
+    pub const RESPONSE_HEADERS: &str = "response headers";
 }
 
 /// Values with the fields that set them, by object: a policy sets several.

@@ -23,6 +23,9 @@ pub struct ServerTls {
     /// Nothing older than TLS 1.3.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub only_13: bool,
+    /// It cannot be served, and nobody is let in: no other section stands in for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub closed: bool,
 }
 
 /// Which certificates of clients are believed.
@@ -93,7 +96,12 @@ impl ServerTls {
     /// A certificate for everybody, with the usual protocols.
     pub fn new(chain_pem: impl Into<Arc<str>>, key_pem: impl Into<Arc<str>>) -> Self {
         let (chain_pem, key_pem) = (chain_pem.into(), key_pem.into());
-        Self { chain_pem, key_pem, clients: None, alpn: Vec::new(), only_13: false }
+        Self { chain_pem, key_pem, clients: None, alpn: Vec::new(), only_13: false, closed: false }
+    }
+
+    /// Of a section that cannot be served: every handshake for its names fails.
+    pub fn closed() -> Self {
+        Self { closed: true, ..Self::new("", "") }
     }
 }
 

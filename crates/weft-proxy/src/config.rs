@@ -65,6 +65,8 @@ pub struct ProxyConfig {
     pub limits: ProxyLimits,
     /// How long requests in flight may take once draining has begun.
     pub drain_grace: Duration,
+    /// The same once another process has taken this one's place: nobody waits for its end.
+    pub succession_grace: Duration,
     /// Returns memory that nobody uses any more to the system: only the program knows its
     /// allocator. Called once no table was made for a while.
     pub give_back: fn(),
@@ -262,6 +264,7 @@ impl ProxyConfig {
             access_log: AccessLog { what: LogWhat::Failures, format: LogFormat::Text, path: None },
             limits: ProxyLimits::default(),
             drain_grace: Duration::from_secs(15),
+            succession_grace: Duration::from_secs(600),
             give_back: || {},
             log_filter: |_| Err("this process has no log to change".into()),
         }
@@ -274,6 +277,11 @@ impl ProxyConfig {
     /// Address of an admin door.
     pub fn admin_door(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.admin_address.unwrap_or(self.address), port)
+    }
+
+    /// How long what is open may take once this process ends, `succeeded` by another one or not.
+    pub fn grace(&self, succeeded: bool) -> Duration {
+        if succeeded { self.succession_grace.max(self.drain_grace) } else { self.drain_grace }
     }
 
     pub fn is_gateway(&self) -> bool {

@@ -17,6 +17,9 @@ use crate::udp::sys;
 
 /// Connections the kernel keeps before they are accepted.
 const BACKLOG: i32 = 1024;
+/// What Linux takes at most of its keepalive settings.
+const KEEPALIVE_S_MAX: u32 = 32_767;
+const KEEPALIVE_PROBES_MAX: u32 = 127;
 
 #[derive(Debug, Error)]
 #[error("cannot listen on {address}: {source}{}", hint(source))]
@@ -203,6 +206,23 @@ pub fn keepalive() -> TcpKeepalive {
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(10))
         .with_retries(3)
+}
+
+/// The same with what somebody says in its place, as far as the kernel takes it.
+pub fn keepalive_of(said: Option<&weft_model::TcpKeepalive>) -> TcpKeepalive {
+    let Some(said) = said else { return keepalive() };
+    let seconds = |n: u32| Duration::from_secs(n.clamp(1, KEEPALIVE_S_MAX).into());
+    let mut out = keepalive();
+    if let Some(n) = said.idle_s {
+        out = out.with_time(seconds(n));
+    }
+    if let Some(n) = said.interval_s {
+        out = out.with_interval(seconds(n));
+    }
+    match said.probes {
+        Some(n) => out.with_retries(n.clamp(1, KEEPALIVE_PROBES_MAX)),
+        None => out,
+    }
 }
 
 fn hint(error: &io::Error) -> &'static str {

@@ -22,6 +22,8 @@ use crate::table::{Door, Table};
 use crate::upstream::connect::Dialer;
 use crate::upstream::outlier;
 use crate::upstream::pool::Wire;
+use crate::upstream::resolver::Resolver;
+use crate::worker::neighbours::Neighbours;
 use crate::worker::{Conn, Names, Shared, Worker};
 
 /// Bytes that a stream holds before its writer waits.
@@ -52,6 +54,7 @@ impl MemoryProxy {
         let dialer = Dialer { source: None, tls: None, mesh_port, config: config.clone() };
         let (log_lines, lines) = mpsc::channel(LINES_MAX);
         let shared = Shared {
+            resolver: Resolver::system(clock.clone()),
             names: Names::of(&config, None),
             dialer: Arc::new(dialer),
             server_tls: None,
@@ -62,6 +65,7 @@ impl MemoryProxy {
             buckets: Arc::default(),
             cache: Arc::new(Store::new(config.limits.cache_bytes_max)),
             pressure: Arc::default(),
+            neighbours: Neighbours::new(1).0,
             config,
         };
         let metrics = WorkerMetrics::new(Arc::default(), 1);

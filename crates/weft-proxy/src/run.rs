@@ -27,11 +27,13 @@ use crate::observe::access_log::{self, Reopen};
 use crate::observe::admin::{self, Admin};
 use crate::observe::metrics::{WorkerCells, WorkerMetrics};
 use crate::on_demand;
-use crate::overload::{self, Gauge};
+use crate::overload::{self, Gauge, Pressure};
 use crate::table::{Door, Table};
 use crate::upstream::connect::Dialer;
 use crate::upstream::health::Checker;
 use crate::upstream::outlier;
+use crate::upstream::resolver::Resolver;
+use crate::worker::neighbours::{Favour, Neighbours};
 use crate::worker::{self, COMMANDS_MAX, Command, Names, Shared, Worker};
 
 #[derive(Debug, Error)]
@@ -54,7 +56,7 @@ pub struct Proxy {
     held: Held,
     wanted: watch::Receiver<Wanted>,
     amended: watch::Receiver<Applied>,
-    grace: std::time::Duration,
+    config: Arc<ProxyConfig>,
     handover: Arc<Sockets>,
     reopen: Reopen,
 }
@@ -92,6 +94,7 @@ impl Proxy {
         let (reporter, ejector) = outlier::ejector(clock.clone());
         let (on_demand, asks) = on_demand::channel(&config.limits.on_demand);
         let (log_lines, log_writer, reopen) = access_log::channel(&config.access_log);
+        let (neighbours, favours) = Neighbours::new(config.workers);
         let svid = identity.as_ref().map(Snapshot::load);
         let shared = Shared {
             names: Names::of(&config, svid.as_ref().map(|s| s.id())),
@@ -107,9 +110,11 @@ impl Proxy {
             buckets: Arc::default(),
             cache: Arc::new(Store::new(config.limits.cache_bytes_max)),
             pressure: Arc::default(),
+            neighbours,
+            resolver: Resolver::system(clock.clone()),
         };
         let names = shared.names.clone();
-        let (commands, cells, threads) = start_workers(&shared)?;
+        let (commands, cells, threads) = start_workers(&shared, favours)?;
         let (dialer, pressure) = (shared.dialer.clone(), shared.pressure.clone());
         let (cache, stored) = (shared.cache.clone(), shared.cache.clone());
         drop(shared);
@@ -130,12 +135,9 @@ impl Proxy {
         tasks.spawn("ingest", ingest.run(deliveries, asks));
         tasks.spawn("ejector", ejector.run());
         tasks.spawn("health checks", checker.run(tasks.clone()));
-        if let Some(gauge) = Gauge::find(config.limits.memory_bytes_max) {
-            tasks.spawn("stored answers", cache::watch(stored, pressure.clone()));
-            tasks.spawn("memory", overload::watch(gauge, pressure));
-        }
+        watch_memory(&tasks, &config, stored, pressure);
         tasks.spawn("access log", log_writer.run());
-        let (grace, handover) = (config.drain_grace, config.handover.clone());
+        let handover = config.handover.clone();
         Ok(Self {
             addresses,
             status,
@@ -146,7 +148,7 @@ impl Proxy {
             held,
             wanted,
             amended,
-            grace,
+            config,
             handover,
             reopen,
         })
@@ -191,7 +193,8 @@ impl Proxy {
         self.end(false).await
     }
 
-    /// The same when another process serves already, on the same sockets.
+    /// The same when another process serves already, on the same sockets, with a grace period of
+    /// its own.
     pub async fn succeed(self) -> bool {
         self.end(true).await
     }
@@ -210,19 +213,34 @@ impl Proxy {
             threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count() == 0
         });
         // Workers stop by themselves after their grace; the margin is for slow machines.
-        let limit = self.grace * 2 + std::time::Duration::from_secs(5);
+        let limit = self.config.grace(succeeded) * 2 + std::time::Duration::from_secs(5);
         let clean = matches!(tokio::time::timeout(limit, joined).await, Ok(Ok(true)));
         self.tasks.shutdown(std::time::Duration::from_millis(200)).await;
         clean
     }
 }
 
+fn watch_memory(
+    tasks: &TaskGroup,
+    config: &ProxyConfig,
+    stored: Arc<Store>,
+    pressure: Arc<Pressure>,
+) {
+    if let Some(gauge) = Gauge::find(config.limits.memory_bytes_max) {
+        tasks.spawn("stored answers", cache::watch(stored, pressure.clone()));
+        tasks.spawn("memory", overload::watch(gauge, pressure));
+    }
+}
+
 type Workers = (Vec<mpsc::Sender<Command>>, Vec<Arc<WorkerCells>>, Vec<JoinHandle<()>>);
 
-fn start_workers(shared: &Shared) -> Result<Workers, StartError> {
+fn start_workers(
+    shared: &Shared,
+    favours: Vec<mpsc::Receiver<Favour>>,
+) -> Result<Workers, StartError> {
     let workers = shared.config.workers.max(1);
     let (mut commands, mut all_cells, mut threads) = (Vec::new(), Vec::new(), Vec::new());
-    for id in 0..workers {
+    for (id, favours) in favours.into_iter().enumerate() {
         let (tx, rx) = mpsc::channel(COMMANDS_MAX);
         let cells = Arc::new(WorkerCells::default());
         let (shared, worker_cells) = (shared.clone(), cells.clone());
@@ -244,7 +262,7 @@ fn start_workers(shared: &Shared) -> Result<Workers, StartError> {
                 runtime.block_on(async move {
                     let metrics = WorkerMetrics::new(worker_cells, workers);
                     let worker = Worker::new(id, shared, metrics, Arc::new(Table::default()));
-                    worker::run(worker, rx).await;
+                    worker::run(worker, rx, favours).await;
                 });
             })
             .map_err(StartError::Thread)?;

@@ -34,10 +34,13 @@ use crate::upstream::outlier::Reporter;
 use crate::upstream::pick::LocalBackend;
 use crate::upstream::pool::{OwnPools, Pool, PoolContext};
 use crate::upstream::recent::Recent;
+use crate::upstream::resolver::Resolver;
 
 mod doors;
+pub mod neighbours;
 
 use doors::Doors;
+use neighbours::{Favour, Neighbours};
 
 pub use doors::Leave;
 
@@ -89,6 +92,8 @@ pub struct Shared {
     /// Stored answers of rules that ask for it.
     pub cache: Arc<Store>,
     pub pressure: Arc<Pressure>,
+    pub neighbours: Arc<Neighbours>,
+    pub resolver: Arc<Resolver>,
     pub log_lines: mpsc::Sender<Lines>,
 }
 
@@ -126,7 +131,9 @@ pub struct Worker {
     pools: RefCell<HashMap<Peer, Rc<Pool>>>,
     pool_context: Rc<PoolContext>,
     doors: Doors,
-    open: Cell<usize>,
+    /// Clients that are idle have time to ask once more: another process goes on in the place of
+    /// this one, or nothing new is taken while this one goes on.
+    patient: Cell<bool>,
     /// Another process goes on in the place of this one.
     succeeded: Cell<bool>,
     /// Flows of datagrams that are open.
@@ -241,7 +248,7 @@ impl Worker {
             pools: RefCell::default(),
             pool_context,
             doors: Doors::default(),
-            open: Cell::new(0),
+            patient: Cell::new(false),
             succeeded: Cell::new(false),
             udp_flows: Cell::new(0),
             mirrors: Cell::new(0),
@@ -265,6 +272,7 @@ impl Worker {
         let entry = newest.unwrap_or_else(|| entry.clone());
         let name = entry.name.clone();
         let mut made = LocalBackend::new(entry, &mut self.rng.borrow_mut(), |e| self.pool(e));
+        made.set_worker(self.id);
         if self.config.is_gateway() {
             made.set_gated(self.config.workers, self.metrics.cells.clone());
         }
@@ -295,6 +303,14 @@ impl Worker {
             self.recent.set(at, &backend);
         }
         Ok(backend)
+    }
+
+    /// The address of a name outside the mesh.
+    ///
+    /// # Errors
+    /// Why it has none.
+    pub async fn address_of(&self, name: &str) -> Result<std::net::IpAddr, String> {
+        self.shared.resolver.address(&self.pool_context.tasks, name).await
     }
 
     /// What a gateway's listener says of its clients; `None` when it is gone.
@@ -350,15 +366,25 @@ impl Worker {
     fn sweep(&self) {
         for local in self.backends.borrow().values() {
             let local = local.borrow();
-            let limit = Duration::from_millis(local.entry.backend.policy.idle_timeout_ms);
+            let policy = &local.entry.backend.policy;
+            let limit = Duration::from_millis(policy.idle_timeout_ms);
+            local.breaker.rest();
             for candidate in local.candidates() {
-                candidate.pool.sweep(limit);
+                candidate.pool.sweep(limit, policy.connections.as_deref());
             }
         }
         for pool in self.pools.borrow().values().filter(|p| Rc::strong_count(p) == 1) {
-            pool.sweep(LOOSE_IDLE);
+            pool.sweep(LOOSE_IDLE, None);
         }
         self.drop_unused_pools();
+        self.shared.neighbours.clients.rest(self.id);
+    }
+
+    /// Lets another worker have connections to a backend that are idle here.
+    fn give_way(&self, backend: &ResourceName) {
+        if let Some(local) = self.backends.borrow().get(backend) {
+            local.borrow().give_way();
+        }
     }
 
     /// Where the app's port is in a pod with a namespace of its own: at the address that the
@@ -371,7 +397,7 @@ impl Worker {
     /// Resolves when connections on which nothing is asked are to be closed.
     pub async fn idle_is_over(&self) {
         self.conns.draining().await;
-        if self.succeeded.get() {
+        if self.patient.get() {
             // A client may be about to ask on any of them; the next answer tells it to go.
             // Boxed: every idle connection holds this future, and few come here.
             Box::pin(tokio::time::sleep(self.config.drain_grace.mul_f32(0.9))).await;
@@ -384,12 +410,12 @@ impl Worker {
             self.metrics.cells.shed.add(1);
             return None;
         }
-        let most = self.config.limits.connections_max / self.config.workers.max(1);
-        if self.open.get() >= most.max(1) {
+        let most = u32::try_from(self.config.limits.connections_max).unwrap_or(u32::MAX);
+        if !self.shared.neighbours.clients.take(self.id, most.max(1)) {
             self.metrics.cells.refused_connections.add(1);
             return None;
         }
-        self.open.set(self.open.get() + 1);
+        self.shared.neighbours.opened(self.id);
         self.metrics.cells.downstream.add(1);
         self.metrics.cells.downstream_total.add(1);
         Some(OpenConnection(self.clone()))
@@ -398,13 +424,18 @@ impl Worker {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.open.set(self.0.open.get().saturating_sub(1));
+        self.0.shared.neighbours.clients.put(self.0.id);
+        self.0.shared.neighbours.closed(self.0.id);
         self.0.metrics.cells.downstream.sub(1);
     }
 }
 
 /// Runs a worker until it is drained or its commands end.
-pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
+pub async fn run(
+    worker: Rc<Worker>,
+    mut commands: mpsc::Receiver<Command>,
+    mut favours: mpsc::Receiver<Favour>,
+) {
     let background = worker.pool_context.tasks.clone();
     let sweeper = worker.clone();
     background.spawn_local("sweep", async move {
@@ -424,12 +455,23 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     background.spawn_local("memory", relieving);
     let logging = worker.clone();
     background.spawn_local("access log", async move { logging.log.keep_flushing().await });
-    while let Some(command) = commands.recv().await {
-        if !obey(&worker, command) {
-            break;
+    loop {
+        tokio::select! {
+            command = commands.recv() => {
+                if command.is_none_or(|command| !obey(&worker, command)) {
+                    break;
+                }
+            }
+            Some(favour) = favours.recv() => doors::favour(&worker, favour),
         }
     }
     worker.doors.close_all();
+    // Clients that others have handed over already are served here.
+    worker.shared.neighbours.leaves(worker.id);
+    favours.close();
+    while let Some(favour) = favours.recv().await {
+        doors::favour(&worker, favour);
+    }
     let tables = async {
         // Requests in flight still follow the mesh while they end.
         while let Some(command) = commands.recv().await {
@@ -440,7 +482,7 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        _ = worker.conns.shutdown(worker.config.drain_grace) => {}
+        _ = worker.conns.shutdown(worker.config.grace(worker.succeeded.get())) => {}
         () = tables => {}
     }
     worker.backends.borrow_mut().clear();
@@ -465,6 +507,7 @@ fn obey(worker: &Rc<Worker>, command: Command) -> bool {
         Command::Close(number) => worker.doors.close(number),
         Command::Leave(leave) => doors::leave(worker, leave),
         Command::Drain { succeeded } => {
+            worker.patient.set(worker.patient.get() || succeeded);
             worker.succeeded.set(succeeded);
             return false;
         }

@@ -19,6 +19,8 @@ pub struct Ask {
     pub query: String,
     /// Names in lower case, each once.
     pub headers: Vec<(&'static str, &'static str)>,
+    /// What the instances answer first: so many times this status, then 200.
+    pub failures: (usize, u16),
 }
 
 // === impl Ask ===

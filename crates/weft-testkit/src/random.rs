@@ -2,6 +2,9 @@
 //! Random users' objects and requests, each made from one seed. Names and paths are few, so that
 //! rules overlap and precedence decides often.
 
+pub mod edge;
+pub mod grpc;
+
 use serde_json::{Value, json};
 use weft_base::rng::Rng;
 
@@ -50,6 +53,14 @@ impl Chance {
 pub fn base() -> Vec<Value> {
     let mut out = vec![pod("client-0", "client", "v1", "127.64.9.9", true)];
     for (s, (name, versions)) in SERVICES.iter().enumerate() {
+        // Retries here are no sign of trouble, and no instance is to be spared.
+        out.push(json!({
+            "apiVersion": "weft.dev/v1alpha1", "kind": "TrafficPolicy", "metadata": meta(name),
+            "spec": {
+                "targetRefs": [{"kind": "Service", "name": name}],
+                "retryBudget": {"percent": 100, "minPerSecond": 1_000_000},
+            },
+        }));
         out.push(json!({
             "apiVersion": "v1", "kind": "Service", "metadata": meta(name),
             "spec": {"selector": {"app": name}, "ports": [{"name": "http", "port": 80}]},
@@ -94,8 +105,8 @@ fn pod(name: &str, app: &str, version: &str, ip: &str, meshed: bool) -> Value {
 
 // === Gateway API ===
 
-/// A gateway with listeners on one port, and routes.
-pub fn gateway(chance: &mut Chance) -> Vec<Value> {
+/// A gateway with listeners on one port, and how many.
+fn listeners(chance: &mut Chance) -> (Value, usize) {
     let mut names: Vec<Option<&str>> = vec![None, Some("*.x"), Some("a.x"), Some("*.b.x")];
     names.retain(|_| chance.one_in(2));
     if names.is_empty() {
@@ -108,13 +119,20 @@ pub fn gateway(chance: &mut Chance) -> Vec<Value> {
     });
     let listeners: Vec<Value> = listeners.collect();
     let count = listeners.len();
-    let mut out = vec![json!({
+    let gateway = json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {
             "name": "edge", "namespace": NAMESPACE,
             "annotations": {"weft.dev/address": "127.0.0.1"},
         },
         "spec": {"gatewayClassName": "weft", "listeners": listeners},
-    })];
+    });
+    (gateway, count)
+}
+
+/// A gateway with listeners on one port, and HTTPRoutes.
+pub fn gateway(chance: &mut Chance) -> Vec<Value> {
+    let (gateway, count) = listeners(chance);
+    let mut out = vec![gateway];
     for r in 0..=chance.below(4) {
         let mut parent = json!({"name": "edge"});
         if chance.one_in(4) {
@@ -168,7 +186,25 @@ fn http_rule(chance: &mut Chance) -> Value {
         filters.push(json!({"type": "URLRewrite", "urlRewrite": rewrite}));
     }
     let backends: Vec<Value> = (0..=chance.below(2)).map(|_| backend(chance)).collect();
-    json!({"matches": matches, "filters": filters, "backendRefs": backends})
+    let mut out = json!({"matches": matches, "filters": filters, "backendRefs": backends});
+    if chance.one_in(3) {
+        let codes = [[500, 503], [503, 504], [502, 500]][chance.below(3)];
+        out["retry"] = json!({"attempts": chance.below(4), "backoff": "1ms", "codes": codes});
+    }
+    if let Some(limit) = limit(chance) {
+        out["timeouts"] = json!({"request": limit});
+    }
+    out
+}
+
+/// A time that no answer takes, or seldom one that is over soon: then nobody answers in time.
+fn limit(chance: &mut Chance) -> Option<&'static str> {
+    match chance.below(80) {
+        0 => Some("10ms"),
+        1..20 => Some("50s"),
+        20..40 => Some("1m"),
+        _ => None,
+    }
 }
 
 fn http_match(chance: &mut Chance) -> Value {
@@ -308,6 +344,12 @@ fn delegating(chance: &mut Chance, leaf: &str) -> Value {
     if chance.one_in(4) {
         out["rewrite"] = json!({"uri": "/n"});
     }
+    if chance.one_in(4) {
+        out["timeout"] = "40s".into();
+    }
+    if chance.one_in(4) {
+        out["retries"] = json!({"attempts": 2, "backoff": "1ms", "retryOn": "5xx"});
+    }
     out
 }
 
@@ -344,6 +386,15 @@ fn istio_rule(chance: &mut Chance, matches: Vec<Value>) -> Value {
             return out;
         }
         _ => {}
+    }
+    if chance.one_in(3) {
+        out["retries"] = json!({
+            "attempts": chance.below(4), "backoff": "1ms",
+            "retryOn": chance.one(&["5xx", "503", "gateway-error", "reset,500", "connect-failure"]),
+        });
+    }
+    if let Some(limit) = limit(chance) {
+        out["timeout"] = limit.into();
     }
     let count = 1 + chance.below(3);
     let route: Vec<Value> = (0..count).map(|_| destination(chance, count)).collect();
@@ -441,11 +492,18 @@ fn operations(chance: &mut Chance, prefix: &str) -> Value {
 
 // === requests ===
 
+/// Where a request is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scene {
+    Gateway,
+    Mesh,
+}
+
 /// A request to a gateway, or within the mesh.
-pub fn request(chance: &mut Chance, mesh: bool) -> Ask {
-    let host = match mesh {
-        true => chance.one(&["a", "a", "b", "b", "c"]),
-        false => chance.one(&HOSTS),
+pub fn request(chance: &mut Chance, scene: Scene) -> Ask {
+    let host = match scene {
+        Scene::Mesh => chance.one(&["a", "a", "b", "b", "c"]),
+        Scene::Gateway => chance.one(&HOSTS),
     };
     let mut headers = Vec::new();
     for name in ["x-a", "x-b", "x-c"] {
@@ -465,5 +523,6 @@ pub fn request(chance: &mut Chance, mesh: bool) -> Ask {
         path: chance.one(&PATHS).to_owned(),
         query: chance.one(&["", "", "q=1", "q=2&r=1", "r=12&q=2"]).to_owned(),
         headers,
+        failures: chance.maybe(6, |c| (1 + c.below(4), [500, 503][c.below(2)])).unwrap_or((0, 200)),
     }
 }

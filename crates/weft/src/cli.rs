@@ -385,10 +385,8 @@ pub struct ProxyArgs {
     /// What weft does not do of the bootstrap is a warning; without this nothing starts.
     #[arg(long, requires = "envoy")]
     pub allow_unsupported: bool,
-    /// Unix socket where a newer process takes this one's listening sockets over; a process that
-    /// answers there now is replaced. SIGUSR2 starts such a successor.
-    #[arg(long, value_name = "PATH")]
-    pub handover: Option<PathBuf>,
+    #[command(flatten)]
+    pub succession: crate::proxy::Succession,
     /// Only say whether the file can be served.
     #[arg(long, conflicts_with = "xds")]
     pub check: bool,

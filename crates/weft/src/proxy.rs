@@ -45,6 +45,7 @@ use crate::levels;
 use crate::sys;
 
 pub use standalone::{Loaded, Source};
+pub use upgrade::Succession;
 
 use standalone::Keeper;
 
@@ -148,7 +149,7 @@ async fn serve(
             () = proxy.asked_to_quit() => break false,
             () = wait(&mut replaced) => break true,
             () = rotated.told() => proxy.reopen_logs(),
-            _ = upgrade.recv() => match &args.handover {
+            _ = upgrade.recv() => match &args.succession.handover {
                 Some(_) => upgrade::start_successor(&started, &tasks).unwrap_or_else(|error| {
                     tracing::error!("{error:#}; this process goes on");
                 }),
@@ -156,14 +157,34 @@ async fn serve(
             },
         }
     };
-    let clean = if replaced {
-        proxy.succeed().await
-    } else {
-        notify::stopping();
-        proxy.drain().await
-    };
+    let clean = ended(proxy, replaced, [terminate, interrupt], config.drain_grace).await;
     tasks.shutdown(Duration::from_millis(200)).await;
     if clean { Ok(()) } else { Err(anyhow!("a worker panicked; its log line says where")) }
+}
+
+/// Finishes what is open. Where a newer process serves there is much time for it, until a signal
+/// asks this one to end too: from then on there is `grace`.
+async fn ended(
+    proxy: Proxy,
+    replaced: bool,
+    [mut terminate, mut interrupt]: [Signal; 2],
+    grace: Duration,
+) -> bool {
+    if !replaced {
+        notify::stopping();
+        return proxy.drain().await;
+    }
+    let hurried = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        clean = proxy.succeed() => clean,
+        () = hurried => true,
+    }
 }
 
 /// What only the start has used of the program is charged to an idle proxy no longer.
@@ -187,7 +208,7 @@ async fn identity(
 
 /// Asks the process that serves now for its sockets.
 fn take_over(args: &ProxyArgs, config: &mut ProxyConfig) -> Result<Option<upgrade::Older>> {
-    let Some(path) = &args.handover else { return Ok(None) };
+    let Some(path) = &args.succession.handover else { return Ok(None) };
     let (older, inherited) = upgrade::ask(path)?.unzip();
     let sockets = Sockets::keeping(inherited.unwrap_or_default());
     config.handover = Arc::new(sockets.context("what the older proxy handed over is no door")?);
@@ -211,7 +232,7 @@ async fn succeed(
     Handover { config, older, started }: Handover<'_>,
     tasks: &TaskGroup,
 ) -> Result<Option<oneshot::Receiver<()>>> {
-    let Some(path) = &args.handover else { return Ok(None) };
+    let Some(path) = &args.succession.handover else { return Ok(None) };
     if older.is_some() {
         upgrade::within(READY_TIMEOUT, || proxy.status().is_configured()).await?;
     }
@@ -325,6 +346,7 @@ fn config(args: &ProxyArgs, loaded: Option<&Loaded>) -> Result<ProxyConfig> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let usual = if config.is_gateway() { cores.min(8) } else { 1 };
     config.workers = args.workers.unwrap_or(usual).max(1);
+    config.succession_grace = Duration::from_secs(args.succession.drain_time);
     if let Some(path) = &args.credential {
         let text = fs::read_to_string(path)
             .with_context(|| format!("cannot read the credential {}", path.display()))?;

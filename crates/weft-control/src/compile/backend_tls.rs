@@ -64,6 +64,13 @@ fn is_service(target: &TargetRef) -> bool {
     target.kind() == "Service" && target.group.as_deref().is_none_or(str::is_empty)
 }
 
+impl Policies<'_> {
+    /// Who says how TLS with a port is spoken.
+    pub fn origin(&self, port: &str) -> Option<weft_model::Origin> {
+        self.effective(Some(port)).map(|(object, _)| origin(object, "spec.validation"))
+    }
+}
+
 /// TLS with one port of a Service, or of one of its subsets.
 pub(super) fn secured(
     reader: &Reader<'_>,

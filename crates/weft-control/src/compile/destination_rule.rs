@@ -3,27 +3,36 @@
 //!
 //! A client's rules are those of its own namespace, else those that the service's namespace exports
 //! to it, else those of the root namespace. Of several for one host the oldest one's policy counts
-//! and their subsets are joined, the oldest one's first.
+//! and their subsets are joined, the oldest one's first. Those with one `workloadSelector` are a
+//! list of their own, which goes before the others for the clients of their namespace that fit.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use weft_base::issue::{FieldPath, Issues};
+use weft_base::limits::SUBSETS_MAX;
 use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
 use weft_kinds::views::istio::{self, ClientTls, Subset, TrafficPolicy};
 use weft_kinds::world::{Index, Object, ObjectKey, host_key};
-use weft_model::{BackendPolicy, Origin};
+use weft_model::{BackendPolicy, Chosen, ForClients, Labels, Origin};
 
 use super::peer_authentication::ROOT_NAMESPACE;
 use super::{
-    Env, Output, Reader, client_tls, istio_fields, names, origin, service_entry, traffic_policy,
+    Env, Output, Reader, client_tls, istio_fields, names, origin, service_entry, sources,
+    traffic_policy,
 };
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
 /// The DestinationRules in effect for one service, the oldest first.
 #[derive(Debug)]
-pub(super) struct Rules<'w>(Vec<(&'w Object, &'w istio::DestinationRule)>);
+pub(super) struct Rules<'w>(
+    Vec<(&'w Object, &'w istio::DestinationRule)>,
+    /// Whether patterns among them define subsets: of services of other namespaces they do not, or
+    /// one object would make as many backends as the mesh has services.
+    bool,
+);
 
 /// A subset and the rule that defines it.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +41,23 @@ pub(super) struct SubsetRef<'w> {
     rule: &'w istio::DestinationRule,
     index: usize,
     pub view: &'w Subset,
+}
+
+/// Clients of whom something of their own holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Client {
+    pub namespace: Arc<str>,
+    /// Sidecars alone have labels to be chosen by.
+    pub chosen: Option<Chosen>,
+}
+
+/// Whose rules are looked for in a namespace.
+#[derive(Clone, Copy)]
+enum Whose<'a> {
+    /// Those of clients of whom nothing is chosen.
+    Anybody,
+    /// Those with this selector.
+    Chosen(&'a Labels),
 }
 
 /// The rules for a service that hold for clients of whom nothing else is said.
@@ -51,16 +77,24 @@ pub(super) fn rules_for_client<'w>(
     first_of(reader, &patterns, service.namespace.as_str(), Some(client))
 }
 
-/// What holds for everybody, and then what differs from it for the clients of single namespaces.
+/// What holds for everybody, and then what differs from it for the clients of single namespaces,
+/// and for those that rules choose.
 pub(super) fn by_client<'w>(
     reader: &Reader<'w>,
     patterns: &[String],
     namespace: &str,
-) -> Vec<(Option<Arc<str>>, Rules<'w>)> {
+) -> Vec<(Option<Client>, Rules<'w>)> {
     let mut clients = BTreeSet::new();
+    let mut chosen: BTreeMap<(Arc<str>, &Labels), u64> = BTreeMap::new();
     for object in patterns.iter().flat_map(|p| reader.index(Index::DestinationRulesByHost, p)) {
         let View::DestinationRule(rule) = &object.view else { continue };
         let own = &object.key.namespace;
+        if let Some(selector) = &rule.spec.workload_selector {
+            let created = object.meta.created_ms();
+            let oldest = chosen.entry((own.clone(), &selector.match_labels)).or_insert(created);
+            *oldest = created.min(*oldest);
+            continue;
+        }
         clients.extend((**own != *namespace).then(|| own.clone()));
         clients.extend(
             names::exported(rule.spec.export_to.iter().map(|s| &**s), own).unwrap_or_default(),
@@ -69,10 +103,37 @@ pub(super) fn by_client<'w>(
     let whole = first_of(reader, patterns, namespace, None);
     let others = clients.into_iter().filter_map(|client| {
         let rules = first_of(reader, patterns, namespace, Some(&client));
+        let client = Client { namespace: client, chosen: None };
         (rules.keys() != whole.keys()).then_some((Some(client), rules))
     });
     let others: Vec<_> = others.collect();
-    std::iter::once((None, whole)).chain(others).collect()
+    let service = namespace;
+    let chosen = chosen.into_iter().map(|((namespace, labels), created_ms)| {
+        let of_service = is_near(&namespace, service);
+        let rules = rules_in(reader, patterns, &namespace, None, Whose::Chosen(labels));
+        let rules = rules.with_patterns(of_service);
+        let chosen = Some(Chosen { created_ms, labels: labels.clone() });
+        (Some(Client { namespace, chosen }), rules)
+    });
+    std::iter::once((None, whole)).chain(others).chain(chosen).collect()
+}
+
+/// Whether a rule for some of a namespace's clients defines a subset of a service.
+pub(super) fn is_subset_of_some(
+    reader: &Reader<'_>,
+    patterns: &[String],
+    (service, own): (&str, &str),
+    subset: &str,
+) -> bool {
+    by_client(reader, patterns, service).iter().any(|(client, rules)| {
+        let own = client.as_ref().is_some_and(|c| c.chosen.is_some() && *c.namespace == *own);
+        own && rules.has_subset(subset)
+    })
+}
+
+/// Whether rules of a namespace are those of the service's own, or the mesh's.
+fn is_near(namespace: &str, service: &str) -> bool {
+    namespace == service || namespace == ROOT_NAMESPACE
 }
 
 /// The same for a host that a ServiceEntry of a namespace defines.
@@ -98,11 +159,15 @@ fn first_of<'w>(
     namespace: &str,
     client: Option<&str>,
 ) -> Rules<'w> {
-    let own = client.map(|client| rules_in(reader, patterns, client, None));
+    let own = client.map(|client| {
+        let own = rules_in(reader, patterns, client, None, Whose::Anybody);
+        own.with_patterns(is_near(client, namespace))
+    });
     let found = own.filter(|rules| !rules.0.is_empty());
-    let found = found.unwrap_or_else(|| rules_in(reader, patterns, namespace, Some(client)));
+    let exported = |from: &str| rules_in(reader, patterns, from, Some(client), Whose::Anybody);
+    let found = found.unwrap_or_else(|| exported(namespace));
     if found.0.is_empty() && namespace != ROOT_NAMESPACE {
-        return rules_in(reader, patterns, ROOT_NAMESPACE, Some(client));
+        return exported(ROOT_NAMESPACE);
     }
     found
 }
@@ -114,7 +179,15 @@ fn rules_in<'w>(
     patterns: &[String],
     namespace: &str,
     seen_by: Option<Option<&str>>,
+    whose: Whose<'_>,
 ) -> Rules<'w> {
+    let is_meant = |rule: &istio::DestinationRule| {
+        let selector = rule.spec.workload_selector.as_ref().map(|s| &s.match_labels);
+        match whose {
+            Whose::Anybody => selector.is_none(),
+            Whose::Chosen(labels) => selector == Some(labels),
+        }
+    };
     let is_seen = |o: &Object, rule: &istio::DestinationRule| {
         let Some(client) = seen_by else { return true };
         let to = names::exported(rule.spec.export_to.iter().map(|s| &**s), &o.key.namespace);
@@ -129,16 +202,15 @@ fn rules_in<'w>(
                 View::DestinationRule(rule) => Some((&**o, &**rule)),
                 _ => None,
             })
-            // Who is meant by one with a selector cannot be told by namespace.
-            .filter(|(_, rule)| rule.spec.workload_selector.is_none())
+            .filter(|(_, rule)| is_meant(rule))
             .filter(|(o, rule)| is_seen(o, rule))
             .collect();
         if !rules.is_empty() {
             rules.sort_by_key(|(o, _)| (o.meta.created_ms(), o.key.name.clone()));
-            return Rules(rules);
+            return Rules(rules, true);
         }
     }
-    Rules(Vec::new())
+    Rules(Vec::new(), true)
 }
 
 /// The rule's own unit gives its status only; backends belong to their service.
@@ -150,6 +222,7 @@ pub(super) fn compile(
 ) -> Output {
     let mut issues = Issues::default();
     let accepted = acceptance(reader, env, object, rule, &mut issues);
+    judge_subsets(object, rule, &mut issues);
     traffic_policy::judge_annotations(&object.meta, &mut issues);
     istio_fields::judge(istio_fields::DESTINATION_RULE, &object.raw["spec"], &mut issues);
     if let Some(policy) = &rule.spec.traffic_policy {
@@ -199,10 +272,6 @@ fn acceptance(
         judge_pattern(rule, issues);
         return Condition::new("Accepted", true, "Accepted", format!("in effect for {host}"));
     }
-    if rule.spec.workload_selector.is_some() {
-        let text = "not applied: weft cannot tell the workloads of workloadSelector apart";
-        return Condition::new("Accepted", false, "Unsupported", text);
-    }
     let (rules, name) = match in_effect(reader, env, object, rule, issues) {
         Ok(found) => found,
         Err((reason, message)) => return Condition::new("Accepted", false, reason, message),
@@ -228,8 +297,13 @@ fn in_effect<'w>(
     issues: &mut Issues,
 ) -> Result<(Rules<'w>, String), (&'static str, String)> {
     let (host, own) = (&rule.spec.host, &object.key.namespace);
+    let selector = rule.spec.workload_selector.as_ref().map(|s| &s.match_labels);
+    let whose = selector.map_or(Whose::Anybody, Whose::Chosen);
     // For whom, when that is not everybody.
     let whom = |name: String, namespace: &str| match &**own {
+        own if selector.is_some() => {
+            format!("{name}, called by the sidecars of namespace {own} that it selects")
+        }
         own if own == namespace => name,
         ROOT_NAMESPACE => format!("{name}, where no other namespace says anything"),
         own => format!("{name}, called from namespace {own}"),
@@ -250,14 +324,14 @@ fn in_effect<'w>(
         service_entry::judge_rule(entry, rule, issues);
         let patterns = patterns_of(host, own);
         let name = whom(host.to_string(), &entry.key.namespace);
-        return Ok((rules_in(reader, &patterns, own, None), name));
+        return Ok((rules_in(reader, &patterns, own, None, whose), name));
     }
     match service {
         None => Err(("HostNotFound", format!("spec.host: {host} is no service of this mesh"))),
         Some(service) if is_service => {
             let patterns = names::host_patterns(&service, env);
             let name = whom(service.to_string(), service.namespace.as_str());
-            Ok((rules_in(reader, &patterns, own, None), name))
+            Ok((rules_in(reader, &patterns, own, None, whose), name))
         }
         Some(service) => Err(("HostNotFound", format!("spec.host: there is no Service {service}"))),
     }
@@ -267,6 +341,22 @@ fn in_effect<'w>(
 pub(super) fn originates(rule: &istio::DestinationRule) -> bool {
     let inner = rule.spec.subsets.iter().filter_map(|s| s.traffic_policy.as_ref());
     inner.chain(&rule.spec.traffic_policy).any(client_tls::originates_any)
+}
+
+/// Subsets that are not defined though they are written.
+fn judge_subsets(object: &Object, rule: &istio::DestinationRule, issues: &mut Issues) {
+    let (own, subsets) = (&*object.key.namespace, &rule.spec.subsets);
+    if subsets.len() > SUBSETS_MAX {
+        let text = format!("there are {}; the first {SUBSETS_MAX} are used", subsets.len());
+        issues.warning(FieldPath::new("spec.subsets"), text);
+    }
+    if rule.spec.host.contains('*') && !subsets.is_empty() && own != ROOT_NAMESPACE {
+        let text = format!(
+            "defined for hosts of namespace {own} alone, because spec.host is a pattern; name \
+             hosts of others in full"
+        );
+        issues.warning(FieldPath::new("spec.subsets"), text);
+    }
 }
 
 /// What only a pattern takes is no host of the mesh, so nobody begins TLS with it.
@@ -279,6 +369,27 @@ fn judge_pattern(rule: &istio::DestinationRule, issues: &mut Issues) {
              the application speaks it"
         );
         issues.warning(FieldPath::new("spec.host"), text);
+    }
+}
+
+// === impl Client ===
+
+impl Client {
+    /// What ends the names of children that are for these alone.
+    pub fn mark(&self) -> String {
+        ForClients(&self.namespace, self.chosen.as_ref()).to_string()
+    }
+}
+
+/// `namespace shop`, `namespace shop with app=web`.
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "namespace {}", self.namespace)?;
+        let labels = self.chosen.iter().flat_map(|chosen| &chosen.labels).enumerate();
+        for (i, (key, value)) in labels {
+            write!(f, "{} {key}={value}", if i == 0 { " with" } else { "," })?;
+        }
+        Ok(())
     }
 }
 
@@ -305,10 +416,21 @@ impl<'w> Rules<'w> {
         names.join(", ")
     }
 
+    fn with_patterns(self, yes: bool) -> Self {
+        Self(self.0, yes)
+    }
+
+    /// The oldest rule's first, as many as there may be.
     pub fn subsets(&self) -> Vec<SubsetRef<'w>> {
         let mut out: Vec<SubsetRef<'w>> = Vec::new();
         for (object, rule) in &self.0 {
+            if rule.spec.host.contains('*') && !self.1 {
+                continue;
+            }
             for (index, view) in rule.spec.subsets.iter().enumerate() {
+                if out.len() >= SUBSETS_MAX {
+                    return out;
+                }
                 if !out.iter().any(|s| s.view.name == view.name) {
                     out.push(SubsetRef { object, rule, index, view });
                 }
@@ -318,7 +440,13 @@ impl<'w> Rules<'w> {
     }
 
     pub fn has_subset(&self, name: &str) -> bool {
-        self.0.iter().any(|(_, r)| r.spec.subsets.iter().any(|s| &*s.name == name))
+        self.subsets().iter().any(|s| &*s.view.name == name)
+    }
+
+    /// Those that everybody has and who follows these rules has not.
+    pub fn lacking(&self, everybody: &Rules<'w>) -> Vec<Arc<str>> {
+        let all = everybody.subsets().into_iter().map(|s| s.view.name.clone());
+        all.filter(|name| !self.has_subset(name)).collect()
     }
 
     /// The TLS that clients of one port speak, by the innermost layer that says so.
@@ -359,6 +487,11 @@ impl<'w> Rules<'w> {
         }
         if let Some((object, _)) = rule {
             traffic_policy::annotate(&object.meta, &mut policy);
+            let inner = subset.map(|s| format!("spec.subsets[{}].trafficPolicy", s.index));
+            for at in std::iter::once("spec.trafficPolicy").chain(inner.as_deref()) {
+                sources::of_layer(&mut policy.sources, object, at, port);
+            }
+            sources::of_annotations(&mut policy.sources, object);
         }
         policy
     }

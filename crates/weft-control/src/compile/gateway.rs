@@ -162,12 +162,17 @@ fn emit(
 ) -> Vec<String> {
     let mut ports: BTreeMap<(u16, bool), (Root, Vec<Section>)> = BTreeMap::new();
     for j in judged {
-        if let Ok(section) = &j.section {
-            let at = (j.listener.port, is_udp(j.listener));
-            let root = || (listeners::root_of(&object.key, j.listener), Vec::new());
-            ports.entry(at).or_insert_with(root).1.push(section.clone());
-        }
+        let section = match &j.section {
+            Ok(section) => section.clone(),
+            // Its names stay its own: a wider listener is another owner's.
+            Err(Failed::Unresolved) => listeners::closed(j.owner, j.listener),
+            Err(_) => continue,
+        };
+        let at = (j.listener.port, is_udp(j.listener));
+        let root = || (listeners::root_of(&object.key, j.listener), Vec::new());
+        ports.entry(at).or_insert_with(root).1.push(section);
     }
+    ports.retain(|_, (_, sections)| !sections.iter().all(Section::is_closed));
     let mut sockets = Vec::new();
     for ((port, udp), (root, sections)) in ports.into_iter().filter(|_| !given.ips.is_empty()) {
         let bind: Vec<SocketAddr> =

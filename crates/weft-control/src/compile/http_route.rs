@@ -9,7 +9,9 @@ use weft_base::name::ServiceKey;
 use weft_kinds::views::View;
 use weft_kinds::views::gateway::{HttpRoute, Listener, ParentRef};
 use weft_kinds::world::{Index, KindId, Object, ObjectKey, pair};
-use weft_model::{Dialect, Filter, Matching, Parent, Rank, Resource, Root, Route, Scope};
+use weft_model::{
+    Dialect, Filter, Matching, Origin, Parent, Rank, Resource, Root, Route, Scope, value,
+};
 
 use super::http_rule::{self, Rules};
 use super::listeners::{self, in_namespaces};
@@ -34,6 +36,8 @@ struct OnPort {
     hostnames: BTreeSet<Arc<str>>,
     /// What policies say about the Gateway itself, or about these sections in its place.
     filters: Vec<Filter>,
+    /// Who limits bodies among them, which their name does not say.
+    body: Option<Origin>,
 }
 
 // === impl OnPort ===
@@ -103,7 +107,7 @@ fn emit(
     let each = attached.listeners.into_iter();
     let each = each.flat_map(|(root, parts)| parts.into_iter().map(move |p| (root.clone(), p)));
     let mut named = BTreeSet::new();
-    for (root, OnPort { sections, hostnames, filters }) in each {
+    for (root, OnPort { sections, hostnames, filters, body }) in each {
         // One of several is named for its first section: no other of them has it.
         let child = match (named.insert(root.clone()), sections.first()) {
             (false, Some(section)) => format!("{child}/{section}"),
@@ -112,7 +116,12 @@ fn emit(
         let hostnames = hostnames.into_iter().collect();
         let parent = Parent::Listener { root: root.clone(), sections, hostnames };
         let mut route = make(parent, Scope::Any, Dialect::ProducerHttpRoute);
-        route.rules.iter_mut().for_each(|r| drop(r.filters.splice(..0, filters.clone())));
+        for rule in &mut route.rules {
+            drop(rule.filters.splice(..0, filters.clone()));
+            if let Some(by) = &body {
+                rule.sources.set(value::BODY, by.clone());
+            }
+        }
         backend_tls::for_gateways(reader, env, gateway_namespace(&root), &mut route.rules);
         let route = Resource::Route(route);
         out.draft(root.child(child), route, rules.may_come);
@@ -246,7 +255,11 @@ fn attach_gateway(
         let root = listeners::root_of(&door.gateway.key, listener);
         let parts = attached.listeners.entry(root).or_default();
         let section = listeners::section_name(door.owner, listener);
-        part_with(parts, policies.filters(listener)).add(&section, hostnames);
+        let policy = policies.of(listener);
+        let filters = policy.map(|p| p.filters()).unwrap_or_default();
+        let part = part_with(parts, filters);
+        part.body = part.body.take().or_else(|| policy.and_then(|p| p.body_origin()));
+        part.add(&section, hostnames);
     }
     if !any {
         let text = format!("spec.hostnames and the host names of {at} have nothing in common");
@@ -273,13 +286,12 @@ impl<'w> ListenerPolicies<'w> {
         Self { gateway: read(door.gateway), set: is_set.then(|| read(door.owner)) }
     }
 
-    fn filters(&self, listener: &Listener) -> Vec<Filter> {
+    fn of(&self, listener: &Listener) -> Option<policy_attachment::Effective<'_, 'w>> {
         let name = Some(&*listener.name);
-        let policy = match &self.set {
+        match &self.set {
             None => self.gateway.effective(name),
             Some(set) => set.effective(name).or_else(|| self.gateway.effective(None)),
-        };
-        policy.map(|p| p.filters()).unwrap_or_default()
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use weft_model::{
 use super::duration::parse_ms;
 use super::policy_attachment::Attached;
 use super::retries::{IDEMPOTENT_ANNOTATION, declared};
-use super::{Env, Reader, http_policy, names, origin, service};
+use super::{Env, Reader, http_policy, names, origin, service, sources};
 
 /// What the rules of one HTTPRoute mean, and what is wrong with them.
 #[derive(Debug, Default)]
@@ -96,7 +96,7 @@ impl Context<'_, '_> {
             retry,
             session,
             origin: origin(self.object, path.as_str()),
-            sources: weft_model::Sources::default(),
+            sources: sources::of_filters(self.object, path, &rule.filters),
         };
         if !bad.is_empty() {
             let reason = format!("{}: {}", self.object.key, bad.join("; "));

@@ -141,14 +141,11 @@ pub const VIRTUAL_SERVICE: Fields = &[
 pub const DESTINATION_RULE: Fields = &[
     ("host", Served),
     ("exportTo", Served),
-    (
-        "workloadSelector.matchLabels",
-        Not("policies are sent by namespace; the rule is not applied to anybody"),
-    ),
+    ("workloadSelector.matchLabels", Noted("sidecars alone; see above")),
     ("subsets[].name", Served),
     ("subsets[].labels", Served),
     ("trafficPolicy.portLevelSettings[].port.number", Served),
-    ("trafficPolicy.loadBalancer.simple", Noted("`PASSTHROUGH` is a warning")),
+    ("trafficPolicy.loadBalancer.simple", Noted("`PASSTHROUGH`: see above")),
     ("trafficPolicy.loadBalancer.consistentHash.httpHeaderName", Served),
     ("trafficPolicy.loadBalancer.consistentHash.httpCookie.name", Served),
     ("trafficPolicy.loadBalancer.consistentHash.httpCookie.path", Served),
@@ -178,20 +175,20 @@ pub const DESTINATION_RULE: Fields = &[
     ("trafficPolicy.connectionPool.tcp.maxConnections", Served),
     ("trafficPolicy.connectionPool.tcp.connectTimeout", Served),
     ("trafficPolicy.connectionPool.tcp.idleTimeout", Served),
-    ("trafficPolicy.connectionPool.tcp.tcpKeepalive.probes", Not(KEEPALIVE)),
-    ("trafficPolicy.connectionPool.tcp.tcpKeepalive.time", Not(KEEPALIVE)),
-    ("trafficPolicy.connectionPool.tcp.tcpKeepalive.interval", Not(KEEPALIVE)),
-    ("trafficPolicy.connectionPool.tcp.maxConnectionDuration", Not(LEFT)),
+    ("trafficPolicy.connectionPool.tcp.tcpKeepalive.probes", Noted("3 when it is not said")),
+    ("trafficPolicy.connectionPool.tcp.tcpKeepalive.time", Noted("a minute when it is not said")),
+    ("trafficPolicy.connectionPool.tcp.tcpKeepalive.interval", Noted("10 s when it is not said")),
+    ("trafficPolicy.connectionPool.tcp.maxConnectionDuration", Noted(AGE)),
     ("trafficPolicy.connectionPool.http.http1MaxPendingRequests", Served),
     ("trafficPolicy.connectionPool.http.http2MaxRequests", Served),
-    ("trafficPolicy.connectionPool.http.maxRequestsPerConnection", Not(LEFT)),
+    ("trafficPolicy.connectionPool.http.maxRequestsPerConnection", Served),
     ("trafficPolicy.connectionPool.http.maxRetries", Served),
     ("trafficPolicy.connectionPool.http.idleTimeout", Served),
-    ("trafficPolicy.connectionPool.http.h2UpgradePolicy", Not(WIRE)),
-    ("trafficPolicy.connectionPool.http.useClientProtocol", Not(WIRE)),
-    ("trafficPolicy.connectionPool.http.maxConcurrentStreams", Not("it is 100 for every backend")),
-    ("trafficPolicy.connectionPool.http.http2KeepAlive.interval", Not(KEEPALIVE)),
-    ("trafficPolicy.connectionPool.http.http2KeepAlive.timeout", Not(KEEPALIVE)),
+    ("trafficPolicy.connectionPool.http.h2UpgradePolicy", Noted(WIRE)),
+    ("trafficPolicy.connectionPool.http.useClientProtocol", Served),
+    ("trafficPolicy.connectionPool.http.maxConcurrentStreams", Noted("100 at most")),
+    ("trafficPolicy.connectionPool.http.http2KeepAlive.interval", Served),
+    ("trafficPolicy.connectionPool.http.http2KeepAlive.timeout", Noted("20 s when it is not said")),
     ("trafficPolicy.outlierDetection.consecutiveErrors", Served),
     ("trafficPolicy.outlierDetection.consecutive5xxErrors", Served),
     ("trafficPolicy.outlierDetection.consecutiveGatewayErrors", Served),
@@ -216,13 +213,13 @@ pub const DESTINATION_RULE: Fields = &[
     ("trafficPolicy.tunnel.targetPort", Not(TUNNEL)),
     ("trafficPolicy.proxyProtocol.version", Served),
     ("trafficPolicy.retryBudget.percent", Served),
-    ("trafficPolicy.retryBudget.minRetryConcurrency", Noted("read as so many a second")),
-    ("trafficPolicy.retryBudget.budgetInterval", Not("retries are counted over ten seconds")),
+    ("trafficPolicy.retryBudget.minRetryConcurrency", Served),
+    ("trafficPolicy.retryBudget.budgetInterval", Noted("ten seconds when it is not said")),
 ];
 
-const KEEPALIVE: &str = "a peer that is gone is found by doubt and by health checks";
-const LEFT: &str = "connections end when they are idle, not by age or use";
-const WIRE: &str = "what a port is declared to speak decides";
+const AGE: &str =
+    "requests under way are finished; a connection of bytes is reset, with the flag DT";
+const WIRE: &str = "without UPGRADE what a port is declared to speak decides";
 const TUNNEL: &str = "connections are not made through another proxy";
 
 /// A warning for each field that is written and not served.

@@ -13,7 +13,7 @@ use weft_kinds::views::istio::{Gateway, Server};
 use weft_kinds::world::{KindId, Object, pair};
 use weft_model::{
     Action, Dialect, GatewayListener, ListenerKind, Matching, Parent, Protocol, Rank, Redirect,
-    Resource, Retry, Root, Route, Rule, Scope, Section, Timeouts,
+    Resource, Retry, Root, Route, Rule, Scope, Section, ServerTls, Timeouts,
 };
 use weft_xds::NodeId;
 
@@ -171,36 +171,39 @@ fn listener(
     issues: &mut Issues,
 ) {
     let (ns, name) = (&*object.key.namespace, &*object.key.name);
-    let mut usable = Vec::new();
+    let mut all = Vec::new();
     let mut redirected = Vec::new();
     for section in sections {
-        match istio_tls::served(reader, ns, section.server, section.carries) {
+        let tls = match istio_tls::served(reader, ns, section.server, section.carries) {
             Ok(tls) => {
                 redirected.extend(section.is_redirected().then(|| section.name.clone()));
-                usable.push(Section {
-                    name: section.name.clone(),
-                    hostname: section.hostname(),
-                    protocol: match section.carries {
-                        Carries::Http => Protocol::Http1,
-                        Carries::Names => Protocol::Tls,
-                        Carries::Bytes => Protocol::Tcp,
-                    },
-                    tls,
-                });
+                tls
             }
             Err(text) => {
                 let path = FieldPath::new("spec.servers").index(section.index);
                 issues.warning(path.field("tls"), text);
+                // Its names stay its own: a wider server would ask less of their clients.
+                Some(ServerTls::closed())
             }
-        }
+        };
+        all.push(Section {
+            name: section.name.clone(),
+            hostname: section.hostname(),
+            protocol: match section.carries {
+                Carries::Http => Protocol::Http1,
+                Carries::Names => Protocol::Tls,
+                Carries::Bytes => Protocol::Tcp,
+            },
+            tls,
+        });
     }
-    if usable.is_empty() {
+    if all.iter().all(Section::is_closed) {
         return;
     }
     let bind = vec![SocketAddr::new(address(object), env.bind_port(port))];
     let listener = weft_model::Listener {
         name: format!("{ns}~{name}~{port}").into(),
-        kind: ListenerKind::Gateway(GatewayListener::new(bind, usable)),
+        kind: ListenerKind::Gateway(GatewayListener::new(bind, all)),
         origin: Some(origin(object, "spec.servers")),
     };
     let root = gateway_root(ns, name, port);

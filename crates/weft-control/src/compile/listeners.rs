@@ -14,7 +14,7 @@ use weft_base::limits::{GATEWAY_LISTENERS_MAX, GATEWAY_PORT_BYTES_MAX};
 use weft_kinds::views::View;
 use weft_kinds::views::gateway::{self as view, Gateway, Listener, RouteNamespaces};
 use weft_kinds::world::{KindId, Object, ObjectKey};
-use weft_model::{Protocol, Root, Section};
+use weft_model::{Protocol, Root, Section, ServerTls};
 
 use super::listener_tls::Clients;
 use super::neighbours::Taken;
@@ -178,6 +178,17 @@ pub fn listener_roots(object: &Object) -> Vec<(Arc<str>, Root)> {
         _ => return Vec::new(),
     };
     listeners.iter().map(|l| (l.name.clone(), root_of(&gateway, l))).collect()
+}
+
+/// A listener whose TLS cannot be had: its names are answered by no other.
+pub(super) fn closed(owner: &Object, listener: &Listener) -> Section {
+    let hostname = listener.hostname.as_deref().filter(|h| !h.is_empty());
+    Section {
+        name: section_name(owner, listener),
+        hostname: hostname.map(|h| h.to_ascii_lowercase().into()),
+        protocol: if &*listener.protocol == "TLS" { Protocol::Tcp } else { Protocol::Http1 },
+        tls: Some(ServerTls::closed()),
+    }
 }
 
 /// What a proxy calls a listener: names of sets may be those of the Gateway, so they say whose.

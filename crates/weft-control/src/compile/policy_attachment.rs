@@ -23,7 +23,7 @@ use weft_model::{
 };
 
 use super::duration::parse_ms;
-use super::{Output, Reader, origin, protocol};
+use super::{Output, Reader, origin, protocol, sources};
 use crate::status::{Condition, ParentStatus, StatusBody, StatusUpdate};
 
 const RING_POINTS_MIN: u32 = 1_024;
@@ -76,6 +76,7 @@ impl<'w> Attached<'w> {
     pub fn limit(&self, rules: &mut [Rule]) {
         for rule in rules {
             if let Some(effective) = self.effective(Some(&rule.name)) {
+                sources::of_rule(&mut rule.sources, effective.object, &rule.timeouts);
                 rule.filters.splice(..0, effective.filters());
                 rule.timeouts.fill(&effective.timeouts());
             }
@@ -106,6 +107,7 @@ impl Effective<'_, '_> {
     /// What it makes of a Service's backend.
     pub fn apply(&self, policy: &mut BackendPolicy) {
         let spec = self.spec;
+        sources::of_policy(&mut policy.sources, self.object);
         if let Some(lb) = &spec.load_balancer {
             balance(lb, policy);
         }
@@ -161,6 +163,11 @@ impl Effective<'_, '_> {
             idle_ms: ms(&timeouts.idle),
             stream_ms: ms(&timeouts.stream),
         }
+    }
+
+    /// Who limits the bodies of requests, if it does.
+    pub fn body_origin(&self) -> Option<Origin> {
+        self.body_bytes_max().map(|_| origin(self.object, "spec.requestLimits.bodyBytes"))
     }
 
     fn body_bytes_max(&self) -> Option<u64> {

@@ -9,15 +9,15 @@ use weft_base::name::ServiceKey;
 use weft_kinds::views::core;
 use weft_kinds::world::Object;
 use weft_model::{
-    Backend, CLIENTS_MARK, Fail, GATEWAYS_MARK, Host, HostPort, Labels, Resource, backend_child,
-    udp_backend_child,
+    Backend, Fail, GATEWAYS_MARK, Host, HostPort, Labels, Resource, ResourceName, backend_child,
+    udp_backend_child, value,
 };
 
 use super::backend_tls::{self, Policies};
 use super::client_tls;
-use super::destination_rule::{self, Rules, SubsetRef};
+use super::destination_rule::{self, Client, Rules, SubsetRef};
 use super::policy_attachment::Attached;
-use super::{Env, Output, Reader, balancer, names, protocol, proxy_header, traffic_policy};
+use super::{Env, Output, Reader, balancer, names, origin, protocol, proxy_header, traffic_policy};
 
 /// JSON `{"80": 20001}`: where each pod's sidecar listens for programs that ignore proxies.
 /// Written by the addresses controller.
@@ -39,6 +39,7 @@ pub(super) fn compile(
     let root = names::host_root(&key, env);
     let patterns = names::host_patterns(&key, env);
     let by_client = destination_rule::by_client(reader, &patterns, key.namespace.as_str());
+    let Some((_, whole)) = by_client.first() else { return out };
     let upstream: BTreeMap<String, u16> = object
         .meta
         .annotation(UPSTREAM_PORTS_ANNOTATION)
@@ -55,15 +56,15 @@ pub(super) fn compile(
             backend: backend_child(port.port, "").into(),
             upstream_port: upstream.get(&port.port.to_string()).copied(),
         });
-        let of = Of { reader, env, key: &key, object, spec: &service.spec };
+        let of = Of { reader, env, key: &key, object, spec: &service.spec, whole };
         for (client, rules) in &by_client {
-            of.port(port, client.as_deref(), rules, (&attached, &policies), &mut out);
+            of.port(port, client.as_ref(), rules, (&attached, &policies), &mut out);
         }
     }
     for port in service.spec.ports.iter().filter(|p| is_udp(p)) {
         // Gateways alone forward datagrams, and what holds for everybody is said to them.
         let rules = by_client.first().map(|(_, rules)| rules);
-        let of = Of { reader, env, key: &key, object, spec: &service.spec };
+        let of = Of { reader, env, key: &key, object, spec: &service.spec, whole };
         let each = rules.map(|rules| of.backends(port.port, rules));
         let whole = each.into_iter().flatten().next();
         if let Some((_, mut backend)) = whole {
@@ -87,9 +88,30 @@ pub(super) fn compile(
 }
 
 /// What others than the clients of a namespace get of a subset that only these have.
-pub(super) fn unknown_subset(name: &str, client: &str, backend: &Backend) -> Resource {
-    let reason = format!("the subset {name:?} is defined for clients of namespace {client} alone");
+pub(super) fn unknown_subset(name: &str, client: &Client, backend: &Backend) -> Resource {
+    let reason = format!("the subset {name:?} is defined for clients of {client} alone");
     Resource::Fail(Fail { reason: reason.into(), origin: backend.origin.clone() })
+}
+
+/// What the clients of a namespace get of a subset that their own rules do not define: these take
+/// the place of all others, with what they ask of every connection.
+pub(super) fn lacking_subset(name: &str, client: &Client, rules: &Rules<'_>) -> Resource {
+    let reason = format!(
+        "the subset {name:?} is not defined by {}, which decides for clients of {client}; define \
+         it there too",
+        rules.names()
+    );
+    Resource::Fail(Fail { reason: reason.into(), origin: rules.origin() })
+}
+
+/// Puts what a client lacks in the place of what everybody has, in both of its forms.
+pub(super) fn lack(plain: &ResourceName, client: &Client, fail: &Resource, out: &mut Output) {
+    let (child, mark) = (&plain.child, client.mark());
+    let gateways = plain.root.child(format!("{child}{GATEWAYS_MARK}"));
+    if client.chosen.is_none() && out.resources.contains_key(&gateways) {
+        out.add(plain.root.child(format!("{child}{GATEWAYS_MARK}{mark}")), fail.clone());
+    }
+    out.add(plain.root.child(format!("{child}{mark}")), fail.clone());
 }
 
 /// Datagrams are forwarded by Gateways alone.
@@ -135,6 +157,8 @@ struct Of<'a, 'w> {
     key: &'a ServiceKey,
     object: &'a Object,
     spec: &'a core::ServiceSpec,
+    /// What holds for everybody.
+    whole: &'a Rules<'w>,
 }
 
 impl<'w> Of<'_, 'w> {
@@ -142,21 +166,30 @@ impl<'w> Of<'_, 'w> {
     fn port(
         &self,
         port: &core::ServicePort,
-        client: Option<&str>,
+        client: Option<&Client>,
         rules: &Rules<'w>,
         (attached, policies): (&Attached<'_>, &Policies<'_>),
         out: &mut Output,
     ) {
         let root = names::host_root(self.key, self.env);
-        let clients = client.map_or(String::new(), |ns| format!("{CLIENTS_MARK}{ns}"));
+        let clients = client.map_or(String::new(), Client::mark);
         for (subset, mut backend) in self.backends(port.port, rules) {
             attached.protect(&port.name, &mut backend);
             let (named, place) = (subset.as_ref(), (port, &*backend.service));
             let spoken = backend_tls::secured(self.reader, policies, rules, place, named);
             let child = backend_child(port.port, &backend.subset);
-            if let Some(form) = &spoken.gateways {
+            let chosen = client.is_some_and(|c| c.chosen.is_some());
+            if let Some(form) = spoken.gateways.as_ref().filter(|_| !chosen) {
+                let whole = root.child(format!("{child}{GATEWAYS_MARK}"));
+                if let (Some(client), false) = (client, out.resources.contains_key(&whole)) {
+                    out.add(whole, unknown_subset(&backend.subset, client, &backend));
+                }
                 let child = root.child(format!("{child}{GATEWAYS_MARK}{clients}"));
-                out.add(child, client_tls::formed(&backend, form));
+                let mut theirs = backend.clone();
+                if let Some(by) = policies.origin(&port.name) {
+                    theirs.policy.sources.set(value::TLS, by);
+                }
+                out.add(child, client_tls::formed(&theirs, form));
             }
             let plain = root.child(child.as_str());
             if let (Some(client), false) = (client, out.resources.contains_key(&plain)) {
@@ -164,6 +197,11 @@ impl<'w> Of<'_, 'w> {
             }
             let child = root.child(format!("{child}{clients}"));
             out.add(child, client_tls::formed(&backend, &spoken.all));
+        }
+        let Some(client) = client else { return };
+        for name in rules.lacking(self.whole) {
+            let fail = lacking_subset(&name, client, rules);
+            lack(&root.child(backend_child(port.port, &name)), client, &fail, out);
         }
     }
 
@@ -180,6 +218,14 @@ impl<'w> Of<'_, 'w> {
         };
         let mut usual = traffic_policy::usual(self.spec.traffic_distribution.as_deref());
         usual.proxy_protocol = proxy_header::sent(&self.object.meta);
+        if usual.proxy_protocol.is_some() {
+            let field = format!("metadata.annotations.{}", proxy_header::SEND_ANNOTATION);
+            usual.sources.set(value::PROXY_PROTOCOL, origin(self.object, field));
+        }
+        if self.spec.traffic_distribution.is_some() {
+            let field = origin(self.object, "spec.trafficDistribution");
+            usual.sources.set(value::LOCALITY, field);
+        }
         let policy = |subset: Option<&SubsetRef<'_>>| rules.policy(usual.clone(), port, subset);
         let whole = make("".into(), Labels::new(), policy(None), rules.origin());
         let mut out = vec![(None, whole)];

@@ -16,14 +16,14 @@ use weft_kinds::views::istio::DestinationRule;
 use weft_kinds::views::service_entry::{EntryEndpoint, EntryPort, ServiceEntry, ServiceEntrySpec};
 use weft_kinds::world::{Index, Object, host_key};
 use weft_model::{
-    Backend, BackendPolicy, CLIENTS_MARK, Endpoint, EndpointSet, GATEWAYS_MARK, Health, Host,
-    HostPort, Locality, Protocol, Resource, Root, Transport, backend_child, endpoints_child,
+    Backend, BackendPolicy, Endpoint, EndpointSet, GATEWAYS_MARK, Health, Host, HostPort, Locality,
+    Protocol, Resource, Root, Transport, backend_child, endpoints_child,
 };
 
 use super::client_tls::{self, Said, Secured};
-use super::destination_rule::{self, Rules, SubsetRef, not_done};
+use super::destination_rule::{self, Client, Rules, SubsetRef, not_done};
 use super::peer_authentication::ROOT_NAMESPACE;
-use super::service::unknown_subset;
+use super::service::{lack, lacking_subset, unknown_subset};
 use super::{Env, Output, Reader, names, origin, protocol};
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
@@ -153,13 +153,17 @@ impl Build<'_, '_> {
         let patterns = destination_rule::patterns_of(name, own);
         let mut by_client = destination_rule::by_client(self.reader, &patterns, own);
         by_client.retain(|(client, rules)| match client {
-            Some(client) if client != own && &**client != ROOT_NAMESPACE => {
-                !rules.originate_in(client)
+            Some(Client { namespace, .. })
+                if namespace != own && &**namespace != ROOT_NAMESPACE =>
+            {
+                !rules.originate_in(namespace)
             }
             _ => true,
         });
         // Who closes a host without endpoints: what holds for the entry's own namespace, too.
-        let mine = by_client.iter().find(|(client, _)| client.as_ref() == Some(own));
+        let mine = by_client.iter().find(|(client, _)| {
+            client.as_ref().is_some_and(|c| c.namespace == *own && c.chosen.is_none())
+        });
         if name.contains('*') {
             let mut text =
                 "a pattern has no endpoints of its own; what goes there passes as it is".to_owned();
@@ -186,16 +190,28 @@ impl Build<'_, '_> {
                 endpoints: endpoints.iter().map(|(e, ip)| self.endpoint(e, *ip, port)).collect(),
             };
             self.out.add(root.child(endpoints_child(port.number)), Resource::Endpoints(set));
+            let Some((_, whole)) = by_client.first() else { continue };
             for (client, rules) in &by_client {
-                self.backends(&root, port, client.as_deref(), rules);
+                self.backends(&root, port, client.as_ref(), rules);
+                let Some(client) = client else { continue };
+                for name in rules.lacking(whole) {
+                    let plain = root.child(backend_child(port.number, &name));
+                    lack(&plain, client, &lacking_subset(&name, client, rules), &mut self.out);
+                }
             }
         }
         self.publish(name, spec.ports.iter());
     }
 
     /// The backends of a port, whole and by subset, for everybody or for a namespace's clients.
-    fn backends(&mut self, root: &Root, port: &EntryPort, client: Option<&str>, rules: &Rules<'_>) {
-        let clients = client.map_or(String::new(), |ns| format!("{CLIENTS_MARK}{ns}"));
+    fn backends(
+        &mut self,
+        root: &Root,
+        port: &EntryPort,
+        client: Option<&Client>,
+        rules: &Rules<'_>,
+    ) {
+        let clients = client.map_or(String::new(), Client::mark);
         let subsets = rules.subsets();
         for subset in std::iter::once(None).chain(subsets.iter().map(Some)) {
             let said = subset.map(SubsetRef::origin).or_else(|| rules.origin());
@@ -209,7 +225,12 @@ impl Build<'_, '_> {
             };
             let spoken = secured(self.reader, rules, root.name(), (port.number, subset));
             let child = backend_child(port.number, &backend.subset);
-            if let Some(form) = &spoken.gateways {
+            let chosen = client.is_some_and(|c| c.chosen.is_some());
+            if let Some(form) = spoken.gateways.as_ref().filter(|_| !chosen) {
+                let whole = root.child(format!("{child}{GATEWAYS_MARK}"));
+                if let (Some(client), false) = (client, self.out.resources.contains_key(&whole)) {
+                    self.out.add(whole, unknown_subset(&backend.subset, client, &backend));
+                }
                 let child = root.child(format!("{child}{GATEWAYS_MARK}{clients}"));
                 self.out.add(child, client_tls::formed(&backend, form));
             }

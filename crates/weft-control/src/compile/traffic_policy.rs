@@ -21,6 +21,7 @@ use weft_model::{
 
 use super::destination_rule::not_done;
 use super::duration::parse_ms;
+use super::pool_terms;
 
 /// `peak-ewma`: the endpoint that answers soonest, as Linkerd balances.
 pub const LOAD_BALANCER_ANNOTATION: &str = "weft.dev/load-balancer";
@@ -97,6 +98,7 @@ fn apply_lb(lb: &LoadBalancer, policy: &mut BackendPolicy) {
         Some("ROUND_ROBIN") => policy.lb = LbPolicy::RoundRobin,
         Some("RANDOM") => policy.lb = LbPolicy::Random,
         Some("LEAST_REQUEST" | "LEAST_CONN") => policy.lb = LbPolicy::LeastRequest,
+        Some("PASSTHROUGH") => policy.lb = LbPolicy::Passthrough,
         _ => {}
     }
     if let Some(hashing) = lb.consistent_hash.as_ref().and_then(hashing) {
@@ -208,6 +210,7 @@ fn apply_pool(pool: &ConnectionPool, policy: &mut BackendPolicy) {
         limits.requests_max = http.http2_max_requests.filter(|n| *n > 0).or(limits.requests_max);
         limits.retries_max = http.max_retries.filter(|n| *n > 0).or(limits.retries_max);
     }
+    pool_terms::apply(pool, policy);
 }
 
 /// Istio's documented defaults for what the author leaves out: writing `outlierDetection` asks
@@ -231,12 +234,17 @@ fn apply_outlier(o: &OutlierDetection, policy: &mut BackendPolicy) {
     policy.panic_basis_points = o.min_health_percent.unwrap_or(0).min(100) * 100;
 }
 
-/// Istio counts retries at one moment against requests at that moment, weft those of the last
-/// seconds; the percentage means the same, and the minimum is read as so many per second.
+/// Without an interval Istio counts retries at one moment against requests at that moment, weft
+/// those of the last seconds; the percentage means the same.
 fn retry_budget(budget: &balancing::RetryBudget) -> RetryBudget {
+    let usual = RetryBudget::default();
+    let interval = budget.budget_interval.as_deref().and_then(parse_ms).filter(|ms| *ms > 0);
+    let interval = interval.map(|ms| u32::try_from(ms).unwrap_or(u32::MAX));
     RetryBudget {
         basis_points: budget.percent.as_ref().map_or(2_000, |n| scaled(n, 100.0)),
-        min_per_second: budget.min_retry_concurrency.unwrap_or(3),
+        min_per_second: 0,
+        min_concurrent: budget.min_retry_concurrency.unwrap_or(3),
+        interval_ms: interval.unwrap_or(usual.interval_ms),
     }
 }
 
@@ -307,7 +315,8 @@ pub(super) fn judge_annotations(meta: &Meta, issues: &mut Issues) {
 
 fn judge_layer(layer: &Layer<'_>, path: &FieldPath, issues: &mut Issues) {
     let Some(simple) = layer.lb.and_then(|lb| lb.simple.as_deref()) else { return };
-    let known = ["ROUND_ROBIN", "RANDOM", "LEAST_REQUEST", "LEAST_CONN", "UNSPECIFIED"];
+    let known =
+        ["ROUND_ROBIN", "RANDOM", "LEAST_REQUEST", "LEAST_CONN", "PASSTHROUGH", "UNSPECIFIED"];
     if !known.contains(&simple) {
         not_done(issues, &path.field("loadBalancer").field("simple"));
     }

@@ -29,6 +29,9 @@ use super::{
 use crate::mesh::gateway_root;
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
+/// What ends the name of the route that leaves nothing of a host to others.
+pub(crate) const UNMATCHED: &str = "/unmatched";
+
 /// Different sources in one VirtualService; their combinations are what is compiled.
 const SOURCES_MAX: usize = 4;
 
@@ -228,7 +231,15 @@ impl Build<'_, '_> {
         let mut out = Vec::new();
         for (j, leaf) in delegate.spec.http.iter().enumerate() {
             match vs_delegate::merge(route, leaf) {
-                Some(merged) => out.extend(cx.http(&merged, j, place)),
+                Some(merged) => out.extend(cx.http(&merged, j, place).map(|mut prepared| {
+                    let own = FieldPath::new("spec.http").index(i);
+                    for (value, field) in vs_delegate::inherited(route, leaf) {
+                        let at = own.field(field);
+                        let by = origin(self.cx.object, at.as_str());
+                        prepared.rule.sources.set(value, by);
+                    }
+                    prepared
+                })),
                 None => {
                     let text = format!("{} spec.http[{j}] matches nothing of this", object.key);
                     self.cx.issues.warning(path.clone(), text);
@@ -342,8 +353,8 @@ impl Build<'_, '_> {
             rules: vec![rule],
             origin: origin(self.cx.object, ""),
         };
-        let child = format!("route/virtualservice/{ns}/{name}/unmatched");
-        self.out.add(root.child(child), Resource::Route(route));
+        let child = format!("route/virtualservice/{ns}/{name}{UNMATCHED}");
+        self.out.draft(root.child(child), Resource::Route(route), false);
     }
 
     // === routes ===

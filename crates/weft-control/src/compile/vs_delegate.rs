@@ -8,6 +8,7 @@ use std::sync::Arc;
 use weft_kinds::views::View;
 use weft_kinds::views::istio::{self, Delegate, HttpMatch, HttpRoute, VirtualService};
 use weft_kinds::world::{KindId, Object};
+use weft_model::value;
 
 use super::{Reader, names};
 
@@ -96,6 +97,30 @@ pub(super) fn merge(root: &HttpRoute, leaf: &HttpRoute) -> Option<HttpRoute> {
         headers: out.headers.or(r.headers),
         ..out
     })
+}
+
+/// What a delegate's rule has from the root: values, and the root's fields.
+pub(super) fn inherited(
+    root: &HttpRoute,
+    leaf: &HttpRoute,
+) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let copies = |r: &HttpRoute| r.mirror.is_some() || !r.mirrors.is_empty();
+    let of = |r: &HttpRoute| {
+        [
+            (value::REWRITE, "rewrite", r.rewrite.is_some()),
+            (value::REQUEST_TIMEOUT, "timeout", r.timeout.is_some()),
+            (value::RETRIES, "retries", r.retries.is_some()),
+            (value::ATTEMPT_TIMEOUT, "retries", r.retries.is_some()),
+            (value::FAULT, "fault", r.fault.is_some()),
+            (value::COPIES, "mirrors", copies(r)),
+            (value::CORS, "corsPolicy", r.cors_policy.is_some()),
+            (value::REQUEST_HEADERS, "headers.request", r.headers.is_some()),
+            (value::RESPONSE_HEADERS, "headers.response", r.headers.is_some()),
+        ]
+    };
+    let each = of(root).into_iter().zip(of(leaf));
+    each.filter(|((.., root), (.., leaf))| *root && !leaf)
+        .map(|((value, field, _), _)| (value, field))
 }
 
 /// Both matches at once; `None` when the delegate's reaches outside of the root's.
@@ -202,5 +227,8 @@ mod tests {
         }
         let own = merge(&root, &route(json!({"timeout": "2s", "name": "leaf"}))).unwrap();
         assert_eq!((own.timeout.as_deref(), &*own.name), (Some("2s"), "leaf"));
+        let leaf = route(json!({"timeout": "2s"}));
+        let inherited: Vec<_> = inherited(&root, &leaf).collect();
+        assert_eq!(inherited, [(value::FAULT, "fault")]);
     }
 }

@@ -20,8 +20,9 @@ use weft_model::{
     Regex, Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend, backend_child,
 };
 
-use super::destination_rule::{rules_for, rules_for_client, rules_for_host};
+use super::destination_rule::{is_subset_of_some, rules_for, rules_for_client, rules_for_host};
 use super::duration::parse_ms;
+use super::peer_authentication::ROOT_NAMESPACE;
 use super::{Env, Reader, names, origin, retries, service, service_entry};
 
 /// Which clients a match is for; empty is all.
@@ -209,7 +210,11 @@ impl Context<'_, '_> {
             && let Some((object, entry)) = service_entry::find(self.reader, &to.host, own)
         {
             let of = |client| rules_for_host(self.reader, &to.host, &object.key.namespace, client);
-            let has = of(None).has_subset(&to.subset) || of(Some(own)).has_subset(&to.subset);
+            let mine = of(Some(own));
+            // Rules of others that begin TLS with it are not used.
+            let near = *object.key.namespace == *own || own == ROOT_NAMESPACE;
+            let used = near || !mine.originate_in(own);
+            let has = of(None).has_subset(&to.subset) || (used && mine.has_subset(&to.subset));
             return outside(to, entry, has, place);
         }
         let key = service.ok_or_else(|| format!("host {} is no service of this mesh", to.host))?;
@@ -232,7 +237,10 @@ impl Context<'_, '_> {
         if !to.subset.is_empty() {
             let rules = rules_for(self.reader, self.env, &key);
             let mine = rules_for_client(self.reader, self.env, &key, own);
-            if !rules.has_subset(&to.subset) && !mine.has_subset(&to.subset) {
+            let patterns = names::host_patterns(&key, self.env);
+            let place = (key.namespace.as_str(), own);
+            let some = || is_subset_of_some(self.reader, &patterns, place, &to.subset);
+            if !rules.has_subset(&to.subset) && !mine.has_subset(&to.subset) && !some() {
                 let names = rules.names();
                 let subset = &to.subset;
                 return Err(if names.is_empty() {

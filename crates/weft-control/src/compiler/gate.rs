@@ -10,7 +10,7 @@ use weft_model::{
     endpoints_child, udp_endpoints_child,
 };
 
-use crate::compile::Draft;
+use crate::compile::{Draft, UNMATCHED};
 use crate::mesh::Mesh;
 
 #[derive(Debug)]
@@ -66,6 +66,14 @@ impl Gate {
             Some(Resource::Route(route)) => Some(route),
             _ => None,
         };
+        // What an object has no rule for is nobody's from when its rules count.
+        let rules = name.child.strip_suffix(UNMATCHED).map(|rules| name.root.child(rules));
+        let waits = |rules: &ResourceName| mesh.get(rules).is_none();
+        if let Some(held) = rules.filter(waits).and_then(|rules| self.held.get(&rules)) {
+            missing.words.clone_from(&held.missing);
+            missing.roots.clone_from(&held.roots);
+            return missing;
+        }
         if draft.unresolved {
             if old.is_some_and(|old| is_sound(mesh, old)) {
                 missing.words.insert("what ResolvedRefs names to exist".to_owned());

@@ -225,6 +225,37 @@ fn a_deleted_route_is_forgotten_wherever_it_waits() {
     assert!(!bench.has(USERS));
 }
 
+#[test]
+fn what_a_new_object_has_no_rule_for_is_others_until_its_rules_count() {
+    let istio = |kind: &str, name: &str, spec: Value| {
+        json!({"apiVersion": "networking.istio.io/v1", "kind": kind,
+               "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
+    };
+    let server = json!({"port": {"number": 8000, "protocol": "HTTP", "name": "http"},
+                        "hosts": ["*"]});
+    let to = |host: &str| json!([{"destination": {"host": host}}]);
+    let wide = json!({"hosts": ["*.example.com"], "gateways": ["gw"],
+                      "http": [{"route": to("web")}]});
+    let narrow = json!({"hosts": ["a.example.com"], "gateways": ["gw"],
+                        "http": [{"match": [{"uri": {"prefix": "/x"}}], "route": to("late")}]});
+    let mut bench = Bench::new(&[
+        istio("Gateway", "gw", json!({"selector": {"a": "b"}, "servers": [server]})),
+        service("web"),
+        slice("web", &[(1, true)]),
+        service("late"),
+        istio("VirtualService", "wide", wide),
+    ]);
+    bench.apply(istio("VirtualService", "narrow", narrow));
+    let rules = "listener:shop~gw~8000/route/virtualservice/shop/narrow";
+    let nobodys = format!("{rules}/unmatched");
+    assert!(bench.has("listener:shop~gw~8000/route/virtualservice/shop/wide"));
+    assert!(!bench.has(rules) && !bench.has(&nobodys));
+    bench.apply(slice("late", &[(2, true)]));
+    assert!(bench.has(rules) && bench.has(&nobodys));
+    bench.delete(KindId::VirtualService, "narrow");
+    assert!(!bench.has(rules) && !bench.has(&nobodys));
+}
+
 // === increments ===
 
 #[test]
@@ -323,6 +354,55 @@ fn a_sidecar_keeps_its_own_namespace_and_asks_for_the_rest() {
     // A gateway's routes name all that it needs.
     let gateway = scope(NodeId::gateway("shop", "gw").unwrap());
     assert!(!gateway.asks() && gateway.keeps(&host("s.far")));
+}
+
+#[test]
+fn a_rule_is_sent_to_the_sidecars_that_it_selects_and_to_nobody_else() {
+    let rule = json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+           "metadata": {"name": "chosen", "namespace": "shop"},
+           "spec": {"host": "web", "workloadSelector": {"matchLabels": {"version": "v2"}},
+                    "trafficPolicy": {"loadBalancer": {"simple": "RANDOM"}},
+                    "subsets": [{"name": "own", "labels": {"version": "v1"}}]}});
+    let web = [service("web"), slice("web", &[(1, true)])];
+    let all = [&[class(), gateway(), pod(1, "v1"), pod(2, "v2"), rule][..], &web].concat();
+    let mut bench = Bench::new(&all);
+    bench.apply(subsets(&["v1"]));
+    bench.apply(route("users", &["web"]));
+    // What a node is sent of the backend of port 80 and of the subset that the rule defines.
+    let seen = |bench: &Bench, node: NodeId| {
+        let scope = bench.compiler.mesh().scope(&node).unwrap();
+        let mut out = Vec::new();
+        for (name, resource) in bench.compiler.mesh().view(&scope) {
+            let kind = match resource.as_ref() {
+                Resource::Backend(backend) => format!("{:?}", backend.policy.lb),
+                Resource::Fail(_) => "Fail".to_owned(),
+                _ => continue,
+            };
+            if !name.child.starts_with("backend/80/v1") {
+                out.push(format!("{} {kind}", name.child));
+            }
+        }
+        out
+    };
+    let sidecar = |n: u8| NodeId::sidecar("shop", &format!("p{n}")).unwrap();
+    let anybody = ["backend/80 RoundRobin", "backend/80/own Fail"];
+    assert_eq!(seen(&bench, sidecar(1)), anybody);
+    assert_eq!(seen(&bench, NodeId::gateway("shop", "gw").unwrap()), anybody);
+    let chosen = seen(&bench, sidecar(2));
+    let mine = [
+        "backend/80 RoundRobin",
+        "backend/80/own Fail",
+        "backend/80/own~for~shop~with~0~version=v2 Random",
+        "backend/80~for~shop~with~0~version=v2 Random",
+    ];
+    assert_eq!(chosen, mine);
+    // Labels decide, also when they change.
+    bench.apply(pod(1, "v2"));
+    assert_eq!(seen(&bench, sidecar(1)), mine);
+    let key = ObjectKey::new(KindId::DestinationRule, "shop", "chosen");
+    let accepted = bench.condition(&key, "Accepted").unwrap();
+    assert!(accepted.holds && accepted.message.contains("that it selects"), "{accepted:?}");
+    assert_eq!(bench.condition(&key, "Warning"), None);
 }
 
 // === properties ===

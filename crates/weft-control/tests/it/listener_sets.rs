@@ -81,7 +81,15 @@ impl Rig {
 
     pub fn sections(&self, port: u16) -> Vec<String> {
         let found = self.gateway(port);
-        found.iter().flat_map(|g| &g.sections).map(|s| s.name.to_string()).collect()
+        let open = found.iter().flat_map(|g| &g.sections).filter(|s| !s.is_closed());
+        open.map(|s| s.name.to_string()).collect()
+    }
+
+    /// Names that nobody answers for.
+    pub fn closed(&self, port: u16) -> Vec<String> {
+        let found = self.gateway(port);
+        let closed = found.iter().flat_map(|g| &g.sections).filter(|s| s.is_closed());
+        closed.filter_map(|s| s.hostname.as_deref()).map(str::to_owned).collect()
     }
 
     fn routes(&self) -> Vec<Route> {
@@ -340,6 +348,8 @@ fn a_sets_secrets_are_of_its_own_namespace() {
     let far = json!({"name": "client", "namespace": "shop"});
     rig.set(("team", "far"), 5, &[https("x", "c.example", &far)]);
     assert_eq!(rig.sections(443), ["listenerset/shop/own/x"]);
+    // Its name is not for a wider listener of another owner.
+    assert_eq!(rig.closed(443), ["c.example"]);
     let told = rig.told(KindId::ListenerSet, ("team", "far"));
     assert!(told.starts_with("Accepted=False/ListenersNotValid"), "{told}");
     assert!(told.contains("ResolvedRefs=False/RefNotPermitted"), "{told}");
@@ -354,6 +364,7 @@ fn a_sets_secrets_are_of_its_own_namespace() {
     assert_eq!(rig.sections(443).len(), 1);
     grant(&mut rig, "ListenerSet");
     assert_eq!(rig.sections(443), ["listenerset/shop/own/x", "listenerset/team/far/x"]);
+    assert!(rig.closed(443).is_empty());
 }
 
 // === TLS of the whole ===

@@ -14,6 +14,7 @@ use weft_model::{
     endpoints_child,
 };
 
+use super::options::Upstream;
 use super::{Context, health, options, outlier, tls};
 use crate::read::Message;
 
@@ -111,8 +112,10 @@ pub fn read(cluster: &Message<'_>, context: &Context<'_>) {
         name: name.into(),
         field: "".into(),
     };
-    let protocol = protocol(cluster);
+    let mut upstream = Upstream::default();
+    let protocol = protocol(cluster, &mut upstream);
     let mut policy = policy(cluster, &root, context);
+    used(upstream, &mut policy);
     let set = EndpointSet {
         service: service.clone(),
         namespace: "".into(),
@@ -165,11 +168,8 @@ pub fn read(cluster: &Message<'_>, context: &Context<'_>) {
 /// Passes over what changes nothing, and lists what does.
 fn not_served(cluster: &Message<'_>) {
     cluster.pass_over(PASSED_OVER);
-    options::common(cluster);
     options::http_1(cluster);
     options::flags(cluster, FLAGS);
-    // None of its fields is served, so that each is listed.
-    let _ = cluster.message("upstream_connection_options");
     if let Some(preconnect) = cluster.message("preconnect_policy") {
         preconnect.pass_over(&["per_upstream_preconnect_ratio", "predictive_preconnect_ratio"]);
     }
@@ -219,10 +219,13 @@ fn dns(
     }
 }
 
-/// What a cluster's instances speak.
-fn protocol(cluster: &Message<'_>) -> Protocol {
+/// What a cluster's instances speak, and how connections to them are used.
+fn protocol(cluster: &Message<'_>, upstream: &mut Upstream) -> Protocol {
     let mut out = Protocol::Http1;
-    if options::http_2(cluster) {
+    upstream.kept_alive(cluster);
+    upstream.requests(cluster);
+    upstream.common(cluster);
+    if upstream.http_2(cluster) {
         out = Protocol::Http2;
     }
     cluster.entries("typed_extension_protocol_options", |name, config| {
@@ -232,19 +235,30 @@ fn protocol(cluster: &Message<'_>) -> Protocol {
             given.unsupported("@type", format!("{name}: {kind} is none of weft's"));
             return;
         }
-        options::common(&given);
+        upstream.common(&given);
         if let Some(explicit) = given.message("explicit_http_config") {
             options::http_1(&explicit);
-            if options::http_2(&explicit) {
+            if upstream.http_2(&explicit) {
                 out = Protocol::Http2;
             }
         } else if let Some(like) = given.message("use_downstream_protocol_config") {
             options::http_1(&like);
-            options::http_2(&like);
+            upstream.http_2(&like);
             out = Protocol::Detect;
         }
     });
     out
+}
+
+/// What is said of a cluster's connections.
+fn used(upstream: Upstream, policy: &mut BackendPolicy) {
+    let Upstream { connections, idle_ms, stream_ms } = upstream;
+    policy.idle_timeout_ms = idle_ms.unwrap_or(policy.idle_timeout_ms);
+    policy.connections = (!connections.is_usual()).then(|| Arc::new(connections));
+    if stream_ms.is_some() {
+        let protection = policy.protection.get_or_insert_default();
+        protection.timeouts.stream_ms = stream_ms;
+    }
 }
 
 fn policy(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> BackendPolicy {
@@ -306,8 +320,15 @@ fn breaker(limits: &Message<'_>, out: &mut BackendPolicy) {
     if let Some(budget) = limits.message("retry_budget") {
         let percent = budget.message("budget_percent");
         let percent = percent.and_then(|p| p.float("value")).unwrap_or(20.0);
-        let min_per_second = budget.number::<u32>("min_retry_concurrency").unwrap_or(3);
-        out.retry_budget = RetryBudget { basis_points: basis_points(percent), min_per_second };
+        let usual = RetryBudget::default();
+        let interval = budget.duration("budget_interval").filter(|ms| *ms > 0);
+        let interval = interval.map(|ms| u32::try_from(ms).unwrap_or(u32::MAX));
+        out.retry_budget = RetryBudget {
+            basis_points: basis_points(percent),
+            min_per_second: 0,
+            min_concurrent: budget.number::<u32>("min_retry_concurrency").unwrap_or(3),
+            interval_ms: interval.unwrap_or(usual.interval_ms),
+        };
         out.limits.retries_max = None;
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde_json::Value;
 use weft_base::issue::FieldPath;
 use weft_model::{
-    Action, Dialect, Matching, Origin, Parent, Protocol, Rank, Resource, Root, Route, Rule, Scope,
-    Timeouts, WeightedBackend,
+    Action, ClientLimits, Dialect, Matching, Origin, Parent, Protocol, Rank, Resource, Root, Route,
+    Rule, Scope, Timeouts, WeightedBackend,
 };
 
 use super::filter::Chain;
@@ -41,16 +41,14 @@ const FLAGS: &[(&str, bool, &str)] = &[
     ("preserve_external_request_id", false, "request ids of clients are weft's own to judge"),
 ];
 
-/// Reads an `HttpConnectionManager`; its protocol.
+/// Reads an `HttpConnectionManager`: its protocol, and how its clients are served.
 pub fn http(
     manager: &Message<'_>,
     place: &(Root, &str, Arc<str>, usize),
     context: &Context<'_>,
-) -> Protocol {
+) -> (Protocol, ClientLimits) {
     manager.pass_over(PASSED_OVER);
-    options::common(manager);
-    options::http_1(manager);
-    options::http_2(manager);
+    let (limits, stream_ms) = options::clients(manager);
     options::flags(manager, FLAGS);
     let protocol = match manager.choice("codec_type").unwrap_or("AUTO") {
         "AUTO" | "HTTP1" => Protocol::Http1,
@@ -71,8 +69,8 @@ pub fn http(
     let chain = Chain::read(manager);
     let idle_ms = manager.duration("stream_idle_timeout").unwrap_or(STREAM_IDLE_MS);
     let (root, listener, section, index) = place;
-    let place =
-        Place { root, listener, section: section.clone(), index: *index, chain: &chain, idle_ms };
+    let (section, index) = (section.clone(), *index);
+    let place = Place { root, listener, section, index, chain: &chain, idle_ms, stream_ms };
     logs(manager, context);
     match manager.message("route_config") {
         Some(config) => route::read(&config, &place, context),
@@ -85,7 +83,7 @@ pub fn http(
             }
         }
     }
-    protocol
+    (protocol, limits)
 }
 
 /// Reads a `TcpProxy`.

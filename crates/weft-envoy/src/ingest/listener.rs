@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use weft_model::{
-    GatewayListener, Listener, ListenerKind, Origin, Protocol, ProxyHeader, Resource, Root, Section,
+    ClientLimits, GatewayListener, Listener, ListenerKind, Origin, Protocol, ProxyHeader, Resource,
+    Root, Section,
 };
 
 use super::{Context, address, connection, tls};
@@ -45,10 +46,12 @@ pub fn read(listener: &Message<'_>, context: &Context<'_>) {
     let proxy_header = listener_filters(listener);
     let root = Root::listener(name.as_str());
     let mut sections: Vec<Section> = Vec::new();
+    let mut limits: Vec<ClientLimits> = Vec::new();
     listener.each("filter_chains", |chain| {
         let names = chain_names(&chain);
         let made = section(&chain, &root, &name, sections.len(), context);
-        let Some(made) = made else { return };
+        let Some((made, said)) = made else { return };
+        limits.extend(said);
         if names.is_empty() {
             sections.push(made);
         } else if names.len() > 1 {
@@ -62,7 +65,14 @@ pub fn read(listener: &Message<'_>, context: &Context<'_>) {
         }
     });
     if let Some(chain) = listener.message("default_filter_chain") {
-        sections.extend(section(&chain, &root, &name, sections.len(), context));
+        let made = section(&chain, &root, &name, sections.len(), context);
+        limits.extend(made.iter().filter_map(|(_, said)| said.clone()));
+        sections.extend(made.map(|(section, _)| section));
+    }
+    let first = limits.first().cloned();
+    if limits.iter().any(|said| Some(said) != first.as_ref()) {
+        let why = "all chains of a listener serve their clients for as long and as much";
+        listener.unsupported("filter_chains", why);
     }
     check(listener, &sections);
     let origin = Origin {
@@ -71,7 +81,8 @@ pub fn read(listener: &Message<'_>, context: &Context<'_>) {
         name: "listener".into(),
         field: "".into(),
     };
-    let gateway = GatewayListener { proxy_header, ..GatewayListener::new(bind, sections) };
+    let limits = first.map(Arc::new);
+    let gateway = GatewayListener { proxy_header, limits, ..GatewayListener::new(bind, sections) };
     let kind = ListenerKind::Gateway(gateway);
     let made = Listener { name: name.as_str().into(), kind, origin: Some(origin) };
     context.put(root.own(), Resource::Listener(made));
@@ -150,12 +161,12 @@ fn section(
     listener: &str,
     index: usize,
     context: &Context<'_>,
-) -> Option<Section> {
+) -> Option<(Section, Option<ClientLimits>)> {
     chain.pass_over(&["name", "metadata", "transport_socket_connect_timeout"]);
     let tls = tls::downstream(chain, context);
     let name: Arc<str> = index.to_string().into();
     let place = (root.clone(), listener, name.clone(), index);
-    let mut protocol = None;
+    let (mut protocol, mut limits) = (None, None);
     chain.each("filters", |filter| {
         filter.pass_over(&["name"]);
         let Some((kind, config)) = filter.any("typed_config") else { return };
@@ -164,7 +175,10 @@ fn section(
                 config.waive();
                 filter.unsupported("typed_config", "one filter takes the whole connection");
             }
-            MANAGER => protocol = Some(connection::http(&config, &place, context)),
+            MANAGER => {
+                let (spoken, said) = connection::http(&config, &place, context);
+                (protocol, limits) = (Some(spoken), Some(said));
+            }
             TCP => {
                 connection::tcp(&config, &place, context);
                 protocol = Some(Protocol::Tcp);
@@ -178,5 +192,5 @@ fn section(
     if protocol.is_none() {
         chain.error("filters", "a chain ends in a connection manager or a TCP proxy");
     }
-    Some(Section { name, hostname: None, protocol: protocol?, tls })
+    Some((Section { name, hostname: None, protocol: protocol?, tls }, limits))
 }

@@ -25,6 +25,8 @@ pub struct Place<'a> {
     pub chain: &'a Chain,
     /// Longest silence of a stream.
     pub idle_ms: u64,
+    /// How long one lasts at most.
+    pub stream_ms: Option<u64>,
 }
 
 const PASSED_OVER: &[&str] = &[
@@ -79,6 +81,7 @@ fn virtual_host(
         retry: host.message("retry_policy").map(|retry| route_action::retry(&retry)),
         cors: host.message("cors").map(|policy| filter::cors(&policy)),
         idle_ms: place.idle_ms,
+        stream_ms: place.stream_ms,
     };
     let origin = |field: String| Origin {
         kind: "Envoy".into(),

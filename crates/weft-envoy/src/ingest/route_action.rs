@@ -22,6 +22,7 @@ pub struct Defaults {
     pub retry: Option<Retry>,
     pub cors: Option<Cors>,
     pub idle_ms: u64,
+    pub stream_ms: Option<u64>,
 }
 
 /// A route without its match.
@@ -48,7 +49,11 @@ pub fn read(
     let mut made = Made {
         filters: chain.filters().collect(),
         action: Action::Forward(Vec::new()),
-        timeouts: Timeouts { idle_ms: Some(defaults.idle_ms), ..Timeouts::default() },
+        timeouts: Timeouts {
+            idle_ms: Some(defaults.idle_ms),
+            stream_ms: defaults.stream_ms,
+            ..Timeouts::default()
+        },
         retry: defaults.retry.clone().unwrap_or_else(no_retry),
     };
     made.filters.extend(edit::filters(route));
@@ -111,6 +116,11 @@ fn forward(
     made.timeouts.request_ms = Some(action.duration("timeout").unwrap_or(TIMEOUT_MS));
     if let Some(idle) = action.duration("idle_timeout") {
         made.timeouts.idle_ms = Some(idle);
+    }
+    // 0 lifts what the connection manager says.
+    let longest = action.message("max_stream_duration");
+    if let Some(ms) = longest.and_then(|longest| longest.duration("max_stream_duration")) {
+        made.timeouts.stream_ms = Some(ms).filter(|ms| *ms > 0);
     }
     if let Some(policy) = action.message("retry_policy") {
         made.retry = retry(&policy);

@@ -1,15 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every field of Envoy's messages for options is either one that weft does anyhow, or listed.
 
+use weft_model::{
+    BackendPolicy, ClientLimits, Connections, Listener, Pings, RetryBudget, TcpKeepalive, Timeouts,
+};
+
 use super::*;
 
 const EXT: &str = "type.googleapis.com/envoy.extensions";
 const ANYHOW: &str = "done anyhow";
 
-/// A bootstrap with these fields of its connection manager, virtual host, route action and cluster.
+/// What is not done of a bootstrap with these fields of its connection manager, virtual host, route
+/// action and cluster.
 fn of(manager: &str, host: &str, action: &str, cluster: &str) -> String {
+    let read = whole(manager, host, action, cluster);
+    assert!(read.errors.is_empty(), "{}", said(&read.errors));
+    said(&read.unsupported)
+}
+
+fn whole(manager: &str, host: &str, action: &str, cluster: &str) -> Bootstrap {
     let up = UP.replacen("{name: up", &format!("{{name: up{cluster}"), 1);
-    let read = read(&format!(
+    read(&format!(
         r#"
 static_resources:
   listeners:
@@ -24,23 +35,19 @@ static_resources:
        match: {{prefix: /}}, route: {{cluster: up{action}}}}}]}}]}}}}}}]
   clusters: [{up}]
 "#
-    ));
-    assert!(read.errors.is_empty(), "{}", said(&read.errors));
-    said(&read.unsupported)
+    ))
 }
 
 /// The fields of `HttpProtocolOptions`, `Http1ProtocolOptions` and `Http2ProtocolOptions`
 /// (envoy/config/core/v3/protocol.proto), those that weft does anyhow after the bar.
-const COMMON: &str = "idle_timeout max_connection_duration max_headers_count \
-     max_response_headers_kb max_stream_duration headers_with_underscores_action \
-     max_requests_per_connection nonsense |";
+const COMMON: &str = "max_response_headers_kb headers_with_underscores_action nonsense |";
 const HTTP_1: &str = "default_host_for_http_10 header_key_format allow_chunked_length \
      override_stream_error_on_invalid_http_message send_fully_qualified_url \
      ignore_http_11_upgrade nonsense | allow_absolute_url accept_http_10 enable_trailers \
      use_balsa_parser allow_custom_methods";
 const HTTP_2: &str = "allow_connect allow_metadata stream_error_on_invalid_http_messaging \
      override_stream_error_on_invalid_http_message custom_settings_parameters \
-     connection_keepalive max_metadata_size nonsense | hpack_table_size \
+     max_metadata_size nonsense | hpack_table_size \
      initial_stream_window_size initial_connection_window_size max_outbound_frames \
      max_outbound_control_frames max_consecutive_inbound_frames_with_empty_payload \
      max_inbound_priority_frames_per_stream \
@@ -81,20 +88,129 @@ fn no_option_of_a_protocol_is_swallowed() {
             check(names, |fields| typed(format!("{config}: {{{message}: {fields}}}")));
         }
     }
-    let streams = |n: u32| {
-        let options = format!("http2_protocol_options: {{max_concurrent_streams: {n}}}");
-        (of(&format!("{options},"), "", "", ""), of("", "", "", &format!(", {options}")))
+    // What is of clients' connections alone, or of backends' alone, is listed in the other place.
+    let cluster = of("", "", "", ", common_http_protocol_options: {max_headers_count: 1}");
+    assert!(cluster.contains(".max_headers_count: "), "{cluster}");
+    let keepalive = "http2_protocol_options: {connection_keepalive: {interval: 1s, timeout: 1s}}";
+    let manager = of(&format!("{keepalive},"), "", "", "");
+    assert!(manager.contains(".connection_keepalive: "), "{manager}");
+    assert_eq!(of("", "", "", &format!(", {keepalive}")), "");
+}
+
+/// The one listener's limits, and the whole cluster's policy.
+fn made(manager: &str, action: &str, cluster: &str) -> (ClientLimits, Timeouts, BackendPolicy) {
+    let read = whole(manager, "", action, cluster);
+    assert!(read.errors.is_empty() && read.unsupported.is_empty(), "{:?}", read.unsupported);
+    let (mut limits, mut timeouts, mut policy) = (None, None, None);
+    for (_, resource) in &read.resources {
+        match resource {
+            Resource::Listener(Listener { kind: ListenerKind::Gateway(gateway), .. }) => {
+                limits = gateway.limits.as_deref().cloned();
+            }
+            Resource::Route(route) => timeouts = Some(route.rules[0].timeouts.clone()),
+            Resource::Backend(backend) => policy = Some(backend.policy.clone()),
+            _ => {}
+        }
+    }
+    (limits.unwrap(), timeouts.unwrap(), policy.unwrap())
+}
+
+#[test]
+fn what_is_said_of_clients_holds_for_their_listener() {
+    // Envoy's own when nothing is said.
+    let usual = ClientLimits { idle_ms: Some(3_600_000), ..ClientLimits::default() };
+    assert_eq!(made("", "", "").0, usual);
+    let manager = "common_http_protocol_options: {idle_timeout: 60s, max_connection_duration: 600s,
+        max_headers_count: 50, max_requests_per_connection: 9, max_stream_duration: 5s},
+        request_headers_timeout: 2s, max_request_headers_kb: 16,
+        http2_protocol_options: {max_concurrent_streams: 7},";
+    let (limits, timeouts, _) = made(manager, "", "");
+    let said = ClientLimits {
+        idle_ms: Some(60_000),
+        head_ms: Some(2_000),
+        age_ms_max: Some(600_000),
+        requests_max: Some(9),
+        streams_max: Some(7),
+        headers_max: Some(50),
+        head_bytes_max: Some(16 * 1_024),
     };
-    let (of_clients, of_cluster) = streams(5);
-    assert!(of_clients.contains("up to 128 streams") && of_cluster.contains("up to 128 streams"));
-    assert_eq!(streams(128), (String::new(), String::new()));
+    assert_eq!((limits, timeouts.stream_ms), (said, Some(5_000)));
+    // A route says otherwise, or that there is no limit.
+    for (own, stream_ms) in [("2s", Some(2_000)), ("0s", None)] {
+        let action = format!(", max_stream_duration: {{max_stream_duration: {own}}}");
+        assert_eq!(made(manager, &action, "").1.stream_ms, stream_ms);
+    }
+    let listed = of("", "", ", max_stream_duration: {grpc_timeout_header_max: 1s}", "");
+    assert!(listed.contains(".grpc_timeout_header_max: "), "{listed}");
+    // 0 is no limit, and what weft has no room for is listed.
+    let zero = "common_http_protocol_options: {idle_timeout: 0s, max_connection_duration: 0s},";
+    assert_eq!(made(zero, "", "").0, ClientLimits { idle_ms: Some(0), ..usual });
+    for (field, most) in [
+        ("common_http_protocol_options: {max_headers_count: 129}", 128),
+        ("max_request_headers_kb: 65", 64),
+    ] {
+        let found = of(&format!("{field},"), "", "", "");
+        assert!(found.contains(&format!("it is {most} at most")), "{found}");
+    }
+    let streams = "http2_protocol_options: {max_concurrent_streams: 128},";
+    assert_eq!(made(streams, "", "").0, made("", "", "").0);
+}
+
+#[test]
+fn what_is_said_of_a_clusters_connections_is_its_policy() {
+    assert_eq!(made("", "", "").2.connections, None);
+    let common = "common_http_protocol_options: {idle_timeout: 30s, max_connection_duration: 90s,
+        max_requests_per_connection: 4, max_stream_duration: 3s}";
+    let http2 = "http2_protocol_options: {max_concurrent_streams: 6,
+        connection_keepalive: {interval: 10s, timeout: 2s, interval_jitter: {value: 5}}}";
+    let tcp = "upstream_connection_options: {tcp_keepalive: {keepalive_probes: 4,
+        keepalive_time: 30, keepalive_interval: 5}}";
+    let keepalive = TcpKeepalive { idle_s: Some(30), interval_s: Some(5), probes: Some(4) };
+    let said = Connections {
+        requests_max: Some(4),
+        age_ms_max: Some(90_000),
+        streams_max: Some(6),
+        keepalive: Some(keepalive),
+        pings: Some(Pings { interval_ms: 10_000, timeout_ms: 2_000 }),
+        speaks: None,
+    };
+    let typed = format!(
+        "typed_extension_protocol_options: {{h: {{'@type':
+         {EXT}.upstreams.http.v3.HttpProtocolOptions, {common},
+         explicit_http_config: {{{http2}}}}}}}"
+    );
+    for cluster in [format!(", {tcp}, {common}, {http2}"), format!(", {tcp}, {typed}")] {
+        let (_, _, policy) = made("", "", &cluster);
+        assert_eq!(policy.connections.as_deref(), Some(&said), "{cluster}");
+        assert_eq!(policy.idle_timeout_ms, 30_000);
+        let protection = policy.protection.unwrap();
+        assert_eq!(protection.timeouts.stream_ms, Some(3_000));
+    }
+    // The older place of one of them.
+    let (_, _, policy) = made("", "", ", max_requests_per_connection: 2");
+    assert_eq!(policy.connections.unwrap().requests_max, Some(2));
+    let found = of("", "", "", ", upstream_connection_options: {nonsense: 1}");
+    assert!(found.contains(".nonsense: "), "{found}");
+}
+
+#[test]
+fn a_retry_budget_counts_what_is_under_way_or_an_interval() {
+    let budget = |more: &str| {
+        let cluster = format!(", circuit_breakers: {{thresholds: [{{retry_budget: {{{more}}}}}]}}");
+        made("", "", &cluster).2.retry_budget
+    };
+    let usual = RetryBudget { min_per_second: 0, min_concurrent: 3, ..RetryBudget::default() };
+    assert_eq!(budget("budget_percent: {value: 20}"), usual);
+    let said = budget("budget_percent: {value: 5}, min_retry_concurrency: 9, budget_interval: 2s");
+    let want =
+        RetryBudget { basis_points: 500, min_per_second: 0, min_concurrent: 9, interval_ms: 2_000 };
+    assert_eq!(said, want);
 }
 
 #[test]
 fn what_is_not_done_around_a_request_is_listed() {
     for (field, value) in [
-        ("request_headers_timeout", "1s"),
-        ("max_request_headers_kb", "1"),
+        ("request_timeout", "1s"),
         ("server_name", "me"),
         ("access_log_options", "{flush_access_log_on_new_request: true}"),
         ("normalize_path", "false"),
@@ -119,7 +235,6 @@ fn what_is_not_done_around_a_request_is_listed() {
     for (cluster, path) in [
         ("connection_pool_per_downstream_connection: true", "connection"),
         ("respect_dns_ttl: true", ".respect_dns_ttl: "),
-        ("upstream_connection_options: {tcp_keepalive: {keepalive_time: 1}}", ".tcp_keepalive: "),
         ("preconnect_policy: {nonsense: 1}", ".nonsense: "),
         ("dns_failure_refresh_rate: {nonsense: 1}", ".nonsense: "),
     ] {

@@ -273,7 +273,14 @@ pub struct DestinationRuleSpec {
     pub traffic_policy: Option<TrafficPolicy>,
     pub subsets: Vec<Subset>,
     pub export_to: Vec<Arc<str>>,
-    pub workload_selector: Option<Value>,
+    pub workload_selector: Option<WorkloadSelector>,
+}
+
+/// Clients of the object's own namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadSelector {
+    pub match_labels: Labels,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -350,8 +357,17 @@ pub struct TcpPool {
     pub max_connections: Option<u32>,
     pub connect_timeout: Option<Arc<str>>,
     pub idle_timeout: Option<Arc<str>>,
-    pub tcp_keepalive: Option<Value>,
-    pub max_connection_duration: Option<Value>,
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    pub max_connection_duration: Option<Arc<str>>,
+}
+
+/// Empty asks for it as it usually is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct TcpKeepalive {
+    pub probes: Option<u32>,
+    pub time: Option<Arc<str>>,
+    pub interval: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -364,8 +380,19 @@ pub struct HttpPool {
     pub idle_timeout: Option<Arc<str>>,
     pub max_requests_per_connection: Option<u32>,
     pub max_retries: Option<u32>,
-    pub h2_upgrade_policy: Option<Value>,
-    pub use_client_protocol: Option<Value>,
+    pub max_concurrent_streams: Option<u32>,
+    /// `DEFAULT`, `DO_NOT_UPGRADE`, `UPGRADE`
+    pub h2_upgrade_policy: Option<Arc<str>>,
+    pub use_client_protocol: Option<bool>,
+    pub http2_keep_alive: Option<Http2KeepAlive>,
+}
+
+/// PINGs of HTTP/2.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Http2KeepAlive {
+    pub interval: Option<Arc<str>>,
+    pub timeout: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -38,6 +38,8 @@ pub enum Why {
     Port(u16),
     /// A stronger kind of route speaks for the same host.
     Dialect(Dialect),
+    /// Routes for a more specific name speak for the same host.
+    Name,
     /// No match holds: what each of them misses.
     Match(Vec<Miss>),
     /// A rule before it took the request.
@@ -65,6 +67,8 @@ pub fn explain_rules<'a>(
     let fits: Vec<_> = routes.iter().map(|r| parent_fit(r, section, req)).collect();
     let open = routes.iter().zip(&fits).filter(|(_, fit)| fit.is_some());
     let strongest = open.map(|(r, _)| r.rank.dialect).min();
+    let speaks = routes.iter().zip(&fits).filter(|(r, _)| Some(r.rank.dialect) == strongest);
+    let best = speaks.filter_map(|(_, fit)| *fit).max();
     let mut lost = Vec::new();
     for (route, fit) in routes.iter().zip(&fits) {
         let whole = match (fit, strongest) {
@@ -72,6 +76,8 @@ pub fn explain_rules<'a>(
             (_, Some(strongest)) if route.rank.dialect != strongest => {
                 Some(Why::Dialect(strongest))
             }
+            // Where order decides, the most specific name's routes decide alone.
+            _ if route.matching == Matching::FirstMatch && *fit < best => Some(Why::Name),
             _ => None,
         };
         if let Some(why) = whole {
@@ -89,6 +95,8 @@ pub fn explain_rules<'a>(
     }
     Explained { found, lost }
 }
+
+const LESS_SPECIFIC: &str = "its host name is less specific";
 
 fn why_not(
     route: &Route,
@@ -111,7 +119,7 @@ fn why_not(
     let (own_fit, own) = key(route, matched);
     let (best_fit, best) = key(winner.route, winner.matched);
     Why::Weaker(match () {
-        () if own_fit != best_fit => "its host name is less specific",
+        () if own_fit != best_fit => LESS_SPECIFIC,
         () => match own.weaker_by(&best) {
             Some(part) => part,
             None if route.rank.created_ms != winner.route.rank.created_ms => "its route is younger",
@@ -259,6 +267,7 @@ impl std::fmt::Display for Why {
                 };
                 write!(f, "{who} decides instead")
             }
+            Self::Name => f.write_str("routes for a more specific host name decide alone"),
             Self::Match(misses) => {
                 for (i, miss) in misses.iter().enumerate() {
                     let Miss { part, wanted, got } = miss;

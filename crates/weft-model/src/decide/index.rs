@@ -39,6 +39,8 @@ struct Speakers {
     /// `.example.com` of `*.example.com`.
     suffixes: HashMap<Arc<str>, Arc<Bucket>>,
     any: Option<Arc<Bucket>>,
+    /// The first rule that matches takes a request, not the most specific one.
+    in_order: bool,
 }
 
 /// What is served for one host pattern.
@@ -144,7 +146,13 @@ impl Index {
             // A stronger dialect that speaks at all silences the weaker ones.
             _ => self.dialects.iter().find(|s| s.speak(list, section, req))?,
         };
-        speakers.buckets(req.host).find_map(|bucket| bucket.find(list, section, req))
+        let mut buckets = speakers.buckets(req.host);
+        if speakers.in_order {
+            // The most specific name that anybody speaks for decides alone.
+            let first = buckets.find(|bucket| bucket.speaks(list, section, req))?;
+            return first.find(list, section, req);
+        }
+        buckets.find_map(|bucket| bucket.find(list, section, req))
     }
 }
 
@@ -161,7 +169,8 @@ impl Speakers {
         let routes: HashMap<u32, &Route> = members.iter().copied().collect();
         // Many names of the same routes share one.
         let mut made: HashMap<Vec<u32>, Arc<Bucket>> = HashMap::new();
-        let mut out = Self::default();
+        let in_order = matching == Matching::FirstMatch;
+        let mut out = Self { in_order, ..Self::default() };
         for (pattern, of) in served {
             let bucket = made.entry(of).or_insert_with_key(|of| {
                 let of = of.iter().filter_map(|i| Some((*i, *routes.get(i)?)));
@@ -189,8 +198,7 @@ impl Speakers {
     }
 
     fn speak(&self, list: &[Arc<Route>], section: Option<&str>, req: &Request<'_>) -> bool {
-        let mut routes = self.buckets(req.host).flat_map(|b| b.routes.iter());
-        routes.any(|i| list.get(*i as usize).is_some_and(|r| attached(r, section, req.port)))
+        self.buckets(req.host).any(|bucket| bucket.speaks(list, section, req))
     }
 }
 
@@ -215,6 +223,12 @@ fn patterns(parent: &Parent) -> BTreeSet<Pattern> {
 // === impl Bucket ===
 
 impl Bucket {
+    /// Whether any of its routes is for a request at all.
+    fn speaks(&self, list: &[Arc<Route>], section: Option<&str>, req: &Request<'_>) -> bool {
+        let mut routes = self.routes.iter().filter_map(|i| list.get(*i as usize));
+        routes.any(|route| attached(route, section, req.port))
+    }
+
     /// `routes` are in the order of their rank.
     fn new(routes: &[(u32, &Route)], matching: Matching, scanned_max: usize) -> Self {
         let nothing = Match::default();

@@ -121,8 +121,11 @@ pub(super) fn attached(route: &Route, section: Option<&str>, port: u16) -> bool 
     }
 }
 
+/// In order, of the routes for the most specific host name alone: as with Envoy's virtual hosts,
+/// what these do not take no other name's routes take (Istio, VirtualService `hosts`).
 fn find_first<'a>(open: &[(HostFit, &'a Route)], req: &Request<'_>) -> Option<Found<'a>> {
-    open.iter().find_map(|(_, route)| {
+    let (best, _) = open.first()?;
+    open.iter().take_while(|(fit, _)| fit == best).find_map(|(_, route)| {
         route.rules.iter().enumerate().find_map(|(rule_index, rule)| {
             let matched = first_match(rule, req)?;
             Some(Found { route, rule, rule_index, matched })
@@ -186,9 +189,24 @@ impl Default for Specificity {
     }
 }
 
+/// How an expression begins that takes whatever stands first in a path.
+const ANY_ELEMENT: &str = "/[^/]+/";
+
 pub(super) fn specificity(m: &Match) -> Specificity {
+    let rest = Specificity {
+        path_kind: 0,
+        path_len: Reverse(0),
+        no_method: m.method.is_none(),
+        headers: Reverse(m.headers.len()),
+        query: Reverse(m.query.len()),
+    };
     let (path_kind, len) = match &m.path {
         Some(PathMatch::Exact(p) | PathMatch::ExactNoCase(p)) => (0, p.len()),
+        // Such as a gRPC method of any service: "characters in a matching service" come first
+        // (GRPCRoute), so it is weaker than a prefix that has any, and stronger than everything.
+        Some(PathMatch::Regex(r)) if r.source().starts_with(ANY_ELEMENT) => {
+            return Specificity { path_kind: 2, path_len: Reverse(1), no_method: false, ..rest };
+        }
         Some(PathMatch::Regex(r)) => (1, r.source().len()),
         Some(
             PathMatch::ElementPrefix(p)
@@ -198,13 +216,7 @@ pub(super) fn specificity(m: &Match) -> Specificity {
         // "If no matches are specified, the default is a prefix path match on '/'" (Gateway API).
         None => (2, 1),
     };
-    Specificity {
-        path_kind,
-        path_len: Reverse(len),
-        no_method: m.method.is_none(),
-        headers: Reverse(m.headers.len()),
-        query: Reverse(m.query.len()),
-    }
+    Specificity { path_kind, path_len: Reverse(len), ..rest }
 }
 
 pub(super) fn path_holds(m: &PathMatch, path: &str) -> bool {

@@ -65,6 +65,64 @@ fn answer(routes: &[Route], host: &str, method: &str, path: &str, headers: &H) -
     }
 }
 
+/// Envoy's virtual hosts, and so Istio's: one that fits better takes the request or refuses it.
+#[test]
+fn in_order_the_most_specific_name_decides_alone() {
+    let only = |path: &str, body| rule(vec![self::path(PathMatch::Exact(path.into()))], body);
+    let routes = [
+        route("one", &["*.x"], Matching::FirstMatch, vec![rule(vec![], "wild")]),
+        route("two", &["a.x"], Matching::FirstMatch, vec![only("/1", "first")]),
+        route("twice", &["a.x"], Matching::FirstMatch, vec![only("/2", "second")]),
+    ];
+    let indexed = Routes::indexed(routes.iter().cloned().map(Arc::new).collect());
+    let none = H(vec![]);
+    for (host, path, want) in [
+        ("a.x", "/1", "first"),
+        ("a.x", "/2", "second"),
+        ("a.x", "/3", "404"),
+        ("b.x", "/3", "wild"),
+    ] {
+        assert_eq!(answer(&routes, host, "GET", path, &none), want, "{host}{path}");
+        let headers = &none;
+        let req =
+            Request { method: "GET", scheme: "http", host, port: 80, path, query: "", headers };
+        assert_eq!(indexed.find(Some("s"), &req).is_none(), want == "404", "{host}{path}");
+    }
+    let headers = &none;
+    let req = Request {
+        method: "GET",
+        scheme: "http",
+        host: "a.x",
+        port: 80,
+        path: "/3",
+        query: "",
+        headers,
+    };
+    let said: Vec<String> =
+        explain_rules(&indexed, Some("s"), &req).lost.iter().map(|l| l.why.to_string()).collect();
+    assert_eq!(said[0], "routes for a more specific host name decide alone");
+}
+
+/// "Precedence: characters in a matching service, in a matching method" (GRPCRoute).
+#[test]
+fn a_method_of_any_service_comes_after_a_service() {
+    let regex = |text: &str| PathMatch::Regex(Regex::new(text).unwrap());
+    let routes = [route(
+        "one",
+        &[],
+        Matching::MostSpecific,
+        vec![
+            rule(vec![], "everything"),
+            rule(vec![path(regex("/[^/]+/Get"))], "method"),
+            rule(vec![path(PathMatch::ElementPrefix("/s".into()))], "service"),
+        ],
+    )];
+    let none = H(vec![]);
+    assert_eq!(answer(&routes, "a", "POST", "/s/Get", &none), "service");
+    assert_eq!(answer(&routes, "a", "POST", "/t/Get", &none), "method");
+    assert_eq!(answer(&routes, "a", "POST", "/t/Put", &none), "everything");
+}
+
 #[test]
 fn gateway_api_precedence() {
     let header = NamedMatch { name: "v".into(), value: StringMatch::Exact("2".into()) };

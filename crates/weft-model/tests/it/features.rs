@@ -142,3 +142,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_rule_for_bytes_never_takes_a_request_of_a_proxy_that_cannot_tell_them() {
+    let mut route = samples::mesh_route();
+    let connection = Some(Box::default());
+    route.rules = vec![Rule {
+        matches: vec![Match { connection, ..Match::default() }],
+        ..route.rules[0].clone()
+    }];
+    let lacks = without(&[Feature::MatchConnection]);
+    let Some(Resource::Route(said)) = express(&Resource::Route(route), lacks) else { panic!() };
+    let request = |method| Request {
+        method,
+        scheme: "http",
+        host: "product",
+        port: 80,
+        path: "/",
+        query: "",
+        headers: &NoHeaders,
+    };
+    for method in ["GET", "POST", "CONNECT"] {
+        assert!(find_rule([&said], None, &request(method)).is_none(), "{method}");
+    }
+    // Opaque bytes are told to be none of what was asked for.
+    let found = find_rule([&said], None, &request("")).unwrap();
+    sentence(&found.rule.action);
+}

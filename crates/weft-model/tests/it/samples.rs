@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use weft_model::*;
 
@@ -21,6 +22,7 @@ pub fn all() -> Vec<(&'static str, Resource)> {
         ("backend-ewma", backend(LbPolicy::PeakEwma)),
         ("backend-hash", backend(LbPolicy::Hash(Box::new(hashing())))),
         ("backend-zones", zoned()),
+        ("backend-passthrough", backend(LbPolicy::Passthrough)),
         ("endpoints", Resource::Endpoints(endpoints())),
         ("fail", Resource::Fail(Fail { reason: "why".into(), origin: Some(origin("")) })),
     ]
@@ -93,6 +95,15 @@ fn gateway() -> Resource {
         backend_certificate: Some(Box::new(Certificate {
             chain_pem: "chain".into(),
             key_pem: "key".into(),
+        })),
+        limits: Some(Arc::new(ClientLimits {
+            idle_ms: Some(3_600_000),
+            head_ms: Some(5_000),
+            age_ms_max: Some(86_400_000),
+            requests_max: Some(1_000),
+            streams_max: Some(64),
+            headers_max: Some(100),
+            head_bytes_max: Some(61_440),
         })),
     });
     listener("shop~shop~8000", kind)
@@ -378,6 +389,7 @@ fn backend(lb: LbPolicy) -> Resource {
         })),
         proxy_protocol: Some(ProxyVersion::V2),
         protection: Some(Box::new(protection())),
+        connections: Some(Arc::new(used())),
         ..BackendPolicy::default()
     };
     Resource::Backend(Backend {
@@ -388,6 +400,17 @@ fn backend(lb: LbPolicy) -> Resource {
         policy,
         origin: Some(origin("spec.subsets[0]")),
     })
+}
+
+fn used() -> Connections {
+    Connections {
+        requests_max: Some(1_000),
+        age_ms_max: Some(3_600_000),
+        streams_max: Some(50),
+        keepalive: Some(TcpKeepalive { idle_s: Some(60), interval_s: Some(5), probes: Some(4) }),
+        pings: Some(Pings { interval_ms: 30_000, timeout_ms: PING_TIMEOUT_MS }),
+        speaks: Some(Speaks::Http2),
+    }
 }
 
 fn zoned() -> Resource {

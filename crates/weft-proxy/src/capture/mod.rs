@@ -16,19 +16,22 @@ pub mod original;
 pub mod outbound;
 pub mod race;
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use weft_model::decide::{Captured, by_original_dst};
-use weft_model::{CaptureListener, Egress};
+use weft_model::{CaptureListener, Egress, LbPolicy};
 
 use crate::config::UnknownDestinations;
 use crate::table::{BackendEntry, Table};
 use crate::tcp::route::Who;
-use crate::worker::Worker;
+use crate::upstream::pick::LocalBackend;
+use crate::worker::{Conn, Worker};
 
 /// Where a connection that nothing in the mesh is known about goes.
 ///
@@ -68,6 +71,27 @@ pub fn backend(
         Captured::Instance(found) => BackendEntry::instance(table, &found),
         Captured::NoSuchPort { host } => Err(format!("{} has no port {}", host.name, to.port())),
         Captured::Outside => egress(worker, table, to),
+    }
+}
+
+/// A backend at the address that its client dialled, where its policy wants no balancing. An
+/// address of the service itself stands for no instance, and neither does one where others are
+/// denied: then it is as it was.
+pub fn dialled(
+    worker: &Rc<Worker>,
+    conn: &Conn,
+    table: &Table,
+    backend: Rc<RefCell<LocalBackend>>,
+) -> Rc<RefCell<LocalBackend>> {
+    let Some(to) = conn.original else { return backend };
+    let asks = backend.borrow().entry.backend.policy.lb == LbPolicy::Passthrough;
+    if !asks || !matches!(by_original_dst(table, to), Captured::Outside) {
+        return backend;
+    }
+    let outside = egress(worker, table, to).ok();
+    match outside.and_then(|outside| backend.borrow().entry.dialled(&outside)) {
+        Some(there) => worker.backend(&there),
+        None => backend,
     }
 }
 

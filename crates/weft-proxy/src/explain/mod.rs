@@ -3,6 +3,10 @@
 //! request go through the very decisions that serve requests; nothing is sent, nothing is picked.
 //! Called by the server and by the command line; never by a worker.
 
+mod asked;
+mod candidates;
+mod doors;
+mod policy;
 mod steps;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,18 +14,24 @@ use std::sync::Arc;
 
 use http::Request;
 use serde::Serialize;
+use weft_base::clock::Mono;
 use weft_model::decide::{
-    AccessVerdict, Authority, Client, CorsVerdict, Found, Member, Routes, Shares, access_verdict,
+    AccessVerdict, Authority, Client, CorsVerdict, Found, Lost, Routes, access_verdict,
     cors_verdict, explain_rules, http_of_grpc, pick_section, redirect_location, shown_match,
     total_weight,
 };
-use weft_model::{AbortAnswer, Action, Filter, Origin, Share, Target, WeightedBackend};
+use weft_model::{AbortAnswer, Action, Filter, Origin, Rule, Share, Target, WeightedBackend};
 
+use self::doors::Met;
 use crate::http::normalise::{self, HeaderView};
 use crate::http::rewritten::unfit;
-use crate::http::route::{self, Asked, Choice};
+use crate::http::route::{self, Choice};
 use crate::table::{BackendEntry, Door, Table};
 use crate::worker::Conn;
+
+pub use asked::Asked;
+pub use candidates::{Candidate, Checked, Ejected, Live};
+pub use steps::DEFAULT;
 
 /// Who asks, as far as it decides.
 #[derive(Clone, Debug)]
@@ -30,6 +40,8 @@ pub struct Place {
     /// Where the client connects to.
     pub local: SocketAddr,
     pub scheme: &'static str,
+    /// What its TLS asks for.
+    pub server_name: Option<Arc<str>>,
 }
 
 /// The whole answer, in the order in which a proxy decides.
@@ -45,6 +57,9 @@ pub struct Explanation {
     pub shares: Vec<ShareRow>,
     pub candidates: Vec<Candidate>,
     pub answer: Answer,
+    /// When the proxy that was asked answers; nothing of it is told.
+    #[serde(skip)]
+    now: Option<Mono>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -68,6 +83,9 @@ pub struct NotTaken {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Step {
     pub what: String,
+    /// The backend that it is about, when it is about one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub of: String,
     pub value: String,
     pub object: String,
     pub field: String,
@@ -83,21 +101,10 @@ pub struct ShareRow {
     pub fails: String,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Candidate {
-    pub backend: String,
-    pub instance: String,
-    pub address: String,
-    pub weight: u32,
-    /// Of this backend's requests.
-    pub percent: f64,
-    pub why: String,
-}
-
 /// What the client would get from weft itself, or that an instance answers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Answer {
-    /// `forwarded`, `redirect`, `direct`, `preflight` or `refused`.
+    /// `forwarded`, `redirect`, `direct`, `preflight`, `refused`, or `closed` without an answer.
     pub kind: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
@@ -106,13 +113,30 @@ pub struct Answer {
     pub text: String,
 }
 
-/// Explains one request. Its URI is in origin or absolute form; its `Host` header counts.
+/// Explains one request by a table that nobody serves from. Its URI is in origin or absolute form;
+/// its `Host` header counts.
 pub fn explain(table: &Table, place: &Place, request: &Request<()>) -> Explanation {
+    explained(table, place, request, None)
+}
+
+/// The same in the proxy that serves from this table: what it knows of its instances counts.
+pub fn explain_live(table: &Table, place: &Place, request: &Request<()>, now: Mono) -> Explanation {
+    explained(table, place, request, Some(now))
+}
+
+fn explained(
+    table: &Table,
+    place: &Place,
+    request: &Request<()>,
+    now: Option<Mono>,
+) -> Explanation {
     let mut conn = Conn::new(place.door.clone(), place.local, place.local);
     conn.scheme = place.scheme;
+    conn.server_name = place.server_name.clone();
     let mut out = Explanation {
         request: format!("{} {}", request.method(), request.uri()),
         door: said(&place.door, place.local),
+        now,
         ..Explanation::default()
     };
     let authority = match normalise::canonical(request, None) {
@@ -122,69 +146,97 @@ pub fn explain(table: &Table, place: &Place, request: &Request<()>) -> Explanati
             return out;
         }
     };
-    let head = {
-        let mut copy = Request::new(());
-        *copy.method_mut() = request.method().clone();
-        *copy.uri_mut() = request.uri().clone();
-        *copy.headers_mut() = request.headers().clone();
-        copy.into_parts().0
-    };
-    let asked = route::asked(&conn, &authority);
+    match &place.door {
+        Door::Gateway(name) => {
+            let Some(entry) = table.gateway(name) else {
+                out.answer = closed(format!("the listener {name} is gone"));
+                return out;
+            };
+            match doors::met(entry, place) {
+                Ok(Met::Http) => asked_http(table, &conn, &authority, request, &mut out),
+                Ok(Met::Bytes) => doors::gateway_bytes(table, entry, &conn, &mut out),
+                Err(why) => out.answer = closed(why),
+            }
+        }
+        // A pod's program that speaks TLS itself asks its proxy for a tunnel.
+        Door::Forward if place.scheme == "https" => {
+            let port = authority.port.unwrap_or(443);
+            doors::tunnel(table, &authority.host, port, &conn, &mut out);
+        }
+        _ => asked_http(table, &conn, &authority, request, &mut out),
+    }
+    out
+}
+
+fn asked_http(
+    table: &Table,
+    conn: &Conn,
+    authority: &Authority,
+    request: &Request<()>,
+    out: &mut Explanation,
+) {
+    let (head, ()) = request.clone().into_parts();
+    let asked = route::asked(conn, authority);
     let headers = HeaderView(&head.headers);
     let view = route::view(&head, &headers, conn.scheme, &asked);
     let none = Routes::default();
-    let (routes, section) = routes(table, &place.door, &asked, &mut out);
+    let (routes, section) = routes(table, &conn.door, (&asked.host, asked.port), out);
     let explained = explain_rules(routes.unwrap_or(&none), section, &view);
-    let lost = explained.lost.iter().map(|lost| {
-        let origin = lost.rule.map_or(&lost.route.origin, |rule| &rule.origin);
-        let field = origin.field.to_string();
-        NotTaken { object: object(origin), field, why: lost.why.to_string() }
-    });
-    out.lost = lost.collect();
-    match route::choose(table, &conn, &view) {
+    out.lost = explained.lost.iter().map(not_taken).collect();
+    match route::choose(table, conn, &view) {
         Err(refusal) => {
             let row = refusal.cause.row();
             let text = format!("{}; {}", row.what, refusal.detail);
-            out.answer = refused(row.status, "", text);
+            out.answer = refused(refusal.status.unwrap_or(row.status), "", text);
             out.answer.flag = refusal.flags.to_string();
         }
-        Ok(Choice::Rule(found)) => rule(table, &found, &view, &mut out),
-        Ok(Choice::Backend(entry)) => whole(entry, &mut out),
-        Ok(Choice::Own(entry)) => whole(&entry, &mut out),
+        Ok(Choice::Rule(found)) => rule(table, &found, &view, out),
+        Ok(Choice::Backend(entry)) => whole(entry, out),
+        Ok(Choice::Own(entry)) => whole(&entry, out),
         Ok(Choice::Outside(Authority { host, port })) => {
             let port = port.unwrap_or(80);
             out.answer = forwarded(format!("it is not in the mesh; it goes to {host}:{port}"));
         }
     }
-    out
 }
 
 /// The routes that a door searches, and the section that serves the host.
 fn routes<'t>(
     table: &'t Table,
     door: &Door,
-    asked: &Asked,
+    (host, port): (&str, u16),
     out: &mut Explanation,
 ) -> (Option<&'t Routes>, Option<&'t str>) {
     if let Door::Gateway(name) = door {
         let Some(entry) = table.gateway(name) else { return (None, None) };
-        let Some(section) = pick_section(&entry.listener, &asked.host) else {
-            out.target = format!("no section of {name} serves {}", asked.host);
+        let Some(section) = pick_section(&entry.listener, host) else {
+            out.target = format!("no section of {name} serves {host}");
             return (None, None);
         };
-        out.target = format!(
-            "section {} ({})",
-            section.name,
-            section.hostname.as_deref().unwrap_or("every host")
-        );
+        out.target = doors::named(section);
         return (Some(&entry.routes), Some(&section.name));
     }
-    let Some(entry) = table.host(&asked.host) else {
-        out.target = format!("{} is no host of the mesh", asked.host);
+    let Some(entry) = table.host(host) else {
+        out.target = format!("{host} is no host of the mesh");
         return (None, None);
     };
-    out.target = format!("{} port {}", entry.host.name, asked.port);
+    out.target = format!("{} port {port}", entry.host.name);
     (Some(&entry.routes), None)
+}
+
+fn taken(found: &Found<'_>) -> Taken {
+    Taken {
+        object: object(&found.rule.origin),
+        field: found.rule.origin.field.to_string(),
+        rule: found.rule.name.clone(),
+        matched: found.matched.map_or_else(|| "everything".into(), shown_match),
+    }
+}
+
+fn not_taken(lost: &Lost<'_>) -> NotTaken {
+    let origin = lost.rule.map_or(&lost.route.origin, |rule| &rule.origin);
+    let field = origin.field.to_string();
+    NotTaken { object: object(origin), field, why: lost.why.to_string() }
 }
 
 fn rule(
@@ -193,12 +245,7 @@ fn rule(
     view: &weft_model::decide::Request<'_>,
     out: &mut Explanation,
 ) {
-    out.route = Some(Taken {
-        object: object(&found.rule.origin),
-        field: found.rule.origin.field.to_string(),
-        rule: found.rule.name.clone(),
-        matched: found.matched.map_or_else(|| "everything".into(), shown_match),
-    });
+    out.route = Some(taken(found));
     out.steps = steps::of_rule(found, view);
     if let Some(why) = not_allowed(found, view) {
         out.answer = refused(403, "UAEX", why);
@@ -215,7 +262,7 @@ fn rule(
         return;
     }
     match &found.rule.action {
-        Action::Forward(shares) => forward(table, found, shares, view.path, out),
+        Action::Forward(_) => forward(table, found, Some(view.path), out),
         Action::Redirect(redirect) => {
             let location = redirect_location(redirect, view, found.matched);
             let (kind, status) = ("redirect".into(), Some(redirect.status));
@@ -264,13 +311,9 @@ fn not_allowed(found: &Found<'_>, view: &weft_model::decide::Request<'_>) -> Opt
     Some(format!("{by}, to a client of this machine without a certificate"))
 }
 
-fn forward(
-    table: &Table,
-    found: &Found<'_>,
-    shares: &[WeightedBackend],
-    path: &str,
-    out: &mut Explanation,
-) {
+/// Where a rule sends a request, or with no path the bytes of a connection.
+fn forward(table: &Table, found: &Found<'_>, path: Option<&str>, out: &mut Explanation) {
+    let shares = found.rule.shares();
     let weights: Vec<u32> = shares.iter().map(|s| s.weight).collect();
     let total = total_weight(&weights);
     let mut takes = Vec::new();
@@ -280,24 +323,7 @@ fn forward(
             percent: percent(share.weight.into(), total),
             ..ShareRow::default()
         };
-        let filters = found.rule.filters.iter().chain(&share.filters);
-        match &share.target {
-            Target::Backend(name) => match table.backend(name) {
-                Some(entry) => {
-                    row.backend = entry.label();
-                    match unfit(path, filters, found.matched) {
-                        Some(unfit) => row.fails = format!("{} DPE: {}", unfit.status, unfit.why),
-                        None => takes.push((share.weight > 0) && candidates(entry, out)),
-                    }
-                }
-                None => {
-                    row.backend = name.to_string();
-                    let why = table.fail(name).map_or("it is not known", |f| &*f.reason);
-                    row.fails = format!("503 NC: {why}");
-                }
-            },
-            Target::Fail { status, reason } => row.fails = format!("{status} NC: {reason}"),
-        }
+        takes.push(share_of(table, found, (share, path), &mut row, out));
         out.shares.push(row);
     }
     let failing = out.shares.iter().find(|row| !row.fails.is_empty() && row.weight > 0);
@@ -310,6 +336,61 @@ fn forward(
         }
         (None, false) => refused(503, "UH", "no instance can take the request".into()),
     };
+    if let Action::Fail { status, reason } = &found.rule.action {
+        out.answer = refused(*status, "NC", reason.to_string());
+    }
+}
+
+/// Explains one of a rule's backends; whether it takes requests.
+fn share_of(
+    table: &Table,
+    found: &Found<'_>,
+    (share, path): (&WeightedBackend, Option<&str>),
+    row: &mut ShareRow,
+    out: &mut Explanation,
+) -> bool {
+    let name = match &share.target {
+        Target::Backend(name) => name,
+        Target::Fail { status, reason } => {
+            row.fails = format!("{status} NC: {reason}");
+            return false;
+        }
+    };
+    let Some(entry) = table.backend(name) else {
+        row.backend = name.to_string();
+        let why = table.fail(name).map_or("it is not known", |f| &*f.reason);
+        row.fails = format!("503 NC: {why}");
+        return false;
+    };
+    row.backend = entry.label();
+    let filters = found.rule.filters.iter().chain(&share.filters);
+    if let Some(unfit) = path.and_then(|path| unfit(path, filters, found.matched)) {
+        row.fails = format!("{} DPE: {}", unfit.status, unfit.why);
+        return false;
+    }
+    share.weight > 0 && backend(entry, Some(found.rule), row, out)
+}
+
+/// What a backend's policy says, and its instances; whether one takes requests now.
+fn backend(
+    entry: &BackendEntry,
+    rule: Option<&Rule>,
+    row: &mut ShareRow,
+    out: &mut Explanation,
+) -> bool {
+    let told = |out: &Explanation| out.steps.iter().any(|s| s.of == row.backend);
+    // One that stands in two shares is told once.
+    if !told(out) {
+        out.steps.extend(policy::of_backend(entry, rule, out.now));
+        out.candidates.extend(candidates::of(entry, out.now));
+    }
+    let mut own = out.candidates.iter().filter(|c| c.backend == row.backend);
+    let open = own.any(|c| c.percent > 0.0);
+    if let Some(why) = policy::full(entry).filter(|_| open && out.now.is_some()) {
+        row.fails = format!("503 UO: {why}");
+        return false;
+    }
+    open
 }
 
 fn row_status(row: &ShareRow) -> u16 {
@@ -322,45 +403,14 @@ fn row_flag(row: &ShareRow) -> &str {
 
 /// A service that no route speaks about, or one instance.
 fn whole(entry: &Arc<BackendEntry>, out: &mut Explanation) {
-    let row = ShareRow { backend: entry.label(), weight: 1, percent: 100.0, ..ShareRow::default() };
+    let mut row =
+        ShareRow { backend: entry.label(), weight: 1, percent: 100.0, ..ShareRow::default() };
+    out.answer = match (backend(entry, None, &mut row, out), row.fails.split_once(": ")) {
+        (true, _) => forwarded("an instance answers; no route speaks about it".into()),
+        (false, Some((_, why))) => refused(503, "UO", why.to_owned()),
+        (false, None) => refused(503, "UH", "no instance can take the request".into()),
+    };
     out.shares.push(row);
-    out.answer = match candidates(entry, out) {
-        true => forwarded("an instance answers; no route speaks about it".into()),
-        false => refused(503, "UH", "no instance can take the request".into()),
-    };
-}
-
-/// Adds a backend's endpoints; whether any takes requests. Ejections are each proxy's own and not
-/// known here.
-fn candidates(entry: &BackendEntry, out: &mut Explanation) -> bool {
-    out.steps.extend(steps::of_backend(entry));
-    let member = |(i, e): (usize, &Arc<crate::table::EndpointEntry>)| Member {
-        weight: e.endpoint.weight,
-        health: e.endpoint.health,
-        failing: e.shared.is_failing(),
-        ejected: false,
-        pausing: false,
-        warm_basis_points: 10_000,
-        place: entry.places.of(i),
-    };
-    let members: Vec<Member> = entry.endpoints.iter().enumerate().map(member).collect();
-    let mut shares = Shares::default();
-    let panic = entry.backend.policy.panic_basis_points;
-    shares.settle(&members, &entry.places.rule, panic);
-    let total = total_weight(&shares.weights);
-    for ((e, weight), standing) in
-        entry.endpoints.iter().zip(&shares.weights).zip(&shares.standings)
-    {
-        out.candidates.push(Candidate {
-            backend: entry.label(),
-            instance: e.endpoint.id.to_string(),
-            address: e.endpoint.address.to_string(),
-            weight: e.endpoint.weight,
-            percent: percent(u64::from(*weight), total),
-            why: standing.to_string(),
-        });
-    }
-    total > 0
 }
 
 fn percent(part: u64, whole: u64) -> f64 {
@@ -370,6 +420,11 @@ fn percent(part: u64, whole: u64) -> f64 {
 
 fn refused(status: u16, flag: &str, text: String) -> Answer {
     Answer { kind: "refused".into(), status: Some(status), flag: flag.into(), text }
+}
+
+/// Nothing is answered.
+fn closed(text: String) -> Answer {
+    Answer { kind: "closed".into(), text, ..Answer::default() }
 }
 
 fn forwarded(text: String) -> Answer {

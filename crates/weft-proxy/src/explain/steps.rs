@@ -1,61 +1,98 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a rule and a backend do beside choosing, one line each with the object and field that say
+//! What a rule does beside choosing, one line each with the object and field that say
 //! so. Fields are named as the object's own kind writes them.
 
 use weft_model::decide::{Found, Request};
 use weft_model::{
-    Cache, CheckKind, Effect, Filter, HeaderEdit, Mirror, Origin, Protection, RateLimit, Retry,
-    Rewrite, Session, SessionBy, Target,
+    Action, Cache, Effect, Filter, HeaderEdit, Mirror, Origin, RateLimit, Retry, Rewrite, Rule,
+    Session, SessionBy, Target, value,
 };
 
 use super::{Step, object};
 use crate::http::rewritten::rewritten;
-use crate::table::BackendEntry;
 
 /// What nobody wrote.
-const DEFAULT: &str = "weft's default";
+pub const DEFAULT: &str = "weft's default";
 
 /// Lines of a rule.
 pub fn of_rule(found: &Found<'_>, req: &Request<'_>) -> Vec<Step> {
-    let rule = found.rule;
-    let from = &rule.origin;
-    let istio = &*from.kind == "VirtualService";
     let mut out = Vec::new();
-    for filter in &rule.filters {
+    for filter in &found.rule.filters {
         out.extend(of_filter(filter, found, req));
     }
-    let field = |gateway_api: &str, of_istio: &str| match istio {
-        true => format!("{}.{of_istio}", from.field),
-        false => format!("{}.{gateway_api}", from.field),
-    };
-    let mut say = |what: &str, value: String, field: String| {
-        out.push(Step { what: what.into(), value, object: object(from), field });
-    };
-    let ms = |ms: u64| if ms == 0 { "no limit".to_owned() } else { format!("{ms} ms") };
-    if let Some(limit) = rule.timeouts.request_ms {
-        say("request timeout", ms(limit), field("timeouts.request", "timeout"));
-    }
-    if let Some(limit) = rule.timeouts.backend_request_ms {
-        let field = field("timeouts.backendRequest", "retries.perTryTimeout");
-        say("timeout of one attempt", ms(limit), field);
-    }
-    if let Some(limit) = rule.timeouts.stream_ms {
-        say("longest stream", ms(limit), field("timeouts.stream", "timeout"));
-    }
-    if let Some(limit) = rule.retry.per_try_timeout_ms {
-        say("timeout of one attempt", ms(limit), field("retry", "retries.perTryTimeout"));
-    }
-    if rule.retry != Retry::default() {
-        say("retries", retries(rule), field("retry", "retries"));
-    }
-    if let Some(session) = &rule.session {
-        say("session", kept(session), field("sessionPersistence", "sessionPersistence"));
-    }
-    if rule.retry == Retry::default() {
-        let (what, value) = ("retries".into(), retries(rule));
-        out.push(Step { what, value, object: DEFAULT.into(), field: String::new() });
+    if matches!(found.rule.action, Action::Forward(_)) {
+        out.extend(of_timing(found.rule));
     }
     out
+}
+
+/// How long a rule's requests may take, and when they are sent again.
+pub fn of_timing(rule: &Rule) -> Vec<Step> {
+    let (limits, retry) = (&rule.timeouts, &rule.retry);
+    let attempt = match retry.per_try_timeout_ms {
+        Some(ms) => Some((ms, "retry", "retries.perTryTimeout")),
+        None => limits
+            .backend_request_ms
+            .map(|ms| (ms, "timeouts.backendRequest", "retries.perTryTimeout")),
+    };
+    let timed = [
+        (value::REQUEST_TIMEOUT, limits.request_ms, "timeouts.request", "timeout"),
+        (
+            value::ATTEMPT_TIMEOUT,
+            attempt.map(|(ms, ..)| ms),
+            attempt.map_or("", |(_, field, _)| field),
+            attempt.map_or("", |(.., field)| field),
+        ),
+        (value::IDLE_TIMEOUT, limits.idle_ms, "timeouts.idle", "timeout"),
+        (value::STREAM_TIMEOUT, limits.stream_ms, "timeouts.stream", "timeout"),
+    ];
+    let said = timed.into_iter().filter_map(|(what, ms, gateway_api, istio)| {
+        Some(step_of(rule, what, what, shown_ms(ms?), (gateway_api, istio)))
+    });
+    let mut out: Vec<Step> = said.collect();
+    let usual =
+        *retry == Retry { per_try_timeout_ms: retry.per_try_timeout_ms, ..Retry::default() };
+    out.push(match usual && rule.sources.of(value::RETRIES).is_none() {
+        true => default_step(value::RETRIES, retries(rule)),
+        false => step_of(rule, value::RETRIES, value::RETRIES, retries(rule), ("retry", "retries")),
+    });
+    if let Some(session) = &rule.session {
+        let fields = ("sessionPersistence", "sessionPersistence");
+        out.push(step_of(rule, "session", "session", kept(session), fields));
+    }
+    out
+}
+
+/// A line of a rule's value, by its own object unless another one set it; fields as Gateway API
+/// and as Istio write them.
+fn step_of(
+    rule: &Rule,
+    source: &str,
+    what: &str,
+    value: String,
+    (gateway_api, istio): (&str, &str),
+) -> Step {
+    let own = &rule.origin;
+    let of_istio = &*own.kind == "VirtualService";
+    let field = if of_istio { istio } else { gateway_api };
+    let by = rule.sources.of(source).unwrap_or_else(|| Origin {
+        field: match field {
+            "" => own.field.clone(),
+            field => format!("{}.{field}", own.field).into(),
+        },
+        ..own.clone()
+    });
+    let (object, field) = (object(&by), by.field.to_string());
+    Step { what: what.into(), value, object, field, ..Step::default() }
+}
+
+/// A line of what nobody wrote.
+pub fn default_step(what: &str, value: String) -> Step {
+    Step { what: what.into(), value, object: DEFAULT.into(), ..Step::default() }
+}
+
+pub fn shown_ms(ms: u64) -> String {
+    if ms == 0 { "no limit".to_owned() } else { format!("{ms} ms") }
 }
 
 fn retries(rule: &weft_model::Rule) -> String {
@@ -83,32 +120,27 @@ fn retries(rule: &weft_model::Rule) -> String {
 }
 
 fn of_filter(filter: &Filter, found: &Found<'_>, req: &Request<'_>) -> Vec<Step> {
-    let from = &found.rule.origin;
-    let istio = &*from.kind == "VirtualService";
-    let step = |what: &str, value: String, of_istio: &str| Step {
-        what: what.into(),
-        value,
-        object: object(from),
-        field: match istio {
-            true => format!("{}.{of_istio}", from.field),
-            false => format!("{}.filters", from.field),
-        },
+    let named = |source: &str, what: &str, value: String, istio: &str| {
+        step_of(found.rule, source, what, value, ("filters", istio))
     };
+    let step = |what: &str, value: String, istio: &str| named(what, what, value, istio);
     match filter {
         Filter::RequestHeaders(edit) => {
-            vec![step("request headers", edited(edit), "headers.request")]
+            vec![step(value::REQUEST_HEADERS, edited(edit), "headers.request")]
         }
         Filter::ResponseHeaders(edit) => {
-            vec![step("response headers", edited(edit), "headers.response")]
+            vec![step(value::RESPONSE_HEADERS, edited(edit), "headers.response")]
         }
         Filter::Rewrite(Rewrite { host, path }) => {
-            let host = host.as_ref().map(|h| step("host", h.to_string(), "rewrite.authority"));
+            let host = host
+                .as_ref()
+                .map(|h| named(value::REWRITE, "host", h.to_string(), "rewrite.authority"));
             let path = path.as_ref().map(|p| {
                 let value = match rewritten(req.path, p, found.matched) {
                     Ok(new) => format!("{} becomes {new}", req.path),
                     Err(unfit) => unfit.why,
                 };
-                step("path", value, "rewrite")
+                named(value::REWRITE, "path", value, "rewrite.uri")
             });
             host.into_iter().chain(path).collect()
         }
@@ -116,25 +148,25 @@ fn of_filter(filter: &Filter, found: &Found<'_>, req: &Request<'_>) -> Vec<Step>
             let delay = fault.delay.as_ref().map(|d| format!("{} wait {} ms", d.share, d.ms));
             let abort = fault.abort.as_ref().map(|a| format!("{} get {:?}", a.share, a.answer));
             let parts: Vec<String> = delay.into_iter().chain(abort).collect();
-            vec![step("fault", parts.join(", "), "fault")]
+            vec![step(value::FAULT, parts.join(", "), "fault")]
         }
         Filter::Mirror(Mirror { target, share, .. }) => {
             let to = match target {
                 Target::Backend(name) => name.to_string(),
                 Target::Fail { reason, .. } => reason.to_string(),
             };
-            vec![step("copies", format!("{share} to {to}"), "mirrors")]
+            vec![step(value::COPIES, format!("{share} to {to}"), "mirrors")]
         }
         // Who says so is in its name: a policy, not the rule.
         Filter::RateLimit(limit) => vec![limited(limit)],
         Filter::BodyLimit(bytes) => {
-            vec![step("request body", format!("at most {bytes} bytes"), "")]
+            vec![step(value::BODY, format!("at most {bytes} bytes"), "")]
         }
         Filter::Cache(cache) => vec![stored(cache, req)],
         Filter::Cors(cors) => {
             let n = cors.origins.len();
             let value = format!("leave for {n} {}", if n == 1 { "origin" } else { "origins" });
-            vec![step("CORS", value, "corsPolicy")]
+            vec![step(value::CORS, value, "corsPolicy")]
         }
         Filter::Access(access) => {
             let names: Vec<&str> = access.policies.iter().map(|p| &*p.name).collect();
@@ -149,13 +181,14 @@ fn of_filter(filter: &Filter, found: &Found<'_>, req: &Request<'_>) -> Vec<Step>
 }
 
 /// A rate limit is named by its policy and field.
-fn limited(limit: &RateLimit) -> Step {
+pub fn limited(limit: &RateLimit) -> Step {
     let (object, field) = limit.name.rsplit_once(' ').unwrap_or((&limit.name, ""));
     Step {
         what: "rate limit".into(),
         value: limit.to_string(),
         object: object.into(),
         field: field.into(),
+        ..Step::default()
     }
 }
 
@@ -166,7 +199,8 @@ fn stored(cache: &Cache, req: &Request<'_>) -> Step {
         "GET" | "HEAD" => format!("answered from what is stored, if that is fresh; {cache}"),
         method => format!("{method} is not answered from it"),
     };
-    Step { what: "cache".into(), value, object: object.into(), field: field.into() }
+    let (object, field) = (object.into(), field.into());
+    Step { what: "cache".into(), value, object, field, ..Step::default() }
 }
 
 fn edited(edit: &HeaderEdit) -> String {
@@ -190,72 +224,4 @@ fn kept(session: &Session) -> String {
         Some(seconds) => format!("{by}, at most {seconds} s"),
         None => by,
     }
-}
-
-/// Lines of a backend's policy.
-pub fn of_backend(entry: &BackendEntry) -> Vec<Step> {
-    let policy = &entry.backend.policy;
-    let default = Origin {
-        kind: "weft".into(),
-        namespace: "".into(),
-        name: "default".into(),
-        field: "".into(),
-    };
-    let origin = entry.backend.origin.as_ref().unwrap_or(&default);
-    let said = |what: &str, value: String| Step {
-        what: what.into(),
-        value: format!("{}: {value}", entry.label()),
-        object: match &*origin.kind {
-            "weft" => DEFAULT.into(),
-            _ => object(origin),
-        },
-        field: origin.field.to_string(),
-    };
-    let mut out = vec![
-        said("balancing", format!("{:?}", policy.lb)),
-        said("connect timeout", format!("{} ms", policy.connect_timeout_ms)),
-    ];
-    for (what, limit) in [
-        ("connections at most", policy.limits.connections_max),
-        ("requests at most", policy.limits.requests_max),
-    ] {
-        out.extend(limit.map(|n| said(what, n.to_string())));
-    }
-    let protection = policy.protection.as_deref();
-    out.extend(protection.into_iter().flat_map(protected).map(|(what, value)| said(what, value)));
-    out.extend(protection.into_iter().flat_map(|p| &p.rate_limits).map(|limit| limited(limit)));
-    out
-}
-
-/// What a backend's policy asks for beyond balancing, but for rate limits.
-fn protected(protection: &Protection) -> Vec<(&'static str, String)> {
-    let mut out = Vec::new();
-    if let Some(check) = &protection.health_check {
-        let what = match &check.kind {
-            CheckKind::Http(http) => format!("{} {}", http.method, http.path),
-            CheckKind::Grpc { service, .. } if service.is_empty() => "gRPC".to_owned(),
-            CheckKind::Grpc { service, .. } => format!("gRPC {service}"),
-            CheckKind::Tcp { .. } => "TCP".to_owned(),
-        };
-        let every = check.interval_ms;
-        out.push(("health check", format!("{what} every {every} ms, by each proxy")));
-    }
-    if let Some(adaptive) = &protection.adaptive {
-        let (least, most) = (adaptive.limit_min, adaptive.limit_max);
-        out.push(("adaptive concurrency", format!("{least} to {most} requests in flight")));
-    }
-    if protection.ungated {
-        out.push(("overload gate", "off".to_owned()));
-    }
-    for (what, ms) in [
-        ("request timeout where the route says nothing", protection.timeouts.request_ms),
-        (
-            "timeout of one attempt where the route says nothing",
-            protection.timeouts.backend_request_ms,
-        ),
-    ] {
-        out.extend(ms.map(|ms| (what, format!("{ms} ms"))));
-    }
-    out.extend(protection.body_bytes_max.map(|n| ("request body", format!("at most {n} bytes"))));
-    out
 }

@@ -29,6 +29,7 @@ use super::incoming::Incoming;
 use super::upgraded::{Handover, Upgraded};
 use super::wrong::Wrong;
 use crate::guards;
+use crate::http::bounds::Bounds;
 use crate::http::interim::Interim;
 use crate::overload::stuck::Stuck;
 use crate::sys::pooled::Pooled;
@@ -59,6 +60,11 @@ pub trait Service {
     /// Answers before the answer, of the request under way.
     fn interim(&self) -> Option<&Interim> {
         None
+    }
+
+    /// When the connection takes no more requests.
+    fn bounds(&self) -> Bounds {
+        Bounds::NONE
     }
 
     /// Goes on with sending the request's body while its answer's reader is slow.
@@ -234,7 +240,8 @@ where
                 }
             }
             let deadline = if idle {
-                *idle_since.get_or_insert_with(moment) + self.times.idle
+                let since = *idle_since.get_or_insert_with(moment);
+                self.service.bounds().sooner(since + self.times.idle)
             } else {
                 *began.get_or_insert_with(Instant::now) + self.times.head
             };
@@ -268,7 +275,8 @@ where
         };
         let ends = response.status().as_u16() >= 400;
         let stays = !leaves || granted || !guards::on("way-out");
-        let fit = keep_alive && stays && self.core.borrow().may_keep(ends);
+        let more = !self.service.bounds().is_last(self.core.borrow().number() + 1);
+        let fit = keep_alive && stays && more && self.core.borrow().may_keep(ends);
         let reply = Reply::new(response, &method, version, fit, granted);
         let keep = reply.keeps();
         self.send(reply).await?;

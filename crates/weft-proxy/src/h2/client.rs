@@ -69,12 +69,14 @@ pub enum Failure<B> {
 pub struct Pings {
     pub every: Duration,
     pub within: Duration,
+    /// Also while nothing is asked, and while others talk.
+    pub always: bool,
 }
 
 /// For proxies of the mesh. Others may take PINGs for abuse: gRPC's servers end a connection after
 /// three within five minutes each.
 pub const MESH_PINGS: Pings =
-    Pings { every: Duration::from_secs(10), within: Duration::from_secs(5) };
+    Pings { every: Duration::from_secs(10), within: Duration::from_secs(5), always: false };
 /// Streams that are begun before the peer has said how many it allows.
 const FIRST_STREAMS_MAX: usize = 100;
 
@@ -289,7 +291,8 @@ where
                 self.shared.closed.set(true);
                 return Poll::Ready(Err(Lost::Silent));
             }
-            if !heard && !self.asked && self.shared.active.get() > 0 {
+            let due = times.always || (!heard && self.shared.active.get() > 0);
+            if due && !self.asked {
                 self.asked = pings.send_ping(Ping::opaque()).is_ok();
             }
             let wait = if self.asked { times.within } else { times.every };
@@ -384,14 +387,17 @@ mod tests {
     use super::super::frames::{PING, PREFACE_BYTES, Scanner};
     use super::*;
 
-    const QUICK: Pings =
-        Pings { every: Duration::from_millis(20), within: Duration::from_millis(10) };
+    const QUICK: Pings = Pings {
+        every: Duration::from_millis(20),
+        within: Duration::from_millis(10),
+        always: false,
+    };
 
     /// The PINGs that reach a peer which says nothing at all, and why its connection ended.
-    async fn silence(pings: Option<Pings>) -> (usize, Option<Lost>) {
+    async fn silence(pings: Option<Pings>, active: usize) -> (usize, Option<Lost>) {
         let (ours, mut theirs) = tokio::io::duplex(1 << 16);
         let (mut sender, driver) = connect(ours, pings).await.unwrap();
-        driver.known().active.set(1);
+        driver.known().active.set(active);
         let request = Request::get("http://a.example/").body(Empty::<Bytes>::new()).unwrap();
         let limit = if pings.is_some() { Duration::from_secs(10) } else { QUICK.every * 5 };
         let driving = async {
@@ -415,9 +421,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_peer_is_asked_and_let_go_if_it_may_be_asked() {
-        let (seen, lost) = silence(Some(QUICK)).await;
+        let (seen, lost) = silence(Some(QUICK), 1).await;
         assert!(matches!((seen, &lost), (1, Some(Lost::Silent))), "{seen} {lost:?}");
-        let (seen, lost) = silence(None).await;
+        let (seen, lost) = silence(None, 1).await;
         assert!(matches!((seen, &lost), (0, None)), "{seen} {lost:?}");
+        // Nobody waits for an idle one; it is asked where that was said.
+        let (seen, lost) = silence(Some(Pings { always: true, ..QUICK }), 0).await;
+        assert!(matches!((seen, &lost), (1, Some(Lost::Silent))), "{seen} {lost:?}");
     }
 }

@@ -27,6 +27,7 @@ use super::{ANSWER_BUFFER, Incoming, STREAM_WINDOW, STREAMS_MAX, WINDOW};
 use crate::guards;
 use crate::h1::Wrong;
 use crate::h1::alarm::Alarm;
+use crate::http::bounds::Bounds;
 use crate::sys::pooled::Pooled;
 
 mod stream;
@@ -56,6 +57,11 @@ pub trait Service: 'static {
     /// The answer to something that is too much to be a request.
     fn refuse(&self, wrong: Wrong) -> Response<Self::Body>;
 
+    /// When the connection takes no more requests.
+    fn bounds(&self) -> Bounds {
+        Bounds::NONE
+    }
+
     /// Goes on with sending the request's body while its answer's reader is slow.
     fn drive(body: &mut Self::Body, cx: &mut Context<'_>);
 }
@@ -69,6 +75,8 @@ pub struct Times {
     pub idle: Duration,
     /// Without taking any byte of an answer that waits for its window.
     pub body: Duration,
+    /// At a time, where that is less than usual.
+    pub streams: Option<u32>,
 }
 
 /// Why a connection ended before its client wanted that.
@@ -130,7 +138,7 @@ where
     builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(WINDOW)
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(times.streams.map_or(STREAMS_MAX, |n| n.min(STREAMS_MAX)))
         .max_send_buffer_size(if guards::on("h2-buffer") { ANSWER_BUFFER } else { 1 << 30 })
         .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(UNSEEN_RESETS_MAX)
@@ -188,6 +196,7 @@ where
                     let body = self.times.body;
                     let answer = Pooled::pin(|| stream::answer(service, request, respond, body));
                     self.tasks.spawn_local("http/2", answer);
+                    self.end_if(self.service.bounds().is_last(self.requests));
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(self.ended(error))),
@@ -234,7 +243,8 @@ where
         let unfinished = self.watch.unfinished().filter(|_| guards::on("h2-unfinished"));
         let unfinished = unfinished.map(|since| since + self.times.head);
         let unanswered = self.asked.map(|since| since + self.times.head);
-        let due = [unfinished, unanswered].into_iter().flatten().min();
+        let end = self.service.bounds().end.filter(|_| !self.draining);
+        let due = [unfinished, unanswered, end].into_iter().flatten().min();
         let due = due.map_or(self.look_at, |due| due.min(self.look_at));
         std::task::ready!(self.alarm.poll(cx, due));
         let now = Instant::now();
@@ -251,7 +261,16 @@ where
         if self.look_at <= now {
             self.look(now, heard);
         }
+        self.end_if(self.service.bounds().is_over());
         Poll::Ready(Ok(()))
+    }
+
+    /// Tells the client to ask elsewhere from now on, once; what it has asked is answered.
+    fn end_if(&mut self, over: bool) {
+        if over && !self.draining {
+            self.draining = true;
+            self.conn.graceful_shutdown();
+        }
     }
 
     /// Sees whether the client is there, and whether it wants anything.

@@ -14,9 +14,7 @@ use http::{Request, Response, Uri, Version};
 use tokio::time::Instant;
 use weft_base::clock::moment;
 use weft_base::limits::PENDING_MS_MAX;
-use weft_model::decide::{
-    Failure, Outcome, Verdict, is_idempotent, outcome_of_grpc, outcome_of_status, retry_verdict,
-};
+use weft_model::decide::{Failure, Outcome, is_idempotent, outcome_of_grpc, outcome_of_status};
 use weft_model::{LbPolicy, Retry, Timeouts};
 
 use super::body::{AttemptBody, BodyLimits, Due, Replay, ReplyBody};
@@ -31,21 +29,20 @@ use crate::observe::record::{Record, grpc_status};
 use crate::table::BackendEntry;
 use crate::tcp::half_open;
 use crate::upstream::ask::{Key, pause_ms};
-use crate::upstream::breaker::Counted;
+use crate::upstream::breaker::Grant;
 use crate::upstream::connect::ConnectError;
 use crate::upstream::pick::{Ask, LocalBackend, LocalEndpoint};
 use crate::upstream::pool::{Answered, Client, How, InFlight, Lease, SendError, Wire};
 use crate::worker::Worker;
 
+mod again;
 mod gated;
 mod wire;
 
-/// Longest wait between two attempts.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+use again::{again, wait};
+
 /// How long a request waits for one of its backend's connections.
 const PATIENCE: Duration = Duration::from_millis(PENDING_MS_MAX);
-/// Longest pause that an upstream asks for and a request waits through.
-const PAUSE_MS_MAX: u64 = 5_000;
 
 /// One request on its way to one backend.
 #[derive(Debug)]
@@ -106,7 +103,7 @@ async fn attempts(
     let own = patience.is_some() && patience == shortest;
     let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
     let mut retrying = None;
-    call.backend.borrow_mut().budget.request(call.worker.clock.at(began));
+    note_first(call, began);
     loop {
         let entered = gated::enter(call, began, deadline).await;
         let (gated, at) = entered.map_err(|why| overdue(why, own))?;
@@ -142,7 +139,7 @@ async fn attempts(
         if deadline.is_some_and(|(at, _)| Instant::now() >= at) {
             return Err(overdue(refusal.detail, own));
         }
-        tried.extend((!call.retry.tried_too).then_some(picked));
+        tried.push(picked);
         // The one that just ended has no part in whether there may be another.
         drop(retrying.take());
         let wait = match again(call, failure, record.attempts) {
@@ -182,6 +179,13 @@ pub async fn once(call: &Call<'_>, grpc: bool) -> Option<Response<ReplyBody>> {
     }
 }
 
+/// A first attempt earns its backend retries.
+fn note_first(call: &Call<'_>, now: Instant) {
+    let backend = &mut *call.backend.borrow_mut();
+    let policy = &backend.entry.backend.policy.retry_budget;
+    backend.budget.request(policy, call.worker.clock.at(now));
+}
+
 /// How long a gRPC client itself waits; longer than a year is for ever.
 fn patience(call: &Call<'_>, record: &Record) -> Option<Duration> {
     let named = record.is_grpc.then(|| headers::grpc_timeout(&call.head.headers)).flatten();
@@ -200,6 +204,8 @@ fn pick(
     tried: &[Rc<LocalEndpoint>],
     now: Instant,
 ) -> Option<Rc<LocalEndpoint>> {
+    // Where a rule says so those that were tried are no worse than others.
+    let tried = if call.retry.tried_too { &[] } else { tried };
     let picked = choose(call, hash, tried, now)?;
     let version = call.backend.borrow().entry.backend.policy.proxy_protocol;
     Some(match version {
@@ -239,20 +245,22 @@ async fn attempt(
 ) -> Ended {
     let entry = call.backend.borrow().entry.clone();
     let (policy, protocol) = (&entry.backend.policy, entry.protocol);
-    if let Some(most) = policy.limits.requests_max
-        && call.backend.borrow().in_flight() >= u64::from(most)
-    {
-        let detail = format!("{most} requests are in flight, its limit");
-        return Ended::Over(Refusal::new(Cause::Overload, detail));
-    }
+    let breaker = call.backend.borrow().breaker.clone();
+    let counted = match breaker.request(&policy.limits) {
+        Ok(counted) => counted,
+        Err(detail) => return Ended::Over(Refusal::new(Cause::Overload, detail)),
+    };
     let transport = picked.entry.endpoint.transport;
-    let (wire, over_h2) = wire::choose(call, protocol, transport, grpc);
+    let said = policy.connections.as_ref().and_then(|c| c.speaks);
+    let (wire, over_h2) = wire::choose(call, (protocol, said), transport, grpc);
     let mut how = How {
         wire,
         connect_timeout: Duration::from_millis(policy.connect_timeout_ms.max(1)),
+        connections: policy.connections.clone(),
         careful: !is_idempotent(call.head.method.as_str()) && !call.retry.declared_idempotent,
         body: call.body.clone(),
         interim: call.interim.clone(),
+        grant: Grant::default(),
     };
     let due = match until {
         Some((at, limit)) => Due::At(at, limit),
@@ -266,7 +274,7 @@ async fn attempt(
         Ok(permit) => permit,
         Err(detail) => return Ended::Over(Refusal::new(Cause::Overload, detail)),
     };
-    let flight = InFlight::begin(picked, call.worker.id);
+    let flight = InFlight::within(picked, call.worker.id, counted);
     let address = picked.entry.endpoint.address;
     let over_h2 = over_h2.filter(|_| how.wire == Wire::H2);
     let mut with: Vec<_> = over_h2.map(|protocol| (UPGRADE, protocol)).into_iter().collect();
@@ -380,26 +388,6 @@ fn judged(response: &Response<Answered>, picked: &LocalEndpoint) -> Option<(Fail
     (status >= 400).then(|| (Failure::Status(status), format!("{address}: status {status}")))
 }
 
-/// Whether to send it again; otherwise why not.
-fn again(call: &Call<'_>, failure: Failure, attempt: u32) -> Result<Counted, String> {
-    let method = call.head.method.as_str();
-    let replayable = call.body.can_replay();
-    match retry_verdict(call.retry, method, failure, attempt, replayable) {
-        Verdict::Stop(why) => return Err(why.to_string()),
-        Verdict::Retry => {}
-    }
-    let mut backend = call.backend.borrow_mut();
-    let entry = backend.entry.clone();
-    let policy = &entry.backend.policy;
-    let workers = call.worker.config.workers;
-    let counted = backend.breaker.retry(&policy.limits, workers).and_then(|counted| {
-        let room = backend.budget.take(&policy.retry_budget, workers, call.worker.clock.now());
-        let used_up = || "the retry budget is used up, so it was not sent again".to_owned();
-        room.then_some(counted).ok_or_else(used_up)
-    });
-    counted.inspect_err(|_| call.worker.metrics.cells.retries_denied.add(1))
-}
-
 /// No further attempt: an answer of the upstream is passed on as it is, anything else refused.
 fn stop(
     call: &Call<'_>,
@@ -477,37 +465,6 @@ fn note(
         },
     };
     call.worker.shared.reporter.note(&entry, &picked.entry, outcome, call.worker.id);
-}
-
-/// When the next attempt begins: at once when nothing was sent and another endpoint is there, at
-/// the end of the pause that the upstream asked for when no other one is, else after a back-off.
-///
-/// # Errors
-/// Why waiting is in vain.
-fn wait(
-    call: &Call<'_>,
-    failure: Failure,
-    answer: Option<&Response<Answered>>,
-    tried: &[Rc<LocalEndpoint>],
-    deadline: Option<(Instant, Duration)>,
-) -> Result<Option<Instant>, String> {
-    let others = call.backend.borrow_mut().has_other(tried, call.worker.clock.now());
-    if failure == Failure::NotSent && others {
-        return Ok(None);
-    }
-    let pause = answer.and_then(|r| pause_ms(r, &call.worker.clock)).filter(|_| !others);
-    if let Some(ms) = pause {
-        let at = Instant::now() + Duration::from_millis(ms);
-        if ms > PAUSE_MS_MAX || deadline.is_some_and(|(end, _)| end <= at) {
-            return Err(format!("it asks for a pause of {ms} ms, and there is no other instance"));
-        }
-        return Ok(Some(at));
-    }
-    let doubled = 1u64 << tried.len().saturating_sub(1).min(10);
-    let base = Duration::from_millis(call.retry.backoff_ms.max(1).saturating_mul(doubled));
-    let wait = call.worker.rng.borrow_mut().jitter(base / 2, 100).min(BACKOFF_MAX);
-    let at = Instant::now() + wait;
-    Ok(Some(deadline.map_or(at, |(end, _)| end.min(at))))
 }
 
 /// Who asks, for a sidecar on the other end.

@@ -12,12 +12,14 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use weft_base::clock::moment;
 use weft_base::limits::RETRY_BODY_BYTES_MAX;
 
 use self::due::Pace;
 pub use self::due::{Due, Motion};
+pub use self::left::Heir;
 pub use self::upstream::UpstreamBody;
 pub use self::whole::HeldUp;
 use super::cache::Fill;
@@ -134,6 +136,8 @@ enum ReplyInner {
     Upstream(UpstreamBody),
     /// None: the connection has left HTTP.
     Left(Lease),
+    /// The same, and whoever goes on with it writes the record.
+    Bequeathed(oneshot::Sender<Pooled<Record>>),
 }
 
 /// How long an answer's body may take.
@@ -493,12 +497,6 @@ impl ReplyBody {
         }
     }
 
-    /// Attaches the record that is written when the body ends.
-    pub fn recorded(mut self, record: Pooled<Record>) -> Self {
-        self.record = Some(record);
-        self
-    }
-
     /// As a browser gets a gRPC answer.
     pub fn encoded(mut self, encoder: Encoder) -> Self {
         self.encoder = Some(Box::new(encoder));
@@ -530,7 +528,7 @@ impl Body for ReplyBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
         let frame = match &mut self.inner {
-            ReplyInner::Empty | ReplyInner::Left(_) => None,
+            ReplyInner::Empty | ReplyInner::Left(_) | ReplyInner::Bequeathed(_) => None,
             ReplyInner::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 self.inner = ReplyInner::Empty;
@@ -557,7 +555,7 @@ impl Body for ReplyBody {
             return encoder.is_ended();
         }
         match &self.inner {
-            ReplyInner::Empty | ReplyInner::Left(_) => true,
+            ReplyInner::Empty | ReplyInner::Left(_) | ReplyInner::Bequeathed(_) => true,
             ReplyInner::Full(bytes) => bytes.is_empty(),
             ReplyInner::Upstream(upstream) => upstream.body.is_end_stream(),
         }
@@ -568,7 +566,9 @@ impl Body for ReplyBody {
             return SizeHint::new();
         }
         match &self.inner {
-            ReplyInner::Empty | ReplyInner::Left(_) => SizeHint::with_exact(0),
+            ReplyInner::Empty | ReplyInner::Left(_) | ReplyInner::Bequeathed(_) => {
+                SizeHint::with_exact(0)
+            }
             ReplyInner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             ReplyInner::Upstream(upstream) => upstream.body.size_hint(),
         }

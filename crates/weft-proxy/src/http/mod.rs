@@ -5,6 +5,7 @@
 mod admit;
 pub mod attempt;
 pub mod body;
+pub mod bounds;
 pub mod cache;
 mod clean;
 pub mod copied;
@@ -20,6 +21,7 @@ pub mod phases;
 mod plan;
 pub mod policy;
 pub mod present;
+mod recorded;
 pub mod reply;
 pub mod rewritten;
 pub mod route;

@@ -369,6 +369,10 @@ async fn follow<'t>(
             Next::Forward(rare(outside(worker, conn, &target, record)).await?)
         }
     };
+    let next = match next {
+        Next::Forward(backend) => Next::Forward(capture::dialled(worker, conn, table, backend)),
+        answer @ Next::Answer(_) => answer,
+    };
     if let (Next::Forward(backend), false) = (&next, record.passthrough) {
         record.backend = Some(backend.borrow().entry.clone());
     }
@@ -466,7 +470,7 @@ async fn outside(
         return Err(Refusal::new(Cause::NoService, detail));
     }
     record.passthrough = true;
-    let address = relay::resolve(target)
+    let address = relay::resolve(worker, target)
         .await
         .map_err(|why| Refusal::new(Cause::NoService, format!("{}: {why}", unknown())))?;
     if address == conn.local {

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use weft_base::clock;
 
 use super::body::{BodyError, ReplyBody};
+use super::bounds::{Bounds, Served};
 use super::interim::Interim;
 use super::phases;
 use super::present;
@@ -52,6 +53,7 @@ pub enum ReceiveError {
 struct Requests {
     worker: Rc<Worker>,
     conn: Rc<Conn>,
+    served: Served,
     /// Of HTTP/1, which has one request at a time.
     interim: Rc<Interim>,
 }
@@ -66,8 +68,10 @@ where
     // Boxed once, since every wrapper of a task would hold its own copy of the future.
     match wire {
         Wire::H1 => {
-            let connection = server::Connection::new(io, times(&worker));
-            tasks.spawn_local("connection", in_turns(Box::pin(serve_h1(connection, worker, conn))));
+            let served = served(&worker, &conn);
+            let connection = server::Connection::new(io, times(&worker, &served));
+            let requests = Requests { worker, conn, served, interim: Rc::default() };
+            tasks.spawn_local("connection", in_turns(Box::pin(serve_h1(connection, requests))));
         }
         Wire::H2 => tasks.spawn_local("connection", Box::pin(ended_h2(io, worker, conn))),
     }
@@ -81,20 +85,26 @@ fn in_turns<T>(mut future: Pin<Box<impl Future<Output = T>>>) -> impl Future<Out
     })
 }
 
-fn times(worker: &Worker) -> server::Times {
+fn times(worker: &Worker, served: &Served) -> server::Times {
     let limits = &worker.config.limits;
     server::Times {
-        head: limits.header_timeout,
-        idle: limits.idle_timeout,
+        head: served.head(limits),
+        idle: served.idle(limits),
         body: limits.stream_idle_timeout,
     }
 }
 
-async fn serve_h1<I>(connection: server::Connection<I>, worker: Rc<Worker>, conn: Rc<Conn>)
+/// What a connection's listener says of its clients.
+fn served(worker: &Worker, conn: &Conn) -> Served {
+    let Door::Gateway(name) = &conn.door else { return Served::default() };
+    let table = worker.table();
+    Served::new(table.gateway(name).and_then(|gateway| gateway.listener.limits.clone()))
+}
+
+async fn serve_h1<I>(connection: server::Connection<I>, requests: Requests)
 where
     I: Socket + Send + 'static,
 {
-    let requests = Requests { worker, conn, interim: Rc::default() };
     let draining = pin!(requests.worker.idle_is_over());
     if let Err(error) = connection.serve(&requests, draining).await {
         let remote = requests.conn.remote;
@@ -116,15 +126,17 @@ async fn serve_h2<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>) -> Result<(), h2
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let limits = &worker.config.limits;
+    let (limits, served) = (&worker.config.limits, served(&worker, &conn));
     let times = h2::server::Times {
-        head: limits.header_timeout,
-        idle: limits.idle_timeout,
+        head: served.head(limits),
+        idle: served.idle(limits),
         body: limits.stream_idle_timeout,
+        streams: served.streams(),
     };
     // A proxy of the mesh has many clients, whose leaving is not its fault.
     let peer = if conn.door == Door::Mesh { Peer::MeshClient } else { Peer::Client };
-    let requests = Rc::new(Requests { worker: worker.clone(), conn, interim: Rc::default() });
+    let requests =
+        Rc::new(Requests { worker: worker.clone(), conn, served, interim: Rc::default() });
     let tasks = &worker.conns;
     h2::server::serve(io, peer, requests, times, tasks, tasks.draining()).await
 }
@@ -132,7 +144,7 @@ where
 /// Bytes that an idle connection of HTTP/1 holds: its future, and its stream with all buffers.
 #[cfg(test)]
 pub fn connection_bytes() -> (usize, usize) {
-    fn of<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+    fn of<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
         size_of::<F>()
     }
     type Io = crate::tcp::prefixed::Prefixed<tokio::net::TcpStream>;
@@ -162,6 +174,9 @@ pub(super) fn date(worker: &Worker) -> Option<HeaderValue> {
 
 impl Requests {
     async fn answer(&self, request: Request<Received>) -> Response<ReplyBody> {
+        if let Some(wrong) = self.served.wrong(request.headers()) {
+            return self.refused(wrong);
+        }
         let mut response = phases::handle(self.worker.clone(), self.conn.clone(), request).await;
         if !response.status().is_informational()
             && !present::has(response.headers(), &DATE)
@@ -200,6 +215,10 @@ impl server::Service for Requests {
         Some(&self.interim)
     }
 
+    fn bounds(&self) -> Bounds {
+        self.served.bounds()
+    }
+
     fn drive(body: &mut ReplyBody, cx: &mut Context<'_>) {
         body.drive(cx);
     }
@@ -214,6 +233,10 @@ impl h2::server::Service for Requests {
 
     fn refuse(&self, wrong: Wrong) -> Response<ReplyBody> {
         self.refused(wrong)
+    }
+
+    fn bounds(&self) -> Bounds {
+        self.served.bounds()
     }
 
     fn drive(body: &mut ReplyBody, cx: &mut Context<'_>) {
@@ -283,6 +306,6 @@ mod tests {
     #[test]
     fn size_of_what_every_request_of_http2_has() {
         let bytes = crate::h2::server::stream_bytes::<super::Requests>();
-        assert!((1_000..=2_400).contains(&bytes), "a stream's future holds {bytes} bytes");
+        assert!((1_000..=2_600).contains(&bytes), "a stream's future holds {bytes} bytes");
     }
 }

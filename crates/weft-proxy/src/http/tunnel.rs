@@ -20,7 +20,7 @@ use crate::guards;
 use crate::h1::Handover;
 use crate::observe::record::Record;
 use crate::tcp::relay;
-use crate::tcp::route::{Way, idle};
+use crate::tcp::route::{Way, idle, longest};
 use crate::upstream::pick::LocalBackend;
 use crate::worker::{Conn, Worker};
 
@@ -64,9 +64,12 @@ pub(super) async fn forward(
     plan: &Plan<'_>,
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
-    let way = Way { backend: Arc::clone(&backend.borrow().entry), idle: idle(&plan.timeouts) };
+    let timeouts = &plan.timeouts;
+    let backend = Arc::clone(&backend.borrow().entry);
+    let way = Way { backend, idle: idle(timeouts), longest: longest(timeouts) };
     let opening = relay::asked(worker, conn, relay::begin_at(worker, conn, way)).await?;
     record.status = 200;
-    relay::go_on(worker, conn, client, opening);
-    Ok(Response::new(ReplyBody::empty()))
+    let (body, heir) = ReplyBody::bequeathed();
+    relay::go_on(worker, conn, (client, heir), opening);
+    Ok(Response::new(body))
 }

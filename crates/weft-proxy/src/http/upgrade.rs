@@ -4,7 +4,6 @@
 //! its upgrade cannot be trusted to be a request.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use http::header::{
     CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
@@ -15,13 +14,13 @@ use http::{Response, StatusCode, Version};
 use super::attempt::{self, Call};
 use super::body::ReplyBody;
 use super::handshake;
+use super::recorded;
 use super::reply::{Cause, Refusal};
 use super::websocket;
 use crate::h1::Handover;
 use crate::h1::head::elements;
 use crate::observe::record::Record;
-use crate::tcp::joined::join;
-use crate::tcp::route::{FOR_EVER, idle};
+use crate::tcp::route::{idle, longest};
 use crate::worker::{Conn, OpenConnection};
 
 /// A client's wish to leave HTTP.
@@ -74,23 +73,22 @@ pub async fn forward(
     if made.is_some() && response.headers().get(SEC_WEBSOCKET_ACCEPT) != made.as_ref() {
         return Err(Refusal::new(Cause::Garbage, "it did not accept the WebSocket's key"));
     }
-    if let Some(upstream) = response.extensions_mut().remove::<Handover>() {
+    let left = response.body_mut().take_left();
+    if let Some(upstream) = response.extensions_mut().remove::<Handover>()
+        && let Some((lease, heir)) = left
+    {
         let Upgrade { client, open, .. } = upgrade;
         let usual = call.worker.config.limits.tunnel_idle_timeout;
         let idle = idle(call.timeouts).unwrap_or(usual);
-        let longest = call.timeouts.stream_ms.filter(|ms| *ms > 0).map(Duration::from_millis);
-        let lease = response.body_mut().take_left();
+        let longest = longest(call.timeouts);
         call.worker.conns.spawn_local("upgraded", async move {
             // Both ends stay counted for as long as this lasts.
             let _counted = (open, lease);
+            let Ok(mut record) = heir.await else { return };
             let (client, upstream) = tokio::join!(client.stream(), upstream.stream());
+            // Without its client the record says that this has left.
             let (Some(mut client), Some(mut upstream)) = (client, upstream) else { return };
-            let joined = join(&mut client, &mut upstream, idle, &());
-            match tokio::time::timeout(longest.unwrap_or(FOR_EVER), joined).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "an upgraded connection ended"),
-                Err(_) => tracing::info!(?longest, "an upgraded connection came to its limit"),
-            }
+            recorded::join(&mut record, (&mut client, &mut upstream), idle, longest).await;
         });
     }
     Ok(response)

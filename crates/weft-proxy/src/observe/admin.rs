@@ -3,6 +3,7 @@
 //! where the meaning is the same. Runs on the control runtime; reads published values only.
 
 mod control;
+mod explained;
 mod stats;
 
 use std::convert::Infallible;
@@ -86,6 +87,7 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/clusters", "backends and endpoints; ?format=json"),
     ("GET", "/listeners", "open doors and their addresses; ?format=json"),
     ("GET", "/config_dump", "the table in use, without keys"),
+    ("GET", "/explain", "why it would answer a request so; ?url=URL &method=M &header=N:V"),
     ("GET", "/certs", "certificates in use, without keys"),
     ("GET", "/memory", "resident memory"),
     ("GET", "/cache", "what gateways have stored: counts and bytes"),
@@ -207,6 +209,9 @@ impl Admin {
 
     /// Everything that only shows.
     fn show<B>(&self, path: &str, request: &Request<B>) -> Response<Full<Bytes>> {
+        if path == "/explain" {
+            return self.explained(request.uri().query().unwrap_or(""));
+        }
         let query = match Query::parse(request.uri().query().unwrap_or("")) {
             Ok(query) => query,
             Err(why) => return text(StatusCode::BAD_REQUEST, why),
@@ -345,6 +350,19 @@ impl Admin {
                 "refused": self.status.refused(),
             },
         })
+    }
+
+    fn explained(&self, query: &str) -> Response<Full<Bytes>> {
+        if query.is_empty() {
+            let how = "name the request: /explain?url=http://HOST/PATH (percent-encoded), and if \
+                       need be &method=POST, &header=NAME:VALUE, &listener=NAME\n";
+            return text(StatusCode::OK, how.into());
+        }
+        let table = self.status.table.load();
+        match explained::answer(&self.config, &table, self.clock.now(), query) {
+            Ok(said) => json(&said),
+            Err(why) => text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        }
     }
 
     fn clusters(&self) -> Value {

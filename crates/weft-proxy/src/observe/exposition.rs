@@ -59,6 +59,7 @@ impl Collector for ProxyCollector {
         self.requests(&mut encoder)?;
         self.tcp(&mut encoder)?;
         self.gates(&mut encoder)?;
+        self.workers(&mut encoder)?;
         self.own(&mut encoder)
     }
 }
@@ -155,6 +156,16 @@ impl ProxyCollector {
         Ok(())
     }
 
+    fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (name, help) = ("weft_worker_connections", "Connections open now, by who serves them");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (id, cells) in self.cells.iter().enumerate() {
+            let gauge = ConstGauge::new(i64::try_from(cells.downstream.get()).unwrap_or(i64::MAX));
+            gauge.encode(family.encode_family(&[("worker", id.to_string())])?)?;
+        }
+        Ok(())
+    }
+
     fn own(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         for (name, help, value) in self.counters() {
             let counter = ConstCounter::new(value);
@@ -239,6 +250,11 @@ impl ProxyCollector {
     fn counters_below_http(&self) -> Vec<(&'static str, &'static str, u64)> {
         let sum = |part: fn(&WorkerCells) -> u64| self.cells.iter().map(|c| part(c)).sum();
         vec![
+            (
+                "weft_connections_handed_over",
+                "Connections that another worker serves than accepted them, since it had far fewer",
+                sum(|c| c.handed_over.get()),
+            ),
             (
                 "weft_half_open_connections",
                 "Connections given up, since nothing sent to them was acknowledged",

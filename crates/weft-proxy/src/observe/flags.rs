@@ -30,6 +30,7 @@ pub const FLAGS: &[(Flag, &str, &str)] = &[
     (Flag::RL, "RL", "beyond a rate limit"),
     (Flag::OM, "OM", "this proxy had no memory to spare"),
     (Flag::RFCF, "RFCF", "answered with what a gateway had stored"),
+    (Flag::DT, "DT", "it had lasted for as long as it may"),
 ];
 
 // === impl Flag ===
@@ -53,6 +54,7 @@ impl Flag {
     pub const RL: Self = Self(1 << 15);
     pub const OM: Self = Self(1 << 16);
     pub const RFCF: Self = Self(1 << 17);
+    pub const DT: Self = Self(1 << 18);
 }
 
 // === impl Flags ===
@@ -60,6 +62,10 @@ impl Flag {
 impl Flags {
     pub fn add(&mut self, flag: Flag) {
         self.0 |= flag.0;
+    }
+
+    pub fn add_all(&mut self, flags: Self) {
+        self.0 |= flags.0;
     }
 
     pub fn has(self, flag: Flag) -> bool {

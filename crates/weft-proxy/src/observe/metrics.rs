@@ -89,6 +89,8 @@ pub struct WorkerCells {
     pub downstream: Cell,
     pub downstream_total: Cell,
     pub refused_connections: Cell,
+    /// New connections that another worker serves.
+    pub handed_over: Cell,
     pub retries: Cell,
     pub retries_denied: Cell,
     pub mirrors_dropped: Cell,

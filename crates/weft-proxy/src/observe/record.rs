@@ -69,6 +69,8 @@ pub struct Record {
     pub cache: Option<Cached>,
     pub body: Replay,
     pub bytes_sent: u64,
+    /// Of a tunnel, after the answer that opened it.
+    tunnel_received: u64,
     pub upstream_ms: Option<u64>,
     /// When the last attempt's answer began, or the attempt failed.
     pub headed: Option<Instant>,
@@ -121,6 +123,7 @@ impl Record {
             cache: None,
             body: Replay::default(),
             bytes_sent: 0,
+            tunnel_received: 0,
             upstream_ms: None,
             headed: None,
             upstream: None,
@@ -192,6 +195,25 @@ impl Record {
         self.write();
     }
 
+    /// The tunnel that its answer opened has ended, early for a reason.
+    pub fn tunnelled(
+        &mut self,
+        (received, sent): (u64, u64),
+        flags: Flags,
+        sentence: Option<String>,
+    ) {
+        self.tunnel_received += received;
+        self.bytes_sent += sent;
+        self.flags.add_all(flags);
+        self.sentence = sentence.or(self.sentence.take());
+        self.write();
+    }
+
+    /// Bytes of its body, and of the tunnel behind it.
+    pub fn received(&self) -> u64 {
+        self.body.received() + self.tunnel_received
+    }
+
     /// Tells the ejector how a gRPC call went, once.
     fn judge(&mut self, outcome: Outcome) {
         if let Some((backend, endpoint)) = self.unjudged.take() {
@@ -214,7 +236,7 @@ impl Record {
             return;
         }
         let ms = self.elapsed_ms();
-        let (received, sent) = (self.body.received(), self.bytes_sent);
+        let (received, sent) = (self.received(), self.bytes_sent);
         let find = || self.worker.metrics.request(self.labels());
         match &self.endpoint {
             // The labels of what this proxy sends to an endpoint differ by their ending only.

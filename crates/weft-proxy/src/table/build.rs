@@ -21,6 +21,8 @@ use weft_model::{
 };
 use weft_xds::Rejected;
 
+use crate::upstream::breaker::Quotas;
+
 use super::{
     BackendEntry, CaptureEntry, EndpointEntry, EndpointShared, GatewayEntry, HostEntry,
     InboundEntry, OriginTls, SetShared, Table, Unheld, WindowEnd, tls,
@@ -28,6 +30,7 @@ use super::{
 
 mod clients;
 mod held;
+mod kept;
 mod shown;
 
 use held::Held;
@@ -54,6 +57,8 @@ pub struct Builder {
     shared: HashMap<SharedKey, Arc<EndpointShared>>,
     /// See [`BackendEntry::set`], by service and port.
     sets: HashMap<(Arc<str>, u16), Arc<SetShared>>,
+    /// See [`BackendEntry::quotas`].
+    quotas: HashMap<ResourceName, Arc<Quotas>>,
     origins: HashMap<UpstreamTls, Arc<OriginTls>>,
     /// See [`GatewayListener::backend_certificate`](weft_model::GatewayListener).
     shown: Option<Certificate>,
@@ -80,6 +85,7 @@ impl Builder {
             waiting: BTreeSet::new(),
             shared: HashMap::new(),
             sets: HashMap::new(),
+            quotas: HashMap::new(),
             origins: HashMap::new(),
             shown: None,
             own: Own::default(),
@@ -467,6 +473,7 @@ impl Builder {
         let set_key = (owner, backend.port);
         BackendEntry {
             set: self.sets.entry(set_key).or_default().clone(),
+            quotas: self.quotas_of(&name, &backend),
             places: places(
                 &backend.policy.locality,
                 &self.own,
@@ -481,15 +488,6 @@ impl Builder {
             backend,
             endpoints,
             healthy,
-        }
-    }
-
-    /// Forgets what is shared about endpoints that no table has any more.
-    fn sweep(&mut self) {
-        self.origins.retain(|_, tls| Arc::strong_count(tls) > 1);
-        if self.shared.len() > 64 + 2 * self.table.backends().map(|b| b.total()).sum::<usize>() {
-            self.shared.retain(|_, shared| Arc::strong_count(shared) > 1);
-            self.sets.retain(|_, set| Arc::strong_count(set) > 1);
         }
     }
 }

@@ -21,6 +21,8 @@ use weft_model::{
     InboundListener, Protocol, ResourceName, Root,
 };
 
+use crate::upstream::breaker::Quotas;
+
 pub use build::Builder;
 use build::HeldSet;
 pub use origin::{Inside, OriginTls};
@@ -78,6 +80,8 @@ pub struct BackendEntry {
     pub places: Places,
     /// What is shared about its set; it outlives the table.
     pub set: Arc<SetShared>,
+    /// Its limits, as all workers share them, if it ever had any; they outlive the table.
+    pub quotas: Option<Arc<Quotas>>,
     pub window: WindowEnd,
     /// Made when the first worker needs it.
     pub ring: OnceLock<HashRing>,

@@ -4,11 +4,11 @@
 //! ejector and whoever sends; decides nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use weft_base::clock::Mono;
 use weft_base::metrics::Cell;
-use weft_model::decide::{Outcome, Seen, Streaks};
+use weft_model::decide::{Ejection, Outcome, Seen, Streaks};
 
 /// Facts about an endpoint.
 #[derive(Debug)]
@@ -32,9 +32,19 @@ pub struct EndpointShared {
     pub ejections: AtomicU32,
     /// Since when its checks hold; 0 while they do not.
     healthy_since: AtomicU64,
-    /// It fails the proxy's own health check, and why.
+    /// It fails the proxy's own health check.
     failing: AtomicBool,
-    failing_why: Mutex<Option<Arc<str>>>,
+    /// For people; most endpoints have nothing to tell.
+    told: Mutex<Option<Box<Told>>>,
+}
+
+/// What was last found out about an endpoint, for people.
+#[derive(Debug, Default)]
+struct Told {
+    failing: Option<Arc<str>>,
+    /// When its check was last answered, and what was wrong with the answer.
+    checked: Option<(Mono, Option<Arc<str>>)>,
+    ejection: Option<Ejection>,
 }
 
 /// Facts about an endpoint set.
@@ -65,7 +75,7 @@ impl EndpointShared {
             ejections: AtomicU32::new(0),
             healthy_since: AtomicU64::new(0),
             failing: AtomicBool::new(false),
-            failing_why: Mutex::default(),
+            told: Mutex::default(),
         }
     }
 
@@ -124,12 +134,50 @@ impl EndpointShared {
 
     /// Why it does; for people.
     pub fn failing_why(&self) -> Option<Arc<str>> {
-        self.failing_why.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.told().as_ref()?.failing.clone()
+    }
+
+    fn told(&self) -> MutexGuard<'_, Option<Box<Told>>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, f: impl FnOnce(&mut Told)) {
+        f(self.told().get_or_insert_default());
+    }
+
+    /// When its check was last answered, and what was wrong then.
+    pub fn checked(&self) -> Option<(Mono, Option<Arc<str>>)> {
+        self.told().as_ref()?.checked.clone()
+    }
+
+    /// Notes an answer to its check, whatever that decides.
+    pub fn set_checked(&self, at: Mono, wrong: Option<&str>) {
+        self.tell(|told| told.checked = Some((at, wrong.map(Into::into))));
+    }
+
+    /// For how many milliseconds more it is ejected, how often that was in a row, and for what.
+    pub fn ejection(&self, now: Mono) -> Option<(u64, u32, Option<Ejection>)> {
+        let left = self.ejected_until.load(Ordering::Relaxed).saturating_sub(now.0);
+        let why = self.told().as_ref().and_then(|told| told.ejection);
+        (left > 0).then(|| (left, self.ejections.load(Ordering::Relaxed), why))
+    }
+
+    /// Notes for what it is ejected.
+    pub fn set_ejection(&self, why: Ejection) {
+        self.tell(|told| told.ejection = Some(why));
+    }
+
+    /// For how many milliseconds more it asked for a pause.
+    pub fn pausing_ms(&self, now: Mono) -> Option<u64> {
+        let left = self.pausing_until.load(Ordering::Relaxed).saturating_sub(now.0);
+        (left > 0).then_some(left)
     }
 
     /// Notes what its health check says; returns whether it failed before.
     pub fn set_failing(&self, why: Option<&str>) -> bool {
-        *self.failing_why.lock().unwrap_or_else(PoisonError::into_inner) = why.map(Into::into);
+        if why.is_some() || self.failing_why().is_some() {
+            self.tell(|told| told.failing = why.map(Into::into));
+        }
         self.failing.swap(why.is_some(), Ordering::Relaxed)
     }
 

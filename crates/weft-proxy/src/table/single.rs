@@ -35,6 +35,7 @@ impl BackendEntry {
             healthy: 1,
             places: Places::default(),
             set: Arc::default(),
+            quotas: None,
             ring: OnceLock::new(),
             window: WindowEnd::default(),
             cluster: service,
@@ -68,9 +69,36 @@ impl BackendEntry {
             healthy: 1,
             places: Places::default(),
             set: Arc::default(),
+            quotas: whole.quotas.clone(),
             ring: OnceLock::new(),
             window: WindowEnd::default(),
             cluster: whole.cluster.clone(),
+        }))
+    }
+
+    /// Its backend at an address that its client chose, of which nothing else is known; `None` when
+    /// that would be spoken to in another way than its instances are.
+    pub fn dialled(&self, outside: &Self) -> Option<Arc<Self>> {
+        let only = outside.endpoints.first()?;
+        let tls = self.endpoints.iter().find_map(|e| e.tls.clone());
+        if self.backend.policy.tls.is_some() && tls.is_none() {
+            return None;
+        }
+        let endpoint = only.endpoint.clone();
+        let shared = only.shared.clone();
+        Some(Arc::new(Self {
+            name: self.name.root.child(format!("dialled/{}", endpoint.address)),
+            backend: self.backend.clone(),
+            namespace: self.namespace.clone(),
+            protocol: self.protocol,
+            endpoints: vec![Arc::new(EndpointEntry { endpoint, shared, tls })],
+            healthy: 1,
+            places: Places::default(),
+            set: Arc::default(),
+            quotas: self.quotas.clone(),
+            ring: OnceLock::new(),
+            window: WindowEnd::default(),
+            cluster: self.cluster.clone(),
         }))
     }
 
@@ -89,6 +117,7 @@ impl BackendEntry {
                 healthy: 1,
                 places: Places::default(),
                 set: Arc::default(),
+                quotas: None,
                 ring: OnceLock::new(),
                 window: WindowEnd::default(),
                 cluster: service,
@@ -111,6 +140,7 @@ impl BackendEntry {
             healthy: 1,
             places: Places::default(),
             set: Arc::default(),
+            quotas: known.quotas.clone(),
             ring: OnceLock::new(),
             window: WindowEnd::default(),
             cluster: known.cluster.clone(),

@@ -27,6 +27,10 @@ pub fn configs(
 ) -> Vec<ServedName> {
     let made = |section: &Section| {
         let tls = section.tls.as_ref()?;
+        let name = section.hostname.clone().unwrap_or_else(|| "*".into());
+        if tls.closed {
+            return Some((name, None));
+        }
         let old = before.and_then(|before| served(before, section));
         let config = match old {
             Some((same, config)) if same == section || !guards::on("tls-settings") => {
@@ -38,7 +42,7 @@ pub fn configs(
                 kept.and_then(|(_, config)| config.clone())
             }),
         };
-        Some((section.hostname.clone().unwrap_or_else(|| "*".into()), config))
+        Some((name, config))
     };
     listener.sections.iter().filter_map(made).collect()
 }
@@ -46,7 +50,9 @@ pub fn configs(
 /// What of a listener's TLS cannot be used, and why: of these sections, or of all of it when none
 /// is named.
 pub fn unusable(listener: &GatewayListener, clock: &Clock) -> Option<(String, Vec<String>)> {
-    let with_tls = listener.sections.iter().filter_map(|s| Some((s, s.tls.as_ref()?)));
+    // Of what is closed its owner was told.
+    let open = |s: &&Section| s.tls.as_ref().is_some_and(|tls| !tls.closed);
+    let with_tls = listener.sections.iter().filter(open).filter_map(|s| Some((s, s.tls.as_ref()?)));
     let of = |(section, tls): (&Section, &ServerTls)| {
         Some((section.name.to_string(), config(section, tls, clock).err()?))
     };

@@ -43,6 +43,8 @@ pub trait Tally {
     fn first(&self, _bytes: usize) {}
     /// The same of the second.
     fn second(&self, _bytes: usize) {}
+    /// One of them broke.
+    fn broke(&self, _first: bool) {}
 }
 
 impl Tally for () {}
@@ -84,9 +86,15 @@ where
             note(bytes);
             tally.second(bytes);
         };
-        let there = there.poll(cx, a, b, &first)?;
-        let back = back.poll(cx, b, a, &second)?;
-        if there.is_ready() && back.is_ready() {
+        let went = there.poll(cx, a, b, &first).map_err(|error| {
+            tally.broke(!there.at_writer);
+            error
+        })?;
+        let came = back.poll(cx, b, a, &second).map_err(|error| {
+            tally.broke(back.at_writer);
+            error
+        })?;
+        if went.is_ready() && came.is_ready() {
             return Poll::Ready(Ok(()));
         }
         silence.poll(cx, &moved).map(|()| Err(Ended::Silence(idle)))
@@ -104,6 +112,8 @@ struct Flow {
     /// What was written may still lie in the writer.
     unflushed: bool,
     way: Way,
+    /// Which end was at work last; not told when the kernel moves bytes.
+    at_writer: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,6 +146,7 @@ impl Flow {
     ) -> Poll<io::Result<()>> {
         let mut turn = 0;
         while turn < TURN_BYTES {
+            self.at_writer = true;
             match self.end {
                 End::Told => return Poll::Ready(Ok(())),
                 End::Telling => {
@@ -146,6 +157,7 @@ impl Flow {
                 End::Open => {}
             }
             ready!(self.poll_left(cx, writer))?;
+            self.at_writer = false;
             let step = match (&mut self.way, reader.socket(), writer.socket()) {
                 (Way::Splice { pipe, small }, Some(from), Some(to)) => {
                     match poll_splice(cx, pipe, small, from, to) {
@@ -228,6 +240,7 @@ impl Flow {
             _ => Way::default(),
         };
         self.unflushed = true;
+        self.at_writer = true;
         let mut rest = bytes;
         while !rest.is_empty() {
             match write(cx, writer, rest) {

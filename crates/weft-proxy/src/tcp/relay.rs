@@ -20,30 +20,35 @@ use tokio::time::Instant;
 use weft_model::Protocol;
 use weft_model::decide::{Authority, Outcome};
 
-use super::joined::{Ended, Tally, join};
 use super::prefixed::Prefixed;
 use super::route::{self, Way, Who};
 use super::socket::Socket;
 use super::{accept, proxy_header};
 use crate::capture::{self, race};
 use crate::h1::Handover;
+use crate::http::body::Heir;
 use crate::http::reply::{Cause, Refusal};
 use crate::observe::access_log::Relayed;
 use crate::observe::facts;
 use crate::observe::flags::{Flag, Flags};
-use crate::observe::metrics::{Labels, Reporter, RequestProtocol, TcpSeries};
+use crate::observe::metrics::{Labels, Reporter, RequestProtocol};
+use crate::observe::record::Record;
 use crate::on_demand;
+use crate::sys::pooled::Pooled;
 use crate::table::{BackendEntry, Door};
 use crate::upstream::ask::Key;
-use crate::upstream::breaker;
-use crate::upstream::connect::ConnectError;
+use crate::upstream::breaker::{Found, Taken};
+use crate::upstream::connect::{self, ConnectError};
 use crate::upstream::pick::{Ask, LocalBackend, LocalEndpoint};
-use crate::upstream::pool::{InFlight, Tunnel};
+use crate::upstream::pool::Tunnel;
 use crate::worker::{Conn, Worker};
+
+mod copied;
+
+use copied::{Cut, copy};
 
 /// Endpoints tried before a connection is given up.
 const TRIES_MAX: usize = 3;
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 const LEFT: &str = "the client went away before it was told that it may speak";
 
 /// What a CONNECT leads to: the connection that goes on inside it, and what that speaks.
@@ -105,6 +110,8 @@ struct Seen {
     backend: Option<Arc<BackendEntry>>,
     /// What the rule says of silence.
     idle: Option<Duration>,
+    /// And of how long it may last.
+    longest: Option<Duration>,
     endpoint: Option<Rc<LocalEndpoint>>,
     upstream: Option<Rc<facts::Upstream>>,
     tries: u32,
@@ -112,6 +119,8 @@ struct Seen {
     received: Cell<u64>,
     sent: Cell<u64>,
     sentence: Option<String>,
+    /// Of the request that asked for it.
+    record: Option<Pooled<Record>>,
 }
 
 /// Opens the upstream of a connection.
@@ -119,9 +128,9 @@ pub async fn begin(worker: &Rc<Worker>, conn: &Conn) -> Opening {
     let mut seen = Seen { wall_ms: worker.clock.wall_ms(), ..Seen::default() };
     let started = Instant::now();
     let upstream = match destination(worker, conn).await {
-        Ok(Way { backend, idle }) => {
+        Ok(Way { backend, idle, longest }) => {
             seen.backend = Some(backend.clone());
-            seen.idle = idle;
+            (seen.idle, seen.longest) = (idle, longest);
             open(worker, &backend, conn, &mut seen).await
         }
         Err(why) => {
@@ -137,8 +146,8 @@ pub async fn begin(worker: &Rc<Worker>, conn: &Conn) -> Opening {
 pub async fn begin_at(worker: &Rc<Worker>, conn: &Conn, way: Way) -> Opening {
     let mut seen = Seen { wall_ms: worker.clock.wall_ms(), ..Seen::default() };
     let started = Instant::now();
-    let Way { backend, idle } = way;
-    (seen.backend, seen.idle) = (Some(backend.clone()), idle);
+    let Way { backend, idle, longest } = way;
+    (seen.backend, seen.idle, seen.longest) = (Some(backend.clone()), idle, longest);
     let upstream = open(worker, &backend, conn, &mut seen).await;
     Opening { started, seen, upstream }
 }
@@ -174,9 +183,21 @@ struct Waiting<'a> {
 }
 
 /// Joins a client that leaves HTTP with an upstream that is open, once its answer is out.
-pub fn go_on(worker: &Rc<Worker>, conn: &Rc<Conn>, client: Handover, opening: Opening) {
+/// The record of its request is written when both have ended.
+pub fn go_on(
+    worker: &Rc<Worker>,
+    conn: &Rc<Conn>,
+    (client, heir): (Handover, Heir),
+    mut opening: Opening,
+) {
     let (tasks, worker, conn) = (worker.conns.clone(), worker.clone(), conn.clone());
     let work = async move {
+        let record = heir.await.ok();
+        if let (Some(longest), Some(record)) = (&mut opening.seen.longest, &record) {
+            // From the request's beginning on.
+            *longest = longest.saturating_sub(record.started.elapsed());
+        }
+        opening.seen.record = record;
         let Some(io) = client.stream().await else { return unread(&worker, &conn, opening) };
         // There is an upstream: nothing comes back.
         drop(finish(&worker, &conn, io, opening, Bytes::new()).await);
@@ -206,7 +227,12 @@ where
             seen.endpoint = Some(picked.clone());
             seen.upstream = tunnel.facts();
             let upstream = Prefixed::new(said, tunnel);
-            copy(worker, conn, &seen, (io, upstream), &picked).await;
+            let ended = copy(worker, conn, &seen, (io, upstream), &picked).await;
+            if let Err(Cut(age)) = ended {
+                seen.flags.add(Flag::DT);
+                let ms = age.as_millis();
+                seen.sentence = Some(format!("it was open for {ms} ms, its longest duration"));
+            }
         }
         None => {
             let labels = labels(worker, conn, seen.backend.as_deref(), None);
@@ -250,7 +276,11 @@ fn nowhere(worker: &Worker, conn: &Conn, seen: Seen, labels: Labels, started: In
     log(worker, conn, seen, started);
 }
 
-fn log(worker: &Worker, conn: &Conn, seen: Seen, started: Instant) {
+fn log(worker: &Worker, conn: &Conn, mut seen: Seen, started: Instant) {
+    let bytes = (seen.received.get(), seen.sent.get());
+    if let Some(record) = &mut seen.record {
+        record.tunnelled(bytes, seen.flags, seen.sentence.clone());
+    }
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     worker.log.relayed(&Relayed {
         conn,
@@ -262,36 +292,10 @@ fn log(worker: &Worker, conn: &Conn, seen: Seen, started: Instant) {
         handshake: false,
         tries: seen.tries,
         flags: seen.flags,
-        received: seen.received.get(),
-        sent: seen.sent.get(),
+        received: bytes.0,
+        sent: bytes.1,
         sentence: seen.sentence,
     });
-}
-
-async fn copy<I>(
-    worker: &Rc<Worker>,
-    conn: &Conn,
-    seen: &Seen,
-    (mut io, mut upstream): (I, Prefixed<Tunnel>),
-    picked: &Rc<LocalEndpoint>,
-) where
-    I: Socket,
-{
-    let _flight = InFlight::begin(picked, worker.id);
-    let backend = seen.backend.as_deref();
-    let series = worker.metrics.tcp(labels(worker, conn, backend, Some(picked)));
-    series.opened.fetch_add(1, Ordering::Relaxed);
-    let idle = seen.idle.unwrap_or(worker.config.limits.tunnel_idle_timeout);
-    let copied = join(&mut io, &mut upstream, idle, &Counted { series: &series, seen }).await;
-    series.closed.fetch_add(1, Ordering::Relaxed);
-    if let Err(error) = copied {
-        tracing::debug!(remote = %conn.remote, %error, "a relayed connection broke");
-        // What was cut short on one side must not look whole on the other.
-        if matches!(error, Ended::Broke(_)) {
-            reset(&io);
-            reset(&upstream);
-        }
-    }
 }
 
 /// Makes a connection's end a reset and not an orderly one.
@@ -306,17 +310,12 @@ pub fn reset(io: &impl Socket) {
 ///
 /// # Errors
 /// Why its name has none.
-pub async fn resolve(target: &Authority) -> Result<SocketAddr, String> {
+pub async fn resolve(worker: &Worker, target: &Authority) -> Result<SocketAddr, String> {
     let port = target.port.unwrap_or(80);
     if let Some(ip) = target.ip() {
         return Ok(SocketAddr::new(ip, port));
     }
-    let lookup = tokio::net::lookup_host((target.host.as_str(), port));
-    match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
-        Ok(Ok(mut found)) => found.next().ok_or_else(|| "its name has no address".to_owned()),
-        Ok(Err(error)) => Err(format!("its name cannot be resolved: {error}")),
-        Err(_) => Err("resolving its name took too long".into()),
-    }
+    Ok(SocketAddr::new(worker.address_of(&target.host).await?, port))
 }
 
 async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Way, String> {
@@ -326,7 +325,7 @@ async fn destination(worker: &Rc<Worker>, conn: &Conn) -> Result<Way, String> {
         return route::backend_of_listener(&table, name, who, &mut worker.rng.borrow_mut());
     }
     let backend = unruled(worker, conn).await?;
-    Ok(Way { backend, idle: None })
+    Ok(Way { backend, idle: None, longest: None })
 }
 
 /// Where no rule of a listener leads.
@@ -362,7 +361,7 @@ async fn unruled(worker: &Rc<Worker>, conn: &Conn) -> Result<Arc<BackendEntry>, 
             if worker.config.unknown == crate::config::UnknownDestinations::Deny {
                 return Err(format!("{}:{port} is not in the mesh", target.host));
             }
-            let address = resolve(target).await?;
+            let address = resolve(worker, target).await?;
             Ok(BackendEntry::outside(address, worker.config.workers))
         }
     }
@@ -375,17 +374,11 @@ async fn open(
     seen: &mut Seen,
 ) -> Option<(Rc<LocalEndpoint>, Tunnel)> {
     let backend = worker.backend(entry);
-    let limit = Duration::from_millis(entry.backend.policy.connect_timeout_ms.max(1));
+    let policy = &entry.backend.policy;
+    let limit = Duration::from_millis(policy.connect_timeout_ms.max(1));
+    let opening = connect::Opening::of(limit, policy.connections.as_deref());
     let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
     let hash = Key::of_connection(&entry.backend.policy.lb, conn.remote.ip());
-    if let Some(most) = full(worker, &backend) {
-        seen.flags.add(Flag::UO);
-        seen.sentence = Some(format!(
-            "{most} connections to {} are open, its limit; raise it or wait for others to end",
-            entry.label()
-        ));
-        return None;
-    }
     let (healthy, total) = {
         let newest = &backend.borrow().entry;
         (newest.healthy, newest.total())
@@ -413,8 +406,20 @@ async fn open(
             seen.sentence = Some(sentence("no instance can take the connection"));
             return None;
         };
+        let taken = match place(worker, &backend) {
+            Ok(taken) => taken,
+            Err(most) => {
+                seen.flags.add(Flag::UO);
+                seen.sentence = Some(format!(
+                    "{most} connections to {} are open, its limit; raise it or wait for others to \
+                     end",
+                    entry.label()
+                ));
+                return None;
+            }
+        };
         seen.tries += 1;
-        let opened = introduced(&picked, entry, conn, limit).await;
+        let opened = introduced(&picked, (entry, taken), conn, opening).await;
         let outcome = if opened.is_ok() { Outcome::Success } else { Outcome::Local };
         worker.shared.reporter.note(entry, &picked.entry, outcome, worker.id);
         match opened {
@@ -432,34 +437,37 @@ async fn open(
     None
 }
 
-/// The limit of connections to a backend, when it is reached. What is idle gives way.
-fn full(worker: &Worker, backend: &RefCell<LocalBackend>) -> Option<u32> {
+/// What another connection to a backend is counted by. What is idle gives way.
+///
+/// # Errors
+/// The limit, which is reached.
+fn place(worker: &Worker, backend: &RefCell<LocalBackend>) -> Result<Option<Taken>, u32> {
     let backend = backend.borrow();
-    let most = backend.entry.backend.policy.limits.connections_max?;
-    let own = breaker::part(most, worker.config.workers);
-    while backend.connections() >= own {
-        if !backend.close_idle() {
-            return Some(most);
+    let Some(most) = backend.entry.backend.policy.limits.connections_max else { return Ok(None) };
+    match backend.connect(most) {
+        Found::Room(taken) => Ok(Some(taken)),
+        Found::Soon | Found::Nothing => {
+            worker.shared.neighbours.ask_for_way(worker.id, &backend.entry);
+            Err(most)
         }
     }
-    None
 }
 
 /// Opens a stream, which begins with who the client is where a backend wants to know.
 async fn introduced(
     picked: &LocalEndpoint,
-    entry: &BackendEntry,
+    (entry, taken): (&BackendEntry, Option<Taken>),
     conn: &Conn,
-    limit: Duration,
+    opening: connect::Opening,
 ) -> Result<Tunnel, ConnectError> {
     let version = entry.backend.policy.proxy_protocol;
     let greeting = version.map(|v| proxy_header::written(v, conn.remote, conn.dialled()));
-    let mut tunnel = picked.pool.tunnel(limit, greeting.clone()).await?;
+    let mut tunnel = picked.pool.tunnel(opening, greeting.clone(), taken).await?;
     // The app behind a sidecar is told through it.
     if let Some(greeting) = greeting.filter(|_| picked.pool.peer.is_mesh()) {
         let address = conn.dialled();
         let failed = |e: io::Error| ConnectError::Tcp { address, reason: e.to_string().into() };
-        let writing = tokio::time::timeout(limit, tunnel.write_all(&greeting)).await;
+        let writing = tokio::time::timeout(opening.limit, tunnel.write_all(&greeting)).await;
         writing.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
     }
     Ok(tunnel)
@@ -508,24 +516,6 @@ fn labels(
         grpc_status: None,
         flags: Flags::default(),
         mtls,
-    }
-}
-
-/// Counts what is read, as it is read.
-struct Counted<'a> {
-    series: &'a TcpSeries,
-    seen: &'a Seen,
-}
-
-impl Tally for Counted<'_> {
-    fn first(&self, bytes: usize) {
-        self.series.received.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.seen.received.set(self.seen.received.get() + bytes as u64);
-    }
-
-    fn second(&self, bytes: usize) {
-        self.series.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.seen.sent.set(self.seen.sent.get() + bytes as u64);
     }
 }
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use weft_base::rng::Rng;
 use weft_model::decide::{
-    Addresses, Headers, Request, find_rule, pick_section, total_weight, weighted_at,
+    Addresses, Found, Headers, Request, find_rule, pick_section, total_weight, weighted_at,
 };
-use weft_model::{Action, Dialect, Match, Parent, Protocol, Route, Target, Timeouts};
+use weft_model::{Action, Dialect, HostPort, Match, Parent, Protocol, Route, Target, Timeouts};
 
-use crate::table::{BackendEntry, Door, HostEntry, Table};
+use crate::table::{BackendEntry, Door, GatewayEntry, HostEntry, Table};
 use crate::worker::Conn;
 
 /// Longer than any process lasts.
@@ -24,6 +24,8 @@ pub struct Way {
     pub backend: Arc<BackendEntry>,
     /// No byte in either direction; `None` leaves it to the proxy.
     pub idle: Option<Duration>,
+    /// From its first byte to its end; `None` is for ever.
+    pub longest: Option<Duration>,
 }
 
 /// Whose opaque bytes they are: all that rules can ask about them.
@@ -43,6 +45,11 @@ impl<'a> Who<'a> {
         };
         let ends = Addresses { client: conn.remote.ip(), dialled };
         Self { ends, name: conn.server_name.as_deref().unwrap_or_default() }
+    }
+
+    /// What rules see of it, on its way to a host.
+    pub fn request(&'a self, host: &'a str, port: u16) -> Request<'a> {
+        Request { method: "", scheme: "", host, port, path: "", query: "", headers: self }
     }
 
     /// One of whom only the address is known.
@@ -72,24 +79,8 @@ pub fn backend_of(
     who: Who<'_>,
     rng: &mut Rng,
 ) -> Option<Result<Arc<BackendEntry>, String>> {
-    let entry = table.host(host)?;
-    let port = entry.port(port)?;
-    let routes = opaque_routes(entry, port.protocol);
-    // Who names a host has dialled its address.
-    let own = entry.host.addresses.first().copied();
-    let ends = Addresses { dialled: who.ends.dialled.or(own), ..who.ends };
-    let who = Who { ends, ..who };
-    let host = if port.protocol == Protocol::Tls { who.name } else { &entry.host.name };
-    let request = Request {
-        method: "",
-        scheme: "",
-        host,
-        port: port.port,
-        path: "",
-        query: "",
-        headers: &who,
-    };
-    if let Some(found) = find_rule(routes, None, &request) {
+    let Taken { entry, port, found } = taken(table, host, port, who)?;
+    if let Some(found) = found {
         let rule = &found.rule;
         return Some(
             target(table, &rule.action, rng)
@@ -98,6 +89,28 @@ pub fn backend_of(
     }
     // Who is known and fails is not unknown: nothing goes there past its sentence.
     Some(entry.default_backend(port).cloned().ok_or_else(|| entry.why_missing(port)))
+}
+
+/// What an opaque connection to a service meets: its port, and the rule if one takes it. `None`
+/// when the table does not know the service or its port.
+#[derive(Debug)]
+pub struct Taken<'t> {
+    pub entry: &'t HostEntry,
+    pub port: &'t HostPort,
+    pub found: Option<Found<'t>>,
+}
+
+pub fn taken<'t>(table: &'t Table, host: &str, port: u16, who: Who<'_>) -> Option<Taken<'t>> {
+    let entry = table.host(host)?;
+    let port = entry.port(port)?;
+    let routes = opaque_routes(entry, port.protocol);
+    // Who names a host has dialled its address.
+    let own = entry.host.addresses.first().copied();
+    let ends = Addresses { dialled: who.ends.dialled.or(own), ..who.ends };
+    let who = Who { ends, ..who };
+    let host = if port.protocol == Protocol::Tls { who.name } else { &entry.host.name };
+    let found = find_rule(routes, None, &who.request(host, port.port));
+    Some(Taken { entry, port, found })
 }
 
 /// The routes of a host that speak of opaque bytes. Rules for HTTP say nothing about bytes that are
@@ -140,28 +153,41 @@ pub fn backend_of_listener(
     who: Who<'_>,
     rng: &mut Rng,
 ) -> Result<Way, String> {
-    let host = who.name;
     let entry = table.gateway(name).ok_or_else(|| format!("the listener {name} is gone"))?;
+    let found = rule_of_listener(entry, who)?;
+    let backend = target(table, &found.rule.action, rng)
+        .map_err(|why| format!("{why}; route: {}", found.rule.origin))?;
+    let timeouts = &found.rule.timeouts;
+    Ok(Way { backend, idle: idle(timeouts), longest: longest(timeouts) })
+}
+
+/// The rule of a listener that takes an opaque connection.
+///
+/// # Errors
+/// Why there is none.
+pub fn rule_of_listener<'t>(entry: &'t GatewayEntry, who: Who<'_>) -> Result<Found<'t>, String> {
+    let (host, name) = (who.name, &entry.name);
     let section = pick_section(&entry.listener, host)
         .ok_or_else(|| format!("no listener serves the server name {host:?}"))?;
-    let request =
-        Request { method: "", scheme: "", host, port: 0, path: "", query: "", headers: &who };
-    let found = entry.routes.find(Some(&section.name), &request).ok_or_else(|| match host {
+    let found = entry.routes.find(Some(&section.name), &who.request(host, 0));
+    found.ok_or_else(|| match host {
         "" if entry.routes.iter().any(|r| serves_names(r)) => {
             format!("TLS asks for no server name, and every route of {name} is for some")
         }
         "" => format!("the listener {name} has no route with a healthy instance yet"),
         host => format!("the listener {name} has no route for the server name {host:?}"),
-    })?;
-    let backend = target(table, &found.rule.action, rng)
-        .map_err(|why| format!("{why}; route: {}", found.rule.origin))?;
-    Ok(Way { backend, idle: idle(&found.rule.timeouts) })
+    })
 }
 
 /// What a rule says of silence: 0 is no limit.
 pub fn idle(timeouts: &Timeouts) -> Option<Duration> {
     let ms = timeouts.idle_ms?;
     Some(if ms == 0 { FOR_EVER } else { Duration::from_millis(ms) })
+}
+
+/// How long a rule lets a tunnel last; `None` is for ever.
+pub fn longest(timeouts: &Timeouts) -> Option<Duration> {
+    timeouts.stream_ms.filter(|ms| *ms > 0).map(Duration::from_millis)
 }
 
 fn serves_names(route: &Route) -> bool {

@@ -258,6 +258,45 @@ async fn what_the_mesh_does_not_know_passes_and_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_is_not_balanced_is_where_its_client_dialled_it() {
+    let (dialled, instance) = (Server::named("dialled").await, Server::named("instance").await);
+    let at = dialled.address;
+    let of = |lb: LbPolicy, tls: Option<UpstreamTls>| {
+        let policy = BackendPolicy { lb, tls: tls.map(Box::new), ..BackendPolicy::default() };
+        let instances = vec![endpoint("api-0", instance.address)];
+        let mut all = addressed(service("api", Protocol::Http1, policy, instances), "10.96.0.1");
+        for (_, resource) in &mut all {
+            let Resource::Host(host) = resource else { continue };
+            host.ports.iter_mut().for_each(|port| port.port = at.port());
+        }
+        all
+    };
+    let pod = Pod::new(of(LbPolicy::Random, None)).await;
+    let own = format!("10.96.0.1:{}", at.port());
+    assert_eq!(pod.get(at, "/", &fqdn("api")).await.body, "instance");
+    pod.bed.apply(2, of(LbPolicy::Passthrough, None)).await;
+    for _ in 0..3 {
+        assert_eq!(pod.get(at, "/", &fqdn("api")).await.body, "dialled");
+    }
+    // The service's own address stands for no instance.
+    assert_eq!(pod.get(&own, "/", &fqdn("api")).await.body, "instance");
+    // Nothing goes there in plaintext where instances are spoken to by TLS.
+    let tls = UpstreamTls { server_name: Some("api.example".into()), ..UpstreamTls::default() };
+    pod.bed.apply(3, of(LbPolicy::Passthrough, Some(tls))).await;
+    let got = pod.get(at, "/", &fqdn("api")).await;
+    assert_eq!((got.status, dialled.hits()), (503, 3), "{}", got.body);
+    // Nor where the mesh does not know and others are denied.
+    let mut denied = of(LbPolicy::Passthrough, None);
+    let name: Arc<str> = "inbound~shop~client-1~capture".into();
+    let listener = CaptureListener { egress: Egress::Deny, ..CaptureListener::default() };
+    let kind = ListenerKind::Capture(listener);
+    let root = Root::listener(name.clone());
+    denied.push((root.own(), Resource::Listener(Listener { name, kind, origin: None })));
+    pod.bed.apply(4, denied).await;
+    assert_eq!(pod.get(at, "/", &fqdn("api")).await.body, "instance");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_must_not_pass_is_answered_or_reset_and_says_why() {
     let outside = greeter().await;
     let dir = tempfile::tempdir().unwrap();

@@ -134,6 +134,38 @@ async fn the_grace_period_ends_what_does_not_end_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_successor_has_much_time_for_long_answers() {
+    let go = Arc::new(Notify::new());
+    let told = go.clone();
+    let slow = Server::http(move |_, _| {
+        let told = told.clone();
+        async move {
+            told.notified().await;
+            text(200, "finished")
+        }
+    })
+    .await;
+    let mut config = config("sidecar~shop~client-1");
+    config.drain_grace = Duration::from_millis(50);
+    let bed = Bed::start(config, None).await;
+    bed.apply(1, http_service("user", &[slow.address])).await;
+    let mut client = client(bed.outbound()).await;
+    let asking = client.send(get("http://user/", "user"));
+    let succeeding = async {
+        wait_until("the request is in flight", || async { slow.hits() == 1 }).await;
+        let later = async {
+            // Much longer than a process has that nobody follows.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            go.notify_one();
+        };
+        tokio::join!(bed.proxy.succeed(), later).0
+    };
+    let (got, clean) = tokio::join!(asking, succeeding);
+    assert_eq!(got.body, "finished");
+    assert!(clean);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn admin_doors_answer_with_envoys_paths() {
     let user = Server::named("user").await;
     let bed = Bed::start(config("sidecar~shop~client-1"), None).await;

@@ -266,7 +266,7 @@ impl Case {
             false => (Door::Gateway("shop/web/8000".into()), bed.listener()),
         };
         let client = client(local).await;
-        let place = Place { door, local, scheme: "http" };
+        let place = Place { door, local, scheme: "http", server_name: None };
         let builder = Builder::new(1, Clock::system(), "shop".into());
         Self { bed, builder, base, place, client, istio, kinds: BTreeMap::new() }
     }

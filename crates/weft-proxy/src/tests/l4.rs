@@ -315,6 +315,41 @@ async fn connections_beyond_a_backends_limit_are_reset_and_said_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_lasts_for_as_long_as_its_backends_may() {
+    let server = Server::raw(|_, mut stream| async move {
+        let mut bytes = [0; 64];
+        while let Ok(n @ 1..) = stream.read(&mut bytes).await {
+            let _ = stream.write_all(&bytes[..n]).await;
+        }
+    })
+    .await;
+    let age = Duration::from_millis(300);
+    let terms = Connections { age_ms_max: Some(300), ..Connections::default() };
+    let policy = BackendPolicy { connections: Some(Arc::new(terms)), ..BackendPolicy::default() };
+    let all = [
+        tcp_service("mail", policy, &[server.address]),
+        vec![route("r", &["tcp"], &[], vec![to("mail", "", 1)])],
+    ];
+    let sections = vec![section("tcp", None, Protocol::Tcp)];
+    let (bed, log) = gateway_of(sections, |_| {}, all.concat()).await;
+    let began = std::time::Instant::now();
+    let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
+    // It is never silent.
+    let ended = loop {
+        let mut echo = [0; 1];
+        let sent = stream.write_all(b"x").await;
+        if let Err(error) = sent.and(stream.read_exact(&mut echo).await.map(drop)) {
+            break error.kind();
+        }
+    };
+    assert!(began.elapsed() >= age, "{:?}", began.elapsed());
+    // It was cut, and does not look whole.
+    assert_ne!(ended, ErrorKind::UnexpectedEof);
+    let line = log.line("its longest duration").await;
+    assert_eq!(line["response_flags"], "DT", "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reset_on_one_side_is_a_reset_on_the_other() {
     let (told, mut heard) = tokio::sync::mpsc::channel(4);
     let server = Server::raw(move |n, mut stream| {

@@ -33,6 +33,23 @@ fn logging(node: &str, format: &str) -> (crate::ProxyConfig, PathBuf, tempfile::
     (config, path, dir)
 }
 
+/// Where a proxy's lines go, for as long as this lives.
+pub struct Log {
+    path: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Log {
+    pub fn of(node: &str, format: &str) -> (crate::ProxyConfig, Self) {
+        let (config, path, dir) = logging(node, format);
+        (config, Self { path, _dir: dir })
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        lines(&self.path)
+    }
+}
+
 fn lines(path: &std::path::Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.lines().map(str::to_owned).collect()
@@ -314,12 +331,32 @@ async fn drained_listeners_take_nothing_new_and_the_proxy_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_graceful_drain_tells_clients_to_go_and_takes_new_ones_meanwhile() {
     let (bed, _user) = fronted().await;
+    let mut kept = TcpStream::connect(bed.listener()).await.unwrap();
+    assert!(!ask(&mut kept).await.to_lowercase().contains("connection: close"));
     assert_eq!(post(&bed, "/drain_listeners?graceful&skip_exit").await.body, "OK\n");
     let told = || async {
         let mut fresh = TcpStream::connect(bed.listener()).await.unwrap();
         ask(&mut fresh).await.to_lowercase().contains("connection: close")
     };
     wait_until("a client is told to go", told).await;
+    // Who was idle then may ask once more.
+    let answer = ask(&mut kept).await.to_lowercase();
+    assert!(answer.starts_with("http/1.1 200") && answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_door_that_is_opened_after_all_were_left_takes_nobody() {
+    let mut config = config("gateway~shop~web");
+    config.handover = Arc::new(crate::handover::Sockets::keeping(Vec::new()).unwrap());
+    let bed = Bed::start(config, None).await;
+    assert_eq!(post(&bed, "/drain_listeners").await.body, "OK\n");
+    let user = Server::named("user").await;
+    let mut all = http_service("user", &[user.address]);
+    all.push(gateway(None));
+    bed.apply(1, all).await;
+    let at = bed.listener();
+    let refused = || async { TcpStream::connect(at).await.is_err() };
+    wait_until("nobody is let in who would wait for ever", refused).await;
 }
 
 /// Events that wait to be sent.

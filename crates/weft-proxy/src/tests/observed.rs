@@ -201,6 +201,8 @@ async fn sizes_of_what_every_connection_holds() {
         log_lines: tokio::sync::mpsc::channel(1).0,
         buckets: Default::default(),
         pressure: Default::default(),
+        resolver: crate::upstream::resolver::Resolver::system(weft_base::clock::Clock::system()),
+        neighbours: crate::worker::neighbours::Neighbours::new(1).0,
         cache: std::sync::Arc::new(crate::http::cache::Store::new(0)),
     };
     let metrics = crate::observe::metrics::WorkerMetrics::new(Default::default(), 1);

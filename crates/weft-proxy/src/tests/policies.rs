@@ -230,7 +230,8 @@ async fn no_rewrite_leads_out_of_its_prefix_and_explain_knows() {
             let all = all.into_iter().map(|(name, resource)| (name, Ok(resource))).collect();
             let clock = weft_base::clock::Clock::system();
             let table = Builder::new(1, clock, "shop".into()).apply(1, all, &[]).0;
-            let place = Place { door: Door::Forward, local: bed.outbound(), scheme: "http" };
+            let (door, local) = (Door::Forward, bed.outbound());
+            let place = Place { door, local, scheme: "http", server_name: None };
             let long = format!("/api/{}", "a".repeat(9_000));
             let too_long = if matches!(rewrite, PathRewrite::Regex(_)) { 414 } else { 200 };
             for (path, status) in [

@@ -141,7 +141,8 @@ async fn statuses_are_retried_when_asked_and_passed_on_in_the_end() {
 async fn f13_the_budget_bounds_a_retry_storm() {
     let down = Server::http(|_, _| async move { text(503, "down") }).await;
     let mut policy = never_ejected();
-    policy.retry_budget = RetryBudget { basis_points: 2_000, min_per_second: 1 };
+    policy.retry_budget =
+        RetryBudget { basis_points: 2_000, min_per_second: 1, ..RetryBudget::default() };
     let mut all = with_policy("down", policy, &[down.address]);
     let mut retrying = rule("/", Action::Forward(vec![to("down", "", 1)]));
     retrying.retry = Retry { attempts: 3, statuses: vec![503], backoff_ms: 1, ..Retry::default() };
@@ -289,4 +290,19 @@ async fn f01_an_instance_killed_under_load_fails_no_read() {
         origins[0].kill().await;
     };
     tokio::join!(futures_util::future::join_all(load), kill);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_instance_is_tried_again_after_a_pause_though_it_may_be_tried_again() {
+    let mut all = http_service("down", &[nobody().await]);
+    let mut retrying = rule("/", Action::Forward(vec![to("down", "", 1)]));
+    let retry = Retry::default();
+    retrying.retry = Retry { attempts: 2, tried_too: true, backoff_ms: 400, ..retry };
+    all.push(mesh_route("down", vec![retrying]));
+    let bed = Bed::sidecar(all).await;
+    let began = tokio::time::Instant::now();
+    assert_eq!(bed.get("http://down/").await.status, 503);
+    let took = began.elapsed();
+    // Half of 400 ms at least, and then half of twice that.
+    assert!(took >= std::time::Duration::from_millis(500), "{took:?}");
 }

@@ -88,6 +88,79 @@ async fn a_hundred_thousand_requests_are_shared_by_weight_with_and_without_a_cri
     assert_eq!(b.hits(), before);
 }
 
+/// Asks until an instance is ejected.
+async fn until_ejected(bed: &Bed, id: &str) {
+    let mut client = client(bed.outbound()).await;
+    let is_out = || {
+        let table = bed.proxy.status().table.load();
+        let backend = &table.host("user").unwrap().backends["backend/80"];
+        let mut out = backend.endpoints.iter().filter(|e| &*e.endpoint.id == id);
+        out.any(|e| e.shared.ejected_until.load(std::sync::atomic::Ordering::Relaxed) != 0)
+    };
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !is_out() {
+        client.send(get("http://user/", "user")).await;
+        assert!(tokio::time::Instant::now() < deadline, "{id} was not ejected");
+    }
+}
+
+fn ejecting() -> BackendPolicy {
+    let outlier = Outlier {
+        consecutive_failures: 3,
+        base_ejection_ms: 600_000,
+        max_ejection_basis_points: 10_000,
+        ..Outlier::default()
+    };
+    BackendPolicy { lb: LbPolicy::Random, outlier, ..BackendPolicy::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_requests_are_shared_by_weight_while_one_is_ejected() {
+    let failing = Server::http(|_, _| async { text(500, "b") }).await;
+    let (a, c) = (Server::named("a").await, Server::named("c").await);
+    let endpoints =
+        weighted(&[("a", a.address, 5), ("b", failing.address, 3), ("c", c.address, 2)]);
+    let mut config = config("sidecar~shop~client-1");
+    config.seed = Some(2);
+    let bed = Bed::start(config, None).await;
+    bed.apply(1, service("user", Protocol::Http1, ejecting(), endpoints)).await;
+    until_ejected(&bed, "b").await;
+    let before = failing.hits();
+    let door = bed.door(|d| matches!(d, crate::table::Door::Upstream { .. }));
+    // T·R_i over the sum of what is left, as if it were critical.
+    expect_shares(&pipelined(door, 100_000).await, &[('a', 5), ('c', 2)]);
+    assert_eq!(failing.hits(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_requests_fail_over_by_weight_while_one_is_ejected() {
+    let failing = Server::http(|_, _| async { text(500, "b") }).await;
+    let (a, c, d) = (Server::named("a").await, Server::named("c").await, Server::named("d").await);
+    let mut endpoints = weighted(&[
+        ("a", a.address, 1),
+        ("b", failing.address, 1),
+        ("c", c.address, 2),
+        ("d", d.address, 1),
+    ]);
+    for (endpoint, place) in endpoints.iter_mut().zip(["eu/a", "eu/a", "eu/b", "eu/b"]) {
+        endpoint.locality = Locality::parse(place);
+    }
+    let locality = LocalityPolicy::Failover(Failover::default());
+    let policy = BackendPolicy { locality, ..ejecting() };
+    let mut config = config("sidecar~shop~client-1");
+    config.own = decide::Own { locality: Locality::parse("eu/a"), ..decide::Own::default() };
+    config.seed = Some(3);
+    let bed = Bed::start(config, None).await;
+    bed.apply(1, service("user", Protocol::Http1, policy, endpoints)).await;
+    until_ejected(&bed, "b").await;
+    let before = failing.hits();
+    let door = bed.door(|d| matches!(d, crate::table::Door::Upstream { .. }));
+    // Half of the near place is left: 1.4 times that is its share, and the next place's two
+    // instances have the rest by their weights.
+    expect_shares(&pipelined(door, 100_000).await, &[('a', 70), ('c', 20), ('d', 10)]);
+    assert_eq!(failing.hits(), before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn smooth_weighted_round_robin_is_exact_per_cycle() {
     let (a, b, c) = (Server::named("a").await, Server::named("b").await, Server::named("c").await);

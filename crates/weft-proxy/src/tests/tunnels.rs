@@ -260,3 +260,91 @@ async fn an_upload_may_be_silent_while_its_answer_flows() {
     let text = String::from_utf8(seen).unwrap();
     assert!(text.ends_with("4\r\ntrue\r\n0\r\n\r\n"), "{text}");
 }
+
+/// Grants an upgrade, if it begins with that, and echoes from then on.
+async fn granting() -> Server {
+    Server::raw(|_, mut stream| async move {
+        let mut first = [0; 4];
+        if stream.peek(&mut first).await.is_ok() && &first[..3] == b"GET" {
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = stream.read_u8().await else { return };
+                seen.push(byte);
+            }
+            let switch = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                          upgrade: other\r\n\r\n";
+            stream.write_all(switch.as_bytes()).await.unwrap();
+        }
+        let (mut r, mut w) = stream.split();
+        let _ = tokio::io::copy(&mut r, &mut w).await;
+    })
+    .await
+}
+
+/// A gateway that takes CONNECT and upgrades by rules with these time-outs, and its log.
+async fn noted(timeouts: Timeouts) -> (Bed, Server, super::noticed::Log) {
+    let app = granting().await;
+    let format = "%REQ(:METHOD)% %RESPONSE_CODE% %BYTES_RECEIVED% %BYTES_SENT% %RESPONSE_FLAGS% \
+                  %DURATION%";
+    let (config, log) = super::noticed::Log::of("gateway~shop~web", format);
+    let method = Some(StringMatch::Exact("CONNECT".into()));
+    let tunnels = Rule {
+        matches: vec![Match { method, ..Match::default() }],
+        timeouts: timeouts.clone(),
+        ..rule("/", Action::Forward(vec![to("user", "", 1)]))
+    };
+    let others = Rule { timeouts, ..rule("/", Action::Forward(vec![to("user", "", 1)])) };
+    let mut resources = http_service("user", &[app.address]);
+    resources.push(gateway(None));
+    resources.push(gateway_route("r", &[], vec![tunnels, others]));
+    let bed = Bed::start(config, None).await;
+    bed.apply(1, resources).await;
+    (bed, app, log)
+}
+
+const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n";
+
+/// The line of a request, once it is there, without how long it took, and that.
+async fn line_of(log: &super::noticed::Log, method: &str) -> (String, u64) {
+    let find = || log.lines().into_iter().find(|line| line.starts_with(method));
+    wait_until("its line is written", || async { find().is_some() }).await;
+    let line = find().unwrap();
+    let (line, ms) = line.rsplit_once(' ').unwrap();
+    (line.to_owned(), ms.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnels_record_is_written_at_its_end_with_all_that_moved() {
+    let (bed, _app, log) = noted(Timeouts::default()).await;
+    for (ask, granted, said) in [
+        (connect("a:80"), " 200 ", "CONNECT 200 8 8 -"),
+        (UPGRADE.to_owned(), " 101 ", "GET 101 8 8 -"),
+    ] {
+        let (mut stream, answer) = asked(bed.listener(), &ask).await;
+        assert!(answer.contains(granted), "{answer}");
+        assert!(is_echoed(&mut stream).await);
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert!(is_echoed(&mut stream).await);
+        drop(stream);
+        let (line, ms) = line_of(&log, said.split(' ').next().unwrap()).await;
+        assert_eq!(line, said);
+        assert!(ms >= 60, "{ms} ms");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_a_stream_ends_tunnels_in_which_bytes_move() {
+    let longest = Duration::from_millis(400);
+    let timeouts = Timeouts { stream_ms: Some(400), ..Timeouts::default() };
+    let (bed, _app, log) = noted(timeouts).await;
+    for ask in [connect("a:80"), UPGRADE.to_owned()] {
+        let (method, began) = (ask.split(' ').next().unwrap(), Instant::now());
+        let (mut stream, _) = asked(bed.listener(), &ask).await;
+        let moving = async { while is_echoed(&mut stream).await {} };
+        let ended = timeout(Duration::from_secs(30), moving).await;
+        assert!(ended.is_ok(), "{method} was never ended");
+        assert!(began.elapsed() >= longest, "{method}: {:?}", began.elapsed());
+        let (line, ms) = line_of(&log, method).await;
+        assert!(line.ends_with(" DT") && ms >= 400, "{line} {ms}");
+    }
+}

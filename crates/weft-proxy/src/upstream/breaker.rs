@@ -1,29 +1,65 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Circuit breakers of one backend on one worker: a bounded line of requests that wait for one of
-//! its connections, and a count of its retries in flight. Limits are shared evenly by workers.
-//! Called by the attempt loop; knows no pool, only whether there is room, and is told by pools.
+//! Circuit breakers of one backend as one worker knows them: a bounded line of requests that wait
+//! for one of its connections, and what of the whole proxy's limits is in use here. Called by the
+//! attempt loop; knows no pool, only whether there is room, and is told by pools.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use weft_base::limits::PENDING_MAX;
 use weft_model::Limits;
 
+use super::quota::Quota;
+
+/// How often those in line look by themselves, and ask other workers again.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// The limits of one backend, which all workers share; they outlive tables.
+#[derive(Debug)]
+pub struct Quotas {
+    born: Instant,
+    connections: Quota,
+    pending: Quota,
+    requests: Quota,
+    retries: Quota,
+}
+
 #[derive(Debug, Default)]
 pub struct Breaker {
+    /// `None`: the backend never had a limit.
+    quotas: Option<Arc<Quotas>>,
+    worker: usize,
     /// First come, first served. What becomes free wakes one, the first that does not know yet;
     /// who cannot use it passes it on to those behind.
     line: RefCell<VecDeque<Rc<Waiter>>>,
     /// Somebody looks for room right now; what it closes for that is its own.
     looking: Cell<bool>,
-    retrying: Cell<usize>,
 }
 
-#[derive(Debug, Default)]
+/// What somebody in line finds.
+#[derive(Debug)]
+pub enum Found<T> {
+    Room(T),
+    /// Something idle was closed, and is over in a moment: who waits for that is no crowd.
+    Soon,
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Look,
+    AskAgain,
+}
+
+#[derive(Debug)]
 struct Waiter {
+    since: u64,
     /// Told of something free, and has not looked yet.
     told: Cell<bool>,
     wake: Notify,
@@ -34,60 +70,128 @@ struct Waiter {
 struct InLine {
     breaker: Rc<Breaker>,
     waiter: Rc<Waiter>,
+    _pending: Option<Taken>,
 }
 
-/// Counts a retry while it lasts.
+/// A unit of a limit, until it is dropped.
 #[derive(Debug)]
-pub struct Counted(Rc<Breaker>);
+pub struct Taken {
+    of: Rc<Breaker>,
+    which: fn(&Quotas) -> &Quota,
+}
 
-/// One worker's part of a limit; a limit that is not 0 leaves room for one.
-pub fn part(most: u32, workers: usize) -> usize {
-    let most = usize::try_from(most).unwrap_or(usize::MAX);
-    most.div_ceil(workers.max(1)).min(most)
+/// The right of an attempt to open a connection to its backend.
+#[derive(Default)]
+pub struct Grant {
+    /// Of a backend with a limit.
+    of: Option<(Rc<Breaker>, u32)>,
+    held: Cell<Option<Taken>>,
+}
+
+impl std::fmt::Debug for Grant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Grant").field("limit", &self.of.as_ref().map(|(_, most)| most)).finish()
+    }
+}
+
+// === impl Quotas ===
+
+impl Quotas {
+    /// What all workers use of them: connections, waiting requests, requests, retries.
+    pub fn used(&self) -> [u64; 4] {
+        let all = [&self.connections, &self.pending, &self.requests, &self.retries];
+        all.map(Quota::used)
+    }
+
+    pub fn new(workers: usize) -> Arc<Self> {
+        let quota = || Quota::new(workers);
+        Arc::new(Self {
+            born: Instant::now(),
+            connections: quota(),
+            pending: quota(),
+            requests: quota(),
+            retries: quota(),
+        })
+    }
+
+    /// Whether a backend with these limits needs such.
+    pub fn are_for(limits: &Limits) -> bool {
+        *limits != Limits::default()
+    }
+
+    /// Whether a worker has connections, or the right to open some.
+    pub fn is_connected(&self, worker: usize) -> bool {
+        self.connections.used_by(worker) > 0
+    }
+
+    /// Milliseconds that are never 0.
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    }
 }
 
 // === impl Breaker ===
 
 impl Breaker {
-    /// Waits in line until `full` no longer holds. `full` may close what is idle to make room.
-    /// Cancel-safe: who goes away leaves the line.
+    pub fn new(quotas: Option<Arc<Quotas>>, worker: usize) -> Rc<Self> {
+        Rc::new(Self { quotas, worker, ..Self::default() })
+    }
+
+    /// Whether it counts there.
+    pub fn is_of(&self, quotas: Option<&Arc<Quotas>>) -> bool {
+        self.quotas.as_ref().map(Arc::as_ptr) == quotas.map(Arc::as_ptr)
+    }
+
+    /// Waits in line while `look` finds no room, which may close what is idle to make some. `ask`
+    /// asks other workers for theirs. Cancel-safe: who goes away leaves the line.
     ///
     /// # Errors
     /// The sentence to refuse the request with: the line is full, or it took too long.
-    pub async fn wait(
+    pub async fn wait<T>(
         self: &Rc<Self>,
         limits: &Limits,
-        workers: usize,
         patience: Duration,
-        full: impl Fn() -> bool,
-    ) -> Result<(), String> {
+        look: impl Fn() -> Found<T>,
+        ask: impl Fn(),
+    ) -> Result<T, String> {
         // What those in line were told of is theirs; what they have left is anybody's.
         let theirs = self.line.borrow().iter().any(|w| w.told.get());
-        if !theirs && !self.look(&full) {
-            return Ok(());
+        let found = if theirs { Found::Nothing } else { self.look(&look) };
+        let soon = matches!(found, Found::Soon);
+        if let Found::Room(room) = found {
+            return Ok(room);
         }
         let open = limits.connections_max.unwrap_or(u32::MAX);
         let most = limits.pending_max.unwrap_or(PENDING_MAX);
-        if self.line.borrow().len() >= part(most, workers) {
+        let pending = self.take(|q| &q.pending, most);
+        if pending.is_none() && self.quotas.is_some() && !soon {
             let line = match most {
                 0 => String::new(),
                 _ => format!(", and {most} requests wait, its limit"),
             };
             return Err(format!("{open} connections are open, its limit, and all are busy{line}"));
         }
-        let place = InLine::at_the_end(self);
+        let (place, first) = InLine::at_the_end(self, pending);
         let in_line = async {
+            // Before it said that it waits nobody could tell it of anything.
+            if first && let Found::Room(room) = self.look(&look) {
+                return room;
+            }
+            ask();
             loop {
-                place.waiter.wake.notified().await;
-                if place.waiter.told.replace(false) {
-                    if !self.look(&full) {
-                        break;
-                    }
-                    self.tell_behind(Some(&place.waiter));
+                match place.told().await {
+                    Told::Nothing => continue,
+                    Told::AskAgain => ask(),
+                    Told::Look => {}
                 }
+                if let Found::Room(room) = self.look(&look) {
+                    return room;
+                }
+                self.tell_behind(Some(&place.waiter));
             }
         };
-        tokio::time::timeout(patience, in_line).await.map_err(|_| {
+        // Boxed: every request has room for this future, and few wait.
+        Box::pin(tokio::time::timeout(patience, in_line)).await.map_err(|_| {
             let ms = patience.as_millis();
             format!("none of its {open} connections became free within {ms} ms")
         })
@@ -105,11 +209,78 @@ impl Breaker {
         self.line.borrow().iter().for_each(|w| w.tell());
     }
 
-    fn look(&self, full: impl Fn() -> bool) -> bool {
+    fn look<T>(&self, look: impl Fn() -> Found<T>) -> Found<T> {
         self.looking.set(true);
-        let full = full();
+        let found = look();
         self.looking.set(false);
-        full
+        found
+    }
+
+    /// Counts another connection; `None`: there may be no more.
+    pub fn connect(self: &Rc<Self>, most: u32) -> Option<Taken> {
+        self.take(|q| &q.connections, most)
+    }
+
+    /// Counts a request.
+    ///
+    /// # Errors
+    /// Why there may be no more.
+    pub fn request(self: &Rc<Self>, limits: &Limits) -> Result<Option<Taken>, String> {
+        let Some(most) = limits.requests_max else { return Ok(None) };
+        let taken = self.take(|q| &q.requests, most);
+        let full = || format!("{most} requests are in flight, its limit");
+        taken.map(Some).ok_or_else(full)
+    }
+
+    /// Counts a retry.
+    ///
+    /// # Errors
+    /// Why there may be no more.
+    pub fn retry(self: &Rc<Self>, limits: &Limits) -> Result<Option<Taken>, String> {
+        let Some(most) = limits.retries_max else { return Ok(None) };
+        let taken = self.take(|q| &q.retries, most);
+        let full = || format!("{most} retries are in flight, its limit, so it was not sent again");
+        taken.map(Some).ok_or_else(full)
+    }
+
+    fn take(self: &Rc<Self>, which: fn(&Quotas) -> &Quota, most: u32) -> Option<Taken> {
+        let quotas = self.quotas.as_ref()?;
+        which(quotas).take(self.worker, most).then(|| Taken { of: self.clone(), which })
+    }
+
+    /// Gives back what is leased here and was not used for a while.
+    pub fn rest(&self) {
+        if let Some(q) = &self.quotas {
+            for quota in [&q.connections, &q.pending, &q.requests, &q.retries] {
+                quota.rest(self.worker);
+            }
+        }
+    }
+
+    /// Whether a connection that has become idle here belongs to another worker.
+    pub fn owes_idle(&self) -> bool {
+        self.quotas.as_ref().is_some_and(|q| q.connections.is_owed(self.worker))
+    }
+
+    /// Whether one does that is never idle.
+    pub fn owes_busy(&self) -> bool {
+        let in_earnest = |q: &Arc<Quotas>| q.connections.is_owed_in_earnest(self.worker, q.now());
+        self.quotas.as_ref().is_some_and(in_earnest)
+    }
+
+    /// Says to other workers whether somebody waits here, and since when.
+    fn publish(&self) {
+        if let Some(q) = &self.quotas {
+            let since = self.line.borrow().front().map(|first| first.since);
+            q.connections.waits(self.worker, since);
+        }
+    }
+
+    async fn given(&self) {
+        match &self.quotas {
+            Some(q) => q.connections.given(self.worker).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Tells the first behind `waiter`, or of all, that does not know of something free.
@@ -119,22 +290,6 @@ impl Breaker {
         let mut behind = line.iter().skip(place.map_or(0, |place| place + 1));
         if let Some(next) = behind.find(|w| !w.told.get()) {
             next.tell();
-        }
-    }
-
-    /// Takes room for one retry.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub fn retry(self: &Rc<Self>, limits: &Limits, workers: usize) -> Result<Counted, String> {
-        match limits.retries_max {
-            Some(most) if self.retrying.get() >= part(most, workers) => {
-                Err(format!("{most} retries are in flight, its limit, so it was not sent again"))
-            }
-            _ => {
-                self.retrying.set(self.retrying.get() + 1);
-                Ok(Counted(self.clone()))
-            }
         }
     }
 }
@@ -151,10 +306,37 @@ impl Waiter {
 // === impl InLine ===
 
 impl InLine {
-    fn at_the_end(breaker: &Rc<Breaker>) -> Self {
-        let waiter = Rc::<Waiter>::default();
+    /// With whether it is the first.
+    fn at_the_end(breaker: &Rc<Breaker>, pending: Option<Taken>) -> (Self, bool) {
+        let since = breaker.quotas.as_ref().map_or(0, |q| q.now());
+        let waiter = Rc::new(Waiter { since, told: Cell::new(false), wake: Notify::new() });
+        let first = breaker.line.borrow().is_empty();
         breaker.line.borrow_mut().push_back(waiter.clone());
-        Self { breaker: breaker.clone(), waiter }
+        if first {
+            breaker.publish();
+        }
+        (Self { breaker: breaker.clone(), waiter, _pending: pending }, first)
+    }
+
+    fn is_first(&self) -> bool {
+        self.breaker.line.borrow().front().is_some_and(|w| Rc::ptr_eq(w, &self.waiter))
+    }
+
+    /// Waits until it was told of something, or may ask for it again.
+    async fn told(&self) -> Told {
+        tokio::select! {
+            biased;
+            () = self.waiter.wake.notified() => {}
+            // Another worker tells whoever of this one hears it.
+            () = self.breaker.given() => self.breaker.tell_behind(None),
+            () = tokio::time::sleep(LOOK_AGAIN) => {
+                if self.is_first() {
+                    self.waiter.told.set(false);
+                    return Told::AskAgain;
+                }
+            }
+        }
+        if self.waiter.told.replace(false) { Told::Look } else { Told::Nothing }
     }
 }
 
@@ -163,13 +345,52 @@ impl Drop for InLine {
         if self.waiter.told.get() {
             self.breaker.tell_behind(Some(&self.waiter));
         }
+        let first = self.is_first();
         self.breaker.line.borrow_mut().retain(|w| !Rc::ptr_eq(w, &self.waiter));
+        if first {
+            self.breaker.publish();
+        }
     }
 }
 
-impl Drop for Counted {
+// === impl Taken ===
+
+impl Taken {
+    /// Whether what it was taken for is owed to another worker, once it is idle.
+    pub fn is_owed(&self) -> bool {
+        self.of.owes_idle()
+    }
+}
+
+impl Drop for Taken {
     fn drop(&mut self) {
-        self.0.retrying.set(self.0.retrying.get().saturating_sub(1));
+        if let Some(quotas) = &self.of.quotas {
+            (self.which)(quotas).put(self.of.worker);
+        }
+    }
+}
+
+// === impl Grant ===
+
+impl Grant {
+    /// For a backend whose limit is `most`; `held` when a connection is to be opened.
+    pub fn of(breaker: Rc<Breaker>, most: u32, held: Option<Taken>) -> Self {
+        Self { of: Some((breaker, most)), held: Cell::new(held) }
+    }
+
+    /// What a new connection is counted by.
+    ///
+    /// # Errors
+    /// The limit is reached.
+    pub fn claim(&self) -> Result<Option<Taken>, u32> {
+        let Some((breaker, most)) = &self.of else { return Ok(None) };
+        let taken = self.held.take().or_else(|| breaker.connect(*most));
+        taken.map(Some).ok_or(*most)
+    }
+
+    /// No connection is to be opened for it.
+    pub fn release(&self) {
+        drop(self.held.take());
     }
 }
 

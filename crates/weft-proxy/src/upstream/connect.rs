@@ -18,10 +18,11 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use weft_identity::{Alpn, ClientTls, Expected, SpiffeId};
-use weft_model::{Endpoint, Transport, mesh_server_name};
+use weft_model::{Connections, Endpoint, Pings, TcpKeepalive, Transport, mesh_server_name};
 
 use crate::config::ProxyConfig;
 use crate::descriptors;
+use crate::listen;
 use crate::table::{EndpointEntry, Inside, OriginTls};
 use crate::tcp::half_open;
 
@@ -51,11 +52,23 @@ pub struct Dialer {
     pub config: Arc<ProxyConfig>,
 }
 
+/// How a connection is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// How long it may take.
+    pub limit: Duration,
+    /// In place of the proxy's own.
+    pub keepalive: Option<TcpKeepalive>,
+    pub pings: Option<Pings>,
+}
+
 /// Why there is no connection. Nothing of a request was sent.
 #[derive(Clone, Debug, Error)]
 pub enum ConnectError {
     #[error("connecting to {address} failed: {reason}")]
     Tcp { address: SocketAddr, reason: Arc<str> },
+    #[error("{address} is not connected to: {most} connections are open, its limit")]
+    Full { address: SocketAddr, most: u32 },
     #[error("connecting to {address} took longer than {ms} ms")]
     Timeout { address: SocketAddr, ms: u64 },
     #[error("the TLS handshake with {address} failed: {reason}")]
@@ -115,6 +128,20 @@ impl Peer {
     }
 }
 
+// === impl Opening ===
+
+impl Opening {
+    pub fn within(limit: Duration) -> Self {
+        Self { limit, keepalive: None, pings: None }
+    }
+
+    /// As a backend's policy says.
+    pub fn of(limit: Duration, terms: Option<&Connections>) -> Self {
+        let (keepalive, pings) = terms.map_or((None, None), |t| (t.keepalive, t.pings));
+        Self { limit, keepalive, pings }
+    }
+}
+
 /// Says what a connection begins with.
 async fn greet<I: AsyncWrite + Unpin>(io: &mut I, peer: &Peer) -> Result<(), ConnectError> {
     let Some(greeting) = &peer.greeting else { return Ok(()) };
@@ -125,14 +152,14 @@ async fn greet<I: AsyncWrite + Unpin>(io: &mut I, peer: &Peer) -> Result<(), Con
 // === impl Dialer ===
 
 impl Dialer {
-    /// Opens a connection within `limit`. Cancel-safe: dropping it closes the socket.
+    /// Opens a connection. Cancel-safe: dropping it closes the socket.
     pub async fn connect(
         &self,
         peer: &Peer,
         alpn: Alpn,
-        limit: Duration,
+        opening: Opening,
     ) -> Result<UpstreamIo, ConnectError> {
-        let address = peer.connect;
+        let (address, limit) = (peer.connect, opening.limit);
         #[cfg(any(test, feature = "testing"))]
         if let Some(io) = crate::memory::dialled(address) {
             let failed = |e: io::Error| ConnectError::Tcp { address, reason: e.to_string().into() };
@@ -142,7 +169,7 @@ impl Dialer {
         }
         let open = async {
             let mut tcp = self
-                .tcp(address, limit)
+                .tcp(address, opening)
                 .await
                 .map_err(|e| ConnectError::Tcp { address, reason: e.to_string().into() })?;
             greet(&mut tcp, peer).await?;
@@ -168,13 +195,13 @@ impl Dialer {
     pub async fn connect_opaque(
         &self,
         peer: &Peer,
-        limit: Duration,
+        opening: Opening,
     ) -> Result<UpstreamIo, ConnectError> {
         let (Some(origin), Transport::Plaintext) = (&peer.origin, peer.transport) else {
-            return self.connect(peer, Alpn::Http11, limit).await;
+            return self.connect(peer, Alpn::Http11, opening).await;
         };
-        let plain = Peer { origin: None, ..peer.clone() };
-        let io = self.connect(&plain, Alpn::Http11, limit).await?;
+        let (plain, limit) = (Peer { origin: None, ..peer.clone() }, opening.limit);
+        let io = self.connect(&plain, Alpn::Http11, opening).await?;
         let UpstreamIo::Plain(tcp) = io else { return Ok(io) };
         let shaking = origin_tls(origin, Inside::Opaque, peer.connect, tcp);
         let ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
@@ -182,11 +209,13 @@ impl Dialer {
         tokio::time::timeout(limit, shaking).await.map_err(late)?
     }
 
-    async fn tcp(&self, address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    async fn tcp(&self, address: SocketAddr, opening: Opening) -> io::Result<TcpStream> {
+        let keepalive = listen::keepalive_of(opening.keepalive.as_ref());
         if self.config.is_outside(address.ip()) {
-            let stream = TcpStream::from_std(self.config.host.connect(address, limit).await?)?;
+            let stream =
+                TcpStream::from_std(self.config.host.connect(address, opening.limit).await?)?;
             stream.set_nodelay(true)?;
-            socket2::SockRef::from(&stream).set_tcp_keepalive(&crate::listen::keepalive())?;
+            socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
             half_open::watch(&stream, Some(address));
             return Ok(stream);
         }
@@ -195,7 +224,7 @@ impl Dialer {
             return Err(io::Error::other("descriptors are short; raise the limit of open files"));
         }
         socket.set_nodelay(true)?;
-        socket2::SockRef::from(&socket).set_tcp_keepalive(&crate::listen::keepalive())?;
+        socket2::SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
         if let Some(mark) = self.config.mark {
             socket2::SockRef::from(&socket).set_mark(mark)?;
         }
@@ -319,6 +348,37 @@ impl AsyncWrite for UpstreamIo {
             Self::Tls(s) => s.is_write_vectored(),
             #[cfg(any(test, feature = "testing"))]
             Self::Memory(s) => s.is_write_vectored(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn probes_are_as_the_policy_says_as_far_as_the_kernel_takes_them() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = Arc::new(crate::tests::bed::config("sidecar~shop~a"));
+        let dialer = Dialer { source: None, tls: None, mesh_port: 0, config };
+        let peer = Peer::plain(listener.local_addr().unwrap());
+        let said = |idle_s, interval_s, probes| TcpKeepalive { idle_s, interval_s, probes };
+        for (keepalive, seconds, probes) in [
+            (None, [60, 10], 3),
+            (Some(said(None, None, None)), [60, 10], 3),
+            (Some(said(Some(300), Some(75), Some(9))), [300, 75], 9),
+            (Some(said(Some(0), Some(u32::MAX), Some(1_000))), [1, 32_767], 127),
+        ] {
+            let opening = Opening { keepalive, ..Opening::within(Duration::from_secs(10)) };
+            let io = dialer.connect(&peer, Alpn::Http11, opening).await.unwrap();
+            let UpstreamIo::Plain(stream) = io else { panic!("{io:?}") };
+            let socket = socket2::SockRef::from(&stream);
+            assert!(socket.keepalive().unwrap());
+            let times = [socket.tcp_keepalive_time(), socket.tcp_keepalive_interval()];
+            assert_eq!(times.map(|t| t.unwrap().as_secs()), seconds, "{keepalive:?}");
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), probes, "{keepalive:?}");
         }
     }
 }

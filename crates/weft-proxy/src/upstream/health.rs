@@ -179,6 +179,8 @@ impl Schedule {
         }
         let Some(check) = check_of(&job.backend) else { return };
         let out = job.row.note(check, answer.seen);
+        let wrong = (answer.seen != Probe::Pass).then_some(&*answer.why);
+        job.entry.shared.set_checked(now, wrong);
         note(&job.entry, &job.backend.set, out.then_some(&*answer.why));
         let usual = check.interval_ms;
         let interval = if out { check.unhealthy_interval_ms.unwrap_or(usual) } else { usual };

@@ -12,4 +12,6 @@ pub mod health;
 pub mod outlier;
 pub mod pick;
 pub mod pool;
+pub mod quota;
 pub mod recent;
+pub mod resolver;

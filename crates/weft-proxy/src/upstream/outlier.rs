@@ -127,6 +127,7 @@ impl Ejector {
         shared.ejections.store(times + 1, Ordering::Relaxed);
         // One success after re-admission clears this.
         shared.set_streaks(Streaks::on_probation(policy));
+        shared.set_ejection(why);
         shared.ejected_until.store(now.0 + ms, Ordering::Relaxed);
         backend.set.changed();
         tracing::info!(

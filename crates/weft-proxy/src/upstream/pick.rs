@@ -15,10 +15,10 @@ use weft_model::decide::{
 use weft_model::{Hashing, Health, LbPolicy};
 
 use super::adaptive::AdaptiveLimit;
-use super::breaker::Breaker;
+use super::breaker::{Breaker, Found, Taken};
 use super::budget::Budget;
 use super::gate::BackendGate;
-use super::pool::Pool;
+use super::pool::{Closed, Pool};
 use crate::observe::flags::Flags;
 use crate::observe::metrics::{RequestProtocol, RequestSeries, WorkerCells};
 use crate::pinned::Pinned;
@@ -38,6 +38,7 @@ pub struct LocalBackend {
     pub gate: Option<Rc<BackendGate>>,
     /// In a proxy that has gates: how many workers, and this one's numbers.
     gated: Option<(usize, Arc<WorkerCells>)>,
+    worker: usize,
 }
 
 /// Who gets which share, until something changes: by endpoint of the entry, since those that are
@@ -115,9 +116,22 @@ impl LocalBackend {
             adaptive: None,
             gate: None,
             gated: None,
+            worker: 0,
         };
         made.update(entry, pool);
         made
+    }
+
+    /// It is one worker's, which has its part of limits under this number.
+    pub fn set_worker(&mut self, worker: usize) {
+        self.worker = worker;
+        self.count_with();
+    }
+
+    /// Counts by the limits of its entry from now on.
+    fn count_with(&mut self) {
+        self.breaker = Breaker::new(self.entry.quotas.clone(), self.worker);
+        self.candidates.iter().for_each(|c| c.pool.tell(&self.breaker));
     }
 
     /// Takes the newest form of the backend; turn and budget go on.
@@ -142,6 +156,9 @@ impl LocalBackend {
             }
         }
         self.entry = Pinned::new(entry);
+        if !self.breaker.is_of(self.entry.quotas.as_ref()) {
+            self.count_with();
+        }
         self.view.until = 0;
         self.adapt();
     }
@@ -316,17 +333,35 @@ impl LocalBackend {
         self.entry.endpoints.iter().map(|e| e.shared.in_flight()).sum()
     }
 
-    /// Connections of this worker to all its candidates.
-    pub fn connections(&self) -> usize {
-        self.candidates.iter().map(|c| c.pool.connections()).sum()
-    }
-
-    /// Closes the connection to any of them that has been idle for longest; `false` when all are
+    /// Closes the connection to any candidate that has been idle for longest; `None` when all are
     /// busy.
-    pub fn close_idle(&self) -> bool {
+    fn close_idle(&self) -> Option<Closed> {
         let idle = |c: &Rc<LocalEndpoint>| Some((c.pool.idle_since()?, c.pool.clone()));
         let oldest = self.candidates.iter().filter_map(idle).min_by_key(|(since, _)| *since);
-        oldest.inspect(|(_, pool)| pool.close_idle()).is_some()
+        oldest.and_then(|(_, pool)| pool.close_idle())
+    }
+
+    /// What one more connection is counted by; one that is idle gives way.
+    pub fn connect(&self, most: u32) -> Found<Taken> {
+        loop {
+            if let Some(taken) = self.breaker.connect(most) {
+                return Found::Room(taken);
+            }
+            match self.close_idle() {
+                Some(Closed::Now) => {}
+                Some(Closed::Soon) => return Found::Soon,
+                None => return Found::Nothing,
+            }
+        }
+    }
+
+    /// Lets other workers have what is idle here, as far as they wait for it; and where one of
+    /// them has waited for long what is never idle.
+    pub fn give_way(&self) {
+        while self.breaker.owes_idle() && self.close_idle().is_some() {}
+        if self.breaker.owes_busy() {
+            self.candidates.iter().any(|c| c.pool.leave_one());
+        }
     }
 
     /// Whether a session may stay with a candidate: it is well, though it may stand by or pause,

@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
+use super::neighbours::{Favour, Handed};
 use crate::descriptors;
 use crate::handover::Takes;
 use crate::table::Door;
@@ -54,6 +55,8 @@ pub(super) fn leave(worker: &Rc<Worker>, leave: Leave) {
     if !leave.graceful {
         return worker.doors.leave(worker, leave);
     }
+    // Who is idle may be about to ask, and is told to go by the answer.
+    worker.patient.set(true);
     worker.conns.begin_drain();
     if leave.stay {
         return;
@@ -101,10 +104,7 @@ impl Doors {
         self.open.borrow_mut().retain(|_, open| {
             let stays = !leave.means(open.inbound);
             if !stays {
-                // With a copy of it kept the system would go on with taking connections.
-                if let Some(address) = open.address {
-                    worker.config.handover.forget(address, open.takes);
-                }
+                left(worker, open.address, open.takes);
                 open.stop.cancel();
             }
             stays
@@ -120,6 +120,13 @@ impl Leave {
     }
 }
 
+/// A door is closed: with a copy of it kept the system would go on with taking connections.
+fn left(worker: &Worker, address: Option<SocketAddr>, takes: Takes) {
+    if let Some(address) = address {
+        worker.config.handover.forget(address, takes);
+    }
+}
+
 pub(super) fn listen(worker: &Rc<Worker>, number: u64, door: Door, socket: std::net::TcpListener) {
     let address = socket.local_addr().ok();
     let listener = match TcpListener::from_std(socket) {
@@ -129,7 +136,9 @@ pub(super) fn listen(worker: &Rc<Worker>, number: u64, door: Door, socket: std::
             return;
         }
     };
-    let Some(stop) = worker.doors.open(number, &door, address, Takes::Connections) else { return };
+    let Some(stop) = worker.doors.open(number, &door, address, Takes::Connections) else {
+        return left(worker, address, Takes::Connections);
+    };
     let tasks = worker.conns.clone();
     let worker = worker.clone();
     tasks.spawn_local("accept", async move {
@@ -145,7 +154,9 @@ pub(super) fn listen(worker: &Rc<Worker>, number: u64, door: Door, socket: std::
 
 pub(super) fn datagrams(worker: &Rc<Worker>, number: u64, door: Door, socket: std::net::UdpSocket) {
     let address = socket.local_addr().ok();
-    let Some(stop) = worker.doors.open(number, &door, address, Takes::Datagrams) else { return };
+    let Some(stop) = worker.doors.open(number, &door, address, Takes::Datagrams) else {
+        return left(worker, address, Takes::Datagrams);
+    };
     let Door::Datagrams(listener) = door else { return };
     let serving = Box::pin(udp::serve(worker.clone(), listener, socket));
     worker.conns.spawn_local("datagrams", async move {
@@ -177,7 +188,7 @@ async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
         match listener.accept().await {
             Ok((stream, remote)) => {
                 let last = descriptors::is_reserved(&stream);
-                serve(worker, stream, remote, door);
+                take(worker, stream, remote, door);
                 // Clients wait in the kernel's line meanwhile.
                 while last && !descriptors::have_room(listener) {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -189,6 +200,44 @@ async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Serves a new connection, or has it served by a worker that has far fewer.
+fn take(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: &Door) {
+    let neighbours = &worker.shared.neighbours;
+    let Some(to) = neighbours.lighter(worker.id) else {
+        return serve(worker, stream, remote, door);
+    };
+    let stream = match stream.into_std() {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(?door, %error, "a new connection is lost");
+            return;
+        }
+    };
+    match neighbours.hand(to, Handed { stream, remote, door: door.clone() }) {
+        Ok(()) => worker.metrics.cells.handed_over.add(1),
+        Err(handed) => serve_handed(worker, handed),
+    }
+}
+
+/// Does what another worker asks for.
+pub(super) fn favour(worker: &Rc<Worker>, favour: Favour) {
+    match favour {
+        Favour::GiveWay(backend) => worker.give_way(&backend),
+        Favour::Serve(handed) => {
+            serve_handed(worker, handed);
+            // It was counted when it was on its way, and is now by itself.
+            worker.shared.neighbours.closed(worker.id);
+        }
+    }
+}
+
+fn serve_handed(worker: &Rc<Worker>, handed: Handed) {
+    match TcpStream::from_std(handed.stream) {
+        Ok(stream) => serve(worker, stream, handed.remote, &handed.door),
+        Err(error) => tracing::debug!(%error, "a connection that was handed over is lost"),
     }
 }
 

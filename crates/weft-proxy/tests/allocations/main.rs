@@ -151,6 +151,7 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Vec<(ResourceName, Res
         edge: Edge::default(),
         proxy_header: Default::default(),
         backend_certificate: None,
+        limits: None,
     };
     let kind = ListenerKind::Gateway(listener);
     let listener = Listener { name: "shop/web/80".into(), kind, origin: None };

@@ -5,12 +5,12 @@ use std::cmp::Reverse;
 
 use serde_json::Value;
 
-use super::{Edits, Forward, Share, To, Verdict, is_service, items, named, of_kind, refuse, text};
-use super::{same_path, whole};
+use super::{Edits, Forward, Retry, Share, To, Verdict, is_service, items, millis, named, of_kind};
+use super::{refuse, same_path, text, whole};
 use crate::{Ask, with_query};
 
 /// How well a host name fits: characters of a non-wildcard name, then of any.
-type HostFit = (usize, usize);
+pub(super) type HostFit = (usize, usize);
 /// How well a match fits, greatest first: kind of path, its length, method, headers, parameters.
 type Strength = (u8, usize, bool, usize, usize);
 
@@ -24,11 +24,7 @@ struct Candidate<'a> {
 
 /// What a gateway of these objects does with a request on its port.
 pub fn judge(objects: &[Value], ask: &Ask) -> Verdict {
-    let Some(gateway) = of_kind(objects, "Gateway").next() else { return refuse(None, 404) };
-    // "the most specific matching Hostname" serves; a Listener serves what it matches alone.
-    let listeners = items(&gateway["spec"]["listeners"]);
-    let fits = listeners.filter_map(|l| Some((host_fit(l["hostname"].as_str(), &ask.host)?, l)));
-    let Some((_, listener)) = fits.max_by_key(|(fit, _)| *fit) else { return refuse(None, 404) };
+    let Some((gateway, listener)) = serving(objects, ask) else { return refuse(None, 404) };
     let mut candidates: Vec<Candidate<'_>> = of_kind(objects, "HTTPRoute")
         .filter(|route| is_attached(route, gateway, listener))
         .filter_map(|route| Some((route_fit(route, listener, &ask.host)?, route)))
@@ -41,8 +37,17 @@ pub fn judge(objects: &[Value], ask: &Ask) -> Verdict {
     }
 }
 
+/// The gateway, and of its listeners the one that serves the host: "the most specific matching
+/// Hostname" does, and serves what it matches alone.
+pub(super) fn serving<'a>(objects: &'a [Value], ask: &Ask) -> Option<(&'a Value, &'a Value)> {
+    let gateway = of_kind(objects, "Gateway").next()?;
+    let listeners = items(&gateway["spec"]["listeners"]);
+    let fits = listeners.filter_map(|l| Some((host_fit(l["hostname"].as_str(), &ask.host)?, l)));
+    fits.max_by_key(|(fit, _)| *fit).map(|(_, listener)| (gateway, listener))
+}
+
 /// "When unspecified, all hostnames are matched"; a wildcard takes one or more labels.
-fn host_fit(pattern: Option<&str>, host: &str) -> Option<HostFit> {
+pub(super) fn host_fit(pattern: Option<&str>, host: &str) -> Option<HostFit> {
     match pattern {
         None | Some("") => Some((0, 0)),
         Some(pattern) => match pattern.strip_prefix("*.") {
@@ -56,7 +61,7 @@ fn host_fit(pattern: Option<&str>, host: &str) -> Option<HostFit> {
     }
 }
 
-fn is_attached(route: &Value, gateway: &Value, listener: &Value) -> bool {
+pub(super) fn is_attached(route: &Value, gateway: &Value, listener: &Value) -> bool {
     items(&route["spec"]["parentRefs"]).any(|parent| {
         let section = parent["sectionName"].as_str();
         parent["name"] == gateway["metadata"]["name"]
@@ -67,7 +72,7 @@ fn is_attached(route: &Value, gateway: &Value, listener: &Value) -> bool {
 /// "precedence must be given to rules from the HTTPRoute with the largest number of characters in
 /// a matching non-wildcard hostname, in a matching hostname". A name that has nothing in common
 /// with the Listener's is ignored.
-fn route_fit(route: &Value, listener: &Value, host: &str) -> Option<HostFit> {
+pub(super) fn route_fit(route: &Value, listener: &Value, host: &str) -> Option<HostFit> {
     let names = route["spec"]["hostnames"].as_array().filter(|list| !list.is_empty());
     let Some(names) = names else { return Some((0, 0)) };
     let common = names.iter().filter(|name| overlap(listener["hostname"].as_str(), name.as_str()));
@@ -128,7 +133,7 @@ fn strength(m: &Value, ask: &Ask) -> Option<Strength> {
 }
 
 /// "only the first entry with an equivalent name must be considered for a match".
-fn first_of_each(list: &Value, no_case: bool) -> Vec<&Value> {
+pub(super) fn first_of_each(list: &Value, no_case: bool) -> Vec<&Value> {
     let mut out: Vec<&Value> = Vec::new();
     for entry in items(list) {
         let name = text(&entry["name"]);
@@ -143,7 +148,7 @@ fn first_of_each(list: &Value, no_case: bool) -> Vec<&Value> {
     out
 }
 
-fn value_fits(entry: &Value, got: Option<&str>) -> bool {
+pub(super) fn value_fits(entry: &Value, got: Option<&str>) -> bool {
     let wanted = text(&entry["value"]);
     got.is_some_and(|got| match entry["type"].as_str().unwrap_or("Exact") {
         "RegularExpression" => whole(&wanted, got),
@@ -192,11 +197,24 @@ fn follow(objects: &[Value], taken: Candidate<'_>, listener: &Value, ask: &Ask) 
     }
     let (request, response) = (Edits(request), Edits(response));
     let target = if path == ask.path { same_path(ask) } else { with_query(&path, &ask.query) };
-    Verdict::Forward(Forward { rule: Some(label), shares, target, host, request, response })
+    let limit = millis(&rule["timeouts"]["request"]);
+    let timeout = limit.map(|ms| (ms, format!("{label}.timeouts.request")));
+    let retry = retry(&rule["retry"]).map(|retry| (retry, format!("{label}.retry")));
+    let rule = Some(label);
+    Verdict::Forward(Forward { rule, shares, target, host, request, response, timeout, retry })
+}
+
+/// HTTPRouteRetry: "Attempts specifies the maximum number of times an individual request from the
+/// gateway to a backend should be retried"; "Codes defines the HTTP response status codes for which
+/// a backend request should be retried".
+fn retry(said: &Value) -> Option<Retry> {
+    let attempts = usize::try_from(said["attempts"].as_u64()?).ok()?;
+    let codes = items(&said["codes"]).filter_map(|c| u16::try_from(c.as_u64()?).ok());
+    Some(Retry { attempts, statuses: codes.map(|code| (code, code)).collect() })
 }
 
 /// "When a BackendRef refers to a Service that does not exist, 500".
-fn share(objects: &[Value], backend: &Value) -> Share {
+pub(super) fn share(objects: &[Value], backend: &Value) -> Share {
     let name = text(&backend["name"]);
     let mut request = Vec::new();
     for filter in items(&backend["filters"]) {

@@ -1,24 +1,64 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Istio: the texts of VirtualService, its delegates and DestinationRule's subsets, for a client
-//! of the mesh that calls a service on its port 80.
+//! of the mesh that calls a service on its port 80, and for a Gateway's clients on its port 8000.
 
 use serde_json::Value;
 
-use super::{Edits, Forward, Share, To, Verdict, is_service, items, named, of_kind, refuse, text};
-use super::{same_path, whole};
+use super::gateway_api::{HostFit, host_fit};
+use super::{Edits, Forward, Retry, Share, To, Verdict, is_service, items, millis, named, of_kind};
+use super::{refuse, same_path, text, whole};
 use crate::{Ask, with_query};
 
 /// Where the client is.
 pub const NAMESPACE: &str = "shop";
-/// Its labels.
-pub const CLIENT: [(&str, &str); 1] = [("app", "client")];
-const PORT: u64 = 80;
+
+/// Whose requests they are, as far as rules ask.
+struct Side {
+    gateways: &'static [&'static str],
+    label: (&'static str, &'static str),
+    port: u64,
+}
+
+const MESH: Side = Side { gateways: &["mesh"], label: ("app", "client"), port: 80 };
+/// What it selects gateways by is theirs.
+const EDGE: Side =
+    Side { gateways: &["edge", "shop/edge"], label: ("istio", "ingress"), port: 8000 };
 
 /// A rule with the block that matched.
 struct Taken {
     rule: Value,
     matched: Value,
     label: String,
+    /// The root's rule, and what the delegate has of it.
+    root: Option<(String, Vec<&'static str>)>,
+}
+
+/// What a Gateway does with a request on its port.
+pub fn judge_at_gateway(objects: &[Value], ask: &Ask) -> Verdict {
+    let servers = of_kind(objects, "Gateway").flat_map(|g| items(&g["spec"]["servers"]));
+    let mut served = servers.flat_map(|s| items(&s["hosts"])).filter_map(Value::as_str);
+    if !served.any(|host| fit(host, &ask.host).is_some()) {
+        return refuse(None, 404);
+    }
+    let bound = of_kind(objects, "VirtualService").filter(|vs| {
+        let mut names = items(&vs["spec"]["gateways"]).filter_map(Value::as_str);
+        names.any(|name| EDGE.gateways.contains(&name))
+    });
+    // One virtual host takes a request: the one with the most specific name.
+    let best = bound.filter_map(|vs| {
+        let hosts = items(&vs["spec"]["hosts"]).filter_map(Value::as_str);
+        Some((hosts.filter_map(|host| fit(host, &ask.host)).max()?, vs))
+    });
+    let Some((_, vs)) = best.max_by_key(|(fit, _)| *fit) else { return refuse(None, 404) };
+    let mut rules = items(&vs["spec"]["http"]).enumerate();
+    match rules.find_map(|(i, rule)| take(objects, vs, i, rule, ask, &EDGE)) {
+        Some(taken) => follow(objects, &taken, ask),
+        None => refuse(None, 404),
+    }
+}
+
+fn fit(pattern: &str, host: &str) -> Option<HostFit> {
+    host_fit(Some(pattern).filter(|p| *p != "*"), host)
 }
 
 /// What the client's sidecar does with a request.
@@ -30,13 +70,13 @@ pub fn judge(objects: &[Value], ask: &Ask) -> Verdict {
     };
     // What is for other ports, gateways or clients says nothing here; with nothing left the
     // service has no VirtualService for this client.
-    let rules = items(&vs["spec"]["http"]).enumerate().filter(|(_, rule)| is_ours(rule));
+    let rules = items(&vs["spec"]["http"]).enumerate().filter(|(_, rule)| is_ours(rule, &MESH));
     let rules: Vec<(usize, &Value)> = rules.collect();
     if rules.is_empty() {
         return unrouted(ask);
     }
     // "The first rule matching an incoming request is used."
-    let taken = rules.into_iter().find_map(|(i, rule)| take(objects, vs, i, rule, ask));
+    let taken = rules.into_iter().find_map(|(i, rule)| take(objects, vs, i, rule, ask, &MESH));
     match taken {
         Some(taken) => follow(objects, &taken, ask),
         None => refuse(None, 404),
@@ -44,18 +84,19 @@ pub fn judge(objects: &[Value], ask: &Ask) -> Verdict {
 }
 
 /// Whether any block of a rule is for this client at all.
-fn is_ours(rule: &Value) -> bool {
+fn is_ours(rule: &Value, side: &Side) -> bool {
     let blocks = rule["match"].as_array().filter(|list| !list.is_empty());
-    blocks.is_none_or(|list| list.iter().any(is_for_us))
+    blocks.is_none_or(|list| list.iter().any(|m| is_for_us(m, side)))
 }
 
-fn is_for_us(m: &Value) -> bool {
+fn is_for_us(m: &Value, side: &Side) -> bool {
     let labels = m["sourceLabels"].as_object().into_iter().flatten();
     let given = |key: &str| !m[key].is_null();
-    (!given("port") || m["port"] == PORT)
-        && labels.into_iter().all(|(k, v)| CLIENT.iter().any(|(ck, cv)| k == ck && v == cv))
+    (!given("port") || m["port"] == side.port)
+        && labels.into_iter().all(|(k, v)| *k == side.label.0 && v == side.label.1)
         && (!given("sourceNamespace") || m["sourceNamespace"] == NAMESPACE)
-        && (!given("gateways") || items(&m["gateways"]).any(|g| g == "mesh"))
+        && (!given("gateways")
+            || items(&m["gateways"]).any(|g| side.gateways.iter().any(|s| g == s)))
 }
 
 fn unrouted(ask: &Ask) -> Verdict {
@@ -68,43 +109,55 @@ fn unrouted(ask: &Ask) -> Verdict {
         host: ask.host.clone(),
         request: none(),
         response: none(),
+        timeout: None,
+        retry: None,
     })
 }
 
-fn take(objects: &[Value], vs: &Value, index: usize, rule: &Value, ask: &Ask) -> Option<Taken> {
+fn take(
+    objects: &[Value],
+    vs: &Value,
+    index: usize,
+    rule: &Value,
+    ask: &Ask,
+    side: &Side,
+) -> Option<Taken> {
     let label = |vs: &Value, i: usize| format!("VirtualService {} spec.http[{i}]", named(vs));
     let Some(name) = rule["delegate"]["name"].as_str() else {
-        let matched = block(rule, ask)?;
-        return Some(Taken { rule: rule.clone(), matched, label: label(vs, index) });
+        let matched = block(rule, ask, side)?;
+        return Some(Taken { rule: rule.clone(), matched, label: label(vs, index), root: None });
     };
-    let outer = block(rule, ask)?;
+    let outer = block(rule, ask, side)?;
     let leaf = of_kind(objects, "VirtualService").find(|o| o["metadata"]["name"] == name)?;
     items(&leaf["spec"]["http"]).enumerate().find_map(|(i, inner)| {
-        let mut matched = block(inner, ask)?;
+        let mut matched = block(inner, ask, side)?;
         if matched["uri"].is_null() {
             matched = outer.clone();
         }
         // "the delegate's own fields win; what it does not say the root says".
         let mut merged = inner.clone();
-        for field in ["rewrite", "headers", "fault", "timeout"] {
+        let mut inherited = Vec::new();
+        for field in ["rewrite", "headers", "fault", "timeout", "retries"] {
             if merged[field].is_null() && !rule[field].is_null() {
                 merged[field] = rule[field].clone();
+                inherited.push(field);
             }
         }
-        Some(Taken { rule: merged, matched, label: label(leaf, i) })
+        let root = Some((label(vs, index), inherited));
+        Some(Taken { rule: merged, matched, label: label(leaf, i), root })
     })
 }
 
 /// The first block that holds: "the rule is matched if any one of the match blocks succeed".
-fn block(rule: &Value, ask: &Ask) -> Option<Value> {
+fn block(rule: &Value, ask: &Ask, side: &Side) -> Option<Value> {
     match rule["match"].as_array().filter(|list| !list.is_empty()) {
         None => Some(Value::Null),
-        Some(list) => list.iter().find(|m| holds(m, ask)).cloned(),
+        Some(list) => list.iter().find(|m| holds(m, ask, side)).cloned(),
     }
 }
 
 /// "All conditions inside a single match block have AND semantics".
-fn holds(m: &Value, ask: &Ask) -> bool {
+fn holds(m: &Value, ask: &Ask, side: &Side) -> bool {
     let map = |key: &'static str| m[key].as_object().into_iter().flatten();
     let uri = |no_case: bool| match no_case && !m["uri"]["regex"].is_string() {
         false => fits(&m["uri"], Some(&ask.path)),
@@ -115,7 +168,7 @@ fn holds(m: &Value, ask: &Ask) -> bool {
         && (!given("method") || fits(&m["method"], Some(ask.method)))
         && (!given("scheme") || fits(&m["scheme"], Some("http")))
         && (!given("authority") || fits(&m["authority"], Some(&ask.host)))
-        && is_for_us(m)
+        && is_for_us(m, side)
         && map("headers").all(|(name, value)| fits(value, ask.header(name)))
         // "withoutHeader has the same syntax with the header, but has opposite meaning."
         && !map("withoutHeaders").any(|(name, value)| fits(value, ask.header(name)))
@@ -145,7 +198,7 @@ fn lowered(m: &Value) -> Value {
 }
 
 fn follow(objects: &[Value], taken: &Taken, ask: &Ask) -> Verdict {
-    let Taken { rule, matched, label } = taken;
+    let Taken { rule, matched, label, root } = taken;
     let abort = &rule["fault"]["abort"];
     if let Some(status) = abort["httpStatus"].as_u64()
         && abort["percentage"]["value"] == 100
@@ -167,6 +220,10 @@ fn follow(objects: &[Value], taken: &Taken, ask: &Ask) -> Verdict {
         let status = u16::try_from(status).unwrap_or(500);
         return Verdict::Direct { rule: label.clone(), status, body };
     }
+    let field = |name: &str| match root {
+        Some((root, inherited)) if inherited.contains(&name) => format!("{root}.{name}"),
+        _ => format!("{label}.{name}"),
+    };
     let single = items(&rule["route"]).count() == 1;
     let shares = items(&rule["route"]).map(|to| share(objects, to, single)).collect();
     let path = rewritten(rule, matched, ask);
@@ -177,7 +234,23 @@ fn follow(objects: &[Value], taken: &Taken, ask: &Ask) -> Verdict {
         host: rule["rewrite"]["authority"].as_str().unwrap_or(&ask.host).to_owned(),
         request: Edits(Edits::of_operations(&rule["headers"]["request"])),
         response: Edits(Edits::of_operations(&rule["headers"]["response"])),
+        timeout: millis(&rule["timeout"]).map(|ms| (ms, field("timeout"))),
+        retry: retry(&rule["retries"]).map(|retry| (retry, field("retries"))),
     })
+}
+
+/// HTTPRetry: "Number of retries to be allowed for a given request", and Envoy's words of
+/// `retry_on`: "5xx" is "any 5xx response code", "gateway-error" 502, 503 and 504, and numbers are
+/// codes of their own.
+fn retry(said: &Value) -> Option<Retry> {
+    let attempts = usize::try_from(said["attempts"].as_u64()?).ok()?;
+    let words = said["retryOn"].as_str().unwrap_or_default().split(',');
+    let statuses = words.filter_map(|word| match word {
+        "5xx" => Some((500, 599)),
+        "gateway-error" => Some((502, 504)),
+        code => code.parse().ok().map(|code| (code, code)),
+    });
+    Some(Retry { attempts, statuses: statuses.collect() })
 }
 
 /// "If the original URI was matched based on prefix, the value provided in this field will

@@ -3,6 +3,7 @@
 //! users' objects as they wrote them, with no regard for speed. Knows nothing of weft's model.
 
 pub mod gateway_api;
+pub mod grpc;
 pub mod istio;
 
 use serde_json::Value;
@@ -40,6 +41,19 @@ pub struct Forward {
     pub host: String,
     pub request: Edits,
     pub response: Edits,
+    /// Milliseconds for the whole request, and the field that says so.
+    pub timeout: Option<(u64, String)>,
+    /// The rule's own word on retries, and the field.
+    pub retry: Option<(Retry, String)>,
+}
+
+/// When a call that may be repeated is repeated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// Beyond the first.
+    pub attempts: usize,
+    /// Statuses from, to (inclusive).
+    pub statuses: Vec<(u16, u16)>,
 }
 
 /// One backend of a rule.
@@ -79,6 +93,19 @@ impl Verdict {
             Self::Redirect { rule, .. } | Self::Direct { rule, .. } => Some(rule),
             Self::Refuse { rule, .. } => rule.as_deref(),
         }
+    }
+}
+
+// === impl Forward ===
+
+impl Forward {
+    /// Requests that instances get of one whose first answers are so many of a status, and the
+    /// status that its client gets.
+    pub fn tries(&self, (failures, status): (usize, u16)) -> (usize, u16) {
+        let fits = |retry: &Retry| retry.statuses.iter().any(|(a, b)| (*a..=*b).contains(&status));
+        let more = self.retry.as_ref().filter(|(retry, _)| fits(retry));
+        let more = more.map_or(0, |(retry, _)| retry.attempts).min(failures);
+        (more + 1, if failures > more { status } else { 200 })
     }
 }
 
@@ -139,6 +166,20 @@ fn of_kind<'a>(objects: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a 
 fn named(object: &Value) -> String {
     let meta = &object["metadata"];
     format!("{}/{}", text(&meta["namespace"]), text(&meta["name"]))
+}
+
+/// A duration such as `1m`, `50s` or `10ms`, in milliseconds.
+fn millis(value: &Value) -> Option<u64> {
+    let text = value.as_str()?;
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (n, unit) = text.split_at(digits);
+    let factor = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        _ => return None,
+    };
+    Some(n.parse::<u64>().ok()? * factor)
 }
 
 /// RE2 over the whole text.

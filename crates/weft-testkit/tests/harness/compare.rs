@@ -7,7 +7,7 @@ use weft_proxy::explain::{Explanation, Place, explain};
 use weft_proxy::table::Table;
 use weft_testkit::Ask;
 use weft_testkit::random::SERVICES;
-use weft_testkit::reference::{Edits, Forward, Share, To, Verdict, gateway_api, istio};
+use weft_testkit::reference::{Edits, Forward, Share, To, Verdict};
 
 use super::wire::{Got, Seen, values};
 
@@ -21,8 +21,11 @@ pub struct Done {
 
 const EDITED: [&str; 6] = ["x-set", "x-add", "x-remove", "y-set", "y-add", "y-remove"];
 
-pub fn judged(mesh: bool, objects: &[serde_json::Value], ask: &Ask) -> Verdict {
-    if mesh { istio::judge(objects, ask) } else { gateway_api::judge(objects, ask) }
+/// Time-outs below this are over before anybody answers: instances say nothing then.
+const LATE_MS: u64 = 1_000;
+
+pub fn is_late(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Forward(f) if f.timeout.as_ref().is_some_and(|(ms, _)| *ms < LATE_MS))
 }
 
 pub fn explained(table: &Table, place: &Place, mesh: bool, ask: &Ask) -> Explanation {
@@ -39,6 +42,8 @@ pub fn explained(table: &Table, place: &Place, mesh: bool, ask: &Ask) -> Explana
 
 pub fn kind(verdict: &Verdict) -> &'static str {
     match verdict {
+        Verdict::Forward(forward) if forward.timeout.is_some() => "forwarded in time",
+        Verdict::Forward(forward) if forward.retry.is_some() => "forwarded, perhaps again",
         Verdict::Forward(_) => "forwarded",
         Verdict::Redirect { .. } => "redirected",
         Verdict::Direct { .. } => "answered",
@@ -104,6 +109,7 @@ fn forwarded(
     record: Record<'_>,
 ) {
     shares(out, forward, said);
+    timing(out, forward, said);
     // Which of the shares it was.
     let chosen: Vec<&Share> = forward.shares.iter().filter(|s| s.weight > 0).collect();
     let fits = chosen.iter().filter(|share| outcome(ask, forward, share, done, record).is_empty());
@@ -125,6 +131,43 @@ fn forwarded(
     let rewritten = path(&forward.target) != ask.path;
     if rewritten && !said.steps.iter().any(|s| s.what == "path") {
         out.push("the rewritten path is not explained".into());
+    }
+}
+
+/// What the texts' time-out and retries are explained as, with who says so.
+fn timing(out: &mut Vec<String>, forward: &Forward, said: &Explanation) {
+    let told = |what: &str| {
+        let step = said.steps.iter().find(|s| s.what == what && !s.field.is_empty());
+        step.map(|s| (s.value.clone(), format!("{} {}", s.object, s.field)))
+    };
+    // A delegate's own word is told of its own object.
+    let timeout = forward.timeout.as_ref().map(|(ms, by)| (format!("{ms} ms"), by.clone()));
+    expect(out, "time-out: the texts, explained", &timeout, &told("request timeout"));
+    let retry = forward.retry.as_ref().map(|(retry, by)| {
+        let statuses: Vec<u16> = retry.statuses.iter().flat_map(|(a, b)| *a..=*b).collect();
+        ((retry.attempts, statuses), by.clone())
+    });
+    let told = told("retries").map(|(value, by)| ((attempts(&value), statuses(&value)), by));
+    if retry.as_ref().is_some_and(|((attempts, _), _)| *attempts == 0) {
+        let none = told.map(|((attempts, _), by)| (attempts, by));
+        let want = retry.map(|((attempts, _), by)| (attempts, by));
+        return expect(out, "retries: the texts, explained", &want, &none);
+    }
+    expect(out, "retries: the texts, explained", &retry, &told);
+}
+
+/// `2 for idempotent methods, on …` is 2, `none` is 0.
+fn attempts(value: &str) -> usize {
+    value.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// `…, status 500 503, …`, `…, status 500 to 599, …`
+fn statuses(value: &str) -> Vec<u16> {
+    let list = value.split([',', ';']).find_map(|part| part.trim().strip_prefix("status "));
+    let list = list.unwrap_or_default();
+    match list.split_once(" to ") {
+        Some((from, to)) => (from.parse().unwrap()..=to.parse().unwrap()).collect(),
+        None => list.split_whitespace().map(|code| code.parse().unwrap()).collect(),
     }
 }
 
@@ -204,27 +247,31 @@ fn outcome(
         expect(&mut out, "requests at origins", &0, &done.origin.len());
         return out;
     }
-    expect(&mut out, "status", &200, &done.got.status);
-    expect(&mut out, "flags", &"-", &flags);
-    let [seen] = done.origin.as_slice() else {
-        out.push(format!("{} requests came to origins", done.origin.len()));
-        return out;
+    let late = forward.timeout.as_ref().is_some_and(|(ms, _)| *ms < LATE_MS);
+    let (tries, status) = if late { (1, 504) } else { forward.tries(ask.failures) };
+    let flag = match (late, tries > 1 && status != 200) {
+        (true, _) => "UT",
+        (_, true) => "URX",
+        _ => "-",
     };
-    if !allowed.contains(&&*seen.at.to_string()) {
-        out.push(format!("it came to {}", seen.at));
+    expect(&mut out, "status", &status, &done.got.status);
+    expect(&mut out, "flags", &flag, &flags);
+    expect(&mut out, "requests at origins", &tries, &done.origin.len());
+    for (i, seen) in done.origin.iter().enumerate() {
+        arrived(&mut out, ask, (forward, share), seen);
+        // Another one is asked before the same again.
+        let before: Vec<_> = done.origin.iter().take(i).map(|seen| seen.at).collect();
+        if i < allowed.len() && before.contains(&seen.at) {
+            out.push(format!("{} was asked again before the others", seen.at));
+        }
     }
+    let Some(seen) = done.origin.last() else { return out };
     if let To::Service { name, subset, .. } = &share.to {
         let named = format!("outbound|80|{subset}|{name}.shop.svc.cluster.local");
         expect(&mut out, "cluster: record", &&*named, &cluster);
     }
     expect(&mut out, "host: record", &&*seen.at.to_string(), &host);
-    expect(&mut out, "method", &ask.method, &seen.method.as_str());
-    expect(&mut out, "target", &forward.target, &seen.target);
-    expect(&mut out, "host", &vec![forward.host.clone()], &values(&seen.headers, "host"));
-    for name in EDITED {
-        let before: Vec<String> = ask.header(name).map(str::to_owned).into_iter().collect();
-        let wanted = edited(&forward.request, &share.request, name, &before);
-        expect(&mut out, name, &wanted, &values(&seen.headers, name));
+    for name in EDITED.iter().filter(|_| !late) {
         let before: Vec<String> = match name.starts_with('x') {
             true => vec!["origin".into()],
             false => Vec::new(),
@@ -233,6 +280,21 @@ fn outcome(
         expect(&mut out, name, &wanted, &values(&done.got.headers, name));
     }
     out
+}
+
+/// What of a request that came to an instance does not fit a share.
+fn arrived(out: &mut Vec<String>, ask: &Ask, (forward, share): (&Forward, &Share), seen: &Seen) {
+    if !instances(&share.to).contains(&&*seen.at.to_string()) {
+        out.push(format!("it came to {}", seen.at));
+    }
+    expect(out, "method", &ask.method, &seen.method.as_str());
+    expect(out, "target", &forward.target, &seen.target);
+    expect(out, "host", &vec![forward.host.clone()], &values(&seen.headers, "host"));
+    for name in EDITED {
+        let before: Vec<String> = ask.header(name).map(str::to_owned).into_iter().collect();
+        let wanted = edited(&forward.request, &share.request, name, &before);
+        expect(out, name, &wanted, &values(&seen.headers, name));
+    }
 }
 
 fn edited(rule: &Edits, share: &Edits, name: &str, before: &[String]) -> Vec<String> {

@@ -27,7 +27,17 @@ pub struct Got {
 }
 
 #[derive(Clone, Default)]
-pub struct Origins(Rc<RefCell<Vec<Seen>>>);
+pub struct Origins(Rc<RefCell<Script>>);
+
+/// What instances do with one request, and what they saw of it.
+#[derive(Default)]
+struct Script {
+    /// So many times this status, then 200.
+    failures: (usize, u16),
+    /// Nobody answers.
+    silent: bool,
+    seen: Vec<Seen>,
+}
 
 pub struct Client {
     io: DuplexStream,
@@ -39,33 +49,45 @@ pub struct Client {
 impl Origins {
     pub fn connect(&self, at: SocketAddr) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let seen = self.0.clone();
+        let script = self.0.clone();
         // The origin ends when its peer hangs up.
         #[allow(clippy::disallowed_methods)]
-        tokio::task::spawn_local(origin(far, at, seen));
+        tokio::task::spawn_local(origin(far, at, script));
         near
     }
 
-    pub fn forget(&self) {
-        self.0.borrow_mut().clear();
+    /// Begins with the next request.
+    pub fn next(&self, failures: (usize, u16), silent: bool) {
+        *self.0.borrow_mut() = Script { failures, silent, seen: Vec::new() };
     }
 
     pub fn seen(&self) -> Vec<Seen> {
-        self.0.borrow().clone()
+        self.0.borrow().seen.clone()
     }
 }
 
-async fn origin(mut io: DuplexStream, at: SocketAddr, seen: Rc<RefCell<Vec<Seen>>>) {
+async fn origin(mut io: DuplexStream, at: SocketAddr, script: Rc<RefCell<Script>>) {
     let mut read = Vec::new();
     while let Some(head) = head(&mut io, &mut read).await {
         let mut lines = head.split("\r\n");
         let mut words = lines.next().unwrap_or_default().split(' ');
         let mut word = || words.next().unwrap_or_default().to_owned();
         let (method, target) = (word(), word());
-        seen.borrow_mut().push(Seen { at, method, target, headers: pairs(lines) });
-        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-set: origin\r\nx-add: origin\r\n\
-            x-remove: origin\r\n\r\nok";
-        if io.write_all(answer).await.is_err() {
+        let status = {
+            let mut script = script.borrow_mut();
+            script.seen.push(Seen { at, method, target, headers: pairs(lines) });
+            let (failures, status) = script.failures;
+            match script.silent {
+                true => continue,
+                false if script.seen.len() <= failures => status,
+                false => 200,
+            }
+        };
+        let answer = format!(
+            "HTTP/1.1 {status} Said\r\ncontent-length: 2\r\nx-set: origin\r\nx-add: origin\r\n\
+             x-remove: origin\r\n\r\nok"
+        );
+        if io.write_all(answer.as_bytes()).await.is_err() {
             return;
         }
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `weft explain`: which client asks, which table its proxy has, and what that proxy would do.
 //!
-//! Online the server answers from the Mesh that it pushes; offline the same is compiled from
-//! files. What is decided, `weft_proxy::explain` decides with the proxy's own functions.
+//! Online the server asks the proxy itself, and answers from the Mesh that it pushes where that
+//! cannot be asked; offline the same is compiled from files. What is decided, `weft_proxy::explain` decides with the proxy's own functions.
 
 mod log;
 mod offline;
@@ -13,14 +13,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow};
-use http::{HeaderName, HeaderValue, Request, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use weft_base::clock::Clock;
 use weft_control::mesh::Mesh;
 use weft_model::decide::pick_section;
 use weft_model::{ListenerKind, Resource, Root};
-use weft_proxy::explain::{Explanation, Place, explain};
+use weft_proxy::explain::{Asked, Explanation, explain};
 use weft_proxy::table::{Builder, Door};
 use weft_xds::{NodeId, NodeKind};
 
@@ -111,7 +110,7 @@ async fn ask(args: &ExplainArgs, question: &Question) -> Result<Value> {
         let path = "/v1/weft/explain";
         api.call(http::Method::POST, path, "application/json", Some(body)).await?.ok()?
     } else if let Some(loaded) = standalone::loaded(&args.files)? {
-        let asked = Asked::read(question).map_err(|why| anyhow!(why))?;
+        let asked = read(question).map_err(|why| anyhow!(why))?;
         let answered = standalone::answer(loaded, &asked).map_err(|why| anyhow!(why))?;
         serde_json::to_value(answered)?
     } else {
@@ -130,86 +129,41 @@ fn show(args: &ExplainArgs, found: &Value, table: impl FnOnce()) -> Result<()> {
     Ok(())
 }
 
-/// A question as an HTTP request.
-pub struct Asked {
-    uri: Uri,
-    https: bool,
-    port: u16,
-    request: Request<()>,
-    /// Without its port.
-    host: String,
-}
-
-impl Asked {
-    fn read(question: &Question) -> Result<Self, String> {
-        let uri: Uri = question
-            .url
-            .parse()
-            .map_err(|e| format!("{:?} is no URL such as http://user/user/1: {e}", question.url))?;
-        let https = match uri.scheme_str() {
-            Some("https") => true,
-            Some("http") => false,
-            _ => return Err(format!("{:?} is no http or https URL", question.url)),
-        };
-        let authority = uri.authority().ok_or("the URL names no host")?;
-        let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let mut request = Request::builder().method(&*question.method).uri(path_of(&uri));
-        let mut host = authority.as_str().to_owned();
-        for (name, value) in &question.headers {
-            if name.eq_ignore_ascii_case("host") {
-                host.clone_from(value);
-                continue;
-            }
-            let name = HeaderName::from_bytes(name.as_bytes())
-                .map_err(|_| format!("{name:?} cannot be the name of a header"))?;
-            let value = HeaderValue::from_str(value)
-                .map_err(|_| format!("{value:?} cannot be the value of a header"))?;
-            request = request.header(name, value);
-        }
-        let request = request.header("host", &host).body(()).map_err(|e| e.to_string())?;
-        let host = host.split(':').next().unwrap_or_default().to_owned();
-        Ok(Self { uri, https, port, request, host })
-    }
-}
-
 /// Explains by what the proxies of a mesh are sent.
 ///
 /// # Errors
 /// Why nobody can say: the URL is none, or no proxy is meant.
 pub fn answer(mesh: &Mesh, question: &Question) -> Result<Answered, String> {
-    let asked = Asked::read(question)?;
-    let (https, port) = (asked.https, asked.port);
-    let Asked { uri, request, host: plain_host, .. } = asked;
-    let own = SocketAddr::from((Ipv4Addr::LOCALHOST, 15_001));
-    let (node, door, local) = match (&question.from, named(question)?) {
-        (Some(from), _) => (sidecar(mesh, from)?, Door::Forward, own),
-        (None, Some(node)) if node.kind == NodeKind::Sidecar => (node, Door::Forward, own),
-        (None, node) => gateway(mesh, port, &plain_host, node.as_ref())?,
-    };
-    let place = Place { door, local, scheme: if https { "https" } else { "http" } };
-    let request = match &place.door {
-        // The forward proxy is told the whole URL.
-        Door::Forward => absolute(request, &uri)?,
-        _ => request,
+    Ok(decide(mesh, question)?.0)
+}
+
+/// The same, with whose answer it is and what that proxy is to be asked.
+///
+/// # Errors
+/// As [`answer`].
+pub fn decide(mesh: &Mesh, question: &Question) -> Result<(Answered, NodeId, Asked), String> {
+    let mut asked = read(question)?;
+    let (node, (place, request)) = match (&question.from, named(question)?) {
+        (Some(from), _) => (sidecar(mesh, from)?, asked.at_sidecar()?),
+        (None, Some(node)) if node.kind == NodeKind::Sidecar => (node, asked.at_sidecar()?),
+        (None, node) => {
+            let (node, listener, local) = gateway(mesh, &asked, node.as_ref())?;
+            asked.listener = Some(listener.to_string());
+            let place = asked.at(Door::Gateway(listener), local);
+            (node, (place, asked.request.clone()))
+        }
     };
     let scope = mesh.scope(&node).ok_or_else(|| format!("{node} is no proxy of this mesh"))?;
     let view = mesh.view(&scope).map(|(name, resource)| (name.clone(), Ok((**resource).clone())));
     let namespace: Arc<str> = node.namespace.as_str().into();
     let mut builder = Builder::new(1, Clock::system(), namespace);
     let (table, _) = builder.apply(1, view.collect(), &[]);
-    Ok(Answered { proxy: node.to_string(), explanation: explain(&table, &place, &request) })
+    let explanation = explain(&table, &place, &request);
+    Ok((Answered { proxy: node.to_string(), explanation }, node, asked))
 }
 
-fn absolute(request: Request<()>, uri: &Uri) -> Result<Request<()>, String> {
-    let (mut head, ()) = request.into_parts();
-    let host = head.headers.get("host").and_then(|h| h.to_str().ok()).unwrap_or_default();
-    let whole = Uri::builder().scheme("http").authority(host).path_and_query(path_of(uri));
-    head.uri = whole.build().map_err(|e| e.to_string())?;
-    Ok(Request::from_parts(head, ()))
-}
-
-fn path_of(uri: &Uri) -> &str {
-    uri.path_and_query().map_or("/", |p| p.as_str())
+fn read(question: &Question) -> Result<Asked, String> {
+    Asked::read(&question.method, &question.url, &question.headers)
 }
 
 /// The proxy that a question names.
@@ -221,11 +175,11 @@ fn named(question: &Question) -> Result<Option<NodeId>, String> {
 /// do.
 fn gateway(
     mesh: &Mesh,
-    port: u16,
-    host: &str,
+    asked: &Asked,
     only: Option<&NodeId>,
-) -> Result<(NodeId, Door, SocketAddr), String> {
-    let mut found: Option<(bool, NodeId, Door, SocketAddr)> = None;
+) -> Result<(NodeId, Arc<str>, SocketAddr), String> {
+    let (port, host) = (asked.port, &asked.host);
+    let mut found: Option<(bool, NodeId, Arc<str>, SocketAddr)> = None;
     for (name, resource) in mesh.resources() {
         let (Root::Listener(root), Resource::Listener(listener)) = (&name.root, &**resource) else {
             continue;
@@ -246,7 +200,7 @@ fn gateway(
         let local = local.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
         let serves = pick_section(gateway, &host.to_ascii_lowercase()).is_some();
         if found.as_ref().is_none_or(|(already, ..)| serves && !already) {
-            found = Some((serves, node, Door::Gateway(listener.name.clone()), local));
+            found = Some((serves, node, listener.name.clone(), local));
         }
     }
     let none = || {
@@ -257,7 +211,7 @@ fn gateway(
         };
         format!("no gateway listens on port {port}{hint}")
     };
-    found.map(|(_, node, door, local)| (node, door, local)).ok_or_else(none)
+    found.map(|(_, node, listener, local)| (node, listener, local)).ok_or_else(none)
 }
 
 /// The sidecar of a pod or of any pod of a workload.

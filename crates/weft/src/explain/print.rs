@@ -2,6 +2,7 @@
 //! An explanation for people: the way from the door to the answer, top down.
 
 use serde_json::Value;
+use weft_proxy::explain::DEFAULT;
 
 use crate::print::{cell, render};
 
@@ -16,14 +17,28 @@ pub fn explanation(found: &Value, wide: bool) {
     if !text("target").is_empty() {
         crate::say!("  for     {}", text("target"));
     }
+    match (found["live"]["asked"].as_bool(), text("generation")) {
+        (Some(true), generation) => {
+            crate::say!("  state   as this proxy knows it now (generation {generation})");
+        }
+        (Some(false), _) => {
+            let why = cell(&found["live"]["why"]);
+            crate::say!("  state   not known, for the proxy could not be asked: {why}");
+        }
+        (None, _) => {}
+    }
     route(found, wide);
-    section(found, "steps", "What is done", &["what", "value", "object", "field"]);
-    section(found, "shares", "Shares", &["backend", "weight", "percent", "fails"]);
+    let (usual, said): (Vec<&Value>, Vec<&Value>) =
+        rows(found, "steps").into_iter().partition(|step| step["object"] == DEFAULT);
+    section(&said, "What is done", &["what", "of", "value", "object", "field"]);
+    let usual = merged(&usual);
+    section(&usual.iter().collect::<Vec<_>>(), "By default", &["what", "of", "value"]);
+    let shares = rows(found, "shares");
+    section(&shares, "Shares", &["backend", "weight", "percent", "fails"]);
     section(
-        found,
-        "candidates",
+        &rows(found, "candidates"),
         "Instances",
-        &["backend", "instance", "address", "weight", "percent", "why"],
+        &["backend", "instance", "address", "weight", "percent", "why", "state"],
     );
     let answer = |key: &str| found["answer"].get(key).map(cell).unwrap_or_default();
     let status = [answer("status"), answer("flag")].join(" ");
@@ -92,8 +107,32 @@ fn route(found: &Value, wide: bool) {
     }
 }
 
-fn section(found: &Value, key: &str, title: &str, columns: &[&str]) {
-    let rows = rows(found, key);
+/// What nobody wrote, once for all backends of which it holds alike.
+fn merged(steps: &[&Value]) -> Vec<Value> {
+    let named = steps.iter().filter_map(|s| s["of"].as_str());
+    let mut all: Vec<&str> = named.collect();
+    all.sort_unstable();
+    all.dedup();
+    let mut out: Vec<(Value, Vec<&str>)> = Vec::new();
+    for step in steps {
+        let of = step["of"].as_str();
+        let same = |(known, _): &&mut (Value, Vec<&str>)| {
+            known["what"] == step["what"] && known["value"] == step["value"]
+        };
+        match out.iter_mut().find(same) {
+            Some((_, backends)) => backends.extend(of),
+            None => out.push(((*step).clone(), of.into_iter().collect())),
+        }
+    }
+    let named = out.into_iter().map(|(mut step, of)| {
+        let of = if of.len() == all.len() { String::new() } else { of.join(", ") };
+        step["of"] = of.into();
+        step
+    });
+    named.collect()
+}
+
+fn section(rows: &[&Value], title: &str, columns: &[&str]) {
     if rows.is_empty() {
         return;
     }

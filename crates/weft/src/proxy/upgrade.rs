@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use clap::Args;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -36,6 +37,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MORE: u8 = b'M';
 const LAST: u8 = b'L';
 const SERVING: u8 = b'S';
+
+// Words of `weft proxy` about it: no doc comment, which would be that of the whole command.
+#[derive(Debug, Args)]
+pub struct Succession {
+    /// Unix socket where a newer process takes this one's listening sockets over; a process that
+    /// answers there now is replaced. SIGUSR2 starts such a successor.
+    #[arg(long, value_name = "PATH")]
+    pub handover: Option<PathBuf>,
+    /// Seconds that a process which was replaced has for what is open there: long answers, streams,
+    /// tunnels. Then they are cut.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, requires = "handover")]
+    pub drain_time: u64,
+}
 
 /// The older process, which waits to hear that this one serves.
 #[derive(Debug)]

@@ -68,6 +68,11 @@ impl<I> Core<I> {
         }
     }
 
+    /// Requests that are over.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Remembers whom to wake when the body is read by another task.
     pub(super) fn register(&mut self, cx: &Context<'_>) {
         if !self.driver.as_ref().is_some_and(|d| d.will_wake(cx.waker())) {

@@ -88,7 +88,7 @@ async fn stuck() {
     });
     let (ours, theirs) = tokio::io::duplex(1024);
     let (tasks, long) = (TaskGroup::new(), Duration::from_secs(60));
-    let times = Times { head: long, idle: long, body: long };
+    let times = Times { head: long, idle: long, body: long, streams: None };
     let (serving, streams) = (service.clone(), tasks.clone());
     tasks.spawn_local("connection", async move {
         drop(serve(ours, Peer::Client, serving, times, &streams, pending()).await);

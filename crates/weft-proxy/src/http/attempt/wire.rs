@@ -6,28 +6,41 @@ use http::header::{HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{Method, Version};
 use tokio::time::timeout_at;
-use weft_model::{Protocol, Transport};
+use weft_model::{Protocol, Speaks, Transport};
 
 use super::{Call, Cause, Due, Ended, PATIENCE, Refusal, failed, late};
 use crate::h1::head::{elements, is_token};
 use crate::http::present;
-use crate::upstream::breaker;
+use crate::upstream::breaker::{Found, Grant};
 use crate::upstream::pick::LocalEndpoint;
 use crate::upstream::pool::{How, SendError, Wire};
 
 /// What an attempt speaks, and the protocol that it asks for over HTTP/2 if it does.
 pub(super) fn choose(
     call: &Call<'_>,
-    declared: Protocol,
+    (declared, said): (Protocol, Option<Speaks>),
     transport: Transport,
     grpc: bool,
 ) -> (Wire, Option<HeaderValue>) {
+    let declared = spoken(declared, said, call.version);
     if !present::has(&call.head.headers, &UPGRADE) {
         let follows = call.worker.config.follows_client;
         return (wire(declared, transport, call.version, grpc, follows), None);
     }
     let asked = over_h2(&call.head, call.body.is_empty(), declared);
     (if asked.is_some() { Wire::H2 } else { Wire::H1 }, asked)
+}
+
+/// What a backend's policy makes of what its port declares.
+fn spoken(declared: Protocol, said: Option<Speaks>, version: Version) -> Protocol {
+    match said {
+        // gRPC has nothing else.
+        _ if declared == Protocol::Grpc => declared,
+        None => declared,
+        Some(Speaks::Http2) => Protocol::Http2,
+        Some(Speaks::LikeClient) if version == Version::HTTP_2 => Protocol::Http2,
+        Some(Speaks::LikeClient) => Protocol::Http1,
+    }
 }
 
 /// A declared protocol decides. An undeclared one is passed on as the client speaks it where the
@@ -99,23 +112,30 @@ pub(super) async fn settle(
 }
 
 /// Waits in line while an attempt would need a connection beyond the backend's limit and all are
-/// busy: one that is idle gives way. Workers have equal shares of the limit.
-async fn room(call: &Call<'_>, picked: &LocalEndpoint, how: &How) -> Option<Ended> {
+/// busy, on all workers: one that is idle gives way.
+async fn room(call: &Call<'_>, picked: &LocalEndpoint, how: &mut How) -> Option<Ended> {
     let most = call.backend.borrow().entry.backend.policy.limits.connections_max?;
     let entry = call.backend.borrow().entry.clone();
     let limits = &entry.backend.policy.limits;
-    let workers = call.worker.config.workers;
-    let full = || {
-        let backend = call.backend.borrow();
-        let over = || backend.connections() >= breaker::part(most, workers);
-        !picked.pool.has_room(how.wire, how.careful) && {
-            while over() && backend.close_idle() {}
-            over()
+    let breaker = call.backend.borrow().breaker.clone();
+    let look = || {
+        if picked.pool.has_room(how) {
+            return Found::Room(None);
+        }
+        match call.backend.borrow().connect(most) {
+            Found::Room(taken) => Found::Room(Some(taken)),
+            Found::Soon => Found::Soon,
+            Found::Nothing => Found::Nothing,
         }
     };
-    let breaker = call.backend.borrow().breaker.clone();
-    let waited = breaker.wait(limits, workers, PATIENCE, full).await;
-    waited.err().map(|detail| Ended::Over(Refusal::new(Cause::Overload, detail)))
+    let ask = || call.worker.shared.neighbours.ask_for_way(call.worker.id, &entry);
+    match breaker.wait(limits, PATIENCE, look, ask).await {
+        Ok(taken) => {
+            how.grant = Grant::of(breaker, most, taken);
+            None
+        }
+        Err(detail) => Some(Ended::Over(Refusal::new(Cause::Overload, detail))),
+    }
 }
 
 #[cfg(test)]
@@ -151,6 +171,22 @@ mod tests {
             assert_eq!(wire(Protocol::Http2, plain, Version::HTTP_11, false, follows), Wire::H2);
             assert_eq!(wire(Protocol::Http1, plain, h2, false, follows), Wire::H1);
             assert_eq!(wire(Protocol::Http1, plain, h2, true, follows), Wire::H2);
+        }
+    }
+
+    #[test]
+    fn a_policy_goes_before_what_is_declared() {
+        use Protocol::{Detect, Grpc, Http1, Http2};
+        for declared in [Detect, Http1, Http2] {
+            for version in [Version::HTTP_11, Version::HTTP_2] {
+                assert_eq!(spoken(declared, None, version), declared);
+                assert_eq!(spoken(declared, Some(Speaks::Http2), version), Http2);
+            }
+            let like = |version| spoken(declared, Some(Speaks::LikeClient), version);
+            assert_eq!((like(Version::HTTP_11), like(Version::HTTP_2)), (Http1, Http2));
+        }
+        for said in [None, Some(Speaks::Http2), Some(Speaks::LikeClient)] {
+            assert_eq!(spoken(Grpc, said, Version::HTTP_11), Grpc);
         }
     }
 

@@ -29,7 +29,7 @@ impl ReplyBody {
         let ended = match &self.inner {
             ReplyInner::Upstream(upstream) => upstream.body.is_end_stream(),
             ReplyInner::Full(bytes) => bytes.is_empty(),
-            ReplyInner::Empty | ReplyInner::Left(_) => true,
+            ReplyInner::Empty | ReplyInner::Left(_) | ReplyInner::Bequeathed(_) => true,
         };
         fill.note(frame.as_ref(), ended);
     }

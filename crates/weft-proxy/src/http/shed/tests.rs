@@ -168,7 +168,7 @@ async fn over_h2(pieces: usize) -> (u64, Option<Came>) {
     WATCHED_HERE.set(true);
     let upstream = Rc::new(Upstream { pieces, answers: Notify::new(), came: RefCell::default() });
     let (times, tasks) =
-        (h2::server::Times { head: LONG, idle: LONG, body: LONG }, TaskGroup::new());
+        (h2::server::Times { head: LONG, idle: LONG, body: LONG, streams: None }, TaskGroup::new());
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let (service, streams) = (upstream.clone(), tasks.clone());
     tasks.spawn_local("connection", async move {

@@ -107,6 +107,19 @@ fn every_operator_shows_what_envoys_does() {
     }
 }
 
+/// A cut that fell into an escape left a line that is no JSON, for whoever sent the header.
+#[test]
+fn a_cut_falls_into_no_escape() {
+    let sent = b"ab\"cd?\"e";
+    for (most, want) in [(2, "ab"), (3, "ab\""), (4, "ab\"c"), (99, "ab\"cd")] {
+        let format = json!({"a": format!("%REQ_WITHOUT_QUERY(USER-AGENT):{most}%")});
+        let format = Format::parse(&format, &FieldPath::root()).unwrap();
+        let said = line(&format, &mut record(sent), &HeaderMap::new());
+        let read: serde_json::Value = serde_json::from_str(&said).expect(&said);
+        assert_eq!(read["a"], want);
+    }
+}
+
 #[test]
 fn what_is_no_format_says_where() {
     for (format, want) in [

@@ -143,6 +143,8 @@ pub struct Sink<'o> {
     json: bool,
     /// Bytes of the value that may still be shown.
     left: usize,
+    /// Nothing is escaped: who looks at it before it is shown does that.
+    raw: bool,
 }
 
 // === impl Entry ===
@@ -263,10 +265,11 @@ impl Operator {
             Self::WithoutQuery(first, second) => {
                 let mut whole = Vec::new();
                 let found = {
-                    let mut all = Sink::new(&mut whole, sink.json, None);
+                    let mut all = Sink::raw(&mut whole);
                     first.write(entry, &mut all) || second.is_some_and(|h| h.write(entry, &mut all))
                 };
-                found && sink.made(|out| quick::append(out, before_query(&whole)))
+                // Escaped where it is shown, so that no cut falls into an escape.
+                found && sink.text(before_query(&whole))
             }
             Self::More(more) => more.write(entry, sink),
             Self::Protocol => sink.some(entry.record().map(|r| match r.version {
@@ -286,7 +289,7 @@ impl Operator {
             },
             Self::ResponseFlagsLong => long_flags(entry.flags(), sink),
             Self::BytesReceived => sink.number(match entry {
-                Entry::Request(record, _) => record.body.received(),
+                Entry::Request(record, _) => record.received(),
                 Entry::Connection(relayed) => relayed.received,
             }),
             Self::BytesSent => sink.number(match entry {
@@ -506,7 +509,12 @@ impl Pattern {
 
 impl<'o> Sink<'o> {
     pub fn new(out: &'o mut Vec<u8>, json: bool, most: Option<usize>) -> Self {
-        Self { out, json, left: most.unwrap_or(usize::MAX) }
+        Self { out, json, left: most.unwrap_or(usize::MAX), raw: false }
+    }
+
+    /// The value as it came.
+    fn raw(out: &'o mut Vec<u8>) -> Self {
+        Self { raw: true, ..Self::new(out, false, None) }
     }
 
     pub(super) fn some(&mut self, text: Option<&str>) -> bool {
@@ -537,7 +545,7 @@ impl<'o> Sink<'o> {
     /// Bytes of a peer or of a configuration; what is no UTF-8 is read as Latin-1.
     #[inline]
     pub fn text(&mut self, bytes: &[u8]) -> bool {
-        if bytes.len() <= self.left && quick::is_plain(bytes) {
+        if bytes.len() <= self.left && (self.raw || quick::is_plain(bytes)) {
             self.left -= bytes.len();
             quick::append(self.out, bytes);
         } else {

@@ -304,7 +304,7 @@ async fn streams() {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let (tasks, long) = (TaskGroup::new(), Duration::from_secs(3_600));
     let (times, streams) =
-        (h2::server::Times { head: long, idle: long, body: long }, tasks.clone());
+        (h2::server::Times { head: long, idle: long, body: long, streams: None }, tasks.clone());
     tasks.spawn_local("connection", async move {
         let service = Rc::new(Floods::default());
         drop(h2::server::serve(ours, Peer::Client, service, times, &streams, pending()).await);

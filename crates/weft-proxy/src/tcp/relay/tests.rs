@@ -6,6 +6,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 use crate::config::{LogFormat, LogWhat};
+use crate::http::body::ReplyBody;
 use crate::memory::MemoryProxy;
 use crate::observe::metrics::lock;
 use crate::table::Table;
@@ -66,7 +67,8 @@ async fn a_client_that_is_gone_when_it_is_granted_is_counted_and_logged() {
     let going = async {
         let opening = asked(&worker, &conn, begin(&worker, &conn)).await.unwrap();
         let (promise, client) = Handover::new();
-        go_on(&worker, &conn, client, opening);
+        let (_, heir) = ReplyBody::bequeathed();
+        go_on(&worker, &conn, (client, heir), opening);
         drop(promise);
         assert!(worker.conns.shutdown(Duration::from_secs(10)).await);
     };

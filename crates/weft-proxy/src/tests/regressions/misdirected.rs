@@ -186,3 +186,28 @@ async fn reg_52_a_listener_that_asks_for_other_clients_forgets_the_sessions_of_t
     assert!(!served, "its authority is asked for no more, and it is let in: {kind:?}");
     assert_eq!(user.hits(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_names_of_a_closed_section_are_answered_by_no_other() {
+    let user = Server::named("user").await;
+    let (wide, own) = (certificate("*.a.example"), certificate("secure.a.example"));
+    let all = section("all", "*.a.example", &wide, None);
+    let secure = section("secure", "secure.a.example", &own, None);
+    let bed = bed_of(vec![secure.clone(), all.clone()], &user).await;
+    let (anybody, named) = (client_of(&wide, &[], None), client_of(&own, &[], None));
+    assert!(connect(bed.listener(), &named, "secure.a.example").await.is_ok());
+    // What was presented before is presented no longer, and nothing else in its place.
+    let closed = Section { tls: Some(ServerTls::closed()), ..secure };
+    bed.apply(2, vec![port(vec![closed, all.clone()])]).await;
+    for client in [&named, &anybody] {
+        assert!(connect(bed.listener(), client, "secure.a.example").await.is_err());
+    }
+    for (host, status) in [("other.a.example", "200"), ("secure.a.example", "421")] {
+        let stream = connect(bed.listener(), &anybody, "other.a.example").await.unwrap();
+        let text = String::from_utf8_lossy(&told(stream, &asked(host)).await).into_owned();
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {text}");
+    }
+    // Without it the wider one serves the name.
+    bed.apply(3, vec![port(vec![all])]).await;
+    assert!(connect(bed.listener(), &anybody, "secure.a.example").await.is_ok());
+}

@@ -14,20 +14,23 @@ fn limits(pending_max: u32) -> Limits {
     Limits { connections_max: Some(1), pending_max: Some(pending_max), ..Limits::default() }
 }
 
-#[test]
-fn parts_of_a_limit_leave_room_for_one() {
-    assert_eq!([part(0, 4), part(1, 4), part(8, 4), part(9, 4)], [0, 1, 2, 3]);
+fn breaker() -> Rc<Breaker> {
+    Breaker::new(Some(Quotas::new(1)), 0)
+}
+
+fn found(full: bool) -> Found<()> {
+    if full { Found::Nothing } else { Found::Room(()) }
 }
 
 #[tokio::test]
 async fn a_line_is_bounded_in_order_and_in_time() {
-    let breaker = Rc::new(Breaker::default());
+    let breaker = breaker();
     let room = Cell::new(0);
     let served = RefCell::new(Vec::new());
     let one = |name: u32, patience: Duration| {
         let (room, served, breaker) = (&room, &served, breaker.clone());
         async move {
-            breaker.wait(&limits(2), 1, patience, || room.get() == 0).await?;
+            breaker.wait(&limits(2), patience, || found(room.get() == 0), || {}).await?;
             room.set(room.get() - 1);
             served.borrow_mut().push(name);
             Ok::<_, String>(())
@@ -65,18 +68,18 @@ impl<'a> Line<'a> {
     /// One request for each of `endpoints`, all of which find no room.
     fn of(endpoints: &[usize]) -> &'a Self {
         let line: &'a Self = Box::leak(Box::new(Self {
-            breaker: Rc::default(),
+            breaker: breaker(),
             room: Default::default(),
             looks: RefCell::default(),
             waiting: RefCell::default(),
         }));
         for (name, endpoint) in endpoints.iter().copied().enumerate() {
             let one = async move {
-                let full = || {
+                let look = || {
                     line.looks.borrow_mut().push(name);
-                    line.room[endpoint].get() == 0
+                    found(line.room[endpoint].get() == 0)
                 };
-                line.breaker.wait(&limits(1_000), 1, LONG, full).await?;
+                line.breaker.wait(&limits(1_000), LONG, look, || {}).await?;
                 line.room[endpoint].set(line.room[endpoint].get() - 1);
                 Ok(())
             };
@@ -138,7 +141,8 @@ async fn nobody_passes_those_that_were_told() {
     let line = Line::of(&[0]);
     line.free(0);
     let limits = limits(9);
-    let late = line.breaker.wait(&limits, 1, LONG, || line.room[0].get() == 0);
+    let look = || found(line.room[0].get() == 0);
+    let late = line.breaker.wait(&limits, LONG, look, || {});
     let mut late = std::pin::pin!(late);
     assert!(late.as_mut().now_or_never().is_none());
     assert_eq!(line.woken(), [0]);
@@ -147,11 +151,42 @@ async fn nobody_passes_those_that_were_told() {
 }
 
 #[test]
-fn retries_in_flight_are_bounded() {
-    let breaker = Rc::new(Breaker::default());
-    let limits = Limits { retries_max: Some(1), ..Limits::default() };
-    let first = breaker.retry(&limits, 1).unwrap();
-    assert!(breaker.retry(&limits, 1).unwrap_err().contains("1 retries are in flight"));
+fn retries_and_requests_in_flight_are_bounded() {
+    let breaker = breaker();
+    let limits = Limits { retries_max: Some(1), requests_max: Some(2), ..Limits::default() };
+    let first = breaker.retry(&limits).unwrap();
+    assert!(breaker.retry(&limits).unwrap_err().contains("1 retries are in flight"));
     drop(first);
-    assert!(breaker.retry(&limits, 1).is_ok());
+    assert!(breaker.retry(&limits).is_ok());
+    let two = [breaker.request(&limits).unwrap(), breaker.request(&limits).unwrap()];
+    assert!(breaker.request(&limits).unwrap_err().contains("2 requests are in flight"));
+    drop(two);
+    assert!(breaker.request(&limits).is_ok());
+}
+
+#[tokio::test]
+async fn a_line_is_one_of_the_whole_proxy_and_any_worker_is_given_a_turn() {
+    let quotas = Quotas::new(2);
+    let [one, two] = [0, 1].map(|worker| Breaker::new(Some(quotas.clone()), worker));
+    let limits = limits(1);
+    let look = |breaker: &Rc<Breaker>| match breaker.connect(1) {
+        Some(taken) => Found::Room(taken),
+        None => Found::Nothing,
+    };
+    let held = one.wait(&limits, LONG, || look(&one), || {}).await.unwrap();
+    let asked = Cell::new(0);
+    let ask = || asked.set(asked.get() + 1);
+    let mut waiting = Box::pin(two.wait(&limits, LONG, || look(&two), ask));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    assert_eq!(asked.get(), 1, "who has some is asked for what is idle");
+    assert!(one.owes_idle() && held.is_owed());
+    // The line has a place for one, wherever that waits.
+    let refused = one.wait(&limits, LONG, || look(&one), || {}).await.unwrap_err();
+    assert!(refused.contains("1 requests wait, its limit"), "{refused}");
+    drop(held);
+    assert!(one.connect(1).is_none(), "it is not for whoever comes first");
+    let given = waiting.await.unwrap();
+    assert!(!one.owes_idle());
+    drop(given);
+    assert!(one.connect(1).is_some());
 }

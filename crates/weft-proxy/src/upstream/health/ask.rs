@@ -16,7 +16,7 @@ use weft_model::{CheckKind, HealthCheck, HttpCheck};
 
 use crate::table::{BackendEntry, EndpointEntry};
 use crate::tcp::proxy_header;
-use crate::upstream::connect::{Dialer, Peer, UpstreamIo};
+use crate::upstream::connect::{Dialer, Opening, Peer, UpstreamIo};
 
 /// What is read of an answer at most.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
@@ -86,8 +86,8 @@ async fn asked(
     };
     let alpn = if http2 { Alpn::H2 } else { Alpn::Http11 };
     let io = match &check.kind {
-        CheckKind::Tcp { .. } => dialer.connect_opaque(peer, patience).await,
-        _ => dialer.connect(peer, alpn, patience).await,
+        CheckKind::Tcp { .. } => dialer.connect_opaque(peer, Opening::within(patience)).await,
+        _ => dialer.connect(peer, alpn, Opening::within(patience)).await,
     };
     let mut io = io.map_err(|e| e.to_string())?;
     stage.set(ASKING);

@@ -4,6 +4,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
@@ -12,7 +13,9 @@ use http::{Response, StatusCode};
 use tokio::time::Instant;
 use weft_base::clock::moment;
 use weft_identity::Alpn;
+use weft_model::Connections;
 
+use super::worn::Worn;
 use super::{
     Answered, CAREFUL_IDLE, How, Lease, LeaseKind, OpenGuard, Pool, REUSE_TRIES, SendError, Wire,
 };
@@ -22,7 +25,7 @@ use crate::h1::encode::Instead;
 use crate::h1::{Exchange, Handover, Upgraded};
 use crate::http::body::{AttemptBody, Due};
 use crate::observe::facts;
-use crate::upstream::connect::{ConnectError, UpstreamIo};
+use crate::upstream::connect::{ConnectError, Opening, UpstreamIo};
 
 /// One open connection.
 #[derive(Debug)]
@@ -30,6 +33,9 @@ pub struct Connection {
     pub(super) exchange: Exchange<UpstreamIo, AttemptBody>,
     open: OpenGuard,
     pub(super) facts: Option<Rc<facts::Upstream>>,
+    worn: Worn,
+    /// What the backend of its last request says of connections.
+    terms: Option<Arc<Connections>>,
 }
 
 #[derive(Debug)]
@@ -60,8 +66,14 @@ impl Idle {
         self.since
     }
 
-    pub(super) fn keep(&mut self, now: Instant, limit: Duration) -> bool {
-        now.duration_since(self.since) < limit && self.connection.exchange.is_silent()
+    pub(super) fn keep(
+        &mut self,
+        now: Instant,
+        limit: Duration,
+        terms: Option<&Connections>,
+    ) -> bool {
+        let fresh = now.duration_since(self.since) < limit && !self.connection.worn.is_out(terms);
+        fresh && self.connection.exchange.is_silent()
     }
 }
 
@@ -76,20 +88,27 @@ impl Pool {
         how: &How,
         due: Due,
     ) -> Option<Result<(Response<Answered>, Lease), SendError>> {
+        // Of a connection that was closed already: the next one has its place.
+        let mut place = None;
         for tries in 0..=REUSE_TRIES {
             let kept = tries < REUSE_TRIES && self.trusts_kept();
-            let idle = if kept { self.idle(how.careful) } else { None };
+            let idle = if kept { self.idle(how) } else { None };
             let reused = idle.is_some();
             let mut connection = match idle {
                 Some(connection) => connection,
                 None => {
-                    let opening = Box::pin(self.open_h1(how.connect_timeout));
+                    let opening = match place.take().map_or_else(|| self.place(how), Ok) {
+                        Ok(place) => Box::pin(self.open_h1(how.opening(), place)),
+                        Err(error) => return Some(Err(error.into())),
+                    };
                     match tokio::time::timeout_at(due.at(&how.body), opening).await.ok()? {
                         Ok(connection) => connection,
                         Err(error) => return Some(Err(error.into())),
                     }
                 }
             };
+            connection.worn.used();
+            connection.terms.clone_from(&how.connections);
             connection.exchange.begin_with(head, instead, how.body.attempt());
             let mut courtesy = Courtesy::default();
             poll_fn(|cx| courtesy.poll(cx)).await;
@@ -121,6 +140,9 @@ impl Pool {
             if !again {
                 return Some(Err(explain(failure, how)));
             }
+            let Connection { exchange, open, .. } = *connection;
+            drop(exchange);
+            place = Some(open);
         }
         // The last try is on a new connection and returns.
         Some(Err(SendError::Refused("no connection could be used".into())))
@@ -143,7 +165,8 @@ impl Pool {
     }
 
     pub(super) fn give_back(&self, connection: Box<Connection>) {
-        if self.retired.get() {
+        let worn = connection.worn.is_out(connection.terms.as_deref());
+        if self.retired.get() || worn || connection.open.is_owed() {
             return;
         }
         self.h1.borrow_mut().push(Idle { connection, since: moment() });
@@ -155,31 +178,44 @@ impl Pool {
         self.doubt.trusts_kept(self.peer.connect, moment())
     }
 
-    fn idle(&self, careful: bool) -> Option<Box<Connection>> {
-        let newest = self.has_idle(careful).then(|| self.h1.borrow_mut().pop());
+    fn idle(&self, how: &How) -> Option<Box<Connection>> {
+        let newest = self.has_idle(how).then(|| self.h1.borrow_mut().pop());
         newest.flatten().map(|idle| idle.connection)
     }
 
-    /// Whether the newest connection may be used; those that are closed go.
-    pub(super) fn has_idle(&self, careful: bool) -> bool {
+    /// Whether the newest connection may be used; those that are closed go, and those that have
+    /// served for long enough.
+    pub(super) fn has_idle(&self, how: &How) -> bool {
         let mut stack = self.h1.borrow_mut();
         while let Some(idle) = stack.last_mut() {
-            if idle.connection.exchange.is_silent() {
+            let connection = &mut idle.connection;
+            let serves = !connection.worn.is_out(how.connections.as_deref());
+            if serves && connection.exchange.is_silent() {
                 // Older ones are no safer. They are left to requests that may be sent again.
-                return !careful || idle.since.elapsed() <= CAREFUL_IDLE;
+                return !how.careful || idle.since.elapsed() <= CAREFUL_IDLE;
             }
             stack.pop();
         }
         false
     }
 
-    pub(super) async fn open_h1(&self, limit: Duration) -> Result<Box<Connection>, ConnectError> {
-        // Counted from here on: others must see that the limit is used up.
-        let open = self.opened();
-        let dialling = self.context.dialer.connect(&self.peer, Alpn::Http11, limit);
+    /// A place for one more connection. Counted from here on: others must see that the limit is
+    /// used up.
+    pub(super) fn place(&self, how: &How) -> Result<OpenGuard, ConnectError> {
+        let full = |most| ConnectError::Full { address: self.peer.connect, most };
+        Ok(self.opened(how.grant.claim().map_err(full)?))
+    }
+
+    pub(super) async fn open_h1(
+        &self,
+        opening: Opening,
+        open: OpenGuard,
+    ) -> Result<Box<Connection>, ConnectError> {
+        let dialling = self.context.dialer.connect(&self.peer, Alpn::Http11, opening);
         let io = self.doubt.opens(dialling).await?;
         let facts = self.context.noting.then(|| facts::Upstream::of(&io, Some(Wire::H1)).into());
-        Ok(Box::new(Connection { exchange: Exchange::new(io), open, facts }))
+        let (exchange, worn) = (Exchange::new(io), Worn::new());
+        Ok(Box::new(Connection { exchange, open, facts, worn, terms: None }))
     }
 }
 

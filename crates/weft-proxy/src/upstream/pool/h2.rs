@@ -2,7 +2,7 @@
 //! HTTP/2 connections: few, shared by many requests; one is opened at a time.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +15,9 @@ use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_
 use http::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
 use weft_identity::Alpn;
+use weft_model::Connections;
 
+use super::worn::Worn;
 use super::{
     Answered, H2_STREAMS_MAX, How, Lease, LeaseKind, OpenGuard, Pool, Room, SendError, Wire,
 };
@@ -25,23 +27,25 @@ use crate::http::body::{AttemptBody, Replay};
 use crate::http::websocket;
 use crate::observe::facts;
 use crate::upstream::breaker::Breaker;
-use crate::upstream::connect::{ConnectError, Peer};
+use crate::upstream::connect::{ConnectError, Opening, Peer};
 
-type Opening = LocalBoxFuture<'static, Result<Rc<Connection>, ConnectError>>;
+type UnderWay = LocalBoxFuture<'static, Result<Rc<Connection>, ConnectError>>;
 
 /// A connection that is being opened by those who wait for it. When the last of them has given up
 /// so has the attempt: nobody would go on with it.
 #[derive(Default)]
-pub(super) struct Connecting(RefCell<Option<WeakShared<Opening>>>);
+pub(super) struct Connecting(RefCell<Option<WeakShared<UnderWay>>>);
 
 #[derive(Debug)]
 pub(super) struct Connection {
     sender: SendRequest<Bytes>,
     shared: Rc<client::Shared>,
     last: Cell<Instant>,
+    worn: Worn,
     room: Rc<Room>,
-    /// Its task has it too: whoever is first ends the count.
-    open: Rc<RefCell<Option<OpenGuard>>>,
+    pool: Weak<Pool>,
+    /// Its task has its place until it is closed.
+    place: Weak<OpenGuard>,
     facts: Option<Rc<facts::Upstream>>,
 }
 
@@ -53,18 +57,25 @@ pub(super) struct Stream(Rc<Connection>);
 
 impl Connecting {
     /// Waits with all others for the same one.
-    fn join(&self, open: impl FnOnce() -> Opening) -> Shared<Opening> {
+    ///
+    /// # Errors
+    /// What `open` says.
+    fn join(
+        &self,
+        open: impl FnOnce() -> Result<UnderWay, ConnectError>,
+    ) -> Result<Shared<UnderWay>, ConnectError> {
         let joined = self.0.borrow().as_ref().and_then(WeakShared::upgrade);
-        joined.unwrap_or_else(|| {
-            let made = open().shared();
-            *self.0.borrow_mut() = made.downgrade();
-            made
-        })
+        if let Some(joined) = joined {
+            return Ok(joined);
+        }
+        let made = open()?.shared();
+        *self.0.borrow_mut() = made.downgrade();
+        Ok(made)
     }
 
     /// Whoever comes from now on needs another one, if this one has come to its end.
     fn clear(&self) {
-        let is_over = |c: &mut WeakShared<Opening>| c.upgrade().is_none_or(|c| c.peek().is_some());
+        let is_over = |c: &mut WeakShared<UnderWay>| c.upgrade().is_none_or(|c| c.peek().is_some());
         self.0.borrow_mut().take_if(is_over);
     }
 }
@@ -72,16 +83,19 @@ impl Connecting {
 // === impl Connection ===
 
 impl Connection {
-    pub(super) fn has_room(&self) -> bool {
+    /// On the terms of the backend whose request wants room.
+    pub(super) fn has_room(&self, terms: Option<&Connections>) -> bool {
+        let said = terms.and_then(|t| t.streams_max).and_then(|n| usize::try_from(n).ok());
+        let own = said.filter(|n| *n > 0).map_or(H2_STREAMS_MAX, |n| n.min(H2_STREAMS_MAX));
         // A peer that allows none at all still gets one request, which then waits.
-        let most = self.shared.peer_max.get().clamp(1, H2_STREAMS_MAX);
+        let most = self.shared.peer_max.get().clamp(1, own);
         let over = self.shared.closed.get() || self.shared.leaving.get();
-        !over && self.shared.active.get() < most
+        !over && self.shared.active.get() < most && !self.worn.is_out(terms)
     }
 
-    pub(super) fn keep(&self, now: Instant, limit: Duration) -> bool {
-        let busy = self.shared.active.get() > 0 || now.duration_since(self.last.get()) < limit;
-        !self.shared.closed.get() && busy
+    pub(super) fn keep(&self, now: Instant, limit: Duration, terms: Option<&Connections>) -> bool {
+        let fresh = now.duration_since(self.last.get()) < limit && !self.worn.is_out(terms);
+        !self.shared.closed.get() && (self.shared.active.get() > 0 || fresh)
     }
 
     pub(super) fn idle_since(&self) -> Option<Instant> {
@@ -92,12 +106,6 @@ impl Connection {
     async fn takes_protocols(&self, limit: Duration) -> bool {
         let known = tokio::time::timeout(limit, self.shared.settled()).await.is_ok();
         known && self.sender.is_extended_connect_protocol_enabled()
-    }
-
-    /// It is closed a moment after the last hold on it goes, but counted no more from now on.
-    pub(super) fn discount(&self) {
-        let open = self.open.borrow_mut().take();
-        drop(open);
     }
 }
 
@@ -110,6 +118,7 @@ impl Stream {
 
     fn begin(connection: Rc<Connection>) -> Self {
         connection.shared.active.set(connection.shared.active.get() + 1);
+        connection.worn.used();
         Self(connection)
     }
 }
@@ -119,6 +128,11 @@ impl Drop for Stream {
         let active = &self.0.shared.active;
         active.set(active.get().saturating_sub(1));
         self.0.last.set(Instant::now());
+        if active.get() == 0 && self.0.place.upgrade().is_some_and(|place| place.is_owed()) {
+            // Another worker has none, and waits.
+            let pool = self.0.pool.upgrade();
+            return pool.iter().for_each(|pool| pool.forget(&self.0));
+        }
         self.0.room.freed();
     }
 }
@@ -218,27 +232,45 @@ impl Pool {
     }
 
     async fn h2_connection(self: &Rc<Self>, how: &How) -> Result<Rc<Connection>, ConnectError> {
+        let terms = how.connections.as_deref();
         loop {
             self.h2.borrow_mut().retain(|c| !c.shared.closed.get());
-            if let Some(open) = self.h2.borrow().iter().find(|c| c.has_room()) {
+            if let Some(open) = self.h2.borrow().iter().find(|c| c.has_room(terms)) {
+                how.grant.release();
                 return Ok(open.clone());
             }
-            let opening = || open(self.clone(), how.connect_timeout).boxed_local();
-            let result = self.connecting.join(opening).await;
+            self.let_go(terms);
+            let opening = || {
+                let place = self.place(how)?;
+                Ok(open(self.clone(), how.opening(), place).boxed_local())
+            };
+            let joined = self.connecting.join(opening)?;
+            // What another one opens has its own place.
+            how.grant.release();
+            let result = joined.await;
             // The first to wake clears the way; a full connection makes the loop open another.
             self.connecting.clear();
             let connection = result?;
-            if connection.has_room() {
+            if connection.has_room(terms) {
                 return Ok(connection);
             }
         }
     }
+
+    /// Those that have served for long enough end with their last stream.
+    fn let_go(&self, terms: Option<&Connections>) {
+        if terms.is_some() {
+            self.h2.borrow_mut().retain(|c| !c.worn.is_out(terms));
+        }
+    }
 }
 
-async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, ConnectError> {
-    // Counted from here on: others must see that the limit is used up.
-    let open = Rc::new(RefCell::new(Some(pool.opened())));
-    let dialling = pool.context.dialer.connect(&pool.peer, Alpn::H2, limit);
+async fn open(
+    pool: Rc<Pool>,
+    opening: Opening,
+    place: OpenGuard,
+) -> Result<Rc<Connection>, ConnectError> {
+    let dialling = pool.context.dialer.connect(&pool.peer, Alpn::H2, opening);
     let io = pool.doubt.opens(dialling).await?;
     let noting = pool.context.noting;
     let facts = noting.then(|| facts::Upstream::of(&io, Some(Wire::H2)).into());
@@ -246,20 +278,31 @@ async fn open(pool: Rc<Pool>, limit: Duration) -> Result<Rc<Connection>, Connect
         address: pool.peer.connect,
         reason: crate::http::cause(&error).into(),
     };
-    let (sender, driver) = client::connect(io, pings_of(&pool.peer)).await.map_err(lost)?;
+    let (sender, driver) =
+        client::connect(io, pings_of(&pool.peer, opening)).await.map_err(lost)?;
     let shared = driver.known();
-    let guard = open.clone();
+    let place = Rc::new(place);
+    let known = Rc::downgrade(&place);
     // Boxed, so that the task's wrappers hold no copies of it.
     let driver = Box::pin(driver);
     pool.context.tasks.spawn_local("upstream http/2", async move {
         if let Err(error) = driver.await {
             tracing::debug!(%error, "an upstream connection ended");
         }
-        let open = guard.borrow_mut().take();
-        drop(open);
+        drop(place);
     });
     let (last, room) = (Cell::new(Instant::now()), pool.room.clone());
-    let made = Rc::new(Connection { sender, shared, last, room, open, facts });
+    let worn = Worn::new();
+    let made = Rc::new(Connection {
+        sender,
+        shared,
+        last,
+        worn,
+        room,
+        pool: Rc::downgrade(&pool),
+        place: known,
+        facts,
+    });
     if !pool.retired.get() {
         pool.h2.borrow_mut().push(made.clone());
     }
@@ -285,9 +328,15 @@ fn switched(
     Response::from_parts(parts, Answered::H1(None))
 }
 
-/// Only proxies of the mesh are asked whether they are there.
-fn pings_of(peer: &Peer) -> Option<Pings> {
-    peer.is_mesh().then_some(MESH_PINGS)
+/// Only proxies of the mesh are asked whether they are there, unless the backend's policy says
+/// otherwise.
+fn pings_of(peer: &Peer, opening: Opening) -> Option<Pings> {
+    let said = opening.pings.map(|said| Pings {
+        every: Duration::from_millis(said.interval_ms.max(1).into()),
+        within: Duration::from_millis(said.timeout_ms.max(1).into()),
+        always: true,
+    });
+    said.or_else(|| peer.is_mesh().then_some(MESH_PINGS))
 }
 
 /// What a failure of the codec means for the request.

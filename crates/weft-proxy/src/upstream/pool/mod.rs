@@ -7,6 +7,7 @@ mod h1;
 mod h2;
 mod own;
 mod tunnel;
+mod worn;
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -20,9 +21,10 @@ use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
 use weft_base::task::TaskGroup;
+use weft_model::Connections;
 
-use super::breaker::Breaker;
-use super::connect::{ConnectError, Dialer, Peer};
+use super::breaker::{Breaker, Grant, Taken};
+use super::connect::{ConnectError, Dialer, Opening, Peer};
 use super::pick::LocalEndpoint;
 use crate::http::body::{AttemptBody, Replay};
 use crate::http::interim::Interim;
@@ -62,15 +64,19 @@ pub enum Wire {
 }
 
 /// How one attempt is to be sent.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct How {
     pub wire: Wire,
     pub connect_timeout: Duration,
+    /// What its backend says of connections.
+    pub connections: Option<Arc<Connections>>,
     /// The request must not be sent twice: use no connection that may be closing.
     pub careful: bool,
     pub body: Replay,
     /// Where answers before the answer go.
     pub interim: Option<Rc<Interim>>,
+    /// What a new connection is counted by.
+    pub grant: Grant,
 }
 
 /// Why an attempt has no response head.
@@ -113,6 +119,13 @@ pub struct Pool {
     retired: Cell<bool>,
 }
 
+/// When a connection that was closed is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    Now,
+    Soon,
+}
+
 /// What a pool's connections tell those that wait for one.
 #[derive(Debug, Default)]
 struct Room {
@@ -142,15 +155,25 @@ enum LeaseKind {
 pub struct InFlight {
     endpoint: Rc<LocalEndpoint>,
     worker: usize,
+    /// What it has of its backend's limit.
+    _taken: Option<Taken>,
 }
 
-/// One less open connection when it goes.
+/// One less open connection when it goes, and one less of its backend's limit.
 #[derive(Debug)]
-struct OpenGuard(Rc<Room>);
+struct OpenGuard {
+    room: Rc<Room>,
+    taken: Option<Taken>,
+}
 
 // === impl How ===
 
 impl How {
+    /// How its connection is opened, if it needs another one.
+    fn opening(&self) -> Opening {
+        Opening::of(self.connect_timeout, self.connections.as_deref())
+    }
+
     /// Passes on an answer before the answer.
     fn say(&self, head: Response<()>) {
         if let Some(interim) = &self.interim {
@@ -180,20 +203,20 @@ impl Pool {
         }
     }
 
-    /// Closes what was idle for longer than `limit`.
-    pub fn sweep(&self, limit: Duration) {
+    /// Closes what was idle for longer than `limit`, and what has served for long enough.
+    pub fn sweep(&self, limit: Duration, terms: Option<&Connections>) {
         let now = tokio::time::Instant::now();
-        self.h1.borrow_mut().retain_mut(|idle| idle.keep(now, limit));
-        self.h2.borrow_mut().retain(|connection| connection.keep(now, limit));
-        self.children.each().iter().for_each(|own| own.sweep(limit));
+        self.h1.borrow_mut().retain_mut(|idle| idle.keep(now, limit, terms));
+        self.h2.borrow_mut().retain(|connection| connection.keep(now, limit, terms));
+        self.children.each().iter().for_each(|own| own.sweep(limit, terms));
     }
 
-    /// Whether a request can go out without another connection. A `careful` one takes none that
+    /// Whether a request can go out without another connection. A careful one takes none that
     /// may be closing.
-    pub fn has_room(&self, wire: Wire, careful: bool) -> bool {
-        match wire {
-            Wire::H1 => self.trusts_kept() && self.has_idle(careful),
-            Wire::H2 => self.h2.borrow().iter().any(|c| c.has_room()),
+    pub fn has_room(&self, how: &How) -> bool {
+        match how.wire {
+            Wire::H1 => self.trusts_kept() && self.has_idle(how),
+            Wire::H2 => self.h2.borrow().iter().any(|c| c.has_room(how.connections.as_deref())),
         }
     }
 
@@ -208,9 +231,10 @@ impl Pool {
         self.children.each().iter().filter_map(|own| own.idle_since()).chain(own).min()
     }
 
-    /// Closes that connection, so that another may be opened, here or elsewhere.
-    pub fn close_idle(&self) {
-        let Some(oldest) = self.idle_since() else { return };
+    /// Closes that connection, so that another may be opened, here or elsewhere; at once, or in a
+    /// moment.
+    pub fn close_idle(&self) -> Option<Closed> {
+        let oldest = self.idle_since()?;
         let is_it = |since: tokio::time::Instant| since == oldest;
         let children = self.children.each();
         if let Some(own) = children.iter().find(|own| own.idle_since().is_some_and(is_it)) {
@@ -220,13 +244,24 @@ impl Pool {
         if first {
             let closed = self.h1.borrow_mut().remove(0);
             drop(closed);
-            return;
+            return Some(Closed::Now);
         }
         let mut h2 = self.h2.borrow_mut();
-        let at = h2.iter().position(|c| c.idle_since().is_some_and(is_it));
-        if let Some(connection) = at.map(|at| h2.remove(at)) {
-            connection.discount();
-        }
+        let at = h2.iter().position(|c| c.idle_since().is_some_and(is_it))?;
+        let closed = h2.remove(at);
+        drop(h2);
+        // Its task says goodbye, and has it counted until then.
+        drop(closed);
+        Some(Closed::Soon)
+    }
+
+    /// Takes no more requests on one that has some, so that it comes to an end; `false` when there
+    /// is none.
+    pub fn leave_one(&self) -> bool {
+        let mut h2 = self.h2.borrow_mut();
+        let left = h2.pop();
+        drop(h2);
+        left.is_some() || self.children.each().iter().any(|own| own.leave_one())
     }
 
     /// Tells `line` from now on when there may be room again.
@@ -246,10 +281,10 @@ impl Pool {
         self.room.open.get()
     }
 
-    fn opened(&self) -> OpenGuard {
+    fn opened(&self, taken: Option<Taken>) -> OpenGuard {
         self.room.open.set(self.room.open.get() + 1);
         self.context.opened.set(self.context.opened.get() + 1);
-        OpenGuard(self.room.clone())
+        OpenGuard { room: self.room.clone(), taken }
     }
 }
 
@@ -343,8 +378,13 @@ impl Body for Answered {
 
 impl InFlight {
     pub fn begin(endpoint: &Rc<LocalEndpoint>, worker: usize) -> Self {
+        Self::within(endpoint, worker, None)
+    }
+
+    /// The same for one that has `taken` of its backend's limit.
+    pub fn within(endpoint: &Rc<LocalEndpoint>, worker: usize, taken: Option<Taken>) -> Self {
         endpoint.entry.shared.begin(worker);
-        Self { endpoint: endpoint.clone(), worker }
+        Self { endpoint: endpoint.clone(), worker, _taken: taken }
     }
 }
 
@@ -354,10 +394,18 @@ impl Drop for InFlight {
     }
 }
 
+impl OpenGuard {
+    /// Whether its place is for another worker once nobody needs it here.
+    fn is_owed(&self) -> bool {
+        self.taken.as_ref().is_some_and(Taken::is_owed)
+    }
+}
+
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        self.0.open.set(self.0.open.get().saturating_sub(1));
-        self.0.freed();
+        self.room.open.set(self.room.open.get().saturating_sub(1));
+        drop(self.taken.take());
+        self.room.freed();
     }
 }
 

@@ -144,9 +144,7 @@ impl Pool {
     /// Closes what is idle, and from now on what is in use as soon as it is not.
     fn retire(&self) {
         self.retired.set(true);
-        let (h1, h2) = (self.h1.take(), self.h2.take());
-        drop(h1);
-        h2.iter().filter(|c| c.idle_since().is_some()).for_each(|c| c.discount());
+        drop((self.h1.take(), self.h2.take()));
     }
 
     /// A pool of one client's own whose connections begin with `greeting`.

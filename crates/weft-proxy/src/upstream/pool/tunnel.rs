@@ -19,7 +19,8 @@ use crate::h1::client::{Exchange, Failure};
 use crate::http::body::AttemptBody;
 use crate::observe::facts;
 use crate::tcp::socket::Socket;
-use crate::upstream::connect::{ConnectError, Peer, UpstreamIo};
+use crate::upstream::breaker::Taken;
+use crate::upstream::connect::{ConnectError, Opening, Peer, UpstreamIo};
 
 /// How much longer than for a connection the answer to a CONNECT is waited for. The far side grants
 /// it once it is connected itself, for which it has a limit, tries and a name's lookup of its own:
@@ -44,21 +45,22 @@ enum TunnelIo {
 
 impl Pool {
     /// Opens a byte stream; never taken from or given back to the pool.
-    /// One outside of the mesh may begin with a greeting.
+    /// One outside of the mesh may begin with a greeting. It has `taken` of its backend's limit.
     pub async fn tunnel(
         self: &Rc<Self>,
-        limit: Duration,
+        opening: Opening,
         greeting: Option<Bytes>,
+        taken: Option<Taken>,
     ) -> Result<Tunnel, ConnectError> {
+        let open = self.opened(taken);
         if !self.peer.is_mesh() {
-            let open = self.opened();
             let peer = Peer { greeting, ..self.peer.clone() };
-            let io = self.context.dialer.connect_opaque(&peer, limit).await?;
+            let io = self.context.dialer.connect_opaque(&peer, opening).await?;
             let facts = self.context.noting.then(|| facts::Upstream::of(&io, None).into());
             return Ok(Tunnel { io: TunnelIo::Raw(io), _open: open, facts });
         }
-        let address = self.peer.connect;
-        let mut connection = self.open_h1(limit).await?;
+        let (address, limit) = (self.peer.connect, opening.limit);
+        let mut connection = self.open_h1(opening, open).await?;
         let authority = format!("{}:{}", address.ip(), self.peer.port);
         let request = Request::builder()
             .method(Method::CONNECT)

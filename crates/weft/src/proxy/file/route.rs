@@ -7,7 +7,8 @@ use serde_json::Value;
 use weft_envoy::read::Message;
 use weft_model::{
     Action, Dialect, Filter, HeaderEdit, Match, Matching, NamedMatch, Parent, PathMatch, Rank,
-    Redirect, Resource, Retry, Root, Route, Rule, Scope, StringMatch, Timeouts, WeightedBackend,
+    Redirect, Resource, Retry, Root, Route, Rule, Scope, Sources, StringMatch, Timeouts,
+    WeightedBackend,
 };
 
 use super::{Context, backend, origin};
@@ -123,7 +124,8 @@ fn rule(message: &Message<'_>, route: &str, place: usize, context: &Context<'_>)
     let action = action(message, context)?;
     let field = format!("rules[{place}]");
     let origin = origin("route", route, &field);
-    Some(Rule { name, matches, filters, action, timeouts, retry, session, origin })
+    let sources = Sources::default();
+    Some(Rule { name, matches, filters, action, timeouts, retry, session, origin, sources })
 }
 
 /// `path: /users` takes it and what is below it; `path: =/users` only it; `path: ~/v[0-9]+/.*` by

@@ -13,6 +13,7 @@ use weft_model::MESH_PORT;
 use super::*;
 use crate::http::body::Replay;
 use crate::tests::bed::config;
+use crate::upstream::breaker::Grant;
 use crate::upstream::connect::{Dialer, Peer};
 use crate::upstream::pool::{PoolContext, Wire};
 
@@ -30,16 +31,22 @@ fn pool(listener: &TcpListener) -> Rc<Pool> {
     Pool::new(Peer::plain(listener.local_addr().unwrap()), Rc::new(context))
 }
 
-/// One request; its answer is read, and its connection is kept.
-async fn ask(pool: &Rc<Pool>) {
-    let head = Request::builder().uri("/").header("host", "a").body(()).unwrap().into_parts().0;
-    let how = How {
+fn how() -> How {
+    How {
         wire: Wire::H1,
         connect_timeout: LIMIT,
+        connections: None,
         careful: false,
         body: Replay::default(),
         interim: None,
-    };
+        grant: Grant::default(),
+    }
+}
+
+/// One request; its answer is read, and its connection is kept.
+async fn ask(pool: &Rc<Pool>) {
+    let head = Request::builder().uri("/").header("host", "a").body(()).unwrap().into_parts().0;
+    let how = how();
     let due = Due::At(Instant::now() + LIMIT, LIMIT);
     let sent = pool.send_h1((&head, Instead::default()), &how, due).await;
     let (answer, lease) = sent.unwrap().unwrap();
@@ -64,10 +71,10 @@ async fn a_connection_that_is_not_trusted_is_no_room_and_gives_way() {
         stream
     };
     let (_first, ()) = tokio::join!(accepting, ask(&pool));
-    assert!(pool.has_room(Wire::H1, false));
+    assert!(pool.has_room(&how()));
     // Another request would open a connection: whoever counts them has to know that.
     pool.doubt.set_mute(true);
-    assert!(!pool.has_room(Wire::H1, false));
+    assert!(!pool.has_room(&how()));
     assert_eq!(pool.connections(), 1);
     pool.close_idle();
     assert_eq!(pool.connections(), 0);
@@ -94,10 +101,10 @@ async fn an_answer_on_one_connection_is_trust_for_those_that_are_kept() {
             read = second.peek(&mut other) => read.map(|_| false),
         };
         pool.doubt.set_mute(true);
-        assert!(!pool.has_room(Wire::H1, false));
+        assert!(!pool.has_room(&how()));
         answer(if asked.unwrap() { &mut first } else { &mut second }).await;
     };
     tokio::join!(answering, ask(&pool));
-    assert!(pool.has_room(Wire::H1, false), "the other one too");
+    assert!(pool.has_room(&how()), "the other one too");
     assert_eq!((pool.connections(), pool.context.opened.get()), (2, 2));
 }

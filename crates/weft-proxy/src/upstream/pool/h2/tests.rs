@@ -9,6 +9,7 @@ use weft_model::{MESH_PORT, Transport};
 
 use super::*;
 use crate::tests::bed::config;
+use crate::upstream::breaker::Grant;
 use crate::upstream::connect::Dialer;
 use crate::upstream::pool::PoolContext;
 
@@ -32,9 +33,11 @@ fn how() -> How {
     How {
         wire: Wire::H2,
         connect_timeout: Duration::from_secs(5),
+        connections: None,
         careful: false,
         body: Replay::default(),
         interim: None,
+        grant: Grant::default(),
     }
 }
 
@@ -59,14 +62,20 @@ async fn a_connection_that_nobody_waits_for_is_given_up() {
     let local = tokio::task::LocalSet::new();
     let made = local.run_until(pool.h2_connection(&how)).await.unwrap();
     assert_eq!((pool.connections(), pool.context.opened.get()), (1, 2));
-    assert!(made.has_room());
+    assert!(made.has_room(None));
 }
 
 #[test]
 fn only_the_mesh_is_sent_pings() {
     let peer = |transport| Peer { transport, ..Peer::plain(([127, 0, 0, 1], 80).into()) };
+    let opening = Opening::within(Duration::from_secs(1));
     for mesh in [Transport::MeshH1, Transport::MeshH2, Transport::Hbone] {
-        assert!(pings_of(&peer(mesh)).is_some());
+        assert!(pings_of(&peer(mesh), opening).is_some());
     }
-    assert!(pings_of(&peer(Transport::Plaintext)).is_none());
+    assert!(pings_of(&peer(Transport::Plaintext), opening).is_none());
+    // Where its policy says so anybody is, as often as that says.
+    let pings = Some(weft_model::Pings { interval_ms: 7, timeout_ms: 5 });
+    let said = pings_of(&peer(Transport::Plaintext), Opening { pings, ..opening }).unwrap();
+    let times = [said.every, said.within].map(|d| d.as_millis());
+    assert_eq!((times, said.always), ([7, 5], true));
 }

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A tunnel that an answer opened, from that to its end: the record is written then, with the bytes
+//! of both ways and why it ended. Called by `upgrade.rs`, once both sides have left HTTP.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use crate::observe::flags::{Flag, Flags};
+use crate::observe::record::Record;
+use crate::tcp::joined::{self, Ended, Tally};
+use crate::tcp::route::FOR_EVER;
+use crate::tcp::socket::Socket;
+
+/// What moved, and which side broke.
+#[derive(Debug, Default)]
+struct Seen {
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    client_broke: Cell<bool>,
+}
+
+/// Moves bytes until both sides have ended, nothing moved for `idle`, or its request is `longest`
+/// ago.
+pub async fn join<A: Socket, B: Socket>(
+    record: &mut Record,
+    (client, upstream): (&mut A, &mut B),
+    idle: Duration,
+    longest: Option<Duration>,
+) {
+    let seen = Seen::default();
+    // For a worker that ends before the tunnel does.
+    record.sentence = Some("the proxy ended while its tunnel was open".to_owned());
+    let moving = joined::join(client, upstream, idle, &seen);
+    // From the request's beginning on.
+    let left = longest.map(|longest| longest.saturating_sub(record.started.elapsed()));
+    let moved = tokio::time::timeout(left.unwrap_or(FOR_EVER), moving).await;
+    record.sentence = None;
+    let early = match moved {
+        Ok(Ok(())) => None,
+        Ok(Err(Ended::Silence(idle))) => {
+            let ms = idle.as_millis();
+            Some((Flag::SI, format!("no byte in either direction for {ms} ms after {START}")))
+        }
+        Ok(Err(Ended::Broke(error))) if seen.client_broke.get() => {
+            Some((Flag::DC, format!("the client's side broke after {START}: {error}")))
+        }
+        Ok(Err(Ended::Broke(error))) => {
+            Some((Flag::UC, format!("the upstream's side broke after {START}: {error}")))
+        }
+        Err(_) => {
+            let ms = longest.unwrap_or_default().as_millis();
+            Some((Flag::DT, format!("it was open for {ms} ms, its longest duration")))
+        }
+    };
+    let bytes = (seen.received.get(), seen.sent.get());
+    let (flag, sentence) = early.unzip();
+    record.tunnelled(bytes, flag.map_or_else(Flags::default, Flags::from), sentence);
+}
+
+const START: &str = "its tunnel was opened";
+
+// === impl Seen ===
+
+impl Tally for Seen {
+    fn first(&self, bytes: usize) {
+        self.received.set(self.received.get() + bytes as u64);
+    }
+
+    fn second(&self, bytes: usize) {
+        self.sent.set(self.sent.get() + bytes as u64);
+    }
+
+    fn broke(&self, first: bool) {
+        self.client_broke.set(first);
+    }
+}

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Addresses of names outside the mesh. However many requests need a name, it is looked up once at
+//! a time, and few names are at once: the system's resolver has few threads. An answer is kept for
+//! a moment, a failure for a shorter one, and the last good address for as long as the resolver
+//! fails. Called where a destination is unknown to the table.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{Semaphore, watch};
+use weft_base::clock::{Clock, Mono};
+use weft_base::task::TaskGroup;
+
+use crate::observe::metrics::lock;
+
+/// Look-ups at a time.
+const LOOKUPS_MAX: usize = 8;
+/// Names that are kept.
+const NAMES_MAX: usize = 1_024;
+/// A look-up's time, with that for its turn.
+const TIME: Duration = Duration::from_secs(5);
+const KEPT: Duration = Duration::from_secs(5);
+/// The same of a failure.
+const KEPT_FAILURE: Duration = Duration::from_secs(1);
+/// How long a name keeps its last address while nobody can say another.
+const KEPT_GOOD: Duration = Duration::from_secs(600);
+
+type Looking = BoxFuture<'static, io::Result<Vec<IpAddr>>>;
+type Lookup = Box<dyn Fn(&str) -> Looking + Send + Sync>;
+
+/// What all workers know of names.
+pub struct Resolver {
+    clock: Clock,
+    lookup: Lookup,
+    turns: Semaphore,
+    names: Mutex<HashMap<Box<str>, Name>>,
+}
+
+#[derive(Default)]
+struct Name {
+    /// Closes when the look-up under way is over.
+    asked: Option<watch::Receiver<()>>,
+    answer: Option<(Result<IpAddr, Arc<str>>, Mono)>,
+    /// The last good address, and until when it is one.
+    good: Option<(IpAddr, Mono)>,
+}
+
+// === impl Resolver ===
+
+impl Resolver {
+    /// By the system's resolver.
+    pub fn system(clock: Clock) -> Arc<Self> {
+        Self::by(clock, |name| {
+            let name = name.to_owned();
+            async move { Ok(tokio::net::lookup_host((name, 0)).await?.map(|a| a.ip()).collect()) }
+                .boxed()
+        })
+    }
+
+    fn by(clock: Clock, lookup: impl Fn(&str) -> Looking + Send + Sync + 'static) -> Arc<Self> {
+        let turns = Semaphore::new(LOOKUPS_MAX);
+        Arc::new(Self { clock, lookup: Box::new(lookup), turns, names: Mutex::default() })
+    }
+
+    /// The address of a name. Look-ups are `tasks`' own: who asked first may leave.
+    ///
+    /// # Errors
+    /// Why it has none.
+    pub async fn address(
+        self: &Arc<Self>,
+        tasks: &TaskGroup,
+        name: &str,
+    ) -> Result<IpAddr, String> {
+        let asking = async {
+            loop {
+                let mut asked = match self.known(tasks, name) {
+                    Ok(answer) => return answer,
+                    Err(asked) => asked,
+                };
+                // It only ever closes.
+                let _ = asked.changed().await;
+            }
+        };
+        // A look-up ends by itself; another one may follow if its answer is old at once.
+        let limit = TIME * 2;
+        let late = |_| "resolving its name took too long".to_owned();
+        tokio::time::timeout(limit, asking).await.map_err(late)?
+    }
+
+    /// What is known of a name, or what to wait for until it is.
+    fn known(
+        self: &Arc<Self>,
+        tasks: &TaskGroup,
+        name: &str,
+    ) -> Result<Result<IpAddr, String>, watch::Receiver<()>> {
+        let now = self.clock.now();
+        let mut names = lock(&self.names);
+        if let Some(known) = names.get(name) {
+            if let Some((answer, _)) = known.answer.as_ref().filter(|(_, until)| now < *until) {
+                return Ok(answer.clone().map_err(|why| why.to_string()));
+            }
+            if let Some(asked) = known.asked.as_ref().filter(|asked| asked.has_changed().is_ok()) {
+                return Err(asked.clone());
+            }
+        } else if !make_room(&mut names, now) {
+            return Ok(Err(format!("{NAMES_MAX} other names are being looked up, the most")));
+        }
+        let (over, asked) = watch::channel(());
+        names.entry(name.into()).or_default().asked = Some(asked.clone());
+        drop(names);
+        let (resolver, name) = (self.clone(), Box::<str>::from(name));
+        tasks.spawn("look-up of a name", async move {
+            resolver.look_up(name).await;
+            drop(over);
+        });
+        Err(asked)
+    }
+
+    async fn look_up(&self, name: Box<str>) {
+        let looking = async {
+            let _turn = self.turns.acquire().await;
+            (self.lookup)(&name).await
+        };
+        let found = match tokio::time::timeout(TIME, looking).await {
+            Ok(Ok(found)) => found.first().copied().ok_or("its name has no address".into()),
+            Ok(Err(error)) => Err(format!("its name cannot be resolved: {error}").into()),
+            Err(_) => Err(Arc::from("resolving its name took too long")),
+        };
+        let now = self.clock.now();
+        let mut names = lock(&self.names);
+        let known = names.entry(name).or_default();
+        known.asked = None;
+        let (answer, kept) = match found {
+            Ok(address) => {
+                known.good = Some((address, now.plus(KEPT_GOOD)));
+                (Ok(address), KEPT)
+            }
+            Err(why) => {
+                let good = known.good.filter(|(_, until)| now < *until);
+                (good.map(|(address, _)| address).ok_or(why), KEPT_FAILURE)
+            }
+        };
+        known.answer = Some((answer, now.plus(kept)));
+    }
+}
+
+/// Forgets what is old, and then what is only known; `false` when all of it is being asked for.
+fn make_room(names: &mut HashMap<Box<str>, Name>, now: Mono) -> bool {
+    if names.len() >= NAMES_MAX {
+        let is_fresh = |name: &Name| name.answer.as_ref().is_some_and(|(_, until)| now < *until);
+        names.retain(|_, name| name.asked.is_some() || is_fresh(name));
+    }
+    if names.len() >= NAMES_MAX {
+        names.retain(|_, name| name.asked.is_some());
+    }
+    names.len() < NAMES_MAX
+}
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resolver").field("names", &lock(&self.names).len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::join_all;
+    use weft_base::clock::ManualClock;
+
+    use super::*;
+
+    /// A resolver whose answers are the test's: how often it was asked, and how often at once.
+    struct Asked {
+        resolver: Arc<Resolver>,
+        clock: Arc<ManualClock>,
+        times: Arc<AtomicUsize>,
+        most: Arc<AtomicUsize>,
+        fails: Arc<std::sync::atomic::AtomicBool>,
+        go: Arc<Semaphore>,
+        tasks: TaskGroup,
+    }
+
+    fn asked() -> Asked {
+        let clock = Arc::new(ManualClock::default());
+        let [times, most, now] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
+        let fails = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let go = Arc::new(Semaphore::new(0));
+        let (t, m, f, g) = (times.clone(), most.clone(), fails.clone(), go.clone());
+        let resolver = Resolver::by(Clock::Manual(clock.clone()), move |_| {
+            t.fetch_add(1, Ordering::SeqCst);
+            let (now, m, f, g) = (now.clone(), m.clone(), f.clone(), g.clone());
+            async move {
+                m.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                g.acquire().await.unwrap().forget();
+                now.fetch_sub(1, Ordering::SeqCst);
+                let n =
+                    if f.load(Ordering::SeqCst) { return Err(io::Error::other("no")) } else { 1 };
+                Ok(vec![IpAddr::from([127, 0, 0, n])])
+            }
+            .boxed()
+        });
+        Asked { resolver, clock, times, most, fails, go, tasks: TaskGroup::new() }
+    }
+
+    impl Asked {
+        async fn ask(&self, name: &str) -> Result<IpAddr, String> {
+            self.resolver.address(&self.tasks, name).await
+        }
+
+        fn times(&self) -> usize {
+            self.times.load(Ordering::SeqCst)
+        }
+    }
+
+    #[tokio::test]
+    async fn f17_a_thousand_requests_of_one_name_are_one_look_up() {
+        let asked = asked();
+        let all = join_all((0..1_000).map(|_| asked.ask("a.example")));
+        let go = async {
+            tokio::task::yield_now().await;
+            asked.go.add_permits(1);
+        };
+        let (all, ()) = tokio::join!(all, go);
+        assert!(all.iter().all(|one| one.as_ref().is_ok_and(|ip| ip.is_loopback())));
+        assert_eq!(asked.times(), 1);
+        // The answer is kept for a while, and not for ever.
+        asked.ask("a.example").await.unwrap();
+        assert_eq!(asked.times(), 1);
+        asked.clock.advance(KEPT);
+        asked.go.add_permits(1);
+        asked.ask("a.example").await.unwrap();
+        assert_eq!(asked.times(), 2);
+    }
+
+    #[tokio::test]
+    async fn few_names_are_looked_up_at_once_and_who_asked_first_may_leave() {
+        let asked = asked();
+        let names: Vec<String> = (0..100).map(|n| format!("{n}.example")).collect();
+        {
+            // All of them go away again, and what they asked for goes on.
+            let leaving = join_all(names.iter().map(|name| asked.ask(name)));
+            assert!(leaving.now_or_never().is_none());
+        }
+        while asked.times() < LOOKUPS_MAX {
+            tokio::task::yield_now().await;
+        }
+        asked.go.add_permits(100);
+        let all = join_all(names.iter().map(|name| asked.ask(name))).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert_eq!((asked.times(), asked.most.load(Ordering::SeqCst)), (100, LOOKUPS_MAX));
+    }
+
+    #[tokio::test]
+    async fn failures_are_kept_shortly_and_the_last_good_address_stays() {
+        let asked = asked();
+        asked.go.add_permits(100);
+        asked.fails.store(true, Ordering::SeqCst);
+        for _ in 0..10 {
+            let why = asked.ask("a.example").await.unwrap_err();
+            assert!(why.contains("cannot be resolved: no"), "{why}");
+        }
+        assert_eq!(asked.times(), 1);
+        asked.clock.advance(KEPT_FAILURE);
+        asked.fails.store(false, Ordering::SeqCst);
+        let good = asked.ask("a.example").await.unwrap();
+        asked.clock.advance(KEPT);
+        asked.fails.store(true, Ordering::SeqCst);
+        assert_eq!(asked.ask("a.example").await, Ok(good));
+        assert_eq!(asked.times(), 3);
+        asked.clock.advance(KEPT_GOOD);
+        assert!(asked.ask("a.example").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn names_are_bounded() {
+        let asked = asked();
+        let names: Vec<String> = (0..NAMES_MAX).map(|n| format!("{n}.example")).collect();
+        let mut all = Box::pin(join_all(names.iter().map(|name| asked.ask(name))));
+        assert!((&mut all).now_or_never().is_none());
+        let why = asked.ask("one.more.example").await.unwrap_err();
+        assert!(why.contains("1024 other names are being looked up"), "{why}");
+        asked.go.add_permits(NAMES_MAX + 1);
+        all.await;
+        assert!(asked.ask("one.more.example").await.is_ok());
+        assert!(lock(&asked.resolver.names).len() <= NAMES_MAX);
+    }
+}
