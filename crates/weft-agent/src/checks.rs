@@ -18,6 +18,7 @@ use weft_kinds::views::check::{CheckDefinition, Probe};
 
 mod ask;
 mod h2ping;
+mod places;
 mod reach;
 mod run;
 
@@ -45,6 +46,8 @@ pub struct CheckSpec {
     pub definition: CheckDefinition,
     /// What the catalog says now, so that nothing is reported that is known.
     pub status: Status,
+    /// That is what an answer said, here or before a restart; not what it was registered with.
+    pub heard: bool,
 }
 
 /// All checks of this node.
@@ -104,9 +107,10 @@ impl CheckMachine {
             status: spec.status,
             shown: spec.status,
             output: definition.initial_output.clone(),
-            // As in Consul the first answer counts at once, whatever the thresholds say.
-            successes: definition.success_before_passing,
-            failures: before_critical,
+            // As in Consul the first answer counts at once, whatever the thresholds say. After a
+            // restart it is not the first.
+            successes: if spec.heard { 0 } else { definition.success_before_passing },
+            failures: if spec.heard { 0 } else { before_critical },
             before_passing: definition.success_before_passing,
             before_warning: match definition.failures_before_warning {
                 0 => before_critical,

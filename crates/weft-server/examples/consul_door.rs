@@ -50,7 +50,7 @@ fn checks(world: &World) -> Checks {
         let status = catalog.status(key);
         let (namespace, node) = (key.namespace.clone(), key.node.clone());
         let key = CheckKey { namespace, node, id: key.id.clone() };
-        (key, CheckSpec { definition, status })
+        (key, CheckSpec { definition, status, heard: false })
     };
     runnable(catalog, NODE).map(of).collect::<BTreeMap<_, _>>()
 }

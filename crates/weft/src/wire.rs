@@ -297,8 +297,9 @@ impl Mirror {
         }
         if let Some(json) = update.checks {
             let list: Vec<CheckJson> = serde_json::from_slice(&json)?;
-            let one =
-                |c: CheckJson| (c.key, CheckSpec { definition: c.definition, status: c.status });
+            let one = |c: CheckJson| {
+                (c.key, CheckSpec { definition: c.definition, status: c.status, heard: false })
+            };
             self.checks = list.into_iter().map(one).collect();
         }
         Ok(())

@@ -6,21 +6,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::Status;
-use weft_kinds::views::check::Probe;
 
+use super::places::Places;
 use super::{CheckKey, CheckMachine, CheckReport, CheckSpec, Checks, ask};
 use crate::link::{BoxFuture, LinkError};
 
-/// Questions asked at the same time: those that end with an answer, and those over UDP, where a
-/// service in health is silent for a second.
-const ASKING_MAX: usize = 256;
-pub(super) const SILENT_MAX: usize = 1_024;
 /// Checks of one node.
 const CHECKS_MAX: usize = 10_000;
 
@@ -53,30 +49,6 @@ struct Running {
     shown: watch::Sender<Status>,
     /// Draining ends the check's task.
     group: TaskGroup,
-}
-
-/// Places for questions. The silent ones have their own: nobody else waits for those.
-#[derive(Debug)]
-pub(super) struct Places {
-    asking: Semaphore,
-    silent: Semaphore,
-}
-
-// === impl Places ===
-
-impl Places {
-    pub(super) fn new() -> Self {
-        Self { asking: Semaphore::new(ASKING_MAX), silent: Semaphore::new(SILENT_MAX) }
-    }
-
-    /// A place for one question; waits for one.
-    pub(super) async fn enter(&self, probe: &Probe) -> Option<SemaphorePermit<'_>> {
-        let places = match probe {
-            Probe::Udp { .. } => &self.silent,
-            _ => &self.asking,
-        };
-        places.acquire().await.ok()
-    }
 }
 
 // === impl Runner ===
@@ -154,13 +126,13 @@ impl Runner {
         let (clock, places) = (self.clock.clone(), self.places.clone());
         let (results, ended) = (self.results.clone(), group.clone());
         group.spawn("check", async move {
-            let mut machine = machine;
+            let (mut machine, mut hung) = (machine, false);
             let run = async {
                 loop {
                     tokio::time::sleep(machine.due().since(clock.now())).await;
-                    let Some(place) = places.enter(&definition.probe).await else { return };
-                    let Some((status, output)) = ask::ask(&definition).await else { return };
-                    drop(place);
+                    let question = ask::ask(&definition);
+                    let answer = places.ask(&definition.probe, &mut hung, question).await;
+                    let Some((status, output)) = answer.flatten() else { return };
                     machine.shows(*shown.borrow());
                     if let Some((status, output)) = machine.result(status, &output, clock.now()) {
                         let report = CheckReport { key: key.clone(), status, output };

@@ -15,7 +15,7 @@ use crate::link::{BoxFuture, LinkError};
 mod kinds;
 
 fn spec(definition: CheckDefinition) -> CheckSpec {
-    CheckSpec { definition, status: Status::Critical }
+    CheckSpec { definition, status: Status::Critical, heard: false }
 }
 
 fn machine(definition: CheckDefinition) -> CheckMachine {
@@ -59,6 +59,21 @@ fn thresholds_are_consuls() {
     check(2, 0, 3, "-+--+++", "C....P."); // the first failure counts at once
     check(0, 0, 3, "+---+--", "P..CP..");
     check(0, 2, 4, "+----+-", "P.W.CP.");
+}
+
+#[test]
+fn after_a_restart_thresholds_hold_for_what_is_known() {
+    let definition = CheckDefinition {
+        success_before_passing: 2,
+        failures_before_critical: 2,
+        ..CheckDefinition::default()
+    };
+    let again = |status| {
+        let spec = CheckSpec { status, heard: true, ..spec(definition.clone()) };
+        CheckMachine::new(&spec, Mono(0), &mut Rng::seeded(1))
+    };
+    assert_eq!(script(again(Status::Passing), "-+--"), "...C", "one bad answer is one");
+    assert_eq!(script(again(Status::Critical), "+-++"), "...P");
 }
 
 #[test]

@@ -20,6 +20,8 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// No interval or time-out is longer, and no sum of some overflows.
+const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 const NOT_OPERATORS: &str = "others than its owner may write it, or its owner is neither root nor \
                              the agent's user; what may name programs must be the operator's \
                              alone (chmod go-w)";
@@ -32,6 +34,16 @@ pub struct Defined {
     /// Bodies of `PUT /v1/agent/check/register`.
     pub checks: Vec<(Map<String, Value>, String)>,
     pub scripts: Vec<Scripted>,
+}
+
+impl Defined {
+    /// Namespace and id of each check that comes with a service, as the agent's door names them.
+    pub fn service_checks(&self) -> impl Iterator<Item = (String, String)> {
+        self.services.iter().flat_map(|(body, _)| {
+            let of = namespace(body);
+            ids_of_checks(body).into_iter().map(move |id| (of.clone(), id))
+        })
+    }
 }
 
 /// A check that runs a program.
@@ -150,21 +162,36 @@ fn service(mut body: Map<String, Value>, into: &mut Defined) -> Result<(), Strin
         Some(Value::Array(more)) => checks.extend(more),
         Some(_) => return Err("checks: expected a list".to_owned()),
     }
-    let namespace = namespace(&body);
-    let many = checks.len() > 1;
+    let (namespace, many) = (namespace(&body), checks.len());
     for (at, one) in checks.iter_mut().enumerate() {
         let Value::Object(one) = one else { return Err("a check is no object".to_owned()) };
-        let id = match many {
-            true => format!("service:{id}:{}", at + 1),
-            false => format!("service:{id}"),
-        };
-        scripted(one, (&namespace, &id), into)?;
+        scripted(one, (&namespace, &usual_id(&id, at, many)), into)?;
     }
     if !checks.is_empty() {
         body.insert("checks".into(), Value::Array(checks));
     }
     into.services.push((body, token.unwrap_or_default()));
     Ok(())
+}
+
+/// The ids of a service's checks, each as it says or as the door would call it.
+fn ids_of_checks(body: &Map<String, Value>) -> Vec<String> {
+    let names = ["id", "name", "service"];
+    let service = names.iter().find_map(|name| text(body, name)).unwrap_or_default();
+    let checks = body.get("checks").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let id = |(at, check): (usize, &Value)| {
+        let own = check.as_object().and_then(|c| text(c, "checkid").or_else(|| text(c, "id")));
+        own.unwrap_or_else(|| usual_id(&service, at, checks.len()))
+    };
+    checks.iter().enumerate().map(id).collect()
+}
+
+/// What a service's check is called that has no id of its own.
+fn usual_id(service: &str, at: usize, many: usize) -> String {
+    match many {
+        0 | 1 => format!("service:{service}"),
+        _ => format!("service:{service}:{}", at + 1),
+    }
 }
 
 fn check(mut body: Map<String, Value>, into: &mut Defined) -> Result<(), String> {
@@ -234,20 +261,31 @@ fn text(body: &Map<String, Value>, wanted: &str) -> Option<String> {
     value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-/// `10s`, `1m`, `500ms`, `1h`.
+/// As Consul reads it in a file: `1m30s`, `1.5s`, `500ms`; a number is nanoseconds.
 fn duration(value: &Value) -> Option<Duration> {
-    let text = value.as_str()?;
-    let digits = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    let ms = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
+    let mut rest = match value {
+        Value::Number(number) => return number.as_u64().map(Duration::from_nanos),
+        other => other.as_str().filter(|text| !text.is_empty())?,
     };
-    number.checked_mul(ms).map(Duration::from_millis)
+    let mut nanos = 0.0;
+    while !rest.is_empty() {
+        let unit = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, tail) = rest.split_at(unit);
+        let end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(end);
+        let scale = match unit {
+            "ns" => 1.0,
+            "us" | "µs" | "μs" => 1e3,
+            "ms" => 1e6,
+            "s" => 1e9,
+            "m" => 6e10,
+            "h" => 3.6e12,
+            _ => return None,
+        };
+        nanos += number.parse::<f64>().ok()? * scale;
+        rest = tail;
+    }
+    Duration::try_from_secs_f64(nanos / 1e9).ok().filter(|span| *span <= DURATION_MAX)
 }
 
 #[cfg(test)]
@@ -295,6 +333,38 @@ mod tests {
                 ("service:web:1".into(), "/bin/true -v".into(), 5)
             ]
         );
+    }
+
+    #[test]
+    fn durations_are_read_as_in_consuls_files() {
+        for (text, ms) in [
+            (json!("10s"), 10_000),
+            (json!("1m30s"), 90_000),
+            (json!("1.5s"), 1_500),
+            (json!("2h"), 7_200_000),
+            (json!("250ms"), 250),
+            (json!(2_000_000_000_u64), 2_000),
+        ] {
+            assert_eq!(duration(&text), Some(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in [json!("10"), json!("s"), json!(""), json!("1.2.3s"), json!("-1s"), json!(-1)] {
+            assert_eq!(duration(&bad), None, "{bad}");
+        }
+        assert_eq!(duration(&json!("99999999999h")), None, "longer than anybody means");
+    }
+
+    #[test]
+    fn the_checks_of_services_are_known_by_their_ids() {
+        let of = |text: &str| parsed(text).unwrap().service_checks().collect::<Vec<_>>();
+        let ids = |ids: &[&str]| -> Vec<(String, String)> {
+            ids.iter().map(|id| ("default".to_owned(), (*id).to_owned())).collect()
+        };
+        let one = r#"{"service": {"name": "web", "check": {"script": "true"}}}"#;
+        assert_eq!(of(one), ids(&["service:web"]));
+        let two = r#"{"service": {"name": "web", "id": "w1", "checks": [
+            {"args": ["true"]}, {"id": "up", "http": "http://localhost/"}, {"ttl": "1m"}]}}"#;
+        assert_eq!(of(two), ids(&["service:w1:1", "up", "service:w1:3"]));
+        assert_eq!(of(r#"{"service": {"name": "web"}}"#), []);
     }
 
     #[test]

@@ -140,10 +140,11 @@ mod tests {
     async fn all_of_it_ends_when_its_time_is_over() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
+        // Time enough to start on a machine that is busy.
         let text = format!("sleep 1000 & echo $! > {}; wait", file.display());
-        let (status, output) = sh(&text, Duration::from_millis(500)).run(&[]).await;
+        let (status, output) = sh(&text, Duration::from_secs(5)).run(&[]).await;
         assert_eq!(status, Status::Critical);
-        assert!(output.contains("longer than 500 ms"), "{output}");
+        assert!(output.contains("longer than 5000 ms"), "{output}");
         let child = std::fs::read_to_string(&file).unwrap();
         let is_gone = || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.trim()));

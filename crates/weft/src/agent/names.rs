@@ -12,12 +12,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::watch;
 use weft_base::clock::{Clock, Mono};
 use weft_base::rng::Rng;
@@ -34,11 +35,15 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(1);
 const AWAY: Duration = Duration::from_secs(2);
 /// Answers that are remembered.
 const MEMORY_MAX: usize = 4096;
-/// What the machine's programs asked within this is asked again by itself, this often, and so many
-/// at a time.
+/// What the machine's programs asked within this is asked again by itself, this often; so many of
+/// it, the oldest first, and so many at the same time.
 const ASKED_WITHIN: Duration = Duration::from_secs(3600);
 const FRESH_EVERY: Duration = Duration::from_secs(5);
-const FRESH_AT_ONCE: usize = 64;
+const FRESH_MAX: usize = 512;
+const FRESH_AT_ONCE: usize = 32;
+/// The same for names that are not there: programs try many such on their way to one that is.
+const NONE_ASKED_WITHIN: Duration = Duration::from_secs(60);
+const NXDOMAIN: u8 = 3;
 /// Longer questions are not remembered.
 const QUESTION_BYTES_MAX: usize = 512;
 
@@ -70,7 +75,7 @@ struct Memory {
 
 #[derive(Debug)]
 struct Remembered {
-    /// When it was said, and when somebody asked.
+    /// When the question was sent that it answers, and when somebody asked.
     said: Mono,
     asked: Mono,
     answer: Box<[u8]>,
@@ -115,16 +120,26 @@ impl Names {
         });
     }
 
+    /// Where the server does not answer several of them, the rest waits for the next time.
     async fn ask_again(&self) {
-        let now = self.clock.now();
-        let stale = self.state().memory.stale(now);
-        for (tcp, question) in stale {
-            let query = [&[0, 0][..], &question].concat();
-            let asked = self.client.resolve(PodRef::default(), query.clone(), tcp);
-            let Ok(Ok(told)) = tokio::time::timeout(SERVER_TIMEOUT, asked).await else { return };
-            let now = self.clock.now();
-            self.state().memory.renew(&query, tcp, &told, now);
-        }
+        let stale = self.state().memory.stale(self.clock.now());
+        let failed = AtomicUsize::new(0);
+        let one = |(tcp, question): Key| {
+            let failed = &failed;
+            async move {
+                if failed.load(Ordering::Relaxed) >= FRESH_AT_ONCE {
+                    return;
+                }
+                let query = [&[0, 0][..], &question].concat();
+                let now = self.clock.now();
+                let asked = self.client.resolve(PodRef::default(), query.clone(), tcp);
+                match tokio::time::timeout(SERVER_TIMEOUT, asked).await {
+                    Ok(Ok(told)) => self.state().memory.renew(&query, tcp, &told, now),
+                    _ => drop(failed.fetch_add(1, Ordering::Relaxed)),
+                }
+            }
+        };
+        futures_util::stream::iter(stale).for_each_concurrent(FRESH_AT_ONCE, one).await;
     }
 
     /// For whom questions are asked from now on.
@@ -207,14 +222,27 @@ impl Mesh for Names {
     }
 }
 
+// === impl Remembered ===
+
+impl Remembered {
+    /// Whether it says that there is no such name.
+    fn is_none(&self) -> bool {
+        self.answer.get(1).is_some_and(|flags| flags & 0x0f == NXDOMAIN)
+    }
+}
+
 // === impl Memory ===
 
 impl Memory {
+    /// `now` is when the question was sent: an answer that was overtaken by a newer one's is let go.
     fn note(&mut self, query: &[u8], tcp: bool, told: &Resolved, now: Mono) {
         let Some(question) = query.get(2..).filter(|q| q.len() <= QUESTION_BYTES_MAX) else {
             return;
         };
         let key = (tcp, question.into());
+        if self.answers.get(&key).is_some_and(|known| known.said > now) {
+            return;
+        }
         let Resolved::Answer(answer) = told else {
             // It is somebody else's name now.
             self.answers.remove(&key);
@@ -244,10 +272,13 @@ impl Memory {
     /// asked for long.
     fn stale(&mut self, now: Mono) -> Vec<Key> {
         self.answers.retain(|_, known| now.since(known.asked) < ASKED_WITHIN);
+        let wanted = |(_, known): &(&Key, &Remembered)| {
+            !known.is_none() || now.since(known.asked) < NONE_ASKED_WITHIN
+        };
         let mut stale: Vec<(Mono, &Key)> =
-            self.answers.iter().map(|(key, known)| (known.said, key)).collect();
+            self.answers.iter().filter(wanted).map(|(key, known)| (known.said, key)).collect();
         stale.sort();
-        stale.into_iter().take(FRESH_AT_ONCE).map(|(_, key)| key.clone()).collect()
+        stale.into_iter().take(FRESH_MAX).map(|(_, key)| key.clone()).collect()
     }
 
     /// With the question's own id.
@@ -313,5 +344,26 @@ mod tests {
         assert_eq!(keys(&mut memory, 3601), [b"db".to_vec()], "renewing is not asking");
         memory.renew(b"\0\0web", false, &answer(b"old"), at(3602));
         assert_eq!(memory.answer(b"\0\x05web", false, at(3602)), None);
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_is_let_go_and_names_that_are_not_there_soon_rest() {
+        let mut memory = Memory::default();
+        let at = |s| Mono::default().plus(Duration::from_secs(s));
+        let answer = |flags: u8, text: &[u8]| Resolved::Answer([&[0, 0, 0, flags], text].concat());
+        memory.note(b"\0\0web", false, &answer(0, b"new"), at(2));
+        memory.renew(b"\0\0web", false, &answer(0, b"old"), at(1));
+        memory.note(b"\0\0web", false, &Resolved::Outside, at(1));
+        assert_eq!(memory.answer(b"\0\0web", false, at(2)).unwrap(), b"\0\0\0\0new");
+        memory.note(b"\0\0none", false, &answer(NXDOMAIN, b""), at(2));
+        assert_eq!(memory.stale(at(61)).len(), 2);
+        assert_eq!(memory.stale(at(62)).len(), 1, "it is answered still, and asked no more");
+        assert!(memory.answer(b"\0\0none", false, at(62)).is_some());
+        // All of what is in use is asked again, soon.
+        for n in 0..2 * FRESH_MAX {
+            let query = [&b"\0\0"[..], &n.to_be_bytes()].concat();
+            memory.note(&query, false, &answer(0, b""), at(3));
+        }
+        assert_eq!(memory.stale(at(4)).len(), FRESH_MAX);
     }
 }

@@ -78,7 +78,8 @@ pub fn checks(world: &World, node: &str) -> Checks {
     let catalog = world.catalog();
     runnable(catalog, node)
         .map(|(key, definition)| {
-            let spec = CheckSpec { definition, status: catalog.status(key) };
+            let (status, heard) = (catalog.status(key), catalog.result(key).is_some());
+            let spec = CheckSpec { definition, status, heard };
             let key = CheckKey {
                 namespace: key.namespace.clone(),
                 node: key.node.clone(),

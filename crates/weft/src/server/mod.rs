@@ -41,6 +41,7 @@ use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
 use weft_kinds::world::{Object, PodsMode};
 use weft_registry::hosts::Hosts;
+use weft_registry::servers::Server;
 use weft_registry::{NodeInfo, Registry, controllers};
 use weft_server::k8s::{PodLogs, PodStreams, Pods};
 use weft_server::{admin, consul, dns, k8s, serve, tokens};
@@ -113,8 +114,8 @@ pub struct Running {
     data: Arc<DataDir>,
     started: Mono,
     clock: Clock,
-    /// The store, when other servers use it, too.
-    etcd: Option<Arc<EtcdStore>>,
+    /// The store, when other servers use it, too, and this one among them.
+    etcd: Option<(Arc<EtcdStore>, Server)>,
 }
 
 /// `weft server`.
@@ -174,9 +175,10 @@ impl Running {
         let started = clock.now();
         let data = Arc::new(DataDir::open(&settings.data)?);
         let node = settings.node.clone().unwrap_or_else(hostname);
-        let ground = open::ground(&settings, &data, &node, (&clock, &tasks)).await?;
+        let api = bound.api.local_addr()?;
+        let ground = open::ground(&settings, &data, &node, api, (&clock, &tasks)).await?;
         let (registry, authority) = (ground.registry, ground.authority);
-        shared::announce(&registry, &tasks, bound.api.local_addr()?);
+        shared::announce(ground.server.as_ref(), &registry, &tasks);
         if let Some(agency) = &settings.agency {
             registry.set_pods_mode(agency.pods).await?;
         }
@@ -234,7 +236,7 @@ impl Running {
             &node,
         )?;
         let doors = DoorAddresses { xds, agents, pod_dns, consul_https, ..doors };
-        let etcd = ground.etcd;
+        let etcd = ground.etcd.zip(ground.server);
         Ok(Self { registry, pusher, agent, facts, tasks, doors, data, started, clock, etcd })
     }
 
@@ -357,9 +359,10 @@ impl Running {
             agent.stop(STOP_GRACE).await;
         }
         self.tasks.shutdown(Duration::from_secs(2)).await;
-        if let Some(etcd) = &self.etcd {
-            // What only this server said ends now rather than with its lease.
-            let left = tokio::time::timeout(Duration::from_secs(2), etcd.leave()).await;
+        if let Some((etcd, server)) = &self.etcd {
+            // Its name is free; what only it said ends now rather than with its lease.
+            let leaving = async { (server.leave().await, etcd.leave().await) };
+            let left = tokio::time::timeout(Duration::from_secs(2), leaving).await;
             tracing::debug!(?left, "left the store");
         }
     }

@@ -2,6 +2,7 @@
 //! What a server stands on: its store, the registry over it, and the authority. The store is the
 //! data directory's own, or an etcd that several servers share.
 
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use futures_util::FutureExt as _;
 use weft_base::clock::Clock;
 use weft_base::task::TaskGroup;
 use weft_identity::{Authority, TrustDomain, provider};
+use weft_registry::servers::Server;
 use weft_registry::{Leader, Registry};
 use weft_server::consul;
 use weft_store::{DataDir, EtcdStore, RedbStore, Retention, Store};
@@ -25,8 +27,9 @@ pub struct Ground {
     pub authority: Arc<Authority>,
     /// The log in the data directory, when it is there.
     pub log: Option<Arc<RedbStore>>,
-    /// The etcd, when the log is there.
+    /// The etcd, when the log is there, and this server among others on it.
     pub etcd: Option<Arc<EtcdStore>>,
+    pub server: Option<Server>,
 }
 
 /// Opens what the settings name.
@@ -34,12 +37,13 @@ pub async fn ground(
     settings: &Settings,
     data: &Arc<DataDir>,
     name: &str,
+    api: SocketAddr,
     (clock, tasks): (&Clock, &TaskGroup),
 ) -> Result<Ground> {
     let trust_domain = settings.trust_domain.as_deref();
     match &settings.store {
         None => own(data, trust_domain, clock, tasks).await,
-        Some(store) => among_others(store, data, trust_domain, name, (clock, tasks)).await,
+        Some(store) => among_others(store, data, trust_domain, (name, api), (clock, tasks)).await,
     }
 }
 
@@ -52,7 +56,7 @@ async fn own(
 ) -> Result<Ground> {
     let authority = authority(data, trust_domain, clock)?;
     let (registry, log) = own_registry(data, clock, tasks).await?;
-    Ok(Ground { registry, authority, log: Some(log), etcd: None })
+    Ok(Ground { registry, authority, log: Some(log), etcd: None, server: None })
 }
 
 /// Opens a store that other servers use, too, and takes over or begins their authority.
@@ -60,7 +64,7 @@ async fn among_others(
     store: &Shared,
     data: &Arc<DataDir>,
     trust_domain: Option<&str>,
-    name: &str,
+    (name, api): (&str, SocketAddr),
     (clock, tasks): (&Clock, &TaskGroup),
 ) -> Result<Ground> {
     let named = || format!("the store at {}", store.config.members.join(", "));
@@ -73,6 +77,8 @@ async fn among_others(
             named()
         );
     }
+    let leader = Leader::among(name, clock.clone());
+    let server = Some(shared::claim(&etcd, data, &leader, api).await.with_context(named)?);
     let dir = data.sub("ca")?;
     let mut begun = None;
     if !shared::fetch_authority(&*etcd, &store.seal, &dir).await.with_context(named)? {
@@ -83,10 +89,9 @@ async fn among_others(
     }
     drop(begun);
     let authority = authority(data, trust_domain, clock)?;
-    let leader = Leader::among(name, clock.clone());
     let registry = Registry::open_as(etcd.clone(), clock.clone(), tasks.clone(), leader).await;
     let registry = registry.with_context(named)?;
-    Ok(Ground { registry, authority, log: None, etcd: Some(etcd) })
+    Ok(Ground { registry, authority, log: None, etcd: Some(etcd), server })
 }
 
 /// Opens the store and reads all of it. A damaged file is told as such: the engine reports some

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::json;
 use weft_base::task::TaskGroup;
+use weft_identity::provider;
 use weft_identity::seal::SealKey;
-use weft_registry::Registry;
 use weft_registry::leader::SERVERS;
-use weft_store::{Compare, EventKind, Op, Store, StoreError, Txn};
+use weft_registry::servers::{Said, Server};
+use weft_registry::{Leader, Registry};
+use weft_store::{Compare, DataDir, EtcdStore, EventKind, Op, Store, StoreError, Txn};
 
 use crate::store::put_private;
 
@@ -24,8 +25,8 @@ use crate::store::put_private;
 const AUTHORITY: &str = "/t/ca/root.pem";
 const ROOT: &str = "root.pem";
 const BUNDLE: &str = "bundle.pem";
-/// How often a server looks whether the others still see it.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// In the data directory: what tells it from others.
+const PLACE: &str = "server-id";
 /// How long a store may take to answer at the start.
 const REACH_MAX: Duration = Duration::from_secs(20);
 const AGAIN: Duration = Duration::from_millis(300);
@@ -159,44 +160,50 @@ fn absent(error: std::io::Error) -> std::io::Result<()> {
     }
 }
 
+/// Takes this server's name among those on the store.
+///
+/// # Errors
+/// When another server has it, or the store or the data directory cannot be used.
+pub async fn claim(
+    store: &Arc<EtcdStore>,
+    data: &DataDir,
+    leader: &Leader,
+    api: SocketAddr,
+) -> Result<Server> {
+    let name = leader.own_name().cloned().unwrap_or_default();
+    let said = Said {
+        run: leader.run_id().into(),
+        api: api.to_string(),
+        id: super::node_id(&name),
+        place: place(data)?,
+        leaving: false,
+    };
+    Ok(Server::claim(store.clone(), &name, said).await?)
+}
+
+/// A word for a data directory, made when it is asked for first.
+fn place(data: &DataDir) -> Result<String> {
+    let path = data.path().join(PLACE);
+    match fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Ok(_) => {}
+        Err(e) => absent(e).with_context(|| path.display().to_string())?,
+    }
+    let word: String = provider::random::<16>()?.iter().map(|b| format!("{b:02x}")).collect();
+    put_private(&path, word.as_bytes())?;
+    Ok(word)
+}
+
 /// Tells the other servers that this one is there, until it ends.
-pub fn announce(registry: &Registry, tasks: &TaskGroup, api: SocketAddr) {
-    let leader = registry.leader();
-    let Some(name) = leader.own_name().cloned() else { return };
-    let key: Arc<str> = format!("{SERVERS}{name}").into();
-    let (id, api) = (super::node_id(&name), api.to_string());
-    let value = json!({ "run": leader.run_id(), "api": api, "id": id }).to_string();
-    let (store, group) = (registry.store().clone(), tasks.clone());
+pub fn announce(server: Option<&Server>, registry: &Registry, tasks: &TaskGroup) {
+    let Some(server) = server.cloned() else { return };
+    let (registry, group) = (registry.clone(), tasks.clone());
     tasks.spawn("among servers", async move {
         tokio::select! {
             () = group.draining() => {}
-            () = stay(&*store, &key, &value) => {}
+            () = server.stay(&registry) => {}
         }
     });
-}
-
-/// Writes the key whenever it is not there: it ends with this server's lease, also when etcd was
-/// out of reach for longer.
-async fn stay(store: &dyn Store, key: &Arc<str>, value: &str) {
-    loop {
-        match store.get(key).await {
-            Ok((_, Some(entry))) if entry.value == value.as_bytes() => {}
-            Ok((_, Some(entry))) => tracing::warn!(
-                key = &**key,
-                other = %String::from_utf8_lossy(&entry.value),
-                "another server has this one's name, or this one was started again just now; give \
-                 each server a --node of its own"
-            ),
-            Ok((_, None)) => {
-                let put = Op::put_ephemeral(key.clone(), value.to_owned());
-                if let Err(error) = store.txn(Txn::of([put])).await {
-                    tracing::debug!(%error, "this server could not tell that it is there");
-                }
-            }
-            Err(error) => tracing::debug!(%error, "the servers cannot be looked at"),
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
 }
 
 /// The servers that are there, by name. Follows the store, so that asking costs nothing.
@@ -280,15 +287,17 @@ impl Servers {
         let page = store.range(SERVERS, 0, None).await?;
         let named = |key: &str| key.strip_prefix(SERVERS).unwrap_or_default().to_owned();
         if let Ok(mut all) = self.0.lock() {
-            *all = page.entries.iter().map(|(key, _)| named(key)).collect();
+            let there = page.entries.iter().filter(|(_, e)| !Said::read(&e.value).leaving);
+            *all = there.map(|(key, _)| named(key)).collect();
         }
         let mut log = store.watch(SERVERS, page.revision.next())?;
         loop {
             for event in log.next().await? {
                 let Ok(mut all) = self.0.lock() else { continue };
-                match event.kind {
-                    EventKind::Put => drop(all.insert(named(&event.key))),
-                    EventKind::Delete => drop(all.remove(&named(&event.key))),
+                let put = event.kind == EventKind::Put;
+                match put && !Said::read(&event.value).leaving {
+                    true => drop(all.insert(named(&event.key))),
+                    false => drop(all.remove(&named(&event.key))),
                 }
             }
         }

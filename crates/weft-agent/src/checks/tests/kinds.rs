@@ -3,14 +3,12 @@
 
 use std::net::IpAddr;
 
-use futures_util::FutureExt as _;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 
 use super::*;
 use crate::checks::reach::refusal;
-use crate::checks::run::{Places, SILENT_MAX};
 
 fn of(probe: Probe) -> CheckDefinition {
     CheckDefinition { probe, timeout_ms: 2_000, ..CheckDefinition::default() }
@@ -53,18 +51,6 @@ async fn udp_passes_when_it_is_answered_or_met_with_silence_and_fails_when_nobod
     let (status, why) = asked(probe).await;
     assert_eq!(status, Status::Critical);
     assert_eq!(why, format!("dial udp {address}: connect: connection refused"));
-}
-
-#[test]
-fn checks_that_wait_for_silence_take_no_place_of_others() {
-    let (places, address) = (Places::new(), "127.0.0.1:1".to_owned());
-    let silent = Probe::Udp { address: address.clone() };
-    let enter = |probe: &Probe| places.enter(probe).now_or_never().flatten();
-    let held: Vec<_> = std::iter::from_fn(|| enter(&silent)).collect();
-    assert_eq!(held.len(), SILENT_MAX);
-    assert!(enter(&Probe::Tcp { address, tls: false }).is_some(), "others are asked");
-    drop(held);
-    assert!(enter(&silent).is_some());
 }
 
 #[tokio::test]

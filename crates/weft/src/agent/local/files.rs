@@ -67,19 +67,24 @@ pub async fn take(
 
 /// How all that is defined is taken away again.
 fn ways_out(defined: &Defined) -> BTreeSet<String> {
-    let way = |kind: &str, body: &Map<String, Value>, names: &[&str]| {
-        let id = encoded(&text(body, names));
-        let namespace = match &*files::namespace(body) {
+    let way_of = |kind: &str, id: &str, namespace: &str| {
+        let namespace = match namespace {
             "default" => String::new(),
             other => format!("?ns={}", encoded(other)),
         };
-        format!("/v1/agent/{kind}/deregister/{id}{namespace}")
+        format!("/v1/agent/{kind}/deregister/{}{namespace}", encoded(id))
     };
+    let way = |kind: &str, body: &Map<String, Value>, names: &[&str]| {
+        way_of(kind, &text(body, names), &files::namespace(body))
+    };
+    // A check that a service has no more goes, while the service stays.
+    let of_services = defined.service_checks();
+    let of_services = of_services.map(|(namespace, id)| way_of("check", &id, &namespace));
     let services = defined.services.iter();
     let services = services.map(|(body, _)| way("service", body, &["id", "name", "service"]));
     let checks = defined.checks.iter();
     let checks = checks.map(|(body, _)| way("check", body, &["checkid", "id", "name"]));
-    services.chain(checks).collect()
+    services.chain(checks).chain(of_services).collect()
 }
 
 fn remembered(data: &Path) -> Result<BTreeSet<String>> {

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server that is killed and started again while requests flow: what its checks said stands, so
+nobody is taken out for it. Alone on its store, and as one of several on an etcd."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import requests
+
+from mesh import WEFT, free_port, until
+from test_servers import BACKEND, GATEWAY, Etcd, Load, server
+from test_store import Server
+
+TTL = 120
+RATE = 300
+
+
+def with_heartbeat(at, name, port):
+    """Registered with the server's own agent API, and heard once."""
+    ident = f"{name}-{port}"
+    body = {"Name": name, "ID": ident, "Port": port, "Address": "127.0.0.1",
+            "Check": {"CheckID": f"beat-{ident}", "TTL": f"{TTL}s"}}
+    done = requests.put(f"{at.consul}/v1/agent/service/register", json=body, timeout=10)
+    assert done.ok, done.text
+    done = requests.put(f"{at.consul}/v1/agent/check/pass/beat-{ident}", timeout=10)
+    assert done.ok, done.text
+
+
+def passing(at, name):
+    found = requests.get(f"{at.consul}/v1/health/service/{name}?passing", timeout=10)
+    return len(found.json())
+
+
+def one_of(store, tmp_path):
+    if store == "own":
+        return None, Server(tmp_path / "a")
+    etcd = Etcd(tmp_path, members=1).__enter__()
+    return etcd, server(tmp_path, etcd, "a")
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+@pytest.mark.parametrize("store", ["own", "etcd"])
+def test_a_server_that_is_started_again_takes_nobody_out(tmp_path, store, how):
+    backends, processes = sorted(free_port() for _ in range(2)), []
+    etcd, a = one_of(store, tmp_path)
+    a.start()
+    a.keep_ports()
+    try:
+        for port in backends:
+            processes.append(subprocess.Popen([sys.executable, "-c", BACKEND, str(port)],
+                                              stderr=subprocess.DEVNULL))
+        for port in backends:
+            with_heartbeat(a, "web", port)
+        # Nobody beats in this test from here on: what was said has to last.
+        assert passing(a, "web") == 2
+        token = requests.post(f"{a.api}/v1/weft/tokens", json={}, timeout=10).json()["token"]
+        log = open(tmp_path / "agent.log", "ab")
+        processes.append(subprocess.Popen(
+            [str(WEFT), "agent", "--server", a.doors["xds"], "--name", "host", "--data",
+             str(tmp_path / "agent"), "--token", token], stdout=log, stderr=log,
+            env={**os.environ, "WEFT_LOG": "info"}))
+        gateway = free_port()
+        (tmp_path / "edge.yaml").write_text(GATEWAY.format(port=gateway, backend=backends[0]))
+        subprocess.run([str(WEFT), "apply", "--server", a.api, "-f", str(tmp_path / "edge.yaml")],
+                       check=True, timeout=60)
+        until("the gateway serves", lambda: requests.get(
+            f"http://127.0.0.1:{gateway}/", timeout=5).status_code == 200, 60)
+        load = Load(gateway, RATE)
+        load.start()
+        until("requests flow to both", lambda: load.answered == set(backends), 20)
+        before = load.sent
+        if how == "killed":
+            a.kill()
+        else:
+            a.stop(signal.SIGTERM)
+        time.sleep(1)  # it is away for a while: what is not there cannot be waited for
+        a.start()
+        assert passing(a, "web") == 2, "as it was, from its first answer on"
+        until("the gateway is back", lambda: joined(a), 30)
+        until("requests went on", lambda: load.sent > before + 5 * RATE, 60)
+        load.stopping.set()
+        load.join(30)
+        print(f"\n{load.sent} requests, {len(load.failed)} failed, slowest {load.slowest:.3f} s")
+        assert load.failed == [], f"{len(load.failed)} of {load.sent}: {load.failed[:5]}"
+        assert passing(a, "web") == 2
+        assert "panicked" not in a.log_text()
+    finally:
+        for process in reversed(processes):
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        a.stop()
+        if etcd:
+            etcd.__exit__()
+
+
+def joined(at):
+    """Whether a proxy has everything from this server."""
+    text = requests.get(f"{at.api}/metrics", timeout=5).text
+    rows = dict(line.split(" ", 1) for line in text.splitlines() if line and line[0] != "#"
+                and "{" not in line)
+    return int(float(rows["weft_proxies_in_sync"])) >= 1
