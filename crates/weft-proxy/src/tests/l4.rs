@@ -332,7 +332,7 @@ async fn a_connection_lasts_for_as_long_as_its_backends_may() {
     ];
     let sections = vec![section("tcp", None, Protocol::Tcp)];
     let (bed, log) = gateway_of(sections, |_| {}, all.concat()).await;
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
     // It is never silent.
     let ended = loop {
