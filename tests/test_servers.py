@@ -236,6 +236,31 @@ def test_a_server_with_another_seal_key_or_mesh_is_refused(tmp_path, etcd):
     assert "authority of another mesh" in said
 
 
+def test_a_dead_servers_node_is_given_up_and_its_name_is_its_own(tmp_path, etcd):
+    with server(tmp_path, etcd, "a") as a, server(tmp_path, etcd, "b") as b:
+        # A second one of a name, from another data directory, while the first lives.
+        second = Server(tmp_path / "elsewhere", ["--store", etcd.url(), "--seal-key-file",
+                                                 str(seal_file(tmp_path)), "--node", "b"])
+        with pytest.raises(AssertionError, match="give each server a --node of its own"):
+            second.start()
+        put_service = requests.put(f"{b.consul}/v1/agent/service/register", timeout=10,
+                                   json={"Name": "web", "Port": 80})
+        assert put_service.ok
+        held = requests.put(f"{b.consul}/v1/session/create", json={"Name": "lock"}, timeout=10)
+        lock = held.json()["ID"]
+
+        def at_a(path):
+            return requests.get(f"{a.consul}/v1/{path}", timeout=10).json()
+        until("a sees it", lambda: len(at_a("health/service/web?passing")) == 1, 10)
+        b.kill()
+        until("its node is given up", lambda: at_a("health/service/web?passing") == [], 30)
+        checks = {check["CheckID"]: check["Status"] for check in at_a("health/node/b")}
+        assert checks["serfHealth"] == "critical"
+        until("its session is over", lambda: at_a(f"session/info/{lock}") == [], 10)
+        b.start()
+        until("it is back", lambda: len(at_a("health/service/web?passing")) == 1, 20)
+
+
 def test_a_paused_leader_writes_nothing_stale(tmp_path, etcd):
     """F27: SIGSTOP for longer than the lease; what the leader decided before is not written."""
     with server(tmp_path, etcd, "a") as a, server(tmp_path, etcd, "b") as b:
