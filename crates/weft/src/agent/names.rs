@@ -234,7 +234,7 @@ impl Remembered {
 // === impl Memory ===
 
 impl Memory {
-    /// `now` is when the question was sent: an answer that was overtaken by a newer one's is let go.
+    /// `now` is when the question was sent: an answer that was overtaken is let go.
     fn note(&mut self, query: &[u8], tcp: bool, told: &Resolved, now: Mono) {
         let Some(question) = query.get(2..).filter(|q| q.len() <= QUESTION_BYTES_MAX) else {
             return;
