@@ -14,9 +14,10 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-/// What an operator can ask. Each call answers from snapshots and never waits.
+/// What an operator can ask. Calls answer from snapshots and never wait, unless they say so.
 pub trait Facts: Send + Sync + 'static {
     /// Services with their load, proxies in sync, problems with reason and next step.
     fn status(&self) -> Value;
@@ -25,7 +26,8 @@ pub trait Facts: Send + Sync + 'static {
     /// Who takes traffic; empty arguments mean all.
     fn endpoints(&self, namespace: &str, service: &str) -> Value;
     /// Why a request would be answered as it would be; an error is a sentence for who asked.
-    fn explain(&self, question: Value) -> Result<Value, String>;
+    /// Asks the running proxy, and so may wait for it.
+    fn explain(&self, question: Value) -> BoxFuture<'_, Result<Value, String>>;
     /// Encrypted or not, bypassable or not, per service.
     fn mtls(&self) -> Value;
     /// Prometheus HTTP service discovery: a list of `{targets, labels}`.
@@ -75,11 +77,11 @@ async fn explain(State(facts): State<Arc<dyn Facts>>, question: Bytes) -> Respon
         let body = serde_json::json!({ "message": why });
         (StatusCode::BAD_REQUEST, json(body)).into_response()
     };
-    let question = serde_json::from_slice(&question).map_err(|e| e.to_string());
-    match question.and_then(|question| facts.explain(question)) {
-        Ok(found) => json(found),
-        Err(why) => refused(why),
-    }
+    let found = match serde_json::from_slice(&question) {
+        Ok(question) => facts.explain(question).await,
+        Err(e) => Err(e.to_string()),
+    };
+    found.map_or_else(refused, json)
 }
 
 async fn backup(State(facts): State<Arc<dyn Facts>>) -> Response {

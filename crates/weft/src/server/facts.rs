@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use weft_base::clock::{Clock, Mono};
 use weft_base::snapshot::Snapshot;
@@ -23,6 +24,7 @@ use weft_server::admin::Facts;
 use weft_store::RedbStore;
 
 use super::alarms::Alarms;
+use super::explained;
 use super::scrape::Loads;
 use super::shared::Servers;
 
@@ -135,14 +137,24 @@ impl Facts for ServerFacts {
         json!({ "endpoints": rows })
     }
 
-    fn explain(&self, question: Value) -> Result<Value, String> {
-        let question = serde_json::from_value(question).map_err(|e| e.to_string())?;
-        let answered = crate::explain::answer(&self.mesh.load(), &question)?;
-        let held = self.proxies.all().into_iter().find(|p| p.node == answered.proxy);
-        let mut value = serde_json::to_value(answered).map_err(|e| e.to_string())?;
-        // Of the table that the proxy has.
-        value["generation"] = held.map(|p| p.applied).into();
-        Ok(value)
+    /// As the proxy itself explains it, if it can be asked.
+    fn explain(&self, question: Value) -> BoxFuture<'_, Result<Value, String>> {
+        let told = async move {
+            let question = serde_json::from_value(question).map_err(|e| e.to_string())?;
+            let (answered, node, asked) = crate::explain::decide(&self.mesh.load(), &question)?;
+            let world = self.world.load();
+            let why = match explained::ask(&world, &node, &asked).await {
+                Ok(live) => return Ok(live),
+                Err(why) => why,
+            };
+            let held = self.proxies.all().into_iter().find(|p| p.node == answered.proxy);
+            let mut value = serde_json::to_value(answered).map_err(|e| e.to_string())?;
+            // Of the table that the proxy has.
+            value["generation"] = held.map(|p| p.applied).into();
+            value["live"] = json!({ "asked": false, "why": why });
+            Ok(value)
+        };
+        Box::pin(told)
     }
 
     fn mtls(&self) -> Value {

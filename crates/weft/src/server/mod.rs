@@ -8,6 +8,7 @@ mod consul_args;
 mod consul_doors;
 mod control;
 mod drain;
+mod explained;
 mod facts;
 mod hosts;
 pub mod link;
