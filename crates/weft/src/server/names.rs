@@ -16,12 +16,7 @@ use crate::exit::Usage;
 
 /// # Errors
 /// When the door would ask itself.
-pub fn options(
-    names: &Names,
-    own: SocketAddr,
-    registry: &Registry,
-    eyes: Door,
-) -> Result<Options> {
+pub fn options(names: &Names, own: SocketAddr, registry: &Registry, eyes: Door) -> Result<Options> {
     let itself = |r: &&SocketAddr| {
         let here = own.ip().is_unspecified() && r.ip().is_loopback();
         r.port() == own.port() && (r.ip() == own.ip() || here)
