@@ -40,12 +40,13 @@ pub fn gateway(chance: &mut Chance) -> Vec<Value> {
             if chance.one_in(6) {
                 let leaf = format!("{name}-leaf-{r}");
                 http.push(delegating(chance, &leaf));
-                let rules: Vec<Value> = (0..=chance.below(2)).map(|_| leaf_rule(chance)).collect();
+                let rules: Vec<Value> =
+                    (0..=chance.below(2)).map(|_| here(leaf_rule(chance))).collect();
                 out.push(virtual_service(&leaf, &Value::Null, &rules));
             } else {
                 let n = chance.below(3);
                 let matches: Vec<Value> = (0..n).map(|_| at_gateway(chance)).collect();
-                http.push(istio_rule(chance, matches));
+                http.push(here(istio_rule(chance, matches)));
             }
         }
         // What no rule is for at all is nobody's virtual host, and no text says so.
@@ -69,6 +70,17 @@ pub fn gateway(chance: &mut Chance) -> Vec<Value> {
         ]},
     }));
     out
+}
+
+/// Which port a redirect keeps that names none, where the client's `Host` has none and the gateway's
+/// is not the scheme's, no text says: there are none here.
+fn here(mut rule: Value) -> Value {
+    if let Some(fields) = rule.as_object_mut()
+        && fields.remove("redirect").is_some()
+    {
+        rule["directResponse"] = json!({"status": 403, "body": {"string": "said"}});
+    }
+    rule
 }
 
 /// A block whose port, gateways and labels are sometimes this gateway's.

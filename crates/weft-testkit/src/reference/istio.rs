@@ -53,7 +53,8 @@ pub fn judge_at_gateway(objects: &[Value], ask: &Ask) -> Verdict {
     let mut rules = items(&vs["spec"]["http"]).enumerate();
     match rules.find_map(|(i, rule)| take(objects, vs, i, rule, ask, &EDGE)) {
         Some(taken) => follow(objects, &taken, ask),
-        None => refuse(None, 404),
+        // It is the VirtualService that takes the host, and none of its rules the request.
+        None => refuse(Some(format!("VirtualService {} spec.http", named(vs))), 404),
     }
 }
 
