@@ -72,8 +72,8 @@ pub fn gateway(chance: &mut Chance) -> Vec<Value> {
     out
 }
 
-/// Which port a redirect keeps that names none, where the client's `Host` has none and the gateway's
-/// is not the scheme's, no text says: there are none here.
+/// Which port a redirect keeps that names none, where the client's `Host` has none and the
+/// gateway's is not the scheme's, no text says: there are none here.
 fn here(mut rule: Value) -> Value {
     if let Some(fields) = rule.as_object_mut()
         && fields.remove("redirect").is_some()

@@ -25,7 +25,8 @@ const EDITED: [&str; 6] = ["x-set", "x-add", "x-remove", "y-set", "y-add", "y-re
 const LATE_MS: u64 = 1_000;
 
 pub fn is_late(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::Forward(f) if f.timeout.as_ref().is_some_and(|(ms, _)| *ms < LATE_MS))
+    let late = |f: &Forward| f.timeout.as_ref().is_some_and(|(ms, _)| *ms < LATE_MS);
+    matches!(verdict, Verdict::Forward(forward) if late(forward))
 }
 
 pub fn explained(table: &Table, place: &Place, mesh: bool, ask: &Ask) -> Explanation {

@@ -2,7 +2,8 @@
 //! `weft explain`: which client asks, which table its proxy has, and what that proxy would do.
 //!
 //! Online the server asks the proxy itself, and answers from the Mesh that it pushes where that
-//! cannot be asked; offline the same is compiled from files. What is decided, `weft_proxy::explain` decides with the proxy's own functions.
+//! cannot be asked; offline the same is compiled from files. What is decided,
+//! `weft_proxy::explain` decides with the proxy's own functions.
 
 mod log;
 mod offline;
