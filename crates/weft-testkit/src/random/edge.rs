@@ -28,9 +28,12 @@ pub fn gateway(chance: &mut Chance) -> Vec<Value> {
     })];
     let mut free: Vec<&str> = PATTERNS.to_vec();
     for v in 0..=chance.below(3) {
-        let hosts: Vec<&str> = (0..=chance.below(2))
-            .filter_map(|_| (!free.is_empty()).then(|| free.remove(chance.below(free.len()))))
-            .collect();
+        let mut hosts = Vec::new();
+        for _ in 0..=chance.below(2) {
+            if !free.is_empty() {
+                hosts.push(free.remove(chance.below(free.len())));
+            }
+        }
         if hosts.is_empty() {
             break;
         }

@@ -24,9 +24,12 @@ pub fn answer(
     };
     let said = explain_live(table, &place, &request, now);
     let mut value = serde_json::to_value(said).map_err(|e| e.to_string())?;
-    value["proxy"] = config.node.to_string().into();
-    value["generation"] = table.generation.into();
-    value["live"] = json!({ "asked": true, "held": is_held(table, &asked.host) });
+    if let Value::Object(fields) = &mut value {
+        fields.insert("proxy".to_owned(), config.node.to_string().into());
+        fields.insert("generation".to_owned(), table.generation.into());
+        let live = json!({ "asked": true, "held": is_held(table, &asked.host) });
+        fields.insert("live".to_owned(), live);
+    }
     Ok(value)
 }
 
