@@ -122,10 +122,10 @@ impl Door {
                 tracing::warn!(max = CONNECTIONS_MAX, "the Consul door is full; connection closed");
                 continue;
             };
-            let (door, group) = (self.clone(), tasks.clone());
+            let (door, group, place) = (self.clone(), tasks.clone(), Arc::new(place));
             // In a box, so that what wraps a task holds it once.
             let connection = Box::pin(async move {
-                if let Some(wire) = caller.wire(&group).await {
+                if let Some(wire) = caller.wire(&group, &place).await {
                     door.connection(wire, group).await;
                 }
                 drop(place);

@@ -30,7 +30,7 @@ const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a connection may be silent between requests.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(120);
 /// How long an answer may stand still.
-const WRITE_TIME_MAX: Duration = Duration::from_secs(30);
+pub(super) const WRITE_TIME_MAX: Duration = Duration::from_secs(30);
 /// What is read at a time.
 const READ_BYTES: usize = 2048;
 /// Answers of this size go out in one piece with their head.

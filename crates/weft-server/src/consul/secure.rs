@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy, split};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, split};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 use weft_base::clock::Clock;
 use weft_base::snapshot::Snapshot;
@@ -18,11 +19,13 @@ use weft_base::task::TaskGroup;
 use weft_identity::outside::{Asked, PemError, Served, certified, roots, server};
 use weft_identity::tls::TlsError;
 
-use super::line::Wire;
+use super::line::{WRITE_TIME_MAX, Wire};
 
 /// Time for a handshake.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 const ALPN: &[u8] = b"http/1.1";
+/// What is carried to a client at a time.
+const CARRIED_BYTES: usize = 8 * 1024;
 
 /// What the door shows its clients, and asks of them. PEM texts.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -108,8 +111,13 @@ impl Opening {
 // === impl Caller ===
 
 impl Caller {
-    /// The connection's plain bytes, once there are any; nothing when it comes to none.
-    pub(super) async fn wire(self, tasks: &TaskGroup) -> Option<Wire> {
+    /// The connection's plain bytes, once there are any; nothing when it comes to none. The place
+    /// is held for as long as the client is there, whoever is through with it before.
+    pub(super) async fn wire(
+        self,
+        tasks: &TaskGroup,
+        place: &Arc<OwnedSemaphorePermit>,
+    ) -> Option<Wire> {
         let (stream, config) = match self {
             Self::Wire(wire) => return Some(wire),
             Self::Secure(stream, config) => (stream, config),
@@ -125,13 +133,22 @@ impl Caller {
             Err(_) => return None,
         };
         let (near, far) = UnixStream::pair().ok()?;
-        tasks.spawn("consul tls", relay(stream, far));
+        let place = place.clone();
+        tasks.spawn("consul tls", async move {
+            relay(stream, far, WRITE_TIME_MAX).await;
+            drop(place);
+        });
         Some(near.into())
     }
 }
 
-/// Carries bytes between a client and the line until the line is through with it.
-async fn relay(stream: impl AsyncRead + AsyncWrite, inner: UnixStream) {
+/// Carries bytes between a client and the line until the line is through with it, or the client
+/// takes nothing for `stall`: what the line gave up is not kept for it.
+pub(super) async fn relay(
+    stream: impl AsyncRead + AsyncWrite,
+    inner: UnixStream,
+    stall: Duration,
+) {
     let (mut from_client, mut to_client) = split(stream);
     let (mut from_line, mut to_line) = inner.into_split();
     let up = async {
@@ -141,12 +158,20 @@ async fn relay(stream: impl AsyncRead + AsyncWrite, inner: UnixStream) {
         std::future::pending::<()>().await;
     };
     let down = async {
-        let sent = copy(&mut from_line, &mut to_client).await;
+        let mut bytes = vec![0; CARRIED_BYTES];
+        while let Ok(count @ 1..) = from_line.read(&mut bytes).await {
+            let carried = async {
+                to_client.write_all(bytes.get(..count).unwrap_or_default()).await?;
+                to_client.flush().await
+            };
+            if !matches!(tokio::time::timeout(stall, carried).await, Ok(Ok(()))) {
+                return;
+            }
+        }
         let _ = tokio::time::timeout(HANDSHAKE_TIME_MAX, to_client.shutdown()).await;
-        sent
     };
     tokio::select! {
         () = up => {}
-        _ = down => {}
+        () = down => {}
     }
 }

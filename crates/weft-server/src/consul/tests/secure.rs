@@ -6,6 +6,7 @@ use std::io;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use weft_base::snapshot::{Publisher, snapshot};
@@ -13,7 +14,7 @@ use weft_identity::outside::{Origin, OriginNames, certified, client, roots};
 use weft_identity::{Authority, SpiffeId, TrustDomain};
 
 use super::*;
-use crate::consul::secure::{Keys, Opening};
+use crate::consul::secure::{Keys, Opening, relay};
 
 /// An authority with a directory of its own.
 struct Signer {
@@ -136,6 +137,42 @@ async fn a_client_that_goes_leaves_its_place_over_tls_too() {
     rig.blocked(1).await;
     drop(stream);
     rig.blocked(0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_let_go_over_tls_too() {
+    let (mut client, stream) = tokio::io::duplex(64);
+    let (mut line, far) = UnixStream::pair().unwrap();
+    let relaying = tokio::spawn(relay(stream, far, Duration::from_millis(50)));
+    // More than all that is between the two takes; the line gives up, and is gone.
+    let answer = vec![b'x'; 8 * 1024 * 1024];
+    assert!(line.write_all(&answer).await.is_err(), "nobody takes it");
+    drop(line);
+    tokio::time::timeout(Duration::from_secs(30), relaying).await.unwrap().unwrap();
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.len() < answer.len());
+}
+
+#[tokio::test]
+async fn a_place_is_taken_while_a_client_is_there() {
+    let signer = Signer::new("one.example");
+    let (_publisher, configs) =
+        snapshot(signer.keys(None, false).config(&Clock::system()).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let opening = Opening::Secure(listener, configs);
+    let (tasks, places) = (TaskGroup::new(), Arc::new(Semaphore::new(1)));
+    let place = Arc::new(places.clone().try_acquire_owned().unwrap());
+    let caller = async { opening.accept().await.unwrap().wire(&tasks, &place).await.unwrap() };
+    let (stream, wire) = tokio::join!(connect(at, &signer, None), caller);
+    // As `serve_at` does when the line is through.
+    drop(place);
+    assert_eq!(places.available_permits(), 0, "its descriptors are open");
+    drop(wire);
+    let mut rest = Vec::new();
+    stream.unwrap().read_to_end(&mut rest).await.unwrap();
+    let _place = tokio::time::timeout(Duration::from_secs(30), places.acquire()).await.unwrap();
 }
 
 #[tokio::test]
