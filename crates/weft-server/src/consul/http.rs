@@ -28,7 +28,7 @@ use super::line::{Line, Manner, Next, Wire};
 use super::params::Params;
 use super::reply::{Body, Reply};
 use super::routes::{self, Endpoint};
-use super::secure::Opening;
+use super::secure::{HANDSHAKES_MAX, Opening};
 use super::wait::{Asked, Held, Waiting};
 use super::who::{Secret, Who, secret};
 use super::{Door, view};
@@ -104,6 +104,7 @@ impl Door {
     /// The same wherever they come from.
     pub async fn serve_at(self, opening: Opening, tasks: TaskGroup) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let turns = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         loop {
             let accepted = tokio::select! {
                 () = tasks.draining() => return,
@@ -122,10 +123,11 @@ impl Door {
                 tracing::warn!(max = CONNECTIONS_MAX, "the Consul door is full; connection closed");
                 continue;
             };
-            let (door, group, place) = (self.clone(), tasks.clone(), Arc::new(place));
+            let (door, group) = (self.clone(), tasks.clone());
+            let (place, turns) = (Arc::new(place), turns.clone());
             // In a box, so that what wraps a task holds it once.
             let connection = Box::pin(async move {
-                if let Some(wire) = caller.wire(&group, &place).await {
+                if let Some(wire) = caller.wire(&group, &place, &turns).await {
                     door.connection(wire, group).await;
                 }
                 drop(place);

@@ -11,7 +11,7 @@ use rustls::ServerConfig;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, split};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use weft_base::clock::Clock;
 use weft_base::snapshot::Snapshot;
@@ -21,7 +21,9 @@ use weft_identity::tls::TlsError;
 
 use super::line::{WRITE_TIME_MAX, Wire};
 
-/// Time for a handshake.
+/// Handshakes at a time: each costs milliseconds of a thread that serves everything else too.
+pub(super) const HANDSHAKES_MAX: usize = 256;
+/// Time for a handshake, and for its turn.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 const ALPN: &[u8] = b"http/1.1";
 /// What is carried to a client at a time.
@@ -112,18 +114,23 @@ impl Opening {
 
 impl Caller {
     /// The connection's plain bytes, once there are any; nothing when it comes to none. The place
-    /// is held for as long as the client is there, whoever is through with it before.
+    /// is held for as long as the client is there, whoever is through with it before; of `turns`
+    /// one is taken for a handshake.
     pub(super) async fn wire(
         self,
         tasks: &TaskGroup,
         place: &Arc<OwnedSemaphorePermit>,
+        turns: &Semaphore,
     ) -> Option<Wire> {
         let (stream, config) = match self {
             Self::Wire(wire) => return Some(wire),
             Self::Secure(stream, config) => (stream, config),
         };
         let _ = stream.set_nodelay(true);
-        let handshake = TlsAcceptor::from(config).accept(stream);
+        let handshake = async {
+            let _turn = turns.acquire().await;
+            TlsAcceptor::from(config).accept(stream).await
+        };
         let stream = match tokio::time::timeout(HANDSHAKE_TIME_MAX, handshake).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(why)) => {
@@ -144,11 +151,7 @@ impl Caller {
 
 /// Carries bytes between a client and the line until the line is through with it, or the client
 /// takes nothing for `stall`: what the line gave up is not kept for it.
-pub(super) async fn relay(
-    stream: impl AsyncRead + AsyncWrite,
-    inner: UnixStream,
-    stall: Duration,
-) {
+pub(super) async fn relay(stream: impl AsyncRead + AsyncWrite, inner: UnixStream, stall: Duration) {
     let (mut from_client, mut to_client) = split(stream);
     let (mut from_line, mut to_line) = inner.into_split();
     let up = async {

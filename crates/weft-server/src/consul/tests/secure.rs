@@ -154,25 +154,50 @@ async fn a_client_that_takes_nothing_is_let_go_over_tls_too() {
     assert!(rest.len() < answer.len());
 }
 
+/// Where a door listens, its openings taken by hand.
+async fn opening(signer: &Signer) -> (SocketAddr, Opening) {
+    let (_, configs) = snapshot(signer.keys(None, false).config(&Clock::system()).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    (listener.local_addr().unwrap(), Opening::Secure(listener, configs))
+}
+
 #[tokio::test]
 async fn a_place_is_taken_while_a_client_is_there() {
     let signer = Signer::new("one.example");
-    let (_publisher, configs) =
-        snapshot(signer.keys(None, false).config(&Clock::system()).unwrap());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let opening = Opening::Secure(listener, configs);
-    let (tasks, places) = (TaskGroup::new(), Arc::new(Semaphore::new(1)));
+    let (at, opening) = opening(&signer).await;
+    let (tasks, places, turns) = (TaskGroup::new(), Arc::new(Semaphore::new(1)), Semaphore::new(1));
     let place = Arc::new(places.clone().try_acquire_owned().unwrap());
-    let caller = async { opening.accept().await.unwrap().wire(&tasks, &place).await.unwrap() };
+    let caller = async { opening.accept().await.unwrap().wire(&tasks, &place, &turns).await };
     let (stream, wire) = tokio::join!(connect(at, &signer, None), caller);
     // As `serve_at` does when the line is through.
     drop(place);
+    let mut stream = stream.unwrap();
+    stream.write_all(b"G").await.unwrap();
+    stream.flush().await.unwrap();
+    wire.as_ref().unwrap().readable().await.unwrap();
     assert_eq!(places.available_permits(), 0, "its descriptors are open");
     drop(wire);
     let mut rest = Vec::new();
-    stream.unwrap().read_to_end(&mut rest).await.unwrap();
+    stream.read_to_end(&mut rest).await.unwrap();
     let _place = tokio::time::timeout(Duration::from_secs(30), places.acquire()).await.unwrap();
+}
+
+#[tokio::test]
+async fn handshakes_take_turns() {
+    let signer = Signer::new("one.example");
+    let (at, opening) = opening(&signer).await;
+    let (tasks, turns) = (TaskGroup::new(), Semaphore::new(1));
+    let place = Arc::new(Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap());
+    let taken = turns.acquire().await.unwrap();
+    let caller = async { opening.accept().await.unwrap().wire(&tasks, &place, &turns).await };
+    let (asked, caller) = (connect(at, &signer, None), caller);
+    tokio::pin!(asked, caller);
+    let both = async { tokio::join!(&mut asked, &mut caller) };
+    assert!(tokio::time::timeout(Duration::from_millis(100), both).await.is_err(), "not its turn");
+    drop(taken);
+    let (stream, wire) = tokio::join!(asked, caller);
+    assert!(stream.is_ok() && wire.is_some());
+    assert_eq!(turns.available_permits(), 1, "it is another's turn");
 }
 
 #[tokio::test]
