@@ -245,11 +245,6 @@ async fn attempt(
 ) -> Ended {
     let entry = call.backend.borrow().entry.clone();
     let (policy, protocol) = (&entry.backend.policy, entry.protocol);
-    let breaker = call.backend.borrow().breaker.clone();
-    let counted = match breaker.request(&policy.limits) {
-        Ok(counted) => counted,
-        Err(detail) => return Ended::Over(Refusal::new(Cause::Overload, detail)),
-    };
     let transport = picked.entry.endpoint.transport;
     let said = policy.connections.as_ref().and_then(|c| c.speaks);
     let (wire, over_h2) = wire::choose(call, (protocol, said), transport, grpc);
@@ -266,29 +261,55 @@ async fn attempt(
         Some((at, limit)) => Due::At(at, limit),
         None => Due::Quiet { since: began, limit: idle_limit(call) },
     };
-    if let Some(ended) = wire::settle(call, picked, &mut how, due, over_h2.is_some()).await {
-        return ended;
+    loop {
+        let asks = over_h2.is_some() && how.wire == Wire::H2;
+        if let Some(ended) = wire::settle(call, picked, &mut how, (began, due), asks).await {
+            return ended;
+        }
+        let over_h2 = over_h2.clone().filter(|_| how.wire == Wire::H2);
+        let mut with: Vec<_> = over_h2.map(|protocol| (UPGRADE, protocol)).into_iter().collect();
+        if let Some((end, _)) = until.filter(|_| grpc) {
+            with.extend(shortened(call, end.saturating_duration_since(began)));
+        }
+        if let Some(ended) = settled(call, picked, &how, due, with).await {
+            return ended;
+        }
     }
-    let adaptive = call.backend.borrow().adaptive.clone();
+}
+
+/// Sends an attempt that is to have its connection, from here on as a request in flight. `None`:
+/// what it was to share with others has no room for it, and it is in line again, like any of them.
+async fn settled(
+    call: &Call<'_>,
+    picked: &Rc<LocalEndpoint>,
+    how: &How,
+    due: Due,
+    with: Vec<(HeaderName, HeaderValue)>,
+) -> Option<Ended> {
+    let overload = |detail| Some(Ended::Over(Refusal::new(Cause::Overload, detail)));
+    let (counted, adaptive) = {
+        let backend = call.backend.borrow();
+        let counted = backend.breaker.request(&backend.entry.backend.policy.limits);
+        (counted, backend.adaptive.clone())
+    };
+    let counted = match counted {
+        Ok(counted) => counted,
+        Err(detail) => return overload(detail),
+    };
     let permit = match adaptive.map(|limit| limit.begin()).transpose() {
         Ok(permit) => permit,
-        Err(detail) => return Ended::Over(Refusal::new(Cause::Overload, detail)),
+        Err(detail) => return overload(detail),
     };
     let flight = InFlight::within(picked, call.worker.id, counted);
     let address = picked.entry.endpoint.address;
-    let over_h2 = over_h2.filter(|_| how.wire == Wire::H2);
-    let mut with: Vec<_> = over_h2.map(|protocol| (UPGRADE, protocol)).into_iter().collect();
-    if let Some((end, _)) = until.filter(|_| grpc) {
-        with.extend(shortened(call, end.saturating_duration_since(began)));
-    }
-    let sent = match unless_shed(&call.body, send(call, picked, &how, due, with)).await {
+    let sent = match unless_shed(&call.body, send(call, picked, how, due, with)).await {
         Ok(sent) => sent,
-        Err(refusal) => return Ended::Over(refusal),
+        Err(refusal) => return Some(Ended::Over(refusal)),
     };
     if let (Some(sent), Some(permit)) = (&sent, permit) {
         permit.ended(sent.is_ok());
     }
-    match sent {
+    Some(match sent {
         Some(Ok((mut response, lease))) => {
             if !picked.pool.peer.is_mesh() && Present::of(response.headers()).has(Present::OWN) {
                 // Only proxies may use these names; from here on they can be believed.
@@ -296,9 +317,10 @@ async fn attempt(
             }
             Ended::Answer(response, lease.counted(flight))
         }
+        Some(Err(SendError::Connect(ConnectError::Full { .. }))) => return None,
         Some(Err(error)) => failed(call, error, address),
         None => late(address, due),
-    }
+    })
 }
 
 fn late(address: SocketAddr, due: Due) -> Ended {

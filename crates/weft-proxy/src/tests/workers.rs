@@ -141,6 +141,60 @@ async fn a_connection_that_is_never_idle_is_left_for_who_has_none() {
     }
 }
 
+/// Who joins the opening of a connection that then has no room for it is in line like any other.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_finds_a_joined_connection_full_waits_for_another() {
+    let one = Connections { streams_max: Some(1), ..Connections::default() };
+    let once = Connections { requests_max: Some(1), ..Connections::default() };
+    for connections in [one, once] {
+        let most = Arc::new(AtomicUsize::new(0));
+        let server = busy(Arc::default(), most.clone()).await;
+        let limits = Limits { connections_max: Some(3), ..Limits::default() };
+        let connections = Some(Arc::new(connections));
+        let policy = BackendPolicy { limits, connections, ..BackendPolicy::default() };
+        let only = vec![endpoint("a", server.address)];
+        let mut all = service("user", Protocol::Http2, policy, only);
+        // Nobody is sent again to be served after all.
+        let retry = Retry { attempts: 0, ..Retry::default() };
+        let action = Action::Forward(vec![to("user", "", 1)]);
+        all.push(mesh_route("user", vec![Rule { retry, ..rule("/", action) }]));
+        let bed = bed_of(1, all).await;
+        let mut clients = Vec::new();
+        for _ in 0..24 {
+            clients.push(client(bed.outbound()).await);
+        }
+        for _ in 0..3 {
+            let asking = clients.iter_mut().map(|c| c.send(get("http://user/", "user")));
+            for got in join_all(asking).await {
+                assert_eq!(got.status, 200, "{}", got.body);
+            }
+        }
+        let most = most.load(Ordering::SeqCst);
+        assert!(most <= 3, "{most} requests at a time on three connections");
+    }
+}
+
+/// Who waits for a connection is not in flight yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_in_line_count_as_no_requests_in_flight() {
+    let most = Arc::new(AtomicUsize::new(0));
+    let server = busy(Arc::default(), most.clone()).await;
+    let limits = Limits { connections_max: Some(2), requests_max: Some(2), ..Limits::default() };
+    let bed = bed_of(4, limited(Protocol::Http1, limits, &server)).await;
+    let mut clients = Vec::new();
+    for _ in 0..16 {
+        clients.push(client(bed.outbound()).await);
+    }
+    let asking = clients.iter_mut().map(|client| async {
+        for _ in 0..12 {
+            let got = client.send(get("http://user/", "user")).await;
+            assert_eq!(got.status, 200, "{}", got.body);
+        }
+    });
+    join_all(asking).await;
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_line_for_connections_is_one_of_all_workers() {
     let held = Arc::new(Semaphore::new(0));

@@ -143,14 +143,15 @@ impl Breaker {
     }
 
     /// Waits in line while `look` finds no room, which may close what is idle to make some. `ask`
-    /// asks other workers for theirs. Cancel-safe: who goes away leaves the line.
+    /// asks other workers for theirs. Cancel-safe: who goes away leaves the line. `until` is when
+    /// its patience ends, and how long that was.
     ///
     /// # Errors
     /// The sentence to refuse the request with: the line is full, or it took too long.
     pub async fn wait<T>(
         self: &Rc<Self>,
         limits: &Limits,
-        patience: Duration,
+        (until, patience): (Instant, Duration),
         look: impl Fn() -> Found<T>,
         ask: impl Fn(),
     ) -> Result<T, String> {
@@ -191,7 +192,7 @@ impl Breaker {
             }
         };
         // Boxed: every request has room for this future, and few wait.
-        Box::pin(tokio::time::timeout(patience, in_line)).await.map_err(|_| {
+        Box::pin(tokio::time::timeout_at(until, in_line)).await.map_err(|_| {
             let ms = patience.as_millis();
             format!("none of its {open} connections became free within {ms} ms")
         })
@@ -388,9 +389,18 @@ impl Grant {
         taken.map(Some).ok_or(*most)
     }
 
-    /// No connection is to be opened for it.
+    /// No connection is to be opened for it: somebody in line may open one.
     pub fn release(&self) {
-        drop(self.held.take());
+        if let (Some(held), Some((breaker, _))) = (self.held.take(), &self.of) {
+            drop(held);
+            breaker.freed();
+        }
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 

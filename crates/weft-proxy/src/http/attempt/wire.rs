@@ -5,13 +5,14 @@
 use http::header::{HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{Method, Version};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use weft_model::{Protocol, Speaks, Transport};
 
 use super::{Call, Cause, Due, Ended, PATIENCE, Refusal, failed, late};
 use crate::h1::head::{elements, is_token};
 use crate::http::present;
 use crate::upstream::breaker::{Found, Grant};
+use crate::upstream::connect::ConnectError;
 use crate::upstream::pick::LocalEndpoint;
 use crate::upstream::pool::{How, SendError, Wire};
 
@@ -83,37 +84,47 @@ fn over_h2(head: &Parts, bodiless: bool, declared: Protocol) -> Option<HeaderVal
     HeaderValue::from_bytes(one).ok().filter(|_| token)
 }
 
-/// Sees to it that an attempt can have its connection; with `asks` also whether the endpoint takes
-/// protocols over HTTP/2, or gets them over HTTP/1.1. `Some` is how the attempt ended instead.
+/// Sees to it that an attempt, which `began` then, can have its connection; with `asks` also
+/// whether the endpoint takes protocols over HTTP/2, or gets them over HTTP/1.1. `Some` is how the
+/// attempt ended instead.
 pub(super) async fn settle(
     call: &Call<'_>,
     picked: &LocalEndpoint,
     how: &mut How,
-    due: Due,
+    (began, due): (Instant, Due),
     asks: bool,
 ) -> Option<Ended> {
-    let refused = room(call, picked, how).await;
-    if refused.is_some() || !asks {
-        return refused;
-    }
-    let asking = Box::pin(picked.pool.wire_of_protocols(how));
-    let asked = timeout_at(due.at(&call.body), asking).await;
-    let address = picked.entry.endpoint.address;
-    match asked {
-        Ok(Ok(Wire::H2)) => None,
-        Ok(Ok(Wire::H1)) => {
-            // Which is another connection.
-            how.wire = Wire::H1;
-            room(call, picked, how).await
+    loop {
+        let refused = room(call, picked, how, began).await;
+        if refused.is_some() || !asks {
+            return refused;
         }
-        Ok(Err(error)) => Some(failed(call, SendError::Connect(error), address)),
-        Err(_) => Some(late(address, due)),
+        let asking = Box::pin(picked.pool.wire_of_protocols(how));
+        let asked = timeout_at(due.at(&call.body), asking).await;
+        let address = picked.entry.endpoint.address;
+        return match asked {
+            Ok(Ok(Wire::H2)) => None,
+            Ok(Ok(Wire::H1)) => {
+                // Which is another connection.
+                how.wire = Wire::H1;
+                room(call, picked, how, began).await
+            }
+            Ok(Err(ConnectError::Full { .. })) => continue,
+            Ok(Err(error)) => Some(failed(call, SendError::Connect(error), address)),
+            Err(_) => Some(late(address, due)),
+        };
     }
 }
 
 /// Waits in line while an attempt would need a connection beyond the backend's limit and all are
-/// busy, on all workers: one that is idle gives way.
-async fn room(call: &Call<'_>, picked: &LocalEndpoint, how: &mut How) -> Option<Ended> {
+/// busy, on all workers: one that is idle gives way. Who is in line again has waited since it
+/// `began`.
+async fn room(
+    call: &Call<'_>,
+    picked: &LocalEndpoint,
+    how: &mut How,
+    began: Instant,
+) -> Option<Ended> {
     let most = call.backend.borrow().entry.backend.policy.limits.connections_max?;
     let entry = call.backend.borrow().entry.clone();
     let limits = &entry.backend.policy.limits;
@@ -129,7 +140,7 @@ async fn room(call: &Call<'_>, picked: &LocalEndpoint, how: &mut How) -> Option<
         }
     };
     let ask = || call.worker.shared.neighbours.ask_for_way(call.worker.id, &entry);
-    match breaker.wait(limits, PATIENCE, look, ask).await {
+    match breaker.wait(limits, (began + PATIENCE, PATIENCE), look, ask).await {
         Ok(taken) => {
             how.grant = Grant::of(breaker, most, taken);
             None

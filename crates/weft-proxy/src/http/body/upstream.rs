@@ -15,8 +15,9 @@ use crate::upstream::pool::{Answered, Lease};
 
 #[derive(Debug)]
 pub struct UpstreamBody {
-    pub(super) body: Answered,
+    /// Goes first, too: who is given the connection may be in flight at once.
     lease: Option<Lease>,
+    pub(super) body: Answered,
     limits: BodyLimits,
     /// While its client sends, nobody is idle.
     request: Motion,

@@ -10,6 +10,11 @@ use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
 
+/// From now on.
+fn within(patience: Duration) -> (Instant, Duration) {
+    (Instant::now() + patience, patience)
+}
+
 fn limits(pending_max: u32) -> Limits {
     Limits { connections_max: Some(1), pending_max: Some(pending_max), ..Limits::default() }
 }
@@ -30,7 +35,7 @@ async fn a_line_is_bounded_in_order_and_in_time() {
     let one = |name: u32, patience: Duration| {
         let (room, served, breaker) = (&room, &served, breaker.clone());
         async move {
-            breaker.wait(&limits(2), patience, || found(room.get() == 0), || {}).await?;
+            breaker.wait(&limits(2), within(patience), || found(room.get() == 0), || {}).await?;
             room.set(room.get() - 1);
             served.borrow_mut().push(name);
             Ok::<_, String>(())
@@ -79,7 +84,7 @@ impl<'a> Line<'a> {
                     line.looks.borrow_mut().push(name);
                     found(line.room[endpoint].get() == 0)
                 };
-                line.breaker.wait(&limits(1_000), LONG, look, || {}).await?;
+                line.breaker.wait(&limits(1_000), within(LONG), look, || {}).await?;
                 line.room[endpoint].set(line.room[endpoint].get() - 1);
                 Ok(())
             };
@@ -142,12 +147,31 @@ async fn nobody_passes_those_that_were_told() {
     line.free(0);
     let limits = limits(9);
     let look = || found(line.room[0].get() == 0);
-    let late = line.breaker.wait(&limits, LONG, look, || {});
+    let late = line.breaker.wait(&limits, within(LONG), look, || {});
     let mut late = std::pin::pin!(late);
     assert!(late.as_mut().now_or_never().is_none());
     assert_eq!(line.woken(), [0]);
     line.free(0);
     assert_eq!(late.now_or_never(), Some(Ok(())));
+}
+
+#[tokio::test]
+async fn a_grant_that_is_not_used_is_for_who_waits() {
+    let breaker = breaker();
+    let limits = limits(2);
+    let look = || breaker.connect(1).map_or(Found::Nothing, Found::Room);
+    let held = breaker.wait(&limits, within(LONG), look, || {}).await.unwrap();
+    let (mut first, mut second) = (
+        Box::pin(breaker.wait(&limits, within(LONG), look, || {})),
+        Box::pin(breaker.wait(&limits, within(LONG), look, || {})),
+    );
+    assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
+    // Whoever had it joined another's, or went away.
+    let grant = Grant::of(breaker.clone(), 1, Some(held));
+    grant.release();
+    let given = first.now_or_never().expect("it was told").unwrap();
+    drop(Grant::of(breaker.clone(), 1, Some(given)));
+    assert!(second.now_or_never().expect("it was told").is_ok());
 }
 
 #[test]
@@ -173,15 +197,15 @@ async fn a_line_is_one_of_the_whole_proxy_and_any_worker_is_given_a_turn() {
         Some(taken) => Found::Room(taken),
         None => Found::Nothing,
     };
-    let held = one.wait(&limits, LONG, || look(&one), || {}).await.unwrap();
+    let held = one.wait(&limits, within(LONG), || look(&one), || {}).await.unwrap();
     let asked = Cell::new(0);
     let ask = || asked.set(asked.get() + 1);
-    let mut waiting = Box::pin(two.wait(&limits, LONG, || look(&two), ask));
+    let mut waiting = Box::pin(two.wait(&limits, within(LONG), || look(&two), ask));
     assert!(waiting.as_mut().now_or_never().is_none());
     assert_eq!(asked.get(), 1, "who has some is asked for what is idle");
     assert!(one.owes_idle() && held.is_owed());
     // The line has a place for one, wherever that waits.
-    let refused = one.wait(&limits, LONG, || look(&one), || {}).await.unwrap_err();
+    let refused = one.wait(&limits, within(LONG), || look(&one), || {}).await.unwrap_err();
     assert!(refused.contains("1 requests wait, its limit"), "{refused}");
     drop(held);
     assert!(one.connect(1).is_none(), "it is not for whoever comes first");

@@ -138,8 +138,9 @@ struct Room {
 /// Holds what an answer needs until its body ended; then the connection is free again.
 #[derive(Debug)]
 pub struct Lease {
-    kind: LeaseKind,
+    /// Goes first: who is given the connection may be in flight at once.
     flight: Option<InFlight>,
+    kind: LeaseKind,
 }
 
 #[derive(Debug)]
@@ -318,6 +319,7 @@ impl Lease {
 
     /// The answer's body was read to its end: its connection may serve others.
     pub fn finished(self, body: &mut Answered) {
+        drop(self.flight);
         if let (LeaseKind::H1(pool), Answered::H1(connection)) = (self.kind, body)
             && let Some(connection) = connection.take_if(|c| c.exchange.is_reusable())
         {
