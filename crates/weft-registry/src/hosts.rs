@@ -63,7 +63,7 @@ pub struct HostInfo {
 pub enum HostError {
     #[error("a host {0} is in the mesh already; choose another --name, or make a token for it")]
     Taken(String),
-    #[error("{0} is the server's own name; choose another --name")]
+    #[error("{0} is a server's own name; choose another --name")]
     Own(String),
     #[error(
         "node {0} is in Consul's catalog, and a host of its name would answer for its checks; \
@@ -256,7 +256,9 @@ impl Hosts {
     /// As [`Hosts::join`].
     pub fn may_join(&self, name: &str, named: bool) -> Result<(), HostError> {
         let world = self.registry.now();
-        if self.own.eq_ignore_ascii_case(name) {
+        let peers = self.registry.consul().contact().peers();
+        let mut servers = peers.iter().map(|peer| &*peer.name).chain([&*self.own]);
+        if servers.any(|server| server.eq_ignore_ascii_case(name)) {
             return Err(HostError::Own(name.to_owned()));
         }
         // A host speaks for the checks of the node that it is.
@@ -388,7 +390,7 @@ impl Hosts {
     }
 }
 
-fn alive_key(name: &str) -> Key {
+pub(crate) fn alive_key(name: &str) -> Key {
     format!("{ALIVE}{name}").into()
 }
 

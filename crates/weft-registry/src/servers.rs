@@ -14,9 +14,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use weft_base::task::TaskGroup;
+use weft_kinds::kind::KindId;
 use weft_store::{Class, Compare, Entry, Key, Op, Store, StoreError, Txn};
 
 use crate::catalog::{CatalogError, Handle};
+use crate::hosts::{JOIN_ANNOTATION, alive_key};
 use crate::leader::SERVERS;
 use crate::{Leader, Registry};
 
@@ -139,7 +141,7 @@ impl Server {
         }
     }
 
-    async fn say(&self, registry: &Registry) -> Result<(), CatalogError> {
+    pub(crate) async fn say(&self, registry: &Registry) -> Result<(), CatalogError> {
         let (_, entry) = self.store.get(&self.key).await?;
         match entry {
             Some(entry) if entry.value == self.value.as_bytes() => {}
@@ -158,7 +160,11 @@ impl Server {
                 self.store.txn(Txn::of([put]).when(Compare::Absent(self.key.clone()))).await?;
             }
         }
-        if registry.catalog().is_heard(&self.name) {
+        // A machine that joined under this name has an agent, which speaks for the node.
+        let world = registry.now();
+        let node = world.get(KindId::Node, "", &self.name);
+        let joined = node.is_some_and(|n| n.meta.annotation(JOIN_ANNOTATION).is_some());
+        if joined || registry.catalog().is_heard(&self.name) {
             return Ok(());
         }
         self.store.txn(Txn::of([Op::put(format!("{NAMES}{}", self.name), "")])).await?;
@@ -206,11 +212,19 @@ pub(crate) async fn mind(store: Arc<dyn Store>, catalog: Handle, leader: Leader,
     }
 }
 
-async fn silence(store: &dyn Store, catalog: &Handle, leader: &Leader) -> Result<(), CatalogError> {
+pub(crate) async fn silence(
+    store: &dyn Store,
+    catalog: &Handle,
+    leader: &Leader,
+) -> Result<(), CatalogError> {
     let there = keys(store, SERVERS).await?;
     for name in names(store).await?.difference(&there).filter(|name| catalog.is_heard(name)) {
-        let held = [Compare::Absent(key_of(name))].into_iter().chain(leader.fence());
-        catalog.node_heard(name, false, held).await?;
+        // A machine that joined under its name is heard still: its agent speaks for the node.
+        if store.get(&alive_key(name)).await?.1.is_some() {
+            continue;
+        }
+        let held = [Compare::Absent(key_of(name)), Compare::Absent(alive_key(name))];
+        catalog.node_heard(name, false, held.into_iter().chain(leader.fence())).await?;
         tracing::warn!(server = &**name, "a server is gone; what is on its node is critical");
     }
     Ok(())

@@ -138,3 +138,60 @@ async fn a_server_that_ends_in_an_orderly_way_may_be_started_anew() {
     assert_eq!(health(&a), [Status::Passing], "its node is not given up yet");
     rig.until("nobody started it", || health(&a) == [Status::Critical]).await;
 }
+
+/// A machine's agent and a server of one name: the agent speaks for the node, and nobody besides.
+#[tokio::test]
+async fn a_server_says_nothing_of_a_machine_of_its_name() {
+    let rig = Rig::new();
+    let a = rig.server("a").await;
+    rig.until("a leads", || a.leads()).await;
+    let hosts = Hosts::start(a.registry.clone(), "a", &a.tasks).await.unwrap();
+    hosts.join("b", false, "j", &json!("placed")).await.unwrap();
+    hosts.heartbeat(&host("b")).await.unwrap();
+    // Its server was there before the machine joined, and is there again.
+    rig.store.txn(Txn::of([Op::put("/t/servers/b", "")])).await.unwrap();
+    let own = servers::Server::claim(rig.store.clone(), "b", said("b", "1")).await.unwrap();
+    a.registry.catalog().register_service(on_node("b")).await.unwrap();
+    let gone = async || {
+        let (catalog, leader) = (a.registry.catalog(), a.registry.leader());
+        servers::silence(&*rig.store, catalog, leader).await.unwrap();
+    };
+
+    rig.store.txn(Txn::of([Op::delete("/e/s/b")])).await.unwrap();
+    gone().await;
+    assert!(!hosts.heartbeat(&host("b")).await.unwrap(), "nobody spoke for it");
+    assert_eq!(health(&a), [Status::Passing], "its agent is heard");
+
+    rig.until("its agent is silent", || health(&a) == [Status::Critical]).await;
+    own.say(&a.registry).await.unwrap();
+    assert_eq!(health(&a), [Status::Critical], "its server is there, and its agent is not");
+
+    // A machine that is no more has no agent.
+    let options = crate::DeleteOptions::default();
+    a.registry.objects().delete(KindId::Node, "", "b", &options).await.unwrap();
+    let joined = || a.registry.now().get(KindId::Node, "", "b").is_some();
+    rig.until("it is no machine", || !joined()).await;
+    own.say(&a.registry).await.unwrap();
+    rig.until("it is a server's node", || health(&a) == [Status::Passing]).await;
+}
+
+#[tokio::test]
+async fn no_machine_joins_under_the_name_of_a_server_that_is_there() {
+    let rig = Rig::new();
+    let a = rig.server("a").await;
+    let b = rig.server("b").await;
+    let hosts = Hosts::start(a.registry.clone(), "a", &a.tasks).await.unwrap();
+    let known = || a.registry.consul().contact().peers().iter().any(|peer| &*peer.name == "b");
+    rig.until("a knows of b", known).await;
+    for name in ["a", "b", "B"] {
+        let refused = hosts.join(name, true, "j", &json!("placed")).await.unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            format!("{name} is a server's own name; choose another --name")
+        );
+    }
+    // Its name is free once it is gone.
+    b.kill().await;
+    rig.until("a knows that it is gone", || !known()).await;
+    hosts.join("b", true, "j", &json!("placed")).await.unwrap();
+}
