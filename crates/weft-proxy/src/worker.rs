@@ -29,6 +29,7 @@ use crate::overload::{Pressure, stuck};
 use crate::pinned::Pinned;
 use crate::table::{BackendEntry, Door, EndpointEntry, Table};
 use crate::tcp::half_open;
+use crate::upstream::breaker::{Breakers, Quotas};
 use crate::upstream::connect::{Dialer, Peer};
 use crate::upstream::outlier::Reporter;
 use crate::upstream::pick::LocalBackend;
@@ -128,6 +129,7 @@ pub struct Worker {
     backends: RefCell<HashMap<ResourceName, Rc<RefCell<LocalBackend>>>>,
     /// What rules of the table led to.
     recent: Recent,
+    breakers: Rc<Breakers>,
     pools: RefCell<HashMap<Peer, Rc<Pool>>>,
     pool_context: Rc<PoolContext>,
     doors: Doors,
@@ -245,6 +247,7 @@ impl Worker {
             table: RefCell::new(Pinned::new(table)),
             backends: RefCell::default(),
             recent: Recent::default(),
+            breakers: Breakers::new(id),
             pools: RefCell::default(),
             pool_context,
             doors: Doors::default(),
@@ -272,7 +275,7 @@ impl Worker {
         let entry = newest.unwrap_or_else(|| entry.clone());
         let name = entry.name.clone();
         let mut made = LocalBackend::new(entry, &mut self.rng.borrow_mut(), |e| self.pool(e));
-        made.set_worker(self.id);
+        made.set_breakers(self.breakers.clone());
         if self.config.is_gateway() {
             made.set_gated(self.config.workers, self.metrics.cells.clone());
         }
@@ -364,11 +367,11 @@ impl Worker {
     }
 
     fn sweep(&self) {
+        self.breakers.rest();
         for local in self.backends.borrow().values() {
             let local = local.borrow();
             let policy = &local.entry.backend.policy;
             let limit = Duration::from_millis(policy.idle_timeout_ms);
-            local.breaker.rest();
             for candidate in local.candidates() {
                 candidate.pool.sweep(limit, policy.connections.as_deref());
             }
@@ -380,11 +383,9 @@ impl Worker {
         self.shared.neighbours.clients.rest(self.id);
     }
 
-    /// Lets another worker have connections to a backend that are idle here.
-    fn give_way(&self, backend: &ResourceName) {
-        if let Some(local) = self.backends.borrow().get(backend) {
-            local.borrow().give_way();
-        }
+    /// Lets another worker have connections that are idle here and counted there.
+    fn give_way(&self, quotas: &Arc<Quotas>) {
+        self.breakers.known(quotas).iter().for_each(|breaker| breaker.give_way());
     }
 
     /// Where the app's port is in a pod with a namespace of its own: at the address that the

@@ -444,7 +444,7 @@ async fn open(
 fn place(worker: &Worker, backend: &RefCell<LocalBackend>) -> Result<Option<Taken>, u32> {
     let backend = backend.borrow();
     let Some(most) = backend.entry.backend.policy.limits.connections_max else { return Ok(None) };
-    match backend.connect(most) {
+    match backend.breaker.place(most) {
         Found::Room(taken) => Ok(Some(taken)),
         Found::Soon | Found::Nothing => {
             worker.shared.neighbours.ask_for_way(worker.id, &backend.entry);

@@ -211,6 +211,33 @@ async fn an_instance_dialled_by_its_own_address_is_reached_by_mesh_mtls() {
     assert!(metrics.contains("destination_workload=\"user-1\""), "{metrics}");
 }
 
+/// Instances of one service share its limit, however they are dialled and by whichever worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_instance_has_idle_gives_way_to_another() {
+    for (workers, protocol) in [(1, Protocol::Http1), (1, Protocol::Http2), (2, Protocol::Http1)] {
+        let apps = [Server::named("0").await, Server::named("1").await];
+        let limits = Limits { connections_max: Some(1), ..Limits::default() };
+        let policy = BackendPolicy { limits, ..BackendPolicy::default() };
+        let endpoints = vec![endpoint("0", apps[0].address), endpoint("1", apps[1].address)];
+        let resources = addressed(service("user", protocol, policy, endpoints), "10.96.0.1");
+        let pod = Pod::with(resources, |config| config.workers = workers).await;
+        // As many clients as workers meet each of them.
+        let mut clients = Vec::new();
+        for app in [&apps[0], &apps[1], &apps[1], &apps[0]] {
+            clients.push(client_on(pod.dial(app.address).await).await);
+        }
+        for _ in 0..2 {
+            for (client, name) in clients.iter_mut().zip(["0", "1", "1", "0"]) {
+                let got = client.send(get("/", "user")).await;
+                assert_eq!((got.status, &*got.body), (200, name), "{workers} {protocol:?}");
+            }
+        }
+        // Whoever dials the service shares it, too.
+        let got = pod.get("10.96.0.1:80", "/", "user").await;
+        assert_eq!(got.status, 200, "{workers} {protocol:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_passes_to_an_instance_whose_tls_cannot_be_spoken() {
     let (app, other) = (echo().await, echo().await);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Circuit breakers of one backend as one worker knows them: a bounded line of requests that wait
 //! for one of its connections, and what of the whole proxy's limits is in use here. Called by the
-//! attempt loop; knows no pool, only whether there is room, and is told by pools.
+//! attempt loop, and told by pools; of these it knows which have something idle that counts here.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,12 @@ use tokio::time::Instant;
 use weft_base::limits::PENDING_MAX;
 use weft_model::Limits;
 
+use super::pool::{Closed, Pool};
 use super::quota::Quota;
+
+mod known;
+
+pub use known::Breakers;
 
 /// How often those in line look by themselves, and ask other workers again.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
@@ -37,6 +42,8 @@ pub struct Breaker {
     /// First come, first served. What becomes free wakes one, the first that does not know yet;
     /// who cannot use it passes it on to those behind.
     line: RefCell<VecDeque<Rc<Waiter>>>,
+    /// Whose connections may be counted here.
+    pools: RefCell<Vec<Weak<Pool>>>,
     /// Somebody looks for room right now; what it closes for that is its own.
     looking: Cell<bool>,
 }
@@ -222,6 +229,51 @@ impl Breaker {
         self.take(|q| &q.connections, most)
     }
 
+    /// What one more connection is counted by; one that is idle gives way.
+    pub fn place(self: &Rc<Self>, most: u32) -> Found<Taken> {
+        loop {
+            if let Some(taken) = self.connect(most) {
+                return Found::Room(taken);
+            }
+            match self.close_idle() {
+                Some(Closed::Now) => {}
+                Some(Closed::Soon) => return Found::Soon,
+                None => return Found::Nothing,
+            }
+        }
+    }
+
+    /// Connections of a pool may be counted here from now on.
+    pub(super) fn counts(&self, pool: &Rc<Pool>) {
+        let mut pools = self.pools.borrow_mut();
+        if pools.len() == pools.capacity() {
+            pools.retain(|known| known.strong_count() > 0);
+        }
+        pools.push(Rc::downgrade(pool));
+    }
+
+    /// Closes what has been idle for longest of what is counted here; `None` when all is busy.
+    fn close_idle(&self) -> Option<Closed> {
+        let oldest = {
+            let pools = self.pools.borrow();
+            let idle = pools.iter().filter_map(Weak::upgrade);
+            let idle = idle.filter_map(|pool| Some((pool.idle_since(self)?, pool)));
+            idle.min_by_key(|(since, _)| *since)
+        };
+        oldest.and_then(|(_, pool)| pool.close_idle(self))
+    }
+
+    /// Lets other workers have what is idle here, as far as they wait for it; and where one of
+    /// them has waited for long what is never idle.
+    pub fn give_way(&self) {
+        // What is over in a moment is one for who asked; others that wait ask themselves.
+        while self.owes_idle() && self.close_idle() == Some(Closed::Now) {}
+        if self.owes_busy() {
+            let pools = self.pools.borrow();
+            pools.iter().filter_map(Weak::upgrade).any(|pool| pool.leave_one(self));
+        }
+    }
+
     /// Counts a request.
     ///
     /// # Errors
@@ -264,7 +316,7 @@ impl Breaker {
     }
 
     /// Whether one does that is never idle.
-    pub fn owes_busy(&self) -> bool {
+    fn owes_busy(&self) -> bool {
         let in_earnest = |q: &Arc<Quotas>| q.connections.is_owed_in_earnest(self.worker, q.now());
         self.quotas.as_ref().is_some_and(in_earnest)
     }
@@ -357,6 +409,10 @@ impl Drop for InLine {
 // === impl Taken ===
 
 impl Taken {
+    pub fn is_of(&self, breaker: &Breaker) -> bool {
+        std::ptr::eq(&*self.of, breaker)
+    }
+
     /// Whether what it was taken for is owed to another worker, once it is idle.
     pub fn is_owed(&self) -> bool {
         self.of.owes_idle()

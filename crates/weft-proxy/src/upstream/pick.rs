@@ -15,10 +15,10 @@ use weft_model::decide::{
 use weft_model::{Hashing, Health, LbPolicy};
 
 use super::adaptive::AdaptiveLimit;
-use super::breaker::{Breaker, Found, Taken};
+use super::breaker::{Breaker, Breakers};
 use super::budget::Budget;
 use super::gate::BackendGate;
-use super::pool::{Closed, Pool};
+use super::pool::Pool;
 use crate::observe::flags::Flags;
 use crate::observe::metrics::{RequestProtocol, RequestSeries, WorkerCells};
 use crate::pinned::Pinned;
@@ -38,7 +38,7 @@ pub struct LocalBackend {
     pub gate: Option<Rc<BackendGate>>,
     /// In a proxy that has gates: how many workers, and this one's numbers.
     gated: Option<(usize, Arc<WorkerCells>)>,
-    worker: usize,
+    breakers: Rc<Breakers>,
 }
 
 /// Who gets which share, until something changes: by endpoint of the entry, since those that are
@@ -116,21 +116,21 @@ impl LocalBackend {
             adaptive: None,
             gate: None,
             gated: None,
-            worker: 0,
+            breakers: Rc::default(),
         };
         made.update(entry, pool);
         made
     }
 
-    /// It is one worker's, which has its part of limits under this number.
-    pub fn set_worker(&mut self, worker: usize) {
-        self.worker = worker;
+    /// It is one worker's, which counts by these.
+    pub fn set_breakers(&mut self, breakers: Rc<Breakers>) {
+        self.breakers = breakers;
         self.count_with();
     }
 
     /// Counts by the limits of its entry from now on.
     fn count_with(&mut self) {
-        self.breaker = Breaker::new(self.entry.quotas.clone(), self.worker);
+        self.breaker = self.breakers.of(self.entry.quotas.as_ref());
         self.candidates.iter().for_each(|c| c.pool.tell(&self.breaker));
     }
 
@@ -331,37 +331,6 @@ impl LocalBackend {
     /// Requests in flight to all its endpoints, from all workers.
     pub fn in_flight(&self) -> u64 {
         self.entry.endpoints.iter().map(|e| e.shared.in_flight()).sum()
-    }
-
-    /// Closes the connection to any candidate that has been idle for longest; `None` when all are
-    /// busy.
-    fn close_idle(&self) -> Option<Closed> {
-        let idle = |c: &Rc<LocalEndpoint>| Some((c.pool.idle_since()?, c.pool.clone()));
-        let oldest = self.candidates.iter().filter_map(idle).min_by_key(|(since, _)| *since);
-        oldest.and_then(|(_, pool)| pool.close_idle())
-    }
-
-    /// What one more connection is counted by; one that is idle gives way.
-    pub fn connect(&self, most: u32) -> Found<Taken> {
-        loop {
-            if let Some(taken) = self.breaker.connect(most) {
-                return Found::Room(taken);
-            }
-            match self.close_idle() {
-                Some(Closed::Now) => {}
-                Some(Closed::Soon) => return Found::Soon,
-                None => return Found::Nothing,
-            }
-        }
-    }
-
-    /// Lets other workers have what is idle here, as far as they wait for it; and where one of
-    /// them has waited for long what is never idle.
-    pub fn give_way(&self) {
-        while self.breaker.owes_idle() && self.close_idle().is_some() {}
-        if self.breaker.owes_busy() {
-            self.candidates.iter().any(|c| c.pool.leave_one());
-        }
     }
 
     /// Whether a session may stay with a candidate: it is well, though it may stand by or pause,

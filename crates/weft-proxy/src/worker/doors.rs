@@ -225,7 +225,7 @@ fn take(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: &Door)
 /// Does what another worker asks for.
 pub(super) fn favour(worker: &Rc<Worker>, favour: Favour) {
     match favour {
-        Favour::GiveWay(backend) => worker.give_way(&backend),
+        Favour::GiveWay(quotas) => worker.give_way(&quotas),
         Favour::Serve(handed) => {
             serve_handed(worker, handed);
             // It was counted when it was on its way, and is now by itself.

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::mpsc;
 use weft_base::metrics::Cell;
-use weft_model::ResourceName;
 
 use crate::table::{BackendEntry, Door};
+use crate::upstream::breaker::Quotas;
 use crate::upstream::quota::Quota;
 
 /// Favours that may wait for a worker.
@@ -22,8 +22,8 @@ const QUARTERS: u64 = 5;
 /// What one worker asks of another.
 #[derive(Debug)]
 pub enum Favour {
-    /// Let connections to a backend go that are idle, for who waits for them.
-    GiveWay(ResourceName),
+    /// Let connections go that are idle and counted there, for who waits for them.
+    GiveWay(Arc<Quotas>),
     /// Serve a client, which is counted with you already.
     Serve(Handed),
 }
@@ -124,7 +124,7 @@ impl Neighbours {
         let Some(quotas) = &entry.quotas else { return };
         for (i, neighbour) in self.all.iter().enumerate() {
             if i != worker && quotas.is_connected(i) {
-                let _ = neighbour.inbox.try_send(Favour::GiveWay(entry.name.clone()));
+                let _ = neighbour.inbox.try_send(Favour::GiveWay(quotas.clone()));
             }
         }
     }

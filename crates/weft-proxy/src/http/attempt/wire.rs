@@ -133,7 +133,7 @@ async fn room(
         if picked.pool.has_room(how) {
             return Found::Room(None);
         }
-        match call.backend.borrow().connect(most) {
+        match breaker.place(most) {
             Found::Room(taken) => Found::Room(Some(taken)),
             Found::Soon => Found::Soon,
             Found::Nothing => Found::Nothing,

@@ -25,6 +25,7 @@ use crate::h1::encode::Instead;
 use crate::h1::{Exchange, Handover, Upgraded};
 use crate::http::body::{AttemptBody, Due};
 use crate::observe::facts;
+use crate::upstream::breaker::Breaker;
 use crate::upstream::connect::{ConnectError, Opening, UpstreamIo};
 
 /// One open connection.
@@ -62,6 +63,11 @@ impl Connection {
 // === impl Idle ===
 
 impl Idle {
+    /// Whether it is counted by `line`.
+    pub(super) fn is_of(&self, line: &Breaker) -> bool {
+        self.connection.open.is_of(line)
+    }
+
     pub(super) fn since(&self) -> Instant {
         self.since
     }

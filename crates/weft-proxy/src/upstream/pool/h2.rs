@@ -98,6 +98,11 @@ impl Connection {
         !self.shared.closed.get() && (self.shared.active.get() > 0 || fresh)
     }
 
+    /// Whether it is counted by `line`.
+    pub(super) fn is_of(&self, line: &Breaker) -> bool {
+        self.place.upgrade().is_some_and(|place| place.is_of(line))
+    }
+
     pub(super) fn idle_since(&self) -> Option<Instant> {
         (self.shared.active.get() == 0).then(|| self.last.get())
     }

@@ -221,34 +221,37 @@ impl Pool {
         }
     }
 
-    /// Since when the connection has been idle that has been so for longest.
-    pub fn idle_since(&self) -> Option<tokio::time::Instant> {
-        let h1 = self.h1.borrow().first().map(h1::Idle::since);
-        let h2 = self.h2.borrow().iter().filter_map(|c| c.idle_since()).min();
+    /// Since when the connection has been idle that has been so for longest, of those that are
+    /// counted by `line`.
+    pub fn idle_since(&self, line: &Breaker) -> Option<tokio::time::Instant> {
+        let h1 = self.h1.borrow().iter().find(|idle| idle.is_of(line)).map(h1::Idle::since);
+        let own = |c: &&Rc<h2::Connection>| c.is_of(line);
+        let h2 = self.h2.borrow().iter().filter(own).filter_map(|c| c.idle_since()).min();
         let own = h1.into_iter().chain(h2).min();
         if self.children.is_empty() {
             return own;
         }
-        self.children.each().iter().filter_map(|own| own.idle_since()).chain(own).min()
+        self.children.each().iter().filter_map(|own| own.idle_since(line)).chain(own).min()
     }
 
     /// Closes that connection, so that another may be opened, here or elsewhere; at once, or in a
     /// moment.
-    pub fn close_idle(&self) -> Option<Closed> {
-        let oldest = self.idle_since()?;
+    pub fn close_idle(&self, line: &Breaker) -> Option<Closed> {
+        let oldest = self.idle_since(line)?;
         let is_it = |since: tokio::time::Instant| since == oldest;
         let children = self.children.each();
-        if let Some(own) = children.iter().find(|own| own.idle_since().is_some_and(is_it)) {
-            return own.close_idle();
+        if let Some(own) = children.iter().find(|own| own.idle_since(line).is_some_and(is_it)) {
+            return own.close_idle(line);
         }
-        let first = self.h1.borrow().first().is_some_and(|idle| is_it(idle.since()));
-        if first {
-            let closed = self.h1.borrow_mut().remove(0);
+        let is_first = |idle: &h1::Idle| idle.is_of(line) && is_it(idle.since());
+        let first = self.h1.borrow().iter().position(is_first);
+        if let Some(first) = first {
+            let closed = self.h1.borrow_mut().remove(first);
             drop(closed);
             return Some(Closed::Now);
         }
         let mut h2 = self.h2.borrow_mut();
-        let at = h2.iter().position(|c| c.idle_since().is_some_and(is_it))?;
+        let at = h2.iter().position(|c| c.is_of(line) && c.idle_since().is_some_and(is_it))?;
         let closed = h2.remove(at);
         drop(h2);
         // Its task says goodbye, and has it counted until then.
@@ -258,18 +261,21 @@ impl Pool {
 
     /// Takes no more requests on one that has some, so that it comes to an end; `false` when there
     /// is none.
-    pub fn leave_one(&self) -> bool {
+    pub fn leave_one(&self, line: &Breaker) -> bool {
         let mut h2 = self.h2.borrow_mut();
-        let left = h2.pop();
+        let left = h2.iter().rposition(|c| c.is_of(line)).map(|at| h2.remove(at));
         drop(h2);
-        left.is_some() || self.children.each().iter().any(|own| own.leave_one())
+        left.is_some() || self.children.each().iter().any(|own| own.leave_one(line))
     }
 
-    /// Tells `line` from now on when there may be room again.
-    pub fn tell(&self, line: &Rc<Breaker>) {
+    /// Tells `line` from now on when there may be room again, and lets it have what is idle.
+    pub fn tell(self: &Rc<Self>, line: &Rc<Breaker>) {
         let mut lines = self.room.lines.borrow_mut();
-        lines.retain(|known| known.strong_count() > 0 && known.as_ptr() != Rc::as_ptr(line));
-        lines.push(Rc::downgrade(line));
+        lines.retain(|known| known.strong_count() > 0);
+        if !lines.iter().any(|known| known.as_ptr() == Rc::as_ptr(line)) {
+            lines.push(Rc::downgrade(line));
+            line.counts(self);
+        }
     }
 
     /// Whether the endpoint may be gone: who has another one goes there.
@@ -397,6 +403,10 @@ impl Drop for InFlight {
 }
 
 impl OpenGuard {
+    fn is_of(&self, line: &Breaker) -> bool {
+        self.taken.as_ref().is_some_and(|taken| taken.is_of(line))
+    }
+
     /// Whether its place is for another worker once nobody needs it here.
     fn is_owed(&self) -> bool {
         self.taken.as_ref().is_some_and(Taken::is_owed)

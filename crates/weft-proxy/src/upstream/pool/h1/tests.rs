@@ -13,9 +13,9 @@ use weft_model::MESH_PORT;
 use super::*;
 use crate::http::body::Replay;
 use crate::tests::bed::config;
-use crate::upstream::breaker::Grant;
+use crate::upstream::breaker::{Breaker, Grant, Quotas};
 use crate::upstream::connect::{Dialer, Peer};
-use crate::upstream::pool::{PoolContext, Wire};
+use crate::upstream::pool::{Closed, PoolContext, Wire};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -45,8 +45,11 @@ fn how() -> How {
 
 /// One request; its answer is read, and its connection is kept.
 async fn ask(pool: &Rc<Pool>) {
+    ask_as(pool, how()).await;
+}
+
+async fn ask_as(pool: &Rc<Pool>, how: How) {
     let head = Request::builder().uri("/").header("host", "a").body(()).unwrap().into_parts().0;
-    let how = how();
     let due = Due::At(Instant::now() + LIMIT, LIMIT);
     let sent = pool.send_h1((&head, Instead::default()), &how, due).await;
     let (answer, lease) = sent.unwrap().unwrap();
@@ -70,13 +73,16 @@ async fn a_connection_that_is_not_trusted_is_no_room_and_gives_way() {
         answer(&mut stream).await;
         stream
     };
-    let (_first, ()) = tokio::join!(accepting, ask(&pool));
+    let breaker = Breaker::new(Some(Quotas::new(1)), 0);
+    let counted = How { grant: Grant::of(breaker.clone(), 1, None), ..how() };
+    let (_first, ()) = tokio::join!(accepting, ask_as(&pool, counted));
     assert!(pool.has_room(&how()));
     // Another request would open a connection: whoever counts them has to know that.
     pool.doubt.set_mute(true);
     assert!(!pool.has_room(&how()));
     assert_eq!(pool.connections(), 1);
-    pool.close_idle();
+    assert_eq!(pool.close_idle(&Breaker::new(Some(Quotas::new(1)), 0)), None, "it is another's");
+    assert_eq!(pool.close_idle(&breaker), Some(Closed::Now));
     assert_eq!(pool.connections(), 0);
 }
 
