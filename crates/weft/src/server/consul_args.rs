@@ -46,7 +46,7 @@ impl ConsulArgs {
     /// # Errors
     /// When one would let anybody in.
     pub fn openings(&self) -> Result<Openings> {
-        self.doors.openings(self.consul_acl != ConsulAcl::Off)
+        self.doors.openings(self.consul_acl == ConsulAcl::Deny)
     }
 
     /// # Errors
@@ -80,5 +80,29 @@ impl ConsulArgs {
         };
         let leave = self.consul_leave.then(Arc::default);
         Ok(Access { acl, leave, ca: None, far: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::consul_doors::test_doors;
+
+    #[test]
+    fn other_machines_come_in_only_where_what_no_rule_speaks_of_is_refused() {
+        let opened = |consul_acl| {
+            let args = ConsulArgs {
+                consul_acl,
+                consul_management_token_file: None,
+                consul_leave: false,
+                doors: test_doors(),
+            };
+            args.openings().map_err(|why| why.to_string())
+        };
+        for open in [ConsulAcl::Off, ConsulAcl::Allow] {
+            let why = opened(open).unwrap_err();
+            assert!(why.contains("add --consul-acl deny"), "{why}");
+        }
+        assert!(opened(ConsulAcl::Deny).is_ok());
     }
 }

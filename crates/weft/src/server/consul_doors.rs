@@ -41,8 +41,8 @@ pub struct ConsulDoors {
     /// Clients must show a certificate of theirs.
     #[arg(long, requires = "consul_tls_ca")]
     pub consul_tls_verify_incoming: bool,
-    /// Where HTTPS is served. Other addresses than loopback take access lists (`--consul-acl`) or
-    /// `--consul-tls-verify-incoming`.
+    /// Where HTTPS is served. Other addresses than loopback take access lists that refuse what no
+    /// rule speaks of (`--consul-acl deny`) or `--consul-tls-verify-incoming`.
     #[arg(
         long,
         env = "WEFT_CONSUL_HTTPS",
@@ -77,7 +77,7 @@ struct KeyFiles {
 // === impl ConsulDoors ===
 
 impl ConsulDoors {
-    /// `guarded`: there are access lists.
+    /// `guarded`: access lists refuse what no rule speaks of.
     ///
     /// # Errors
     /// When a door would let anybody in.
@@ -232,20 +232,35 @@ async fn look(
 
 /// A socket that only who `mode` names can use, from its first moment on.
 fn socket(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    let at = socket2::SockAddr::unix(path)?;
     match std::fs::symlink_metadata(path) {
-        // Left by an earlier process.
-        Ok(known) if known.file_type().is_socket() => std::fs::remove_file(path)?,
+        Ok(known) if known.file_type().is_socket() => match unix()?.connect(&at) {
+            // Left by an earlier process.
+            Err(why) if why.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)?;
+            }
+            _ => {
+                let why = "a running process serves on it; name another --consul-socket";
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+            }
+        },
         Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is no socket")),
         Err(why) if why.kind() == io::ErrorKind::NotFound => {}
         Err(why) => return Err(why),
     }
     // Nobody listens yet: who connects before its mode is set is refused.
-    let made = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
-    made.set_nonblocking(true)?;
-    made.bind(&socket2::SockAddr::unix(path)?)?;
+    let made = unix()?;
+    made.bind(&at)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     made.listen(1_024)?;
     UnixListener::from_std(made.into())
+}
+
+/// A Unix socket on which nothing waits.
+fn unix() -> io::Result<socket2::Socket> {
+    let made = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    made.set_nonblocking(true)?;
+    Ok(made)
 }
 
 fn mode(text: &str) -> Result<u32, String> {
@@ -254,30 +269,34 @@ fn mode(text: &str) -> Result<u32, String> {
     })
 }
 
+/// HTTPS on an address that others reach.
+#[cfg(test)]
+pub(super) fn test_doors() -> ConsulDoors {
+    ConsulDoors {
+        consul_tls_cert: Some("c.pem".into()),
+        consul_tls_key: Some("k.pem".into()),
+        consul_tls_ca: None,
+        consul_tls_verify_incoming: false,
+        consul_https: "10.0.0.1:8501".parse().unwrap(),
+        consul_socket: None,
+        consul_socket_mode: USUAL_MODE,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tokio::net::UnixStream;
 
-    fn doors() -> ConsulDoors {
-        ConsulDoors {
-            consul_tls_cert: Some("c.pem".into()),
-            consul_tls_key: Some("k.pem".into()),
-            consul_tls_ca: None,
-            consul_tls_verify_incoming: false,
-            consul_https: "10.0.0.1:8501".parse().unwrap(),
-            consul_socket: None,
-            consul_socket_mode: USUAL_MODE,
-        }
-    }
+    use super::*;
 
     #[test]
     fn nobody_unknown_is_let_in_from_other_machines() {
-        let why = doors().openings(false).unwrap_err().to_string();
+        let why = test_doors().openings(false).unwrap_err().to_string();
         assert!(why.contains("--consul-acl deny"), "{why}");
-        assert!(doors().openings(true).is_ok());
-        let verified = ConsulDoors { consul_tls_verify_incoming: true, ..doors() };
+        assert!(test_doors().openings(true).is_ok());
+        let verified = ConsulDoors { consul_tls_verify_incoming: true, ..test_doors() };
         assert!(verified.openings(false).is_ok());
-        let near = ConsulDoors { consul_https: "127.0.0.1:8501".parse().unwrap(), ..doors() };
+        let near = ConsulDoors { consul_https: "127.0.0.1:8501".parse().unwrap(), ..test_doors() };
         assert!(near.openings(false).is_ok());
         let relative = ConsulDoors { consul_socket: Some("a/b".into()), ..near };
         let why = relative.openings(false).unwrap_err().to_string();
@@ -301,6 +320,10 @@ mod tests {
             let mode = std::fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, want);
         }
+        let _running = socket(&path, 0o600).unwrap();
+        let why = socket(&path, 0o600).unwrap_err();
+        assert_eq!(why.kind(), io::ErrorKind::AddrInUse, "{why}");
+        assert!(UnixStream::connect(&path).await.is_ok(), "it is the first one's still");
         let file = dir.path().join("file");
         std::fs::write(&file, "kept").unwrap();
         assert_eq!(socket(&file, 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
