@@ -80,6 +80,10 @@ impl BackendEntry {
     /// that would be spoken to in another way than its instances are.
     pub fn dialled(&self, outside: &Self) -> Option<Arc<Self>> {
         let only = outside.endpoints.first()?;
+        let meshed = |e: &Arc<EndpointEntry>| e.endpoint.transport != Transport::Plaintext;
+        if self.endpoints.iter().any(meshed) {
+            return None;
+        }
         let tls = self.endpoints.iter().find_map(|e| e.tls.clone());
         if self.backend.policy.tls.is_some() && tls.is_none() {
             return None;

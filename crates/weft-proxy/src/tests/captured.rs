@@ -312,6 +312,15 @@ async fn a_backend_that_is_not_balanced_is_where_its_client_dialled_it() {
     pod.bed.apply(3, of(LbPolicy::Passthrough, Some(tls))).await;
     let got = pod.get(at, "/", &fqdn("api")).await;
     assert_eq!((got.status, dialled.hits()), (503, 3), "{}", got.body);
+    // Nor where they are spoken to by the mesh's.
+    let instances = vec![meshed(instance.address, "api", Transport::MeshH2)];
+    let set = endpoints_of("api", Protocol::Http1, instances);
+    let mut meshed_api = of(LbPolicy::Passthrough, None);
+    meshed_api.retain(|(name, _)| *name != set.0);
+    meshed_api.push(set);
+    pod.bed.apply(4, meshed_api).await;
+    let got = pod.get(at, "/", &fqdn("api")).await;
+    assert_eq!((got.status, dialled.hits()), (503, 3), "{}", got.body);
     // Nor where the mesh does not know and others are denied.
     let mut denied = of(LbPolicy::Passthrough, None);
     let name: Arc<str> = "inbound~shop~client-1~capture".into();
@@ -319,7 +328,7 @@ async fn a_backend_that_is_not_balanced_is_where_its_client_dialled_it() {
     let kind = ListenerKind::Capture(listener);
     let root = Root::listener(name.clone());
     denied.push((root.own(), Resource::Listener(Listener { name, kind, origin: None })));
-    pod.bed.apply(4, denied).await;
+    pod.bed.apply(5, denied).await;
     assert_eq!(pod.get(at, "/", &fqdn("api")).await.body, "instance");
 }
 
