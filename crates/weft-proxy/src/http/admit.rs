@@ -73,15 +73,16 @@ pub(super) async fn connect(
     let Some(client) = request.extensions_mut().remove::<Handover>() else {
         return Err(Refusal::new(Cause::MethodRefused, ""));
     };
-    record.status = 200;
     let (version, target) = (request.version(), authority.clone());
     let (inner, protocol) = relay::inside(worker, conn, target, version).await;
     if matches!(protocol, Protocol::Tcp | Protocol::Tls | Protocol::Udp) {
         let opening = relay::asked(worker, &inner, relay::begin(worker, &inner)).await?;
+        record.status = 200;
         let (body, heir) = ReplyBody::bequeathed();
         relay::go_on(worker, &inner, (client, heir), opening);
         return Ok(Response::new(body));
     }
+    record.status = 200;
     relay::after_connect(worker, inner, client, protocol);
     Ok(Response::new(ReplyBody::empty()))
 }

@@ -21,7 +21,7 @@ pub mod phases;
 mod plan;
 pub mod policy;
 pub mod present;
-mod recorded;
+pub mod recorded;
 pub mod reply;
 pub mod rewritten;
 pub mod route;

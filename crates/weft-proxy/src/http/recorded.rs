@@ -29,7 +29,7 @@ pub async fn join<A: Socket, B: Socket>(
 ) {
     let seen = Seen::default();
     // For a worker that ends before the tunnel does.
-    record.sentence = Some("the proxy ended while its tunnel was open".to_owned());
+    record.sentence = Some(CUT_OFF.to_owned());
     let moving = joined::join(client, upstream, idle, &seen);
     // From the request's beginning on.
     let left = longest.map(|longest| longest.saturating_sub(record.started.elapsed()));
@@ -57,6 +57,8 @@ pub async fn join<A: Socket, B: Socket>(
     record.tunnelled(bytes, flag.map_or_else(Flags::default, Flags::from), sentence);
 }
 
+/// What becomes of a tunnel whose worker ends first.
+pub const CUT_OFF: &str = "the proxy ended while its tunnel was open";
 const START: &str = "its tunnel was opened";
 
 // === impl Seen ===

@@ -27,6 +27,7 @@ use super::{accept, proxy_header};
 use crate::capture::{self, race};
 use crate::h1::Handover;
 use crate::http::body::Heir;
+use crate::http::recorded;
 use crate::http::reply::{Cause, Refusal};
 use crate::observe::access_log::Relayed;
 use crate::observe::facts;
@@ -116,10 +117,15 @@ struct Seen {
     upstream: Option<Rc<facts::Upstream>>,
     tries: u32,
     flags: Flags,
+    sentence: Option<String>,
+    moved: Moved,
+}
+
+/// What moved, and the record of the request that asked for that, which is written at its end.
+#[derive(Debug, Default)]
+struct Moved {
     received: Cell<u64>,
     sent: Cell<u64>,
-    sentence: Option<String>,
-    /// Of the request that asked for it.
     record: Option<Pooled<Record>>,
 }
 
@@ -197,7 +203,7 @@ pub fn go_on(
             // From the request's beginning on.
             *longest = longest.saturating_sub(record.started.elapsed());
         }
-        opening.seen.record = record;
+        opening.seen.moved.record = record;
         let Some(io) = client.stream().await else { return unread(&worker, &conn, opening) };
         // There is an upstream: nothing comes back.
         drop(finish(&worker, &conn, io, opening, Bytes::new()).await);
@@ -277,8 +283,8 @@ fn nowhere(worker: &Worker, conn: &Conn, seen: Seen, labels: Labels, started: In
 }
 
 fn log(worker: &Worker, conn: &Conn, mut seen: Seen, started: Instant) {
-    let bytes = (seen.received.get(), seen.sent.get());
-    if let Some(record) = &mut seen.record {
+    let (bytes, mut record) = (seen.moved.bytes(), seen.moved.record.take());
+    if let Some(record) = &mut record {
         record.tunnelled(bytes, seen.flags, seen.sentence.clone());
     }
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -544,6 +550,24 @@ impl race::Upstream for Opening {
 
     fn io(&mut self) -> Option<&mut Tunnel> {
         self.upstream.as_mut().map(|(_, tunnel)| tunnel)
+    }
+}
+
+// === impl Moved ===
+
+impl Moved {
+    fn bytes(&self) -> (u64, u64) {
+        (self.received.get(), self.sent.get())
+    }
+}
+
+/// Its worker ended before the tunnel did.
+impl Drop for Moved {
+    fn drop(&mut self) {
+        let bytes = self.bytes();
+        if let Some(record) = &mut self.record {
+            record.tunnelled(bytes, Flag::DC.into(), Some(recorded::CUT_OFF.to_owned()));
+        }
     }
 }
 

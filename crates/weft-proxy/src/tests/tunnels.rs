@@ -286,7 +286,8 @@ async fn noted(timeouts: Timeouts) -> (Bed, Server, super::noticed::Log) {
     let app = granting().await;
     let format = "%REQ(:METHOD)% %RESPONSE_CODE% %BYTES_RECEIVED% %BYTES_SENT% %RESPONSE_FLAGS% \
                   %DURATION%";
-    let (config, log) = super::noticed::Log::of("gateway~shop~web", format);
+    let (mut config, log) = super::noticed::Log::of("gateway~shop~web", format);
+    config.drain_grace = Duration::from_millis(50);
     let method = Some(StringMatch::Exact("CONNECT".into()));
     let tunnels = Rule {
         matches: vec![Match { method, ..Match::default() }],
@@ -330,6 +331,30 @@ async fn a_tunnels_record_is_written_at_its_end_with_all_that_moved() {
         assert_eq!(line, said);
         assert!(ms >= 60, "{ms} ms");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_that_the_proxys_end_cuts_off_says_so_and_what_moved() {
+    let (bed, _app, log) = noted(Timeouts::default()).await;
+    let (mut stream, _) = asked(bed.listener(), &connect("a:80")).await;
+    assert!(is_echoed(&mut stream).await);
+    bed.proxy.drain().await;
+    assert_eq!(line_of(&log, "CONNECT").await.0, "CONNECT 200 4 4 DC");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connect_that_was_never_answered_is_no_success() {
+    let (hole, _line) = black_hole().await;
+    let format = "%REQ(:METHOD)% %RESPONSE_CODE% %RESPONSE_FLAGS% %DURATION%";
+    let (config, log) = super::noticed::Log::of("sidecar~shop~client-1", format);
+    let bed = Bed::start(config, None).await;
+    let policy = BackendPolicy { connect_timeout_ms: 60_000, ..BackendPolicy::default() };
+    let only = vec![endpoint("a", hole.local_addr().unwrap())];
+    bed.apply(1, service("user", Protocol::Tcp, policy, only)).await;
+    let mut stream = TcpStream::connect(bed.outbound()).await.unwrap();
+    stream.write_all(connect("user:80").as_bytes()).await.unwrap();
+    drop(stream);
+    assert_eq!(line_of(&log, "CONNECT").await.0, "CONNECT 0 DC");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -77,11 +77,11 @@ struct Counted<'a> {
 impl Tally for Counted<'_> {
     fn first(&self, bytes: usize) {
         self.series.received.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.seen.received.set(self.seen.received.get() + bytes as u64);
+        self.seen.moved.received.set(self.seen.moved.received.get() + bytes as u64);
     }
 
     fn second(&self, bytes: usize) {
         self.series.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.seen.sent.set(self.seen.sent.get() + bytes as u64);
+        self.seen.moved.sent.set(self.seen.moved.sent.get() + bytes as u64);
     }
 }
