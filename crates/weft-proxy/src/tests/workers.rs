@@ -7,8 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Barrier, Semaphore};
 use weft_model::*;
 
 use super::bed::*;
@@ -100,15 +103,7 @@ async fn a_connection_that_is_never_idle_is_left_for_who_has_none() {
     .await;
     let limits = Limits { connections_max: Some(1), ..Limits::default() };
     let bed = bed_of(2, limited(Protocol::Http2, limits, &server)).await;
-    let mut clients = [Vec::new(), Vec::new()];
-    let mut before = settled(&bed, 0).await;
-    for n in 1..=4 {
-        let client = client(bed.outbound()).await;
-        let now = settled(&bed, n).await;
-        clients[usize::from(now[1] > before[1])].push(client);
-        before = now;
-    }
-    let [ours, theirs] = &mut clients;
+    let [mut ours, mut theirs] = clients_of_two(&bed, 4).await;
     assert_eq!((ours.len(), theirs.len()), (2, 2));
     // Two clients of one worker ask so that one of them is always under way.
     let asking = join_all(ours.iter_mut().map(|client| async {
@@ -193,6 +188,46 @@ async fn those_in_line_count_as_no_requests_in_flight() {
     });
     join_all(asking).await;
     assert_eq!(most.load(Ordering::SeqCst), 2);
+}
+
+/// One that waits is given one connection, and not all that are idle.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_one_connection_leaves_others_theirs() {
+    const MOST: usize = 8;
+    let (open, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(MOST)));
+    let (count, barrier) = (open.clone(), all.clone());
+    let server = Server::raw(move |_, stream| {
+        let (count, barrier) = (count.clone(), barrier.clone());
+        async move {
+            count.fetch_add(1, Ordering::SeqCst);
+            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                let barrier = barrier.clone();
+                async move {
+                    if request.uri().path() == "/all" {
+                        barrier.wait().await;
+                    }
+                    Ok::<_, std::convert::Infallible>(text(200, ""))
+                }
+            });
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let limits = Limits { connections_max: u32::try_from(MOST).ok(), ..Limits::default() };
+    let one = Connections { streams_max: Some(1), ..Connections::default() };
+    let connections = Some(Arc::new(one));
+    let policy = BackendPolicy { limits, connections, ..BackendPolicy::default() };
+    let only = vec![endpoint("a", server.address)];
+    let bed = bed_of(2, service("user", Protocol::Http2, policy, only)).await;
+    let [mut ours, mut theirs] = clients_of_two(&bed, 3 * MOST).await;
+    let asking = ours.iter_mut().take(MOST).map(|c| c.send(get("http://user/all", "user")));
+    assert!(join_all(asking).await.iter().all(|got| got.status == 200));
+    assert_eq!(open.load(Ordering::SeqCst), MOST);
+    assert_eq!(theirs[0].send(get("http://user/", "user")).await.status, 200);
+    let left = open.load(Ordering::SeqCst);
+    assert!(left > MOST / 2, "{left} of {MOST} are open");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,6 +324,19 @@ async fn by_worker(bed: &Bed) -> Vec<usize> {
     let metrics = bed.metrics().await;
     let lines = metrics.lines().filter(|l| l.starts_with("weft_worker_connections{"));
     lines.map(|l| l.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+}
+
+/// So many clients of two workers, each of which has about half of them.
+async fn clients_of_two(bed: &Bed, total: usize) -> [Vec<Client>; 2] {
+    let mut clients = [Vec::new(), Vec::new()];
+    let mut before = settled(bed, 0).await;
+    for n in 1..=total {
+        let client = client(bed.outbound()).await;
+        let now = settled(bed, n).await;
+        clients[usize::from(now[1] > before[1])].push(client);
+        before = now;
+    }
+    clients
 }
 
 async fn settled(bed: &Bed, total: usize) -> Vec<usize> {
