@@ -56,13 +56,13 @@ impl Door {
     }
 
     /// The instances of the gateways whose config entries lead to a service. A changed entry is
-    /// seen with the next change of a check.
+    /// seen with the next change of an instance.
     pub(super) async fn health_ingress(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let wanted = Wanted::of(ask, false)?;
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::HEALTH)?);
         let passing = passing(&ask.params)?;
         let seen = ask.who.may(Verb::Read, Kind::Service, &ask.namespace, &ask.argument);
-        self.read(Topic::Checks, &blocking, |view| {
+        self.read(Topic::Instances(ask.namespace.clone()), &blocking, |view| {
             let state = self.consul().state();
             let mut entries = Vec::new();
             if seen && !wanted.foreign {

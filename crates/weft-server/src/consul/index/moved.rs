@@ -27,7 +27,7 @@ struct Found<'a> {
     before: &'a View,
     after: &'a View,
     nodes: BTreeMap<Arc<str>, OnNode>,
-    /// The states that checks left and came to.
+    /// The states that checks left and came to, or that those of a changed node are in.
     states: BTreeSet<Status>,
     topics: Vec<Topic>,
 }
@@ -113,7 +113,11 @@ impl Found<'_> {
                 let all = entries.iter().flat_map(|e| &e.checks);
                 all.filter(|c| !c.record.service_id.is_empty()).cloned().collect()
             };
-            let states = self.states_of(&own(&was), &own(&is));
+            let (checks, now) = (own(&was), own(&is));
+            let states = self.states_of(&checks, &now);
+            if was.first().map(|e| &e.node) != is.first().map(|e| &e.node) {
+                self.seen_by_node(&checks, &now);
+            }
             let on = self.nodes.entry(name).or_default();
             on.instances |= !same_instances(&was, &is);
             on.checks |= states;
@@ -146,6 +150,9 @@ impl Found<'_> {
             self.topics.push(Topic::Nodes);
         }
         let (was, is) = (listed_checks(before, node), listed_checks(after, node));
+        if record {
+            self.seen_by_node(&was, &is);
+        }
         stamps.checks(&was, &is, now);
         let checks = self.states_of(&was, &is);
         if record || on.instances {
@@ -158,6 +165,11 @@ impl Found<'_> {
             // The servers' own service is on this node.
             self.topics.push(Topic::Health(DEFAULT_NAMESPACE.into(), CONSUL_SERVICE.into()));
         }
+    }
+
+    /// Notes the states of a node's checks: they may be asked for by what the node says of itself.
+    fn seen_by_node(&mut self, was: &[CheckView], is: &[CheckView]) {
+        self.states.extend(was.iter().chain(is).map(|check| check.status));
     }
 
     /// Notes the states of checks that differ; whether any does.

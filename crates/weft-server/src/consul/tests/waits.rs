@@ -32,7 +32,20 @@ fn proxy(port: u16, status: &str) -> (&'static str, Value) {
     entry("n2", &service, &json!([check("n2", "web-proxy", status)]))
 }
 
-/// What is there: `web`, which the rows ask for, with its proxy on n2; `other` on n4.
+fn gateway(port: u16) -> (&'static str, Value) {
+    let service = json!({"Service": "edge", "ID": "edge", "Port": port, "Kind": "ingress-gateway"});
+    entry("n5", &service, &json!([]))
+}
+
+/// A node that is in the rack of its name from now on.
+fn racked(node: &str) -> (&'static str, Value) {
+    let (path, mut body) = entry(node, &Value::Null, &json!([]));
+    body["NodeMeta"] = json!({ "rack": node });
+    (path, body)
+}
+
+/// What is there: `web`, which the rows ask for, with its proxy on n2, and a gateway to it on n5;
+/// `other` on n4; n6 with a check of its own alone.
 fn beginning() -> Vec<(&'static str, Value)> {
     vec![
         instance("n2", "web", 80, &["a"], "passing"),
@@ -47,6 +60,17 @@ fn beginning() -> Vec<(&'static str, Value)> {
         ("/v1/kv/a", json!(1)),
         ("/v1/kv/p/a", json!(1)),
         ("/v1/config", json!({"Kind": "service-defaults", "Name": "web", "Protocol": "http"})),
+        (
+            "/v1/config",
+            json!({"Kind": "ingress-gateway", "Name": "edge",
+                   "Listeners": [{"Port": 80, "Protocol": "http", "Services": [{"Name": "web"}]}]}),
+        ),
+        gateway(80),
+        entry(
+            "n6",
+            &Value::Null,
+            &json!([{"Node": "n6", "CheckID": "up", "Name": "up", "Status": "passing"}]),
+        ),
     ]
 }
 
@@ -103,6 +127,9 @@ fn rows() -> Vec<Row> {
         row("/v1/health/node/n2", sick),
         row("/v1/health/state/critical", sick),
         part("/v1/health/state/any?filter=ServiceName%20%3D%3D%20web", sick),
+        part("/v1/health/state/any?node-meta=rack:n2", || racked("n2")),
+        part("/v1/health/state/passing?node-meta=rack:n6", || racked("n6")),
+        part("/v1/health/ingress/web?passing", || gateway(8080)),
         row("/v1/kv/a", || ("/v1/kv/a", json!(3))),
         row("/v1/kv/p/?recurse", || ("/v1/kv/p/b", json!(3))),
         row("/v1/config/service-defaults", || {
