@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import dns.message
 import dns.query
@@ -256,8 +255,12 @@ def test_an_agent_that_is_killed_knows_what_was_registered(server, tmp_path):
     with Agent(server, tmp_path, "m4") as agent:
         assert agent.client.agent.service.register("kept", port=7, address="10.4.0.4")
         assert agent.client.agent.check.register("up", consul.Check.ttl("1h"), service_id="kept")
-        agent.client.agent.check.ttl_pass("up")
-        time.sleep(0.5)  # a death may forget the last tenth of a second
+        # A death may forget the last tenth of a second. The second copy on disk is begun when the
+        # first is whole.
+        log = agent.data / "store" / "log.redb"
+        for note in ("first-note", "second-note"):
+            agent.client.agent.check.ttl_pass("up", note)
+            until("it is on disk", lambda: note.encode() in log.read_bytes(), 20)
         agent.kill()
         agent.start()
         assert list(agent.client.agent.services()) == ["kept"]
