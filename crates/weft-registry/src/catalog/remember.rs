@@ -42,9 +42,16 @@ type Changes = BTreeMap<Arc<str>, Option<Bytes>>;
 /// # Errors
 /// When the store cannot be read or written.
 pub async fn recall(store: &dyn Store, shared: bool) -> Result<(), StoreError> {
+    // Each time round another server has made a result of one copy at least.
+    while !recalled(store, shared).await? {}
+    Ok(())
+}
+
+/// Whether all copies are results; not when another server wrote one of these meanwhile.
+async fn recalled(store: &dyn Store, shared: bool) -> Result<bool, StoreError> {
     let copies = all(store, COPIES).await?.1;
     if copies.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let checks: BTreeSet<Arc<str>> = all(store, CHECKS).await?.1.into_keys().collect();
     let results = all(store, RESULTS).await?.1;
@@ -65,12 +72,11 @@ pub async fn recall(store: &dyn Store, shared: bool) -> Result<(), StoreError> {
         if shared || !known {
             txn.ops.push(Op::delete(format!("{COPIES}{name}")));
         }
-        if txn.ops.len() > AT_ONCE {
-            store.txn(std::mem::take(&mut txn)).await?;
+        if txn.ops.len() > AT_ONCE && !store.txn(std::mem::take(&mut txn)).await?.succeeded {
+            return Ok(false);
         }
     }
-    store.txn(txn).await?;
-    Ok(())
+    Ok(store.txn(txn).await?.succeeded)
 }
 
 /// Copies results until the group drains, and then what is left.

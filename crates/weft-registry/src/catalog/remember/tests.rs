@@ -11,6 +11,7 @@ use weft_store::{MemoryStore, RedbStore};
 
 use super::*;
 use crate::catalog::ServiceRequest;
+use crate::doctored::Doctored;
 use crate::{Leader, Registry};
 
 const TTL: Duration = Duration::from_secs(30);
@@ -159,6 +160,24 @@ async fn a_copy_goes_with_its_check_whoever_takes_that_away() {
     assert_eq!(after.copies().await, 0);
     after.registry.catalog().register_service(web(vec![ttl()])).await.unwrap();
     assert_eq!(after.health(), [Status::Critical], "it says nothing of another check of that name");
+}
+
+/// Another server opens a moved log at the same time, or hears of one of its checks.
+#[tokio::test]
+async fn a_result_that_is_there_keeps_no_other_from_being_put_back() {
+    let (clock, _) = Clock::manual();
+    let store = Doctored::new(clock.clone());
+    let name = |id: u8| format!("default/n/c{id}");
+    let both = (0..3)
+        .flat_map(|id| [COPIES, CHECKS].map(|at| Op::put(format!("{at}{}", name(id)), "old")));
+    store.txn(Txn::of(both)).await.unwrap();
+    let put = Op::put(format!("{RESULTS}{}", name(1)), "new");
+    store.precede(RESULTS, 0, Txn::of([put]));
+    recall(&*store, true).await.unwrap();
+    let kept = store.range(RESULTS, 0, None).await.unwrap().entries;
+    let kept: Vec<_> = kept.iter().map(|(_, entry)| entry.value.clone()).collect();
+    assert_eq!(kept, ["old", "new", "old"]);
+    assert!(store.range(COPIES, 0, None).await.unwrap().entries.is_empty());
 }
 
 /// A log that was moved into a store of several servers.
