@@ -143,14 +143,14 @@ impl Found<'_> {
         let (before, after) = (self.before, self.after);
         let known = |view: &View| view.world.catalog().node(node).is_some();
         let (now, own) = (after.world.revision(), *node == after.own.node.node);
-        let record =
-            before.node(node) != after.node(node) || (!own && known(before) != known(after));
+        let shown = before.node(node) != after.node(node);
+        let record = shown || (!own && known(before) != known(after));
         if record {
             stamps.node_changed(node, own || known(before), own || known(after), now);
             self.topics.push(Topic::Nodes);
         }
         let (was, is) = (listed_checks(before, node), listed_checks(after, node));
-        if record {
+        if shown {
             self.seen_by_node(&was, &is);
         }
         stamps.checks(&was, &is, now);

@@ -154,18 +154,24 @@ async fn missed_changes_move_everything() {
     rig.table.reached(9_000).await;
 }
 
+/// Checks, each with its node: they may be asked for by what that says of itself.
+fn checks(view: &View, wanted: impl Fn(Status) -> bool) -> String {
+    let mut checks = view.all_checks("default");
+    checks.retain(|check| wanted(check.status));
+    let nodes: Vec<_> = checks.iter().map(|check| view.node(&check.record.node)).collect();
+    format!("{checks:?} {nodes:?}")
+}
+
 /// Answers as clients see them, without the indexes in them.
 fn answers(view: &View) -> Vec<(Topic, String)> {
     let mut out = vec![
         (services(), format!("{:?}", view.services("default"))),
         (Topic::Nodes, format!("{:?}", view.nodes())),
-        (Topic::Checks, format!("{:?}", view.all_checks("default"))),
+        (Topic::Checks, checks(view, |_| true)),
         (Topic::Instances("default".into()), instances(view)),
     ];
     for state in [Status::Passing, Status::Critical] {
-        let mut checks = view.all_checks("default");
-        checks.retain(|check| check.status == state);
-        out.push((Topic::State(state), format!("{checks:?}")));
+        out.push((Topic::State(state), checks(view, |status| status == state)));
     }
     for name in ["web", "api", "consul"] {
         let entries = view.entries("default", name);
