@@ -71,7 +71,8 @@ def test_memory_within_its_budget(shop):
             sizes[pid] = pss_kb(pid)
     assert len(sizes) == 7
     assert max(sizes.values()) <= 12 * 1024, sizes
-    assert pss_kb(shop.process.pid) <= 40 * 1024
+    # What starting needed is given back to the system within some seconds.
+    until("the server at rest has 40 MB", lambda: pss_kb(shop.process.pid) <= 40 * 1024)
 
 
 def disturb(mesh, log):
