@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, co
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use weft_base::clock::Clock;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
@@ -122,30 +123,40 @@ impl Caller {
         place: &Arc<OwnedSemaphorePermit>,
         turns: &Semaphore,
     ) -> Option<Wire> {
-        let (stream, config) = match self {
-            Self::Wire(wire) => return Some(wire),
-            Self::Secure(stream, config) => (stream, config),
-        };
-        let _ = stream.set_nodelay(true);
-        let handshake = async {
-            let _turn = turns.acquire().await;
-            TlsAcceptor::from(config).accept(stream).await
-        };
-        let stream = match tokio::time::timeout(HANDSHAKE_TIME_MAX, handshake).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(why)) => {
-                tracing::debug!(%why, "a TLS handshake with the Consul door failed");
-                return None;
+        match self {
+            Self::Wire(wire) => Some(wire),
+            // What a handshake needs is held by nobody who needs none.
+            Self::Secure(stream, config) => {
+                let stream = Box::pin(handshake(stream, config, turns)).await?;
+                let (near, far) = UnixStream::pair().ok()?;
+                let place = place.clone();
+                tasks.spawn("consul tls", async move {
+                    relay(stream, far, WRITE_TIME_MAX).await;
+                    drop(place);
+                });
+                Some(near.into())
             }
-            Err(_) => return None,
-        };
-        let (near, far) = UnixStream::pair().ok()?;
-        let place = place.clone();
-        tasks.spawn("consul tls", async move {
-            relay(stream, far, WRITE_TIME_MAX).await;
-            drop(place);
-        });
-        Some(near.into())
+        }
+    }
+}
+
+async fn handshake(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    turns: &Semaphore,
+) -> Option<TlsStream<TcpStream>> {
+    let _ = stream.set_nodelay(true);
+    let handshake = async {
+        let _turn = turns.acquire().await;
+        TlsAcceptor::from(config).accept(stream).await
+    };
+    match tokio::time::timeout(HANDSHAKE_TIME_MAX, handshake).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(why)) => {
+            tracing::debug!(%why, "a TLS handshake with the Consul door failed");
+            None
+        }
+        Err(_) => None,
     }
 }
 
