@@ -415,8 +415,7 @@ def test_logs_in_all_their_forms(mesh, pod):
     assert logs(mesh, pod, "-c", "side", "--tail=0") == ""
     stamped = logs(mesh, pod, "-c", "side", "--timestamps", "--tail=1")
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z tick \d+\n$", stamped), stamped
-    recent = logs(mesh, pod, "-c", "side", "--since=1s").splitlines()
-    assert 1 <= len(recent) <= 8, recent
+    since_is_kept(mesh, pod)
     then = stamped.split()[0]
     since = logs(mesh, pod, "-c", "side", "--timestamps", f"--since-time={then}").splitlines()
     # kubectl cuts the time to seconds.
@@ -427,6 +426,30 @@ def test_logs_in_all_their_forms(mesh, pod):
     chosen = logs(mesh, "-l", "app=box", "--all-containers", "--tail=-1")
     assert "begun" in chosen and "tick 1" in chosen
     assert "begun" in logs(mesh, "deploy/box", "-c", "app")
+
+
+def since_is_kept(mesh, pod):
+    """`--since=2s` is every line of the last two seconds and none before, by the lines' own times:
+    how many that are is the machine's affair."""
+    def ask(*words):
+        return logs(mesh, pod, "-c", "side", "--timestamps", *words).splitlines()
+
+    def moment(seconds):
+        whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+        return f"{whole}.{int(seconds % 1 * 1e9):09d}Z"
+
+    def once():
+        # The server's present is somewhere between these two.
+        before = time.time()
+        recent = ask("--since=2s")
+        after = time.time()
+        every = [(line.split()[0], line) for line in ask()]
+        assert set(recent) <= {line for at, line in every if at >= moment(before - 2)}, recent
+        assert {line for at, line in every
+                if moment(after - 2) <= at <= moment(before)} <= set(recent), recent
+        return 0 < len(recent) < len(every)
+
+    until("the last two seconds have a line", once)
 
 
 def test_logs_of_the_process_before(mesh):
