@@ -20,6 +20,7 @@ use weft_xds::NodeInfo;
 use crate::capture::dns::message;
 use crate::h2::budget::{Budget, Peer};
 use crate::h2::frames::Scanner;
+use crate::h2::paths::Paths;
 use crate::http::grpc_web::Decoder;
 use crate::http::present::Present;
 use crate::http::{cache, headers, trace};
@@ -57,15 +58,18 @@ pub fn proxy_header(bytes: &[u8]) {
 }
 
 /// # Panics
-/// Frames depend on how their bytes were cut, or an attack goes on for too long.
+/// Frames, or which streams have a fragment, depend on how their bytes were cut, or an attack goes on
+/// for too long.
 pub fn h2_frames(cut: usize, bytes: &[u8]) {
     let mut budget = Budget::new(Peer::Client, 0);
     let mut abused = false;
     let mut frames = |cut: usize, budget: &mut Option<&mut Budget>| {
-        let mut scanner = Scanner::new(0);
+        let (mut scanner, mut paths) = (Scanner::new(0), Paths::default());
         let mut seen = Vec::new();
         for mut piece in bytes.chunks(cut) {
+            paths.payload(piece);
             while let Some((head, end)) = scanner.next(piece) {
+                paths.frame(head, piece.get(end..).unwrap_or_default());
                 seen.push((head.kind, head.stream, head.bytes));
                 if let Some(budget) = budget {
                     abused |= budget.received(head, || 0).is_err();
@@ -73,11 +77,16 @@ pub fn h2_frames(cut: usize, bytes: &[u8]) {
                 piece = piece.get(end..).unwrap_or_default();
             }
         }
-        seen
+        let mut streams: Vec<u32> = seen.iter().map(|(_, stream, _)| *stream).collect();
+        streams.sort_unstable();
+        streams.dedup();
+        streams.retain(|stream| paths.take(*stream));
+        (seen, streams)
     };
     let parts = frames(cut.max(1), &mut None);
     let whole = frames(bytes.len().max(1), &mut Some(&mut budget));
     assert_eq!(whole, parts);
+    let (whole, _) = whole;
     // Settings, pings and resets, and no request between them.
     let bare = whole.iter().all(|(kind, ..)| matches!(kind, 3 | 4 | 6));
     assert!(!bare || abused || whole.len() < 1000, "{} frames for nothing", whole.len());

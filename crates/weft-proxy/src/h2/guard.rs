@@ -17,7 +17,8 @@ use super::budget::{Abuse, Budget, Peer};
 use super::frames::{
     ACK, CONTINUATION, DATA, GOAWAY, HEAD_BYTES, PREFACE_BYTES, RST_STREAM, SETTINGS, Scanner,
 };
-use crate::overload;
+use super::paths::Paths;
+use crate::{guards, overload};
 
 /// How long a closing connection reads on, so that its peer gets to see the GOAWAY: unread bytes
 /// would make the kernel reset it.
@@ -53,6 +54,8 @@ pub struct Guard<I> {
 pub struct Watch {
     began: Instant,
     budget: RefCell<Budget>,
+    /// Of a client.
+    paths: RefCell<Option<Box<Paths>>>,
     abuse: Cell<Option<Abuse>>,
     /// Since when a frame or a block of headers lacks its end.
     unfinished: Cell<Option<Instant>>,
@@ -70,9 +73,11 @@ pub struct Watch {
 
 impl<I> Guard<I> {
     pub fn new(io: I, peer: Peer) -> (Self, Rc<Watch>) {
+        let paths = peer != Peer::Server && guards::on("h2-fragment");
         let watch = Rc::new(Watch {
             began: Instant::now(),
             budget: RefCell::new(Budget::new(peer, 0)),
+            paths: RefCell::new(paths.then(Box::default)),
             abuse: Cell::new(None),
             unfinished: Cell::new(None),
             begun: Cell::new(0),
@@ -100,6 +105,10 @@ impl<I> Guard<I> {
     fn admit(&mut self, bytes: &[u8]) -> usize {
         let (mut at, watch) = (0, &self.watch);
         let mut budget = watch.budget.borrow_mut();
+        let mut paths = watch.paths.borrow_mut();
+        if let Some(paths) = paths.as_mut() {
+            paths.payload(bytes);
+        }
         while let Some((head, end)) = self.received.next(bytes.get(at..).unwrap_or_default()) {
             if let Err(abuse) = budget.received(head, || watch.ms()) {
                 watch.abuse.set(Some(abuse));
@@ -117,6 +126,9 @@ impl<I> Guard<I> {
             let before = if head.kind == CONTINUATION { self.frame } else { 0 };
             self.frame = before.saturating_add(HEAD_BYTES + size(head.bytes));
             at += end;
+            if let Some(paths) = paths.as_mut() {
+                paths.frame(head, bytes.get(at..).unwrap_or_default());
+            }
         }
         watch.heard.set(true);
         let unfinished = budget.is_in_block() || self.received.is_midway();
@@ -270,6 +282,12 @@ impl Watch {
     /// few, and their connections carry the requests of many clients.
     pub fn is_shed(&self) -> bool {
         overload::gives_up(self.begun.get()) && self.budget.borrow().peer() == Peer::Client
+    }
+
+    /// Whether the request of a stream has a fragment in its path. Asked once for each, in the order
+    /// of their numbers.
+    pub fn has_fragment(&self, stream: u32) -> bool {
+        self.paths.borrow_mut().as_mut().is_some_and(|paths| paths.take(stream))
     }
 
     /// Whether anything came since this was asked last.

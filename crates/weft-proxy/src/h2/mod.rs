@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! HTTP/2 (RFC 9113) around the h2 crate, which keeps streams, windows and header tables.
 //! [`guard`] stands between it and the socket and counts frames by [`budget`], [`gather`] below it
-//! makes one write of a turn's many; [`server`] drives a client's connection and [`client`] one
+//! makes one write of a turn's many, [`paths`] beside it sees what the
+//! h2 crate hides of a path; [`server`] drives a client's connection and [`client`] one
 //! exchange on an upstream's. Called by `http/serve.rs` and
 //! `upstream/pool`; what a request means is no business of this module.
 //!
@@ -15,6 +16,7 @@ pub mod frames;
 pub mod gather;
 pub mod guard;
 pub mod incoming;
+pub mod paths;
 mod pump;
 pub mod server;
 mod tunnel;

@@ -194,7 +194,10 @@ where
                     let service = self.service.clone();
                     // Boxed, so that the task's wrappers hold no copies of it.
                     let body = self.times.body;
-                    let answer = Pooled::pin(|| stream::answer(service, request, respond, body));
+                    let id = respond.stream_id().as_u32();
+                    let wrong = self.watch.has_fragment(id).then_some(Wrong::Fragment);
+                    let answer =
+                        Pooled::pin(|| stream::answer(service, request, wrong, respond, body));
                     self.tasks.spawn_local("http/2", answer);
                     self.end_if(self.service.bounds().is_last(self.requests));
                     continue;

@@ -7,6 +7,7 @@ mod exact;
 mod frames;
 mod late;
 mod passing;
+mod paths;
 mod peer;
 mod stuck;
 

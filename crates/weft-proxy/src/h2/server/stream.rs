@@ -40,16 +40,18 @@ struct Promised {
     extended: bool,
 }
 
-/// Has one request answered; the stream is done with when this ends.
+/// Has one request answered, of which `wrong` was seen before the h2 crate read it; the stream is
+/// done with when this ends.
 pub(super) async fn answer<S: Service>(
     service: Rc<S>,
     request: Request<RecvStream>,
+    wrong: Option<Wrong>,
     mut respond: SendResponse<Bytes>,
     patience: Duration,
 ) {
     let interim = Rc::new(Interim::default());
     let head = request.method() == Method::HEAD;
-    let wrong = wrong(&request);
+    let wrong = wrong.or_else(|| self::wrong(&request));
     let (request, promised) = received(request, &interim);
     let response = match wrong {
         Some(wrong) => Some(service.refuse(wrong)),
@@ -227,7 +229,7 @@ impl Promised {
 
 #[cfg(test)]
 pub(super) fn future_bytes<S: Service>() -> usize {
-    fn of<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+    fn of<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
         std::mem::size_of::<F>()
     }
     of(answer::<S>)

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which requests have a fragment in their `:path`. It never leaves a client (RFC 9110 §4.2.5), and
+//! the http crate cuts it off without a word: whoever judged the path before us saw another one. So
+//! the blocks of headers are followed beside the h2 crate (RFC 7541), as far as that needs: lengths
+//! are skipped over, only values of `:path` are read, and of the dynamic table is known which
+//! entries are paths and which of them have a fragment. Called by [`super::guard`] with each frame
+//! of a client; in doubt every request of the connection is refused.
+
+use super::STREAMS_MAX;
+use super::frames::{CONTINUATION, HEADERS, Head, PUSH_PROMISE};
+
+mod text;
+
+use self::text::{Name, Path};
+
+const PADDED: u8 = 0x8;
+const PRIORITY: u8 = 0x20;
+/// Index of the first entry that is a connection's own.
+const DYNAMIC: u32 = 62;
+/// Of the static table: `/` and `/index.html`.
+const STATIC_PATHS: [u32; 2] = [4, 5];
+/// No integer is longer, for the h2 crate.
+const SHIFT_MAX: u32 = 28;
+/// Streams that are noted and not answered yet.
+const NOTED_MAX: usize = 2 * STREAMS_MAX as usize;
+
+/// Follows the blocks of headers of one connection.
+#[derive(Debug, Default)]
+pub struct Paths {
+    /// Of the frame's payload, that are to come.
+    left: u32,
+    stream: u32,
+    /// Before the block: a byte for the length of the padding, and five of a priority.
+    lead: Lead,
+    at: At,
+    /// The field's name is `:path`.
+    is_path: bool,
+    /// The field enters the table.
+    enters: bool,
+    huffman: bool,
+    /// Of a text, that are to come.
+    text: u32,
+    name: Name,
+    path: Path,
+    table: Table,
+    noted: Noted,
+}
+
+/// Streams whose path has a fragment.
+#[derive(Debug, Default)]
+struct Noted {
+    streams: Vec<u32>,
+    /// What the table holds is not known any longer, or there are too many.
+    all: bool,
+}
+
+#[derive(Debug, Default)]
+struct Lead {
+    padded: bool,
+    pad: u32,
+    /// Bytes of a priority that are to come, and the first four.
+    priority: u8,
+    depends: u32,
+}
+
+/// What the next byte is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum At {
+    #[default]
+    Field,
+    Length(Part),
+    /// An integer goes on: what it has come to, and how far.
+    Int(Int, u32, u32),
+    Text(Part),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Int {
+    Indexed,
+    Name,
+    Length(Part),
+    Size,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Name,
+    Value,
+}
+
+/// Of each entry, the newest in the lowest bit. It takes 32 bytes at least of 4096 (RFC 7541 §4.1),
+/// and an index that leads beyond what was driven out ends the connection.
+#[derive(Debug, Default)]
+struct Table {
+    paths: u128,
+    fragments: u128,
+}
+
+// === impl Paths ===
+
+impl Paths {
+    /// A frame begins, with so much of its payload.
+    pub fn frame(&mut self, head: Head, payload: &[u8]) {
+        match head.kind {
+            HEADERS => {
+                self.at = At::Field;
+                self.lead = Lead {
+                    padded: head.has(PADDED),
+                    pad: 0,
+                    priority: if head.has(PRIORITY) { 5 } else { 0 },
+                    depends: 0,
+                };
+            }
+            CONTINUATION => self.lead = Lead::default(),
+            PUSH_PROMISE => return self.noted.all = true,
+            _ => return self.left = 0,
+        }
+        (self.left, self.stream) = (head.bytes, head.stream);
+        self.payload(payload);
+    }
+
+    /// More of the payload of the frame that began last, with whatever is behind it.
+    pub fn payload(&mut self, mut bytes: &[u8]) {
+        while let Some(byte) = bytes.first().filter(|_| self.left > 0) {
+            if self.lead.padded || self.lead.priority > 0 {
+                self.left -= 1;
+                self.lead(*byte);
+                bytes = bytes.get(1..).unwrap_or_default();
+                continue;
+            }
+            let block = self.left.saturating_sub(self.lead.pad);
+            let (all, _) = bytes.split_at_checked(size(block)).unwrap_or((bytes, &[]));
+            self.left -= u32::try_from(all.len()).unwrap_or(self.left);
+            if self.left <= self.lead.pad {
+                self.left = 0;
+            }
+            return self.block(all);
+        }
+    }
+
+    /// Whether a stream's request has a fragment, or may have one. Asked once for each, in the order
+    /// of their numbers.
+    pub fn take(&mut self, stream: u32) -> bool {
+        let Noted { streams, all } = &mut self.noted;
+        let noted = streams.contains(&stream);
+        streams.retain(|later| *later > stream);
+        noted || *all
+    }
+
+    fn lead(&mut self, byte: u8) {
+        let lead = &mut self.lead;
+        if std::mem::take(&mut lead.padded) {
+            lead.pad = byte.into();
+            return;
+        }
+        lead.priority -= 1;
+        if lead.priority > 0 {
+            lead.depends = lead.depends << 8 | u32::from(byte);
+        } else if lead.depends & 0x7fff_ffff == self.stream {
+            // The h2 crate resets the stream, and does not read the block.
+            self.left = 0;
+        }
+    }
+
+    fn block(&mut self, mut bytes: &[u8]) {
+        while let Some(first) = bytes.first() {
+            let mut taken = 1;
+            match self.at {
+                At::Field => self.field(*first),
+                At::Length(part) => {
+                    self.huffman = first & 0x80 != 0;
+                    self.int(Int::Length(part), *first, 0x7f);
+                }
+                At::Int(int, value, shift) => self.int_goes_on(int, value, shift, *first),
+                At::Text(part) => {
+                    let (text, _) = bytes.split_at_checked(size(self.text)).unwrap_or((bytes, &[]));
+                    taken = text.len();
+                    self.text(part, text);
+                }
+            }
+            bytes = bytes.get(taken..).unwrap_or_default();
+        }
+    }
+
+    /// RFC 7541 §6.
+    fn field(&mut self, first: u8) {
+        self.enters = first & 0xc0 == 0x40;
+        match first {
+            0x80.. => self.int(Int::Indexed, first, 0x7f),
+            0x40.. => self.int(Int::Name, first, 0x3f),
+            0x20.. => self.int(Int::Size, first, 0x1f),
+            _ => self.int(Int::Name, first, 0xf),
+        }
+    }
+
+    /// RFC 7541 §5.1.
+    fn int(&mut self, int: Int, first: u8, mask: u8) {
+        match first & mask {
+            value if value < mask => self.has_int(int, value.into()),
+            value => self.at = At::Int(int, value.into(), 0),
+        }
+    }
+
+    fn int_goes_on(&mut self, int: Int, value: u32, shift: u32, byte: u8) {
+        let value = value.saturating_add(u32::from(byte & 0x7f) << shift);
+        match shift + 7 {
+            _ if byte < 0x80 => self.has_int(int, value),
+            SHIFT_MAX.. => self.noted.all = true,
+            shift => self.at = At::Int(int, value, shift),
+        }
+    }
+
+    fn has_int(&mut self, int: Int, value: u32) {
+        match int {
+            Int::Indexed => {
+                self.at = At::Field;
+                self.note_if(self.table.is_fragment(value));
+            }
+            Int::Name if value == 0 => self.at = At::Length(Part::Name),
+            Int::Name => {
+                self.is_path = STATIC_PATHS.contains(&value) || self.table.is_path(value);
+                self.at = At::Length(Part::Value);
+            }
+            Int::Length(part) => {
+                self.text = value;
+                match part {
+                    Part::Name => self.name = Name::new(value),
+                    Part::Value => self.path = Path::default(),
+                }
+                self.at = At::Text(part);
+                if value == 0 {
+                    self.text_ends(part);
+                }
+            }
+            Int::Size => self.at = At::Field,
+        }
+    }
+
+    fn text(&mut self, part: Part, text: &[u8]) {
+        match part {
+            Part::Name => self.name.push(text),
+            Part::Value if self.is_path => self.path.push(text, self.huffman),
+            Part::Value => {}
+        }
+        self.text -= u32::try_from(text.len()).unwrap_or(self.text);
+        if self.text == 0 {
+            self.text_ends(part);
+        }
+    }
+
+    fn text_ends(&mut self, part: Part) {
+        if part == Part::Name {
+            self.is_path = self.name.is_path(self.huffman);
+            self.at = At::Length(Part::Value);
+            return;
+        }
+        self.at = At::Field;
+        let fragment = self.is_path && self.path.has_fragment();
+        self.note_if(fragment);
+        if self.enters {
+            self.table.insert(self.is_path, fragment);
+        }
+    }
+
+    fn note_if(&mut self, fragment: bool) {
+        let Noted { streams, all } = &mut self.noted;
+        if fragment && streams.last() != Some(&self.stream) {
+            *all |= streams.len() >= NOTED_MAX;
+            if !*all {
+                streams.push(self.stream);
+            }
+        }
+    }
+}
+
+// === impl Table ===
+
+impl Table {
+    fn insert(&mut self, path: bool, fragment: bool) {
+        self.paths = self.paths << 1 | u128::from(path);
+        self.fragments = self.fragments << 1 | u128::from(fragment);
+    }
+
+    fn is_path(&self, index: u32) -> bool {
+        has(self.paths, index)
+    }
+
+    fn is_fragment(&self, index: u32) -> bool {
+        has(self.fragments, index)
+    }
+}
+
+fn has(entries: u128, index: u32) -> bool {
+    let entry = index.checked_sub(DYNAMIC).and_then(|entry| entries.checked_shr(entry));
+    entry.is_some_and(|entries| entries & 1 == 1)
+}
+
+fn size(bytes: u32) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests;

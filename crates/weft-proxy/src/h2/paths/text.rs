@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Texts of a block of headers, in pieces and in Huffman's code (RFC 7541 §5.2 and appendix B):
+//! whether a name is `:path`, and whether a path has a `#`.
+
+/// `:path`, and the same in code with its padding, which is the only way to say it.
+const PLAIN: &[u8] = b":path";
+const CODED: &[u8] = &[0xb9, 0x58, 0xd3, 0x3f];
+/// Of `#`.
+const FRAGMENT: (u32, u64) = (12, 0xffa);
+/// Codes are ordered by their lengths: all that begin below the first number, filled up to 32 bits,
+/// have so many bits. Those above the last have thirty.
+const LENGTHS: [(u32, u32); 20] = [
+    (0x5000_0000, 5),
+    (0xb800_0000, 6),
+    (0xf800_0000, 7),
+    (0xfe00_0000, 8),
+    (0xff40_0000, 10),
+    (0xffa0_0000, 11),
+    (0xffc0_0000, 12),
+    (0xfff0_0000, 13),
+    (0xfff8_0000, 14),
+    (0xfffe_0000, 15),
+    (0xfffe_6000, 19),
+    (0xfffe_e000, 20),
+    (0xffff_4800, 21),
+    (0xffff_b000, 22),
+    (0xffff_ea00, 23),
+    (0xffff_f600, 24),
+    (0xffff_f800, 25),
+    (0xffff_fbc0, 26),
+    (0xffff_fe20, 27),
+    (0xffff_fff0, 28),
+];
+
+/// A field's name, where it may be `:path`.
+#[derive(Debug, Default)]
+pub struct Name {
+    bytes: [u8; PLAIN.len()],
+    have: usize,
+    /// Of that length it may be.
+    maybe: bool,
+}
+
+/// A path's value.
+#[derive(Debug, Default)]
+pub struct Path {
+    /// Those of a code that has no end yet, at the top.
+    bits: u64,
+    have: u32,
+    fragment: bool,
+}
+
+// === impl Name ===
+
+impl Name {
+    pub fn new(length: u32) -> Self {
+        let maybe = length == 4 || length == 5;
+        Self { bytes: [0; PLAIN.len()], have: 0, maybe }
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.maybe {
+            let room = self.bytes.iter_mut().skip(self.have);
+            room.zip(bytes).for_each(|(to, from)| *to = *from);
+            self.have += bytes.len();
+        }
+    }
+
+    pub fn is_path(&self, huffman: bool) -> bool {
+        let wanted = if huffman { CODED } else { PLAIN };
+        self.maybe && self.bytes.get(..self.have) == Some(wanted)
+    }
+}
+
+// === impl Path ===
+
+impl Path {
+    pub fn push(&mut self, bytes: &[u8], huffman: bool) {
+        if !huffman {
+            self.fragment |= memchr::memchr(b'#', bytes).is_some();
+            return;
+        }
+        for byte in bytes {
+            self.bits |= u64::from(*byte) << (56 - self.have);
+            self.have += 8;
+            self.codes();
+        }
+    }
+
+    pub fn has_fragment(&self) -> bool {
+        self.fragment
+    }
+
+    /// Takes the codes that are whole. No more than 29 bits are left.
+    fn codes(&mut self) {
+        loop {
+            let length = length(self.bits);
+            if length > self.have {
+                return;
+            }
+            self.fragment |= (length, self.bits >> (64 - FRAGMENT.0)) == FRAGMENT;
+            self.bits <<= length;
+            self.have -= length;
+        }
+    }
+}
+
+/// Of the code that these bits begin with. Those that are not there yet are zero: it is then too
+/// short, but never as short as what is there.
+fn length(bits: u64) -> u32 {
+    let top = u32::try_from(bits >> 32).unwrap_or(u32::MAX);
+    LENGTHS.iter().find(|(end, _)| top < *end).map_or(30, |(_, length)| *length)
+}
