@@ -127,8 +127,8 @@ impl Door {
         self.need_acl()?;
         match endpoint {
             Endpoint::AclBootstrap => Box::pin(self.acl_bootstrap(ask)).await,
-            Endpoint::AclLogin => self.acl_login(ask),
-            Endpoint::AclLogout => self.acl_logout(),
+            Endpoint::AclLogin => Box::pin(self.acl_login(ask)).await,
+            Endpoint::AclLogout => Box::pin(self.acl_logout(ask)).await,
             Endpoint::AclReplication => self.acl_replication(),
             Endpoint::AclTokens => Box::pin(self.acl_tokens(ask)).await,
             Endpoint::AclToken => Box::pin(self.acl_token(ask)).await,

@@ -22,6 +22,7 @@ mod entries;
 mod hostile;
 mod kinds;
 mod lines;
+mod logins;
 mod machines;
 mod records;
 mod rights;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/v1/acl/{bootstrap,login,logout,templated-policy*}`, `/v1/agent/token/*` and what the UI asks
+//! `/v1/acl/{bootstrap,templated-policy*}`, `/v1/agent/token/*` and what the UI asks
 //! about rights.
 
 use http::StatusCode;
@@ -79,23 +79,6 @@ impl Door {
             Ok((changes, token))
         };
         self.write_token(plan).await
-    }
-
-    pub(in crate::consul) fn acl_login(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let body = body::object(&ask.body)?;
-        let method = Fields::new(&body, "").text("AuthMethod")?;
-        if links::record(&self.consul().state(), &format!("method/{method}")).is_none() {
-            return Err(Refusal::forbidden(format!("ACL not found: auth method {method:?}")));
-        }
-        Err(Refusal::not_offered(
-            "weft keeps auth methods and binding rules but does not log in by them; make a token \
-             with PUT /v1/acl/token",
-        ))
-    }
-
-    /// Tokens that a login made can be given back; there are none.
-    pub(in crate::consul) fn acl_logout(&self) -> Result<Reply, Refusal> {
-        Err(Refusal::forbidden("Permission denied: this token was not made by a login"))
     }
 
     pub(in crate::consul) fn acl_replication(&self) -> Result<Reply, Refusal> {

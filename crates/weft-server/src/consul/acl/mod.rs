@@ -7,7 +7,11 @@
 //! until that table moves.
 
 mod endpoints;
+mod fetch;
+mod jwt;
 mod links;
+mod login;
+mod methods;
 mod records;
 pub(super) mod rules;
 mod templates;
@@ -54,6 +58,8 @@ pub struct Acl {
     dns: Mutex<Arc<str>>,
     /// Who asks over DNS.
     names: Mutex<Option<Named>>,
+    /// What providers of tokens sign with.
+    sets: fetch::Sets,
 }
 
 /// Who asks over DNS, and how long that is so.
@@ -83,8 +89,18 @@ impl std::fmt::Debug for AclConfig {
 
 impl Acl {
     pub fn new(config: Option<AclConfig>) -> Self {
-        let (cache, names) = (Mutex::default(), Mutex::default());
-        Self { config, cache, default: Mutex::default(), dns: Mutex::default(), names }
+        Self {
+            config,
+            cache: Mutex::default(),
+            default: Mutex::default(),
+            dns: Mutex::default(),
+            names: Mutex::default(),
+            sets: fetch::Sets::default(),
+        }
+    }
+
+    fn sets(&self) -> &fetch::Sets {
+        &self.sets
     }
 
     pub fn is_on(&self) -> bool {

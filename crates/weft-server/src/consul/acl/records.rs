@@ -9,12 +9,15 @@ use weft_identity::permission::Verb;
 use weft_registry::consul::{Change, State, Topic, keys};
 
 use super::tokens::{hash, stamped};
-use super::{MANAGEMENT, TABLE, links, rules};
+use super::{MANAGEMENT, TABLE, links, methods, rules, tokens};
 use crate::consul::Door;
 use crate::consul::body::{self, Fields, word, word_of};
 use crate::consul::error::Refusal;
 use crate::consul::http::Ask;
 use crate::consul::reply::Reply;
+
+/// Changes of one part of what is written in parts.
+const PARTED_MAX: usize = 100;
 
 /// What is written and read alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,20 +158,38 @@ impl Door {
         }
         let plan = |state: &State| {
             let mut changes = vec![Change::Delete(format!("{}/{id}", sort.prefix()))];
+            let rest = match sort {
+                Sort::Method => made_by(state, id),
+                _ => Vec::new(),
+            };
+            let is_more = rest.len() > PARTED_MAX;
+            changes.extend(rest.into_iter().take(PARTED_MAX));
             let record = links::record(state, &format!("{}/{id}", sort.prefix()));
             if let Some(Value::String(name)) = record.and_then(|mut r| r.remove("Name"))
                 && sort.has_id()
             {
                 changes.push(Change::Delete(format!("{}-name/{name}", sort.prefix())));
             }
-            Ok::<_, Refusal>((changes, ()))
+            Ok::<_, Refusal>((changes, is_more))
         };
-        self.consul().change(TABLE, plan).await?;
+        // What a method made is of no use without it; it is taken out in parts.
+        while self.consul().change(TABLE, plan).await?.1 {}
         Ok(Reply::json(Value::Bool(true)))
     }
 }
 
 // === helpers ===
+
+/// An auth method's binding rules, and the tokens of who logged in by it.
+fn made_by(state: &State, method: &str) -> Vec<Change> {
+    let of = |prefix: &str| {
+        let all = state.records(&format!("{TABLE}/{prefix}")).into_iter();
+        all.filter(|(record, _)| word(record, "AuthMethod") == method)
+    };
+    let rules = of("rule").map(|(rule, _)| Change::Delete(format!("rule/{}", word(&rule, "ID"))));
+    let tokens = of("token").filter_map(|(t, _)| t.as_object().map(tokens::gone)).flatten();
+    rules.chain(tokens).collect()
+}
 
 fn check_id(sort: Sort, id: &str) -> Result<(), Refusal> {
     match !sort.has_id() || Uuid::parse_str(id).is_ok() {
@@ -230,50 +251,10 @@ fn made(
             links::copy(state, body, &mut out, false)?;
             out.insert("Hash".into(), json!(hash(Value::Object(out.clone()).to_string())));
         }
-        Sort::Method => method(&fields, &mut out)?,
-        Sort::Rule => binding(state, &fields, &mut out)?,
+        Sort::Method => methods::method(&fields, old.as_ref(), &mut out)?,
+        Sort::Rule => methods::binding(state, &fields, &mut out)?,
     }
     Ok(out)
-}
-
-fn method(fields: &Fields, out: &mut Map<String, Value>) -> Result<(), Refusal> {
-    let kind = fields.text("Type")?;
-    if !["jwt", "kubernetes", "oidc", "aws-iam"].contains(&kind.as_str()) {
-        return Err(Refusal::bad(format!("Invalid Auth Method: no type {kind:?}")));
-    }
-    out.insert("Type".into(), json!(kind));
-    for name in ["DisplayName", "MaxTokenTTL", "TokenLocality", "TokenNameFormat"] {
-        let text = fields.text(name)?;
-        if !text.is_empty() {
-            out.insert(name.into(), json!(text));
-        }
-    }
-    let config = fields.object("Config")?.cloned().unwrap_or_default();
-    out.insert("Config".into(), Value::Object(config));
-    Ok(())
-}
-
-fn binding(state: &State, fields: &Fields, out: &mut Map<String, Value>) -> Result<(), Refusal> {
-    let method = fields.text("AuthMethod")?;
-    if links::record(state, &format!("method/{method}")).is_none() {
-        return Err(Refusal::bad(format!("Invalid Binding Rule: no auth method {method:?}")));
-    }
-    let kind = fields.text("BindType")?;
-    if !["service", "role", "node", "policy", "templated-policy"].contains(&kind.as_str()) {
-        return Err(Refusal::bad(format!("Invalid Binding Rule: no BindType {kind:?}")));
-    }
-    out.insert("AuthMethod".into(), json!(method));
-    out.insert("BindType".into(), json!(kind));
-    out.insert("BindName".into(), json!(fields.text("BindName")?));
-    let selector = fields.text("Selector")?;
-    if !selector.is_empty() {
-        crate::consul::filter::Filter::parse(&selector)?;
-    }
-    out.insert("Selector".into(), json!(selector));
-    if let Some(variables) = fields.object("BindVars")? {
-        out.insert("BindVars".into(), Value::Object(variables.clone()));
-    }
-    Ok(())
 }
 
 fn check_name(name: &str) -> Result<(), Refusal> {

@@ -28,7 +28,7 @@ pub fn by_secret(door: &Door, state: &State, secret: &str) -> Result<Map<String,
     let found = accessor.and_then(|accessor| by_accessor(door, state, &accessor));
     let built_in = || built_in(door).into_iter().find(|token| word_of(token, "SecretID") == secret);
     let token = found.or_else(built_in).ok_or_else(|| Refusal::forbidden("ACL not found"))?;
-    match is_over(door, &token) {
+    match is_over(door, state, &token) {
         true => Err(Refusal::forbidden("ACL not found")),
         false => Ok(token),
     }
@@ -70,7 +70,7 @@ impl Door {
         if let Some(method) = ask.params.filled("authmethod") {
             all.retain(|token| token.get("AuthMethod").is_some_and(|m| m == method));
         }
-        all.retain(|token| !is_over(self, token));
+        all.retain(|token| !is_over(self, &state, token));
         let writes = ask.who.demand_acl(Verb::Write).is_ok();
         let index = state.index(&Topic::Key(keys::table(TABLE).into()));
         let shown: Vec<Value> = all.into_iter().map(|token| hidden(token, writes)).collect();
@@ -149,9 +149,7 @@ impl Door {
             let Some(token) = links::record(state, &format!("token/{}", ask.argument)) else {
                 return Err(not_found());
             };
-            let secret = token.get("SecretID").and_then(Value::as_str).unwrap_or_default();
-            let index = Change::Delete(format!("secret/{}", hash(secret)));
-            Ok((vec![Change::Delete(format!("token/{}", ask.argument)), index], ()))
+            Ok((gone(&token), ()))
         };
         self.consul().change(TABLE, plan).await?;
         Ok(Reply::json(Value::Bool(true)))
@@ -187,6 +185,12 @@ pub fn put(token: &Map<String, Value>) -> Result<Vec<Change>, Refusal> {
     ])
 }
 
+/// Takes a token's record out, and the index of its secret.
+pub fn gone(token: &Map<String, Value>) -> Vec<Change> {
+    let secret = Change::Delete(format!("secret/{}", hash(word_of(token, "SecretID"))));
+    vec![Change::Delete(format!("token/{}", word_of(token, "AccessorID"))), secret]
+}
+
 // === helpers ===
 
 fn not_found() -> Refusal {
@@ -202,7 +206,7 @@ fn by_accessor(door: &Door, state: &State, accessor: &str) -> Option<Map<String,
         all.find(|token| word_of(token, "AccessorID") == accessor)
             .map(|token| stamped(&token, 1, 1))
     };
-    known.or_else(built_in).filter(|token| !is_over(door, token))
+    known.or_else(built_in).filter(|token| !is_over(door, state, token))
 }
 
 /// The tokens that are there without anybody having made them.
@@ -320,14 +324,19 @@ fn expiry(fields: &Fields, now: u64, out: &mut Map<String, Value>) -> Result<(),
     Ok(())
 }
 
-fn is_over(door: &Door, token: &Map<String, Value>) -> bool {
+/// Its time is over, or the auth method that it came by is no more.
+pub fn is_over(door: &Door, state: &State, token: &Map<String, Value>) -> bool {
+    let method = word_of(token, "AuthMethod");
+    if !method.is_empty() && state.record(TABLE, &format!("method/{method}")).is_none() {
+        return true;
+    }
     let ends = token.get("ExpirationTime").and_then(Value::as_str);
     let ends = ends.and_then(|text| text.parse::<jiff::Timestamp>().ok());
     let now = i64::try_from(door.wall_ms()).unwrap_or(i64::MAX);
     ends.is_some_and(|ends| ends.as_millisecond() <= now)
 }
 
-fn time(ms: u64) -> String {
+pub fn time(ms: u64) -> String {
     let ms = i64::try_from(ms).unwrap_or(i64::MAX);
     jiff::Timestamp::from_millisecond(ms).map(|at| at.to_string()).unwrap_or_default()
 }

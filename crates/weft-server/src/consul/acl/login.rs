@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `/v1/acl/login` and `/v1/acl/logout`: who shows a token of somebody else whom an auth method
+//! trusts is given one of ours, with what the method's binding rules say, until it ends.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+use weft_registry::consul::{Change, State};
+
+use super::fetch::{Asked, ask};
+use super::jwt::{self, Unverified};
+use super::methods::{Cluster, Keys, Method, bound_to, selectable};
+use super::tokens::{self, hash, put};
+use super::{TABLE, links};
+use crate::consul::Door;
+use crate::consul::body::{self, Fields, part, word, word_of};
+use crate::consul::duration;
+use crate::consul::error::Refusal;
+use crate::consul::filter::Filter;
+use crate::consul::http::Ask;
+use crate::consul::reply::Reply;
+
+/// Tokens that logins by one method may have made, at a time.
+const LOGINS_MAX: usize = 4_096;
+/// Tokens that are over and are taken out by one login.
+const SWEPT_MAX: usize = 32;
+/// What a login may say of itself: entries, and bytes of each part.
+const META_MAX: usize = 64;
+const META_BYTES_MAX: usize = 512;
+/// What Kubernetes calls the accounts of its pods, before their namespace and name.
+const ACCOUNT: &str = "system:serviceaccount:";
+/// What an account is called in Consul, where that is something else.
+const SERVICE_NAME: &str = "consul.hashicorp.com/service-name";
+
+impl Door {
+    pub(in crate::consul) async fn acl_login(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let body = body::object(&ask.body)?;
+        let fields = Fields::new(&body, "");
+        let (name, bearer) = (fields.text("AuthMethod")?, fields.text("BearerToken")?);
+        let description = description(&fields.text_map("Meta")?)?;
+        let known = links::record(&self.consul().state(), &format!("method/{name}"));
+        let Some(method) = known else {
+            return Err(Refusal::forbidden(format!("ACL not found: auth method {name:?}")));
+        };
+        if bearer.is_empty() {
+            return Err(Refusal::bad("BearerToken is required"));
+        }
+        let identity = self.identified(&method, &bearer).await;
+        let identity = identity.map_err(|why| {
+            // For the operator: who logs in is told the same, and neither has the token.
+            tracing::info!(method = name, why, "a login to Consul's API was refused");
+            Refusal::forbidden(format!("Permission denied: {why}"))
+        })?;
+        let now = self.wall_ms();
+        let plan = |state: &State| {
+            // It may have gone, or say something else, meanwhile.
+            if links::record(state, &format!("method/{name}")).as_ref() != Some(&method) {
+                return Err(Refusal::forbidden("ACL not found: the auth method has changed"));
+            }
+            let mut changes = self.swept(state, &name)?;
+            let token = self.bound(state, &method, &identity, (&description, now))?;
+            changes.extend(put(&token)?);
+            Ok((changes, token))
+        };
+        self.write_token(plan).await
+    }
+
+    /// Takes back the token that it is asked with, if a login made it.
+    pub(in crate::consul) async fn acl_logout(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        let state = self.consul().state();
+        let own = links::record(&state, &format!("token/{}", ask.who.accessor));
+        if own.is_none_or(|token| word_of(&token, "AuthMethod").is_empty()) {
+            let text = "Permission denied: this token was not made by a login";
+            return Err(Refusal::forbidden(text));
+        }
+        let plan = |state: &State| {
+            let token = links::record(state, &format!("token/{}", ask.who.accessor));
+            Ok::<_, Refusal>((token.map(|token| tokens::gone(&token)).unwrap_or_default(), ()))
+        };
+        self.consul().change(TABLE, plan).await?;
+        Ok(Reply::empty())
+    }
+
+    /// Who a bearer is by a method, in the form that its rules look at.
+    async fn identified(&self, method: &Map<String, Value>, bearer: &str) -> Result<Value, String> {
+        let fields = Fields::new(method, "");
+        let config = fields.object("Config").ok().flatten().cloned().unwrap_or_default();
+        if word_of(method, "Type") == "kubernetes" {
+            let cluster = Cluster::read(&config).map_err(|refusal| refusal.text)?;
+            return self.reviewed(&cluster, bearer).await;
+        }
+        let method = Method::read(&config).map_err(|refusal| refusal.text)?;
+        let unverified = Unverified::read(bearer)?;
+        let keys = match &method.keys {
+            Keys::Given(keys) => keys.clone(),
+            far => {
+                let known = self.acl().sets().keys(far, &unverified.key, &self.0.clock).await?;
+                known.to_vec()
+            }
+        };
+        let claims = unverified.verified(&keys, &method.algorithms)?;
+        jwt::judge(&claims, &method, self.wall_ms())?;
+        jwt::mapped(&claims, &method)
+    }
+
+    /// What a cluster says of a token of one of its pods.
+    async fn reviewed(&self, cluster: &Cluster, bearer: &str) -> Result<Value, String> {
+        let Cluster { host, authority, token } = cluster;
+        let question = async |path: String, body: Option<Value>| {
+            let url = format!("{host}{path}");
+            let body = body.map(|body| body.to_string().into());
+            let asked = Asked { url: &url, authority, token: Some(token), body };
+            let said = ask(asked, &self.0.clock).await?;
+            serde_json::from_slice::<Value>(&said).map_err(|why| format!("{url}: {why}"))
+        };
+        let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+                            "spec": {"token": bearer}});
+        let path = "/apis/authentication.k8s.io/v1/tokenreviews".to_owned();
+        let said = question(path, Some(review)).await?;
+        let status = part(&said, "status");
+        if *part(status, "authenticated") != true {
+            let why = word(status, "error");
+            return Err(format!("the cluster does not know the token: {why}"));
+        }
+        let user = part(status, "user");
+        let account = word(user, "username").strip_prefix(ACCOUNT);
+        let account = account.and_then(|account| account.split_once(':'));
+        let (namespace, name) = account.ok_or("the token is of no service account")?;
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}");
+        let account = question(path, None).await?;
+        let renamed = word(part(part(&account, "metadata"), "annotations"), SERVICE_NAME);
+        let name = if renamed.is_empty() { name } else { renamed };
+        let uid = word(user, "uid");
+        Ok(json!({"serviceaccount": {"namespace": namespace, "name": name, "uid": uid}}))
+    }
+
+    /// Tokens that are over are taken out; of those of this method so many may be there.
+    fn swept(&self, state: &State, method: &str) -> Result<Vec<Change>, Refusal> {
+        let (mut changes, mut there) = (Vec::new(), 0);
+        for (token, _) in state.records(&format!("{TABLE}/token")) {
+            let Some(token) = token.as_object() else { continue };
+            match tokens::is_over(self, state, token) {
+                true if changes.len() < 2 * SWEPT_MAX => changes.extend(tokens::gone(token)),
+                false if word_of(token, "AuthMethod") == method => there += 1,
+                _ => {}
+            }
+        }
+        match there < LOGINS_MAX {
+            true => Ok(changes),
+            false => Err(Refusal::new(
+                http::StatusCode::TOO_MANY_REQUESTS,
+                format!(
+                    "logins by {method:?} have made {there} tokens that are not over; log out, or \
+                     set the method's MaxTokenTTL"
+                ),
+            )),
+        }
+    }
+
+    /// The token of somebody, as the method's rules have it.
+    fn bound(
+        &self,
+        state: &State,
+        method: &Map<String, Value>,
+        identity: &Value,
+        (description, now): (&str, u64),
+    ) -> Result<Map<String, Value>, Refusal> {
+        let name = word_of(method, "Name");
+        let mut grants = Map::new();
+        for (rule, _) in state.records(&format!("{TABLE}/rule")) {
+            let Some(rule) = rule.as_object().filter(|r| word_of(r, "AuthMethod") == name) else {
+                continue;
+            };
+            let selector = word_of(rule, "Selector");
+            if selector.is_empty() || Filter::of(selector, selectable(method))?.holds(identity)? {
+                self.grant(state, rule, identity, &mut grants)?;
+            }
+        }
+        if grants.is_empty() {
+            return Err(Refusal::forbidden(
+                "Permission denied: no binding rule of the auth method is for this identity",
+            ));
+        }
+        let accessor = Uuid::new_v4().to_string();
+        let mut token = Map::new();
+        token.insert("AccessorID".into(), json!(accessor));
+        token.insert("SecretID".into(), json!(Uuid::new_v4().to_string()));
+        token.insert("Description".into(), json!(description));
+        token.insert("AuthMethod".into(), json!(name));
+        token.insert("Local".into(), json!(word_of(method, "TokenLocality") != "global"));
+        token.insert("CreateTime".into(), json!(tokens::time(now)));
+        let ttl = duration::parse(word_of(method, "MaxTokenTTL"));
+        if let Some(ttl) = ttl.and_then(|ttl| u64::try_from(ttl.as_millis()).ok()) {
+            token.insert("ExpirationTTL".into(), json!(word_of(method, "MaxTokenTTL")));
+            token.insert("ExpirationTime".into(), json!(tokens::time(now.saturating_add(ttl))));
+        }
+        links::copy(state, &grants, &mut token, true)?;
+        let sum = hash(Value::Object(token.clone()).to_string());
+        token.insert("Hash".into(), json!(sum));
+        Ok(token)
+    }
+
+    /// Adds what a rule gives. A role or policy that is not there gives nothing, as in Consul.
+    fn grant(
+        &self,
+        state: &State,
+        rule: &Map<String, Value>,
+        identity: &Value,
+        grants: &mut Map<String, Value>,
+    ) -> Result<(), Refusal> {
+        let (kind, bind) = (word_of(rule, "BindType"), word_of(rule, "BindName"));
+        let variables = rule.get("BindVars").and_then(Value::as_object);
+        let (name, filled) = bound_to(kind, bind, variables, identity).map_err(|why| {
+            Refusal::forbidden(format!(
+                "Permission denied: binding rule {}: {why}",
+                word_of(rule, "ID")
+            ))
+        })?;
+        let (field, link) = match kind {
+            "service" => ("ServiceIdentities", json!({"ServiceName": name})),
+            "node" => {
+                let datacenter = &self.own().datacenter;
+                ("NodeIdentities", json!({"NodeName": name, "Datacenter": datacenter}))
+            }
+            "templated-policy" => {
+                let mut link = json!({"TemplateName": name});
+                if let (false, Some(link)) = (filled.is_empty(), link.as_object_mut()) {
+                    link.insert("TemplateVariables".into(), json!({"Name": filled}));
+                }
+                ("TemplatedPolicies", link)
+            }
+            "policy" | "role" => match links::by_name(state, kind, &name) {
+                Some(id) if kind == "policy" => ("Policies", json!({"ID": id})),
+                Some(id) => ("Roles", json!({"ID": id})),
+                None => return Ok(()),
+            },
+            _ => return Ok(()),
+        };
+        let list = grants.entry(field).or_insert_with(|| json!([]));
+        if let Some(list) = list.as_array_mut().filter(|list| !list.contains(&link)) {
+            list.push(link);
+        }
+        Ok(())
+    }
+}
+
+/// As Consul describes what a login made.
+fn description(meta: &BTreeMap<String, String>) -> Result<String, Refusal> {
+    let is_long = |(k, v): (&String, &String)| k.len().max(v.len()) > META_BYTES_MAX;
+    if meta.len() > META_MAX || meta.iter().any(is_long) {
+        return Err(Refusal::bad(format!(
+            "Meta has at most {META_MAX} entries, each part of at most {META_BYTES_MAX} bytes"
+        )));
+    }
+    match meta.is_empty() {
+        true => Ok("token created via login".to_owned()),
+        false => Ok(format!("token created via login: {}", json!(meta))),
+    }
+}
