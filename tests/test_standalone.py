@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import time
 import pytest
 from mesh import WEFT, free_port, until
 from standalone import Origin, Proxy, certificates, curl, listens
+from upgrades import Echo, WebSocket
+from upgrades import owner as door_owner
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests/faults"))
@@ -230,55 +233,87 @@ def test_f9_hot_upgrades_lose_no_request_kept_or_fresh(tmp_path, ports):
     print(f"F9: {said}")
 
 
-def door_owner(path):
-    """Who answers at a Unix socket."""
-    import struct
+class Systemd:
+    """The socket that a unit's processes tell systemd at, which sees who says what."""
 
-    try:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
-            raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            return struct.unpack("3i", raw)[0]
-    except OSError:
-        return None
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.socket.bind(str(path))
+        self.socket.settimeout(20)
+        self.env = {**os.environ, "NOTIFY_SOCKET": str(path)}
+
+    def hear(self):
+        """The next message's fields, and the process that sent it."""
+        text, [(_, _, raw)], _, _ = self.socket.recvmsg(4096, 128)
+        fields = dict(line.split("=", 1) for line in text.decode().splitlines())
+        return fields, struct.unpack("3i", raw)[0]
+
+    def hears(self, pid, *names):
+        fields, said_by = self.hear()
+        assert said_by == pid and all(name in fields for name in names), (fields, said_by, pid)
+        return fields
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
 
 
 def test_sigusr2_starts_the_successor_and_systemd_is_told(tmp_path, ports):
+    """As sd_notify(3) wants it: a reload begins and ends, and a process that was replaced says
+    nothing more, though it goes on with what is open there."""
     port, admin = ports
-    path, door, said = tmp_path / "proxy.yaml", tmp_path / "door", tmp_path / "notify"
-    with Origin("up") as up, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(said))
-        systemd.settimeout(15)
+    path, door = tmp_path / "proxy.yaml", tmp_path / "door"
+    with Echo() as up, Systemd(tmp_path / "notify") as systemd:
         path.write_text(text(port, admin, up))
-        env = {**os.environ, "NOTIFY_SOCKET": str(said)}
-        first = Proxy("-c", path, "--handover", door, ready=port, env=env)
-        assert b"READY=1" in systemd.recv(4096)
+        first = Proxy("-c", path, "--handover", door, ready=port, env=systemd.env)
+        pid = first.process.pid
+        systemd.hears(pid, "READY")
         first.process.send_signal(signal.SIGHUP)
-        assert b"RELOADING=1\nMONOTONIC_USEC=" in systemd.recv(4096)
-        assert b"READY=1" in systemd.recv(4096)
-        first.process.send_signal(signal.SIGUSR2)
-        main = systemd.recv(4096).decode()
-        successor = int(main.split("MAINPID=")[1].split()[0])
-        try:
-            assert first.process.wait(30) == 0, "the older one ends by itself"
-            assert door_owner(door) == successor
-            assert curl(f"http://127.0.0.1:{port}/x")[2] == "up GET /x"
-        finally:
-            os.kill(successor, signal.SIGTERM)
-        messages = [systemd.recv(4096) for _ in range(2)]
-        assert any(b"STOPPING=1" in m for m in messages), messages
+        systemd.hears(pid, "RELOADING", "MONOTONIC_USEC")
+        systemd.hears(pid, "READY")
+        with WebSocket(port) as kept:
+            until("something is open", lambda: kept.done or kept.wrong)
+            first.process.send_signal(signal.SIGUSR2)
+            began = int(systemd.hears(pid, "RELOADING")["MONOTONIC_USEC"]) / 1e6
+            assert 0 <= time.clock_gettime(time.CLOCK_MONOTONIC) - began < 60
+            successor = int(systemd.hears(pid, "MAINPID", "READY")["MAINPID"])
+            try:
+                systemd.hears(successor, "READY")
+                assert door_owner(door) == successor
+                # Both read the file.
+                path.write_text(text(port, admin, up).replace("hello", "hallo"))
+                systemd.hears(successor, "RELOADING")
+                systemd.hears(successor, "READY")
+                url = f"http://127.0.0.1:{port}/hallo"
+                until("the successor has it", lambda: curl(url)[2] == "hallo", 20)
+                until("what is open goes on", lambda before=kept.done: kept.done > before)
+                assert first.process.poll() is None and not kept.wrong
+                kept.over.set()
+                assert first.process.wait(30) == 0, "the older one ends by itself"
+            finally:
+                os.kill(successor, signal.SIGTERM)
+            # There is nothing of the older one's between.
+            systemd.hears(successor, "STOPPING")
         until("it has ended", lambda: not listens(port), 20)
 
 
 def test_a_successor_that_cannot_serve_changes_nothing(tmp_path, ports):
     port, admin = ports
     path, door = tmp_path / "proxy.yaml", tmp_path / "door"
-    with Origin("up") as up:
+    with Origin("up") as up, Systemd(tmp_path / "notify") as systemd:
         path.write_text(text(port, admin, up))
-        first = Proxy("-c", path, "--handover", door, ready=port)
+        first = Proxy("-c", path, "--handover", door, ready=port, env=systemd.env)
         until("it can be replaced", door.exists, 10)
+        systemd.hears(first.process.pid, "READY")
         path.write_text("listeners: []\n")
         first.process.send_signal(signal.SIGUSR2)
+        told = [systemd.hears(first.process.pid) for _ in range(4)]
+        # Two reloads, one of the file and one of the process; both come to an end.
+        assert sum("RELOADING" in fields for fields in told) == 2, told
+        assert sum("READY" in fields for fields in told) == 2, told
         until("its end is noticed", lambda: "was started has ended" in first.text(), 20)
         assert door_owner(door) == first.process.pid
         assert curl(f"http://127.0.0.1:{port}/x")[2] == "up GET /x"

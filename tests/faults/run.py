@@ -25,7 +25,8 @@ sys.path.insert(0, str(HERE))
 
 # Drills that are tests of their own, and what of their output is the figure.
 ELSEWHERE = {
-    "f09": ("tests/test_standalone.py::test_f9_hot_upgrades_lose_no_request_kept_or_fresh", "F9:"),
+    "f09": ("tests/test_standalone.py::test_f9_hot_upgrades_lose_no_request_kept_or_fresh "
+            "tests/test_upgrades.py", "F9:"),
     "f16": ("tests/test_l4.py::test_f16_a_peer_that_is_gone_without_a_word_is_given_up", "F16:"),
     "f17": ("tests/test_l4.py::test_f17_a_herd_of_connections_is_served", "F17:"),
     "f19": ("tests/test_l4.py::test_f19_reg_64_descriptors_run_out_and_the_proxy_stays_manageable",

@@ -10,6 +10,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::SockRef;
 
@@ -30,6 +31,8 @@ pub type Place = (SocketAddr, Takes);
 pub struct Sockets {
     /// Whether copies are kept at all.
     keeps: bool,
+    /// This process ends: what it opened now would wait for nobody.
+    ended: AtomicBool,
     open: Mutex<BTreeMap<Place, Vec<OwnedFd>>>,
     inherited: Mutex<BTreeMap<Place, Vec<OwnedFd>>>,
 }
@@ -74,7 +77,7 @@ impl Sockets {
     where
         S: std::os::fd::AsFd,
     {
-        if !self.keeps {
+        if !self.keeps || self.has_ended() {
             return;
         }
         let copy = |s: &S| s.as_fd().try_clone_to_owned().ok();
@@ -99,8 +102,14 @@ impl Sockets {
         open.values().flatten().map(OwnedFd::try_clone).collect()
     }
 
+    /// Whether this process ends, so that it may open no door: its successor has to.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
     /// Keeps nothing any more: this process ends.
     pub fn close(&self) {
+        self.ended.store(true, Ordering::Release);
         lock(&self.open).clear();
         lock(&self.inherited).clear();
     }
@@ -166,6 +175,17 @@ mod tests {
         let at = place_of(&sockets[0]).unwrap().0;
         let next = Sockets::keeping(sockets).unwrap();
         assert_eq!(next.take(at, Takes::Datagrams, 4).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_process_that_ends_keeps_nothing_that_comes_later() {
+        let sockets = Sockets::keeping(Vec::new()).unwrap();
+        sockets.close();
+        assert!(sockets.has_ended());
+        let late = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = late.local_addr().unwrap();
+        sockets.keep(Takes::Connections, &[late]);
+        assert!(std::net::TcpStream::connect(at).is_err());
     }
 
     #[test]

@@ -174,6 +174,7 @@ async fn ended(
         notify::stopping();
         return proxy.drain().await;
     }
+    notify::replaced();
     let hurried = async {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -97,6 +97,8 @@ impl Ingest {
     async fn reserve_one(&mut self, (address, takes): Place) -> Result<(), listen::ListenError> {
         let workers = self.workers.len();
         match takes {
+            // Its successor's affair.
+            _ if self.config.handover.has_ended() => {}
             Takes::Connections => {
                 let sockets = listen::bind_from(&self.config, address, workers).await?;
                 self.reserved.connections.insert(address, sockets);

@@ -132,8 +132,9 @@ fn listener(message: &Message<'_>, context: &Context<'_>) {
         "http" => Protocol::Http1,
         "http2" => Protocol::Http2,
         "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
         other => {
-            message.error("protocol", format!("{other:?}: expected http, http2 or tcp"));
+            message.error("protocol", format!("{other:?}: expected http, http2, tcp or udp"));
             Protocol::Http1
         }
     };
@@ -146,6 +147,11 @@ fn listener(message: &Message<'_>, context: &Context<'_>) {
             ProxyHeader::Off
         }
     };
+    for field in ["tls", "proxy_header"] {
+        if protocol == Protocol::Udp && message.is_set(field) {
+            message.error(field, "a listener for datagrams has none: it passes them on as they are");
+        }
+    }
     let mut sections = tls::sections(message, protocol, context);
     if sections.is_empty() {
         let name: Arc<str> = "all".into();

@@ -235,7 +235,12 @@ pub fn start_successor(started: &Started, tasks: &TaskGroup) -> Result<()> {
     let own = PathBuf::from(own.strip_suffix(" (deleted)").unwrap_or(&own));
     let mut command = Command::new(&own);
     command.args(words);
-    start(command, started, tasks).with_context(|| format!("cannot start {}", own.display()))
+    super::notify::upgrading();
+    let began = start(command, started, tasks);
+    if began.is_err() {
+        super::notify::not_succeeded();
+    }
+    began.with_context(|| format!("cannot start {}", own.display()))
 }
 
 /// Starts a process and says when it ends, so that none is left behind that nobody asked for.
@@ -249,6 +254,7 @@ fn start(mut command: Command, started: &Started, tasks: &TaskGroup) -> Result<(
             Ok(status) => tracing::warn!(pid, %status, "the successor that was started has ended"),
             Err(error) => tracing::warn!(pid, %error, "a successor's end cannot be waited for"),
         }
+        super::notify::not_succeeded();
         started.0.store(0, Ordering::Relaxed);
     });
     Ok(())

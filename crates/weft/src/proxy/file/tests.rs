@@ -5,7 +5,10 @@ use super::*;
 use crate::proxy::standalone::Source;
 
 fn read(rest: &str) -> Result<Loaded, String> {
-    let text = format!("listeners: [{{name: web, bind: '127.0.0.1:0'}}]\n{rest}");
+    read_whole(&format!("listeners: [{{name: web, bind: '127.0.0.1:0'}}]\n{rest}"))
+}
+
+fn read_whole(text: &str) -> Result<Loaded, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weft.yaml");
     std::fs::write(&path, text).unwrap();
@@ -61,6 +64,26 @@ fn a_backend_says_where_it_is_in_one_address_or_in_several() {
     refused_for("backends: [{name: up, endpoints: 9000}]", "endpoints: expected a list");
     refused_for("backends: [{name: up, endpoints: {address: a}}]", "endpoints: expected a list");
     refused_for("backends: [{name: up, endpoints: nowhere}]", "\"nowhere\" is no address");
+}
+
+#[test]
+fn a_listener_for_datagrams_has_no_tls_and_no_header_before_them() {
+    let listener = |rest: &str| {
+        let bind = "bind: '127.0.0.1:0'";
+        format!("listeners: [{{name: d, {bind}, protocol: udp{rest}}}]\n")
+    };
+    let loaded = read_whole(&listener("")).unwrap();
+    let udp = loaded.resources.values().any(|resource| match resource {
+        Resource::Listener(Listener { kind: ListenerKind::Gateway(gateway), .. }) => {
+            gateway.sections.iter().all(|s| s.protocol == Protocol::Udp)
+        }
+        _ => false,
+    });
+    assert!(udp);
+    for (rest, field) in [(", proxy_header: required", "proxy_header"), (", tls: []", "tls")] {
+        let said = read_whole(&listener(rest)).unwrap_err();
+        assert!(said.contains(&format!("listeners[0].{field}: a listener for datagrams")), "{said}");
+    }
 }
 
 #[test]
