@@ -297,12 +297,13 @@ class Datagrams(Client):
 
     enough = 20
 
-    def __init__(self, port):
+    def __init__(self, port, own="127.0.0.1"):
         super().__init__()
-        self.port, self.lost, self.by = port, 0, []
+        self.port, self.own, self.lost, self.by = port, own, 0, []
 
     def begin(self):
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind((self.own, 0))
         self.socket.connect(("127.0.0.1", self.port))
         self.socket.settimeout(5)
 

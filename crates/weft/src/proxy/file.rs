@@ -149,7 +149,8 @@ fn listener(message: &Message<'_>, context: &Context<'_>) {
     };
     for field in ["tls", "proxy_header"] {
         if protocol == Protocol::Udp && message.is_set(field) {
-            message.error(field, "a listener for datagrams has none: it passes them on as they are");
+            message
+                .error(field, "a listener for datagrams has none: it passes them on as they are");
         }
     }
     let mut sections = tls::sections(message, protocol, context);

@@ -82,7 +82,10 @@ fn a_listener_for_datagrams_has_no_tls_and_no_header_before_them() {
     assert!(udp);
     for (rest, field) in [(", proxy_header: required", "proxy_header"), (", tls: []", "tls")] {
         let said = read_whole(&listener(rest)).unwrap_err();
-        assert!(said.contains(&format!("listeners[0].{field}: a listener for datagrams")), "{said}");
+        assert!(
+            said.contains(&format!("listeners[0].{field}: a listener for datagrams")),
+            "{said}"
+        );
     }
 }
 
