@@ -58,8 +58,8 @@ pub fn proxy_header(bytes: &[u8]) {
 }
 
 /// # Panics
-/// Frames, or which streams have a fragment, depend on how their bytes were cut, or an attack goes on
-/// for too long.
+/// Frames, or which streams have a fragment, depend on how their bytes were cut, or an attack goes
+/// on for too long.
 pub fn h2_frames(cut: usize, bytes: &[u8]) {
     let mut budget = Budget::new(Peer::Client, 0);
     let mut abused = false;

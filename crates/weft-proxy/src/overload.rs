@@ -12,11 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 pub mod crowd;
 pub mod stuck;
 
-use crowd::Crowd;
+use crowd::{Crowd, Crowds};
 
 /// Shares of the limit, in percent: from the first on requests are refused, below the second
 /// no more.
@@ -37,6 +38,8 @@ const NEAR_PERCENT: u64 = 50;
 /// What a request may come to hold, and for how long this cannot be seen.
 const REQUEST_BYTES: u64 = 32 * 1024;
 const PERIOD: Duration = Duration::from_secs(1);
+/// The allocator gives back by itself what was free for about as long.
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(1);
 
 /// The same as [`Pressure`] for what knows no worker: memory is short in this process.
 static SHORT: AtomicBool = AtomicBool::new(false);
@@ -55,6 +58,7 @@ pub struct Pressure {
     /// 0 while nobody watches.
     limit: AtomicU64,
     period: AtomicU64,
+    crowds: Crowds,
     risen: Notify,
 }
 
@@ -99,19 +103,22 @@ pub fn is_short() -> bool {
 // === impl Pressure ===
 
 impl Pressure {
+    pub fn new(workers: usize) -> Self {
+        Self { crowds: Crowds::new(workers), ..Self::default() }
+    }
+
     pub fn is_high(&self) -> bool {
         self.high.load(Ordering::Relaxed)
     }
 
     /// Whether one more request may begin on a worker, beside those whose memory is not in use yet.
-    pub fn admits(&self, crowd: &Crowd, workers: usize) -> bool {
+    pub fn admits(&self, crowd: &Crowd, worker: usize) -> bool {
         let limit = self.limit.load(Ordering::Relaxed);
         if limit == 0 || self.is_high() {
             return !self.is_high();
         }
-        let young = crowd.young(self.period.load(Ordering::Relaxed));
-        // The other workers have as many.
-        let coming = young.saturating_mul(REQUEST_BYTES).saturating_mul(workers.max(1) as u64);
+        let young = self.crowds.young(crowd, worker, self.period.load(Ordering::Relaxed));
+        let coming = young.saturating_mul(REQUEST_BYTES);
         let used = self.used.load(Ordering::Relaxed).saturating_add(coming);
         used <= (limit / 100).saturating_mul(SHED_PERCENT)
     }
@@ -203,6 +210,17 @@ impl Gauge {
         limits.min_by_key(|gauge| gauge.limit)
     }
 
+    /// What is used; nothing, where it is not this process's use: others of the group may need it
+    /// all, and refusing requests would not help them.
+    fn counted(&self) -> u64 {
+        let used = self.read().unwrap_or(0);
+        if self.percent(own_bytes().unwrap_or(0)) >= OWN_PERCENT { used } else { 0 }
+    }
+
+    fn percent(&self, bytes: u64) -> u64 {
+        bytes.saturating_mul(100) / self.limit.max(1)
+    }
+
     fn read(&self) -> Option<u64> {
         match &self.used {
             Used::Process => own_bytes(),
@@ -226,26 +244,43 @@ fn own_bytes() -> Option<u64> {
     Some(pages * crate::sys::program::page_size() as u64)
 }
 
-/// Watches until the group of tasks ends.
-pub async fn watch(gauge: Gauge, pressure: Arc<Pressure>) {
+/// Watches until the group of tasks ends. Before anybody is refused, what the allocator keeps of
+/// that which was freed is given back: it counts as used.
+pub async fn watch(gauge: Gauge, pressure: Arc<Pressure>, give_back: impl Fn()) {
     tracing::debug!(limit = gauge.limit, "watching memory");
     WATCHED.store(true, Ordering::Relaxed);
     pressure.limit.store(gauge.limit, Ordering::Relaxed);
-    let mut period = tokio::time::Instant::now();
+    let mut period = Instant::now();
+    let mut given_back: Option<Instant> = None;
     loop {
         if period.elapsed() >= PERIOD {
-            period = tokio::time::Instant::now();
+            period = Instant::now();
             pressure.period.fetch_add(1, Ordering::Relaxed);
         }
-        let used = gauge.read().unwrap_or(0);
-        // Others of the group may need it all: refusing requests would not help them.
-        let own = own_bytes().unwrap_or(0).saturating_mul(100) / gauge.limit.max(1);
-        let used = if own >= OWN_PERCENT { used } else { 0 };
-        pressure.note(used, gauge.limit);
+        let percent = look(&gauge, &pressure, &mut given_back, Instant::now(), &give_back);
         SHORT.store(pressure.is_high(), Ordering::Relaxed);
-        let near = used.saturating_mul(100) / gauge.limit.max(1) >= NEAR_PERCENT;
+        let near = percent >= NEAR_PERCENT;
         tokio::time::sleep(if near { OFTEN } else { SELDOM }).await;
     }
+}
+
+/// Notes what is used, with what is free given back where it is much; its share of the limit.
+fn look(
+    gauge: &Gauge,
+    pressure: &Pressure,
+    given_back: &mut Option<Instant>,
+    now: Instant,
+    give_back: &impl Fn(),
+) -> u64 {
+    let mut used = gauge.counted();
+    let lately = given_back.is_some_and(|at| now < at + GIVE_BACK_EVERY);
+    if gauge.percent(used) >= SHED_PERCENT && !lately {
+        give_back();
+        *given_back = Some(now);
+        used = gauge.counted();
+    }
+    pressure.note(used, gauge.limit);
+    gauge.percent(used)
 }
 
 #[cfg(test)]
@@ -274,11 +309,11 @@ pub(crate) mod tests {
 
     #[test]
     fn many_at_once_count_before_they_hold_anything() {
-        let (pressure, crowd) = (Pressure::default(), Crowd::default());
+        let (pressure, crowd) = (Pressure::new(2), Crowd::default());
         let taken = |most: u64| {
             let begin = |n: &u64| {
                 crowd.begin();
-                let taken = pressure.admits(&crowd, 2);
+                let taken = pressure.admits(&crowd, 0);
                 if !taken {
                     crowd.end();
                 }
@@ -289,7 +324,12 @@ pub(crate) mod tests {
         assert_eq!(taken(5_000), 5_000, "nobody watches");
         pressure.limit.store(100 << 20, Ordering::Relaxed);
         pressure.period.store(5, Ordering::Relaxed);
-        assert_eq!(taken(5_000), 1_441, "90 MB for two workers, and the first was there before");
+        assert_eq!(taken(5_000), 2_881, "90 MB, and the first was there before");
+        let other = Crowd::default();
+        assert!(pressure.admits(&other, 1), "there is room for none but nobody is there");
+        (0..10).for_each(|_| other.begin());
+        assert!(!pressure.admits(&other, 1), "nor is anything left for the other worker");
+        (0..10).for_each(|_| other.end());
         // They hold it now: what is left is for few.
         pressure.note(85 << 20, 100 << 20);
         for (period, most) in [(6, 0), (7, 1)] {
@@ -297,9 +337,37 @@ pub(crate) mod tests {
             assert_eq!(taken(1), most, "period {period}");
         }
         pressure.period.store(8, Ordering::Relaxed);
-        assert!((70..90).contains(&taken(1_000)), "5 MB");
+        assert!((150..165).contains(&taken(1_000)), "5 MB");
         pressure.note(95 << 20, 100 << 20);
         assert_eq!(taken(10), 0);
+    }
+
+    /// What a group uses, where so much of it is free and goes when it is given back.
+    fn watched(used: u64, free: u64) -> (bool, u32) {
+        let dir = tempfile::tempdir().unwrap();
+        let current = dir.path().join("current");
+        fs::write(&current, format!("{used}\n")).unwrap();
+        let stat = dir.path().join("stat");
+        let used = Used::Group { current: current.clone(), stat, keys: FILES };
+        let left = fs::read_to_string(&current).unwrap().trim().parse::<u64>().unwrap() - free;
+        let (asked, pressure) = (Cell::new(0), Pressure::default());
+        let give_back = || {
+            asked.set(asked.get() + 1);
+            fs::write(&current, left.to_string()).unwrap();
+        };
+        let (gauge, mut given_back) = (Gauge { limit: 1_000, used }, None);
+        let began = Instant::now();
+        for n in 0..150 {
+            look(&gauge, &pressure, &mut given_back, began + OFTEN * n, &give_back);
+        }
+        (pressure.is_high(), asked.get())
+    }
+
+    #[test]
+    fn what_is_free_is_given_back_before_anybody_is_refused() {
+        assert_eq!(watched(950, 300), (false, 1), "it is free again");
+        assert_eq!(watched(950, 20), (true, 2), "it is used, and looked at each second");
+        assert_eq!(watched(890, 300), (false, 0), "there is room");
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Proxy {
             log_lines,
             buckets: Arc::default(),
             cache: Arc::new(Store::new(config.limits.cache_bytes_max)),
-            pressure: Arc::default(),
+            pressure: Arc::new(Pressure::new(config.workers)),
             neighbours,
             resolver: Resolver::system(clock.clone()),
         };
@@ -228,7 +228,7 @@ fn watch_memory(
 ) {
     if let Some(gauge) = Gauge::find(config.limits.memory_bytes_max) {
         tasks.spawn("stored answers", cache::watch(stored, pressure.clone()));
-        tasks.spawn("memory", overload::watch(gauge, pressure));
+        tasks.spawn("memory", overload::watch(gauge, pressure, config.give_back));
     }
 }
 

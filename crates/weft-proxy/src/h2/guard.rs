@@ -284,8 +284,8 @@ impl Watch {
         overload::gives_up(self.begun.get()) && self.budget.borrow().peer() == Peer::Client
     }
 
-    /// Whether the request of a stream has a fragment in its path. Asked once for each, in the order
-    /// of their numbers.
+    /// Whether the request of a stream has a fragment in its path. Asked once for each, in the
+    /// order of their numbers.
     pub fn has_fragment(&self, stream: u32) -> bool {
         self.paths.borrow_mut().as_mut().is_some_and(|paths| paths.take(stream))
     }

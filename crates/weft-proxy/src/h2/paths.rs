@@ -138,8 +138,8 @@ impl Paths {
         }
     }
 
-    /// Whether a stream's request has a fragment, or may have one. Asked once for each, in the order
-    /// of their numbers.
+    /// Whether a stream's request has a fragment, or may have one. Asked once for each, in the
+    /// order of their numbers.
     pub fn take(&mut self, stream: u32) -> bool {
         let Noted { streams, all } = &mut self.noted;
         let noted = streams.contains(&stream);

@@ -22,7 +22,7 @@ use crate::worker::{Conn, Worker};
 /// A strict port admits only sidecars; the forward proxy only its own app, which knows the pod's
 /// credential. None admits anybody while memory is short.
 pub(super) fn admit<B>(worker: &Worker, conn: &Conn, request: &Request<B>) -> Result<(), Refusal> {
-    if !worker.shared.pressure.admits(&worker.metrics.crowd, worker.config.workers) {
+    if !worker.shared.pressure.admits(&worker.metrics.crowd, worker.id) {
         return Err(shed(worker));
     }
     if conn.plaintext_refused {

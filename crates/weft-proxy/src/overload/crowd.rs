@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How many requests one worker has under way, and how many of them came lately. What a request
 //! will hold is not in use yet when it is taken: thousands that come at once would all be taken
-//! while there seems to be room. Kept by each request's record, asked before one is taken.
+//! while there seems to be room. Kept by each request's record, asked before one is taken; and what
+//! the workers know of one another's, so that all of them together count, and each only once.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A worker says how many it has when they are so many more or fewer than it has said.
+const STEP: u64 = 8;
 
 /// Requests under way on one worker.
 #[derive(Debug, Default)]
@@ -12,7 +17,13 @@ pub struct Crowd {
     /// The fewest that there were in this period, and in the one before it.
     fewest: Cell<[u64; 2]>,
     period: Cell<u64>,
+    /// What the others know, and since which period.
+    said: Cell<(u64, u64)>,
 }
+
+/// What each worker has said: a period above, and how many of its requests are young below.
+#[derive(Debug, Default)]
+pub(super) struct Crowds(Box<[AtomicU64]>);
 
 // === impl Crowd ===
 
@@ -39,9 +50,54 @@ impl Crowd {
     }
 }
 
+// === impl Crowds ===
+
+impl Crowds {
+    pub fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// How many are young: of this worker, and of the others, of each within [`STEP`]. Who has taken
+    /// nothing for two periods has none.
+    pub fn young(&self, crowd: &Crowd, worker: usize, period: u64) -> u64 {
+        let own = crowd.young(period);
+        let (when, said) = crowd.said.get();
+        if (when != period || said.abs_diff(own) >= STEP)
+            && let Some(slot) = self.0.get(worker)
+        {
+            crowd.said.set((period, own));
+            slot.store(period << 32 | own.min(u32::MAX.into()), Ordering::Relaxed);
+        }
+        let others = self.0.iter().enumerate().filter(|(n, _)| *n != worker).map(|(_, slot)| {
+            let said = slot.load(Ordering::Relaxed);
+            let is_late = (period & u64::from(u32::MAX)).wrapping_sub(said >> 32) > 1;
+            if is_late { 0 } else { said & u64::from(u32::MAX) }
+        });
+        others.fold(own, u64::saturating_add)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_count_together_and_each_for_itself() {
+        let crowds = Crowds::new(3);
+        let (one, two) = (Crowd::default(), Crowd::default());
+        let young = |crowd, worker, period| crowds.young(crowd, worker, period);
+        assert_eq!((young(&one, 0, 7), young(&two, 1, 7)), (0, 0));
+        (0..100).for_each(|_| one.begin());
+        assert_eq!((young(&one, 0, 7), young(&two, 1, 7)), (100, 100));
+        // A few are not worth a word.
+        (1..STEP).for_each(|_| one.end());
+        assert_eq!((young(&one, 0, 7), young(&two, 1, 7)), (101 - STEP, 100));
+        one.end();
+        assert_eq!((young(&one, 0, 7), young(&two, 1, 7)), (100 - STEP, 100 - STEP));
+        // It takes nothing more: what it has is there to be seen in two periods.
+        assert_eq!((young(&two, 1, 8), young(&two, 1, 9)), (100 - STEP, 0));
+        assert_eq!(Crowds::default().young(&one, 0, 7), 100 - STEP, "nobody else is known");
+    }
 
     #[test]
     fn those_are_young_that_came_within_two_periods() {

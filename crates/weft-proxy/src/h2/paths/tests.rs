@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+//! Blocks of random fields, in pieces, beside what they were made of.
 
 use proptest::prelude::*;
 
