@@ -2,7 +2,8 @@
 """S2: twenty clients of Consul's locks, each with sessions of its own, take and give back a few
 locks while the server is killed and started again, and while the agent that half of the sessions
 belong to goes away. Every answer is noted with its beginning and end. There must be one order of
-all of them in which each lock has one holder at a time; `cargo xtask locks` (todc-utils) decides.
+all of them in which each lock has one holder at a time, and when all is quiet who is gone holds
+nothing; `cargo xtask locks` (todc-utils) decides.
 
 Each round has locks of its own, so that a history stays short."""
 
@@ -259,6 +260,24 @@ class Drill:
             client.join(90)
             assert not client.is_alive(), "a client does not end"
         self.complain()
+        self.rest()
+
+    def rest(self):
+        """All is quiet: what is held then is held by somebody who is there."""
+        gone = self.notes.ended | self.notes.destroyed
+        for lock in sorted(self.notes.locks):
+            deadline = time.monotonic() + 20
+            while True:
+                began, holder = self.notes.now(), self.holder(lock)
+                if holder not in gone or time.monotonic() > deadline:
+                    break
+                time.sleep(PAUSE)
+            self.notes.add(lock, began, self.notes.now(), "rest", holder, "yes")
+
+    def holder(self, lock):
+        answer = requests.get(f"{self.server.consul}/v1/kv/lock/{lock}?consistent", timeout=10)
+        assert answer.status_code in (200, 404), answer.text
+        return answer.json()[0].get("Session") if answer.ok else None
 
     def stop(self):
         self.agent.kill()

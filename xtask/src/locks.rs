@@ -7,7 +7,8 @@
 //! Linearizability is local, so each lock is judged by itself. What nobody was told is no
 //! operation of its own, which would let the search grow without bound: an operation leads from a
 //! set of possible worlds to a set of possible worlds. A write without an answer adds those in
-//! which it happened; a session that ended by itself may have let go at any moment.
+//! which it happened; a session that ended by itself may have let go at any moment. That it has let
+//! go in the end is what the last look at each lock must show: `rest`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -53,6 +54,8 @@ enum What {
     Take,
     Give,
     Look,
+    /// A look when all has been quiet for a while: who is over holds nothing any more.
+    Rest,
     End,
 }
 
@@ -83,6 +86,15 @@ struct Step {
 }
 
 struct Lock;
+
+// === impl What ===
+
+impl What {
+    /// Changes nothing.
+    fn is_look(self) -> bool {
+        matches!(self, Self::Look | Self::Rest)
+    }
+}
 
 // === impl Lock ===
 
@@ -140,6 +152,12 @@ impl Step {
         match (self.note.what, self.note.answer) {
             (What::Look, _) => {
                 if world.holder.as_ref() == who {
+                    after.insert(world);
+                }
+            }
+            (What::Rest, _) => {
+                let gone = |who: &Arc<str>| self.ended.contains(who) || world.over.contains(who);
+                if world.holder.as_ref() == who && !who.is_some_and(gone) {
                     after.insert(world);
                 }
             }
@@ -234,7 +252,7 @@ fn until(notes: &[Note], moment: u64) -> Vec<Note> {
     let open = |note: &Note| note.ended.is_none_or(|ended| ended > moment);
     let begun = notes.iter().filter(|note| note.began <= moment);
     let told =
-        begun.filter(|note| !(open(note) && note.what == What::Look)).map(|note| match note {
+        begun.filter(|note| !(open(note) && note.what.is_look())).map(|note| match note {
             note if !open(note) => note.clone(),
             note if note.what == What::End => Note { ended: None, ..note.clone() },
             note => Note { ended: None, answer: Answer::Unknown, ..note.clone() },

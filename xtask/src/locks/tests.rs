@@ -2,7 +2,7 @@
 //! What the judge of locks takes and what it refuses.
 
 use super::Answer::{Gone, No, Unknown, Yes};
-use super::What::{End, Give, Look, Take};
+use super::What::{End, Give, Look, Rest, Take};
 use super::*;
 
 /// Began, ended (0 for never), what, whose, answer.
@@ -83,6 +83,25 @@ fn a_session_that_went_with_its_machine_lets_go_once_and_for_all() {
     check(false, &["a"], &[took, other, (5, 6, Give, "b", Yes), (7, 8, Take, "a", Yes)]);
     check(false, &["a"], &[took, (3, 4, Take, "a", Gone), (5, 6, Take, "a", Yes)]);
     check(false, &["b"], &[took, other]);
+}
+
+/// A lock that is never let go refuses everybody without end, which each answer by itself explains.
+#[test]
+fn a_lock_that_never_comes_free_is_seen_when_all_is_quiet() {
+    let (took, gone) = ((1, 2, Take, "a", Yes), (3, 4, Take, "a", Gone));
+    let late = [took, gone, (5, 6, Look, "a", Yes), (7, 8, Take, "b", No)];
+    let then = |rest: Row| [&late[..], &[rest]].concat();
+    check(true, &["a"], &late);
+    check(false, &["a"], &then((9, 10, Rest, "a", Yes)));
+    check(true, &["a"], &then((9, 10, Rest, "", Yes)));
+    // One that was asked to end is no better.
+    let ended = [took, (3, 4, End, "a", Yes)];
+    check(false, &[], &[&ended[..], &[(5, 6, Rest, "a", Yes)]].concat());
+    check(true, &[], &[&ended[..], &[(5, 6, Rest, "", Yes)]].concat());
+    // Who is there may hold it for as long as it likes, and nobody takes it from there.
+    check(true, &[], &[took, (3, 4, Rest, "a", Yes)]);
+    check(false, &[], &[took, (3, 4, Rest, "", Yes)]);
+    check(false, &["a"], &[took, (3, 4, Rest, "b", Yes)]);
 }
 
 /// Twenty clients lose their answers at once, several times: decided at once all the same.
