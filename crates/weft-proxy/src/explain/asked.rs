@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Request, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use weft_model::decide::pick_section;
 
 use super::Place;
@@ -49,14 +49,18 @@ impl Asked {
         };
         let authority = uri.authority().ok_or("the URL names no host")?;
         let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let mut request = Request::builder().method(method).uri(path_of(&uri));
-        let mut host = authority.as_str().to_owned();
+        let request = Request::builder().method(method);
+        let mut request = match method {
+            "CONNECT" => request.uri(format!("{}:{port}", authority.host())),
+            _ => request.uri(path_of(&uri)),
+        };
+        let mut hosts: Vec<&str> = Vec::new();
         if headers.len() > HEADERS_MAX {
             return Err(format!("{} headers: at most {HEADERS_MAX} are read", headers.len()));
         }
         for (name, value) in headers {
             if name.eq_ignore_ascii_case("host") {
-                host.clone_from(value);
+                hosts.push(value);
                 continue;
             }
             let name = HeaderName::from_bytes(name.as_bytes())
@@ -65,8 +69,12 @@ impl Asked {
                 .map_err(|_| format!("{value:?} cannot be the value of a header"))?;
             request = request.header(name, value);
         }
-        let request = request.header("host", &host).body(()).map_err(|e| e.to_string())?;
-        let host = host.split(':').next().unwrap_or_default().to_owned();
+        if hosts.is_empty() {
+            hosts.push(authority.as_str());
+        }
+        let host = hosts.first().and_then(|h| h.split(':').next()).unwrap_or_default().to_owned();
+        let with = hosts.into_iter().fold(request, |request, host| request.header("host", host));
+        let request = with.body(()).map_err(|e| e.to_string())?;
         Ok(Self { uri, https, port, request, host, listener: None })
     }
 
@@ -123,6 +131,9 @@ impl Asked {
     /// # Errors
     /// When its host is none.
     pub fn absolute(&self) -> Result<Request<()>, String> {
+        if self.request.method() == Method::CONNECT {
+            return Ok(self.request.clone());
+        }
         let (mut head, ()) = self.request.clone().into_parts();
         let host = head.headers.get("host").and_then(|h| h.to_str().ok()).unwrap_or_default();
         let whole = Uri::builder().scheme("http").authority(host);

@@ -3,6 +3,7 @@
 //! request go through the very decisions that serve requests; nothing is sent, nothing is picked.
 //! Called by the server and by the command line; never by a worker.
 
+mod arrived;
 mod asked;
 mod candidates;
 mod doors;
@@ -12,7 +13,7 @@ mod steps;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use http::Request;
+use http::{Method, Request};
 use serde::Serialize;
 use weft_base::clock::Mono;
 use weft_model::decide::{
@@ -22,16 +23,22 @@ use weft_model::decide::{
 };
 use weft_model::{AbortAnswer, Action, Filter, Origin, Rule, Share, Target, WeightedBackend};
 
+use self::arrived::Arrived;
 use self::doors::Met;
-use crate::http::normalise::{self, HeaderView};
+use crate::http::normalise::HeaderView;
+use crate::http::reply::{Cause, Refusal};
 use crate::http::rewritten::unfit;
 use crate::http::route::{self, Choice};
+use crate::http::tunnel;
 use crate::table::{BackendEntry, Door, Table};
 use crate::worker::Conn;
 
 pub use asked::Asked;
 pub use candidates::{Candidate, Checked, Ejected, Live};
 pub use steps::DEFAULT;
+
+/// The kind of an answer that an instance gives.
+const FORWARDED: &str = "forwarded";
 
 /// Who asks, as far as it decides.
 #[derive(Clone, Debug)]
@@ -139,64 +146,86 @@ fn explained(
         now,
         ..Explanation::default()
     };
-    let authority = match normalise::canonical(request, None) {
-        Ok(authority) => authority,
-        Err(why) => {
-            out.answer = refused(400, "DPE", format!("the request is ambiguous: {why}"));
-            return out;
-        }
+    let outcome = match &place.door {
+        Door::Gateway(name) => at_gateway(table, name, place, (&conn, request), &mut out),
+        door => at_sidecar(table, door, (&conn, request), &mut out),
     };
-    match &place.door {
-        Door::Gateway(name) => {
-            let Some(entry) = table.gateway(name) else {
-                out.answer = closed(format!("the listener {name} is gone"));
-                return out;
-            };
-            match doors::met(entry, place) {
-                Ok(Met::Http) => asked_http(table, &conn, &authority, request, &mut out),
-                Ok(Met::Bytes) => doors::gateway_bytes(table, entry, &conn, &mut out),
-                Err(why) => out.answer = closed(why),
-            }
-        }
-        // A pod's program that speaks TLS itself asks its proxy for a tunnel.
-        Door::Forward if place.scheme == "https" => {
-            let port = authority.port.unwrap_or(443);
-            doors::tunnel(table, &authority.host, port, &conn, &mut out);
-        }
-        _ => asked_http(table, &conn, &authority, request, &mut out),
+    if let Err(answer) = outcome {
+        out.answer = answer;
     }
     out
 }
 
-fn asked_http(
+fn at_gateway(
     table: &Table,
-    conn: &Conn,
-    authority: &Authority,
-    request: &Request<()>,
+    name: &str,
+    place: &Place,
+    (conn, request): (&Conn, &Request<()>),
     out: &mut Explanation,
-) {
-    let (head, ()) = request.clone().into_parts();
-    let asked = route::asked(conn, authority);
+) -> Result<(), Answer> {
+    let entry =
+        table.gateway(name).ok_or_else(|| closed(format!("the listener {name} is gone")))?;
+    match doors::met(entry, place).map_err(closed)? {
+        Met::Http => {
+            let arrived = arrived::read(request)?;
+            asked_http(table, conn, arrived.cleaned(conn, Some(entry.listener.edge))?, out);
+        }
+        Met::Bytes => doors::gateway_bytes(table, entry, conn, out),
+    }
+    Ok(())
+}
+
+fn at_sidecar(
+    table: &Table,
+    door: &Door,
+    (conn, request): (&Conn, &Request<()>),
+    out: &mut Explanation,
+) -> Result<(), Answer> {
+    let arrived = arrived::read(request)?;
+    let Authority { host, port } = &arrived.authority;
+    let connects = request.method() == Method::CONNECT;
+    match door {
+        Door::Forward if connects && port.is_none() => {
+            return Err(of_refusal(&Refusal::new(Cause::BadRequest, "CONNECT names no port")));
+        }
+        // A pod's program that speaks TLS itself asks its proxy for a tunnel.
+        Door::Forward if connects || conn.scheme == "https" => {
+            doors::tunnel(table, host, port.unwrap_or(443), conn, out);
+        }
+        _ if connects => return Err(of_refusal(&Refusal::new(Cause::MethodRefused, ""))),
+        _ => asked_http(table, conn, arrived.cleaned(conn, None)?, out),
+    }
+    Ok(())
+}
+
+fn asked_http(table: &Table, conn: &Conn, arrived: Arrived, out: &mut Explanation) {
+    let head = &arrived.head;
+    let asked = route::asked(conn, &arrived.authority);
     let headers = HeaderView(&head.headers);
-    let view = route::view(&head, &headers, conn.scheme, &asked);
+    let view = route::view(head, &headers, conn.scheme, &asked);
     let none = Routes::default();
     let (routes, section) = routes(table, &conn.door, (&asked.host, asked.port), out);
     let explained = explain_rules(routes.unwrap_or(&none), section, &view);
     out.lost = explained.lost.iter().map(not_taken).collect();
-    match route::choose(table, conn, &view) {
-        Err(refusal) => {
-            let row = refusal.cause.row();
-            let text = format!("{}; {}", row.what, refusal.detail);
-            out.answer = refused(refusal.status.unwrap_or(row.status), "", text);
-            out.answer.flag = refusal.flags.to_string();
-        }
-        Ok(Choice::Rule(found)) => rule(table, &found, &view, out),
+    out.steps.clone_from(&arrived.changes);
+    let chosen = route::choose(table, conn, &view).map_err(|why| tunnel::unrouted(head, why));
+    match chosen {
+        Err(refusal) => out.answer = of_refusal(&refusal),
+        Ok(Choice::Rule(found)) => match tunnel::permit(head, &found) {
+            Ok(()) => rule(table, &found, &view, out),
+            Err(refusal) => out.answer = of_refusal(&refusal),
+        },
         Ok(Choice::Backend(entry)) => whole(entry, out),
         Ok(Choice::Own(entry)) => whole(&entry, out),
         Ok(Choice::Outside(Authority { host, port })) => {
             let port = port.unwrap_or(80);
             out.answer = forwarded(format!("it is not in the mesh; it goes to {host}:{port}"));
         }
+    }
+    if out.answer.kind == FORWARDED
+        && let Some(answer) = arrived.misled()
+    {
+        out.answer = answer;
     }
 }
 
@@ -246,7 +275,7 @@ fn rule(
     out: &mut Explanation,
 ) {
     out.route = Some(taken(found));
-    out.steps = steps::of_rule(found, view);
+    out.steps.extend(steps::of_rule(found, view));
     if let Some(why) = not_allowed(found, view) {
         out.answer = refused(403, "UAEX", why);
         return;
@@ -427,8 +456,18 @@ fn closed(text: String) -> Answer {
     Answer { kind: "closed".into(), text, ..Answer::default() }
 }
 
+/// As the proxy refuses.
+fn of_refusal(refusal: &Refusal) -> Answer {
+    let row = refusal.cause.row();
+    let text = match refusal.detail.is_empty() {
+        true => row.what.to_owned(),
+        false => format!("{}; {}", row.what, refusal.detail),
+    };
+    refused(refusal.status.unwrap_or(row.status), &refusal.flags.to_string(), text)
+}
+
 fn forwarded(text: String) -> Answer {
-    Answer { kind: "forwarded".into(), text, ..Answer::default() }
+    Answer { kind: FORWARDED.into(), text, ..Answer::default() }
 }
 
 fn object(origin: &Origin) -> String {

@@ -7,7 +7,7 @@ pub mod attempt;
 pub mod body;
 pub mod bounds;
 pub mod cache;
-mod clean;
+pub mod clean;
 pub mod copied;
 pub mod grpc_web;
 pub mod handshake;

@@ -72,7 +72,7 @@ fn any_match(chance: &mut Chance, istio: bool) -> Match {
         // Gateway API's default.
         path: path.or_else(|| (!istio).then(|| PathMatch::ElementPrefix("/".into()))),
         method: chance.maybe(4, |c| StringMatch::Exact(c.one(&["GET", "PUT"]).into())),
-        headers: named(chance, &["x-a", "x-b"]),
+        headers: named(chance, &["x-a", "x-b", "x-real-ip", "x-envoy-x", "keep-alive"]),
         query: named(chance, &["q", "r"]),
         without_headers: if istio { named(chance, &["x-c"]) } else { Vec::new() },
         ..Match::default()
@@ -134,7 +134,7 @@ fn any_request(chance: &mut Chance, istio: bool) -> Request<Full<Bytes>> {
     let uri = if istio { format!("http://{host}{path}{query}") } else { path + query };
     let mut request =
         Request::builder().method(chance.one(&["GET", "PUT"])).uri(uri).header("host", host);
-    for name in ["x-a", "x-b", "x-c"] {
+    for name in ["x-a", "x-b", "x-c", "x-real-ip", "x-envoy-x", "keep-alive"] {
         if let Some(value) = chance.maybe(2, |c| c.one(&["1", "2", "12"])) {
             request = request.header(name, value);
         }
@@ -161,7 +161,16 @@ fn text_fits(m: &StringMatch, got: &str) -> bool {
 
 fn fits(m: &Match, request: &Request<Full<Bytes>>) -> bool {
     let path = request.uri().path();
-    let header = |name: &str| request.headers().get(name).map(|v| v.to_str().unwrap());
+    // Of one connection (RFC 9110 §7.6.1), or for a gateway to say.
+    let passes = |name: &str| match name {
+        "keep-alive" => false,
+        "x-real-ip" | "x-envoy-x" => request.uri().host().is_some(),
+        _ => true,
+    };
+    let header = |name: &str| {
+        let given = request.headers().get(name).filter(|_| passes(name));
+        given.map(|v| v.to_str().unwrap())
+    };
     let query: BTreeMap<&str, &str> = request
         .uri()
         .query()

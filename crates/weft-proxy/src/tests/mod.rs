@@ -13,6 +13,7 @@ mod captured_inbound;
 mod dns;
 mod drain;
 mod explained;
+mod explained_arrived;
 mod explained_live;
 mod explained_tls;
 mod faults;
