@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use h2::Reason;
 use thiserror::Error;
 
 use super::frames::{
@@ -32,6 +33,8 @@ pub enum Abuse {
     Unfinished,
     #[error("memory is short, and its headers are long and have no end yet")]
     Shed,
+    #[error("its trailers have a field that begins with a colon")]
+    Trailers,
 }
 
 /// Who is on the other end.
@@ -96,6 +99,14 @@ const _: () = assert!(CHATTER.0 * TRUST < 1000 && EMPTY.0 * TRUST < 1000 && WIND
 // === impl Abuse ===
 
 impl Abuse {
+    /// What its GOAWAY says.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Trailers => Reason::PROTOCOL_ERROR,
+            _ => Reason::ENHANCE_YOUR_CALM,
+        }
+    }
+
     /// The check that notices it.
     const fn check(self) -> &'static str {
         match self {
@@ -107,6 +118,7 @@ impl Abuse {
             Self::Empty => "h2-empty",
             Self::Unfinished => "h2-unfinished",
             Self::Shed => "h2-shed",
+            Self::Trailers => "h2-trailers",
         }
     }
 }

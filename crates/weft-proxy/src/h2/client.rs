@@ -36,6 +36,7 @@ use crate::h1::alarm::Alarm;
 
 /// Interim answers to one request; a peer that sends more means harm.
 const INTERIM_MAX: u32 = 32;
+const BLANK: &str = "a header's value begins or ends with a blank";
 
 /// An answer's body, with what is left to send of its request.
 pub struct Exchange<B> {
@@ -196,11 +197,17 @@ where
             if interims > INTERIM_MAX {
                 return Poll::Ready(Err(Failure::Garbage("too many interim answers")));
             }
+            if fields::has_blank_ends(head.headers()) {
+                return Poll::Ready(Err(Failure::Garbage(BLANK)));
+            }
             interim(head);
         }
         Pin::new(&mut answer).poll(cx).map_err(Failure::Stream)
     })
     .await?;
+    if fields::has_blank_ends(response.headers()) {
+        return Err(Failure::Garbage(BLANK));
+    }
     let length = length(response.headers());
     Ok(response.map(|stream| Exchange { incoming: Incoming::new(stream, length), upload }))
 }

@@ -2,9 +2,11 @@
 //! Fields as HTTP/2 carries them: what belongs to a connection of HTTP/1 is left out, and values
 //! that no second message has are kept out of the tables by which both sides shorten the others:
 //! there they would drive out what comes again, and make every look-up long. Called by both drivers
-//! with a head that is about to be sent.
+//! with a head that is about to be sent, and with what came.
 
 use http::header::{CONNECTION, HeaderMap, HeaderName, TRANSFER_ENCODING, UPGRADE};
+
+use crate::guards;
 
 /// Belong to a connection of HTTP/1.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -32,6 +34,14 @@ pub(super) fn of_answer(headers: &mut HeaderMap) {
 /// The same of a request, of which the phases have left out what is a connection's.
 pub(super) fn of_request(headers: &mut HeaderMap) {
     mark(headers);
+}
+
+/// Whether a value begins or ends with a blank, which none may (RFC 9113 §8.2.1): HTTP/1 cuts it
+/// off, so that a server behind would read another value than rules did.
+pub(super) fn has_blank_ends(headers: &HeaderMap) -> bool {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let mut values = headers.values().map(|value| value.as_bytes());
+    values.any(|value| is_blank(value.first()) || is_blank(value.last())) && guards::on("h2-blank")
 }
 
 /// Whether there is any field of a connection.
@@ -81,6 +91,16 @@ mod tests {
         let mut fields = headers(&["te", "trailer", "upgrade-insecure-requests", "date"]);
         of_answer(&mut fields);
         assert_eq!(fields.len(), 4);
+    }
+
+    #[test]
+    fn only_the_ends_of_a_value_are_looked_at() {
+        let cases = [("", false), ("a b", false), (" ", true), ("\ta", true), ("a ", true)];
+        for (value, blank) in cases {
+            let mut fields = headers(&["accept"]);
+            fields.append("x-a", HeaderValue::from_static(value));
+            assert_eq!(has_blank_ends(&fields), blank, "{value:?}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::frames::{
     ACK, CONTINUATION, DATA, GOAWAY, HEAD_BYTES, PREFACE_BYTES, RST_STREAM, SETTINGS, Scanner,
 };
 use super::paths::Paths;
-use crate::{guards, overload};
+use crate::overload;
 
 /// How long a closing connection reads on, so that its peer gets to see the GOAWAY: unread bytes
 /// would make the kernel reset it.
@@ -73,7 +73,7 @@ pub struct Watch {
 
 impl<I> Guard<I> {
     pub fn new(io: I, peer: Peer) -> (Self, Rc<Watch>) {
-        let paths = peer != Peer::Server && guards::on("h2-fragment");
+        let paths = peer != Peer::Server;
         let watch = Rc::new(Watch {
             began: Instant::now(),
             budget: RefCell::new(Budget::new(peer, 0)),
@@ -108,6 +108,10 @@ impl<I> Guard<I> {
         let mut paths = watch.paths.borrow_mut();
         if let Some(paths) = paths.as_mut() {
             paths.payload(bytes);
+            if paths.has_wrong_trailers() {
+                watch.abuse.set(Some(Abuse::Trailers));
+                return 0;
+            }
         }
         while let Some((head, end)) = self.received.next(bytes.get(at..).unwrap_or_default()) {
             if let Err(abuse) = budget.received(head, || watch.ms()) {
@@ -128,6 +132,10 @@ impl<I> Guard<I> {
             at += end;
             if let Some(paths) = paths.as_mut() {
                 paths.frame(head, bytes.get(at..).unwrap_or_default());
+                if paths.has_wrong_trailers() {
+                    watch.abuse.set(Some(Abuse::Trailers));
+                    return at.saturating_sub(HEAD_BYTES);
+                }
             }
         }
         watch.heard.set(true);

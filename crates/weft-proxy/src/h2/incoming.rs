@@ -9,10 +9,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use h2::RecvStream;
+use h2::{Reason, RecvStream};
 use http::header::{CONTENT_LENGTH, HeaderMap};
 use http_body::{Body, Frame, SizeHint};
 
+use super::fields;
 use crate::http::body::SMALL_BYTES;
 use crate::http::interim::Interim;
 
@@ -147,6 +148,7 @@ impl Body for Incoming {
             None => {
                 let trailers = ready!(stream.poll_trailers(cx)).transpose();
                 me.stream = None;
+                let trailers = trailers.map(|t| t.and_then(judged));
                 Poll::Ready(trailers.map(|t| t.map(Frame::trailers)))
             }
         }
@@ -163,6 +165,14 @@ impl Body for Incoming {
             Some(left) => SizeHint::with_exact(left),
             None => SizeHint::new(),
         }
+    }
+}
+
+/// Trailers that may be passed on.
+fn judged(trailers: HeaderMap) -> Result<HeaderMap, h2::Error> {
+    match fields::has_blank_ends(&trailers) {
+        true => Err(Reason::PROTOCOL_ERROR.into()),
+        false => Ok(trailers),
     }
 }
 

@@ -5,9 +5,13 @@
 //! are skipped over, only values of `:path` are read, and of the dynamic table is known which
 //! entries are paths and which of them have a fragment. Called by [`super::guard`] with each frame
 //! of a client; in doubt every request of the connection is refused.
+//!
+//! Fields whose name begins with a colon are found in trailers on the way, where they may not be
+//! (RFC 9113 §8.1): the h2 crate throws them away.
 
 use super::STREAMS_MAX;
 use super::frames::{CONTINUATION, HEADERS, Head, PUSH_PROMISE};
+use crate::guards;
 
 mod text;
 
@@ -19,6 +23,8 @@ const PRIORITY: u8 = 0x20;
 const DYNAMIC: u32 = 62;
 /// Of the static table: `/` and `/index.html`.
 const STATIC_PATHS: [u32; 2] = [4, 5];
+/// Of the static table: `:authority` to `:status`.
+const STATIC_PSEUDOS: std::ops::RangeInclusive<u32> = 1..=14;
 /// No integer is longer, for the h2 crate.
 const SHIFT_MAX: u32 = 28;
 /// Streams that are noted and not answered yet.
@@ -33,8 +39,14 @@ pub struct Paths {
     /// Before the block: a byte for the length of the padding, and five of a priority.
     lead: Lead,
     at: At,
-    /// The field's name is `:path`.
+    /// The streams up to this one have begun: what they say now are trailers.
+    begun: u32,
+    trailers: bool,
+    /// There was a field in them that begins with a colon.
+    wrong: bool,
+    /// The field's name is `:path`, or begins with a colon.
     is_path: bool,
+    is_pseudo: bool,
     /// The field enters the table.
     enters: bool,
     huffman: bool,
@@ -92,6 +104,7 @@ enum Part {
 /// and an index that leads beyond what was driven out ends the connection.
 #[derive(Debug, Default)]
 struct Table {
+    pseudos: u128,
     paths: u128,
     fragments: u128,
 }
@@ -104,6 +117,8 @@ impl Paths {
         match head.kind {
             HEADERS => {
                 self.at = At::Field;
+                self.trailers = head.stream <= self.begun;
+                self.begun = self.begun.max(head.stream);
                 self.lead = Lead {
                     padded: head.has(PADDED),
                     pad: 0,
@@ -138,13 +153,18 @@ impl Paths {
         }
     }
 
+    /// Whether trailers had a field that begins with a colon.
+    pub fn has_wrong_trailers(&self) -> bool {
+        self.wrong && guards::on("h2-trailers")
+    }
+
     /// Whether a stream's request has a fragment, or may have one. Asked once for each, in the
     /// order of their numbers.
     pub fn take(&mut self, stream: u32) -> bool {
         let Noted { streams, all } = &mut self.noted;
         let noted = streams.contains(&stream);
         streams.retain(|later| *later > stream);
-        noted || *all
+        (noted || *all) && guards::on("h2-fragment")
     }
 
     fn lead(&mut self, byte: u8) {
@@ -215,16 +235,18 @@ impl Paths {
             Int::Indexed => {
                 self.at = At::Field;
                 self.note_if(self.table.is_fragment(value));
+                self.wrong |= self.trailers && self.table.is_pseudo(value);
             }
             Int::Name if value == 0 => self.at = At::Length(Part::Name),
             Int::Name => {
                 self.is_path = STATIC_PATHS.contains(&value) || self.table.is_path(value);
+                self.is_pseudo = self.table.is_pseudo(value);
                 self.at = At::Length(Part::Value);
             }
             Int::Length(part) => {
                 self.text = value;
                 match part {
-                    Part::Name => self.name = Name::new(value),
+                    Part::Name => self.name = Name::default(),
                     Part::Value => self.path = Path::default(),
                 }
                 self.at = At::Text(part);
@@ -251,14 +273,16 @@ impl Paths {
     fn text_ends(&mut self, part: Part) {
         if part == Part::Name {
             self.is_path = self.name.is_path(self.huffman);
+            self.is_pseudo = self.name.is_pseudo(self.huffman);
             self.at = At::Length(Part::Value);
             return;
         }
         self.at = At::Field;
         let fragment = self.is_path && self.path.has_fragment();
         self.note_if(fragment);
+        self.wrong |= self.trailers && self.is_pseudo;
         if self.enters {
-            self.table.insert(self.is_path, fragment);
+            self.table.insert(self.is_pseudo, self.is_path, fragment);
         }
     }
 
@@ -276,9 +300,14 @@ impl Paths {
 // === impl Table ===
 
 impl Table {
-    fn insert(&mut self, path: bool, fragment: bool) {
+    fn insert(&mut self, pseudo: bool, path: bool, fragment: bool) {
+        self.pseudos = self.pseudos << 1 | u128::from(pseudo);
         self.paths = self.paths << 1 | u128::from(path);
         self.fragments = self.fragments << 1 | u128::from(fragment);
+    }
+
+    fn is_pseudo(&self, index: u32) -> bool {
+        STATIC_PSEUDOS.contains(&index) || has(self.pseudos, index)
     }
 
     fn is_path(&self, index: u32) -> bool {

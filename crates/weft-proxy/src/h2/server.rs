@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection};
-use h2::{Ping, PingPong, Reason};
+use h2::{Ping, PingPong};
 use http::{Request, Response};
 use http_body::Body;
 use thiserror::Error;
@@ -84,7 +84,7 @@ pub struct Times {
 pub enum Ended {
     #[error("{}", crate::http::cause(.0))]
     Broken(#[from] h2::Error),
-    #[error("it was told to calm down: {0}")]
+    #[error("it was told to go: {0}")]
     Abuse(Abuse),
     #[error("it did not begin HTTP/2 in time")]
     NoPreface,
@@ -209,8 +209,10 @@ where
             if self.closing.is_none() && self.watch.is_shed() {
                 self.watch.stop(Abuse::Shed);
             }
-            if self.closing.is_none() && self.watch.abuse().is_some() {
-                self.calm();
+            if self.closing.is_none()
+                && let Some(abuse) = self.watch.abuse()
+            {
+                self.calm(abuse);
                 continue;
             }
             // What the client has sent already was read first: closing is for idle connections.
@@ -233,9 +235,9 @@ where
     }
 
     /// Tells the client that it is too much, and reads nothing more of it.
-    fn calm(&mut self) {
+    fn calm(&mut self, abuse: Abuse) {
         self.closing = Some(Instant::now() + CLOSING_TIME);
-        self.conn.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        self.conn.abrupt_shutdown(abuse.reason());
     }
 
     /// Ready when time has changed something.

@@ -57,8 +57,8 @@ impl Crowds {
         Self((0..workers).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// How many are young: of this worker, and of the others, of each within [`STEP`]. Who has taken
-    /// nothing for two periods has none.
+    /// How many are young: of this worker, and of the others, of each within [`STEP`]. Who has
+    /// taken nothing for two periods has none.
     pub fn young(&self, crowd: &Crowd, worker: usize, period: u64) -> u64 {
         let own = crowd.young(period);
         let (when, said) = crowd.said.get();

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Texts of a block of headers, in pieces and in Huffman's code (RFC 7541 §5.2 and appendix B):
-//! whether a name is `:path`, and whether a path has a `#`.
+//! whether a name is `:path`, or begins with a colon, and whether a path has a `#`.
 
 /// `:path`, and the same in code with its padding, which is the only way to say it.
 const PLAIN: &[u8] = b":path";
 const CODED: &[u8] = &[0xb9, 0x58, 0xd3, 0x3f];
+/// The code of a colon: seven bits.
+const COLON: u8 = 0xb8 >> 1;
 /// Of `#`.
 const FRAGMENT: (u32, u64) = (12, 0xffa);
 /// Codes are ordered by their lengths: all that begin below the first number, filled up to 32 bits,
@@ -32,13 +34,11 @@ const LENGTHS: [(u32, u32); 20] = [
     (0xffff_fff0, 28),
 ];
 
-/// A field's name, where it may be `:path`.
+/// A field's name: as much of it as `:path` is long.
 #[derive(Debug, Default)]
 pub struct Name {
     bytes: [u8; PLAIN.len()],
     have: usize,
-    /// Of that length it may be.
-    maybe: bool,
 }
 
 /// A path's value.
@@ -53,22 +53,20 @@ pub struct Path {
 // === impl Name ===
 
 impl Name {
-    pub fn new(length: u32) -> Self {
-        let maybe = length == 4 || length == 5;
-        Self { bytes: [0; PLAIN.len()], have: 0, maybe }
-    }
-
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.maybe {
-            let room = self.bytes.iter_mut().skip(self.have);
-            room.zip(bytes).for_each(|(to, from)| *to = *from);
-            self.have += bytes.len();
-        }
+        let room = self.bytes.iter_mut().skip(self.have);
+        room.zip(bytes).for_each(|(to, from)| *to = *from);
+        self.have += bytes.len();
     }
 
     pub fn is_path(&self, huffman: bool) -> bool {
         let wanted = if huffman { CODED } else { PLAIN };
-        self.maybe && self.bytes.get(..self.have) == Some(wanted)
+        self.bytes.get(..self.have) == Some(wanted)
+    }
+
+    pub fn is_pseudo(&self, huffman: bool) -> bool {
+        let [first, ..] = self.bytes;
+        if huffman { first >> 1 == COLON } else { first == b':' }
     }
 }
 

@@ -79,6 +79,9 @@ fn wrong<B>(request: &Request<B>) -> Option<Wrong> {
     if request.headers().len() > HEADERS_MAX && guards::on("h2-headers") {
         return Some(Wrong::TooManyHeaders);
     }
+    if fields::has_blank_ends(request.headers()) {
+        return Some(Wrong::Blank);
+    }
     let mut expected = request.headers().get_all(EXPECT).iter();
     if !expected.all(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Some(Wrong::Expectation);

@@ -126,6 +126,42 @@ async fn reg_26_trailers_must_end_their_stream() {
     assert!(!seen.lock().unwrap()[0].0.ends_with(b"0\r\n\r\n"));
 }
 
+/// A body that has begun, and then trailers that end it.
+async fn trailed(block: &[u8]) -> (Wire, Seen, Front) {
+    let (front, seen) = listening().await;
+    let mut wire = front.open().await;
+    wire.send(&[post(1), frame(DATA, 0, 1, b"body")].concat()).await;
+    wait_until("the body arrives", async || {
+        seen.lock().unwrap().first().is_some_and(|(bytes, _)| bytes.ends_with(b"body\r\n"))
+    })
+    .await;
+    wire.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, block)).await;
+    (wire, seen, front)
+}
+
+async fn is_cut_off(seen: &Seen) {
+    wait_until("its connection is closed", async || seen.lock().unwrap()[0].1).await;
+    assert!(!seen.lock().unwrap()[0].0.ends_with(b"0\r\n\r\n"), "passed on as whole");
+}
+
+#[tokio::test]
+async fn reg_26_trailers_have_no_pseudo_header() {
+    let named = [&[0x44][..], &[1], b"/"].concat();
+    for block in [literal(":path", "/z"), literal(":status", "200"), vec![0x84], named] {
+        let (mut wire, seen, _front) = trailed(&block).await;
+        assert_eq!(wire.goaway().await, 1);
+        is_cut_off(&seen).await;
+    }
+}
+
+#[tokio::test]
+async fn reg_31_a_trailer_with_a_blank() {
+    let (mut wire, seen, _front) = trailed(&literal("x-role", " admin")).await;
+    is_cut_off(&seen).await;
+    let answer = wire.wait(HEADERS, 1).await.unwrap();
+    assert_eq!(answer.payload[0], 0x8c);
+}
+
 #[tokio::test]
 async fn reg_27_frames_after_our_reset_reach_nobody() {
     let (front, seen) = listening().await;
@@ -211,6 +247,8 @@ ambiguous! {
     reg_31_a_header_with_capitals with("X-Upper", "1");
     reg_31_a_header_with_a_line with("x", "a\nb");
     reg_31_a_header_with_a_return with("x", "a\rb");
+    reg_31_a_value_behind_a_blank with("x-role", " admin");
+    reg_31_a_value_before_a_blank with("x-role", "admin\t");
     reg_31_a_header_with_a_zero with("x", "a\0b");
     reg_31_a_header_whose_name_has_a_line with("x\r\ny", "1");
     reg_31_a_header_whose_name_has_a_colon with("x:y", "1");

@@ -134,6 +134,24 @@ async fn early_hints_of_http2_servers_reach_clients_of_http1() {
     assert!(head(&mut stream).await.starts_with("HTTP/1.1 200 OK\r\n"));
 }
 
+#[tokio::test]
+async fn an_answer_whose_value_has_a_blank_at_its_end_is_none() {
+    let origin = http2(async |request: Request<h2::RecvStream>, mut respond| {
+        let value = if request.uri().path() == "/right" { "a b" } else { " a" };
+        let answer = Response::builder().header("x-a", value).body(()).unwrap();
+        respond.send_response(answer, true).unwrap();
+    })
+    .await;
+    let front = declared(origin, Spoken::Http2).await;
+    for (path, status) in [("/right", "200 OK"), ("/wrong", "502 Bad Gateway")] {
+        let mut stream = TcpStream::connect(front.bed.listener()).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a.example\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = head(&mut stream).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{path}: {answer}");
+    }
+}
+
 fn websocket() -> Request<()> {
     let mut request = Request::builder()
         .method("CONNECT")
