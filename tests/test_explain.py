@@ -202,7 +202,9 @@ def test_a_line_of_the_access_log_is_explained(shop):
     assert said["then"]["route"] == "HTTPRoute shop/users spec.rules[0]"
     assert said["same_rule"] is True and said["now"]["proxy"] == "gateway~shop~shop", said
     assert said["then"]["generation"] <= said["now"]["generation"], said
-    people = shop.weft("explain", "--log", line).stdout
+    done = shop.weft("explain", "--log", line)
+    assert done.stderr == "", "the line is no filter of logs"
+    people = done.stdout
     assert "rule      HTTPRoute shop/users spec.rules[0]" in people, people
     inbound = until("the called pod's line", lambda: of("sidecar~shop~user-"))
     assert explain(shop, "--log", inbound)["now"] is None

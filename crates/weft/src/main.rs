@@ -156,11 +156,13 @@ fn man(dir: &Path) -> Result<()> {
 
 fn start_log(cli: &Cli) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(&cli.log).unwrap_or_else(|error| {
-        eprintln!("weft: --log {:?}: {error}; logging warnings", cli.log);
-        EnvFilter::new("warn")
+    let said = levels::asked(cli);
+    let filter = EnvFilter::try_new(said).unwrap_or_else(|error| {
+        eprintln!("weft: --log {said:?}: {error}; logging warnings");
+        EnvFilter::new(levels::USUAL)
     });
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = if levels::are_plain() { log.with_ansi(false) } else { log };
     if cli.log_json {
         let log = log.json().with_filter_reloading();
         levels::keep(log.reload_handle());

@@ -50,6 +50,15 @@ pub fn explanation(found: &Value, wide: bool) {
     }
 }
 
+/// Why there is nothing to ask about a line.
+fn not_asked(cluster: &str, status: &str) -> &'static str {
+    match (cluster.starts_with("inbound|"), status) {
+        (true, _) => "the client's own proxy, or its gateway, has that line",
+        (false, "" | "0") => "bytes were passed on, and no request was read",
+        (false, _) => "what came was answered before any is looked at",
+    }
+}
+
 /// A line of the access log: what was decided then, then what would be now.
 pub fn logged(found: &Value, wide: bool) {
     let then = |key: &str| found["then"].get(key).map(cell).unwrap_or_default();
@@ -67,7 +76,7 @@ pub fn logged(found: &Value, wide: bool) {
     }
     let now = &found["now"];
     if now.is_null() {
-        crate::say!("\nNo rule was asked: the client's own proxy, or its gateway, has that line.");
+        crate::say!("\nNo rule was asked: {}.", not_asked(&then("cluster"), &then("status")));
         return;
     }
     let (was, is) = (then("generation"), now.get("generation").map(cell).unwrap_or_default());
