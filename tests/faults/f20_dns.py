@@ -4,6 +4,7 @@ The addresses from before stay in use, no request fails, and a metric counts. Ne
 where it may say which name server the machine has. Ten minutes in full; `run.py --minutes 1` makes
 it shorter."""
 
+import collections
 import os
 import pathlib
 import socket
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 
 from drill import Load, Origin, alone, free_port
 
@@ -22,10 +24,11 @@ SERVFAIL, NXDOMAIN = 2, 3
 
 
 class NameServer:
-    """Answers every question for A with `address`, or as `mode` says."""
+    """Answers every question for A with `address`, or as `mode` says, each after `delay` seconds."""
 
-    def __init__(self, address):
-        self.address, self.mode, self.asked = address, "well", 0
+    def __init__(self, address, delay=0):
+        self.address, self.mode, self.delay = address, "well", delay
+        self.asked, self.by_name = 0, collections.Counter()
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 53))
         threading.Thread(target=self.serve, daemon=True).start()
@@ -36,6 +39,8 @@ class NameServer:
             self.asked += 1
             end = question.index(b"\0", 12) + 5
             kind = struct.unpack("!H", question[end - 4:end - 2])[0]
+            self.by_name[self.name(question), kind] += 1
+            time.sleep(self.delay)
             well = self.mode == "well" and kind == 1
             code = {"servfail": SERVFAIL, "nxdomain": NXDOMAIN}.get(self.mode, 0)
             answer = question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, int(well), 0, 0)
@@ -45,6 +50,19 @@ class NameServer:
                 answer += socket.inet_aton(self.address)
             if self.mode != "silent":
                 self.socket.sendto(answer, client)
+
+    @staticmethod
+    def name(question):
+        """The name that is asked for, as people write it."""
+        labels, at = [], 12
+        while length := question[at]:
+            labels.append(question[at + 1:at + 1 + length].decode().lower())
+            at += 1 + length
+        return ".".join(labels)
+
+    def questions(self, name):
+        """Questions for its IPv4 addresses."""
+        return self.by_name[name, 1]
 
 
 def run(whole, folder):

@@ -99,6 +99,10 @@ def drill(name, own, folder):
     if name in ELSEWHERE:
         node, mark = ELSEWHERE[name]
         line = line_of(pytest(*node.split()), mark)
+        if name in own:
+            # A drill of two parts.
+            part = str(importlib.import_module(own[name]).run(True, folder))
+            line += f"; {part.partition(' ')[2]}"
         return line, f"{m[1]}" if (m := re.search(r"(\d+) failed", line)) else None
     if name in RUST:
         command, mark = RUST[name]
@@ -214,10 +218,13 @@ def main(words):
     if unknown:
         parser.error(f"no such drill: {', '.join(sorted(unknown)).upper()}; there are "
                      f"{', '.join(names).upper()}")
-    for name in names:
-        if (only and name not in named(only)) or name in named(args.left_out):
-            continue
+    chosen = [name for name in names
+              if not (only and name not in named(only)) and name not in named(args.left_out)]
+    for number, name in enumerate(chosen, 1):
         began = time.monotonic()
+        # Whoever waits sees which one runs; some take minutes.
+        print(f"{number} of {len(chosen)}: {name.upper()} since {time.strftime('%H:%M:%S')}",
+              file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 line, cell = drill(name, own, pathlib.Path(folder))
