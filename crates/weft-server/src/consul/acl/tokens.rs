@@ -23,6 +23,10 @@ const SECRET_BYTES_MAX: usize = 256;
 /// # Errors
 /// 403 when there is none, or its time is over.
 pub fn by_secret(door: &Door, state: &State, secret: &str) -> Result<Map<String, Value>, Refusal> {
+    // Nothing that clients write is in the way of the one who manages them.
+    if let Some(token) = management(door).filter(|own| word_of(own, "SecretID") == secret) {
+        return Ok(token);
+    }
     let known = links::record(state, &format!("secret/{}", hash(secret)));
     let accessor = known.and_then(|link| Some(link.get("AccessorID")?.as_str()?.to_owned()));
     let found = accessor.and_then(|accessor| by_accessor(door, state, &accessor));
@@ -45,6 +49,11 @@ impl Door {
                 Some(stamped(token.as_object()?, item.created, item.modified))
             })
             .collect();
+        let own = management(self);
+        all.retain(|known| {
+            own.as_ref()
+                .is_none_or(|own| word_of(own, "AccessorID") != word_of(known, "AccessorID"))
+        });
         for token in built_in(self) {
             if !all
                 .iter()
@@ -109,6 +118,22 @@ impl Door {
         let body = body::object(&ask.body)?;
         let now = self.wall_ms();
         let accessor = ask.argument.clone();
+        let management = management(self);
+        let is = |field: &str, given: &str| {
+            management.as_ref().is_some_and(|own| word_of(own, field) == given)
+        };
+        if is("AccessorID", &accessor) {
+            return Err(Refusal::forbidden(
+                "Permission denied: the initial management token is its server's: change the file \
+                 that --consul-management-token-file names",
+            ));
+        }
+        let fields = Fields::new(&body, "");
+        for field in ["AccessorID", "SecretID"] {
+            if is(field, &fields.text(field)?) {
+                return Err(in_use(field));
+            }
+        }
         let plan = |state: &State| {
             let old = match accessor.is_empty() {
                 true => None,
@@ -197,7 +222,14 @@ fn not_found() -> Refusal {
     Refusal::forbidden("Cannot find token: ACL not found")
 }
 
+fn in_use(field: &str) -> Refusal {
+    Refusal::internal(format!("Invalid Token: {field} is already in use"))
+}
+
 fn by_accessor(door: &Door, state: &State, accessor: &str) -> Option<Map<String, Value>> {
+    if let Some(own) = management(door).filter(|own| word_of(own, "AccessorID") == accessor) {
+        return Some(stamped(&own, 1, 1));
+    }
     let known = state.record(TABLE, &format!("token/{accessor}"));
     let known =
         known.and_then(|(t, item)| Some(stamped(t.as_object()?, item.created, item.modified)));
@@ -211,25 +243,28 @@ fn by_accessor(door: &Door, state: &State, accessor: &str) -> Option<Map<String,
 
 /// The tokens that are there without anybody having made them.
 fn built_in(door: &Door) -> Vec<Map<String, Value>> {
-    let token = |accessor: &str, secret: &str, description: &str, policies: Value| {
-        let mut out = Map::new();
-        out.insert("AccessorID".into(), json!(accessor));
-        out.insert("SecretID".into(), json!(secret));
-        out.insert("Description".into(), json!(description));
-        if !policies.is_null() {
-            out.insert("Policies".into(), policies);
-        }
-        out.insert("Local".into(), json!(false));
-        out.insert("CreateTime".into(), json!(time(0)));
-        out.insert("Hash".into(), json!(hash(accessor)));
-        out
-    };
-    let mut out = vec![token(ANONYMOUS, "anonymous", "Anonymous Token", Value::Null)];
-    if let Some(secret) = door.acl().initial_management() {
-        let accessor = accessor_of(secret);
-        let policies = json!([{"ID": MANAGEMENT, "Name": "global-management"}]);
-        out.push(token(&accessor, secret, "Initial Management Token", policies));
+    let anonymous = given(ANONYMOUS, "anonymous", "Anonymous Token", Value::Null);
+    std::iter::once(anonymous).chain(management(door)).collect()
+}
+
+/// The token that may do everything, whose secret the server was started with.
+fn management(door: &Door) -> Option<Map<String, Value>> {
+    let secret = door.acl().initial_management()?;
+    let policies = json!([{"ID": MANAGEMENT, "Name": "global-management"}]);
+    Some(given(&accessor_of(secret), secret, "Initial Management Token", policies))
+}
+
+fn given(accessor: &str, secret: &str, description: &str, policies: Value) -> Map<String, Value> {
+    let mut out = Map::new();
+    out.insert("AccessorID".into(), json!(accessor));
+    out.insert("SecretID".into(), json!(secret));
+    out.insert("Description".into(), json!(description));
+    if !policies.is_null() {
+        out.insert("Policies".into(), policies);
     }
+    out.insert("Local".into(), json!(false));
+    out.insert("CreateTime".into(), json!(time(0)));
+    out.insert("Hash".into(), json!(hash(accessor)));
     out
 }
 
@@ -278,12 +313,12 @@ fn made(
         return Err(Refusal::bad("Invalid Token: SecretID is not a valid UUID"));
     }
     if old.is_none() {
-        let taken = links::record(state, &format!("token/{accessor}")).is_some()
-            || links::record(state, &format!("secret/{}", hash(&secret))).is_some();
-        if taken {
-            return Err(Refusal::internal(
-                "Invalid Token: AccessorID or SecretID is already in use",
-            ));
+        let has = |name: String| links::record(state, &name).is_some();
+        if accessor == ANONYMOUS || has(format!("token/{accessor}")) {
+            return Err(in_use("AccessorID"));
+        }
+        if has(format!("secret/{}", hash(&secret))) {
+            return Err(in_use("SecretID"));
         }
         out.insert("CreateTime".into(), json!(time(now)));
         out.insert("Local".into(), json!(fields.flag("Local")?));

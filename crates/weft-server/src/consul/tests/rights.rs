@@ -168,3 +168,32 @@ async fn the_first_token_that_says_something_counts() {
     assert_eq!(ask("?token=", &bearer).await, 200);
     assert_eq!(ask("?token=nobody", &bearer).await, 403, "Consul's order");
 }
+
+#[tokio::test]
+async fn nothing_that_clients_write_is_in_the_way_of_who_manages() {
+    let rig = guarded(false).await;
+    let own = rig.as_token(ROOT, "GET", "/v1/acl/token/self", "").await.json();
+    let accessor = own["AccessorID"].as_str().unwrap();
+    let at = format!("/v1/acl/token/{accessor}");
+    for (path, body, status, why) in [
+        ("/v1/acl/token", json!({"SecretID": ROOT}), 500, "SecretID is already in use"),
+        ("/v1/acl/token", json!({"AccessorID": accessor}), 500, "AccessorID is already in use"),
+        (&*at, json!({"Description": "x"}), 403, "--consul-management-token-file"),
+    ] {
+        let answer = rig.as_token(ROOT, "PUT", path, &body.to_string()).await;
+        assert_eq!(answer.status, status, "{body}: {}", answer.text);
+        assert!(answer.text.contains(why), "{body}: {}", answer.text);
+    }
+    // Such as an older weft let somebody write.
+    let secret = format!("secret/{}", crate::consul::acl::hash(ROOT));
+    let shadow = json!({"AccessorID": "0190a6c8-0000-7000-8000-00000000000a", "SecretID": ROOT});
+    let name = format!("token/{}", shadow["AccessorID"].as_str().unwrap());
+    let plan = |_: &consul::State| {
+        let put = |name: &String| consul::Change::Put(name.clone(), shadow.clone());
+        Ok::<_, Refusal>((vec![put(&name), put(&secret)], ()))
+    };
+    rig.door.consul().change("acl", plan).await.unwrap();
+    let still = rig.as_token(ROOT, "GET", "/v1/acl/token/self", "").await;
+    assert_eq!(still.json()["AccessorID"], accessor, "{}", still.text);
+    assert_eq!(rig.as_token(ROOT, "GET", "/v1/acl/tokens", "").await.status, 200);
+}
