@@ -178,6 +178,9 @@ pub struct Names {
     /// Unless it is given it is 1000, and loopback is not counted.
     #[arg(long, env = "WEFT_DNS_RATE", value_name = "QUESTIONS")]
     pub dns_rate: Option<u32>,
+    /// Leave instances whose checks warn out of Consul's names: those that pass only.
+    #[arg(long, env = "WEFT_DNS_ONLY_PASSING")]
+    pub dns_only_passing: bool,
 }
 
 fn resolver(text: &str) -> Result<SocketAddr, String> {

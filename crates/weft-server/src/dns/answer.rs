@@ -75,6 +75,7 @@ pub struct Sources<'a> {
     pub who: &'a Who,
     /// Who holds a prepared query's own token.
     pub holder: &'a (dyn Fn(&str) -> Who + Sync),
+    pub only_passing: bool,
 }
 
 /// What is kept from answer to answer.
@@ -173,6 +174,7 @@ impl Desk {
             records: state.as_ref(),
             who: sources.who,
             holder: sources.holder,
+            only_passing: sources.only_passing,
             directory: &mut self.directory,
         };
         let labels: Vec<&str> = query.name.labels().collect();
@@ -207,7 +209,8 @@ impl<'a> Sources<'a> {
     pub fn bare(world: &'a Arc<World>, own: &'a Arc<Identity>, zones: &'a Zones) -> Self {
         static ANYBODY: LazyLock<Who> = LazyLock::new(Who::anybody);
         let holder = &|_: &str| Who::anybody();
-        Self { world, own, zones, records: &|| None, who: &ANYBODY, holder }
+        let (records, only_passing) = (&|| None, false);
+        Self { world, own, zones, records, who: &ANYBODY, holder, only_passing }
     }
 }
 

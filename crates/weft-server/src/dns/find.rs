@@ -69,6 +69,8 @@ pub struct Look<'a> {
     pub who: &'a Who,
     /// Who holds a prepared query's own token.
     pub holder: &'a (dyn Fn(&str) -> Who + Sync),
+    /// Instances whose checks warn are left out of Consul's names.
+    pub only_passing: bool,
     pub directory: &'a mut Directory,
 }
 
@@ -193,6 +195,11 @@ impl Found {
     fn alias(name: &str) -> Self {
         Self { exists: true, answers: vec![Data::Cname(name.to_owned())], ..Self::default() }
     }
+}
+
+/// Whether an instance is in the answers to Consul's names.
+fn shows(instance: &Instance, only_passing: bool) -> bool {
+    takes(instance) && (!only_passing || instance.health == Status::Passing)
 }
 
 /// Whether an instance may take new requests.

@@ -80,6 +80,8 @@ pub struct Options {
     pub per_source: Option<u32>,
     /// The bound is for loopback, too.
     pub loopback_counts: bool,
+    /// Instances whose checks warn are left out of Consul's names, too.
+    pub only_passing: bool,
 }
 
 /// Said while the mesh is asked as many questions as it may be.
@@ -232,8 +234,15 @@ impl Server {
         let world = world.load();
         let (records, who) = (|| self.records(), self.who());
         let holder = |secret: &str| self.holder(secret, &who);
-        let sources =
-            Sources { world: &world, own, zones, records: &records, who: &who, holder: &holder };
+        let sources = Sources {
+            world: &world,
+            own,
+            zones,
+            records: &records,
+            who: &who,
+            holder: &holder,
+            only_passing: self.0.options.only_passing,
+        };
         lock(desk).step(query, how, namespace, &sources, out)
     }
 
@@ -329,6 +338,7 @@ impl Options {
             upstream: None,
             per_source: None,
             loopback_counts: false,
+            only_passing: false,
         }
     }
 }

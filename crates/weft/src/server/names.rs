@@ -37,5 +37,6 @@ pub fn options(names: &Names, own: SocketAddr, registry: &Registry, eyes: Door) 
     };
     let loopback_counts = names.dns_rate.is_some_and(|rate| rate > 0);
     let (records, eyes) = (Some(registry.consul().clone()), Some(eyes));
-    Ok(Options { clock, records, eyes, upstream, per_source, loopback_counts })
+    let only_passing = names.dns_only_passing;
+    Ok(Options { clock, records, eyes, upstream, per_source, loopback_counts, only_passing })
 }

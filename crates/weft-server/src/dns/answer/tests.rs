@@ -27,6 +27,7 @@ struct Rig {
     records: Option<State>,
     /// Who asks.
     who: Who,
+    only_passing: bool,
 }
 
 /// An answer as text: the code, answers, authority, additional records.
@@ -53,6 +54,7 @@ impl Rig {
             desk,
             records: None,
             who: Who::anybody(),
+            only_passing: false,
         }
     }
 
@@ -167,7 +169,8 @@ impl Rig {
         };
         let records = || self.records.clone();
         let bare = Sources::bare(&self.world, &self.own, &self.zones);
-        let sources = Sources { records: &records, who: &self.who, holder: &holder, ..bare };
+        let (who, only_passing) = (&self.who, self.only_passing);
+        let sources = Sources { records: &records, who, holder: &holder, only_passing, ..bare };
         let step = self.desk.step(&query, how, namespace, &sources, &mut out);
         (step, out)
     }
@@ -271,6 +274,22 @@ fn consuls_names_answer_with_healthy_instances_only() {
     rig.check("consul.service.consul", Rtype::A, "NOERROR", &["A 127.0.0.1"]);
     rig.check("example.com", Rtype::A, "REFUSED", &[]);
     rig.check("1.0.0.127.in-addr.arpa", Rtype::PTR, "REFUSED", &[]);
+}
+
+#[test]
+fn instances_whose_checks_warn_are_there_unless_only_those_that_pass_are_asked_for() {
+    for (only_passing, shown) in
+        [(false, &["A 10.0.0.1", "A 10.0.0.2"][..]), (true, &["A 10.0.0.1"])]
+    {
+        let mut rig = Rig { only_passing, ..Rig::new() };
+        rig.register("w1", "web", "10.0.0.1", &["v1"]);
+        rig.register("w2", "web", "10.0.0.2", &["v2"]);
+        rig.tell("w2", Status::Warning);
+        rig.check("web.service.consul", Rtype::A, "NOERROR", shown);
+        let code = if only_passing { "NXDOMAIN" } else { "NOERROR" };
+        let second = shown.get(1).copied();
+        rig.check("v2.web.service.consul", Rtype::A, code, second.as_slice());
+    }
 }
 
 #[test]

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use domain::base::iana::Rtype;
 use weft_base::limits::DNS_ANSWERS_MAX;
 use weft_identity::permission::{Kind, Verb};
-use weft_kinds::views::catalog::Registration;
+use weft_kinds::views::catalog::{Registration, Status};
 use weft_kinds::world::{Door, Instance, RegistrationKey};
 
 use super::super::directory::{Holder, speaks_for};
 use super::super::names::{Zones, to_hex};
-use super::{Data, Found, Look, addresses, cluster, takes, texts, ttl_of};
+use super::{Data, Found, Look, addresses, cluster, shows, texts, ttl_of};
 use crate::consul::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, SERVER_RPC_PORT, View};
 use crate::consul::{Who, gateways, query_run};
 
@@ -60,9 +60,9 @@ pub fn service(
     let all = look.view.world.instances(key.namespace.as_str(), key.name.as_str()).values();
     let tagged =
         |i: &Instance| tag.is_none_or(|tag| i.tags.iter().any(|own| own.eq_ignore_ascii_case(tag)));
-    let (view, who) = (look.view, look.who);
+    let (view, who, only) = (look.view, look.who, look.only_passing);
     let fitting: Vec<Target> = all
-        .filter(|i| takes(i) && tagged(i) && sees(view, who, i))
+        .filter(|i| shows(i, only) && tagged(i) && sees(view, who, i))
         .take(DNS_ANSWERS_MAX)
         .map(|i| Target::of(look.view, i))
         .collect();
@@ -89,12 +89,13 @@ pub fn query(look: &mut Look, name: &str, rtype: Rtype) -> Found {
 /// What speaks Connect for a service: its sidecars, and instances that do it themselves.
 pub fn connect(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype) -> Found {
     let keys = look.directory.connect(look.view, namespace, service);
-    let who = look.who;
+    let (who, only) = (look.who, look.only_passing);
     let shown = |entry: &Entry| {
         let stands_for = speaks_for(&entry.service).any(|name| {
             name.eq_ignore_ascii_case(service) && may(who, Kind::Service, namespace, name)
         });
-        entry.takes() && stands_for && sees_entry(who, entry)
+        let shows = entry.takes() && (!only || entry.status() == Status::Passing);
+        shows && stands_for && sees_entry(who, entry)
     };
     let targets: Vec<Target> = keys
         .iter()
@@ -135,11 +136,11 @@ pub fn virtual_address(look: &mut Look, (namespace, service): (&str, &str), rtyp
 /// Where the ingress gateways listen that config entries name for a service.
 pub fn ingress(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype) -> Found {
     let gateways = look.records.map(|state| gateways::ingress_gateways(state, service));
-    let mut targets = Vec::new();
+    let (mut targets, only) = (Vec::new(), look.only_passing);
     for gateway in gateways.into_iter().flatten() {
         let Some(key) = look.directory.service(look.view, namespace, &gateway) else { continue };
         let all = look.view.world.instances(namespace, key.name.as_str()).values();
-        let shown = all.filter(|i| takes(i) && sees(look.view, look.who, i));
+        let shown = all.filter(|i| shows(i, only) && sees(look.view, look.who, i));
         targets.extend(shown.map(|i| Target::of(look.view, i)));
     }
     targets.truncate(DNS_ANSWERS_MAX);
