@@ -10,6 +10,7 @@ pub mod clock;
 pub mod error;
 pub mod issue;
 pub mod limits;
+pub mod lines;
 pub mod metrics;
 pub mod name;
 pub mod pod_network;

@@ -53,4 +53,34 @@ impl CatalogError {
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Store(StoreError::Unreachable { .. } | StoreError::Closed))
     }
+
+    /// What its client asked for that no store would keep, in the client's words.
+    pub fn too_much(&self) -> Option<String> {
+        match self {
+            Self::Store(why) => too_much(why),
+            _ => None,
+        }
+    }
+}
+
+/// The same of a store's refusal, which names keys that nobody outside knows.
+pub(crate) fn too_much(why: &StoreError) -> Option<String> {
+    Some(match why {
+        StoreError::KeyTooLong { len, max, .. } => format!(
+            "the name is {} bytes too long: with its namespace, and its node, it may have some \
+             {max} bytes in all",
+            len.saturating_sub(*max)
+        ),
+        StoreError::EmptyKey => "a name is empty; name what is to be written".to_owned(),
+        StoreError::ValueTooLarge { len, max, .. } => {
+            format!("what is to be kept is {len} bytes long, over the limit of {max}")
+        }
+        StoreError::DuplicateKey { .. } => {
+            "the request writes one thing twice; write each once".to_owned()
+        }
+        StoreError::TooManyOps { ops, max } | StoreError::TooManyKeys { keys: ops, max, .. } => {
+            format!("the request makes {ops} changes at once, over the limit of {max}; split it")
+        }
+        _ => return None,
+    })
 }

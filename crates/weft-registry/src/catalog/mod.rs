@@ -35,6 +35,7 @@ use weft_store::{Compare, Revision, Store, Txn};
 
 pub(crate) use alias::liveness_checks;
 pub use error::CatalogError;
+pub(crate) use error::too_much;
 pub use plan::{ServiceRequest, check_key, registration_key};
 use timers::{Due, Timers};
 

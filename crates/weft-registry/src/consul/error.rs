@@ -42,4 +42,13 @@ impl ConsulError {
             _ => false,
         }
     }
+
+    /// What its client asked for that no store would keep, in the client's words.
+    pub fn too_much(&self) -> Option<String> {
+        match self {
+            Self::Store(why) => crate::catalog::too_much(why),
+            Self::Catalog(error) => error.too_much(),
+            _ => None,
+        }
+    }
 }

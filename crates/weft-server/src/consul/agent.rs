@@ -111,6 +111,31 @@ impl Door {
         )))
     }
 
+    /// A machine is in its cluster from its start: it is asked to join what it is with already.
+    pub(super) fn agent_join(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        ask.who.demand(Verb::Write, Kind::Agent, &ask.namespace, &self.own().node.node)?;
+        let named = ask.argument.as_str();
+        let is = |address: &str| {
+            named == address
+                || named.strip_prefix(address).is_some_and(|port| port.starts_with(':'))
+        };
+        let view = self.view();
+        let nodes = view.nodes();
+        let known = nodes.iter().any(|node| is(&node.address) || *node.node == *named)
+            || is(&self.own().node.address)
+            || self
+                .servers()
+                .iter()
+                .any(|server| server.address == named || *server.name == *named);
+        match known {
+            true => Ok(Reply::empty()),
+            false => Err(Refusal::internal(format!(
+                "1 error occurred:\n\t* Failed to join {named}: weft has no gossip; that machine \
+                 joins with `weft agent --server` and a token of `weft token`"
+            ))),
+        }
+    }
+
     pub(super) fn agent_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let view = self.view();
         let filter = filter_of(ask, typed::SERVICE)?;
@@ -131,12 +156,18 @@ impl Door {
             None => WAIT_DEFAULT,
             Some(_) => ask.params.blocking()?.wait,
         };
+        let mut moves = self.indexes().subscribe(&Topic::Node(node));
+        let (shape, hash) = self.agent_service_now(ask)?;
+        if known.as_deref() != Some(hash.as_str()) {
+            return Ok(Reply::json(shape).with("X-Consul-ContentHash", hash));
+        }
+        let _place = self.place()?;
         let until = tokio::time::sleep(self.jittered(wait.max(Duration::from_millis(1))));
         tokio::pin!(until);
-        let mut moves = self.indexes().subscribe(&Topic::Node(node));
         loop {
-            let reply = self.agent_service_now(ask)?;
-            let (shape, hash) = reply;
+            // As the rights are now, not as they were.
+            let now = Ask { who: self.still(ask)?, ..ask.clone() };
+            let (shape, hash) = self.agent_service_now(&now)?;
             if known.as_deref() != Some(hash.as_str()) {
                 return Ok(Reply::json(shape).with("X-Consul-ContentHash", hash));
             }

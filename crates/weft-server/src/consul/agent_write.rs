@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/v1/agent/*`, the writing half: registrations on this node, and what checks report.
 
-use std::collections::BTreeSet;
-use std::ops::RangeInclusive;
-
 use weft_identity::permission::{Kind, Verb};
-use weft_kinds::views::catalog::{Registration, Status};
+use weft_kinds::views::catalog::Status;
 use weft_kinds::views::check::{NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 use weft_kinds::world::{CheckKey, RegistrationKey};
 use weft_registry::catalog::{CatalogError, Handle, ServiceRequest, registration_key};
@@ -18,26 +15,29 @@ use super::http::Ask;
 use super::register;
 use super::reply::Reply;
 use super::routes::Endpoint;
-
-/// Where Consul's agent puts sidecars that name no port.
-const SIDECAR_PORTS: RangeInclusive<u16> = 21_000..=21_255;
+use super::sidecar::Sidecar;
 
 impl Door {
     pub(super) async fn service_register(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let body = body::object(&ask.body)?;
+        register::known::fields(&body, register::known::AGENT_SERVICE)?;
         let mut registration = register::service(&body, "", "Name", true)?;
         let node = self.own().node.clone();
         registration.namespace = self.namespace(ask, &body)?;
         registration.node.clone_from(&node.node);
         let checks = register::service_checks(&body, &registration)?;
         let replace_checks = ask.params.flag("replace-existing-checks");
-        let sidecar = register::sidecar(&body, &registration)?;
-        let sidecar = sidecar.map(|one| {
-            let (namespace, node) = (registration.namespace.clone(), node.node.clone());
-            Registration { namespace, node, ..one }
-        });
-        if let Some(one) = &sidecar {
+        let mut sidecar = Sidecar::read(&body, &registration)?;
+        // One port is given to one sidecar, whoever asks at the same time.
+        let _turn = match sidecar.is_some() {
+            true => Some(self.0.sidecars.lock().await),
+            false => None,
+        };
+        if let Some(Sidecar { registration: one, .. }) = &mut sidecar {
             self.for_service(ask, one, &[]).await?;
+            if one.port == 0 {
+                one.port = self.sidecar_port(one)?;
+            }
         }
         let id = registration_key(&registration);
         let catalog = self.for_service(ask, &registration, &checks).await?;
@@ -52,18 +52,18 @@ impl Door {
             })
             .await?;
         came(coming);
-        if let Some(mut sidecar) = sidecar {
-            if sidecar.port == 0 {
-                sidecar.port = self.sidecar_port(&sidecar);
-            }
-            let id = registration_key(&sidecar);
-            let catalog = self.for_service(ask, &sidecar, &[]).await?;
+        if let Some(sidecar) = sidecar {
+            let (checks, registration) = (sidecar.checks()?, sidecar.registration);
+            let id = registration_key(&registration);
+            let catalog = self.for_service(ask, &registration, &checks).await?;
             let coming = self.registers(ask, "service", (&id.namespace, &id.id));
             catalog
                 .register_service(ServiceRequest {
-                    registration: sidecar,
+                    registration,
+                    checks,
+                    replace_checks,
                     node: (*node).clone(),
-                    ..ServiceRequest::default()
+                    update_node: false,
                 })
                 .await?;
             came(coming);
@@ -180,18 +180,6 @@ impl Door {
     ) -> Option<Box<dyn Coming>> {
         let (far, secret) = (self.far()?, ask.secret.as_ref()?);
         Some(far.registers(format!("{what}/{namespace}/{id}"), &secret.0))
-    }
-
-    /// The port that a sidecar has already, else the first that none on this node has; 0 when
-    /// all are taken.
-    fn sidecar_port(&self, sidecar: &Registration) -> u16 {
-        let view = self.view();
-        let catalog = view.world.catalog();
-        if let Some(known) = catalog.registration(&registration_key(sidecar)) {
-            return known.port;
-        }
-        let taken: BTreeSet<u16> = catalog.on_node(&sidecar.node).map(|(_, r)| r.port).collect();
-        SIDECAR_PORTS.into_iter().find(|port| !taken.contains(port)).unwrap_or(0)
     }
 
     /// Waits until this door's own reads show what the catalog wrote.

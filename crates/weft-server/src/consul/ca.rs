@@ -112,8 +112,7 @@ impl Door {
     fn ca(&self) -> Result<&Ca, Refusal> {
         self.0.ca.as_deref().ok_or_else(|| {
             Refusal::not_offered(
-                "weft hands out certificates over Consul's API only where one server has its \
-                 store to itself; see docs/servers.md",
+                "no certificates are handed out here: ask a server's API, or a machine's agent",
             )
         })
     }
@@ -167,7 +166,8 @@ impl Door {
         let of = (&*ask.namespace, &*self.own().datacenter);
         let ttl = self.leaf_ttl();
         let (index, renew_at_ms, shape) = ca.leaf(of, service, (ttl, self.wall_ms()))?;
-        if blocking.index != index {
+        // A greater one is of a later leaf of another server's: that one is not due either.
+        if blocking.index < index {
             return Ok(Reply::json(shape).at(index, &blocking));
         }
         let _place = self.place()?;
@@ -184,6 +184,12 @@ impl Door {
     pub(super) fn trust_domain(&self) -> String {
         let known = self.0.ca.as_deref().map(|ca| ca.authority.trust_domain().as_str().to_owned());
         known.unwrap_or_else(|| "consul".to_owned())
+    }
+
+    /// Whether identities of a trust domain are signed here. Where nobody signs there are none.
+    pub(super) fn is_own_domain(&self, domain: &str) -> bool {
+        let own = self.0.ca.as_deref().map(|ca| ca.authority.trust_domain().as_str());
+        own.is_some_and(|own| own.eq_ignore_ascii_case(domain))
     }
 
     /// `LeafCertTTL` of the authority's configuration.

@@ -31,6 +31,7 @@ impl Door {
         let shown = self.shown_in_body(ask, &body)?;
         let ask = shown.as_ref().unwrap_or(ask);
         self.check_datacenter(&body)?;
+        register::known::fields(&body, register::known::REGISTRATION)?;
         let fields = Fields::new(&body, "");
         let node = register::node(&body, &self.own().datacenter)?;
         let update_node = !fields.flag("SkipNodeUpdate")?;
@@ -105,6 +106,7 @@ impl Door {
         part: &Map<String, Value>,
         node: &NodeRecord,
     ) -> Result<Registration, Refusal> {
+        register::known::fields(part, register::known::SERVICE)?;
         let mut registration = register::service(part, "Service.", "Service", false)?;
         let named = Fields::new(part, "Service.").text("Namespace")?;
         registration.namespace =

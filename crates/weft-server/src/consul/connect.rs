@@ -12,6 +12,8 @@ use super::body::{self, Fields};
 use super::error::Refusal;
 use super::http::Ask;
 use super::reply::Reply;
+use super::view::DEFAULT_NAMESPACE;
+use crate::guards;
 
 pub(super) const SETTINGS: &str = "setting";
 
@@ -63,10 +65,22 @@ impl Door {
         }
         ask.who.demand(Verb::Write, Kind::Service, &ask.namespace, &target)?;
         let uri = fields.text("ClientCertURI")?;
-        let of = uri.strip_prefix("spiffe://").and_then(|rest| rest.rsplit_once("/svc/"));
-        let Some((_, source)) = of.filter(|(_, source)| !source.is_empty()) else {
-            return Err(Refusal::bad(format!("ClientCertURI {uri:?} names no service")));
+        let Some([domain, ns, dc, source]) = service_of(&uri) else {
+            return Err(Refusal::bad(format!(
+                "ClientCertURI not a valid Service identifier: {uri:?}"
+            )));
         };
+        // Whom another authority vouches for is nobody here, whatever it is called.
+        let foreign = match () {
+            () if !self.is_own_domain(domain) => Some("trust domain"),
+            () if !dc.eq_ignore_ascii_case(&self.own().datacenter) => Some("datacenter"),
+            () if ns != DEFAULT_NAMESPACE => Some("namespace"),
+            () => None,
+        };
+        if let Some(what) = foreign.filter(|_| guards::on("connect-domain")) {
+            let why = format!("Identity from an external {what}");
+            return Ok(Reply::json(json!({"Authorized": false, "Reason": why})));
+        }
         let said = super::intention::decide(&self.consul().state(), source, &target);
         let (allowed, why) = match said {
             Some(true) => (true, "Matched intention: ALLOW"),
@@ -75,5 +89,18 @@ impl Door {
             None => (false, "Default behavior configured: DENY"),
         };
         Ok(Reply::json(json!({"Authorized": allowed, "Reason": why})))
+    }
+}
+
+/// The trust domain, namespace, datacentre and name of `spiffe://D/ns/N/dc/DC/svc/S`, and of
+/// nothing else.
+fn service_of(uri: &str) -> Option<[&str; 4]> {
+    let parts: Vec<&str> = uri.strip_prefix("spiffe://")?.split('/').collect();
+    match parts.as_slice() {
+        [domain, "ns", ns, "dc", dc, "svc", service] => {
+            let found = [*domain, *ns, *dc, *service];
+            found.iter().all(|part| !part.is_empty()).then_some(found)
+        }
+        _ => None,
     }
 }

@@ -104,12 +104,14 @@ impl Door {
             Endpoint::AgentLeave => self.agent_leave(ask),
             Endpoint::AgentForceLeave => Box::pin(self.agent_force_leave(ask)).await,
             Endpoint::AgentMetrics => self.agent_metrics(ask),
+            Endpoint::AgentMetricsStream => self.agent_metrics_stream(ask),
             Endpoint::AgentMonitor => self.agent_monitor(ask),
+            Endpoint::AgentJoin => self.agent_join(ask),
             Endpoint::AgentToken => self.agent_token(ask),
             Endpoint::OperatorRaft => self.operator_raft(ask),
-            Endpoint::OperatorPeer | Endpoint::OperatorTransfer | Endpoint::OperatorState => {
-                let text = "weft keeps no Raft of its own: there are no peers to remove, to hand \
-                            leadership to or to look at";
+            Endpoint::OperatorPeer | Endpoint::OperatorTransfer => {
+                let text = "weft keeps no Raft of its own: there are no peers to remove, or to \
+                            hand leadership to";
                 Err(Refusal::not_offered(text))
             }
             Endpoint::OperatorKeyring => {
@@ -118,6 +120,7 @@ impl Door {
             }
             Endpoint::OperatorAutopilot => Box::pin(self.operator_autopilot(ask)).await,
             Endpoint::OperatorHealth => self.operator_health(ask),
+            Endpoint::OperatorState => self.operator_state(ask),
             Endpoint::OperatorUsage => self.operator_usage(ask),
             other => Box::pin(self.dispatch_acl(other, ask)).await,
         }

@@ -54,6 +54,9 @@ impl From<CatalogError> for Refusal {
         if let (CatalogError::Store(why), true) = (&error, error.is_unreachable()) {
             return no_leader(&why.to_string());
         }
+        if let Some(why) = error.too_much() {
+            return Self::bad(why);
+        }
         let status = match &error {
             CatalogError::UnknownService { .. }
             | CatalogError::UnknownCheck { .. }
@@ -75,6 +78,9 @@ impl From<ConsulError> for Refusal {
     fn from(error: ConsulError) -> Self {
         if let (ConsulError::Store(why), true) = (&error, error.is_unreachable()) {
             return no_leader(&why.to_string());
+        }
+        if let Some(why) = error.too_much() {
+            return Self::bad(why);
         }
         let status = match error {
             ConsulError::Catalog(error) => return error.into(),
@@ -130,5 +136,18 @@ mod tests {
         assert_eq!(Refusal::from(CatalogError::Store(full)).status, 507);
         assert_eq!(Refusal::from(ConsulError::Closed).status, 500);
         assert_eq!(Refusal::from(ConsulError::Contended).status, 503);
+    }
+
+    #[test]
+    fn what_no_store_would_keep_is_a_400_without_the_stores_words() {
+        let key = "/k/v/default/secret".to_owned();
+        let long = StoreError::KeyTooLong { key, len: 1030, max: 1024 };
+        for refusal in
+            [Refusal::from(ConsulError::Store(long.clone())), CatalogError::Store(long).into()]
+        {
+            assert_eq!(refusal.status, 400);
+            assert!(refusal.text.starts_with("the name is 6 bytes too long"), "{}", refusal.text);
+            assert!(!refusal.text.contains("/k/v/"), "{}", refusal.text);
+        }
     }
 }

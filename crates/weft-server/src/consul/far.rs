@@ -307,6 +307,8 @@ pub fn is_own(endpoint: Endpoint) -> bool {
             | E::AgentReload
             | E::AgentLeave
             | E::AgentMetrics
+            | E::AgentMetricsStream
+            | E::AgentJoin
             | E::AgentMonitor
             | E::AgentToken
     )

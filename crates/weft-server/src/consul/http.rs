@@ -23,6 +23,7 @@ use weft_base::task::TaskGroup;
 
 use super::error::Refusal;
 use super::far::{self, FarAsk};
+use super::flow::Flow;
 use super::host::{self, Unawaited};
 use super::line::{Line, Manner, Next, Wire};
 use super::params::Params;
@@ -73,6 +74,8 @@ pub(super) type Answer = Response<Full<Bytes>>;
 /// What came of a request so far.
 enum Turn {
     Answered(Box<Answer>),
+    /// Its head; the rest is still to come.
+    Flows(Box<(Answer, Flow)>),
     Waits(Box<Waiting>),
 }
 
@@ -160,7 +163,14 @@ impl Door {
                     false => None,
                 };
             }
-            let Some(Turn::Answered(response)) = turn else { return };
+            let response = match turn {
+                Some(Turn::Answered(response)) => response,
+                Some(Turn::Flows(flows)) => {
+                    Box::pin(line.flow(&flows.0, flows.1, (manner, &tasks))).await;
+                    break;
+                }
+                _ => return,
+            };
             manner.keep &= !tasks.is_draining();
             if let Err(why) = Box::pin(line.answer(&response, manner)).await {
                 tracing::debug!(%why, "a connection to the Consul door ended early");
@@ -209,6 +219,8 @@ impl Door {
         loop {
             match turn {
                 Turn::Answered(response) => return *response,
+                // Nobody reads on here.
+                Turn::Flows(flows) => return flows.0,
                 Turn::Waits(mut waiting) => {
                     Box::pin(waiting.stirred(&self.0.tasks, std::future::pending())).await;
                     turn = Box::pin(self.resume(waiting)).await;
@@ -270,12 +282,20 @@ impl Door {
         self.dispatch(asked.endpoint, &asked.ask).await
     }
 
-    fn answered(&self, reply: Reply, form: Form) -> Turn {
+    fn answered(&self, mut reply: Reply, form: Form) -> Turn {
+        let mut flow = None;
+        if let Body::Flow(kind, begun) = reply.body {
+            flow = Some(begun);
+            reply.body = Body::Bytes(kind, Bytes::new());
+        }
         let mut response = render(reply, form);
         if let Some(date) = date(self.wall_ms()) {
             response.headers_mut().insert(DATE, date);
         }
-        Turn::Answered(Box::new(response))
+        match flow {
+            None => Turn::Answered(Box::new(response)),
+            Some(flow) => Turn::Flows(Box::new((response, flow))),
+        }
     }
 
     async fn read_request<B>(&self, request: Request<B>) -> Result<Read<'_>, Refusal>
@@ -517,7 +537,7 @@ fn date(wall_ms: u64) -> Option<HeaderValue> {
 
 fn render(reply: Reply, form: Form) -> Answer {
     let (kind, mut bytes, small) = match reply.body {
-        Body::Empty | Body::Later(_) => (None, Bytes::new(), None),
+        Body::Empty | Body::Later(_) | Body::Flow(..) => (None, Bytes::new(), None),
         Body::Text(text) => (Some("text/plain; charset=utf-8"), text.into(), None),
         Body::Json(value) => (Some("application/json"), encode(&value, form.pretty).into(), None),
         Body::Bytes(kind, bytes) => (Some(kind), bytes, None),

@@ -20,7 +20,9 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Collected, Full};
 use tokio::sync::Notify;
+use weft_base::task::TaskGroup;
 
+use super::flow::Flow;
 pub(super) use body::Incoming;
 use head::{Found, Head};
 pub(super) use wire::Wire;
@@ -162,7 +164,7 @@ impl Line {
         body: &Bytes,
         manner: Manner,
     ) -> Result<()> {
-        let mut out = head::answer(status, headers, body.len(), manner.keep);
+        let mut out = head::answer(status, headers, Some(body.len()), manner.keep);
         let body = if manner.head_only { &[][..] } else { body };
         if body.len() > COPIED_BYTES_MAX {
             self.write(&out).await?;
@@ -170,6 +172,33 @@ impl Line {
         }
         out.extend_from_slice(body);
         self.write(&out).await
+    }
+
+    /// Answers without an end: each part as it comes, until its reader is gone, takes nothing for a
+    /// while or there are no more. The connection ends with it.
+    pub async fn flow(
+        &self,
+        answer: &Response<Full<Bytes>>,
+        mut flow: Flow,
+        (manner, tasks): (Manner, &TaskGroup),
+    ) {
+        let head = head::answer(answer.status(), answer.headers(), None, false);
+        if self.write(&head).await.is_err() || manner.head_only {
+            return;
+        }
+        let gone = self.gone();
+        tokio::pin!(gone);
+        loop {
+            let part = tokio::select! {
+                part = flow.next() => part,
+                () = &mut gone => return,
+                () = tasks.draining() => return,
+            };
+            match part {
+                Some(part) if self.write(&part).await.is_ok() => {}
+                _ => return,
+            }
+        }
     }
 
     /// Answers what is no request.

@@ -20,6 +20,7 @@ mod error;
 mod event;
 pub mod far;
 mod filter;
+mod flow;
 pub mod fuzz;
 pub(crate) mod gateways;
 mod health;
@@ -40,6 +41,7 @@ pub mod secure;
 mod session;
 mod shapes;
 mod shared;
+mod sidecar;
 mod snapshot;
 mod stamp;
 mod status;
@@ -133,6 +135,8 @@ struct Inner {
     waits: host::Waits,
     /// One place: see `http.rs`.
     snapshots: Semaphore,
+    /// Sidecars are given ports one after the other.
+    sidecars: tokio::sync::Mutex<()>,
     rng: Mutex<Rng>,
     tasks: TaskGroup,
 }
@@ -205,6 +209,7 @@ impl Door {
             shared: shared::Shared::default(),
             waits: host::Waits::default(),
             snapshots: Semaphore::new(1),
+            sidecars: tokio::sync::Mutex::default(),
             rng: Mutex::new(Rng::from_system()),
             tasks: tasks.clone(),
         }))

@@ -96,6 +96,43 @@ impl Door {
         })))
     }
 
+    /// The same in the words of Autopilot.
+    pub(super) fn operator_state(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        ask.who.demand(Verb::Read, Kind::Operator, &ask.namespace, "")?;
+        let (index, contact) = (self.consul().state().revision(), self.consul().contact());
+        let (known, since) = (contact.is_known(), contact.since().as_millis());
+        let all = self.servers();
+        let tolerance = if known { all.len().saturating_sub(1) } else { 0 };
+        let leader = all.iter().find(|server| server.leads).map(|server| server.id.clone());
+        let voters: Vec<_> = all.iter().map(|server| server.id.clone()).collect();
+        let shape = |server: &super::status::Server| {
+            json!({
+                "ID": server.id,
+                "Name": server.name,
+                "Address": server.address,
+                "NodeStatus": "alive",
+                "Version": self.own().version,
+                "LastContact": if server.leads { "0s".to_owned() } else { format!("{since}ms") },
+                "LastTerm": 1,
+                "LastIndex": index,
+                "Healthy": known,
+                "StableSince": "1970-01-01T00:00:00Z",
+                "Status": if server.leads { "leader" } else { "voter" },
+                "Meta": {},
+                "NodeType": "voter",
+            })
+        };
+        let servers = all.iter().map(|server| (server.id.to_string(), shape(server)));
+        Ok(Reply::json(json!({
+            "Healthy": known,
+            "FailureTolerance": tolerance,
+            "OptimisticFailureTolerance": tolerance,
+            "Servers": servers.collect::<Map<_, _>>(),
+            "Leader": leader.unwrap_or_default(),
+            "Voters": voters,
+        })))
+    }
+
     pub(super) fn operator_usage(&self, ask: &Ask) -> Result<Reply, Refusal> {
         ask.who.demand(Verb::Read, Kind::Operator, &ask.namespace, "")?;
         let view = self.view();
@@ -210,16 +247,7 @@ impl Door {
 
     pub(super) fn agent_metrics(&self, ask: &Ask) -> Result<Reply, Refusal> {
         ask.who.demand(Verb::Read, Kind::Agent, &ask.namespace, &self.own().node.node)?;
-        let view = self.view();
-        let state = self.consul().state();
-        let catalog = view.world.catalog();
-        let gauges = [
-            ("consul.catalog.services", view.services(DEFAULT_NAMESPACE).len()),
-            ("consul.catalog.instances", catalog.registration_count()),
-            ("consul.state.kv_entries", state.under(keys::PAIRS).count()),
-            ("consul.state.sessions", state.under(keys::SESSIONS).count()),
-            ("consul.blocking_queries", self.blocked()),
-        ];
+        let gauges = self.gauges();
         if ask.params.get("format") == Some("prometheus") {
             let lines = gauges.iter().map(|(name, value)| {
                 let name = name.replace('.', "_");
@@ -227,28 +255,39 @@ impl Door {
             });
             return Ok(Reply::text(StatusCode::OK, lines.collect::<String>()));
         }
+        Ok(Reply::json(self.shaped(&gauges)))
+    }
+
+    fn gauges(&self) -> [(&'static str, usize); 5] {
+        let view = self.view();
+        let state = self.consul().state();
+        let catalog = view.world.catalog();
+        [
+            ("consul.catalog.services", view.services(DEFAULT_NAMESPACE).len()),
+            ("consul.catalog.instances", catalog.registration_count()),
+            ("consul.state.kv_entries", state.under(keys::PAIRS).count()),
+            ("consul.state.sessions", state.under(keys::SESSIONS).count()),
+            ("consul.blocking_queries", self.blocked()),
+        ]
+    }
+
+    /// As `agent/metrics/stream` says them.
+    pub(super) fn figures(&self) -> Value {
+        self.shaped(&self.gauges())
+    }
+
+    fn shaped(&self, gauges: &[(&str, usize)]) -> Value {
         let shape =
             |(name, value): &(&str, usize)| json!({"Name": name, "Value": value, "Labels": {}});
         let ms = i64::try_from(self.wall_ms()).unwrap_or(i64::MAX);
         let now = jiff::Timestamp::from_millisecond(ms).map(|t| t.to_string()).unwrap_or_default();
-        Ok(Reply::json(json!({
+        json!({
             "Timestamp": now,
             "Gauges": gauges.iter().map(shape).collect::<Vec<_>>(),
             "Points": [],
             "Counters": [],
             "Samples": [],
-        })))
-    }
-
-    pub(super) fn agent_monitor(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        ask.who.demand(Verb::Read, Kind::Agent, &ask.namespace, &self.own().node.node)?;
-        let level = ask.params.filled("loglevel").unwrap_or("info").to_ascii_lowercase();
-        if !["trace", "debug", "info", "warn", "warning", "err", "error"].contains(&&*level) {
-            return Err(Refusal::bad(format!("Unknown log level: {level}")));
-        }
-        Err(Refusal::not_offered(
-            "weft does not stream its log over HTTP; it writes it to standard error, see --log",
-        ))
+        })
     }
 }
 

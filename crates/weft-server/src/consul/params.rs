@@ -45,7 +45,7 @@ impl Blocking {
 
 impl Params {
     /// # Errors
-    /// When there are too many parameters to be meant.
+    /// When there are too many parameters to be meant, or one is no text.
     pub fn parse(query: Option<&str>) -> Result<Self, Refusal> {
         let mut pairs = Vec::new();
         for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
@@ -55,7 +55,7 @@ impl Params {
                 )));
             }
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            pairs.push((decode(name, true), decode(value, true)));
+            pairs.push((decode(name, true)?, decode(value, true)?));
         }
         pairs.shrink_to_fit();
         Ok(Self { pairs, over: false })
@@ -129,21 +129,27 @@ impl Params {
 }
 
 /// Undoes percent-encoding; `+` is a space in a query and itself in a path.
-pub fn decode(text: &str, plus: bool) -> String {
+///
+/// # Errors
+/// 400 when an escape is none, or what comes out is no text: two names would be one.
+pub fn decode(text: &str, plus: bool) -> Result<String, Refusal> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(b) = bytes.next() {
-        let mut ahead = bytes.clone();
-        match (b, ahead.next().and_then(hex), ahead.next().and_then(hex)) {
-            (b'%', Some(high), Some(low)) => {
+        match b {
+            b'%' => {
+                let pair = bytes.next().and_then(hex).zip(bytes.next().and_then(hex));
+                let (high, low) = pair.ok_or_else(|| {
+                    Refusal::bad("invalid URL escape: \"%\" is followed by two hexadecimal digits")
+                })?;
                 out.push(high << 4 | low);
-                bytes = ahead;
             }
-            (b'+', ..) if plus => out.push(b' '),
+            b'+' if plus => out.push(b' '),
             _ => out.push(b),
         }
     }
-    String::from_utf8(out).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into())
+    String::from_utf8(out)
+        .map_err(|_| Refusal::bad("the request's address is not UTF-8: names and keys are text"))
 }
 
 fn hex(b: u8) -> Option<u8> {
@@ -173,6 +179,15 @@ mod tests {
         let p = params("tag=a&tag=b%2Fc+d&node-meta=rack:1&node-meta=x");
         assert_eq!(p.all("tag").collect::<Vec<_>>(), ["a", "b/c d"]);
         assert_eq!(p.node_meta(), [("rack".into(), "1".into()), ("x".into(), String::new())]);
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused_and_made_into_none() {
+        assert_eq!(decode("a%2Fb%c3%a9+", false).unwrap(), "a/b\u{e9}+");
+        for wrong in ["%ff", "%fe%ff", "%zz", "a%", "a%4", "%c3"] {
+            assert_eq!(decode(wrong, false).unwrap_err().status, 400, "{wrong}");
+            assert!(Params::parse(Some(&format!("tag={wrong}"))).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -15,6 +15,8 @@ use super::body::Fields;
 use super::error::Refusal;
 use crate::guards;
 
+pub mod known;
+
 const PORT_MAX: u64 = 65_535;
 /// Consul's default when a check that asks something names no timeout.
 const TIMEOUT_MS: u64 = 10_000;
@@ -51,8 +53,18 @@ pub fn service(
             "Invalid service address: 0.0.0.0, :: and [::] are not addresses that clients can use",
         ));
     }
+    for (field, what) in [("SocketPath", "on Unix sockets"), ("Ports", "with several ports")] {
+        let given = fields.value(field);
+        if given
+            .is_some_and(|value| *value != Value::from("") && *value != Value::Array(Vec::new()))
+        {
+            return Err(Refusal::not_offered(format!(
+                "weft does not offer services {what}: leave {at}{field} out"
+            )));
+        }
+    }
     let port = fields.number("Port", PORT_MAX)?.unwrap_or(0);
-    Ok(Registration {
+    let registration = Registration {
         id: if id.is_empty() { service.as_str().into() } else { id.into() },
         service: service.into(),
         address: address.into(),
@@ -68,56 +80,16 @@ pub fn service(
         locality: fields.value("Locality").cloned().map(Box::new),
         agent,
         ..Registration::default()
-    })
-}
-
-/// The sidecar proxy that `Connect.SidecarService` asks for.
-///
-/// # Errors
-/// When a field of it is wrong.
-pub fn sidecar(
-    body: &Map<String, Value>,
-    parent: &Registration,
-) -> Result<Option<Registration>, Refusal> {
-    let Some(connect) = Fields::new(body, "").object("Connect")? else { return Ok(None) };
-    let Some(asked) = Fields::new(connect, "Connect.").object("SidecarService")? else {
-        return Ok(None);
     };
-    let fields = Fields::new(asked, "Connect.SidecarService.");
-    let name = fields.text("Name")?;
-    let port = fields.number("Port", PORT_MAX)?.unwrap_or(0);
-    let mut proxy = fields.object("Proxy")?.cloned().unwrap_or_default();
-    let mut set = |key: &str, value: Value| {
-        proxy.entry(key).or_insert(value);
-    };
-    set("DestinationServiceName", parent.service.as_ref().into());
-    set("DestinationServiceID", parent.id.as_ref().into());
-    set("LocalServiceAddress", "127.0.0.1".into());
-    set("LocalServicePort", parent.port.into());
-    set("Mode", "".into());
-    set("MeshGateway", Value::Object(Map::new()));
-    set("Expose", Value::Object(Map::new()));
-    let tags = fields.list("Tags")?;
-    Ok(Some(Registration {
-        id: format!("{}-sidecar-proxy", parent.id).into(),
-        service: if name.is_empty() {
-            format!("{}-sidecar-proxy", parent.service).into()
-        } else {
-            name.into()
-        },
-        address: parent.address.clone(),
-        port: u16::try_from(port).unwrap_or(0),
-        tags: if tags.is_empty() {
-            parent.tags.clone()
-        } else {
-            tags.into_iter().map(Into::into).collect()
-        },
-        meta: parent.meta.clone(),
-        kind: "connect-proxy".into(),
-        proxy: Some(Box::new(Value::Object(proxy))),
-        agent: true,
-        ..Registration::default()
-    }))
+    // A sidecar's proxy is filled in by its agent.
+    if !at.starts_with("Connect.") {
+        known::service(&registration)?;
+    }
+    let is_gateway = registration.kind.ends_with("-gateway");
+    if agent {
+        known::meta("Service", &registration.meta, is_gateway)?;
+    }
+    Ok(registration)
 }
 
 /// The checks that come with a service: `Check`, then `Checks`, with Consul's ids.
@@ -149,9 +121,15 @@ pub fn service_checks(
         }
         check.service_id.clone_from(&of.id);
         check.service_name.clone_from(&of.service);
-        out.push(check);
+        put(&mut out, check);
     }
     Ok(out)
+}
+
+/// Of checks of one id the last one counts.
+fn put(checks: &mut Vec<CheckRecord>, check: CheckRecord) {
+    checks.retain(|known| known.id != check.id);
+    checks.push(check);
 }
 
 /// A check that the agent is to run or hear of.
@@ -159,6 +137,7 @@ pub fn service_checks(
 /// # Errors
 /// When a field is wrong; the text names it.
 pub fn check(body: &Map<String, Value>, agent: bool) -> Result<CheckRecord, Refusal> {
+    known::fields(body, known::CHECK)?;
     let fields = Fields::new(body, "");
     let mut definition = CheckDefinition {
         probe: probe(&fields)?,
@@ -173,6 +152,19 @@ pub fn check(body: &Map<String, Value>, agent: bool) -> Result<CheckRecord, Refu
         agent,
     };
     let runs = definition.probe.is_asked();
+    if agent {
+        let has_ttl = fields.duration_ms("TTL")? > 0;
+        let why = match &definition.probe {
+            _ if has_ttl && definition.interval_ms > 0 => {
+                "Interval and TTL cannot both be specified"
+            }
+            Probe::Alias { .. } if has_ttl => "TTL must be not be set for Alias checks",
+            _ => "",
+        };
+        if !why.is_empty() {
+            return Err(Refusal::bad(why));
+        }
+    }
     if agent && runs && definition.interval_ms == 0 {
         return Err(Refusal::bad(
             "Interval must be > 0 for HTTP, H2PING, TCP, UDP or OSService checks",
@@ -216,13 +208,19 @@ pub fn node(body: &Map<String, Value>, datacenter: &Arc<str>) -> Result<NodeReco
     if address.is_empty() && !fields.flag("SkipNodeUpdate")? {
         return Err(Refusal::bad("Must provide address if SkipNodeUpdate is not set"));
     }
+    let id = fields.text("ID")?;
+    if !id.is_empty() && uuid::Uuid::try_parse(&id).is_err() {
+        return Err(Refusal::internal(format!("Bad node ID: {id:?} is no UUID")));
+    }
+    let meta = labels(fields.text_map("NodeMeta")?);
+    known::meta("Node", &meta, true)?;
     Ok(NodeRecord {
-        id: fields.text("ID")?.into(),
+        id: id.into(),
         node: name.into(),
         address: address.into(),
         datacenter: datacenter.clone(),
         tagged_addresses: labels(fields.text_map("TaggedAddresses")?),
-        meta: labels(fields.text_map("NodeMeta")?),
+        meta,
     })
 }
 
@@ -240,7 +238,13 @@ pub fn catalog_checks(
     let mut out = Vec::with_capacity(bodies.len());
     for body in bodies {
         // The probe, if any, is one level down, for whoever watches external nodes.
-        let nested = Fields::new(body, "Check.").object("Definition")?;
+        let given = Fields::new(body, "Check.");
+        let nested = given.object("Definition")?;
+        let (at, outer) = (given.text("Node")?, fields.text("Node")?);
+        if !at.is_empty() && !at.eq_ignore_ascii_case(&outer) {
+            let text = format!("check node {at:?} does not match node {outer:?}");
+            return Err(Refusal::internal(text));
+        }
         let mut record = check(body, false)?;
         if let Some(nested) = nested {
             let definition = check(nested, false)?.typed();
@@ -255,7 +259,7 @@ pub fn catalog_checks(
         if let Some(service) = service.filter(|_| record.service_id.is_empty()) {
             record.service_id.clone_from(&service.id);
         }
-        out.push(record);
+        put(&mut out, record);
     }
     Ok(out)
 }
@@ -407,7 +411,13 @@ fn tagged_addresses(fields: &Fields) -> Result<BTreeMap<Arc<str>, TaggedAddress>
         };
         let given = Fields::new(body, "TaggedAddresses.");
         let port = given.number("Port", PORT_MAX)?.unwrap_or(0);
-        let address = given.text("Address")?.into();
+        let address = given.text("Address")?;
+        if matches!(address.as_str(), "0.0.0.0" | "::" | "[::]") {
+            return Err(Refusal::bad(format!(
+                "Invalid tagged address {name:?}: {address} is no address that clients can use"
+            )));
+        }
+        let address = address.into();
         let tagged = TaggedAddress { address, port: u16::try_from(port).unwrap_or(0) };
         out.insert(name.as_str().into(), tagged);
     }

@@ -8,6 +8,7 @@ use http::StatusCode;
 use serde_json::Value;
 
 use super::error::Refusal;
+use super::flow::Flow;
 use super::params::Blocking;
 use super::shared::Written;
 use super::wait::Later;
@@ -32,6 +33,8 @@ pub enum Body {
     Whole(bytes::Bytes),
     /// There is nothing new yet.
     Later(Box<Later>),
+    /// Text or JSON in parts, by its content type, until nobody reads any more.
+    Flow(&'static str, Flow),
 }
 
 // === impl Reply ===
@@ -56,6 +59,11 @@ impl Reply {
 
     pub fn shared(kind: &'static str, written: Arc<Written>) -> Self {
         Self { body: Body::Shared(kind, written), ..Self::empty() }
+    }
+
+    /// Without an end of its own.
+    pub fn flow(kind: &'static str, flow: Flow) -> Self {
+        Self { body: Body::Flow(kind, flow), ..Self::empty() }
     }
 
     /// To be asked again when that has moved.

@@ -85,6 +85,8 @@ pub enum Endpoint {
     AgentLeave,
     AgentForceLeave,
     AgentMetrics,
+    AgentMetricsStream,
+    AgentJoin,
     AgentMonitor,
     AgentToken,
     OperatorRaft,
@@ -218,7 +220,9 @@ pub const ROUTES: &[Route] = &[
     put("/v1/agent/leave", Endpoint::AgentLeave),
     put("/v1/agent/force-leave/", Endpoint::AgentForceLeave),
     get("/v1/agent/metrics", Endpoint::AgentMetrics),
+    get("/v1/agent/metrics/stream", Endpoint::AgentMetricsStream),
     get("/v1/agent/monitor", Endpoint::AgentMonitor),
+    put("/v1/agent/join/", Endpoint::AgentJoin),
     put("/v1/agent/token/", Endpoint::AgentToken),
     get("/v1/operator/raft/configuration", Endpoint::OperatorRaft),
     of_methods("/v1/operator/raft/peer", &["DELETE"], Endpoint::OperatorPeer),
@@ -267,9 +271,8 @@ pub const ROUTES: &[Route] = &[
 
 /// Consul's other endpoints, and what to use instead.
 pub const NOT_OFFERED: &[(&str, &str)] = &[
-    ("/v1/agent/join/", "machines join with `weft agent --server` and a token of `weft token`"),
+    ("/v1/acl/oidc/", "log in by a token of the provider: a method of type \"jwt\""),
     ("/v1/agent/connect/proxy/", "sidecars take their configuration from the server by xDS"),
-    ("/v1/agent/metrics/stream", "the server's figures are at /metrics of the API's port"),
     ("/v1/exported-services", "weft has no partitions and no peers"),
     ("/v1/imported-services", "weft has no partitions and no peers"),
     ("/v1/internal/", "it is for Consul's own UI; see `weft status` and `weft top`"),
@@ -307,7 +310,7 @@ pub fn find(method: &Method, path: &str) -> Result<(Endpoint, String), Refusal> 
         return Err(Refusal { allow: Some(list(route)), ..Refusal::new(status, text) });
     }
     let argument = path.get(route.path.len()..).unwrap_or_default();
-    Ok((route.endpoint, decode(argument, false)))
+    Ok((route.endpoint, decode(argument, false)?))
 }
 
 /// The methods that a path takes, as `Allow` lists them.

@@ -19,6 +19,7 @@ use super::*;
 mod admission;
 mod blind;
 mod entries;
+mod flows;
 mod hostile;
 mod kinds;
 mod lines;
@@ -478,12 +479,49 @@ async fn sidecars_are_registered_with_ports_of_their_own_and_go_with_their_servi
     let services = rig.get("/v1/agent/services").await.json();
     let ports = [&services["a-sidecar-proxy"]["Port"], &services["b-sidecar-proxy"]["Port"]];
     assert_eq!(ports, [&json!(21000), &json!(21001)]);
+    let checks = rig.get("/v1/agent/checks").await.json();
+    let own = [&checks["service:a-sidecar-proxy:1"], &checks["service:a-sidecar-proxy:2"]];
+    assert_eq!(own.map(|check| &check["Type"]), [&json!("tcp"), &json!("alias")]);
+    assert_eq!(own[1]["Name"], "Connect Sidecar Aliasing a");
+    let shown = rig.get("/v1/agent/service/a-sidecar-proxy").await;
+    let hash = &shown.headers["x-consul-contenthash"];
+    let path = format!("/v1/agent/service/a-sidecar-proxy?hash={hash}&wait=60s");
+    let moved = json!({"name": "a", "port": 81, "connect": {"sidecar_service": {}}});
+    let moved = async {
+        rig.blocked(1).await;
+        rig.put("/v1/agent/service/register", moved).await;
+    };
+    let (answer, ()) = tokio::join!(rig.get(&path), moved);
+    assert_eq!(answer.json()["Proxy"]["LocalServicePort"], 81);
+    assert_eq!(answer.json()["Port"], 21000, "a sidecar keeps its port");
     let connect = rig.get("/v1/health/connect/a").await.json();
     assert_eq!(connect[0]["Service"]["Service"], "a-sidecar-proxy");
     rig.put("/v1/agent/service/deregister/a", Value::Null).await;
     assert_eq!(rig.get("/v1/health/connect/a").await.json(), json!([]));
     let left = rig.get("/v1/agent/services").await.json();
     assert_eq!(left.as_object().unwrap().len(), 2);
+    let left = rig.get("/v1/agent/checks").await.json();
+    assert_eq!(left.as_object().unwrap().len(), 2, "{left}");
+}
+
+#[tokio::test]
+async fn sidecars_that_come_together_have_a_port_each_until_none_is_left() {
+    let rig = rig().await;
+    let register = async |n: usize| {
+        let body = json!({"name": format!("s{n}"), "connect": {"sidecar_service": {}}});
+        rig.ask("PUT", "/v1/agent/service/register", &body.to_string()).await
+    };
+    futures_util::future::join_all((0..256).map(&register)).await;
+    let services = rig.get("/v1/agent/services").await.json();
+    let all = services.as_object().unwrap().values();
+    let ports: std::collections::BTreeSet<u64> =
+        all.filter(|s| s["Kind"] == "connect-proxy").map(|s| s["Port"].as_u64().unwrap()).collect();
+    assert_eq!(ports, (21_000..=21_255).collect());
+    let more = register(256).await;
+    assert_eq!(more.status, 400, "{}", more.text);
+    assert!(more.text.contains("none left in the configured sidecar port range"), "{}", more.text);
+    let unknown = rig.get("/v1/agent/service/s256").await;
+    assert_eq!(unknown.status, 404, "what is refused is not half there");
 }
 
 #[tokio::test]

@@ -197,7 +197,7 @@ fn digest(reply: &Reply) -> u64 {
         Body::Text(text) => text.hash(&mut hasher),
         Body::Bytes(_, bytes) | Body::Whole(bytes) => bytes.hash(&mut hasher),
         Body::Shared(_, written) => written.plain().hash(&mut hasher),
-        Body::Empty | Body::Later(_) => {}
+        Body::Empty | Body::Later(_) | Body::Flow(..) => {}
     }
     (reply.status.as_u16(), hasher.finish()).hash(&mut hasher);
     hasher.finish()

@@ -85,9 +85,15 @@ fn read(head: &[u8]) -> Result<Head, StatusCode> {
     Ok(Head { request: Box::new(request), manner })
 }
 
-/// An answer's head, with room for a small body behind it.
-pub fn answer(status: StatusCode, headers: &HeaderMap, length: usize, keep: bool) -> Vec<u8> {
-    let mut out = Vec::with_capacity(512 + length.min(super::COPIED_BYTES_MAX));
+/// An answer's head, with room for a small body behind it. A body without a length ends with its
+/// connection.
+pub fn answer(
+    status: StatusCode,
+    headers: &HeaderMap,
+    length: Option<usize>,
+    keep: bool,
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512 + length.unwrap_or(0).min(super::COPIED_BYTES_MAX));
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(status.as_str().as_bytes());
     out.push(b' ');
@@ -101,7 +107,8 @@ pub fn answer(status: StatusCode, headers: &HeaderMap, length: usize, keep: bool
     for (name, value) in headers {
         field(name.as_str(), value.as_bytes());
     }
-    if status != StatusCode::NO_CONTENT && !status.is_informational() {
+    let has_length = status != StatusCode::NO_CONTENT && !status.is_informational();
+    if let Some(length) = length.filter(|_| has_length) {
         field("content-length", length.to_string().as_bytes());
     }
     if !keep {

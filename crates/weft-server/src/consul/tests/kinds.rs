@@ -192,3 +192,142 @@ async fn a_query_that_waits_is_small() {
     let own = std::mem::size_of_val(&rig.door.health_service(&ask, false));
     assert!(whole <= 512 && own <= 2_048, "{whole} {own}");
 }
+
+#[tokio::test]
+async fn reg_61_whom_another_authority_names_is_nobody_here() {
+    let (rig, _folder) = with_ca().await;
+    let exact = "/v1/connect/intentions/exact?source=a&destination=web";
+    rig.put(exact, json!({"Action": "allow"})).await;
+    let ask = async |rig: &Rig, uri: &str| {
+        let body = json!({"Target": "web", "ClientCertURI": uri, "ClientCertSerial": "1"});
+        rig.ask("POST", "/v1/agent/connect/authorize", &body.to_string()).await
+    };
+    let own = "spiffe://0190a6c8.consul/ns/default/dc/dc1/svc/a";
+    assert_eq!(ask(&rig, own).await.json()["Authorized"], true);
+    for (uri, what) in [
+        ("spiffe://x/ns/default/dc/dc1/svc/a", "trust domain"),
+        ("spiffe://0190a6c8.consul.x/ns/default/dc/dc1/svc/a", "trust domain"),
+        ("spiffe://0190a6c8.consul/ns/default/dc/dc2/svc/a", "datacenter"),
+        ("spiffe://0190a6c8.consul/ns/other/dc/dc1/svc/a", "namespace"),
+    ] {
+        let said = ask(&rig, uri).await.json();
+        let why = format!("Identity from an external {what}");
+        assert_eq!(said, json!({"Authorized": false, "Reason": why}), "{uri} is let in");
+    }
+    for uri in [
+        "spiffe://0190a6c8.consul/whatever/svc/a",
+        "spiffe://0190a6c8.consul/ns/default/dc/dc1/svc/a/svc/a",
+        "spiffe://0190a6c8.consul/ns/default/dc/dc1/svc/",
+        "https://0190a6c8.consul/ns/default/dc/dc1/svc/a",
+        "a",
+    ] {
+        let said = ask(&rig, uri).await;
+        assert_eq!(said.status, 400, "{uri}: {}", said.text);
+        assert!(said.text.starts_with("ClientCertURI not a valid Service identifier"));
+    }
+    // Where nobody signs, nobody is signed for.
+    let without = super::rig().await;
+    let said = ask(&without, "spiffe://consul/ns/default/dc/dc1/svc/a").await.json();
+    assert_eq!(said["Reason"], "Identity from an external trust domain");
+}
+
+#[tokio::test]
+async fn what_consul_refuses_is_refused_in_its_words() {
+    let rig = rig().await;
+    let agent = "/v1/agent/service/register";
+    let catalog = "/v1/catalog/register";
+    let of = |part: Value| {
+        let mut body = json!({"Node": "ext", "Address": "10.0.0.1"});
+        body.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        body
+    };
+    let unknown = "Request decode failed: json: unknown field";
+    for (path, body, status, why) in [
+        (agent, json!({"Name": "web", "Bogus": 1}), 400, unknown),
+        (agent, json!({"Name": "web", "Chek": {"TTL": "1s"}}), 400, unknown),
+        (agent, json!({"Name": "web", "Check": {"TTL": "1s", "Htpp": ""}}), 400, unknown),
+        (agent, json!({"Name": "web", "Connect": {"SidecarService": {"Prot": 1}}}), 400, unknown),
+        ("/v1/agent/check/register", json!({"Name": "c", "TTl": "1s", "Tll": 1}), 400, unknown),
+        (catalog, of(json!({"Bogus": 1})), 400, unknown),
+        (catalog, of(json!({"Service": {"Service": "web", "Tag": ["a"]}})), 400, unknown),
+        (agent, json!({"Name": "web", "Kind": "nonsense"}), 400, "nonsense"),
+        (
+            agent,
+            json!({"Name": "web", "Kind": "connect-proxy"}),
+            400,
+            "Proxy.DestinationServiceName must be non-empty for Connect proxy services",
+        ),
+        (
+            catalog,
+            of(json!({"Service": {"Service": "web", "Kind": "connect-proxy"}})),
+            400,
+            "Proxy.DestinationServiceName must be non-empty",
+        ),
+        (
+            agent,
+            json!({"Name": "g", "Kind": "mesh-gateway", "Proxy": {"DestinationServiceName": "a"}}),
+            400,
+            "configuration is invalid for Mesh Gateways",
+        ),
+        (
+            agent,
+            json!({"Name": "web", "Meta": {"bad key": "x"}}),
+            400,
+            "Invalid Service Meta: Couldn't load metadata pair ('bad key', 'x'): Key contains \
+             invalid characters",
+        ),
+        (agent, json!({"Name": "web", "Meta": {"consul-x": "x"}}), 400, "is reserved for internal"),
+        (catalog, of(json!({"NodeMeta": {"a b": "x"}})), 400, "Invalid Node Meta"),
+        (
+            agent,
+            json!({"Name": "web", "Connect": {"Native": true, "SidecarService": {}}}),
+            400,
+            "Connect Native",
+        ),
+        (agent, json!({"Name": "web", "SocketPath": "/x"}), 501, "Unix sockets"),
+        (agent, json!({"Name": "web", "Ports": [{"Name": "a", "Port": 1}]}), 501, "several ports"),
+        (
+            agent,
+            json!({"Name": "web", "TaggedAddresses": {"lan": {"Address": "0.0.0.0"}}}),
+            400,
+            "Invalid tagged address \"lan\"",
+        ),
+        (
+            agent,
+            json!({"Name": "web", "Check": {"HTTP": "http://a", "Interval": "1s", "TTL": "1s"}}),
+            400,
+            "Interval and TTL cannot both be specified",
+        ),
+        (catalog, of(json!({"ID": "not-a-uuid"})), 500, "Bad node ID"),
+        (
+            catalog,
+            of(json!({"Check": {"Node": "other", "Name": "c"}})),
+            500,
+            "check node \"other\" does not match node \"ext\"",
+        ),
+    ] {
+        let answer = rig.ask("PUT", path, &body.to_string()).await;
+        assert_eq!(answer.status, status, "{body}: {}", answer.text);
+        assert!(answer.text.contains(why), "{body}: {}", answer.text);
+    }
+    assert_eq!(rig.get("/v1/agent/services").await.json(), json!({}));
+    let twice = json!({"Name": "web", "Checks": [
+        {"CheckID": "a", "TTL": "10s", "Notes": "first"},
+        {"CheckID": "a", "TTL": "10s", "Notes": "second"}]});
+    rig.put(agent, twice).await;
+    let checks = rig.get("/v1/agent/checks").await.json();
+    assert_eq!((checks.as_object().unwrap().len(), &checks["a"]["Notes"]), (1, &json!("second")));
+}
+
+#[tokio::test]
+async fn keys_that_are_no_text_or_too_long_are_refused_for_good() {
+    let rig = rig().await;
+    for (method, path) in [("PUT", "/v1/kv/%ff"), ("GET", "/v1/kv/%ff"), ("GET", "/v1/kv/%zz")] {
+        let answer = rig.ask(method, path, "x").await;
+        assert_eq!(answer.status, 400, "{path}: {}", answer.text);
+    }
+    assert_eq!(rig.get("/v1/kv/?keys").await.status, 404);
+    let answer = rig.ask("PUT", &format!("/v1/kv/{}", "k".repeat(6_000)), "x").await;
+    assert_eq!(answer.status, 400, "{}", answer.text);
+    assert!(answer.text.contains("bytes too long") && answer.text.len() < 200, "{}", answer.text);
+}
