@@ -499,6 +499,158 @@ def openssl(*args):
     subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True, timeout=30)
 
 
+MESHED = """
+apiVersion: v1
+kind: Namespace
+metadata: {{name: meshed}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: all, namespace: meshed}}
+spec: {{mtls: {{mode: STRICT}}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web, namespace: meshed}}
+spec:
+  replicas: 2
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      containers:
+        - name: main
+          image: none
+          command: [{python}, {program}, $(POD_IP), $(PORT), $(POD_NAME)]
+          ports: [{{name: http, containerPort: 8080}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: meshed}}
+spec: {{selector: {{app: web}}, ports: [{{name: http, port: 80, targetPort: http}}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: edge, namespace: meshed}}
+spec:
+  gatewayClassName: weft
+  addresses: [{{type: IPAddress, value: 127.0.0.1}}]
+  listeners: [{{name: http, port: {port}, protocol: HTTP}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: web, namespace: meshed}}
+spec:
+  parentRefs: [{{name: edge}}]
+  rules: [{{backendRefs: [{{name: web, port: 80}}]}}]
+"""
+
+NAMED = """
+import http.server, sys
+class H(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        name = sys.argv[3].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(name)))
+        self.end_headers()
+        self.wfile.write(name)
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), H).serve_forever()
+"""
+
+
+def agent_of(tmp_path, one, name, token):
+    """An agent that knows one server only."""
+    with open(tmp_path / f"{name}.log", "ab") as log:
+        return subprocess.Popen(
+            [str(WEFT), "agent", "--server", one.doors["xds"], "--name", name, "--data",
+             str(tmp_path / name), "--token", token], stdout=log, stderr=log)
+
+
+def chain_of(at, service, folder):
+    """A leaf that this server signs, and the root that it names, as files."""
+    leaf = requests.get(f"{at.consul}/v1/agent/connect/ca/leaf/{service}", timeout=10).json()
+    roots = requests.get(f"{at.consul}/v1/connect/ca/roots", timeout=10).json()
+    (root,) = [r["RootCert"] for r in roots["Roots"] if r["Active"]]
+    paths = folder / f"{at.data.name}-leaf.pem", folder / f"{at.data.name}-root.pem"
+    for path, text in zip(paths, (leaf["CertPEM"], root)):
+        path.write_text(text)
+    return *paths, roots["TrustDomain"]
+
+
+def test_servers_that_begin_at_once_have_one_authority_and_each_signs(tmp_path, etcd):
+    """No two roots after a race; what either server signed is good for all, also for proxies of
+    agents that know one server each, and after the other server is gone."""
+    a, b = (server(tmp_path, etcd, name) for name in "ab")
+    beginning = [threading.Thread(target=one.start) for one in (a, b)]
+    agents = []
+    try:
+        for thread in beginning:
+            thread.start()
+        for thread in beginning:
+            thread.join()
+        assert (tmp_path / "a/ca/root.pem").read_bytes() == (tmp_path / "b/ca/root.pem").read_bytes()
+        until("one leads", lambda: leader_of([a, b]), 15)
+        chains = [chain_of(one, "web", tmp_path) for one in (a, b)]
+        assert chains[0][2] == chains[1][2]
+        serials = set()
+        for (leaf, _, _), (_, root, _) in zip(chains, reversed(chains)):
+            # Each one's leaf by what the other says is the root.
+            openssl("verify", "-CAfile", root, leaf)
+            said = subprocess.run(["openssl", "x509", "-in", leaf, "-noout", "-serial"],
+                                  capture_output=True, check=True, timeout=30)
+            serials.add(said.stdout)
+        assert len(serials) == 2, "two servers gave one serial number"
+        # With the index of another's leaf nobody is answered at once, again and again.
+        late = int(time.time()) + 1000
+        began = time.monotonic()
+        kept = requests.get(f"{b.consul}/v1/agent/connect/ca/leaf/web?index={late}&wait=1s",
+                            timeout=20)
+        assert kept.status_code == 200 and time.monotonic() - began >= 0.9
+        # A token of each, for an agent of the other.
+        tokens = [requests.post(f"{one.api}/v1/weft/tokens", json={}, timeout=10).json()["token"]
+                  for one in (b, a)]
+        agents = [agent_of(tmp_path, one, name, token)
+                  for one, name, token in zip((a, b), ("left", "right"), tokens)]
+        until("both machines are there", lambda: {"left", "right"} <= {
+            n["metadata"]["name"]
+            for n in requests.get(f"{a.api}/api/v1/nodes", timeout=10).json()["items"]}, 60)
+        port = free_port()
+        (tmp_path / "named.py").write_text(NAMED)
+        (tmp_path / "meshed.yaml").write_text(MESHED.format(
+            python=sys.executable, program=tmp_path / "named.py", port=port))
+        subprocess.run([str(WEFT), "apply", "--server", b.api, "-f", str(tmp_path / "meshed.yaml")],
+                       check=True, timeout=60)
+
+        def pods():
+            items = requests.get(f"{b.api}/api/v1/namespaces/meshed/pods?labelSelector=app=web",
+                                 timeout=10).json()["items"]
+            return {p["metadata"]["name"]: p["spec"].get("nodeName") for p in items}
+        until("a pod is on either machine",
+              lambda: sorted(map(str, pods().values())) == ["left", "right"], 60)
+        met = set()
+
+        def answered():
+            answer = requests.get(f"http://127.0.0.1:{port}/", timeout=5)
+            met.update([answer.text] if answer.status_code == 200 else [])
+            return met == set(pods())
+        until("the gateway reaches both by mutual TLS", answered, 60)
+        # A server is gone: the other signs for whoever comes.
+        a.kill()
+        leaf, _, _ = chain_of(b, "other", tmp_path)
+        openssl("verify", "-CAfile", chains[0][1], leaf)
+    finally:
+        for process in agents:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+        a.stop()
+        b.stop()
+    for name in ("left", "right"):
+        assert "panicked" not in (tmp_path / f"{name}.log").read_text(errors="replace")
+
+
 def test_an_etcd_with_tls_and_users(tmp_path):
     """Certificates on both sides, a user that may touch one prefix only, and its password."""
     ca, ca_key = tmp_path / "ca.pem", tmp_path / "ca.key"
@@ -585,6 +737,7 @@ def test_a_data_directory_moves_into_an_etcd(tmp_path, etcd):
         session = made.json()["ID"]
         assert put(own, "lock", "held", params={"acquire": session}).text.strip() == "true"
     root = (tmp_path / "own/ca/root.pem").read_bytes()
+    consul_root = (tmp_path / "own/consul-ca/root.pem").read_bytes()
     command = [str(WEFT), "store", "migrate", "--data", str(tmp_path / "own"), "--to", etcd.url(),
                "--seal-key-file", str(seal_file(tmp_path))]
     # As one that was killed left it: no server begins on it, and another copy does it anew.
@@ -601,6 +754,7 @@ def test_a_data_directory_moves_into_an_etcd(tmp_path, etcd):
     with server(tmp_path, etcd, "a") as a:
         assert raw(a, "k/249").text == "value 249"
         assert (tmp_path / "a/ca/root.pem").read_bytes() == root
+        assert (tmp_path / "a/consul-ca/root.pem").read_bytes() == consul_root
         lock = requests.get(f"{a.consul}/v1/kv/lock", timeout=5).json()[0]
         assert lock["Session"] == session
         renewed = requests.put(f"{a.consul}/v1/session/renew/{session}", timeout=5)

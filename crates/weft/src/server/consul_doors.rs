@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -16,10 +17,9 @@ use weft_base::snapshot::{Publisher, snapshot};
 use weft_base::task::TaskGroup;
 use weft_registry::Registry;
 use weft_server::consul::secure::{Keys, Opening};
-use weft_server::consul::{Access, Door};
-use weft_store::DataDir;
+use weft_server::consul::{Access, Ca, Door};
 
-use super::{Settings, consul_config, open};
+use super::{Settings, consul_config};
 use crate::exit::Usage;
 
 /// How often key files are looked at.
@@ -179,11 +179,11 @@ impl KeyFiles {
 pub fn start(
     settings: &Settings,
     registry: &Registry,
-    (data, node): (&DataDir, &str),
+    (ca, node): (Arc<Ca>, &str),
     clock: &Clock,
 ) -> Result<(Door, Option<SocketAddr>)> {
-    let (ca, tasks) = (open::consul_ca(settings, data, clock)?, registry.tasks());
-    let access = Access { ca, ..settings.consul.clone() };
+    let tasks = registry.tasks();
+    let access = Access { ca: Some(ca), ..settings.consul.clone() };
     let door = Door::with_access(registry, consul_config(node), access, tasks);
     let https = settings.openings.open(&door, clock, tasks)?;
     Ok((door, https))

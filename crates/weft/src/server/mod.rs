@@ -21,6 +21,7 @@ mod scrape;
 pub mod shared;
 pub mod streams;
 pub mod usage;
+pub mod vault;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -189,7 +190,7 @@ impl Running {
             Arc::new(LocalLink { registry: registry.clone(), pusher: pusher.clone(), authority });
         let hosts = Hosts::start(registry.clone(), &node, &tasks).await?;
         let (consul_door, consul_https) =
-            consul_doors::start(&settings, &registry, (&data, &node), &clock)?;
+            consul_doors::start(&settings, &registry, (ground.consul_ca, &node), &clock)?;
         let door = HostDoor::new(hosts.clone(), link.clone(), CLUSTER_DOMAIN);
         let door = door.attached(consul_door.clone());
         let agents = bound.agents.as_ref().map(|l| l.local_addr()).transpose()?;
@@ -222,6 +223,7 @@ impl Running {
             servers: shared::follow_servers(&registry, &tasks),
             alarms,
             registry: registry.clone(),
+            consul: consul_door.clone(),
             log: ground.log,
         });
         keep_scraping(&facts, &registry, &tasks);

@@ -17,6 +17,7 @@ use weft_registry::{Leader, Registry};
 use weft_server::consul;
 use weft_store::{DataDir, EtcdStore, RedbStore, Retention, Store};
 
+use super::vault::{Before, CONSUL_CA, Vault};
 use super::{Settings, shared};
 use crate::store::MIGRATING;
 use crate::store::etcd::Shared;
@@ -25,6 +26,8 @@ use crate::store::etcd::Shared;
 pub struct Ground {
     pub registry: Registry,
     pub authority: Arc<Authority>,
+    /// The authority for Consul's clients, of a trust domain of its own.
+    pub consul_ca: Arc<consul::Ca>,
     /// The log in the data directory, when it is there.
     pub log: Option<Arc<RedbStore>>,
     /// The etcd, when the log is there, and this server among others on it.
@@ -55,8 +58,9 @@ async fn own(
     tasks: &TaskGroup,
 ) -> Result<Ground> {
     let authority = authority(data, trust_domain, clock)?;
+    let consul_ca = consul_ca(data, clock)?;
     let (registry, log) = own_registry(data, clock, tasks).await?;
-    Ok(Ground { registry, authority, log: Some(log), etcd: None, server: None })
+    Ok(Ground { registry, authority, consul_ca, log: Some(log), etcd: None, server: None })
 }
 
 /// Opens a store that other servers use, too, and takes over or begins their authority.
@@ -79,19 +83,31 @@ async fn among_others(
     }
     let leader = Leader::among(name, clock.clone());
     let server = Some(shared::claim(&etcd, data, &leader, api).await.with_context(named)?);
-    let dir = data.sub("ca")?;
-    let mut begun = None;
-    if !shared::fetch_authority(&*etcd, &store.seal, &dir).await.with_context(named)? {
-        // It may be this server's from before, or is made now.
-        let before = shared::Before::of(&dir).with_context(|| dir.display().to_string())?;
-        begun = Some(authority(data, trust_domain, clock)?);
-        shared::begin_authority(&*etcd, &store.seal, &dir, before).await.with_context(named)?;
-    }
-    drop(begun);
-    let authority = authority(data, trust_domain, clock)?;
+    let vault = Vault::mesh(&*etcd, &store.seal);
+    let open = || self::authority(data, trust_domain, clock);
+    let authority = together(vault, &data.sub("ca")?, open).await.with_context(named)?;
+    let vault = Vault::consul(&*etcd, &store.seal);
+    let open = || self::consul_ca(data, clock);
+    let consul_ca = together(vault, &data.sub(CONSUL_CA)?, open).await.with_context(named)?;
     let registry = Registry::open_as(etcd.clone(), clock.clone(), tasks.clone(), leader).await;
     let registry = registry.with_context(named)?;
-    Ok(Ground { registry, authority, log: None, etcd: Some(etcd), server })
+    Ok(Ground { registry, authority, consul_ca, log: None, etcd: Some(etcd), server })
+}
+
+/// An authority that all servers on a store have: it is taken from there, or `open` makes it in its
+/// directory and it is put there; then it is opened as it is in the end.
+async fn together<T>(
+    vault: Vault<'_>,
+    dir: &Path,
+    open: impl Fn() -> Result<Arc<T>>,
+) -> Result<Arc<T>> {
+    if !vault.fetch(dir).await? {
+        // It may be this server's from before, or is made now.
+        let before = Before::of(dir).with_context(|| dir.display().to_string())?;
+        drop(open()?);
+        vault.begin(dir, before).await?;
+    }
+    open()
 }
 
 /// Opens the store and reads all of it. A damaged file is told as such: the engine reports some
@@ -122,24 +138,16 @@ fn refused(path: &Path) -> String {
     )
 }
 
-/// The authority for Consul's clients, of a trust domain of its own; `None` among several servers,
-/// which would each have another.
-pub fn consul_ca(
-    settings: &Settings,
-    data: &DataDir,
-    clock: &Clock,
-) -> Result<Option<Arc<consul::Ca>>> {
-    if settings.store.is_some() {
-        return Ok(None);
-    }
-    let dir = data.sub("consul-ca")?;
+/// The authority for Consul's clients. Its trust domain is what Consul would name it: made once.
+fn consul_ca(data: &DataDir, clock: &Clock) -> Result<Arc<consul::Ca>> {
+    let dir = data.sub(CONSUL_CA)?;
     let begun = dir.join("root.pem").try_exists()?;
     let id = provider::random::<16>()?;
     let id: String = id.iter().map(|b| format!("{b:02x}")).collect();
     let named = TrustDomain::new(&format!("{id}.consul")).context("the trust domain")?;
     let asked = (!begun).then_some(&named);
     let authority = Authority::open(&dir, asked, clock).context("the authority of Consul's API")?;
-    Ok(Some(Arc::new(consul::Ca::new(authority))))
+    Ok(Arc::new(consul::Ca::new(authority)))
 }
 
 fn authority(data: &DataDir, asked: Option<&str>, clock: &Clock) -> Result<Arc<Authority>> {

@@ -19,6 +19,7 @@ use weft_store::{
 use super::{MigrateArgs, held, progress};
 use crate::exit::Usage;
 use crate::server::shared;
+use crate::server::vault::{CONSUL_CA, Vault};
 
 /// Written first and taken away last: no server begins on what is there until then.
 pub const MIGRATING: &str = "/t/migrating";
@@ -49,7 +50,12 @@ pub async fn run(args: &MigrateArgs) -> Result<()> {
     let copying = async {
         let known = if again { target.clear().await? } else { BTreeSet::new() };
         let copied = copy(&from, &etcd, &target, (&known, &progress(args.at.quiet))).await?;
-        shared::keep_authority(&*etcd, &shared.seal, &dir.sub("ca")?).await?;
+        Vault::mesh(&*etcd, &shared.seal).keep(&dir.sub("ca")?).await?;
+        // There is none where a server of an older weft ran last.
+        let consul = dir.sub(CONSUL_CA)?;
+        if consul.join("root.pem").try_exists()? {
+            Vault::consul(&*etcd, &shared.seal).keep(&consul).await?;
+        }
         target.end().await?;
         Ok::<_, anyhow::Error>(copied)
     };
