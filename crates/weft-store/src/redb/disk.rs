@@ -14,9 +14,9 @@ use crate::{Class, Entry, Key, LeaseId, Revision, StoreError};
 
 /// The form of the file that this weft writes.
 pub(super) const FORMAT: u64 = 1;
-/// Pages that redb may keep in memory: the upper ones of a large file. The World holds what is read,
-/// and the system's page cache has the rest, also what a large commit touches: a registration costs
-/// no more than with four times as many.
+/// Pages that redb may keep in memory: the upper ones of a large file. The World holds what is
+/// read, and the system's page cache has the rest, also what a large commit touches: a registration
+/// costs no more than with four times as many.
 const CACHE_BYTES: usize = 512 * 1024;
 /// A file of this size is looked at when it is opened, whether it is mostly free space: then it is
 /// made smaller. Reading how much of it is used takes longer than opening it.
