@@ -2,8 +2,8 @@
 //! `cargo xtask bench proxy [SCENARIO] [ARG ...]`: weft's data plane beside Envoy, HAProxy, nginx.
 //! `cargo xtask bench registry [dns|watch|size] [ARG ...]`: the registry, its DNS beside unbound.
 //!
-//! Builds weft with the `dist` profile (or takes `--weft PATH`), the rig's own programs and peers,
-//! then runs `benches/proxy/bench.py`; what stands behind the scenario goes to that.
+//! Builds weft as it is shipped (`cargo xtask dist`; or takes `--weft PATH`), the rig's own programs and
+//! peers, then runs `benches/proxy/bench.py`; what stands behind the scenario goes to that.
 
 use std::path::Path;
 use std::process::Command;
@@ -27,6 +27,34 @@ fn proxy(root: &Path, rest: &[String]) -> Result<()> {
         Some((first, rest)) if !first.starts_with("--") => (first.as_str(), rest),
         _ => ("equal", rest),
     };
+    let mut bench = data_plane(root, scenario)?;
+    with_weft(root, rest, &mut bench)?;
+    called(bench.args(rest), "measure")
+}
+
+fn registry(root: &Path, rest: &[String]) -> Result<()> {
+    let mut bench = names(root)?;
+    with_weft(root, rest, &mut bench)?;
+    called(bench.args(rest), "measure")
+}
+
+/// Puts each load for a moment on `weft`, which counts what runs and writes that to `counts`.
+pub fn train(root: &Path, weft: &Path, counts: &Path) -> Result<()> {
+    let mut proxy = data_plane(root, "equal")?;
+    proxy.args(["--proxies", "weft,weft-chain,weft-chain2,weft-sidecars", "--rounds", "1"]);
+    // Other work on the machine does no harm: nothing is timed here.
+    proxy.args(["--dur", "3", "--force", "--foreign", "1000"]);
+    let mut registry = names(root)?;
+    registry.args(["all", "--rounds", "1", "--seconds", "2", "--sizes", "1000"]);
+    for bench in [&mut proxy, &mut registry] {
+        bench.arg("--weft").arg(weft).env("LLVM_PROFILE_FILE", counts);
+        called(bench, "put load on weft")?;
+    }
+    Ok(())
+}
+
+/// The rig of the data plane with its programs built and its peers unpacked.
+fn data_plane(root: &Path, scenario: &str) -> Result<Command> {
     let rig = root.join("benches/proxy");
     let (target, peers) = (root.join("target/bench-kit"), root.join("target/bench-peers"));
     let manifest = rig.join("kit/Cargo.toml");
@@ -37,27 +65,24 @@ fn proxy(root: &Path, rest: &[String]) -> Result<()> {
     let mut bench = Command::new("python3");
     bench.arg(rig.join("bench.py")).arg(scenario).arg("--dir").arg(root.join("target/bench"));
     bench.arg("--kit").arg(target.join("release")).arg("--peers").arg(peers);
-    with_weft(root, rest, &mut bench)?;
-    called(bench.args(rest), "measure")
+    Ok(bench)
 }
 
-fn registry(root: &Path, rest: &[String]) -> Result<()> {
+/// The rig of the registry with its peers unpacked.
+fn names(root: &Path) -> Result<Command> {
     let peers = root.join("target/peers");
     called(Command::new(root.join("tests/peers.sh")).arg(&peers), "unpack the peers")?;
     let mut bench = Command::new("python3");
     bench.arg(root.join("benches/registry/bench.py")).arg("--peers").arg(peers);
     bench.arg("--dir").arg(root.join("target/bench-registry"));
-    with_weft(root, rest, &mut bench)?;
-    called(bench.args(rest), "measure")
+    Ok(bench)
 }
 
 /// The program to measure: built as it is shipped, unless one is named.
 fn with_weft(root: &Path, rest: &[String], bench: &mut Command) -> Result<()> {
     if !rest.iter().any(|arg| arg == "--weft") {
-        let mut weft = Command::new("cargo");
-        weft.args(["build", "--profile", "dist", "-p", "weft"]).current_dir(root);
-        called(&mut weft, "build weft")?;
-        bench.arg("--weft").arg(root.join("target/dist/weft"));
+        crate::dist::run(root, &[])?;
+        bench.arg("--weft").arg(crate::dist::program(root));
     }
     Ok(())
 }

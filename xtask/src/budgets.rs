@@ -28,15 +28,15 @@ fn build(root: &Path) -> Result<()> {
     let target = root.join("target/budget-build");
     let _ = fs::remove_dir_all(&target);
     let start = Instant::now();
-    cargo(root, &["build", "--release", "-p", "weft"], Some(&target))?;
+    cargo(root, &["build", "--release", "-p", "weft"], &target)?;
     let seconds = start.elapsed().as_secs_f64();
     row("clean release build", format!("{BUILD_SECONDS_MAX:.0} s"), format!("{seconds:.0} s"));
     fs::remove_dir_all(&target).context("remove the measured build")
 }
 
 fn dist(root: &Path) -> Result<()> {
-    cargo(root, &["build", "--profile", "dist", "-p", "weft"], None)?;
-    let size = fs::metadata(root.join("target/dist/weft"))?.len();
+    crate::dist::run(root, &[])?;
+    let size = fs::metadata(crate::dist::program(root))?.len();
     #[allow(clippy::cast_precision_loss)] // megabytes with one digit
     let mb = size as f64 / 1e6;
     row("stripped dist binary", format!("{DIST_MB_MAX:.0} MB"), format!("{mb:.1} MB"));
@@ -48,7 +48,7 @@ pub fn shop(root: &Path) -> Result<()> {
     let script = root.join("tests/shop_budget.py");
     let status = Command::new("python3")
         .arg(&script)
-        .arg(root.join("target/dist/weft"))
+        .arg(crate::dist::program(root))
         .current_dir(root)
         .status()
         .with_context(|| format!("python3 runs {}", script.display()))?;
@@ -58,12 +58,10 @@ pub fn shop(root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn cargo(root: &Path, args: &[&str], target: Option<&Path>) -> Result<()> {
+fn cargo(root: &Path, args: &[&str], target: &Path) -> Result<()> {
     let mut command = Command::new("cargo");
     command.args(args).current_dir(root);
-    if let Some(target) = target {
-        command.env("CARGO_TARGET_DIR", target);
-    }
+    command.env("CARGO_TARGET_DIR", target);
     let status = command.status().context("start cargo")?;
     if !status.success() {
         bail!("cargo {} failed", args.join(" "));

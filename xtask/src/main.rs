@@ -4,6 +4,7 @@
 mod bench;
 mod budgets;
 mod codegen;
+mod dist;
 mod locks;
 mod schemas;
 mod tidy;
@@ -22,6 +23,7 @@ const CHORES: &[Chore] = &[
         budgets::run,
     ),
     ("bench", "measure the proxy beside others: `bench proxy [SCENARIO]`", bench::run),
+    ("dist", "build weft as it is shipped, guided by a profile: target/dist/weft", dist::run),
     ("codegen", "write weft-proto's code from its protos; --check only compares", codegen::run),
     ("locks", "judge what clients of locks were told: `locks FILE`", locks::run),
     ("schemas", "bring the upstream schemas of the served kinds up to date", schemas::run),
