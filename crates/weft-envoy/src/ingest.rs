@@ -15,6 +15,7 @@ mod outlier;
 mod route;
 mod route_action;
 mod tls;
+mod upgrade;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -141,7 +142,14 @@ fn fill(resources: &Message<'_>, map: &Map<String, Value>, files: &dyn Files, ou
     };
     resources.each("secrets", |secret| secret.waive());
     resources.each("listeners", |message| listener::read(&message, &context));
-    resources.each("clusters", |message| cluster::read(&message, &context));
+    let mut names = BTreeSet::new();
+    resources.each("clusters", |message| {
+        let name = message.text("name").unwrap_or_default();
+        if !name.is_empty() && !names.insert(name.to_owned()) {
+            message.error("name", format!("an earlier cluster is named {name:?}, too"));
+        }
+        cluster::read(&message, &context);
+    });
     let logs = context.logs.into_inner();
     let mut asked = logs.iter().flatten();
     out.log = asked.next().cloned();

@@ -302,6 +302,63 @@ fn everything_is_found_at_once_with_its_path() {
 }
 
 #[test]
+fn what_envoy_would_not_start_with_is_refused() {
+    let routes = "{match: {prefix: /}, route: {cluster: up}}";
+    let twice = with(routes, &format!("{UP}, {UP}"));
+    let found = said(&twice.errors);
+    assert!(found.contains("clusters[1].name: an earlier cluster is named \"up\", too"), "{found}");
+    let hosts = format!("{routes}]}}, {{name: w, domains: [b, \"*\"], routes: [{routes}");
+    let found = said(&with(&hosts, UP).errors);
+    assert!(found.contains("virtual_hosts[1].domains: \"*\" stands in an earlier"), "{found}");
+    let weighted = "weighted_clusters: {clusters: [{name: up, weight: 0}]}";
+    for (action, path) in [
+        (weighted.to_owned(), "route.weighted_clusters.clusters: their weights sum up to 0"),
+        (format!("cluster: up, {weighted}"), "route.weighted_clusters: a route forwards to this"),
+    ] {
+        let found =
+            said(&with(&format!("{{match: {{prefix: /}}, route: {{{action}}}}}"), UP).errors);
+        assert!(found.contains(path), "{action}: {found}");
+    }
+}
+
+#[test]
+fn a_query_that_is_written_encoded_is_no_match_of_ours() {
+    let of = |text: &str| {
+        let query = format!("query_parameters: [{{name: a, string_match: {{{text}}}}}]");
+        with(&format!("{{match: {{prefix: /, {query}}}, route: {{cluster: up}}}}"), UP)
+    };
+    clean(of("exact: b c"));
+    clean(of("safe_regex: {regex: b+}"));
+    for text in ["exact: b%20c", "exact: b+c", "prefix: b%2f"] {
+        let found = said(&of(text).unsupported);
+        assert!(found.contains("query_parameters[0].string_match: "), "{text}: {found}");
+    }
+}
+
+#[test]
+fn requests_leave_http_only_for_what_is_listed() {
+    let upgrades = |manager: &str, action: &str| {
+        let read = clean(options::whole(manager, "", action, ""));
+        let filters = &route(&read).rules[0].filters;
+        let listed = filters.iter().find_map(|filter| match filter {
+            Filter::Upgrades(listed) => Some(listed.join(" ")),
+            _ => None,
+        });
+        listed.expect("all may be asked for")
+    };
+    let both = "upgrade_configs: [{upgrade_type: WebSocket}, {upgrade_type: foo}],";
+    assert_eq!(upgrades("", ""), "");
+    assert_eq!(upgrades(both, ""), "foo websocket");
+    let off = "upgrade_configs: [{upgrade_type: websocket, enabled: false}],";
+    assert_eq!(upgrades(off, ""), "");
+    let own = ", upgrade_configs: [{upgrade_type: websocket, enabled: false}]";
+    assert_eq!(upgrades(both, own), "foo");
+    assert_eq!(upgrades("", ", upgrade_configs: [{upgrade_type: websocket}]"), "websocket");
+    let connect = options::whole("upgrade_configs: [{upgrade_type: CONNECT}],", "", "", "");
+    assert!(said(&connect.unsupported).contains("upgrade_configs[0].upgrade_type: CONNECT"));
+}
+
+#[test]
 fn a_policy_that_cannot_be_said_whole_is_never_said_in_part() {
     let rbac = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
     let route_text = |principal: &str| {

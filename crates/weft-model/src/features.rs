@@ -63,6 +63,7 @@ pub enum Feature {
     GatewayTls,
     MatchConnection,
     Passthrough,
+    FilterUpgrades,
 }
 
 /// Every feature with its name on the wire. Names are never reused.
@@ -100,6 +101,7 @@ pub const FEATURES: &[(Feature, &str)] = &[
     (Feature::GatewayTls, "listener.gateway-tls"),
     (Feature::MatchConnection, "match.connection"),
     (Feature::Passthrough, "backend.passthrough"),
+    (Feature::FilterUpgrades, "filter.upgrades"),
 ];
 
 /// A set of features.
@@ -303,6 +305,7 @@ fn filter_features(filter: &Filter) -> NodeFeatures {
         Filter::RateLimit(_) | Filter::BodyLimit(_) => Feature::FilterLimit,
         Filter::Access(_) => Feature::FilterAccess,
         Filter::Cache(_) => Feature::FilterCache,
+        Filter::Upgrades(_) => Feature::FilterUpgrades,
     };
     let path = match filter {
         Filter::Rewrite(rewrite) => rewrite_feature(rewrite.path.as_ref()),

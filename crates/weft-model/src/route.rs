@@ -171,6 +171,9 @@ pub enum Filter {
     Access(Arc<Access>),
     /// Shared, since a gateway's stands in many rules.
     Cache(Arc<Cache>),
+    /// Protocols, in lower case, for which a request may leave HTTP (`Upgrade`). Without such a
+    /// filter each may be asked for.
+    Upgrades(Vec<Arc<str>>),
 }
 
 /// Applied in the order set, add, remove.

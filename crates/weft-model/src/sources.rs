@@ -46,6 +46,7 @@ pub mod value {
     pub const FAULT: &str = "fault";
     pub const COPIES: &str = "copies";
     pub const CORS: &str = "CORS";
+    pub const UPGRADES: &str = "upgrades";
     pub const REQUEST_HEADERS: &str = "request headers";
     pub const RESPONSE_HEADERS: &str = "response headers";
 }

@@ -13,6 +13,7 @@ use weft_model::{
 
 use super::filter::Chain;
 use super::route::{self, Place};
+use super::upgrade::Upgrades;
 use super::{Context, Log, options, route_action};
 use crate::read::Message;
 
@@ -61,16 +62,14 @@ pub fn http(
     if manager.duration("request_timeout").is_some_and(|ms| ms > 0) {
         manager.unsupported("request_timeout", "use the route's timeout");
     }
-    manager.each("upgrade_configs", |upgrade| {
-        if !upgrade.text("upgrade_type").is_some_and(|t| t.eq_ignore_ascii_case("websocket")) {
-            upgrade.unsupported("upgrade_type", "only websocket");
-        }
-    });
+    let upgrades = Upgrades::default().with(manager);
     let chain = Chain::read(manager);
     let idle_ms = manager.duration("stream_idle_timeout").unwrap_or(STREAM_IDLE_MS);
     let (root, listener, section, index) = place;
     let (section, index) = (section.clone(), *index);
-    let place = Place { root, listener, section, index, chain: &chain, idle_ms, stream_ms };
+    let upgrades = &upgrades;
+    let place =
+        Place { root, listener, section, index, chain: &chain, upgrades, idle_ms, stream_ms };
     logs(manager, context);
     match manager.message("route_config") {
         Some(config) => route::read(&config, &place, context),

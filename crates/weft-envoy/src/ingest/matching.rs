@@ -86,6 +86,14 @@ pub fn of_route(message: &Message<'_>) -> Option<Match> {
             query.message("string_match").and_then(|m| string(&m))
         };
         let value = value.unwrap_or(StringMatch::Present);
+        if let StringMatch::Exact(text) | StringMatch::Prefix(text) = &value
+            && text.contains(['%', '+'])
+        {
+            // Envoy compares what was sent, letter by letter.
+            let why = format!("{text:?}: queries are compared decoded; write what it stands for");
+            query.unsupported("string_match", why);
+            whole = false;
+        }
         out.query.push(NamedMatch { name: name.into(), value });
     });
     if message.is_set("grpc") {

@@ -2,6 +2,7 @@
 //! Route configurations: one route of the model for each virtual host, whose rules stand in their
 //! written order.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use weft_model::{
@@ -11,6 +12,7 @@ use weft_model::{
 
 use super::filter::{self, Chain};
 use super::route_action::{self, Defaults};
+use super::upgrade::Upgrades;
 use super::{Context, edit, matching, options};
 use crate::read::Message;
 
@@ -23,6 +25,8 @@ pub struct Place<'a> {
     /// Tells the routes of a listener's sections apart.
     pub index: usize,
     pub chain: &'a Chain,
+    /// For what its requests may leave HTTP.
+    pub upgrades: &'a Upgrades,
     /// Longest silence of a stream.
     pub idle_ms: u64,
     /// How long one lasts at most.
@@ -50,8 +54,13 @@ pub fn read(config: &Message<'_>, place: &Place<'_>, context: &Context<'_>) {
     config.pass_over(PASSED_OVER);
     let own = edit::filters(config);
     let chain = place.chain.with(config);
-    let mut hosts = 0_usize;
+    let (mut hosts, mut known) = (0_usize, BTreeSet::new());
     config.each("virtual_hosts", |host| {
+        for domain in host.texts("domains") {
+            if !known.insert(domain.to_ascii_lowercase()) {
+                host.error("domains", format!("{domain:?} stands in an earlier place, too"));
+            }
+        }
         virtual_host(&host, hosts, (&own, &chain), place, context);
         hosts += 1;
     });
@@ -80,6 +89,7 @@ fn virtual_host(
         filters,
         retry: host.message("retry_policy").map(|retry| route_action::retry(&retry)),
         cors: host.message("cors").map(|policy| filter::cors(&policy)),
+        upgrades: place.upgrades.clone(),
         idle_ms: place.idle_ms,
         stream_ms: place.stream_ms,
     };

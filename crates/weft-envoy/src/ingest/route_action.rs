@@ -9,6 +9,7 @@ use weft_model::{
 };
 
 use super::filter::{self, Chain};
+use super::upgrade::Upgrades;
 use super::{Context, edit, matching};
 use crate::read::Message;
 
@@ -21,6 +22,7 @@ pub struct Defaults {
     pub filters: Vec<Filter>,
     pub retry: Option<Retry>,
     pub cors: Option<Cors>,
+    pub upgrades: Upgrades,
     pub idle_ms: u64,
     pub stream_ms: Option<u64>,
 }
@@ -125,14 +127,7 @@ fn forward(
     if let Some(policy) = action.message("retry_policy") {
         made.retry = retry(&policy);
     }
-    action.each("upgrade_configs", |upgrade| {
-        if !upgrade.text("upgrade_type").is_some_and(|t| t.eq_ignore_ascii_case("websocket")) {
-            upgrade.unsupported("upgrade_type", "only websocket");
-        }
-        if upgrade.flag("enabled") == Some(false) {
-            upgrade.unsupported("enabled", "upgrades are passed on");
-        }
-    });
+    made.filters.push(defaults.upgrades.with(action).filter());
     let clusters = targets(action, context)?;
     hashed(action, &clusters, context);
     made.action = Action::Forward(clusters);
@@ -142,6 +137,12 @@ fn forward(
 fn targets(action: &Message<'_>, context: &Context<'_>) -> Option<Vec<WeightedBackend>> {
     let outer = labels(action);
     let plain = |target, weight| WeightedBackend { target, weight, filters: Vec::new() };
+    if action.is_set("cluster") && action.is_set("weighted_clusters") {
+        if let Some(weighted) = action.message("weighted_clusters") {
+            weighted.waive();
+        }
+        action.error("weighted_clusters", "a route forwards to this or to cluster, not to both");
+    }
     if action.is_set("cluster") {
         let target = part(action, "cluster", outer, context)?;
         return Some(vec![plain(target, 1)]);
@@ -157,6 +158,9 @@ fn targets(action: &Message<'_>, context: &Context<'_>) -> Option<Vec<WeightedBa
             let filters = edit::filters(&cluster);
             Some(WeightedBackend { filters, ..plain(target?, weight) })
         });
+        if whole && shares.iter().all(|share| share.weight == 0) {
+            weighted.error("clusters", "their weights sum up to 0");
+        }
         return whole.then_some(shares);
     }
     let other = ["cluster_header", "cluster_specifier_plugin", "inline_cluster_specifier_plugin"];

@@ -18,7 +18,7 @@ fn of(manager: &str, host: &str, action: &str, cluster: &str) -> String {
     said(&read.unsupported)
 }
 
-fn whole(manager: &str, host: &str, action: &str, cluster: &str) -> Bootstrap {
+pub(super) fn whole(manager: &str, host: &str, action: &str, cluster: &str) -> Bootstrap {
     let up = UP.replacen("{name: up", &format!("{{name: up{cluster}"), 1);
     read(&format!(
         r#"

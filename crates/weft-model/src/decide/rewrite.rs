@@ -53,7 +53,9 @@ pub fn redirect_location(
         Some(p) if Some(p) != well_known(scheme) => format!(":{p}"),
         _ => String::new(),
     };
-    let query = if req.query.is_empty() { String::new() } else { format!("?{}", req.query) };
+    // A path that says a query itself has it in the place of the request's.
+    let kept = !req.query.is_empty() && !path.contains('?');
+    let query = if kept { format!("?{}", req.query) } else { String::new() };
     format!("{scheme}://{host}{port}{path}{query}")
 }
 

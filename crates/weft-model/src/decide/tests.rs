@@ -369,7 +369,9 @@ fn redirects_name_a_port_only_when_it_is_not_the_schemes_own() {
     let https = Redirect { scheme: Some("https".into()), ..Redirect::default() };
     assert_eq!(to(https), "https://a.example/p?q=1");
     let port = Redirect { port: Some(80), ..Redirect::default() };
-    assert_eq!(to(port), "http://a.example/p?q=1");
+    assert_eq!(to(port.clone()), "http://a.example/p?q=1");
+    let path = Some(PathRewrite::Full("/new?z=1".into()));
+    assert_eq!(to(Redirect { path, ..port }), "http://a.example/new?z=1");
 }
 
 #[test]

@@ -247,6 +247,7 @@ pub fn mesh_route() -> Route {
             Filter::RateLimit(limit()),
             Filter::BodyLimit(1 << 20),
             Filter::Cache(cache()),
+            Filter::Upgrades(vec!["websocket".into()]),
         ],
         timeouts: Timeouts {
             request_ms: Some(1_000),

@@ -163,6 +163,10 @@ fn of_filter(filter: &Filter, found: &Found<'_>, req: &Request<'_>) -> Vec<Step>
             vec![step(value::BODY, format!("at most {bytes} bytes"), "")]
         }
         Filter::Cache(cache) => vec![stored(cache, req)],
+        Filter::Upgrades(among) => {
+            let whom = if among.is_empty() { "nothing".to_owned() } else { among.join(", ") };
+            vec![step(value::UPGRADES, format!("HTTP may be left for {whom}"), "upgrade_configs")]
+        }
         Filter::Cors(cors) => {
             let n = cors.origins.len();
             let value = format!("leave for {n} {}", if n == 1 { "origin" } else { "origins" });

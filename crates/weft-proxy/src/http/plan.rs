@@ -31,6 +31,8 @@ pub(super) struct Plan<'t> {
     pub(super) body_bytes_max: Option<u64>,
     pub(super) access: Vec<&'t Access>,
     pub(super) cache: Option<&'t Arc<Cache>>,
+    /// For what a request may leave HTTP.
+    pub(super) upgrades: Option<&'t [Arc<str>]>,
     pub(super) kept: Option<Kept<'t>>,
     pub(super) matched: Option<&'t Match>,
     pub(super) timeouts: Timeouts,
@@ -83,6 +85,7 @@ impl<'t> Plan<'t> {
                 Filter::Access(access) => self.access.push(access),
                 // A gateway's stands before its routes' own.
                 Filter::Cache(cache) => self.cache = Some(cache),
+                Filter::Upgrades(among) => self.upgrades = Some(among),
             }
         }
     }

@@ -4,6 +4,7 @@
 //! its upgrade cannot be trusted to be a request.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::header::{
     CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
@@ -42,6 +43,22 @@ pub fn wanted(head: &mut Parts, conn: &Conn) -> Option<Upgrade> {
     let lines: Vec<&[u8]> = head.headers.get_all(UPGRADE).iter().map(|v| v.as_bytes()).collect();
     let protocols = HeaderValue::from_bytes(&lines.join(&b", "[..])).ok()?;
     Some(Upgrade { protocols, client, open: conn.open.clone() })
+}
+
+/// Whether its rule lets a request leave HTTP for what it asks for.
+///
+/// # Errors
+/// What it may not ask for.
+pub fn judge(upgrade: Option<&Upgrade>, among: Option<&[Arc<str>]>) -> Result<(), Refusal> {
+    let (Some(upgrade), Some(among)) = (upgrade, among) else { return Ok(()) };
+    let is_known = |to: &[u8]| among.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(to));
+    match elements(upgrade.protocols.as_bytes()).find(|to| !is_known(to)) {
+        None => Ok(()),
+        Some(to) => {
+            let why = format!("no rule lets it leave HTTP for {:?}", String::from_utf8_lossy(to));
+            Err(Refusal::new(Cause::NotAllowed, why))
+        }
+    }
 }
 
 /// Sends the request with its wish; on 101 both sides are joined.

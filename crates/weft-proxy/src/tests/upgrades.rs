@@ -62,6 +62,30 @@ async fn asked(bed: &Bed, ask: &str) -> (TcpStream, String) {
     (stream, head)
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_its_rule_lists_takes_a_request_out_of_http() {
+    let app = granting(WEBSOCKET).await;
+    for (listed, answer) in [
+        (None, "HTTP/1.1 101 "),
+        (Some(vec!["foo".into(), "websocket".into()]), "HTTP/1.1 101 "),
+        (Some(vec!["foo".into()]), "HTTP/1.1 403 "),
+        (Some(vec![]), "HTTP/1.1 403 "),
+    ] {
+        let mut all = http_service("user", &[app.address]);
+        all.push(gateway(None));
+        let mut every = rule("/", Action::Forward(vec![to("user", "", 1)]));
+        every.filters.extend(listed.clone().map(Filter::Upgrades));
+        all.push(gateway_route("r", &[], vec![every]));
+        let bed = Bed::gateway(all).await;
+        let before = app.hits();
+        let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
+        stream.write_all(ASK.as_bytes()).await.unwrap();
+        let head = head(&mut stream).await.unwrap();
+        assert!(head.starts_with(answer), "{listed:?}: {head}");
+        assert_eq!(app.hits() - before, usize::from(answer.contains("101")), "{listed:?}");
+    }
+}
+
 async fn echoes(stream: &mut TcpStream) -> bool {
     let mut back = [0u8; 4];
     let said = stream.write_all(b"ping").await.is_ok();
