@@ -2,8 +2,8 @@
 //! `cargo xtask bench proxy [SCENARIO] [ARG ...]`: weft's data plane beside Envoy, HAProxy, nginx.
 //! `cargo xtask bench registry [dns|watch|size] [ARG ...]`: the registry, its DNS beside unbound.
 //!
-//! Builds weft as it is shipped (`cargo xtask dist`; or takes `--weft PATH`), the rig's own programs and
-//! peers, then runs `benches/proxy/bench.py`; what stands behind the scenario goes to that.
+//! Builds weft as it is shipped (`cargo xtask dist`; or takes `--weft PATH`), the rig's programs
+//! and peers, then runs `benches/proxy/bench.py`; what stands behind the scenario goes to that.
 
 use std::path::Path;
 use std::process::Command;

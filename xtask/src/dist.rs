@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cargo xtask dist`: the program as it is shipped, `target/dist/weft`.
 //!
-//! The compiler is guided by a profile of weft at work (profile-guided optimisation: what runs often is
-//! laid out and inlined for speed, what never ran for size):
+//! The compiler is guided by a profile of weft at work (profile-guided optimisation: what runs
+//! often is laid out and inlined for speed, what never ran for size):
 //!
 //! 1. a build that counts what runs, under `target/guide`,
-//! 2. the loads of `cargo xtask bench` against it, a few seconds each: the data plane's and the registry's,
+//! 2. the loads of `cargo xtask bench` against it, a few seconds each,
 //! 3. the build that is shipped, with those counts.
 //!
-//! `--plain` leaves the guide out: the same code in half the time, some 20 % more instructions for each request.
+//! `--plain` leaves the guide out: the same code in half the time, with a fourth more instructions
+//! for each request.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
