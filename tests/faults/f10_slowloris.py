@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""F10: thousands of clients that never end their request's head. Others are served all the while,
+"""F10: thousands of clients that never end their request's head: most have sent a whole line of it,
+others let its first word trickle, or what HTTP/2 begins with. Others are served all the while,
 every stuck connection is closed within 15 s, and none costs more than 8 KiB."""
 
+import itertools
 import resource
 import selectors
 import socket
@@ -10,6 +12,14 @@ import time
 
 from drill import Figure, Load, Origin, gateway
 from proxy import of_gateway, pss_kb
+
+# What is sent at once, and what trickles behind it, a byte every three seconds.
+FORMS = [(b"GET / HTTP/1.1\r\nHost: a\r\nX-", b"a" * 64)] * 5 + [
+    (b"G", b"ET / HTTP/1.1\r\n"),
+    (b"P", b"RI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    # It never sends more.
+    (b"GET", b""),
+]
 
 
 def run(whole, folder):
@@ -21,10 +31,10 @@ def run(whole, folder):
         pid = of_gateway(mesh)
         before = pss_kb(pid)
         stuck = []
-        for _ in range(count):
+        for form, _ in zip(itertools.cycle(FORMS), range(count)):
             s = socket.create_connection(("127.0.0.1", port))
-            s.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-")
-            stuck.append((s, time.monotonic()))
+            s.sendall(form[0])
+            stuck.append((s, time.monotonic(), iter(form[1])))
         held = pss_kb(pid)
         ended = {}
         watching = threading.Thread(target=watch, args=(stuck, ended))
@@ -46,8 +56,8 @@ def run(whole, folder):
 def watch(stuck, ended):
     """Keeps them trickling, and notes when each is closed."""
     selector = selectors.DefaultSelector()
-    for s, began in stuck:
-        selector.register(s, selectors.EVENT_READ, began)
+    for s, began, more in stuck:
+        selector.register(s, selectors.EVENT_READ, (began, more))
     deadline, trickle = time.monotonic() + 30, time.monotonic() + 3
     while selector.get_map() and time.monotonic() < deadline:
         for key, _ in selector.select(0.5):
@@ -56,13 +66,13 @@ def watch(stuck, ended):
             except OSError:
                 more = b""
             if not more:
-                ended[key.fileobj] = time.monotonic() - key.data
+                ended[key.fileobj] = time.monotonic() - key.data[0]
                 selector.unregister(key.fileobj)
                 key.fileobj.close()
         if time.monotonic() > trickle:
             trickle += 3
             for key in list(selector.get_map().values()):
                 try:
-                    key.fileobj.send(b"a")
+                    key.fileobj.send(bytes(itertools.islice(key.data[1], 1)))
                 except OSError:
                     pass  # closed just now; it is told above

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use weft_base::clock::Clock;
+use weft_base::clock::{Clock, Mono};
 use weft_base::limits::CHECK_HEADER;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
@@ -304,6 +304,7 @@ impl Admin {
             status: self.status.clone(),
             names: self.names.clone(),
             cache: self.cache.clone(),
+            clock: self.clock.clone(),
         }
     }
 
@@ -393,7 +394,7 @@ impl Admin {
             "health_status": {
                 "eds_health_status": health,
                 "failed_active_health_check": entry.shared.is_failing(),
-                "failed_outlier_check": entry.shared.ejected_until.load(Ordering::Relaxed) != 0,
+                "failed_outlier_check": entry.shared.is_ejected(self.clock.now()),
             },
             "weight": e.weight,
             "hostname": &*e.id,
@@ -401,14 +402,11 @@ impl Admin {
     }
 
     fn clusters_text(&self) -> String {
-        let mut out = String::new();
+        let (mut out, now) = (String::new(), self.clock.now());
         for backend in all_backends(&self.status.table.load()) {
             for entry in &backend.endpoints {
                 let (name, e) = (&backend.cluster, &entry.endpoint);
-                let mut health = format!("/{:?}", e.health).to_lowercase();
-                if entry.shared.is_failing() {
-                    health.push_str("/failed_active_hc");
-                }
+                let health = health_flags(entry, now);
                 let _ = writeln!(out, "{name}::{}::health_flags::{health}", e.address);
                 let _ = writeln!(out, "{name}::{}::weight::{}", e.address, e.weight);
                 let active = entry.shared.in_flight();
@@ -467,6 +465,19 @@ impl Admin {
     }
 }
 
+/// What is wrong with an endpoint, in Envoy's words.
+fn health_flags(entry: &EndpointEntry, now: Mono) -> String {
+    let said = match entry.endpoint.health {
+        Health::Healthy => "",
+        Health::Unhealthy => "/failed_eds_health",
+        Health::Draining => "/eds_status_draining",
+    };
+    let failing = if entry.shared.is_failing() { "/failed_active_hc" } else { "" };
+    let ejected = if entry.shared.is_ejected(now) { "/failed_outlier_check" } else { "" };
+    let all = [said, failing, ejected].concat();
+    if all.is_empty() { "/healthy".to_owned() } else { all }
+}
+
 /// Takes private keys out of what is shown, wherever they lie: by their field's name, and any text
 /// that holds one under another name.
 fn hide_keys(value: &mut Value) {
@@ -493,7 +504,7 @@ fn is_out_of_bounds(headers: &HeaderMap, path: &str) -> bool {
     headers.contains_key(CHECK_HEADER) && !FOR_CHECKS.contains(&path) && guards::on("client-checks")
 }
 
-fn all_backends(table: &Table) -> impl Iterator<Item = &Arc<BackendEntry>> {
+pub(super) fn all_backends(table: &Table) -> impl Iterator<Item = &Arc<BackendEntry>> {
     table.backends().chain(table.inbounds().map(|i| &i.backend))
 }
 

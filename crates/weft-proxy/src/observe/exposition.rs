@@ -12,11 +12,14 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use weft_base::clock::{Clock, Mono};
 use weft_base::metrics::{DURATION_MS_BOUNDS, Histogram};
 
+use super::admin::all_backends;
 use super::metrics::{BYTES_BOUNDS, Labels, Reporter, RequestProtocol, WorkerCells, lock};
 use crate::http::cache::Store;
 use crate::ingest::Status;
+use crate::table::BackendEntry;
 use crate::worker::Names;
 
 type LabelList = Vec<(&'static str, String)>;
@@ -28,6 +31,7 @@ pub struct ProxyCollector {
     pub status: Status,
     pub names: Names,
     pub cache: Arc<Store>,
+    pub clock: Clock,
 }
 
 #[derive(Default)]
@@ -59,6 +63,7 @@ impl Collector for ProxyCollector {
         self.requests(&mut encoder)?;
         self.tcp(&mut encoder)?;
         self.gates(&mut encoder)?;
+        self.ejections(&mut encoder)?;
         self.workers(&mut encoder)?;
         self.own(&mut encoder)
     }
@@ -152,6 +157,28 @@ impl ProxyCollector {
         for (backend, (_, held)) in &all {
             let labels = &[("backend", &**backend)];
             ConstCounter::new(*held).encode(family.encode_family(labels)?)?;
+        }
+        Ok(())
+    }
+
+    /// Backends of which an instance was ever ejected.
+    fn ejections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (table, now) = (self.status.table.load(), self.clock.now());
+        let all: BTreeMap<Arc<str>, (u64, u64)> = all_backends(&table)
+            .map(|backend| (backend.cluster.clone(), ejected(backend, now)))
+            .filter(|(_, (_, ejections))| *ejections > 0)
+            .collect();
+        let (name, help) = ("weft_backend_ejected", "Instances that are ejected after failures");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (backend, (now, _)) in &all {
+            let gauge = ConstGauge::new(i64::try_from(*now).unwrap_or(i64::MAX));
+            gauge.encode(family.encode_family(&[("backend", &**backend)])?)?;
+        }
+        let (name, help) = ("weft_backend_ejections", "Ejections of its instances");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (backend, (_, ejections)) in &all {
+            let labels = &[("backend", &**backend)];
+            ConstCounter::new(*ejections).encode(family.encode_family(labels)?)?;
         }
         Ok(())
     }
@@ -311,6 +338,12 @@ impl ProxyCollector {
         let apps = table.inbounds().flat_map(|i| &i.backend.endpoints);
         apps.map(|e| e.shared.in_flight()).sum()
     }
+}
+
+/// Endpoints of a backend that are ejected now, and how often one was.
+pub fn ejected(backend: &BackendEntry, now: Mono) -> (u64, u64) {
+    let out = backend.endpoints.iter().filter(|e| e.shared.is_ejected(now)).count();
+    (u64::try_from(out).unwrap_or(u64::MAX), backend.set.ejections())
 }
 
 /// The exposition of one collector in Prometheus' classic text format (0.0.4), which every

@@ -52,6 +52,8 @@ struct Told {
 pub struct SetShared {
     /// Goes up when an ejection or a pause begins, so that workers look at endpoints only then.
     changes: AtomicU64,
+    /// Ejections since the set was first heard of.
+    ejections: AtomicU64,
 }
 
 /// When a backend's window for outlier detection ends.
@@ -259,6 +261,16 @@ impl SetShared {
 
     pub fn changed(&self) {
         self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// One of its endpoints was ejected.
+    pub fn ejected(&self) {
+        self.ejections.fetch_add(1, Ordering::Relaxed);
+        self.changed();
+    }
+
+    pub fn ejections(&self) -> u64 {
+        self.ejections.load(Ordering::Relaxed)
     }
 }
 

@@ -13,6 +13,9 @@ use weft_base::limits::SNIFF_BYTES_MAX;
 use super::prefixed::Prefixed;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// For the first bytes that tell, once they have begun; clients send them at once. It comes on top of
+/// the time that a head has: who lets them trickle is closed soon behind that.
+const FIRST_BYTES: Duration = Duration::from_secs(3);
 /// Longest method name that is taken for HTTP (IANA's longest is 17).
 const METHOD_MAX: usize = 24;
 
@@ -24,7 +27,8 @@ pub enum Spoken {
 }
 
 /// Looks at a stream of HTTP: a client may be silent for `idle`, and has `head` for its first bytes
-/// once they have begun. What was read comes first out of the stream returned.
+/// once they have begun, three seconds at most. What was read comes first out of the stream
+/// returned.
 ///
 /// # Errors
 /// When the client closes or breaks before it sent anything.
@@ -43,7 +47,7 @@ where
         Ok(read) => drop(read?),
         Err(_) => return Ok((Spoken::Opaque, Prefixed::new(Bytes::new(), io))),
     }
-    let end = Instant::now() + head;
+    let end = Instant::now() + head.min(FIRST_BYTES);
     let look = async {
         loop {
             if let Some(spoken) = judge(&seen) {
@@ -127,6 +131,24 @@ mod tests {
         assert_eq!(judge(b"redis:"), Some(Spoken::Opaque));
         assert_eq!(judge(&[b'A'; 30]), Some(Spoken::Opaque));
         assert_eq!(judge(&[&[b'A'; 30][..], b" / HTTP/1.1\r\n"].concat()), Some(Spoken::Opaque));
+    }
+
+    #[tokio::test]
+    async fn first_bytes_that_trickle_have_three_seconds_whatever_a_head_has() {
+        let began = Instant::now();
+        let (mut client, server) = tokio::io::duplex(64);
+        let trickle = async {
+            for byte in PREFACE.chunks(1) {
+                tokio::io::AsyncWriteExt::write_all(&mut client, byte).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let minute = Duration::from_secs(60);
+        let looked = tokio::select! {
+            looked = sniff_http(server, minute, minute) => looked.unwrap().0,
+            () = trickle => panic!("it was waited for"),
+        };
+        assert!(looked == Spoken::Opaque && began.elapsed() >= FIRST_BYTES);
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 use http::{Method, Request};
 use http_body_util::Full;
 use serde_json::Value;
-use weft_model::{BackendPolicy, Certificate, Protocol, UpstreamTls};
+use weft_model::{BackendPolicy, Certificate, Outlier, Protocol, UpstreamTls};
 
 use super::bed::*;
 
@@ -163,6 +163,56 @@ async fn stats_are_narrowed_and_counted_anew() {
     assert!(text.contains("weft_downstream_connections: 0\n"), "{text}");
     assert!(text.contains(&format!("{cluster}.membership_healthy: 1\n")), "{text}");
     assert!(bed.metrics().await.contains("weft_downstream_connections_total 1\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ejection_is_seen_in_every_place_for_as_long_as_it_lasts() {
+    let good = Server::named("good").await;
+    let bad = Server::http(|_, _| async { super::bed::text(500, "bad") }).await;
+    let both = vec![endpoint("good", good.address), endpoint("bad", bad.address)];
+    let outlier =
+        Outlier { consecutive_failures: 3, base_ejection_ms: 2_000, ..Outlier::default() };
+    let policy = BackendPolicy { outlier, ..BackendPolicy::default() };
+    let bed = Bed::sidecar(service("user", Protocol::Http1, policy, both)).await;
+    let cluster = "outbound|80||user.shop.svc.cluster.local";
+    let places = || async {
+        let stats = read(&bed, "/stats?filter=membership_healthy|ejections_").await.body;
+        let json = read_json(&bed, "/clusters?format=json").await;
+        let hosts = json["cluster_statuses"][0]["host_statuses"].as_array().unwrap().clone();
+        let out = hosts.iter().filter(|h| h["health_status"]["failed_outlier_check"] == true);
+        let text = read(&bed, "/clusters").await.body;
+        let flagged = text.contains("health_flags::/failed_outlier_check");
+        (stats, out.count(), flagged, bed.metrics().await)
+    };
+    let (stats, out, flagged, metrics) = places().await;
+    assert!(stats.contains("membership_healthy: 2\n"), "{stats}");
+    assert!((out, flagged) == (0, false) && !metrics.contains("weft_backend_ejected{"));
+    wait_until("the ejection", || async {
+        bed.get("http://user/").await;
+        places().await.1 == 1
+    })
+    .await;
+    let (stats, out, flagged, metrics) = places().await;
+    assert!((out, flagged) == (1, true), "{stats}");
+    for line in [
+        "membership_healthy: 1\n",
+        "outlier_detection.ejections_active: 1\n",
+        "outlier_detection.ejections_enforced_total: 1\n",
+    ] {
+        assert!(stats.contains(&format!("cluster.{cluster}.{line}")), "{line}: {stats}");
+    }
+    for line in [
+        format!("weft_backend_ejected{{backend=\"{cluster}\"}} 1\n"),
+        format!("weft_backend_ejections_total{{backend=\"{cluster}\"}} 1\n"),
+    ] {
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
+    wait_until("it is over", || async { places().await.1 == 0 }).await;
+    let (stats, _, flagged, metrics) = places().await;
+    assert!(stats.contains("membership_healthy: 2\n") && !flagged, "{stats}");
+    assert!(stats.contains("ejections_active: 0\n"), "{stats}");
+    assert!(stats.contains("ejections_enforced_total: 1\n"), "{stats}");
+    assert!(metrics.contains(&format!("weft_backend_ejected{{backend=\"{cluster}\"}} 0\n")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,10 +8,11 @@ use std::sync::{Mutex, PoisonError};
 
 use regex::Regex;
 use serde_json::{Value, json};
+use weft_base::clock::Mono;
 use weft_identity::Svid;
 
-use crate::observe::exposition::ProxyCollector;
-use crate::table::Table;
+use crate::observe::exposition::{ProxyCollector, ejected};
+use crate::table::{BackendEntry, EndpointEntry, Table};
 
 /// Longest expression, and the most that it may compile to.
 const FILTER_BYTES_MAX: usize = 1024;
@@ -137,7 +138,7 @@ impl Baseline {
 /// Everything that `/stats` has, by name.
 pub fn all(collector: &ProxyCollector, table: &Table) -> Vec<Stat> {
     let stat = |name: String, value, is_counter| Stat { name, value, is_counter };
-    let mut out = Vec::new();
+    let (mut out, now) = (Vec::new(), collector.clock.now());
     for (name, _, value) in collector.counters() {
         out.push(stat(name.to_owned(), value, true));
     }
@@ -147,14 +148,25 @@ pub fn all(collector: &ProxyCollector, table: &Table) -> Vec<Stat> {
     for backend in super::all_backends(table) {
         let cluster = |what: &str| format!("cluster.{}.{what}", backend.cluster);
         let active = backend.endpoints.iter().map(|e| e.shared.in_flight()).sum();
-        let healthy = u64::try_from(backend.healthy).unwrap_or(u64::MAX);
+        let taking = backend.endpoints.iter().filter(|e| takes(backend, e, now)).count();
+        let healthy = u64::try_from(taking).unwrap_or(u64::MAX);
+        let (ejected, ejections) = ejected(backend, now);
         let total = u64::try_from(backend.total()).unwrap_or(u64::MAX);
         out.push(stat(cluster("membership_healthy"), healthy, false));
         out.push(stat(cluster("membership_total"), total, false));
         out.push(stat(cluster("upstream_rq_active"), active, false));
+        out.push(stat(cluster("outlier_detection.ejections_active"), ejected, false));
+        let enforced = cluster("outlier_detection.ejections_enforced_total");
+        out.push(stat(enforced, ejections, true));
     }
     out.sort_by(|a, b| a.name.cmp(&b.name));
     out
+}
+
+/// Whether an endpoint is there for a pick.
+fn takes(backend: &BackendEntry, entry: &EndpointEntry, now: Mono) -> bool {
+    let shared = &entry.shared;
+    backend.is_usable(&entry.endpoint) && !shared.is_failing() && !shared.is_ejected(now)
 }
 
 pub fn as_text(stats: &[Stat], query: &Query<'_>) -> String {
