@@ -39,6 +39,9 @@ pub const RETRY_AFTER_MS_MAX: u64 = 60_000;
 pub const ATTEMPTS_MAX: u32 = 10;
 /// Copies of requests under way at a time, per worker of a proxy.
 pub const MIRRORS_MAX: usize = 256;
+/// Bytes of a request's body that one copy may lag behind, and all of a worker's together.
+pub const MIRROR_BYTES_MAX: usize = 1024 * 1024;
+pub const MIRRORS_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of answers that one gateway stores.
 pub const CACHE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes looked at before a connection's protocol is decided.

@@ -171,8 +171,7 @@ pub enum Filter {
     Access(Arc<Access>),
     /// Shared, since a gateway's stands in many rules.
     Cache(Arc<Cache>),
-    /// Protocols, in lower case, for which a request may leave HTTP (`Upgrade`). Without such a
-    /// filter each may be asked for.
+    /// Protocols, in lower case, for which alone a request may leave HTTP (`Upgrade`).
     Upgrades(Vec<Arc<str>>),
 }
 

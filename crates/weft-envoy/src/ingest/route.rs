@@ -99,8 +99,7 @@ fn virtual_host(
         name: name.as_str().into(),
         field: field.into(),
     };
-    let mut rules = Vec::new();
-    let mut each = 0_usize;
+    let (mut rules, mut each) = (Vec::new(), 0_usize);
     host.each("routes", |route| {
         let origin = origin(format!("routes[{each}]"));
         each += 1;

@@ -190,7 +190,7 @@ impl Replay {
     }
 
     /// A body that gets what arrives for this one, made before anything was read. One that falls
-    /// behind by more than what is kept for retries breaks; this one never waits for it.
+    /// behind by more than may be held breaks; this one never waits for it.
     pub fn copy(&self) -> Self {
         let Some(shared) = &self.0 else { return Self(None) };
         let mut state = shared.borrow_mut();
@@ -200,6 +200,14 @@ impl Replay {
         let copied = Rc::new(RefCell::new(Copied::new(hint)));
         state.copies.push(Rc::downgrade(&copied));
         Self::over(Source::Copy(copied), 0)
+    }
+
+    /// Whether this is a copy that broke because its reader was too slow.
+    pub fn fell_behind(&self) -> bool {
+        self.0.as_ref().is_some_and(|shared| match &shared.borrow().source {
+            Source::Copy(copied) => copied.borrow().fell_behind(),
+            Source::Client(_) => false,
+        })
     }
 
     /// What arrives is base64 of the body; said before anything was read.

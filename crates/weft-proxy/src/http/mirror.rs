@@ -61,7 +61,7 @@ fn copy(worker: &Rc<Worker>, original: Original<'_>, mirror: &Mirror, times: &Ti
     tasks.spawn_local("mirror", async move {
         let _open = Open(worker.clone());
         let retry = Retry { attempts: 0, ..Retry::default() };
-        let version = head.version;
+        let (version, sent) = (head.version, body.clone());
         let call = Call {
             worker: &worker,
             backend,
@@ -84,6 +84,9 @@ fn copy(worker: &Rc<Worker>, original: Original<'_>, mirror: &Mirror, times: &Ti
         };
         if tokio::time::timeout(limit, exchange).await.is_err() {
             tracing::debug!("a mirrored request took longer than {} ms", limit.as_millis());
+        }
+        if sent.fell_behind() {
+            worker.metrics.cells.mirrors_dropped.add(1);
         }
     });
 }

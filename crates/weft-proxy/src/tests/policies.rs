@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
+use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use weft_model::*;
 
@@ -126,10 +127,48 @@ async fn copies_go_to_every_mirror_and_nobody_waits_for_them() {
     assert_eq!(arrived(&copies).unwrap(), "POST /new/b?q=1 user hello");
     assert_eq!(arrived(&marked).unwrap(), "POST /new/b?q=1 user-shadow hello");
 
-    // More than a slow mirror may lag behind: its copy breaks, the request does not.
-    let large = vec![b'x'; 4 << 20];
+    // More than a slow mirror may lag behind: its copy breaks and is counted, the request does not.
+    let large = vec![b'x'; 16 << 20];
     assert_eq!(bed.send(post("http://user/a", large)).await.body, "user");
-    assert_eq!(seen.lock().unwrap()[1], format!("POST /new user {} bytes", 4 << 20));
+    assert_eq!(seen.lock().unwrap()[1], format!("POST /new user {} bytes", 16 << 20));
+    drop(stuck);
+    wait_until("it is counted", || async {
+        let metrics = bed.metrics().await;
+        let dropped = metrics.lines().find(|l| l.starts_with("weft_mirrors_dropped_total"));
+        dropped.is_some_and(|line| !line.ends_with(" 0"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_is_slow_to_begin_gets_bodies_whole() {
+    let origin = Server::named("user").await;
+    let (go, gone) = tokio::sync::watch::channel(false);
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let mirror_server = Server::raw(move |_, mut stream| {
+        let (mut gone, tell) = (gone.clone(), tell.clone());
+        async move {
+            // It takes nothing before the request itself is answered.
+            gone.wait_for(|gone| *gone).await.unwrap();
+            let (mut seen, mut buffer) = (0, vec![0; 1 << 16]);
+            while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+                seen += n;
+                if seen >= 1_000_000 {
+                    break;
+                }
+            }
+            tell.send(seen).unwrap();
+        }
+    })
+    .await;
+    let mut all = http_service("user", &[origin.address]);
+    all.extend(http_service("copy", &[mirror_server.address]));
+    all.push(mesh_route("user", vec![filtering(vec![mirror("copy", Share::ALL, false)])]));
+    let bed = Bed::sidecar(all).await;
+    assert_eq!(bed.send(post("http://user/", vec![b'x'; 1_000_000])).await.body, "user");
+    go.send(true).unwrap();
+    let seen = told.recv().await.unwrap();
+    assert!(seen >= 1_000_000, "{seen} bytes arrived");
 }
 
 #[tokio::test(flavor = "multi_thread")]
