@@ -151,6 +151,11 @@ pub fn slug(text: &str) -> String {
     format!("{head}-{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff)
 }
 
+/// The slug of a service's name as Consul's clients write it: they differ by more than case.
+pub fn service_slug(text: &str) -> String {
+    slug(&text.to_ascii_lowercase())
+}
+
 /// FNV-1a, 64 bits: a stable hash for names and versions, never for security.
 pub fn fnv1a(bytes: &[u8]) -> u64 {
     bytes
@@ -236,6 +241,7 @@ mod tests {
         assert!(slug("Web_1").starts_with("web-1-"));
         assert_ne!(slug("Web_1"), slug("web-1"));
         assert_ne!(slug("web_1"), slug("Web_1"));
+        assert_eq!((service_slug("Web").as_str(), service_slug("Web_1")), ("web", slug("web_1")));
         assert!(Label::new(&slug(&"Ü#:".repeat(99))).is_ok());
     }
 }

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use weft_base::name::{ServiceKey, slug};
+use weft_base::name::{ServiceKey, service_slug};
 
 use super::same;
 use super::{CheckKey, ReadKey, RegistrationKey, WorldDelta};
@@ -377,9 +377,10 @@ impl Catalog {
     }
 }
 
-/// The service that a registration belongs to: its namespace and its name's slug.
+/// The service that a registration belongs to: its namespace and its name's slug, however the
+/// name was written: as in Consul `Web` is `web`.
 pub fn service_of(key: &RegistrationKey, registration: &Registration) -> Option<ServiceKey> {
-    ServiceKey::new(&key.namespace, &slug(&registration.service)).ok()
+    ServiceKey::new(&key.namespace, &service_slug(&registration.service)).ok()
 }
 
 /// What a check speaks for: an instance, or a whole node.

@@ -89,7 +89,7 @@ fn a_registration_is_as_healthy_as_the_worst_of_its_and_its_nodes_checks() {
     let registration = json!({"id": "web#1", "service": "Web", "node": "n1", "port": 80,
                               "weights": {"passing": 5, "warning": 2}});
     put(&mut world, "/c/i/default/n1/web#1", &registration);
-    let name = weft_base::name::slug("Web");
+    let name = weft_base::name::service_slug("Web");
     let health = |world: &World| {
         let i = world.instances("default", &name).get("n1/web#1").unwrap().clone();
         (i.health, i.weight, i.address.to_string())

@@ -25,7 +25,7 @@ use futures_util::StreamExt;
 use tokio::sync::Notify;
 use weft_base::clock::{Clock, Mono};
 use weft_base::limits::CHECK_OUTPUT_BYTES_MAX;
-use weft_base::name::{Label, slug};
+use weft_base::name::{Label, service_slug};
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Status};
@@ -542,7 +542,7 @@ pub(crate) fn refuse_foreign(
     namespace: &str,
     service: &str,
 ) -> Result<(), CatalogError> {
-    match world.get(KindId::Service, namespace, &slug(service)) {
+    match world.get(KindId::Service, namespace, &service_slug(service)) {
         Some(object) if !is_mirror(&object.meta) => Err(owned(namespace, service)),
         _ => Ok(()),
     }

@@ -10,7 +10,7 @@
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::{CheckRecord, Registration};
 use weft_kinds::views::check::Probe;
-use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey};
+use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey, service_of_registration};
 use weft_registry::catalog::{Handle, check_key, registration_key};
 
 use super::Door;
@@ -53,6 +53,13 @@ impl Admission<'_> {
             who.demand(Verb::Write, Kind::Service, ns, &name)?;
         }
         let key = registration_key(new);
+        // Another spelling of a name is the same service, and no way around a rule about it.
+        let catalog = self.view.world.catalog();
+        let same = service_of_registration(&key, new)
+            .and_then(|service| catalog.of_service(&service).next());
+        if let Some((_, known)) = same {
+            who.demand(Verb::Write, Kind::Service, ns, &known.service)?;
+        }
         if let Some(known) = self.view.world.catalog().registration(&key) {
             who.demand(Verb::Write, Kind::Service, ns, &known.service)?;
         }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use weft_base::name::slug;
+use weft_base::name::service_slug;
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
 use weft_kinds::world::{CheckKey, RegistrationKey};
@@ -22,7 +22,7 @@ use super::index::Topic;
 use super::register;
 use super::reply::Reply;
 use super::shapes;
-use super::view::{Entry, View};
+use super::view::{Entry, View, speaks_for};
 use super::who::Who;
 
 impl Door {
@@ -33,7 +33,8 @@ impl Door {
         self.check_datacenter(&body)?;
         register::known::fields(&body, register::known::REGISTRATION)?;
         let fields = Fields::new(&body, "");
-        let node = register::node(&body, &self.own().datacenter)?;
+        let mut node = register::node(&body, &self.own().datacenter)?;
+        node.node = self.view().spelled(&node.node);
         let update_node = !fields.flag("SkipNodeUpdate")?;
         let service = match fields.object("Service")? {
             None => None,
@@ -121,10 +122,11 @@ impl Door {
         let ask = shown.as_ref().unwrap_or(ask);
         self.check_datacenter(&body)?;
         let fields = Fields::new(&body, "");
-        let node: Arc<str> = fields.text("Node")?.into();
+        let node = fields.text("Node")?;
         if node.is_empty() {
             return Err(Refusal::bad("Must provide node"));
         }
+        let node = self.view().spelled(&node);
         let namespace = ask.namespace.clone();
         let (service, check) = (fields.text("ServiceID")?, fields.text("CheckID")?);
         let done = if !service.is_empty() {
@@ -215,8 +217,8 @@ impl Door {
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::CATALOG_SERVICE)?);
         let topic = match connect {
             // Proxies of a service are instances of another one.
-            true => Topic::Connect(ask.namespace.clone(), slug(&ask.argument).into()),
-            false => Topic::Catalog(ask.namespace.clone(), slug(&ask.argument).into()),
+            true => Topic::Connect(ask.namespace.clone(), service_slug(&ask.argument).into()),
+            false => Topic::Catalog(ask.namespace.clone(), service_slug(&ask.argument).into()),
         };
         self.read(topic, &blocking, |view| {
             let entries = wanted.entries(view);
@@ -228,7 +230,7 @@ impl Door {
 
     pub(super) async fn catalog_node(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::SERVICE)?);
-        let name = node_name(ask)?;
+        let name = self.node_asked(ask)?;
         self.read(Topic::Node(name.as_str().into()), &blocking, |view| {
             if !view.has_node(&name) || !sees_node(ask, &name) {
                 return Ok(Value::Null);
@@ -248,7 +250,7 @@ impl Door {
 
     pub(super) async fn catalog_node_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::SERVICE)?);
-        let name = node_name(ask)?;
+        let name = self.node_asked(ask)?;
         self.read(Topic::Node(name.as_str().into()), &blocking, |view| {
             if !view.has_node(&name) || !sees_node(ask, &name) {
                 return Ok(json!({"Node": null, "Services": null}));
@@ -263,6 +265,11 @@ impl Door {
             Ok(json!({"Node": node, "Services": kept(filter.as_ref(), shapes)?}))
         })
         .await
+    }
+
+    /// The node that a path names, as it is spelled here.
+    pub(super) fn node_asked(&self, ask: &Ask) -> Result<String, Refusal> {
+        Ok(self.view().spelled(&node_name(ask)?).to_string())
     }
 
     /// The same request under the token of its body, `WriteRequest.Token`, where no other was
@@ -336,10 +343,6 @@ impl Wanted {
     pub fn entries(&self, view: &View) -> Vec<Entry> {
         let mut found = match self.connect {
             _ if self.foreign => Vec::new(),
-            // Who speaks for a service is shown to who may see the service.
-            true if !self.who.may(Verb::Read, Kind::Service, &self.namespace, &self.service) => {
-                Vec::new()
-            }
             false => view.entries(&self.namespace, &self.service),
             true => self.connected(view),
         };
@@ -358,16 +361,12 @@ impl Wanted {
     }
 
     fn connected(&self, view: &View) -> Vec<Entry> {
-        let services = view.services(&self.namespace);
-        let all = services.keys().flat_map(|name| view.entries(&self.namespace, name));
+        let all = view.entries_in(&self.namespace);
         all.filter(|entry| {
-            let service = &entry.service;
-            let native = service.connect.as_ref().is_some_and(|c| c["Native"] == true);
-            let serves = service.proxy.as_ref().is_some_and(|p| {
-                *service.kind == *"connect-proxy"
-                    && p["DestinationServiceName"] == self.service.as_str()
-            });
-            serves || (native && *service.service == *self.service)
+            speaks_for(&entry.service).any(|name| {
+                name.eq_ignore_ascii_case(&self.service)
+                    && self.who.may(Verb::Read, Kind::Service, &self.namespace, name)
+            })
         })
         .collect()
     }

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use weft_base::name::slug;
+use weft_base::name::service_slug;
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::Status;
 
 use super::Door;
 use super::agent::filter_of;
-use super::catalog::{Wanted, has_meta, kept, node_name, sees_node};
+use super::catalog::{Wanted, has_meta, kept, sees_node};
 use super::error::Refusal;
 use super::filter::typed;
 use super::gateways;
@@ -27,7 +27,7 @@ impl Door {
         let wanted = Wanted::of(ask, connect)?;
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::HEALTH)?);
         let passing = passing(&ask.params)?;
-        let slug = slug(&ask.argument);
+        let slug = service_slug(&ask.argument);
         let topic = match wanted.connect {
             true => Topic::ConnectHealth(ask.namespace.clone(), slug.as_str().into()),
             false => Topic::Health(ask.namespace.clone(), slug.as_str().into()),
@@ -82,7 +82,7 @@ impl Door {
     pub(super) async fn health_checks(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let wanted = Wanted::of(ask, false)?;
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::CHECK)?);
-        let topic = Topic::Health(ask.namespace.clone(), slug(&ask.argument).into());
+        let topic = Topic::Health(ask.namespace.clone(), service_slug(&ask.argument).into());
         self.read(topic, &blocking, |view| {
             let entries = wanted.entries(view);
             // The service's own checks: those of its nodes are asked for with the node.
@@ -99,7 +99,7 @@ impl Door {
 
     pub(super) async fn health_node(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::CHECK)?);
-        let name = node_name(ask)?;
+        let name = self.node_asked(ask)?;
         self.read(Topic::NodeHealth(name.as_str().into()), &blocking, |view| {
             if !view.has_node(&name) || !sees_node(ask, &name) {
                 return Ok(json!([]));

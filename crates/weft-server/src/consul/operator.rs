@@ -137,15 +137,15 @@ impl Door {
         ask.who.demand(Verb::Read, Kind::Operator, &ask.namespace, "")?;
         let view = self.view();
         let services = view.services(DEFAULT_NAMESPACE);
-        let instances = services.keys().map(|s| view.entries(DEFAULT_NAMESPACE, s).len());
         let servers = view.entries(DEFAULT_NAMESPACE, CONSUL_SERVICE).len();
-        let instances: usize = instances.sum();
+        let others = view.entries_in(DEFAULT_NAMESPACE);
+        let others = others.filter(|e| !e.service.service.eq_ignore_ascii_case(CONSUL_SERVICE)).count();
         let usage = json!({
             "Nodes": view.nodes().len(),
             "Services": services.len(),
-            "ServiceInstances": instances,
+            "ServiceInstances": servers + others,
             "ConnectServiceInstances": {},
-            "BillableServiceInstances": instances.saturating_sub(servers),
+            "BillableServiceInstances": others,
         });
         let mut of = Map::new();
         of.insert(self.own().datacenter.to_string(), usage);

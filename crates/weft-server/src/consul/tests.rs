@@ -18,6 +18,7 @@ use super::*;
 
 mod admission;
 mod blind;
+mod cases;
 mod entries;
 mod flows;
 mod hostile;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The operations of a transaction that are about nodes, services and checks.
 
-use std::sync::Arc;
-
 use serde_json::{Map, Value};
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
@@ -174,6 +172,7 @@ impl Door {
         };
         let own = Fields::new(body, "");
         let index = own.number("ModifyIndex", u64::MAX)?.unwrap_or(0);
+        let view = self.view();
         let of = match what {
             "Node" => Record::Node(Box::new(self.txn_node(body, writes)?)),
             "Service" => {
@@ -181,7 +180,7 @@ impl Door {
                     true => register::service(body, "Service.", "Service", false)?,
                     false => Registration { id: own.text("ID")?.into(), ..Default::default() },
                 };
-                service.node = fields.text("Node")?.into();
+                service.node = view.spelled(&fields.text("Node")?);
                 service.namespace.clone_from(&ask.namespace);
                 Record::Service(Box::new(service))
             }
@@ -193,7 +192,7 @@ impl Door {
                         ..CheckRecord::default()
                     },
                 };
-                check.node = own.text("Node")?.into();
+                check.node = view.spelled(&own.text("Node")?);
                 check.namespace.clone_from(&ask.namespace);
                 Record::Check(Box::new(check))
             }
@@ -203,14 +202,15 @@ impl Door {
 
     fn txn_node(&self, body: &Map<String, Value>, writes: bool) -> Result<NodeRecord, Refusal> {
         let fields = Fields::new(body, "Node.");
-        let name: Arc<str> = fields.text("Node")?.into();
+        let name = fields.text("Node")?;
         if name.is_empty() {
             return Err(Refusal::bad("Must provide node"));
         }
         let mut node = match writes {
             true => register::node(body, &self.own().datacenter)?,
-            false => NodeRecord { node: name, ..NodeRecord::default() },
+            false => NodeRecord::default(),
         };
+        node.node = self.view().spelled(&name);
         if writes {
             let meta = fields.text_map("Meta")?;
             node.meta.extend(meta.into_iter().map(|(k, v)| (k.into(), v.into())));

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use weft_base::name::{ServiceKey, slug};
+use serde_json::Value;
+use weft_base::name::{ServiceKey, service_slug};
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Status};
 use weft_kinds::views::check::SERF_HEALTH;
 use weft_kinds::world::{CheckKey, Door as Origin, Instance, RegistrationKey, World};
@@ -97,7 +98,7 @@ impl View {
 
     /// The entries of a service, by the name that a client uses.
     pub fn entries(&self, ns: &str, service: &str) -> Vec<Entry> {
-        let mut out = self.entries_by_slug(ns, &slug(service));
+        let mut out = self.entries_by_slug(ns, &service_slug(service));
         if ns == DEFAULT_NAMESPACE && service.eq_ignore_ascii_case(CONSUL_SERVICE) {
             out.push(self.server_entry());
         }
@@ -118,6 +119,14 @@ impl View {
             }
         }
         out
+    }
+
+    /// Every entry of a namespace once, however often its service's name is spelled, without the
+    /// synthetic `consul`.
+    pub fn entries_in(&self, ns: &str) -> impl Iterator<Item = Entry> {
+        let keys = self.world.services_with_instances().map(|(key, _)| key);
+        let here = keys.filter(move |key| key.namespace.as_str() == ns);
+        here.flat_map(move |key| self.entries_by_slug(ns, key.name.as_str()))
     }
 
     /// One registered instance.
@@ -173,6 +182,18 @@ impl View {
                 .world
                 .services_with_instances()
                 .any(|(_, instances)| instances.values().any(|i| &*self.node_name(i) == name))
+    }
+
+    /// A node's name as it is spelled here, however a client wrote it: names of nodes differ by
+    /// more than case. A name that nobody has stays as it is.
+    pub fn spelled(&self, name: &str) -> Arc<str> {
+        let (catalog, own) = (self.world.catalog(), &self.own.node.node);
+        if catalog.node(name).is_some() {
+            return name.into();
+        }
+        let names = std::iter::once(own).chain(catalog.nodes().map(|(name, _)| name));
+        let known = names.into_iter().find(|known| known.eq_ignore_ascii_case(name));
+        known.cloned().unwrap_or_else(|| name.into())
     }
 
     /// A node's record; one that nobody registered is reached where this one is.
@@ -414,11 +435,18 @@ fn kubernetes_service(instance: &Instance, node: &Arc<str>) -> Registration {
 /// The services that an instance speaks Connect for, by slug: a proxy for its destination, a native
 /// one for itself.
 pub fn speaks_connect(service: &Registration) -> impl Iterator<Item = String> {
-    let native = service.connect.as_ref().is_some_and(|c| c["Native"] == true);
-    let own = native.then(|| slug(&service.service));
-    let proxy = service.proxy.as_ref().filter(|_| *service.kind == *"connect-proxy");
-    let destination = proxy.and_then(|p| p["DestinationServiceName"].as_str()).map(slug);
-    own.into_iter().chain(destination)
+    speaks_for(service).map(service_slug)
+}
+
+/// The same by the names that were written.
+pub fn speaks_for(registration: &Registration) -> impl Iterator<Item = &str> {
+    let native = registration
+        .connect
+        .as_ref()
+        .is_some_and(|c| c.get("Native").is_some_and(|native| *native == Value::Bool(true)));
+    let proxied = registration.proxy.as_ref().filter(|_| &*registration.kind == "connect-proxy");
+    let proxied = proxied.and_then(|p| p.get("DestinationServiceName")?.as_str());
+    native.then_some(&*registration.service).into_iter().chain(proxied)
 }
 
 fn serf_health(node: &str) -> CheckView {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a look at the World would have to search for: names that somebody wrote in another case,
-//! who has an address, what speaks for a service, patterns of prepared queries. Each part is made
+//! What a look at the World would have to search for: names of nodes that somebody wrote in
+//! another case, who has an address, what speaks for a service, patterns of prepared queries. Each part is made
 //! when it is first asked for and thrown away with the World that it was made of, so a question
 //! costs the same however much there is, and however many ask for what is not there. Pure.
 
@@ -11,7 +11,6 @@ use std::sync::Arc;
 use regex::Regex;
 use serde_json::Value;
 use weft_base::limits::DNS_PATTERNS_MAX;
-use weft_base::name::{ServiceKey, slug};
 use weft_identity::permission::Kind;
 use weft_kinds::views::catalog::{NodeRecord, Registration};
 use weft_kinds::world::{RegistrationKey, World};
@@ -19,7 +18,7 @@ use weft_registry::consul::State;
 
 use super::names::Zones;
 use crate::consul::query_run;
-use crate::consul::view::{DEFAULT_NAMESPACE, View};
+use crate::consul::view::{DEFAULT_NAMESPACE, View, speaks_for};
 
 /// A namespace and a name in lower case.
 type Named = (Box<str>, Box<str>);
@@ -28,7 +27,6 @@ type Named = (Box<str>, Box<str>);
 pub struct Directory {
     /// The World that the parts below were made of.
     world: Option<Arc<World>>,
-    services: Option<HashMap<Named, ServiceKey>>,
     nodes: Option<HashMap<Box<str>, Arc<NodeRecord>>>,
     holders: Option<BTreeMap<IpAddr, Holder>>,
     connect: Option<HashMap<Named, Vec<RegistrationKey>>>,
@@ -59,30 +57,6 @@ impl Directory {
         let (queries, patterns) = (self.queries.take(), std::mem::take(&mut self.patterns));
         *self = Self { world: Some(world.clone()), queries, patterns, ..Self::default() };
         false
-    }
-
-    /// A service that has instances by a name in lower case: its maker may have written another.
-    pub fn service(&mut self, view: &View, namespace: &str, name: &str) -> Option<ServiceKey> {
-        let key = ServiceKey::new(namespace, &slug(name)).ok();
-        let known = |key: &ServiceKey| {
-            let (ns, name) = (key.namespace.as_str(), key.name.as_str());
-            !view.world.instances(ns, name).is_empty()
-        };
-        if let Some(key) = key.filter(known) {
-            return Some(key);
-        }
-        let services = self.services.get_or_insert_with(|| {
-            let catalog = view.world.catalog();
-            let each = catalog.services().filter_map(|key| {
-                let (_, registration) = catalog.of_service(key).next()?;
-                let name = registration.service.to_ascii_lowercase();
-                // Others are found by their key.
-                (name != key.name.as_str())
-                    .then(|| ((key.namespace.as_str().into(), name.into()), key.clone()))
-            });
-            each.collect()
-        });
-        services.get(&(namespace.into(), name.into())).cloned()
     }
 
     /// A node by a name in lower case.
@@ -178,15 +152,4 @@ fn service_name(key: &RegistrationKey, registration: &Registration) -> String {
         "default" => format!("{}.service.consul", registration.service),
         namespace => format!("{}.service.{namespace}.ns.consul", registration.service),
     }
-}
-
-/// The services that an instance speaks Connect for.
-pub fn speaks_for(registration: &Registration) -> impl Iterator<Item = &str> {
-    let native = registration
-        .connect
-        .as_ref()
-        .is_some_and(|c| c.get("Native").is_some_and(|native| *native == Value::Bool(true)));
-    let proxied = registration.proxy.as_ref().filter(|_| &*registration.kind == "connect-proxy");
-    let proxied = proxied.and_then(|p| p.get("DestinationServiceName")?.as_str());
-    native.then_some(&*registration.service).into_iter().chain(proxied)
 }

@@ -61,7 +61,7 @@ fn the_same_registration_again_writes_nothing() {
     assert!(register(w.catalog(), request("w", &["a"])).unwrap().ops.is_empty());
     let stored = w.catalog().registration(&key("w")).unwrap();
     assert_eq!(&*stored.service, "Web_API", "the original name is kept");
-    assert_eq!(w.instances("default", &weft_base::name::slug("Web_API")).len(), 1);
+    assert_eq!(w.instances("default", &weft_base::name::service_slug("Web_API")).len(), 1);
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn what_consul_clients_register_is_mirrored_read_only() {
     };
     register(&mut sim, NS, "web-a", 5000);
     register(&mut sim, NS, "web-b", 5001);
-    let name = weft_base::name::slug("Web_1");
+    let name = weft_base::name::service_slug("Web_1");
     let service = sim.object(KindId::Service, &name);
     assert!(is_mirror(&service.meta));
     assert_eq!(service.raw["spec"]["ports"][0]["port"], 5000);

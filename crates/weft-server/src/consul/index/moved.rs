@@ -253,7 +253,7 @@ fn shown(entries: &[Entry]) -> BTreeMap<Arc<str>, BTreeSet<Arc<str>>> {
 fn on_node(view: &View, node: &str) -> Vec<ServiceKey> {
     let here = view.world.catalog().on_node(node);
     here.filter_map(|(key, r)| {
-        ServiceKey::new(&key.namespace, &weft_base::name::slug(&r.service)).ok()
+        ServiceKey::new(&key.namespace, &weft_base::name::service_slug(&r.service)).ok()
     })
     .collect()
 }

@@ -297,6 +297,20 @@ fn a_services_original_name_is_found_whatever_its_case() {
     let mut rig = Rig::new();
     rig.register("w1", "Web_API", "10.0.0.1", &[]);
     rig.check("web_api.service.consul", Rtype::A, "NOERROR", &["A 10.0.0.1"]);
+    rig.register("s1", "Solo", "10.0.0.5", &[]);
+    rig.check("solo.service.consul", Rtype::A, "NOERROR", &["A 10.0.0.5"]);
+}
+
+#[test]
+fn instances_registered_in_several_spellings_are_one_service() {
+    let mut rig = Rig::new();
+    for (id, name, address) in
+        [("a", "MyApp", "10.0.0.1"), ("b", "myapp", "10.0.0.2"), ("c", "MYAPP", "10.0.0.3")]
+    {
+        rig.register(id, name, address, &[]);
+    }
+    let all = ["A 10.0.0.1", "A 10.0.0.2", "A 10.0.0.3"];
+    rig.check("MyApp.service.consul", Rtype::A, "NOERROR", &all);
 }
 
 #[test]

@@ -7,14 +7,17 @@ use std::sync::Arc;
 
 use domain::base::iana::Rtype;
 use weft_base::limits::DNS_ANSWERS_MAX;
+use weft_base::name::{ServiceKey, service_slug};
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::{Registration, Status};
 use weft_kinds::world::{Door, Instance, RegistrationKey};
 
-use super::super::directory::{Holder, speaks_for};
+use super::super::directory::Holder;
 use super::super::names::{Zones, to_hex};
 use super::{Data, Found, Look, addresses, cluster, shows, texts, ttl_of};
-use crate::consul::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, SERVER_RPC_PORT, View};
+use crate::consul::view::{
+    CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, SERVER_RPC_PORT, View, speaks_for,
+};
 use crate::consul::{Who, gateways, query_run};
 
 /// In a registration's meta: how long answers with it may be kept, `30s`.
@@ -54,7 +57,7 @@ pub fn service(
     if service == CONSUL_SERVICE && namespace == DEFAULT_NAMESPACE {
         return servers(look, rtype);
     }
-    let Some(key) = look.directory.service(look.view, namespace, service) else {
+    let Some(key) = known(look.view, namespace, service) else {
         return Found::default();
     };
     let all = look.view.world.instances(key.namespace.as_str(), key.name.as_str()).values();
@@ -111,19 +114,20 @@ pub fn connect(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype
 pub fn virtual_address(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype) -> Found {
     let who = look.who;
     let may = |name: &str| may(who, Kind::Service, namespace, name);
-    if let Some(own) = cluster::virtual_addresses(look.view, namespace, service) {
-        return if may(service) { addresses(own, rtype) } else { Found::default() };
-    }
-    let Some(key) = look.directory.service(look.view, namespace, service) else {
+    let Ok(key) = ServiceKey::new(namespace, &service_slug(service)) else {
         return Found::default();
     };
-    let (namespace, service) = (key.namespace.as_str(), key.name.as_str());
-    if let Some(own) = cluster::virtual_addresses(look.view, namespace, service) {
-        return if may(service) { addresses(own, rtype) } else { Found::default() };
+    // By the names that their makers gave; what nobody registered has the one that was asked for.
+    let registered = || look.view.world.catalog().of_service(&key).map(|(_, r)| r);
+    let seen = match registered().next() {
+        Some(_) => registered().any(|registration| may(&registration.service)),
+        None => may(service),
+    };
+    if let Some(own) = cluster::virtual_addresses(look.view, namespace, key.name.as_str()) {
+        return if seen { addresses(own, rtype) } else { Found::default() };
     }
-    let registered = look.view.world.catalog().of_service(&key);
-    let seen = registered.filter(|(_, registration)| may(&registration.service));
-    let tagged = seen.filter_map(|(_, registration)| {
+    let seen = registered().filter(|registration| may(&registration.service));
+    let tagged = seen.filter_map(|registration| {
         let named = VIRTUAL.iter().find_map(|name| registration.tagged_addresses.get(*name));
         named?.address.parse::<IpAddr>().ok()
     });
@@ -138,7 +142,7 @@ pub fn ingress(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype
     let gateways = look.records.map(|state| gateways::ingress_gateways(state, service));
     let (mut targets, only) = (Vec::new(), look.only_passing);
     for gateway in gateways.into_iter().flatten() {
-        let Some(key) = look.directory.service(look.view, namespace, &gateway) else { continue };
+        let Some(key) = known(look.view, namespace, &gateway) else { continue };
         let all = look.view.world.instances(namespace, key.name.as_str()).values();
         let shown = all.filter(|i| shows(i, only) && sees(look.view, look.who, i));
         targets.extend(shown.map(|i| Target::of(look.view, i)));
@@ -161,6 +165,12 @@ pub fn reverse(look: &mut Look, address: IpAddr, rtype: Rtype) -> Option<Found> 
         }
         _ => Found::nodata(),
     })
+}
+
+/// A service that has instances, however its name is written.
+fn known(view: &View, namespace: &str, name: &str) -> Option<ServiceKey> {
+    let key = ServiceKey::new(namespace, &service_slug(name)).ok()?;
+    (!view.world.instances(namespace, key.name.as_str()).is_empty()).then_some(key)
 }
 
 // === rights ===
