@@ -21,9 +21,11 @@ mod h2ping;
 mod places;
 mod reach;
 mod run;
+mod runs;
 
 pub(crate) use reach::reachable;
 pub use run::{CheckSink, Runner};
+pub use runs::Runs;
 
 /// Shortest interval; Consul's own clients use 10 ms in tests.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(10);

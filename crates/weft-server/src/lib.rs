@@ -17,5 +17,6 @@ pub mod drain;
 mod guards;
 mod json;
 pub mod k8s;
+pub mod meter;
 pub mod serve;
 pub mod tokens;

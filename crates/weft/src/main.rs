@@ -16,6 +16,7 @@ mod explain;
 mod help;
 mod kubeconfig;
 mod levels;
+mod lines;
 mod manifest;
 mod pod;
 mod ports;
@@ -156,6 +157,8 @@ fn man(dir: &Path) -> Result<()> {
 
 fn start_log(cli: &Cli) {
     use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
     let said = levels::asked(cli);
     let filter = EnvFilter::try_new(said).unwrap_or_else(|error| {
         eprintln!("weft: --log {said:?}: {error}; logging warnings");
@@ -166,10 +169,10 @@ fn start_log(cli: &Cli) {
     if cli.log_json {
         let log = log.json().with_filter_reloading();
         levels::keep(log.reload_handle());
-        log.init();
+        log.finish().with(lines::Lines).init();
     } else {
         let log = log.with_target(true).with_filter_reloading();
         levels::keep(log.reload_handle());
-        log.init();
+        log.finish().with(lines::Lines).init();
     }
 }

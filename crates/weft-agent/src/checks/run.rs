@@ -14,6 +14,7 @@ use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::Status;
 
 use super::places::Places;
+use super::runs::Runs;
 use super::{CheckKey, CheckMachine, CheckReport, CheckSpec, Checks, ask};
 use crate::link::{BoxFuture, LinkError};
 
@@ -39,6 +40,7 @@ pub struct Runner {
     rng: Rng,
     places: Arc<Places>,
     results: mpsc::Sender<CheckReport>,
+    runs: Arc<Runs>,
     running: BTreeMap<CheckKey, Running>,
 }
 
@@ -55,17 +57,19 @@ struct Running {
 
 impl Runner {
     /// Starts following `checks`. TTL checks are not run here: the registry, which hears their
-    /// heartbeats, expires them.
+    /// heartbeats, expires them. What is returned counts them.
     pub fn start(
         checks: Snapshot<Checks>,
         sink: Arc<dyn CheckSink>,
         clock: Clock,
         rng: Rng,
         tasks: &TaskGroup,
-    ) {
+    ) -> Arc<Runs> {
         let (results, queue) = mpsc::channel(1024);
-        let (places, group) = (Arc::new(Places::new()), tasks.child());
-        let runner = Self { clock, tasks: group, rng, places, results, running: BTreeMap::new() };
+        let (places, group, runs) = (Arc::new(Places::new()), tasks.child(), Arc::default());
+        let counted = Arc::clone(&runs);
+        let running = BTreeMap::new();
+        let runner = Self { clock, tasks: group, rng, places, results, runs, running };
         tasks.spawn("check runner", runner.follow(checks));
         let (ended, reports) = (tasks.clone(), hand_over(queue, sink));
         tasks.spawn("check reports", async move {
@@ -74,6 +78,7 @@ impl Runner {
                 () = reports => {}
             }
         });
+        counted
     }
 
     async fn follow(mut self, mut checks: Snapshot<Checks>) {
@@ -124,15 +129,18 @@ impl Runner {
         let machine = CheckMachine::new(spec, self.clock.now(), &mut self.rng);
         let definition = spec.definition.clone();
         let (clock, places) = (self.clock.clone(), self.places.clone());
-        let (results, ended) = (self.results.clone(), group.clone());
+        let (results, runs, ended) = (self.results.clone(), self.runs.clone(), group.clone());
         group.spawn("check", async move {
             let (mut machine, mut hung) = (machine, false);
             let run = async {
                 loop {
-                    tokio::time::sleep(machine.due().since(clock.now())).await;
+                    let due = machine.due();
+                    tokio::time::sleep(due.since(clock.now())).await;
+                    runs.note_lag(clock.now().since(due));
                     let question = ask::ask(&definition);
                     let answer = places.ask(&definition.probe, &mut hung, question).await;
                     let Some((status, output)) = answer.flatten() else { return };
+                    runs.note(definition.probe.kind(), status);
                     machine.shows(*shown.borrow());
                     if let Some((status, output)) = machine.result(status, &output, clock.now()) {
                         let report = CheckReport { key: key.clone(), status, output };

@@ -27,6 +27,7 @@ use super::flow::Flow;
 use super::host::{self, Unawaited};
 use super::line::{Line, Manner, Next, Wire};
 use super::params::Params;
+use super::register::known;
 use super::reply::{Body, Reply};
 use super::routes::{self, Endpoint};
 use super::secure::{HANDSHAKES_MAX, Opening};
@@ -34,6 +35,7 @@ use super::wait::{Asked, Held, Waiting};
 use super::who::{Secret, Who, secret};
 use super::{Door, view};
 use crate::guards;
+use crate::meter::Part;
 
 /// Time for a request's head, and for its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -91,6 +93,8 @@ enum Read<'a> {
 pub(super) struct Form {
     gzip: bool,
     pretty: bool,
+    /// What it is an answer of.
+    part: Part,
 }
 
 /// Of a request over TLS or a Unix socket: under no name of its own does a page of a browser come
@@ -245,6 +249,7 @@ impl Door {
 
     /// Asks again what waited.
     async fn resume(&self, waiting: Box<Waiting>) -> Turn {
+        self.meter().woken();
         let (form, mut asked, held) = waiting.again();
         match self.still(&asked.ask) {
             Ok(who) => asked.ask.who = who,
@@ -265,7 +270,10 @@ impl Door {
                 }
             }
             Ok(reply) => match held.filter(|h| !asked.ask.params.is_over() && h.has_seen(&reply)) {
-                Some(held) => Turn::Waits(Waiting::on(form, asked, held)),
+                Some(held) => {
+                    self.meter().in_vain();
+                    Turn::Waits(Waiting::on(form, asked, held))
+                }
                 None => self.answered(reply, form),
             },
             Err(refusal) => self.answered(refusal.into(), form),
@@ -283,6 +291,7 @@ impl Door {
     }
 
     fn answered(&self, mut reply: Reply, form: Form) -> Turn {
+        self.meter().request(form.part, reply.status.as_u16());
         let mut flow = None;
         if let Body::Flow(kind, begun) = reply.body {
             flow = Some(begun);
@@ -327,12 +336,19 @@ impl Door {
             let max = routes::body_bytes_max(endpoint).min(far::BODY_BYTES_MAX);
             let body = kept(&head.method, read(body, waits, max).await?);
             let of = (&head.method, &head.uri);
-            let ask = FarAsk::new(of, (endpoint, &params), secret.into_owned(), body)?;
+            let secret = secret.into_owned();
+            let ask = FarAsk::new(of, (endpoint, &params), secret.clone(), body)?;
+            let is_question = ask.kept;
             drop(head);
-            return match far.ask(ask).await {
-                Ok(answer) => Ok(Read::Answer(answer.into())),
-                Err(away) => Err(far::no_leader(&away)),
+            let away = match far.ask(ask).await {
+                Ok(answer) => return Ok(Read::Answer(answer.into())),
+                Err(away) => far::no_leader(&away),
             };
+            if !is_question {
+                return Err(away);
+            }
+            let own = Box::pin(self.alone((endpoint, argument), params, &secret)).await;
+            return own.map(Read::Answer).ok_or(away);
         }
         // Nothing of a body is kept before it is known whose it is.
         let who = match head.extensions.get::<Who>() {
@@ -394,11 +410,12 @@ impl Door {
             return Err(Refusal::internal("No path to datacenter"));
         }
         if params.filled("partition").is_some_and(|p| p != "default") {
-            return Err(Refusal::bad("weft has no partitions besides \"default\""));
+            return Err(Refusal::not_offered("weft has no partitions besides \"default\""));
         }
         match params.filled("ns") {
-            Some("*") => Err(Refusal::bad("name one namespace; ?ns=* is not served")),
-            _ => Ok(()),
+            Some("*") => Err(Refusal::not_offered("name one namespace; ?ns=* is not offered")),
+            Some(named) => known::namespace(named),
+            None => Ok(()),
         }
     }
 }
@@ -601,7 +618,8 @@ impl Form {
         let pretty = request.uri().query().is_some_and(|q| {
             q.split('&').any(|part| part == "pretty" || part.starts_with("pretty="))
         });
-        Self { gzip: accepts_gzip(request.headers()), pretty }
+        let part = Part::of(request.uri().path());
+        Self { gzip: accepts_gzip(request.headers()), pretty, part }
     }
 }
 

@@ -9,6 +9,7 @@ mod acl;
 mod admit;
 mod agent;
 mod agent_write;
+mod alone;
 mod body;
 mod ca;
 mod catalog;
@@ -78,6 +79,8 @@ use view::{Identity, View};
 use wait::Later;
 pub(crate) use who::Who;
 
+use crate::meter::Meter;
+
 /// Blocked queries end up to this part of their wait later, so that they do not end together.
 const JITTER_PARTS: u32 = 16;
 /// How far this server may be behind another one, at most, before a client is told so.
@@ -125,6 +128,7 @@ struct Inner {
     acl: Acl,
     leave: Option<Arc<Notify>>,
     ca: Option<Arc<Ca>>,
+    meter: Arc<Meter>,
     far: Option<Arc<dyn Far>>,
     tokens: far::Tokens,
     clock: Clock,
@@ -201,6 +205,7 @@ impl Door {
             acl: Acl::new(access.acl),
             leave: access.leave,
             ca: access.ca,
+            meter: Arc::default(),
             far: access.far,
             tokens: far::Tokens::new(registry.clock().clone()),
             clock: registry.clock().clone(),
@@ -218,6 +223,16 @@ impl Door {
     /// The table of indexes, which DNS and others may read the same World from.
     pub fn indexes(&self) -> &Arc<Indexes> {
         &self.0.indexes
+    /// What this door did, and the DNS door beside it.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.0.meter
+    }
+
+    /// The same in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        self.0.meter.text(self.blocked())
+    }
+
     }
 
     fn far(&self) -> Option<&Arc<dyn Far>> {

@@ -38,6 +38,7 @@ pub fn service(
     agent: bool,
 ) -> Result<Registration, Refusal> {
     let fields = Fields::new(body, at);
+    known::place(&fields)?;
     let service = fields.text(name)?;
     let id = fields.text("ID")?;
     if service.is_empty() {
@@ -139,6 +140,7 @@ fn put(checks: &mut Vec<CheckRecord>, check: CheckRecord) {
 pub fn check(body: &Map<String, Value>, agent: bool) -> Result<CheckRecord, Refusal> {
     known::fields(body, known::CHECK)?;
     let fields = Fields::new(body, "");
+    known::place(&fields)?;
     let mut definition = CheckDefinition {
         probe: probe(&fields)?,
         interval_ms: fields.duration_ms("Interval")?,
@@ -201,6 +203,7 @@ pub fn check(body: &Map<String, Value>, agent: bool) -> Result<CheckRecord, Refu
 /// When its name or address is missing, or a field is wrong.
 pub fn node(body: &Map<String, Value>, datacenter: &Arc<str>) -> Result<NodeRecord, Refusal> {
     let fields = Fields::new(body, "");
+    known::place(&fields)?;
     let (name, address) = (fields.text("Node")?, fields.text("Address")?);
     if name.is_empty() {
         return Err(Refusal::bad("Must provide node"));

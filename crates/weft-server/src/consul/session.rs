@@ -30,6 +30,7 @@ impl Door {
             let host = ask.who.host.as_ref();
             session.node.clone_from(host.map_or(&own.node, |host| &host.node));
         }
+        ask.who.demand_place(&session.node)?;
         ask.who.demand(Verb::Write, Kind::Session, &ask.namespace, &session.node)?;
         session.namespace.clone_from(&ask.namespace);
         session.id = Uuid::new_v4().to_string().into();

@@ -48,6 +48,7 @@ use self::guard::Cookies;
 use self::query::Query;
 use crate::consul::view::Identity;
 use crate::consul::{self, Who};
+use crate::meter::Meter;
 
 /// The DNS server. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -82,6 +83,8 @@ pub struct Options {
     pub loopback_counts: bool,
     /// Instances whose checks warn are left out of Consul's names, too.
     pub only_passing: bool,
+    /// Where answers are counted.
+    pub meter: Arc<Meter>,
 }
 
 /// Said while the mesh is asked as many questions as it may be.
@@ -339,6 +342,7 @@ impl Options {
             per_source: None,
             loopback_counts: false,
             only_passing: false,
+            meter: Arc::default(),
         }
     }
 }

@@ -16,6 +16,7 @@ use weft_base::task::TaskGroup;
 use super::answer::{self, Carrier, How, Step};
 use super::guard::{Guard, Verdict, is_loop, network};
 use super::{Server, Source};
+use crate::meter::Meter;
 
 /// How long a connection may be idle (RFC 7766), or take to send a question or take an answer.
 const IDLE: Duration = Duration::from_secs(10);
@@ -57,6 +58,7 @@ struct Wait {
 struct Udp {
     socket: Arc<UdpSocket>,
     guard: Guard,
+    meter: Arc<Meter>,
     out: Vec<u8>,
     tasks: TaskGroup,
 }
@@ -69,7 +71,8 @@ impl Server {
         let options = &self.0.options;
         let guard = Guard::new(options.per_source, options.loopback_counts);
         let socket = Arc::new(socket);
-        let mut udp = Udp { socket, guard, out: Vec::with_capacity(2048), tasks };
+        let meter = options.meter.clone();
+        let mut udp = Udp { socket, guard, meter, out: Vec::with_capacity(2048), tasks };
         let mut buffer = vec![0; DNS_QUERY_BYTES_MAX];
         loop {
             let mut received = tokio::select! {
@@ -112,6 +115,7 @@ impl Server {
         // A cookie of ours exempts; where loopback is counted it is for its own sake.
         let known = how.proven && !ip.to_canonical().is_loopback();
         if verdict != Verdict::Answer && !known {
+            udp.meter.limited();
             if verdict == Verdict::Again {
                 answer::come_again(&query, &how, &mut udp.out);
                 udp.send(from).await;
@@ -139,13 +143,14 @@ impl Server {
     /// Others are not kept waiting. How many wait is bounded by the upstream's places.
     fn later(&self, udp: &Udp, bytes: &[u8], to: SocketAddr, how: How, step: Step) {
         let (server, socket, bytes) = (self.clone(), udp.socket.clone(), bytes.to_vec());
-        let group = udp.tasks.clone();
+        let (group, meter) = (udp.tasks.clone(), udp.meter.clone());
         udp.tasks.spawn("dns question", async move {
             let Ok(query) = answer::question(&bytes, &mut Vec::new()) else { return };
             tokio::select! {
                 () = group.draining() => {}
                 answer = server.finish(&bytes, &query, &how, step) => {
                     if let Some(answer) = answer {
+                        meter.answer(&answer);
                         send(&socket, &answer, to).await;
                     }
                 }
@@ -209,6 +214,7 @@ impl Server {
                 return Ok(());
             };
             let Ok(len) = u16::try_from(answer.len()) else { return Ok(()) };
+            self.0.options.meter.answer(&answer);
             let mut framed = Vec::with_capacity(answer.len() + 2);
             framed.extend_from_slice(&len.to_be_bytes());
             framed.extend_from_slice(&answer);
@@ -265,6 +271,7 @@ impl Drop for Wait {
 impl Udp {
     /// Sends what is written.
     async fn send(&self, to: SocketAddr) {
+        self.meter.answer(&self.out);
         send(&self.socket, &self.out, to).await;
     }
 }

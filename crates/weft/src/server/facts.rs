@@ -62,6 +62,9 @@ pub struct ServerFacts {
     pub servers: Arc<Servers>,
     pub alarms: Arc<Alarms>,
     pub registry: Registry,
+    pub consul: weft_server::consul::Door,
+    /// This node's.
+    pub checks: Arc<weft_agent::checks::Runs>,
     /// The log, when it is in this server's data directory.
     pub log: Option<Arc<RedbStore>>,
 }
@@ -253,6 +256,7 @@ impl Facts for ServerFacts {
             let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} {kind}\n{name} {value}");
         }
         text += &super::shared::metrics(&self.registry, &self.servers);
+        text += &(self.consul.metrics() + &self.checks.text());
         text + &self.proxies.metrics() + &self.alarms.metrics()
     }
 

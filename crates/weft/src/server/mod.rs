@@ -32,7 +32,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use weft_agent::agent::Agent;
-use weft_agent::checks::Runner;
+use weft_agent::checks::{Runner, Runs};
 use weft_agent::config::{AgentConfig, ProxyProgram};
 use weft_base::clock::{Clock, Mono};
 use weft_base::rng::Rng;
@@ -197,7 +197,7 @@ impl Running {
         let listeners = std::iter::once(bound.xds).chain(bound.agents).collect();
         let alarms = Alarms::start(&link.authority, registry.world(), &clock, &tasks)?;
         let xds = control::serve_xds(listeners, &alarms.svid(), &pusher, &registry, &door)?;
-        start_checks(&registry, &node, link.clone(), &tasks);
+        let checks = start_checks(&registry, &node, link.clone(), &tasks);
         let trust_domain = link.authority.trust_domain().clone();
         let pod_dns = resolver::start(&registry, &node, consul_door.clone())?;
         let agent = match &settings.agency {
@@ -224,6 +224,7 @@ impl Running {
             alarms,
             registry: registry.clone(),
             consul: consul_door.clone(),
+            checks,
             log: ground.log,
         });
         keep_scraping(&facts, &registry, &tasks);
@@ -473,10 +474,15 @@ fn listener(socket: std::net::TcpListener) -> Result<tokio::net::TcpListener> {
 }
 
 /// Runs the checks of this node's registrations.
-fn start_checks(registry: &Registry, node: &str, link: Arc<LocalLink>, tasks: &TaskGroup) {
+fn start_checks(
+    registry: &Registry,
+    node: &str,
+    link: Arc<LocalLink>,
+    tasks: &TaskGroup,
+) -> Arc<Runs> {
     let node = node.to_owned();
     let checks = agency::derive(registry.world(), tasks, move |w| agency::checks(w, &node));
-    Runner::start(checks, link, registry.clock().clone(), Rng::from_system(), tasks);
+    Runner::start(checks, link, registry.clock().clone(), Rng::from_system(), tasks)
 }
 
 fn start_agent(

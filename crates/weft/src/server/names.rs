@@ -36,7 +36,14 @@ pub fn options(names: &Names, own: SocketAddr, registry: &Registry, eyes: Door) 
         rate => rate,
     };
     let loopback_counts = names.dns_rate.is_some_and(|rate| rate > 0);
-    let (records, eyes) = (Some(registry.consul().clone()), Some(eyes));
-    let only_passing = names.dns_only_passing;
-    Ok(Options { clock, records, eyes, upstream, per_source, loopback_counts, only_passing })
+    Ok(Options {
+        clock,
+        records: Some(registry.consul().clone()),
+        upstream,
+        per_source,
+        loopback_counts,
+        only_passing: names.dns_only_passing,
+        meter: eyes.meter().clone(),
+        eyes: Some(eyes),
+    })
 }

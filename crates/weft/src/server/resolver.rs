@@ -11,6 +11,7 @@ use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_registry::Registry;
 use weft_server::consul::Door;
+use weft_server::consul::view::Identity;
 use weft_server::dns::{Options, Server, Servers, Upstream, Zones, outside};
 
 use super::{CLUSTER_DOMAIN, DATACENTER, consul_config};
@@ -46,6 +47,12 @@ pub fn names(registry: &Registry, node: &str, eyes: Option<Door>) -> Server {
     let records = Some(registry.consul().clone());
     let options = Options { upstream, records, eyes, ..Options::new(clock) };
     Server::with(registry.world(), own, zones, Rng::from_system(), options)
+}
+
+/// Names of what a machine's own registry has, and of nothing else.
+pub fn of_own(registry: &Registry, own: Arc<Identity>) -> Server {
+    let zones = Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
+    Server::new(registry.world(), own, zones, Rng::from_system())
 }
 
 /// The resolvers that this machine names for itself.

@@ -4,10 +4,11 @@
 //! `Chek` was left out would never be looked after. Pure.
 
 use serde_json::{Map, Value};
+use weft_base::name::Label;
 use weft_kinds::views::Labels;
 use weft_kinds::views::catalog::Registration;
 
-use crate::consul::body::{same, word};
+use crate::consul::body::{Fields, same, word};
 use crate::consul::error::Refusal;
 
 /// Pairs of one node's or instance's meta, and bytes of their parts, as in Consul.
@@ -167,6 +168,30 @@ pub fn fields(map: &Map<String, Value>, known: &[&str]) -> Result<(), Refusal> {
             let text = format!("Request decode failed: json: unknown field {other:?}");
             Err(Refusal::bad(text))
         }
+    }
+}
+
+/// Where what is registered belongs: there is one partition, and nobody's peers.
+///
+/// # Errors
+/// 501 for others; 400 for a namespace that has no name of one.
+pub fn place(of: &Fields) -> Result<(), Refusal> {
+    if !["", "default"].contains(&&*of.text("Partition")?) {
+        return Err(Refusal::not_offered("weft has no partitions besides \"default\""));
+    }
+    if !of.text("PeerName")?.is_empty() {
+        return Err(Refusal::not_offered("weft has no peering of clusters: leave PeerName out"));
+    }
+    let namespace = of.text("Namespace")?;
+    if namespace.is_empty() { Ok(()) } else { self::namespace(&namespace) }
+}
+
+/// # Errors
+/// 400 for what is no name of a namespace: nobody could see what is in it.
+pub fn namespace(named: &str) -> Result<(), Refusal> {
+    match Label::new(named) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(Refusal::bad(format!("the namespace does not do: {why}"))),
     }
 }
 

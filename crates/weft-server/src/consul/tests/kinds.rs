@@ -285,6 +285,18 @@ async fn what_consul_refuses_is_refused_in_its_words() {
             "Connect Native",
         ),
         (agent, json!({"Name": "web", "SocketPath": "/x"}), 501, "Unix sockets"),
+        (agent, json!({"Name": "web", "Partition": "foo"}), 501, "no partitions"),
+        (agent, json!({"Name": "web", "Namespace": "Bad NS"}), 400, "the namespace does not do"),
+        (catalog, of(json!({"Partition": "foo"})), 501, "no partitions"),
+        (
+            catalog,
+            of(json!({"Service": {"Service": "web", "PeerName": "p"}})),
+            501,
+            "no peering of clusters",
+        ),
+        ("/v1/kv/x?partition=foo", json!(1), 501, "no partitions"),
+        ("/v1/kv/x?ns=*", json!(1), 501, "name one namespace"),
+        ("/v1/kv/x?ns=Bad%20NS", json!(1), 400, "the namespace does not do"),
         (agent, json!({"Name": "web", "Ports": [{"Name": "a", "Port": 1}]}), 501, "several ports"),
         (
             agent,

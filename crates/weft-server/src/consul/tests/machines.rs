@@ -362,3 +362,73 @@ async fn a_write_goes_on_when_its_machine_waits_no_more() {
     drop(asked);
     until(&rig.registry, |world| world.catalog().check(&check_key("m1", "c19")).is_some()).await;
 }
+
+/// A server that cannot be asked.
+#[derive(Debug)]
+struct Gone {
+    /// It is known that there are no access lists.
+    open: bool,
+}
+
+impl Far for Gone {
+    fn token(&self, _secret: String) -> BoxFuture<'_, Result<Vec<u8>, Away>> {
+        let said = match self.open {
+            true => Ok(far::write(Ok(Who::anybody()))),
+            false => Err(Away("nobody answers".into())),
+        };
+        async move { said }.boxed()
+    }
+
+    fn ask(&self, _ask: FarAsk) -> BoxFuture<'_, Result<FarAnswer, Away>> {
+        async { Err(Away("nobody answers".into())) }.boxed()
+    }
+
+    fn registers(&self, what: String, secret: &str) -> Box<dyn Coming> {
+        Box::new(Noted { of: Arc::default(), what: (what, secret.to_owned()) })
+    }
+
+    fn defaults(&self, _secret: &str) {}
+
+    fn wrote(&self, _revision: u64) -> BoxFuture<'_, ()> {
+        async {}.boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_machine_without_a_server_knows_what_is_registered_with_it() {
+    let far = Some(Arc::new(Gone { open: true }) as Arc<dyn Far>);
+    let rig = rig_with(Access { far, ..Access::default() }).await;
+    let web = json!({"Name": "web", "Port": 80, "Check": {"TTL": "60s", "Status": "passing"}});
+    rig.put("/v1/agent/service/register", web).await;
+    let health = rig.get("/v1/health/service/web?passing").await;
+    assert_eq!((health.status, count(&health)), (200, 1), "{}", health.text);
+    assert_eq!(health.headers["x-consul-knownleader"], "false");
+    assert_eq!(health.headers["x-consul-effective-consistency"], "stale");
+    assert_eq!(count(&rig.get("/v1/catalog/service/web").await), 1);
+    assert_eq!(count(&rig.get("/v1/health/checks/web").await), 1);
+    assert!(count(&rig.get("/v1/health/node/n1").await) > 0);
+    let waits = format!("/v1/health/service/web?index={}&wait=20ms", health.index());
+    assert_eq!(count(&rig.get(&waits).await), 1, "who waits is answered");
+    // What others registered only the server could say, and who wants to be sure is told nothing.
+    for path in [
+        "/v1/health/service/db",
+        "/v1/catalog/services",
+        "/v1/catalog/node/n2",
+        "/v1/health/service/web?consistent",
+        "/v1/kv/web",
+    ] {
+        let answer = rig.get(path).await;
+        assert_eq!(answer.status, 500, "{path}: {}", answer.text);
+        assert!(answer.text.starts_with("No cluster leader"), "{path}: {}", answer.text);
+    }
+    // Where nobody knows who may see what, nobody is shown anything.
+    let far = Some(Arc::new(Gone { open: false }) as Arc<dyn Far>);
+    let closed = rig_with(Access { far, ..Access::default() }).await;
+    let node = NodeRecord { node: "n1".into(), ..NodeRecord::default() };
+    let registration =
+        Registration { node: "n1".into(), ..service("web", Vec::new()).registration };
+    let request =
+        weft_registry::catalog::ServiceRequest { registration, node, ..Default::default() };
+    closed.registry.catalog().register_service(request).await.unwrap();
+    assert_eq!(closed.get("/v1/health/service/web").await.status, 500);
+}

@@ -6,6 +6,7 @@
 //! Started by `weft agent` before any server has answered: what is registered here is there, and
 //! is checked, without one.
 
+mod alone;
 mod files;
 mod parts;
 mod secrets;
@@ -27,14 +28,15 @@ use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
 use weft_registry::Registry;
 use weft_server::consul::{Access, Door};
-use weft_server::dns::{Options, Server};
+use weft_server::dns::{Mesh, Options, Server};
 use weft_store::{DataDir, RedbStore, Store};
 use weft_xds::agent::client::AgentClient;
 
 use super::names::Names;
 use super::session::Session;
 use crate::exit::Usage;
-use crate::server::{self, agency, link};
+use crate::server::{self, agency, link, resolver};
+use alone::Alone;
 use way::Way;
 
 /// The doors of this machine.
@@ -136,13 +138,15 @@ pub async fn start(
     let flag = "--dns-listen";
     let dns = Place::read(args.dns_listen.as_deref(), flag, USUAL_DNS)?.open(flag, both)?;
     let mut local = Local::default();
-    if let Some((udp, tcp)) = dns {
+    let names = Names::of_machine(client.clone(), clock.clone(), session.contact());
+    if let Some((udp, _)) = &dns {
         local.dns = Some(udp.local_addr()?);
-        let names = Names::of_machine(client.clone(), clock.clone(), session.contact());
         names.keep_fresh(tasks);
-        serve_dns(names, (udp, tcp), (clock, tasks))?;
     }
     if consul.is_none() && args.config_dir.is_none() {
+        if let Some(dns) = dns {
+            serve_dns(names, dns, (clock, tasks))?;
+        }
         return Ok(local);
     }
     let registry = own_registry(&own, clock, tasks).await?;
@@ -156,6 +160,10 @@ pub async fn start(
     Runner::start(wanted, sink, clock.clone(), Rng::from_system(), tasks);
     let way = Way::start(client, session.contact(), own.data.path(), (clock, tasks));
     let config = server::consul_config_at(&own.node, own.address);
+    if let Some(dns) = dns {
+        let own = resolver::of_own(&registry, Arc::new(config.identity()));
+        serve_dns(Arc::new(Alone { names, own, way: way.clone() }), dns, (clock, tasks))?;
+    }
     let access = Access { far: Some(way.clone()), ..Access::default() };
     let door = Door::with_access(&registry, config, access, tasks);
     if let Some(dir) = &args.config_dir {
@@ -187,7 +195,7 @@ fn both(at: SocketAddr) -> std::io::Result<(std::net::UdpSocket, std::net::TcpLi
 }
 
 fn serve_dns(
-    names: Arc<Names>,
+    names: Arc<dyn Mesh>,
     (udp, tcp): (std::net::UdpSocket, std::net::TcpListener),
     (clock, tasks): (&Clock, &TaskGroup),
 ) -> Result<()> {
