@@ -16,7 +16,7 @@ import time
 import pytest
 from mesh import WEFT, free_port, until
 from standalone import Origin, Proxy, certificates, curl, listens
-from upgrades import Echo, WebSocket
+from upgrades import Echo, Named, WebSocket
 from upgrades import owner as door_owner
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -63,6 +63,31 @@ def test_a_file_is_served_and_read_again_when_it_changes_and_on_sighup(tmp_path,
             path.write_text(text(port, admin, one))
             proxy.process.send_signal(signal.SIGHUP)
             until("SIGHUP is obeyed", lambda: curl(f"{url}/x")[2] == "one GET /x", 10)
+
+
+def test_a_backend_may_be_a_name_and_datagrams_are_served(tmp_path, ports):
+    port, admin = ports
+    path, datagrams = tmp_path / "proxy.yaml", free_port()
+    with Origin("one") as one, Named(b"echo") as echo:
+        path.write_text(f"""
+admin: 127.0.0.1:{admin}
+listeners:
+  - {{name: web, bind: "127.0.0.1:{port}"}}
+  - {{name: low, bind: "127.0.0.1:{datagrams}", protocol: udp}}
+routes:
+  - rules: [{{to: named}}]
+  - {{name: low, listeners: [low], rules: [{{to: echo}}]}}
+backends:
+  - {{name: named, endpoints: ["localhost:{one.port}"]}}
+  - {{name: echo, protocol: tcp, endpoints: ["127.0.0.1:{echo.port}"]}}
+""")
+        with Proxy("-c", path, ready=port), socket.socket(type=socket.SOCK_DGRAM) as client:
+            url = f"http://127.0.0.1:{port}/x"
+            until("the name is found", lambda: curl(url)[2] == "one GET /x", 20)
+            client.connect(("127.0.0.1", datagrams))
+            client.settimeout(10)
+            client.send(b":1")
+            assert client.recv(64) == b"echo:1"
 
 
 def test_a_bad_file_is_refused_whole_with_places_and_the_old_one_stays(tmp_path, ports):

@@ -20,6 +20,7 @@ use anyhow::{Result, anyhow};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use weft_base::issue::{FieldPath, Issue};
+use weft_envoy::DnsSet;
 use weft_envoy::read::{Found, Message, parse};
 use weft_kinds::views::autoscaling::Quantity;
 use weft_model::{
@@ -39,6 +40,8 @@ struct Context<'a> {
     folder: &'a Path,
     files: &'a Stamps,
     resources: RefCell<BTreeMap<ResourceName, Resource>>,
+    /// Sets of endpoints whose names are to be looked up.
+    names: RefCell<Vec<DnsSet>>,
     /// Issues of parts that are read as the model itself reads them.
     issues: RefCell<Vec<Issue>>,
     /// Names and ports of backends, with the names of their parts.
@@ -61,6 +64,7 @@ pub fn load(path: &Path, text: &str, files: &Stamps) -> Result<Loaded> {
         folder: path.parent().unwrap_or(Path::new("")),
         files,
         resources: RefCell::default(),
+        names: RefCell::default(),
         issues: RefCell::default(),
         backends: Vec::new(),
         listeners: Vec::new(),
@@ -91,7 +95,8 @@ pub fn load(path: &Path, text: &str, files: &Stamps) -> Result<Loaded> {
         return Err(refused(path, &with_lines(&Lines::of(text), issues)));
     }
     let resources = context.resources.into_inner();
-    Ok(Loaded { resources, admin, log, memory, ..Loaded::default() })
+    let names = context.names.into_inner();
+    Ok(Loaded { resources, names, admin, log, memory, ..Loaded::default() })
 }
 
 /// Resources of the model as they are: a list of `{name, resource}`.

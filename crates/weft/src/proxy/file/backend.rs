@@ -2,10 +2,12 @@
 //! Backends: where they are, what they speak, how they are treated.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use serde_json::Value;
+use weft_base::name::Hostname;
+use weft_envoy::DnsSet;
 use weft_envoy::read::Message;
 use weft_model::{
     Backend, BackendPolicy, Endpoint, EndpointSet, Health, Host, HostPort, Labels, Locality,
@@ -29,7 +31,7 @@ pub fn known(root: &Message<'_>) -> Vec<Known> {
         let name = backend.get("name")?.as_str()?.to_owned();
         let endpoints = listed(backend.get("endpoints"));
         let at = endpoints.first().and_then(|e| e.as_str().or_else(|| e.get("address")?.as_str()));
-        let port = at.and_then(|at| at.parse::<SocketAddr>().ok()).map_or(0, |at| at.port());
+        let port = at.and_then(place).map_or(0, |(_, at)| at.port());
         let parts = backend.get("parts").and_then(Value::as_object);
         let parts = parts.map(|m| m.keys().cloned().collect()).unwrap_or_default();
         Some(Known { name, port, parts })
@@ -91,14 +93,14 @@ pub fn read(message: &Message<'_>, context: &Context<'_>) {
     }];
     let host = Host { name: service.clone(), aliases: Vec::new(), addresses: Vec::new(), ports };
     context.put(root.own(), Resource::Host(host));
-    let set = EndpointSet {
-        service: service.clone(),
-        namespace: "".into(),
-        port,
-        protocol,
-        endpoints: endpoints(message, context),
-    };
-    context.put(root.child(endpoints_child(port)), Resource::Endpoints(set));
+    let (endpoints, named) = endpoints(message, context);
+    let (of, namespace) = (service.clone(), "".into());
+    let set = EndpointSet { service: of, namespace, port, protocol, endpoints };
+    let child = root.child(endpoints_child(port));
+    match named.is_empty() {
+        true => context.put(child, Resource::Endpoints(set)),
+        false => context.names.borrow_mut().push(DnsSet::new(child, set, named)),
+    }
     let parts: BTreeMap<String, Labels> = context.model(message, "parts").unwrap_or_default();
     for (subset, selector) in parts.into_iter().chain([(String::new(), Labels::new())]) {
         let made = Backend {
@@ -113,28 +115,34 @@ pub fn read(message: &Message<'_>, context: &Context<'_>) {
     }
 }
 
-fn endpoints(message: &Message<'_>, context: &Context<'_>) -> Vec<Endpoint> {
-    let mut out = Vec::new();
+/// Endpoints with the names that some of them have instead of an address.
+type Endpoints = (Vec<Endpoint>, Vec<(Arc<str>, Endpoint)>);
+
+fn endpoints(message: &Message<'_>, context: &Context<'_>) -> Endpoints {
+    let mut out = Endpoints::default();
     let texts = listed(message.item("endpoints").map(|i| i.value));
     if !message.is_set("endpoints") {
         message.error("endpoints", "where is it? Name addresses such as 127.0.0.1:9000");
     }
     if texts.iter().all(Value::is_string) {
         for text in texts.iter().filter_map(Value::as_str) {
-            out.extend(super::address(message, "endpoints", text).map(endpoint));
+            match place(text) {
+                Some(at) => add(&mut out, at, |usual| usual),
+                None => message.error("endpoints", no_place(text)),
+            }
         }
         return out;
     }
+    if texts.iter().any(Value::is_string) {
+        message.error("endpoints", "write all of them as texts, or all as objects with an address");
+        return out;
+    }
     message.each("endpoints", |each| {
-        let Some(at) = each.text("address").and_then(|t| super::address(&each, "address", t))
-        else {
-            if !each.is_set("address") {
-                each.error("address", "an endpoint needs one, such as 127.0.0.1:9000");
-            }
-            return;
+        let Some(text) = each.text("address") else {
+            return each.error("address", "an endpoint needs one, such as 127.0.0.1:9000");
         };
-        let usual = endpoint(at);
-        out.push(Endpoint {
+        let Some(at) = place(text) else { return each.error("address", no_place(text)) };
+        add(&mut out, at, |usual| Endpoint {
             weight: each.number("weight").unwrap_or(1),
             health: context.model(&each, "health").unwrap_or(Health::Healthy),
             labels: context.model(&each, "labels").unwrap_or_default(),
@@ -143,6 +151,38 @@ fn endpoints(message: &Message<'_>, context: &Context<'_>) -> Vec<Endpoint> {
         });
     });
     out
+}
+
+fn add(out: &mut Endpoints, at: Place, with: impl FnOnce(Endpoint) -> Endpoint) {
+    match at {
+        (Some(name), at) => {
+            let id = format!("{name}:{}", at.port()).into();
+            out.1.push((name, with(Endpoint { id, ..endpoint(at) })));
+        }
+        (None, at) => out.0.push(with(endpoint(at))),
+    }
+}
+
+/// A name that is to be looked up, and an address; with a name only the port of that counts.
+type Place = (Option<Arc<str>>, SocketAddr);
+
+/// Where an endpoint is: `127.0.0.1:9000`, or `api.example:9000`.
+fn place(text: &str) -> Option<Place> {
+    if let Ok(at) = text.parse::<SocketAddr>() {
+        return Some((None, at));
+    }
+    let (name, port) = text.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    let host = Hostname::new(name).ok()?;
+    // What has only numbers is an address that is none.
+    let numbers = name.rsplit('.').next()?.bytes().all(|b| b.is_ascii_digit());
+    let none = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    (!numbers).then(|| (Some(host.as_str().into()), none))
+}
+
+fn no_place(text: &str) -> String {
+    let as_in = "such as 127.0.0.1:9000, and no name with a port, such as api.example:9000";
+    format!("{text:?} is no address {as_in}")
 }
 
 /// One thing, or a list of them.

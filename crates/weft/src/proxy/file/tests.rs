@@ -64,6 +64,27 @@ fn a_backend_says_where_it_is_in_one_address_or_in_several() {
     refused_for("backends: [{name: up, endpoints: 9000}]", "endpoints: expected a list");
     refused_for("backends: [{name: up, endpoints: {address: a}}]", "endpoints: expected a list");
     refused_for("backends: [{name: up, endpoints: nowhere}]", "\"nowhere\" is no address");
+    for text in ["1.2.3.4", "1.2.3:80", "a b:80", "api:0", "api:", ":80", "api:70000"] {
+        let backend = format!("backends: [{{name: up, endpoints: ['{text}']}}]");
+        refused_for(&backend, "and no name with a port");
+    }
+    let mixed = "backends: [{name: up, endpoints: ['127.0.0.1:1', {address: '127.0.0.1:2'}]}]";
+    refused_for(mixed, "endpoints: write all of them as texts");
+}
+
+#[test]
+fn a_backends_name_is_looked_up_and_its_port_is_the_backends() {
+    for endpoints in ["Api.example:9000", "[{address: 'Api.example:9000', weight: 3}]"] {
+        let backends = format!("backends: [{{name: up, endpoints: {endpoints}}}]");
+        let loaded = read(&format!("{backends}\nroutes: [{{rules: [{{to: up}}]}}]")).unwrap();
+        let [set] = loaded.names.as_slice() else { panic!("{endpoints}") };
+        let hosts: Vec<&str> = set.hosts().map(|h| &**h).collect();
+        assert_eq!(hosts, ["api.example"]);
+        let meant = [("api.example".into(), vec!["10.0.0.9".parse().unwrap()])];
+        let found = set.endpoints(&meant.into_iter().collect());
+        let at: Vec<String> = found.endpoints.iter().map(|e| e.address.to_string()).collect();
+        assert_eq!((found.port, at), (9000, vec!["10.0.0.9:9000".to_owned()]));
+    }
 }
 
 #[test]
