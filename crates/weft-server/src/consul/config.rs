@@ -7,7 +7,7 @@ mod form;
 mod judge;
 mod kinds;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
@@ -135,11 +135,16 @@ impl Door {
             true => new.cloned(),
             false => before(k, n),
         };
-        let mut services = BTreeSet::from([name.to_owned()]);
-        for kind in ["service-resolver", "service-router", "service-splitter"] {
-            let entries = state.records(&format!("{TABLE}/{}", encode(kind)));
-            services.extend(entries.iter().map(|(e, _)| body::word(e, "Name").to_owned()));
-        }
+        let kinds = ["service-resolver", "service-router", "service-splitter"];
+        let entries = kinds.map(|kind| state.records(&format!("{TABLE}/{}", encode(kind))));
+        let entries: Vec<&Value> = entries.iter().flatten().map(|(entry, _)| &**entry).collect();
+        let services = match kind {
+            // What holds for all is in all chains.
+            "proxy-defaults" => {
+                entries.iter().map(|entry| body::word(entry, "Name").to_owned()).collect()
+            }
+            _ => leading_to(name, &entries),
+        };
         for service in services {
             let asked = self.chain_of(&service);
             if let Err(why) = chain::compile(&asked, &after)
@@ -247,6 +252,41 @@ pub(super) fn cas(ask: &Ask) -> Result<Option<u64>, Refusal> {
 
 // === helpers ===
 
+/// The services whose chains an entry of this one may be in: itself, and those that lead to it by
+/// routes, splits, redirects and failover, however far. Every other chain is as it was.
+fn leading_to(name: &str, entries: &[&Value]) -> BTreeSet<String> {
+    let mut users: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for entry in entries {
+        let mut named = BTreeSet::new();
+        services_in(entry, &mut named);
+        for one in named {
+            users.entry(one).or_default().push(body::word(entry, "Name"));
+        }
+    }
+    let mut found = BTreeSet::from([name.to_owned()]);
+    let mut next = vec![name.to_owned()];
+    while let Some(one) = next.pop() {
+        for user in users.get(one.as_str()).into_iter().flatten() {
+            if found.insert((*user).to_owned()) {
+                next.push((*user).to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// Every `Service` that an entry names. Entries are nested no deeper than bodies are read.
+fn services_in<'a>(value: &'a Value, named: &mut BTreeSet<&'a str>) {
+    match value {
+        Value::Object(map) => {
+            named.extend(map.get("Service").and_then(Value::as_str));
+            map.values().for_each(|value| services_in(value, named));
+        }
+        Value::Array(items) => items.iter().for_each(|item| services_in(item, named)),
+        _ => {}
+    }
+}
+
 fn check_kind(kind: &str) -> Result<(), Refusal> {
     match judge::is_kind(kind) {
         true => Ok(()),
@@ -331,5 +371,27 @@ fn demand(ask: &Ask, kind: &str, name: &str, verb: Verb) -> Result<(), Refusal> 
             ask.who.demand(verb, Kind::Service, &ask.namespace, name)
         }
         _ => ask.who.demand_mesh(verb, &ask.namespace),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_looks_at_the_chains_that_lead_to_it_and_at_no_others() {
+        let entries = [
+            json!({"Name": "front", "Routes": [{"Destination": {"Service": "mid"}}]}),
+            json!({"Name": "mid", "Splits": [{"Service": "v1"}, {"Service": "v2"}]}),
+            json!({"Name": "v2", "Failover": {"*": {"Targets": [{"Service": "v3"}]}}}),
+            json!({"Name": "v3", "Redirect": {"Service": "front"}}),
+            json!({"Name": "other", "Redirect": {"Service": "else"}}),
+        ];
+        let entries: Vec<&Value> = entries.iter().collect();
+        let of = |name: &str| leading_to(name, &entries).into_iter().collect::<Vec<_>>();
+        assert_eq!(of("v1"), ["front", "mid", "v1", "v2", "v3"]);
+        assert_eq!(of("else"), ["else", "other"]);
+        assert_eq!(of("other"), ["other"]);
+        assert_eq!(of("nobody"), ["nobody"]);
     }
 }

@@ -55,10 +55,12 @@ pub fn service(
         ));
     }
     for (field, what) in [("SocketPath", "on Unix sockets"), ("Ports", "with several ports")] {
-        let given = fields.value(field);
-        if given
-            .is_some_and(|value| *value != Value::from("") && *value != Value::Array(Vec::new()))
-        {
+        let is_said = |value: &Value| match value {
+            Value::String(text) => !text.is_empty(),
+            Value::Array(items) => !items.is_empty(),
+            _ => true,
+        };
+        if fields.value(field).is_some_and(is_said) {
             return Err(Refusal::not_offered(format!(
                 "weft does not offer services {what}: leave {at}{field} out"
             )));
