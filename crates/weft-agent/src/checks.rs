@@ -27,8 +27,6 @@ pub(crate) use reach::reachable;
 pub use run::{CheckSink, Runner};
 pub use runs::Runs;
 
-/// Shortest interval; Consul's own clients use 10 ms in tests.
-pub const INTERVAL_MIN: Duration = Duration::from_millis(10);
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(10);
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// The first question comes within this, or within the interval if that is shorter.
@@ -96,14 +94,19 @@ impl CheckMachine {
         let below = |rng: &mut Rng, most: Duration| {
             Duration::from_millis(rng.below(u64::try_from(most.as_millis()).unwrap_or(u64::MAX)))
         };
-        let interval = match definition.interval_ms {
+        let interval = match definition.every_ms() {
             0 => INTERVAL_DEFAULT,
-            ms => Duration::from_millis(ms).max(INTERVAL_MIN),
+            ms => Duration::from_millis(ms),
+        };
+        // Only the first question comes as soon as a shorter interval asks for.
+        let start = match definition.interval_ms {
+            0 => START_JITTER,
+            ms => START_JITTER.min(Duration::from_millis(ms)),
         };
         let before_critical = definition.failures_before_critical;
         let due = match ttl {
             Some(ttl) => now.plus(ttl),
-            None => now.plus(below(rng, interval.min(START_JITTER))),
+            None => now.plus(below(rng, start)),
         };
         Self {
             status: spec.status,

@@ -95,6 +95,22 @@ fn the_first_question_is_jittered_and_then_regular() {
 }
 
 #[test]
+fn nobody_is_asked_more_than_once_a_second_however_short_the_interval() {
+    let definition = CheckDefinition { interval_ms: 1, ..CheckDefinition::default() };
+    for seed in 0..50 {
+        let spec = spec(definition.clone());
+        let mut m = CheckMachine::new(&spec, Mono(0), &mut Rng::seeded(seed));
+        assert!(m.due().0 <= 1, "the first answer is not kept waiting");
+        m.result(Status::Passing, "", Mono(1));
+        let second = m.due();
+        for n in 0..3 {
+            assert_eq!(m.due(), Mono(second.0 + n * 1_000));
+            m.result(Status::Passing, "", m.due());
+        }
+    }
+}
+
+#[test]
 fn a_ttl_check_expires_once_and_comes_back_with_a_heartbeat() {
     let probe = Probe::Ttl { ttl_ms: 100 };
     let mut m = machine(CheckDefinition { probe, ..CheckDefinition::default() });
@@ -186,7 +202,7 @@ async fn a_tcp_check_turns_with_its_program_and_stops_when_deregistered() {
     // Deregistered, then listening again: nothing is asked any more.
     publisher.publish(Checks::new());
     let again = TcpListener::bind(&address).await.unwrap();
-    let asked = tokio::time::timeout(Duration::from_millis(200), async {
+    let asked = tokio::time::timeout(Duration::from_millis(2_500), async {
         // A question that was under way may still come; two cannot.
         again.accept().await.unwrap();
         again.accept().await.unwrap();

@@ -19,6 +19,9 @@ pub const NODE_MAINTENANCE: &str = "_node_maintenance";
 /// With a service id behind it: the check that marks one instance as in maintenance.
 pub const SERVICE_MAINTENANCE: &str = "_service_maintenance:";
 
+/// The shortest interval between two questions of one check.
+const INTERVAL_MS_MIN: u64 = 1_000;
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CheckDefinition {
@@ -105,6 +108,19 @@ pub enum Probe {
     },
     /// `weft run` holds the instance up at least this often; with it the instance goes.
     Process { ttl_ms: u64 },
+}
+
+// === impl CheckDefinition ===
+
+impl CheckDefinition {
+    /// How often it is asked, in milliseconds; 0 is as often as is usual. A shorter interval than
+    /// there may be is raised, as Consul raises it: a check is no hammer.
+    pub fn every_ms(&self) -> u64 {
+        match self.interval_ms {
+            0 => 0,
+            ms => ms.max(INTERVAL_MS_MIN),
+        }
+    }
 }
 
 // === impl Probe ===

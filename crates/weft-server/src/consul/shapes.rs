@@ -127,6 +127,8 @@ pub fn catalog_service(entry: &Entry, view: &View) -> Value {
 pub fn check(check: &CheckView, stamp: Stamp) -> Value {
     let record = &check.record;
     let definition = record.typed();
+    // What is written for others is shown as it was.
+    let interval = if definition.agent { definition.every_ms() } else { definition.interval_ms };
     let time = |ms: u64| if ms == 0 { String::new() } else { duration::format(ms) };
     json!({
         "Node": record.node,
@@ -139,7 +141,7 @@ pub fn check(check: &CheckView, stamp: Stamp) -> Value {
         "ServiceName": record.service_name,
         "ServiceTags": check.tags,
         "Type": record.kind,
-        "Interval": time(definition.interval_ms),
+        "Interval": time(interval),
         "Timeout": time(definition.timeout_ms),
         "ExposedPort": 0,
         "Definition": if definition.agent { json!({}) } else { probe(&definition.probe) },

@@ -343,3 +343,14 @@ async fn keys_that_are_no_text_or_too_long_are_refused_for_good() {
     assert_eq!(answer.status, 400, "{}", answer.text);
     assert!(answer.text.contains("bytes too long") && answer.text.len() < 200, "{}", answer.text);
 }
+
+#[tokio::test]
+async fn an_interval_below_a_second_is_raised_and_shown_as_it_holds() {
+    let rig = rig().await;
+    let check = json!({"CheckID": "c", "Name": "c", "TCP": "127.0.0.1:9", "Interval": "1ms"});
+    rig.put("/v1/agent/check/register", check).await;
+    assert_eq!(rig.get("/v1/agent/checks").await.json()["c"]["Interval"], "1s");
+    let check = json!({"CheckID": "c", "Name": "c", "TCP": "127.0.0.1:9", "Interval": "1500ms"});
+    rig.put("/v1/agent/check/register", check).await;
+    assert_eq!(rig.get("/v1/agent/checks").await.json()["c"]["Interval"], "1.5s");
+}
