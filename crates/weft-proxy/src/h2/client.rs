@@ -15,7 +15,7 @@ use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -199,6 +199,9 @@ where
             }
             if fields::has_blank_ends(head.headers()) {
                 return Poll::Ready(Err(Failure::Garbage(BLANK)));
+            }
+            if head.status() == StatusCode::SWITCHING_PROTOCOLS {
+                return Poll::Ready(Err(Failure::Garbage("101, which HTTP/2 does not have")));
             }
             interim(head);
         }

@@ -202,14 +202,6 @@ impl Replay {
         Self::over(Source::Copy(copied), 0)
     }
 
-    /// Whether this is a copy that broke because its reader was too slow.
-    pub fn fell_behind(&self) -> bool {
-        self.0.as_ref().is_some_and(|shared| match &shared.borrow().source {
-            Source::Copy(copied) => copied.borrow().fell_behind(),
-            Source::Client(_) => false,
-        })
-    }
-
     /// What arrives is base64 of the body; said before anything was read.
     pub fn unpack(&self) {
         if let Some(shared) = &self.0 {

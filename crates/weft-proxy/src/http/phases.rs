@@ -554,6 +554,10 @@ fn settle(conn: &Conn, plan: &Plan<'_>, response: &mut Response<ReplyBody>, reco
         let names = HeaderValue::from_static("grpc-status, grpc-message");
         response.headers_mut().insert(header::TRAILER, names);
     }
+    if plan.cors.is_some() && record.cross.is_empty() {
+        // A cache must not give this to an origin that may have more.
+        response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
+    }
     plan.edit_response(response);
     if let Some(kept) = &plan.kept {
         kept.remember(conn, response, record);

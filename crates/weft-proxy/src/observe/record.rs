@@ -53,6 +53,8 @@ pub struct Record {
     pub passthrough: bool,
     /// It asked for a destination outside that is not allowed.
     pub denied: bool,
+    /// The answer broke off behind its head.
+    pub cut_off: bool,
     pub attempts: u32,
     pub status: u16,
     pub grpc_status: Option<u16>,
@@ -111,6 +113,7 @@ impl Record {
             endpoint: None,
             passthrough: false,
             denied: false,
+            cut_off: false,
             attempts: 0,
             status: 0,
             grpc_status: None,
@@ -180,6 +183,7 @@ impl Record {
             BodyError::Upstream(_) => Flag::UC,
         };
         self.flags.add(flag);
+        self.cut_off = true;
         self.sentence = Some(format!("{error} after the response head was sent"));
         match flag {
             // The client's doing, or this proxy's, says nothing about the instance.

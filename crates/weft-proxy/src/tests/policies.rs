@@ -131,7 +131,7 @@ async fn copies_go_to_every_mirror_and_nobody_waits_for_them() {
     let large = vec![b'x'; 16 << 20];
     assert_eq!(bed.send(post("http://user/a", large)).await.body, "user");
     assert_eq!(seen.lock().unwrap()[1], format!("POST /new user {} bytes", 16 << 20));
-    drop(stuck);
+    stuck.kill().await;
     wait_until("it is counted", || async {
         let metrics = bed.metrics().await;
         let dropped = metrics.lines().find(|l| l.starts_with("weft_mirrors_dropped_total"));
@@ -142,7 +142,8 @@ async fn copies_go_to_every_mirror_and_nobody_waits_for_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_that_is_slow_to_begin_gets_bodies_whole() {
-    let origin = Server::named("user").await;
+    // It reads all of a body before it answers.
+    let (origin, _) = noting("user").await;
     let (go, gone) = tokio::sync::watch::channel(false);
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let mirror_server = Server::raw(move |_, mut stream| {
@@ -235,6 +236,12 @@ async fn browsers_of_allowed_origins_get_leave_with_every_answer() {
     for (path, status) in [("/", 200), ("/direct", 200), ("/gone", 503)] {
         let got = bed.send(ask("GET", path, "https://a.com").unwrap()).await;
         assert_eq!((got.status, leave(&got)), (status, "https://a.com".into()), "{path}");
+    }
+    // Others' answers must not stand for theirs in a cache.
+    let plain = [ask("GET", "/", "https://b.com").unwrap(), get("http://user/", "user")];
+    for request in plain {
+        let got = bed.send(request).await;
+        assert_eq!((got.status, got.header("vary")), (200, "origin"));
     }
 }
 

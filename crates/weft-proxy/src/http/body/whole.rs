@@ -25,6 +25,14 @@ impl Replay {
         self.0.as_ref().map_or(Some(None), |s| s.borrow().ended.map(Some))
     }
 
+    /// Whether this is a copy that broke because its reader was too slow.
+    pub fn fell_behind(&self) -> bool {
+        self.0.as_ref().is_some_and(|shared| match &shared.borrow().source {
+            Source::Copy(copied) => copied.borrow().fell_behind(),
+            Source::Client(_) => false,
+        })
+    }
+
     /// All of it came from the client, or there is none.
     pub fn is_whole(&self) -> bool {
         self.0.as_ref().is_none_or(|state| state.borrow().ended.is_some())

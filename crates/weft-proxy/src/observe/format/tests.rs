@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use weft_base::issue::FieldPath;
 
 use super::*;
+use crate::http::body::BodyError;
 use crate::memory::MemoryProxy;
 use crate::observe::access_log::Relayed;
 use crate::observe::flags::{Flag, Flags};
@@ -61,6 +62,22 @@ fn line(format: &Format, record: &mut Record, answer: &HeaderMap) -> String {
     let mut out = Vec::new();
     format.write(&Entry::Request(record, 45), &mut out);
     String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn an_answer_that_breaks_off_behind_its_head_is_told_from_none() {
+    let of = |break_off: bool| {
+        let mut record = record(b"curl/8");
+        record.flags = Flags::from(Flag::UC);
+        if break_off {
+            record.broke(&BodyError::Upstream("reset".into()));
+        }
+        let format = json!("%RESPONSE_CODE_DETAILS%");
+        let format = Format::parse(&format, &FieldPath::root()).unwrap();
+        line(&format, &mut record, &HeaderMap::new())
+    };
+    assert_eq!(of(false), "upstream_reset_before_response_started{connection_termination}");
+    assert_eq!(of(true), "upstream_reset_after_response_started{connection_termination}");
 }
 
 #[test]

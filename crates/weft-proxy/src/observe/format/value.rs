@@ -136,6 +136,9 @@ const DETAILS: &[(Flag, &str)] = &[
     (Flag::UAEX, "access_denied"),
 ];
 
+/// The same of an answer whose head had been passed on.
+const CUT_OFF: &str = "upstream_reset_after_response_started{connection_termination}";
+
 /// Where values go.
 #[derive(Debug)]
 pub struct Sink<'o> {
@@ -364,6 +367,7 @@ fn details(record: &Record) -> &'static str {
         (None, _) if record.flags.has(Flag::RFCF) => "cache.response_from_cache_filter",
         (None, 0) => "direct_response",
         (None, _) => "via_upstream",
+        (Some(_), _) if record.cut_off && record.flags.has(Flag::UC) => CUT_OFF,
         (Some(_), _) => of_flag(record.flags).unwrap_or("local"),
     }
 }
