@@ -90,6 +90,57 @@ backends:
             assert client.recv(64) == b"echo:1"
 
 
+def test_copies_of_requests_go_to_several_backends_by_percentage(tmp_path, ports):
+    port, admin = ports
+    path = tmp_path / "proxy.yaml"
+    with drill.Origin() as up, drill.Origin() as all_, drill.Origin() as some:
+        at = [f"{o.address}:{o.port}" for o in (up, all_, some)]
+        path.write_text(f"""
+admin: 127.0.0.1:{admin}
+access_log: failures
+listeners: [{{name: web, bind: "127.0.0.1:{port}"}}]
+routes:
+  - rules: [{{to: up, mirror: [{{to: all}}, {{to: some, percent: 30}}]}}]
+backends:
+  - {{name: up, endpoints: "{at[0]}"}}
+  - {{name: all, endpoints: "{at[1]}"}}
+  - {{name: some, endpoints: "{at[2]}"}}
+""")
+        with Proxy("-c", path, ready=port):
+            load = Load(port, 200, 2, connections=4).run()
+            assert load.count(200) == 400, load.others(200)
+            assert up.hits() == 400
+            until("the copies have come", lambda: all_.hits() == 400, 20)
+        # 400 draws of 3 in 10: five deviations of the mean.
+        assert 74 <= some.hits() <= 166, some.hits()
+
+
+def test_a_session_by_header_stays_with_its_instance(tmp_path, ports):
+    port, admin = ports
+    path = tmp_path / "proxy.yaml"
+    with Origin("one") as one, Origin("two") as two, Origin("three") as three:
+        ends = ", ".join(f'"127.0.0.1:{o.port}"' for o in (one, two, three))
+        path.write_text(f"""
+admin: 127.0.0.1:{admin}
+access_log: failures
+listeners: [{{name: web, bind: "127.0.0.1:{port}"}}]
+routes:
+  - rules: [{{to: up, session: {{name: x-session, by: header}}}}]
+backends:
+  - {{name: up, endpoints: [{ends}]}}
+""")
+        with Proxy("-c", path, ready=port):
+            url = f"http://127.0.0.1:{port}/"
+            firsts = [curl(url) for _ in range(6)]
+            assert len({body for _, _, body in firsts}) == 3, "others go in turn"
+            for _, headers, body in firsts:
+                session = headers["x-session"]
+                for _ in range(4):
+                    assert curl(url, "-H", f"x-session: {session}")[2] == body
+            # What nobody gave is no session.
+            assert curl(url, "-H", "x-session: 127.0.0.1:1")[0] == 200
+
+
 def test_a_bad_file_is_refused_whole_with_places_and_the_old_one_stays(tmp_path, ports):
     port, admin = ports
     path = tmp_path / "proxy.yaml"

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde_json::Value;
 use weft_envoy::read::Message;
 use weft_model::{
-    Action, Dialect, Filter, HeaderEdit, Match, Matching, NamedMatch, Parent, PathMatch, Rank,
-    Redirect, Resource, Retry, Root, Route, Rule, Scope, Sources, StringMatch, Timeouts,
-    WeightedBackend,
+    Action, Dialect, Filter, HeaderEdit, Match, Matching, Mirror, NamedMatch, Parent, PathMatch,
+    Rank, Redirect, Resource, Retry, Root, Route, Rule, Scope, Share, Sources, StringMatch,
+    Timeouts, WeightedBackend,
 };
 
 use super::{Context, backend, origin};
@@ -109,6 +109,7 @@ fn rule(message: &Message<'_>, route: &str, place: usize, context: &Context<'_>)
     ] {
         filters.extend(edit(message, field).map(filter));
     }
+    message.each("mirror", |copy| filters.extend(mirror(&copy, context)));
     if let Some(rewrite) = context.model(message, "rewrite") {
         filters.push(Filter::Rewrite(rewrite));
     }
@@ -226,6 +227,28 @@ fn edit(message: &Message<'_>, field: &str) -> Option<HeaderEdit> {
         }
     }
     Some(made)
+}
+
+/// Copies for one backend, of all requests or of some percent of them.
+fn mirror(copy: &Message<'_>, context: &Context<'_>) -> Option<Filter> {
+    let percent = copy.number::<u64>("percent").unwrap_or(100);
+    if percent > 100 {
+        copy.error("percent", format!("{percent} is more than all of them, 100"));
+    }
+    let Some(name) = copy.text("to") else {
+        copy.error("to", "copies need the name of a backend");
+        return None;
+    };
+    match backend::target(context, name) {
+        Ok(target) => {
+            let share = Share::of(percent, 100);
+            Some(Filter::Mirror(Mirror { target, share, mark_host: false }))
+        }
+        Err(why) => {
+            copy.error("to", why);
+            None
+        }
+    }
 }
 
 fn action(message: &Message<'_>, context: &Context<'_>) -> Option<Action> {

@@ -111,6 +111,37 @@ fn a_listener_for_datagrams_has_no_tls_and_no_header_before_them() {
 }
 
 #[test]
+fn copies_go_to_backends_by_their_names() {
+    let file = |mirror: &str| {
+        format!(
+            "routes: [{{rules: [{{to: up, mirror: {mirror}}}]}}]\n\
+             backends: [{{name: up, endpoints: '127.0.0.1:1'}}, {{name: two, endpoints: 'a:2'}}]"
+        )
+    };
+    let loaded = read(&file("[{to: two, percent: 10}, {to: up}]")).unwrap();
+    let route = loaded.resources.values().find_map(|resource| match resource {
+        Resource::Route(route) => Some(route),
+        _ => None,
+    });
+    let filters = &route.unwrap().rules[0].filters;
+    let shares: Vec<f64> = filters
+        .iter()
+        .filter_map(|filter| match filter {
+            weft_model::Filter::Mirror(mirror) => Some(mirror.share.percent()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(shares, [10.0, 100.0]);
+    for (mirror, why) in [
+        ("[{to: three}]", "mirror[0].to: no backend has the name \"three\""),
+        ("[{percent: 1}]", "mirror[0].to: copies need"),
+        ("[{to: two, percent: 101}]", "mirror[0].percent: 101 is more"),
+    ] {
+        refused_for(&file(mirror), why);
+    }
+}
+
+#[test]
 fn half_of_a_certificate_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let pem = folder.path().join("half.pem");
