@@ -128,9 +128,9 @@ struct Inner {
     acl: Acl,
     leave: Option<Arc<Notify>>,
     ca: Option<Arc<Ca>>,
-    meter: Arc<Meter>,
     far: Option<Arc<dyn Far>>,
     tokens: far::Tokens,
+    meter: Arc<Meter>,
     clock: Clock,
     hosts: Vec<String>,
     watchers: Arc<Semaphore>,
@@ -205,9 +205,9 @@ impl Door {
             acl: Acl::new(access.acl),
             leave: access.leave,
             ca: access.ca,
-            meter: Arc::default(),
             far: access.far,
             tokens: far::Tokens::new(registry.clock().clone()),
+            meter: Arc::default(),
             clock: registry.clock().clone(),
             hosts: config.hosts,
             watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
@@ -223,6 +223,8 @@ impl Door {
     /// The table of indexes, which DNS and others may read the same World from.
     pub fn indexes(&self) -> &Arc<Indexes> {
         &self.0.indexes
+    }
+
     /// What this door did, and the DNS door beside it.
     pub fn meter(&self) -> &Arc<Meter> {
         &self.0.meter
@@ -231,8 +233,6 @@ impl Door {
     /// The same in Prometheus' text format.
     pub fn metrics(&self) -> String {
         self.0.meter.text(self.blocked())
-    }
-
     }
 
     fn far(&self) -> Option<&Arc<dyn Far>> {
