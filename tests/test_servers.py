@@ -184,6 +184,12 @@ def test_consuls_clients_are_told_the_truth_of_leaders_and_of_a_store_out_of_rea
             assert ids[at.data.name] == stats["Config"]["NodeID"]
             assert stats["Stats"]["consul"]["leader"] == str(at is leads).lower()
         assert put(a, "k", "1").status_code == 200
+        # What one acknowledged the other shows at once, to who asks like everybody does.
+        for n in range(150):
+            assert put(a, "turn", str(n)).status_code == 200
+            assert raw(b, "turn").text == str(n), "an answer from before that says to be the leader's"
+            assert register(b, f"s{n}", 80, "elsewhere").ok
+            assert len(get(a, f"health/service/s{n}").json()) == 1
         reads = ["health/service/consul", "catalog/nodes", "kv/k"]
         for path in reads:
             for mode in ("consistent", "stale", "near="):

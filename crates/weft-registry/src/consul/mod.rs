@@ -7,6 +7,7 @@
 //! that the plan saw has changed, and plans again when something has. It returns once reads show
 //! what was written.
 
+mod barrier;
 mod contact;
 mod error;
 mod event;
@@ -40,6 +41,7 @@ pub use txn::CatalogOp;
 
 use crate::catalog::CatalogError;
 use crate::{Leader, WorldWatch, catalog};
+use barrier::Barriers;
 
 /// How often a plan that was overtaken is made anew.
 const ATTEMPTS: usize = 100;
@@ -61,6 +63,7 @@ struct Inner {
     tasks: TaskGroup,
     leader: Leader,
     contact: Arc<Contact>,
+    barriers: Barriers,
     stripes: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
 }
@@ -87,6 +90,7 @@ impl Handle {
             tasks,
             leader,
             contact,
+            barriers: Barriers::default(),
             stripes,
             hasher,
         }))
@@ -117,13 +121,15 @@ impl Handle {
         &self.0.shelf
     }
 
-    /// Waits until reads here show every write that was acknowledged before, by any server.
+    /// Waits until reads here show every write that was acknowledged before, by any server; the
+    /// revision that does.
     ///
     /// # Errors
     /// When the store cannot say, or the registry stops.
-    pub async fn barrier(&self) -> Result<(), ConsulError> {
-        let revision = self.0.store.barrier().await?;
-        self.reached(revision.0).await
+    pub async fn barrier(&self) -> Result<u64, ConsulError> {
+        let revision = self.0.barriers.pass(&*self.0.store).await?;
+        self.reached(revision.0).await?;
+        Ok(revision.0)
     }
 
     /// Does verbs on pairs; `verbs` may run several times, each time on a newer state. Returns

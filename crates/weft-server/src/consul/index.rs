@@ -7,10 +7,12 @@
 //! restart, are of one order, though not the same: what has not changed since a server was opened
 //! has the revision that it opened at, and of several changes taken over together all have the
 //! last one's. A client may move between servers all the same. Its index is at most the revision
-//! that it saw, so whatever it has not seen has a later one everywhere; one that differs from the
-//! server's own is answered at once, at worst with what is known; and a server that is behind it
-//! waits until it is not ([`super::Door`]'s `catch_up`). Indexes that are the same everywhere would
-//! need each record's revision in the World, and graves of what is gone in the store.
+//! that it saw, so whatever it has not seen has a later one everywhere; one that is past the
+//! server's own for the same waits for the next change, and is told no lesser one
+//! ([`super::params::Blocking`]), so that two servers behind one address do not send it to and fro;
+//! and a server that is behind it waits until it is not ([`super::Door`]'s `catch_up`). Indexes that
+//! are the same everywhere would need each record's revision in the World, and graves of what is
+//! gone in the store.
 //!
 //! One task feeds it the pump's Worlds ([`Indexes::advance`]); endpoints read World and index
 //! together, so an index is never newer than the data it came with.
@@ -146,6 +148,11 @@ impl Indexes {
     pub async fn reached(&self, revision: u64) {
         // The table itself holds the sender, so this cannot fail.
         let _ = self.reached.subscribe().wait_for(|now| *now >= revision).await;
+    }
+
+    /// Up to which revision everything is known. To be read before what it is about.
+    pub fn head(&self) -> u64 {
+        *self.reached.borrow()
     }
 
     /// What is true now, and since when the topic's answer is as it is.

@@ -83,8 +83,6 @@ use crate::meter::Meter;
 
 /// Blocked queries end up to this part of their wait later, so that they do not end together.
 const JITTER_PARTS: u32 = 16;
-/// How far this server may be behind another one, at most, before a client is told so.
-const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 
 /// What the door is told about this server.
 #[derive(Clone, Debug)]
@@ -286,29 +284,21 @@ impl Door {
         blocking: &Blocking,
         build: impl Fn(&View) -> Result<Reply, Refusal>,
     ) -> Result<Reply, Refusal> {
-        self.catch_up(blocking).await;
-        let answer = |(view, index): (View, u64)| Ok(build(&view)?.at(index, blocking));
+        let blocking = &Box::pin(self.catch_up(blocking)).await;
+        let head = self.0.indexes.head();
+        let answer =
+            |(view, index): (View, u64)| Ok(build(&view)?.at(blocking.told(index, head), blocking));
         let now = self.0.indexes.read(&topic);
-        if blocking.is_answered_by(now.1) {
+        if blocking.is_answered_by(now.1, head) {
             return answer(now);
         }
         drop(now);
         // Looked at again with the wait begun: nothing is missed.
         let moves = self.0.indexes.subscribe(&topic);
         let now = self.0.indexes.read(&topic);
-        match blocking.is_answered_by(now.1) {
+        match blocking.is_answered_by(now.1, head) {
             true => answer(now),
             false => Ok(Reply::later(Later::new(moves, blocking.wait))),
-        }
-    }
-
-    /// A client that was told more by another server than is known here waits until it is: what
-    /// it is told never goes back.
-    async fn catch_up(&self, blocking: &Blocking) {
-        if self.consul().contact().is_shared() && !blocking.over {
-            let reached = self.0.indexes.reached(blocking.index);
-            // An index of another life of the store is never reached.
-            let _ = tokio::time::timeout(CATCH_UP_MAX, reached).await;
         }
     }
 
@@ -319,21 +309,24 @@ impl Door {
         blocking: &Blocking,
         build: impl Fn(&consul::State) -> Result<Reply, Refusal>,
     ) -> Result<Reply, Refusal> {
-        self.catch_up(blocking).await;
+        let blocking = &Box::pin(self.catch_up(blocking)).await;
+        let head = self.0.indexes.head();
         let look = || {
             let state = self.consul().state();
             let index = state.index(&topic);
             (state, index)
         };
-        let answer = |(state, index): (consul::State, u64)| Ok(build(&state)?.at(index, blocking));
+        let answer = |(state, index): (consul::State, u64)| {
+            Ok(build(&state)?.at(blocking.told(index, head), blocking))
+        };
         let now = look();
-        if blocking.is_answered_by(now.1) {
+        if blocking.is_answered_by(now.1, head) {
             return answer(now);
         }
         drop(now);
         let moves = self.consul().shelf().wait(topic.clone());
         let now = look();
-        match blocking.is_answered_by(now.1) {
+        match blocking.is_answered_by(now.1, head) {
             true => answer(now),
             false => Ok(Reply::later(Later::new(moves, blocking.wait))),
         }

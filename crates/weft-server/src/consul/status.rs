@@ -5,23 +5,28 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
 use weft_identity::permission::{Kind, Verb};
-use weft_registry::consul::{Topic, keys};
+use weft_registry::consul::{ConsulError, Topic, keys};
 
 use super::Door;
 use super::body;
 use super::error::Refusal;
 use super::http::Ask;
 use super::operator::COORDINATES;
+use super::params::Blocking;
 use super::reply::Reply;
 use super::view::SERVER_RPC_PORT;
 
 const LAST_CONTACT: &str = "X-Consul-LastContact";
 const KNOWN_LEADER: &str = "X-Consul-KnownLeader";
 const CONSISTENCY: &str = "X-Consul-Effective-Consistency";
+
+/// How far this server may be behind another one, at most, before a client is told so.
+const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 
 /// A server, as Consul's clients are told of one.
 #[derive(Debug)]
@@ -46,9 +51,36 @@ impl Door {
     pub(super) async fn caught_up(&self, ask: &Ask) -> Result<(), Refusal> {
         let asks = matches!(ask.method, Method::GET | Method::HEAD);
         if asks && ask.params.flag("consistent") {
-            Box::pin(self.consul().barrier()).await?;
+            Box::pin(self.barrier()).await?;
         }
         Ok(())
+    }
+
+    /// Waits until reads here show what any server acknowledged before.
+    async fn barrier(&self) -> Result<(), ConsulError> {
+        let revision = self.consul().barrier().await?;
+        self.0.indexes.reached(revision).await;
+        Ok(())
+    }
+
+    /// How a read is answered where servers share a store, once this one is not behind. A client
+    /// that was told more by another server waits until that is known here: what it is told never
+    /// goes back. Who takes no stale answer is shown what any server acknowledged before, as by
+    /// Consul's leader; when the store cannot say, the answer is stale and says so.
+    pub(super) async fn catch_up(&self, blocking: &Blocking) -> Blocking {
+        let mut blocking = blocking.clone();
+        let contact = self.consul().contact();
+        if !contact.is_shared() || blocking.over {
+            return blocking;
+        }
+        let reached = self.0.indexes.reached(blocking.index);
+        // An index of another life of the store is never reached.
+        let _ = tokio::time::timeout(CATCH_UP_MAX, reached).await;
+        if !blocking.stale && !blocking.consistent {
+            let fresh = async { contact.is_known() && self.barrier().await.is_ok() };
+            blocking.stale = !tokio::time::timeout(CATCH_UP_MAX, fresh).await.unwrap_or(false);
+        }
+        blocking
     }
 
     /// What an answer says of the leader made true, where others share the store.

@@ -74,12 +74,73 @@ async fn both_servers_name_both_and_the_one_that_leads() {
     assert!(nodes.text.contains("n9"), "{}", nodes.text);
     assert_eq!(nodes.headers["x-consul-effective-consistency"], "consistent");
     assert_eq!(nodes.headers["x-consul-knownleader"], "true");
+    // And to who says nothing, as Consul's leader would; not to who takes what is there.
+    for n in 0..50 {
+        a.put(&format!("/v1/kv/k{n}"), json!(n)).await;
+        let seen = b.get(&format!("/v1/kv/k{n}?raw")).await;
+        assert_eq!((seen.status, &*seen.text), (200, &*n.to_string()));
+        let web =
+            json!({"Node": "n9", "Address": "10.0.0.9", "Service": {"Service": format!("s{n}")}});
+        a.put("/v1/catalog/register", web).await;
+        let seen = b.get(&format!("/v1/health/service/s{n}")).await;
+        assert_eq!(seen.json().as_array().map(Vec::len), Some(1), "{n}: {}", seen.text);
+        assert_eq!(seen.headers["x-consul-effective-consistency"], "leader");
+    }
     // Whatever it is that is asked for.
     for n in 0..50 {
         let path = format!("/v1/connect/intentions/exact?source=s{n}&destination=db");
         a.put(&path, json!({"Action": "allow"})).await;
         let seen = b.get(&format!("{path}&consistent")).await;
         assert_eq!(seen.status, 200, "{n}: {}", seen.text);
+    }
+    for rig in [a, b] {
+        rig.tasks.stop();
+    }
+}
+
+/// Two servers that were opened at different times have different indexes for the same. A client
+/// that is sent to them in turn waits at both, is told no index less than its own, and misses nothing.
+#[tokio::test]
+async fn a_client_that_is_sent_to_two_servers_in_turn_waits_and_misses_nothing() {
+    let clock = Clock::system();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let a = server(&store, &clock, "a").await;
+    let web = |port: u16| {
+        let service = json!({"Service": "web", "Port": port});
+        json!({"Node": "n9", "Address": "10.0.0.9", "Service": service})
+    };
+    a.put("/v1/catalog/register", web(1)).await;
+    a.put("/v1/kv/k", json!(1)).await;
+    for n in 0..20 {
+        a.put(&format!("/v1/kv/other/{n}"), json!(n)).await;
+    }
+    let b = server(&store, &clock, "b").await;
+    for (path, change) in
+        [("/v1/health/service/web", "/v1/catalog/register"), ("/v1/kv/k", "/v1/kv/k")]
+    {
+        let (at_a, at_b) = (a.get(path).await.index(), b.get(path).await.index());
+        // A pair has its own index in the store.
+        assert!(at_a < at_b || path == change, "the same index at both: {at_a}, {at_b}");
+        let mut index = at_b;
+        for (turn, rig) in [&a, &b, &a, &b].into_iter().enumerate() {
+            let began = clock.now();
+            let said = rig.get(&format!("{path}?index={index}&wait=100ms")).await;
+            assert!(
+                clock.now().since(began) >= Duration::from_millis(100),
+                "{path}: at once, turn {turn}"
+            );
+            assert!(said.index() >= index, "{path}: {} after {index}", said.index());
+            index = said.index();
+        }
+        for (turn, rig) in [&a, &b, &a, &b].into_iter().enumerate() {
+            // What changes at the other one, while it waits here.
+            let other = if turn % 2 == 0 { &b } else { &a };
+            let body = if path == change { json!(turn + 2) } else { web(turn as u16 + 2) };
+            let asked = format!("{path}?index={index}&wait=60s");
+            let (said, _) = tokio::join!(rig.get(&asked), other.put(change, body));
+            assert!(said.index() > index, "{path}: {} after {index}", said.index());
+            index = said.index();
+        }
     }
     for rig in [a, b] {
         rig.tasks.stop();
