@@ -16,8 +16,8 @@ pub fn run(root: &Path, args: &[String]) -> Result<()> {
         Some("proxy") => proxy(root, rest),
         Some("registry") => registry(root, rest),
         _ => bail!(
-            "usage: cargo xtask bench proxy [SCENARIO|equal|all] [--rounds N] [--weft PATH] ...\n\
-             or:    cargo xtask bench registry [dns|watch|size|all] [--rounds N] [--weft PATH] ..."
+            "usage: cargo xtask bench proxy [SCENARIO|equal|all] [--weft PATH|--plain] [--rounds N] ...\n\
+             or:    cargo xtask bench registry [dns|watch|size|all] [--weft PATH|--plain] ..."
         ),
     }
 }
@@ -28,14 +28,12 @@ fn proxy(root: &Path, rest: &[String]) -> Result<()> {
         _ => ("equal", rest),
     };
     let mut bench = data_plane(root, scenario)?;
-    with_weft(root, rest, &mut bench)?;
-    called(bench.args(rest), "measure")
+    measure(root, rest, &mut bench)
 }
 
 fn registry(root: &Path, rest: &[String]) -> Result<()> {
     let mut bench = names(root)?;
-    with_weft(root, rest, &mut bench)?;
-    called(bench.args(rest), "measure")
+    measure(root, rest, &mut bench)
 }
 
 /// Puts each load for a moment on `weft`, which counts what runs and writes that to `counts`.
@@ -78,13 +76,14 @@ fn names(root: &Path) -> Result<Command> {
     Ok(bench)
 }
 
-/// The program to measure: built as it is shipped, unless one is named.
-fn with_weft(root: &Path, rest: &[String], bench: &mut Command) -> Result<()> {
+/// Measures the program that `--weft` names, or builds it as it is shipped (`--plain`: unguided).
+fn measure(root: &Path, rest: &[String], bench: &mut Command) -> Result<()> {
+    let (plain, rest): (Vec<_>, Vec<_>) = rest.iter().cloned().partition(|arg| arg == "--plain");
     if !rest.iter().any(|arg| arg == "--weft") {
-        crate::dist::run(root, &[])?;
+        crate::dist::run(root, &plain)?;
         bench.arg("--weft").arg(crate::dist::program(root));
     }
-    Ok(())
+    called(bench.args(rest), "measure")
 }
 
 fn called(command: &mut Command, what: &str) -> Result<()> {

@@ -11,6 +11,7 @@
 //! `--plain` leaves the guide out: the same code in half the time, with a fourth more instructions
 //! for each request.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
@@ -22,7 +23,7 @@ use crate::bench;
 pub fn run(root: &Path, args: &[String]) -> Result<()> {
     match args {
         [] => guided(root),
-        [only] if only == "--plain" => plain(root),
+        [only] if only == "--plain" => build(root, &root.join("target"), None),
         _ => bail!("usage: cargo xtask dist [--plain]"),
     }
 }
@@ -32,34 +33,53 @@ pub fn program(root: &Path) -> PathBuf {
     root.join("target/dist/weft")
 }
 
-fn plain(root: &Path) -> Result<()> {
-    build(root, &root.join("target"), "")
-}
-
 fn guided(root: &Path) -> Result<()> {
     let tool = merging_tool()?;
     let guide = root.join("target/guide");
     let counts = guide.join("counts");
     eprintln!("dist: 1 of 3: the build that counts what runs");
-    let flag = format!("-Cprofile-generate={}", counts.display());
-    build(root, &guide, &flag)?;
+    build(root, &guide, Some(&format!("-Cprofile-generate={}", counts.display())))?;
     eprintln!("dist: 2 of 3: the loads that it counts");
     let _ = fs::remove_dir_all(&counts);
-    let profile = guide.join("weft.profdata");
     bench::train(root, &guide.join("dist/weft"), &counts.join("weft-%4m.profraw"))?;
-    let mut merge = Command::new(tool);
-    merge.args(["merge", "-o"]).arg(&profile).arg(&counts);
-    called(&mut merge, "merge the counts")?;
+    let profile = merged(&tool, &guide, &counts)?;
     eprintln!("dist: 3 of 3: the build that is shipped");
-    build(root, &root.join("target"), &format!("-Cprofile-use={}", profile.display()))
+    build(root, &root.join("target"), Some(&format!("-Cprofile-use={}", profile.display())))
 }
 
-/// One build with the profile `dist`; `flag` goes to the compiler.
-fn build(root: &Path, target: &Path, flag: &str) -> Result<()> {
+/// The counts in one file. Its name tells them from others: the flag alone makes cargo build anew.
+fn merged(tool: &Path, guide: &Path, counts: &Path) -> Result<PathBuf> {
+    let made = guide.join("weft.profdata");
+    called(Command::new(tool).args(["merge", "-o"]).arg(&made).arg(counts), "merge the counts")?;
+    let mut hasher = DefaultHasher::new();
+    fs::read(&made)?.hash(&mut hasher);
+    let named = guide.join(format!("weft-{:016x}.profdata", hasher.finish()));
+    fs::rename(&made, &named)?;
+    Ok(named)
+}
+
+/// One build with the profile `dist`; `flag` goes to the compiler beside the caller's own.
+fn build(root: &Path, target: &Path, flag: Option<&str>) -> Result<()> {
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "--profile", "dist", "-p", "weft"]).current_dir(root);
-    cargo.env("CARGO_TARGET_DIR", target).env("CARGO_ENCODED_RUSTFLAGS", flag);
+    cargo.env("CARGO_TARGET_DIR", target);
+    if let Some(flag) = flag {
+        cargo.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", with_callers(flag));
+    }
     called(&mut cargo, "build weft")
+}
+
+/// `flag` behind the flags that the caller set, in the encoding of `CARGO_ENCODED_RUSTFLAGS`.
+#[allow(clippy::disallowed_methods)] // a chore takes the caller's flags
+fn with_callers(flag: &str) -> String {
+    let encoded = env::var("CARGO_ENCODED_RUSTFLAGS").ok();
+    let plain = || {
+        env::var("RUSTFLAGS")
+            .ok()
+            .map(|all| all.split_whitespace().collect::<Vec<_>>().join("\u{1f}"))
+    };
+    let theirs = encoded.or_else(plain).unwrap_or_default();
+    if theirs.is_empty() { flag.to_owned() } else { format!("{theirs}\u{1f}{flag}") }
 }
 
 /// `llvm-profdata` of the compiler that builds weft: another version may not read its counts.
