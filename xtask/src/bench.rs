@@ -16,7 +16,7 @@ pub fn run(root: &Path, args: &[String]) -> Result<()> {
         Some("proxy") => proxy(root, rest),
         Some("registry") => registry(root, rest),
         _ => bail!(
-            "usage: cargo xtask bench proxy [SCENARIO|equal|all] [--weft PATH|--plain] [--rounds N] ...\n\
+            "usage: cargo xtask bench proxy [SCENARIO|equal|all] [--weft PATH|--plain] ...\n\
              or:    cargo xtask bench registry [dns|watch|size|all] [--weft PATH|--plain] ..."
         ),
     }
