@@ -115,7 +115,9 @@ def test_no_datagram_is_lost(tmp_path, hashed):
     lost = sum(flow.lost for flow in flows)
     moved = sum(len(flow.by) - 1 for flow in flows)
     said = f"{TIMES} upgrades under {len(flows)} flows: {lost} of {done} datagrams lost"
-    assert {flow.by[0] for flow in flows} == {b"a", b"b", b"c"}
+    by = {flow.by[0] for flow in flows if flow.by}
+    # By hash it is chance who has none of so few.
+    assert by == {b"a", b"b", b"c"} or hashed and len(by) > 1, by
     assert lost == 0 and (moved == 0 or not hashed), f"{said}, {moved} moved"
     print(f"F9: {said}, {moved} went to another server ({'by hash' if hashed else 'in turn'}), "
           "0 failed")
@@ -123,6 +125,8 @@ def test_no_datagram_is_lost(tmp_path, hashed):
 
 class Sessions(Client):
     """TLS connections, each of which shows the ticket that the one before was given."""
+
+    enough = 6
 
     def __init__(self, port, authority, version):
         super().__init__()
@@ -162,8 +166,9 @@ routes:
     full = done - resumed
     print(f"F9: {TIMES} upgrades under {version.name}: {done} connections, {full} full handshakes, "
           "0 failed")
-    # Nobody has a ticket at first; and one of another process may cost one more.
-    assert full <= len(clients) * (1 + TIMES), clients[0].resumed
+    # Nobody has a ticket at first, nor one of the newer process, and while both accept a client may
+    # meet them in turn; otherwise tickets hold.
+    assert full < resumed, [client.resumed for client in clients]
 
 
 def test_a_listener_that_comes_while_an_older_one_finishes_is_the_newer_ones(tmp_path):

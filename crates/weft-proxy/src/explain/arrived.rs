@@ -3,6 +3,8 @@
 //! by the codec, made fit by the same step of the phases. What none of these takes is refused here.
 //! Called by `explain`; knows no routes.
 
+use std::sync::Arc;
+
 use bytes::{BufMut as _, BytesMut};
 use http::header::{HOST, HeaderMap, HeaderValue, UPGRADE};
 use http::request::Parts;
@@ -16,7 +18,7 @@ use super::{Answer, Step, of_refusal, refused};
 use crate::h1::head::{Scan, take_request};
 use crate::h1::wrong::Wrong;
 use crate::http::reply::{Cause, Refusal};
-use crate::http::{clean, handshake, normalise};
+use crate::http::{clean, handshake, normalise, upgrade};
 use crate::worker::Conn;
 
 /// What random ids begin with: nothing of an explanation depends on them.
@@ -69,9 +71,12 @@ impl Arrived {
         Ok(self)
     }
 
-    /// What a request is answered that would be forwarded, and asks for a WebSocket wrongly.
-    pub fn misled(&self) -> Option<Answer> {
-        let judged = handshake::judge(&self.head, Version::HTTP_11, self.protocols.as_ref()?);
+    /// What a request is answered that would be forwarded, and asks for another protocol than its
+    /// rule knows, if that says which ones, or for a WebSocket wrongly.
+    pub fn misled(&self, known: Option<&[Arc<str>]>) -> Option<Answer> {
+        let protocols = self.protocols.as_ref()?;
+        let judged = upgrade::judge(Some(protocols), known)
+            .and_then(|()| handshake::judge(&self.head, Version::HTTP_11, protocols));
         judged.err().map(|refusal| of_refusal(&refusal))
     }
 }

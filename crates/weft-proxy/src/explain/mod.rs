@@ -209,6 +209,13 @@ fn asked_http(table: &Table, conn: &Conn, arrived: Arrived, out: &mut Explanatio
     out.lost = explained.lost.iter().map(not_taken).collect();
     out.steps.clone_from(&arrived.changes);
     let chosen = route::choose(table, conn, &view).map_err(|why| tunnel::unrouted(head, why));
+    let mut upgrades = None;
+    if let Ok(Choice::Rule(found)) = &chosen {
+        upgrades = found.rule.filters.iter().rev().find_map(|filter| match filter {
+            Filter::Upgrades(known) => Some(known.as_slice()),
+            _ => None,
+        });
+    }
     match chosen {
         Err(refusal) => out.answer = of_refusal(&refusal),
         Ok(Choice::Rule(found)) => match tunnel::permit(head, &found) {
@@ -223,7 +230,7 @@ fn asked_http(table: &Table, conn: &Conn, arrived: Arrived, out: &mut Explanatio
         }
     }
     if out.answer.kind == FORWARDED
-        && let Some(answer) = arrived.misled()
+        && let Some(answer) = arrived.misled(upgrades)
     {
         out.answer = answer;
     }

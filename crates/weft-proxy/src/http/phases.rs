@@ -148,7 +148,7 @@ async fn run(
         Next::Answer(response) => return Ok(response),
         Next::Forward(backend) => backend,
     };
-    upgrade::judge(upgrade.as_ref(), plan.upgrades)?;
+    upgrade::judge(upgrade.as_ref().map(Upgrade::protocols), plan.upgrades)?;
     let plain = tunnel.is_none() && upgrade.is_none();
     let cache = cache::rule(conn, &plan, &authority, &head).filter(|_| plain);
     if cache.is_none() {

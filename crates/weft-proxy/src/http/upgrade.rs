@@ -45,14 +45,22 @@ pub fn wanted(head: &mut Parts, conn: &Conn) -> Option<Upgrade> {
     Some(Upgrade { protocols, client, open: conn.open.clone() })
 }
 
-/// Whether its rule lets a request leave HTTP for what it asks for.
+impl Upgrade {
+    /// What it asks to go on with.
+    pub fn protocols(&self) -> &HeaderValue {
+        &self.protocols
+    }
+}
+
+/// Whether its rule lets a request leave HTTP for the protocols that it asks for. `weft explain` asks
+/// this, too.
 ///
 /// # Errors
 /// What it may not ask for.
-pub fn judge(upgrade: Option<&Upgrade>, among: Option<&[Arc<str>]>) -> Result<(), Refusal> {
-    let (Some(upgrade), Some(among)) = (upgrade, among) else { return Ok(()) };
+pub fn judge(protocols: Option<&HeaderValue>, among: Option<&[Arc<str>]>) -> Result<(), Refusal> {
+    let (Some(protocols), Some(among)) = (protocols, among) else { return Ok(()) };
     let is_known = |to: &[u8]| among.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(to));
-    match elements(upgrade.protocols.as_bytes()).find(|to| !is_known(to)) {
+    match elements(protocols.as_bytes()).find(|to| !is_known(to)) {
         None => Ok(()),
         Some(to) => {
             let why = format!("no rule lets it leave HTTP for {:?}", String::from_utf8_lossy(to));

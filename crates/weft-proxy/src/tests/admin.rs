@@ -170,49 +170,57 @@ async fn an_ejection_is_seen_in_every_place_for_as_long_as_it_lasts() {
     let good = Server::named("good").await;
     let bad = Server::http(|_, _| async { super::bed::text(500, "bad") }).await;
     let both = vec![endpoint("good", good.address), endpoint("bad", bad.address)];
-    let outlier =
-        Outlier { consecutive_failures: 3, base_ejection_ms: 2_000, ..Outlier::default() };
-    let policy = BackendPolicy { outlier, ..BackendPolicy::default() };
-    let bed = Bed::sidecar(service("user", Protocol::Http1, policy, both)).await;
-    let cluster = "outbound|80||user.shop.svc.cluster.local";
-    let places = || async {
-        let stats = read(&bed, "/stats?filter=membership_healthy|ejections_").await.body;
-        let json = read_json(&bed, "/clusters?format=json").await;
-        let hosts = json["cluster_statuses"][0]["host_statuses"].as_array().unwrap().clone();
-        let out = hosts.iter().filter(|h| h["health_status"]["failed_outlier_check"] == true);
-        let text = read(&bed, "/clusters").await.body;
-        let flagged = text.contains("health_flags::/failed_outlier_check");
-        (stats, out.count(), flagged, bed.metrics().await)
+    let of = |name: &str, base_ejection_ms| {
+        let outlier = Outlier { consecutive_failures: 3, base_ejection_ms, ..Outlier::default() };
+        let policy = BackendPolicy { outlier, ..BackendPolicy::default() };
+        service(name, Protocol::Http1, policy, both.clone())
     };
-    let (stats, out, flagged, metrics) = places().await;
-    assert!(stats.contains("membership_healthy: 2\n"), "{stats}");
+    // One of them is over sooner than anybody could look.
+    let bed = Bed::sidecar([of("user", 600_000), of("brief", 50)].concat()).await;
+    let (bed, cluster) = (&bed, |name: &str| format!("outbound|80||{name}.shop.svc.cluster.local"));
+    let places = |name: &'static str| async move {
+        let stats = read(bed, "/stats?filter=membership_healthy|ejections_").await.body;
+        let json = read_json(bed, "/clusters?format=json").await;
+        let all = json["cluster_statuses"].as_array().unwrap();
+        let own = all.iter().find(|c| c["name"] == *cluster(name)).unwrap();
+        let hosts = own["host_statuses"].as_array().unwrap().iter();
+        let out = hosts.filter(|h| h["health_status"]["failed_outlier_check"] == true).count();
+        let text = read(bed, "/clusters").await.body;
+        let flagged = |l: &str| l.contains(name) && l.contains("flags::/failed_outlier_check");
+        (stats, out, text.lines().any(flagged), bed.metrics().await)
+    };
+    let told = |text: &str, name: &str, line: &str| {
+        let line = format!("cluster.{}.{line}\n", cluster(name));
+        assert!(text.contains(&line), "{line}: {text}");
+    };
+    let (stats, out, flagged, metrics) = places("user").await;
+    told(&stats, "user", "membership_healthy: 2");
     assert!((out, flagged) == (0, false) && !metrics.contains("weft_backend_ejected{"));
-    wait_until("the ejection", || async {
-        bed.get("http://user/").await;
-        places().await.1 == 1
-    })
-    .await;
-    let (stats, out, flagged, metrics) = places().await;
-    assert!((out, flagged) == (1, true), "{stats}");
-    for line in [
-        "membership_healthy: 1\n",
-        "outlier_detection.ejections_active: 1\n",
-        "outlier_detection.ejections_enforced_total: 1\n",
-    ] {
-        assert!(stats.contains(&format!("cluster.{cluster}.{line}")), "{line}: {stats}");
+    for name in ["user", "brief"] {
+        let enforced =
+            format!("cluster.{}.outlier_detection.ejections_enforced_total: 0\n", cluster(name));
+        wait_until("the ejection", || async {
+            bed.get(&format!("http://{name}/")).await;
+            !places(name).await.0.contains(&enforced)
+        })
+        .await;
     }
-    for line in [
-        format!("weft_backend_ejected{{backend=\"{cluster}\"}} 1\n"),
-        format!("weft_backend_ejections_total{{backend=\"{cluster}\"}} 1\n"),
-    ] {
+    let (stats, out, flagged, metrics) = places("user").await;
+    assert!((out, flagged) == (1, true), "{stats}");
+    told(&stats, "user", "membership_healthy: 1");
+    told(&stats, "user", "outlier_detection.ejections_active: 1");
+    told(&stats, "user", "outlier_detection.ejections_enforced_total: 1");
+    for line in ["weft_backend_ejected", "weft_backend_ejections_total"] {
+        let line = format!("{line}{{backend=\"{}\"}} 1\n", cluster("user"));
         assert!(metrics.contains(&line), "{line}: {metrics}");
     }
-    wait_until("it is over", || async { places().await.1 == 0 }).await;
-    let (stats, _, flagged, metrics) = places().await;
-    assert!(stats.contains("membership_healthy: 2\n") && !flagged, "{stats}");
-    assert!(stats.contains("ejections_active: 0\n"), "{stats}");
-    assert!(stats.contains("ejections_enforced_total: 1\n"), "{stats}");
-    assert!(metrics.contains(&format!("weft_backend_ejected{{backend=\"{cluster}\"}} 0\n")));
+    wait_until("it is over", || async { places("brief").await.1 == 0 }).await;
+    let (stats, _, flagged, metrics) = places("brief").await;
+    told(&stats, "brief", "membership_healthy: 2");
+    told(&stats, "brief", "outlier_detection.ejections_active: 0");
+    assert!(!flagged, "{stats}");
+    let line = format!("weft_backend_ejected{{backend=\"{}\"}} 0\n", cluster("brief"));
+    assert!(metrics.contains(&line), "{line}: {metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -136,6 +136,10 @@ async fn explain_judges_a_wish_for_a_websocket_that_would_be_passed_on() {
     ];
     // This server answers in HTTP.
     agree(&bed, at, &url, &[("GET", wish, 400), ("GET", whole, 200)]).await;
+    let filters = vec![Filter::Upgrades(vec!["tls/1.0".into()])];
+    let only = Rule { filters, ..rule("/", Action::Forward(vec![to("user", "", 1)])) };
+    bed.apply(2, vec![gateway_route("r", &[], vec![only])]).await;
+    agree(&bed, at, &url, &[("GET", whole, 403), ("GET", &[], 200)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
