@@ -29,8 +29,9 @@ pub(super) async fn ask(definition: &CheckDefinition) -> Option<(Status, String)
     match &definition.probe {
         probe if !probe.is_asked() => None,
         Probe::Http { .. } => Some(http(&definition.probe, timeout).await),
-        Probe::Tcp { address, tls } => {
-            let tls = tls.then(Tls::default);
+        Probe::Tcp { address, tls, tls_skip_verify, tls_server_name } => {
+            let server_name = tls_server_name.clone();
+            let tls = tls.then_some(Tls { skip_verify: *tls_skip_verify, server_name });
             let done = ask::tcp(target(address), tls.as_ref(), timeout).await;
             Some(said(done, format!("TCP connect {address}: Success")))
         }
@@ -40,7 +41,7 @@ pub(super) async fn ask(definition: &CheckDefinition) -> Option<(Status, String)
         }
         Probe::H2Ping { address, tls, tls_skip_verify, tls_server_name } => {
             let server_name = tls_server_name.clone();
-            let tls = tls.then(|| Tls { skip_verify: *tls_skip_verify, server_name });
+            let tls = tls.then_some(Tls { skip_verify: *tls_skip_verify, server_name });
             let ping = async {
                 let stream = ask::open(target(address), tls.as_ref(), &[b"h2"]).await;
                 h2ping::ping(stream.map_err(|e| format!("Failed to dial to {address}: {e}"))?).await
@@ -48,9 +49,10 @@ pub(super) async fn ask(definition: &CheckDefinition) -> Option<(Status, String)
             let done = ask::limited(timeout, ping).await;
             Some(said(done, "HTTP2 ping was successful".to_owned()))
         }
-        Probe::Grpc { target: to, tls, tls_skip_verify } => {
+        Probe::Grpc { target: to, tls, tls_skip_verify, tls_server_name } => {
+            let server_name = tls_server_name.clone();
             let (address, service) = to.split_once('/').unwrap_or((to, ""));
-            let tls = tls.then(|| Tls { skip_verify: *tls_skip_verify, ..Tls::default() });
+            let tls = tls.then_some(Tls { skip_verify: *tls_skip_verify, server_name });
             let done = ask::grpc(target(address), service, tls.as_ref(), timeout).await;
             let done = done.map_err(|why| format!("gRPC check {to}: {why}"));
             Some(said(done, format!("gRPC check {to}: success")))

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     fn tcp() -> Probe {
-        Probe::Tcp { address: "127.0.0.1:1".into(), tls: false }
+        Probe::tcp("127.0.0.1:1")
     }
 
     /// Asks programs that never answer.

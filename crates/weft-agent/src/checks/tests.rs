@@ -173,7 +173,7 @@ async fn a_tcp_check_turns_with_its_program_and_stops_when_deregistered() {
     let tasks = TaskGroup::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let probe = Probe::Tcp { address: address.clone(), tls: false };
+    let probe = Probe::tcp(address.clone());
     let definition = CheckDefinition { probe, interval_ms: 10, ..CheckDefinition::default() };
     let (seen, mut reports) = watch::channel(Vec::<CheckReport>::new());
     let sink = Arc::new(Sink { seen, fail_first: Mutex::new(2) });

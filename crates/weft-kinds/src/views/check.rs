@@ -79,6 +79,10 @@ pub enum Probe {
         address: String,
         #[serde(default, skip_serializing_if = "is_false")]
         tls: bool,
+        #[serde(default, skip_serializing_if = "is_false")]
+        tls_skip_verify: bool,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        tls_server_name: String,
     },
     /// `host:port[/service]`, the gRPC health protocol.
     Grpc {
@@ -87,6 +91,8 @@ pub enum Probe {
         tls: bool,
         #[serde(default, skip_serializing_if = "is_false")]
         tls_skip_verify: bool,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        tls_server_name: String,
     },
     /// `host:port`; an empty datagram is sent, and only that nobody takes it is a failure.
     Udp { address: String },
@@ -126,6 +132,12 @@ impl CheckDefinition {
 // === impl Probe ===
 
 impl Probe {
+    /// Whether `host:port` can be connected to, without TLS.
+    pub fn tcp(address: impl Into<String>) -> Self {
+        let (tls, tls_skip_verify, tls_server_name) = (false, false, String::new());
+        Self::Tcp { address: address.into(), tls, tls_skip_verify, tls_server_name }
+    }
+
     /// Consul's `Type` of a check.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -221,7 +233,7 @@ mod tests {
     #[test]
     fn a_definition_comes_back_from_the_record() {
         let definition = CheckDefinition {
-            probe: Probe::Tcp { address: "127.0.0.1:80".into(), tls: false },
+            probe: Probe::tcp("127.0.0.1:80"),
             interval_ms: 10_000,
             ..CheckDefinition::default()
         };

@@ -308,7 +308,12 @@ fn probe(fields: &Fields) -> Result<Probe, Refusal> {
         if host_port(&tcp).is_none() {
             return Err(Refusal::bad(format!("TCP: {tcp:?} is not host:port")));
         }
-        return Ok(Probe::Tcp { address: tcp, tls: fields.flag("TCPUseTLS")? });
+        return Ok(Probe::Tcp {
+            address: tcp,
+            tls: fields.flag("TCPUseTLS")?,
+            tls_skip_verify: fields.flag("TLSSkipVerify")?,
+            tls_server_name: fields.text("TLSServerName")?,
+        });
     }
     let grpc = fields.text("GRPC")?;
     if !grpc.is_empty() {
@@ -319,6 +324,7 @@ fn probe(fields: &Fields) -> Result<Probe, Refusal> {
             target: grpc,
             tls: fields.flag("GRPCUseTLS")?,
             tls_skip_verify: fields.flag("TLSSkipVerify")?,
+            tls_server_name: fields.text("TLSServerName")?,
         });
     }
     if let Some(probe) = datagram_or_ping(fields)? {

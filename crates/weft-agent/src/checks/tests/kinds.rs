@@ -94,6 +94,64 @@ async fn an_http2_ping_is_echoed_by_a_real_server_and_by_nobody_else() {
     assert!(why.starts_with(&format!("Failed to dial to {address}: dial tcp")), "{why}");
 }
 
+/// A peer with a certificate that no system knows: hands over the name that each client asked for,
+/// and whether it took the certificate.
+async fn stranger() -> (String, TaskGroup, tokio::sync::mpsc::Receiver<(String, bool)>) {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::system();
+    let ca = weft_identity::Authority::open(dir.path(), None, &clock).unwrap();
+    let long = Duration::from_secs(60);
+    let key = ca.door_certificate(&[], &["127.0.0.1".parse().unwrap()], long).unwrap();
+    let config = weft_identity::tls::door_server(Arc::new(key), weft_identity::Alpn::Both, &clock);
+    let config = Arc::new(config.unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (met, clients) = tokio::sync::mpsc::channel(8);
+    let tasks = TaskGroup::new();
+    tasks.spawn("stranger", async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let hello = tokio_rustls::LazyConfigAcceptor::new(Default::default(), stream);
+            let hello = hello.await.unwrap();
+            let name = hello.client_hello().server_name().unwrap_or_default().to_owned();
+            let done = hello.into_stream(config.clone()).await;
+            met.send((name, done.is_ok())).await.unwrap();
+        }
+    });
+    (address, tasks, clients)
+}
+
+#[tokio::test]
+async fn every_kind_of_check_over_tls_verifies_unless_told_otherwise_and_names_the_server() {
+    let (address, _tasks, mut clients) = stranger().await;
+    let kinds = |tls_skip_verify, name: &str| {
+        let (tls, tls_server_name, address) = (true, name.to_owned(), address.clone());
+        let mut https = http(&format!("https://{address}/"));
+        if let Probe::Http { tls_skip_verify: skip, tls_server_name: to, .. } = &mut https {
+            (*skip, *to) = (tls_skip_verify, tls_server_name.clone());
+        }
+        let (to, at) = (tls_server_name.clone(), address.clone());
+        [
+            https,
+            Probe::Tcp { address: at.clone(), tls, tls_skip_verify, tls_server_name: to.clone() },
+            Probe::Grpc { target: at, tls, tls_skip_verify, tls_server_name: to },
+            Probe::H2Ping { address, tls, tls_skip_verify, tls_server_name },
+        ]
+    };
+    for probe in kinds(false, "") {
+        let (status, why) = asked(probe.clone()).await;
+        assert_eq!(status, Status::Critical, "{probe:?}");
+        assert!(why.contains("certificate"), "{probe:?}: {why}");
+        assert_eq!(clients.recv().await.unwrap(), (String::new(), false), "{probe:?}");
+    }
+    for probe in kinds(true, "shop.example") {
+        // What it asks after that nobody answers here, but of TCP.
+        let (status, why) = asked(probe.clone()).await;
+        let passing = matches!(probe, Probe::Tcp { .. });
+        assert_eq!(status == Status::Passing, passing, "{probe:?}: {why}");
+        assert_eq!(clients.recv().await.unwrap(), ("shop.example".to_owned(), true), "{probe:?}");
+    }
+}
+
 /// Addresses that answer only to this machine, however they are written.
 const OFF_LIMITS: [&str; 21] = [
     "169.254.169.254",
@@ -152,8 +210,13 @@ async fn reg_58_no_kind_of_check_goes_there() {
             // First what asks nothing, for who plays this without the guard.
             Probe::Udp { address: address.clone() },
             http(&format!("http://{address}/latest/meta-data/")),
-            Probe::Tcp { address: address.clone(), tls },
-            Probe::Grpc { target: format!("{address}/s"), tls, tls_skip_verify },
+            Probe::tcp(address.clone()),
+            Probe::Grpc {
+                target: format!("{address}/s"),
+                tls,
+                tls_skip_verify,
+                tls_server_name: String::new(),
+            },
             Probe::H2Ping { address, tls, tls_skip_verify, tls_server_name },
         ]
     };

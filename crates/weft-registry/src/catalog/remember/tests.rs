@@ -59,7 +59,7 @@ fn ttl() -> CheckRecord {
 }
 
 fn tcp() -> CheckRecord {
-    check("tcp", Probe::Tcp { address: "127.0.0.1:9".into(), tls: false })
+    check("tcp", Probe::tcp("127.0.0.1:9"))
 }
 
 impl Life {

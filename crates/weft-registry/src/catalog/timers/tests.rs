@@ -76,7 +76,7 @@ fn an_output_is_flushed_at_the_first_date_given() {
 
 #[test]
 fn reaps_only_what_stayed_critical_for_all_of_the_time() {
-    let probe = Probe::Tcp { address: "127.0.0.1:1".into(), tls: false };
+    let probe = Probe::tcp("127.0.0.1:1");
     let c = check(
         "h",
         CheckDefinition { probe, deregister_after_ms: 5_000, ..CheckDefinition::default() },

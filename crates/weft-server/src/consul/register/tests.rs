@@ -27,10 +27,28 @@ fn python_consuls_registration_is_understood() {
     let checks = service_checks(&body, &service).unwrap();
     let definition = checks[0].typed();
     assert_eq!((&*checks[0].id, &*checks[0].name), ("service:foo-1", "Service 'foo' check"));
-    assert_eq!(definition.probe, Probe::Tcp { address: "127.0.0.1:8080".into(), tls: false });
+    assert_eq!(definition.probe, Probe::tcp("127.0.0.1:8080"));
     assert_eq!((definition.interval_ms, definition.timeout_ms), (10_000, 2_000));
     assert_eq!(definition.deregister_after_ms, 5_400_000);
     assert_eq!(checks[0].initial, Status::Critical);
+}
+
+#[test]
+fn how_a_server_is_verified_is_read_for_every_kind_of_check() {
+    for (kind, tls) in [
+        ("HTTP", "Method"),
+        ("TCP", "TCPUseTLS"),
+        ("GRPC", "GRPCUseTLS"),
+        ("H2PING", "H2PingUseTLS"),
+    ] {
+        let at = if kind == "HTTP" { "https://h:1" } else { "h:1" };
+        let on = if kind == "HTTP" { json!("GET") } else { json!(true) };
+        let body = map(json!({"Name": "c", kind: at, tls: on, "Interval": "1s",
+            "TLSSkipVerify": true, "TLSServerName": "shop.example"}));
+        let probe = serde_json::to_value(check(&body, true).unwrap().typed().probe).unwrap();
+        assert_eq!(probe["tls_skip_verify"], true, "{kind}");
+        assert_eq!(probe["tls_server_name"], "shop.example", "{kind}");
+    }
 }
 
 #[test]

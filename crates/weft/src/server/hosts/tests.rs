@@ -632,7 +632,7 @@ async fn a_host_reports_its_own_checks_and_no_others() {
     let key =
         |node: &str| StoredKey { namespace: "default".into(), node: node.into(), id: "c".into() };
     let definition = CheckDefinition {
-        probe: Probe::Tcp { address: "127.0.0.1:1".into(), tls: false },
+        probe: Probe::tcp("127.0.0.1:1"),
         agent: true,
         ..CheckDefinition::default()
     };
