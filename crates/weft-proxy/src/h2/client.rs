@@ -36,7 +36,6 @@ use crate::h1::alarm::Alarm;
 
 /// Interim answers to one request; a peer that sends more means harm.
 const INTERIM_MAX: u32 = 32;
-const BLANK: &str = "a header's value begins or ends with a blank";
 
 /// An answer's body, with what is left to send of its request.
 pub struct Exchange<B> {
@@ -182,7 +181,7 @@ where
     };
     let mut upload = (!end).then(|| Pump::new(to, body, Reason::CANCEL));
     let mut interims = 0;
-    let response = poll_fn(|cx| {
+    let mut response = poll_fn(|cx| {
         if let Some(pump) = &mut upload
             && let Poll::Ready(ended) = pump.poll(cx)
         {
@@ -192,14 +191,12 @@ where
                 return Poll::Ready(Err(Failure::Body(why)));
             }
         }
-        while let Poll::Ready(Some(Ok(head))) = answer.poll_informational(cx) {
+        while let Poll::Ready(Some(Ok(mut head))) = answer.poll_informational(cx) {
             interims += 1;
             if interims > INTERIM_MAX {
                 return Poll::Ready(Err(Failure::Garbage("too many interim answers")));
             }
-            if fields::has_blank_ends(head.headers()) {
-                return Poll::Ready(Err(Failure::Garbage(BLANK)));
-            }
+            fields::trim(head.headers_mut());
             if head.status() == StatusCode::SWITCHING_PROTOCOLS {
                 return Poll::Ready(Err(Failure::Garbage("101, which HTTP/2 does not have")));
             }
@@ -208,9 +205,7 @@ where
         Pin::new(&mut answer).poll(cx).map_err(Failure::Stream)
     })
     .await?;
-    if fields::has_blank_ends(response.headers()) {
-        return Err(Failure::Garbage(BLANK));
-    }
+    fields::trim(response.headers_mut());
     let length = length(response.headers());
     Ok(response.map(|stream| Exchange { incoming: Incoming::new(stream, length), upload }))
 }

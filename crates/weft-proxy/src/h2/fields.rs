@@ -4,7 +4,7 @@
 //! there they would drive out what comes again, and make every look-up long. Called by both drivers
 //! with a head that is about to be sent, and with what came.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 
 use crate::guards;
 
@@ -36,12 +36,22 @@ pub(super) fn of_request(headers: &mut HeaderMap) {
     mark(headers);
 }
 
-/// Whether a value begins or ends with a blank, which none may (RFC 9113 §8.2.1): HTTP/1 cuts it
-/// off, so that a server behind would read another value than rules did.
-pub(super) fn has_blank_ends(headers: &HeaderMap) -> bool {
+/// Takes the blanks off the ends of values, as who reads a field must (RFC 9110 §5.5): HTTP/1 cuts
+/// them off, and a server behind would read another value than rules did. Not refused, as RFC 9113
+/// §8.2.1 has it: servers of gRPC end messages with them.
+pub(super) fn trim(headers: &mut HeaderMap) {
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    let mut values = headers.values().map(|value| value.as_bytes());
-    values.any(|value| is_blank(value.first()) || is_blank(value.last())) && guards::on("h2-blank")
+    let padded = |value: &HeaderValue| {
+        is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last())
+    };
+    if !headers.values().any(padded) || !guards::on("h2-blank") {
+        return;
+    }
+    for value in headers.values_mut().filter(|value| padded(value)) {
+        let rest = value.as_bytes().trim_ascii();
+        // A part of a value is one.
+        *value = HeaderValue::from_bytes(rest).unwrap_or_else(|_| HeaderValue::from_static(""));
+    }
 }
 
 /// Whether there is any field of a connection.
@@ -70,8 +80,6 @@ fn kind(name: &HeaderName) -> Kind {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn headers(names: &[&'static str]) -> HeaderMap {
@@ -94,13 +102,15 @@ mod tests {
     }
 
     #[test]
-    fn only_the_ends_of_a_value_are_looked_at() {
-        let cases = [("", false), ("a b", false), (" ", true), ("\ta", true), ("a ", true)];
-        for (value, blank) in cases {
-            let mut fields = headers(&["accept"]);
+    fn blanks_are_taken_off_the_ends_of_values_and_nothing_else() {
+        let mut fields = HeaderMap::new();
+        for value in ["", "a b", " ", "\ta", "a ", "\t a\tb \t"] {
             fields.append("x-a", HeaderValue::from_static(value));
-            assert_eq!(has_blank_ends(&fields), blank, "{value:?}");
         }
+        trim(&mut fields);
+        let left: Vec<&str> =
+            fields.get_all("x-a").iter().map(|value| value.to_str().unwrap()).collect();
+        assert_eq!(left, ["", "a b", "", "a", "a", "a\tb"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use h2::{Reason, RecvStream};
+use h2::RecvStream;
 use http::header::{CONTENT_LENGTH, HeaderMap};
 use http_body::{Body, Frame, SizeHint};
 
@@ -148,8 +148,11 @@ impl Body for Incoming {
             None => {
                 let trailers = ready!(stream.poll_trailers(cx)).transpose();
                 me.stream = None;
-                let trailers = trailers.map(|t| t.and_then(judged));
-                Poll::Ready(trailers.map(|t| t.map(Frame::trailers)))
+                let trimmed = |mut trailers: HeaderMap| {
+                    fields::trim(&mut trailers);
+                    Frame::trailers(trailers)
+                };
+                Poll::Ready(trailers.map(|t| t.map(trimmed)))
             }
         }
     }
@@ -165,14 +168,6 @@ impl Body for Incoming {
             Some(left) => SizeHint::with_exact(left),
             None => SizeHint::new(),
         }
-    }
-}
-
-/// Trailers that may be passed on.
-fn judged(trailers: HeaderMap) -> Result<HeaderMap, h2::Error> {
-    match fields::has_blank_ends(&trailers) {
-        true => Err(Reason::PROTOCOL_ERROR.into()),
-        false => Ok(trailers),
     }
 }
 

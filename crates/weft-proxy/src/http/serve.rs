@@ -295,18 +295,10 @@ impl From<ReceiveError> for BodyError {
         match error {
             ReceiveError::H1(BodyFailure::Shed) => Self::Shed,
             ReceiveError::H1(BodyFailure::Malformed(_)) => Self::Malformed(text),
-            // Found by the h2 crate, or by us behind it.
-            ReceiveError::H2(error) if error.is_library() || is_ours(&error) => {
-                Self::Malformed(text)
-            }
+            ReceiveError::H2(error) if error.is_library() => Self::Malformed(text),
             ReceiveError::H1(BodyFailure::Gone(_)) | ReceiveError::H2(_) => Self::Client(text),
         }
     }
-}
-
-/// Neither the client nor its connection said so.
-fn is_ours(error: &::h2::Error) -> bool {
-    error.reason().is_some() && !error.is_remote() && !error.is_reset() && !error.is_go_away()
 }
 
 #[cfg(test)]

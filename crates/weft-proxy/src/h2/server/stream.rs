@@ -44,13 +44,14 @@ struct Promised {
 /// done with when this ends.
 pub(super) async fn answer<S: Service>(
     service: Rc<S>,
-    request: Request<RecvStream>,
+    mut request: Request<RecvStream>,
     wrong: Option<Wrong>,
     mut respond: SendResponse<Bytes>,
     patience: Duration,
 ) {
     let interim = Rc::new(Interim::default());
     let head = request.method() == Method::HEAD;
+    fields::trim(request.headers_mut());
     let wrong = wrong.or_else(|| self::wrong(&request));
     let (request, promised) = received(request, &interim);
     let response = match wrong {
@@ -78,9 +79,6 @@ pub(super) async fn answer<S: Service>(
 fn wrong<B>(request: &Request<B>) -> Option<Wrong> {
     if request.headers().len() > HEADERS_MAX && guards::on("h2-headers") {
         return Some(Wrong::TooManyHeaders);
-    }
-    if fields::has_blank_ends(request.headers()) {
-        return Some(Wrong::Blank);
     }
     let mut expected = request.headers().get_all(EXPECT).iter();
     if !expected.all(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
