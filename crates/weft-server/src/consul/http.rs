@@ -152,8 +152,9 @@ impl Door {
             };
             let (request, mut manner) = match next {
                 Next::Request(request, manner) => (request, manner),
-                Next::Refused(status) => {
-                    Box::pin(line.refuse(status)).await;
+                Next::Refused(why) => {
+                    tracing::debug!(status = %why.0, why = why.1, "the Consul door was sent no request");
+                    Box::pin(line.refuse(why)).await;
                     break;
                 }
                 Next::Over => return,

@@ -24,7 +24,7 @@ use weft_base::task::TaskGroup;
 
 use super::flow::Flow;
 pub(super) use body::Incoming;
-use head::{Found, Head};
+use head::{Found, Head, Wrong};
 pub(super) use wire::Wire;
 
 /// Time for a request's head once it has begun.
@@ -69,7 +69,7 @@ pub(super) enum Framing {
 pub(super) enum Next {
     Request(Box<Request<()>>, Manner),
     /// What came is no request; this is the answer to it, and the last one.
-    Refused(StatusCode),
+    Refused(Wrong),
     /// The client is gone, or silent for too long.
     Over,
 }
@@ -103,9 +103,12 @@ impl Line {
         }
         match tokio::time::timeout(HEAD_TIME_MAX, self.head()).await {
             Ok(Ok(Found::Head(Head { request, manner }))) => Next::Request(request, manner),
-            Ok(Ok(Found::Wrong(status))) => Next::Refused(status),
+            Ok(Ok(Found::Wrong(why))) => Next::Refused(why),
             Ok(_) => Next::Over,
-            Err(_) => Next::Refused(StatusCode::REQUEST_TIMEOUT),
+            Err(_) => {
+                let why = "the rest of the request's head did not come in time";
+                Next::Refused((StatusCode::REQUEST_TIMEOUT, why))
+            }
         }
     }
 
@@ -202,11 +205,13 @@ impl Line {
     }
 
     /// Answers what is no request.
-    pub async fn refuse(&self, status: StatusCode) {
+    pub async fn refuse(&self, (status, why): Wrong) {
         let framing = Framing::Length(0);
         let manner = Manner { framing, expects: false, keep: false, head_only: false };
         // It may be gone, or send for ever: there is nobody to tell.
-        let _ = self.send(status, &HeaderMap::new(), &Bytes::new(), manner).await;
+        let text = HeaderValue::from_static("text/plain; charset=utf-8");
+        let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, text)]);
+        let _ = self.send(status, &headers, &Bytes::from_static(why.as_bytes()), manner).await;
     }
 
     /// Lets the client read the last answer: what it still sends is taken for a moment.
@@ -243,18 +248,21 @@ impl Line {
 // === impl Manner ===
 
 impl Manner {
-    /// What a request's head says of the rest of it; a status when that is not one thing.
+    /// What a request's head says of the rest of it; why not when that is not one thing.
     fn of(
         method: &Method,
         version: Version,
         headers: &HeaderMap,
-    ) -> std::result::Result<Self, StatusCode> {
+    ) -> std::result::Result<Self, Wrong> {
         let wants =
             |name: http::HeaderName, word: &str| has_word(headers.get_all(name).iter(), word);
         let framing = framing(version, headers)?;
         let expects = match headers.get(http::header::EXPECT) {
             Some(asked) if asked.as_bytes().eq_ignore_ascii_case(b"100-continue") => true,
-            Some(_) => return Err(StatusCode::EXPECTATION_FAILED),
+            Some(_) => {
+                let why = "Expect: 100-continue is the one expectation that is met";
+                return Err((StatusCode::EXPECTATION_FAILED, why));
+            }
             None => false,
         };
         Ok(Self {
@@ -267,8 +275,10 @@ impl Manner {
 }
 
 /// Where the body ends, if it can be said in one way only.
-fn framing(version: Version, headers: &HeaderMap) -> std::result::Result<Framing, StatusCode> {
-    let wrong = StatusCode::BAD_REQUEST;
+fn framing(version: Version, headers: &HeaderMap) -> std::result::Result<Framing, Wrong> {
+    let why = "where the body ends must be said once: one Content-Length, or Transfer-Encoding: \
+               chunked";
+    let wrong = (StatusCode::BAD_REQUEST, why);
     let mut codings = headers.get_all(http::header::TRANSFER_ENCODING).iter();
     let mut lengths = headers.get_all(http::header::CONTENT_LENGTH).iter();
     match (codings.next(), lengths.next()) {
@@ -282,7 +292,10 @@ fn framing(version: Version, headers: &HeaderMap) -> std::result::Result<Framing
         (Some(coding), None) if version == Version::HTTP_11 && codings.next().is_none() => {
             match coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
                 true => Ok(Framing::Chunked),
-                false => Err(StatusCode::NOT_IMPLEMENTED),
+                false => {
+                    let why = "chunked is the one transfer coding that is read";
+                    Err((StatusCode::NOT_IMPLEMENTED, why))
+                }
             }
         }
         _ => Err(wrong),

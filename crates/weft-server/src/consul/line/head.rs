@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Heads of requests and of answers, as bytes. Called by `line.rs`; does no I/O.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
 use bytes::{Buf, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use weft_base::limits::{HEADER_BYTES_MAX, HEADERS_MAX};
@@ -18,8 +21,19 @@ pub enum Found {
     Head(Head),
     /// There is not all of it yet.
     Part,
-    Wrong(StatusCode),
+    Wrong(Wrong),
 }
+
+/// Why something is no request: a status, and a sentence for who sent it.
+pub type Wrong = (StatusCode, &'static str);
+
+const TOO_LARGE: Wrong = (
+    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "the request line and its headers are larger than this door takes, or too many",
+);
+
+/// What Go's server takes in a request line and a URI has in escapes only.
+const ESCAPED: [u8; 6] = *b"\"<>\\^`";
 
 /// Takes a request's head off what was read. `seen` is how much of it was looked at before: a head
 /// is taken apart only once its end is there.
@@ -34,7 +48,7 @@ pub fn take(held: &mut BytesMut, seen: &mut usize) -> Found {
     *seen = held.len();
     let Some(end) = end else {
         return match held.len() > HEADER_BYTES_MAX {
-            true => Found::Wrong(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+            true => Found::Wrong(TOO_LARGE),
             false => Found::Part,
         };
     };
@@ -42,37 +56,42 @@ pub fn take(held: &mut BytesMut, seen: &mut usize) -> Found {
     read(&head).map_or_else(Found::Wrong, Found::Head)
 }
 
-fn read(head: &[u8]) -> Result<Head, StatusCode> {
-    let wrong = StatusCode::BAD_REQUEST;
+fn read(head: &[u8]) -> Result<Head, Wrong> {
+    let wrong = |why| (StatusCode::BAD_REQUEST, why);
     if head.len() > HEADER_BYTES_MAX {
-        return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        return Err(TOO_LARGE);
     }
     // A lone line feed ends a line for some readers, and none for others.
     if head.split(|b| *b == b'\n').rev().skip(1).any(|line| !line.ends_with(b"\r")) {
-        return Err(wrong);
+        return Err(wrong("a line of the head ends without a carriage return"));
     }
     let mut fields = vec![httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut fields);
     match parsed.parse(head) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        Err(httparse::Error::Version) => return Err(StatusCode::HTTP_VERSION_NOT_SUPPORTED),
-        Err(httparse::Error::TooManyHeaders) => {
-            return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        Err(httparse::Error::Version) => {
+            let why = "this door speaks HTTP/1.1 and HTTP/1.0";
+            return Err((StatusCode::HTTP_VERSION_NOT_SUPPORTED, why));
         }
-        _ => return Err(wrong),
+        Err(httparse::Error::TooManyHeaders) => return Err(TOO_LARGE),
+        Err(httparse::Error::Token) => {
+            return Err(wrong("the request line cannot be read: METHOD PATH HTTP/1.1"));
+        }
+        _ => return Err(wrong("the request line or a header cannot be read")),
     }
     let version = match parsed.version {
         Some(1) => Version::HTTP_11,
         _ => Version::HTTP_10,
     };
     let method = Method::from_bytes(parsed.method.unwrap_or_default().as_bytes());
-    let uri: Result<Uri, _> = parsed.path.unwrap_or_default().parse();
-    let (Ok(method), Ok(uri)) = (method, uri) else { return Err(wrong) };
+    let method = method.map_err(|_| wrong("the method cannot be read"))?;
+    let uri: Result<Uri, _> = escaped(parsed.path.unwrap_or_default()).parse();
+    let uri = uri.map_err(|_| wrong("the path or query has what none may: write it as %XX"))?;
     let mut headers = HeaderMap::with_capacity(parsed.headers.len());
     for field in parsed.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes());
         let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(field.value)) else {
-            return Err(wrong);
+            return Err(wrong("a header's name or value has what none may"));
         };
         headers.append(name, value);
     }
@@ -83,6 +102,23 @@ fn read(head: &[u8]) -> Result<Head, StatusCode> {
     *request.version_mut() = version;
     *request.headers_mut() = headers;
     Ok(Head { request: Box::new(request), manner })
+}
+
+/// A path and query as a URI has them: people and curl write quotes of filters as they are.
+fn escaped(target: &str) -> Cow<'_, str> {
+    if !target.bytes().any(|b| ESCAPED.contains(&b)) {
+        return target.into();
+    }
+    let mut out = String::with_capacity(target.len() + 16);
+    for c in target.chars() {
+        match u8::try_from(c).ok().filter(|b| ESCAPED.contains(b)) {
+            Some(byte) => {
+                let _ = write!(out, "%{byte:02X}");
+            }
+            None => out.push(c),
+        }
+    }
+    out.into()
 }
 
 /// An answer's head, with room for a small body behind it. A body without a length ends with its

@@ -17,7 +17,7 @@ fn head_of(text: &str) -> Found {
 fn check(head: &str, expected: std::result::Result<(Framing, bool), u16>) {
     let found = match head_of(&format!("{head}\r\n\r\n")) {
         Found::Head(Head { manner, .. }) => Ok((manner.framing, manner.keep)),
-        Found::Wrong(status) => Err(status.as_u16()),
+        Found::Wrong((status, _)) => Err(status.as_u16()),
         Found::Part => panic!("not whole: {head:?}"),
     };
     assert_eq!(found, expected, "{head:?}");
@@ -69,10 +69,19 @@ fn a_head_may_come_byte_by_byte_and_leaves_what_follows() {
                 assert!(held.is_empty() && text[..=at].ends_with("\r\n\r\n"));
                 return;
             }
-            Found::Wrong(status) => panic!("{status}"),
+            Found::Wrong((status, why)) => panic!("{status} {why}"),
         }
     }
     panic!("no head was found");
+}
+
+#[test]
+fn what_people_write_in_a_request_line_is_escaped_for_them() {
+    let found =
+        head_of("GET /v1/kv/<a>^`?filter=Service==\"w\\b\"&x={|} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let Found::Head(Head { request, .. }) = found else { panic!("{found:?}") };
+    assert_eq!(request.uri().path(), "/v1/kv/%3Ca%3E%5E%60");
+    assert_eq!(request.uri().query(), Some("filter=Service==%22w%5Cb%22&x={|}"));
 }
 
 /// What a body is when it comes in pieces of a length: its data, what follows it, or nothing.

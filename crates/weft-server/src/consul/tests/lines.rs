@@ -58,10 +58,16 @@ async fn a_body_is_asked_for_only_when_it_is_wanted() {
 #[tokio::test]
 async fn what_is_no_request_is_answered_once() {
     let rig = rig().await;
-    for (sent, status) in [
-        ("GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "400"),
-        ("hello\r\n\r\n", "400"),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "505"),
+    for (sent, status, part) in [
+        (
+            "GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "400",
+            "where the body ends must be said once",
+        ),
+        ("hello\r\n\r\n", "400", "cannot be read"),
+        ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", "400", "cannot be read"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "505", "HTTP/1.1"),
+        ("GET / HTTP/1.1\r\nExpect: more\r\n\r\n", "417", "100-continue"),
     ] {
         let mut stream = TcpStream::connect(rig.address).await.unwrap();
         let again = format!("{sent}GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -69,8 +75,22 @@ async fn what_is_no_request_is_answered_once() {
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
         assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
-        assert_eq!(text.matches("HTTP/1.1").count(), 1, "{text}");
+        let (head, why) = text.split_once("\r\n\r\n").unwrap();
+        assert_eq!(head.matches("HTTP/1.1 ").count(), 1, "{text}");
+        assert!(head.contains("content-type: text/plain"), "{text}");
+        assert!(why.contains(part), "it says why: {text}");
     }
+}
+
+#[tokio::test]
+async fn a_filter_may_be_sent_with_its_quotes_as_they_are() {
+    let rig = rig().await;
+    for name in ["web", "db"] {
+        rig.put("/v1/agent/service/register", json!({"Name": name})).await;
+    }
+    let found = rig.get("/v1/agent/services?filter=Service==\"web\"").await;
+    let names: Vec<String> = found.json().as_object().unwrap().keys().cloned().collect();
+    assert_eq!((found.status, names), (200, vec!["web".to_owned()]));
 }
 
 #[tokio::test]
