@@ -166,7 +166,7 @@ impl Door {
         tokio::pin!(until);
         loop {
             // As the rights are now, not as they were.
-            let now = Ask { who: self.still(ask)?, ..ask.clone() };
+            let now = Ask { who: self.still_there(ask).await?, ..ask.clone() };
             let (shape, hash) = self.agent_service_now(&now)?;
             if known.as_deref() != Some(hash.as_str()) {
                 return Ok(Reply::json(shape).with("X-Consul-ContentHash", hash));

@@ -29,8 +29,8 @@ impl Door {
         let replace_checks = ask.params.flag("replace-existing-checks");
         let mut sidecar = Sidecar::read(&body, &registration)?;
         // One port is given to one sidecar, whoever asks at the same time.
-        let _turn = match sidecar.is_some() {
-            true => Some(self.0.sidecars.lock().await),
+        let _turn = match sidecar.as_ref().is_some_and(|one| one.registration.port == 0) {
+            true => Some(self.sidecar_turn().await?),
             false => None,
         };
         if let Some(Sidecar { registration: one, .. }) = &mut sidecar {

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a machine's door answers by itself while no server can be asked and none said anything
-//! about it: instances that are registered with the machine, to whom it is known to be allowed.
-//! Called by `http`, with what was to be handed on.
+//! What a machine's door answers by itself as long as no server was there since it began: instances
+//! that are registered with the machine, to whom it is known to be allowed. Where one was there
+//! others may have more of them, and a part is no answer. Called by `http`, with what was to be
+//! handed on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
+use serde_json::Value;
 
 use super::Door;
 use super::http::Ask;
 use super::params::Params;
-use super::reply::Reply;
+use super::reply::{Body, Reply};
 use super::routes::Endpoint;
 use super::view::DEFAULT_NAMESPACE;
 use super::who::Secret;
@@ -28,8 +31,11 @@ impl Door {
         mut params: Params,
         secret: &str,
     ) -> Option<Reply> {
+        if self.far().is_none_or(|far| far.was_there()) {
+            return None;
+        }
         let blocking = params.blocking().ok().filter(|blocking| !blocking.consistent)?;
-        let namespace = params.filled("ns").unwrap_or(DEFAULT_NAMESPACE).into();
+        let namespace: Arc<str> = params.filled("ns").unwrap_or(DEFAULT_NAMESPACE).into();
         let view = self.view();
         let own = view.own.node.node.clone();
         let is_known = match endpoint {
@@ -39,7 +45,11 @@ impl Door {
             | Endpoint::CatalogService
             | Endpoint::CatalogConnect => {
                 let catalog = view.world.catalog();
-                catalog.on_node(&own).any(|(_, one)| one.agent && *one.service == *argument)
+                catalog.on_node(&own).any(|(_, one)| {
+                    one.agent
+                        && one.namespace == namespace
+                        && one.service.eq_ignore_ascii_case(&argument)
+                })
             }
             Endpoint::HealthNode | Endpoint::CatalogNode | Endpoint::CatalogNodeServices => {
                 *own == *argument
@@ -63,6 +73,10 @@ impl Door {
         let (body, method) = (Bytes::new(), Method::GET);
         let ask = Ask { argument, params, body, namespace, method, who, secret };
         let mut reply = Box::pin(self.dispatch(endpoint, &ask)).await.ok()?;
+        // That there is nobody only the server could say.
+        if matches!(&reply.body, Body::Json(Value::Array(found)) if found.is_empty()) {
+            return None;
+        }
         for (name, value) in &mut reply.headers {
             match &**name {
                 "X-Consul-KnownLeader" => *value = "false".to_owned(),

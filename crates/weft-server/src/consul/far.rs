@@ -49,6 +49,8 @@ pub trait Far: Send + Sync + fmt::Debug {
     fn registers(&self, what: String, secret: &str) -> Box<dyn Coming>;
     /// What shows no token of its own is shown with this one from now on.
     fn defaults(&self, secret: &str);
+    /// A server was there since this process began: what it knows is more than this machine does.
+    fn was_there(&self) -> bool;
     /// Something was written here: resolves when the server has it, or after a moment.
     fn wrote(&self, revision: u64) -> BoxFuture<'_, ()>;
 }

@@ -63,9 +63,9 @@ impl Reader {
     }
 
     /// Whether the holder of what was shown may still read.
-    fn may(&self) -> bool {
+    async fn may(&self) -> bool {
         let node = &self.door.own().node.node;
-        let still = self.door.still(&self.ask);
+        let still = self.door.still_there(&self.ask).await;
         still.is_ok_and(|who| who.may(Verb::Read, Kind::Agent, &self.ask.namespace, node))
     }
 }
@@ -84,7 +84,7 @@ impl Door {
             loop {
                 let line = tokio::select! {
                     line = lines.recv() => line?,
-                    _ = reader.turns.tick() => match reader.may() {
+                    _ = reader.turns.tick() => match reader.may().await {
                         true => continue,
                         false => return None,
                     },
@@ -102,7 +102,7 @@ impl Door {
         ask.who.demand(Verb::Read, Kind::Agent, &ask.namespace, &self.own().node.node)?;
         let parts = unfold(Reader::new(self, ask)?, |mut reader| async move {
             reader.turns.tick().await;
-            let figures = reader.may().then(|| reader.door.figures())?;
+            let figures = reader.may().await.then(|| reader.door.figures())?;
             Some((Bytes::from(format!("{figures}\n")), reader))
         });
         Ok(Reply::flow("application/json", Flow(parts.boxed())))

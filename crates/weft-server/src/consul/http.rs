@@ -2,20 +2,16 @@
 //! The door's HTTP: limits, who may ask (Host and Origin), dispatch, and an answer's bytes.
 //! Connections are in `line.rs`. Knows nothing of services.
 
-use std::io::Write;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT_ENCODING, DATE, EXPECT, HOST, ORIGIN};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{DATE, EXPECT, HOST, ORIGIN};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt as _, Full};
-use jiff::Timestamp;
-use jiff::fmt::rfc2822::DateTimePrinter;
-use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use weft_base::limits::{CHECK_HEADER, CONNECTIONS_MAX};
@@ -28,6 +24,7 @@ use super::host::{self, Unawaited};
 use super::line::{Line, Manner, Next, Wire};
 use super::params::Params;
 use super::register::known;
+use super::render::{Form, date, render};
 use super::reply::{Body, Reply};
 use super::routes::{self, Endpoint};
 use super::secure::{HANDSHAKES_MAX, Opening};
@@ -35,7 +32,6 @@ use super::wait::{Asked, Held, Waiting};
 use super::who::{Secret, Who, secret};
 use super::{Door, view};
 use crate::guards;
-use crate::meter::Part;
 
 /// Time for a request's head, and for its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -45,8 +41,6 @@ const LINGER_BYTES_MAX: usize = 128 * 1024 * 1024;
 const LINGER: Duration = Duration::from_secs(10);
 /// Room that a body is given for what it says of its length.
 const BODY_ROOM_BYTES: usize = 64 * 1024;
-/// Smaller answers are not compressed.
-const GZIP_BYTES_MIN: usize = 1400;
 /// How often a request is judged while what it is judged by keeps changing.
 const ADMISSIONS_MAX: usize = 5;
 
@@ -86,15 +80,6 @@ enum Turn {
 enum Read<'a> {
     Asked(Box<Asked>, Option<SemaphorePermit<'a>>),
     Answer(Reply),
-}
-
-/// How an answer is written.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Form {
-    gzip: bool,
-    pretty: bool,
-    /// What it is an answer of.
-    part: Part,
 }
 
 /// Of a request over TLS or a Unix socket: under no name of its own does a page of a browser come
@@ -546,92 +531,6 @@ async fn linger<B: HttpBody<Data = Bytes>>(mut body: Pin<&mut B>) {
     let _ = tokio::time::timeout(LINGER, forget).await;
 }
 
-/// As RFC 9110 writes it.
-fn date(wall_ms: u64) -> Option<HeaderValue> {
-    let now = Timestamp::from_millisecond(i64::try_from(wall_ms).ok()?).ok()?;
-    let text = DateTimePrinter::new().timestamp_to_rfc9110_string(&now).ok()?;
-    HeaderValue::from_str(&text).ok()
-}
-
-fn render(reply: Reply, form: Form) -> Answer {
-    let (kind, mut bytes, small) = match reply.body {
-        Body::Empty | Body::Later(_) | Body::Flow(..) => (None, Bytes::new(), None),
-        Body::Text(text) => (Some("text/plain; charset=utf-8"), text.into(), None),
-        Body::Json(value) => (Some("application/json"), encode(&value, form.pretty).into(), None),
-        Body::Bytes(kind, bytes) => (Some(kind), bytes, None),
-        Body::Shared(kind, written) => (Some(kind), written.plain().clone(), Some(written)),
-        Body::Whole(bytes) => (None, bytes, None),
-    };
-    let mut response = Response::new(Full::default());
-    *response.status_mut() = reply.status;
-    let headers = response.headers_mut();
-    let mut set = |name: &'static str, value: &'static str| {
-        headers.insert(name, HeaderValue::from_static(value));
-    };
-    set("x-content-type-options", "nosniff");
-    set("vary", "Accept-Encoding");
-    if let Some(kind) = kind {
-        set("content-type", kind);
-    }
-    if form.gzip && bytes.len() >= GZIP_BYTES_MIN {
-        let small = match &small {
-            Some(written) => written.small(compress),
-            None => compress(&bytes),
-        };
-        if let Some(small) = small {
-            set("content-encoding", "gzip");
-            bytes = small;
-        }
-    }
-    for (name, value) in &reply.headers {
-        if let (Ok(name), Ok(value)) =
-            (http::HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value))
-        {
-            response.headers_mut().insert(name, value);
-        }
-    }
-    *response.body_mut() = Full::new(bytes);
-    response
-}
-
-fn encode(value: &Value, pretty: bool) -> Vec<u8> {
-    let made = match pretty {
-        true => serde_json::to_vec_pretty(value),
-        false => serde_json::to_vec(value),
-    };
-    let mut bytes = made.expect("a JSON value is always written");
-    if pretty {
-        bytes.push(b'\n');
-    }
-    bytes
-}
-
-fn compress(bytes: &Bytes) -> Option<Bytes> {
-    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    out.write_all(bytes).ok()?;
-    out.finish().ok().map(Bytes::from)
-}
-
-// === impl Form ===
-
-impl Form {
-    fn of<B>(request: &Request<B>) -> Self {
-        let pretty = request.uri().query().is_some_and(|q| {
-            q.split('&').any(|part| part == "pretty" || part.starts_with("pretty="))
-        });
-        let part = Part::of(request.uri().path());
-        Self { gzip: accepts_gzip(request.headers()), pretty, part }
-    }
-}
-
-fn accepts_gzip(headers: &HeaderMap) -> bool {
-    let accepted = headers.get(ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    accepted.split(',').any(|part| {
-        let mut words = part.split(';').map(str::trim);
-        words.next() == Some("gzip") && words.all(|q| q != "q=0" && q != "q=0.0")
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -662,7 +561,10 @@ mod tests {
     fn reg_58_a_clients_check_asks_this_door_for_its_leader_only() {
         let out = |path: &str, header: &str| {
             let header = http::HeaderName::from_bytes(header.as_bytes()).unwrap();
-            is_out_of_bounds(&HeaderMap::from_iter([(header, HeaderValue::from_static(""))]), path)
+            is_out_of_bounds(
+                &HeaderMap::from_iter([(header, http::HeaderValue::from_static(""))]),
+                path,
+            )
         };
         let leave = "/v1/agent/leave";
         for path in [leave, "/v1/kv/x", "/v1/acl/tokens", "/v1/status/leader/", "/V1/status/peers"]
@@ -671,16 +573,5 @@ mod tests {
             assert!(!out(path, "x-other"), "{path}");
         }
         assert!(!out("/", "x-weft-check") && !out("/v1/status/leader", "x-weft-check"));
-    }
-
-    #[test]
-    fn gzip_is_for_who_accepts_it() {
-        let of = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(ACCEPT_ENCODING, text.parse().unwrap());
-            accepts_gzip(&headers)
-        };
-        assert!(of("gzip, deflate") && of("deflate, gzip;q=0.5"));
-        assert!(!of("deflate") && !of("gzip;q=0"));
     }
 }

@@ -27,6 +27,8 @@ pub(super) use body::Incoming;
 use head::{Found, Head, Wrong};
 pub(super) use wire::Wire;
 
+/// What who listens to an answer without an end may say besides, bytes.
+const SAID_BYTES_MAX: usize = 4096;
 /// Time for a request's head once it has begun.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a connection may be silent between requests.
@@ -152,6 +154,22 @@ impl Line {
         }
     }
 
+    /// Resolves when the client has gone away, or says more than anybody who only listens would.
+    /// What it says is dropped.
+    async fn left(&self) {
+        let mut dropped = BytesMut::with_capacity(READ_BYTES);
+        let mut count = 0;
+        while count < SAID_BYTES_MAX && self.stream.readable().await.is_ok() {
+            dropped.clear();
+            match self.stream.try_read_buf(&mut dropped) {
+                Ok(0) => return,
+                Ok(n) => count += n,
+                Err(why) if why.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+
     /// # Errors
     /// When the client is gone, or takes nothing for a while.
     pub async fn answer(&self, answer: &Response<Full<Bytes>>, manner: Manner) -> Result<()> {
@@ -189,7 +207,7 @@ impl Line {
         if self.write(&head).await.is_err() || manner.head_only {
             return;
         }
-        let gone = self.gone();
+        let gone = self.left();
         tokio::pin!(gone);
         loop {
             let part = tokio::select! {

@@ -36,6 +36,7 @@ mod params;
 mod query;
 pub(crate) mod query_run;
 mod register;
+mod render;
 mod reply;
 mod routes;
 pub mod secure;

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `Connect.SidecarService`: the proxy that is registered beside a service, with what Consul's agent
-//! fills in. Pure but for its port, which is the first that is free on the node.
+//! `Connect.SidecarService`: the proxy that is registered beside a service, with what Consul's
+//! agent fills in. Pure but for its port, which is the first that is free on the node.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
+use http::StatusCode;
 use serde_json::{Map, Value, json};
+use tokio::sync::MutexGuard;
 use weft_kinds::views::catalog::{CheckRecord, Registration};
 use weft_registry::catalog::registration_key;
 
@@ -16,6 +19,9 @@ use super::register;
 
 /// Where Consul's agent puts sidecars that name no port.
 const PORTS: RangeInclusive<u16> = 21_000..=21_255;
+
+/// For a turn to choose one.
+const TURN_MAX: Duration = Duration::from_secs(10);
 
 /// A sidecar that a body asks for.
 #[derive(Debug)]
@@ -78,6 +84,7 @@ impl Sidecar {
             false => registration.address.to_string(),
         };
         registration.proxy = Some(Box::new(Value::Object(proxy)));
+        register::known::service(&registration)?;
         let checks = register::service_checks(asked, &registration)?;
         Ok(Some(Self { registration, checks, host, parent: parent.id.to_string() }))
     }
@@ -107,6 +114,20 @@ impl Sidecar {
 }
 
 impl Door {
+    /// A turn to choose a port, until what it was chosen for is written.
+    ///
+    /// # Errors
+    /// 503 when others take too long.
+    pub(super) async fn sidecar_turn(&self) -> Result<MutexGuard<'_, ()>, Refusal> {
+        tokio::time::timeout(TURN_MAX, self.0.sidecars.lock()).await.map_err(|_| {
+            Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "other sidecars are registered first, and the store is slow; try again later, or \
+                 give it a Port",
+            )
+        })
+    }
+
     /// The port that a sidecar has already, else the first that none on this node has.
     ///
     /// # Errors
@@ -209,6 +230,8 @@ mod tests {
             (json!({"ID": "x"}), "cannot specify an ID"),
             (json!({"Connect": {"SidecarService": {}}}), "nested SidecarService"),
             (json!({"Port": "x"}), "Connect.SidecarService.Port"),
+            (json!({"Kind": "bogus"}), "no such kind"),
+            (json!({"Proxy": {"DestinationServiceName": "*"}}), "must not be a wildcard"),
         ] {
             assert!(read(wrong.clone()).is_err_and(|text| text.contains(why)), "{wrong}");
         }

@@ -17,8 +17,9 @@ use weft_registry::consul::Waiter;
 
 use super::Door;
 use super::error::Refusal;
-use super::http::{Ask, Form};
+use super::http::Ask;
 use super::index::Subscription;
+use super::render::Form;
 use super::reply::{Body, Reply};
 use super::routes::Endpoint;
 

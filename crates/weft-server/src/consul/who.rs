@@ -190,6 +190,17 @@ impl Door {
         }
     }
 
+    /// The same where the server may have to say it: at a machine's own door.
+    ///
+    /// # Errors
+    /// 403 when it is nobody's any more.
+    pub(super) async fn still_there(&self, ask: &Ask) -> Result<Who, Refusal> {
+        match (self.far(), &ask.secret) {
+            (Some(_), Some(secret)) => self.caller(&self.or_default(&secret.0)).await,
+            _ => self.still(ask),
+        }
+    }
+
     /// Whether there are access lists, as far as who asks can tell: a machine's door knows it
     /// from what the server said of the token.
     pub(super) fn has_acl(&self, who: &Who) -> bool {

@@ -48,6 +48,14 @@ pub struct Asked<'a> {
     pub body: Option<Bytes>,
 }
 
+/// Who signs tokens.
+#[derive(Debug, Default)]
+pub struct Provider {
+    pub keys: Vec<Key>,
+    /// Whom it says that it is, where it says so. Several may share a set of keys.
+    pub issuer: Option<String>,
+}
+
 /// The keys of providers, as they said them last.
 #[derive(Debug, Default)]
 pub struct Sets(Mutex<HashMap<Keys, Arc<tokio::sync::Mutex<Set>>>>);
@@ -57,7 +65,7 @@ struct Set {
     /// When it was asked for last, and when somebody answered.
     asked: Option<Mono>,
     said: Option<Mono>,
-    keys: Arc<Vec<Key>>,
+    provider: Arc<Provider>,
     why: String,
 }
 
@@ -68,7 +76,12 @@ impl Sets {
     ///
     /// # Errors
     /// When nobody says which, and did not within the hour.
-    pub async fn keys(&self, of: &Keys, id: &str, clock: &Clock) -> Result<Arc<Vec<Key>>, String> {
+    pub async fn provider(
+        &self,
+        of: &Keys,
+        id: &str,
+        clock: &Clock,
+    ) -> Result<Arc<Provider>, String> {
         let slot = {
             let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             if sets.len() >= SETS_MAX && !sets.contains_key(of) {
@@ -80,26 +93,26 @@ impl Sets {
         let mut set = slot.lock().await;
         let now = clock.now();
         let within = |at: Option<Mono>, time| at.is_some_and(|at| now.since(at) < time);
-        let has = id.is_empty() || set.keys.iter().any(|key| key.id == id);
+        let has = id.is_empty() || set.provider.keys.iter().any(|key| key.id == id);
         let is_due = !within(set.said, FRESH) || !has;
         if is_due && !within(set.asked, AGAIN) {
             set.asked = Some(now);
             match asked(of, clock).await {
-                Ok(keys) => (set.keys, set.said) = (Arc::new(keys), Some(now)),
+                Ok(provider) => (set.provider, set.said) = (Arc::new(provider), Some(now)),
                 Err(why) => set.why = why,
             }
         }
         match within(set.said, KEPT) {
-            true => Ok(set.keys.clone()),
+            true => Ok(set.provider.clone()),
             false => Err(format!("the keys of the auth method cannot be read: {}", set.why)),
         }
     }
 }
 
-async fn asked(of: &Keys, clock: &Clock) -> Result<Vec<Key>, String> {
-    let (url, authority) = match of {
-        Keys::Given(keys) => return Ok(keys.clone()),
-        Keys::Set(url, authority) => (url.clone(), authority),
+async fn asked(of: &Keys, clock: &Clock) -> Result<Provider, String> {
+    let (url, authority, issuer) = match of {
+        Keys::Given(keys) => return Ok(Provider { keys: keys.clone(), issuer: None }),
+        Keys::Set(url, authority) => (url.clone(), authority, None),
         Keys::Discovery(issuer, authority) => {
             let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
             let said = ask(Asked { url: &url, authority, token: None, body: None }, clock).await?;
@@ -108,11 +121,13 @@ async fn asked(of: &Keys, clock: &Clock) -> Result<Vec<Key>, String> {
             if word(&said, "issuer").trim_end_matches('/') != issuer.trim_end_matches('/') {
                 return Err(format!("{url}: it is of the issuer {:?}", word(&said, "issuer")));
             }
-            (word(&said, "jwks_uri").to_owned(), authority)
+            let issuer = Some(word(&said, "issuer").to_owned());
+            (word(&said, "jwks_uri").to_owned(), authority, issuer)
         }
     };
     let said = ask(Asked { url: &url, authority, token: None, body: None }, clock).await?;
-    Key::of_set(&said).map_err(|why| format!("{url}: {why}"))
+    let keys = Key::of_set(&said).map_err(|why| format!("{url}: {why}"))?;
+    Ok(Provider { keys, issuer })
 }
 
 /// The body of an answer that is a success.

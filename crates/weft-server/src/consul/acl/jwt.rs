@@ -186,6 +186,20 @@ pub fn judge(claims: &Map<String, Value>, method: &Method, now_ms: u64) -> Resul
     }
 }
 
+/// Whether a token is of the provider whose keys signed it, word by word: many have the same keys.
+///
+/// # Errors
+/// When it is another's.
+pub fn judge_issuer(claims: &Map<String, Value>, provider: Option<&str>) -> Result<(), String> {
+    let issuer = claims.get("iss").and_then(Value::as_str).unwrap_or_default();
+    match provider {
+        Some(provider) if provider != issuer => {
+            Err("the token is of another issuer than OIDCDiscoveryURL's (iss)".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What of the claims binding rules may look at: `value.NAME` and `list.NAME`.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
-use weft_registry::consul::{Change, State};
+use weft_registry::consul::{Change, RECORDS_MAX, State};
 
 use super::fetch::{Asked, ask};
 use super::jwt::{self, Unverified};
@@ -21,8 +21,11 @@ use crate::consul::filter::Filter;
 use crate::consul::http::Ask;
 use crate::consul::reply::Reply;
 
-/// Tokens that logins by one method may have made, at a time.
-const LOGINS_MAX: usize = 4_096;
+/// Tokens that logins by one method may have made, at a time, and by all methods: each takes two
+/// records, and most of the table is for what people make.
+const LOGINS_MAX: usize = 2_048;
+const ALL_LOGINS_MAX: usize = 4_096;
+const _: () = assert!(4 * ALL_LOGINS_MAX < RECORDS_MAX);
 /// Tokens that are over and are taken out by one login.
 const SWEPT_MAX: usize = 32;
 /// What a login may say of itself: entries, and bytes of each part.
@@ -92,14 +95,16 @@ impl Door {
         }
         let method = Method::read(&config).map_err(|refusal| refusal.text)?;
         let unverified = Unverified::read(bearer)?;
-        let keys = match &method.keys {
-            Keys::Given(keys) => keys.clone(),
+        let claims = match &method.keys {
+            Keys::Given(keys) => unverified.verified(keys, &method.algorithms)?,
             far => {
-                let known = self.acl().sets().keys(far, &unverified.key, &self.0.clock).await?;
-                known.to_vec()
+                let sets = self.acl().sets();
+                let provider = sets.provider(far, &unverified.key, &self.0.clock).await?;
+                let claims = unverified.verified(&provider.keys, &method.algorithms)?;
+                jwt::judge_issuer(&claims, provider.issuer.as_deref())?;
+                claims
             }
         };
-        let claims = unverified.verified(&keys, &method.algorithms)?;
         jwt::judge(&claims, &method, self.wall_ms())?;
         jwt::mapped(&claims, &method)
     }
@@ -137,22 +142,26 @@ impl Door {
 
     /// Tokens that are over are taken out; of those of this method so many may be there.
     fn swept(&self, state: &State, method: &str) -> Result<Vec<Change>, Refusal> {
-        let (mut changes, mut there) = (Vec::new(), 0);
+        let (mut changes, mut there, mut all) = (Vec::new(), 0_usize, 0_usize);
         for (token, _) in state.records(&format!("{TABLE}/token")) {
             let Some(token) = token.as_object() else { continue };
+            let by = word_of(token, "AuthMethod");
             match tokens::is_over(self, state, token) {
                 true if changes.len() < 2 * SWEPT_MAX => changes.extend(tokens::gone(token)),
-                false if word_of(token, "AuthMethod") == method => there += 1,
+                false if !by.is_empty() => {
+                    all += 1;
+                    there += usize::from(by == method);
+                }
                 _ => {}
             }
         }
-        match there < LOGINS_MAX {
+        match there < LOGINS_MAX && all < ALL_LOGINS_MAX {
             true => Ok(changes),
             false => Err(Refusal::new(
                 http::StatusCode::TOO_MANY_REQUESTS,
                 format!(
-                    "logins by {method:?} have made {there} tokens that are not over; log out, or \
-                     set the method's MaxTokenTTL"
+                    "logins have made {all} tokens that are not over, {there} of them by \
+                     {method:?}; log out, or set the method's MaxTokenTTL"
                 ),
             )),
         }

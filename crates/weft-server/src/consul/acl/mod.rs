@@ -60,6 +60,8 @@ pub struct Acl {
     names: Mutex<Option<Named>>,
     /// What providers of tokens sign with.
     sets: fetch::Sets,
+    /// What the initial management token is known by: a hash of its secret, and its accessor.
+    management: Option<(String, String)>,
 }
 
 /// Who asks over DNS, and how long that is so.
@@ -89,14 +91,22 @@ impl std::fmt::Debug for AclConfig {
 
 impl Acl {
     pub fn new(config: Option<AclConfig>) -> Self {
+        let secret = config.as_ref().and_then(|config| config.initial_management.as_deref());
+        let management = secret.map(|secret| (hash(secret), tokens::accessor_of(secret)));
         Self {
             config,
+            management,
             cache: Mutex::default(),
             default: Mutex::default(),
             dns: Mutex::default(),
             names: Mutex::default(),
             sets: fetch::Sets::default(),
         }
+    }
+
+    /// A hash of the management token's secret, and its accessor.
+    fn management(&self) -> Option<&(String, String)> {
+        self.management.as_ref()
     }
 
     fn sets(&self) -> &fetch::Sets {

@@ -27,6 +27,10 @@ impl Far for Server {
         async { Err(Away("gone".into())) }.boxed()
     }
 
+    fn was_there(&self) -> bool {
+        false
+    }
+
     fn registers(&self, _: String, _: &str) -> Box<dyn Coming> {
         unreachable!("nothing is registered here")
     }
@@ -115,6 +119,10 @@ impl Far for Picky {
 
     fn ask(&self, _: FarAsk) -> BoxFuture<'_, Result<FarAnswer, Away>> {
         async { Err(Away("gone".into())) }.boxed()
+    }
+
+    fn was_there(&self) -> bool {
+        false
     }
 
     fn registers(&self, _: String, _: &str) -> Box<dyn Coming> {

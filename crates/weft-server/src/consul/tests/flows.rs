@@ -14,7 +14,7 @@ impl Reading {
     async fn of(rig: &Rig, path: &str, token: &str) -> Self {
         let mut stream = TcpStream::connect(rig.address).await.unwrap();
         let ask =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Consul-Token: {token}\r\n\r\n");
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Consul-Token: {token}\r\n\r\n\r\n");
         stream.write_all(ask.as_bytes()).await.unwrap();
         Self(stream, Vec::new())
     }

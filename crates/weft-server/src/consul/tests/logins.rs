@@ -31,7 +31,8 @@ impl Issuer {
     fn jwk(&self, id: &str) -> Value {
         let point = self.0.public_key().as_ref();
         let of = |range: std::ops::Range<usize>| URL_SAFE_NO_PAD.encode(&point[range]);
-        json!({"kty": "EC", "crv": "P-256", "kid": id, "use": "sig", "x": of(1..33), "y": of(33..65)})
+        let (x, y) = (of(1..33), of(33..65));
+        json!({"kty": "EC", "crv": "P-256", "kid": id, "use": "sig", "x": x, "y": y})
     }
 
     fn token(&self, header: Value, claims: Value) -> String {
@@ -79,7 +80,8 @@ fn config(issuer: &Issuer) -> Value {
     json!({
         "JWTValidationPubKeys": [issuer.pem()], "BoundIssuer": "https://issuer",
         "BoundAudiences": ["weft"],
-        "ClaimMappings": {"sub": "name", "/org/team": "team"}, "ListClaimMappings": {"groups": "groups"},
+        "ClaimMappings": {"sub": "name", "/org/team": "team"},
+        "ListClaimMappings": {"groups": "groups"},
     })
 }
 
@@ -334,9 +336,13 @@ async fn an_openid_provider_names_its_keys() {
                       "BoundAudiences": ["weft"], "ClaimMappings": {"sub": "name"}}))
         .await;
     rig.rule("service", "${value.name}", "").await;
-    let token = issuer.token(json!({"alg": "ES256", "kid": "k1"}), claims(&rig));
-    let answer = rig.login(&token).await;
-    assert_eq!(answer.status, 200, "{}", answer.text);
+    for (own, status) in [(url.as_str(), 200), ("https://other-tenant", 403), ("", 403)] {
+        let mut claims = claims(&rig);
+        claims["iss"] = json!(own);
+        let token = issuer.token(json!({"alg": "ES256", "kid": "k1"}), claims);
+        let answer = rig.login(&token).await;
+        assert_eq!(answer.status, status, "{own}: {}", answer.text);
+    }
 }
 
 #[tokio::test]

@@ -207,6 +207,10 @@ impl Far for Server {
         async move { Ok(FarAnswer { status: 200, headers: Vec::new(), body }) }.boxed()
     }
 
+    fn was_there(&self) -> bool {
+        false
+    }
+
     fn registers(&self, what: String, secret: &str) -> Box<dyn Coming> {
         let world = self.registry.get().unwrap().now();
         let id = what.rsplit('/').next().unwrap();
@@ -368,6 +372,8 @@ async fn a_write_goes_on_when_its_machine_waits_no_more() {
 struct Gone {
     /// It is known that there are no access lists.
     open: bool,
+    /// It was there before.
+    was: bool,
 }
 
 impl Far for Gone {
@@ -383,6 +389,10 @@ impl Far for Gone {
         async { Err(Away("nobody answers".into())) }.boxed()
     }
 
+    fn was_there(&self) -> bool {
+        self.was
+    }
+
     fn registers(&self, what: String, secret: &str) -> Box<dyn Coming> {
         Box::new(Noted { of: Arc::default(), what: (what, secret.to_owned()) })
     }
@@ -396,7 +406,7 @@ impl Far for Gone {
 
 #[tokio::test]
 async fn a_machine_without_a_server_knows_what_is_registered_with_it() {
-    let far = Some(Arc::new(Gone { open: true }) as Arc<dyn Far>);
+    let far = Some(Arc::new(Gone { open: true, was: false }) as Arc<dyn Far>);
     let rig = rig_with(Access { far, ..Access::default() }).await;
     let web = json!({"Name": "web", "Port": 80, "Check": {"TTL": "60s", "Status": "passing"}});
     rig.put("/v1/agent/service/register", web).await;
@@ -415,20 +425,25 @@ async fn a_machine_without_a_server_knows_what_is_registered_with_it() {
         "/v1/catalog/services",
         "/v1/catalog/node/n2",
         "/v1/health/service/web?consistent",
+        "/v1/health/service/web?ns=shop",
+        "/v1/health/service/web?tag=v2",
         "/v1/kv/web",
     ] {
         let answer = rig.get(path).await;
         assert_eq!(answer.status, 500, "{path}: {}", answer.text);
         assert!(answer.text.starts_with("No cluster leader"), "{path}: {}", answer.text);
     }
-    // Where nobody knows who may see what, nobody is shown anything.
-    let far = Some(Arc::new(Gone { open: false }) as Arc<dyn Far>);
-    let closed = rig_with(Access { far, ..Access::default() }).await;
-    let node = NodeRecord { node: "n1".into(), ..NodeRecord::default() };
-    let registration =
-        Registration { node: "n1".into(), ..service("web", Vec::new()).registration };
-    let request =
-        weft_registry::catalog::ServiceRequest { registration, node, ..Default::default() };
-    closed.registry.catalog().register_service(request).await.unwrap();
-    assert_eq!(closed.get("/v1/health/service/web").await.status, 500);
+    // Where nobody knows who may see what nobody is shown anything, and where a server was there it
+    // knows of others.
+    for (open, was) in [(false, false), (true, true)] {
+        let far = Some(Arc::new(Gone { open, was }) as Arc<dyn Far>);
+        let closed = rig_with(Access { far, ..Access::default() }).await;
+        let node = NodeRecord { node: "n1".into(), ..NodeRecord::default() };
+        let registration =
+            Registration { node: "n1".into(), ..service("web", Vec::new()).registration };
+        let request =
+            weft_registry::catalog::ServiceRequest { registration, node, ..Default::default() };
+        closed.registry.catalog().register_service(request).await.unwrap();
+        assert_eq!(closed.get("/v1/health/service/web").await.status, 500, "{open} {was}");
+    }
 }

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ pub struct Way {
     /// The first is for what is answered at once.
     lanes: Vec<Lane>,
     contact: watch::Receiver<Contact>,
+    /// A server was there since this process began.
+    there: AtomicBool,
     failed: Mutex<Option<Mono>>,
     kept: Mutex<Kept>,
     secrets: Arc<Secrets>,
@@ -83,6 +86,7 @@ impl Way {
         let way = Arc::new_cyclic(|own| Self {
             lanes: (0..=LANES).map(|_| lane()).collect(),
             contact,
+            there: AtomicBool::new(false),
             failed: Mutex::default(),
             kept: Mutex::default(),
             secrets: Arc::new(Secrets::read(data)),
@@ -107,6 +111,7 @@ impl Way {
         let mut contact = self.contact.clone();
         let mut backoff = Backoff::new();
         while contact.wait_for(|contact| contact.there).await.is_ok() {
+            self.there.store(true, Ordering::Relaxed);
             match self.token_now(String::new()).await {
                 Ok(_) => {
                     backoff.worked();
@@ -121,6 +126,11 @@ impl Way {
 
     pub fn secrets(&self) -> &Secrets {
         &self.secrets
+    }
+
+    /// A server was there since this process began.
+    pub fn was_there(&self) -> bool {
+        self.there.load(Ordering::Relaxed) || self.contact.borrow().there
     }
 
     pub fn contact(&self) -> watch::Receiver<Contact> {
@@ -356,6 +366,10 @@ impl Far for Way {
 
     fn ask(&self, ask: FarAsk) -> BoxFuture<'_, Result<FarAnswer, Away>> {
         self.ask_now(ask).boxed()
+    }
+
+    fn was_there(&self) -> bool {
+        Self::was_there(self)
     }
 
     fn registers(&self, what: String, secret: &str) -> Box<dyn Coming> {
