@@ -35,6 +35,7 @@ impl Door {
         let fields = Fields::new(&body, "");
         let mut node = register::node(&body, &self.own().datacenter)?;
         node.node = self.view().spelled(&node.node);
+        let node = self.node_as_it_is(node);
         let update_node = !fields.flag("SkipNodeUpdate")?;
         let service = match fields.object("Service")? {
             None => None,
@@ -42,6 +43,7 @@ impl Door {
         };
         let checks = register::catalog_checks(&body, service.as_ref())?;
         self.admit_registration(ask, &node, service.as_ref(), &checks, update_node)?;
+        let checks = self.without_own_health(&node.node, checks);
         let (own, others): (Vec<_>, Vec<_>) = checks.into_iter().partition(|check| {
             service.as_ref().is_some_and(|service| check.service_id == service.id)
         });
@@ -131,13 +133,21 @@ impl Door {
         let (service, check) = (fields.text("ServiceID")?, fields.text("CheckID")?);
         let done = if !service.is_empty() {
             let key = RegistrationKey { namespace, node, id: service.into() };
-            self.for_instance(ask, &key).await?.deregister_service(&key).await
+            let catalog = self.for_instance(ask, &key).await?;
+            match self.is_agents_instance(&key) {
+                true => Ok(()),
+                false => catalog.deregister_service(&key).await,
+            }
         } else if !check.is_empty() {
             let key = CheckKey { namespace, node, id: check.into() };
-            self.for_known_check(ask, &key).await?.deregister_check(&key).await
+            let catalog = self.for_known_check(ask, &key).await?;
+            match self.is_agents_check(&key) {
+                true => Ok(()),
+                false => catalog.deregister_check(&key).await,
+            }
         } else {
             ask.who.demand(Verb::Write, Kind::Node, &namespace, &node)?;
-            self.catalog().deregister_node(&node).await
+            self.deregister_node(&node).await
         };
         match done {
             // What is gone already is as it was asked to be.

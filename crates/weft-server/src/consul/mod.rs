@@ -32,6 +32,7 @@ mod intention;
 mod kv;
 mod line;
 mod operator;
+mod own_node;
 mod params;
 mod query;
 pub(crate) mod query_run;

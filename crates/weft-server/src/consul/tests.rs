@@ -26,6 +26,7 @@ mod kinds;
 mod lines;
 mod logins;
 mod machines;
+mod own_node;
 mod records;
 mod rights;
 mod secure;

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What writers to the catalog may change of this server's own node. As with Consul its agent is the
+//! truth of it. Consul's puts right within a minute what others wrote; here it is never written: the
+//! request is answered as if it had been. Called by the catalog's endpoints; a machine's agent has
+//! its anti-entropy (`sync`).
+
+use std::sync::Arc;
+
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord};
+use weft_kinds::views::check::SERF_HEALTH;
+use weft_kinds::world::{CheckKey, RegistrationKey};
+use weft_registry::catalog::CatalogError;
+
+use super::Door;
+
+impl Door {
+    fn is_own(&self, node: &str) -> bool {
+        *node == *self.own().node.node
+    }
+
+    /// The node as it may be written: where the server's own is, it says itself.
+    pub(super) fn node_as_it_is(&self, mut node: NodeRecord) -> NodeRecord {
+        let own = &self.own().node;
+        if self.is_own(&node.node) {
+            node.id = own.id.clone();
+            node.address = own.address.clone();
+            node.tagged_addresses = own.tagged_addresses.clone();
+        }
+        node
+    }
+
+    /// Without what says that the own node is alive or not: it is, if it answers.
+    pub(super) fn without_own_health(
+        &self,
+        node: &str,
+        mut checks: Vec<CheckRecord>,
+    ) -> Vec<CheckRecord> {
+        checks.retain(|check| !(self.is_own(node) && *check.id == *SERF_HEALTH));
+        checks
+    }
+
+    /// Whether a program registered this instance with the own agent, which alone takes it away.
+    pub(super) fn is_agents_instance(&self, key: &RegistrationKey) -> bool {
+        let view = self.view();
+        let there = view.world.catalog().registration(key);
+        self.is_own(&key.node) && there.is_some_and(|registration| registration.agent)
+    }
+
+    /// The same of a check.
+    pub(super) fn is_agents_check(&self, key: &CheckKey) -> bool {
+        let view = self.view();
+        let there = view.world.catalog().check(key);
+        self.is_own(&key.node) && there.is_some_and(|check| check.typed().agent)
+    }
+
+    /// Takes a node away; of the own one what others wrote to the catalog.
+    pub(super) async fn deregister_node(&self, node: &Arc<str>) -> Result<(), CatalogError> {
+        if !self.is_own(node) {
+            return self.catalog().deregister_node(node).await;
+        }
+        let (instances, checks) = self.others_on(node);
+        for key in instances {
+            unless_gone(self.catalog().deregister_service(&key).await)?;
+        }
+        for key in checks {
+            unless_gone(self.catalog().deregister_check(&key).await)?;
+        }
+        Ok(())
+    }
+
+    /// What is on a node that its agent knows nothing of.
+    fn others_on(&self, node: &str) -> (Vec<RegistrationKey>, Vec<CheckKey>) {
+        let view = self.view();
+        let catalog = view.world.catalog();
+        let instances = catalog.on_node(node).filter(|(_, one)| !one.agent);
+        let checks = catalog.node_checks(node);
+        let checks = checks.filter(|(key, one)| !one.typed().agent && *key.id != *SERF_HEALTH);
+        (
+            instances.map(|(key, _)| key.clone()).collect(),
+            checks.map(|(key, _)| key.clone()).collect(),
+        )
+    }
+}
+
+/// What is gone already is as it was asked to be.
+fn unless_gone(done: Result<(), CatalogError>) -> Result<(), CatalogError> {
+    match done {
+        Err(CatalogError::UnknownService { .. } | CatalogError::UnknownCheck { .. }) => Ok(()),
+        done => done,
+    }
+}
