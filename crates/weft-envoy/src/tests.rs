@@ -329,7 +329,8 @@ fn a_query_that_is_written_encoded_is_no_match_of_ours() {
     };
     clean(of("exact: b c"));
     clean(of("safe_regex: {regex: b+}"));
-    for text in ["exact: b%20c", "exact: b+c", "prefix: b%2f"] {
+    let regex = "safe_regex: {regex: 'b%20c'}";
+    for text in ["exact: b%20c", "exact: b+c", "prefix: b%2f", "suffix: '%20c'", regex] {
         let found = said(&of(text).unsupported);
         assert!(found.contains("query_parameters[0].string_match: "), "{text}: {found}");
     }

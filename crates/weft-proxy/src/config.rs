@@ -70,6 +70,9 @@ pub struct ProxyConfig {
     /// Returns memory that nobody uses any more to the system: only the program knows its
     /// allocator. Called once no table was made for a while.
     pub give_back: fn(),
+    /// Has the allocator return the pages that it does not use, and nothing else: called while
+    /// memory is short.
+    pub purge: fn(),
     /// Changes what this process logs, by the words of its log filter, and says what it logs then.
     /// Only the program knows its log.
     pub log_filter: fn(Option<&str>) -> Result<String, String>,
@@ -266,6 +269,7 @@ impl ProxyConfig {
             drain_grace: Duration::from_secs(15),
             succession_grace: Duration::from_secs(600),
             give_back: || {},
+            purge: || {},
             log_filter: |_| Err("this process has no log to change".into()),
         }
     }

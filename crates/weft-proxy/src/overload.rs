@@ -59,6 +59,8 @@ pub struct Pressure {
     limit: AtomicU64,
     period: AtomicU64,
     crowds: Crowds,
+    /// A request was refused for those that are young.
+    refused: AtomicBool,
     risen: Notify,
 }
 
@@ -120,7 +122,11 @@ impl Pressure {
         let young = self.crowds.young(crowd, worker, self.period.load(Ordering::Relaxed));
         let coming = young.saturating_mul(REQUEST_BYTES);
         let used = self.used.load(Ordering::Relaxed).saturating_add(coming);
-        used <= (limit / 100).saturating_mul(SHED_PERCENT)
+        let admits = used <= (limit / 100).saturating_mul(SHED_PERCENT);
+        if !admits {
+            self.refused.store(true, Ordering::Relaxed);
+        }
+        admits
     }
 
     /// Bytes that must become free before requests are taken again.
@@ -264,7 +270,8 @@ pub async fn watch(gauge: Gauge, pressure: Arc<Pressure>, give_back: impl Fn()) 
     }
 }
 
-/// Notes what is used, with what is free given back where it is much; its share of the limit.
+/// Notes what is used, with what is free given back where that is much or somebody was refused; its
+/// share of the limit.
 fn look(
     gauge: &Gauge,
     pressure: &Pressure,
@@ -274,7 +281,8 @@ fn look(
 ) -> u64 {
     let mut used = gauge.counted();
     let lately = given_back.is_some_and(|at| now < at + GIVE_BACK_EVERY);
-    if gauge.percent(used) >= SHED_PERCENT && !lately {
+    let matters = || pressure.refused.swap(false, Ordering::Relaxed);
+    if !lately && (gauge.percent(used) >= RELIEF_PERCENT || matters()) {
         give_back();
         *given_back = Some(now);
         used = gauge.counted();
@@ -342,15 +350,15 @@ pub(crate) mod tests {
         assert_eq!(taken(10), 0);
     }
 
-    /// What a group uses, where so much of it is free and goes when it is given back.
-    fn watched(used: u64, free: u64) -> (bool, u32) {
+    /// A group that uses so much, of which so much is free and goes when it is given back. Whether
+    /// anybody is refused after a second and a half, and how often it was given back.
+    fn watched(pressure: &Pressure, used: u64, free: u64) -> (bool, u32) {
         let dir = tempfile::tempdir().unwrap();
         let current = dir.path().join("current");
         fs::write(&current, format!("{used}\n")).unwrap();
+        let (left, asked) = (used - free, Cell::new(0));
         let stat = dir.path().join("stat");
         let used = Used::Group { current: current.clone(), stat, keys: FILES };
-        let left = fs::read_to_string(&current).unwrap().trim().parse::<u64>().unwrap() - free;
-        let (asked, pressure) = (Cell::new(0), Pressure::default());
         let give_back = || {
             asked.set(asked.get() + 1);
             fs::write(&current, left.to_string()).unwrap();
@@ -358,16 +366,29 @@ pub(crate) mod tests {
         let (gauge, mut given_back) = (Gauge { limit: 1_000, used }, None);
         let began = Instant::now();
         for n in 0..150 {
-            look(&gauge, &pressure, &mut given_back, began + OFTEN * n, &give_back);
+            look(&gauge, pressure, &mut given_back, began + OFTEN * n, &give_back);
         }
         (pressure.is_high(), asked.get())
     }
 
     #[test]
     fn what_is_free_is_given_back_before_anybody_is_refused() {
-        assert_eq!(watched(950, 300), (false, 1), "it is free again");
-        assert_eq!(watched(950, 20), (true, 2), "it is used, and looked at each second");
-        assert_eq!(watched(890, 300), (false, 0), "there is room");
+        let fresh = |used, free| watched(&Pressure::default(), used, free);
+        assert_eq!(fresh(950, 300), (false, 1), "it is free again");
+        assert_eq!(fresh(950, 20), (true, 2), "it is used, and looked at each second");
+        assert_eq!(fresh(850, 300), (false, 1), "there is little room");
+        assert_eq!(fresh(790, 300), (false, 0), "there is room");
+        let pressure = Pressure::default();
+        pressure.note(950, 1_000);
+        assert_eq!(watched(&pressure, 850, 250), (false, 1), "its clients have left");
+        pressure.limit.store(1_000, Ordering::Relaxed);
+        pressure.note(700, 1_000);
+        let crowd = Crowd::default();
+        assert!(pressure.admits(&crowd, 0));
+        crowd.begin();
+        assert!(!pressure.admits(&crowd, 0));
+        assert_eq!(watched(&pressure, 700, 300), (false, 1), "somebody was refused");
+        assert_eq!(watched(&pressure, 700, 300), (false, 0), "nobody since");
     }
 
     #[test]

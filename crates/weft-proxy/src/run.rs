@@ -228,7 +228,7 @@ fn watch_memory(
 ) {
     if let Some(gauge) = Gauge::find(config.limits.memory_bytes_max) {
         tasks.spawn("stored answers", cache::watch(stored, pressure.clone()));
-        tasks.spawn("memory", overload::watch(gauge, pressure, config.give_back));
+        tasks.spawn("memory", overload::watch(gauge, pressure, config.purge));
     }
 }
 

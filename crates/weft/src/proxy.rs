@@ -359,6 +359,7 @@ fn config(args: &ProxyArgs, loaded: Option<&Loaded>) -> Result<ProxyConfig> {
     config.one_door = loaded.is_some() && args.metrics_port.is_none() && args.ready_port.is_none();
     capture(args, &mut config)?;
     config.limits.memory_bytes_max = loaded.and_then(|l| l.memory);
+    config.purge = sys::give_back;
     config.give_back = || {
         sys::give_back();
         // Among it the pages of all that only changes need.

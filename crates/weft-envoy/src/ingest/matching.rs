@@ -86,9 +86,7 @@ pub fn of_route(message: &Message<'_>) -> Option<Match> {
             query.message("string_match").and_then(|m| string(&m))
         };
         let value = value.unwrap_or(StringMatch::Present);
-        if let StringMatch::Exact(text) | StringMatch::Prefix(text) = &value
-            && text.contains(['%', '+'])
-        {
+        if let Some(text) = encoded(&query) {
             // Envoy compares what was sent, letter by letter.
             let why = format!("{text:?}: queries are compared decoded; write what it stands for");
             query.unsupported("string_match", why);
@@ -107,6 +105,18 @@ pub fn of_route(message: &Message<'_>) -> Option<Match> {
         message.unsupported("runtime_fraction", why);
     }
     whole.then_some(out)
+}
+
+/// A text of a query's matcher that only something encoded has: a `%`, or a `+` for a blank.
+fn encoded(query: &Message<'_>) -> Option<String> {
+    let matcher = query.message("string_match")?;
+    let texts = ["exact", "prefix", "suffix", "contains"].into_iter();
+    let mut texts = texts.filter_map(|field| matcher.text(field));
+    if let Some(text) = texts.find(|text| text.contains(['%', '+'])) {
+        return Some(text.to_owned());
+    }
+    let regex = matcher.message("safe_regex")?;
+    regex.text("regex").filter(|source| source.contains('%')).map(str::to_owned)
 }
 
 fn path(message: &Message<'_>) -> Option<Option<PathMatch>> {

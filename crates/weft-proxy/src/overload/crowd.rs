@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// A worker says how many it has when they are so many more or fewer than it has said.
 const STEP: u64 = 8;
@@ -19,11 +20,15 @@ pub struct Crowd {
     period: Cell<u64>,
     /// What the others know, and since which period.
     said: Cell<(u64, u64)>,
+    slot: Arc<AtomicU64>,
 }
 
 /// What each worker has said: a period above, and how many of its requests are young below.
 #[derive(Debug, Default)]
-pub(super) struct Crowds(Box<[AtomicU64]>);
+pub(super) struct Crowds(Box<[OnceLock<Arc<AtomicU64>>]>);
+
+/// The half of a slot that one of them takes.
+const HALF: u64 = u32::MAX as u64;
 
 // === impl Crowd ===
 
@@ -33,7 +38,18 @@ impl Crowd {
     }
 
     pub fn end(&self) {
-        self.now.set(self.now.get().saturating_sub(1));
+        let now = self.now.get().saturating_sub(1);
+        self.now.set(now);
+        // None of those that are over is young.
+        let (period, said) = self.said.get();
+        if said >= now + STEP {
+            self.say(period, now);
+        }
+    }
+
+    fn say(&self, period: u64, young: u64) {
+        self.said.set((period, young));
+        self.slot.store(period << 32 | young.min(HALF), Ordering::Relaxed);
     }
 
     /// How many more there are than in the quietest moment of this period and the last.
@@ -54,24 +70,26 @@ impl Crowd {
 
 impl Crowds {
     pub fn new(workers: usize) -> Self {
-        Self((0..workers).map(|_| AtomicU64::new(0)).collect())
+        Self((0..workers).map(|_| OnceLock::new()).collect())
     }
 
     /// How many are young: of this worker, and of the others, of each within [`STEP`]. Who has
     /// taken nothing for two periods has none.
     pub fn young(&self, crowd: &Crowd, worker: usize, period: u64) -> u64 {
         let own = crowd.young(period);
-        let (when, said) = crowd.said.get();
-        if (when != period || said.abs_diff(own) >= STEP)
-            && let Some(slot) = self.0.get(worker)
-        {
-            crowd.said.set((period, own));
-            slot.store(period << 32 | own.min(u32::MAX.into()), Ordering::Relaxed);
+        if let Some(slot) = self.0.get(worker) {
+            slot.get_or_init(|| crowd.slot.clone());
         }
-        let others = self.0.iter().enumerate().filter(|(n, _)| *n != worker).map(|(_, slot)| {
+        let (when, said) = crowd.said.get();
+        if when != period || said.abs_diff(own) >= STEP {
+            crowd.say(period, own);
+        }
+        let others = self.0.iter().enumerate().filter(|(n, _)| *n != worker);
+        let others = others.filter_map(|(_, slot)| slot.get()).map(|slot| {
             let said = slot.load(Ordering::Relaxed);
-            let is_late = (period & u64::from(u32::MAX)).wrapping_sub(said >> 32) > 1;
-            if is_late { 0 } else { said & u64::from(u32::MAX) }
+            // One that has looked at the clock a moment later is a period ahead.
+            let age = period.wrapping_sub(said >> 32) & HALF;
+            if (2..HALF).contains(&age) { 0 } else { said & HALF }
         });
         others.fold(own, u64::saturating_add)
     }
@@ -94,9 +112,13 @@ mod tests {
         assert_eq!((young(&one, 0, 7), young(&two, 1, 7)), (101 - STEP, 100));
         one.end();
         assert_eq!((young(&one, 0, 7), young(&two, 1, 7)), (100 - STEP, 100 - STEP));
-        // It takes nothing more: what it has is there to be seen in two periods.
-        assert_eq!((young(&two, 1, 8), young(&two, 1, 9)), (100 - STEP, 0));
+        assert_eq!(young(&two, 1, 6), 100 - STEP, "it is a period ahead");
+        assert_eq!((young(&two, 1, 8), young(&two, 1, 9)), (100 - STEP, 0), "they are in use");
         assert_eq!(Crowds::default().young(&one, 0, 7), 100 - STEP, "nobody else is known");
+        // A burst that is over counts for nobody, though its worker is asked for nothing more.
+        assert_eq!((young(&one, 0, 7), young(&two, 1, 7)), (100 - STEP, 100 - STEP));
+        (0..90).for_each(|_| one.end());
+        assert!(young(&two, 1, 7) < 2 * STEP, "{}", young(&two, 1, 7));
     }
 
     #[test]

@@ -135,8 +135,6 @@ const DETAILS: &[(Flag, &str)] = &[
     (Flag::DC, "downstream_remote_disconnect"),
     (Flag::UAEX, "access_denied"),
 ];
-
-/// The same of an answer whose head had been passed on.
 const CUT_OFF: &str = "upstream_reset_after_response_started{connection_termination}";
 
 /// Where values go.
