@@ -181,20 +181,23 @@ fn at_sidecar(
     (conn, request): (&Conn, &Request<()>),
     out: &mut Explanation,
 ) -> Result<(), Answer> {
-    let arrived = arrived::read(request)?;
-    let Authority { host, port } = &arrived.authority;
     let connects = request.method() == Method::CONNECT;
-    match door {
-        Door::Forward if connects && port.is_none() => {
+    if connects && *door != Door::Forward {
+        return Err(of_refusal(&Refusal::new(Cause::MethodRefused, "")));
+    }
+    // A pod's program that speaks TLS itself asks its proxy for a tunnel, and nobody reads on.
+    if *door == Door::Forward && (connects || conn.scheme == "https") {
+        let named = request.uri().authority().and_then(|named| Authority::parse(named.as_str()));
+        let Some(Authority { host, port }) = named else {
+            return Err(of_refusal(&Refusal::new(Cause::BadRequest, "CONNECT names no host")));
+        };
+        if connects && port.is_none() {
             return Err(of_refusal(&Refusal::new(Cause::BadRequest, "CONNECT names no port")));
         }
-        // A pod's program that speaks TLS itself asks its proxy for a tunnel.
-        Door::Forward if connects || conn.scheme == "https" => {
-            doors::tunnel(table, host, port.unwrap_or(443), conn, out);
-        }
-        _ if connects => return Err(of_refusal(&Refusal::new(Cause::MethodRefused, ""))),
-        _ => asked_http(table, conn, arrived.cleaned(conn, None)?, out),
+        doors::tunnel(table, &host, port.unwrap_or(443), conn, out);
+        return Ok(());
     }
+    asked_http(table, conn, arrived::read(request)?.cleaned(conn, None)?, out);
     Ok(())
 }
 

@@ -343,7 +343,7 @@ impl ProxyCollector {
 /// Endpoints of a backend that are ejected now, and how often one was.
 pub fn ejected(backend: &BackendEntry, now: Mono) -> (u64, u64) {
     let out = backend.endpoints.iter().filter(|e| e.shared.is_ejected(now)).count();
-    (u64::try_from(out).unwrap_or(u64::MAX), backend.set.ejections())
+    (u64::try_from(out).unwrap_or(u64::MAX), backend.set.ejections(&backend.cluster))
 }
 
 /// The exposition of one collector in Prometheus' classic text format (0.0.4), which every

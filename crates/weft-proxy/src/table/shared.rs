@@ -10,6 +10,8 @@ use weft_base::clock::Mono;
 use weft_base::metrics::Cell;
 use weft_model::decide::{Ejection, Outcome, Seen, Streaks};
 
+use crate::observe::metrics::lock;
+
 /// Facts about an endpoint.
 #[derive(Debug)]
 pub struct EndpointShared {
@@ -47,13 +49,17 @@ struct Told {
     ejection: Option<Ejection>,
 }
 
+/// Backends of one set whose ejections are counted.
+const EJECTING_MAX: usize = 256;
+
 /// Facts about an endpoint set.
 #[derive(Debug, Default)]
 pub struct SetShared {
     /// Goes up when an ejection or a pause begins, so that workers look at endpoints only then.
     changes: AtomicU64,
-    /// Ejections since the set was first heard of.
-    ejections: AtomicU64,
+    /// Ejections since the set was first heard of, by the backend whose policy it was: the whole
+    /// host, or a subset.
+    ejections: Mutex<Vec<(Arc<str>, u64)>>,
 }
 
 /// When a backend's window for outlier detection ends.
@@ -263,14 +269,20 @@ impl SetShared {
         self.changes.fetch_add(1, Ordering::Release);
     }
 
-    /// One of its endpoints was ejected.
-    pub fn ejected(&self) {
-        self.ejections.fetch_add(1, Ordering::Relaxed);
+    /// One of its endpoints was ejected, by this backend's policy.
+    pub fn ejected(&self, cluster: &Arc<str>) {
+        let mut all = lock(&self.ejections);
+        if let Some((_, count)) = all.iter_mut().find(|(known, _)| known == cluster) {
+            *count += 1;
+        } else if all.len() < EJECTING_MAX {
+            all.push((cluster.clone(), 1));
+        }
+        drop(all);
         self.changed();
     }
 
-    pub fn ejections(&self) -> u64 {
-        self.ejections.load(Ordering::Relaxed)
+    pub fn ejections(&self, cluster: &str) -> u64 {
+        lock(&self.ejections).iter().find(|(known, _)| **known == *cluster).map_or(0, |(_, n)| *n)
     }
 }
 
@@ -292,5 +304,19 @@ impl WindowEnd {
         let swapped = self.0.compare_exchange(ends, next, Ordering::Relaxed, Ordering::Relaxed);
         // Before the first window there was nothing to judge.
         swapped.is_ok() && ends != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ejections_are_those_of_the_backend_whose_policy_it_was() {
+        let (set, whole) = (SetShared::default(), Arc::<str>::from("outbound|80||h"));
+        set.ejected(&whole);
+        set.ejected(&whole);
+        assert_eq!((set.ejections(&whole), set.ejections("outbound|80|v1|h")), (2, 0));
+        assert_eq!(set.changes(), 2);
     }
 }

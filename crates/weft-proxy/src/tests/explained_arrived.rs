@@ -163,4 +163,10 @@ async fn explain_sees_headers_as_a_sidecars_routes_do() {
         ],
     )
     .await;
+    // What is inside of a tunnel nobody reads.
+    let header = encoded("expect:foo");
+    let query = format!("url={}&header={header}", encoded("https://user:80/a/../b"));
+    let said = send(bed.proxy.addresses().admin, get(&format!("/explain?{query}"), "127.0.0.1"));
+    let said: Value = serde_json::from_str(&said.await.body).unwrap();
+    assert_eq!(said["answer"]["kind"], "forwarded", "{said}");
 }

@@ -129,7 +129,7 @@ impl Ejector {
         shared.set_streaks(Streaks::on_probation(policy));
         shared.set_ejection(why);
         shared.ejected_until.store(now.0 + ms, Ordering::Relaxed);
-        backend.set.ejected();
+        backend.set.ejected(&backend.cluster);
         tracing::info!(
             backend = %backend.cluster,
             endpoint = %endpoint.endpoint.id,
