@@ -28,6 +28,7 @@ use super::render::{Form, date, render};
 use super::reply::{Body, Reply};
 use super::routes::{self, Endpoint};
 use super::secure::{HANDSHAKES_MAX, Opening};
+use super::view::Identity;
 use super::wait::{Asked, Held, Waiting};
 use super::who::{Secret, Who, secret};
 use super::{Door, view};
@@ -138,7 +139,8 @@ impl Door {
             let (request, mut manner) = match next {
                 Next::Request(request, manner) => (request, manner),
                 Next::Refused(why) => {
-                    tracing::debug!(status = %why.0, why = why.1, "the Consul door was sent no request");
+                    let (status, why_not) = why;
+                    tracing::debug!(%status, why_not, "the Consul door was sent no request");
                     Box::pin(line.refuse(why)).await;
                     break;
                 }
@@ -408,13 +410,28 @@ impl Door {
 
 // === helpers ===
 
+/// The names that requests may be for besides addresses: those that our own DNS answers with this
+/// server, its node's, and the ones that its operator adds. Nobody else's page has one of them.
+pub(super) fn own_names(own: &Identity, more: Vec<String>) -> Vec<String> {
+    let (node, dc) = (&own.node.node, &own.datacenter);
+    let mut names = more;
+    names.extend(["consul".to_owned(), node.to_string()]);
+    for own in ["consul.service".to_owned(), format!("{node}.node")] {
+        names.extend([format!("{own}.consul"), format!("{own}.{dc}.consul")]);
+    }
+    names
+}
+
 /// Pages of other sites reach loopback doors through a browser: by rebinding a name of theirs
 /// (Host), or by plain cross-site requests (Origin). Neither is for us.
 fn admit(headers: &HeaderMap, hosts: &[String], direct: bool) -> Result<(), Refusal> {
     let refuse = |what: &str, found: &str| {
         Err(Refusal::new(
             StatusCode::FORBIDDEN,
-            format!("{what} {found:?} is not this server; use localhost or its IP address"),
+            format!(
+                "{what} {found:?} is not this server; use localhost or its IP address, or start it \
+                 with --consul-host NAME"
+            ),
         ))
     };
     if let Some(host) = headers.get(HOST).filter(|_| !direct) {
@@ -443,6 +460,7 @@ fn is_own(host: &str, hosts: &[String]) -> bool {
         Some((v6, _)) => v6,
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
+    let bare = bare.strip_suffix('.').unwrap_or(bare);
     bare.parse::<IpAddr>().is_ok()
         || bare.eq_ignore_ascii_case("localhost")
         || hosts.iter().any(|own| own.eq_ignore_ascii_case(bare))
@@ -533,6 +551,8 @@ async fn linger<B: HttpBody<Data = Bytes>>(mut body: Pin<&mut B>) {
 
 #[cfg(test)]
 mod tests {
+    use weft_kinds::views::catalog::NodeRecord;
+
     use super::*;
 
     #[test]
@@ -555,6 +575,33 @@ mod tests {
         assert!(ask("localhost", Some("http://localhost:3000")));
         assert!(!ask("localhost", Some("https://evil.example")));
         assert!(!ask("localhost", Some("null")));
+    }
+
+    #[test]
+    fn a_server_is_asked_under_the_names_that_consuls_dns_has_for_it() {
+        let node = NodeRecord { node: "N1".into(), ..NodeRecord::default() };
+        let own = Identity { node: Arc::new(node), datacenter: "dc1".into(), version: "".into() };
+        let names = own_names(&own, vec!["mesh.lan".into()]);
+        let ask = |host: &str| {
+            let headers = HeaderMap::from_iter([(HOST, host.parse().unwrap())]);
+            admit(&headers, &names, false)
+        };
+        for host in [
+            "consul:8500",
+            "consul.service.consul:8500",
+            "consul.service.dc1.consul.",
+            "n1:8500",
+            "n1.node.consul",
+            "n1.node.dc1.consul",
+            "mesh.lan",
+        ] {
+            assert!(ask(host).is_ok(), "{host}");
+        }
+        // Whoever registers may give these an address and a page.
+        for host in ["web.service.consul", "n2.node.consul", "a.consul", "n1.evil.example"] {
+            let why = ask(host).unwrap_err();
+            assert!(why.text.contains("--consul-host"), "{host}: {}", why.text);
+        }
     }
 
     #[test]

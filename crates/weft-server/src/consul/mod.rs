@@ -97,7 +97,8 @@ pub struct Config {
     pub datacenter: String,
     /// weft's own version.
     pub version: String,
-    /// Host names besides IP addresses and localhost that requests may be for.
+    /// Host names that requests may be for besides IP addresses, localhost and the names that
+    /// Consul's DNS has for this server.
     pub hosts: Vec<String>,
 }
 
@@ -181,6 +182,7 @@ impl Door {
         tasks: &TaskGroup,
     ) -> Self {
         let own = Arc::new(config.identity());
+        let hosts = http::own_names(&own, config.hosts);
         let (world, mut changes) = registry.watch_world();
         let indexes = Arc::new(Indexes::new(own.clone(), world));
         let (table, group) = (indexes.clone(), tasks.clone());
@@ -209,7 +211,7 @@ impl Door {
             tokens: far::Tokens::new(registry.clock().clone()),
             meter: Arc::default(),
             clock: registry.clock().clone(),
-            hosts: config.hosts,
+            hosts,
             watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
             shared: shared::Shared::default(),
             waits: host::Waits::default(),

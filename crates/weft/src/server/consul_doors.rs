@@ -13,11 +13,12 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use tokio::net::{TcpListener, UnixListener};
 use weft_base::clock::Clock;
+use weft_base::name::Hostname;
 use weft_base::snapshot::{Publisher, snapshot};
 use weft_base::task::TaskGroup;
 use weft_registry::Registry;
 use weft_server::consul::secure::{Keys, Opening};
-use weft_server::consul::{Access, Ca, Door};
+use weft_server::consul::{Access, Ca, Config, Door};
 
 use super::{Settings, consul_config};
 use crate::exit::Usage;
@@ -53,6 +54,11 @@ pub struct ConsulDoors {
     /// Serves Consul's API on a Unix socket too; clients name it as unix:///PATH.
     #[arg(long, env = "WEFT_CONSUL_SOCKET", value_name = "PATH")]
     pub consul_socket: Option<String>,
+    /// A name that clients reach Consul's API under besides addresses, localhost, consul and the
+    /// node's own; requests for any other are refused. May be given several times.
+    #[arg(long, env = "WEFT_CONSUL_HOST", value_name = "NAME", value_delimiter = ',',
+          value_parser = host)]
+    pub consul_host: Vec<String>,
     /// Who may use the socket, as chmod says it.
     #[arg(long, env = "WEFT_CONSUL_SOCKET_MODE", value_name = "MODE", value_parser = mode,
           default_value = "0600")]
@@ -64,6 +70,7 @@ pub struct ConsulDoors {
 pub struct Openings {
     https: Option<(SocketAddr, KeyFiles)>,
     socket: Option<(PathBuf, u32)>,
+    hosts: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -107,7 +114,7 @@ impl ConsulDoors {
                 Some((path, self.consul_socket_mode))
             }
         };
-        Ok(Openings { https, socket })
+        Ok(Openings { https, socket, hosts: self.consul_host.clone() })
     }
 }
 
@@ -184,7 +191,9 @@ pub fn start(
 ) -> Result<(Door, Option<SocketAddr>)> {
     let tasks = registry.tasks();
     let access = Access { ca: Some(ca), ..settings.consul.clone() };
-    let door = Door::with_access(registry, consul_config(node), access, tasks);
+    let hosts = settings.openings.hosts.clone();
+    let config = Config { hosts, ..consul_config(node) };
+    let door = Door::with_access(registry, config, access, tasks);
     let https = settings.openings.open(&door, clock, tasks)?;
     Ok((door, https))
 }
@@ -270,6 +279,14 @@ fn mode(text: &str) -> Result<u32, String> {
 }
 
 /// HTTPS on an address that others reach.
+/// A host without its port.
+fn host(text: &str) -> Result<String, String> {
+    match Hostname::new(text) {
+        Ok(name) => Ok(name.as_str().to_owned()),
+        Err(why) => Err(format!("{why}; name a host without a port")),
+    }
+}
+
 #[cfg(test)]
 pub(super) fn test_doors() -> ConsulDoors {
     ConsulDoors {
@@ -279,6 +296,7 @@ pub(super) fn test_doors() -> ConsulDoors {
         consul_tls_verify_incoming: false,
         consul_https: "10.0.0.1:8501".parse().unwrap(),
         consul_socket: None,
+        consul_host: Vec::new(),
         consul_socket_mode: USUAL_MODE,
     }
 }
@@ -308,6 +326,14 @@ mod tests {
         assert_eq!((mode("0660"), mode("777")), (Ok(0o660), Ok(0o777)));
         for wrong in ["", "8", "1777", "rw"] {
             assert!(mode(wrong).unwrap_err().contains("0600"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_name_without_a_port() {
+        assert_eq!(host("Consul.LAN."), Ok("consul.lan".to_owned()));
+        for wrong in ["", "a:8500", "http://a", "*"] {
+            assert!(host(wrong).unwrap_err().contains("without a port"), "{wrong}");
         }
     }
 
