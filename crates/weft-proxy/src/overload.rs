@@ -281,8 +281,9 @@ fn look(
 ) -> u64 {
     let mut used = gauge.counted();
     let lately = given_back.is_some_and(|at| now < at + GIVE_BACK_EVERY);
-    let matters = || pressure.refused.swap(false, Ordering::Relaxed);
-    if !lately && (gauge.percent(used) >= RELIEF_PERCENT || matters()) {
+    let from = if pressure.is_high() { RELIEF_PERCENT } else { SHED_PERCENT };
+    let refused = || pressure.refused.swap(false, Ordering::Relaxed);
+    if !lately && (gauge.percent(used) >= from || refused()) {
         give_back();
         *given_back = Some(now);
         used = gauge.counted();
@@ -376,8 +377,7 @@ pub(crate) mod tests {
         let fresh = |used, free| watched(&Pressure::default(), used, free);
         assert_eq!(fresh(950, 300), (false, 1), "it is free again");
         assert_eq!(fresh(950, 20), (true, 2), "it is used, and looked at each second");
-        assert_eq!(fresh(850, 300), (false, 1), "there is little room");
-        assert_eq!(fresh(790, 300), (false, 0), "there is room");
+        assert_eq!(fresh(890, 300), (false, 0), "there is room");
         let pressure = Pressure::default();
         pressure.note(950, 1_000);
         assert_eq!(watched(&pressure, 850, 250), (false, 1), "its clients have left");

@@ -40,10 +40,11 @@ impl Crowd {
     pub fn end(&self) {
         let now = self.now.get().saturating_sub(1);
         self.now.set(now);
-        // None of those that are over is young.
+        // Of those that were said to be young some are over.
         let (period, said) = self.said.get();
-        if said >= now + STEP {
-            self.say(period, now);
+        let left = now.saturating_sub(self.fewest.get().into_iter().min().unwrap_or(0));
+        if said >= left + STEP {
+            self.say(period, left);
         }
     }
 
@@ -119,6 +120,13 @@ mod tests {
         assert_eq!((young(&one, 0, 7), young(&two, 1, 7)), (100 - STEP, 100 - STEP));
         (0..90).for_each(|_| one.end());
         assert!(young(&two, 1, 7) < 2 * STEP, "{}", young(&two, 1, 7));
+        // Nor does it where others of the worker last.
+        (0..50).for_each(|_| one.begin());
+        assert_eq!((young(&one, 0, 9), young(&one, 0, 12), young(&two, 1, 12)), (0, 0, 0));
+        (0..50).for_each(|_| one.begin());
+        assert_eq!((young(&one, 0, 12), young(&two, 1, 12)), (50, 50));
+        (0..50).for_each(|_| one.end());
+        assert!(young(&two, 1, 12) < STEP, "{}", young(&two, 1, 12));
     }
 
     #[test]

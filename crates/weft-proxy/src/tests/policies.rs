@@ -145,7 +145,7 @@ async fn a_mirror_that_is_slow_to_begin_gets_bodies_whole() {
     // It reads all of a body before it answers.
     let (origin, _) = noting("user").await;
     let (go, gone) = tokio::sync::watch::channel(false);
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
     let mirror_server = Server::raw(move |_, mut stream| {
         let (mut gone, tell) = (gone.clone(), tell.clone());
         async move {
@@ -158,7 +158,7 @@ async fn a_mirror_that_is_slow_to_begin_gets_bodies_whole() {
                     break;
                 }
             }
-            tell.send(seen).unwrap();
+            tell.send(seen).await.unwrap();
         }
     })
     .await;
