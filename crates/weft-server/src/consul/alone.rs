@@ -74,7 +74,13 @@ impl Door {
         let ask = Ask { argument, params, body, namespace, method, who, secret };
         let mut reply = Box::pin(self.dispatch(endpoint, &ask)).await.ok()?;
         // That there is nobody only the server could say.
-        if matches!(&reply.body, Body::Json(Value::Array(found)) if found.is_empty()) {
+        let is_nobody = match &reply.body {
+            Body::Json(Value::Array(found)) => found.is_empty(),
+            Body::Bytes(_, bytes) | Body::Whole(bytes) => **bytes == *b"[]",
+            Body::Shared(_, written) => **written.plain() == *b"[]",
+            _ => false,
+        };
+        if is_nobody {
             return None;
         }
         for (name, value) in &mut reply.headers {

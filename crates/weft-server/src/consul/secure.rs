@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, split};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -26,6 +27,8 @@ use super::line::{WRITE_TIME_MAX, Wire};
 pub(super) const HANDSHAKES_MAX: usize = 256;
 /// Time for a handshake, and for its turn.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Between questions whether a client is there, as Go's servers ask.
+const KEPT_ALIVE: Duration = Duration::from_secs(15);
 const ALPN: &[u8] = b"http/1.1";
 /// What is carried to a client at a time.
 const CARRIED_BYTES: usize = 8 * 1024;
@@ -102,13 +105,22 @@ impl std::fmt::Debug for Keys {
 impl Opening {
     pub(super) async fn accept(&self) -> io::Result<Caller> {
         Ok(match self {
-            Self::Plain(listener) => Caller::Wire(listener.accept().await?.0.into()),
+            Self::Plain(listener) => Caller::Wire(kept_alive(listener.accept().await?.0).into()),
             Self::Secure(listener, config) => {
-                Caller::Secure(listener.accept().await?.0, config.load())
+                Caller::Secure(kept_alive(listener.accept().await?.0), config.load())
             }
             Self::Unix(listener) => Caller::Wire(listener.accept().await?.0.into()),
         })
     }
+}
+
+/// A client whose machine was switched off is found gone, however long nothing is said to it.
+fn kept_alive(stream: TcpStream) -> TcpStream {
+    let every = TcpKeepalive::new().with_time(KEPT_ALIVE).with_interval(KEPT_ALIVE);
+    if let Err(why) = SockRef::from(&stream).set_tcp_keepalive(&every) {
+        tracing::debug!(%why, "a connection to the Consul door is not kept alive");
+    }
+    stream
 }
 
 // === impl Caller ===

@@ -4,7 +4,7 @@
 //! (`acl:write`), never those of who logs in.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use weft_identity::outside::{Origin, OriginNames, client, roots};
 use weft_identity::tls::system_roots;
 
 use super::jwt::Key;
-use super::methods::Keys;
+use super::methods::{Keys, is_safe};
 use crate::consul::body::word;
 
 /// For one question, its connection included.
@@ -58,10 +58,17 @@ pub struct Provider {
 
 /// The keys of providers, as they said them last.
 #[derive(Debug, Default)]
-pub struct Sets(Mutex<HashMap<Keys, Arc<tokio::sync::Mutex<Set>>>>);
+pub struct Sets(Mutex<HashMap<Keys, Arc<Set>>>);
 
 #[derive(Debug, Default)]
 struct Set {
+    known: Mutex<Known>,
+    /// Of who asks.
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
     /// When it was asked for last, and when somebody answered.
     asked: Option<Mono>,
     said: Option<Mono>,
@@ -83,30 +90,60 @@ impl Sets {
         clock: &Clock,
     ) -> Result<Arc<Provider>, String> {
         let slot = {
-            let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut sets = lock(&self.0);
             if sets.len() >= SETS_MAX && !sets.contains_key(of) {
                 sets.clear();
             }
             sets.entry(of.clone()).or_default().clone()
         };
-        // Who comes meanwhile has the same answer.
-        let mut set = slot.lock().await;
+        if let Some(known) = lock(&slot.known).fresh(id, clock.now()) {
+            return Ok(known);
+        }
+        // Only who needs new keys waits for them; who comes meanwhile has the same answer.
+        let _turn = slot.turn.lock().await;
         let now = clock.now();
-        let within = |at: Option<Mono>, time| at.is_some_and(|at| now.since(at) < time);
-        let has = id.is_empty() || set.provider.keys.iter().any(|key| key.id == id);
-        let is_due = !within(set.said, FRESH) || !has;
-        if is_due && !within(set.asked, AGAIN) {
-            set.asked = Some(now);
-            match asked(of, clock).await {
-                Ok(provider) => (set.provider, set.said) = (Arc::new(provider), Some(now)),
-                Err(why) => set.why = why,
+        if lock(&slot.known).begin(id, now) {
+            let said = asked(of, clock).await;
+            let mut known = lock(&slot.known);
+            match said {
+                Ok(provider) => (known.provider, known.said) = (Arc::new(provider), Some(now)),
+                Err(why) => known.why = why,
             }
         }
-        match within(set.said, KEPT) {
-            true => Ok(set.provider.clone()),
-            false => Err(format!("the keys of the auth method cannot be read: {}", set.why)),
+        let known = lock(&slot.known);
+        match known.said.is_some_and(|at| now.since(at) < KEPT) {
+            true => Ok(known.provider.clone()),
+            false => Err(format!("the keys of the auth method cannot be read: {}", known.why)),
         }
     }
+}
+
+// === impl Known ===
+
+impl Known {
+    fn has(&self, id: &str) -> bool {
+        id.is_empty() || self.provider.keys.iter().any(|key| key.id == id)
+    }
+
+    /// What was said lately, if it has this key.
+    fn fresh(&self, id: &str, now: Mono) -> Option<Arc<Provider>> {
+        let is_fresh = self.said.is_some_and(|at| now.since(at) < FRESH) && self.has(id);
+        is_fresh.then(|| self.provider.clone())
+    }
+
+    /// Whether to ask now; then it is asked.
+    fn begin(&mut self, id: &str, now: Mono) -> bool {
+        let asked = self.asked.is_some_and(|at| now.since(at) < AGAIN);
+        let asks = self.fresh(id, now).is_none() && !asked;
+        if asks {
+            self.asked = Some(now);
+        }
+        asks
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn asked(of: &Keys, clock: &Clock) -> Result<Provider, String> {
@@ -122,7 +159,11 @@ async fn asked(of: &Keys, clock: &Clock) -> Result<Provider, String> {
                 return Err(format!("{url}: it is of the issuer {:?}", word(&said, "issuer")));
             }
             let issuer = Some(word(&said, "issuer").to_owned());
-            (word(&said, "jwks_uri").to_owned(), authority, issuer)
+            let keys = word(&said, "jwks_uri");
+            if !is_safe(keys) {
+                return Err(format!("{url}: its jwks_uri {keys:?} is no https address"));
+            }
+            (keys.to_owned(), authority, issuer)
         }
     };
     let said = ask(Asked { url: &url, authority, token: None, body: None }, clock).await?;

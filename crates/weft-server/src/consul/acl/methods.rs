@@ -305,13 +305,18 @@ fn invalid(why: &str) -> Refusal {
     Refusal::bad(format!("Invalid Auth Method: {why}"))
 }
 
-/// Over TLS, unless it is this machine itself.
-fn url(name: &str, text: String) -> Result<String, Refusal> {
+/// An address that is asked over TLS, unless it is this machine itself.
+pub fn is_safe(text: &str) -> bool {
     let parsed: Option<http::Uri> = text.parse().ok();
     let host = parsed.as_ref().and_then(|uri| Some((uri.scheme_str()?, uri.host()?)));
-    match host {
-        Some(("https", _)) | Some(("http", "127.0.0.1" | "localhost" | "[::1]")) => Ok(text),
-        _ => Err(invalid(&format!(
+    let here = ["127.0.0.1", "localhost", "[::1]"];
+    host.is_some_and(|(scheme, host)| scheme == "https" || scheme == "http" && here.contains(&host))
+}
+
+fn url(name: &str, text: String) -> Result<String, Refusal> {
+    match is_safe(&text) {
+        true => Ok(text),
+        false => Err(invalid(&format!(
             "Config.{name}: {text:?} is no https address (http is for this machine only)"
         ))),
     }

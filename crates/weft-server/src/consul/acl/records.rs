@@ -157,20 +157,23 @@ impl Door {
             return Err(Refusal::internal(text));
         }
         let plan = |state: &State| {
-            let mut changes = vec![Change::Delete(format!("{}/{id}", sort.prefix()))];
-            let rest = match sort {
+            let mut changes = match sort {
                 Sort::Method => made_by(state, id),
                 _ => Vec::new(),
             };
-            let is_more = rest.len() > PARTED_MAX;
-            changes.extend(rest.into_iter().take(PARTED_MAX));
+            if changes.len() > PARTED_MAX {
+                changes.truncate(PARTED_MAX);
+                return Ok((changes, true));
+            }
+            // The method itself goes last: cut short, it is there to be deleted again.
+            changes.push(Change::Delete(format!("{}/{id}", sort.prefix())));
             let record = links::record(state, &format!("{}/{id}", sort.prefix()));
             if let Some(Value::String(name)) = record.and_then(|mut r| r.remove("Name"))
                 && sort.has_id()
             {
                 changes.push(Change::Delete(format!("{}-name/{name}", sort.prefix())));
             }
-            Ok::<_, Refusal>((changes, is_more))
+            Ok::<_, Refusal>((changes, false))
         };
         // What a method made is of no use without it; it is taken out in parts.
         while self.consul().change(TABLE, plan).await?.1 {}

@@ -249,7 +249,11 @@ async fn what_is_no_method_or_rule_is_refused_with_its_field() {
     }
     let mapped = json!({"JWTValidationPubKeys": [pem], "ClaimMappings": {"sub": "name"}});
     rig.method(mapped).await;
-    let rule = |kind: &str, name: &str, selector: &str| json!({"AuthMethod": "m", "BindType": kind, "BindName": name, "Selector": selector});
+    let rule = |kind: &str, name: &str, selector: &str| {
+        let mut rule = json!({"AuthMethod": "m", "BindType": kind, "BindName": name});
+        rule["Selector"] = json!(selector);
+        rule
+    };
     for (body, why) in [
         (rule("service", "${value.sub}", ""), "unknown variable accessed: value.sub"),
         (rule("service", "a b", ""), "is no name for a service"),

@@ -419,6 +419,9 @@ async fn a_machine_without_a_server_knows_what_is_registered_with_it() {
     assert!(count(&rig.get("/v1/health/node/n1").await) > 0);
     let waits = format!("/v1/health/service/web?index={}&wait=20ms", health.index());
     assert_eq!(count(&rig.get(&waits).await), 1, "who waits is answered");
+    rig.put("/v1/agent/check/fail/service:web", Value::Null).await;
+    let nobody = rig.get("/v1/health/service/web?passing").await;
+    assert_eq!(nobody.status, 500, "others may pass: {}", nobody.text);
     // What others registered only the server could say, and who wants to be sure is told nothing.
     for path in [
         "/v1/health/service/db",
