@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{DATE, EXPECT, HOST, ORIGIN};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt as _, Full};
 use tokio::net::TcpListener;
@@ -44,6 +44,9 @@ const LINGER: Duration = Duration::from_secs(10);
 const BODY_ROOM_BYTES: usize = 64 * 1024;
 /// How often a request is judged while what it is judged by keeps changing.
 const ADMISSIONS_MAX: usize = 5;
+
+/// What is done where no rule speaks of it: whoever is shown nothing may have no right to more.
+const DEFAULT_POLICY: HeaderName = HeaderName::from_static("x-consul-default-acl-policy");
 
 /// What a health check that a client defined may ask of this door.
 const FOR_CHECKS: [&str; 3] = ["/", "/v1/status/leader", "/v1/status/peers"];
@@ -286,6 +289,11 @@ impl Door {
             reply.body = Body::Bytes(kind, Bytes::new());
         }
         let mut response = render(reply, form);
+        // A machine's door says what its server said.
+        if self.far().is_none() {
+            let policy = if self.acl().default_allow() { "allow" } else { "deny" };
+            response.headers_mut().insert(DEFAULT_POLICY, HeaderValue::from_static(policy));
+        }
         if let Some(date) = date(self.wall_ms()) {
             response.headers_mut().insert(DATE, date);
         }

@@ -15,6 +15,17 @@ impl Rig {
 }
 
 #[tokio::test]
+async fn every_answer_says_what_is_done_where_no_rule_speaks() {
+    let of = async |rig: Rig| {
+        let answer = rig.get("/v1/catalog/nodes").await;
+        answer.headers["x-consul-default-acl-policy"].clone()
+    };
+    assert_eq!(of(guarded(false).await).await, "deny");
+    assert_eq!(of(guarded(true).await).await, "allow");
+    assert_eq!(of(rig().await).await, "allow", "as Consul says without access lists");
+}
+
+#[tokio::test]
 async fn what_is_for_another_datacentre_grants_nothing_here() {
     let rig = guarded(false).await;
     let web = json!({"name": "web"}).to_string();
