@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A question as it is when routes are asked: written as its client would write it in HTTP/1.1, read
-//! by the codec, made fit by the same step of the phases. What none of these takes is refused here.
+//! A question as it is when routes are asked: written as its client would write it in HTTP/1.1,
+//! read by the codec, made fit by the same step of the phases. What none of these takes is refused
+//! here.
 //! Called by `explain`; knows no routes.
 
 use std::sync::Arc;

@@ -52,8 +52,8 @@ impl Upgrade {
     }
 }
 
-/// Whether its rule lets a request leave HTTP for the protocols that it asks for. `weft explain` asks
-/// this, too.
+/// Whether its rule lets a request leave HTTP for the protocols that it asks for. `weft explain`
+/// asks this, too.
 ///
 /// # Errors
 /// What it may not ask for.
