@@ -212,15 +212,27 @@ impl Door {
         .await
     }
 
-    /// Nothing is read only at the start: there is nothing to read again.
+    /// A server reads nothing only at its start: there is nothing to read again. A machine's agent
+    /// reads its operator's files then, and does not say that it did so again.
     pub(super) fn agent_reload(&self, ask: &Ask) -> Result<Reply, Refusal> {
         ask.who.demand(Verb::Write, Kind::Agent, &ask.namespace, &self.own().node.node)?;
+        if self.far().is_some() {
+            return Err(Refusal::not_offered(
+                "a machine's agent reads its files when it starts; start it again",
+            ));
+        }
         Ok(Reply::empty())
     }
 
     /// Ends this server, where its operator lets clients do that.
     pub(super) fn agent_leave(&self, ask: &Ask) -> Result<Reply, Refusal> {
         ask.who.demand(Verb::Write, Kind::Agent, &ask.namespace, &self.own().node.node)?;
+        if self.far().is_some() {
+            return Err(Refusal::forbidden(
+                "Permission denied: clients may not end a machine's agent; stop it where it was \
+                 started",
+            ));
+        }
         let Some(leave) = &self.0.leave else {
             return Err(Refusal::forbidden(
                 "Permission denied: clients may not end this server; start it with \

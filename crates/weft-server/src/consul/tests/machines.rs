@@ -450,3 +450,14 @@ async fn a_machine_without_a_server_knows_what_is_registered_with_it() {
         assert_eq!(closed.get("/v1/health/service/web").await.status, 500, "{open} {was}");
     }
 }
+
+#[tokio::test]
+async fn a_machines_agent_does_not_say_that_it_read_its_files_again_or_may_be_ended() {
+    let (rig, _server) = machine().await;
+    let reload = rig.as_token("node", "PUT", "/v1/agent/reload", "").await;
+    assert_eq!(reload.status, 501, "{}", reload.text);
+    assert!(reload.text.contains("start it again"), "{}", reload.text);
+    let leave = rig.as_token("node", "PUT", "/v1/agent/leave", "").await;
+    assert_eq!(leave.status, 403, "{}", leave.text);
+    assert!(!leave.text.contains("--consul-leave"), "no flag of its: {}", leave.text);
+}
