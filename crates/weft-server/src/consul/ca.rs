@@ -24,7 +24,7 @@ use super::reply::Reply;
 /// Life of a leaf where nobody set another, and between which they may.
 const LEAF_TTL: Duration = Duration::from_hours(72);
 const LEAF_TTL_MIN: Duration = Duration::from_secs(60);
-const LEAF_TTL_MAX: Duration = Duration::from_hours(24 * 30);
+pub(super) const LEAF_TTL_MAX: Duration = Duration::from_hours(24 * 30);
 /// Leaves that are kept to be given again.
 const LEAVES_MAX: usize = 4_096;
 const PEM: &str = "application/pem-certificate-chain";

@@ -2,13 +2,17 @@
 //! `/v1/connect/ca/configuration` and `/v1/agent/connect/authorize`. Who signs for Consul's clients
 //! is in `ca`.
 
+use std::time::Duration;
+
 use http::Method;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use weft_identity::permission::{Kind, Verb};
 use weft_registry::consul::{Change, State, Topic, keys};
 
 use super::Door;
 use super::body::{self, Fields};
+use super::ca::LEAF_TTL_MAX;
+use super::duration;
 use super::error::Refusal;
 use super::http::Ask;
 use super::reply::Reply;
@@ -16,6 +20,8 @@ use super::view::DEFAULT_NAMESPACE;
 use crate::guards;
 
 pub(super) const SETTINGS: &str = "setting";
+/// The shortest life of a leaf that may be set, as in Consul.
+const LEAF_TTL_LEAST: Duration = Duration::from_hours(1);
 
 impl Door {
     pub(super) async fn ca_configuration(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -29,6 +35,7 @@ impl Door {
                 ));
             }
             let config = fields.object("Config")?.cloned().unwrap_or_default();
+            check_config(&config)?;
             let plan = |_: &State| {
                 let config = Value::Object(config.clone());
                 Ok::<_, Refusal>((vec![Change::Put("ca".into(), config)], ()))
@@ -41,8 +48,11 @@ impl Door {
         self.read_shelf(topic, &ask.params.blocking()?, |state| {
             let known = state.record(SETTINGS, "ca");
             let (created, modified) = known.map_or((1, 1), |(_, i)| (i.created, i.modified));
-            let default = json!({"LeafCertTTL": "24h", "IntermediateCertTTL": "8760h"});
-            let config = known.map_or(default, |(config, _)| (**config).clone());
+            let mut config = json!({"LeafCertTTL": "72h", "IntermediateCertTTL": "8760h"});
+            let set = known.as_ref().and_then(|(set, _)| set.as_object());
+            for (name, value) in set.into_iter().flatten().filter(|(name, _)| !is_of_a_root(name)) {
+                config[name.as_str()] = value.clone();
+            }
             Ok(Reply::json(json!({
                 "Provider": "consul",
                 "Config": config,
@@ -89,6 +99,34 @@ impl Door {
             None => (false, "Default behavior configured: DENY"),
         };
         Ok(Reply::json(json!({"Authorized": allowed, "Reason": why})))
+    }
+}
+
+/// Which fields would bring a root of one's own: not kept, and not shown where they once were.
+fn is_of_a_root(name: &str) -> bool {
+    ["PrivateKey", "RootCert"].iter().any(|field| field.eq_ignore_ascii_case(name))
+}
+
+/// The authority's configuration as far as it is followed here; its other fields are kept and shown.
+fn check_config(config: &Map<String, Value>) -> Result<(), Refusal> {
+    let given = |value: &Value| !value.is_null() && value.as_str() != Some("");
+    if let Some((name, _)) = config.iter().find(|(name, v)| is_of_a_root(name) && given(v)) {
+        return Err(Refusal::not_offered(format!(
+            "Config.{name}: weft signs with a root of its own; others are not offered"
+        )));
+    }
+    let Some(ttl) = config.get("LeafCertTTL") else { return Ok(()) };
+    let life = ttl.as_str().and_then(duration::parse).ok_or_else(|| {
+        Refusal::bad(format!("Config.LeafCertTTL: {ttl} is no duration such as \"72h\""))
+    })?;
+    match life {
+        life if life < LEAF_TTL_LEAST => {
+            Err(Refusal::internal("leaf cert TTL must be greater or equal than 1h0m0s".to_owned()))
+        }
+        life if life > LEAF_TTL_MAX => {
+            Err(Refusal::bad("Config.LeafCertTTL: at most 720h is offered".to_owned()))
+        }
+        _ => Ok(()),
     }
 }
 

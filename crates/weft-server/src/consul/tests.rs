@@ -17,6 +17,7 @@ use weft_store::{MemoryStore, Op, Txn};
 use super::*;
 
 mod admission;
+mod authority;
 mod blind;
 mod cases;
 mod entries;
