@@ -12,18 +12,32 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde_json::Value;
 use weft_agent::agent::{Agent, Desired};
-use weft_agent::checks::{CheckKey, CheckSpec, Checks};
+use weft_agent::checks::{CheckKey, CheckSink, CheckSpec, Checks, Runner, Runs};
 use weft_agent::logs::{LogQuery, LogReader};
 use weft_agent::pod::{Configs, Data, DesiredPod, PodKey, Upstream};
+use weft_base::rng::Rng;
 use weft_base::snapshot::{Snapshot, snapshot};
 use weft_base::task::TaskGroup;
 use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
 use weft_kinds::world::{Index, Object, PodsMode, World, host_address};
+use weft_registry::Registry;
 use weft_registry::catalog::runnable;
 use weft_server::k8s::{LogError, LogPieces, LogRequest, PodLogs};
 
 const UPSTREAM_PORTS: &str = "weft.dev/upstream-ports";
+
+/// Runs the checks of this node's registrations; what is returned counts them.
+pub fn start_checks(
+    registry: &Registry,
+    node: &str,
+    sink: Arc<dyn CheckSink>,
+    tasks: &TaskGroup,
+) -> Arc<Runs> {
+    let node = node.to_owned();
+    let wanted = derive(registry.world(), tasks, move |world| checks(world, &node));
+    Runner::start(wanted, sink, registry.clock().clone(), Rng::from_system(), tasks)
+}
 
 /// Follows the world with a function of it, publishing only what changed.
 pub fn derive<T, F>(world: Snapshot<World>, tasks: &TaskGroup, of: F) -> Snapshot<T>

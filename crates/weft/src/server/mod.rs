@@ -32,7 +32,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use weft_agent::agent::Agent;
-use weft_agent::checks::{Runner, Runs};
 use weft_agent::config::{AgentConfig, ProxyProgram};
 use weft_base::clock::{Clock, Mono};
 use weft_base::rng::Rng;
@@ -191,20 +190,20 @@ impl Running {
         let hosts = Hosts::start(registry.clone(), &node, &tasks).await?;
         let (consul_door, consul_https) =
             consul_doors::start(&settings, &registry, (ground.consul_ca, &node), &clock)?;
-        let door = HostDoor::new(hosts.clone(), link.clone(), CLUSTER_DOMAIN);
-        let door = door.attached(consul_door.clone());
+        let door = HostDoor::new(hosts.clone(), link.clone(), CLUSTER_DOMAIN)
+            .attached(consul_door.clone());
         let agents = bound.agents.as_ref().map(|l| l.local_addr()).transpose()?;
         let listeners = std::iter::once(bound.xds).chain(bound.agents).collect();
         let alarms = Alarms::start(&link.authority, registry.world(), &clock, &tasks)?;
         let xds = control::serve_xds(listeners, &alarms.svid(), &pusher, &registry, &door)?;
-        let checks = start_checks(&registry, &node, link.clone(), &tasks);
-        let trust_domain = link.authority.trust_domain().clone();
+        let checks = agency::start_checks(&registry, &node, link.clone(), &tasks);
+        let trust_domain = link.authority.trust_domain();
         let pod_dns = resolver::start(&registry, &node, consul_door.clone())?;
         let agent = match &settings.agency {
             Some(agency) => {
                 let address = agents.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |a| a.ip());
                 registry.register_node(&node_info(&node, address)).await?;
-                let mut config = agent_config(agency, &data, (xds, pod_dns), &trust_domain)?;
+                let mut config = agent_config(agency, &data, (xds, pod_dns), trust_domain)?;
                 config.host_ip = address;
                 Some(start_agent(&registry, config, &node, link.clone(), &tasks)?)
             }
@@ -471,18 +470,6 @@ pub fn consul_config_at(node: &str, address: IpAddr) -> consul::Config {
 fn listener(socket: std::net::TcpListener) -> Result<tokio::net::TcpListener> {
     socket.set_nonblocking(true)?;
     Ok(tokio::net::TcpListener::from_std(socket)?)
-}
-
-/// Runs the checks of this node's registrations.
-fn start_checks(
-    registry: &Registry,
-    node: &str,
-    link: Arc<LocalLink>,
-    tasks: &TaskGroup,
-) -> Arc<Runs> {
-    let node = node.to_owned();
-    let checks = agency::derive(registry.world(), tasks, move |w| agency::checks(w, &node));
-    Runner::start(checks, link, registry.clock().clone(), Rng::from_system(), tasks)
 }
 
 fn start_agent(
