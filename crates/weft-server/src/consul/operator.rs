@@ -139,7 +139,8 @@ impl Door {
         let services = view.services(DEFAULT_NAMESPACE);
         let servers = view.entries(DEFAULT_NAMESPACE, CONSUL_SERVICE).len();
         let others = view.entries_in(DEFAULT_NAMESPACE);
-        let others = others.filter(|e| !e.service.service.eq_ignore_ascii_case(CONSUL_SERVICE)).count();
+        let others =
+            others.filter(|e| !e.service.service.eq_ignore_ascii_case(CONSUL_SERVICE)).count();
         let usage = json!({
             "Nodes": view.nodes().len(),
             "Services": services.len(),

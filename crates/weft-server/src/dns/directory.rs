@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a look at the World would have to search for: names of nodes that somebody wrote in
-//! another case, who has an address, what speaks for a service, patterns of prepared queries. Each part is made
-//! when it is first asked for and thrown away with the World that it was made of, so a question
-//! costs the same however much there is, and however many ask for what is not there. Pure.
+//! What a look at the World would have to search for: names of nodes that somebody wrote in another
+//! case, who has an address, what speaks for a service, patterns of prepared queries. Each part is
+//! made when it is first asked for and thrown away with the World that it was made of, so a
+//! question costs the same however much there is, and however many ask for what is not there. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
