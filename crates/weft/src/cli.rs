@@ -184,8 +184,7 @@ pub struct Names {
 }
 
 fn resolver(text: &str) -> Result<SocketAddr, String> {
-    let bare = |ip: IpAddr| SocketAddr::new(ip, 53);
-    let parsed = text.parse().or_else(|_| text.parse().map(bare));
+    let parsed = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53)));
     parsed.map_err(|_| format!("{text:?} is no address; write 10.0.0.2 or 10.0.0.2:53"))
 }
 
