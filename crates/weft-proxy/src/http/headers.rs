@@ -168,7 +168,8 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 pub fn edit(headers: &mut HeaderMap, edit: &HeaderEdit) {
     let parse = |name: &str, value: &str| {
         let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-        Some((name, HeaderValue::from_str(value).ok()?))
+        // Blanks around a value are no part of it, and strict servers of HTTP/2 refuse them.
+        Some((name, HeaderValue::from_str(value.trim_matches([' ', '\t'])).ok()?))
     };
     for (name, value) in &edit.set {
         if let Some((name, value)) = parse(name, value) {
@@ -211,6 +212,19 @@ mod tests {
         for wrong in ["", "m", "100", "1.5S", "-1S", "123456789m", "1x", "+1m"] {
             assert_eq!(read(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn edits_write_no_blanks_around_a_value() {
+        let mut headers = map(&[("x-set", "old")]);
+        let pair = |name: &str, value: &str| (name.into(), value.into());
+        let changes = HeaderEdit {
+            set: vec![pair("x-set", " a b\t")],
+            add: vec![pair("x-add", "c ")],
+            remove: vec![],
+        };
+        edit(&mut headers, &changes);
+        assert_eq!(headers, map(&[("x-set", "a b"), ("x-add", "c")]));
     }
 
     #[test]
