@@ -48,11 +48,11 @@ impl Door {
         self.read_shelf(topic, &ask.params.blocking()?, |state| {
             let known = state.record(SETTINGS, "ca");
             let (created, modified) = known.map_or((1, 1), |(_, i)| (i.created, i.modified));
-            let mut config = json!({"LeafCertTTL": "72h", "IntermediateCertTTL": "8760h"});
-            let set = known.as_ref().and_then(|(set, _)| set.as_object());
-            for (name, value) in set.into_iter().flatten().filter(|(name, _)| !is_of_a_root(name)) {
-                config[name.as_str()] = value.clone();
-            }
+            let defaults = [("LeafCertTTL", "72h"), ("IntermediateCertTTL", "8760h")];
+            let defaults = defaults.map(|(name, value)| (name.to_owned(), json!(value)));
+            let mut config = Map::from_iter(defaults);
+            let set = known.as_ref().and_then(|(set, _)| set.as_object()).cloned();
+            config.extend(set.into_iter().flatten().filter(|(name, _)| !is_of_a_root(name)));
             Ok(Reply::json(json!({
                 "Provider": "consul",
                 "Config": config,
