@@ -190,13 +190,11 @@ impl Running {
         let hosts = Hosts::start(registry.clone(), &node, &tasks).await?;
         let (consul_door, consul_https) =
             consul_doors::start(&settings, &registry, (ground.consul_ca, &node), &clock)?;
-        let door = HostDoor::new(hosts.clone(), link.clone(), CLUSTER_DOMAIN)
-            .attached(consul_door.clone());
+        let door = host_door(&hosts, &link, &consul_door);
         let agents = bound.agents.as_ref().map(|l| l.local_addr()).transpose()?;
         let listeners = std::iter::once(bound.xds).chain(bound.agents).collect();
         let alarms = Alarms::start(&link.authority, registry.world(), &clock, &tasks)?;
         let xds = control::serve_xds(listeners, &alarms.svid(), &pusher, &registry, &door)?;
-        let checks = agency::start_checks(&registry, &node, link.clone(), &tasks);
         let trust_domain = link.authority.trust_domain();
         let pod_dns = resolver::start(&registry, &node, consul_door.clone())?;
         let agent = match &settings.agency {
@@ -223,7 +221,7 @@ impl Running {
             alarms,
             registry: registry.clone(),
             consul: consul_door.clone(),
-            checks,
+            checks: agency::start_checks(&registry, &node, link.clone(), &tasks),
             log: ground.log,
         });
         keep_scraping(&facts, &registry, &tasks);
@@ -470,6 +468,11 @@ pub fn consul_config_at(node: &str, address: IpAddr) -> consul::Config {
 fn listener(socket: std::net::TcpListener) -> Result<tokio::net::TcpListener> {
     socket.set_nonblocking(true)?;
     Ok(tokio::net::TcpListener::from_std(socket)?)
+}
+
+/// What machines ask of this server, their clients' questions included.
+fn host_door(hosts: &Hosts, link: &Arc<LocalLink>, consul: &consul::Door) -> HostDoor {
+    HostDoor::new(hosts.clone(), link.clone(), CLUSTER_DOMAIN).attached(consul.clone())
 }
 
 fn start_agent(

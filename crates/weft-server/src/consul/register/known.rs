@@ -241,7 +241,8 @@ pub fn meta(of: &str, meta: &Labels, reserved: bool) -> Result<(), Refusal> {
             "Invalid {of} Meta: Node metadata cannot contain more than {PAIRS_MAX} key/value pairs"
         )));
     }
-    // Points and slashes besides: where an instance is (`topology.kubernetes.io/zone`) is read here.
+    // Points and slashes besides: where an instance is (`topology.kubernetes.io/zone`) is read
+    // from its meta.
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
     for (key, value) in meta {
         let why = match () {
