@@ -26,10 +26,6 @@ use crate::consul::reply::Reply;
 const LOGINS_MAX: usize = 2_048;
 const ALL_LOGINS_MAX: usize = 4_096;
 const _: () = assert!(4 * ALL_LOGINS_MAX < RECORDS_MAX);
-/// Tokens of one method with the same `Meta`.
-const SAME_MAX: usize = 16;
-/// What a token without `Meta` is described as.
-const BARE: &str = "token created via login";
 /// Tokens that are over and are taken out by one login.
 const SWEPT_MAX: usize = 32;
 /// What a login may say of itself, bytes.
@@ -64,7 +60,7 @@ impl Door {
             if links::record(state, &format!("method/{name}")).as_ref() != Some(&method) {
                 return Err(Refusal::forbidden("ACL not found: the auth method has changed"));
             }
-            let mut changes = self.swept(state, &name, &description)?;
+            let mut changes = self.swept(state, &name)?;
             let token = self.bound(state, &method, &identity, (&description, now))?;
             changes.extend(put(&token)?);
             Ok((changes, token))
@@ -147,19 +143,10 @@ impl Door {
         Ok(json!({"serviceaccount": {"namespace": namespace, "name": name, "uid": uid}}))
     }
 
-    /// Tokens that are over are taken out; of those of this method so many may be there. Who says
-    /// who it is (`Meta`) has its newest ones only: a program that starts over and over keeps no
-    /// other out.
-    fn swept(
-        &self,
-        state: &State,
-        method: &str,
-        description: &str,
-    ) -> Result<Vec<Change>, Refusal> {
+    /// Tokens that are over are taken out; of those of this method so many may be there.
+    fn swept(&self, state: &State, method: &str) -> Result<Vec<Change>, Refusal> {
         let (mut changes, mut there, mut all) = (Vec::new(), 0_usize, 0_usize);
-        let tokens = state.records(&format!("{TABLE}/token"));
-        let mut same: Vec<(u64, &Map<String, Value>)> = Vec::new();
-        for (token, item) in &tokens {
+        for (token, _) in state.records(&format!("{TABLE}/token")) {
             let Some(token) = token.as_object() else { continue };
             let by = word_of(token, "AuthMethod");
             match tokens::is_over(self, state, token) {
@@ -167,19 +154,8 @@ impl Door {
                 false if !by.is_empty() => {
                     all += 1;
                     there += usize::from(by == method);
-                    if by == method && word_of(token, "Description") == description {
-                        same.push((item.created, token));
-                    }
                 }
                 _ => {}
-            }
-        }
-        if description != BARE && same.len() >= SAME_MAX {
-            same.sort_by_key(|(created, _)| *created);
-            let older = same.len() + 1 - SAME_MAX;
-            for (_, token) in same.iter().take(older.min(SWEPT_MAX)) {
-                changes.extend(tokens::gone(token));
-                (there, all) = (there - 1, all - 1);
             }
         }
         match there < LOGINS_MAX && all < ALL_LOGINS_MAX {
@@ -284,8 +260,8 @@ impl Door {
 /// As Consul describes what a login made.
 fn description(meta: &BTreeMap<String, String>) -> Result<String, Refusal> {
     let text = match meta.is_empty() {
-        true => BARE.to_owned(),
-        false => format!("{BARE}: {}", json!(meta)),
+        true => "token created via login".to_owned(),
+        false => format!("token created via login: {}", json!(meta)),
     };
     match text.len() <= DESCRIPTION_BYTES_MAX {
         true => Ok(text),
