@@ -536,8 +536,8 @@ pub fn labels(metadata: &Message<'_>) -> Labels {
 // === impl DnsSet ===
 
 impl DnsSet {
-    /// A set all of whose IPv4 addresses count, or its IPv6 ones where there are no others; of those
-    /// in `named` only the port is known.
+    /// A set all of whose IPv4 addresses count, or its IPv6 ones where there are no others; of
+    /// those in `named` only the port is known.
     pub fn new(name: ResourceName, set: EndpointSet, named: Vec<(Arc<str>, Endpoint)>) -> Self {
         let (refresh_ms, family) = (REFRESH_MS, Family::V4First);
         Self { name, refresh_ms, logical: false, family, set, named }

@@ -107,7 +107,7 @@ fn is_of_a_root(name: &str) -> bool {
     ["PrivateKey", "RootCert"].iter().any(|field| field.eq_ignore_ascii_case(name))
 }
 
-/// The authority's configuration as far as it is followed here; its other fields are kept and shown.
+/// The authority's configuration as far as it is followed; its other fields are kept and shown.
 fn check_config(config: &Map<String, Value>) -> Result<(), Refusal> {
     let given = |value: &Value| !value.is_null() && value.as_str() != Some("");
     if let Some((name, _)) = config.iter().find(|(name, v)| is_of_a_root(name) && given(v)) {

@@ -10,9 +10,9 @@
 //! that it saw, so whatever it has not seen has a later one everywhere; one that is past the
 //! server's own for the same waits for the next change, and is told no lesser one
 //! ([`super::params::Blocking`]), so that two servers behind one address do not send it to and fro;
-//! and a server that is behind it waits until it is not ([`super::Door`]'s `catch_up`). Indexes that
-//! are the same everywhere would need each record's revision in the World, and graves of what is
-//! gone in the store.
+//! and a server that is behind it waits until it is not ([`super::Door`]'s `catch_up`). Indexes
+//! that are the same everywhere would need each record's revision in the World, and graves of what
+//! is gone in the store.
 //!
 //! One task feeds it the pump's Worlds ([`Indexes::advance`]); endpoints read World and index
 //! together, so an index is never newer than the data it came with.

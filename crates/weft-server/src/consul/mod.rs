@@ -314,23 +314,23 @@ impl Door {
         build: impl Fn(&consul::State) -> Result<Reply, Refusal>,
     ) -> Result<Reply, Refusal> {
         let blocking = &Box::pin(self.catch_up(blocking)).await;
-        let head = self.0.indexes.head();
+        // The shelf may be ahead of the catalog's table.
         let look = || {
             let state = self.consul().state();
-            let index = state.index(&topic);
-            (state, index)
+            let (index, head) = (state.index(&topic), state.revision());
+            (state, index, head.max(self.0.indexes.head()))
         };
-        let answer = |(state, index): (consul::State, u64)| {
+        let answer = |(state, index, head): (consul::State, u64, u64)| {
             Ok(build(&state)?.at(blocking.told(index, head), blocking))
         };
         let now = look();
-        if blocking.is_answered_by(now.1, head) {
+        if blocking.is_answered_by(now.1, now.2) {
             return answer(now);
         }
         drop(now);
         let moves = self.consul().shelf().wait(topic.clone());
         let now = look();
-        match blocking.is_answered_by(now.1, head) {
+        match blocking.is_answered_by(now.1, now.2) {
             true => answer(now),
             false => Ok(Reply::later(Later::new(moves, blocking.wait))),
         }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What writers to the catalog may change of this server's own node. As with Consul its agent is the
-//! truth of it. Consul's puts right within a minute what others wrote; here it is never written: the
-//! request is answered as if it had been. Called by the catalog's endpoints; a machine's agent has
-//! its anti-entropy (`sync`).
+//! What writers to the catalog may change of this server's own node. As with Consul its agent is
+//! the truth of it. Consul's puts right within a minute what others wrote; here it is never
+//! written: the request is answered as if it had been. Called by the catalog's endpoints; a
+//! machine's agent has its anti-entropy (`sync`).
 
 use std::sync::Arc;
 

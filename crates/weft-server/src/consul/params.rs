@@ -35,9 +35,9 @@ pub struct Blocking {
 
 impl Blocking {
     /// Whether an answer with this index is one that the client does not have, or one that it
-    /// gets all the same; everything up to `head` is known here. A client's index that is past the
-    /// answer's is another server's for the same, as it is known here, too: it waits, or it would be
-    /// sent to and fro between two servers that take turns. One past `head` is of another life.
+    /// gets all the same; everything up to `head` is known here. A client's index that is past
+    /// the answer's is another server's for the same, as it is known here, too: it waits, or it
+    /// would be sent to and fro between two servers in turn. One past `head` is of another life.
     pub fn is_answered_by(&self, index: u64, head: u64) -> bool {
         self.over || self.index == 0 || index > self.index || self.index > head
     }

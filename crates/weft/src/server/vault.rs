@@ -67,6 +67,8 @@ impl<'a> Vault<'a> {
         let path = dir.join(ROOT);
         match fs::read(&path) {
             Ok(own) if own == root => return Ok(true),
+            // What a server signed for Consul's clients while it was alone counts nowhere else.
+            Ok(_) if self.key == CONSUL => give_way(dir)?,
             Ok(_) => bail!(
                 "{} is the authority of another mesh than the store's; name a data directory of \
                  its own, or delete this one",
@@ -138,6 +140,20 @@ impl<'a> Vault<'a> {
     }
 }
 
+/// Moves an authority aside that the store does not know.
+fn give_way(dir: &Path) -> Result<()> {
+    for name in [ROOT, BUNDLE] {
+        let (path, aside) = (dir.join(name), dir.join(format!("{name}.before")));
+        fs::rename(&path, aside).or_else(absent).with_context(|| path.display().to_string())?;
+    }
+    tracing::warn!(
+        "{} had an authority of its own for Consul's clients; the one that all servers share takes \
+         its place, and the older one is kept there as {ROOT}.before",
+        dir.display()
+    );
+    Ok(())
+}
+
 /// Takes what is not there for nothing.
 ///
 /// # Errors
@@ -157,6 +173,23 @@ mod tests {
 
     fn at<'a>(store: &'a MemoryStore, seal: &'a SealKey) -> Vault<'a> {
         Vault::mesh(store, seal)
+    }
+
+    #[tokio::test]
+    async fn an_authority_of_consuls_that_a_server_made_alone_gives_way() {
+        let store = MemoryStore::new(Clock::system());
+        let seal = SealKey::new(&[5; 32]).unwrap();
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (dir, text) in [(&a, "root of a"), (&b, "root of b")] {
+            fs::write(dir.path().join(ROOT), text).unwrap();
+        }
+        let older = || Before { root: true, bundle: None };
+        let vault = Vault::consul(&store, &seal);
+        vault.begin(a.path(), older()).await.unwrap();
+        vault.begin(b.path(), older()).await.unwrap();
+        assert_eq!(fs::read(b.path().join(ROOT)).unwrap(), b"root of a");
+        assert_eq!(fs::read(b.path().join("root.pem.before")).unwrap(), b"root of b");
+        assert!(vault.fetch(b.path()).await.unwrap());
     }
 
     #[tokio::test]

@@ -9,7 +9,8 @@ async fn what_others_write_of_the_own_node_changes_nothing_of_what_its_agent_say
     let own = rig.get("/v1/agent/self").await.json()["Config"]["NodeName"].clone();
     let web = json!({"Name": "web", "Port": 80, "Check": {"TTL": "600s", "Status": "passing"}});
     rig.put("/v1/agent/service/register", web).await;
-    let other = json!({"Node": own, "Address": "6.6.6.6", "ID": "0190a6c8-0000-7000-8000-999999999999",
+    let other = json!({"Node": own, "Address": "6.6.6.6",
+        "ID": "0190a6c8-0000-7000-8000-999999999999",
         "Service": {"Service": "others", "Port": 81}});
     let passing = async || rig.get("/v1/health/service/web?passing").await.json();
     let before = passing().await;

@@ -99,7 +99,8 @@ async fn both_servers_name_both_and_the_one_that_leads() {
 }
 
 /// Two servers that were opened at different times have different indexes for the same. A client
-/// that is sent to them in turn waits at both, is told no index less than its own, and misses nothing.
+/// that is sent to them in turn waits at both, is told no index less than its own, and misses
+/// nothing.
 #[tokio::test]
 async fn a_client_that_is_sent_to_two_servers_in_turn_waits_and_misses_nothing() {
     let clock = Clock::system();
