@@ -41,6 +41,7 @@ pub use pods::{HOST_ADDRESS_ANNOTATION, PODS_ANNOTATION, PODS_SETTING, PodsMode,
 pub use raw::Raw;
 pub use resolved::{RESOLVED_SETTINGS, resolved_setting, resolved_value};
 
+use crate::views::catalog::Registration;
 use crate::views::meta::MetaOnly;
 use crate::views::{self, Meta, View};
 use catalog::{link, unlink};
@@ -152,6 +153,22 @@ impl World {
         key.and_then(|k| self.instances.get(&k)).unwrap_or(&self.none)
     }
 
+    /// Whether Kubernetes made the Service of this name: registrations are none of its instances.
+    /// The doors let nobody make both; a store of older versions, or a race, may have them.
+    pub fn is_foreign(&self, service: &ServiceKey) -> bool {
+        let (namespace, name) = (service.namespace.as_str(), service.name.as_str());
+        self.get(KindId::Service, namespace, name).is_some_and(|s| !is_mirror(&s.meta))
+    }
+
+    /// The registrations that are instances of a service: all of its name, or none.
+    pub fn joined(
+        &self,
+        service: &ServiceKey,
+    ) -> impl Iterator<Item = (&RegistrationKey, &Arc<Registration>)> {
+        let foreign = self.is_foreign(service);
+        self.catalog.of_service(service).filter(move |_| !foreign)
+    }
+
     /// Every service that has instances.
     pub fn services_with_instances(
         &self,
@@ -221,7 +238,12 @@ impl World {
             }
             Some(StoreKey::Node(name)) => self.catalog.fold_node(name, record(key, value), delta),
             Some(StoreKey::Registration(k)) => {
-                self.catalog.fold_registration(k, record(key, value), delta)
+                let touched = self.catalog.fold_registration(k, record(key, value), delta);
+                for (service, one) in &touched {
+                    let its = self.catalog.of_service(service).filter(|(key, _)| *key == one);
+                    self.warn_if_left_out(service, its);
+                }
+                touched
             }
             Some(StoreKey::Check(k)) => self.catalog.fold_check(k, record(key, value), delta),
             Some(StoreKey::CheckStatus(k)) => {
@@ -256,6 +278,9 @@ impl World {
         };
         self.fold_index(old.as_deref(), new.as_deref(), delta);
         self.services_behind(new.as_deref(), &mut again);
+        if key.kind == KindId::Service {
+            again.extend(self.changed_hands(&key, old.as_deref()));
+        }
         delta.touch(ReadKey::Raw(key.clone()));
         if old.is_some() != new.is_some() {
             delta.touch(ReadKey::Kind(key.kind));
@@ -300,6 +325,41 @@ impl World {
                 self.index(Index::SlicesByPod, &pod).for_each(|slice| add(&slice.meta));
             }
             _ => {}
+        }
+    }
+
+    /// The service of an object that others than before may be instances of.
+    fn changed_hands(&self, key: &ObjectKey, old: Option<&Object>) -> Option<ServiceKey> {
+        let service = ServiceKey::new(&key.namespace, &key.name).ok()?;
+        let was = old.is_some_and(|old| !is_mirror(&old.meta));
+        let mut registered = self.catalog.of_service(&service).peekable();
+        if was == self.is_foreign(&service) || registered.peek().is_none() {
+            return None;
+        }
+        self.warn_if_left_out(&service, registered);
+        Some(service)
+    }
+
+    /// Says it once of each: where it is registered, or where its Service comes from Kubernetes.
+    fn warn_if_left_out<'r>(
+        &self,
+        service: &ServiceKey,
+        registered: impl IntoIterator<Item = (&'r RegistrationKey, &'r Arc<Registration>)>,
+    ) {
+        if !self.is_foreign(service) {
+            return;
+        }
+        for (key, registration) in registered {
+            tracing::warn!(
+                service = %registration.service,
+                id = %key.id,
+                node = %key.node,
+                namespace = %key.namespace,
+                "left out: the Service {:?} of this name was made through the Kubernetes API, so \
+                 nothing is sent to this registration; register it under another name, or delete \
+                 the Service",
+                service.name.as_str()
+            );
         }
     }
 

@@ -3,6 +3,9 @@
 //!
 //! Folded from EndpointSlices (with their pods) and from catalog registrations (with their
 //! checks). EndpointSlices that mirror the catalog are skipped, so nothing counts twice.
+//!
+//! Architecture invariant: registrations are instances of a Service that mirrors them or of none,
+//! never of one that Kubernetes made: nobody reaches a pod's port at what a Consul client says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -136,7 +139,7 @@ pub(super) fn fold(world: &World, service: &ServiceKey) -> Instances {
             add_slice(world, service, object, slice, &mut found);
         }
     }
-    for (key, registration) in world.catalog().of_service(service) {
+    for (key, registration) in world.joined(service) {
         let instance = from_registration(world.catalog(), service, key, registration);
         found.insert(instance.id.clone(), instance);
     }
@@ -152,10 +155,11 @@ pub(super) fn fold_some(
     keys: &BTreeSet<RegistrationKey>,
 ) -> Instances {
     let (catalog, mut out) = (world.catalog(), old.clone());
+    let foreign = world.is_foreign(service);
     for key in keys {
         let id = instance_id(key);
         let is_its = |r: &Registration| service_of_registration(key, r).as_ref() == Some(service);
-        let registration = catalog.registration(key).filter(|r| is_its(r));
+        let registration = catalog.registration(key).filter(|r| !foreign && is_its(r));
         let new = registration.map(|r| from_registration(catalog, service, key, r));
         match (old.get(&id), new) {
             (Some(old), Some(new)) if **old == new => {}

@@ -22,6 +22,36 @@ fn service(namespace: &str, name: &str) -> ServiceKey {
     ServiceKey::new(namespace, name).unwrap()
 }
 
+/// What was logged, with its fields.
+#[derive(Clone, Default)]
+struct Warnings(Arc<std::sync::Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut said = Vec::new();
+        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            said.push(format!("{field}={value:?}"));
+        });
+        self.0.lock().unwrap().push(said.join(" "));
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
 fn slice(service: &str, pods: &[(&str, &str, bool)]) -> Value {
     let endpoints: Vec<_> = pods
         .iter()
@@ -121,6 +151,45 @@ fn mirrored_slices_do_not_count_twice() {
     value["metadata"]["annotations"] = json!({"weft.dev/owner": "consul"});
     put(&mut world, "/o/discovery.k8s.io/endpointslices/a/x", &value);
     assert!(world.instances("a", "web").is_empty());
+}
+
+/// A store of an older version, in whichever order it is read, and a race.
+#[test]
+fn a_registration_never_joins_a_service_that_kubernetes_made() {
+    let of_consul = json!({"id": "i1", "service": "Web", "node": "n1", "address": "127.0.0.9",
+                           "port": 80});
+    let of_kubernetes = json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "127.65.0.1"}});
+    let pods = slice("web", &[("p", "127.64.0.5", true)]);
+    let store = [
+        ("/c/i/a/n1/i1", &of_consul),
+        ("/o/core/services/a/web", &of_kubernetes),
+        ("/o/discovery.k8s.io/endpointslices/a/x", &pods),
+    ];
+    let ids = |world: &World| world.instances("a", "web").keys().cloned().collect::<Vec<_>>();
+    for order in [[0, 1, 2], [1, 2, 0], [2, 0, 1]] {
+        let (mut world, warnings) = (World::new(), Warnings::default());
+        tracing::subscriber::with_default(warnings.clone(), || {
+            for (key, value) in order.map(|at| store[at]) {
+                put(&mut world, key, value);
+            }
+            put(&mut world, "/c/k/a/n1/c1", &json!({"id": "c1", "service_id": "i1"}));
+            put(&mut world, "/e/k/a/n1/c1", &json!({"status": "passing"}));
+        });
+        assert_eq!(ids(&world), ["p".into()], "{order:?}");
+        let said = warnings.0.lock().unwrap().join("\n");
+        assert_eq!(said.matches("left out").count(), 1, "once: {said}");
+        for what in ["service=Web", "id=i1", "node=n1", "namespace=a", "Service \"web\""] {
+            assert!(said.contains(what), "{what}: {said}");
+        }
+        // Without that Service it is what its name says.
+        let delta = delete(&mut world, "/o/core/services/a/web");
+        assert!(delta.contains(&ReadKey::Instances(service("a", "web"))), "{delta:?}");
+        assert_eq!(ids(&world), ["n1/i1".into(), "p".into()]);
+        let mut mirror = of_kubernetes.clone();
+        mirror["metadata"]["annotations"] = json!({"weft.dev/owner": "consul"});
+        put(&mut world, "/o/core/services/a/web", &mirror);
+        assert_eq!(ids(&world).len(), 2, "its own mirror");
+    }
 }
 
 #[test]
@@ -229,6 +298,13 @@ fn universe() -> Vec<(&'static str, Vec<Value>)> {
         (
             "/o/networking.istio.io/destinationrules/a/d",
             vec![json!({"spec": {"host": "s"}}), json!({"spec": {"host": "t"}})],
+        ),
+        (
+            "/o/core/services/a/s",
+            vec![
+                json!({"spec": {"clusterIP": "127.65.0.1"}}),
+                json!({"metadata": {"annotations": {"weft.dev/owner": "consul"}}}),
+            ],
         ),
         ("/c/n/n1", vec![json!({"address": "127.0.0.1"}), json!({"address": "127.0.0.2"})]),
         ("/c/i/a/n1/i1", vec![registration("s", 1), registration("t", 1), registration("s", 2)]),

@@ -81,7 +81,7 @@ impl View {
             if instances.values().any(|i| i.origin == Origin::Kubernetes) {
                 out.entry(key.name.as_str().into()).or_default();
             }
-            for (_, registration) in self.world.catalog().of_service(key) {
+            for (_, registration) in self.world.joined(key) {
                 let tags = out.entry(registration.service.clone()).or_default();
                 for tag in &registration.tags {
                     if !tags.contains(tag) {
@@ -114,7 +114,7 @@ impl View {
             }
         }
         if let Ok(key) = ServiceKey::new(ns, slug) {
-            for (key, registration) in self.world.catalog().of_service(&key) {
+            for (key, registration) in self.world.joined(&key) {
                 out.push(self.catalog_entry(key, registration));
             }
         }
@@ -249,7 +249,7 @@ impl View {
             for instance in instances.values().filter(|i| i.origin == Origin::Kubernetes) {
                 out.push(self.readiness(instance, &self.node_name(instance)));
             }
-            for (key, registration) in self.world.catalog().of_service(key) {
+            for (key, registration) in self.world.joined(key) {
                 let own = self.world.catalog().checks_of(key);
                 out.extend(own.map(|(key, record)| self.check(key, record, &registration.tags)));
             }

@@ -118,7 +118,7 @@ pub fn virtual_address(look: &mut Look, (namespace, service): (&str, &str), rtyp
         return Found::default();
     };
     // By the names that their makers gave; what nobody registered has the one that was asked for.
-    let registered = || look.view.world.catalog().of_service(&key).map(|(_, r)| r);
+    let registered = || look.view.world.joined(&key).map(|(_, r)| r);
     let seen = match registered().next() {
         Some(_) => registered().any(|registration| may(&registration.service)),
         None => may(service),
