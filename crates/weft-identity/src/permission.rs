@@ -4,7 +4,8 @@
 //!
 //! The most specific row decides: one for exactly the name before one for a prefix, a longer
 //! prefix before a shorter one, and of rows alike the one that denies. Where no row speaks the
-//! table's default does.
+//! table's default does. Names that are one however they are written are one here too, so that
+//! another spelling is no way around a row.
 
 use std::sync::Arc;
 
@@ -103,6 +104,21 @@ impl Kind {
         }
     }
 
+    /// Whether names of this kind differ by more than case: services, those that intentions are
+    /// about, and nodes.
+    fn folds_case(self) -> bool {
+        matches!(self, Self::Intention | Self::Node | Self::Service)
+    }
+
+    /// Whether a name of this kind begins with a text.
+    fn begins(self, name: &str, with: &str) -> bool {
+        let head = name.as_bytes().get(..with.len());
+        head.is_some_and(|head| match self.folds_case() {
+            true => head.eq_ignore_ascii_case(with.as_bytes()),
+            false => *head == *with.as_bytes(),
+        })
+    }
+
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
@@ -123,10 +139,10 @@ impl Verb {
 // === impl Names ===
 
 impl Names {
-    fn cover(&self, name: &str) -> bool {
+    fn cover(&self, kind: Kind, name: &str) -> bool {
         match self {
-            Self::Exactly(exact) => **exact == *name,
-            Self::Prefix(prefix) => name.starts_with(&**prefix),
+            Self::Exactly(exact) => exact.len() == name.len() && kind.begins(name, exact),
+            Self::Prefix(prefix) => kind.begins(name, prefix),
         }
     }
 
@@ -177,7 +193,7 @@ impl Permissions {
             return true;
         }
         let below = |names: &Names| match names {
-            Names::Exactly(name) | Names::Prefix(name) => name.starts_with(prefix),
+            Names::Exactly(name) | Names::Prefix(name) => kind.begins(name, prefix),
         };
         let denied = |row: &&Permission| below(&row.names) && row.verb < Some(verb);
         self.decide(kind, namespace, prefix, true) >= Some(verb)
@@ -193,7 +209,7 @@ impl Permissions {
 
     fn decide(&self, kind: Kind, namespace: &str, name: &str, tree: bool) -> Option<Verb> {
         let speaks = |row: &&Permission| {
-            row.names.cover(name) && !(tree && matches!(row.names, Names::Exactly(_)))
+            row.names.cover(kind, name) && !(tree && matches!(row.names, Names::Exactly(_)))
         };
         // Of rows alike: a denial, else the most that any allows.
         let rank = |row: &&Permission| (row.names.weight(), row.verb.is_none(), row.verb);

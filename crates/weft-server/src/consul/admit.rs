@@ -53,7 +53,7 @@ impl Admission<'_> {
             who.demand(Verb::Write, Kind::Service, ns, &name)?;
         }
         let key = registration_key(new);
-        // Another spelling of a name is the same service, and no way around a rule about it.
+        // A name may also be what another's slug is: whoever joins a service may write it.
         let catalog = self.view.world.catalog();
         let same = service_of_registration(&key, new)
             .and_then(|service| catalog.of_service(&service).next());

@@ -122,11 +122,11 @@ impl Door {
             found.sort_by_key(|one| std::cmp::Reverse(one.precedence()));
             let mut out = Map::new();
             for name in &names {
-                let fits = |one: &&Intention| {
+                let about = |one: &&Intention| {
                     let own = if by == "source" { &one.source } else { &one.destination };
-                    own == bare(name) || own == "*"
+                    fits(own, bare(name))
                 };
-                let shapes = found.iter().filter(fits).map(|one| one.shape(self)).collect();
+                let shapes = found.iter().filter(about).map(|one| one.shape(self)).collect();
                 out.insert((*name).to_owned(), Value::Array(shapes));
             }
             Ok(Reply::json(Value::Object(out)))
@@ -266,16 +266,21 @@ fn of_entry(entry: &Value, item: &Item) -> Vec<Intention> {
     sources.iter().filter_map(read).collect()
 }
 
-/// What the most exact intention says. One with permissions of HTTP denies a whole connection.
+/// What the most exact intention says, and of those alike, by other spellings of the names, one
+/// that denies. One with permissions of HTTP denies a whole connection.
 pub(super) fn decide(state: &State, source: &str, destination: &str) -> Option<bool> {
-    let fits = |one: &Intention| {
-        (one.source == source || one.source == "*")
-            && (one.destination == destination || one.destination == "*")
-    };
-    let best = all(state).into_iter().filter(fits).max_by_key(Intention::precedence)?;
-    let action = best.value.get("Action");
     let silence = !guards::on("intention-permissions");
-    Some(action.map_or(silence, |action| action == "allow"))
+    let allows =
+        |one: &Intention| one.value.get("Action").map_or(silence, |action| action == "allow");
+    let about = |one: &Intention| fits(&one.source, source) && fits(&one.destination, destination);
+    let all = all(state).into_iter().filter(about);
+    let (_, denies) = all.map(|one| (one.precedence(), !allows(&one))).max()?;
+    Some(!denies)
+}
+
+/// Whether an intention's name is a service's, however either is written.
+fn fits(own: &str, name: &str) -> bool {
+    own == "*" || own.eq_ignore_ascii_case(name)
 }
 
 fn readable(ask: &Ask, one: &Intention) -> bool {
