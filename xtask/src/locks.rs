@@ -251,12 +251,11 @@ fn judge(notes: Vec<Note>, ended: &Arc<BTreeSet<Arc<str>>>) -> anyhow::Result<()
 fn until(notes: &[Note], moment: u64) -> Vec<Note> {
     let open = |note: &Note| note.ended.is_none_or(|ended| ended > moment);
     let begun = notes.iter().filter(|note| note.began <= moment);
-    let told =
-        begun.filter(|note| !(open(note) && note.what.is_look())).map(|note| match note {
-            note if !open(note) => note.clone(),
-            note if note.what == What::End => Note { ended: None, ..note.clone() },
-            note => Note { ended: None, answer: Answer::Unknown, ..note.clone() },
-        });
+    let told = begun.filter(|note| !(open(note) && note.what.is_look())).map(|note| match note {
+        note if !open(note) => note.clone(),
+        note if note.what == What::End => Note { ended: None, ..note.clone() },
+        note => Note { ended: None, answer: Answer::Unknown, ..note.clone() },
+    });
     told.collect()
 }
 
