@@ -14,6 +14,7 @@
   half          open loop at half of what the slowest of the proxies does at most: p99 side by side
   rate          open loop at --rate requests/s (latency from the scheduled time); --proxy-core 1
   mem memtls    resident memory idle, and per idle connection;  start: exec to first 200
+  scale         resident memory with 1,000 backends of 10 endpoints and 5,000 routes
   sys           system calls per request
 `equal` runs every scenario of equal work and prints the ratios beside their bars. A row's cpu_us is
 user and system time of the proxy's process tree divided by requests.
@@ -47,6 +48,8 @@ def proxies():
      'envoy-chain2': {'cmds': [en + [f'{G}/envoy-out2.json'], en + [f'{G}/envoy-in2.json']], 'meshh2': 10021},
      'haproxy-chain2': {'cmds': [ha + [f'{G}/haproxy-out2-logs.cfg'], ha + [f'{G}/haproxy-in2-logs.cfg']], 'meshh2': 11021},
      'weft-sidecars': {'cmds': [], 'pods': True, 'mesh': 0, 'meshh2': 0},
+     'envoy-scale': {'cmds': [en + [f'{G}/envoy-scale.json']], 'scale': 10001},
+     'weft-scale': {'cmds': [we + [f'{G}/envoy-scale.json']], 'scale': 10001},
      'weft-chain2': {'cmds': [we + [f'{G}/envoy-out2.json'], we + [f'{G}/envoy-in2.json']], 'meshh2': 10021},
     })
 # Equal work: scenario, weft, the two peers, and what weft's CPU may be of theirs at most.
@@ -81,7 +84,7 @@ def logs(text):
 def prep():
     for d in (G, RUN): os.makedirs(d, exist_ok=True)
     if not os.path.exists(f'{D}/certs/server.pem'): sp.run(['sh', f'{H}/mkcerts.sh', D], check=True, stdout=sp.DEVNULL, stderr=sp.DEVNULL)
-    for k in ('min', 'mesh', 'out', 'in', 'out2', 'in2'): sp.run([sys.executable, f'{H}/conf/envoy.py', k, f'{G}/envoy-{k}.json', f'{D}/certs'], check=True)
+    for k in ('min', 'mesh', 'out', 'in', 'out2', 'in2', 'scale'): sp.run([sys.executable, f'{H}/conf/envoy.py', k, f'{G}/envoy-{k}.json', f'{D}/certs'], check=True)
     body = {'RUNDIR': RUN, 'CERTS': f'{D}/certs', 'CONF': G, 'BODY': 'x' * 1024, 'MODULES': f'{P}/root/usr/lib/nginx/modules'}
     for f in sorted(os.listdir(f'{H}/conf')):
         if f.endswith('.py'): continue
@@ -125,6 +128,13 @@ def rss(pids):
     for p in pids:
         for q in tree(p):
             try: k += int(re.search(r'VmRSS:\s+(\d+)', open(f'/proc/{q}/status').read()).group(1))
+            except (FileNotFoundError, AttributeError): pass
+    return k / 1024
+def pss(pids):
+    k = 0
+    for p in pids:
+        for q in tree(p):
+            try: k += int(re.search(r'Pss:\s+(\d+)', open(f'/proc/{q}/smaps_rollup').read()).group(1))
             except (FileNotFoundError, AttributeError): pass
     return k / 1024
 def total():
@@ -293,7 +303,7 @@ def holder(d, port, n, tls):
     return p
 def mem(name, d, scen, a):
     procs = boot(name, d, scen); pids = [p.pid for p in procs]; port = d[PORTKEY[scen]]; tls = scen == 'memtls'; hs = []
-    idle = rss(pids); out = {'name': name, 'scen': scen, 'rss_idle': round(idle, 1)}
+    idle = rss(pids); out = {'name': name, 'scen': scen, 'rss_idle': round(idle, 1), 'pss_idle': round(pss(pids), 1)}
     try:
         hs.append(holder(d, port, 10, tls)); time.sleep(0.3); base = rss(pids)
         hs.append(holder(d, port, a.idle, tls)); time.sleep(1.0); full = rss(pids)
@@ -301,6 +311,13 @@ def mem(name, d, scen, a):
     except RuntimeError as e: out['err'] = str(e); print('!', name, e, file=sys.stderr)
     for h in hs: h.stdin.close(); h.wait()
     stop(procs); return out
+def scale(name, d, scen, a):
+    """Memory of the large table once it has answered."""
+    procs = boot(name, d, scen); pids = [p.pid for p in procs]
+    try:
+        assert served('127.0.0.1', d[scen]), 'no 200'
+        time.sleep(1.0); return {'name': name, 'scen': scen, 'rss_idle': round(rss(pids), 1), 'pss_idle': round(pss(pids), 1)}
+    finally: stop(procs)
 def startup(name, d, scen, a):
     upstream('h1', d.get('ns')); port = d['h1']; ts = []
     for _ in range(3):
@@ -330,10 +347,10 @@ def syscalls(name, d, scen, a):
 def med(rows, k):
     v = [r[k] for r in rows if k in r and r[k] is not None]; return st.median(v) if v else None
 COLS = {'def': ['rps', 'p50', 'p99', 'p999', 'mean_us', 'cpu_us', 'usr_us', 'sys_us', 'rss', 'c0', 'c1', 'foreign', 'bad', 'errs'], 'rate': ['rps', 'p50', 'p99', 'p999', 'svc_p50', 'svc_p99', 'cpu_us', 'usr_us', 'sys_us', 'rss', 'c0', 'c1', 'foreign'],
-        'bulk': ['gbs', 'cpu_s_per_gb', 'c0', 'c1', 'foreign'], 'mem': ['rss_idle', 'rss_10', 'rss_full', 'kib_conn'], 'start': ['start_ms', 'cpu_s', 'rss']}
+        'bulk': ['gbs', 'cpu_s_per_gb', 'c0', 'c1', 'foreign'], 'mem': ['rss_idle', 'pss_idle', 'rss_10', 'rss_full', 'kib_conn'], 'start': ['start_ms', 'cpu_s', 'rss']}
 def table(rows, scen):
     names = []; [names.append(r['name']) for r in rows if r['name'] not in names]
-    cols = COLS.get({'half': 'rate', 'bulkr': 'bulk', 'meshbulk': 'bulk', 'memtls': 'mem', 'syslow': 'sys', 'meshrate': 'rate'}.get(scen, scen), COLS['def'])
+    cols = COLS.get({'half': 'rate', 'bulkr': 'bulk', 'meshbulk': 'bulk', 'memtls': 'mem', 'scale': 'mem', 'syslow': 'sys', 'meshrate': 'rate'}.get(scen, scen), COLS['def'])
     if scen in ('sys', 'syslow'):
         for r in rows: print(f"{r['name']:15s}", ' '.join(f'{k}={v}' for k, v in r.items() if k not in ('name', 'scen')))
         return
@@ -355,12 +372,13 @@ def run(scen, a):
             try: most.append(measure(n, PROX[n], 'h1', a, procs)['rps'])
             finally: stop(procs)
         a.rate = int(min(most) / 2); print('most requests/s: ' + ', '.join(f'{n} {m:.0f}' for n, m in zip(names, most)) + f'; half of the least: {a.rate}')
-    rows = []; rounds = 1 if scen in ('mem', 'memtls', 'start', 'sys', 'syslow') and not a.force else a.rounds
+    rows = []; rounds = 1 if scen in ('mem', 'memtls', 'scale', 'start', 'sys', 'syslow') and not a.force else a.rounds
     for k in range(rounds):
         for n in names:
             d = PROX[n]
             try:
                 if scen in ('mem', 'memtls'): r = mem(n, d, scen, a)
+                elif scen == 'scale': r = scale(name=n, d=d, scen=scen, a=a)
                 elif scen == 'start':
                     if d.get('ns'): continue
                     r = startup(n, d, scen, a)
@@ -422,7 +440,7 @@ def main():
                 a.proxies = ','.join([names[0]] + [n for n, _ in names[1:]]); results[scen] = run(scen, a)
             bars(results, a)
         elif a.scen == 'all':
-            for s in ('h1', 'rate', 'half', 'h2', 'grpc', 'tls', 'hs', 'mtls', 'mesh', 'meshgrpc', 'tcph', 'bulk', 'mem', 'memtls', 'start', 'sys'): run(s, a)
+            for s in ('h1', 'rate', 'half', 'h2', 'grpc', 'tls', 'hs', 'mtls', 'mesh', 'meshgrpc', 'tcph', 'bulk', 'mem', 'memtls', 'scale', 'start', 'sys'): run(s, a)
         elif a.scen == 'half':
             a.proxies = a.proxies or 'weft,haproxy-logs,envoy-mesh'; rows = run('half', a)
             own, their = (med([r for r in rows if r['name'] == n], 'p99') for n in ('weft', 'haproxy-logs'))

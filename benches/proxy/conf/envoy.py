@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes Envoy static bootstraps. envoy.py KIND OUT CERTS
 KIND: min|tuned (h1 10001, h2c 10002, tls 10003, mTLS both sides 10004, tcp 10005) | mesh (h1 10001 with RBAC, retries, access log ...)
-    | out (10011 plain in, mTLS to 10012) | in (10012 mTLS in, plain to 9000) | out2/in2 (the same in HTTP/2: 10021 -> 10022 -> 9002) | outl4/inl4 (TCP: 10031 -> 10032 -> 9001) | scale (N clusters x 10 endpoints, N vhosts/routes)"""
+    | out (10011 plain in, mTLS to 10012) | in (10012 mTLS in, plain to 9000) | out2/in2 (the same in HTTP/2: 10021 -> 10022 -> 9002) | outl4/inl4 (TCP: 10031 -> 10032 -> 9001) | scale (N clusters x 10 endpoints, N hosts of 5 routes each)"""
 import sys, json, os
 C = sys.argv[3]
 T = lambda n: 'type.googleapis.com/envoy.' + n
@@ -58,7 +58,8 @@ elif kind == 'inl4': L = [lis('l4', 10032, tcp('i', 'up'), dtls(True))]; K = [cl
 elif kind == 'out2': L = [lis('h2', 10021, hcm('o', 'up', mesh=True, h2=True))]; K = [cluster('up', [10022], tls=True, h2=True)]
 elif kind == 'in2': L = [lis('h2', 10022, hcm('i', 'up', mesh=True, h2=True), dtls(True, ['h2']))]; K = [cluster('up', [9002], h2=True)]
 elif kind == 'scale':
-    vh = [{"name": f"v{i}", "domains": [f"svc{i}.default.svc.cluster.local", f"svc{i}"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": f"c{i}", "timeout": "15s", "retry_policy": {"retry_on": "connect-failure", "num_retries": 2}}}]} for i in range(N)] + [{"name": "dflt", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "up"}}]}]
+    route = lambda i, prefix: {"match": {"prefix": prefix}, "route": {"cluster": f"c{i}", "timeout": "15s", "retry_policy": {"retry_on": "connect-failure", "num_retries": 2}}}
+    vh = [{"name": f"v{i}", "domains": [f"svc{i}.default.svc.cluster.local", f"svc{i}"], "routes": [route(i, p) for p in ('/a/', '/b/', '/c/', '/d/', '/')]} for i in range(N)] + [{"name": "dflt", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "up"}}]}]
     L = [lis('h1', 10001, hcm('h1', 'up', routes=vh))]
     K = [cluster('up', [9000])] + [cluster(f"c{i}", [(f"127.{1+i//250}.{i%250}.{j+1}", 8080) for j in range(10)]) for i in range(N)]
 if kind == 'tuned':  # what Envoy's own benchmarking FAQ asks for: no request ids, no dynamic stats
