@@ -312,11 +312,11 @@ def mem(name, d, scen, a):
     for h in hs: h.stdin.close(); h.wait()
     stop(procs); return out
 def scale(name, d, scen, a):
-    """Memory of the large table once it has answered."""
+    """Memory of the large table once it has answered, and what reading it took was given back."""
     procs = boot(name, d, scen); pids = [p.pid for p in procs]
     try:
         assert served('127.0.0.1', d[scen]), 'no 200'
-        time.sleep(1.0); return {'name': name, 'scen': scen, 'rss_idle': round(rss(pids), 1), 'pss_idle': round(pss(pids), 1)}
+        time.sleep(5.0); return {'name': name, 'scen': scen, 'rss_idle': round(rss(pids), 1), 'pss_idle': round(pss(pids), 1)}
     finally: stop(procs)
 def startup(name, d, scen, a):
     upstream('h1', d.get('ns')); port = d['h1']; ts = []
