@@ -499,4 +499,26 @@ async fn history_is_bounded() {
         let (events, bytes) = (f.store.stats().history_events, f.store.stats().history_bytes);
         assert!(bytes >= events * 2048 && bytes <= 8192, "{bytes} bytes of {events} events");
     }
+    // Who is back at once finds it all, who comes later the last of it.
+    for f in [memory, redb].map(|f| f(Retention { events: 1000, bytes: 80_000, age })) {
+        for _ in 0..30 {
+            f.put("/k", &"x".repeat(1024)).await;
+        }
+        let head = f.store.barrier().await.unwrap();
+        let mut held = f.store.watch("/", head).unwrap();
+        f.time.advance(Duration::from_secs(10));
+        f.store.tick().await.unwrap();
+        assert!(f.store.watch("/", Revision(head.0 - 28)).is_ok());
+        f.time.advance(Duration::from_secs(1));
+        f.store.tick().await.unwrap();
+        assert!(f.store.watch("/", Revision(head.0 - 28)).is_err());
+        assert!(f.store.watch("/", Revision(head.0 - 2)).is_ok());
+        assert!(f.store.stats().history_bytes <= 10_000);
+        // One that is there misses nothing, and what is new is kept as before.
+        assert_eq!(held.next().await.unwrap()[0].revision, head);
+        for _ in 0..20 {
+            f.put("/k", &"x".repeat(1024)).await;
+        }
+        assert!(f.store.watch("/", head.next()).is_ok());
+    }
 }

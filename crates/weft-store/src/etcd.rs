@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, stream};
-use weft_base::clock::{Clock, Mono};
+use weft_base::clock::{Clock, Mono, moment};
 use weft_base::task::TaskGroup;
 use weft_proto::etcdserverpb::kv_client::KvClient;
 use weft_proto::etcdserverpb::lease_client::LeaseClient;
@@ -24,6 +24,7 @@ use weft_proto::etcdserverpb::{
 
 use crate::draft::check;
 use crate::history::{History, Retention};
+use crate::meter::{Meter, Renewal};
 use crate::{
     BoxFuture, DELETE_PREFIX_KEYS_MAX, Entry, Event, LeaseId, Op, Page, Revision, Stats, Store,
     StoreError, Txn, TxnOutcome, Watch, WatchError,
@@ -248,10 +249,12 @@ impl Inner {
 
     async fn commit(&self, txn: &Txn) -> Result<TxnOutcome, StoreError> {
         let request = self.names.txn(txn);
+        let began = moment();
         let answer = self.link.call(false, &request, |channel, request| async move {
             KvClient::new(channel).txn(request).await
         });
         let answer = answer.await?;
+        self.link.meter.committed(moment().duration_since(began), 1);
         let now = header(answer.header.as_ref());
         if answer.succeeded && changed(&answer.responses) {
             return Ok(TxnOutcome { revision: now, succeeded: true, failed: None });
@@ -326,6 +329,16 @@ impl Inner {
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+        let kept = self.renew(lease).await;
+        self.link.meter.renewal(match &kept {
+            Ok(_) => Renewal::Kept,
+            Err(StoreError::NoLease(_)) => Renewal::Ended,
+            Err(_) => Renewal::Failed,
+        });
+        kept
+    }
+
+    async fn renew(&self, lease: LeaseId) -> Result<Duration, StoreError> {
         let ask = LeaseKeepAliveRequest { id: signed(lease.0) };
         let answer = self.link.call(true, &ask, |channel, request| async move {
             let request = request.map(|ask| stream::iter([ask]));
@@ -512,6 +525,10 @@ impl Store for EtcdStore {
             history_events,
             history_bytes,
         }
+    }
+
+    fn meter(&self) -> Option<&Meter> {
+        Some(&self.inner.link.meter)
     }
 
     /// Leases end by etcd's own clock: none is counted here.

@@ -16,6 +16,12 @@ use weft_base::limits;
 
 use crate::{Event, EventKind, Revision, WatchError};
 
+/// Who lost a watch is back within this: so long all of it is kept that the limits let.
+const FRESH: Duration = Duration::from_secs(10);
+/// Of what is older only this part of the bytes: a mesh at rest does not hold a log as large as
+/// itself.
+const REST_PART: usize = 8;
+
 /// How much of the log is kept. What is first reached ends the oldest revisions.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
@@ -92,7 +98,12 @@ impl History {
 
     /// Forgets what is too old.
     pub fn expire(&self, now: Mono) {
-        self.lock().trim(&self.retention, now);
+        let mut log = self.lock();
+        log.trim(&self.retention, now);
+        if log.events.capacity() / 4 > log.events.len() {
+            let room = 2 * log.events.len();
+            log.events.shrink_to(room);
+        }
     }
 
     pub fn compact(&self, upto: Revision) {
@@ -212,9 +223,9 @@ impl Log {
     /// Drops whole revisions from the front while a limit is passed.
     fn trim(&mut self, keep: &Retention, now: Mono) {
         while let Some((at, event)) = self.events.front() {
-            let over = self.events.len() > keep.events
-                || self.bytes > keep.bytes
-                || now.since(*at) > keep.age;
+            let age = now.since(*at);
+            let bytes = if age > FRESH { keep.bytes / REST_PART } else { keep.bytes };
+            let over = self.events.len() > keep.events || self.bytes > bytes || age > keep.age;
             if !over {
                 return;
             }

@@ -26,6 +26,7 @@ mod history;
 mod lease;
 mod lock;
 pub mod memory;
+mod meter;
 pub mod redb;
 mod watch;
 
@@ -34,6 +35,7 @@ pub use etcd::{EtcdConfig, EtcdConfigError, EtcdStore};
 pub use history::Retention;
 pub use lock::DataDir;
 pub use memory::MemoryStore;
+pub use meter::Meter;
 pub use redb::RedbStore;
 
 pub use watch::Watch;
@@ -212,6 +214,11 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// The store's own figures.
     fn stats(&self) -> Stats;
+
+    /// What it counts besides, where it does.
+    fn meter(&self) -> Option<&Meter> {
+        None
+    }
 
     /// Ends the leases that are due and forgets old history; returns how many leases ended.
     /// The owner calls this about twice a second: engines hold no timers.

@@ -25,6 +25,7 @@ use self::writer::{Request, Writer};
 use crate::draft::{State, check, merge, under};
 use crate::history::{History, Retention};
 use crate::lease::Deadlines;
+use crate::meter::{Meter, Renewal};
 use crate::{
     BoxFuture, DataDir, Entry, Key, LeaseId, Page, Revision, Stats, Store, StoreError, Txn,
     TxnOutcome, Watch, WatchError,
@@ -51,6 +52,7 @@ struct Shared {
     deadlines: Mutex<Deadlines>,
     clock: Clock,
     counts: Counts,
+    meter: Meter,
 }
 
 /// Written by the writer alone.
@@ -107,6 +109,7 @@ impl RedbStore {
             deadlines: Mutex::new(deadlines),
             clock,
             counts: Counts::default(),
+            meter: Meter::file(),
         });
         let (tx, rx) = mpsc::channel(QUEUE);
         let writer = Writer::new(shared.clone(), opener, opened.db, opened.reserved);
@@ -181,6 +184,8 @@ impl Store for RedbStore {
 
     fn lease_keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<Duration, StoreError>> {
         let kept = self.shared.deadlines(|d, now| d.keep_alive(lease, now));
+        let what = if kept.is_some() { Renewal::Kept } else { Renewal::Ended };
+        self.shared.meter.renewal(what);
         ready(kept.ok_or(StoreError::NoLease(lease))).boxed()
     }
 
@@ -209,6 +214,10 @@ impl Store for RedbStore {
             history_events,
             history_bytes,
         }
+    }
+
+    fn meter(&self) -> Option<&Meter> {
+        Some(&self.shared.meter)
     }
 
     fn tick(&self) -> BoxFuture<'_, Result<usize, StoreError>> {

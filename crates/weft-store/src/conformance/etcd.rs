@@ -62,9 +62,9 @@ impl Server {
         open(self.config()).await
     }
 
-    pub async fn open_with(&self, retention: Retention) -> Arc<dyn Store> {
+    pub async fn open_with(&self, retention: Retention, clock: Clock) -> Arc<dyn Store> {
         drop(self.open().await);
-        Arc::new(EtcdStore::open(self.config(), Clock::system(), retention).await.unwrap())
+        Arc::new(EtcdStore::open(self.config(), clock, retention).await.unwrap())
     }
 
     async fn other(&self, prefix: &str) -> Arc<dyn Store> {
@@ -165,6 +165,9 @@ async fn etcd_ends_a_lease_that_nobody_keeps_alive() {
     let late = store.txn(Txn::of([leased("/late", Class::Synced, short)])).await;
     assert!(matches!(late, Err(StoreError::NoLease(l)) if l == short), "{late:?}");
     assert_eq!(keys(&store).await, ["/kept", "/other"]);
+    let renewals =
+        |what| counted(&store, &format!("weft_store_lease_renewals_total{{result=\"{what}\"}}"));
+    assert!(renewals("kept") > 0 && renewals("ended") == 1 && renewals("failed") == 0);
 }
 
 #[tokio::test]
@@ -252,6 +255,43 @@ async fn a_watch_goes_on_when_etcd_comes_back() {
         seen.extend(watch.next().await.unwrap().iter().map(|e| e.revision));
     }
     assert!(seen.is_sorted(), "{seen:?}");
+    // An operator sees it.
+    assert!(counted(&store, "weft_store_reconnects_total") > 0);
+    assert!(counted(&store, "weft_store_watch_resumes_total") > 0);
+    assert!(counted(&store, "weft_store_etcd_calls_total{result=\"unreachable\"}") > 0);
+    assert!(counted(&store, "weft_store_commit_duration_seconds_count") >= 2);
+    assert_eq!(counted(&store, "weft_store_compactions_met_total"), 0);
+}
+
+#[tokio::test]
+async fn a_server_that_was_away_while_etcd_was_compacted_has_all_watches_list_again() {
+    let server = Server::start();
+    let direct = server.open().await;
+    let wire = Lagging::before(server.client).await;
+    let config = EtcdConfig::parse(&format!("etcd://{}/t", wire.address)).unwrap();
+    let reader = open(config).await;
+    let first = put(&direct, Op::put("/a", "1")).await;
+    assert_eq!(reader.barrier().await.unwrap(), first);
+    let mut watch = reader.watch("/", first.next()).unwrap();
+    wire.lag(60_000);
+    for n in ["2", "3"] {
+        put(&direct, Op::put("/a", n)).await;
+    }
+    direct.compact(direct.barrier().await.unwrap()).await.unwrap();
+    wire.lag(0);
+    let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
+    let why = told.expect("it is told").unwrap_err();
+    assert!(matches!(why, WatchError::Compacted { .. } | WatchError::TooSlow), "{why}");
+    assert_eq!(reader.get("/a").await.unwrap().1.unwrap().value, "3");
+    assert_eq!(counted(&reader, "weft_store_compactions_met_total"), 1);
+    assert!(counted(&reader, "weft_store_reconnects_total") > 0);
+}
+
+/// A count as an operator reads it.
+fn counted(store: &Arc<dyn Store>, name: &str) -> u64 {
+    let text = store.meter().unwrap().text();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{name}: {text}")).parse().unwrap()
 }
 
 #[tokio::test]

@@ -1,8 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A seeded simulation over a real etcd: two servers' stores write, compare and delete while the
-//! etcd is killed, stopped for a moment or cut off under a call; watchers of different speed follow
-//! both. An oracle on the clients' side knows what was acknowledged, and that what was refused
-//! outright was not done. Safety at every step; when the faults end, liveness.
+//! A seeded simulation over a real etcd: two servers' stores write, compare, delete and lease while
+//! the etcd is killed, stopped for a moment or cut off under a call, and each server's clock jumps by
+//! seconds or hours; watchers of different speed follow both. An oracle on the clients' side knows
+//! what was acknowledged, and that what was refused outright was not done. Safety at every step; when
+//! the faults end, liveness.
+//!
+//! A seed brings back what is asked of whom, in which order, which fault comes under which call, and
+//! how far which clock jumps. It does not bring back how etcd's process, the wire and this one were
+//! scheduled meanwhile: whether a call that a fault hit was done before or not at all, and when a
+//! lease ends, differ from run to run, and the oracle takes either. Over memory and redb a seed
+//! brings back everything (`redb/tests/sim.rs`).
+//!
+//! The clocks that jump are the servers', which only go on: by them history is let go and etcd is
+//! compacted. Leases are counted by etcd, by its system's monotonic clock, which a step of the wall
+//! clock does not move (drill F18 steps that one, under a server and its proxies). It cannot be set
+//! under etcd alone: a Go program reads it from the kernel's page, past any library in between. As
+//! much as a process can see of a jump is that it was stopped, which etcd is here, for longer than
+//! leases last.
 //!
 //! `WEFT_SIM_SEEDS=50` runs more seeds than CI does.
 
@@ -11,14 +25,17 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weft_base::clock::Clock;
+use weft_base::clock::{Clock, ManualClock};
 use weft_base::rng::Rng;
 
+use self::leases::Leases;
 use super::etcd::{Lagging, Server};
 use crate::{
     Compare, EtcdConfig, EtcdStore, EventKind, Op, Retention, Revision, Store, StoreError, Txn,
     Watch, WatchError,
 };
+
+mod leases;
 
 const KEYS: u64 = 12;
 /// Every write is for as long as nobody wrote here: what was cut off can be ended so.
@@ -36,6 +53,8 @@ struct Watcher {
     /// How much had happened when it listed.
     from: usize,
     told: Told,
+    /// What it was told of keys on leases.
+    leased: leases::Seen,
     last: Revision,
     slowness: u64,
 }
@@ -46,6 +65,9 @@ struct Sim {
     /// Before the second server's member.
     wire: Lagging,
     stores: [Arc<dyn Store>; 2],
+    /// The servers' own.
+    times: [Arc<ManualClock>; 2],
+    leases: Leases,
     fence: Revision,
     /// Values and the revisions that wrote them.
     model: BTreeMap<String, (String, Revision)>,
@@ -54,6 +76,7 @@ struct Sim {
     written: u64,
     lost: u64,
     relisted: u64,
+    jumps: u64,
 }
 
 enum Fault {
@@ -65,16 +88,19 @@ enum Fault {
 impl Sim {
     async fn new(seed: u64) -> Self {
         let server = Server::start();
-        let first = server.open_with(small()).await;
+        let [(clock, time), (other, other_time)] = [Clock::manual(), Clock::manual()];
+        let first = server.open_with(small(), clock).await;
         let wire = Lagging::before(server.client()).await;
         let config = EtcdConfig::parse(&format!("etcd://{}/t", wire.address())).unwrap();
-        let second = EtcdStore::open(config, Clock::system(), small()).await.unwrap();
+        let second = EtcdStore::open(config, other, small()).await.unwrap();
         let fence = first.txn(Txn::of([Op::put(FENCE, "0")])).await.unwrap().revision;
         let mut sim = Self {
             rng: Rng::seeded(seed),
             server,
             wire,
             stores: [first, Arc::new(second)],
+            times: [time, other_time],
+            leases: Leases::default(),
             fence,
             model: BTreeMap::new(),
             log: Told::new(),
@@ -82,6 +108,7 @@ impl Sim {
             written: 0,
             lost: 0,
             relisted: 0,
+            jumps: 0,
         };
         for (store, prefix, slowness) in [(0, "/", 1), (1, "/", 2), (1, "/k/1", 3), (0, "/", 60)] {
             sim.watch(store, prefix, slowness).await;
@@ -99,7 +126,17 @@ impl Sim {
             }
         };
         let (from, told) = (self.log.len(), Told::new());
-        self.watchers.push(Watcher { store, prefix, watch, from, told, last: at, slowness });
+        let leased = leases::Seen::default();
+        self.watchers.push(Watcher {
+            store,
+            prefix,
+            watch,
+            from,
+            told,
+            leased,
+            last: at,
+            slowness,
+        });
     }
 
     /// A store's answer, however long the etcd needs to come back.
@@ -169,7 +206,11 @@ impl Sim {
         let held = self.holds(&txn);
         let txn = txn.when(Compare::ModRevision(FENCE.into(), self.fence));
         let at = usize::try_from(self.rng.below(2)).unwrap();
-        let (before, during) = (self.rng.below(20), 50 + self.rng.below(400));
+        let (before, mut during) = (self.rng.below(20), 50 + self.rng.below(400));
+        if let Some(Fault::Stop) = fault {
+            // For longer than leases last, now and then.
+            during *= 5;
+        }
         let store = self.stores[at].clone();
         let answer = match fault {
             None => store.txn(txn.clone()).await,
@@ -280,7 +321,11 @@ impl Sim {
                     for event in events {
                         assert!(event.revision >= watcher.last, "{event:?} after {}", watcher.last);
                         watcher.last = event.revision;
-                        watcher.told.push((event.key.to_string(), event.kind));
+                        // Nobody writes at the moment when a lease ends: those keys are apart.
+                        match event.key.starts_with(leases::UNDER) {
+                            true => self.leases.told(&mut watcher.leased, &event),
+                            false => watcher.told.push((event.key.to_string(), event.kind)),
+                        }
                     }
                     let own = |(key, _): &&(String, EventKind)| key.starts_with(watcher.prefix);
                     let due: Told = self.log[watcher.from..].iter().filter(own).cloned().collect();
@@ -293,6 +338,7 @@ impl Sim {
                     let Watcher { store, prefix, slowness, .. } = self.watchers.remove(at);
                     self.relisted += 1;
                     self.watch(store, prefix, slowness).await;
+                    self.relist_leases(store).await;
                 }
             }
         }
@@ -306,9 +352,29 @@ impl Sim {
             _ => None,
         };
         self.write(fault).await;
+        match self.rng.below(100) {
+            0..=19 => self.lease().await,
+            20..=27 => self.jump().await,
+            _ => {}
+        }
         self.follow(false).await;
         if self.rng.below(20) == 0 {
             self.check().await;
+            self.check_leases().await;
+        }
+    }
+
+    /// A server's clock goes on by seconds or hours at once: it lets go of history that nobody had
+    /// the time to read, and etcd of what all had had.
+    async fn jump(&mut self) {
+        let at = usize::try_from(self.rng.below(2)).unwrap();
+        let far = self.rng.below(4) == 0;
+        let by = if far { 7_200_000 } else { self.rng.below(6_000) };
+        self.times[at].advance(Duration::from_millis(by));
+        self.jumps += 1;
+        match self.stores[at].tick().await {
+            Ok(_) | Err(StoreError::Unreachable { .. }) => {}
+            Err(error) => panic!("{error}"),
         }
     }
 
@@ -332,6 +398,7 @@ impl Sim {
             }
         };
         tokio::time::timeout(Duration::from_secs(30), all).await.expect("all come to the present");
+        self.leases_end().await;
     }
 }
 
@@ -374,7 +441,8 @@ fn small() -> Retention {
 async fn etcd_does_what_its_clients_were_told_while_it_is_killed_stopped_and_cut_off() {
     #[allow(clippy::disallowed_methods)] // how long a test runs is said by whoever runs it
     let seeds = std::env::var("WEFT_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SEEDS);
-    let (mut lost, mut relisted, mut written) = (0, 0, 0);
+    let (mut lost, mut relisted, mut written, mut jumps) = (0, 0, 0, 0);
+    let (mut ended, mut kept) = (0, 0);
     for seed in 1..=seeds {
         println!("seed {seed}");
         let mut sim = Sim::new(seed).await;
@@ -385,7 +453,14 @@ async fn etcd_does_what_its_clients_were_told_while_it_is_killed_stopped_and_cut
         lost += sim.lost;
         relisted += sim.relisted;
         written += sim.written;
+        jumps += sim.jumps;
+        ended += sim.leases.ended();
+        kept += sim.leases.kept;
     }
-    println!("{seeds} seeds: {written} writes, {lost} answers lost, {relisted} watchers relisted");
+    println!(
+        "{seeds} seeds: {written} writes, {lost} answers lost, {relisted} watchers relisted, \
+         {jumps} jumps of a clock, {ended} leases ended, {kept} signs of life"
+    );
     assert!(lost > 0 && relisted > 0 && written > 300 * seeds, "{lost} {relisted} {written}");
+    assert!(jumps > 0 && ended > 5 && kept > 0, "{jumps} {ended} {kept}");
 }

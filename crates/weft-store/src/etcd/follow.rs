@@ -36,11 +36,13 @@ enum End {
 /// Follows for ever.
 pub(super) async fn follow(inner: Arc<Inner>) {
     let mut rng = Rng::from_system();
-    let mut pause = AGAIN_FIRST;
+    let (mut pause, mut broke) = (AGAIN_FIRST, false);
     loop {
         let before = inner.head();
-        match once(&inner).await {
+        match once(&inner, broke).await {
             End::Compacted(at) => {
+                inner.link.meter.compaction_met();
+                broke = false;
                 tracing::warn!(
                     revision = at.0,
                     "etcd compacted what was not read yet; all watches list again"
@@ -58,7 +60,11 @@ pub(super) async fn follow(inner: Arc<Inner>) {
                 inner.history.close();
                 return;
             }
-            End::Lost(why) => tracing::info!(%why, "the watch of etcd ended and begins again"),
+            End::Lost(why) => {
+                inner.link.meter.broke();
+                broke = true;
+                tracing::info!(%why, "the watch of etcd ended and begins again");
+            }
         }
         if inner.head() > before {
             pause = AGAIN_FIRST;
@@ -68,7 +74,8 @@ pub(super) async fn follow(inner: Arc<Inner>) {
     }
 }
 
-async fn once(inner: &Arc<Inner>) -> End {
+/// Follows one stream to its end; `again` where the one before broke off.
+async fn once(inner: &Arc<Inner>, again: bool) -> End {
     match inner.log_now().await {
         Ok((now, cluster)) if now < inner.head() || cluster != inner.cluster => {
             return End::Another(now);
@@ -92,6 +99,9 @@ async fn once(inner: &Arc<Inner>) -> End {
         Err(status) => return lost(inner, at, &status),
     };
     let number = inner.link.begin_stream(at);
+    if again {
+        inner.link.meter.resumed();
+    }
     let doubted = inner.link.is_doubted(number);
     let mut doubted = std::pin::pin!(doubted);
     let mut held = Vec::new();

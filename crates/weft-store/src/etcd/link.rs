@@ -21,6 +21,7 @@ use weft_proto::etcdserverpb::auth_client::AuthClient;
 
 use super::EtcdConfig;
 use crate::StoreError;
+use crate::meter::{Call, Meter};
 
 /// How long one member may take to answer one call.
 pub(super) const CALL_MAX: Duration = Duration::from_secs(3);
@@ -45,6 +46,7 @@ pub(super) struct Link {
     /// The newest stream that should begin anew.
     doubted: watch::Sender<u64>,
     token: Mutex<Option<MetadataValue<Ascii>>>,
+    pub meter: Meter,
 }
 
 /// A connection that never came about: what was to be sent on it reached nobody.
@@ -65,7 +67,8 @@ impl Link {
         let channels = channels.collect::<Result<_, _>>()?;
         let doubted = watch::Sender::new(0);
         let (stream, token) = (Mutex::default(), Mutex::default());
-        Ok(Self { config, channels, current: 0.into(), stream, doubted, token })
+        let (current, meter) = (0.into(), Meter::etcd());
+        Ok(Self { config, channels, current, stream, doubted, token, meter })
     }
 
     /// The channel to the member whose turn it is.
@@ -78,7 +81,10 @@ impl Link {
     /// member that is slow still sends what happens.
     pub fn pass(&self, at: usize) {
         let next = at.wrapping_add(1) % self.channels.len().max(1);
-        let _ = self.current.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+        let given = self.current.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+        if given.is_ok() && next != at {
+            self.meter.passed();
+        }
     }
 
     /// The same when `at` did not answer: a stream that is with it goes to another member, where
@@ -138,6 +144,24 @@ impl Link {
 
     /// One call. `repeat` says that doing it twice is the same as doing it once.
     pub async fn call<R: Clone, T, F>(
+        &self,
+        repeat: bool,
+        message: &R,
+        call: impl Fn(Channel, Request<R>) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let out = self.asked(repeat, message, call).await;
+        self.meter.call(match &out {
+            Ok(_) => Call::Answered,
+            Err(StoreError::Unreachable { .. }) => Call::Unreachable,
+            Err(_) => Call::Refused,
+        });
+        out
+    }
+
+    async fn asked<R: Clone, T, F>(
         &self,
         repeat: bool,
         message: &R,

@@ -116,6 +116,11 @@ async fn a_full_disk_acknowledges_nothing_and_recovers_when_there_is_room() {
     // The write that failed may be there or not, but never half of it.
     assert!(matches!(value("/a"), Some(b"1" | b"2")));
     assert!(watch.next().await.is_err(), "watches list again");
+    // An operator sees each commit, how long it took, and that the file was opened again.
+    let text = store.meter().unwrap().text();
+    let commits = format!("weft_store_commit_duration_seconds_count {}\n", store.stats().commits);
+    assert!(store.stats().commits >= 2 && text.contains(&commits), "{text}");
+    assert!(!text.contains("weft_store_reopens_total 0\n"), "{text}");
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use redb::Database;
 use tokio::sync::{mpsc, oneshot};
+use weft_base::clock::moment;
 
 use super::disk::{self, NoDisk, Opener};
 use super::{Shared, View};
@@ -104,6 +105,7 @@ impl Writer {
             self.shared.publish(View { state, keys: Some(keys) });
             return Ok((answers, events));
         }
+        let began = moment();
         let txn = db.begin_write().map_err(StoreError::storage)?;
         let (answers, events, synced) = {
             let mut tables = disk::tables(&txn)?;
@@ -124,6 +126,7 @@ impl Writer {
         }
         txn.commit().map_err(StoreError::storage)?;
         self.shared.counts.commits.add(1);
+        self.shared.meter.committed(moment().duration_since(began), batch.len());
         let keys = Arc::new(disk::snapshot(db)?);
         self.shared.publish(View { state, keys: Some(keys) });
         Ok((answers, events))
@@ -148,6 +151,7 @@ impl Writer {
         state.ephemeral = ephemeral;
         self.reserved = opened.reserved;
         self.db = Some(opened.db);
+        self.shared.meter.broke();
         self.shared.history.reset(state.revision);
         self.shared.publish(View { state, keys: Some(Arc::new(opened.keys)) });
         tracing::info!("the store is open again after a failure");
