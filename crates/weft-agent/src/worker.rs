@@ -304,7 +304,9 @@ impl Worker {
 
     fn clean_up(&self) {
         let config = &self.shared.config;
-        for file in [config.credential_file(&self.pod), config.last_good_file(&self.pod)] {
+        let table = config.last_good_file(&self.pod);
+        let svid = weft_identity::join::beside(&table);
+        for file in [config.credential_file(&self.pod), table, svid] {
             let _ = std::fs::remove_file(file);
         }
         self.shared.logs.forget(&self.key, &self.pod.metadata.uid);

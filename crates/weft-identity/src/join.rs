@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a machine becomes a host of the mesh: the text that a person carries to it (a token, and
-//! the pin of the authority that will answer), and the file that keeps what it got.
+//! the pin of the authority that will answer), and the file that keeps what it got; a proxy keeps its
+//! SVID in one of the same form.
 //!
 //! Called by `weft token create` and by `weft agent`. The pin makes the first contact safe: the
 //! machine knows nothing else of the mesh. The file holds a private key and is private.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rustls_pki_types::pem::PemObject;
@@ -117,7 +118,7 @@ impl FromStr for JoinText {
     }
 }
 
-// === a host's file ===
+// === a file with an SVID ===
 
 /// Joins a key with what the server answered, and keeps all of it in a private file.
 ///
@@ -129,13 +130,32 @@ pub fn keep(
     chain: Vec<CertificateDer<'static>>,
     bundle: Bundle,
 ) -> Result<Svid, CaError> {
-    let mut text = request.key_pem();
-    text.extend(chain.iter().map(|cert| pem("CERTIFICATE", cert)));
-    text.push_str(BUNDLE_MARK);
-    text.push_str(&bundle.pem());
+    let key_pem = request.key_pem();
     let svid = request.complete(chain, bundle)?;
-    files::write(path, &text, 0o600)?;
+    write(path, &text(&key_pem, &svid))?;
     Ok(svid)
+}
+
+/// Where a proxy keeps its SVID: the file beside that of its last good table.
+pub fn beside(table: &Path) -> PathBuf {
+    let mut path = table.as_os_str().to_owned();
+    path.push(".svid");
+    path.into()
+}
+
+/// What is kept of an SVID, whose key is a text already.
+pub(crate) fn text(key_pem: &str, svid: &Svid) -> String {
+    let mut text = key_pem.to_owned();
+    text.extend(svid.chain().iter().map(|cert| pem("CERTIFICATE", cert)));
+    text.push_str(BUNDLE_MARK);
+    text.push_str(&svid.bundle().pem());
+    text
+}
+
+/// # Errors
+/// When the file cannot be written.
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), CaError> {
+    files::write(path, text, 0o600)
 }
 
 /// What [`keep`] kept; `None` when there is no file.

@@ -22,6 +22,7 @@ use weft_base::snapshot::{Publisher, Snapshot, snapshot};
 use weft_base::task::TaskGroup;
 
 use crate::ca::Issued;
+use crate::join;
 use crate::spiffe::TrustDomain;
 use crate::svid::{Bundle, KeyRequest, Svid, SvidError};
 
@@ -31,6 +32,8 @@ pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a starting proxy waits for its first SVID.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it waits when there is one of the process before.
+const KEPT_AFTER: Duration = Duration::from_secs(2);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Timers are cut to this, so that a machine that slept or whose clock jumped notices.
@@ -89,6 +92,13 @@ pub enum SvidReply {
     Unavailable {
         reason: String,
     },
+}
+
+/// Where a proxy's SVIDs come from, and where the newest is kept.
+#[derive(Debug)]
+struct Origin {
+    path: PathBuf,
+    kept: Option<PathBuf>,
 }
 
 /// When to renew, as a pure machine: due time, then back-off while renewing fails.
@@ -182,20 +192,37 @@ impl Renewal {
 }
 
 /// Fetches the first SVID and keeps it fresh until the task group ends. Readers of the snapshot
-/// always see the last good one.
+/// always see the last good one. `kept` is a private file for the newest: a process that starts
+/// while nobody can sign begins with that of the one before it.
 ///
 /// # Errors
-/// When the agent refuses, or gives nothing within 30 s.
+/// When the agent refuses, or gives nothing within 30 s and nothing is kept.
 pub async fn fetch_and_renew(
     path: PathBuf,
+    kept: Option<PathBuf>,
     clock: Clock,
     tasks: &TaskGroup,
 ) -> Result<Snapshot<Svid>, UdsError> {
     let mut rng = Rng::from_system();
-    let first = fetch_first(&path, &clock, &mut rng).await?;
-    let renewal = Renewal::new(&first, clock.wall_ms(), rng);
+    let from = Origin { path, kept };
+    let (first, is_old) = match from.kept(&clock) {
+        None => (from.fetch_first(&clock, &mut rng).await?, false),
+        Some(old) => {
+            let fetching = from.fetch_first(&clock, &mut rng);
+            match tokio::time::timeout(KEPT_AFTER, fetching).await {
+                Ok(first) => (first?, false),
+                Err(_) => (old, true),
+            }
+        }
+    };
+    let mut renewal = Renewal::new(&first, clock.wall_ms(), rng);
+    if is_old {
+        renewal.failed(clock.wall_ms());
+        let left_s = first.remaining(clock.wall_ms()).as_secs();
+        tracing::warn!(left_s, "nobody signs now; the identity kept by the process before is used");
+    }
     let (publisher, reader) = snapshot(first);
-    let (ended, renewing) = (tasks.clone(), keep_fresh(path, clock, publisher, renewal));
+    let (ended, renewing) = (tasks.clone(), keep_fresh(from, clock, publisher, renewal));
     tasks.spawn("svid renewal", async move {
         tokio::select! {
             () = ended.draining() => {}
@@ -210,17 +237,77 @@ pub async fn fetch_and_renew(
 /// # Errors
 /// When the agent cannot be reached or gives no identity.
 pub async fn fetch(path: &Path) -> Result<Svid, UdsError> {
-    let request = KeyRequest::generate()?;
-    let exchange = async {
-        let mut stream = UnixStream::connect(path)
+    Origin { path: path.to_owned(), kept: None }.fetch().await
+}
+
+// === impl Origin ===
+
+impl Origin {
+    /// The SVID that the process before kept, while it is of use.
+    fn kept(&self, clock: &Clock) -> Option<Svid> {
+        let path = self.kept.as_deref()?;
+        match join::kept(path) {
+            Ok(svid) => svid.filter(|svid| svid.leaf().is_valid_at(clock.wall_ms())),
+            Err(why) => {
+                tracing::warn!(error = %chain(&why), "a kept identity is not used");
+                None
+            }
+        }
+    }
+
+    /// One exchange, whose SVID is kept.
+    async fn fetch(&self) -> Result<Svid, UdsError> {
+        let request = KeyRequest::generate()?;
+        let path = &self.path;
+        let exchange = async {
+            let mut stream = UnixStream::connect(path)
+                .await
+                .map_err(|source| UdsError::Socket { path: path.clone(), source })?;
+            write_frame(&mut stream, &SvidRequest::new(request.csr())).await?;
+            read_frame::<_, SvidReply>(&mut stream).await
+        };
+        let reply = tokio::time::timeout(EXCHANGE_TIMEOUT, exchange)
             .await
-            .map_err(|source| UdsError::Socket { path: path.to_owned(), source })?;
-        write_frame(&mut stream, &SvidRequest::new(request.csr())).await?;
-        read_frame::<_, SvidReply>(&mut stream).await
-    };
-    let reply =
-        tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await.map_err(|_| UdsError::Timeout)??;
-    reply.complete(request)
+            .map_err(|_| UdsError::Timeout)??;
+        let key_pem = request.key_pem();
+        let got = reply.complete(request);
+        match (&got, self.kept.clone()) {
+            (Ok(svid), Some(path)) => keep(path, join::text(&key_pem, svid)),
+            (Err(UdsError::Refused(_)), Some(path)) => {
+                // Whoever may not have one any more has no old one either.
+                let _ = std::fs::remove_file(path);
+            }
+            _ => {}
+        }
+        got
+    }
+
+    async fn fetch_first(&self, clock: &Clock, rng: &mut Rng) -> Result<Svid, UdsError> {
+        let start = clock.now();
+        let mut tries = 0;
+        loop {
+            let why = match self.fetch().await {
+                Ok(svid) => return Ok(svid),
+                Err(why) => why,
+            };
+            let late = clock.now().since(start) >= FIRST_TIMEOUT;
+            if late || matches!(why, UdsError::Refused(_) | UdsError::Svid(_)) {
+                return Err(why);
+            }
+            tracing::debug!(error = %why, "no SVID yet");
+            tokio::time::sleep(backoff(tries, rng).min(Duration::from_secs(2))).await;
+            tries += 1;
+        }
+    }
+}
+
+/// Writes it in a thread of its own: a start does not wait for a disk.
+fn keep(path: PathBuf, text: String) {
+    tokio::task::spawn_blocking(move || {
+        if let Err(why) = join::write(&path, &text) {
+            tracing::warn!(error = %chain(&why), "the identity could not be kept for a restart");
+        }
+    });
 }
 
 /// Reads one frame. Not cancel-safe: a frame half read is lost with the connection.
@@ -261,32 +348,14 @@ where
     Ok(())
 }
 
-async fn fetch_first(path: &Path, clock: &Clock, rng: &mut Rng) -> Result<Svid, UdsError> {
-    let start = clock.now();
-    let mut tries = 0;
-    loop {
-        let why = match fetch(path).await {
-            Ok(svid) => return Ok(svid),
-            Err(why) => why,
-        };
-        let late = clock.now().since(start) >= FIRST_TIMEOUT;
-        if late || matches!(why, UdsError::Refused(_) | UdsError::Svid(_)) {
-            return Err(why);
-        }
-        tracing::debug!(error = %why, "no SVID yet");
-        tokio::time::sleep(backoff(tries, rng).min(Duration::from_secs(2))).await;
-        tries += 1;
-    }
-}
-
-async fn keep_fresh(path: PathBuf, clock: Clock, publisher: Publisher<Svid>, mut renewal: Renewal) {
+async fn keep_fresh(from: Origin, clock: Clock, publisher: Publisher<Svid>, mut renewal: Renewal) {
     loop {
         let wait = renewal.wait(clock.wall_ms());
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
             continue;
         }
-        match fetch(&path).await {
+        match from.fetch().await {
             Ok(svid) => {
                 renewal.renewed(&svid, clock.wall_ms());
                 tracing::info!(id = %svid.id(), serial = svid.leaf().serial, "SVID renewed");

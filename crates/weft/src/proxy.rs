@@ -203,7 +203,9 @@ async fn identity(
     tasks: &TaskGroup,
 ) -> Result<Option<Snapshot<Svid>>> {
     let Some(path) = &args.svid_socket else { return Ok(None) };
-    let fetched = uds::fetch_and_renew(path.clone(), clock.clone(), tasks).await;
+    // Beside the table, which is of no use to a proxy that starts without an identity.
+    let kept = args.last_good.as_ref().map(|path| weft_identity::join::beside(path));
+    let fetched = uds::fetch_and_renew(path.clone(), kept, clock.clone(), tasks).await;
     fetched.map(Some).with_context(|| format!("no identity from the agent at {}", path.display()))
 }
 

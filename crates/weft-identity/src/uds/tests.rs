@@ -51,7 +51,7 @@ async fn fetches_waits_out_a_busy_signer_and_renews() {
             _ => signed(&ca, csr, Duration::from_secs(5)),
         }
     });
-    let mut svid = fetch_and_renew(path, Clock::system(), &tasks).await.unwrap();
+    let mut svid = fetch_and_renew(path, None, Clock::system(), &tasks).await.unwrap();
     let first = svid.load();
     assert_eq!(first.id().as_str(), "spiffe://cluster.local/ns/a/sa/b");
     assert_eq!(calls.load(Ordering::SeqCst), 2);
@@ -71,8 +71,45 @@ async fn a_refusal_is_final_and_says_why() {
     let path = dir.path().join("svid.sock");
     let tasks = TaskGroup::new();
     serve(&path, &tasks, |_, _| SvidReply::Refused { reason: "process 1 is no child".into() });
-    let why = fetch_and_renew(path, Clock::system(), &tasks).await.unwrap_err();
+    let why = fetch_and_renew(path, None, Clock::system(), &tasks).await.unwrap_err();
     assert!(why.to_string().contains("process 1 is no child"), "{why}");
+}
+
+#[tokio::test]
+async fn who_starts_while_nobody_signs_begins_with_what_was_kept() {
+    let (dir, ca) = authority();
+    let at = |name: &str| dir.path().join(name);
+    let kept = || Some(at("svid.kept"));
+    let start = async |name: &str, answers: bool, tasks: &TaskGroup| {
+        let ca = ca.clone();
+        serve(&at(name), tasks, move |n, csr| match answers || n > 8 {
+            true => signed(&ca, csr, Duration::from_mins(10)),
+            false => SvidReply::Unavailable { reason: "no server".into() },
+        });
+        fetch_and_renew(at(name), kept(), Clock::system(), tasks).await
+    };
+    let (before, after) = (TaskGroup::new(), TaskGroup::new());
+    let first = start("a", true, &before).await.unwrap().load();
+    before.shutdown(Duration::ZERO).await;
+    let file = || std::fs::metadata(at("svid.kept"));
+    while file().is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(file().unwrap().permissions().mode() & 0o777, 0o600);
+    // The next process has the same, and gets a new one as soon as somebody signs.
+    let mut svid = start("b", false, &after).await.unwrap();
+    assert_eq!(svid.load().leaf().serial, first.leaf().serial);
+    let renewed = tokio::time::timeout(Duration::from_secs(60), svid.changed()).await;
+    assert!(renewed.unwrap());
+    assert_ne!(svid.load().leaf().serial, first.leaf().serial);
+    after.shutdown(Duration::ZERO).await;
+    // Who is refused has none any more.
+    let tasks = TaskGroup::new();
+    serve(&at("c"), &tasks, |_, _| SvidReply::Refused { reason: "it is removed".into() });
+    fetch_and_renew(at("c"), kept(), Clock::system(), &tasks).await.unwrap_err();
+    assert!(file().is_err());
+    tasks.shutdown(Duration::ZERO).await;
 }
 
 #[tokio::test]
