@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import signal
+import ssl
 import subprocess
 import threading
 
@@ -51,6 +52,56 @@ class Origin:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Connected:
+    """The same as a native instance of Consul's mesh: it shows the certificate that its agent has
+    for the service, takes clients with one of the mesh, and says which service called."""
+
+    def __init__(self, server, folder, service):
+        leaf = requests.get(f"{server.consul}/v1/agent/connect/ca/leaf/{service}", timeout=10).json()
+        roots = requests.get(f"{server.consul}/v1/agent/connect/ca/roots", timeout=10).json()
+        (folder / "leaf.pem").write_text(leaf["CertPEM"])
+        (folder / "leaf.key").write_text(leaf["PrivateKeyPEM"])
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "leaf.pem", folder / "leaf.key")
+        context.load_verify_locations(cadata="".join(r["RootCert"] for r in roots["Roots"]))
+        context.verify_mode = ssl.CERT_REQUIRED
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                names = self.connection.getpeercert()["subjectAltName"]
+                body = next(name for kind, name in names if kind == "URI").encode()
+                self.send_response(200)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        class Listener(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def get_request(self):
+                stream, peer = super().get_request()
+                # Shaken in the thread of its connection.
+                return context.wrap_socket(stream, server_side=True,
+                                           do_handshake_on_connect=False), peer
+
+            def handle_error(self, *_):
+                """Clients that are refused."""
+
+        self.server = Listener(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -153,6 +204,68 @@ def test_traefik_routes_to_what_is_registered_and_healthy(server, tmp_path):
         until("one is left", lambda: who("/shop") == {"b"})
 
 
+def test_traefik_calls_services_of_the_mesh_with_its_own_certificate(server, tmp_path):
+    """`connectAware`: roots and Traefik's leaf are watched at the agent, instances come from
+    `health/connect`, and both sides prove who they are."""
+    edge = free_port()
+    with Connected(server, tmp_path, "shop") as shop, Connected(server, tmp_path, "thief") as thief, \
+            Origin("plain") as plain, Program(
+            tmp_path / "traefik.log", BIN / "traefik", "--log.level=DEBUG",
+            f"--providers.consulcatalog.endpoint.address=127.0.0.1:{server.consul_port}",
+            "--providers.consulcatalog.watch=true", "--providers.consulcatalog.connectaware=true",
+            "--providers.consulcatalog.servicename=edge",
+            "--providers.consulcatalog.defaultrule=PathPrefix(`/{{ .Name }}`)",
+            f"--entrypoints.web.address=127.0.0.1:{edge}", cwd=tmp_path):
+        def get(path):
+            return requests.get(f"http://127.0.0.1:{edge}{path}", timeout=5)
+
+        tag = "traefik.consulcatalog.connect=true"
+        register(server, Name="shop", ID="s1", Port=shop.port, Address="127.0.0.1", Tags=[tag],
+                 Connect={"Native": True})
+        register(server, Name="blog", Port=plain.port, Address="127.0.0.1")
+        until("the mesh's service answers", lambda: get("/shop").status_code == 200, 60)
+        who = get("/shop").text
+        assert who.startswith("spiffe://") and who.endswith("/ns/default/dc/dc1/svc/edge"), who
+        until("others are called as before", lambda: get("/blog").text == "plain")
+        # An instance that has the certificate of another service is not believed.
+        deregister(server, "s1")
+        register(server, Name="shop", ID="s2", Port=thief.port, Address="127.0.0.1", Tags=[tag],
+                 Connect={"Native": True})
+        until("it is called, and refused", lambda: get("/shop").status_code == 500 and
+              "peer certificate mismatch" in (tmp_path / "traefik.log").read_text(), 60)
+
+
+def test_traefik_is_configured_by_keys(server, tmp_path):
+    """Its KV provider: `--providers.consul`, which watches the tree."""
+    edge = free_port()
+
+    def put(key, value):
+        url = f"{server.consul}/v1/kv/traefik/http/{key}"
+        assert requests.put(url, data=value, timeout=5).text.strip() == "true"
+
+    with Origin("a") as a, Origin("b") as b:
+        put("routers/one/rule", "PathPrefix(`/one`)")
+        put("routers/one/service", "one")
+        put("services/one/loadBalancer/servers/0/url", f"http://127.0.0.1:{a.port}")
+        with Program(tmp_path / "traefik.log", BIN / "traefik", "--log.level=INFO",
+                     f"--providers.consul.endpoints=127.0.0.1:{server.consul_port}",
+                     "--providers.consul.rootkey=traefik",
+                     f"--entrypoints.web.address=127.0.0.1:{edge}", cwd=tmp_path):
+            def get(path):
+                return requests.get(f"http://127.0.0.1:{edge}{path}", timeout=5)
+
+            until("keys from before count", lambda: get("/one").text == "a", 60)
+            put("services/one/loadBalancer/servers/0/url", f"http://127.0.0.1:{b.port}")
+            until("a change is followed", lambda: get("/one").text == "b", 30)
+            put("routers/two/rule", "PathPrefix(`/two`)")
+            put("routers/two/service", "one")
+            until("a new router is there", lambda: get("/two").text == "b", 30)
+            url = f"{server.consul}/v1/kv/traefik/http/routers/one?recurse"
+            requests.delete(url, timeout=5).raise_for_status()
+            until("one is gone", lambda: get("/one").status_code == 404, 30)
+            assert get("/two").text == "b"
+
+
 def test_an_application_of_python_consul_runs_as_it_is(server, tmp_path):
     env = {**os.environ, "CONSUL_PORT": str(server.consul_port),
            "PYTHONPATH": str(PEERS / "consul/python-consul")}
@@ -206,5 +319,3 @@ def test_the_requests_of_a_client_one_after_the_other(server, name):
             assert int(answer.headers["X-Consul-Index"]) > 0, told
             assert answer.headers["X-Consul-KnownLeader"] == "true", told
             assert answer.headers["X-Consul-LastContact"] == "0", told
-
-
