@@ -102,17 +102,17 @@ def test_a_program_is_an_instance_for_as_long_as_it_lives(server, tmp_path):
         until("it is found", lambda: passing(server, "web"))
         child = run.child()
         run.process.kill()
-        until("the program goes with it", lambda: not alive(child), 2)
+        until("the program goes with it", lambda: not alive(child), 20)
         until("the instance goes", lambda: known(server, "web") == [], 15)
 
     # Asked to end, it first tells others, and the program may finish.
-    with start("--drain-ms", "8000") as run:
+    with start("--drain-ms", "15000") as run:
         until("it is found", lambda: passing(server, "web"))
         child = run.child()
         run.process.send_signal(signal.SIGTERM)
-        until("nobody finds it", lambda: known(server, "web") == [], 6)
+        until("nobody finds it", lambda: known(server, "web") == [], 12)
         assert alive(child), "it still serves who knew it"
-        assert run.process.wait(20) == 143
+        assert run.process.wait(40) == 143
         assert not alive(child)
 
 
@@ -122,9 +122,9 @@ def test_a_program_that_is_held_up_too_long_comes_back(server, tmp_path):
         assert run.process.stdout.readline() == b"begun\n", "its output is ours"
         until("it is there", lambda: passing(server, "job"))
         run.process.send_signal(signal.SIGSTOP)
-        until("nobody holds it up", lambda: known(server, "job") == [], 6)
+        until("nobody holds it up", lambda: known(server, "job") == [], 20)
         run.process.send_signal(signal.SIGCONT)
-        until("it is there again", lambda: passing(server, "job"), 5)
+        until("it is there again", lambda: passing(server, "job"), 20)
         # A server that is away takes nothing down, and one that comes back knows it.
         flags = [f"--consul-port={server.consul_port}"]
         server.kill()
@@ -304,7 +304,7 @@ def test_a_drained_pod_finishes_what_it_has_and_is_picked_no_more(tmp_path):
         assert len(listed) == 2
         mesh.weft("drain", drained, "--undo")
         back = time.monotonic()
-        until("it is picked again", lambda: load.of(drained, back), 5)
+        until("it is picked again", lambda: load.of(drained, back), 20)
         assert not load.failed, load.failed[:3]
         wrong = mesh.weft("drain", "nobody", check=False)
         assert wrong.returncode == 1 and "no service has an instance" in wrong.stderr

@@ -122,9 +122,8 @@ def test_consul_client_registers_blocks_and_wakes(empty, library):
         before = time.time()
         listener.close()
         woke = json.loads(child.stdout.readline())
-        # A client's check runs once a second at most, whatever it asks for; the wake-up itself has
-        # 100 ms, times 4 for a busy machine, and an answer that is refused the same.
-        assert woke - before < 1 + 4 * 0.1 + 4 * 0.1, woke - before
+        # Unwoken it would be answered after 20 s. How soon a thousand are woken, drill F25 says.
+        assert woke - before < 10, woke - before
         assert child.stdout.readline() == "gone\n"
         until("dig shows it no more",
               lambda: not empty.dig("web.service.consul", "SRV", "+short").strip())

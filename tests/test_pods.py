@@ -370,7 +370,8 @@ def test_what_misbehaves_is_bounded_and_named(folder, user):
         assert crashed["exitCode"] == 3 and "out of luck" in crashed["message"]
         begun = time.monotonic()
         mesh.kubectl("delete", "pod", "deaf")
-        assert time.monotonic() - begun < 10
+        # Its grace is 3 s; what Kubernetes gives to who says nothing is 30.
+        assert time.monotonic() - begun < 20
         logs = folder / "data/logs"
         size = sum(f.stat().st_size for f in logs.rglob("*")
                    if f.is_file() and "chatters" in str(f))

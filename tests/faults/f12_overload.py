@@ -42,7 +42,8 @@ def run(whole, folder):
                        f"{load.percentile(99, 200):.0f} ms, refusals take {rejected:.1f} ms, "
                        f"{hits} of {len(load.done)} reached the server")
         assert goodput >= least, f"{figures[-1]}; wanted {least} %; {load.others(200)}"
-        assert rejected <= (5 if whole else 20) or not load.count(503), figures[-1]
+        # What is worked on takes 100 ms, what waits longer.
+        assert rejected <= (5 if whole else 50) or not load.count(503), figures[-1]
         if whole and "requests" in policy:
             # Twice as many as it works on at a time, 100 ms each, and half as much again.
             assert load.percentile(99, 200) <= 300, figures[-1]

@@ -88,8 +88,8 @@ def test_a_blocked_reader_wakes_when_the_check_turns_critical(weft, start):
         index, nodes = registry.health.service("greeter-two", passing=True, index=index,
                                                wait="20s")
     assert nodes == []
-    # Check interval 100 ms, then at most 100 ms to wake; the rest is slack for a busy machine.
-    assert time.monotonic() - began < 2
+    # A check runs once a second at most, and a change wakes its readers at once.
+    assert time.monotonic() - began < 10
     # Registered still, but not healthy.
     _, everything = registry.health.service("greeter-two")
     assert [n["Service"]["Port"] for n in everything] == [found["Port"]]
