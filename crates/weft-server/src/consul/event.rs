@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/v1/event/*`: small messages that whoever asks sees for a while.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
@@ -12,7 +14,9 @@ use weft_registry::consul::{Event, PAYLOAD_BYTES_MAX, Topic, keys};
 use super::Door;
 use super::error::Refusal;
 use super::http::Ask;
+use super::params::Blocking;
 use super::reply::Reply;
+use super::wait::Later;
 use crate::guards;
 
 /// Longest pattern of a filter.
@@ -51,18 +55,37 @@ impl Door {
         Ok(Reply::json(shape(&Event { ltime: 0, ..fired })))
     }
 
+    /// Answers once another event is the last one. The index is that one's id as a number: clients
+    /// look for the event that has it to leave out what they had before.
     pub(super) async fn event_list(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let name = ask.params.filled("name");
-        let at = keys::events(name);
-        let blocking = ask.params.blocking()?;
-        self.read_shelf(Topic::Under(at.into()), &blocking, |state| {
-            let events = state.events(name).into_iter().map(|(_, event, _)| event);
-            let may =
-                |event: &Event| ask.who.may(Verb::Read, Kind::Event, &ask.namespace, &event.name);
-            let shown: Vec<Value> = events.filter(|e| may(e)).map(|e| shape(&e)).collect();
-            Ok(Reply::json(Value::Array(shown)))
-        })
-        .await
+        let asked = ask.params.blocking()?;
+        // Such an index says nothing of what this server must have heard of.
+        let blocking = &Box::pin(self.catch_up(&Blocking { index: 0, ..asked.clone() })).await;
+        let may =
+            |event: &Event| ask.who.may(Verb::Read, Kind::Event, &ask.namespace, &event.name);
+        let look = || {
+            let events = self.consul().state().events(name).into_iter().map(|(_, event, _)| event);
+            let shown: Vec<_> = events.filter(|e| may(e)).collect();
+            let index = shown.last().map_or(1, |last| number(&last.id));
+            (shown, index)
+        };
+        let is_new = |index: u64| asked.over || asked.index == 0 || asked.index != index;
+        let answer = |(shown, index): (Vec<Arc<Event>>, u64)| {
+            let shown = shown.iter().map(|event| shape(event)).collect();
+            Ok(Reply::json(Value::Array(shown)).at(index, blocking))
+        };
+        let now = look();
+        if is_new(now.1) {
+            return answer(now);
+        }
+        // Looked at again with the wait begun: nothing is missed.
+        let moves = self.consul().shelf().wait(Topic::Under(keys::events(name).into()));
+        let now = look();
+        match is_new(now.1) {
+            true => answer(now),
+            false => Ok(Reply::later(Later::new(moves, blocking.wait))),
+        }
     }
 }
 
@@ -74,6 +97,14 @@ fn pattern(ask: &Ask, name: &str) -> Result<String, Refusal> {
         return Err(Refusal::bad(format!("Invalid {name} filter: no usable regular expression")));
     }
     Ok(text.to_owned())
+}
+
+/// An event's id as Consul's clients make an index of it: one half of its bits xor the other.
+fn number(id: &str) -> u64 {
+    Uuid::parse_str(id).map_or(1, |id| {
+        let (upper, lower) = id.as_u64_pair();
+        (upper ^ lower).max(1)
+    })
 }
 
 fn shape(event: &Event) -> Value {

@@ -197,7 +197,14 @@ async fn events_are_listed_by_name_and_waited_for() {
     let (answer, fired) = tokio::join!(rig.get(&path), fire);
     assert_eq!(answer.json()[0]["Payload"], "bm93");
     assert_eq!(answer.json()[0]["ID"], fired.json()["ID"]);
-    assert_eq!(count(&rig.get("/v1/event/list").await), 2);
+    let all = rig.get("/v1/event/list").await;
+    assert_eq!(count(&all), 2);
+    // Clients know the last one that they had by the index, which is made of its id.
+    let id: uuid::Uuid = all.json()[1]["ID"].as_str().unwrap().parse().unwrap();
+    let (upper, lower) = id.as_u64_pair();
+    assert_eq!(all.index(), upper ^ lower);
+    // An index of no event that is last is answered at once.
+    assert_eq!(count(&rig.get("/v1/event/list?index=7").await), 2);
     let large = "x".repeat(513);
     assert_eq!(rig.ask("PUT", "/v1/event/fire/x", &large).await.status, 413);
 }
