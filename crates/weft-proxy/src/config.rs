@@ -170,7 +170,9 @@ pub struct ProxyLimits {
     pub tunnel_idle_timeout: Duration,
     /// No datagram in either direction between a client and its endpoint.
     pub udp_idle_timeout: Duration,
-    /// Clients of datagrams that are kept apart.
+    /// With no room left for flows, those that were silent for this long give way.
+    pub udp_silent: Duration,
+    /// Clients of datagrams that are kept apart, all workers together.
     pub udp_flows_max: usize,
     /// Largest request body; 0 is no limit.
     pub body_bytes_max: u64,
@@ -359,6 +361,7 @@ impl Default for ProxyLimits {
             stream_idle_timeout: Duration::from_secs(300),
             tunnel_idle_timeout: Duration::from_secs(3600),
             udp_idle_timeout: Duration::from_secs(60),
+            udp_silent: Duration::from_secs(5),
             udp_flows_max: weft_base::limits::UDP_FLOWS_MAX,
             body_bytes_max: 0,
             memory_bytes_max: None,

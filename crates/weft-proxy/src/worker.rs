@@ -29,6 +29,7 @@ use crate::overload::{Pressure, stuck};
 use crate::pinned::Pinned;
 use crate::table::{BackendEntry, Door, EndpointEntry, Table};
 use crate::tcp::half_open;
+use crate::udp;
 use crate::upstream::breaker::{Breakers, Quotas};
 use crate::upstream::connect::{Dialer, Peer};
 use crate::upstream::outlier::Reporter;
@@ -139,7 +140,7 @@ pub struct Worker {
     /// Another process goes on in the place of this one.
     succeeded: Cell<bool>,
     /// Flows of datagrams that are open.
-    pub udp_flows: Cell<usize>,
+    pub flows: udp::Flows,
     /// Copies of requests under way.
     pub mirrors: Cell<usize>,
     pub limits: LocalBuckets,
@@ -253,7 +254,7 @@ impl Worker {
             doors: Doors::default(),
             patient: Cell::new(false),
             succeeded: Cell::new(false),
-            udp_flows: Cell::new(0),
+            flows: udp::Flows::default(),
             mirrors: Cell::new(0),
             limits: LocalBuckets::default(),
             shared,
@@ -380,7 +381,7 @@ impl Worker {
             pool.sweep(LOOSE_IDLE, None);
         }
         self.drop_unused_pools();
-        self.shared.neighbours.clients.rest(self.id);
+        self.shared.neighbours.rest(self.id);
     }
 
     /// Lets another worker have connections that are idle here and counted there.

@@ -181,9 +181,8 @@ pub async fn once(call: &Call<'_>, grpc: bool) -> Option<Response<ReplyBody>> {
 
 /// A first attempt earns its backend retries.
 fn note_first(call: &Call<'_>, now: Instant) {
-    let backend = &mut *call.backend.borrow_mut();
-    let policy = &backend.entry.backend.policy.retry_budget;
-    backend.budget.request(policy, call.worker.clock.at(now));
+    let backend = call.backend.borrow();
+    backend.entry.budget.request(call.worker.id, call.worker.clock.at(now));
 }
 
 /// How long a gRPC client itself waits; longer than a year is for ever.

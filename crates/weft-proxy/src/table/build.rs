@@ -22,6 +22,7 @@ use weft_model::{
 use weft_xds::Rejected;
 
 use crate::upstream::breaker::Quotas;
+use crate::upstream::budget::Budget;
 
 use super::{
     BackendEntry, CaptureEntry, EndpointEntry, EndpointShared, GatewayEntry, HostEntry,
@@ -355,7 +356,7 @@ impl Builder {
                     let name = root.child(child.clone());
                     let mut made = self.backend(name, backend.clone(), set, tls);
                     if let Some(before) = old.as_ref().and_then(|old| old.backends.get(child)) {
-                        made.window = before.window.goes_on();
+                        made.goes_on_after(before);
                     }
                     entry.backends.insert(child.clone(), Arc::new(made));
                 }
@@ -480,6 +481,7 @@ impl Builder {
                 endpoints.iter().map(|e: &Arc<EndpointEntry>| &*e.endpoint),
             ),
             ring: OnceLock::new(),
+            budget: Budget::new(&backend.policy.retry_budget, workers),
             window: WindowEnd::default(),
             namespace: set.map(|s| s.namespace.clone()).unwrap_or_default(),
             protocol: set.map_or(weft_model::Protocol::Detect, |s| s.protocol),

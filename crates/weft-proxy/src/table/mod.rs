@@ -22,6 +22,7 @@ use weft_model::{
 };
 
 use crate::upstream::breaker::Quotas;
+use crate::upstream::budget::Budget;
 
 pub use build::Builder;
 use build::HeldSet;
@@ -82,6 +83,8 @@ pub struct BackendEntry {
     pub set: Arc<SetShared>,
     /// Its limits, as all workers share them, if it ever had any; they outlive the table.
     pub quotas: Option<Arc<Quotas>>,
+    /// What of its requests may be sent again, all workers together; it outlives the table.
+    pub budget: Arc<Budget>,
     pub window: WindowEnd,
     /// Made when the first worker needs it.
     pub ring: OnceLock<HashRing>,
@@ -255,6 +258,12 @@ impl BackendEntry {
         let panics = self.backend.policy.panic_basis_points > 0;
         let unhealthy = endpoint.health == Health::Unhealthy && endpoint.weight > 0;
         endpoint.is_candidate() || (panics && unhealthy)
+    }
+
+    /// Goes on with what is counted from one of its forms to the next.
+    fn goes_on_after(&mut self, before: &Self) {
+        self.window = before.window.goes_on();
+        self.budget = Budget::after(&before.budget, &self.backend.policy.retry_budget);
     }
 
     /// An endpoint as its share is decided now, and until when that holds by itself.

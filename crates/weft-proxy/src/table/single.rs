@@ -12,6 +12,7 @@ use weft_model::{
 };
 
 use super::{BackendEntry, EndpointEntry, EndpointShared, InboundEntry, Table, WindowEnd};
+use crate::upstream::budget::Budget;
 
 /// What requests to app ports that no Service speaks of are counted as.
 const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
@@ -26,6 +27,7 @@ impl BackendEntry {
         let service: Arc<str> = "PassthroughCluster".into();
         let mut backend = plain_backend(service.clone(), address.port());
         backend.policy.connect_timeout_ms = OUTSIDE_CONNECT_MS;
+        let budget = Budget::new(&backend.policy.retry_budget, workers);
         Arc::new(Self {
             name: Root::host(format!("outside.{address}")).own(),
             backend,
@@ -36,6 +38,7 @@ impl BackendEntry {
             places: Places::default(),
             set: Arc::default(),
             quotas: None,
+            budget,
             ring: OnceLock::new(),
             window: WindowEnd::default(),
             cluster: service,
@@ -70,6 +73,7 @@ impl BackendEntry {
             places: Places::default(),
             set: Arc::default(),
             quotas: whole.quotas.clone(),
+            budget: whole.budget.clone(),
             ring: OnceLock::new(),
             window: WindowEnd::default(),
             cluster: whole.cluster.clone(),
@@ -100,6 +104,7 @@ impl BackendEntry {
             places: Places::default(),
             set: Arc::default(),
             quotas: self.quotas.clone(),
+            budget: self.budget.clone(),
             ring: OnceLock::new(),
             window: WindowEnd::default(),
             cluster: self.cluster.clone(),
@@ -112,9 +117,11 @@ impl BackendEntry {
             // Nobody weighs the requests in flight of the only endpoint.
             let endpoint = plain_endpoint("app", "", address, 1);
             let service: Arc<str> = INBOUND_PASSTHROUGH.into();
+            let backend = plain_backend(service.clone(), address.port());
             return Arc::new(Self {
                 name: Root::listener(format!("app/{address}")).own(),
-                backend: plain_backend(service.clone(), address.port()),
+                budget: Budget::new(&backend.policy.retry_budget, 1),
+                backend,
                 namespace: "".into(),
                 protocol: Protocol::Detect,
                 endpoints: vec![endpoint],
@@ -145,6 +152,7 @@ impl BackendEntry {
             places: Places::default(),
             set: Arc::default(),
             quotas: known.quotas.clone(),
+            budget: known.budget.clone(),
             ring: OnceLock::new(),
             window: WindowEnd::default(),
             cluster: known.cluster.clone(),

@@ -16,7 +16,7 @@ use weft_base::task::TaskGroup;
 use weft_model::*;
 
 use super::bed::*;
-use crate::config::{LogFormat, LogWhat};
+use crate::config::{LogFormat, LogWhat, ProxyLimits};
 use crate::table::Door;
 
 /// A gateway with one listener of these sections, its log, and the resources given.
@@ -606,17 +606,7 @@ async fn an_instance_that_answers_again_begins_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn flows_have_a_limit_that_is_counted() {
-    let (a, _one) = answering("a:").await;
-    let mut config = config("gateway~shop~web");
-    config.limits.udp_flows_max = 3;
-    let bed = Bed::start(config, None).await;
-    let (name, mut listener) = gateway(None);
-    if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
-        g.sections = vec![section("udp", None, Protocol::Udp)];
-    }
-    let mut all = udp_service("dns", LbPolicy::RoundRobin, vec![endpoint("a", a)]);
-    all.extend([(name, listener), route("r", &["udp"], &[], to_udp("dns"))]);
-    bed.apply(1, all).await;
+    let (bed, _server) = flows_of_workers(1, |limits| limits.udp_flows_max = 3).await;
     let at = datagrams(&bed);
     let known = [client_of(at).await, client_of(at).await, client_of(at).await];
     for client in &known {
@@ -636,12 +626,15 @@ async fn flows_have_a_limit_that_is_counted() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn several_workers_share_an_address_and_flows_end_by_themselves() {
-    let (a, _one) = answering("a:").await;
+/// A gateway of several workers that passes datagrams to one server.
+async fn flows_of_workers(
+    workers: usize,
+    limits: impl FnOnce(&mut ProxyLimits),
+) -> (Bed, TaskGroup) {
+    let (a, server) = answering("a:").await;
     let mut config = config("gateway~shop~web");
-    config.workers = 3;
-    config.limits.udp_idle_timeout = Duration::from_millis(300);
+    config.workers = workers;
+    limits(&mut config.limits);
     let bed = Bed::start(config, None).await;
     let (name, mut listener) = gateway(None);
     if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
@@ -650,6 +643,58 @@ async fn several_workers_share_an_address_and_flows_end_by_themselves() {
     let mut all = udp_service("dns", LbPolicy::RoundRobin, vec![endpoint("a", a)]);
     all.extend([(name, listener), route("r", &["udp"], &[], to_udp("dns"))]);
     bed.apply(1, all).await;
+    (bed, server)
+}
+
+/// Whichever workers the kernel leads clients to.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_flows_is_one_of_all_workers() {
+    let (bed, _server) = flows_of_workers(4, |limits| limits.udp_flows_max = 12).await;
+    let at = datagrams(&bed);
+    let mut known = Vec::new();
+    for _ in 0..12 {
+        let client = client_of(at).await;
+        assert_eq!(ask(&client, b"x").await, "a:x");
+        known.push(client);
+    }
+    for refused in 1..=8 {
+        let late = client_of(at).await;
+        late.send(b"x").await.unwrap();
+        let counted = format!("weft_udp_flows_refused_total {refused}\n");
+        wait_until("it is counted", async || bed.metrics().await.contains(&counted)).await;
+    }
+    for client in &known {
+        assert_eq!(ask(client, b"y").await, "a:y");
+    }
+}
+
+/// The one flow that there may be goes round, whichever worker has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_flow_gives_way_to_another_workers_client() {
+    let (bed, _server) = flows_of_workers(4, |limits| {
+        limits.udp_flows_max = 1;
+        limits.udp_silent = Duration::from_millis(50);
+    })
+    .await;
+    let at = datagrams(&bed);
+    for i in 0..4 {
+        let client = client_of(at).await;
+        let client = &client;
+        wait_until(&format!("client {i} is served"), async || {
+            let mut buffer = [0; 8];
+            client.send(b"x").await.unwrap();
+            let answer = client.recv(&mut buffer);
+            let answer = tokio::time::timeout(Duration::from_millis(100), answer).await;
+            answer.is_ok_and(|got| got.unwrap() == 3)
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_workers_share_an_address_and_flows_end_by_themselves() {
+    let idle = Duration::from_millis(300);
+    let (bed, _server) = flows_of_workers(3, |limits| limits.udp_idle_timeout = idle).await;
     let mut clients = Vec::new();
     for _ in 0..12 {
         let client = client_of(datagrams(&bed)).await;

@@ -319,6 +319,37 @@ async fn retries_and_requests_in_flight_are_limited_over_all_workers() {
     assert_eq!(bodies.iter().filter(|body| *body == "bad").count(), 2, "{bodies:?}");
 }
 
+/// A share of no requests and one retry per second: ten of the interval, whichever workers ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_retry_budget_is_one_of_all_workers() {
+    let server = Server::http(|_, _| async move { text(503, "bad") }).await;
+    let budget =
+        RetryBudget { basis_points: 0, min_per_second: 1, interval_ms: 10_000, min_concurrent: 0 };
+    let policy =
+        BackendPolicy { retry_budget: budget, outlier: Outlier::off(), ..BackendPolicy::default() };
+    let only = vec![endpoint("a", server.address)];
+    let mut all = service("user", Protocol::Http1, policy, only);
+    let action = Action::Forward(vec![to("user", "", 1)]);
+    let retry = Retry { statuses: vec![503], attempts: 1, backoff_ms: 1, ..Retry::default() };
+    all.push(mesh_route("user", vec![Rule { retry, ..rule("/", action) }]));
+    let bed = bed_of(4, all).await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(client(bed.outbound()).await);
+    }
+    let asking = clients.iter_mut().map(|client| async {
+        for _ in 0..10 {
+            assert_eq!(client.send(get("http://user/", "user")).await.status, 503);
+        }
+    });
+    let began = tokio::time::Instant::now();
+    join_all(asking).await;
+    // More only if the test took so long that the first of them are over.
+    let over = usize::try_from(began.elapsed().as_secs() / 10).unwrap() * 10;
+    let retried = server.hits() - 40;
+    assert!((10..=10 + over).contains(&retried), "{retried} of 40 were sent again");
+}
+
 /// Open connections of each worker.
 async fn by_worker(bed: &Bed) -> Vec<usize> {
     let metrics = bed.metrics().await;

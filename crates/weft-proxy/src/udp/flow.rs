@@ -2,7 +2,7 @@
 //! One client's datagrams to one endpoint and back. Made by its door, which gives it what the
 //! client sends; the flow's own task carries answers back, until nothing moved for a while.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_model::decide::Outcome;
 
+use super::room::Place;
 use super::{BUFFER, BYTES_MAX, Door, Ends, TURN};
 use crate::config::ProxyConfig;
 use crate::descriptors;
@@ -49,6 +50,7 @@ pub(super) struct Flow {
     received: Sum,
     sent: Sum,
     flags: Cell<Flags>,
+    place: RefCell<Option<Place>>,
     _flight: InFlight,
 }
 
@@ -84,11 +86,10 @@ impl Flow {
         door: &Door,
         ends: Ends,
         way: Way,
-        endpoint: Rc<LocalEndpoint>,
-        upstream: UdpSocket,
+        (endpoint, upstream): (Rc<LocalEndpoint>, UdpSocket),
+        place: Place,
     ) -> Rc<Self> {
         let worker = &door.worker;
-        worker.udp_flows.set(worker.udp_flows.get() + 1);
         worker.metrics.cells.udp_flows.add(1);
         worker.metrics.cells.udp_flows_open.add(1);
         Rc::new(Self {
@@ -105,6 +106,7 @@ impl Flow {
             received: Sum::default(),
             sent: Sum::default(),
             flags: Cell::default(),
+            place: RefCell::new(Some(place)),
         })
     }
 
@@ -140,6 +142,11 @@ impl Flow {
 
     pub fn end(&self) {
         self.over.cancel();
+    }
+
+    /// Gives its place up, which it has once.
+    pub fn leaves(&self) -> Option<Place> {
+        self.place.take()
     }
 
     /// The endpoint does not take datagrams.
@@ -238,7 +245,7 @@ impl Flow {
 
     fn close(&self, door: &Door) {
         let worker = &door.worker;
-        worker.udp_flows.set(worker.udp_flows.get().saturating_sub(1));
+        drop(self.leaves());
         worker.metrics.cells.udp_flows_open.sub(1);
         let (wall_ms, began) = self.began;
         let sentence = (!self.flags.get().is_empty())

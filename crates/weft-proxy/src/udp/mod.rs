@@ -4,9 +4,10 @@
 //! datagrams say. What cannot be passed on is dropped and counted, never kept.
 //!
 //! Workers have sockets of their own on one address: the kernel leads a client's datagrams to the
-//! same one each time, so that flows are shared by nobody.
+//! same one each time, so that flows are shared by nobody; their number is (`room.rs`).
 
 mod flow;
+mod room;
 pub mod sys;
 
 use std::cell::{Cell, RefCell};
@@ -27,13 +28,12 @@ use crate::upstream::ask::Key;
 use crate::upstream::pick::{Ask, LocalEndpoint};
 use crate::worker::{Conn, Worker};
 use flow::Flow;
+pub use room::Flows;
 
 /// Longest datagram.
 const BYTES_MAX: usize = 65_535;
 /// Datagrams that a door takes before others have their turn.
 const TURN: usize = 64;
-/// With no room left, flows that were silent for this long give way.
-const SILENT: Duration = Duration::from_secs(5);
 /// How often room is looked for, and how often a refusal is logged.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -57,7 +57,6 @@ struct Door {
     socket: UdpSocket,
     local: SocketAddr,
     flows: RefCell<HashMap<Ends, Rc<Flow>>>,
-    looked: Cell<Option<Instant>>,
     logged: Cell<Option<Instant>>,
 }
 
@@ -77,9 +76,9 @@ pub async fn serve(worker: Rc<Worker>, listener: Arc<str>, socket: std::net::Udp
         socket,
         local,
         flows: RefCell::default(),
-        looked: Cell::default(),
         logged: Cell::default(),
     });
+    door.worker.flows.add(&door);
     let door = Closing(door);
     let door = &door.0;
     loop {
@@ -177,10 +176,10 @@ impl Door {
 
     /// A flow for a client that has none.
     async fn open(self: &Rc<Self>, ends: Ends) -> Option<Rc<Flow>> {
-        if !self.has_room() {
+        let Some(place) = room::place(&self.worker) else {
             self.worker.metrics.cells.udp_full.add(1);
             return None;
-        }
+        };
         let (way, endpoint) = match self.pick(ends) {
             Ok(picked) => picked,
             Err(why) => {
@@ -197,7 +196,7 @@ impl Door {
                 return None;
             }
         };
-        let flow = Flow::new(self, ends, way, endpoint, upstream);
+        let flow = Flow::new(self, ends, way, (endpoint, upstream), place);
         self.flows.borrow_mut().insert(ends, flow.clone());
         let serving = Box::pin(flow.clone().answers(self.clone()));
         self.worker.conns.spawn_local("datagrams", serving);
@@ -222,24 +221,9 @@ impl Door {
         Ok((way, picked))
     }
 
-    /// Whether there may be one more flow; those that have been silent give way.
-    fn has_room(&self) -> bool {
-        let config = &self.worker.config;
-        let most = config.limits.udp_flows_max / config.workers.max(1);
-        if self.worker.udp_flows.get() < most.max(1) {
-            return true;
-        }
-        let now = Instant::now();
-        if self.looked.get().is_some_and(|at| now - at < LOOK_EVERY) {
-            return false;
-        }
-        self.looked.set(Some(now));
-        let silent: Vec<Rc<Flow>> = {
-            let flows = self.flows.borrow();
-            flows.values().filter(|f| f.silent_for(now) >= SILENT).cloned().collect()
-        };
-        silent.iter().for_each(|flow| flow.end());
-        !silent.is_empty()
+    fn flows_silent_for(&self, silent: Duration, now: Instant) -> Vec<Rc<Flow>> {
+        let flows = self.flows.borrow();
+        flows.values().filter(|flow| flow.silent_for(now) >= silent).cloned().collect()
     }
 
     /// Logs at most once in a while: nobody proved that the client is who it says.

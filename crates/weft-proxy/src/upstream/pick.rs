@@ -16,7 +16,6 @@ use weft_model::{Hashing, Health, LbPolicy};
 
 use super::adaptive::AdaptiveLimit;
 use super::breaker::{Breaker, Breakers};
-use super::budget::Budget;
 use super::gate::BackendGate;
 use super::pool::Pool;
 use crate::observe::flags::Flags;
@@ -31,7 +30,6 @@ pub struct LocalBackend {
     candidates: Vec<Rc<LocalEndpoint>>,
     view: View,
     turn: Turn,
-    pub budget: Budget,
     pub breaker: Rc<Breaker>,
     pub adaptive: Option<Rc<AdaptiveLimit>>,
     /// Where its policy sets no limit of its own, and does not say that there is none.
@@ -111,7 +109,6 @@ impl LocalBackend {
             candidates: Vec::new(),
             view: View::default(),
             turn: Turn { cursor, smooth: SmoothWeighted::default() },
-            budget: Budget::default(),
             breaker: Rc::default(),
             adaptive: None,
             gate: None,
@@ -134,7 +131,7 @@ impl LocalBackend {
         self.candidates.iter().for_each(|c| c.pool.tell(&self.breaker));
     }
 
-    /// Takes the newest form of the backend; turn and budget go on.
+    /// Takes the newest form of the backend; its turn goes on.
     pub fn update(
         &mut self,
         entry: Arc<BackendEntry>,

@@ -226,6 +226,9 @@ fn take(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, door: &Door)
 pub(super) fn favour(worker: &Rc<Worker>, favour: Favour) {
     match favour {
         Favour::GiveWay(quotas) => worker.give_way(&quotas),
+        Favour::GiveWayToFlows => {
+            worker.flows.give_way_to_others(worker.config.limits.udp_silent);
+        }
         Favour::Serve(handed) => {
             serve_handed(worker, handed);
             // It was counted when it was on its way, and is now by itself.

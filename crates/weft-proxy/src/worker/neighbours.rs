@@ -24,6 +24,8 @@ const QUARTERS: u64 = 5;
 pub enum Favour {
     /// Let connections go that are idle and counted there, for who waits for them.
     GiveWay(Arc<Quotas>),
+    /// Let flows of datagrams go that have been silent: a client of mine finds no room.
+    GiveWayToFlows,
     /// Serve a client, which is counted with you already.
     Serve(Handed),
 }
@@ -41,6 +43,8 @@ pub struct Neighbours {
     all: Box<[Neighbour]>,
     /// Clients of the whole proxy.
     pub clients: Quota,
+    /// Its flows of datagrams.
+    pub flows: Quota,
 }
 
 #[derive(Debug)]
@@ -64,7 +68,8 @@ impl Neighbours {
             all.push(Neighbour { inbox, open: Cell::default(), leaves: AtomicBool::new(false) });
             inboxes.push(favours);
         }
-        (Arc::new(Self { all: all.into(), clients: Quota::new(workers) }), inboxes)
+        let (clients, flows) = (Quota::new(workers), Quota::new(workers));
+        (Arc::new(Self { all: all.into(), clients, flows }), inboxes)
     }
 
     /// A client's connection is a worker's.
@@ -112,7 +117,7 @@ impl Neighbours {
                 neighbour.open.sub(1);
                 match error.into_inner() {
                     Favour::Serve(handed) => Err(handed),
-                    Favour::GiveWay(_) => Ok(()),
+                    Favour::GiveWay(_) | Favour::GiveWayToFlows => Ok(()),
                 }
             }
         }
@@ -127,6 +132,21 @@ impl Neighbours {
                 let _ = neighbour.inbox.try_send(Favour::GiveWay(quotas.clone()));
             }
         }
+    }
+
+    /// Asks those that have flows of datagrams to let silent ones go.
+    pub fn ask_for_flows(&self, worker: usize) {
+        for (i, neighbour) in self.all.iter().enumerate() {
+            if i != worker && self.flows.used_by(i) > 0 {
+                let _ = neighbour.inbox.try_send(Favour::GiveWayToFlows);
+            }
+        }
+    }
+
+    /// A worker gives back what it has leased of what they share and did not use for a while.
+    pub fn rest(&self, worker: usize) {
+        self.clients.rest(worker);
+        self.flows.rest(worker);
     }
 }
 

@@ -32,12 +32,10 @@ pub(super) fn again(
         Verdict::Stop(why) => return Err(why.to_string()),
         Verdict::Retry => {}
     }
-    let mut backend = call.backend.borrow_mut();
-    let entry = backend.entry.clone();
-    let policy = &entry.backend.policy;
-    let workers = call.worker.config.workers;
+    let backend = call.backend.borrow();
+    let policy = &backend.entry.backend.policy;
     let counted = backend.breaker.retry(&policy.limits).and_then(|counted| {
-        let room = backend.budget.take(&policy.retry_budget, workers, call.worker.clock.now());
+        let room = backend.entry.budget.take(&policy.retry_budget, call.worker.clock.now());
         let used_up = || "the retry budget is used up, so it was not sent again".to_owned();
         room.map(|granted| (counted, granted)).ok_or_else(used_up)
     });
