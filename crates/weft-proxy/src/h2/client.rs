@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::{Builder, Connection, SendRequest};
+use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -34,6 +34,7 @@ use super::{SEND_BUFFER, STREAM_WINDOW, WINDOW};
 use crate::h1::Upgraded;
 use crate::h1::alarm::Alarm;
 
+const PSEUDO: &str = "a field beginning with a colon that an answer may not have";
 /// Interim answers to one request; a peer that sends more means harm.
 const INTERIM_MAX: u32 = 32;
 
@@ -41,6 +42,8 @@ const INTERIM_MAX: u32 = 32;
 pub struct Exchange<B> {
     incoming: Incoming,
     upload: Option<Pump<B>>,
+    stream: u32,
+    watch: Rc<Watch>,
 }
 
 /// Why a connection ended before we wanted that.
@@ -83,6 +86,7 @@ const FIRST_STREAMS_MAX: usize = 100;
 /// What a connection's task and its users tell each other.
 #[derive(Debug)]
 pub struct Shared {
+    watch: Rc<Watch>,
     /// Exchanges under way.
     pub active: Cell<usize>,
     /// What the peer allows; known once its settings arrived.
@@ -135,6 +139,7 @@ where
     let (sender, mut conn) = builder.handshake::<_, Bytes>(io).await?;
     gathered.driven();
     let shared = Rc::new(Shared {
+        watch: watch.clone(),
         active: Cell::new(0),
         peer_max: Cell::new(usize::MAX),
         closed: Cell::new(false),
@@ -161,7 +166,7 @@ where
 /// # Errors
 /// [`Failure`].
 pub async fn exchange<B>(
-    sender: &mut SendRequest<Bytes>,
+    (sender, shared): (&mut SendRequest<Bytes>, &Shared),
     request: Request<B>,
     mut interim: impl FnMut(Response<()>),
 ) -> Result<Response<Exchange<B>>, Failure<B>>
@@ -181,7 +186,7 @@ where
     };
     let mut upload = (!end).then(|| Pump::new(to, body, Reason::CANCEL));
     let mut interims = 0;
-    let mut response = poll_fn(|cx| {
+    let response = poll_fn(|cx| {
         if let Some(pump) = &mut upload
             && let Poll::Ready(ended) = pump.poll(cx)
         {
@@ -191,23 +196,49 @@ where
                 return Poll::Ready(Err(Failure::Body(why)));
             }
         }
-        while let Poll::Ready(Some(Ok(mut head))) = answer.poll_informational(cx) {
-            interims += 1;
-            if interims > INTERIM_MAX {
-                return Poll::Ready(Err(Failure::Garbage("too many interim answers")));
-            }
-            fields::trim(head.headers_mut());
-            if head.status() == StatusCode::SWITCHING_PROTOCOLS {
-                return Poll::Ready(Err(Failure::Garbage("101, which HTTP/2 does not have")));
-            }
-            interim(head);
-        }
-        Pin::new(&mut answer).poll(cx).map_err(Failure::Stream)
+        poll_head(&mut answer, (&mut interims, &mut interim), cx)
     })
     .await?;
-    fields::trim(response.headers_mut());
     let length = length(response.headers());
-    Ok(response.map(|stream| Exchange { incoming: Incoming::new(stream, length), upload }))
+    made(response, shared, |stream| (Incoming::new(stream, length), upload))
+}
+
+/// The head of an answer; `interim` gets those before it, which are counted.
+fn poll_head<B>(
+    answer: &mut ResponseFuture,
+    (interims, interim): (&mut u32, &mut dyn FnMut(Response<()>)),
+    cx: &mut Context<'_>,
+) -> Poll<Result<Response<RecvStream>, Failure<B>>> {
+    while let Poll::Ready(Some(Ok(mut head))) = answer.poll_informational(cx) {
+        *interims += 1;
+        if *interims > INTERIM_MAX {
+            return Poll::Ready(Err(Failure::Garbage("too many interim answers")));
+        }
+        fields::trim(head.headers_mut());
+        if head.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Poll::Ready(Err(Failure::Garbage("101, which HTTP/2 does not have")));
+        }
+        interim(head);
+    }
+    let mut response = ready!(Pin::new(answer).poll(cx)).map_err(Failure::Stream)?;
+    fields::trim(response.headers_mut());
+    Poll::Ready(Ok(response))
+}
+
+/// An answer and what is left of its exchange, unless its head is wrong.
+fn made<B>(
+    response: Response<RecvStream>,
+    shared: &Shared,
+    parts: impl FnOnce(RecvStream) -> (Incoming, Option<Pump<B>>),
+) -> Result<Response<Exchange<B>>, Failure<B>> {
+    let (stream, watch) = (response.body().stream_id().as_u32(), shared.watch.clone());
+    if watch.is_wrong(stream) {
+        return Err(Failure::Garbage(PSEUDO));
+    }
+    Ok(response.map(|recv| {
+        let (incoming, upload) = parts(recv);
+        Exchange { incoming, upload, stream, watch }
+    }))
 }
 
 /// What HTTP/2 says of itself is left out; a length that is known is said.
@@ -225,16 +256,21 @@ fn announce<B: Body>(head: &mut http::request::Parts, body: &B) {
 /// Asks for a byte stream in a protocol (RFC 8441): the answer's head, and the stream if granted.
 ///
 /// # Errors
-/// [`Failure::Unsent`], [`Failure::Stream`].
+/// [`Failure`].
 pub async fn extended(
-    sender: &mut SendRequest<Bytes>,
+    (sender, shared): (&mut SendRequest<Bytes>, &Shared),
     request: Request<()>,
 ) -> Result<(Response<RecvStream>, SendStream<Bytes>), Failure<()>> {
     if let Err(error) = poll_fn(|cx| sender.poll_ready(cx)).await {
         return Err(Failure::Unsent(Box::new(request), error));
     }
-    let (answer, stream) = sender.send_request(request, false).map_err(Failure::Stream)?;
-    Ok((answer.await.map_err(Failure::Stream)?, stream))
+    let (mut answer, stream) = sender.send_request(request, false).map_err(Failure::Stream)?;
+    let mut interims = 0;
+    let head = poll_fn(|cx| poll_head(&mut answer, (&mut interims, &mut |_| {}), cx)).await?;
+    if shared.watch.is_wrong(head.body().stream_id().as_u32()) {
+        return Err(Failure::Garbage(PSEUDO));
+    }
+    Ok((head, stream))
 }
 
 /// The two halves as one stream of bytes.
@@ -243,8 +279,9 @@ pub fn joined(stream: SendStream<Bytes>, recv: RecvStream) -> Upgraded {
 }
 
 /// An answer that is not a stream.
-pub fn plain<B>(recv: RecvStream) -> Exchange<B> {
-    Exchange { incoming: Incoming::new(recv, None), upload: None }
+pub fn plain<B>(recv: RecvStream, shared: &Shared) -> Exchange<B> {
+    let (stream, watch) = (recv.stream_id().as_u32(), shared.watch.clone());
+    Exchange { incoming: Incoming::new(recv, None), upload: None, stream, watch }
 }
 
 // === impl Shared ===
@@ -372,7 +409,12 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         let me = self.get_mut();
         me.send(cx);
-        Pin::new(&mut me.incoming).poll_frame(cx)
+        let frame = ready!(Pin::new(&mut me.incoming).poll_frame(cx));
+        let trailers = matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
+        if trailers && me.watch.is_wrong(me.stream) {
+            return Poll::Ready(Some(Err(Reason::PROTOCOL_ERROR.into())));
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -402,11 +444,12 @@ mod tests {
     async fn silence(pings: Option<Pings>, active: usize) -> (usize, Option<Lost>) {
         let (ours, mut theirs) = tokio::io::duplex(1 << 16);
         let (mut sender, driver) = connect(ours, pings).await.unwrap();
-        driver.known().active.set(active);
+        let shared = driver.known();
+        shared.active.set(active);
         let request = Request::get("http://a.example/").body(Empty::<Bytes>::new()).unwrap();
         let limit = if pings.is_some() { Duration::from_secs(10) } else { QUICK.every * 5 };
         let driving = async {
-            let asking = exchange(&mut sender, request, |_| {});
+            let asking = exchange((&mut sender, &*shared), request, |_| {});
             tokio::select! {
                 ended = driver => ended.err(),
                 _ = asking => unreachable!("nobody answers"),

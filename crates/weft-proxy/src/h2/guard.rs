@@ -54,8 +54,7 @@ pub struct Guard<I> {
 pub struct Watch {
     began: Instant,
     budget: RefCell<Budget>,
-    /// Of a client.
-    paths: RefCell<Option<Box<Paths>>>,
+    paths: RefCell<Box<Paths>>,
     abuse: Cell<Option<Abuse>>,
     /// Since when a frame or a block of headers lacks its end.
     unfinished: Cell<Option<Instant>>,
@@ -73,11 +72,14 @@ pub struct Watch {
 
 impl<I> Guard<I> {
     pub fn new(io: I, peer: Peer) -> (Self, Rc<Watch>) {
-        let paths = peer != Peer::Server;
+        let paths = match peer {
+            Peer::Server => Paths::of_answers(),
+            Peer::Client | Peer::MeshClient => Paths::default(),
+        };
         let watch = Rc::new(Watch {
             began: Instant::now(),
             budget: RefCell::new(Budget::new(peer, 0)),
-            paths: RefCell::new(paths.then(Box::default)),
+            paths: RefCell::new(Box::new(paths)),
             abuse: Cell::new(None),
             unfinished: Cell::new(None),
             begun: Cell::new(0),
@@ -106,12 +108,10 @@ impl<I> Guard<I> {
         let (mut at, watch) = (0, &self.watch);
         let mut budget = watch.budget.borrow_mut();
         let mut paths = watch.paths.borrow_mut();
-        if let Some(paths) = paths.as_mut() {
-            paths.payload(bytes);
-            if paths.has_wrong_trailers() {
-                watch.abuse.set(Some(Abuse::Trailers));
-                return 0;
-            }
+        paths.payload(bytes);
+        if paths.has_wrong_trailers() {
+            watch.abuse.set(Some(Abuse::Trailers));
+            return 0;
         }
         while let Some((head, end)) = self.received.next(bytes.get(at..).unwrap_or_default()) {
             if let Err(abuse) = budget.received(head, || watch.ms()) {
@@ -130,12 +130,10 @@ impl<I> Guard<I> {
             let before = if head.kind == CONTINUATION { self.frame } else { 0 };
             self.frame = before.saturating_add(HEAD_BYTES + size(head.bytes));
             at += end;
-            if let Some(paths) = paths.as_mut() {
-                paths.frame(head, bytes.get(at..).unwrap_or_default());
-                if paths.has_wrong_trailers() {
-                    watch.abuse.set(Some(Abuse::Trailers));
-                    return at.saturating_sub(HEAD_BYTES);
-                }
+            paths.frame(head, bytes.get(at..).unwrap_or_default());
+            if paths.has_wrong_trailers() {
+                watch.abuse.set(Some(Abuse::Trailers));
+                return at.saturating_sub(HEAD_BYTES);
             }
         }
         watch.heard.set(true);
@@ -157,6 +155,9 @@ impl<I> Guard<I> {
             rest = rest.get(end..).unwrap_or_default();
             let code = rest.first_chunk().filter(|_| head.kind == RST_STREAM);
             let code = code.map(|code| u32::from_be_bytes(*code));
+            if head.kind == RST_STREAM {
+                watch.paths.borrow_mut().over(head.stream);
+            }
             if let Err(abuse) = budget.sent(head, code, || watch.ms()) {
                 watch.abuse.set(Some(abuse));
             }
@@ -295,7 +296,12 @@ impl Watch {
     /// Whether the request of a stream has a fragment in its path. Asked once for each, in the
     /// order of their numbers.
     pub fn has_fragment(&self, stream: u32) -> bool {
-        self.paths.borrow_mut().as_mut().is_some_and(|paths| paths.take(stream))
+        self.paths.borrow_mut().take(stream)
+    }
+
+    /// Whether a server's answer has a field that begins with a colon and may not be there.
+    pub fn is_wrong(&self, stream: u32) -> bool {
+        self.paths.borrow().is_wrong(stream)
     }
 
     /// Whether anything came since this was asked last.

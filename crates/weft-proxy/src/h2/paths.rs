@@ -6,15 +6,17 @@
 //! entries are paths and which of them have a fragment. Called by [`super::guard`] with each frame
 //! of a client; in doubt every request of the connection is refused.
 //!
-//! Fields whose name begins with a colon are found in trailers on the way, where they may not be
-//! (RFC 9113 §8.1): the h2 crate throws them away.
+//! Fields whose name begins with a colon are found on the way where they may not be (RFC 9113 §8.1,
+//! §8.3): in trailers, and in a server's answers but for `:status`. The h2 crate throws them away.
 
 use super::STREAMS_MAX;
-use super::frames::{CONTINUATION, HEADERS, Head, PUSH_PROMISE};
+use super::frames::{CONTINUATION, DATA, END_STREAM, HEADERS, Head, PUSH_PROMISE, RST_STREAM};
 use crate::guards;
 
+mod answers;
 mod text;
 
+use self::answers::Answers;
 use self::text::{Name, Path};
 
 const PADDED: u8 = 0x8;
@@ -23,8 +25,9 @@ const PRIORITY: u8 = 0x20;
 const DYNAMIC: u32 = 62;
 /// Of the static table: `/` and `/index.html`.
 const STATIC_PATHS: [u32; 2] = [4, 5];
-/// Of the static table: `:authority` to `:status`.
+/// Of the static table: `:authority` to `:status`, and the last one alone.
 const STATIC_PSEUDOS: std::ops::RangeInclusive<u32> = 1..=14;
+const STATIC_STATUSES: std::ops::RangeInclusive<u32> = 8..=14;
 /// No integer is longer, for the h2 crate.
 const SHIFT_MAX: u32 = 28;
 /// Streams that are noted and not answered yet.
@@ -47,6 +50,7 @@ pub struct Paths {
     /// The field's name is `:path`, or begins with a colon.
     is_path: bool,
     is_pseudo: bool,
+    is_status: bool,
     /// The field enters the table.
     enters: bool,
     huffman: bool,
@@ -56,6 +60,8 @@ pub struct Paths {
     path: Path,
     table: Table,
     noted: Noted,
+    /// Of a server.
+    answers: Option<Answers>,
 }
 
 /// Streams whose path has a fragment.
@@ -105,6 +111,8 @@ enum Part {
 #[derive(Debug, Default)]
 struct Table {
     pseudos: u128,
+    statuses: u128,
+    interims: u128,
     paths: u128,
     fragments: u128,
 }
@@ -112,12 +120,20 @@ struct Table {
 // === impl Paths ===
 
 impl Paths {
+    /// The same for what a server sends.
+    pub fn of_answers() -> Self {
+        Self { answers: Some(Answers::default()), ..Self::default() }
+    }
+
     /// A frame begins, with so much of its payload.
     pub fn frame(&mut self, head: Head, payload: &[u8]) {
         match head.kind {
             HEADERS => {
                 self.at = At::Field;
-                self.trailers = head.stream <= self.begun;
+                self.trailers = match &mut self.answers {
+                    Some(answers) => answers.begins(head),
+                    None => head.stream <= self.begun,
+                };
                 self.begun = self.begun.max(head.stream);
                 self.lead = Lead {
                     padded: head.has(PADDED),
@@ -128,7 +144,12 @@ impl Paths {
             }
             CONTINUATION => self.lead = Lead::default(),
             PUSH_PROMISE => return self.noted.all = true,
-            _ => return self.left = 0,
+            _ => {
+                if head.kind == RST_STREAM || (head.kind == DATA && head.has(END_STREAM)) {
+                    self.over(head.stream);
+                }
+                return self.left = 0;
+            }
         }
         (self.left, self.stream) = (head.bytes, head.stream);
         self.payload(payload);
@@ -151,6 +172,20 @@ impl Paths {
             }
             return self.block(all);
         }
+    }
+
+    /// A stream has come to its end, by whichever side.
+    pub fn over(&mut self, stream: u32) {
+        if let Some(answers) = &mut self.answers {
+            answers.over(stream);
+        }
+    }
+
+    /// Whether a stream's answer has, so far, a field that begins with a colon and may not be
+    /// there.
+    pub fn is_wrong(&self, stream: u32) -> bool {
+        let wrong = |answers: &Answers| self.noted.all || answers.is_wrong(stream);
+        self.answers.as_ref().is_some_and(wrong) && guards::on("h2-answers")
     }
 
     /// Whether trailers had a field that begins with a colon.
@@ -235,12 +270,15 @@ impl Paths {
             Int::Indexed => {
                 self.at = At::Field;
                 self.note_if(self.table.is_fragment(value));
-                self.wrong |= self.trailers && self.table.is_pseudo(value);
+                if self.table.is_pseudo(value) {
+                    self.pseudo(self.table.is_status(value), self.table.is_interim(value));
+                }
             }
             Int::Name if value == 0 => self.at = At::Length(Part::Name),
             Int::Name => {
                 self.is_path = STATIC_PATHS.contains(&value) || self.table.is_path(value);
                 self.is_pseudo = self.table.is_pseudo(value);
+                self.is_status = self.table.is_status(value);
                 self.at = At::Length(Part::Value);
             }
             Int::Length(part) => {
@@ -262,6 +300,7 @@ impl Paths {
         match part {
             Part::Name => self.name.push(text),
             Part::Value if self.is_path => self.path.push(text, self.huffman),
+            Part::Value if self.is_status => self.path.is_status(text, self.huffman),
             Part::Value => {}
         }
         self.text -= u32::try_from(text.len()).unwrap_or(self.text);
@@ -274,15 +313,34 @@ impl Paths {
         if part == Part::Name {
             self.is_path = self.name.is_path(self.huffman);
             self.is_pseudo = self.name.is_pseudo(self.huffman);
+            self.is_status = self.name.is_status(self.huffman);
             self.at = At::Length(Part::Value);
             return;
         }
         self.at = At::Field;
         let fragment = self.is_path && self.path.has_fragment();
         self.note_if(fragment);
-        self.wrong |= self.trailers && self.is_pseudo;
+        let interim = self.is_status && self.path.is_interim();
+        if self.is_pseudo {
+            self.pseudo(self.is_status, interim);
+        }
         if self.enters {
-            self.table.insert(self.is_pseudo, self.is_path, fragment);
+            let table = &mut self.table;
+            enter(&mut table.pseudos, self.is_pseudo);
+            enter(&mut table.statuses, self.is_status);
+            enter(&mut table.interims, interim);
+            enter(&mut table.paths, self.is_path);
+            enter(&mut table.fragments, fragment);
+        }
+    }
+
+    /// A field whose name begins with a colon.
+    fn pseudo(&mut self, status: bool, interim: bool) {
+        match &mut self.answers {
+            None => self.wrong |= self.trailers,
+            Some(answers) if self.trailers || !status => answers.is_wrong_now(self.stream),
+            Some(answers) if interim => answers.goes_on(self.stream),
+            Some(_) => {}
         }
     }
 
@@ -300,14 +358,16 @@ impl Paths {
 // === impl Table ===
 
 impl Table {
-    fn insert(&mut self, pseudo: bool, path: bool, fragment: bool) {
-        self.pseudos = self.pseudos << 1 | u128::from(pseudo);
-        self.paths = self.paths << 1 | u128::from(path);
-        self.fragments = self.fragments << 1 | u128::from(fragment);
-    }
-
     fn is_pseudo(&self, index: u32) -> bool {
         STATIC_PSEUDOS.contains(&index) || has(self.pseudos, index)
+    }
+
+    fn is_status(&self, index: u32) -> bool {
+        STATIC_STATUSES.contains(&index) || has(self.statuses, index)
+    }
+
+    fn is_interim(&self, index: u32) -> bool {
+        has(self.interims, index)
     }
 
     fn is_path(&self, index: u32) -> bool {
@@ -317,6 +377,10 @@ impl Table {
     fn is_fragment(&self, index: u32) -> bool {
         has(self.fragments, index)
     }
+}
+
+fn enter(entries: &mut u128, new: bool) {
+    *entries = *entries << 1 | u128::from(new);
 }
 
 fn has(entries: u128, index: u32) -> bool {

@@ -3,6 +3,7 @@
 //! upstream that counts.
 
 mod abuse;
+mod answers;
 mod exact;
 mod frames;
 mod late;

@@ -377,6 +377,10 @@ fn failed(call: &Call<'_>, error: SendError, address: SocketAddr) -> Ended {
         SendError::Connect(_) | SendError::Refused(_) => {
             Ended::Failed(Failure::NotSent, Cause::ConnectFailed, why)
         }
+        SendError::Stream { unprocessed: true, .. } => {
+            Ended::Failed(Failure::NotSent, Cause::StreamRefused, why)
+        }
+        SendError::Stream { .. } => Ended::Failed(Failure::Reset, Cause::StreamReset, why),
         SendError::Reset(_) => Ended::Failed(Failure::Reset, Cause::Reset, why),
         SendError::Garbage(_) => Ended::Failed(Failure::Reset, Cause::Garbage, why),
         SendError::Client(_) => {
@@ -395,7 +399,7 @@ fn judged(response: &Response<Answered>, picked: &LocalEndpoint) -> Option<(Fail
     }
     if picked.pool.peer.is_mesh()
         && let Some(flags) = response.headers().get(FLAGS)
-        && [&b"UC"[..], b"UPE"].contains(&flags.as_bytes())
+        && [&b"UC"[..], b"UPE", b"UR"].contains(&flags.as_bytes())
     {
         let why = format!("{address}: the app closed the connection before it answered");
         return Some((Failure::Reset, why));

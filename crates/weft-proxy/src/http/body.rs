@@ -28,7 +28,7 @@ use super::grpc_web::{Decoder, Encoder};
 use super::serve::Received;
 use crate::observe::record::Record;
 use crate::sys::pooled::Pooled;
-use crate::upstream::pool::{Answered, Lease};
+use crate::upstream::pool::{Answered, Break, Lease};
 
 mod due;
 mod left;
@@ -55,7 +55,7 @@ pub enum BodyError {
     #[error("the client sends nothing of the body")]
     Shed,
     #[error("the upstream ended the response body early: {0}")]
-    Upstream(String),
+    Upstream(String, Break),
     #[error("no byte was seen for {} ms", .0.as_millis())]
     Idle(Duration),
     #[error("the response was not complete within {} ms", .0.as_millis())]

@@ -31,6 +31,10 @@ pub enum Cause {
     Misconfigured,
     ConnectFailed,
     Reset,
+    /// Its stream alone.
+    StreamReset,
+    /// The same, with the word that nobody looked at the request.
+    StreamRefused,
     Garbage,
     AttemptTimeout,
     RequestTimeout,
@@ -102,6 +106,12 @@ pub const TABLE: &[Row] = &[
     row(Cause::Reset, 503, Flag::UC, 14,
         "the instance closed the connection before it answered",
         "see which pod that is, to read its log, with: weft get endpoints -A"),
+    row(Cause::StreamReset, 503, Flag::UR, 14,
+        "the instance reset the request's stream before it answered",
+        "see which pod that is, to read its log, with: weft get endpoints -A"),
+    row(Cause::StreamRefused, 503, Flag::UR, 14,
+        "the instance refused the request's stream unseen",
+        "see whether it is stopping or at its limit of streams; weft get endpoints -A names its pod"),
     row(Cause::Garbage, 502, Flag::UPE, 14,
         "the instance answered with something that is not HTTP",
         "check the port's protocol (appProtocol)"),
@@ -234,7 +244,8 @@ impl Refusal {
         if let (true, Some(id)) = (outside, &record.request_id) {
             headers.insert(REQUEST_ID, id.clone());
         }
-        if record.conn.door == Door::Mesh && self.cause == Cause::ConnectFailed {
+        let unsent = matches!(self.cause, Cause::ConnectFailed | Cause::StreamRefused);
+        if record.conn.door == Door::Mesh && unsent {
             headers.insert(NOT_FORWARDED, HeaderValue::from_static("1"));
         }
         if let Some(quota) = &self.quota {
@@ -360,6 +371,8 @@ mod tests {
             Misconfigured,
             ConnectFailed,
             Reset,
+            StreamReset,
+            StreamRefused,
             Garbage,
             AttemptTimeout,
             RequestTimeout,

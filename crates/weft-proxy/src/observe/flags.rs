@@ -15,6 +15,7 @@ pub const FLAGS: &[(Flag, &str, &str)] = &[
     (Flag::UH, "UH", "no healthy upstream instance"),
     (Flag::UF, "UF", "connecting to the upstream failed"),
     (Flag::UC, "UC", "the upstream closed the connection"),
+    (Flag::UR, "UR", "the upstream reset the request's stream"),
     (Flag::UT, "UT", "the upstream took too long"),
     (Flag::URX, "URX", "retries or connection attempts were used up"),
     (Flag::UO, "UO", "a circuit breaker or limit was reached"),
@@ -55,6 +56,7 @@ impl Flag {
     pub const OM: Self = Self(1 << 16);
     pub const RFCF: Self = Self(1 << 17);
     pub const DT: Self = Self(1 << 18);
+    pub const UR: Self = Self(1 << 19);
 }
 
 // === impl Flags ===

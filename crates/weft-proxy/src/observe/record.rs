@@ -25,6 +25,7 @@ use crate::http::present;
 use crate::pinned::Pinned;
 use crate::table::{BackendEntry, EndpointEntry};
 use crate::upstream::pick::{Ending, LocalEndpoint};
+use crate::upstream::pool::Break;
 use crate::worker::{Conn, Worker};
 
 /// What happened to one request.
@@ -180,7 +181,9 @@ impl Record {
             BodyError::Malformed(_) => Flag::DPE,
             BodyError::Client(_) | BodyError::TooLarge(_) | BodyError::GivenUp => Flag::DC,
             BodyError::Shed => Flag::OM,
-            BodyError::Upstream(_) => Flag::UC,
+            BodyError::Upstream(_, Break::Closed) => Flag::UC,
+            BodyError::Upstream(_, Break::Reset) => Flag::UR,
+            BodyError::Upstream(_, Break::Garbage) => Flag::UPE,
         };
         self.flags.add(flag);
         self.cut_off = true;

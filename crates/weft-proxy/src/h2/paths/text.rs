@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Texts of a block of headers, in pieces and in Huffman's code (RFC 7541 §5.2 and appendix B):
-//! whether a name is `:path`, or begins with a colon, and whether a path has a `#`.
+//! whether a name is `:path` or `:status`, or begins with a colon, whether a path has a `#`, and
+//! whether a status is one before the answer.
 
 /// `:path`, and the same in code with its padding, which is the only way to say it.
 const PLAIN: &[u8] = b":path";
 const CODED: &[u8] = &[0xb9, 0x58, 0xd3, 0x3f];
+/// The same of `:status`.
+const STATUS: &[u8] = b":status";
+const STATUS_CODED: &[u8] = &[0xb8, 0x84, 0x8d, 0x36, 0xa3];
+/// Codes of digits that a status may begin with have five bits: this is that of 1.
+const ONE: u8 = 1;
 /// The code of a colon: seven bits.
 const COLON: u8 = 0xb8 >> 1;
 /// Of `#`.
@@ -34,20 +40,23 @@ const LENGTHS: [(u32, u32); 20] = [
     (0xffff_fff0, 28),
 ];
 
-/// A field's name: as much of it as `:path` is long.
+/// A field's name: as much of it as `:status` is long.
 #[derive(Debug, Default)]
 pub struct Name {
-    bytes: [u8; PLAIN.len()],
+    bytes: [u8; STATUS.len()],
     have: usize,
 }
 
-/// A path's value.
+/// A path's value, or a status.
 #[derive(Debug, Default)]
 pub struct Path {
     /// Those of a code that has no end yet, at the top.
     bits: u64,
     have: u32,
     fragment: bool,
+    /// Of a status: anything came of it, and it begins with 1.
+    begun: bool,
+    interim: bool,
 }
 
 // === impl Name ===
@@ -61,6 +70,11 @@ impl Name {
 
     pub fn is_path(&self, huffman: bool) -> bool {
         let wanted = if huffman { CODED } else { PLAIN };
+        self.bytes.get(..self.have) == Some(wanted)
+    }
+
+    pub fn is_status(&self, huffman: bool) -> bool {
+        let wanted = if huffman { STATUS_CODED } else { STATUS };
         self.bytes.get(..self.have) == Some(wanted)
     }
 
@@ -83,6 +97,18 @@ impl Path {
             self.have += 8;
             self.codes();
         }
+    }
+
+    /// It is a status' value.
+    pub fn is_status(&mut self, bytes: &[u8], huffman: bool) {
+        if let Some(first) = bytes.first().filter(|_| !self.begun) {
+            self.begun = true;
+            self.interim = if huffman { first >> 3 == ONE } else { *first == b'1' };
+        }
+    }
+
+    pub fn is_interim(&self) -> bool {
+        self.interim
     }
 
     pub fn has_fragment(&self) -> bool {

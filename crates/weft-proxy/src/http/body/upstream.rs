@@ -49,7 +49,7 @@ impl UpstreamBody {
                 } else {
                     self.settle();
                 }
-                Poll::Ready(frame.map(|f| f.map_err(|e| BodyError::Upstream(e.to_string()))))
+                Poll::Ready(frame.map(|f| f.map_err(|e| BodyError::Upstream(e.why, e.by))))
             }
             Poll::Pending => self.poll_late(cx).map(|error| Some(Err(error))),
         }

@@ -14,6 +14,7 @@ use crate::observe::access_log::Relayed;
 use crate::observe::flags::{Flag, Flags};
 use crate::observe::record::Record;
 use crate::table::Door;
+use crate::upstream::pool::Break;
 use crate::worker::Conn;
 
 /// A request that was answered by nobody, with what a client may send.
@@ -66,18 +67,24 @@ fn line(format: &Format, record: &mut Record, answer: &HeaderMap) -> String {
 
 #[test]
 fn an_answer_that_breaks_off_behind_its_head_is_told_from_none() {
-    let of = |break_off: bool| {
+    let of = |flag: Flag, broken: Option<Break>| {
         let mut record = record(b"curl/8");
-        record.flags = Flags::from(Flag::UC);
-        if break_off {
-            record.broke(&BodyError::Upstream("reset".into()));
+        record.flags = Flags::from(flag);
+        if let Some(by) = broken {
+            record.broke(&BodyError::Upstream("reset".into(), by));
         }
         let format = json!("%RESPONSE_CODE_DETAILS%");
         let format = Format::parse(&format, &FieldPath::root()).unwrap();
         line(&format, &mut record, &HeaderMap::new())
     };
-    assert_eq!(of(false), "upstream_reset_before_response_started{connection_termination}");
-    assert_eq!(of(true), "upstream_reset_after_response_started{connection_termination}");
+    for (flag, by, why) in [
+        (Flag::UC, Break::Closed, "connection_termination"),
+        (Flag::UR, Break::Reset, "remote_reset"),
+        (Flag::UPE, Break::Garbage, "protocol_error"),
+    ] {
+        assert_eq!(of(flag, None), format!("upstream_reset_before_response_started{{{why}}}"));
+        assert_eq!(of(flag, Some(by)), format!("upstream_reset_after_response_started{{{why}}}"));
+    }
 }
 
 #[test]

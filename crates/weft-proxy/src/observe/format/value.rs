@@ -129,13 +129,20 @@ const DETAILS: &[(Flag, &str)] = &[
     (Flag::UF, "upstream_reset_before_response_started{connection_failure}"),
     (Flag::UPE, "upstream_reset_before_response_started{protocol_error}"),
     (Flag::UC, "upstream_reset_before_response_started{connection_termination}"),
+    (Flag::UR, "upstream_reset_before_response_started{remote_reset}"),
     (Flag::UT, "response_timeout"),
     (Flag::SI, "stream_idle_timeout"),
     (Flag::DPE, "downstream_protocol_error"),
     (Flag::DC, "downstream_remote_disconnect"),
     (Flag::UAEX, "access_denied"),
 ];
-const CUT_OFF: &str = "upstream_reset_after_response_started{connection_termination}";
+/// The same once its head was sent.
+#[rustfmt::skip]
+const CUT_OFF: &[(Flag, &str)] = &[
+    (Flag::UC, "upstream_reset_after_response_started{connection_termination}"),
+    (Flag::UR, "upstream_reset_after_response_started{remote_reset}"),
+    (Flag::UPE, "upstream_reset_after_response_started{protocol_error}"),
+];
 
 /// Where values go.
 #[derive(Debug)]
@@ -282,7 +289,7 @@ impl Operator {
             Self::ResponseCodeDetails => sink.some(entry.record().map(details)),
             Self::ConnectionTerminationDetails => match entry {
                 Entry::Request(..) => false,
-                Entry::Connection(_) => sink.some(of_flag(entry.flags())),
+                Entry::Connection(_) => sink.some(of_flag(DETAILS, entry.flags())),
             },
             Self::ResponseFlags => match entry.flags() {
                 flags if flags.is_empty() => sink.some(Some("-")),
@@ -365,13 +372,15 @@ fn details(record: &Record) -> &'static str {
         (None, _) if record.flags.has(Flag::RFCF) => "cache.response_from_cache_filter",
         (None, 0) => "direct_response",
         (None, _) => "via_upstream",
-        (Some(_), _) if record.cut_off && record.flags.has(Flag::UC) => CUT_OFF,
-        (Some(_), _) => of_flag(record.flags).unwrap_or("local"),
+        (Some(_), _) => {
+            let cut = record.cut_off.then(|| of_flag(CUT_OFF, record.flags)).flatten();
+            cut.or_else(|| of_flag(DETAILS, record.flags)).unwrap_or("local")
+        }
     }
 }
 
-fn of_flag(flags: Flags) -> Option<&'static str> {
-    DETAILS.iter().find(|(flag, _)| flags.has(*flag)).map(|(_, text)| *text)
+fn of_flag(all: &[(Flag, &'static str)], flags: Flags) -> Option<&'static str> {
+    all.iter().find(|(flag, _)| flags.has(*flag)).map(|(_, text)| *text)
 }
 
 fn long_flags(flags: Flags, sink: &mut Sink<'_>) -> bool {
@@ -393,6 +402,7 @@ fn long_name(short: &'static str) -> &'static str {
         "UH" => "NoHealthyUpstream",
         "UF" => "UpstreamConnectionFailure",
         "UC" => "UpstreamConnectionTermination",
+        "UR" => "UpstreamRemoteReset",
         "UT" => "UpstreamRequestTimeout",
         "URX" => "UpstreamRetryLimitExceeded",
         "UO" => "UpstreamOverflow",

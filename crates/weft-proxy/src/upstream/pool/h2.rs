@@ -159,7 +159,8 @@ impl Pool {
         for _ in 0..3 {
             let stream = Stream::begin(self.h2_connection(how).await?);
             let mut sender = stream.0.sender.clone();
-            match exchange(&mut sender, request, |head| how.say(head)).await {
+            let on = (&mut sender, &*stream.0.shared);
+            match exchange(on, request, |head| how.say(head)).await {
                 Ok(response) => {
                     let kind = LeaseKind::H2(stream);
                     return Ok((
@@ -211,10 +212,10 @@ impl Pool {
                 break;
             }
             let mut sender = stream.0.sender.clone();
-            match client::extended(&mut sender, request).await {
+            match client::extended((&mut sender, &*stream.0.shared), request).await {
                 Ok((answer, _)) if !answer.status().is_success() => {
                     let lease = Lease { kind: LeaseKind::H2(stream), flight: None };
-                    let answered = |recv| Answered::H2(Box::new(client::plain(recv)));
+                    let answered = |recv| Answered::H2(Box::new(client::plain(recv, &shared)));
                     return Ok((answer.map(answered), lease));
                 }
                 Ok((answer, send)) => {
@@ -222,6 +223,7 @@ impl Pool {
                     return Ok((switched(answer, send, protocol, key.as_ref()), lease));
                 }
                 Err(Failure::Unsent(back, error)) => {
+                    let shared = stream.0.shared.clone();
                     last = Some(crate::http::cause(&error));
                     self.forget(&stream.0);
                     request = *back;
@@ -353,8 +355,9 @@ fn explain<B>(failure: Failure<B>, body: &Replay) -> SendError {
         Failure::Unsent(_, error) => SendError::Refused(crate::http::cause(&error)),
         Failure::Body(why) => SendError::Client(why),
         Failure::Garbage(why) => SendError::Garbage(why.into()),
-        Failure::Stream(error) if is_refusal(&error) => {
-            SendError::Refused(crate::http::cause(&error))
+        Failure::Stream(error) if error.is_remote() && (error.is_reset() || is_refusal(&error)) => {
+            let unprocessed = is_refusal(&error);
+            SendError::Stream { why: crate::http::cause(&error), unprocessed }
         }
         Failure::Stream(error) if error.is_library() => {
             SendError::Garbage(crate::http::cause(&error))
@@ -363,12 +366,12 @@ fn explain<B>(failure: Failure<B>, body: &Replay) -> SendError {
     }
 }
 
-/// Whether the peer says that it did not look at the request: REFUSED_STREAM, or a graceful
+/// Whether a peer says with it that it did not look at the request: REFUSED_STREAM, or a graceful
 /// GOAWAY that the request came after.
 fn is_refusal(error: &h2::Error) -> bool {
     match error.reason() {
-        Some(Reason::REFUSED_STREAM) => error.is_remote(),
-        Some(Reason::NO_ERROR) => error.is_go_away() && error.is_remote(),
+        Some(Reason::REFUSED_STREAM) => true,
+        Some(Reason::NO_ERROR) => error.is_go_away(),
         _ => false,
     }
 }

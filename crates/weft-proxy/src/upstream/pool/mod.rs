@@ -43,8 +43,22 @@ pub enum Answered {
 
 /// Why an answer's body broke off.
 #[derive(Debug, Error)]
-#[error("{0}")]
-pub struct Broken(String);
+#[error("{why}")]
+pub struct Broken {
+    pub why: String,
+    pub by: Break,
+}
+
+/// What broke it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Break {
+    /// Its connection ended.
+    Closed,
+    /// The peer ended its stream alone.
+    Reset,
+    /// What came is not HTTP.
+    Garbage,
+}
 
 /// Requests at a time on one HTTP/2 connection.
 const H2_STREAMS_MAX: usize = 100;
@@ -87,6 +101,9 @@ pub enum SendError {
     /// The peer says that it did not process the request.
     #[error("the upstream refused the request unprocessed: {0}")]
     Refused(String),
+    /// The peer ended the request's stream; `unprocessed`: and says that it did not look at it.
+    #[error("the upstream reset the request's stream: {why}")]
+    Stream { why: String, unprocessed: bool },
     #[error("the connection was closed before a response: {0}")]
     Reset(String),
     #[error("the upstream sent something that is not HTTP: {0}")]
@@ -357,9 +374,8 @@ impl Body for Answered {
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
             Self::H1(None) => Poll::Ready(None),
-            Self::H1(Some(c)) => c.exchange.poll_frame(cx).map_err(Broken),
-            Self::H2(body) => {
-                Pin::new(&mut **body).poll_frame(cx).map_err(|e| Broken(crate::http::cause(&e)))
+            Self::H1(Some(c)) => {
+                c.exchange.poll_frame(cx).map_err(|why| Broken { why, by: Break::Closed })
             }
         }
     }
@@ -378,6 +394,9 @@ impl Body for Answered {
                 left.map_or_else(SizeHint::new, SizeHint::with_exact)
             }
             Self::H2(body) => body.size_hint(),
+            Self::H2(body) => Pin::new(&mut **body)
+                .poll_frame(cx)
+                .map_err(|error| Broken { why: crate::http::cause(&error), by: Break::of(&error) }),
         }
     }
 }
@@ -399,6 +418,19 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.entry.shared.end(self.worker);
+// === impl Break ===
+
+impl Break {
+    fn of(error: &::h2::Error) -> Self {
+        let remote = error.is_remote();
+        match error.reason() {
+            Some(_) if remote && error.is_reset() => Self::Reset,
+            Some(::h2::Reason::PROTOCOL_ERROR) if !remote => Self::Garbage,
+            _ => Self::Closed,
+        }
+    }
+}
+
     }
 }
 
