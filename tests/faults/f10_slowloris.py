@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """F10: thousands of clients that never end their request's head: most have sent a whole line of it,
-others let its first word trickle, or what HTTP/2 begins with. Others are served all the while,
-every stuck connection is closed within 15 s, and none costs more than 8 KiB."""
+others let its first word trickle, or what HTTP/2 begins with, or say nothing at all, or begin late,
+or begin HTTP/2 and never say their SETTINGS. Others are served all the while, every stuck
+connection is closed within 15 s, and none costs more than 8 KiB."""
 
 import itertools
 import resource
@@ -19,6 +20,9 @@ FORMS = [(b"GET / HTTP/1.1\r\nHost: a\r\nX-", b"a" * 64)] * 5 + [
     (b"P", b"RI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     # It never sends more.
     (b"GET", b""),
+    (b"", b""),
+    (b"", b"GET / HTTP/1.1\r\n"),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b""),
 ]
 
 

@@ -174,6 +174,8 @@ pub struct Conn {
     pub tunnel: Option<Authority>,
     /// The client proved the forward proxy's credential.
     pub admitted: Cell<bool>,
+    /// When its first request must have come, where nobody vouches for who connects.
+    pub first_by: Option<tokio::time::Instant>,
     /// Counted while anybody goes on with it, in HTTP or behind it.
     pub open: Option<Rc<OpenConnection>>,
     /// Connections that only its requests use, and what these are told about their client.
@@ -537,6 +539,7 @@ impl Conn {
             plaintext_refused: false,
             tunnel: None,
             admitted: Cell::new(false),
+            first_by: None,
             open: None,
             own: OwnPools::default(),
             proved: OnceCell::new(),

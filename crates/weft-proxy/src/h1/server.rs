@@ -231,7 +231,10 @@ where
             if let Poll::Ready(next) = self.core.borrow_mut().poll_head(&mut self.scan, cx)? {
                 return Poll::Ready(Ok(next));
             }
-            let idle = self.core.borrow().inbuf.is_empty();
+            let (idle, number) = {
+                let core = self.core.borrow();
+                (core.inbuf.is_empty(), core.number())
+            };
             if idle {
                 self.drained = self.drained || draining.as_mut().poll(cx).is_ready();
                 if self.drained {
@@ -239,12 +242,15 @@ where
                     return Poll::Ready(Ok(Next::End));
                 }
             }
+            let bounds = self.service.bounds();
             let deadline = if idle {
                 let since = *idle_since.get_or_insert_with(moment);
-                self.service.bounds().sooner(since + self.times.idle)
+                bounds.sooner(since + self.times.idle)
             } else {
                 *began.get_or_insert_with(Instant::now) + self.times.head
             };
+            let first = bounds.first.filter(|_| number == 0);
+            let deadline = first.map_or(deadline, |first| first.min(deadline));
             ready!(self.alarm.poll(cx, deadline));
             if !guards::on("head-time") {
                 return Poll::Pending;

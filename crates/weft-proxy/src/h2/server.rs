@@ -88,6 +88,8 @@ pub enum Ended {
     Abuse(Abuse),
     #[error("it did not begin HTTP/2 in time")]
     NoPreface,
+    #[error("its SETTINGS did not come in time")]
+    NoSettings,
     #[error("it does not answer")]
     Silent,
 }
@@ -104,6 +106,8 @@ struct Driver<I, S> {
     pings: Option<PingPong>,
     /// When a PING was sent that nothing has followed yet.
     asked: Option<Instant>,
+    /// When its SETTINGS, the first frame of all, must have come.
+    settled_by: Instant,
     look_at: Instant,
     /// Looks in a row that found no stream.
     idle_looks: u32,
@@ -144,7 +148,9 @@ where
         .max_pending_accept_reset_streams(UNSEEN_RESETS_MAX)
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
         .enable_connect_protocol();
-    let handshake = tokio::time::timeout(times.head, builder.handshake::<_, Bytes>(io)).await;
+    let settled_by = Instant::now() + times.head;
+    let settled_by = service.bounds().first.map_or(settled_by, |first| first.min(settled_by));
+    let handshake = tokio::time::timeout_at(settled_by, builder.handshake::<_, Bytes>(io)).await;
     let mut conn = handshake.map_err(|_| Ended::NoPreface)??;
     gathered.driven();
     let mut driver = Driver {
@@ -157,6 +163,7 @@ where
         times,
         alarm: Alarm::default(),
         asked: None,
+        settled_by,
         look_at: Instant::now() + times.idle / LOOKS,
         idle_looks: 0,
         requests: 0,
@@ -249,10 +256,14 @@ where
         let unfinished = unfinished.map(|since| since + self.times.head);
         let unanswered = self.asked.map(|since| since + self.times.head);
         let end = self.service.bounds().end.filter(|_| !self.draining);
-        let due = [unfinished, unanswered, end].into_iter().flatten().min();
+        let unsettled = (!self.watch.is_settled()).then_some(self.settled_by);
+        let due = [unfinished, unanswered, end, unsettled].into_iter().flatten().min();
         let due = due.map_or(self.look_at, |due| due.min(self.look_at));
         std::task::ready!(self.alarm.poll(cx, due));
         let now = Instant::now();
+        if unsettled.is_some_and(|end| end <= now) {
+            return Poll::Ready(Err(Ended::NoSettings));
+        }
         let heard = self.watch.take_heard();
         if unfinished.is_some_and(|end| end <= now) {
             self.watch.stop(Abuse::Unfinished);

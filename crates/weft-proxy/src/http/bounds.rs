@@ -21,6 +21,8 @@ pub struct Bounds {
     pub requests: Option<u64>,
     /// From then on.
     pub end: Option<Instant>,
+    /// When its first one must have come.
+    pub first: Option<Instant>,
 }
 
 /// A listener's limits over the proxy's own, for one connection; most have none.
@@ -36,7 +38,7 @@ struct Said {
 // === impl Bounds ===
 
 impl Bounds {
-    pub const NONE: Self = Self { requests: None, end: None };
+    pub const NONE: Self = Self { requests: None, end: None, first: None };
 
     /// Whether it takes none behind the request with this number, which is the first one's 1.
     pub fn is_last(&self, number: u64) -> bool {
@@ -73,7 +75,7 @@ impl Served {
     pub fn bounds(&self) -> Bounds {
         let Some(said) = &self.0 else { return Bounds::NONE };
         let requests = said.limits.requests_max.filter(|n| *n > 0).map(u64::from);
-        Bounds { requests, end: said.end }
+        Bounds { requests, end: said.end, first: None }
     }
 
     pub fn idle(&self, usual: &ProxyLimits) -> Duration {

@@ -216,7 +216,7 @@ impl server::Service for Requests {
     }
 
     fn bounds(&self) -> Bounds {
-        self.served.bounds()
+        Bounds { first: self.conn.first_by, ..self.served.bounds() }
     }
 
     fn drive(body: &mut ReplyBody, cx: &mut Context<'_>) {
@@ -236,7 +236,7 @@ impl h2::server::Service for Requests {
     }
 
     fn bounds(&self) -> Bounds {
-        self.served.bounds()
+        Bounds { first: self.conn.first_by, ..self.served.bounds() }
     }
 
     fn drive(body: &mut ReplyBody, cx: &mut Context<'_>) {

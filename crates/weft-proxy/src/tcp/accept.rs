@@ -16,12 +16,13 @@ use weft_identity::outside::client_names;
 use weft_model::decide::pick_section;
 use weft_model::{Protocol, mesh_server_port};
 
-use super::sniff::{Spoken, sniff_http};
+use super::sniff::{Patience, Spoken, sniff_http};
 use super::socket::Socket;
 use super::{hello, named, preface, proxy_header, relay};
 use crate::capture::race::{self, Raced};
 use crate::capture::{inbound, outbound};
 use crate::guards;
+use crate::http::bounds::Served;
 use crate::http::serve::serve;
 use crate::observe::facts::Session;
 use crate::observe::flags::Flag;
@@ -123,8 +124,7 @@ pub async fn http<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>)
 where
     I: Socket + Send + 'static,
 {
-    let limits = &worker.config.limits;
-    let looking = sniff_http(io, limits.idle_timeout, limits.header_timeout);
+    let looking = sniff_http(io, patience(&worker, &conn));
     let looked = tokio::select! {
         biased;
         looked = looking => looked,
@@ -136,6 +136,12 @@ where
         Ok((_, io)) => serve(io, worker, conn, Wire::H1),
         Err(_) => {}
     }
+}
+
+/// How long is waited for what a client speaks.
+pub fn patience(worker: &Worker, conn: &Conn) -> Patience {
+    let limits = &worker.config.limits;
+    Patience { idle: limits.idle_timeout, head: limits.header_timeout, by: conn.first_by }
 }
 
 /// Resolves when a draining proxy need not wait any longer for what a client may ask.
@@ -239,7 +245,14 @@ async fn gateway(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn, entry: &
     }
 }
 
-async fn gateway_port<I>(worker: Rc<Worker>, io: I, conn: Conn, entry: &GatewayEntry)
+/// When the first request of a connection that begins now must have come: anybody may connect to a
+/// gateway and say nothing. Bytes that are passed on unread have no requests.
+fn first_by(worker: &Worker, entry: &GatewayEntry) -> Instant {
+    let head = Served::new(entry.listener.limits.clone()).head(&worker.config.limits);
+    Instant::now() + head
+}
+
+async fn gateway_port<I>(worker: Rc<Worker>, io: I, mut conn: Conn, entry: &GatewayEntry)
 where
     I: Socket + Send + 'static,
 {
@@ -252,6 +265,7 @@ where
     } else if entry.tls.is_empty() {
         http(worker, io, Rc::new(conn)).await;
     } else {
+    conn.first_by = Some(first_by(&worker, entry));
         Box::pin(gateway_tls(worker, io, conn, entry)).await;
     }
 }
@@ -314,6 +328,8 @@ where
         Ok(names) => conn.client_names = names,
         Err(error) => {
             // What denies by a name could not see it.
+    // A handshake has a time of its own.
+    conn.first_by = Some(first_by(&worker, entry));
             tracing::debug!(remote = %conn.remote, %error, "a client's names cannot be read");
             return;
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use weft_model::Protocol;
 
-use super::accept::last_words;
+use super::accept::{last_words, patience};
 use super::sniff::{Spoken, sniff_http};
 use super::socket::Socket;
 use crate::http::serve::serve;
@@ -35,8 +35,7 @@ pub async fn connection<I>(worker: Rc<Worker>, io: I, conn: Rc<Conn>)
 where
     I: Socket + Send + 'static,
 {
-    let limits = &worker.config.limits;
-    let looking = sniff_http(io, limits.idle_timeout, limits.header_timeout);
+    let looking = sniff_http(io, patience(&worker, &conn));
     let looked = tokio::select! {
         biased;
         looked = looking => looked,
@@ -65,6 +64,7 @@ async fn refuse<I: Socket>(mut io: I) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tcp::sniff::Patience;
 
     #[tokio::test]
     async fn a_wrong_preface_is_told_by_goaway_and_a_clean_end() {
@@ -78,7 +78,8 @@ mod tests {
         };
         let patience = Duration::from_secs(5);
         let refuses = async {
-            let (spoken, io) = sniff_http(server, patience, patience).await.unwrap();
+            let looked = Patience { idle: patience, head: patience, by: None };
+            let (spoken, io) = sniff_http(server, looked).await.unwrap();
             assert_eq!(spoken, Spoken::Opaque);
             tokio::time::timeout(patience, refuse(io)).await.unwrap().unwrap();
         };

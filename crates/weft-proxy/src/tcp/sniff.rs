@@ -26,28 +26,33 @@ pub enum Spoken {
     Opaque,
 }
 
-/// Looks at a stream of HTTP: a client may be silent for `idle`, and has `head` for its first bytes
-/// once they have begun, three seconds at most. What was read comes first out of the stream
-/// returned.
+/// How long a client may take until it is known what it speaks.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// It is silent.
+    pub idle: Duration,
+    /// Its first bytes have begun; three seconds at most.
+    pub head: Duration,
+    /// Whatever it does.
+    pub by: Option<Instant>,
+}
+
+/// Looks at a stream of HTTP. What was read comes first out of the stream returned.
 ///
 /// # Errors
-/// When the client closes or breaks before it sent anything.
-pub async fn sniff_http<I>(
-    mut io: I,
-    idle: Duration,
-    head: Duration,
-) -> io::Result<(Spoken, Prefixed<I>)>
+/// When the client closes or breaks before it sent anything, or is silent for too long.
+pub async fn sniff_http<I>(mut io: I, patience: Patience) -> io::Result<(Spoken, Prefixed<I>)>
 where
     I: AsyncRead + Unpin,
 {
-    let end = Instant::now() + idle;
+    let end = patience.until(patience.idle);
     let mut seen = BytesMut::with_capacity(64);
     match tokio::time::timeout_at(end, io.read_buf(&mut seen)).await {
         Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
         Ok(read) => drop(read?),
-        Err(_) => return Ok((Spoken::Opaque, Prefixed::new(Bytes::new(), io))),
+        Err(_) => return Err(io::ErrorKind::TimedOut.into()),
     }
-    let end = Instant::now() + head.min(FIRST_BYTES);
+    let end = patience.until(patience.head.min(FIRST_BYTES));
     let look = async {
         loop {
             if let Some(spoken) = judge(&seen) {
@@ -67,6 +72,13 @@ where
     };
     let prefix: Bytes = seen.freeze();
     Ok((spoken, Prefixed::new(prefix, io)))
+}
+
+impl Patience {
+    fn until(self, limit: Duration) -> Instant {
+        let end = Instant::now() + limit;
+        self.by.map_or(end, |by| by.min(end))
+    }
 }
 
 /// `None` while more bytes are needed.
@@ -145,25 +157,29 @@ mod tests {
         };
         let minute = Duration::from_secs(60);
         let looked = tokio::select! {
-            looked = sniff_http(server, minute, minute) => looked.unwrap().0,
+            looked = sniff_http(server, patience(minute, minute)) => looked.unwrap().0,
             () = trickle => panic!("it was waited for"),
         };
         assert!(looked == Spoken::Opaque && began.elapsed() >= FIRST_BYTES);
     }
 
+    fn patience(idle: Duration, head: Duration) -> Patience {
+        Patience { idle, head, by: None }
+    }
+
     #[tokio::test]
-    async fn silence_is_opaque_and_nothing_is_lost() {
+    async fn silence_is_an_end_and_nothing_else_is_lost() {
+        let (short, long) = (Duration::from_millis(5), Duration::from_secs(60));
+        let soon = Patience { by: Some(Instant::now() + short), ..patience(long, long) };
+        for patience in [patience(short, long), soon] {
+            let (_client, server) = tokio::io::duplex(64);
+            let error = sniff_http(server, patience).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
         let (mut client, server) = tokio::io::duplex(64);
-        let (spoken, _io) =
-            sniff_http(server, Duration::from_millis(5), Duration::from_secs(5)).await.unwrap();
-        assert_eq!(spoken, Spoken::Opaque);
-        drop(client);
-        let (c, server) = tokio::io::duplex(64);
-        client = c;
         tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\n").await.unwrap();
         drop(client);
-        let (spoken, mut io) =
-            sniff_http(server, Duration::from_secs(5), Duration::from_secs(5)).await.unwrap();
+        let (spoken, mut io) = sniff_http(server, patience(long, long)).await.unwrap();
         assert_eq!(spoken, Spoken::Http1);
         let mut all = String::new();
         io.read_to_string(&mut all).await.unwrap();

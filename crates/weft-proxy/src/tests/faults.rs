@@ -169,10 +169,61 @@ async fn f10_slow_heads_are_closed_in_time() {
     let mut left = Vec::new();
     let _ = slow.read_to_end(&mut left).await;
     assert!(began.elapsed() < Duration::from_secs(8));
-    // And a connection that never asks anything, after its idle limit.
-    let mut silent = TcpStream::connect(bed.listener()).await.unwrap();
-    let _ = silent.read_to_end(&mut left).await;
-    assert!(began.elapsed() < Duration::from_secs(20));
+}
+
+/// Whoever connects to a gateway has the time of one head for the first request, however little it
+/// says; who has begun may be silent until the idle limit.
+#[tokio::test(flavor = "multi_thread")]
+async fn f10_who_never_asks_is_closed_in_time() {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let user = Server::named("user").await;
+    let mut config = config("gateway~shop~web");
+    config.limits.header_timeout = Duration::from_secs(2);
+    let bed = Bed::start(config, None).await;
+    let mut all = http_service("user", &[user.address]);
+    all.push(gateway(None));
+    all.push(gateway_route("r", &[], vec![rule("/", Action::Forward(vec![to("user", "", 1)]))]));
+    bed.apply(1, all).await;
+    let mut asks = client(bed.listener()).await;
+    assert_eq!(asks.send(get("/", "a")).await.status, 200);
+    // A channel of gRPC before its first call.
+    let mut channel = TcpStream::connect(bed.listener()).await.unwrap();
+    channel.write_all(&[PREFACE, b"\0\0\0\x04\0\0\0\0\0"].concat()).await.unwrap();
+    let ended = async |first: &'static [u8], then: &'static [u8]| {
+        let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
+        stream.write_all(first).await.unwrap();
+        let (mut read, mut write) = stream.into_split();
+        let trickle = async {
+            for byte in then.chunks(1) {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                let _ = write.write_all(byte).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let mut left = Vec::new();
+        let limit = Duration::from_secs(30);
+        tokio::select! {
+            end = tokio::time::timeout(limit, read.read_to_end(&mut left)) => end.is_ok(),
+            () = trickle => unreachable!("it has no end"),
+        }
+    };
+    let line = b"GET / HTTP/1.1\r\nHost: a\r\nX-A: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    let all = tokio::join!(
+        ended(b"", b""),
+        ended(b"", line),
+        ended(b"G", line),
+        ended(PREFACE, b""),
+        ended(b"PRI", b""),
+    );
+    assert_eq!(all, (true, true, true, true, true));
+    assert_eq!(asks.send(get("/", "a")).await.status, 200);
+    // A PING is answered, behind what was said at the beginning.
+    let ping = b"\0\0\x08\x06\0\0\0\0\x00weftweft";
+    channel.write_all(ping).await.unwrap();
+    let mut said = Vec::new();
+    while !said.ends_with(b"weftweft") {
+        said.push(channel.read_u8().await.expect("it was closed"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
