@@ -72,11 +72,28 @@ impl Decoder {
         }
     }
 
-    /// Takes the next piece off the buffer; `None` when the body is done or needs more bytes.
+    /// Takes the next piece of a request's body off the buffer; `None` when it is done or needs more
+    /// bytes.
     ///
     /// # Errors
     /// Its framing is wrong; nothing behind it can be understood.
     pub fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Piece>, Wrong> {
+        self.take(buffer, head::trailers)
+    }
+
+    /// The same of an answer's.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn next_of_answer(&mut self, buffer: &mut BytesMut) -> Result<Option<Piece>, Wrong> {
+        self.take(buffer, head::trailers_of_answer)
+    }
+
+    fn take(
+        &mut self,
+        buffer: &mut BytesMut,
+        trailers: fn(Bytes) -> Result<HeaderMap, Wrong>,
+    ) -> Result<Option<Piece>, Wrong> {
         loop {
             match self {
                 Self::Done => return Ok(None),
@@ -130,7 +147,8 @@ impl Decoder {
                     if end == 2 {
                         return Ok(None);
                     }
-                    return head::trailers(lines.freeze()).map(|t| Some(Piece::Trailers(t)));
+                    let kept = Some(trailers(lines.freeze())?).filter(|kept| !kept.is_empty());
+                    return Ok(kept.map(Piece::Trailers));
                 }
             }
         }

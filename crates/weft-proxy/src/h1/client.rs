@@ -229,7 +229,7 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, String>>> {
         self.drive(cx);
         loop {
-            match self.decoder.next(&mut self.inbuf) {
+            match self.decoder.next_of_answer(&mut self.inbuf) {
                 Ok(Some(piece)) => {
                     self.decoder.look_ahead(&mut self.inbuf);
                     self.settle();

@@ -303,6 +303,25 @@ fn made_response<'h>(
 /// # Errors
 /// One is malformed, or has a name that means something before a body only.
 pub fn trailers(lines: Bytes) -> Result<HeaderMap, Wrong> {
+    trailers_if(lines, |name| match may_trail(name) || !guards::on("trailer-names") {
+        true => Ok(true),
+        false => Err(Wrong::TrailerForbidden),
+    })
+}
+
+/// The same of an answer, which is whole all the same: what may not trail is dropped, as RFC 9110
+/// §6.5.1 has it of what a recipient does not understand.
+///
+/// # Errors
+/// One is malformed.
+pub fn trailers_of_answer(lines: Bytes) -> Result<HeaderMap, Wrong> {
+    trailers_if(lines, |name| Ok(may_trail(name) || !guards::on("trailer-names")))
+}
+
+fn trailers_if(
+    lines: Bytes,
+    keeps: impl Fn(&HeaderName) -> Result<bool, Wrong>,
+) -> Result<HeaderMap, Wrong> {
     let lines = guards::loose_lines(lines);
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let parsed = match httparse::parse_headers(&lines, &mut headers) {
@@ -315,10 +334,9 @@ pub fn trailers(lines: Bytes) -> Result<HeaderMap, Wrong> {
     let mut map = HeaderMap::with_capacity(parsed.len());
     for field in parsed {
         let name = names::name(field.name.as_bytes())?;
-        if !may_trail(&name) && guards::on("trailer-names") {
-            return Err(Wrong::TrailerForbidden);
+        if keeps(&name)? {
+            append(&mut map, name, value(&lines, field.value)?)?;
         }
-        append(&mut map, name, value(&lines, field.value)?)?;
     }
     Ok(map)
 }

@@ -85,6 +85,24 @@ async fn exchange(
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
+/// The answer is whole all the same, and its connection may be used again.
+#[tokio::test]
+async fn reg_10_an_answers_trailers_lose_what_only_headers_may_have() {
+    for line in ["Content-Length: 3", "Transfer-Encoding: chunked", "Host: b", "X-Weft-Flags: UC"] {
+        for (more, kept) in [("", ""), ("X-Sum: 9\r\n", "{\"x-sum\": \"9\"}")] {
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+                 3\r\nabc\r\n0\r\n{more}{line}\r\n\r\n"
+            );
+            let (_, result, reusable) = exchange((head("GET", &[]), empty()), &answer).await;
+            let (status, body) = result.unwrap();
+            let want = Ok(format!("abc{kept}"));
+            assert_eq!((status, body), (200, want), "it is kept: {line}");
+            assert!(reusable, "{line}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn requests_are_framed_by_their_bodies() {
     let chunks = || pieces(vec![Ok(Bytes::from_static(b"abc")), Ok(Bytes::from(vec![b'x'; 2000]))]);
