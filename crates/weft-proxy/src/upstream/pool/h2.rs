@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! HTTP/2 connections: few, shared by many requests; one is opened at a time.
+//! HTTP/2 connections: few, shared by many requests. One is opened at a time, for as many as it will
+//! have room for.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -31,10 +32,10 @@ use crate::upstream::connect::{ConnectError, Opening, Peer};
 
 type UnderWay = LocalBoxFuture<'static, Result<Rc<Connection>, ConnectError>>;
 
-/// A connection that is being opened by those who wait for it. When the last of them has given up
+/// Connections that are being opened by those who wait for them. When the last of one has given up
 /// so has the attempt: nobody would go on with it.
 #[derive(Default)]
-pub(super) struct Connecting(RefCell<Option<WeakShared<UnderWay>>>);
+pub(super) struct Connecting(RefCell<Vec<(WeakShared<UnderWay>, Rc<()>)>>);
 
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -56,27 +57,36 @@ pub(super) struct Stream(Rc<Connection>);
 // === impl Connecting ===
 
 impl Connecting {
-    /// Waits with all others for the same one.
+    /// Waits for one together with others, as many as it has room for; with a place there while it
+    /// waits.
     ///
     /// # Errors
     /// What `open` says.
     fn join(
         &self,
+        room: usize,
         open: impl FnOnce() -> Result<UnderWay, ConnectError>,
-    ) -> Result<Shared<UnderWay>, ConnectError> {
-        let joined = self.0.borrow().as_ref().and_then(WeakShared::upgrade);
+    ) -> Result<(Shared<UnderWay>, Rc<()>), ConnectError> {
+        let joined = self.0.borrow().iter().find_map(|(opening, waiting)| {
+            // One of them is its own.
+            let fits = Rc::strong_count(waiting) <= room;
+            Some((opening.upgrade().filter(|_| fits)?, waiting.clone()))
+        });
         if let Some(joined) = joined {
             return Ok(joined);
         }
-        let made = open()?.shared();
-        *self.0.borrow_mut() = made.downgrade();
-        Ok(made)
+        let (made, place) = (open()?.shared(), Rc::new(()));
+        let mut all = self.0.borrow_mut();
+        all.retain(|(opening, _)| opening.upgrade().is_some());
+        all.extend(made.downgrade().map(|opening| (opening, place.clone())));
+        Ok((made, place))
     }
 
-    /// Whoever comes from now on needs another one, if this one has come to its end.
+    /// Whoever comes from now on needs others than those that have come to their end.
     fn clear(&self) {
-        let is_over = |c: &mut WeakShared<UnderWay>| c.upgrade().is_none_or(|c| c.peek().is_some());
-        self.0.borrow_mut().take_if(is_over);
+        let goes_on =
+            |opening: &WeakShared<UnderWay>| opening.upgrade().map(|o| o.peek().is_none());
+        self.0.borrow_mut().retain(|(opening, _)| goes_on(opening) == Some(true));
     }
 }
 
@@ -85,8 +95,7 @@ impl Connecting {
 impl Connection {
     /// On the terms of the backend whose request wants room.
     pub(super) fn has_room(&self, terms: Option<&Connections>) -> bool {
-        let said = terms.and_then(|t| t.streams_max).and_then(|n| usize::try_from(n).ok());
-        let own = said.filter(|n| *n > 0).map_or(H2_STREAMS_MAX, |n| n.min(H2_STREAMS_MAX));
+        let own = streams(terms);
         // A peer that allows none at all still gets one request, which then waits.
         let most = self.shared.peer_max.get().clamp(1, own);
         let over = self.shared.closed.get() || self.shared.leaving.get();
@@ -214,6 +223,7 @@ impl Pool {
             let mut sender = stream.0.sender.clone();
             match client::extended((&mut sender, &*stream.0.shared), request).await {
                 Ok((answer, _)) if !answer.status().is_success() => {
+                    let shared = stream.0.shared.clone();
                     let lease = Lease { kind: LeaseKind::H2(stream), flight: None };
                     let answered = |recv| Answered::H2(Box::new(client::plain(recv, &shared)));
                     return Ok((answer.map(answered), lease));
@@ -223,7 +233,6 @@ impl Pool {
                     return Ok((switched(answer, send, protocol, key.as_ref()), lease));
                 }
                 Err(Failure::Unsent(back, error)) => {
-                    let shared = stream.0.shared.clone();
                     last = Some(crate::http::cause(&error));
                     self.forget(&stream.0);
                     request = *back;
@@ -251,7 +260,7 @@ impl Pool {
                 let place = self.place(how)?;
                 Ok(open(self.clone(), how.opening(), place).boxed_local())
             };
-            let joined = self.connecting.join(opening)?;
+            let (joined, _waiting) = self.connecting.join(room_of_new(terms), opening)?;
             // What another one opens has its own place.
             how.grant.release();
             let result = joined.await;
@@ -270,6 +279,18 @@ impl Pool {
             self.h2.borrow_mut().retain(|c| !c.worn.is_out(terms));
         }
     }
+}
+
+/// Streams that a connection has at a time, as far as we say.
+fn streams(terms: Option<&Connections>) -> usize {
+    let said = terms.and_then(|t| t.streams_max).and_then(|n| usize::try_from(n).ok());
+    said.filter(|n| *n > 0).map_or(H2_STREAMS_MAX, |n| n.min(H2_STREAMS_MAX))
+}
+
+/// Requests that a new connection can take at once.
+fn room_of_new(terms: Option<&Connections>) -> usize {
+    let said = terms.and_then(|t| t.requests_max).and_then(|n| usize::try_from(n).ok());
+    said.filter(|n| *n > 0).unwrap_or(usize::MAX).min(streams(terms))
 }
 
 async fn open(

@@ -65,6 +65,28 @@ async fn a_connection_that_nobody_waits_for_is_given_up() {
     assert!(made.has_room(None));
 }
 
+/// Those that a connection will have no room for open others meanwhile.
+#[tokio::test]
+async fn as_many_wait_for_a_connection_as_it_has_room_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let once = |requests_max| Connections { requests_max, ..Connections::default() };
+    let two = Connections { streams_max: Some(2), ..Connections::default() };
+    for (terms, opened) in [(once(Some(1)), 6), (two, 3), (once(Some(4)), 2), (once(None), 1)] {
+        let pool = pool(Peer::plain(listener.local_addr().unwrap()));
+        let how = How { connections: Some(Arc::new(terms)), ..how() };
+        let mut all: Vec<_> = (0..6).map(|_| Box::pin(pool.h2_connection(&how))).collect();
+        for one in &mut all {
+            assert!(one.now_or_never().is_none());
+        }
+        assert_eq!(pool.context.opened.get(), opened);
+        // Who gives up makes room for another one.
+        drop(all.pop());
+        assert!(Box::pin(pool.h2_connection(&how)).as_mut().now_or_never().is_none());
+        let again = u64::from(opened == 6);
+        assert_eq!(pool.context.opened.get(), opened + again);
+    }
+}
+
 #[test]
 fn only_the_mesh_is_sent_pings() {
     let peer = |transport| Peer { transport, ..Peer::plain(([127, 0, 0, 1], 80).into()) };
