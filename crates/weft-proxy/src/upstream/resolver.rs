@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Addresses of names outside the mesh. However many requests need a name, it is looked up once at
-//! a time, and few names are at once: the system's resolver has few threads. An answer is kept for
-//! a moment, a failure for a shorter one, and the last good address for as long as the resolver
-//! fails. Called where a destination is unknown to the table.
+//! a time, and few names are at once: the system's resolver has few threads. None of them is a
+//! worker's, and a name that one is stuck with is not asked for again until that has come back. An
+//! answer is kept for a moment, a failure for a shorter one, and the last good address for as long
+//! as the resolver fails. Called where a destination is unknown to the table.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 use weft_base::clock::{Clock, Mono};
 use weft_base::task::TaskGroup;
 
@@ -30,6 +33,8 @@ const KEPT_FAILURE: Duration = Duration::from_secs(1);
 /// How long a name keeps its last address while nobody can say another.
 const KEPT_GOOD: Duration = Duration::from_secs(600);
 
+const LATE: &str = "resolving its name took too long";
+
 type Looking = BoxFuture<'static, io::Result<Vec<IpAddr>>>;
 type Lookup = Box<dyn Fn(&str) -> Looking + Send + Sync>;
 
@@ -38,13 +43,16 @@ pub struct Resolver {
     clock: Clock,
     lookup: Lookup,
     turns: Semaphore,
+    time: Duration,
     names: Mutex<HashMap<Box<str>, Name>>,
 }
 
 #[derive(Default)]
 struct Name {
-    /// Closes when the look-up under way is over.
+    /// Closes when the look-up under way is over, or has taken too long.
     asked: Option<watch::Receiver<()>>,
+    /// It has, and holds its thread still.
+    stuck: bool,
     answer: Option<(Result<IpAddr, Arc<str>>, Mono)>,
     /// The last good address, and until when it is one.
     good: Option<(IpAddr, Mono)>,
@@ -53,18 +61,24 @@ struct Name {
 // === impl Resolver ===
 
 impl Resolver {
-    /// By the system's resolver.
+    /// By the system's resolver, on threads of the runtime that makes it: those of a worker are
+    /// few, and would be stuck for all of them.
     pub fn system(clock: Clock) -> Arc<Self> {
-        Self::by(clock, |name| {
+        let own = Handle::try_current().ok();
+        Self::by(clock, move |name| {
             let name = name.to_owned();
-            async move { Ok(tokio::net::lookup_host((name, 0)).await?.map(|a| a.ip()).collect()) }
-                .boxed()
+            let look = move || Ok((&*name, 0).to_socket_addrs()?.map(|at| at.ip()).collect());
+            let looking = match &own {
+                Some(own) => own.spawn_blocking(look),
+                None => tokio::task::spawn_blocking(look),
+            };
+            async move { looking.await.map_err(io::Error::other)? }.boxed()
         })
     }
 
     fn by(clock: Clock, lookup: impl Fn(&str) -> Looking + Send + Sync + 'static) -> Arc<Self> {
-        let turns = Semaphore::new(LOOKUPS_MAX);
-        Arc::new(Self { clock, lookup: Box::new(lookup), turns, names: Mutex::default() })
+        let (turns, lookup) = (Semaphore::new(LOOKUPS_MAX), Box::new(lookup));
+        Arc::new(Self { clock, lookup, turns, time: TIME, names: Mutex::default() })
     }
 
     /// The address of a name. Look-ups are `tasks`' own: who asked first may leave.
@@ -87,8 +101,8 @@ impl Resolver {
             }
         };
         // A look-up ends by itself; another one may follow if its answer is old at once.
-        let limit = TIME * 2;
-        let late = |_| "resolving its name took too long".to_owned();
+        let limit = self.time * 2;
+        let late = |_| LATE.to_owned();
         tokio::time::timeout(limit, asking).await.map_err(late)?
     }
 
@@ -104,6 +118,10 @@ impl Resolver {
             if let Some((answer, _)) = known.answer.as_ref().filter(|(_, until)| now < *until) {
                 return Ok(answer.clone().map_err(|why| why.to_string()));
             }
+            if known.stuck {
+                let last = known.answer.as_ref().map(|(answer, _)| answer.clone());
+                return Ok(last.unwrap_or_else(|| Err(LATE.into())).map_err(|why| why.to_string()));
+            }
             if let Some(asked) = known.asked.as_ref().filter(|asked| asked.has_changed().is_ok()) {
                 return Err(asked.clone());
             }
@@ -115,26 +133,38 @@ impl Resolver {
         drop(names);
         let (resolver, name) = (self.clone(), Box::<str>::from(name));
         tasks.spawn("look-up of a name", async move {
-            resolver.look_up(name).await;
-            drop(over);
+            resolver.look_up(&name, over).await;
         });
         Err(asked)
     }
 
-    async fn look_up(&self, name: Box<str>) {
-        let looking = async {
-            let _turn = self.turns.acquire().await;
-            (self.lookup)(&name).await
+    /// Asks the system, which cannot be told to stop: `over` goes when nobody need wait any more.
+    async fn look_up(&self, name: &str, over: watch::Sender<()>) {
+        let end = Instant::now() + self.time;
+        let Ok(_turn) = timeout_at(end, self.turns.acquire()).await else {
+            return self.found(name, None, false);
         };
-        let found = match tokio::time::timeout(TIME, looking).await {
-            Ok(Ok(found)) => found.first().copied().ok_or("its name has no address".into()),
-            Ok(Err(error)) => Err(format!("its name cannot be resolved: {error}").into()),
-            Err(_) => Err(Arc::from("resolving its name took too long")),
+        let mut looking = (self.lookup)(name);
+        if let Ok(found) = timeout_at(end, &mut looking).await {
+            return self.found(name, Some(found), false);
+        }
+        self.found(name, None, true);
+        drop(over);
+        let found = looking.await;
+        self.found(name, Some(found), false);
+    }
+
+    /// Notes what was found; nothing is known when it took too long.
+    fn found(&self, name: &str, found: Option<io::Result<Vec<IpAddr>>>, stuck: bool) {
+        let found = match found {
+            Some(Ok(found)) => found.first().copied().ok_or("its name has no address".into()),
+            Some(Err(error)) => Err(format!("its name cannot be resolved: {error}").into()),
+            None => Err(Arc::from(LATE)),
         };
         let now = self.clock.now();
         let mut names = lock(&self.names);
-        let known = names.entry(name).or_default();
-        known.asked = None;
+        let known = names.entry(name.into()).or_default();
+        (known.asked, known.stuck) = (None, stuck);
         let (answer, kept) = match found {
             Ok(address) => {
                 known.good = Some((address, now.plus(KEPT_GOOD)));
@@ -150,15 +180,24 @@ impl Resolver {
 }
 
 /// Forgets what is old, and then what is only known; `false` when all of it is being asked for.
+/// What a thread is stuck with is.
 fn make_room(names: &mut HashMap<Box<str>, Name>, now: Mono) -> bool {
     if names.len() >= NAMES_MAX {
         let is_fresh = |name: &Name| name.answer.as_ref().is_some_and(|(_, until)| now < *until);
-        names.retain(|_, name| name.asked.is_some() || is_fresh(name));
+        names.retain(|_, name| name.is_asked() || is_fresh(name));
     }
     if names.len() >= NAMES_MAX {
-        names.retain(|_, name| name.asked.is_some());
+        names.retain(|_, name| name.is_asked());
     }
     names.len() < NAMES_MAX
+}
+
+// === impl Name ===
+
+impl Name {
+    fn is_asked(&self) -> bool {
+        self.asked.is_some() || self.stuck
+    }
 }
 
 impl std::fmt::Debug for Resolver {
@@ -276,6 +315,27 @@ mod tests {
         assert_eq!(asked.times(), 3);
         asked.clock.advance(KEPT_GOOD);
         assert!(asked.ask("a.example").await.is_err());
+    }
+
+    /// A name whose servers are gone takes up one thread, however often it is asked for.
+    #[tokio::test]
+    async fn a_look_up_that_is_stuck_holds_one_thread_and_no_other_name() {
+        let mut asked = asked();
+        Arc::get_mut(&mut asked.resolver).unwrap().time = Duration::from_millis(500);
+        for _ in 0..10 {
+            let why = asked.ask("stuck.example").await.unwrap_err();
+            assert_eq!(why, LATE);
+            asked.clock.advance(KEPT);
+        }
+        assert_eq!(asked.times(), 1);
+        // It comes back; the next one asks anew, and others were never in its way.
+        asked.go.add_permits(2);
+        asked.ask("other.example").await.unwrap();
+        while lock(&asked.resolver.names)["stuck.example"].stuck {
+            tokio::task::yield_now().await;
+        }
+        asked.ask("stuck.example").await.unwrap();
+        assert_eq!(asked.times(), 2);
     }
 
     #[tokio::test]
