@@ -393,6 +393,94 @@ async fn requests_over_the_limit_of_connections_wait_in_a_bounded_line() {
     assert_eq!(server.hits(), 3);
 }
 
+/// A limit that comes later counts what is open then: nobody opens another one beside these.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_from_before_a_limit_count_too() {
+    let held = Arc::new(tokio::sync::Semaphore::new(0));
+    let permits = held.clone();
+    let server = Server::raw(move |_, mut stream| {
+        let permits = permits.clone();
+        async move {
+            let mut seen = Vec::new();
+            while let Ok(byte) = stream.read_u8().await {
+                seen.push(byte);
+                if seen.ends_with(b"\r\n\r\n") {
+                    permits.acquire().await.unwrap().forget();
+                    let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                    stream.write_all(ok).await.unwrap();
+                }
+            }
+        }
+    })
+    .await;
+    let user = |limits| {
+        let policy = BackendPolicy { limits, ..policy(LbPolicy::RoundRobin) };
+        service("user", Protocol::Http1, policy, vec![endpoint("a", server.address)])
+    };
+    let bed = Bed::sidecar(user(Limits::default())).await;
+    let ask = || bed.get("http://user/");
+    let before = futures_util::future::join_all((0..3).map(|_| ask()));
+    let after = async {
+        wait_until("three are open", async || server.hits() == 3).await;
+        let limits = Limits { connections_max: Some(2), pending_max: Some(1), ..Limits::default() };
+        bed.apply(2, user(limits)).await;
+        // One of two is in line when the other one is refused.
+        futures_util::future::join_all((0..2).map(|_| async {
+            let got = ask().await.status;
+            if got == 503 {
+                held.add_permits(4);
+            }
+            got
+        }))
+        .await
+    };
+    let all = tokio::time::timeout(Duration::from_secs(30), async { tokio::join!(before, after) });
+    let (before, mut after) = all.await.expect("nobody was refused");
+    after.sort();
+    assert!(before.iter().all(|got| got.status == 200), "{before:?}");
+    assert_eq!((after, server.hits()), (vec![200, 503], 3));
+}
+
+/// Who waits for a connection waits no longer than its request may take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_requests_own_time_runs_while_it_waits_for_a_connection() {
+    let held = Arc::new(tokio::sync::Semaphore::new(0));
+    let permits = held.clone();
+    let server = Server::http(move |_, _| {
+        let permits = permits.clone();
+        async move {
+            permits.acquire().await.unwrap().forget();
+            text(200, "first")
+        }
+    })
+    .await;
+    let limits = Limits { connections_max: Some(1), ..Limits::default() };
+    let policy = BackendPolicy { limits, ..policy(LbPolicy::RoundRobin) };
+    let only = vec![endpoint("a", server.address)];
+    let mut all = service("user", Protocol::Http1, policy, only);
+    let forward = || Action::Forward(vec![to("user", "", 1)]);
+    let [mut whole, mut tries] = ["/whole", "/tries"].map(|path| rule(path, forward()));
+    whole.timeouts.request_ms = Some(100);
+    (tries.retry.attempts, tries.retry.per_try_timeout_ms) = (0, Some(100));
+    all.push(mesh_route("user", vec![whole, tries, rule("/", forward())]));
+    let bed = Bed::sidecar(all).await;
+    let (bed, server) = (&bed, &server);
+    let first = bed.get("http://user/");
+    let others = async {
+        wait_until("the only connection is busy", async || server.hits() == 1).await;
+        let began = tokio::time::Instant::now();
+        for path in ["whole", "tries"] {
+            let got = bed.get(&format!("http://user/{path}")).await;
+            assert_eq!((got.status, got.header("x-weft-flags")), (504, "UT"), "{}", got.body);
+            assert!(got.body.contains("none of its 1 connections became free"), "{}", got.body);
+        }
+        assert!(began.elapsed() < Duration::from_millis(weft_base::limits::PENDING_MS_MAX));
+        held.add_permits(1);
+    };
+    let (first, ()) = tokio::join!(first, others);
+    assert_eq!((first.status, server.hits()), (200, 1));
+}
+
 fn retried_on_503() -> Named {
     let action = Action::Forward(vec![to("user", "", 1)]);
     let retry = Retry { statuses: vec![429, 503], ..Retry::default() };
