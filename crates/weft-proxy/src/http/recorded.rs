@@ -19,6 +19,13 @@ struct Seen {
     client_broke: Cell<bool>,
 }
 
+/// A tunnel on its way, whose record is written with what it moved whatever ends it.
+struct Open<'r> {
+    record: &'r mut Record,
+    seen: Seen,
+    over: bool,
+}
+
 /// Moves bytes until both sides have ended, nothing moved for `idle`, or its request is `longest`
 /// ago.
 pub async fn join<A: Socket, B: Socket>(
@@ -27,21 +34,19 @@ pub async fn join<A: Socket, B: Socket>(
     idle: Duration,
     longest: Option<Duration>,
 ) {
-    let seen = Seen::default();
-    // For a worker that ends before the tunnel does.
-    record.sentence = Some(CUT_OFF.to_owned());
-    let moving = joined::join(client, upstream, idle, &seen);
+    let mut open = Open { record, seen: Seen::default(), over: false };
+    let moving = joined::join(client, upstream, idle, &open.seen);
     // From the request's beginning on.
-    let left = longest.map(|longest| longest.saturating_sub(record.started.elapsed()));
+    let left = longest.map(|longest| longest.saturating_sub(open.record.started.elapsed()));
     let moved = tokio::time::timeout(left.unwrap_or(FOR_EVER), moving).await;
-    record.sentence = None;
+    open.over = true;
     let early = match moved {
         Ok(Ok(())) => None,
         Ok(Err(Ended::Silence(idle))) => {
             let ms = idle.as_millis();
             Some((Flag::SI, format!("no byte in either direction for {ms} ms after {START}")))
         }
-        Ok(Err(Ended::Broke(error))) if seen.client_broke.get() => {
+        Ok(Err(Ended::Broke(error))) if open.seen.client_broke.get() => {
             Some((Flag::DC, format!("the client's side broke after {START}: {error}")))
         }
         Ok(Err(Ended::Broke(error))) => {
@@ -52,16 +57,34 @@ pub async fn join<A: Socket, B: Socket>(
             Some((Flag::DT, format!("it was open for {ms} ms, its longest duration")))
         }
     };
-    let bytes = (seen.received.get(), seen.sent.get());
     let (flag, sentence) = early.unzip();
-    record.tunnelled(bytes, flag.map_or_else(Flags::default, Flags::from), sentence);
+    let bytes = open.seen.bytes();
+    open.record.tunnelled(bytes, flag.map_or_else(Flags::default, Flags::from), sentence);
 }
 
 /// What becomes of a tunnel whose worker ends first.
 pub const CUT_OFF: &str = "the proxy ended while its tunnel was open";
 const START: &str = "its tunnel was opened";
 
+// === impl Open ===
+
+/// Its worker ended before the tunnel did.
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            let sentence = Some(CUT_OFF.to_owned());
+            self.record.tunnelled(self.seen.bytes(), Flag::DC.into(), sentence);
+        }
+    }
+}
+
 // === impl Seen ===
+
+impl Seen {
+    fn bytes(&self) -> (u64, u64) {
+        (self.received.get(), self.sent.get())
+    }
+}
 
 impl Tally for Seen {
     fn first(&self, bytes: usize) {

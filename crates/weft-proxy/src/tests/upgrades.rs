@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use weft_model::*;
 
 use super::bed::*;
-use crate::config::ProxyConfig;
+use crate::config::{LogFormat, LogWhat, ProxyConfig};
 use crate::table::Door;
 
 const ASK: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
@@ -168,6 +168,31 @@ async fn silence_ends_websockets_and_opaque_connections() {
         assert!(ended.is_ok_and(|read| read.is_err()), "{protocol:?} was never ended");
         assert!(began.elapsed() >= idle);
     }
+}
+
+/// The line of a tunnel that the proxy's end cut off says what it moved until then.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_a_drain_cuts_off_is_recorded_with_its_bytes() {
+    let server = granting(WEBSOCKET).await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let bed = bed(http_service("user", &[server.address]), |config| {
+        config.drain_grace = Duration::from_millis(100);
+        config.access_log.what = LogWhat::Everything;
+        config.access_log.format = LogFormat::Json;
+        config.access_log.path = Some(path.clone());
+    })
+    .await;
+    let (mut client, answer) = asked(&bed, ASK).await;
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    assert!(echoes(&mut client).await);
+    bed.proxy.drain().await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    let line = text.lines().find(|line| line.contains("/ws")).unwrap_or_else(|| panic!("{text}"));
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert!(line["bytes_received"].as_u64() > Some(0), "{line}");
+    assert_eq!(line["bytes_received"], line["bytes_sent"], "{line}");
+    assert!(line.to_string().contains("while its tunnel was open"), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
