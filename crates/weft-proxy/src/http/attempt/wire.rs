@@ -6,6 +6,7 @@ use http::header::{HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{Method, Version};
 use tokio::time::{Instant, timeout_at};
+use weft_model::decide::Failure;
 use weft_model::{Protocol, Speaks, Transport};
 
 use super::{Call, Cause, Due, Ended, PATIENCE, Refusal, failed, late};
@@ -95,7 +96,7 @@ pub(super) async fn settle(
     asks: bool,
 ) -> Option<Ended> {
     loop {
-        let refused = room(call, picked, how, began).await;
+        let refused = room(call, picked, how, (began, due)).await;
         if refused.is_some() || !asks {
             return refused;
         }
@@ -107,7 +108,7 @@ pub(super) async fn settle(
             Ok(Ok(Wire::H1)) => {
                 // Which is another connection.
                 how.wire = Wire::H1;
-                room(call, picked, how, began).await
+                room(call, picked, how, (began, due)).await
             }
             Ok(Err(ConnectError::Full { .. })) => continue,
             Ok(Err(error)) => Some(failed(call, SendError::Connect(error), address)),
@@ -118,12 +119,12 @@ pub(super) async fn settle(
 
 /// Waits in line while an attempt would need a connection beyond the backend's limit and all are
 /// busy, on all workers: one that is idle gives way. Who is in line again has waited since it
-/// `began`.
+/// `began`; nobody waits there for longer than its request may take.
 async fn room(
     call: &Call<'_>,
     picked: &LocalEndpoint,
     how: &mut How,
-    began: Instant,
+    (began, due): (Instant, Due),
 ) -> Option<Ended> {
     let most = call.backend.borrow().entry.backend.policy.limits.connections_max?;
     let entry = call.backend.borrow().entry.clone();
@@ -140,10 +141,20 @@ async fn room(
         }
     };
     let ask = || call.worker.shared.neighbours.ask_for_way(call.worker.id, &entry);
-    match breaker.wait(limits, (began + PATIENCE, PATIENCE), look, ask).await {
+    let patience = (began + PATIENCE, PATIENCE);
+    let sooner = match due {
+        Due::At(at, _) => Some(at).filter(|at| *at < patience.0),
+        // Silence is judged of what was sent.
+        Due::Quiet { .. } => None,
+    };
+    let patience = sooner.map_or(patience, |at| (at, at.saturating_duration_since(began)));
+    match breaker.wait(limits, patience, look, ask).await {
         Ok(taken) => {
             how.grant = Grant::of(breaker, most, taken);
             None
+        }
+        Err(detail) if sooner.is_some_and(|at| at <= Instant::now()) => {
+            Some(Ended::Failed(Failure::AttemptTimeout, Cause::AttemptTimeout, detail))
         }
         Err(detail) => Some(Ended::Over(Refusal::new(Cause::Overload, detail))),
     }
