@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::SockRef;
+use tokio::sync::watch;
 
 use crate::observe::metrics::lock;
 
@@ -33,8 +34,17 @@ pub struct Sockets {
     keeps: bool,
     /// This process ends: what it opened now would wait for nobody.
     ended: AtomicBool,
+    /// A newer process has copies and does not serve yet: what was opened now would be none of them.
+    handing: watch::Sender<bool>,
     open: Mutex<BTreeMap<Place, Vec<OwnedFd>>>,
     inherited: Mutex<BTreeMap<Place, Vec<OwnedFd>>>,
+}
+
+/// While this is there copies are on their way, and this process opens no new door.
+#[derive(Debug)]
+pub struct Handing<'s> {
+    of: &'s Sockets,
+    succeeded: bool,
 }
 
 // === impl Sockets ===
@@ -102,6 +112,24 @@ impl Sockets {
         open.values().flatten().map(OwnedFd::try_clone).collect()
     }
 
+    /// From now on no door is opened, until what this returns is dropped or this process ends.
+    pub fn hand(&self) -> Handing<'_> {
+        self.handing.send_replace(true);
+        Handing { of: self, succeeded: false }
+    }
+
+    /// Whether a newer process may take this one's place any moment.
+    pub fn is_handing(&self) -> bool {
+        *self.handing.borrow()
+    }
+
+    /// Waits until it has, or did not come to serve.
+    pub async fn handed(&self) {
+        let mut handing = self.handing.subscribe();
+        // The sender is here.
+        let _ = handing.wait_for(|handing| !handing).await;
+    }
+
     /// Whether this process ends, so that it may open no door: its successor has to.
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
@@ -110,6 +138,7 @@ impl Sockets {
     /// Keeps nothing any more: this process ends.
     pub fn close(&self) {
         self.ended.store(true, Ordering::Release);
+        self.handing.send_replace(false);
         lock(&self.open).clear();
         lock(&self.inherited).clear();
     }
@@ -120,6 +149,23 @@ impl Sockets {
         let unclaimed = inherited.len();
         inherited.clear();
         unclaimed
+    }
+}
+
+// === impl Handing ===
+
+impl Handing<'_> {
+    /// The newer process serves: there is nothing more to open here.
+    pub fn succeeded(mut self) {
+        self.succeeded = true;
+    }
+}
+
+impl Drop for Handing<'_> {
+    fn drop(&mut self) {
+        if !self.succeeded {
+            self.of.handing.send_replace(false);
+        }
     }
 }
 
@@ -186,6 +232,25 @@ mod tests {
         let at = late.local_addr().unwrap();
         sockets.keep(Takes::Connections, &[late]);
         assert!(std::net::TcpStream::connect(at).is_err());
+    }
+
+    #[tokio::test]
+    async fn while_doors_are_handed_over_none_is_opened() {
+        let sockets = Sockets::keeping(Vec::new()).unwrap();
+        let handing = sockets.hand();
+        assert!(sockets.is_handing());
+        let mut waiting = Box::pin(sockets.handed());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        // The newer one did not come to serve.
+        drop(handing);
+        waiting.await;
+        let handing = sockets.hand();
+        handing.succeeded();
+        let mut waiting = Box::pin(sockets.handed());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        sockets.close();
+        waiting.await;
+        assert!(sockets.has_ended());
     }
 
     #[test]

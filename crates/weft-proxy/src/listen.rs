@@ -40,6 +40,12 @@ impl ListenError {
     }
 }
 
+/// Why no door is opened just now; it is tried again.
+pub fn handing(address: SocketAddr) -> ListenError {
+    let source = io::Error::other("a newer process is taking over what is open; it is tried again");
+    ListenError { address, source }
+}
+
 /// One socket per worker, all on `address`. With port 0 the system chooses one port for all.
 ///
 /// # Errors

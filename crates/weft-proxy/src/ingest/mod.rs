@@ -397,6 +397,7 @@ impl Ingest {
         }
         let sockets = match self.reserved.connections.remove(&address) {
             Some(sockets) => sockets,
+            None if self.config.handover.is_handing() => return Err(listen::handing(address)),
             None => listen::bind_from(&self.config, address, self.workers.len()).await?,
         };
         let bound = sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(address);
@@ -418,6 +419,7 @@ impl Ingest {
     ) -> Result<SocketAddr, listen::ListenError> {
         let sockets = match self.reserved.datagrams.remove(&address) {
             Some(sockets) => sockets,
+            None if self.config.handover.is_handing() => return Err(listen::handing(address)),
             None => listen::bind_datagrams(&self.config, address, self.workers.len()).await?,
         };
         let bound = sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(address);

@@ -104,6 +104,8 @@ impl Ingest {
                 self.reserved.connections.insert(address, sockets);
             }
             Takes::Datagrams => {
+        // A newer process would find the address taken by a socket that it was not given.
+        self.config.handover.handed().await;
                 let sockets = listen::bind_datagrams(&self.config, address, workers).await?;
                 self.reserved.datagrams.insert(address, sockets);
             }

@@ -168,6 +168,7 @@ async fn successor(stream: tokio::net::UnixStream, sockets: &Sockets) -> Result<
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    let handing = sockets.hand();
     let fds = sockets.copies()?;
     let serving = tokio::task::spawn_blocking(move || {
         use io::Read as _;
@@ -186,7 +187,9 @@ async fn successor(stream: tokio::net::UnixStream, sockets: &Sockets) -> Result<
         let served = answer == [SERVING];
         served.then_some(stream).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     });
-    Ok(serving.await??)
+    let stream = serving.await??;
+    handing.succeeded();
+    Ok(stream)
 }
 
 fn send(to: &UnixStream, tag: u8, fds: &[OwnedFd]) -> io::Result<()> {

@@ -19,17 +19,19 @@ async fn a_successor_that_never_serves_replaces_nobody() {
     let sockets = Arc::new(Sockets::keeping(Vec::new()).unwrap());
     sockets.keep(Takes::Connections, &[TcpListener::bind("127.0.0.1:0").unwrap()]);
     let tasks = TaskGroup::new();
-    let mut replaced = offer(&path, sockets, Started::default(), &tasks).unwrap();
+    let mut replaced = offer(&path, sockets.clone(), Started::default(), &tasks).unwrap();
     let ask_there = || {
         let path = path.clone();
         tokio::task::spawn_blocking(move || ask(&path).unwrap())
     };
     let (older, fds) = ask_there().await.unwrap().unwrap();
     assert_eq!(fds.len(), 1);
+    assert!(sockets.is_handing(), "a door that is opened now would be no part of that");
     // It has no table in time, says nothing and ends.
     let error = within(Duration::from_millis(30), || false).await.unwrap_err();
     assert!(error.to_string().contains("the older proxy goes on"), "{error}");
     drop(older);
+    until("doors may be opened again", || !sockets.is_handing()).await;
     // Whoever comes next is answered as if nothing had been.
     let (older, fds) = ask_there().await.unwrap().unwrap();
     assert_eq!(fds.len(), 1);
