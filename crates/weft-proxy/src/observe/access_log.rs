@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use super::facts;
 use super::flags::{Flag, Flags};
@@ -28,6 +29,8 @@ const BATCH_BYTES: usize = 16 * 1024;
 const GATHER: Duration = Duration::from_millis(20);
 /// Lines about failed handshakes in a second, of each worker.
 const UNSHAKEN_LINES_MAX: u32 = 10;
+/// How often it is said that lines cannot be written.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Empty texts that a worker is given back.
 const SPARE_MAX: usize = 4;
 
@@ -57,6 +60,9 @@ struct Batch {
 #[derive(Debug)]
 pub struct Lines {
     pub text: Vec<u8>,
+    count: u64,
+    /// Where they count if they are lost.
+    cells: Arc<WorkerCells>,
     /// Where the empty text may go.
     back: mpsc::Sender<Vec<u8>>,
 }
@@ -66,6 +72,13 @@ pub struct LogWriter {
     lines: mpsc::Receiver<Lines>,
     path: Option<std::path::PathBuf>,
     reopen: Reopen,
+}
+
+/// Lines that could not be written since that was said last.
+#[derive(Debug, Default)]
+struct Lost {
+    lines: u64,
+    told: Option<Instant>,
 }
 
 /// Asks the writer to open its file again: whoever rotates logs has given the old one another name.
@@ -204,7 +217,8 @@ impl LogSender {
         let spare = batch.spare.try_recv().unwrap_or_default();
         let text = std::mem::replace(&mut batch.text, spare);
         let count = std::mem::take(&mut batch.lines);
-        if let Err(lost) = self.lines.try_send(Lines { text, back: batch.back.clone() }) {
+        let lines = Lines { text, count, cells: self.cells.clone(), back: batch.back.clone() };
+        if let Err(lost) = self.lines.try_send(lines) {
             self.cells.log_dropped.add(count);
             lost.into_inner().give_back();
         }
@@ -238,6 +252,20 @@ impl Lines {
     }
 }
 
+// === impl Lost ===
+
+impl Lost {
+    /// Counts lines; returns how many to speak of, if it is time for that.
+    fn add(&mut self, lines: u64, now: Instant) -> Option<u64> {
+        self.lines += lines;
+        if self.told.is_some_and(|at| now.saturating_duration_since(at) < TELL_EVERY) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.lines))
+    }
+}
+
 // === impl Reopen ===
 
 impl Reopen {
@@ -252,7 +280,7 @@ impl Reopen {
 impl LogWriter {
     /// Writes until all workers are gone.
     pub async fn run(mut self) {
-        let mut file = self.open();
+        let (mut file, mut lost) = (self.open(), Lost::default());
         loop {
             let lines = tokio::select! {
                 biased;
@@ -268,10 +296,13 @@ impl LogWriter {
             let written = match (&mut file, &self.path) {
                 (Some(file), _) => file.write_all(text),
                 (None, None) => std::io::stdout().lock().write_all(text),
-                (None, Some(_)) => Ok(()),
+                (None, Some(_)) => Err(std::io::Error::other("its file is not open")),
             };
             if let Err(error) = written {
-                tracing::warn!(%error, "access log lines are lost");
+                lines.cells.log_dropped.add(lines.count);
+                if let Some(count) = lost.add(lines.count, Instant::now()) {
+                    tracing::warn!(%error, "{count} lines of the access log are lost");
+                }
             }
             lines.give_back();
         }
@@ -284,5 +315,39 @@ impl LogWriter {
             tracing::error!(path = %path.display(), %error, "the access log cannot be opened");
         });
         told.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_lines_are_lost_is_said_now_and_then() {
+        let (mut lost, began) = (Lost::default(), Instant::now());
+        assert_eq!(lost.add(7, began), Some(7));
+        for ms in 0..1_000 {
+            assert_eq!(lost.add(20, began + Duration::from_millis(ms)), None);
+        }
+        assert_eq!(lost.add(1, began + TELL_EVERY), Some(20_001));
+        assert_eq!(lost.add(1, began + TELL_EVERY * 3), Some(1));
+    }
+
+    /// What a file that cannot be written loses is counted like any other lost line.
+    #[tokio::test]
+    async fn lines_that_cannot_be_written_are_counted() {
+        let full = std::path::PathBuf::from("/dev/full");
+        let config =
+            AccessLog { what: LogWhat::Everything, format: LogFormat::Text, path: Some(full) };
+        let (lines, writer, _reopen) = channel(&config);
+        let cells = Arc::new(WorkerCells::default());
+        let (back, _spare) = mpsc::channel(1);
+        for count in [3, 4] {
+            let (text, cells, back) = (b"line\n".to_vec(), cells.clone(), back.clone());
+            lines.send(Lines { text, count, cells, back }).await.unwrap();
+        }
+        drop(lines);
+        writer.run().await;
+        assert_eq!(cells.log_dropped.get(), 7);
     }
 }

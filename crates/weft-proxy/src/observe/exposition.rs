@@ -252,7 +252,7 @@ impl ProxyCollector {
             ),
             (
                 "weft_access_log_lines_dropped",
-                "Lines lost to a full queue",
+                "Lines lost to a full queue or to whatever they are written to",
                 sum(|c| c.log_dropped.get()),
             ),
             (
