@@ -3,11 +3,12 @@
 leads is cut off again and again, in turn from everybody and from its peers alone. Writes are back
 within 5 s; a member without a majority takes none; the history of a register is linearizable; a
 watch tells everything once and in order, and is resumed where it ended; requests through a gateway
-do not fail. Needs root: it runs in a network namespace of its own."""
+do not fail. Beside each member is a server that knows it alone: while its member has no majority it
+refuses writes with a sentence and says of its reads that they may be old. Needs root: it runs in a
+network namespace of its own."""
 
 import contextlib
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -22,10 +23,11 @@ import requests
 from drill import HERE, alone
 
 sys.path.insert(0, str(HERE.parent))
-from mesh import BIN, WEFT, free_port, until  # noqa: E402
-from test_servers import BACKEND, GATEWAY, Etcd, Load, leader_of, register, server  # noqa: E402
+from mesh import WEFT, free_port, until  # noqa: E402
+from test_servers import (  # noqa: E402
+    BACKEND, GATEWAY, Etcd, Load, leader_of, register, seal_file, server)
+from test_store import Server, put  # noqa: E402
 
-NFT = HERE.parent.parent / "target/peers/bin/nft"
 USERS = {"m0": 21_001, "m1": 21_002, "m2": 21_003}
 
 
@@ -163,33 +165,36 @@ class Maker(Watched):
 
 # -- the drill ---------------------------------------------------------------------------------
 
-def nft(rules):
-    subprocess.run([NFT, "-f", "-"], input=rules, text=True, check=True)
+def refuses(one):
+    """The server whose only member has no majority: it takes no write and says why, and says of
+    what it shows that it may be old. What it shows was acknowledged once."""
+    def kv(method, path, **how):
+        return requests.request(method, f"{one.consul}/v1/kv/{path}", timeout=30, **how)
+    # Whatever becomes of this one later, it is not acknowledged now.
+    refused = kv("PUT", "minority", data="x")
+    assert refused.status_code == 500, f"a minority took a write: {refused.text}"
+    assert refused.text.startswith("No cluster leader"), refused.text
+    sure = kv("GET", "register?consistent")
+    assert sure.status_code == 500 and sure.text.startswith("No cluster leader"), sure.text
+
+    def told():
+        answer = kv("GET", "register")
+        said = {name: answer.headers.get(f"X-Consul-{name}") for name in (
+            "KnownLeader", "Effective-Consistency", "LastContact")}
+        assert said["KnownLeader"] == "false", said
+        assert said["Effective-Consistency"] == "stale" and int(said["LastContact"]) > 0, said
+        return answer.json()[0]
+    pair = until("it says that it may be old", told, 10)
+    leader = requests.get(f"{one.consul}/v1/status/leader", timeout=10).json()
+    assert leader == "", f"it names {leader} as the leader"
+    return pair["ModifyIndex"], pair["Value"]
 
 
-@contextlib.contextmanager
-def cut(etcd, name, peers_only):
-    """Nothing that the member sends arrives, or nothing of it at its peers."""
-    own, user = etcd.peer[name], USERS[name]
-    others = ", ".join(str(port) for other, port in etcd.peer.items() if other != name)
-    which = [f"meta skuid {user} tcp dport {{ {others} }} drop;",
-             f"meta skuid {user} tcp sport {own} drop;"] if peers_only else \
-            [f"meta skuid {user} drop;"]
-    lines = "\n".join(which)
-    nft(f"table inet cut {{\nchain c {{\ntype filter hook output priority 0;\n{lines}\n}}\n}}\n")
-    try:
-        yield
-    finally:
-        nft("delete table inet cut\n")
-
-
-def refuses(etcd, name):
-    """A member without a majority acknowledges no write."""
-    command = [str(BIN / "etcdctl"), "--endpoints", f"127.0.0.1:{etcd.client[name]}",
-               "--command-timeout", "1s", "put", "minority", "x"]
-    done = subprocess.run(command, env={**os.environ, "ETCDCTL_API": "3"}, capture_output=True,
-                          text=True, timeout=20)
-    assert done.returncode != 0, "a member without a majority took a write"
+def alone_with(folder, etcd, name):
+    """A server that knows one member, and is on its side of whatever is cut."""
+    return Server(folder / f"at-{name}", [
+        "--store", f"etcd://127.0.0.1:{etcd.client[name]}/weft", "--seal-key-file",
+        str(seal_file(folder)), "--node", f"at-{name}"])
 
 
 def inside(whole, folder):
@@ -198,9 +203,12 @@ def inside(whole, folder):
     place = pathlib.Path(tempfile.mkdtemp(prefix="weft-f5-"))
     place.chmod(0o755)
     try:
-        with Etcd(place, users=USERS) as etcd, server(folder, etcd, "a") as a, \
-                server(folder, etcd, "b") as b:
-            drill(whole, folder, etcd, [a, b])
+        with contextlib.ExitStack() as all_:
+            etcd = all_.enter_context(Etcd(place, users=USERS))
+            servers = [all_.enter_context(server(folder, etcd, name)) for name in "ab"]
+            beside = {name: all_.enter_context(alone_with(folder, etcd, name))
+                      for name in etcd.names}
+            drill(whole, folder, etcd, servers, beside)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -232,9 +240,10 @@ def gateway(folder, a, b):
             process.kill()
 
 
-def drill(whole, folder, etcd, servers):
+def drill(whole, folder, etcd, servers, beside):
+    """`beside` each member is a server that knows it alone."""
     a, b = servers
-    until("one leads", lambda: leader_of(servers), 20)
+    until("one leads", lambda: leader_of([*servers, *beside.values()]), 20)
     with gateway(folder, a, b) as port:
         maker, follower = Maker(servers), Follower(servers)
         registers = [Register(servers, n) for n in range(3)]
@@ -243,16 +252,18 @@ def drill(whole, folder, etcd, servers):
         for thread in [load, *running]:
             thread.start()
         until("writes flow", lambda: len(maker.acked) > 20, 20)
-        took, minority = [], 0
+        took, shown = [], []
         for cycle in range(20 if whole else 2):
             name, peers_only = etcd.leader(), cycle % 2 == 0
-            with cut(etcd, name, peers_only):
+            with etcd.cut(name, peers_only):
                 moment = time.monotonic()
                 took.append(until("writes are back", lambda: maker.back_after(moment), 30))
                 if peers_only:
-                    refuses(etcd, name)
-                    minority += 1
+                    shown.append(refuses(beside[name]))
             until("the member is back", lambda: etcd.health(name), 30)
+            if peers_only:
+                until("the server at it takes writes again",
+                      lambda: put(beside[name], "minority", "y").status_code == 200, 30)
         for thread in (maker, *registers):
             thread.end()
         until("the watch has told the last", lambda: follower.told and
@@ -261,19 +272,24 @@ def drill(whole, folder, etcd, servers):
         follower.end()
         load.join(30)
         assert not load.is_alive(), "the load does not end"
-        judge(whole, maker, follower, registers, load, took, minority)
-    for one in servers:
+        judge(whole, maker, follower, registers, load, took, shown)
+    for one in [*servers, *beside.values()]:
         assert "panicked" not in one.log_text()
 
 
-def judge(whole, maker, follower, registers, load, took, minority):
+def judge(whole, maker, follower, registers, load, took, shown):
     done = [one for register in registers for one in register.done]
     text = (f"F5 {len(took)} cuts: writes back after {max(took):.2f} s at most "
-            f"({sorted(took)[len(took) // 2]:.2f} s usually), {minority} minorities refused; "
+            f"({sorted(took)[len(took) // 2]:.2f} s usually), {len(shown)} servers with a minority "
+            "refused writes and said that what they show may be old; "
             f"{len(done)} operations linearizable; {len(follower.told)} events told once and in "
             f"order over {follower.resumed} watches; {len(load.failed)} of {load.sent} requests "
             "failed")
     linearizable(done)
+    # A minority shows what was the register's value once.
+    known = {revision: value for _, _, _, value, revision in done}
+    assert all(known.get(at, value) == value for at, value in shown), text
+    assert len(shown) == (len(took) + 1) // 2, text
     # Two cuts leave little time for writes on a slow machine.
     assert sum(kind == "write" for _, _, kind, _, _ in done) > (50 if whole else 10), text
     order = [revision for revision, _ in follower.told]

@@ -41,7 +41,7 @@ pub use pods::{HOST_ADDRESS_ANNOTATION, PODS_ANNOTATION, PODS_SETTING, PodsMode,
 pub use raw::Raw;
 pub use resolved::{RESOLVED_SETTINGS, resolved_setting, resolved_value};
 
-use crate::views::catalog::Registration;
+use crate::views::catalog::{Registration, Since};
 use crate::views::meta::MetaOnly;
 use crate::views::{self, Meta, View};
 use catalog::{link, unlink};
@@ -77,6 +77,23 @@ pub struct World {
 enum Again {
     All,
     Some(BTreeSet<RegistrationKey>),
+}
+
+/// When a key was last written and, where that is known, first.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    created: Option<u64>,
+    modified: u64,
+}
+
+// === impl At ===
+
+impl At {
+    /// When a record was made, of which `known` was said before, and when it was last written.
+    fn since(self, known: Option<Since>) -> (Since, Since) {
+        let now = Since(self.modified);
+        (self.created.map(Since).or(known).unwrap_or(now), now)
+    }
 }
 
 // === impl Again ===
@@ -209,10 +226,18 @@ impl World {
         &mut self,
         events: impl IntoIterator<Item = (&'e str, Option<&'e [u8]>, u64)>,
     ) -> WorldDelta {
+        let at = |modified| At { created: None, modified };
+        self.fold_all(events.into_iter().map(|(key, value, revision)| (key, value, at(revision))))
+    }
+
+    fn fold_all<'e>(
+        &mut self,
+        events: impl IntoIterator<Item = (&'e str, Option<&'e [u8]>, At)>,
+    ) -> WorldDelta {
         let (mut delta, mut again) = (WorldDelta::default(), BTreeMap::new());
-        for (key, value, revision) in events {
-            self.revision = self.revision.max(revision);
-            for (service, part) in self.fold_one(key, value, revision, &mut delta) {
+        for (key, value, at) in events {
+            self.revision = self.revision.max(at.modified);
+            for (service, part) in self.fold_one(key, value, at, &mut delta) {
                 again.entry(service).or_insert_with(Again::none).add(part);
             }
         }
@@ -222,32 +247,41 @@ impl World {
         delta
     }
 
+    /// Takes over a key of a store that is read for the first time: what [`World::apply`] cannot
+    /// know is when it was first written.
+    pub fn load(&mut self, key: &str, value: &[u8], created: u64, modified: u64) {
+        let at = At { created: Some(created), modified };
+        let _ = self.fold_all([(key, Some(value), at)]);
+    }
+
     /// Folds what an event says; the services whose instances may be others now, and which one of
     /// them where it is one.
     fn fold_one(
         &mut self,
         key: &str,
         value: Option<&[u8]>,
-        revision: u64,
+        at: At,
         delta: &mut WorldDelta,
     ) -> Vec<(ServiceKey, Option<RegistrationKey>)> {
         let touched = match StoreKey::parse(key) {
             Some(StoreKey::Object(key)) => {
-                let all = self.fold_object(key, value, revision, delta);
+                let all = self.fold_object(key, value, at.modified, delta);
                 return all.into_iter().map(|service| (service, None)).collect();
             }
-            Some(StoreKey::Node(name)) => self.catalog.fold_node(name, record(key, value), delta),
+            Some(StoreKey::Node(name)) => {
+                self.catalog.fold_node(name, record(key, value), at, delta)
+            }
             Some(StoreKey::Registration(k)) => {
-                let touched = self.catalog.fold_registration(k, record(key, value), delta);
+                let touched = self.catalog.fold_registration(k, record(key, value), at, delta);
                 for (service, one) in &touched {
                     let its = self.catalog.of_service(service).filter(|(key, _)| *key == one);
                     self.warn_if_left_out(service, its);
                 }
                 touched
             }
-            Some(StoreKey::Check(k)) => self.catalog.fold_check(k, record(key, value), delta),
+            Some(StoreKey::Check(k)) => self.catalog.fold_check(k, record(key, value), at, delta),
             Some(StoreKey::CheckStatus(k)) => {
-                self.catalog.fold_status(k, record(key, value), delta)
+                self.catalog.fold_status(k, record(key, value), at, delta)
             }
             Some(StoreKey::Setting(name)) => {
                 self.fold_setting(name, record(key, value), delta);

@@ -91,7 +91,7 @@ async fn read(store: &dyn Store, shelf: &Shelf) -> Result<(World, Watch), StoreE
         };
         let mut world = World::new();
         for (key, entry) in &page.entries {
-            world.apply(key, Some(&entry.value), entry.modified.0);
+            world.load(key, &entry.value, entry.created.0, entry.modified.0);
         }
         reach(&mut world, page.revision);
         shelf.reset(&page);

@@ -2,7 +2,8 @@
 //! Servers that share a store. Each says that it is there, under a name that is its alone, in a key
 //! that ends with it; and that the agent of the node of its name is heard. Whoever leads says of
 //! those that are gone that it is not: what is registered on their nodes is critical, and sessions
-//! that depend on them end.
+//! that depend on them end. Each keeps the record of its own node, so that every server's catalog
+//! lists all of them.
 //!
 //! The binary claims a name before it opens the registry, and stays until it ends. A server that
 //! ends in an orderly way keeps its name a while: it may only be started anew.
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use weft_base::task::TaskGroup;
 use weft_kinds::kind::KindId;
+use weft_kinds::views::catalog::NodeRecord;
 use weft_store::{Class, Compare, Entry, Key, Op, Store, StoreError, Txn};
 
 use crate::catalog::{CatalogError, Handle};
@@ -72,6 +74,8 @@ pub struct Server {
     key: Key,
     said: Said,
     value: String,
+    /// Its node, as the catalog is to have it.
+    node: Option<Arc<NodeRecord>>,
 }
 
 // === impl Said ===
@@ -117,7 +121,8 @@ impl Server {
                 let put = Op::put_ephemeral(key.clone(), value.clone());
                 let txn = Txn::of([put]).when(as_it_is(&key, entry.as_ref()));
                 if store.txn(txn).await?.succeeded {
-                    return Ok(Self { store, name: name.into(), key, said, value });
+                    let name = name.into();
+                    return Ok(Self { store, name, key, said, value, node: None });
                 }
             } else if Instant::now() >= end {
                 let api = other.map(|other| other.api).unwrap_or_default();
@@ -128,6 +133,12 @@ impl Server {
             }
             tokio::time::sleep(CLAIM_EVERY).await;
         }
+    }
+
+    /// The same, and it keeps the record of its node as this one, whatever others write of it.
+    #[must_use]
+    pub fn of_node(self, node: NodeRecord) -> Self {
+        Self { node: Some(Arc::new(node)), ..self }
     }
 
     /// Says that it is there for as long as it is, also after etcd was out of reach for so long
@@ -164,12 +175,18 @@ impl Server {
         let world = registry.now();
         let node = world.get(KindId::Node, "", &self.name);
         let joined = node.is_some_and(|n| n.meta.annotation(JOIN_ANNOTATION).is_some());
-        if joined || registry.catalog().is_heard(&self.name) {
+        if joined {
+            return Ok(());
+        }
+        let held = || [Compare::Exists(self.key.clone())];
+        if let Some(node) = &self.node {
+            registry.catalog().server_says(node, held()).await?;
+        }
+        if registry.catalog().is_heard(&self.name) {
             return Ok(());
         }
         self.store.txn(Txn::of([Op::put(format!("{NAMES}{}", self.name), "")])).await?;
-        let held = [Compare::Exists(self.key.clone())];
-        registry.catalog().node_heard(&self.name, true, held).await
+        registry.catalog().node_heard(&self.name, true, held()).await
     }
 
     /// It ends in an orderly way: its name is free, and its node counts as heard for as long as a
@@ -218,7 +235,10 @@ pub(crate) async fn silence(
     leader: &Leader,
 ) -> Result<(), CatalogError> {
     let there = keys(store, SERVERS).await?;
-    for name in names(store).await?.difference(&there).filter(|name| catalog.is_heard(name)) {
+    let mut known = names(store).await?;
+    // Also of those that only a restored catalog knows.
+    known.extend(catalog.servers());
+    for name in known.difference(&there).filter(|name| catalog.is_heard(name)) {
         // A machine that joined under its name is heard still: its agent speaks for the node.
         if store.get(&alive_key(name)).await?.1.is_some() {
             continue;

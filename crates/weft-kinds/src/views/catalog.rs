@@ -5,12 +5,19 @@
 //! reads them. JSON field names here are the store's, not the door's.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::Labels;
+
+/// A revision of the store at which a record was made, or last became what it is; 0 where the store
+/// has none. It is about the record and no part of it: records that say the same are equal.
+#[derive(Clone, Copy, Default, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Since(pub u64);
 
 /// `/c/n/<node>`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +29,13 @@ pub struct NodeRecord {
     pub datacenter: Arc<str>,
     pub tagged_addresses: Labels,
     pub meta: Labels,
+    /// One of the servers that share the store, which wrote this itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub server: bool,
+    #[serde(skip)]
+    pub created: Since,
+    #[serde(skip)]
+    pub modified: Since,
 }
 
 /// `/c/i/<ns>/<node>/<service-id>`: one registered instance.
@@ -51,6 +65,10 @@ pub struct Registration {
     pub locality: Option<Box<Value>>,
     /// Registered through the agent's endpoints (its checks are run by the agent).
     pub agent: bool,
+    #[serde(skip)]
+    pub created: Since,
+    #[serde(skip)]
+    pub modified: Since,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +106,10 @@ pub struct CheckRecord {
     pub definition: Option<Packed>,
     /// Status before the first result.
     pub initial: Status,
+    #[serde(skip)]
+    pub created: Since,
+    #[serde(skip)]
+    pub modified: Since,
 }
 
 /// JSON as text: there may be very many that are seldom looked at. Equal when written alike.
@@ -103,6 +125,9 @@ pub struct CheckStatus {
     /// Which run of which server wrote it, where several share one store.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub by: Arc<str>,
+    /// Since when the check is so and says so. Written where the result was written again since.
+    #[serde(rename = "since", skip_serializing_if = "Since::is_unknown")]
+    pub modified: Since,
 }
 
 /// Ordered: the worst is the greatest.
@@ -115,6 +140,42 @@ pub enum Status {
     Warning,
     #[default]
     Critical,
+}
+
+// === impl Since ===
+
+impl Since {
+    pub fn is_unknown(&self) -> bool {
+        self.0 == 0
+    }
+
+    /// The one that is known, this one first.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        if self.is_unknown() { other } else { self }
+    }
+}
+
+impl PartialEq for Since {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// What is equal is printed alike.
+impl fmt::Debug for Since {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Since(..)")
+    }
+}
+
+// === impl CheckStatus ===
+
+impl CheckStatus {
+    /// Whether another result says the same, whoever wrote it.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.status == other.status && self.output == other.output
+    }
 }
 
 // === impl Packed ===

@@ -13,8 +13,8 @@ use imbl::{OrdMap, OrdSet};
 use weft_base::name::{ServiceKey, service_slug};
 
 use super::same;
-use super::{CheckKey, ReadKey, RegistrationKey, WorldDelta};
-use crate::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Registration, Status};
+use super::{At, CheckKey, ReadKey, RegistrationKey, WorldDelta};
+use crate::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Registration, Since, Status};
 
 /// Immutable as the World is: clones share.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -181,14 +181,20 @@ impl Catalog {
     pub(super) fn fold_node(
         &mut self,
         name: Arc<str>,
-        new: Option<NodeRecord>,
+        mut new: Option<NodeRecord>,
+        at: At,
         delta: &mut WorldDelta,
     ) -> Vec<Touched> {
+        let old = self.nodes.get(&name).cloned();
+        if let Some(new) = &mut new {
+            (new.created, new.modified) = at.since(old.as_ref().map(|old| old.created));
+        }
         let new = new.map(Arc::new);
-        if self.nodes.get(&name) == new.as_ref() {
+        let same = old == new;
+        put(&mut self.nodes, &name, new);
+        if same {
             return Vec::new();
         }
-        put(&mut self.nodes, &name, new);
         delta.touch(ReadKey::Node(name.clone()));
         self.touched_on(&name).collect()
     }
@@ -197,6 +203,7 @@ impl Catalog {
         &mut self,
         key: RegistrationKey,
         mut new: Option<Registration>,
+        at: At,
         delta: &mut WorldDelta,
     ) -> Vec<Touched> {
         let (key, old) = match self.registrations.get_key_value(&key) {
@@ -209,11 +216,10 @@ impl Catalog {
             let sibling = known.and_then(|(_, all)| all.first());
             same::registration(new, &key, sibling.map(|(_, r)| &**r));
             is = known.map(|(service, _)| service.clone()).or(is);
+            (new.created, new.modified) = at.since(old.as_ref().map(|old| old.created));
         }
         let new = new.map(Arc::new);
-        if old == new {
-            return Vec::new();
-        }
+        let same = old == new;
         let was = old.as_deref().and_then(|r| service_of(&key, r));
         if let Some(service) = was.as_ref().filter(|was| Some(*was) != is.as_ref()) {
             self.list(service, &key, None);
@@ -223,6 +229,9 @@ impl Catalog {
         }
         self.settle(key.place(), old.is_some(), new.is_some());
         put(&mut self.registrations, &key, new);
+        if same {
+            return Vec::new();
+        }
         delta.touch(ReadKey::CatalogNode(key.node.clone()));
         let mut services: Vec<_> = was.into_iter().chain(is).collect();
         services.dedup();
@@ -234,6 +243,7 @@ impl Catalog {
         &mut self,
         key: CheckKey,
         mut new: Option<CheckRecord>,
+        at: At,
         delta: &mut WorldDelta,
     ) -> Vec<Touched> {
         let (key, old) = match self.checks.get_key_value(&key) {
@@ -249,9 +259,11 @@ impl Catalog {
             let first = service.and_then(|service| self.of_service(&service).next());
             let sibling = first.and_then(|(k, _)| self.checks_of(k).next());
             same::check(new, &key, of.map(|(_, r)| &**r), sibling.map(|(_, c)| &**c));
+            (new.created, new.modified) = at.since(old.as_ref().map(|old| old.created));
         }
         let new = new.map(Arc::new);
         if old == new {
+            put(&mut self.checks, &key, new);
             return Vec::new();
         }
         let targets: Vec<_> =
@@ -278,14 +290,19 @@ impl Catalog {
         &mut self,
         key: CheckKey,
         mut new: Option<CheckStatus>,
+        at: At,
         delta: &mut WorldDelta,
     ) -> Vec<Touched> {
         let old = self.statuses.get(&key);
         if let Some(new) = &mut new {
             same::result(new, old.map(|old| &**old));
+            new.modified = new.modified.or(Since(at.modified));
         }
         let new = new.map(Arc::new);
         if old == new.as_ref() {
+            if let (Some(known), Some(new)) = (self.statuses.get_mut(&key), new) {
+                *known = new;
+            }
             return Vec::new();
         }
         let known = self.checks.get_key_value(&key).map(|(key, _)| key.clone());

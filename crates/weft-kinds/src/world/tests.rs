@@ -486,3 +486,50 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_record_has_the_stores_revisions_however_it_was_read() {
+    let web = |port: u16| json!({"id": "i", "service": "web", "node": "n", "namespace": "d", "port": port});
+    let check = json!({"id": "c", "node": "n", "namespace": "d", "service_id": "i"});
+    let (node, said) = (json!({"node": "n"}), json!({"status": "passing"}));
+    let keys = ["/c/n/n", "/c/i/d/n/i", "/c/k/d/n/c", "/e/k/d/n/c"];
+    let mut folded = World::new();
+    for (key, value, at) in [
+        (keys[0], node.clone(), 3),
+        (keys[1], web(1), 4),
+        (keys[2], check.clone(), 5),
+        (keys[3], said.clone(), 6),
+        (keys[1], web(2), 8),
+    ] {
+        folded.apply(key, Some(value.to_string().as_bytes()), at);
+    }
+    // The same again, which nobody is told of.
+    let again = folded.apply(keys[2], Some(check.to_string().as_bytes()), 9);
+    assert!(again.is_empty(), "{again:?}");
+    let since = json!({"status": "passing", "since": 6});
+    folded.apply(keys[3], Some(since.to_string().as_bytes()), 10);
+    let mut loaded = World::new();
+    for (key, value, created, at) in [
+        (keys[1], web(2), 4, 8),
+        (keys[2], check, 5, 9),
+        (keys[0], node, 3, 3),
+        (keys[3], since, 6, 10),
+    ] {
+        loaded.load(key, value.to_string().as_bytes(), created, at);
+    }
+    let place = ("d".into(), "n".into());
+    let key = CheckKey { namespace: place.0, node: place.1, id: "c".into() };
+    for world in [folded, loaded] {
+        let catalog = world.catalog();
+        let node = catalog.node("n").unwrap();
+        assert_eq!((node.created.0, node.modified.0), (3, 3));
+        let web = service("d", "web");
+        let listed = catalog.of_service(&web).chain(catalog.on_node("n"));
+        for (_, web) in listed {
+            assert_eq!((web.created.0, web.modified.0), (4, 8));
+        }
+        let check = catalog.check(&key).unwrap();
+        assert_eq!((check.created.0, check.modified.0), (5, 9));
+        assert_eq!(catalog.result(&key).unwrap().modified.0, 6, "it has been so since then");
+    }
+}

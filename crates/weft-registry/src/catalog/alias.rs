@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_base::task::TaskGroup;
-use weft_kinds::views::catalog::{CheckRecord, Status};
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Status};
 use weft_kinds::views::check::{CheckDefinition, Probe, SERF_HEALTH, SERF_NAMESPACE};
 use weft_kinds::world::{Catalog, CheckKey, KindId, RegistrationKey, World};
 use weft_store::Compare;
 
 use super::{CatalogError, Handle, plan};
+use crate::hosts::JOIN_ANNOTATION;
 
 /// What Consul says of a node that answers, and of one that does not.
 pub const ALIVE: &str = "Agent alive and reachable";
@@ -46,6 +47,18 @@ pub fn liveness(node: &str, heard: bool) -> CheckRecord {
 
 fn liveness_key(node: &str) -> CheckKey {
     CheckKey { namespace: SERF_NAMESPACE.into(), node: node.into(), id: SERF_HEALTH.into() }
+}
+
+/// Whether it is said here whether a node is alive: of servers, and of machines that joined. What
+/// others write of that is not true for long, or not at all.
+pub fn is_spoken_for(world: &World, node: &str) -> bool {
+    world.catalog().node(node).is_some_and(|known| known.server) || has_joined(world, node)
+}
+
+/// Whether a machine of this name is in the mesh.
+pub(crate) fn has_joined(world: &World, node: &str) -> bool {
+    let object = world.get(KindId::Node, "", node);
+    object.is_some_and(|object| object.meta.annotation(JOIN_ANNOTATION).is_some())
 }
 
 /// The checks that this registry made which say whether a node's agent is heard of.
@@ -192,11 +205,34 @@ impl Handle {
         self.held(compares).write(txn).await
     }
 
+    /// Notes what a server says of its own node, if that is new; the write holds only while
+    /// `compares` do.
+    pub(crate) async fn server_says(
+        &self,
+        node: &NodeRecord,
+        compares: impl IntoIterator<Item = Compare>,
+    ) -> Result<(), CatalogError> {
+        let known = self.0.world.load().catalog().node(&node.node).cloned();
+        if known.is_some_and(|known| *known == *node) {
+            return Ok(());
+        }
+        let txn = plan::register_node(self.caught_up().await?.catalog(), node, true)?;
+        self.held(compares).write(txn).await
+    }
+
+    /// The nodes that servers wrote of themselves.
+    pub(crate) fn servers(&self) -> Vec<Arc<str>> {
+        let world = self.0.world.load();
+        let servers = world.catalog().nodes().filter(|(_, node)| node.server);
+        servers.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Whether the catalog says that a node's agent is heard of.
     pub(crate) fn is_heard(&self, node: &str) -> bool {
         let world = self.0.world.load();
+        // By all that it says: who else wrote it is put right.
         let check = world.catalog().check(&liveness_key(node));
-        check.is_some_and(|check| check.initial == Status::Passing)
+        check.is_some_and(|check| **check == liveness(node, true))
     }
 
     /// Says no more whether a node's agent is heard of; the write holds only while `compares` do.

@@ -96,7 +96,13 @@ impl Handle {
         output: Arc<str>,
     ) -> Result<(), CatalogError> {
         let by = self.0.leader.run_id().into();
-        let value = serde_json::to_vec(&CheckStatus { status, output, by })?;
+        let mut said = CheckStatus { status, output, by, ..CheckStatus::default() };
+        let world = self.0.world.load();
+        if let Some(known) = world.catalog().result(key).filter(|k| k.says_the_same(&said)) {
+            // It is written again, and has been so since.
+            said.modified = known.modified;
+        }
+        let value = serde_json::to_vec(&said)?;
         let at = StoreKey::CheckStatus(key.clone()).to_string();
         let exists = Compare::Exists(StoreKey::Check(key.clone()).to_string().into());
         // Among several servers it outlasts the one that heard it. Alone it waits for no disk; a

@@ -33,7 +33,8 @@ use weft_kinds::views::check::{CheckDefinition, NODE_MAINTENANCE, SERVICE_MAINTE
 use weft_kinds::world::{Catalog, CheckKey, KindId, RegistrationKey, StoreKey, World, is_mirror};
 use weft_store::{Compare, Revision, Store, Txn};
 
-pub(crate) use alias::liveness_checks;
+pub use alias::is_spoken_for;
+pub(crate) use alias::{has_joined, liveness_checks};
 pub use error::CatalogError;
 pub(crate) use error::too_much;
 pub use plan::{ServiceRequest, check_key, registration_key};
@@ -256,7 +257,9 @@ impl Handle {
     /// When the store refuses.
     pub async fn deregister_node(&self, node: &str) -> Result<(), CatalogError> {
         loop {
-            let txn = plan::deregister_node(self.0.world.load().catalog(), node);
+            let world = self.0.world.load();
+            let joined = has_joined(&world, node);
+            let txn = plan::deregister_node(world.catalog(), node, joined);
             if txn.ops.is_empty() {
                 return Ok(());
             }

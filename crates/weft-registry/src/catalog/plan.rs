@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use weft_base::limits::STORE_VALUE_BYTES_MAX;
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Status};
-use weft_kinds::views::check::{CheckDefinition, NODE_MAINTENANCE, SERVICE_MAINTENANCE};
+use weft_kinds::views::check::{
+    CheckDefinition, NODE_MAINTENANCE, SERF_HEALTH, SERF_NAMESPACE, SERVICE_MAINTENANCE,
+};
 use weft_kinds::world::{Catalog, CheckKey, RegistrationKey, StoreKey};
 use weft_store::{Compare, Op, Txn};
 
@@ -69,13 +71,17 @@ pub fn register(catalog: &Catalog, request: ServiceRequest) -> Result<Txn, Catal
         check.service_id.clone_from(&registration.id);
         check.service_name.clone_from(&registration.service);
         listed.push(check.id.clone());
+        if registration.agent {
+            plan.keep_status(&mut check);
+        }
         plan.check(check)?;
     }
-    if replace_checks {
-        for (old, record) in catalog.checks_of(&key) {
-            if !listed.contains(&old.id) && !record.is_maintenance() {
-                plan.drop_check(old);
-            }
+    for (old, record) in catalog.checks_of(&key).filter(|(old, _)| !listed.contains(&old.id)) {
+        if replace_checks && !record.is_maintenance() {
+            plan.drop_check(old);
+        } else if record.service_name != registration.service {
+            let service_name = registration.service.clone();
+            plan.check(CheckRecord { service_name, ..CheckRecord::clone(record) })?;
         }
     }
     Ok(plan.txn)
@@ -150,7 +156,8 @@ pub fn deregister_check(catalog: &Catalog, key: &CheckKey) -> Result<Txn, Catalo
 }
 
 /// The next part of a node's removal, at most one transaction; empty once nothing is left.
-pub fn deregister_node(catalog: &Catalog, node: &str) -> Txn {
+/// `joined`: it is a machine's, and what is said of that one's life stays.
+pub fn deregister_node(catalog: &Catalog, node: &str, joined: bool) -> Txn {
     let mut plan = Plan { catalog, txn: Txn::default() };
     for (key, _) in catalog.on_node(node) {
         if plan.is_full() {
@@ -158,7 +165,8 @@ pub fn deregister_node(catalog: &Catalog, node: &str) -> Txn {
         }
         plan.drop_instance(key);
     }
-    for (key, _) in catalog.node_checks(node) {
+    let is_life = |key: &CheckKey| *key.id == *SERF_HEALTH && *key.namespace == *SERF_NAMESPACE;
+    for (key, _) in catalog.node_checks(node).filter(|(key, _)| !(joined && is_life(key))) {
         if plan.is_full() {
             return plan.txn;
         }
@@ -239,6 +247,9 @@ impl Plan<'_> {
     fn node(&mut self, node: &NodeRecord, update: bool) -> Result<(), CatalogError> {
         name("the node's name", &node.node)?;
         let old = self.catalog.node(&node.node);
+        // What others write of a server's node leaves it one.
+        let server = node.server || old.is_some_and(|old| old.server);
+        let node = &NodeRecord { server, ..node.clone() };
         if old.is_none_or(|old| update && **old != *node) {
             self.put(&StoreKey::Node(node.node.clone()), node)?;
         }
@@ -250,6 +261,14 @@ impl Plan<'_> {
             self.put(&StoreKey::Registration(key.clone()), new)?;
         }
         Ok(())
+    }
+
+    /// As in Consul a check that an agent has is as it is when its instance is registered anew.
+    fn keep_status(&self, new: &mut CheckRecord) {
+        let old = self.catalog.check(&check_key(new)).filter(|old| old.kind == new.kind);
+        if let Some(old) = old {
+            new.initial = old.initial;
+        }
     }
 
     fn check(&mut self, mut new: CheckRecord) -> Result<(), CatalogError> {

@@ -17,8 +17,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 use weft_base::task::TaskGroup;
+use weft_kinds::views::catalog::{CheckStatus, Since};
 use weft_store::{
-    Compare, Event, EventKind, Op, Revision, Store, StoreError, Txn, Watch, WatchError,
+    Compare, Entry, Event, EventKind, Op, Revision, Store, StoreError, Txn, Watch, WatchError,
 };
 
 /// Results, their copies, and the checks that they are of; the rest of the key is the same.
@@ -86,6 +87,10 @@ pub async fn keep(store: Arc<dyn Store>, tasks: TaskGroup) {
         () = tasks.draining() => {}
         () = follow(&*store, &mut changes) => {}
     }
+    // Told by the log, and not looked at yet.
+    if let Ok(Some((_, behind))) = begin(&*store).await {
+        changes = behind;
+    }
     if let Err(error) = write(&*store, &mut changes).await {
         tracing::warn!(%error, "the newest results of checks are not on disk");
     }
@@ -151,7 +156,7 @@ async fn begin(store: &dyn Store) -> Result<Option<(Watch, Changes)>, StoreError
 fn note(changes: &mut Changes, events: &[Event]) {
     for event in events {
         let Some(name) = event.key.strip_prefix(RESULTS) else { continue };
-        let value = (event.kind == EventKind::Put).then(|| event.value.clone());
+        let value = (event.kind == EventKind::Put).then(|| dated(&event.value, event.revision));
         changes.insert(name.into(), value);
     }
 }
@@ -172,11 +177,22 @@ async fn write(store: &dyn Store, changes: &mut Changes) -> Result<(), StoreErro
     }
 }
 
+/// A result with the revision that it is of: the one that is made of its copy has another.
+fn dated(value: &Bytes, revision: Revision) -> Bytes {
+    let Ok(mut said) = serde_json::from_slice::<CheckStatus>(value) else { return value.clone() };
+    said.modified = said.modified.or(Since(revision.0));
+    serde_json::to_vec(&said).map_or_else(|_| value.clone(), Bytes::from)
+}
+
 async fn all(store: &dyn Store, prefix: &str) -> Result<(Revision, Changes), StoreError> {
     let page = store.range(prefix, 0, None).await?;
     let name = |key: &str| key.strip_prefix(prefix).map(Arc::from);
     let entries = page.entries.into_iter();
-    let named = entries.filter_map(|(key, entry)| Some((name(&key)?, Some(entry.value))));
+    let value = |entry: Entry| match prefix {
+        RESULTS => dated(&entry.value, entry.modified),
+        _ => entry.value,
+    };
+    let named = entries.filter_map(|(key, entry)| Some((name(&key)?, Some(value(entry)))));
     Ok((page.revision, named.collect()))
 }
 

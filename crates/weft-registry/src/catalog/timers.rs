@@ -46,7 +46,8 @@ enum Kind {
 
 impl Timers {
     /// Takes up a definition; one that is known with the same time to live keeps its deadline.
-    /// What was written to the catalog for others has none: only an agent's checks are timed.
+    /// What was written to the catalog for others has none: only an agent's checks are timed, and
+    /// only an agent takes away what is critical for too long, as in Consul.
     pub fn watch(&mut self, check: &CheckRecord, now: Mono) {
         let key = super::plan::check_key(check);
         let definition = check.typed();
@@ -59,7 +60,8 @@ impl Timers {
             }
             None => self.disarm(&key),
         }
-        if definition.deregister_after_ms > 0 && !check.service_id.is_empty() {
+        let reaps = definition.agent && definition.deregister_after_ms > 0;
+        if reaps && !check.service_id.is_empty() {
             self.reapable.entry(key).or_insert(None);
         } else {
             self.reapable.remove(&key);

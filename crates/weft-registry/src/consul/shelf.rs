@@ -130,6 +130,11 @@ impl Waiter {
             std::future::pending::<()>().await;
         }
     }
+
+    /// Whether nothing changed since the last call of [`Waiter::moved`], or since the wait began.
+    pub fn is_still(&self) -> bool {
+        self.moves.as_ref().is_some_and(|moves| moves.has_changed().is_ok_and(|moved| !moved))
+    }
 }
 
 impl Drop for Waiter {

@@ -103,7 +103,7 @@ fn planned(
     match change {
         CatalogOp::SetNode(node) => plan::register_node(catalog, node, true),
         CatalogOp::DeleteNode(node) => {
-            let txn = plan::deregister_node(catalog, node);
+            let txn = plan::deregister_node(catalog, node, crate::catalog::has_joined(world, node));
             match txn.ops.iter().any(|op| **op.key() == *StoreKey::Node(node.clone()).to_string()) {
                 false if !txn.ops.is_empty() => Err(CatalogError::Invalid(format!(
                     "node {node:?} has more on it than one transaction can delete; use \

@@ -247,6 +247,7 @@ impl Hosts {
 fn is_idle(world: &World, name: &str) -> bool {
     let catalog = world.catalog();
     world.get(KindId::Node, "", name).is_none()
+        && !catalog.node(name).is_some_and(|node| node.server)
         && catalog.on_node(name).next().is_none()
         && catalog.checks_on(name).count() <= 1
 }

@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/v1/agent/*`, the reading half: this node, its services, its checks.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 use weft_base::name::fnv1a;
 use weft_identity::permission::{Kind, Verb};
+use weft_kinds::kind::KindId;
+use weft_kinds::views::catalog::{NodeRecord, Status};
+use weft_kinds::views::check::SERF_HEALTH;
 use weft_kinds::world::RegistrationKey;
 use weft_registry::catalog::check_key;
+use weft_registry::hosts::JOIN_ANNOTATION;
 
 use super::Door;
 use super::admit::sees;
@@ -21,8 +26,12 @@ use super::http::Ask;
 use super::index::Topic;
 use super::params::WAIT_DEFAULT;
 use super::reply::Reply;
-use super::view::{Entry, View, aggregated};
+use super::view::{Entry, VERSION_META, View, aggregated};
 use super::{shapes, status};
+
+/// Serf's words for how a member is.
+const ALIVE: u8 = 1;
+const FAILED: u8 = 4;
 
 impl Door {
     pub(super) async fn agent_self(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -50,7 +59,7 @@ impl Door {
             },
             "DebugConfig": {},
             "Coord": status::origin(),
-            "Member": self.member(ask, false),
+            "Member": self.member(ask, false, &Member::of(&self.view(), own.node.clone(), true)),
             "Stats": {
                 "agent": {"check_monitors": "0", "check_ttls": "0", "checks": "0", "services": "0"},
                 "build": {"prerelease": "", "revision": "", "version": version},
@@ -102,7 +111,7 @@ impl Door {
     }
 
     pub(super) fn agent_members(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let mut members = vec![self.member(ask, ask.params.flag("wan"))];
+        let mut members = self.members(ask, ask.params.flag("wan"));
         members.retain(|member| {
             ask.who.may(Verb::Read, Kind::Node, &ask.namespace, body::word(member, "Name"))
         });
@@ -275,26 +284,37 @@ impl Door {
         said.and_then(|said| serde_json::from_slice(&said.body).ok()).unwrap_or_default()
     }
 
-    fn member(&self, ask: &Ask, wan: bool) -> Value {
-        let own = self.own();
+    /// All servers; within the datacentre also the machines that joined, as this server knows them.
+    fn members(&self, ask: &Ask, wan: bool) -> Vec<Value> {
+        let view = self.view();
+        let servers = view.servers().into_iter().map(|node| Member::of(&view, node, true));
+        let mut all: Vec<Member> = servers.collect();
+        if !wan {
+            all.extend(joined(&view).map(|node| Member::of(&view, node, false)));
+        }
+        all.iter().map(|member| self.member(ask, wan, member)).collect()
+    }
+
+    fn member(&self, ask: &Ask, wan: bool, member: &Member) -> Value {
+        let (own, node) = (self.own(), &member.node);
         let name = match wan {
-            true => format!("{}.{}", own.node.node, own.datacenter),
-            false => own.node.node.to_string(),
+            true => format!("{}.{}", node.node, own.datacenter),
+            false => node.node.to_string(),
         };
         json!({
             "Name": name,
-            "Addr": own.node.address,
+            "Addr": node.address,
             "Port": if wan { 8302 } else { 8301 },
             "Tags": {
                 "acls": if self.has_acl(&ask.who) { "1" } else { "0" },
-                "build": own.version,
+                "build": node.meta.get(VERSION_META).unwrap_or(&own.version),
                 "dc": own.datacenter,
-                "id": own.node.id,
+                "id": node.id,
                 "port": "8300",
-                "role": if self.far().is_none() { "consul" } else { "node" },
+                "role": if member.serves && self.far().is_none() { "consul" } else { "node" },
                 "vsn": "2",
             },
-            "Status": 1,
+            "Status": if member.alive { ALIVE } else { FAILED },
             "ProtocolMin": 1,
             "ProtocolMax": 5,
             "ProtocolCur": 2,
@@ -305,7 +325,46 @@ impl Door {
     }
 }
 
+/// Who is in the cluster, as Consul's gossip would know of it.
+struct Member {
+    node: Arc<NodeRecord>,
+    serves: bool,
+    alive: bool,
+}
+
+// === impl Member ===
+
+impl Member {
+    fn of(view: &View, node: Arc<NodeRecord>, serves: bool) -> Self {
+        let mut health = view.node_checks(&node.node).into_iter();
+        let health = health.find(|check| *check.record.id == *SERF_HEALTH);
+        let alive = health.is_none_or(|check| check.status != Status::Critical);
+        Self { node, serves, alive }
+    }
+}
+
 // === helpers ===
+
+/// The machines that joined, with their addresses.
+fn joined(view: &View) -> impl Iterator<Item = Arc<NodeRecord>> {
+    let machines = view.world.objects(KindId::Node, None).filter(|object| {
+        let joined = object.meta.annotation(JOIN_ANNOTATION).is_some();
+        joined && !view.is_server(&object.key.name)
+    });
+    machines.map(|object| {
+        let name = &object.key.name;
+        if let Some(record) = view.world.catalog().node(name) {
+            return record.clone();
+        }
+        let addresses = object.raw["status"]["addresses"].as_array().into_iter().flatten();
+        let address = addresses.filter(|a| a["type"] == "InternalIP").find_map(|a| {
+            let text = a["address"].as_str()?;
+            Some(Arc::<str>::from(text))
+        });
+        let address = address.unwrap_or_default();
+        Arc::new(NodeRecord { node: name.clone(), address, ..NodeRecord::default() })
+    })
+}
 
 /// The filter that a request gives, if any.
 pub(super) fn filter(ask: &Ask) -> Result<Option<Filter>, Refusal> {

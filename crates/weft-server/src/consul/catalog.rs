@@ -8,7 +8,7 @@ use weft_base::name::service_slug;
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
 use weft_kinds::world::{CheckKey, RegistrationKey};
-use weft_registry::catalog::{CatalogError, ServiceRequest, registration_key};
+use weft_registry::catalog::{CatalogError, ServiceRequest, check_key, registration_key};
 
 use super::Door;
 use super::acl::ANONYMOUS;
@@ -36,6 +36,7 @@ impl Door {
         let mut node = register::node(&body, &self.own().datacenter)?;
         node.node = self.view().spelled(&node.node);
         let node = self.node_as_it_is(node);
+        self.check_id(&node)?;
         let update_node = !fields.flag("SkipNodeUpdate")?;
         let service = match fields.object("Service")? {
             None => None,
@@ -43,11 +44,12 @@ impl Door {
         };
         let checks = register::catalog_checks(&body, service.as_ref())?;
         self.admit_registration(ask, &node, service.as_ref(), &checks, update_node)?;
-        let checks = self.without_own_health(&node.node, checks);
+        let checks = self.without_life(&node.node, checks);
         let (own, others): (Vec<_>, Vec<_>) = checks.into_iter().partition(|check| {
             service.as_ref().is_some_and(|service| check.service_id == service.id)
         });
-        match service {
+        // What the own agent says stands, with its checks.
+        match service.filter(|service| !self.is_agents_instance(&registration_key(service))) {
             None => self.catalog().register_node(&node, update_node).await?,
             Some(registration) => {
                 let catalog = self.for_service(ask, &registration, &own).await?;
@@ -63,6 +65,9 @@ impl Door {
         }
         for check in others {
             let check = on_node(ask, &node, check);
+            if self.is_agents_check(&check_key(&check)) {
+                continue;
+            }
             match self.for_check(ask, &check).await?.register_check(&node, check).await {
                 Err(why @ CatalogError::NoSuchService { .. }) => {
                     return Err(Refusal::internal(why.to_string()));
@@ -171,9 +176,8 @@ impl Door {
             let may =
                 |node: &NodeRecord| ask.who.may(Verb::Read, Kind::Node, &ask.namespace, &node.node);
             let shown = nodes.iter().filter(|node| has_meta(node, &meta) && may(node));
-            let shapes = shown
-                .map(|node| shapes::node(node, &view.own, view.stamps.node(&node.node)))
-                .collect();
+            let shapes =
+                shown.map(|node| shapes::node(node, &view.own, view.stamps.node(node))).collect();
             kept(filter.as_ref(), shapes)
         })
         .await

@@ -26,6 +26,8 @@ use super::view::DEFAULT_NAMESPACE;
 
 pub(super) const TABLE: &str = "config";
 pub(super) const INTENTIONS: &str = "service-intentions";
+/// Entries of this kind name files.
+const FILES: &str = "file-system-certificate";
 
 /// The kinds that discovery chains are compiled from.
 const OF_CHAINS: [&str; 5] = [
@@ -313,6 +315,13 @@ fn read(
             return Err(wrong(why.into()));
         }
     };
+    // Nothing in the API is a path of the server's machine, now or later.
+    if kind == FILES {
+        return Err(Refusal::not_offered(
+            "weft reads no files that entries name: put the certificate itself into an \
+             \"inline-certificate\"",
+        ));
+    }
     let row = kinds::KINDS.iter().find(|(known, _)| *known == kind);
     let (_, own) = row.ok_or_else(|| wrong(format!("invalid config entry kind: {kind}")))?;
     let is_common = |key: &str| kinds::COMMON.iter().any(|(name, _)| body::same(key, name));

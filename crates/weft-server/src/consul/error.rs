@@ -11,6 +11,8 @@ pub struct Refusal {
     pub text: String,
     /// For 405: the methods that would do.
     pub allow: Option<String>,
+    /// For 301: where it is.
+    pub to: Option<String>,
     /// Instead of the text: the errors of a transaction.
     pub body: Option<Box<serde_json::Value>>,
     /// Nothing was written, since what admitted the request has changed: judge it again.
@@ -21,7 +23,7 @@ pub struct Refusal {
 
 impl Refusal {
     pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), allow: None, body: None, again: false }
+        Self { status, text: text.into(), allow: None, to: None, body: None, again: false }
     }
 
     pub fn bad(text: impl Into<String>) -> Self {

@@ -468,7 +468,8 @@ fn read(json: &[u8]) -> Result<Result<Who, Refusal>, Refusal> {
         true => Permissions::management(),
         false => Permissions::new(rows, wire.allow),
     };
-    Ok(Ok(Who { accessor: wire.accessor.into(), table: Some(Arc::new(table)), host: None }))
+    let table = Some(Arc::new(table));
+    Ok(Ok(Who { accessor: wire.accessor.into(), table, ..Who::anybody() }))
 }
 
 #[cfg(test)]

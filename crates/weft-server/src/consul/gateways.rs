@@ -86,6 +86,11 @@ fn led_to(entry: &Map<String, Value>) -> Result<Vec<Led>, Refusal> {
     Ok(out)
 }
 
+/// What moves with the config entries of ingress gateways.
+pub(super) fn ingress_topic() -> Topic {
+    Topic::Under(keys::record(config::TABLE, &record(INGRESS, "")).into())
+}
+
 /// Names of the ingress gateways whose config entries lead to a service.
 pub(crate) fn ingress_gateways(state: &State, service: &str) -> Vec<String> {
     let leads = |entry: &Value| {

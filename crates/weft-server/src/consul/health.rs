@@ -55,18 +55,17 @@ impl Door {
         .await
     }
 
-    /// The instances of the gateways whose config entries lead to a service. A changed entry is
-    /// seen with the next change of an instance.
+    /// The instances of the gateways whose config entries lead to a service.
     pub(super) async fn health_ingress(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let wanted = Wanted::of(ask, false)?;
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::HEALTH)?);
         let passing = passing(&ask.params)?;
         let seen = ask.who.may(Verb::Read, Kind::Service, &ask.namespace, &ask.argument);
-        self.read(Topic::Instances(ask.namespace.clone()), &blocking, |view| {
-            let state = self.consul().state();
+        let topics = (Topic::Instances(ask.namespace.clone()), gateways::ingress_topic());
+        self.read_both(topics, &blocking, |view, state| {
             let mut entries = Vec::new();
             if seen && !wanted.foreign {
-                for gateway in gateways::ingress_gateways(&state, &ask.argument) {
+                for gateway in gateways::ingress_gateways(state, &ask.argument) {
                     entries.extend(wanted.named(gateway).entries(view));
                 }
             }

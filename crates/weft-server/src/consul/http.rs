@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{DATE, EXPECT, HOST, ORIGIN};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt as _, Full};
 use tokio::net::TcpListener;
@@ -265,7 +265,7 @@ impl Door {
                     self.meter().in_vain();
                     Turn::Waits(Waiting::on(form, asked, held))
                 }
-                None => self.answered(reply, form),
+                None => self.answered(filtered(&asked.ask, reply), form),
             },
             Err(refusal) => self.answered(refusal.into(), form),
         }
@@ -309,6 +309,10 @@ impl Door {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
+        // What this process asks itself is for nobody in particular.
+        if head.extensions.get::<Who>().is_none() {
+            one_host(head.version, &head.headers)?;
+        }
         admit(&head.headers, &self.0.hosts, head.extensions.get::<Direct>().is_some())?;
         let path = head.uri.path().to_owned();
         if is_out_of_bounds(&head.headers, &path) {
@@ -365,6 +369,7 @@ impl Door {
         let body = read(body, waits, routes::body_bytes_max(endpoint)).await?;
         let body = kept(&head.method, body);
         let namespace = params.filled("ns").unwrap_or(view::DEFAULT_NAMESPACE).into();
+        let who = who.of_request();
         let secret = Some(Secret(shown.into()));
         let awaited = head.extensions.get::<Unawaited>().is_none();
         let ask = Ask { argument, params, body, namespace, method: head.method, who, secret };
@@ -419,15 +424,25 @@ impl Door {
 // === helpers ===
 
 /// The names that requests may be for besides addresses: those that our own DNS answers with this
-/// server, its node's, and the ones that its operator adds. Nobody else's page has one of them.
+/// server, and the ones that its operator adds. Nobody else's page has one of them; a bare `consul`
+/// or name of a node may be anybody's in a network that answers such names (LLMNR, mDNS).
 pub(super) fn own_names(own: &Identity, more: Vec<String>) -> Vec<String> {
     let (node, dc) = (&own.node.node, &own.datacenter);
     let mut names = more;
-    names.extend(["consul".to_owned(), node.to_string()]);
     for own in ["consul.service".to_owned(), format!("{node}.node")] {
         names.extend([format!("{own}.consul"), format!("{own}.{dc}.consul")]);
     }
     names
+}
+
+/// By RFC 9112, 3.2: who leaves it out, or says two, may be understood in two ways.
+fn one_host(version: Version, headers: &HeaderMap) -> Result<(), Refusal> {
+    match headers.get_all(HOST).iter().count() {
+        1 => Ok(()),
+        0 if version != Version::HTTP_11 => Ok(()),
+        0 => Err(Refusal::bad("missing required Host header")),
+        more => Err(Refusal::bad(format!("one Host header is expected, not {more}"))),
+    }
 }
 
 /// Pages of other sites reach loopback doors through a browser: by rebinding a name of theirs
@@ -472,6 +487,15 @@ fn is_own(host: &str, hosts: &[String]) -> bool {
     bare.parse::<IpAddr>().is_ok()
         || bare.eq_ignore_ascii_case("localhost")
         || hosts.iter().any(|own| own.eq_ignore_ascii_case(bare))
+}
+
+/// Says that a list is not whole, as far as its reader may know.
+fn filtered(ask: &Ask, reply: Reply) -> Reply {
+    let is_question = matches!(ask.method, Method::GET | Method::HEAD);
+    match is_question && reply.status.is_success() && ask.who.was_filtered() {
+        true => reply.with("X-Consul-Results-Filtered-By-ACLs", "true"),
+        false => reply,
+    }
 }
 
 /// What is kept of a body. A question is all in its address, and may wait for minutes.
@@ -595,21 +619,25 @@ mod tests {
             admit(&headers, &names, false)
         };
         for host in [
-            "consul:8500",
             "consul.service.consul:8500",
             "consul.service.dc1.consul.",
-            "n1:8500",
             "n1.node.consul",
             "n1.node.dc1.consul",
             "mesh.lan",
         ] {
             assert!(ask(host).is_ok(), "{host}");
         }
-        // Whoever registers may give these an address and a page.
-        for host in ["web.service.consul", "n2.node.consul", "a.consul", "n1.evil.example"] {
+        // Whoever registers may give these an address and a page; and any machine of the network
+        // the bare ones.
+        let bare = ["consul", "consul:8500", "n1:8500"];
+        let others = ["web.service.consul", "n2.node.consul", "a.consul", "n1.evil.example"];
+        for host in bare.into_iter().chain(others) {
             let why = ask(host).unwrap_err();
             assert!(why.text.contains("--consul-host"), "{host}: {}", why.text);
         }
+        let names = own_names(&own, vec!["consul".into()]);
+        let headers = HeaderMap::from_iter([(HOST, "consul:8500".parse().unwrap())]);
+        assert!(admit(&headers, &names, false).is_ok(), "its operator says so");
     }
 
     #[test]

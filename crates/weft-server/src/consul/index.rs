@@ -11,8 +11,8 @@
 //! server's own for the same waits for the next change, and is told no lesser one
 //! ([`super::params::Blocking`]), so that two servers behind one address do not send it to and fro;
 //! and a server that is behind it waits until it is not ([`super::Door`]'s `catch_up`). Indexes
-//! that are the same everywhere would need each record's revision in the World, and graves of what
-//! is gone in the store.
+//! that are the same everywhere, as those of single records are ([`super::stamp`]), would need
+//! graves of what is gone in the store.
 //!
 //! One task feeds it the pump's Worlds ([`Indexes::advance`]); endpoints read World and index
 //! together, so an index is never newer than the data it came with.
@@ -25,7 +25,7 @@ use weft_kinds::views::catalog::Status;
 use weft_kinds::world::{World, WorldDelta};
 
 use super::stamp::Stamps;
-use super::view::{Identity, View, speaks_connect};
+use super::view::{Identity, View};
 
 mod moved;
 
@@ -120,13 +120,13 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         self.moves = None;
         let mut state = self.indexes.state();
-        let there = exists(&self.indexes.own, &state.world, &self.topic);
         let Some(kept) = state.topics.get_mut(&self.topic) else { return };
         if kept.moves.as_ref().is_some_and(|moves| moves.receiver_count() > 0) {
             return;
         }
         kept.moves = None;
-        if !there {
+        let index = kept.index;
+        if state.may_let_go(&self.indexes.own, &self.topic, index) {
             state.topics.remove(&self.topic);
         }
     }
@@ -205,12 +205,16 @@ impl Indexes {
             return;
         };
         let mut stamps = before.stamps.clone();
-        let moved = moved(&before, &after, delta, &mut stamps);
+        let (moved, left) = moved(&before, &after, delta, &mut stamps);
         let mut state = self.state();
         state.world = world;
         state.stamps = stamps;
         for topic in moved {
-            state.bump(topic, now, &after);
+            let there = match &topic {
+                Topic::Connect(..) | Topic::ConnectHealth(..) => !left.contains(&topic),
+                _ => exists(&after.own, &after.world, &topic),
+            };
+            state.bump(topic, now, there);
         }
         drop(state);
         self.reached.send_replace(now);
@@ -235,9 +239,16 @@ impl State {
         if exists(own, &self.world, topic) { self.base } else { self.gone }
     }
 
+    /// Whether a topic that nobody waits for may be forgotten: its index is not less without.
+    fn may_let_go(&self, own: &Identity, topic: &Topic, index: u64) -> bool {
+        match topic {
+            Topic::Connect(..) | Topic::ConnectHealth(..) => index <= self.gone,
+            _ => !exists(own, &self.world, topic),
+        }
+    }
+
     /// Moves a topic on. One of something that is gone, and that nobody waits for, is let go.
-    fn bump(&mut self, topic: Topic, now: u64, after: &View) {
-        let there = exists(&after.own, &after.world, &topic);
+    fn bump(&mut self, topic: Topic, now: u64, there: bool) {
         if !there {
             self.gone = now;
         }
@@ -260,7 +271,9 @@ impl Kept {
 
 // === helpers ===
 
-/// Whether what the topic is about is there; the index of what is not is `gone`.
+/// Whether what the topic is about is there; the index of what is not is `gone`. What speaks
+/// Connect for a name only a look at every registration would say: none counts as there unless it
+/// is known to have changed.
 fn exists(own: &Identity, world: &World, topic: &Topic) -> bool {
     match topic {
         Topic::Services(_)
@@ -269,10 +282,7 @@ fn exists(own: &Identity, world: &World, topic: &Topic) -> bool {
         | Topic::State(_)
         | Topic::Instances(_)
         | Topic::Still => true,
-        Topic::Connect(ns, slug) | Topic::ConnectHealth(ns, slug) => {
-            let mut all = world.catalog().registrations();
-            all.any(|(key, r)| key.namespace == *ns && speaks_connect(r).any(|of| of == **slug))
-        }
+        Topic::Connect(..) | Topic::ConnectHealth(..) => false,
         Topic::Catalog(ns, slug) | Topic::Health(ns, slug) => {
             is_server(ns, slug) || !world.instances(ns, slug).is_empty()
         }

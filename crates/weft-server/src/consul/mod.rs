@@ -75,9 +75,10 @@ pub use ca::Ca;
 use error::Refusal;
 use far::Far;
 use index::{Indexes, Topic};
+pub use own_node::node_id;
 use params::Blocking;
 use reply::Reply;
-use view::{Identity, View};
+use view::{Identity, VERSION_META, View};
 use wait::Later;
 pub(crate) use who::Who;
 
@@ -164,6 +165,13 @@ impl Config {
             version: format!("1.21.0+weft.{}", self.version).into(),
         }
     }
+
+    /// The node of a server that shares its store, as every server lists it.
+    pub fn server_node(&self) -> NodeRecord {
+        let Identity { node, version, .. } = self.identity();
+        let meta = [(VERSION_META.into(), version)].into_iter().collect();
+        NodeRecord { meta, server: true, ..NodeRecord::clone(&node) }
+    }
 }
 
 // === impl Door ===
@@ -181,7 +189,11 @@ impl Door {
         access: Access,
         tasks: &TaskGroup,
     ) -> Self {
-        let own = Arc::new(config.identity());
+        let own = match registry.leader().is_shared() {
+            true => Identity { node: Arc::new(config.server_node()), ..config.identity() },
+            false => config.identity(),
+        };
+        let own = Arc::new(own);
         let hosts = http::own_names(&own, config.hosts);
         let (world, mut changes) = registry.watch_world();
         let indexes = Arc::new(Indexes::new(own.clone(), world));
@@ -225,6 +237,11 @@ impl Door {
     /// The table of indexes, which DNS and others may read the same World from.
     pub fn indexes(&self) -> &Arc<Indexes> {
         &self.0.indexes
+    }
+
+    /// Who this server is to its clients, over HTTP and DNS alike.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.0.own
     }
 
     /// What this door did, and the DNS door beside it.

@@ -5,6 +5,9 @@
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 use weft_identity::permission::{Kind, Verb};
+use weft_kinds::views::catalog::Status;
+use weft_kinds::views::check::SERF_HEALTH;
+use weft_registry::catalog::is_spoken_for;
 use weft_registry::consul::{Change, State, Topic, keys};
 
 use super::Door;
@@ -202,7 +205,9 @@ impl Door {
         let name = weft_kinds::world::encode(&node).into_owned();
         let topic = Topic::Key(keys::record(COORDINATES, &name).into());
         self.read_shelf(topic, &ask.params.blocking()?, |state| {
-            let own = (*node == *self.own().node.node)
+            let own = self
+                .view()
+                .is_server(&node)
                 .then(|| json!({"Node": node, "Segment": "", "Coord": super::status::origin()}));
             let known = state.record(COORDINATES, &name).map(|(record, _)| (**record).clone());
             Ok(match known.or(own) {
@@ -247,11 +252,17 @@ impl Door {
 
     pub(super) async fn agent_force_leave(&self, ask: &Ask) -> Result<Reply, Refusal> {
         ask.who.demand(Verb::Write, Kind::Operator, &ask.namespace, "")?;
-        let node = super::catalog::node_name(ask)?;
-        if !self.view().has_node(&node) || *node == *self.own().node.node {
+        let node = self.node_asked(ask)?;
+        let view = self.view();
+        if !view.has_node(&node) {
             return Err(Refusal::internal(format!("agent: No node found with name '{node}'")));
         }
-        if ask.params.flag("prune") {
+        // As in Consul: one that is there stays, whatever is said of it; a member that is gone goes.
+        let mut life = view.node_checks(&node);
+        life.retain(|check| *check.record.id == *SERF_HEALTH);
+        let is_dead = life.iter().any(|check| check.status == Status::Critical);
+        let gone = is_dead && is_spoken_for(&view.world, &node);
+        if !self.is_own(&node) && (gone || ask.params.flag("prune")) {
             self.catalog().deregister_node(&node).await?;
             self.settled().await;
         }

@@ -1,20 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What writers to the catalog may change of this server's own node. As with Consul its agent is
 //! the truth of it. Consul's puts right within a minute what others wrote; here it is never
-//! written: the request is answered as if it had been. Called by the catalog's endpoints; a
-//! machine's agent has its anti-entropy (`sync`).
+//! written: the request is answered as if it had been. The same of whether other servers and
+//! machines are alive. Called by the catalog's endpoints; for the rest a machine's agent has its
+//! anti-entropy (`sync`).
 
 use std::sync::Arc;
 
+use weft_base::name::fnv1a;
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord};
 use weft_kinds::views::check::SERF_HEALTH;
 use weft_kinds::world::{CheckKey, RegistrationKey};
-use weft_registry::catalog::CatalogError;
+use weft_registry::catalog::{CatalogError, is_spoken_for};
 
 use super::Door;
+use super::error::Refusal;
+
+/// The id of a node that weft speaks for: always the same of a name.
+pub fn node_id(name: &str) -> String {
+    let (a, b) = (fnv1a(name.as_bytes()), fnv1a(&[name.as_bytes(), b"weft"].concat()));
+    uuid::Uuid::from_u64_pair(a, b).to_string()
+}
 
 impl Door {
-    fn is_own(&self, node: &str) -> bool {
+    pub(super) fn is_own(&self, node: &str) -> bool {
         *node == *self.own().node.node
     }
 
@@ -29,14 +38,41 @@ impl Door {
         node
     }
 
-    /// Without what says that the own node is alive or not: it is, if it answers.
-    pub(super) fn without_own_health(
+    /// As no two nodes may have one id.
+    ///
+    /// # Errors
+    /// 500 when it is another node's.
+    pub(super) fn check_id(&self, node: &NodeRecord) -> Result<(), Refusal> {
+        let view = self.view();
+        let known = view.world.catalog().node(&node.node);
+        if node.id.is_empty() || known.is_some_and(|known| known.id == node.id) {
+            return Ok(());
+        }
+        let registered = view.world.catalog().nodes().map(|(_, known)| known);
+        let mut all = std::iter::once(&self.own().node).chain(registered);
+        match all.find(|other| other.id == node.id && other.node != node.node) {
+            None => Ok(()),
+            Some(other) => Err(Refusal::internal(format!(
+                "Error while renaming Node ID: {:?} is that of node {:?}; deregister that one first",
+                &*node.id, &*other.node
+            ))),
+        }
+    }
+
+    /// Without what says that a node is alive or not, where weft says it.
+    pub(super) fn without_life(
         &self,
         node: &str,
         mut checks: Vec<CheckRecord>,
     ) -> Vec<CheckRecord> {
-        checks.retain(|check| !(self.is_own(node) && *check.id == *SERF_HEALTH));
+        checks.retain(|check| !self.is_life(node, &check.id));
         checks
+    }
+
+    /// Whether a check says what weft itself says of a node: that it is there. The own one is, if
+    /// it answers.
+    fn is_life(&self, node: &str, check: &str) -> bool {
+        *check == *SERF_HEALTH && (self.is_own(node) || is_spoken_for(&self.view().world, node))
     }
 
     /// Whether a program registered this instance with the own agent, which alone takes it away.
@@ -46,11 +82,12 @@ impl Door {
         self.is_own(&key.node) && there.is_some_and(|registration| registration.agent)
     }
 
-    /// The same of a check.
+    /// The same of a check, or it is weft's own.
     pub(super) fn is_agents_check(&self, key: &CheckKey) -> bool {
         let view = self.view();
         let there = view.world.catalog().check(key);
-        self.is_own(&key.node) && there.is_some_and(|check| check.typed().agent)
+        let agents = || there.is_some_and(|check| check.typed().agent);
+        self.is_life(&key.node, &key.id) || (self.is_own(&key.node) && agents())
     }
 
     /// Takes a node away; of the own one what others wrote to the catalog.

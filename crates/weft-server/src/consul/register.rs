@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use weft_kinds::views::catalog::{
     CheckRecord, NodeRecord, Registration, Status, TaggedAddress, Weights,
 };
-use weft_kinds::views::check::{CheckDefinition, Probe};
+use weft_kinds::views::check::{CheckDefinition, Probe, SERF_HEALTH};
 
 use super::body::Fields;
 use super::error::Refusal;
@@ -183,13 +183,20 @@ pub fn check(body: &Map<String, Value>, agent: bool) -> Result<CheckRecord, Refu
     if runs && definition.timeout_ms == 0 {
         definition.timeout_ms = TIMEOUT_MS;
     }
+    let id = fields.text_of(&["CheckID", "ID"])?;
+    if agent && id == SERF_HEALTH {
+        return Err(Refusal::bad(format!(
+            "the check {SERF_HEALTH:?} says whether a node is there, which is not for its clients \
+             to say; give this one another CheckID"
+        )));
+    }
     let status = fields.text("Status")?;
     let initial = match status.as_str() {
         "" => Status::Critical,
         text => Status::parse(text).ok_or_else(|| Refusal::bad(bad_status(text)))?,
     };
     let record = CheckRecord {
-        id: fields.text_of(&["CheckID", "ID"])?.into(),
+        id: id.into(),
         name: fields.text("Name")?.into(),
         notes: fields.text("Notes")?.into(),
         service_id: fields.text("ServiceID")?.into(),
@@ -226,6 +233,7 @@ pub fn node(body: &Map<String, Value>, datacenter: &Arc<str>) -> Result<NodeReco
         datacenter: datacenter.clone(),
         tagged_addresses: labels(fields.text_map("TaggedAddresses")?),
         meta,
+        ..NodeRecord::default()
     })
 }
 
@@ -362,7 +370,8 @@ fn datagram_or_ping(fields: &Fields) -> Result<Option<Probe>, Refusal> {
 
 fn http_probe(fields: &Fields, url: String) -> Result<Probe, Refusal> {
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-    if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/')) {
+    let is_none = rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/'));
+    if is_none && guards::on("field-paths") {
         return Err(Refusal::bad(format!("HTTP: {url:?} is not an http:// or https:// URL")));
     }
     let mut header = BTreeMap::new();

@@ -105,6 +105,10 @@ impl From<Refusal> for Reply {
             Some(body) => Self { body: Body::Json(*body), ..reply },
             None => reply,
         };
+        let reply = match refusal.to {
+            Some(to) => reply.with("Location", to),
+            None => reply,
+        };
         match refusal.allow {
             Some(allow) => reply.with("Allow", allow),
             None => reply,

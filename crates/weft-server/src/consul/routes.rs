@@ -303,6 +303,9 @@ pub fn find(method: &Method, path: &str) -> Result<(Endpoint, String), Refusal> 
     if path == "/" && (method == Method::GET || method == Method::HEAD) {
         return Ok((Endpoint::Root, String::new()));
     }
+    if let Some(moved) = moved(path) {
+        return Err(moved);
+    }
     let route = of(path)?;
     if !route.methods.contains(&method.as_str()) {
         let text = format!("method {method} not allowed");
@@ -336,6 +339,16 @@ fn of(path: &str) -> Result<&'static Route, Refusal> {
     };
     let best = ROUTES.iter().filter(fits).max_by_key(|route| route.path.len());
     best.ok_or_else(|| unknown(path))
+}
+
+/// As Go's server answers a path that lacks its last slash: it is the one with it.
+fn moved(path: &str) -> Option<Refusal> {
+    let slashed = |route: &Route| route.path.strip_suffix('/') == Some(path);
+    (of(path).is_err() && ROUTES.iter().any(slashed)).then(|| {
+        let to = format!("{path}/");
+        let text = format!("Moved Permanently: it is {to}");
+        Refusal { to: Some(to), ..Refusal::new(StatusCode::MOVED_PERMANENTLY, text) }
+    })
 }
 
 fn list(route: &Route) -> String {
@@ -382,6 +395,9 @@ mod tests {
         assert_eq!(find(Method::DELETE, "/v1/kv/a//b"), Ok((Endpoint::Kv, "a//b".into())));
         assert_eq!(find(Method::GET, "/v1/nope"), Err(404));
         assert_eq!(find(Method::GET, "/"), Ok((Endpoint::Root, String::new())));
+        assert_eq!(find(Method::GET, "/v1/kv"), Err(301));
+        assert_eq!(find(Method::PUT, "/v1/config"), Ok((Endpoint::Config, String::new())));
+        assert_eq!(find(Method::GET, "/v1/config"), Err(405), "it is there as it is");
     }
 
     #[test]

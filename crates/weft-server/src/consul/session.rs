@@ -33,6 +33,7 @@ impl Door {
         ask.who.demand_place(&session.node)?;
         ask.who.demand(Verb::Write, Kind::Session, &ask.namespace, &session.node)?;
         session.namespace.clone_from(&ask.namespace);
+        self.check_life(&session)?;
         session.id = Uuid::new_v4().to_string().into();
         if session.node == own.node {
             // It lives in the catalog only once something is on it.
@@ -40,6 +41,22 @@ impl Door {
         }
         let made = self.consul().create_session(session).await?;
         Ok(Reply::json(json!({"ID": made.id})))
+    }
+
+    /// A session that is to end with its node needs somebody who says whether that is there: nobody
+    /// does of one that was only written to the catalog.
+    fn check_life(&self, session: &Session) -> Result<(), Refusal> {
+        let wants = session.node_checks.iter().any(|id| **id == *SERF_HEALTH);
+        let view = self.view();
+        let known = view.world.catalog().node(&session.node).is_some();
+        let has = || view.node_checks(&session.node).iter().any(|c| *c.record.id == *SERF_HEALTH);
+        match wants && known && !has() {
+            true => {
+                let missing = format!("Missing check '{SERF_HEALTH}' registration");
+                Err(ConsulError::Invalid(missing).into())
+            }
+            false => Ok(()),
+        }
     }
 
     pub(super) async fn session_destroy(&self, ask: &Ask) -> Result<Reply, Refusal> {

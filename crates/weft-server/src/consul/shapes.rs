@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Consul's JSON, exactly: casing, order, and what is `[]`, `{}`, `null` or left out.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
+use weft_kinds::views::Labels;
 use weft_kinds::views::catalog::{NodeRecord, Registration};
-use weft_kinds::views::check::Probe;
+use weft_kinds::views::check::{CheckDefinition, Probe};
 
 use super::duration;
 use super::stamp::Stamp;
@@ -11,16 +14,14 @@ use super::view::{CheckView, Entry, Identity, View, aggregated};
 
 /// A node as `catalog/nodes` and `health/service` list it.
 pub fn node(node: &NodeRecord, own: &Identity, stamp: Stamp) -> Value {
-    let mut tagged = Map::new();
-    for (name, address) in &node.tagged_addresses {
-        tagged.insert(name.to_string(), json!(address));
-    }
-    let family = if node.address.contains(':') { "ipv6" } else { "ipv4" };
-    for name in ["lan", "wan"] {
-        for name in [name.to_owned(), format!("{name}_{family}")] {
-            tagged.entry(name).or_insert_with(|| json!(node.address));
+    let mut tagged = node.tagged_addresses.clone();
+    // As an agent says it of its node; of others as much as was written.
+    if node.server || node.node == own.node.node {
+        for (name, address) in usual_addresses(&node.address) {
+            tagged.entry(name).or_insert(address);
         }
     }
+    let tagged = if tagged.is_empty() { Value::Null } else { json!(tagged) };
     json!({
         "ID": node.id,
         "Node": node.node,
@@ -33,10 +34,17 @@ pub fn node(node: &NodeRecord, own: &Identity, stamp: Stamp) -> Value {
     })
 }
 
+/// The addresses that an agent names besides its node's: all of them that one.
+pub fn usual_addresses(address: &Arc<str>) -> Labels {
+    let family = if address.contains(':') { "ipv6" } else { "ipv4" };
+    let names = ["lan", "wan"].map(|name| [name.to_owned(), format!("{name}_{family}")]);
+    names.into_iter().flatten().map(|name| (name.into(), address.clone())).collect()
+}
+
 /// A node by its name.
 pub fn own_node(view: &View, name: &str) -> Value {
     let record = view.node(name);
-    node(&record, &view.own, view.stamps.node(&record.node))
+    node(&record, &view.own, view.stamps.node(&record))
 }
 
 /// A service as `health/service` and `catalog/node` show it.
@@ -95,7 +103,7 @@ pub fn agent_service(service: &Registration, own: &Identity) -> Value {
 
 /// An instance as `catalog/service` flattens it.
 pub fn catalog_service(entry: &Entry, view: &View) -> Value {
-    let node = node(&entry.node, &view.own, view.stamps.node(&entry.node.node));
+    let node = node(&entry.node, &view.own, view.stamps.node(&entry.node));
     let stamp = view.stamps.service(entry);
     let field = |name: &str| node.get(name).cloned().unwrap_or(Value::Null);
     let service = &entry.service;
@@ -144,7 +152,7 @@ pub fn check(check: &CheckView, stamp: Stamp) -> Value {
         "Interval": time(interval),
         "Timeout": time(definition.timeout_ms),
         "ExposedPort": 0,
-        "Definition": if definition.agent { json!({}) } else { probe(&definition.probe) },
+        "Definition": if definition.agent { json!({}) } else { written(&definition) },
         "CreateIndex": stamp.0,
         "ModifyIndex": stamp.1,
     })
@@ -155,7 +163,7 @@ pub fn health_entry(entry: &Entry, view: &View) -> Value {
     let stamps = &view.stamps;
     let checks: Vec<Value> = entry.checks.iter().map(|c| check(c, stamps.check(c))).collect();
     json!({
-        "Node": node(&entry.node, &view.own, stamps.node(&entry.node.node)),
+        "Node": node(&entry.node, &view.own, stamps.node(&entry.node)),
         "Service": service(&entry.service, stamps.service(entry)),
         "Checks": checks,
     })
@@ -198,14 +206,48 @@ fn connect(service: &Registration) -> Value {
     service.connect.as_deref().cloned().unwrap_or_else(|| json!({}))
 }
 
+/// What was written of a check that others run: they read here what they are to do. Without what
+/// is not set.
+fn written(definition: &CheckDefinition) -> Value {
+    let mut out = probe(&definition.probe);
+    let times = [
+        ("Interval", definition.interval_ms),
+        ("Timeout", definition.timeout_ms),
+        ("DeregisterCriticalServiceAfter", definition.deregister_after_ms),
+    ];
+    for (name, ms) in times {
+        out[name] = json!(if ms == 0 { String::new() } else { duration::format(ms) });
+    }
+    if let Value::Object(fields) = &mut out {
+        fields.retain(|name, value| {
+            let unset = [json!(""), json!(false), json!({})].contains(value);
+            !unset || name == "H2PingUseTLS" || name.starts_with("Alias")
+        });
+    }
+    out
+}
+
 fn probe(probe: &Probe) -> Value {
     match probe {
-        Probe::None | Probe::Ttl { .. } | Probe::Process { .. } => json!({}),
-        Probe::Http { url, method, .. } => json!({"HTTP": url, "Method": method}),
-        Probe::Tcp { address, .. } => json!({"TCP": address}),
-        Probe::Grpc { target, .. } => json!({"GRPC": target}),
+        Probe::None | Probe::Process { .. } => json!({}),
+        Probe::Ttl { ttl_ms } => json!({"TTL": duration::format(*ttl_ms)}),
+        Probe::Http { url, method, header, body, tls_skip_verify, tls_server_name } => json!({
+            "HTTP": url, "Method": method, "Header": header, "Body": body,
+            "TLSSkipVerify": tls_skip_verify, "TLSServerName": tls_server_name,
+        }),
+        Probe::Tcp { address, tls, tls_skip_verify, tls_server_name } => json!({
+            "TCP": address, "TCPUseTLS": tls,
+            "TLSSkipVerify": tls_skip_verify, "TLSServerName": tls_server_name,
+        }),
+        Probe::Grpc { target, tls, tls_skip_verify, tls_server_name } => json!({
+            "GRPC": target, "GRPCUseTLS": tls,
+            "TLSSkipVerify": tls_skip_verify, "TLSServerName": tls_server_name,
+        }),
         Probe::Udp { address } => json!({"UDP": address}),
-        Probe::H2Ping { address, tls, .. } => json!({"H2PING": address, "H2PingUseTLS": tls}),
+        Probe::H2Ping { address, tls, tls_skip_verify, tls_server_name } => json!({
+            "H2PING": address, "H2PingUseTLS": tls,
+            "TLSSkipVerify": tls_skip_verify, "TLSServerName": tls_server_name,
+        }),
         Probe::Alias { node, service_id } => {
             json!({"AliasNode": node, "AliasService": service_id})
         }

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Consul's `CreateIndex` and `ModifyIndex` of records: when each was made and last changed.
-//! Kept by the index table from the Worlds that it is fed; what has not changed since the door
-//! opened has the revision that it opened at. Persistent: a look at the World keeps its own.
+//! Consul's `CreateIndex` and `ModifyIndex` of records: when each was made and last changed. Of the
+//! catalog's records the store knows it: they are the same at every server and after each start.
+//! What is no record there (instances that Kubernetes made, a lone server's own node and service)
+//! has indexes of this server's: kept by the index table from the Worlds that it is fed; what has
+//! not changed since the door opened has the revision that it opened at. Persistent: a look at the
+//! World keeps its own.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use weft_kinds::views::catalog::{NodeRecord, Since};
 
 use super::view::{CheckView, Entry};
 
@@ -43,16 +47,19 @@ impl Stamps {
         Self { base, ..Self::default() }
     }
 
-    pub fn node(&self, name: &Arc<str>) -> Stamp {
-        self.of(&self.node_record(name))
+    pub fn node(&self, node: &NodeRecord) -> Stamp {
+        let kept = || self.of(&self.node_record(&node.node));
+        stored(node.created, node.modified).unwrap_or_else(kept)
     }
 
     pub fn service(&self, entry: &Entry) -> Stamp {
-        self.of(&self.service_record(entry))
+        let kept = || self.of(&self.service_record(entry));
+        stored(entry.service.created, entry.service.modified).unwrap_or_else(kept)
     }
 
     pub fn check(&self, view: &CheckView) -> Stamp {
-        self.of(&self.check_record(view))
+        let kept = || self.of(&self.check_record(view));
+        stored(view.record.created, view.modified).unwrap_or_else(kept)
     }
 
     fn of(&self, record: &Record) -> Stamp {
@@ -60,11 +67,12 @@ impl Stamps {
     }
 
     /// Notes what differs between two lists of a service's entries.
-    pub fn entries(&mut self, was: &[Entry], is: &[Entry], now: u64) {
-        let old: BTreeMap<Record, &Entry> =
-            was.iter().map(|e| (self.service_record(e), e)).collect();
-        let new: BTreeMap<Record, &Entry> =
-            is.iter().map(|e| (self.service_record(e), e)).collect();
+    pub fn entries<'e>(&mut self, was: &'e [Entry], is: &'e [Entry], now: u64) {
+        let records = |entries: &'e [Entry]| -> BTreeMap<Record, &'e Entry> {
+            let own = entries.iter().filter(|e| e.service.modified.is_unknown());
+            own.map(|e| (self.service_record(e), e)).collect()
+        };
+        let (old, new) = (records(was), records(is));
         for (record, entry) in &new {
             match old.get(record) {
                 None => self.made(*record, now),
@@ -83,11 +91,12 @@ impl Stamps {
     }
 
     /// Notes what differs between two lists of checks.
-    pub fn checks(&mut self, was: &[CheckView], is: &[CheckView], now: u64) {
-        let old: BTreeMap<Record, &CheckView> =
-            was.iter().map(|c| (self.check_record(c), c)).collect();
-        let new: BTreeMap<Record, &CheckView> =
-            is.iter().map(|c| (self.check_record(c), c)).collect();
+    pub fn checks<'c>(&mut self, was: &'c [CheckView], is: &'c [CheckView], now: u64) {
+        let records = |checks: &'c [CheckView]| -> BTreeMap<Record, &'c CheckView> {
+            let own = checks.iter().filter(|c| c.record.modified.is_unknown());
+            own.map(|c| (self.check_record(c), c)).collect()
+        };
+        let (old, new) = (records(was), records(is));
         for (record, view) in &new {
             match old.get(record) {
                 None => self.made(*record, now),
@@ -138,4 +147,9 @@ impl Stamps {
     fn record(&self, named: impl Hash) -> Record {
         Record(self.names.hash_one(named))
     }
+}
+
+/// The indexes of a record that the store has.
+fn stored(created: Since, modified: Since) -> Option<Stamp> {
+    (!modified.is_unknown()).then_some((created.0, modified.0))
 }

@@ -132,24 +132,31 @@ impl Door {
 
     /// Consul shows them to everybody; a node's name is for who may read the node.
     pub(super) fn coordinate_datacenters(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let own = &self.own().node.node;
-        let name = format!("{own}.{}", self.own().datacenter);
-        let seen = ask.who.may(Verb::Read, Kind::Node, &ask.namespace, own);
-        let here: Vec<Value> =
-            seen.then(|| json!({"Node": name, "Coord": origin()})).into_iter().collect();
+        let mut servers = self.view().servers();
+        servers.retain(|node| ask.who.may(Verb::Read, Kind::Node, &ask.namespace, &node.node));
+        let here = servers.iter().map(|node| {
+            let name = format!("{}.{}", node.node, self.own().datacenter);
+            json!({"Node": name, "Coord": origin()})
+        });
+        let here: Vec<Value> = here.collect();
         Ok(Reply::json(json!([{
             "Datacenter": self.own().datacenter, "AreaID": "wan", "Coordinates": here,
         }])))
     }
 
     pub(super) async fn coordinate_nodes(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let own = json!({"Node": self.own().node.node, "Segment": "", "Coord": origin()});
         let topic = Topic::Under(keys::record(COORDINATES, "").into());
         self.read_shelf(topic, &ask.params.blocking()?, |state| {
             let told = state.records(COORDINATES).into_iter().map(|(record, _)| (*record).clone());
             let mut all: Vec<Value> = told.collect();
-            if !all.iter().any(|known| *body::word(known, "Node") == *self.own().node.node) {
-                all.insert(0, own.clone());
+            let told = |all: &[Value], node: &str| {
+                all.iter().any(|known| body::word(known, "Node") == node)
+            };
+            for server in self.view().servers().iter().rev() {
+                if !told(&all, &server.node) {
+                    let shape = json!({"Node": server.node, "Segment": "", "Coord": origin()});
+                    all.insert(0, shape);
+                }
             }
             all.retain(|one| {
                 let node = self.bare_node(body::word(one, "Node"));

@@ -19,11 +19,11 @@ use weft_kinds::views::check::{CheckDefinition, Probe, SERF_HEALTH};
 use weft_kinds::world::{CheckKey, RegistrationKey};
 use weft_registry::catalog::{CatalogError, ServiceRequest, check_key, registration_key};
 
-use super::Door;
 use super::error::Refusal;
 use super::http::Ask;
 use super::params::Params;
 use super::who::Who;
+use super::{Door, node_id, shapes};
 
 /// Instances and checks in one message.
 pub const ITEMS_MAX: usize = 10_000;
@@ -166,11 +166,17 @@ impl Door {
     fn node_of(&self, host: &Arc<str>, address: IpAddr) -> NodeRecord {
         let view = self.view();
         let known = view.world.catalog().node(host).map(|known| NodeRecord::clone(known));
+        let known = known.unwrap_or_default();
+        let address: Arc<str> = address.to_string().into();
+        let mut tagged_addresses = known.tagged_addresses;
+        tagged_addresses.extend(shapes::usual_addresses(&address));
         NodeRecord {
+            id: node_id(host).into(),
             node: host.clone(),
-            address: address.to_string().into(),
+            address,
             datacenter: self.own().datacenter.clone(),
-            ..known.unwrap_or_default()
+            tagged_addresses,
+            ..known
         }
     }
 

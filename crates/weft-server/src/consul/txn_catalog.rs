@@ -21,6 +21,8 @@ pub(super) struct CatalogVerb {
     verb: String,
     index: u64,
     of: Record,
+    /// It is what the own agent says of its node, and stays as it is.
+    kept: bool,
 }
 
 #[derive(Debug)]
@@ -47,7 +49,7 @@ impl CatalogVerb {
 
     /// What it is to make of the catalog.
     pub fn change(&self) -> Option<CatalogOp> {
-        if self.verb == "get" {
+        if self.verb == "get" || self.kept {
             return None;
         }
         Some(match (&self.of, self.deletes()) {
@@ -92,7 +94,7 @@ impl CatalogVerb {
     fn modified(&self, view: &View, ns: &str) -> u64 {
         match &self.of {
             Record::Node(node) => match view.world.catalog().node(&node.node) {
-                Some(known) => view.stamps.node(&known.node).1,
+                Some(known) => view.stamps.node(known).1,
                 None => 0,
             },
             Record::Service(service) => {
@@ -197,7 +199,9 @@ impl Door {
                 Record::Check(Box::new(check))
             }
         };
-        Ok(CatalogVerb { verb, index, of })
+        let mut read = CatalogVerb { verb, index, of, kept: false };
+        read.kept = self.keeps(&read);
+        Ok(read)
     }
 
     fn txn_node(&self, body: &Map<String, Value>, writes: bool) -> Result<NodeRecord, Refusal> {
@@ -214,8 +218,19 @@ impl Door {
         if writes {
             let meta = fields.text_map("Meta")?;
             node.meta.extend(meta.into_iter().map(|(k, v)| (k.into(), v.into())));
+            node = self.node_as_it_is(node);
+            self.check_id(&node)?;
         }
         Ok(node)
+    }
+
+    /// Whether an operation is about what the own agent says of its node.
+    fn keeps(&self, op: &CatalogVerb) -> bool {
+        match &op.of {
+            Record::Node(node) => op.deletes() && self.is_own(&node.node),
+            Record::Service(service) => self.is_agents_instance(&service_key(service)),
+            Record::Check(check) => self.is_agents_check(&check_key(check)),
+        }
     }
 
     /// For operations that compare: the store keys as they are, if the index is the one asked

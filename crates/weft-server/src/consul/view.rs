@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use weft_base::name::{ServiceKey, service_slug};
-use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Status};
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Since, Status};
 use weft_kinds::views::check::SERF_HEALTH;
 use weft_kinds::world::{CheckKey, Door as Origin, Instance, RegistrationKey, World};
 
@@ -16,6 +16,8 @@ use super::stamp::Stamps;
 
 /// The service that every Consul datacentre lists: its servers.
 pub const CONSUL_SERVICE: &str = "consul";
+/// In the meta of a server's node: what Consul's version it speaks like.
+pub const VERSION_META: &str = "consul-version";
 /// The port that Consul's servers would answer RPC on; a name in `status/leader`, nothing more.
 pub const SERVER_RPC_PORT: u16 = 8300;
 /// The namespace that a client is in when it names none.
@@ -48,6 +50,8 @@ pub struct CheckView {
     pub output: Arc<str>,
     /// The tags of the instance it speaks for.
     pub tags: Vec<Arc<str>>,
+    /// When it was last written or turned, where the store knows it.
+    pub modified: Since,
 }
 
 /// One look at the World.
@@ -100,9 +104,32 @@ impl View {
     pub fn entries(&self, ns: &str, service: &str) -> Vec<Entry> {
         let mut out = self.entries_by_slug(ns, &service_slug(service));
         if ns == DEFAULT_NAMESPACE && service.eq_ignore_ascii_case(CONSUL_SERVICE) {
-            out.push(self.server_entry());
+            out.extend(self.server_entries());
         }
         out
+    }
+
+    /// The nodes of the servers, by name: this one, and those that share its store.
+    pub fn servers(&self) -> Vec<Arc<NodeRecord>> {
+        let own = &self.own.node;
+        let mut out = BTreeMap::from([(own.node.clone(), self.node(&own.node))]);
+        if own.server {
+            let others = self.world.catalog().nodes().filter(|(_, node)| node.server);
+            out.extend(others.map(|(name, node)| (name.clone(), node.clone())));
+        }
+        out.into_values().collect()
+    }
+
+    /// The service that they are.
+    pub fn server_entries(&self) -> impl Iterator<Item = Entry> {
+        self.servers().into_iter().map(|node| self.server_entry(node))
+    }
+
+    /// Whether a node is a server's.
+    pub fn is_server(&self, name: &str) -> bool {
+        let own = &self.own.node;
+        let other = || self.world.catalog().node(name).is_some_and(|node| node.server);
+        *name == *own.node || (own.server && other())
     }
 
     /// The same by slug, without the synthetic `consul`.
@@ -138,8 +165,8 @@ impl View {
     /// The entries on one node.
     pub fn on_node(&self, ns: &str, node: &str) -> Vec<Entry> {
         let mut out = Vec::new();
-        if ns == DEFAULT_NAMESPACE && node == &*self.own.node.node {
-            out.push(self.server_entry());
+        if ns == DEFAULT_NAMESPACE && self.is_server(node) {
+            out.push(self.server_entry(self.node(node)));
         }
         for (key, registration) in self.world.catalog().on_node(node) {
             if &*key.namespace == ns {
@@ -307,40 +334,44 @@ impl View {
             kind: "kubernetes-readiness".into(),
             ..CheckRecord::default()
         };
-        CheckView { record: Arc::new(record), status, output: output.into(), tags: Vec::new() }
+        CheckView {
+            record: Arc::new(record),
+            status,
+            output: output.into(),
+            tags: Vec::new(),
+            modified: Since::default(),
+        }
     }
 
     fn check(&self, key: &CheckKey, record: &Arc<CheckRecord>, tags: &[Arc<str>]) -> CheckView {
         let catalog = self.world.catalog();
-        let output = match catalog.result(key) {
-            Some(result) => result.output.clone(),
-            None => record.initial_output(),
+        let (output, told) = match catalog.result(key) {
+            Some(result) => (result.output.clone(), result.modified),
+            None => (record.initial_output(), Since::default()),
         };
         CheckView {
             record: record.clone(),
             status: catalog.status(key),
             output,
             tags: tags.to_vec(),
+            modified: Since(record.modified.0.max(told.0)),
         }
     }
 
-    fn server_entry(&self) -> Entry {
-        let meta = [("version", &*self.own.version), ("non_voter", "false")];
+    fn server_entry(&self, node: Arc<NodeRecord>) -> Entry {
+        let version = node.meta.get(VERSION_META).unwrap_or(&self.own.version);
+        let meta = [("version", &**version), ("non_voter", "false")];
         let service = Registration {
             id: CONSUL_SERVICE.into(),
             service: CONSUL_SERVICE.into(),
-            node: self.own.node.node.clone(),
+            node: node.node.clone(),
             namespace: DEFAULT_NAMESPACE.into(),
             port: SERVER_RPC_PORT,
             meta: meta.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
             ..Registration::default()
         };
-        Entry {
-            node: self.own.node.clone(),
-            service: Arc::new(service),
-            checks: self.node_checks(&self.own.node.node),
-            draining: false,
-        }
+        let checks = self.node_checks(&node.node);
+        Entry { node, service: Arc::new(service), checks, draining: false }
     }
 
     fn node_name(&self, instance: &Instance) -> Arc<str> {
@@ -461,5 +492,6 @@ fn serf_health(node: &str) -> CheckView {
         status: Status::Passing,
         output: "Agent alive and reachable".into(),
         tags: Vec::new(),
+        modified: Since::default(),
     }
 }

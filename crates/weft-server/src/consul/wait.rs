@@ -10,18 +10,21 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use http::Method;
+use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use weft_base::task::TaskGroup;
-use weft_registry::consul::Waiter;
+use weft_registry::consul::{self, Waiter};
 
 use super::Door;
 use super::error::Refusal;
 use super::http::Ask;
-use super::index::Subscription;
+use super::index::{Subscription, Topic};
+use super::params::Blocking;
 use super::render::Form;
 use super::reply::{Body, Reply};
 use super::routes::Endpoint;
+use super::view::View;
 
 /// A request, and whose answer it is.
 #[derive(Debug)]
@@ -43,6 +46,7 @@ pub struct Later {
 pub enum Moves {
     World(Subscription),
     Shelf(Waiter),
+    Both(Subscription, Waiter),
 }
 
 /// A query put aside.
@@ -67,10 +71,16 @@ pub struct Held {
 // === impl Asked ===
 
 impl Asked {
-    /// Whether its answer shows a part only of what its path names: by its parameters, or by what
-    /// its token may see.
-    fn is_partial(&self) -> bool {
-        self.ask.params.is_partial() || self.ask.who.table.is_some()
+    /// Whether its answer shows a part only of what it waits for: by its parameters, or by what its
+    /// token may see. What is asked of pairs and sessions has topics of its own.
+    fn is_partial(&self, moves: &Moves) -> bool {
+        match (self.endpoint, moves) {
+            (Endpoint::HealthIngress | Endpoint::DiscoveryChain | Endpoint::GatewayServices, _) => {
+                true
+            }
+            (_, Moves::Shelf(_)) => false,
+            _ => self.ask.params.is_partial() || self.ask.who.table.is_some(),
+        }
     }
 }
 
@@ -89,6 +99,10 @@ impl Moves {
         match self {
             Self::World(moves) => moves.moved().await,
             Self::Shelf(moves) => moves.moved().await,
+            Self::Both(world, shelf) => tokio::select! {
+                () = world.moved() => {}
+                () = shelf.moved() => {}
+            },
         }
     }
 
@@ -96,7 +110,8 @@ impl Moves {
     fn are_still(&self) -> bool {
         match self {
             Self::World(moves) => moves.is_still(),
-            Self::Shelf(_) => false,
+            Self::Shelf(moves) => moves.is_still(),
+            Self::Both(world, shelf) => world.is_still() && shelf.is_still(),
         }
     }
 }
@@ -155,6 +170,54 @@ impl Held {
 }
 
 impl Door {
+    /// Answers a read of what the World and what only Consul's API knows decide about together, or
+    /// puts it aside until either moves.
+    pub(super) async fn read_both(
+        &self,
+        (topic, shelf): (Topic, consul::Topic),
+        blocking: &Blocking,
+        build: impl Fn(&View, &consul::State) -> Result<Value, Refusal>,
+    ) -> Result<Reply, Refusal> {
+        let blocking = &Box::pin(self.catch_up(blocking)).await;
+        let mut moves = None;
+        loop {
+            let (view, state, index) = self.look_at_both(&topic, &shelf).await;
+            let head = state.revision().max(self.indexes().head());
+            if blocking.is_answered_by(index, head) {
+                let reply = Reply::json(build(&view, &state)?);
+                return Ok(reply.at(blocking.told(index, head), blocking));
+            }
+            // Looked at again with the wait begun: nothing is missed.
+            if let Some(moves) = moves {
+                return Ok(Reply::later(Later::new(moves, blocking.wait)));
+            }
+            let wait = self.consul().shelf().wait(shelf.clone());
+            moves = Some(Moves::Both(self.indexes().subscribe(&topic), wait));
+        }
+    }
+
+    /// Both as of one moment: neither is without what the index of the other one is past.
+    async fn look_at_both(
+        &self,
+        topic: &Topic,
+        shelf: &consul::Topic,
+    ) -> (View, consul::State, u64) {
+        loop {
+            let first = self.consul().state().index(shelf);
+            tokio::select! {
+                () = self.indexes().reached(first) => {}
+                // Nobody feeds the table any more.
+                () = self.0.tasks.draining() => {}
+            }
+            let (view, index) = self.indexes().read(topic);
+            // The shelf is ahead of the World.
+            let state = self.consul().state();
+            if state.index(shelf) == first {
+                return (view, state, index.max(first));
+            }
+        }
+    }
+
     /// Puts a query aside. `held`: what it waited with before.
     pub(super) async fn waiting(
         &self,
@@ -179,7 +242,7 @@ impl Door {
     /// What a client that begins to wait has, if it sees a part only. Nothing where something moved
     /// meanwhile, which may be in it already: then the next look is answered.
     async fn seen(&self, asked: &Asked, moves: &Moves) -> Option<u64> {
-        if !asked.is_partial() || !moves.are_still() {
+        if !asked.is_partial(moves) || !moves.are_still() {
             return None;
         }
         let mut ask = asked.ask.clone();

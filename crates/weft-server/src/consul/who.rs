@@ -4,12 +4,14 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use weft_identity::permission::{Kind, Names, Permission, Permissions, Verb};
 
 use super::Door;
+use super::acl::ANONYMOUS;
 use super::error::Refusal;
 use super::http::Ask;
 use super::params::Params;
@@ -23,6 +25,8 @@ pub struct Who {
     pub table: Option<Arc<Permissions>>,
     /// The machine whose own door the request came to.
     pub host: Option<Host>,
+    /// Set once something was not shown for want of a right. Of one request each.
+    pub(crate) filtered: Option<Arc<AtomicBool>>,
 }
 
 /// A machine that hands on what its clients ask.
@@ -48,12 +52,12 @@ impl std::fmt::Debug for Secret {
 impl Who {
     /// Anybody, while access lists are off.
     pub fn anybody() -> Self {
-        Self { accessor: Arc::default(), table: None, host: None }
+        Self { accessor: Arc::default(), table: None, host: None, filtered: None }
     }
 
     /// Somebody who may do nothing.
     pub fn without_rights() -> Self {
-        Self { accessor: Arc::default(), table: Some(Arc::default()), host: None }
+        Self { table: Some(Arc::default()), ..Self::anybody() }
     }
 
     /// Clients of a machine, while access lists are off: they may read everything, and write what
@@ -75,7 +79,28 @@ impl Who {
         rows.push(row(Kind::Node, Names::Exactly(node.clone()), Verb::Write));
         let table = Some(Arc::new(Permissions::new(rows, false)));
         let host = Some(Host { node: node.clone(), bound: true });
-        Self { accessor: format!("machine {node}").into(), table, host }
+        let accessor = format!("machine {node}").into();
+        Self { accessor, table, host, ..Self::anybody() }
+    }
+
+    /// The same for one request, which notes what it is not shown.
+    #[must_use]
+    pub fn of_request(self) -> Self {
+        let filtered = self.table.is_some().then(Arc::default);
+        Self { filtered, ..self }
+    }
+
+    /// The same holder as rights are now, for the same request.
+    fn again(&self, now: Self) -> Self {
+        Self { host: self.host.clone(), filtered: self.filtered.clone(), ..now }
+    }
+
+    /// Whether something was not shown to somebody who is known, by access lists. Who is not is not
+    /// told that there is something.
+    pub fn was_filtered(&self) -> bool {
+        let listed = self.host.as_ref().is_none_or(|host| !host.bound);
+        let filtered = || self.filtered.as_ref().is_some_and(|f| f.load(Ordering::Relaxed));
+        listed && *self.accessor != *ANONYMOUS && filtered()
     }
 
     /// # Errors
@@ -92,7 +117,11 @@ impl Who {
     }
 
     pub fn may(&self, verb: Verb, kind: Kind, ns: &str, name: &str) -> bool {
-        self.table.as_ref().is_none_or(|table| table.allows(verb, kind, ns, name))
+        let may = self.table.as_ref().is_none_or(|table| table.allows(verb, kind, ns, name));
+        if let (false, Verb::Read, Some(filtered)) = (may, verb, &self.filtered) {
+            filtered.store(true, Ordering::Relaxed);
+        }
+        may
     }
 
     /// Whether there is nothing that the caller may not do.
@@ -183,8 +212,7 @@ impl Door {
     pub(super) fn still(&self, ask: &Ask) -> Result<Who, Refusal> {
         match (self.far(), &ask.secret) {
             (None, Some(secret)) if self.acl().is_on() => {
-                let who = self.acl().resolve(self, &secret.0)?;
-                Ok(Who { host: ask.who.host.clone(), ..who })
+                Ok(ask.who.again(self.acl().resolve(self, &secret.0)?))
             }
             _ => Ok(ask.who.clone()),
         }

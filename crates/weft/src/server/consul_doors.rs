@@ -20,7 +20,7 @@ use weft_registry::Registry;
 use weft_server::consul::secure::{Keys, Opening};
 use weft_server::consul::{Access, Ca, Config, Door};
 
-use super::{Settings, consul_config};
+use super::Settings;
 use crate::exit::Usage;
 
 /// How often key files are looked at.
@@ -54,8 +54,8 @@ pub struct ConsulDoors {
     /// Serves Consul's API on a Unix socket too; clients name it as unix:///PATH.
     #[arg(long, env = "WEFT_CONSUL_SOCKET", value_name = "PATH")]
     pub consul_socket: Option<String>,
-    /// A name that clients reach Consul's API under besides addresses, localhost, consul and the
-    /// node's own; requests for any other are refused. May be given several times.
+    /// A name that clients reach Consul's API under besides addresses, localhost and the server's
+    /// own under .consul; requests for any other are refused. May be given several times.
     #[arg(long, env = "WEFT_CONSUL_HOST", value_name = "NAME", value_delimiter = ',',
           value_parser = host)]
     pub consul_host: Vec<String>,
@@ -186,13 +186,13 @@ impl KeyFiles {
 pub fn start(
     settings: &Settings,
     registry: &Registry,
-    (ca, node): (Arc<Ca>, &str),
+    (ca, config): (Arc<Ca>, Config),
     clock: &Clock,
 ) -> Result<(Door, Option<SocketAddr>)> {
     let tasks = registry.tasks();
     let access = Access { ca: Some(ca), ..settings.consul.clone() };
     let hosts = settings.openings.hosts.clone();
-    let config = Config { hosts, ..consul_config(node) };
+    let config = Config { hosts, ..config };
     let door = Door::with_access(registry, config, access, tasks);
     let https = settings.openings.open(&door, clock, tasks)?;
     Ok((door, https))
@@ -278,15 +278,18 @@ fn mode(text: &str) -> Result<u32, String> {
     })
 }
 
-/// HTTPS on an address that others reach.
 /// A host without its port.
-fn host(text: &str) -> Result<String, String> {
+///
+/// # Errors
+/// When it is no name of a host.
+pub fn host(text: &str) -> Result<String, String> {
     match Hostname::new(text) {
         Ok(name) => Ok(name.as_str().to_owned()),
         Err(why) => Err(format!("{why}; name a host without a port")),
     }
 }
 
+/// HTTPS on an address that others reach.
 #[cfg(test)]
 pub(super) fn test_doors() -> ConsulDoors {
     ConsulDoors {

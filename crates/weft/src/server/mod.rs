@@ -5,7 +5,7 @@
 pub mod agency;
 mod alarms;
 mod consul_args;
-mod consul_doors;
+pub mod consul_doors;
 mod control;
 mod drain;
 mod explained;
@@ -44,6 +44,7 @@ use weft_kinds::world::{Object, PodsMode};
 use weft_registry::hosts::Hosts;
 use weft_registry::servers::Server;
 use weft_registry::{NodeInfo, Registry, controllers};
+use weft_server::consul::node_id;
 use weft_server::k8s::{PodLogs, PodStreams, Pods};
 use weft_server::{admin, consul, dns, k8s, serve, tokens};
 use weft_store::{DataDir, EtcdStore};
@@ -179,7 +180,11 @@ impl Running {
         let api = bound.api.local_addr()?;
         let ground = open::ground(&settings, &data, &node, api, (&clock, &tasks)).await?;
         let (registry, authority) = (ground.registry, ground.authority);
-        shared::announce(ground.server.as_ref(), &registry, &tasks);
+        let agents = bound.agents.as_ref().map(|l| l.local_addr()).transpose()?;
+        // Other servers' clients are sent to where other machines reach this one.
+        let reached = agents.filter(|_| ground.server.is_some()).map(|at| at.ip());
+        let own = consul_config_at(&node, reached.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        shared::announce(ground.server.as_ref(), own.server_node(), &registry, &tasks);
         if let Some(agency) = &settings.agency {
             registry.set_pods_mode(agency.pods).await?;
         }
@@ -189,9 +194,8 @@ impl Running {
             Arc::new(LocalLink { registry: registry.clone(), pusher: pusher.clone(), authority });
         let hosts = Hosts::start(registry.clone(), &node, &tasks).await?;
         let (consul_door, consul_https) =
-            consul_doors::start(&settings, &registry, (ground.consul_ca, &node), &clock)?;
+            consul_doors::start(&settings, &registry, (ground.consul_ca, own), &clock)?;
         let door = host_door(&hosts, &link, &consul_door);
-        let agents = bound.agents.as_ref().map(|l| l.local_addr()).transpose()?;
         let listeners = std::iter::once(bound.xds).chain(bound.agents).collect();
         let alarms = Alarms::start(&link.authority, registry.world(), &clock, &tasks)?;
         let xds = control::serve_xds(listeners, &alarms.svid(), &pusher, &registry, &door)?;
@@ -234,7 +238,6 @@ impl Running {
             &registry,
             pods,
             Routes { facts: facts.clone(), tokens, drains, consul: consul_door },
-            &node,
         )?;
         let doors = DoorAddresses { xds, agents, pod_dns, consul_https, ..doors };
         let etcd = ground.etcd.zip(ground.server);
@@ -415,7 +418,6 @@ fn open_doors(
     registry: &Registry,
     pods: Pods,
     routes: Routes,
-    node: &str,
 ) -> Result<DoorAddresses> {
     let tasks = registry.tasks();
     bound.dns_udp.set_nonblocking(true)?;
@@ -436,8 +438,8 @@ fn open_doors(
         k8s::router(k8s).merge(admin::router(routes.facts)).merge(tokens::router(routes.tokens));
     let router = router.merge(weft_server::drain::router(routes.drains));
     tasks.spawn("api door", serve::serve(api, router, Arc::new([]), tasks.clone()));
-    let identity = Arc::new(consul_config(node).identity());
     let door = routes.consul;
+    let identity = door.identity().clone();
     tasks.spawn("consul door", door.clone().serve(consul_door, tasks.clone()));
     let zones = dns::Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
     let options = names::options(&bound.names, addresses.dns, registry, door)?;
@@ -584,15 +586,4 @@ fn keep_scraping(facts: &Arc<ServerFacts>, registry: &Registry, tasks: &TaskGrou
 pub fn hostname() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     weft_base::name::slug(name.split('.').next().unwrap_or("host"))
-}
-
-/// A UUID that stays the same for a node's name.
-fn node_id(name: &str) -> String {
-    let (a, b) = (
-        weft_base::name::fnv1a(name.as_bytes()),
-        weft_base::name::fnv1a(&[name.as_bytes(), b"weft"].concat()),
-    );
-    let hex = format!("{a:016x}{b:016x}");
-    let part = |from: usize, to: usize| hex.get(from..to).unwrap_or("0").to_owned();
-    format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32))
 }

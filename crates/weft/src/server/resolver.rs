@@ -41,7 +41,10 @@ pub fn start(registry: &Registry, node: &str, eyes: Door) -> Result<SocketAddr> 
 /// All names, those of the machine's own resolvers too; Consul's as far as `eyes` see them.
 pub fn names(registry: &Registry, node: &str, eyes: Option<Door>) -> Server {
     let zones = Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
-    let own = Arc::new(consul_config(node).identity());
+    let own = match &eyes {
+        Some(door) => door.identity().clone(),
+        None => Arc::new(consul_config(node).identity()),
+    };
     let clock = registry.clock().clone();
     let upstream = Some(machines_own(&clock));
     let records = Some(registry.consul().clone());
@@ -50,9 +53,10 @@ pub fn names(registry: &Registry, node: &str, eyes: Option<Door>) -> Server {
 }
 
 /// Names of what a machine's own registry has, and of nothing else.
-pub fn of_own(registry: &Registry, own: Arc<Identity>) -> Server {
+pub fn of_own(registry: &Registry, own: Arc<Identity>, only_passing: bool) -> Server {
     let zones = Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
-    Server::new(registry.world(), own, zones, Rng::from_system())
+    let options = Options { only_passing, ..Options::new(registry.clock().clone()) };
+    Server::with(registry.world(), own, zones, Rng::from_system(), options)
 }
 
 /// The resolvers that this machine names for itself.

@@ -11,10 +11,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use weft_base::task::TaskGroup;
 use weft_identity::provider;
+use weft_kinds::views::catalog::NodeRecord;
 use weft_registry::leader::SERVERS;
 use weft_registry::servers::{Said, Server};
 use weft_registry::{Leader, Registry};
-use weft_store::{DataDir, EtcdStore, EventKind, Store, StoreError};
+use weft_store::{DataDir, EtcdStore, EventKind, Meter, Store, StoreError};
 
 use super::vault;
 use crate::store::put_private;
@@ -83,9 +84,9 @@ fn place(data: &DataDir) -> Result<String> {
     Ok(word)
 }
 
-/// Tells the other servers that this one is there, until it ends.
-pub fn announce(server: Option<&Server>, registry: &Registry, tasks: &TaskGroup) {
-    let Some(server) = server.cloned() else { return };
+/// Tells the other servers that this one is there, and as which node, until it ends.
+pub fn announce(server: Option<&Server>, node: NodeRecord, registry: &Registry, tasks: &TaskGroup) {
+    let Some(server) = server.cloned().map(|server| server.of_node(node)) else { return };
     let (registry, group) = (registry.clone(), tasks.clone());
     tasks.spawn("among servers", async move {
         tokio::select! {
@@ -149,7 +150,7 @@ pub fn metrics(registry: &Registry, servers: &Servers) -> String {
     for (name, kind, help, value) in rows {
         let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} {kind}\n{name} {value}");
     }
-    text
+    text + &registry.store().meter().map(Meter::text).unwrap_or_default()
 }
 
 /// Names of servers.

@@ -85,6 +85,34 @@ fn checks_not_named_stay_unless_they_are_to_be_replaced() {
 }
 
 #[test]
+fn a_check_keeps_its_status_and_goes_by_its_instances_name() {
+    let mut w = World::new();
+    let mut first = request("w", &["a", "b"]);
+    for check in &mut first.checks {
+        check.initial = Status::Passing;
+    }
+    let txn = register(w.catalog(), first).unwrap();
+    apply(&mut w, &txn);
+    // Registered anew without a status, before anybody reported; and under another name.
+    let mut again = request("w", &["a"]);
+    again.registration.service = "other".into();
+    let txn = register(w.catalog(), again).unwrap();
+    apply(&mut w, &txn);
+    let all: Vec<_> = w.catalog().checks_of(&key("w")).map(|(_, check)| check.clone()).collect();
+    assert_eq!(all.len(), 2);
+    for check in all {
+        assert_eq!((check.initial, &*check.service_name), (Status::Passing, "other"), "{check:?}");
+    }
+    // What is written to the catalog says it itself.
+    let mut written = request("w", &["a"]);
+    written.registration.agent = false;
+    let txn = register(w.catalog(), written).unwrap();
+    apply(&mut w, &txn);
+    let (_, check) = w.catalog().checks_of(&key("w")).next().unwrap();
+    assert_eq!(check.initial, Status::Critical);
+}
+
+#[test]
 fn deregistering_takes_checks_and_the_sidecar_along() {
     let mut w = World::new();
     let txn = register(w.catalog(), request("w", &["a"])).unwrap();
@@ -108,7 +136,7 @@ fn a_large_node_goes_in_transactions_that_fit() {
     }
     let mut rounds = 0;
     loop {
-        let txn = deregister_node(w.catalog(), "n");
+        let txn = deregister_node(w.catalog(), "n", false);
         if txn.ops.is_empty() {
             break;
         }

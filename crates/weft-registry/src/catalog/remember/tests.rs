@@ -74,6 +74,16 @@ impl Life {
         (world.catalog().status(&key(id)), said.unwrap_or_default())
     }
 
+    /// When the instance was made, and since when a check is so.
+    fn since(&self, id: &str) -> (u64, u64, u64) {
+        let world = self.registry.now();
+        let (namespace, node, id_of) = ("default".into(), "n".into(), "web".into());
+        let web = RegistrationKey { namespace, node, id: id_of };
+        let (catalog, web) = (world.catalog(), world.catalog().registration(&web).unwrap());
+        let told = catalog.result(&key(id)).map_or(0, |r| r.modified.0);
+        (web.created.0, web.modified.0, told)
+    }
+
     async fn copies(&self) -> usize {
         self.registry.store().range(COPIES, 0, None).await.unwrap().entries.len()
     }
@@ -104,11 +114,14 @@ async fn a_crash_makes_nothing_critical_and_a_time_to_live_begins_anew() {
     assert_eq!(before.health(), [Status::Critical], "nobody has reported");
     catalog.report_ttl(&key("ttl"), Status::Warning, "hot").await.unwrap();
     catalog.report(&key("tcp"), Status::Passing, "TCP connect: Success").await.unwrap();
+    let since = before.since("ttl");
+    assert!(since.0 == since.1 && since.1 < since.2, "{since:?}");
     before.copied(2).await;
     let image = before.crash(dir.path()).await;
 
     let after = life(&image).await;
     assert_eq!(after.health(), [Status::Warning]);
+    assert_eq!(after.since("ttl"), since);
     assert_eq!(after.said("ttl"), (Status::Warning, "hot".to_owned()));
     assert_eq!(after.said("tcp"), (Status::Passing, "TCP connect: Success".to_owned()));
     after.time.advance(TTL - Duration::from_millis(1));

@@ -77,17 +77,20 @@ fn an_output_is_flushed_at_the_first_date_given() {
 #[test]
 fn reaps_only_what_stayed_critical_for_all_of_the_time() {
     let probe = Probe::tcp("127.0.0.1:1");
-    let c = check(
-        "h",
-        CheckDefinition { probe, deregister_after_ms: 5_000, ..CheckDefinition::default() },
-    );
+    let definition =
+        CheckDefinition { probe, deregister_after_ms: 5_000, ..CheckDefinition::default() };
+    // One that was only written to the catalog is for whoever asks it to act upon.
+    let written = check("h", definition.clone());
+    let c = check("h", CheckDefinition { agent: true, ..definition });
     let mut world = world(&c);
     let mut timers = Timers::default();
+    timers.watch(&written, Mono(0));
+    assert_eq!(timers.next(), None);
     timers.watch(&c, Mono(0));
     assert_eq!(timers.step(world.catalog(), Mono(1_000)), []);
     let at = StoreKey::CheckStatus(key("h")).to_string();
     let mut tell = |status| {
-        let status = CheckStatus { status, output: "".into(), by: "".into() };
+        let status = CheckStatus { status, ..CheckStatus::default() };
         world.apply(&at, Some(&serde_json::to_vec(&status).unwrap()), 7);
         world.clone()
     };

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use weft_identity::permission::{Kind, Verb};
 use weft_registry::consul::{Change, State};
 
+use super::expanded::synthetic;
 use super::tokens::{hash, put};
 use super::{MANAGEMENT, links, templates};
 use crate::consul::Door;
@@ -116,17 +117,7 @@ impl Door {
         let body = if ask.body.is_empty() { Map::new() } else { body::object(&ask.body)? };
         let description = format!("synthetic policy of templated policy {}", template.name);
         let rules = template.rules(&Fields::new(&body, "").text("Name")?)?;
-        let sum = hash(&rules);
-        let id = Uuid::new_v4().to_string();
-        Ok(Reply::json(json!({
-            "ID": id,
-            "Name": format!("synthetic-policy-{}", sum.get(..32).unwrap_or_default()),
-            "Description": description,
-            "Rules": rules,
-            "Hash": sum,
-            "CreateIndex": 0,
-            "ModifyIndex": 0,
-        })))
+        Ok(Reply::json(synthetic(&rules, &description)))
     }
 
     /// What the agent itself uses; only the default says something here, of requests without a

@@ -26,6 +26,10 @@ use crate::consul::reply::Reply;
 const LOGINS_MAX: usize = 2_048;
 const ALL_LOGINS_MAX: usize = 4_096;
 const _: () = assert!(4 * ALL_LOGINS_MAX < RECORDS_MAX);
+/// Those of one identity: it is one account, whatever runs as it and however often that starts.
+const SAME_MAX: usize = 256;
+/// Where a token says whose login made it: a hash, which nobody is shown.
+pub(super) const IDENTITY: &str = "Identity";
 /// Tokens that are over and are taken out by one login.
 const SWEPT_MAX: usize = 32;
 /// What a login may say of itself, bytes.
@@ -48,8 +52,8 @@ impl Door {
         if bearer.is_empty() {
             return Err(Refusal::bad("BearerToken is required"));
         }
-        let identity = self.identified(&method, &bearer).await;
-        let identity = identity.map_err(|why| {
+        let identified = self.identified(&method, &bearer).await;
+        let (identity, account) = identified.map_err(|why| {
             // For the operator: who logs in is told the same, and neither has the token.
             tracing::info!(method = name, why, "a login to Consul's API was refused");
             Refusal::forbidden(format!("Permission denied: {why}"))
@@ -60,8 +64,9 @@ impl Door {
             if links::record(state, &format!("method/{name}")).as_ref() != Some(&method) {
                 return Err(Refusal::forbidden("ACL not found: the auth method has changed"));
             }
-            let mut changes = self.swept(state, &name)?;
-            let token = self.bound(state, &method, &identity, (&description, now))?;
+            let mut changes = self.swept(state, &name, &account)?;
+            let made = (&*description, &*account, now);
+            let token = self.bound(state, &method, &identity, made)?;
             changes.extend(put(&token)?);
             Ok((changes, token))
         };
@@ -84,14 +89,20 @@ impl Door {
         Ok(Reply::empty())
     }
 
-    /// Who a bearer is by a method, in the form that its rules look at.
-    async fn identified(&self, method: &Map<String, Value>, bearer: &str) -> Result<Value, String> {
+    /// Who a bearer is by a method: in the form that its rules look at, and as one word.
+    async fn identified(
+        &self,
+        method: &Map<String, Value>,
+        bearer: &str,
+    ) -> Result<(Value, String), String> {
         let fields = Fields::new(method, "");
         let config = fields.object("Config").ok().flatten().cloned().unwrap_or_default();
         match word_of(method, "Type") {
             "kubernetes" => {
                 let cluster = Cluster::read(&config).map_err(|refusal| refusal.text)?;
-                return self.reviewed(&cluster, bearer).await;
+                let account = self.reviewed(&cluster, bearer).await?;
+                let word = hash(account.to_string());
+                return Ok((account, word));
             }
             "jwt" => {}
             other => return Err(format!("weft does not offer auth methods of type {other:?}")),
@@ -109,7 +120,12 @@ impl Door {
             }
         };
         jwt::judge(&claims, &method, self.wall_ms())?;
-        jwt::mapped(&claims, &method)
+        let identity = jwt::mapped(&claims, &method)?;
+        let account = match word_of(&claims, "sub") {
+            "" => identity.to_string(),
+            subject => format!("{}\0{subject}", word_of(&claims, "iss")),
+        };
+        Ok((identity, hash(account)))
     }
 
     /// What a cluster says of a token of one of its pods.
@@ -143,9 +159,9 @@ impl Door {
         Ok(json!({"serviceaccount": {"namespace": namespace, "name": name, "uid": uid}}))
     }
 
-    /// Tokens that are over are taken out; of those of this method so many may be there.
-    fn swept(&self, state: &State, method: &str) -> Result<Vec<Change>, Refusal> {
-        let (mut changes, mut there, mut all) = (Vec::new(), 0_usize, 0_usize);
+    /// Tokens that are over are taken out; of those of this account and method so many may be there.
+    fn swept(&self, state: &State, method: &str, account: &str) -> Result<Vec<Change>, Refusal> {
+        let (mut changes, mut same, mut there, mut all) = (Vec::new(), 0_usize, 0_usize, 0_usize);
         for (token, _) in state.records(&format!("{TABLE}/token")) {
             let Some(token) = token.as_object() else { continue };
             let by = word_of(token, "AuthMethod");
@@ -154,17 +170,19 @@ impl Door {
                 false if !by.is_empty() => {
                     all += 1;
                     there += usize::from(by == method);
+                    same += usize::from(by == method && word_of(token, IDENTITY) == account);
                 }
                 _ => {}
             }
         }
-        match there < LOGINS_MAX && all < ALL_LOGINS_MAX {
+        match same < SAME_MAX && there < LOGINS_MAX && all < ALL_LOGINS_MAX {
             true => Ok(changes),
             false => Err(Refusal::new(
                 http::StatusCode::TOO_MANY_REQUESTS,
                 format!(
                     "logins have made {all} tokens that are not over, {there} of them by \
-                     {method:?}; log out, or set the method's MaxTokenTTL"
+                     {method:?}, {same} of those for this account; log out, or set the method's \
+                     MaxTokenTTL"
                 ),
             )),
         }
@@ -176,7 +194,7 @@ impl Door {
         state: &State,
         method: &Map<String, Value>,
         identity: &Value,
-        (description, now): (&str, u64),
+        (description, account, now): (&str, &str, u64),
     ) -> Result<Map<String, Value>, Refusal> {
         let name = word_of(method, "Name");
         let mut grants = Map::new();
@@ -199,6 +217,7 @@ impl Door {
         token.insert("AccessorID".into(), json!(accessor));
         token.insert("SecretID".into(), json!(Uuid::new_v4().to_string()));
         token.insert("Description".into(), json!(description));
+        token.insert(IDENTITY.into(), json!(account));
         token.insert("AuthMethod".into(), json!(name));
         token.insert("Local".into(), json!(word_of(method, "TokenLocality") != "global"));
         token.insert("CreateTime".into(), json!(tokens::time(now)));

@@ -7,6 +7,7 @@
 //! until that table moves.
 
 mod endpoints;
+mod expanded;
 mod fetch;
 mod jwt;
 mod links;
@@ -75,9 +76,12 @@ struct Named {
 
 #[derive(Debug, Default)]
 struct Cache {
-    /// The index of the table that the rows were worked out from.
+    /// The index of the table as it was looked at last.
     at: u64,
-    rows: HashMap<Arc<str>, Who>,
+    /// That of the policies and roles in it, which the rows were worked out from.
+    lists: u64,
+    /// By secret, with the index of the token.
+    rows: HashMap<Arc<str>, (u64, Who)>,
 }
 
 impl std::fmt::Debug for AclConfig {
@@ -168,21 +172,20 @@ impl Acl {
         };
         let state = door.consul().state();
         let at = state.index(&Topic::Key(keys::table(TABLE).into()));
-        let cached = {
+        let (cached, lists) = {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            if cache.at != at || cache.rows.len() > CACHED_MAX {
-                *cache = Cache { at, rows: HashMap::new() };
-            }
-            cache.rows.get(secret).cloned()
+            cache.look(&state, at);
+            (cache.rows.get(secret).cloned(), cache.lists)
         };
         let token = tokens::by_secret(door, &state, secret)?;
-        if let Some(who) = cached {
+        let modified = token.get("ModifyIndex").and_then(Value::as_u64).unwrap_or(0);
+        if let Some((_, who)) = cached.filter(|(known, _)| *known == modified) {
             return Ok(who);
         }
         let who = self.work_out(&state, &token, &door.own().datacenter)?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.at == at {
-            cache.rows.insert(secret.into(), who.clone());
+        if cache.lists == lists {
+            cache.rows.insert(secret.into(), (modified, who.clone()));
         }
         Ok(who)
     }
@@ -226,7 +229,29 @@ impl Acl {
             true => Permissions::management(),
             false => Permissions::new(rows, self.default_allow()),
         };
-        Ok(Who { accessor: accessor.into(), table: Some(Arc::new(table)), host: None })
+        let who = Who { accessor: accessor.into(), ..Who::anybody() };
+        Ok(Who { table: Some(Arc::new(table)), ..who })
+    }
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// Lets go of what other policies or roles than those of now made. Tokens come and go with each
+    /// login, and change nobody else's rows.
+    fn look(&mut self, state: &State, at: u64) {
+        if self.at != at {
+            let under = |kind: &str| Topic::Under(keys::record(TABLE, &format!("{kind}/")).into());
+            let lists = ["policy", "role"].map(|kind| state.index(&under(kind)));
+            let lists = lists.into_iter().max().unwrap_or(at);
+            if self.lists != lists {
+                self.rows.clear();
+            }
+            (self.at, self.lists) = (at, lists);
+        }
+        if self.rows.len() > CACHED_MAX {
+            self.rows.clear();
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use weft_identity::permission::Verb;
 use weft_registry::consul::{Change, State, Topic, keys};
 
+use super::login::IDENTITY;
 use super::{ANONYMOUS, MANAGEMENT, TABLE, links};
 use crate::consul::Door;
 use crate::consul::body::{self, Fields, word, word_of};
@@ -100,7 +101,10 @@ impl Door {
             _ => {
                 ask.who.demand_acl(Verb::Read)?;
                 let state = self.consul().state();
-                let token = by_accessor(self, &state, &ask.argument).ok_or_else(not_found)?;
+                let mut token = by_accessor(self, &state, &ask.argument).ok_or_else(not_found)?;
+                if ask.params.flag("expanded") {
+                    token = self.expanded(&state, token)?;
+                }
                 let writes = ask.who.demand_acl(Verb::Write).is_ok();
                 Ok(Reply::json(hidden(token, writes)).at(state.revision(), &ask.params.blocking()?))
             }
@@ -387,6 +391,7 @@ fn hidden(mut token: Map<String, Value>, writes: bool) -> Value {
 
 pub fn stamped(record: &Map<String, Value>, created: u64, modified: u64) -> Map<String, Value> {
     let mut out = record.clone();
+    out.remove(IDENTITY);
     out.insert("CreateIndex".into(), json!(created));
     out.insert("ModifyIndex".into(), json!(modified));
     out

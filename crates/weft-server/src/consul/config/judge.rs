@@ -56,7 +56,7 @@ pub fn judge(kind: &str, mut entry: Map<String, Value>) -> Result<Map<String, Va
         "jwt-provider" => access::provider(&entry),
         "exported-services" => access::exported(&entry),
         "mesh" => mesh(&entry),
-        "inline-certificate" | "file-system-certificate" => certificate(&entry),
+        "inline-certificate" => certificate(&entry),
         _ => Ok(()),
     }?;
     match entry {

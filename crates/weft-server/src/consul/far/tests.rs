@@ -63,7 +63,7 @@ fn table() -> Permissions {
 #[test]
 fn rows_of_a_token_travel_whole() {
     let table = Arc::new(table());
-    let who = Who { accessor: "a".into(), table: Some(table.clone()), host: None };
+    let who = Who { accessor: "a".into(), table: Some(table.clone()), ..Who::anybody() };
     let back = read(&write(Ok(who))).unwrap().unwrap();
     assert_eq!((&*back.accessor, back.table), ("a", Some(table)));
     let open = read(&write(Ok(Who::anybody()))).unwrap().unwrap();
@@ -85,7 +85,7 @@ fn what_cannot_be_read_allows_nothing() {
 
 #[tokio::test]
 async fn a_token_holds_on_while_nobody_can_be_asked_and_no_other_does() {
-    let who = Who { accessor: "a".into(), table: Some(Arc::new(table())), host: None };
+    let who = Who { accessor: "a".into(), table: Some(Arc::new(table())), ..Who::anybody() };
     let (says, asked) = (write(Ok(who)), AtomicUsize::new(0));
     let server = Server { says, away: AtomicBool::new(false), asked };
     let (clock, time) = Clock::manual();

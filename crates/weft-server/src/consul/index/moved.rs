@@ -2,7 +2,7 @@
 //! Which topics' answers differ between two looks at the World. Pure. Only what the change is about
 //! is compared: services by their entries, nodes by what of those is on them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use weft_base::name::ServiceKey;
@@ -30,20 +30,23 @@ struct Found<'a> {
     /// The states that checks left and came to, or that those of a changed node are in.
     states: BTreeSet<Status>,
     topics: Vec<Topic>,
+    /// Of those, what no instance of a changed service speaks for any more.
+    left: HashSet<Topic>,
 }
 
 /// The entries of a group before and after.
 type Pair<'a> = (Vec<&'a Entry>, Vec<&'a Entry>);
 
-/// The topics whose answer differs between two looks.
+/// The topics whose answer differs between two looks, and which of those of Connect may be about
+/// nothing any more.
 pub(super) fn moved(
     before: &View,
     after: &View,
     delta: &WorldDelta,
     stamps: &mut Stamps,
-) -> Vec<Topic> {
+) -> (Vec<Topic>, HashSet<Topic>) {
     let (nodes, states, topics) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
-    let mut found = Found { before, after, nodes, states, topics };
+    let mut found = Found { before, after, nodes, states, topics, left: HashSet::new() };
     let services = found.about(delta);
     let now = after.world.revision();
     // With each, whether names or tags of its services differ.
@@ -70,7 +73,7 @@ pub(super) fn moved(
             found.topics.push(Topic::Services(ns));
         }
     }
-    found.topics
+    (found.topics, found.left)
 }
 
 // === impl Found ===
@@ -132,10 +135,14 @@ impl Found<'_> {
                 continue;
             }
             let of: Arc<str> = of.as_str().into();
-            self.topics.push(Topic::ConnectHealth(ns.clone(), of.clone()));
+            let mut topics = vec![Topic::ConnectHealth(ns.clone(), of.clone())];
             if !same_instances(&was, &is) {
-                self.topics.push(Topic::Connect(ns.clone(), of));
+                topics.push(Topic::Connect(ns.clone(), of));
             }
+            if is.is_empty() {
+                self.left.extend(topics.iter().cloned());
+            }
+            self.topics.extend(topics);
         }
     }
 
@@ -161,9 +168,19 @@ impl Found<'_> {
         if checks || on.checks {
             self.topics.push(Topic::NodeHealth(node.clone()));
         }
-        if checks && own {
-            // The servers' own service is on this node.
-            self.topics.push(Topic::Health(DEFAULT_NAMESPACE.into(), CONSUL_SERVICE.into()));
+        if before.is_server(node) || after.is_server(node) {
+            self.server(record, checks);
+        }
+    }
+
+    /// The servers' own service is on a node whose record or checks differ.
+    fn server(&mut self, record: bool, checks: bool) {
+        let (ns, service): (Arc<str>, Arc<str>) = (DEFAULT_NAMESPACE.into(), CONSUL_SERVICE.into());
+        if record {
+            self.topics.push(Topic::Catalog(ns.clone(), service.clone()));
+        }
+        if record || checks {
+            self.topics.push(Topic::Health(ns, service));
         }
     }
 

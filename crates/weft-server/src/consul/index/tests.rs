@@ -5,6 +5,7 @@ use weft_kinds::views::catalog::{CheckRecord, CheckStatus, NodeRecord, Registrat
 use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey};
 
 use super::*;
+use crate::consul::view::speaks_connect;
 
 struct Rig {
     world: World,
@@ -49,7 +50,7 @@ impl Rig {
     }
 
     fn tell(&mut self, service: &str, status: Status, output: &str) {
-        let status = CheckStatus { status, output: output.into(), by: "".into() };
+        let status = CheckStatus { status, output: output.into(), ..CheckStatus::default() };
         self.put(StoreKey::CheckStatus(check_place(service)), Some(&status));
     }
 

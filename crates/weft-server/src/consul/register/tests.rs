@@ -141,6 +141,13 @@ fn reg_56_any_value_in_any_field_is_taken_or_refused_with_a_sentence() {
             ),
         }
     }
+    for (field, found) in [("Name", "an object"), ("ID", "an object"), ("Address", "an object")] {
+        let mut body = Map::from_iter([("Name".to_owned(), json!("x"))]);
+        body.insert(field.to_owned(), json!({"a": 1}));
+        let Err(why) = service(&body, "", "Name", true) else { panic!("{field}: it is taken") };
+        let wanted = format!("Request decode failed: {field}: expected a string, found {found}");
+        assert_eq!(why.text, wanted);
+    }
     let mut rng = Rng::seeded(5);
     let (mut taken, mut refused) = (0, 0);
     for _ in 0..50_000 {

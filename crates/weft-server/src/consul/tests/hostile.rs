@@ -133,7 +133,9 @@ async fn reg_60_a_path_in_a_field_is_a_text_and_never_opened() {
         said.push(rig.as_token(ROOT, "GET", at, "").await.text);
     }
     assert!(said.iter().all(|text| !text.contains("the secret itself")), "{said:?}");
-    assert!(said[4].contains("not an http:// or https:// URL"), "{}", said[4]);
+    assert!(said[2].contains("inline-certificate") && said[2].ends_with("501"), "{}", said[2]);
+    let refused = said[4].contains("not an http:// or https:// URL");
+    assert!(refused, "a path is taken as what is asked: {}", said[4]);
     assert!(said[8].contains(path), "it is kept and shown as it was: {}", said[8]);
 }
 

@@ -39,6 +39,15 @@ async fn every_kind_of_check_is_taken_and_shown_as_consul_shows_it() {
             assert_eq!(&own["Definition"][name], value, "{own}");
         }
     }
+    // All of what consul-esm and its like act by.
+    let definition = json!({"HTTP": "https://a/", "Method": "POST", "Header": {"x": ["1"]},
+        "TLSSkipVerify": true, "Interval": "10s", "Timeout": "2s",
+        "DeregisterCriticalServiceAfter": "1h0m0s"});
+    let check = json!({"CheckID": "esm", "Name": "esm", "Definition": definition});
+    let outside = json!({"Node": "n3", "Address": "10.0.0.3", "Check": check});
+    rig.put("/v1/catalog/register", outside).await;
+    let all = rig.get("/v1/health/node/n3").await.json();
+    assert_eq!(all[0]["Definition"], definition);
     for (body, why) in [
         (json!({"UDP": "nowhere", "Interval": "1s"}), "UDP: \"nowhere\" is not host:port"),
         (json!({"UDP": "127.0.0.1:53"}), "Interval must be > 0"),
@@ -353,4 +362,49 @@ async fn an_interval_below_a_second_is_raised_and_shown_as_it_holds() {
     let check = json!({"CheckID": "c", "Name": "c", "TCP": "127.0.0.1:9", "Interval": "1500ms"});
     rig.put("/v1/agent/check/register", check).await;
     assert_eq!(rig.get("/v1/agent/checks").await.json()["c"]["Interval"], "1.5s");
+}
+
+#[tokio::test]
+async fn a_nodes_id_is_its_own() {
+    let rig = rig().await;
+    let id = "0190a6c8-0000-7000-8000-00000000abcd";
+    let node = |name: &str| json!({"Node": name, "Address": "10.0.0.1", "ID": id});
+    rig.put("/v1/catalog/register", node("n2")).await;
+    rig.put("/v1/catalog/register", node("N2")).await;
+    let set = json!([{"Node": {"Verb": "set", "Node": node("n3")}}]);
+    for (path, body) in [("/v1/catalog/register", node("n3")), ("/v1/txn", set)] {
+        let said = rig.ask("PUT", path, &body.to_string()).await;
+        assert_eq!(said.status, 500, "{path}: {}", said.text);
+        assert!(said.text.contains("is that of node \"n2\""), "{}", said.text);
+    }
+    let own = json!({"Node": "n3", "Address": "10.0.0.1",
+        "ID": "0190a6c8-0000-7000-8000-000000000001"});
+    let said = rig.ask("PUT", "/v1/catalog/register", &own.to_string()).await;
+    assert!(said.status == 500 && said.text.contains("\"n1\""), "{}", said.text);
+}
+
+#[tokio::test]
+async fn a_session_of_a_node_that_nobody_hears_names_what_ends_it() {
+    let rig = rig().await;
+    rig.put("/v1/catalog/register", json!({"Node": "ext", "Address": "10.0.0.1"})).await;
+    let said = rig.ask("PUT", "/v1/session/create", r#"{"Node": "ext"}"#).await;
+    assert_eq!(said.status, 500, "{}", said.text);
+    assert!(said.text.contains("Missing check 'serfHealth' registration"), "{}", said.text);
+    for body in [json!({"Node": "ext", "NodeChecks": []}), json!({"Node": "n1"}), json!({})] {
+        let said = rig.ask("PUT", "/v1/session/create", &body.to_string()).await;
+        assert_eq!(said.status, 200, "{body}: {}", said.text);
+    }
+}
+
+#[tokio::test]
+async fn a_node_has_the_addresses_that_it_was_registered_with() {
+    let rig = rig().await;
+    let node = json!({"Node": "n2", "Address": "10.0.0.2"});
+    let wan = json!({"Node": "n3", "Address": "10.0.0.3", "TaggedAddresses": {"wan": "1.1.1.1"}});
+    rig.put("/v1/catalog/register", node).await;
+    rig.put("/v1/catalog/register", wan).await;
+    let nodes = rig.get("/v1/catalog/nodes").await.json();
+    let of = |at: usize| nodes[at]["TaggedAddresses"].clone();
+    assert_eq!((of(1), of(2)), (Value::Null, json!({"wan": "1.1.1.1"})));
+    assert_eq!(of(0)["lan"], "127.0.0.1", "its own agent says it");
 }

@@ -379,3 +379,44 @@ async fn a_cluster_says_whose_a_token_is() {
         assert!(answer.status == 403 && answer.text.contains(why), "{}", answer.text);
     }
 }
+
+/// A pod that starts again and again, say, of a method that many use.
+#[tokio::test]
+async fn one_account_takes_neither_anothers_room_nor_its_worked_out_rights() {
+    let rig = guarded(false).await;
+    let issuer = Issuer::new();
+    let mut config = config(&issuer);
+    // What rules see of both is the same.
+    config["ClaimMappings"] = json!({"/org/team": "team"});
+    rig.method(config).await;
+    let reads = json!({"Name": "reads", "Rules": r#"key_prefix "" { policy = "read" }"#});
+    let policy = rig.made("/v1/acl/policy", reads.clone()).await;
+    rig.rule("policy", "reads", "").await;
+    let bearer = |subject: &str| {
+        let mut claims = claims(&rig);
+        claims["sub"] = json!(subject);
+        issuer.token(es256(), claims)
+    };
+    let first = rig.login(&bearer("db")).await.json();
+    let secret = first["SecretID"].as_str().unwrap();
+    let rights = || rig.door.acl().resolve(&rig.door, secret).unwrap().table.unwrap();
+    let before = rights();
+    for _ in 0..256 {
+        assert_eq!(rig.login(&bearer("web")).await.status, 200);
+    }
+    assert!(Arc::ptr_eq(&before, &rights()), "worked out again for others' logins");
+    let full = rig.login(&bearer("web")).await;
+    assert_eq!(full.status, 429, "{}", full.text);
+    assert!(full.text.contains("256 of those for this account"), "{}", full.text);
+    let other = rig.login(&bearer("db")).await;
+    assert_eq!(other.status, 200, "{}", other.text);
+    assert!(!other.text.contains("Identity\""), "{}", other.text);
+    let listed = rig.root("GET", "/v1/acl/tokens", Value::Null).await.text;
+    assert!(!listed.contains("\"Identity\""), "nobody is shown whose it is");
+    // What the rights come from does count.
+    let id = policy["ID"].as_str().unwrap();
+    let none = json!({"Name": "reads", "Rules": ""});
+    rig.made(&format!("/v1/acl/policy/{id}"), none).await;
+    assert!(!Arc::ptr_eq(&before, &rights()));
+    assert_eq!(rig.as_token(secret, "GET", "/v1/kv/x", "").await.status, 403);
+}

@@ -3,23 +3,28 @@
 
 use weft_registry::Leader;
 use weft_registry::leader::SERVERS;
+use weft_registry::servers::{Said, Server};
 use weft_store::Store;
 
 use super::*;
 
-async fn server(store: &Arc<dyn Store>, clock: &Clock, name: &str) -> Rig {
-    let tasks = TaskGroup::new();
-    let leader = Leader::among(name, clock.clone());
-    let opened = Registry::open_as(store.clone(), clock.clone(), tasks.clone(), leader);
-    let registry = opened.await.unwrap();
-    let config = Config {
+fn config(name: &str) -> Config {
+    Config {
         node_name: name.into(),
         node_id: format!("0190a6c8-0000-7000-8000-00000000000{name}"),
         address: "127.0.0.1".parse().unwrap(),
         datacenter: "dc1".into(),
         version: "0.1.0".into(),
         hosts: Vec::new(),
-    };
+    }
+}
+
+async fn server(store: &Arc<dyn Store>, clock: &Clock, name: &str) -> Rig {
+    let tasks = TaskGroup::new();
+    let leader = Leader::among(name, clock.clone());
+    let opened = Registry::open_as(store.clone(), clock.clone(), tasks.clone(), leader);
+    let registry = opened.await.unwrap();
+    let config = config(name);
     let door = Door::with_access(&registry, config, Access::default(), &tasks);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -98,6 +103,124 @@ async fn both_servers_name_both_and_the_one_that_leads() {
     }
 }
 
+/// The same, which says as its node that it is there until it is killed.
+async fn announced(store: &Arc<dyn Store>, clock: &Clock, name: &str) -> Rig {
+    let said = Said { run: name.into(), place: name.into(), ..Said::default() };
+    let own = Server::claim(store.clone(), name, said).await.unwrap();
+    let rig = server(store, clock, name).await;
+    let (own, registry) = (own.of_node(config(name).server_node()), rig.registry.clone());
+    rig.tasks.spawn("among servers", async move { own.stay(&registry).await });
+    rig
+}
+
+#[tokio::test]
+async fn every_servers_catalog_lists_all_servers_and_how_they_are() {
+    let clock = Clock::system();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let a = announced(&store, &clock, "a").await;
+    let b = announced(&store, &clock, "b").await;
+    let c = server(&store, &clock, "c").await;
+    // Each with the service that servers are, alive, whomever one asks.
+    let passing = json!(["a passing", "b passing"]);
+    for rig in [&a, &b] {
+        rig.until_servers_are(&passing).await;
+    }
+    let shape = |mut answer: Value| {
+        // An index is of one order at all, and not the same.
+        strip(&mut answer);
+        answer
+    };
+    for path in [
+        "/v1/catalog/nodes",
+        "/v1/catalog/service/consul",
+        "/v1/health/service/consul",
+        "/v1/catalog/node/a",
+        "/v1/catalog/node/b",
+        "/v1/health/node/b",
+        "/v1/agent/members",
+        "/v1/agent/members?wan",
+        "/v1/coordinate/nodes",
+        "/v1/coordinate/datacenters",
+    ] {
+        let (at_a, at_b) = (a.get(path).await, b.get(path).await);
+        assert_eq!((at_a.status, at_b.status), (200, 200), "{path}");
+        assert_eq!(shape(at_a.json()), shape(at_b.json()), "{path}");
+        let named = if path.ends_with("/a") { "\"a\"" } else { "\"b" };
+        assert!(at_a.text.contains(named), "{path}: {}", at_a.text);
+    }
+    let nodes = a.get("/v1/catalog/nodes").await.json();
+    assert_eq!(nodes[1]["ID"], config("b").node_id);
+    // What others write of a server's node does not stay.
+    let wrong = json!({"Node": "b", "Address": "6.6.6.6"});
+    a.put("/v1/catalog/register", wrong).await;
+    a.until(|nodes| nodes[1]["Address"] == "127.0.0.1", "/v1/catalog/nodes").await;
+    a.put("/v1/catalog/deregister", json!({"Node": "b"})).await;
+    a.until_servers_are(&passing).await;
+
+    // One goes. Who waits for the servers' health is told, and everybody says the same.
+    let known = a.get("/v1/health/service/consul").await;
+    let waiting = format!("/v1/health/service/consul?wait=60s&index={}", known.index());
+    let gone = async {
+        b.tasks.stop();
+        let over = Op::delete(format!("{SERVERS}b"));
+        store.txn(Txn::of([over])).await.unwrap();
+    };
+    let (told, ()) = tokio::join!(a.get(&waiting), gone);
+    assert_eq!(servers_of(&told.json()), json!(["a passing", "b critical"]));
+    let members = a.get("/v1/agent/members").await.json();
+    assert_eq!((&members[0]["Status"], &members[1]["Status"]), (&json!(1), &json!(4)));
+    assert_eq!(members[1]["Tags"]["role"], "consul");
+    let passing = a.get("/v1/health/service/consul?passing").await.json();
+    assert_eq!(servers_of(&passing), json!(["a passing"]));
+    // One that comes later reads it all from the store.
+    c.until_servers_are(&json!(["a passing", "b critical", "c passing"])).await;
+    // Who never returns is let go of by hand.
+    a.put("/v1/catalog/deregister", json!({"Node": "b"})).await;
+    a.until_servers_are(&json!(["a passing"])).await;
+    for rig in [a, c] {
+        rig.tasks.stop();
+    }
+}
+
+impl Rig {
+    async fn until(&self, holds: impl Fn(&Value) -> bool, path: &str) {
+        let asked = async {
+            while !holds(&self.get(path).await.json()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let said = tokio::time::timeout(Duration::from_secs(60), asked).await;
+        assert!(said.is_ok(), "{path}: {}", self.get(path).await.text);
+    }
+
+    async fn until_servers_are(&self, wanted: &Value) {
+        self.until(|found| servers_of(found) == *wanted, "/v1/health/service/consul").await;
+    }
+}
+
+/// Each server's name with its serfHealth.
+fn servers_of(health: &Value) -> Value {
+    let named = |entry: &Value| {
+        let checks = entry["Checks"].as_array().unwrap();
+        let serf = checks.iter().find(|check| check["CheckID"] == "serfHealth");
+        let status = serf.map_or("unknown", |check| check["Status"].as_str().unwrap());
+        format!("{} {status}", entry["Node"]["Node"].as_str().unwrap())
+    };
+    health.as_array().unwrap().iter().map(named).collect()
+}
+
+fn strip(value: &mut Value) {
+    match value {
+        Value::Array(all) => all.iter_mut().for_each(strip),
+        Value::Object(fields) => {
+            fields.remove("CreateIndex");
+            fields.remove("ModifyIndex");
+            fields.values_mut().for_each(strip);
+        }
+        _ => {}
+    }
+}
+
 /// Two servers that were opened at different times have different indexes for the same. A client
 /// that is sent to them in turn waits at both, is told no index less than its own, and misses
 /// nothing.
@@ -169,4 +292,60 @@ async fn what_a_client_is_told_never_goes_back_when_it_comes_to_a_server_that_is
     assert!(said.text.contains("n9"), "{}", said.text);
     assert!(said.index() >= ahead);
     a.tasks.stop();
+}
+
+/// `CreateIndex` and `ModifyIndex` of a node, its services and its checks.
+async fn indexes(rig: &Rig, node: &str) -> Value {
+    let of = |record: &Value| json!([record["CreateIndex"], record["ModifyIndex"]]);
+    let on = rig.get(&format!("/v1/catalog/node/{node}?consistent")).await.json();
+    let checks = rig.get(&format!("/v1/health/node/{node}?consistent")).await.json();
+    let checks: Vec<Value> = checks.as_array().unwrap().iter().map(of).collect();
+    let services = on["Services"].as_object().unwrap().values().map(of).collect::<Vec<_>>();
+    json!({"node": of(&on["Node"]), "services": services, "checks": checks})
+}
+
+/// What a client was told by one server it may compare with at another, and after a restart.
+#[tokio::test]
+async fn records_have_the_same_indexes_at_every_server_and_after_a_start() {
+    let clock = Clock::system();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let a = server(&store, &clock, "a").await;
+    let web = |port: u16, status: &str| {
+        json!({"Node": "n9", "Address": "10.0.0.9", "Service": {"Service": "web", "Port": port},
+            "Check": {"CheckID": "up", "Name": "up", "ServiceID": "web", "Status": status}})
+    };
+    a.put("/v1/catalog/register", web(1, "passing")).await;
+    a.put("/v1/kv/k", json!(1)).await;
+    a.put("/v1/catalog/register", web(1, "critical")).await;
+    a.put("/v1/agent/service/register", json!({"Name": "api", "Check": {"TTL": "600s"}})).await;
+    a.put("/v1/agent/check/pass/service:api", json!(null)).await;
+    a.put("/v1/kv/k", json!(2)).await;
+    let b = server(&store, &clock, "b").await;
+    let first = indexes(&a, "n9").await;
+    assert_eq!(indexes(&b, "n9").await, first);
+    let (service, check) = (&first["services"][0], &first["checks"][0]);
+    assert!(service[0] == service[1] && check[0].as_u64() < check[1].as_u64(), "{first}");
+    // A check that its owner reports.
+    let api = "/v1/health/checks/api?consistent";
+    let (at_a, at_b) = (a.get(api).await.json(), b.get(api).await.json());
+    assert_eq!(at_a[0]["ModifyIndex"], at_b[0]["ModifyIndex"], "{at_a} {at_b}");
+    let cas = |index: &Value, port: u16| {
+        let service = json!({"ID": "web", "Service": "web", "Port": port, "ModifyIndex": index});
+        json!([{"Service": {"Verb": "cas", "Node": "n9", "Service": service}}]).to_string()
+    };
+    let done = b.ask("PUT", "/v1/txn", &cas(&service[1], 2)).await;
+    assert_eq!(done.status, 200, "{}", done.text);
+    let second = indexes(&a, "n9").await;
+    let late = a.ask("PUT", "/v1/txn", &cas(&service[1], 3)).await;
+    assert!(late.status == 409 && late.text.contains("index is stale"), "{}", late.text);
+    assert_eq!(second["services"][0][0], service[0]);
+    assert_eq!(second["checks"], first["checks"], "nobody wrote them");
+    for rig in [a, b] {
+        rig.tasks.stop();
+    }
+    let c = server(&store, &clock, "c").await;
+    assert_eq!(indexes(&c, "n9").await, second);
+    let done = c.ask("PUT", "/v1/txn", &cas(&second["services"][0][1], 4)).await;
+    assert_eq!(done.status, 200, "{}", done.text);
+    c.tasks.stop();
 }

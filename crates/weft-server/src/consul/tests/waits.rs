@@ -37,6 +37,14 @@ fn gateway(port: u16) -> (&'static str, Value) {
     entry("n5", &service, &json!([]))
 }
 
+/// The gateway leads to another service besides.
+fn led(to: &str) -> (&'static str, Value) {
+    let services = json!([{"Name": "web"}, {"Name": to}]);
+    let listener = json!({"Port": 80, "Protocol": "http", "Services": services});
+    let entry = json!({"Kind": "ingress-gateway", "Name": "edge", "Listeners": [listener]});
+    ("/v1/config", entry)
+}
+
 /// A node that is in the rack of its name from now on.
 fn racked(node: &str) -> (&'static str, Value) {
     let (path, mut body) = entry(node, &Value::Null, &json!([]));
@@ -130,6 +138,12 @@ fn rows() -> Vec<Row> {
         part("/v1/health/state/any?node-meta=rack:n2", || racked("n2")),
         part("/v1/health/state/passing?node-meta=rack:n6", || racked("n6")),
         part("/v1/health/ingress/web?passing", || gateway(8080)),
+        part("/v1/health/ingress/web", || gateway(8080)),
+        part("/v1/health/ingress/late", || led("late")),
+        part("/v1/catalog/gateway-services/edge", || led("late")),
+        part("/v1/discovery-chain/web", || {
+            ("/v1/config", json!({"Kind": "service-defaults", "Name": "web", "Protocol": "grpc"}))
+        }),
         row("/v1/kv/a", || ("/v1/kv/a", json!(3))),
         row("/v1/kv/p/?recurse", || ("/v1/kv/p/b", json!(3))),
         row("/v1/config/service-defaults", || {

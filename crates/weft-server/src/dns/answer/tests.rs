@@ -95,7 +95,7 @@ impl Rig {
 
     fn tell(&mut self, id: &str, status: Status) {
         let key = StoreKey::CheckStatus(check_key(id)).to_string();
-        self.put(&key, &CheckStatus { status, output: "".into(), by: "".into() });
+        self.put(&key, &CheckStatus { status, ..CheckStatus::default() });
     }
 
     fn service(&mut self, name: &str, spec: Value, ips: &[(&str, bool)]) {

@@ -15,9 +15,7 @@ use weft_kinds::world::{Door, Instance, RegistrationKey};
 use super::super::directory::Holder;
 use super::super::names::{Zones, to_hex};
 use super::{Data, Found, Look, addresses, cluster, shows, texts, ttl_of};
-use crate::consul::view::{
-    CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, SERVER_RPC_PORT, View, speaks_for,
-};
+use crate::consul::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, View, speaks_for};
 use crate::consul::{Who, gateways, query_run};
 
 /// In a registration's meta: how long answers with it may be kept, `30s`.
@@ -305,20 +303,19 @@ fn srv(zones: &Zones, targets: &[Target]) -> Found {
 
 /// The service that every Consul datacentre lists: its servers.
 fn servers(look: &Look, rtype: Rtype) -> Found {
-    let (view, who) = (look.view, look.who);
-    if !may(who, Kind::Service, DEFAULT_NAMESPACE, CONSUL_SERVICE)
-        || !may(who, Kind::Node, DEFAULT_NAMESPACE, &view.own.node.node)
-    {
-        return Found::default();
-    }
-    let target = Target {
-        address: Place::of(&view.own.node.address),
-        port: SERVER_RPC_PORT,
-        weight: 1,
-        node: Some(view.own.node.node.clone()),
-        ttl: None,
+    let (who, only) = (look.who, look.only_passing);
+    let shown = |entry: &Entry| {
+        let shows = entry.takes() && (!only || entry.status() == Status::Passing);
+        shows && sees_entry(who, entry)
     };
-    records(look.zones, &[target], rtype)
+    let targets: Vec<Target> = look
+        .view
+        .server_entries()
+        .filter(shown)
+        .take(DNS_ANSWERS_MAX)
+        .map(|entry| Target::of_entry(&entry))
+        .collect();
+    records(look.zones, &targets, rtype)
 }
 
 fn is_label(text: &str) -> bool {

@@ -27,7 +27,7 @@ use weft_base::limits::DNS_QUESTIONS_PER_SOURCE;
 use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
 use weft_registry::Registry;
-use weft_server::consul::{Access, Door};
+use weft_server::consul::{Access, Config, Door};
 use weft_server::dns::{Mesh, Options, Server};
 use weft_store::{DataDir, RedbStore, Store};
 use weft_xds::agent::client::AgentClient;
@@ -50,6 +50,15 @@ pub struct LocalArgs {
     /// The same for DNS, over UDP and TCP. Default, where nobody else has it: 127.0.0.1:8600.
     #[arg(long, env = "WEFT_DNS_LISTEN", value_name = "ADDRESS:PORT|none")]
     pub dns_listen: Option<String>,
+    /// As long as no server was there, leave instances whose checks warn out of DNS; from then on
+    /// it is the server's to say.
+    #[arg(long, env = "WEFT_DNS_ONLY_PASSING")]
+    pub dns_only_passing: bool,
+    /// A name that clients reach Consul's API under besides addresses, localhost and the machine's
+    /// own under .consul; requests for any other are refused. May be given several times.
+    #[arg(long, env = "WEFT_CONSUL_HOST", value_name = "NAME", value_delimiter = ',',
+          value_parser = server::consul_doors::host)]
+    pub consul_host: Vec<String>,
     /// Folder with definitions of services and checks of this machine, `*.json` as Consul's
     /// agents read them. Only these may name programs as checks.
     #[arg(long, value_name = "DIR")]
@@ -159,9 +168,11 @@ pub async fn start(
     let sink = Arc::new(Here(registry.clone()));
     Runner::start(wanted, sink, clock.clone(), Rng::from_system(), tasks);
     let way = Way::start(client, session.contact(), own.data.path(), (clock, tasks));
-    let config = server::consul_config_at(&own.node, own.address);
+    let hosts = args.consul_host.clone();
+    let config = Config { hosts, ..server::consul_config_at(&own.node, own.address) };
     if let Some(dns) = dns {
-        let own = resolver::of_own(&registry, Arc::new(config.identity()));
+        let own = Arc::new(config.identity());
+        let own = resolver::of_own(&registry, own, args.dns_only_passing);
         serve_dns(Arc::new(Alone { names, own, way: way.clone() }), dns, (clock, tasks))?;
     }
     let access = Access { far: Some(way.clone()), ..Access::default() };
@@ -278,6 +289,20 @@ mod tests {
         assert!(open(Place::Nowhere).unwrap().is_none());
         drop(taken);
         assert!(open(Place::Usual(at)).unwrap().is_some());
+    }
+
+    #[test]
+    fn the_api_is_asked_under_the_names_that_its_operator_adds() {
+        #[derive(Debug, clap::Parser)]
+        struct Args {
+            #[command(flatten)]
+            local: LocalArgs,
+        }
+        let read =
+            |hosts: &str| <Args as clap::Parser>::try_parse_from(["x", "--consul-host", hosts]);
+        assert_eq!(read("consul,Mesh.LAN").unwrap().local.consul_host, ["consul", "mesh.lan"]);
+        let why = read("mesh.lan:8500").unwrap_err().to_string();
+        assert!(why.contains("without a port"), "{why}");
     }
 
     #[test]

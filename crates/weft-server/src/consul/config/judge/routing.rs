@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{failover_mode, http_match, items};
 use crate::consul::body::{part, word};
-use crate::consul::filter::Filter;
+use crate::consul::filter::{Filter, typed};
 
 const RETRY_ON: [&str; 12] = [
     "5xx",
@@ -96,7 +96,7 @@ pub fn resolver(entry: &Value) -> Result<(), String> {
         }
         let filter = word(subset, "Filter");
         if !filter.is_empty() {
-            Filter::parse(filter).map_err(|why| {
+            Filter::of(filter, typed::HEALTH).map_err(|why| {
                 format!("Filter for subset {name:?} is not a valid expression: {}", why.text)
             })?;
         }

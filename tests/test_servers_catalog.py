@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Consul's clients find of several servers: each lists all of them, as each other does."""
+
+import dns.message
+import dns.query
+import requests
+
+from mesh import until
+from test_servers import etcd, server  # noqa: F401 (the fixture)
+from test_store import put
+
+
+def get(at, path):
+    answer = requests.get(f"{at.consul}/v1/{path}", timeout=15)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def bare(value):
+    """Without indexes, which are of one order at all servers and not the same."""
+    if isinstance(value, list):
+        return [bare(one) for one in value]
+    if isinstance(value, dict):
+        return {key: bare(one) for key, one in value.items()
+                if key not in ("CreateIndex", "ModifyIndex")}
+    return value
+
+
+def health(at):
+    """Each server with what is said of it."""
+    def serf(entry):
+        return next((check["Status"] for check in entry["Checks"]
+                     if check["CheckID"] == "serfHealth"), None)
+    return {entry["Node"]["Node"]: serf(entry) for entry in get(at, "health/service/consul")}
+
+
+def targets(at):
+    """Whom `consul.service.consul` names."""
+    address, port = at.doors["dns"].rsplit(":", 1)
+    ask = dns.message.make_query("consul.service.consul.", "SRV")
+    said = dns.query.udp(ask, address, timeout=10, port=int(port))
+    return sorted(str(record.target).split(".")[0] for rrset in said.answer for record in rrset)
+
+
+def test_every_server_lists_all_servers(tmp_path, etcd):  # noqa: F811
+    with server(tmp_path, etcd, "a") as a, server(tmp_path, etcd, "b") as b:
+        both = {"a": "passing", "b": "passing"}
+        for at in (a, b):
+            until("both are listed, and pass", lambda: health(at) == both, 20)
+        for path in ("catalog/nodes", "catalog/service/consul", "health/service/consul",
+                     "catalog/node/b", "health/node/a", "agent/members", "agent/members?wan",
+                     "coordinate/nodes"):
+            assert bare(get(a, path)) == bare(get(b, path)), path
+        assert targets(a) == targets(b) == ["a", "b"]
+        # A node's id is what its own agent says of itself, whomever one asks.
+        ids = {node["Node"]: node["ID"] for node in get(a, "catalog/nodes")}
+        assert ids == {name: get(at, "agent/self")["Config"]["NodeID"]
+                       for name, at in (("a", a), ("b", b))}
+        raft = get(a, "operator/raft/configuration")["Servers"]
+        assert {one["Node"]: one["ID"] for one in raft} == ids
+        b.kill()
+        dead = {"a": "passing", "b": "critical"}
+        until("the dead one is critical", lambda: health(a) == dead, 40)
+        assert {m["Name"]: m["Status"] for m in get(a, "agent/members")} == {"a": 1, "b": 4}
+        until("its name leads to the living one", lambda: targets(a) == ["a"], 5)
+        b.start()
+        for at in (a, b):
+            until("it is back", lambda: health(at) == both, 20)
+
+
+def figures(at):
+    """Every figure of /metrics by its name with labels."""
+    lines = requests.get(f"{at.api}/metrics", timeout=10).text.splitlines()
+    rows = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
+    return {name: float(value) for name, value in rows}
+
+
+def test_an_operator_sees_what_becomes_of_the_etcd(tmp_path, etcd):  # noqa: F811
+    with server(tmp_path, etcd, "a") as a:
+        for n in range(20):
+            assert put(a, f"k/{n}", "x").status_code == 200
+        before = figures(a)
+        assert before["weft_store_commit_duration_seconds_count"] >= 20
+        assert before['weft_store_commit_duration_seconds_bucket{le="+Inf"}'] == \
+            before["weft_store_commit_duration_seconds_count"]
+        assert 0 < before["weft_store_commit_duration_seconds_sum"]
+        assert before["weft_store_compactions_met_total"] == 0
+        until("its leases are renewed",
+              lambda: figures(a)['weft_store_lease_renewals_total{result="kept"}'] > 0, 20)
+        # All members go and come back: the log is followed on from where it was.
+        for member in etcd.members.values():
+            member.kill()
+            member.wait(10)
+        lost = 'weft_store_etcd_calls_total{result="unreachable"}'
+        until("calls fail", lambda: figures(a)[lost] > before[lost], 30)
+        for member in etcd.names:
+            etcd.start(member)
+        until("writes go on", lambda: put(a, "again", "x").status_code == 200, 60)
+        until("the log is followed again", lambda: figures(a)[
+            "weft_store_watch_resumes_total"] > before["weft_store_watch_resumes_total"], 30)
+        after = figures(a)
+        assert after["weft_store_reconnects_total"] > before["weft_store_reconnects_total"]
+        assert after["weft_store_etcd_member_changes_total"] > 0
+        # As many rows as before: no label comes from what happens.
+        own = [name for name in after if name.startswith("weft_store_")]
+        assert sorted(own) == sorted(n for n in before if n.startswith("weft_store_"))
