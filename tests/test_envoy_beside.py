@@ -215,6 +215,86 @@ def test_a_routes_times_end_in_the_same_answer(tmp_path, route, path, wanted):
     assert outcomes(tmp_path, one(path), route=route) == [wanted, wanted]
 
 
+@pytest.mark.parametrize("redirect", [
+    {"path_redirect": "/new"},
+    {"https_redirect": True},
+    {"scheme_redirect": "https", "path_redirect": "/new"},
+    {"host_redirect": "b.example"},
+    {"host_redirect": "b.example:8443", "https_redirect": True},
+    {"host_redirect": "b.example", "port_redirect": 8443},
+    {"port_redirect": 8443},
+], ids=lambda redirect: ",".join(redirect))
+def test_a_redirect_leads_to_the_same_place(tmp_path, redirect):
+    said = []
+    for name in ("envoy", "weft"):
+        port = free_port()
+        routes = [{"match": {"prefix": "/"}, "redirect": redirect}]
+        path = bootstrap(tmp_path / f"{name}.json", [listener("web", port, manager([host(routes)]))], [])
+        proxy = Envoy(path, port) if name == "envoy" else Proxy("--envoy", path, ready=port)
+        with proxy, connect(port) as stream:
+            for written in ("a.example", "a.example:80", "a.example:9000"):
+                stream.sendall(f"GET /old?q=1 HTTP/1.1\r\nhost: {written}\r\n\r\n".encode())
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += stream.recv(65536)
+                fields = dict(re.findall(r"(?mi)^([a-z-]+): (.*?)\r$", head.decode()))
+                # What a port says that is the scheme's own may be left out.
+                said.append(fields["location"].replace("http://a.example:80/", "http://a.example/"))
+    assert said[:3] == said[3:]
+
+
+def test_bytes_go_through_an_egress_proxy_by_connect(tmp_path):
+    """Envoy lets `CONNECT allowed.example:443` through to a server that speaks first, and no other."""
+    greeting = b"220 ready\r\n"
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve(stream):
+        with contextlib.suppress(OSError), stream:
+            stream.sendall(greeting)
+            while part := stream.recv(65536):
+                stream.sendall(part)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    egress = free_port()
+    routes = [{"match": {"connect_matcher": {}},
+               "route": {"cluster": "up",
+                         "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]}}]
+    chain = manager([host(routes, domains=["allowed.example:443"])],
+                    upgrade_configs=[{"upgrade_type": "CONNECT"}])
+    path = bootstrap(tmp_path / "egress.json", [listener("egress", egress, chain)],
+                     [cluster("up", server.getsockname()[1])])
+    ports = {"allowed.example": free_port(), "other.example": free_port()}
+    files = tmp_path / "weft.yaml"
+    parts = [[], [], []]
+    for name, port in ports.items():
+        parts[0].append(f"- {{name: {name}, bind: '127.0.0.1:{port}', protocol: tcp}}")
+        parts[1].append(f"- {{listeners: [{name}], rules: [{{to: {name}}}]}}")
+        through = f"connections: {{through: {{host: {name}, port: 443}}}}"
+        parts[2].append(f"- {{name: {name}, protocol: tcp, endpoints: '127.0.0.1:{egress}',"
+                        f" policy: {{{through}}}}}")
+    files.write_text("".join(f"{what}:\n" + "\n".join(part) + "\n" for what, part in
+                             zip(("listeners", "routes", "backends"), parts, strict=True)))
+    sent = bytes(range(256)) * 4096
+    with Envoy(path, egress), Proxy("-c", files, ready=ports["other.example"]) as proxy:
+        with connect(ports["allowed.example"]) as stream:
+            threading.Thread(target=stream.sendall, args=(sent,), daemon=True).start()
+            got = b""
+            while len(got) < len(greeting) + len(sent):
+                part = stream.recv(65536)
+                assert part, f"closed after {len(got)} bytes:\n{proxy.text()}"
+                got += part
+        assert got == greeting + sent
+        with connect(ports["other.example"]) as stream:
+            assert is_closed(stream)
+        until("the log says why", lambda: "refused the tunnel with status 404" in proxy.text())
+    server.close()
+
+
 def test_a_head_that_does_not_come_is_not_waited_for(tmp_path):
     def observe(port, _):
         with connect(port) as stream:

@@ -15,6 +15,9 @@ pub const STORE_WATCH_BACKLOG_MAX: usize = 4096;
 pub const WATCHERS_MAX: usize = 20_000;
 /// Subsets of one host that the rules of a namespace define.
 pub const SUBSETS_MAX: usize = 256;
+/// Namespaces and workload selectors whose rules for patterns count for one host, and namespaces
+/// that a rule's `exportTo` names: each makes backends of its own of every host.
+pub const RULE_CLIENTS_MAX: usize = 64;
 /// Nesting of JSON or YAML that is read.
 pub const DOCUMENT_DEPTH_MAX: usize = 64;
 /// Nesting of resources between server and proxies, and of a proxy's own files.
@@ -42,6 +45,8 @@ pub const MIRRORS_MAX: usize = 256;
 /// Bytes of a request's body that one copy may lag behind, and all of a worker's together.
 pub const MIRROR_BYTES_MAX: usize = 1024 * 1024;
 pub const MIRRORS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Certificates of listeners that a proxy's metrics tell of, those that run out first.
+pub const CERTIFICATES_TOLD_MAX: usize = 1024;
 /// Bytes of answers that one gateway stores.
 pub const CACHE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes looked at before a connection's protocol is decided.

@@ -31,7 +31,7 @@ mod names;
 mod shown;
 
 pub use names::client_names;
-pub use shown::{Shown, shown};
+pub use shown::{Shown, alternative_names, shown};
 
 /// Sessions that one listener's configuration remembers.
 const SERVER_SESSIONS_MAX: usize = 256;
@@ -45,8 +45,14 @@ pub enum PemError {
     Pem(#[from] rustls_pki_types::pem::Error),
     #[error("there is no certificate in the PEM text")]
     NoCertificate,
+    #[error("the private key cannot be read: {0}")]
+    NoKey(rustls_pki_types::pem::Error),
+    #[error("the private key is not that of the certificate")]
+    Mismatch,
+    #[error("the certificate cannot be read")]
+    Malformed,
     #[error("{0}")]
-    Key(#[from] Error),
+    Key(Error),
 }
 
 /// What a listener presents and asks.
@@ -106,7 +112,7 @@ pub fn certified(chain_pem: &str, key_pem: &str) -> Result<Arc<CertifiedKey>, Pe
     if chain.is_empty() {
         return Err(PemError::NoCertificate);
     }
-    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(PemError::NoKey)?;
     Ok(Arc::new(CertifiedKey::from_der(chain, key, &provider())?))
 }
 
@@ -177,6 +183,26 @@ fn versions(only_13: bool) -> &'static [&'static SupportedProtocolVersion] {
     static BOTH: [&SupportedProtocolVersion; 2] =
         [&rustls::version::TLS13, &rustls::version::TLS12];
     if only_13 { &ONLY_13 } else { &BOTH }
+}
+
+// === impl PemError ===
+
+impl PemError {
+    /// Whether another key might do.
+    pub fn is_of_key(&self) -> bool {
+        matches!(self, Self::NoKey(_) | Self::Mismatch | Self::Key(_))
+    }
+}
+
+/// What rustls says in words of its own.
+impl From<Error> for PemError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::InconsistentKeys(_) => Self::Mismatch,
+            Error::InvalidCertificate(_) => Self::Malformed,
+            error => Self::Key(error),
+        }
+    }
 }
 
 // === impl Asked ===

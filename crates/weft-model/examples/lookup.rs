@@ -34,6 +34,7 @@ fn main() {
             scheme: "http",
             host: &host,
             port: 80,
+            written: None,
             path: &path,
             query: "",
             headers: &NoHeaders,

@@ -3,6 +3,8 @@
 //! speak, and how it is found out that a silent peer is gone. Control compiles it from
 //! DestinationRules and TrafficPolicies, Envoy's clusters say the same; the proxy's pools obey.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 /// What is absent is as the proxy usually does.
@@ -24,6 +26,28 @@ pub struct Connections {
     pub pings: Option<Pings>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub speaks: Option<Speaks>,
+    /// Bytes go through another proxy; requests of HTTP do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub through: Option<Through>,
+}
+
+/// A tunnel that the endpoints are asked for, and where it leads.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Through {
+    /// A host name or an address.
+    pub host: Arc<str>,
+    pub port: u16,
+    #[serde(default)]
+    pub method: ThroughMethod,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ThroughMethod {
+    #[default]
+    Connect,
+    /// Known and refused: nothing is sent another way.
+    Post,
 }
 
 /// The kernel's probes of a silent TCP connection.

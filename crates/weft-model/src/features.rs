@@ -64,6 +64,9 @@ pub enum Feature {
     MatchConnection,
     Passthrough,
     FilterUpgrades,
+    RedirectWritten,
+    BackendAnonymous,
+    BackendThrough,
 }
 
 /// Every feature with its name on the wire. Names are never reused.
@@ -102,6 +105,9 @@ pub const FEATURES: &[(Feature, &str)] = &[
     (Feature::MatchConnection, "match.connection"),
     (Feature::Passthrough, "backend.passthrough"),
     (Feature::FilterUpgrades, "filter.upgrades"),
+    (Feature::RedirectWritten, "redirect.port-written"),
+    (Feature::BackendAnonymous, "backend.tls-anonymous"),
+    (Feature::BackendThrough, "backend.through"),
 ];
 
 /// A set of features.
@@ -119,9 +125,14 @@ pub fn needs(resource: &Resource) -> NodeFeatures {
             let protection = backend.policy.protection.as_ref();
             let refuses = protection.is_some_and(|p| p.refuses());
             out.extend(refuses.then_some(Feature::BackendProtection));
-            out.extend(backend.policy.tls.is_some().then_some(Feature::BackendTls));
+            let tls = backend.policy.tls.as_ref();
+            out.extend(tls.is_some().then_some(Feature::BackendTls));
+            out.extend(tls.is_some_and(|t| t.anonymous).then_some(Feature::BackendAnonymous));
             let proxied = backend.policy.proxy_protocol.is_some();
             out.extend(proxied.then_some(Feature::BackendProxyProtocol));
+            let terms = backend.policy.connections.as_ref();
+            let through = terms.is_some_and(|terms| terms.through.is_some());
+            out.extend(through.then_some(Feature::BackendThrough));
             out.extend(backend.policy.is_zoned().then_some(Feature::BackendZones));
         }
         Resource::Endpoints(set) => {
@@ -134,8 +145,17 @@ pub fn needs(resource: &Resource) -> NodeFeatures {
 
 /// The resource for a proxy with these features; `None` when it can be sent as it is.
 pub fn express(resource: &Resource, have: NodeFeatures) -> Option<Resource> {
-    let missing = needs(resource).without(have).first()?;
+    let lacks = needs(resource).without(have);
+    let missing = lacks.first()?;
     Some(match resource {
+        // What proxies without it have always done.
+        Resource::Backend(backend)
+            if lacks == [Feature::BackendAnonymous].into_iter().collect() =>
+        {
+            let mut backend = backend.clone();
+            backend.policy.tls.iter_mut().for_each(|tls| tls.anonymous = false);
+            Resource::Backend(backend)
+        }
         Resource::Route(route) => Resource::Route(expressed_route(route, have)),
         Resource::Endpoints(set) => Resource::Endpoints(expressed_set(set, have)),
         Resource::Listener(Listener { origin, .. }) | Resource::Backend(Backend { origin, .. }) => {
@@ -325,8 +345,11 @@ fn action_features(action: &Action) -> NodeFeatures {
     match action {
         Action::Forward(_) | Action::Fail { .. } => NodeFeatures::default(),
         Action::Redirect(redirect) => {
-            let port = redirect.port_from != RedirectPort::default();
-            let port = port.then_some(Feature::RedirectPort);
+            let port = match redirect.port_from {
+                RedirectPort::Scheme => None,
+                RedirectPort::Protocol | RedirectPort::Request => Some(Feature::RedirectPort),
+                RedirectPort::Written => Some(Feature::RedirectWritten),
+            };
             let path = rewrite_feature(redirect.path.as_ref());
             std::iter::once(Feature::ActionRedirect).chain(port).chain(path).collect()
         }
@@ -391,7 +414,14 @@ fn expressed_rule(rule: &Rule, have: NodeFeatures) -> Vec<Rule> {
     out
 }
 
-fn expressed_action(rule: Rule, have: NodeFeatures) -> Rule {
+fn expressed_action(mut rule: Rule, have: NodeFeatures) -> Rule {
+    if let Action::Redirect(redirect) = &mut rule.action
+        && redirect.port_from == RedirectPort::Written
+        && !have.has(Feature::RedirectWritten)
+    {
+        // What proxies without it have always answered: another port, and no failure.
+        redirect.port_from = RedirectPort::default();
+    }
     let mut needed = NodeFeatures::default();
     own_needs(&rule, &mut needed);
     if let Some(missing) = needed.without(have).first() {

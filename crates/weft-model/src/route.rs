@@ -284,6 +284,9 @@ pub enum RedirectPort {
     Protocol,
     /// The one that the request came for.
     Request,
+    /// The one that the client wrote behind the host, which stays as long as the host does (Envoy,
+    /// Istio); with another scheme, unless it was the former one's own.
+    Written,
 }
 
 /// Milliseconds; `None` is the proxy's default, `Some(0)` is no limit.
@@ -316,7 +319,7 @@ pub struct Retry {
     pub statuses: Vec<u16>,
     /// gRPC status codes that are.
     pub grpc_statuses: Vec<u16>,
-    /// Connection reset before a response head.
+    /// Connection reset before a response head, or an attempt whose own time ran out.
     pub on_reset: bool,
     /// Base of the jittered exponential back-off between attempts.
     pub backoff_ms: u64,

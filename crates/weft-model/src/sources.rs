@@ -23,6 +23,7 @@ pub mod value {
     pub const KEEPALIVE: &str = "TCP keepalive";
     pub const PINGS: &str = "HTTP/2 pings";
     pub const PROTOCOL: &str = "protocol";
+    pub const TUNNEL: &str = "tunnel";
     pub const WAITING: &str = "waiting requests";
     pub const IN_FLIGHT: &str = "requests in flight";
     pub const RETRIES_IN_FLIGHT: &str = "retries in flight";

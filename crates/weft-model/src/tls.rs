@@ -26,6 +26,9 @@ pub struct ServerTls {
     /// It cannot be served, and nobody is let in: no other section stands in for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub closed: bool,
+    /// Where the certificate comes from, for people: a file, or an object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Arc<str>>,
 }
 
 /// Which certificates of clients are believed.
@@ -54,6 +57,9 @@ pub struct UpstreamTls {
     pub certificate: Option<Certificate>,
     /// Nothing older than TLS 1.3.
     pub only_13: bool,
+    /// Nothing is shown, a Gateway's own certificate neither.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub anonymous: bool,
 }
 
 /// Whose signature on a backend's certificate is believed.
@@ -96,7 +102,15 @@ impl ServerTls {
     /// A certificate for everybody, with the usual protocols.
     pub fn new(chain_pem: impl Into<Arc<str>>, key_pem: impl Into<Arc<str>>) -> Self {
         let (chain_pem, key_pem) = (chain_pem.into(), key_pem.into());
-        Self { chain_pem, key_pem, clients: None, alpn: Vec::new(), only_13: false, closed: false }
+        Self {
+            chain_pem,
+            key_pem,
+            clients: None,
+            alpn: Vec::new(),
+            only_13: false,
+            closed: false,
+            from: None,
+        }
     }
 
     /// Of a section that cannot be served: every handshake for its names fails.

@@ -108,6 +108,7 @@ fn spoken(
         names: if names.is_empty() { Names::ServerName } else { Names::OneOf(names) },
         certificate: None,
         only_13: false,
+        anonymous: false,
     })
 }
 

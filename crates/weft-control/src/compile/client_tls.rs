@@ -123,7 +123,8 @@ fn spoken(
             object.key
         ));
     }
-    Ok(UpstreamTls { server_name: Some(server_name), trust, names, certificate, only_13: false })
+    let (server_name, anonymous) = (Some(server_name), certificate.is_none());
+    Ok(UpstreamTls { server_name, trust, names, certificate, only_13: false, anonymous })
 }
 
 /// Whom a rule believes. The machine's authorities stand in for no Secret's.

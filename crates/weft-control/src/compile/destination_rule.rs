@@ -6,22 +6,20 @@
 //! and their subsets are joined, the oldest one's first. Those with one `workloadSelector` are a
 //! list of their own, which goes before the others for the clients of their namespace that fit.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 
 use weft_base::issue::{FieldPath, Issues};
-use weft_base::limits::SUBSETS_MAX;
+use weft_base::limits::{RULE_CLIENTS_MAX, SUBSETS_MAX};
 use weft_base::name::ServiceKey;
-use weft_kinds::views::View;
 use weft_kinds::views::istio::{self, ClientTls, Subset, TrafficPolicy};
-use weft_kinds::world::{Index, Object, ObjectKey, host_key};
-use weft_model::{BackendPolicy, Chosen, ForClients, Labels, Origin};
+use weft_kinds::world::{Object, ObjectKey, host_key};
+use weft_model::{BackendPolicy, Origin};
 
 use super::peer_authentication::ROOT_NAMESPACE;
+use super::rule_clients::Found;
 use super::{
-    Env, Output, Reader, client_tls, istio_fields, names, origin, service_entry, sources,
-    traffic_policy,
+    Env, Output, Reader, client_tls, istio_fields, names, origin, rule_clients, service_entry,
+    sources, traffic_policy,
 };
 use crate::status::{Condition, StatusBody, StatusUpdate};
 
@@ -43,27 +41,10 @@ pub(super) struct SubsetRef<'w> {
     pub view: &'w Subset,
 }
 
-/// Clients of whom something of their own holds.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Client {
-    pub namespace: Arc<str>,
-    /// Sidecars alone have labels to be chosen by.
-    pub chosen: Option<Chosen>,
-}
-
-/// Whose rules are looked for in a namespace.
-#[derive(Clone, Copy)]
-enum Whose<'a> {
-    /// Those of clients of whom nothing is chosen.
-    Anybody,
-    /// Those with this selector.
-    Chosen(&'a Labels),
-}
-
 /// The rules for a service that hold for clients of whom nothing else is said.
 pub(super) fn rules_for<'w>(reader: &Reader<'w>, env: &Env, service: &ServiceKey) -> Rules<'w> {
     let patterns = names::host_patterns(service, env);
-    first_of(reader, &patterns, service.namespace.as_str(), None)
+    Found::read(reader, &patterns, service.namespace.as_str()).rules_for(None)
 }
 
 /// Those for the clients of a namespace.
@@ -74,66 +55,7 @@ pub(super) fn rules_for_client<'w>(
     client: &str,
 ) -> Rules<'w> {
     let patterns = names::host_patterns(service, env);
-    first_of(reader, &patterns, service.namespace.as_str(), Some(client))
-}
-
-/// What holds for everybody, and then what differs from it for the clients of single namespaces,
-/// and for those that rules choose.
-pub(super) fn by_client<'w>(
-    reader: &Reader<'w>,
-    patterns: &[String],
-    namespace: &str,
-) -> Vec<(Option<Client>, Rules<'w>)> {
-    let mut clients = BTreeSet::new();
-    let mut chosen: BTreeMap<(Arc<str>, &Labels), u64> = BTreeMap::new();
-    for object in patterns.iter().flat_map(|p| reader.index(Index::DestinationRulesByHost, p)) {
-        let View::DestinationRule(rule) = &object.view else { continue };
-        let own = &object.key.namespace;
-        if let Some(selector) = &rule.spec.workload_selector {
-            let created = object.meta.created_ms();
-            let oldest = chosen.entry((own.clone(), &selector.match_labels)).or_insert(created);
-            *oldest = created.min(*oldest);
-            continue;
-        }
-        clients.extend((**own != *namespace).then(|| own.clone()));
-        clients.extend(
-            names::exported(rule.spec.export_to.iter().map(|s| &**s), own).unwrap_or_default(),
-        );
-    }
-    let whole = first_of(reader, patterns, namespace, None);
-    let others = clients.into_iter().filter_map(|client| {
-        let rules = first_of(reader, patterns, namespace, Some(&client));
-        let client = Client { namespace: client, chosen: None };
-        (rules.keys() != whole.keys()).then_some((Some(client), rules))
-    });
-    let others: Vec<_> = others.collect();
-    let service = namespace;
-    let chosen = chosen.into_iter().map(|((namespace, labels), created_ms)| {
-        let of_service = is_near(&namespace, service);
-        let rules = rules_in(reader, patterns, &namespace, None, Whose::Chosen(labels));
-        let rules = rules.with_patterns(of_service);
-        let chosen = Some(Chosen { created_ms, labels: labels.clone() });
-        (Some(Client { namespace, chosen }), rules)
-    });
-    std::iter::once((None, whole)).chain(others).chain(chosen).collect()
-}
-
-/// Whether a rule for some of a namespace's clients defines a subset of a service.
-pub(super) fn is_subset_of_some(
-    reader: &Reader<'_>,
-    patterns: &[String],
-    (service, own): (&str, &str),
-    subset: &str,
-) -> bool {
-    by_client(reader, patterns, service).iter().any(|(client, rules)| {
-        let own = client.as_ref().is_some_and(|c| c.chosen.is_some() && *c.namespace == *own);
-        own && rules.has_subset(subset)
-    })
-}
-
-/// Whether rules of a namespace are those of the service's own, or the mesh's.
-fn is_near(namespace: &str, service: &str) -> bool {
-    namespace == service || namespace == ROOT_NAMESPACE
+    Found::read(reader, &patterns, service.namespace.as_str()).rules_for(Some(client))
 }
 
 /// The same for a host that a ServiceEntry of a namespace defines.
@@ -143,7 +65,7 @@ pub(super) fn rules_for_host<'w>(
     namespace: &str,
     client: Option<&str>,
 ) -> Rules<'w> {
-    first_of(reader, &patterns_of(host, namespace), namespace, client)
+    Found::read(reader, &patterns_of(host, namespace), namespace).rules_for(client)
 }
 
 /// The host patterns that take a host that is no Service, most specific first.
@@ -151,66 +73,6 @@ pub(super) fn patterns_of(host: &str, namespace: &str) -> Vec<String> {
     let host = host_key(host, namespace);
     let parents = host.match_indices('.').map(|(at, _)| format!("*{}", &host[at..]));
     std::iter::once(host.to_string()).chain(parents).chain(["*".to_owned()]).collect()
-}
-
-fn first_of<'w>(
-    reader: &Reader<'w>,
-    patterns: &[String],
-    namespace: &str,
-    client: Option<&str>,
-) -> Rules<'w> {
-    let own = client.map(|client| {
-        let own = rules_in(reader, patterns, client, None, Whose::Anybody);
-        own.with_patterns(is_near(client, namespace))
-    });
-    let found = own.filter(|rules| !rules.0.is_empty());
-    let exported = |from: &str| rules_in(reader, patterns, from, Some(client), Whose::Anybody);
-    let found = found.unwrap_or_else(|| exported(namespace));
-    if found.0.is_empty() && namespace != ROOT_NAMESPACE {
-        return exported(ROOT_NAMESPACE);
-    }
-    found
-}
-
-/// The rules of a namespace for the most specific pattern that has any there; with `seen_by` only
-/// those that are exported so far.
-fn rules_in<'w>(
-    reader: &Reader<'w>,
-    patterns: &[String],
-    namespace: &str,
-    seen_by: Option<Option<&str>>,
-    whose: Whose<'_>,
-) -> Rules<'w> {
-    let is_meant = |rule: &istio::DestinationRule| {
-        let selector = rule.spec.workload_selector.as_ref().map(|s| &s.match_labels);
-        match whose {
-            Whose::Anybody => selector.is_none(),
-            Whose::Chosen(labels) => selector == Some(labels),
-        }
-    };
-    let is_seen = |o: &Object, rule: &istio::DestinationRule| {
-        let Some(client) = seen_by else { return true };
-        let to = names::exported(rule.spec.export_to.iter().map(|s| &**s), &o.key.namespace);
-        to.is_none_or(|to| client.is_some_and(|client| to.contains(client)))
-    };
-    for pattern in patterns {
-        let found = reader.index(Index::DestinationRulesByHost, pattern);
-        let mut rules: Vec<_> = found
-            .into_iter()
-            .filter(|o| &*o.key.namespace == namespace)
-            .filter_map(|o| match &o.view {
-                View::DestinationRule(rule) => Some((&**o, &**rule)),
-                _ => None,
-            })
-            .filter(|(_, rule)| is_meant(rule))
-            .filter(|(o, rule)| is_seen(o, rule))
-            .collect();
-        if !rules.is_empty() {
-            rules.sort_by_key(|(o, _)| (o.meta.created_ms(), o.key.name.clone()));
-            return Rules(rules, true);
-        }
-    }
-    Rules(Vec::new(), true)
 }
 
 /// The rule's own unit gives its status only; backends belong to their service.
@@ -270,6 +132,7 @@ fn acceptance(
     let host = &rule.spec.host;
     if host.contains('*') {
         judge_pattern(rule, issues);
+        judge_count(reader, env, object, rule, issues);
         return Condition::new("Accepted", true, "Accepted", format!("in effect for {host}"));
     }
     let (rules, name) = match in_effect(reader, env, object, rule, issues) {
@@ -298,7 +161,6 @@ fn in_effect<'w>(
 ) -> Result<(Rules<'w>, String), (&'static str, String)> {
     let (host, own) = (&rule.spec.host, &object.key.namespace);
     let selector = rule.spec.workload_selector.as_ref().map(|s| &s.match_labels);
-    let whose = selector.map_or(Whose::Anybody, Whose::Chosen);
     // For whom, when that is not everybody.
     let whom = |name: String, namespace: &str| match &**own {
         own if selector.is_some() => {
@@ -322,16 +184,17 @@ fn in_effect<'w>(
             return Err(("NotInServiceNamespace", text));
         }
         service_entry::judge_rule(entry, rule, issues);
-        let patterns = patterns_of(host, own);
-        let name = whom(host.to_string(), &entry.key.namespace);
-        return Ok((rules_in(reader, &patterns, own, None, whose), name));
+        let owner = &*entry.key.namespace;
+        let rules = Found::read(reader, &patterns_of(host, own), owner).own((own, selector));
+        return Ok((Rules::new(rules, true), whom(host.to_string(), owner)));
     }
     match service {
         None => Err(("HostNotFound", format!("spec.host: {host} is no service of this mesh"))),
         Some(service) if is_service => {
             let patterns = names::host_patterns(&service, env);
-            let name = whom(service.to_string(), service.namespace.as_str());
-            Ok((rules_in(reader, &patterns, own, None, whose), name))
+            let owner = service.namespace.as_str();
+            let rules = Found::read(reader, &patterns, owner).own((own, selector));
+            Ok((Rules::new(rules, true), whom(service.to_string(), owner)))
         }
         Some(service) => Err(("HostNotFound", format!("spec.host: there is no Service {service}"))),
     }
@@ -349,6 +212,11 @@ fn judge_subsets(object: &Object, rule: &istio::DestinationRule, issues: &mut Is
     if subsets.len() > SUBSETS_MAX {
         let text = format!("there are {}; the first {SUBSETS_MAX} are used", subsets.len());
         issues.warning(FieldPath::new("spec.subsets"), text);
+    }
+    let to = rule.spec.export_to.len();
+    if to > RULE_CLIENTS_MAX {
+        let text = format!("names {to} namespaces; the first {RULE_CLIENTS_MAX} are used");
+        issues.warning(FieldPath::new("spec.exportTo"), text);
     }
     if rule.spec.host.contains('*') && !subsets.is_empty() && own != ROOT_NAMESPACE {
         let text = format!(
@@ -372,30 +240,34 @@ fn judge_pattern(rule: &istio::DestinationRule, issues: &mut Issues) {
     }
 }
 
-// === impl Client ===
-
-impl Client {
-    /// What ends the names of children that are for these alone.
-    pub fn mark(&self) -> String {
-        ForClients(&self.namespace, self.chosen.as_ref()).to_string()
+/// Of rules for patterns, those of a limited number of clients count.
+fn judge_count(
+    reader: &Reader<'_>,
+    env: &Env,
+    object: &Object,
+    rule: &istio::DestinationRule,
+    issues: &mut Issues,
+) {
+    let own = &*object.key.namespace;
+    let is_chosen = rule.spec.workload_selector.is_some();
+    if rule_clients::counts(reader, env, object, rule) || (own == ROOT_NAMESPACE && !is_chosen) {
+        return;
     }
-}
-
-/// `namespace shop`, `namespace shop with app=web`.
-impl fmt::Display for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "namespace {}", self.namespace)?;
-        let labels = self.chosen.iter().flat_map(|chosen| &chosen.labels).enumerate();
-        for (i, (key, value)) in labels {
-            write!(f, "{} {key}={value}", if i == 0 { " with" } else { "," })?;
-        }
-        Ok(())
-    }
+    let what = if is_chosen { "" } else { " for hosts of other namespaces" };
+    let text = format!(
+        "not used{what}: this pattern and wider ones have rules of {RULE_CLIENTS_MAX} other \
+         namespaces and workload selectors before this one; name hosts in full"
+    );
+    issues.warning(FieldPath::new("spec.host"), text);
 }
 
 // === impl Rules ===
 
 impl<'w> Rules<'w> {
+    pub fn new(rules: Vec<(&'w Object, &'w istio::DestinationRule)>, with_patterns: bool) -> Self {
+        Self(rules, with_patterns)
+    }
+
     /// The rule that decides the policy.
     pub fn origin(&self) -> Option<Origin> {
         self.0.first().map(|(o, _)| origin(o, "spec"))
@@ -406,7 +278,7 @@ impl<'w> Rules<'w> {
         self.0.iter().filter(|(o, _)| *o.key.namespace == *namespace).any(|(_, r)| originates(r))
     }
 
-    fn keys(&self) -> Vec<&ObjectKey> {
+    pub fn keys(&self) -> Vec<&ObjectKey> {
         self.0.iter().map(|(o, _)| &o.key).collect()
     }
 
@@ -414,10 +286,6 @@ impl<'w> Rules<'w> {
     pub fn names(&self) -> String {
         let names: Vec<_> = self.0.iter().map(|(o, _)| o.key.to_string()).collect();
         names.join(", ")
-    }
-
-    fn with_patterns(self, yes: bool) -> Self {
-        Self(self.0, yes)
     }
 
     /// The oldest rule's first, as many as there may be.

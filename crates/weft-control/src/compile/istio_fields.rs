@@ -60,7 +60,10 @@ pub const VIRTUAL_SERVICE: Fields = &[
     ("http[].redirect.uri", Served),
     ("http[].redirect.authority", Served),
     ("http[].redirect.port", Served),
-    ("http[].redirect.derivePort", Served),
+    (
+        "http[].redirect.derivePort",
+        Noted("without it and `port` the port that the client wrote stays with the host"),
+    ),
     ("http[].redirect.scheme", Served),
     ("http[].redirect.redirectCode", Served),
     ("http[].redirect.prefixRewrite", Noted("`uri` goes before it")),
@@ -208,9 +211,9 @@ pub const DESTINATION_RULE: Fields = &[
     ("trafficPolicy.tls.clientCertificate", Noted("refused: no files of proxies")),
     ("trafficPolicy.tls.privateKey", Noted("refused: no files of proxies")),
     ("trafficPolicy.tls.caCrl", Noted("a warning: revocation lists are not read")),
-    ("trafficPolicy.tunnel.protocol", Not(TUNNEL)),
-    ("trafficPolicy.tunnel.targetHost", Not(TUNNEL)),
-    ("trafficPolicy.tunnel.targetPort", Not(TUNNEL)),
+    ("trafficPolicy.tunnel.protocol", Noted("`CONNECT`, in HTTP/1.1; no connection with `POST`")),
+    ("trafficPolicy.tunnel.targetHost", Noted(TUNNEL)),
+    ("trafficPolicy.tunnel.targetPort", Served),
     ("trafficPolicy.proxyProtocol.version", Served),
     ("trafficPolicy.retryBudget.percent", Served),
     ("trafficPolicy.retryBudget.minRetryConcurrency", Served),
@@ -220,7 +223,7 @@ pub const DESTINATION_RULE: Fields = &[
 const AGE: &str =
     "requests under way are finished; a connection of bytes is reset, with the flag DT";
 const WIRE: &str = "without UPGRADE what a port is declared to speak decides";
-const TUNNEL: &str = "connections are not made through another proxy";
+const TUNNEL: &str = "of connections of bytes (`tcp[]` and `tls[]` routes); requests do not go so";
 
 /// A warning for each field that is written and not served.
 pub(super) fn judge(fields: Fields, spec: &Value, issues: &mut Issues) {

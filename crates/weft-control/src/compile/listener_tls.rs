@@ -118,7 +118,8 @@ pub(super) fn secret_pem(reader: &Reader<'_>, namespace: &str, name: &str) -> Op
         let text = String::from_utf8(bytes).ok()?;
         text.contains("-----BEGIN ").then(|| text.into())
     };
-    Some(ServerTls::new(text("tls.crt")?, text("tls.key")?))
+    let from = Some(format!("{}", object.key).into());
+    Some(ServerTls { from, ..ServerTls::new(text("tls.crt")?, text("tls.key")?) })
 }
 
 /// Certificates that were looked at, of which all are forgotten when there are more.

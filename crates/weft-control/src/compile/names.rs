@@ -63,6 +63,17 @@ pub fn host_patterns(service: &ServiceKey, env: &Env) -> Vec<String> {
     out
 }
 
+/// A pattern, as [`host_key`] writes it, and then those that take all that it takes.
+pub fn wider_patterns(pattern: &str, env: &Env) -> Vec<String> {
+    let full = match pattern.ends_with(".svc") {
+        true => format!("{pattern}.{}", env.cluster_domain),
+        false => pattern.to_owned(),
+    };
+    let parents = full.match_indices('.').skip(1).map(|(at, _)| format!("*{}", &full[at..]));
+    let all = (pattern != "*").then(|| "*".to_owned());
+    std::iter::once(pattern.to_owned()).chain(parents).chain(all).collect()
+}
+
 /// The namespaces of an `exportTo` list; `None` is every namespace.
 pub fn exported<'a>(
     list: impl IntoIterator<Item = &'a str>,

@@ -23,7 +23,7 @@ use weft_model::{
 };
 
 use super::duration::parse_ms;
-use super::{Output, Reader, origin, protocol, sources};
+use super::{Output, Reader, origin, pool_terms, protocol, sources};
 use crate::status::{Condition, ParentStatus, StatusBody, StatusUpdate};
 
 const RING_POINTS_MIN: u32 = 1_024;
@@ -118,6 +118,10 @@ impl Effective<'_, '_> {
             let old = &mut policy.retry_budget;
             old.basis_points = budget.percent.map_or(old.basis_points, |n| n * 100);
             old.min_per_second = budget.min_per_second.unwrap_or(old.min_per_second);
+            old.min_concurrent = budget.min_concurrent.unwrap_or(old.min_concurrent);
+            let interval = budget.interval.as_deref().and_then(parse_ms).filter(|ms| *ms > 0);
+            let interval = interval.and_then(|ms| u32::try_from(ms).ok());
+            old.interval_ms = interval.unwrap_or(old.interval_ms);
         }
         if let Some(outlier) = &spec.outlier {
             policy.outlier = eject(outlier, &policy.outlier);
@@ -259,6 +263,7 @@ fn hashing(hash: &view::ConsistentHash) -> Option<Hashing> {
 }
 
 fn connect(connections: &view::Connections, policy: &mut BackendPolicy) {
+    pool_terms::of_policy(connections, policy);
     let ms = |text: &Option<Arc<str>>| text.as_deref().and_then(parse_ms);
     let limits = &mut policy.limits;
     limits.connections_max = connections.max.or(limits.connections_max);

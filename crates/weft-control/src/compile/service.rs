@@ -15,8 +15,9 @@ use weft_model::{
 
 use super::backend_tls::{self, Policies};
 use super::client_tls;
-use super::destination_rule::{self, Client, Rules, SubsetRef};
+use super::destination_rule::{Rules, SubsetRef};
 use super::policy_attachment::Attached;
+use super::rule_clients::{self, Client};
 use super::{Env, Output, Reader, balancer, names, origin, protocol, proxy_header, traffic_policy};
 
 /// JSON `{"80": 20001}`: where each pod's sidecar listens for programs that ignore proxies.
@@ -38,7 +39,7 @@ pub(super) fn compile(
     }
     let root = names::host_root(&key, env);
     let patterns = names::host_patterns(&key, env);
-    let by_client = destination_rule::by_client(reader, &patterns, key.namespace.as_str());
+    let by_client = rule_clients::by_client(reader, &patterns, key.namespace.as_str());
     let Some((_, whole)) = by_client.first() else { return out };
     let upstream: BTreeMap<String, u16> = object
         .meta

@@ -21,8 +21,9 @@ use weft_model::{
 };
 
 use super::client_tls::{self, Said, Secured};
-use super::destination_rule::{self, Client, Rules, SubsetRef, not_done};
+use super::destination_rule::{self, Rules, SubsetRef, not_done};
 use super::peer_authentication::ROOT_NAMESPACE;
+use super::rule_clients::{self, Client};
 use super::service::{lack, lacking_subset, unknown_subset};
 use super::{Env, Output, Reader, names, origin, protocol};
 use crate::status::{Condition, StatusBody, StatusUpdate};
@@ -151,7 +152,7 @@ impl Build<'_, '_> {
         let own = &self.object.key.namespace;
         let rules = destination_rule::rules_for_host(self.reader, name, own, None);
         let patterns = destination_rule::patterns_of(name, own);
-        let mut by_client = destination_rule::by_client(self.reader, &patterns, own);
+        let mut by_client = rule_clients::by_client(self.reader, &patterns, own);
         by_client.retain(|(client, rules)| match client {
             Some(Client { namespace, .. })
                 if namespace != own && &**namespace != ROOT_NAMESPACE =>

@@ -52,8 +52,11 @@ const OF_PORT: &[Row] = &[
 ];
 
 /// Of a DestinationRule's traffic policy as a whole.
-const OF_LAYER: &[Row] =
-    &[(value::RETRY_BUDGET, &["retryBudget"]), (value::PROXY_PROTOCOL, &["proxyProtocol"])];
+const OF_LAYER: &[Row] = &[
+    (value::RETRY_BUDGET, &["retryBudget"]),
+    (value::PROXY_PROTOCOL, &["proxyProtocol"]),
+    (value::TUNNEL, &["tunnel"]),
+];
 
 /// Annotations of a DestinationRule.
 const OF_ANNOTATIONS: &[Row] = &[
@@ -77,6 +80,12 @@ const OF_POLICY: &[Row] = &[
     (value::IN_FLIGHT, &["connections.requests"]),
     (value::RETRIES_IN_FLIGHT, &["connections.retries"]),
     (value::PROXY_PROTOCOL, &["connections.proxyProtocol"]),
+    (value::CONNECTION_REQUESTS, &["connections.requestsPerConnection"]),
+    (value::CONNECTION_AGE, &["connections.maxAge"]),
+    (value::STREAMS, &["connections.streamsPerConnection"]),
+    (value::KEEPALIVE, &["connections.keepalive"]),
+    (value::PINGS, &["connections.ping"]),
+    (value::PROTOCOL, &["connections.protocol"]),
     (value::RETRY_BUDGET, &["retryBudget"]),
     (
         value::EJECTION,

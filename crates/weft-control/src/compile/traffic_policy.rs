@@ -62,6 +62,9 @@ pub(super) fn apply(layer: &TrafficPolicy, port: u16, policy: &mut BackendPolicy
         let version = if second { ProxyVersion::V2 } else { ProxyVersion::V1 };
         policy.proxy_protocol = Some(version);
     }
+    if let Some(tunnel) = &layer.tunnel {
+        pool_terms::go_through(tunnel, policy);
+    }
     if let Some(budget) = &layer.retry_budget {
         policy.retry_budget = retry_budget(budget);
     }
@@ -290,6 +293,9 @@ impl<'a> Layer<'a> {
 
 pub(super) fn judge(policy: &TrafficPolicy, path: &FieldPath, issues: &mut Issues) {
     judge_layer(&Layer::whole(policy), path, issues);
+    if let Some(tunnel) = &policy.tunnel {
+        pool_terms::judge_tunnel(tunnel, path, issues);
+    }
     for (i, port) in policy.port_level_settings.iter().enumerate() {
         let path = path.field("portLevelSettings").index(i);
         judge_layer(&Layer::port(port), &path, issues);

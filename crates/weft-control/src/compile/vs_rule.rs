@@ -20,9 +20,10 @@ use weft_model::{
     Regex, Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend, backend_child,
 };
 
-use super::destination_rule::{is_subset_of_some, rules_for, rules_for_client, rules_for_host};
+use super::destination_rule::{rules_for, rules_for_client, rules_for_host};
 use super::duration::parse_ms;
 use super::peer_authentication::ROOT_NAMESPACE;
+use super::rule_clients::is_subset_of_some;
 use super::{Env, Reader, names, origin, retries, service, service_entry};
 
 /// Which clients a match is for; empty is all.
@@ -404,7 +405,7 @@ fn to_redirect(r: &istio::Redirect) -> Redirect {
         port_from: match r.derive_port.as_deref() {
             Some("FROM_PROTOCOL_DEFAULT") => RedirectPort::Protocol,
             Some("FROM_REQUEST_PORT") => RedirectPort::Request,
-            _ => RedirectPort::default(),
+            _ => RedirectPort::Written,
         },
     }
 }

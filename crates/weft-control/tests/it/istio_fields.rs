@@ -144,7 +144,7 @@ fn what_is_not_served_is_said_wherever_it_stands() {
             seen += 1;
         }
     }
-    assert!(seen > 5, "{seen}");
+    assert!(seen > 1, "{seen}");
 }
 
 #[test]

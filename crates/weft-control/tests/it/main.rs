@@ -11,6 +11,8 @@ mod listener_sets;
 mod on_demand;
 mod peer_authentication;
 mod plane;
+mod rule_clients;
 mod service_entry;
 mod set_limits;
+mod virtual_service;
 mod who_follows_what;

@@ -49,6 +49,7 @@ fn follows(compiler: &Compiler, node: &str, root: &Root, (port, path): (u16, &st
         scheme: "http",
         host: "any.example.com",
         port,
+        written: None,
         path,
         query: "",
         headers: &NoHeaders,

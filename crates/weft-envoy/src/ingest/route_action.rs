@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use weft_model::decide::Authority;
 use weft_model::{
     Action, Cors, Filter, HashBy, HashCookie, Labels, Mirror, PathRewrite, Redirect, RedirectPort,
     RegexRewrite, Retry, Rewrite, Share, Target, Timeouts, WeightedBackend,
@@ -235,10 +236,18 @@ fn redirected(message: &Message<'_>) -> Redirect {
             301
         }
     };
-    let port_from = if scheme.is_some() { RedirectPort::Scheme } else { RedirectPort::Request };
+    let named = message.text("host_redirect").filter(|h| !h.is_empty());
+    let named = named.and_then(|host| {
+        let authority = Authority::parse(host);
+        if authority.is_none() {
+            message.error("host_redirect", format!("{host:?} is no host"));
+        }
+        authority
+    });
     let port = message.number::<u16>("port_redirect").filter(|p| *p != 0);
-    let host = message.text("host_redirect").filter(|h| !h.is_empty()).map(Arc::from);
-    Redirect { scheme, host, port, path, status, port_from }
+    let port = port.or_else(|| named.as_ref().and_then(|authority| authority.port));
+    let host = named.map(|authority| authority.host.into());
+    Redirect { scheme, host, port, path, status, port_from: RedirectPort::Written }
 }
 
 /// `RetryPolicy`. weft repeats what cannot have had an effect, and idempotent requests; Envoy's

@@ -20,6 +20,8 @@ const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 #[derive(Default)]
 struct Common {
     certificate: Option<Certificate>,
+    /// The file that it was read from.
+    from: Option<Arc<str>>,
     authorities: Option<Arc<str>>,
     names: Vec<Arc<str>>,
     alpn: Vec<Arc<str>>,
@@ -59,6 +61,7 @@ pub fn downstream(chain: &Message<'_>, context: &Context<'_>) -> Option<ServerTl
         clients: clients.map(Box::new),
         alpn: common.alpn,
         only_13: common.only_13,
+        from: common.from,
         ..ServerTls::new(certificate.chain_pem, certificate.key_pem)
     })
 }
@@ -82,7 +85,7 @@ pub fn upstream(cluster: &Message<'_>, context: &Context<'_>) -> Option<Upstream
         }
     }
     let (certificate, only_13) = (common.certificate, common.only_13);
-    Some(UpstreamTls { server_name, trust, names, certificate, only_13 })
+    Some(UpstreamTls { server_name, trust, names, certificate, only_13, anonymous: false })
 }
 
 /// Whoever passes over one of these speaks plaintext, or to somebody else.
@@ -146,7 +149,9 @@ fn common(tls: &Message<'_>, context: &Context<'_>) -> Common {
         let why = "a filter chain has one certificate; give each server name its own chain";
         common.unsupported("tls_certificates", why);
     }
-    out.certificate = certificates.into_iter().next();
+    if let Some((certificate, from)) = certificates.into_iter().next() {
+        (out.certificate, out.from) = (Some(certificate), from);
+    }
     // From here on it is about who is believed: what is left out lets in more.
     common.firm(true);
     if let Some(validation) = common.message("validation_context") {
@@ -174,11 +179,17 @@ fn common(tls: &Message<'_>, context: &Context<'_>) -> Common {
     out
 }
 
-fn certificate(message: &Message<'_>, context: &Context<'_>) -> Option<Certificate> {
+/// A certificate, and the file that it was read from.
+fn certificate(
+    message: &Message<'_>,
+    context: &Context<'_>,
+) -> Option<(Certificate, Option<Arc<str>>)> {
     message.pass_over(&["watched_directory"]);
     let chain_pem = context.data(message, "certificate_chain");
     let key_pem = context.data(message, "private_key");
-    Some(Certificate { chain_pem: chain_pem?, key_pem: key_pem? })
+    let source = message.item("certificate_chain").and_then(|item| item.value.get("filename"));
+    let from = source.and_then(Value::as_str).map(Arc::from);
+    Some((Certificate { chain_pem: chain_pem?, key_pem: key_pem? }, from))
 }
 
 fn validate(validation: &Message<'_>, context: &Context<'_>, out: &mut Common) {

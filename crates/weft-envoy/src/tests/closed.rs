@@ -216,6 +216,7 @@ fn host_is_the_authority_also_when_no_header_has_that_name() {
             scheme: "http",
             host: "a.example",
             port: 80,
+            written: None,
             path: "/",
             query: "",
             headers: &NoHeaders,

@@ -72,6 +72,20 @@ pub fn shown(chain: Option<&[CertificateDer<'_>]>) -> Option<Shown> {
     })
 }
 
+/// The alternative names of a certificate, each with its kind as Envoy calls it.
+pub fn alternative_names(der: &CertificateDer<'_>) -> Vec<(&'static str, String)> {
+    let Ok(leaf) = parse(der) else { return Vec::new() };
+    let names = leaf.subject_alternative_name().ok().flatten();
+    let names = names.map_or(&[][..], |names| names.value.general_names.as_slice());
+    let named = names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(("dns", (*name).to_owned())),
+        GeneralName::URI(uri) => Some(("uri", (*uri).to_owned())),
+        GeneralName::IPAddress(ip) => Some(("ip_address", address(ip)?)),
+        _ => None,
+    });
+    named.collect()
+}
+
 fn address(bytes: &[u8]) -> Option<String> {
     let four = <[u8; 4]>::try_from(bytes).map(std::net::IpAddr::from);
     let ip = four.or_else(|_| <[u8; 16]>::try_from(bytes).map(std::net::IpAddr::from));
@@ -98,6 +112,10 @@ mod tests {
         assert!(shown.subject.contains("O=Shop\\, Ltd"), "{}", shown.subject);
         assert_eq!((&*shown.serial, &*shown.dns), ("0aff", "a.example"));
         assert_eq!((&*shown.uris, &*shown.ips), ("spiffe://x/y", "10.0.0.1"));
+        let names = alternative_names(&der);
+        assert_eq!(names[0], ("dns", "a.example".to_owned()));
+        assert_eq!(names[1], ("uri", "spiffe://x/y".to_owned()));
+        assert_eq!(names[2], ("ip_address", "10.0.0.1".to_owned()));
         assert_eq!((shown.sha256.len(), shown.sha1.len()), (64, 40));
         assert!(shown.from < shown.until && shown.emails.is_empty());
         assert_eq!(super::shown(None), None);

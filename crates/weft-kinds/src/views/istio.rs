@@ -298,10 +298,19 @@ pub struct TrafficPolicy {
     pub connection_pool: Option<ConnectionPool>,
     pub outlier_detection: Option<OutlierDetection>,
     pub tls: Option<ClientTls>,
-    pub tunnel: Option<Value>,
+    pub tunnel: Option<Tunnel>,
     pub proxy_protocol: Option<Value>,
     pub retry_budget: Option<RetryBudget>,
     pub port_level_settings: Vec<PortTrafficPolicy>,
+}
+
+/// Bytes go to their host through another proxy, which the rule's host is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Tunnel {
+    pub protocol: Arc<str>,
+    pub target_host: Arc<str>,
+    pub target_port: u16,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -83,6 +83,27 @@ pub struct Connections {
     pub connect_timeout: Option<Arc<str>>,
     pub idle_timeout: Option<Arc<str>>,
     pub proxy_protocol: Option<Arc<str>>,
+    pub requests_per_connection: Option<u32>,
+    pub max_age: Option<Arc<str>>,
+    pub streams_per_connection: Option<u32>,
+    pub protocol: Option<Arc<str>>,
+    pub keepalive: Option<Keepalive>,
+    pub ping: Option<Ping>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Keepalive {
+    pub idle: Option<Arc<str>>,
+    pub interval: Option<Arc<str>>,
+    pub probes: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Ping {
+    pub interval: Arc<str>,
+    pub timeout: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -90,6 +111,8 @@ pub struct Connections {
 pub struct RetryBudget {
     pub percent: Option<u32>,
     pub min_per_second: Option<u32>,
+    pub min_concurrent: Option<u32>,
+    pub interval: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -57,8 +57,8 @@ pub fn retry_verdict(
 ) -> Verdict {
     let wanted = match failure {
         Failure::NotSent => true,
-        Failure::Reset => retry.on_reset,
-        Failure::AttemptTimeout => true,
+        // Its time-out resets an attempt, too (Envoy's words have none for it).
+        Failure::Reset | Failure::AttemptTimeout => retry.on_reset,
         Failure::Status(code) => retry.statuses.contains(&code),
         Failure::Grpc(code) => retry.grpc_statuses.contains(&code),
     };

@@ -23,7 +23,8 @@ pub fn rewritten_path(path: &str, rewrite: &PathRewrite, matched: Option<&Match>
     }
 }
 
-/// The `Location` of a redirect (Gateway API `HTTPRequestRedirectFilter`).
+/// The `Location` of a redirect (Gateway API `HTTPRequestRedirectFilter`; what Envoy and Istio do
+/// differently is said by [`RedirectPort`]).
 pub fn redirect_location(
     redirect: &Redirect,
     req: &Request<'_>,
@@ -45,6 +46,11 @@ pub fn redirect_location(
         (Some(port), ..) => Some(port),
         (None, RedirectPort::Protocol, _) | (None, RedirectPort::Scheme, Some(_)) => {
             well_known(scheme)
+        }
+        (None, RedirectPort::Written, _) if redirect.host.is_some() => None,
+        (None, RedirectPort::Written, _) => {
+            let own = |port| scheme != req.scheme && Some(port) == well_known(req.scheme);
+            req.written.filter(|port| !own(*port))
         }
         (None, RedirectPort::Request, _) | (None, RedirectPort::Scheme, None) => Some(req.port),
     };

@@ -41,6 +41,8 @@ pub struct Request<'a> {
     pub host: &'a str,
     /// Port that the client asked for.
     pub port: u16,
+    /// Port that the client wrote behind the host.
+    pub written: Option<u16>,
     /// Path without query, beginning with `/`.
     pub path: &'a str,
     /// Without `?`; empty when there is none.

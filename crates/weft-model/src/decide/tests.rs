@@ -55,7 +55,8 @@ fn path(m: PathMatch) -> Match {
 
 fn answer(routes: &[Route], host: &str, method: &str, path: &str, headers: &H) -> String {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
-    let req = Request { method, scheme: "http", host, port: 80, path, query, headers };
+    let req =
+        Request { method, scheme: "http", host, port: 80, written: None, path, query, headers };
     match find_rule(routes, Some("s"), &req) {
         None => "404".into(),
         Some(f) => match &f.rule.action {
@@ -84,8 +85,16 @@ fn in_order_the_most_specific_name_decides_alone() {
     ] {
         assert_eq!(answer(&routes, host, "GET", path, &none), want, "{host}{path}");
         let headers = &none;
-        let req =
-            Request { method: "GET", scheme: "http", host, port: 80, path, query: "", headers };
+        let req = Request {
+            method: "GET",
+            scheme: "http",
+            host,
+            port: 80,
+            written: None,
+            path,
+            query: "",
+            headers,
+        };
         assert_eq!(indexed.find(Some("s"), &req).is_none(), want == "404", "{host}{path}");
     }
     let headers = &none;
@@ -94,6 +103,7 @@ fn in_order_the_most_specific_name_decides_alone() {
         scheme: "http",
         host: "a.x",
         port: 80,
+        written: None,
         path: "/3",
         query: "",
         headers,
@@ -312,7 +322,16 @@ fn of_several_matches_the_first_that_holds_says_which_prefix_is_replaced() {
         let routes = [route("a", &[], matching, vec![rule(matches.clone(), "x")])];
         let headers = H(vec![]);
         let (method, scheme, host, path, query) = ("GET", "http", "x", "/a/b/c", "");
-        let req = Request { method, scheme, host, port: 80, path, query, headers: &headers };
+        let req = Request {
+            method,
+            scheme,
+            host,
+            port: 80,
+            written: None,
+            path,
+            query,
+            headers: &headers,
+        };
         let found = find_rule(&routes, Some("s"), &req).unwrap();
         found.matched.cloned()
     };
@@ -360,6 +379,7 @@ fn redirects_name_a_port_only_when_it_is_not_the_schemes_own() {
         scheme: "http",
         host: "a.example",
         port: 8080,
+        written: None,
         path: "/p",
         query: "q=1",
         headers: &none,
@@ -375,6 +395,39 @@ fn redirects_name_a_port_only_when_it_is_not_the_schemes_own() {
 }
 
 #[test]
+fn a_written_port_stays_with_its_host_unless_it_was_the_former_schemes_own() {
+    let none = H(vec![]);
+    let (plain, https) = (None, Some("https".into()));
+    for (scheme, written, redirect, want) in [
+        ("http", None, (&plain, None), "http://a.example/p"),
+        ("http", Some(8080), (&plain, None), "http://a.example:8080/p"),
+        ("http", Some(8080), (&https, None), "https://a.example:8080/p"),
+        ("http", Some(80), (&https, None), "https://a.example/p"),
+        ("https", Some(80), (&https, None), "https://a.example:80/p"),
+        ("http", Some(8080), (&plain, Some("b.example")), "http://b.example/p"),
+        ("http", Some(8080), (&https, Some("b.example")), "https://b.example/p"),
+    ] {
+        let req = Request {
+            method: "GET",
+            scheme,
+            host: "a.example",
+            port: 9000,
+            written,
+            path: "/p",
+            query: "",
+            headers: &none,
+        };
+        let redirect = Redirect {
+            scheme: redirect.0.clone(),
+            host: redirect.1.map(Into::into),
+            port_from: RedirectPort::Written,
+            ..Redirect::default()
+        };
+        assert_eq!(redirect_location(&redirect, &req, None), want, "{written:?} {redirect:?}");
+    }
+}
+
+#[test]
 fn nothing_that_may_have_had_an_effect_is_repeated_unasked() {
     let plain = Retry::default();
     let declared = Retry {
@@ -383,8 +436,12 @@ fn nothing_that_may_have_had_an_effect_is_repeated_unasked() {
         grpc_statuses: vec![14],
         ..Retry::default()
     };
-    let stop = Verdict::Stop;
+    let (stop, unreset) = (Verdict::Stop, Retry { on_reset: false, ..Retry::default() });
     for (retry, method, failure, attempt, body, expect) in [
+        (&unreset, "GET", Failure::NotSent, 1, true, Verdict::Retry),
+        (&unreset, "GET", Failure::Reset, 1, true, stop(StopReason::NotRetriable)),
+        (&unreset, "GET", Failure::AttemptTimeout, 1, true, stop(StopReason::NotRetriable)),
+        (&plain, "GET", Failure::AttemptTimeout, 1, true, Verdict::Retry),
         (&plain, "POST", Failure::NotSent, 1, true, Verdict::Retry),
         (&plain, "POST", Failure::Reset, 1, true, stop(StopReason::NotIdempotent)),
         (&plain, "GET", Failure::Reset, 1, true, Verdict::Retry),

@@ -34,6 +34,7 @@ fn action(route: &Route, path: &str) -> Action {
         scheme: "http",
         host: "product",
         port: 80,
+        written: None,
         path,
         query: "",
         headers: &NoHeaders,
@@ -109,6 +110,26 @@ fn a_filter_that_cannot_be_said_fails_its_rule_or_its_share() {
 }
 
 #[test]
+fn a_redirect_with_the_written_port_still_redirects_by_proxies_that_know_none() {
+    let lacks = without(&[Feature::RedirectWritten]);
+    let Some(Resource::Route(said)) = express(&Resource::Route(samples::redirected()), lacks)
+    else {
+        panic!()
+    };
+    let Action::Redirect(said) = &said.rules[0].action else { panic!() };
+    assert_eq!((said.status, said.port_from), (301, RedirectPort::Scheme));
+}
+
+#[test]
+fn who_cannot_be_told_to_show_nothing_still_speaks_tls() {
+    let lacks = without(&[Feature::BackendAnonymous]);
+    let Some(Resource::Backend(said)) = express(&samples::anonymous(), lacks) else { panic!() };
+    assert!(!said.policy.tls.unwrap().anonymous);
+    let lacks = without(&[Feature::BackendAnonymous, Feature::BackendTls]);
+    assert!(matches!(express(&samples::anonymous(), lacks), Some(Resource::Fail(_))));
+}
+
+#[test]
 fn an_endpoint_that_cannot_be_reached_is_left_out_and_a_listener_says_why() {
     let set = samples::endpoints();
     let said = express(&Resource::Endpoints(set.clone()), without(&[Feature::TransportHbone]));
@@ -158,6 +179,7 @@ fn a_rule_for_bytes_never_takes_a_request_of_a_proxy_that_cannot_tell_them() {
         scheme: "http",
         host: "product",
         port: 80,
+        written: None,
         path: "/",
         query: "",
         headers: &NoHeaders,

@@ -16,11 +16,14 @@ pub fn all() -> Vec<(&'static str, Resource)> {
         ("listener-capture", capture()),
         ("route-mesh", Resource::Route(mesh_route())),
         ("route-gateway", Resource::Route(gateway_route())),
+        ("route-redirect", Resource::Route(redirected())),
         ("route-connections", Resource::Route(connections())),
         ("backend", backend(LbPolicy::LeastRequest)),
         ("backend-random", backend(LbPolicy::Random)),
         ("backend-ewma", backend(LbPolicy::PeakEwma)),
         ("backend-hash", backend(LbPolicy::Hash(Box::new(hashing())))),
+        ("backend-anonymous", anonymous()),
+        ("backend-through", through()),
         ("backend-zones", zoned()),
         ("backend-passthrough", backend(LbPolicy::Passthrough)),
         ("endpoints", Resource::Endpoints(endpoints())),
@@ -297,6 +300,22 @@ pub fn mesh_route() -> Route {
 }
 
 /// Of one port: what is no HTTP.
+/// Spoken to by TLS without any certificate.
+pub fn anonymous() -> Resource {
+    let Resource::Backend(mut backend) = backend(LbPolicy::Random) else { unreachable!() };
+    backend.policy.tls = Some(Box::new(UpstreamTls { anonymous: true, ..UpstreamTls::default() }));
+    Resource::Backend(backend)
+}
+
+/// Bytes go through it.
+fn through() -> Resource {
+    let Resource::Backend(mut backend) = backend(LbPolicy::Random) else { unreachable!() };
+    let method = ThroughMethod::Connect;
+    let through = Some(Through { host: "api.example".into(), port: 443, method });
+    backend.policy.connections = Some(Arc::new(Connections { through, ..Connections::default() }));
+    Resource::Backend(backend)
+}
+
 fn connections() -> Route {
     let range = |base: &str, bits| AddressRange { base: base.parse().unwrap(), bits };
     let ends = ConnectionMatch {
@@ -310,6 +329,13 @@ fn connections() -> Route {
     let timeouts = Timeouts { stream_ms: Some(60_000), ..Timeouts::default() };
     let retry = Retry { tried_too: true, ..Retry::default() };
     Route { rules: vec![Rule { timeouts, retry, ..made }], ..gateway_route() }
+}
+
+/// Redirects as Istio has them.
+pub fn redirected() -> Route {
+    let port_from = RedirectPort::Written;
+    let action = Action::Redirect(Redirect { status: 301, port_from, ..Redirect::default() });
+    Route { rules: vec![rule("spec.http[0]", Vec::new(), action)], ..gateway_route() }
 }
 
 fn gateway_route() -> Route {
@@ -387,6 +413,7 @@ fn backend(lb: LbPolicy) -> Resource {
             names: Names::OneOf(vec!["spiffe://d/a".into()]),
             certificate: Some(Certificate { chain_pem: "c".into(), key_pem: "k".into() }),
             only_13: true,
+            anonymous: false,
         })),
         proxy_protocol: Some(ProxyVersion::V2),
         protection: Some(Box::new(protection())),
@@ -411,6 +438,7 @@ fn used() -> Connections {
         keepalive: Some(TcpKeepalive { idle_s: Some(60), interval_s: Some(5), probes: Some(4) }),
         pings: Some(Pings { interval_ms: 30_000, timeout_ms: PING_TIMEOUT_MS }),
         speaks: Some(Speaks::Http2),
+        through: None,
     }
 }
 

@@ -5,7 +5,8 @@
 use weft_base::clock::Mono;
 use weft_model::{
     BackendPolicy, CheckKind, HashBy, HashTable, LbPolicy, LocalityPolicy, Names, Origin, Outlier,
-    ProxyVersion, RetryBudget, Rule, Speaks, Timeouts, Transport, Trust, UpstreamTls, value,
+    ProxyVersion, RetryBudget, Rule, Speaks, ThroughMethod, Timeouts, Transport, Trust, UpstreamTls,
+    value,
 };
 
 use super::steps::{DEFAULT, limited, shown_ms};
@@ -158,6 +159,12 @@ impl Said<'_> {
             Speaks::Http2 => "HTTP/2".to_owned(),
             Speaks::LikeClient => "what the client speaks".to_owned(),
         });
+        let through = terms.through.as_ref().map(|through| match through.method {
+            ThroughMethod::Connect => {
+                format!("bytes by CONNECT to {} port {}", through.host, through.port)
+            }
+            ThroughMethod::Post => "by POST, which is not spoken: bytes are refused".to_owned(),
+        });
         for (what, value) in [
             (value::CONNECTION_REQUESTS, terms.requests_max.map(most)),
             (value::CONNECTION_AGE, terms.age_ms_max.map(shown_ms)),
@@ -165,6 +172,7 @@ impl Said<'_> {
             (value::KEEPALIVE, keepalive),
             (value::PINGS, pings),
             (value::PROTOCOL, protocol),
+            (value::TUNNEL, through),
         ] {
             if let Some(value) = value {
                 self.value(what, value, false);

@@ -37,6 +37,8 @@ pub struct Asked {
     /// Canonical host for matching.
     pub host: String,
     pub port: u16,
+    /// What the client itself wrote behind the host.
+    pub written: Option<u16>,
     /// Send this instead of the authority that the client used.
     pub authority: Option<String>,
 }
@@ -59,6 +61,7 @@ pub fn view<'a>(
         scheme,
         host: &asked.host,
         port: asked.port,
+        written: asked.written,
         path: guards::loose_path(head.uri.path()),
         query: head.uri.query().unwrap_or(""),
         headers,
@@ -70,30 +73,35 @@ pub fn asked(conn: &Conn, authority: &Authority) -> Asked {
     match &conn.door {
         // The port that was dialled decides; what the program put into Host says nothing.
         Door::Upstream { host, port } => {
-            Asked { host: host.to_string(), port: *port, authority: Some(format!("{host}:{port}")) }
+            let shown = Some(format!("{host}:{port}"));
+            Asked { host: host.to_string(), port: *port, written: authority.port, authority: shown }
         }
         Door::Forward => {
             let target = conn.tunnel.as_ref().unwrap_or(authority);
             Asked {
                 host: made::string(&target.host),
                 port: target.port.unwrap_or(80),
+                written: authority.port,
                 authority: None,
             }
         }
         Door::Mesh | Door::Inbound => Asked {
             host: made::string(&authority.host),
             port: conn.app_port.unwrap_or(conn.local.port()),
+            written: authority.port,
             authority: None,
         },
         Door::Outbound => Asked {
             host: made::string(&authority.host),
             port: conn.dialled().port(),
+            written: authority.port,
             authority: None,
         },
         Door::Gateway(_) | Door::Datagrams(_) => Asked {
             host: made::string(&authority.host),
             // The listener's port, whatever the client calls it: redirects and matches name that.
             port: conn.local.port(),
+            written: authority.port,
             authority: None,
         },
     }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-use weft_model::{ListenerKind, Protocol, Resource};
+use weft_model::{Listener, ListenerKind, Protocol, Resource};
 use weft_xds::{Applied, Rejected, Transaction};
 
 use super::Ingest;
@@ -53,6 +53,7 @@ impl Ingest {
         let touched: BTreeSet<String> =
             upserted.chain(transaction.removes.iter().map(ToString::to_string)).collect();
         let mut taken = self.staying(&touched);
+        let wanted = wanted(&transaction.upserts);
         let mut refused = Vec::new();
         for upsert in &transaction.upserts {
             let Ok(Resource::Listener(listener)) = &upsert.resource else { continue };
@@ -66,7 +67,7 @@ impl Ingest {
                 let why = match taken.insert(place, name.clone()) {
                     Some(other) if other != name => Some(format!("{address} is {other}'s too")),
                     Some(_) => None,
-                    None if self.is_ours_until_then(place, &touched) => None,
+                    None if self.is_given_up(place, &touched, &wanted) => None,
                     None => self.reserve_one(place).await.err().map(|e| e.to_string()),
                 };
                 let said = |why: String| Rejected::new(name.clone(), format!("bind[{i}]: {why}"));
@@ -85,16 +86,26 @@ impl Ingest {
         each.collect()
     }
 
-    /// Whether a listener that the transaction changes or removes has the address now.
-    fn is_ours_until_then(&self, (address, takes): Place, touched: &BTreeSet<String>) -> bool {
+    /// Whether what has the address now is a listener that the transaction takes from there.
+    fn is_given_up(
+        &self,
+        (address, takes): Place,
+        touched: &BTreeSet<String>,
+        wanted: &BTreeSet<(String, SocketAddr)>,
+    ) -> bool {
         self.sockets.keys().any(|(open, door)| {
-            let owner = owner(door).filter(|(name, kind)| *kind == takes && touched.contains(name));
-            let any = open.ip().is_unspecified() || address.ip().is_unspecified();
-            owner.is_some() && open.port() == address.port() && (any || open.ip() == address.ip())
+            let Some((name, kind)) = owner(door) else { return false };
+            let goes = touched.contains(&name) && !wanted.contains(&(name, *open));
+            let all = open.ip().is_unspecified() || address.ip().is_unspecified();
+            let meet = open.ip() == address.ip() || (all && open.is_ipv4() == address.is_ipv4());
+            // What stays on the very same address is passed on as it is.
+            (goes || *open == address) && kind == takes && open.port() == address.port() && meet
         })
     }
 
     async fn reserve_one(&mut self, (address, takes): Place) -> Result<(), listen::ListenError> {
+        // A newer process would find the address taken by a socket that it was not given.
+        self.config.handover.handed().await;
         let workers = self.workers.len();
         match takes {
             // Its successor's affair.
@@ -104,8 +115,6 @@ impl Ingest {
                 self.reserved.connections.insert(address, sockets);
             }
             Takes::Datagrams => {
-        // A newer process would find the address taken by a socket that it was not given.
-        self.config.handover.handed().await;
                 let sockets = listen::bind_datagrams(&self.config, address, workers).await?;
                 self.reserved.datagrams.insert(address, sockets);
             }
@@ -123,6 +132,17 @@ impl Ingest {
             self.config.handover.forget(address, Takes::Datagrams);
         }
     }
+}
+
+/// The addresses that listeners are to have.
+fn wanted(upserts: &[weft_xds::Upsert]) -> BTreeSet<(String, SocketAddr)> {
+    let each = upserts.iter().flat_map(|upsert| match &upsert.resource {
+        Ok(Resource::Listener(Listener { kind: ListenerKind::Gateway(gateway), .. })) => {
+            gateway.bind.iter().map(|at| (upsert.name.to_string(), *at)).collect()
+        }
+        _ => Vec::new(),
+    });
+    each.collect()
 }
 
 /// The listener that a door is of, by its name in transactions.

@@ -34,6 +34,7 @@ use weft_model::decide::Authority;
 use weft_model::{Health, Resource};
 
 use self::stats::{Baseline, Query};
+use super::certificates;
 use super::exposition::{ProxyCollector, render, render_classic};
 use super::metrics::WorkerCells;
 use crate::config::ProxyConfig;
@@ -234,7 +235,7 @@ impl Admin {
             "/certs" => {
                 let svid = self.identity.as_ref().map(Snapshot::load);
                 let table = self.status.table.load();
-                json(&stats::certificates(svid.as_deref(), &table, self.clock.wall_ms()))
+                json(&certificates::shown(svid.as_deref(), &table, self.clock.wall_ms()))
             }
             "/cache" => json(&self.cache.shown()),
             "/memory" => json(&stats::memory()),

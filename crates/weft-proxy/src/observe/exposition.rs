@@ -12,10 +12,12 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
 use weft_base::clock::{Clock, Mono};
 use weft_base::metrics::{DURATION_MS_BOUNDS, Histogram};
 
 use super::admin::all_backends;
+use super::certificates::seconds_left;
 use super::metrics::{BYTES_BOUNDS, Labels, Reporter, RequestProtocol, WorkerCells, lock};
 use crate::http::cache::Store;
 use crate::ingest::Status;
@@ -64,6 +66,7 @@ impl Collector for ProxyCollector {
         self.tcp(&mut encoder)?;
         self.gates(&mut encoder)?;
         self.ejections(&mut encoder)?;
+        self.certificates(&mut encoder)?;
         self.workers(&mut encoder)?;
         self.own(&mut encoder)
     }
@@ -179,6 +182,18 @@ impl ProxyCollector {
         for (backend, (_, ejections)) in &all {
             let labels = &[("backend", &**backend)];
             ConstCounter::new(*ejections).encode(family.encode_family(labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn certificates(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let table = self.status.table.load();
+        let help = "Until a listener's certificate runs out; below 0 it has";
+        let (name, unit) = ("weft_certificate_left", Some(&Unit::Seconds));
+        let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        for (listener, section, left) in seconds_left(&table, self.clock.wall_ms()) {
+            let labels = &[("listener", listener), ("section", section)];
+            ConstGauge::new(left).encode(family.encode_family(labels)?)?;
         }
         Ok(())
     }

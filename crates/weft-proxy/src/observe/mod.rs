@@ -4,6 +4,7 @@
 
 pub mod access_log;
 pub mod admin;
+pub mod certificates;
 pub mod exposition;
 pub mod facts;
 pub mod flags;

@@ -7,7 +7,7 @@ mod build;
 mod origin;
 mod shared;
 mod single;
-mod tls;
+pub(crate) mod tls;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ use weft_base::clock::Mono;
 use weft_model::decide::{HashRing, Member, Places, Routes, Shares, host_fit, warm_basis_points};
 use weft_model::{
     Backend, CaptureListener, Endpoint, Fail, GatewayListener, HashTable, Health, Host, HostPort,
-    InboundListener, Protocol, ResourceName, Root,
+    InboundListener, Protocol, ResourceName, Root, Section,
 };
 
 use crate::upstream::breaker::Quotas;
@@ -344,14 +344,20 @@ impl GatewayEntry {
         self.listener.sections.iter().any(|s| s.protocol == Protocol::Tls && s.tls.is_none())
     }
 
+    /// Each section that has a certificate, with what is presented there.
+    pub fn presented(&self) -> impl Iterator<Item = (&Section, Option<&tls::Presented>)> {
+        let with_tls = self.listener.sections.iter().filter(|s| s.tls.is_some());
+        with_tls.zip(&self.tls).map(|(section, (_, presented))| (section, presented.as_deref()))
+    }
+
     /// The certificate for a TLS server name. None that is less specific stands in for one that
     /// cannot be used.
     pub fn tls_for(&self, name: Option<&str>) -> Option<Arc<rustls::ServerConfig>> {
         let name = name.unwrap_or("").to_ascii_lowercase();
         let fits =
-            self.tls.iter().filter_map(|(host, config)| Some((host_fit(host, &name)?, config)));
+            self.tls.iter().filter_map(|(host, what)| Some((host_fit(host, &name)?, what)));
         let best = fits.reduce(|best, next| if next.0 > best.0 { next } else { best });
-        best.and_then(|(_, config)| config.clone())
+        best.and_then(|(_, presented)| Some(presented.as_ref()?.config.clone()))
     }
 }
 

@@ -5,8 +5,7 @@
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use rustls_pki_types::PrivateKeyDer;
-use rustls_pki_types::pem::PemObject;
+use rustls::sign::CertifiedKey;
 use weft_base::clock::Clock;
 use weft_identity::outside::{self, Asked, Served};
 use weft_model::{GatewayListener, Protocol, Section, ServerTls};
@@ -15,7 +14,18 @@ use super::GatewayEntry;
 use crate::guards;
 
 /// A host name (or `*`) and what is presented for it; nothing is where it cannot be used.
-pub type ServedName = (Arc<str>, Option<Arc<ServerConfig>>);
+pub type ServedName = (Arc<str>, Option<Arc<Presented>>);
+
+/// A certificate in use.
+#[derive(Debug)]
+pub struct Presented {
+    pub config: Arc<ServerConfig>,
+    pub key: Arc<CertifiedKey>,
+    /// Where it comes from, for people.
+    pub from: Option<Arc<str>>,
+    /// When it runs out, seconds since the epoch.
+    pub until: i64,
+}
 
 /// One value per section that has a certificate, in their order. `before` is what the listener was:
 /// what did not change goes on with its sessions, and a certificate that cannot be used leaves the
@@ -76,7 +86,7 @@ pub fn unusable(listener: &GatewayListener, clock: &Clock) -> Option<(String, Ve
 fn served<'a>(
     before: &'a GatewayEntry,
     section: &Section,
-) -> Option<(&'a Section, &'a Option<Arc<ServerConfig>>)> {
+) -> Option<(&'a Section, &'a Option<Arc<Presented>>)> {
     let with_tls = before.listener.sections.iter().filter(|s| s.tls.is_some());
     let mut all = with_tls.zip(before.tls.iter().map(|(_, config)| config));
     all.find(|(old, _)| old.name == section.name)
@@ -90,14 +100,12 @@ fn without_certificate(section: &Section) -> Section {
     section
 }
 
-fn config(section: &Section, tls: &ServerTls, clock: &Clock) -> Result<Arc<ServerConfig>, String> {
+fn config(section: &Section, tls: &ServerTls, clock: &Clock) -> Result<Arc<Presented>, String> {
     let wrong = |what: &str, why: String| {
         format!("the {what} of listener {:?} cannot be used: {why}", &*section.name)
     };
-    let key = outside::certified(&tls.chain_pem, &tls.key_pem).map_err(|e| {
-        let readable = PrivateKeyDer::from_pem_slice(tls.key_pem.as_bytes()).is_ok();
-        wrong(if readable { "certificate" } else { "key" }, e.to_string())
-    })?;
+    let key = outside::certified(&tls.chain_pem, &tls.key_pem)
+        .map_err(|e| wrong(if e.is_of_key() { "key" } else { "certificate" }, e.to_string()))?;
     let clients = tls.clients.as_ref().map(|clients| {
         let roots = outside::roots(&clients.ca_pem)
             .map_err(|e| wrong("clients' authority", e.to_string()))?;
@@ -109,8 +117,11 @@ fn config(section: &Section, tls: &ServerTls, clock: &Clock) -> Result<Arc<Serve
         [] => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         named => named.iter().map(|p| p.as_bytes().to_vec()).collect(),
     };
-    let served = Served { key, clients: clients.transpose()?, alpn, only_13: tls.only_13 };
+    let clients = clients.transpose()?;
+    let served = Served { key: key.clone(), clients, alpn, only_13: tls.only_13 };
     let config =
         outside::server(&served, clock).map_err(|e| wrong("certificate", e.to_string()))?;
-    Ok(Arc::new(config))
+    let until = outside::shown(Some(&key.cert)).map_or(i64::MAX, |leaf| leaf.until);
+    let from = tls.from.clone();
+    Ok(Arc::new(Presented { config: Arc::new(config), key, from, until }))
 }

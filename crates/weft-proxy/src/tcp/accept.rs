@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::LazyConfigAcceptor;
@@ -224,6 +224,15 @@ fn unshaken(worker: &Worker, conn: &Conn, began: Instant, why: String) {
     worker.log.unshaken(conn, worker.clock.wall_ms(), ms, why);
 }
 
+/// A fatal alert, as a record (RFC 8446, section 6): nobody has this name (RFC 6066, section 3), or
+/// its certificate cannot be used.
+fn alert(entry: &GatewayEntry, name: &str) -> &'static [u8] {
+    const UNRECOGNIZED_NAME: &[u8] = &[21, 3, 3, 0, 2, 2, 112];
+    const INTERNAL_ERROR: &[u8] = &[21, 3, 3, 0, 2, 2, 80];
+    let is_served = pick_section(&entry.listener, name).is_some_and(|s| s.tls.is_some());
+    if is_served { INTERNAL_ERROR } else { UNRECOGNIZED_NAME }
+}
+
 /// What was agreed on, where lines of the access log tell of it.
 fn noted(worker: &Worker, session: &rustls::CommonState) -> Option<Rc<Session>> {
     worker.log.tells_session().then(|| Rc::new(Session::of(session)))
@@ -299,11 +308,15 @@ where
     let name = &mut conn.server_name;
     let begin = async {
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
-        let start = begun(start.await)?;
+        let mut start = begun(start.await)?;
         *name = start.client_hello().server_name().map(Arc::<str>::from);
-        let config = entry.tls_for(name.as_deref());
-        let why = || format!("no certificate serves the name {:?}", name.as_deref().unwrap_or(""));
-        Ok((config.ok_or_else(why)?, start))
+        let named = name.as_deref().unwrap_or("");
+        let Some(config) = entry.tls_for(Some(named)) else {
+            // Told in vain if it has gone.
+            let _ = start.io.write_all(alert(entry, named)).await;
+            return Err(format!("no certificate serves the name {named:?}"));
+        };
+        Ok((config, start))
     };
     let began = Instant::now();
     let begun = tokio::time::timeout(worker.config.limits.handshake_timeout, begin).await;

@@ -15,3 +15,4 @@ pub mod route;
 pub mod sniff;
 pub mod socket;
 mod sys;
+pub mod through;

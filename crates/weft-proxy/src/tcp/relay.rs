@@ -23,7 +23,7 @@ use weft_model::decide::{Authority, Outcome};
 use super::prefixed::Prefixed;
 use super::route::{self, Way, Who};
 use super::socket::Socket;
-use super::{accept, proxy_header};
+use super::{accept, proxy_header, through};
 use crate::capture::{self, race};
 use crate::h1::Handover;
 use crate::http::body::Heir;
@@ -475,6 +475,10 @@ async fn introduced(
         let failed = |e: io::Error| ConnectError::Tcp { address, reason: e.to_string().into() };
         let writing = tokio::time::timeout(opening.limit, tunnel.write_all(&greeting)).await;
         writing.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+    }
+    let terms = entry.backend.policy.connections.as_ref();
+    if let Some(further) = terms.and_then(|terms| terms.through.as_ref()) {
+        through::ask(&mut tunnel, further, picked.pool.peer.connect, opening.limit).await?;
     }
     Ok(tunnel)
 }

@@ -49,7 +49,8 @@ impl<'a> Who<'a> {
 
     /// What rules see of it, on its way to a host.
     pub fn request(&'a self, host: &'a str, port: u16) -> Request<'a> {
-        Request { method: "", scheme: "", host, port, path: "", query: "", headers: self }
+        let (written, scheme) = (None, "");
+        Request { method: "", scheme, host, port, written, path: "", query: "", headers: self }
     }
 
     /// One of whom only the address is known.

@@ -5,7 +5,10 @@
 use http::{Method, Request};
 use http_body_util::Full;
 use serde_json::Value;
-use weft_model::{BackendPolicy, Certificate, Outlier, Protocol, UpstreamTls};
+use weft_model::{
+    BackendPolicy, Certificate, Listener, ListenerKind, Outlier, Protocol, Resource, Section,
+    ServerTls, UpstreamTls,
+};
 
 use super::bed::*;
 
@@ -253,6 +256,51 @@ async fn doors_certificates_and_memory_are_shown() {
     let bytes: u64 = memory["total_physical_bytes"].as_str().unwrap().parse().unwrap();
     assert!(bytes > 1_000_000, "{memory}");
     assert_eq!(read_json(&bed, "/certs").await["certificates"], serde_json::json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_listeners_are_told_before_they_run_out() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["shop.example".to_owned()]).unwrap();
+    params.serial_number = Some(rcgen::SerialNumber::from(vec![0x0a, 0xff]));
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    let made = params.self_signed(&key).unwrap();
+    let from = Some("/etc/tls/shop.pem".into());
+    let tls = ServerTls { from, ..ServerTls::new(made.pem(), key.serialize_pem()) };
+    let (name, mut listener) = gateway(Some("shop.example"));
+    if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
+        g.sections[0].tls = Some(tls);
+        let broken = ServerTls::new("none", "none");
+        g.sections.push(Section {
+            name: "broken".into(),
+            hostname: Some("broken.example".into()),
+            tls: Some(broken),
+            ..g.sections[0].clone()
+        });
+    }
+    let bed = Bed::gateway(vec![(name, listener)]).await;
+    let shown = read_json(&bed, "/certs").await;
+    let [one] = shown["certificates"].as_array().unwrap().as_slice() else { panic!("{shown}") };
+    assert_eq!(one["weft"]["section"], "http");
+    let leaf = &one["cert_chain"][0];
+    assert_eq!(
+        *leaf,
+        serde_json::json!({
+            "path": "/etc/tls/shop.pem", "serial_number": "0aff", "days_until_expiration": "0",
+            "subject_alt_names": [{"dns": "shop.example"}],
+            "valid_from": "2020-01-01T00:00:00Z", "expiration_time": "2021-01-01T00:00:00Z",
+        })
+    );
+    let sections = shown["weft"]["gateway_sections"].as_array().unwrap();
+    let in_use: Vec<_> = sections.iter().map(|s| s["in_use"].as_bool().unwrap()).collect();
+    assert_eq!(in_use, [true, false]);
+    // It has run out, which is below 0.
+    let metrics = read(&bed, "/metrics").await.body;
+    let left = metrics.lines().find(|l| l.starts_with("weft_certificate_left_seconds{")).unwrap();
+    assert!(left.contains("section=\"http\"") && left.contains("} -"), "{left}");
+    let stats = read(&bed, "/stats").await.body;
+    assert!(stats.contains("server.days_until_first_cert_expiring: 0\n"), "{stats}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -219,7 +219,8 @@ async fn a_gateway_terminates_tls_by_server_name() {
         let tcp = tokio::net::TcpStream::connect(bed.listener()).await.unwrap();
         connector.connect(name.try_into().unwrap(), tcp).await
     };
-    assert!(connect("other.example.com").await.is_err());
+    let told = connect("other.example.com").await.unwrap_err().to_string();
+    assert!(told.contains("UnrecognisedName"), "{told}");
     // A key that cannot be used is refused by name, and the good one stays.
     let applied = bed.apply(2, vec![bad]).await;
     assert!(applied.rejected[0].reason.contains("key of listener \"http\""), "{applied:?}");
@@ -389,6 +390,22 @@ async fn a_file_is_taken_whole_or_not_at_all() {
     }
     let refused = whole(6, vec![bound("three", other)]).await.unwrap().unwrap_err();
     assert!(refused[0].reason.contains("listener:two's too"), "{refused:?}");
+
+    // Who is touched and stays gives nothing up: every address of a port is in the way of one.
+    let free = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let every = free.local_addr().unwrap();
+    drop(free);
+    let one = std::net::SocketAddr::from(([127, 0, 0, 1], every.port()));
+    whole(7, vec![bound("one", every)]).await.unwrap().unwrap();
+    let both = vec![bound("one", every), bound("four", one)];
+    let refused = whole(8, both).await.unwrap().unwrap_err();
+    assert_eq!((refused.len(), &*refused[0].name), (1, "listener:four"), "{refused:?}");
+    assert_eq!(bed.proxy.status().sockets().len(), 3);
+    // Who goes does.
+    let moved = vec![bound("one", one), bound("four", other)];
+    let refused = whole(9, moved).await.unwrap().unwrap_err();
+    assert!(refused[0].reason.contains("listener:two's too"), "{refused:?}");
+    assert_eq!(whole(10, vec![bound("one", one)]).await.unwrap().unwrap().rejected, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,8 +11,8 @@ mod route;
 mod tls;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,9 +20,11 @@ use anyhow::{Result, anyhow};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use weft_base::issue::{FieldPath, Issue};
+use weft_control::compile::duration::parse_ms;
 use weft_envoy::DnsSet;
 use weft_envoy::read::{Found, Message, parse};
 use weft_kinds::views::autoscaling::Quantity;
+use weft_model::decide::Authority;
 use weft_model::{
     GatewayListener, Listener, ListenerKind, Origin, Protocol, ProxyHeader, Resource, ResourceName,
     Root, Section,
@@ -48,6 +50,10 @@ struct Context<'a> {
     backends: Vec<backend::Known>,
     /// Names of listeners, and whether they are HTTP.
     listeners: Vec<(String, bool)>,
+    /// What has a name already, with that.
+    named: RefCell<BTreeSet<(String, String)>>,
+    /// Addresses that are taken, whether for datagrams, and by whom.
+    taken: RefCell<Vec<(SocketAddr, bool, String)>>,
 }
 
 /// Reads a file.
@@ -68,11 +74,20 @@ pub fn load(path: &Path, text: &str, files: &Stamps) -> Result<Loaded> {
         issues: RefCell::default(),
         backends: Vec::new(),
         listeners: Vec::new(),
+        named: RefCell::default(),
+        taken: RefCell::default(),
     };
     let (mut admin, mut log, mut memory) = (None, None, None);
     {
         let root = found.root(&map);
         admin = admin.or(root.text("admin").and_then(|text| address(&root, "admin", text)));
+        context.take(
+            &root,
+            "admin",
+            &admin.into_iter().collect::<Vec<_>>(),
+            false,
+            "the admin door",
+        );
         log = log.or(access_log(&root, &context));
         memory = memory.or(root.item("memory").and_then(|item| bytes(&root, item.value)));
         context.backends = backend::known(&root);
@@ -173,6 +188,11 @@ fn listener(message: &Message<'_>, context: &Context<'_>) {
     if bind.is_empty() && !message.is_set("bind") {
         message.error("bind", "a listener needs an address such as 127.0.0.1:8080");
     }
+    if !context.is_first(message, "listener", name) {
+        return;
+    }
+    let whose = format!("listener {name:?}");
+    context.take(message, "bind", &bind, protocol == Protocol::Udp, &whose);
     let gateway = GatewayListener { proxy_header, ..GatewayListener::new(bind, sections) };
     let origin = Some(origin("listener", name, ""));
     let kind = ListenerKind::Gateway(gateway);
@@ -245,6 +265,43 @@ fn access_log(root: &Message<'_>, context: &Context<'_>) -> Option<AccessLog> {
     Some(AccessLog { what, format, path })
 }
 
+/// Whether who listens at one address is in the way of who does at another.
+fn meet(one: &SocketAddr, other: &SocketAddr) -> bool {
+    let (a, b) = (one.ip(), other.ip());
+    let all = a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified());
+    one.port() == other.port() && (a == b || all)
+}
+
+/// A place within a field.
+fn below(at: &FieldPath, path: &serde_ignored::Path<'_>) -> FieldPath {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => at.clone(),
+        Path::Seq { parent, index } => below(at, parent).index(*index),
+        Path::Map { parent, key } => below(at, parent).field(key),
+        Path::Some { parent }
+        | Path::NewtypeStruct { parent }
+        | Path::NewtypeVariant { parent } => below(at, parent),
+    }
+}
+
+/// What a host of a route or section is to requests, or why none has it.
+fn host(text: &str) -> Result<Arc<str>, String> {
+    let text = text.to_ascii_lowercase();
+    let (star, name) = match text.strip_prefix("*.") {
+        Some(name) => ("*.", name),
+        None => ("", text.as_str()),
+    };
+    if text == "*" || (star.is_empty() && name.parse::<IpAddr>().is_ok()) {
+        return Ok(text.as_str().into());
+    }
+    match Authority::parse(name) {
+        Some(Authority { host, port: None }) => Ok(format!("{star}{host}").into()),
+        Some(_) => Err(format!("{text:?}: a host is named without its port")),
+        None => Err(format!("{text:?} is no host such as shop.example or *.shop.example")),
+    }
+}
+
 /// Who says something, for logs and explanations.
 fn origin(kind: &str, name: &str, field: &str) -> Origin {
     Origin { kind: kind.into(), namespace: "file".into(), name: name.into(), field: field.into() }
@@ -254,10 +311,48 @@ fn origin(kind: &str, name: &str, field: &str) -> Origin {
 
 impl Context<'_> {
     fn put(&self, name: ResourceName, resource: Resource) {
-        let path = FieldPath::new(name.root.to_string());
-        if self.resources.borrow_mut().insert(name, resource).is_some() {
-            self.issues.borrow_mut().push(Issue::error(path, "two of them have this name"));
+        self.resources.borrow_mut().insert(name, resource);
+    }
+
+    /// Whether nothing of its kind has this name yet; it is an issue if something has.
+    fn is_first(&self, message: &Message<'_>, kind: &str, name: &str) -> bool {
+        let is_first = self.named.borrow_mut().insert((kind.to_owned(), name.to_owned()));
+        if !is_first {
+            message.error("name", format!("another {kind} has the name {name:?}"));
+            // Of the rest of it nothing is read.
+            message.waive();
         }
+        is_first
+    }
+
+    /// Notes who listens where; two cannot on one address. Of port 0 each has one of its own.
+    fn take(
+        &self,
+        message: &Message<'_>,
+        field: &str,
+        addresses: &[SocketAddr],
+        datagrams: bool,
+        whose: &str,
+    ) {
+        let mut taken = self.taken.borrow_mut();
+        for at in addresses.iter().filter(|at| at.port() != 0) {
+            let other = taken.iter().find(|(other, of, _)| *of == datagrams && meet(other, at));
+            if let Some((other, _, by)) = other {
+                message.error(field, format!("{at}: {by} listens there, at {other}"));
+            }
+            taken.push((*at, datagrams, whose.to_owned()));
+        }
+    }
+
+    /// A duration as people write it, milliseconds.
+    fn duration(&self, message: &Message<'_>, field: &str) -> Option<u64> {
+        let value = message.item(field)?.value;
+        let ms = value.as_str().and_then(parse_ms);
+        if ms.is_none() {
+            let why = format!("expected a duration such as \"5s\" or \"300ms\", found {value}");
+            message.error(field, why);
+        }
+        ms
     }
 
     /// A field in the model's own form; fields that the model has not are issues too.
@@ -265,16 +360,24 @@ impl Context<'_> {
         let item = message.item(field)?;
         let at = item.at.path();
         let mut unknown = Vec::new();
-        let read = serde_ignored::deserialize(item.value.clone(), |path| {
-            let path = FieldPath::new(format!("{at}.{path}"));
-            unknown.push(Issue::error(path, "weft has no such field"));
-        });
+        let mut noted = |path: serde_ignored::Path<'_>| {
+            unknown.push(Issue::error(below(&at, &path), "weft has no such field"));
+        };
+        let mut track = serde_path_to_error::Track::new();
+        let known = serde_path_to_error::Deserializer::new(item.value.clone(), &mut track);
+        let read = T::deserialize(serde_ignored::Deserializer::new(known, &mut noted));
         let mut issues = self.issues.borrow_mut();
         issues.extend(unknown);
         match read {
             Ok(value) => Some(value),
             Err(error) => {
-                issues.push(Issue::error(at, format!("{error}")));
+                let inner = track.path().to_string();
+                let dot = if inner.starts_with('[') { "" } else { "." };
+                let path = match inner.as_str() {
+                    "." => at,
+                    _ => FieldPath::new(format!("{at}{dot}{inner}")),
+                };
+                issues.push(Issue::error(path, format!("{error}")));
                 None
             }
         }

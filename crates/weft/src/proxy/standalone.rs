@@ -19,10 +19,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use weft_base::clock::Clock;
-use weft_base::issue::Issue;
+use weft_base::issue::{FieldPath, Issue};
 use weft_base::task::TaskGroup;
 use weft_envoy::{DnsSet, Log, Resolved};
-use weft_model::{Resource, ResourceName};
+use weft_model::{Listener, ListenerKind, Protocol, Resource, ResourceName};
 use weft_proxy::Feed;
 use weft_proxy::config::{AccessLog, LogFormat, LogWhat};
 use weft_proxy::ingest::source;
@@ -171,7 +171,6 @@ fn access_log(log: &Log) -> Result<AccessLog, Vec<Issue>> {
 
 /// What the proxy itself would refuse, and routes that lead nowhere.
 fn check(loaded: &Loaded) -> Vec<Issue> {
-    use weft_base::issue::FieldPath;
     let mut out = Vec::new();
     for (name, resource) in &loaded.resources {
         let Resource::Route(route) = resource else { continue };
@@ -182,9 +181,29 @@ fn check(loaded: &Loaded) -> Vec<Issue> {
             }
         }
     }
+    out.extend(two_on_one_address(&loaded.resources));
     let mut builder = Builder::new(1, Clock::system(), "standalone".into());
     let rejected = builder.refusals(&loaded.resources);
     out.extend(rejected.into_iter().map(|r| Issue::error(FieldPath::new(r.name), r.reason)));
+    out
+}
+
+/// Listeners of which one alone can start.
+fn two_on_one_address(resources: &BTreeMap<ResourceName, Resource>) -> Vec<Issue> {
+    let (mut out, mut taken) = (Vec::new(), BTreeMap::new());
+    for (name, resource) in resources {
+        let Resource::Listener(Listener { kind: ListenerKind::Gateway(gateway), .. }) = resource
+        else {
+            continue;
+        };
+        let datagrams = gateway.sections.iter().any(|s| s.protocol == Protocol::Udp);
+        for at in gateway.bind.iter().filter(|at| at.port() != 0) {
+            if let Some(other) = taken.insert((*at, datagrams), name) {
+                let path = FieldPath::new(name.root.to_string());
+                out.push(Issue::error(path, format!("{at} is {}'s too", other.root)));
+            }
+        }
+    }
     out
 }
 

@@ -35,6 +35,7 @@ fn refuses(
         scheme: "http",
         host: "a",
         port: 80,
+        written: None,
         path,
         query: "",
         headers: &headers,

@@ -53,7 +53,16 @@ fn prefix(path: &str) -> Match {
 }
 
 fn request<'a>(path: &'a str, headers: &'a List) -> Request<'a> {
-    Request { method: "GET", scheme: "http", host: "a", port: 80, path, query: "q=1", headers }
+    Request {
+        method: "GET",
+        scheme: "http",
+        host: "a",
+        port: 80,
+        written: None,
+        path,
+        query: "q=1",
+        headers,
+    }
 }
 
 #[test]

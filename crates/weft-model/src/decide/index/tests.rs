@@ -140,7 +140,7 @@ proptest! {
     ) {
         let headers = List(headers);
         let req =
-            Request { method, scheme: "http", host, port, path, query: "", headers: &headers };
+            Request { method, scheme: "http", host, port, written: None, path, query: "", headers: &headers };
         let searched = who(find_rule(routes.iter().map(|r| &**r), section, &req));
         for made in [Routes::indexed(routes.clone()), Routes::new(routes.clone())] {
             prop_assert_eq!(who(made.find(section, &req)), searched);

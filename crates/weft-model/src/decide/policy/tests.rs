@@ -22,6 +22,7 @@ fn judged(cors: &Cors, method: &str, headers: &[(&'static str, &'static str)]) -
             scheme: "http",
             host: "a",
             port: 80,
+            written: None,
             path: "/",
             query: "",
             headers: &headers,

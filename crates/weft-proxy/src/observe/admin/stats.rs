@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What `/stats`, `/memory` and `/certs` of the admin door show, and the questions that narrow
+//! What `/stats` and `/memory` of the admin door show, and the questions that narrow
 //! them. Called by the admin door only.
 
 use std::collections::BTreeMap;
@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use regex::Regex;
 use serde_json::{Value, json};
 use weft_base::clock::Mono;
-use weft_identity::Svid;
 
+use crate::observe::certificates;
 use crate::observe::exposition::{ProxyCollector, ejected};
 use crate::table::{BackendEntry, EndpointEntry, Table};
 
@@ -159,6 +159,11 @@ pub fn all(collector: &ProxyCollector, table: &Table) -> Vec<Stat> {
         let enforced = cluster("outlier_detection.ejections_enforced_total");
         out.push(stat(enforced, ejections, true));
     }
+    let left = certificates::seconds_left(table, collector.clock.wall_ms());
+    if let Some((.., soonest)) = left.first() {
+        let days = u64::try_from(soonest / 86_400).unwrap_or(0);
+        out.push(stat("server.days_until_first_cert_expiring".into(), days, false));
+    }
     out.sort_by(|a, b| a.name.cmp(&b.name));
     out
 }
@@ -192,37 +197,6 @@ pub fn memory() -> Value {
     });
     let page = u64::try_from(crate::sys::program::page_size()).unwrap_or(4096);
     json!({ "total_physical_bytes": pages.map(|pages| (pages * page).to_string()) })
-}
-
-/// The certificates in use; no key is ever shown.
-pub fn certificates(svid: Option<&Svid>, table: &Table, wall_ms: u64) -> Value {
-    let own = svid.map(|svid| {
-        let leaf = svid.leaf();
-        let left = leaf.not_after_ms.saturating_sub(wall_ms) / 86_400_000;
-        json!({
-            "ca_cert": [],
-            "cert_chain": [{
-                "serial_number": leaf.serial,
-                "subject_alt_names": [{ "uri": leaf.id.as_str() }],
-                "days_until_expiration": left.to_string(),
-                "valid_from": rfc3339(leaf.not_before_ms),
-                "expiration_time": rfc3339(leaf.not_after_ms),
-            }],
-        })
-    });
-    let sections = table.gateways().flat_map(|g| {
-        let with_tls = g.listener.sections.iter().filter(|s| s.tls.is_some());
-        with_tls.map(|s| json!({ "listener": &*g.name, "section": &*s.name, "host": s.hostname }))
-    });
-    json!({
-        "certificates": own.into_iter().collect::<Vec<_>>(),
-        "weft": { "gateway_sections": sections.collect::<Vec<_>>() },
-    })
-}
-
-fn rfc3339(wall_ms: u64) -> String {
-    let ms = i64::try_from(wall_ms).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_millisecond(ms).map(|t| format!("{t:.0}")).unwrap_or_default()
 }
 
 #[cfg(test)]

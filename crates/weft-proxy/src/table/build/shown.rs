@@ -42,7 +42,7 @@ impl Builder {
     pub(super) fn origin(&mut self, spec: &UpstreamTls) -> Result<Arc<OriginTls>, String> {
         let whole;
         let spec = match (&spec.certificate, &self.shown) {
-            (None, Some(_)) => {
+            (None, Some(_)) if !spec.anonymous => {
                 whole = UpstreamTls { certificate: self.shown.clone(), ..spec.clone() };
                 &whole
             }

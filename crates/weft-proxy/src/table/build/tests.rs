@@ -293,6 +293,23 @@ fn a_certificate_to_show_that_cannot_be_used_makes_nobody_speak_in_plain_text() 
     }
 }
 
+#[test]
+fn who_is_to_be_shown_nothing_is_not_shown_the_gateways_certificate() {
+    let name = Root::host(fqdn("user")).child("backend/80");
+    for anonymous in [true, false] {
+        let tls = UpstreamTls { trust: Trust::Anyone, anonymous, ..UpstreamTls::default() };
+        let mut all = in_zones("user", &["a"], move |p| p.tls = Some(Box::new(tls.clone())));
+        // One that cannot be used tells who was to show it.
+        let broken = Certificate { key_pem: certificate().key_pem, ..certificate() };
+        all.push(port(&[("*", &certificate())], |g| {
+            g.backend_certificate = Some(Box::new(broken.clone()));
+        }));
+        let upserts = all.into_iter().map(|(n, r)| (n, Ok(r))).collect();
+        let (table, _) = Builder::new(1, Clock::system(), "shop".into()).apply(1, upserts, &[]);
+        assert_eq!(table.backend(&name).is_some(), anonymous);
+    }
+}
+
 proptest! {
     /// However changes are cut into transactions, the table is the one made at once.
     #[test]

@@ -31,7 +31,7 @@ use crate::http::interim::Interim;
 use crate::observe::facts;
 
 pub use own::{Client, OwnPools};
-pub use tunnel::Tunnel;
+pub use tunnel::{GRANT_EXTRA, Tunnel};
 
 /// An answer's body as the codec yields it.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ use crate::upstream::connect::{ConnectError, Opening, Peer, UpstreamIo};
 /// How much longer than for a connection the answer to a CONNECT is waited for. The far side grants
 /// it once it is connected itself, for which it has a limit, tries and a name's lookup of its own:
 /// without the time to say what failed there, its app's trouble would be taken for its own.
-const GRANT_EXTRA: Duration = Duration::from_secs(10);
+pub const GRANT_EXTRA: Duration = Duration::from_secs(10);
 /// What is read of a refusal.
 const SAID_BYTES_MAX: usize = 1024;
 

@@ -53,6 +53,16 @@ pub fn target(context: &Context<'_>, name: &str) -> Result<Target, String> {
     Ok(Target::Backend(Root::host(backend).child(backend_child(known.port, part))))
 }
 
+/// Whether a target in the model's own form is there.
+pub fn is_known(context: &Context<'_>, target: &Target) -> bool {
+    let Target::Backend(name) = target else { return true };
+    context.backends.iter().any(|known| {
+        let root = Root::host(known.name.as_str());
+        let parts = std::iter::once("").chain(known.parts.iter().map(String::as_str));
+        parts.into_iter().any(|part| root.child(backend_child(known.port, part)) == *name)
+    })
+}
+
 /// Reads one backend.
 pub fn read(message: &Message<'_>, context: &Context<'_>) {
     let Some(name) = message.text("name") else {
@@ -61,6 +71,9 @@ pub fn read(message: &Message<'_>, context: &Context<'_>) {
     };
     if name.contains('/') {
         message.error("name", "a name has no /");
+    }
+    if !context.is_first(message, "backend", name) {
+        return;
     }
     let port = context.backends.iter().find(|b| b.name == name).map_or(0, |b| b.port);
     let protocol = match message.choice("protocol").unwrap_or("http1") {
@@ -76,7 +89,13 @@ pub fn read(message: &Message<'_>, context: &Context<'_>) {
         }
     };
     let mut policy: BackendPolicy = context.model(message, "policy").unwrap_or_default();
-    if let Some(ms) = message.duration("connect_timeout") {
+    for (i, status) in policy.outlier.statuses.iter().enumerate() {
+        if !(200..600).contains(status) {
+            let field = format!("policy.outlier.statuses[{i}]");
+            message.error(&field, format!("{status} is no status of an answer"));
+        }
+    }
+    if let Some(ms) = context.duration(message, "connect_timeout") {
         policy.connect_timeout_ms = ms;
     }
     if let Some(tls) = tls::upstream(message, context) {
@@ -169,7 +188,7 @@ type Place = (Option<Arc<str>>, SocketAddr);
 /// Where an endpoint is: `127.0.0.1:9000`, or `api.example:9000`.
 fn place(text: &str) -> Option<Place> {
     if let Ok(at) = text.parse::<SocketAddr>() {
-        return Some((None, at));
+        return (at.port() > 0).then_some((None, at));
     }
     let (name, port) = text.rsplit_once(':')?;
     let port = port.parse().ok().filter(|port| *port > 0)?;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use weft_envoy::read::Message;
+use weft_model::decide::host_fit;
 use weft_model::{
-    Action, Dialect, Filter, HeaderEdit, Match, Matching, Mirror, NamedMatch, Parent, PathMatch,
-    Rank, Redirect, Resource, Retry, Root, Route, Rule, Scope, Share, Sources, StringMatch,
-    Timeouts, WeightedBackend,
+    Action, Dialect, Filter, HeaderEdit, Listener, ListenerKind, Match, Matching, Mirror,
+    NamedMatch, Parent, PathMatch, Rank, Redirect, Resource, Retry, Root, Route, Rule, Scope,
+    Share, Sources, StringMatch, Timeouts, WeightedBackend,
 };
 
 use super::{Context, backend, origin};
@@ -19,8 +20,7 @@ pub fn read(message: &Message<'_>, index: usize, context: &Context<'_>) {
     if name.contains('/') {
         message.error("name", "a name has no /");
     }
-    let hosts = message.texts("hosts").into_iter().map(|h| h.to_ascii_lowercase().into());
-    let mut hostnames: Vec<Arc<str>> = hosts.collect();
+    let mut hostnames = hosts(message);
     // `*` alone is what no list says; beside names it takes what they leave.
     if hostnames.iter().all(|h| &**h == "*") {
         hostnames.clear();
@@ -42,7 +42,12 @@ pub fn read(message: &Message<'_>, index: usize, context: &Context<'_>) {
     if place == 0 {
         message.error("rules", "a route needs one");
     }
-    for listener in listeners(message, context) {
+    let listeners = listeners(message, context);
+    served(message, &hostnames, &listeners, context);
+    for listener in listeners {
+        if !context.is_first(message, &format!("route of listener {listener:?}"), &name) {
+            break;
+        }
         let root = Root::listener(listener.as_str());
         let route = Route {
             parent: Parent::Listener {
@@ -64,6 +69,49 @@ pub fn read(message: &Message<'_>, index: usize, context: &Context<'_>) {
     }
 }
 
+fn hosts(message: &Message<'_>) -> Vec<Arc<str>> {
+    let each = message.texts("hosts").into_iter().enumerate().filter_map(|(i, text)| {
+        let read = super::host(text);
+        read.map_err(|why| message.error(&format!("hosts[{i}]"), why)).ok()
+    });
+    each.collect()
+}
+
+/// Hosts are to be some section's of the listeners.
+fn served(message: &Message<'_>, hosts: &[Arc<str>], listeners: &[String], context: &Context<'_>) {
+    let resources = context.resources.borrow();
+    let mut patterns: Vec<&str> = Vec::new();
+    for name in listeners {
+        let own = resources.get(&Root::listener(name.as_str()).own());
+        let Some(Resource::Listener(Listener { kind: ListenerKind::Gateway(gateway), .. })) = own
+        else {
+            return;
+        };
+        for section in &gateway.sections {
+            let Some(pattern) = section.hostname.as_deref() else { return };
+            patterns.push(pattern);
+        }
+    }
+    for host in hosts.iter().filter(|_| !patterns.is_empty()) {
+        if !patterns.iter().any(|pattern| overlap(pattern, host)) {
+            let why = format!(
+                "{host}: no listener of this route serves it; they serve {}",
+                patterns.join(", ")
+            );
+            message.error("hosts", why);
+        }
+    }
+}
+
+/// Whether some host fits two patterns.
+fn overlap(one: &str, other: &str) -> bool {
+    let some = |pattern: &str| match pattern.strip_prefix('*') {
+        Some(rest) => format!("x{rest}"),
+        None => pattern.to_owned(),
+    };
+    host_fit(one, &some(other)).is_some() || host_fit(other, &some(one)).is_some()
+}
+
 fn listeners(message: &Message<'_>, context: &Context<'_>) -> Vec<String> {
     if !message.is_set("listeners") {
         let all = context.listeners.iter().filter(|(_, http)| *http);
@@ -82,7 +130,6 @@ fn listeners(message: &Message<'_>, context: &Context<'_>) -> Vec<String> {
 
 /// All sections of a listener: a route's own hosts say which it is for.
 fn sections(context: &Context<'_>, root: &Root) -> Vec<Arc<str>> {
-    use weft_model::{Listener, ListenerKind};
     let resources = context.resources.borrow();
     match resources.get(&root.own()) {
         Some(Resource::Listener(Listener { kind: ListenerKind::Gateway(gateway), .. })) => {
@@ -103,6 +150,14 @@ fn rule(message: &Message<'_>, route: &str, place: usize, context: &Context<'_>)
         }
     }
     let mut filters: Vec<Filter> = context.model(message, "filters").unwrap_or_default();
+    for (i, filter) in filters.iter().enumerate() {
+        if let Filter::Mirror(Mirror { target, .. }) = filter
+            && !backend::is_known(context, target)
+        {
+            let why = "no such backend; write mirror: [{to: NAME}] beside filters";
+            message.error(&format!("filters[{i}].mirror.target"), why);
+        }
+    }
     for (field, filter) in [
         ("request_headers", Filter::RequestHeaders as fn(HeaderEdit) -> Filter),
         ("response_headers", Filter::ResponseHeaders),
@@ -114,13 +169,19 @@ fn rule(message: &Message<'_>, route: &str, place: usize, context: &Context<'_>)
         filters.push(Filter::Rewrite(rewrite));
     }
     let mut timeouts: Timeouts = context.model(message, "timeouts").unwrap_or_default();
-    timeouts.request_ms = message.duration("timeout").or(timeouts.request_ms);
+    timeouts.request_ms = context.duration(message, "timeout").or(timeouts.request_ms);
     let retry: Retry = match message.item("retry").map(|i| i.value) {
         Some(Value::Number(_)) => {
             Retry { attempts: message.number("retry").unwrap_or(0), ..Retry::default() }
         }
         _ => context.model(message, "retry").unwrap_or_default(),
     };
+    for (i, status) in retry.statuses.iter().enumerate() {
+        if !(200..600).contains(status) {
+            let field = format!("retry.statuses[{i}]");
+            message.error(&field, format!("{status} is no status of an answer"));
+        }
+    }
     let session = context.model(message, "session");
     let action = action(message, context)?;
     let field = format!("rules[{place}]");

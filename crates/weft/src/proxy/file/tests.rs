@@ -142,10 +142,104 @@ fn copies_go_to_backends_by_their_names() {
 }
 
 #[test]
+fn what_cannot_start_or_never_match_is_refused_once_with_its_place() {
+    let web = "{name: web, bind: '127.0.0.1:8080'}";
+    let said_of = |file: &str| {
+        let said = read_whole(file).unwrap_err();
+        said.lines().skip(1).map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    for (bind, why) in [
+        ("127.0.0.1:8080", "127.0.0.1:8080: listener \"web\" listens there, at 127.0.0.1:8080"),
+        ("0.0.0.0:8080", "0.0.0.0:8080: listener \"web\" listens there, at 127.0.0.1:8080"),
+        ("127.0.0.1:9901", "127.0.0.1:9901: the admin door listens there, at 127.0.0.1:9901"),
+    ] {
+        let other = format!("{{name: other, bind: '{bind}'}}");
+        let file = format!("admin: 127.0.0.1:9901\nlisteners:\n- {web}\n- {other}\n");
+        assert_eq!(said_of(&file), [format!("line 4: listeners[1].bind: {why}")]);
+    }
+    // Datagrams are others.
+    let other = "{name: other, bind: '127.0.0.1:8080', protocol: udp}";
+    assert!(read_whole(&format!("listeners: [{web}, {other}]")).is_ok());
+    for (kind, one) in [
+        ("listener", "listeners: [{name: a, bind: '127.0.0.1:0'}, {name: a, bind: '127.0.0.1:0'}]"),
+        ("backend", "backends: [{name: a, endpoints: 'a:1'}, {name: a, endpoints: 'b:2'}]"),
+    ] {
+        let file =
+            if kind == "listener" { one.to_owned() } else { format!("listeners: [{web}]\n{one}") };
+        let line = file.lines().count();
+        let why = format!("line {line}: {kind}s[1].name: another {kind} has the name \"a\"");
+        assert_eq!(said_of(&file), [why]);
+    }
+    let up = "backends: [{name: up, endpoints: '127.0.0.1:1'}]";
+    for (route, why) in [
+        ("hosts: ['*.x.*']", "hosts[0]: \"*.x.*\" is no host"),
+        ("hosts: [a.example, 'a b']", "hosts[1]: \"a b\" is no host"),
+        ("hosts: ['']", "hosts[0]: \"\" is no host"),
+        ("hosts: ['a.example:80']", "hosts[0]: \"a.example:80\": a host is named without its port"),
+    ] {
+        let rules = "rules: [{to: up}]";
+        refused_for(&format!("routes: [{{{route}, {rules}}}]\n{up}"), why);
+    }
+    for (rule, why) in [
+        ("retry: {statuses: [503, 99]}", "rules[0].retry.statuses[1]: 99 is no status"),
+        ("filters: [{cors: {origins: [7]}}]", "rules[0].filters[0].cors.origins[0]: "),
+        (
+            "filters: [{mirror: {target: {backend: 'host:no/backend/1'}, share: 1, mark_host: true}}]",
+            "rules[0].filters[0].mirror.target: no such backend",
+        ),
+        ("timeout: soon", "rules[0].timeout: expected a duration such as"),
+    ] {
+        refused_for(&format!("routes: [{{rules: [{{to: up, {rule}}}]}}]\n{up}"), why);
+    }
+    refused_for(
+        "backends: [{name: up, endpoints: '127.0.0.1:0'}]",
+        "\"127.0.0.1:0\" is no address",
+    );
+}
+
+#[test]
+fn durations_are_written_as_people_write_them() {
+    for (said, ms) in [("300ms", 300), ("0.25s", 250), ("2m", 120_000), ("1m30s", 90_000)] {
+        let backends = "backends: [{name: up, endpoints: '127.0.0.1:1'}]";
+        let loaded =
+            read(&format!("routes: [{{rules: [{{to: up, timeout: {said}}}]}}]\n{backends}"));
+        let loaded = loaded.unwrap();
+        let route = loaded.resources.values().find_map(|resource| match resource {
+            Resource::Route(route) => Some(route),
+            _ => None,
+        });
+        assert_eq!(route.unwrap().rules[0].timeouts.request_ms, Some(ms), "{said}");
+    }
+}
+
+#[test]
 fn half_of_a_certificate_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let pem = folder.path().join("half.pem");
     std::fs::write(&pem, "pem").unwrap();
+    // Both are there, and no pair: the part that is wrong is named, with its line.
+    let pair = |name: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let path = |what: &str| folder.path().join(format!("{name}.{what}"));
+        let certificate = params.self_signed(&key).unwrap().pem();
+        std::fs::write(path("pem"), certificate).unwrap();
+        std::fs::write(path("key"), key.serialize_pem()).unwrap();
+        (path("pem").display().to_string(), path("key").display().to_string())
+    };
+    let (one, other, none) = (pair("one"), pair("other"), pem.display().to_string());
+    for (certificate, key, why) in [
+        (&one.0, &other.1, "line 6: listeners[0].tls[0].key: the private key is not that of"),
+        (&one.0, &none, "line 6: listeners[0].tls[0].key: the private key cannot be read"),
+        (&none, &one.1, "line 5: listeners[0].tls[0].certificate: "),
+    ] {
+        let file = format!(
+            "listeners:\n- name: web\n  bind: 127.0.0.1:0\n  tls:\n  - certificate: {certificate}\n    \
+             key: {key}\n"
+        );
+        let said = read_whole(&file).unwrap_err();
+        assert!(said.contains(why) && !said.contains("Mismatch"), "{why:?} in\n{said}");
+    }
     for half in ["certificate", "key"] {
         let tls = format!("tls: {{anyone: true, {half}: {}}}", pem.display());
         let backend = format!("backends: [{{name: up, endpoints: '127.0.0.1:1', {tls}}}]");

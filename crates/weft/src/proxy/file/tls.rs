@@ -2,6 +2,7 @@
 //! Certificates of listeners, and TLS towards backends; both name files.
 
 use weft_envoy::read::Message;
+use weft_identity::outside;
 use weft_model::{
     Certificate, ClientCertificates, Names, Protocol, Section, ServerTls, Trust, UpstreamTls,
 };
@@ -12,8 +13,10 @@ use super::Context;
 pub fn sections(listener: &Message<'_>, protocol: Protocol, context: &Context<'_>) -> Vec<Section> {
     let mut out: Vec<Section> = Vec::new();
     listener.each("tls", |tls| {
-        let hostname = tls.text("host").map(|h| h.to_ascii_lowercase().into());
-        let name = tls.text("host").unwrap_or("all").to_ascii_lowercase();
+        let hostname = tls
+            .text("host")
+            .and_then(|text| super::host(text).map_err(|why| tls.error("host", why)).ok());
+        let name = hostname.as_deref().unwrap_or("all").to_owned();
         let clients = tls.message("clients").and_then(|clients| {
             let required = clients.flag("required").unwrap_or(true);
             let ca_pem = context.file(&clients, "authority");
@@ -30,7 +33,9 @@ pub fn sections(listener: &Message<'_>, protocol: Protocol, context: &Context<'_
             return;
         };
         let (chain, key) = (certificate.chain_pem, certificate.key_pem);
-        let tls = ServerTls { clients, only_13, ..ServerTls::new(chain, key) };
+        let from = tls.text("certificate").map(|name| context.folder.join(name));
+        let from = from.map(|path| path.display().to_string().into());
+        let tls = ServerTls { clients, only_13, from, ..ServerTls::new(chain, key) };
         out.push(Section { name: name.into(), hostname, protocol, tls: Some(tls) });
     });
     // A host that a request names chooses the section: nobody may go round what one asks.
@@ -48,7 +53,12 @@ fn certificate(message: &Message<'_>, context: &Context<'_>) -> Option<Certifica
     }
     let chain_pem = context.file(message, "certificate");
     let key_pem = context.file(message, "key");
-    Some(Certificate { chain_pem: chain_pem?, key_pem: key_pem? })
+    let (chain_pem, key_pem) = (chain_pem?, key_pem?);
+    if let Err(error) = outside::certified(&chain_pem, &key_pem) {
+        let field = if error.is_of_key() { "key" } else { "certificate" };
+        message.error(field, error.to_string());
+    }
+    Some(Certificate { chain_pem, key_pem })
 }
 
 /// TLS towards a backend.
@@ -81,5 +91,6 @@ pub fn upstream(backend: &Message<'_>, context: &Context<'_>) -> Option<Upstream
         names,
         certificate: certificate(&tls, context),
         only_13,
+        anonymous: false,
     })
 }
