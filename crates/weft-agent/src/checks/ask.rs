@@ -16,7 +16,8 @@ use crate::probe::ask::{self, HttpAsk, Target, Tls};
 /// Asked to answer nothing, a UDP service that took the datagram is silent for this long.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// Asks once; `None` for checks that others report.
+/// Asks once; `None` for checks that others report. What a question needs (a client of HTTP/2 with
+/// TLS has over 100 KiB) is there while it is asked only: a check is a small thing that waits.
 pub(super) async fn ask(definition: &CheckDefinition) -> Option<(Status, String)> {
     let timeout = match definition.timeout_ms {
         0 => TIMEOUT_DEFAULT,
@@ -28,15 +29,15 @@ pub(super) async fn ask(definition: &CheckDefinition) -> Option<(Status, String)
     };
     match &definition.probe {
         probe if !probe.is_asked() => None,
-        Probe::Http { .. } => Some(http(&definition.probe, timeout).await),
+        Probe::Http { .. } => Some(Box::pin(http(&definition.probe, timeout)).await),
         Probe::Tcp { address, tls, tls_skip_verify, tls_server_name } => {
             let server_name = tls_server_name.clone();
             let tls = tls.then_some(Tls { skip_verify: *tls_skip_verify, server_name });
-            let done = ask::tcp(target(address), tls.as_ref(), timeout).await;
+            let done = Box::pin(ask::tcp(target(address), tls.as_ref(), timeout)).await;
             Some(said(done, format!("TCP connect {address}: Success")))
         }
         Probe::Udp { address } => {
-            let done = ask::limited(timeout, udp(address, timeout)).await;
+            let done = Box::pin(ask::limited(timeout, udp(address, timeout))).await;
             Some(said(done, format!("UDP connect {address}: Success")))
         }
         Probe::H2Ping { address, tls, tls_skip_verify, tls_server_name } => {
@@ -46,14 +47,14 @@ pub(super) async fn ask(definition: &CheckDefinition) -> Option<(Status, String)
                 let stream = ask::open(target(address), tls.as_ref(), &[b"h2"]).await;
                 h2ping::ping(stream.map_err(|e| format!("Failed to dial to {address}: {e}"))?).await
             };
-            let done = ask::limited(timeout, ping).await;
+            let done = Box::pin(ask::limited(timeout, ping)).await;
             Some(said(done, "HTTP2 ping was successful".to_owned()))
         }
         Probe::Grpc { target: to, tls, tls_skip_verify, tls_server_name } => {
             let server_name = tls_server_name.clone();
             let (address, service) = to.split_once('/').unwrap_or((to, ""));
             let tls = tls.then_some(Tls { skip_verify: *tls_skip_verify, server_name });
-            let done = ask::grpc(target(address), service, tls.as_ref(), timeout).await;
+            let done = Box::pin(ask::grpc(target(address), service, tls.as_ref(), timeout)).await;
             let done = done.map_err(|why| format!("gRPC check {to}: {why}"));
             Some(said(done, format!("gRPC check {to}: success")))
         }

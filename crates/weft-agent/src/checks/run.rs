@@ -12,6 +12,7 @@ use weft_base::rng::Rng;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_kinds::views::catalog::Status;
+use weft_kinds::views::check::CheckDefinition;
 
 use super::places::Places;
 use super::runs::Runs;
@@ -51,6 +52,19 @@ struct Running {
     shown: watch::Sender<Status>,
     /// Draining ends the check's task.
     group: TaskGroup,
+}
+
+/// One check and what it needs to be asked again and again.
+pub(super) struct Turns {
+    machine: CheckMachine,
+    definition: CheckDefinition,
+    key: CheckKey,
+    /// What the catalog says.
+    shown: watch::Receiver<Status>,
+    clock: Clock,
+    places: Arc<Places>,
+    results: mpsc::Sender<CheckReport>,
+    runs: Arc<Runs>,
 }
 
 // === impl Runner ===
@@ -126,35 +140,49 @@ impl Runner {
         spec: &CheckSpec,
         shown: watch::Receiver<Status>,
     ) {
-        let machine = CheckMachine::new(spec, self.clock.now(), &mut self.rng);
-        let definition = spec.definition.clone();
-        let (clock, places) = (self.clock.clone(), self.places.clone());
-        let (results, runs, ended) = (self.results.clone(), self.runs.clone(), group.clone());
+        let turns = Turns {
+            machine: CheckMachine::new(spec, self.clock.now(), &mut self.rng),
+            definition: spec.definition.clone(),
+            key,
+            shown,
+            clock: self.clock.clone(),
+            places: self.places.clone(),
+            results: self.results.clone(),
+            runs: self.runs.clone(),
+        };
+        let ended = group.clone();
         group.spawn("check", async move {
-            let (mut machine, mut hung) = (machine, false);
-            let run = async {
-                loop {
-                    let due = machine.due();
-                    tokio::time::sleep(due.since(clock.now())).await;
-                    runs.note_lag(clock.now().since(due));
-                    let question = ask::ask(&definition);
-                    let answer = places.ask(&definition.probe, &mut hung, question).await;
-                    let Some((status, output)) = answer.flatten() else { return };
-                    runs.note(definition.probe.kind(), status);
-                    machine.shows(*shown.borrow());
-                    if let Some((status, output)) = machine.result(status, &output, clock.now()) {
-                        let report = CheckReport { key: key.clone(), status, output };
-                        if results.send(report).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-            };
             tokio::select! {
                 () = ended.draining() => {}
-                () = run => {}
+                () = turns.run() => {}
             }
         });
+    }
+}
+
+// === impl Turns ===
+
+impl Turns {
+    /// Asks whenever it is due, until nobody takes its results any more.
+    pub(super) async fn run(mut self) {
+        let mut hung = false;
+        loop {
+            let due = self.machine.due();
+            tokio::time::sleep(due.since(self.clock.now())).await;
+            self.runs.note_lag(self.clock.now().since(due));
+            let question = ask::ask(&self.definition);
+            let answer = self.places.ask(&self.definition.probe, &mut hung, question).await;
+            let Some((status, output)) = answer.flatten() else { return };
+            self.runs.note(self.definition.probe.kind(), status);
+            self.machine.shows(*self.shown.borrow());
+            let result = self.machine.result(status, &output, self.clock.now());
+            if let Some((status, output)) = result {
+                let report = CheckReport { key: self.key.clone(), status, output };
+                if self.results.send(report).await.is_err() {
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -185,5 +213,34 @@ async fn hand_over(mut queue: mpsc::Receiver<CheckReport>, sink: Arc<dyn CheckSi
                 wait = (wait * 2).min(Duration::from_secs(5));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_kinds::views::check::Probe;
+
+    use super::*;
+
+    #[test]
+    fn a_check_that_waits_for_its_turn_is_small() {
+        let (results, _queue) = mpsc::channel(1);
+        let definition =
+            CheckDefinition { probe: Probe::tcp("127.0.0.1:1"), ..CheckDefinition::default() };
+        let spec = CheckSpec { definition, status: Status::Critical, heard: false };
+        let (clock, shown) = (Clock::system(), watch::Sender::new(Status::Critical));
+        let turns = Turns {
+            machine: CheckMachine::new(&spec, clock.now(), &mut Rng::seeded(1)),
+            definition: spec.definition,
+            key: CheckKey { namespace: "".into(), node: "".into(), id: "".into() },
+            shown: shown.subscribe(),
+            clock,
+            places: Arc::new(Places::new()),
+            results,
+            runs: Arc::default(),
+        };
+        let bytes = size_of_val(&turns.run());
+        // Of 4 KiB that an instance may cost with its check.
+        assert!(bytes <= 2_048, "{bytes} bytes");
     }
 }
