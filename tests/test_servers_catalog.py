@@ -56,8 +56,8 @@ def test_every_server_lists_all_servers(tmp_path, etcd):  # noqa: F811
         ids = {node["Node"]: node["ID"] for node in get(a, "catalog/nodes")}
         assert ids == {name: get(at, "agent/self")["Config"]["NodeID"]
                        for name, at in (("a", a), ("b", b))}
-        raft = get(a, "operator/raft/configuration")["Servers"]
-        assert {one["Node"]: one["ID"] for one in raft} == ids
+        until("the peers are those", lambda: ids == {
+            one["Node"]: one["ID"] for one in get(a, "operator/raft/configuration")["Servers"]})
         b.kill()
         dead = {"a": "passing", "b": "critical"}
         until("the dead one is critical", lambda: health(a) == dead, 40)

@@ -24,8 +24,9 @@ RATE = 300
 # What the issue asks for, and what any machine must do.
 BACK_MAX, BACK_EVER = 5.0, 20.0
 # A registration takes some milliseconds. Where the usual one takes longer before anything happens,
-# the machine is at its limit with other work: then times say nothing of weft, and only that all
-# goes on is asserted. Drill S6 in full (`./test faults s06`) always asserts the 5 s.
+# or the requests do not come to their rate then, the machine is at its limit with other work: times
+# say nothing of weft, and what is asserted is that all goes on as it did before. Drill S6 in full
+# (`./test faults s06`) always asserts the 5 s and the rate.
 IDLE_REGISTRATION = 0.1
 
 
@@ -70,11 +71,11 @@ def show(folder, etcd):
         load = Load(gateway, RATE)
         load.start()
         until("requests flow", lambda: load.sent > 200)
-        idle = usual(b)
+        idle, before = usual(b), load.sent / (time.monotonic() - load.began)
         took = faults(etcd, a, b, backends, load)
         load.stopping.set()
         load.join(30)
-        judge(load, took, idle)
+        judge(load, took, idle, before)
         for log in (a.log_text(), b.log_text(), (folder / "agent.log").read_text()):
             assert "panicked" not in log
     finally:
@@ -129,16 +130,16 @@ def registered(at, port, node, began):
     return time.monotonic() - began
 
 
-def judge(load, took, idle):
+def judge(load, took, idle, before):
     rate = load.sent / (time.monotonic() - load.began)
     text = (f"Show 6: {load.sent} requests ({rate:.0f}/s), {len(load.failed)} failed, slowest "
             f"{load.slowest:.3f} s; registered {took[0]:.2f} s after the kill, {took[1]:.2f} s "
-            f"after the cut; usually in {idle * 1000:.0f} ms")
+            f"after the cut; before it was {before:.0f}/s, registered in {idle * 1000:.0f} ms")
     assert load.failed == [], f"{text}: {load.failed[:5]}"
-    if idle <= IDLE_REGISTRATION:
+    if idle <= IDLE_REGISTRATION and before >= 0.95 * RATE:
         assert max(took) <= BACK_MAX, text
-        assert rate >= 0.9 * RATE, text
-    assert rate >= 0.5 * RATE, text
+    # Its own rate, which is the one that was asked for where the machine can.
+    assert rate >= 0.8 * min(before, RATE), text
     print(text)
 
 
