@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is called through capture, one protocol per port. Knows nothing of weft; standard library
 only. Ports: 7001 and 7002 greet first, 7003 answers after the client's end, 7004 sends back what
-it gets, 7005 HTTP/1.1 with WebSocket, 7006 answers datagrams."""
+it gets, 7005 HTTP/1.1 with WebSocket, 7006 answers datagrams; 7007 greets and 7008 sends back, as
+7002 and 7004 do: the first is not captured, the second is declared."""
 
 import base64
 import hashlib
@@ -92,7 +93,8 @@ def datagrams():
         sock.sendto(b"got " + data, peer)
 
 
-for port, handler in [(7001, Greets), (7002, Greets), (7003, AnswersAtTheEnd), (7004, Echo)]:
+for port, handler in [(7001, Greets), (7002, Greets), (7003, AnswersAtTheEnd), (7004, Echo),
+                      (7007, Greets), (7008, Echo)]:
     threading.Thread(target=V6(("::", port), handler).serve_forever, daemon=True).start()
 threading.Thread(target=datagrams, daemon=True).start()
 V6Web(("::", 7005), Web).serve_forever()
