@@ -265,6 +265,7 @@ async fn gateway_port<I>(worker: Rc<Worker>, io: I, mut conn: Conn, entry: &Gate
 where
     I: Socket + Send + 'static,
 {
+    conn.first_by = Some(first_by(&worker, entry));
     if entry.is_opaque() {
         relay::opaque(worker, io, Rc::new(conn)).await;
     } else if entry.passes_tls_on() {
@@ -274,7 +275,6 @@ where
     } else if entry.tls.is_empty() {
         http(worker, io, Rc::new(conn)).await;
     } else {
-    conn.first_by = Some(first_by(&worker, entry));
         Box::pin(gateway_tls(worker, io, conn, entry)).await;
     }
 }
@@ -328,6 +328,8 @@ where
     let Some(stream) = shaken(&worker, &conn, shaking).await else { return };
     let name = conn.server_name.clone();
     conn.scheme = "https";
+    // A handshake has a time of its own.
+    conn.first_by = Some(first_by(&worker, entry));
     conn.session = noted(&worker, stream.get_ref().1);
     let section = pick_section(&entry.listener, name.as_deref().unwrap_or_default());
     let bytes = section.is_some_and(|s| !s.protocol.is_http());
@@ -341,8 +343,6 @@ where
         Ok(names) => conn.client_names = names,
         Err(error) => {
             // What denies by a name could not see it.
-    // A handshake has a time of its own.
-    conn.first_by = Some(first_by(&worker, entry));
             tracing::debug!(remote = %conn.remote, %error, "a client's names cannot be read");
             return;
         }

@@ -394,6 +394,9 @@ impl Body for Answered {
             Self::H1(Some(c)) => {
                 c.exchange.poll_frame(cx).map_err(|why| Broken { why, by: Break::Closed })
             }
+            Self::H2(body) => Pin::new(&mut **body)
+                .poll_frame(cx)
+                .map_err(|error| Broken { why: crate::http::cause(&error), by: Break::of(&error) }),
         }
     }
 
@@ -411,9 +414,19 @@ impl Body for Answered {
                 left.map_or_else(SizeHint::new, SizeHint::with_exact)
             }
             Self::H2(body) => body.size_hint(),
-            Self::H2(body) => Pin::new(&mut **body)
-                .poll_frame(cx)
-                .map_err(|error| Broken { why: crate::http::cause(&error), by: Break::of(&error) }),
+        }
+    }
+}
+
+// === impl Break ===
+
+impl Break {
+    fn of(error: &::h2::Error) -> Self {
+        let remote = error.is_remote();
+        match error.reason() {
+            Some(_) if remote && error.is_reset() => Self::Reset,
+            Some(::h2::Reason::PROTOCOL_ERROR) if !remote => Self::Garbage,
+            _ => Self::Closed,
         }
     }
 }
@@ -435,19 +448,6 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.entry.shared.end(self.worker);
-// === impl Break ===
-
-impl Break {
-    fn of(error: &::h2::Error) -> Self {
-        let remote = error.is_remote();
-        match error.reason() {
-            Some(_) if remote && error.is_reset() => Self::Reset,
-            Some(::h2::Reason::PROTOCOL_ERROR) if !remote => Self::Garbage,
-            _ => Self::Closed,
-        }
-    }
-}
-
     }
 }
 
