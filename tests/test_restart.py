@@ -2,7 +2,9 @@
 """A server that is killed and started again while requests flow: what its checks said stands, so
 nobody is taken out for it. Alone on its store, and as one of several on an etcd."""
 
+import contextlib
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 import requests
 
 from mesh import WEFT, free_port, until
+from test_l4 import listening
 from test_servers import BACKEND, GATEWAY, Etcd, Load, server
 from test_store import Server
 
@@ -98,6 +101,88 @@ def test_a_server_that_is_started_again_takes_nobody_out(tmp_path, store, how):
         a.stop()
         if etcd:
             etcd.__exit__()
+
+
+def child_of(parent, word):
+    """The process below that one which has this word in its command, and the command."""
+    for entry in pathlib.Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            words = (entry / "cmdline").read_bytes().decode().split("\0")
+            if int(fields[1]) == parent and any(word in w for w in words):
+                return int(entry.name), words
+    raise AssertionError(f"no process of {word}")
+
+
+def info_of(pid):
+    """What a proxy's admin door says of it."""
+    for host, port in listening(pid):
+        # The gateway's own port answers as well.
+        with contextlib.suppress(requests.RequestException, ValueError, KeyError, TypeError):
+            url = f"http://{host}:{port}/server_info"
+            return requests.get(url, timeout=2, headers={"host": "localhost"}).json()["weft"]
+    raise AssertionError("no admin door")
+
+
+def test_a_proxy_that_starts_with_no_server_serves_what_it_knew_last(tmp_path):
+    """Server and gateway are killed, and only the latter comes back: from its last good table, with
+    all instances, while the server that knows them is gone."""
+    backends, processes = sorted(free_port() for _ in range(2)), []
+    server = Server(tmp_path / "a")
+    server.start()
+    server.keep_ports()
+    url = f"http://127.0.0.1:{free_port()}/"
+    agent = [str(WEFT), "agent", "--server", server.doors["xds"], "--name", "host", "--data",
+             str(tmp_path / "agent")]
+
+    def start_agent(*more):
+        log = open(tmp_path / "agent.log", "ab")
+        processes.append(subprocess.Popen([*agent, *more], stdout=log, stderr=log,
+                                          env={**os.environ, "WEFT_LOG": "info"}))
+        return processes[-1].pid
+
+    def answered():
+        """Who answers twenty requests, each of which is answered."""
+        got = [requests.get(url, timeout=5) for _ in range(20)]
+        assert {x.status_code for x in got} == {200}, got
+        return sorted({int(x.text) for x in got})
+
+    def everybody():
+        return answered() == backends
+
+    try:
+        for port in backends:
+            processes.append(subprocess.Popen([sys.executable, "-c", BACKEND, str(port)],
+                                              stderr=subprocess.DEVNULL))
+            with_heartbeat(server, "web", port)
+        token = requests.post(f"{server.api}/v1/weft/tokens", json={}, timeout=10).json()["token"]
+        pid = start_agent("--token", token)
+        (tmp_path / "edge.yaml").write_text(
+            GATEWAY.format(port=url.rsplit(":", 1)[1].strip("/"), backend=backends[0]))
+        subprocess.run([str(WEFT), "apply", "--server", server.api, "-f",
+                        str(tmp_path / "edge.yaml")], check=True, timeout=60)
+        until("the gateway serves both", everybody, 60)
+        gateway, _ = child_of(pid, "gateway~")
+        until("it knows it from the server", lambda: not info_of(gateway)["from_last_good"])
+        until("it has noted it", lambda: list((tmp_path / "agent").rglob("lastgood/*")))
+        server.kill()
+        os.kill(gateway, signal.SIGKILL)
+        until("another process serves", lambda: child_of(pid, "gateway~")[0] != gateway
+              and everybody(), 60)
+        gateway, _ = child_of(pid, "gateway~")
+        assert info_of(gateway)["from_last_good"] is True
+        server.start()
+        until("it has heard of the server", lambda: not info_of(gateway)["from_last_good"], 60)
+        until("it serves as before", everybody)
+    finally:
+        for process in reversed(processes):
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        server.stop()
+    assert "panicked" not in server.log_text() + (tmp_path / "agent.log").read_text()
 
 
 def joined(at):
