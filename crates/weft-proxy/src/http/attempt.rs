@@ -2,7 +2,7 @@
 //! The attempt loop: pick, send, judge, and again while verdict and budget allow. Called by the
 //! phases once the backend is known; knows no route and no filter.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -116,7 +116,8 @@ async fn attempts(
             .or_else(|| limit(call.timeouts.backend_request_ms))
             .map(|d| (began + d, d));
         let until = earlier(deadline, attempt_limit);
-        let ended = attempt(call, &picked, (began, until), record.is_grpc).await;
+        let first = record.attempts == 1;
+        let ended = attempt(call, &picked, (began, until), (record.is_grpc, first)).await;
         let now = moment();
         gated.over(&ended, now);
         let took = now.saturating_duration_since(began);
@@ -166,7 +167,7 @@ async fn attempts(
 pub async fn once(call: &Call<'_>, grpc: bool) -> Option<Response<ReplyBody>> {
     let now = Instant::now();
     let picked = pick(call, None, &[], now)?;
-    match attempt(call, &picked, (now, None), grpc).await {
+    match attempt(call, &picked, (now, None), (grpc, true)).await {
         Ended::Answer(response, lease) => Some(pass_on(call, response, lease, None)),
         Ended::Failed(_, _, why) => {
             tracing::debug!(%why, "a mirrored request failed");
@@ -240,7 +241,7 @@ async fn attempt(
     call: &Call<'_>,
     picked: &Rc<LocalEndpoint>,
     (began, until): (Instant, Option<(Instant, Duration)>),
-    grpc: bool,
+    (grpc, first): (bool, bool),
 ) -> Ended {
     let entry = call.backend.borrow().entry.clone();
     let (policy, protocol) = (&entry.backend.policy, entry.protocol);
@@ -252,6 +253,7 @@ async fn attempt(
         connect_timeout: Duration::from_millis(policy.connect_timeout_ms.max(1)),
         connections: policy.connections.clone(),
         careful: !is_idempotent(call.head.method.as_str()) && !call.retry.declared_idempotent,
+        again: Cell::new(first && call.retry.attempts > 0),
         body: call.body.clone(),
         interim: call.interim.clone(),
         grant: Grant::default(),

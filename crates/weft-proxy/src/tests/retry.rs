@@ -157,6 +157,50 @@ async fn f13_the_budget_bounds_a_retry_storm() {
     assert!(bed.metrics().await.contains("weft_retries_denied_total"));
 }
 
+/// A server that ends each connection over a request gets it as often as its rule says, however many
+/// connections were kept; and once more, since any of these might have been closed before.
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_connections_are_no_attempts_beside_the_budget() {
+    const KEPT: usize = 10;
+    for (attempts, most) in [(0, 1), (2, 4)] {
+        let killed = Arc::new(AtomicUsize::new(0));
+        let (count, all) = (killed.clone(), Arc::new(tokio::sync::Barrier::new(KEPT)));
+        let server = Server::raw(move |_, mut stream| {
+            let (count, all) = (count.clone(), all.clone());
+            async move {
+                let mut head = Vec::new();
+                while let Ok(byte) = stream.read_u8().await {
+                    head.push(byte);
+                    if !head.ends_with(b"\r\n\r\n") {
+                        continue;
+                    }
+                    if head.starts_with(b"GET /kill ") {
+                        count.fetch_add(1, Ordering::SeqCst);
+                        return;
+                    }
+                    head.clear();
+                    all.wait().await;
+                    let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                    stream.write_all(ok).await.unwrap();
+                }
+            }
+        })
+        .await;
+        let mut resources = with_policy("user", never_ejected(), &[server.address]);
+        let mut kills = rule("/", Action::Forward(vec![to("user", "", 1)]));
+        kills.retry.attempts = attempts;
+        resources.push(mesh_route("user", vec![kills]));
+        let bed = Bed::sidecar(resources).await;
+        let filling = (0..KEPT).map(|_| bed.get("http://user/"));
+        let filled = futures_util::future::join_all(filling).await;
+        assert!(filled.iter().all(|got| got.status == 200));
+        let got = bed.get("http://user/kill").await;
+        assert_eq!(got.status, 503, "{}", got.body);
+        let killed = killed.load(Ordering::SeqCst);
+        assert!((1..=most).contains(&killed), "{killed} times with {attempts} attempts more");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn time_limits_of_request_and_attempt() {
     // Takes the request and never answers.

@@ -135,12 +135,14 @@ impl Pool {
                 Err(failure) => failure,
             };
             // A reused connection may have been closed before the request came: another one may
-            // have it if nothing was written, or if doing it twice does no harm (RFC 9110 §9.2.2).
+            // have it if nothing was written, or once if doing it twice does no harm (RFC 9110
+            // §9.2.2). A peer that ends each of them over the request is no such case: whoever
+            // sends it again and again asks the retry budget.
             let again = reused
                 && how.body.can_replay()
                 && match &failure {
                     Failure::Unsent(_) => true,
-                    Failure::Reset { silent, .. } => *silent && !how.careful,
+                    Failure::Reset { silent, .. } => *silent && !how.careful && how.again.take(),
                     Failure::Garbage(_) | Failure::Body(_) => false,
                 };
             if !again {

@@ -86,6 +86,9 @@ pub struct How {
     pub connections: Option<Arc<Connections>>,
     /// The request must not be sent twice: use no connection that may be closing.
     pub careful: bool,
+    /// It may be sent once more, without asking anybody, when a connection that was kept turns out
+    /// to be closed.
+    pub again: Cell<bool>,
     pub body: Replay,
     /// Where answers before the answer go.
     pub interim: Option<Rc<Interim>>,

@@ -37,6 +37,7 @@ fn how() -> How {
         connect_timeout: LIMIT,
         connections: None,
         careful: false,
+        again: Cell::new(true),
         body: Replay::default(),
         interim: None,
         grant: Grant::default(),

@@ -35,6 +35,7 @@ fn how() -> How {
         connect_timeout: Duration::from_secs(5),
         connections: None,
         careful: false,
+        again: Cell::new(true),
         body: Replay::default(),
         interim: None,
         grant: Grant::default(),
