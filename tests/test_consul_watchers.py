@@ -158,7 +158,7 @@ def test_views_of_consul_template_render_what_changed_and_nothing_else(server):
     # A server that is gone, and one that came back: nothing is rendered anew for that.
     data = {name: view.data for name, view in views.items()}
     server.keep_ports()
-    server.kill()
+    server.stop()
     asks = {name: view.asks for name, view in views.items()}
     until("all notice", lambda: all(view.asks > asks[name] for name, view in views.items()))
     server.start()
