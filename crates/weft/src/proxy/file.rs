@@ -314,6 +314,20 @@ impl Context<'_> {
         self.resources.borrow_mut().insert(name, resource);
     }
 
+    /// Says that something within a part is wrong.
+    fn wrong(&self, path: FieldPath, why: impl Into<String>) {
+        self.issues.borrow_mut().push(Issue::error(path, why));
+    }
+
+    /// Statuses are to be some that an answer can have.
+    fn statuses(&self, path: &FieldPath, statuses: &[u16]) {
+        for (i, status) in statuses.iter().enumerate() {
+            if !(200..600).contains(status) {
+                self.wrong(path.index(i), format!("{status} is no status of an answer"));
+            }
+        }
+    }
+
     /// Whether nothing of its kind has this name yet; it is an issue if something has.
     fn is_first(&self, message: &Message<'_>, kind: &str, name: &str) -> bool {
         let is_first = self.named.borrow_mut().insert((kind.to_owned(), name.to_owned()));

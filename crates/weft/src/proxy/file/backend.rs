@@ -89,12 +89,8 @@ pub fn read(message: &Message<'_>, context: &Context<'_>) {
         }
     };
     let mut policy: BackendPolicy = context.model(message, "policy").unwrap_or_default();
-    for (i, status) in policy.outlier.statuses.iter().enumerate() {
-        if !(200..600).contains(status) {
-            let field = format!("policy.outlier.statuses[{i}]");
-            message.error(&field, format!("{status} is no status of an answer"));
-        }
-    }
+    let path = message.at().path().field("policy").field("outlier").field("statuses");
+    context.statuses(&path, &policy.outlier.statuses);
     if let Some(ms) = context.duration(message, "connect_timeout") {
         policy.connect_timeout_ms = ms;
     }

@@ -20,7 +20,7 @@ pub fn read(message: &Message<'_>, index: usize, context: &Context<'_>) {
     if name.contains('/') {
         message.error("name", "a name has no /");
     }
-    let mut hostnames = hosts(message);
+    let mut hostnames = hosts(message, context);
     // `*` alone is what no list says; beside names it takes what they leave.
     if hostnames.iter().all(|h| &**h == "*") {
         hostnames.clear();
@@ -69,10 +69,11 @@ pub fn read(message: &Message<'_>, index: usize, context: &Context<'_>) {
     }
 }
 
-fn hosts(message: &Message<'_>) -> Vec<Arc<str>> {
+fn hosts(message: &Message<'_>, context: &Context<'_>) -> Vec<Arc<str>> {
+    let path = message.at().path().field("hosts");
     let each = message.texts("hosts").into_iter().enumerate().filter_map(|(i, text)| {
         let read = super::host(text);
-        read.map_err(|why| message.error(&format!("hosts[{i}]"), why)).ok()
+        read.map_err(|why| context.wrong(path.index(i), why)).ok()
     });
     each.collect()
 }
@@ -155,7 +156,8 @@ fn rule(message: &Message<'_>, route: &str, place: usize, context: &Context<'_>)
             && !backend::is_known(context, target)
         {
             let why = "no such backend; write mirror: [{to: NAME}] beside filters";
-            message.error(&format!("filters[{i}].mirror.target"), why);
+            let path = message.at().path().field("filters").index(i);
+            context.wrong(path.field("mirror").field("target"), why);
         }
     }
     for (field, filter) in [
@@ -176,12 +178,8 @@ fn rule(message: &Message<'_>, route: &str, place: usize, context: &Context<'_>)
         }
         _ => context.model(message, "retry").unwrap_or_default(),
     };
-    for (i, status) in retry.statuses.iter().enumerate() {
-        if !(200..600).contains(status) {
-            let field = format!("retry.statuses[{i}]");
-            message.error(&field, format!("{status} is no status of an answer"));
-        }
-    }
+    let path = message.at().path().field("retry").field("statuses");
+    context.statuses(&path, &retry.statuses);
     let session = context.model(message, "session");
     let action = action(message, context)?;
     let field = format!("rules[{place}]");
