@@ -104,15 +104,16 @@ pub fn is_mute(address: SocketAddr) -> bool {
 
 /// Looks at all sockets of this thread from now on, a few at a time.
 pub async fn keep_looking(mut ended: impl FnMut(usize)) {
+    let mut pause = LOOK_EVERY;
     loop {
+        // The round begins behind the pause: whoever was opened meanwhile is looked at, too.
+        tokio::time::sleep(pause).await;
         let mut round = Round::begin(SLICE);
-        let pause = LOOK_EVERY / round.turns();
-        loop {
+        pause = LOOK_EVERY / round.turns();
+        ended(round.turn());
+        while !round.is_over() {
             tokio::time::sleep(pause).await;
             ended(round.turn());
-            if round.is_over() {
-                break;
-            }
         }
     }
 }
