@@ -92,8 +92,12 @@ def raw(server, key):
 
 
 def test_a_store_is_checked_backed_up_lost_and_restored(tmp_path):
+    def roots(server):
+        said = requests.get(f"{server.consul}/v1/connect/ca/roots", timeout=10).json()
+        return said["TrustDomain"], [root["RootCert"] for root in said["Roots"]]
     data = tmp_path / "data"
     with Server(data) as server:
+        authority = roots(server)
         for i in range(50):
             assert put(server, f"k/{i}", f"value {i}").text.strip() == "true"
         index = requests.get(f"{server.consul}/v1/kv/k/7", timeout=10).json()[0]["ModifyIndex"]
@@ -116,6 +120,7 @@ def test_a_store_is_checked_backed_up_lost_and_restored(tmp_path):
     assert (fresh / "ca/root.pem").read_bytes() == root
     assert (fresh / "ca/root.pem").stat().st_mode & 0o777 == 0o600
     with Server(fresh) as server:
+        assert roots(server) == authority, "leaves that Consul's clients have are of no use any more"
         assert raw(server, "k/late").text == "not in the first backup"
         pair = requests.get(f"{server.consul}/v1/kv/k/7", timeout=10)
         assert pair.json()[0]["ModifyIndex"] == index

@@ -34,8 +34,9 @@ use crate::{data, state_home};
 
 /// Where a running server hands out its log.
 pub const BACKUP_PATH: &str = "/v1/weft/store/backup";
-/// What belongs to a mesh besides its log. The first is the authority's key.
-const FILES: [&str; 2] = ["ca/root.pem", "ca/bundle.pem"];
+/// What belongs to a mesh besides its log: its authority, and the one for Consul's clients.
+const FILES: [&str; 4] =
+    ["ca/root.pem", "ca/bundle.pem", "consul-ca/root.pem", "consul-ca/bundle.pem"];
 /// Work that takes less than this is not told about.
 const TELL_AFTER: Duration = Duration::from_secs(1);
 const TELL_EVERY: Duration = Duration::from_millis(500);
@@ -102,7 +103,7 @@ fn backup(args: &BackupArgs) -> Result<()> {
     let counts = file.keep(&args.file)?;
     crate::say!("{} written: {}", args.file.display(), amount(&counts));
     if counts.files > 0 {
-        crate::say!("it holds the authority's key: who has it can take on any identity");
+        crate::say!("it holds the authority's keys: who has it can take on any identity");
     }
     Ok(())
 }
@@ -113,7 +114,7 @@ async fn fetch(server: &str, to: &Path) -> Result<()> {
     Api::new(server).download(BACKUP_PATH, &mut &file).await?;
     let counts = file.keep(to)?;
     crate::say!("{} written: {}", to.display(), amount(&counts));
-    crate::say!("the authority is not in it: back up its ca/ folder as well");
+    crate::say!("the authorities are not in it: back up its ca/ and consul-ca/ folders as well");
     Ok(())
 }
 
@@ -121,7 +122,8 @@ fn restore(args: &RestoreArgs) -> Result<()> {
     let (head, counts) = Reader::verify(&args.file)?;
     let dir = location(&args.at);
     let log = dir.join("store/log.redb");
-    let there = [&log, &dir.join("ca/root.pem")].into_iter().find(|path| path.exists()).cloned();
+    let files = FILES.iter().filter(|name| name.ends_with("root.pem")).map(|name| dir.join(name));
+    let there = std::iter::once(log.clone()).chain(files).find(|path| path.exists());
     if let Some(there) = there.filter(|_| !args.force) {
         bail!(Usage(format!(
             "{} is there already; name another --data, or replace it with --force",
