@@ -136,10 +136,11 @@ pub fn keep(
     Ok(svid)
 }
 
-/// Where a proxy keeps its SVID: the file beside that of its last good table.
+/// Where a proxy keeps its SVID: the file beside that of its last good table. No pod's name has a
+/// tilde, so it is no other's.
 pub fn beside(table: &Path) -> PathBuf {
     let mut path = table.as_os_str().to_owned();
-    path.push(".svid");
+    path.push("~svid");
     path.into()
 }
 
@@ -188,6 +189,23 @@ mod tests {
 
     use super::*;
     use crate::Authority;
+
+    #[test]
+    fn what_is_written_beside_a_table_touches_nothing_of_another_file() {
+        let dir = tempfile::tempdir().unwrap();
+        for pod in ["shop_web", "shop_web.0"] {
+            let table = dir.path().join(pod);
+            // As the table's own writer has it, and as that of a pod of such a name.
+            for taken in [table.with_extension("new"), table.with_extension("svid")] {
+                std::fs::create_dir_all(taken).unwrap();
+            }
+            let path = beside(&table);
+            write(&path, pod).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), pod);
+        }
+        // Both are still there, and two of the four names were the same.
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4);
+    }
 
     #[test]
     fn a_join_text_reads_back_and_a_damaged_one_is_refused() {

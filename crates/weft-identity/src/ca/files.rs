@@ -58,9 +58,12 @@ pub(super) fn key_and_certificate(
 
 /// Writes a file whole: a temporary one beside it, synced, then renamed.
 pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<(), CaError> {
-    let temporary = path.with_extension("new");
-    let refused = |source| io(&temporary, "it cannot be written", source);
-    match std::fs::remove_file(&temporary) {
+    // The whole name: what differs in its ending only is another file.
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = Path::new(&temporary);
+    let refused = |source| io(temporary, "it cannot be written", source);
+    match std::fs::remove_file(temporary) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(refused(e)),
         _ => {}
     }
@@ -69,11 +72,11 @@ pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<(), CaError> {
         .create_new(true)
         .mode(mode)
         .custom_flags(no_follow())
-        .open(&temporary)
+        .open(temporary)
         .map_err(refused)?;
     file.write_all(text.as_bytes()).map_err(refused)?;
     file.sync_all().map_err(refused)?;
-    std::fs::rename(&temporary, path).map_err(|e| io(path, "it cannot be put in place", e))?;
+    std::fs::rename(temporary, path).map_err(|e| io(path, "it cannot be put in place", e))?;
     let parent = path.parent().unwrap_or(Path::new("."));
     let sync = std::fs::File::open(parent).and_then(|dir| dir.sync_all());
     sync.map_err(|e| io(parent, "the directory cannot be synced", e))
