@@ -144,21 +144,25 @@ async fn run(
     //    order, an answer of its own, or a backend.
     let mut plan = Plan::at(&conn.door);
     let following = follow(worker, conn, &head, &asked, choice, &table, &mut plan, record);
-    let backend = match following.await? {
+    let backend = match following.await.map_err(|why| plan.said(why))? {
         Next::Answer(response) => return Ok(response),
         Next::Forward(backend) => backend,
     };
-    upgrade::judge(upgrade.as_ref().map(Upgrade::protocols), plan.upgrades)?;
+    let protocols = upgrade.as_ref().map(Upgrade::protocols);
+    upgrade::judge(protocols, plan.upgrades).map_err(|why| plan.said(why))?;
     let plain = tunnel.is_none() && upgrade.is_none();
     let cache = cache::rule(conn, &plan, &authority, &head).filter(|_| plain);
     if cache.is_none() {
-        protect(worker, conn, &head, &body, &backend, &mut plan)?;
+        let room = protect(worker, conn, &head, &body, &backend, &mut plan);
+        room.map_err(|why| plan.said(why))?;
     }
     if let Some(client) = tunnel {
-        return rare(tunnel::forward(worker, conn, client, &backend, &plan, record)).await;
+        let granted = rare(tunnel::forward(worker, conn, client, &backend, &plan, record)).await;
+        return granted.map_err(|why| plan.said(why));
     }
     browser(&mut head, &body, &backend, record);
-    let authority = apply(&plan, &mut head, &asked, authority)?;
+    let applied = apply(&plan, &mut head, &asked, authority);
+    let authority = applied.map_err(|why| plan.said(why))?;
 
     let ready = Ready { head, body, authority, backend, interim, upgrade, cache };
     exchange(worker, conn, ready, plan, record).await
@@ -181,9 +185,10 @@ async fn exchange<'t>(
         match rare(asking).await {
             Given::Answer(response) => return Ok(response),
             Given::Fetch(it) => fetch = Some(it),
-            Given::Refused(why) => return Err(why),
+            Given::Refused(why) => return Err(plan.said(why)),
         }
-        protect(worker, conn, head, body, backend, &mut plan)?;
+        let room = protect(worker, conn, head, body, backend, &mut plan);
+        room.map_err(|why| plan.said(why))?;
         fetch.iter().for_each(|fetch| fetch.shorten(&mut plan.timeouts));
     }
 
@@ -206,10 +211,11 @@ async fn exchange<'t>(
         client: Client::Of(conn),
     };
     let sent = sent(call, upgrade, &plan, record).await;
-    let mut response = match fetch {
-        None => sent?,
-        Some(fetch) => fetch.answered(sent, record)?,
+    let answered = match fetch {
+        None => sent,
+        Some(fetch) => fetch.answered(sent, record),
     };
+    let mut response = answered.map_err(|why| plan.said(why))?;
 
     // 8. The answer's headers.
     settle(conn, &plan, &mut response, record);

@@ -5,9 +5,10 @@
 
 use http::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{Response, StatusCode, Version};
+use weft_model::HeaderEdit;
 
 use super::body::ReplyBody;
-use super::headers::{FLAGS, NOT_FORWARDED, REQUEST_ID};
+use super::headers::{FLAGS, NOT_FORWARDED, REQUEST_ID, edit};
 use super::limits::Quota;
 use crate::observe::flags::{Flag, Flags};
 use crate::observe::record::Record;
@@ -147,6 +148,8 @@ pub struct Refusal {
     pub retries: Option<String>,
     /// The rate limit that it is beyond.
     pub quota: Option<Quota>,
+    /// What its rule makes of an answer's headers.
+    pub edits: Box<[HeaderEdit]>,
 }
 
 // === impl Refusal ===
@@ -161,6 +164,7 @@ impl Refusal {
             detail: detail.into(),
             retries: None,
             quota: None,
+            edits: Box::default(),
         }
     }
 
@@ -251,6 +255,7 @@ impl Refusal {
         if let Some(quota) = &self.quota {
             quota.tell(headers);
         }
+        self.edits.iter().for_each(|with| edit(headers, with));
         if self.cause == Cause::Credential {
             let ask = HeaderValue::from_static("Basic realm=\"weft\"");
             headers.insert(http::header::PROXY_AUTHENTICATE, ask);

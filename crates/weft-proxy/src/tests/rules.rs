@@ -39,6 +39,36 @@ fn shown(headers: &http::HeaderMap) -> String {
     lines.join(" ")
 }
 
+/// What a client must not miss when something is wrong, such as HSTS, is there then, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rules_response_headers_are_on_answers_that_the_proxy_makes() {
+    let silent = Server::http(|_, _| std::future::pending()).await;
+    let mut all = http_service("slow", &[silent.address]);
+    all.extend(http_service("down", &[nobody().await]));
+    let forward = |name: &str| Action::Forward(vec![to(name, "", 1)]);
+    let mut rules = vec![
+        rule("/down", forward("down")),
+        rule("/slow", forward("slow")),
+        rule("/fault", forward("slow")),
+    ];
+    rules[1].timeouts.request_ms = Some(50);
+    let abort = Some(Abort { answer: AbortAnswer::Http(555), share: Share::ALL });
+    rules[2].filters.push(Filter::Fault(Fault { abort, ..Fault::default() }));
+    for rule in &mut rules {
+        let hsts = edit(&[("strict-transport-security", "max-age=1")], &[], &["x-weft-none"]);
+        rule.filters.push(Filter::ResponseHeaders(hsts));
+    }
+    all.extend([gateway(None), gateway_route("r", &[], rules)]);
+    let bed = Bed::gateway(all).await;
+    for (path, status) in [("/down", 503), ("/slow", 504), ("/fault", 555)] {
+        let got = send(bed.listener(), get(path, "a")).await;
+        assert_eq!(got.status, status, "{path}: {}", got.body);
+        assert_eq!(got.header("strict-transport-security"), "max-age=1", "{path}");
+    }
+    let other = send(bed.listener(), get("/other", "a")).await;
+    assert!(!other.headers.contains_key("strict-transport-security"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_are_set_added_and_removed_in_both_directions_and_per_backend() {
     let echo = Server::http(|_, request| async move {
