@@ -50,7 +50,9 @@ pub fn write(
     let bytes = last_good::encode(generation, builder.resources(), notes, carried)
         .map_err(|source| LastGoodError::Form { path: path.into(), source })?;
     let io = |source| LastGoodError::Io { path: path.into(), source };
-    let new = path.with_extension("new");
+    // The whole name, as names of pods have dots in them, but no tilde.
+    let mut new = path.as_os_str().to_owned();
+    new.push("~new");
     let mut options = std::fs::OpenOptions::new();
     // Gateways' keys are in it.
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(&new);
