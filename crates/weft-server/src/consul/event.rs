@@ -62,8 +62,7 @@ impl Door {
         let asked = ask.params.blocking()?;
         // Such an index says nothing of what this server must have heard of.
         let blocking = &Box::pin(self.catch_up(&Blocking { index: 0, ..asked.clone() })).await;
-        let may =
-            |event: &Event| ask.who.may(Verb::Read, Kind::Event, &ask.namespace, &event.name);
+        let may = |event: &Event| ask.who.may(Verb::Read, Kind::Event, &ask.namespace, &event.name);
         let look = || {
             let events = self.consul().state().events(name).into_iter().map(|(_, event, _)| event);
             let shown: Vec<_> = events.filter(|e| may(e)).collect();
