@@ -116,6 +116,37 @@ def test_a_program_is_an_instance_for_as_long_as_it_lives(server, tmp_path):
         assert not alive(child)
 
 
+def asked(server):
+    """Requests for what is the agent's, so far."""
+    row = 'weft_consul_requests_total{part="agent",code="2xx"} '
+    lines = requests.get(f"{server.api}/metrics", timeout=5).text.splitlines()
+    return int(next(line for line in lines if line.startswith(row)).removeprefix(row))
+
+
+def test_the_environment_of_consuls_clients_names_a_socket(tmp_path):
+    path = tmp_path / "consul.sock"
+    with Server(tmp_path / "server", ["--consul-socket", str(path)]) as server:
+        def run(**env):
+            return subprocess.Popen([str(WEFT), "run", "--name", "web", "--", "sleep", "60"],
+                                    stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
+        program = run(CONSUL_HTTP_ADDR=f"unix://{path}")
+        try:
+            until("it is found", lambda: passing(server, "web"))
+            # Its heartbeats come that way, too: it is there for longer than one that is silent.
+            first = asked(server)
+            until("it says that it lives", lambda: asked(server) >= first + 8)
+            assert passing(server, "web")
+        finally:
+            program.send_signal(signal.SIGINT)
+            program.communicate(timeout=20)
+        until("it is gone", lambda: known(server, "web") == [])
+        for env in ({"CONSUL_HTTP_ADDR": "https://127.0.0.1:8501"},
+                    {"CONSUL_HTTP_ADDR": "127.0.0.1:8501", "CONSUL_HTTP_SSL": "true"}):
+            refused = run(**env)
+            said = refused.communicate(timeout=20)[1]
+            assert refused.returncode == 2 and "weft run speaks no TLS" in said, said
+
+
 def test_a_program_that_is_held_up_too_long_comes_back(server, tmp_path):
     command = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)"]
     with Run(server, tmp_path, "--name", "job", "--check", "none", command=command) as run:

@@ -60,7 +60,7 @@ pub struct RunArgs {
     /// How long it goes on after others were told that it goes.
     #[arg(long, default_value_t = 1_000, value_name = "MILLISECONDS")]
     pub drain_ms: u64,
-    /// The server's Consul door.
+    /// The server's Consul door: http://HOST:PORT, or unix:///PATH where it has a socket.
     #[arg(
         long,
         visible_alias = "server",
@@ -69,6 +69,9 @@ pub struct RunArgs {
         value_name = "URL"
     )]
     pub consul: String,
+    /// What Consul's clients take for an address without a scheme to be one of HTTPS.
+    #[arg(long, env = "CONSUL_HTTP_SSL", hide = true)]
+    pub consul_ssl: Option<String>,
     /// Token of Consul's access lists, where they are on.
     #[arg(long, env = "CONSUL_HTTP_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
@@ -193,6 +196,15 @@ impl<'a> Registrar<'a> {
         }
         if let Some(wrong) = args.meta.iter().find(|pair| !pair.contains('=')) {
             return Err(usage(format!("--meta {wrong:?} is not KEY=VALUE")));
+        }
+        let bare = !args.consul.contains("://");
+        let ssl = args.consul_ssl.as_deref().is_some_and(|ssl| ["1", "true"].contains(&ssl));
+        if args.consul.starts_with("https://") || (bare && ssl) {
+            return Err(usage(format!(
+                "--consul {}: weft run speaks no TLS; name the server's http:// address on this \
+                 machine, or its socket as unix:///PATH",
+                args.consul
+            )));
         }
         let id = match (&args.id, args.port) {
             (Some(id), _) => id.clone(),
