@@ -18,7 +18,7 @@ spec:
   hosts: [user.shop.svc.cluster.local]
   http:
     - match: [{headers: {x-broken: {exact: "yes"}}}]
-      fault: {abort: {httpStatus: 418}}
+      fault: {abort: {httpStatus: 418, percentage: {value: 100}}}
       route: [{destination: {host: user.shop.svc.cluster.local}}]
     - match: [{uri: {prefix: /old/}}]
       redirect: {uri: /new, redirectCode: 308}
@@ -143,7 +143,7 @@ def test_a_fault_that_is_applied_is_explained_and_happens(empty, tmp_path):
     fault = [s for s in said["steps"] if s["what"] == "fault"][0]
     assert (fault["object"], fault["field"]) == (
         "VirtualService shop/user", "spec.http[0].fault"), said
-    assert "100 % get Http(418)" in fault["value"], fault
+    assert "100 % are answered 418" in fault["value"], fault
     assert len(said["candidates"]) == 2, said
     assert (said["answer"]["status"], said["answer"]["flag"]) == (418, "FI"), said
     said = json.loads(offline(*where, "http://user/old/x", "--from", "order", "-o", "json").stdout)

@@ -63,12 +63,20 @@ impl Context<'_, '_> {
     fn delay(&mut self, delay: &FaultDelay, path: &FieldPath) -> Option<Delay> {
         let ms = self.ms(delay.fixed_delay.as_ref(), &path.field("fixedDelay"))?;
         let old = delay.percent.map(|p| Share::of(p.into(), 100));
-        let share = delay.percentage.as_ref().map(percent).or(old).unwrap_or(Share::ALL);
+        let share = self.hit(delay.percentage.as_ref().map(percent).or(old), path)?;
         Some(Delay { ms, share })
     }
 
+    /// The share of requests that a fault hits: "if not specified, no request will be aborted".
+    fn hit(&mut self, share: Option<Share>, path: &FieldPath) -> Option<Share> {
+        if share.is_none() {
+            let text = "no percentage, so no request is hit; say percentage: {value: 100} for all";
+            self.issues.warning(path.clone(), text);
+        }
+        share
+    }
+
     fn abort(&mut self, abort: &FaultAbort, path: &FieldPath) -> Option<Abort> {
-        let share = abort.percentage.as_ref().map_or(Share::ALL, percent);
         let answer = match (abort.http_status, &abort.grpc_status) {
             (Some(status), _) if (200..=599).contains(&status) => AbortAnswer::Http(status),
             (Some(status), _) => {
@@ -87,11 +95,20 @@ impl Context<'_, '_> {
             // `http2Error`: the table of fields tells.
             (None, None) => return None,
         };
+        let share = self.hit(abort.percentage.as_ref().map(percent), path)?;
         Some(Abort { answer, share })
     }
 
     fn cors(&mut self, cors: &istio::CorsPolicy, path: &FieldPath) -> Option<Cors> {
-        let mut origins: Vec<StringMatch> = cors.allow_origin.iter().map(exact_origin).collect();
+        let mut origins: Vec<StringMatch> = Vec::new();
+        // The deprecated list is read where the other is not there (Istio).
+        if cors.allow_origins.is_empty() {
+            origins.extend(cors.allow_origin.iter().map(exact_origin));
+        } else if !cors.allow_origin.is_empty() {
+            let text =
+                "not applied beside allowOrigins; write these origins there, or leave it out";
+            self.issues.warning(path.field("allowOrigin"), text);
+        }
         for (i, origin) in cors.allow_origins.iter().enumerate() {
             match (string_match(origin), &origin.exact) {
                 (_, Some(exact)) => origins.push(exact_origin(exact)),
