@@ -42,6 +42,8 @@ mod sources;
 mod traffic_policy;
 mod virtual_service;
 mod vs_delegate;
+mod vs_everything;
+mod vs_headers;
 mod vs_l4;
 mod vs_policy;
 mod vs_rule;
@@ -67,6 +69,7 @@ pub use reader::Reader;
 pub use retries::{IDEMPOTENT_ANNOTATION, IDEMPOTENT_ROUTES_ANNOTATION};
 pub use service::UPSTREAM_PORTS_ANNOTATION;
 pub(crate) use virtual_service::UNMATCHED;
+pub(crate) use vs_everything::EVERYTHING;
 
 use crate::mesh::Namespaces;
 use crate::status::{Condition, StatusBody, StatusUpdate};

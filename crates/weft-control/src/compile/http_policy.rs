@@ -90,8 +90,18 @@ pub(super) fn session(wanted: &SessionPersistence, rule: &str) -> Result<Session
 }
 
 /// RFC 9110's `token`.
-fn is_token(b: u8) -> bool {
+pub(super) fn is_token(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+/// Why no message can have such a header (RFC 9110 §5.1, §5.5; what is not ASCII is not sent).
+pub(super) fn unsendable(name: &str, value: &str) -> Option<&'static str> {
+    let visible = |b: u8| b == b'\t' || (b' '..=b'~').contains(&b);
+    match () {
+        () if name.is_empty() || !name.bytes().all(is_token) => Some("no header has such a name"),
+        () if !value.bytes().all(visible) => Some("no header has such a value"),
+        () => None,
+    }
 }
 
 fn short(text: &str) -> u32 {

@@ -20,6 +20,7 @@ use weft_model::{
 };
 
 use super::duration::parse_ms;
+use super::http_policy::unsendable;
 use super::policy_attachment::Attached;
 use super::retries::{IDEMPOTENT_ANNOTATION, declared};
 use super::{Env, Reader, http_policy, names, origin, service, sources};
@@ -218,12 +219,20 @@ impl Context<'_, '_> {
             let path = path.index(i);
             match &*filter.kind {
                 "RequestHeaderModifier" => {
+                    let path = path.field("requestHeaderModifier");
                     let edit = filter.request_header_modifier.as_ref();
-                    out.push(Filter::RequestHeaders(edit.map(header_edit).unwrap_or_default()));
+                    let edit = edit
+                        .map(|e| header_edit(e, &path, &mut self.out.issues))
+                        .unwrap_or_default();
+                    out.push(Filter::RequestHeaders(edit));
                 }
                 "ResponseHeaderModifier" => {
+                    let path = path.field("responseHeaderModifier");
                     let edit = filter.response_header_modifier.as_ref();
-                    out.push(Filter::ResponseHeaders(edit.map(header_edit).unwrap_or_default()));
+                    let edit = edit
+                        .map(|e| header_edit(e, &path, &mut self.out.issues))
+                        .unwrap_or_default();
+                    out.push(Filter::ResponseHeaders(edit));
                 }
                 "RequestRedirect" => {
                     let found = Redirect { status: 302, ..Redirect::default() };
@@ -364,14 +373,36 @@ fn named(list: &[NamedValue]) -> Result<Vec<NamedMatch>, String> {
         .collect()
 }
 
-fn header_edit(edit: &HeaderModifier) -> HeaderEdit {
+/// Why a rule's edit of a header does nothing.
+fn not_edited(name: &str) -> Option<&'static str> {
+    match &*name.to_ascii_lowercase() {
+        "host" => Some("it is the upstream's name; say it with URLRewrite and its hostname"),
+        "connection" | "content-length" | "http2-settings" | "keep-alive" | "proxy-connection"
+        | "te" | "trailer" | "transfer-encoding" | "upgrade" => {
+            Some("it belongs to the connection and is made anew on each")
+        }
+        _ => None,
+    }
+}
+
+/// What no header can be is left out, and told.
+fn header_edit(edit: &HeaderModifier, path: &FieldPath, issues: &mut Issues) -> HeaderEdit {
     let lower = |name: &str| -> Arc<str> { name.to_ascii_lowercase().into() };
-    let pairs = |list: &[weft_kinds::views::gateway::Header]| -> Vec<(Arc<str>, Arc<str>)> {
-        list.iter().map(|h| (lower(&h.name), h.value.clone())).collect()
+    let mut pairs = |list: &[weft_kinds::views::gateway::Header], field: &str| {
+        let mut out: Vec<(Arc<str>, Arc<str>)> = Vec::new();
+        for (i, header) in list.iter().enumerate() {
+            match unsendable(&header.name, &header.value).or_else(|| not_edited(&header.name)) {
+                None => out.push((lower(&header.name), header.value.clone())),
+                Some(why) => {
+                    issues.warning(path.field(field).index(i), format!("not applied: {why}"));
+                }
+            }
+        }
+        out
     };
     HeaderEdit {
-        set: pairs(&edit.set),
-        add: pairs(&edit.add),
+        set: pairs(&edit.set, "set"),
+        add: pairs(&edit.add, "add"),
         remove: edit.remove.iter().map(|n| lower(n)).collect(),
     }
 }
@@ -412,5 +443,27 @@ fn timeouts(rule: &HttpRouteRule, path: &FieldPath, bad: &mut Vec<String>) -> Ti
         request_ms: read(&rule.timeouts.request, "request"),
         backend_request_ms: read(&rule.timeouts.backend_request, "backendRequest"),
         ..Timeouts::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_kinds::views::gateway::Header;
+
+    use super::*;
+
+    #[test]
+    fn an_edit_that_does_nothing_is_told() {
+        let header = |name: &str| Header { name: name.into(), value: "x".into() };
+        let set = vec![header("X-A"), header("Host"), header("Content-Length")];
+        let mut issues = Issues::default();
+        let path = FieldPath::new("requestHeaderModifier");
+        let made =
+            header_edit(&HeaderModifier { set, ..HeaderModifier::default() }, &path, &mut issues);
+        assert_eq!(made.set, [("x-a".into(), "x".into())]);
+        let told: Vec<String> = issues.0.iter().map(ToString::to_string).collect();
+        assert!(told[0].contains("requestHeaderModifier.set[1]") && told[0].contains("URLRewrite"));
+        assert!(told[1].contains("requestHeaderModifier.set[2]"), "{told:?}");
+        assert_eq!(told.len(), 2);
     }
 }

@@ -38,10 +38,10 @@ pub const VIRTUAL_SERVICE: Fields = &[
     ("http[].match[].ignoreUriCase", Served),
     ("http[].match[].scheme", Served),
     ("http[].match[].method", Served),
-    ("http[].match[].authority", Served),
-    ("http[].match[].headers", Served),
-    ("http[].match[].withoutHeaders", Served),
-    ("http[].match[].queryParams", Served),
+    ("http[].match[].authority", Noted("as the client wrote it, with a port if it wrote one")),
+    ("http[].match[].headers", Noted(PRESENT)),
+    ("http[].match[].withoutHeaders", Noted(PRESENT)),
+    ("http[].match[].queryParams", Noted(STAR)),
     ("http[].match[].port", Served),
     ("http[].match[].sourceLabels", Noted(SOURCES)),
     ("http[].match[].sourceNamespace", Noted(SOURCES)),
@@ -51,8 +51,8 @@ pub const VIRTUAL_SERVICE: Fields = &[
     ("http[].route[].destination.subset", Served),
     ("http[].route[].destination.port.number", Served),
     ("http[].route[].weight", Served),
-    ("http[].route[].headers.request.set", Noted("`host` is a rewrite, before the rule's")),
-    ("http[].route[].headers.request.add", Noted("`host` is a rewrite")),
+    ("http[].route[].headers.request.set", Noted("`host` is a rewrite, behind the rule's")),
+    ("http[].route[].headers.request.add", Noted("`host` is a rewrite, behind the rule's")),
     ("http[].route[].headers.request.remove", Served),
     ("http[].route[].headers.response.set", Served),
     ("http[].route[].headers.response.add", Served),
@@ -69,7 +69,7 @@ pub const VIRTUAL_SERVICE: Fields = &[
     ("http[].redirect.prefixRewrite", Noted("`uri` goes before it")),
     ("http[].directResponse.status", Served),
     ("http[].directResponse.body.string", Served),
-    ("http[].directResponse.body.bytes", Served),
+    ("http[].directResponse.body.bytes", Noted("text in UTF-8; other bytes are an error")),
     ("http[].delegate.name", Served),
     ("http[].delegate.namespace", Served),
     ("http[].rewrite.uri", Served),
@@ -87,13 +87,13 @@ pub const VIRTUAL_SERVICE: Fields = &[
         Noted("retries always leave a locality that has nobody else"),
     ),
     ("http[].fault.delay.fixedDelay", Served),
-    ("http[].fault.delay.percentage.value", Served),
+    ("http[].fault.delay.percentage.value", Noted("without it nobody waits")),
     ("http[].fault.delay.percent", Served),
     ("http[].fault.delay.exponentialDelay", Not("Istio itself has none; say fixedDelay")),
     ("http[].fault.abort.httpStatus", Served),
     ("http[].fault.abort.grpcStatus", Served),
     ("http[].fault.abort.http2Error", Not("Istio itself has none; say httpStatus or grpcStatus")),
-    ("http[].fault.abort.percentage.value", Served),
+    ("http[].fault.abort.percentage.value", Noted("without it nobody is aborted")),
     ("http[].mirror.host", Served),
     ("http[].mirror.subset", Served),
     ("http[].mirror.port.number", Served),
@@ -104,7 +104,7 @@ pub const VIRTUAL_SERVICE: Fields = &[
     ("http[].mirrors[].destination.subset", Served),
     ("http[].mirrors[].destination.port.number", Served),
     ("http[].mirrors[].percentage.value", Served),
-    ("http[].corsPolicy.allowOrigin", Served),
+    ("http[].corsPolicy.allowOrigin", Noted("where `allowOrigins` says nothing")),
     ("http[].corsPolicy.allowOrigins[]", Served),
     ("http[].corsPolicy.allowMethods", Served),
     ("http[].corsPolicy.allowHeaders", Served),
@@ -220,6 +220,8 @@ pub const DESTINATION_RULE: Fields = &[
     ("trafficPolicy.retryBudget.budgetInterval", Noted("ten seconds when it is not said")),
 ];
 
+const STAR: &str = "`regex: \"*\"`: whoever has one";
+const PRESENT: &str = "`regex: \"*\"`: whoever has one; claims of tokens are an error";
 const AGE: &str =
     "requests under way are finished; a connection of bytes is reset, with the flag DT";
 const WIRE: &str = "without UPGRADE what a port is declared to speak decides";

@@ -21,6 +21,7 @@ use weft_model::{
 
 use super::http_route::{consumers_of, producers_of};
 use super::istio_gateway::{self, Carries, ServerSection};
+use super::vs_everything::{self, BEHIND_ALL_MS, EVERYTHING};
 use super::vs_rule::{Context, Place, Prepared, Source};
 use super::{
     Env, Output, Reader, backend_tls, istio_fields, names, origin, protocol, service,
@@ -138,7 +139,7 @@ impl Build<'_, '_> {
             let place = Place { gateway: "mesh", port: port.port, service: Some(key) };
             let parent = Parent::Host { root: root.clone(), port: Some(port.port) };
             for (rules, suffix) in self.rules(speaks, place) {
-                self.emit(&root, parent.clone(), &rules, export.as_ref(), &suffix);
+                self.emit(parent.clone(), &rules, export.as_ref(), (&suffix, 0));
             }
         }
     }
@@ -171,7 +172,7 @@ impl Build<'_, '_> {
             let parent = Parent::Host { root: root.clone(), port: Some(port) };
             let place = Place { gateway: "mesh", port, service: None };
             for (rules, suffix) in self.rules(speaks, place) {
-                self.emit(&root, parent.clone(), &rules, export.as_ref(), &suffix);
+                self.emit(parent.clone(), &rules, export.as_ref(), (&suffix, 0));
             }
         }
     }
@@ -316,10 +317,14 @@ impl Build<'_, '_> {
         let all = hostnames.contains("*");
         let hostnames: Vec<_> = hostnames.into_iter().filter(|_| !all).collect();
         let parent = Parent::Listener { root: root.clone(), sections: names_here, hostnames };
-        let takes_all = |m: &Option<Match>| m.as_ref().is_none_or(|m| *m == Match::default());
-        let leaves = !rules.iter().any(|r| r.alternatives.iter().any(|(_, m)| takes_all(m)));
-        self.emit(&root, parent.clone(), &rules, None, suffix);
-        if carries == Carries::Http && !rules.is_empty() && leaves && !all {
+        let (rules, last) = match carries {
+            Carries::Http => vs_everything::split(rules),
+            Carries::Names | Carries::Bytes => (rules, Vec::new()),
+        };
+        let end = if rules.is_empty() { suffix } else { EVERYTHING };
+        self.emit(parent.clone(), &rules, None, (suffix, 0));
+        self.emit(parent.clone(), &last, None, (end, BEHIND_ALL_MS));
+        if carries == Carries::Http && !rules.is_empty() && last.is_empty() && !all {
             self.unmatched(&root, parent);
         }
     }
@@ -359,15 +364,16 @@ impl Build<'_, '_> {
 
     // === routes ===
 
-    /// One route per combination of sources, the narrower before the wider.
+    /// One route per combination of sources, the narrower before the wider; with what ends its
+    /// name, and by how much it is behind others of the object's age, in milliseconds.
     fn emit(
         &mut self,
-        root: &Root,
         parent: Parent,
         rules: &[Prepared],
         export: Option<&BTreeSet<Arc<str>>>,
-        suffix: &str,
+        (suffix, behind): (&str, u64),
     ) {
+        let (Parent::Listener { root, .. } | Parent::Host { root, .. }) = &parent;
         let sources = self.sources(rules);
         let mut routes = Vec::new();
         for combination in combinations(&sources) {
@@ -402,7 +408,7 @@ impl Build<'_, '_> {
                 matching: Matching::FirstMatch,
                 rank: Rank {
                     dialect: Dialect::VirtualService,
-                    created_ms: self.cx.object.meta.created_ms(),
+                    created_ms: self.cx.object.meta.created_ms().saturating_add(behind),
                     name: rank,
                 },
                 rules,

@@ -10,18 +10,18 @@ use weft_base::issue::{FieldPath, Issues};
 use weft_base::name::ServiceKey;
 use weft_kinds::views::Labels;
 use weft_kinds::views::istio::{
-    self, Destination, DirectResponse, HeaderOperations, Headers, HttpDestination, HttpMatch,
-    HttpRoute,
+    self, Destination, DirectResponse, Headers, HttpDestination, HttpMatch, HttpRoute,
 };
 use weft_kinds::views::service_entry::ServiceEntry;
 use weft_kinds::world::Object;
 use weft_model::{
-    Action, Filter, HeaderEdit, Match, NamedMatch, PathMatch, PathRewrite, Redirect, RedirectPort,
-    Regex, Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend, backend_child,
+    Action, Filter, Match, NamedMatch, PathMatch, PathRewrite, Redirect, RedirectPort, Regex,
+    Rewrite, Rule, StringMatch, Target, Timeouts, WeightedBackend, backend_child,
 };
 
 use super::destination_rule::{rules_for, rules_for_client, rules_for_host};
 use super::duration::parse_ms;
+use super::http_policy::is_token;
 use super::peer_authentication::ROOT_NAMESPACE;
 use super::rule_clients::is_subset_of_some;
 use super::{Env, Reader, names, origin, retries, service, service_entry};
@@ -67,8 +67,9 @@ impl Context<'_, '_> {
         let (mut filters, mut action) = self.http_action(route, &path, place);
         if let Action::Forward(shares) = &mut action {
             let rewrite = self.rewrite(route, &path);
-            for (share, destination) in shares.iter_mut().zip(&route.route) {
-                // The host that a destination sets goes before the rule's; the path stays.
+            // "We only override if the top level rewrite is not set" (Istio); the path stays.
+            let open = rewrite.as_ref().is_none_or(|r| r.host.is_none());
+            for (share, destination) in shares.iter_mut().zip(&route.route).filter(|_| open) {
                 let host = destination.headers.as_ref().and_then(host_set);
                 let path = rewrite.as_ref().and_then(|r| r.path.clone());
                 let own = host.map(|host| Rewrite { host: Some(host), path });
@@ -150,11 +151,13 @@ impl Context<'_, '_> {
         path: &FieldPath,
         place: Place<'_>,
     ) -> (Vec<Filter>, Action) {
-        let filters = route.headers.as_ref().map(header_filters).unwrap_or_default();
+        let headers = route.headers.as_ref();
+        let filters = headers.map(|h| self.header_filters(h, &path.field("headers")));
+        let filters = filters.unwrap_or_default();
         let action = if let Some(redirect) = &route.redirect {
-            Action::Redirect(to_redirect(redirect))
+            self.redirect(redirect, &path.field("redirect"))
         } else if let Some(direct) = &route.direct_response {
-            Action::Direct { status: direct.status, body: body_of(direct) }
+            self.direct(direct, &path.field("directResponse"))
         } else if route.route.is_empty() {
             let text = match &route.delegate {
                 Some(to) => format!("delegates to {}, which cannot be followed", to.name),
@@ -168,6 +171,34 @@ impl Context<'_, '_> {
         (filters, action)
     }
 
+    fn direct(&mut self, direct: &DirectResponse, path: &FieldPath) -> Action {
+        let status = direct.status;
+        if !(200..=599).contains(&status) {
+            let text = format!("{status} is no status of an answer; say one of 200 to 599");
+            return self.wrong(path.field("status"), &text);
+        }
+        match body_of(direct) {
+            Ok(body) => Action::Direct { status, body },
+            Err(text) => self.wrong(path.field("body").field("bytes"), text),
+        }
+    }
+
+    fn redirect(&mut self, redirect: &istio::Redirect, path: &FieldPath) -> Action {
+        let made = to_redirect(redirect);
+        if matches!(made.status, 301 | 302 | 303 | 307 | 308) {
+            return Action::Redirect(made);
+        }
+        let text = format!("{} is no redirect; say 301, 302, 303, 307 or 308", made.status);
+        self.wrong(path.field("redirectCode"), &text)
+    }
+
+    /// What cannot be answered as it is written.
+    fn wrong(&mut self, path: FieldPath, text: &str) -> Action {
+        let reason = format!("{}: {path}: {text}", self.object.key).into();
+        self.issues.error(path, text);
+        Action::Fail { status: 500, reason }
+    }
+
     pub(super) fn destinations(
         &mut self,
         list: &[HttpDestination],
@@ -177,10 +208,13 @@ impl Context<'_, '_> {
         let single = list.len() == 1;
         let mut out = Vec::new();
         for (i, destination) in list.iter().enumerate() {
-            let path = path.field("route").index(i).field("destination");
+            let path = path.field("route").index(i);
             // One destination takes everything; of several, one without a weight takes nothing.
             let weight = if single { 1 } else { destination.weight.unwrap_or(0) };
-            let filters = destination.headers.as_ref().map(header_filters).unwrap_or_default();
+            let headers = destination.headers.as_ref();
+            let filters = headers.map(|h| self.header_filters(h, &path.field("headers")));
+            let filters = filters.unwrap_or_default();
+            let path = path.field("destination");
             let target = self.target(&destination.destination, &path, place);
             out.push(WeightedBackend { target, weight, filters });
         }
@@ -340,32 +374,42 @@ pub(super) fn string_match(s: &istio::StringMatch) -> Result<StringMatch, String
 
 fn named(
     map: &BTreeMap<Arc<str>, istio::StringMatch>,
-    lower: bool,
+    headers: bool,
 ) -> Result<Vec<NamedMatch>, String> {
     map.iter()
         .map(|(name, value)| {
-            let name = if lower { name.to_ascii_lowercase().into() } else { name.clone() };
-            Ok(NamedMatch { name, value: string_match(value)? })
+            let name = if headers { header_name(name)? } else { name.clone() };
+            let value = if is_star(value) { StringMatch::Present } else { string_match(value)? };
+            Ok(NamedMatch { name, value })
         })
         .collect()
 }
 
-fn header_filters(headers: &Headers) -> Vec<Filter> {
-    let mut out = Vec::new();
-    if let Some(request) = headers.request.as_ref().map(header_edit)
-        && request != HeaderEdit::default()
-    {
-        out.push(Filter::RequestHeaders(request));
+/// In lower case.
+///
+/// # Errors
+/// What no request can have: where it must be absent, such a name would take everybody.
+fn header_name(name: &str) -> Result<Arc<str>, String> {
+    if name.starts_with("@request.auth.claims") {
+        return Err(format!(
+            "{name:?}: claims of tokens are not read here; the match takes nothing; match a header \
+             that whoever verifies the token sets"
+        ));
     }
-    if let Some(response) = headers.response.as_ref().map(header_edit)
-        && response != HeaderEdit::default()
-    {
-        out.push(Filter::ResponseHeaders(response));
+    let token = name.strip_prefix(':').unwrap_or(name);
+    if token.is_empty() || !token.bytes().all(is_token) {
+        return Err(format!("{name:?} is no name of a header; the match takes nothing"));
     }
-    out
+    Ok(name.to_ascii_lowercase().into())
 }
 
-fn is_host(name: &str) -> bool {
+/// "`*` is NOT a RE2 style regex, it's a metacharacter. It will be translated as present_match"
+/// (Istio, of headers and parameters).
+fn is_star(s: &istio::StringMatch) -> bool {
+    s.exact.is_none() && s.prefix.is_none() && s.regex.as_deref() == Some("*")
+}
+
+pub(super) fn is_host(name: &str) -> bool {
     name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
 }
 
@@ -374,20 +418,6 @@ fn host_set(headers: &Headers) -> Option<Arc<str>> {
     let request = headers.request.as_ref()?;
     let mut each = request.set.iter().chain(&request.add);
     each.find(|(name, _)| is_host(name)).map(|(_, value)| value.clone())
-}
-
-fn header_edit(edit: &HeaderOperations) -> HeaderEdit {
-    let pairs = |map: &BTreeMap<Arc<str>, Arc<str>>| -> Vec<(Arc<str>, Arc<str>)> {
-        map.iter()
-            .filter(|(name, _)| !is_host(name))
-            .map(|(name, value)| (name.to_ascii_lowercase().into(), value.clone()))
-            .collect()
-    };
-    HeaderEdit {
-        set: pairs(&edit.set),
-        add: pairs(&edit.add),
-        remove: edit.remove.iter().map(|n| n.to_ascii_lowercase().into()).collect(),
-    }
 }
 
 fn to_redirect(r: &istio::Redirect) -> Redirect {
@@ -410,14 +440,17 @@ fn to_redirect(r: &istio::Redirect) -> Redirect {
     }
 }
 
-fn body_of(direct: &DirectResponse) -> Arc<str> {
-    let Some(body) = &direct.body else { return "".into() };
-    let bytes = body.bytes.as_ref().and_then(|encoded| {
-        base64::engine::general_purpose::STANDARD.decode(encoded.as_bytes()).ok()
-    });
-    match (&body.string, bytes) {
-        (Some(text), _) => text.clone(),
-        (None, Some(bytes)) => String::from_utf8_lossy(&bytes).into(),
-        (None, None) => "".into(),
+/// # Errors
+/// Bytes that cannot be sent as they are.
+fn body_of(direct: &DirectResponse) -> Result<Arc<str>, &'static str> {
+    let Some(body) = &direct.body else { return Ok("".into()) };
+    match (&body.string, &body.bytes) {
+        (Some(text), _) => Ok(text.clone()),
+        (None, Some(encoded)) => {
+            let bytes = base64::engine::general_purpose::STANDARD.decode(encoded.as_bytes());
+            let text = String::from_utf8(bytes.map_err(|_| "is no base64; write it so")?);
+            Ok(text.map_err(|_| "is no text in UTF-8; let a service answer with it")?.into())
+        }
+        (None, None) => Ok("".into()),
     }
 }

@@ -10,7 +10,7 @@ use weft_model::{
     endpoints_child, udp_endpoints_child,
 };
 
-use crate::compile::{Draft, UNMATCHED};
+use crate::compile::{Draft, EVERYTHING, UNMATCHED};
 use crate::mesh::Mesh;
 
 #[derive(Debug)]
@@ -69,7 +69,10 @@ impl Gate {
         // What an object has no rule for is nobody's from when its rules count.
         let rules = name.child.strip_suffix(UNMATCHED).map(|rules| name.root.child(rules));
         let waits = |rules: &ResourceName| mesh.get(rules).is_none();
-        if let Some(held) = rules.filter(waits).and_then(|rules| self.held.get(&rules)) {
+        // An object's rules for everything change with its others.
+        let others = name.child.strip_suffix(EVERYTHING).and_then(|name| name.strip_suffix('/'));
+        let with = rules.filter(waits).or_else(|| Some(name.root.child(others?)));
+        if let Some(held) = with.and_then(|rules| self.held.get(&rules)) {
             missing.words.clone_from(&held.missing);
             missing.roots.clone_from(&held.roots);
             return missing;

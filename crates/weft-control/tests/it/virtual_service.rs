@@ -174,6 +174,30 @@ fn a_body_that_is_no_text_is_refused_and_not_changed() {
     }
 }
 
+/// A client that gets 100 waits for ever, and takes the next answer for this one.
+#[test]
+fn a_status_that_no_answer_has_is_refused() {
+    let action = |rule: Value| {
+        let (rule, status) = compiled(rule);
+        (rule.unwrap().action, status)
+    };
+    for code in [0, 99, 100, 101, 199, 600, 700] {
+        let (action, status) = action(json!({"directResponse": {"status": code}}));
+        assert!(matches!(action, Action::Fail { status: 500, .. }), "{action:?}");
+        assert!(status.contains("spec.http[0].directResponse.status"), "{status}");
+    }
+    for code in [200, 300, 304, 305, 404] {
+        let (action, status) =
+            action(json!({"redirect": {"uri": "/x", "redirectCode": code}, "route": []}));
+        assert!(matches!(action, Action::Fail { status: 500, .. }), "{action:?}");
+        assert!(status.contains("spec.http[0].redirect.redirectCode"), "{status}");
+    }
+    for code in [200, 304, 503, 599] {
+        let (action, status) = action(json!({"directResponse": {"status": code}}));
+        assert!(matches!(action, Action::Direct { .. }), "{action:?} {status}");
+    }
+}
+
 /// Istio hands values to Envoy, which fills in what stands between percent signs.
 #[test]
 fn what_envoy_would_fill_in_is_not_sent_as_it_is_written() {
@@ -196,6 +220,19 @@ fn what_envoy_would_fill_in_is_not_sent_as_it_is_written() {
         "headers": {"request": {"set": {"x-a": "%START_TIME%"}}}});
     let (_, status) = compiled(json!({ "route": [one] }));
     assert!(status.contains("spec.http[0].route[0].headers.request.set.x-a: "), "{status}");
+}
+
+#[test]
+fn a_header_that_no_message_can_have_is_told() {
+    let set = json!({"bad name": "x", "x-nl": "a\nb", "x-accent": "é", "x-ok": "a\tb"});
+    let (rule, status) = compiled(json!({"headers": {"response": {"set": set}}}));
+    let filters = rule.unwrap().filters;
+    let [Filter::ResponseHeaders(edit)] = &*filters else { panic!("{filters:?}") };
+    assert!(matches!(&*edit.set, [(name, _)] if &**name == "x-ok"), "{edit:?}");
+    for name in ["bad name", "x-nl", "x-accent"] {
+        let said = format!("spec.http[0].headers.response.set.{name}: not applied");
+        assert!(status.contains(&said), "{name}: {status}");
+    }
 }
 
 // === several objects of one host ===
