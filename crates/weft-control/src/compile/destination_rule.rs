@@ -330,11 +330,12 @@ impl<'w> Rules<'w> {
         let (object, rule) = rule?;
         let inner = subset.and_then(|s| s.view.traffic_policy.as_ref());
         let mut layers = [inner, rule.spec.traffic_policy.as_ref()].into_iter().flatten();
+        // What speaks of the port speaks of its TLS, too: without any there is none.
         let tls = layers.find_map(|layer| {
             let own = layer.port_level_settings.iter().find(|p| p.port.number == port);
-            own.map_or(layer.tls.as_ref(), |own| own.tls.as_ref())
+            own.map_or(layer.tls.as_ref().map(Some), |own| Some(own.tls.as_ref()))
         });
-        Some((object, tls?))
+        Some((object, tls??))
     }
 
     /// The policy of one port, of a subset or the whole, over what is usual.
@@ -350,15 +351,14 @@ impl<'w> Rules<'w> {
         };
         let outer = rule.and_then(|(_, r)| r.spec.traffic_policy.as_ref());
         let inner = subset.and_then(|s| s.view.traffic_policy.as_ref());
-        for layer in [outer, inner].into_iter().flatten() {
-            traffic_policy::apply(layer, port, &mut policy);
-        }
+        let layers: Vec<_> = [outer, inner].into_iter().flatten().collect();
+        traffic_policy::apply(&layers, port, &mut policy);
         if let Some((object, _)) = rule {
             traffic_policy::annotate(&object.meta, &mut policy);
             let inner = subset.map(|s| format!("spec.subsets[{}].trafficPolicy", s.index));
-            for at in std::iter::once("spec.trafficPolicy").chain(inner.as_deref()) {
-                sources::of_layer(&mut policy.sources, object, at, port);
-            }
+            let at: Vec<&str> =
+                std::iter::once("spec.trafficPolicy").chain(inner.as_deref()).collect();
+            sources::of_layers(&mut policy.sources, object, &at, port);
             sources::of_annotations(&mut policy.sources, object);
         }
         policy

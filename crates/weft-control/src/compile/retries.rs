@@ -76,7 +76,11 @@ fn apply(word: &str, retry: &mut Retry) -> bool {
             retry.statuses.extend(500..600);
             retry.on_reset = true;
         }
-        "gateway-error" => retry.statuses.extend([502, 503, 504]),
+        // A broken connection is one, too (Envoy, `wouldRetryFromReset`).
+        "gateway-error" => {
+            retry.statuses.extend([502, 503, 504]);
+            retry.on_reset = true;
+        }
         "retriable-4xx" => retry.statuses.push(409),
         "reset" | "reset-before-request" => retry.on_reset = true,
         // Connections never established and refused streams are always tried elsewhere.
@@ -111,6 +115,8 @@ mod tests {
         assert!(issues.is_empty() && retry.on_reset && !retry.declared_idempotent);
         assert_eq!(retry.statuses, [409, 502, 503, 504]);
         assert_eq!(retry.grpc_statuses, [14]);
+        assert!(check(Some("gateway-error")).0.on_reset);
+        assert!(!check(Some("connect-failure,503")).0.on_reset);
         let (retry, issues) = check(Some("gateway-errors"));
         assert!(!retry.on_reset && retry.statuses.is_empty());
         assert!(issues.to_string().contains("\"gateway-errors\" is not known"), "{issues}");

@@ -109,19 +109,37 @@ const OF_POLICY: &[Row] = &[
     (value::BODY, &["requestLimits.bodyBytes"]),
 ];
 
-/// Notes what a DestinationRule's layer (`spec.trafficPolicy`, or a subset's) sets for a port.
-pub(super) fn of_layer(sources: &mut Sources, object: &Object, at: &str, port: u16) {
-    let Some(layer) = lookup(&object.raw, at) else { return };
-    let ports = layer.get("portLevelSettings").and_then(Value::as_array);
-    let own = ports.into_iter().flatten().position(|p| p["port"]["number"] == port);
-    // A port's own settings replace the layer's.
-    let place = own.map_or_else(|| at.to_owned(), |i| format!("{at}.portLevelSettings[{i}]"));
-    note(sources, object, &place, OF_PORT);
-    note(sources, object, at, OF_LAYER);
-    let begun = lookup(&object.raw, &format!("{place}.tls.mode")).and_then(Value::as_str);
-    if begun.is_some_and(|mode| matches!(mode, "SIMPLE" | "MUTUAL")) {
-        sources.set(value::TLS, origin(object, format!("{place}.tls")));
+/// Settings that are taken whole from the innermost layer that has them.
+const SETTINGS: [&str; 4] = ["loadBalancer", "connectionPool", "outlierDetection", "tls"];
+
+/// Notes what a DestinationRule's layers (`spec.trafficPolicy`, a subset's), the outer before the
+/// inner, set for a port.
+pub(super) fn of_layers(sources: &mut Sources, object: &Object, layers: &[&str], port: u16) {
+    for setting in SETTINGS {
+        let has = |at: &&&str| {
+            own_of(object, at, port).is_some()
+                || lookup(&object.raw, &format!("{at}.{setting}")).is_some()
+        };
+        let Some(at) = layers.iter().rev().find(has) else { continue };
+        let place = own_of(object, at, port).unwrap_or_else(|| (*at).to_owned());
+        let rows = OF_PORT.iter().copied();
+        let rows = rows.filter(|(_, fields)| fields.iter().all(|f| f.starts_with(setting)));
+        note(sources, object, &place, &rows.collect::<Vec<_>>());
+        let begun = lookup(&object.raw, &format!("{place}.tls.mode")).and_then(Value::as_str);
+        if setting == "tls" && begun.is_some_and(|mode| matches!(mode, "SIMPLE" | "MUTUAL")) {
+            sources.set(value::TLS, origin(object, format!("{place}.tls")));
+        }
     }
+    for at in layers {
+        note(sources, object, at, OF_LAYER);
+    }
+}
+
+/// Where a layer speaks of a port.
+fn own_of(object: &Object, at: &str, port: u16) -> Option<String> {
+    let ports = lookup(&object.raw, &format!("{at}.portLevelSettings")).and_then(Value::as_array);
+    let own = ports.into_iter().flatten().position(|p| p["port"]["number"] == port)?;
+    Some(format!("{at}.portLevelSettings[{own}]"))
 }
 
 /// Notes what a DestinationRule's annotations set.

@@ -37,26 +37,37 @@ pub const SUCCESS_ANNOTATION: &str = "weft.dev/outlier-success-rate-factor";
 const RING_POINTS_MIN: u32 = 1_024;
 const MAGLEV_SIZE: u32 = 65_537;
 
-/// The settings that count for one port: its own replace the layer's.
+/// The settings that count for one port.
+#[derive(Clone, Copy, Default)]
 struct Layer<'a> {
     lb: Option<&'a LoadBalancer>,
     pool: Option<&'a ConnectionPool>,
     outlier: Option<&'a OutlierDetection>,
 }
 
-/// One layer over what is there.
-pub(super) fn apply(layer: &TrafficPolicy, port: u16, policy: &mut BackendPolicy) {
-    let own = layer.port_level_settings.iter().find(|p| p.port.number == port);
-    let layer_of_port = own.map_or_else(|| Layer::whole(layer), Layer::port);
-    if let Some(lb) = layer_of_port.lb {
+/// Layers over what is there, the outer before the inner: each setting is taken whole from the
+/// innermost that has it, and what speaks of a port has them all (Istio).
+pub(super) fn apply(layers: &[&TrafficPolicy], port: u16, policy: &mut BackendPolicy) {
+    let mut said = Layer::default();
+    for layer in layers {
+        said = said.with(layer, port);
+    }
+    if let Some(lb) = said.lb {
         apply_lb(lb, policy);
     }
-    if let Some(pool) = layer_of_port.pool {
+    if let Some(pool) = said.pool {
         apply_pool(pool, policy);
     }
-    if let Some(outlier) = layer_of_port.outlier {
+    if let Some(outlier) = said.outlier {
         apply_outlier(outlier, policy);
     }
+    for layer in layers {
+        apply_rest(layer, policy);
+    }
+}
+
+/// What no port has of its own.
+fn apply_rest(layer: &TrafficPolicy, policy: &mut BackendPolicy) {
     if let Some(header) = &layer.proxy_protocol {
         let second = header.get("version").and_then(|v| v.as_str()) == Some("V2");
         let version = if second { ProxyVersion::V2 } else { ProxyVersion::V1 };
@@ -272,6 +283,19 @@ fn whole(n: f64) -> Option<u32> {
 // === impl Layer ===
 
 impl<'a> Layer<'a> {
+    /// With what an inner layer says of a port.
+    fn with(self, inner: &'a TrafficPolicy, port: u16) -> Self {
+        if let Some(own) = inner.port_level_settings.iter().find(|p| p.port.number == port) {
+            return Self::port(own);
+        }
+        let inner = Self::whole(inner);
+        Self {
+            lb: inner.lb.or(self.lb),
+            pool: inner.pool.or(self.pool),
+            outlier: inner.outlier.or(self.outlier),
+        }
+    }
+
     fn whole(policy: &'a TrafficPolicy) -> Self {
         Self {
             lb: policy.load_balancer.as_ref(),

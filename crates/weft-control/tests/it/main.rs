@@ -12,6 +12,7 @@ mod on_demand;
 mod peer_authentication;
 mod plane;
 mod rule_clients;
+mod rule_layers;
 mod service_entry;
 mod set_limits;
 mod virtual_service;
