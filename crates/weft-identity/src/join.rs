@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a machine becomes a host of the mesh: the text that a person carries to it (a token, and
-//! the pin of the authority that will answer), and the file that keeps what it got; a proxy keeps its
-//! SVID in one of the same form.
+//! the pin of the authority that will answer), and the file that keeps what it got; a proxy keeps
+//! its SVID in one of the same form.
 //!
 //! Called by `weft token create` and by `weft agent`. The pin makes the first contact safe: the
 //! machine knows nothing else of the mesh. The file holds a private key and is private.

@@ -2,8 +2,8 @@
 //! An SVID: private key, certificate chain and the bundle of roots it lives under.
 //!
 //! Made from a key that its holder generated and a chain that the CA signed. Immutable; a renewed
-//! one is published through `weft_base::snapshot`. The key is never printed, and leaves its process for
-//! one private file at most: a proxy's for its next start (`uds`), or a machine's (`join`).
+//! one is published through `weft_base::snapshot`. The key is never printed, and leaves its process
+//! for one private file at most: a proxy's for its next start (`uds`), or a machine's (`join`).
 
 use std::fmt;
 use std::sync::Arc;
