@@ -133,8 +133,15 @@ fn both(message: &Message<'_>) -> Option<AccessTest> {
             header.unsupported("name", format!("requests have no {} here", named.name));
             return None;
         }
+        let present = matching::asked_too(&header, &named).map(AccessTest::Header);
         let test = AccessTest::Header(named);
-        return Some(if inverted { AccessTest::Not(Box::new(test)) } else { test });
+        return Some(match (inverted, present) {
+            (false, _) => test,
+            (true, None) => AccessTest::Not(Box::new(test)),
+            (true, Some(present)) => {
+                AccessTest::All(vec![present, AccessTest::Not(Box::new(test))])
+            }
+        });
     }
     if let Some(url) = message.message("url_path") {
         let path = url.message("path")?;

@@ -80,10 +80,14 @@ pub fn of_route(message: &Message<'_>) -> Option<Match> {
     message.each("headers", |header| whole &= put_header(&header, &mut out).is_some());
     message.each("query_parameters", |query| {
         let Some(name) = query.text("name") else { return };
-        let value = if query.flag("present_match") == Some(true) {
-            Some(StringMatch::Present)
-        } else {
-            query.message("string_match").and_then(|m| string(&m))
+        let value = match query.flag("present_match") {
+            Some(true) => Some(StringMatch::Present),
+            Some(false) => {
+                query.unsupported("present_match", "weft cannot ask that a parameter is absent");
+                whole = false;
+                None
+            }
+            None => query.message("string_match").and_then(|m| string(&m)),
         };
         let value = value.unwrap_or(StringMatch::Present);
         if let Some(text) = encoded(&query) {
@@ -168,6 +172,7 @@ fn put_header(header: &Message<'_>, out: &mut Match) -> Option<()> {
             return None;
         }
         (_, true) => {
+            out.headers.extend(asked_too(header, &named));
             out.without_headers.push(named);
             return Some(());
         }
@@ -183,13 +188,22 @@ fn put_header(header: &Message<'_>, out: &mut Match) -> Option<()> {
     Some(())
 }
 
+/// What else has to hold where a matcher must not: a header that is missing has no value that
+/// could be another one, unless it counts as an empty one.
+pub fn asked_too(header: &Message<'_>, inverted: &NamedMatch) -> Option<NamedMatch> {
+    let empty = header.flag("treat_missing_header_as_empty") == Some(true);
+    let asks = inverted.value != StringMatch::Present && !empty;
+    asks.then(|| NamedMatch { name: inverted.name.clone(), value: StringMatch::Present })
+}
+
 /// `route.v3.HeaderMatcher`, and whether it must not hold.
 pub fn named_header(header: &Message<'_>) -> Option<(NamedMatch, bool)> {
     let name = header.text("name")?.to_ascii_lowercase();
     // HTTP/2 has no line of that name; what is asked for is the same in both versions.
     let name = if name == "host" { AUTHORITY.to_owned() } else { name };
     let inverted = header.flag("invert_match").unwrap_or(false);
-    if header.flag("treat_missing_header_as_empty") == Some(true) {
+    // Inverted, it is what `asked_too` leaves out.
+    if header.flag("treat_missing_header_as_empty") == Some(true) && !inverted {
         header
             .unsupported("treat_missing_header_as_empty", "a header that is missing fits nothing");
     }

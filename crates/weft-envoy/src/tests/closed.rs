@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What keeps somebody out is neither forgotten nor waved through.
 
-use weft_model::decide::{Headers, Request, rule_match};
+use weft_model::decide::{AccessVerdict, Client, Headers, Request, access_verdict, rule_match};
 use weft_model::{Access, AccessTest, RateLimit};
 
 use super::*;
@@ -232,6 +232,53 @@ fn host_is_the_authority_also_when_no_header_has_that_name() {
     let read = clean(of(&filter, &format!("routes: [{{{FORWARD}}}]"), "", ""));
     let AccessTest::Header(named) = &lists(&read, 0)[0].policies[0].what else { panic!() };
     assert_eq!(&*named.name, ":authority");
+}
+
+struct Team(Option<&'static str>);
+
+impl Headers for Team {
+    fn any(&self, name: &str, f: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        name == "x-m" && self.0.is_some_and(|value| f(value.as_bytes()))
+    }
+}
+
+/// Envoy: "a header that is missing" fits neither a value nor its contrary, but where it counts as
+/// an empty one.
+#[test]
+fn an_inverted_value_asks_for_the_header_all_the_same() {
+    let empty = "treat_missing_header_as_empty: true,";
+    for (more, missing) in [("", false), (empty, true)] {
+        let header = format!("{{name: x-m, {more} exact_match: a, invert_match: true}}");
+        let routes = format!(
+            "routes: [{{match: {{prefix: /, headers: [{header}]}}, route: {{cluster: up}}}}]"
+        );
+        let read = clean(of("", &routes, "", ""));
+        let denying = clean(of(&rbac(&header, ""), &format!("routes: [{{{FORWARD}}}]"), "", ""));
+        for (value, fits) in [(None, missing), (Some("a"), false), (Some("b"), true)] {
+            let (headers, path, query) = (Team(value), "/", "");
+            let (method, scheme, host, port, written) = ("GET", "http", "h", 80, None);
+            let request =
+                Request { method, scheme, host, port, written, path, query, headers: &headers };
+            let taken = rule_match(&route(&read).rules[0], &request).is_some();
+            assert_eq!(taken, fits, "{more} {value:?}");
+            let client = Client { ip: [127, 0, 0, 1].into(), identity: None, names: &[] };
+            let verdict = access_verdict(lists(&denying, 0)[0], &request, &client);
+            let denied = !matches!(verdict, AccessVerdict::Pass(_));
+            assert_eq!(denied, fits, "{more} {value:?}");
+        }
+    }
+}
+
+#[test]
+fn a_parameter_that_must_be_absent_is_told_and_takes_nobody() {
+    let query = "query_parameters: [{name: k, present_match: false}]";
+    let routes = format!(
+        "routes: [{{match: {{prefix: /, {query}}}, route: {{cluster: up}}}}, {{{FORWARD}}}]"
+    );
+    let read = of("", &routes, "", "");
+    assert!(said(&read.unsupported).contains("present_match: "), "{read:#?}");
+    let rules = &route(&read).rules;
+    assert!(rules.iter().all(|rule| rule.matches.iter().all(|m| m.query.is_empty())), "{rules:#?}");
 }
 
 #[test]

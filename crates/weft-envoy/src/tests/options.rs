@@ -173,6 +173,7 @@ fn what_is_said_of_a_clusters_connections_is_its_policy() {
         keepalive: Some(keepalive),
         pings: Some(Pings { interval_ms: 10_000, timeout_ms: 2_000 }),
         speaks: None,
+        through: None,
     };
     let typed = format!(
         "typed_extension_protocol_options: {{h: {{'@type':
