@@ -4,6 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::Method;
 use tokio::net::UdpSocket;
 use weft_base::sockets::SocketFactory;
@@ -86,11 +88,46 @@ async fn udp(address: &str, timeout: Duration) -> Result<(), String> {
     }
 }
 
+/// A URL without the user and password in it, and those as they are shown: `Basic`, as Go's client
+/// does it.
+fn apart(url: &str) -> (String, Option<String>) {
+    let whole = || (url.to_owned(), None);
+    let Some((scheme, rest)) = url.split_once("://") else { return whole() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let Some((authority, path)) = rest.split_at_checked(end) else { return whole() };
+    let Some((who, host)) = authority.rsplit_once('@') else { return whole() };
+    let (user, password) = who.split_once(':').unwrap_or((who, ""));
+    let pair = [decoded(user), vec![b':'], decoded(password)].concat();
+    (format!("{scheme}://{host}{path}"), Some(format!("Basic {}", STANDARD.encode(pair))))
+}
+
+/// Undoes percent-encoding; what is none stays.
+fn decoded(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((byte, tail)) = rest.split_first() {
+        let pair = tail.get(..2).filter(|_| *byte == b'%');
+        let pair = pair.and_then(|pair| std::str::from_utf8(pair).ok());
+        match pair.and_then(|pair| u8::from_str_radix(pair, 16).ok()) {
+            Some(coded) => {
+                out.push(coded);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            None => {
+                out.push(*byte);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
 async fn http(probe: &Probe, timeout: Duration) -> (Status, String) {
     let Probe::Http { url, method, header, body, tls_skip_verify, tls_server_name } = probe else {
         return (Status::Critical, String::new());
     };
-    let uri = match url.parse() {
+    let (bare, shown) = apart(url);
+    let uri = match bare.parse() {
         Ok(uri) => uri,
         Err(why) => return (Status::Critical, format!("the URL {url:?} cannot be read: {why}")),
     };
@@ -100,8 +137,11 @@ async fn http(probe: &Probe, timeout: Duration) -> (Status, String) {
     };
     let headers = header
         .iter()
-        .flat_map(|(name, values)| values.iter().map(move |v| (name.clone(), v.clone())))
-        .collect();
+        .flat_map(|(name, values)| values.iter().map(move |v| (name.clone(), v.clone())));
+    // What the definition says itself goes before what its URL says.
+    let own = header.keys().any(|name| name.eq_ignore_ascii_case("authorization"));
+    let shown = shown.filter(|_| !own).map(|shown| ("authorization".to_owned(), shown));
+    let headers = headers.chain(shown).collect();
     let tls = Tls { skip_verify: *tls_skip_verify, server_name: tls_server_name.clone() };
     let (body, via) = (body.clone(), SocketFactory::Here);
     let question = HttpAsk { uri, method, headers, body, tls, via, guarded: true };

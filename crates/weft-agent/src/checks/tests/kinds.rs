@@ -252,6 +252,36 @@ async fn reg_58_weft_can_tell_a_clients_check_from_its_own_questions() {
     assert_eq!(head.matches("x-weft-check").count(), 1, "{head}");
 }
 
+#[tokio::test]
+async fn who_a_url_names_is_shown_as_basic_and_is_no_part_of_the_host() {
+    for (who, own, wanted) in [
+        ("u:p%40%3a@", "", "authorization: basic dtpwqdo="),
+        ("u@", "", "authorization: basic dto="),
+        ("u:p@", "Bearer x", "authorization: bearer x"),
+        ("", "", ""),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let seen = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = vec![0; 4096];
+            let length = stream.read(&mut head).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            String::from_utf8_lossy(&head[..length]).to_lowercase()
+        };
+        let mut probe = http(&format!("http://{who}{at}/a@b"));
+        if let (Probe::Http { header, .. }, false) = (&mut probe, own.is_empty()) {
+            header.insert("Authorization".into(), vec![own.into()]);
+        }
+        let (said, head) = tokio::join!(asked(probe), seen);
+        assert_eq!(said.0, Status::Passing, "{}", said.1);
+        assert!(head.contains(&format!("\r\nhost: {at}\r\n")), "{head}");
+        assert!(head.starts_with("get /a@b ") && head.contains(wanted), "{head}");
+        let many = usize::from(!wanted.is_empty());
+        assert_eq!(head.matches("authorization:").count(), many, "{head}");
+    }
+}
+
 #[test]
 fn an_output_is_cut_where_its_definition_says() {
     let of = |output_bytes_max| {
