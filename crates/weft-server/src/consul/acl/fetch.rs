@@ -99,8 +99,17 @@ impl Sets {
         if let Some(known) = lock(&slot.known).fresh(id, clock.now()) {
             return Ok(known);
         }
-        // Only who needs new keys waits for them; who comes meanwhile has the same answer.
-        let _turn = slot.turn.lock().await;
+        // Only who needs new keys waits for them; who comes meanwhile has the same answer, or goes by
+        // the key that is known still.
+        let _turn = match slot.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => {
+                if let Some(known) = lock(&slot.known).kept(id, clock.now()) {
+                    return Ok(known);
+                }
+                slot.turn.lock().await
+            }
+        };
         let now = clock.now();
         if lock(&slot.known).begin(id, now) {
             let said = asked(of, clock).await;
@@ -129,6 +138,12 @@ impl Known {
     fn fresh(&self, id: &str, now: Mono) -> Option<Arc<Provider>> {
         let is_fresh = self.said.is_some_and(|at| now.since(at) < FRESH) && self.has(id);
         is_fresh.then(|| self.provider.clone())
+    }
+
+    /// What was said within the hour, if it has this key.
+    fn kept(&self, id: &str, now: Mono) -> Option<Arc<Provider>> {
+        let is_kept = self.said.is_some_and(|at| now.since(at) < KEPT) && self.has(id);
+        is_kept.then(|| self.provider.clone())
     }
 
     /// Whether to ask now; then it is asked.
@@ -244,5 +259,35 @@ where
         biased;
         answer = &mut answered => answer,
         _ = &mut connection => answered.await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_shows_a_known_key_waits_for_nobody_who_asks() {
+        // Connections are taken, and never answered.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = silent.local_addr().unwrap();
+        let (clock, time) = Clock::manual();
+        let of = Keys::Set(format!("http://{at}/keys"), String::new());
+        let now = clock.now();
+        let known = Known { asked: Some(now), said: Some(now), ..Known::default() };
+        let sets = Sets::default();
+        let set = Set { known: Mutex::new(known), ..Set::default() };
+        lock(&sets.0).insert(of.clone(), Arc::new(set));
+        time.advance(FRESH);
+        let asking = sets.provider(&of, "", &clock);
+        tokio::pin!(asking);
+        assert!(asking.as_mut().now_or_never().is_none(), "it asks");
+        assert!(sets.provider(&of, "", &clock).now_or_never().is_some_and(|said| said.is_ok()));
+        let unknown = sets.provider(&of, "k9", &clock);
+        assert!(unknown.now_or_never().is_none(), "it waits for what is said");
+        time.advance(KEPT);
+        assert!(sets.provider(&of, "", &clock).now_or_never().is_none(), "it is too old");
     }
 }
