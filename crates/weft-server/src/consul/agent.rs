@@ -356,11 +356,10 @@ fn joined(view: &View) -> impl Iterator<Item = Arc<NodeRecord>> {
         if let Some(record) = view.world.catalog().node(name) {
             return record.clone();
         }
-        let addresses = object.raw["status"]["addresses"].as_array().into_iter().flatten();
-        let address = addresses.filter(|a| a["type"] == "InternalIP").find_map(|a| {
-            let text = a["address"].as_str()?;
-            Some(Arc::<str>::from(text))
-        });
+        let addresses = object.raw.pointer("/status/addresses").and_then(Value::as_array);
+        let mut addresses = addresses.into_iter().flatten();
+        let address = addresses.find(|a| body::word(a, "type") == "InternalIP");
+        let address = address.map(|a| Arc::<str>::from(body::word(a, "address")));
         let address = address.unwrap_or_default();
         Arc::new(NodeRecord { node: name.clone(), address, ..NodeRecord::default() })
     })

@@ -12,7 +12,7 @@ use super::body::{self, Fields};
 use super::error::Refusal;
 use super::far::Coming;
 use super::http::Ask;
-use super::register;
+use super::register::{self, bodies};
 use super::reply::Reply;
 use super::routes::Endpoint;
 use super::sidecar::Sidecar;
@@ -158,7 +158,7 @@ impl Door {
     }
 
     pub(super) async fn check_update(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let body = body::object(&ask.body)?;
+        let body = bodies::object(&ask.body, bodies::CHECK_UPDATE)?;
         let fields = Fields::new(&body, "");
         let text = fields.text("Status")?;
         let status =

@@ -19,7 +19,7 @@ use super::error::Refusal;
 use super::filter::typed;
 use super::http::Ask;
 use super::index::Topic;
-use super::register;
+use super::register::{self, bodies};
 use super::reply::Reply;
 use super::shapes;
 use super::view::{Entry, View, speaks_for};
@@ -49,9 +49,10 @@ impl Door {
             service.as_ref().is_some_and(|service| check.service_id == service.id)
         });
         // What the own agent says stands, with its checks.
-        match service.filter(|service| !self.is_agents_instance(&registration_key(service))) {
+        match service.and_then(|service| self.as_its_agent_has_it(service)) {
             None => self.catalog().register_node(&node, update_node).await?,
             Some(registration) => {
+                let own = if registration.agent { Vec::new() } else { own };
                 let catalog = self.for_service(ask, &registration, &own).await?;
                 let request = ServiceRequest {
                     registration,
@@ -124,7 +125,7 @@ impl Door {
     }
 
     pub(super) async fn catalog_deregister(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let body = body::object(&ask.body)?;
+        let body = bodies::object(&ask.body, bodies::DEREGISTRATION)?;
         let shown = self.shown_in_body(ask, &body)?;
         let ask = shown.as_ref().unwrap_or(ask);
         self.check_datacenter(&body)?;

@@ -21,6 +21,7 @@ use super::body::{self, Fields};
 use super::duration;
 use super::error::Refusal;
 use super::http::Ask;
+use super::register::bodies;
 use super::reply::Reply;
 use super::view::DEFAULT_NAMESPACE;
 
@@ -175,7 +176,7 @@ impl Door {
             return Err(Refusal::bad("Missing chain name"));
         }
         ask.who.demand(Verb::Read, Kind::Service, &ask.namespace, &name)?;
-        let body = if ask.body.is_empty() { Map::new() } else { body::object(&ask.body)? };
+        let body = bodies::maybe(&ask.body, bodies::CHAIN)?;
         let fields = Fields::new(&body, "");
         let gateway = fields.object("OverrideMeshGateway")?;
         let gateway = gateway.map(|one| Fields::new(one, "OverrideMeshGateway.").text("Mode"));

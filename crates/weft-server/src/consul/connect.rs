@@ -10,11 +10,12 @@ use weft_identity::permission::{Kind, Verb};
 use weft_registry::consul::{Change, State, Topic, keys};
 
 use super::Door;
-use super::body::{self, Fields};
+use super::body::Fields;
 use super::ca::LEAF_TTL_MAX;
 use super::duration;
 use super::error::Refusal;
 use super::http::Ask;
+use super::register::bodies;
 use super::reply::Reply;
 use super::view::DEFAULT_NAMESPACE;
 use crate::guards;
@@ -27,7 +28,7 @@ impl Door {
     pub(super) async fn ca_configuration(&self, ask: &Ask) -> Result<Reply, Refusal> {
         if ask.method == Method::PUT {
             ask.who.demand(Verb::Write, Kind::Operator, &ask.namespace, "")?;
-            let body = body::object(&ask.body)?;
+            let body = bodies::object(&ask.body, bodies::AUTHORITY)?;
             let fields = Fields::new(&body, "");
             if !["", "consul"].contains(&&*fields.text("Provider")?) {
                 return Err(Refusal::not_offered(
@@ -67,7 +68,7 @@ impl Door {
 
     /// Whether a client certificate's service may connect, by the intentions.
     pub(super) fn connect_authorize(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let body = body::object(&ask.body)?;
+        let body = bodies::object(&ask.body, bodies::AUTHORIZE)?;
         let fields = Fields::new(&body, "");
         let target = fields.text("Target")?;
         if target.is_empty() {

@@ -14,6 +14,7 @@ use super::body::{self, Fields};
 use super::config::{INTENTIONS, TABLE, judged_source, record};
 use super::error::Refusal;
 use super::http::Ask;
+use super::register::bodies;
 use super::reply::Reply;
 use crate::guards;
 
@@ -29,7 +30,7 @@ struct Intention {
 impl Door {
     pub(super) async fn intentions(&self, ask: &Ask) -> Result<Reply, Refusal> {
         if ask.method == Method::POST {
-            let body = body::object(&ask.body)?;
+            let body = bodies::object(&ask.body, bodies::INTENTION)?;
             let fields = Fields::new(&body, "");
             let (source, destination) =
                 (fields.text("SourceName")?, fields.text("DestinationName")?);
@@ -55,7 +56,7 @@ impl Door {
         let (source, destination) = (name("source")?, name("destination")?);
         match ask.method {
             Method::PUT => {
-                let body = body::object(&ask.body)?;
+                let body = bodies::object(&ask.body, bodies::INTENTION)?;
                 self.write_intention(ask, &source, &destination, &body, "").await?;
                 Ok(Reply::json(Value::Bool(true)))
             }
@@ -87,7 +88,7 @@ impl Door {
         let Some(one) = found else { return Err(Refusal::not_found("Intention not found")) };
         match ask.method {
             Method::PUT => {
-                let body = body::object(&ask.body)?;
+                let body = bodies::object(&ask.body, bodies::INTENTION)?;
                 let (source, destination) = (&one.source, &one.destination);
                 self.write_intention(ask, source, destination, &body, &ask.argument).await?;
                 Ok(Reply::json(json!({"ID": ask.argument})))

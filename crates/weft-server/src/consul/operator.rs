@@ -11,10 +11,11 @@ use weft_registry::catalog::is_spoken_for;
 use weft_registry::consul::{Change, State, Topic, keys};
 
 use super::Door;
-use super::body::{self, Fields};
+use super::body::Fields;
 use super::config::cas;
 use super::error::Refusal;
 use super::http::Ask;
+use super::register::bodies;
 use super::reply::Reply;
 use super::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE};
 
@@ -55,7 +56,7 @@ impl Door {
             out.insert("ModifyIndex".into(), json!(modified));
             return Ok(Reply::json(Value::Object(out)));
         }
-        let wanted = Value::Object(autopilot(&body::object(&ask.body)?)?);
+        let wanted = Value::Object(autopilot(&bodies::object(&ask.body, bodies::AUTOPILOT)?)?);
         let cas = cas(ask)?;
         let plan = |state: &State| {
             let now = state.record(SETTINGS, "autopilot").map_or(1, |(_, item)| item.modified);
@@ -164,7 +165,7 @@ impl Door {
     }
 
     pub(super) async fn coordinate_update(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let body = body::object(&ask.body)?;
+        let body = bodies::object(&ask.body, bodies::COORDINATE)?;
         let fields = Fields::new(&body, "");
         let node = fields.text("Node")?;
         let bare = self.bare_node(&node);

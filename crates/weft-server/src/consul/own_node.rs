@@ -8,10 +8,10 @@
 use std::sync::Arc;
 
 use weft_base::name::fnv1a;
-use weft_kinds::views::catalog::{CheckRecord, NodeRecord};
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
 use weft_kinds::views::check::SERF_HEALTH;
 use weft_kinds::world::{CheckKey, RegistrationKey};
-use weft_registry::catalog::{CatalogError, is_spoken_for};
+use weft_registry::catalog::{CatalogError, is_spoken_for, registration_key};
 
 use super::Door;
 use super::error::Refusal;
@@ -80,6 +80,18 @@ impl Door {
         let view = self.view();
         let there = view.world.catalog().registration(key);
         self.is_own(&key.node) && there.is_some_and(|registration| registration.agent)
+    }
+
+    /// What of a registration is taken: of one that the own agent has nothing, but for the tags
+    /// where the agent leaves those to others.
+    pub(super) fn as_its_agent_has_it(&self, new: Registration) -> Option<Registration> {
+        let key = registration_key(&new);
+        if !self.is_agents_instance(&key) {
+            return Some(new);
+        }
+        let view = self.view();
+        let there = view.world.catalog().registration(&key).filter(|r| r.enable_tag_override)?;
+        Some(Registration { tags: new.tags, ..Registration::clone(there) })
     }
 
     /// The same of a check, or it is weft's own.

@@ -12,6 +12,7 @@ use super::body::{self, Fields};
 use super::config::stamped;
 use super::error::Refusal;
 use super::http::Ask;
+use super::register::bodies;
 use super::reply::Reply;
 
 pub(super) const TABLE: &str = "query";
@@ -19,7 +20,7 @@ pub(super) const TABLE: &str = "query";
 impl Door {
     pub(super) async fn queries(&self, ask: &Ask) -> Result<Reply, Refusal> {
         if ask.method == Method::POST {
-            let body = body::object(&ask.body)?;
+            let body = bodies::object(&ask.body, bodies::QUERY)?;
             let id = Uuid::new_v4().to_string();
             self.write_query(ask, &id, &body, true).await?;
             return Ok(Reply::json(json!({"ID": id})));
@@ -51,7 +52,7 @@ impl Door {
         let id = &ask.argument;
         match ask.method {
             Method::PUT => {
-                let body = body::object(&ask.body)?;
+                let body = bodies::object(&ask.body, bodies::QUERY)?;
                 self.write_query(ask, id, &body, false).await?;
                 Ok(Reply::empty())
             }
@@ -157,6 +158,7 @@ fn read(id: &str, body: &Map<String, Value>) -> Result<Value, Refusal> {
     let Some(service) = fields.object("Service")? else {
         return Err(Refusal::bad("Must provide a Service name to query"));
     };
+    bodies::fields(service, bodies::QUERY_SERVICE)?;
     let of = Fields::new(service, "Service.");
     let name = of.text("Service")?;
     if name.is_empty() {
@@ -167,7 +169,10 @@ fn read(id: &str, body: &Map<String, Value>) -> Result<Value, Refusal> {
         Some(part) => failover(part)?,
     };
     let ttl = match fields.object("DNS")? {
-        Some(dns) => Fields::new(dns, "DNS.").text("TTL")?,
+        Some(dns) => {
+            bodies::fields(dns, bodies::QUERY_DNS)?;
+            Fields::new(dns, "DNS.").text("TTL")?
+        }
         None => String::new(),
     };
     if !ttl.is_empty() && super::duration::parse(&ttl).is_none() {
@@ -200,6 +205,7 @@ fn read(id: &str, body: &Map<String, Value>) -> Result<Value, Refusal> {
 }
 
 fn failover(part: &Map<String, Value>) -> Result<Value, Refusal> {
+    bodies::fields(part, bodies::QUERY_FAILOVER)?;
     let of = Fields::new(part, "Service.Failover.");
     // Python's client sends nanoseconds of nothing: numbers below are small.
     let nearest = of.number("NearestN", 64)?.unwrap_or(0);
@@ -218,6 +224,7 @@ fn failover(part: &Map<String, Value>) -> Result<Value, Refusal> {
 }
 
 fn template(part: &Map<String, Value>) -> Result<Value, Refusal> {
+    bodies::fields(part, bodies::QUERY_TEMPLATE)?;
     let of = Fields::new(part, "Template.");
     let (kind, pattern) = (of.text("Type")?, of.text("Regexp")?);
     if !["", "name_prefix_match"].contains(&kind.as_str()) {

@@ -15,6 +15,7 @@ use super::body::Fields;
 use super::error::Refusal;
 use crate::guards;
 
+pub mod bodies;
 pub mod known;
 
 const PORT_MAX: u64 = 65_535;

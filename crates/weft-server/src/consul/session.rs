@@ -12,10 +12,11 @@ use weft_registry::consul::{
 };
 
 use super::Door;
-use super::body::{self, Fields};
+use super::body::Fields;
 use super::duration;
 use super::error::Refusal;
 use super::http::Ask;
+use super::register::bodies;
 use super::reply::Reply;
 
 /// Consul's default.
@@ -23,7 +24,7 @@ const LOCK_DELAY_MS: u64 = 15_000;
 
 impl Door {
     pub(super) async fn session_create(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let body = if ask.body.is_empty() { Map::new() } else { body::object(&ask.body)? };
+        let body = bodies::maybe(&ask.body, bodies::SESSION)?;
         let own = self.own().node.clone();
         let mut session = read(&body)?;
         if session.node.is_empty() {

@@ -209,22 +209,21 @@ fn connect(service: &Registration) -> Value {
 /// What was written of a check that others run: they read here what they are to do. Without what
 /// is not set.
 fn written(definition: &CheckDefinition) -> Value {
-    let mut out = probe(&definition.probe);
+    let Value::Object(mut fields) = probe(&definition.probe) else { return json!({}) };
     let times = [
         ("Interval", definition.interval_ms),
         ("Timeout", definition.timeout_ms),
         ("DeregisterCriticalServiceAfter", definition.deregister_after_ms),
     ];
     for (name, ms) in times {
-        out[name] = json!(if ms == 0 { String::new() } else { duration::format(ms) });
+        let time = if ms == 0 { String::new() } else { duration::format(ms) };
+        fields.insert(name.to_owned(), json!(time));
     }
-    if let Value::Object(fields) = &mut out {
-        fields.retain(|name, value| {
-            let unset = [json!(""), json!(false), json!({})].contains(value);
-            !unset || name == "H2PingUseTLS" || name.starts_with("Alias")
-        });
-    }
-    out
+    fields.retain(|name, value| {
+        let unset = [json!(""), json!(false), json!({})].contains(value);
+        !unset || name == "H2PingUseTLS" || name.starts_with("Alias")
+    });
+    Value::Object(fields)
 }
 
 fn probe(probe: &Probe) -> Value {

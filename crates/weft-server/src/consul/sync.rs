@@ -139,8 +139,11 @@ impl Door {
             let (namespace, id) = (namespace.clone(), id.clone());
             self.remove_check(&CheckKey { namespace, node: host.clone(), id }).await?;
         }
-        for service in ask.services {
+        for mut service in ask.services {
             let what = format!("service {}", service.registration.id);
+            if ask.whole {
+                self.adopt_tags(&host, &mut service.registration);
+            }
             match self.take(&host, &node, service).await {
                 Err(refusal) if refusal.status.is_client_error() => {
                     refused.push((what, refusal.text));
@@ -177,6 +180,18 @@ impl Door {
             datacenter: self.own().datacenter.clone(),
             tagged_addresses,
             ..known
+        }
+    }
+
+    /// Where an agent leaves the tags to others, those that others wrote stay, until it has new
+    /// ones itself: then it tells of that instance alone.
+    fn adopt_tags(&self, host: &Arc<str>, told: &mut Registration) {
+        if !told.enable_tag_override {
+            return;
+        }
+        let key = RegistrationKey { node: host.clone(), ..registration_key(told) };
+        if let Some(known) = self.view().world.catalog().registration(&key) {
+            told.tags.clone_from(&known.tags);
         }
     }
 

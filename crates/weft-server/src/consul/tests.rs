@@ -19,6 +19,7 @@ use super::*;
 mod admission;
 mod authority;
 mod blind;
+mod bodies;
 mod cases;
 mod entries;
 mod flows;

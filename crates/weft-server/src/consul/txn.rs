@@ -16,6 +16,7 @@ use super::body::{self, Fields};
 use super::error::Refusal;
 use super::http::Ask;
 use super::kv;
+use super::register::bodies;
 use super::reply::Reply;
 use super::txn_catalog::CatalogVerb;
 use super::view::View;
@@ -100,6 +101,13 @@ impl Door {
         let mut results = Vec::new();
         for (op, shown) in ops.iter().zip(shown) {
             match op {
+                // Clients count: of one that is not there is said that.
+                TxnOp::Pair(op) if shown.is_empty() && op.verb == "get-or-empty" => {
+                    results.push(json!({"KV": {
+                        "LockIndex": 0, "Key": op.key, "Flags": op.flags, "Value": null,
+                        "CreateIndex": 0, "ModifyIndex": 0,
+                    }}));
+                }
                 TxnOp::Pair(_) => results.extend(shown.iter().map(|s| pair_shape(s, revision))),
                 TxnOp::Catalog(verb) => results.extend(catalog_result(ask, &view, verb)),
             }
@@ -123,6 +131,7 @@ impl Door {
         let Some(op) = op.as_object() else {
             return Err(Refusal::bad("Request decode failed: an operation is no JSON object"));
         };
+        bodies::fields(op, bodies::TXN)?;
         let fields = Fields::new(op, "");
         if let Some(part) = fields.object("KV")? {
             return read_pair_op(ask, part).map(TxnOp::Pair);
@@ -174,6 +183,7 @@ fn catalog_result(ask: &Ask, view: &View, verb: &CatalogVerb) -> Option<Value> {
 }
 
 fn read_pair_op(ask: &Ask, part: &Map<String, Value>) -> Result<PairOp, Refusal> {
+    bodies::fields(part, bodies::TXN_KV)?;
     let fields = Fields::new(part, "KV.");
     let key = fields.text("Key")?;
     let verb = fields.text("Verb")?;

@@ -12,6 +12,7 @@ use super::admit::{Admission, SeenKeys, check_keys, known_check_keys};
 use super::body::Fields;
 use super::error::Refusal;
 use super::http::Ask;
+use super::register::bodies;
 use super::view::{CheckView, Entry, View};
 use super::{register, shapes};
 
@@ -163,6 +164,7 @@ impl Door {
         what: &str,
         part: &Map<String, Value>,
     ) -> Result<CatalogVerb, Refusal> {
+        bodies::fields(part, bodies::TXN_OF)?;
         let fields = Fields::new(part, "");
         let verb = fields.text("Verb")?;
         if !["get", "set", "cas", "delete", "delete-cas"].contains(&verb.as_str()) {
@@ -178,15 +180,18 @@ impl Door {
         let of = match what {
             "Node" => Record::Node(Box::new(self.txn_node(body, writes)?)),
             "Service" => {
+                register::known::fields(body, register::known::SERVICE)?;
                 let mut service = match writes {
                     true => register::service(body, "Service.", "Service", false)?,
                     false => Registration { id: own.text("ID")?.into(), ..Default::default() },
                 };
                 service.node = view.spelled(&fields.text("Node")?);
                 service.namespace.clone_from(&ask.namespace);
-                Record::Service(Box::new(service))
+                let taken = self.as_its_agent_has_it(service.clone()).filter(|_| writes);
+                Record::Service(Box::new(taken.unwrap_or(service)))
             }
             _ => {
+                register::known::fields(body, register::known::CHECK)?;
                 let mut check = match writes {
                     true => register::check(body, false)?,
                     false => CheckRecord {
@@ -205,6 +210,7 @@ impl Door {
     }
 
     fn txn_node(&self, body: &Map<String, Value>, writes: bool) -> Result<NodeRecord, Refusal> {
+        bodies::fields(body, bodies::TXN_NODE)?;
         let fields = Fields::new(body, "Node.");
         let name = fields.text("Node")?;
         if name.is_empty() {
@@ -228,7 +234,10 @@ impl Door {
     fn keeps(&self, op: &CatalogVerb) -> bool {
         match &op.of {
             Record::Node(node) => op.deletes() && self.is_own(&node.node),
-            Record::Service(service) => self.is_agents_instance(&service_key(service)),
+            // With the agent's word in it but for the tags, it is what may be written.
+            Record::Service(service) => {
+                !service.agent && self.is_agents_instance(&service_key(service))
+            }
             Record::Check(check) => self.is_agents_check(&check_key(check)),
         }
     }

@@ -15,6 +15,7 @@ use crate::consul::Door;
 use crate::consul::body::{self, Fields};
 use crate::consul::error::Refusal;
 use crate::consul::http::Ask;
+use crate::consul::register::bodies;
 use crate::consul::reply::Reply;
 
 /// The kinds of tokens that an agent has.
@@ -43,7 +44,7 @@ impl Door {
 
     /// The first token that may do everything; once.
     pub(in crate::consul) async fn acl_bootstrap(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let body = if ask.body.is_empty() { Map::new() } else { body::object(&ask.body)? };
+        let body = bodies::maybe(&ask.body, bodies::BOOTSTRAP)?;
         let wanted = Fields::new(&body, "").text("BootstrapSecret")?;
         if !wanted.is_empty() && Uuid::parse_str(&wanted).is_err() {
             return Err(Refusal::bad("BootstrapSecret is not a valid UUID"));
@@ -114,7 +115,7 @@ impl Door {
         ask.who.demand_acl(Verb::Read)?;
         let template =
             templates::find(&ask.argument).ok_or_else(|| unknown_template(&ask.argument))?;
-        let body = if ask.body.is_empty() { Map::new() } else { body::object(&ask.body)? };
+        let body = bodies::maybe(&ask.body, bodies::PREVIEW)?;
         let description = format!("synthetic policy of templated policy {}", template.name);
         let rules = template.rules(&Fields::new(&body, "").text("Name")?)?;
         Ok(Reply::json(synthetic(&rules, &description)))
@@ -127,7 +128,7 @@ impl Door {
             return Err(disabled());
         }
         ask.who.demand(Verb::Write, Kind::Agent, &ask.namespace, &self.own().node.node)?;
-        let body = body::object(&ask.body)?;
+        let body = bodies::object(&ask.body, bodies::AGENT_TOKEN)?;
         let secret = Fields::new(&body, "").text("Token")?;
         if !AGENT_TOKENS.contains(&ask.argument.as_str()) {
             return Err(Refusal::not_found(format!("Token {:?} is unknown", ask.argument)));

@@ -14,11 +14,12 @@ use super::methods::{Cluster, Keys, Method, bound_to, selectable};
 use super::tokens::{self, hash, put};
 use super::{TABLE, links};
 use crate::consul::Door;
-use crate::consul::body::{self, Fields, part, word, word_of};
+use crate::consul::body::{Fields, part, word, word_of};
 use crate::consul::duration;
 use crate::consul::error::Refusal;
 use crate::consul::filter::Filter;
 use crate::consul::http::Ask;
+use crate::consul::register::bodies;
 use crate::consul::reply::Reply;
 
 /// Tokens that logins by one method may have made, at a time, and by all methods: each takes two
@@ -41,7 +42,7 @@ const SERVICE_NAME: &str = "consul.hashicorp.com/service-name";
 
 impl Door {
     pub(in crate::consul) async fn acl_login(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let body = body::object(&ask.body)?;
+        let body = bodies::object(&ask.body, bodies::LOGIN)?;
         let fields = Fields::new(&body, "");
         let (name, bearer) = (fields.text("AuthMethod")?, fields.text("BearerToken")?);
         let description = description(&fields.text_map("Meta")?)?;

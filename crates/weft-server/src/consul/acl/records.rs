@@ -11,9 +11,10 @@ use weft_registry::consul::{Change, State, Topic, keys};
 use super::tokens::{hash, stamped};
 use super::{MANAGEMENT, TABLE, links, methods, rules, tokens};
 use crate::consul::Door;
-use crate::consul::body::{self, Fields, word, word_of};
+use crate::consul::body::{Fields, word, word_of};
 use crate::consul::error::Refusal;
 use crate::consul::http::Ask;
+use crate::consul::register::bodies;
 use crate::consul::reply::Reply;
 
 /// Changes of one part of what is written in parts; an even number.
@@ -47,6 +48,15 @@ impl Sort {
 
     fn id_field(self) -> &'static str {
         if self.has_id() { "ID" } else { "Name" }
+    }
+
+    fn fields(self) -> bodies::Known {
+        match self {
+            Self::Policy => bodies::POLICY,
+            Self::Role => bodies::ROLE,
+            Self::Method => bodies::METHOD,
+            Self::Rule => bodies::RULE,
+        }
     }
 
     fn has_name(self) -> bool {
@@ -126,7 +136,7 @@ impl Door {
 
     async fn acl_record_write(&self, ask: &Ask, sort: Sort) -> Result<Reply, Refusal> {
         ask.who.demand_acl(Verb::Write)?;
-        let body = body::object(&ask.body)?;
+        let body = bodies::object(&ask.body, sort.fields())?;
         if !ask.argument.is_empty() {
             check_id(sort, &ask.argument)?;
         }

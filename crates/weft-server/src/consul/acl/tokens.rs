@@ -11,10 +11,11 @@ use weft_registry::consul::{Change, State, Topic, keys};
 use super::login::IDENTITY;
 use super::{ANONYMOUS, MANAGEMENT, TABLE, links};
 use crate::consul::Door;
-use crate::consul::body::{self, Fields, word, word_of};
+use crate::consul::body::{Fields, word, word_of};
 use crate::consul::duration;
 use crate::consul::error::Refusal;
 use crate::consul::http::Ask;
+use crate::consul::register::bodies;
 use crate::consul::reply::Reply;
 
 const SECRET_BYTES_MAX: usize = 256;
@@ -120,7 +121,7 @@ impl Door {
 
     async fn acl_token_write(&self, ask: &Ask) -> Result<Reply, Refusal> {
         ask.who.demand_acl(Verb::Write)?;
-        let body = body::object(&ask.body)?;
+        let body = bodies::object(&ask.body, bodies::TOKEN)?;
         let now = self.wall_ms();
         let accessor = ask.argument.clone();
         let management = management(self);
@@ -152,7 +153,7 @@ impl Door {
 
     async fn acl_token_clone(&self, ask: &Ask, accessor: &str) -> Result<Reply, Refusal> {
         ask.who.demand_acl(Verb::Write)?;
-        let body = if ask.body.is_empty() { Map::new() } else { body::object(&ask.body)? };
+        let body = bodies::maybe(&ask.body, bodies::TOKEN)?;
         let description = Fields::new(&body, "").text("Description")?;
         let now = self.wall_ms();
         let plan = |state: &State| {
@@ -317,6 +318,13 @@ fn made(
     if secret.len() > SECRET_BYTES_MAX || (old.is_none() && Uuid::parse_str(&secret).is_err()) {
         return Err(Refusal::bad("Invalid Token: SecretID is not a valid UUID"));
     }
+    match old {
+        Some(old) => unchanged(&fields, old)?,
+        None if !fields.text("AuthMethod")?.is_empty() => {
+            return Err(Refusal::internal("AuthMethod field is disallowed outside of login"));
+        }
+        None => {}
+    }
     if old.is_none() {
         let has = |name: String| links::record(state, &name).is_some();
         if accessor == ANONYMOUS || has(format!("token/{accessor}")) {
@@ -337,6 +345,29 @@ fn made(
     let sum = hash(Value::Object(out.clone()).to_string());
     out.insert("Hash".into(), json!(sum));
     Ok(out)
+}
+
+/// What of a token is as it was made. Whoever writes back what was read changes nothing of it.
+fn unchanged(fields: &Fields, old: &Map<String, Value>) -> Result<(), Refusal> {
+    let accessor = word_of(old, "AccessorID");
+    let differs = |name: &str| match fields.value(name) {
+        None | Some(Value::Null) => false,
+        Some(given) if *given == json!("") || *given == json!(0) => false,
+        given => given != old.get(name),
+    };
+    let why = match () {
+        () if differs("ExpirationTTL") || differs("ExpirationTime") => {
+            format!("Cannot change expiration time of {accessor}")
+        }
+        () if fields.value("Local").is_some()
+            && fields.flag("Local")? != (old.get("Local") == Some(&json!(true))) =>
+        {
+            format!("Cannot toggle local mode of {accessor}")
+        }
+        () if differs("AuthMethod") => format!("Cannot change AuthMethod of {accessor}"),
+        () => return Ok(()),
+    };
+    Err(Refusal::internal(why))
 }
 
 fn expiry(fields: &Fields, now: u64, out: &mut Map<String, Value>) -> Result<(), Refusal> {

@@ -461,3 +461,31 @@ async fn a_machines_agent_does_not_say_that_it_read_its_files_again_or_may_be_en
     assert_eq!(leave.status, 403, "{}", leave.text);
     assert!(!leave.text.contains("--consul-leave"), "no flag of its: {}", leave.text);
 }
+
+#[tokio::test]
+async fn tags_that_a_machine_leaves_to_others_stay_until_it_has_new_ones() {
+    let rig = rig().await;
+    let web = |tag: &str, free: bool| {
+        let mut web = service("web", Vec::new());
+        web.registration.tags = vec![tag.into()];
+        web.registration.enable_tag_override = free;
+        web
+    };
+    let whole = |web: SyncService| SyncAsk { whole: true, services: vec![web], ..<_>::default() };
+    let tags = || {
+        let world = rig.registry.now();
+        let key =
+            RegistrationKey { namespace: "default".into(), node: "m1".into(), id: "web".into() };
+        world.catalog().registration(&key).unwrap().tags[0].to_string()
+    };
+    tell(&rig.door, whole(web("orig", true))).await;
+    let service = json!({"Service": "web", "Tags": ["theirs"], "EnableTagOverride": true});
+    let written = json!({"Node": "m1", "SkipNodeUpdate": true, "Service": service});
+    rig.put("/v1/catalog/register", written).await;
+    tell(&rig.door, whole(web("orig", true))).await;
+    assert_eq!(tags(), "theirs");
+    tell(&rig.door, SyncAsk { services: vec![web("new", true)], ..SyncAsk::default() }).await;
+    assert_eq!(tags(), "new", "its agent was given new ones");
+    tell(&rig.door, whole(web("orig", false))).await;
+    assert_eq!(tags(), "orig", "it leaves them to nobody any more");
+}

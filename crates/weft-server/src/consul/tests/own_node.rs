@@ -141,3 +141,34 @@ async fn nobody_registers_whether_a_node_is_there() {
         assert!(said.text.contains("another CheckID"), "{}", said.text);
     }
 }
+
+#[tokio::test]
+async fn tags_that_an_agent_leaves_to_others_are_theirs() {
+    let rig = rig().await;
+    let own = rig.get("/v1/agent/self").await.json()["Config"]["NodeName"].clone();
+    let web = |id: &str, free: bool| {
+        json!({"Name": "web", "ID": id, "Port": 80, "Tags": ["orig"], "EnableTagOverride": free,
+            "Check": {"TTL": "600s", "Status": "passing"}})
+    };
+    rig.put("/v1/agent/service/register", web("free", true)).await;
+    rig.put("/v1/agent/service/register", web("bound", false)).await;
+    let tags = async |id: &str| {
+        let all = rig.get("/v1/health/service/web?passing").await.json();
+        let all = all.as_array().unwrap().iter().map(|entry| entry["Service"].clone());
+        let one = all.into_iter().find(|service| service["ID"] == id).unwrap();
+        (one["Tags"][0].as_str().unwrap().to_owned(), one["Port"].clone())
+    };
+    for (n, id) in ["free", "bound", "free", "bound"].into_iter().enumerate() {
+        let tag = format!("t{n}");
+        let service = json!({"ID": id, "Service": "web", "Port": 81, "Tags": [tag]});
+        let check = json!({"CheckID": format!("service:{id}"), "ServiceID": id,
+            "Status": "critical"});
+        let written = json!({"Node": own, "SkipNodeUpdate": true, "Service": service,
+            "Check": check});
+        let set = json!([{"Service": {"Verb": "set", "Node": own, "Service": service}}]);
+        let (path, body) = if n < 2 { ("/v1/catalog/register", written) } else { ("/v1/txn", set) };
+        rig.put(path, body).await;
+        let wanted = if id == "free" { tag } else { "orig".to_owned() };
+        assert_eq!(tags(id).await, (wanted, json!(80)), "{path} {id}");
+    }
+}
