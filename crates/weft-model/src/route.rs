@@ -175,7 +175,7 @@ pub enum Filter {
     Upgrades(Vec<Arc<str>>),
 }
 
-/// Applied in the order set, add, remove.
+/// Applied in the order remove, set, add.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HeaderEdit {

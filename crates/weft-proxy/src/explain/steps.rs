@@ -211,9 +211,9 @@ fn edited(edit: &HeaderEdit) -> String {
     let pairs = |sign: &str, list: &[(std::sync::Arc<str>, std::sync::Arc<str>)]| -> Vec<String> {
         list.iter().map(|(k, v)| format!("{sign}{k}: {v}")).collect()
     };
-    let mut parts = pairs("", &edit.set);
+    let mut parts: Vec<String> = edit.remove.iter().map(|k| format!("- {k}")).collect();
+    parts.extend(pairs("", &edit.set));
     parts.extend(pairs("+ ", &edit.add));
-    parts.extend(edit.remove.iter().map(|k| format!("- {k}")));
     parts.join(", ")
 }
 

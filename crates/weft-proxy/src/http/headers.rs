@@ -163,14 +163,18 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Applies a rule's edit in the order set, add, remove. A name or value that no header may have
-/// was refused when the rule was compiled; here it is left out.
+/// Applies a rule's edit in the order remove, set, add, so that what is removed and set is replaced
+/// whatever the client said (Envoy, Istio). A name or value that no header may have was refused
+/// when the rule was compiled; here it is left out.
 pub fn edit(headers: &mut HeaderMap, edit: &HeaderEdit) {
     let parse = |name: &str, value: &str| {
         let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
         // Blanks around a value are no part of it, and strict servers of HTTP/2 refuse them.
         Some((name, HeaderValue::from_str(value.trim_matches([' ', '\t'])).ok()?))
     };
+    for name in &edit.remove {
+        headers.remove(&**name);
+    }
     for (name, value) in &edit.set {
         if let Some((name, value)) = parse(name, value) {
             headers.insert(name, value);
@@ -182,9 +186,6 @@ pub fn edit(headers: &mut HeaderMap, edit: &HeaderEdit) {
         if let Some((name, value)) = parse(name, value) {
             headers.append(name, value);
         }
-    }
-    for name in &edit.remove {
-        headers.remove(&**name);
     }
 }
 
