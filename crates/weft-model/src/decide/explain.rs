@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use super::host::host_fit;
 use super::index::Routes;
-use super::route::{Found, Request, Specificity, holds, parent_fit, rule_match, specificity};
+use super::route::{
+    Found, Request, Specificity, holds, parent_fit, rule_match, specificity, written_authority,
+};
 use crate::{
     AddressRange, ConnectionMatch, Dialect, Match, Matching, NamedMatch, Parent, PathMatch, Route,
     Rule, StringMatch,
@@ -159,7 +161,7 @@ pub fn miss(m: &Match, req: &Request<'_>) -> Option<Miss> {
         return say("method", shown(m.method.as_ref()), req.method);
     }
     if alone(Match { authority: m.authority.clone(), ..Match::default() }) {
-        return say("authority", shown(m.authority.as_ref()), req.host);
+        return say("authority", shown(m.authority.as_ref()), &written_authority(req));
     }
     if alone(Match { scheme: m.scheme.clone(), ..Match::default() }) {
         return say("scheme", shown(m.scheme.as_ref()), req.scheme);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which rule takes a request.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::net::IpAddr;
 
@@ -243,10 +244,19 @@ fn string_holds(m: &StringMatch, text: &[u8]) -> bool {
     m.holds(text)
 }
 
-/// An authority match with a port is compared with `host:port`, one without with the host.
+/// The authority as the client wrote it decides, with its port only if there was one (Envoy).
 fn authority_holds(m: &StringMatch, req: &Request<'_>) -> bool {
-    string_holds(m, req.host.as_bytes())
-        || string_holds(m, format!("{}:{}", req.host, req.port).as_bytes())
+    string_holds(m, written_authority(req).as_bytes())
+}
+
+/// The canonical host, with the port that the client wrote.
+pub(super) fn written_authority<'a>(req: &Request<'a>) -> Cow<'a, str> {
+    match (req.written, req.host.contains(':')) {
+        (None, false) => req.host.into(),
+        (None, true) => format!("[{}]", req.host).into(),
+        (Some(port), false) => format!("{}:{port}", req.host).into(),
+        (Some(port), true) => format!("[{}]:{port}", req.host).into(),
+    }
 }
 
 fn connection_holds(m: &ConnectionMatch, req: &Request<'_>) -> bool {

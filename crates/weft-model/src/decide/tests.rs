@@ -269,6 +269,39 @@ fn every_kind_of_match_is_judged() {
     assert!(!at(both, "GET", "h", "/", &none));
 }
 
+/// As Envoy compares them: the port of a listener that nobody wrote is no part of it.
+#[test]
+fn an_authority_is_compared_as_the_client_wrote_it() {
+    let is = |text: &str| StringMatch::Exact(text.into());
+    let any_port = StringMatch::Regex(Regex::new(".*:[0-9]+").unwrap());
+    let none = H(vec![]);
+    for (host, written, m, want) in [
+        ("y.example", None, is("y.example"), true),
+        ("y.example", None, is("y.example:80"), false),
+        ("y.example", None, any_port.clone(), false),
+        ("y.example", None, StringMatch::Present, true),
+        ("y.example", Some(81), is("y.example"), false),
+        ("y.example", Some(81), is("y.example:81"), true),
+        ("y.example", Some(81), is("y.example:80"), false),
+        ("y.example", Some(81), any_port, true),
+        ("::1", None, is("[::1]"), true),
+        ("::1", Some(81), is("[::1]:81"), true),
+    ] {
+        let (method, scheme, path, query) = ("GET", "http", "/", "");
+        let req = Request { method, scheme, host, port: 80, written, path, query, headers: &none };
+        let own = Match { authority: Some(m.clone()), ..Match::default() };
+        assert_eq!(holds(&own, &req), want, "{host} {written:?} {m:?}");
+        // The same as headers, of which HTTP/2 has only one.
+        for name in ["host", ":authority"] {
+            let list = vec![NamedMatch { name: name.into(), value: m.clone() }];
+            let with = Match { headers: list.clone(), ..Match::default() };
+            let without = Match { without_headers: list, ..Match::default() };
+            assert_eq!(holds(&with, &req), want, "{host} {written:?} {m:?}");
+            assert_eq!(holds(&without, &req), !want, "{host} {written:?} {m:?}");
+        }
+    }
+}
+
 #[test]
 fn a_stronger_dialect_hides_the_weaker() {
     let mut strong =

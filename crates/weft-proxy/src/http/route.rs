@@ -74,7 +74,9 @@ pub fn asked(conn: &Conn, authority: &Authority) -> Asked {
         // The port that was dialled decides; what the program put into Host says nothing.
         Door::Upstream { host, port } => {
             let shown = Some(format!("{host}:{port}"));
-            Asked { host: host.to_string(), port: *port, written: authority.port, authority: shown }
+            // As who calls it by name would write it.
+            let written = (*port != 80).then_some(*port);
+            Asked { host: host.to_string(), port: *port, written, authority: shown }
         }
         Door::Forward => {
             let target = conn.tunnel.as_ref().unwrap_or(authority);
