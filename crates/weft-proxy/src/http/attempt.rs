@@ -101,8 +101,7 @@ async fn attempts(
     let mut began = moment();
     let deadline = shortest.map(|d| (began + d, d));
     let own = patience.is_some() && patience == shortest;
-    let mut tried: Vec<Rc<LocalEndpoint>> = Vec::new();
-    let mut retrying = None;
+    let (mut tried, mut retrying) = (Vec::<Rc<LocalEndpoint>>::new(), None);
     note_first(call, began);
     loop {
         let entered = gated::enter(call, began, deadline).await;
@@ -116,15 +115,15 @@ async fn attempts(
             .or_else(|| limit(call.timeouts.backend_request_ms))
             .map(|d| (began + d, d));
         let until = earlier(deadline, attempt_limit);
-        let first = record.attempts == 1;
-        let ended = attempt(call, &picked, (began, until), (record.is_grpc, first)).await;
+        let kind = (record.is_grpc, record.attempts == 1);
+        let ended = attempt(call, &picked, (began, until), kind).await;
         let now = moment();
         gated.over(&ended, now);
         let took = now.saturating_duration_since(began);
         record.upstream_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
         note(call, &picked, &ended, (now, took), record);
         let (failure, answer, refusal) = match ended {
-            Ended::Over(refusal) => return Err(refusal),
+            Ended::Over(why) => return Err(why),
             Ended::Answer(response, lease) => match judged(&response, &picked) {
                 None => return Ok(pass_on(call, response, lease, until)),
                 Some((Failure::NotSent, why)) => {
@@ -248,12 +247,13 @@ async fn attempt(
     let transport = picked.entry.endpoint.transport;
     let said = policy.connections.as_ref().and_then(|c| c.speaks);
     let (wire, over_h2) = wire::choose(call, (protocol, said), transport, grpc);
+    let again = first && may_move_on(call);
     let mut how = How {
         wire,
         connect_timeout: Duration::from_millis(policy.connect_timeout_ms.max(1)),
         connections: policy.connections.clone(),
-        careful: !is_idempotent(call.head.method.as_str()) && !call.retry.declared_idempotent,
-        again: Cell::new(first && call.retry.attempts > 0),
+        careful: !again,
+        again: Cell::new(again),
         body: call.body.clone(),
         interim: call.interim.clone(),
         grant: Grant::default(),
@@ -276,6 +276,15 @@ async fn attempt(
             return ended;
         }
     }
+}
+
+/// Whether a request may be sent on another connection, without asking anybody, when one that was
+/// kept turns out to be closed. What a client sends to this proxy's own app may be: that nothing is
+/// repeated here is for its client to make up for, and an app's keep-alive ends when it likes.
+fn may_move_on(call: &Call<'_>) -> bool {
+    let safe = is_idempotent(call.head.method.as_str()) || call.retry.declared_idempotent;
+    let own = matches!(&call.client, Client::Of(conn) if conn.door.is_inbound());
+    safe && (own || call.retry.attempts > 0)
 }
 
 /// Sends an attempt that is to have its connection, from here on as a request in flight. `None`:

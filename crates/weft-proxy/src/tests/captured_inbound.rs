@@ -85,6 +85,35 @@ fn capture(listener: CaptureListener) -> Named {
     (Root::listener(name.clone()).own(), Resource::Listener(Listener { name, kind, origin: None }))
 }
 
+/// An app ends kept connections when it likes, and a request may cross that: nobody else than the
+/// sidecar knows that it may be sent once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_connection_that_the_app_ends_costs_no_request() {
+    let app = Server::raw(|n, mut stream| async move {
+        let (mut seen, mut asked) = (Vec::new(), 0);
+        while let Ok(byte) = stream.read_u8().await {
+            seen.push(byte);
+            if !seen.ends_with(b"\r\n\r\n") {
+                continue;
+            }
+            asked += 1;
+            if (n, asked) == (0, 2) {
+                return;
+            }
+            seen.clear();
+            let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+            stream.write_all(ok).await.unwrap();
+        }
+    })
+    .await;
+    let pod = Pod::new(vec![port(app.address, Protocol::Http1, MtlsMode::Permissive)]).await;
+    for _ in 0..3 {
+        let got = pod.get(app.address).await;
+        assert_eq!(got.status, 200, "{}", got.body);
+    }
+    assert_eq!(app.hits(), 2, "the first connection was used again");
+}
+
 const RESET: Result<String, std::io::ErrorKind> = Err(std::io::ErrorKind::ConnectionReset);
 
 #[tokio::test(flavor = "multi_thread")]
