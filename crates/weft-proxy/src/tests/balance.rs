@@ -481,6 +481,43 @@ async fn a_requests_own_time_runs_while_it_waits_for_a_connection() {
     assert_eq!((first.status, server.hits()), (200, 1));
 }
 
+/// What ended in our own line was sent to nobody, and says nothing of any instance.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_are_late_in_the_line_count_against_no_instance() {
+    let held = Arc::new(tokio::sync::Semaphore::new(0));
+    let permits = held.clone();
+    let server = Server::http(move |_, _| {
+        let permits = permits.clone();
+        async move {
+            permits.acquire().await.unwrap().forget();
+            text(200, "ok")
+        }
+    })
+    .await;
+    let limits = Limits { connections_max: Some(1), ..Limits::default() };
+    let outlier = Outlier { consecutive_failures: 2, ..Outlier::default() };
+    let policy = BackendPolicy { limits, outlier, ..policy(LbPolicy::PeakEwma) };
+    let only = vec![endpoint("a", server.address)];
+    let mut all = service("user", Protocol::Http1, policy, only);
+    let forward = || Action::Forward(vec![to("user", "", 1)]);
+    let mut late = rule("/late", forward());
+    late.timeouts.request_ms = Some(50);
+    all.push(mesh_route("user", vec![late, rule("/", forward())]));
+    let bed = Bed::sidecar(all).await;
+    let (bed, server) = (&bed, &server);
+    let others = async {
+        wait_until("the only connection is busy", async || server.hits() == 1).await;
+        for _ in 0..4 {
+            assert_eq!(bed.get("http://user/late").await.status, 504);
+        }
+        held.add_permits(2);
+    };
+    let (first, ()) = tokio::join!(bed.get("http://user/"), others);
+    assert_eq!((first.status, bed.get("http://user/").await.status), (200, 200));
+    let clusters = send(bed.proxy.addresses().admin, get("/clusters", "127.0.0.1")).await.body;
+    assert!(!clusters.contains("failed_outlier_check"), "{clusters}");
+}
+
 fn retried_on_503() -> Named {
     let action = Action::Forward(vec![to("user", "", 1)]);
     let retry = Retry { statuses: vec![429, 503], ..Retry::default() };

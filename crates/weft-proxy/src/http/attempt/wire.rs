@@ -6,7 +6,6 @@ use http::header::{HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{Method, Version};
 use tokio::time::{Instant, timeout_at};
-use weft_model::decide::Failure;
 use weft_model::{Protocol, Speaks, Transport};
 
 use super::{Call, Cause, Due, Ended, PATIENCE, Refusal, failed, late};
@@ -154,7 +153,8 @@ async fn room(
             None
         }
         Err(detail) if sooner.is_some_and(|at| at <= Instant::now()) => {
-            Some(Ended::Failed(Failure::AttemptTimeout, Cause::AttemptTimeout, detail))
+            // Nothing was sent to anybody: no instance is to blame, and nobody is asked again.
+            Some(Ended::Over(Refusal::new(Cause::AttemptTimeout, detail)))
         }
         Err(detail) => Some(Ended::Over(Refusal::new(Cause::Overload, detail))),
     }
