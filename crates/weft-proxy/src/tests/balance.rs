@@ -393,54 +393,6 @@ async fn requests_over_the_limit_of_connections_wait_in_a_bounded_line() {
     assert_eq!(server.hits(), 3);
 }
 
-/// A limit that comes later counts what is open then: nobody opens another one beside these.
-#[tokio::test(flavor = "multi_thread")]
-async fn connections_from_before_a_limit_count_too() {
-    let held = Arc::new(tokio::sync::Semaphore::new(0));
-    let permits = held.clone();
-    let server = Server::raw(move |_, mut stream| {
-        let permits = permits.clone();
-        async move {
-            let mut seen = Vec::new();
-            while let Ok(byte) = stream.read_u8().await {
-                seen.push(byte);
-                if seen.ends_with(b"\r\n\r\n") {
-                    permits.acquire().await.unwrap().forget();
-                    let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-                    stream.write_all(ok).await.unwrap();
-                }
-            }
-        }
-    })
-    .await;
-    let user = |limits| {
-        let policy = BackendPolicy { limits, ..policy(LbPolicy::RoundRobin) };
-        service("user", Protocol::Http1, policy, vec![endpoint("a", server.address)])
-    };
-    let bed = Bed::sidecar(user(Limits::default())).await;
-    let ask = || bed.get("http://user/");
-    let before = futures_util::future::join_all((0..3).map(|_| ask()));
-    let after = async {
-        wait_until("three are open", async || server.hits() == 3).await;
-        let limits = Limits { connections_max: Some(2), pending_max: Some(1), ..Limits::default() };
-        bed.apply(2, user(limits)).await;
-        // One of two is in line when the other one is refused.
-        futures_util::future::join_all((0..2).map(|_| async {
-            let got = ask().await.status;
-            if got == 503 {
-                held.add_permits(4);
-            }
-            got
-        }))
-        .await
-    };
-    let all = tokio::time::timeout(Duration::from_secs(30), async { tokio::join!(before, after) });
-    let (before, mut after) = all.await.expect("nobody was refused");
-    after.sort();
-    assert!(before.iter().all(|got| got.status == 200), "{before:?}");
-    assert_eq!((after, server.hits()), (vec![200, 503], 3));
-}
-
 /// Who waits for a connection waits no longer than its request may take.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_requests_own_time_runs_while_it_waits_for_a_connection() {

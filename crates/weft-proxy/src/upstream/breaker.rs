@@ -229,12 +229,6 @@ impl Breaker {
         self.take(|q| &q.connections, most)
     }
 
-    /// Counts a connection that is open already, limit or not.
-    pub(super) fn count_open(self: &Rc<Self>) -> Option<Taken> {
-        let counted = self.quotas.as_ref()?.connections.add(self.worker);
-        counted.then(|| Taken { of: self.clone(), which: |q| &q.connections })
-    }
-
     /// What one more connection is counted by; one that is idle gives way.
     pub fn place(self: &Rc<Self>, most: u32) -> Found<Taken> {
         loop {

@@ -156,10 +156,6 @@ impl LocalBackend {
         if !self.breaker.is_of(self.entry.quotas.as_ref()) {
             self.count_with();
         }
-        if self.entry.backend.policy.limits.connections_max.is_some() {
-            // There may not have been a limit when they were opened.
-            self.candidates.iter().for_each(|c| c.pool.count_open(&self.breaker));
-        }
         self.view.until = 0;
         self.adapt();
     }

@@ -75,15 +75,6 @@ impl Quota {
         got
     }
 
-    /// Notes that a worker uses one more already, limit or not: what was there before there was a
-    /// limit counts as well.
-    pub fn add(&self, worker: usize) -> bool {
-        let Some(own) = self.hands().get(worker) else { return false };
-        self.taken.fetch_add(1, Ordering::SeqCst);
-        own.used.fetch_add(1, Ordering::Relaxed);
-        true
-    }
-
     /// Puts a unit back that the worker used.
     pub fn put(&self, worker: usize) {
         let Some(own) = self.hands().get(worker) else { return };

@@ -153,8 +153,6 @@ struct Room {
     open: Cell<usize>,
     /// Of the backends that use the pool.
     lines: RefCell<Vec<Weak<Breaker>>>,
-    /// Of the open ones, those that no limit counts.
-    uncounted: RefCell<Vec<Weak<RefCell<Option<Taken>>>>>,
 }
 
 /// Holds what an answer needs until its body ended; then the connection is free again.
@@ -186,7 +184,7 @@ pub struct InFlight {
 #[derive(Debug)]
 struct OpenGuard {
     room: Rc<Room>,
-    taken: Rc<RefCell<Option<Taken>>>,
+    taken: Option<Taken>,
 }
 
 // === impl How ===
@@ -313,22 +311,7 @@ impl Pool {
     fn opened(&self, taken: Option<Taken>) -> OpenGuard {
         self.room.open.set(self.room.open.get() + 1);
         self.context.opened.set(self.context.opened.get() + 1);
-        let (uncounted, taken) = (taken.is_none(), Rc::new(RefCell::new(taken)));
-        if uncounted {
-            let mut all = self.room.uncounted.borrow_mut();
-            if all.len() == all.capacity() {
-                all.retain(|known| known.strong_count() > 0);
-            }
-            all.push(Rc::downgrade(&taken));
-        }
         OpenGuard { room: self.room.clone(), taken }
-    }
-
-    /// Open connections that no limit counted until now are counted by `line`, which has one.
-    pub fn count_open(&self, line: &Rc<Breaker>) {
-        for open in self.room.uncounted.take().iter().filter_map(Weak::upgrade) {
-            *open.borrow_mut() = line.count_open();
-        }
     }
 }
 
@@ -456,12 +439,12 @@ impl Drop for InFlight {
 
 impl OpenGuard {
     fn is_of(&self, line: &Breaker) -> bool {
-        self.taken.borrow().as_ref().is_some_and(|taken| taken.is_of(line))
+        self.taken.as_ref().is_some_and(|taken| taken.is_of(line))
     }
 
     /// Whether its place is for another worker once nobody needs it here.
     fn is_owed(&self) -> bool {
-        self.taken.borrow().as_ref().is_some_and(Taken::is_owed)
+        self.taken.as_ref().is_some_and(Taken::is_owed)
     }
 }
 

@@ -98,21 +98,6 @@ proptest! {
     }
 }
 
-/// What was there before the limit is used up first, and comes back like anything else.
-#[test]
-fn what_was_there_before_counts() {
-    let quota = Quota::new(2);
-    assert!((0..3).all(|_| quota.add(0)));
-    assert!(!quota.take(1, 2));
-    quota.put(0);
-    assert!(!quota.take(1, 2), "two are left");
-    quota.put(0);
-    assert!(quota.take(1, 2) && !quota.take(1, 2));
-    quota.put(0);
-    assert!(quota.take(0, 2));
-    assert_eq!((quota.used_by(0), quota.used_by(1), counted(&quota)), (1, 1, (2, 0)));
-}
-
 /// Eight threads take and put as fast as they can; `most` is small and large.
 #[test]
 fn threads_never_have_more_than_the_limit_and_lose_nothing() {
