@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Addresses of names outside the mesh. However many requests need a name, it is looked up once at
-//! a time, and few names are at once: the system's resolver has few threads. None of them is a
-//! worker's, and a name that one is stuck with is not asked for again until that has come back. An
-//! answer is kept for a moment, a failure for a shorter one, and the last good address for as long
-//! as the resolver fails. Called where a destination is unknown to the table.
+//! a time, and few names are at once, on threads of their own. A name that one is stuck with is not
+//! asked for again until that has come back, and is in nobody's way meanwhile. An answer is kept
+//! for a moment, a failure for a shorter one, and the last good address for as long as the resolver
+//! fails. Called where a destination is unknown to the table.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use weft_base::clock::{Clock, Mono};
 use weft_base::task::TaskGroup;
@@ -23,6 +22,8 @@ use crate::observe::metrics::lock;
 
 /// Look-ups at a time.
 const LOOKUPS_MAX: usize = 8;
+/// Those that the system does not come back from, beside these. With so many their turns are kept.
+const STUCK_MAX: usize = 24;
 /// Names that are kept.
 const NAMES_MAX: usize = 1_024;
 /// A look-up's time, with that for its turn.
@@ -43,6 +44,7 @@ pub struct Resolver {
     clock: Clock,
     lookup: Lookup,
     turns: Semaphore,
+    stuck: Semaphore,
     time: Duration,
     names: Mutex<HashMap<Box<str>, Name>>,
 }
@@ -61,24 +63,30 @@ struct Name {
 // === impl Resolver ===
 
 impl Resolver {
-    /// By the system's resolver, on threads of the runtime that makes it: those of a worker are
-    /// few, and would be stuck for all of them.
+    /// By the system's resolver. Each look-up has a thread: those that runtimes have for what
+    /// blocks are few, and are for other things, too.
     pub fn system(clock: Clock) -> Arc<Self> {
-        let own = Handle::try_current().ok();
-        Self::by(clock, move |name| {
+        Self::by(clock, |name| {
             let name = name.to_owned();
-            let look = move || Ok((&*name, 0).to_socket_addrs()?.map(|at| at.ip()).collect());
-            let looking = match &own {
-                Some(own) => own.spawn_blocking(look),
-                None => tokio::task::spawn_blocking(look),
+            let (tell, told) = oneshot::channel();
+            let look = move || {
+                let found = (&*name, 0).to_socket_addrs();
+                // Nobody waits any more when the proxy ends.
+                let _ = tell.send(found.map(|all| all.map(|at| at.ip()).collect()));
             };
-            async move { looking.await.map_err(io::Error::other)? }.boxed()
+            let begun = std::thread::Builder::new().name("weft-look-up".into()).spawn(look);
+            async move {
+                begun?;
+                told.await.map_err(io::Error::other)?
+            }
+            .boxed()
         })
     }
 
     fn by(clock: Clock, lookup: impl Fn(&str) -> Looking + Send + Sync + 'static) -> Arc<Self> {
-        let (turns, lookup) = (Semaphore::new(LOOKUPS_MAX), Box::new(lookup));
-        Arc::new(Self { clock, lookup, turns, time: TIME, names: Mutex::default() })
+        let [turns, stuck] = [LOOKUPS_MAX, STUCK_MAX].map(Semaphore::new);
+        let (lookup, names) = (Box::new(lookup), Mutex::default());
+        Arc::new(Self { clock, lookup, turns, stuck, time: TIME, names })
     }
 
     /// The address of a name. Look-ups are `tasks`' own: who asked first may leave.
@@ -141,7 +149,7 @@ impl Resolver {
     /// Asks the system, which cannot be told to stop: `over` goes when nobody need wait any more.
     async fn look_up(&self, name: &str, over: watch::Sender<()>) {
         let end = Instant::now() + self.time;
-        let Ok(_turn) = timeout_at(end, self.turns.acquire()).await else {
+        let Ok(turn) = timeout_at(end, self.turns.acquire()).await else {
             return self.found(name, None, false);
         };
         let mut looking = (self.lookup)(name);
@@ -150,6 +158,9 @@ impl Resolver {
         }
         self.found(name, None, true);
         drop(over);
+        let stuck = self.stuck.try_acquire();
+        // Others have its turn, unless too many never come back.
+        let _turn = stuck.is_err().then_some(turn);
         let found = looking.await;
         self.found(name, Some(found), false);
     }
@@ -336,6 +347,19 @@ mod tests {
         }
         asked.ask("stuck.example").await.unwrap();
         assert_eq!(asked.times(), 2);
+    }
+
+    #[tokio::test]
+    async fn more_names_than_there_are_turns_may_be_stuck() {
+        let mut asked = asked();
+        Arc::get_mut(&mut asked.resolver).unwrap().time = Duration::from_millis(500);
+        let names: Vec<String> = (0..LOOKUPS_MAX).map(|n| format!("{n}.stuck.example")).collect();
+        let all = join_all(names.iter().map(|name| asked.ask(name))).await;
+        assert!(all.iter().all(|one| one.as_ref().is_err_and(|why| why == LATE)));
+        // Those come back first, one of them for each permit.
+        asked.go.add_permits(LOOKUPS_MAX + 1);
+        assert!(asked.ask("other.example").await.is_ok());
+        assert_eq!(asked.resolver.turns.available_permits(), LOOKUPS_MAX);
     }
 
     #[tokio::test]
