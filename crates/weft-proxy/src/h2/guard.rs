@@ -156,7 +156,7 @@ impl<I> Guard<I> {
             let code = rest.first_chunk().filter(|_| head.kind == RST_STREAM);
             let code = code.map(|code| u32::from_be_bytes(*code));
             if head.kind == RST_STREAM {
-                watch.paths.borrow_mut().over(head.stream);
+                watch.paths.borrow_mut().given_up(head.stream);
             }
             if let Err(abuse) = budget.sent(head, code, || watch.ms()) {
                 watch.abuse.set(Some(abuse));

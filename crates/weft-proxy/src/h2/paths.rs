@@ -174,10 +174,17 @@ impl Paths {
         }
     }
 
-    /// A stream has come to its end, by whichever side.
-    pub fn over(&mut self, stream: u32) {
+    /// A stream has come to its end.
+    fn over(&mut self, stream: u32) {
         if let Some(answers) = &mut self.answers {
             answers.over(stream);
+        }
+    }
+
+    /// We have reset a stream.
+    pub fn given_up(&mut self, stream: u32) {
+        if let Some(answers) = &mut self.answers {
+            answers.given_up(stream);
         }
     }
 

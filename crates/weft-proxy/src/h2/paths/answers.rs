@@ -3,6 +3,8 @@
 //! told from it, and which answers had a field that begins with a colon where none may be. Part of
 //! `paths.rs`, which reads the blocks.
 
+use std::collections::VecDeque;
+
 use super::NOTED_MAX;
 use crate::h2::frames::{END_STREAM, Head};
 
@@ -10,6 +12,8 @@ use crate::h2::frames::{END_STREAM, Head};
 pub struct Answers {
     /// Streams whose answer goes on behind its head.
     headed: Vec<u32>,
+    /// Streams that we gave up, newest last: what crosses that is no answer's head.
+    reset: VecDeque<u32>,
     /// Newest last; whose end nobody asked for is forgotten with the connection, or for others.
     wrong: Vec<u32>,
 }
@@ -22,7 +26,10 @@ impl Answers {
         let trailers = self.headed.contains(&head.stream);
         if head.has(END_STREAM) {
             self.over(head.stream);
-        } else if !trailers && self.headed.len() < NOTED_MAX {
+        } else if !trailers && !self.reset.contains(&head.stream) {
+            if self.headed.len() >= NOTED_MAX {
+                self.headed.swap_remove(0);
+            }
             self.headed.push(head.stream);
         }
         trailers
@@ -31,6 +38,15 @@ impl Answers {
     /// The block was one before the answer.
     pub fn goes_on(&mut self, stream: u32) {
         self.over(stream);
+    }
+
+    /// We have reset it.
+    pub fn given_up(&mut self, stream: u32) {
+        self.over(stream);
+        if self.reset.len() >= NOTED_MAX {
+            self.reset.pop_front();
+        }
+        self.reset.push_back(stream);
     }
 
     pub fn over(&mut self, stream: u32) {
@@ -51,5 +67,30 @@ impl Answers {
 
     pub fn is_wrong(&self, stream: u32) -> bool {
         self.wrong.contains(&stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::h2::frames::{END_HEADERS, HEADERS};
+
+    fn head(stream: u32, flags: u8) -> Head {
+        Head { kind: HEADERS, flags: END_HEADERS | flags, bytes: 1, stream }
+    }
+
+    #[test]
+    fn trailers_are_told_from_heads_however_many_streams_were_given_up() {
+        let mut answers = Answers::default();
+        for stream in (1..2_000).step_by(2) {
+            answers.given_up(stream);
+            assert!(!answers.begins(head(stream, 0)));
+        }
+        assert!(answers.headed.is_empty());
+        assert!(!answers.begins(head(2_001, 0)) && answers.begins(head(2_001, END_STREAM)));
+        for stream in (3_001..9_001).step_by(2) {
+            assert!(!answers.begins(head(stream, 0)));
+        }
+        assert!(answers.begins(head(8_999, END_STREAM)) && answers.headed.len() < NOTED_MAX);
     }
 }
