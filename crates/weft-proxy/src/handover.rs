@@ -34,7 +34,8 @@ pub struct Sockets {
     keeps: bool,
     /// This process ends: what it opened now would wait for nobody.
     ended: AtomicBool,
-    /// A newer process has copies and does not serve yet: what was opened now would be none of them.
+    /// A newer process has copies and does not serve yet: what was opened now would be none of
+    /// them.
     handing: watch::Sender<bool>,
     open: Mutex<BTreeMap<Place, Vec<OwnedFd>>>,
     inherited: Mutex<BTreeMap<Place, Vec<OwnedFd>>>,

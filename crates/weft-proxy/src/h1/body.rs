@@ -72,8 +72,8 @@ impl Decoder {
         }
     }
 
-    /// Takes the next piece of a request's body off the buffer; `None` when it is done or needs more
-    /// bytes.
+    /// Takes the next piece of a request's body off the buffer; `None` when it is done or needs
+    /// more bytes.
     ///
     /// # Errors
     /// Its framing is wrong; nothing behind it can be understood.

@@ -71,8 +71,8 @@ impl<'t> Plan<'t> {
         }
     }
 
-    /// What the proxy answers itself has the headers, too, that its rule writes: those that a client
-    /// must not miss when something is wrong.
+    /// What the proxy answers itself has the headers, too, that its rule writes: those that a
+    /// client must not miss when something is wrong.
     pub(super) fn said(&self, mut refusal: Refusal) -> Refusal {
         refusal.edits = self.response_edits.iter().map(|edit| (*edit).clone()).collect();
         refusal

@@ -112,7 +112,7 @@ pub const TABLE: &[Row] = &[
         "see which pod that is, to read its log, with: weft get endpoints -A"),
     row(Cause::StreamRefused, 503, Flag::UR, 14,
         "the instance refused the request's stream unseen",
-        "see whether it is stopping or at its limit of streams; weft get endpoints -A names its pod"),
+        "see whether it stops, or is at its limit of streams: weft get endpoints -A names its pod"),
     row(Cause::Garbage, 502, Flag::UPE, 14,
         "the instance answered with something that is not HTTP",
         "check the port's protocol (appProtocol)"),

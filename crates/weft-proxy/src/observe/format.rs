@@ -6,6 +6,7 @@
 mod more;
 mod parse;
 mod value;
+mod words;
 
 use std::sync::Arc;
 

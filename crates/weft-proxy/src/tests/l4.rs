@@ -606,7 +606,11 @@ async fn an_instance_that_answers_again_begins_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn flows_have_a_limit_that_is_counted() {
-    let (bed, _server) = flows_of_workers(1, |limits| limits.udp_flows_max = 3).await;
+    let (bed, _server) = flows_of_workers(1, |limits| {
+        limits.udp_flows_max = 3;
+        limits.udp_silent = Duration::from_secs(3_600);
+    })
+    .await;
     let at = datagrams(&bed);
     let known = [client_of(at).await, client_of(at).await, client_of(at).await];
     for client in &known {
@@ -649,7 +653,11 @@ async fn flows_of_workers(
 /// Whichever workers the kernel leads clients to.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limit_of_flows_is_one_of_all_workers() {
-    let (bed, _server) = flows_of_workers(4, |limits| limits.udp_flows_max = 12).await;
+    let (bed, _server) = flows_of_workers(4, |limits| {
+        limits.udp_flows_max = 12;
+        limits.udp_silent = Duration::from_secs(3_600);
+    })
+    .await;
     let at = datagrams(&bed);
     let mut known = Vec::new();
     for _ in 0..12 {

@@ -157,8 +157,8 @@ async fn f13_the_budget_bounds_a_retry_storm() {
     assert!(bed.metrics().await.contains("weft_retries_denied_total"));
 }
 
-/// A server that ends each connection over a request gets it as often as its rule says, however many
-/// connections were kept; and once more, since any of these might have been closed before.
+/// A server that ends each connection over a request gets it as often as its rule says, however
+/// many connections were kept; and once more, since any of these might have been closed before.
 #[tokio::test(flavor = "multi_thread")]
 async fn kept_connections_are_no_attempts_beside_the_budget() {
     const KEPT: usize = 10;

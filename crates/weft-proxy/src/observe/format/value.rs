@@ -10,10 +10,11 @@ use http::header::HeaderValue;
 
 use super::Noted;
 use super::more::{self, More};
+use super::words;
 use crate::guards;
 use crate::observe::access_log::Relayed;
 use crate::observe::facts;
-use crate::observe::flags::{FLAGS, Flag, Flags};
+use crate::observe::flags::{FLAGS, Flags};
 use crate::observe::quick;
 use crate::observe::record::Record;
 use crate::worker::Conn;
@@ -116,32 +117,6 @@ const GRPC: [(&str, &str); 17] = [
     ("OutOfRange", "OUT_OF_RANGE"), ("Unimplemented", "UNIMPLEMENTED"), ("Internal", "INTERNAL"),
     ("Unavailable", "UNAVAILABLE"), ("DataLoss", "DATA_LOSS"),
     ("Unauthenticated", "UNAUTHENTICATED"),
-];
-
-/// Envoy's words for why an answer is not the upstream's, by the flag that says so.
-#[rustfmt::skip]
-const DETAILS: &[(Flag, &str)] = &[
-    (Flag::FI, "fault_filter_abort"),
-    (Flag::NR, "route_not_found"),
-    (Flag::NC, "cluster_not_found"),
-    (Flag::UH, "no_healthy_upstream"),
-    (Flag::UO, "upstream_reset_before_response_started{overflow}"),
-    (Flag::UF, "upstream_reset_before_response_started{connection_failure}"),
-    (Flag::UPE, "upstream_reset_before_response_started{protocol_error}"),
-    (Flag::UC, "upstream_reset_before_response_started{connection_termination}"),
-    (Flag::UR, "upstream_reset_before_response_started{remote_reset}"),
-    (Flag::UT, "response_timeout"),
-    (Flag::SI, "stream_idle_timeout"),
-    (Flag::DPE, "downstream_protocol_error"),
-    (Flag::DC, "downstream_remote_disconnect"),
-    (Flag::UAEX, "access_denied"),
-];
-/// The same once its head was sent.
-#[rustfmt::skip]
-const CUT_OFF: &[(Flag, &str)] = &[
-    (Flag::UC, "upstream_reset_after_response_started{connection_termination}"),
-    (Flag::UR, "upstream_reset_after_response_started{remote_reset}"),
-    (Flag::UPE, "upstream_reset_after_response_started{protocol_error}"),
 ];
 
 /// Where values go.
@@ -286,10 +261,10 @@ impl Operator {
                 _ => "HTTP/1.1",
             })),
             Self::ResponseCode => sink.number(entry.record().map_or(0, |r| r.status)),
-            Self::ResponseCodeDetails => sink.some(entry.record().map(details)),
+            Self::ResponseCodeDetails => sink.some(entry.record().map(words::details)),
             Self::ConnectionTerminationDetails => match entry {
                 Entry::Request(..) => false,
-                Entry::Connection(_) => sink.some(of_flag(DETAILS, entry.flags())),
+                Entry::Connection(_) => sink.some(words::of_flag(words::DETAILS, entry.flags())),
             },
             Self::ResponseFlags => match entry.flags() {
                 flags if flags.is_empty() => sink.some(Some("-")),
@@ -367,22 +342,6 @@ fn before_query(text: &[u8]) -> &[u8] {
     text.get(..end).unwrap_or_default()
 }
 
-fn details(record: &Record) -> &'static str {
-    match (&record.sentence, record.attempts) {
-        (None, _) if record.flags.has(Flag::RFCF) => "cache.response_from_cache_filter",
-        (None, 0) => "direct_response",
-        (None, _) => "via_upstream",
-        (Some(_), _) => {
-            let cut = record.cut_off.then(|| of_flag(CUT_OFF, record.flags)).flatten();
-            cut.or_else(|| of_flag(DETAILS, record.flags)).unwrap_or("local")
-        }
-    }
-}
-
-fn of_flag(all: &[(Flag, &'static str)], flags: Flags) -> Option<&'static str> {
-    all.iter().find(|(flag, _)| flags.has(*flag)).map(|(_, text)| *text)
-}
-
 fn long_flags(flags: Flags, sink: &mut Sink<'_>) -> bool {
     if flags.is_empty() {
         return false;
@@ -392,35 +351,9 @@ fn long_flags(flags: Flags, sink: &mut Sink<'_>) -> bool {
         if !std::mem::take(&mut first) {
             let _ = sink.write_str(",");
         }
-        let _ = sink.write_str(long_name(name));
+        let _ = sink.write_str(words::long_name(name));
     }
     true
-}
-
-fn long_name(short: &'static str) -> &'static str {
-    match short {
-        "UH" => "NoHealthyUpstream",
-        "UF" => "UpstreamConnectionFailure",
-        "UC" => "UpstreamConnectionTermination",
-        "UR" => "UpstreamRemoteReset",
-        "UT" => "UpstreamRequestTimeout",
-        "URX" => "UpstreamRetryLimitExceeded",
-        "UO" => "UpstreamOverflow",
-        "UPE" => "UpstreamProtocolError",
-        "NR" => "NoRouteFound",
-        "NC" => "NoClusterFound",
-        "DC" => "DownstreamConnectionTermination",
-        "DPE" => "DownstreamProtocolError",
-        "SI" => "StreamIdleTimeout",
-        "RFCF" => "ResponseFromCacheFilter",
-        "UAEX" => "UnauthorizedExternalService",
-        "DI" => "DelayInjected",
-        "FI" => "FaultInjected",
-        "RL" => "RateLimited",
-        "OM" => "OverloadManagerTerminated",
-        "LH" => "FailedLocalHealthCheck",
-        other => other,
-    }
 }
 
 // === impl Header ===

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! HTTP/2 connections: few, shared by many requests. One is opened at a time, for as many as it will
-//! have room for.
+//! HTTP/2 connections: few, shared by many requests. One is opened at a time, for as many as it
+//! will have room for.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
