@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A seeded simulation over a real etcd: two servers' stores write, compare, delete and lease while
-//! the etcd is killed, stopped for a moment or cut off under a call, and each server's clock jumps by
-//! seconds or hours; watchers of different speed follow both. An oracle on the clients' side knows
-//! what was acknowledged, and that what was refused outright was not done. Safety at every step; when
-//! the faults end, liveness.
+//! the etcd is killed, stopped for a moment or cut off under a call, and each server's clock jumps
+//! by seconds or hours; watchers of different speed follow both. An oracle on the clients' side
+//! knows what was acknowledged, and that what was refused outright was not done. Safety at every
+//! step; when the faults end, liveness.
 //!
-//! A seed brings back what is asked of whom, in which order, which fault comes under which call, and
-//! how far which clock jumps. It does not bring back how etcd's process, the wire and this one were
-//! scheduled meanwhile: whether a call that a fault hit was done before or not at all, and when a
-//! lease ends, differ from run to run, and the oracle takes either. Over memory and redb a seed
-//! brings back everything (`redb/tests/sim.rs`).
+//! A seed brings back what is asked of whom, in which order, which fault comes under which call,
+//! and how far which clock jumps. It does not bring back how etcd's process, the wire and this one
+//! were scheduled meanwhile: whether a call that a fault hit was done before or not at all, and
+//! when a lease ends, differ from run to run, and the oracle takes either. Over memory and redb a
+//! seed brings back everything (`redb/tests/sim.rs`).
 //!
 //! The clocks that jump are the servers', which only go on: by them history is let go and etcd is
 //! compacted. Leases are counted by etcd, by its system's monotonic clock, which a step of the wall

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Leases in the simulation. Each has keys of its own, written together once; nobody else touches
-//! them, so whoever finds them gone knows that the lease ended. It may not end before its time since
-//! the last sign of life that was acknowledged, as this process's clock counts it; it takes all its
-//! keys at one revision, which everybody is told alike; it never comes back; and it does end.
+//! them, so whoever finds them gone knows that the lease ended. It may not end before its time
+//! since the last sign of life that was acknowledged, as this process's clock counts it; it takes
+//! all its keys at one revision, which everybody is told alike; it never comes back; and it ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
