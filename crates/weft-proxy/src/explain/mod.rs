@@ -8,6 +8,7 @@ mod asked;
 mod candidates;
 mod doors;
 mod policy;
+mod shares;
 mod steps;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -352,19 +353,22 @@ fn not_allowed(found: &Found<'_>, view: &weft_model::decide::Request<'_>) -> Opt
 
 /// Where a rule sends a request, or with no path the bytes of a connection.
 fn forward(table: &Table, found: &Found<'_>, path: Option<&str>, out: &mut Explanation) {
-    let shares = found.rule.shares();
-    let weights: Vec<u32> = shares.iter().map(|s| s.weight).collect();
+    let all = found.rule.shares();
+    let weights: Vec<u32> = all.iter().map(|s| s.weight).collect();
     let total = total_weight(&weights);
-    let mut takes = Vec::new();
-    for share in shares {
+    let (mut takes, mut own) = (Vec::new(), Vec::new());
+    for (place, share) in all.iter().enumerate() {
         let mut row = ShareRow {
             weight: share.weight,
             percent: percent(share.weight.into(), total),
             ..ShareRow::default()
         };
         takes.push(share_of(table, found, (share, path), &mut row, out));
+        own.extend(shares::of_share(found.rule, (place, share), &row.backend));
         out.shares.push(row);
     }
+    // Behind the backends' own, which are told once.
+    out.steps.extend(own);
     let failing = out.shares.iter().find(|row| !row.fails.is_empty() && row.weight > 0);
     out.answer = match (failing, takes.contains(&true)) {
         _ if total == 0 => refused(500, "NC", "all its backends have weight 0".into()),

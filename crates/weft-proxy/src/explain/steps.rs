@@ -4,8 +4,8 @@
 
 use weft_model::decide::{Found, Request};
 use weft_model::{
-    Action, Cache, Effect, Filter, HeaderEdit, Mirror, Origin, RateLimit, Retry, Rewrite, Rule,
-    Session, SessionBy, Target, value,
+    AbortAnswer, Action, Cache, Effect, Filter, HeaderEdit, Mirror, Origin, RateLimit, Retry,
+    Rewrite, Rule, Session, SessionBy, Target, value,
 };
 
 use super::{Step, object};
@@ -146,7 +146,10 @@ fn of_filter(filter: &Filter, found: &Found<'_>, req: &Request<'_>) -> Vec<Step>
         }
         Filter::Fault(fault) => {
             let delay = fault.delay.as_ref().map(|d| format!("{} wait {} ms", d.share, d.ms));
-            let abort = fault.abort.as_ref().map(|a| format!("{} get {:?}", a.share, a.answer));
+            let abort = fault.abort.as_ref().map(|a| match a.answer {
+                AbortAnswer::Http(status) => format!("{} are answered {status}", a.share),
+                AbortAnswer::Grpc(code) => format!("{} are answered grpc-status {code}", a.share),
+            });
             let parts: Vec<String> = delay.into_iter().chain(abort).collect();
             vec![step(value::FAULT, parts.join(", "), "fault")]
         }
@@ -207,7 +210,8 @@ fn stored(cache: &Cache, req: &Request<'_>) -> Step {
     Step { what: "cache".into(), value, object, field, ..Step::default() }
 }
 
-fn edited(edit: &HeaderEdit) -> String {
+/// In the order in which it is done.
+pub fn edited(edit: &HeaderEdit) -> String {
     let pairs = |sign: &str, list: &[(std::sync::Arc<str>, std::sync::Arc<str>)]| -> Vec<String> {
         list.iter().map(|(k, v)| format!("{sign}{k}: {v}")).collect()
     };

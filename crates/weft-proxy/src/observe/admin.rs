@@ -3,6 +3,7 @@
 //! where the meaning is the same. Runs on the control runtime; reads published values only.
 
 mod control;
+mod dump;
 mod explained;
 mod stats;
 
@@ -31,7 +32,7 @@ use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_identity::Svid;
 use weft_model::decide::Authority;
-use weft_model::{Health, Resource};
+use weft_model::Health;
 
 use self::stats::{Baseline, Query};
 use super::certificates;
@@ -45,8 +46,6 @@ use crate::table::{BackendEntry, EndpointEntry, Table};
 use crate::worker::{Command, Names};
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Stands where a private key was.
-const HIDDEN: &str = "(not shown)";
 const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -87,7 +86,7 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("GET", "/metrics", "the same"),
     ("GET", "/clusters", "backends and endpoints; ?format=json"),
     ("GET", "/listeners", "open doors and their addresses; ?format=json"),
-    ("GET", "/config_dump", "the table in use, without keys"),
+    ("GET", "/config_dump", "the table in use, without keys (?resource=hosts&mask=host.name)"),
     ("GET", "/explain", "why it would answer a request so; ?url=URL &method=M &header=N:V"),
     ("GET", "/certs", "certificates in use, without keys"),
     ("GET", "/memory", "resident memory"),
@@ -231,7 +230,10 @@ impl Admin {
             "/clusters" => text(StatusCode::OK, self.clusters_text()),
             "/listeners" if is_json => json(&self.listeners_json()),
             "/listeners" => text(StatusCode::OK, self.listeners()),
-            "/config_dump" => json(&self.config_dump()),
+            "/config_dump" => match dump::Asked::parse(request.uri().query().unwrap_or("")) {
+                Ok(asked) => json(&dump::dumped(&self.status.table.load(), &asked)),
+                Err(why) => text(StatusCode::BAD_REQUEST, why),
+            },
             "/certs" => {
                 let svid = self.identity.as_ref().map(Snapshot::load);
                 let table = self.status.table.load();
@@ -434,36 +436,6 @@ impl Admin {
         };
         json!({ "listener_statuses": sockets.iter().map(status).collect::<Vec<_>>() })
     }
-
-    fn config_dump(&self) -> Value {
-        let table = self.status.table.load();
-        let hosts = table.hosts().map(|h| {
-            let backends: Vec<&weft_model::Backend> =
-                h.backends.values().map(|b| &b.backend).collect();
-            let routes: Vec<&weft_model::Route> = h.routes.iter().map(|r| &**r).collect();
-            let fails: Vec<_> =
-                h.fails.iter().map(|(n, f)| json!({"name": &**n, "fail": f})).collect();
-            json!({ "host": &h.host, "routes": routes, "backends": backends, "fails": fails })
-        });
-        let gateways = table.gateways().map(|g| {
-            let mut listener = g.listener.clone();
-            for section in &mut listener.sections {
-                section.tls = None;
-            }
-            let routes: Vec<Resource> =
-                g.routes.iter().map(|r| Resource::Route((**r).clone())).collect();
-            json!({ "name": &*g.name, "listener": listener, "routes": routes })
-        });
-        let inbound: Vec<_> = table.inbounds().map(|i| i.listener.clone()).collect();
-        let mut dump = json!({
-            "generation": table.generation,
-            "hosts": hosts.collect::<Vec<_>>(),
-            "gateways": gateways.collect::<Vec<_>>(),
-            "inbound": inbound,
-        });
-        hide_keys(&mut dump);
-        dump
-    }
 }
 
 /// What is wrong with an endpoint, in Envoy's words.
@@ -477,20 +449,6 @@ fn health_flags(entry: &EndpointEntry, now: Mono) -> String {
     let ejected = if entry.shared.is_ejected(now) { "/failed_outlier_check" } else { "" };
     let all = [said, failing, ejected].concat();
     if all.is_empty() { "/healthy".to_owned() } else { all }
-}
-
-/// Takes private keys out of what is shown, wherever they lie: by their field's name, and any text
-/// that holds one under another name.
-fn hide_keys(value: &mut Value) {
-    match value {
-        Value::String(text) if text.contains("PRIVATE KEY") => *value = HIDDEN.into(),
-        Value::Array(all) => all.iter_mut().for_each(hide_keys),
-        Value::Object(fields) => fields.iter_mut().for_each(|(name, field)| match &**name {
-            "key_pem" => *field = HIDDEN.into(),
-            _ => hide_keys(field),
-        }),
-        _ => {}
-    }
 }
 
 /// A web page must not reach the admin door through its reader's browser: pages send Origin, and

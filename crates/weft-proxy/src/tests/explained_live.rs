@@ -137,3 +137,24 @@ async fn a_question_that_is_none_is_refused_with_a_sentence() {
     let none = said(&bed, "url=http://user/").await;
     assert_eq!(none["answer"]["flag"], "UH", "{none}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_backend_of_a_rule_edits_is_named_with_its_place() {
+    let user = Server::named("user").await;
+    let mut all = http_service("user", &[user.address]);
+    let edit = HeaderEdit { set: vec![("x-who".into(), "second".into())], ..HeaderEdit::default() };
+    let mut second = to("user", "", 3);
+    second.filters.push(Filter::RequestHeaders(edit));
+    all.push(gateway(None));
+    let forward = Action::Forward(vec![to("user", "", 1), second]);
+    all.push(gateway_route("r", &[], vec![rule("/", forward)]));
+    let bed = Bed::gateway(all).await;
+    let said = said(&bed, "url=http://a.example/&listener=shop/web/8000").await;
+    let steps = said["steps"].as_array().unwrap();
+    let edited: Vec<_> = steps.iter().filter(|s| s["what"] == value::REQUEST_HEADERS).collect();
+    let [edited] = edited.as_slice() else { panic!("{said}") };
+    assert_eq!(edited["value"], "x-who: second");
+    assert_eq!(edited["of"], said["shares"][1]["backend"]);
+    let field = edited["field"].as_str().unwrap();
+    assert!(field.ends_with(".backendRefs[1].filters"), "{field}");
+}

@@ -19,6 +19,9 @@ use crate::manifest::{self, Manifest};
 /// Replicas of one workload that are stood in for.
 const REPLICAS_MAX: u64 = 20;
 
+/// When objects are made that were not yet.
+const LAST: &str = "9999-12-30T00:00:00Z";
+
 /// A pod that would run.
 struct Stand {
     namespace: String,
@@ -41,6 +44,10 @@ pub fn mesh(paths: &[PathBuf]) -> Result<Mesh> {
     for manifest in &manifests {
         let mut object = manifest.object.clone();
         set(&mut object, &["metadata", "namespace"], json!(manifest.namespace));
+        // What is applied now is younger than all that has a time already.
+        if object.pointer("/metadata/creationTimestamp").is_none_or(Value::is_null) {
+            set(&mut object, &["metadata", "creationTimestamp"], json!(LAST));
+        }
         if manifest.kind == KindId::Gateway && object.pointer("/spec/addresses").is_none() {
             let at = ["metadata", "annotations", ADDRESS_ANNOTATION];
             // Each has one of its own, as from a server.

@@ -8,6 +8,7 @@
 mod backend;
 mod lines;
 mod route;
+mod sources;
 mod tls;
 
 use std::cell::RefCell;

@@ -98,7 +98,7 @@ fn filter(text: &str) -> Result<Regex, String> {
     made.map_err(|e| format!("the filter is no regular expression: {e}\n"))
 }
 
-fn percent_decoded(text: &str) -> String {
+pub fn percent_decoded(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {

@@ -14,7 +14,7 @@ use weft_model::{
     Protocol, Resource, Root, Target, Transport, backend_child, endpoints_child,
 };
 
-use super::{Context, origin, tls};
+use super::{Context, origin, sources, tls};
 
 /// What routes may name.
 #[derive(Clone, Debug)]
@@ -97,6 +97,7 @@ pub fn read(message: &Message<'_>, context: &Context<'_>) {
     if let Some(tls) = tls::upstream(message, context) {
         policy.tls = Some(Box::new(tls));
     }
+    policy.sources = sources::of_backend(message, &origin("backend", name, ""));
     let service: Arc<str> = name.into();
     let root = Root::host(service.clone());
     let ports = vec![HostPort {

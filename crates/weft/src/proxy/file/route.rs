@@ -3,16 +3,17 @@
 
 use std::sync::Arc;
 
+use http::{HeaderName, HeaderValue};
 use serde_json::Value;
 use weft_envoy::read::Message;
 use weft_model::decide::host_fit;
 use weft_model::{
     Action, Dialect, Filter, HeaderEdit, Listener, ListenerKind, Match, Matching, Mirror,
     NamedMatch, Parent, PathMatch, Rank, Redirect, Resource, Retry, Root, Route, Rule, Scope,
-    Share, Sources, StringMatch, Timeouts, WeightedBackend,
+    Share, StringMatch, Timeouts, WeightedBackend,
 };
 
-use super::{Context, backend, origin};
+use super::{Context, backend, origin, sources};
 
 /// Reads one route: the same rules for each of its listeners.
 pub fn read(message: &Message<'_>, index: usize, context: &Context<'_>) {
@@ -184,7 +185,7 @@ fn rule(message: &Message<'_>, route: &str, place: usize, context: &Context<'_>)
     let action = action(message, context)?;
     let field = format!("rules[{place}]");
     let origin = origin("route", route, &field);
-    let sources = Sources::default();
+    let sources = sources::of_rule(message, &origin);
     Some(Rule { name, matches, filters, action, timeouts, retry, session, origin, sources })
 }
 
@@ -272,6 +273,15 @@ fn edit(message: &Message<'_>, field: &str) -> Option<HeaderEdit> {
         let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
         map.iter().map(|(k, v)| (k.to_ascii_lowercase().into(), text(v).into())).collect()
     };
+    for (field, pairs) in [("set", pairs("set")), ("add", pairs("add"))] {
+        for (name, value) in &pairs {
+            if HeaderName::from_bytes(name.as_bytes()).is_err() {
+                edit.error(field, format!("{name:?} is no name of a header"));
+            } else if HeaderValue::from_str(value).is_err() {
+                edit.error(field, format!("{name:?} has a value that no header can have"));
+            }
+        }
+    }
     let remove = edit.texts("remove").into_iter().map(|n| n.to_ascii_lowercase().into()).collect();
     let made = HeaderEdit { set: pairs("set"), add: pairs("add"), remove };
     let names = |pairs: &[(Arc<str>, Arc<str>)]| pairs.iter().map(|(n, _)| n.clone()).collect();

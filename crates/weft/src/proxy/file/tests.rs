@@ -187,6 +187,11 @@ fn what_cannot_start_or_never_match_is_refused_once_with_its_place() {
             "filters: [{mirror: {target: {backend: 'host:no/backend/1'}, share: 1, mark_host: true}}]",
             "rules[0].filters[0].mirror.target: no such backend",
         ),
+        ("request_headers: {set: {'bad name': x}}", "request_headers.set: \"bad name\" is no name"),
+        (
+            "response_headers: {add: {x-a: \"a\\nb\"}}",
+            "response_headers.add: \"x-a\" has a value that no header can have",
+        ),
         ("timeout: soon", "rules[0].timeout: expected a duration such as"),
     ] {
         refused_for(&format!("routes: [{{rules: [{{to: up, {rule}}}]}}]\n{up}"), why);
@@ -209,6 +214,40 @@ fn durations_are_written_as_people_write_them() {
             _ => None,
         });
         assert_eq!(route.unwrap().rules[0].timeouts.request_ms, Some(ms), "{said}");
+    }
+}
+
+#[test]
+fn what_is_said_is_known_by_its_field() {
+    use weft_model::value;
+    let rule = "{to: up, timeout: 2s, retry: 1, response_headers: {set: {a: b}}, \
+                filters: [{cors: {origins: []}}]}";
+    let backend = "{name: up, endpoints: '127.0.0.1:1', connect_timeout: 1s, policy: {lb: random, \
+                   limits: {requests_max: 7}}}";
+    let file = format!("routes: [{{name: r, rules: [{rule}]}}]\nbackends: [{backend}]");
+    let loaded = read(&file).unwrap();
+    let (mut route, mut known) = (None, None);
+    for resource in loaded.resources.values() {
+        match resource {
+            Resource::Route(found) => route = Some(found.rules[0].sources.clone()),
+            Resource::Backend(found) => known = Some(found.policy.sources.clone()),
+            _ => {}
+        }
+    }
+    let (route, known) = (route.unwrap(), known.unwrap());
+    for (sources, what, wanted) in [
+        (&route, value::REQUEST_TIMEOUT, Some("route file/r rules[0].timeout")),
+        (&route, value::RETRIES, Some("route file/r rules[0].retry")),
+        (&route, value::RESPONSE_HEADERS, Some("route file/r rules[0].response_headers")),
+        (&route, value::CORS, Some("route file/r rules[0].filters[0].cors")),
+        (&route, value::REQUEST_HEADERS, None),
+        (&known, value::CONNECT_TIMEOUT, Some("backend file/up connect_timeout")),
+        (&known, value::BALANCING, Some("backend file/up policy.lb")),
+        (&known, value::IN_FLIGHT, Some("backend file/up policy.limits.requests_max")),
+        (&known, value::CONNECTIONS, None),
+    ] {
+        let by = sources.of(what).map(|by| by.to_string());
+        assert_eq!(by.as_deref(), wanted, "{what}");
     }
 }
 
