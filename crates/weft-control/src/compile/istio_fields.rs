@@ -220,7 +220,7 @@ pub const DESTINATION_RULE: Fields = &[
     ("trafficPolicy.retryBudget.budgetInterval", Noted("ten seconds when it is not said")),
 ];
 
-const STAR: &str = "`regex: \"*\"`: whoever has one";
+const STAR: &str = "compared decoded; `regex: \"*\"`: whoever has one";
 const PRESENT: &str = "`regex: \"*\"`: whoever has one; claims of tokens are an error";
 const AGE: &str =
     "requests under way are finished; a connection of bytes is reset, with the flag DT";

@@ -115,6 +115,7 @@ impl Context<'_, '_> {
             if !self.is_for(&m.gateways, m.port, place) {
                 continue;
             }
+            self.judge_query(m, &path.field("match").index(i));
             match read_match(m) {
                 Ok(found) => {
                     let source = Source {
@@ -128,6 +129,18 @@ impl Context<'_, '_> {
             }
         }
         (!out.is_empty()).then_some(out)
+    }
+
+    /// Istio compares queries as they were sent, letter by letter.
+    fn judge_query(&mut self, m: &HttpMatch, path: &FieldPath) {
+        for (name, value) in &m.query_params {
+            let texts = [&value.exact, &value.prefix].into_iter().flatten();
+            let blank = texts.clone().any(|text| text.contains('+'));
+            if blank || texts.chain(&value.regex).any(|text| text.contains('%')) {
+                let text = "queries are compared decoded here; write what it stands for";
+                self.issues.warning(path.field("queryParams").field(name), text);
+            }
+        }
     }
 
     pub(super) fn is_for(

@@ -154,6 +154,22 @@ fn a_match_on_what_no_request_can_have_takes_nothing_and_is_an_error() {
     assert_eq!(rule.unwrap().matches.len(), 1);
 }
 
+/// `?a=b%20c` is compared as `b c`, where Istio's users write what is sent.
+#[test]
+fn a_query_that_is_written_encoded_is_told() {
+    let told = |value: Value| {
+        let (rule, status) = compiled(json!({"match": [{"queryParams": {"a": value}}]}));
+        assert_eq!(rule.unwrap().matches.len(), 1);
+        status.contains("spec.http[0].match[0].queryParams.a: ")
+    };
+    for value in [json!({"exact": "b%20c"}), json!({"prefix": "b+"}), json!({"regex": "b%2[05]"})] {
+        assert!(told(value.clone()), "{value}");
+    }
+    for value in [json!({"exact": "b c"}), json!({"regex": "b+"}), json!({})] {
+        assert!(!told(value.clone()), "{value}");
+    }
+}
+
 // === what is sent ===
 
 #[test]
@@ -284,7 +300,10 @@ fn answered(lists: &[Value], path: &str) -> u16 {
 #[test]
 fn an_older_objects_rule_for_everything_hides_no_younger_objects_rules() {
     let direct = |status: u16| json!({"directResponse": {"status": status}});
-    let on = |prefix: &str, status: u16| json!({"match": [{"uri": {"prefix": prefix}}], "directResponse": {"status": status}});
+    let on = |prefix: &str, status: u16| {
+        let block = json!({"uri": {"prefix": prefix}});
+        json!({"match": [block], "directResponse": {"status": status}})
+    };
     let (all, slash) = (direct(231), on("/", 231));
     let regex = json!({"match": [{"uri": {"regex": ".*"}}], "directResponse": {"status": 231}});
     let mixed = json!({"match": [{"uri": {"prefix": "/old"}}, {"uri": {"prefix": "/"}}],
