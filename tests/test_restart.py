@@ -103,6 +103,17 @@ def test_a_server_that_is_started_again_takes_nobody_out(tmp_path, store, how):
             etcd.__exit__()
 
 
+LAST = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: the-last-word, namespace: default}
+spec:
+  parentRefs: [{name: edge}]
+  hostnames: [last.example]
+  rules: [{backendRefs: [{name: web, port: 80}]}]
+"""
+
+
 def child_of(parent, word):
     """The process below that one which has this word in its command, and the command."""
     for entry in pathlib.Path("/proc").iterdir():
@@ -164,7 +175,14 @@ def test_a_proxy_that_starts_with_no_server_serves_what_it_knew_last(tmp_path):
         until("the gateway serves both", everybody, 60)
         gateway, _ = child_of(pid, "gateway~")
         until("it knows it from the server", lambda: not info_of(gateway)["from_last_good"])
-        until("it has noted it", lambda: list((tmp_path / "agent").rglob("lastgood/*")))
+        # What came last is in the file when all that came before is.
+        (tmp_path / "last.yaml").write_text(LAST)
+        subprocess.run([str(WEFT), "apply", "--server", server.api, "-f",
+                        str(tmp_path / "last.yaml")], check=True, timeout=60)
+        kept = lambda: list((tmp_path / "agent").rglob("lastgood/*"))  # noqa: E731
+        until("it has noted it", lambda: [f for f in kept() if "~" not in f.name
+                                          and b"the-last-word" in f.read_bytes()])
+        until("it has kept its identity", lambda: [f for f in kept() if f.name.endswith("~svid")])
         server.kill()
         os.kill(gateway, signal.SIGKILL)
         until("another process serves", lambda: child_of(pid, "gateway~")[0] != gateway
