@@ -487,7 +487,10 @@ fn destination(chance: &mut Chance, of: usize) -> Value {
 fn operations(chance: &mut Chance, prefix: &str) -> Value {
     let value = chance.one(&["one", "two"]);
     let (set, add) = (format!("{prefix}-set"), format!("{prefix}-add"));
-    json!({"set": {set: value}, "add": {add: value}, "remove": [format!("{prefix}-remove")]})
+    let mut remove = vec![format!("{prefix}-remove")];
+    // The way to say that what a client says does not count.
+    remove.extend([&set, &add].into_iter().filter(|_| chance.one_in(4)).cloned());
+    json!({"set": {set: value}, "add": {add: value}, "remove": remove})
 }
 
 // === requests ===

@@ -126,25 +126,28 @@ impl Edits {
         values
     }
 
-    /// Gateway API's lists of name and value.
+    /// Gateway API's lists of name and value. It leaves the order open; the kinds share one.
     fn of_filter(modifier: &Value) -> Vec<Edit> {
         let pairs =
             |key: &str| items(&modifier[key]).map(|h| (text(&h["name"]), text(&h["value"])));
-        let mut out: Vec<Edit> = pairs("set").map(|(n, v)| Edit::Set(n, v)).collect();
+        let mut out: Vec<Edit> =
+            items(&modifier["remove"]).map(|n| Edit::Remove(text(n))).collect();
+        out.extend(pairs("set").map(|(n, v)| Edit::Set(n, v)));
         out.extend(pairs("add").map(|(n, v)| Edit::Add(n, v)));
-        out.extend(items(&modifier["remove"]).map(|n| Edit::Remove(text(n))));
         out
     }
 
-    /// Istio's maps.
+    /// Istio's maps: "removing headers in the headers_to_remove_ list first makes
+    /// remove-before-add the default behavior as expected by users" (Envoy, `evaluateHeaders`).
     fn of_operations(operations: &Value) -> Vec<Edit> {
         let pairs = |key: &str| {
             let map = operations[key].as_object().into_iter().flatten();
             map.map(|(n, v)| (n.clone(), text(v)))
         };
-        let mut out: Vec<Edit> = pairs("set").map(|(n, v)| Edit::Set(n, v)).collect();
+        let mut out: Vec<Edit> =
+            items(&operations["remove"]).map(|n| Edit::Remove(text(n))).collect();
+        out.extend(pairs("set").map(|(n, v)| Edit::Set(n, v)));
         out.extend(pairs("add").map(|(n, v)| Edit::Add(n, v)));
-        out.extend(items(&operations["remove"]).map(|n| Edit::Remove(text(n))));
         out
     }
 }
