@@ -210,8 +210,9 @@ pub async fn fetch_and_renew(
         Some(old) => {
             let fetching = from.fetch_first(&clock, &mut rng);
             match tokio::time::timeout(KEPT_AFTER, fetching).await {
-                Ok(first) => (first?, false),
-                Err(_) => (old, true),
+                Ok(Ok(first)) => (first, false),
+                Ok(Err(why @ UdsError::Refused(_))) => return Err(why),
+                Ok(Err(_)) | Err(_) => (old, true),
             }
         }
     };
