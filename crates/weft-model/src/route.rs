@@ -284,8 +284,7 @@ pub enum RedirectPort {
     Protocol,
     /// The one that the request came for.
     Request,
-    /// The one that the client wrote behind the host, which stays as long as the host does (Envoy,
-    /// Istio); with another scheme, unless it was the former one's own.
+    /// The one that the client wrote, with the host and unless it was the former scheme's own.
     Written,
 }
 
@@ -584,8 +583,6 @@ impl RedirectPort {
         *self == Self::default()
     }
 }
-
-// === defaults ===
 
 impl Default for Retry {
     fn default() -> Self {
