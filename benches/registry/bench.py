@@ -291,9 +291,9 @@ def bench_size(args):
             before, first = cpu(pid), done
             weft.register_own(range(done, count), max(1, count // 10))
             used, done = cpu(pid) - before, count
-            # Until the log of what just happened, which is kept whole for whoever lost a watch for
-            # seconds, is as large as at rest.
-            time.sleep(15)
+            # Until the log of what just happened, which is kept whole for a minute for whoever lost
+            # a watch, is as large as at rest.
+            time.sleep(65)
             each = (pss(pid) - empty) / count
             costs.append((used / (count - first) * 1e6, each))
             rows.append((f"{count:,} instances with a TTL check", f"{costs[-1][0]:.0f} us CPU each",

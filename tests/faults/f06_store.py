@@ -5,7 +5,7 @@ in part, and it starts again within a second.
 
 A start makes a few things durable and waits for the drive as often. Where others write much the
 drive may take seconds for one of those; so a file beside the log is made durable again and again
-meanwhile, and what a start waited for the drive more than usual is told and not counted."""
+meanwhile, and a start during which the drive stalled is told and not counted; half of them count."""
 
 import base64
 import json
@@ -25,6 +25,8 @@ from test_store import Server, weft  # noqa: E402
 TOGETHER = 64
 # What the drive takes for one file that is made durable, when nothing is the matter with it.
 USUAL_SYNC = 0.05
+# What is more than that, in all, while a server starts: that one's time says nothing of the server.
+STALL = 0.2
 
 
 class Drive(threading.Thread):
@@ -44,7 +46,7 @@ class Drive(threading.Thread):
 
     def run(self):
         with open(self.path, "wb", buffering=0) as file:
-            while not self.stopping.wait(0.02):
+            while not self.stopping.wait(0.1):
                 began = time.monotonic()
                 file.write(b"x" * 4096)
                 os.fsync(file.fileno())
@@ -117,10 +119,11 @@ def run(whole, folder):
             f"{len(wrong)} wrong, {len(torn)} of {len(parts)} transactions in part, "
             f"start {sorted(starts)[kills // 2]:.2f} s, {max(starts):.2f} s at most, of which the "
             f"drive stalled for {max(zip(starts, stalls))[1]:.2f} s")
-    own = [start - stall for start, stall in zip(starts, stalls)]
+    own = [start for start, stall in zip(starts, stalls) if stall < STALL]
     assert not lost and not wrong and not torn, f"{text}: {lost[:3]} {wrong[:3]} {torn[:3]}"
     assert len(acked) >= 500 * kills or not whole, text
     assert len(acked) >= 300 * kills, text
     told = [(round(start, 2), round(stall, 2)) for start, stall in zip(starts, stalls)]
+    assert len(own) >= kills / 2, f"the drive stalls all the time; {text}: {told}"
     assert max(own) <= (1 if whole else 10), f"{text}: {told}"
     return text

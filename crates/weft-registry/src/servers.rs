@@ -238,7 +238,7 @@ pub(crate) async fn silence(
     let mut known = names(store).await?;
     // Also of those that only a restored catalog knows.
     known.extend(catalog.servers());
-    for name in known.difference(&there).filter(|name| catalog.is_heard(name)) {
+    for name in known.difference(&there).filter(|name| !catalog.is_silent(name)) {
         // A machine that joined under its name is heard still: its agent speaks for the node.
         if store.get(&alive_key(name)).await?.1.is_some() {
             continue;

@@ -500,13 +500,14 @@ async fn history_is_bounded() {
         assert!(bytes >= events * 2048 && bytes <= 8192, "{bytes} bytes of {events} events");
     }
     // Who is back at once finds it all, who comes later the last of it.
+    let age = 10 * crate::history::FRESH;
     for f in [memory, redb].map(|f| f(Retention { events: 1000, bytes: 80_000, age })) {
         for _ in 0..30 {
             f.put("/k", &"x".repeat(1024)).await;
         }
         let head = f.store.barrier().await.unwrap();
         let mut held = f.store.watch("/", head).unwrap();
-        f.time.advance(Duration::from_secs(10));
+        f.time.advance(crate::history::FRESH);
         f.store.tick().await.unwrap();
         assert!(f.store.watch("/", Revision(head.0 - 28)).is_ok());
         f.time.advance(Duration::from_secs(1));

@@ -17,7 +17,7 @@ use weft_base::limits;
 use crate::{Event, EventKind, Revision, WatchError};
 
 /// Who lost a watch is back within this: so long all of it is kept that the limits let.
-const FRESH: Duration = Duration::from_secs(10);
+pub(crate) const FRESH: Duration = Duration::from_secs(60);
 /// Of what is older only this part of the bytes: a mesh at rest does not hold a log as large as
 /// itself.
 const REST_PART: usize = 8;

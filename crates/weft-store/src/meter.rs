@@ -136,7 +136,7 @@ impl Meter {
         let mut out = String::new();
         let help = match self.engine {
             Engine::File => "Time that a commit to the file took",
-            Engine::Etcd => "Time that etcd took to acknowledge a write",
+            Engine::Etcd => "Time until etcd answered a write, or it was given up",
         };
         self.commits.write(&mut out, "weft_store_commit_duration_seconds", help, seconds);
         let help = "Signs of life of leases by what became of them";

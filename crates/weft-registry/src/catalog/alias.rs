@@ -235,6 +235,13 @@ impl Handle {
         check.is_some_and(|check| **check == liveness(node, true))
     }
 
+    /// Whether the catalog says that it is not, or nothing at all.
+    pub(crate) fn is_silent(&self, node: &str) -> bool {
+        let world = self.0.world.load();
+        let check = world.catalog().check(&liveness_key(node));
+        check.is_none_or(|check| **check == liveness(node, false))
+    }
+
     /// Says no more whether a node's agent is heard of; the write holds only while `compares` do.
     pub(crate) async fn node_forgotten(
         &self,

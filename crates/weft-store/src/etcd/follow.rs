@@ -39,7 +39,8 @@ pub(super) async fn follow(inner: Arc<Inner>) {
     let (mut pause, mut broke) = (AGAIN_FIRST, false);
     loop {
         let before = inner.head();
-        match once(&inner, broke).await {
+        let mut begun = false;
+        match once(&inner, broke, &mut begun).await {
             End::Compacted(at) => {
                 inner.link.meter.compaction_met();
                 broke = false;
@@ -61,8 +62,11 @@ pub(super) async fn follow(inner: Arc<Inner>) {
                 return;
             }
             End::Lost(why) => {
-                inner.link.meter.broke();
-                broke = true;
+                // One that no member began is no end of anything.
+                if begun {
+                    inner.link.meter.broke();
+                    broke = true;
+                }
                 tracing::info!(%why, "the watch of etcd ended and begins again");
             }
         }
@@ -74,8 +78,8 @@ pub(super) async fn follow(inner: Arc<Inner>) {
     }
 }
 
-/// Follows one stream to its end; `again` where the one before broke off.
-async fn once(inner: &Arc<Inner>, again: bool) -> End {
+/// Follows one stream to its end, if one is `begun`; `again` where the one before broke off.
+async fn once(inner: &Arc<Inner>, again: bool, begun: &mut bool) -> End {
     match inner.log_now().await {
         Ok((now, cluster)) if now < inner.head() || cluster != inner.cluster => {
             return End::Another(now);
@@ -85,7 +89,7 @@ async fn once(inner: &Arc<Inner>, again: bool) -> End {
     }
     // Only now: asking may have gone on to another member.
     let Some((at, channel)) = inner.link.channel() else { return End::Lost("no member".into()) };
-    let begun = tokio::time::timeout(BEGIN_MAX, async {
+    let answer = tokio::time::timeout(BEGIN_MAX, async {
         // The sending side stays open: etcd ends a watch with it.
         let requests = stream::iter([create(inner)]).chain(stream::pending());
         let request = inner.link.stream(&channel, requests).await?;
@@ -93,11 +97,12 @@ async fn once(inner: &Arc<Inner>, again: bool) -> End {
             WatchClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         client.watch(request).await
     });
-    let answer = begun.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")));
+    let answer = answer.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")));
     let mut responses = match answer {
         Ok(responses) => responses.into_inner(),
         Err(status) => return lost(inner, at, &status),
     };
+    *begun = true;
     let number = inner.link.begin_stream(at);
     if again {
         inner.link.meter.resumed();

@@ -73,6 +73,28 @@ async fn what_is_on_a_dead_servers_node_is_critical_and_its_sessions_end() {
 }
 
 #[tokio::test]
+async fn a_dead_servers_node_is_given_up_whatever_words_somebody_wrote_of_it() {
+    let rig = Rig::new();
+    let a = rig.server("a").await;
+    rig.until("a leads", || a.leads()).await;
+    let b = rig.server("b").await;
+    rig.until("b is alive", || liveness(&a, "b") == Some(Status::Passing)).await;
+    b.kill().await;
+    rig.until("it is given up", || liveness(&a, "b") == Some(Status::Critical)).await;
+    let node = NodeRecord { node: "b".into(), ..<_>::default() };
+    let check = CheckRecord {
+        id: SERF_HEALTH.into(),
+        name: "somebody's".into(),
+        node: "b".into(),
+        namespace: SERF_NAMESPACE.into(),
+        initial: Status::Passing,
+        ..CheckRecord::default()
+    };
+    a.registry.catalog().register_check(&node, check).await.unwrap();
+    rig.until("it is given up again", || liveness(&a, "b") == Some(Status::Critical)).await;
+}
+
+#[tokio::test]
 async fn a_dead_leaders_node_is_noted_by_the_next_one() {
     let rig = Rig::new();
     let a = rig.server("a").await;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Two servers on one store, which is in memory here: what Consul's clients are told of them.
 
-use weft_registry::Leader;
+use weft_kinds::kind::KindId;
+use weft_registry::hosts::JOIN_ANNOTATION;
 use weft_registry::leader::SERVERS;
 use weft_registry::servers::{Said, Server};
+use weft_registry::{DeleteOptions, Leader, WriteOptions};
 use weft_store::Store;
 
 use super::*;
@@ -174,6 +176,13 @@ async fn every_servers_catalog_lists_all_servers_and_how_they_are() {
     assert_eq!(servers_of(&passing), json!(["a passing"]));
     // One that comes later reads it all from the store.
     c.until_servers_are(&json!(["a passing", "b critical", "c passing"])).await;
+    // A machine that joins under its name is none.
+    let machine = json!({"metadata": {"name": "b", "annotations": {JOIN_ANNOTATION: "j"}}});
+    let objects = a.registry.objects();
+    objects.create(KindId::Node, "", machine, WriteOptions::SYSTEM).await.unwrap();
+    a.until_servers_are(&json!(["a passing"])).await;
+    objects.delete(KindId::Node, "", "b", &DeleteOptions::default()).await.unwrap();
+    a.until_servers_are(&json!(["a passing", "b critical"])).await;
     // Who never returns is let go of by hand.
     a.put("/v1/catalog/deregister", json!({"Node": "b"})).await;
     a.until_servers_are(&json!(["a passing"])).await;
@@ -348,4 +357,42 @@ async fn records_have_the_same_indexes_at_every_server_and_after_a_start() {
     let done = c.ask("PUT", "/v1/txn", &cas(&second["services"][0][1], 4)).await;
     assert_eq!(done.status, 200, "{}", done.text);
     c.tasks.stop();
+}
+
+/// What programs registered with a server's agent is nowhere but in the store.
+#[tokio::test]
+async fn what_a_servers_agent_has_is_not_taken_away_at_another_server() {
+    let clock = Clock::system();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let a = announced(&store, &clock, "a").await;
+    let b = announced(&store, &clock, "b").await;
+    a.until_servers_are(&json!(["a passing", "b passing"])).await;
+    let web = json!({"Name": "web", "Port": 80, "Check": {"TTL": "600s", "Status": "passing"}});
+    b.put("/v1/agent/service/register", web).await;
+    let instance = json!({"ID": "web", "Service": "web", "Port": 81});
+    let sick = json!({"Node": "b", "CheckID": "service:web", "ServiceID": "web",
+        "Status": "critical"});
+    for (path, body) in [
+        ("agent/force-leave/b", json!(null)),
+        ("agent/force-leave/b?prune", json!(null)),
+        ("catalog/deregister", json!({"Node": "b", "ServiceID": "web"})),
+        ("catalog/deregister", json!({"Node": "b", "CheckID": "service:web"})),
+        ("catalog/deregister", json!({"Node": "b"})),
+        (
+            "catalog/register",
+            json!({"Node": "b", "SkipNodeUpdate": true, "Service": instance, "Check": sick}),
+        ),
+        ("txn", json!([{"Service": {"Verb": "delete", "Node": "b", "Service": instance}}])),
+        ("txn", json!([{"Service": {"Verb": "set", "Node": "b", "Service": instance}}])),
+        ("txn", json!([{"Check": {"Verb": "set", "Check": sick}}])),
+        ("txn", json!([{"Node": {"Verb": "delete", "Node": {"Node": "b"}}}])),
+    ] {
+        a.put(&format!("/v1/{path}"), body.clone()).await;
+        let now = a.get("/v1/health/service/web?passing").await;
+        assert_eq!(count(&now), 1, "{path} {body}");
+        assert_eq!(now.json()[0]["Service"]["Port"], 80, "{path} {body}");
+    }
+    for rig in [a, b] {
+        rig.tasks.stop();
+    }
 }
