@@ -49,6 +49,7 @@ mod vs_policy;
 mod vs_rule;
 
 use std::collections::{BTreeMap, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use weft_base::issue::Issues;
@@ -67,6 +68,7 @@ pub use peer_authentication::{Policy as MtlsPolicy, ROOT_NAMESPACE, effective, i
 pub use protocol::PROTOCOL_ANNOTATION;
 pub use reader::Reader;
 pub use retries::{IDEMPOTENT_ANNOTATION, IDEMPOTENT_ROUTES_ANNOTATION};
+pub use rule_clients::Shared;
 pub use service::UPSTREAM_PORTS_ANNOTATION;
 pub(crate) use virtual_service::UNMATCHED;
 pub(crate) use vs_everything::EVERYTHING;
@@ -136,9 +138,14 @@ const COMPILED: [KindId; 18] = [
     KindId::BackendTlsPolicy,
 ];
 
-/// Compiles one unit; `None` when its object is gone.
-pub fn compile(unit: &Unit, world: &World, env: &Env) -> (Option<Output>, HashSet<ReadKey>) {
-    let reader = Reader::new(world);
+/// Compiles one unit; `None` when its object is gone. `shared` is of all units of the same World.
+pub fn compile<'w>(
+    unit: &Unit,
+    world: &'w World,
+    env: &Env,
+    shared: &Rc<Shared<'w>>,
+) -> (Option<Output>, HashSet<ReadKey>) {
+    let reader = Reader::sharing(world, shared.clone());
     let output = match unit {
         Unit::Endpoints(service) => endpoints::compile(&reader, env, service),
         Unit::Object(key) => reader.key(key).map(|object| compile_object(&reader, env, object)),
@@ -164,7 +171,7 @@ pub fn all_units(world: &World) -> Vec<Unit> {
     COMPILED.iter().flat_map(|k| world.objects(*k, None)).flat_map(|o| units_of(&o.key)).collect()
 }
 
-fn compile_object(reader: &Reader<'_>, env: &Env, object: &Object) -> Output {
+fn compile_object<'w>(reader: &Reader<'w>, env: &Env, object: &'w Object) -> Output {
     match &object.view {
         View::Service(service) => service::compile(reader, env, object, service),
         View::Pod(pod) => inbound::compile(reader, env, object, pod),

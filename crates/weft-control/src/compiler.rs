@@ -25,6 +25,7 @@ mod gate;
 mod kept;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -122,8 +123,9 @@ impl Compiler {
         let mut step = Step::default();
         step.update.compiled = dirty.len();
         let mut compiled = Vec::with_capacity(dirty.len());
+        let shared = Rc::default();
         for unit in dirty {
-            let (output, reads) = compile(&unit, world, &self.env);
+            let (output, reads) = compile(&unit, world, &self.env, &shared);
             let reads = if output.is_some() { reads } else { HashSet::new() };
             self.reads.note(&unit, &reads);
             compiled.push((unit, output));

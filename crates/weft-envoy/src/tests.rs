@@ -6,7 +6,7 @@ use std::path::Path;
 
 use weft_model::{
     Action, Backend, EndpointSet, Filter, HashBy, Health, LbPolicy, ListenerKind, LocalityPolicy,
-    Names, Outlier, PathMatch, Protocol, Resource, Route, StringMatch, Trust, WeightedBackend,
+    Names, Outlier, PathMatch, Protocol, Resource, Route, StringMatch, Trust,
 };
 
 use crate::read::duration_ms;
@@ -299,31 +299,6 @@ fn everything_is_found_at_once_with_its_path() {
         assert!(unsupported.contains(&format!("{path}: ")), "{path} in\n{unsupported}");
     }
     assert!(said(&read.errors).contains("no cluster has the name \"nobody\""));
-}
-
-#[test]
-fn headers_are_edited_for_a_cluster_before_its_route() {
-    let set = |value: &str| {
-        format!("request_headers_to_add: [{{header: {{key: x-v, value: {value}}}, append: false}}]")
-    };
-    let clusters =
-        format!("[{{name: up, weight: 1, {}}}, {{name: up, weight: 1}}]", set("cluster"));
-    let route = format!(
-        "{{match: {{prefix: /}}, {}, route: {{weighted_clusters: {{clusters: {clusters}}}}}}}",
-        set("route")
-    );
-    let read = clean(with(&route, UP));
-    let rule = &self::route(&read).rules[0];
-    assert!(!rule.filters.iter().any(|f| matches!(f, Filter::RequestHeaders(_))));
-    let edits = |share: &WeightedBackend| -> Vec<String> {
-        let set = share.filters.iter().map(|filter| match filter {
-            Filter::RequestHeaders(edit) => edit.set[0].1.to_string(),
-            other => panic!("{other:?}"),
-        });
-        set.collect()
-    };
-    assert_eq!(edits(&rule.shares()[0]), ["cluster", "route"]);
-    assert_eq!(edits(&rule.shares()[1]), ["route"]);
 }
 
 #[test]

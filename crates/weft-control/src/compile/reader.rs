@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use weft_base::name::ServiceKey;
@@ -15,17 +16,29 @@ use weft_kinds::world::{
     resolved_setting,
 };
 
+use super::rule_clients::Shared;
+
 #[derive(Debug)]
 pub struct Reader<'w> {
     world: &'w World,
     reads: RefCell<HashSet<ReadKey>>,
+    shared: Rc<Shared<'w>>,
 }
 
 // === impl Reader ===
 
 impl<'w> Reader<'w> {
     pub fn new(world: &'w World) -> Self {
-        Self { world, reads: RefCell::default() }
+        Self::sharing(world, Rc::default())
+    }
+
+    /// One of several units of one World, which share what is made of it.
+    pub fn sharing(world: &'w World, shared: Rc<Shared<'w>>) -> Self {
+        Self { world, reads: RefCell::default(), shared }
+    }
+
+    pub fn shared(&self) -> &Shared<'w> {
+        &self.shared
     }
 
     /// The questions asked so far.
@@ -56,6 +69,21 @@ impl<'w> Reader<'w> {
         let found: Vec<_> = self.world.index(index, value).collect();
         found.iter().for_each(|o| self.note(ReadKey::Object(o.key.clone())));
         found
+    }
+
+    /// The same, of which nothing is noted: see [`Self::note_list`] and [`Self::note_object`].
+    pub fn listed(&self, index: Index, value: &str) -> impl Iterator<Item = &'w Arc<Object>> {
+        self.world.index(index, value)
+    }
+
+    /// Notes that a list was read.
+    pub fn note_list(&self, index: Index, value: &str) {
+        self.note(ReadKey::Index(index, value.into()));
+    }
+
+    /// Notes that an object was read.
+    pub fn note_object(&self, key: &ObjectKey) {
+        self.note(ReadKey::Object(key.clone()));
     }
 
     /// Whether anything stands under one value of an index.

@@ -7,8 +7,10 @@
 //! pattern each namespace's oldest before the second of any. That depends on no host, so a rule's
 //! status can say it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use weft_base::limits::RULE_CLIENTS_MAX;
@@ -34,19 +36,31 @@ type Rule<'w> = (&'w Object, &'w DestinationRule);
 /// The clients of a namespace: those that a selector chooses, or those of whom nothing is chosen.
 type Whom<'a> = (&'a str, Option<&'a Labels>);
 
+/// What units of one World make of it once: the rules for a pattern, and the clients whose rules for
+/// patterns count for a host, by these patterns.
+#[derive(Debug, Default)]
+pub struct Shared<'w> {
+    levels: RefCell<HashMap<String, Rc<Level<'w>>>>,
+    counted: RefCell<HashMap<String, Counted<'w>>>,
+}
+
+type Counted<'w> = Rc<BTreeSet<Whom<'w>>>;
+
 /// All rules that take one host.
 pub(super) struct Found<'a, 'w> {
     /// The namespace that defines the host.
     owner: &'a str,
     /// By pattern, most specific first.
-    levels: Vec<Level<'w>>,
+    levels: Vec<Rc<Level<'w>>>,
     /// Those whose rules for patterns count.
-    counted: BTreeSet<Whom<'w>>,
+    counted: Counted<'w>,
     /// Namespaces that rules of the host's own namespace, or the mesh's, name in `exportTo`.
     invited: BTreeSet<&'w str>,
 }
 
-/// The rules for one pattern, by namespace, the oldest first.
+/// The rules for one pattern, by namespace, the oldest first; of one client's rules for a pattern
+/// so many are read as there may be clients.
+#[derive(Debug)]
 struct Level<'w> {
     is_pattern: bool,
     rules: BTreeMap<&'w str, Vec<Rule<'w>>>,
@@ -98,7 +112,11 @@ pub(super) fn counts(
 ) -> bool {
     let own = &*object.key.namespace;
     let patterns = names::wider_patterns(&host_key(&rule.spec.host, own), env);
-    Found::read(reader, &patterns, own).counted.contains(&(own, selector(rule)))
+    let shared = reader.shared();
+    let levels: Vec<_> = patterns.iter().map(|p| shared.level(reader, p)).collect();
+    let rules = levels.first().and_then(|level| level.rules.get(own)).into_iter().flatten();
+    let is_read = rules.into_iter().any(|(other, _)| other.key == object.key);
+    is_read && shared.counted(&patterns, &levels).contains(&(own, selector(rule)))
 }
 
 /// The namespaces that a rule's `exportTo` names: `None` is every namespace.
@@ -122,11 +140,37 @@ fn selector(rule: &DestinationRule) -> Option<&Labels> {
 impl<'a, 'w> Found<'a, 'w> {
     /// Reads the rules for patterns, the most specific first, of a host that a namespace defines.
     pub fn read(reader: &Reader<'w>, patterns: &[String], owner: &'a str) -> Self {
-        let levels: Vec<_> = patterns.iter().map(|p| Level::read(reader, p)).collect();
-        let counted = counted(&levels);
+        let shared = reader.shared();
+        let levels: Vec<_> = patterns.iter().map(|p| shared.level(reader, p)).collect();
+        let counted = shared.counted(patterns, &levels);
         let mut found = Self { owner, levels, counted, invited: BTreeSet::new() };
         found.invited = found.invited();
+        found.note(reader);
         found
+    }
+
+    /// What was read beside the lists of rules: those that may mean anything to the host.
+    fn note(&self, reader: &Reader<'w>) {
+        let counted = self.counted.iter().map(|(namespace, _)| *namespace);
+        let meant: BTreeSet<&str> = counted.chain(self.near()).collect();
+        for level in &self.levels {
+            if !level.is_pattern {
+                level.each().for_each(|(_, (object, _))| reader.note_object(&object.key));
+                continue;
+            }
+            let rules = meant.iter().filter_map(|namespace| level.rules.get(namespace)).flatten();
+            let rules = rules.filter(|(object, rule)| {
+                let own = &*object.key.namespace;
+                self.is_near(own) || self.counted.contains(&(own, selector(rule)))
+            });
+            rules.for_each(|(object, _)| reader.note_object(&object.key));
+        }
+    }
+
+    /// The host's own namespace, and the mesh's.
+    fn near(&self) -> impl Iterator<Item = &str> {
+        let root = (self.owner != ROOT_NAMESPACE).then_some(ROOT_NAMESPACE);
+        std::iter::once(self.owner).chain(root)
     }
 
     /// The rules that clients of a namespace follow, or those of whom nothing else is said.
@@ -183,28 +227,42 @@ impl<'a, 'w> Found<'a, 'w> {
 
     /// The namespaces that may have other rules than everybody.
     fn namespaces(&self) -> BTreeSet<&'w str> {
-        let own = self.levels.iter().flat_map(|level| {
-            let namespaces = level.rules.iter().filter(|(namespace, rules)| {
-                (!level.is_pattern || self.counts((namespace, None)))
-                    && rules.iter().any(|(_, rule)| selector(rule).is_none())
-            });
-            namespaces.map(|(namespace, _)| *namespace)
-        });
-        own.filter(|own| *own != self.owner).chain(self.invited.iter().copied()).collect()
+        let mut out = self.invited.clone();
+        for level in &self.levels {
+            let unchosen = |rules: &[Rule<'w>]| rules.iter().any(|(_, r)| selector(r).is_none());
+            let mut add = |(namespace, rules): (&&'w str, &Vec<Rule<'w>>)| {
+                if **namespace != *self.owner && unchosen(rules) {
+                    out.insert(*namespace);
+                }
+            };
+            if level.is_pattern {
+                let counted = self.counted.iter().filter(|whom| whom.1.is_none());
+                let meant = counted.map(|(namespace, _)| *namespace).chain([ROOT_NAMESPACE]);
+                meant.filter_map(|ns| level.rules.get_key_value(ns)).for_each(&mut add);
+            } else {
+                level.rules.iter().for_each(&mut add);
+            }
+        }
+        out
     }
 
     /// Those that selectors choose, with the time of the oldest rule.
     fn chosen(&self) -> BTreeMap<(&'w str, &'w Labels), u64> {
         let mut out = BTreeMap::new();
-        for level in &self.levels {
-            for (namespace, (object, rule)) in level.each() {
-                let Some(labels) = selector(rule) else { continue };
-                if level.is_pattern && !self.counts((namespace, Some(labels))) {
-                    continue;
-                }
-                let created = object.meta.created_ms();
-                let oldest = out.entry((namespace, labels)).or_insert(created);
-                *oldest = created.min(*oldest);
+        let mut add = |namespace, (object, rule): Rule<'w>| {
+            let Some(labels) = selector(rule) else { return };
+            let created = object.meta.created_ms();
+            let oldest = out.entry((namespace, labels)).or_insert(created);
+            *oldest = created.min(*oldest);
+        };
+        for level in self.levels.iter().filter(|level| !level.is_pattern) {
+            level.each().for_each(|(namespace, rule)| add(namespace, rule));
+        }
+        for level in self.levels.iter().filter(|level| level.is_pattern) {
+            for (namespace, labels) in self.counted.iter().filter(|whom| whom.1.is_some()) {
+                let rules = level.rules.get(namespace).into_iter().flatten();
+                let own = rules.filter(|(_, rule)| selector(rule) == *labels);
+                own.for_each(|rule| add(*namespace, *rule));
             }
         }
         out
@@ -212,8 +270,8 @@ impl<'a, 'w> Found<'a, 'w> {
 
     /// As many as there may be, in the order in which rules were made.
     fn invited(&self) -> BTreeSet<&'w str> {
-        let all = self.levels.iter().flat_map(Level::each);
-        let near = all.filter(|(namespace, _)| self.is_near(namespace)).map(|(_, rule)| rule);
+        let of = |namespace| self.levels.iter().filter_map(move |l| l.rules.get(namespace));
+        let near = self.near().flat_map(of).flatten().copied();
         let mut near: Vec<Rule<'w>> = near.filter(|rule| selector(rule.1).is_none()).collect();
         near.sort_by_key(|(object, _)| (object.meta.created_ms(), &object.key));
         let names = near.into_iter().filter_map(exported).flatten();
@@ -227,11 +285,38 @@ impl<'a, 'w> Found<'a, 'w> {
     }
 }
 
+// === impl Shared ===
+
+impl<'w> Shared<'w> {
+    fn level(&self, reader: &Reader<'w>, pattern: &str) -> Rc<Level<'w>> {
+        reader.note_list(Index::DestinationRulesByHost, pattern);
+        if let Some(known) = self.levels.borrow().get(pattern) {
+            return known.clone();
+        }
+        let level = Rc::new(Level::read(reader, pattern));
+        if level.is_pattern {
+            self.levels.borrow_mut().insert(pattern.to_owned(), level.clone());
+        }
+        level
+    }
+
+    fn counted(&self, patterns: &[String], levels: &[Rc<Level<'w>>]) -> Counted<'w> {
+        let wide: Vec<&str> = patterns.iter().map(|p| &**p).filter(|p| p.contains('*')).collect();
+        let key = wide.join(" ");
+        let known = self.counted.borrow().get(&key).cloned();
+        known.unwrap_or_else(|| {
+            let made = Rc::new(counted(levels));
+            self.counted.borrow_mut().insert(key, made.clone());
+            made
+        })
+    }
+}
+
 /// The clients whose rules for patterns count.
-fn counted<'w>(levels: &[Level<'w>]) -> BTreeSet<Whom<'w>> {
+fn counted<'w>(levels: &[Rc<Level<'w>>]) -> BTreeSet<Whom<'w>> {
     let mut out = BTreeSet::new();
     let patterns = levels.iter().rev().filter(|level| level.is_pattern);
-    for whom in patterns.flat_map(Level::in_turn) {
+    for whom in patterns.flat_map(|level| level.in_turn()) {
         if out.len() >= RULE_CLIENTS_MAX {
             break;
         }
@@ -245,15 +330,26 @@ fn counted<'w>(levels: &[Level<'w>]) -> BTreeSet<Whom<'w>> {
 impl<'w> Level<'w> {
     fn read(reader: &Reader<'w>, pattern: &str) -> Self {
         let mut rules: BTreeMap<_, Vec<Rule<'w>>> = BTreeMap::new();
-        for object in reader.index(Index::DestinationRulesByHost, pattern) {
+        for object in reader.listed(Index::DestinationRulesByHost, pattern) {
             if let View::DestinationRule(rule) = &object.view {
                 rules.entry(&*object.key.namespace).or_default().push((object, rule));
             }
         }
         for rules in rules.values_mut() {
-            rules.sort_by_key(|(object, _)| (object.meta.created_ms(), object.key.name.clone()));
+            rules.sort_by_cached_key(|(object, _)| {
+                (object.meta.created_ms(), object.key.name.clone())
+            });
         }
-        Self { is_pattern: pattern.contains('*'), rules }
+        let is_pattern = pattern.contains('*');
+        for rules in rules.values_mut().filter(|_| is_pattern) {
+            let mut read: BTreeMap<Option<&Labels>, usize> = BTreeMap::new();
+            rules.retain(|(_, rule)| {
+                let n = read.entry(selector(rule)).or_default();
+                *n += 1;
+                *n <= RULE_CLIENTS_MAX
+            });
+        }
+        Self { is_pattern, rules }
     }
 
     fn each(&self) -> impl Iterator<Item = (&'w str, Rule<'w>)> {

@@ -3,10 +3,10 @@
 
 use serde_json::{Value, json};
 use weft_base::limits::RULE_CLIENTS_MAX;
-use weft_control::compile::Env;
+use weft_control::compile::{Env, Unit, compile};
 use weft_control::compiler::{Compiler, Update};
 use weft_control::status::StatusBody;
-use weft_kinds::world::World;
+use weft_kinds::world::{KindId, ObjectKey, World};
 use weft_model::Resource;
 
 use crate::common::put;
@@ -23,7 +23,7 @@ fn rule(namespace: &str, name: &str, minute: usize, spec: &Value) -> Value {
 }
 
 /// Services of namespace `shop`, and rules.
-fn compiled(rules: &[Value]) -> (Compiler, Update) {
+fn world_of(rules: &[Value]) -> World {
     let mut world = World::new();
     for i in 0..SERVICES {
         let metadata = json!({"namespace": "shop", "name": format!("s{i}")});
@@ -36,7 +36,11 @@ fn compiled(rules: &[Value]) -> (Compiler, Update) {
     for rule in rules {
         put(&mut world, rule);
     }
-    Compiler::new(Env::default(), &world)
+    world
+}
+
+fn compiled(rules: &[Value]) -> (Compiler, Update) {
+    Compiler::new(Env::default(), &world_of(rules))
 }
 
 /// The clients that a service has backends for, beside everybody.
@@ -107,6 +111,25 @@ fn one_namespaces_selectors_leave_room_for_the_others() {
     let told = warnings(&update, "evil");
     assert_eq!(told.len(), RULE_CLIENTS_MAX + 1);
     assert!(told.iter().all(|t| t.contains("not used: ")), "{told:?}");
+}
+
+#[test]
+fn many_rules_for_a_pattern_are_not_read_by_each_of_them() {
+    const RULES: usize = 2_000;
+    let mut rules: Vec<Value> =
+        (0..RULES).map(|i| rule("evil", &format!("r{i:04}"), 0, &random("*"))).collect();
+    rules.extend((0..RULES / 2).map(|i| rule(&format!("n{i:04}"), "all", 1, &random("*"))));
+    let world = world_of(&rules);
+    let shared = std::rc::Rc::default();
+    let reads = |kind, namespace: &str, name: &str| {
+        let unit = Unit::Object(ObjectKey::new(kind, namespace, name));
+        compile(&unit, &world, &Env::default(), &shared).1.len()
+    };
+    assert!(reads(KindId::DestinationRule, "evil", "r1999") < 20);
+    assert!(reads(KindId::DestinationRule, "n0999", "all") < 20);
+    // The rules of all clients that count, of the one that has many as many as there may be.
+    let of_service = reads(KindId::Service, "shop", "s0");
+    assert!(of_service < 2 * RULE_CLIENTS_MAX + 40, "{of_service}");
 }
 
 #[test]

@@ -63,7 +63,6 @@ pub fn read(
     made.filters.extend(defaults.filters.iter().cloned());
     if let Some(action) = route.message("route") {
         forward(&action, defaults, context, &mut made)?;
-        clusters_first(&mut made);
         return Some(made);
     }
     if let Some(redirect) = route.message("redirect") {
@@ -171,22 +170,6 @@ fn targets(action: &Message<'_>, context: &Context<'_>) -> Option<Vec<WeightedBa
         None => action.error("cluster", "a route forwards to cluster or weighted_clusters"),
     }
     None
-}
-
-/// Headers are edited for a cluster first, and then for its route and what is around that, which
-/// has the last word.
-fn clusters_first(made: &mut Made) {
-    let Action::Forward(shares) = &mut made.action else { return };
-    if shares.iter().all(|share| share.filters.is_empty()) {
-        return;
-    }
-    let is_edit =
-        |filter: &Filter| matches!(filter, Filter::RequestHeaders(_) | Filter::ResponseHeaders(_));
-    let (edits, others): (Vec<_>, Vec<_>) = made.filters.drain(..).partition(is_edit);
-    made.filters = others;
-    for share in shares {
-        share.filters.extend(edits.iter().cloned());
-    }
 }
 
 /// A cluster, or the part of it that has some labels.

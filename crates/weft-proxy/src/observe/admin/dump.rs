@@ -65,7 +65,7 @@ impl Asked {
         let Some(part) = self.part else { return masked(&whole) };
         let list = whole.get_mut(part).map(Value::take).unwrap_or_default();
         let each = list.as_array().into_iter().flatten().map(masked);
-        json!({ "generation": whole["generation"], part: each.collect::<Vec<_>>() })
+        json!({ "generation": whole.get("generation"), part: each.collect::<Vec<_>>() })
     }
 }
 

@@ -184,7 +184,8 @@ fn what_cannot_start_or_never_match_is_refused_once_with_its_place() {
         ("retry: {statuses: [503, 99]}", "rules[0].retry.statuses[1]: 99 is no status"),
         ("filters: [{cors: {origins: [7]}}]", "rules[0].filters[0].cors.origins[0]: "),
         (
-            "filters: [{mirror: {target: {backend: 'host:no/backend/1'}, share: 1, mark_host: true}}]",
+            "filters: [{mirror: {target: {backend: 'host:no/backend/1'}, share: 1, \
+             mark_host: true}}]",
             "rules[0].filters[0].mirror.target: no such backend",
         ),
         ("request_headers: {set: {'bad name': x}}", "request_headers.set: \"bad name\" is no name"),
@@ -273,8 +274,8 @@ fn half_of_a_certificate_is_refused() {
         (&none, &one.1, "line 5: listeners[0].tls[0].certificate: "),
     ] {
         let file = format!(
-            "listeners:\n- name: web\n  bind: 127.0.0.1:0\n  tls:\n  - certificate: {certificate}\n    \
-             key: {key}\n"
+            "listeners:\n- name: web\n  bind: 127.0.0.1:0\n  tls:\n  - certificate: \
+             {certificate}\n    key: {key}\n"
         );
         let said = read_whole(&file).unwrap_err();
         assert!(said.contains(why) && !said.contains("Mismatch"), "{why:?} in\n{said}");
