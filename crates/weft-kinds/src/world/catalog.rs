@@ -296,7 +296,10 @@ impl Catalog {
         let old = self.statuses.get(&key);
         if let Some(new) = &mut new {
             same::result(new, old.map(|old| &**old));
-            new.modified = new.modified.or(Since(at.modified));
+            // One of the future was written to another store, and moved.
+            let said = new.modified.0 <= at.modified;
+            new.modified =
+                if said { new.modified.or(Since(at.modified)) } else { Since(at.modified) };
         }
         let new = new.map(Arc::new);
         if old == new.as_ref() {

@@ -489,7 +489,9 @@ proptest! {
 
 #[test]
 fn a_record_has_the_stores_revisions_however_it_was_read() {
-    let web = |port: u16| json!({"id": "i", "service": "web", "node": "n", "namespace": "d", "port": port});
+    let web = |port: u16| {
+        json!({"id": "i", "service": "web", "node": "n", "namespace": "d", "port": port})
+    };
     let check = json!({"id": "c", "node": "n", "namespace": "d", "service_id": "i"});
     let (node, said) = (json!({"node": "n"}), json!({"status": "passing"}));
     let keys = ["/c/n/n", "/c/i/d/n/i", "/c/k/d/n/c", "/e/k/d/n/c"];
@@ -531,5 +533,10 @@ fn a_record_has_the_stores_revisions_however_it_was_read() {
         let check = catalog.check(&key).unwrap();
         assert_eq!((check.created.0, check.modified.0), (5, 9));
         assert_eq!(catalog.result(&key).unwrap().modified.0, 6, "it has been so since then");
+        let mut moved = world.clone();
+        let other = json!({"status": "critical", "since": 900_000});
+        moved.apply(keys[3], Some(other.to_string().as_bytes()), 11);
+        let said = moved.catalog().result(&key).unwrap().modified.0;
+        assert_eq!(said, 11, "that is a revision of another store");
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use weft_base::name::service_slug;
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
-use weft_kinds::world::{CheckKey, RegistrationKey};
+use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey};
 use weft_registry::catalog::{CatalogError, ServiceRequest, check_key, registration_key};
 
 use super::Door;
@@ -53,7 +53,11 @@ impl Door {
             None => self.catalog().register_node(&node, update_node).await?,
             Some(registration) => {
                 let own = if registration.agent { Vec::new() } else { own };
-                let catalog = self.for_service(ask, &registration, &own).await?;
+                let mut catalog = self.for_service(ask, &registration, &own).await?;
+                if registration.agent {
+                    // Nothing of it but the tags is new.
+                    catalog = catalog.given(&[seen(&registration)]);
+                }
                 let request = ServiceRequest {
                     registration,
                     checks: own,
@@ -91,7 +95,11 @@ impl Door {
     ) -> Result<(), Refusal> {
         let view = self.view();
         let known = view.world.catalog().node(&node.node);
-        if known.is_none_or(|known| update && **known != *node) {
+        let is_new = |known: &NodeRecord| {
+            // Whose it is no body says.
+            *known != NodeRecord { server: known.server, ..node.clone() }
+        };
+        if known.is_none_or(|known| update && is_new(known)) {
             ask.who.demand(Verb::Write, Kind::Node, &ask.namespace, &node.node)?;
         }
         let made: Vec<RegistrationKey> = service.map(registration_key).into_iter().collect();
@@ -388,6 +396,11 @@ impl Wanted {
 }
 
 // === helpers ===
+
+/// A registration as it was looked at.
+pub(super) fn seen(of: &Registration) -> (StoreKey, Option<u64>) {
+    (StoreKey::Registration(registration_key(of)), Some(of.modified.0))
+}
 
 /// A check as it will be on a node.
 fn on_node(ask: &Ask, node: &NodeRecord, check: CheckRecord) -> CheckRecord {

@@ -42,6 +42,16 @@ impl Refusal {
         Self::new(StatusCode::NOT_IMPLEMENTED, text)
     }
 
+    /// Where it is elsewhere, the question goes there, too.
+    #[must_use]
+    pub fn asking(mut self, query: Option<&str>) -> Self {
+        if let (Some(to), Some(query)) = (&mut self.to, query) {
+            to.push('?');
+            to.push_str(query);
+        }
+        self
+    }
+
     pub fn overtaken() -> Self {
         CatalogError::Overtaken.into()
     }

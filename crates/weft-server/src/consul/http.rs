@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{DATE, EXPECT, HOST, ORIGIN};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt as _, Full};
@@ -309,21 +310,14 @@ impl Door {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        // What this process asks itself is for nobody in particular.
-        if head.extensions.get::<Who>().is_none() {
-            one_host(head.version, &head.headers)?;
-        }
-        admit(&head.headers, &self.0.hosts, head.extensions.get::<Direct>().is_some())?;
+        self.judge_head(&head)?;
         let path = head.uri.path().to_owned();
-        if is_out_of_bounds(&head.headers, &path) {
-            let why = "health checks that clients define may ask this door for its leader only";
-            return Err(Refusal::new(StatusCode::FORBIDDEN, why));
-        }
         if head.method == Method::OPTIONS {
             let reply = Reply::empty().with("Allow", routes::allowed(&path)?);
             return Ok(Read::Answer(reply));
         }
-        let (endpoint, argument) = routes::find(&head.method, &path)?;
+        let found = routes::find(&head.method, &path);
+        let (endpoint, argument) = found.map_err(|refusal| refusal.asking(head.uri.query()))?;
         let params = Params::parse(head.uri.query())?;
         self.check_place(&params)?;
         let waits = head.headers.contains_key(EXPECT);
@@ -374,6 +368,20 @@ impl Door {
         let awaited = head.extensions.get::<Unawaited>().is_none();
         let ask = Ask { argument, params, body, namespace, method: head.method, who, secret };
         Ok(Read::Asked(Box::new(Asked { endpoint, ask, awaited }), turn))
+    }
+
+    /// Whether a request is for this door, and may come this way.
+    fn judge_head(&self, head: &Parts) -> Result<(), Refusal> {
+        // What this process asks itself is for nobody in particular.
+        if head.extensions.get::<Who>().is_none() {
+            one_host(head.version, &head.headers)?;
+        }
+        admit(&head.headers, &self.0.hosts, head.extensions.get::<Direct>().is_some())?;
+        if is_out_of_bounds(&head.headers, head.uri.path()) {
+            let why = "health checks that clients define may ask this door for its leader only";
+            return Err(Refusal::new(StatusCode::FORBIDDEN, why));
+        }
+        Ok(())
     }
 
     /// What was written to a machine's own registry is told its server before it is answered.

@@ -258,12 +258,17 @@ impl Door {
         if !view.has_node(&node) {
             return Err(Refusal::internal(format!("agent: No node found with name '{node}'")));
         }
-        // As in Consul: one that is there stays, whatever is said of it; a member that is gone goes.
+        // As in Consul: a member that is there stays, whatever is said of it; one that is gone
+        // goes. What a server's agent has is nowhere else: that goes on purpose only.
         let mut life = view.node_checks(&node);
         life.retain(|check| *check.record.id == *SERF_HEALTH);
         let is_dead = life.iter().any(|check| check.status == Status::Critical);
-        let gone = is_dead && is_spoken_for(&view.world, &node);
-        if !self.is_own(&node) && (gone || ask.params.flag("prune")) {
+        let prune = ask.params.flag("prune");
+        let goes = match is_spoken_for(&view.world, &node) {
+            true => is_dead && (prune || !view.is_server(&node)),
+            false => prune,
+        };
+        if !self.is_own(&node) && goes {
             self.catalog().deregister_node(&node).await?;
             self.settled().await;
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What writers to the catalog may change of this server's own node. As with Consul its agent is
-//! the truth of it. Consul's puts right within a minute what others wrote; here it is never
+//! What writers to the catalog may change of the nodes of servers. As with Consul its agent is the
+//! truth of each. Consul's puts right within a minute what others wrote; here it is never
 //! written: the request is answered as if it had been. The same of whether other servers and
 //! machines are alive. Called by the catalog's endpoints; for the rest a machine's agent has its
 //! anti-entropy (`sync`).
@@ -8,13 +8,14 @@
 use std::sync::Arc;
 
 use weft_base::name::fnv1a;
-use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Status};
 use weft_kinds::views::check::SERF_HEALTH;
 use weft_kinds::world::{CheckKey, RegistrationKey};
 use weft_registry::catalog::{CatalogError, is_spoken_for, registration_key};
 
 use super::Door;
 use super::error::Refusal;
+use super::view::{CheckView, View};
 
 /// The id of a node that weft speaks for: always the same of a name.
 pub fn node_id(name: &str) -> String {
@@ -53,7 +54,7 @@ impl Door {
         match all.find(|other| other.id == node.id && other.node != node.node) {
             None => Ok(()),
             Some(other) => Err(Refusal::internal(format!(
-                "Error while renaming Node ID: {:?} is that of node {:?}; deregister that one first",
+                "Error while renaming Node ID: {:?} is that of node {:?}; deregister that first",
                 &*node.id, &*other.node
             ))),
         }
@@ -75,14 +76,24 @@ impl Door {
         *check == *SERF_HEALTH && (self.is_own(node) || is_spoken_for(&self.view().world, node))
     }
 
-    /// Whether a program registered this instance with the own agent, which alone takes it away.
+    /// Whether a node is that of a server which is there: its agent says what is on it. Of one that
+    /// is gone operators do.
+    pub(super) fn answers_for(&self, view: &View, node: &str) -> bool {
+        let is_dead = |check: &CheckView| {
+            *check.record.id == *SERF_HEALTH && check.status == Status::Critical
+        };
+        self.is_own(node) || (view.is_server(node) && !view.node_checks(node).iter().any(is_dead))
+    }
+
+    /// Whether a program registered this instance with a server's agent, which alone takes it away:
+    /// it has no list of its own to write it again from.
     pub(super) fn is_agents_instance(&self, key: &RegistrationKey) -> bool {
         let view = self.view();
         let there = view.world.catalog().registration(key);
-        self.is_own(&key.node) && there.is_some_and(|registration| registration.agent)
+        self.answers_for(&view, &key.node) && there.is_some_and(|registration| registration.agent)
     }
 
-    /// What of a registration is taken: of one that the own agent has nothing, but for the tags
+    /// What of a registration is taken: of one that a server's agent has nothing, but for the tags
     /// where the agent leaves those to others.
     pub(super) fn as_its_agent_has_it(&self, new: Registration) -> Option<Registration> {
         let key = registration_key(&new);
@@ -99,12 +110,12 @@ impl Door {
         let view = self.view();
         let there = view.world.catalog().check(key);
         let agents = || there.is_some_and(|check| check.typed().agent);
-        self.is_life(&key.node, &key.id) || (self.is_own(&key.node) && agents())
+        self.is_life(&key.node, &key.id) || (self.answers_for(&view, &key.node) && agents())
     }
 
-    /// Takes a node away; of the own one what others wrote to the catalog.
+    /// Takes a node away; of a server's what others wrote to the catalog.
     pub(super) async fn deregister_node(&self, node: &Arc<str>) -> Result<(), CatalogError> {
-        if !self.is_own(node) {
+        if !self.answers_for(&self.view(), node) {
             return self.catalog().deregister_node(node).await;
         }
         let (instances, checks) = self.others_on(node);

@@ -206,7 +206,9 @@ impl Door {
         registration.agent = true;
         let key = registration_key(&registration);
         let (mut checks, mut results, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
-        for SyncCheck { mut check, result, token } in told.checks {
+        // As of one of the node: an older agent may have it.
+        let told_checks = told.checks.into_iter().filter(|one| *one.check.id != *SERF_HEALTH);
+        for SyncCheck { mut check, result, token } in told_checks {
             check.service_id.clone_from(&registration.id);
             check.service_name.clone_from(&registration.service);
             check.namespace.clone_from(&registration.namespace);

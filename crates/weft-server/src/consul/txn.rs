@@ -80,6 +80,7 @@ impl Door {
         let mut stale = Vec::new();
         for (at, op) in ops.iter().enumerate() {
             let Some(verb) = op.catalog() else { continue };
+            seen.extend(verb.rewrites());
             match self.look_before(ask, verb).await? {
                 Ok(keys) => seen.extend(keys),
                 Err(why) => stale.push(fault(at, &why)),

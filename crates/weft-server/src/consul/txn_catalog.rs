@@ -10,6 +10,7 @@ use weft_registry::consul::CatalogOp;
 use super::Door;
 use super::admit::{Admission, SeenKeys, check_keys, known_check_keys};
 use super::body::Fields;
+use super::catalog::seen;
 use super::error::Refusal;
 use super::http::Ask;
 use super::register::bodies;
@@ -128,6 +129,14 @@ impl CatalogVerb {
         }
     }
 
+    /// What it writes again as it was seen, but for a part.
+    pub fn rewrites(&self) -> Option<(StoreKey, Option<u64>)> {
+        match &self.of {
+            Record::Service(service) if self.sets() && service.agent => Some(seen(service)),
+            _ => None,
+        }
+    }
+
     /// The registration that it makes.
     pub fn makes(&self) -> Option<RegistrationKey> {
         match &self.of {
@@ -233,7 +242,7 @@ impl Door {
     /// Whether an operation is about what the own agent says of its node.
     fn keeps(&self, op: &CatalogVerb) -> bool {
         match &op.of {
-            Record::Node(node) => op.deletes() && self.is_own(&node.node),
+            Record::Node(node) => op.deletes() && self.answers_for(&self.view(), &node.node),
             // With the agent's word in it but for the tags, it is what may be written.
             Record::Service(service) => {
                 !service.agent && self.is_agents_instance(&service_key(service))

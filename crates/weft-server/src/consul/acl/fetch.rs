@@ -99,8 +99,8 @@ impl Sets {
         if let Some(known) = lock(&slot.known).fresh(id, clock.now()) {
             return Ok(known);
         }
-        // Only who needs new keys waits for them; who comes meanwhile has the same answer, or goes by
-        // the key that is known still.
+        // Only who needs new keys waits for them; who comes meanwhile has the same answer, or goes
+        // by the key that is known still.
         let _turn = match slot.turn.try_lock() {
             Ok(turn) => turn,
             Err(_) => {

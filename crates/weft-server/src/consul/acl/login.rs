@@ -27,7 +27,7 @@ use crate::consul::reply::Reply;
 const LOGINS_MAX: usize = 2_048;
 const ALL_LOGINS_MAX: usize = 4_096;
 const _: () = assert!(4 * ALL_LOGINS_MAX < RECORDS_MAX);
-/// Those of one identity: it is one account, whatever runs as it and however often that starts.
+/// Those of one identity, of a cluster of one pod: however often it starts.
 const SAME_MAX: usize = 256;
 /// Where a token says whose login made it: a hash, which nobody is shown.
 pub(super) const IDENTITY: &str = "Identity";
@@ -37,6 +37,8 @@ const SWEPT_MAX: usize = 32;
 const DESCRIPTION_BYTES_MAX: usize = 1024;
 /// What Kubernetes calls the accounts of its pods, before their namespace and name.
 const ACCOUNT: &str = "system:serviceaccount:";
+/// Where Kubernetes says which pod a token is bound to.
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 /// What an account is called in Consul, where that is something else.
 const SERVICE_NAME: &str = "consul.hashicorp.com/service-name";
 
@@ -101,8 +103,8 @@ impl Door {
         match word_of(method, "Type") {
             "kubernetes" => {
                 let cluster = Cluster::read(&config).map_err(|refusal| refusal.text)?;
-                let account = self.reviewed(&cluster, bearer).await?;
-                let word = hash(account.to_string());
+                let (account, pod) = self.reviewed(&cluster, bearer).await?;
+                let word = hash(format!("{account}\0{pod}"));
                 return Ok((account, word));
             }
             "jwt" => {}
@@ -129,8 +131,8 @@ impl Door {
         Ok((identity, hash(account)))
     }
 
-    /// What a cluster says of a token of one of its pods.
-    async fn reviewed(&self, cluster: &Cluster, bearer: &str) -> Result<Value, String> {
+    /// What a cluster says of a token of one of its pods: of its account, and which pod it is.
+    async fn reviewed(&self, cluster: &Cluster, bearer: &str) -> Result<(Value, String), String> {
         let Cluster { host, authority, token } = cluster;
         let question = async |path: String, body: Option<Value>| {
             let url = format!("{host}{path}");
@@ -157,10 +159,12 @@ impl Door {
         let renamed = word(part(part(&account, "metadata"), "annotations"), SERVICE_NAME);
         let name = if renamed.is_empty() { name } else { renamed };
         let uid = word(user, "uid");
-        Ok(json!({"serviceaccount": {"namespace": namespace, "name": name, "uid": uid}}))
+        let pod = part(part(user, "extra"), POD_NAME).pointer("/0").and_then(Value::as_str);
+        let account = json!({"namespace": namespace, "name": name, "uid": uid});
+        Ok((json!({"serviceaccount": account}), pod.unwrap_or_default().to_owned()))
     }
 
-    /// Tokens that are over are taken out; of those of this account and method so many may be there.
+    /// Tokens that are over are taken out; of an account's and a method's so many may be there.
     fn swept(&self, state: &State, method: &str, account: &str) -> Result<Vec<Change>, Refusal> {
         let (mut changes, mut same, mut there, mut all) = (Vec::new(), 0_usize, 0_usize, 0_usize);
         for (token, _) in state.records(&format!("{TABLE}/token")) {

@@ -145,7 +145,12 @@ impl Door {
                 true => None,
                 false => Some(by_accessor(self, state, &accessor).ok_or_else(not_found)?),
             };
-            let token = made(state, &body, old.as_ref(), now)?;
+            let mut token = made(state, &body, old.as_ref(), now)?;
+            // Whose login made it is not shown, and stays.
+            let whose = links::record(state, &format!("token/{accessor}"));
+            if let Some(whose) = whose.and_then(|mut known| known.remove(IDENTITY)) {
+                token.insert(IDENTITY.into(), whose);
+            }
             Ok::<_, Refusal>((put(&token)?, token))
         };
         self.write_token(plan).await
@@ -350,13 +355,15 @@ fn made(
 /// What of a token is as it was made. Whoever writes back what was read changes nothing of it.
 fn unchanged(fields: &Fields, old: &Map<String, Value>) -> Result<(), Refusal> {
     let accessor = word_of(old, "AccessorID");
-    let differs = |name: &str| match fields.value(name) {
-        None | Some(Value::Null) => false,
-        Some(given) if *given == json!("") || *given == json!(0) => false,
-        given => given != old.get(name),
-    };
+    let method = fields.text("AuthMethod")?;
+    let (time, ttl) = (fields.text("ExpirationTime")?, fields.duration_ms("ExpirationTTL")?);
+    // However it is written.
+    let instant = |text: &str| text.parse::<jiff::Timestamp>().ok();
+    let ends = word_of(old, "ExpirationTime");
+    let moves = !time.is_empty() && (instant(&time).is_none() || instant(&time) != instant(ends));
+    let known = duration::parse(word_of(old, "ExpirationTTL")).map_or(0, |ttl| ttl.as_millis());
     let why = match () {
-        () if differs("ExpirationTTL") || differs("ExpirationTime") => {
+        () if moves || (ttl != 0 && u128::from(ttl) != known) => {
             format!("Cannot change expiration time of {accessor}")
         }
         () if fields.value("Local").is_some()
@@ -364,7 +371,9 @@ fn unchanged(fields: &Fields, old: &Map<String, Value>) -> Result<(), Refusal> {
         {
             format!("Cannot toggle local mode of {accessor}")
         }
-        () if differs("AuthMethod") => format!("Cannot change AuthMethod of {accessor}"),
+        () if !method.is_empty() && method != word_of(old, "AuthMethod") => {
+            format!("Cannot change AuthMethod of {accessor}")
+        }
         () => return Ok(()),
     };
     Err(Refusal::internal(why))

@@ -83,6 +83,16 @@ async fn what_is_no_request_is_answered_once() {
 }
 
 #[tokio::test]
+async fn a_path_without_its_slash_is_elsewhere_with_its_question() {
+    let rig = rig().await;
+    let moved = rig.get("/v1/kv?recurse&dc=dc1").await;
+    assert_eq!((moved.status, &*moved.headers["location"]), (301, "/v1/kv/?recurse&dc=dc1"));
+    assert_eq!(rig.get("/v1/kv").await.headers["location"], "/v1/kv/");
+    let nobody = rig.raw(b"GET /v1/status/leader HTTP/1.1\r\nConnection: close\r\n\r\n").await;
+    assert!(nobody.status == 400 && nobody.text.contains("Host"), "{}", nobody.text);
+}
+
+#[tokio::test]
 async fn a_filter_may_be_sent_with_its_quotes_as_they_are() {
     let rig = rig().await;
     for name in ["web", "db"] {
