@@ -181,7 +181,7 @@ impl Running {
         let ground = open::ground(&settings, &data, &node, api, (&clock, &tasks)).await?;
         let (registry, authority) = (ground.registry, ground.authority);
         let agents = bound.agents.as_ref().map(|l| l.local_addr()).transpose()?;
-        let own = consul_config_among(&node, agents.filter(|_| ground.server.is_some()));
+        let own = consul_config(&node);
         shared::announce(ground.server.as_ref(), own.server_node(), &registry, &tasks);
         if let Some(agency) = &settings.agency {
             registry.set_pods_mode(agency.pods).await?;
@@ -451,12 +451,6 @@ fn open_doors(
 /// What the Consul door says of itself.
 fn consul_config(node: &str) -> consul::Config {
     consul_config_at(node, IpAddr::V4(Ipv4Addr::LOCALHOST))
-}
-
-/// The same of a server among others: their clients are sent to where machines reach it.
-fn consul_config_among(node: &str, reached: Option<SocketAddr>) -> consul::Config {
-    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    consul_config_at(node, reached.map_or(local, |at| at.ip()))
 }
 
 /// The same of a machine that others reach at an address.
