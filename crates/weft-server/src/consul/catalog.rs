@@ -56,7 +56,9 @@ impl Door {
                 let mut catalog = self.for_service(ask, &registration, &own).await?;
                 if registration.agent {
                     // Nothing of it but the tags is new.
-                    catalog = catalog.given(&[seen(&registration)]);
+                    let key = StoreKey::Registration(registration_key(&registration));
+                    self.known_here(&key).await?;
+                    catalog = catalog.given(&[(key, Some(registration.modified.0))]);
                 }
                 let request = ServiceRequest {
                     registration,
@@ -82,6 +84,14 @@ impl Door {
         }
         self.settled().await;
         Ok(Reply::json(Value::Bool(true)))
+    }
+
+    /// Waits until a look shows a record as the store has it now: who is too late with what was
+    /// looked at before is not too late again.
+    pub(super) async fn known_here(&self, key: &StoreKey) -> Result<(), Refusal> {
+        self.consul().modified(key).await?;
+        self.settled().await;
+        Ok(())
     }
 
     /// All of it before any of it is written. The node only where it would be written.
@@ -396,11 +406,6 @@ impl Wanted {
 }
 
 // === helpers ===
-
-/// A registration as it was looked at.
-pub(super) fn seen(of: &Registration) -> (StoreKey, Option<u64>) {
-    (StoreKey::Registration(registration_key(of)), Some(of.modified.0))
-}
 
 /// A check as it will be on a node.
 fn on_node(ask: &Ask, node: &NodeRecord, check: CheckRecord) -> CheckRecord {

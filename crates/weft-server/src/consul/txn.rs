@@ -80,7 +80,10 @@ impl Door {
         let mut stale = Vec::new();
         for (at, op) in ops.iter().enumerate() {
             let Some(verb) = op.catalog() else { continue };
-            seen.extend(verb.rewrites());
+            if let Some((key, modified)) = verb.rewrites() {
+                self.known_here(&key).await?;
+                seen.push((key, modified));
+            }
             match self.look_before(ask, verb).await? {
                 Ok(keys) => seen.extend(keys),
                 Err(why) => stale.push(fault(at, &why)),

@@ -10,7 +10,6 @@ use weft_registry::consul::CatalogOp;
 use super::Door;
 use super::admit::{Admission, SeenKeys, check_keys, known_check_keys};
 use super::body::Fields;
-use super::catalog::seen;
 use super::error::Refusal;
 use super::http::Ask;
 use super::register::bodies;
@@ -132,7 +131,10 @@ impl CatalogVerb {
     /// What it writes again as it was seen, but for a part.
     pub fn rewrites(&self) -> Option<(StoreKey, Option<u64>)> {
         match &self.of {
-            Record::Service(service) if self.sets() && service.agent => Some(seen(service)),
+            Record::Service(service) if self.sets() && service.agent => {
+                let key = StoreKey::Registration(service_key(service));
+                Some((key, Some(service.modified.0)))
+            }
             _ => None,
         }
     }

@@ -172,3 +172,21 @@ async fn tags_that_an_agent_leaves_to_others_are_theirs() {
         assert_eq!(tags(id).await, (wanted, json!(80)), "{path} {id}");
     }
 }
+
+#[tokio::test]
+async fn who_writes_tags_puts_nothing_else_back() {
+    let rig = rig().await;
+    let own = rig.get("/v1/agent/self").await.json()["Config"]["NodeName"].clone();
+    let web = |port: u16| json!({"Name": "web", "Port": port, "EnableTagOverride": true});
+    rig.put("/v1/agent/service/register", web(1)).await;
+    for n in 2..60_u16 {
+        let service = json!({"Service": "web", "Tags": [n.to_string()]});
+        let tags = json!({"Node": own, "SkipNodeUpdate": true, "Service": service});
+        let set = json!([{"Service": {"Verb": "set", "Node": own, "Service": service}}]);
+        let (path, body) =
+            if n % 2 == 0 { ("/v1/catalog/register", tags) } else { ("/v1/txn", set) };
+        tokio::join!(rig.put("/v1/agent/service/register", web(n)), rig.put(path, body));
+        let now = rig.get("/v1/catalog/service/web").await.json();
+        assert_eq!(now[0]["ServicePort"], n, "{path}: the agent's port was put back");
+    }
+}
