@@ -339,6 +339,9 @@ impl World {
             self.index.insert((entry.0, entry.1.clone(), Some(key.clone())));
             delta.touch(ReadKey::Index(entry.0, entry.1.clone()));
         }
+        if let Some(host) = index::chooses_others(old, new) {
+            delta.touch(ReadKey::Index(Index::DestinationRulesByHost, host));
+        }
     }
 
     /// The services whose instances an object takes part in.

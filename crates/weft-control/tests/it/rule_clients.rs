@@ -114,6 +114,35 @@ fn one_namespaces_selectors_leave_room_for_the_others() {
 }
 
 #[test]
+fn a_selector_that_goes_makes_room_for_the_next() {
+    let client = |i: usize| format!("n{i:03}");
+    let choosing = |minute| {
+        let mut spec = random("*");
+        spec["workloadSelector"] = json!({"matchLabels": {"app": "x"}});
+        (minute, spec)
+    };
+    let mut rules: Vec<Value> =
+        (0..RULE_CLIENTS_MAX - 1).map(|i| rule(&client(i), "all", 1, &random("*"))).collect();
+    // The last that counts, and the first that does not.
+    for (i, (minute, spec)) in [(0, choosing(2)), (1, choosing(3))] {
+        rules.push(rule(&client(i), "second", minute, &spec));
+    }
+    let mut world = world_of(&rules);
+    let (mut compiler, _) = Compiler::new(Env::default(), &world);
+    let told = |compiler: &Compiler| -> Vec<String> {
+        let all = compiler.statuses().map(|s| format!("{:?} {:?}", s.object, s.body));
+        all.filter(|status| status.contains("not used")).collect()
+    };
+    assert!(told(&compiler)[0].contains("n001"), "{:?}", told(&compiler));
+    let delta = put(&mut world, &rule(&client(0), "second", 2, &random("*")));
+    compiler.update(&world, &delta);
+    let (anew, _) = Compiler::new(Env::default(), &world);
+    assert_eq!((told(&compiler), told(&anew)), (Vec::new(), Vec::new()));
+    assert_eq!(clients(&compiler, "s0"), clients(&anew, "s0"));
+    assert_eq!(clients(&compiler, "s0").len(), RULE_CLIENTS_MAX);
+}
+
+#[test]
 fn many_rules_for_a_pattern_are_not_read_by_each_of_them() {
     const RULES: usize = 2_000;
     let mut rules: Vec<Value> =

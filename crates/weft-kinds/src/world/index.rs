@@ -79,6 +79,20 @@ pub fn pair(namespace: &str, name: &str) -> Arc<str> {
 
 pub(super) type Entries = BTreeSet<(Index, Arc<str>)>;
 
+/// The host of a DestinationRule that chooses other clients than before: it stands where it stood in
+/// the list of its host's rules, and whose rules the list has is not what it was.
+pub(super) fn chooses_others(old: Option<&Object>, new: Option<&Object>) -> Option<Arc<str>> {
+    let rule = |object: Option<&Object>| match &object?.view {
+        View::DestinationRule(rule) => {
+            let host = host_key(&rule.spec.host, &object?.key.namespace);
+            Some((host, rule.spec.workload_selector.clone()))
+        }
+        _ => None,
+    };
+    let (was, is) = (rule(old)?, rule(new)?);
+    (was.0 == is.0 && was.1 != is.1).then_some(is.0)
+}
+
 pub(super) fn entries(object: &Object) -> Entries {
     let mut out = Entries::new();
     for owner in &object.meta.owner_references {
