@@ -103,11 +103,11 @@ fn a_rules_own_host_goes_before_that_of_its_destination() {
         let Action::Forward(shares) = &rule.action else { panic!("{rule:?}") };
         // A destination's filters come after its rule's.
         let filters = rule.filters.iter().chain(&shares[0].filters);
-        let hosts = filters.filter_map(|filter| match filter {
+        let mut hosts = filters.filter_map(|filter| match filter {
             Filter::Rewrite(rewrite) => Some((rewrite.host.clone(), rewrite.path.is_some())),
             _ => None,
         });
-        let (host, path) = hosts.last().unwrap();
+        let (host, path) = hosts.next_back().unwrap();
         (host.unwrap().to_string(), path)
     };
     assert_eq!(host(json!({})), ("dest.example".into(), false));
