@@ -256,7 +256,8 @@ fn judge_count(
     let what = if is_chosen { "" } else { " for hosts of other namespaces" };
     let text = format!(
         "not used{what}: of rules for patterns those of {RULE_CLIENTS_MAX} namespaces and workload \
-         selectors count, {RULE_CLIENTS_MAX} of each; others come before this one; name hosts in full"
+         selectors count, {RULE_CLIENTS_MAX} of each; others come before this one; name hosts \
+         in full"
     );
     issues.warning(FieldPath::new("spec.host"), text);
 }

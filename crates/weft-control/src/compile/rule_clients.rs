@@ -36,8 +36,8 @@ type Rule<'w> = (&'w Object, &'w DestinationRule);
 /// The clients of a namespace: those that a selector chooses, or those of whom nothing is chosen.
 type Whom<'a> = (&'a str, Option<&'a Labels>);
 
-/// What units of one World make of it once: the rules for a pattern, and the clients whose rules for
-/// patterns count for a host, by these patterns.
+/// What units of one World make of it once: the rules for a pattern, and the clients whose rules
+/// for patterns count for a host, by these patterns.
 #[derive(Debug, Default)]
 pub struct Shared<'w> {
     levels: RefCell<HashMap<String, Rc<Level<'w>>>>,

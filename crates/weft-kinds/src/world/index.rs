@@ -79,8 +79,8 @@ pub fn pair(namespace: &str, name: &str) -> Arc<str> {
 
 pub(super) type Entries = BTreeSet<(Index, Arc<str>)>;
 
-/// The host of a DestinationRule that chooses other clients than before: it stands where it stood in
-/// the list of its host's rules, and whose rules the list has is not what it was.
+/// The host of a DestinationRule that chooses other clients than before: it stands where it stood
+/// in the list of its host's rules, and whose rules the list has is not what it was.
 pub(super) fn chooses_others(old: Option<&Object>, new: Option<&Object>) -> Option<Arc<str>> {
     let rule = |object: Option<&Object>| match &object?.view {
         View::DestinationRule(rule) => {
