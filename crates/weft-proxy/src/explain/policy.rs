@@ -5,8 +5,8 @@
 use weft_base::clock::Mono;
 use weft_model::{
     BackendPolicy, CheckKind, HashBy, HashTable, LbPolicy, LocalityPolicy, Names, Origin, Outlier,
-    ProxyVersion, RetryBudget, Rule, Speaks, ThroughMethod, Timeouts, Transport, Trust, UpstreamTls,
-    value,
+    ProxyVersion, RetryBudget, Rule, Speaks, ThroughMethod, Timeouts, Transport, Trust,
+    UpstreamTls, value,
 };
 
 use super::steps::{DEFAULT, limited, shown_ms};

@@ -31,8 +31,8 @@ use weft_base::limits::CHECK_HEADER;
 use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_identity::Svid;
-use weft_model::decide::Authority;
 use weft_model::Health;
+use weft_model::decide::Authority;
 
 use self::stats::{Baseline, Query};
 use super::certificates;

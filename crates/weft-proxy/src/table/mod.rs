@@ -354,8 +354,7 @@ impl GatewayEntry {
     /// cannot be used.
     pub fn tls_for(&self, name: Option<&str>) -> Option<Arc<rustls::ServerConfig>> {
         let name = name.unwrap_or("").to_ascii_lowercase();
-        let fits =
-            self.tls.iter().filter_map(|(host, what)| Some((host_fit(host, &name)?, what)));
+        let fits = self.tls.iter().filter_map(|(host, what)| Some((host_fit(host, &name)?, what)));
         let best = fits.reduce(|best, next| if next.0 > best.0 { next } else { best });
         best.and_then(|(_, presented)| Some(presented.as_ref()?.config.clone()))
     }

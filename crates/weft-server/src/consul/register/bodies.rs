@@ -14,16 +14,8 @@ pub type Known = &'static [&'static str];
 /// What Consul's clients write into any record that they read.
 const ANY: Known = &["CreateIndex", "ModifyIndex", "Hash", "Namespace", "Partition"];
 
-pub const DEREGISTRATION: Known = &[
-    "Datacenter",
-    "Node",
-    "Address",
-    "ServiceID",
-    "CheckID",
-    "PeerName",
-    "WriteRequest",
-    "Token",
-];
+pub const DEREGISTRATION: Known =
+    &["Datacenter", "Node", "Address", "ServiceID", "CheckID", "PeerName", "WriteRequest", "Token"];
 pub const CHECK_UPDATE: Known = &["Status", "Output"];
 pub const TXN: Known = &["KV", "Node", "Service", "Check", "Session", "Intention"];
 pub const TXN_KV: Known = &["Verb", "Key", "Value", "Flags", "Index", "Session", "EnterpriseMeta"];
