@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
 use weft_control::compile::Env;
 use weft_control::compiler::{Compiler, Update};
 use weft_control::status::StatusBody;
@@ -93,6 +94,66 @@ fn a_client_gets_the_rules_for_what_it_is() {
     check("sidecar~b~plain", "/b", "VirtualService a/api spec.http[1]");
     check("sidecar~b~plain", "/", "VirtualService a/api spec.http[2]");
     check("sidecar~c~stranger", "/", "nothing");
+}
+
+/// A gateway with an HTTPRoute and a GRPCRoute of one host.
+fn both_kinds(http: (&str, Value), calls: (&str, Value)) -> (Compiler, Update) {
+    let mut world = crate::common::world_of([]);
+    let api = "gateway.networking.k8s.io/v1";
+    let route = |kind: &str, name: &str, (created, matches): (&str, Value)| {
+        json!({"apiVersion": api, "kind": kind,
+            "metadata": {"namespace": "shop", "name": name, "creationTimestamp": created},
+            "spec": {"parentRefs": [{"name": "front"}], "hostnames": ["any.example.com"],
+                "rules": [{"matches": matches, "backendRefs": [{"name": "product", "port": 80}]}]}})
+    };
+    for object in [
+        json!({"apiVersion": api, "kind": "GatewayClass", "metadata": {"name": "weft"},
+            "spec": {"controllerName": "weft.dev/gateway"}}),
+        json!({"apiVersion": api, "kind": "Gateway",
+            "metadata": {"namespace": "shop", "name": "front"},
+            "spec": {"gatewayClassName": "weft", "addresses": [{"value": "127.0.0.1"}],
+                "listeners": [{"name": "any", "port": 8000, "protocol": "HTTP"}]}}),
+        json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"namespace": "shop", "name": "product"},
+            "spec": {"ports": [{"port": 80}]}}),
+        route("HTTPRoute", "web", http),
+        route("GRPCRoute", "calls", calls),
+    ] {
+        crate::common::put(&mut world, &object);
+    }
+    compiled(&world)
+}
+
+/// Gateway API v1.6: "Implementations that support GRPCRoute may enforce uniqueness of hostnames
+/// between GRPCRoutes and HTTPRoutes". weft does not.
+#[test]
+fn an_httproute_and_a_grpcroute_share_a_host() {
+    let root = Root::listener("shop~front~8000");
+    let (old, young) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
+    let service = json!([{"method": {"service": "shop.Product"}}]);
+    let page = json!([{"path": {"type": "PathPrefix", "value": "/shop.Product/docs"}}]);
+    let (web, calls) = ("HTTPRoute shop/web spec.rules[0]", "GRPCRoute shop/calls spec.rules[0]");
+    for (http, grpc, path, want) in [
+        // What is more specific, whatever its kind and age.
+        ((old, json!([])), (young, service.clone()), "/shop.Product/Get", calls),
+        ((old, json!([])), (young, service.clone()), "/", web),
+        ((young, page.clone()), (old, service), "/shop.Product/docs/1", web),
+        // The older one of equals.
+        ((old, json!([])), (young, json!([])), "/", web),
+        ((young, json!([])), (old, json!([])), "/", calls),
+        // Among these by name.
+        ((old, json!([])), (old, json!([])), "/", calls),
+    ] {
+        let case = format!("{path}: {http:?} {grpc:?}");
+        let (compiler, update) = both_kinds(http, grpc);
+        let got = follows(&compiler, "gateway~shop~front", &root, (8000, path));
+        assert_eq!(got, want, "{case}");
+        let accepted = update.statuses.iter().filter(|status| match &status.body {
+            StatusBody::Parents(of) => of.iter().all(|p| p.conditions.iter().all(|c| c.holds)),
+            _ => false,
+        });
+        assert_eq!(accepted.count(), 2, "{case}: {:?}", update.statuses);
+    }
 }
 
 #[test]
