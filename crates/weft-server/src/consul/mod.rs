@@ -36,6 +36,7 @@ mod own_node;
 mod params;
 mod query;
 pub(crate) mod query_run;
+mod query_text;
 mod register;
 mod render;
 mod reply;

@@ -12,15 +12,22 @@ use super::body::{self, Fields};
 use super::config::stamped;
 use super::error::Refusal;
 use super::http::Ask;
-use super::register::bodies;
+use super::query_text;
+use super::register::{bodies, known};
 use super::reply::Reply;
 
 pub(super) const TABLE: &str = "query";
+/// What is shown in place of a token.
+const HIDDEN: &str = "<hidden>";
 
 impl Door {
     pub(super) async fn queries(&self, ask: &Ask) -> Result<Reply, Refusal> {
         if ask.method == Method::POST {
             let body = bodies::object(&ask.body, bodies::QUERY)?;
+            if !Fields::new(&body, "").text("ID")?.is_empty() {
+                let text = "ID must be empty when creating a new prepared query";
+                return Err(Refusal::internal(text));
+            }
             let id = Uuid::new_v4().to_string();
             self.write_query(ask, &id, &body, true).await?;
             return Ok(Reply::json(json!({"ID": id})));
@@ -113,6 +120,12 @@ impl Door {
                     "name {name:?} aliases an existing query name"
                 )));
             }
+            // Names and ids are asked for alike.
+            if state.record(TABLE, name).is_some() {
+                return Err(Refusal::internal(format!(
+                    "name {name:?} aliases an existing query ID"
+                )));
+            }
             Ok((vec![Change::Put(id.to_owned(), query.clone())], ()))
         };
         self.consul().change(TABLE, plan).await?;
@@ -148,7 +161,7 @@ fn redacted(ask: &Ask, mut query: Value) -> Value {
         && ask.who.demand_management().is_err()
         && let Value::Object(map) = &mut query
     {
-        map.insert("Token".into(), json!("<hidden>"));
+        map.insert("Token".into(), json!(HIDDEN));
     }
     query
 }
@@ -182,11 +195,21 @@ fn read(id: &str, body: &Map<String, Value>) -> Result<Value, Refusal> {
         None => json!({"Type": "", "Regexp": "", "RemoveEmptyTags": false}),
         Some(part) => template(part)?,
     };
-    Ok(json!({
+    let token = fields.text("Token")?;
+    if token == HIDDEN {
+        return Err(Refusal::bad(format!(
+            "Bad Token '{HIDDEN}', it looks like a query definition with a redacted token was \
+             submitted"
+        )));
+    }
+    let node_meta = of.text_map("NodeMeta")?;
+    let pairs = node_meta.iter().map(|(k, v)| (k.as_str().into(), v.as_str().into()));
+    known::meta("Node", &pairs.collect(), true)?;
+    let query = json!({
         "ID": id,
         "Name": fields.text("Name")?,
         "Session": fields.text("Session")?,
-        "Token": fields.text("Token")?,
+        "Token": token,
         "Template": template,
         "Service": {
             "Service": name,
@@ -195,13 +218,17 @@ fn read(id: &str, body: &Map<String, Value>) -> Result<Value, Refusal> {
             "IgnoreCheckIDs": of.list("IgnoreCheckIDs")?,
             "Near": of.text("Near")?,
             "Tags": of.list("Tags")?,
-            "NodeMeta": of.text_map("NodeMeta")?,
+            "NodeMeta": node_meta,
             "ServiceMeta": of.text_map("ServiceMeta")?,
             "Connect": of.flag("Connect")?,
             "Peer": of.text("Peer")?,
         },
         "DNS": {"TTL": ttl},
-    }))
+    });
+    if !body::word(body::part(&query, "Template"), "Type").is_empty() {
+        query_text::judge(body::part(&query, "Service"), "Service").map_err(Refusal::bad)?;
+    }
+    Ok(query)
 }
 
 fn failover(part: &Map<String, Value>) -> Result<Value, Refusal> {

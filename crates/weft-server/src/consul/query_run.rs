@@ -17,6 +17,7 @@ use super::catalog::Wanted;
 use super::error::Refusal;
 use super::http::Ask;
 use super::query::TABLE;
+use super::query_text::Asked;
 use super::reply::Reply;
 use super::shapes;
 use super::view::{Entry, View};
@@ -269,19 +270,10 @@ fn fill(query: &Value, name: &str, compiled: &mut dyn FnMut(&str) -> Option<Rege
         }),
     };
     let suffix = name.get(prefix.len()..).unwrap_or_default();
-    let render = |text: &str| -> String {
-        let mut out = text.replace("${name.full}", name).replace("${name.prefix}", prefix);
-        out = out.replace("${name.suffix}", suffix);
-        out = out.replace("${agent.segment}", "");
-        for at in 0..10 {
-            let value = found.get(at).map_or("", String::as_str);
-            out = out.replace(&format!("${{match({at})}}"), value);
-        }
-        out
-    };
+    let asked = Asked { full: name, prefix, suffix, found };
     let Some(service) = part(query, "Service").as_object().cloned() else { return out };
     let mut filled: Map<String, Value> =
-        service.into_iter().map(|(key, value)| (key, rendered(value, &render))).collect();
+        service.into_iter().map(|(key, value)| (key, asked.fill(value))).collect();
     if *part(template, "RemoveEmptyTags") == true
         && let Some(Value::Array(tags)) = filled.get_mut("Tags")
     {
@@ -289,18 +281,7 @@ fn fill(query: &Value, name: &str, compiled: &mut dyn FnMut(&str) -> Option<Rege
     }
     if let Value::Object(map) = &mut out {
         map.insert("Service".into(), Value::Object(filled));
-        map.insert("DNS".into(), rendered(part(query, "DNS").clone(), &render));
+        map.insert("DNS".into(), asked.fill(part(query, "DNS").clone()));
     }
     out
-}
-
-fn rendered(value: Value, render: &impl Fn(&str) -> String) -> Value {
-    match value {
-        Value::String(text) => Value::String(render(&text)),
-        Value::Array(items) => items.into_iter().map(|v| rendered(v, render)).collect(),
-        Value::Object(map) => {
-            map.into_iter().map(|(k, v)| (k, rendered(v, render))).collect::<Map<_, _>>().into()
-        }
-        other => other,
-    }
 }

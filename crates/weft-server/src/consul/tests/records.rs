@@ -184,6 +184,40 @@ async fn a_prepared_query_is_found_by_name_and_by_template() {
 }
 
 #[tokio::test]
+async fn a_prepared_query_that_could_answer_nothing_is_refused_when_it_is_written() {
+    let rig = rig().await;
+    let query = |more: Value| {
+        let mut query = json!({"Name": "q-", "Service": {"Service": "web"},
+                               "Template": {"Type": "name_prefix_match"}});
+        query.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        query.to_string()
+    };
+    let first = rig.ask("POST", "/v1/query", &query(json!({"Name": "first"}))).await;
+    let id = first.json()["ID"].as_str().unwrap().to_owned();
+    let node_meta = json!({"Service": {"Service": "web", "NodeMeta": {"a b": "x"}}});
+    for (more, status, why) in [
+        (json!({"Service": {"Service": "${name.full"}}), 400, "in Service.Service: a \"}\""),
+        (json!({"Service": {"Service": "a", "Tags": ["${bogus}"]}}), 400, "in Service.Tags[0]"),
+        (json!({"ID": "x"}), 500, "ID must be empty when creating"),
+        (json!({"Name": id}), 500, "aliases an existing query ID"),
+        (json!({"Token": "<hidden>"}), 400, "Bad Token '<hidden>'"),
+        (node_meta, 400, "Couldn't load metadata pair ('a b', 'x')"),
+    ] {
+        let said = rig.ask("POST", "/v1/query", &query(more.clone())).await;
+        assert!(said.status == status && said.text.contains(why), "{more}: {}", said.text);
+    }
+    assert_eq!(count(&rig.get("/v1/query").await), 1);
+    // What is no template may be called so, and one that is there is written back as it was read.
+    let plain = json!({"Name": "p", "Template": {}, "Service": {"Service": "${odd"}});
+    assert_eq!(rig.ask("POST", "/v1/query", &query(plain)).await.status, 200);
+    let same = rig.get(&format!("/v1/query/{id}")).await.json()[0].clone();
+    let mut same = same.as_object().unwrap().clone();
+    same.retain(|name, _| !name.ends_with("Index"));
+    let path = format!("/v1/query/{id}");
+    assert_eq!(rig.ask("PUT", &path, &Value::Object(same).to_string()).await.status, 200);
+}
+
+#[tokio::test]
 async fn events_are_listed_by_name_and_waited_for() {
     let rig = rig().await;
     let first = rig.get("/v1/event/list?name=deploy").await;
