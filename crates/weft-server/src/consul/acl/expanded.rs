@@ -9,7 +9,7 @@ use uuid::Uuid;
 use weft_registry::consul::State;
 
 use super::tokens::{hash, stamped};
-use super::{MANAGEMENT, TABLE, links, templates};
+use super::{TABLE, links, templates};
 use crate::consul::Door;
 use crate::consul::body::{Fields, word_of};
 use crate::consul::error::Refusal;
@@ -80,7 +80,7 @@ fn linked(
         let known = state.record(TABLE, &format!("{kind}/{id}"));
         let known = known.and_then(|(r, i)| Some(stamped(r.as_object()?, i.created, i.modified)));
         let built_in = || {
-            let own = (kind == "policy" && id == MANAGEMENT).then(|| links::policy(state, &id))?;
+            let own = (kind == "policy").then(|| links::policy(state, &id))?;
             own.map(|own| stamped(&own, 1, 1))
         };
         out.extend(known.or_else(built_in));

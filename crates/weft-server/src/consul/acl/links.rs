@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 use weft_registry::consul::State;
 
-use super::{MANAGEMENT, TABLE, global_management, templates};
+use super::{BUILT_IN, TABLE, built_in_policy, templates};
 use crate::consul::body::Fields;
 use crate::consul::error::Refusal;
 
@@ -19,13 +19,14 @@ pub fn record(state: &State, name: &str) -> Option<Map<String, Value>> {
 /// A policy by its id.
 pub fn policy(state: &State, id: &str) -> Option<Map<String, Value>> {
     let known = record(state, &format!("policy/{id}"));
-    known.or_else(|| (id == MANAGEMENT).then(|| global_management().as_object().cloned())?)
+    known.or_else(|| built_in_policy(id)?.as_object().cloned())
 }
 
 /// The id of what has a name.
 pub fn by_name(state: &State, kind: &str, name: &str) -> Option<String> {
-    if kind == "policy" && name == "global-management" {
-        return Some(MANAGEMENT.to_owned());
+    let own = BUILT_IN.iter().find(|(_, own)| kind == "policy" && *own == name);
+    if let Some((id, _)) = own {
+        return Some((*id).to_owned());
     }
     let known = record(state, &format!("{kind}-name/{name}"))?;
     known.get("ID").and_then(Value::as_str).map(str::to_owned)

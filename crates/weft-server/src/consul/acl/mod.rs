@@ -26,7 +26,7 @@ use weft_identity::permission::{Permission, Permissions};
 use weft_registry::consul::{State, Topic, keys};
 
 use super::Door;
-use super::body::{Fields, word};
+use super::body::{Fields, word_of};
 use super::error::Refusal;
 use super::who::Who;
 pub(super) use records::Sort;
@@ -35,6 +35,12 @@ pub(super) use tokens::hash;
 pub(super) const TABLE: &str = "acl";
 pub(super) const ANONYMOUS: &str = "00000000-0000-0000-0000-000000000002";
 pub(super) const MANAGEMENT: &str = "00000000-0000-0000-0000-000000000001";
+/// Policies that every access list begins with, by id and name. The second's id is also that of the
+/// anonymous token, which is of another kind.
+const BUILT_IN: [(&str, &str); 2] = [
+    (MANAGEMENT, "global-management"),
+    ("00000000-0000-0000-0000-000000000002", "builtin/global-read-only"),
+];
 /// Callers whose rows are kept.
 const CACHED_MAX: usize = 4096;
 /// How long it is believed who asks over DNS, in ms.
@@ -214,14 +220,13 @@ impl Acl {
             for link in Fields::new(holder, "").objects("Policies")? {
                 let id = Fields::new(link, "Policies.").text("ID")?;
                 manage |= id == MANAGEMENT;
-                let Some((policy, _)) = state.record(TABLE, &format!("policy/{id}")) else {
-                    continue;
-                };
-                if !templates::is_for(&datacenters(policy)?, Some(datacenter)) {
+                let Some(policy) = links::policy(state, &id) else { continue };
+                let datacenters = Fields::new(&policy, "").list("Datacenters")?;
+                if !templates::is_for(&datacenters, Some(datacenter)) {
                     continue;
                 }
-                let subject: Arc<str> = word(policy, "Name").into();
-                let text = word(policy, "Rules");
+                let subject: Arc<str> = word_of(&policy, "Name").into();
+                let text = word_of(&policy, "Rules");
                 rows.extend(rules::parse(&subject, text).map_err(Refusal::internal)?);
             }
         }
@@ -255,27 +260,33 @@ impl Cache {
     }
 }
 
-fn datacenters(policy: &Value) -> Result<Vec<String>, Refusal> {
-    policy.as_object().map_or(Ok(Vec::new()), |policy| Fields::new(policy, "").list("Datacenters"))
+/// The name of a policy that is there without anybody having made it.
+fn built_in(id: &str) -> Option<&'static str> {
+    BUILT_IN.iter().find(|(own, _)| *own == id).map(|(_, name)| *name)
 }
 
-/// The policy that every access list begins with.
-pub(super) fn global_management() -> Value {
-    json!({
-        "ID": MANAGEMENT,
-        "Name": "global-management",
-        "Description": "A policy that grants unlimited access",
-        "Rules": concat!(
-            "acl = \"write\"\nkeyring = \"write\"\noperator = \"write\"\n",
-            "mesh = \"write\"\npeering = \"write\"\n",
-            "agent_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
-            "event_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
-            "key_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
-            "node_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
-            "query_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
-            "service_prefix \"\" {\n\tpolicy = \"write\"\n\tintentions = \"write\"\n}\n",
-            "session_prefix \"\" {\n\tpolicy = \"write\"\n}\n",
-        ),
+/// Such a policy.
+fn built_in_policy(id: &str) -> Option<Value> {
+    let name = built_in(id)?;
+    let (verb, description) = match id {
+        MANAGEMENT => ("write", "A policy that grants unlimited access"),
+        _ => ("read", "A policy that grants read access to everything"),
+    };
+    let mut rules: String = ["acl", "keyring", "operator", "mesh", "peering"]
+        .map(|kind| format!("{kind} = \"{verb}\"\n"))
+        .concat();
+    for kind in ["agent", "event", "key", "node", "query", "service", "session"] {
+        let more = match kind {
+            "service" => format!("\tintentions = \"{verb}\"\n"),
+            _ => String::new(),
+        };
+        rules += &format!("{kind}_prefix \"\" {{\n\tpolicy = \"{verb}\"\n{more}}}\n");
+    }
+    Some(json!({
+        "ID": id,
+        "Name": name,
+        "Description": description,
+        "Rules": rules,
         "Datacenters": null,
-    })
+    }))
 }

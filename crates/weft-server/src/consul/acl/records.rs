@@ -9,7 +9,7 @@ use weft_identity::permission::Verb;
 use weft_registry::consul::{Change, State, Topic, keys};
 
 use super::tokens::{hash, stamped};
-use super::{MANAGEMENT, TABLE, links, methods, rules, tokens};
+use super::{BUILT_IN, TABLE, built_in, links, methods, rules, tokens};
 use crate::consul::Door;
 use crate::consul::body::{Fields, word, word_of};
 use crate::consul::error::Refusal;
@@ -73,8 +73,10 @@ impl Door {
             .into_iter()
             .filter_map(|(r, item)| Some(stamped(r.as_object()?, item.created, item.modified)))
             .collect();
-        if sort == Sort::Policy && !all.iter().any(|policy| word_of(policy, "ID") == MANAGEMENT) {
-            all.extend(links::policy(&state, MANAGEMENT).map(|policy| stamped(&policy, 1, 1)));
+        for (own, _) in BUILT_IN.iter().filter(|_| sort == Sort::Policy) {
+            if !all.iter().any(|policy| word_of(policy, "ID") == *own) {
+                all.extend(links::policy(&state, own).map(|policy| stamped(&policy, 1, 1)));
+            }
         }
         if let (Sort::Rule, Some(method)) = (sort, ask.params.filled("authmethod")) {
             all.retain(|rule| word_of(rule, "AuthMethod") == method);
@@ -162,8 +164,8 @@ impl Door {
         ask.who.demand_acl(Verb::Write)?;
         let id = &ask.argument;
         check_id(sort, id)?;
-        if sort == Sort::Policy && id == MANAGEMENT {
-            let text = "Delete operation not permitted on the builtin global-management policy";
+        if let Some(name) = built_in(id).filter(|_| sort == Sort::Policy) {
+            let text = format!("Delete operation not permitted on the builtin {name} policy");
             return Err(Refusal::internal(text));
         }
         let plan = |state: &State| {
@@ -223,14 +225,14 @@ fn made(
     let old = match id.is_empty() {
         true => None,
         false => match links::record(state, &format!("{}/{id}", sort.prefix())) {
-            None if id != MANAGEMENT => {
+            None if sort != Sort::Policy || built_in(id).is_none() => {
                 return Err(Refusal::new(StatusCode::NOT_FOUND, "ACL not found"));
             }
             known => known,
         },
     };
-    if sort == Sort::Policy && id == MANAGEMENT {
-        let text = "Changing the Rules for the builtin global-management policy is not permitted";
+    if let Some(name) = built_in(id).filter(|_| sort == Sort::Policy) {
+        let text = format!("Changing the Rules for the builtin {name} policy is not permitted");
         return Err(Refusal::internal(text));
     }
     let mut out = Map::new();

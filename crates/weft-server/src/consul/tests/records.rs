@@ -377,7 +377,8 @@ async fn a_policy_that_changes_changes_what_its_tokens_may_at_once() {
     let token = rig.token(r#"key_prefix "" { policy = "write" }"#).await;
     assert_eq!(rig.as_token(&token, "PUT", "/v1/kv/a", "x").await.status, 200);
     let policies = rig.as_token(ROOT, "GET", "/v1/acl/policies", "").await.json();
-    let own = policies.as_array().unwrap().iter().find(|p| p["Name"] != "global-management");
+    let made = |p: &&Value| !p["Name"].as_str().unwrap().contains("global-");
+    let own = policies.as_array().unwrap().iter().find(made);
     let path = format!("/v1/acl/policy/{}", own.unwrap()["ID"].as_str().unwrap());
     let body = r#"{"Rules": "key_prefix \"\" { policy = \"read\" }"}"#;
     let changed = rig.as_token(ROOT, "PUT", &path, body).await;
@@ -386,6 +387,38 @@ async fn a_policy_that_changes_changes_what_its_tokens_may_at_once() {
     assert_eq!(rig.as_token(&token, "GET", "/v1/kv/a", "").await.status, 200);
     rig.as_token(ROOT, "DELETE", &path, "").await;
     assert_eq!(rig.as_token(&token, "GET", "/v1/kv/a", "").await.status, 403);
+}
+
+#[tokio::test]
+async fn a_policy_to_read_everything_is_there_from_the_start_and_stays() {
+    const NAME: &str = "builtin/global-read-only";
+    let rig = guarded(false).await;
+    let root = async |method: &str, path: &str, body: Value| {
+        rig.as_token(ROOT, method, &format!("/v1{path}"), &body.to_string()).await
+    };
+    let policies = root("GET", "/acl/policies", Value::Null).await.json();
+    assert!(policies.as_array().unwrap().iter().any(|p| p["Name"] == NAME), "{policies}");
+    let policy = root("GET", &format!("/acl/policy/name/{NAME}"), Value::Null).await.json();
+    let by_id = format!("/acl/policy/{}", policy["ID"].as_str().unwrap());
+    assert_eq!(root("GET", &by_id, Value::Null).await.json(), policy);
+    let body = json!({"Policies": [{"Name": NAME}]});
+    let token = root("PUT", "/acl/token", body).await.json();
+    let secret = token["SecretID"].as_str().unwrap();
+    root("PUT", "/kv/a", json!(1)).await;
+    for path in ["/kv/a", "/operator/raft/configuration", "/agent/self", "/session/list"] {
+        let said = rig.as_token(secret, "GET", &format!("/v1{path}"), "").await;
+        assert_eq!(said.status, 200, "{path}: {}", said.text);
+    }
+    assert_eq!(rig.as_token(secret, "PUT", "/v1/kv/a", "2").await.status, 403);
+    let tokens = rig.as_token(secret, "GET", "/v1/acl/tokens", "").await;
+    assert!(tokens.status == 200 && !tokens.text.contains(ROOT), "{}", tokens.text);
+    let path = format!("/acl/token/{}?expanded", token["AccessorID"].as_str().unwrap());
+    let shown = root("GET", &path, Value::Null).await.json();
+    assert_eq!(shown["ExpandedPolicies"][0]["Name"], NAME, "{shown}");
+    for (method, body) in [("DELETE", Value::Null), ("PUT", json!({"Rules": "acl = \"write\""}))] {
+        let said = root(method, &by_id, body).await;
+        assert!(said.status == 500 && said.text.contains(NAME), "{method}: {}", said.text);
+    }
 }
 
 #[tokio::test]
