@@ -4,8 +4,9 @@
 //! `Service.Tags contains "v1" and not (Node.Meta.rack == "a" or ServiceMeta is empty)`
 
 use regex::Regex;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::body::same;
 use super::error::Refusal;
 
 pub mod typed;
@@ -153,14 +154,17 @@ const OPTIONAL: [&str; 8] = [
     "Locality",
 ];
 
+/// Fields that are shown as they were written, however their own fields are spelled.
+const WRITTEN: [&str; 4] = ["Proxy", "ServiceProxy", "Connect", "ServiceConnect"];
+
 fn select<'a>(item: &'a Value, path: &[String], judged: bool) -> Result<Vec<&'a Value>, String> {
     let mut now = vec![item];
-    let mut in_map = false;
+    let (mut in_map, mut as_written) = (false, false);
     for segment in path {
         let mut next = Vec::new();
         for value in now {
             match value {
-                Value::Object(map) => match map.get(segment) {
+                Value::Object(map) => match field(map, segment, as_written) {
                     Some(found) => next.push(found),
                     None if judged || in_map || OPTIONAL.contains(&segment.as_str()) => {}
                     None => {
@@ -176,10 +180,16 @@ fn select<'a>(item: &'a Value, path: &[String], judged: bool) -> Result<Vec<&'a 
             }
         }
         in_map |= MAPS.contains(&segment.as_str());
+        as_written |= WRITTEN.contains(&segment.as_str());
         now = next;
     }
     now.retain(|value| !judged || !value.is_null());
     Ok(now)
+}
+
+fn field<'a>(map: &'a Map<String, Value>, name: &str, as_written: bool) -> Option<&'a Value> {
+    let spelled = || map.iter().find(|(key, _)| as_written && same(key, name));
+    map.get(name).or_else(|| spelled().map(|(_, value)| value))
 }
 
 fn test(value: &Value, op: &Op) -> bool {

@@ -19,14 +19,42 @@ pub enum Type {
     Map(&'static Type),
     Record(Fields),
     Records(Fields),
+    /// As the client wrote it, but for these fields, which it may have left out.
+    Written(Fields),
     /// As the client wrote it.
     Any,
 }
 
-use Type::{Any, Flag, Map, Number, Record, Records, Text, Texts};
+use Type::{Any, Flag, Map, Number, Record, Records, Text, Texts, Written};
 
 const TAGGED: Type = Map(&Record(&[("Address", Text), ("Port", Number)]));
 const WEIGHTS: Type = Record(&[("Passing", Number), ("Warning", Number)]);
+
+/// A proxy's; what is below its lists and its `Config` is as it was written.
+const PROXY: Type = Written(&[
+    ("DestinationServiceName", Text),
+    ("DestinationServiceID", Text),
+    ("LocalServiceAddress", Text),
+    ("LocalServicePort", Number),
+    ("LocalServiceSocketPath", Text),
+    ("Mode", Text),
+    ("MutualTLSMode", Text),
+    ("MeshGateway", Written(&[("Mode", Text)])),
+    ("Expose", Written(&[("Checks", Flag)])),
+    ("TransparentProxy", Written(&[("OutboundListenerPort", Number), ("DialedDirectly", Flag)])),
+    (
+        "AccessLogs",
+        Written(&[
+            ("Enabled", Flag),
+            ("DisableListenerLogs", Flag),
+            ("Type", Text),
+            ("Path", Text),
+            ("JSONFormat", Text),
+            ("TextFormat", Text),
+        ]),
+    ),
+]);
+const CONNECT: Type = Written(&[("Native", Flag)]);
 
 /// `catalog/nodes`.
 pub const NODE: Fields = &[
@@ -52,8 +80,8 @@ pub const SERVICE: Fields = &[
     ("SocketPath", Text),
     ("Weights", WEIGHTS),
     ("EnableTagOverride", Flag),
-    ("Proxy", Any),
-    ("Connect", Any),
+    ("Proxy", PROXY),
+    ("Connect", CONNECT),
     ("Locality", Any),
     ("PeerName", Text),
     // What an agent shows besides.
@@ -80,8 +108,8 @@ pub const CATALOG_SERVICE: Fields = &[
     ("ServicePort", Number),
     ("ServiceSocketPath", Text),
     ("ServiceEnableTagOverride", Flag),
-    ("ServiceProxy", Any),
-    ("ServiceConnect", Any),
+    ("ServiceProxy", PROXY),
+    ("ServiceConnect", CONNECT),
     ("ServiceLocality", Any),
     ("PeerName", Text),
 ];
@@ -145,6 +173,8 @@ fn leaf(path: &[String], of: Fields) -> Result<(Type, bool), String> {
                 continue;
             }
             Record(fields) => fields,
+            Written(fields) if fields.iter().any(|(name, _)| name == segment) => fields,
+            Written(_) => return Ok((Any, false)),
             Records(fields) => {
                 is_certain = false;
                 fields
@@ -164,7 +194,7 @@ fn admit(test: &mut Test, leaf: Type) -> Result<(), String> {
     let selector = test.path.join(".");
     let can = matches!(
         (leaf, &test.op),
-        (Any, _)
+        (Any | Written(_), _)
             | (Text | Number | Flag, Op::Equal(_))
             | (Text, Op::Contains(_) | Op::Matches(_))
             | (Texts | Map(_), Op::Contains(_) | Op::Empty)
@@ -203,7 +233,7 @@ fn zero(of: Type) -> Option<Value> {
         Flag => json!(false),
         Texts | Records(_) => json!([]),
         Map(_) => json!({}),
-        Record(_) | Any => return None,
+        Record(_) | Written(_) | Any => return None,
     })
 }
 
@@ -267,6 +297,59 @@ mod tests {
         check("Node.Meta.other != a", Ok(true));
         check("Service.Proxy.Nothing == a", Ok(false));
         check("Service.Locality.Region == a", Ok(false));
+    }
+
+    /// Every leaf of a tree that has one value, as its path and what it is without one.
+    fn leaves(of: Type, path: &str, out: &mut Vec<(String, Type)>) {
+        match of {
+            Record(fields) | Written(fields) => {
+                for (name, of) in fields {
+                    let dot = if path.is_empty() { "" } else { "." };
+                    leaves(*of, &format!("{path}{dot}{name}"), out);
+                }
+            }
+            Map(_) | Any | Records(_) => {}
+            leaf => out.push((path.to_owned(), leaf)),
+        }
+    }
+
+    #[test]
+    fn each_field_that_is_not_set_is_what_it_is_in_consul_then() {
+        for fields in [NODE, SERVICE, CATALOG_SERVICE, CHECK, HEALTH] {
+            let mut all = Vec::new();
+            leaves(Record(fields), "", &mut all);
+            for (path, leaf) in all {
+                let (unset, set) = match leaf {
+                    Text => (format!("{path} == \"\""), format!("{path} == a")),
+                    Number => (format!("{path} == 0"), format!("{path} == 1")),
+                    Flag => (format!("{path} == false"), format!("{path} == true")),
+                    _ => (format!("{path} is empty"), format!("a in {path}")),
+                };
+                for item in [json!({}), json!({"Proxy": {"Expose": null}, "Connect": null})] {
+                    let holds = |text: &str| Filter::of(text, fields).unwrap().holds(&item);
+                    assert_eq!(holds(&unset), Ok(true), "{unset}");
+                    assert_eq!(holds(&set), Ok(false), "{set}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_read_however_its_fields_were_spelled() {
+        let item = json!({"Proxy": {"destination_service_name": "web", "localServicePort": 80,
+                                    "Config": {"a_b": "1"}}});
+        for (filter, expect) in [
+            ("Proxy.DestinationServiceName == web", true),
+            ("Proxy.DestinationServiceName == \"\"", false),
+            ("Proxy.LocalServicePort == 0x50", true),
+            ("Proxy.Config.a_b == 1", true),
+            ("Proxy.Config.none == 1", false),
+        ] {
+            let holds = Filter::of(filter, SERVICE).and_then(|f| f.holds(&item));
+            assert_eq!(holds, Ok(expect), "{filter}");
+        }
+        check("Service.Proxy.LocalServicePort == a", Err("Failed to coerce value"));
+        check("Service.Connect.Native is empty", Err("Invalid match operator"));
     }
 
     #[test]
