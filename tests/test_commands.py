@@ -68,6 +68,16 @@ def test_objects_are_applied_shown_described_and_deleted(empty, tmp_path):
     shown = json.loads(empty.weft("get", "cm", "a", "-n", "demo", "-o", "json").stdout)
     assert shown["data"] == {"k": "v"}
     assert rows(empty.weft("get", "cm", "-A").stdout)[0][:2] == ["demo", "a"]
+    # Several kinds at once, as with kubectl.
+    both = rows(empty.weft("get", "cm,secrets,ns", "-A").stdout)
+    assert ["demo", "configmap/a"] in [row[:2] for row in both], both
+    assert "namespace/demo" in [cell for row in both for cell in row], both
+    both = json.loads(empty.weft("get", "ns,cm", "-n", "demo", "-o", "json").stdout)
+    assert both["kind"] == "List", both
+    assert {("v1", "ConfigMap"), ("v1", "Namespace")} == {
+        (item["apiVersion"], item["kind"]) for item in both["items"]}, both
+    wrong = empty.weft("get", "cm,nonsense", check=False)
+    assert wrong.returncode != 0 and '"nonsense" is no kind' in wrong.stderr, wrong
     described = empty.weft("describe", "cm", "a", "-n", "demo").stdout
     assert "ConfigMap" in described and "k: v" in described
     assert "deleted" in empty.weft("delete", "-f", file).stdout

@@ -510,8 +510,8 @@ pub struct Scope {
 
 #[derive(Debug, Args)]
 pub struct GetArgs {
-    /// Kind, plural or short name: `pods`, `svc`, `httproutes`; `endpoints` shows who takes
-    /// traffic.
+    /// Kind, plural or short name, or several: `pods`, `svc`, `httproutes,grpcroutes`;
+    /// `endpoints` shows who takes traffic.
     pub kind: String,
     pub name: Option<String>,
     #[command(flatten)]

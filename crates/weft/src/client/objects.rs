@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, bail};
 use http::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use weft_kinds::kind::{KINDS, Kind};
 
 use super::Api;
@@ -62,18 +62,60 @@ pub async fn get(args: &GetArgs) -> Result<()> {
     if matches!(args.kind.as_str(), "endpoints" | "ep") {
         return super::report::endpoints(&args.client, &args.scope, args.name.as_deref()).await;
     }
+    let kinds: Vec<_> = args.kind.split(',').map(kind_named).collect::<Result<_>>()?;
     let api = Api::new(&args.client.server);
-    let kind = kind_named(&args.kind)?;
-    let path = object_path(kind, &args.scope, args.name.as_deref());
+    let is_table = matches!(args.client.output, Output::Table | Output::Wide);
+    let mut found = Vec::new();
+    for kind in kinds {
+        let path = object_path(kind, &args.scope, args.name.as_deref());
+        let answer =
+            if is_table { api.get_as(&path, TABLE).await? } else { api.get(&path).await? };
+        found.push((kind, answer));
+    }
     match args.client.output {
-        Output::Json => print::json(&api.get(&path).await?),
-        Output::Yaml => print::yaml(&api.get(&path).await?)?,
+        Output::Json => print::json(&one_list(found)),
+        Output::Yaml => print::yaml(&one_list(found))?,
         wide_or_not => {
-            let table = api.get_as(&path, TABLE).await?;
-            print_table(&table, wide_or_not == Output::Wide, args.scope.all_namespaces);
+            let wide = wide_or_not == Output::Wide;
+            print::print_text(&tables(&found, wide, args.scope.all_namespaces));
         }
     }
     Ok(())
+}
+
+/// The answers for several kinds as one List, as kubectl makes it: every item says what it is.
+fn one_list(mut found: Vec<(&Kind, Value)>) -> Value {
+    if found.len() == 1 {
+        return found.remove(0).1;
+    }
+    let mut items = Vec::new();
+    for (kind, mut answer) in found {
+        let Some(Value::Array(list)) = answer.get_mut("items").map(Value::take) else {
+            items.push(answer);
+            continue;
+        };
+        let version = answer.get("apiVersion").cloned().unwrap_or_default();
+        items.extend(list.into_iter().map(|mut item| {
+            if let Some(fields) = item.as_object_mut() {
+                fields.entry("apiVersion").or_insert_with(|| version.clone());
+                fields.entry("kind").or_insert_with(|| kind.kind.into());
+            }
+            item
+        }));
+    }
+    json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": items})
+}
+
+/// One table for each kind that has objects. Of several kinds names say which: `service/web`.
+fn tables(found: &[(&Kind, Value)], wide: bool, with_namespace: bool) -> String {
+    let is_filled = |table: &Value| table["rows"].as_array().is_some_and(|rows| !rows.is_empty());
+    let mut filled: Vec<_> = found.iter().filter(|(_, table)| is_filled(table)).collect();
+    filled.extend(found.first().filter(|_| filled.is_empty()));
+    let each = filled.into_iter().map(|(kind, table)| {
+        let kind = (found.len() > 1).then_some(*kind);
+        table_text(table, kind, wide, with_namespace)
+    });
+    each.collect::<Vec<_>>().join("\n")
 }
 
 pub async fn describe(args: &DescribeArgs) -> Result<()> {
@@ -208,7 +250,8 @@ fn object_path(kind: &Kind, scope: &Scope, name: Option<&str>) -> String {
     resource_path(kind, namespace, name)
 }
 
-fn print_table(table: &Value, wide: bool, with_namespace: bool) {
+/// A server's table as text; a `kind` stands before each name.
+fn table_text(table: &Value, kind: Option<&Kind>, wide: bool, with_namespace: bool) -> String {
     let empty = Vec::new();
     let columns = table.get("columnDefinitions").and_then(Value::as_array).unwrap_or(&empty);
     let shown: Vec<usize> = columns
@@ -230,11 +273,56 @@ fn print_table(table: &Value, wide: bool, with_namespace: bool) {
         let cells = row.get("cells").and_then(Value::as_array).unwrap_or(&empty);
         let mut line: Vec<String> =
             shown.iter().map(|i| cells.get(*i).map(print::cell).unwrap_or_default()).collect();
+        if let (Some(kind), Some(name)) = (kind, line.first_mut()) {
+            name.insert_str(0, &format!("{}/", kind.singular));
+        }
         if with_namespace {
             let namespace = row.pointer("/object/metadata/namespace").and_then(Value::as_str);
             line.insert(0, namespace.unwrap_or("").to_owned());
         }
         line
     });
-    print::table(&header, &body.collect::<Vec<_>>());
+    print::render(&header, &body.collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(names: &[&str]) -> Value {
+        let rows = names
+            .iter()
+            .map(|name| json!({"cells": [name], "object": {"metadata": {"namespace": "shop"}}}));
+        json!({"columnDefinitions": [{"name": "Name"}], "rows": rows.collect::<Vec<_>>()})
+    }
+
+    #[test]
+    fn names_of_several_kinds_say_which() {
+        let (services, pods) = (kind_named("svc").unwrap(), kind_named("pods").unwrap());
+        let one = [(services, table(&["web"]))];
+        assert_eq!(tables(&one, false, true), "NAMESPACE   NAME\nshop        web\n");
+        let [one] = one;
+        let both = [one, (pods, table(&["web-1"]))];
+        assert_eq!(tables(&both, false, false), "NAME\nservice/web\n\nNAME\npod/web-1\n");
+        let both = [(services, table(&[])), (pods, table(&["web-1"]))];
+        assert_eq!(tables(&both, false, false), "NAME\npod/web-1\n");
+        let none = [(services, table(&[])), (pods, table(&[]))];
+        assert_eq!(tables(&none, false, false), "nothing found\n");
+    }
+
+    #[test]
+    fn items_of_one_list_say_what_they_are() {
+        let (services, routes) = (kind_named("svc").unwrap(), kind_named("httproutes").unwrap());
+        let named = |name: &str| json!({"metadata": {"name": name}});
+        let list = |api: &str| json!({"apiVersion": api, "items": [named("a")]});
+        let alone = one_list(vec![(services, list("v1"))]);
+        assert_eq!(alone, list("v1"), "as the server says it");
+        let api = "gateway.networking.k8s.io/v1";
+        let both = one_list(vec![(services, list("v1")), (routes, list(api))]);
+        let kinds: Vec<_> = both["items"].as_array().unwrap().iter().map(|i| &i["kind"]).collect();
+        assert_eq!(kinds, ["Service", "HTTPRoute"]);
+        assert_eq!(both["items"][1]["apiVersion"], api);
+        let objects = one_list(vec![(services, named("a")), (routes, named("b"))]);
+        assert_eq!(objects["items"], json!([named("a"), named("b")]));
+    }
 }
