@@ -123,7 +123,6 @@ impl<'a> Fields<'a> {
         let Some(value) = self.value(name) else { return Ok(None) };
         let number = match value {
             Value::Number(n) => n.as_u64().or_else(|| whole(n.as_f64()?)),
-            Value::String(s) => s.parse().ok(),
             _ => None,
         };
         match number {
@@ -168,7 +167,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A map of text, its keys as the client wrote them. Numbers and booleans become text.
+    /// A map of text, its keys as the client wrote them.
     ///
     /// # Errors
     /// When it is no such map.
@@ -180,7 +179,6 @@ impl<'a> Fields<'a> {
                 .map(|(k, v)| match v {
                     Value::String(s) => Ok((k.clone(), s.clone())),
                     Value::Null => Ok((k.clone(), String::new())),
-                    Value::Number(_) | Value::Bool(_) => Ok((k.clone(), v.to_string())),
                     other => Err(self.wrong(name, "a map of strings", other)),
                 })
                 .collect(),

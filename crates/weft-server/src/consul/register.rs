@@ -164,6 +164,9 @@ pub fn check(body: &Map<String, Value>, agent: bool) -> Result<CheckRecord, Refu
                 "Interval and TTL cannot both be specified"
             }
             Probe::Alias { .. } if has_ttl => "TTL must be not be set for Alias checks",
+            _ if definition.failures_before_warning > definition.failures_before_critical => {
+                "FailuresBeforeWarning can't be higher than FailuresBeforeCritical"
+            }
             _ => "",
         };
         if !why.is_empty() {
@@ -378,12 +381,8 @@ fn http_probe(fields: &Fields, url: String) -> Result<Probe, Refusal> {
     let mut header = BTreeMap::new();
     if let Some(map) = fields.object("Header")? {
         let names = Fields::new(map, "Header.");
-        for (name, value) in map {
-            let values = match value {
-                Value::String(one) => vec![one.clone()],
-                _ => names.list(name)?,
-            };
-            header.insert(name.clone(), values);
+        for name in map.keys() {
+            header.insert(name.clone(), names.list(name)?);
         }
     }
     Ok(Probe::Http {

@@ -214,7 +214,8 @@ mod tests {
         let one = read(json!({
             "Name": "front", "Port": 9, "Address": "10.0.0.9", "Tags": ["x"], "Meta": {"c": "d"},
             "Check": {"TTL": "10s"},
-            "proxy": {"local_service_port": 81, "upstreams": [{"destination_name": "db"}]},
+            "proxy": {"local_service_port": 81,
+                      "upstreams": [{"destination_name": "db", "local_bind_port": 9191}]},
         }));
         let one = one.unwrap().unwrap();
         let of = &one.registration;
@@ -232,6 +233,7 @@ mod tests {
             (json!({"Port": "x"}), "Connect.SidecarService.Port"),
             (json!({"Kind": "bogus"}), "no such kind"),
             (json!({"Proxy": {"DestinationServiceName": "*"}}), "must not be a wildcard"),
+            (json!({"Proxy": {"Upstreams": [{"DestinationName": "db"}]}}), "defined and nonzero"),
         ] {
             assert!(read(wrong.clone()).is_err_and(|text| text.contains(why)), "{wrong}");
         }

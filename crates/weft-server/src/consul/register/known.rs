@@ -3,6 +3,8 @@
 //! values it refuses. A field that nobody knows is a mistake of who wrote it: a service whose
 //! `Chek` was left out would never be looked after. Pure.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 use weft_base::name::Label;
 use weft_kinds::views::Labels;
@@ -214,7 +216,7 @@ pub fn service(new: &Registration) -> Result<(), Refusal> {
                  services"
             }
             _ if native => "A Proxy cannot also be Connect Native, only typical services",
-            _ => return Ok(()),
+            _ => return upstreams(proxy),
         };
         return Err(Refusal::bad(why));
     }
@@ -231,6 +233,46 @@ pub fn service(new: &Registration) -> Result<(), Refusal> {
             "The Proxy.DestinationServiceName configuration is invalid for {gateway}"
         ))),
     }
+}
+
+/// What a proxy is to listen for, each at a place of its own.
+fn upstreams(proxy: Option<&Value>) -> Result<(), Refusal> {
+    let Some(proxy) = proxy.and_then(Value::as_object) else { return Ok(()) };
+    let mut taken = BTreeSet::new();
+    for one in Fields::new(proxy, "Proxy.").objects("Upstreams")? {
+        let of = Fields::new(one, "Proxy.Upstreams.");
+        let (name, path) = (of.text("DestinationName")?, of.text("LocalBindSocketPath")?);
+        let (kind, address) = (of.text("DestinationType")?, of.text("LocalBindAddress")?);
+        let port = of.number("LocalBindPort", 65_535)?.unwrap_or(0);
+        let address = if address.is_empty() { "127.0.0.1" } else { &address };
+        let at = if path.is_empty() { format!("{address}:{port}") } else { path.clone() };
+        // Filled in from config entries: those have no place to listen at.
+        let central = of.flag("CentrallyConfigured")?;
+        let why = match (port, path.is_empty()) {
+            _ if !["", "service", "prepared_query"].contains(&&*kind) => {
+                format!("unknown upstream destination type: {kind:?}")
+            }
+            _ if name.is_empty() => "upstream destination name cannot be empty".to_owned(),
+            _ if central => continue,
+            _ if name == "*" => "upstream destination name cannot be a wildcard".to_owned(),
+            (0, true) => {
+                "upstream local bind port or local socket path must be defined and nonzero"
+                    .to_owned()
+            }
+            (1.., false) => {
+                "only one of upstream local bind port or local socket path can be defined and \
+                 nonzero"
+                    .to_owned()
+            }
+            _ if !taken.insert(at.clone()) => format!(
+                "upstreams cannot contain duplicates by local bind address and port or unix path; \
+                 {at:?} is specified twice"
+            ),
+            _ => continue,
+        };
+        return Err(Refusal::bad(format!("Proxy.Upstreams: {name:?}: {why}")));
+    }
+    Ok(())
 }
 
 /// # Errors

@@ -79,6 +79,8 @@ fn wrong_fields_are_named() {
     let of = |body: Value| refused(service(&map(body), "", "Name", true));
     assert_eq!(of(json!({"ID": "x"})), "Missing service name");
     assert!(of(json!({"Name": "x", "Port": 70_000})).contains("Port: expected a whole number"));
+    assert!(of(json!({"Name": "x", "Port": "80"})).contains("Port: expected a whole number"));
+    assert!(of(json!({"Name": "x", "Meta": {"a": 1}})).contains("Meta: expected a map of strings"));
     assert!(of(json!({"Name": "x", "Tags": "a"})).contains("Tags: expected a list"));
     assert!(of(json!({"Name": "x", "Weights": {"Passing": 0}})).contains("Invalid weights"));
     assert!(of(json!({"Name": "x", "Address": "0.0.0.0"})).contains("Invalid service address"));
@@ -87,9 +89,48 @@ fn wrong_fields_are_named() {
     assert!(
         of(json!({"HTTP": "ftp://x", "Interval": "1s"})).contains("not an http:// or https://")
     );
+    let header = json!({"HTTP": "http://h/", "Interval": "1s", "Header": {"x": "y"}});
+    assert!(of(header).contains("Header.x: expected a list of strings"));
+    let never = json!({"TTL": "1s", "FailuresBeforeWarning": 5, "FailuresBeforeCritical": 3});
+    assert!(of(never).contains("can't be higher than FailuresBeforeCritical"));
     assert!(of(json!({"TCP": "h:1"})).contains("Interval must be > 0"));
     assert!(of(json!({})).contains("TTL must be > 0"));
     assert_eq!(of(json!({"TTL": "1s", "Status": "ok"})), "Invalid check status: 'ok'");
+}
+
+#[test]
+fn a_proxy_that_could_listen_nowhere_is_refused() {
+    let read = |upstreams: Value, kind: &str| {
+        let proxy = json!({"DestinationServiceName": "web", "Upstreams": upstreams});
+        let body = map(json!({"Name": "x", "Kind": kind, "Proxy": proxy}));
+        service(&body, "", "Name", true).map(|_| ()).map_err(|refusal| refusal.text)
+    };
+    let two = |a: Value, b: Value| {
+        let mut both = [a, b];
+        for one in &mut both {
+            one["destination_name"] = json!("db");
+        }
+        json!(both)
+    };
+    let port = |port: u16| json!({"local_bind_port": port});
+    for (upstreams, why) in [
+        (json!([{"DestinationName": "db"}]), "port or local socket path must be defined"),
+        (json!([{"DestinationName": "*", "LocalBindPort": 1}]), "cannot be a wildcard"),
+        (json!([{"LocalBindPort": 1}]), "name cannot be empty"),
+        (json!([{"DestinationType": "x"}]), "unknown upstream destination type"),
+        (
+            json!([{"DestinationName": "db", "LocalBindPort": 1, "LocalBindSocketPath": "/s"}]),
+            "only one of upstream local bind port",
+        ),
+        (two(port(1), port(1)), "\"127.0.0.1:1\" is specified twice"),
+    ] {
+        let said = read(upstreams.clone(), "connect-proxy");
+        assert!(said.clone().is_err_and(|text| text.contains(why)), "{upstreams}: {said:?}");
+    }
+    let elsewhere = json!({"local_bind_port": 1, "local_bind_address": "127.0.0.2"});
+    for fine in [two(port(1), elsewhere), two(port(1), port(2)), json!([]), Value::Null] {
+        assert_eq!(read(fine, "connect-proxy"), Ok(()));
+    }
 }
 
 #[test]
