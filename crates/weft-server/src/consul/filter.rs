@@ -383,6 +383,12 @@ fn scan(text: &str) -> Result<Vec<Token>, String> {
                 return Err(format!("unexpected {first:?}"));
             }
             let (word, tail) = rest.split_at(end);
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.-:/+".contains(c);
+            if let Some(odd) = word.chars().find(|c| !is_plain(*c)) {
+                return Err(format!(
+                    "{odd:?} in {word:?} is read in quotes alone: write the value as \"…\" or `…`"
+                ));
+            }
             out.push(Token::Word(word.to_owned()));
             rest = tail;
         }
@@ -461,6 +467,12 @@ mod tests {
         check("Nope == 1", Err("not valid"));
         check("Node.Node like x", Err("operator is expected"));
         check("Node.Node matches \"(\"", Err("not usable"));
+        for value in ["'n1'", "a$b", "n1;", "*", "ä"] {
+            check(&format!("Node.Node == {value}"), Err("is read in quotes alone"));
+            check(&format!("Node.Node == \"{value}\""), Ok(false));
+        }
+        check("'v1' in Service.Tags", Err("is read in quotes alone"));
+        check("Node.Node == 10.0.0.1 or Node.Node == n-1", Ok(false));
         check(&"(".repeat(1000), Err("nested too deeply"));
         check(&"a".repeat(5000), Err("longer than"));
     }
