@@ -489,7 +489,10 @@ proptest! {
 
 #[test]
 fn a_record_has_the_stores_revisions_however_it_was_read() {
-    let web = |port: u16| json!({"id": "i", "service": "web", "node": "n", "namespace": "d", "port": port});
+    let web = |port: u16| {
+        json!({"id": "i", "service": "web", "node": "n", "namespace": "d",
+            "port": port})
+    };
     let check = json!({"id": "c", "node": "n", "namespace": "d", "service_id": "i"});
     let (node, said) = (json!({"node": "n"}), json!({"status": "passing"}));
     let keys = ["/c/n/n", "/c/i/d/n/i", "/c/k/d/n/c", "/e/k/d/n/c"];
