@@ -130,7 +130,7 @@ FORMS = [
     ("to-web-v1.query.consul", "A", WEB[:1]),
     ("consul", "NS", ["NS ns.consul."]),
     ("7.0.9.10.in-addr.arpa", "PTR", ["PTR Rack-7.node.dc1.consul."]),
-    ("2.0.0.10.in-addr.arpa", "PTR", ["PTR web.service.consul."]),
+    ("2.0.0.10.in-addr.arpa", "PTR", ["PTR web.service.dc1.consul."]),
     ("dns-version.cluster.local", "TXT", ['TXT "1.1.0"']),
 ]
 

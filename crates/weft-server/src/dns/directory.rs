@@ -91,7 +91,7 @@ impl Directory {
             };
             for (key, registration) in catalog.registrations() {
                 let holder = Holder {
-                    name: service_name(key, registration),
+                    name: service_name(key, registration, &zones.datacenter),
                     kind: Kind::Service,
                     namespace: key.namespace.clone(),
                     own: registration.service.clone(),
@@ -147,9 +147,12 @@ impl Directory {
 
 // === helpers ===
 
-fn service_name(key: &RegistrationKey, registration: &Registration) -> String {
+/// The whole name, as Consul writes it, with the datacentre.
+fn service_name(key: &RegistrationKey, registration: &Registration, datacenter: &str) -> String {
     match &*key.namespace {
-        "default" => format!("{}.service.consul", registration.service),
-        namespace => format!("{}.service.{namespace}.ns.consul", registration.service),
+        "default" => format!("{}.service.{datacenter}.consul", registration.service),
+        namespace => {
+            format!("{}.service.{namespace}.ns.{datacenter}.dc.consul", registration.service)
+        }
     }
 }

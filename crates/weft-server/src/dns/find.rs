@@ -76,6 +76,12 @@ pub struct Look<'a> {
 
 /// Looks a name up. `None` when it turns out to be nobody's here.
 pub fn find(look: &mut Look, zone: Zone, lookup: &Lookup, rtype: Rtype) -> Option<Found> {
+    let found = looked_up(look, zone, lookup, rtype)?;
+    let below = found.exists && found.answers.is_empty() && zone == Zone::Consul;
+    Some(if below { below_apex(look, found, rtype) } else { found })
+}
+
+fn looked_up(look: &mut Look, zone: Zone, lookup: &Lookup, rtype: Rtype) -> Option<Found> {
     let (view, zones) = (look.view, look.zones);
     Some(match lookup {
         Lookup::Nothing => Found::default(),
@@ -148,6 +154,21 @@ fn apex(view: &View, zone: Zone, zones: &Zones, rtype: Rtype) -> Found {
         }
         Rtype::ANY => found.answers.extend([Data::Soa, Data::Ns]),
         _ => {}
+    }
+    found
+}
+
+/// As Consul answers for every name of its zone: with the apex's own records, under its name.
+fn below_apex(look: &Look, mut found: Found, rtype: Rtype) -> Found {
+    let data = match rtype {
+        Rtype::SOA => Data::Soa,
+        Rtype::NS => Data::Ns,
+        _ => return found,
+    };
+    found.chain.push((apex_name(Zone::Consul, look.zones).to_owned(), data));
+    if rtype == Rtype::NS {
+        let server = name_server(Zone::Consul, look.zones);
+        found.additional.extend(own_address(look.view).map(|address| (server, address)));
     }
     found
 }

@@ -111,6 +111,7 @@ pub fn answer(out: &mut Vec<u8>, frame: &Frame, ready: &Ready, rng: &mut Rng, ow
     }
     let mut authority = 0;
     if ready.answers.is_empty()
+        && ready.chain.is_empty()
         && writer.record(Some(&ready.apex), &ready.soa, ready.zone_ttl).is_some()
     {
         authority = 1;

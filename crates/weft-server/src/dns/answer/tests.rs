@@ -369,7 +369,19 @@ fn kubernetes_names_answer_by_the_services_form() {
     rig.check("shop.svc.cluster.local", Rtype::A, "NOERROR", &[]);
     // The same truth by the other name.
     rig.check("user.service.shop.ns.consul", Rtype::A, "NOERROR", &["A 127.64.0.2"]);
-    assert_eq!(rig.ask("cluster.local", Rtype::SOA).answers.len(), 1);
+    for name in ["cluster.local", "consul", "user.service.shop.ns.consul", "n1.node.consul"] {
+        let got = rig.ask(name, Rtype::SOA);
+        assert_eq!((got.answers.len(), got.authority.len()), (1, 0), "{name}: {got:?}");
+    }
+    rig.check("nope.service.consul", Rtype::SOA, "NXDOMAIN", &[]);
+    rig.check("nope.service.consul", Rtype::NS, "NXDOMAIN", &[]);
+    let got = rig.ask("n1.node.consul", Rtype::NS);
+    assert_eq!(got.answers, ["NS ns.consul."]);
+    assert_eq!(got.additional, ["ns.consul A 127.0.0.1"]);
+    let bytes = rig.raw(&query("n1.node.consul", Rtype::SOA, None), Carrier::Udp).unwrap();
+    let message = Message::from_octets(&bytes).unwrap();
+    let owner = message.answer().unwrap().next().unwrap().unwrap().owner().to_string();
+    assert_eq!(owner, "consul", "no name below is a zone of its own");
     rig.check("consul", Rtype::NS, "NOERROR", &["NS ns.consul."]);
     rig.check("ns.consul", Rtype::A, "NOERROR", &["A 127.0.0.1"]);
 }
@@ -763,7 +775,7 @@ fn nodes_have_texts_and_addresses_have_names() {
     let txt = ["TXT \"as it is\"", "TXT \"zone=b\""];
     rig.check("rack-7.node.consul", Rtype::TXT, "NOERROR", &txt);
     rig.check("7.0.9.10.in-addr.arpa", Rtype::PTR, "NOERROR", &["PTR Rack-7.node.dc1.consul."]);
-    rig.check("1.1.9.10.in-addr.arpa", Rtype::PTR, "NOERROR", &["PTR web.service.consul."]);
+    rig.check("1.1.9.10.in-addr.arpa", Rtype::PTR, "NOERROR", &["PTR web.service.dc1.consul."]);
     rig.check("1.1.9.10.in-addr.arpa", Rtype::A, "NOERROR", &[]);
     rig.check("2.1.9.10.in-addr.arpa", Rtype::PTR, "REFUSED", &[]);
     rig.check("dns-version.cluster.local", Rtype::TXT, "NOERROR", &["TXT \"1.1.0\""]);

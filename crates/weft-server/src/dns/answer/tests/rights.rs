@@ -53,7 +53,7 @@ fn rig() -> (Rig, Vec<(&'static str, Rtype, &'static str)>) {
         ("ask.query.consul", Rtype::A, "A 10.0.0.1"),
         ("n1.node.consul", Rtype::A, "A 127.0.0.1"),
         ("consul.service.consul", Rtype::A, "A 127.0.0.1"),
-        ("1.0.0.10.in-addr.arpa", Rtype::PTR, "PTR Web.service.consul."),
+        ("1.0.0.10.in-addr.arpa", Rtype::PTR, "PTR Web.service.dc1.consul."),
     ];
     (rig, asked)
 }
@@ -83,7 +83,7 @@ fn a_name_is_answered_with_what_may_be_read() {
     let web = (Kind::Service, "Web");
     let node = (Kind::Node, "n1");
     for (rows, shown) in [
-        (vec![web], vec!["PTR Web.service.consul."]),
+        (vec![web], vec!["PTR Web.service.dc1.consul."]),
         (vec![node], vec!["A 127.0.0.1 n1"]),
         (
             vec![web, node],
