@@ -233,6 +233,9 @@ impl Door {
     }
 
     pub(super) fn agent_health_id(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        if ask.argument.is_empty() {
+            return Err(Refusal::bad("Missing serviceID"));
+        }
         let view = self.view();
         let found = own_entries(&view, &ask.namespace)
             .into_iter()
@@ -248,6 +251,9 @@ impl Door {
     }
 
     pub(super) fn agent_health_name(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        if ask.argument.is_empty() {
+            return Err(Refusal::bad("Missing service Name"));
+        }
         let view = self.view();
         let entries: Vec<Entry> = own_entries(&view, &ask.namespace)
             .into_iter()

@@ -117,12 +117,13 @@ impl Door {
         let (blocking, filter, meta) =
             (ask.params.blocking()?, filter_of(ask, typed::CHECK)?, ask.params.node_meta());
         let state = match ask.argument.as_str() {
+            "" => return Err(Refusal::bad("Missing check state")),
             "any" => None,
-            text => Some(Status::parse(text).ok_or_else(|| {
-                Refusal::bad(format!(
-                    "unknown check state {text:?}; use any, passing, warning or critical"
-                ))
-            })?),
+            // As in Consul nothing is in a state that there is not.
+            text => match Status::parse(text) {
+                None => return self.read(Topic::Checks, &blocking, |_| Ok(json!([]))).await,
+                state => state,
+            },
         };
         let topic = state.map_or(Topic::Checks, Topic::State);
         self.read(topic, &blocking, |view| {

@@ -170,7 +170,14 @@ impl Door {
         let plan = |state: &State| {
             let mut entry = entry_of(state, destination);
             let sources = sources_of(&mut entry);
+            let known = sources.len();
             sources.retain(|one| body::word(one, "Name") != source);
+            if ask.method == Method::POST && sources.len() < known {
+                return Err(Refusal::internal(format!(
+                    "duplicate intention found: {source:?} => {destination:?} is there; change it \
+                     by its ID or at connect/intentions/exact"
+                )));
+            }
             sources.push(Value::Object(value.clone()));
             Ok::<_, Refusal>((vec![Change::Put(at.clone(), Value::Object(entry))], ()))
         };

@@ -138,3 +138,29 @@ async fn a_transaction_says_of_each_key_that_is_not_there_that_it_is_not() {
     assert_eq!((&of(0)["Key"], &of(0)["Value"]), (&json!("a"), &Value::Null));
     assert_eq!((&of(1)["Key"], &of(1)["Value"]), (&json!("b"), &json!("MQ==")));
 }
+
+#[tokio::test]
+async fn paths_without_their_name_and_pairs_that_are_there_are_answered_in_consuls_words() {
+    let rig = rig().await;
+    for (path, status, text) in [
+        ("health/state/bogus", 200, "[]"),
+        ("health/state/", 400, "Missing check state"),
+        ("agent/health/service/name/", 400, "Missing service Name"),
+        ("agent/health/service/id/", 400, "Missing serviceID"),
+    ] {
+        let said = rig.get(&format!("/v1/{path}")).await;
+        assert_eq!((said.status, said.text.as_str()), (status, text), "{path}");
+    }
+    let pair = |action: &str| {
+        json!({"SourceName": "a", "DestinationName": "b", "Action": action}).to_string()
+    };
+    let post = async |action: &str| rig.ask("POST", "/v1/connect/intentions", &pair(action)).await;
+    let id = post("allow").await.json()["ID"].clone();
+    let said = post("deny").await;
+    let is_told = said.text.starts_with("duplicate intention found");
+    assert!(said.status == 500 && is_told, "{}", said.text);
+    let path = format!("/v1/connect/intentions/{}", id.as_str().unwrap());
+    assert_eq!(rig.get(&path).await.json()["Action"], "allow");
+    assert_eq!(rig.ask("PUT", &path, &pair("deny")).await.status, 200);
+    assert_eq!(rig.get(&path).await.json()["Action"], "deny");
+}
