@@ -4,9 +4,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::route::{Request, path_holds};
+use super::route::{Request, path_holds, written_authority};
 use crate::guards;
-use crate::{Access, AccessPolicy, AccessTest, Effect, NamedMatch, StringMatch};
+use crate::{Access, AccessPolicy, AccessTest, Effect, NamedMatch};
 
 /// What is known of who asks.
 #[derive(Clone, Copy, Debug)]
@@ -72,8 +72,10 @@ fn header(m: &NamedMatch, req: &Request<'_>, doubt: Doubt) -> bool {
     match &*m.name {
         ":method" => m.value.holds(req.method.as_bytes()),
         ":scheme" => m.value.holds(req.scheme.as_bytes()),
-        // HTTP/2 has no line `host`.
-        ":authority" | "host" => m.value.holds(req.host.as_bytes()) || with_port(&m.value, req),
+        // HTTP/2 has no line `host`. Whoever writes a port asks the host all the same.
+        ":authority" | "host" => {
+            m.value.holds(req.host.as_bytes()) || m.value.holds(written_authority(req).as_bytes())
+        }
         ":path" if req.query.is_empty() => m.value.holds(req.path.as_bytes()),
         ":path" => m.value.holds(format!("{}?{}", req.path, req.query).as_bytes()),
         name => {
@@ -86,18 +88,14 @@ fn header(m: &NamedMatch, req: &Request<'_>, doubt: Doubt) -> bool {
     }
 }
 
-fn with_port(m: &StringMatch, req: &Request<'_>) -> bool {
-    m.holds(format!("{}:{}", req.host, req.port).as_bytes())
-}
-
 #[cfg(test)]
 mod regressions;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::AddressRange;
     use crate::decide::Headers;
+    use crate::{AddressRange, StringMatch};
 
     struct Of(&'static [(&'static str, &'static str)]);
 
@@ -142,7 +140,7 @@ mod tests {
         check(AccessTest::All(vec![]), true);
         check(AccessTest::OneOf(vec![]), false);
         check(named(":method", exact("GET")), true);
-        check(named(":authority", exact("shop.example:443")), true);
+        check(named(":authority", exact("shop.example:443")), false);
         check(named("host", exact("shop.example")), true);
         check(named("host", exact("other.example")), false);
         check(named(":path", exact("/p/1")), false);
@@ -157,6 +155,39 @@ mod tests {
         check(AccessTest::Source(range("0.0.0.0", 0)), true);
         check(AccessTest::Source(range("::", 0)), false);
         check(AccessTest::Identity(StringMatch::Prefix("spiffe://d/".into())), true);
+    }
+
+    /// A listener's own port is nothing that a client said.
+    #[test]
+    fn an_authority_has_the_port_that_was_written() {
+        let regex = StringMatch::Regex(crate::Regex::new(".*:[0-9]+").unwrap());
+        let exact = |s: &str| StringMatch::Exact(s.into());
+        for (value, written, holds) in [
+            (regex.clone(), None, false),
+            (regex, Some(8443), true),
+            (exact("shop.example:443"), None, false),
+            (exact("shop.example:443"), Some(443), true),
+            (exact("shop.example"), Some(443), true),
+        ] {
+            let headers = Of(&[]);
+            let req = Request {
+                method: "GET",
+                scheme: "https",
+                host: "shop.example",
+                port: 443,
+                written,
+                path: "/",
+                query: "",
+                headers: &headers,
+            };
+            let what = named(":authority", value.clone());
+            let policy = AccessPolicy { name: "p".into(), who: AccessTest::Always, what };
+            let access = Access { effect: Effect::Allow, policies: vec![policy] };
+            let client = Client { ip: "::1".parse().unwrap(), identity: None, names: &[] };
+            let verdict = access_verdict(&access, &req, &client);
+            let passes = matches!(verdict, AccessVerdict::Pass(_));
+            assert_eq!(passes, holds, "{value:?} {written:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::decide::Headers;
-use crate::{PathMatch, Regex};
+use crate::{PathMatch, Regex, StringMatch};
 
 struct Of(&'static [(&'static str, &'static [u8])]);
 
