@@ -14,15 +14,17 @@ import time
 from drill import Figure, Load, Origin, gateway
 from proxy import of_gateway, pss_kb
 
-# What is sent at once, and what trickles behind it, a byte every three seconds.
-FORMS = [(b"GET / HTTP/1.1\r\nHost: a\r\nX-", b"a" * 64)] * 5 + [
-    (b"G", b"ET / HTTP/1.1\r\n"),
-    (b"P", b"RI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+# Which there are, of 11 how many, what is sent at once, and what trickles behind it, a byte every
+# three seconds.
+FORMS = [
+    ("with a line", 5, b"GET / HTTP/1.1\r\nHost: a\r\nX-", b"a" * 64),
+    ("in its first word", 1, b"G", b"ET / HTTP/1.1\r\n"),
+    ("in its preface", 1, b"P", b"RI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     # It never sends more.
-    (b"GET", b""),
-    (b"", b""),
-    (b"", b"GET / HTTP/1.1\r\n"),
-    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b""),
+    ("behind a word", 1, b"GET", b""),
+    ("silent", 1, b"", b""),
+    ("late", 1, b"", b"GET / HTTP/1.1\r\n"),
+    ("without SETTINGS", 1, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b""),
 ]
 
 
@@ -34,13 +36,15 @@ def run(whole, folder):
         Load(port, 50, 1).run()
         pid = of_gateway(mesh)
         before = pss_kb(pid)
-        stuck = []
-        for form, _ in zip(itertools.cycle(FORMS), range(count)):
-            s = socket.create_connection(("127.0.0.1", port))
-            s.sendall(form[0])
-            stuck.append((s, time.monotonic(), iter(form[1])))
-        held = pss_kb(pid)
-        ended = {}
+        stuck, forms, held = [], [], before
+        for name, weight, first, more in FORMS:
+            some = -(-count * weight // sum(form[1] for form in FORMS))
+            stuck += [begun(port, first, more) for _ in range(some)]
+            # Behind them: they have been taken.
+            Load(port, 200, 0.1).run()
+            held, last = pss_kb(pid), held
+            forms.append(f"{name} {max(0, held - last) * 1024 / some:.0f}")
+        count, ended = len(stuck), {}
         watching = threading.Thread(target=watch, args=(stuck, ended))
         watching.start()
         load = Load(port, 100, 12).run()
@@ -53,8 +57,15 @@ def run(whole, folder):
     assert slowest <= (15 if whole else 25), f"the slowest was closed after {slowest:.1f} s"
     assert each <= 8 * 1024, f"{each:.0f} bytes each"
     text = (f"F10 slowloris: {count} stuck heads, all closed within {slowest:.1f} s, {each:.0f} bytes"
-            f" each; {len(load.done)} requests beside them, p99 {load.percentile(99, 200):.1f} ms")
+            f" each ({', '.join(forms)}); {len(load.done)} requests beside them, p99"
+            f" {load.percentile(99, 200):.1f} ms")
     return Figure(text, f"all {count:,} closed within {slowest:.1f} s")
+
+
+def begun(port, first, more):
+    s = socket.create_connection(("127.0.0.1", port))
+    s.sendall(first)
+    return s, time.monotonic(), iter(more)
 
 
 def watch(stuck, ended):

@@ -2,7 +2,8 @@
 //! Finds frame heads in a stream of bytes that comes in pieces; reads no payload and keeps nothing
 //! but an unfinished head. Called by [`super::guard`] for both directions.
 
-/// Bytes that a client sends before its first frame.
+/// What a client sends before its first frame.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub const PREFACE_BYTES: u32 = 24;
 pub const HEAD_BYTES: usize = 9;
 

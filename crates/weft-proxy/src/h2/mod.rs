@@ -9,6 +9,7 @@
 //! A message that ends otherwise than by END_STREAM is broken, whatever code its reset has: what
 //! was cut off is never passed on as whole.
 
+pub mod begin;
 pub mod budget;
 pub mod client;
 mod fields;

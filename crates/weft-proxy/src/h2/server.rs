@@ -4,6 +4,7 @@
 //! `http/serve.rs`; what a request means is its [`Service`]'s business.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -84,12 +85,12 @@ pub struct Times {
 pub enum Ended {
     #[error("{}", crate::http::cause(.0))]
     Broken(#[from] h2::Error),
+    #[error("it broke before HTTP/2 began: {0}")]
+    Lost(#[from] io::Error),
     #[error("it was told to go: {0}")]
     Abuse(Abuse),
     #[error("it did not begin HTTP/2 in time")]
     NoPreface,
-    #[error("its SETTINGS did not come in time")]
-    NoSettings,
     #[error("it does not answer")]
     Silent,
 }
@@ -106,8 +107,6 @@ struct Driver<I, S> {
     pings: Option<PingPong>,
     /// When a PING was sent that nothing has followed yet.
     asked: Option<Instant>,
-    /// When its SETTINGS, the first frame of all, must have come.
-    settled_by: Instant,
     look_at: Instant,
     /// Looks in a row that found no stream.
     idle_looks: u32,
@@ -118,7 +117,7 @@ struct Driver<I, S> {
     closing: Option<Instant>,
 }
 
-/// Serves a connection until it ends; once `draining` is ready its client is told to go and its
+/// Serves a connection, of which [`super::begin`] has seen what it begins with, until it ends; once `draining` is ready its client is told to go and its
 /// streams are finished. Streams are tasks of `tasks`.
 ///
 /// # Errors
@@ -148,9 +147,7 @@ where
         .max_pending_accept_reset_streams(UNSEEN_RESETS_MAX)
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
         .enable_connect_protocol();
-    let settled_by = Instant::now() + times.head;
-    let settled_by = service.bounds().first.map_or(settled_by, |first| first.min(settled_by));
-    let handshake = tokio::time::timeout_at(settled_by, builder.handshake::<_, Bytes>(io)).await;
+    let handshake = tokio::time::timeout(times.head, builder.handshake::<_, Bytes>(io)).await;
     let mut conn = handshake.map_err(|_| Ended::NoPreface)??;
     gathered.driven();
     let mut driver = Driver {
@@ -163,7 +160,6 @@ where
         times,
         alarm: Alarm::default(),
         asked: None,
-        settled_by,
         look_at: Instant::now() + times.idle / LOOKS,
         idle_looks: 0,
         requests: 0,
@@ -256,14 +252,10 @@ where
         let unfinished = unfinished.map(|since| since + self.times.head);
         let unanswered = self.asked.map(|since| since + self.times.head);
         let end = self.service.bounds().end.filter(|_| !self.draining);
-        let unsettled = (!self.watch.is_settled()).then_some(self.settled_by);
-        let due = [unfinished, unanswered, end, unsettled].into_iter().flatten().min();
+        let due = [unfinished, unanswered, end].into_iter().flatten().min();
         let due = due.map_or(self.look_at, |due| due.min(self.look_at));
         std::task::ready!(self.alarm.poll(cx, due));
         let now = Instant::now();
-        if unsettled.is_some_and(|end| end <= now) {
-            return Poll::Ready(Err(Ended::NoSettings));
-        }
         let heard = self.watch.take_heard();
         if unfinished.is_some_and(|end| end <= now) {
             self.watch.stop(Abuse::Unfinished);

@@ -14,6 +14,7 @@ use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 use weft_base::clock;
 
 use super::body::{BodyError, ReplyBody};
@@ -25,10 +26,12 @@ use super::reply::{Cause, Refusal};
 use crate::h1::incoming::BodyFailure;
 use crate::h1::{self, Wrong, server};
 use crate::h2;
+use crate::h2::begin;
 use crate::h2::budget::Peer;
 use crate::observe::record::Record;
 use crate::sys::pooled::Pooled;
 use crate::table::Door;
+use crate::tcp::accept::last_words;
 use crate::tcp::socket::Socket;
 use crate::upstream::pool::Wire;
 use crate::worker::{Conn, Worker};
@@ -112,14 +115,31 @@ where
     }
 }
 
+/// Whoever has not begun HTTP/2 holds its stream and little more: anybody may connect.
 async fn ended_h2<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let remote = conn.remote;
-    if let Err(error) = serve_h2(io, worker, conn).await {
+    let (remote, by) = (conn.remote, begun_by(&worker, &conn));
+    let begun = tokio::select! {
+        biased;
+        begun = begin::begun(io, by) => begun,
+        // Nothing was asked: a draining proxy does not wait for it.
+        () = last_words(&worker) => return,
+    };
+    let ended = match begun {
+        Ok(io) => Box::pin(serve_h2(io, worker, conn)).await,
+        Err(ended) => Err(ended),
+    };
+    if let Err(error) = ended {
         tracing::debug!(%remote, %error, "a client's connection ended early");
     }
+}
+
+/// When a connection's preface and SETTINGS must have come.
+fn begun_by(worker: &Worker, conn: &Conn) -> Instant {
+    let by = Instant::now() + served(worker, conn).head(&worker.config.limits);
+    conn.first_by.map_or(by, |first| first.min(by))
 }
 
 async fn serve_h2<I>(io: I, worker: Rc<Worker>, conn: Rc<Conn>) -> Result<(), h2::server::Ended>
@@ -149,6 +169,15 @@ pub fn connection_bytes() -> (usize, usize) {
     }
     type Io = crate::tcp::prefixed::Prefixed<tokio::net::TcpStream>;
     (of(serve_h1::<Io>), server::stream_bytes::<Io>())
+}
+
+/// Bytes that a connection of HTTP/2 holds before its SETTINGS came.
+#[cfg(test)]
+pub fn beginning_bytes() -> usize {
+    fn of<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+    of(ended_h2::<crate::tcp::prefixed::Prefixed<tokio::net::TcpStream>>)
 }
 
 /// The time as answers carry it, made once in a second (RFC 9110 §6.6.1).

@@ -3,6 +3,7 @@
 //! and who serves it.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,10 @@ use crate::worker::{Conn, OpenConnection, Worker};
 /// A draining proxy waits this long for what a connected client may be about to ask.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// What serves a connection. It is boxed where its door is known, so that none pays for another's:
+/// anybody may connect and say nothing.
+type Serving = Pin<Box<dyn Future<Output = ()>>>;
+
 const SLOW: &str = "it did not come to its end in time";
 
 /// A connection as its door took it.
@@ -46,8 +51,14 @@ pub struct Accepted {
 
 /// Serves one connection to its end, or until it has left HTTP.
 pub async fn connection(worker: Rc<Worker>, accepted: Accepted) {
+    if let Some(serving) = by_door(worker, accepted) {
+        serving.await;
+    }
+}
+
+fn by_door(worker: Rc<Worker>, accepted: Accepted) -> Option<Serving> {
     let Accepted { stream, remote, door, open } = accepted;
-    let Ok(local) = stream.local_addr() else { return };
+    let local = stream.local_addr().ok()?;
     let mut conn = Conn::new(door, local, remote);
     conn.open = open;
     if let (Door::Outbound | Door::Inbound, Some(capture)) = (&conn.door, &worker.config.capture) {
@@ -56,28 +67,22 @@ pub async fn connection(worker: Rc<Worker>, accepted: Accepted) {
             None
         });
     }
-    match &conn.door {
-        // Each branch is boxed: a connection pays for its own door only.
-        Door::Mesh => Box::pin(mesh(worker, stream, conn)).await,
-        Door::Outbound => Box::pin(outbound::connection(worker, stream, conn)).await,
-        Door::Inbound => Box::pin(inbound::connection(worker, stream, conn)).await,
+    Some(match &conn.door {
+        Door::Mesh => Box::pin(mesh(worker, stream, conn)),
+        Door::Outbound => Box::pin(outbound::connection(worker, stream, conn)),
+        Door::Inbound => Box::pin(inbound::connection(worker, stream, conn)),
         Door::Gateway(name) => {
-            let entry = worker.table().gateway(name).cloned();
-            if let Some(entry) = entry {
-                Box::pin(gateway(worker, stream, conn, &entry)).await;
-            }
+            let entry = worker.table().gateway(name).cloned()?;
+            gateway(worker, stream, conn, entry)
         }
         // Those have no connections.
-        Door::Datagrams(_) => {}
-        Door::Forward => http(worker, stream, Rc::new(conn)).await,
+        Door::Datagrams(_) => return None,
+        Door::Forward => Box::pin(http(worker, stream, Rc::new(conn))),
         Door::Upstream { host, port } => {
-            let declared = crate::http::route::declared(&worker.table(), host, *port);
-            let conn = Rc::new(conn);
-            if let Some(protocol) = declared {
-                Box::pin(by_protocol(worker, stream, conn, protocol)).await;
-            }
+            let declared = crate::http::route::declared(&worker.table(), host, *port)?;
+            Box::pin(by_protocol(worker, stream, Rc::new(conn), declared))
         }
-    }
+    })
 }
 
 /// Serves a stream as its declared protocol says; an undeclared one is looked at.
@@ -89,7 +94,7 @@ where
         Protocol::Http1 | Protocol::Http2 | Protocol::Grpc => http(worker, io, conn).await,
         Protocol::Detect => Box::pin(whoever_speaks_first(worker, io, conn)).await,
         Protocol::Tls => Box::pin(named::opaque(worker, io, conn)).await,
-        Protocol::Tcp | Protocol::Udp => relay::opaque(worker, io, conn).await,
+        Protocol::Tcp | Protocol::Udp => Box::pin(relay::opaque(worker, io, conn)).await,
     }
 }
 
@@ -147,7 +152,8 @@ pub fn patience(worker: &Worker, conn: &Conn) -> Patience {
 /// Resolves when a draining proxy need not wait any longer for what a client may ask.
 pub async fn last_words(worker: &Worker) {
     worker.conns.draining().await;
-    tokio::time::sleep(LAST_WORDS).await;
+    // Boxed: whoever has not said what it speaks holds this future, and few come here.
+    Box::pin(tokio::time::sleep(LAST_WORDS)).await;
 }
 
 /// Mesh TLS from another sidecar, on the mesh port or on a captured one.
@@ -239,16 +245,25 @@ fn noted(worker: &Worker, session: &rustls::CommonState) -> Option<Rc<Session>> 
 }
 
 /// A client of a gateway: who it is, when somebody in front tells, and then what its port serves.
-async fn gateway(worker: Rc<Worker>, stream: TcpStream, mut conn: Conn, entry: &GatewayEntry) {
-    let header = entry.listener.proxy_header;
-    if header.is_off() {
-        return gateway_port(worker, stream, conn, entry).await;
+fn gateway(worker: Rc<Worker>, stream: TcpStream, conn: Conn, entry: Arc<GatewayEntry>) -> Serving {
+    if entry.listener.proxy_header.is_off() {
+        return gateway_port(worker, stream, conn, entry);
     }
+    Box::pin(introduced(worker, stream, conn, entry))
+}
+
+async fn introduced(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    mut conn: Conn,
+    entry: Arc<GatewayEntry>,
+) {
+    let header = entry.listener.proxy_header;
     let limit = worker.config.limits.handshake_timeout;
     match proxy_header::read(stream, header, limit).await {
         Ok((told, io)) => {
             conn.remote = told.map_or(conn.remote, |(client, _)| client);
-            Box::pin(gateway_port(worker, io, conn, entry)).await;
+            gateway_port(worker, io, conn, entry).await;
         }
         Err(why) => relay::refused_for(&worker, &conn, Flag::DPE, why),
     }
@@ -261,26 +276,26 @@ fn first_by(worker: &Worker, entry: &GatewayEntry) -> Instant {
     Instant::now() + head
 }
 
-async fn gateway_port<I>(worker: Rc<Worker>, io: I, mut conn: Conn, entry: &GatewayEntry)
+fn gateway_port<I>(worker: Rc<Worker>, io: I, mut conn: Conn, entry: Arc<GatewayEntry>) -> Serving
 where
     I: Socket + Send + 'static,
 {
-    conn.first_by = Some(first_by(&worker, entry));
+    conn.first_by = Some(first_by(&worker, &entry));
     if entry.is_opaque() {
-        relay::opaque(worker, io, Rc::new(conn)).await;
+        Box::pin(relay::opaque(worker, io, Rc::new(conn)))
     } else if entry.passes_tls_on() {
-        Box::pin(by_server_name(worker, io, conn, entry)).await;
-    } else if preface::is_only(entry) {
-        preface::connection(worker, io, Rc::new(conn)).await;
+        Box::pin(by_server_name(worker, io, conn, entry))
+    } else if preface::is_only(&entry) {
+        Box::pin(preface::connection(worker, io, Rc::new(conn)))
     } else if entry.tls.is_empty() {
-        http(worker, io, Rc::new(conn)).await;
+        Box::pin(http(worker, io, Rc::new(conn)))
     } else {
-        Box::pin(gateway_tls(worker, io, conn, entry)).await;
+        Box::pin(gateway_tls(worker, io, conn, entry))
     }
 }
 
 /// A port that passes TLS on for some names, and may end it for others.
-async fn by_server_name<I>(worker: Rc<Worker>, io: I, mut conn: Conn, entry: &GatewayEntry)
+async fn by_server_name<I>(worker: Rc<Worker>, io: I, mut conn: Conn, entry: Arc<GatewayEntry>)
 where
     I: Socket + Send + 'static,
 {
@@ -298,10 +313,10 @@ where
     }
     // Also when no section serves it: the relay says so.
     conn.server_name = name;
-    relay::opaque(worker, io, Rc::new(conn)).await;
+    Box::pin(relay::opaque(worker, io, Rc::new(conn))).await;
 }
 
-async fn gateway_tls<I>(worker: Rc<Worker>, stream: I, mut conn: Conn, entry: &GatewayEntry)
+async fn gateway_tls<I>(worker: Rc<Worker>, stream: I, mut conn: Conn, entry: Arc<GatewayEntry>)
 where
     I: Socket + Send + 'static,
 {
@@ -313,7 +328,7 @@ where
         let named = name.as_deref().unwrap_or("");
         let Some(config) = entry.tls_for(Some(named)) else {
             // Told in vain if it has gone.
-            let _ = start.io.write_all(alert(entry, named)).await;
+            let _ = start.io.write_all(alert(&entry, named)).await;
             return Err(format!("no certificate serves the name {named:?}"));
         };
         Ok((config, start))
@@ -329,14 +344,14 @@ where
     let name = conn.server_name.clone();
     conn.scheme = "https";
     // A handshake has a time of its own.
-    conn.first_by = Some(first_by(&worker, entry));
+    conn.first_by = Some(first_by(&worker, &entry));
     conn.session = noted(&worker, stream.get_ref().1);
     let section = pick_section(&entry.listener, name.as_deref().unwrap_or_default());
     let bytes = section.is_some_and(|s| !s.protocol.is_http());
     let asked = section.and_then(|s| s.tls.as_ref()?.clients.as_ref());
     let believed = asked.is_some_and(|clients| !clients.insecure);
     if bytes {
-        return relay::opaque(worker, stream, Rc::new(conn)).await;
+        return Box::pin(relay::opaque(worker, stream, Rc::new(conn))).await;
     }
     let session = stream.get_ref().1;
     match client_names(session.peer_certificates().filter(|_| believed)) {

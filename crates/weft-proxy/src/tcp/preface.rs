@@ -47,7 +47,7 @@ where
         Ok((_, io)) => {
             tracing::debug!(remote = %conn.remote, "a client does not begin as HTTP/2 does");
             // It may be gone already.
-            let _ = tokio::time::timeout(LINGER_TIME, refuse(io)).await;
+            let _ = tokio::time::timeout(LINGER_TIME, Box::pin(refuse(io))).await;
         }
         Err(_) => {}
     }

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use weft_base::limits::SNIFF_BYTES_MAX;
 
 use super::prefixed::Prefixed;
+use crate::h2::frames::PREFACE;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// For the first bytes that tell, once they have begun; clients send them at once. It comes on top
 /// of the time that a head has: who lets them trickle is closed soon behind that.
 const FIRST_BYTES: Duration = Duration::from_secs(3);

@@ -219,14 +219,21 @@ async fn sizes_of_what_every_connection_holds() {
         door: conn().door,
         open: worker.open_connection().map(Rc::new),
     };
+    let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let looking = crate::tcp::accept::http(worker.clone(), stream, Rc::new(conn()));
+    let looking = std::mem::size_of_val(&looking);
+    let beginning = crate::http::serve::beginning_bytes();
     let accept = crate::tcp::accept::connection(worker, accepted);
     let accepted = std::mem::size_of_val(&accept);
     let handling = size_of_future(crate::http::phases::handle);
     // Every one of these is held by an idle connection, so growth must be meant.
     assert!((600..=1_200).contains(&serving), "serving holds {serving} bytes");
     assert!((200..=640).contains(&streaming), "a stream and its buffers hold {streaming} bytes");
-    // This one only until it is known what is spoken.
-    assert!((200..=1_220).contains(&accepted), "a connection's task holds {accepted} bytes");
+    // These only until it is known what is spoken, and until HTTP/2 has begun: anybody may connect
+    // and say no more.
+    assert!((100..=400).contains(&accepted), "a connection's task holds {accepted} bytes");
+    assert!((300..=900).contains(&looking), "looking at first bytes holds {looking} bytes");
+    assert!((300..=900).contains(&beginning), "beginning HTTP/2 holds {beginning} bytes");
     assert!((100..=640).contains(&handling), "a request's future holds {handling} bytes");
 }
 
