@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the tests against real peers. `./test peers` prepares what they need."""
+"""Fixtures of the tests against real peers. `./test peers` prepares what they need.
 
+`./test` runs some at a time (pytest-xdist; the tests of a file one after another), and those
+marked `alone` by themselves after that: they need a machine that does nothing else, or its network."""
+
+import ctypes
+import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -12,9 +18,27 @@ from mesh import BIN, WEFT, Mesh, copy_shop, free_port, until  # noqa: E402
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "root: needs root")
+    config.addinivalue_line("markers", "alone: not beside other tests")
     missing = [str(p) for p in (WEFT, BIN / "kubectl", BIN / "dig") if not p.exists()]
     if missing:
         raise pytest.UsageError(f"missing: {', '.join(missing)}; run ./test peers")
+    if hasattr(config, "workerinput"):
+        own_network()
+
+
+def own_network():
+    """Moves this process to a network of its own: ports, loopback addresses of pods and ranges of
+    Services are the same for every `weft up`, so that two of them are no neighbours. There is no way
+    out of it; its one address beside loopback leads nowhere."""
+    clone_newnet = 0x40000000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(clone_newnet) != 0:
+        why = os.strerror(ctypes.get_errno())
+        raise pytest.UsageError(f"tests side by side need a network each, and this system allows none "
+                                f"({why}); run them as root, or one at a time without -n")
+    for words in ("link set lo up", "link add outside type veth peer name nowhere",
+                  "addr add 192.0.2.2/24 dev outside", "link set outside up", "link set nowhere up"):
+        subprocess.run(["ip", *words.split()], check=True)
 
 
 def start_shop(folder, edit=lambda name, text: text, **kw):

@@ -4,6 +4,8 @@
 Nothing here sleeps for a fixed time: `until` waits for a condition and says what it last saw.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -28,10 +30,21 @@ PEERS = ROOT / "target/peers"
 BIN = PEERS / "bin"
 
 
+# Not of the kernel's range for outgoing connections and "any port" (32768 and above), from which
+# somebody else may be given a port between our asking and its use.
+_ports = itertools.cycle(range(20_000, 32_000))
+for _ in range(os.getpid() * 50 % 12_000):
+    next(_ports)
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port on which nobody listens, over TCP or UDP at any address; each call gives another one."""
+    for port in _ports:
+        with (socket.socket(type=socket.SOCK_STREAM) as tcp,
+              socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError)):
+            tcp.bind(("", port))
+            udp.bind(("", port))
+            return port
 
 
 def until(what, check, seconds=30.0, every=0.05):

@@ -80,6 +80,10 @@ fi
 say "Autobahn's test suite (Python 2.7)"
 tests/suites/autobahn.sh "$peers/autobahn" "$peers/venv/bin/python"
 
+# What the bench's kit is built of: tests run where there is no way to a registry.
+say "crates of benches/proxy/kit"
+cargo fetch --quiet --locked --manifest-path benches/proxy/kit/Cargo.toml
+
 # kubectl of one version, whatever the machine has; a link of an earlier run is not written through.
 say "kubectl (from its Go module)"
 rm -f "$peers/bin/kubectl"

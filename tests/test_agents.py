@@ -453,7 +453,7 @@ def test_pods_of_an_agent_that_is_killed_leave_nothing_behind(machines):
     pod = {"apiVersion": "v1", "kind": "Pod",
            "metadata": {"name": "sleeper", "namespace": "shop",
                         "annotations": {"weft.dev/command":
-                                        "sh -c 'echo good evening; exec /bin/sleep 1000'"}},
+                                        "sh -c 'echo good evening; exec /bin/sleep 100077'"}},
            "spec": {"nodeSelector": {"kubernetes.io/hostname": "a"},
                     "containers": [{"name": "c", "image": "sleep"}]}}
     file = machines.folder / "pod.json"
@@ -471,7 +471,7 @@ def test_pods_of_an_agent_that_is_killed_leave_nothing_behind(machines):
         with requests.get(log + "?follow=true", stream=True, timeout=10) as answer:
             return next(answer.iter_lines())
     assert machines.s.inside(follow) == b"good evening"
-    found = subprocess.run(["pgrep", "-f", "/bin/sleep 1000"], capture_output=True, text=True)
+    found = subprocess.run(["pgrep", "-f", "/bin/sleep 100077"], capture_output=True, text=True)
     pids = [int(p) for p in found.stdout.split()]
     assert pids
     agent = machines.running.pop("a")

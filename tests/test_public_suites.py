@@ -196,6 +196,8 @@ def websocket_echo():
         process.wait()
 
 
+# Two dozen clients take all there is of the processors, and a connection must end within a second.
+@pytest.mark.alone
 def test_autobahn_through_a_gateway_and_over_http2_between_two(tmp_path):
     """`h1` is an HTTP/1.1 upgrade on both sides; what comes by `h2` crosses a second gateway as an
     extended CONNECT (RFC 8441). What the server does without weft is what counts."""
