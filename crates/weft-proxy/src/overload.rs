@@ -3,26 +3,31 @@
 //! of the control group (or one that was configured), and above nine tenths of it new requests are
 //! answered 503, new connections closed, long heads that are not complete given up, and of what is
 //! under way that which waits for its peer longest ([`stuck`]), until there is room again. Workers
-//! read one atomic that almost never changes.
+//! read one atomic that almost never changes, and look themselves behind what they have read
+//! ([`dose`]).
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub mod crowd;
+pub mod dose;
 pub mod stuck;
 
 use crowd::{Crowd, Crowds};
+use dose::Doses;
 
 /// Shares of the limit, in percent: from the first on requests are refused, below the second
 /// no more.
 const SHED_PERCENT: u64 = 90;
 const RELIEF_PERCENT: u64 = 80;
+/// Where requests are refused already, nothing is read from this share on for as long as can be.
+const HOLD_PERCENT: u64 = 95;
 /// File pages in `memory.stat`, which the kernel drops before it ends anybody.
 const FILES: [&str; 2] = ["inactive_file", "active_file"];
 const FILES_V1: [&str; 2] = ["total_inactive_file", "total_active_file"];
@@ -59,6 +64,9 @@ pub struct Pressure {
     limit: AtomicU64,
     period: AtomicU64,
     crowds: Crowds,
+    doses: Doses,
+    /// How it is looked at, while somebody watches.
+    gauge: OnceLock<Gauge>,
     /// A request was refused for those that are young.
     refused: AtomicBool,
     risen: Notify,
@@ -106,7 +114,7 @@ pub fn is_short() -> bool {
 
 impl Pressure {
     pub fn new(workers: usize) -> Self {
-        Self { crowds: Crowds::new(workers), ..Self::default() }
+        Self { crowds: Crowds::new(workers), doses: Doses::new(workers), ..Self::default() }
     }
 
     pub fn is_high(&self) -> bool {
@@ -149,6 +157,22 @@ impl Pressure {
         }
     }
 
+    /// Says how much may be read until somebody looks again; whether there is room for that.
+    fn measure(&self, used: u64, limit: u64, high: bool) -> bool {
+        let share = if high { HOLD_PERCENT } else { SHED_PERCENT };
+        let most = (limit / 100).saturating_mul(share);
+        self.doses.measure(most.saturating_sub(used), limit);
+        used < most
+    }
+
+    /// A worker has read its dose.
+    fn look_again(&self) {
+        let Some(gauge) = self.gauge.get() else { return };
+        if !self.measure(gauge.counted(), gauge.limit, self.is_high()) {
+            self.doses.hold();
+        }
+    }
+
     /// Notes how much of the limit is used.
     fn note(&self, used: u64, limit: u64) {
         let percent = used.saturating_mul(100) / limit.max(1);
@@ -158,6 +182,7 @@ impl Pressure {
         self.used.store(used, Ordering::Relaxed);
         let high = self.is_high();
         let now = if high { percent >= RELIEF_PERCENT } else { percent >= SHED_PERCENT };
+        self.measure(used, limit, now);
         if now == high {
             return;
         }
@@ -256,17 +281,22 @@ pub async fn watch(gauge: Gauge, pressure: Arc<Pressure>, give_back: impl Fn()) 
     tracing::debug!(limit = gauge.limit, "watching memory");
     WATCHED.store(true, Ordering::Relaxed);
     pressure.limit.store(gauge.limit, Ordering::Relaxed);
+    let gauge = pressure.gauge.get_or_init(|| gauge);
     let mut period = Instant::now();
-    let mut given_back: Option<Instant> = None;
+    let (mut given_back, mut held): (Option<Instant>, Option<Instant>) = (None, None);
     loop {
         if period.elapsed() >= PERIOD {
             period = Instant::now();
             pressure.period.fetch_add(1, Ordering::Relaxed);
         }
-        let percent = look(&gauge, &pressure, &mut given_back, Instant::now(), &give_back);
+        let percent = look(gauge, &pressure, &mut given_back, Instant::now(), &give_back);
         SHORT.store(pressure.is_high(), Ordering::Relaxed);
-        let near = percent >= NEAR_PERCENT;
-        tokio::time::sleep(if near { OFTEN } else { SELDOM }).await;
+        pressure.doses.looked(percent < HOLD_PERCENT, &mut held, Instant::now());
+        let pause = if percent >= NEAR_PERCENT { OFTEN } else { SELDOM };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = pressure.doses.asked() => {}
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::observe::access_log::{Lines, LogSender};
 use crate::observe::facts::{self, Session};
 use crate::observe::metrics::WorkerMetrics;
 use crate::on_demand::OnDemand;
-use crate::overload::{Pressure, stuck};
+use crate::overload::{Pressure, dose, stuck};
 use crate::pinned::Pinned;
 use crate::table::{BackendEntry, Door, EndpointEntry, Table};
 use crate::tcp::half_open;
@@ -152,6 +152,8 @@ pub struct Conn {
     pub door: Door,
     pub local: SocketAddr,
     pub remote: SocketAddr,
+    /// Whose socket it is, where that has told of another client.
+    pub told_by: Option<Box<SocketAddr>>,
     pub scheme: &'static str,
     /// Who is on the other end of mesh TLS.
     pub peer: Option<SpiffeId>,
@@ -419,6 +421,7 @@ impl Worker {
             self.metrics.cells.refused_connections.add(1);
             return None;
         }
+        dose::note(dose::CONNECTION_BYTES);
         self.shared.neighbours.opened(self.id);
         self.metrics.cells.downstream.add(1);
         self.metrics.cells.downstream_total.add(1);
@@ -457,6 +460,7 @@ pub async fn run(
     let (pressure, cells) = (worker.shared.pressure.clone(), worker.metrics.cells.clone());
     let relieving = stuck::relieve(pressure, worker.config.workers, move || cells.shed.add(1));
     background.spawn_local("memory", relieving);
+    background.spawn_local("reads", dose::keep(worker.shared.pressure.clone()));
     let logging = worker.clone();
     background.spawn_local("access log", async move { logging.log.keep_flushing().await });
     loop {
@@ -527,6 +531,7 @@ impl Conn {
             door,
             local,
             remote,
+            told_by: None,
             scheme: "http",
             peer: None,
             client_names: Box::default(),
@@ -544,6 +549,11 @@ impl Conn {
             own: OwnPools::default(),
             proved: OnceCell::new(),
         }
+    }
+
+    /// The address of who is on the other end of the socket.
+    pub fn direct(&self) -> SocketAddr {
+        self.told_by.as_deref().copied().unwrap_or(self.remote)
     }
 
     /// The address that the client dialled, as far as it is known.

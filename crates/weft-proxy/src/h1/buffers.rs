@@ -7,17 +7,19 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use tokio::io::AsyncRead;
 
-use crate::overload;
+use crate::overload::{self, dose};
 
 /// One buffer for bodies; also how much is read at a time.
 pub const BUFFER_BYTES: usize = 16 * 1024;
 /// What the first read of a message takes: most heads fit, and many bodies.
 const FIRST_BYTES: usize = 4 * 1024;
+/// No more is set aside: it would not fit what is read next, or be worth a copy.
+const ASIDE_BYTES_MAX: usize = 1024;
 /// Less room is not read into.
 const ROOM_MIN: usize = 1024;
 /// Buffers of either size that wait for their next use.
@@ -144,9 +146,33 @@ pub fn give_back_small(buffer: &mut Vec<u8>) {
     }
 }
 
+/// Keeps the few bytes that have come of a message in as much room as they take while nobody knows
+/// when the next will.
+pub fn set_aside(buffer: &mut BytesMut) {
+    if (1..=ASIDE_BYTES_MAX).contains(&buffer.len()) && buffer.capacity() > 2 * ASIDE_BYTES_MAX {
+        let mut few = BytesMut::with_capacity(buffer.len());
+        few.extend_from_slice(buffer);
+        give_back(&mut std::mem::replace(buffer, few));
+    }
+}
+
 /// Reads more of a message. A connection without a buffer keeps one only when bytes came: whoever
 /// waits costs nothing.
 pub fn poll_fill<I: AsyncRead + Unpin>(
+    io: &mut I,
+    buffer: &mut BytesMut,
+    read: Read,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    ready!(dose::poll_may_read(cx));
+    let polled = poll_read(io, buffer, read, cx);
+    if let Poll::Ready(Ok(bytes)) = polled {
+        dose::note(bytes);
+    }
+    polled
+}
+
+fn poll_read<I: AsyncRead + Unpin>(
     io: &mut I,
     buffer: &mut BytesMut,
     read: Read,
@@ -159,8 +185,10 @@ pub fn poll_fill<I: AsyncRead + Unpin>(
         // Far more than one buffer's worth is one long head: it has a buffer of its own, twice as
         // long each time, and those that are kept stay as they are.
         let wanted = 2 * buffer.len();
+        // What was set aside is a beginning yet.
+        let read = if buffer.len() <= ASIDE_BYTES_MAX { read } else { Read::More };
         let long = wanted > BUFFER_BYTES;
-        let mut longer = if long { BytesMut::with_capacity(wanted) } else { take(Read::More) };
+        let mut longer = if long { BytesMut::with_capacity(wanted) } else { take(read) };
         longer.extend_from_slice(buffer);
         give_back(&mut std::mem::replace(buffer, longer));
         return tokio_util::io::poll_read_buf(Pin::new(io), cx, buffer);
@@ -181,6 +209,24 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_few_bytes_that_are_set_aside_hold_no_buffer_and_go_on() {
+        let mut buffer = take(Read::First);
+        buffer.extend_from_slice(b"GET / HT");
+        set_aside(&mut buffer);
+        assert_eq!((&*buffer, buffer.capacity()), (&b"GET / HT"[..], 8));
+        let kept = || FREE.with_borrow(|free| (free.first.len(), free.more.len()));
+        assert_eq!(kept(), (1, 0), "its buffer is another's");
+        let mut rest = &b"TP/1.1\r\n\r\n"[..];
+        poll_fn(|cx| poll_fill(&mut rest, &mut buffer, Read::First, cx)).await.unwrap();
+        assert_eq!(&*buffer, b"GET / HTTP/1.1\r\n\r\n");
+        assert_eq!(kept(), (0, 0), "it goes on in the first's size");
+        // More than few bytes stay where they are.
+        buffer.resize(ASIDE_BYTES_MAX + 1, b'x');
+        set_aside(&mut buffer);
+        assert!(buffer.capacity() >= FIRST_BYTES);
+    }
 
     #[tokio::test]
     async fn a_long_head_is_copied_a_few_times_and_takes_no_kept_buffer() {

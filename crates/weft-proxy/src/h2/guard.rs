@@ -18,7 +18,7 @@ use super::frames::{
     ACK, CONTINUATION, DATA, GOAWAY, HEAD_BYTES, PREFACE_BYTES, RST_STREAM, SETTINGS, Scanner,
 };
 use super::paths::Paths;
-use crate::overload;
+use crate::overload::{self, dose};
 
 /// How long a closing connection reads on, so that its peer gets to see the GOAWAY: unread bytes
 /// would make the kernel reset it.
@@ -187,6 +187,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        ready!(dose::poll_may_read(cx));
         if let Some(brake) = &mut me.brake {
             ready!(brake.as_mut().poll(cx));
             me.brake = None;
@@ -198,6 +199,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Guard<I> {
         }
         let new = buf.filled().get(before..).unwrap_or_default();
         if !new.is_empty() {
+            dose::note(new.len());
             me.brake = overload::is_short().then(|| Box::pin(tokio::time::sleep(BRAKE)));
             let admitted = me.admit(new);
             buf.set_filled(before + admitted);

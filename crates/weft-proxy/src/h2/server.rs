@@ -117,8 +117,9 @@ struct Driver<I, S> {
     closing: Option<Instant>,
 }
 
-/// Serves a connection, of which [`super::begin`] has seen what it begins with, until it ends; once `draining` is ready its client is told to go and its
-/// streams are finished. Streams are tasks of `tasks`.
+/// Serves a connection, of which [`super::begin`] has seen what it begins with, until it ends; once
+/// `draining` is ready its client is told to go and its streams are finished. Streams are tasks of
+/// `tasks`.
 ///
 /// # Errors
 /// Why it ended in the middle of something.

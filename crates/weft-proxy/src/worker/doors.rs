@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::Worker;
 use super::neighbours::{Favour, Handed};
 use crate::descriptors;
 use crate::handover::Takes;
+use crate::overload::dose;
 use crate::table::Door;
 use crate::tcp::accept::{self, Accepted};
 use crate::tcp::half_open;
@@ -185,6 +187,8 @@ fn accept_rest(worker: &Rc<Worker>, listener: TcpListener, door: &Door) -> std::
 
 async fn accept_loop(worker: &Rc<Worker>, listener: &TcpListener, door: &Door) {
     loop {
+        // What is not accepted holds nothing of ours.
+        poll_fn(|cx| dose::poll_may_read(cx)).await;
         match listener.accept().await {
             Ok((stream, remote)) => {
                 let last = descriptors::is_reserved(&stream);

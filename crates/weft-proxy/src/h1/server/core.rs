@@ -164,9 +164,18 @@ impl<I: Socket + 'static> Core<I> {
                     Err(wrong) => return Poll::Ready(Ok(Next::Refused(wrong))),
                 }
             }
-            ready!(poll_readable(io, cx));
-            if ready!(buffers::poll_fill(io, &mut self.inbuf, Read::First, cx))? == 0 {
-                return Poll::Ready(Ok(Next::End));
+            let read = match poll_readable(io, cx) {
+                Poll::Ready(()) => buffers::poll_fill(io, &mut self.inbuf, Read::First, cx)?,
+                Poll::Pending => Poll::Pending,
+            };
+            match read {
+                Poll::Ready(0) => return Poll::Ready(Ok(Next::End)),
+                Poll::Ready(_) => {}
+                Poll::Pending => {
+                    // Its rest may never come.
+                    buffers::set_aside(&mut self.inbuf);
+                    return Poll::Pending;
+                }
             }
         }
     }
