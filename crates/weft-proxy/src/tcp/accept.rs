@@ -262,7 +262,9 @@ async fn introduced(
     let limit = worker.config.limits.handshake_timeout;
     match proxy_header::read(stream, header, limit).await {
         Ok((told, io)) => {
-            conn.remote = told.map_or(conn.remote, |(client, _)| client);
+            if let Some((client, _)) = told {
+                conn.told_by = Some(Box::new(std::mem::replace(&mut conn.remote, client)));
+            }
             gateway_port(worker, io, conn, entry).await;
         }
         Err(why) => relay::refused_for(&worker, &conn, Flag::DPE, why),

@@ -50,7 +50,7 @@ pub const OPERATORS: &[(&str, &str)] = &[
     ("DOWNSTREAM_REMOTE_ADDRESS", "the client's address"),
     ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", "without the port"),
     ("DOWNSTREAM_REMOTE_PORT", "the port alone"),
-    ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS", "the same as DOWNSTREAM_REMOTE_ADDRESS"),
+    ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS", "the socket's own peer, whatever a PROXY header tells"),
     ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", "without the port"),
     ("DOWNSTREAM_DIRECT_REMOTE_PORT", "the port alone"),
     ("DOWNSTREAM_LOCAL_ADDRESS", "the address that the client dialled"),
@@ -307,7 +307,7 @@ fn plain(
 }
 
 fn bare(name: &str) -> Option<Operator> {
-    use Address::{Local, Remote, Upstream};
+    use Address::{Direct, Local, Remote, Upstream};
     Some(match name {
         "PROTOCOL" => Operator::Protocol,
         "RESPONSE_CODE" => Operator::ResponseCode,
@@ -329,14 +329,12 @@ fn bare(name: &str) -> Option<Operator> {
         "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Operator::UpstreamCluster,
         "UPSTREAM_TRANSPORT_FAILURE_REASON" => Operator::FailureReason,
         "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Operator::Attempts,
-        "DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => {
-            Operator::Address(Remote, Part::Whole)
-        }
-        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT"
-        | "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => Operator::Address(Remote, Part::Ip),
-        "DOWNSTREAM_REMOTE_PORT" | "DOWNSTREAM_DIRECT_REMOTE_PORT" => {
-            Operator::Address(Remote, Part::Port)
-        }
+        "DOWNSTREAM_REMOTE_ADDRESS" => Operator::Address(Remote, Part::Whole),
+        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Operator::Address(Remote, Part::Ip),
+        "DOWNSTREAM_REMOTE_PORT" => Operator::Address(Remote, Part::Port),
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => Operator::Address(Direct, Part::Whole),
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => Operator::Address(Direct, Part::Ip),
+        "DOWNSTREAM_DIRECT_REMOTE_PORT" => Operator::Address(Direct, Part::Port),
         "DOWNSTREAM_LOCAL_ADDRESS" => Operator::Address(Local, Part::Whole),
         "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Operator::Address(Local, Part::Ip),
         "DOWNSTREAM_LOCAL_PORT" => Operator::Address(Local, Part::Port),

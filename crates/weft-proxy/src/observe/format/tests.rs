@@ -24,6 +24,7 @@ fn record(agent: &[u8]) -> Record {
     let mut conn =
         Conn::new(Door::Forward, "127.0.0.1:8000".parse().unwrap(), "[::1]:40000".parse().unwrap());
     conn.server_name = Some("a.example".into());
+    conn.told_by = Some(Box::new("192.0.2.1:444".parse().unwrap()));
     let request = Request::builder()
         .method("POST")
         .uri("/a?b=%22c")
@@ -111,6 +112,8 @@ fn every_operator_shows_what_envoys_does() {
         ("%START_TIME(\"%s\")%x", "1700000000x"),
         ("%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_REMOTE_PORT%", "[::1]:40000 40000"),
         ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "::1"),
+        ("%DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %DOWNSTREAM_DIRECT_REMOTE_PORT%", "192.0.2.1:444 444"),
+        ("%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%", "192.0.2.1"),
         ("%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_PORT%", "127.0.0.1:8000 8000"),
         ("%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %VIRTUAL_CLUSTER_NAME%", "- - -"),
         ("%REQUESTED_SERVER_NAME% %DOWNSTREAM_PEER_URI_SAN%", "a.example -"),

@@ -81,6 +81,8 @@ pub enum Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Address {
     Remote,
+    /// Of the socket.
+    Direct,
     Local,
     Upstream,
 }
@@ -301,6 +303,7 @@ impl Operator {
             Self::Address(which, part) => {
                 let address = match which {
                     Address::Remote => Some(conn.remote),
+                    Address::Direct => Some(conn.direct()),
                     Address::Local => Some(conn.dialled()),
                     Address::Upstream => entry.upstream(),
                 };
