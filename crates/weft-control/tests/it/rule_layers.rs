@@ -86,3 +86,16 @@ fn a_ports_settings_take_the_place_of_all() {
     let other = json!({"portLevelSettings": [{"port": {"number": 81}}]});
     assert_eq!(backend(outer(), other).policy.limits.connections_max, Some(3));
 }
+
+/// Rules that were stored before a tunnel was read still say the rest.
+#[test]
+fn a_tunnels_odd_port_takes_nothing_else_of_a_rule() {
+    for (port, read) in [(json!("443"), 443), (json!(70_000), 0), (json!("x"), 0), (json!([]), 0)] {
+        let tunnel = json!({"targetHost": "a.example", "targetPort": port});
+        let made = backend(outer(), json!({"tunnel": tunnel}));
+        assert!(made.policy.tls.is_some(), "{port}");
+        assert_eq!(made.policy.limits.connections_max, Some(3), "{port}");
+        let terms = made.policy.connections.expect("a tunnel is one of the terms");
+        assert_eq!(terms.through.as_ref().map(|t| t.port), Some(read), "{port}");
+    }
+}

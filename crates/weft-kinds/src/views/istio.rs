@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::Labels;
@@ -310,6 +310,8 @@ pub struct TrafficPolicy {
 pub struct Tunnel {
     pub protocol: Arc<str>,
     pub target_host: Arc<str>,
+    /// 0 for what is no port, of which the rule's status warns: nothing else of it is lost.
+    #[serde(deserialize_with = "port_or_none")]
     pub target_port: u16,
 }
 
@@ -470,6 +472,12 @@ pub struct ServerTls {
     pub ca_crl: Option<Arc<str>>,
     pub server_certificate: Option<Arc<str>>,
     pub tls_certificates: Vec<Value>,
+}
+
+fn port_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+    let value = Value::deserialize(from)?;
+    let number = value.as_u64().or_else(|| value.as_str()?.parse().ok());
+    Ok(number.and_then(|n| u16::try_from(n).ok()).unwrap_or_default())
 }
 
 // === impl VirtualService ===
