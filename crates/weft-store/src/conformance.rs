@@ -16,6 +16,8 @@ use crate::{
 #[cfg(feature = "testing")]
 pub(crate) mod etcd;
 #[cfg(feature = "testing")]
+mod etcd_members;
+#[cfg(feature = "testing")]
 mod etcd_sim;
 mod model;
 

@@ -33,6 +33,7 @@ use crate::{
 mod config;
 mod follow;
 mod link;
+mod look;
 mod wire;
 
 pub use config::{EtcdConfig, EtcdConfigError};
@@ -55,12 +56,16 @@ const SETTLE_MARK: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct EtcdStore {
     inner: Arc<Inner>,
-    tasks: TaskGroup,
+    _tasks: Tasks,
 }
+
+/// Tasks that end with their owner.
+#[derive(Debug, Default)]
+struct Tasks(TaskGroup);
 
 #[derive(Debug)]
 struct Inner {
-    link: Link,
+    link: Arc<Link>,
     names: Names,
     history: Arc<History>,
     clock: Clock,
@@ -68,6 +73,8 @@ struct Inner {
     cluster: u64,
     /// The newest revision that changed something under the prefix.
     last: AtomicU64,
+    /// The newest revision that was written from here: the watch will show it.
+    awaited: AtomicU64,
     /// One begins a lease at a time.
     leasing: tokio::sync::Mutex<()>,
     /// One mark at a time.
@@ -90,7 +97,8 @@ impl EtcdStore {
         retention: Retention,
     ) -> Result<Self, StoreError> {
         let names = Names::new(&config.prefix);
-        let link = Link::new(config)?;
+        let (link, tasks) = (Arc::new(Link::new(config)?), Tasks::default());
+        tasks.0.spawn("etcd members", look::out(link.clone(), names.now()));
         let (at, cluster) = log_now(&link, &names).await?;
         // Nothing ever happened in an etcd at revision 1, so its whole history is known.
         let start = if at.0 <= 1 { Revision(0) } else { at };
@@ -101,6 +109,7 @@ impl EtcdStore {
             clock,
             cluster,
             last: at.0.into(),
+            awaited: 0.into(),
             leasing: tokio::sync::Mutex::default(),
             marking: tokio::sync::Mutex::default(),
             requests: 0.into(),
@@ -109,10 +118,9 @@ impl EtcdStore {
         });
         inner.append(at, Vec::new());
         inner.keep_own().await?;
-        let tasks = TaskGroup::new();
-        tasks.spawn("etcd watch", follow::follow(inner.clone()));
-        tasks.spawn("etcd lease", keep(inner.clone()));
-        Ok(Self { inner, tasks })
+        tasks.0.spawn("etcd watch", follow::follow(inner.clone()));
+        tasks.0.spawn("etcd lease", keep(inner.clone()));
+        Ok(Self { inner, _tasks: tasks })
     }
 
     /// A lease of this very number, for a log that is moved here.
@@ -139,7 +147,12 @@ impl EtcdStore {
 impl Drop for EtcdStore {
     fn drop(&mut self) {
         self.inner.history.close();
-        self.tasks.stop();
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 
@@ -206,7 +219,13 @@ impl Inner {
         let answer = self.link.call(true, &mark, |channel, request| async move {
             KvClient::new(channel).txn(request).await
         });
-        answer.await.map(|_| ())
+        self.await_shown(header(answer.await?.header.as_ref()));
+        Ok(())
+    }
+
+    /// What was written from here, and is to be shown by the watch soon.
+    fn await_shown(&self, at: Revision) {
+        self.awaited.fetch_max(at.0, Ordering::AcqRel);
     }
 
     /// The revision of etcd's whole log, as its majority knows it, and whose log it is.
@@ -259,6 +278,7 @@ impl Inner {
         let answer = answer?;
         let now = header(answer.header.as_ref());
         if answer.succeeded && changed(&answer.responses) {
+            self.await_shown(now);
             return Ok(TxnOutcome { revision: now, succeeded: true, failed: None });
         }
         let revision = self.settle(now).await?;
@@ -451,8 +471,7 @@ async fn range(link: &Link, ask: &RangeRequest) -> Result<RangeResponse, StoreEr
 }
 
 async fn log_now(link: &Link, names: &Names) -> Result<(Revision, u64), StoreError> {
-    let none = RangeRequest { key: names.key(""), keys_only: true, ..<_>::default() };
-    let answer = range(link, &none).await?;
+    let answer = range(link, &names.now()).await?;
     let cluster = answer.header.as_ref().map_or(0, |h| h.cluster_id);
     Ok((header(answer.header.as_ref()), cluster))
 }

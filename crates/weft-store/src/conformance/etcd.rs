@@ -58,7 +58,7 @@ impl Server {
         self.client
     }
 
-    async fn open(&self) -> Arc<dyn Store> {
+    pub async fn open(&self) -> Arc<dyn Store> {
         open(self.config()).await
     }
 
@@ -102,7 +102,7 @@ fn spawn(dir: &Path, client: SocketAddr, peer: SocketAddr) -> Child {
         .unwrap_or_else(|e| panic!("{program}: {e}; install Debian's etcd-server or set WEFT_ETCD"))
 }
 
-async fn open(config: EtcdConfig) -> Arc<dyn Store> {
+pub(super) async fn open(config: EtcdConfig) -> Arc<dyn Store> {
     let opened = async {
         loop {
             let store = EtcdStore::open(config.clone(), Clock::system(), Retention::default());
@@ -126,7 +126,7 @@ pub(super) async fn fresh() -> Fixture {
     Fixture { store, time, clock, retention: Retention::default(), dir: None, server }
 }
 
-async fn put(store: &Arc<dyn Store>, op: Op) -> Revision {
+pub(super) async fn put(store: &Arc<dyn Store>, op: Op) -> Revision {
     let out = store.txn(Txn::of([op])).await.unwrap();
     assert!(out.succeeded);
     out.revision
@@ -288,7 +288,7 @@ async fn a_server_that_was_away_while_etcd_was_compacted_has_all_watches_list_ag
 }
 
 /// A count as an operator reads it.
-fn counted(store: &Arc<dyn Store>, name: &str) -> u64 {
+pub(super) fn counted(store: &Arc<dyn Store>, name: &str) -> u64 {
     let text = store.meter().unwrap().text();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("{name}: {text}")).parse().unwrap()
@@ -334,11 +334,15 @@ async fn a_revision_that_comes_in_fragments_is_told_whole() {
     assert_eq!(store.barrier().await.unwrap(), second);
 }
 
-/// Stands before a member: what it is asked arrives late, and its connections can be cut.
+/// Stands before a member: what it is asked arrives late, or nothing does for a while, and its
+/// connections can be cut.
 pub(super) struct Lagging {
     address: SocketAddr,
     late_ms: Arc<AtomicU64>,
     cuts: watch::Sender<u64>,
+    held: watch::Sender<bool>,
+    /// Bytes that it was sent and that wait.
+    waiting: watch::Sender<usize>,
     tasks: TaskGroup,
 }
 
@@ -348,19 +352,32 @@ impl Lagging {
         let address = listener.local_addr().unwrap();
         let (cuts, tasks) = (watch::Sender::new(0), TaskGroup::new());
         let late_ms: Arc<AtomicU64> = Arc::default();
+        let (held, waiting) = (watch::Sender::new(false), watch::Sender::new(0));
         let (late, cut, group) = (late_ms.clone(), cuts.clone(), tasks.clone());
+        let hold = (held.clone(), waiting.clone());
         tasks.spawn("lagging member", async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (late, mut cut) = (late.clone(), cut.subscribe());
+                let (late, mut cut, hold) = (late.clone(), cut.subscribe(), hold.clone());
                 group.spawn("lagging connection", async move {
                     tokio::select! {
                         _ = cut.changed() => {}
-                        () = carry(client, member, &late) => {}
+                        () = carry(client, member, &late, &hold) => {}
                     }
                 });
             }
         });
-        Self { address, late_ms, cuts, tasks }
+        Self { address, late_ms, cuts, held, waiting, tasks }
+    }
+
+    /// From now on nothing arrives, in either direction, on whatever connection; or again all of it.
+    pub fn hold(&self, held: bool) {
+        self.waiting.send_replace(0);
+        self.held.send_replace(held);
+    }
+
+    /// Resolves when it was sent something that does not arrive.
+    pub async fn is_sent_something(&self) {
+        self.waiting.subscribe().wait_for(|bytes| *bytes > 0).await.unwrap();
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -379,7 +396,13 @@ impl Drop for Lagging {
     }
 }
 
-async fn carry(client: TcpStream, member: SocketAddr, late_ms: &AtomicU64) {
+async fn carry(
+    client: TcpStream,
+    member: SocketAddr,
+    late_ms: &AtomicU64,
+    (held, waiting): &(watch::Sender<bool>, watch::Sender<usize>),
+) {
+    let passes = async || held.subscribe().wait_for(|held| !*held).await.is_ok();
     let Ok(member) = TcpStream::connect(member).await else { return };
     let ((mut asked, mut back), (mut told, mut ask)) = (client.into_split(), member.into_split());
     let (sender, mut queue) = mpsc::channel(1024);
@@ -388,6 +411,9 @@ async fn carry(client: TcpStream, member: SocketAddr, late_ms: &AtomicU64) {
         while let Ok(n @ 1..) = asked.read(&mut bytes).await {
             let late = Duration::from_millis(late_ms.load(Ordering::SeqCst));
             let due = tokio::time::Instant::now() + late;
+            if *held.borrow() {
+                waiting.send_modify(|bytes| *bytes += n);
+            }
             if sender.send((due, bytes[..n].to_vec())).await.is_err() {
                 return;
             }
@@ -396,7 +422,15 @@ async fn carry(client: TcpStream, member: SocketAddr, late_ms: &AtomicU64) {
     let write = async {
         while let Some((due, bytes)) = queue.recv().await {
             tokio::time::sleep_until(due).await;
-            if ask.write_all(&bytes).await.is_err() {
+            if !passes().await || ask.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    let answer = async {
+        let mut bytes = vec![0; 65_536];
+        while let Ok(n @ 1..) = told.read(&mut bytes).await {
+            if !passes().await || back.write_all(&bytes[..n]).await.is_err() {
                 return;
             }
         }
@@ -404,7 +438,7 @@ async fn carry(client: TcpStream, member: SocketAddr, late_ms: &AtomicU64) {
     tokio::select! {
         () = read => {}
         () = write => {}
-        _ = tokio::io::copy(&mut told, &mut back) => {}
+        () = answer => {}
     }
 }
 
@@ -419,7 +453,7 @@ async fn a_watch_begins_and_stays_with_members_that_answer_late() {
     store.barrier().await.unwrap();
     let mut watch = store.watch("/", first).unwrap();
     assert_eq!(watch.next().await.unwrap()[0].revision, first);
-    // Later than the second after which others ask the next member.
+    // Later than the time after which another member is looked for.
     one.lag(1_500);
     two.lag(1_500);
     let second = put(&direct, Op::put("/a", "2")).await;

@@ -4,9 +4,11 @@
 //! history begins anew and every watch is told to list again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
+use tokio::time::MissedTickBehavior;
 use tonic::{Status, Streaming};
 use weft_base::rng::Rng;
 use weft_proto::etcdserverpb::watch_client::WatchClient;
@@ -14,12 +16,12 @@ use weft_proto::etcdserverpb::watch_request::RequestUnion;
 use weft_proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 
 use super::Inner;
-use super::link::MESSAGE_BYTES_MAX;
+use super::link::{MESSAGE_BYTES_MAX, SLOW};
 use super::wire::{revision, signed};
 use crate::{Event, Revision};
 
 const AGAIN_FIRST: Duration = Duration::from_millis(50);
-const AGAIN_MAX: Duration = Duration::from_secs(2);
+const AGAIN_MAX: Duration = Duration::from_millis(500);
 /// How long a member may take to begin a watch.
 const BEGIN_MAX: Duration = Duration::from_secs(3);
 
@@ -110,6 +112,8 @@ async fn once(inner: &Arc<Inner>, again: bool, begun: &mut bool) -> End {
     let doubted = inner.link.is_doubted(number);
     let mut doubted = std::pin::pin!(doubted);
     let mut held = Vec::new();
+    let (mut beat, mut due) = (tokio::time::interval(SLOW), Revision(0));
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             next = message(&mut responses) => match next {
@@ -118,6 +122,13 @@ async fn once(inner: &Arc<Inner>, again: bool, begun: &mut bool) -> End {
                 },
                 Err(status) => return lost(inner, at, &status),
             },
+            _ = beat.tick() => {
+                // Its member may be cut off while calls go to another.
+                if due > inner.head() {
+                    inner.link.look();
+                }
+                due = Revision(inner.awaited.load(Ordering::Acquire));
+            }
             () = &mut doubted => {
                 inner.link.pass(at);
                 return End::Lost("its member does not answer, or it does not show writes".into());

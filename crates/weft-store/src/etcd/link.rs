@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The calls: to one member at a time, to the next one when that does not answer. A write is
-//! repeated only when it surely reached nobody.
+//! The calls: to one member at a time, and to another one as soon as that is slow to answer
+//! ([`super::look`] finds it). Until one is found calls wait, so that none is sent to a member that
+//! has no majority. A write is repeated only when it surely reached nobody.
 
 use std::error::Error;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::error::Elapsed;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
@@ -25,8 +24,8 @@ use crate::meter::{Call, Meter};
 
 /// How long one member may take to answer one call.
 pub(super) const CALL_MAX: Duration = Duration::from_secs(3);
-/// After this others ask the next member.
-const SLOW: Duration = Duration::from_secs(1);
+/// After this another member is looked for.
+pub(super) const SLOW: Duration = Duration::from_millis(500);
 /// How long a connection may take to come about, TLS included.
 const DIAL_MAX: Duration = Duration::from_secs(2);
 /// etcd cuts off who pings more often than every 5 s.
@@ -40,13 +39,31 @@ pub(super) const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub(super) struct Link {
     config: EtcdConfig,
     channels: Vec<Channel>,
-    current: AtomicUsize,
+    turn: watch::Sender<Turn>,
     /// The stream that was begun last: its number, and the member it is with.
     stream: Mutex<(u64, usize)>,
     /// The newest stream that should begin anew.
     doubted: watch::Sender<u64>,
     token: Mutex<Option<MetadataValue<Ascii>>>,
     pub meter: Meter,
+}
+
+/// Which member is asked.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    at: usize,
+    search: Search,
+}
+
+/// Whether a member is looked for that knows what the majority knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Search {
+    /// The one that is asked answers, as far as is known.
+    Over,
+    /// Calls wait for its end.
+    On,
+    /// It goes on, but no member takes a connection: calls find that out at once.
+    Vain,
 }
 
 /// A connection that never came about: what was to be sent on it reached nobody.
@@ -65,36 +82,99 @@ impl Link {
     pub fn new(config: EtcdConfig) -> Result<Self, StoreError> {
         let channels = config.members.iter().map(|m| channel(m, &config));
         let channels = channels.collect::<Result<_, _>>()?;
-        let doubted = watch::Sender::new(0);
-        let (stream, token) = (Mutex::default(), Mutex::default());
-        let (current, meter) = (0.into(), Meter::etcd());
-        Ok(Self { config, channels, current, stream, doubted, token, meter })
+        let (doubted, stream, token) = (watch::Sender::new(0), Mutex::default(), Mutex::default());
+        let turn = watch::Sender::new(Turn { at: 0, search: Search::Over });
+        Ok(Self { config, channels, turn, stream, doubted, token, meter: Meter::etcd() })
     }
 
-    /// The channel to the member whose turn it is.
+    pub fn members(&self) -> usize {
+        self.channels.len()
+    }
+
+    pub fn channel_to(&self, at: usize) -> Option<Channel> {
+        self.channels.get(at).cloned()
+    }
+
+    /// The member whose turn it is.
     pub fn channel(&self) -> Option<(usize, Channel)> {
-        let at = self.current.load(Ordering::Relaxed) % self.channels.len().max(1);
-        self.channels.get(at).map(|c| (at, c.clone()))
+        let at = self.turn.borrow().at;
+        self.channel_to(at).map(|channel| (at, channel))
     }
 
-    /// Gives the turn to the member after `at`, unless somebody did already. Streams stay: a
-    /// member that is slow still sends what happens.
+    /// The same, once it is known to be one that answers.
+    async fn sure(&self) -> Result<(usize, Channel), StoreError> {
+        let mut turns = self.turn.subscribe();
+        let known = turns.wait_for(|turn| turn.search != Search::On);
+        if tokio::time::timeout(CALL_MAX, known).await.is_err() {
+            let why = "no member that knows a majority was found within 3 s".to_owned();
+            return Err(StoreError::Unreachable { member: "etcd".into(), why, unknown: false });
+        }
+        self.channel().ok_or(StoreError::Closed)
+    }
+
+    /// Has a member looked for that answers, unless that goes on already.
+    pub fn look(&self) {
+        self.look_if(|_| true);
+    }
+
+    /// The same while it is still this one's turn.
+    fn look_past(&self, at: usize) {
+        self.look_if(|turn| turn == at);
+    }
+
+    fn look_if(&self, is_due: impl Fn(usize) -> bool) {
+        self.turn.send_if_modified(|turn| {
+            let begins = turn.search == Search::Over && is_due(turn.at);
+            if begins {
+                turn.search = Search::On;
+            }
+            begins
+        });
+    }
+
+    /// Resolves when a member is to be looked for.
+    pub async fn is_wanted(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.turn.subscribe().wait_for(|turn| turn.search != Search::Over).await;
+    }
+
+    /// How it stands with the search.
+    pub fn searching(&self, search: Search) {
+        self.turn.send_if_modified(|turn| std::mem::replace(&mut turn.search, search) != search);
+    }
+
+    /// The search is over: this one's turn.
+    pub fn found(&self, at: usize) {
+        self.give(at, Search::Over);
+    }
+
+    /// Gives the turn to the member that a stream is with, unless there is a newer stream.
+    pub fn stay(&self, stream: u64, with: usize) {
+        if self.followed().0 == stream {
+            let search = self.turn.borrow().search;
+            self.give(with, search);
+        }
+    }
+
+    /// Gives the turn to the member after `at`, unless another has it already, or to whoever
+    /// answers when that one does not. Streams stay.
     pub fn pass(&self, at: usize) {
         let next = at.wrapping_add(1) % self.channels.len().max(1);
-        let given = self.current.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
-        if given.is_ok() && next != at {
+        if self.turn.borrow().at == at && next != at {
+            self.give(next, Search::On);
+        }
+    }
+
+    fn give(&self, at: usize, search: Search) {
+        if self.turn.send_replace(Turn { at, search }).at != at {
             self.meter.passed();
         }
     }
 
-    /// The same when `at` did not answer: a stream that is with it goes to another member, where
-    /// there is one.
-    fn fail(&self, at: usize) {
-        self.pass(at);
-        let (number, with) = self.followed();
-        if with == at && self.channels.len() > 1 {
-            self.doubt(number);
-        }
+    /// Resolves when it is another member's turn.
+    async fn is_passed(&self, at: usize) {
+        // The sender lives as long as `self`.
+        let _ = self.turn.subscribe().wait_for(|turn| turn.at != at).await;
     }
 
     /// A stream with a member has begun; its number.
@@ -172,16 +252,14 @@ impl Link {
     {
         let (mut left, mut signed_in) = (self.channels.len() + 1, false);
         loop {
-            let (at, channel) = self.channel().ok_or(StoreError::Closed)?;
+            let (at, channel) = self.sure().await?;
             let one = async {
                 let request = self.request(&channel, message.clone()).await?;
                 call(channel.clone(), request).await
             };
-            let answer = self.patiently(at, one).await;
-            let status = match answer {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded("it did not answer within 3 s"),
+            let status = match self.patiently(at, repeat, one).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) => status,
             };
             if stale_token(&status) && self.config.user.is_some() && !signed_in {
                 signed_in = true;
@@ -191,7 +269,7 @@ impl Link {
             if !elsewhere(&status) {
                 return Err(self.refused(at, &status));
             }
-            self.fail(at);
+            self.look_past(at);
             left -= 1;
             let again = repeat || unconnected(&status);
             if left == 0 || !again {
@@ -200,18 +278,26 @@ impl Link {
         }
     }
 
-    /// Waits for an answer. A member that takes long may yet give it, but others ask elsewhere
-    /// meanwhile: one that is stopped takes connections and says nothing.
-    async fn patiently<T>(&self, at: usize, one: impl Future<Output = T>) -> Result<T, Elapsed> {
+    /// Waits for an answer. When it takes long another member is looked for, since one that is
+    /// stopped or cut off takes connections and says nothing; what may be repeated is asked there
+    /// as soon as it is found.
+    async fn patiently<T>(
+        &self,
+        at: usize,
+        repeat: bool,
+        one: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
         let mut one = std::pin::pin!(one);
         if let Ok(answer) = tokio::time::timeout(SLOW, &mut one).await {
-            return Ok(answer);
+            return answer;
         }
-        self.pass(at);
-        let mut silence = Silence { link: self, at, answered: false };
-        let answer = tokio::time::timeout(CALL_MAX.saturating_sub(SLOW), one).await;
-        silence.answered = answer.is_ok();
-        answer
+        self.look_past(at);
+        tokio::select! {
+            biased;
+            answer = tokio::time::timeout(CALL_MAX.saturating_sub(SLOW), one) => answer
+                .unwrap_or_else(|_| Err(Status::deadline_exceeded("it did not answer within 3 s"))),
+            () = self.is_passed(at), if repeat => Err(Status::cancelled("another one answers")),
+        }
     }
 
     /// The token goes stale, when etcd forgot it or a password changed.
@@ -265,33 +351,17 @@ impl Link {
     }
 }
 
-/// A call that took long already. Given up without an answer, by the link or by whoever asked, it
-/// counts as failed.
-struct Silence<'a> {
-    link: &'a Link,
-    at: usize,
-    answered: bool,
-}
-
-impl Drop for Silence<'_> {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.link.fail(self.at);
-        }
-    }
-}
-
 /// Whether another member may do better.
-fn elsewhere(status: &Status) -> bool {
+pub(super) fn elsewhere(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
         || status.code() == Code::Unknown && status.source().is_some()
 }
 
-fn stale_token(status: &Status) -> bool {
+pub(super) fn stale_token(status: &Status) -> bool {
     status.code() == Code::Unauthenticated || status.message().contains("invalid auth token")
 }
 
-fn unconnected(status: &Status) -> bool {
+pub(super) fn unconnected(status: &Status) -> bool {
     unconnected_cause(status).is_some()
 }
 

@@ -67,6 +67,11 @@ impl Names {
         TxnRequest { success, ..<_>::default() }
     }
 
+    /// A read of nothing, which a majority confirms: how far the log is.
+    pub fn now(&self) -> RangeRequest {
+        RangeRequest { key: self.key(""), keys_only: true, ..<_>::default() }
+    }
+
     pub fn key(&self, key: &str) -> Bytes {
         [self.keys.as_bytes(), key.as_bytes()].concat().into()
     }
