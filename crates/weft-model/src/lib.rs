@@ -21,6 +21,7 @@ pub mod policy;
 pub mod resource;
 pub mod route;
 pub mod sources;
+pub mod timeouts;
 pub mod tls;
 pub mod traffic;
 
@@ -36,6 +37,7 @@ pub use policy::*;
 pub use resource::*;
 pub use route::*;
 pub use sources::*;
+pub use timeouts::*;
 pub use tls::*;
 pub use traffic::*;
 

@@ -88,6 +88,33 @@ pub struct Edge {
     /// Header names may have underscores. Servers that make variables of headers cannot tell them
     /// from dashes.
     pub underscores: bool,
+    #[serde(skip_serializing_if = "Slashes::is_default")]
+    pub slashes: Slashes,
+}
+
+/// What becomes of slashes in paths before anything is decided by them. By default a path is
+/// passed on as it came, and refused where its readings would be decided differently.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Slashes {
+    /// Several in a row become one, behind what `escaped` makes.
+    pub merge: bool,
+    pub escaped: EscapedSlashes,
+}
+
+/// What becomes of a path with `%2F` in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EscapedSlashes {
+    #[default]
+    Keep,
+    /// It is answered 400.
+    Refuse,
+    /// The client is sent to the path with slashes in their place (307), so that all on the way
+    /// see it; a gRPC call is answered 400.
+    Redirect,
+    /// It is passed on with slashes in their place.
+    Unescape,
 }
 
 /// What a listener does with the header of the PROXY protocol (versions 1 and 2).
@@ -197,6 +224,16 @@ impl Section {
 // === impl Edge ===
 
 impl Edge {
+    // Its signature is serde's.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+// === impl Slashes ===
+
+impl Slashes {
     // Its signature is serde's.
     #[allow(clippy::trivially_copy_pass_by_ref)]
     pub fn is_default(&self) -> bool {

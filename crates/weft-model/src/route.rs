@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::guards;
 use crate::{
     Access, Cache, ConnectionMatch, Cors, Fault, Mirror, Origin, RateLimit, ResourceName, Root,
-    Session, Sources,
+    Session, Sources, Timeouts,
 };
 
 /// One user object's rules for one parent. A child of its parent's root:
@@ -288,22 +288,6 @@ pub enum RedirectPort {
     Written,
 }
 
-/// Milliseconds; `None` is the proxy's default, `Some(0)` is no limit.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Timeouts {
-    /// Whole request, all attempts.
-    pub request_ms: Option<u64>,
-    /// One attempt.
-    pub backend_request_ms: Option<u64>,
-    /// No byte in either direction.
-    pub idle_ms: Option<u64>,
-    /// From a request's beginning to the end of its stream, whatever it has become meanwhile: an
-    /// answer under way, a call, an upgraded connection, a tunnel. `None` is no limit.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stream_ms: Option<u64>,
-}
-
 /// When a request is sent again. Without any declaration: connections never established, and
 /// idempotent methods (RFC 9110 §9.2.2) on reset or backend time-out; always within the budget.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -311,6 +295,7 @@ pub struct Timeouts {
 pub struct Retry {
     /// Attempts beyond the first.
     pub attempts: u32,
+    /// Until the answer begins.
     pub per_try_timeout_ms: Option<u64>,
     /// The user declared that this call may be repeated though its method says otherwise.
     pub declared_idempotent: bool,
@@ -325,28 +310,6 @@ pub struct Retry {
     /// An endpoint that was tried may be tried again although there are others.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub tried_too: bool,
-}
-
-// === impl Timeouts ===
-
-impl Timeouts {
-    pub fn is_usual(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// What a stream may last in all, as a request or as a stream; 0 is no limit.
-    pub fn whole_ms(&self) -> Option<u64> {
-        let both = [self.request_ms, self.stream_ms];
-        both.into_iter().flatten().filter(|ms| *ms > 0).min()
-    }
-
-    /// Takes from `other` what it does not say itself.
-    pub fn fill(&mut self, other: &Self) {
-        self.request_ms = self.request_ms.or(other.request_ms);
-        self.backend_request_ms = self.backend_request_ms.or(other.backend_request_ms);
-        self.idle_ms = self.idle_ms.or(other.idle_ms);
-        self.stream_ms = self.stream_ms.or(other.stream_ms);
-    }
 }
 
 // === impl Regex ===

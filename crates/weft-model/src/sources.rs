@@ -39,9 +39,15 @@ pub mod value {
     pub const GATE: &str = "overload gate";
     pub const REQUEST_TIMEOUT: &str = "request timeout";
     pub const ATTEMPT_TIMEOUT: &str = "timeout of one attempt";
+    /// Until its answer begins.
+    pub const TRY_TIMEOUT: &str = "attempt answers within";
     pub const IDLE_TIMEOUT: &str = "idle timeout";
     pub const STREAM_TIMEOUT: &str = "longest stream";
+    pub const RECEIVE_TIMEOUT: &str = "request whole within";
     pub const BODY: &str = "request body";
+    /// With the name of the one that is meant behind it.
+    pub const RATE_LIMIT: &str = "rate limit";
+    pub const CACHE: &str = "cache";
     pub const RETRIES: &str = "retries";
     pub const REWRITE: &str = "rewrite";
     pub const FAULT: &str = "fault";

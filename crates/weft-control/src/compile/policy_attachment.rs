@@ -166,6 +166,7 @@ impl Effective<'_, '_> {
             backend_request_ms: ms(&timeouts.backend_request),
             idle_ms: ms(&timeouts.idle),
             stream_ms: ms(&timeouts.stream),
+            receive_ms: None,
         }
     }
 

@@ -110,7 +110,7 @@ pub(super) fn inherited(
             (value::REWRITE, "rewrite", r.rewrite.is_some()),
             (value::REQUEST_TIMEOUT, "timeout", r.timeout.is_some()),
             (value::RETRIES, "retries", r.retries.is_some()),
-            (value::ATTEMPT_TIMEOUT, "retries", r.retries.is_some()),
+            (value::TRY_TIMEOUT, "retries", r.retries.is_some()),
             (value::FAULT, "fault", r.fault.is_some()),
             (value::COPIES, "mirrors", copies(r)),
             (value::CORS, "corsPolicy", r.cors_policy.is_some()),

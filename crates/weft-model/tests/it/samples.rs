@@ -94,7 +94,11 @@ fn gateway() -> Resource {
         bind: vec![at("127.0.0.1:8000"), at("[::1]:8000")],
         sections: vec![section("any", None, false), section("tls", Some("*.a.example"), true)],
         proxy_header: ProxyHeader::Required,
-        edge: Edge { trusted_hops: 1, underscores: true },
+        edge: Edge {
+            trusted_hops: 1,
+            underscores: true,
+            slashes: Slashes { merge: true, escaped: EscapedSlashes::Redirect },
+        },
         backend_certificate: Some(Box::new(Certificate {
             chain_pem: "chain".into(),
             key_pem: "key".into(),
@@ -326,7 +330,8 @@ fn connections() -> Route {
     let target = Target::Backend(Root::host("a.example").child(backend_child(80, "")));
     let to = WeightedBackend { target, weight: 1, filters: Vec::new() };
     let made = rule("spec.tcp[0]", vec![matched], Action::Forward(vec![to]));
-    let timeouts = Timeouts { stream_ms: Some(60_000), ..Timeouts::default() };
+    let timeouts =
+        Timeouts { stream_ms: Some(60_000), receive_ms: Some(30_000), ..Timeouts::default() };
     let retry = Retry { tried_too: true, ..Retry::default() };
     Route { rules: vec![Rule { timeouts, retry, ..made }], ..gateway_route() }
 }

@@ -19,6 +19,7 @@ use super::{Answer, Step, of_refusal, refused};
 use crate::h1::head::{Scan, take_request};
 use crate::h1::wrong::Wrong;
 use crate::http::reply::{Cause, Refusal};
+use crate::http::slashes::{self, Settled};
 use crate::http::{clean, handshake, normalise, upgrade};
 use crate::worker::Conn;
 
@@ -69,6 +70,19 @@ impl Arrived {
         let rng = &mut Rng::seeded(SEED);
         clean::fit(conn, edge, "", &mut self.head.headers, rng).map_err(|why| of_refusal(&why))?;
         self.changes = changes(&came, &self.head.headers);
+        let slashes = edge.unwrap_or_default().slashes;
+        let settled = slashes::settle(slashes, &self.head.uri, &came);
+        match settled.map_err(|why| of_refusal(&why))? {
+            None => {}
+            Some(Settled::Passed(uri)) => {
+                self.changes.push(default_step("path", format!("{:?} for routes", uri.path())));
+                self.head.uri = uri;
+            }
+            Some(Settled::Moved(to)) => {
+                let (kind, status) = ("redirect".into(), Some(307));
+                return Err(Answer { kind, status, text: to, ..Answer::default() });
+            }
+        }
         Ok(self)
     }
 

@@ -140,7 +140,10 @@ fn explained(
 ) -> Explanation {
     let mut conn = Conn::new(place.door.clone(), place.local, place.local);
     conn.scheme = place.scheme;
-    conn.server_name = place.server_name.clone();
+    // Where bytes are passed on as they are nobody reads which name they ask for.
+    let unread = matches!(&place.door, Door::Gateway(name)
+        if table.gateway(name).is_some_and(|entry| entry.is_opaque()));
+    conn.server_name = place.server_name.clone().filter(|_| !unread);
     let mut out = Explanation {
         request: format!("{} {}", request.method(), request.uri()),
         door: said(&place.door, place.local),
@@ -287,15 +290,17 @@ fn rule(
 ) {
     out.route = Some(taken(found));
     out.steps.extend(steps::of_rule(found, view));
-    if let Some(why) = not_allowed(found, view) {
-        out.answer = refused(403, "UAEX", why);
-        return;
-    }
-    let preflight = found.rule.filters.iter().any(|filter| match filter {
+    let preflight = found.rule.filters.iter().position(|filter| match filter {
         Filter::Cors(cors) => matches!(cors_verdict(cors, view), CorsVerdict::Preflight(_)),
         _ => false,
     });
-    if preflight {
+    let access = found.rule.filters.iter().position(|f| matches!(f, Filter::Access(_)));
+    let first = preflight.is_some_and(|at| access.is_some_and(|access| at < access));
+    if let Some(why) = not_allowed(found, view).filter(|_| !first) {
+        out.answer = refused(403, "UAEX", why);
+        return;
+    }
+    if preflight.is_some() {
         let text = "the rule's CORS policy answers the browser's question".to_owned();
         out.answer =
             Answer { kind: "preflight".into(), status: Some(204), text, ..Answer::default() };
@@ -312,7 +317,7 @@ fn rule(
             let (kind, status) = ("direct".into(), Some(*status));
             out.answer = Answer { kind, status, text: body.to_string(), ..Answer::default() };
         }
-        Action::Fail { status, reason } => out.answer = refused(*status, "NC", reason.to_string()),
+        Action::Fail { status, reason } => out.answer = failing(*status, reason),
     }
     // Where it would have gone is told all the same.
     if let Some((status, what)) = aborted(&found.rule.filters) {
@@ -380,8 +385,14 @@ fn forward(table: &Table, found: &Found<'_>, path: Option<&str>, out: &mut Expla
         (None, false) => refused(503, "UH", "no instance can take the request".into()),
     };
     if let Action::Fail { status, reason } = &found.rule.action {
-        out.answer = refused(*status, "NC", reason.to_string());
+        out.answer = self::failing(*status, reason);
     }
+}
+
+/// What a rule answers that only fails.
+fn failing(status: u16, reason: &str) -> Answer {
+    let flag = if Cause::of_failing(status) == Cause::NoRoute { "NR" } else { "NC" };
+    refused(status, flag, reason.to_owned())
 }
 
 /// Explains one of a rule's backends; whether it takes requests.

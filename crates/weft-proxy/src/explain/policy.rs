@@ -184,7 +184,6 @@ impl Said<'_> {
     fn timeouts(&mut self, rule: Option<&Rule>) {
         let none = Timeouts::default();
         let own = rule.map_or(&none, |rule| &rule.timeouts);
-        let per_try = rule.and_then(|rule| rule.retry.per_try_timeout_ms);
         let policy = self.entry.backend.policy.protection.as_deref();
         let filled = policy.map_or(&none, |protection| &protection.timeouts);
         let idle = ProxyLimits::default().stream_idle_timeout.as_millis();
@@ -197,7 +196,7 @@ impl Said<'_> {
             ),
             (
                 value::ATTEMPT_TIMEOUT,
-                per_try.or(own.backend_request_ms),
+                own.backend_request_ms,
                 filled.backend_request_ms,
                 Some("no limit".to_owned()),
             ),
@@ -235,9 +234,9 @@ impl Said<'_> {
         if let Some(bytes) = protection.body_bytes_max {
             self.value(value::BODY, format!("at most {bytes} bytes"), false);
         }
-        let of = self.entry.label();
+        let (of, sources) = (self.entry.label(), &self.entry.backend.policy.sources);
         let limits = protection.rate_limits.iter();
-        self.out.extend(limits.map(|limit| Step { of: of.clone(), ..limited(limit) }));
+        self.out.extend(limits.map(|limit| Step { of: of.clone(), ..limited(limit, sources) }));
     }
 
     fn tls(&mut self) {

@@ -5,7 +5,7 @@
 use weft_model::decide::{Found, Request};
 use weft_model::{
     AbortAnswer, Action, Cache, Effect, Filter, HeaderEdit, Mirror, Origin, RateLimit, Retry,
-    Rewrite, Rule, Session, SessionBy, Target, value,
+    Rewrite, Rule, Session, SessionBy, Sources, Target, value,
 };
 
 use super::{Step, object};
@@ -29,22 +29,13 @@ pub fn of_rule(found: &Found<'_>, req: &Request<'_>) -> Vec<Step> {
 /// How long a rule's requests may take, and when they are sent again.
 pub fn of_timing(rule: &Rule) -> Vec<Step> {
     let (limits, retry) = (&rule.timeouts, &rule.retry);
-    let attempt = match retry.per_try_timeout_ms {
-        Some(ms) => Some((ms, "retry", "retries.perTryTimeout")),
-        None => limits
-            .backend_request_ms
-            .map(|ms| (ms, "timeouts.backendRequest", "retries.perTryTimeout")),
-    };
     let timed = [
         (value::REQUEST_TIMEOUT, limits.request_ms, "timeouts.request", "timeout"),
-        (
-            value::ATTEMPT_TIMEOUT,
-            attempt.map(|(ms, ..)| ms),
-            attempt.map_or("", |(_, field, _)| field),
-            attempt.map_or("", |(.., field)| field),
-        ),
+        (value::ATTEMPT_TIMEOUT, limits.backend_request_ms, "timeouts.backendRequest", ""),
+        (value::TRY_TIMEOUT, retry.per_try_timeout_ms, "retry", "retries.perTryTimeout"),
         (value::IDLE_TIMEOUT, limits.idle_ms, "timeouts.idle", "timeout"),
         (value::STREAM_TIMEOUT, limits.stream_ms, "timeouts.stream", "timeout"),
+        (value::RECEIVE_TIMEOUT, limits.receive_ms, "timeouts.receive", "timeout"),
     ];
     let said = timed.into_iter().filter_map(|(what, ms, gateway_api, istio)| {
         Some(step_of(rule, what, what, shown_ms(ms?), (gateway_api, istio)))
@@ -161,11 +152,13 @@ fn of_filter(filter: &Filter, found: &Found<'_>, req: &Request<'_>) -> Vec<Step>
             vec![step(value::COPIES, format!("{share} to {to}"), "mirrors")]
         }
         // Who says so is in its name: a policy, not the rule.
-        Filter::RateLimit(limit) => vec![limited(limit)],
+        Filter::RateLimit(limit) => vec![limited(limit, &found.rule.sources)],
         Filter::BodyLimit(bytes) => {
             vec![step(value::BODY, format!("at most {bytes} bytes"), "")]
         }
-        Filter::Cache(cache) => vec![stored(cache, req)],
+        Filter::Cache(cache) => {
+            vec![written_by(&found.rule.sources, &cache.name, stored(cache, req))]
+        }
         Filter::Upgrades(among) => {
             let whom = if among.is_empty() { "nothing".to_owned() } else { among.join(", ") };
             vec![step(value::UPGRADES, format!("HTTP may be left for {whom}"), "upgrade_configs")]
@@ -187,15 +180,24 @@ fn of_filter(filter: &Filter, found: &Found<'_>, req: &Request<'_>) -> Vec<Step>
     }
 }
 
-/// A rate limit is named by its policy and field.
-pub fn limited(limit: &RateLimit) -> Step {
+/// A rate limit is named by its policy and field, where it has no name of its own.
+pub fn limited(limit: &RateLimit, sources: &Sources) -> Step {
     let (object, field) = limit.name.rsplit_once(' ').unwrap_or((&limit.name, ""));
-    Step {
-        what: "rate limit".into(),
+    let step = Step {
+        what: value::RATE_LIMIT.into(),
         value: limit.to_string(),
         object: object.into(),
         field: field.into(),
         ..Step::default()
+    };
+    written_by(sources, &limit.name, step)
+}
+
+/// The same by the object and field that set the one of this name, where that is known.
+fn written_by(sources: &Sources, name: &str, step: Step) -> Step {
+    match sources.of(&format!("{} {name}", step.what)) {
+        Some(by) => Step { object: object(&by), field: by.field.to_string(), ..step },
+        None => step,
     }
 }
 
@@ -207,7 +209,7 @@ fn stored(cache: &Cache, req: &Request<'_>) -> Step {
         method => format!("{method} is not answered from it"),
     };
     let (object, field) = (object.into(), field.into());
-    Step { what: "cache".into(), value, object, field, ..Step::default() }
+    Step { what: value::CACHE.into(), value, object, field, ..Step::default() }
 }
 
 /// In the order in which it is done.

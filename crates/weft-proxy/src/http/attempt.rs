@@ -37,9 +37,11 @@ use crate::worker::Worker;
 
 mod again;
 mod gated;
+mod late;
 mod wire;
 
 use again::{again, wait};
+pub use late::whole;
 
 /// How long a request waits for one of its backend's connections.
 const PATIENCE: Duration = Duration::from_millis(PENDING_MS_MAX);
@@ -111,12 +113,12 @@ async fn attempts(
         record.endpoint = Some(picked.clone());
         record.backend = Some(call.backend.borrow().entry.clone());
         record.attempts += 1;
-        let attempt_limit = limit(call.retry.per_try_timeout_ms)
-            .or_else(|| limit(call.timeouts.backend_request_ms))
-            .map(|d| (began + d, d));
-        let until = earlier(deadline, attempt_limit);
+        let within = |ms| limit(ms).map(|d| (began + d, d));
+        let whole = earlier(deadline, within(call.timeouts.backend_request_ms));
+        // An attempt's own time ends with the beginning of its answer, which may be a long one.
+        let until = earlier(whole, within(call.retry.per_try_timeout_ms));
         let kind = (record.is_grpc, record.attempts == 1);
-        let ended = attempt(call, &picked, (began, until), kind).await;
+        let ended = attempt(call, &picked, (began, until, whole), kind).await;
         let now = moment();
         gated.over(&ended, now);
         let took = now.saturating_duration_since(began);
@@ -125,7 +127,7 @@ async fn attempts(
         let (failure, answer, refusal) = match ended {
             Ended::Over(why) => return Err(why),
             Ended::Answer(response, lease) => match judged(&response, &picked) {
-                None => return Ok(pass_on(call, response, lease, until)),
+                None => return Ok(pass_on(call, response, lease, whole)),
                 Some((Failure::NotSent, why)) => {
                     (Failure::NotSent, None, Refusal::new(Cause::ConnectFailed, why))
                 }
@@ -151,7 +153,7 @@ async fn attempts(
         };
         let wait = match wait {
             Ok(wait) => wait,
-            Err(why) => return stop(call, answer, refusal, why, record, until),
+            Err(why) => return stop(call, answer, refusal, why, record, whole),
         };
         drop(answer);
         call.worker.metrics.cells.retries.add(1);
@@ -166,7 +168,7 @@ async fn attempts(
 pub async fn once(call: &Call<'_>, grpc: bool) -> Option<Response<ReplyBody>> {
     let now = Instant::now();
     let picked = pick(call, None, &[], now)?;
-    match attempt(call, &picked, (now, None), (grpc, true)).await {
+    match attempt(call, &picked, (now, None, None), (grpc, true)).await {
         Ended::Answer(response, lease) => Some(pass_on(call, response, lease, None)),
         Ended::Failed(_, _, why) => {
             tracing::debug!(%why, "a mirrored request failed");
@@ -239,7 +241,7 @@ fn choose(
 async fn attempt(
     call: &Call<'_>,
     picked: &Rc<LocalEndpoint>,
-    (began, until): (Instant, Option<(Instant, Duration)>),
+    (began, until, whole): (Instant, Option<(Instant, Duration)>, Option<(Instant, Duration)>),
     (grpc, first): (bool, bool),
 ) -> Ended {
     let entry = call.backend.borrow().entry.clone();
@@ -269,7 +271,7 @@ async fn attempt(
         }
         let over_h2 = over_h2.clone().filter(|_| how.wire == Wire::H2);
         let mut with: Vec<_> = over_h2.map(|protocol| (UPGRADE, protocol)).into_iter().collect();
-        if let Some((end, _)) = until.filter(|_| grpc) {
+        if let Some((end, _)) = whole.filter(|_| grpc) {
             with.extend(shortened(call, end.saturating_duration_since(began)));
         }
         if let Some(ended) = settled(call, picked, &how, due, with).await {

@@ -28,6 +28,7 @@ pub mod route;
 pub mod serve;
 pub mod session;
 mod shed;
+pub mod slashes;
 pub mod trace;
 pub mod trust;
 pub mod tunnel;

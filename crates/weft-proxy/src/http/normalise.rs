@@ -234,7 +234,8 @@ fn unparametrized(path: &str) -> String {
     segments.collect::<Vec<_>>().join("/")
 }
 
-fn merged(path: &str) -> String {
+/// Several slashes in a row as one.
+pub(super) fn merged(path: &str) -> String {
     let mut out = String::with_capacity(path.len());
     for c in path.chars() {
         if c != '/' || !out.ends_with('/') {

@@ -32,7 +32,7 @@ use super::route::{self, Asked, Choice};
 use super::serve::Received;
 use super::session::Kept;
 use super::upgrade::Upgrade;
-use super::{grpc_web, headers, tunnel, upgrade};
+use super::{grpc_web, headers, slashes, tunnel, upgrade};
 use crate::capture;
 use crate::config::UnknownDestinations;
 use crate::guards;
@@ -78,8 +78,9 @@ pub async fn handle(
     let mut response = match result {
         Ok(response) => response,
         Err(refusal) => {
-            // Whoever sends what can be read in two ways is not listened to any further.
-            ends |= refusal.cause == Cause::BadRequest;
+            // Whoever sends what can be read in two ways, or does not come to an end, is not
+            // listened to any further.
+            ends |= matches!(refusal.cause, Cause::BadRequest | Cause::RequestLate);
             refusal.answer(&mut record)
         }
     };
@@ -111,13 +112,16 @@ fn stands_for_host(conn: &Conn) -> Option<SocketAddr> {
 async fn run(
     worker: &Rc<Worker>,
     conn: &Rc<Conn>,
-    request: Request<Received>,
+    mut request: Request<Received>,
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
     // 1. One canonical form, or none.
     let authority = normalise::canonical(&request, stands_for_host(conn))
         .map_err(|why| Refusal::new(Cause::BadRequest, why))?;
     record.authority = Some(shown(&authority));
+    if let Some(to) = slashes::request(worker, conn, &mut request)? {
+        return Ok(reply::redirect(record, 307, &to));
+    }
 
     // 2. Who may use this door, and whether there is room.
     admit::admit(worker, conn, &request)?;
@@ -258,7 +262,10 @@ async fn sent(
     if let Some(upgrade) = upgrade {
         return rare(upgrade::forward(upgrade, call, record)).await;
     }
-    let answered = attempt::forward(&call, record).await;
+    let answered = match call.timeouts.receive_ms {
+        Some(1..) if !call.body.is_whole() => rare(attempt::whole(&call, record)).await,
+        _ => attempt::forward(&call, record).await,
+    };
     // Nobody reads them behind this.
     made::give_back(std::mem::take(&mut call.head.headers));
     answered
@@ -287,12 +294,17 @@ async fn before(
     plan: &Plan<'_>,
     record: &mut Record,
 ) -> Result<Option<Response<ReplyBody>>, Refusal> {
-    policy::admit(&plan.access, conn, head, asked)?;
+    if !plan.cors_first {
+        policy::admit(&plan.access, conn, head, asked)?;
+    }
     if let Some(cors) = plan.cors {
         match policy::cross(cors, conn, head, asked) {
             Cross::Pass(headers) => record.cross = headers,
             Cross::Answer(response) => return Ok(Some(response)),
         }
+    }
+    if plan.cors_first {
+        policy::admit(&plan.access, conn, head, asked)?;
     }
     limits::admit(worker, conn, &head.headers, &plan.limits)?;
     if let Some(fault) = plan.fault {
@@ -428,7 +440,7 @@ async fn rule<'t>(
         }
         Action::Direct { status, body } => reply::direct(record, *status, body),
         Action::Fail { status, reason } => {
-            return Err(Refusal::new(Cause::Misconfigured, &**reason).with_status(*status));
+            return Err(Refusal::new(Cause::of_failing(*status), &**reason).with_status(*status));
         }
     };
     plan.edit_response(&mut answer);

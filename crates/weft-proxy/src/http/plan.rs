@@ -30,6 +30,8 @@ pub(super) struct Plan<'t> {
     pub(super) limits: Vec<&'t Arc<RateLimit>>,
     pub(super) body_bytes_max: Option<u64>,
     pub(super) access: Vec<&'t Access>,
+    /// A browser's question is answered before anybody asks who it is.
+    pub(super) cors_first: bool,
     pub(super) cache: Option<&'t Arc<Cache>>,
     /// For what a request may leave HTTP.
     pub(super) upgrades: Option<&'t [Arc<str>]>,
@@ -89,7 +91,10 @@ impl<'t> Plan<'t> {
                 Filter::Cors(cors) => self.cors = Some(cors),
                 Filter::RateLimit(limit) => self.limits.push(limit),
                 Filter::BodyLimit(bytes) => self.narrow(*bytes),
-                Filter::Access(access) => self.access.push(access),
+                Filter::Access(access) => {
+                    self.cors_first |= self.access.is_empty() && self.cors.is_some();
+                    self.access.push(access);
+                }
                 // A gateway's stands before its routes' own.
                 Filter::Cache(cache) => self.cache = Some(cache),
                 Filter::Upgrades(among) => self.upgrades = Some(among),

@@ -39,6 +39,8 @@ pub enum Cause {
     Garbage,
     AttemptTimeout,
     RequestTimeout,
+    /// The client's own part of it.
+    RequestLate,
     ClientGone,
     Overload,
     RateLimited,
@@ -122,6 +124,9 @@ pub const TABLE: &[Row] = &[
     row(Cause::RequestTimeout, 504, Flag::UT, 4,
         "the request took longer than its route allows",
         "raise the route's request timeout or make the service faster"),
+    row(Cause::RequestLate, 408, Flag::DT, 4,
+        "the request did not come whole in time",
+        "send it faster, or raise the time for whole requests (timeouts.receive_ms)"),
     row(Cause::ClientGone, 499, Flag::DC, 1, "the client went away", "nothing to do here"),
     row(Cause::Overload, 503, Flag::UO, 8,
         "a limit of the backend is reached", "raise the limit or add instances"),
@@ -277,6 +282,11 @@ impl Refusal {
 }
 
 impl Cause {
+    /// Why a rule answers that only fails: 404 says that there is none for the request.
+    pub fn of_failing(status: u16) -> Self {
+        if status == 404 { Self::NoRoute } else { Self::Misconfigured }
+    }
+
     pub fn row(self) -> &'static Row {
         TABLE.iter().find(|r| r.cause == self).expect("the table is complete: a test walks it")
     }
@@ -381,6 +391,7 @@ mod tests {
             Garbage,
             AttemptTimeout,
             RequestTimeout,
+            RequestLate,
             ClientGone,
             Overload,
             RateLimited,

@@ -173,7 +173,11 @@ pub fn rule_of_listener<'t>(entry: &'t GatewayEntry, who: Who<'_>) -> Result<Fou
     let found = entry.routes.find(Some(&section.name), &who.request(host, 0));
     found.ok_or_else(|| match host {
         "" if entry.routes.iter().any(|r| serves_names(r)) => {
-            format!("TLS asks for no server name, and every route of {name} is for some")
+            let why = match entry.is_opaque() {
+                true => "no server name is read here",
+                false => "TLS asks for no server name",
+            };
+            format!("{why}, and every route of {name} is for some")
         }
         "" => format!("the listener {name} has no route with a healthy instance yet"),
         host => format!("the listener {name} has no route for the server name {host:?}"),

@@ -254,3 +254,39 @@ async fn tls_where_there_is_none_is_explained_as_closed() {
         assert!(said.answer.text.contains(want), "{said:?}");
     }
 }
+
+/// Where bytes are passed on as they are nobody reads which name they ask for.
+#[test]
+fn a_name_that_nobody_reads_is_explained_as_none() {
+    let at = "127.0.0.1:1".parse().unwrap();
+    let mut all =
+        service("raw", Protocol::Tcp, BackendPolicy::default(), vec![endpoint("raw", at)]);
+    let (name, _) = gateway(None);
+    let opaque = Section { name: "l".into(), hostname: None, protocol: Protocol::Tcp, tls: None };
+    let binds = vec!["127.0.0.1:0".parse().unwrap()];
+    let kind = ListenerKind::Gateway(GatewayListener::new(binds, vec![opaque]));
+    all.push((
+        name,
+        Resource::Listener(Listener { name: "shop/web/8000".into(), kind, origin: None }),
+    ));
+    let mut of_rule = rule("/", Action::Forward(vec![to("raw", "", 1)]));
+    of_rule.matches.clear();
+    let mut route = gateway_route("r", &["a.x"], vec![of_rule]);
+    if let Resource::Route(Route { parent: Parent::Listener { sections, .. }, .. }) = &mut route.1 {
+        *sections = vec!["l".into()];
+    }
+    all.push(route);
+    let mut builder = Builder::new(1, Clock::system(), "shop".into());
+    let all = all.into_iter().map(|(name, resource)| (name, Ok(resource))).collect();
+    let (table, _) = builder.apply(1, all, &[]);
+    let place = Place {
+        door: Door::Gateway("shop/web/8000".into()),
+        local: "127.0.0.1:8000".parse().unwrap(),
+        scheme: "https",
+        server_name: Some("a.x".into()),
+    };
+    let request = Request::builder().uri("/").header("host", "a.x").body(()).unwrap();
+    let said = explain(&table, &place, &request);
+    assert_eq!(said.answer.kind, "closed", "{said:?}");
+    assert!(said.answer.text.contains("no server name is read here"), "{said:?}");
+}

@@ -36,6 +36,7 @@ mod retry;
 mod routing;
 mod rules;
 mod share;
+mod slashes;
 mod swaps;
 mod tcp;
 mod tunnels;

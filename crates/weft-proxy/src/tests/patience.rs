@@ -188,3 +188,36 @@ async fn of_several_protocols_http2_is_asked_for_the_websocket() {
     stream.read_exact(&mut said).await.unwrap();
     assert_eq!(&said, b"hello");
 }
+
+/// A body that is not there in its time is not waited for; what is whole has no such time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_comes_whole_in_its_time() {
+    let server = Server::http(|_, request| async move {
+        if request.into_body().collect().await.is_ok() {
+            tokio::time::sleep(2 * IDLE).await;
+        }
+        Response::new(Full::new(Bytes::new()))
+    })
+    .await;
+    let receive_ms = u64::try_from(IDLE.as_millis()).ok();
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let timeouts = Timeouts { receive_ms, ..Timeouts::default() };
+        let bed = bed(server.address, protocol, BackendPolicy::default(), timeouts).await;
+        for (more, status) in [
+            ("Content-Length: 2\r\n\r\nx", 408),
+            // The answer takes longer than the request may.
+            ("Content-Length: 1\r\n\r\nx", 200),
+            ("\r\n", 200),
+        ] {
+            let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
+            let asks = format!("POST / HTTP/1.1\r\nHost: a\r\n{more}");
+            stream.write_all(asks.as_bytes()).await.unwrap();
+            let answer = head(&mut stream).await;
+            let want = format!("HTTP/1.1 {status} ");
+            assert!(answer.starts_with(&want), "{protocol:?} {more:?}: {answer}");
+            // What would follow is no request.
+            let closes = answer.to_lowercase().contains("connection: close");
+            assert_eq!(closes, status == 408, "{answer}");
+        }
+    }
+}

@@ -350,3 +350,41 @@ async fn the_only_instance_is_tried_again_after_a_pause_though_it_may_be_tried_a
     // Half of 400 ms at least, and then half of twice that.
     assert!(took >= std::time::Duration::from_millis(500), "{took:?}");
 }
+
+/// An attempt's own time is for the beginning of its answer, which may be a stream; a backend's is
+/// for all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_has_begun_is_not_cut_by_the_time_of_an_attempt() {
+    const TRY_MS: u64 = 200;
+    let slow = Server::raw(|_, mut stream| async move {
+        let mut buffer = [0u8; 1024];
+        while stream.read(&mut buffer).await.unwrap_or(0) > 0 {
+            let head = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab";
+            stream.write_all(head).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(3 * TRY_MS)).await;
+            if stream.write_all(b"cd").await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let forward = || Action::Forward(vec![to("user", "", 1)]);
+    let [mut tries, mut whole] = ["/tries", "/whole"].map(|path| rule(path, forward()));
+    tries.retry.per_try_timeout_ms = Some(TRY_MS);
+    whole.timeouts.backend_request_ms = Some(TRY_MS);
+    let mut all = with_policy("user", never_ejected(), &[slow.address]);
+    all.push(mesh_route("user", vec![tries, whole]));
+    let bed = Bed::sidecar(all).await;
+    for (path, is_whole) in [("tries", true), ("whole", false)] {
+        let mut client = TcpStream::connect(bed.outbound()).await.unwrap();
+        let ask =
+            format!("GET http://user/{path} HTTP/1.1\r\nHost: user\r\nConnection: close\r\n\r\n");
+        client.write_all(ask.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // What is cut ends with a reset.
+        let _ = client.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+        assert_eq!(answer.ends_with("\r\n\r\nabcd"), is_whole, "{path}: {answer}");
+    }
+}

@@ -293,3 +293,47 @@ async fn until_blank_line(stream: &mut TcpStream) -> String {
     }
     String::from_utf8(seen).unwrap()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_that_only_fails_tells_no_route_from_no_backend() {
+    for (status, flag) in [(404, "NR"), (500, "NC"), (503, "NC")] {
+        let failing = rule("/", Action::Fail { status, reason: "it is said so".into() });
+        let resources = vec![gateway(None), gateway_route("r", &[], vec![failing])];
+        let bed = Bed::gateway(resources).await;
+        let got = send(bed.listener(), get("/", "x")).await;
+        assert_eq!((got.status, got.header("x-weft-flags")), (status, flag));
+    }
+}
+
+/// Browsers ask without credentials: where CORS stands first they are answered all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browsers_question_meets_access_lists_as_they_are_written() {
+    let cors = Filter::Cors(Cors {
+        origins: vec![StringMatch::Present],
+        methods: vec!["GET".into()],
+        headers: Vec::new(),
+        expose: Vec::new(),
+        max_age_s: None,
+        credentials: false,
+        forward_unmatched: false,
+    });
+    let access = Access { effect: Effect::Allow, policies: Vec::new() };
+    let access = Filter::Access(Arc::new(access));
+    for (filters, asked) in [([cors.clone(), access.clone()], 204), ([access, cors], 403)] {
+        let direct = Action::Direct { status: 200, body: "".into() };
+        let written = Rule { filters: filters.into(), ..rule("/", direct) };
+        let resources = vec![gateway(None), gateway_route("r", &[], vec![written])];
+        let bed = Bed::gateway(resources).await;
+        let mut question = get("/", "x");
+        *question.method_mut() = http::Method::OPTIONS;
+        let headers = question.headers_mut();
+        headers.insert("origin", "http://a.example".parse().unwrap());
+        headers.insert("access-control-request-method", "GET".parse().unwrap());
+        assert_eq!(send(bed.listener(), question).await.status, asked);
+        let mut request = get("/", "x");
+        request.headers_mut().insert("origin", "http://a.example".parse().unwrap());
+        let got = send(bed.listener(), request).await;
+        let told = got.headers.contains_key("access-control-allow-origin");
+        assert_eq!((got.status, told), (403, asked == 204));
+    }
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Slashes in paths, where a listener says what becomes of them: rules and backends see the same,
+//! and what is explained is what is done.
+
+use http::Request;
+use weft_base::clock::Clock;
+use weft_model::*;
+
+use super::bed::*;
+use crate::explain::{Place, explain};
+use crate::table::{Builder, Door};
+
+fn all(at: &Server, slashes: Slashes) -> Vec<Named> {
+    let (name, mut resource) = gateway(None);
+    if let Resource::Listener(Listener { kind: ListenerKind::Gateway(gateway), .. }) = &mut resource
+    {
+        gateway.edge = Edge { slashes, ..Edge::default() };
+    }
+    let direct = Action::Direct { status: 209, body: "admin".into() };
+    let rules = vec![rule("/admin", direct), rule("/", Action::Forward(vec![to("web", "", 1)]))];
+    let mut all = http_service("web", &[at.address]);
+    all.extend([(name, resource), gateway_route("r", &[], rules)]);
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_and_backends_see_the_slashes_that_a_listener_makes() {
+    use EscapedSlashes::{Keep, Redirect, Refuse, Unescape};
+    let server =
+        Server::http(|_, request: Request<_>| async move { text(200, request.uri().to_string()) })
+            .await;
+    for (merge, escaped, target, want) in [
+        // As it came, or refused since a rule would take it in another reading.
+        (false, Keep, "/a//b%2Fc?q=//", "200 /a//b%2Fc?q=//"),
+        (false, Keep, "//admin", "400"),
+        (true, Keep, "/a//b%2Fc?q=//", "200 /a/b%2Fc?q=//"),
+        (true, Keep, "//admin", "209 admin"),
+        (true, Unescape, "/a%2F/b", "200 /a/b"),
+        (true, Unescape, "/%2Fadmin", "209 admin"),
+        (false, Unescape, "/x%2F..%2Fadmin", "400"),
+        (true, Redirect, "/x%2Fy?q=1", "307 /x/y?q=1"),
+        (false, Redirect, "/%2Fevil.example", "400"),
+        (false, Refuse, "/x%2Fy", "400"),
+    ] {
+        let resources = all(&server, Slashes { merge, escaped });
+        let bed = Bed::gateway(resources.clone()).await;
+        let got = send(bed.listener(), get(target, "x")).await;
+        let said = match got.status {
+            307 => got.headers["location"].to_str().unwrap().to_owned(),
+            400 => String::new(),
+            _ => got.body,
+        };
+        let said = format!("{} {said}", got.status);
+        assert_eq!(said.trim(), want, "{target} {merge} {escaped:?}");
+
+        let mut builder = Builder::new(1, Clock::system(), "shop".into());
+        let resources = resources.into_iter().map(|(name, resource)| (name, Ok(resource)));
+        let (table, _) = builder.apply(1, resources.collect(), &[]);
+        let place = Place {
+            door: Door::Gateway("shop/web/8000".into()),
+            local: bed.listener(),
+            scheme: "http",
+            server_name: None,
+        };
+        let request = Request::builder().uri(target).header("host", "x").body(()).unwrap();
+        let explained = explain(&table, &place, &request).answer;
+        let status = explained.status.unwrap_or(200);
+        assert_eq!(status, got.status, "{target} {merge} {escaped:?}: {explained:?}");
+        if status == 307 {
+            assert_eq!(explained.text, "/x/y?q=1");
+        }
+    }
+}
