@@ -67,6 +67,9 @@ pub struct World {
     catalog: Catalog,
     instances: OrdMap<ServiceKey, OrdMap<InstanceId, Arc<Instance>>>,
     services_of_pod: OrdMap<Arc<str>, OrdSet<ServiceKey>>,
+    /// By node: the services of which a pod is on it. Pods on no machine that is named are under
+    /// an empty one.
+    services_on: OrdMap<Arc<str>, OrdSet<ServiceKey>>,
     settings: OrdMap<Arc<str>, Arc<Value>>,
     /// Always empty: the answer for a service without instances.
     none: OrdMap<InstanceId, Arc<Instance>>,
@@ -196,6 +199,17 @@ impl World {
     /// The services that a pod is an instance of.
     pub fn services_of_pod(&self, namespace: &str, pod: &str) -> impl Iterator<Item = &ServiceKey> {
         self.services_of_pod.get(&pair(namespace, pod)).into_iter().flatten()
+    }
+
+    /// The services of which a pod is on a node; those on no machine that is named are on an empty
+    /// one.
+    pub fn services_on(&self, node: &str) -> impl Iterator<Item = &ServiceKey> {
+        self.services_on.get(node).into_iter().flatten()
+    }
+
+    /// The nodes that pods which are instances of something are on.
+    pub fn nodes_of_pods(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.services_on.keys()
     }
 
     pub fn catalog(&self) -> &Catalog {
@@ -412,6 +426,7 @@ impl World {
         delta.touch(ReadKey::Instances(service.clone()));
         if matches!(again, Again::All) {
             self.fold_services_of_pods(service, &old, &new, delta);
+            self.fold_services_on(service, &old, &new);
         }
         if new.is_empty() {
             self.instances.remove(service);
@@ -440,6 +455,21 @@ impl World {
             link(&mut self.services_of_pod, pod, service);
             delta.touch(ReadKey::ServicesOfPod(pod.clone()));
         }
+    }
+
+    fn fold_services_on(
+        &mut self,
+        service: &ServiceKey,
+        old: &OrdMap<InstanceId, Arc<Instance>>,
+        new: &OrdMap<InstanceId, Arc<Instance>>,
+    ) {
+        let nodes = |map: &OrdMap<InstanceId, Arc<Instance>>| -> BTreeSet<Arc<str>> {
+            let made_here = map.values().filter(|i| i.origin == Door::Kubernetes);
+            made_here.map(|i| i.node.clone()).collect()
+        };
+        let (was, is) = (nodes(old), nodes(new));
+        was.difference(&is).for_each(|node| unlink(&mut self.services_on, node, service));
+        is.difference(&was).for_each(|node| link(&mut self.services_on, node, service));
     }
 
     fn fold_setting(&mut self, name: Arc<str>, new: Option<Value>, delta: &mut WorldDelta) {

@@ -169,6 +169,21 @@ impl fmt::Debug for Since {
     }
 }
 
+// === impl Registration ===
+
+impl Registration {
+    /// The names that it speaks Connect for: a proxy for its destination, a native one for itself.
+    pub fn speaks_for(&self) -> impl Iterator<Item = &str> {
+        let native = self
+            .connect
+            .as_ref()
+            .is_some_and(|c| c.get("Native").is_some_and(|native| *native == Value::Bool(true)));
+        let proxied = self.proxy.as_ref().filter(|_| &*self.kind == "connect-proxy");
+        let proxied = proxied.and_then(|p| p.get("DestinationServiceName")?.as_str());
+        native.then_some(&*self.service).into_iter().chain(proxied)
+    }
+}
+
 // === impl CheckStatus ===
 
 impl CheckStatus {

@@ -30,6 +30,8 @@ pub struct Catalog {
     /// stands together in each namespace's part of the keys.
     places: OrdMap<(Arc<str>, Arc<str>), usize>,
     aliases: OrdSet<Arc<CheckKey>>,
+    /// What speaks Connect for a service, by the slug of its name.
+    speakers: OrdSet<(ServiceKey, Arc<RegistrationKey>)>,
 }
 
 /// A service's registrations in order of their keys.
@@ -73,6 +75,21 @@ impl Catalog {
     ) -> impl Iterator<Item = (&RegistrationKey, &Arc<Registration>)> {
         let all = self.by_service.get(service);
         all.into_iter().flat_map(|all| all.iter().map(|(k, r)| (&**k, r)))
+    }
+
+    /// What speaks Connect for a service of this name, or of another with the same slug.
+    pub fn speakers(
+        &self,
+        service: &ServiceKey,
+    ) -> impl Iterator<Item = (&RegistrationKey, &Arc<Registration>)> {
+        under(&self.speakers, service).filter_map(|key| self.registered(key))
+    }
+
+    /// The nodes that something is on, whether or not anybody registered them.
+    pub fn places_with_something(&self) -> impl Iterator<Item = &Arc<str>> {
+        let mut last = None;
+        let names = self.places.iter().map(|((node, _), _)| node);
+        names.filter(move |node| last.replace(*node) != Some(*node))
     }
 
     pub fn on_node(
@@ -228,6 +245,14 @@ impl Catalog {
             self.list(service, &key, Some(new));
         }
         self.settle(key.place(), old.is_some(), new.is_some());
+        if !same {
+            for service in old.as_deref().map(|r| spoken_for(&key, r)).unwrap_or_default() {
+                self.speakers.remove(&(service, key.clone()));
+            }
+            for service in new.as_deref().map(|r| spoken_for(&key, r)).unwrap_or_default() {
+                self.speakers.insert((service, key.clone()));
+            }
+        }
         put(&mut self.registrations, &key, new);
         if same {
             return Vec::new();
@@ -401,6 +426,20 @@ impl Catalog {
 /// name was written: as in Consul `Web` is `web`.
 pub fn service_of(key: &RegistrationKey, registration: &Registration) -> Option<ServiceKey> {
     ServiceKey::new(&key.namespace, &service_slug(&registration.service)).ok()
+}
+
+/// The services that a registration speaks Connect for.
+fn spoken_for(key: &RegistrationKey, registration: &Registration) -> Vec<ServiceKey> {
+    let named = registration.speaks_for();
+    named.filter_map(|name| ServiceKey::new(&key.namespace, &service_slug(name)).ok()).collect()
+}
+
+/// Lists a key, or takes it off.
+fn mark(listed: &mut OrdSet<Arc<CheckKey>>, key: &Arc<CheckKey>, is: bool) {
+    match is {
+        true => listed.insert(key.clone()),
+        false => listed.remove(key),
+    };
 }
 
 /// What a check speaks for: an instance, or a whole node.

@@ -73,6 +73,33 @@ fn pod(labels: &Value) -> Value {
 }
 
 #[test]
+fn what_is_on_a_node_or_speaks_for_a_service_is_found_without_the_rest() {
+    let mut world = World::new();
+    let at = "/o/discovery.k8s.io/endpointslices/a/x";
+    put(&mut world, at, &slice("web", &[("p", "127.64.0.5", true), ("q", "127.64.0.6", true)]));
+    let on = |world: &World, node: &str| world.services_on(node).cloned().collect::<Vec<_>>();
+    assert_eq!((on(&world, "n1"), on(&world, "n2")), (vec![service("a", "web")], vec![]));
+    assert_eq!(world.nodes_of_pods().count(), 1);
+    put(&mut world, at, &slice("api", &[("p", "127.64.0.5", true)]));
+    assert_eq!(on(&world, "n1"), [service("a", "api")]);
+
+    let place = "/c/i/a/n7/w1";
+    let proxy = |of: &str| {
+        json!({"id": "w1", "service": "side", "node": "n7", "namespace": "a",
+               "kind": "connect-proxy", "proxy": {"DestinationServiceName": of}})
+    };
+    put(&mut world, place, &proxy("Web"));
+    let speaks = |world: &World, name: &str| world.catalog().speakers(&service("a", name)).count();
+    assert_eq!((speaks(&world, "web"), speaks(&world, "side")), (1, 0));
+    put(&mut world, place, &proxy("api"));
+    assert_eq!((speaks(&world, "web"), speaks(&world, "api")), (0, 1));
+    assert_eq!(world.catalog().places_with_something().map(|n| &**n).collect::<Vec<_>>(), ["n7"]);
+    delete(&mut world, at);
+    delete(&mut world, place);
+    assert_eq!(world, World { revision: world.revision, ..World::new() });
+}
+
+#[test]
 fn an_instance_is_a_slices_endpoint_with_its_pods_labels_and_identity() {
     let mut world = World::new();
     let labels = json!({"version": "v1", "pod-template-hash": "5d8"});
@@ -313,8 +340,8 @@ fn universe() -> Vec<(&'static str, Vec<Value>)> {
             "/c/k/a/n1/c1",
             vec![
                 json!({"service_id": "i1"}),
-                json!({"service_id": "i2", "initial": "passing"}),
-                json!({"service_id": "", "initial": "warning"}),
+                json!({"service_id": "i2", "initial": "passing", "type": "tcp"}),
+                json!({"service_id": "", "initial": "warning", "type": "ttl"}),
             ],
         ),
         (
@@ -413,11 +440,15 @@ fn answer(world: &World, question: &ReadKey) -> String {
             });
             each.collect()
         }
-        ReadKey::CatalogNode(name) => format!(
-            "{:?} {:?}",
-            catalog.on_node(name).collect::<Vec<_>>(),
-            checks(catalog.checks_on(name).map(|(k, _)| k).collect())
-        ),
+        ReadKey::CatalogNode(name) => {
+            let asked: Vec<_> = catalog.asked_on(name).collect();
+            assert_eq!(
+                asked,
+                catalog.checks_on(name).filter(|(_, c)| c.is_asked()).collect::<Vec<_>>()
+            );
+            let checks = checks(catalog.checks_on(name).map(|(k, _)| k).collect());
+            format!("{:?} {checks:?}", catalog.on_node(name).collect::<Vec<_>>())
+        }
         ReadKey::Setting(name) => format!("{:?}", world.setting(name)),
     }
 }
