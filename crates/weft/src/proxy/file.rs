@@ -23,7 +23,7 @@ use serde_json::Value;
 use weft_base::issue::{FieldPath, Issue};
 use weft_control::compile::duration::parse_ms;
 use weft_envoy::DnsSet;
-use weft_envoy::read::{Found, Message, parse};
+use weft_envoy::read::{Found, Message, Unreadable, parse};
 use weft_kinds::views::autoscaling::Quantity;
 use weft_model::decide::Authority;
 use weft_model::{
@@ -36,6 +36,9 @@ use weft_proxy::observe::format::Format;
 
 use super::standalone::{Loaded, Stamps, refused};
 use lines::Lines;
+
+const NO_FIELDS: &str = "it has no fields; a file begins with listeners, such as \
+                         listeners: [{name: web, bind: 127.0.0.1:8080}]";
 
 /// What the parts of one file share.
 struct Context<'a> {
@@ -65,7 +68,10 @@ pub fn load(path: &Path, text: &str, files: &Stamps) -> Result<Loaded> {
     if text.trim_start().starts_with('-') {
         return resources(path, text);
     }
-    let map = parse(text).map_err(|e| anyhow!("{}: {e}", path.display()))?;
+    let map = parse(text).map_err(|error| match error {
+        Unreadable::NoObject => anyhow!("{}: {NO_FIELDS}", path.display()),
+        error => anyhow!("{}: {error}", path.display()),
+    })?;
     let found = Found::default();
     let mut context = Context {
         folder: path.parent().unwrap_or(Path::new("")),
@@ -153,9 +159,10 @@ fn listener(message: &Message<'_>, context: &Context<'_>) {
         "http" => Protocol::Http1,
         "http2" => Protocol::Http2,
         "tcp" => Protocol::Tcp,
+        "tls" => Protocol::Tls,
         "udp" => Protocol::Udp,
         other => {
-            message.error("protocol", format!("{other:?}: expected http, http2, tcp or udp"));
+            message.error("protocol", format!("{other:?}: expected http, http2, tcp, tls or udp"));
             Protocol::Http1
         }
     };
@@ -173,6 +180,11 @@ fn listener(message: &Message<'_>, context: &Context<'_>) {
             message
                 .error(field, "a listener for datagrams has none: it passes them on as they are");
         }
+    }
+    if protocol == Protocol::Tls && message.is_set("tls") {
+        let why = "protocol tls passes TLS on unopened; to end it say what is inside: http, http2 \
+                   or tcp";
+        message.error("tls", why);
     }
     let mut sections = tls::sections(message, protocol, context);
     if sections.is_empty() {

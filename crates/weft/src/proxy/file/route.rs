@@ -8,12 +8,30 @@ use serde_json::Value;
 use weft_envoy::read::Message;
 use weft_model::decide::host_fit;
 use weft_model::{
-    Action, Dialect, Filter, HeaderEdit, Listener, ListenerKind, Match, Matching, Mirror,
-    NamedMatch, Parent, PathMatch, Rank, Redirect, Resource, Retry, Root, Route, Rule, Scope,
-    Share, StringMatch, Timeouts, WeightedBackend,
+    Action, Dialect, Filter, GatewayListener, HeaderEdit, Listener, ListenerKind, Match, Matching,
+    Mirror, NamedMatch, Parent, PathMatch, Protocol, Rank, Redirect, Resource, Retry, Root, Route,
+    Rule, Scope, Section, Share, StringMatch, Timeouts, WeightedBackend,
 };
 
 use super::{Context, backend, origin, sources};
+
+/// What only requests have, or an answer to one.
+const OF_REQUESTS: &[&str] = &[
+    "path",
+    "method",
+    "headers",
+    "query",
+    "redirect",
+    "answer",
+    "mirror",
+    "timeout",
+    "retry",
+    "rewrite",
+    "request_headers",
+    "response_headers",
+    "filters",
+    "session",
+];
 
 /// Reads one route: the same rules for each of its listeners.
 pub fn read(message: &Message<'_>, index: usize, context: &Context<'_>) {
@@ -36,7 +54,16 @@ pub fn read(message: &Message<'_>, index: usize, context: &Context<'_>) {
     };
     let mut rules = Vec::new();
     let mut place = 0;
+    let named = message.texts("listeners");
+    let opaque =
+        named.into_iter().find(|name| context.listeners.iter().any(|(n, http)| n == name && !http));
     message.each("rules", |each| {
+        if let Some(listener) = opaque {
+            for field in OF_REQUESTS.iter().filter(|field| each.is_set(field)) {
+                let why = format!("listener {listener:?} passes bytes on and reads no requests");
+                each.error(field, why);
+            }
+        }
         rules.extend(rule(&each, &name, place, context));
         place += 1;
     });
@@ -89,6 +116,14 @@ fn served(message: &Message<'_>, hosts: &[Arc<str>], listeners: &[String], conte
         else {
             return;
         };
+        if !hosts.is_empty() && !reads_names(gateway) {
+            let why = format!(
+                "listener {name:?} passes bytes on and reads no name; protocol tls reads which one \
+                 a client asks for"
+            );
+            message.error("hosts", why);
+            return;
+        }
         for section in &gateway.sections {
             let Some(pattern) = section.hostname.as_deref() else { return };
             patterns.push(pattern);
@@ -103,6 +138,12 @@ fn served(message: &Message<'_>, hosts: &[Arc<str>], listeners: &[String], conte
             message.error("hosts", why);
         }
     }
+}
+
+/// Whether a client's name is known before its bytes are passed on.
+fn reads_names(gateway: &GatewayListener) -> bool {
+    let opaque = |s: &Section| matches!(s.protocol, Protocol::Tcp | Protocol::Udp);
+    !gateway.sections.iter().any(|s| s.tls.is_none() && opaque(s))
 }
 
 /// Whether some host fits two patterns.

@@ -11,9 +11,11 @@ type Row = (&'static str, &'static [&'static str]);
 
 const OF_RULE: &[Row] = &[
     (value::REQUEST_TIMEOUT, &["timeout", "timeouts.request_ms"]),
-    (value::ATTEMPT_TIMEOUT, &["retry.per_try_timeout_ms", "timeouts.backend_request_ms"]),
+    (value::ATTEMPT_TIMEOUT, &["timeouts.backend_request_ms"]),
+    (value::TRY_TIMEOUT, &["retry.per_try_timeout_ms"]),
     (value::IDLE_TIMEOUT, &["timeouts.idle_ms"]),
     (value::STREAM_TIMEOUT, &["timeouts.stream_ms"]),
+    (value::RECEIVE_TIMEOUT, &["timeouts.receive_ms"]),
     (value::RETRIES, &["retry"]),
     (value::REWRITE, &["rewrite"]),
     (value::REQUEST_HEADERS, &["request_headers"]),
@@ -31,7 +33,11 @@ const OF_FILTERS: &[(&str, &str)] = &[
     ("fault", value::FAULT),
     ("cors", value::CORS),
     ("upgrades", value::UPGRADES),
+    ("body_limit", value::BODY),
+    ("access", "access"),
 ];
+/// The same of those that have names, by which they are told apart.
+const OF_NAMED: &[(&str, &str)] = &[("rate_limit", value::RATE_LIMIT), ("cache", value::CACHE)];
 
 const OF_BACKEND: &[Row] = &[
     (value::BALANCING, &["policy.lb"]),
@@ -61,6 +67,11 @@ const OF_BACKEND: &[Row] = &[
     (value::HEALTH_CHECK, &["policy.protection.health_check"]),
     (value::ADAPTIVE, &["policy.protection.adaptive"]),
     (value::GATE, &["policy.protection.ungated"]),
+    (value::BODY, &["policy.protection.body_bytes_max"]),
+    (value::REQUEST_TIMEOUT, &["policy.protection.timeouts.request_ms"]),
+    (value::ATTEMPT_TIMEOUT, &["policy.protection.timeouts.backend_request_ms"]),
+    (value::IDLE_TIMEOUT, &["policy.protection.timeouts.idle_ms"]),
+    (value::STREAM_TIMEOUT, &["policy.protection.timeouts.stream_ms"]),
 ];
 
 /// What a rule says, `own` being the rule.
@@ -71,13 +82,28 @@ pub fn of_rule(rule: &Message<'_>, own: &Origin) -> Sources {
         for (word, value) in OF_FILTERS.iter().filter(|(word, _)| filter.get(word).is_some()) {
             out.set(value, within(own, &format!("filters[{i}].{word}")));
         }
+        for (word, value) in OF_NAMED {
+            let name = filter.get(word).and_then(|it| it.get("name")).and_then(Value::as_str);
+            if let Some(name) = name {
+                out.set(&format!("{value} {name}"), within(own, &format!("filters[{i}].{word}")));
+            }
+        }
     }
     out
 }
 
 /// What a backend says, `own` being the backend.
 pub fn of_backend(backend: &Message<'_>, own: &Origin) -> Sources {
-    noted(backend, own, OF_BACKEND)
+    let mut out = noted(backend, own, OF_BACKEND);
+    let policy = backend.item("policy");
+    let limits = policy.and_then(|item| item.value.pointer("/protection/rate_limits"));
+    for (i, limit) in limits.and_then(Value::as_array).into_iter().flatten().enumerate() {
+        if let Some(name) = limit.get("name").and_then(Value::as_str) {
+            let field = format!("policy.protection.rate_limits[{i}]");
+            out.set(&format!("{} {name}", value::RATE_LIMIT), within(own, &field));
+        }
+    }
+    out
 }
 
 fn noted(message: &Message<'_>, own: &Origin, rows: &[Row]) -> Sources {

@@ -21,6 +21,17 @@ fn refused_for(rest: &str, why: &str) {
 }
 
 #[test]
+fn a_file_without_fields_is_told_what_it_begins_with() {
+    for text in ["", "~", "[]", "7", "# nothing\n"] {
+        let said = read_whole(text).unwrap_err();
+        assert!(
+            said.contains("it has no fields; a file begins with listeners"),
+            "{text:?}: {said}"
+        );
+    }
+}
+
+#[test]
 fn a_star_beside_names_takes_what_they_leave() {
     for (hosts, wanted) in [
         ("['*', a.example]", &["*", "a.example"][..]),
@@ -108,6 +119,62 @@ fn a_listener_for_datagrams_has_no_tls_and_no_header_before_them() {
             "{said}"
         );
     }
+}
+
+#[test]
+fn a_listener_passes_tls_on_by_its_names() {
+    let file = |protocol: &str, rest: &str| {
+        format!(
+            "listeners: [{{name: l, bind: '127.0.0.1:0', protocol: {protocol}{rest}}}]\n\
+             routes: [{{listeners: [l], hosts: [a.example], rules: [{{to: up}}]}}]\n\
+             backends: [{{name: up, endpoints: '127.0.0.1:1'}}]"
+        )
+    };
+    let loaded = read_whole(&file("tls", "")).unwrap();
+    let passes = loaded.resources.values().any(|resource| match resource {
+        Resource::Listener(Listener { kind: ListenerKind::Gateway(gateway), .. }) => {
+            gateway.sections.iter().all(|s| s.protocol == Protocol::Tls && s.tls.is_none())
+        }
+        _ => false,
+    });
+    assert!(passes);
+    let said = read_whole(&file("tls", ", tls: []")).unwrap_err();
+    assert!(said.contains("listeners[0].tls: protocol tls passes TLS on unopened"), "{said}");
+    // Nothing reads a name there.
+    for protocol in ["tcp", "udp"] {
+        let said = read_whole(&file(protocol, "")).unwrap_err();
+        assert!(said.contains("routes[0].hosts: listener \"l\" passes bytes on"), "{said}");
+        let every = file(protocol, "").replace("a.example", "'*'");
+        assert!(read_whole(&every).is_ok(), "{protocol}");
+    }
+}
+
+#[test]
+fn what_only_requests_have_is_refused_where_bytes_are_passed_on() {
+    let file = |protocol: &str, rule: &str| {
+        format!(
+            "listeners: [{{name: l, bind: '127.0.0.1:0', protocol: {protocol}}}]\n\
+             routes: [{{listeners: [l], rules: [{{{rule}}}]}}]\n\
+             backends: [{{name: up, endpoints: '127.0.0.1:1'}}]"
+        )
+    };
+    for (rule, field) in [
+        ("to: up, path: /a", "path"),
+        ("answer: {status: 200}", "answer"),
+        ("to: up, retry: 1", "retry"),
+        ("to: up, request_headers: {set: {a: b}}", "request_headers"),
+        ("to: up, filters: [{body_limit: 1}]", "filters"),
+    ] {
+        for protocol in ["tcp", "tls", "udp"] {
+            let said = read_whole(&file(protocol, rule)).unwrap_err();
+            let why = format!("routes[0].rules[0].{field}: listener \"l\" passes bytes on");
+            assert!(said.contains(&why), "{said}");
+        }
+        assert!(read_whole(&file("http", rule)).is_ok(), "{rule}");
+    }
+    let kept = "to: up, timeouts: {idle_ms: 5}, matches: [{connection: {sources: [], \
+                destinations: []}}]";
+    assert!(read_whole(&file("tcp", kept)).is_ok());
 }
 
 #[test]
@@ -222,9 +289,12 @@ fn durations_are_written_as_people_write_them() {
 fn what_is_said_is_known_by_its_field() {
     use weft_model::value;
     let rule = "{to: up, timeout: 2s, retry: 1, response_headers: {set: {a: b}}, \
-                filters: [{cors: {origins: []}}]}";
+                filters: [{cors: {origins: []}}, \
+                {rate_limit: {name: one, requests: 1, per_ms: 9}}, {body_limit: 7}, \
+                {rate_limit: {name: a few, requests: 3, per_ms: 9}}]}";
     let backend = "{name: up, endpoints: '127.0.0.1:1', connect_timeout: 1s, policy: {lb: random, \
-                   limits: {requests_max: 7}}}";
+                   limits: {requests_max: 7}, protection: {timeouts: {idle_ms: 5}, rate_limits: [\
+                   {name: one, requests: 1, per_ms: 9}]}}}";
     let file = format!("routes: [{{name: r, rules: [{rule}]}}]\nbackends: [{backend}]");
     let loaded = read(&file).unwrap();
     let (mut route, mut known) = (None, None);
@@ -242,6 +312,11 @@ fn what_is_said_is_known_by_its_field() {
         (&route, value::RESPONSE_HEADERS, Some("route file/r rules[0].response_headers")),
         (&route, value::CORS, Some("route file/r rules[0].filters[0].cors")),
         (&route, value::REQUEST_HEADERS, None),
+        (&route, "rate limit one", Some("route file/r rules[0].filters[1].rate_limit")),
+        (&route, value::BODY, Some("route file/r rules[0].filters[2].body_limit")),
+        (&route, "rate limit a few", Some("route file/r rules[0].filters[3].rate_limit")),
+        (&known, value::IDLE_TIMEOUT, Some("backend file/up policy.protection.timeouts.idle_ms")),
+        (&known, "rate limit one", Some("backend file/up policy.protection.rate_limits[0]")),
         (&known, value::CONNECT_TIMEOUT, Some("backend file/up connect_timeout")),
         (&known, value::BALANCING, Some("backend file/up policy.lb")),
         (&known, value::IN_FLIGHT, Some("backend file/up policy.limits.requests_max")),
