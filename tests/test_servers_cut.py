@@ -31,6 +31,8 @@ IDLE_REGISTRATION = 0.1
 
 
 @pytest.mark.root
+# Its requests must go on at the rate at which they came before.
+@pytest.mark.alone
 def test_show_6_a_server_and_a_member_go_and_requests_do_not(tmp_path):
     command = ["unshare", "--net", "--mount", sys.executable, __file__, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
