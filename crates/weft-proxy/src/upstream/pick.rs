@@ -93,6 +93,8 @@ pub struct Ending {
 
 /// Endings remembered per endpoint; others are looked up by their labels.
 const ENDINGS_MAX: usize = 8;
+/// So many times less must another endpoint have to do that is asked in spite of weights.
+const MUCH_LESS: f64 = 2.5;
 
 // === impl LocalBackend ===
 
@@ -204,8 +206,8 @@ impl LocalBackend {
                 *view.open.get(self.turn.cursor.checked_rem(view.open.len())?)?
             }
             LbPolicy::RoundRobin if !again => self.turn.smooth.next(weights)?,
-            LbPolicy::LeastRequest => self.lighter(rng, weights, LocalEndpoint::in_flight)?,
-            LbPolicy::PeakEwma => self.lighter(rng, weights, |e| e.cost(now))?,
+            LbPolicy::LeastRequest => self.lighter(rng, weights, |_, busy| float(busy))?,
+            LbPolicy::PeakEwma => self.lighter(rng, weights, |e, busy| e.cost(busy, now))?,
             LbPolicy::Hash(hashing) if ask.hash.is_some() => {
                 self.hashed(hashing, ask.hash?, weights)?
             }
@@ -287,25 +289,50 @@ impl LocalBackend {
         }
     }
 
-    /// Power of two different choices.
-    fn lighter<L: PartialOrd>(
+    /// Power of two different choices. `load` is what so many requests in flight cost.
+    fn lighter(
         &self,
         rng: &mut Rng,
         weights: &[u32],
-        load: impl Fn(&LocalEndpoint) -> L,
+        load: impl Fn(&LocalEndpoint, u64) -> f64,
     ) -> Option<usize> {
-        let total = total_weight(weights);
-        let a = weighted_at(weights, rng.below(total))?;
-        let skipped = u64::from(weights.get(a).copied().unwrap_or(0));
-        let point = rng.below(total - skipped);
-        // The same walk without `a`: points at or behind it move on by its weight.
-        let before: u64 = weights.iter().take(a).copied().map(u64::from).sum();
-        let point = if point >= before { point + skipped } else { point };
-        let Some(b) = weighted_at(weights, point).filter(|_| total > skipped) else {
+        let (a, b) = self.two(rng, weights)?;
+        let Some((b, at_a, at_b)) = b.and_then(|b| Some((b, self.at(a)?, self.at(b)?))) else {
             return Some(a);
         };
-        let load = |i: usize| self.at(i).map(|c| load(c));
-        Some(if load(b) < load(a) { b } else { a })
+        let weight = |i: usize| weights.get(i).copied().map_or(1.0, f64::from);
+        let (of_a, of_b) = (at_a.in_flight(), at_b.in_flight());
+        let (one_more_a, one_more_b) = (load(at_a, of_a + 1), load(at_b, of_b + 1));
+        let lighter = if weights.get(a) == weights.get(b) {
+            one_more_b < one_more_a
+        } else {
+            // `a` was drawn by its weight, so all is well as it is. `b` is taken where it has less
+            // to do for its weight even with this request and without one of those that `a` has,
+            // or where it is far from as busy or as slow.
+            let fewer = of_a > 1 && one_more_b * weight(a) <= load(at_a, of_a - 1) * weight(b);
+            let most = weight(a).max(weight(b));
+            fewer || MUCH_LESS * one_more_b * most < one_more_a * weight(b)
+        };
+        Some(if lighter { b } else { a })
+    }
+
+    /// An endpoint by its weight, and another one of its place: what each place gets is decided.
+    fn two(&self, rng: &mut Rng, weights: &[u32]) -> Option<(usize, Option<usize>)> {
+        let a = weighted_at(weights, rng.below(total_weight(weights)))?;
+        let place = |i: usize| self.view.members.get(i).and_then(|member| member.place);
+        let own = place(a);
+        let beside = |(i, weight): (usize, &u32)| match i != a && place(i) == own {
+            true => u64::from(*weight),
+            false => 0,
+        };
+        let others = || weights.iter().enumerate().map(beside);
+        let mut point = rng.below(others().sum());
+        let b = others().position(|weight| {
+            let is_it = point < weight;
+            point = point.saturating_sub(weight);
+            is_it
+        });
+        Some((a, b))
     }
 
     /// The first endpoint on the key's way that is open and within the bound.
@@ -346,6 +373,12 @@ impl LocalBackend {
     }
 }
 
+/// Exact far beyond any number of requests.
+#[allow(clippy::cast_precision_loss)]
+fn float(n: u64) -> f64 {
+    n as f64
+}
+
 fn was_tried(tried: &[Rc<LocalEndpoint>], c: &LocalEndpoint) -> bool {
     tried.iter().any(|t| t.entry.endpoint.address == c.entry.endpoint.address)
 }
@@ -379,8 +412,9 @@ impl LocalEndpoint {
         self.entry.shared.in_flight()
     }
 
-    fn cost(&self, now: Mono) -> f64 {
-        self.pace.get().load(self.in_flight(), now.0.saturating_mul(1_000))
+    /// What so many requests in flight cost.
+    fn cost(&self, in_flight: u64, now: Mono) -> f64 {
+        self.pace.get().load(in_flight.saturating_sub(1), now.0.saturating_mul(1_000))
     }
 
     /// Calls `f` with the series of an ending; `find` looks it up the first time.

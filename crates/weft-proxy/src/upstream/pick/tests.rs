@@ -15,7 +15,7 @@ use super::{Ask, LocalBackend, LocalEndpoint};
 use crate::table::{BackendEntry, Builder, EndpointEntry};
 use crate::tests::bed::*;
 use crate::upstream::connect::{Dialer, Peer};
-use crate::upstream::pool::{Pool, PoolContext};
+use crate::upstream::pool::{InFlight, Pool, PoolContext};
 
 fn pool(entry: &EndpointEntry) -> Rc<Pool> {
     let context = PoolContext {
@@ -37,8 +37,14 @@ fn backend(lb: LbPolicy, weights: &[u32]) -> (LocalBackend, Arc<BackendEntry>, R
         weight: *weight,
         ..endpoint(&port.to_string(), ([127, 0, 0, 1], port).into())
     });
-    let policy = BackendPolicy { lb, ..BackendPolicy::default() };
-    let all = service("a", Protocol::Http1, policy, endpoints.collect());
+    backend_of(BackendPolicy { lb, ..BackendPolicy::default() }, endpoints.collect())
+}
+
+fn backend_of(
+    policy: BackendPolicy,
+    endpoints: Vec<Endpoint>,
+) -> (LocalBackend, Arc<BackendEntry>, Rng) {
+    let all = service("a", Protocol::Http1, policy, endpoints);
     let upserts = all.into_iter().map(|(n, r)| (n, Ok(r))).collect();
     let (table, _) = Builder::new(1, Clock::system(), "shop".into()).apply(1, upserts, &[]);
     let entry = table.host("a").unwrap().backends["backend/80"].clone();
@@ -101,6 +107,87 @@ fn every_policy_keeps_its_shares() {
     }
     let (mut local, _, mut rng) = backend(LbPolicy::RoundRobin, &[0, 0]);
     assert!(local.pick(Ask::default(), &mut rng, Mono(1)).is_none());
+}
+
+/// So many requests at a time, each of which ends when as many others have begun: how many of
+/// 12,000 each endpoint got.
+fn busy(
+    local: &mut LocalBackend,
+    rng: &mut Rng,
+    at_a_time: usize,
+    took_ms: [u64; 4],
+) -> [usize; 4] {
+    let (mut counts, mut open) = ([0; 4], std::collections::VecDeque::new());
+    for i in 0..12_000 {
+        if open.len() == at_a_time {
+            drop(open.pop_front());
+        }
+        let now = Mono(i);
+        let picked = local.pick(Ask::default(), rng, now).unwrap();
+        let at = usize::from(picked.entry.endpoint.address.port()) - 1;
+        picked.note_pace(std::time::Duration::from_millis(took_ms[at]), true, now);
+        counts[at] += 1;
+        open.push_back(InFlight::begin(&picked, 0));
+    }
+    counts
+}
+
+const COMPARING: [LbPolicy; 2] = [LbPolicy::LeastRequest, LbPolicy::PeakEwma];
+
+#[test]
+fn weights_hold_however_many_requests_run_at_a_time() {
+    for lb in COMPARING {
+        for weights in [&[1, 9][..], &[1, 1, 1, 9], &[9, 10], &[1, 2, 3, 4], &[1, 1, 1, 1]] {
+            for at_a_time in [1, 2, 8, 80] {
+                let (mut local, _, mut rng) = backend(lb.clone(), weights);
+                let counts = busy(&mut local, &mut rng, at_a_time, [10; 4]);
+                let all: u32 = weights.iter().sum();
+                for (count, weight) in counts.iter().zip(weights) {
+                    let (got, want) =
+                        (*count as f64 / 12_000.0, f64::from(*weight) / f64::from(all));
+                    assert!(
+                        (got - want).abs() < 0.04,
+                        "{lb:?} {weights:?} {at_a_time}: {counts:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn slow_endpoints_get_less_than_their_weight() {
+    let (mut local, _, mut rng) = backend(LbPolicy::PeakEwma, &[1, 2, 3, 4]);
+    for at_a_time in [1, 8] {
+        let counts = busy(&mut local, &mut rng, at_a_time, [10, 10, 10, 100]);
+        assert!(counts[3] < 2_400, "{at_a_time}: {counts:?}");
+    }
+}
+
+#[test]
+fn places_keep_their_shares_however_many_requests_run_at_a_time() {
+    let to = |weight, zone: &str| (LocalityPattern(format!("r/{zone}/*").into()), weight);
+    let distribute = || Distribution {
+        from: LocalityPattern("*".into()),
+        to: vec![to(90, "near"), to(10, "far")],
+    };
+    for lb in COMPARING {
+        for near in [1, 2, 3] {
+            let endpoints = (1..=4u16).map(|port| Endpoint {
+                locality: Locality::parse(if port <= near { "r/near" } else { "r/far" }),
+                ..endpoint(&port.to_string(), ([127, 0, 0, 1], port).into())
+            });
+            let policy = BackendPolicy {
+                lb: lb.clone(),
+                locality: LocalityPolicy::Distribute(vec![distribute()]),
+                ..BackendPolicy::default()
+            };
+            let (mut local, _, mut rng) = backend_of(policy, endpoints.collect());
+            let counts = busy(&mut local, &mut rng, 8, [10; 4]);
+            let here: usize = counts.iter().take(usize::from(near)).sum();
+            assert!(here.abs_diff(10_800) < 150, "{lb:?} {near}: {counts:?}");
+        }
+    }
 }
 
 #[test]
