@@ -56,6 +56,29 @@ pub struct Shares {
     pub weights: Vec<u32>,
     pub standings: Vec<Standing>,
     places: Vec<Place>,
+    /// What falls into panic together.
+    groups: Vec<Group>,
+}
+
+/// Places that stand in for one another whatever happens: others are asked before those that are
+/// out come back (Envoy's priorities).
+#[derive(Clone, Copy, Debug, Default)]
+struct Group {
+    /// Its endpoints, and those of them that are open.
+    of: Place,
+    /// Those that are out come back, all of them.
+    panic: bool,
+}
+
+/// Who comes back of those that are out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Back {
+    /// Those of groups in panic, beside others that can be asked.
+    Beside,
+    /// Whoever counts as open carries its place's part.
+    Counted,
+    /// Everybody of several groups, none of which has enough.
+    All,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,9 +115,11 @@ impl Shares {
     pub fn settle(&mut self, members: &[Member], rule: &PlaceRule, panic_basis_points: u32) {
         self.standings.clear();
         self.standings.extend(members.iter().map(Standing::of));
-        self.relent(panic_basis_points);
-        self.count(members, rule);
+        let back = self.relent(members, rule, panic_basis_points);
+        self.count(members, rule, back);
         match rule {
+            // Nobody is known to be better than others: each endpoint gets the same.
+            _ if back == Back::All => self.places.iter_mut().for_each(|p| p.share = p.all),
             PlaceRule::Any => self.places.iter_mut().for_each(|p| p.share = WHOLE),
             PlaceRule::Levels => share_by_level(&mut self.places, WHOLE),
             PlaceRule::Zones(zones) => self.share_by_zone(zones),
@@ -108,24 +133,55 @@ impl Shares {
     }
 
     /// Where too few are left, those that are out come back: everybody but the leaving in panic,
-    /// else the ejected and pausing, since no answer is worse than a guess.
-    fn relent(&mut self, panic_basis_points: u32) {
-        let all = self.standings.iter().filter(|s| s.counts()).count() as u64;
-        let open = self.standings.iter().filter(|s| **s == Standing::Open).count() as u64;
-        let panic = open * WHOLE < all * u64::from(panic_basis_points);
-        for standing in &mut self.standings {
-            let back = match standing {
-                Standing::Ejected | Standing::Pausing => panic || open == 0,
+    /// else the ejected and pausing, since no answer is worse than a guess. Nobody is in panic
+    /// while the groups carry everything together (Envoy's normalised total availability), and
+    /// nobody comes back to a group that has nobody left while another group has.
+    fn relent(&mut self, members: &[Member], rule: &PlaceRule, panic_basis_points: u32) -> Back {
+        self.group(members, rule);
+        let there = self.groups.iter().filter(|g| g.of.all > 0).count();
+        let carried: u64 = self.groups.iter().map(|g| g.of.capacity()).sum();
+        let panic_at = u64::from(panic_basis_points);
+        let enough = carried >= WHOLE;
+        for group in &mut self.groups {
+            group.panic = !enough && group.of.open * WHOLE < group.of.all * panic_at;
+        }
+        let none = self.groups.iter().all(|g| g.of.open == 0);
+        let in_panic = self.groups.iter().filter(|g| g.panic).count();
+        let back = match in_panic {
+            n if n > 0 && n == there && there > 1 => Back::All,
+            _ if there <= 1 || none => Back::Counted,
+            _ => Back::Beside,
+        };
+        for (member, standing) in members.iter().zip(&mut self.standings) {
+            let group = rule.group_of(member.place).and_then(|g| self.groups.get(g));
+            let panic = group.is_some_and(|g| g.panic && (back != Back::Beside || g.of.open > 0));
+            let comes = match standing {
+                Standing::Ejected | Standing::Pausing => panic || none,
                 Standing::Unhealthy | Standing::Failing => panic,
                 _ => false,
             };
-            if back {
+            if comes {
                 *standing = Standing::Panic;
             }
         }
+        back
     }
 
-    fn count(&mut self, members: &[Member], rule: &PlaceRule) {
+    /// Counts endpoints by group.
+    fn group(&mut self, members: &[Member], rule: &PlaceRule) {
+        self.groups.clear();
+        for (member, standing) in members.iter().zip(&self.standings) {
+            let Some(at) = rule.group_of(member.place) else { continue };
+            if at >= self.groups.len() {
+                self.groups.resize(at + 1, Group::default());
+            }
+            let Some(group) = self.groups.get_mut(at) else { continue };
+            group.of.all += u64::from(standing.counts());
+            group.of.open += u64::from(*standing == Standing::Open);
+        }
+    }
+
+    fn count(&mut self, members: &[Member], rule: &PlaceRule, back: Back) {
         let several = members.iter().filter_map(|m| m.place).max().map_or(0, |n| n as usize + 1);
         let n = match rule {
             PlaceRule::Weights(weights) => weights.len(),
@@ -140,7 +196,7 @@ impl Shares {
             };
             place.all += u64::from(standing.counts());
             if standing.is_in() {
-                place.open += 1;
+                place.open += u64::from(back != Back::Beside || *standing == Standing::Open);
                 place.weight += member.warm_weight();
             }
         }
@@ -223,6 +279,21 @@ fn share_among_zones(zones: &mut [Place], rule: &ZoneRule, open: u64) {
         && let Some(own) = zones.first_mut()
     {
         own.share = WHOLE;
+    }
+}
+
+// === impl PlaceRule ===
+
+impl PlaceRule {
+    /// The group of a place. Zones of one region are one, as are places with weights: each of them
+    /// is meant to be asked.
+    fn group_of(&self, place: Option<u32>) -> Option<usize> {
+        let place = usize::try_from(place?).ok()?;
+        Some(match self {
+            Self::Any | Self::Weights(_) => 0,
+            Self::Levels => place,
+            Self::Zones(zones) => (place + 1).saturating_sub(zones.callers.len()),
+        })
     }
 }
 

@@ -75,6 +75,45 @@ fn in_panic_everybody_but_the_leaving_is_used() {
 }
 
 #[test]
+fn nobody_is_in_panic_while_those_that_are_left_carry_everything() {
+    for (open, panic, in_use) in [(3, 10_000, 3), (3, 8_000, 3), (2, 10_000, 4), (2, 5_000, 2)] {
+        let shares = settled(&at(0, 4, open), &PlaceRule::Any, panic);
+        assert_eq!(total_weight(&shares.weights), in_use, "{open} of 4, {panic}");
+    }
+}
+
+#[test]
+fn nobody_is_in_panic_while_others_carry_everything() {
+    // Of two groups, endpoints that are well; the percent of each group, and who is back.
+    for (near, far, shares, back) in [
+        // The nearest is gone, whatever its size: the standby takes all.
+        ((4, 0), (2, 2), [0, 100], 0),
+        ((10, 1), (2, 2), [14, 86], 0),
+        // Together they carry too little: each falls into panic by what is left of its own.
+        ((4, 0), (2, 1), [0, 100], 0),
+        ((5, 1), (4, 2), [29, 71], 4),
+        // Nobody is left anywhere: all are asked, each as much as any other.
+        ((4, 0), (2, 0), [67, 33], 6),
+        ((4, 1), (8, 0), [33, 67], 11),
+    ] {
+        let members = [at(0, near.0, near.1), at(1, far.0, far.1)].concat();
+        let zones =
+            PlaceRule::Zones(ZoneRule { callers: vec![1], callers_all: 1, endpoints_min: 0 });
+        for rule in [PlaceRule::Levels, zones] {
+            let settled = settled(&members, &rule, 5_000);
+            assert_eq!(percent(&members, &settled, 2), shares, "{near:?} {far:?} {rule:?}");
+            let panic = settled.standings.iter().filter(|s| **s == Standing::Panic).count();
+            assert_eq!(panic, back, "{near:?} {far:?} {rule:?}");
+        }
+    }
+    // Places that have weights are asked side by side, and fall into panic together.
+    let members = [at(0, 4, 0), at(1, 4, 3)].concat();
+    let weights = PlaceRule::Weights(vec![50, 50]);
+    assert_eq!(percent(&members, &settled(&members, &weights, 5_000), 2), [50, 50]);
+    assert_eq!(percent(&members, &settled(&members, &weights, 3_000), 2), [0, 100]);
+}
+
+#[test]
 fn a_level_spills_over_as_far_as_it_lacks_endpoints() {
     // Of ten near endpoints so many are left; percent near, middle, far.
     for (left, near, middle, far) in
