@@ -65,10 +65,15 @@ pub(super) async fn forward(
     record: &mut Record,
 ) -> Result<Response<ReplyBody>, Refusal> {
     let timeouts = &plan.timeouts;
-    let backend = Arc::clone(&backend.borrow().entry);
-    let way = Way { backend, idle: idle(timeouts), longest: longest(timeouts) };
+    let entry = backend.borrow().entry.clone();
+    let way = Way { backend: Arc::clone(&entry), idle: idle(timeouts), longest: longest(timeouts) };
     let opening = relay::asked(worker, conn, relay::begin_at(worker, conn, way)).await?;
     record.status = 200;
+    record.backend = Some(entry);
+    record.attempts = opening.tries();
+    if let Some((picked, tunnel)) = &opening.upstream {
+        (record.endpoint, record.upstream) = (Some(picked.clone()), tunnel.facts());
+    }
     let (body, heir) = ReplyBody::bequeathed();
     relay::go_on(worker, conn, (client, heir), opening);
     Ok(Response::new(body))

@@ -360,7 +360,7 @@ impl Admin {
         if query.is_empty() {
             let how = "name the request: /explain?url=http://HOST/PATH (percent-encoded), and if \
                        need be &method=POST, &header=NAME:VALUE, &listener=NAME\n";
-            return text(StatusCode::OK, how.into());
+            return text(StatusCode::BAD_REQUEST, how.into());
         }
         let table = self.status.table.load();
         match explained::answer(&self.config, &table, self.clock.now(), query) {

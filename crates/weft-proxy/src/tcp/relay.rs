@@ -101,7 +101,7 @@ pub async fn opaque<I: Socket>(worker: Rc<Worker>, io: I, conn: Rc<Conn>) {
 pub struct Opening {
     started: Instant,
     seen: Seen,
-    upstream: Option<(Rc<LocalEndpoint>, Tunnel)>,
+    pub upstream: Option<(Rc<LocalEndpoint>, Tunnel)>,
 }
 
 /// What happened to one connection.
@@ -217,16 +217,13 @@ pub fn go_on(
 ///
 /// # Errors
 /// The stream, of which nothing was taken.
-pub async fn finish<I>(
+pub async fn finish<I: Socket>(
     worker: &Rc<Worker>,
     conn: &Conn,
     io: I,
     opening: Opening,
     said: Bytes,
-) -> Result<(), I>
-where
-    I: Socket,
-{
+) -> Result<(), I> {
     let Opening { started, mut seen, upstream } = opening;
     match upstream {
         Some((picked, tunnel)) => {
@@ -532,6 +529,11 @@ fn labels(
 // === impl Opening ===
 
 impl Opening {
+    /// How many instances were asked for a connection.
+    pub fn tries(&self) -> u32 {
+        self.seen.tries
+    }
+
     /// Why there is no upstream, as a client is told that asked for one.
     pub fn refusal(&self) -> Option<Refusal> {
         if self.upstream.is_some() {

@@ -122,6 +122,7 @@ async fn checks_load_and_full_breakers_are_explained() {
 async fn a_question_that_is_none_is_refused_with_a_sentence() {
     let bed = Bed::sidecar(http_service("user", &[])).await;
     for (query, want) in [
+        ("", "name the request: /explain?url=http://HOST/PATH"),
         ("method=GET", "name the request: ?url=http://HOST/PATH"),
         ("url=nonsense", "is no http or https URL"),
         ("url=http://user/&x=1", "\"x\" is not read; url, method, header, listener are"),
