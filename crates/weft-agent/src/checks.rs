@@ -43,7 +43,7 @@ pub struct CheckKey {
 /// A check that should run here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckSpec {
-    pub definition: CheckDefinition,
+    pub definition: Arc<CheckDefinition>,
     /// What the catalog says now, so that nothing is reported that is known.
     pub status: Status,
     /// That is what an answer said, here or before a restart; not what it was registered with.

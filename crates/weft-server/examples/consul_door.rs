@@ -14,9 +14,10 @@ use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::snapshot::snapshot;
 use weft_base::task::TaskGroup;
+use weft_kinds::views::check::CheckDefinition;
 use weft_kinds::world::{self, World};
 use weft_registry::Registry;
-use weft_registry::catalog::{Handle, runnable};
+use weft_registry::catalog::{Handle, Runnable};
 use weft_server::consul::{Config, Door};
 use weft_server::dns::{Server, Zones};
 use weft_store::MemoryStore;
@@ -44,15 +45,16 @@ impl CheckSink for Sink {
     }
 }
 
-fn checks(world: &World) -> Checks {
+fn checks(world: &World, known: &mut Runnable) -> Checks {
     let catalog = world.catalog();
-    let of = |(key, definition): (&world::CheckKey, _)| {
+    let of = |(key, definition): (&world::CheckKey, &Arc<CheckDefinition>)| {
+        let definition = definition.clone();
         let status = catalog.status(key);
         let (namespace, node) = (key.namespace.clone(), key.node.clone());
         let key = CheckKey { namespace, node, id: key.id.clone() };
         (key, CheckSpec { definition, status, heard: false })
     };
-    runnable(catalog, NODE).map(of).collect::<BTreeMap<_, _>>()
+    known.on(catalog, NODE).map(of).collect::<BTreeMap<_, _>>()
 }
 
 #[tokio::main]
@@ -68,8 +70,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Runner::start(wanted, sink, clock, Rng::from_system(), &tasks);
     let mut world = registry.world();
     tasks.spawn("wanted checks", async move {
+        let mut known = Runnable::default();
         loop {
-            publisher.publish(checks(&world.load()));
+            publisher.publish(checks(&world.load(), &mut known));
             if !world.changed().await {
                 return;
             }

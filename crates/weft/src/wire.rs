@@ -107,7 +107,7 @@ enum DataJson {
 #[derive(Serialize, Deserialize)]
 struct CheckJson {
     key: CheckKey,
-    definition: CheckDefinition,
+    definition: Arc<CheckDefinition>,
     status: Status,
 }
 

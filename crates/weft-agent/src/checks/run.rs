@@ -57,7 +57,7 @@ struct Running {
 /// One check and what it needs to be asked again and again.
 pub(super) struct Turns {
     machine: CheckMachine,
-    definition: CheckDefinition,
+    definition: Arc<CheckDefinition>,
     key: CheckKey,
     /// What the catalog says.
     shown: watch::Receiver<Status>,
@@ -227,7 +227,8 @@ mod tests {
         let (results, _queue) = mpsc::channel(1);
         let definition =
             CheckDefinition { probe: Probe::tcp("127.0.0.1:1"), ..CheckDefinition::default() };
-        let spec = CheckSpec { definition, status: Status::Critical, heard: false };
+        let (definition, status) = (Arc::new(definition), Status::Critical);
+        let spec = CheckSpec { definition, status, heard: false };
         let (clock, shown) = (Clock::system(), watch::Sender::new(Status::Critical));
         let turns = Turns {
             machine: CheckMachine::new(&spec, clock.now(), &mut Rng::seeded(1)),

@@ -15,7 +15,7 @@ use crate::link::{BoxFuture, LinkError};
 mod kinds;
 
 fn spec(definition: CheckDefinition) -> CheckSpec {
-    CheckSpec { definition, status: Status::Critical, heard: false }
+    CheckSpec { definition: Arc::new(definition), status: Status::Critical, heard: false }
 }
 
 fn machine(definition: CheckDefinition) -> CheckMachine {

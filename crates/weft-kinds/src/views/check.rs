@@ -155,7 +155,7 @@ impl Probe {
 
     /// Whether somebody goes and asks; the others are told, or worked out.
     pub fn is_asked(&self) -> bool {
-        !matches!(self, Self::None | Self::Ttl { .. } | Self::Alias { .. } | Self::Process { .. })
+        is_asked(self.kind())
     }
 
     /// How long its owner's word holds.
@@ -167,9 +167,19 @@ impl Probe {
     }
 }
 
+/// The same of a kind as [`Probe::kind`] names it.
+fn is_asked(kind: &str) -> bool {
+    !["", "ttl", "alias", "process"].contains(&kind)
+}
+
 // === impl CheckRecord ===
 
 impl CheckRecord {
+    /// Whether somebody may go and ask, as its kind says; its definition is not read for it.
+    pub fn is_asked(&self) -> bool {
+        is_asked(&self.kind)
+    }
+
     /// How it is run; nothing runs a definition that does not read.
     pub fn typed(&self) -> CheckDefinition {
         let read = self.definition.as_ref().and_then(|d| d.read().ok());

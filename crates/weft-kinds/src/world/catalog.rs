@@ -30,6 +30,8 @@ pub struct Catalog {
     /// stands together in each namespace's part of the keys.
     places: OrdMap<(Arc<str>, Arc<str>), usize>,
     aliases: OrdSet<Arc<CheckKey>>,
+    /// The checks that somebody goes and asks.
+    asked: OrdSet<Arc<CheckKey>>,
     /// What speaks Connect for a service, by the slug of its name.
     speakers: OrdSet<(ServiceKey, Arc<RegistrationKey>)>,
 }
@@ -140,6 +142,17 @@ impl Catalog {
     /// The checks that are as healthy as what they name.
     pub fn aliases(&self) -> impl Iterator<Item = (&CheckKey, &Arc<CheckRecord>)> {
         self.aliases.iter().filter_map(|k| self.defined(k))
+    }
+
+    /// The checks on a node that somebody goes and asks; how many others there are costs nothing.
+    pub fn asked_on(&self, node: &str) -> impl Iterator<Item = (&CheckKey, &Arc<CheckRecord>)> {
+        self.places(node).flat_map(|(node, namespace)| {
+            let (namespace, node) = (namespace.clone(), node.clone());
+            let at = CheckKey { namespace, node, id: Arc::default() };
+            let from = self.asked.range(at.clone()..);
+            let here = from.take_while(move |k| k.place() == at.place());
+            here.filter_map(|k| self.defined(k))
+        })
     }
 
     /// A check's newest result, if there was one since the server started.
@@ -301,10 +314,9 @@ impl Catalog {
             self.checks_of.insert((self.target(&key, is), key.clone()));
         }
         self.settle(key.place(), old.is_some(), new.is_some());
-        match new.as_ref().is_some_and(|is| &*is.kind == "alias") {
-            true => self.aliases.insert(key.clone()),
-            false => self.aliases.remove(&key),
-        };
+        let is = new.as_deref();
+        mark(&mut self.aliases, &key, is.is_some_and(|is| &*is.kind == "alias"));
+        mark(&mut self.asked, &key, is.is_some_and(CheckRecord::is_asked));
         put(&mut self.checks, &key, new);
         delta.touch(ReadKey::CatalogNode(key.node.clone()));
         self.touch(touched.iter().map(|(service, _)| service), delta);

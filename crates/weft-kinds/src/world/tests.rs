@@ -340,8 +340,8 @@ fn universe() -> Vec<(&'static str, Vec<Value>)> {
             "/c/k/a/n1/c1",
             vec![
                 json!({"service_id": "i1"}),
-                json!({"service_id": "i2", "initial": "passing"}),
-                json!({"service_id": "", "initial": "warning"}),
+                json!({"service_id": "i2", "initial": "passing", "type": "tcp"}),
+                json!({"service_id": "", "initial": "warning", "type": "ttl"}),
             ],
         ),
         (
@@ -440,11 +440,15 @@ fn answer(world: &World, question: &ReadKey) -> String {
             });
             each.collect()
         }
-        ReadKey::CatalogNode(name) => format!(
-            "{:?} {:?}",
-            catalog.on_node(name).collect::<Vec<_>>(),
-            checks(catalog.checks_on(name).map(|(k, _)| k).collect())
-        ),
+        ReadKey::CatalogNode(name) => {
+            let asked: Vec<_> = catalog.asked_on(name).collect();
+            assert_eq!(
+                asked,
+                catalog.checks_on(name).filter(|(_, c)| c.is_asked()).collect::<Vec<_>>()
+            );
+            let checks = checks(catalog.checks_on(name).map(|(k, _)| k).collect());
+            format!("{:?} {checks:?}", catalog.on_node(name).collect::<Vec<_>>())
+        }
         ReadKey::Setting(name) => format!("{:?}", world.setting(name)),
     }
 }

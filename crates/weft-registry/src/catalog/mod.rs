@@ -15,7 +15,7 @@ pub(crate) mod plan;
 pub(crate) mod remember;
 mod timers;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -84,17 +84,33 @@ struct Output {
     pending: Option<Arc<str>>,
 }
 
-/// The checks of a node that its agent runs, with what to ask. TTL checks are not among them:
-/// their owner reports.
-pub fn runnable<'a>(
-    catalog: &'a Catalog,
-    node: &str,
-) -> impl Iterator<Item = (&'a CheckKey, CheckDefinition)> {
-    catalog.checks_on(node).filter_map(|(key, check)| {
-        let definition = check.typed();
-        let runs = definition.agent && definition.probe.is_asked();
-        runs.then_some((key, definition))
-    })
+/// The checks of a node that its agent runs, with what to ask, followed through its changes: each
+/// definition is read once. TTL checks are not among them: their owner reports.
+#[derive(Debug, Default)]
+pub struct Runnable {
+    read: BTreeMap<CheckKey, (Arc<CheckRecord>, Arc<CheckDefinition>)>,
+}
+
+// === impl Runnable ===
+
+impl Runnable {
+    /// Those that there are now, in order of their keys.
+    pub fn on<'a>(
+        &'a mut self,
+        catalog: &Catalog,
+        node: &str,
+    ) -> impl Iterator<Item = (&'a CheckKey, &'a Arc<CheckDefinition>)> {
+        let before = std::mem::take(&mut self.read);
+        for (key, check) in catalog.asked_on(node) {
+            let definition = match before.get(key) {
+                Some((was, definition)) if Arc::ptr_eq(was, check) => definition.clone(),
+                _ => Arc::new(check.typed()),
+            };
+            self.read.insert(key.clone(), (check.clone(), definition));
+        }
+        let all = self.read.iter().map(|(key, (_, definition))| (key, definition));
+        all.filter(|(_, definition)| definition.agent && definition.probe.is_asked())
+    }
 }
 
 // === impl Handle ===

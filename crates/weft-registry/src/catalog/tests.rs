@@ -287,3 +287,35 @@ async fn deadlines_are_kept_by_the_running_task() {
     let took = clock.now().since(from);
     assert!(took >= Duration::from_millis(99) && took < Duration::from_secs(20), "{took:?}");
 }
+
+/// What is asked of a node, as it follows a world.
+fn asked(rig: &Rig, known: &mut Runnable) -> Vec<(String, Arc<CheckDefinition>)> {
+    let world = rig.world.load();
+    known.on(world.catalog(), "n").map(|(key, d)| (key.id.to_string(), d.clone())).collect()
+}
+
+#[tokio::test]
+async fn what_is_asked_is_read_once_however_much_else_is_registered() {
+    let rig = rig().await;
+    let tcp = |id: &str, agent| {
+        let probe = Probe::tcp("127.0.0.1:1");
+        let definition = CheckDefinition { probe, agent, ..Default::default() };
+        CheckRecord { id: id.into(), ..CheckRecord::default() }.with(&definition)
+    };
+    let checks = vec![tcp("a", true), tcp("b", true), tcp("written", false), ttl(1_000)];
+    rig.handle.register_service(web(checks)).await.unwrap();
+    let mut known = Runnable::default();
+    let first = asked(&rig, &mut known);
+    assert_eq!(first.iter().map(|(id, _)| &**id).collect::<Vec<_>>(), ["a", "b"]);
+
+    let mut b = tcp("b", true);
+    b.name = "another".into();
+    rig.handle.register_service(web(vec![tcp("a", true), b])).await.unwrap();
+    let then = asked(&rig, &mut known);
+    assert_eq!(then, first);
+    assert!(Arc::ptr_eq(&then[0].1, &first[0].1), "what did not change is not read again");
+    assert!(!Arc::ptr_eq(&then[1].1, &first[1].1));
+
+    rig.handle.deregister_check(&key("a")).await.unwrap();
+    assert_eq!(asked(&rig, &mut known), then[1..]);
+}

@@ -22,7 +22,7 @@ use weft_kinds::kind::KindId;
 use weft_kinds::views::View;
 use weft_kinds::world::{Index, Object, PodsMode, World, host_address};
 use weft_registry::Registry;
-use weft_registry::catalog::runnable;
+use weft_registry::catalog::Runnable;
 use weft_server::k8s::{LogError, LogPieces, LogRequest, PodLogs};
 
 const UPSTREAM_PORTS: &str = "weft.dev/upstream-ports";
@@ -35,15 +35,16 @@ pub fn start_checks(
     tasks: &TaskGroup,
 ) -> Arc<Runs> {
     let node = node.to_owned();
-    let wanted = derive(registry.world(), tasks, move |world| checks(world, &node));
+    let mut known = Runnable::default();
+    let wanted = derive(registry.world(), tasks, move |world| checks(world, &node, &mut known));
     Runner::start(wanted, sink, registry.clock().clone(), Rng::from_system(), tasks)
 }
 
 /// Follows the world with a function of it, publishing only what changed.
-pub fn derive<T, F>(world: Snapshot<World>, tasks: &TaskGroup, of: F) -> Snapshot<T>
+pub fn derive<T, F>(world: Snapshot<World>, tasks: &TaskGroup, mut of: F) -> Snapshot<T>
 where
     T: PartialEq + Send + Sync + 'static,
-    F: Fn(&World) -> T + Send + 'static,
+    F: FnMut(&World) -> T + Send + 'static,
 {
     let (publisher, reader) = snapshot(of(&world.load()));
     let (group, mut world) = (tasks.clone(), world);
@@ -88,12 +89,13 @@ pub fn desired(world: &World, node: &str) -> Desired {
 }
 
 /// The checks of a node that its agent asks.
-pub fn checks(world: &World, node: &str) -> Checks {
+pub fn checks(world: &World, node: &str, known: &mut Runnable) -> Checks {
     let catalog = world.catalog();
-    runnable(catalog, node)
+    known
+        .on(catalog, node)
         .map(|(key, definition)| {
             let (status, heard) = (catalog.status(key), catalog.result(key).is_some());
-            let spec = CheckSpec { definition, status, heard };
+            let spec = CheckSpec { definition: definition.clone(), status, heard };
             let key = CheckKey {
                 namespace: key.namespace.clone(),
                 node: key.node.clone(),

@@ -27,6 +27,7 @@ use weft_base::limits::DNS_QUESTIONS_PER_SOURCE;
 use weft_base::rng::Rng;
 use weft_base::task::TaskGroup;
 use weft_registry::Registry;
+use weft_registry::catalog::Runnable;
 use weft_server::consul::{Access, Config, Door};
 use weft_server::dns::{Mesh, Options, Server};
 use weft_store::{DataDir, RedbStore, Store};
@@ -162,8 +163,8 @@ pub async fn start(
     let node: Arc<str> = own.node.as_str().into();
     forget_others(&registry, &node).await?;
     let wanted = agency::derive(registry.world(), tasks, {
-        let node = node.clone();
-        move |world| agency::checks(world, &node)
+        let (node, mut known) = (node.clone(), Runnable::default());
+        move |world| agency::checks(world, &node, &mut known)
     });
     let sink = Arc::new(Here(registry.clone()));
     Runner::start(wanted, sink, clock.clone(), Rng::from_system(), tasks);

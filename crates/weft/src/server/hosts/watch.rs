@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use weft_registry::catalog::Runnable;
 use weft_xds::agent::{HostUpdate, Refusal};
 use weft_xds::server::Peer;
 
@@ -70,14 +71,15 @@ async fn hand_over(mut asked: mpsc::Receiver<HostUpdate>, updates: &Updates) {
 /// Tells what changed until the host may not hear more, and says why.
 async fn follow(door: &HostDoor, host: &str, peer: &Peer, updates: &Updates) -> Refusal {
     let mut worlds = door.registry.world();
-    let mut told: Option<HostView> = None;
+    let (mut told, mut known) = (None::<HostView>, Runnable::default());
     loop {
         // A host that was removed meanwhile is told no more.
         if let Err(refusal) = door.caller(peer) {
             return refusal;
         }
         let world = worlds.load();
-        let view = HostView::new(&agency::desired(&world, host), agency::checks(&world, host));
+        let checks = agency::checks(&world, host, &mut known);
+        let view = HostView::new(&agency::desired(&world, host), checks);
         if told.as_ref() != Some(&view) {
             for update in view.updates(told.as_ref(), world.revision()) {
                 if updates.send(Ok(update)).await.is_err() {
