@@ -25,7 +25,7 @@ use weft_store::{Class, Compare, Key, LeaseId, Op, StoreError, Txn};
 use crate::catalog::CatalogError;
 use crate::nodes::{self, NodeInfo};
 use crate::objects::meta;
-use crate::{Change, ObjectError, Part, Registry, WriteOptions};
+use crate::{Change, ObjectError, Part, Registry, WriteOptions, servers};
 
 /// On Nodes that joined: which joining of the name this is.
 pub const JOIN_ANNOTATION: &str = "weft.dev/join";
@@ -218,6 +218,7 @@ impl Hosts {
         allowed: &Value,
     ) -> Result<(), HostError> {
         self.may_join(name, named)?;
+        servers::is_machines(&**self.registry.store(), name).await?;
         if self.registry.now().get(KindId::Node, "", name).is_none() {
             let waiting = nodes::ready("False", "AgentNew", "it has joined", &self.now());
             let node = json!({

@@ -13,10 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 use weft_base::task::TaskGroup;
 use weft_kinds::kind::KindId;
 use weft_kinds::views::catalog::NodeRecord;
+use weft_kinds::world::StoreKey;
 use weft_store::{Class, Compare, Entry, Key, Op, Store, StoreError, Txn};
 
 use crate::catalog::{CatalogError, Handle};
@@ -175,10 +177,13 @@ impl Server {
         let world = registry.now();
         let node = world.get(KindId::Node, "", &self.name);
         let joined = node.is_some_and(|n| n.meta.annotation(JOIN_ANNOTATION).is_some());
-        if joined {
-            return Ok(());
-        }
         let held = || [Compare::Exists(self.key.clone())];
+        if joined {
+            return match registry.catalog().serves(&self.name) {
+                Some(false) => mark(&*self.store, &self.name, true, held()).await,
+                _ => Ok(()),
+            };
+        }
         if let Some(node) = &self.node {
             registry.catalog().server_says(node, held()).await?;
         }
@@ -238,7 +243,14 @@ pub(crate) async fn silence(
     let mut known = names(store).await?;
     // Also of those that only a restored catalog knows.
     known.extend(catalog.servers());
-    for name in known.difference(&there).filter(|name| !catalog.is_silent(name)) {
+    for name in known.difference(&there) {
+        if catalog.is_machines(name) && catalog.serves(name) == Some(true) {
+            let held = std::iter::once(Compare::Absent(key_of(name))).chain(leader.fence());
+            mark(store, name, false, held).await?;
+        }
+        if catalog.is_silent(name) {
+            continue;
+        }
         // A machine that joined under its name is heard still: its agent speaks for the node.
         if store.get(&alive_key(name)).await?.1.is_some() {
             continue;
@@ -247,6 +259,36 @@ pub(crate) async fn silence(
         catalog.node_heard(name, false, held.into_iter().chain(leader.fence())).await?;
         tracing::warn!(server = &**name, "a server is gone; what is on its node is critical");
     }
+    Ok(())
+}
+
+/// Says that a name is a machine's now: a server that had it is not there.
+pub(crate) async fn is_machines(store: &dyn Store, name: &str) -> Result<(), CatalogError> {
+    mark(store, name, false, [Compare::Absent(key_of(name))]).await
+}
+
+/// Writes into the record of a node, where there is one, whether it is a server's, and leaves the
+/// rest of it as it is. Overtaken it writes nothing: who calls looks again.
+async fn mark(
+    store: &dyn Store,
+    name: &str,
+    serves: bool,
+    held: impl IntoIterator<Item = Compare>,
+) -> Result<(), CatalogError> {
+    let key: Key = StoreKey::Node(name.into()).to_string().into();
+    let Some(entry) = store.get(&key).await?.1 else { return Ok(()) };
+    let mut record: Map<String, Value> = serde_json::from_slice(&entry.value)?;
+    let was = match serves {
+        true => record.insert("server".into(), true.into()),
+        false => record.remove("server"),
+    };
+    if was == Some(serves.into()) || (was.is_none() && !serves) {
+        return Ok(());
+    }
+    let put = Op::put(key.clone(), serde_json::to_vec(&record)?);
+    let mut txn = Txn::of([put]).when(as_it_is(&key, Some(&entry)));
+    txn.compares.extend(held);
+    store.txn(txn).await?;
     Ok(())
 }
 

@@ -227,6 +227,16 @@ impl Handle {
         servers.map(|(name, _)| name.clone()).collect()
     }
 
+    /// Whether a node's record says that it is a server's; none where there is no record.
+    pub(crate) fn serves(&self, node: &str) -> Option<bool> {
+        self.0.world.load().catalog().node(node).map(|known| known.server)
+    }
+
+    /// Whether a machine joined under this name.
+    pub(crate) fn is_machines(&self, node: &str) -> bool {
+        has_joined(&self.0.world.load(), node)
+    }
+
     /// Whether the catalog says that a node's agent is heard of.
     pub(crate) fn is_heard(&self, node: &str) -> bool {
         let world = self.0.world.load();

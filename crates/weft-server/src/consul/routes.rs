@@ -303,10 +303,7 @@ pub fn find(method: &Method, path: &str) -> Result<(Endpoint, String), Refusal> 
     if path == "/" && (method == Method::GET || method == Method::HEAD) {
         return Ok((Endpoint::Root, String::new()));
     }
-    if let Some(moved) = moved(path) {
-        return Err(moved);
-    }
-    let route = of(path)?;
+    let route = of(path).map_err(|unknown| moved(path).unwrap_or(unknown))?;
     if !route.methods.contains(&method.as_str()) {
         let text = format!("method {method} not allowed");
         let status = StatusCode::METHOD_NOT_ALLOWED;
@@ -341,10 +338,10 @@ fn of(path: &str) -> Result<&'static Route, Refusal> {
     best.ok_or_else(|| unknown(path))
 }
 
-/// As Go's server answers a path that lacks its last slash: it is the one with it.
+/// As Go's server answers a path that it has not, but for its last slash: it is the one with it.
 fn moved(path: &str) -> Option<Refusal> {
     let slashed = |route: &Route| route.path.strip_suffix('/') == Some(path);
-    (of(path).is_err() && ROUTES.iter().any(slashed)).then(|| {
+    ROUTES.iter().any(slashed).then(|| {
         let to = format!("{path}/");
         let text = format!("Moved Permanently: it is {to}");
         Refusal { to: Some(to), ..Refusal::new(StatusCode::MOVED_PERMANENTLY, text) }

@@ -41,6 +41,12 @@ pub fn usual_addresses(address: &Arc<str>) -> Labels {
     names.into_iter().flatten().map(|name| (name.into(), address.clone())).collect()
 }
 
+/// Whether a node of either family has a tagged address of this name.
+pub fn is_usual_address(name: &str) -> bool {
+    let family = name.strip_prefix("lan").or_else(|| name.strip_prefix("wan"));
+    matches!(family, Some("" | "_ipv4" | "_ipv6"))
+}
+
 /// A node by its name.
 pub fn own_node(view: &View, name: &str) -> Value {
     let record = view.node(name);

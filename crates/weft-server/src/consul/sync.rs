@@ -165,13 +165,15 @@ impl Door {
         Ok(SyncAnswer { refused, whole_every_ms: every(machines) })
     }
 
-    /// The node's record: what people wrote about it stays.
+    /// The node's record: what people wrote about it stays, but for where the machine is.
     fn node_of(&self, host: &Arc<str>, address: IpAddr) -> NodeRecord {
         let view = self.view();
         let known = view.world.catalog().node(host).map(|known| NodeRecord::clone(known));
         let known = known.unwrap_or_default();
         let address: Arc<str> = address.to_string().into();
         let mut tagged_addresses = known.tagged_addresses;
+        // Those of the family that it had before, too.
+        tagged_addresses.retain(|name, _| !shapes::is_usual_address(name));
         tagged_addresses.extend(shapes::usual_addresses(&address));
         NodeRecord {
             id: node_id(host).into(),

@@ -8,11 +8,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use weft_base::name::{ServiceKey, service_slug};
-use weft_kinds::kind::KindId;
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Since, Status};
 use weft_kinds::views::check::SERF_HEALTH;
 use weft_kinds::world::{CheckKey, Door as Origin, Instance, RegistrationKey, World};
-use weft_registry::hosts::JOIN_ANNOTATION;
 
 use super::stamp::Stamps;
 
@@ -116,8 +114,7 @@ impl View {
         let own = &self.own.node;
         let mut out = BTreeMap::from([(own.node.clone(), self.node(&own.node))]);
         if own.server {
-            let others = self.world.catalog().nodes();
-            let others = others.filter(|(name, node)| node.server && !self.has_joined(name));
+            let others = self.world.catalog().nodes().filter(|(_, node)| node.server);
             out.extend(others.map(|(name, node)| (name.clone(), node.clone())));
         }
         out.into_values().collect()
@@ -132,13 +129,7 @@ impl View {
     pub fn is_server(&self, name: &str) -> bool {
         let own = &self.own.node;
         let other = || self.world.catalog().node(name).is_some_and(|node| node.server);
-        *name == *own.node || (own.server && other() && !self.has_joined(name))
-    }
-
-    /// Whether a machine joined under this name: it may have been a server's before.
-    fn has_joined(&self, name: &str) -> bool {
-        let node = self.world.get(KindId::Node, "", name);
-        node.is_some_and(|node| node.meta.annotation(JOIN_ANNOTATION).is_some())
+        *name == *own.node || (own.server && other())
     }
 
     /// The same by slug, without the synthetic `consul`.

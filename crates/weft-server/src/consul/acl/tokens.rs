@@ -19,6 +19,8 @@ use crate::consul::register::bodies;
 use crate::consul::reply::Reply;
 
 const SECRET_BYTES_MAX: usize = 256;
+/// Consul's own: what is built in has ids that begin so.
+const RESERVED: &str = "00000000-0000-0000-0000-0000000000";
 
 /// The token of a secret.
 ///
@@ -44,6 +46,12 @@ pub fn by_secret(door: &Door, state: &State, secret: &str) -> Result<Map<String,
 impl Door {
     pub(in crate::consul) async fn acl_tokens(&self, ask: &Ask) -> Result<Reply, Refusal> {
         ask.who.demand_acl(Verb::Read)?;
+        let filters = ["policy", "role", "servicename", "authmethod"];
+        if filters.into_iter().filter_map(|name| ask.params.filled(name)).count() > 1 {
+            return Err(Refusal::internal(
+                "can only filter by one of policy, role, serviceName, or methodName at a time",
+            ));
+        }
         let state = self.consul().state();
         let mut all: Vec<Map<String, Value>> = state
             .records(&format!("{TABLE}/token"))
@@ -337,6 +345,11 @@ fn made(
         }
         if has(format!("secret/{}", hash(&secret))) {
             return Err(in_use("SecretID"));
+        }
+        if [&accessor, &secret].iter().any(|id| id.starts_with(RESERVED)) {
+            return Err(Refusal::internal(format!(
+                "Invalid Token: UUIDs with the prefix {RESERVED:?} are reserved"
+            )));
         }
         out.insert("CreateTime".into(), json!(time(now)));
         out.insert("Local".into(), json!(fields.flag("Local")?));

@@ -186,9 +186,12 @@ async fn nothing_that_clients_write_is_in_the_way_of_who_manages() {
     let own = rig.as_token(ROOT, "GET", "/v1/acl/token/self", "").await.json();
     let accessor = own["AccessorID"].as_str().unwrap();
     let at = format!("/v1/acl/token/{accessor}");
+    let reserved = "00000000-0000-0000-0000-000000000009";
     for (path, body, status, why) in [
         ("/v1/acl/token", json!({"SecretID": ROOT}), 500, "SecretID is already in use"),
         ("/v1/acl/token", json!({"AccessorID": accessor}), 500, "AccessorID is already in use"),
+        ("/v1/acl/token", json!({"AccessorID": reserved}), 500, "are reserved"),
+        ("/v1/acl/token", json!({"SecretID": reserved}), 500, "are reserved"),
         (&*at, json!({"Description": "x"}), 403, "--consul-management-token-file"),
     ] {
         let answer = rig.as_token(ROOT, "PUT", path, &body.to_string()).await;

@@ -5,9 +5,10 @@ use weft_kinds::kind::KindId;
 use weft_registry::hosts::JOIN_ANNOTATION;
 use weft_registry::leader::SERVERS;
 use weft_registry::servers::{Said, Server};
-use weft_registry::{DeleteOptions, Leader, WriteOptions};
+use weft_registry::{Leader, WriteOptions};
 use weft_store::Store;
 
+use super::sync::SyncAsk;
 use super::*;
 
 fn config(name: &str) -> Config {
@@ -176,19 +177,97 @@ async fn every_servers_catalog_lists_all_servers_and_how_they_are() {
     assert_eq!(servers_of(&passing), json!(["a passing"]));
     // One that comes later reads it all from the store.
     c.until_servers_are(&json!(["a passing", "b critical", "c passing"])).await;
-    // A machine that joins under its name is none.
-    let machine = json!({"metadata": {"name": "b", "annotations": {JOIN_ANNOTATION: "j"}}});
-    let objects = a.registry.objects();
-    objects.create(KindId::Node, "", machine, WriteOptions::SYSTEM).await.unwrap();
-    a.until_servers_are(&json!(["a passing"])).await;
-    objects.delete(KindId::Node, "", "b", &DeleteOptions::default()).await.unwrap();
-    a.until_servers_are(&json!(["a passing", "b critical"])).await;
     // Who never returns is let go of by hand.
     a.put("/v1/catalog/deregister", json!({"Node": "b"})).await;
     a.until_servers_are(&json!(["a passing"])).await;
     for rig in [a, c] {
         rig.tasks.stop();
     }
+}
+
+/// A machine of this name is in the mesh.
+async fn joined(rig: &Rig, name: &str) {
+    let machine = json!({"metadata": {"name": name, "annotations": {JOIN_ANNOTATION: "j"}}});
+    let objects = rig.registry.objects();
+    objects.create(KindId::Node, "", machine, WriteOptions::SYSTEM).await.unwrap();
+}
+
+/// One is killed.
+async fn ends(store: &Arc<dyn Store>, rig: &Rig, name: &str) {
+    rig.tasks.stop();
+    store.txn(Txn::of([Op::delete(format!("{SERVERS}{name}"))])).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_that_was_a_servers_and_is_a_machines_is_listed_no_more_and_who_waits_is_told() {
+    let clock = Clock::system();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let a = announced(&store, &clock, "a").await;
+    let b = announced(&store, &clock, "b").await;
+    a.until_servers_are(&json!(["a passing", "b passing"])).await;
+    ends(&store, &b, "b").await;
+    a.until_servers_are(&json!(["a passing", "b critical"])).await;
+    let paths = ["/v1/health/service/consul", "/v1/catalog/service/consul"];
+    let mut waiting = Vec::new();
+    for path in paths {
+        let known = a.get(path).await;
+        assert_eq!(count(&known), 2, "{}", known.text);
+        waiting.push(format!("{path}?wait=60s&index={}", known.index()));
+    }
+    let (health, catalog, ()) =
+        tokio::join!(a.get(&waiting[0]), a.get(&waiting[1]), joined(&a, "b"));
+    assert_eq!((count(&health), count(&catalog)), (1, 1), "{} {}", health.text, catalog.text);
+    // One that a version wrote which did not take it back.
+    a.door.catalog().register_node(&config("b").server_node(), true).await.unwrap();
+    a.until(|found| found.as_array().is_some_and(|all| all.len() == 1), paths[0]).await;
+    a.tasks.stop();
+}
+
+#[tokio::test]
+async fn a_server_of_a_machines_name_is_listed_while_it_is_there() {
+    let clock = Clock::system();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let a = announced(&store, &clock, "a").await;
+    let record = json!({"Node": "b", "Address": "10.0.0.2", "NodeMeta": {"rack": "7"}});
+    joined(&a, "b").await;
+    a.put("/v1/catalog/register", record.clone()).await;
+    let b = announced(&store, &clock, "b").await;
+    let path = "/v1/catalog/service/consul";
+    let both = |found: &Value| {
+        let is_b = |one: &Value| one["Node"] == "b" && one["Address"] == "10.0.0.2";
+        found.as_array().is_some_and(|all| all.len() == 2 && is_b(&all[1]))
+    };
+    a.until(both, path).await;
+    // Also after its machine wrote the node anew.
+    a.registry.catalog().deregister_node("b").await.unwrap();
+    a.put("/v1/catalog/register", record).await;
+    a.until(both, path).await;
+    let node = a.get("/v1/catalog/node/b").await.json();
+    assert_eq!(node["Node"]["Meta"]["rack"], "7", "the rest of it is the machine's");
+    ends(&store, &b, "b").await;
+    a.until(|found| found.as_array().is_some_and(|all| all.len() == 1), path).await;
+    a.tasks.stop();
+}
+
+#[tokio::test]
+async fn a_machine_that_changed_its_family_keeps_no_address_of_the_other() {
+    let clock = Clock::system();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
+    let a = server(&store, &clock, "a").await;
+    let whole = || SyncAsk { whole: true, ..SyncAsk::default() };
+    a.door.sync("m", "10.0.0.9".parse().unwrap(), whole()).await.unwrap();
+    let before = json!({"Node": "m", "Address": "10.0.0.9", "TaggedAddresses": {
+        "lan": "10.0.0.9", "lan_ipv4": "10.0.0.9", "wan": "1.2.3.4", "wan_ipv4": "1.2.3.4",
+        "vpn": "10.8.0.9"}});
+    a.put("/v1/catalog/register", before).await;
+    a.door.sync("m", "fd00::9".parse().unwrap(), whole()).await.unwrap();
+    let node = a.get("/v1/catalog/node/m").await.json();
+    assert_eq!(
+        node["Node"]["TaggedAddresses"],
+        json!({"lan": "fd00::9", "lan_ipv6": "fd00::9", "wan": "fd00::9", "wan_ipv6": "fd00::9",
+            "vpn": "10.8.0.9"})
+    );
+    a.tasks.stop();
 }
 
 impl Rig {
