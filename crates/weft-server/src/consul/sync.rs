@@ -59,6 +59,9 @@ pub struct SyncAsk {
 #[serde(default)]
 pub struct SyncService {
     pub registration: Registration,
+    /// It was told before as it is: what is new is one of its checks, or everything is told again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub retold: bool,
     pub checks: Vec<SyncCheck>,
     /// What it was registered with.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -141,7 +144,8 @@ impl Door {
         }
         for mut service in ask.services {
             let what = format!("service {}", service.registration.id);
-            if ask.whole {
+            // Older agents do not say of each that it is told again.
+            if ask.whole || service.retold {
                 self.adopt_tags(&host, &mut service.registration);
             }
             match self.take(&host, &node, service).await {
@@ -186,7 +190,7 @@ impl Door {
     }
 
     /// Where an agent leaves the tags to others, those that others wrote stay, until it has new
-    /// ones itself: then it tells of that instance alone.
+    /// ones itself.
     fn adopt_tags(&self, host: &Arc<str>, told: &mut Registration) {
         if !told.enable_tag_override {
             return;

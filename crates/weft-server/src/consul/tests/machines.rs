@@ -484,6 +484,10 @@ async fn tags_that_a_machine_leaves_to_others_stay_until_it_has_new_ones() {
     rig.put("/v1/catalog/register", written).await;
     tell(&rig.door, whole(web("orig", true))).await;
     assert_eq!(tags(), "theirs");
+    // Another result of its check is no news of the instance.
+    let turned = SyncService { retold: true, ..web("orig", true) };
+    tell(&rig.door, SyncAsk { services: vec![turned], ..SyncAsk::default() }).await;
+    assert_eq!(tags(), "theirs");
     tell(&rig.door, SyncAsk { services: vec![web("new", true)], ..SyncAsk::default() }).await;
     assert_eq!(tags(), "new", "its agent was given new ones");
     tell(&rig.door, whole(web("orig", false))).await;

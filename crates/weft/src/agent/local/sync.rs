@@ -215,6 +215,7 @@ impl Whole {
             let of = catalog.checks_of(key).map(|(key, record)| check(key, record));
             let service = SyncService {
                 registration: (**registration).clone(),
+                retold: false,
                 checks: of.collect(),
                 token: secrets.of(&format!("service/{}/{}", key.namespace, key.id)),
             };
@@ -229,7 +230,7 @@ impl Whole {
     fn everything(&self) -> SyncAsk {
         SyncAsk {
             whole: true,
-            services: self.services.values().cloned().collect(),
+            services: self.services.values().map(again).collect(),
             checks: self.checks.values().cloned().collect(),
             ..SyncAsk::default()
         }
@@ -237,15 +238,28 @@ impl Whole {
 
     /// What is another way than it was told.
     fn since(&self, told: &Self) -> SyncAsk {
+        let as_told = |(key, service): (&Key, &SyncService)| {
+            let known = told.services.get(key);
+            match known.is_some_and(|known| known.registration == service.registration) {
+                true => again(service),
+                false => service.clone(),
+            }
+        };
+        let services = changed(&self.services, &told.services);
         SyncAsk {
             whole: false,
-            services: changed(&self.services, &told.services),
-            checks: changed(&self.checks, &told.checks),
+            services: services.map(as_told).collect(),
+            checks: changed(&self.checks, &told.checks).map(|(_, check)| check.clone()).collect(),
             gone: gone(&self.services, &told.services),
             gone_checks: gone(&self.checks, &told.checks),
             there: None,
         }
     }
+}
+
+/// As it was told before.
+fn again(service: &SyncService) -> SyncService {
+    SyncService { retold: true, ..service.clone() }
 }
 
 /// Whether what a token is kept for is there.
@@ -261,9 +275,11 @@ fn is_there(catalog: &Catalog, node: &Arc<str>, what: &str) -> bool {
     }
 }
 
-fn changed<T: Clone + PartialEq>(now: &BTreeMap<Key, T>, told: &BTreeMap<Key, T>) -> Vec<T> {
-    let other = now.iter().filter(|(key, value)| told.get(*key) != Some(value));
-    other.map(|(_, value)| value.clone()).collect()
+fn changed<'a, T: PartialEq>(
+    now: &'a BTreeMap<Key, T>,
+    told: &'a BTreeMap<Key, T>,
+) -> impl Iterator<Item = (&'a Key, &'a T)> {
+    now.iter().filter(|(key, value)| told.get(*key) != Some(value))
 }
 
 fn gone<T>(now: &BTreeMap<Key, T>, told: &BTreeMap<Key, T>) -> Vec<Key> {

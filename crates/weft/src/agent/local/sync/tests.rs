@@ -139,6 +139,21 @@ fn only_what_changed_is_told_and_what_went_is_named() {
 }
 
 #[test]
+fn of_an_instance_is_said_whether_it_is_news_or_one_of_its_checks() {
+    let mut told = Whole::default();
+    told.services.insert(key("a"), service("a", 1));
+    told.services.insert(key("b"), service("b", 1));
+    let mut now = told.clone();
+    let check = SyncCheck { token: "turned".into(), ..SyncCheck::default() };
+    now.services.insert(key("a"), SyncService { checks: vec![check], ..service("a", 1) });
+    now.services.insert(key("b"), service("b", 2));
+    now.services.insert(key("c"), service("c", 1));
+    let retold = |ask: SyncAsk| -> Vec<bool> { ask.services.iter().map(|s| s.retold).collect() };
+    assert_eq!(retold(now.since(&told)), [true, false, false]);
+    assert_eq!(retold(now.everything()), [true; 3]);
+}
+
+#[test]
 fn everything_is_told_to_another_server_and_when_it_is_time_whatever_changed_meanwhile() {
     let at = |s: u64| Mono::default().plus(Duration::from_secs(s));
     let mut now = Whole::default();
