@@ -183,7 +183,7 @@ pub struct Names {
     pub dns_only_passing: bool,
 }
 
-fn resolver(text: &str) -> Result<SocketAddr, String> {
+pub fn resolver(text: &str) -> Result<SocketAddr, String> {
     let parsed = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53)));
     parsed.map_err(|_| format!("{text:?} is no address; write 10.0.0.2 or 10.0.0.2:53"))
 }

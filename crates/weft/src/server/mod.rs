@@ -12,7 +12,7 @@ mod explained;
 mod facts;
 mod hosts;
 pub mod link;
-mod names;
+pub mod names;
 mod open;
 mod rates;
 mod refusals;

@@ -55,6 +55,11 @@ pub struct LocalArgs {
     /// it is the server's to say.
     #[arg(long, env = "WEFT_DNS_ONLY_PASSING")]
     pub dns_only_passing: bool,
+    /// Resolver that this machine's DNS asks for names that are not the mesh's; may be given
+    /// several times, in order. Without one they are refused.
+    #[arg(long = "dns-recursor", env = "WEFT_DNS_RECURSORS", value_name = "ADDRESS[:PORT]",
+          value_delimiter = ',', value_parser = crate::cli::resolver)]
+    pub recursors: Vec<SocketAddr>,
     /// A name that clients reach Consul's API under besides addresses, localhost and the machine's
     /// own under .consul; requests for any other are refused. May be given several times.
     #[arg(long, env = "WEFT_CONSUL_HOST", value_name = "NAME", value_delimiter = ',',
@@ -155,7 +160,7 @@ pub async fn start(
     }
     if consul.is_none() && args.config_dir.is_none() {
         if let Some(dns) = dns {
-            serve_dns(names, dns, (clock, tasks))?;
+            serve_dns(names, dns, &args.recursors, (clock, tasks))?;
         }
         return Ok(local);
     }
@@ -174,7 +179,8 @@ pub async fn start(
     if let Some(dns) = dns {
         let own = Arc::new(config.identity());
         let own = resolver::of_own(&registry, own, args.dns_only_passing);
-        serve_dns(Arc::new(Alone { names, own, way: way.clone() }), dns, (clock, tasks))?;
+        let names = Arc::new(Alone { names, own, way: way.clone() });
+        serve_dns(names, dns, &args.recursors, (clock, tasks))?;
     }
     let access = Access { far: Some(way.clone()), ..Access::default() };
     let door = Door::with_access(&registry, config, access, tasks);
@@ -209,14 +215,16 @@ fn both(at: SocketAddr) -> std::io::Result<(std::net::UdpSocket, std::net::TcpLi
 fn serve_dns(
     names: Arc<dyn Mesh>,
     (udp, tcp): (std::net::UdpSocket, std::net::TcpListener),
+    recursors: &[SocketAddr],
     (clock, tasks): (&Clock, &TaskGroup),
 ) -> Result<()> {
+    let upstream = server::names::upstream(recursors, udp.local_addr()?, clock)?;
     udp.set_nonblocking(true)?;
     tcp.set_nonblocking(true)?;
     let udp = tokio::net::UdpSocket::from_std(udp)?;
     let tcp = tokio::net::TcpListener::from_std(tcp)?;
-    let options =
-        Options { per_source: Some(DNS_QUESTIONS_PER_SOURCE), ..Options::new(clock.clone()) };
+    let per_source = Some(DNS_QUESTIONS_PER_SOURCE);
+    let options = Options { per_source, upstream, ..Options::new(clock.clone()) };
     let server = Server::elsewhere_with(names, options);
     tasks.spawn("dns over udp", server.clone().serve_udp(udp, tasks.clone()));
     tasks.spawn("dns over tcp", server.serve_tcp(tcp, tasks.clone()));
