@@ -121,6 +121,7 @@ impl Door {
         }
         if check.id.is_empty() {
             check.id.clone_from(&check.name);
+            register::no_life(&check.id)?;
         }
         check.namespace = self.namespace(ask, &body)?;
         check.node.clone_from(&self.own().node.node);

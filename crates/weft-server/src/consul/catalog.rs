@@ -19,10 +19,11 @@ use super::error::Refusal;
 use super::filter::typed;
 use super::http::Ask;
 use super::index::Topic;
+use super::near::Near;
 use super::register::{self, bodies};
 use super::reply::Reply;
 use super::shapes;
-use super::view::{Entry, View, speaks_for};
+use super::view::{Entry, View};
 use super::who::Who;
 
 impl Door {
@@ -190,8 +191,12 @@ impl Door {
     pub(super) async fn catalog_nodes(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let (blocking, filter, meta) =
             (ask.params.blocking()?, filter_of(ask, typed::NODE)?, ask.params.node_meta());
+        let near = self.near(ask);
         self.read(Topic::Nodes, &blocking, |view| {
-            let nodes = view.nodes();
+            let mut nodes = view.nodes();
+            if let Some(near) = &near {
+                near.sort(&mut nodes, |node| &node.node);
+            }
             let may =
                 |node: &NodeRecord| ask.who.may(Verb::Read, Kind::Node, &ask.namespace, &node.node);
             let shown = nodes.iter().filter(|node| has_meta(node, &meta) && may(node));
@@ -246,7 +251,7 @@ impl Door {
     }
 
     pub(super) async fn catalog_service(&self, ask: &Ask, connect: bool) -> Result<Reply, Refusal> {
-        let wanted = Wanted::of(ask, connect)?;
+        let wanted = self.wanted(ask, connect)?;
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::CATALOG_SERVICE)?);
         let topic = match connect {
             // Proxies of a service are instances of another one.
@@ -342,26 +347,31 @@ pub(super) struct Wanted {
     /// Of a cluster peer: weft has none, so nothing is.
     pub foreign: bool,
     pub who: Who,
+    /// Nearest first, from there.
+    pub near: Option<Near>,
 }
 
-// === impl Wanted ===
-
-impl Wanted {
-    pub fn of(ask: &Ask, connect: bool) -> Result<Self, Refusal> {
+impl Door {
+    pub(super) fn wanted(&self, ask: &Ask, connect: bool) -> Result<Wanted, Refusal> {
         if ask.argument.is_empty() {
             return Err(Refusal::bad("Missing service name"));
         }
-        Ok(Self {
+        Ok(Wanted {
             namespace: ask.namespace.clone(),
             service: ask.argument.clone(),
             tags: ask.params.all("tag").filter(|t| !t.is_empty()).map(str::to_owned).collect(),
             meta: ask.params.node_meta(),
             connect: connect || ask.params.flag("connect"),
-            foreign: ask.params.filled("peer").is_some(),
+            foreign: false,
             who: ask.who.clone(),
+            near: self.near(ask),
         })
     }
+}
 
+// === impl Wanted ===
+
+impl Wanted {
     /// The same of another service.
     pub fn named(&self, service: String) -> Self {
         Self { service, ..self.clone() }
@@ -369,8 +379,13 @@ impl Wanted {
 
     /// Whether everybody who asks for the service is answered the same.
     pub fn is_plain(&self) -> bool {
-        let Self { tags, meta, connect, foreign, who, .. } = self;
-        tags.is_empty() && meta.is_empty() && !connect && !foreign && who.table.is_none()
+        let Self { tags, meta, connect, foreign, who, near, .. } = self;
+        tags.is_empty()
+            && meta.is_empty()
+            && !connect
+            && !foreign
+            && who.table.is_none()
+            && near.is_none()
     }
 
     pub fn entries(&self, view: &View) -> Vec<Entry> {
@@ -390,18 +405,21 @@ impl Wanted {
             self.tags.iter().all(|want| tags.iter().any(|t| t.eq_ignore_ascii_case(want)))
                 && has_meta(&entry.node, &self.meta)
         });
+        if let Some(near) = &self.near {
+            near.sort(&mut found, |entry| &entry.node.node);
+        }
         found
     }
 
     fn connected(&self, view: &View) -> Vec<Entry> {
-        let all = view.entries_in(&self.namespace);
-        all.filter(|entry| {
-            speaks_for(&entry.service).any(|name| {
+        let mut found = view.speakers(&self.namespace, &self.service);
+        found.retain(|entry| {
+            entry.service.speaks_for().any(|name| {
                 name.eq_ignore_ascii_case(&self.service)
                     && self.who.may(Verb::Read, Kind::Service, &self.namespace, name)
             })
-        })
-        .collect()
+        });
+        found
     }
 }
 

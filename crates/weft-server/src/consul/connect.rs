@@ -49,7 +49,11 @@ impl Door {
         self.read_shelf(topic, &ask.params.blocking()?, |state| {
             let known = state.record(SETTINGS, "ca");
             let (created, modified) = known.map_or((1, 1), |(_, i)| (i.created, i.modified));
-            let defaults = [("LeafCertTTL", "72h"), ("IntermediateCertTTL", "8760h")];
+            let defaults = [
+                ("LeafCertTTL", "72h"),
+                ("IntermediateCertTTL", "8760h"),
+                ("RootCertTTL", "87600h"),
+            ];
             let defaults = defaults.map(|(name, value)| (name.to_owned(), json!(value)));
             let mut config = Map::from_iter(defaults);
             let set = known.as_ref().and_then(|(set, _)| set.as_object()).cloned();

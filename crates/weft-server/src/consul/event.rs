@@ -16,6 +16,7 @@ use super::error::Refusal;
 use super::http::Ask;
 use super::params::Blocking;
 use super::reply::Reply;
+use super::view::View;
 use super::wait::Later;
 use crate::guards;
 
@@ -62,10 +63,15 @@ impl Door {
         let asked = ask.params.blocking()?;
         // Such an index says nothing of what this server must have heard of.
         let blocking = &Box::pin(self.catch_up(&Blocking { index: 0, ..asked.clone() })).await;
+        let node = match &ask.who.host {
+            Some(host) => host.node.clone(),
+            None => self.own().node.node.clone(),
+        };
         let may = |event: &Event| ask.who.may(Verb::Read, Kind::Event, &ask.namespace, &event.name);
         let look = || {
             let events = self.consul().state().events(name).into_iter().map(|(_, event, _)| event);
-            let shown: Vec<_> = events.filter(|e| may(e)).collect();
+            let view = self.view();
+            let shown: Vec<_> = events.filter(|e| may(e) && is_for(e, &view, &node)).collect();
             let index = shown.last().map_or(1, |last| number(&last.id));
             (shown, index)
         };
@@ -96,6 +102,27 @@ fn pattern(ask: &Ask, name: &str) -> Result<String, Refusal> {
         return Err(Refusal::bad(format!("Invalid {name} filter: no usable regular expression")));
     }
     Ok(text.to_owned())
+}
+
+/// Whether an event is for a node's agent: by its name, and by the ids and tags of what is
+/// registered with it.
+fn is_for(event: &Event, view: &View, node: &str) -> bool {
+    // Judged when it was fired.
+    let fits = |pattern: &str| regex::Regex::new(pattern).ok();
+    let on_node = || match &*event.node_filter {
+        "" => true,
+        pattern => fits(pattern).is_some_and(|fits| fits.is_match(node)),
+    };
+    let of_service = || {
+        let Some(id) = fits(&event.service_filter) else { return false };
+        let Some(tag) = fits(&event.tag_filter) else { return false };
+        let mut own = view.world.catalog().on_node(node).filter(|(_, one)| one.agent);
+        own.any(|(_, one)| {
+            let tagged = || one.tags.iter().any(|own| tag.is_match(own));
+            id.is_match(&one.id) && (event.tag_filter.is_empty() || tagged())
+        })
+    };
+    on_node() && (event.service_filter.is_empty() || of_service())
 }
 
 /// An event's id as Consul's clients make an index of it: one half of its bits xor the other.

@@ -10,7 +10,7 @@ use weft_kinds::views::catalog::Status;
 
 use super::Door;
 use super::agent::filter_of;
-use super::catalog::{Wanted, has_meta, kept, sees_node};
+use super::catalog::{has_meta, kept, sees_node};
 use super::error::Refusal;
 use super::filter::typed;
 use super::gateways;
@@ -24,7 +24,7 @@ use super::view::{CONSUL_SERVICE, CheckView};
 
 impl Door {
     pub(super) async fn health_service(&self, ask: &Ask, connect: bool) -> Result<Reply, Refusal> {
-        let wanted = Wanted::of(ask, connect)?;
+        let wanted = self.wanted(ask, connect)?;
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::HEALTH)?);
         let passing = passing(&ask.params)?;
         let slug = service_slug(&ask.argument);
@@ -57,17 +57,21 @@ impl Door {
 
     /// The instances of the gateways whose config entries lead to a service.
     pub(super) async fn health_ingress(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let wanted = Wanted::of(ask, false)?;
+        let wanted = self.wanted(ask, false)?;
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::HEALTH)?);
         let passing = passing(&ask.params)?;
         let seen = ask.who.may(Verb::Read, Kind::Service, &ask.namespace, &ask.argument);
         let topics = (Topic::Instances(ask.namespace.clone()), gateways::ingress_topic());
         self.read_both(topics, &blocking, |view, state| {
             let mut entries = Vec::new();
-            if seen && !wanted.foreign {
+            if seen {
                 for gateway in gateways::ingress_gateways(state, &ask.argument) {
                     entries.extend(wanted.named(gateway).entries(view));
                 }
+            }
+            // Of all gateways together.
+            if let Some(near) = &wanted.near {
+                near.sort(&mut entries, |entry| &entry.node.node);
             }
             if passing {
                 entries.retain(|e| e.status() == Status::Passing && !e.draining);
@@ -79,7 +83,7 @@ impl Door {
     }
 
     pub(super) async fn health_checks(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let wanted = Wanted::of(ask, false)?;
+        let wanted = self.wanted(ask, false)?;
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::CHECK)?);
         let topic = Topic::Health(ask.namespace.clone(), service_slug(&ask.argument).into());
         self.read(topic, &blocking, |view| {
@@ -125,14 +129,16 @@ impl Door {
                 state => state,
             },
         };
-        let topic = state.map_or(Topic::Checks, Topic::State);
+        let (topic, near) = (state.map_or(Topic::Checks, Topic::State), self.near(ask));
         self.read(topic, &blocking, |view| {
-            let mut checks = view.all_checks(&ask.namespace);
+            let mut checks = view.all_checks(&ask.namespace, state);
             checks.retain(|c| {
-                state.is_none_or(|s| s == c.status)
-                    && sees_check(ask, c)
+                sees_check(ask, c)
                     && (meta.is_empty() || has_meta(&view.node(&c.record.node), &meta))
             });
+            if let Some(near) = &near {
+                near.sort(&mut checks, |check| &check.record.node);
+            }
             let shapes: Vec<Value> =
                 checks.iter().map(|c| shapes::check(c, view.stamps.check(c))).collect();
             kept(filter.as_ref(), shapes)

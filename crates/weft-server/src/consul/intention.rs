@@ -81,6 +81,10 @@ impl Door {
 
     /// By the id of Consul's older API.
     pub(super) async fn intention(&self, ask: &Ask) -> Result<Reply, Refusal> {
+        if Uuid::try_parse(&ask.argument).is_err() {
+            let text = format!("Bad request: {:?} is no UUID, as IDs are", ask.argument);
+            return Err(Refusal::bad(text));
+        }
         let state = self.consul().state();
         let found = all(&state)
             .into_iter()
@@ -239,7 +243,9 @@ impl Intention {
             Some(permissions) => out.insert("Permissions".into(), permissions.clone()),
             None => out.insert("Action".into(), text("Action")),
         };
-        out.insert("Meta".into(), self.value.get("Meta").cloned().unwrap_or_else(|| json!({})));
+        if let Some(meta) = self.value.get("Meta") {
+            out.insert("Meta".into(), meta.clone());
+        }
         out.insert("Precedence".into(), json!(self.precedence()));
         out.insert("Datacenter".into(), json!(door.own().datacenter));
         out.insert("CreateIndex".into(), json!(self.created));

@@ -31,6 +31,7 @@ pub mod index;
 mod intention;
 mod kv;
 mod line;
+pub(crate) mod near;
 mod operator;
 mod own_node;
 mod params;

@@ -21,6 +21,15 @@ use super::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE};
 
 const SETTINGS: &str = "setting";
 pub(super) const COORDINATES: &str = "coordinate";
+/// What instances are counted by that speak Connect.
+const CONNECT_KINDS: [&str; 6] = [
+    "api-gateway",
+    "connect-native",
+    "connect-proxy",
+    "ingress-gateway",
+    "mesh-gateway",
+    "terminating-gateway",
+];
 
 impl Door {
     pub(super) fn operator_raft(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -142,14 +151,21 @@ impl Door {
         let view = self.view();
         let services = view.services(DEFAULT_NAMESPACE);
         let servers = view.entries(DEFAULT_NAMESPACE, CONSUL_SERVICE).len();
-        let others = view.entries_in(DEFAULT_NAMESPACE);
-        let others =
-            others.filter(|e| !e.service.service.eq_ignore_ascii_case(CONSUL_SERVICE)).count();
+        let mut connect = CONNECT_KINDS.map(|kind| (kind.to_owned(), 0));
+        let mut others = 0;
+        for entry in view.entries_in(DEFAULT_NAMESPACE) {
+            let (kind, name) = (&*entry.service.kind, &*entry.service.service);
+            let is_native = kind.is_empty() && entry.service.speaks_for().next().is_some();
+            let kind = if is_native { "connect-native" } else { kind };
+            others += usize::from(!name.eq_ignore_ascii_case(CONSUL_SERVICE));
+            connect.iter_mut().filter(|(of, _)| of == kind).for_each(|(_, count)| *count += 1);
+        }
+        let connect: Map<_, _> = connect.into_iter().map(|(of, n)| (of, json!(n))).collect();
         let usage = json!({
             "Nodes": view.nodes().len(),
             "Services": services.len(),
             "ServiceInstances": servers + others,
-            "ConnectServiceInstances": {},
+            "ConnectServiceInstances": connect,
             "BillableServiceInstances": others,
         });
         let mut of = Map::new();

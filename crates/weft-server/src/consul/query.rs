@@ -65,9 +65,8 @@ impl Door {
             }
             Method::DELETE => {
                 let plan = |state: &State| {
-                    if let Some((query, _)) = state.record(TABLE, id) {
-                        demand(ask, query, Verb::Write)?;
-                    }
+                    let Some((query, _)) = state.record(TABLE, id) else { return Err(unknown(id)) };
+                    demand(ask, query, Verb::Write)?;
                     Ok::<_, Refusal>((vec![Change::Delete(id.clone())], ()))
                 };
                 self.consul().change(TABLE, plan).await?;
@@ -99,11 +98,7 @@ impl Door {
         let (name, session) = (body::word(&query, "Name"), body::word(&query, "Session"));
         let plan = |state: &State| {
             match state.record(TABLE, id) {
-                None if !fresh => {
-                    return Err(Refusal::internal(format!(
-                        "Cannot modify non-existent prepared query: '{id}'"
-                    )));
-                }
+                None if !fresh => return Err(unknown(id)),
                 Some((old, _)) => demand(ask, old, Verb::Write)?,
                 None => {}
             }
@@ -134,6 +129,10 @@ impl Door {
 }
 
 // === helpers ===
+
+fn unknown(id: &str) -> Refusal {
+    Refusal::internal(format!("Cannot modify non-existent prepared query: '{id}'"))
+}
 
 /// Queries without a name are whoever's has their id.
 fn demand(ask: &Ask, query: &Value, verb: Verb) -> Result<(), Refusal> {
@@ -215,20 +214,38 @@ fn read(id: &str, body: &Map<String, Value>) -> Result<Value, Refusal> {
             "Service": name,
             "Failover": failover,
             "OnlyPassing": of.flag("OnlyPassing")?,
-            "IgnoreCheckIDs": of.list("IgnoreCheckIDs")?,
+            "IgnoreCheckIDs": given(&of, "IgnoreCheckIDs", of.list("IgnoreCheckIDs")?),
             "Near": of.text("Near")?,
-            "Tags": of.list("Tags")?,
-            "NodeMeta": node_meta,
-            "ServiceMeta": of.text_map("ServiceMeta")?,
+            "Tags": given(&of, "Tags", of.list("Tags")?),
+            "NodeMeta": given(&of, "NodeMeta", node_meta),
+            "ServiceMeta": given(&of, "ServiceMeta", of.text_map("ServiceMeta")?),
             "Connect": of.flag("Connect")?,
             "Peer": of.text("Peer")?,
         },
         "DNS": {"TTL": ttl},
     });
-    if !body::word(body::part(&query, "Template"), "Type").is_empty() {
-        query_text::judge(body::part(&query, "Service"), "Service").map_err(Refusal::bad)?;
-    }
+    judge(&query)?;
     Ok(query)
+}
+
+/// As Go shows a list or map: what was not given is null.
+fn given(of: &Fields, name: &str, read: impl serde::Serialize) -> Value {
+    of.value(name).map_or(Value::Null, |_| json!(read))
+}
+
+/// Whether somebody can execute it, and it answers something.
+fn judge(query: &Value) -> Result<(), Refusal> {
+    let is_template = !body::word(body::part(query, "Template"), "Type").is_empty();
+    if !is_template && ["Name", "Session"].iter().all(|of| body::word(query, of).is_empty()) {
+        return Err(Refusal::internal(
+            "Invalid prepared query: Must be bound to a session: it has neither a Name nor a \
+             Template",
+        ));
+    }
+    if is_template {
+        query_text::judge(body::part(query, "Service"), "Service").map_err(Refusal::bad)?;
+    }
+    Ok(())
 }
 
 fn failover(part: &Map<String, Value>) -> Result<Value, Refusal> {
@@ -243,7 +260,7 @@ fn failover(part: &Map<String, Value>) -> Result<Value, Refusal> {
     }
     let mut out = Map::new();
     out.insert("NearestN".into(), json!(nearest));
-    out.insert("Datacenters".into(), json!(datacenters));
+    out.insert("Datacenters".into(), given(&of, "Datacenters", datacenters));
     if !targets.is_empty() {
         out.insert("Targets".into(), json!(targets));
     }

@@ -92,6 +92,11 @@ pub(crate) fn token(query: &Value) -> &str {
     word(query, "Token")
 }
 
+/// The node that it is to be answered nearest to, as it was written; empty when there is none.
+pub(crate) fn near(query: &Value) -> &str {
+    word(part(query, "Service"), "Near")
+}
+
 impl Door {
     pub(super) async fn query_execute(&self, ask: &Ask, name: &str) -> Result<Reply, Refusal> {
         let blocking = ask.params.blocking()?;
@@ -108,23 +113,15 @@ impl Door {
             },
         };
         let view = self.view();
-        let near = ask.params.filled("near").or(Some(word(part(&query, "Service"), "Near")));
+        let asked_near = ask.params.filled("near").unwrap_or_else(|| near(&query));
         let ran = run_as(&view, &query, &ask.namespace, &self.runs_as(ask, &query)?);
         let mut entries = ran.entries;
         {
             let rng = &mut self.0.rng.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             shuffle(&mut entries, rng);
         }
-        let near = match near {
-            Some("_agent" | "_ip") => {
-                let host = ask.who.host.as_ref();
-                Some(host.map_or(&*self.own().node.node, |host| &*host.node))
-            }
-            other => other.filter(|node| !node.is_empty()),
-        };
-        if let Some(near) = near {
-            // Without coordinates near is the node itself, then the others.
-            entries.sort_by_key(|entry| *entry.node.node != *near);
+        if let Some(near) = self.near_to(ask, asked_near) {
+            near.sort(&mut entries, |entry| &entry.node.node);
         }
         entries.truncate(limit);
         let nodes: Vec<Value> = entries.iter().map(|e| shapes::health_entry(e, &view)).collect();
@@ -219,6 +216,7 @@ fn selected(
         connect: *part(service, "Connect") == true,
         foreign: !word(service, "Peer").is_empty(),
         who: who.clone(),
+        near: None,
     };
     let ignored = texts("IgnoreCheckIDs");
     let only_passing = *part(service, "OnlyPassing") == true;

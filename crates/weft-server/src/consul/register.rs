@@ -145,7 +145,7 @@ pub fn check(body: &Map<String, Value>, agent: bool) -> Result<CheckRecord, Refu
     let fields = Fields::new(body, "");
     known::place(&fields)?;
     let mut definition = CheckDefinition {
-        probe: probe(&fields)?,
+        probe: probe(&fields, agent)?,
         interval_ms: fields.duration_ms("Interval")?,
         timeout_ms: fields.duration_ms("Timeout")?,
         deregister_after_ms: fields.duration_ms("DeregisterCriticalServiceAfter")?,
@@ -188,11 +188,8 @@ pub fn check(body: &Map<String, Value>, agent: bool) -> Result<CheckRecord, Refu
         definition.timeout_ms = TIMEOUT_MS;
     }
     let id = fields.text_of(&["CheckID", "ID"])?;
-    if agent && id == SERF_HEALTH {
-        return Err(Refusal::bad(format!(
-            "the check {SERF_HEALTH:?} says whether a node is there, which is not for its clients \
-             to say; give this one another CheckID"
-        )));
+    if agent {
+        no_life(&id)?;
     }
     let status = fields.text("Status")?;
     let initial = match status.as_str() {
@@ -254,19 +251,13 @@ pub fn catalog_checks(
     bodies.extend(fields.objects("Checks")?);
     let mut out = Vec::with_capacity(bodies.len());
     for body in bodies {
-        // The probe, if any, is one level down, for whoever watches external nodes.
         let given = Fields::new(body, "Check.");
-        let nested = given.object("Definition")?;
         let (at, outer) = (given.text("Node")?, fields.text("Node")?);
         if !at.is_empty() && !at.eq_ignore_ascii_case(&outer) {
             let text = format!("check node {at:?} does not match node {outer:?}");
             return Err(Refusal::internal(text));
         }
-        let mut record = check(body, false)?;
-        if let Some(nested) = nested {
-            let definition = check(nested, false)?.typed();
-            record = record.with(&definition);
-        }
+        let mut record = catalog_check(body)?;
         if record.name.is_empty() && record.id.is_empty() {
             return Err(Refusal::bad("Must provide a name or CheckID for each check"));
         }
@@ -281,13 +272,40 @@ pub fn catalog_checks(
     Ok(out)
 }
 
+/// A check that is only written to the catalog. Its probe, if any, is one level down, for whoever
+/// watches external nodes.
+///
+/// # Errors
+/// When a field is wrong; the text names it.
+pub fn catalog_check(body: &Map<String, Value>) -> Result<CheckRecord, Refusal> {
+    let record = check(body, false)?;
+    match Fields::new(body, "Check.").object("Definition")? {
+        Some(nested) => Ok(record.with(&check(nested, false)?.typed())),
+        None => Ok(record),
+    }
+}
+
+/// # Errors
+/// When a check that clients register has the id by which nodes are said to be there.
+pub fn no_life(id: &str) -> Result<(), Refusal> {
+    match id {
+        SERF_HEALTH => Err(Refusal::bad(format!(
+            "the check {SERF_HEALTH:?} says whether a node is there, which is not for its clients \
+             to say; give this one another CheckID"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 pub fn bad_status(text: &str) -> String {
     format!("Invalid check status: '{text}'")
 }
 
 // === helpers ===
 
-fn probe(fields: &Fields) -> Result<Probe, Refusal> {
+/// `agent`: it is to be asked here. What only the catalog is to show is whoever's who asks it.
+fn probe(fields: &Fields, agent: bool) -> Result<Probe, Refusal> {
+    let is_none = |target: &str| agent && host_port(target).is_none();
     for script in ["ScriptArgs", "Args", "Script", "DockerContainerID", "Shell"] {
         let given = fields
             .value(script)
@@ -313,11 +331,11 @@ fn probe(fields: &Fields) -> Result<Probe, Refusal> {
     }
     let http = fields.text("HTTP")?;
     if !http.is_empty() {
-        return http_probe(fields, http);
+        return http_probe(fields, http, agent);
     }
     let tcp = fields.text("TCP")?;
     if !tcp.is_empty() {
-        if host_port(&tcp).is_none() {
+        if is_none(&tcp) {
             return Err(Refusal::bad(format!("TCP: {tcp:?} is not host:port")));
         }
         return Ok(Probe::Tcp {
@@ -329,7 +347,7 @@ fn probe(fields: &Fields) -> Result<Probe, Refusal> {
     }
     let grpc = fields.text("GRPC")?;
     if !grpc.is_empty() {
-        if host_port(grpc.split('/').next().unwrap_or_default()).is_none() {
+        if is_none(grpc.split('/').next().unwrap_or_default()) {
             return Err(Refusal::bad(format!("GRPC: {grpc:?} is not host:port or host:port/name")));
         }
         return Ok(Probe::Grpc {
@@ -339,7 +357,7 @@ fn probe(fields: &Fields) -> Result<Probe, Refusal> {
             tls_server_name: fields.text("TLSServerName")?,
         });
     }
-    if let Some(probe) = datagram_or_ping(fields)? {
+    if let Some(probe) = datagram_or_ping(fields, is_none)? {
         return Ok(probe);
     }
     Ok(match fields.duration_ms("TTL")? {
@@ -348,10 +366,13 @@ fn probe(fields: &Fields) -> Result<Probe, Refusal> {
     })
 }
 
-fn datagram_or_ping(fields: &Fields) -> Result<Option<Probe>, Refusal> {
+fn datagram_or_ping(
+    fields: &Fields,
+    is_none: impl Fn(&str) -> bool,
+) -> Result<Option<Probe>, Refusal> {
     let address = fields.text("UDP")?;
     if !address.is_empty() {
-        if host_port(&address).is_none() {
+        if is_none(&address) {
             return Err(Refusal::bad(format!("UDP: {address:?} is not host:port")));
         }
         return Ok(Some(Probe::Udp { address }));
@@ -360,7 +381,7 @@ fn datagram_or_ping(fields: &Fields) -> Result<Option<Probe>, Refusal> {
     if address.is_empty() {
         return Ok(None);
     }
-    if host_port(&address).is_none() {
+    if is_none(&address) {
         return Err(Refusal::bad(format!("H2PING: {address:?} is not host:port")));
     }
     Ok(Some(Probe::H2Ping {
@@ -372,10 +393,10 @@ fn datagram_or_ping(fields: &Fields) -> Result<Option<Probe>, Refusal> {
     }))
 }
 
-fn http_probe(fields: &Fields, url: String) -> Result<Probe, Refusal> {
+fn http_probe(fields: &Fields, url: String, agent: bool) -> Result<Probe, Refusal> {
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     let is_none = rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/'));
-    if is_none && guards::on("field-paths") {
+    if agent && is_none && guards::on("field-paths") {
         return Err(Refusal::bad(format!("HTTP: {url:?} is not an http:// or https:// URL")));
     }
     let mut header = BTreeMap::new();

@@ -321,6 +321,12 @@ pub fn allowed(path: &str) -> Result<String, Refusal> {
     of(path).map(list)
 }
 
+/// Whether an endpoint is answered the same to everybody, whatever token they show.
+pub fn is_open(endpoint: Endpoint) -> bool {
+    use Endpoint as E;
+    matches!(endpoint, E::Root | E::StatusLeader | E::StatusPeers | E::CatalogDatacenters)
+}
+
 /// The largest body that an endpoint reads.
 pub fn body_bytes_max(endpoint: Endpoint) -> usize {
     match endpoint {

@@ -17,6 +17,7 @@ use weft_store::{MemoryStore, Op, Txn};
 use super::*;
 
 mod admission;
+mod answers;
 mod authority;
 mod blind;
 mod bodies;

@@ -78,21 +78,24 @@ impl Door {
         }
         let mut seen = look.seen;
         let mut stale = Vec::new();
+        let mut before: Vec<&CatalogVerb> = Vec::new();
         for (at, op) in ops.iter().enumerate() {
             let Some(verb) = op.catalog() else { continue };
             if let Some((key, modified)) = verb.rewrites() {
                 self.known_here(&key).await?;
                 seen.push((key, modified));
             }
-            match self.look_before(ask, verb).await? {
+            match self.look_before(ask, verb, &before).await? {
                 Ok(keys) => seen.extend(keys),
                 Err(why) => stale.push(fault(at, &why)),
             }
+            before.push(verb);
         }
         if !stale.is_empty() {
             return Err(refused(stale));
         }
         let plan = |draft: &mut Draft, _: &weft_kinds::world::World| plan(draft, &ops);
+        let was = self.view();
         let done = self.consul().transact(&seen, plan).await;
         let (revision, shown) = match done {
             Err(ConsulError::Refused(faults)) => {
@@ -113,7 +116,11 @@ impl Door {
                     }}));
                 }
                 TxnOp::Pair(_) => results.extend(shown.iter().map(|s| pair_shape(s, revision))),
-                TxnOp::Catalog(verb) => results.extend(catalog_result(ask, &view, verb)),
+                // What the same transaction took away later is shown as it was.
+                TxnOp::Catalog(verb) => {
+                    let now = catalog_result(ask, &view, verb);
+                    results.extend(now.or_else(|| catalog_result(ask, &was, verb)));
+                }
             }
         }
         let blocking = ask.params.blocking()?;
@@ -253,6 +260,7 @@ fn pair_verb(draft: &mut Draft, op: &PairOp) -> Result<Shown, String> {
     let told = |done: bool, why: String| if done { Ok(()) } else { Err(why) };
     let absent = || format!("key {key:?} doesn't exist");
     match op.verb.as_str() {
+        "lock" | "unlock" if session.is_empty() => return Err("missing session".to_owned()),
         "set" => draft.set(at, value.clone(), *flags),
         "cas" => {
             let done = draft.cas(at, value.clone(), *flags, *index);

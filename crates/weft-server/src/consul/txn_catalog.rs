@@ -159,6 +159,28 @@ impl CatalogVerb {
         }
     }
 
+    /// What this one makes of the record that another is about: whether it is there then. Nothing
+    /// where it is about something else, or reads only.
+    fn makes_of(&self, other: &Self, view: &View) -> Option<bool> {
+        if self.kept || !(self.sets() || self.deletes()) {
+            return None;
+        }
+        let same = match (&self.of, &other.of) {
+            (Record::Node(a), Record::Node(b)) => a.node == b.node,
+            (Record::Service(a), Record::Service(b)) => service_key(a) == service_key(b),
+            (Record::Check(a), Record::Check(b)) => check_key(a) == check_key(b),
+            // What is on a node goes with it.
+            (Record::Node(a), Record::Service(b)) => self.deletes() && a.node == b.node,
+            (Record::Node(a), Record::Check(b)) => self.deletes() && a.node == b.node,
+            (Record::Service(a), Record::Check(b)) => {
+                let known = view.world.catalog().check(&check_key(b));
+                self.deletes() && a.node == b.node && known.is_some_and(|c| c.service_id == a.id)
+            }
+            _ => false,
+        };
+        same.then(|| self.sets())
+    }
+
     fn what(&self) -> String {
         match &self.of {
             Record::Node(node) => format!("node {:?}", &*node.node),
@@ -204,7 +226,7 @@ impl Door {
             _ => {
                 register::known::fields(body, register::known::CHECK)?;
                 let mut check = match writes {
-                    true => register::check(body, false)?,
+                    true => register::catalog_check(body)?,
                     false => CheckRecord {
                         id: own.text_of(&["CheckID", "ID"])?.into(),
                         ..CheckRecord::default()
@@ -254,14 +276,19 @@ impl Door {
     }
 
     /// For operations that compare: the store keys as they are, if the index is the one asked
-    /// for; else why not.
+    /// for; else why not. `before`: those of the same transaction that come first.
     pub(super) async fn look_before(
         &self,
         ask: &Ask,
         op: &CatalogVerb,
+        before: &[&CatalogVerb],
     ) -> Result<Result<SeenKeys, String>, Refusal> {
-        if op.verb == "get" && op.shown(ask, &self.view()).is_none() {
-            return Ok(Err(format!("{} doesn't exist", op.what())));
+        if op.verb == "get" {
+            let view = self.view();
+            let made = before.iter().rev().find_map(|other| other.makes_of(op, &view));
+            if !made.unwrap_or_else(|| op.shown(ask, &view).is_some()) {
+                return Ok(Err(format!("{} doesn't exist", op.what())));
+            }
         }
         if !op.compares() {
             return Ok(Ok(Vec::new()));
@@ -292,9 +319,9 @@ fn check_key(of: &CheckRecord) -> CheckKey {
 }
 
 fn entry(view: &View, ns: &str, of: &Registration) -> Option<Entry> {
-    view.on_node(ns, &of.node).into_iter().find(|entry| entry.service.id == of.id)
+    view.instance(&RegistrationKey { namespace: ns.into(), ..service_key(of) })
 }
 
 fn check_view(view: &View, ns: &str, of: &CheckRecord) -> Option<CheckView> {
-    view.checks_on_node(ns, &of.node).into_iter().find(|check| check.record.id == of.id)
+    view.check_of(&CheckKey { namespace: ns.into(), ..check_key(of) })
 }

@@ -3,14 +3,15 @@
 //! decide about it), whichever door made them. Read by the HTTP endpoints, by the index table
 //! and by DNS. It never writes, and it never waits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde_json::Value;
 use weft_base::name::{ServiceKey, service_slug};
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Since, Status};
 use weft_kinds::views::check::SERF_HEALTH;
-use weft_kinds::world::{CheckKey, Door as Origin, Instance, RegistrationKey, World};
+use weft_kinds::world::{
+    CheckKey, Door as Origin, Instance, RegistrationKey, World, service_of_registration,
+};
 
 use super::stamp::Stamps;
 
@@ -156,6 +157,38 @@ impl View {
         here.flat_map(move |key| self.entries_by_slug(ns, key.name.as_str()))
     }
 
+    /// What speaks Connect for a service, or for another with the same slug.
+    pub fn speakers(&self, ns: &str, service: &str) -> Vec<Entry> {
+        let Ok(key) = ServiceKey::new(ns, &service_slug(service)) else { return Vec::new() };
+        let all = self.world.catalog().speakers(&key);
+        let joined = all.filter(|(key, registration)| {
+            let own = service_of_registration(key, registration);
+            own.is_some_and(|own| !self.world.is_foreign(&own))
+        });
+        joined.map(|(key, registration)| self.catalog_entry(key, registration)).collect()
+    }
+
+    /// One instance on a node, by its id.
+    pub fn instance(&self, key: &RegistrationKey) -> Option<Entry> {
+        let others = || self.unregistered_on(&key.namespace, &key.node).into_iter();
+        self.registered(key).or_else(|| others().find(|entry| entry.service.id == key.id))
+    }
+
+    /// One check on a node, by its id.
+    pub fn check_of(&self, key: &CheckKey) -> Option<CheckView> {
+        if let Some(record) = self.world.catalog().check(key) {
+            let (namespace, node) = (key.namespace.clone(), key.node.clone());
+            let of = RegistrationKey { namespace, node, id: record.service_id.clone() };
+            return match (record.service_id.is_empty(), self.world.catalog().registration(&of)) {
+                (true, _) => Some(self.check(key, record, &[])),
+                (false, of) => of.map(|of| self.check(key, record, &of.tags)),
+            };
+        }
+        let pods = self.unregistered_on(&key.namespace, &key.node).into_iter();
+        let mut all = self.node_checks(&key.node).into_iter().chain(pods.flat_map(|e| e.checks));
+        all.find(|check| check.record.id == key.id)
+    }
+
     /// One registered instance.
     pub fn registered(&self, key: &RegistrationKey) -> Option<Entry> {
         let registration = self.world.catalog().registration(key)?;
@@ -164,24 +197,36 @@ impl View {
 
     /// The entries on one node.
     pub fn on_node(&self, ns: &str, node: &str) -> Vec<Entry> {
+        let registered = self.world.catalog().on_node(node);
+        let registered = registered.filter(|(key, _)| &*key.namespace == ns);
+        let mut out = self.unregistered_on(ns, node);
+        out.extend(registered.map(|(key, registration)| self.catalog_entry(key, registration)));
+        out
+    }
+
+    /// Those of them that nobody registered: a server, and pods.
+    fn unregistered_on(&self, ns: &str, node: &str) -> Vec<Entry> {
         let mut out = Vec::new();
         if ns == DEFAULT_NAMESPACE && self.is_server(node) {
             out.push(self.server_entry(self.node(node)));
         }
-        for (key, registration) in self.world.catalog().on_node(node) {
-            if &*key.namespace == ns {
-                out.push(self.catalog_entry(key, registration));
-            }
-        }
-        for (key, instances) in self.world.services_with_instances() {
-            if key.namespace.as_str() == ns {
-                let here = instances
-                    .values()
-                    .filter(|i| i.origin == Origin::Kubernetes && &*self.node_name(i) == node);
-                out.extend(here.map(|i| self.kubernetes_entry(i)));
-            }
+        for key in self.pods_on(node).filter(|key| key.namespace.as_str() == ns) {
+            let instances = self.world.instances(ns, key.name.as_str()).values();
+            let here =
+                instances.filter(|i| i.origin == Origin::Kubernetes && &*self.node_name(i) == node);
+            out.extend(here.map(|i| self.kubernetes_entry(i)));
         }
         out
+    }
+
+    /// The services of which a pod is on a node: here is where those are that name none.
+    fn pods_on(&self, node: &str) -> impl Iterator<Item = &ServiceKey> {
+        let here = self.world.services_on(node);
+        let unnamed = (*node == *self.own.node.node).then(|| self.world.services_on(""));
+        let unnamed = unnamed.into_iter().flatten();
+        // Once each.
+        let named: BTreeSet<&ServiceKey> = here.chain(unnamed).collect();
+        named.into_iter()
     }
 
     /// Every node: this one, those that were registered, those that pods run on.
@@ -191,11 +236,11 @@ impl View {
         for (name, record) in self.world.catalog().nodes() {
             out.insert(name.clone(), record.clone());
         }
-        for (_, instances) in self.world.services_with_instances() {
-            for instance in instances.values() {
-                let name = self.node_name(instance);
-                out.entry(name.clone()).or_insert_with(|| self.node(&name));
-            }
+        let catalog = self.world.catalog();
+        let used = catalog.places_with_something().filter(|n| catalog.on_node(n).next().is_some());
+        let used = used.chain(self.world.nodes_of_pods().filter(|node| !node.is_empty()));
+        for name in used {
+            out.entry(name.clone()).or_insert_with(|| self.node(name));
         }
         out.into_values().collect()
     }
@@ -205,10 +250,7 @@ impl View {
         name == &*self.own.node.node
             || self.world.catalog().node(name).is_some()
             || self.world.catalog().on_node(name).next().is_some()
-            || self
-                .world
-                .services_with_instances()
-                .any(|(_, instances)| instances.values().any(|i| &*self.node_name(i) == name))
+            || self.world.services_on(name).next().is_some()
     }
 
     /// A node's name as it is spelled here, however a client wrote it: names of nodes differ by
@@ -265,19 +307,23 @@ impl View {
         out
     }
 
-    /// Every check of a namespace.
-    pub fn all_checks(&self, ns: &str) -> Vec<CheckView> {
+    /// Every check of a namespace, or those in one state.
+    pub fn all_checks(&self, ns: &str, state: Option<Status>) -> Vec<CheckView> {
+        let is = |status: Status| state.is_none_or(|state| state == status);
         let mut out: Vec<CheckView> =
             self.nodes().iter().flat_map(|node| self.node_checks(&node.node)).collect();
+        out.retain(|check| is(check.status));
         for (key, instances) in self.world.services_with_instances() {
             if key.namespace.as_str() != ns {
                 continue;
             }
             for instance in instances.values().filter(|i| i.origin == Origin::Kubernetes) {
-                out.push(self.readiness(instance, &self.node_name(instance)));
+                let check = self.readiness(instance, &self.node_name(instance));
+                out.extend(is(check.status).then_some(check));
             }
+            let catalog = self.world.catalog();
             for (key, registration) in self.world.joined(key) {
-                let own = self.world.catalog().checks_of(key);
+                let own = catalog.checks_of(key).filter(|(key, _)| is(catalog.status(key)));
                 out.extend(own.map(|(key, record)| self.check(key, record, &registration.tags)));
             }
         }
@@ -286,13 +332,15 @@ impl View {
 
     /// Whether an id is an instance that the Kubernetes door made, and of which service.
     pub fn kubernetes_instance(&self, ns: &str, id: &str) -> Option<Arc<str>> {
-        self.world
-            .services_with_instances()
-            .filter(|(key, _)| key.namespace.as_str() == ns)
-            .find(|(_, instances)| {
-                instances.values().any(|i| i.origin == Origin::Kubernetes && service_id(i) == id)
+        let nodes = self.world.nodes_of_pods();
+        nodes
+            .flat_map(|node| self.world.services_on(node))
+            .filter(|key| key.namespace.as_str() == ns)
+            .find(|key| {
+                let mut instances = self.world.instances(ns, key.name.as_str()).values();
+                instances.any(|i| i.origin == Origin::Kubernetes && service_id(i) == id)
             })
-            .map(|(key, _)| key.name.as_str().into())
+            .map(|key| key.name.as_str().into())
     }
 
     fn catalog_entry(&self, key: &RegistrationKey, registration: &Arc<Registration>) -> Entry {
@@ -463,21 +511,9 @@ fn kubernetes_service(instance: &Instance, node: &Arc<str>) -> Registration {
     }
 }
 
-/// The services that an instance speaks Connect for, by slug: a proxy for its destination, a native
-/// one for itself.
+/// The services that an instance speaks Connect for, by slug.
 pub fn speaks_connect(service: &Registration) -> impl Iterator<Item = String> {
-    speaks_for(service).map(service_slug)
-}
-
-/// The same by the names that were written.
-pub fn speaks_for(registration: &Registration) -> impl Iterator<Item = &str> {
-    let native = registration
-        .connect
-        .as_ref()
-        .is_some_and(|c| c.get("Native").is_some_and(|native| *native == Value::Bool(true)));
-    let proxied = registration.proxy.as_ref().filter(|_| &*registration.kind == "connect-proxy");
-    let proxied = proxied.and_then(|p| p.get("DestinationServiceName")?.as_str());
-    native.then_some(&*registration.service).into_iter().chain(proxied)
+    service.speaks_for().map(service_slug)
 }
 
 fn serf_health(node: &str) -> CheckView {

@@ -75,9 +75,14 @@ impl Asked {
     /// token may see. What is asked of pairs and sessions has topics of its own.
     fn is_partial(&self, moves: &Moves) -> bool {
         match (self.endpoint, moves) {
-            (Endpoint::HealthIngress | Endpoint::DiscoveryChain | Endpoint::GatewayServices, _) => {
-                true
-            }
+            (
+                Endpoint::HealthIngress
+                | Endpoint::DiscoveryChain
+                | Endpoint::GatewayServices
+                | Endpoint::IntentionExact
+                | Endpoint::IntentionMatch,
+                _,
+            ) => true,
             (_, Moves::Shelf(_)) => false,
             _ => self.ask.params.is_partial() || self.ask.who.table.is_some(),
         }

@@ -18,7 +18,7 @@ use weft_registry::consul::State;
 
 use super::names::Zones;
 use crate::consul::query_run;
-use crate::consul::view::{DEFAULT_NAMESPACE, View, speaks_for};
+use crate::consul::view::{DEFAULT_NAMESPACE, View};
 
 /// A namespace and a name in lower case.
 type Named = (Box<str>, Box<str>);
@@ -117,7 +117,7 @@ impl Directory {
         let connect = self.connect.get_or_insert_with(|| {
             let mut out: HashMap<Named, Vec<RegistrationKey>> = HashMap::new();
             for (key, registration) in view.world.catalog().registrations() {
-                for served in speaks_for(registration) {
+                for served in registration.speaks_for() {
                     let named = (key.namespace.as_ref().into(), served.to_ascii_lowercase().into());
                     out.entry(named).or_default().push(key.clone());
                 }

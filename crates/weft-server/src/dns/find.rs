@@ -40,6 +40,8 @@ pub struct Found {
     pub ttl: Option<u32>,
     /// Something that was not in the World decided: it may change without it.
     pub passing: bool,
+    /// Nearest first: not to be shuffled.
+    pub in_order: bool,
 }
 
 /// One record's data; its owner is the name asked for.

@@ -39,8 +39,10 @@ type Glue = HashMap<usize, Vec<IpAddr>>;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ready {
     pub exists: bool,
-    /// Data of the name asked for, in no order.
+    /// Data of the name asked for, in no order unless said below.
     pub answers: Vec<Rdata>,
+    /// They are told as they stand.
+    pub in_order: bool,
     pub ttl: u32,
     /// What an alias leads to, in order.
     pub chain: Vec<(Wire, Rdata)>,
@@ -118,6 +120,7 @@ impl Ready {
         Self {
             exists: found.exists,
             answers,
+            in_order: found.in_order,
             ttl: found.ttl.unwrap_or(zone_ttl),
             chain: chain.collect(),
             additional,

@@ -77,7 +77,7 @@ pub fn header_only(out: &mut Vec<u8>, id: [u8; 2], flags: [u8; 2], rcode: u8) {
     out.extend_from_slice(&[0; 8]);
 }
 
-/// What was found, shuffled: clients that take the first answer still spread.
+/// What was found, shuffled unless it has an order: clients that take the first answer spread.
 pub fn answer(out: &mut Vec<u8>, frame: &Frame, ready: &Ready, rng: &mut Rng, own: &mut Scratch) {
     let mut writer = Writer::start(out, frame);
     let (mut cut, mut answers) = (false, 0u16);
@@ -87,7 +87,7 @@ pub fn answer(out: &mut Vec<u8>, frame: &Frame, ready: &Ready, rng: &mut Rng, ow
     own.targets.clear();
     for at in 0..own.order.len() {
         // Fisher and Yates, as far as there is room.
-        let left = own.order.len() - at;
+        let left = if ready.in_order { 1 } else { own.order.len() - at };
         let other = at + usize::try_from(rng.below(left as u64)).unwrap_or(0);
         own.order.swap(at, other);
         let Some(rdata) = own.order.get(at).and_then(|n| ready.answers.get(usize::from(*n))) else {

@@ -19,7 +19,7 @@ use crate::consul::register::bodies;
 use crate::consul::reply::Reply;
 
 /// The kinds of tokens that an agent has.
-const AGENT_TOKENS: [&str; 10] = [
+const AGENT_TOKENS: [&str; 12] = [
     "default",
     "agent",
     "agent_recovery",
@@ -27,8 +27,11 @@ const AGENT_TOKENS: [&str; 10] = [
     "replication",
     "config_file_service_registration",
     "dns",
+    // Their names before Consul 1.4, which its clients fall back to.
+    "dns_token",
     "acl_token",
     "acl_agent_token",
+    "acl_agent_master_token",
     "acl_replication_token",
 ];
 
@@ -138,7 +141,7 @@ impl Door {
                 far.defaults(&secret);
             }
             self.acl().set_default(secret.into());
-        } else if ask.argument == "dns" {
+        } else if matches!(ask.argument.as_str(), "dns" | "dns_token") {
             if self.far().is_some() {
                 let text =
                     "what a machine's DNS shows its server says: set the token for DNS there";

@@ -21,6 +21,8 @@ pub enum Form {
     Share,
     /// A duration: text or nanoseconds, shown as text.
     Span,
+    /// The same, shown in nanoseconds: what Consul's own clients read as a number.
+    Nanos,
     /// Anything.
     Free,
     /// A map of text.
@@ -91,6 +93,7 @@ fn one(form: &'static Form, value: &Value, at: &str) -> Result<Option<Value>, St
             share.map(|n| Some(Value::Number(n))).ok_or_else(|| wrong("a number"))
         }
         Form::Span => span(value).ok_or_else(|| wrong("a duration such as \"10s\"")),
+        Form::Nanos => nanos(value).ok_or_else(|| wrong("a duration such as \"10s\"")),
         Form::Free => Ok(Some(value.clone())),
         Form::Texts => {
             let texts = texts(value).ok_or_else(|| wrong("a map of strings"))?;
@@ -133,7 +136,7 @@ fn empty(form: &Form) -> Value {
     match form {
         Form::Text | Form::Span => json!(""),
         Form::Flag => json!(false),
-        Form::Whole | Form::Given | Form::Share => json!(0),
+        Form::Whole | Form::Given | Form::Share | Form::Nanos => json!(0),
         Form::Free => Value::Null,
         Form::List(_) => json!([]),
         Form::Texts | Form::Dict(_) | Form::Part(_) => json!({}),
@@ -182,6 +185,21 @@ fn whole(value: &Value) -> Option<i64> {
         _ => None,
     };
     number.filter(|n| n.unsigned_abs() <= WHOLE_MAX)
+}
+
+/// In nanoseconds; a negative one stays what it is, for its judge to refuse.
+fn nanos(value: &Value) -> Option<Option<Value>> {
+    let read = |text: &str| i64::try_from(duration::parse(text)?.as_nanos()).ok();
+    let nanos = match value {
+        Value::String(text) if text.is_empty() => 0,
+        Value::String(text) => match text.strip_prefix('-') {
+            Some(rest) => -read(rest)?,
+            None => read(text)?,
+        },
+        Value::Number(number) => number.as_i64()?,
+        _ => return None,
+    };
+    Some((nanos != 0).then(|| json!(nanos)))
 }
 
 /// As text; a negative one stays what it is, for its judge to refuse.

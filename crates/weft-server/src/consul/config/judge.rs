@@ -102,6 +102,11 @@ fn fill(kind: &str, entry: &mut Map<String, Value>) {
             if let Some(Value::Object(tls)) = entry.get_mut("TLS") {
                 tls.entry("Enabled").or_insert(json!(false));
             }
+            if let Some(Value::Object(usual)) = entry.get_mut("Defaults") {
+                for limit in ["MaxConnections", "MaxPendingRequests", "MaxConcurrentRequests"] {
+                    usual.entry(limit).or_insert(json!(0));
+                }
+            }
             of_each(entry, "Listeners", |listener| {
                 if let Value::Object(listener) = listener {
                     listener.entry("Protocol").or_insert(json!("tcp"));
@@ -215,7 +220,8 @@ fn upstream(one: &Value) -> Result<(), String> {
 }
 
 pub(super) fn passive(check: &Value) -> Result<(), String> {
-    if word(check, "Interval").starts_with('-') {
+    let is_negative = |field: &str| part(check, field).as_i64().is_some_and(|nanos| nanos < 0);
+    if is_negative("Interval") {
         return Err("passive health check interval cannot be negative".into());
     }
     for field in ["EnforcingConsecutive5xx", "MaxEjectionPercent"] {
@@ -223,7 +229,7 @@ pub(super) fn passive(check: &Value) -> Result<(), String> {
             return Err(format!("passive health check {field} must be a value between 0 and 100"));
         }
     }
-    match word(check, "BaseEjectionTime").starts_with('-') {
+    match is_negative("BaseEjectionTime") {
         true => Err("passive health check base_ejection_time cannot be negative".into()),
         false => Ok(()),
     }

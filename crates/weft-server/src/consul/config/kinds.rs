@@ -3,7 +3,9 @@
 //! Enterprise's or generated is kept as it comes.
 
 use super::form::Field;
-use super::form::Form::{Dict, Flag, Free, Given, List, Part, Share, Span, Text, Texts, Whole};
+use super::form::Form::{
+    Dict, Flag, Free, Given, List, Nanos, Part, Share, Span, Text, Texts, Whole,
+};
 
 /// A kind and its own fields, besides [`COMMON`]; `None`: they are kept as they come.
 pub type Row = (&'static str, Option<&'static [Field]>);
@@ -63,11 +65,11 @@ const EXTENSION: &[Field] = &[
 ];
 const HEADERS: &[Field] = &[("Add", Texts), ("Set", Texts), ("Remove", List(&Text))];
 const PASSIVE: &[Field] = &[
-    ("Interval", Span),
+    ("Interval", Nanos),
     ("MaxFailures", Whole),
     ("EnforcingConsecutive5xx", Given),
     ("MaxEjectionPercent", Given),
-    ("BaseEjectionTime", Span),
+    ("BaseEjectionTime", Nanos),
 ];
 const LIMITS: &[Field] =
     &[("MaxConnections", Given), ("MaxPendingRequests", Given), ("MaxConcurrentRequests", Given)];
@@ -154,7 +156,7 @@ const FAILOVER: &[Field] = &[
     ("Policy", Part(FAILOVER_POLICY)),
     ("SamenessGroup", Text),
 ];
-const COOKIE: &[Field] = &[("Session", Flag), ("TTL", Span), ("Path", Text)];
+const COOKIE: &[Field] = &[("Session", Flag), ("TTL", Nanos), ("Path", Text)];
 const HASH_POLICY: &[Field] = &[
     ("Field", Text),
     ("FieldValue", Text),
@@ -253,9 +255,9 @@ const INGRESS_SERVICE: &[Field] = &[
     ("Meta", Texts),
 ];
 const INGRESS_DEFAULTS: &[Field] = &[
-    ("MaxConnections", Whole),
-    ("MaxPendingRequests", Whole),
-    ("MaxConcurrentRequests", Whole),
+    ("MaxConnections", Given),
+    ("MaxPendingRequests", Given),
+    ("MaxConcurrentRequests", Given),
     ("PassiveHealthCheck", Part(PASSIVE)),
 ];
 const INGRESS_LISTENER: &[Field] = &[
@@ -327,7 +329,7 @@ const MESH: &[Field] = &[
     ("Peering", Part(&[("PeerThroughMeshGateways", Flag)])),
 ];
 
-const BACK_OFF: &[Field] = &[("BaseInterval", Span), ("MaxInterval", Span)];
+const BACK_OFF: &[Field] = &[("BaseInterval", Nanos), ("MaxInterval", Nanos)];
 const TRUSTED_CA: &[Field] = &[
     ("Filename", Text),
     ("EnvironmentVariable", Text),
@@ -339,11 +341,11 @@ const KEYS_TLS: &[Field] = &[
     ("TrustedCA", Part(TRUSTED_CA)),
 ];
 const KEYS_CLUSTER: &[Field] =
-    &[("DiscoveryType", Text), ("TLSCertificates", Part(KEYS_TLS)), ("ConnectTimeout", Span)];
+    &[("DiscoveryType", Text), ("TLSCertificates", Part(KEYS_TLS)), ("ConnectTimeout", Nanos)];
 const REMOTE_KEYS: &[Field] = &[
     ("URI", Text),
     ("RequestTimeoutMs", Whole),
-    ("CacheDuration", Span),
+    ("CacheDuration", Nanos),
     ("FetchAsynchronously", Flag),
     ("RetryPolicy", Part(&[("NumRetries", Whole), ("RetryPolicyBackOff", Part(BACK_OFF))])),
     ("JWKSCluster", Part(KEYS_CLUSTER)),

@@ -157,7 +157,7 @@ async fn missed_changes_move_everything() {
 
 /// Checks, each with its node: they may be asked for by what that says of itself.
 fn checks(view: &View, wanted: impl Fn(Status) -> bool) -> String {
-    let mut checks = view.all_checks("default");
+    let mut checks = view.all_checks("default", None);
     checks.retain(|check| wanted(check.status));
     let nodes: Vec<_> = checks.iter().map(|check| view.node(&check.record.node)).collect();
     format!("{checks:?} {nodes:?}")

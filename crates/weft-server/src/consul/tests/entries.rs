@@ -241,7 +241,7 @@ async fn entries_are_shown_as_consul_would_have_read_them() {
         json!({"Kind": "service-defaults", "Name": "web", "Protocol": "http",
             "TransparentProxy": {}, "MeshGateway": {}, "Expose": {}, "MaxInboundConnections": 7,
             "UpstreamConfig": {"Defaults": {"PassiveHealthCheck": {
-                "Interval": "1m30s", "EnforcingConsecutive5xx": 0}}}})
+                "Interval": 90_000_000_000_u64, "EnforcingConsecutive5xx": 0}}}})
     );
     let body = json!({"Kind": "service-router", "Name": "web", "Routes": [{
         "match": {"http": {"path_exact": "/a", "methods": ["get"]}},

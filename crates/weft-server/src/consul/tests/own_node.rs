@@ -134,12 +134,18 @@ async fn nobody_registers_whether_a_node_is_there() {
     let rig = rig().await;
     let check = json!({"CheckID": "serfHealth", "Name": "x", "TTL": "10s"});
     let web = json!({"Name": "web", "Check": check});
-    for (path, body) in [("check", &check), ("service", &web)] {
+    // Without a CheckID the name is the id.
+    let named = json!({"Name": "serfHealth", "TTL": "10m"});
+    for (path, body) in [("check", &check), ("service", &web), ("check", &named)] {
         let path = format!("/v1/agent/{path}/register");
         let said = rig.ask("PUT", &path, &body.to_string()).await;
         assert_eq!(said.status, 400, "{}", said.text);
         assert!(said.text.contains("another CheckID"), "{}", said.text);
     }
+    // Of a service's check it is no id.
+    rig.put("/v1/agent/service/register", json!({"Name": "web", "Check": named})).await;
+    let checks = rig.get("/v1/agent/checks").await.json();
+    assert_eq!(checks["service:web"]["Name"], "serfHealth");
 }
 
 #[tokio::test]

@@ -220,6 +220,7 @@ async fn a_prepared_query_that_could_answer_nothing_is_refused_when_it_is_writte
 #[tokio::test]
 async fn events_are_listed_by_name_and_waited_for() {
     let rig = rig().await;
+    rig.put("/v1/agent/service/register", json!({"Name": "web"})).await;
     let first = rig.get("/v1/event/list?name=deploy").await;
     assert_eq!(first.json(), json!([]));
     let path = format!("/v1/event/list?name=deploy&index={}&wait=60s", first.index());

@@ -706,6 +706,49 @@ fn templates_are_filled_in_with_the_name_that_was_asked_for() {
 }
 
 #[test]
+fn a_family_is_answered_with_the_address_that_is_tagged_for_it() {
+    let mut rig = Rig::new();
+    let node = |name: &str, address: &str, tag: &str, other: &str| {
+        let tagged = json!({tag: other});
+        json!({"node": name, "address": address, "tagged_addresses": tagged})
+    };
+    rig.put("/c/n/ds", &node("ds", "10.5.5.1", "lan_ipv6", "2001:db8::51"));
+    rig.put("/c/n/six", &node("six", "2001:db8::61", "lan_ipv4", "10.6.6.1"));
+    let mut put = |node: &str, id: &str, service: &str, address: &str, tagged: Value| {
+        let key = RegistrationKey { namespace: "default".into(), node: node.into(), id: id.into() };
+        let instance = json!({"id": id, "service": service, "node": node, "namespace": "default",
+            "address": address, "port": 443, "tagged_addresses": tagged});
+        rig.put(&StoreKey::Registration(key).to_string(), &instance);
+    };
+    let own = json!({"lan_ipv6": {"address": "2001:db8::52", "port": 443}});
+    put("ds", "d1", "dual", "10.5.5.2", own);
+    put("ds", "d2", "atnode", "", json!({}));
+    put("ds", "d3", "elsewhere", "10.5.5.3", json!({}));
+    put("six", "s1", "sixth", "", json!({}));
+    let broken = json!({"lan_ipv4": {"address": "2001:db8::1", "port": 1}});
+    put("ds", "d4", "broken", "10.5.5.4", broken);
+    prepared(&mut rig, "q1", json!({"Name": "near", "Service": {"Service": "dual"}}));
+    for (name, rtype, expected) in [
+        ("ds.node.consul", Rtype::AAAA, "AAAA 2001:db8::51"),
+        ("ds.node.consul", Rtype::A, "A 10.5.5.1"),
+        ("six.node.consul", Rtype::A, "A 10.6.6.1"),
+        ("dual.service.consul", Rtype::AAAA, "AAAA 2001:db8::52"),
+        ("dual.service.consul", Rtype::A, "A 10.5.5.2"),
+        ("atnode.service.consul", Rtype::AAAA, "AAAA 2001:db8::51"),
+        ("sixth.service.consul", Rtype::A, "A 10.6.6.1"),
+        ("sixth.service.consul", Rtype::AAAA, "AAAA 2001:db8::61"),
+        ("near.query.consul", Rtype::AAAA, "AAAA 2001:db8::52"),
+        ("broken.service.consul", Rtype::A, "A 10.5.5.4"),
+    ] {
+        rig.check(name, rtype, "NOERROR", &[expected]);
+    }
+    // An instance that has an address of its own is not where its node is.
+    rig.check("elsewhere.service.consul", Rtype::AAAA, "NOERROR", &[]);
+    let srv = rig.ask("dual.service.consul", Rtype::SRV);
+    assert_eq!(srv.answers, ["SRV 1 1 443 0a050502.addr.dc1.consul"]);
+}
+
+#[test]
 fn what_speaks_for_a_service_has_names() {
     let mut rig = Rig::new();
     let mut put = |id: &str, service: &str, address: &str, more: Value| {

@@ -9,13 +9,14 @@ use domain::base::iana::Rtype;
 use weft_base::limits::DNS_ANSWERS_MAX;
 use weft_base::name::{ServiceKey, service_slug};
 use weft_identity::permission::{Kind, Verb};
-use weft_kinds::views::catalog::{Registration, Status};
+use weft_kinds::views::catalog::{NodeRecord, Registration, Status};
 use weft_kinds::world::{Door, Instance, RegistrationKey};
 
 use super::super::directory::Holder;
 use super::super::names::{Zones, to_hex};
 use super::{Data, Found, Look, addresses, cluster, shows, texts, ttl_of};
-use crate::consul::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, View, speaks_for};
+use crate::consul::near::Near;
+use crate::consul::view::{CONSUL_SERVICE, DEFAULT_NAMESPACE, Entry, View};
 use crate::consul::{Who, gateways, query_run};
 
 /// In a registration's meta: how long answers with it may be kept, `30s`.
@@ -36,7 +37,9 @@ pub fn node(look: &mut Look, name: &str, rtype: Rtype) -> Found {
         false => format!("{key}={value}"),
     });
     let txt = texts(meta, rtype);
-    match node.address.parse() {
+    let tagged = tag_of(rtype).and_then(|tag| node.tagged_addresses.get(tag));
+    let tagged = tagged.and_then(|address| of_type(address, rtype));
+    match tagged.map_or_else(|| node.address.parse(), Ok) {
         Ok(address) => {
             let mut found = addresses([address], rtype);
             found.answers.extend(txt.answers);
@@ -65,7 +68,7 @@ pub fn service(
     let fitting: Vec<Target> = all
         .filter(|i| shows(i, only) && tagged(i) && sees(view, who, i))
         .take(DNS_ANSWERS_MAX)
-        .map(|i| Target::of(look.view, i))
+        .map(|i| Target::of(look.view, i, rtype))
         .collect();
     records(look.zones, &fitting, rtype)
 }
@@ -76,15 +79,25 @@ pub fn query(look: &mut Look, name: &str, rtype: Rtype) -> Found {
     let Some(query) = look.directory.query(state, name) else {
         return Found { passing: true, ..Found::default() };
     };
-    let ran = match query_run::token(&query) {
+    let mut ran = match query_run::token(&query) {
         "" => query_run::run(look.view, &query, DEFAULT_NAMESPACE, look.who),
         own => query_run::run(look.view, &query, DEFAULT_NAMESPACE, &(look.holder)(own)),
     };
+    let near = match query_run::near(&query) {
+        "" => None,
+        // Of who asks only an address is known: what is near this server is told.
+        "_agent" | "_ip" => Some(look.view.own.node.node.clone()),
+        named => Some(look.view.spelled(named)),
+    };
+    if let Some(from) = &near {
+        let near = Near::new(from.clone(), state.clone());
+        near.sort(&mut ran.entries, |entry| &entry.node.node);
+    }
     let targets: Vec<Target> =
-        ran.entries.iter().take(DNS_ANSWERS_MAX).map(Target::of_entry).collect();
+        ran.entries.iter().take(DNS_ANSWERS_MAX).map(|e| Target::of_entry(e, rtype)).collect();
     let ttl = ttl_of(&ran.ttl);
     let found = records(look.zones, &targets, rtype);
-    Found { ttl: ttl.or(found.ttl), passing: true, ..found }
+    Found { ttl: ttl.or(found.ttl), passing: true, in_order: near.is_some(), ..found }
 }
 
 /// What speaks Connect for a service: its sidecars, and instances that do it themselves.
@@ -92,7 +105,7 @@ pub fn connect(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype
     let keys = look.directory.connect(look.view, namespace, service);
     let (who, only) = (look.who, look.only_passing);
     let shown = |entry: &Entry| {
-        let stands_for = speaks_for(&entry.service).any(|name| {
+        let stands_for = entry.service.speaks_for().any(|name| {
             name.eq_ignore_ascii_case(service) && may(who, Kind::Service, namespace, name)
         });
         let shows = entry.takes() && (!only || entry.status() == Status::Passing);
@@ -103,7 +116,7 @@ pub fn connect(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype
         .filter_map(|key| look.view.registered(key))
         .filter(shown)
         .take(DNS_ANSWERS_MAX)
-        .map(|entry| Target::of_entry(&entry))
+        .map(|entry| Target::of_entry(&entry, rtype))
         .collect();
     records(look.zones, &targets, rtype)
 }
@@ -143,7 +156,7 @@ pub fn ingress(look: &mut Look, (namespace, service): (&str, &str), rtype: Rtype
         let Some(key) = known(look.view, namespace, &gateway) else { continue };
         let all = look.view.world.instances(namespace, key.name.as_str()).values();
         let shown = all.filter(|i| shows(i, only) && sees(look.view, look.who, i));
-        targets.extend(shown.map(|i| Target::of(look.view, i)));
+        targets.extend(shown.map(|i| Target::of(look.view, i, rtype)));
     }
     targets.truncate(DNS_ANSWERS_MAX);
     Found { passing: true, ..records(look.zones, &targets, rtype) }
@@ -229,14 +242,18 @@ impl Place {
 }
 
 impl Target {
-    fn of(view: &View, instance: &Instance) -> Self {
-        let address = match &instance.hostname {
+    /// `rtype`: what is asked for.
+    fn of(view: &View, instance: &Instance, rtype: Rtype) -> Self {
+        let own = registration(view, instance);
+        let at_node = own.is_some_and(|own| own.address.is_empty());
+        let tagged = own.and_then(|own| tagged(own, rtype, || view.node(&own.node)));
+        let address = match (tagged, &instance.hostname) {
+            (Some(address), _) => Place::Address(address),
             // This machine's own node, which nobody had to register.
-            Some(name) if name.is_empty() => Place::of(&view.node(&instance.node).address),
-            Some(name) => Place::Name(name.clone()),
-            None => Place::Address(instance.address),
+            (None, Some(name)) if name.is_empty() => Place::of(&view.node(&instance.node).address),
+            (None, Some(name)) => Place::Name(name.clone()),
+            (None, None) => Place::Address(instance.address),
         };
-        let at_node = registration(view, instance).is_some_and(|own| own.address.is_empty());
         Self {
             address,
             port: instance.ports.first().map_or(0, |port| port.port),
@@ -246,15 +263,44 @@ impl Target {
         }
     }
 
-    fn of_entry(entry: &Entry) -> Self {
+    fn of_entry(entry: &Entry, rtype: Rtype) -> Self {
         let service = &entry.service;
+        let tagged = tagged(service, rtype, || entry.node.clone());
         Self {
-            address: Place::of(entry.address()),
+            address: tagged.map_or_else(|| Place::of(entry.address()), Place::Address),
             port: service.port,
             weight: u16::try_from(entry.weight()).unwrap_or(u16::MAX),
             node: service.address.is_empty().then(|| entry.node.node.clone()),
             ttl: service.meta.get(TTL_META).and_then(|text| ttl_of(text)),
         }
+    }
+}
+
+/// Where Consul's clients keep a dual-stack instance's or node's address of one family.
+fn tag_of(rtype: Rtype) -> Option<&'static str> {
+    match rtype {
+        Rtype::A => Some("lan_ipv4"),
+        Rtype::AAAA => Some("lan_ipv6"),
+        _ => None,
+    }
+}
+
+fn of_type(address: &str, rtype: Rtype) -> Option<IpAddr> {
+    address.parse().ok().filter(|address: &IpAddr| address.is_ipv4() == (rtype == Rtype::A))
+}
+
+/// The address of the family that is asked for: its own, or that of its node where it is reached at
+/// its node's.
+fn tagged(
+    own: &Registration,
+    rtype: Rtype,
+    node: impl FnOnce() -> Arc<NodeRecord>,
+) -> Option<IpAddr> {
+    let tag = tag_of(rtype)?;
+    match own.tagged_addresses.get(tag) {
+        Some(tagged) => of_type(&tagged.address, rtype),
+        None if own.address.is_empty() => of_type(node().tagged_addresses.get(tag)?, rtype),
+        None => None,
     }
 }
 
@@ -313,7 +359,7 @@ fn servers(look: &Look, rtype: Rtype) -> Found {
         .server_entries()
         .filter(shown)
         .take(DNS_ANSWERS_MAX)
-        .map(|entry| Target::of_entry(&entry))
+        .map(|entry| Target::of_entry(&entry, rtype))
         .collect();
     records(look.zones, &targets, rtype)
 }

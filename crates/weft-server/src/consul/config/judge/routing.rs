@@ -258,7 +258,7 @@ fn hash_policy(hash: &Value) -> Result<(), String> {
     if !cookie.is_null() && field != "cookie" {
         return Err(format!("cookie_config provided for {field:?}"));
     }
-    match *part(cookie, "Session") == true && !word(cookie, "TTL").is_empty() {
+    match *part(cookie, "Session") == true && !part(cookie, "TTL").is_null() {
         true => Err("a session cookie cannot have an associated TTL".into()),
         false => Ok(()),
     }
