@@ -280,7 +280,29 @@ async fn handshake(
     let mut config = client_config(tls.skip_verify)?;
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))
+    connector.connect(name, stream).await.map_err(|e| format!("TLS: {}", why_refused(&e)))
+}
+
+/// Why a handshake failed: in words also where the library has a code alone.
+fn why_refused(error: &std::io::Error) -> String {
+    use rustls::{CertificateError, Error};
+    let own = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match own {
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "the certificate is of an authority that this machine does not trust; add that to the \
+             system's, or set TLSSkipVerify"
+                .to_owned()
+        }
+        // What `openssl req -x509` makes.
+        Some(Error::InvalidCertificate(CertificateError::Other(why)))
+            if why.to_string() == "CaUsedAsEndEntity" =>
+        {
+            "the certificate is an authority's own (CA:TRUE), not a server's; use one for the \
+             server's name, or set TLSSkipVerify"
+                .to_owned()
+        }
+        _ => error.to_string(),
+    }
 }
 
 fn client_config(skip_verify: bool) -> Result<ClientConfig, String> {

@@ -108,13 +108,9 @@ async fn grpc_health_is_asked_of_a_real_server() {
     grpc(Target::here(&at), "shop.Products", None, LIMIT).await.unwrap();
 }
 
-#[tokio::test]
-async fn tls_is_verified_unless_told_otherwise() {
-    let tasks = TaskGroup::new();
-    let dir = tempfile::tempdir().unwrap();
+/// A server that answers 204 over TLS.
+async fn tls_server(key: rustls::sign::CertifiedKey, tasks: &TaskGroup) -> SocketAddr {
     let clock = weft_base::clock::Clock::system();
-    let ca = weft_identity::Authority::open(dir.path(), None, &clock).unwrap();
-    let key = ca.door_certificate(&[], &["127.0.0.1".parse().unwrap()], LIMIT).unwrap();
     let config =
         weft_identity::tls::door_server(Arc::new(key), weft_identity::Alpn::Both, &clock).unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
@@ -129,9 +125,29 @@ async fn tls_is_verified_unless_told_otherwise() {
             let _ = stream.shutdown().await;
         }
     });
-    let mut ask = get(&format!("https://{at}/"));
-    let why = http(&ask, LIMIT).await.unwrap_err();
-    assert!(why.contains("UnknownIssuer"), "{why}");
-    ask.tls.skip_verify = true;
-    assert_eq!(http(&ask, LIMIT).await.unwrap().status.as_u16(), 204);
+    at
+}
+
+#[tokio::test]
+async fn tls_is_verified_unless_told_otherwise() {
+    use rustls_pki_types::pem::PemObject as _;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+    let tasks = TaskGroup::new();
+    let dir = tempfile::tempdir().unwrap();
+    let clock = weft_base::clock::Clock::system();
+    let ca = weft_identity::Authority::open(dir.path(), None, &clock).unwrap();
+    let server = ca.door_certificate(&[], &["127.0.0.1".parse().unwrap()], LIMIT).unwrap();
+    let root = std::fs::read(dir.path().join("root.pem")).unwrap();
+    let (cert, key) = (CertificateDer::from_pem_slice(&root), PrivateKeyDer::from_pem_slice(&root));
+    let provider = weft_identity::provider::provider();
+    let chain = vec![cert.unwrap()];
+    let root = rustls::sign::CertifiedKey::from_der(chain, key.unwrap(), &provider).unwrap();
+    for (key, words) in [(server, "does not trust"), (root, "an authority's own")] {
+        let at = tls_server(key, &tasks).await;
+        let mut ask = get(&format!("https://{at}/"));
+        let why = http(&ask, LIMIT).await.unwrap_err();
+        assert!(why.contains(words) && why.contains("TLSSkipVerify"), "{why}");
+        ask.tls.skip_verify = true;
+        assert_eq!(http(&ask, LIMIT).await.unwrap().status.as_u16(), 204);
+    }
 }
