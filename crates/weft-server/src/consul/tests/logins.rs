@@ -191,6 +191,10 @@ async fn who_is_not_whom_the_method_trusts_does_not_come_in() {
     let tokens = rig.root("GET", "/v1/acl/tokens?authmethod=m", Value::Null).await;
     assert_eq!(count(&tokens), 2);
     assert!(!tokens.text.contains(&signed));
+    // As Consul's own clients know it.
+    let path = "/v1/acl/tokens?authmethod=m&servicename=web";
+    let both = rig.root("GET", path, Value::Null).await;
+    assert_eq!((both.status, both.text.contains("can only filter by one of")), (500, true));
 }
 
 #[tokio::test]
