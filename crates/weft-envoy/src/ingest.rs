@@ -6,6 +6,7 @@ mod access;
 mod cluster;
 mod connection;
 mod edit;
+mod endpoints;
 mod filter;
 mod health;
 mod listener;
@@ -180,7 +181,7 @@ fn address(message: &Message<'_>, name: &str) -> Option<SocketAddr> {
     let address = message.message(name)?;
     let socket = address.message("socket_address")?;
     socket.pass_over(&["resolver_name", "ipv4_compat"]);
-    if socket.choice("protocol").is_some_and(|p| p != "TCP") {
+    if socket.word("protocol").is_some_and(|p| p != "TCP") {
         socket.unsupported("protocol", "only TCP");
     }
     let port = socket.number::<u16>("port_value").unwrap_or(0);

@@ -233,9 +233,14 @@ impl<'a> Message<'a> {
         ms
     }
 
-    /// One of an enum's names.
+    /// One of a few words.
     pub fn choice(&self, name: &str) -> Option<&'a str> {
         self.text(name)
+    }
+
+    /// One of an enum's names, in upper case: Envoy reads them in any.
+    pub fn word(&self, name: &str) -> Option<String> {
+        self.text(name).map(str::to_ascii_uppercase)
     }
 
     pub fn message<'s>(&'s self, name: &'s str) -> Option<Message<'s>> {

@@ -5,14 +5,16 @@ use std::io;
 use std::path::Path;
 
 use weft_model::{
-    Action, Backend, EndpointSet, Filter, HashBy, Health, LbPolicy, ListenerKind, LocalityPolicy,
-    Names, Outlier, PathMatch, Protocol, Resource, Route, StringMatch, Trust,
+    Action, Backend, CheckKind, EndpointSet, Filter, HashBy, Health, LbPolicy, ListenerKind,
+    LocalityPolicy, Names, Outlier, PathMatch, Protocol, ProxyVersion, Resource, Route,
+    StringMatch, Trust,
 };
 
 use crate::read::duration_ms;
 use crate::{Bootstrap, Files, Resolved, bootstrap};
 
 mod closed;
+mod listeners;
 mod options;
 
 struct Pem;
@@ -110,6 +112,78 @@ fn durations_are_protobufs() {
     ] {
         assert_eq!(duration_ms(text), ms, "{text}");
     }
+}
+
+#[test]
+fn a_cluster_says_who_its_clients_are_and_how_much_one_endpoint_gets() {
+    let ext = "type.googleapis.com/envoy.extensions.transport_sockets";
+    let socket = |config: &str, inner: &str| {
+        format!(
+            "transport_socket: {{name: p, typed_config: {{'@type': {ext}.proxy_protocol.v3.\
+             ProxyProtocolUpstreamTransport, config: {{{config}}}, transport_socket: {inner}}}}},"
+        )
+    };
+    let raw = format!("{{name: r, typed_config: {{'@type': {ext}.raw_buffer.v3.RawBuffer}}}}");
+    let tls = format!("{{name: t, typed_config: {{'@type': {ext}.tls.v3.UpstreamTlsContext}}}}");
+    let policy = |more: &str| {
+        let up = UP.replacen("{name: up,", &format!("{{name: up, {more}"), 1);
+        let hashed = "hash_policy: [{header: {header_name: x}}]";
+        let routes = format!("{{match: {{prefix: /}}, route: {{cluster: up, {hashed}}}}}");
+        backend(&clean(with(&routes, &up))).policy.clone()
+    };
+    for (config, inner, version, ends) in [
+        ("", &raw, ProxyVersion::V1, false),
+        ("version: V1", &tls, ProxyVersion::V1, true),
+        ("version: V2", &raw, ProxyVersion::V2, false),
+    ] {
+        let made = policy(&socket(config, inner));
+        assert_eq!((made.proxy_protocol, made.tls.is_some()), (Some(version), ends), "{config}");
+    }
+    for (factor, share) in [(0, None), (125, Some(12_500))] {
+        let bound = format!("consistent_hashing_lb_config: {{hash_balance_factor: {factor}}}");
+        let made = policy(&format!("lb_policy: MAGLEV, common_lb_config: {{{bound}}},"));
+        let LbPolicy::Hash(hash) = made.lb else { panic!("{made:?}") };
+        assert_eq!(hash.load_max_basis_points, share);
+    }
+}
+
+#[test]
+fn a_check_that_names_no_host_asks_for_its_clusters_name() {
+    let checked = |kind: &str| {
+        let check = "interval: 1s, timeout: 1s, healthy_threshold: 1, unhealthy_threshold: 1";
+        let up = format!("{{name: up, health_checks: [{{{check}, {kind}}}],");
+        let read = clean(with("", &UP.replacen("{name: up,", &up, 1)));
+        backend(&read).policy.protection.clone().unwrap().health_check.unwrap().kind
+    };
+    for (said, asked) in [("", "up"), (", host: a.example", "a.example"), (", host: ''", "up")] {
+        let CheckKind::Http(http) = checked(&format!("http_health_check: {{path: /{said}}}"))
+        else {
+            panic!("{said}")
+        };
+        assert_eq!(&*http.host, asked);
+    }
+    let grpc = CheckKind::Grpc { service: "".into(), authority: "up".into() };
+    assert_eq!(checked("grpc_health_check: {}"), grpc);
+}
+
+/// As Envoy's own examples write some.
+#[test]
+fn names_of_enums_are_read_in_any_case() {
+    let routes = "{match: {prefix: /}, redirect: {response_code: found, path_redirect: /x}}";
+    let read = clean(with(
+        routes,
+        &UP.replacen(
+            "{name: up,",
+            "{name: up, type: static, \
+        lb_policy: Random,",
+            1,
+        ),
+    ));
+    assert_eq!(backend(&read).policy.lb, LbPolicy::Random);
+    let Action::Redirect(redirect) = &route(&read).rules[0].action else { panic!("{read:#?}") };
+    assert_eq!(redirect.status, 302);
+    let wrong = with("", &UP.replacen("{name: up,", "{name: up, lb_policy: best,", 1));
+    assert!(said(&wrong.unsupported).contains(".lb_policy: "), "{:?}", wrong.unsupported);
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub fn rules(filter: &Message<'_>) -> Option<Access> {
     filter.pass_over(&["rules_stat_prefix", "shadow_rules_stat_prefix", "track_per_rule_stats"]);
     let rules = filter.message("rules")?;
     aside(&rules, "audit_logging_options", "the access log says who was refused and why");
-    let effect = match rules.choice("action").unwrap_or("ALLOW") {
+    let effect = match rules.word("action").as_deref().unwrap_or("ALLOW") {
         "ALLOW" => Effect::Allow,
         "DENY" => Effect::Deny,
         "LOG" => {

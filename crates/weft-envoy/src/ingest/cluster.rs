@@ -8,14 +8,13 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use weft_model::{
-    Backend, BackendPolicy, Endpoint, EndpointSet, Failover, HashTable, Hashing, Health, Host,
-    HostPort, Labels, LbPolicy, Limits, Locality, LocalityPolicy, Origin, Outlier, Protection,
-    Protocol, Resource, ResourceName, RetryBudget, Root, Transport, Warmup, backend_child,
-    endpoints_child,
+    Backend, BackendPolicy, Endpoint, EndpointSet, HashTable, Hashing, Host, HostPort, Labels,
+    LbPolicy, Limits, Origin, Outlier, Protection, Protocol, Resource, ResourceName, RetryBudget,
+    Root, Warmup, backend_child, endpoints_child,
 };
 
 use super::options::Upstream;
-use super::{Context, health, options, outlier, tls};
+use super::{Context, endpoints, health, options, outlier, tls};
 use crate::read::Message;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -124,8 +123,9 @@ pub fn read(cluster: &Message<'_>, context: &Context<'_>) {
         endpoints: Vec::new(),
     };
     let endpoints_name = root.child(endpoints_child(port));
-    let (set, named) = endpoints(cluster, set, &mut policy);
-    let discovery = cluster.choice("type").unwrap_or("STATIC");
+    let (set, named) = endpoints::read(cluster, set, &mut policy);
+    let discovery = cluster.word("type");
+    let discovery = discovery.as_deref().unwrap_or("STATIC");
     let dns = dns(cluster, discovery, endpoints_name.clone(), set, named);
     let ports = vec![HostPort {
         port,
@@ -186,7 +186,7 @@ fn dns(
     set: EndpointSet,
     named: Vec<(Arc<str>, Endpoint)>,
 ) -> Result<EndpointSet, Box<DnsSet>> {
-    let family = match cluster.choice("dns_lookup_family").unwrap_or("AUTO") {
+    let family = match cluster.word("dns_lookup_family").as_deref().unwrap_or("AUTO") {
         "AUTO" => Family::V6First,
         "V4_ONLY" => Family::V4,
         "V6_ONLY" => Family::V6,
@@ -262,6 +262,7 @@ fn used(upstream: Upstream, policy: &mut BackendPolicy) {
 }
 
 fn policy(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> BackendPolicy {
+    let (tls, proxy_protocol) = tls::upstream(cluster, context);
     let mut out = BackendPolicy {
         lb: balancing(cluster, root, context),
         connect_timeout_ms: cluster.duration("connect_timeout").unwrap_or(CONNECT_MS),
@@ -269,7 +270,8 @@ fn policy(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> BackendP
         outlier: Outlier::off(),
         warmup: warmup(cluster),
         panic_basis_points: PANIC_BASIS_POINTS,
-        tls: tls::upstream(cluster, context).map(Box::new),
+        tls: tls.map(Box::new),
+        proxy_protocol,
         ..BackendPolicy::default()
     };
     if let Some(breakers) = cluster.message("circuit_breakers") {
@@ -282,7 +284,9 @@ fn policy(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> BackendP
     if let Some(detection) = cluster.message("outlier_detection") {
         out.outlier = outlier::read(&detection);
     }
-    let mut checks = cluster.map("health_checks", |check| health::read(&check));
+    let mut checks = cluster.map("health_checks", |check| {
+        health::read(&check, cluster.text("name").unwrap_or_default())
+    });
     if checks.len() > 1 {
         cluster.unsupported("health_checks", "a cluster has one health check");
     }
@@ -296,6 +300,14 @@ fn policy(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> BackendP
             "ignore_new_hosts_until_first_hc",
             "close_connections_on_host_set_change",
         ]);
+        // Weights of places; the endpoints' reader asks for them.
+        drop(common.message("locality_weighted_lb_config"));
+        if let Some(hashing) = common.message("consistent_hashing_lb_config") {
+            let percent = hashing.number::<u32>("hash_balance_factor").filter(|n| *n > 0);
+            if let LbPolicy::Hash(hash) = &mut out.lb {
+                hash.load_max_basis_points = percent.map(|n| n.saturating_mul(100));
+            }
+        }
         if let Some(panic) = common.message("healthy_panic_threshold") {
             out.panic_basis_points = basis_points(panic.float("value").unwrap_or(0.0));
         }
@@ -305,7 +317,7 @@ fn policy(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> BackendP
 
 fn breaker(limits: &Message<'_>, out: &mut BackendPolicy) {
     limits.pass_over(&["track_remaining", "max_connection_pools"]);
-    if !matches!(limits.choice("priority"), None | Some("DEFAULT")) {
+    if !matches!(limits.word("priority").as_deref(), None | Some("DEFAULT")) {
         limits.waive();
         limits.unsupported("priority", "requests have one priority");
         return;
@@ -353,7 +365,7 @@ fn balancing(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> LbPol
         // Envoy chooses by chance when no route says what to hash.
         None => LbPolicy::Random,
     };
-    match cluster.choice("lb_policy").unwrap_or("ROUND_ROBIN") {
+    match cluster.word("lb_policy").as_deref().unwrap_or("ROUND_ROBIN") {
         "ROUND_ROBIN" => LbPolicy::RoundRobin,
         "LEAST_REQUEST" => LbPolicy::LeastRequest,
         "RANDOM" => LbPolicy::Random,
@@ -403,121 +415,18 @@ fn warmup(cluster: &Message<'_>) -> Option<Warmup> {
 /// The keys by which parts of a cluster may be named.
 fn subset_keys(cluster: &Message<'_>) -> Vec<BTreeSet<String>> {
     let Some(config) = cluster.message("lb_subset_config") else { return Vec::new() };
-    if !matches!(config.choice("fallback_policy"), None | Some("NO_FALLBACK")) {
+    if !matches!(config.word("fallback_policy").as_deref(), None | Some("NO_FALLBACK")) {
         config.unsupported("fallback_policy", "a part without endpoints serves nothing");
     }
     config.map("subset_selectors", |selector| {
-        if !matches!(selector.choice("fallback_policy"), None | Some("NOT_DEFINED" | "NO_FALLBACK"))
-        {
+        if !matches!(
+            selector.word("fallback_policy").as_deref(),
+            None | Some("NOT_DEFINED" | "NO_FALLBACK")
+        ) {
             selector.unsupported("fallback_policy", "a part without endpoints serves nothing");
         }
         Some(selector.texts("keys").into_iter().map(str::to_owned).collect())
     })
-}
-
-type Named = Vec<(Arc<str>, Endpoint)>;
-
-/// The endpoints of a cluster: those with addresses in the set, those with names beside it.
-fn endpoints(
-    cluster: &Message<'_>,
-    mut set: EndpointSet,
-    policy: &mut BackendPolicy,
-) -> (EndpointSet, Named) {
-    let mut named = Vec::new();
-    let Some(load) = cluster.message("load_assignment") else { return (set, named) };
-    load.pass_over(&["cluster_name"]);
-    if let Some(overflow) = load.message("policy") {
-        overflow.pass_over(&["endpoint_stale_after"]);
-        if let Some(factor) = overflow.number::<u32>("overprovisioning_factor")
-            && factor != 140
-        {
-            overflow.unsupported("overprovisioning_factor", "weft's is 140");
-        }
-    }
-    let mut priorities = BTreeSet::new();
-    let mut all: Vec<(u32, Option<Arc<str>>, Endpoint)> = Vec::new();
-    load.each("endpoints", |group| {
-        let locality = group.message("locality").map(|l| Locality {
-            region: l.text("region").unwrap_or("").into(),
-            zone: l.text("zone").unwrap_or("").into(),
-            sub_zone: l.text("sub_zone").unwrap_or("").into(),
-        });
-        let priority = group.number::<u32>("priority").unwrap_or(0);
-        priorities.insert(priority);
-        // Weights of places count only with locality_weighted_lb_config, which is not offered.
-        group.pass_over(&["load_balancing_weight", "proximity"]);
-        group.each("lb_endpoints", |message| {
-            if let Some((host, mut endpoint)) = one(&message, all.len()) {
-                endpoint.locality = locality.clone().unwrap_or_default();
-                all.push((priority, host, endpoint));
-            }
-        });
-    });
-    let levels: Vec<u32> = priorities.into_iter().collect();
-    if levels.len() > 1 {
-        policy.locality = LocalityPolicy::Failover(Failover {
-            regions: Vec::new(),
-            labels: levels.iter().rev().map(|p| format!("{}=y", at_most(*p)).into()).collect(),
-        });
-    }
-    for (priority, host, mut endpoint) in all {
-        if levels.len() > 1 {
-            let own = levels.iter().filter(|level| **level >= priority);
-            endpoint.labels.extend(own.map(|p| (at_most(*p).into(), "y".into())));
-        }
-        match host {
-            Some(host) => named.push((host, endpoint)),
-            None => set.endpoints.push(endpoint),
-        }
-    }
-    (set, named)
-}
-
-/// A label of endpoints whose priority is this or an earlier one.
-fn at_most(priority: u32) -> String {
-    format!("envoy.priority-{priority}")
-}
-
-/// One endpoint, and its name when it has no address.
-fn one(message: &Message<'_>, index: usize) -> Option<(Option<Arc<str>>, Endpoint)> {
-    let health = match message.choice("health_status").unwrap_or("HEALTHY") {
-        "HEALTHY" | "UNKNOWN" | "DEGRADED" => Health::Healthy,
-        "DRAINING" => Health::Draining,
-        "UNHEALTHY" | "TIMEOUT" => Health::Unhealthy,
-        other => {
-            message.error("health_status", format!("{other:?} is none"));
-            Health::Healthy
-        }
-    };
-    let weight = message.number::<u32>("load_balancing_weight").unwrap_or(1);
-    let labels = message.message("metadata").map(|m| labels(&m)).unwrap_or_default();
-    let endpoint = message.message("endpoint")?;
-    endpoint.pass_over(&["hostname"]);
-    if let Some(own) = endpoint.message("health_check_config") {
-        own.waive();
-        endpoint.unsupported("health_check_config", "all endpoints are checked alike");
-    }
-    let address = endpoint.message("address")?;
-    let socket = address.message("socket_address")?;
-    let host = socket.text("address")?;
-    let port = socket.number::<u16>("port_value").unwrap_or(0);
-    let ip = host.parse::<IpAddr>().ok();
-    let at = SocketAddr::new(ip.unwrap_or(IpAddr::from([0, 0, 0, 0])), port);
-    let id =
-        format!("{index}-{}", if ip.is_some() { at.to_string() } else { format!("{host}:{port}") });
-    let made = Endpoint {
-        id: id.into(),
-        address: at,
-        labels,
-        locality: Locality::default(),
-        weight,
-        health,
-        identity: None,
-        transport: Transport::Plaintext,
-        workload: "".into(),
-        mesh_address: None,
-    };
-    Some((ip.is_none().then(|| host.into()), made))
 }
 
 /// What balancers read of metadata.

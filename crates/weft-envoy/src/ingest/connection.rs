@@ -7,11 +7,12 @@ use std::sync::Arc;
 use serde_json::Value;
 use weft_base::issue::FieldPath;
 use weft_model::{
-    Action, ClientLimits, Dialect, Matching, Origin, Parent, Protocol, Rank, Resource, Root, Route,
-    Rule, Scope, Timeouts, WeightedBackend,
+    Action, Dialect, Filter, HeaderEdit, Matching, Origin, Parent, Protocol, Rank, Resource, Root,
+    Route, Rule, Scope, Timeouts, WeightedBackend,
 };
 
 use super::filter::Chain;
+use super::options::Clients;
 use super::route::{self, Place};
 use super::upgrade::Upgrades;
 use super::{Context, Log, options, route_action};
@@ -19,8 +20,6 @@ use crate::read::Message;
 
 const FILE_LOG: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
 const STDOUT_LOG: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
-/// Envoy's longest silence of a stream when nothing is said.
-const STREAM_IDLE_MS: u64 = 300_000;
 /// Envoy's longest silence of a TCP connection when nothing is said; 0 is no limit.
 const TCP_IDLE_MS: u64 = 3_600_000;
 
@@ -29,7 +28,6 @@ const PASSED_OVER: &[&str] = &[
     "stat_prefix",
     "generate_request_id",
     "always_set_request_id_in_response",
-    "use_remote_address",
     "strip_matching_host_port",
     "strip_any_host_port",
     "drain_timeout",
@@ -42,16 +40,27 @@ const FLAGS: &[(&str, bool, &str)] = &[
     ("preserve_external_request_id", false, "request ids of clients are weft's own to judge"),
 ];
 
+/// The same of what is said by a word.
+const WORDS: &[(&str, &[&str], &str)] = &[(
+    "forward_client_cert_details",
+    &["SANITIZE"],
+    "backends are not told of clients' certificates, and clients tell them nothing of any",
+)];
+
+/// Where a chain stands: its listener, with the name, its sections, and which chain of it it is.
+pub type At<'a> = (Root, &'a str, Vec<Arc<str>>, usize);
+
 /// Reads an `HttpConnectionManager`: its protocol, and how its clients are served.
 pub fn http(
     manager: &Message<'_>,
-    place: &(Root, &str, Arc<str>, usize),
+    (root, listener, sections, index): &At<'_>,
     context: &Context<'_>,
-) -> (Protocol, ClientLimits) {
+) -> (Protocol, Clients) {
     manager.pass_over(PASSED_OVER);
-    let (limits, stream_ms) = options::clients(manager);
+    let (clients, timeouts) = options::clients(manager);
     options::flags(manager, FLAGS);
-    let protocol = match manager.choice("codec_type").unwrap_or("AUTO") {
+    options::words(manager, WORDS);
+    let protocol = match manager.word("codec_type").as_deref().unwrap_or("AUTO") {
         "AUTO" | "HTTP1" => Protocol::Http1,
         "HTTP2" => Protocol::Http2,
         other => {
@@ -59,17 +68,16 @@ pub fn http(
             Protocol::Http1
         }
     };
-    if manager.duration("request_timeout").is_some_and(|ms| ms > 0) {
-        manager.unsupported("request_timeout", "use the route's timeout");
-    }
-    let upgrades = Upgrades::default().with(manager);
-    let chain = Chain::read(manager);
-    let idle_ms = manager.duration("stream_idle_timeout").unwrap_or(STREAM_IDLE_MS);
-    let (root, listener, section, index) = place;
-    let (section, index) = (section.clone(), *index);
-    let upgrades = &upgrades;
-    let place =
-        Place { root, listener, section, index, chain: &chain, upgrades, idle_ms, stream_ms };
+    let place = Place {
+        root,
+        listener,
+        sections,
+        index: *index,
+        chain: &Chain::read(manager),
+        upgrades: &Upgrades::default().with(manager),
+        timeouts: &timeouts,
+        server: server(manager),
+    };
     logs(manager, context);
     match manager.message("route_config") {
         Some(config) => route::read(&config, &place, context),
@@ -82,15 +90,29 @@ pub fn http(
             }
         }
     }
-    (protocol, limits)
+    (protocol, clients)
+}
+
+/// What answers say of who serves. Envoy says that it is itself where nothing else is said; weft
+/// leaves it to backends, unless it is told.
+fn server(manager: &Message<'_>) -> Option<Filter> {
+    let name = manager.text("server_name").filter(|name| !name.is_empty());
+    let own = match manager.word("server_header_transformation").as_deref() {
+        None => name?,
+        Some("OVERWRITE") => name.unwrap_or("envoy"),
+        Some("PASS_THROUGH") => return None,
+        Some(other) => {
+            let why = format!("{other}: a backend's word is replaced in any case, or passed on");
+            manager.unsupported("server_header_transformation", why);
+            return None;
+        }
+    };
+    let set = vec![("server".into(), own.into())];
+    Some(Filter::ResponseHeaders(HeaderEdit { set, ..HeaderEdit::default() }))
 }
 
 /// Reads a `TcpProxy`.
-pub fn tcp(
-    proxy: &Message<'_>,
-    (root, listener, section, index): &(Root, &str, Arc<str>, usize),
-    context: &Context<'_>,
-) {
+pub fn tcp(proxy: &Message<'_>, (root, listener, sections, index): &At<'_>, context: &Context<'_>) {
     proxy.pass_over(&["stat_prefix", "max_connect_attempts"]);
     logs(proxy, context);
     let mut shares = Vec::new();
@@ -105,7 +127,9 @@ pub fn tcp(
     } else {
         proxy.error("cluster", "a TCP proxy needs cluster or weighted_clusters");
     }
+    route_action::hashed_connections(proxy, &shares, context);
     let idle_ms = Some(proxy.duration("idle_timeout").unwrap_or(TCP_IDLE_MS));
+    let stream_ms = proxy.duration("max_downstream_connection_duration").filter(|ms| *ms > 0);
     let origin = Origin {
         kind: "Envoy".into(),
         namespace: (*listener).into(),
@@ -117,7 +141,7 @@ pub fn tcp(
         matches: Vec::new(),
         filters: Vec::new(),
         action: Action::Forward(shares),
-        timeouts: Timeouts { idle_ms, ..Timeouts::default() },
+        timeouts: Timeouts { idle_ms, stream_ms, ..Timeouts::default() },
         retry: route_action::no_retry(),
         session: None,
         origin: origin.clone(),
@@ -126,7 +150,7 @@ pub fn tcp(
     let route = Route {
         parent: Parent::Listener {
             root: root.clone(),
-            sections: vec![section.clone()],
+            sections: sections.clone(),
             hostnames: Vec::new(),
         },
         scope: Scope::Any,

@@ -43,7 +43,7 @@ fn edit(message: &Message<'_>, add: &str, remove: &str) -> HeaderEdit {
             Some(false) => "OVERWRITE_IF_EXISTS_OR_ADD",
             _ => "APPEND_IF_EXISTS_OR_ADD",
         };
-        match option.choice("append_action").unwrap_or(legacy) {
+        match option.word("append_action").as_deref().unwrap_or(legacy) {
             "APPEND_IF_EXISTS_OR_ADD" => out.add.push(pair),
             "OVERWRITE_IF_EXISTS_OR_ADD" => out.set.push(pair),
             other => option.unsupported("append_action", format!("weft adds or sets, not {other}")),

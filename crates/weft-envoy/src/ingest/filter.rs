@@ -8,7 +8,7 @@ use weft_model::{
     Abort, AbortAnswer, Access, Cors, Delay, Fault, Filter, RateLimit, Share, StringMatch,
 };
 
-use super::matching;
+use super::{matching, options};
 use crate::read::Message;
 
 const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
@@ -21,6 +21,7 @@ const LIMIT: &str = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateL
 const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
 const BUFFER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRoute";
 const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
+const PER_CONNECTION: &str = "local_rate_limit_per_downstream_connection";
 const ROUTE_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
 
 /// Filters that keep requests out, of HTTP and of connections.
@@ -39,6 +40,8 @@ const GUARDS: &[&str] = &[
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
     filters: Vec<Entry>,
+    /// It was said already that its own order is not kept.
+    told: bool,
 }
 
 /// A filter of the chain; several may have one name.
@@ -105,7 +108,35 @@ impl Chain {
         if last.as_deref() != Some(ROUTER) {
             manager.error("http_filters", "the last of them must be the router");
         }
+        out.judge_order(manager, "http_filters");
         out
+    }
+
+    /// Says what of the order is not kept: access lists and CORS come first, one of these before
+    /// the other as written, then rate limits, then faults.
+    pub fn judge_order(&mut self, message: &Message<'_>, field: &str) {
+        let Some((first, second)) = self.out_of_order().filter(|_| !self.told) else { return };
+        let why = format!("{second:?} is done before {first:?}, though it stands behind it");
+        message.unsupported(field, why);
+        self.told = true;
+    }
+
+    /// Two filters whose order is not kept.
+    fn out_of_order(&self) -> Option<(&str, &str)> {
+        let ranked = self.filters.iter().filter_map(|entry| match &entry.does {
+            Does::Filter(Filter::Access(_)) if entry.on => Some((0, &*entry.name)),
+            Does::Filter(Filter::Cors(_)) if entry.on => Some((1, &*entry.name)),
+            Does::Filter(Filter::RateLimit(_)) if entry.on => Some((2, &*entry.name)),
+            Does::Filter(Filter::Fault(_)) if entry.on => Some((3, &*entry.name)),
+            _ => None,
+        });
+        let mut ranked: Vec<(u8, &str)> = ranked.collect();
+        // Before all access lists CORS may stand.
+        if let Some((rank @ 1, _)) = ranked.first_mut() {
+            *rank = 0;
+        }
+        let mut pairs = ranked.iter().zip(ranked.iter().skip(1));
+        pairs.find(|(a, b)| a.0 > b.0).map(|(a, b)| (a.1, b.1))
     }
 
     /// The same with what a virtual host, a route or a weighted cluster says.
@@ -257,8 +288,9 @@ pub fn cors(policy: &Message<'_>) -> Cors {
     });
     for field in ["filter_enabled", "shadow_enabled"] {
         if let Some(fraction) = policy.message(field) {
-            let all = matching::share(&fraction, "default_value");
-            if all != Some(Share::ALL) || field == "shadow_enabled" {
+            let share = matching::share(&fraction, "default_value");
+            let done = if field == "shadow_enabled" { Share::NONE } else { Share::ALL };
+            if share != Some(done) {
                 policy.unsupported(field, "a CORS policy holds for all requests");
             }
             fraction.pass_over(&["runtime_key"]);
@@ -278,6 +310,7 @@ pub fn cors(policy: &Message<'_>) -> Cors {
 /// A token bucket of the whole filter; `None` also when it refuses nothing.
 fn limit(config: &Message<'_>) -> Option<RateLimit> {
     config.pass_over(&["enable_x_ratelimit_headers"]);
+    options::flags(config, &[(PER_CONNECTION, false, "a limit is of all connections together")]);
     let (enabled, enforced) =
         (is_in_force(config, "filter_enabled"), is_in_force(config, "filter_enforced"));
     let name = config.text("stat_prefix").unwrap_or("local_ratelimit").to_owned();
@@ -286,7 +319,7 @@ fn limit(config: &Message<'_>) -> Option<RateLimit> {
     let burst = bucket.number::<u32>("max_tokens").unwrap_or(fill);
     let per_ms = bucket.duration("fill_interval").unwrap_or(1_000).max(1);
     if let Some(status) = config.message("status")
-        && status.choice("code").is_some_and(|c| c != "TooManyRequests")
+        && status.word("code").is_some_and(|c| c != "TOOMANYREQUESTS")
     {
         config.unsupported("status", "what is over the limit is answered 429");
     }

@@ -7,7 +7,9 @@ use weft_model::{CheckKind, HealthCheck, HttpCheck};
 
 use crate::read::Message;
 
-pub fn read(check: &Message<'_>) -> Option<HealthCheck> {
+/// Reads one check of a cluster, whose name is the host that is asked for where the check names
+/// none.
+pub fn read(check: &Message<'_>, cluster: &str) -> Option<HealthCheck> {
     check.pass_over(&[
         "reuse_connection",
         "initial_jitter",
@@ -26,7 +28,7 @@ pub fn read(check: &Message<'_>) -> Option<HealthCheck> {
     let percent = check.number::<u64>("interval_jitter_percent").unwrap_or(0);
     let share = percent * 100 + jitter * 10_000 / interval_ms.max(1);
     Some(HealthCheck {
-        kind: kind(check)?,
+        kind: kind(check, cluster)?,
         interval_ms,
         timeout_ms,
         unhealthy_interval_ms: check.duration("unhealthy_interval"),
@@ -53,15 +55,14 @@ fn required_number(check: &Message<'_>, field: &str) -> Option<u32> {
     found
 }
 
-fn kind(check: &Message<'_>) -> Option<CheckKind> {
+fn kind(check: &Message<'_>, cluster: &str) -> Option<CheckKind> {
     if let Some(http) = check.message("http_health_check") {
-        return Some(CheckKind::Http(of_http(&http)));
+        return Some(CheckKind::Http(of_http(&http, cluster)));
     }
     if let Some(grpc) = check.message("grpc_health_check") {
-        let text = |field: &str| Arc::from(grpc.text(field).unwrap_or(""));
         return Some(CheckKind::Grpc {
-            service: text("service_name"),
-            authority: text("authority"),
+            service: grpc.text("service_name").unwrap_or("").into(),
+            authority: named(&grpc, "authority", cluster),
         });
     }
     if let Some(tcp) = check.message("tcp_health_check") {
@@ -78,7 +79,11 @@ fn kind(check: &Message<'_>) -> Option<CheckKind> {
     None
 }
 
-fn of_http(http: &Message<'_>) -> HttpCheck {
+fn named(message: &Message<'_>, field: &str, cluster: &str) -> Arc<str> {
+    message.text(field).filter(|text| !text.is_empty()).unwrap_or(cluster).into()
+}
+
+fn of_http(http: &Message<'_>, cluster: &str) -> HttpCheck {
     let mut statuses = Vec::new();
     http.each("expected_statuses", |range| {
         let start = range.number::<u16>("start").unwrap_or(0);
@@ -97,7 +102,7 @@ fn of_http(http: &Message<'_>) -> HttpCheck {
         let name = header.text("key").unwrap_or("").to_ascii_lowercase();
         headers.push((name.into(), header.text("value").unwrap_or("").into()));
     });
-    let http2 = match http.choice("codec_client_type").unwrap_or("HTTP1") {
+    let http2 = match http.word("codec_client_type").as_deref().unwrap_or("HTTP1") {
         "HTTP1" => false,
         "HTTP2" => true,
         other => {
@@ -106,9 +111,9 @@ fn of_http(http: &Message<'_>) -> HttpCheck {
         }
     };
     HttpCheck {
-        method: http.choice("method").unwrap_or("GET").into(),
+        method: http.word("method").as_deref().unwrap_or("GET").into(),
         path: http.text("path").unwrap_or("/").into(),
-        host: http.text("host").unwrap_or("").into(),
+        host: named(http, "host", cluster),
         headers,
         statuses,
         http2,

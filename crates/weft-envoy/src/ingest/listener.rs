@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use weft_model::{
-    ClientLimits, GatewayListener, Listener, ListenerKind, Origin, Protocol, ProxyHeader, Resource,
-    Root, Section,
+    GatewayListener, Listener, ListenerKind, Origin, Protocol, ProxyHeader, Resource, Root, Section,
 };
 
+use super::options::Clients;
 use super::{Context, address, connection, tls};
 use crate::read::Message;
 
@@ -46,34 +46,26 @@ pub fn read(listener: &Message<'_>, context: &Context<'_>) {
     let proxy_header = listener_filters(listener);
     let root = Root::listener(name.as_str());
     let mut sections: Vec<Section> = Vec::new();
-    let mut limits: Vec<ClientLimits> = Vec::new();
-    listener.each("filter_chains", |chain| {
-        let names = chain_names(&chain);
-        let made = section(&chain, &root, &name, sections.len(), context);
+    let mut clients: Vec<Clients> = Vec::new();
+    let mut index = 0;
+    let mut read = |chain: &Message<'_>, (names, passes): (Vec<Arc<str>>, bool)| {
+        let made = chain_of(chain, (&root, &name, index), (&names, passes), context);
+        index += 1;
         let Some((made, said)) = made else { return };
-        limits.extend(said);
-        if names.is_empty() {
-            sections.push(made);
-        } else if names.len() > 1 {
-            chain.unsupported(
-                "filter_chain_match.server_names",
-                "a chain serves one server name; repeat the chain for others",
-            );
-        } else {
-            let hostname = names.into_iter().next();
-            sections.push(Section { hostname, ..made });
-        }
-    });
+        clients.extend(said);
+        sections.extend(made);
+    };
+    listener.each("filter_chains", |chain| read(&chain, chosen(&chain)));
     if let Some(chain) = listener.message("default_filter_chain") {
-        let made = section(&chain, &root, &name, sections.len(), context);
-        limits.extend(made.iter().filter_map(|(_, said)| said.clone()));
-        sections.extend(made.map(|(section, _)| section));
+        read(&chain, (Vec::new(), false));
     }
-    let first = limits.first().cloned();
-    if limits.iter().any(|said| Some(said) != first.as_ref()) {
-        let why = "all chains of a listener serve their clients for as long and as much";
+    let first = clients.first().cloned();
+    if clients.iter().any(|said| Some(said) != first.as_ref()) {
+        let why = "all chains of a listener serve their clients for as long and as much, and \
+                   believe the same of what they say";
         listener.unsupported("filter_chains", why);
     }
+    pass_on(listener, &mut sections);
     check(listener, &sections);
     let origin = Origin {
         kind: "Envoy".into(),
@@ -81,11 +73,31 @@ pub fn read(listener: &Message<'_>, context: &Context<'_>) {
         name: "listener".into(),
         field: "".into(),
     };
-    let limits = first.map(Arc::new);
-    let gateway = GatewayListener { proxy_header, limits, ..GatewayListener::new(bind, sections) };
+    let edge = first.as_ref().map(|said| said.edge).unwrap_or_default();
+    let limits = first.map(|said| Arc::new(said.limits));
+    let made = GatewayListener::new(bind, sections);
+    let gateway = GatewayListener { proxy_header, edge, limits, ..made };
     let kind = ListenerKind::Gateway(gateway);
     let made = Listener { name: name.as_str().into(), kind, origin: Some(origin) };
     context.put(root.own(), Resource::Listener(made));
+}
+
+/// Without TLS of their own the chains of server names read only which name a client asks for, and
+/// pass its TLS on. One for all others beside them has TLS alone.
+fn pass_on(listener: &Message<'_>, sections: &mut [Section]) {
+    let opaque = |s: &Section| s.tls.is_none() && s.protocol == Protocol::Tcp;
+    for section in sections.iter_mut().filter(|s| opaque(s) && s.hostname.is_some()) {
+        section.protocol = Protocol::Tls;
+    }
+    if !sections.iter().any(|s| s.protocol == Protocol::Tls) {
+        return;
+    }
+    for section in sections.iter_mut().filter(|s| opaque(s)) {
+        section.protocol = Protocol::Tls;
+        let why = "beside chains of server names a connection without TLS is closed; say \
+                   transport_protocol: tls in the one for all others";
+        listener.unsupported("filter_chains", why);
+    }
 }
 
 /// What cannot stand together on one socket.
@@ -94,23 +106,25 @@ fn check(listener: &Message<'_>, sections: &[Section]) {
         listener.error("filter_chains", "a listener needs one that can be served");
         return;
     }
-    let secure = sections.iter().filter(|s| s.tls.is_some()).count();
-    if secure != 0 && secure != sections.len() {
+    // What is passed on unopened stands beside anything else.
+    let ended = || sections.iter().filter(|s| s.protocol != Protocol::Tls);
+    let secure = ended().filter(|s| s.tls.is_some()).count();
+    if secure != ended().count() && (secure != 0 || ended().count() != sections.len()) {
         let why = "all chains of a listener have TLS, or none";
         listener.error("filter_chains", why);
     }
-    if secure == 0 && sections.len() > 1 {
+    if secure == 0 && ended().count() > 1 {
         listener.unsupported("filter_chains", "without TLS there is one chain");
     }
-    let first = sections.first().map(|s| s.protocol == Protocol::Tcp);
-    if sections.iter().any(|s| Some(s.protocol == Protocol::Tcp) != first) {
+    let first = ended().next().map(|s| s.protocol == Protocol::Tcp);
+    if ended().any(|s| Some(s.protocol == Protocol::Tcp) != first) {
         listener.unsupported("filter_chains", "all chains of a listener are HTTP, or all are TCP");
     }
     // A request's own host chooses the section once a connection stands, so that a client could
     // go round what another chain asks of its certificate.
     let clients = |s: &Section| s.tls.as_ref().and_then(|t| t.clients.clone());
-    let asks = sections.first().and_then(clients);
-    if sections.iter().any(|s| clients(s) != asks) {
+    let asks = ended().next().and_then(clients);
+    if ended().any(|s| clients(s) != asks) {
         let why = "all chains of a listener ask the same of clients' certificates";
         listener.error("filter_chains", why);
     }
@@ -139,34 +153,39 @@ fn listener_filters(listener: &Message<'_>) -> ProxyHeader {
     out
 }
 
-/// The server names of a chain's match; everything else that it may ask is reported.
-fn chain_names(chain: &Message<'_>) -> Vec<Arc<str>> {
-    let Some(found) = chain.message("filter_chain_match") else { return Vec::new() };
+/// The server names of a chain's match, and whether it has TLS alone that it does not end;
+/// everything else that it may ask is reported.
+fn chosen(chain: &Message<'_>) -> (Vec<Arc<str>>, bool) {
+    let Some(found) = chain.message("filter_chain_match") else { return (Vec::new(), false) };
     // What is left out of a match lets more clients in.
     found.firm(true);
     let secure = chain.is_set("transport_socket");
-    match found.text("transport_protocol") {
-        None | Some("") => {}
-        Some("tls") if secure => {}
+    let protocol = found.text("transport_protocol");
+    match protocol {
+        None | Some("" | "tls") => {}
         Some("raw_buffer") if !secure => {}
         Some(_) => found.unsupported("transport_protocol", "a listener has TLS or it has not"),
     }
     let names = found.texts("server_names");
-    names.into_iter().map(|n| n.to_ascii_lowercase().into()).collect()
+    let names = names.into_iter().map(|n| n.to_ascii_lowercase().into());
+    (names.collect(), protocol == Some("tls") && !secure)
 }
 
-fn section(
+/// The sections of one chain, one for each of its names or one for all, and what it says of its
+/// clients.
+fn chain_of(
     chain: &Message<'_>,
-    root: &Root,
-    listener: &str,
-    index: usize,
+    (root, listener, index): (&Root, &str, usize),
+    (names, passes): (&[Arc<str>], bool),
     context: &Context<'_>,
-) -> Option<(Section, Option<ClientLimits>)> {
+) -> Option<(Vec<Section>, Option<Clients>)> {
     chain.pass_over(&["name", "metadata", "transport_socket_connect_timeout"]);
     let tls = tls::downstream(chain, context);
-    let name: Arc<str> = index.to_string().into();
-    let place = (root.clone(), listener, name.clone(), index);
-    let (mut protocol, mut limits) = (None, None);
+    let first: Arc<str> = index.to_string().into();
+    let more = (1..names.len()).map(|n| format!("{index}.{n}").into());
+    let sections: Vec<Arc<str>> = std::iter::once(first).chain(more).collect();
+    let at = (root.clone(), listener, sections, index);
+    let (mut protocol, mut clients) = (None, None);
     chain.each("filters", |filter| {
         filter.pass_over(&["name"]);
         let Some((kind, config)) = filter.any("typed_config") else { return };
@@ -176,11 +195,11 @@ fn section(
                 filter.unsupported("typed_config", "one filter takes the whole connection");
             }
             MANAGER => {
-                let (spoken, said) = connection::http(&config, &place, context);
-                (protocol, limits) = (Some(spoken), Some(said));
+                let (spoken, said) = connection::http(&config, &at, context);
+                (protocol, clients) = (Some(spoken), Some(said));
             }
             TCP => {
-                connection::tcp(&config, &place, context);
+                connection::tcp(&config, &at, context);
                 protocol = Some(Protocol::Tcp);
             }
             other => {
@@ -192,5 +211,18 @@ fn section(
     if protocol.is_none() {
         chain.error("filters", "a chain ends in a connection manager or a TCP proxy");
     }
-    Some((Section { name, hostname: None, protocol: protocol?, tls }, limits))
+    let mut protocol = protocol?;
+    if passes {
+        if protocol != Protocol::Tcp {
+            chain.error("transport_socket", "what is inside of TLS is read where that is ended");
+        }
+        protocol = Protocol::Tls;
+    }
+    let mut names = names.iter();
+    let sections = at.2.into_iter();
+    let sections = sections.map(|name| {
+        let hostname = names.next().cloned();
+        Section { name, hostname, protocol, tls: tls.clone() }
+    });
+    Some((sections.collect(), clients))
 }

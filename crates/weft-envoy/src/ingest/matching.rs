@@ -241,7 +241,7 @@ pub fn named_header(header: &Message<'_>) -> Option<(NamedMatch, bool)> {
 pub fn share(message: &Message<'_>, field: &str) -> Option<Share> {
     let percent = message.message(field)?;
     let part = percent.number::<u64>("numerator").unwrap_or(0);
-    let whole = match percent.choice("denominator").unwrap_or("HUNDRED") {
+    let whole = match percent.word("denominator").as_deref().unwrap_or("HUNDRED") {
         "HUNDRED" => 100,
         "TEN_THOUSAND" => 10_000,
         "MILLION" => 1_000_000,

@@ -6,7 +6,10 @@
 //! Called by the readers of listeners, routes and clusters. It never passes over a whole message.
 
 use weft_base::limits::{HEADER_BYTES_MAX, HEADERS_MAX};
-use weft_model::{ClientLimits, Connections, PING_TIMEOUT_MS, Pings, TcpKeepalive};
+use weft_model::{
+    ClientLimits, Connections, Edge, EscapedSlashes, PING_TIMEOUT_MS, Pings, Slashes, TcpKeepalive,
+    Timeouts,
+};
 
 use crate::read::Message;
 
@@ -15,6 +18,8 @@ const STREAMS_MAX: u32 = 128;
 const UPSTREAM_STREAMS_MAX: u32 = 100;
 /// Envoy's longest time of a client's connection without a request.
 const IDLE_MS: u64 = 3_600_000;
+/// Envoy's longest silence of a stream when nothing is said.
+const STREAM_IDLE_MS: u64 = 300_000;
 
 /// Fields of `Http1ProtocolOptions` that say what weft does: all forms of targets, HTTP/1.0,
 /// trailers, unknown methods.
@@ -40,24 +45,77 @@ const HTTP_2: &[&str] = &[
     "use_oghttp2_codec",
 ];
 
-/// What a connection manager says of how its clients are served, and how long a stream of theirs
-/// may last, in milliseconds.
-pub fn clients(manager: &Message<'_>) -> (ClientLimits, Option<u64>) {
-    let mut out = ClientLimits { idle_ms: Some(IDLE_MS), ..ClientLimits::default() };
-    let mut stream_ms = None;
+/// What a connection manager says of its clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clients {
+    pub limits: ClientLimits,
+    pub edge: Edge,
+}
+
+/// What a connection manager says of how its clients are served, and how long its requests may
+/// take where their routes say nothing else.
+pub fn clients(manager: &Message<'_>) -> (Clients, Timeouts) {
+    let mut limits = ClientLimits { idle_ms: Some(IDLE_MS), ..ClientLimits::default() };
+    let (trusted_hops, slashes) = (trusted_hops(manager), slashes(manager));
+    let mut edge = Edge { trusted_hops, slashes, ..Edge::default() };
+    let idle_ms = manager.duration("stream_idle_timeout").unwrap_or(STREAM_IDLE_MS);
+    let mut timeouts = Timeouts { idle_ms: Some(idle_ms), ..Timeouts::default() };
+    timeouts.receive_ms = positive(manager.duration("request_timeout"));
     if let Some(common) = manager.message("common_http_protocol_options") {
-        out.idle_ms = common.duration("idle_timeout").or(out.idle_ms);
-        out.age_ms_max = positive(common.duration("max_connection_duration"));
-        out.requests_max = common.number::<u32>("max_requests_per_connection").filter(|n| *n > 0);
-        out.headers_max = within(&common, "max_headers_count", HEADERS_MAX);
-        stream_ms = positive(common.duration("max_stream_duration"));
+        limits.idle_ms = common.duration("idle_timeout").or(limits.idle_ms);
+        limits.age_ms_max = positive(common.duration("max_connection_duration"));
+        limits.requests_max =
+            common.number::<u32>("max_requests_per_connection").filter(|n| *n > 0);
+        limits.headers_max = within(&common, "max_headers_count", HEADERS_MAX);
+        timeouts.stream_ms = positive(common.duration("max_stream_duration"));
+        edge.underscores = underscores(&common);
     }
-    out.head_ms = positive(manager.duration("request_headers_timeout"));
+    limits.head_ms = positive(manager.duration("request_headers_timeout"));
     let kib = within(manager, "max_request_headers_kb", HEADER_BYTES_MAX / 1_024);
-    out.head_bytes_max = kib.map(|kib| kib * 1_024);
+    limits.head_bytes_max = kib.map(|kib| kib * 1_024);
     http_1(manager);
-    out.streams_max = http_2(manager, STREAMS_MAX).and_then(|said| said.streams_max);
-    (out, stream_ms)
+    limits.streams_max = http_2(manager, STREAMS_MAX).and_then(|said| said.streams_max);
+    (Clients { limits, edge }, timeouts)
+}
+
+/// How many proxies in front are believed. Where the address of who connects is not the client's,
+/// that one is believed, too.
+fn trusted_hops(manager: &Message<'_>) -> u8 {
+    let remote = manager.flag("use_remote_address") == Some(true);
+    let said = manager.number::<u32>("xff_num_trusted_hops").unwrap_or(0);
+    let hops = if said > 0 && !remote { said.saturating_add(1) } else { said };
+    u8::try_from(hops).unwrap_or_else(|_| {
+        manager.error("xff_num_trusted_hops", format!("{said} is more than weft counts, 254"));
+        0
+    })
+}
+
+fn slashes(manager: &Message<'_>) -> Slashes {
+    const FIELD: &str = "path_with_escaped_slashes_action";
+    let escaped = match manager.word(FIELD).as_deref() {
+        None | Some("IMPLEMENTATION_SPECIFIC_DEFAULT" | "KEEP_UNCHANGED") => EscapedSlashes::Keep,
+        Some("REJECT_REQUEST") => EscapedSlashes::Refuse,
+        Some("UNESCAPE_AND_REDIRECT") => EscapedSlashes::Redirect,
+        Some("UNESCAPE_AND_FORWARD") => EscapedSlashes::Unescape,
+        Some(other) => {
+            manager.error(FIELD, format!("{other:?} is none"));
+            EscapedSlashes::Refuse
+        }
+    };
+    Slashes { merge: manager.flag("merge_slashes").unwrap_or(false), escaped }
+}
+
+/// Whether names of headers may have underscores, which they may not unless that is said.
+fn underscores(common: &Message<'_>) -> bool {
+    match common.word("headers_with_underscores_action").as_deref() {
+        Some("ALLOW") => return true,
+        None | Some("REJECT_REQUEST") => {}
+        Some(other) => {
+            let why = format!("{other}: a request is refused that has one, or it passes");
+            common.unsupported("headers_with_underscores_action", why);
+        }
+    }
+    false
 }
 
 /// A bound that weft keeps where it is not beyond its own.
@@ -152,6 +210,16 @@ pub fn flags(message: &Message<'_>, all: &[(&str, bool, &str)]) {
     for (field, done, why) in all {
         if message.flag(field).is_some_and(|asked| asked != *done) {
             message.unsupported(field, *why);
+        }
+    }
+}
+
+/// Says what is not done about words that ask for something else than what weft does.
+pub fn words(message: &Message<'_>, all: &[(&str, &[&str], &str)]) {
+    for (field, done, why) in all {
+        let asked = message.word(field);
+        if let Some(asked) = asked.as_deref().filter(|asked| !done.contains(asked)) {
+            message.unsupported(field, format!("{asked}: {why}"));
         }
     }
 }

@@ -21,16 +21,16 @@ use crate::read::Message;
 pub struct Place<'a> {
     pub root: &'a Root,
     pub listener: &'a str,
-    pub section: Arc<str>,
-    /// Tells the routes of a listener's sections apart.
+    pub sections: &'a [Arc<str>],
+    /// Tells the routes of a listener's chains apart.
     pub index: usize,
     pub chain: &'a Chain,
     /// For what its requests may leave HTTP.
     pub upgrades: &'a Upgrades,
-    /// Longest silence of a stream.
-    pub idle_ms: u64,
-    /// How long one lasts at most.
-    pub stream_ms: Option<u64>,
+    /// Where a route says nothing else.
+    pub timeouts: &'a Timeouts,
+    /// What is made of an answer's word for who serves, after all that routes say.
+    pub server: Option<Filter>,
 }
 
 const PASSED_OVER: &[&str] = &[
@@ -79,19 +79,18 @@ fn virtual_host(
     host.pass_over(PASSED_OVER);
     options::flags(host, FLAGS);
     let name = host.text("name").unwrap_or("").to_owned();
-    if !matches!(host.choice("require_tls"), None | Some("NONE")) {
+    if !matches!(host.word("require_tls").as_deref(), None | Some("NONE")) {
         host.error("require_tls", "redirect with a route of a plaintext listener");
     }
     let chain = chain.with(host);
     let mut filters = edit::filters(host);
-    filters.extend(outer.iter().cloned());
+    filters.extend(outer.iter().chain(&place.server).cloned());
     let defaults = Defaults {
         filters,
         retry: host.message("retry_policy").map(|retry| route_action::retry(&retry)),
         cors: host.message("cors").map(|policy| filter::cors(&policy)),
         upgrades: place.upgrades.clone(),
-        idle_ms: place.idle_ms,
-        stream_ms: place.stream_ms,
+        timeouts: place.timeouts.clone(),
     };
     let origin = |field: String| Origin {
         kind: "Envoy".into(),
@@ -123,7 +122,7 @@ fn virtual_host(
     let route = Route {
         parent: Parent::Listener {
             root: place.root.clone(),
-            sections: vec![place.section.clone()],
+            sections: place.sections.to_vec(),
             hostnames: domains(host),
         },
         scope: Scope::Any,
@@ -199,7 +198,7 @@ fn rule(
         return None;
     };
     let matched = matching::of_route(&found);
-    let made = route_action::read(route, defaults, &chain.with(route), context);
+    let made = route_action::read(route, defaults, chain.with(route), context);
     let (matched, made) = (matched?, made?);
     Some(Rule {
         name,

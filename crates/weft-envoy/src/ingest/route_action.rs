@@ -24,8 +24,7 @@ pub struct Defaults {
     pub retry: Option<Retry>,
     pub cors: Option<Cors>,
     pub upgrades: Upgrades,
-    pub idle_ms: u64,
-    pub stream_ms: Option<u64>,
+    pub timeouts: Timeouts,
 }
 
 /// A route without its match.
@@ -46,17 +45,14 @@ pub fn no_retry() -> Retry {
 pub fn read(
     route: &Message<'_>,
     defaults: &Defaults,
-    chain: &Chain,
+    mut chain: Chain,
     context: &Context<'_>,
 ) -> Option<Made> {
+    chain.judge_order(route, "typed_per_filter_config");
     let mut made = Made {
         filters: chain.filters().collect(),
         action: Action::Forward(Vec::new()),
-        timeouts: Timeouts {
-            idle_ms: Some(defaults.idle_ms),
-            stream_ms: defaults.stream_ms,
-            ..Timeouts::default()
-        },
+        timeouts: defaults.timeouts.clone(),
         retry: defaults.retry.clone().unwrap_or_else(no_retry),
     };
     made.filters.extend(edit::filters(route));
@@ -98,7 +94,7 @@ fn forward(
     made: &mut Made,
 ) -> Option<()> {
     action.pass_over(&["cluster_not_found_response_code", "include_vh_rate_limits"]);
-    if !matches!(action.choice("priority"), None | Some("DEFAULT")) {
+    if !matches!(action.word("priority").as_deref(), None | Some("DEFAULT")) {
         action.unsupported("priority", "requests have one priority");
     }
     let policy = action.message("cors").map(|policy| filter::cors(&policy));
@@ -225,7 +221,7 @@ fn redirected(message: &Message<'_>) -> Redirect {
     if message.flag("strip_query") == Some(true) {
         message.unsupported("strip_query", "a redirect keeps its query");
     }
-    let status = match message.choice("response_code").unwrap_or("MOVED_PERMANENTLY") {
+    let status = match message.word("response_code").as_deref().unwrap_or("MOVED_PERMANENTLY") {
         "MOVED_PERMANENTLY" => 301,
         "FOUND" => 302,
         "SEE_OTHER" => 303,
@@ -308,14 +304,34 @@ fn hashed(action: &Message<'_>, clusters: &[WeightedBackend], context: &Context<
         policy.pass_over(&["terminal"]);
         found.extend(hash_by(&policy));
     });
-    let Some(by) = found.first().cloned() else { return };
+    tell(action, &found, clusters, context);
+}
+
+/// The same of a TCP proxy, whose connections have an address alone.
+pub fn hashed_connections(
+    proxy: &Message<'_>,
+    clusters: &[WeightedBackend],
+    context: &Context<'_>,
+) {
+    let found =
+        proxy.map("hash_policy", |policy| policy.message("source_ip").map(|_| HashBy::SourceIp));
+    tell(proxy, &found, clusters, context);
+}
+
+fn tell(
+    action: &Message<'_>,
+    found: &[HashBy],
+    clusters: &[WeightedBackend],
+    context: &Context<'_>,
+) {
+    let Some(by) = found.first() else { return };
     if found.len() > 1 {
         action.unsupported("hash_policy", "one thing of a request is hashed");
     }
     for cluster in clusters.iter().filter_map(|c| c.target.backend()) {
         let name = cluster.root.to_string();
         let before = context.hashed.borrow_mut().insert(name, by.clone());
-        if before.is_some_and(|before| before != by) {
+        if before.is_some_and(|before| before != *by) {
             action.unsupported("hash_policy", "the routes of a cluster hash the same thing");
         }
     }

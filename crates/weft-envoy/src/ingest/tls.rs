@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use weft_model::{Certificate, ClientCertificates, Names, ServerTls, Trust, UpstreamTls};
+use weft_model::{
+    Certificate, ClientCertificates, Names, ProxyVersion, ServerTls, Trust, UpstreamTls,
+};
 
 use super::Context;
 use crate::read::{Found, Message};
@@ -14,6 +16,8 @@ use crate::read::{Found, Message};
 const DOWNSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
 const UPSTREAM: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const RAW_NAME: &str = "envoy.transport_sockets.raw_buffer";
+const PROXY: &str =
+    "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
 const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 
 /// What both contexts have.
@@ -66,12 +70,36 @@ pub fn downstream(chain: &Message<'_>, context: &Context<'_>) -> Option<ServerTl
     })
 }
 
-/// The TLS of a cluster.
-pub fn upstream(cluster: &Message<'_>, context: &Context<'_>) -> Option<UpstreamTls> {
+/// The TLS of a cluster, and whether connections begin with a header that says who the client is.
+pub fn upstream(
+    cluster: &Message<'_>,
+    context: &Context<'_>,
+) -> (Option<UpstreamTls>, Option<ProxyVersion>) {
     let others = ["tls_context", "transport_socket_matches", "transport_socket_matcher"];
     only_here(cluster, &others);
-    let socket = cluster.message("transport_socket")?;
-    let tls = opened(&socket, UPSTREAM)?;
+    let Some(socket) = cluster.message("transport_socket") else { return (None, None) };
+    if !is_of(&socket, PROXY) {
+        return (originated(&socket, context), None);
+    }
+    socket.pass_over(&["name"]);
+    let Some((_, outer)) = socket.any("typed_config") else { return (None, None) };
+    let version = match outer.message("config").and_then(|config| config.word("version")) {
+        Some(word) if word == "V2" => ProxyVersion::V2,
+        _ => ProxyVersion::V1,
+    };
+    let inner = outer.message("transport_socket");
+    (inner.and_then(|inner| originated(&inner, context)), Some(version))
+}
+
+/// Whether a socket's configuration is of a type.
+fn is_of(socket: &Message<'_>, wanted: &str) -> bool {
+    let config = socket.item("typed_config");
+    let url = config.and_then(|config| config.value.get("@type")).and_then(Value::as_str);
+    url.is_some_and(|url| url.rsplit('/').next() == Some(wanted))
+}
+
+fn originated(socket: &Message<'_>, context: &Context<'_>) -> Option<UpstreamTls> {
+    let tls = opened(socket, UPSTREAM)?;
     tls.pass_over(&["max_session_keys"]);
     let server_name = tls.text("sni").filter(|s| !s.is_empty()).map(Arc::from);
     let common = common(&tls, context);
@@ -120,9 +148,9 @@ fn common(tls: &Message<'_>, context: &Context<'_>) -> Common {
     let mut out = Common::default();
     let Some(common) = tls.message("common_tls_context") else { return out };
     if let Some(params) = common.message("tls_params") {
-        out.only_13 = match params.choice("tls_minimum_protocol_version") {
-            None | Some("TLS_AUTO" | "TLSv1_2") => false,
-            Some("TLSv1_3") => true,
+        out.only_13 = match params.word("tls_minimum_protocol_version").as_deref() {
+            None | Some("TLS_AUTO" | "TLSV1_2") => false,
+            Some("TLSV1_3") => true,
             Some(other) => {
                 let why = format!("{other} is not served; TLS begins at 1.2");
                 params.unsupported("tls_minimum_protocol_version", why);
@@ -130,8 +158,8 @@ fn common(tls: &Message<'_>, context: &Context<'_>) -> Common {
             }
         };
         if !matches!(
-            params.choice("tls_maximum_protocol_version"),
-            None | Some("TLS_AUTO" | "TLSv1_3")
+            params.word("tls_maximum_protocol_version").as_deref(),
+            None | Some("TLS_AUTO" | "TLSV1_3")
         ) {
             let why = "TLS 1.3 cannot be switched off";
             params.unsupported("tls_maximum_protocol_version", why);
@@ -198,7 +226,7 @@ fn validate(validation: &Message<'_>, context: &Context<'_>, out: &mut Common) {
         out.authorities = Some(ca);
     }
     validation.each("match_typed_subject_alt_names", |name| {
-        if !matches!(name.choice("san_type"), Some("DNS" | "URI")) {
+        if !matches!(name.word("san_type").as_deref(), Some("DNS" | "URI")) {
             name.unsupported("san_type", "names are DNS or URI");
         }
         if let Some(matcher) = name.message("matcher") {
@@ -206,7 +234,8 @@ fn validate(validation: &Message<'_>, context: &Context<'_>, out: &mut Common) {
         }
     });
     validation.each("match_subject_alt_names", |matcher| san(&matcher, out));
-    if !matches!(validation.choice("trust_chain_verification"), None | Some("VERIFY_TRUST_CHAIN")) {
+    let judged = validation.word("trust_chain_verification");
+    if !matches!(judged.as_deref(), None | Some("VERIFY_TRUST_CHAIN")) {
         validation.unsupported("trust_chain_verification", "chains are always verified");
     }
 }

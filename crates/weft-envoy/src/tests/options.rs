@@ -40,7 +40,7 @@ static_resources:
 
 /// The fields of `HttpProtocolOptions`, `Http1ProtocolOptions` and `Http2ProtocolOptions`
 /// (envoy/config/core/v3/protocol.proto), those that weft does anyhow after the bar.
-const COMMON: &str = "max_response_headers_kb headers_with_underscores_action nonsense |";
+const COMMON: &str = "max_response_headers_kb nonsense |";
 const HTTP_1: &str = "default_host_for_http_10 header_key_format allow_chunked_length \
      override_stream_error_on_invalid_http_message send_fully_qualified_url \
      ignore_http_11_upgrade nonsense | allow_absolute_url accept_http_10 enable_trailers \
@@ -88,6 +88,9 @@ fn no_option_of_a_protocol_is_swallowed() {
             check(names, |fields| typed(format!("{config}: {{{message}: {fields}}}")));
         }
     }
+    let underscores = "common_http_protocol_options: {headers_with_underscores_action: ALLOW}";
+    let cluster = of("", "", "", &format!(", {underscores}"));
+    assert!(cluster.contains(".headers_with_underscores_action: "), "{cluster}");
     // What is of clients' connections alone, or of backends' alone, is listed in the other place.
     let cluster = of("", "", "", ", common_http_protocol_options: {max_headers_count: 1}");
     assert!(cluster.contains(".max_headers_count: "), "{cluster}");
@@ -122,7 +125,7 @@ fn what_is_said_of_clients_holds_for_their_listener() {
     assert_eq!(made("", "", "").0, usual);
     let manager = "common_http_protocol_options: {idle_timeout: 60s, max_connection_duration: 600s,
         max_headers_count: 50, max_requests_per_connection: 9, max_stream_duration: 5s},
-        request_headers_timeout: 2s, max_request_headers_kb: 16,
+        request_timeout: 8s, request_headers_timeout: 2s, max_request_headers_kb: 16,
         http2_protocol_options: {max_concurrent_streams: 7},";
     let (limits, timeouts, _) = made(manager, "", "");
     let said = ClientLimits {
@@ -135,6 +138,8 @@ fn what_is_said_of_clients_holds_for_their_listener() {
         head_bytes_max: Some(16 * 1_024),
     };
     assert_eq!((limits, timeouts.stream_ms), (said, Some(5_000)));
+    assert_eq!((timeouts.receive_ms, timeouts.idle_ms), (Some(8_000), Some(300_000)));
+    assert_eq!(made("request_timeout: 0s,", "", "").1.receive_ms, None);
     // A route says otherwise, or that there is no limit.
     for (own, stream_ms) in [("2s", Some(2_000)), ("0s", None)] {
         let action = format!(", max_stream_duration: {{max_stream_duration: {own}}}");
@@ -195,6 +200,43 @@ fn what_is_said_of_a_clusters_connections_is_its_policy() {
 }
 
 #[test]
+fn places_have_shares_where_their_weights_count() {
+    let group = |at: &str, more: &str| {
+        format!(
+            "{{locality: {{{at}}}, {more} lb_endpoints: [{{endpoint: {{address: {{socket_address: \
+             {{address: 10.0.0.1, port_value: 1}}}}}}}}]}}"
+        )
+    };
+    let made = |common: &str, groups: &[String]| {
+        let cluster = format!(
+            "{{name: up, common_lb_config: {{{common}}}, load_assignment: {{endpoints: [{}]}}}}",
+            groups.join(", ")
+        );
+        let read = with("{match: {prefix: /}, route: {cluster: up}}", &cluster);
+        assert!(read.errors.is_empty(), "{}", said(&read.errors));
+        (backend(&read).policy.locality.clone(), said(&read.unsupported))
+    };
+    let groups = [
+        group("region: r", "load_balancing_weight: 1,"),
+        group("region: r, zone: a", "load_balancing_weight: 3,"),
+        group("region: r, zone: b", ""),
+    ];
+    assert_eq!(made("", &groups), (LocalityPolicy::Any, String::new()));
+    let (locality, listed) = made("locality_weighted_lb_config: {}", &groups);
+    assert_eq!(listed, "");
+    let LocalityPolicy::Distribute(shares) = locality else { panic!("{locality:?}") };
+    assert_eq!(&*shares[0].from.0, "");
+    let to: Vec<(&str, u32)> = shares[0].to.iter().map(|(at, n)| (&*at.0, *n)).collect();
+    // The one that takes the rest comes last; one without a weight gets nothing.
+    assert_eq!(to, [("r/a/", 3), ("r/b/", 0), ("r//", 1)]);
+    let further = group("region: x", "load_balancing_weight: 1, priority: 1,");
+    let (_, listed) = made("locality_weighted_lb_config: {}", &[groups[0].clone(), further]);
+    assert!(listed.contains(".common_lb_config: "), "{listed}");
+    let (_, listed) = made("locality_weighted_lb_config: {nonsense: 1}", &groups);
+    assert!(listed.contains(".nonsense: "), "{listed}");
+}
+
+#[test]
 fn a_retry_budget_counts_what_is_under_way_or_an_interval() {
     let budget = |more: &str| {
         let cluster = format!(", circuit_breakers: {{thresholds: [{{retry_budget: {{{more}}}}}]}}");
@@ -211,8 +253,8 @@ fn a_retry_budget_counts_what_is_under_way_or_an_interval() {
 #[test]
 fn what_is_not_done_around_a_request_is_listed() {
     for (field, value) in [
-        ("request_timeout", "1s"),
-        ("server_name", "me"),
+        ("server_header_transformation", "APPEND_IF_ABSENT"),
+        ("forward_client_cert_details", "SANITIZE_SET"),
         ("access_log_options", "{flush_access_log_on_new_request: true}"),
         ("normalize_path", "false"),
         ("preserve_external_request_id", "true"),
@@ -220,7 +262,10 @@ fn what_is_not_done_around_a_request_is_listed() {
         let found = of(&format!("{field}: {value},"), "", "", "");
         assert!(found.contains(&format!(".{field}: ")), "{field}: {found:?}");
     }
-    assert_eq!(of("normalize_path: true, preserve_external_request_id: false,", "", "", ""), "");
+    let done = "normalize_path: true, preserve_external_request_id: false,
+        forward_client_cert_details: SANITIZE,
+        server_header_transformation: PASS_THROUGH,";
+    assert_eq!(of(done, "", "", ""), "");
     for field in ["include_request_attempt_count", "include_attempt_count_in_response"] {
         let found = of("", &format!("{field}: true,"), "", "");
         assert!(found.contains(&format!(".{field}: ")), "{field}: {found:?}");
