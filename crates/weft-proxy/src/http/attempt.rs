@@ -68,6 +68,9 @@ pub struct Call<'a> {
     pub client: Client<'a>,
 }
 
+/// When a time is over, and how long it was.
+type Until = Option<(Instant, Duration)>;
+
 /// How one attempt ended.
 #[allow(clippy::large_enum_variant)] // Most are answers, and it is moved once.
 enum Ended {
@@ -241,7 +244,7 @@ fn choose(
 async fn attempt(
     call: &Call<'_>,
     picked: &Rc<LocalEndpoint>,
-    (began, until, whole): (Instant, Option<(Instant, Duration)>, Option<(Instant, Duration)>),
+    (began, until, whole): (Instant, Until, Until),
     (grpc, first): (bool, bool),
 ) -> Ended {
     let entry = call.backend.borrow().entry.clone();
