@@ -36,6 +36,9 @@ SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 # As HPACK says GET /large, and POST /swallow, both of `a`.
 GET_LARGE = b"\x82\x86\x44\x06/large\x41\x01a"
 POST_SWALLOW = b"\x83\x86\x44\x08/swallow\x41\x01a"
+ROUNDS = 40
+# What weft takes of a stream that nobody reads.
+WINDOW = 256 * 1024
 # What others may see while it lasts.
 KNOWN = {503, "late", "broken: ConnectionResetError", "broken: IncompleteReadError",
          "broken: BrokenPipeError"}
@@ -89,17 +92,16 @@ def streams(number):
 
 
 def uploads(number):
-    """A hundred bodies at a time, of a window each."""
+    """A hundred bodies at a time, of a window each: more would end the connection (RFC 9113 §6.9.1)."""
     if number == 0:
         asked = [frame(1, 4, 2 * n + 1, POST_SWALLOW) for n in range(100)]
         return PREFACE + SETTINGS + b"".join(asked)
-    return b"".join(frame(0, 0, 2 * n + 1, bytes(8_000)) for n in range(100))
+    return b"".join(frame(0, 0, 2 * n + 1, bytes(WINDOW // ROUNDS)) for n in range(100))
 
 
 # Who attacks with what, for each MiB of the limit.
 ATTACKS = [("heads", 25, heads), ("bodies", 12, bodies), ("streams", 0.8, streams),
            ("uploads", 0.4, uploads)]
-ROUNDS = 40
 
 
 class Client:
