@@ -20,7 +20,8 @@ OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 class Backend:
-    """Counts connections and requests. `/slow` is never answered, `/later` after a second."""
+    """Counts connections and requests. `/slow` is never answered, `/later` after a second, and
+    `/drip` at once, the second half of it after a second."""
 
     def __init__(self):
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -51,7 +52,10 @@ class Backend:
                     continue
                 if path == b"/later":
                     time.sleep(1)
-                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no")
+                if path == b"/drip":
+                    time.sleep(1)
+                stream.sendall(b"k")
 
     def __enter__(self):
         return self
@@ -159,7 +163,10 @@ def answer(stream):
     lines = head.decode("latin-1").lower().split("\r\n")
     fields = dict(line.split(": ", 1) for line in lines[1:])
     while len(body) < int(fields.get("content-length", 0)):
-        body += stream.recv(65536)
+        part = stream.recv(65536)
+        if not part:
+            return 0, False
+        body += part
     return int(lines[0].split()[1]), fields.get("connection") != "close"
 
 
@@ -188,6 +195,7 @@ def headers(count):
 
 
 COMMON = "common_http_protocol_options"
+TRY = {"timeout": "8s", "retry_policy": {"retry_on": "5xx", "num_retries": 1, "per_try_timeout": "0.3s"}}
 
 
 @pytest.mark.parametrize(("observe", "client", "wanted"), [
@@ -210,7 +218,10 @@ def test_a_clients_request_has_the_same_answer(tmp_path, observe, client, wanted
     ({"timeout": "8s"}, "/later", 200),
     ({"max_stream_duration": {"max_stream_duration": "0.5s"}, "timeout": "0s"}, "/slow", 504),
     ({"idle_timeout": "0.5s", "timeout": "0s"}, "/slow", 504),
-], ids=["time-out", "in time", "stream", "idle"])
+    (TRY, "/later", 504),
+    (TRY, "/drip", 200),
+    ({"timeout": "0.5s"}, "/drip", 0),
+], ids=["time-out", "in time", "stream", "idle", "try", "try that has begun", "answer"])
 def test_a_routes_times_end_in_the_same_answer(tmp_path, route, path, wanted):
     assert outcomes(tmp_path, one(path), route=route) == [wanted, wanted]
 
