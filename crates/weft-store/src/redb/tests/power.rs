@@ -14,6 +14,7 @@ use super::super::{Opener, RedbStore};
 use crate::{Op, Retention, Revision, Store, StoreError, Txn};
 
 const TEAR: usize = 512;
+const WRITES: u64 = 1_000;
 
 /// What the platter holds, and what the drive has only promised.
 #[derive(Clone, Debug, Default)]
@@ -146,27 +147,36 @@ async fn a_power_cut_at_any_sync_leaves_all_that_was_acknowledged() {
     let platter = Arc::new(Mutex::new(Platter { keep: true, ..Platter::default() }));
     let store = open(&platter, 5).unwrap();
     let first = store.barrier().await.unwrap();
-    let writes = 150;
-    let mut revisions = vec![Revision(0)];
-    for n in 1..=writes {
+    let mut revisions = vec![first];
+    let (mut syncs, mut younger) = (0, 0);
+    for n in 1..=WRITES {
         revisions.push(store.txn(write(n)).await.unwrap().revision);
-        platter.lock().unwrap().acknowledged = n;
+        let images = {
+            let mut platter = platter.lock().unwrap();
+            platter.acknowledged = n;
+            std::mem::take(&mut platter.images)
+        };
+        for (acknowledged, image) in images.into_iter().filter(|_| n > 1) {
+            let last = judged(image, &revisions).await;
+            assert!(last >= acknowledged, "write {acknowledged} is lost, {last} is the last");
+            younger += u64::from(last > acknowledged);
+            syncs += 1;
+        }
     }
-    let images = std::mem::take(&mut platter.lock().unwrap().images);
-    assert!(images.len() as u64 >= writes, "{} syncs for {writes} writes", images.len());
-    let mut younger = 0;
-    for (acknowledged, image) in images.into_iter().filter(|(n, _)| *n > 0) {
-        let seen = Platter { durable: image.clone(), seen: image, ..Platter::default() };
-        let reopened = open(&Arc::new(Mutex::new(seen)), 6).expect("every image opens");
-        let page = reopened.range("/", 0, None).await.unwrap();
-        let newest = page.entries.iter().map(|(_, e)| e.modified).max().unwrap_or(first);
-        let last = revisions.iter().rposition(|r| *r == newest).expect("a revision of the run");
-        assert!(last as u64 >= acknowledged, "write {acknowledged} is lost, {last} is the last");
-        younger += u64::from(last as u64 > acknowledged);
-        assert_eq!(contents(&page), expected(last as u64), "exactly the first {last} writes");
-        assert!(reopened.barrier().await.unwrap() >= newest);
-    }
+    assert!(syncs >= WRITES - 1, "{syncs} syncs for {WRITES} writes");
     assert!(younger > 0, "no image was cut after the commit but before the acknowledgement");
+}
+
+/// Which write is the last in an image, of which nothing else is missing.
+async fn judged(image: Vec<u8>, revisions: &[Revision]) -> u64 {
+    let seen = Platter { durable: image.clone(), seen: image, ..Platter::default() };
+    let reopened = open(&Arc::new(Mutex::new(seen)), 6).expect("every image opens");
+    let page = reopened.range("/", 0, None).await.unwrap();
+    let newest = page.entries.iter().map(|(_, e)| e.modified).max().unwrap_or(revisions[0]);
+    let last = revisions.iter().rposition(|r| *r == newest).expect("a revision of the run") as u64;
+    assert_eq!(contents(&page), expected(last), "exactly the first {last} writes");
+    assert!(reopened.barrier().await.unwrap() >= newest);
+    last
 }
 
 fn contents(page: &crate::Page) -> Vec<(String, Vec<u8>)> {
