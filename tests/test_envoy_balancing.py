@@ -84,28 +84,31 @@ CHECKS = [{"timeout": "2s", "interval": "0.3s", "unhealthy_threshold": 1, "healt
            "no_traffic_interval": "0.3s", "http_health_check": {"path": "/health"}}]
 
 
-@pytest.mark.parametrize(("near", "far", "takers"), [
-    ("----", "++", "far"),
-    ("----", "+-", "far that are well"),
-    ("-+++", "++", "near that are well"),
-    ("----", "--", "all"),
+@pytest.mark.parametrize(("near", "far", "panic", "takers"), [
+    ("----", "++", 50, "far"),
+    ("----", "+-", 50, "far that are well"),
+    ("-+++", "++", 50, "near that are well"),
+    ("----", "--", 50, "all"),
+    ("-+++", "", 100, "near that are well"),
+    ("--++", "", 100, "all"),
 ])
-def test_a_group_that_died_leaves_its_part_to_those_behind_it(tmp_path, near, far, takers):
-    """With Envoy's usual panic threshold of 50 %, which is of all groups together only while they
-    do not carry everything."""
+def test_a_group_that_died_leaves_its_part_to_those_behind_it(tmp_path, near, far, panic, takers):
+    """Nobody is in panic while those that are well carry everything; 50 % is Envoy's usual."""
     with contextlib.ExitStack() as stack:
         made = [[stack.enter_context(Instance(f"{group} {n} {state}", well=state == "+"))
                  for n, state in enumerate(states)]
                 for group, states in (("near", near), ("far", far))]
         groups = [{"priority": n, "lb_endpoints": [endpoint(i) for i in group]}
-                  for n, group in enumerate(made)]
+                  for n, group in enumerate(made) if group]
         names = {f"{group} {n} {state}" for group, states in (("near", near), ("far", far))
                  for n, state in enumerate(states)}
         group, _, well = takers.partition(" that are ")
         wanted = names if group == "all" else {
             name for name in names if name.startswith(group) and (not well or name.endswith("+"))}
         for name in ("envoy", "weft"):
-            with serving(name, tmp_path, groups, health_checks=CHECKS) as port:
+            common = {"healthy_panic_threshold": {"value": panic}}
+            with serving(name, tmp_path, groups, health_checks=CHECKS,
+                         common_lb_config=common) as port:
                 def asked(port=port):
                     return set(got(port, 60)) == wanted
                 until(f"{name} asks {takers}", asked, 20)
