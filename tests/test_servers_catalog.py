@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Consul's clients find of several servers: each lists all of them, as each other does."""
 
+import contextlib
+import json
+import signal
+import subprocess
+import types
+
 import dns.message
 import dns.query
 import requests
 
-from mesh import until
+from mesh import WEFT, until
 from test_servers import etcd, server  # noqa: F401 (the fixture)
 from test_store import put
 
@@ -66,6 +72,63 @@ def test_every_server_lists_all_servers(tmp_path, etcd):  # noqa: F811
         b.start()
         for at in (a, b):
             until("it is back", lambda: health(at) == both, 20)
+
+
+@contextlib.contextmanager
+def machine(folder, servers):
+    """A machine's agent with a Consul API and DNS of its own."""
+    token = requests.post(f"{servers[0].api}/v1/weft/tokens", json={}, timeout=10).json()["token"]
+    known = ",".join(at.doors["agents"] for at in servers)
+    with open(folder / "m.log", "ab") as log:
+        process = subprocess.Popen(
+            [str(WEFT), "agent", "--server", known, "--name", "m", "--data", str(folder / "m"),
+             "--token", token, "--consul-listen", "127.0.0.1:0", "--dns-listen", "127.0.0.1:0",
+             "--announce"], stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        line = next((line for line in process.stdout if line.startswith("{")), None)
+        assert line, (folder / "m.log").read_text()[-3000:]
+        doors = json.loads(line)
+        port = doors["consul"].rsplit(":", 1)[1]
+        yield types.SimpleNamespace(doors=doors, consul=f"http://127.0.0.1:{port}")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+
+
+@contextlib.contextmanager
+def reached_at(address):
+    """An address of this machine that is not loopback's. Needs root."""
+    subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+    try:
+        yield address
+    finally:
+        subprocess.run(["ip", "address", "del", f"{address}/32", "dev", "lo"], check=True)
+
+
+def test_the_servers_name_leads_to_the_door_beside_who_asks(tmp_path, etcd):  # noqa: F811
+    """No door but the agents' is open at `--agents-bind`: the name does not lead there."""
+    def bound(name):
+        return server(tmp_path, etcd, name, ["--agents-bind", "198.51.100.77"])
+    with reached_at("198.51.100.77"), bound("a") as a, bound("b") as b, \
+            machine(tmp_path, (a, b)) as m:
+        for at in (a, b, m):
+            until("both are listed, and pass",
+                  lambda: health(at) == {"a": "passing", "b": "passing"}, 30)
+            address, port = at.doors["dns"].rsplit(":", 1)
+            ask = dns.message.make_query("consul.service.consul.", "A")
+            said = dns.query.udp(ask, address, timeout=10, port=int(port))
+            led = {str(record) for rrset in said.answer for record in rrset}
+            assert led == {"127.0.0.1"}, said
+            # Who follows it with the port of the door beside it is answered.
+            answer = requests.get(f"{at.consul}/v1/catalog/nodes", timeout=10,
+                                  headers={"Host": "consul.service.consul"})
+            assert answer.ok, answer.text
+            assert {node["Node"] for node in answer.json()} >= {"a", "b", "m"}
+        for at in (a, b):
+            members = {one["Name"]: one for one in get(at, "agent/members")}
+            assert {name: (one["Tags"]["role"], one["Status"]) for name, one in members.items()} \
+                == {"a": ("consul", 1), "b": ("consul", 1), "m": ("node", 1)}
+            assert members["a"]["Addr"] == members["b"]["Addr"] == "127.0.0.1"
 
 
 def figures(at):
