@@ -12,6 +12,7 @@ use http::{Response, Version};
 use http_body::Frame;
 
 use super::body::{Replay, ReplyBody};
+use super::present;
 
 const WEB: &str = "application/grpc-web";
 const TEXT: &str = "application/grpc-web-text";
@@ -41,23 +42,33 @@ pub struct Decoder {
     rest: BytesMut,
 }
 
-/// Makes a browser's call a gRPC call; `None` when it is not one.
-pub fn translate(headers: &mut HeaderMap, body: &Replay) -> Option<Web> {
-    let given = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+/// How a browser's call is written, whatever its backend speaks; `None` when it is not one.
+pub fn asked(headers: &HeaderMap) -> Option<Web> {
+    kind(headers).map(|(web, _)| web)
+}
+
+/// The same, with the messages' format or parameters behind it.
+fn kind(headers: &HeaderMap) -> Option<(Web, &str)> {
+    let given = present::get(headers, &CONTENT_TYPE)?.to_str().ok()?;
     let (text, kind) = match given.strip_prefix(TEXT) {
         Some(kind) => (true, kind),
         None => (false, given.strip_prefix(WEB)?),
     };
-    let kind = suffix(kind)?;
+    Some((Web { text }, suffix(kind)?))
+}
+
+/// Makes a browser's call a gRPC call; `None` when it is not one.
+pub fn translate(headers: &mut HeaderMap, body: &Replay) -> Option<Web> {
+    let (web, kind) = kind(headers)?;
     let plain = HeaderValue::from_str(&format!("{GRPC}{kind}")).ok()?;
     headers.insert(CONTENT_TYPE, plain);
     headers.insert(TE, HeaderValue::from_static("trailers"));
     headers.entry(ACCEPT_ENCODING).or_insert(HeaderValue::from_static("identity"));
-    if text {
+    if web.text {
         headers.remove(CONTENT_LENGTH);
         body.unpack();
     }
-    Some(Web { text })
+    Some(web)
 }
 
 /// `+proto` and the like, or parameters.

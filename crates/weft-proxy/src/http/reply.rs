@@ -244,8 +244,9 @@ impl Refusal {
             false => sentence.clone(),
         };
         let code = self.grpc.unwrap_or(row.grpc);
-        let mut response =
-            if record.is_grpc { grpc(code, &shown, record) } else { plain(status, shown) };
+        // A browser's is made of it, also where nobody knows yet what its backend would speak.
+        let in_grpc = record.is_grpc || record.web.is_some();
+        let mut response = if in_grpc { grpc(code, &shown, record) } else { plain(status, shown) };
         let headers = response.headers_mut();
         if let Ok(flags) = HeaderValue::from_str(&record.flags.to_string()) {
             headers.insert(FLAGS, flags);

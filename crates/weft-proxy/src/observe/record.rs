@@ -19,7 +19,7 @@ use super::format::Noted;
 use super::metrics::{Labels, Reporter, RequestProtocol};
 use crate::http::body::{BodyError, Replay};
 use crate::http::cache::Outcome as Cached;
-use crate::http::grpc_web::Web;
+use crate::http::grpc_web::{self, Web};
 use crate::http::made::Text;
 use crate::http::present;
 use crate::pinned::Pinned;
@@ -45,7 +45,7 @@ pub struct Record {
     /// `workload.namespace` of the client as its sidecar says; read only within mesh TLS.
     pub source: Option<HeaderValue>,
     pub is_grpc: bool,
-    /// It is gRPC for its backend only.
+    /// How its client reads what is gRPC for its backend only, or would have been.
     pub web: Option<Web>,
     /// `HTTPRoute shop/users` and the rule's place.
     pub route: Option<Text>,
@@ -108,7 +108,7 @@ impl Record {
             request_id: None,
             source: None,
             is_grpc: is_grpc(headers),
-            web: None,
+            web: grpc_web::asked(headers),
             route: None,
             backend: None,
             endpoint: None,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How much is read between two looks at how much memory is used. A clock alone does not bound that:
-//! in ten milliseconds many windows of uploads come in, and where the machine is busy the watcher
-//! waits for its turn much longer. So each worker counts what it reads, and behind a dose, which is
-//! the smaller the less room there is, it looks itself. Where too much is used then, nobody reads
-//! before the watcher has looked and done what it can. Called by the codecs with all that they read,
-//! and by [`super::watch`].
+//! How much is read between two looks at how much memory is used. A clock alone does not bound
+//! that: in ten milliseconds many windows of uploads come in, and where the machine is busy the
+//! watcher waits for its turn much longer. So each worker counts what it reads, and behind a dose,
+//! which is the smaller the less room there is, it looks itself. Where too much is used then, nobody
+//! reads before the watcher has looked and done what it can. Called by the codecs with all that they
+//! read, and by [`super::watch`].
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -137,8 +137,8 @@ impl Doses {
         }
     }
 
-    /// The watcher has looked; where there `is_room`, or there is none for too long, everybody goes on.
-    /// `since` is when it first saw that they wait.
+    /// The watcher has looked; where there `is_room`, or there is none for too long, everybody goes
+    /// on. `since` is when it first saw that they wait.
     pub fn looked(&self, is_room: bool, since: &mut Option<Instant>, now: Instant) {
         if !self.is_held() {
             *since = None;

@@ -224,3 +224,25 @@ async fn failures_said_in_trailers_eject_too() {
     }
     assert_eq!(failures().await, before);
 }
+
+/// What refuses a browser's call before anybody knows its backend is told as gRPC-Web, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browsers_call_that_is_refused_early_is_told_in_grpc() {
+    let bed = Bed::gateway(vec![gateway(None)]).await;
+    let call = async |kind: &'static str| {
+        let mut request = get("/a.Service/Call", "a");
+        *request.method_mut() = http::Method::POST;
+        request.headers_mut().insert("content-type", http::HeaderValue::from_static(kind));
+        let got = send(bed.listener(), request).await;
+        (got.status, got.header("content-type").to_owned(), got.header("grpc-status").to_owned())
+    };
+    for (kind, told) in [
+        ("application/grpc-web", "application/grpc-web+proto"),
+        ("application/grpc-web-text+proto", "application/grpc-web-text+proto"),
+        ("application/grpc", "application/grpc"),
+    ] {
+        assert_eq!(call(kind).await, (200, told.into(), "12".into()), "{kind}");
+    }
+    let plain = (404, "text/plain; charset=utf-8".into(), String::new());
+    assert_eq!(call("application/grpc-websocket").await, plain);
+}
