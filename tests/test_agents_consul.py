@@ -20,6 +20,7 @@ import pytest
 import requests
 
 from mesh import BIN, ROOT, WEFT, Mesh, until
+from test_dns import Resolver
 
 # python-consul has the same module name, in a folder of its own.
 sys.path.insert(0, str(BIN.parent / "consul" / "py-consul"))
@@ -381,6 +382,34 @@ def test_without_a_server_everything_is_as_it_was_last(tmp_path):
         until("names are fresh", lambda: other.addresses("db.service.consul") == set(), 20)
         until("answers are the leader's", lambda: other.get(
             "/v1/health/service/db").headers["X-Consul-KnownLeader"] == "true", 20)
+
+
+def test_names_outside_are_asked_of_the_machines_recursors(tmp_path):
+    recursor = Resolver()
+    extra = ("--dns-recursor", f"127.0.0.1:{recursor.port}")
+    with Server([], tmp_path / "data") as server, \
+            Agent(server, tmp_path, "m10", *extra) as one, Agent(server, tmp_path, "m11") as bare:
+        said = lambda agent, name: {
+            r.to_text() for rrset in agent.resolve(name).answer for r in rrset}
+        assert said(one, "example.com") == {"192.0.2.9"}
+        assert bare.resolve("example.com").rcode() == dns.rcode.REFUSED
+        # What is registered under a name outside has an address, too.
+        assert one.client.agent.service.register("ext", port=1, address="db.example.invalid")
+        until("it has a name", lambda: said(bare, "ext.service.consul") == {"db.example.invalid."},
+              20)
+        whole = {"db.example.invalid.", "192.0.2.9"}
+        until("and an address", lambda: said(one, "ext.service.consul") == whole, 10)
+        server.kill()
+        for agent in (one, bare):
+            until("the server is missed", lambda: agent.get("/v1/kv/a").status_code == 500, 20)
+        # Never asked before: the world outside is there without a server.
+        assert said(one, "example.net") == {"192.0.2.9"}
+        assert said(one, "ext.service.consul") == whole
+        assert bare.resolve("example.net").rcode() == dns.rcode.SERVFAIL
+        heard = recursor.heard
+        for name in ("other.service.consul", "other.shop.svc.cluster.local"):
+            assert one.resolve(name).rcode() == dns.rcode.SERVFAIL, name
+        assert recursor.heard == heard, "what is the mesh's nobody else hears of"
 
 
 class Usual(Agent):

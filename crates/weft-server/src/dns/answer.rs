@@ -15,6 +15,7 @@ use weft_registry::consul::State;
 
 use super::directory::Directory;
 use super::find::{Data, Found, Look, entry, find};
+use super::forward::LooseEnd;
 use super::names::{Lookup, Zone, Zones, parse};
 use super::query::{Query, Unread, read};
 use super::ready::{Cache, Ready};
@@ -260,6 +261,26 @@ pub fn complete(
     let mut found = alias.found;
     found.chain.extend(chain);
     let ready = Ready::new(&found, alias.zone, sources.zones, sources.world.revision());
+    let mut out = Vec::new();
+    write::answer(&mut out, &how.frame(query), &ready, rng, &mut Scratch::default());
+    out
+}
+
+/// What the mesh said and ended at an alias, with what that leads to outside of it.
+pub fn lengthened(
+    query: &Query,
+    how: &How,
+    alias: LooseEnd,
+    chain: Vec<(String, Data)>,
+    rng: &mut Rng,
+) -> Vec<u8> {
+    let mut said = alias.said.into_iter();
+    let answers = said.next().map(|(_, data)| data).into_iter().collect();
+    let chain = said.chain(chain).collect();
+    let found = Found { exists: true, answers, chain, ttl: Some(alias.ttl), ..Found::default() };
+    // Only an answer without records says of which zone it is.
+    let zones = Zones { datacenter: String::new(), cluster_domain: String::new() };
+    let ready = Ready::new(&found, Zone::Consul, &zones, 0);
     let mut out = Vec::new();
     write::answer(&mut out, &how.frame(query), &ready, rng, &mut Scratch::default());
     out

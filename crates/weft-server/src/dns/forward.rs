@@ -61,6 +61,34 @@ pub enum ForwardError {
     NoAnswer(String),
 }
 
+/// An answer that ends at an alias.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LooseEnd {
+    pub target: String,
+    /// Its records, and the seconds that the first may be kept.
+    pub said: Vec<(String, Data)>,
+    pub ttl: u32,
+}
+
+// === impl LooseEnd ===
+
+impl LooseEnd {
+    /// `None` where the answer has what was asked for, or nothing, or is cut.
+    pub fn of(answer: &[u8], rtype: Rtype) -> Option<Self> {
+        if !matches!(rtype, Rtype::A | Rtype::AAAA) {
+            return None;
+        }
+        let message = Message::from_octets(answer).ok()?;
+        if message.header().tc() || message.header().rcode() != Rcode::NOERROR {
+            return None;
+        }
+        let said = records(answer)?;
+        let Some((_, Data::Cname(target))) = said.last() else { return None };
+        let ttl = message.answer().ok()?.next()?.ok()?.ttl().as_secs();
+        Some(Self { target: target.clone(), said, ttl })
+    }
+}
+
 // === impl Upstream ===
 
 impl Upstream {

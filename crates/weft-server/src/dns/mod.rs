@@ -29,6 +29,7 @@ mod write;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
@@ -44,6 +45,7 @@ pub use forward::{Servers, Upstream};
 pub use names::Zones;
 
 use self::answer::{Alias, Desk, How, Sources, Step};
+use self::forward::LooseEnd;
 use self::guard::Cookies;
 use self::query::Query;
 use crate::consul::view::Identity;
@@ -105,6 +107,10 @@ pub enum Told {
 /// Said when the mesh cannot be asked and never said anything about the name.
 const MESH_AWAY: &str = "no server of the mesh can be asked";
 
+/// How long a machine waits for what an alias leads to. Its agent gives the whole answer a second,
+/// and can look the target up itself.
+const ALIAS_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Names of the mesh, known elsewhere. Answers within a time of its own.
 pub trait Mesh: Send + Sync {
     fn ask(&self, query: Vec<u8>, carrier: Carrier) -> BoxFuture<'_, Told>;
@@ -114,6 +120,10 @@ pub trait Mesh: Send + Sync {
     fn is_apart(&self) -> bool {
         false
     }
+
+    /// Whether nobody else is asked about a name, even while the mesh cannot say anything. Labels
+    /// in lower case, without the root.
+    fn keeps(&self, labels: &[&str]) -> bool;
 }
 
 // === impl Server ===
@@ -182,10 +192,12 @@ impl Server {
             Step::Answer => Told::Answer(out),
             Step::Silence => Told::Silence,
             Step::Outside => Told::Outside,
-            Step::Alias(alias) => match self.follow(&query, &how, *alias).await {
-                Some(answer) => Told::Answer(answer),
-                None => Told::Silence,
-            },
+            Step::Alias(alias) => {
+                match self.follow(&query, &how, *alias, Some(ALIAS_PATIENCE)).await {
+                    Some(answer) => Told::Answer(answer),
+                    None => Told::Silence,
+                }
+            }
         }
     }
 
@@ -259,16 +271,23 @@ impl Server {
     ) -> Option<Vec<u8>> {
         match step {
             Step::Answer | Step::Silence => None,
-            Step::Alias(alias) => self.follow(query, how, *alias).await,
+            Step::Alias(alias) => self.follow(query, how, *alias, None).await,
             Step::Outside => {
                 let Some(told) = self.elsewhere(bytes, query, how).await else {
                     // It may be the mesh's: nobody else hears of it.
                     return Some(answer::fail(query, how, MESH_BUSY));
                 };
                 match told {
-                    Told::Answer(answer) => Some(answer::forwarded(query, how, answer)),
+                    Told::Answer(answer) => Some(self.lengthened(query, how, answer).await),
                     Told::Silence => None,
                     Told::Outside => Some(self.outside(query, how).await),
+                    // Names that are not the mesh's outlive it, where others are asked at all.
+                    Told::Away
+                        if how.recursive
+                            && !self.keeps(&query.name.labels().collect::<Vec<_>>()) =>
+                    {
+                        Some(self.outside(query, how).await)
+                    }
                     Told::Away => Some(answer::fail(query, how, MESH_AWAY)),
                 }
             }
@@ -288,9 +307,48 @@ impl Server {
         }
     }
 
-    async fn follow(&self, query: &Query<'_>, how: &How, alias: Alias) -> Option<Vec<u8>> {
+    /// What the mesh said elsewhere. Where that ends at a name outside of it, with what this door's
+    /// own resolvers say of that.
+    async fn lengthened(&self, query: &Query<'_>, how: &How, told: Vec<u8>) -> Vec<u8> {
+        if let Some(upstream) = self.0.options.upstream.as_ref().filter(|_| how.recursive)
+            && let Some(alias) = LooseEnd::of(&told, query.rtype)
+        {
+            let target = alias.target.to_ascii_lowercase();
+            let outside = !self.keeps(&target.split('.').collect::<Vec<_>>());
+            let found = match outside {
+                true => upstream.lookup(&target, query.rtype).await,
+                false => Vec::new(),
+            };
+            if !found.is_empty() {
+                return answer::lengthened(query, how, alias, found, &mut Rng::from_system());
+            }
+        }
+        answer::forwarded(query, how, told)
+    }
+
+    fn keeps(&self, labels: &[&str]) -> bool {
+        match &self.0.source {
+            Source::Here { zones, .. } => zones.hold(labels),
+            Source::Elsewhere { mesh, .. } => mesh.keeps(labels),
+        }
+    }
+
+    /// With a patience what takes longer is left out.
+    async fn follow(
+        &self,
+        query: &Query<'_>,
+        how: &How,
+        alias: Alias,
+        patience: Option<Duration>,
+    ) -> Option<Vec<u8>> {
         let chain = match &self.0.options.upstream {
-            Some(upstream) if how.recursive => upstream.lookup(&alias.target, alias.rtype).await,
+            Some(upstream) if how.recursive => {
+                let found = upstream.lookup(&alias.target, alias.rtype);
+                match patience {
+                    Some(most) => tokio::time::timeout(most, found).await.unwrap_or_default(),
+                    None => found.await,
+                }
+            }
             _ => Vec::new(),
         };
         let Source::Here { world, own, zones, .. } = &self.0.source else { return None };

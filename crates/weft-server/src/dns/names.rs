@@ -20,6 +20,15 @@ pub struct Zones {
     pub cluster_domain: String,
 }
 
+// === impl Zones ===
+
+impl Zones {
+    /// Whether a name is in one of them. Labels in lower case, without the root.
+    pub fn hold(&self, labels: &[&str]) -> bool {
+        parse(labels, self).is_some()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Zone {
     Consul,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use weft_base::snapshot::{Publisher, snapshot};
@@ -84,6 +85,88 @@ impl Mesh for Slow {
             false => std::future::pending().boxed(),
         }
     }
+
+    fn keeps(&self, _: &[&str]) -> bool {
+        true
+    }
+}
+
+/// A mesh that cannot be asked; what it said of `ext.consul` is known.
+struct Gone;
+
+impl Mesh for Gone {
+    fn ask(&self, query: Vec<u8>, _: Carrier) -> BoxFuture<'_, Told> {
+        let told = match query == EXT {
+            true => Told::Answer([ALIAS_HEAD, &EXT[12..], ALIAS].concat()),
+            false => Told::Away,
+        };
+        std::future::ready(told).boxed()
+    }
+
+    fn keeps(&self, labels: &[&str]) -> bool {
+        labels.last() == Some(&"consul")
+    }
+}
+
+const EXT: &[u8] = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x03ext\x06consul\0\0\x01\0\x01";
+const ALIAS_HEAD: &[u8] = b"\0\x07\x85\x80\0\x01\0\x01\0\0\0\0";
+/// `CNAME far.example` for nine seconds.
+const ALIAS: &[u8] = b"\xc0\x0c\0\x05\0\x01\0\0\0\x09\0\x0d\x03far\x07example\0";
+
+#[tokio::test]
+async fn names_outside_outlive_the_mesh_where_a_machine_has_resolvers() {
+    const FAR: &[u8] = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x03far\x07example\0\0\x01\0\x01";
+    let tasks = TaskGroup::new();
+    let script = [("far.example", Does::Address([192, 0, 2, 2]))];
+    let at = resolver(&tasks, script.into()).await;
+    let upstream = |at| Upstream::new(Servers::Fixed(vec![at]), Clock::system(), Rng::seeded(1));
+    let with = Server::distant(Arc::new(Gone), upstream(at));
+    let without = Server::elsewhere_with(Arc::new(Gone), Options::new(Clock::system()));
+    let (ask, bare) = (|query| with.answer(query, Carrier::Udp), &without);
+    let far = ask(FAR).await.unwrap();
+    assert_eq!((far[3] & 0x0f, far.ends_with(&[192, 0, 2, 2])), (0, true));
+    // What is the mesh's nobody else hears of.
+    assert_eq!(ask(QUERY).await.unwrap()[3] & 0x0f, 2, "SERVFAIL");
+    assert_eq!(bare.answer(FAR, Carrier::Udp).await.unwrap()[3] & 0x0f, 2, "SERVFAIL");
+    // An alias's end comes with it, and keeps what was said of the alias.
+    let ext = ask(EXT).await.unwrap();
+    assert_eq!((ext[3] & 0x0f, ext[7]), (0, 2), "{ext:?}");
+    let alias = &ALIAS[..10];
+    assert!(ext.windows(alias.len()).any(|some| some == alias), "{ext:?}");
+    assert!(ext.ends_with(&[192, 0, 2, 2]), "{ext:?}");
+    let ext = bare.answer(EXT, Carrier::Udp).await.unwrap();
+    assert_eq!(ext, [ALIAS_HEAD, &EXT[12..], ALIAS].concat());
+    assert!(tasks.shutdown(Duration::from_secs(20)).await);
+}
+
+/// `out.shop.svc.cluster.local A`, an alias of `far.example`.
+const OUT: &[u8] = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\
+    \x03out\x04shop\x03svc\x07cluster\x05local\0\0\x01\0\x01";
+
+#[tokio::test]
+async fn a_machine_does_not_wait_long_for_what_an_alias_leads_to() {
+    let tasks = TaskGroup::new();
+    let silent = resolver(&tasks, [("far.example", Does::Nothing)].into()).await;
+    let upstream = Upstream::new(Servers::Fixed(vec![silent]), Clock::system(), Rng::seeded(1));
+    let spec = json!({"type": "ExternalName", "externalName": "far.example"});
+    let object = json!({"metadata": {"name": "out", "namespace": "shop"}, "spec": spec});
+    let (publisher, world) = snapshot({
+        let mut world = World::new();
+        world.apply("/o/core/services/shop/out", Some(object.to_string().as_bytes()), 1);
+        world
+    });
+    let (plain, _publisher) = server();
+    let Source::Here { own, zones, .. } = &plain.0.source else { panic!("it has a World") };
+    let (own, zones) = (own.clone(), zones.clone());
+    let server = Server::recursive(world, own, zones, Rng::seeded(1), upstream);
+    let answer = tokio::select! {
+        told = server.of_mesh(OUT, Carrier::Udp, None) => told,
+        _ = server.answer(OUT, Carrier::Udp) => panic!("its agent waits for a second"),
+    };
+    let Told::Answer(answer) = answer else { panic!("{answer:?}") };
+    assert_eq!((answer[3] & 0x0f, answer[7]), (0, 1), "the alias alone: {answer:?}");
+    drop(publisher);
+    assert!(tasks.shutdown(Duration::from_secs(20)).await);
 }
 
 #[tokio::test]

@@ -220,6 +220,10 @@ impl Mesh for Names {
     fn is_apart(&self) -> bool {
         self.machine.is_some()
     }
+
+    fn keeps(&self, labels: &[&str]) -> bool {
+        resolver::zones().hold(labels)
+    }
 }
 
 // === impl Remembered ===

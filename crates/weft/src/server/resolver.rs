@@ -38,9 +38,13 @@ pub fn start(registry: &Registry, node: &str, eyes: Door) -> Result<SocketAddr> 
     Ok(at)
 }
 
+/// What the mesh's own names end in.
+pub fn zones() -> Zones {
+    Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() }
+}
+
 /// All names, those of the machine's own resolvers too; Consul's as far as `eyes` see them.
 pub fn names(registry: &Registry, node: &str, eyes: Option<Door>) -> Server {
-    let zones = Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
     let own = match &eyes {
         Some(door) => door.identity().clone(),
         None => Arc::new(consul_config(node).identity()),
@@ -49,14 +53,13 @@ pub fn names(registry: &Registry, node: &str, eyes: Option<Door>) -> Server {
     let upstream = Some(machines_own(&clock));
     let records = Some(registry.consul().clone());
     let options = Options { upstream, records, eyes, ..Options::new(clock) };
-    Server::with(registry.world(), own, zones, Rng::from_system(), options)
+    Server::with(registry.world(), own, zones(), Rng::from_system(), options)
 }
 
 /// Names of what a machine's own registry has, and of nothing else.
 pub fn of_own(registry: &Registry, own: Arc<Identity>, only_passing: bool) -> Server {
-    let zones = Zones { datacenter: DATACENTER.into(), cluster_domain: CLUSTER_DOMAIN.into() };
     let options = Options { only_passing, ..Options::new(registry.clock().clone()) };
-    Server::with(registry.world(), own, zones, Rng::from_system(), options)
+    Server::with(registry.world(), own, zones(), Rng::from_system(), options)
 }
 
 /// The resolvers that this machine names for itself.

@@ -43,6 +43,10 @@ impl Mesh for Alone {
     fn is_apart(&self) -> bool {
         true
     }
+
+    fn keeps(&self, labels: &[&str]) -> bool {
+        self.names.keeps(labels)
+    }
 }
 
 /// Whether a question is about Consul's servers, which this machine is none of: a label before the
