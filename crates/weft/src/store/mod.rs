@@ -145,7 +145,10 @@ fn restore(args: &RestoreArgs) -> Result<()> {
         head.revision
     );
     if counts.files == 0 {
-        crate::say!("the backup holds no authority: one in {}/ca stays or is made", dir.display());
+        crate::say!(
+            "the backup holds no authority: what is in {0}/ca and {0}/consul-ca stays, or is made",
+            dir.display()
+        );
     }
     Ok(())
 }
