@@ -369,7 +369,7 @@ impl Lagging {
         Self { address, late_ms, cuts, held, waiting, tasks }
     }
 
-    /// From now on nothing arrives, in either direction, on whatever connection; or again all of it.
+    /// From now on nothing arrives, in either direction, on any connection; or again all of it.
     pub fn hold(&self, held: bool) {
         self.waiting.send_replace(0);
         self.held.send_replace(held);
