@@ -59,9 +59,11 @@ fn listener(read: &Bootstrap) -> &GatewayListener {
     found.unwrap()
 }
 
-/// Each section's name to clients, what it is, whether it ends TLS; and which sections each route
-/// is for.
-fn shape(read: &Bootstrap) -> (Vec<(String, Protocol, bool)>, Vec<Vec<String>>) {
+/// A section's name to clients, what it is, whether it ends TLS.
+type Shape = (String, Protocol, bool);
+
+/// Each section, and which of them each route is for.
+fn shape(read: &Bootstrap) -> (Vec<Shape>, Vec<Vec<String>>) {
     let sections = listener(read)
         .sections
         .iter()
@@ -245,12 +247,12 @@ fn answers_say_who_serves_where_that_is_said() {
         ("server_name: me, server_header_transformation: PASS_THROUGH,", None),
     ] {
         let read = clean(whole(manager, "response_headers_to_remove: [x],", "", ""));
-        let edits = route(&read).rules[0].filters.iter().filter_map(|filter| match filter {
+        let mut edits = route(&read).rules[0].filters.iter().filter_map(|filter| match filter {
             Filter::ResponseHeaders(edit) => Some(edit),
             _ => None,
         });
         // After what the virtual host says.
-        let last = edits.last().map(|edit| edit.set.clone()).unwrap_or_default();
+        let last = edits.next_back().map(|edit| edit.set.clone()).unwrap_or_default();
         let want = name.map(|name| ("server".into(), name.into()));
         assert_eq!(last, want.into_iter().collect::<Vec<_>>(), "{manager}");
     }
