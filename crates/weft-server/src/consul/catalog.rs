@@ -193,7 +193,7 @@ impl Door {
             (ask.params.blocking()?, filter_of(ask, typed::NODE)?, ask.params.node_meta());
         let near = self.near(ask);
         self.read(Topic::Nodes, &blocking, |view| {
-            let mut nodes = view.nodes();
+            let mut nodes = if of_a_peer(ask) { Vec::new() } else { view.nodes() };
             if let Some(near) = &near {
                 near.sort(&mut nodes, |node| &node.node);
             }
@@ -222,7 +222,7 @@ impl Door {
         self.read(topic, &blocking, |view| {
             let mut out = Map::new();
             for (name, tags) in view.services(&ns) {
-                if !ask.who.may(Verb::Read, Kind::Service, &ns, &name) {
+                if of_a_peer(ask) || !ask.who.may(Verb::Read, Kind::Service, &ns, &name) {
                     continue;
                 }
                 if meta.is_empty() && filter.is_none() {
@@ -270,7 +270,7 @@ impl Door {
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::SERVICE)?);
         let name = self.node_asked(ask)?;
         self.read(Topic::Node(name.as_str().into()), &blocking, |view| {
-            if !view.has_node(&name) || !sees_node(ask, &name) {
+            if !view.has_node(&name) || !sees_node(ask, &name) || of_a_peer(ask) {
                 return Ok(Value::Null);
             }
             let mut services = Map::new();
@@ -290,7 +290,7 @@ impl Door {
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::SERVICE)?);
         let name = self.node_asked(ask)?;
         self.read(Topic::Node(name.as_str().into()), &blocking, |view| {
-            if !view.has_node(&name) || !sees_node(ask, &name) {
+            if !view.has_node(&name) || !sees_node(ask, &name) || of_a_peer(ask) {
                 return Ok(json!({"Node": null, "Services": null}));
             }
             let mut entries = view.on_node(&ask.namespace, &name);
@@ -362,7 +362,7 @@ impl Door {
             tags: ask.params.all("tag").filter(|t| !t.is_empty()).map(str::to_owned).collect(),
             meta: ask.params.node_meta(),
             connect: connect || ask.params.flag("connect"),
-            foreign: false,
+            foreign: of_a_peer(ask),
             who: ask.who.clone(),
             near: self.near(ask),
         })
@@ -443,6 +443,11 @@ pub(super) fn kept(
         Some(filter) => filter.apply(items)?,
         None => items,
     }))
+}
+
+/// Whether what a cluster peer has is asked for: there are none, and nothing is theirs.
+pub(super) fn of_a_peer(ask: &Ask) -> bool {
+    ask.params.filled("peer").is_some()
 }
 
 pub(super) fn sees_node(ask: &Ask, name: &str) -> bool {

@@ -10,7 +10,7 @@ use weft_kinds::views::catalog::Status;
 
 use super::Door;
 use super::agent::filter_of;
-use super::catalog::{has_meta, kept, sees_node};
+use super::catalog::{has_meta, kept, of_a_peer, sees_node};
 use super::error::Refusal;
 use super::filter::typed;
 use super::gateways;
@@ -104,7 +104,7 @@ impl Door {
         let (blocking, filter) = (ask.params.blocking()?, filter_of(ask, typed::CHECK)?);
         let name = self.node_asked(ask)?;
         self.read(Topic::NodeHealth(name.as_str().into()), &blocking, |view| {
-            if !view.has_node(&name) || !sees_node(ask, &name) {
+            if !view.has_node(&name) || !sees_node(ask, &name) || of_a_peer(ask) {
                 return Ok(json!([]));
             }
             let mut checks = view.checks_on_node(&ask.namespace, &name);
@@ -133,7 +133,8 @@ impl Door {
         self.read(topic, &blocking, |view| {
             let mut checks = view.all_checks(&ask.namespace, state);
             checks.retain(|c| {
-                sees_check(ask, c)
+                !of_a_peer(ask)
+                    && sees_check(ask, c)
                     && (meta.is_empty() || has_meta(&view.node(&c.record.node), &meta))
             });
             if let Some(near) = &near {

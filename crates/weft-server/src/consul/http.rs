@@ -423,9 +423,6 @@ impl Door {
         if params.filled("partition").is_some_and(|p| p != "default") {
             return Err(Refusal::not_offered("weft has no partitions besides \"default\""));
         }
-        if params.filled("peer").is_some() {
-            return Err(Refusal::not_offered("weft has no peering of clusters: leave ?peer out"));
-        }
         match params.filled("ns") {
             Some("*") => Err(Refusal::not_offered("name one namespace; ?ns=* is not offered")),
             Some(named) => known::namespace(named),

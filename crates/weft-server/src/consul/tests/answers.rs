@@ -228,8 +228,6 @@ async fn wrong_requests_are_answered_in_consuls_words() {
         ("DELETE", "/v1/query/nope", "", 500, "Cannot modify non-existent prepared query: 'nope'"),
         ("POST", "/v1/query", &*bare, 500, "Must be bound to a session"),
         ("PUT", "/v1/txn", &*lock, 409, "missing session"),
-        ("GET", "/v1/health/service/web?peer=far", "", 501, "no peering"),
-        ("GET", "/v1/catalog/services?peer=far", "", 501, "no peering"),
     ] {
         let answer = rig.ask(method, path, body).await;
         assert_eq!(answer.status, status, "{path}: {}", answer.text);
@@ -284,5 +282,24 @@ async fn who_waits_for_a_services_intentions_is_not_answered_for_anothers() {
         let own = at("a", "web");
         let (answer, _) = tokio::join!(waiting, rig.put(&own, told));
         assert!(answer.text.contains(&format!("told {n}")), "{}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_of_a_cluster_peer() {
+    let rig = rig().await;
+    rig.put("/v1/agent/service/register", json!({"Name": "web"})).await;
+    for (path, nothing) in [
+        ("health/service/web", json!([])),
+        ("health/state/any", json!([])),
+        ("health/node/n1", json!([])),
+        ("catalog/service/web", json!([])),
+        ("catalog/nodes", json!([])),
+        ("catalog/services", json!({})),
+        ("catalog/node/n1", Value::Null),
+    ] {
+        let path = format!("/v1/{path}");
+        assert_ne!(rig.get(&path).await.json(), nothing, "{path}");
+        assert_eq!(rig.get(&format!("{path}?peer=far")).await.json(), nothing, "{path}");
     }
 }
