@@ -2,9 +2,9 @@
 //! How much is read between two looks at how much memory is used. A clock alone does not bound
 //! that: in ten milliseconds many windows of uploads come in, and where the machine is busy the
 //! watcher waits for its turn much longer. So each worker counts what it reads, and behind a dose,
-//! which is the smaller the less room there is, it looks itself. Where too much is used then, nobody
-//! reads before the watcher has looked and done what it can. Called by the codecs with all that they
-//! read, and by [`super::watch`].
+//! which is the smaller the less room there is, it looks itself. Where too much is used then,
+//! nobody reads before the watcher has looked and done what it can. Called by the codecs with all
+//! that they read, and by [`super::watch`].
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
