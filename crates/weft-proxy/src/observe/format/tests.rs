@@ -125,6 +125,9 @@ fn every_operator_shows_what_envoys_does() {
         let compiled = Format::text(format).unwrap();
         assert_eq!(line(&compiled, &mut record, &answer), want, "{format}");
     }
+    record.status = 0;
+    let none = Format::text("%RESP(:STATUS)% %RESPONSE_CODE%").unwrap();
+    assert_eq!(line(&none, &mut record, &answer), "- 0", "there was no answer");
     // Every operator of the list that needs no argument is known.
     for (name, _) in OPERATORS {
         let (name, argument) = name.split_once('(').map_or((*name, ""), |(n, _)| (n, "(X-A)"));

@@ -379,7 +379,7 @@ impl Header {
             Self::RequestId => value(record.request_id.as_ref(), sink),
             Self::ForwardedFor => value(record.forwarded_for.as_ref(), sink),
             Self::UpstreamTime => record.upstream_ms.is_some_and(|ms| sink.number(ms)),
-            Self::Status => sink.number(record.status),
+            Self::Status => record.status > 0 && sink.number(record.status),
             Self::Request(at) => value(noted(|n| &n.request, at), sink),
             Self::Response(at) => value(noted(|n| &n.response, at), sink),
             Self::Trailer(at) => value(noted(|n| &n.trailers, at), sink),
