@@ -52,7 +52,9 @@ async fn reg_45_65_every_path_says_its_type_and_changes_by_post_only() {
             assert!(!kind.is_empty() && !kind.contains("html"), "{path}: {kind}");
         }
         if method == "GET" {
-            assert_eq!(read(&bed, path).await.status, 200, "{path}");
+            // One needs a question.
+            let bare = if path == "/explain" { 400 } else { 200 };
+            assert_eq!(read(&bed, path).await.status, bare, "{path}");
         }
         seen += 1;
     }
