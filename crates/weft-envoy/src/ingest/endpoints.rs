@@ -62,7 +62,8 @@ pub fn read(
             labels: levels.iter().rev().map(|p| format!("{}=y", at_most(*p)).into()).collect(),
         });
     }
-    if is_weighted(cluster) {
+    // Where no place has a weight all are alike.
+    if is_weighted(cluster) && weights.iter().any(|(_, weight)| *weight > 0) {
         match levels.len() {
             0 | 1 => policy.locality = by_weight(weights),
             _ => {

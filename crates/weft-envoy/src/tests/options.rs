@@ -229,6 +229,9 @@ fn places_have_shares_where_their_weights_count() {
     let to: Vec<(&str, u32)> = shares[0].to.iter().map(|(at, n)| (&*at.0, *n)).collect();
     // The one that takes the rest comes last; one without a weight gets nothing.
     assert_eq!(to, [("r/a/", 3), ("r/b/", 0), ("r//", 1)]);
+    let none = [group("region: r, zone: a", ""), group("region: r, zone: b", "")];
+    let alike = made("locality_weighted_lb_config: {}", &none);
+    assert_eq!(alike, (LocalityPolicy::Any, String::new()));
     let further = group("region: x", "load_balancing_weight: 1, priority: 1,");
     let (_, listed) = made("locality_weighted_lb_config: {}", &[groups[0].clone(), further]);
     assert!(listed.contains(".common_lb_config: "), "{listed}");
