@@ -176,8 +176,8 @@ impl Door {
         let known = known.unwrap_or_default();
         let address: Arc<str> = address.to_string().into();
         let mut tagged_addresses = known.tagged_addresses;
-        // Those of the family that it had before, too.
-        tagged_addresses.retain(|name, _| !shapes::is_usual_address(name));
+        // What the machine said before goes, of the other family too; what people wrote stays.
+        tagged_addresses.retain(|name, at| !shapes::is_usual_address(name) || *at != known.address);
         tagged_addresses.extend(shapes::usual_addresses(&address));
         NodeRecord {
             id: node_id(host).into(),

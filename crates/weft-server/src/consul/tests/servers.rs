@@ -258,8 +258,11 @@ async fn a_machine_that_changed_its_family_keeps_no_address_of_the_other() {
     a.door.sync("m", "10.0.0.9".parse().unwrap(), whole()).await.unwrap();
     let before = json!({"Node": "m", "Address": "10.0.0.9", "TaggedAddresses": {
         "lan": "10.0.0.9", "lan_ipv4": "10.0.0.9", "wan": "1.2.3.4", "wan_ipv4": "1.2.3.4",
-        "vpn": "10.8.0.9"}});
+        "lan_ipv6": "2001:db8::9", "vpn": "10.8.0.9"}});
     a.put("/v1/catalog/register", before).await;
+    a.door.sync("m", "10.0.0.9".parse().unwrap(), whole()).await.unwrap();
+    let node = a.get("/v1/catalog/node/m").await.json();
+    assert_eq!(node["Node"]["TaggedAddresses"]["lan_ipv6"], "2001:db8::9", "somebody wrote it");
     a.door.sync("m", "fd00::9".parse().unwrap(), whole()).await.unwrap();
     let node = a.get("/v1/catalog/node/m").await.json();
     assert_eq!(
