@@ -26,6 +26,10 @@ use crate::meter::{Call, Meter};
 pub(super) const CALL_MAX: Duration = Duration::from_secs(3);
 /// After this another member is looked for.
 pub(super) const SLOW: Duration = Duration::from_millis(500);
+/// How much later than another a member may answer a look, to keep its turn.
+pub(super) const KEEP: Duration = Duration::from_millis(300);
+/// A member that has not had its turn back by then does not get it: a little more than [`KEEP`].
+const LEFT: Duration = Duration::from_millis(400);
 /// How long a connection may take to come about, TLS included.
 const DIAL_MAX: Duration = Duration::from_secs(2);
 /// etcd cuts off who pings more often than every 5 s.
@@ -171,10 +175,17 @@ impl Link {
         }
     }
 
-    /// Resolves when it is another member's turn.
-    async fn is_passed(&self, at: usize) {
-        // The sender lives as long as `self`.
-        let _ = self.turn.subscribe().wait_for(|turn| turn.at != at).await;
+    /// Resolves when it has been another member's turn for as long as shows that it stays so.
+    async fn is_left(&self, at: usize) {
+        let mut turns = self.turn.subscribe();
+        loop {
+            // The sender lives as long as `self`.
+            let _ = turns.wait_for(|turn| turn.at != at).await;
+            let back = turns.wait_for(|turn| turn.at == at);
+            if tokio::time::timeout(LEFT, back).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// A stream with a member has begun; its number.
@@ -257,7 +268,8 @@ impl Link {
                 let request = self.request(&channel, message.clone()).await?;
                 call(channel.clone(), request).await
             };
-            let status = match self.patiently(at, repeat, one).await {
+            // The last one has all its time: what is large takes long everywhere.
+            let status = match self.patiently(at, repeat && left > 1, one).await {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) => status,
             };
@@ -280,7 +292,8 @@ impl Link {
 
     /// Waits for an answer. When it takes long another member is looked for, since one that is
     /// stopped or cut off takes connections and says nothing; what may be repeated is asked there
-    /// as soon as it is found.
+    /// once that one has kept the turn. A member that answers others gets it back before that: its
+    /// answer is only long.
     async fn patiently<T>(
         &self,
         at: usize,
@@ -296,7 +309,7 @@ impl Link {
             biased;
             answer = tokio::time::timeout(CALL_MAX.saturating_sub(SLOW), one) => answer
                 .unwrap_or_else(|_| Err(Status::deadline_exceeded("it did not answer within 3 s"))),
-            () = self.is_passed(at), if repeat => Err(Status::cancelled("another one answers")),
+            () = self.is_left(at), if repeat => Err(Status::cancelled("another one answers")),
         }
     }
 
@@ -409,4 +422,54 @@ async fn dial(member: &str, tls: Option<Arc<rustls::ClientConfig>>) -> io::Resul
     let name = ServerName::try_from(host).map_err(io::Error::other)?;
     let stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await?;
     Ok(Box::new(stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// How often a read whose answer takes 1.2 s is sent, while `searched` says who answers a look.
+    async fn sent(searched: impl AsyncFn(&Link)) -> usize {
+        let config = EtcdConfig::parse("etcd://127.0.0.1:1,127.0.0.1:2,127.0.0.1:3/t").unwrap();
+        let link = Link::new(config).unwrap();
+        let sent = AtomicUsize::new(0);
+        let searches = async {
+            loop {
+                link.is_wanted().await;
+                searched(&link).await;
+            }
+        };
+        let call = link.call(true, &(), async |_, _: Request<()>| {
+            sent.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(1200)).await;
+            Ok(Response::new(()))
+        });
+        tokio::select! {
+            answer = call => answer.unwrap(),
+            () = searches => {}
+        }
+        sent.load(Ordering::SeqCst)
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_is_waited_for_while_its_member_answers_others() {
+        let stays = async |link: &Link| {
+            let stream = link.begin_stream(0);
+            link.found(1);
+            tokio::time::sleep(KEEP / 6).await;
+            link.stay(stream, 0);
+        };
+        assert_eq!(sent(stays).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_comes_at_last_wherever_it_is_asked() {
+        let passes = async |link: &Link| {
+            let at = link.turn.borrow().at;
+            link.found((at + 1) % 3);
+        };
+        assert_eq!(sent(passes).await, 4);
+    }
 }

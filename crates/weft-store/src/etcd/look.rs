@@ -12,12 +12,10 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use weft_proto::etcdserverpb::RangeRequest;
 use weft_proto::etcdserverpb::kv_client::KvClient;
 
-use super::link::{CALL_MAX, Link, Search, elsewhere, stale_token, unconnected};
+use super::link::{CALL_MAX, KEEP, Link, Search, elsewhere, stale_token, unconnected};
 
 /// A member that could not say is asked again after this.
 const AGAIN: Duration = Duration::from_millis(100);
-/// How much later than another the member may answer that the log is followed at, to stay so.
-const KEEP: Duration = Duration::from_millis(300);
 
 /// What came of asking a member.
 enum Said {
