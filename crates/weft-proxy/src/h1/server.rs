@@ -283,6 +283,7 @@ where
         let stays = !leaves || granted || !guards::on("way-out");
         let more = !self.service.bounds().is_last(self.core.borrow().number() + 1);
         let fit = keep_alive && stays && more && self.core.borrow().may_keep(ends);
+        self.core.borrow_mut().answering();
         let reply = Reply::new(response, &method, version, fit, granted);
         let keep = reply.keeps();
         self.send(reply).await?;

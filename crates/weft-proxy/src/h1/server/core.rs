@@ -95,6 +95,11 @@ impl<I> Core<I> {
         self.failed.is_none() && !guess && (read || self.is_short(super::DRAIN_BYTES))
     }
 
+    /// The answer begins: whoever waits to be told to go on has been told enough (RFC 9110, 10.1.1).
+    pub(super) fn answering(&mut self) {
+        self.expects = false;
+    }
+
     /// What is left of the body is not worth a new connection.
     pub(super) fn is_short(&self, most: u64) -> bool {
         self.failed.is_none() && self.decoder.left().is_none_or(|left| left <= most)

@@ -199,6 +199,43 @@ async fn who_waits_is_told_to_send_the_body_when_it_is_read() {
     assert!(all.ends_with("abc"), "{all}");
 }
 
+/// Answers at once, with the request's body as it comes.
+struct Mirror;
+
+impl Service for Mirror {
+    type Body = Incoming;
+
+    async fn call(&self, request: Request<Incoming>) -> Response<Incoming> {
+        Response::new(request.into_body())
+    }
+
+    fn refuse(&self, _: Wrong) -> Response<Incoming> {
+        Response::new(Incoming::empty())
+    }
+
+    fn drive(_: &mut Incoming, _: &mut Context<'_>) {}
+}
+
+#[tokio::test]
+async fn nobody_is_told_to_go_on_in_the_middle_of_an_answer() {
+    let (mut near, far) = tokio::io::duplex(64 * 1024);
+    let asks = async {
+        let head =
+            "POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n";
+        near.write_all(head.as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        while !all.ends_with(b"\r\n\r\n") {
+            near.read_buf(&mut all).await.unwrap();
+        }
+        near.write_all(b"abc").await.unwrap();
+        near.read_to_end(&mut all).await.unwrap();
+        String::from_utf8(all).unwrap()
+    };
+    let (_, all) = tokio::join!(serve(far, &Mirror, TIMES, pending()), asks);
+    assert!(!all.contains("100 Continue"), "{all}");
+    assert!(all.starts_with("HTTP/1.1 200") && all.contains("abc"), "{all}");
+}
+
 #[tokio::test]
 async fn what_is_wrong_gets_its_status_and_sentence_and_the_end() {
     let good = "GET /a HTTP/1.1\r\nHost: x\r\n\r\n";
