@@ -36,6 +36,11 @@ impl Near {
         Self { place: Place::of(&state, &from), from, state }
     }
 
+    /// Whether it is known where that is.
+    pub fn is_known(&self) -> bool {
+        self.place.is_some()
+    }
+
     /// Nearest first; what is equally far stays in its order.
     pub fn sort<T>(&self, items: &mut [T], node: impl Fn(&T) -> &str) {
         // Distances are not negative: their bits are in their order.

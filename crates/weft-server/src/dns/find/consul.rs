@@ -83,14 +83,16 @@ pub fn query(look: &mut Look, name: &str, rtype: Rtype) -> Found {
         "" => query_run::run(look.view, &query, DEFAULT_NAMESPACE, look.who),
         own => query_run::run(look.view, &query, DEFAULT_NAMESPACE, &(look.holder)(own)),
     };
-    let near = match query_run::near(&query) {
+    let from = match query_run::near(&query) {
         "" => None,
         // Of who asks only an address is known: what is near this server is told.
         "_agent" | "_ip" => Some(look.view.own.node.node.clone()),
         named => Some(look.view.spelled(named)),
     };
-    if let Some(from) = &near {
-        let near = Near::new(from.clone(), state.clone());
+    let near = from.map(|from| Near::new(from, state.clone()));
+    // Where nobody knows how far anything is, all are told in turn.
+    let near = near.filter(Near::is_known);
+    if let Some(near) = &near {
         near.sort(&mut ran.entries, |entry| &entry.node.node);
     }
     let targets: Vec<Target> =
