@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `/v1/event/*`: small messages that whoever asks sees for a while.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
+use regex::Regex;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use weft_identity::permission::{Kind, Verb};
@@ -15,6 +17,7 @@ use super::Door;
 use super::error::Refusal;
 use super::http::Ask;
 use super::params::Blocking;
+use super::query_run;
 use super::reply::Reply;
 use super::view::View;
 use super::wait::Later;
@@ -22,6 +25,38 @@ use crate::guards;
 
 /// Longest pattern of a filter.
 const FILTER_BYTES_MAX: usize = 1024;
+/// Patterns that are kept compiled: more than the events that are kept can have.
+const PATTERNS_MAX: usize = 1024;
+
+/// Filters' patterns, each compiled once: a list judges every event, for everybody who waits.
+#[derive(Debug, Default)]
+pub(super) struct Patterns(Mutex<HashMap<String, Option<Regex>>>);
+
+// === impl Patterns ===
+
+impl Patterns {
+    /// Whether one of the texts fits. An empty pattern asks for nothing; none is wrong, since each was
+    /// judged when its event was fired.
+    fn fit<'a>(&self, pattern: &str, mut texts: impl Iterator<Item = &'a str>) -> bool {
+        let fits = |pattern: Regex| texts.any(|text| pattern.is_match(text));
+        pattern.is_empty() || self.compiled(pattern).is_some_and(fits)
+    }
+
+    fn compiled(&self, text: &str) -> Option<Regex> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pattern) = known.get(text) {
+            return pattern.clone();
+        }
+        if known.len() >= PATTERNS_MAX {
+            known.clear();
+        }
+        let pattern = query_run::pattern(text);
+        known.insert(text.to_owned(), pattern.clone());
+        pattern
+    }
+}
+
+// === impl Door ===
 
 impl Door {
     pub(super) async fn event_fire(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -71,7 +106,8 @@ impl Door {
         let look = || {
             let events = self.consul().state().events(name).into_iter().map(|(_, event, _)| event);
             let view = self.view();
-            let shown: Vec<_> = events.filter(|e| may(e) && is_for(e, &view, &node)).collect();
+            let shown: Vec<_> =
+                events.filter(|e| may(e) && is_for(e, &view, &node, &self.0.patterns)).collect();
             let index = shown.last().map_or(1, |last| number(&last.id));
             (shown, index)
         };
@@ -98,7 +134,7 @@ impl Door {
 
 fn pattern(ask: &Ask, name: &str) -> Result<String, Refusal> {
     let text = ask.params.get(name).unwrap_or_default();
-    if text.len() > FILTER_BYTES_MAX || regex::Regex::new(text).is_err() {
+    if text.len() > FILTER_BYTES_MAX || query_run::pattern(text).is_none() {
         return Err(Refusal::bad(format!("Invalid {name} filter: no usable regular expression")));
     }
     Ok(text.to_owned())
@@ -106,23 +142,16 @@ fn pattern(ask: &Ask, name: &str) -> Result<String, Refusal> {
 
 /// Whether an event is for a node's agent: by its name, and by the ids and tags of what is
 /// registered with it.
-fn is_for(event: &Event, view: &View, node: &str) -> bool {
-    // Judged when it was fired.
-    let fits = |pattern: &str| regex::Regex::new(pattern).ok();
-    let on_node = || match &*event.node_filter {
-        "" => true,
-        pattern => fits(pattern).is_some_and(|fits| fits.is_match(node)),
-    };
+fn is_for(event: &Event, view: &View, node: &str, patterns: &Patterns) -> bool {
     let of_service = || {
-        let Some(id) = fits(&event.service_filter) else { return false };
-        let Some(tag) = fits(&event.tag_filter) else { return false };
         let mut own = view.world.catalog().on_node(node).filter(|(_, one)| one.agent);
         own.any(|(_, one)| {
-            let tagged = || one.tags.iter().any(|own| tag.is_match(own));
-            id.is_match(&one.id) && (event.tag_filter.is_empty() || tagged())
+            patterns.fit(&event.service_filter, [&*one.id].into_iter())
+                && patterns.fit(&event.tag_filter, one.tags.iter().map(|tag| &**tag))
         })
     };
-    on_node() && (event.service_filter.is_empty() || of_service())
+    patterns.fit(&event.node_filter, [node].into_iter())
+        && (event.service_filter.is_empty() || of_service())
 }
 
 /// An event's id as Consul's clients make an index of it: one half of its bits xor the other.

@@ -146,6 +146,7 @@ struct Inner {
     /// Sidecars are given ports one after the other.
     sidecars: tokio::sync::Mutex<()>,
     rng: Mutex<Rng>,
+    patterns: event::Patterns,
     tasks: TaskGroup,
 }
 
@@ -232,6 +233,7 @@ impl Door {
             snapshots: Semaphore::new(1),
             sidecars: tokio::sync::Mutex::default(),
             rng: Mutex::new(Rng::from_system()),
+            patterns: event::Patterns::default(),
             tasks: tasks.clone(),
         }))
     }

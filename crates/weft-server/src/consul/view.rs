@@ -333,9 +333,11 @@ impl View {
     /// Whether an id is an instance that the Kubernetes door made, and of which service.
     pub fn kubernetes_instance(&self, ns: &str, id: &str) -> Option<Arc<str>> {
         let nodes = self.world.nodes_of_pods();
-        nodes
-            .flat_map(|node| self.world.services_on(node))
-            .filter(|key| key.namespace.as_str() == ns)
+        let services = nodes.flat_map(|node| self.world.services_on(node));
+        // Each is on many nodes.
+        let services: BTreeSet<_> = services.filter(|key| key.namespace.as_str() == ns).collect();
+        services
+            .into_iter()
             .find(|key| {
                 let mut instances = self.world.instances(ns, key.name.as_str()).values();
                 instances.any(|i| i.origin == Origin::Kubernetes && service_id(i) == id)

@@ -23,9 +23,10 @@ pub struct Zones {
 // === impl Zones ===
 
 impl Zones {
-    /// Whether a name is in one of them. Labels in lower case, without the root.
+    /// Whether a name is in one of them that nobody else has: names of addresses are everybody's.
+    /// Labels in lower case, without the root.
     pub fn hold(&self, labels: &[&str]) -> bool {
-        parse(labels, self).is_some()
+        parse(labels, self).is_some_and(|(zone, _)| matches!(zone, Zone::Consul | Zone::Cluster))
     }
 }
 
@@ -335,6 +336,14 @@ mod tests {
         check("dns-version.cluster.local", Some(Lookup::Version));
         check("web.shop.cluster.local", Some(Lookup::Nothing));
         check("web.local", None);
+    }
+
+    #[test]
+    fn names_of_addresses_are_not_the_meshs_alone() {
+        let zones = Zones { datacenter: "dc1".into(), cluster_domain: "cluster.local".into() };
+        let held = |name: &str| zones.hold(&name.split('.').collect::<Vec<_>>());
+        assert!(held("web.service.consul") && held("web.shop.svc.cluster.local"));
+        assert!(!held("8.8.8.8.in-addr.arpa") && !held("web.example"));
     }
 
     #[test]

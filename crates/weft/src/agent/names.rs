@@ -192,7 +192,7 @@ impl Names {
             // The pod is not placed any more, or the question is none.
             Ok(Err(why @ (Refusal::Denied(_) | Refusal::Invalid(_)))) => {
                 tracing::debug!(%why, "the server does not answer a question");
-                Told::Outside
+                self.unknown()
             }
             Ok(Err(_)) | Err(_) => {
                 self.state().away_until = Some(self.clock.now().plus(AWAY));
@@ -202,9 +202,14 @@ impl Names {
     }
 
     fn remembered(&self, query: &[u8], tcp: bool) -> Told {
-        let unknown = if self.machine.is_some() { Told::Away } else { Told::Outside };
         let now = self.clock.now();
-        self.state().memory.answer(query, tcp, now).map_or(unknown, Told::Answer)
+        let known = self.state().memory.answer(query, tcp, now);
+        known.map_or_else(|| self.unknown(), Told::Answer)
+    }
+
+    /// What is said where the mesh says nothing: a machine's own names are not told to others.
+    fn unknown(&self) -> Told {
+        if self.machine.is_some() { Told::Away } else { Told::Outside }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

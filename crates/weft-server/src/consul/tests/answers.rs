@@ -74,6 +74,9 @@ async fn an_event_is_for_the_nodes_and_services_that_it_names() {
         assert_eq!(count(&heard), usize::from(is_for), "{name}: {}", heard.text);
     }
     assert_eq!(said(&rig.get("/v1/event/list").await, "/Name"), ["all", "node", "service", "tag"]);
+    // A few letters that are megabytes once they are compiled: everybody's list would pay for it.
+    let large = rig.ask("PUT", "/v1/event/fire/large?node=%5Cw%7B100%7D", "").await;
+    assert_eq!(large.status, 400, "{}", large.text);
 }
 
 #[tokio::test]
