@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::frames::{PREFACE, SETTINGS, Scanner};
 use super::server::Ended;
+use crate::overload;
 use crate::tcp::prefixed::Prefixed;
 
 /// Room for the preface and usual SETTINGS; there is more when more comes.
@@ -28,6 +29,9 @@ where
     let mut seen = BytesMut::new();
     let beginning = async {
         while !is_begun(&seen) {
+            if overload::gives_up(seen.len()) {
+                return Err(std::io::ErrorKind::OutOfMemory.into());
+            }
             if seen.capacity() == seen.len() {
                 seen.reserve(ROOM_BYTES);
             }

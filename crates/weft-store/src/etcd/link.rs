@@ -430,7 +430,7 @@ mod tests {
 
     use super::*;
 
-    /// How often a read whose answer takes 1.2 s is sent, while `searched` says who answers a look.
+    /// How often a read whose answer takes 2 s is sent, while `searched` says who answers a look.
     async fn sent(searched: impl AsyncFn(&Link)) -> usize {
         let config = EtcdConfig::parse("etcd://127.0.0.1:1,127.0.0.1:2,127.0.0.1:3/t").unwrap();
         let link = Link::new(config).unwrap();
@@ -443,7 +443,7 @@ mod tests {
         };
         let call = link.call(true, &(), async |_, _: Request<()>| {
             sent.fetch_add(1, Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_millis(1200)).await;
+            tokio::time::sleep(Duration::from_secs(2)).await;
             Ok(Response::new(()))
         });
         tokio::select! {
@@ -458,7 +458,7 @@ mod tests {
         let stays = async |link: &Link| {
             let stream = link.begin_stream(0);
             link.found(1);
-            tokio::time::sleep(KEEP / 6).await;
+            tokio::time::sleep(KEEP / 30).await;
             link.stay(stream, 0);
         };
         assert_eq!(sent(stays).await, 1);
