@@ -35,8 +35,8 @@ pub(super) struct Patterns(Mutex<HashMap<String, Option<Regex>>>);
 // === impl Patterns ===
 
 impl Patterns {
-    /// Whether one of the texts fits. An empty pattern asks for nothing; none is wrong, since each was
-    /// judged when its event was fired.
+    /// Whether one of the texts fits. An empty pattern asks for nothing; none is wrong, since each
+    /// was judged when its event was fired.
     fn fit<'a>(&self, pattern: &str, mut texts: impl Iterator<Item = &'a str>) -> bool {
         let fits = |pattern: Regex| texts.any(|text| pattern.is_match(text));
         pattern.is_empty() || self.compiled(pattern).is_some_and(fits)

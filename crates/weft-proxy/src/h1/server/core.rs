@@ -95,7 +95,8 @@ impl<I> Core<I> {
         self.failed.is_none() && !guess && (read || self.is_short(super::DRAIN_BYTES))
     }
 
-    /// The answer begins: whoever waits to be told to go on has been told enough (RFC 9110, 10.1.1).
+    /// The answer begins: whoever waits to be told to go on has been told enough (RFC 9110
+    /// §10.1.1).
     pub(super) fn answering(&mut self) {
         self.expects = false;
     }
