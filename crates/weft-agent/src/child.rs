@@ -11,10 +11,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::leftover::Ledger;
 use crate::machine::Exit;
@@ -23,6 +24,8 @@ use crate::procfs;
 
 /// Starts that wait for the one thread; a start takes about a millisecond.
 const STARTS_MAX: usize = 4096;
+/// How long somebody who may just be starting is waited for until he is known.
+const KNOWN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Starts processes, all from one thread: a child is killed when the thread that forked it ends,
 /// so that thread must live exactly as long as the agent.
@@ -63,7 +66,17 @@ pub enum Role {
 
 /// All living children by pid.
 #[derive(Clone, Debug, Default)]
-pub struct ChildTable(Arc<Mutex<HashMap<u32, Entry>>>);
+pub struct ChildTable(Arc<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    living: Mutex<HashMap<u32, Entry>>,
+    /// How many starts are under way: a process runs before it is among the living.
+    starts: watch::Sender<usize>,
+}
+
+/// A start that is under way.
+struct Starting(ChildTable);
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -135,6 +148,7 @@ impl Spawner {
     }
 
     async fn start(&self, command: Command, role: Role) -> io::Result<Child> {
+        let _starting = self.table.starting();
         let (reply, answer) = oneshot::channel();
         let gone = || io::Error::other("the agent is stopping and starts no process");
         self.jobs.try_send(Job { command, reply }).map_err(|_| gone())?;
@@ -170,6 +184,26 @@ impl ChildTable {
         same.then_some(entry.role)
     }
 
+    /// The same of somebody who calls, and may do so before its start is over.
+    pub async fn role_of_caller(&self, pid: u32) -> Option<Role> {
+        let mut starts = self.0.starts.subscribe();
+        let known = async {
+            loop {
+                let under_way = *starts.borrow_and_update();
+                let role = self.role(pid);
+                if role.is_some() || under_way == 0 || starts.changed().await.is_err() {
+                    return role;
+                }
+            }
+        };
+        tokio::time::timeout(KNOWN_WITHIN, known).await.unwrap_or_default()
+    }
+
+    fn starting(&self) -> Starting {
+        self.0.starts.send_modify(|starts| *starts += 1);
+        Starting(self.clone())
+    }
+
     pub fn pids(&self) -> Vec<u32> {
         self.lock().keys().copied().collect()
     }
@@ -187,7 +221,13 @@ impl ChildTable {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.living.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.0.starts.send_modify(|starts| *starts -= 1);
     }
 }
 

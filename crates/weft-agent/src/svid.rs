@@ -99,7 +99,7 @@ async fn answer(
     table: &ChildTable,
     link: &dyn ServerLink,
 ) -> Result<(), weft_identity::uds::UdsError> {
-    let caller = caller(&stream, table);
+    let caller = caller(&stream, table).await;
     let request: SvidRequest = read_frame(&mut stream).await?;
     let reply = match caller {
         Err(reason) => SvidReply::Refused { reason },
@@ -123,14 +123,14 @@ async fn answer(
 }
 
 /// The pod whose proxy is calling.
-fn caller(
+async fn caller(
     stream: &UnixStream,
     table: &ChildTable,
 ) -> Result<(crate::pod::PodKey, Arc<str>), String> {
     let credentials = stream.peer_cred().map_err(|e| format!("the caller is unknown: {e}"))?;
     let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
     let pid = pid.ok_or("the system does not say which process is calling")?;
-    match table.role(pid) {
+    match table.role_of_caller(pid).await {
         Some(Role::Proxy { pod, service_account }) => Ok((pod, service_account)),
         Some(Role::App { pod } | Role::Probe { pod }) => Err(format!(
             "process {pid} is the app of pod {pod}; only its sidecar holds its identity"

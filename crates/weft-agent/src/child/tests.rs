@@ -129,3 +129,26 @@ async fn a_process_gets_ordinary_limits_and_no_input() {
     assert_eq!(text, format!("0 {files} 0"));
     child.wait().await.unwrap();
 }
+
+#[tokio::test]
+async fn who_calls_before_its_start_is_over_is_waited_for() {
+    let table = ChildTable::default();
+    let pid = std::process::id();
+    assert_eq!(table.role_of_caller(pid).await, None, "nothing is under way");
+
+    let (one, other) = (table.starting(), table.starting());
+    let start = async {
+        tokio::task::yield_now().await;
+        drop(other);
+        tokio::task::yield_now().await;
+        let start_time = procfs::stat(pid).unwrap().start_time;
+        table.insert(pid, Entry { start_time, role: Role::Network });
+        drop(one);
+    };
+    assert_eq!(tokio::join!(table.role_of_caller(pid), start).0, Some(Role::Network));
+
+    let failed = table.starting();
+    let start = async { drop(failed) };
+    let stranger = u32::MAX;
+    assert_eq!(tokio::join!(table.role_of_caller(stranger), start).0, None);
+}
