@@ -20,13 +20,21 @@ class Origin:
             protocol_version = "HTTP/1.1"
 
             def answer(self):
-                length = int(self.headers.get("content-length", 0))
-                self.rfile.read(length)
+                self.hear()
                 body = f"{origin.name} {self.command} {self.path}".encode()
                 self.send_response(status)
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            def hear(self):
+                """All of the request: who answers before its end races with what is wrong in it."""
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                if self.headers.get("transfer-encoding", "") == "chunked":
+                    while size := int(self.rfile.readline().split(b";")[0] or b"0", 16):
+                        self.rfile.read(size + 2)
+                    while self.rfile.readline().strip():
+                        pass
 
             do_GET = do_POST = do_PUT = answer
 
