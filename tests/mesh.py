@@ -275,8 +275,19 @@ def sidecar_of(pod):
 
 
 def pss_kb(pid):
+    """What it takes of the machine's memory. It grows when another weft ends, with which it shared
+    the program's pages: for what a load takes, there is `anonymous_kb`."""
+    return _of_rollup(pid, "Pss:")
+
+
+def anonymous_kb(pid):
+    """What of its memory is no file's."""
+    return _of_rollup(pid, "Pss_Anon:")
+
+
+def _of_rollup(pid, name):
     for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(name):
             return int(line.split()[1])
     return 0
 

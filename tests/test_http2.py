@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from mesh import BIN, Mesh, free_port, pss_kb, until
+from mesh import BIN, Mesh, anonymous_kb, free_port, until
 from standalone import Origin, Proxy
 
 HTTP = """\
@@ -423,9 +423,9 @@ def test_reg_22_29_floods_cost_no_memory(gateway):
     pid, grown = gateway_process(gateway), []
     # What leaks does so each time.
     while len(grown) < 3 and (not grown or grown[-1] > 4096):
-        before = pss_kb(pid)
+        before = anonymous_kb(pid)
         for _ in range(3):
             attack()
-        grown.append(pss_kb(pid) - before)
+        grown.append(anonymous_kb(pid) - before)
     assert min(grown) <= 4096, f"{grown} KiB"
     assert unary(gateway, "Echo", b"x") == b"x"

@@ -13,7 +13,7 @@ from concurrent import futures
 import grpc
 import requests
 
-from mesh import pss_kb, until
+from mesh import anonymous_kb, until
 from test_store import Server
 
 INTERVAL = 4.0
@@ -192,7 +192,7 @@ def is_spread(asked, began, took):
 
 def test_600_checks_are_asked_in_time_and_spread_with_bounded_means(tmp_path):
     with Targets() as targets, Server(tmp_path / "server") as server:
-        open_before, memory_before = descriptors(server.process.pid), pss_kb(server.process.pid)
+        open_before, memory_before = descriptors(server.process.pid), anonymous_kb(server.process.pid)
         made = register(server, targets.ports)
         assert made == 600
         until("all pass", lambda: all_passing(server) >= made, 60)
@@ -227,7 +227,7 @@ def test_600_checks_are_asked_in_time_and_spread_with_bounded_means(tmp_path):
             targets.hanging.clear()
             until("nobody hangs", lambda: all_passing(server) >= made, 120)
         until("nothing is left open", lambda: descriptors(pid) <= open_before + BESIDES, 60)
-        memory = pss_kb(pid) - memory_before
+        memory = anonymous_kb(pid) - memory_before
         # What the allocator keeps of 600 questions that were under way at once is most of it (21 to 24
         # MB); checks that hold what a question needs while they wait came to 89 MB.
         assert memory < 40_000, f"{memory} KiB for 600 checks"

@@ -12,7 +12,7 @@ import threading
 import time
 
 from drill import Figure, Load, Origin, gateway
-from proxy import of_gateway, pss_kb
+from proxy import anonymous_kb, of_gateway
 
 # Which there are, of 11 how many, what is sent at once, and what trickles behind it, a byte every
 # three seconds.
@@ -35,14 +35,14 @@ def run(whole, folder):
     with gateway(folder, [Origin()]) as (port, mesh):
         Load(port, 50, 1).run()
         pid = of_gateway(mesh)
-        before = pss_kb(pid)
+        before = anonymous_kb(pid)
         stuck, forms, held = [], [], before
         for name, weight, first, more in FORMS:
             some = -(-count * weight // sum(form[1] for form in FORMS))
             stuck += [begun(port, first, more) for _ in range(some)]
             # Behind them: they have been taken.
             Load(port, 200, 0.1).run()
-            held, last = pss_kb(pid), held
+            held, last = anonymous_kb(pid), held
             forms.append(f"{name} {max(0, held - last) * 1024 / some:.0f}")
         count, ended = len(stuck), {}
         watching = threading.Thread(target=watch, args=(stuck, ended))

@@ -8,7 +8,7 @@ import ssl
 import time
 
 from drill import Figure, Origin, free_port
-from proxy import pss_kb
+from proxy import anonymous_kb
 from standalone import Proxy, certificates
 
 FILE = """
@@ -40,9 +40,9 @@ def each(pid, address, count, context=None):
     first = [used(address, context) for _ in range(100)]
     # Until it has forgotten the pages of its start: they would be taken off what is counted.
     time.sleep(1)
-    before = pss_kb(pid)
+    before = anonymous_kb(pid)
     kept = [used(address, context) for _ in range(count)]
-    grown = (pss_kb(pid) - before) * 1024 / count
+    grown = (anonymous_kb(pid) - before) * 1024 / count
     for stream in first + kept:
         stream.close()
     return grown

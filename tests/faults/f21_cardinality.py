@@ -11,7 +11,7 @@ import struct
 import threading
 
 from drill import ROUTE, Load, Origin, free_port, gateway
-from proxy import metrics_of, of_gateway, pss_kb
+from proxy import anonymous_kb, metrics_of, of_gateway
 
 BATCH = 50
 TLS = ", {{name: tls, port: {}, protocol: TLS, tls: {{mode: Passthrough}}}}"
@@ -34,11 +34,11 @@ def run(whole, folder):
     with gateway(folder, [Origin()], ROUTE + TLS_ROUTE, more=TLS.format(tls)) as (port, mesh):
         Load(port, 100, 1).run()
         pid = of_gateway(mesh)
-        before = pss_kb(pid)
+        before = anonymous_kb(pid)
         answered = []
         inside(ask, port, count, answered)
         inside(greet, tls, names, [])
-        grown = pss_kb(pid) - before
+        grown = anonymous_kb(pid) - before
         text, seconds = metrics_of(mesh)
     series = sum(1 for line in text.splitlines() if line and not line.startswith("#"))
     shared = re.search(r"^weft_series_overflowed_total (\d+)", text, re.MULTILINE)

@@ -9,7 +9,7 @@ import io
 import requests
 
 from drill import Origin, gateway
-from proxy import of_gateway, pss_kb
+from proxy import anonymous_kb, of_gateway
 
 
 def bomb(mib):
@@ -25,7 +25,7 @@ def run(whole, folder):
     packed = bomb(mib)
     with gateway(folder, [Origin()]) as (port, mesh):
         server = mesh.process.pid
-        before = {pid: pss_kb(pid) for pid in (server, of_gateway(mesh))}
+        before = {pid: anonymous_kb(pid) for pid in (server, of_gateway(mesh))}
         consul = f"http://127.0.0.1:{mesh.consul_port}"
         objects = f"{mesh.api}/api/v1/namespaces/drill/configmaps"
         statuses = []
@@ -49,7 +49,7 @@ def run(whole, folder):
             except requests.ConnectionError:
                 statuses.append(0)  # closed in the middle of a body that is too large
         assert mesh.process.poll() is None
-        grown = max(pss_kb(pid) - kb for pid, kb in before.items())
+        grown = max(anonymous_kb(pid) - kb for pid, kb in before.items())
         assert requests.get(f"{mesh.api}/livez", timeout=5).status_code == 200
     assert not any(s >= 500 and s != 507 for s in statuses), statuses
     assert grown < 48 * 1024, f"{grown} kB more"

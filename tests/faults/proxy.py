@@ -6,17 +6,9 @@ import time
 
 import requests
 
-from mesh import pss_kb
+from mesh import anonymous_kb, pss_kb
 
 __all__ = ["anonymous_kb", "of_gateway", "metrics_of", "pss_kb"]
-
-
-def anonymous_kb(pid):
-    """What of its memory is no file's."""
-    for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss_Anon:"):
-            return int(line.split()[1])
-    return 0
 
 
 def _command(pid):
