@@ -43,6 +43,8 @@ struct Head {
 pub struct Draft<'a> {
     state: &'a State,
     now: BTreeMap<Arc<str>, Option<Arc<Pair>>>,
+    /// What was deleted since: a pair that is set again is another one, however equal.
+    gone: BTreeSet<Arc<str>>,
     /// What the outcome depends on.
     looked: BTreeSet<Arc<str>>,
     /// Sessions that are to be as they were, by the revision of that.
@@ -89,6 +91,7 @@ impl<'a> Draft<'a> {
         Self {
             state,
             now: BTreeMap::new(),
+            gone: BTreeSet::new(),
             looked: BTreeSet::new(),
             sessions: BTreeMap::new(),
             delays: BTreeSet::new(),
@@ -170,7 +173,7 @@ impl<'a> Draft<'a> {
 
     pub fn delete(&mut self, key: &str) {
         if self.get(key).is_some() {
-            self.now.insert(key.into(), None);
+            self.take(key.into());
         }
     }
 
@@ -179,7 +182,7 @@ impl<'a> Draft<'a> {
         match self.get(key) {
             None => true,
             Some(Seen { item: Some(item), .. }) if item.modified == index => {
-                self.now.insert(key.into(), None);
+                self.take(key.into());
                 true
             }
             Some(_) => false,
@@ -190,7 +193,7 @@ impl<'a> Draft<'a> {
     pub fn delete_tree(&mut self, prefix: &str) {
         let mut keys: Vec<Arc<str>> = self.state.under(prefix).map(|(k, _)| k.clone()).collect();
         keys.extend(self.now.keys().filter(|key| key.starts_with(prefix)).cloned());
-        self.now.extend(keys.into_iter().map(|key| (key, None)));
+        keys.into_iter().for_each(|key| self.take(key));
     }
 
     /// Whether anything would be written.
@@ -236,7 +239,8 @@ impl<'a> Draft<'a> {
         match self.now.get(key) {
             Some(None) => None,
             Some(Some(pair)) => {
-                let same = before.filter(|(old, _)| *old == pair).map(|(_, item)| item.clone());
+                let kept = before.filter(|(old, _)| *old == pair && !self.gone.contains(key));
+                let same = kept.map(|(_, item)| item.clone());
                 Some(Seen { key: key.into(), pair: pair.clone(), item: same, created })
             }
             None => before.map(|(pair, item)| Seen {
@@ -248,6 +252,11 @@ impl<'a> Draft<'a> {
         }
     }
 
+    fn take(&mut self, key: Arc<str>) {
+        self.gone.insert(key.clone());
+        self.now.insert(key, None);
+    }
+
     fn put(&mut self, key: &str, pair: Pair) {
         self.now.insert(key.into(), Some(Arc::new(pair)));
     }
@@ -255,7 +264,7 @@ impl<'a> Draft<'a> {
     /// An equal pair is not written again: its index stays.
     fn differs(&self, key: &str, pair: Option<&Arc<Pair>>) -> bool {
         match (self.state.item(key).map(|item| &item.what), pair) {
-            (Some(What::Pair(old)), Some(new)) => old != new,
+            (Some(What::Pair(old)), Some(new)) => old != new || self.gone.contains(key),
             (None, None) => false,
             _ => true,
         }

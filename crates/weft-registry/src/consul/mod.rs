@@ -37,7 +37,7 @@ pub use session::{Behavior, LOCK_DELAY_MS_MAX, Session};
 pub use shelf::{Shelf, Waiter};
 pub use snapshot::Dump;
 pub use state::{Item, State, Topic, What};
-pub use txn::CatalogOp;
+pub use txn::{CatalogDraft, CatalogOp, UNWRITTEN};
 
 use crate::catalog::CatalogError;
 use crate::{Leader, WorldWatch, catalog};

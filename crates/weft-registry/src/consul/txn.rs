@@ -3,13 +3,16 @@
 
 use std::sync::Arc;
 
-use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Since};
 use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey, World};
 use weft_store::{Compare, Op, Txn};
 
 use super::error::ConsulError;
 use super::{Draft, Handle};
 use crate::catalog::{CatalogError, ServiceRequest, plan};
+
+/// When a record was written that a [`CatalogDraft`] writes: the revision is known once it is done.
+pub const UNWRITTEN: Since = Since(u64::MAX);
 
 /// One change of the catalog.
 #[derive(Clone, Debug)]
@@ -22,41 +25,44 @@ pub enum CatalogOp {
     DeleteCheck(CheckKey),
 }
 
+/// Changes of the catalog, made one after the other on a look at the [`World`]; each sees those
+/// before it.
+#[derive(Debug)]
+pub struct CatalogDraft {
+    /// As it is with them.
+    now: World,
+    txn: Txn,
+    checks: Vec<CheckKey>,
+}
+
 impl Handle {
     /// Does verbs on pairs and changes the catalog; `verbs` may run several times, each time on
-    /// a newer state, and says what is to become of the catalog. `seen`: what must not have
-    /// changed since the caller looked; else it is [`CatalogError::Overtaken`], and the caller
-    /// looks again.
+    /// a newer state. `seen`: what must not have changed since the caller looked; else it is
+    /// [`CatalogError::Overtaken`], and the caller looks again.
     ///
     /// # Errors
-    /// What `verbs` refuses with; [`ConsulError::Refused`] for a change of the catalog, by its
-    /// place among them; or when the store refuses.
+    /// What `verbs` refuses with, or when the store refuses.
     pub async fn transact<T>(
         &self,
         seen: &[(StoreKey, Option<u64>)],
-        verbs: impl Fn(&mut Draft, &World) -> Result<(Vec<(usize, CatalogOp)>, T), ConsulError>,
+        verbs: impl Fn(&mut Draft, &mut CatalogDraft) -> Result<T, ConsulError>,
     ) -> Result<(u64, T), ConsulError> {
-        let mut checks = Vec::new();
         let given: Vec<Compare> = seen.iter().map(crate::catalog::unchanged).collect();
-        let done = {
-            let checks = std::sync::Mutex::new(&mut checks);
-            self.attempt_given(&given, |state| {
-                let world = self.world();
+        let (revision, (checks, out)) = self
+            .attempt_given(&given, |state| {
                 let mut draft = Draft::new(state);
-                let (changes, out) = verbs(&mut draft, &world)?;
+                let mut catalog = CatalogDraft::new((*self.world()).clone());
+                let out = verbs(&mut draft, &mut catalog)?;
                 let mut txn = draft.into_txn()?;
-                catalog_ops(&mut txn, &world, &changes)?;
-                if let Ok(mut checks) = checks.lock() {
-                    **checks = changes.into_iter().filter_map(|(_, op)| set_check(op)).collect();
-                }
-                Ok::<_, ConsulError>((txn, out))
+                txn.ops.extend(catalog.txn.ops);
+                txn.compares.extend(catalog.txn.compares);
+                Ok::<_, ConsulError>((txn, (catalog.checks, out)))
             })
-            .await?
-        };
+            .await?;
         for check in &checks {
             self.catalog().watch(check);
         }
-        Ok(done)
+        Ok((revision, out))
     }
 
     /// The revision that last changed a record of the catalog; reads show it, or a later one.
@@ -70,36 +76,56 @@ impl Handle {
     }
 }
 
+// === impl CatalogDraft ===
+
+impl CatalogDraft {
+    fn new(now: World) -> Self {
+        Self { now, txn: Txn::default(), checks: Vec::new() }
+    }
+
+    /// The World with the changes made so far; what they wrote is [`UNWRITTEN`].
+    pub fn world(&self) -> &World {
+        &self.now
+    }
+
+    /// Makes one more change. A refused one leaves the draft as it was.
+    ///
+    /// # Errors
+    /// When the catalog cannot have it.
+    pub fn make(&mut self, change: CatalogOp) -> Result<(), CatalogError> {
+        let part = planned(&self.now, &change)?;
+        for compare in part.compares {
+            // What this draft made or took away itself need not be so before.
+            let own = self.txn.ops.iter().any(|op| op.key() == compare.key());
+            if !own && !self.txn.compares.contains(&compare) {
+                self.txn.compares.push(compare);
+            }
+        }
+        for op in part.ops {
+            let value = match &op {
+                Op::Put { value, .. } => Some(&**value),
+                Op::Delete { .. } | Op::DeletePrefix { .. } => None,
+            };
+            self.now.apply(op.key(), value, UNWRITTEN.0);
+            // A later write of a key takes the place of an earlier one.
+            self.txn.ops.retain(|old| old.key() != op.key());
+            self.txn.ops.push(op);
+        }
+        if let CatalogOp::SetCheck(check) = &change {
+            self.checks.push(plan::check_key(check));
+        }
+        Ok(())
+    }
+}
+
 // === helpers ===
 
-fn set_check(op: CatalogOp) -> Option<CheckKey> {
-    match op {
-        CatalogOp::SetCheck(check) => Some(plan::check_key(&check)),
-        _ => None,
-    }
-}
-
-fn catalog_ops(
-    txn: &mut Txn,
-    world: &World,
-    changes: &[(usize, CatalogOp)],
-) -> Result<(), ConsulError> {
-    let mut refused = Vec::new();
-    for (at, change) in changes {
-        match planned(world, changes, change) {
-            Ok(part) => merge(txn, part),
-            Err(why) => refused.push((*at, why.to_string())),
-        }
-    }
-    if refused.is_empty() { Ok(()) } else { Err(ConsulError::Refused(refused)) }
-}
-
-fn planned(
-    world: &World,
-    changes: &[(usize, CatalogOp)],
-    change: &CatalogOp,
-) -> Result<Txn, CatalogError> {
+fn planned(world: &World, change: &CatalogOp) -> Result<Txn, CatalogError> {
     let catalog = world.catalog();
+    let node_of = |name: &str| {
+        let known = catalog.node(name).map(|node| (**node).clone());
+        known.ok_or_else(|| CatalogError::Invalid(format!("node {name:?} is not known")))
+    };
     match change {
         CatalogOp::SetNode(node) => plan::register_node(catalog, node, true),
         CatalogOp::DeleteNode(node) => {
@@ -114,70 +140,19 @@ fn planned(
         }
         CatalogOp::SetService(registration) => {
             crate::catalog::refuse_foreign(world, &registration.namespace, &registration.service)?;
-            let node = node_of(world, changes, &registration.node)?;
-            let checks = changes.iter().filter_map(|(_, op)| match op {
-                CatalogOp::SetCheck(check) if is_of(check, registration) => Some(check.clone()),
-                _ => None,
-            });
-            let (registration, checks) = (registration.clone(), checks.collect());
-            plan::register(
-                catalog,
-                ServiceRequest { registration, checks, node, ..Default::default() },
-            )
+            let (registration, node) = (registration.clone(), node_of(&registration.node)?);
+            plan::register(catalog, ServiceRequest { registration, node, ..Default::default() })
         }
         CatalogOp::DeleteService(key) => match plan::deregister(catalog, key) {
             Err(CatalogError::UnknownService { .. }) => Ok(Txn::default()),
             other => other,
         },
-        // Planned along with its service.
-        CatalogOp::SetCheck(check) if changes.iter().any(|(_, op)| sets_service_of(op, check)) => {
-            Ok(Txn::default())
-        }
         CatalogOp::SetCheck(check) => {
-            let node = node_of(world, changes, &check.node)?;
-            plan::register_check(catalog, &node, check.clone())
+            plan::register_check(catalog, &node_of(&check.node)?, check.clone())
         }
         CatalogOp::DeleteCheck(key) => match plan::deregister_check(catalog, key) {
             Err(CatalogError::UnknownCheck { .. }) => Ok(Txn::default()),
             other => other,
         },
-    }
-}
-
-fn is_of(check: &CheckRecord, service: &Registration) -> bool {
-    check.service_id == service.id && check.node == service.node
-}
-
-fn sets_service_of(op: &CatalogOp, check: &CheckRecord) -> bool {
-    matches!(op, CatalogOp::SetService(service) if is_of(check, service))
-}
-
-/// A node as it is, or as this transaction makes it.
-fn node_of(
-    world: &World,
-    changes: &[(usize, CatalogOp)],
-    name: &str,
-) -> Result<NodeRecord, CatalogError> {
-    let made = changes.iter().find_map(|(_, op)| match op {
-        CatalogOp::SetNode(node) if *node.node == *name => Some(node.clone()),
-        _ => None,
-    });
-    let known = || world.catalog().node(name).map(|node| (**node).clone());
-    made.or_else(known).ok_or_else(|| CatalogError::Invalid(format!("node {name:?} is not known")))
-}
-
-/// Later writes of a key take the place of earlier ones.
-fn merge(txn: &mut Txn, part: Txn) {
-    for op in part.ops {
-        txn.ops.retain(|old| old.key() != op.key());
-        txn.ops.push(op);
-    }
-    for compare in part.compares {
-        // What this transaction itself makes need not be there before.
-        let made =
-            txn.ops.iter().any(|op| op.key() == compare.key() && matches!(op, Op::Put { .. }));
-        if !made && !txn.compares.contains(&compare) {
-            txn.compares.push(compare);
-        }
     }
 }

@@ -34,6 +34,7 @@ mod records;
 mod rights;
 mod secure;
 mod servers;
+mod transactions;
 mod waits;
 
 struct Rig {

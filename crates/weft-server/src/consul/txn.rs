@@ -8,7 +8,9 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 use weft_identity::permission::{Kind, Verb};
-use weft_registry::consul::{CatalogOp, ConsulError, Draft, Seen, VALUE_BYTES_MAX, keys};
+use weft_registry::consul::{
+    CatalogDraft, ConsulError, Draft, Seen, UNWRITTEN, VALUE_BYTES_MAX, keys,
+};
 
 use super::Door;
 use super::admit::Admission;
@@ -60,8 +62,14 @@ pub(super) struct PairOp {
     session: String,
 }
 
-/// What an operation on pairs shows.
-type Shown = Vec<(Seen, bool)>;
+/// What an operation shows.
+#[derive(Debug)]
+enum Shown {
+    /// Pairs, with or without their values.
+    Pairs(Vec<(Seen, bool)>),
+    /// A record as the operation left it, if the caller may see it.
+    Record(Option<(&'static str, Value)>),
+}
 
 impl Door {
     pub(super) async fn txn(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -77,25 +85,12 @@ impl Door {
             return Err(refused(denied));
         }
         let mut seen = look.seen;
-        let mut stale = Vec::new();
-        let mut before: Vec<&CatalogVerb> = Vec::new();
-        for (at, op) in ops.iter().enumerate() {
-            let Some(verb) = op.catalog() else { continue };
-            if let Some((key, modified)) = verb.rewrites() {
-                self.known_here(&key).await?;
-                seen.push((key, modified));
-            }
-            match self.look_before(ask, verb, &before).await? {
-                Ok(keys) => seen.extend(keys),
-                Err(why) => stale.push(fault(at, &why)),
-            }
-            before.push(verb);
+        for verb in verbs() {
+            seen.extend(self.seen_before(verb).await?);
         }
-        if !stale.is_empty() {
-            return Err(refused(stale));
-        }
-        let plan = |draft: &mut Draft, _: &weft_kinds::world::World| plan(draft, &ops);
-        let was = self.view();
+        let view = self.view();
+        let plan =
+            |draft: &mut Draft, catalog: &mut CatalogDraft| plan(ask, &view, &ops, draft, catalog);
         let done = self.consul().transact(&seen, plan).await;
         let (revision, shown) = match done {
             Err(ConsulError::Refused(faults)) => {
@@ -104,22 +99,23 @@ impl Door {
             other => other?,
         };
         self.settled().await;
-        let view = self.view();
         let mut results = Vec::new();
         for (op, shown) in ops.iter().zip(shown) {
-            match op {
+            match (op, shown) {
                 // Clients count: of one that is not there is said that.
-                TxnOp::Pair(op) if shown.is_empty() && op.verb == "get-or-empty" => {
+                (TxnOp::Pair(op), Shown::Pairs(seen))
+                    if seen.is_empty() && op.verb == "get-or-empty" =>
+                {
                     results.push(json!({"KV": {
                         "LockIndex": 0, "Key": op.key, "Flags": op.flags, "Value": null,
                         "CreateIndex": 0, "ModifyIndex": 0,
                     }}));
                 }
-                TxnOp::Pair(_) => results.extend(shown.iter().map(|s| pair_shape(s, revision))),
-                // What the same transaction took away later is shown as it was.
-                TxnOp::Catalog(verb) => {
-                    let now = catalog_result(ask, &view, verb);
-                    results.extend(now.or_else(|| catalog_result(ask, &was, verb)));
+                (_, Shown::Pairs(seen)) => {
+                    results.extend(seen.iter().map(|one| pair_shape(one, revision)));
+                }
+                (_, Shown::Record(record)) => {
+                    results.extend(record.map(|(what, shape)| record_shape(what, shape, revision)));
                 }
             }
         }
@@ -188,11 +184,6 @@ fn admit_op(by: &Admission, op: &TxnOp) -> Result<(), Refusal> {
     }
 }
 
-fn catalog_result(ask: &Ask, view: &View, verb: &CatalogVerb) -> Option<Value> {
-    let (what, shape) = verb.shown(ask, view)?;
-    Some(Value::Object(Map::from_iter([(what.to_owned(), shape)])))
-}
-
 fn read_pair_op(ask: &Ask, part: &Map<String, Value>) -> Result<PairOp, Refusal> {
     bodies::fields(part, bodies::TXN_KV)?;
     let fields = Fields::new(part, "KV.");
@@ -234,27 +225,30 @@ fn read_pair_op(ask: &Ask, part: &Map<String, Value>) -> Result<PairOp, Refusal>
     })
 }
 
-type Planned = (Vec<(usize, CatalogOp)>, Vec<Shown>);
-
-fn plan(draft: &mut Draft, ops: &[TxnOp]) -> Result<Planned, ConsulError> {
-    let (mut changes, mut shown, mut faults) = (Vec::new(), Vec::new(), Vec::new());
+/// Does them in their order, each on what those before it left.
+fn plan(
+    ask: &Ask,
+    view: &View,
+    ops: &[TxnOp],
+    draft: &mut Draft,
+    catalog: &mut CatalogDraft,
+) -> Result<Vec<Shown>, ConsulError> {
+    let (mut shown, mut faults) = (Vec::new(), Vec::new());
     for (at, op) in ops.iter().enumerate() {
-        match op {
-            TxnOp::Catalog(verb) => {
-                changes.extend(verb.change().map(|change| (at, change)));
-                shown.push(Vec::new());
-            }
-            TxnOp::Pair(op) => match pair_verb(draft, op) {
-                Ok(seen) => shown.push(seen),
-                Err(why) => faults.push((at, why)),
-            },
+        let done = match op {
+            TxnOp::Catalog(verb) => verb.run(ask, view, catalog).map(Shown::Record),
+            TxnOp::Pair(op) => pair_verb(draft, op).map(Shown::Pairs),
+        };
+        match done {
+            Ok(one) => shown.push(one),
+            Err(why) => faults.push((at, why)),
         }
     }
-    if faults.is_empty() { Ok((changes, shown)) } else { Err(ConsulError::Refused(faults)) }
+    if faults.is_empty() { Ok(shown) } else { Err(ConsulError::Refused(faults)) }
 }
 
 /// Does one verb; what it shows, with or without values.
-fn pair_verb(draft: &mut Draft, op: &PairOp) -> Result<Shown, String> {
+fn pair_verb(draft: &mut Draft, op: &PairOp) -> Result<Vec<(Seen, bool)>, String> {
     let PairOp { at, key, value, flags, index, session, .. } = op;
     let one = |draft: &mut Draft, value: bool| draft.get(at).map(|seen| (seen, value));
     let told = |done: bool, why: String| if done { Ok(()) } else { Err(why) };
@@ -281,9 +275,13 @@ fn pair_verb(draft: &mut Draft, op: &PairOp) -> Result<Shown, String> {
         "get-tree" => return Ok(draft.tree(at).into_iter().map(|seen| (seen, true)).collect()),
         "check-index" => {
             let seen = draft.get(at).ok_or_else(absent)?;
-            let found = seen.item.as_ref().map_or(0, |item| item.modified);
-            let why = format!("current modify index {found} != {index}");
-            told(found == *index, format!("failed index check for key {key:?}, {why}"))?;
+            let found = seen.item.as_ref().map(|item| item.modified);
+            let why = match found {
+                Some(found) => format!("current modify index {found} != {index}"),
+                None => format!("this transaction changed it, and its index is not {index}"),
+            };
+            let holds = found == Some(*index);
+            told(holds, format!("failed index check for key {key:?}, {why}"))?;
             return Ok(vec![(seen, false)]);
         }
         "check-session" => {
@@ -314,6 +312,16 @@ fn pair_shape((seen, value): &(Seen, bool), revision: u64) -> Value {
         map.insert("Value".into(), Value::Null);
     }
     json!({"KV": shape})
+}
+
+/// A record, with the revision in place of [`UNWRITTEN`].
+fn record_shape(what: &str, mut shape: Value, revision: u64) -> Value {
+    for index in ["CreateIndex", "ModifyIndex"] {
+        if let Some(at) = shape.get_mut(index).filter(|at| **at == UNWRITTEN.0) {
+            *at = json!(revision);
+        }
+    }
+    Value::Object(Map::from_iter([(what.to_owned(), shape)]))
 }
 
 fn fault(at: usize, why: &str) -> Value {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The operations of a transaction that are about nodes, services and checks.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 use weft_identity::permission::{Kind, Verb};
 use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
 use weft_kinds::world::{CheckKey, RegistrationKey, StoreKey};
-use weft_registry::consul::CatalogOp;
+use weft_registry::consul::{CatalogDraft, CatalogOp};
 
 use super::Door;
 use super::admit::{Admission, SeenKeys, check_keys, known_check_keys};
@@ -48,8 +50,38 @@ impl CatalogVerb {
         matches!(self.verb.as_str(), "set" | "cas")
     }
 
+    /// Does it on what those before it left, and says what it shows; or why it cannot be done.
+    /// `look`: how the records that no store has are shown.
+    pub fn run(
+        &self,
+        ask: &Ask,
+        look: &View,
+        catalog: &mut CatalogDraft,
+    ) -> Result<Option<(&'static str, Value)>, String> {
+        let now = |catalog: &CatalogDraft| View {
+            world: Arc::new(catalog.world().clone()),
+            ..look.clone()
+        };
+        if self.compares() {
+            let found = self.modified(&now(catalog), &ask.namespace);
+            // As in Consul: what is not there cannot be deleted at an index.
+            if found != self.index || (self.deletes() && found == 0) {
+                let does = if self.deletes() { "delete" } else { "set" };
+                return Err(format!("failed to {does} {}, index is stale", self.what()));
+            }
+        }
+        if let Some(change) = self.change() {
+            catalog.make(change).map_err(|why| why.to_string())?;
+        }
+        let shown = self.shown(ask, &now(catalog));
+        match shown.is_none() && self.verb == "get" {
+            true => Err(format!("{} doesn't exist", self.what())),
+            false => Ok(shown),
+        }
+    }
+
     /// What it is to make of the catalog.
-    pub fn change(&self) -> Option<CatalogOp> {
+    fn change(&self) -> Option<CatalogOp> {
         if self.verb == "get" || self.kept {
             return None;
         }
@@ -64,7 +96,7 @@ impl CatalogVerb {
     }
 
     /// What it shows once it is done: of what is there then, if the caller may see that.
-    pub fn shown(&self, ask: &Ask, view: &View) -> Option<(&'static str, Value)> {
+    fn shown(&self, ask: &Ask, view: &View) -> Option<(&'static str, Value)> {
         if self.deletes() {
             return None;
         }
@@ -159,33 +191,11 @@ impl CatalogVerb {
         }
     }
 
-    /// What this one makes of the record that another is about: whether it is there then. Nothing
-    /// where it is about something else, or reads only.
-    fn makes_of(&self, other: &Self, view: &View) -> Option<bool> {
-        if self.kept || !(self.sets() || self.deletes()) {
-            return None;
-        }
-        let same = match (&self.of, &other.of) {
-            (Record::Node(a), Record::Node(b)) => a.node == b.node,
-            (Record::Service(a), Record::Service(b)) => service_key(a) == service_key(b),
-            (Record::Check(a), Record::Check(b)) => check_key(a) == check_key(b),
-            // What is on a node goes with it.
-            (Record::Node(a), Record::Service(b)) => self.deletes() && a.node == b.node,
-            (Record::Node(a), Record::Check(b)) => self.deletes() && a.node == b.node,
-            (Record::Service(a), Record::Check(b)) => {
-                let known = view.world.catalog().check(&check_key(b));
-                self.deletes() && a.node == b.node && known.is_some_and(|c| c.service_id == a.id)
-            }
-            _ => false,
-        };
-        same.then(|| self.sets())
-    }
-
     fn what(&self) -> String {
         match &self.of {
             Record::Node(node) => format!("node {:?}", &*node.node),
-            Record::Service(service) => format!("service {:?}", &*service.id),
-            Record::Check(check) => format!("check {:?}", &*check.id),
+            Record::Service(of) => format!("service {:?} on node {:?}", &*of.id, &*of.node),
+            Record::Check(of) => format!("check {:?} on node {:?}", &*of.id, &*of.node),
         }
     }
 }
@@ -275,36 +285,18 @@ impl Door {
         }
     }
 
-    /// For operations that compare: the store keys as they are, if the index is the one asked
-    /// for; else why not. `before`: those of the same transaction that come first.
-    pub(super) async fn look_before(
-        &self,
-        ask: &Ask,
-        op: &CatalogVerb,
-        before: &[&CatalogVerb],
-    ) -> Result<Result<SeenKeys, String>, Refusal> {
-        if op.verb == "get" {
-            let view = self.view();
-            let made = before.iter().rev().find_map(|other| other.makes_of(op, &view));
-            if !made.unwrap_or_else(|| op.shown(ask, &view).is_some()) {
-                return Ok(Err(format!("{} doesn't exist", op.what())));
-            }
+    /// What must be as it is now when the operation is done.
+    pub(super) async fn seen_before(&self, op: &CatalogVerb) -> Result<SeenKeys, Refusal> {
+        let mut seen = SeenKeys::new();
+        if let Some((key, modified)) = op.rewrites() {
+            self.known_here(&key).await?;
+            seen.push((key, modified));
         }
-        if !op.compares() {
-            return Ok(Ok(Vec::new()));
-        }
-        let mut seen = Vec::new();
-        for key in op.keys() {
+        for key in op.keys().into_iter().filter(|_| op.compares()) {
             let modified = self.consul().modified(&key).await?;
             seen.push((key, modified));
         }
-        self.settled().await;
-        let found = op.modified(&self.view(), &ask.namespace);
-        let does = if op.deletes() { "delete" } else { "set" };
-        Ok(match found == op.index {
-            true => Ok(seen),
-            false => Err(format!("failed to {does} {}, index is stale", op.what())),
-        })
+        Ok(seen)
     }
 }
 

@@ -47,7 +47,7 @@ async fn what_is_not_there_is_its_nodes() {
     as_root(&rig, "/v1/agent/service/register", &json!({"name": "other"})).await;
     let own = json!({"Service": {"Verb": "set", "Node": "n1",
                                  "Service": {"ID": "i", "Service": "web"}}});
-    let both = put("/v1/txn", &json!([check("set", "i"), own]).to_string()).await;
+    let both = put("/v1/txn", &json!([own, check("set", "i")]).to_string()).await;
     assert_eq!(both.status, 200, "{}", both.text);
     assert_eq!(put("/v1/agent/service/deregister/i", "").await.status, 200);
 }
@@ -77,7 +77,7 @@ async fn what_became_anothers_since_it_was_admitted_is_judged_again() {
     let late = rig
         .door
         .consul()
-        .transact(&look.seen, |_, _| Ok((vec![(0, CatalogOp::DeleteService(key.clone()))], ())))
+        .transact(&look.seen, |_, catalog| Ok(catalog.make(CatalogOp::DeleteService(key.clone()))?))
         .await;
     let overtaken =
         |why: &ConsulError| matches!(why, ConsulError::Catalog(CatalogError::Overtaken));
