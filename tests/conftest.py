@@ -23,19 +23,21 @@ def pytest_configure(config):
     if missing:
         raise pytest.UsageError(f"missing: {', '.join(missing)}; run ./test peers")
     if hasattr(config, "workerinput"):
-        own_network()
+        own_place()
 
 
-def own_network():
+def own_place():
     """Moves this process to a network of its own: ports, loopback addresses of pods and ranges of
     Services are the same for every `weft up`, so that two of them are no neighbours. There is no way
-    out of it; its one address beside loopback leads nowhere."""
-    clone_newnet = 0x40000000
+    out of it; its one address beside loopback leads nowhere. And to mounts of its own: one test fills
+    a disk that it mounts, another sees that weft leaves the machine's mounts as they were."""
+    clone_newns, clone_newnet = 0x20000, 0x40000000
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(clone_newnet) != 0:
+    if libc.unshare(clone_newns | clone_newnet) != 0:
         why = os.strerror(ctypes.get_errno())
         raise pytest.UsageError(f"tests side by side need a network each, and this system allows none "
                                 f"({why}); run them as root, or one at a time without -n")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     for words in ("link set lo up", "link add outside type veth peer name nowhere",
                   "addr add 192.0.2.2/24 dev outside", "link set outside up", "link set nowhere up"):
         subprocess.run(["ip", *words.split()], check=True)
