@@ -16,7 +16,7 @@ use weft_proto::etcdserverpb::watch_request::RequestUnion;
 use weft_proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 
 use super::Inner;
-use super::link::{MESSAGE_BYTES_MAX, SLOW};
+use super::link::{MESSAGE_BYTES_MAX, SLOW, Token, token_of};
 use super::wire::{revision, signed};
 use crate::{Event, Revision};
 
@@ -91,10 +91,12 @@ async fn once(inner: &Arc<Inner>, again: bool, begun: &mut bool) -> End {
     }
     // Only now: asking may have gone on to another member.
     let Some((at, channel)) = inner.link.channel() else { return End::Lost("no member".into()) };
+    let mut shown = None;
     let answer = tokio::time::timeout(BEGIN_MAX, async {
         // The sending side stays open: etcd ends a watch with it.
         let requests = stream::iter([create(inner)]).chain(stream::pending());
         let request = inner.link.stream(&channel, requests).await?;
+        shown = token_of(&request);
         let mut client =
             WatchClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         client.watch(request).await
@@ -102,7 +104,7 @@ async fn once(inner: &Arc<Inner>, again: bool, begun: &mut bool) -> End {
     let answer = answer.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")));
     let mut responses = match answer {
         Ok(responses) => responses.into_inner(),
-        Err(status) => return lost(inner, at, &status),
+        Err(status) => return lost(inner, at, &status, shown.as_ref()),
     };
     *begun = true;
     let number = inner.link.begin_stream(at);
@@ -120,7 +122,7 @@ async fn once(inner: &Arc<Inner>, again: bool, begun: &mut bool) -> End {
                 Ok(response) => if let Some(end) = take(inner, &response, &mut held) {
                     return end;
                 },
-                Err(status) => return lost(inner, at, &status),
+                Err(status) => return lost(inner, at, &status, shown.as_ref()),
             },
             _ = beat.tick() => {
                 // Its member may be cut off while calls go to another.
@@ -141,9 +143,9 @@ async fn message(responses: &mut Streaming<WatchResponse>) -> Result<WatchRespon
     responses.message().await?.ok_or_else(|| Status::unavailable("the stream ended"))
 }
 
-fn lost(inner: &Inner, at: usize, status: &Status) -> End {
+fn lost(inner: &Inner, at: usize, status: &Status, shown: Option<&Token>) -> End {
     if status.message().contains("auth token") {
-        inner.link.forget_token();
+        inner.link.forget_token(shown);
     } else {
         inner.link.pass(at);
     }

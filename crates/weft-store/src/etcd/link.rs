@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,14 +44,21 @@ pub(super) const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub(super) struct Link {
     config: EtcdConfig,
     channels: Vec<Channel>,
+    /// How many calls each has answered.
+    answers: Vec<AtomicU64>,
     turn: watch::Sender<Turn>,
+    /// Whose turn it was when the last search had ended.
+    kept: Mutex<usize>,
     /// The stream that was begun last: its number, and the member it is with.
     stream: Mutex<(u64, usize)>,
     /// The newest stream that should begin anew.
     doubted: watch::Sender<u64>,
-    token: Mutex<Option<MetadataValue<Ascii>>>,
+    token: Mutex<Option<Token>>,
     pub meter: Meter,
 }
+
+/// What etcd gives who signs in.
+pub(super) type Token = MetadataValue<Ascii>;
 
 /// Which member is asked.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +76,9 @@ pub(super) enum Search {
     On,
     /// It goes on, but no member takes a connection: calls find that out at once.
     Vain,
+    /// It goes on, but the one that is asked has answered since: it is slow, as others may be, and
+    /// no call waits.
+    Aside,
 }
 
 /// A connection that never came about: what was to be sent on it reached nobody.
@@ -85,10 +96,12 @@ impl Link {
     /// When a member's name is no address.
     pub fn new(config: EtcdConfig) -> Result<Self, StoreError> {
         let channels = config.members.iter().map(|m| channel(m, &config));
-        let channels = channels.collect::<Result<_, _>>()?;
+        let channels = channels.collect::<Result<Vec<_>, _>>()?;
         let (doubted, stream, token) = (watch::Sender::new(0), Mutex::default(), Mutex::default());
+        let answers = channels.iter().map(|_| AtomicU64::new(0)).collect();
         let turn = watch::Sender::new(Turn { at: 0, search: Search::Over });
-        Ok(Self { config, channels, turn, stream, doubted, token, meter: Meter::etcd() })
+        let (kept, meter) = (Mutex::new(0), Meter::etcd());
+        Ok(Self { config, channels, answers, turn, kept, stream, doubted, token, meter })
     }
 
     pub fn members(&self) -> usize {
@@ -116,7 +129,7 @@ impl Link {
         self.channel().ok_or(StoreError::Closed)
     }
 
-    /// Has a member looked for that answers, unless that goes on already.
+    /// Has a member looked for that answers, unless that goes on already, or there is but one.
     pub fn look(&self) {
         self.look_if(|_| true);
     }
@@ -127,8 +140,9 @@ impl Link {
     }
 
     fn look_if(&self, is_due: impl Fn(usize) -> bool) {
+        let others = self.channels.len() > 1;
         self.turn.send_if_modified(|turn| {
-            let begins = turn.search == Search::Over && is_due(turn.at);
+            let begins = others && turn.search == Search::Over && is_due(turn.at);
             if begins {
                 turn.search = Search::On;
             }
@@ -142,21 +156,53 @@ impl Link {
         let _ = self.turn.subscribe().wait_for(|turn| turn.search != Search::Over).await;
     }
 
-    /// How it stands with the search.
+    /// How it stands with the search. That no call waits for it any more stays so.
     pub fn searching(&self, search: Search) {
-        self.turn.send_if_modified(|turn| std::mem::replace(&mut turn.search, search) != search);
+        self.turn.send_if_modified(|turn| {
+            turn.search != Search::Aside && std::mem::replace(&mut turn.search, search) != search
+        });
     }
 
     /// The search is over: this one's turn.
     pub fn found(&self, at: usize) {
-        self.give(at, Search::Over);
+        self.turn.send_replace(Turn { at, search: Search::Over });
+    }
+
+    /// Counts a search that has ended with another one's turn than the last.
+    pub fn settled(&self) {
+        let at = self.turn.borrow().at;
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *kept, at) != at {
+            self.meter.passed();
+        }
+    }
+
+    /// How many calls a member has answered.
+    pub fn answers(&self, at: usize) -> u64 {
+        self.answers.get(at).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// A member has answered a call: if it is the one that is asked, nobody need wait for another.
+    fn answered(&self, at: usize) {
+        if let Some(count) = self.answers.get(at) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        let waits = |turn: &Turn| turn.at == at && turn.search == Search::On;
+        if waits(&self.turn.borrow()) {
+            self.turn.send_if_modified(|turn| {
+                let ends = waits(turn);
+                if ends {
+                    turn.search = Search::Aside;
+                }
+                ends
+            });
+        }
     }
 
     /// Gives the turn to the member that a stream is with, unless there is a newer stream.
     pub fn stay(&self, stream: u64, with: usize) {
         if self.followed().0 == stream {
-            let search = self.turn.borrow().search;
-            self.give(with, search);
+            self.turn.send_modify(|turn| turn.at = with);
         }
     }
 
@@ -165,13 +211,7 @@ impl Link {
     pub fn pass(&self, at: usize) {
         let next = at.wrapping_add(1) % self.channels.len().max(1);
         if self.turn.borrow().at == at && next != at {
-            self.give(next, Search::On);
-        }
-    }
-
-    fn give(&self, at: usize, search: Search) {
-        if self.turn.send_replace(Turn { at, search }).at != at {
-            self.meter.passed();
+            self.turn.send_replace(Turn { at: next, search: Search::On });
         }
     }
 
@@ -264,21 +304,27 @@ impl Link {
         let (mut left, mut signed_in) = (self.channels.len() + 1, false);
         loop {
             let (at, channel) = self.sure().await?;
+            let mut shown = None;
             let one = async {
                 let request = self.request(&channel, message.clone()).await?;
+                shown = token_of(&request);
                 call(channel.clone(), request).await
             };
             // The last one has all its time: what is large takes long everywhere.
             let status = match self.patiently(at, repeat && left > 1, one).await {
-                Ok(response) => return Ok(response.into_inner()),
+                Ok(response) => {
+                    self.answered(at);
+                    return Ok(response.into_inner());
+                }
                 Err(status) => status,
             };
             if stale_token(&status) && self.config.user.is_some() && !signed_in {
                 signed_in = true;
-                self.forget_token();
+                self.forget_token(shown.as_ref());
                 continue;
             }
             if !elsewhere(&status) {
+                self.answered(at);
                 return Err(self.refused(at, &status));
             }
             self.look_past(at);
@@ -290,10 +336,10 @@ impl Link {
         }
     }
 
-    /// Waits for an answer. When it takes long another member is looked for, since one that is
-    /// stopped or cut off takes connections and says nothing; what may be repeated is asked there
-    /// once that one has kept the turn. A member that answers others gets it back before that: its
-    /// answer is only long.
+    /// Waits for an answer. When its member says nothing for long another one is looked for, since
+    /// one that is stopped or cut off takes connections and says nothing; what may be repeated is
+    /// asked there once that one has kept the turn. A member that answers others is not silent, and
+    /// where it has lost the turn gets it back before that: its answer is only long.
     async fn patiently<T>(
         &self,
         at: usize,
@@ -301,24 +347,38 @@ impl Link {
         one: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
         let mut one = std::pin::pin!(one);
-        if let Ok(answer) = tokio::time::timeout(SLOW, &mut one).await {
-            return answer;
+        let mut left = CALL_MAX;
+        let late = || Status::deadline_exceeded("it did not answer within 3 s");
+        loop {
+            let others = self.answers(at);
+            if let Ok(answer) = tokio::time::timeout(SLOW.min(left), &mut one).await {
+                return answer;
+            }
+            left = left.saturating_sub(SLOW);
+            match self.answers(at) == others {
+                true => break,
+                false if left.is_zero() => return Err(late()),
+                false => {}
+            }
         }
         self.look_past(at);
         tokio::select! {
             biased;
-            answer = tokio::time::timeout(CALL_MAX.saturating_sub(SLOW), one) => answer
-                .unwrap_or_else(|_| Err(Status::deadline_exceeded("it did not answer within 3 s"))),
+            answer = tokio::time::timeout(left, one) => answer.unwrap_or_else(|_| Err(late())),
             () = self.is_left(at), if repeat => Err(Status::cancelled("another one answers")),
         }
     }
 
-    /// The token goes stale, when etcd forgot it or a password changed.
-    pub fn forget_token(&self) {
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// The token goes stale, when etcd forgot it or a password changed. One that was got since is
+    /// kept.
+    pub fn forget_token(&self, stale: Option<&Token>) {
+        let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        if token.as_ref() == stale {
+            *token = None;
+        }
     }
 
-    async fn token(&self, channel: &Channel) -> Result<Option<MetadataValue<Ascii>>, Status> {
+    async fn token(&self, channel: &Channel) -> Result<Option<Token>, Status> {
         let Some((name, password)) = &self.config.user else { return Ok(None) };
         let have = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if have.is_some() {
@@ -328,8 +388,9 @@ impl Link {
         let answer = AuthClient::new(channel.clone()).authenticate(who).await?;
         let token = MetadataValue::try_from(answer.into_inner().token)
             .map_err(|_| Status::internal("etcd gave a token that is no header value"))?;
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
-        Ok(Some(token))
+        // Several may sign in side by side, and each token is good at every member.
+        let mut have = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Some(have.get_or_insert(token).clone()))
     }
 
     fn member(&self, at: usize) -> String {
@@ -362,6 +423,11 @@ impl Link {
         let cause = unconnected_cause(status).unwrap_or(why);
         StoreError::Unreachable { member: self.member(at), why: cause, unknown }
     }
+}
+
+/// The token that a request shows.
+pub(super) fn token_of<R>(request: &Request<R>) -> Option<Token> {
+    request.metadata().get("token").cloned()
 }
 
 /// Whether another member may do better.
@@ -425,51 +491,4 @@ async fn dial(member: &str, tls: Option<Arc<rustls::ClientConfig>>) -> io::Resul
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use super::*;
-
-    /// How often a read whose answer takes 2 s is sent, while `searched` says who answers a look.
-    async fn sent(searched: impl AsyncFn(&Link)) -> usize {
-        let config = EtcdConfig::parse("etcd://127.0.0.1:1,127.0.0.1:2,127.0.0.1:3/t").unwrap();
-        let link = Link::new(config).unwrap();
-        let sent = AtomicUsize::new(0);
-        let searches = async {
-            loop {
-                link.is_wanted().await;
-                searched(&link).await;
-            }
-        };
-        let call = link.call(true, &(), async |_, _: Request<()>| {
-            sent.fetch_add(1, Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            Ok(Response::new(()))
-        });
-        tokio::select! {
-            answer = call => answer.unwrap(),
-            () = searches => {}
-        }
-        sent.load(Ordering::SeqCst)
-    }
-
-    #[tokio::test]
-    async fn a_long_answer_is_waited_for_while_its_member_answers_others() {
-        let stays = async |link: &Link| {
-            let stream = link.begin_stream(0);
-            link.found(1);
-            tokio::time::sleep(KEEP / 30).await;
-            link.stay(stream, 0);
-        };
-        assert_eq!(sent(stays).await, 1);
-    }
-
-    #[tokio::test]
-    async fn a_long_answer_comes_at_last_wherever_it_is_asked() {
-        let passes = async |link: &Link| {
-            let at = link.turn.borrow().at;
-            link.found((at + 1) % 3);
-        };
-        assert_eq!(sent(passes).await, 4);
-    }
-}
+mod tests;

@@ -12,7 +12,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use weft_proto::etcdserverpb::RangeRequest;
 use weft_proto::etcdserverpb::kv_client::KvClient;
 
-use super::link::{CALL_MAX, KEEP, Link, Search, elsewhere, stale_token, unconnected};
+use super::link::{CALL_MAX, KEEP, Link, Search, elsewhere, stale_token, token_of, unconnected};
 
 /// A member that could not say is asked again after this.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -37,6 +37,7 @@ pub(super) async fn out(link: Arc<Link>, ask: RangeRequest) {
 /// Until some member answers.
 async fn search(link: &Link, ask: &RangeRequest) {
     let (stream, with) = link.followed();
+    let before = link.answers(with);
     let members = 0..link.members();
     let mut answers: FuturesUnordered<_> =
         members.map(|at| say(link, at, ask, Duration::ZERO)).collect();
@@ -58,8 +59,11 @@ async fn search(link: &Link, ask: &RangeRequest) {
         answers.push(say(link, at, ask, AGAIN));
     }
     let Some(first) = heard.first().copied() else { return };
-    link.found(first);
-    // Calls stay with the member that the log is followed at: what cuts it off is seen by calls.
+    // Calls stay with the member that the log is followed at: what cuts it off is seen by calls. It
+    // may answer these while its answer to the look is behind a long one.
+    let answers_calls = || link.answers(with) != before;
+    let stays = heard.contains(&with) || answers_calls();
+    link.found(if stays && link.followed().0 == stream { with } else { first });
     let answers = async {
         while !heard.contains(&with)
             && let Some((at, said)) = answers.next().await
@@ -69,13 +73,16 @@ async fn search(link: &Link, ask: &RangeRequest) {
             }
         }
     };
-    // Too late is as good as not at all.
-    let _ = tokio::time::timeout(KEEP, answers).await;
+    if !stays {
+        // Too late is as good as not at all.
+        let _ = tokio::time::timeout(KEEP, answers).await;
+    }
     tracing::debug!(member = first, "a member of etcd answers");
-    match heard.contains(&with) {
+    match stays || heard.contains(&with) || answers_calls() {
         true => link.stay(stream, with),
         false => link.doubt(stream),
     }
+    link.settled();
 }
 
 /// Asks one member, after a while.
@@ -83,17 +90,19 @@ async fn say(link: &Link, at: usize, ask: &RangeRequest, after: Duration) -> (us
     tokio::time::sleep(after).await;
     let Some(channel) = link.channel_to(at) else { return (at, Said::Unconnected) };
     let asked = async || {
-        let request = link.request(&channel, ask.clone()).await?;
-        KvClient::new(channel.clone()).range(request).await
+        let request = link.request(&channel, ask.clone()).await.map_err(|status| (status, None))?;
+        let shown = token_of(&request);
+        KvClient::new(channel.clone()).range(request).await.map_err(|status| (status, shown))
     };
     let answer = tokio::time::timeout(CALL_MAX, async {
-        match asked().await {
-            Err(status) if stale_token(&status) => {
-                link.forget_token();
+        let answer = match asked().await {
+            Err((status, shown)) if stale_token(&status) => {
+                link.forget_token(shown.as_ref());
                 asked().await
             }
             answer => answer,
-        }
+        };
+        answer.map_err(|(status, _)| status)
     });
     let said = match answer.await {
         Ok(Err(status)) if unconnected(&status) => Said::Unconnected,
