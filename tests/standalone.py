@@ -1,29 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proxies that serve files, and what is behind them."""
 
+import contextlib
 import http.server
+import socket
 import subprocess
 import threading
-import time
 
 from mesh import WEFT, until
 
 
-class Origin:
-    """A server that says its name, the method and the path."""
+class Threads(http.server.ThreadingHTTPServer):
+    """A thread for each connection, and a place to wait for each that comes at once: where there is
+    none, the kernel has a client try again a second later."""
 
-    def __init__(self, name, status=200):
-        self.name = name
-        origin = self
+    daemon_threads, request_queue_size = True, 512
+
+
+class Site:
+    """A server of HTTP/1.1 at a port of its own, which hears a request to its end and then says what
+    `answer(request)` returns: status, body and headers."""
+
+    def __init__(self):
+        site = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # The body goes out behind the head at once.
+            disable_nagle_algorithm = True
 
-            def answer(self):
+            def serve(self):
                 self.hear()
-                body = f"{origin.name} {self.command} {self.path}".encode()
+                status, body, headers = site.answer(self)
                 self.send_response(status)
-                self.send_header("content-length", str(len(body)))
+                for name, value in {"content-length": len(body), **headers}.items():
+                    self.send_header(name, str(value))
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -36,14 +47,16 @@ class Origin:
                     while self.rfile.readline().strip():
                         pass
 
-            do_GET = do_POST = do_PUT = answer
+            do_GET = do_POST = do_PUT = serve
 
             def log_message(self, *_):
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = Threads(("127.0.0.1", 0), Handler)
         self.port = self.server.server_port
+
+    def answer(self, request):
+        raise NotImplementedError
 
     def __enter__(self):
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -52,6 +65,46 @@ class Origin:
     def __exit__(self, *_):
         self.server.shutdown()
         self.server.server_close()
+
+
+class Origin(Site):
+    """A server that says its name, the method and the path."""
+
+    def __init__(self, name, status=200):
+        super().__init__()
+        self.name, self.status = name, status
+
+    def answer(self, request):
+        return self.status, f"{self.name} {request.command} {request.path}".encode(), {}
+
+
+class Streams:
+    """A listener whose connections are served by `serve(stream)` in a thread each; one that ends by
+    an error of its socket ends nothing else."""
+
+    def __init__(self):
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port = self.socket.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                stream, _ = self.socket.accept()
+                threading.Thread(target=self.one, args=(stream,), daemon=True).start()
+
+    def one(self, stream):
+        with contextlib.suppress(OSError), stream:
+            self.serve(stream)
+
+    def serve(self, stream):
+        raise NotImplementedError
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
 
 
 class Proxy:
@@ -63,10 +116,11 @@ class Proxy:
             words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
         )
         self.lines = []
-        threading.Thread(target=self.read, daemon=True).start()
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
         if ready:
             check = lambda: self.process.poll() is not None or listens(ready)  # noqa: E731
-            until("the proxy listens", check, 20)
+            until("the proxy listens", check)
             assert self.process.poll() is None, self.text()
 
     def read(self):
@@ -74,13 +128,19 @@ class Proxy:
             self.lines.append(line)
 
     def text(self):
-        time.sleep(0.05)
+        """What it has said: all of it once it has ended."""
+        if self.process.poll() is not None:
+            # A process that it started may go on writing there.
+            self.reader.join(1)
         return "".join(self.lines)
+
+    def says(self, words):
+        until(f"it says {words!r}", lambda: words in self.text())
 
     def stop(self):
         if self.process.poll() is None:
             self.process.terminate()
-        code = self.process.wait(30)
+        code = self.process.wait(60)
         assert "panicked" not in self.text(), self.text()
         return code
 
@@ -92,10 +152,8 @@ class Proxy:
 
 
 def listens(port):
-    import socket
-
     try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
+        socket.create_connection(("127.0.0.1", port), 5).close()
         return True
     except OSError:
         return False
@@ -103,7 +161,7 @@ def listens(port):
 
 def curl(url, *words):
     """Status, headers and body; status 0 when there is no answer."""
-    command = ["curl", "-sS", "-i", "--max-time", "10", *words, url]
+    command = ["curl", "-sS", "-i", "--max-time", "30", *words, url]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         return 0, {}, run.stderr

@@ -5,47 +5,26 @@ import collections
 import concurrent.futures
 import contextlib
 import http.client
-import http.server
-import threading
 import time
 
 import pytest
 from mesh import free_port, until
-from standalone import Proxy
-from test_envoy_beside import Envoy
+from standalone import Site
+from test_envoy_beside import running
 from test_envoy_bootstrap import address, bootstrap, host, listener, manager
 
 
-class Instance:
+class Instance(Site):
     """Says its name after `takes` seconds; its health is what it was made with."""
 
     def __init__(self, name, well=True, takes=0):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        super().__init__()
+        self.name, self.well, self.takes = name, well, takes
 
-            def do_GET(self):
-                check = self.path == "/health"
-                time.sleep(0 if check else takes)
-                body = name.encode()
-                self.send_response(200 if well or not check else 503)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.port = self.server.server_port
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
+    def answer(self, request):
+        check = request.path == "/health"
+        time.sleep(0 if check else self.takes)
+        return 200 if self.well or not check else 503, self.name.encode(), {}
 
 
 def got(port, requests):
@@ -72,7 +51,7 @@ def serving(name, folder, groups, **more):
     load = {"cluster_name": "up", "endpoints": groups}
     up = {"name": "up", "connect_timeout": "1s", "load_assignment": load, **more}
     path = bootstrap(folder / f"{name}.json", [listener("web", port, manager([host(routes)]))], [up])
-    with Envoy(path, port) if name == "envoy" else Proxy("--envoy", path, ready=port):
+    with running(name, path, port):
         yield port
 
 
@@ -111,7 +90,7 @@ def test_a_group_that_died_leaves_its_part_to_those_behind_it(tmp_path, near, fa
                          common_lb_config=common) as port:
                 def asked(port=port):
                     return set(got(port, 60)) == wanted
-                until(f"{name} asks {takers}", asked, 20)
+                until(f"{name} asks {takers}", asked)
 
 
 @pytest.mark.parametrize("weights", [(1, 9), (2, 2, 2, 6)])
@@ -129,3 +108,37 @@ def test_weights_hold_with_requests_at_a_time(tmp_path, weights):
         for n, weight in enumerate(weights):
             share = counts[str(n)] / 480
             assert abs(share - weight / sum(weights)) < 0.1, (weights, counts)
+
+
+def place(instances, weight, down=0, **locality):
+    """A group; so many of it are not well."""
+    all_ = [endpoint(i, **({"health_status": "UNHEALTHY"} if n < down else {}))
+            for n, i in enumerate(instances)]
+    group = {"lb_endpoints": all_, **({"locality": locality} if locality else {})}
+    return {**group, "load_balancing_weight": weight} if weight else group
+
+
+@pytest.mark.parametrize("made", [
+    # Where nobody of those with a weight is left, the others are asked.
+    lambda a, b, c, d: [place([a], 100, 1, zone="a"), place([b], None, zone="b"),
+                        place([c, d], None, zone="c")],
+    # In panic all are asked, whatever the weights.
+    lambda a, b, c, d: [place([a, b], 9, 2, zone="a"), place([c], 1, zone="b"),
+                        place([d], None, 1, zone="c")],
+    # Names are no patterns, and the last weight of a place counts.
+    lambda a, b, c, _: [place([a], 1, region="*"), place([b], 3, region="x/y"),
+                        place([c], 2, region="*")],
+    # What is nowhere has no weight.
+    lambda a, b, *_: [place([a], 1), place([b], 3, region="x")],
+], ids=["nobody left", "panic", "names", "nowhere"])
+def test_places_with_and_without_weights_get_what_envoy_gives_them(tmp_path, made):
+    common = {"locality_weighted_lb_config": {}}
+    with contextlib.ExitStack() as stack:
+        groups = made(*(stack.enter_context(Instance(name)) for name in "abcd"))
+        each = []
+        for name in ("envoy", "weft"):
+            with serving(name, tmp_path, groups, common_lb_config=common) as port:
+                each.append(got(port, 240))
+        envoy, weft = each
+        assert set(weft) == set(envoy), each
+        assert all(abs(weft[name] - envoy[name]) <= 24 for name in envoy), each

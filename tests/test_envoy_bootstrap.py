@@ -8,7 +8,7 @@ import socket
 import subprocess
 
 import pytest
-from mesh import WEFT, free_port
+from mesh import WEFT, free_port, until
 from standalone import Origin, Proxy, certificates, curl
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -201,8 +201,9 @@ def test_http2_and_names_and_hashing(tmp_path):
         path = bootstrap(tmp_path / "b.json", [listener("in", port, manager([host(routes)]))], [ring])
         with Proxy("--envoy", path, ready=port):
             url = f"http://127.0.0.1:{port}/"
+            until("the names are found", lambda: curl(url)[0] == 200)
             seen = set()
-            for user in range(24):
+            for user in range(36):
                 ask = ("--http2-prior-knowledge", "-H", f"x-user: {user}")
                 first, again = curl(url, *ask)[2], curl(url, *ask)[2]
                 assert first == again, "the same user, the same endpoint"

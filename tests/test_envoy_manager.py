@@ -4,15 +4,13 @@ routes say; which filter chain a connection has; and what places of a cluster sh
 
 import contextlib
 import re
-import socket
 import ssl
-import threading
 import time
 
 import pytest
 from mesh import free_port, until
-from standalone import Origin, Proxy, certificates
-from test_envoy_beside import Envoy, connect
+from standalone import Origin, Streams, certificates
+from test_envoy_beside import connect, running
 from test_envoy_bootstrap import TYPES, address, bootstrap, cluster, host, listener, manager
 from test_envoy_matching import echo, said  # noqa: F401
 
@@ -26,8 +24,7 @@ def beside(folder, listeners, clusters, observe):
     for name in ("envoy", "weft"):
         port = free_port()
         path = bootstrap(folder / f"{name}.json", listeners(name, port), clusters)
-        proxy = Envoy(path, port) if name == "envoy" else Proxy("--envoy", path, ready=port)
-        with proxy:
+        with running(name, path, port):
             out.append(observe(port))
     return out
 
@@ -81,16 +78,9 @@ def test_a_request_comes_whole_in_its_time(tmp_path):
     class Slow(Origin):
         """Answers a second after it has the body."""
 
-        def __init__(self, name):
-            super().__init__(name)
-            handler = self.server.RequestHandlerClass
-            answer = handler.answer
-
-            def late(self):
-                time.sleep(1)
-                answer(self)
-
-            handler.do_POST = late
+        def answer(self, request):
+            time.sleep(1)
+            return super().answer(request)
 
     chain = manager([host(FORWARD)], request_timeout="0.5s")
 
@@ -113,7 +103,7 @@ def test_answers_say_alike_who_serves(tmp_path, echo, client, wanted):  # noqa: 
     def observe(port):
         return re.search(r"(?m)^server: ([a-z]+)", said(port, "host: a\r\n"))[1]
 
-    up = [cluster("up", echo.server_port)]
+    up = [cluster("up", echo.port)]
     assert served(tmp_path, client, observe, clusters=up) == [wanted, wanted]
 
 
@@ -129,7 +119,7 @@ def test_as_many_in_front_are_believed(tmp_path, echo, client, kept):  # noqa: F
         way = re.search(r"(?m)^x-forwarded-for: (.*?)\r?$", head)[1]
         return re.split(r", ?", way)
 
-    envoy, weft = served(tmp_path, client, observe, clusters=[cluster("up", echo.server_port)])
+    envoy, weft = served(tmp_path, client, observe, clusters=[cluster("up", echo.port)])
     assert weft[:-1] == envoy[-kept - 1:-1]
     assert weft[-1] == "127.0.0.1"
 
@@ -146,37 +136,23 @@ def test_a_virtual_host_without_a_route_is_logged_alike(tmp_path):
         return [listener("web", port, chain)]
 
     assert beside(tmp_path, listeners, [], lambda port: get(port, "/none")[0]) == [404, 404]
-    lines = [until("a line is written", lambda log=log: log.exists() and log.read_text(), 20)
+    lines = [until("a line is written", lambda log=log: log.exists() and log.read_text())
              for log in logs]
     assert lines == ["404 NR route_not_found\n"] * 2
 
 
-class Secure:
+class Secure(Streams):
     """Ends TLS and says its name."""
 
     def __init__(self, name, certs):
         self.name = name.encode()
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(certs / "server.pem", certs / "server.key")
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                stream, _ = self.socket.accept()
-                threading.Thread(target=self.serve, args=(stream,), daemon=True).start()
+        super().__init__()
 
     def serve(self, stream):
-        with contextlib.suppress(OSError), self.context.wrap_socket(stream, True) as secure:
+        with self.context.wrap_socket(stream, True) as secure:
             secure.sendall(self.name)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.socket.close()
 
 
 def test_tls_is_passed_on_by_its_server_name(tmp_path):

@@ -1,41 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """weft beside Envoy itself: which route takes a request, and what its edits make of headers."""
 
-import http.server
-import threading
-
 import pytest
 from mesh import free_port
-from standalone import Proxy
-from test_envoy_beside import Envoy, connect
+from standalone import Site
+from test_envoy_beside import connect, running
 from test_envoy_bootstrap import bootstrap, cluster, host, listener, manager
 
 AUTHORITY = ":authority"
 
 
-class Echo(http.server.BaseHTTPRequestHandler):
+class Echo(Site):
     """Answers with the head that it got."""
 
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        body = str(self.headers).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+    def answer(self, request):
+        return 200, str(request.headers).encode(), {}
 
 
 @pytest.fixture
 def echo():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with Echo() as server:
         yield server
-        server.shutdown()
 
 
 def said(port, head):
@@ -54,9 +39,8 @@ def both(folder, routes, heads, origin):
     for name in ("envoy", "weft"):
         port = free_port()
         path = bootstrap(folder / f"{name}.json", [listener("web", port, manager([host(routes)]))],
-                         [cluster("up", origin.server_port)])
-        proxy = Envoy(path, port) if name == "envoy" else Proxy("--envoy", path, ready=port)
-        with proxy:
+                         [cluster("up", origin.port)])
+        with running(name, path, port):
             out.append([said(port, head) for head in heads])
     return out
 
