@@ -165,10 +165,17 @@ impl Pressure {
         used < most
     }
 
-    /// A worker has read its dose.
-    fn look_again(&self) {
+    /// A worker has read its dose, so many bytes. What was seen a moment ago says enough while
+    /// there is room for all that was read since.
+    fn look_again(&self, read: u64, now: Instant) {
         let Some(gauge) = self.gauge.get() else { return };
-        if !self.measure(gauge.counted(), gauge.limit, self.is_high()) {
+        let (limit, high) = (gauge.limit, self.is_high());
+        if self.doses.seen_lately(read, now).is_some_and(|used| self.measure(used, limit, high)) {
+            return;
+        }
+        let used = gauge.counted();
+        self.doses.saw(used, now);
+        if !self.measure(used, limit, high) {
             self.doses.hold();
         }
     }
@@ -333,6 +340,11 @@ pub(crate) mod tests {
         pub(crate) static SHORT_HERE: Cell<bool> = const { Cell::new(false) };
         /// As if there were a limit.
         pub(crate) static WATCHED_HERE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Memory is short from now on.
+    pub(crate) fn fill(pressure: &Pressure) {
+        pressure.note(99, 100);
     }
 
     #[test]

@@ -119,12 +119,13 @@ async fn run(
     let authority = normalise::canonical(&request, stands_for_host(conn))
         .map_err(|why| Refusal::new(Cause::BadRequest, why))?;
     record.authority = Some(shown(&authority));
-    if let Some(to) = slashes::request(worker, conn, &mut request)? {
-        return Ok(reply::redirect(record, 307, &to));
-    }
+    let moved = slashes::request(worker, conn, &mut request)?;
 
     // 2. Who may use this door, and whether there is room.
     admit::admit(worker, conn, &request)?;
+    if let Some(to) = moved {
+        return Ok(reply::redirect(record, 307, &to));
+    }
     if request.method() == Method::CONNECT && !matches!(conn.door, Door::Gateway(_)) {
         return rare(admit::connect(worker, conn, request, &authority, record)).await;
     }

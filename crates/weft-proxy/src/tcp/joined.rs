@@ -4,7 +4,8 @@
 //! neither what the bytes are nor who counts them.
 //!
 //! Bytes are read into a buffer of the thread and written at once, so that a pair that is idle
-//! holds none. A direction that keeps moving much between two sockets is left to the kernel.
+//! holds none. A direction that keeps moving much between two sockets is left to the kernel. Where
+//! too much memory is used nothing is read until there is room (`overload::dose`).
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -20,6 +21,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::pipe::Pipe;
 use super::socket::Socket;
+use crate::overload::dose;
 
 /// Bytes per read: larger ones cost more CPU on loopback.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -212,6 +214,7 @@ impl Flow {
         reader: &mut R,
         writer: &mut W,
     ) -> Poll<io::Result<Moved>> {
+        ready!(dose::poll_may_read(cx));
         let mut buffer = BUFFER.take().unwrap_or_else(|| vec![0; BUFFER_BYTES].into());
         let polled = self.poll_through(cx, reader, writer, &mut buffer);
         BUFFER.set(Some(buffer));
@@ -247,6 +250,8 @@ impl Flow {
                 Poll::Ready(Ok(n)) => rest = rest.get(n..).unwrap_or_default(),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
+                    // What went on is held by nobody here.
+                    dose::note(rest.len());
                     self.left = rest.to_vec();
                     break;
                 }
@@ -295,7 +300,11 @@ fn poll_splice(
     if *small >= TRICKLES {
         return Poll::Ready(Ok(None));
     }
-    match from.poll_read_ready(cx) {
+    let ready = match dose::poll_may_read(cx) {
+        Poll::Ready(()) => from.poll_read_ready(cx),
+        Poll::Pending => Poll::Pending,
+    };
+    match ready {
         Poll::Ready(ready) => ready?,
         Poll::Pending => {
             // Others may need it meanwhile.

@@ -3,11 +3,15 @@
 //! and what is explained is what is done.
 
 use http::Request;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::LocalSet;
 use weft_base::clock::Clock;
 use weft_model::*;
 
 use super::bed::*;
 use crate::explain::{Place, explain};
+use crate::memory::MemoryProxy;
+use crate::overload::tests::fill;
 use crate::table::{Builder, Door};
 
 fn all(at: &Server, slashes: Slashes) -> Vec<Named> {
@@ -70,4 +74,29 @@ async fn rules_and_backends_see_the_slashes_that_a_listener_makes() {
             assert_eq!(explained.text, "/x/y?q=1");
         }
     }
+}
+
+#[tokio::test]
+async fn nobody_is_told_to_come_again_while_memory_is_short() {
+    let server = Server::named("web").await;
+    let slashes = Slashes { merge: false, escaped: EscapedSlashes::Redirect };
+    let mut builder = Builder::new(1, Clock::system(), "shop".into());
+    let resources = all(&server, slashes).into_iter().map(|(name, resource)| (name, Ok(resource)));
+    let (table, _) = builder.apply(1, resources.collect(), &[]);
+    let proxy = MemoryProxy::new(config("gateway~shop~web"), table);
+    let asking = async {
+        for (short, answer) in [(false, "HTTP/1.1 307 "), (true, "HTTP/1.1 503 ")] {
+            if short {
+                fill(&proxy.worker.shared.pressure);
+            }
+            let door = Door::Gateway("shop/web/8000".into());
+            let mut client = proxy.connect(door, ([127, 0, 0, 1], 8_000).into());
+            let ask = b"GET /x%2Fy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            client.write_all(ask).await.unwrap();
+            let mut got = String::new();
+            client.read_to_string(&mut got).await.unwrap();
+            assert!(got.starts_with(answer), "{got}");
+        }
+    };
+    LocalSet::new().run_until(asking).await;
 }

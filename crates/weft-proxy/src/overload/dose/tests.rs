@@ -28,12 +28,12 @@ impl Wake for Woken {
 }
 
 /// A group's memory, and what watches it with so many workers, of which this thread is one.
-struct Group(tempfile::TempDir, Arc<Pressure>);
+pub(crate) struct Group(tempfile::TempDir, Arc<Pressure>);
 
 // === impl Group ===
 
 impl Group {
-    fn new(workers: usize) -> Self {
+    pub fn new(workers: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (current, stat) = (dir.path().join("current"), dir.path().join("stat"));
         let pressure = Arc::new(Pressure::new(workers));
@@ -54,6 +54,24 @@ impl Group {
         self.is_now(percent);
         self.1.note(LIMIT / 100 * percent, LIMIT);
         self.1.doses.bytes.load(Ordering::Relaxed)
+    }
+
+    /// So much is used that nobody may read.
+    pub fn hold(&self) {
+        read(self.noted(96));
+        assert!(!may_read());
+    }
+
+    /// There is room again, and those that waited go on.
+    pub fn free(&self) {
+        self.noted(60);
+        self.looks(&mut None, Instant::now());
+        READER.with(Reader::wake);
+    }
+
+    /// Bytes that were counted since somebody looked.
+    pub fn counted(&self) -> u64 {
+        READER.with(|reader| reader.read.get())
     }
 
     /// The watcher's turn; tasks that waited go on.
@@ -125,15 +143,62 @@ fn near_the_end_nobody_reads_for_as_long_as_can_be() {
     assert!(may_read());
 }
 
+#[test]
+fn whoever_waits_is_woken_once_and_not_before_it_may_read() {
+    let (group, mut since) = (Group::new(1), None);
+    read(group.noted(96));
+    let asks = |waker: &Waker| poll_may_read(&Context::from_waker(waker)).is_pending();
+    let woken: Vec<Arc<Woken>> = (0..WAITING_MAX).map(|_| Arc::default()).collect();
+    let wakers: Vec<Waker> = woken.iter().map(|woken| woken.clone().into()).collect();
+    for round in 0..3 {
+        assert!(wakers.iter().all(asks), "round {round}");
+    }
+    assert!(!asks(Waker::noop()), "where there is no place to wait it reads");
+    let times = |n: usize| woken.iter().all(|woken| woken.0.load(Ordering::Relaxed) == n);
+    assert!(times(0), "to ask again is all that they could do");
+    group.noted(60);
+    group.looks(&mut since, Instant::now());
+    READER.with(Reader::wake);
+    assert!(times(1) && !wakers.iter().any(asks));
+}
+
+#[test]
+fn a_look_is_used_again_for_a_moment_while_there_is_room_for_what_was_read_since() {
+    let (group, now) = (Group::new(1), Instant::now());
+    let dose = || group.1.doses.bytes.load(Ordering::Relaxed);
+    group.noted(50);
+    group.is_now(60);
+    group.1.look_again(dose(), now);
+    assert_eq!(dose(), LIMIT / 100 * 15, "a worker has looked");
+    // It cannot have become more than was read since.
+    group.is_now(92);
+    group.1.look_again(dose(), now + SEEN_FOR / 2);
+    assert!(may_read());
+    assert_eq!(dose(), LIMIT / 1_000 * 75, "as if all of it stayed");
+    group.1.look_again(dose(), now + SEEN_FOR);
+    assert!(!may_read(), "behind a moment it looks again");
+    // Nor does a look last for more bytes than there was room for.
+    let group = Group::new(1);
+    group.noted(80);
+    let mut reads = 0;
+    while may_read() {
+        let dose = group.1.doses.bytes.load(Ordering::Relaxed);
+        reads += dose;
+        group.is_now(80 + reads * 100 / LIMIT);
+        group.1.look_again(dose, now);
+    }
+    assert!((LIMIT / 100 * 10..LIMIT / 100 * 11).contains(&reads), "{reads} of {LIMIT}");
+}
+
 #[tokio::test]
 async fn codecs_read_nothing_meanwhile_and_go_on_behind_it() {
     let (group, mut since) = (Group::new(1), None);
     let keeping = tokio::task::LocalSet::new();
     keeping.spawn_local(keep(group.1.clone()));
     let reads = keeping.run_until(async {
-        let woken = Arc::new(Woken::default());
-        let waker = Waker::from(woken.clone());
-        let mut cx = Context::from_waker(&waker);
+        let woken: [Arc<Woken>; 2] = Default::default();
+        let wakers = woken.each_ref().map(|woken| Waker::from(woken.clone()));
+        let [mut cx, mut other_cx] = wakers.each_ref().map(Context::from_waker);
         let dose = group.noted(50);
         tokio::task::yield_now().await;
         let ((mut h1, mut client), (h2, mut other)) =
@@ -152,12 +217,13 @@ async fn codecs_read_nothing_meanwhile_and_go_on_behind_it() {
         other.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
         let mut byte = [0];
         let mut reading = std::pin::pin!(h2.read_exact(&mut byte));
-        assert!(reading.as_mut().poll(&mut cx).is_pending() && !may_read());
+        assert!(reading.as_mut().poll(&mut other_cx).is_pending() && !may_read());
         group.noted(60);
         group.looks(&mut since, Instant::now());
         tokio::task::yield_now().await;
         tokio::task::yield_now().await;
-        assert!(woken.0.load(Ordering::Relaxed) >= 2, "both are woken");
+        let times = woken.map(|woken| woken.0.load(Ordering::Relaxed));
+        assert!(times.iter().all(|n| *n > 0), "both are woken: {times:?}");
         assert!(poll_fill(&mut h1, &mut buffer, Read::More, &mut cx).is_ready());
         assert!(reading.as_mut().poll(&mut cx).is_ready());
     });

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::overload::dose::tests::Group;
 
 #[tokio::test]
 async fn silence_ends_what_bytes_keep_open() {
@@ -269,4 +270,55 @@ async fn who_reads_slowly_holds_up_the_sender_and_not_our_memory() {
         ended = joining => panic!("{ended:?}"),
         (_, seen) = async { tokio::join!(writing, all) } => assert_eq!(seen, much.len()),
     }
+}
+
+#[tokio::test]
+async fn nothing_is_read_while_too_much_memory_is_used_and_only_what_stays_is_counted() {
+    let group = Group::new(1);
+    let ((mut client, mut near), (mut far, mut server)) =
+        (tokio::io::duplex(1 << 20), tokio::io::duplex(64));
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut joined = std::pin::pin!(join(&mut near, &mut far, Duration::from_secs(60), &()));
+    let mut seen = [0; 64];
+    group.hold();
+    client.write_all(&[b'x'; 64]).await.unwrap();
+    assert!(joined.as_mut().poll(&mut cx).is_pending());
+    let mut buffer = ReadBuf::new(&mut seen);
+    assert!(Pin::new(&mut server).poll_read(&mut cx, &mut buffer).is_pending(), "it was read");
+    group.free();
+    assert!(joined.as_mut().poll(&mut cx).is_pending());
+    server.read_exact(&mut seen).await.unwrap();
+    assert_eq!(group.counted(), 0, "it went on at once");
+    client.write_all(&[b'x'; 1_064]).await.unwrap();
+    assert!(joined.as_mut().poll(&mut cx).is_pending());
+    assert_eq!(group.counted(), 1_000);
+}
+
+#[tokio::test]
+async fn the_kernel_moves_nothing_either_while_too_much_memory_is_used() {
+    let group = Group::new(1);
+    let pair = async || {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (client, listener.accept().await.unwrap().0)
+    };
+    let ((mut client, near), (far, mut server)) = (pair().await, pair().await);
+    let (mut pipe, mut small) = (None, 0);
+    let mut step = |cx: &mut Context<'_>| {
+        poll_splice(cx, &mut pipe, &mut small, &near, &far).map_ok(Option::unwrap)
+    };
+    client.write_all(b"some bytes").await.unwrap();
+    near.readable().await.unwrap();
+    group.hold();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(step(&mut cx).is_pending());
+    group.free();
+    assert!(matches!(step(&mut cx), Poll::Ready(Ok(Moved::Bytes(10)))));
+    // What is on its way goes on.
+    group.hold();
+    poll_fn(|cx| far.poll_write_ready(cx)).await.unwrap();
+    assert!(matches!(step(&mut cx), Poll::Ready(Ok(Moved::On))));
+    let mut seen = [0; 10];
+    server.read_exact(&mut seen).await.unwrap();
+    assert_eq!(&seen, b"some bytes");
 }
