@@ -32,16 +32,18 @@ use crate::upstream::ask::{Key, pause_ms};
 use crate::upstream::breaker::Grant;
 use crate::upstream::connect::ConnectError;
 use crate::upstream::pick::{Ask, LocalBackend, LocalEndpoint};
-use crate::upstream::pool::{Answered, Client, How, InFlight, Lease, SendError, Wire};
+use crate::upstream::pool::{Answered, Client, Facts, How, InFlight, Lease, SendError, Wire};
 use crate::worker::Worker;
 
 mod again;
 mod gated;
 mod late;
+mod on;
 mod wire;
 
 use again::{again, wait};
 pub use late::whole;
+use on::On;
 
 /// How long a request waits for one of its backend's connections.
 const PATIENCE: Duration = Duration::from_millis(PENDING_MS_MAX);
@@ -121,7 +123,9 @@ async fn attempts(
         // An attempt's own time ends with the beginning of its answer, which may be a long one.
         let until = earlier(whole, within(call.retry.per_try_timeout_ms));
         let kind = (record.is_grpc, record.attempts == 1);
-        let ended = attempt(call, &picked, (began, until, whole), kind).await;
+        let on = On::new(&mut record.upstream);
+        let ended = attempt(call, &picked, (began, until, whole), kind, Some(&on.it)).await;
+        drop(on);
         let now = moment();
         gated.over(&ended, now);
         let took = now.saturating_duration_since(began);
@@ -171,7 +175,7 @@ async fn attempts(
 pub async fn once(call: &Call<'_>, grpc: bool) -> Option<Response<ReplyBody>> {
     let now = Instant::now();
     let picked = pick(call, None, &[], now)?;
-    match attempt(call, &picked, (now, None, None), (grpc, true)).await {
+    match attempt(call, &picked, (now, None, None), (grpc, true), None).await {
         Ended::Answer(response, lease) => Some(pass_on(call, response, lease, None)),
         Ended::Failed(_, _, why) => {
             tracing::debug!(%why, "a mirrored request failed");
@@ -246,6 +250,7 @@ async fn attempt(
     picked: &Rc<LocalEndpoint>,
     (began, until, whole): (Instant, Until, Until),
     (grpc, first): (bool, bool),
+    on: Option<&RefCell<Facts>>,
 ) -> Ended {
     let entry = call.backend.borrow().entry.clone();
     let (policy, protocol) = (&entry.backend.policy, entry.protocol);
@@ -262,6 +267,7 @@ async fn attempt(
         body: call.body.clone(),
         interim: call.interim.clone(),
         grant: Grant::default(),
+        on,
     };
     let due = match until {
         Some((at, limit)) => Due::At(at, limit),
@@ -297,7 +303,7 @@ fn may_move_on(call: &Call<'_>) -> bool {
 async fn settled(
     call: &Call<'_>,
     picked: &Rc<LocalEndpoint>,
-    how: &How,
+    how: &How<'_>,
     due: Due,
     with: Vec<(HeaderName, HeaderValue)>,
 ) -> Option<Ended> {
@@ -354,7 +360,7 @@ type Sent = Result<(Response<Answered>, Lease), SendError>;
 async fn send(
     call: &Call<'_>,
     picked: &LocalEndpoint,
-    how: &How,
+    how: &How<'_>,
     due: Due,
     mut with: Vec<(HeaderName, HeaderValue)>,
 ) -> Result<Option<Sent>, String> {
@@ -476,7 +482,6 @@ fn note(
     record: &mut Record,
 ) {
     record.headed = Some(now);
-    record.upstream = if let Ended::Answer(r, lease) = ended { lease.facts(r) } else { None };
     let entry = call.backend.borrow().entry.clone();
     let policy = &entry.backend.policy;
     let now = call.worker.clock.at(now);

@@ -77,7 +77,7 @@ pub struct Record {
     pub upstream_ms: Option<u64>,
     /// When the last attempt's answer began, or the attempt failed.
     pub headed: Option<Instant>,
-    /// The connection that it came on.
+    /// The connection that the last attempt had.
     pub upstream: Option<Rc<facts::Upstream>>,
     /// Who answered a gRPC call that has not said yet how it went.
     pub unjudged: Option<(Pinned<BackendEntry>, Arc<EndpointEntry>)>,

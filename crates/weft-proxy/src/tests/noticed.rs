@@ -205,6 +205,60 @@ async fn lines_tell_of_both_connections_and_of_times() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lines_tell_of_the_connection_of_an_attempt_that_failed() {
+    let user = Server::raw(|_, mut stream| async move {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let Ok(byte) = stream.read_u8().await else { return };
+            head.push(byte);
+        }
+        if !head.starts_with(b"GET /closed ") {
+            std::future::pending::<()>().await;
+        }
+    })
+    .await;
+    let format = "%REQ(:PATH)% %RESPONSE_FLAGS% %UPSTREAM_PROTOCOL% %UPSTREAM_LOCAL_ADDRESS%";
+    let (config, path, _dir) = logging("gateway~shop~web", format);
+    let bed = Bed::start(config, None).await;
+    let mut all = http_service("user", &[user.address]);
+    all.extend(http_service("nobody", &[nobody().await]));
+    all.push(gateway(None));
+    let led = |path: &str, name: &str, backend_request_ms: Option<u64>| {
+        let mut rule = rule(path, Action::Forward(vec![to(name, "", 1)]));
+        rule.timeouts.backend_request_ms = backend_request_ms;
+        rule.retry.attempts = 0;
+        rule
+    };
+    let rules = vec![
+        led("/closed", "user", None),
+        led("/late", "user", Some(50)),
+        led("/left", "user", None),
+        led("/nobody", "nobody", None),
+    ];
+    all.push(gateway_route("r", &[], rules));
+    bed.apply(1, all).await;
+    for (n, (asked, line)) in [
+        ("closed", "/closed UC HTTP/1.1 127.0.0.1:"),
+        ("late", "/late UT HTTP/1.1 127.0.0.1:"),
+        ("left", "/left DC HTTP/1.1 127.0.0.1:"),
+        ("nobody", "/nobody UF - -"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
+        let (began, ask) = (user.hits(), format!("GET /{asked} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        if asked == "left" {
+            wait_until("it is under way", || async { user.hits() > began }).await;
+            drop(stream);
+        }
+        let lines = lines_come(&path, n + 1).await;
+        assert!(lines[n].starts_with(line), "{lines:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_fails_is_counted_and_has_a_line_with_its_reason() {
     let user = Server::named("user").await;
     let (server, client) = (pair("a.example"), pair("client.example"));

@@ -90,7 +90,7 @@ fn over_h2(head: &Parts, bodiless: bool, declared: Protocol) -> Option<HeaderVal
 pub(super) async fn settle(
     call: &Call<'_>,
     picked: &LocalEndpoint,
-    how: &mut How,
+    how: &mut How<'_>,
     (began, due): (Instant, Due),
     asks: bool,
 ) -> Option<Ended> {
@@ -122,7 +122,7 @@ pub(super) async fn settle(
 async fn room(
     call: &Call<'_>,
     picked: &LocalEndpoint,
-    how: &mut How,
+    how: &mut How<'_>,
     (began, due): (Instant, Due),
 ) -> Option<Ended> {
     let most = call.backend.borrow().entry.backend.policy.limits.connections_max?;

@@ -91,7 +91,7 @@ impl Pool {
     pub async fn send_h1(
         self: &Rc<Self>,
         (head, instead): (&Parts, Instead<'_>),
-        how: &How,
+        how: &How<'_>,
         due: Due,
     ) -> Option<Result<(Response<Answered>, Lease), SendError>> {
         // Of a connection that was closed already: the next one has its place.
@@ -113,6 +113,7 @@ impl Pool {
                     }
                 }
             };
+            how.has(&connection.facts);
             connection.worn.used();
             connection.terms.clone_from(&how.connections);
             connection.exchange.begin_with(head, instead, how.body.attempt());
@@ -162,10 +163,9 @@ impl Pool {
         mut parts: http::response::Parts,
     ) -> (Response<Answered>, Lease) {
         let (kind, body) = if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            let facts = connection.facts.clone();
             let (upgraded, open) = connection.upgraded();
             parts.extensions.insert(Handover::ready(upgraded));
-            (LeaseKind::Left(open, facts), Answered::H1(None))
+            (LeaseKind::Left(open), Answered::H1(None))
         } else {
             (LeaseKind::H1(self.clone()), Answered::H1(Some(connection)))
         };
@@ -186,14 +186,14 @@ impl Pool {
         self.doubt.trusts_kept(self.peer.connect, moment())
     }
 
-    fn idle(&self, how: &How) -> Option<Box<Connection>> {
+    fn idle(&self, how: &How<'_>) -> Option<Box<Connection>> {
         let newest = self.has_idle(how).then(|| self.h1.borrow_mut().pop());
         newest.flatten().map(|idle| idle.connection)
     }
 
     /// Whether the newest connection may be used; those that are closed go, and those that have
     /// served for long enough.
-    pub(super) fn has_idle(&self, how: &How) -> bool {
+    pub(super) fn has_idle(&self, how: &How<'_>) -> bool {
         let mut stack = self.h1.borrow_mut();
         while let Some(idle) = stack.last_mut() {
             let connection = &mut idle.connection;
@@ -209,7 +209,7 @@ impl Pool {
 
     /// A place for one more connection. Counted from here on: others must see that the limit is
     /// used up.
-    pub(super) fn place(&self, how: &How) -> Result<OpenGuard, ConnectError> {
+    pub(super) fn place(&self, how: &How<'_>) -> Result<OpenGuard, ConnectError> {
         let full = |most| ConnectError::Full { address: self.peer.connect, most };
         Ok(self.opened(how.grant.claim().map_err(full)?))
     }
@@ -228,7 +228,7 @@ impl Pool {
 }
 
 /// What a failure of the codec means for the request.
-fn explain(failure: Failure, how: &How) -> SendError {
+fn explain(failure: Failure, how: &How<'_>) -> SendError {
     if let Some(failure) = how.body.failure() {
         return SendError::Client(failure.to_string());
     }

@@ -126,10 +126,6 @@ impl Connection {
 // === impl Stream ===
 
 impl Stream {
-    pub(super) fn facts(&self) -> Option<Rc<facts::Upstream>> {
-        self.0.facts.clone()
-    }
-
     fn begin(connection: Rc<Connection>) -> Self {
         connection.shared.active.set(connection.shared.active.get() + 1);
         connection.worn.used();
@@ -159,7 +155,7 @@ impl Pool {
     pub async fn send_h2(
         self: &Rc<Self>,
         mut request: Request<AttemptBody>,
-        how: &How,
+        how: &How<'_>,
     ) -> Result<(Response<Answered>, Lease), SendError> {
         if request.headers().contains_key(UPGRADE) {
             return Box::pin(self.send_protocol(request, how)).await;
@@ -167,6 +163,7 @@ impl Pool {
         let mut last = None;
         for _ in 0..3 {
             let stream = Stream::begin(self.h2_connection(how).await?);
+            how.has(&stream.0.facts);
             let mut sender = stream.0.sender.clone();
             let on = (&mut sender, &*stream.0.shared);
             match exchange(on, request, |head| how.say(head)).await {
@@ -193,7 +190,7 @@ impl Pool {
     ///
     /// # Errors
     /// There is no connection to ask on.
-    pub async fn wire_of_protocols(self: &Rc<Self>, how: &How) -> Result<Wire, ConnectError> {
+    pub async fn wire_of_protocols(self: &Rc<Self>, how: &How<'_>) -> Result<Wire, ConnectError> {
         let connection = self.h2_connection(how).await?;
         let taken = connection.takes_protocols(how.connect_timeout).await;
         Ok(if taken { Wire::H2 } else { Wire::H1 })
@@ -203,7 +200,7 @@ impl Pool {
     async fn send_protocol(
         self: &Rc<Self>,
         request: Request<AttemptBody>,
-        how: &How,
+        how: &How<'_>,
     ) -> Result<(Response<Answered>, Lease), SendError> {
         let (mut parts, _) = request.into_parts();
         let protocol = parts.headers.remove(UPGRADE);
@@ -216,6 +213,7 @@ impl Pool {
         let mut last = None;
         for _ in 0..3 {
             let stream = Stream::begin(self.h2_connection(how).await?);
+            how.has(&stream.0.facts);
             if !stream.0.takes_protocols(how.connect_timeout).await {
                 last = Some("it takes no protocols over HTTP/2".into());
                 break;
@@ -247,7 +245,7 @@ impl Pool {
         self.h2.borrow_mut().retain(|c| !Rc::ptr_eq(c, connection));
     }
 
-    async fn h2_connection(self: &Rc<Self>, how: &How) -> Result<Rc<Connection>, ConnectError> {
+    async fn h2_connection(self: &Rc<Self>, how: &How<'_>) -> Result<Rc<Connection>, ConnectError> {
         let terms = how.connections.as_deref();
         loop {
             self.h2.borrow_mut().retain(|c| !c.shared.closed.get());

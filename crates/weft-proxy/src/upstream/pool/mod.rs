@@ -70,6 +70,9 @@ const CAREFUL_IDLE: Duration = Duration::from_millis(1_000);
 /// Reused connections that are tried before a new one is opened.
 const REUSE_TRIES: usize = 2;
 
+/// What is known of a connection, where lines of the access log tell of that.
+pub type Facts = Option<Rc<facts::Upstream>>;
+
 /// Which HTTP an attempt speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
@@ -79,7 +82,7 @@ pub enum Wire {
 
 /// How one attempt is to be sent.
 #[derive(Debug)]
-pub struct How {
+pub struct How<'a> {
     pub wire: Wire,
     pub connect_timeout: Duration,
     /// What its backend says of connections.
@@ -94,6 +97,8 @@ pub struct How {
     pub interim: Option<Rc<Interim>>,
     /// What a new connection is counted by.
     pub grant: Grant,
+    /// Where it is noted which connection it has.
+    pub on: Option<&'a RefCell<Facts>>,
 }
 
 /// Why an attempt has no response head.
@@ -168,7 +173,7 @@ enum LeaseKind {
     H1(Rc<Pool>),
     H2(#[allow(dead_code)] h2::Stream),
     /// An HTTP/1.1 connection that has left HTTP.
-    Left(#[allow(dead_code)] OpenGuard, Option<Rc<facts::Upstream>>),
+    Left(#[allow(dead_code)] OpenGuard),
 }
 
 /// Counts one request to an endpoint while it lasts.
@@ -189,10 +194,17 @@ struct OpenGuard {
 
 // === impl How ===
 
-impl How {
+impl How<'_> {
     /// How its connection is opened, if it needs another one.
     fn opening(&self) -> Opening {
         Opening::of(self.connect_timeout, self.connections.as_deref())
+    }
+
+    /// The attempt has a connection.
+    fn has(&self, facts: &Facts) {
+        if let Some(on) = self.on {
+            on.borrow_mut().clone_from(facts);
+        }
     }
 
     /// Passes on an answer before the answer.
@@ -234,7 +246,7 @@ impl Pool {
 
     /// Whether a request can go out without another connection. A careful one takes none that
     /// may be closing.
-    pub fn has_room(&self, how: &How) -> bool {
+    pub fn has_room(&self, how: &How<'_>) -> bool {
         match how.wire {
             Wire::H1 => self.trusts_kept() && self.has_idle(how),
             Wire::H2 => self.h2.borrow().iter().any(|c| c.has_room(how.connections.as_deref())),
@@ -331,16 +343,6 @@ impl Lease {
     pub fn counted(mut self, flight: InFlight) -> Self {
         self.flight = Some(flight);
         self
-    }
-
-    /// What is known of the connection that an answer came on.
-    pub fn facts(&self, answer: &Response<Answered>) -> Option<Rc<facts::Upstream>> {
-        match (&self.kind, answer.body()) {
-            (LeaseKind::H2(stream), _) => stream.facts(),
-            (_, Answered::H1(Some(connection))) => connection.facts.clone(),
-            (LeaseKind::Left(_, facts), _) => facts.clone(),
-            _ => None,
-        }
     }
 
     /// The answer's body was read to its end: its connection may serve others.

@@ -31,7 +31,7 @@ fn pool(listener: &TcpListener) -> Rc<Pool> {
     Pool::new(Peer::plain(listener.local_addr().unwrap()), Rc::new(context))
 }
 
-fn how() -> How {
+fn how() -> How<'static> {
     How {
         wire: Wire::H1,
         connect_timeout: LIMIT,
@@ -41,6 +41,7 @@ fn how() -> How {
         body: Replay::default(),
         interim: None,
         grant: Grant::default(),
+        on: None,
     }
 }
 
@@ -49,7 +50,7 @@ async fn ask(pool: &Rc<Pool>) {
     ask_as(pool, how()).await;
 }
 
-async fn ask_as(pool: &Rc<Pool>, how: How) {
+async fn ask_as(pool: &Rc<Pool>, how: How<'_>) {
     let head = Request::builder().uri("/").header("host", "a").body(()).unwrap().into_parts().0;
     let due = Due::At(Instant::now() + LIMIT, LIMIT);
     let sent = pool.send_h1((&head, Instead::default()), &how, due).await;

@@ -29,7 +29,7 @@ fn pool(peer: Peer) -> Rc<Pool> {
     Pool::new(peer, Rc::new(context))
 }
 
-fn how() -> How {
+fn how() -> How<'static> {
     How {
         wire: Wire::H2,
         connect_timeout: Duration::from_secs(5),
@@ -39,6 +39,7 @@ fn how() -> How {
         body: Replay::default(),
         interim: None,
         grant: Grant::default(),
+        on: None,
     }
 }
 
