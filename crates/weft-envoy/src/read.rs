@@ -181,6 +181,11 @@ impl<'a> Message<'a> {
         self.raw(name).is_some()
     }
 
+    /// Whether all that is set was asked for.
+    pub fn is_read(&self) -> bool {
+        self.map.values().zip(self.asked.borrow().iter()).all(|(v, asked)| *asked || v.is_null())
+    }
+
     /// Whether one of these is set, without having asked for it.
     pub fn names(&self) -> impl Iterator<Item = &'a str> {
         self.map.iter().filter(|(_, v)| !v.is_null()).map(|(k, _)| k.as_str())

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Clients, Connections, Endpoint, Labels, Origin, Protection, Sources, UpstreamTls};
+use crate::{
+    Clients, Connections, Endpoint, Labels, Locality, Origin, Protection, Sources, UpstreamTls,
+};
 
 /// A named upstream group with its policy: what a subset or a client's policy makes of a set.
 /// Named `host:FQDN/backend/PORT` or `host:FQDN/backend/PORT/SUBSET`.
@@ -143,6 +145,9 @@ pub enum LocalityPolicy {
     Any,
     /// Shares by place; the first entry whose `from` takes the client counts.
     Distribute(Vec<Distribution>),
+    /// Places by their very names, and their shares of all clients (Envoy's weights of localities).
+    /// Those that are not named get requests when none of these has anybody left.
+    Weights(Vec<(Locality, u32)>),
     /// The nearest first, the next ones as far as it lacks endpoints.
     Failover(Failover),
     /// Zones of the own region: requests stay in their own as far as it has its part of the

@@ -222,6 +222,7 @@ fn dns(
 /// What a cluster's instances speak, and how connections to them are used.
 fn protocol(cluster: &Message<'_>, upstream: &mut Upstream) -> Protocol {
     let mut out = Protocol::Http1;
+    believed(cluster);
     upstream.kept_alive(cluster);
     upstream.requests(cluster);
     upstream.common(cluster);
@@ -235,6 +236,7 @@ fn protocol(cluster: &Message<'_>, upstream: &mut Upstream) -> Protocol {
             given.unsupported("@type", format!("{name}: {kind} is none of weft's"));
             return;
         }
+        believed(&given);
         upstream.common(&given);
         if let Some(explicit) = given.message("explicit_http_config") {
             options::http_1(&explicit);
@@ -248,6 +250,13 @@ fn protocol(cluster: &Message<'_>, upstream: &mut Upstream) -> Protocol {
         }
     });
     out
+}
+
+/// `UpstreamHttpProtocolOptions`: which name a server's certificate must have.
+fn believed(message: &Message<'_>) {
+    if let Some(options) = message.message("upstream_http_protocol_options") {
+        tls::judged_by_sni(&options, "auto_san_validation");
+    }
 }
 
 /// What is said of a cluster's connections.
@@ -295,11 +304,9 @@ fn policy(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> BackendP
         out.protection = Some(Box::new(protection));
     }
     if let Some(common) = cluster.message("common_lb_config") {
-        common.pass_over(&[
-            "update_merge_window",
-            "ignore_new_hosts_until_first_hc",
-            "close_connections_on_host_set_change",
-        ]);
+        common.pass_over(&["update_merge_window", "ignore_new_hosts_until_first_hc"]);
+        let kept = "connections of those that stay are kept";
+        options::flags(&common, &[("close_connections_on_host_set_change", false, kept)]);
         // Weights of places; the endpoints' reader asks for them.
         drop(common.message("locality_weighted_lb_config"));
         if let Some(hashing) = common.message("consistent_hashing_lb_config") {

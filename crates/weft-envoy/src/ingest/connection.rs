@@ -28,16 +28,20 @@ const PASSED_OVER: &[&str] = &[
     "stat_prefix",
     "generate_request_id",
     "always_set_request_id_in_response",
-    "strip_matching_host_port",
-    "strip_any_host_port",
     "drain_timeout",
     "delayed_close_timeout",
 ];
+
+/// Instances that are tried for a connection, one behind the other.
+const CONNECTS: u32 = 3;
+const KEPT_PORT: &str = "hosts are compared without their port, and backends get it as it came";
 
 /// What is asked for is done only when it is what weft does anyhow.
 const FLAGS: &[(&str, bool, &str)] = &[
     ("normalize_path", true, "paths that are not in their normal form are refused"),
     ("preserve_external_request_id", false, "request ids of clients are weft's own to judge"),
+    ("strip_matching_host_port", false, KEPT_PORT),
+    ("strip_any_host_port", false, KEPT_PORT),
 ];
 
 /// The same of what is said by a word.
@@ -113,7 +117,11 @@ fn server(manager: &Message<'_>) -> Option<Filter> {
 
 /// Reads a `TcpProxy`.
 pub fn tcp(proxy: &Message<'_>, (root, listener, sections, index): &At<'_>, context: &Context<'_>) {
-    proxy.pass_over(&["stat_prefix", "max_connect_attempts"]);
+    proxy.pass_over(&["stat_prefix"]);
+    if proxy.number::<u32>("max_connect_attempts").is_some_and(|n| n != CONNECTS) {
+        let why = format!("while none is connected, {CONNECTS} instances are tried");
+        proxy.unsupported("max_connect_attempts", why);
+    }
     logs(proxy, context);
     let mut shares = Vec::new();
     let plain = |target, weight| WeightedBackend { target, weight, filters: Vec::new() };

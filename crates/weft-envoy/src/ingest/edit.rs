@@ -26,7 +26,7 @@ fn edit(message: &Message<'_>, add: &str, remove: &str) -> HeaderEdit {
     let mut out = HeaderEdit::default();
     message.each(add, |option| {
         let Some(header) = option.message("header") else { return };
-        option.pass_over(&["keep_empty_value"]);
+        let keeps_empty = option.flag("keep_empty_value") == Some(true);
         let name = header.text("key").map(str::to_ascii_lowercase);
         let value = header.text("value").unwrap_or("");
         let Some(name) = name else { return };
@@ -38,12 +38,14 @@ fn edit(message: &Message<'_>, add: &str, remove: &str) -> HeaderEdit {
             header.unsupported("value", "operators are for access logs only");
             return;
         };
+        let is_left_out = value.is_empty() && !keeps_empty;
         let pair: (Arc<str>, Arc<str>) = (name.into(), value.into());
         let legacy = match option.flag("append") {
             Some(false) => "OVERWRITE_IF_EXISTS_OR_ADD",
             _ => "APPEND_IF_EXISTS_OR_ADD",
         };
         match option.word("append_action").as_deref().unwrap_or(legacy) {
+            _ if is_left_out => {}
             "APPEND_IF_EXISTS_OR_ADD" => out.add.push(pair),
             "OVERWRITE_IF_EXISTS_OR_ADD" => out.set.push(pair),
             other => option.unsupported("append_action", format!("weft adds or sets, not {other}")),

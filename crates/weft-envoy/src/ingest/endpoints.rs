@@ -2,13 +2,12 @@
 //! The endpoints of a cluster: where they are, in which order or with which weights their places
 //! get requests. Called by the reader of clusters.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use weft_model::{
-    BackendPolicy, Distribution, Endpoint, EndpointSet, Failover, Health, Locality,
-    LocalityPattern, LocalityPolicy, Transport,
+    BackendPolicy, Endpoint, EndpointSet, Failover, Health, Locality, LocalityPolicy, Transport,
 };
 
 use super::cluster::labels;
@@ -35,7 +34,7 @@ pub fn read(
     }
     let mut priorities = BTreeSet::new();
     let mut all: Vec<(u32, Option<Arc<str>>, Endpoint)> = Vec::new();
-    let mut weights: Vec<(Locality, u32)> = Vec::new();
+    let mut weights: BTreeMap<Locality, u32> = BTreeMap::new();
     load.each("endpoints", |group| {
         let locality = group.message("locality").map(|l| Locality {
             region: l.text("region").unwrap_or("").into(),
@@ -44,9 +43,10 @@ pub fn read(
         });
         let priority = group.number::<u32>("priority").unwrap_or(0);
         priorities.insert(priority);
-        // A place without one has no part.
-        let weight = group.number::<u32>("load_balancing_weight").unwrap_or(0);
-        weights.push((locality.clone().unwrap_or_default(), weight));
+        // Only a place that is named has one; what its last group says counts.
+        if let (Some(weight), Some(at)) = (group.number("load_balancing_weight"), &locality) {
+            weights.insert(at.clone(), weight);
+        }
         group.pass_over(&["proximity"]);
         group.each("lb_endpoints", |message| {
             if let Some((host, mut endpoint)) = one(&message, all.len()) {
@@ -63,9 +63,9 @@ pub fn read(
         });
     }
     // Where no place has a weight all are alike.
-    if is_weighted(cluster) && weights.iter().any(|(_, weight)| *weight > 0) {
+    if is_weighted(cluster) && weights.values().any(|weight| *weight > 0) {
         match levels.len() {
-            0 | 1 => policy.locality = by_weight(weights),
+            0 | 1 => policy.locality = LocalityPolicy::Weights(weights.into_iter().collect()),
             _ => {
                 let why = "places have weights, or clusters have priorities: not both";
                 cluster.unsupported("common_lb_config", why);
@@ -93,19 +93,6 @@ fn is_weighted(cluster: &Message<'_>) -> bool {
     said("locality_weighted_lb_config") || said("localityWeightedLbConfig")
 }
 
-/// Each place's share of all clients, the most exactly named first.
-fn by_weight(mut weights: Vec<(Locality, u32)>) -> LocalityPolicy {
-    let unnamed = |l: &Locality| {
-        [&l.region, &l.zone, &l.sub_zone].into_iter().filter(|part| part.is_empty()).count()
-    };
-    weights.sort_by_key(|(locality, _)| unnamed(locality));
-    let to = weights.into_iter().map(|(Locality { region, zone, sub_zone }, weight)| {
-        (LocalityPattern(format!("{region}/{zone}/{sub_zone}").into()), weight)
-    });
-    let from = LocalityPattern::default();
-    LocalityPolicy::Distribute(vec![Distribution { from, to: to.collect() }])
-}
-
 /// A label of endpoints whose priority is this or an earlier one.
 fn at_most(priority: u32) -> String {
     format!("envoy.priority-{priority}")
@@ -114,7 +101,11 @@ fn at_most(priority: u32) -> String {
 /// One endpoint, and its name when it has no address.
 fn one(message: &Message<'_>, index: usize) -> Option<(Option<Arc<str>>, Endpoint)> {
     let health = match message.word("health_status").as_deref().unwrap_or("HEALTHY") {
-        "HEALTHY" | "UNKNOWN" | "DEGRADED" => Health::Healthy,
+        "HEALTHY" | "UNKNOWN" => Health::Healthy,
+        "DEGRADED" => {
+            message.unsupported("health_status", "DEGRADED: an instance is well or not");
+            Health::Healthy
+        }
         "DRAINING" => Health::Draining,
         "UNHEALTHY" | "TIMEOUT" => Health::Unhealthy,
         other => {

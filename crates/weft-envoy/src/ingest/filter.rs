@@ -22,6 +22,7 @@ const BUFFER: &str = "envoy.extensions.filters.http.buffer.v3.Buffer";
 const BUFFER_ROUTE: &str = "envoy.extensions.filters.http.buffer.v3.BufferPerRoute";
 const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 const PER_CONNECTION: &str = "local_rate_limit_per_downstream_connection";
+const LIMIT_HEADERS: &str = "answers beyond a limit have RateLimit and RateLimit-Policy";
 const ROUTE_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
 
 /// Filters that keep requests out, of HTTP and of connections.
@@ -94,10 +95,13 @@ impl Chain {
                     Some(does) => Some(does),
                     None => {
                         config.waive();
-                        if on && !optional {
-                            unknown(&filter, "typed_config", kind);
+                        let kind = wrapped(kind, &config);
+                        // Optional is what a proxy lacks; who keeps requests out is never.
+                        let counts = !optional || is_guard(&kind);
+                        if on && counts {
+                            unknown(&filter, "typed_config", &kind);
                         }
-                        (!on && !optional).then(|| Does::Unknown(kind.to_owned()))
+                        (!on && counts).then_some(Does::Unknown(kind))
                     }
                 },
             };
@@ -181,7 +185,7 @@ impl Chain {
     fn put(&mut self, name: &str, kind: &str, config: &Message<'_>) {
         let Some(does) = does(kind, config) else {
             config.waive();
-            unknown(config, "@type", kind);
+            unknown(config, "@type", &wrapped(kind, config));
             return;
         };
         // A policy for a filter that is not in the chain has no effect in Envoy.
@@ -206,11 +210,29 @@ impl Chain {
 /// Says that weft has no such filter. One that keeps requests out is never left out.
 pub fn unknown(message: &Message<'_>, field: &str, kind: &str) {
     let why = format!("{kind} is none of weft's");
-    if kind.split('.').any(|part| GUARDS.contains(&part)) {
+    if is_guard(kind) {
         message.error(field, format!("{why}, and without it more would be let in"));
     } else {
         message.unsupported(field, why);
     }
+}
+
+fn is_guard(kind: &str) -> bool {
+    kind.split('.').any(|part| GUARDS.contains(&part))
+}
+
+/// The type that counts, where one stands in another.
+fn wrapped(kind: &str, config: &Message<'_>) -> String {
+    let extension = config.item("extension_config").map(|item| item.value);
+    let inner = match kind.rsplit('.').next() {
+        Some("TypedStruct") => config.text("type_url"),
+        Some("ExtensionWithMatcher") => extension.and_then(|inner| {
+            let config = ["typed_config", "typedConfig"].iter().find_map(|f| inner.get(f))?;
+            config.get("@type")?.as_str()
+        }),
+        _ => None,
+    };
+    inner.and_then(|url| url.rsplit('/').next()).unwrap_or(kind).to_owned()
 }
 
 /// What a filter's configuration says; `None` for a type that weft has not.
@@ -309,7 +331,7 @@ pub fn cors(policy: &Message<'_>) -> Cors {
 
 /// A token bucket of the whole filter; `None` also when it refuses nothing.
 fn limit(config: &Message<'_>) -> Option<RateLimit> {
-    config.pass_over(&["enable_x_ratelimit_headers"]);
+    options::words(config, &[("enable_x_ratelimit_headers", &["OFF"], LIMIT_HEADERS)]);
     options::flags(config, &[(PER_CONNECTION, false, "a limit is of all connections together")]);
     let (enabled, enforced) =
         (is_in_force(config, "filter_enabled"), is_in_force(config, "filter_enforced"));

@@ -105,10 +105,16 @@ pub fn of_route(message: &Message<'_>) -> Option<Match> {
     if let Some(fraction) = message.message("runtime_fraction")
         && share(&fraction, "default_value").is_some_and(|s| s != Share::ALL)
     {
-        let why = "a match takes all that fits; use weighted_clusters for a part";
+        let why = "a match takes all that fits or is left out; use weighted_clusters for a part";
         message.unsupported("runtime_fraction", why);
+        whole = false;
     }
-    whole.then_some(out)
+    if message.is_set("tls_context") {
+        let why = "of clients with certificates only; RBAC can ask for one (authenticated)";
+        message.error("tls_context", why);
+    }
+    // A match without a part of what it asks for would take more.
+    (whole && message.is_read()).then_some(out)
 }
 
 /// A text of a query's matcher that only something encoded has: a `%`, or a `+` for a blank.

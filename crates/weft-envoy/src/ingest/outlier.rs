@@ -6,7 +6,7 @@ use weft_model::{FailureShare, Outlier, OutlierWindow, SuccessRate};
 use crate::read::Message;
 
 pub fn read(m: &Message<'_>) -> Outlier {
-    m.pass_over(&["max_ejection_time_jitter", "monitors", "always_eject_one_host"]);
+    m.pass_over(&["max_ejection_time_jitter"]);
     let streak = |count: &str, enforcing: &str, usual: u32, on: bool| {
         let count = m.number::<u32>(count).unwrap_or(usual);
         if enforced(m, enforcing, on) { count } else { 0 }
@@ -40,6 +40,11 @@ pub fn read(m: &Message<'_>) -> Outlier {
     let interval_ms = m.duration("interval").unwrap_or(10_000);
     let judged = success_rate.is_some() || failure_share.is_some();
     let window = OutlierWindow { interval_ms, success_rate, failure_share };
+    let percent = m.number::<u32>("max_ejection_percent").unwrap_or(10).min(100);
+    // One of several may always be ejected, where any may be.
+    if m.flag("always_eject_one_host") == Some(true) && percent == 0 {
+        m.unsupported("always_eject_one_host", "with max_ejection_percent 0 nobody is ejected");
+    }
     let base_ejection_ms = m.duration("base_ejection_time").unwrap_or(30_000);
     Outlier {
         consecutive_failures,
@@ -49,8 +54,7 @@ pub fn read(m: &Message<'_>) -> Outlier {
         window: judged.then(|| Box::new(window)),
         base_ejection_ms,
         max_ejection_ms: m.duration("max_ejection_time").unwrap_or(300_000).max(base_ejection_ms),
-        max_ejection_basis_points: m.number::<u32>("max_ejection_percent").unwrap_or(10).min(100)
-            * 100,
+        max_ejection_basis_points: percent * 100,
     }
 }
 

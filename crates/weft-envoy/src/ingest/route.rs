@@ -39,8 +39,6 @@ const PASSED_OVER: &[&str] = &[
     "validate_clusters",
     "max_direct_response_body_size_bytes",
     "ignore_port_in_host_matching",
-    "ignore_path_parameters_in_path_matching",
-    "most_specific_header_mutations_wins",
 ];
 
 /// What is asked for is done only when it is what weft does anyhow.
@@ -49,9 +47,24 @@ const FLAGS: &[(&str, bool, &str)] = &[
     ("include_attempt_count_in_response", false, "answers do not say how many attempts it took"),
 ];
 
+/// The same of a whole configuration.
+const CONFIG_FLAGS: &[(&str, bool, &str)] = &[
+    (
+        "ignore_path_parameters_in_path_matching",
+        false,
+        "parameters are a part of the path that routes see",
+    ),
+    (
+        "most_specific_header_mutations_wins",
+        false,
+        "edits of a route come first, then its virtual host's, then the whole configuration's",
+    ),
+];
+
 /// Reads one `RouteConfiguration`.
 pub fn read(config: &Message<'_>, place: &Place<'_>, context: &Context<'_>) {
     config.pass_over(PASSED_OVER);
+    options::flags(config, CONFIG_FLAGS);
     let own = edit::filters(config);
     let chain = place.chain.with(config);
     let (mut hosts, mut known) = (0_usize, BTreeSet::new());

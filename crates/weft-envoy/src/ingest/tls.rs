@@ -101,6 +101,7 @@ fn is_of(socket: &Message<'_>, wanted: &str) -> bool {
 fn originated(socket: &Message<'_>, context: &Context<'_>) -> Option<UpstreamTls> {
     let tls = opened(socket, UPSTREAM)?;
     tls.pass_over(&["max_session_keys"]);
+    judged_by_sni(&tls, "auto_sni_san_validation");
     let server_name = tls.text("sni").filter(|s| !s.is_empty()).map(Arc::from);
     let common = common(&tls, context);
     let trust = common.authorities.map_or(Trust::Anyone, Trust::Authorities);
@@ -114,6 +115,15 @@ fn originated(socket: &Message<'_>, context: &Context<'_>) -> Option<UpstreamTls
     }
     let (certificate, only_13) = (common.certificate, common.only_13);
     Some(UpstreamTls { server_name, trust, names, certificate, only_13, anonymous: false })
+}
+
+/// Says that a server's certificate is not compared with the name that it was asked for. Who goes
+/// on without that believes servers with any name.
+pub fn judged_by_sni(message: &Message<'_>, field: &str) {
+    if message.flag(field) == Some(true) {
+        let why = "a server's name stands in match_typed_subject_alt_names of validation_context";
+        message.error(field, why);
+    }
 }
 
 /// Whoever passes over one of these speaks plaintext, or to somebody else.
@@ -226,12 +236,18 @@ fn validate(validation: &Message<'_>, context: &Context<'_>, out: &mut Common) {
         out.authorities = Some(ca);
     }
     validation.each("match_typed_subject_alt_names", |name| {
-        if !matches!(name.word("san_type").as_deref(), Some("DNS" | "URI")) {
+        let kind = name.word("san_type");
+        if !matches!(kind.as_deref(), Some("DNS" | "URI")) {
             name.unsupported("san_type", "names are DNS or URI");
         }
-        if let Some(matcher) = name.message("matcher") {
-            san(&matcher, out);
+        let Some(matcher) = name.message("matcher") else { return };
+        // Both are compared with all names: what can be one alone must not be told as the other.
+        if let (Some(kind @ ("DNS" | "URI")), Some(text)) = (kind.as_deref(), matcher.text("exact"))
+            && text.contains(':') != (kind == "URI")
+        {
+            name.error("san_type", format!("{text:?} is no name of the type {kind}"));
         }
+        san(&matcher, out);
     });
     validation.each("match_subject_alt_names", |matcher| san(&matcher, out));
     let judged = validation.word("trust_chain_verification");
@@ -245,7 +261,8 @@ fn san(matcher: &Message<'_>, out: &mut Common) {
         Some(name) => out.names.push(name.into()),
         None => {
             matcher.waive();
-            matcher.unsupported("exact", "names are compared exactly here");
+            let said = matcher.names().next().unwrap_or("exact");
+            matcher.unsupported(said, "names are compared exactly here; use exact");
         }
     }
 }

@@ -92,6 +92,52 @@ fn filters_of_one_name_all_hold() {
 }
 
 #[test]
+fn who_keeps_others_out_is_not_optional_and_is_known_in_any_wrapping() {
+    let forward = format!("routes: [{{{FORWARD}}}]");
+    let refused = |kind: &str, config: &str, more: &str| {
+        let filter = format!("{{name: a, {more} typed_config: {{'@type': a/{kind}, {config}}}}},");
+        said(&of(&filter, &forward, "", "").errors)
+    };
+    let guard = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
+    let lua = "envoy.extensions.filters.http.lua.v3.Lua";
+    assert!(refused(guard, "", "is_optional: true,").contains("ext_authz.v3.ExtAuthz is none"));
+    assert_eq!(refused(lua, "", "is_optional: true,"), "");
+    for inner in [guard, lua] {
+        let structure = format!("type_url: type.googleapis.com/{inner}, value: {{}}");
+        let matched =
+            format!("extension_config: {{name: x, typed_config: {{'@type': a/{inner}}}}}");
+        for (kind, config) in [
+            ("xds.type.v3.TypedStruct", structure),
+            ("envoy.extensions.common.matching.v3.ExtensionWithMatcher", matched),
+        ] {
+            let found = refused(kind, &config, "");
+            assert_eq!(found.contains("more would be let in"), inner == guard, "{kind}: {found}");
+        }
+    }
+}
+
+#[test]
+fn a_match_without_a_part_of_what_it_asks_for_takes_nothing() {
+    let made = |more: &str| {
+        let routes = format!("routes: [{{match: {{prefix: /a{more}}}, route: {{cluster: up}}}}]");
+        let read = of("", &routes, "", "");
+        (route(&read).rules.len(), said(&read.unsupported), said(&read.errors))
+    };
+    // With the one that says 404 to all.
+    assert_eq!(made(", runtime_fraction: {default_value: {numerator: 100}}").0, 2);
+    for (more, field) in [
+        (", dynamic_metadata: [{filter: a}]", "dynamic_metadata: "),
+        (", cookies: [{name: a}]", "cookies: "),
+        (", runtime_fraction: {default_value: {numerator: 1}}", "runtime_fraction: "),
+    ] {
+        let (rules, unsupported, errors) = made(more);
+        assert!(rules == 1 && unsupported.contains(field), "{more}: {unsupported}{errors}");
+        assert_eq!(errors, "");
+    }
+    assert!(made(", tls_context: {presented: true}").2.contains("tls_context: "));
+}
+
+#[test]
 fn what_keeps_somebody_out_cannot_be_waved_through() {
     let tls = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
     let forward = format!("routes: [{{{FORWARD}}}]");
@@ -140,8 +186,21 @@ fn what_keeps_somebody_out_cannot_be_waved_through() {
     ] {
         never("", &forward, &chain, "", why);
     }
+    let options = "upstream_http_protocol_options: {auto_sni: true, auto_san_validation: true}";
+    let options_of = "typed_extension_protocol_options: {a: {'@type': \
+                      a/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let san = |kind: &str, name: &str| {
+        let matcher = format!("{{san_type: {kind}, matcher: {{exact: '{name}'}}}}");
+        up(&format!("match_typed_subject_alt_names: [{matcher}]"))
+    };
+    let judged = up("").replace("{'@type'", "{auto_sni_san_validation: true, '@type'");
     for (cluster, why) in [
-        (up(regex), "names are compared exactly here"),
+        (format!(", {options}"), "auto_san_validation: a server's name"),
+        (format!(", {options_of}, {options}}}}}"), "auto_san_validation: a server's name"),
+        (judged, "auto_sni_san_validation: a server's name"),
+        (san("DNS", "spiffe://a/b"), "san_type: \"spiffe://a/b\" is no name of the type DNS"),
+        (san("URI", "a.example"), "is no name of the type URI"),
+        (up(regex), "matcher.suffix: names are compared exactly here"),
         (up("verify_certificate_spki: [a]"), "verify_certificate_spki: weft has no such field"),
         (format!(", {quic}"), "b.Quic is none of weft's"),
         (", transport_socket_matches: []".into(), "transport_socket_matches: how connections"),
@@ -193,6 +252,12 @@ fn a_local_limit_holds_when_it_is_enabled_and_enforced() {
     let read = of(&limit(&both(100, 50)), &forward, "", "");
     assert!(said(&read.unsupported).contains("filter_enforced: a limit holds for all"));
     assert_eq!(limits(&read).len(), 1);
+    let told = |what: &str| {
+        let more = format!("{}, enable_x_ratelimit_headers: {what}", both(100, 100));
+        said(&of(&limit(&more), &forward, "", "").unsupported)
+    };
+    assert_eq!(told("'OFF'"), "");
+    assert!(told("DRAFT_VERSION_03").contains(".enable_x_ratelimit_headers: "));
 }
 
 struct NoHeaders;
@@ -283,16 +348,19 @@ fn a_parameter_that_must_be_absent_is_told_and_takes_nobody() {
 
 #[test]
 fn a_tcp_proxy_has_envoys_idle_time() {
-    let idle = |more: &str| {
-        let text = format!(
+    let made = |more: &str| {
+        read(&format!(
             "static_resources: {{listeners: [{{name: t, address: {{socket_address: {{address: \
              127.0.0.1, port_value: 1}}}}, filter_chains: [{{filters: [{{name: t, typed_config: \
              {{'@type': {EXT}.network.tcp_proxy.v3.TcpProxy, cluster: up{more}}}}}]}}]}}], \
              clusters: [{UP}]}}"
-        );
-        route(&clean(read(&text))).rules[0].timeouts.idle_ms
+        ))
     };
+    let idle = |more: &str| route(&clean(made(more))).rules[0].timeouts.idle_ms;
     assert_eq!(idle(""), Some(3_600_000));
     assert_eq!(idle(", idle_timeout: 0s"), Some(0), "never");
     assert_eq!(idle(", idle_timeout: 1.5s"), Some(1_500));
+    let listed = |n: u32| said(&made(&format!(", max_connect_attempts: {n}")).unsupported);
+    assert!(listed(1).contains(".max_connect_attempts: "));
+    assert_eq!(listed(3), "");
 }

@@ -19,8 +19,12 @@ fn of(manager: &str, host: &str, action: &str, cluster: &str) -> String {
 }
 
 pub(super) fn whole(manager: &str, host: &str, action: &str, cluster: &str) -> Bootstrap {
+    read(&text(manager, host, action, cluster))
+}
+
+fn text(manager: &str, host: &str, action: &str, cluster: &str) -> String {
     let up = UP.replacen("{name: up", &format!("{{name: up{cluster}"), 1);
-    read(&format!(
+    format!(
         r#"
 static_resources:
   listeners:
@@ -35,7 +39,7 @@ static_resources:
        match: {{prefix: /}}, route: {{cluster: up{action}}}}}]}}]}}}}}}]
   clusters: [{up}]
 "#
-    ))
+    )
 }
 
 /// The fields of `HttpProtocolOptions`, `Http1ProtocolOptions` and `Http2ProtocolOptions`
@@ -220,15 +224,26 @@ fn places_have_shares_where_their_weights_count() {
         group("region: r", "load_balancing_weight: 1,"),
         group("region: r, zone: a", "load_balancing_weight: 3,"),
         group("region: r, zone: b", ""),
+        group("region: '*', zone: a/b", "load_balancing_weight: 4,"),
+        group("region: r, zone: a", "load_balancing_weight: 2,"),
     ];
     assert_eq!(made("", &groups), (LocalityPolicy::Any, String::new()));
     let (locality, listed) = made("locality_weighted_lb_config: {}", &groups);
     assert_eq!(listed, "");
-    let LocalityPolicy::Distribute(shares) = locality else { panic!("{locality:?}") };
-    assert_eq!(&*shares[0].from.0, "");
-    let to: Vec<(&str, u32)> = shares[0].to.iter().map(|(at, n)| (&*at.0, *n)).collect();
-    // The one that takes the rest comes last; one without a weight gets nothing.
-    assert_eq!(to, [("r/a/", 3), ("r/b/", 0), ("r//", 1)]);
+    let LocalityPolicy::Weights(shares) = locality else { panic!("{locality:?}") };
+    let mut shares: Vec<(&str, &str, u32)> =
+        shares.iter().map(|(at, weight)| (&*at.region, &*at.zone, *weight)).collect();
+    shares.sort_unstable();
+    // Names are no patterns, and the last weight of a place counts.
+    assert_eq!(shares, [("*", "a/b", 4), ("r", "", 1), ("r", "a", 2)]);
+    // What is nowhere has no weight.
+    let nowhere = group("", "load_balancing_weight: 5,").replace("locality: {},", "");
+    let (locality, _) =
+        made("locality_weighted_lb_config: {}", &[nowhere.clone(), groups[0].clone()]);
+    let LocalityPolicy::Weights(shares) = locality else { panic!("{locality:?}") };
+    assert_eq!(shares.len(), 1);
+    let alike = made("locality_weighted_lb_config: {}", &[nowhere]);
+    assert_eq!(alike, (LocalityPolicy::Any, String::new()));
     let none = [group("region: r, zone: a", ""), group("region: r, zone: b", "")];
     let alike = made("locality_weighted_lb_config: {}", &none);
     assert_eq!(alike, (LocalityPolicy::Any, String::new()));
@@ -261,6 +276,8 @@ fn what_is_not_done_around_a_request_is_listed() {
         ("access_log_options", "{flush_access_log_on_new_request: true}"),
         ("normalize_path", "false"),
         ("preserve_external_request_id", "true"),
+        ("strip_matching_host_port", "true"),
+        ("strip_any_host_port", "true"),
     ] {
         let found = of(&format!("{field}: {value},"), "", "", "");
         assert!(found.contains(&format!(".{field}: ")), "{field}: {found:?}");
@@ -269,6 +286,17 @@ fn what_is_not_done_around_a_request_is_listed() {
         forward_client_cert_details: SANITIZE,
         server_header_transformation: PASS_THROUGH,";
     assert_eq!(of(done, "", "", ""), "");
+    for field in ["most_specific_header_mutations_wins", "ignore_path_parameters_in_path_matching"]
+    {
+        let listed = |asked: bool| {
+            let config = format!("route_config: {{{field}: {asked}, ");
+            let read = read(&text("", "", "", "").replace("route_config: {", &config));
+            assert!(read.errors.is_empty(), "{}", said(&read.errors));
+            said(&read.unsupported)
+        };
+        assert!(listed(true).contains(&format!(".{field}: ")), "{field}");
+        assert_eq!(listed(false), "");
+    }
     for field in ["include_request_attempt_count", "include_attempt_count_in_response"] {
         let found = of("", &format!("{field}: true,"), "", "");
         assert!(found.contains(&format!(".{field}: ")), "{field}: {found:?}");
@@ -286,8 +314,39 @@ fn what_is_not_done_around_a_request_is_listed() {
         ("respect_dns_ttl: true", ".respect_dns_ttl: "),
         ("preconnect_policy: {nonsense: 1}", ".nonsense: "),
         ("dns_failure_refresh_rate: {nonsense: 1}", ".nonsense: "),
+        ("common_lb_config: {close_connections_on_host_set_change: true}", "host_set_change: "),
+        ("outlier_detection: {monitors: [{name: x}]}", ".monitors"),
+        (
+            "outlier_detection: {always_eject_one_host: true, max_ejection_percent: 0}",
+            ".always_eject_one_host: ",
+        ),
     ] {
         let found = of("", "", "", &format!(", {cluster}"));
         assert!(found.contains(path), "{cluster}: {found:?}");
     }
+    let done = "common_lb_config: {close_connections_on_host_set_change: false}, \
+                outlier_detection: {always_eject_one_host: true}";
+    assert_eq!(of("", "", "", &format!(", {done}")), "");
+    let degraded =
+        text("", "", "", "").replacen("endpoint: {", "health_status: DEGRADED, endpoint: {", 1);
+    assert!(said(&read(&degraded).unsupported).contains(".health_status: "));
+}
+
+#[test]
+fn a_header_without_a_value_is_added_only_where_that_is_said() {
+    let edited = |more: &str| {
+        let add = format!("request_headers_to_add: [{{header: {{key: x-a}}{more}}}],");
+        let read = whole("", &add, "", "");
+        assert_eq!(said(&read.unsupported), "");
+        let rules = read.resources.iter().filter_map(|(_, resource)| match resource {
+            Resource::Route(route) => route.rules.first(),
+            _ => None,
+        });
+        let filters = rules.flat_map(|rule| &rule.filters);
+        let adds = |filter: &&Filter| matches!(filter, Filter::RequestHeaders(_));
+        filters.filter(adds).count()
+    };
+    assert_eq!(edited(""), 0);
+    assert_eq!(edited(", keep_empty_value: false"), 0);
+    assert_eq!(edited(", keep_empty_value: true"), 1);
 }

@@ -4,8 +4,8 @@
 
 use weft_base::clock::Mono;
 use weft_model::{
-    BackendPolicy, CheckKind, HashBy, HashTable, LbPolicy, LocalityPolicy, Names, Origin, Outlier,
-    ProxyVersion, RetryBudget, Rule, Speaks, ThroughMethod, Timeouts, Transport, Trust,
+    BackendPolicy, CheckKind, HashBy, HashTable, LbPolicy, Locality, LocalityPolicy, Names, Origin,
+    Outlier, ProxyVersion, RetryBudget, Rule, Speaks, ThroughMethod, Timeouts, Transport, Trust,
     UpstreamTls, value,
 };
 
@@ -313,6 +313,12 @@ fn placed(locality: &LocalityPolicy) -> String {
                 format!("from {}: {}", from.from.0, to.join(", "))
             });
             each.collect::<Vec<_>>().join("; ")
+        }
+        LocalityPolicy::Weights(list) => {
+            let named = |l: &Locality| format!("{}/{}/{}", l.region, l.zone, l.sub_zone);
+            let each = list.iter().map(|(at, n)| format!("{n} to {}", named(at)));
+            let all = each.collect::<Vec<_>>().join(", ");
+            format!("{all}; elsewhere only when none of these has anybody")
         }
         LocalityPolicy::Failover(failover) if !failover.labels.is_empty() => {
             format!("the nearest first, by {}", failover.labels.join(", "))

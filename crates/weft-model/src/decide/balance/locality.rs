@@ -33,8 +33,9 @@ pub enum PlaceRule {
     Any,
     /// Places in order; a later one gets what the earlier ones cannot carry.
     Levels,
-    /// Weights of places.
-    Weights(Vec<u32>),
+    /// Weights of places. Where none of those that have one has anybody left, the `rest` gets
+    /// requests, or nobody.
+    Weights { weights: Vec<u32>, rest: bool },
     /// Zones first, the own one foremost; then places in order.
     Zones(ZoneRule),
 }
@@ -70,7 +71,21 @@ pub fn places<'e>(
                 u32::try_from(at).ok()
             };
             Places {
-                rule: PlaceRule::Weights(found.to.iter().map(|(_, weight)| *weight).collect()),
+                rule: PlaceRule::Weights {
+                    weights: found.to.iter().map(|(_, weight)| *weight).collect(),
+                    rest: false,
+                },
+                of: endpoints.map(place).collect(),
+            }
+        }
+        LocalityPolicy::Weights(named) => {
+            let place = |e: &Endpoint| {
+                let at = named.iter().position(|(at, _)| *at == e.locality);
+                u32::try_from(at.unwrap_or(named.len())).ok()
+            };
+            let weights = named.iter().map(|(_, weight)| *weight).chain([0]).collect();
+            Places {
+                rule: PlaceRule::Weights { weights, rest: true },
                 of: endpoints.map(place).collect(),
             }
         }

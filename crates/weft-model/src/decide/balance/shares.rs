@@ -77,7 +77,8 @@ enum Back {
     Beside,
     /// Whoever counts as open carries its place's part.
     Counted,
-    /// Everybody of several groups, none of which has enough.
+    /// Everybody of several groups, none of which has enough, or of places with weights, which
+    /// do not count then.
     All,
 }
 
@@ -119,15 +120,16 @@ impl Shares {
         self.count(members, rule, back);
         match rule {
             // Nobody is known to be better than others: each endpoint gets the same.
+            PlaceRule::Weights { weights, rest: false } if back == Back::All => {
+                for (place, weight) in self.places.iter_mut().zip(weights) {
+                    place.share = if *weight > 0 { place.all } else { 0 };
+                }
+            }
             _ if back == Back::All => self.places.iter_mut().for_each(|p| p.share = p.all),
             PlaceRule::Any => self.places.iter_mut().for_each(|p| p.share = WHOLE),
             PlaceRule::Levels => share_by_level(&mut self.places, WHOLE),
             PlaceRule::Zones(zones) => self.share_by_zone(zones),
-            PlaceRule::Weights(weights) => {
-                for (place, weight) in self.places.iter_mut().zip(weights) {
-                    place.share = u64::from(*weight) * place.capacity();
-                }
-            }
+            PlaceRule::Weights { weights, rest } => self.share_by_weight(weights, *rest),
         }
         self.weigh(members);
     }
@@ -147,8 +149,9 @@ impl Shares {
         }
         let none = self.groups.iter().all(|g| g.of.open == 0);
         let in_panic = self.groups.iter().filter(|g| g.panic).count();
+        let weighted = matches!(rule, PlaceRule::Weights { .. });
         let back = match in_panic {
-            n if n > 0 && n == there && there > 1 => Back::All,
+            n if n > 0 && n == there && (there > 1 || weighted) => Back::All,
             _ if there <= 1 || none => Back::Counted,
             _ => Back::Beside,
         };
@@ -184,7 +187,7 @@ impl Shares {
     fn count(&mut self, members: &[Member], rule: &PlaceRule, back: Back) {
         let several = members.iter().filter_map(|m| m.place).max().map_or(0, |n| n as usize + 1);
         let n = match rule {
-            PlaceRule::Weights(weights) => weights.len(),
+            PlaceRule::Weights { weights, .. } => weights.len(),
             PlaceRule::Zones(zones) => several.max(zones.callers.len()),
             PlaceRule::Any | PlaceRule::Levels => several,
         };
@@ -199,6 +202,16 @@ impl Shares {
                 place.open += u64::from(back != Back::Beside || *standing == Standing::Open);
                 place.weight += member.warm_weight();
             }
+        }
+    }
+
+    /// Each place loses with its endpoints.
+    fn share_by_weight(&mut self, weights: &[u32], rest: bool) {
+        for (place, weight) in self.places.iter_mut().zip(weights) {
+            place.share = u64::from(*weight) * place.capacity();
+        }
+        if rest && self.places.iter().all(|p| p.share == 0) {
+            self.places.iter_mut().for_each(|p| p.share = p.weight);
         }
     }
 
@@ -290,7 +303,7 @@ impl PlaceRule {
     fn group_of(&self, place: Option<u32>) -> Option<usize> {
         let place = usize::try_from(place?).ok()?;
         Some(match self {
-            Self::Any | Self::Weights(_) => 0,
+            Self::Any | Self::Weights { .. } => 0,
             Self::Levels => place,
             Self::Zones(zones) => (place + 1).saturating_sub(zones.callers.len()),
         })

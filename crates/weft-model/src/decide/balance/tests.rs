@@ -108,9 +108,41 @@ fn nobody_is_in_panic_while_others_carry_everything() {
     }
     // Places that have weights are asked side by side, and fall into panic together.
     let members = [at(0, 4, 0), at(1, 4, 3)].concat();
-    let weights = PlaceRule::Weights(vec![50, 50]);
+    let weights = PlaceRule::Weights { weights: vec![50, 50], rest: false };
     assert_eq!(percent(&members, &settled(&members, &weights, 5_000), 2), [50, 50]);
     assert_eq!(percent(&members, &settled(&members, &weights, 3_000), 2), [0, 100]);
+    // In panic weights do not count, but where there is none there is none.
+    let members = [at(0, 2, 0), at(1, 1, 1), at(2, 3, 1)].concat();
+    for (weights, shares) in [(vec![9, 1, 1], [33, 17, 50]), (vec![9, 1, 0], [67, 33, 0])] {
+        let rule = PlaceRule::Weights { weights, rest: false };
+        assert_eq!(percent(&members, &settled(&members, &rule, 5_000), 3), shares);
+    }
+}
+
+#[test]
+fn places_without_a_weight_stand_in_for_those_with_one_where_nobody_of_these_is_left() {
+    let rule = |rest| PlaceRule::Weights { weights: vec![9, 1, 0, 0], rest };
+    // Who is left of each place, and the percent of each.
+    for (left, panic, shares) in [
+        ([1, 1, 2, 1], 5_000, [90, 10, 0, 0]),
+        ([0, 1, 2, 1], 5_000, [0, 100, 0, 0]),
+        ([0, 0, 2, 1], 5_000, [0, 0, 67, 33]),
+        ([0, 0, 2, 0], 5_000, [20, 20, 40, 20]),
+    ] {
+        let place = |n: usize| match n {
+            2 => at(2, 2, left[n]),
+            3 => at(3, 1, left[n]),
+            _ => at(u32::try_from(n).unwrap(), 1, left[n]),
+        };
+        let members: Vec<Member> = (0..4).flat_map(place).collect();
+        assert_eq!(
+            percent(&members, &settled(&members, &rule(true), panic), 4),
+            shares,
+            "{left:?}"
+        );
+    }
+    let members = [at(0, 1, 0), at(1, 1, 0), at(2, 2, 2), at(3, 1, 1)].concat();
+    assert_eq!(total_weight(&settled(&members, &rule(false), 0).weights), 0);
 }
 
 #[test]
@@ -132,7 +164,7 @@ fn a_level_spills_over_as_far_as_it_lacks_endpoints() {
 
 #[test]
 fn places_have_their_weights_whatever_their_sizes_and_lose_with_their_endpoints() {
-    let rule = PlaceRule::Weights(vec![80, 20]);
+    let rule = PlaceRule::Weights { weights: vec![80, 20], rest: false };
     let members = [at(0, 2, 2), at(1, 8, 8)].concat();
     assert_eq!(percent(&members, &settled(&members, &rule, 0), 2), [80, 20]);
     // Half of a place at 1.4: 80 × 0.7 against 20.
@@ -196,6 +228,10 @@ fn places_are_seen_from_the_client() {
     }]);
     assert_eq!(seen(&distribute, "eu/a/2"), [Some(0), Some(0), None, Some(1), None]);
     assert_eq!(seen(&distribute, "us/a/1"), [Some(0); 5]);
+    // Whoever asks; names are no patterns.
+    let named = |text: &str| (Locality::parse(text), 1);
+    let weights = LocalityPolicy::Weights(vec![named("us/a/1"), named("eu/a/1"), named("*")]);
+    assert_eq!(seen(&weights, ""), [1, 3, 3, 0, 3].map(Some));
 }
 
 #[test]
