@@ -236,6 +236,7 @@ fn matches_of_all_kinds() {
     assert_eq!(m.path, Some(PathMatch::ElementPrefix("/api".into())));
     assert!(m.headers[0].value.holds(b"application/grpc+proto"));
     assert!(!m.headers[0].value.holds(b"application/grpc-web"));
+    assert!(!m.headers[0].value.holds(b"application/grpc;charset=x"));
 }
 
 #[test]

@@ -65,7 +65,11 @@ pub fn http(
     options::flags(manager, FLAGS);
     options::words(manager, WORDS);
     let protocol = match manager.word("codec_type").as_deref().unwrap_or("AUTO") {
-        "AUTO" | "HTTP1" => Protocol::Http1,
+        "AUTO" => Protocol::Http1,
+        "HTTP1" => {
+            manager.unsupported("codec_type", "HTTP1: HTTP/2 is served, too");
+            Protocol::Http1
+        }
         "HTTP2" => Protocol::Http2,
         other => {
             manager.unsupported("codec_type", format!("{other} is not served"));

@@ -99,7 +99,7 @@ pub fn of_route(message: &Message<'_>) -> Option<Match> {
         out.query.push(NamedMatch { name: name.into(), value });
     });
     if message.is_set("grpc") {
-        let value = expression(message, "grpc", r"application/grpc([+;].*)?")?;
+        let value = expression(message, "grpc", r"application/grpc(\+.*)?")?;
         out.headers.push(NamedMatch { name: "content-type".into(), value });
     }
     if let Some(fraction) = message.message("runtime_fraction")

@@ -278,11 +278,12 @@ fn what_is_not_done_around_a_request_is_listed() {
         ("preserve_external_request_id", "true"),
         ("strip_matching_host_port", "true"),
         ("strip_any_host_port", "true"),
+        ("codec_type", "HTTP1"),
     ] {
         let found = of(&format!("{field}: {value},"), "", "", "");
         assert!(found.contains(&format!(".{field}: ")), "{field}: {found:?}");
     }
-    let done = "normalize_path: true, preserve_external_request_id: false,
+    let done = "codec_type: AUTO, normalize_path: true, preserve_external_request_id: false,
         forward_client_cert_details: SANITIZE,
         server_header_transformation: PASS_THROUGH,";
     assert_eq!(of(done, "", "", ""), "");
