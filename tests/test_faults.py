@@ -10,8 +10,9 @@ import pytest
 FAULTS = pathlib.Path(__file__).parent / "faults"
 sys.path.insert(0, str(FAULTS))
 DRILLS = sorted(p.stem for p in FAULTS.glob("[fs][0-9][0-9]_*.py"))
-# S2's history is judged by a program that cargo builds.
-ALONE = {"s02_locks"}
+# S2's history is judged by a program that cargo builds. F12's clients wait for a second at most, five
+# times as many as are served: without a processor at once nobody is answered in time.
+ALONE = {"s02_locks", "f12_overload"}
 
 
 @pytest.mark.parametrize("name", [

@@ -95,5 +95,5 @@ def memory(mib):
     finally:
         if bound.folder:
             until("the group is empty",
-                  lambda: not (bound.folder / "cgroup.procs").read_text().strip(), 10)
+                  lambda: not (bound.folder / "cgroup.procs").read_text().strip())
             bound.folder.rmdir()

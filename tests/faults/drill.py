@@ -86,7 +86,7 @@ class Origin:
 
     def hits(self):
         import requests
-        return int(requests.get(f"http://{self.address}:{self.port}/drill/hits", timeout=5).text)
+        return int(requests.get(f"http://{self.address}:{self.port}/drill/hits", timeout=20).text)
 
 
 @contextlib.contextmanager
@@ -129,10 +129,25 @@ def alone(file, whole, folder, seconds):
     return done.stdout.strip().splitlines()[-1]
 
 
+# A client that falls so many seconds behind has no processor, and its servers none either.
+BEHIND = 0.3
+
+
+def undisturbed(whole, load, good, tries=4):
+    """A load whose figures are of times. In the short form, which other tests run beside, `load()`
+    makes it anew where it is not good and the clients themselves were held up: it shows nothing of
+    weft then. The last one counts, whatever it is."""
+    for _ in range(1 if whole else tries):
+        made = load()
+        if good(made) or made.behind <= BEHIND:
+            break
+    return made
+
+
 def answers(port):
     import requests
     with contextlib.suppress(requests.RequestException):
-        return requests.get(f"http://127.0.0.1:{port}/", timeout=2).status_code != 404
+        return requests.get(f"http://127.0.0.1:{port}/", timeout=20).status_code != 404
     return False
 
 
@@ -151,6 +166,8 @@ class Load:
         self.idle, self.done, self.sent = collections.deque(), [], 0
         # Set from anywhere: it sends nothing more.
         self.over = False
+        # How much later than it was due the latest one was sent.
+        self.behind = 0.0
 
     def run(self, during=None):
         """Sends; `during` is called in a thread of its own once half of a third is over."""
@@ -168,6 +185,7 @@ class Load:
             pause = begin + n / self.rate - loop.time()
             if pause > 0:
                 await asyncio.sleep(pause)
+            self.behind = max(self.behind, loop.time() - begin - n / self.rate)
             if self.over:
                 break
             if during and n == total // 6:

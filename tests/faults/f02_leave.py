@@ -17,7 +17,7 @@ def run(whole, folder):
     with gateway(folder, origins) as (port, mesh):
         def leave():
             url = (f"{mesh.api}/apis/discovery.k8s.io/v1/namespaces/drill/endpointslices/origin-1")
-            requests.delete(url, timeout=5).raise_for_status()
+            requests.delete(url, timeout=60).raise_for_status()
             time.sleep(settled)
             before = origins[1].hits()
             time.sleep(seconds / 3)

@@ -76,11 +76,11 @@ class Lane(threading.Thread):
     def write(self, session, keys):
         if not self.together:
             answer = session.put(f"{self.server.consul}/v1/kv/{keys[0]}", data=keys[0] * 3,
-                                 timeout=10)
+                                 timeout=60)
             return answer.status_code == 200 and answer.text.strip() == "true"
         sets = [{"KV": {"Verb": "set", "Key": key, "Value": base64.b64encode(
             (key * 3).encode()).decode()}} for key in keys]
-        answer = session.put(f"{self.server.consul}/v1/txn", data=json.dumps(sets), timeout=10)
+        answer = session.put(f"{self.server.consul}/v1/txn", data=json.dumps(sets), timeout=60)
         return answer.status_code == 200
 
 
@@ -98,7 +98,7 @@ def run(whole, folder):
         for lane in lanes:
             lane.start()
         wanted = chance.randint(300, 800)
-        until("writes", lambda: sum(len(lane.acked) for lane in lanes) >= wanted, every=0.001)
+        until("writes", lambda: sum(len(lane.acked) for lane in lanes) >= wanted, 120, every=0.001)
         server.kill()
         for lane in lanes:
             lane.stopping.set()
@@ -124,6 +124,9 @@ def run(whole, folder):
     assert len(acked) >= 500 * kills or not whole, text
     assert len(acked) >= 300 * kills, text
     told = [(round(start, 2), round(stall, 2)) for start, stall in zip(starts, stalls)]
+    if not whole:
+        # Other tests run beside it: the drive's time and the processor's are taken off, and no more.
+        own = [max(0.0, start - stall) for start, stall in zip(starts, stalls)]
     assert len(own) >= kills / 2, f"the drive stalls all the time; {text}: {told}"
     assert max(own) <= (1 if whole else 10), f"{text}: {told}"
     return text

@@ -110,7 +110,7 @@ def run(whole, folder):
         began, written = out
         last = Watching(port, 20, 0.1)
         until("the last update is in use",
-              lambda: last.run() and last.gens[-1][0] == FIRST + len(written) - 1, 20)
+              lambda: last.run() and last.gens[-1][0] == FIRST + len(written) - 1)
         same = refused(mesh) == before
     total, good = len(load.done), load.count(200)
     times = times_of(written, [*load.gens, *last.gens])

@@ -32,6 +32,13 @@ def run(whole, folder):
     count = 5_000 if whole else 500
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + 1_000)), hard))
+    try:
+        return drill(whole, folder, count)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def drill(whole, folder, count):
     with gateway(folder, [Origin()]) as (port, mesh):
         Load(port, 50, 1).run()
         pid = of_gateway(mesh)

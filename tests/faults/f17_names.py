@@ -103,8 +103,8 @@ def inside(whole, folder):
     resolv = folder / "resolv.conf"
     resolv.write_text("nameserver 127.0.0.1\noptions timeout:3 attempts:1\n")
     subprocess.run(["mount", "--bind", resolv, "/etc/resolv.conf"], check=True)
-    # Slow enough that all of them miss before there is an answer.
-    names = NameServer(OUTSIDE, delay=0.5)
+    # Slow enough that all of them miss before there is an answer; who is later finds the answer.
+    names = NameServer(OUTSIDE, delay=0.5, ttl=120)
     origin = Origin((OUTSIDE, 0), Answer)
     threading.Thread(target=origin.serve_forever, daemon=True).start()
     (folder / "app.py").write_text(APP)

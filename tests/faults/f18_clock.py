@@ -26,8 +26,8 @@ from mesh import ROOT, until  # noqa: E402
 FAKE = (ROOT / f"target/peers/root/usr/lib/{platform.machine()}-linux-gnu/faketime"
         / "libfaketimeMT.so.1")
 STEPS = {"-1 h": -3600, "+1 h": 3600, "+400 d": 400 * 86400}
-# What a busy machine may add to a wait.
-SLACK = 3.0
+# What a busy machine may add to a wait, which the clock is set off by hours.
+SLACK = 10.0
 # Requests at the same time, so that proxies open connections of their own to each other.
 BURST = 40
 
@@ -96,33 +96,36 @@ class Waits:
             self.wrong.append(f"{what} took {took:.1f} s, not {least} to {most}")
 
     def query(self, seconds):
-        index = requests.get(f"{self.consul}/v1/catalog/nodes", timeout=5).headers["X-Consul-Index"]
+        index = requests.get(f"{self.consul}/v1/catalog/nodes", timeout=20).headers["X-Consul-Index"]
         began = time.monotonic()
         requests.get(f"{self.consul}/v1/catalog/nodes?index={index}&wait={seconds}s", timeout=60)
         self.note("a blocking query", time.monotonic() - began, seconds, seconds * 17 / 16)
 
     def heartbeat(self, name, seconds):
         body = {"Name": name, "Check": {"TTL": f"{seconds}s", "Status": "passing"}}
-        requests.put(f"{self.consul}/v1/agent/service/register", json=body, timeout=5)
-        requests.put(f"{self.consul}/v1/agent/check/pass/service:{name}", timeout=5)
+        requests.put(f"{self.consul}/v1/agent/service/register", json=body, timeout=20)
+        # Its time begins somewhere between these two.
+        sent = time.monotonic()
+        requests.put(f"{self.consul}/v1/agent/check/pass/service:{name}", timeout=20)
         began = time.monotonic()
 
         def critical():
-            checks = requests.get(f"{self.consul}/v1/health/checks/{name}", timeout=5).json()
+            checks = requests.get(f"{self.consul}/v1/health/checks/{name}", timeout=20).json()
             return checks[0]["Status"] == "critical"
         until("the heartbeat is missed", critical, seconds + 30, every=0.05)
-        self.note("a missed heartbeat", time.monotonic() - began, seconds - 0.2, seconds)
+        self.note("a missed heartbeat", time.monotonic() - sent, seconds - 0.2,
+                  seconds + began - sent)
 
     def kept(self, name, stop):
         """A session and a check that are kept alive live."""
-        made = requests.put(f"{self.consul}/v1/session/create", json={"TTL": "10s"}, timeout=5)
+        made = requests.put(f"{self.consul}/v1/session/create", json={"TTL": "10s"}, timeout=20)
         session = made.json()["ID"]
         body = {"Name": name, "Check": {"TTL": "6s", "Status": "passing"}}
-        requests.put(f"{self.consul}/v1/agent/service/register", json=body, timeout=5)
+        requests.put(f"{self.consul}/v1/agent/service/register", json=body, timeout=20)
         while not stop.wait(1):
-            beats = [requests.put(f"{self.consul}/v1/session/renew/{session}", timeout=5),
-                     requests.put(f"{self.consul}/v1/agent/check/pass/service:{name}", timeout=5)]
-            checks = requests.get(f"{self.consul}/v1/health/checks/{name}", timeout=5).json()
+            beats = [requests.put(f"{self.consul}/v1/session/renew/{session}", timeout=20),
+                     requests.put(f"{self.consul}/v1/agent/check/pass/service:{name}", timeout=20)]
+            checks = requests.get(f"{self.consul}/v1/health/checks/{name}", timeout=20).json()
             if not all(b.ok for b in beats) or checks[0]["Status"] != "passing":
                 self.wrong.append(f"{name} ended though it was kept alive: {checks}")
         self.noted.append("what was kept alive")
@@ -189,7 +192,7 @@ def over(mesh):
         assert ends > time.time() + STEPS["+400 d"], "the server's own is over"
         assert not {"server", "authority"} & set(reasons), reasons
         return True
-    until("what ended is told and what is weft's own is new", told, 20)
+    until("what ended is told and what is weft's own is new", told)
     assert "certificate secret drill/old" in mesh.weft("status", check=False).stdout
     said = [line for line in mesh.log_text().splitlines() if "a certificate needs care" in line]
     for certificate in ("secret drill/old", "server"):
@@ -209,7 +212,7 @@ def run(whole, folder):
     try:
         with gateway(folder, origins, objects(folder)) as (port, mesh):
             [os.environ.pop(name) for name in fake]
-            until("two proxies lead there", lambda: shake_hands(port) == [], 60)
+            until("two proxies lead there", lambda: shake_hands(port) == [])
             assert alarms(mesh)[0] == {}, "an alarm before anything happened"
             refused = []
             consul = f"http://127.0.0.1:{mesh.doors['consul'].rsplit(':', 1)[1]}"

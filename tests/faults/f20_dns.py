@@ -26,8 +26,8 @@ SERVFAIL, NXDOMAIN = 2, 3
 class NameServer:
     """Answers every question for A with `address`, or as `mode` says, each after `delay` seconds."""
 
-    def __init__(self, address, delay=0):
-        self.address, self.mode, self.delay = address, "well", delay
+    def __init__(self, address, delay=0, ttl=1):
+        self.address, self.mode, self.delay, self.ttl = address, "well", delay, ttl
         self.asked, self.by_name = 0, collections.Counter()
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 53))
@@ -46,7 +46,7 @@ class NameServer:
             answer = question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, int(well), 0, 0)
             answer += question[12:end]
             if well:
-                answer += b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 1, 4)
+                answer += b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, self.ttl, 4)
                 answer += socket.inet_aton(self.address)
             if self.mode != "silent":
                 self.socket.sendto(answer, client)
@@ -86,7 +86,7 @@ def config(path, port, admin, origin):
 
 def unresolved(admin):
     import requests
-    text = requests.get(f"http://127.0.0.1:{admin}/stats/prometheus", timeout=5).text
+    text = requests.get(f"http://127.0.0.1:{admin}/stats/prometheus", timeout=20).text
     lines = [line for line in text.splitlines() if line.startswith("weft_names_unresolved_total")]
     return int(float(lines[0].split()[1]))
 
@@ -106,18 +106,18 @@ def inside(whole, folder):
             names.mode = mode
             asked = names.asked
             # From the first question of this mode on: those before were answered otherwise.
-            until(f"{mode}: it is asked", lambda: names.asked > asked, 20)
+            until(f"{mode}: it is asked", lambda: names.asked > asked)
             before = unresolved(admin)
             load = Load(port, 100, seconds).run()
             each.append(load)
             assert load.count(200) == len(load.done), f"{mode}: {load.others(200)}"
-            until(f"{mode} is counted", lambda: unresolved(admin) > before, 20)
+            until(f"{mode} is counted", lambda: unresolved(admin) > before)
             counted[mode] = unresolved(admin) - before
         # A new address is followed once there is one.
         moved = Origin(port=origin.port)
         names.address, names.mode = moved.address, "well"
         until("the new address is in use",
-              lambda: Load(port, 20, 0.2).run() and moved.hits() > 0, 20)
+              lambda: Load(port, 20, 0.2).run() and moved.hits() > 0)
     total = sum(len(load.done) for load in each)
     for server in (origin, moved):
         server.kill()

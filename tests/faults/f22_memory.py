@@ -166,7 +166,7 @@ class Attack:
 def shed(admin):
     import requests
     # Its own door may be slow to answer meanwhile.
-    text = requests.get(f"http://127.0.0.1:{admin}/stats/prometheus", timeout=20).text
+    text = requests.get(f"http://127.0.0.1:{admin}/stats/prometheus", timeout=60).text
     lines = [line for line in text.splitlines() if line.startswith("weft_shed_total")]
     return int(float(lines[0].split()[1]))
 

@@ -17,17 +17,10 @@ import time
 import requests
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from mesh import until  # noqa: E402
+from mesh import anonymous_kb, until  # noqa: E402
 from test_store import Server  # noqa: E402
 
 BYTES_MAX = 8 * 1024
-
-
-def rss(pid):
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 @contextlib.contextmanager
@@ -51,7 +44,7 @@ class Watchers:
 
     def add(self, count):
         for _ in range(count):
-            link = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+            link = socket.create_connection(("127.0.0.1", self.port), timeout=60)
             link.sendall(self.ask)
             link.setblocking(False)
             self.all[link.fileno()] = link
@@ -85,25 +78,25 @@ def drill(whole, server, queries):
     session = requests.Session()
 
     def put(path, **body):
-        session.put(f"{server.consul}/v1/agent/{path}", json=body, timeout=10).raise_for_status()
+        session.put(f"{server.consul}/v1/agent/{path}", json=body, timeout=60).raise_for_status()
 
     def waiting(count):
-        text = session.get(f"{server.consul}/v1/agent/metrics?format=prometheus", timeout=10).text
+        text = session.get(f"{server.consul}/v1/agent/metrics?format=prometheus", timeout=60).text
         lines = [x for x in text.splitlines() if "block" in x and not x.startswith("#")]
         return lines and float(lines[0].rsplit(" ", 1)[1]) >= count
 
     put("service/register", Name="web", Check={"TTL": "600s"})
     put("service/register", Name="other", Check={"TTL": "600s"})
-    index = session.get(f"{server.consul}/v1/health/service/web", timeout=10).headers[
+    index = session.get(f"{server.consul}/v1/health/service/web", timeout=60).headers[
         "X-Consul-Index"]
     watchers = Watchers(server, index)
     # The first ones bring what is needed once.
     watchers.add(queries // 20)
     until("the first ones wait", lambda: waiting(queries // 20))
-    before = rss(server.process.pid)
+    before = anonymous_kb(server.process.pid)
     watchers.add(queries - queries // 20)
     until("all of them wait", lambda: waiting(queries))
-    each = (rss(server.process.pid) - before) / (queries - queries // 20)
+    each = 1024 * (anonymous_kb(server.process.pid) - before) / (queries - queries // 20)
     # Another service's change wakes nobody.
     put("check/pass/service:other")
     woken = len(watchers.answers(1))

@@ -223,7 +223,7 @@ class Drill:
             known = requests.put(f"{base}/v1/catalog/register", json=node, timeout=10)
             made = requests.put(f"{base}/v1/session/create", json={"Node": "host"}, timeout=10)
             return known.ok and made.ok
-        until("sessions may belong to the agent's node", heard, 60)
+        until("sessions may belong to the agent's node", heard)
 
     def more(self, count):
         wanted = self.notes.many + count
@@ -243,7 +243,7 @@ class Drill:
         before = len(self.notes.ended)
         self.agent.kill()
         self.agent.wait()
-        until("its sessions end", lambda: len(self.notes.ended) > before or self.complain(), 60)
+        until("its sessions end", lambda: len(self.notes.ended) > before or self.complain())
         self.start_agent()
 
     def run(self, rounds, each):

@@ -45,7 +45,7 @@ def shop(folder, a, b):
         order = {"user": 1, "product": 2, "quantity": 1}
         until("the shop answers", lambda: requests.post(
             f"{url}/orders", json=order, timeout=10).status_code == 201, 90)
-        until("all its proxies are in sync", lambda: in_sync(a, b) >= 8, 60)
+        until("all its proxies are in sync", lambda: in_sync(a, b) >= 8)
         yield url
     finally:
         agent.send_signal(signal.SIGINT)
@@ -74,7 +74,7 @@ class Registrations:
         self.count += 1
         number = self.count
         until("registrations go on", lambda: register(
-            at, f"other-{number}", 8000 + number, "elsewhere", timeout=2).ok, 30)
+            at, f"other-{number}", 8000 + number, "elsewhere", timeout=2).ok)
         self.took.append(time.monotonic() - began)
 
 
@@ -88,13 +88,13 @@ def faults(etcd, a, b, times, pause):
         time.sleep(pause)
         a.start()
         until("both are there", lambda: len(status(a)["servers"]) == 2 == len(
-            status(b)["servers"]), 30)
+            status(b)["servers"]))
         cut, began = etcd.leader(), time.monotonic()
         with etcd.cut(cut):
             registrations.go_on(a, began)
             registrations.go_on(b, began)
             time.sleep(pause)
-        until("the member is back", lambda: etcd.health(cut), 30)
+        until("the member is back", lambda: etcd.health(cut))
     return registrations
 
 
@@ -108,7 +108,7 @@ def books(folder, ids):
 
 
 def drill(whole, folder, etcd, a, b):
-    until("one leads", lambda: leader_of([a, b]), 20)
+    until("one leads", lambda: leader_of([a, b]))
     a.keep_ports()
     rate, times, pause = (300, 3, 6) if whole else (60, 1, 1)
     with shop(folder, a, b) as url:
