@@ -266,22 +266,6 @@ impl Handle {
         }
     }
 
-    /// The World with all in it that other servers wrote before this call: what looks done in an
-    /// older one may have been undone.
-    async fn caught_up(&self) -> Result<Arc<World>, CatalogError> {
-        let head = self.0.store.barrier().await?;
-        let mut worlds = self.0.world.clone();
-        loop {
-            let world = worlds.load();
-            if world.revision() >= head.0 {
-                return Ok(world);
-            }
-            if !worlds.changed().await {
-                return Err(CatalogError::Closed);
-            }
-        }
-    }
-
     /// Whether a check is held up by `weft run`.
     pub(super) fn is_process(&self, key: &CheckKey) -> bool {
         let world = self.0.world.load();

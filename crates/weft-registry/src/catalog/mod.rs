@@ -14,6 +14,7 @@ mod minding;
 pub(crate) mod plan;
 pub(crate) mod remember;
 mod timers;
+mod write;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -199,10 +200,11 @@ impl Handle {
         let service = new.service.clone();
         let ids: Vec<Arc<str>> = request.checks.iter().map(|c| c.id.clone()).collect();
         let _turn = self.turn(&key.node, &key.id).await;
-        let world = self.0.world.load();
-        refuse_foreign(&world, &key.namespace, &service)?;
-        let txn = plan::register(world.catalog(), request)?;
-        self.write(txn).await?;
+        let plan = |world: &World| {
+            refuse_foreign(world, &key.namespace, &service)?;
+            plan::register(world.catalog(), request.clone())
+        };
+        self.change(plan).await?;
         self.watch_checks(&key.namespace, &key.node, &ids);
         Ok(())
     }
@@ -213,14 +215,15 @@ impl Handle {
     /// When it is unknown, another door's, or the store refuses.
     pub async fn deregister_service(&self, key: &RegistrationKey) -> Result<(), CatalogError> {
         let _turn = self.turn(&key.node, &key.id).await;
-        let world = self.0.world.load();
-        if world.catalog().registration(key).is_none()
-            && let Some(service) = world.services_of_pod(&key.namespace, &key.id).next()
-        {
-            return Err(owned(&key.namespace, service.name.as_str()));
-        }
-        let txn = plan::deregister(world.catalog(), key)?;
-        self.write(txn).await
+        let plan = |world: &World| {
+            if world.catalog().registration(key).is_none()
+                && let Some(service) = world.services_of_pod(&key.namespace, &key.id).next()
+            {
+                return Err(owned(&key.namespace, service.name.as_str()));
+            }
+            plan::deregister(world.catalog(), key)
+        };
+        self.change(plan).await
     }
 
     /// Adds or replaces a check.
@@ -237,9 +240,8 @@ impl Handle {
         }
         let key = check_key(&check);
         let _turn = self.turn(&check.node, &check.service_id).await;
-        let world = self.0.world.load();
-        let txn = plan::register_check(world.catalog(), node, check)?;
-        self.write(txn).await?;
+        let plan = |world: &World| plan::register_check(world.catalog(), node, check.clone());
+        self.change(plan).await?;
         self.watch_checks(&key.namespace, &key.node, std::slice::from_ref(&key.id));
         Ok(())
     }
@@ -250,9 +252,7 @@ impl Handle {
         let world = self.0.world.load();
         let of = world.catalog().check(key).map(|c| c.service_id.clone()).unwrap_or_default();
         let _turn = self.turn(&key.node, &of).await;
-        let world = self.0.world.load();
-        let txn = plan::deregister_check(world.catalog(), key)?;
-        self.write(txn).await?;
+        self.change(|world| plan::deregister_check(world.catalog(), key)).await?;
         self.timers().forget(key);
         self.outputs().held.remove(key);
         Ok(())
@@ -263,8 +263,11 @@ impl Handle {
     /// # Errors
     /// When the store refuses.
     pub async fn register_node(&self, node: &NodeRecord, update: bool) -> Result<(), CatalogError> {
-        let txn = plan::register_node(self.0.world.load().catalog(), node, update)?;
-        self.write(txn).await
+        // One that is there will do, and is not looked for again.
+        if !update && self.0.world.load().catalog().node(&node.node).is_some() {
+            return Ok(());
+        }
+        self.change(|world| plan::register_node(world.catalog(), node, update)).await
     }
 
     /// Removes a node with all that is on it.
@@ -272,14 +275,15 @@ impl Handle {
     /// # Errors
     /// When the store refuses.
     pub async fn deregister_node(&self, node: &str) -> Result<(), CatalogError> {
+        let mut world = self.known().await?;
         loop {
-            let world = self.0.world.load();
             let joined = has_joined(&world, node);
             let txn = plan::deregister_node(world.catalog(), node, joined);
             if txn.ops.is_empty() {
                 return Ok(());
             }
             self.write(txn).await?;
+            world = self.0.world.load();
         }
     }
 
@@ -293,7 +297,10 @@ impl Handle {
         enable: bool,
         reason: &str,
     ) -> Result<(), CatalogError> {
-        let world = self.0.world.load();
+        let mut world = self.0.world.load();
+        if world.catalog().registration(key).is_none() {
+            world = self.known().await?;
+        }
         let Some(service) = world.catalog().registration(key) else {
             return Err(CatalogError::UnknownService { id: key.id.to_string() });
         };
@@ -345,7 +352,10 @@ impl Handle {
         status: Status,
         output: &str,
     ) -> Result<(), CatalogError> {
-        let world = self.0.world.load();
+        let mut world = self.0.world.load();
+        if world.catalog().check(key).is_none() {
+            world = self.known().await?;
+        }
         let Some(check) = world.catalog().check(key) else {
             return Err(CatalogError::UnknownCheck { id: key.id.to_string() });
         };
@@ -467,39 +477,17 @@ impl Handle {
         }
         let key = check_key(&check);
         let _turn = self.turn(&check.node, &check.service_id).await;
-        let world = self.0.world.load();
-        let txn = if enable {
-            let node = NodeRecord { node: check.node.clone(), ..NodeRecord::default() };
-            plan::register_check(world.catalog(), &node, check)?
-        } else if world.catalog().check(&key).is_some() {
-            plan::deregister_check(world.catalog(), &key)?
-        } else {
-            return Ok(());
-        };
-        self.write(txn).await
-    }
-
-    /// One transaction; returns once the World shows it.
-    async fn write(&self, mut txn: Txn) -> Result<(), CatalogError> {
-        if txn.ops.is_empty() {
-            return Ok(());
-        }
-        let own = txn.compares.len();
-        txn.compares.extend(self.1.iter().cloned());
-        let outcome = self.0.store.txn(txn).await?;
-        if !outcome.succeeded {
-            return Err(match outcome.failed {
-                Some(at) if at >= own => CatalogError::Overtaken,
-                _ => CatalogError::Contended,
-            });
-        }
-        let mut world = self.0.world.clone();
-        while world.load().revision() < outcome.revision.0 {
-            if !world.changed().await {
-                return Err(CatalogError::Closed);
+        let plan = |world: &World| {
+            if enable {
+                let node = NodeRecord { node: check.node.clone(), ..NodeRecord::default() };
+                plan::register_check(world.catalog(), &node, check.clone())
+            } else if world.catalog().check(&key).is_some() {
+                plan::deregister_check(world.catalog(), &key)
+            } else {
+                Ok(Txn::default())
             }
-        }
-        Ok(())
+        };
+        self.change(plan).await
     }
 
     /// Starts the deadlines of a definition that a transaction wrote.

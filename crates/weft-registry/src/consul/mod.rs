@@ -156,6 +156,7 @@ impl Handle {
     /// # Errors
     /// When the store refuses.
     pub async fn delete_tree(&self, prefix: &str) -> Result<(), ConsulError> {
+        self.caught_up().await?;
         loop {
             let state = self.state();
             let keys = state.under(prefix).map(|(key, _)| key.clone());
@@ -164,6 +165,19 @@ impl Handle {
                 return Ok(());
             }
             self.attempt(|_| Ok::<_, ConsulError>((txn.clone(), ()))).await?;
+        }
+    }
+
+    /// Waits, where other servers write to the store, until reads here show what any of them
+    /// acknowledged before. What depends on all that is under a prefix asks for it first: what is
+    /// not known yet cannot be compared.
+    ///
+    /// # Errors
+    /// As [`Handle::barrier`].
+    pub async fn caught_up(&self) -> Result<(), ConsulError> {
+        match self.contact().is_shared() {
+            true => self.barrier().await.map(|_| ()),
+            false => Ok(()),
         }
     }
 
@@ -179,19 +193,32 @@ impl Handle {
     }
 
     /// The same, as long as all of `given` holds; that no newer plan can mend.
+    ///
+    /// What looks done already, or cannot be done, may be another matter in what another server
+    /// acknowledged since: before that is said the plan is made on a state that has it.
     async fn attempt_given<T, E: From<ConsulError>>(
         &self,
         given: &[Compare],
         plan: impl Fn(&State) -> Result<(Txn, T), E>,
     ) -> Result<(u64, T), E> {
+        let mut is_fresh = !self.contact().is_shared();
         for _ in 0..ATTEMPTS {
             let state = self.state();
-            let (mut txn, out) = plan(&state)?;
+            let planned = plan(&state);
+            let writes = planned.as_ref().is_ok_and(|(txn, _)| !txn.ops.is_empty());
+            if !writes && !is_fresh {
+                self.barrier().await?;
+                is_fresh = true;
+                continue;
+            }
+            let (mut txn, out) = planned?;
             if txn.ops.is_empty() {
                 return Ok((state.revision(), out));
             }
             let own = txn.compares.len();
-            txn.compares.extend_from_slice(given);
+            let more: Vec<Compare> =
+                given.iter().filter(|one| !txn.compares.contains(one)).cloned().collect();
+            txn.compares.extend(more);
             let done = self.0.store.txn(txn).await.map_err(ConsulError::from)?;
             self.reached(done.revision.0).await?;
             if done.succeeded {

@@ -129,6 +129,9 @@ impl Handle {
     /// When there is no such session, or the store refuses.
     pub async fn renew_session(&self, ns: &str, id: &str) -> Result<Arc<Session>, ConsulError> {
         let unknown = || ConsulError::UnknownSession { id: id.to_owned() };
+        if self.state().session(id).is_none() {
+            self.caught_up().await?;
+        }
         let state = self.state();
         let (_, session, _) = state.session(id).ok_or_else(unknown)?;
         if *session.namespace != *ns || session.ending {

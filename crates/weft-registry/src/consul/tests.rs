@@ -13,6 +13,7 @@ use weft_store::MemoryStore;
 use super::*;
 use crate::Registry;
 
+mod behind;
 mod ending;
 
 struct Rig {
