@@ -49,7 +49,7 @@ def gateway(tmp_path, origin):
     mesh = Mesh(tmp_path / "edge.yaml", tmp_path / "data", gateway_port=port).start()
 
     def leads():
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as s:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 20) as s:
             s.sendall(b"GET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             return s.recv(64).startswith(b"HTTP/1.1 200")
         return False

@@ -7,6 +7,8 @@ import http.server
 import threading
 import time
 
+from standalone import Threads
+
 
 class Host:
     """A server on a port of its own. `answer(request)` returns a status and headers; every request
@@ -39,10 +41,7 @@ class Host:
             def log_message(self, *_):
                 pass
 
-        class Server(http.server.ThreadingHTTPServer):
-            request_queue_size, daemon_threads = 128, True
-
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server = Threads(("127.0.0.1", 0), Handler)
         self.address = f"127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

@@ -92,7 +92,7 @@ class Machine:
         return value
 
     def get(self, url, **kw):
-        return self.inside(lambda: requests.get(url, timeout=5, **kw))
+        return self.inside(lambda: requests.get(url, timeout=20, **kw))
 
     def weft(self, *args, check=True):
         return self.run(WEFT, *args, check=check)
@@ -120,7 +120,7 @@ class Process:
             lines = self.out_path.read_text().splitlines()
             return next((json.loads(text) for text in lines if text.startswith("{")), None)
         try:
-            return until("an announcement", line, 60)
+            return until("an announcement", line)
         except AssertionError:
             raise AssertionError(self.out_path.read_text() + self.log()[-4000:])
 
@@ -189,11 +189,11 @@ class Machines:
     def node(self, name):
         return self.json(f"/api/v1/nodes/{name}")
 
-    def until_node(self, name, status, seconds=20):
+    def until_node(self, name, status):
         def ready():
             conditions = self.node(name)["status"]["conditions"]
             return next(c for c in conditions if c["type"] == "Ready")["status"] == status
-        until(f"node {name} is ready: {status}", ready, seconds)
+        until(f"node {name} is ready: {status}", ready)
 
     def pods(self, **labels):
         items = self.json("/api/v1/namespaces/shop/pods")["items"]
@@ -211,8 +211,8 @@ class Machines:
         (self.folder / "shop/.data").mkdir(exist_ok=True)
         self.s.weft("apply", "-f", shop)
         for app, count in (("user", 2), ("product", 3), ("order", 2)):
-            until(f"{app} is ready", lambda: len(self.ready_pods(app=app)) == count, 60)
-        until("the gateway answers", lambda: self.user(1).status_code == 200, 30)
+            until(f"{app} is ready", lambda: len(self.ready_pods(app=app)) == count)
+        until("the gateway answers", lambda: self.user(1).status_code == 200)
 
     def scaled(self, app, replicas):
         """The app's manifest with another number of replicas."""
@@ -247,7 +247,7 @@ class Machines:
     def order(self):
         def post():
             body = {"user": 1, "product": 2, "quantity": 1}
-            return requests.post("http://127.0.0.1:8000/orders", json=body, timeout=10)
+            return requests.post("http://127.0.0.1:8000/orders", json=body, timeout=20)
         return self.gateway().inside(post)
 
     def end(self):
@@ -342,7 +342,7 @@ def test_the_shop_on_three_machines_and_one_is_cut_off(machines):
         until("its pods take no requests", lambda: not [
             p for p in machines.ready_pods() if p["spec"]["nodeName"] == "b"])
         good = readers.good
-        until("reads go on", lambda: readers.good > good + 200, 30)
+        until("reads go on", lambda: readers.good > good + 200)
         # Also while nobody knew yet: requests found another instance.
         assert not readers.failed, readers.failed[:3]
 
@@ -352,16 +352,16 @@ def test_the_shop_on_three_machines_and_one_is_cut_off(machines):
         assert "node b" in status.stdout and "not heard of" in status.stdout, status.stdout
 
         machines.b.heal()
-        machines.until_node("b", "True", 40)
+        machines.until_node("b", "True")
         until("its pods take requests again", lambda: [
-            p for p in machines.ready_pods(app="product") if p["spec"]["nodeName"] == "b"], 40)
+            p for p in machines.ready_pods(app="product") if p["spec"]["nodeName"] == "b"])
         good = readers.good
-        until("reads go on", lambda: readers.good > good + 200, 30)
+        until("reads go on", lambda: readers.good > good + 200)
         assert not readers.failed, readers.failed[:3]
     after = machines.json("/api/v1/namespaces/shop/pods")
     names = [sorted(p["metadata"]["name"] for p in x["items"]) for x in (before, after)]
     assert names[0] == names[1], "nothing was started anew for a short silence"
-    until("no problem is left", lambda: machines.s.weft("status", check=False).returncode == 0, 20)
+    until("no problem is left", lambda: machines.s.weft("status", check=False).returncode == 0)
 
 
 def test_a_server_that_dies_and_comes_back_disturbs_nobody(bare):
@@ -387,20 +387,20 @@ def test_a_server_that_dies_and_comes_back_disturbs_nobody(bare):
         machines.serve("server")
         for name in ("a", "b"):
             machines.until_node(name, "True")
-        until("proxies are in sync", lambda: machines.synced(), 30)
+        until("proxies are in sync", lambda: machines.synced())
         good = readers.good
         until("reads go on", lambda: readers.good > good + 100)
         assert not readers.failed, readers.failed[:3]
     assert started() == before
     # And it still commands.
     machines.s.weft("apply", "-f", machines.scaled("user", 3))
-    until("a third user", lambda: len(machines.ready_pods(app="user")) == 3, 30)
+    until("a third user", lambda: len(machines.ready_pods(app="user")) == 3)
 
 
 def test_joining_needs_a_good_token_and_an_agent_comes_back_without_one(machines):
     def refused(token, *more):
         agent = machines.agent(machines.a, token, *more)
-        code = agent.process.wait(30)
+        code = agent.process.wait(60)
         return code, agent.log()
 
     code, log = refused(None)
@@ -427,7 +427,7 @@ def test_joining_needs_a_good_token_and_an_agent_comes_back_without_one(machines
     assert (machines.folder / "agent-a/host.pem").stat().st_mode & 0o777 == 0o600
     assert "used" in machines.s.weft("token", "list").stdout
     agent = machines.agent(machines.b, good)
-    assert agent.process.wait(30) == 1 and "used before" in agent.log()
+    assert agent.process.wait(60) == 1 and "used before" in agent.log()
 
     # It has a certificate now: it starts again without a token.
     running.stop(signal.SIGKILL)
@@ -444,7 +444,7 @@ def test_joining_needs_a_good_token_and_an_agent_comes_back_without_one(machines
     # A host that was removed is none any more, and says so.
     machines.s.weft("delete", "node", "a")
     agent = machines.running.pop("a")
-    assert agent.process.wait(30) == 1
+    assert agent.process.wait(60) == 1
     assert "removed from the mesh" in agent.log()
 
 
@@ -462,13 +462,13 @@ def test_pods_of_an_agent_that_is_killed_leave_nothing_behind(machines):
     until("it runs", lambda: machines.ready_pods())
     # What it says is read on the server's machine.
     log = machines.api + "/api/v1/namespaces/shop/pods/sleeper/log"
-    assert machines.s.get(log).text == "good evening\n"
+    until("it has said so", lambda: machines.s.get(log).text == "good evening\n")
     missing = machines.s.get(log + "?container=other")
     assert missing.status_code == 400 and "other" in missing.text, missing.text
     assert machines.s.get(log + "?previous=true").status_code == 400
 
     def follow():
-        with requests.get(log + "?follow=true", stream=True, timeout=10) as answer:
+        with requests.get(log + "?follow=true", stream=True, timeout=60) as answer:
             return next(answer.iter_lines())
     assert machines.s.inside(follow) == b"good evening"
     found = subprocess.run(["pgrep", "-f", "/bin/sleep 100077"], capture_output=True, text=True)
@@ -500,8 +500,8 @@ def test_pods_of_another_machine_are_looked_into_and_measured(machines):
 
     def used():
         rows = machines.s.run(*kubectl, "top", "pods").stdout.splitlines()[1:]
-        return [r for r in rows if r.startswith("busy") and int(r.split()[1].rstrip("m")) > 100]
-    until("its processor is measured", used, 30)
+        return [r for r in rows if r.startswith("busy") and int(r.split()[1].rstrip("m")) > 20]
+    until("its processor is measured", used)
     assert "a " in machines.s.run(*kubectl, "top", "nodes").stdout
 
     def watcher():
@@ -513,19 +513,19 @@ def test_pods_of_another_machine_are_looked_into_and_measured(machines):
     # A machine that is cut off ends what was open, and says which it is.
     open_there = watcher()
     machines.a.cut()
-    said, _ = open_there.communicate(timeout=40)
+    said, _ = open_there.communicate(timeout=60)
     assert open_there.returncode != 0 and "host a" in said, said
     machines.until_node("a", "False")
     refused = machines.s.run(*kubectl, "exec", "busy", "--", "true", check=False)
     assert refused.returncode != 0 and "host a" in refused.stderr, refused
     machines.a.heal()
-    machines.until_node("a", "True", 40)
+    machines.until_node("a", "True")
     until("it can be looked into again", lambda: machines.s.run(
-        *kubectl, "exec", "busy", "--", "true", check=False).returncode == 0, 30)
+        *kubectl, "exec", "busy", "--", "true", check=False).returncode == 0)
     # So does an agent that is killed.
     open_there = watcher()
     agent = machines.running.pop("a")
     agent.process.kill()
     agent.process.wait()
-    said, _ = open_there.communicate(timeout=10)
+    said, _ = open_there.communicate(timeout=60)
     assert open_there.returncode != 0 and "host a" in said, said

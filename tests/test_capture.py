@@ -127,7 +127,7 @@ def checks(tmp_path_factory):
                 if line.startswith("{"):
                     found.update({json.loads(line)["check"]: json.loads(line)})
             return found if "all" in found else None
-        found = until("all checks", lines, seconds=240, every=0.5)
+        found = until("all checks", lines, seconds=900, every=0.5)
         yield found, mesh
     finally:
         mesh.stop()
@@ -235,12 +235,12 @@ def test_grpc_and_its_friends_between_official_echo_programs(tmp_path):
     folder = write(tmp_path / "m", objects)
     with Mesh(folder, tmp_path / "data", extra=["--pods", "namespace"]) as mesh:
         caller = until("the caller", lambda: mesh.ready_pods("demo", app="caller"))[0]
-        until("the echo", lambda: mesh.ready_pods("demo", app="echo"), seconds=60)
+        until("the echo", lambda: mesh.ready_pods("demo", app="echo"))
         for call in ["http://echo:8080/", "--http2 http://echo:8080/", "grpc://echo:7070",
                      "ws://echo:8080/", "tcp://echo:9090", "--server-first tcp://echo:9091"]:
             command = [str(BIN / "client"), "--count", "10", *call.split()]
             ask = ["exec", "-n", "demo", caller["metadata"]["name"], "--", *command]
-            out = until(call, lambda: mesh.kubectl(*ask).stdout, seconds=30, every=0.5)
+            out = until(call, lambda: mesh.kubectl(*ask).stdout, every=0.5)
             assert out.count("StatusCode=200") == 10, out
 
 
@@ -293,9 +293,12 @@ def test_what_annotations_leave_out_passes_the_sidecars_by(tmp_path, words):
 
         def call(client, port, host=ip["server"]):
             """Whom the server saw; empty when it saw nobody."""
-            line = f"curl -sf -m 5 http://{host}:{port}/ || true"
+            line = f"curl -sf -m 20 http://{host}:{port}/ || true"
             return mesh.kubectl("exec", "-n", "demo", pods[client]["metadata"]["name"], "--",
                                 "sh", "-c", line).stdout
+        # It is ready as soon as it runs, which is before it listens.
+        for port in (8080, 9000):
+            until("the server listens", lambda: call("captured", port))
         # Through both sidecars: the server sees its own, whichever port it is.
         for port, host in [(8080, ip["server"]), (9000, ip["server"]), (8080, "server"),
                            (9000, "server")]:

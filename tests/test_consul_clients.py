@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from mesh import BIN, PEERS, ROOT, free_port, until
+from standalone import Site, Threads
 from test_store import Server
 
 SEQUENCES = ROOT / "tests/consul/sequences"
@@ -29,38 +30,23 @@ def server(tmp_path):
 
 def register(server, **body):
     url = f"{server.consul}/v1/agent/service/register"
-    requests.put(url, json=body, timeout=5).raise_for_status()
+    requests.put(url, json=body, timeout=20).raise_for_status()
 
 
 def deregister(server, service):
     url = f"{server.consul}/v1/agent/service/deregister/{service}"
-    requests.put(url, timeout=5).raise_for_status()
+    requests.put(url, timeout=20).raise_for_status()
 
 
-class Origin:
+class Origin(Site):
     """An HTTP server that says its name."""
 
     def __init__(self, name):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200)
-                self.send_header("content-type", "text/plain")
-                self.end_headers()
-                self.wfile.write(name.encode())
+        super().__init__()
+        self.name = name
 
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
+    def answer(self, request):
+        return 200, self.name.encode(), {"content-type": "text/plain"}
 
 
 class Connected:
@@ -68,8 +54,8 @@ class Connected:
     for the service, takes clients with one of the mesh, and says which service called."""
 
     def __init__(self, server, folder, service):
-        leaf = requests.get(f"{server.consul}/v1/agent/connect/ca/leaf/{service}", timeout=10).json()
-        roots = requests.get(f"{server.consul}/v1/agent/connect/ca/roots", timeout=10).json()
+        leaf = requests.get(f"{server.consul}/v1/agent/connect/ca/leaf/{service}", timeout=20).json()
+        roots = requests.get(f"{server.consul}/v1/agent/connect/ca/roots", timeout=20).json()
         (folder / "leaf.pem").write_text(leaf["CertPEM"])
         (folder / "leaf.key").write_text(leaf["PrivateKeyPEM"])
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -89,9 +75,7 @@ class Connected:
             def log_message(self, *_):
                 pass
 
-        class Listener(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
+        class Listener(Threads):
             def get_request(self):
                 stream, peer = super().get_request()
                 # Shaken in the thread of its connection.
@@ -128,7 +112,7 @@ class Program:
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(10)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -184,13 +168,13 @@ def test_traefik_routes_to_what_is_registered_and_healthy(server, tmp_path):
             "--providers.consulcatalog.defaultrule=PathPrefix(`/{{ .Name }}`)",
             f"--entrypoints.web.address=127.0.0.1:{edge}", cwd=tmp_path):
         def who(path):
-            answers = {requests.get(f"http://127.0.0.1:{edge}{path}", timeout=5)
+            answers = {requests.get(f"http://127.0.0.1:{edge}{path}", timeout=20)
                        for _ in range(4)}
             return {x.text if x.status_code == 200 else x.status_code for x in answers}
 
         register(server, Name="shop", ID="a", Port=a.port, Address="127.0.0.1",
                  Check={"TTL": "60s", "Status": "passing"})
-        until("one answers", lambda: who("/shop") == {"a"}, 30)
+        until("one answers", lambda: who("/shop") == {"a"})
         register(server, Name="shop", ID="b", Port=b.port, Address="127.0.0.1",
                  Check={"TTL": "60s"})
         register(server, Name="blog", Port=b.port, Address="127.0.0.1",
@@ -198,7 +182,7 @@ def test_traefik_routes_to_what_is_registered_and_healthy(server, tmp_path):
         until("tags are followed", lambda: who("/b") == {"b"})
         assert who("/shop") == {"a"}, "the other's check has not passed yet"
         url = f"{server.consul}/v1/agent/check/pass/service:b"
-        requests.put(url, timeout=5).raise_for_status()
+        requests.put(url, timeout=20).raise_for_status()
         until("both answer", lambda: who("/shop") == {"a", "b"})
         deregister(server, "a")
         until("one is left", lambda: who("/shop") == {"b"})
@@ -217,13 +201,13 @@ def test_traefik_calls_services_of_the_mesh_with_its_own_certificate(server, tmp
             "--providers.consulcatalog.defaultrule=PathPrefix(`/{{ .Name }}`)",
             f"--entrypoints.web.address=127.0.0.1:{edge}", cwd=tmp_path):
         def get(path):
-            return requests.get(f"http://127.0.0.1:{edge}{path}", timeout=5)
+            return requests.get(f"http://127.0.0.1:{edge}{path}", timeout=20)
 
         tag = "traefik.consulcatalog.connect=true"
         register(server, Name="shop", ID="s1", Port=shop.port, Address="127.0.0.1", Tags=[tag],
                  Connect={"Native": True})
         register(server, Name="blog", Port=plain.port, Address="127.0.0.1")
-        until("the mesh's service answers", lambda: get("/shop").status_code == 200, 60)
+        until("the mesh's service answers", lambda: get("/shop").status_code == 200)
         who = get("/shop").text
         assert who.startswith("spiffe://") and who.endswith("/ns/default/dc/dc1/svc/edge"), who
         until("others are called as before", lambda: get("/blog").text == "plain")
@@ -232,7 +216,7 @@ def test_traefik_calls_services_of_the_mesh_with_its_own_certificate(server, tmp
         register(server, Name="shop", ID="s2", Port=thief.port, Address="127.0.0.1", Tags=[tag],
                  Connect={"Native": True})
         until("it is called, and refused", lambda: get("/shop").status_code == 500 and
-              "peer certificate mismatch" in (tmp_path / "traefik.log").read_text(), 60)
+              "peer certificate mismatch" in (tmp_path / "traefik.log").read_text())
 
 
 def test_traefik_is_configured_by_keys(server, tmp_path):
@@ -241,7 +225,7 @@ def test_traefik_is_configured_by_keys(server, tmp_path):
 
     def put(key, value):
         url = f"{server.consul}/v1/kv/traefik/http/{key}"
-        assert requests.put(url, data=value, timeout=5).text.strip() == "true"
+        assert requests.put(url, data=value, timeout=20).text.strip() == "true"
 
     with Origin("a") as a, Origin("b") as b:
         put("routers/one/rule", "PathPrefix(`/one`)")
@@ -252,17 +236,17 @@ def test_traefik_is_configured_by_keys(server, tmp_path):
                      "--providers.consul.rootkey=traefik",
                      f"--entrypoints.web.address=127.0.0.1:{edge}", cwd=tmp_path):
             def get(path):
-                return requests.get(f"http://127.0.0.1:{edge}{path}", timeout=5)
+                return requests.get(f"http://127.0.0.1:{edge}{path}", timeout=20)
 
-            until("keys from before count", lambda: get("/one").text == "a", 60)
+            until("keys from before count", lambda: get("/one").text == "a")
             put("services/one/loadBalancer/servers/0/url", f"http://127.0.0.1:{b.port}")
-            until("a change is followed", lambda: get("/one").text == "b", 30)
+            until("a change is followed", lambda: get("/one").text == "b")
             put("routers/two/rule", "PathPrefix(`/two`)")
             put("routers/two/service", "one")
-            until("a new router is there", lambda: get("/two").text == "b", 30)
+            until("a new router is there", lambda: get("/two").text == "b")
             url = f"{server.consul}/v1/kv/traefik/http/routers/one?recurse"
-            requests.delete(url, timeout=5).raise_for_status()
-            until("one is gone", lambda: get("/one").status_code == 404, 30)
+            requests.delete(url, timeout=20).raise_for_status()
+            until("one is gone", lambda: get("/one").status_code == 404)
             assert get("/two").text == "b"
 
 
@@ -281,14 +265,14 @@ def test_an_application_of_python_consul_runs_as_it_is(server, tmp_path):
             for app in (one, two):
                 until("they find each other", lambda: "peers one two\n" in app.said())
             url = f"{server.consul}/v1/kv/worker/config"
-            requests.put(url, data="blue", timeout=5).raise_for_status()
+            requests.put(url, data="blue", timeout=20).raise_for_status()
             for app in (one, two):
                 until("both are told", lambda: "config blue" in app.said())
             assert "two leads" not in two.said()
             one.process.kill()
-            until("the other one leads", lambda: "two leads" in two.said(), 40)
+            until("the other one leads", lambda: "two leads" in two.said())
             until("and is alone", lambda: two.said().rstrip().endswith("two peers two")
-                  or "two peers two\n" in two.said(), 10)
+                  or "two peers two\n" in two.said())
 
 
 def steps(name):

@@ -64,7 +64,7 @@ def test_clients_that_verify_the_door_use_it_and_others_refuse_it(tmp_path, cert
         url = f"https://localhost:{server.https}/v1"
         client = py_consul(server.https, certs / "ca.pem")
         ready = f"{server.consul}/v1/kv/ready?raw"
-        until("it waits", lambda: requests.get(ready, timeout=5).text == "now", 60)
+        until("it waits", lambda: requests.get(ready, timeout=20).text == "now")
         # The doors show one and the same.
         said = curl("--cacert", certs / "ca.pem", "-X", "PUT", "-d", "bye", f"{url}/kv/greeting")
         assert said.stdout.strip() == "true", said
@@ -93,8 +93,8 @@ def test_a_door_that_asks_for_certificates_lets_only_their_owners_in(tmp_path, c
         pair = (certs / "client.pem", certs / "client.key")
         client = py_consul(server.https, certs / "ca.pem", *pair)
         ready = f"{server.consul}/v1/kv/ready?raw"
-        until("it waits", lambda: requests.get(ready, timeout=5).text == "now", 60)
-        requests.put(f"{server.consul}/v1/kv/greeting", data="bye", timeout=10)
+        until("it waits", lambda: requests.get(ready, timeout=20).text == "now")
+        requests.put(f"{server.consul}/v1/kv/greeting", data="bye", timeout=20)
         _, error = client.communicate(timeout=60)
         assert client.returncode == 0, error
         url = f"https://localhost:{server.https}/v1/status/leader"
@@ -112,7 +112,7 @@ def test_a_renewed_certificate_is_shown_and_a_broken_one_is_not(tmp_path, certs)
         url = f"https://localhost:{server.https}/v1/status/leader"
         believed = pathlib.Path(tmp_path / "both.pem")
         believed.write_text((certs / "ca.pem").read_text() + (other / "ca.pem").read_text())
-        assert kept.get(url, verify=str(believed), timeout=10).ok
+        assert kept.get(url, verify=str(believed), timeout=20).ok
         (tmp_path / "server.key").write_text("no key")
         until("it is said", lambda: "server.key" in server.log_text())
         assert curl("--cacert", certs / "ca.pem", url).returncode == 0, "the old one stays"
@@ -120,4 +120,4 @@ def test_a_renewed_certificate_is_shown_and_a_broken_one_is_not(tmp_path, certs)
             (tmp_path / name).write_bytes((other / name).read_bytes())
         until("the new one is shown",
               lambda: curl("--cacert", other / "ca.pem", url).returncode == 0)
-        assert kept.get(url, verify=str(believed), timeout=10).ok, "who was there goes on"
+        assert kept.get(url, verify=str(believed), timeout=20).ok, "who was there goes on"

@@ -7,7 +7,6 @@ source package.)
 `UPDATE_LEDGER=1` writes what was found; a reason has to be added by hand."""
 
 import os
-import pathlib
 import subprocess
 import xml.etree.ElementTree as xml
 
@@ -63,8 +62,15 @@ def test_the_suite_of_py_consul_passes_as_the_ledger_says(role, tmp_path):
     if not SUITE.exists():
         pytest.fail("the suite is missing; run ./test peers")
     found, output = run_suite(role, tmp_path)
+    known = ledger(role) if LEDGERS[role].exists() else {}
+    # Many of its tests sleep for a twentieth of a second where they wait for something. On a busy
+    # machine that is short: those that should pass and did not have to pass in a second run.
+    again = [n for n, v in found.items() if v != "pass" and known.get(n, ("",))[0] == "pass"]
+    if again:
+        print(f"played again: {' '.join(again)}")
+        played, output = run_suite(role, tmp_path)
+        found.update({name: played.get(name, "fail") for name in again})
     if os.environ.get("UPDATE_LEDGER"):
-        known = ledger(role) if LEDGERS[role].exists() else {}
         lines = [f"{'pass' if v == 'pass' else known.get(n, ('open',))[0]} {n} "
                  f"{'' if v == 'pass' else known.get(n, ('', 'NO REASON'))[1]}".rstrip()
                  for n, v in sorted(found.items())]

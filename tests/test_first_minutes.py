@@ -63,7 +63,7 @@ def test_a_gateway_port_in_use_names_its_owner_everywhere(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         folder = manifests(tmp_path / "m", GATEWAY.replace("PORT", str(port)))
-        with Mesh(folder, tmp_path / "data", extra=["--ready-timeout", "2"]) as mesh:
+        with Mesh(folder, tmp_path / "data", extra=["--ready-timeout", "8"]) as mesh:
             assert f"PID {os.getpid()}" in mesh.doors["not_ready"], mesh.doors
             assert not any(line.startswith("gateway   http") for line in mesh.lines), mesh.lines
             gateway = mesh.kubectl("get", "gateway", "web", "-n", "demo", "-o", "yaml").stdout
@@ -84,19 +84,23 @@ def test_problems_are_told_once_with_a_next_step_that_can_be_pasted(tmp_path):
             return found if "not-there" in found["gone"]["reason"] else None
         found = until("both pods are told", both)
         assert not [o for o in problems(mesh) if o.startswith("deployment")], problems(mesh)
-        out = mesh.weft("status", check=False).stdout
-        hints = re.findall(r"next: (.*)", out)
-        assert len(hints) == len(problems(mesh)), out
+
+        def hints_of_all():
+            # What crashes is a problem again and again, and none for a moment between.
+            hints = re.findall(r"next: (.*)", mesh.weft("status", check=False).stdout)
+            assert len(hints) == len(problems(mesh)) and any(" describe " in h for h in hints), hints
+            return hints
+        hints = until("each has a next step", hints_of_all)
         own = next(h for h in hints if " describe " in h)
         env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
         pasted = subprocess.run(own, shell=True, capture_output=True, text=True, env=env,
-                                cwd=ROOT, timeout=30)
+                                cwd=ROOT, timeout=60)
         assert pasted.returncode == 0 and "not-there" in pasted.stdout, (own, pasted)
         logs = until("the log of the crash", lambda: next(
             (h for h in re.findall(r"next: (.*)", mesh.weft("status", check=False).stdout)
              if h.startswith("kubectl logs")), None))
         shown = subprocess.run([str(ROOT / "target/peers/bin/kubectl"), *shlex.split(logs)[1:]],
-                               capture_output=True, text=True, env=env, timeout=30)
+                               capture_output=True, text=True, env=env, timeout=60)
         assert "cannot open database" in shown.stdout, (logs, shown)
         assert "web" in found["crash"]["reason"]
 
@@ -165,7 +169,7 @@ class Terminal:
             lines[row] = line + " " * (column - 1 - len(line)) + char
         return "\n".join(lines[row] for row in sorted(lines))
 
-    def ended(self, seconds=20):
+    def ended(self, seconds=60):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -186,8 +190,8 @@ def test_a_terminal_shows_a_live_table_and_ctrl_c_ends_it_soon(tmp_path):
     os.write(up.fd, b"\x03")
     begun = time.monotonic()
     assert up.ended() == 0, up.screen()
-    # 3 s is the aim; a busy CI machine has four times that.
-    assert time.monotonic() - begun < 12
+    # 3 s is the aim, and a busy machine takes longer; a pod that is waited for in vain has 30 s.
+    assert time.monotonic() - begun < 20
     assert up.text.rstrip().endswith("SIGTERM and its grace period"), up.text[-300:]
 
 
@@ -210,7 +214,7 @@ def test_down_and_reset_work_as_the_messages_say(tmp_path):
     down = subprocess.run([str(WEFT), *shlex.split(hint)], capture_output=True, text=True,
                           timeout=60)
     assert down.returncode == 0 and f"stopped PID {mesh.process.pid}" in down.stdout, down
-    mesh.process.wait(10)
+    mesh.process.wait(60)
     reset = subprocess.run([str(WEFT), "reset", "--data", str(data), "--yes"],
                            capture_output=True, text=True, timeout=60)
     assert reset.returncode == 0 and not data.exists(), reset
@@ -227,7 +231,7 @@ def test_what_no_file_says_any_more_is_told_with_its_deletion(tmp_path):
     with Mesh(folder, tmp_path / "data") as mesh:
         hints = [line.strip() for line in mesh.lines if line.startswith("  ")]
         assert len(hints) == 1 and "configmap old" in hints[0], mesh.lines
-        done = subprocess.run(hints[0], shell=True, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(hints[0], shell=True, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done
         assert mesh.get("/api/v1/namespaces/demo/configmaps/old").status_code == 404
 
@@ -249,14 +253,14 @@ def test_a_damaged_store_is_told_in_words(tmp_path):
         assert "backup" in last and "weft reset --data" in last, done.stderr
         store.write_bytes(good)
     with Mesh(folder, data) as mesh:
-        assert requests.get(mesh.api + "/api/v1/namespaces/demo", timeout=5).status_code == 200
+        assert requests.get(mesh.api + "/api/v1/namespaces/demo", timeout=20).status_code == 200
 
 
 def test_readers_that_go_away_are_no_error(empty):
     for command in (["status"], ["schema"], ["get", "namespaces"], ["help", "topics"],
                     ["completions", "bash"], ["top"]):
         done = subprocess.run(f"{WEFT} {' '.join(command)} | head -c 1", shell=True,
-                              capture_output=True, text=True, timeout=30,
+                              capture_output=True, text=True, timeout=60,
                               env={**os.environ, "WEFT_SERVER": empty.api})
         assert "panicked" not in done.stderr, (command, done.stderr)
 
@@ -291,7 +295,7 @@ def test_idle_clients_of_one_door_do_not_close_the_others(tmp_path):
     try:
         for _ in range(1200):
             address = ("127.0.0.1", int(mesh.api.rsplit(":", 1)[1]))
-            idle.append(socket.create_connection(address, timeout=5))
+            idle.append(socket.create_connection(address, timeout=20))
         assert mesh.consul("/v1/status/leader").status_code == 200
         assert "Too many open files" not in mesh.log_text()
     finally:

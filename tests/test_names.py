@@ -36,8 +36,8 @@ spec: {type: ExternalName, externalName: web.demo.svc.cluster.local}
 def pod_dig(mesh, *args):
     """Asks where sidecars ask."""
     port = mesh.doors["pod_dns"].rsplit(":", 1)[1]
-    done = subprocess.run([str(BIN / "dig"), "@127.0.0.1", "-p", port, "+tries=1", "+time=8", *args],
-                          capture_output=True, text=True, timeout=30)
+    done = subprocess.run([str(BIN / "dig"), "@127.0.0.1", "-p", port, "+tries=1", "+time=10", *args],
+                          capture_output=True, text=True, timeout=60)
     return done.stdout
 
 
@@ -93,12 +93,12 @@ spec:
         # Where the status says, the Gateway answers.
         ingress = json.loads(mesh.kubectl("get", "svc", "front-weft", "-n", "demo", "-o",
                                           "jsonpath={.status.loadBalancer.ingress[0]}").stdout)
-        answer = requests.get(f"http://{ingress['ip']}:{ingress['ports'][0]['port']}/", timeout=5)
+        answer = requests.get(f"http://{ingress['ip']}:{ingress['ports'][0]['port']}/", timeout=20)
         assert answer.status_code == 404, "there is no route yet"
         rows = mesh.get("/v1/weft/endpoints", params={"namespace": "demo", "service": "front-weft"})
         assert rows.json()["endpoints"], rows.text
         mesh.kubectl("get", "serviceaccount", "front-weft", "-n", "demo")
-        assert "front-weft" not in mesh.weft("status").stdout, "it is the Gateway's, no user's"
+        assert "front-weft" not in mesh.weft("status", check=False).stdout, "it is the Gateway's, no user's"
         # Deleted by hand it comes back, with its Gateway it goes.
         mesh.kubectl("delete", "svc", "front-weft", "-n", "demo")
         until("the Service is back", lambda: mesh.kubectl(
@@ -237,7 +237,7 @@ def test_pods_in_namespaces_call_by_every_name_there_is(tmp_path):
     threading.Thread(target=far.serve_forever, daemon=True).start()
     with far, Mesh(tmp_path / "m", tmp_path / "data", gateway_port=port,
               extra=["--pods=namespace"]) as mesh:
-        mesh.kubectl("wait", "--for=condition=Ready", "pod", "--all", "-n", "demo", "--timeout=30s")
+        mesh.kubectl("wait", "--for=condition=Ready", "pod", "--all", "-n", "demo", "--timeout=60s")
         pods = {p["metadata"]["name"]: [a["ip"] for a in p["status"]["podIPs"]]
                 for p in mesh.pods("demo")}
 
@@ -246,12 +246,16 @@ def test_pods_in_namespaces_call_by_every_name_there_is(tmp_path):
             return done.stdout.strip() or done.stderr
 
         def code(*url):
-            return inside("curl", "-sS", "-g", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}",
+            return inside("curl", "-sS", "-g", "-m", "30", "-o", "/dev/null", "-w", "%{http_code}",
                           *url)
 
         def resolved(name):
             return {line.split()[0] for line in inside("getent", "ahosts", name).splitlines()}
 
+        # They are ready as soon as they run, which is before they listen.
+        for name in ("db-0", "db-1"):
+            url = f"http://{pods[name][0]}:8080/"
+            until(f"{name} listens", lambda: code(url) == "200")
         # Each member by its name, all of them by the service's, a Service by both families.
         assert resolved("db-0.db") == {pods["db-0"][0]}
         assert resolved("db") == {pods["db-0"][0], pods["db-1"][0]}
@@ -265,10 +269,10 @@ def test_pods_in_namespaces_call_by_every_name_there_is(tmp_path):
                     f"http://{pods['db-0'][0]}:8080/"):
             assert code(url) == "200", url
         # The Gateway from outside, and from inside by its own Service.
-        until("outside", lambda: requests.get(f"{mesh.gateway}/", timeout=5).status_code == 200)
+        until("outside", lambda: requests.get(f"{mesh.gateway}/", timeout=20).status_code == 200)
         assert code(f"http://edge-weft:{port}/") == "200"
         # What the mesh was told of the world outside, by name and by the address it was given.
         assert resolved("far.example.com") == {"192.0.2.10"}
-        assert inside("curl", "-sS", "-m", "10", "http://far.example.com/") == "far.example.com"
+        assert inside("curl", "-sS", "-m", "30", "http://far.example.com/") == "far.example.com"
         assert code("http://192.0.2.10/") == "200"
         assert "Could not resolve host" in inside("curl", "-sS", "http://nobody/")

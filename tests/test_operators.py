@@ -29,13 +29,13 @@ def served(tmp_path):
 def test_a_rotated_log_is_opened_again(served, sign):
     proxy, _, log, url, _ = served
     curl(f"{url}/first")
-    until("its line", lambda: log.exists() and "/first" in log.read_text(), 10)
+    until("its line", lambda: log.exists() and "/first" in log.read_text())
     old = log.with_suffix(".1")
     os.rename(log, old)
     proxy.process.send_signal(getattr(signal, sign))
-    until("the file is there again", log.exists, 10)
+    until("the file is there again", log.exists)
     curl(f"{url}/second")
-    until("its line", lambda: "/second" in log.read_text(), 10)
+    until("its line", lambda: "/second" in log.read_text())
     assert "/second" not in old.read_text()
     assert proxy.process.poll() is None
 
@@ -47,7 +47,8 @@ def test_levels_are_set_while_it_runs(served):
     status, _, said = curl("-XPOST", f"{admin}/logging?weft=info")
     assert (status, "weft=info" in said) == (200, True), said
     proxy.process.send_signal(signal.SIGHUP)
-    until("what was not said before", lambda: "was read again" in proxy.text(), 10)
+    # It was not said before.
+    proxy.says("was read again")
     assert curl("-XPOST", f"{admin}/logging?level=loud")[0] == 400
     assert curl(f"{admin}/logging")[0] == 405
 
@@ -56,8 +57,8 @@ def test_another_admin_address_is_said_to_need_a_start(served):
     proxy, path, _, url, admin = served
     said = path.read_text().replace(admin.removeprefix("http://"), f"127.0.0.1:{free_port()}")
     path.write_text(said.replace("hello", "changed"))
-    until("the rest is in use", lambda: curl(f"{url}/changed")[2] == "changed", 10)
-    until("it is said", lambda: "the admin door moves with the next start" in proxy.text(), 10)
+    until("the rest is in use", lambda: curl(f"{url}/changed")[2] == "changed")
+    proxy.says("the admin door moves with the next start")
     assert json.loads(curl(f"{admin}/server_info")[2])["state"] == "LIVE"
 
 
@@ -80,6 +81,6 @@ def test_operators_without_a_value_are_said_at_the_start(tmp_path):
         words = ["-c", path, "--access-log", "text", "--access-log-format", line]
         with Proxy(*words, ready=port) as proxy:
             curl(f"http://127.0.0.1:{port}/a?b=c")
-            until("its line", lambda: "LINE - /a HTTP/1.1" in proxy.text(), 10)
+            proxy.says("LINE - /a HTTP/1.1")
             assert "warning: access log: %DYNAMIC_METADATA(a:b)% has no value" in proxy.text()
             assert proxy.text().count("warning: access log") == 1

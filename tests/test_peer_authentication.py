@@ -62,7 +62,7 @@ def mesh(tmp_path_factory):
     (folder / "m/all.yaml").write_text(MANIFESTS)
     mesh = Mesh(folder / "m", folder / "data", extra=["--pods=namespace"]).start()
     for name in ("web", "friend", "stranger"):
-        mesh.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "-n", "demo", "--timeout=30s")
+        mesh.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "-n", "demo", "--timeout=60s")
     yield mesh
     mesh.stop()
     assert "panicked" not in mesh.log_text()
@@ -70,7 +70,7 @@ def mesh(tmp_path_factory):
 
 def curl(mesh, pod, url):
     """What a pod is answered: the status, and the body."""
-    done = mesh.kubectl("exec", "-n", "demo", pod, "--", "curl", "-sS", "-g", "-m", "10",
+    done = mesh.kubectl("exec", "-n", "demo", pod, "--", "curl", "-sS", "-g", "-m", "30",
                         "-w", "\n%{http_code}", url, check=False)
     body, _, code = done.stdout.rpartition("\n")
     return code, body + done.stderr
@@ -96,7 +96,8 @@ def test_strict_holds_at_every_port_and_address_until_it_is_gone(mesh):
     v4, v6 = addresses(mesh)
     everywhere = [f"http://{at}:{port}/" for at in (v4, v6) for port in (8080, 9090)]
     for url in everywhere:
-        assert curl(mesh, "stranger", url)[0] == "200", url
+        # It is ready as soon as it runs, which is before it listens.
+        until(f"{url} answers", lambda: curl(mesh, "stranger", url)[0] == "200")
     assert curl(mesh, "friend", "http://web/")[0] == "200"
 
     say(mesh, "default", "{mtls: {mode: STRICT}}")
@@ -129,7 +130,7 @@ def test_disabled_is_called_in_plaintext_by_the_mesh_too(mesh):
     def calls():
         """Requests by what the web pod's sidecar saw of the connection."""
         ip = mesh.pods("demo", app="web")[0]["metadata"]["annotations"]["weft.dev/host-address"]
-        text = requests.get(f"http://{ip}:15020/metrics", timeout=5).text
+        text = requests.get(f"http://{ip}:15020/metrics", timeout=20).text
         out = {}
         for line in text.splitlines():
             if line.startswith("istio_requests_total{") and 'reporter="destination"' in line:

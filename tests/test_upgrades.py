@@ -95,8 +95,8 @@ def test_what_stays_open_is_cut_when_the_time_for_it_is_over(tmp_path):
         with line(tmp_path, port, drain=1) as processes, WebSocket(port) as kept:
             processes.have_gone_on(kept)
             processes.upgrade()
-            assert processes.all[0].process.wait(30) == 0, processes.all[0].text()
-            until("it is cut", lambda: kept.wrong, 20)
+            assert processes.all[0].process.wait(60) == 0, processes.all[0].text()
+            until("it is cut", lambda: kept.wrong)
             processes.end()
 
 
@@ -187,12 +187,12 @@ routes:
 """)
                 path.write_text(text)
                 url = f"http://127.0.0.1:{added}/"
-                until("it is served", lambda: curl(url)[2] == "two", 20)
+                until("it is served", lambda: curl(url)[2] == "two")
                 # Every process looks at its file once a second.
                 said, enough = [], time.monotonic() + 3
-                while time.monotonic() < enough:
-                    said.append(curl(url, "--max-time", "5")[2])
-                assert len(said) > 10 and set(said) == {"two"}, said
+                while time.monotonic() < enough or len(said) <= 10:
+                    said.append(curl(url)[2])
+                assert set(said) == {"two"}, said
                 processes.have_gone_on(kept)
             assert not kept.wrong, kept.wrong
             processes.end()

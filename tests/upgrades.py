@@ -14,7 +14,7 @@ from mesh import until
 from standalone import Proxy
 
 # What a client waits for at most: for more than a machine that does something else, too, takes.
-PATIENCE = 30
+PATIENCE = 60
 
 
 class Line:
@@ -23,7 +23,7 @@ class Line:
     def __init__(self, *words, door, ready, drain=600):
         self.words, self.door = [*words, "--handover", door, "--drain-time", drain], door
         self.all = [Proxy(*self.words, ready=ready)]
-        until("it can be replaced", door.exists, 20)
+        until("it can be replaced", door.exists)
 
     @property
     def newest(self):
@@ -41,7 +41,7 @@ class Line:
             assert self.newest.process.poll() is None, self.newest.text()
             return owner(self.door) == pid
 
-        until("the newer one has the door", replaced, 60)
+        until("the newer one has the door", replaced)
 
     def upgrades(self, times, *clients):
         """So many, and each client does something between any two of them."""
@@ -305,7 +305,7 @@ class Datagrams(Client):
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind((self.own, 0))
         self.socket.connect(("127.0.0.1", self.port))
-        self.socket.settimeout(5)
+        self.socket.settimeout(PATIENCE / 4)
 
     def once(self):
         sent = b":%d" % self.done

@@ -225,7 +225,7 @@ def check_direct():
 
 def until_there():
     """Pods start in any order."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         try:
             check_http()

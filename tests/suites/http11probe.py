@@ -16,6 +16,9 @@ import sys
 import threading
 
 TABLE = pathlib.Path(__file__).with_name("http11probe.txt")
+# Seconds without an answer, after which there is none; a proxy that is patient gives up after ten.
+FIRST = 6.0
+# Seconds after which nothing more comes.
 TIMEOUT = 2.0
 
 
@@ -74,7 +77,7 @@ class Answer:
 
 
 def play(at, data):
-    with socket.create_connection(at, timeout=TIMEOUT) as s:
+    with socket.create_connection(at, timeout=FIRST) as s:
         try:
             s.sendall(data)
         except OSError:
@@ -87,6 +90,7 @@ def play(at, data):
                     closed = True
                     break
                 raw += more
+                s.settimeout(TIMEOUT)
                 if len(raw) > 1 << 20:
                     break
         except ConnectionError:
