@@ -53,7 +53,7 @@ pub(super) fn read(request: &Request<()>) -> Result<Arrived, Answer> {
     let protocols = head.upgrade.then(|| HeaderValue::from_bytes(&lines.join(&b", "[..])).ok());
     let head = Request::from_parts(head.parts, ());
     let authority = normalise::canonical(&head, None)
-        .map_err(|why| refused(400, "DPE", format!("the request is ambiguous: {why}")))?;
+        .map_err(|why| refused(Cause::BadRequest, format!("the request is ambiguous: {why}")))?;
     let (head, ()) = head.into_parts();
     Ok(Arrived { head, authority, changes: Vec::new(), protocols: protocols.flatten() })
 }
@@ -112,7 +112,9 @@ fn written(request: &Request<()>) -> BytesMut {
 }
 
 fn wrong(wrong: Wrong) -> Answer {
-    of_refusal(&Refusal::new(Cause::BadRequest, wrong.sentence()).with_status(wrong.status()))
+    let why = Refusal::new(Cause::BadRequest, wrong.sentence()).with_status(wrong.status());
+    // The codec answers all alike.
+    Answer { grpc: None, ..of_refusal(&why) }
 }
 
 /// Headers that routes see otherwise than the client wrote them.

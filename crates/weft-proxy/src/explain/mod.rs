@@ -3,8 +3,10 @@
 //! request go through the very decisions that serve requests; nothing is sent, nothing is picked.
 //! Called by the server and by the command line; never by a worker.
 
+mod answer;
 mod arrived;
 mod asked;
+mod bodies;
 mod candidates;
 mod doors;
 mod policy;
@@ -19,11 +21,12 @@ use serde::Serialize;
 use weft_base::clock::Mono;
 use weft_model::decide::{
     AccessVerdict, Authority, Client, CorsVerdict, Found, Lost, Routes, access_verdict,
-    cors_verdict, explain_rules, http_of_grpc, pick_section, redirect_location, shown_match,
-    total_weight,
+    cors_verdict, explain_rules, grpc_of_http, http_of_grpc, pick_section, redirect_location,
+    shown_match, total_weight,
 };
 use weft_model::{AbortAnswer, Action, Filter, Origin, Rule, Share, Target, WeightedBackend};
 
+use self::answer::{FORWARDED, closed, failing, forwarded, of_refusal, refused};
 use self::arrived::Arrived;
 use self::doors::Met;
 use crate::http::normalise::HeaderView;
@@ -34,12 +37,10 @@ use crate::http::tunnel;
 use crate::table::{BackendEntry, Door, Table};
 use crate::worker::Conn;
 
+pub use answer::Answer;
 pub use asked::Asked;
 pub use candidates::{Candidate, Checked, Ejected, Live};
 pub use steps::DEFAULT;
-
-/// The kind of an answer that an instance gives.
-const FORWARDED: &str = "forwarded";
 
 /// Who asks, as far as it decides.
 #[derive(Clone, Debug)]
@@ -109,18 +110,6 @@ pub struct ShareRow {
     pub fails: String,
 }
 
-/// What the client would get from weft itself, or that an instance answers.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Answer {
-    /// `forwarded`, `redirect`, `direct`, `preflight`, `refused`, or `closed` without an answer.
-    pub kind: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub status: Option<u16>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub flag: String,
-    pub text: String,
-}
-
 /// Explains one request by a table that nobody serves from. Its URI is in origin or absolute form;
 /// its `Host` header counts.
 pub fn explain(table: &Table, place: &Place, request: &Request<()>) -> Explanation {
@@ -157,6 +146,7 @@ fn explained(
     if let Err(answer) = outcome {
         out.answer = answer;
     }
+    out.answer.is_asked_by(request.headers());
     out
 }
 
@@ -223,6 +213,7 @@ fn asked_http(table: &Table, conn: &Conn, arrived: Arrived, out: &mut Explanatio
             _ => None,
         });
     }
+    let long = chosen.as_ref().ok().and_then(|to| bodies::too_large(table, to, &head.headers));
     match chosen {
         Err(refusal) => out.answer = of_refusal(&refusal),
         Ok(Choice::Rule(found)) => match tunnel::permit(head, &found) {
@@ -237,7 +228,7 @@ fn asked_http(table: &Table, conn: &Conn, arrived: Arrived, out: &mut Explanatio
         }
     }
     if out.answer.kind == FORWARDED
-        && let Some(answer) = arrived.misled(upgrades)
+        && let Some(answer) = arrived.misled(upgrades).or(long)
     {
         out.answer = answer;
     }
@@ -297,7 +288,7 @@ fn rule(
     let access = found.rule.filters.iter().position(|f| matches!(f, Filter::Access(_)));
     let first = preflight.is_some_and(|at| access.is_some_and(|access| at < access));
     if let Some(why) = not_allowed(found, view).filter(|_| !first) {
-        out.answer = refused(403, "UAEX", why);
+        out.answer = refused(Cause::NotAllowed, why);
         return;
     }
     if preflight.is_some() {
@@ -320,22 +311,22 @@ fn rule(
         Action::Fail { status, reason } => out.answer = failing(*status, reason),
     }
     // Where it would have gone is told all the same.
-    if let Some((status, what)) = aborted(&found.rule.filters) {
+    if let Some((status, code, what)) = aborted(&found.rule.filters) {
         let text = format!("the rule's fault answers every request{what}");
-        out.answer = refused(status, "FI", text);
+        out.answer = refused(Cause::Fault, text).with(status, code);
     }
 }
 
 /// What a fault answers that aborts every request; of several the last one holds.
-fn aborted(filters: &[Filter]) -> Option<(u16, String)> {
+fn aborted(filters: &[Filter]) -> Option<(u16, u16, String)> {
     let mut faults = filters.iter().filter_map(|filter| match filter {
         Filter::Fault(fault) => Some(fault),
         _ => None,
     });
     let abort = faults.next_back()?.abort.as_ref().filter(|abort| abort.share == Share::ALL)?;
     Some(match abort.answer {
-        AbortAnswer::Http(status) => (status, String::new()),
-        AbortAnswer::Grpc(code) => (http_of_grpc(code), format!(" with grpc-status {code}")),
+        AbortAnswer::Http(status) => (status, grpc_of_http(status), String::new()),
+        AbortAnswer::Grpc(code) => (http_of_grpc(code), code, format!(" with grpc-status {code}")),
     })
 }
 
@@ -376,23 +367,17 @@ fn forward(table: &Table, found: &Found<'_>, path: Option<&str>, out: &mut Expla
     out.steps.extend(own);
     let failing = out.shares.iter().find(|row| !row.fails.is_empty() && row.weight > 0);
     out.answer = match (failing, takes.contains(&true)) {
-        _ if total == 0 => refused(500, "NC", "all its backends have weight 0".into()),
+        _ if total == 0 => refused(Cause::Misconfigured, "all its backends have weight 0".into()),
         (_, true) => forwarded("an instance answers".into()),
         (Some(row), false) => {
             let why = row.fails.split_once(": ").map_or(&*row.fails, |(_, why)| why);
-            refused(row_status(row), row_flag(row), why.to_owned())
+            refused(row_cause(row), why.to_owned()).with_status(row_status(row))
         }
-        (None, false) => refused(503, "UH", "no instance can take the request".into()),
+        (None, false) => refused(Cause::NoInstance, "no instance can take the request".into()),
     };
     if let Action::Fail { status, reason } = &found.rule.action {
-        out.answer = self::failing(*status, reason);
+        out.answer = answer::failing(*status, reason);
     }
-}
-
-/// What a rule answers that only fails.
-fn failing(status: u16, reason: &str) -> Answer {
-    let flag = if Cause::of_failing(status) == Cause::NoRoute { "NR" } else { "NC" };
-    refused(status, flag, reason.to_owned())
 }
 
 /// Explains one of a rule's backends; whether it takes requests.
@@ -451,8 +436,13 @@ fn row_status(row: &ShareRow) -> u16 {
     row.fails.split(' ').next().and_then(|s| s.parse().ok()).unwrap_or(503)
 }
 
-fn row_flag(row: &ShareRow) -> &str {
-    row.fails.split([' ', ':']).nth(1).unwrap_or("NC")
+/// Why a share cannot be followed, as far as it decides what is answered.
+fn row_cause(row: &ShareRow) -> Cause {
+    match row.fails.split([' ', ':']).nth(1) {
+        Some("DPE") => Cause::BadRequest,
+        Some("UO") => Cause::Overload,
+        _ => Cause::NoBackend,
+    }
 }
 
 /// A service that no route speaks about, or one instance.
@@ -461,8 +451,8 @@ fn whole(entry: &Arc<BackendEntry>, out: &mut Explanation) {
         ShareRow { backend: entry.label(), weight: 1, percent: 100.0, ..ShareRow::default() };
     out.answer = match (backend(entry, None, &mut row, out), row.fails.split_once(": ")) {
         (true, _) => forwarded("an instance answers; no route speaks about it".into()),
-        (false, Some((_, why))) => refused(503, "UO", why.to_owned()),
-        (false, None) => refused(503, "UH", "no instance can take the request".into()),
+        (false, Some((_, why))) => refused(Cause::Overload, why.to_owned()),
+        (false, None) => refused(Cause::NoInstance, "no instance can take the request".into()),
     };
     out.shares.push(row);
 }
@@ -470,29 +460,6 @@ fn whole(entry: &Arc<BackendEntry>, out: &mut Explanation) {
 fn percent(part: u64, whole: u64) -> f64 {
     let points = (part * 1_000_000).checked_div(whole).unwrap_or(0).min(1_000_000);
     f64::from(u32::try_from(points).unwrap_or(1_000_000)) / 10_000.0
-}
-
-fn refused(status: u16, flag: &str, text: String) -> Answer {
-    Answer { kind: "refused".into(), status: Some(status), flag: flag.into(), text }
-}
-
-/// Nothing is answered.
-fn closed(text: String) -> Answer {
-    Answer { kind: "closed".into(), text, ..Answer::default() }
-}
-
-/// As the proxy refuses.
-fn of_refusal(refusal: &Refusal) -> Answer {
-    let row = refusal.cause.row();
-    let text = match refusal.detail.is_empty() {
-        true => row.what.to_owned(),
-        false => format!("{}; {}", row.what, refusal.detail),
-    };
-    refused(refusal.status.unwrap_or(row.status), &refusal.flags.to_string(), text)
-}
-
-fn forwarded(text: String) -> Answer {
-    Answer { kind: FORWARDED.into(), text, ..Answer::default() }
 }
 
 fn object(origin: &Origin) -> String {

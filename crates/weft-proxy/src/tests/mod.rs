@@ -15,6 +15,7 @@ mod drain;
 mod explained;
 mod explained_arrived;
 mod explained_live;
+mod explained_refused;
 mod explained_tls;
 mod faults;
 mod grpc;
