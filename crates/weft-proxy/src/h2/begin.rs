@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, timeout_at};
 
+use super::budget::SETTINGS_BYTES_MAX;
 use super::frames::{PREFACE, SETTINGS, Scanner};
 use super::server::Ended;
 use crate::overload;
@@ -14,8 +15,6 @@ use crate::tcp::prefixed::Prefixed;
 
 /// Room for the preface and usual SETTINGS; there is more when more comes.
 const ROOM_BYTES: usize = 64;
-/// What a frame may have before we have allowed more (RFC 9113 §6.5.2): a longer one is wrong.
-const FRAME_BYTES_MAX: u32 = 16_384;
 
 /// Waits for the beginning until `by`, or for what cannot be one. What was read comes first out of
 /// the stream returned; a client that left meanwhile is known by its end.
@@ -52,7 +51,8 @@ fn is_begun(seen: &[u8]) -> bool {
     let Some((head, end)) = scanner.next(frames) else { return false };
     let have = frames.len() - end;
     let whole = u32::try_from(have).is_ok_and(|have| have >= head.bytes);
-    whole || head.kind != SETTINGS || head.bytes > FRAME_BYTES_MAX
+    // Longer ones are refused by their head.
+    whole || head.kind != SETTINGS || head.bytes > SETTINGS_BYTES_MAX
 }
 
 #[cfg(test)]
@@ -78,9 +78,9 @@ mod tests {
             (settings(12, 11), false),
             (settings(12, 12), true),
             (settings(12, 40), true),
-            (settings(16_384, 16_383), false),
-            (settings(16_384, 16_384), true),
-            (settings(16_385, 0), true),
+            (settings(1_024, 1_023), false),
+            (settings(1_024, 1_024), true),
+            (settings(1_025, 0), true),
             (head(8, PING), true),
             (head(100, HEADERS), true),
         ];

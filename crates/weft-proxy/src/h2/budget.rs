@@ -14,6 +14,10 @@ use super::frames::{
 };
 use crate::guards;
 
+/// What a client's SETTINGS may have: six are known (RFC 9113 §6.5.2), and 170 fit. A longer one
+/// would be kept until it is whole.
+pub const SETTINGS_BYTES_MAX: u32 = 1_024;
+
 /// What a peer does too much of.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Abuse {
@@ -21,7 +25,7 @@ pub enum Abuse {
     Resets,
     #[error("it makes too many streams fail")]
     Faults,
-    #[error("it sends too many PING or SETTINGS frames")]
+    #[error("it sends too many PING or SETTINGS frames, or SETTINGS that are too long")]
     Pings,
     #[error("it opens its windows in too small steps")]
     Windows,
@@ -172,6 +176,9 @@ impl Budget {
             // A server fails its own streams only.
             RST_STREAM if self.peer == Peer::Server => {}
             RST_STREAM => return self.resets.spend(now, Abuse::Resets),
+            SETTINGS if head.bytes > SETTINGS_BYTES_MAX && self.peer == Peer::Client => {
+                return Err(Abuse::Pings);
+            }
             SETTINGS | PING | GOAWAY => return self.pings.spend(now, Abuse::Pings),
             WINDOW_UPDATE => return self.windows.spend(now, Abuse::Windows),
             _ => return self.chatter.spend(now, Abuse::Chatter),
@@ -296,6 +303,9 @@ mod tests {
         for (frame, limit, abuse) in cases {
             assert_eq!(most(Peer::Client, frame), (limit, abuse), "{frame:?}");
         }
+        let long = head(SETTINGS, 0, SETTINGS_BYTES_MAX + 1);
+        assert_eq!(most(Peer::Client, long), (0, Abuse::Pings));
+        assert_eq!(most(Peer::MeshClient, long).0, 100 * TRUST);
         let mesh = most(Peer::MeshClient, head(RST_STREAM, 0, 4));
         assert_eq!(mesh, (512, Abuse::Resets));
     }

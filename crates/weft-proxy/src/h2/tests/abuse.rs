@@ -172,6 +172,15 @@ async fn reg_22_settings_flood() {
 }
 
 #[tokio::test]
+async fn settings_that_are_too_long_are_refused_by_their_head() {
+    let front = Front::slow(NEVER, |_| {}).await;
+    let mut wire = front.open().await;
+    // Their end never comes.
+    wire.send(&frame(SETTINGS, 0, 0, &[0; 1_026])[..9]).await;
+    assert_eq!(wire.goaway().await, CALM);
+}
+
+#[tokio::test]
 async fn reg_22_ping_flood() {
     let (_front, code) = flood_on_one(Vec::new(), &frame(PING, 0, 0, &[0; 8])).await;
     assert_eq!(code, CALM);
