@@ -48,12 +48,13 @@ struct Log(PathBuf, #[allow(dead_code)] tempfile::TempDir);
 impl Log {
     /// Waits for a line with a part in it.
     async fn line(&self, part: &str) -> serde_json::Value {
-        let find = || {
-            let text = std::fs::read_to_string(&self.0).unwrap_or_default();
-            text.lines().find(|l| l.contains(part)).map(str::to_owned)
-        };
-        wait_until(part, async || find().is_some()).await;
-        serde_json::from_str(&find().unwrap()).unwrap()
+        wait_until(part, async || self.find(part).is_some()).await;
+        serde_json::from_str(&self.find(part).unwrap()).unwrap()
+    }
+
+    fn find(&self, part: &str) -> Option<String> {
+        let text = std::fs::read_to_string(&self.0).unwrap_or_default();
+        text.lines().find(|l| l.contains(part)).map(str::to_owned)
     }
 }
 
@@ -420,7 +421,10 @@ async fn a_rule_says_how_long_silence_may_last() {
 
 /// Answers each datagram with its name before it.
 async fn answering(name: &'static str) -> (SocketAddr, TaskGroup) {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    answering_on(name, UdpSocket::bind("127.0.0.1:0").await.unwrap())
+}
+
+fn answering_on(name: &'static str, socket: UdpSocket) -> (SocketAddr, TaskGroup) {
     let address = socket.local_addr().unwrap();
     let tasks = TaskGroup::new();
     tasks.spawn("udp server", async move {
@@ -431,6 +435,17 @@ async fn answering(name: &'static str) -> (SocketAddr, TaskGroup) {
         }
     });
     (address, tasks)
+}
+
+/// The same, and what its checks ask, on the same port.
+async fn checked(name: &'static str) -> (SocketAddr, TaskGroup, Server) {
+    loop {
+        let checks = Server::raw(|_, _| async {}).await;
+        if let Ok(socket) = UdpSocket::bind(checks.address).await {
+            let (address, tasks) = answering_on(name, socket);
+            return (address, tasks, checks);
+        }
+    }
 }
 
 fn udp_service(name: &str, lb: LbPolicy, endpoints: Vec<Endpoint>) -> Vec<Named> {
@@ -515,6 +530,49 @@ async fn datagrams_of_a_client_go_to_one_instance_and_answers_find_back() {
     // A listener that is gone gives its address back, however fresh its flows are.
     bed.remove(3, vec![Root::listener("shop/web/8000").own()]).await;
     wait_until("it is free", async || UdpSocket::bind(at).await.is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_turns_ill_leaves_its_clients_to_one_that_is_well() {
+    let ((a, _one, a_well), (b, _two, b_well)) = (checked("a").await, checked("b").await);
+    let both = vec![endpoint("a", a), endpoint("b", b)];
+    let mut all = udp_service("dns", LbPolicy::RoundRobin, both);
+    let check = HealthCheck {
+        kind: CheckKind::Tcp { send: Vec::new(), expect: Vec::new() },
+        interval_ms: 20,
+        timeout_ms: 10_000,
+        healthy: 1,
+        unhealthy: 2,
+        jitter_basis_points: 0,
+        ..HealthCheck::default()
+    };
+    if let Resource::Backend(backend) = &mut all[0].1 {
+        let protection = Protection { health_check: Some(check), ..Protection::default() };
+        backend.policy.protection = Some(Box::new(protection));
+    }
+    all.push(route("r", &["udp"], &[], to_udp("dns")));
+    let sections = vec![section("udp", None, Protocol::Udp)];
+    let bind = vec!["127.0.0.1:0".parse().unwrap()];
+    let (bed, log) = gateway_of(sections, |g| g.bind = bind, all).await;
+    let at = datagrams(&bed);
+    let client = client_of(at).await;
+    let first = ask(&client, b"").await;
+    assert_eq!(ask(&client, b"").await, first);
+    let (ill, other, well) = match &*first {
+        "a" => (&a_well, "b", &b_well),
+        _ => (&b_well, "a", &a_well),
+    };
+    // Its datagrams would be answered, if it got any.
+    ill.kill().await;
+    wait_until("the other one answers", async || ask(&client, b"").await == other).await;
+    // Where nobody is well, nobody is better.
+    well.kill().await;
+    wait_until("nobody is well", async || {
+        client_of(at).await.send(b"").await.unwrap();
+        log.find("takes datagrams").is_some()
+    })
+    .await;
+    assert_eq!(ask(&client, b"").await, other);
 }
 
 #[tokio::test(flavor = "multi_thread")]

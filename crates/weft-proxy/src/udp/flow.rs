@@ -15,6 +15,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use weft_base::clock::Mono;
 use weft_model::decide::Outcome;
 
 use super::room::Place;
@@ -79,6 +80,12 @@ pub(super) async fn socket(config: &ProxyConfig, peer: SocketAddr) -> io::Result
     UdpSocket::from_std(socket)
 }
 
+/// Whether an instance passes this proxy's own checks, and is not ejected.
+pub(super) fn is_well(endpoint: &LocalEndpoint, now: Mono) -> bool {
+    let shared = &endpoint.entry.shared;
+    !shared.is_failing() && !shared.is_ejected(now)
+}
+
 // === impl Flow ===
 
 impl Flow {
@@ -126,6 +133,10 @@ impl Flow {
         });
         self.generation.set(table.generation);
         holds
+    }
+
+    pub fn endpoint(&self) -> &LocalEndpoint {
+        &self.endpoint
     }
 
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {

@@ -29,6 +29,7 @@ use crate::upstream::pick::{Ask, LocalEndpoint};
 use crate::worker::{Conn, Worker};
 use flow::Flow;
 pub use room::Flows;
+use room::Place;
 
 /// Longest datagram.
 const BYTES_MAX: usize = 65_535;
@@ -40,6 +41,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 thread_local! {
     static BUFFER: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
 }
+
+/// A rule's backend, and one of its instances.
+type Picked = (Way, Rc<LocalEndpoint>);
 
 /// What tells flows apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -158,13 +162,16 @@ impl Door {
             }
             holds
         });
-        let flow = match known {
-            Some(flow) => flow,
-            None => match self.open(ends).await {
-                Some(flow) => flow,
-                None => return cells.udp_dropped.add(1),
-            },
+        let better = known.as_deref().and_then(|flow| self.better(flow, ends));
+        let flow = match (known, better) {
+            (Some(flow), None) => Some(flow),
+            (Some(flow), Some(picked)) => {
+                flow.end();
+                self.open(ends, flow.leaves(), picked).await
+            }
+            (None, _) => self.begin(ends).await,
         };
+        let Some(flow) = flow else { return cells.udp_dropped.add(1) };
         if let Err(error) = flow.send(bytes) {
             cells.udp_dropped.add(1);
             if !flow::is_own(&error) {
@@ -174,18 +181,36 @@ impl Door {
         }
     }
 
-    /// A flow for a client that has none.
-    async fn open(self: &Rc<Self>, ends: Ends) -> Option<Rc<Flow>> {
-        let Some(place) = room::place(&self.worker) else {
-            self.worker.metrics.cells.udp_full.add(1);
+    /// Where a client goes on whose instance is not well any more, if another one is.
+    fn better(&self, flow: &Flow, ends: Ends) -> Option<Picked> {
+        let now = self.worker.clock.now();
+        if flow::is_well(flow.endpoint(), now) {
             return None;
-        };
-        let (way, endpoint) = match self.pick(ends) {
-            Ok(picked) => picked,
+        }
+        self.pick(ends).ok().filter(|(_, endpoint)| flow::is_well(endpoint, now))
+    }
+
+    /// A flow for a client that has none.
+    async fn begin(self: &Rc<Self>, ends: Ends) -> Option<Rc<Flow>> {
+        match self.pick(ends) {
+            Ok(picked) => self.open(ends, None, picked).await,
             Err(why) => {
                 self.refuse(ends, &why);
-                return None;
+                None
             }
+        }
+    }
+
+    /// A flow to an instance, in the place of one that has ended, or its own.
+    async fn open(
+        self: &Rc<Self>,
+        ends: Ends,
+        place: Option<Place>,
+        (way, endpoint): Picked,
+    ) -> Option<Rc<Flow>> {
+        let Some(place) = place.or_else(|| room::place(&self.worker)) else {
+            self.worker.metrics.cells.udp_full.add(1);
+            return None;
         };
         let peer = endpoint.entry.endpoint.address;
         let opened = flow::socket(&self.worker.config, peer).await;
@@ -203,7 +228,7 @@ impl Door {
         Some(flow)
     }
 
-    fn pick(&self, ends: Ends) -> Result<(Way, Rc<LocalEndpoint>), String> {
+    fn pick(&self, ends: Ends) -> Result<Picked, String> {
         let worker = &self.worker;
         let table = worker.table();
         let who = Who::at(ends.client.ip());
