@@ -123,9 +123,7 @@ async fn attempts(
         // An attempt's own time ends with the beginning of its answer, which may be a long one.
         let until = earlier(whole, within(call.retry.per_try_timeout_ms));
         let kind = (record.is_grpc, record.attempts == 1);
-        let on = On::new(&mut record.upstream);
-        let ended = attempt(call, &picked, (began, until, whole), kind, Some(&on.it)).await;
-        drop(on);
+        let ended = attempt(call, &picked, (began, until, whole), kind, &mut record.upstream).await;
         let now = moment();
         gated.over(&ended, now);
         let took = now.saturating_duration_since(began);
@@ -175,7 +173,7 @@ async fn attempts(
 pub async fn once(call: &Call<'_>, grpc: bool) -> Option<Response<ReplyBody>> {
     let now = Instant::now();
     let picked = pick(call, None, &[], now)?;
-    match attempt(call, &picked, (now, None, None), (grpc, true), None).await {
+    match attempt(call, &picked, (now, None, None), (grpc, true), &mut None).await {
         Ended::Answer(response, lease) => Some(pass_on(call, response, lease, None)),
         Ended::Failed(_, _, why) => {
             tracing::debug!(%why, "a mirrored request failed");
@@ -250,8 +248,9 @@ async fn attempt(
     picked: &Rc<LocalEndpoint>,
     (began, until, whole): (Instant, Until, Until),
     (grpc, first): (bool, bool),
-    on: Option<&RefCell<Facts>>,
+    noted: &mut Facts,
 ) -> Ended {
+    let on = On::new(noted);
     let entry = call.backend.borrow().entry.clone();
     let (policy, protocol) = (&entry.backend.policy, entry.protocol);
     let transport = picked.entry.endpoint.transport;
@@ -267,7 +266,7 @@ async fn attempt(
         body: call.body.clone(),
         interim: call.interim.clone(),
         grant: Grant::default(),
-        on,
+        on: Some(&on.it),
     };
     let due = match until {
         Some((at, limit)) => Due::At(at, limit),
