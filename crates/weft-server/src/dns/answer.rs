@@ -186,9 +186,15 @@ impl Desk {
             Some((Zone::Cluster, Found { passing: true, ..found }))
         });
         let Some((zone, mut found)) = looked else { return Searched::Outside };
+        let mut asked = vec![labels.join(".").to_ascii_lowercase()];
         for _ in 0..ALIASES_MAX {
             let Some(target) = found.loose_end(rtype) else { break };
-            let text = target.to_ascii_lowercase();
+            let text = target.trim_end_matches('.').to_ascii_lowercase();
+            // What a name leads to is said once.
+            if asked.contains(&text) {
+                break;
+            }
+            asked.push(text.clone());
             let labels: Vec<&str> = text.split('.').filter(|label| !label.is_empty()).collect();
             let Some((_, next)) = labelled(&mut look, &labels, rtype) else {
                 return Searched::Alias(Box::new(Alias { target, rtype, found, zone }));
