@@ -224,7 +224,7 @@ pub(super) fn sees(ask: &Ask, entry: &Entry) -> bool {
 // === helpers ===
 
 /// The instance that a check is about; its id is empty for a node's.
-fn subject_of(check: &CheckRecord) -> RegistrationKey {
+pub(super) fn subject_of(check: &CheckRecord) -> RegistrationKey {
     let (namespace, node) = (check.namespace.clone(), check.node.clone());
     RegistrationKey { namespace, node, id: check.service_id.clone() }
 }

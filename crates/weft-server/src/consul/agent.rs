@@ -16,12 +16,10 @@ use weft_registry::catalog::check_key;
 use weft_registry::hosts::JOIN_ANNOTATION;
 
 use super::Door;
-use super::admit::sees;
 use super::body;
 use super::error::Refusal;
 use super::far::FarAsk;
 use super::filter::{Filter, typed};
-use super::health::sees_check;
 use super::http::Ask;
 use super::index::Topic;
 use super::params::WAIT_DEFAULT;
@@ -32,6 +30,8 @@ use super::{shapes, status};
 /// Serf's words for how a member is.
 const ALIVE: u8 = 1;
 const FAILED: u8 = 4;
+/// Where Consul's agents gossip within a datacentre; a name in answers, nothing more.
+const GOSSIP_PORT: u16 = 8301;
 
 impl Door {
     pub(super) async fn agent_self(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -57,7 +57,7 @@ impl Door {
                 "Version": version,
                 "BuildDate": "1970-01-01T00:00:01Z",
             },
-            "DebugConfig": {},
+            "DebugConfig": {"SerfAdvertiseAddrLAN": gossip(&own.node.address)},
             "Coord": status::origin(),
             "Member": self.member(ask, false, &Member::of(&self.view(), own.node.clone(), true)),
             "Stats": {
@@ -116,7 +116,7 @@ impl Door {
             ask.who.may(Verb::Read, Kind::Node, &ask.namespace, body::word(member, "Name"))
         });
         Ok(Reply::json(Value::Array(
-            filter(ask)?.map_or(Ok(members.clone()), |f| f.apply(members))?,
+            filter_of(ask, typed::MEMBER)?.map_or(Ok(members.clone()), |f| f.apply(members))?,
         )))
     }
 
@@ -149,7 +149,8 @@ impl Door {
         let view = self.view();
         let filter = filter_of(ask, typed::SERVICE)?;
         let mut out = Map::new();
-        for entry in own_entries(&view, &ask.namespace).iter().filter(|e| sees(ask, e)) {
+        // As in Consul the right to read a service is enough at the agent that it is registered at.
+        for entry in own_entries(&view, &ask.namespace).iter().filter(|e| reads(ask, e)) {
             let shape = shapes::agent_service(&entry.service, self.own());
             if filter.as_ref().map_or(Ok(true), |f| f.holds(&shape))? {
                 out.insert(entry.service.id.to_string(), shape);
@@ -217,7 +218,14 @@ impl Door {
         let mut out = Map::new();
         for mut check in view.checks_on_node(&ask.namespace, &self.own().node.node) {
             // What others wrote about this node is in the catalog; here is what its agent knows.
-            if !check.record.typed().agent || !sees_check(ask, &check) {
+            let record = &check.record;
+            let may = match record.service_name.is_empty() {
+                true => ask.who.may(Verb::Read, Kind::Node, &ask.namespace, &record.node),
+                false => {
+                    ask.who.may(Verb::Read, Kind::Service, &ask.namespace, &record.service_name)
+                }
+            };
+            if !may || !record.typed().agent {
                 continue;
             }
             // The agent knows its own newest output before the catalog does.
@@ -239,13 +247,14 @@ impl Door {
         let view = self.view();
         let found = own_entries(&view, &ask.namespace)
             .into_iter()
-            .find(|entry| *entry.service.id == *ask.argument && sees(ask, entry));
+            .find(|entry| *entry.service.id == *ask.argument);
         let Some(entry) = found else {
             let text = format!("ServiceId {} not found", ask.argument);
             return Ok(
                 health_reply(ask, "critical", json!(text)).with_status(StatusCode::NOT_FOUND)
             );
         };
+        ask.who.demand(Verb::Read, Kind::Service, &ask.namespace, &entry.service.service)?;
         let shape = shapes::agent_health(&entry, self.own());
         Ok(health_reply(ask, aggregated(&entry.checks), shape))
     }
@@ -254,10 +263,11 @@ impl Door {
         if ask.argument.is_empty() {
             return Err(Refusal::bad("Missing service Name"));
         }
+        ask.who.demand(Verb::Read, Kind::Service, &ask.namespace, &ask.argument)?;
         let view = self.view();
         let entries: Vec<Entry> = own_entries(&view, &ask.namespace)
             .into_iter()
-            .filter(|entry| *entry.service.service == *ask.argument && sees(ask, entry))
+            .filter(|entry| *entry.service.service == *ask.argument)
             .collect();
         if entries.is_empty() {
             let text = format!("ServiceName {} Not Found", ask.argument);
@@ -310,7 +320,7 @@ impl Door {
         json!({
             "Name": name,
             "Addr": node.address,
-            "Port": if wan { 8302 } else { 8301 },
+            "Port": if wan { 8302 } else { GOSSIP_PORT },
             "Tags": {
                 "acls": if self.has_acl(&ask.who) { "1" } else { "0" },
                 "build": node.meta.get(VERSION_META).unwrap_or(&own.version),
@@ -371,14 +381,22 @@ fn joined(view: &View) -> impl Iterator<Item = Arc<NodeRecord>> {
     })
 }
 
-/// The filter that a request gives, if any.
-pub(super) fn filter(ask: &Ask) -> Result<Option<Filter>, Refusal> {
-    ask.params.filled("filter").map(Filter::parse).transpose()
-}
-
-/// The same, of a list whose items have these fields: judged before there are any.
+/// The filter that a request gives, if any, of a list whose items have these fields: judged before
+/// there are any.
 pub(super) fn filter_of(ask: &Ask, fields: typed::Fields) -> Result<Option<Filter>, Refusal> {
     ask.params.filled("filter").map(|text| Filter::of(text, fields)).transpose()
+}
+
+/// Where Consul's gossip would be answered, as `agent/members` has it; a name, nothing more.
+fn gossip(address: &str) -> String {
+    match address.contains(':') {
+        true => format!("tcp://[{address}]:{GOSSIP_PORT}"),
+        false => format!("tcp://{address}:{GOSSIP_PORT}"),
+    }
+}
+
+fn reads(ask: &Ask, entry: &Entry) -> bool {
+    ask.who.may(Verb::Read, Kind::Service, &ask.namespace, &entry.service.service)
 }
 
 /// What is registered with this node's agent.

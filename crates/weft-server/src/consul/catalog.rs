@@ -12,7 +12,7 @@ use weft_registry::catalog::{CatalogError, ServiceRequest, check_key, registrati
 
 use super::Door;
 use super::acl::ANONYMOUS;
-use super::admit::{Admission, sees};
+use super::admit::{Admission, sees, subject_of};
 use super::agent::filter_of;
 use super::body::{self, Fields};
 use super::error::Refusal;
@@ -49,6 +49,14 @@ impl Door {
         let (own, others): (Vec<_>, Vec<_>) = checks.into_iter().partition(|check| {
             service.as_ref().is_some_and(|service| check.service_id == service.id)
         });
+        // All of it or nothing: what the catalog would not have is refused before any is written.
+        for check in &others {
+            let of = subject_of(&on_node(ask, &node, check.clone()));
+            if !of.id.is_empty() && self.view().world.catalog().registration(&of).is_none() {
+                let why = CatalogError::NoSuchService { id: of.id.to_string() };
+                return Err(Refusal::internal(why.to_string()));
+            }
+        }
         // What the own agent says stands, with its checks.
         match service.and_then(|service| self.as_its_agent_has_it(service)) {
             None => self.catalog().register_node(&node, update_node).await?,

@@ -16,10 +16,11 @@ use weft_kinds::world::encode;
 use weft_registry::consul::{Change, State, Topic, keys};
 
 use super::Door;
-use super::agent::filter;
+use super::agent::filter_of;
 use super::body::{self, Fields};
 use super::duration;
 use super::error::Refusal;
+use super::filter::{Filter, typed};
 use super::http::Ask;
 use super::register::bodies;
 use super::reply::Reply;
@@ -80,22 +81,22 @@ impl Door {
                 self.read_shelf(topic, &ask.params.blocking()?, |state| {
                     let text = format!("Config entry not found for {kind:?} / {name:?}");
                     Ok(match state.record(TABLE, &at) {
-                        Some((entry, item)) => Reply::json(stamped(entry, item)),
+                        Some((entry, item)) => Reply::json(shown(entry, item)),
                         None => Reply::text(StatusCode::NOT_FOUND, text),
                     })
                 })
                 .await
             }
             (None, _) => {
-                let (filter, table) = (filter(ask)?, format!("{TABLE}/{}", encode(kind)));
+                let (filter, table) = (filter(ask, kind)?, format!("{TABLE}/{}", encode(kind)));
                 let topic = Topic::Under(keys::record(&table, "").into());
                 self.read_shelf(topic, &ask.params.blocking()?, |state| {
                     let readable =
                         |entry: &Value| demand(ask, kind, body::word(entry, "Name"), Verb::Read);
                     let all = state.records(&table).into_iter();
-                    let shown = all.map(|(entry, item)| stamped(&entry, &item));
-                    let shown: Vec<Value> = shown.filter(|entry| readable(entry).is_ok()).collect();
-                    super::catalog::kept(filter.as_ref(), shown).map(Reply::json)
+                    let mut all: Vec<_> = all.map(|(entry, item)| shown(&entry, &item)).collect();
+                    all.retain(|entry| readable(entry).is_ok());
+                    super::catalog::kept(filter.as_ref(), all).map(Reply::json)
                 })
                 .await
             }
@@ -124,13 +125,13 @@ impl Door {
 
     /// Whether the entries still make chains with this one as it is to be. One that makes none
     /// already stops nobody.
-    fn together(
+    pub(super) fn together(
         &self,
         state: &State,
         (kind, name): (&str, &str),
         new: Option<&Map<String, Value>>,
     ) -> Result<(), Refusal> {
-        if !OF_CHAINS.contains(&kind) {
+        if !OF_CHAINS.contains(&kind) && kind != INTENTIONS {
             return Ok(());
         }
         let before = |k: &str, n: &str| known(state, k, n);
@@ -142,9 +143,13 @@ impl Door {
         let entries = kinds.map(|kind| state.records(&format!("{TABLE}/{}", encode(kind))));
         let entries: Vec<&Value> = entries.iter().flatten().map(|(entry, _)| &**entry).collect();
         let services = match kind {
+            INTENTIONS => BTreeSet::from([name.to_owned()]),
             // What holds for all is in all chains.
             "proxy-defaults" => {
-                entries.iter().map(|entry| body::word(entry, "Name").to_owned()).collect()
+                let guarded = state.records(&format!("{TABLE}/{}", encode(INTENTIONS)));
+                let guarded = guarded.iter().map(|(entry, _)| &**entry);
+                let all = entries.iter().copied().chain(guarded);
+                all.map(|entry| body::word(entry, "Name").to_owned()).collect()
             }
             _ => leading_to(name, &entries),
         };
@@ -154,6 +159,14 @@ impl Door {
                 && chain::compile(&asked, &before).is_ok()
             {
                 return Err(Refusal::internal(why));
+            }
+            if let Some(protocol) = unreadable(&asked, &after)
+                && unreadable(&asked, &before).is_none()
+            {
+                return Err(Refusal::internal(format!(
+                    "service {service:?} has protocol {protocol:?}, which is incompatible with L7 \
+                     intentions permissions"
+                )));
             }
         }
         Ok(())
@@ -237,6 +250,16 @@ pub(super) fn stamped(entry: &Value, item: &weft_registry::consul::Item) -> Valu
     out
 }
 
+/// The same of an entry, in the form that entries have now.
+fn shown(entry: &Value, item: &weft_registry::consul::Item) -> Value {
+    let mut out = stamped(entry, item);
+    let kind = kinds::KINDS.iter().find(|(kind, _)| *kind == body::word(entry, "Kind"));
+    if let (Some((_, Some(fields))), Value::Object(map)) = (kind, &mut out) {
+        form::renew(fields, map);
+    }
+    out
+}
+
 /// A config entry's name among the records.
 pub(super) fn record(kind: &str, name: &str) -> String {
     format!("{}/{}", encode(kind), encode(name))
@@ -254,6 +277,29 @@ pub(super) fn cas(ask: &Ask) -> Result<Option<u64>, Refusal> {
 }
 
 // === helpers ===
+
+/// The protocol of a service whose intentions look at requests that it does not have.
+fn unreadable(asked: &chain::Asked, entries: chain::Entries) -> Option<String> {
+    let intentions = Value::Object(entries(INTENTIONS, &asked.service)?);
+    let sources = body::part(&intentions, "Sources").as_array()?;
+    let looks = |source: &Value| body::part(source, "Permissions").is_array();
+    if asked.service == "*" || !sources.iter().any(looks) {
+        return None;
+    }
+    let compiled = chain::compile(asked, entries).ok()?;
+    let protocol = body::word(body::part(&compiled, "Chain"), "Protocol");
+    (!chain::is_http(protocol)).then(|| protocol.to_owned())
+}
+
+/// Consul filters entries of one kind.
+fn filter(ask: &Ask, kind: &str) -> Result<Option<Filter>, Refusal> {
+    match ask.params.filled("filter") {
+        Some(_) if kind != "service-defaults" => {
+            Err(Refusal::internal(format!("filtering not supported for config entry kind={kind}")))
+        }
+        _ => filter_of(ask, typed::SERVICE_DEFAULTS),
+    }
+}
 
 /// The services whose chains an entry of this one may be in: itself, and those that lead to it by
 /// routes, splits, redirects and failover, however far. Every other chain is as it was.

@@ -397,26 +397,63 @@ fn scan(text: &str) -> Result<Vec<Token>, String> {
     Ok(out)
 }
 
+/// A value in quotes, and what comes behind it.
 fn quoted(text: &str, quote: char) -> Result<(String, &str), String> {
-    let mut value = String::new();
-    let mut chars = text.char_indices().skip(1);
-    while let Some((at, c)) = chars.next() {
+    let mut value = Vec::new();
+    let mut rest = text.get(1..).unwrap_or_default();
+    while let Some(c) = rest.chars().next() {
+        rest = rest.get(c.len_utf8()..).unwrap_or_default();
         match c {
             _ if c == quote => {
-                return Ok((value, text.get(at + c.len_utf8()..).unwrap_or_default()));
+                let text = String::from_utf8(value);
+                let text = text.map_err(|_| "what is escaped in quotes is no UTF-8".to_owned())?;
+                return Ok((text, rest));
             }
-            '\\' if quote == '"' => match chars.next() {
-                Some((_, c @ ('"' | '\\'))) => value.push(c),
-                Some((_, other)) => {
-                    value.push('\\');
-                    value.push(other);
-                }
-                None => break,
-            },
-            _ => value.push(c),
+            '\\' if quote == '"' => rest = escaped(rest, &mut value)?,
+            '\n' if quote == '"' => {
+                return Err("a value in quotes has a line break: write it as \\n".to_owned());
+            }
+            _ => push(&mut value, c),
         }
     }
     Err("a quoted value does not end".to_owned())
+}
+
+fn push(value: &mut Vec<u8>, c: char) {
+    value.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+}
+
+/// What a backslash begins, as in Go's source text; the text behind it. What Go does not know
+/// stays as it is, the backslash with it.
+fn escaped<'a>(text: &'a str, value: &mut Vec<u8>) -> Result<&'a str, String> {
+    let Some(c) = text.chars().next() else { return Ok(text) };
+    let (from, digits, base) = match c {
+        'x' => (1, 2, 16),
+        'u' => (1, 4, 16),
+        'U' => (1, 8, 16),
+        '0'..='7' => (0, 3, 8),
+        _ => {
+            let plain = [('a', 7), ('b', 8), ('t', 9), ('n', 10), ('v', 11), ('f', 12), ('r', 13)];
+            match plain.into_iter().find(|(name, _)| *name == c) {
+                Some((_, byte)) => value.push(byte),
+                None if c == '"' || c == '\\' => push(value, c),
+                None => {
+                    value.push(b'\\');
+                    push(value, c);
+                }
+            }
+            return Ok(text.get(c.len_utf8()..).unwrap_or_default());
+        }
+    };
+    let wrong = || format!("\"\\{c}\" in quotes is followed by {digits} digits of base {base}");
+    let read = text.get(from..from + digits).ok_or_else(wrong)?;
+    let is_digits = read.chars().all(|c| c.is_digit(base));
+    let code = u32::from_str_radix(read, base).ok().filter(|_| is_digits).ok_or_else(wrong)?;
+    match c {
+        'u' | 'U' => push(value, char::from_u32(code).ok_or_else(wrong)?),
+        _ => value.push(u8::try_from(code).map_err(|_| wrong())?),
+    }
+    Ok(text.get(from + digits..).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -452,6 +489,11 @@ mod tests {
         check("Node.Meta.other == a", Ok(false));
         check("Node.Meta.other != a", Ok(true));
         check("Node.Node matches \"^n[0-9]$\"", Ok(true));
+        check(r#"Node.Node matches "^n\d$" and Node.Node matches `^n\d$`"#, Ok(true));
+        for escaped in [r"\u006e1", r"\x6e1", r"\156\061", r"\U0000006e1"] {
+            check(&format!("Node.Node == \"{escaped}\""), Ok(true));
+        }
+        check("Node.Node != `n\n1`", Ok(true));
         check("Checks.Status == warning", Ok(true));
         check("not (Node.Node == n1 or Node.Node == n2) or Service.Port == 80", Ok(true));
         check("Node.Node == a or Node.Node == b and Service.Port == 80", Ok(false));
@@ -472,6 +514,13 @@ mod tests {
             check(&format!("Node.Node == \"{value}\""), Ok(false));
         }
         check("'v1' in Service.Tags", Err("is read in quotes alone"));
+        for odd in [r#""\x6""#, r#""\u00g1""#, r#""\+12""#, r#""\ud800""#, r#""\777""#] {
+            let fine = odd == r#""\+12""#;
+            let expect = if fine { Ok(false) } else { Err("in quotes is followed by") };
+            check(&format!("Node.Node == {odd}"), expect);
+        }
+        check(r#"Node.Node == "\xff""#, Err("no UTF-8"));
+        check("Node.Node == \"n\n1\"", Err("line break"));
         check("Node.Node == 10.0.0.1 or Node.Node == n-1", Ok(false));
         check(&"(".repeat(1000), Err("nested too deeply"));
         check(&"a".repeat(5000), Err("longer than"));

@@ -16,7 +16,6 @@ use super::reply::Reply;
 const INGRESS: &str = "ingress-gateway";
 const TERMINATING: &str = "terminating-gateway";
 /// `ServiceID.Name` and the like say where nothing else is meant.
-const USUAL: &str = "default";
 
 impl Door {
     pub(super) async fn gateway_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -122,7 +121,7 @@ fn of_terminating(state: &State, name: &str) -> Result<Vec<Value>, Refusal> {
 }
 
 fn row(gateway: &str, kind: &str, service: &str) -> Map<String, Value> {
-    let of = |name: &str| json!({"Name": name, "Namespace": USUAL, "Partition": USUAL});
+    let of = |name: &str| json!({"Name": name});
     let mut row = Map::new();
     row.insert("Gateway".into(), of(gateway));
     row.insert("Service".into(), of(service));

@@ -9,10 +9,11 @@ use weft_identity::permission::{Kind, Verb};
 use weft_registry::consul::{Change, Item, State, Topic, keys};
 
 use super::Door;
-use super::agent::filter;
+use super::agent::filter_of;
 use super::body::{self, Fields};
 use super::config::{INTENTIONS, TABLE, judged_source, record};
 use super::error::Refusal;
+use super::filter::typed;
 use super::http::Ask;
 use super::register::bodies;
 use super::reply::Reply;
@@ -38,7 +39,7 @@ impl Door {
             self.write_intention(ask, &source, &destination, &body, &id).await?;
             return Ok(Reply::json(json!({"ID": id})));
         }
-        let filter = filter(ask)?;
+        let filter = filter_of(ask, typed::INTENTION)?;
         self.read_shelf(topic(), &ask.params.blocking()?, |state| {
             let mut found = all(state);
             found.retain(|one| readable(ask, one));
@@ -183,6 +184,7 @@ impl Door {
                 )));
             }
             sources.push(Value::Object(value.clone()));
+            self.together(state, (INTENTIONS, destination), Some(&entry))?;
             Ok::<_, Refusal>((vec![Change::Put(at.clone(), Value::Object(entry))], ()))
         };
         self.consul().change(TABLE, plan).await?;

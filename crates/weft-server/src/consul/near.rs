@@ -92,8 +92,18 @@ impl Door {
                 Some(host) => host.node.clone(),
                 None => self.own().node.node.clone(),
             },
-            named => self.view().spelled(named),
+            named => self.node_named(named),
         };
         Some(Near::new(from, self.consul().state()))
+    }
+
+    /// A node as it is spelled here, named alone or with its datacentre, as
+    /// `coordinate/datacenters` lists it: NODE.DC.
+    pub(super) fn node_named(&self, named: &str) -> Arc<str> {
+        let view = self.view();
+        view.spelled(match named.rsplit_once('.') {
+            Some((bare, dc)) if *dc == *view.own.datacenter && !view.has_node(named) => bare,
+            _ => named,
+        })
     }
 }

@@ -184,11 +184,11 @@ impl Door {
         let body = bodies::object(&ask.body, bodies::COORDINATE)?;
         let fields = Fields::new(&body, "");
         let node = fields.text("Node")?;
-        let bare = self.bare_node(&node);
-        if !self.view().has_node(bare) {
+        let known = self.node_named(&node);
+        if !self.view().has_node(&known) {
             return Err(Refusal::internal(format!("Unknown node {node:?}")));
         }
-        ask.who.demand(Verb::Write, Kind::Node, &ask.namespace, bare)?;
+        ask.who.demand(Verb::Write, Kind::Node, &ask.namespace, &known)?;
         let Some(coord) = fields.object("Coord")? else {
             return Err(Refusal::bad("a coordinate is missing"));
         };
@@ -197,38 +197,43 @@ impl Door {
             return Err(Refusal::bad("Bad Coord: Vec must have 8 numbers"));
         }
         let record = json!({
-            "Node": node, "Segment": fields.text("Segment")?, "Coord": coord,
+            "Node": known, "Segment": fields.text("Segment")?, "Coord": coord,
         });
-        let name = weft_kinds::world::encode(&node).into_owned();
-        let plan =
-            |_: &State| Ok::<_, Refusal>((vec![Change::Put(name.clone(), record.clone())], ()));
+        let key = |node: &str| weft_kinds::world::encode(node).into_owned();
+        let (name, written) = (key(&known), key(&node));
+        let plan = |state: &State| {
+            let mut changes = vec![Change::Put(name.clone(), record.clone())];
+            // Older versions kept it under the name as it was written.
+            if written != name && state.record(COORDINATES, &written).is_some() {
+                changes.push(Change::Delete(written.clone()));
+            }
+            Ok::<_, Refusal>((changes, ()))
+        };
         self.consul().change(COORDINATES, plan).await?;
         Ok(Reply::empty())
     }
 
-    /// Of a node, or of one with its datacentre, which `coordinate/datacenters` lists as NODE.DC.
-    pub(super) fn bare_node<'a>(&self, node: &'a str) -> &'a str {
-        match node.rsplit_once('.') {
-            Some((bare, dc)) if *dc == *self.own().datacenter && !self.view().has_node(node) => {
-                bare
-            }
-            _ => node,
-        }
-    }
-
+    /// Of a node by its name, or with its datacentre behind it: then that is what it is called.
     pub(super) async fn coordinate_node(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        let node = super::catalog::node_name(ask)?;
-        ask.who.demand(Verb::Read, Kind::Node, &ask.namespace, self.bare_node(&node))?;
+        let asked = super::catalog::node_name(ask)?;
+        let node = self.node_named(&asked);
+        ask.who.demand(Verb::Read, Kind::Node, &ask.namespace, &node)?;
+        let shown = if asked.eq_ignore_ascii_case(&node) { &*node } else { &*asked };
         let name = weft_kinds::world::encode(&node).into_owned();
         let topic = Topic::Key(keys::record(COORDINATES, &name).into());
         self.read_shelf(topic, &ask.params.blocking()?, |state| {
             let own = self
                 .view()
                 .is_server(&node)
-                .then(|| json!({"Node": node, "Segment": "", "Coord": super::status::origin()}));
+                .then(|| json!({"Segment": "", "Coord": super::status::origin()}));
             let known = state.record(COORDINATES, &name).map(|(record, _)| (**record).clone());
             Ok(match known.or(own) {
-                Some(found) => Reply::json(json!([found])),
+                Some(mut found) => {
+                    if let Value::Object(map) = &mut found {
+                        map.insert("Node".into(), json!(shown));
+                    }
+                    Reply::json(json!([found]))
+                }
                 None => Reply::empty().with_status(StatusCode::NOT_FOUND),
             })
         })

@@ -27,6 +27,8 @@ pub struct Blocking {
     pub wait: Duration,
     pub stale: bool,
     pub consistent: bool,
+    /// An answer that was known before would do.
+    pub cached: bool,
     /// It has waited for as long as it may.
     pub over: bool,
 }
@@ -98,6 +100,12 @@ impl Params {
                 "Cannot specify ?stale with ?consistent, conflicting semantics.",
             ));
         }
+        let cached = self.flag("cached");
+        if cached && consistent {
+            return Err(Refusal::bad(
+                "Cannot specify ?cached with ?consistent, conflicting semantics.",
+            ));
+        }
         let index = match self.filled("index") {
             None => 0,
             Some(text) => text.parse().map_err(|_| Refusal::bad("Invalid index"))?,
@@ -107,7 +115,7 @@ impl Params {
             Some(text) => duration::parse(text).ok_or_else(|| Refusal::bad("Invalid wait time"))?,
         };
         let wait = if wait.is_zero() { WAIT_DEFAULT } else { wait.min(WAIT_MAX) };
-        Ok(Blocking { index, wait, stale, consistent, over: self.over })
+        Ok(Blocking { index, wait, stale, consistent, cached, over: self.over })
     }
 
     /// Whether what is asked for is a part only of what its path names.
@@ -203,7 +211,9 @@ mod tests {
         assert_eq!((of("").index, of("").wait), (0, WAIT_DEFAULT));
         assert_eq!(of("index=7&wait=20ms").wait, Duration::from_millis(20));
         assert_eq!(of("index=7&wait=1h").wait, WAIT_MAX);
-        for bad in ["index=x", "index=-1", "wait=10", "wait=x", "stale&consistent"] {
+        for bad in
+            ["index=x", "index=-1", "wait=10", "wait=x", "stale&consistent", "cached&consistent"]
+        {
             assert!(params(bad).blocking().is_err(), "{bad}");
         }
     }

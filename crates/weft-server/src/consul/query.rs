@@ -105,15 +105,21 @@ impl Door {
             if !session.is_empty() && state.session(session).is_none_or(|(_, s, _)| s.ending) {
                 return Err(Refusal::internal(format!("invalid session {session:?}")));
             }
+            // As they are asked for, without regard to case.
             let taken = state.records(TABLE).iter().any(|(other, _)| {
-                !name.is_empty()
-                    && body::word(other, "Name") == name
+                body::word(other, "Name").eq_ignore_ascii_case(name)
                     && body::word(other, "ID") != id
+                    && (!name.is_empty() || is_template(other))
             });
-            if taken {
+            if taken && !name.is_empty() {
                 return Err(Refusal::internal(format!(
                     "name {name:?} aliases an existing query name"
                 )));
+            }
+            if taken && is_template(&query) {
+                return Err(Refusal::internal(
+                    "a query template with an empty name already exists",
+                ));
             }
             // Names and ids are asked for alike.
             if state.record(TABLE, name).is_some() {
@@ -134,11 +140,14 @@ fn unknown(id: &str) -> Refusal {
     Refusal::internal(format!("Cannot modify non-existent prepared query: '{id}'"))
 }
 
+fn is_template(query: &Value) -> bool {
+    !body::word(body::part(query, "Template"), "Type").is_empty()
+}
+
 /// Queries without a name are whoever's has their id.
 fn demand(ask: &Ask, query: &Value, verb: Verb) -> Result<(), Refusal> {
     let name = body::word(query, "Name");
-    let template = body::word(body::part(query, "Template"), "Type");
-    match name.is_empty() && template.is_empty() {
+    match name.is_empty() && !is_template(query) {
         true => Ok(()),
         false => ask.who.demand(verb, Kind::Query, &ask.namespace, name),
     }
@@ -146,8 +155,7 @@ fn demand(ask: &Ask, query: &Value, verb: Verb) -> Result<(), Refusal> {
 
 fn visible(ask: &Ask, query: &Value) -> bool {
     let named = !body::word(query, "Name").is_empty();
-    let templated = !body::word(body::part(query, "Template"), "Type").is_empty();
-    match named || templated {
+    match named || is_template(query) {
         true => demand(ask, query, Verb::Read).is_ok(),
         false => ask.who.demand_management().is_ok(),
     }
@@ -235,7 +243,7 @@ fn given(of: &Fields, name: &str, read: impl serde::Serialize) -> Value {
 
 /// Whether somebody can execute it, and it answers something.
 fn judge(query: &Value) -> Result<(), Refusal> {
-    let is_template = !body::word(body::part(query, "Template"), "Type").is_empty();
+    let is_template = is_template(query);
     if !is_template && ["Name", "Session"].iter().all(|of| body::word(query, of).is_empty()) {
         return Err(Refusal::internal(
             "Invalid prepared query: Must be bound to a session: it has neither a Name nor a \

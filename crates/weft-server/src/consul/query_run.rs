@@ -101,9 +101,14 @@ impl Door {
     pub(super) async fn query_execute(&self, ask: &Ask, name: &str) -> Result<Reply, Refusal> {
         let blocking = ask.params.blocking()?;
         let state = self.consul().state();
-        let Some(query) = resolve(&state, name) else {
+        let Some(mut query) = resolve(&state, name) else {
             return Err(Refusal::not_found("Query not found"));
         };
+        if asked_connect(ask)?
+            && let Some(service) = query.get_mut("Service").and_then(Value::as_object_mut)
+        {
+            service.insert("Connect".into(), Value::Bool(true));
+        }
         let limit = match ask.params.filled("limit") {
             None => usize::MAX,
             Some(text) => match text.parse() {
@@ -243,6 +248,15 @@ fn selected(
 }
 
 // === helpers ===
+
+/// Whether only what speaks Connect is asked for, whatever the query says.
+fn asked_connect(ask: &Ask) -> Result<bool, Refusal> {
+    match ask.params.get("connect").unwrap_or_default() {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        other => Err(Refusal::bad(format!("Error parsing 'connect' value: {other:?} is no bool"))),
+    }
+}
 
 fn shuffle(entries: &mut [Entry], rng: &mut weft_base::rng::Rng) {
     for last in (1..entries.len()).rev() {

@@ -88,6 +88,7 @@ pub fn service(
     // A sidecar's proxy is filled in by its agent.
     if !at.starts_with("Connect.") {
         known::service(&registration)?;
+        known::port(&registration)?;
     }
     let is_gateway = registration.kind.ends_with("-gateway");
     if agent {

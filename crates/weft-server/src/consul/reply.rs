@@ -91,10 +91,16 @@ impl Reply {
             (_, true) => "stale",
             _ => "leader",
         };
-        self.with("X-Consul-Index", index.max(1).to_string())
+        let reply = self
+            .with("X-Consul-Index", index.max(1).to_string())
             .with("X-Consul-KnownLeader", "true")
             .with("X-Consul-LastContact", "0")
-            .with("X-Consul-Effective-Consistency", consistency)
+            .with("X-Consul-Effective-Consistency", consistency);
+        // Every answer comes from what this process has at hand, as new as it is.
+        match blocking.cached {
+            true => reply.with("X-Cache", "HIT").with("Age", "0"),
+            false => reply,
+        }
     }
 }
 

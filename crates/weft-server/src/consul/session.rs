@@ -61,7 +61,7 @@ impl Door {
     }
 
     pub(super) async fn session_destroy(&self, ask: &Ask) -> Result<Reply, Refusal> {
-        if let Some(session) = self.session(ask)? {
+        if let Some(session) = self.session(ask).await? {
             ask.who.demand(Verb::Write, Kind::Session, &ask.namespace, &session.node)?;
             self.consul().destroy_session(&session.id).await?;
         }
@@ -70,7 +70,7 @@ impl Door {
 
     pub(super) async fn session_renew(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let id = &ask.argument;
-        let Some(session) = self.session(ask)? else {
+        let Some(session) = self.session(ask).await? else {
             return Err(ConsulError::UnknownSession { id: id.clone() }.into());
         };
         ask.who.demand(Verb::Write, Kind::Session, &ask.namespace, &session.node)?;
@@ -113,9 +113,13 @@ impl Door {
         .await
     }
 
-    fn session(&self, ask: &Ask) -> Result<Option<Arc<Session>>, Refusal> {
+    async fn session(&self, ask: &Ask) -> Result<Option<Arc<Session>>, Refusal> {
         if ask.argument.is_empty() {
             return Err(Refusal::bad("Missing session"));
+        }
+        // Another server may have made it just now.
+        if self.consul().state().session(&ask.argument).is_none() {
+            self.consul().caught_up().await?;
         }
         let state = self.consul().state();
         let found = state.session(&ask.argument).map(|(_, session, _)| session.clone());

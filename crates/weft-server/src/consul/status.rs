@@ -100,6 +100,7 @@ impl Door {
         for (name, value) in &mut reply.headers {
             match name {
                 Cow::Borrowed(LAST_CONTACT) => *value = since.as_millis().to_string(),
+                Cow::Borrowed("Age") => *value = since.as_secs().to_string(),
                 Cow::Borrowed(KNOWN_LEADER) => *value = known.to_string(),
                 Cow::Borrowed(CONSISTENCY) => *value = "stale".to_owned(),
                 _ => {}
@@ -159,8 +160,8 @@ impl Door {
                 }
             }
             all.retain(|one| {
-                let node = self.bare_node(body::word(one, "Node"));
-                ask.who.may(Verb::Read, Kind::Node, &ask.namespace, node)
+                let node = self.node_named(body::word(one, "Node"));
+                ask.who.may(Verb::Read, Kind::Node, &ask.namespace, &node)
             });
             Ok(Reply::json(Value::Array(all)))
         })

@@ -25,6 +25,7 @@ mod cases;
 mod entries;
 mod flows;
 mod hostile;
+mod judged;
 mod kinds;
 mod lines;
 mod logins;

@@ -86,7 +86,15 @@ impl Door {
         }
         let mut seen = look.seen;
         for verb in verbs() {
-            seen.extend(self.seen_before(verb).await?);
+            // Once each: the store compares so many only.
+            for one in self.seen_before(verb).await? {
+                if !seen.contains(&one) {
+                    seen.push(one);
+                }
+            }
+        }
+        if ops.iter().any(TxnOp::is_tree) {
+            self.consul().caught_up().await?;
         }
         let view = self.view();
         let plan =
@@ -160,6 +168,11 @@ impl TxnOp {
             Self::Catalog(verb) => Some(verb),
             Self::Pair(_) => None,
         }
+    }
+
+    /// Whether it is about all pairs under a prefix.
+    fn is_tree(&self) -> bool {
+        matches!(self, Self::Pair(op) if op.verb.ends_with("-tree"))
     }
 }
 

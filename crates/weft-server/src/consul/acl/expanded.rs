@@ -83,7 +83,9 @@ fn linked(
             let own = (kind == "policy").then(|| links::policy(state, &id))?;
             own.map(|own| stamped(&own, 1, 1))
         };
-        out.extend(known.or_else(built_in));
+        let mut found = known.or_else(built_in);
+        found.iter_mut().for_each(|record| links::renew(state, record));
+        out.extend(found);
     }
     Ok(out)
 }

@@ -32,6 +32,32 @@ pub fn by_name(state: &State, kind: &str, name: &str) -> Option<String> {
     known.get("ID").and_then(Value::as_str).map(str::to_owned)
 }
 
+/// Shows a record's links as they are now: under the names that what they lead to has, and without
+/// those that lead nowhere any more.
+pub fn renew(state: &State, record: &mut Map<String, Value>) {
+    for (kind, field) in [("policy", "Policies"), ("role", "Roles")] {
+        let Some(Value::Array(links)) = record.get(field) else { continue };
+        let links: Vec<Value> =
+            links.iter().filter_map(|link| present(state, kind, link)).collect();
+        match links.is_empty() {
+            true => record.remove(field),
+            false => record.insert(field.to_owned(), Value::Array(links)),
+        };
+    }
+}
+
+fn present(state: &State, kind: &str, link: &Value) -> Option<Value> {
+    let found = linked(state, kind, link.get("ID")?.as_str()?)?;
+    Some(json!({"ID": found.get("ID"), "Name": found.get("Name")}))
+}
+
+fn linked(state: &State, kind: &str, id: &str) -> Option<Map<String, Value>> {
+    match kind {
+        "policy" => policy(state, id),
+        _ => record(state, &format!("{kind}/{id}")),
+    }
+}
+
 /// Links as they are kept: every one of them leads somewhere.
 ///
 /// # Errors
@@ -52,10 +78,7 @@ pub fn resolve(
             false => Some(id),
             true => by_name(state, kind, &name),
         };
-        let found = id.and_then(|id| match kind {
-            "policy" => policy(state, &id),
-            _ => record(state, &format!("{kind}/{id}")),
-        });
+        let found = id.and_then(|id| linked(state, kind, &id));
         let Some(found) = found else {
             return Err(Refusal::internal(format!("No such ACL {kind} with name or ID {name:?}")));
         };

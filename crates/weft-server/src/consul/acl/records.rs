@@ -92,6 +92,7 @@ impl Door {
             if sort == Sort::Policy {
                 record.remove("Rules");
             }
+            links::renew(&state, record);
         }
         let index = state.index(&Topic::Key(keys::table(TABLE).into()));
         let shown = all.into_iter().map(Value::Object).collect();
@@ -130,7 +131,10 @@ impl Door {
         };
         let index = state.index(&Topic::Key(keys::table(TABLE).into()));
         let reply = match known.or_else(built_in) {
-            Some(record) => Reply::json(Value::Object(record)),
+            Some(mut record) => {
+                links::renew(&state, &mut record);
+                Reply::json(Value::Object(record))
+            }
             None => Reply::text(StatusCode::NOT_FOUND, "ACL not found"),
         };
         Ok(reply.at(index, &ask.params.blocking()?))
@@ -141,6 +145,10 @@ impl Door {
         let body = bodies::object(&ask.body, sort.fields())?;
         if !ask.argument.is_empty() {
             check_id(sort, &ask.argument)?;
+        } else if sort.has_id() && !Fields::new(&body, "").text("ID")?.is_empty() {
+            let what = if sort == Sort::Rule { "binding rule" } else { sort.prefix() };
+            let text = format!("Cannot specify the ID when creating a new {what}");
+            return Err(Refusal::bad(text));
         }
         let plan = |state: &State| {
             let record = made(state, &body, sort, &ask.argument)?;

@@ -65,6 +65,10 @@ fn entry(
         out.push(row(kind, Names::Prefix("".into()), verb(name, policy)?));
         return Ok(());
     }
+    // As in Consul, where these say nothing any more.
+    if ["identity", "identity_prefix"].contains(&name) {
+        return Ok(());
+    }
     let (base, prefix) = match name.strip_suffix("_prefix") {
         Some(base) => (base, true),
         None => (name, false),
@@ -119,12 +123,12 @@ fn policies<'a>(
 }
 
 fn verb(name: &str, policy: &str) -> Result<Option<Verb>, String> {
-    match policy {
+    match policy.to_ascii_lowercase().as_str() {
         "read" => Ok(Some(Verb::Read)),
         "write" => Ok(Some(Verb::Write)),
         "list" if name.starts_with("key") => Ok(Some(Verb::List)),
         "deny" => Ok(None),
-        other => Err(format!("{name} has the policy {other:?}; use read, write or deny")),
+        _ => Err(format!("{name} has the policy {policy:?}; use read, write or deny")),
     }
 }
 
@@ -321,6 +325,14 @@ mod tests {
         assert_eq!(rows, ["service web write", "intention web read"]);
         let rows = read("service \"web\" { policy = \"read\" intentions = \"deny\" }").unwrap();
         assert_eq!(rows, ["service web read", "intention web deny"]);
+    }
+
+    #[test]
+    fn levels_are_read_in_any_case_and_what_consul_took_out_says_nothing() {
+        assert_eq!(read("key \"a\" { policy = \"Write\" }").unwrap(), ["key a write"]);
+        assert_eq!(read("acl = \"READ\"").unwrap(), ["acl * read"]);
+        let old = "identity \"a\" { policy = \"read\" } identity_prefix \"\" { policy = \"deny\" }";
+        assert_eq!(read(old).unwrap(), Vec::<String>::new());
     }
 
     #[test]

@@ -91,6 +91,7 @@ impl Door {
             all.retain(|token| token.get("AuthMethod").is_some_and(|m| m == method));
         }
         all.retain(|token| !is_over(self, &state, token));
+        all.iter_mut().for_each(|token| links::renew(&state, token));
         let writes = ask.who.demand_acl(Verb::Write).is_ok();
         let index = state.index(&Topic::Key(keys::table(TABLE).into()));
         let shown: Vec<Value> = all.into_iter().map(|token| hidden(token, writes)).collect();
@@ -174,6 +175,9 @@ impl Door {
             if token.get("AccessorID").is_some_and(|id| id == ANONYMOUS) {
                 return Err(Refusal::forbidden("Cannot clone the anonymous token"));
             }
+            if !word_of(&token, "AuthMethod").is_empty() {
+                return Err(Refusal::internal("Cannot clone a token created from an auth method"));
+            }
             token.insert("AccessorID".into(), json!(Uuid::new_v4().to_string()));
             token.insert("SecretID".into(), json!(Uuid::new_v4().to_string()));
             token.insert("CreateTime".into(), json!(time(now)));
@@ -188,6 +192,12 @@ impl Door {
     async fn acl_token_delete(&self, ask: &Ask) -> Result<Reply, Refusal> {
         if ask.argument == ANONYMOUS {
             return Err(Refusal::internal("Delete operation not permitted on the anonymous token"));
+        }
+        // The last one that may do everything would be gone for good.
+        if *ask.argument == *ask.who.accessor {
+            return Err(Refusal::internal(
+                "Deletion of the request's authorization token is not permitted",
+            ));
         }
         let plan = |state: &State| {
             let Some(token) = links::record(state, &format!("token/{}", ask.argument)) else {
@@ -257,7 +267,9 @@ fn by_accessor(door: &Door, state: &State, accessor: &str) -> Option<Map<String,
         all.find(|token| word_of(token, "AccessorID") == accessor)
             .map(|token| stamped(&token, 1, 1))
     };
-    known.or_else(built_in).filter(|token| !is_over(door, state, token))
+    let mut token = known.or_else(built_in).filter(|token| !is_over(door, state, token))?;
+    links::renew(state, &mut token);
+    Some(token)
 }
 
 /// The tokens that are there without anybody having made them.

@@ -296,8 +296,10 @@ impl Compiler<'_> {
             if target.peer.is_empty() {
                 self.speaks(&target.service)?;
             }
-            let resolver = self.entry("service-resolver", &target.service).unwrap_or_default();
-            let resolver = Value::Object(resolver);
+            // How a peer's service is resolved is that one's affair.
+            let own = target.peer.is_empty();
+            let resolver = self.entry("service-resolver", &target.service).filter(|_| own);
+            let resolver = Value::Object(resolver.unwrap_or_default());
             let circle = order.contains(&id);
             order.push(id.clone());
             if circle || order.len() > DEPTH_MAX {
@@ -538,7 +540,8 @@ impl Compiler<'_> {
 
 // === helpers ===
 
-fn is_http(protocol: &str) -> bool {
+/// Whether a protocol has requests.
+pub fn is_http(protocol: &str) -> bool {
     ["http", "http2", "grpc"].contains(&protocol.to_ascii_lowercase().as_str())
 }
 

@@ -61,6 +61,33 @@ pub fn read(
     Ok(out)
 }
 
+/// Shows durations of an entry that an older version kept as text as they are kept now.
+pub fn renew(fields: &'static [Field], entry: &mut Map<String, Value>) {
+    for (name, form) in fields {
+        if let Some(value) = entry.get_mut(*name) {
+            renew_one(form, value);
+        }
+    }
+}
+
+fn renew_one(form: &'static Form, value: &mut Value) {
+    match (form, value) {
+        (Form::Nanos, value @ Value::String(_)) => {
+            if let Some(number) = nanos(value) {
+                *value = number.unwrap_or_else(|| empty(form));
+            }
+        }
+        (Form::List(of), Value::Array(items)) => {
+            items.iter_mut().for_each(|item| renew_one(of, item));
+        }
+        (Form::Dict(of), Value::Object(parts)) => {
+            parts.values_mut().for_each(|part| renew_one(of, part));
+        }
+        (Form::Part(fields), Value::Object(part)) => renew(fields, part),
+        _ => {}
+    }
+}
+
 /// One value; nothing where it says nothing.
 fn one(form: &'static Form, value: &Value, at: &str) -> Result<Option<Value>, String> {
     if value.is_null() {

@@ -57,6 +57,9 @@ pub fn judge(kind: &str, mut entry: Map<String, Value>) -> Result<Map<String, Va
         "exported-services" => access::exported(&entry),
         "mesh" => mesh(&entry),
         "inline-certificate" => certificate(&entry),
+        "tcp-route" if items(&entry, "Services").len() > 1 => {
+            Err("tcp-route currently only supports one service".to_owned())
+        }
         _ => Ok(()),
     }?;
     match entry {
@@ -289,7 +292,11 @@ fn certificate(entry: &Value) -> Result<(), String> {
             return Err(format!("{field} is required"));
         }
     }
-    Ok(())
+    let (chain, key) = (word(entry, "Certificate"), word(entry, "PrivateKey"));
+    match weft_identity::outside::certified(chain, key) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(format!("failed to parse Certificate and PrivateKey: {why}")),
+    }
 }
 
 // === parts that several kinds have ===

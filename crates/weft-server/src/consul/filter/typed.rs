@@ -132,6 +132,63 @@ pub const CHECK: Fields = &[
     ("PeerName", Text),
 ];
 
+/// `agent/members`.
+pub const MEMBER: Fields = &[
+    ("Name", Text),
+    ("Addr", Text),
+    ("Port", Number),
+    ("Tags", Map(&Text)),
+    ("Status", Number),
+    ("ProtocolMin", Number),
+    ("ProtocolMax", Number),
+    ("ProtocolCur", Number),
+    ("DelegateMin", Number),
+    ("DelegateMax", Number),
+    ("DelegateCur", Number),
+];
+
+/// `connect/intentions`.
+pub const INTENTION: Fields = &[
+    ("ID", Text),
+    ("Description", Text),
+    ("SourceNS", Text),
+    ("SourceName", Text),
+    ("SourcePartition", Text),
+    ("SourcePeer", Text),
+    ("SourceSamenessGroup", Text),
+    ("SourceType", Text),
+    ("DestinationNS", Text),
+    ("DestinationName", Text),
+    ("DestinationPartition", Text),
+    ("Action", Text),
+    ("Meta", Map(&Text)),
+    ("Precedence", Number),
+];
+
+/// `config/service-defaults`, the one kind of config entries that Consul filters.
+pub const SERVICE_DEFAULTS: Fields = &[
+    ("Kind", Text),
+    ("Name", Text),
+    ("Protocol", Text),
+    ("Mode", Text),
+    ("MutualTLSMode", Text),
+    ("ExternalSNI", Text),
+    ("BalanceInboundConnections", Text),
+    ("MaxInboundConnections", Number),
+    ("LocalConnectTimeoutMs", Number),
+    ("LocalRequestTimeoutMs", Number),
+    ("TransparentProxy", Written(&[("OutboundListenerPort", Number), ("DialedDirectly", Flag)])),
+    ("MeshGateway", Written(&[("Mode", Text)])),
+    ("Expose", Written(&[("Checks", Flag)])),
+    ("UpstreamConfig", Any),
+    ("Destination", Any),
+    ("RateLimits", Any),
+    ("EnvoyExtensions", Any),
+    ("Meta", Map(&Text)),
+    ("CreateIndex", Number),
+    ("ModifyIndex", Number),
+];
+
 /// `health/service/:s`.
 pub const HEALTH: Fields =
     &[("Node", Record(NODE)), ("Service", Record(SERVICE)), ("Checks", Records(CHECK))];
@@ -315,7 +372,8 @@ mod tests {
 
     #[test]
     fn each_field_that_is_not_set_is_what_it_is_in_consul_then() {
-        for fields in [NODE, SERVICE, CATALOG_SERVICE, CHECK, HEALTH] {
+        let lists = [NODE, SERVICE, CATALOG_SERVICE, CHECK, HEALTH];
+        for fields in lists.into_iter().chain([MEMBER, INTENTION, SERVICE_DEFAULTS]) {
             let mut all = Vec::new();
             leaves(Record(fields), "", &mut all);
             for (path, leaf) in all {

@@ -235,6 +235,20 @@ pub fn service(new: &Registration) -> Result<(), Refusal> {
     }
 }
 
+/// What speaks Connect is called somewhere.
+///
+/// # Errors
+/// 400 with Consul's sentence.
+pub fn port(new: &Registration) -> Result<(), Refusal> {
+    let what = match (&*new.kind, new.connect.is_some()) {
+        _ if new.port != 0 => return Ok(()),
+        ("connect-proxy", _) => "a connect-proxy",
+        (_, true) => "a Connect native service.",
+        _ => return Ok(()),
+    };
+    Err(Refusal::bad(format!("Port or SocketPath must be set for {what}")))
+}
+
 /// What a proxy is to listen for, each at a place of its own.
 fn upstreams(proxy: Option<&Value>) -> Result<(), Refusal> {
     let Some(proxy) = proxy.and_then(Value::as_object) else { return Ok(()) };

@@ -102,7 +102,7 @@ fn wrong_fields_are_named() {
 fn a_proxy_that_could_listen_nowhere_is_refused() {
     let read = |upstreams: Value, kind: &str| {
         let proxy = json!({"DestinationServiceName": "web", "Upstreams": upstreams});
-        let body = map(json!({"Name": "x", "Kind": kind, "Proxy": proxy}));
+        let body = map(json!({"Name": "x", "Port": 1, "Kind": kind, "Proxy": proxy}));
         service(&body, "", "Name", true).map(|_| ()).map_err(|refusal| refusal.text)
     };
     let two = |a: Value, b: Value| {

@@ -52,6 +52,84 @@ async fn answers_come_nearest_first_where_that_is_asked() {
 }
 
 #[tokio::test]
+async fn a_coordinate_is_its_nodes_however_that_one_is_named() {
+    let rig = rig().await;
+    for node in ["nA", "nB"] {
+        let body = json!({"Node": node, "Address": "10.1.1.1", "Service": {"Service": "web"}});
+        rig.put("/v1/catalog/register", body).await;
+    }
+    let at = |place: f64| {
+        let place = [place, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+        json!({"Vec": place, "Error": 1, "Adjustment": 0, "Height": 0.001})
+    };
+    for (node, place) in [("n1.dc1", 5.0), ("NB", 4.0), ("na.dc1", 1.0)] {
+        rig.put("/v1/coordinate/update", json!({"Node": node, "Coord": at(place)})).await;
+    }
+    for near in ["n1", "N1", "n1.dc1", "_agent", "nb.dc1"] {
+        let found = rig.get(&format!("/v1/catalog/service/web?near={near}")).await;
+        assert_eq!(said(&found, "/Node"), ["nB", "nA"], "{near}");
+    }
+    assert_eq!(said(&rig.get("/v1/coordinate/nodes").await, "/Node"), ["n1", "nA", "nB"]);
+    for (asked, shown) in [("nB", "nB"), ("nb", "nB"), ("nB.dc1", "nB.dc1")] {
+        let found = rig.get(&format!("/v1/coordinate/node/{asked}")).await.json();
+        assert_eq!(found[0]["Node"], shown);
+        assert_eq!(found[0]["Coord"]["Vec"][0], 4.0);
+    }
+}
+
+#[tokio::test]
+async fn a_duration_that_an_older_version_kept_as_text_is_shown_as_clients_read_it() {
+    let rig = rig().await;
+    let check = json!({"Interval": "10s", "BaseEjectionTime": ""});
+    let upstreams = json!({"Defaults": {"PassiveHealthCheck": check},
+                           "Overrides": [{"Name": "db", "PassiveHealthCheck": check}]});
+    let kept = json!({"Kind": "service-defaults", "Name": "web", "UpstreamConfig": upstreams,
+                      "Meta": {"Interval": "10s"}});
+    let at = config::record("service-defaults", "web");
+    let plan = |_: &weft_registry::consul::State| {
+        let put = weft_registry::consul::Change::Put(at.clone(), kept.clone());
+        Ok::<_, weft_registry::consul::ConsulError>((vec![put], ()))
+    };
+    rig.door.consul().change(config::TABLE, plan).await.unwrap();
+    let one = rig.get("/v1/config/service-defaults/web").await.json();
+    let listed = rig.get("/v1/config/service-defaults").await.json();
+    for shown in [&one, &listed[0]] {
+        let of = &shown["UpstreamConfig"];
+        let checks = [&of["Defaults"], &of["Overrides"][0]].map(|of| &of["PassiveHealthCheck"]);
+        for check in checks {
+            assert_eq!(check["Interval"], 10_000_000_000_u64, "{shown}");
+            assert_eq!(check["BaseEjectionTime"], 0, "{shown}");
+        }
+        assert_eq!(shown["Meta"]["Interval"], "10s");
+    }
+}
+
+#[tokio::test]
+async fn what_is_asked_for_as_it_was_known_says_how_old_it_is() {
+    let rig = rig().await;
+    let answer = rig.get("/v1/catalog/services?cached").await;
+    assert_eq!((&*answer.headers["x-cache"], &*answer.headers["age"]), ("HIT", "0"));
+    assert!(!rig.get("/v1/catalog/services").await.headers.contains_key("x-cache"));
+    let told = rig.get("/v1/agent/self").await.json();
+    assert_eq!(told["DebugConfig"]["SerfAdvertiseAddrLAN"], "tcp://127.0.0.1:8301");
+    let member = rig.get("/v1/agent/members").await.json();
+    assert_eq!((&member[0]["Addr"], &member[0]["Port"]), (&json!("127.0.0.1"), &json!(8301)));
+}
+
+#[tokio::test]
+async fn a_service_of_a_peer_is_no_way_back_to_the_service_here() {
+    let rig = rig().await;
+    let resolver = json!({"Kind": "service-resolver", "Name": "web", "DefaultSubset": "v1",
+        "Subsets": {"v1": {"Filter": "Service.Meta.v == 1"}}});
+    rig.put("/v1/config", resolver).await;
+    let away = json!({"Kind": "service-resolver", "Name": "far",
+        "Redirect": {"Service": "web", "Peer": "cluster-01"}});
+    rig.put("/v1/config", away).await;
+    let chain = rig.get("/v1/discovery-chain/far").await.json();
+    assert!(chain["Chain"]["Targets"]["web.default.default.external.cluster-01"].is_object());
+}
+
+#[tokio::test]
 async fn an_event_is_for_the_nodes_and_services_that_it_names() {
     let rig = rig().await;
     let web = json!({"Name": "web", "ID": "web-1", "Tags": ["blue"]});

@@ -28,8 +28,8 @@ const READS: &[(&str, Sees)] = &[
     ("/v1/agent/services", Nothing),
     ("/v1/agent/service/hidden-web", Refused),
     ("/v1/agent/checks", Nothing),
-    ("/v1/agent/health/service/id/hidden-web", Nothing),
-    ("/v1/agent/health/service/name/hidden-web", Nothing),
+    ("/v1/agent/health/service/id/hidden-web", Refused),
+    ("/v1/agent/health/service/name/hidden-web", Refused),
     ("/v1/catalog/datacenters", Public),
     ("/v1/catalog/nodes", Nothing),
     ("/v1/catalog/services", Nothing),
@@ -103,7 +103,7 @@ async fn fill(rig: &Rig) -> (String, String) {
         assert_eq!(answer.status, 200, "{path}: {}", answer.text);
         answer
     };
-    let web = json!({"Name": "hidden-web", "Check": {"TTL": "60s", "Status": "passing"},
+    let web = json!({"Name": "hidden-web", "Port": 80, "Check": {"TTL": "60s", "Status": "passing"},
                      "Connect": {"Native": true}});
     done("PUT", "/v1/agent/service/register", web.clone()).await;
     let ext = json!({"Node": "hidden-ext", "Address": "10.0.0.9",

@@ -147,7 +147,7 @@ async fn reg_61_the_judge_of_each_operation_is_what_refuses_it() {
     let token = rig.token(rules).await;
     let node = r#"{"Node": "n9", "Address": "10.0.0.1"}"#;
     assert_eq!(rig.as_token(ROOT, "PUT", "/v1/catalog/register", node).await.status, 200);
-    let proxy = json!({"ID": "i", "Service": "web", "Kind": "connect-proxy",
+    let proxy = json!({"ID": "i", "Service": "web", "Kind": "connect-proxy", "Port": 1,
                        "Proxy": {"DestinationServiceName": "db"}});
     let check = json!({"Node": "n9", "CheckID": "c", "Name": "c", "Status": "passing"});
     for (at, wrong) in [
@@ -181,6 +181,8 @@ async fn reg_61_a_denial_by_path_or_header_is_no_allowance() {
         let answer = rig.as_token(ROOT, "PUT", &path, &body.to_string()).await;
         answer.status
     };
+    let requests = json!({"Kind": "service-defaults", "Name": "db", "Protocol": "http"});
+    rig.as_token(ROOT, "PUT", "/v1/config", &requests.to_string()).await;
     let http =
         |action: &str, http: Value| json!({"Permissions": [{"Action": action, "HTTP": http}]});
     for (source, body) in [

@@ -289,7 +289,7 @@ async fn what_consul_refuses_is_refused_in_its_words() {
         (catalog, of(json!({"NodeMeta": {"a b": "x"}})), 400, "Invalid Node Meta"),
         (
             agent,
-            json!({"Name": "web", "Connect": {"Native": true, "SidecarService": {}}}),
+            json!({"Name": "web", "Port": 1, "Connect": {"Native": true, "SidecarService": {}}}),
             400,
             "Connect Native",
         ),

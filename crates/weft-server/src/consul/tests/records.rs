@@ -334,7 +334,7 @@ async fn reg_61_every_operation_of_a_transaction_is_admitted_by_itself() {
     let node = r#"{"Node": "n9", "Address": "10.0.0.1"}"#;
     assert_eq!(rig.as_token(ROOT, "PUT", "/v1/catalog/register", node).await.status, 200);
     let service = |name: &str, proxy: &str| {
-        let of = json!({"ID": "i", "Service": name, "Kind": "connect-proxy",
+        let of = json!({"ID": "i", "Service": name, "Kind": "connect-proxy", "Port": 1,
                         "Proxy": {"DestinationServiceName": proxy}});
         json!({"Service": {"Verb": "set", "Node": "n9", "Service": of}})
     };
