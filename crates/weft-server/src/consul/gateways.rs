@@ -15,7 +15,6 @@ use super::reply::Reply;
 
 const INGRESS: &str = "ingress-gateway";
 const TERMINATING: &str = "terminating-gateway";
-/// `ServiceID.Name` and the like say where nothing else is meant.
 
 impl Door {
     pub(super) async fn gateway_services(&self, ask: &Ask) -> Result<Reply, Refusal> {
