@@ -27,6 +27,8 @@ pub struct ProxyConfig {
     pub node: NodeId,
     /// Ports that do not declare their HTTP version are spoken to in their client's.
     pub follows_client: bool,
+    /// It serves what a file says: there is no server that could be asked.
+    pub from_file: bool,
     /// A sidecar's own pod address: its doors bind it and what it dials on loopback comes from it.
     pub address: IpAddr,
     /// Where its admin, metrics and readiness doors bind; `address` when absent.
@@ -247,6 +249,7 @@ impl ProxyConfig {
         Self {
             workload: node.name.clone(),
             follows_client: node.kind == NodeKind::Sidecar,
+            from_file: false,
             node,
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             mesh_address: None,

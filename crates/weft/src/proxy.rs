@@ -343,6 +343,7 @@ fn config(args: &ProxyArgs, loaded: Option<&Loaded>) -> Result<ProxyConfig> {
     let mut config = ProxyConfig::new(node);
     // A file's author says `detect` and means it.
     config.follows_client |= loaded.is_some();
+    config.from_file = loaded.is_some();
     config.address = args.address;
     config.cluster_domain = args.cluster_domain.as_str().into();
     config.trust_domain = args.trust_domain.as_str().into();

@@ -71,6 +71,9 @@ const fn row(
     Row { cause, status, flag, grpc, what, next }
 }
 
+/// Where a proxy serves a file.
+const NEXT_OF_FILE: &str = "see why with: weft explain -f FILE URL";
+
 /// Every locally made answer.
 #[rustfmt::skip]
 pub const TABLE: &[Row] = &[
@@ -221,7 +224,7 @@ impl Refusal {
             Some(last) if last != self.detail => part("last cause: ", last),
             _ => {}
         }
-        part("next: ", row.next);
+        part("next: ", row.next(record.worker.config.from_file));
         text
     }
 
@@ -279,6 +282,13 @@ impl Refusal {
             flags = self.flags.to_string();
         }
         format!("{flags} {id}")
+    }
+}
+
+impl Row {
+    /// What to do, where there may be no server that could be asked.
+    pub fn next(&self, from_file: bool) -> &'static str {
+        if from_file && self.next.contains(": weft ") { NEXT_OF_FILE } else { self.next }
     }
 }
 
@@ -402,6 +412,9 @@ mod tests {
             let row = cause.row();
             assert_eq!(row.cause, cause);
             assert!(!row.next.is_empty() && !row.what.ends_with('.'));
+            let of_file = row.next(true);
+            assert!(of_file == NEXT_OF_FILE || !of_file.contains("weft "), "{of_file}");
+            assert_eq!(row.next(false), row.next);
         }
         assert_eq!(percent_encoded("100% ü"), "100%25 %C3%BC");
     }

@@ -386,12 +386,10 @@ async fn open(
         let newest = &backend.borrow().entry;
         (newest.healthy, newest.total())
     };
+    let next = Cause::NoInstance.row().next(worker.config.from_file);
     let sentence = |what: &str| {
-        format!(
-            "{what}; backend: {}; instances healthy: {healthy} of {total}; next: see their checks \
-             with: weft get endpoints -A -o wide",
-            entry.label()
-        )
+        let backend = entry.label();
+        format!("{what}; backend: {backend}; instances healthy: {healthy} of {total}; next: {next}")
     };
     while tried.len() < TRIES_MAX {
         let picked = {

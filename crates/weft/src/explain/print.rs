@@ -86,6 +86,7 @@ pub fn logged(found: &Value, wide: bool) {
             format!("generation {is}, it was {was}; the same rule takes it")
         }
         (Some(true), _) => format!("generation {is}, it was {was}; another rule takes it now"),
+        (_, Some(true)) if now["route"].is_null() => "no rule takes it, as then".into(),
         (_, Some(true)) => "the same rule takes it".into(),
         _ => "another rule takes it; a line has no headers: name those that rules match with -H"
             .into(),
