@@ -111,7 +111,7 @@ class Mesh:
         return [str(self.program), "up", *self.paths, "--data", str(self.data), "--ports", "auto",
                 "--announce", "--plain", "--no-build", *self.extra]
 
-    def start(self, seconds=60):
+    def start(self, seconds=180):
         command = self.prefix + self.command()
         if self.user:
             command = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups",
@@ -181,12 +181,12 @@ class Mesh:
     def weft(self, *args, check=True):
         env = {**os.environ, "WEFT_SERVER": self.api}
         done = subprocess.run([str(WEFT), *args], capture_output=True, text=True, env=env,
-                              timeout=60, cwd=ROOT)
+                              timeout=180, cwd=ROOT)
         if check and done.returncode != 0:
             raise AssertionError(f"weft {' '.join(args)} -> {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
-    def kubectl(self, *args, check=True, stdin=None, timeout=60):
+    def kubectl(self, *args, check=True, stdin=None, timeout=180):
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig()), "HOME": str(self.data.parent)}
         done = subprocess.run([str(BIN / "kubectl"), *args], capture_output=True, text=True,
                               env=env, timeout=timeout, input=stdin)
@@ -254,7 +254,7 @@ class Elsewhere(Mesh):
         return [str(self.program), "server", "--data", str(self.data), "--ports", "auto",
                 "--announce", *self.extra]
 
-    def start(self, seconds=60):
+    def start(self, seconds=180):
         super().start(seconds)
         agent = [str(self.program), "agent", "--server", self.doors["xds"], "--name", "elsewhere",
                  "--data", str(self.data.with_suffix(".agent")), "--workdir", self.paths[0],

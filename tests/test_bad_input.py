@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input gets a clear error that names the field; nothing else is disturbed."""
 
-import json
 import os
 import random
 import socket
@@ -10,7 +9,7 @@ import subprocess
 import pytest
 import requests
 
-from mesh import ROOT, WEFT, Mesh, free_port, until
+from mesh import WEFT, Mesh, free_port, until
 
 GOOD = "apiVersion: v1\nkind: Namespace\nmetadata: {name: demo}\n"
 DEPLOYMENT = """
@@ -99,12 +98,12 @@ def test_a_missing_program_is_told_in_the_pods_status(tmp_path):
 
 def test_the_api_names_the_field(empty):
     url = empty.api + "/api/v1/namespaces/demo/services?fieldValidation=Strict"
-    bad = requests.post(url, json={"metadata": {"name": "x"}, "spec": {"prots": []}}, timeout=5)
+    bad = requests.post(url, json={"metadata": {"name": "x"}, "spec": {"prots": []}}, timeout=20)
     assert bad.status_code == 400 and "spec.prots" in bad.json()["message"]
     wrong = requests.post(url, json={"metadata": {"name": "x"},
-                                     "spec": {"ports": [{"port": "eighty"}]}}, timeout=5)
+                                     "spec": {"ports": [{"port": "eighty"}]}}, timeout=20)
     assert wrong.status_code in (400, 422) and "spec.ports[0].port" in wrong.text
-    unknown = requests.get(empty.api + "/apis/nobody.example/v1/things", timeout=5)
+    unknown = requests.get(empty.api + "/apis/nobody.example/v1/things", timeout=20)
     assert unknown.status_code == 404 and unknown.json()["kind"] == "Status"
 
 
@@ -129,10 +128,10 @@ spec:
                 and "no-such-service" in found["ResolvedRefs"]["message"]
         until("its status says so", reason)
         def refused():
-            answer = requests.get(shop.gateway + "/nowhere", timeout=5)
+            answer = requests.get(shop.gateway + "/nowhere", timeout=20)
             return answer.status_code == 500 and answer.headers["x-weft-flags"] == "NC"
         until("500 by the specification", refused)
-        assert requests.get(shop.gateway + "/users/1", timeout=5).status_code == 200
+        assert requests.get(shop.gateway + "/users/1", timeout=20).status_code == 200
     finally:
         shop.kubectl("delete", "httproute", "nothing", "-n", "shop")
 
@@ -159,7 +158,7 @@ def test_a_hundred_megabytes_to_each_door_is_refused(shop):
         requests.post(shop.gateway + "/orders", data=flood(), timeout=60)
     except requests.ConnectionError:
         pass
-    assert requests.get(shop.gateway + "/users/1", timeout=5).status_code == 200
+    assert requests.get(shop.gateway + "/users/1", timeout=20).status_code == 200
     assert shop.get("/readyz").status_code == 200
     assert shop.consul("/v1/status/leader").status_code == 200
 
@@ -180,8 +179,8 @@ def test_ten_thousand_garbage_connections_to_each_port_disturb_nobody(shop):
             except OSError:
                 pass
             if n % 2_500 == 0:
-                assert requests.get(shop.gateway + "/users/1", timeout=10).status_code == 200
-    assert requests.get(shop.gateway + "/orders", timeout=5).status_code == 200
+                assert requests.get(shop.gateway + "/users/1", timeout=20).status_code == 200
+    assert requests.get(shop.gateway + "/orders", timeout=20).status_code == 200
     assert shop.get("/readyz").status_code == 200
     assert "panicked" not in shop.log_text()
     for log in shop.data.rglob("*.log"):

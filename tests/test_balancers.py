@@ -37,7 +37,7 @@ def reached(mesh):
 
 
 def answers(url):
-    return requests.get(f"{url}/user/1", timeout=5).json()["pod"]
+    return requests.get(f"{url}/user/1", timeout=20).json()["pod"]
 
 
 def refused(url):
@@ -65,7 +65,7 @@ def test_a_balancer_leads_into_captured_pods(folder, user):
         assert seen == {p["metadata"]["name"] for p in pods}
         # A byte stream stays what it is, in both directions.
         host, port = url.removeprefix("http://").rsplit(":", 1)
-        with socket.create_connection((host, int(port)), timeout=5) as stream:
+        with socket.create_connection((host, int(port)), timeout=20) as stream:
             stream.sendall(b"GET /raw HTTP/1.0\r\n\r\n")
             stream.shutdown(socket.SHUT_WR)
             said = b"".join(iter(lambda: stream.recv(4096), b""))
@@ -104,4 +104,4 @@ def test_a_balancer_leads_to_processes_and_takes_the_address_asked_for(folder):
         until("nobody is left", lambda: not mesh.pods("default", app="user"))
         until("it is refused", lambda: refused("http://127.0.0.3:18080"))
         mesh.kubectl("scale", "deployment", "user-service", "--replicas=1")
-        until("it answers again", lambda: answers("http://127.0.0.3:18080"), seconds=20)
+        until("it answers again", lambda: answers("http://127.0.0.3:18080"))

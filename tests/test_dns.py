@@ -42,7 +42,7 @@ spec: {type: ExternalName, externalName: web.shop.svc.cluster.local}
 
 
 def put(mesh, path, body):
-    done = requests.put(f"http://127.0.0.1:{mesh.consul_port}{path}", json=body, timeout=10)
+    done = requests.put(f"http://127.0.0.1:{mesh.consul_port}{path}", json=body, timeout=20)
     assert done.status_code == 200, (path, done.status_code, done.text)
 
 
@@ -72,7 +72,7 @@ def register(mesh):
         {"Name": "to-", "Template": {"Type": "name_prefix_match", "Regexp": "^to-(.+)-([^-]+)$"},
          "Service": {"Service": "${match(1)}", "Tags": ["${match(2)}"]}},
     ):
-        done = requests.post(url, json=query, timeout=10)
+        done = requests.post(url, json=query, timeout=20)
         assert done.status_code == 200, done.text
 
 
@@ -94,7 +94,7 @@ def mesh(tmp_path_factory):
 def ask(mesh, name, rtype, tcp=False, **kw):
     query = dns.message.make_query(name, rtype, **kw)
     via = dns.query.tcp if tcp else dns.query.udp
-    return via(query, "127.0.0.1", port=mesh.dns_port, timeout=5)
+    return via(query, "127.0.0.1", port=mesh.dns_port, timeout=20)
 
 
 def asked(mesh, name, rtype, **kw):
@@ -171,7 +171,8 @@ def test_every_form_of_name_over_both_carriers(mesh):
 def test_kdig_reads_what_dnspython_does(mesh):
     def kdig(*args):
         done = subprocess.run([str(BIN / "kdig"), "@127.0.0.1", "-p", str(mesh.dns_port),
-                               "+retry=0", *args], capture_output=True, text=True, timeout=20)
+                               "+retry=0", "+timeout=20", *args],
+                              capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and "WARNING" not in done.stdout, (args, done)
         return done.stdout
 
@@ -195,8 +196,8 @@ def test_dnsperf_finds_no_question_unanswered(mesh, tmp_path):
     questions.write_text("".join(f"{name} {rtype}\n" for name, rtype, _ in FORMS))
     for mode in ("udp", "tcp"):
         done = subprocess.run([str(BIN / "dnsperf"), "-s", "127.0.0.1", "-p", str(mesh.dns_port),
-                               "-d", str(questions), "-m", mode, "-n", "40", "-c", "4", "-e"],
-                              capture_output=True, text=True, timeout=60)
+                               "-d", str(questions), "-m", mode, "-n", "40", "-c", "4", "-t", "30", "-e"],
+                              capture_output=True, text=True, timeout=180)
         assert done.returncode == 0, done
         assert f"Queries completed:    {40 * len(FORMS)} (100.00%)" in done.stdout, done.stdout
         assert "Response codes:       NOERROR" in done.stdout, done.stdout
@@ -214,14 +215,14 @@ def test_long_answers_are_cut_over_udp_and_whole_over_tcp(mesh):
         wire = raw(mesh, query.to_wire())
         got = dns.message.from_wire(wire)
         assert len(wire) <= most and got.flags & dns.flags.TC and got.answer, (payload, len(wire))
-    got, over_tcp = dns.query.udp_with_fallback(query, "127.0.0.1", port=mesh.dns_port, timeout=5)
+    got, over_tcp = dns.query.udp_with_fallback(query, "127.0.0.1", port=mesh.dns_port, timeout=20)
     assert over_tcp and len(got.answer[0]) == 150 and len(got.additional) == 150
     # Each order is as likely as another: clients that take the first spread.
     firsts = {ask(mesh, "big.service.consul", "A").answer[0][0].to_text() for _ in range(40)}
     assert len(firsts) > 10, firsts
 
 
-def raw(mesh, wire, timeout=5.0):
+def raw(mesh, wire, timeout=20.0):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.settimeout(timeout)
         s.connect(("127.0.0.1", mesh.dns_port))
@@ -232,17 +233,17 @@ def raw(mesh, wire, timeout=5.0):
 def test_questions_sent_at_once_over_tcp_are_all_answered_and_idle_ones_end(mesh):
     queries = [dns.message.make_query(name, rtype) for name, rtype, _ in FORMS]
     wires = [q.to_wire() for q in queries]
-    with socket.create_connection(("127.0.0.1", mesh.dns_port), timeout=5) as s:
+    with socket.create_connection(("127.0.0.1", mesh.dns_port), timeout=20) as s:
         s.sendall(b"".join(struct.pack("!H", len(w)) + w for w in wires))
         stream = s.makefile("rb")
         for query in queries:
             (length,) = struct.unpack("!H", stream.read(2))
             assert query.is_response(dns.message.from_wire(stream.read(length)))
         # Half a question keeps a place for ten seconds, and others are answered meanwhile.
-        s.sendall(b"\x00")
         began = time.monotonic()
+        s.sendall(b"\x00")
         assert asked(mesh, "web.service.consul", "A")[1] == WEB
-        s.settimeout(30)
+        s.settimeout(60)
         assert s.recv(1) == b"" and time.monotonic() - began > 8
 
 
@@ -328,7 +329,7 @@ def test_f24_recursors_in_turn_and_sources_that_ask_too_much(tmp_path):
         query = dns.message.make_query("consul", "NS").to_wire()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             s.connect(("127.0.0.1", mesh.dns_port))
-            s.settimeout(0.5)
+            s.settimeout(3)
             for _ in range(600):
                 s.send(query)
             got = []
@@ -357,27 +358,27 @@ def test_f24_who_may_be_somebody_elses_victim_is_sent_little(tmp_path):
                 "ID": f"web{n}", "Name": "web", "Address": f"10.0.0.{n}", "Port": 80})
         whole = dns.message.make_query("web.service.consul", "A")
         until("all are there", lambda: len(dns.query.tcp(
-            whole, address, port=mesh.dns_port, timeout=5).answer[0]) == 60)
+            whole, address, port=mesh.dns_port, timeout=20).answer[0]) == 60)
         beyond_loopback(mesh, address)
 
 
 def beyond_loopback(mesh, address):
     query = dns.message.make_query("web.service.consul", "A", use_edns=0, payload=4096)
-    got = dns.query.udp(query, address, port=mesh.dns_port, timeout=5)
+    got = dns.query.udp(query, address, port=mesh.dns_port, timeout=20)
     wire = got.to_wire()
     assert got.flags & dns.flags.TC and len(wire) <= 4 * len(query.to_wire()), got
     print(f"\nF24: {len(query.to_wire())} bytes from outside are answered with {len(wire)} and TC, "
           "ANY with HINFO, whole with a cookie")
     some = dns.message.make_query("web.service.consul", "ANY")
-    got = dns.query.udp(some, address, port=mesh.dns_port, timeout=5)
+    got = dns.query.udp(some, address, port=mesh.dns_port, timeout=20)
     assert [r.rdtype for r in got.answer] == [dns.rdatatype.HINFO], got
     # With the cookie that came back it is known.
     query.use_edns(0, payload=1232, options=[dns.edns.CookieOption(b"8 bytes.", b"")])
-    got = dns.query.udp(query, address, port=mesh.dns_port, timeout=5)
+    got = dns.query.udp(query, address, port=mesh.dns_port, timeout=20)
     (cookie,) = [o for o in got.options if o.otype == dns.edns.OptionType.COOKIE]
     assert got.flags & dns.flags.TC and len(cookie.server) == 16, got
     query.use_edns(0, payload=1232, options=[cookie])
-    got = dns.query.udp(query, address, port=mesh.dns_port, timeout=5)
+    got = dns.query.udp(query, address, port=mesh.dns_port, timeout=20)
     assert not got.flags & dns.flags.TC and len(got.answer[0]) == 60, got
     # From an echo port comes no question; needs a right that not everybody has.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:

@@ -179,15 +179,15 @@ def channel(mesh, tls=False):
     return grpc.insecure_channel(f"127.0.0.1:{mesh.plain}", options)
 
 
-def unary(mesh, method, request, timeout=5, **more):
+def unary(mesh, method, request, timeout=20, **more):
     return mesh.channel.unary_unary(f"/t.T/{method}")(request, timeout=timeout, **more)
 
 
 def h2spec(port, strict, tls, known=()):
     """All cases but those known pass."""
-    command = [BIN / "h2spec", "-h", "127.0.0.1", "-p", str(port)]
+    command = [BIN / "h2spec", "-h", "127.0.0.1", "-p", str(port), "-o", "10"]
     command += ["-t", "-k"] * tls + ["-S"] * strict
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     summary = re.search(r"(\d+) tests, (\d+) passed, 0 skipped, (\d+) failed", done.stdout)
     total, passed, failed = map(int, summary.groups())
     assert total == (146 if strict else 145) and total == passed + failed, summary
@@ -234,13 +234,13 @@ def test_all_kinds_of_calls(gateway):
     stream = [b"%d" % n for n in range(200)]
     for tls in [False, True]:
         with channel(gateway, tls) as to:
-            assert to.unary_unary("/t.T/Echo")(b"hello", timeout=5) == b"hello"
-            some = to.unary_stream("/t.T/Some")(b"1000", timeout=10)
+            assert to.unary_unary("/t.T/Echo")(b"hello", timeout=20) == b"hello"
+            some = to.unary_stream("/t.T/Some")(b"1000", timeout=20)
             assert list(some) == [b"%d" % n for n in range(1000)]
             assert dict(some.trailing_metadata())["count"] == "1000"
-            joined = to.stream_unary("/t.T/Join")(iter(stream), timeout=5)
+            joined = to.stream_unary("/t.T/Join")(iter(stream), timeout=20)
             assert joined == b",".join(stream)
-            both = to.stream_stream("/t.T/Both")(iter([b"a", b"b", b"c"]), timeout=5)
+            both = to.stream_stream("/t.T/Both")(iter([b"a", b"b", b"c"]), timeout=20)
             assert list(both) == [b"A", b"B", b"C"]
 
 
@@ -250,11 +250,11 @@ def test_a_conversation_goes_to_and_fro(gateway):
 
     def says():
         for n in range(20):
-            assert turn.acquire(timeout=5)
+            assert turn.acquire(timeout=20)
             yield b"m%d" % n
 
     said = []
-    for answer in gateway.channel.stream_stream("/t.T/Both")(says(), timeout=20):
+    for answer in gateway.channel.stream_stream("/t.T/Both")(says(), timeout=60):
         said.append(answer)
         turn.release()
     assert said == [b"M%d" % n for n in range(20)]
@@ -304,7 +304,7 @@ def test_a_browser_calls_a_grpc_server(gateway, text):
     def call(method, message):
         body = b"\0" + len(message).to_bytes(4, "big") + message
         body = base64.b64encode(body) if text else body
-        return requests.post(f"http://127.0.0.1:{gateway.plain}/t.T/{method}", data=body, timeout=5,
+        return requests.post(f"http://127.0.0.1:{gateway.plain}/t.T/{method}", data=body, timeout=20,
                              headers={"host": "grpc.test", "content-type": kind})
 
     def messages(answer):
@@ -334,7 +334,7 @@ def test_clients_choose_by_alpn(gateway):
         context = ssl.create_default_context(cadata=gateway.pem.decode())
         if offered:
             context.set_alpn_protocols(offered)
-        with socket.create_connection(("127.0.0.1", gateway.tls), timeout=5) as raw:
+        with socket.create_connection(("127.0.0.1", gateway.tls), timeout=20) as raw:
             with context.wrap_socket(raw, server_hostname="localhost") as stream:
                 assert stream.selected_alpn_protocol() == chosen
 
@@ -347,7 +347,7 @@ GET = bytes([0x82, 0x84, 0x86, 0x01, 4]) + b"test"
 
 
 def begun(mesh):
-    stream = socket.create_connection(("127.0.0.1", mesh.plain), timeout=10)
+    stream = socket.create_connection(("127.0.0.1", mesh.plain), timeout=20)
     stream.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0))
     return stream
 

@@ -252,7 +252,7 @@ def test_a_terminal_has_a_size_and_hears_keys(mesh, pod, transport):
     os.close(inner)
     said = b""
 
-    def read_until(pattern, seconds=20):
+    def read_until(pattern, seconds=60):
         nonlocal said
         deadline = time.monotonic() + seconds
         while not re.search(pattern, said):
@@ -273,7 +273,7 @@ def test_a_terminal_has_a_size_and_hears_keys(mesh, pod, transport):
         read_until(rb"\^C\s+[$#] ")
         os.write(outer, b"echo still-$((40+2)); exit 9\n")
         read_until(rb"still-42")
-        assert shell.wait(20) == 9
+        assert shell.wait(60) == 9
     os.close(outer)
 
 
@@ -289,7 +289,7 @@ def test_a_program_ends_with_its_client(mesh, pod, transport):
             return [p for p in mesh.tree() if str(seconds) in words(p)]
         until("it runs, and what it started", lambda: len(running()) >= 2)
         shell.kill()
-        until("both have ended", lambda: not running(), seconds=10)
+        until("both have ended", lambda: not running())
 
 
 def words(pid):
@@ -303,7 +303,7 @@ def test_sixty_sessions_at_the_same_time(mesh, pod):
     running = [start_kubectl(mesh, TRANSPORTS[n % 2], "exec", pod, "-c", "app", "--", "sh", "-c",
                              f"echo {n}; exit {n % 5}") for n in range(60)]
     for n, process in enumerate(running):
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
         assert out.decode().splitlines()[0] == str(n) and process.returncode == n % 5
 
 
@@ -341,7 +341,7 @@ def forwarded(mesh, transport, *args):
 def exchange(port, data, end=False):
     """Sends all while reading what comes back, as an echo does."""
     got = bytearray()
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as conn:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as conn:
         def send():
             conn.sendall(data)
             if end:
@@ -371,10 +371,10 @@ def test_fifty_connections_through_one_forwarded_port(mesh, pod, transport):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(300)
         assert not wrong and not any(t.is_alive() for t in threads)
         # Each half of a connection ends at its own time.
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as conn:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as conn:
             conn.sendall(b"whole:" + b"x" * 100_000)
             conn.shutdown(socket.SHUT_WR)
             assert conn.recv(100) == b"100006"
@@ -390,7 +390,7 @@ def test_a_service_is_forwarded_by_its_own_port(mesh, transport):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_closed_port_says_so(mesh, pod, transport):
     with forwarded(mesh, transport, f"pod/{pod}", ":9999") as (port, process):
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as conn:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as conn:
             with contextlib.suppress(ConnectionError):
                 conn.sendall(b"hello")
                 assert conn.recv(100) == b""
@@ -409,7 +409,8 @@ def logs(mesh, *args, check=True):
 
 def test_logs_in_all_their_forms(mesh, pod):
     # Two pipes have no common order.
-    assert sorted(logs(mesh, pod, "-c", "app").splitlines()) == ["begun", "to stderr"]
+    until("it has said both", lambda: sorted(
+        logs(mesh, pod, "-c", "app").splitlines()) == ["begun", "to stderr"])
     until("it ticks", lambda: len(logs(mesh, pod, "-c", "side").splitlines()) > 5)
     assert len(logs(mesh, pod, "-c", "side", "--tail=3").splitlines()) == 3
     assert logs(mesh, pod, "-c", "side", "--tail=0") == ""
@@ -488,7 +489,7 @@ def test_attach_joins_the_program_that_runs(mesh, pod, transport):
         attached.stdin.flush()
         assert attached.stdout.readline() == b"heard hello\n"
     # It runs on when nobody is attached any more.
-    assert logs(mesh, "talk", "-c", "c").splitlines()[-1] == "heard hello"
+    until("its log has it", lambda: logs(mesh, "talk", "-c", "c").splitlines()[-1] == "heard hello")
 
 
 def test_attach_to_a_terminal_and_to_the_end(mesh):
@@ -498,11 +499,11 @@ def test_attach_to_a_terminal_and_to_the_end(mesh):
                 ) as shell:
         os.close(inner)
         os.write(outer, b"tty && echo on-$((40+2)); exit\n")
-        assert shell.wait(20) == 0
+        assert shell.wait(60) == 0
         # A terminal hands over what was written to it a little later, and in pieces.
         seen = b""
         while not re.search(rb"/dev/pts/\d+\s+on-42", seen):
-            assert select.select([outer], [], [], 10)[0], seen
+            assert select.select([outer], [], [], 60)[0], seen
             seen += os.read(outer, 65536)
     os.close(outer)
     done = kubectl(mesh, "spdy", "attach", "-q", "-i", "talk", "-c", "c", input=b"end\n")
@@ -531,8 +532,8 @@ def test_top_shows_what_pods_and_nodes_use(mesh, pod):
             rows = mesh.kubectl("top", "pods", "-n", "demo", "--containers").stdout.splitlines()
             cells = [r.split() for r in rows[1:]]
             cpu = {c[1]: int(c[2].rstrip("m")) for c in cells if c[0] == pod}
-            return cpu.get("side", 0) > 100 and cpu["app"] < 100 and rows
-        until("the busy container shows", busy, seconds=40)
+            return cpu.get("side", 0) > 50 > cpu["app"] and rows
+        until("the busy container shows", busy)
     row = [r.split() for r in mesh.kubectl("top", "pods", "-n", "demo", "-l", "app=box")
            .stdout.splitlines()[1:]]
     assert row[0][0] == pod and int(row[0][2].rstrip("Mi")) > 2, row
@@ -558,16 +559,16 @@ def test_the_python_client_runs_programs(core, pod):
                    command=["sh"], stderr=True, stdin=True, stdout=True, tty=False,
                    _preload_content=False)
     shell.write_stdin("echo $((6*7))\n")
-    assert shell.readline_stdout(timeout=20) == "42"
+    assert shell.readline_stdout(timeout=60) == "42"
     shell.write_stdin("exit 7\n")
-    shell.run_forever(timeout=20)
+    shell.run_forever(timeout=60)
     assert shell.returncode == 7
 
 
 def test_the_python_client_forwards_ports(core, pod):
     ports = portforward(core.connect_get_namespaced_pod_portforward, pod, "demo", ports="8080")
     conn = ports.socket(8080)
-    conn.settimeout(20)
+    conn.settimeout(60)
     conn.sendall(b"hello")
     assert conn.recv(100) == b"hello"
     conn.close()
@@ -584,9 +585,9 @@ def test_sessions_end_with_their_pod_and_with_weft(mesh):
             ending(start_kubectl(mesh, "spdy", "logs", "-f", old, "-c", "side")) as follower:
         follower.stdout.readline()
         mesh.kubectl("delete", "pod", old, "-n", "demo", "--wait=false")
-        assert session.wait(20) != 0
+        assert session.wait(60) != 0
         follower.stdout.read()
-        assert follower.wait(20) == 0
+        assert follower.wait(60) == 0
     until("another is ready", lambda: [p for p in mesh.ready_pods("demo", app="box")
                                        if p["metadata"]["name"] != old])
     new = mesh.ready_pods("demo", app="box")[0]["metadata"]["name"]
@@ -594,14 +595,14 @@ def test_sessions_end_with_their_pod_and_with_weft(mesh):
                 ) as session, \
             ending(start_kubectl(mesh, "spdy", "logs", "-f", new, "-c", "side")) as follower, \
             forwarded(mesh, "spdy", f"pod/{new}", ":8080") as (port, forwarder), \
-            socket.create_connection(("127.0.0.1", port), timeout=30) as conn:
+            socket.create_connection(("127.0.0.1", port), timeout=60) as conn:
         conn.sendall(b"x")
         assert conn.recv(1) == b"x"
         began = time.monotonic()
         mesh.stop()
         assert time.monotonic() - began < 25
         for process in (session, follower, forwarder):
-            process.wait(10)
+            process.wait(60)
     mesh.start()
     mesh.config = None
     until("box is ready again", lambda: mesh.ready_pods("demo", app="box"))

@@ -35,7 +35,7 @@ class Web(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path.startswith("/call/"):
-            body = urllib.request.urlopen("http://" + self.path[6:], timeout=5).read()
+            body = urllib.request.urlopen("http://" + self.path[6:], timeout=20).read()
         else:
             body = json.dumps({"name": NAME, "path": self.path, "from": self.client_address[0],
                                "headers": {k.lower(): v for k, v in self.headers.items()}}).encode()
@@ -140,9 +140,9 @@ class Resolving(Machine):
             raise AssertionError(f"{command} -> {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
-    def curl(self, url, user=CAPTURED):
+    def curl(self, url, user=CAPTURED, seconds=20):
         return self.run("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups",
-                        "curl", "-sS", "--max-time", 5, "-w", "\n%{http_code}", url, check=False)
+                        "curl", "-sS", "--max-time", seconds, "-w", "\n%{http_code}", url, check=False)
 
     def json(self, url, user=CAPTURED):
         done = self.curl(url, user)
@@ -164,7 +164,7 @@ class Rig:
         self.web = folder / "web.py"
         self.web.write_text(WEB)
         Resolving.resolv = folder / "resolv.conf"
-        Resolving.resolv.write_text("nameserver 10.77.0.1\noptions timeout:2 attempts:1\n")
+        Resolving.resolv.write_text("nameserver 10.77.0.1\noptions timeout:10 attempts:1\n")
         self.switch = holder()
         ip(self.switch.pid, "link", "add", "switch", "type", "bridge")
         ip(self.switch.pid, "link", "set", "switch", "up")
@@ -205,7 +205,7 @@ class Rig:
         return [p for p in self.pods(begin) if is_ready(p)]
 
     def until_ready(self, begin, count):
-        until(f"{count} ready {begin}*", lambda: len(self.ready(begin)) == count, 40)
+        until(f"{count} ready {begin}*", lambda: len(self.ready(begin)) == count)
 
     def token(self, *args):
         made = self.s.run(WEFT, "token", "create", "-o", "json", *args).stdout
@@ -277,7 +277,7 @@ def clean(rig):
 def test_who_may_not_capture_is_told_why(rig):
     def refused(*flags, token=None):
         agent = rig.agent(*flags, token=token)
-        return agent.process.wait(30), agent.log()
+        return agent.process.wait(60), agent.log()
 
     account = ["--service-account", "shop/legacy"]
     for flags, code, word in [
@@ -390,7 +390,7 @@ def test_without_its_sidecar_it_is_refused_and_down_leaves_nothing(rig):
     [pod] = rig.pods("billing-a")
     path = "/api/v1/namespaces/shop/pods/" + pod["metadata"]["name"]
     a_while = "?gracePeriodSeconds=1"
-    rig.s.inside(lambda: requests.delete(rig.api + path + a_while, timeout=5).raise_for_status())
+    rig.s.inside(lambda: requests.delete(rig.api + path + a_while, timeout=20).raise_for_status())
 
     tables = []
 
@@ -422,7 +422,7 @@ def test_without_its_sidecar_it_is_refused_and_down_leaves_nothing(rig):
     # Nor do others get it, who open the sidecar's port now.
     thief = rig.program(a, "thief", 15001, OTHER)
     until("the thief", lambda: a.json("http://127.0.0.1:15001/", OTHER)["name"] == "thief")
-    assert a.curl("http://10.77.0.1:9000/").returncode == 28
+    assert a.curl("http://10.77.0.1:9000/", seconds=5).returncode == 28
     thief.stop()
     # The next start takes it up again, without a token.
     agent = rig.billing()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is on the wire, whose certificates they are, and who can get one."""
 
-import os
 import pathlib
 import signal
 import socket
@@ -12,7 +11,7 @@ import subprocess
 import pytest
 import requests
 
-from mesh import BIN, alive, until
+from mesh import BIN, until
 
 
 def certificate(ip, port=15008):
@@ -22,7 +21,7 @@ def certificate(ip, port=15008):
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2", "http/1.1"])
-    with socket.create_connection((ip, port), timeout=5) as raw:
+    with socket.create_connection((ip, port), timeout=20) as raw:
         with context.wrap_socket(raw, server_hostname="p8080.mesh.weft.internal") as tls:
             assert tls.version() == "TLSv1.3"
             return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True))
@@ -56,11 +55,11 @@ def test_traffic_between_sidecars_is_tls_on_the_wire(shop, tmp_path):
         assert "listening" in dump.stderr.readline()
         marker = "x" * 20 + "-weft-wire-marker"
         for _ in range(10):
-            requests.get(f"{shop.gateway}/users/1?m={marker}", timeout=5)
+            requests.get(f"{shop.gateway}/users/1?m={marker}", timeout=20)
         until("packets", lambda: capture.exists() and capture.stat().st_size > 4000)
     finally:
         dump.send_signal(signal.SIGINT)
-        dump.wait(10)
+        dump.wait(60)
     packets = list(segments(capture.read_bytes()))
     mesh = [data for ports, data in packets if 15008 in ports and data]
     assert mesh and not any(marker.encode() in data for data in mesh)
@@ -107,7 +106,7 @@ def test_one_process_cannot_get_anothers_identity(shop):
 
 def test_the_forward_proxy_asks_for_the_pods_credential(shop):
     ip = shop.ready_pods("shop", app="order")[0]["status"]["podIP"]
-    answer = requests.get("http://user.shop.svc.cluster.local/users/1", timeout=5,
+    answer = requests.get("http://user.shop.svc.cluster.local/users/1", timeout=20,
                           proxies={"http": f"http://{ip}:15001"})
     assert answer.status_code == 407
 

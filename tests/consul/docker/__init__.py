@@ -79,7 +79,7 @@ class Container:
         doors = self.start(["agent", "--server", server["xds"], "--name", "machine", "--data",
                             str(self.data / "agent"), "--token", token, "--announce",
                             "--consul-listen", f"127.0.0.1:{port}", "--dns-listen", "none"], env)
-        nodes, end = f"http://{doors['consul']}/v1/status/leader", time.monotonic() + 20
+        nodes, end = f"http://{doors['consul']}/v1/status/leader", time.monotonic() + 60
         while time.monotonic() < end:
             try:
                 with urllib.request.urlopen(nodes, timeout=5) as answer:
