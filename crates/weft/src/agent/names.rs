@@ -44,6 +44,11 @@ const FRESH_AT_ONCE: usize = 32;
 /// The same for names that are not there: programs try many such on their way to one that is.
 const NONE_ASKED_WITHIN: Duration = Duration::from_secs(60);
 const NXDOMAIN: u8 = 3;
+/// In the first byte of a message behind its id: it was cut to fit.
+const CUT: u8 = 0x02;
+/// A message's head without its id, and what every resolver takes over UDP.
+const HEAD_BYTES: usize = 10;
+const UDP_BYTES: usize = 512;
 /// Longer questions are not remembered.
 const QUESTION_BYTES_MAX: usize = 512;
 
@@ -290,13 +295,49 @@ impl Memory {
         stale.into_iter().take(FRESH_MAX).map(|(_, key)| key.clone()).collect()
     }
 
-    /// With the question's own id.
+    /// With the question's own id. What was said over the other carrier only will do.
     fn answer(&mut self, query: &[u8], tcp: bool, now: Mono) -> Option<Vec<u8>> {
         let (id, question) = query.split_at_checked(2)?;
-        let known = self.answers.get_mut(&(tcp, question.into()))?;
+        let mut key: Key = (tcp, question.into());
+        let is_own = self.answers.contains_key(&key);
+        key.0 = tcp == is_own;
+        let known = self.answers.get_mut(&key)?;
         known.asked = now;
-        Some([id, &known.answer].concat())
+        let said = if is_own { known.answer.to_vec() } else { carried(&known.answer, tcp)? };
+        Some([id, &said].concat())
     }
+}
+
+// === helpers ===
+
+/// An answer, without its id, as it goes over the other carrier: nothing of one that was cut for
+/// UDP, and cut where it may not fit that.
+fn carried(answer: &[u8], tcp: bool) -> Option<Vec<u8>> {
+    match (tcp, *answer.first()? & CUT != 0) {
+        (true, true) => None,
+        (false, _) if answer.len() + 2 > UDP_BYTES => cut(answer),
+        _ => Some(answer.to_vec()),
+    }
+}
+
+/// The question alone, marked as cut.
+fn cut(answer: &[u8]) -> Option<Vec<u8>> {
+    let mut end = HEAD_BYTES;
+    loop {
+        let length = usize::from(*answer.get(end)?);
+        end += 1 + length;
+        match length {
+            0 => break,
+            1..=63 => {}
+            _ => return None,
+        }
+    }
+    // Its type and class.
+    let mut out = answer.get(..end + 4)?.to_vec();
+    *out.first_mut()? |= CUT;
+    // Of answers, authority and more there is none.
+    out.get_mut(4..HEAD_BYTES)?.fill(0);
+    Some(out)
 }
 
 #[cfg(test)]
@@ -310,13 +351,38 @@ mod tests {
         let answer = |text: &[u8]| Resolved::Answer(text.to_vec());
         memory.note(b"\0\x01web", false, &answer(b"\0\x01one"), now);
         assert_eq!(memory.answer(b"\0\x07web", false, now).unwrap(), b"\0\x07one");
-        assert_eq!(memory.answer(b"\0\x07web", true, now), None);
         assert_eq!(memory.answer(b"\0\x07other", false, now), None);
         memory.note(b"\0\x02web", false, &answer(b"\0\x02two"), now);
         assert_eq!(memory.answer(b"\0\x07web", false, now).unwrap(), b"\0\x07two");
         memory.note(b"\0\x02web", false, &Resolved::Outside, now);
         assert_eq!(memory.answer(b"\0\x07web", false, now), None);
         assert_eq!(memory.answer(b"\0", false, now), None);
+    }
+
+    #[test]
+    fn what_was_said_over_the_other_carrier_is_said_as_it_fits_this_one() {
+        let mut memory = Memory::default();
+        let now = Mono::default();
+        let head = |flags: u8, records: u8| [flags, 0, 0, 1, 0, records, 0, 0, 0, 1];
+        let of = |name: &[u8]| [name, &[0, 0, 1, 0, 1][..]].concat();
+        let told = |flags: u8, name: &[u8], bytes: usize| {
+            let said = [&[0, 9][..], &head(flags, 3), &of(name), &vec![7; bytes]].concat();
+            Resolved::Answer(said)
+        };
+        memory.note(b"\0\x01long", true, &told(0x80, b"\x04long", 600), now);
+        let expect = [&[0, 5, 0x82, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &of(b"\x04long")].concat();
+        assert_eq!(memory.answer(b"\0\x05long", false, now), Some(expect));
+        memory.note(b"\0\x01fits", true, &told(0x80, b"\x04fits", 60), now);
+        let whole = memory.answer(b"\0\x05fits", true, now).unwrap();
+        assert_eq!(memory.answer(b"\0\x05fits", false, now).unwrap(), whole);
+        memory.note(b"\0\x01part", false, &told(0x82, b"\x04part", 0), now);
+        assert_eq!(memory.answer(b"\0\x05part", true, now), None, "there is more of it");
+        // What is no message is not looked into.
+        for odd in [&b""[..], b"\x80", &[0x80; 700]] {
+            let said = Resolved::Answer([&[0, 9][..], odd].concat());
+            memory.note(b"\0\x01odd", true, &said, now);
+            assert!(memory.answer(b"\0\x05odd", false, now).is_none_or(|said| said.len() < 4));
+        }
     }
 
     #[test]
