@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a client would get: from an instance, or from weft itself with the status, the flag and, for
-//! clients of gRPC, the code that refusals have. Made by `explain` and what it asks.
+//! What a client would get: from an instance, or from weft itself with the status, the flag and,
+//! for clients of gRPC, the code that refusals have. Made by `explain` and what it asks.
 
 use http::header::HeaderMap;
 use serde::Serialize;

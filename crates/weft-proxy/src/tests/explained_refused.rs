@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Refusals as they are explained and as a real proxy gives them: to clients of HTTP, of gRPC and of
-//! gRPC-Web, of requests that say how long their body is.
+//! Refusals as they are explained and as a real proxy gives them: to clients of HTTP, of gRPC and
+//! of gRPC-Web, of requests that say how long their body is.
 
 use std::sync::Arc;
 
