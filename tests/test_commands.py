@@ -30,10 +30,10 @@ def test_status_and_top_show_every_service_and_no_problem(shop):
     for service, count in (("user", 2), ("product", 3), ("order", 2)):
         assert ready[service] == (count, count), facts
     for _ in range(50):
-        requests.get(shop.gateway + "/users/1", timeout=5)
+        requests.get(shop.gateway + "/users/1", timeout=20)
     def busy():
         top = {row[1]: row for row in rows(shop.weft("top", "--once").stdout)}
-        requests.get(shop.gateway + "/users/1", timeout=5)
+        requests.get(shop.gateway + "/users/1", timeout=20)
         return float(top["user"][4]) > 0
     until("top shows the load", busy)
 
@@ -50,7 +50,7 @@ def test_proxy_status_says_that_every_proxy_applied_what_it_was_sent(shop):
 
 def test_a_proxy_dumps_the_configuration_it_serves(shop):
     ip = sidecar_of(shop.ready_pods("shop", app="order")[0])
-    dump = requests.get(f"http://{ip}:15000/config_dump", timeout=5).json()
+    dump = requests.get(f"http://{ip}:15000/config_dump", timeout=20).json()
     hosts = {h["host"]["name"]: h for h in dump["hosts"]}
     product = hosts["product.shop.svc.cluster.local"]
     assert any(r["origin"]["kind"] == "VirtualService" for r in product["routes"]), product

@@ -63,13 +63,13 @@ def cluster(tmp_path_factory):
         yield mesh
 
 
-def run_suite(mesh, profiles, *flags, seconds=420):
+def run_suite(mesh, profiles, *flags, seconds=1200):
     """Runs the suite; returns the names of its tests that passed."""
     env = {**os.environ, "KUBECONFIG": str(mesh.kubeconfig()), "HOME": str(mesh.scratch)}
     log = mesh.scratch / f"{profiles}.log"
     # The suite does not wait until the namespaces that its last run deleted are gone.
     until("the last run's namespaces are gone", lambda: "gateway-conformance" not in mesh.kubectl(
-        "get", "namespaces", "-o", "name").stdout, 60)
+        "get", "namespaces", "-o", "name").stdout)
     command = [BIN / "gateway-conformance", "-test.run", "^TestConformance$", "-test.v",
                "--gateway-class=weft", "--allow-crds-mismatch",
                f"--conformance-profiles={profiles}", *flags]
@@ -97,7 +97,7 @@ def gateways(cluster):
     that weft wrote."""
     return run_suite(
         cluster, "GATEWAY-HTTP,GATEWAY-GRPC,GATEWAY-TLS,GATEWAY-TCP,GATEWAY-UDP",
-        "--usable-address=127.0.99.9", "--unusable-address=192.0.2.250", seconds=600)
+        "--usable-address=127.0.99.9", "--unusable-address=192.0.2.250", seconds=1800)
 
 
 def test_the_gateway_profiles_of_gateway_api_pass(gateways):

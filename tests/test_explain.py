@@ -72,7 +72,7 @@ def test_a_request_to_the_gateway_is_explained_and_then_made(shop):
         return len(rows) == 2 and all(r["why"] == "takes requests" for r in rows)
     until("both orders take requests", all_ready)
     assert explain(shop, url)["answer"]["kind"] == "forwarded"
-    assert requests.get(url, timeout=5).status_code in (200, 404)
+    assert requests.get(url, timeout=20).status_code in (200, 404)
     said = explain(shop, "-X", "POST", url)
     assert said["route"]["field"] == "spec.rules[0]", said
 
@@ -81,7 +81,7 @@ def test_no_route_and_no_gateway_are_said(shop):
     said = explain(shop, shop.gateway + "/nothing")
     assert said["route"] is None and said["answer"]["status"] == 404, said
     assert said["answer"]["flag"] == "NR"
-    assert requests.get(shop.gateway + "/nothing", timeout=5).status_code == 404
+    assert requests.get(shop.gateway + "/nothing", timeout=20).status_code == 404
     done = shop.weft("explain", "http://localhost:1/", check=False)
     assert done.returncode == 1 and "no gateway listens on port 1" in done.stderr
     assert "--from shop/" in done.stderr
@@ -189,7 +189,7 @@ def test_a_line_of_the_access_log_is_explained(shop):
         return re.findall(r"\[2\d{3}-\d\d-\d\dT.*", "\n".join(texts))
 
     url = shop.gateway + "/users/1"
-    asked = requests.get(url, headers={"x-request-id": "x"}, timeout=5)
+    asked = requests.get(url, headers={"x-request-id": "x"}, timeout=20)
     ident = asked.headers["x-request-id"]
     def of(node):
         found = [x for x in lines() if ident in x and f" node={node}" in x]

@@ -34,7 +34,7 @@ def rig(tmp_path_factory):
     build = ["nice", "cargo", "build", "--release", "--quiet", "--manifest-path",
              KIT / "Cargo.toml", "--target-dir", MADE, "--no-default-features", "--bin", "lg",
              "--bin", "up", "--bin", "uph2"]
-    subprocess.run(build, check=True, timeout=600)
+    subprocess.run(build, check=True, timeout=1800)
     (folder / "bin").mkdir()
     for program in ("lg", "up", "uph2"):
         shutil.copy(MADE / "release" / program, folder / "bin")
@@ -48,7 +48,7 @@ def test_a_round_beside_haproxy(rig, tmp_path, scenario, bootstrap, port):
     command = [sys.executable, rig / "bench.py", scenario, "--proxies", "haproxy,weft",
                "--rounds", "1", "--dur", "1", "--retries", "0", "--out", out, "--add", weft]
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "BENCH_RUN": str(tmp_path / "run")}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["name"]: row for row in map(json.loads, out.read_text().splitlines())}
     print(done.stdout)
