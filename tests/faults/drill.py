@@ -64,11 +64,12 @@ endpoints: [{{addresses: [{address}], conditions: {{ready: true}}}}]
 class Origin:
     """One server process, on an address of its own: instances are told apart by it."""
 
-    numbers = itertools.count(1)
+    numbers = itertools.count()
 
     def __init__(self, port=None, **options):
         self.port = port or free_port()
-        self.address = f"127.0.1.{next(self.numbers)}"
+        number = next(self.numbers)
+        self.address = f"127.0.{1 + number // 250}.{1 + number % 250}"
         words = [f"{k}={v}" for k, v in options.items()]
         command = [sys.executable, HERE / "backend.py", self.address, str(self.port), *words]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE)

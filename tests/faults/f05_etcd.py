@@ -278,11 +278,12 @@ def drill(whole, folder, etcd, servers, beside):
         maker, follower, elections = Maker(servers), Follower(servers), Elections(
             etcd, 0.2 if whole else 1)
         registers = [Register(servers, n) for n in range(3)]
-        load = Load(port, 300 if whole else 60)
+        load = Load(port, *((300, 5) if whole else (60, 15)))
         running = [maker, follower, elections, *registers]
         for thread in [load, *running]:
             thread.start()
-        until("writes flow", lambda: len(maker.acked) > 20)
+        until("writes flow", lambda: len(maker.acked) > 20 and all(
+            one.done for one in registers))
         took, voted, shown = [], [], []
         for cycle in range(20 if whole else 2):
             name, peers_only = etcd.leader(), cycle % 2 == 0
