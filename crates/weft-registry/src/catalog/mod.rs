@@ -42,6 +42,7 @@ pub use plan::{ServiceRequest, check_key, registration_key};
 use timers::{Due, Timers};
 
 use crate::Leader;
+use crate::consul::Barriers;
 
 /// A change of output alone is written at most this often: outputs with a time in them would
 /// wake every blocked query at every check. Consul waits for five minutes.
@@ -67,6 +68,7 @@ struct Inner {
     /// In which of this server's terms as the leader others' deadlines were taken up last.
     adopted: AtomicU64,
     outputs: Mutex<Outputs>,
+    barriers: Barriers,
     /// A deadline was set that may be earlier than the one waited for.
     wake: Notify,
 }
@@ -139,6 +141,7 @@ impl Handle {
             timers: Mutex::new(timers),
             adopted: AtomicU64::default(),
             outputs: Mutex::default(),
+            barriers: Barriers::default(),
             wake: Notify::new(),
         };
         Self(Arc::new(inner), Arc::default())
@@ -154,6 +157,10 @@ impl Handle {
     /// The same, but it writes only while all of this holds.
     fn held(&self, compares: impl IntoIterator<Item = Compare>) -> Self {
         Self(self.0.clone(), self.1.iter().cloned().chain(compares).collect())
+    }
+
+    pub(crate) fn barriers(&self) -> &Barriers {
+        &self.0.barriers
     }
 
     /// The revision that the World has reached: at least that of every write that returned.
@@ -199,6 +206,10 @@ impl Handle {
         let key = registration_key(new);
         let service = new.service.clone();
         let ids: Vec<Arc<str>> = request.checks.iter().map(|c| c.id.clone()).collect();
+        if request.replace_checks {
+            // Those that are to go are all that there are.
+            self.known().await?;
+        }
         let _turn = self.turn(&key.node, &key.id).await;
         let plan = |world: &World| {
             refuse_foreign(world, &key.namespace, &service)?;
@@ -214,6 +225,8 @@ impl Handle {
     /// # Errors
     /// When it is unknown, another door's, or the store refuses.
     pub async fn deregister_service(&self, key: &RegistrationKey) -> Result<(), CatalogError> {
+        // With all checks that it has.
+        self.known().await?;
         let _turn = self.turn(&key.node, &key.id).await;
         let plan = |world: &World| {
             if world.catalog().registration(key).is_none()

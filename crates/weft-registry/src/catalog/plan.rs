@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use weft_base::limits::STORE_VALUE_BYTES_MAX;
-use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Status};
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration, Since, Status};
 use weft_kinds::views::check::{
     CheckDefinition, NODE_MAINTENANCE, SERF_HEALTH, SERF_NAMESPACE, SERVICE_MAINTENANCE,
 };
 use weft_kinds::world::{Catalog, CheckKey, RegistrationKey, StoreKey};
-use weft_store::{Compare, Op, Txn};
+use weft_store::{Compare, Op, Revision, Txn};
 
 use super::error::CatalogError;
 use crate::guards;
@@ -250,17 +250,27 @@ impl Plan<'_> {
         // What others write of a server's node leaves it one.
         let server = node.server || old.is_some_and(|old| old.server);
         let node = &NodeRecord { server, ..node.clone() };
-        if old.is_none_or(|old| update && **old != *node) {
-            self.put(&StoreKey::Node(node.node.clone()), node)?;
+        match old {
+            Some(old) if **old == *node => {
+                // Who does not mind what is there does not mind what becomes of it.
+                if update {
+                    self.stays(&StoreKey::Node(node.node.clone()), old.modified);
+                }
+                Ok(())
+            }
+            Some(_) if !update => Ok(()),
+            _ => self.put(&StoreKey::Node(node.node.clone()), node),
         }
-        Ok(())
     }
 
     fn instance(&mut self, key: &RegistrationKey, new: &Registration) -> Result<(), CatalogError> {
-        if self.catalog.registration(key).is_none_or(|old| **old != *new) {
-            self.put(&StoreKey::Registration(key.clone()), new)?;
+        match self.catalog.registration(key).filter(|old| ***old == *new) {
+            Some(old) => {
+                self.stays(&StoreKey::Registration(key.clone()), old.modified);
+                Ok(())
+            }
+            None => self.put(&StoreKey::Registration(key.clone()), new),
         }
-        Ok(())
     }
 
     /// As in Consul a check that an agent has is as it is when its instance is registered anew.
@@ -281,7 +291,8 @@ impl Plan<'_> {
         }
         let key = check_key(&new);
         let old = self.catalog.check(&key);
-        if old.is_some_and(|old| **old == new) {
+        if let Some(old) = old.filter(|old| ***old == new) {
+            self.stays(&StoreKey::Check(key), old.modified);
             return Ok(());
         }
         self.put(&StoreKey::Check(key.clone()), &new)?;
@@ -290,6 +301,14 @@ impl Plan<'_> {
             self.txn.ops.push(Op::delete(StoreKey::CheckStatus(key).to_string()));
         }
         Ok(())
+    }
+
+    /// What is not written again, as it is so already, is so still when the rest is written.
+    fn stays(&mut self, key: &StoreKey, modified: Since) {
+        if !modified.is_unknown() {
+            let compare = Compare::ModRevision(key.to_string().into(), Revision(modified.0));
+            self.txn.compares.push(compare);
+        }
     }
 
     fn drop_instance(&mut self, key: &RegistrationKey) {

@@ -9,13 +9,17 @@ use weft_store::Txn;
 
 use super::{CatalogError, Handle};
 
+/// How often what was overtaken is planned anew.
+const ATTEMPTS: usize = 10;
+
 // === impl Handle ===
 
 impl Handle {
     /// The World with all in it that other servers wrote before this call: what looks done in an
     /// older one may have been undone.
     pub(super) async fn caught_up(&self) -> Result<Arc<World>, CatalogError> {
-        let head = self.0.store.barrier().await?;
+        let barriers = &self.0.barriers;
+        let head = barriers.pass(barriers.begun(), &*self.0.store).await?;
         let mut worlds = self.0.world.clone();
         loop {
             let world = worlds.load();
@@ -45,10 +49,19 @@ impl Handle {
         let planned = plan(&self.0.world.load());
         let writes = planned.as_ref().is_ok_and(|txn| !txn.ops.is_empty());
         if writes || !self.0.leader.is_shared() {
-            return self.write(planned?).await;
+            match self.write(planned?).await {
+                Err(CatalogError::Contended) => {}
+                done => return done,
+            }
         }
-        let world = self.caught_up().await?;
-        self.write(plan(&world)?).await
+        for _ in 1..ATTEMPTS {
+            let world = self.caught_up().await?;
+            match self.write(plan(&world)?).await {
+                Err(CatalogError::Contended) => {}
+                done => return done,
+            }
+        }
+        Err(CatalogError::Contended)
     }
 
     /// One transaction; returns once the World shows it.

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use weft_store::{Revision, Store, StoreError};
 
 #[derive(Debug, Default)]
-pub(super) struct Barriers {
+pub(crate) struct Barriers {
     /// How many were begun.
     begun: AtomicU64,
     /// The last one that ended: its number and what came of it. Held by who is at one.
@@ -18,12 +18,17 @@ pub(super) struct Barriers {
 // === impl Barriers ===
 
 impl Barriers {
-    /// The revision that shows everything that was acknowledged before this call. Cancel-safe.
+    /// How many were begun: one that is begun later shows what was acknowledged by now.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// The revision that shows everything that was acknowledged when so many were begun.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// When the store cannot say; then nobody who waited asks it again by themselves.
-    pub async fn pass(&self, store: &dyn Store) -> Result<Revision, StoreError> {
-        let before = self.begun.load(Ordering::SeqCst);
+    pub async fn pass(&self, before: u64, store: &dyn Store) -> Result<Revision, StoreError> {
         let mut last = self.turn.lock().await;
         if let Some((number, said)) = &*last
             && *number > before

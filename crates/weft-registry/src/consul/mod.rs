@@ -41,7 +41,7 @@ pub use txn::{CatalogDraft, CatalogOp, UNWRITTEN};
 
 use crate::catalog::CatalogError;
 use crate::{Leader, WorldWatch, catalog};
-use barrier::Barriers;
+pub(crate) use barrier::Barriers;
 
 /// How often a plan that was overtaken is made anew.
 const ATTEMPTS: usize = 100;
@@ -63,7 +63,6 @@ struct Inner {
     tasks: TaskGroup,
     leader: Leader,
     contact: Arc<Contact>,
-    barriers: Barriers,
     stripes: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
 }
@@ -90,7 +89,6 @@ impl Handle {
             tasks,
             leader,
             contact,
-            barriers: Barriers::default(),
             stripes,
             hasher,
         }))
@@ -127,9 +125,19 @@ impl Handle {
     /// # Errors
     /// When the store cannot say, or the registry stops.
     pub async fn barrier(&self) -> Result<u64, ConsulError> {
-        let revision = self.0.barriers.pass(&*self.0.store).await?;
+        self.barrier_since(self.begun()).await
+    }
+
+    /// The same of what was acknowledged when so many barriers were begun: who waits for a turn
+    /// first shares one with all who do.
+    async fn barrier_since(&self, before: u64) -> Result<u64, ConsulError> {
+        let revision = self.catalog().barriers().pass(before, &*self.0.store).await?;
         self.reached(revision.0).await?;
         Ok(revision.0)
+    }
+
+    fn begun(&self) -> u64 {
+        self.catalog().barriers().begun()
     }
 
     /// Does verbs on pairs; `verbs` may run several times, each time on a newer state. Returns
@@ -142,13 +150,14 @@ impl Handle {
         key: &str,
         verbs: impl Fn(&mut Draft) -> Result<T, ConsulError>,
     ) -> Result<(u64, T), ConsulError> {
+        let begun = self.begun();
         let _turn = self.turn(key).await;
-        self.attempt(|state| {
+        let plan = |state: &State| {
             let mut draft = Draft::new(state);
             let out = verbs(&mut draft)?;
-            Ok((draft.into_txn()?, out))
-        })
-        .await
+            Ok::<_, ConsulError>((draft.into_txn()?, out))
+        };
+        self.attempt_given(Some(begun), &[], plan).await
     }
 
     /// Deletes every pair under a prefix, in parts when there are many.
@@ -189,26 +198,27 @@ impl Handle {
         &self,
         plan: impl Fn(&State) -> Result<(Txn, T), E>,
     ) -> Result<(u64, T), E> {
-        self.attempt_given(&[], plan).await
+        self.attempt_given(Some(self.begun()), &[], plan).await
     }
 
     /// The same, as long as all of `given` holds; that no newer plan can mend.
     ///
     /// What looks done already, or cannot be done, may be another matter in what another server
-    /// acknowledged since: before that is said the plan is made on a state that has it.
+    /// acknowledged before: until that is said the plan is made on a state that has it. `begun`:
+    /// the barriers that were begun when the request came; `None` where such a state is here.
     async fn attempt_given<T, E: From<ConsulError>>(
         &self,
+        mut begun: Option<u64>,
         given: &[Compare],
         plan: impl Fn(&State) -> Result<(Txn, T), E>,
     ) -> Result<(u64, T), E> {
-        let mut is_fresh = !self.contact().is_shared();
+        begun = begun.filter(|_| self.contact().is_shared());
         for _ in 0..ATTEMPTS {
             let state = self.state();
             let planned = plan(&state);
             let writes = planned.as_ref().is_ok_and(|(txn, _)| !txn.ops.is_empty());
-            if !writes && !is_fresh {
-                self.barrier().await?;
-                is_fresh = true;
+            if let (false, Some(begun)) = (writes, begun.take_if(|_| !writes)) {
+                self.barrier_since(begun).await?;
                 continue;
             }
             let (mut txn, out) = planned?;

@@ -56,14 +56,14 @@ impl Handle {
         table: &str,
         plan: impl Fn(&State) -> Result<(Vec<Change>, T), E>,
     ) -> Result<(u64, T), E> {
-        let own = keys::table(table);
+        let (own, begun) = (keys::table(table), self.begun());
         let _turn = self.turn(&own).await;
-        self.attempt(|state| {
+        let plan = |state: &State| {
             let (changes, out) = plan(state)?;
             let txn = table_txn(state, table, &own, changes).map_err(E::from)?;
             Ok((txn, out))
-        })
-        .await
+        };
+        self.attempt_given(Some(begun), &[], plan).await
     }
 }
 

@@ -104,6 +104,9 @@ impl Handle {
             let (found, max) = (SESSIONS_MAX + 1, SESSIONS_MAX);
             return Err(ConsulError::TooMuch { what: "the list of sessions", found, max });
         }
+        if session.fault(&self.world()).is_some() {
+            self.caught_up().await?;
+        }
         if let Some(fault) = session.fault(&self.world()) {
             return Err(ConsulError::Invalid(fault));
         }
@@ -160,8 +163,9 @@ impl Handle {
 
     /// The same, as long as all of `given` holds.
     async fn end_session(&self, id: &str, given: &[Compare]) -> Result<(), ConsulError> {
+        let begun = Some(self.begun());
         let _turn = self.turn(id).await;
-        let (_, session) = self.attempt_given(given, |state| mark(state, id)).await?;
+        let (_, session) = self.attempt_given(begun, given, |state| mark(state, id)).await?;
         let holds = self.state().held_by(id).next().is_some();
         let (delay_ms, behavior) = session
             .map_or((0, Behavior::default()), |session| (session.lock_delay_ms, session.behavior));
@@ -171,7 +175,8 @@ impl Handle {
         };
         loop {
             let plan = |state: &State| release(state, id, behavior, delay);
-            if self.attempt_given(given, plan).await?.1 {
+            // Whoever is at the mark knows what there was.
+            if self.attempt_given(None, given, plan).await?.1 {
                 return Ok(());
             }
         }

@@ -38,18 +38,19 @@ pub struct CatalogDraft {
 impl Handle {
     /// Does verbs on pairs and changes the catalog; `verbs` may run several times, each time on
     /// a newer state. `seen`: what must not have changed since the caller looked; else it is
-    /// [`CatalogError::Overtaken`], and the caller looks again.
+    /// [`CatalogError::Overtaken`], and the caller looks again. `is_fresh`: the caller has caught
+    /// up with the store, or need not.
     ///
     /// # Errors
     /// What `verbs` refuses with, or when the store refuses.
     pub async fn transact<T>(
         &self,
-        seen: &[(StoreKey, Option<u64>)],
+        (seen, is_fresh): (&[(StoreKey, Option<u64>)], bool),
         verbs: impl Fn(&mut Draft, &mut CatalogDraft) -> Result<T, ConsulError>,
     ) -> Result<(u64, T), ConsulError> {
         let given: Vec<Compare> = seen.iter().map(crate::catalog::unchanged).collect();
         let (revision, (checks, out)) = self
-            .attempt_given(&given, |state| {
+            .attempt_given((!is_fresh).then(|| self.begun()), &given, |state| {
                 let mut draft = Draft::new(state);
                 let mut catalog = CatalogDraft::new((*self.world()).clone());
                 let out = verbs(&mut draft, &mut catalog)?;

@@ -93,13 +93,19 @@ impl Door {
                 }
             }
         }
-        if ops.iter().any(TxnOp::is_tree) {
-            self.consul().caught_up().await?;
+        let mut blocking = ask.params.blocking()?;
+        let is_tree = ops.iter().any(TxnOp::is_tree);
+        let reads = ops.iter().all(TxnOp::reads);
+        match reads {
+            // As any read is answered.
+            true => blocking = Box::pin(self.catch_up(&blocking)).await,
+            false if is_tree => self.consul().caught_up().await?,
+            false => {}
         }
         let view = self.view();
         let plan =
             |draft: &mut Draft, catalog: &mut CatalogDraft| plan(ask, &view, &ops, draft, catalog);
-        let done = self.consul().transact(&seen, plan).await;
+        let done = self.consul().transact((&seen, reads || is_tree), plan).await;
         let (revision, shown) = match done {
             Err(ConsulError::Refused(faults)) => {
                 return Err(refused(faults.iter().map(|(at, why)| fault(*at, why)).collect()));
@@ -127,7 +133,6 @@ impl Door {
                 }
             }
         }
-        let blocking = ask.params.blocking()?;
         Ok(Reply::json(json!({"Results": results, "Errors": null})).at(revision, &blocking))
     }
 
@@ -167,6 +172,14 @@ impl TxnOp {
         match self {
             Self::Catalog(verb) => Some(verb),
             Self::Pair(_) => None,
+        }
+    }
+
+    /// Whether it changes nothing.
+    fn reads(&self) -> bool {
+        match self {
+            Self::Pair(op) => op.verb.starts_with("get") || op.verb.starts_with("check-"),
+            Self::Catalog(verb) => verb.reads(),
         }
     }
 

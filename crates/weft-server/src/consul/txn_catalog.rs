@@ -38,6 +38,11 @@ enum Record {
 // === impl CatalogVerb ===
 
 impl CatalogVerb {
+    /// Whether it changes nothing.
+    pub fn reads(&self) -> bool {
+        self.verb == "get"
+    }
+
     fn compares(&self) -> bool {
         matches!(self.verb.as_str(), "cas" | "delete-cas")
     }

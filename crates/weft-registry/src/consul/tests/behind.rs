@@ -65,10 +65,14 @@ impl Server {
     }
 
     fn register(&self, port: u16) {
+        self.register_with(port, "up");
+    }
+
+    fn register_with(&self, port: u16, id: &str) {
         let registration = Registration { port, ..web() };
         let definition =
             CheckDefinition { probe: Probe::Ttl { ttl_ms: 60_000 }, ..Default::default() };
-        let check = CheckRecord { id: "up".into(), name: "up".into(), ..CheckRecord::default() };
+        let check = CheckRecord { id: id.into(), name: id.into(), ..CheckRecord::default() };
         let checks = vec![check.with(&definition)];
         let request = ServiceRequest { registration, checks, node: node(), ..Default::default() };
         self.run(self.registry.catalog().register_service(request)).unwrap();
@@ -157,6 +161,44 @@ fn what_was_so_before_another_server_wrote_is_written_again() {
     a.register(2);
     b.register(1);
     assert_eq!(a.port(), Some(1));
+    // Also where another part of it is new.
+    b.catch_up();
+    a.register(2);
+    b.register_with(1, "new");
+    assert_eq!(a.port(), Some(1));
+    b.catch_up();
+    a.register(2);
+    let change = |_: &mut Draft, catalog: &mut CatalogDraft| {
+        catalog.make(CatalogOp::SetService(Registration { port: 1, ..web() }))?;
+        Ok(catalog.make(CatalogOp::SetNode(NodeRecord { node: "other".into(), ..node() }))?)
+    };
+    b.run(b.consul().transact((&[], false), change)).unwrap();
+    assert_eq!(a.port(), Some(1));
+}
+
+#[test]
+fn a_check_that_another_server_registered_goes_with_its_service() {
+    let (a, b) = servers();
+    a.register(1);
+    b.catch_up();
+    a.register_with(1, "second");
+    b.run(b.registry.catalog().deregister_service(&registration_key(&web()))).unwrap();
+    a.catch_up();
+    assert_eq!(a.registry.now().catalog().checks_on("n1").count(), 0);
+}
+
+#[test]
+fn a_session_names_a_node_that_another_server_registered() {
+    let (a, b) = servers();
+    let node = NodeRecord { node: "n2".into(), ..node() };
+    a.run(a.registry.catalog().register_node(&node, true)).unwrap();
+    let session = Session {
+        id: "s".into(),
+        namespace: "default".into(),
+        node: "n2".into(),
+        ..Session::default()
+    };
+    b.run(b.consul().create_session(session)).unwrap();
 }
 
 #[test]

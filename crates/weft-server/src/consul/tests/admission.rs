@@ -77,7 +77,9 @@ async fn what_became_anothers_since_it_was_admitted_is_judged_again() {
     let late = rig
         .door
         .consul()
-        .transact(&look.seen, |_, catalog| Ok(catalog.make(CatalogOp::DeleteService(key.clone()))?))
+        .transact((&look.seen, false), |_, catalog| {
+            Ok(catalog.make(CatalogOp::DeleteService(key.clone()))?)
+        })
         .await;
     let overtaken =
         |why: &ConsulError| matches!(why, ConsulError::Catalog(CatalogError::Overtaken));
