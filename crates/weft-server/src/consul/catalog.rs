@@ -52,7 +52,12 @@ impl Door {
         // All of it or nothing: what the catalog would not have is refused before any is written.
         for check in &others {
             let of = subject_of(&on_node(ask, &node, check.clone()));
-            if !of.id.is_empty() && self.view().world.catalog().registration(&of).is_none() {
+            let is_missing =
+                || !of.id.is_empty() && self.view().world.catalog().registration(&of).is_none();
+            if is_missing() {
+                self.heard().await?;
+            }
+            if is_missing() {
                 let why = CatalogError::NoSuchService { id: of.id.to_string() };
                 return Err(Refusal::internal(why.to_string()));
             }
@@ -93,6 +98,13 @@ impl Door {
         }
         self.settled().await;
         Ok(Reply::json(Value::Bool(true)))
+    }
+
+    /// Waits until looks show what other servers acknowledged before.
+    pub(super) async fn heard(&self) -> Result<(), Refusal> {
+        self.consul().caught_up().await?;
+        self.settled().await;
+        Ok(())
     }
 
     /// Waits until a look shows a record as the store has it now: who is too late with what was

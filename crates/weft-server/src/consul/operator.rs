@@ -184,7 +184,11 @@ impl Door {
         let body = bodies::object(&ask.body, bodies::COORDINATE)?;
         let fields = Fields::new(&body, "");
         let node = fields.text("Node")?;
-        let known = self.node_named(&node);
+        let mut known = self.node_named(&node);
+        if !self.view().has_node(&known) {
+            self.heard().await?;
+            known = self.node_named(&node);
+        }
         if !self.view().has_node(&known) {
             return Err(Refusal::internal(format!("Unknown node {node:?}")));
         }

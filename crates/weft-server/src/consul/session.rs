@@ -34,6 +34,9 @@ impl Door {
         ask.who.demand_place(&session.node)?;
         ask.who.demand(Verb::Write, Kind::Session, &ask.namespace, &session.node)?;
         session.namespace.clone_from(&ask.namespace);
+        if self.check_life(&session).is_err() {
+            self.heard().await?;
+        }
         self.check_life(&session)?;
         session.id = Uuid::new_v4().to_string().into();
         if session.node == own.node {

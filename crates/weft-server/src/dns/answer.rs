@@ -186,10 +186,13 @@ impl Desk {
             Some((Zone::Cluster, Found { passing: true, ..found }))
         });
         let Some((zone, mut found)) = looked else { return Searched::Outside };
-        let mut asked = vec![labels.join(".").to_ascii_lowercase()];
+        let mut asked = Vec::new();
         for _ in 0..ALIASES_MAX {
             let Some(target) = found.loose_end(rtype) else { break };
             let text = target.trim_end_matches('.').to_ascii_lowercase();
+            if asked.is_empty() {
+                asked.push(labels.join(".").to_ascii_lowercase());
+            }
             // What a name leads to is said once.
             if asked.contains(&text) {
                 break;

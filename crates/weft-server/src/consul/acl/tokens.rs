@@ -111,7 +111,7 @@ impl Door {
             _ => {
                 ask.who.demand_acl(Verb::Read)?;
                 let state = self.consul().state();
-                let mut token = by_accessor(self, &state, &ask.argument).ok_or_else(not_found)?;
+                let mut token = renewed(self, &state, &ask.argument).ok_or_else(not_found)?;
                 if ask.params.flag("expanded") {
                     token = self.expanded(&state, token)?;
                 }
@@ -124,7 +124,7 @@ impl Door {
     /// Whoever has a secret may see what it stands for.
     pub(in crate::consul) fn acl_token_self(&self, ask: &Ask) -> Result<Reply, Refusal> {
         let state = self.consul().state();
-        let token = by_accessor(self, &state, &ask.who.accessor).ok_or_else(not_found)?;
+        let token = renewed(self, &state, &ask.who.accessor).ok_or_else(not_found)?;
         Ok(Reply::json(Value::Object(token)))
     }
 
@@ -152,7 +152,7 @@ impl Door {
         let plan = |state: &State| {
             let old = match accessor.is_empty() {
                 true => None,
-                false => Some(by_accessor(self, state, &accessor).ok_or_else(not_found)?),
+                false => Some(renewed(self, state, &accessor).ok_or_else(not_found)?),
             };
             let mut token = made(state, &body, old.as_ref(), now)?;
             // Whose login made it is not shown, and stays.
@@ -171,7 +171,7 @@ impl Door {
         let description = Fields::new(&body, "").text("Description")?;
         let now = self.wall_ms();
         let plan = |state: &State| {
-            let mut token = by_accessor(self, state, accessor).ok_or_else(not_found)?;
+            let mut token = renewed(self, state, accessor).ok_or_else(not_found)?;
             if token.get("AccessorID").is_some_and(|id| id == ANONYMOUS) {
                 return Err(Refusal::forbidden("Cannot clone the anonymous token"));
             }
@@ -267,7 +267,12 @@ fn by_accessor(door: &Door, state: &State, accessor: &str) -> Option<Map<String,
         all.find(|token| word_of(token, "AccessorID") == accessor)
             .map(|token| stamped(&token, 1, 1))
     };
-    let mut token = known.or_else(built_in).filter(|token| !is_over(door, state, token))?;
+    known.or_else(built_in).filter(|token| !is_over(door, state, token))
+}
+
+/// The same with its links as they are now.
+fn renewed(door: &Door, state: &State, accessor: &str) -> Option<Map<String, Value>> {
+    let mut token = by_accessor(door, state, accessor)?;
     links::renew(state, &mut token);
     Some(token)
 }
