@@ -122,8 +122,8 @@ fn server(manager: &Message<'_>) -> Option<Filter> {
 /// Reads a `TcpProxy`.
 pub fn tcp(proxy: &Message<'_>, (root, listener, sections, index): &At<'_>, context: &Context<'_>) {
     proxy.pass_over(&["stat_prefix"]);
-    if proxy.number::<u32>("max_connect_attempts").is_some_and(|n| n != CONNECTS) {
-        let why = format!("while none is connected, {CONNECTS} instances are tried");
+    if proxy.number::<u32>("max_connect_attempts").is_some_and(|n| n > CONNECTS) {
+        let why = format!("while none is connected, {CONNECTS} instances are tried, no more");
         proxy.unsupported("max_connect_attempts", why);
     }
     logs(proxy, context);

@@ -11,7 +11,7 @@ use weft_model::{
 };
 
 use super::filter::{self, Chain};
-use super::route_action::{self, Defaults};
+use super::route_action::{self, Defaults, Made};
 use super::upgrade::Upgrades;
 use super::{Context, edit, matching, options};
 use crate::read::Message;
@@ -195,6 +195,13 @@ fn domains(host: &Message<'_>) -> Vec<Arc<str>> {
     out
 }
 
+/// Whether a route keeps requests out by itself: a wider one behind it may let them in.
+fn refuses(route: &Message<'_>, made: &Made) -> bool {
+    let guarded = made.filters.iter().any(|filter| matches!(filter, Filter::Access(_)));
+    (guarded && route.is_set("typed_per_filter_config"))
+        || matches!(made.action, Action::Direct { status, .. } if status >= 400)
+}
+
 const ROUTE_PASSED_OVER: &[&str] = &["metadata", "decorator", "stat_prefix"];
 
 fn rule(
@@ -212,6 +219,10 @@ fn rule(
     };
     let matched = matching::of_route(&found);
     let made = route_action::read(route, defaults, chain.with(route), context);
+    if matched.is_none() && made.as_ref().is_some_and(|made| refuses(route, made)) {
+        route
+            .error("match", "it cannot be said whole, and without this route more would be let in");
+    }
     let (matched, made) = (matched?, made?);
     Some(Rule {
         name,

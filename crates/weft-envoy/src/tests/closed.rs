@@ -135,6 +135,16 @@ fn a_match_without_a_part_of_what_it_asks_for_takes_nothing() {
         assert_eq!(errors, "");
     }
     assert!(made(", tls_context: {presented: true}").2.contains("tls_context: "));
+    let led = |status: u16| {
+        let routes = format!(
+            "routes: [{{match: {{prefix: /a, cookies: [{{name: a}}]}}, direct_response: {{status: \
+             {status}}}}}, {{{FORWARD}}}]"
+        );
+        said(&of("", &routes, "", "").errors)
+    };
+    // The next route would let in what this one keeps out.
+    assert!(led(403).contains("match: it cannot be said whole"), "{}", led(403));
+    assert_eq!(led(200), "");
 }
 
 #[test]
@@ -361,6 +371,7 @@ fn a_tcp_proxy_has_envoys_idle_time() {
     assert_eq!(idle(", idle_timeout: 0s"), Some(0), "never");
     assert_eq!(idle(", idle_timeout: 1.5s"), Some(1_500));
     let listed = |n: u32| said(&made(&format!(", max_connect_attempts: {n}")).unsupported);
-    assert!(listed(1).contains(".max_connect_attempts: "));
-    assert_eq!(listed(3), "");
+    assert!(listed(4).contains(".max_connect_attempts: "));
+    // Envoy's own default is 1: who writes it down gets what others get.
+    assert_eq!(listed(1), "");
 }

@@ -231,7 +231,7 @@ async fn lines_tell_of_the_connection_of_an_attempt_that_failed() {
     };
     let rules = vec![
         led("/closed", "user", None),
-        led("/late", "user", Some(50)),
+        led("/late", "user", Some(1_000)),
         led("/left", "user", None),
         led("/nobody", "nobody", None),
     ];
