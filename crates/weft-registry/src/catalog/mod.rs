@@ -159,10 +159,6 @@ impl Handle {
         Self(self.0.clone(), self.1.iter().cloned().chain(compares).collect())
     }
 
-    pub(crate) fn barriers(&self) -> &Barriers {
-        &self.0.barriers
-    }
-
     /// The revision that the World has reached: at least that of every write that returned.
     pub fn revision(&self) -> u64 {
         self.0.world.load().revision()

@@ -8,6 +8,7 @@ use weft_kinds::world::World;
 use weft_store::Txn;
 
 use super::{CatalogError, Handle};
+use crate::consul::Barriers;
 
 /// How often what was overtaken is planned anew.
 const ATTEMPTS: usize = 10;
@@ -15,6 +16,10 @@ const ATTEMPTS: usize = 10;
 // === impl Handle ===
 
 impl Handle {
+    pub(crate) fn barriers(&self) -> &Barriers {
+        &self.0.barriers
+    }
+
     /// The World with all in it that other servers wrote before this call: what looks done in an
     /// older one may have been undone.
     pub(super) async fn caught_up(&self) -> Result<Arc<World>, CatalogError> {

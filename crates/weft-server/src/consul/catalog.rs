@@ -51,16 +51,7 @@ impl Door {
         });
         // All of it or nothing: what the catalog would not have is refused before any is written.
         for check in &others {
-            let of = subject_of(&on_node(ask, &node, check.clone()));
-            let is_missing =
-                || !of.id.is_empty() && self.view().world.catalog().registration(&of).is_none();
-            if is_missing() {
-                self.heard().await?;
-            }
-            if is_missing() {
-                let why = CatalogError::NoSuchService { id: of.id.to_string() };
-                return Err(Refusal::internal(why.to_string()));
-            }
+            self.has_subject(&on_node(ask, &node, check.clone())).await?;
         }
         // What the own agent says stands, with its checks.
         match service.and_then(|service| self.as_its_agent_has_it(service)) {
@@ -98,6 +89,23 @@ impl Door {
         }
         self.settled().await;
         Ok(Reply::json(Value::Bool(true)))
+    }
+
+    /// Refuses a check of a service that is not there.
+    async fn has_subject(&self, check: &CheckRecord) -> Result<(), Refusal> {
+        let of = subject_of(check);
+        let is_there =
+            || of.id.is_empty() || self.view().world.catalog().registration(&of).is_some();
+        if !is_there() {
+            self.heard().await?;
+        }
+        match is_there() {
+            true => Ok(()),
+            false => {
+                let why = CatalogError::NoSuchService { id: of.id.to_string() };
+                Err(Refusal::internal(why.to_string()))
+            }
+        }
     }
 
     /// Waits until looks show what other servers acknowledged before.

@@ -97,6 +97,7 @@ impl Door {
         let is_tree = ops.iter().any(TxnOp::is_tree);
         let reads = ops.iter().all(TxnOp::reads);
         match reads {
+            true if blocking.consistent => self.consul().caught_up().await?,
             // As any read is answered.
             true => blocking = Box::pin(self.catch_up(&blocking)).await,
             false if is_tree => self.consul().caught_up().await?,

@@ -513,6 +513,10 @@ fn a_server_that_is_behind_refuses_nothing_that_another_made_possible() {
     let coord = json!({"Vec": [0, 0, 0, 0, 0, 0, 0, 0], "Error": 1, "Adjustment": 0, "Height": 0});
     let placed = ask(json!({"Node": "n7", "Coord": coord}));
     on_b.block_on(b.door.coordinate_update(&placed)).unwrap();
+    let pair = |verb: &str| ask(json!([{"KV": {"Verb": verb, "Key": "k", "Value": "MQ=="}}]));
+    on_a.block_on(a.door.txn(&pair("set"))).unwrap();
+    let params = params::Params::parse(Some("consistent")).unwrap();
+    on_b.block_on(b.door.txn(&super::super::http::Ask { params, ..pair("get") })).unwrap();
     let nowhere = ask(json!({"Node": "n6", "Coord": coord}));
     assert!(on_b.block_on(b.door.coordinate_update(&nowhere)).is_err());
 }
