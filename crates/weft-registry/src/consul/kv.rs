@@ -201,7 +201,8 @@ impl<'a> Draft<'a> {
         self.now.iter().any(|(key, pair)| self.differs(key, pair.as_ref()))
     }
 
-    /// The plan: all of it, if nothing that it depends on changes before.
+    /// The plan: all of it, if nothing that it depends on changes before. Also where nothing of it
+    /// is written: what is written along with it depends on that too.
     ///
     /// # Errors
     /// When a pair cannot be written.
@@ -213,9 +214,6 @@ impl<'a> Draft<'a> {
                 None => txn.ops.push(Op::delete(key.clone())),
                 Some(pair) => txn.ops.push(Op::put(key.clone(), pair.write()?)),
             }
-        }
-        if txn.ops.is_empty() {
-            return Ok(txn);
         }
         for key in self.looked {
             txn.compares.push(match self.state.item(&key) {

@@ -177,6 +177,33 @@ fn what_was_so_before_another_server_wrote_is_written_again() {
 }
 
 #[test]
+fn what_a_transaction_saw_of_pairs_holds_when_only_the_catalog_is_written() {
+    let (a, b) = servers();
+    let other = |name: &str| CatalogOp::SetNode(NodeRecord { node: name.into(), ..node() });
+    a.set("x", "1");
+    b.catch_up();
+    a.set("x", "2");
+    let same = |draft: &mut Draft, catalog: &mut CatalogDraft| {
+        draft.set(&at("x"), "1".into(), 0);
+        Ok(catalog.make(other("n2"))?)
+    };
+    b.run(b.consul().transact((&[], false), same)).unwrap();
+    assert_eq!(a.pair("x").unwrap().value, "1");
+    // Nor does a guard hold that another server has moved.
+    let seen = b.consul().state().item(&at("x")).unwrap().modified;
+    a.set("x", "3");
+    let guarded = |draft: &mut Draft, catalog: &mut CatalogDraft| {
+        let is_same = |pair: Seen| pair.item.is_some_and(|item| item.modified == seen);
+        match draft.get(&at("x")).is_some_and(is_same) {
+            true => Ok(catalog.make(other("n3"))?),
+            false => Err(ConsulError::Invalid("index is stale".into())),
+        }
+    };
+    let refused = b.run(b.consul().transact((&[], false), guarded));
+    assert!(matches!(refused, Err(ConsulError::Invalid(_))), "{refused:?}");
+}
+
+#[test]
 fn a_check_that_another_server_registered_goes_with_its_service() {
     let (a, b) = servers();
     a.register(1);
