@@ -202,6 +202,7 @@ impl Handle {
         let key = registration_key(new);
         let service = new.service.clone();
         let ids: Vec<Arc<str>> = request.checks.iter().map(|c| c.id.clone()).collect();
+        let begun = self.begun();
         if request.replace_checks {
             // Those that are to go are all that there are.
             self.known().await?;
@@ -211,7 +212,7 @@ impl Handle {
             refuse_foreign(world, &key.namespace, &service)?;
             plan::register(world.catalog(), request.clone())
         };
-        self.change(plan).await?;
+        self.change(begun, plan).await?;
         self.watch_checks(&key.namespace, &key.node, &ids);
         Ok(())
     }
@@ -221,6 +222,7 @@ impl Handle {
     /// # Errors
     /// When it is unknown, another door's, or the store refuses.
     pub async fn deregister_service(&self, key: &RegistrationKey) -> Result<(), CatalogError> {
+        let begun = self.begun();
         // With all checks that it has.
         self.known().await?;
         let _turn = self.turn(&key.node, &key.id).await;
@@ -232,7 +234,7 @@ impl Handle {
             }
             plan::deregister(world.catalog(), key)
         };
-        self.change(plan).await
+        self.change(begun, plan).await
     }
 
     /// Adds or replaces a check.
@@ -247,10 +249,10 @@ impl Handle {
         if check.id.is_empty() {
             return Err(CatalogError::Invalid("a check needs an id".to_owned()));
         }
-        let key = check_key(&check);
+        let (key, begun) = (check_key(&check), self.begun());
         let _turn = self.turn(&check.node, &check.service_id).await;
         let plan = |world: &World| plan::register_check(world.catalog(), node, check.clone());
-        self.change(plan).await?;
+        self.change(begun, plan).await?;
         self.watch_checks(&key.namespace, &key.node, std::slice::from_ref(&key.id));
         Ok(())
     }
@@ -258,10 +260,10 @@ impl Handle {
     /// # Errors
     /// When it is unknown, or the store refuses.
     pub async fn deregister_check(&self, key: &CheckKey) -> Result<(), CatalogError> {
-        let world = self.0.world.load();
+        let (world, begun) = (self.0.world.load(), self.begun());
         let of = world.catalog().check(key).map(|c| c.service_id.clone()).unwrap_or_default();
         let _turn = self.turn(&key.node, &of).await;
-        self.change(|world| plan::deregister_check(world.catalog(), key)).await?;
+        self.change(begun, |world| plan::deregister_check(world.catalog(), key)).await?;
         self.timers().forget(key);
         self.outputs().held.remove(key);
         Ok(())
@@ -276,7 +278,7 @@ impl Handle {
         if !update && self.0.world.load().catalog().node(&node.node).is_some() {
             return Ok(());
         }
-        self.change(|world| plan::register_node(world.catalog(), node, update)).await
+        self.change(self.begun(), |world| plan::register_node(world.catalog(), node, update)).await
     }
 
     /// Removes a node with all that is on it.
@@ -344,10 +346,11 @@ impl Handle {
         status: Status,
         output: &str,
     ) -> Result<(), CatalogError> {
-        let _turn = self.turn(&key.node, &key.id).await;
+        // It was heard, however long others have the turn, and also when who tells it hangs up.
         self.learn(key);
         self.timers().beat(key, self.0.clock.now());
         self.0.wake.notify_one();
+        let _turn = self.turn(&key.node, &key.id).await;
         self.tell(key, status, output).await
     }
 
@@ -484,7 +487,7 @@ impl Handle {
         if check.id.is_empty() {
             return Err(CatalogError::Invalid("a check needs an id".to_owned()));
         }
-        let key = check_key(&check);
+        let (key, begun) = (check_key(&check), self.begun());
         let _turn = self.turn(&check.node, &check.service_id).await;
         let plan = |world: &World| {
             if enable {
@@ -496,7 +499,7 @@ impl Handle {
                 Ok(Txn::default())
             }
         };
-        self.change(plan).await
+        self.change(begun, plan).await
     }
 
     /// Starts the deadlines of a definition that a transaction wrote.

@@ -132,6 +132,38 @@ async fn an_unchanged_heartbeat_writes_nothing_and_keeps_it_alive() {
 }
 
 #[tokio::test]
+async fn a_heartbeat_counts_although_others_have_the_turn_and_its_client_hangs_up() {
+    let rig = rig().await;
+    rig.handle.register_service(web(vec![ttl(1000)])).await.unwrap();
+    rig.handle.report_ttl(&key("t"), Status::Passing, "ok").await.unwrap();
+    rig.clock.advance(Duration::from_millis(900));
+    let (turn, check) = (rig.handle.turn("n", "t").await, key("t"));
+    tokio::select! {
+        biased;
+        done = rig.handle.report_ttl(&check, Status::Passing, "ok") => panic!("{done:?}"),
+        () = std::future::ready(()) => {}
+    }
+    drop(turn);
+    rig.clock.advance(Duration::from_millis(900));
+    rig.handle.tick().await;
+    assert_eq!(rig.health(), [Status::Passing]);
+    rig.tasks.shutdown(Duration::from_millis(1)).await;
+}
+
+#[tokio::test]
+async fn those_who_wait_for_one_turn_share_what_the_store_is_asked() {
+    let rig = rig_of(|clock| Leader::among("a", clock)).await;
+    let again = || rig.handle.register_service(web(vec![ttl(1000)]));
+    again().await.unwrap();
+    let turn = rig.handle.turn("n", "web").await;
+    let before = rig.handle.begun();
+    let (one, other, ()) = tokio::join!(again(), again(), async { drop(turn) });
+    (one.unwrap(), other.unwrap());
+    assert_eq!(rig.handle.begun() - before, 1);
+    rig.tasks.shutdown(Duration::from_millis(1)).await;
+}
+
+#[tokio::test]
 async fn changes_of_output_alone_are_held_back_and_the_last_one_is_written() {
     let rig = rig().await;
     rig.handle.register_service(web(vec![ttl(600_000)])).await.unwrap();

@@ -20,11 +20,20 @@ impl Handle {
         &self.0.barriers
     }
 
+    /// How many barriers were begun. Asked before a turn is waited for: all who wait share one.
+    pub(super) fn begun(&self) -> u64 {
+        self.0.barriers.begun()
+    }
+
     /// The World with all in it that other servers wrote before this call: what looks done in an
     /// older one may have been undone.
     pub(super) async fn caught_up(&self) -> Result<Arc<World>, CatalogError> {
-        let barriers = &self.0.barriers;
-        let head = barriers.pass(barriers.begun(), &*self.0.store).await?;
+        self.caught_up_since(self.begun()).await
+    }
+
+    /// The same of what was acknowledged when so many barriers were begun.
+    async fn caught_up_since(&self, begun: u64) -> Result<Arc<World>, CatalogError> {
+        let head = self.0.barriers.pass(begun, &*self.0.store).await?;
         let mut worlds = self.0.world.clone();
         loop {
             let world = worlds.load();
@@ -47,22 +56,24 @@ impl Handle {
 
     /// Writes what is planned. What looks done already, or cannot be done, may be another matter
     /// in what another server acknowledged since: before that is said it is planned anew on that.
+    /// `begun`: the barriers that were begun when the request came.
     pub(super) async fn change(
         &self,
+        mut begun: u64,
         plan: impl Fn(&World) -> Result<Txn, CatalogError>,
     ) -> Result<(), CatalogError> {
         let planned = plan(&self.0.world.load());
         let writes = planned.as_ref().is_ok_and(|txn| !txn.ops.is_empty());
         if writes || !self.0.leader.is_shared() {
             match self.write(planned?).await {
-                Err(CatalogError::Contended) => {}
+                Err(CatalogError::Contended) => begun = self.begun(),
                 done => return done,
             }
         }
         for _ in 1..ATTEMPTS {
-            let world = self.caught_up().await?;
+            let world = self.caught_up_since(begun).await?;
             match self.write(plan(&world)?).await {
-                Err(CatalogError::Contended) => {}
+                Err(CatalogError::Contended) => begun = self.begun(),
                 done => return done,
             }
         }
