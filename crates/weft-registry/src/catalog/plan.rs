@@ -115,6 +115,7 @@ pub fn register_check(
 ) -> Result<Txn, CatalogError> {
     let mut plan = Plan { catalog, txn: Txn::default() };
     plan.node(node, false)?;
+    let mut subject = None;
     if !check.service_id.is_empty() {
         let of = RegistrationKey {
             namespace: check.namespace.clone(),
@@ -127,10 +128,13 @@ pub fn register_check(
         check.service_name.clone_from(&registration.service);
         let others = catalog.checks_of(&of).filter(|(k, _)| k.id != check.id).count();
         limit("the service's list of checks", others + 1, CHECKS_PER_INSTANCE_MAX)?;
-        let subject = StoreKey::Registration(of).to_string();
-        plan.txn.compares.push(Compare::Exists(subject.into()));
+        subject = Some(Compare::Exists(StoreKey::Registration(of).to_string().into()));
     }
     plan.check(check)?;
+    // One that stays as it is has its service: neither goes without the other.
+    if !plan.txn.ops.is_empty() {
+        plan.txn.compares.extend(subject);
+    }
     Ok(plan.txn)
 }
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::json;
 use weft_base::clock::Clock;
-use weft_kinds::views::catalog::NodeRecord;
+use weft_kinds::views::catalog::{CheckRecord, NodeRecord, Registration};
 use weft_store::MemoryStore;
 
 use super::*;
 use crate::Registry;
+use crate::catalog::ServiceRequest;
 
 mod behind;
 mod ending;
@@ -205,4 +206,41 @@ async fn a_thousand_idle_waits_are_not_woken_by_another_key() {
     assert!(futures_util::poll!(std::pin::pin!(near.moved())).is_ready());
     drop((waits, near));
     assert_eq!(shelf.waited_for(), 0);
+}
+
+#[tokio::test]
+async fn a_transaction_over_many_services_checks_compares_little_of_those_that_stay() {
+    let rig = rig().await;
+    let check = |n: usize, notes: &str| CheckRecord {
+        id: format!("c{n}").into(),
+        namespace: "default".into(),
+        node: "n1".into(),
+        service_id: format!("s{n}").into(),
+        notes: notes.into(),
+        ..CheckRecord::default()
+    };
+    for n in 0..100 {
+        let registration = Registration {
+            id: format!("s{n}").into(),
+            service: format!("s{n}").into(),
+            node: "n1".into(),
+            namespace: "default".into(),
+            ..Registration::default()
+        };
+        let node = NodeRecord { node: "n1".into(), ..NodeRecord::default() };
+        let (checks, more) = (vec![check(n, "old")], ServiceRequest::default());
+        let request = ServiceRequest { registration, checks, node, ..more };
+        rig.registry.catalog().register_service(request).await.unwrap();
+    }
+    let all = |_: &mut Draft, catalog: &mut CatalogDraft| {
+        for n in 0..100 {
+            let notes = if n == 50 { "new" } else { "old" };
+            catalog.make(CatalogOp::SetCheck(check(n, notes)))?;
+        }
+        Ok(())
+    };
+    rig.handle().transact((&[], false), all).await.unwrap();
+    let world = rig.registry.now();
+    let changed = world.catalog().checks().filter(|(_, check)| &*check.notes == "new");
+    assert_eq!(changed.count(), 1);
 }
