@@ -37,8 +37,12 @@ impl Door {
         let mut node = register::node(&body, &self.own().datacenter)?;
         node.node = self.view().spelled(&node.node);
         let node = self.node_as_it_is(node);
-        self.check_id(&node)?;
         let update_node = !fields.flag("SkipNodeUpdate")?;
+        // One that is there will do, and its id is free, by what other servers acknowledged.
+        if !update_node || self.check_id(&node).is_err() {
+            self.heard().await?;
+        }
+        self.check_id(&node)?;
         let service = match fields.object("Service")? {
             None => None,
             Some(part) => Some(self.catalog_registration(ask, part, &node)?),
@@ -200,6 +204,7 @@ impl Door {
             }
         } else {
             ask.who.demand(Verb::Write, Kind::Node, &namespace, &node)?;
+            self.heard().await?;
             self.deregister_node(&node).await
         };
         match done {

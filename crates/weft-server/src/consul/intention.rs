@@ -86,6 +86,13 @@ impl Door {
             let text = format!("Bad request: {:?} is no UUID, as IDs are", ask.argument);
             return Err(Refusal::bad(text));
         }
+        let blocking = match ask.method {
+            Method::PUT | Method::DELETE => {
+                self.consul().caught_up().await?;
+                ask.params.blocking()?
+            }
+            _ => self.fresh(ask).await?,
+        };
         let state = self.consul().state();
         let found = all(&state)
             .into_iter()
@@ -105,7 +112,7 @@ impl Door {
             _ => {
                 ask.who.demand(Verb::Read, Kind::Intention, &ask.namespace, &one.destination)?;
                 let index = state.index(&topic());
-                Ok(Reply::json(one.shape(self)).at(index, &ask.params.blocking()?))
+                Ok(Reply::json(one.shape(self)).at(index, &blocking))
             }
         }
     }

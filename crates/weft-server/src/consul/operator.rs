@@ -54,6 +54,7 @@ impl Door {
         let verb = if write { Verb::Write } else { Verb::Read };
         ask.who.demand(verb, Kind::Operator, &ask.namespace, "")?;
         if !write {
+            self.fresh(ask).await?;
             let state = self.consul().state();
             let known = state.record(SETTINGS, "autopilot");
             let (created, modified) = known.map_or((1, 1), |(_, i)| (i.created, i.modified));

@@ -47,6 +47,7 @@ impl Door {
             return self.query_execute(ask, name).await;
         }
         if let Some(name) = ask.argument.strip_suffix("/explain") {
+            self.fresh(ask).await?;
             let state = self.consul().state();
             let Some(found) = super::query_run::resolve(&state, name) else {
                 return Err(Refusal::not_found("Query not found"));

@@ -99,7 +99,7 @@ pub(crate) fn near(query: &Value) -> &str {
 
 impl Door {
     pub(super) async fn query_execute(&self, ask: &Ask, name: &str) -> Result<Reply, Refusal> {
-        let blocking = ask.params.blocking()?;
+        let blocking = self.fresh(ask).await?;
         let state = self.consul().state();
         let Some(mut query) = resolve(&state, name) else {
             return Err(Refusal::not_found("Query not found"));

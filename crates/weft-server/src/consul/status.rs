@@ -83,6 +83,11 @@ impl Door {
         blocking
     }
 
+    /// The same for reads that answer at once, whatever their index: how to say that they did.
+    pub(super) async fn fresh(&self, ask: &Ask) -> Result<Blocking, Refusal> {
+        Ok(Box::pin(self.catch_up(&ask.params.blocking()?)).await)
+    }
+
     /// What an answer says of the leader made true, where others share the store.
     pub(super) fn in_contact(&self, mut reply: Reply) -> Reply {
         let contact = self.consul().contact();

@@ -19,6 +19,7 @@ use super::*;
 mod admission;
 mod answers;
 mod authority;
+mod behind;
 mod blind;
 mod bodies;
 mod cases;

@@ -48,7 +48,12 @@ impl Door {
         let fields = Fields::new(&body, "");
         let (name, bearer) = (fields.text("AuthMethod")?, fields.text("BearerToken")?);
         let description = description(&fields.text_map("Meta")?)?;
-        let known = links::record(&self.consul().state(), &format!("method/{name}"));
+        let look = || links::record(&self.consul().state(), &format!("method/{name}"));
+        let mut known = look();
+        if known.is_none() {
+            self.consul().caught_up().await?;
+            known = look();
+        }
         let Some(method) = known else {
             return Err(Refusal::forbidden(format!("ACL not found: auth method {name:?}")));
         };

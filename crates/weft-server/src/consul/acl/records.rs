@@ -14,6 +14,7 @@ use crate::consul::Door;
 use crate::consul::body::{Fields, word, word_of};
 use crate::consul::error::Refusal;
 use crate::consul::http::Ask;
+use crate::consul::params::Blocking;
 use crate::consul::register::bodies;
 use crate::consul::reply::Reply;
 
@@ -65,8 +66,13 @@ impl Sort {
 }
 
 impl Door {
-    pub(in crate::consul) fn acl_list(&self, ask: &Ask, sort: Sort) -> Result<Reply, Refusal> {
+    pub(in crate::consul) async fn acl_list(
+        &self,
+        ask: &Ask,
+        sort: Sort,
+    ) -> Result<Reply, Refusal> {
         ask.who.demand_acl(Verb::Read)?;
+        let blocking = self.fresh(ask).await?;
         let state = self.consul().state();
         let mut all: Vec<Map<String, Value>> = state
             .records(&format!("{TABLE}/{}", sort.prefix()))
@@ -96,7 +102,7 @@ impl Door {
         }
         let index = state.index(&Topic::Key(keys::table(TABLE).into()));
         let shown = all.into_iter().map(Value::Object).collect();
-        Ok(Reply::json(Value::Array(shown)).at(index, &ask.params.blocking()?))
+        Ok(Reply::json(Value::Array(shown)).at(index, &blocking))
     }
 
     pub(in crate::consul) async fn acl_record(
@@ -110,18 +116,24 @@ impl Door {
             _ => {
                 ask.who.demand_acl(Verb::Read)?;
                 check_id(sort, &ask.argument)?;
-                self.acl_record_read(ask, sort, &ask.argument)
+                let blocking = self.fresh(ask).await?;
+                Ok(self.acl_record_read(&blocking, sort, &ask.argument))
             }
         }
     }
 
-    pub(in crate::consul) fn acl_by_name(&self, ask: &Ask, sort: Sort) -> Result<Reply, Refusal> {
+    pub(in crate::consul) async fn acl_by_name(
+        &self,
+        ask: &Ask,
+        sort: Sort,
+    ) -> Result<Reply, Refusal> {
         ask.who.demand_acl(Verb::Read)?;
+        let blocking = self.fresh(ask).await?;
         let id = links::by_name(&self.consul().state(), sort.prefix(), &ask.argument);
-        self.acl_record_read(ask, sort, &id.unwrap_or_default())
+        Ok(self.acl_record_read(&blocking, sort, &id.unwrap_or_default()))
     }
 
-    fn acl_record_read(&self, ask: &Ask, sort: Sort, id: &str) -> Result<Reply, Refusal> {
+    fn acl_record_read(&self, blocking: &Blocking, sort: Sort, id: &str) -> Reply {
         let state = self.consul().state();
         let known = state.record(TABLE, &format!("{}/{id}", sort.prefix()));
         let known = known.and_then(|(r, i)| Some(stamped(r.as_object()?, i.created, i.modified)));
@@ -137,7 +149,7 @@ impl Door {
             }
             None => Reply::text(StatusCode::NOT_FOUND, "ACL not found"),
         };
-        Ok(reply.at(index, &ask.params.blocking()?))
+        reply.at(index, blocking)
     }
 
     async fn acl_record_write(&self, ask: &Ask, sort: Sort) -> Result<Reply, Refusal> {

@@ -52,6 +52,7 @@ impl Door {
                 "can only filter by one of policy, role, serviceName, or methodName at a time",
             ));
         }
+        let blocking = self.fresh(ask).await?;
         let state = self.consul().state();
         let mut all: Vec<Map<String, Value>> = state
             .records(&format!("{TABLE}/token"))
@@ -95,7 +96,7 @@ impl Door {
         let writes = ask.who.demand_acl(Verb::Write).is_ok();
         let index = state.index(&Topic::Key(keys::table(TABLE).into()));
         let shown: Vec<Value> = all.into_iter().map(|token| hidden(token, writes)).collect();
-        Ok(Reply::json(Value::Array(shown)).at(index, &ask.params.blocking()?))
+        Ok(Reply::json(Value::Array(shown)).at(index, &blocking))
     }
 
     pub(in crate::consul) async fn acl_token(&self, ask: &Ask) -> Result<Reply, Refusal> {
@@ -110,13 +111,14 @@ impl Door {
             }
             _ => {
                 ask.who.demand_acl(Verb::Read)?;
+                let blocking = self.fresh(ask).await?;
                 let state = self.consul().state();
                 let mut token = renewed(self, &state, &ask.argument).ok_or_else(not_found)?;
                 if ask.params.flag("expanded") {
                     token = self.expanded(&state, token)?;
                 }
                 let writes = ask.who.demand_acl(Verb::Write).is_ok();
-                Ok(Reply::json(hidden(token, writes)).at(state.revision(), &ask.params.blocking()?))
+                Ok(Reply::json(hidden(token, writes)).at(state.revision(), &blocking))
             }
         }
     }

@@ -13,10 +13,10 @@ use super::records::{ROOT, guarded};
 use super::*;
 
 /// Somebody who signs tokens.
-struct Issuer(EcdsaKeyPair);
+pub(super) struct Issuer(EcdsaKeyPair);
 
 impl Issuer {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
     }
 
@@ -76,7 +76,7 @@ impl Rig {
     }
 }
 
-fn config(issuer: &Issuer) -> Value {
+pub(super) fn config(issuer: &Issuer) -> Value {
     json!({
         "JWTValidationPubKeys": [issuer.pem()], "BoundIssuer": "https://issuer",
         "BoundAudiences": ["weft"],

@@ -22,7 +22,7 @@ fn config(name: &str) -> Config {
     }
 }
 
-async fn server(store: &Arc<dyn Store>, clock: &Clock, name: &str) -> Rig {
+pub(super) async fn server(store: &Arc<dyn Store>, clock: &Clock, name: &str) -> Rig {
     let tasks = TaskGroup::new();
     let leader = Leader::among(name, clock.clone());
     let opened = Registry::open_as(store.clone(), clock.clone(), tasks.clone(), leader);
@@ -477,46 +477,4 @@ async fn what_a_servers_agent_has_is_not_taken_away_at_another_server() {
     for rig in [a, b] {
         rig.tasks.stop();
     }
-}
-
-/// Each server is a runtime of its own: its log moves on only while something of it is run.
-#[test]
-fn a_server_that_is_behind_refuses_nothing_that_another_made_possible() {
-    let clock = Clock::system();
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(clock.clone()));
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (on_a, on_b) = (runtime(), runtime());
-    let a = on_a.block_on(server(&store, &clock, "a"));
-    let b = on_b.block_on(server(&store, &clock, "b"));
-    let ask = |body: Value| super::super::http::Ask {
-        who: Who::anybody(),
-        secret: None,
-        argument: String::new(),
-        params: params::Params::parse(None).unwrap(),
-        body: body.to_string().into(),
-        namespace: "default".into(),
-        method: ::http::Method::PUT,
-    };
-    let on = |node: &str, more: Value| {
-        let mut body = json!({"Node": node, "Address": "10.0.0.9"});
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        ask(body)
-    };
-    let web = on("n9", json!({"Service": {"Service": "web"}}));
-    on_a.block_on(a.door.catalog_register(&web)).unwrap();
-    let check = json!({"CheckID": "c", "ServiceID": "web", "Status": "passing"});
-    on_b.block_on(b.door.catalog_register(&on("n9", json!({"Check": check})))).unwrap();
-    on_a.block_on(a.door.catalog_register(&on("n8", json!({})))).unwrap();
-    let session = ask(json!({"Node": "n8", "NodeChecks": []}));
-    on_b.block_on(b.door.session_create(&session)).unwrap();
-    on_a.block_on(a.door.catalog_register(&on("n7", json!({})))).unwrap();
-    let coord = json!({"Vec": [0, 0, 0, 0, 0, 0, 0, 0], "Error": 1, "Adjustment": 0, "Height": 0});
-    let placed = ask(json!({"Node": "n7", "Coord": coord}));
-    on_b.block_on(b.door.coordinate_update(&placed)).unwrap();
-    let pair = |verb: &str| ask(json!([{"KV": {"Verb": verb, "Key": "k", "Value": "MQ=="}}]));
-    on_a.block_on(a.door.txn(&pair("set"))).unwrap();
-    let params = params::Params::parse(Some("consistent")).unwrap();
-    on_b.block_on(b.door.txn(&super::super::http::Ask { params, ..pair("get") })).unwrap();
-    let nowhere = ask(json!({"Node": "n6", "Coord": coord}));
-    assert!(on_b.block_on(b.door.coordinate_update(&nowhere)).is_err());
 }
