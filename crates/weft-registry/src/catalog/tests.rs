@@ -158,7 +158,8 @@ async fn those_who_wait_for_one_turn_share_what_the_store_is_asked() {
     let turn = rig.handle.turn("n", "web").await;
     let before = rig.handle.begun();
     let (one, other, ()) = tokio::join!(again(), again(), async { drop(turn) });
-    (one.unwrap(), other.unwrap());
+    one.unwrap();
+    other.unwrap();
     assert_eq!(rig.handle.begun() - before, 1);
     rig.tasks.shutdown(Duration::from_millis(1)).await;
 }
