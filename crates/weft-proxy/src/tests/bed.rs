@@ -21,11 +21,24 @@ use weft_model::*;
 use weft_xds::{Applied, Transaction};
 
 use crate::config::{LogWhat, NodeId, Ports, ProxyConfig};
+use crate::explain::Place;
 use crate::ingest::source::{Feed, feed, transaction};
 use crate::run::Proxy;
-use crate::table::Door;
+use crate::table::{Builder, Door, Table};
 
 pub type Named = (ResourceName, Resource);
+
+/// What a proxy makes of resources, where it need not run.
+pub fn table_of(all: Vec<Named>) -> Arc<Table> {
+    let all = all.into_iter().map(|(name, resource)| (name, Ok(resource)));
+    Builder::new(1, Clock::system(), "shop".into()).apply(1, all.collect(), &[]).0
+}
+
+/// A request in plain text at the door of [`gateway`].
+pub fn at_gateway(local: SocketAddr) -> Place {
+    let door = Door::Gateway("shop/web/8000".into());
+    Place { door, local, scheme: "http", server_name: None }
+}
 
 /// A running proxy under test.
 pub struct Bed {

@@ -6,12 +6,10 @@ use std::sync::Arc;
 
 use http::Request;
 use http_body_util::Full;
-use weft_base::clock::Clock;
 use weft_model::*;
 
 use super::bed::*;
-use crate::explain::{Place, explain};
-use crate::table::{Builder, Door};
+use crate::explain::explain;
 
 const BODY: &str = "9 letters";
 
@@ -38,15 +36,7 @@ async fn refusals_are_explained_in_the_words_of_who_asks() {
     all.extend(http_service("nobody", &[]));
     all.extend([gateway(None), gateway_route("r", &[], rules())]);
     let bed = Bed::gateway(all.clone()).await;
-    let mut builder = Builder::new(1, Clock::system(), "shop".into());
-    let resources = all.into_iter().map(|(name, resource)| (name, Ok(resource)));
-    let (table, _) = builder.apply(1, resources.collect(), &[]);
-    let place = Place {
-        door: Door::Gateway("shop/web/8000".into()),
-        local: bed.listener(),
-        scheme: "http",
-        server_name: None,
-    };
+    let (table, place) = (table_of(all), at_gateway(bed.listener()));
     for kind in ["text/plain", "application/grpc", "application/grpc-web+proto"] {
         for (path, status, code) in [
             ("/limited", 413, "8"),

@@ -5,14 +5,13 @@
 use http::Request;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::LocalSet;
-use weft_base::clock::Clock;
 use weft_model::*;
 
 use super::bed::*;
-use crate::explain::{Place, explain};
+use crate::explain::explain;
 use crate::memory::MemoryProxy;
 use crate::overload::tests::fill;
-use crate::table::{Builder, Door};
+use crate::table::Door;
 
 fn all(at: &Server, slashes: Slashes) -> Vec<Named> {
     let (name, mut resource) = gateway(None);
@@ -57,15 +56,7 @@ async fn rules_and_backends_see_the_slashes_that_a_listener_makes() {
         let said = format!("{} {said}", got.status);
         assert_eq!(said.trim(), want, "{target} {merge} {escaped:?}");
 
-        let mut builder = Builder::new(1, Clock::system(), "shop".into());
-        let resources = resources.into_iter().map(|(name, resource)| (name, Ok(resource)));
-        let (table, _) = builder.apply(1, resources.collect(), &[]);
-        let place = Place {
-            door: Door::Gateway("shop/web/8000".into()),
-            local: bed.listener(),
-            scheme: "http",
-            server_name: None,
-        };
+        let (table, place) = (table_of(resources), at_gateway(bed.listener()));
         let request = Request::builder().uri(target).header("host", "x").body(()).unwrap();
         let explained = explain(&table, &place, &request).answer;
         let status = explained.status.unwrap_or(200);
@@ -80,9 +71,7 @@ async fn rules_and_backends_see_the_slashes_that_a_listener_makes() {
 async fn nobody_is_told_to_come_again_while_memory_is_short() {
     let server = Server::named("web").await;
     let slashes = Slashes { merge: false, escaped: EscapedSlashes::Redirect };
-    let mut builder = Builder::new(1, Clock::system(), "shop".into());
-    let resources = all(&server, slashes).into_iter().map(|(name, resource)| (name, Ok(resource)));
-    let (table, _) = builder.apply(1, resources.collect(), &[]);
+    let table = table_of(all(&server, slashes));
     let proxy = MemoryProxy::new(config("gateway~shop~web"), table);
     let asking = async {
         for (short, answer) in [(false, "HTTP/1.1 307 "), (true, "HTTP/1.1 503 ")] {
