@@ -6,6 +6,8 @@
 //! One connection carries one request and one reply, each a length (4 bytes, big endian) and JSON.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -16,12 +18,13 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 use weft_base::clock::Clock;
 use weft_base::rng::Rng;
 use weft_base::snapshot::{Publisher, Snapshot, snapshot};
 use weft_base::task::TaskGroup;
 
-use crate::ca::Issued;
+use crate::ca::{CaError, Issued, files};
 use crate::join;
 use crate::spiffe::TrustDomain;
 use crate::svid::{Bundle, KeyRequest, Svid, SvidError};
@@ -98,7 +101,17 @@ pub enum SvidReply {
 #[derive(Debug)]
 struct Origin {
     path: PathBuf,
-    kept: Option<PathBuf>,
+    kept: Option<Arc<Kept>>,
+}
+
+/// The file of the newest SVID. Threads of their own write it, as a start does not wait for a disk;
+/// whatever their order, it ends as the latest turn has it.
+#[derive(Debug)]
+struct Kept {
+    path: PathBuf,
+    turns: AtomicU64,
+    /// The turn that the file has now.
+    has: Mutex<u64>,
 }
 
 /// When to renew, as a pure machine: due time, then back-off while renewing fails.
@@ -204,7 +217,7 @@ pub async fn fetch_and_renew(
     tasks: &TaskGroup,
 ) -> Result<Snapshot<Svid>, UdsError> {
     let mut rng = Rng::from_system();
-    let from = Origin { path, kept };
+    let from = Origin { path, kept: kept.map(|path| Arc::new(Kept::new(path))) };
     let (first, is_old) = match from.kept(&clock) {
         None => (from.fetch_first(&clock, &mut rng).await?, false),
         Some(old) => {
@@ -246,8 +259,8 @@ pub async fn fetch(path: &Path) -> Result<Svid, UdsError> {
 impl Origin {
     /// The SVID that the process before kept, while it is of use.
     fn kept(&self, clock: &Clock) -> Option<Svid> {
-        let path = self.kept.as_deref()?;
-        match join::kept(path) {
+        let kept = self.kept.as_deref()?;
+        match join::kept(&kept.path) {
             Ok(svid) => svid.filter(|svid| svid.leaf().is_valid_at(clock.wall_ms())),
             Err(why) => {
                 tracing::warn!(error = %chain(&why), "a kept identity is not used");
@@ -272,11 +285,11 @@ impl Origin {
             .map_err(|_| UdsError::Timeout)??;
         let key_pem = request.key_pem();
         let got = reply.complete(request);
-        match (&got, self.kept.clone()) {
-            (Ok(svid), Some(path)) => keep(path, join::text(&key_pem, svid)),
-            (Err(UdsError::Refused(_)), Some(path)) => {
+        match (&got, &self.kept) {
+            (Ok(svid), Some(kept)) => drop(kept.end_as(Some(join::text(&key_pem, svid)))),
+            (Err(UdsError::Refused(_)), Some(kept)) => {
                 // Whoever may not have one any more has no old one either.
-                let _ = std::fs::remove_file(path);
+                let _ = kept.end_as(None).await;
             }
             _ => {}
         }
@@ -302,13 +315,38 @@ impl Origin {
     }
 }
 
-/// Writes it in a thread of its own: a start does not wait for a disk.
-fn keep(path: PathBuf, text: String) {
-    tokio::task::spawn_blocking(move || {
-        if let Err(why) = join::write(&path, &text) {
-            tracing::warn!(error = %chain(&why), "the identity could not be kept for a restart");
+// === impl Kept ===
+
+impl Kept {
+    fn new(path: PathBuf) -> Self {
+        Self { path, turns: AtomicU64::new(0), has: Mutex::new(0) }
+    }
+
+    /// From now on the file is to hold this; `None` is no file.
+    fn end_as(self: &Arc<Self>, text: Option<String>) -> JoinHandle<()> {
+        let (kept, turn) = (self.clone(), self.turn());
+        tokio::task::spawn_blocking(move || {
+            if let Err(why) = kept.put(turn, text.as_deref()) {
+                tracing::warn!(error = %chain(&why), "the identity kept for a restart is not the newest");
+            }
+        })
+    }
+
+    fn turn(&self) -> u64 {
+        self.turns.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn put(&self, turn: u64, text: Option<&str>) -> Result<(), CaError> {
+        let mut has = self.has.lock().unwrap_or_else(PoisonError::into_inner);
+        if turn < *has {
+            return Ok(());
         }
-    });
+        *has = turn;
+        match text {
+            Some(text) => join::write(&self.path, text),
+            None => files::remove(&self.path),
+        }
+    }
 }
 
 /// Reads one frame. Not cancel-safe: a frame half read is lost with the connection.

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Dev: what tests of several planes share. [`random`] writes users' objects and requests;
-//! [`reference`] says what must become of a request, from those objects and the texts of Gateway
-//! API and Istio alone.
+//! Dev: what tests of several planes share. [`ports`] gives ports; [`random`] writes users' objects
+//! and requests; [`reference`] says what must become of a request, from those objects and the texts
+//! of Gateway API and Istio alone.
 //!
 //! Invariant: the library depends on no crate that decides anything, so that the reference cannot
 //! agree with weft by calling it.
 
+pub mod ports;
 pub mod random;
 pub mod reference;
 

@@ -56,6 +56,14 @@ pub(super) fn key_and_certificate(
     Ok((key, CertificateDer::from_pem_slice(text.as_bytes())?))
 }
 
+/// Removes a file; one that is not there is gone.
+pub(crate) fn remove(path: &Path) -> Result<(), CaError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(io(path, "it cannot be removed", e)),
+        _ => Ok(()),
+    }
+}
+
 /// Writes a file whole: a temporary one beside it, synced, then renamed.
 pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<(), CaError> {
     // The whole name: what differs in its ending only is another file.
@@ -63,10 +71,7 @@ pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<(), CaError> {
     temporary.push(".new");
     let temporary = Path::new(&temporary);
     let refused = |source| io(temporary, "it cannot be written", source);
-    match std::fs::remove_file(temporary) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(refused(e)),
-        _ => {}
-    }
+    remove(temporary)?;
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)

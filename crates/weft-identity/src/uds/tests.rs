@@ -102,14 +102,33 @@ async fn who_starts_while_nobody_signs_begins_with_what_was_kept() {
     assert_eq!(svid.load().leaf().serial, first.leaf().serial);
     let renewed = tokio::time::timeout(Duration::from_secs(60), svid.changed()).await;
     assert!(renewed.unwrap());
-    assert_ne!(svid.load().leaf().serial, first.leaf().serial);
+    let renewed = svid.load().leaf().serial.clone();
+    assert_ne!(renewed, first.leaf().serial);
     after.shutdown(Duration::ZERO).await;
+    while join::kept(&at("svid.kept")).unwrap().unwrap().leaf().serial != renewed {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     // Who is refused has none any more.
     let tasks = TaskGroup::new();
     serve(&at("c"), &tasks, |_, _| SvidReply::Refused { reason: "it is removed".into() });
     fetch_and_renew(at("c"), kept(), Clock::system(), &tasks).await.unwrap_err();
     assert!(file().is_err());
     tasks.shutdown(Duration::ZERO).await;
+}
+
+#[test]
+fn what_is_kept_ends_as_the_latest_turn_has_it_in_whatever_order_threads_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("svid.kept");
+    let kept = Kept::new(path.clone());
+    let (issued, refused) = (kept.turn(), kept.turn());
+    kept.put(refused, None).unwrap();
+    kept.put(issued, Some("an identity that was taken away")).unwrap();
+    assert!(!path.exists());
+    let (older, newer) = (kept.turn(), kept.turn());
+    kept.put(newer, Some("newer")).unwrap();
+    kept.put(older, Some("older")).unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "newer");
 }
 
 #[tokio::test]
