@@ -39,6 +39,7 @@ def proxies():
      'haproxy-logs': {'cmds': [ha + [f'{G}/haproxy-logs.cfg']], **ports(11000)},
      'haproxy-splice': {'cmds': [ha + [f'{G}/haproxy.cfg']], 'bulk': 11007},
      'nginx': {'cmds': [[f'{P}/bin/nginx', '-c', f'{G}/nginx.conf']], **ports(12000)},
+     'nginx-logs': {'cmds': [[f'{P}/bin/nginx', '-c', f'{G}/nginx-logs.conf']], **ports(12000)},
      'raw-tcp': {**fwd('tcp', 28101), 'h1': 28101, 'tcph': 28101},
      'raw-http': {**fwd('http', 28102), 'h1': 28102},
      'weft': {'cmds': [we + [f'{G}/envoy-mesh.json']], **ports(10000)},
@@ -52,6 +53,8 @@ def proxies():
      'weft-scale': {'cmds': [we + [f'{G}/envoy-scale.json']], 'scale': 10001},
      'weft-chain2': {'cmds': [we + [f'{G}/envoy-out2.json'], we + [f'{G}/envoy-in2.json']], 'meshh2': 10021},
     })
+# Beside them, without a bar: nginx, where it can do the scenario (HTTP/2 comes in only).
+NGINX = {**dict.fromkeys(('h1', 'h2', 'tls', 'hs', 'mtls'), 'nginx-logs'), 'tcph': 'nginx', 'bulk': 'nginx'}
 # Equal work: scenario, weft, the two peers, and what weft's CPU may be of theirs at most.
 EQUAL = [
  ('h1', 'weft', ('envoy-mesh', 0.32), ('haproxy-logs', 1.25)),
@@ -73,6 +76,9 @@ LOGS = """    log 127.0.0.1:5514 local0
     http-request set-header X-Forwarded-Proto http
     http-request set-header traceparent 00-%[uuid(),regsub(-,,g)]-%[rand(99999999),hex]-01
 """
+NGINX_LOGS = """access_log syslog:server=127.0.0.1:5514;
+  proxy_set_header X-Request-ID $request_id; proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;
+  proxy_set_header traceparent 00-$request_id-00f067aa0ba902b7-01;"""
 def logs(text):
     """The work that a mesh asks for: a log line, a request id, trace and forwarding headers."""
     out = []
@@ -92,6 +98,7 @@ def prep():
         for k, v in body.items(): text = text.replace(k, v)
         open(f'{G}/{f}', 'w').write(text)
         if f.startswith('haproxy'): open(f'{G}/' + f.replace('.cfg', '-logs.cfg'), 'w').write(logs(text))
+        if f == 'nginx.conf': open(f'{G}/nginx-logs.conf', 'w').write(text.replace('access_log off;', NGINX_LOGS))
     sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sink.bind(('127.0.0.1', 5514)); AUXSINK.append(sink)
 AUXSINK = []
 def start(cmd, core, env=None, ns=None, err=None):
@@ -274,7 +281,7 @@ def boot(name, d, scen):
     for (kind, ns), p in list(UPS.items()):      # in a namespace both upstream kinds use port 9000
         if ns and ns == d.get('ns') and kind != k: stop(p); del UPS[(kind, ns)]
     upstream(k, d.get('ns')); procs = []
-    if name == 'nginx': upstream('h1')           # HTTP/2 in, HTTP/1.1 out
+    if name.startswith('nginx'): upstream('h1')           # HTTP/2 in, HTTP/1.1 out
     AUX[:] = [start(c, 1, None, d.get('ns'), f'{RUN}/{name}.aux.err') for c in d.get('aux', [])]
     if AUX: time.sleep(0.3)
     for i, c in enumerate(d['cmds']): procs.append(start(c, CORE, d.get('env'), d.get('ns'), f'{RUN}/{name}.{i}.err'))
@@ -401,25 +408,28 @@ def run(scen, a):
     return rows
 def bars(results, a):
     """CPU of weft over CPU of a peer, beside what it may be at most."""
-    print('\n| scenario | weft | of envoy | at most | of haproxy | at most | spread |\n|---|---|---|---|---|---|---|')
+    print('\n| scenario | weft | of envoy | at most | of haproxy | at most | of nginx | spread |\n|---|---|---|---|---|---|---|---|')
     for scen, weft, *peers in EQUAL:
         rows = results.get(scen)
         if not rows: continue
         key = 'cpu_s_per_gb' if scen == 'bulk' else 'cpu_us'
-        own = med([r for r in rows if r['name'] == weft], key)
+        of = lambda name: med([r for r in rows if r['name'] == name], key)
+        own = of(weft)
         if not own: print(f'| {scen} | did not run |'); continue
         cells = []
         for peer, most in peers:
-            their = med([r for r in rows if r['name'] == peer], key); ratio = own / their if their else None
+            ratio = own / of(peer) if of(peer) else None
             cells.append(f"{ratio:.2f}{'' if ratio <= most else ' (!)'} | {most:.2f}" if ratio else f'- | {most:.2f}')
+        nginx = of(NGINX.get(scen))
+        cells.append(f'{own / nginx:.2f}' if nginx else '-')
         v = [r[key] for r in rows if r['name'] == weft and r.get(key)]
         print(f'| {scen} | {own:.2f} | ' + ' | '.join(cells) + f' | {50 * (max(v) - min(v)) / own:.0f} % |')
     sys.stdout.flush()
 def versions():
-    first = lambda *c: (sp.run(c, capture_output=True, text=True).stdout.strip().splitlines() or ['?'])[0]
+    first = lambda *c: (sp.run(c, stdout=sp.PIPE, stderr=sp.STDOUT, text=True).stdout.strip().splitlines() or ['?'])[0]
     cpu = re.search(r'model name\s*: (.*)', open('/proc/cpuinfo').read())
     print(f"{time.strftime('%Y-%m-%d')}; {os.cpu_count()} cores, {cpu.group(1) if cpu else os.uname().machine}, Linux {os.uname().release}")
-    for c in ([WEFT, '--version'], [ENVOY, '--version'], [f'{P}/bin/haproxy', '-v'], [f'{P}/bin/h2load', '--version']): print('  ', first(*c)[:100] or c[0])
+    for c in ([WEFT, '--version'], [ENVOY, '--version'], [f'{P}/bin/haproxy', '-v'], [f'{P}/bin/nginx', '-v'], [f'{P}/bin/h2load', '--version']): print('  ', first(*c)[:100] or c[0])
 def main():
     global D, C, G, B, P, RUN, WEFT, ENVOY, CORE
     if len(sys.argv) > 1 and sys.argv[1] == '_hold':
@@ -437,7 +447,7 @@ def main():
         if a.scen == 'equal':
             results = {}
             for scen, *names in EQUAL:
-                a.proxies = ','.join([names[0]] + [n for n, _ in names[1:]]); results[scen] = run(scen, a)
+                a.proxies = ','.join([names[0], *(n for n, _ in names[1:]), *filter(None, [NGINX.get(scen)])]); results[scen] = run(scen, a)
             bars(results, a)
         elif a.scen == 'all':
             for s in ('h1', 'rate', 'half', 'h2', 'grpc', 'tls', 'hs', 'mtls', 'mesh', 'meshgrpc', 'tcph', 'bulk', 'mem', 'memtls', 'scale', 'start', 'sys'): run(s, a)
