@@ -10,8 +10,10 @@ import json
 import os
 import pathlib
 import queue
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -39,7 +41,7 @@ class Weft:
         """Runs `weft ...` as a client of this server and returns what it prints."""
         env = {**os.environ, "WEFT_SERVER": self.api}
         done = subprocess.run([self.program, *args], env=env, capture_output=True, text=True,
-                              timeout=60)
+                              timeout=180)
         assert done.returncode == 0, f"weft {' '.join(args)}: {done.returncode}\n{done.stderr}"
         return done.stdout
 
@@ -47,7 +49,7 @@ class Weft:
         return (self.gateway or default).rstrip("/")
 
 
-def wait_until(what: str, condition, seconds: float = 30):
+def wait_until(what: str, condition, seconds: float = 120):
     """Waits until condition() returns something true, and returns it."""
     deadline = time.monotonic() + seconds
     last = None
@@ -71,6 +73,18 @@ def need(program: str) -> str:
             pytest.fail(text)
         pytest.skip(text)
     return path
+
+
+def free_port() -> int:
+    """A port on which nobody listens, below those that the system gives out by itself."""
+    for _ in range(100):
+        with socket.socket() as held:
+            try:
+                held.bind(("127.0.0.1", random.randrange(16_000, 20_000)))
+                return held.getsockname()[1]
+            except OSError:
+                continue
+    pytest.fail("no port is free")
 
 
 def program() -> str:
@@ -127,11 +141,11 @@ def weft(request, tmp_path_factory):
     finally:
         child.send_signal(signal.SIGINT)
         try:
-            code = child.wait(30)
+            code = child.wait(120)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-            code = "killed after 30 s"
+            code = "killed after 120 s"
     log.seek(0)
     text = log.read()
     assert "panicked" not in text, text[-4000:]

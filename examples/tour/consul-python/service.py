@@ -50,7 +50,7 @@ def main():
         address="127.0.0.1",
         port=port,
         tags=["tour", "v1"],
-        check=consul.Check.tcp("127.0.0.1", port, "100ms", timeout="1s"),
+        check=consul.Check.tcp("127.0.0.1", port, "100ms", timeout="10s"),
     )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -42,8 +42,8 @@ def start(weft):
 
 
 def dig(weft, name, kind, *more):
-    command = [need("dig"), "@127.0.0.1", "-p", str(weft.dns_port), "+tries=1", "+time=2", *more]
-    done = subprocess.run([*command, name, kind], text=True, capture_output=True, timeout=20)
+    command = [need("dig"), "@127.0.0.1", "-p", str(weft.dns_port), "+tries=3", "+time=10", *more]
+    done = subprocess.run([*command, name, kind], text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -69,10 +69,10 @@ def test_register_find_deregister(weft, start):
 
     service.child.send_signal(signal.SIGTERM)
     assert service.line()["event"] == "deregistered"
-    assert service.child.wait(10) == 0
+    assert service.child.wait(60) == 0
     assert registry.health.service("greeter-one")[1] == []
     assert "greeter-one" not in registry.catalog.services()[1]
-    wait_until("DNS has forgotten it", lambda: srv(weft, "greeter-one") == [], 5)
+    wait_until("DNS has forgotten it", lambda: srv(weft, "greeter-one") == [])
 
 
 def test_a_blocked_reader_wakes_when_the_check_turns_critical(weft, start):
@@ -83,17 +83,17 @@ def test_a_blocked_reader_wakes_when_the_check_turns_critical(weft, start):
     assert len(nodes) == 1
     service.child.kill()
     began = time.monotonic()
-    # Waits on the index; without the change it would return after 20 s, with the instance.
-    while nodes and time.monotonic() - began < 20:
+    # Waits on the index; without the change it would return after 2 min, with the instance.
+    while nodes and time.monotonic() - began < 120:
         index, nodes = registry.health.service("greeter-two", passing=True, index=index,
-                                               wait="20s")
+                                               wait="2m")
     assert nodes == []
     # A check runs once a second at most, and a change wakes its readers at once.
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     # Registered still, but not healthy.
     _, everything = registry.health.service("greeter-two")
     assert [n["Service"]["Port"] for n in everything] == [found["Port"]]
-    wait_until("DNS leaves it out", lambda: srv(weft, "greeter-two") == [], 5)
+    wait_until("DNS leaves it out", lambda: srv(weft, "greeter-two") == [])
     registry.agent.service.deregister(found["ID"])
 
 

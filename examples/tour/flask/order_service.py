@@ -23,7 +23,7 @@ def place():
     body = request.get_json()
     headers = {name: request.headers[name] for name in HANDED_ON if name in request.headers}
     answer = requests.get(f"http://user-service/users/{int(body['user'])}", headers=headers,
-                          timeout=5)
+                          timeout=30)
     if answer.status_code == 404:
         abort(422, f"user {body['user']} does not exist")
     answer.raise_for_status()

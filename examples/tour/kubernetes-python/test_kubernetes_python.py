@@ -67,7 +67,7 @@ def test_change_watch_and_delete(v1):
     made = v1.create_namespaced_service("default", body)
     v1.patch_namespaced_service("changing", "default", {"metadata": {"labels": {"step": "two"}}})
     v1.delete_namespaced_service("changing", "default")
-    stream = watch.Watch().stream(v1.list_namespaced_service, "default", timeout_seconds=10,
+    stream = watch.Watch().stream(v1.list_namespaced_service, "default", timeout_seconds=60,
                                   resource_version=made.metadata.resource_version,
                                   field_selector="metadata.name=changing")
     seen = []

@@ -17,7 +17,7 @@ def url(peers, weft):
     url = weft.gateway_or("http://127.0.0.1:8103")
     for language in LANGUAGES:
         ping = f"{url}/{language}/ping"
-        wait_until(f"{language} answers", lambda p=ping: requests.get(p, timeout=5).ok, 60)
+        wait_until(f"{language} answers", lambda p=ping: requests.get(p, timeout=60).ok, 180)
     return url
 
 
@@ -30,7 +30,7 @@ def peers():
 @pytest.mark.parametrize("caller, called", PAIRS)
 def test_calls(url, caller, called):
     for _ in range(5):
-        answer = requests.get(f"{url}/{caller}/call/{called}", timeout=10)
+        answer = requests.get(f"{url}/{caller}/call/{called}", timeout=60)
         assert answer.status_code == 200, answer.text
         assert answer.json() == {"language": called}
 
@@ -38,13 +38,19 @@ def test_calls(url, caller, called):
 def test_the_calls_were_meshed(weft, url):
     """Each pair shows up in the callers' own sidecars, which no direct call would reach."""
     for caller, called in PAIRS:
-        requests.get(f"{url}/{caller}/call/{called}", timeout=10)
-    groups = requests.get(f"{weft.api}/v1/prometheus/targets", timeout=5).json()
-    text = ""
-    for target in (t for group in groups for t in group["targets"]):
-        text += requests.get(f"http://{target}/metrics", timeout=5).text
-    lines = [line for line in text.splitlines() if line.startswith("istio_requests_total{")]
-    for caller, called in PAIRS:
-        wanted = ('reporter="source"', f'source_workload="{caller}-service"',
-                  f'destination_service_name="{called}-service"')
-        assert any(all(w in line for w in wanted) for line in lines), f"{caller} to {called}"
+        requests.get(f"{url}/{caller}/call/{called}", timeout=60)
+
+    def unseen():
+        groups = requests.get(f"{weft.api}/v1/prometheus/targets", timeout=60).json()
+        text = ""
+        for target in (t for group in groups for t in group["targets"]):
+            text += requests.get(f"http://{target}/metrics", timeout=60).text
+        lines = [line for line in text.splitlines() if line.startswith("istio_requests_total{")]
+        for caller, called in PAIRS:
+            wanted = ('reporter="source"', f'source_workload="{caller}-service"',
+                      f'destination_service_name="{called}-service"')
+            if not any(all(w in line for w in wanted) for line in lines):
+                yield f"{caller} to {called}"
+
+    # A call may be answered before it is counted.
+    wait_until("all pairs are counted", lambda: not list(unseen()))
