@@ -78,6 +78,10 @@ struct Table {
 /// A start that is under way.
 struct Starting(ChildTable);
 
+/// Nobody can say yet whether the agent started a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StillStarting;
+
 #[derive(Clone, Debug)]
 struct Entry {
     start_time: u64,
@@ -184,8 +188,9 @@ impl ChildTable {
         same.then_some(entry.role)
     }
 
-    /// The same of somebody who calls, and may do so before its start is over.
-    pub async fn role_of_caller(&self, pid: u32) -> Option<Role> {
+    /// The same of somebody who calls, and may do so before its start is over. `Err` where some
+    /// start takes so long that it may be the caller's yet.
+    pub async fn role_of_caller(&self, pid: u32) -> Result<Option<Role>, StillStarting> {
         let mut starts = self.0.starts.subscribe();
         let known = async {
             loop {
@@ -196,7 +201,7 @@ impl ChildTable {
                 }
             }
         };
-        tokio::time::timeout(KNOWN_WITHIN, known).await.unwrap_or_default()
+        tokio::time::timeout(KNOWN_WITHIN, known).await.map_err(|_| StillStarting)
     }
 
     fn starting(&self) -> Starting {

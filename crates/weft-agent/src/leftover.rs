@@ -7,13 +7,14 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 
-use crate::procfs::{self, Stat};
+use crate::procfs::{self, Marked, Stat};
 
 /// Environment variable that marks every process of one agent.
 pub const MARK_AGENT: &str = "WEFT_AGENT";
@@ -22,6 +23,8 @@ pub const MARK_CONTAINER: &str = "WEFT_CONTAINER";
 
 /// How long a killed process is waited for; only a stuck system call takes so long.
 const END_MAX: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+/// After how long one that is in the midst of an exec is looked at again.
+const EXEC: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// One small file per living child.
 #[derive(Clone, Debug)]
@@ -84,15 +87,21 @@ pub fn end_marked(marker: &str) -> usize {
     let mut ended = 0;
     // A process may fork while it is being looked for; a killed one may still be listed.
     for _ in 0..50 {
-        let found: Vec<Stat> = procfs::all()
-            .into_iter()
-            .filter(|s| s.pid != own && s.state != 'Z' && procfs::has_env(s.pid, marker))
-            .collect();
-        if found.is_empty() {
-            break;
+        let (mut found, mut begins) = (Vec::<Stat>::new(), None);
+        for other in procfs::all().into_iter().filter(|s| s.pid != own && s.state != 'Z') {
+            match procfs::marked(other.pid, marker) {
+                Marked::Yes => found.push(other),
+                Marked::No => {}
+                Marked::NotYet => begins = Some(other.pid),
+            }
         }
         ended = ended.max(found.len());
         found.iter().for_each(|s| kill(s.pid, false));
+        match begins {
+            None if found.is_empty() => break,
+            Some(pid) if found.is_empty() => wait(pid, &EXEC),
+            _ => {}
+        }
     }
     ended
 }
@@ -121,9 +130,21 @@ fn kill(pid: u32, group: bool) {
     }
     let _ = rustix::process::kill_process(pid, Signal::KILL);
     if let Ok(fd) = fd {
-        let mut ended = [PollFd::new(&fd, PollFlags::IN)];
-        let _ = rustix::event::poll(&mut ended, Some(&END_MAX));
+        ends(&fd, &END_MAX);
     }
+}
+
+/// Waits for so long, or until the process ends.
+fn wait(pid: u32, most: &Timespec) {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    if let Ok(fd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        ends(&fd, most);
+    }
+}
+
+fn ends(process: &OwnedFd, most: &Timespec) {
+    let mut ended = [PollFd::new(process, PollFlags::IN)];
+    let _ = rustix::event::poll(&mut ended, Some(most));
 }
 
 #[cfg(test)]
@@ -148,6 +169,12 @@ mod tests {
         let mut marked = sleeper(Some(&format!("{MARK_AGENT}={id}")));
         let mut innocent = sleeper(Some(&format!("{MARK_AGENT}={id}0")));
         let mut reused = sleeper(None);
+        // Their starts are over before their programs begin.
+        for child in [&recorded, &marked, &innocent, &reused] {
+            while procfs::marked(child.id(), "") == Marked::NotYet {
+                std::thread::yield_now();
+            }
+        }
         ledger.add(recorded.id(), procfs::stat(recorded.id()).unwrap().start_time);
         // A record of a process that ended; its pid is somebody else's now.
         ledger.add(reused.id(), procfs::stat(reused.id()).unwrap().start_time + 1);

@@ -36,11 +36,12 @@ pub fn family(pid: u32) -> Option<Vec<Stat>> {
     while let Some(parent) = found.get(next).map(|s| s.pid) {
         // A child belongs to the thread that made it.
         for thread in std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten() {
-            let children = std::fs::read_to_string(thread.ok()?.path().join("children"));
-            // The process may end meanwhile.
+            let Ok(thread) = thread else { break };
+            let children = std::fs::read_to_string(thread.path().join("children"));
+            // The process may end meanwhile, or this thread of it.
             let missing = |e: &std::io::Error| e.kind() == std::io::ErrorKind::NotFound;
             match children {
-                Err(e) if missing(&e) && stat(parent).is_some() => return None,
+                Err(e) if missing(&e) && thread.path().join("stat").exists() => return None,
                 children => {
                     let pids = children.unwrap_or_default();
                     let pids = pids.split_ascii_whitespace().filter_map(|p| p.parse().ok());
@@ -53,10 +54,39 @@ pub fn family(pid: u32) -> Option<Vec<Stat>> {
     Some(found)
 }
 
+/// Whether a process was started with a mark in its environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marked {
+    Yes,
+    No,
+    /// It is in the midst of an exec: the kernel has taken the environment of the program before
+    /// away, and does not show that of the next one yet. Whoever started it may go on by then.
+    NotYet,
+}
+
 /// Whether the process was started with exactly this `NAME=value` in its environment.
-pub fn has_env(pid: u32, marker: &str) -> bool {
-    let Ok(environ) = std::fs::read(format!("/proc/{pid}/environ")) else { return false };
-    environ.split(|b| *b == 0).any(|var| var == marker.as_bytes())
+pub fn marked(pid: u32, marker: &str) -> Marked {
+    let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).ok();
+    // One that has ended has no program, and threads of the kernel never have one.
+    let runs = || std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+    judged(read("environ").as_deref(), || read("cmdline"), runs, marker)
+}
+
+/// A program without any variable has words at least: its own name.
+fn judged(
+    environ: Option<&[u8]>,
+    words: impl FnOnce() -> Option<Vec<u8>>,
+    runs: impl FnOnce() -> bool,
+    marker: &str,
+) -> Marked {
+    match environ {
+        None => Marked::No,
+        Some([]) if words().is_some_and(|words| words.is_empty()) && runs() => Marked::NotYet,
+        Some(environ) => match environ.split(|b| *b == 0).any(|var| var == marker.as_bytes()) {
+            true => Marked::Yes,
+            false => Marked::No,
+        },
+    }
 }
 
 /// What a process has used.
@@ -232,8 +262,28 @@ mod tests {
     }
 
     #[test]
+    fn threads_that_end_while_it_is_looked_at_do_not_hide_a_family() {
+        let me = std::process::id();
+        if family(me).is_none() {
+            return;
+        }
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::thread::scope(|short| drop(short.spawn(|| {})));
+                }
+            });
+            let hidden = (0..2_000).filter(|_| family(me).is_none()).count();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(hidden, 0);
+        });
+    }
+
+    #[test]
     fn listeners_are_found_by_process() {
-        let v4 = std::net::TcpListener::bind("127.64.0.9:0").unwrap();
+        let port = weft_testkit::ports::free();
+        let v4 = std::net::TcpListener::bind(("127.64.0.9", port)).unwrap();
         let v6 = std::net::TcpListener::bind("[::1]:0");
         let me = std::process::id();
         let found = listening(me, &[me]);
@@ -241,9 +291,30 @@ mod tests {
         if let Ok(v6) = v6 {
             assert!(found.contains(&v6.local_addr().unwrap()), "{found:?}");
         }
-        let port = v4.local_addr().unwrap().port();
         assert_eq!(owner_of_port(port).unwrap().0, std::process::id());
         assert!(!listening(me, &[1]).contains(&v4.local_addr().unwrap()));
+    }
+
+    #[test]
+    fn a_program_that_just_begins_is_not_judged_by_what_it_does_not_show_yet() {
+        let check = |environ: Option<&str>, words: &str, runs, wanted| {
+            let words = || Some(words.as_bytes().to_vec());
+            let found = judged(environ.map(str::as_bytes), words, || runs, "A=1");
+            assert_eq!(found, wanted, "{environ:?} {runs}");
+        };
+        check(Some("B=2\0A=1\0"), "x", true, Marked::Yes);
+        check(Some("A=12\0"), "x", true, Marked::No);
+        check(Some(""), "", true, Marked::NotYet);
+        // Without variables; one that has ended; a stranger's.
+        check(Some(""), "x", true, Marked::No);
+        check(Some(""), "", false, Marked::No);
+        check(None, "", true, Marked::No);
+        let own = std::fs::read(format!("/proc/{}/environ", std::process::id())).unwrap();
+        let first = own.split(|b| *b == 0).next().unwrap();
+        let first = String::from_utf8_lossy(first).into_owned();
+        assert_eq!(marked(std::process::id(), &first), Marked::Yes);
+        assert_eq!(marked(std::process::id(), "WEFT_NOBODY=1"), Marked::No);
+        assert_eq!(marked(u32::MAX, &first), Marked::No);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use weft_base::task::TaskGroup;
 use weft_identity::uds::{EXCHANGE_TIMEOUT, SvidReply, SvidRequest, read_frame, write_frame};
 
-use crate::child::{ChildTable, Role};
+use crate::child::{ChildTable, Role, StillStarting};
 use crate::link::{LinkError, ServerLink, SignAsk};
 
 /// Exchanges at the same time; more wait in the socket's queue.
@@ -102,7 +102,7 @@ async fn answer(
     let caller = caller(&stream, table).await;
     let request: SvidRequest = read_frame(&mut stream).await?;
     let reply = match caller {
-        Err(reason) => SvidReply::Refused { reason },
+        Err(reply) => reply,
         Ok(_) if request.version != 1 => SvidReply::Refused {
             reason: format!("version {} of this protocol is not spoken here", request.version),
         },
@@ -126,19 +126,26 @@ async fn answer(
 async fn caller(
     stream: &UnixStream,
     table: &ChildTable,
-) -> Result<(crate::pod::PodKey, Arc<str>), String> {
-    let credentials = stream.peer_cred().map_err(|e| format!("the caller is unknown: {e}"))?;
+) -> Result<(crate::pod::PodKey, Arc<str>), SvidReply> {
+    let refused = |reason: String| SvidReply::Refused { reason };
+    let unknown = |e| refused(format!("the caller is unknown: {e}"));
+    let credentials = stream.peer_cred().map_err(unknown)?;
     let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
-    let pid = pid.ok_or("the system does not say which process is calling")?;
+    let unsaid = || refused("the system does not say which process is calling".into());
+    let pid = pid.ok_or_else(unsaid)?;
     match table.role_of_caller(pid).await {
-        Some(Role::Proxy { pod, service_account }) => Ok((pod, service_account)),
-        Some(Role::App { pod } | Role::Probe { pod }) => Err(format!(
+        Ok(Some(Role::Proxy { pod, service_account })) => Ok((pod, service_account)),
+        Ok(Some(Role::App { pod } | Role::Probe { pod })) => Err(refused(format!(
             "process {pid} is the app of pod {pod}; only its sidecar holds its identity"
-        )),
-        Some(Role::Sandbox { .. } | Role::Network) => {
-            Err(format!("process {pid} holds namespaces; it has no identity"))
+        ))),
+        Ok(Some(Role::Sandbox { .. } | Role::Network)) => {
+            Err(refused(format!("process {pid} holds namespaces; it has no identity")))
         }
-        None => Err(format!("process {pid} was not started by this agent")),
+        Ok(None) => Err(refused(format!("process {pid} was not started by this agent"))),
+        // A refusal would be final, and take away what the proxy has kept.
+        Err(StillStarting) => Err(SvidReply::Unavailable {
+            reason: format!("a start is not over yet, perhaps that of process {pid}; ask again"),
+        }),
     }
 }
 

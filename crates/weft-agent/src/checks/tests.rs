@@ -171,10 +171,11 @@ fn key(id: &str) -> CheckKey {
 #[tokio::test]
 async fn a_tcp_check_turns_with_its_program_and_stops_when_deregistered() {
     let tasks = TaskGroup::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let probe = Probe::tcp(address.clone());
-    let definition = CheckDefinition { probe, interval_ms: 10, ..CheckDefinition::default() };
+    let address = format!("127.0.0.1:{}", weft_testkit::ports::free());
+    let listener = TcpListener::bind(&address).await.unwrap();
+    let (probe, timeout_ms) = (Probe::tcp(address.clone()), 60_000);
+    let definition =
+        CheckDefinition { probe, interval_ms: 10, timeout_ms, ..CheckDefinition::default() };
     let (seen, mut reports) = watch::channel(Vec::<CheckReport>::new());
     let sink = Arc::new(Sink { seen, fail_first: Mutex::new(2) });
     let spec = spec(definition);
@@ -190,7 +191,7 @@ async fn a_tcp_check_turns_with_its_program_and_stops_when_deregistered() {
     let told = reports.borrow().len();
     publisher.publish(shown(Status::Critical));
     let again = reports.wait_for(|seen| seen.len() > told);
-    let again = tokio::time::timeout(Duration::from_secs(10), again).await;
+    let again = tokio::time::timeout(Duration::from_secs(60), again).await;
     assert_eq!(again.expect("it is told again").unwrap().last().unwrap().status, Status::Passing);
     drop(listener);
     // A question that was under way when it closed may be answered with a reset first.
@@ -235,7 +236,8 @@ async fn http_statuses_mean_what_consul_says() {
             tls_skip_verify: false,
             tls_server_name: String::new(),
         };
-        let definition = CheckDefinition { probe, ..CheckDefinition::default() };
+        let timeout_ms = 60_000;
+        let definition = CheckDefinition { probe, timeout_ms, ..CheckDefinition::default() };
         let (status, output) = ask::ask(&definition).await.unwrap();
         assert_eq!(status, want, "{line}");
         if want == Status::Passing && line.starts_with("200") {

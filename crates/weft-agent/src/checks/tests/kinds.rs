@@ -11,7 +11,7 @@ use super::*;
 use crate::checks::reach::refusal;
 
 fn of(probe: Probe) -> CheckDefinition {
-    CheckDefinition { probe, timeout_ms: 2_000, ..CheckDefinition::default() }
+    CheckDefinition { probe, timeout_ms: 60_000, ..CheckDefinition::default() }
 }
 
 fn http(url: &str) -> Probe {
@@ -31,8 +31,8 @@ async fn asked(probe: Probe) -> (Status, String) {
 
 #[tokio::test]
 async fn udp_passes_when_it_is_answered_or_met_with_silence_and_fails_when_nobody_is_there() {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let address = socket.local_addr().unwrap().to_string();
+    let address = format!("127.0.0.1:{}", weft_testkit::ports::free());
+    let socket = UdpSocket::bind(&address).await.unwrap();
     let probe = Probe::Udp { address: address.clone() };
     let well = (Status::Passing, format!("UDP connect {address}: Success"));
     assert_eq!(asked(probe.clone()).await, well, "silence");
@@ -55,8 +55,8 @@ async fn udp_passes_when_it_is_answered_or_met_with_silence_and_fails_when_nobod
 
 #[tokio::test]
 async fn an_http2_ping_is_echoed_by_a_real_server_and_by_nobody_else() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let address = format!("127.0.0.1:{}", weft_testkit::ports::free());
+    let listener = TcpListener::bind(&address).await.unwrap();
     let probe = Probe::H2Ping {
         address: address.clone(),
         tls: false,
@@ -100,7 +100,7 @@ async fn stranger() -> (String, TaskGroup, tokio::sync::mpsc::Receiver<(String, 
     let dir = tempfile::tempdir().unwrap();
     let clock = Clock::system();
     let ca = weft_identity::Authority::open(dir.path(), None, &clock).unwrap();
-    let long = Duration::from_secs(60);
+    let long = Duration::from_hours(1);
     let key = ca.door_certificate(&[], &["127.0.0.1".parse().unwrap()], long).unwrap();
     let config = weft_identity::tls::door_server(Arc::new(key), weft_identity::Alpn::Both, &clock);
     let config = Arc::new(config.unwrap());
