@@ -28,7 +28,8 @@ mod hold;
 mod mtls;
 mod wire;
 
-const LONG: Duration = Duration::from_secs(30);
+/// Only guards: no test takes so long on any machine.
+const LONG: Duration = Duration::from_secs(120);
 
 /// Sidecars see all hosts but those of namespace `hidden`, and their own inbound listeners.
 #[derive(Debug)]
@@ -121,6 +122,17 @@ impl Server {
         };
         let waited = tokio::time::timeout(LONG, all).await;
         assert!(waited.is_ok(), "not synced: {:#?}", self.pusher.status());
+    }
+
+    /// Waits until a generation is pushed, answered or not.
+    async fn published(&self, generation: u64) {
+        let mut changes = self.pusher.changes();
+        let pushed = async {
+            while self.pusher.generation() < generation {
+                changes.changed().await.unwrap();
+            }
+        };
+        assert!(tokio::time::timeout(LONG, pushed).await.is_ok(), "{generation} is not pushed");
     }
 
     fn status_of(&self, node: &str) -> ProxyStatus {

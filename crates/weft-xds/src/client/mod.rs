@@ -222,17 +222,19 @@ impl Shell {
             return end;
         }
         loop {
+            // In this order: an answer is told before what amends it, however long both waited.
             let output = tokio::select! {
-                message = inbound.message() => match message {
-                    Ok(Some(response)) => self.machine.received(response),
-                    Ok(None) => return End::Lost("the server ended the stream".to_owned()),
-                    Err(status) => return End::Lost(describe(&status)),
-                },
+                biased;
                 applied = self.applied.recv() => match applied {
                     Some(applied) => self.on_applied(applied),
                     None => return End::Closed,
                 },
                 Some(applied) = self.amended.recv() => self.machine.amended(applied),
+                message = inbound.message() => match message {
+                    Ok(Some(response)) => self.machine.received(response),
+                    Ok(None) => return End::Lost("the server ended the stream".to_owned()),
+                    Err(status) => return End::Lost(describe(&status)),
+                },
                 Ok(()) = self.wanted.changed() => self.on_wanted(),
             };
             if let Err(end) = self.put(&requests, output).await {

@@ -41,8 +41,8 @@ async fn five_thousand_hosts_arrive_and_one_endpoint_is_one_small_resource() {
 
 #[tokio::test]
 async fn a_restarted_server_sends_nothing_that_the_proxy_has() {
-    let first = Server::start().await;
-    let address = first.address;
+    let address = SocketAddr::from(([127, 0, 0, 1], weft_testkit::ports::free()));
+    let first = Server::start_with(TestNodes::default(), address).await;
     first.pusher.submit(delta(7, service("user").into_iter().chain(service("order"))));
     let mut proxy = Proxy::start(address, "sidecar~shop~a");
     proxy.until(|t| t.len() == 6).await;
@@ -168,6 +168,7 @@ async fn drain_waits_for_those_who_see_the_host_and_for_nobody_else() {
     let (user, ms) = (host_root("user"), Duration::from_millis);
 
     server.pusher.submit(delta(2, [of_hidden(&[])]));
+    server.published(2).await;
     let late = server.pusher.wait_acked(Some(&hidden), 2, ms(50)).await.unwrap_err();
     assert_eq!(late.nodes, ["sidecar~shop~sees".parse().unwrap()]);
     assert!(late.published);
@@ -175,6 +176,7 @@ async fn drain_waits_for_those_who_see_the_host_and_for_nobody_else() {
     server.pusher.wait_acked(Some(&hidden), 2, LONG).await.unwrap();
 
     server.pusher.submit(delta(3, [endpoints("user", &[])]));
+    server.published(3).await;
     let late = server.pusher.wait_acked(Some(&user), 3, ms(50)).await.unwrap_err();
     assert_eq!(late.nodes.len(), 2, "{late}");
     sees.gate.add_permits(1);
@@ -206,6 +208,7 @@ async fn a_pod_is_ready_only_when_its_own_sidecar_holds_its_inbound_listeners() 
     assert!(wait(&[8080, 9090], LONG).await);
     // Endpoints that it has not answered do not make a ready pod unready.
     server.pusher.submit(delta(3, service("user")));
+    server.published(3).await;
     server.pusher.wait_acked(None, 3, Duration::from_millis(50)).await.unwrap_err();
     assert!(server.pusher.inbound_acked("shop", "a", &[8080, 9090]));
     // Neither does a lost stream.
@@ -315,4 +318,40 @@ async fn a_proxy_that_speaks_no_common_version_is_told_what_to_upgrade() {
     }
     let mut proxy = Proxy::start(server.address, "sidecar~shop~b");
     proxy.until(|t| t.len() == 3).await;
+}
+
+/// An answer and what amends it may both wait while the client has other things to do: they are
+/// told in the order in which they were given.
+#[tokio::test]
+async fn an_answer_that_is_amended_at_once_is_told_before_what_amends_it() {
+    let server = Server::start().await;
+    let tasks = TaskGroup::new();
+    let node = NodeInfo::this_release("sidecar~shop~a".parse().unwrap(), "test");
+    let connect = Arc::new(PlainTcp { authority: server.address.to_string() });
+    let (held, wanted) = (Vec::new(), client::nothing_more());
+    let options = Options { node, held, wanted, rng: Rng::seeded(1) };
+    let mut handle = client::run(connect, options, &tasks);
+    // Told at random, one of so many would be wrong.
+    for generation in 1..=20 {
+        let resource = fail("user", &generation.to_string());
+        let name = resource.0.to_string();
+        server.pusher.submit(delta(generation, [resource]));
+        let delivered = tokio::time::timeout(LONG, handle.transactions.recv()).await;
+        assert_eq!(delivered.unwrap().unwrap().generation, generation);
+        let rejected = vec![Rejected::new(name, "its address is taken")];
+        handle.applied.try_send(Applied { generation, rejected }).unwrap();
+        handle.amended.try_send(Applied { generation, rejected: Vec::new() }).unwrap();
+        let mut changes = server.pusher.changes();
+        let told = async {
+            loop {
+                let status = server.status_of("sidecar~shop~a");
+                if status.acked_generation == Some(generation) && status.rejected.is_empty() {
+                    return;
+                }
+                changes.changed().await.unwrap();
+            }
+        };
+        assert!(tokio::time::timeout(LONG, told).await.is_ok(), "{generation} stays refused");
+    }
+    tasks.shutdown(Duration::ZERO).await;
 }
