@@ -10,8 +10,8 @@ use crate::plane::{Running, Server};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_port_that_becomes_free_is_no_longer_refused() {
-    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = taken.local_addr().unwrap().port();
+    let port = weft_testkit::ports::free();
+    let taken = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     let mut world = World::new();
     let labels = json!({"weft.dev/proxy": "gateway", "weft.dev/gateway": "gw"});
     for object in [
