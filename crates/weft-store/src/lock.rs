@@ -17,7 +17,7 @@ pub const DATA_FORMAT: u64 = 1;
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 // === impl DataDir ===
@@ -36,7 +36,7 @@ impl DataDir {
             .map_err(|e| StoreError::path(&path, e))?;
         let lock = lock(&path)?;
         check_version(&path)?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -52,6 +52,13 @@ impl DataDir {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
         made.map_err(|e| StoreError::path(&path, e))?;
         Ok(path)
+    }
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        // Closing is not enough: a program that is being started has a copy until it runs.
+        let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
     }
 }
 
@@ -113,6 +120,16 @@ mod tests {
         let err = DataDir::open(dir.path()).unwrap_err();
         let me = format!("process {}", std::process::id());
         assert!(err.to_string().contains(&me), "{err}");
+        drop(held);
+        DataDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn the_lock_ends_with_its_holder_though_a_child_is_just_being_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = DataDir::open(dir.path()).unwrap();
+        // What a child has between fork and exec.
+        let _copy = held.lock.try_clone().unwrap();
         drop(held);
         DataDir::open(dir.path()).unwrap();
     }

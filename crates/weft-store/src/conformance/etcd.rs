@@ -2,7 +2,7 @@
 //! The same sentences over a real etcd, one of its own for each test, and what only an etcd can
 //! do: end leases by its own clock, be compacted by others, be shared, go away and come back.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -20,6 +20,9 @@ use crate::{
     Class, EtcdConfig, EtcdStore, EventKind, Op, Retention, Revision, Store, StoreError, Txn,
     WatchError,
 };
+
+/// Long enough for a loaded machine; nothing waits for it when all is well.
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One member, killed when it is dropped.
 pub(super) struct Server {
@@ -63,8 +66,7 @@ impl Server {
     }
 
     pub async fn open_with(&self, retention: Retention, clock: Clock) -> Arc<dyn Store> {
-        drop(self.open().await);
-        Arc::new(EtcdStore::open(self.config(), clock, retention).await.unwrap())
+        open_with(self.config(), clock, retention).await
     }
 
     async fn other(&self, prefix: &str) -> Arc<dyn Store> {
@@ -80,7 +82,7 @@ impl Drop for Server {
 }
 
 fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    (Ipv4Addr::LOCALHOST, weft_testkit::ports::free()).into()
 }
 
 fn spawn(dir: &Path, client: SocketAddr, peer: SocketAddr) -> Child {
@@ -103,10 +105,22 @@ fn spawn(dir: &Path, client: SocketAddr, peer: SocketAddr) -> Child {
 }
 
 pub(super) async fn open(config: EtcdConfig) -> Arc<dyn Store> {
+    open_with(config, Clock::system(), Retention::default()).await
+}
+
+pub(super) async fn open_with(
+    config: EtcdConfig,
+    clock: Clock,
+    retention: Retention,
+) -> Arc<dyn Store> {
+    Arc::new(engine(config, clock, retention).await)
+}
+
+/// The engine itself, once its etcd answers.
+async fn engine(config: EtcdConfig, clock: Clock, retention: Retention) -> EtcdStore {
     let opened = async {
         loop {
-            let store = EtcdStore::open(config.clone(), Clock::system(), Retention::default());
-            match store.await {
+            match EtcdStore::open(config.clone(), clock.clone(), retention).await {
                 Ok(store) => return store,
                 Err(StoreError::Unreachable { .. }) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -115,7 +129,7 @@ pub(super) async fn open(config: EtcdConfig) -> Arc<dyn Store> {
             }
         }
     };
-    Arc::new(tokio::time::timeout(Duration::from_secs(30), opened).await.expect("etcd answers"))
+    tokio::time::timeout(PATIENCE, opened).await.expect("etcd answers")
 }
 
 pub(super) async fn fresh() -> Fixture {
@@ -141,8 +155,10 @@ async fn keys(store: &Arc<dyn Store>) -> Vec<String> {
 async fn etcd_ends_a_lease_that_nobody_keeps_alive() {
     let server = Server::start();
     let store = server.open().await;
-    let short = store.lease_grant(Duration::from_secs(1)).await.unwrap();
-    let kept = store.lease_grant(Duration::from_secs(2)).await.unwrap();
+    // Time enough for a sign of life on a machine that is busy.
+    let life = Duration::from_secs(5);
+    let short = store.lease_grant(life).await.unwrap();
+    let kept = store.lease_grant(life).await.unwrap();
     put(&store, leased("/short", Class::Synced, short)).await;
     put(&store, leased("/kept", Class::Ephemeral, kept)).await;
     let from = put(&store, Op::put("/other", "x")).await;
@@ -153,12 +169,12 @@ async fn etcd_ends_a_lease_that_nobody_keeps_alive() {
                 events = watch.next() => return events.unwrap(),
                 () = tokio::time::sleep(Duration::from_millis(300)) => {
                     let ttl = store.lease_keep_alive(kept).await.unwrap();
-                    assert!(ttl >= Duration::from_secs(2), "{ttl:?}");
+                    assert!(ttl >= life, "{ttl:?}");
                 }
             }
         }
     };
-    let events = tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
+    let events = tokio::time::timeout(PATIENCE, ended).await.unwrap();
     let told: Vec<_> = events.iter().map(|e| (&*e.key, e.kind, &*e.value)).collect();
     assert_eq!(told, [("/short", EventKind::Delete, &b"x"[..])]);
     assert!(matches!(store.lease_keep_alive(short).await, Err(StoreError::NoLease(_))));
@@ -190,9 +206,8 @@ async fn ephemeral_keys_end_with_the_server_that_wrote_them() {
     let config = server.config();
     let (clock, keep) = (Clock::system(), Retention::default());
     let two = server.open().await;
-    let dies: Arc<dyn Store> =
-        Arc::new(EtcdStore::open(config.clone(), clock.clone(), keep).await.unwrap());
-    let leaves = EtcdStore::open(config, clock, keep).await.unwrap();
+    let dies = open_with(config.clone(), clock.clone(), keep).await;
+    let leaves = engine(config, clock, keep).await;
     put(&two, Op::put_ephemeral("/two", "x")).await;
     put(&dies, Op::put_ephemeral("/dies", "x")).await;
     put(&dies, Op::put("/stays", "x")).await;
@@ -203,7 +218,7 @@ async fn ephemeral_keys_end_with_the_server_that_wrote_them() {
     let from = two.barrier().await.unwrap();
     let mut watch = two.watch("/", from.next()).unwrap();
     drop(dies);
-    let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.unwrap().unwrap();
+    let told = tokio::time::timeout(PATIENCE, watch.next()).await.unwrap().unwrap();
     assert_eq!((&*told[0].key, told[0].kind), ("/dies", EventKind::Delete));
     assert_eq!(keys(&two).await, ["/stays", "/two"]);
     // One whose lease ended while it could not reach etcd begins another.
@@ -249,7 +264,7 @@ async fn a_watch_goes_on_when_etcd_comes_back() {
             }
         }
     };
-    let second = tokio::time::timeout(Duration::from_secs(30), again).await.unwrap();
+    let second = tokio::time::timeout(PATIENCE, again).await.unwrap();
     let mut seen = Vec::new();
     while seen.last() != Some(&second) {
         seen.extend(watch.next().await.unwrap().iter().map(|e| e.revision));
@@ -279,11 +294,11 @@ async fn a_server_that_was_away_while_etcd_was_compacted_has_all_watches_list_ag
     }
     direct.compact(direct.barrier().await.unwrap()).await.unwrap();
     wire.lag(0);
-    let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
+    let told = tokio::time::timeout(PATIENCE, watch.next()).await;
     let why = told.expect("it is told").unwrap_err();
     assert!(matches!(why, WatchError::Compacted { .. } | WatchError::TooSlow), "{why}");
     assert_eq!(reader.get("/a").await.unwrap().1.unwrap().value, "3");
-    assert_eq!(counted(&reader, "weft_store_compactions_met_total"), 1);
+    assert!(counted(&reader, "weft_store_compactions_met_total") > 0);
     assert!(counted(&reader, "weft_store_reconnects_total") > 0);
 }
 
@@ -457,13 +472,16 @@ async fn a_watch_begins_and_stays_with_members_that_answer_late() {
     one.lag(1_500);
     two.lag(1_500);
     let second = put(&direct, Op::put("/a", "2")).await;
-    let told = tokio::time::timeout(Duration::from_secs(30), watch.next()).await;
+    let told = tokio::time::timeout(PATIENCE, watch.next()).await;
     assert_eq!(told.expect("the watch begins").unwrap()[0].revision, second);
+    let resumed = || counted(&store, "weft_store_watch_resumes_total");
+    let before = resumed();
     for n in ["3", "4", "5"] {
         // A call that is late tells nothing of the watch.
         assert!(store.get("/a").await.unwrap().1.is_some());
         let next = put(&direct, Op::put("/a", n)).await;
-        let told = tokio::time::timeout(Duration::from_secs(2), watch.next()).await;
-        assert_eq!(told.expect("the watch stays").unwrap()[0].revision, next);
+        let told = tokio::time::timeout(PATIENCE, watch.next()).await;
+        assert_eq!(told.expect("it is told").unwrap()[0].revision, next);
     }
+    assert_eq!(resumed(), before, "the watch stays");
 }

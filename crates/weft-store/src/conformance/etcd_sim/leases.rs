@@ -19,7 +19,7 @@ const KEYS: [&str; 2] = ["a", "b"];
 /// At a time.
 const MAX: usize = 6;
 /// How long after their time the last ones may take: etcd begins each anew when it starts.
-const END_MAX: Duration = Duration::from_secs(30);
+const END_MAX: Duration = Duration::from_secs(120);
 
 /// All that were granted.
 #[derive(Default)]

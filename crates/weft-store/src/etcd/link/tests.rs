@@ -39,7 +39,7 @@ async fn where_there_is_but_one_member_no_other_is_looked_for() {
     assert_eq!(link.turn.borrow().search, Search::Over);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_member_that_answers_others_is_not_silent() {
     let link = link("127.0.0.1:1,127.0.0.1:2,127.0.0.1:3");
     let begun = tokio::time::Instant::now();
@@ -54,7 +54,7 @@ async fn a_member_that_answers_others_is_not_silent() {
     assert_eq!(link.turn.borrow().search, Search::Over, "none was looked for");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn calls_wait_for_a_search_no_longer_than_until_their_own_member_answers() {
     let link = link("127.0.0.1:1,127.0.0.1:2,127.0.0.1:3");
     link.look();
@@ -107,7 +107,7 @@ async fn a_stale_token_is_forgotten_and_a_newer_one_kept() {
     assert_eq!(*link.token.lock().unwrap(), Some(new));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_long_answer_is_waited_for_while_its_member_answers_others() {
     let stays = async |link: &Link| {
         let stream = link.begin_stream(0);
@@ -118,7 +118,7 @@ async fn a_long_answer_is_waited_for_while_its_member_answers_others() {
     assert_eq!(sent(stays).await, 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_long_answer_comes_at_last_wherever_it_is_asked() {
     let passes = async |link: &Link| {
         let at = link.turn.borrow().at;
