@@ -108,12 +108,10 @@ impl Forwarder {
     /// Asks again what waits for too long, and gives up what waited for longer than that.
     async fn chores(&mut self) {
         let now = Instant::now();
-        let over: Vec<u16> = self
-            .pending
-            .iter()
-            .filter(|(_, p)| now.duration_since(p.since) >= GIVE_UP)
-            .map(|(id, _)| *id)
-            .collect();
+        if !self.over(now).is_empty() {
+            self.take_what_came().await;
+        }
+        let over = self.over(now);
         for pending in over.iter().filter_map(|id| self.pending.remove(id)).collect::<Vec<_>>() {
             self.fail(pending.client, &pending.query).await;
         }
@@ -128,6 +126,24 @@ impl Forwarder {
             .collect();
         for (id, query) in again {
             self.send(id, &query).await;
+        }
+    }
+
+    /// Questions that waited for too long.
+    fn over(&self, now: Instant) -> Vec<u16> {
+        let over = self.pending.iter().filter(|(_, p)| now.duration_since(p.since) >= GIVE_UP);
+        over.map(|(id, _)| *id).collect()
+    }
+
+    /// Passes on the answers that are there already: when the machine stood still, the resolver was
+    /// not silent.
+    async fn take_what_came(&mut self) {
+        let mut answer = vec![0; ANSWER_BYTES_MAX];
+        for _ in 0..DNS_QUESTIONS_MAX {
+            let Some(Ok(n)) = self.upstream.as_ref().map(|u| u.try_recv(&mut answer)) else {
+                return;
+            };
+            self.answer(answer.get_mut(..n).unwrap_or_default()).await;
         }
     }
 
@@ -157,5 +173,36 @@ impl Forwarder {
 
     fn id(&mut self) -> u16 {
         u16::try_from(self.rng.below(1 << 16)).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_base::sockets::SocketFactory;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_came_while_the_machine_stood_still_is_passed_on() {
+        let bind = async || UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (door, far, client) = (bind().await, bind().await, bind().await);
+        let resolver = Resolver { address: far.local_addr().unwrap(), host: SocketFactory::Here };
+        let (pending, rng) = (HashMap::new(), Rng::seeded(1));
+        let mut forwarder = Forwarder { door, resolver, upstream: None, pending, rng };
+        // The address of `a`.
+        let query = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
+        forwarder.ask(client.local_addr().unwrap(), query.clone()).await;
+        let mut bytes = [0; 512];
+        let (n, from) = far.recv_from(&mut bytes).await.unwrap();
+        bytes[2] |= 0x80;
+        far.send_to(&bytes[..n], from).await.unwrap();
+        forwarder.upstream.as_ref().unwrap().readable().await.unwrap();
+        // The clock is looked at before the socket.
+        let long_ago = Instant::now() - GIVE_UP;
+        forwarder.pending.values_mut().for_each(|pending| pending.since = long_ago);
+        forwarder.chores().await;
+        let n = client.recv(&mut bytes).await.unwrap();
+        assert_eq!((&bytes[..2], bytes[3] & 15, n), (&query[..2], 0, query.len()));
+        assert!(forwarder.pending.is_empty());
     }
 }
