@@ -229,7 +229,7 @@ mod tests {
         let sockets = Sockets::keeping(Vec::new()).unwrap();
         sockets.close();
         assert!(sockets.has_ended());
-        let late = TcpListener::bind("127.0.0.1:0").unwrap();
+        let late = TcpListener::bind(("127.0.0.1", weft_testkit::ports::free())).unwrap();
         let at = late.local_addr().unwrap();
         sockets.keep(Takes::Connections, &[late]);
         assert!(std::net::TcpStream::connect(at).is_err());
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_nobody_asks_for_is_closed() {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpListener::bind(("127.0.0.1", weft_testkit::ports::free())).unwrap();
         let at = socket.local_addr().unwrap();
         let next = Sockets::keeping(vec![socket.into()]).unwrap();
         assert_eq!(next.drop_unclaimed(), 1);

@@ -162,7 +162,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_takes_so_many_requests_for_so_long() {
         let said = ClientLimits {
-            age_ms_max: Some(1_000),
+            age_ms_max: Some(3_000),
             requests_max: Some(3),
             ..ClientLimits::default()
         };

@@ -18,6 +18,7 @@ use weft_base::snapshot::Snapshot;
 use weft_base::task::TaskGroup;
 use weft_identity::Svid;
 use weft_model::*;
+use weft_testkit::ports;
 use weft_xds::{Applied, Transaction};
 
 use crate::config::{LogWhat, NodeId, Ports, ProxyConfig};
@@ -65,7 +66,8 @@ pub fn config(node: &str) -> ProxyConfig {
     let mut config = ProxyConfig::new(NodeId::parse(node).unwrap());
     config.ports = Ports { admin: 0, outbound: 0, mesh: 0, metrics: 0, ready: 0, peers: MESH_PORT };
     config.access_log.what = LogWhat::Nothing;
-    config.drain_grace = Duration::from_secs(5);
+    // Longer than a busy machine holds up what is to end by itself.
+    config.drain_grace = Duration::from_secs(60);
     config
 }
 
@@ -165,13 +167,14 @@ impl Server {
         Self { hits: count, ..made }
     }
 
-    /// A socket handler; it gets the number of the connection.
+    /// A socket handler; it gets the number of the connection. The address stays its own when it is
+    /// killed: nobody else is given the port.
     pub async fn raw<F, Fut>(handler: F) -> Self
     where
         F: Fn(usize, TcpStream) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", ports::free())).await.unwrap();
         let address = listener.local_addr().unwrap();
         let tasks = TaskGroup::new();
         let hits = Arc::new(AtomicUsize::new(0));
@@ -436,7 +439,7 @@ pub fn gateway_route(name: &str, hostnames: &[&str], rules: Vec<Rule>) -> Named 
     (root.child(format!("route/httproute/shop/{name}")), Resource::Route(route))
 }
 
-/// Waits until something holds; fails after ten seconds.
+/// Waits until something holds; fails after a minute, since a machine may stand still for long.
 pub async fn wait_until<F, Fut>(what: &str, mut condition: F)
 where
     F: FnMut() -> Fut,
@@ -447,7 +450,7 @@ where
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting)
+    tokio::time::timeout(Duration::from_secs(60), waiting)
         .await
         .unwrap_or_else(|_| panic!("{what} did not come true"));
 }

@@ -398,7 +398,13 @@ async fn a_greeting_is_hardly_later_than_without_a_proxy() {
     let all = service("db", Protocol::Detect, BackendPolicy::default(), endpoints);
     let pod = Pod::new(addressed(all, "10.96.0.1")).await;
     let mut best = [Duration::MAX; 2];
-    for _ in 0..20 {
+    let added = |best: [Duration; 2]| best[1].saturating_sub(best[0]);
+    const HARDLY: Duration = Duration::from_millis(5);
+    // A busy machine is late now and then, but not each time.
+    for round in 0..500 {
+        if round >= 20 && added(best) <= HARDLY {
+            break;
+        }
         for (through, best) in [false, true].into_iter().zip(&mut best) {
             let began = tokio::time::Instant::now();
             let mut stream = match through {
@@ -411,8 +417,7 @@ async fn a_greeting_is_hardly_later_than_without_a_proxy() {
             *best = began.elapsed().min(*best);
         }
     }
-    let added = best[1].saturating_sub(best[0]);
-    assert!(added <= Duration::from_millis(5), "{added:?} later");
+    assert!(added(best) <= HARDLY, "{:?} later", added(best));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -542,7 +547,7 @@ async fn draining_lets_captured_connections_finish_and_waits_for_no_silent_one()
     let mut silent = pod.dial("10.96.0.1:80").await;
     wait_until("the silent one has its upstream", || async { bytes.hits() == 2 }).await;
     let (door, dialled) = (pod.bed.outbound(), pod.dialled.clone());
-    let began = tokio::time::Instant::now();
+    let (began, grace) = (tokio::time::Instant::now(), config("sidecar~shop~x").drain_grace);
     let (ended, draining) = tokio::sync::oneshot::channel();
     let tasks = TaskGroup::new();
     tasks.spawn("drain", async move { ended.send(pod.bed.proxy.drain().await).unwrap() });
@@ -555,5 +560,5 @@ async fn draining_lets_captured_connections_finish_and_waits_for_no_silent_one()
     busy.shutdown().await.unwrap();
     assert_eq!(rest(&mut busy).await.unwrap(), "\0two");
     assert!(draining.await.unwrap());
-    assert!(began.elapsed() < Duration::from_secs(4), "the grace is five seconds");
+    assert!(began.elapsed() < grace * 3 / 4, "the silent one was waited for");
 }

@@ -174,7 +174,7 @@ async fn strict_takes_a_sidecars_tls_only_and_tells_others_why() {
     assert_eq!(rest(&mut stream).await, RESET);
     // One that waits for the server to speak is not kept waiting for ever.
     let mut silent = pod.dial(bytes.address).await;
-    let ended = tokio::time::timeout(Duration::from_secs(8), rest(&mut silent)).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), rest(&mut silent)).await;
     assert_eq!(ended.unwrap(), RESET);
     assert_eq!((web.hits(), bytes.hits()), (0, 0), "nothing reached the app");
     assert!(pod.mesh_get(web.address).await.unwrap().ends_with("web"));

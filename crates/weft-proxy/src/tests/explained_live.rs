@@ -76,6 +76,7 @@ async fn checks_load_and_full_breakers_are_explained() {
     let check = HealthCheck {
         kind: CheckKind::Http(HttpCheck { path: "/health".into(), ..HttpCheck::default() }),
         interval_ms: 20,
+        timeout_ms: 60_000,
         ..HealthCheck::default()
     };
     let protection = Protection { health_check: Some(check), ..Protection::default() };

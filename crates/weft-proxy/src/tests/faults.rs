@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use weft_model::*;
 
 use super::bed::*;
+use super::panics::{is_here, played_alone};
 
 /// Sends raw bytes, half closes, and returns everything that comes back.
 async fn raw(to: std::net::SocketAddr, bytes: &[u8]) -> String {
@@ -15,7 +16,7 @@ async fn raw(to: std::net::SocketAddr, bytes: &[u8]) -> String {
     let _ = stream.write_all(bytes).await;
     let mut all = Vec::new();
     let reading = stream.read_to_end(&mut all);
-    let _ = tokio::time::timeout(Duration::from_secs(5), reading).await;
+    let _ = tokio::time::timeout(Duration::from_secs(60), reading).await;
     String::from_utf8_lossy(&all).into_owned()
 }
 
@@ -90,6 +91,11 @@ async fn oversize_heads_and_bodies_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_garbage_connections_disturb_nobody() {
+    if !is_here() {
+        // Alone: what panics there is counted, and others' servers may panic in this process.
+        played_alone(&["faults::ten_thousand_garbage_connections_disturb_nobody"]);
+        return;
+    }
     let user = Server::named("user").await;
     let bed = gateway_to(user.address).await;
     let at = bed.listener();
@@ -178,7 +184,8 @@ async fn f10_who_never_asks_is_closed_in_time() {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let user = Server::named("user").await;
     let mut config = config("gateway~shop~web");
-    config.limits.header_timeout = Duration::from_secs(2);
+    // Longer than a busy machine takes between a connection and its first request.
+    config.limits.header_timeout = Duration::from_secs(6);
     let bed = Bed::start(config, None).await;
     let mut all = http_service("user", &[user.address]);
     all.push(gateway(None));
@@ -195,13 +202,13 @@ async fn f10_who_never_asks_is_closed_in_time() {
         let (mut read, mut write) = stream.into_split();
         let trickle = async {
             for byte in then.chunks(1) {
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                tokio::time::sleep(Duration::from_millis(1_000)).await;
                 let _ = write.write_all(byte).await;
             }
             std::future::pending::<()>().await;
         };
         let mut left = Vec::new();
-        let limit = Duration::from_secs(30);
+        let limit = Duration::from_secs(60);
         tokio::select! {
             end = tokio::time::timeout(limit, read.read_to_end(&mut left)) => end.is_ok(),
             () = trickle => unreachable!("it has no end"),
@@ -238,6 +245,9 @@ async fn a_client_that_leaves_frees_its_request() {
         bed.metrics().await.contains("response_flags=\"DC\"")
     })
     .await;
-    let clusters = send(bed.proxy.addresses().admin, get("/clusters", "127.0.0.1")).await.body;
-    assert!(clusters.contains("rq_active::0"), "{clusters}");
+    wait_until("nothing is in flight", || async {
+        let admin = bed.proxy.addresses().admin;
+        send(admin, get("/clusters", "127.0.0.1")).await.body.contains("rq_active::0")
+    })
+    .await;
 }

@@ -95,7 +95,7 @@ async fn its_connections_close_with_the_client_and_never_serve_the_next() {
     let (mut a, _) = from(bed.listener()).await;
     assert_eq!(a.send(get("/", "x")).await.status, 200);
     drop(a);
-    let closed = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await;
+    let closed = tokio::time::timeout(Duration::from_secs(60), heard.recv()).await;
     assert_eq!(closed.expect("it is not kept for anybody"), Some(0));
     let (mut b, port) = from(bed.listener()).await;
     assert_eq!(b.send(get("/", "x")).await.body, format!("1 {port} HTTP/1.1"));
@@ -121,7 +121,7 @@ async fn its_connections_close_with_their_endpoint() {
         // Its client stays and asks nothing.
         let other = strict().await;
         bed.apply(2, all(protocol, policy, other.address)).await;
-        let closed = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await;
+        let closed = tokio::time::timeout(Duration::from_secs(60), heard.recv()).await;
         assert_eq!(closed.expect("nobody can ask for it any more"), Some(0), "{protocol:?}");
         assert!(a.send(get("/", "x")).await.body.starts_with(&format!("0 {port} ")));
         assert_eq!((server.hits(), other.hits()), (1, 1));
@@ -161,7 +161,7 @@ async fn one_that_is_in_use_when_its_endpoint_goes_closes_after_its_answer() {
         answers.send(true).unwrap();
     };
     tokio::join!(asks, swaps);
-    let closed = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await;
+    let closed = tokio::time::timeout(Duration::from_secs(60), heard.recv()).await;
     assert_eq!(closed.expect("it is kept for nobody"), Some("closed"));
 }
 
@@ -171,7 +171,7 @@ async fn told() -> (Server, tokio::sync::mpsc::Receiver<Option<SocketAddr>>) {
     let server = Server::raw(move |n, stream| {
         let told = told.clone();
         async move {
-            let limit = Duration::from_secs(10);
+            let limit = Duration::from_secs(60);
             let read = proxy_header::read(stream, ProxyHeader::Required, limit).await;
             let Ok((who, stream)) = read else { return };
             let _ = told.try_send(who.map(|(client, _)| client));
@@ -191,7 +191,12 @@ async fn health_checks_say_that_they_are_the_proxys_own() {
     let kinds = [http(false), http(true), tcp];
     for (kind, version) in kinds.iter().flat_map(|kind| versions.map(|version| (kind, version))) {
         let (server, mut heard) = told().await;
-        let check = HealthCheck { kind: kind.clone(), unhealthy: 1, ..HealthCheck::default() };
+        let check = HealthCheck {
+            kind: kind.clone(),
+            timeout_ms: 60_000,
+            unhealthy: 1,
+            ..HealthCheck::default()
+        };
         let protection = Protection { health_check: Some(check), ..Protection::default() };
         let policy = BackendPolicy {
             proxy_protocol: Some(version),
@@ -199,7 +204,7 @@ async fn health_checks_say_that_they_are_the_proxys_own() {
             ..BackendPolicy::default()
         };
         let bed = Bed::gateway(all(Protocol::Http1, policy.clone(), server.address)).await;
-        let first = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await;
+        let first = tokio::time::timeout(Duration::from_secs(60), heard.recv()).await;
         assert_eq!(
             first.expect("a check begins with a header"),
             Some(None),

@@ -136,7 +136,8 @@ async fn a_stream_ends_when_it_has_lasted_for_as_long_as_it_may() {
     .await;
     let limited = |name: &str| {
         let all = rule("/", Action::Forward(vec![to(name, "", 1)]));
-        let timeouts = Timeouts { stream_ms: Some(300), idle_ms: Some(0), ..Timeouts::default() };
+        // Longer than a busy machine takes for the head of an answer.
+        let timeouts = Timeouts { stream_ms: Some(3_000), idle_ms: Some(0), ..Timeouts::default() };
         mesh_route(name, vec![Rule { matches: Vec::new(), timeouts, ..all }])
     };
     let all = [

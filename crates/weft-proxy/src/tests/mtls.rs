@@ -243,10 +243,13 @@ async fn opaque_bytes_go_through_the_mesh_in_both_directions_with_half_close() {
     let mut rest = String::new();
     stream.read_to_string(&mut rest).await.unwrap();
     assert_eq!(rest, "cba");
-    let metrics = client.metrics().await;
-    assert!(metrics.contains("istio_tcp_connections_opened_total{"), "{metrics}");
-    let sent = metrics.lines().find(|l| l.starts_with("istio_tcp_sent_bytes_total{")).unwrap();
-    assert!(sent.ends_with(" 10"), "{sent}");
+    wait_until("connection and bytes are counted", async || {
+        let metrics = client.metrics().await;
+        let mut lines = metrics.lines();
+        metrics.contains("istio_tcp_connections_opened_total{")
+            && lines.any(|l| l.starts_with("istio_tcp_sent_bytes_total{") && l.ends_with(" 10"))
+    })
+    .await;
 }
 
 /// Who of a proxy's instances fails its check: lines of the admin door's `/clusters`.
@@ -275,7 +278,7 @@ async fn checks_of_bytes_ask_the_app_and_not_its_sidecar() {
         let check = HealthCheck {
             kind,
             interval_ms: 20,
-            timeout_ms: 2_000,
+            timeout_ms: 60_000,
             healthy: 1,
             unhealthy: 1,
             jitter_basis_points: 0,

@@ -27,8 +27,21 @@ fn ask(panics: bool) -> http::Request<()> {
 const HERE: &str = "WEFT_TEST_PANICS";
 
 #[allow(clippy::disallowed_methods)] // How tests start themselves again.
-fn is_here() -> bool {
+pub(super) fn is_here() -> bool {
     std::env::var(HERE).is_ok()
+}
+
+/// Runs tests of this program in a process of their own, where [`is_here`] holds; what they wrote.
+pub(super) fn played_alone(cases: &[&str]) -> String {
+    let passed = format!("{} passed", cases.len());
+    let cases = cases.iter().map(|case| format!("tests::{case}"));
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let output = command.args(["--exact", "--nocapture"]).args(cases).env(HERE, "1").output();
+    let output = output.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains(&passed), "{text}{said}");
+    text
 }
 
 /// How often: the drill in full says `FULL`.
@@ -39,14 +52,10 @@ fn rounds() -> usize {
 
 #[test]
 fn f26_a_panic_in_a_handler_ends_one_stream() {
-    let cases = ["f26_over_http2_only_the_stream_dies", "f26_over_http1_only_the_connection_dies"];
-    let cases = cases.map(|case| format!("tests::panics::{case}"));
-    let program = std::env::current_exe().unwrap();
-    let mut command = Command::new(program);
-    let output = command.args(["--exact", "--nocapture"]).args(&cases).env(HERE, "1").output();
-    let output = output.unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("2 passed"), "{text}");
+    let text = played_alone(&[
+        "panics::f26_over_http2_only_the_stream_dies",
+        "panics::f26_over_http1_only_the_connection_dies",
+    ]);
     // libtest writes names without a line's end.
     let said = text.match_indices("F26 ").filter_map(|(at, _)| text.get(at..)?.lines().next());
     let said: Vec<&str> = said.collect();

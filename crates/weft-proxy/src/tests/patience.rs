@@ -16,9 +16,10 @@ use weft_model::*;
 
 use super::bed::*;
 
-const IDLE: Duration = Duration::from_secs(1);
+/// Longer than a busy machine holds up a test between two of its steps.
+const IDLE: Duration = Duration::from_secs(4);
 /// Many times in that.
-const PACE: Duration = Duration::from_millis(25);
+const PACE: Duration = Duration::from_millis(50);
 /// Longer than any test takes.
 const LONG_MS: u64 = 60_000;
 
@@ -44,43 +45,51 @@ async fn head(stream: &mut TcpStream) -> String {
     String::from_utf8(seen).unwrap()
 }
 
-/// Begins an upload and goes on with it for twice what silence is allowed.
-async fn uploaded(bed: &Bed) -> (TcpStream, String) {
+/// Begins an upload and goes on with it for twice what silence is allowed; with when its last byte
+/// was about to be sent.
+async fn uploaded(bed: &Bed) -> (TcpStream, String, Instant) {
     let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
     let asks = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
     stream.write_all(asks).await.unwrap();
     let (began, mut sent) = (Instant::now(), String::new());
+    let mut last = began;
     while began.elapsed() < 2 * IDLE {
+        last = Instant::now();
         stream.write_all(b"1\r\nx\r\n").await.unwrap();
         sent.push('x');
         tokio::time::sleep(PACE).await;
     }
-    (stream, sent)
+    (stream, sent, last)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_may_take_as_long_as_it_moves() {
-    for protocol in [Protocol::Http1, Protocol::Http2] {
+    let of = async |protocol| {
         let server = Server::http(|_, request| async move {
             let whole = request.into_body().collect().await.unwrap().to_bytes();
             Response::new(Full::new(whole))
         })
         .await;
         let bed = idle_bed(server.address, protocol).await;
-        let (mut stream, sent) = uploaded(&bed).await;
-        stream.write_all(b"0\r\n\r\n").await.unwrap();
-        let answer = head(&mut stream).await;
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{protocol:?}: {answer}");
-        let mut body = vec![0; sent.len()];
-        stream.read_exact(&mut body).await.unwrap();
-        assert_eq!(body, sent.as_bytes());
+        let moves = async {
+            let (mut stream, sent, _) = uploaded(&bed).await;
+            stream.write_all(b"0\r\n\r\n").await.unwrap();
+            let answer = head(&mut stream).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{protocol:?}: {answer}");
+            let mut body = vec![0; sent.len()];
+            stream.read_exact(&mut body).await.unwrap();
+            assert_eq!(body, sent.as_bytes());
+        };
         // One that moves no more is given up.
-        let (mut stream, _) = uploaded(&bed).await;
-        let stopped = Instant::now();
-        let answer = head(&mut stream).await;
-        assert!(answer.starts_with("HTTP/1.1 504 "), "{protocol:?}: {answer}");
-        assert!(stopped.elapsed() + 2 * PACE > IDLE, "{:?}", stopped.elapsed());
-    }
+        let stops = async {
+            let (mut stream, _, last) = uploaded(&bed).await;
+            let answer = head(&mut stream).await;
+            assert!(answer.starts_with("HTTP/1.1 504 "), "{protocol:?}: {answer}");
+            assert!(last.elapsed() >= IDLE, "{:?}", last.elapsed());
+        };
+        tokio::join!(moves, stops);
+    };
+    tokio::join!(of(Protocol::Http1), of(Protocol::Http2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +108,7 @@ async fn an_answer_may_be_quiet_while_its_client_sends() {
     })
     .await;
     let bed = idle_bed(server.address, Protocol::Http1).await;
-    let (mut stream, _) = uploaded(&bed).await;
+    let (mut stream, ..) = uploaded(&bed).await;
     stream.write_all(b"0\r\n\r\n").await.unwrap();
     assert!(head(&mut stream).await.starts_with("HTTP/1.1 200 "));
     let mut body = [0; 21];
@@ -200,15 +209,16 @@ async fn a_request_comes_whole_in_its_time() {
     })
     .await;
     let receive_ms = u64::try_from(IDLE.as_millis()).ok();
-    for protocol in [Protocol::Http1, Protocol::Http2] {
+    let of = async |protocol| {
         let timeouts = Timeouts { receive_ms, ..Timeouts::default() };
-        let bed = bed(server.address, protocol, BackendPolicy::default(), timeouts).await;
-        for (more, status) in [
+        let bed = &bed(server.address, protocol, BackendPolicy::default(), timeouts).await;
+        let asks = [
             ("Content-Length: 2\r\n\r\nx", 408),
             // The answer takes longer than the request may.
             ("Content-Length: 1\r\n\r\nx", 200),
             ("\r\n", 200),
-        ] {
+        ];
+        let each = asks.map(|(more, status)| async move {
             let mut stream = TcpStream::connect(bed.listener()).await.unwrap();
             let asks = format!("POST / HTTP/1.1\r\nHost: a\r\n{more}");
             stream.write_all(asks.as_bytes()).await.unwrap();
@@ -218,6 +228,8 @@ async fn a_request_comes_whole_in_its_time() {
             // What would follow is no request.
             let closes = answer.to_lowercase().contains("connection: close");
             assert_eq!(closes, status == 408, "{answer}");
-        }
-    }
+        });
+        futures_util::future::join_all(each).await;
+    };
+    tokio::join!(of(Protocol::Http1), of(Protocol::Http2));
 }

@@ -81,8 +81,8 @@ async fn faults_abort_and_delay_their_share() {
         aborted += u32::from(got.status == 503);
         assert!(got.status == 503 || got.body == "user");
     }
-    // A quarter: 500 with a standard deviation of 19.4; five of them.
-    assert!((403..=597).contains(&aborted), "{aborted} of {requests}");
+    // A quarter: 500 with a standard deviation of 19.4; seven of them.
+    assert!((364..=636).contains(&aborted), "{aborted} of {requests}");
     assert_eq!(origin.hits(), usize::try_from(requests - aborted).unwrap());
 }
 
@@ -184,9 +184,9 @@ async fn a_mirror_gets_its_share() {
     for _ in 0..1_000 {
         assert_eq!(client.send(get("http://user/", "user")).await.body, "user");
     }
-    // A fifth: 200 with a standard deviation of 12.6; five of them.
-    wait_until("copies", || async { copy.hits() >= 137 }).await;
-    assert!(copy.hits() <= 263, "{}", copy.hits());
+    // A fifth: 200 with a standard deviation of 12.6; seven of them.
+    wait_until("copies", || async { copy.hits() >= 111 }).await;
+    assert!(copy.hits() <= 289, "{}", copy.hits());
     assert_eq!(origin.hits(), 1_000);
 }
 
@@ -325,7 +325,7 @@ async fn a_session_stays_with_its_instance_and_its_share() {
         bed.send(request.body(Full::default()).unwrap()).await
     };
     let mut homes = std::collections::BTreeMap::new();
-    for _ in 0..60 {
+    for _ in 0..100 {
         let got = send("").await;
         let line = got.header("set-cookie").to_owned();
         let (cookie, rest) = line.split_once("; ").unwrap();

@@ -199,8 +199,9 @@ async fn a_clients_connection_ends_after_its_last_request() {
 async fn an_old_connection_of_a_client_is_closed_when_nothing_is_asked() {
     let server = plain().await;
     for limits in [
-        ClientLimits { age_ms_max: Some(200), ..ClientLimits::default() },
-        ClientLimits { idle_ms: Some(200), ..ClientLimits::default() },
+        // Longer than a busy machine takes for the answer, which is to come before.
+        ClientLimits { age_ms_max: Some(3_000), ..ClientLimits::default() },
+        ClientLimits { idle_ms: Some(3_000), ..ClientLimits::default() },
     ] {
         let bed = limited(limits.clone(), server.address).await;
         let began = Instant::now();
@@ -210,7 +211,7 @@ async fn an_old_connection_of_a_client_is_closed_when_nothing_is_asked() {
         let reading = stream.read_to_end(&mut all);
         tokio::time::timeout(PATIENCE, reading).await.expect("it is closed").unwrap();
         assert!(all.starts_with(b"HTTP/1.1 200 "), "{limits:?}");
-        assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
+        assert!(began.elapsed() >= Duration::from_millis(3_000), "{:?}", began.elapsed());
     }
 }
 

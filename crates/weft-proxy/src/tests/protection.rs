@@ -24,7 +24,7 @@ fn checking(kind: CheckKind) -> Protection {
     let check = HealthCheck {
         kind,
         interval_ms: 20,
-        timeout_ms: 500,
+        timeout_ms: 60_000,
         healthy: 2,
         unhealthy: 2,
         jitter_basis_points: 0,
@@ -137,7 +137,8 @@ async fn an_instance_that_is_not_there_is_out_before_anybody_asks() {
 
 fn limit(name: &str, requests: u32, by: Vec<LimitBy>) -> Arc<RateLimit> {
     let name = format!("TrafficPolicy shop/{name} spec.rateLimits[0]").into();
-    Arc::new(RateLimit { name, requests, per_ms: 60_000, burst: 0, by, keys_max: 0 })
+    // Nothing of it comes back while a test lasts.
+    Arc::new(RateLimit { name, requests, per_ms: 3_600_000, burst: 0, by, keys_max: 0 })
 }
 
 fn asking(user: &str) -> Request<Full<Bytes>> {
@@ -160,12 +161,16 @@ async fn a_rule_limits_each_user_and_says_when_to_come_again() {
         }
         let got = bed.send(asking(name)).await;
         assert_eq!((got.status, got.header("x-weft-flags")), (429, "RL"), "{name}");
-        assert_eq!(got.header("retry-after"), "20");
-        assert_eq!(got.header("ratelimit-policy"), "\"weft\";q=3;w=60");
-        assert_eq!(got.header("ratelimit"), "\"weft\";r=0;t=20");
-        let why = "a rate limit is reached; 3 per 60 s by header x-user (TrafficPolicy shop/each \
-                   spec.rateLimits[0]); again in 20 s";
-        assert!(got.body.starts_with(why), "{}", got.body);
+        // A third of the hour, without what went by since the first of them.
+        let after: u64 = got.header("retry-after").parse().unwrap();
+        assert!((1_080..=1_200).contains(&after), "{after}");
+        assert_eq!(got.header("ratelimit-policy"), "\"weft\";q=3;w=3600");
+        assert_eq!(got.header("ratelimit"), format!("\"weft\";r=0;t={after}"));
+        let why = format!(
+            "a rate limit is reached; 3 per 3600 s by header x-user (TrafficPolicy shop/each \
+             spec.rateLimits[0]); again in {after} s"
+        );
+        assert!(got.body.starts_with(&why), "{}", got.body);
     }
     assert_eq!(user.hits(), 6);
     assert!(bed.metrics().await.contains("weft_rate_limited_total 2"));

@@ -149,11 +149,14 @@ async fn f13_the_budget_bounds_a_retry_storm() {
     all.push(mesh_route("down", vec![retrying]));
     let bed = Bed::sidecar(all).await;
     let mut client = client(bed.outbound()).await;
+    let began = tokio::time::Instant::now();
     for _ in 0..500 {
         assert_eq!(client.send(get("http://down/", "down")).await.status, 503);
     }
+    // A fifth of them, and one for each second of the first interval and of those that followed.
+    let most = 610 + usize::try_from(began.elapsed().as_secs()).unwrap();
     let sent = down.hits();
-    assert!((500..=610).contains(&sent), "{sent} attempts for 500 requests");
+    assert!((500..=most).contains(&sent), "{sent} attempts for 500 requests");
     assert!(bed.metrics().await.contains("weft_retries_denied_total"));
 }
 
@@ -215,8 +218,11 @@ async fn time_limits_of_request_and_attempt() {
     let mut whole = rule("/", Action::Forward(vec![to("slow", "", 1)]));
     whole.timeouts.request_ms = Some(80);
     let mut tries = rule("/", Action::Forward(vec![to("mixed", "", 1)]));
-    tries.timeouts =
-        Timeouts { request_ms: Some(20_000), backend_request_ms: Some(300), ..Timeouts::default() };
+    tries.timeouts = Timeouts {
+        request_ms: Some(60_000),
+        backend_request_ms: Some(2_000),
+        ..Timeouts::default()
+    };
     all.push(mesh_route("slow", vec![whole]));
     all.push(mesh_route("mixed", vec![tries]));
     let bed = Bed::sidecar(all).await;
@@ -226,7 +232,7 @@ async fn time_limits_of_request_and_attempt() {
     assert!(started.elapsed() > Duration::from_millis(75));
     assert!(started.elapsed() < Duration::from_secs(20));
     // The other instance answers within its own attempt.
-    for _ in 0..6 {
+    for _ in 0..4 {
         assert_eq!(bed.get("http://mixed/").await.body, "good");
     }
 }
@@ -242,7 +248,8 @@ async fn a_response_body_that_stalls_is_cut_by_the_idle_limit() {
     .await;
     let mut all = with_policy("user", never_ejected(), &[stalling.address]);
     let mut idle = rule("/", Action::Forward(vec![to("user", "", 1)]));
-    idle.timeouts.idle_ms = Some(50);
+    // Longer than a busy machine takes for the head, which is to come before.
+    idle.timeouts.idle_ms = Some(3_000);
     all.push(mesh_route("user", vec![idle]));
     let bed = Bed::sidecar(all).await;
     let mut client = client(bed.outbound()).await;
@@ -267,8 +274,9 @@ async fn failing_instances_are_ejected_and_admitted_again() {
     let policy = BackendPolicy {
         outlier: Outlier {
             consecutive_failures: 3,
-            base_ejection_ms: 300,
-            max_ejection_ms: 300,
+            // Longer than a busy machine takes until the requests below are answered.
+            base_ejection_ms: 6_000,
+            max_ejection_ms: 6_000,
             ..Outlier::default()
         },
         ..BackendPolicy::default()
@@ -355,7 +363,7 @@ async fn the_only_instance_is_tried_again_after_a_pause_though_it_may_be_tried_a
 /// for all of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_has_begun_is_not_cut_by_the_time_of_an_attempt() {
-    const TRY_MS: u64 = 200;
+    const TRY_MS: u64 = 1_500;
     let slow = Server::raw(|_, mut stream| async move {
         let mut buffer = [0u8; 1024];
         while stream.read(&mut buffer).await.unwrap_or(0) > 0 {

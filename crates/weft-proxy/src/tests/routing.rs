@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::Request;
 use http_body_util::Full;
 use weft_model::*;
+use weft_testkit::ports;
 
 use super::bed::*;
 use crate::config::UnknownDestinations;
@@ -318,8 +319,7 @@ async fn bad_resources_are_named_and_the_rest_applies() {
     assert_eq!(applied.rejected[0].name, "host:x.y/route/x");
     assert_eq!(bed.get("http://user/").await.body, "user");
     // A port in use is told by the name of what wanted it, and taken once it is free.
-    // (On an address of this test's own: elsewhere an outgoing connection may take the port.)
-    let taken = std::net::TcpListener::bind("127.88.7.4:0").unwrap();
+    let taken = std::net::TcpListener::bind(("127.0.0.1", ports::free())).unwrap();
     let wanted = taken.local_addr().unwrap();
     let (name, mut listener) = gateway(None);
     if let Resource::Listener(Listener { kind: ListenerKind::Gateway(g), .. }) = &mut listener {
@@ -347,11 +347,9 @@ fn bound(name: &str, address: std::net::SocketAddr) -> (ResourceName, Resource) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_is_taken_whole_or_not_at_all() {
-    // Addresses of this test's own: elsewhere an outgoing connection may take the port.
-    let taken = std::net::TcpListener::bind("127.88.7.5:0").unwrap();
-    let free = std::net::TcpListener::bind("127.88.7.5:0").unwrap();
-    let (wanted, other) = (taken.local_addr().unwrap(), free.local_addr().unwrap());
-    drop(free);
+    let at = |port| std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let (wanted, other) = (at(ports::free()), at(ports::free()));
+    let taken = std::net::TcpListener::bind(wanted).unwrap();
     let says = |body: &str| {
         let action = Action::Direct { status: 200, body: body.to_owned().into() };
         gateway_route("r", &[], vec![rule("/", action)])
@@ -392,10 +390,8 @@ async fn a_file_is_taken_whole_or_not_at_all() {
     assert!(refused[0].reason.contains("listener:two's too"), "{refused:?}");
 
     // Who is touched and stays gives nothing up: every address of a port is in the way of one.
-    let free = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
-    let every = free.local_addr().unwrap();
-    drop(free);
-    let one = std::net::SocketAddr::from(([127, 0, 0, 1], every.port()));
+    let one = at(ports::free());
+    let every = std::net::SocketAddr::from(([0, 0, 0, 0], one.port()));
     whole(7, vec![bound("one", every)]).await.unwrap().unwrap();
     let both = vec![bound("one", every), bound("four", one)];
     let refused = whole(8, both).await.unwrap().unwrap_err();
@@ -414,8 +410,7 @@ async fn an_address_passes_from_one_listener_to_another_at_once() {
     let (old, listener) = gateway(None);
     let Resource::Listener(mut listener) = listener else { panic!("it is one") };
     if let ListenerKind::Gateway(g) = &mut listener.kind {
-        // An address of this test's own: elsewhere an outgoing connection may take the port.
-        g.bind = vec!["127.88.7.3:0".parse().unwrap()];
+        g.bind = vec![([127, 0, 0, 1], ports::free()).into()];
     }
     let mut all = http_service("user", &[user.address]);
     all.push((old.clone(), Resource::Listener(listener.clone())));
@@ -520,14 +515,18 @@ async fn tables_swap_under_load_without_a_failed_request() {
         }
     });
     let swaps = async {
-        for generation in 2..202 {
+        for generation in 2.. {
             let address = if generation % 2 == 0 { b.address } else { a.address };
             bed.apply(generation, http_service("user", &[address])).await;
             tokio::time::sleep(Duration::from_millis(2)).await;
+            // However little of the machine the load has.
+            if generation >= 201 && a.hits() + b.hits() > 400 {
+                break;
+            }
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     };
     let (done, ()) = tokio::join!(futures_util::future::join_all(load), swaps);
-    assert!(done.iter().sum::<u64>() > 400, "{done:?}");
+    assert!(done.iter().all(|n| *n > 0), "{done:?}");
     assert!(a.hits() > 0 && b.hits() > 0);
 }

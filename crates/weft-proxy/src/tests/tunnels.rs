@@ -84,7 +84,7 @@ async fn a_tunnel_to_an_app_that_is_down_is_refused_with_the_reason() {
         assert!(answer.contains(part), "{part}: {answer}");
     }
     for bed in [&client, &server] {
-        assert_eq!(connections(bed, "UF").await, 1);
+        wait_until("it is counted", || async { connections(bed, "UF").await == 1 }).await;
     }
     // The same through a port of the service: the connection ends, and nothing was promised.
     let door = client.door(|d| matches!(d, crate::table::Door::Upstream { .. }));
@@ -113,8 +113,9 @@ async fn of_an_app_that_answers_nothing_its_own_sidecar_speaks() {
     }
 }
 
-/// What an answer says of an instance whose check of bytes, over a tunnel to its app, fails.
-async fn checked(app: std::net::SocketAddr, timeout_ms: u64) -> String {
+/// Waits until an answer says all this of an instance whose check of bytes, over a tunnel to its
+/// app, fails. A check that was held up by the machine may say something else before.
+async fn is_said(app: std::net::SocketAddr, timeout_ms: u64, parts: &[&str]) {
     let ca = Ca::new();
     let server = server(&ca, app, Protocol::Tcp).await;
     let check = HealthCheck {
@@ -132,13 +133,11 @@ async fn checked(app: std::net::SocketAddr, timeout_ms: u64) -> String {
     let client = peer(&ca, &server, Protocol::Http1, Vec::new()).await;
     let only = vec![meshed(app, "user", Transport::MeshH1)];
     client.apply(2, service("user", Protocol::Http1, policy, only)).await;
-    let said = std::cell::RefCell::new(String::new());
-    wait_until("its check failed", async || {
-        *said.borrow_mut() = client.get("http://user/").await.body;
-        said.borrow().contains("check")
+    wait_until(&format!("its check says {parts:?}"), async || {
+        let said = client.get("http://user/").await.body;
+        parts.iter().all(|part| said.contains(part))
     })
     .await;
-    said.into_inner()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,14 +145,12 @@ async fn a_check_over_a_tunnel_says_what_it_waited_for_or_why_it_was_refused() {
     let (hole, _line) = black_hole().await;
     // Its sidecar waits for the app for a second, the check does not.
     let at = hole.local_addr().unwrap();
-    let said = checked(at, 300).await;
     let late = format!("its sidecar did not reach the app's port {} within 300 ms", at.port());
-    assert!(said.contains(&late), "{said}");
+    is_said(at, 300, &["check", &late]).await;
     let down = nobody().await;
-    let said = checked(down, 10_000).await;
-    for part in ["refused the tunnel with status 503: ", &format!("connecting to {down} failed")] {
-        assert!(said.contains(part), "{part}: {said}");
-    }
+    let failed = format!("connecting to {down} failed");
+    let refused = "refused the tunnel with status 503: ";
+    is_said(down, 60_000, &["check", refused, &failed]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,7 +185,7 @@ async fn what_a_rule_says_of_silence_holds_for_tunnels_and_upgrades() {
     })
     .await;
     // Longer than a busy machine holds a test up between two of its steps.
-    let idle = Duration::from_secs(2);
+    let idle = Duration::from_secs(5);
     let idle_ms = u64::try_from(idle.as_millis()).ok();
     let timeouts = Timeouts { idle_ms, ..Timeouts::default() };
     let method = Some(StringMatch::Exact("CONNECT".into()));
@@ -209,7 +206,7 @@ async fn what_a_rule_says_of_silence_holds_for_tunnels_and_upgrades() {
         // Before the last bytes, which nobody can have seen earlier.
         let began = Instant::now();
         assert!(is_echoed(&mut stream).await, "{ask}");
-        let ended = timeout(Duration::from_secs(30), stream.read_u8()).await;
+        let ended = timeout(Duration::from_secs(60), stream.read_u8()).await;
         assert!(ended.is_ok_and(|read| read.is_err()), "{ask} was never ended");
         assert!(began.elapsed() >= idle, "{ask}: {:?}", began.elapsed());
     };
@@ -220,7 +217,7 @@ async fn what_a_rule_says_of_silence_holds_for_tunnels_and_upgrades() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_may_be_silent_while_its_answer_flows() {
     // Much more than the pace: the answer is silent for less, however busy the machine is.
-    let silence = Duration::from_secs(2);
+    let silence = Duration::from_secs(4);
     // Says something all the time, and in the end what it was told.
     let app = Server::raw(|_, mut stream| async move {
         let answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -362,17 +359,18 @@ async fn a_connect_that_was_never_answered_is_no_success() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limit_of_a_stream_ends_tunnels_in_which_bytes_move() {
-    let longest = Duration::from_millis(400);
-    let timeouts = Timeouts { stream_ms: Some(400), ..Timeouts::default() };
+    // Longer than a busy machine takes until it is granted.
+    let longest = Duration::from_millis(3_000);
+    let timeouts = Timeouts { stream_ms: Some(3_000), ..Timeouts::default() };
     let (bed, _app, log) = noted(timeouts).await;
     for ask in [connect("a:80"), UPGRADE.to_owned()] {
         let (method, began) = (ask.split(' ').next().unwrap(), Instant::now());
         let (mut stream, _) = asked(bed.listener(), &ask).await;
         let moving = async { while is_echoed(&mut stream).await {} };
-        let ended = timeout(Duration::from_secs(30), moving).await;
+        let ended = timeout(Duration::from_secs(60), moving).await;
         assert!(ended.is_ok(), "{method} was never ended");
         assert!(began.elapsed() >= longest, "{method}: {:?}", began.elapsed());
         let (line, ms) = line_of(&log, method).await;
-        assert!(line.contains(" DT ") && ms >= 400, "{line} {ms}");
+        assert!(line.contains(" DT ") && ms >= 3_000, "{line} {ms}");
     }
 }

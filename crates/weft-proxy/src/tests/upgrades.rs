@@ -155,7 +155,8 @@ async fn websockets_count_against_the_limits_of_their_backend() {
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_ends_websockets_and_opaque_connections() {
     let app = granting(WEBSOCKET).await;
-    let idle = Duration::from_millis(300);
+    // Longer than a busy machine takes between two steps of this test.
+    let idle = Duration::from_secs(3);
     for protocol in [Protocol::Http1, Protocol::Tcp] {
         let endpoints = vec![endpoint("a", app.address)];
         let all = service("user", protocol, BackendPolicy::default(), endpoints);
@@ -164,7 +165,7 @@ async fn silence_ends_websockets_and_opaque_connections() {
         assert!(said.starts_with("HTTP/1.1 101 "), "{protocol:?}: {said}");
         let began = tokio::time::Instant::now();
         assert!(echoes(&mut stream).await);
-        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_u8()).await;
+        let ended = tokio::time::timeout(Duration::from_secs(60), stream.read_u8()).await;
         assert!(ended.is_ok_and(|read| read.is_err()), "{protocol:?} was never ended");
         assert!(began.elapsed() >= idle);
     }
@@ -259,7 +260,7 @@ async fn reg_17_what_follows_a_wrong_handshake_is_no_request() {
         stream.write_all(format!("{ask}{behind}").as_bytes()).await.unwrap();
         let mut all = String::new();
         let reading =
-            tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut all)).await;
+            tokio::time::timeout(Duration::from_secs(60), stream.read_to_string(&mut all)).await;
         assert!(reading.is_ok(), "granted: {bad}: {all}");
         assert!(all.starts_with("HTTP/1.1 400 "), "{bad}: {all}");
         assert_eq!(all.matches("HTTP/1.1 ").count(), 1, "{bad}: {all}");

@@ -150,7 +150,7 @@ async fn reg_13_a_body_that_is_not_as_long_as_it_says_never_completes() {
         let request = head("POST", &[("content-length", length)]);
         let (mut under, mut peer) = pair(1024);
         under.begin(&request, pieces(vec![Ok(Bytes::from_static(b"abc"))]));
-        let sending = tokio::time::timeout(std::time::Duration::from_secs(5), sent(&mut under));
+        let sending = tokio::time::timeout(std::time::Duration::from_secs(60), sent(&mut under));
         let failure = sending.await.expect("passed on as whole").unwrap_err();
         assert!(matches!(failure, Failure::Body(_)), "{failure:?}");
         assert!(!under.is_reusable());
@@ -245,27 +245,20 @@ async fn an_early_answer_is_read_though_the_request_cannot_be_sent() {
 #[tokio::test]
 async fn a_held_body_waits_for_100_or_for_a_second() {
     let request = || (head("POST", &[("expect", "100-continue")]), full("abc"));
-    // Told to go on.
-    let (mut under, mut peer) = pair(1024);
-    let (parts, sent_body) = request();
-    under.begin(&parts, sent_body);
-    let began = Instant::now();
-    let tells = async {
-        let mut got = vec![0u8; 1024];
-        let n = peer.read(&mut got).await.unwrap();
-        assert!(got[..n].ends_with(b"\r\n\r\n"), "{got:?}");
-        peer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
-        let n = peer.read(&mut got).await.unwrap();
-        assert_eq!(&got[..n], b"abc");
-        peer.write_all(OK.as_bytes()).await.unwrap();
-    };
-    let (answered, ()) = tokio::join!(sent(&mut under), tells);
-    assert_eq!(answered.unwrap().status, 200);
-    assert!(began.elapsed() < Duration::from_millis(900));
+    // Told to go on: a busy machine is late now and then, but not each time.
+    let mut took = Duration::MAX;
+    for _ in 0..20 {
+        took = took.min(told_to_go_on(request()).await);
+        if took < Duration::from_millis(900) {
+            break;
+        }
+    }
+    assert!(took < Duration::from_millis(900), "{took:?}");
     // Never told.
     let (mut under, mut peer) = pair(1024);
     let (parts, sent_body) = request();
     under.begin(&parts, sent_body);
+    let began = Instant::now();
     let silent = async {
         let mut got = String::new();
         while !got.ends_with("abc") {
@@ -283,6 +276,25 @@ async fn a_held_body_waits_for_100_or_for_a_second() {
         exchange(request(), "HTTP/1.1 417 X\r\ncontent-length: 0\r\n\r\n").await;
     assert_eq!(result.unwrap(), (417, Ok(String::new())));
     assert!(got.ends_with("\r\n\r\n") && !reusable, "{got}");
+}
+
+/// What it takes until a body has gone whose head is answered with 100.
+async fn told_to_go_on((parts, sent_body): (request::Parts, Sent)) -> Duration {
+    let (mut under, mut peer) = pair(1024);
+    let began = Instant::now();
+    under.begin(&parts, sent_body);
+    let tells = async {
+        let mut got = vec![0u8; 1024];
+        let n = peer.read(&mut got).await.unwrap();
+        assert!(got[..n].ends_with(b"\r\n\r\n"), "{got:?}");
+        peer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+        let n = peer.read(&mut got).await.unwrap();
+        assert_eq!(&got[..n], b"abc");
+        peer.write_all(OK.as_bytes()).await.unwrap();
+    };
+    let (answered, ()) = tokio::join!(sent(&mut under), tells);
+    assert_eq!(answered.unwrap().status, 200);
+    began.elapsed()
 }
 
 #[tokio::test]

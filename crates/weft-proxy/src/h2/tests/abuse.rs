@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::Front;
 use super::frames::*;
 use crate::guards::patience;
+use crate::tests::bed::{Server, text};
 
 /// Longer than any of these tests: nothing is answered while one goes on.
 const NEVER: Duration = Duration::from_secs(600);
@@ -53,23 +54,26 @@ async fn reg_19_29_rapid_reset_in_one_burst() {
 async fn reg_19_rapid_reset_of_requests_that_are_under_way() {
     let front = Front::slow(NEVER, |_| {}).await;
     let mut wire = front.open().await;
-    let mut resets = 0;
+    let (mut resets, began) = (0, tokio::time::Instant::now());
     for n in 0..FRAMES_MAX / 2 {
         wire.send(&get(2 * n + 1)).await;
-        // Each has reached the upstream before it is reset.
+        // Each has reached the upstream before it is reset, or none does any more.
         let reached = async {
             while front.origin.hits() <= n as usize {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        if tokio::time::timeout(Duration::from_millis(500), reached).await.is_err() {
-            break;
+        tokio::select! {
+            () = reached => {}
+            () = wire.hears_goaway() => break,
         }
         wire.send(&reset(2 * n + 1)).await;
         resets = n;
     }
     assert_eq!(wire.goaway().await, CALM);
-    assert!(resets < 100 && front.origin.hits() <= UPSTREAM_MAX, "{resets}");
+    // The purse, and what time puts into it.
+    let most = UPSTREAM_MAX + 10 * usize::try_from(began.elapsed().as_secs()).unwrap();
+    assert!((resets as usize) < most && front.origin.hits() <= most, "{resets}");
 }
 
 /// The six ways of MadeYouReset: the client makes the server reset its streams, whose requests
@@ -207,7 +211,8 @@ async fn reg_22_window_update_storm() {
 
 #[tokio::test]
 async fn reg_22_data_dribble_through_a_tiny_window() {
-    let front = Front::fast().await;
+    let long = Server::http(|_, _| async { text(200, "a longer answer") }).await;
+    let front = Front::before(long, |_| {}).await;
     let mut wire = Wire::open(front.bed.listener()).await;
     // SETTINGS_INITIAL_WINDOW_SIZE = 0: each byte is asked for by itself.
     wire.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
@@ -216,11 +221,12 @@ async fn reg_22_data_dribble_through_a_tiny_window() {
         wire.wait(HEADERS, 2 * id + 1).await.unwrap();
     }
     let one = 1u32.to_be_bytes();
+    // Many more than the purse holds, and at once: it is filled again by time.
+    let mut dribble = Vec::new();
     for id in 0..100 {
-        for _ in 0..5 {
-            wire.send(&frame(WINDOW_UPDATE, 0, 2 * id + 1, &one)).await;
-        }
+        dribble.extend(frame(WINDOW_UPDATE, 0, 2 * id + 1, &one).repeat(8));
     }
+    wire.send(&dribble).await;
     assert_eq!(wire.goaway().await, CALM);
 }
 
@@ -229,7 +235,8 @@ async fn reg_23_frames_that_never_end() {
     let ping = frame(PING, 0, 0, &[0; 8]);
     let open = frame(HEADERS, END_STREAM, 1, &request("GET"));
     for begun in [&ping[..4], &ping[..12], &get(1)[..20], &open] {
-        let head = Duration::from_millis(100);
+        // Longer than a busy machine takes until it has begun.
+        let head = Duration::from_secs(2);
         let front = Front::slow(Duration::ZERO, |c| c.limits.header_timeout = head).await;
         let mut wire = front.open().await;
         wire.send(begun).await;
@@ -248,7 +255,7 @@ async fn a_client_that_never_begins_is_let_go() {
     // It is answered as what it looks like, and closed.
     let mut said = Vec::new();
     let reading = tokio::io::AsyncReadExt::read_to_end(&mut wire.0, &mut said);
-    let read = tokio::time::timeout(Duration::from_secs(5), reading).await;
+    let read = tokio::time::timeout(Duration::from_secs(60), reading).await;
     assert!(read.is_ok(), "it is still open");
     assert_eq!(front.origin.hits(), 0);
 }
@@ -384,7 +391,7 @@ async fn reg_22_headers_without_name_or_value() {
 
 #[tokio::test]
 async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
-    let body = Duration::from_millis(200);
+    let body = Duration::from_secs(2);
     let front = Front::slow(Duration::ZERO, |c| c.limits.stream_idle_timeout = body).await;
     let mut wire = front.open().await;
     wire.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
@@ -396,7 +403,7 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
 
 #[tokio::test]
 async fn a_client_that_takes_one_byte_of_its_answer_is_let_go() {
-    let body = Duration::from_millis(300);
+    let body = Duration::from_secs(2);
     let front = Front::slow(Duration::ZERO, |c| c.limits.stream_idle_timeout = body).await;
     let mut wire = front.open().await;
     wire.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 1])).await;

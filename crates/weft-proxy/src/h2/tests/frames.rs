@@ -112,7 +112,28 @@ impl Wire {
             let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
             Some(Came { kind: head[3], flags: head[4], stream, payload })
         };
-        tokio::time::timeout(Duration::from_secs(10), reading).await.expect("nothing came")
+        tokio::time::timeout(Duration::from_secs(60), reading).await.expect("nothing came")
+    }
+
+    /// Resolves once there is a GOAWAY behind what was not read yet, which stays unread.
+    /// Cancel-safe: it only looks.
+    pub async fn hears_goaway(&mut self) {
+        let mut seen = vec![0; 64 * 1024];
+        loop {
+            let n = self.0.peek(&mut seen).await.unwrap_or(0);
+            let mut rest = &seen[..n];
+            while let Some(head) = rest.get(..9) {
+                if head[3] == GOAWAY {
+                    return;
+                }
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                rest = rest.get(9 + length..).unwrap_or_default();
+            }
+            if n == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// The next frame of a kind on a stream.

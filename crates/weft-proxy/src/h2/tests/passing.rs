@@ -202,7 +202,7 @@ async fn a_websocket_over_http2_reaches_a_server_of_http1() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(5), offered).await.unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(60), offered).await.unwrap();
     let (answer, mut stream) = sender.send_request(websocket(), false).unwrap();
     stream.send_data(Bytes::from_static(b"hello\n"), false).unwrap();
     let response = answer.await.unwrap();

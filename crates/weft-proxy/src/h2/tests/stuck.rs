@@ -196,21 +196,23 @@ async fn a_stream_that_nobody_reads_leaves_the_others_their_windows() {
     for _ in 0..STUCK {
         unread.push(post("/stuck", usize::MAX, up.clone()).await);
     }
-    let (last, still) = (Cell::new(0), Cell::new(0));
-    wait_until("both ways are stuck", async || {
-        let now = down.load(Ordering::SeqCst) + up.load(Ordering::SeqCst);
-        still.set(if last.replace(now) == now { still.get() + 1 } else { 0 });
-        still.get() == 40
-    })
-    .await;
     // The stream's window at the proxy, that of its next, and what is between them.
     let (least, most) = (STUCK * STREAM_WINDOW as usize, STUCK * 512 * 1024);
+    let (last, still) = (Cell::new(0), Cell::new(0));
+    wait_until("both ways are stuck", async || {
+        let ways = [&down, &up].map(|sent| sent.load(Ordering::SeqCst));
+        let now = ways.iter().sum();
+        still.set(if last.replace(now) == now { still.get() + 1 } else { 0 });
+        // A machine that stands still is not what they are stuck by.
+        still.get() >= 40 && ways.iter().all(|sent| *sent >= least)
+    })
+    .await;
     for sent in [&down, &up] {
         let sent = sent.load(Ordering::SeqCst);
-        assert!((least..=most).contains(&sent), "{sent} bytes were sent, {most} may be");
+        assert!(sent <= most, "{sent} bytes were sent, {most} may be");
     }
     let live = async { read(post("/live", LIVE, Arc::default()).await).await };
-    let live = tokio::time::timeout(Duration::from_secs(10), live).await;
+    let live = tokio::time::timeout(Duration::from_secs(60), live).await;
     assert_eq!(live.expect("the live stream is stuck, too"), LIVE);
     assert_eq!(front.origin.hits(), 1, "connections to the upstream");
     drop(unread);
