@@ -47,7 +47,7 @@ impl Door {
             None => None,
             Some(part) => Some(self.catalog_registration(ask, part, &node)?),
         };
-        let checks = register::catalog_checks(&body, service.as_ref())?;
+        let checks = register::catalog_checks(&body)?;
         self.admit_registration(ask, &node, service.as_ref(), &checks, update_node)?;
         let checks = self.without_life(&node.node, checks);
         let (own, others): (Vec<_>, Vec<_>) = checks.into_iter().partition(|check| {

@@ -239,14 +239,12 @@ pub fn node(body: &Map<String, Value>, datacenter: &Arc<str>) -> Result<NodeReco
     })
 }
 
-/// The checks of `catalog/register`: nobody runs them, their status is what is written.
+/// The checks of `catalog/register`: nobody runs them, their status is what is written. One that
+/// names no service is its node's, also beside a service.
 ///
 /// # Errors
 /// When a field is wrong.
-pub fn catalog_checks(
-    body: &Map<String, Value>,
-    service: Option<&Registration>,
-) -> Result<Vec<CheckRecord>, Refusal> {
+pub fn catalog_checks(body: &Map<String, Value>) -> Result<Vec<CheckRecord>, Refusal> {
     let fields = Fields::new(body, "");
     let mut bodies: Vec<&Map<String, Value>> = fields.object("Check")?.into_iter().collect();
     bodies.extend(fields.objects("Checks")?);
@@ -264,9 +262,6 @@ pub fn catalog_checks(
         }
         if record.id.is_empty() {
             record.id.clone_from(&record.name);
-        }
-        if let Some(service) = service.filter(|_| record.service_id.is_empty()) {
-            record.service_id.clone_from(&service.id);
         }
         put(&mut out, record);
     }

@@ -268,3 +268,48 @@ async fn the_right_to_a_service_is_enough_at_the_agent_that_it_is_registered_at(
         assert_eq!(said.status, status, "{path}: {}", said.text);
     }
 }
+
+#[tokio::test]
+async fn a_check_that_names_no_service_is_the_nodes() {
+    let rig = rig().await;
+    let body = |service: Value, check: Value| json!({"Node": "ext", "Address": "10.2.2.2", "Service": service, "Checks": [check]});
+    let on_a = json!({"CheckID": "a", "Name": "a", "Status": "passing", "ServiceID": "a1"});
+    rig.put("/v1/catalog/register", body(json!({"ID": "a1", "Service": "a"}), on_a)).await;
+    let with = body(
+        json!({"ID": "b1", "Service": "b"}),
+        json!({"CheckID": "alive", "Name": "alive", "Status": "critical"}),
+    );
+    rig.put("/v1/catalog/register", with).await;
+    let of_node = rig.get("/v1/health/node/ext").await.json();
+    let alive = of_node.as_array().unwrap().iter().find(|c| c["CheckID"] == "alive").unwrap();
+    assert_eq!((&alive["ServiceID"], &alive["ServiceName"]), (&json!(""), &json!("")), "{alive}");
+    // It speaks for all that is there.
+    for name in ["a", "b"] {
+        assert_eq!(count(&rig.get(&format!("/v1/health/service/{name}")).await), 1);
+        assert_eq!(count(&rig.get(&format!("/v1/health/service/{name}?passing")).await), 0);
+        let own = usize::from(name == "a");
+        assert_eq!(count(&rig.get(&format!("/v1/health/checks/{name}")).await), own, "{name}");
+    }
+    // And stays when the service that it came with goes.
+    let gone = json!({"Node": "ext", "ServiceID": "b1"});
+    rig.put("/v1/catalog/deregister", gone).await;
+    assert_eq!(count(&rig.get("/v1/health/service/a?passing").await), 0);
+    assert_eq!(count(&rig.get("/v1/health/node/ext").await), 2);
+}
+
+#[tokio::test]
+async fn a_nodes_check_takes_the_right_to_the_node() {
+    let rig = guarded(false).await;
+    let node = json!({"Node": "ext", "Address": "10.2.2.2"}).to_string();
+    let made = rig.as_token(ROOT, "PUT", "/v1/catalog/register", &node).await;
+    assert_eq!(made.status, 200, "{}", made.text);
+    let token = rig.token(r#"service "web" { policy = "write" }"#).await;
+    for (of, status) in [("web", 200), ("", 403)] {
+        let check = json!({"CheckID": format!("c{of}"), "Name": "c", "ServiceID": of,
+                           "Status": "passing"});
+        let body = json!({"Node": "ext", "Address": "10.2.2.2", "SkipNodeUpdate": true,
+                          "Service": {"Service": "web"}, "Check": check});
+        let said = rig.as_token(&token, "PUT", "/v1/catalog/register", &body.to_string()).await;
+        assert_eq!(said.status, status, "{of:?}: {}", said.text);
+    }
+}
