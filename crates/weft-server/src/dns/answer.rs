@@ -352,7 +352,7 @@ pub fn question<'q>(bytes: &'q [u8], out: &mut Vec<u8>) -> Result<Query<'q>, Ste
 
 /// A name of our zones, looked up. Labels in lower case, without the root.
 fn labelled(look: &mut Look, labels: &[&str], rtype: Rtype) -> Option<(Zone, Found)> {
-    match parse(labels, look.zones) {
+    match parse(labels, look.zones, rtype) {
         Some((zone, lookup)) => Some((zone, find(look, zone, &lookup, rtype)?)),
         // A host that the mesh was told of is the mesh's, wherever its name hangs.
         None => entry(look.view, &labels.join("."), rtype).map(|found| (Zone::Cluster, found)),
@@ -366,7 +366,7 @@ fn short(look: &mut Look, labels: &[&str], namespace: &str, rtype: Rtype) -> Opt
     let ends = [&[namespace, "svc"][..], &["svc"], &[]];
     ends.iter().find_map(|end| {
         let whole = [labels, end, &domain].concat();
-        let (zone, lookup) = parse(&whole, look.zones)?;
+        let (zone, lookup) = parse(&whole, look.zones, rtype)?;
         let of_service = matches!(
             lookup,
             Lookup::Service { .. }

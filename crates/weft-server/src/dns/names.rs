@@ -3,12 +3,15 @@
 //!
 //! Consul: `[tag.]web.service[.dc1].consul`, `_web._tcp.service.consul`,
 //! `web.service.<ns>.ns[.dc1.dc].consul`, `<node>.node[.dc1].consul`, `<hex ip>.addr.dc1.consul`,
-//! `<query>.query.consul`, `web.connect.consul`, `web.virtual.consul`, `web.ingress.consul`.
+//! `<query>.query.consul`, `web.connect.consul`, `web.virtual.consul`, `web.ingress.consul`; of ports
+//! also `_web._tcp[.dc1].consul`.
 //! Kubernetes: `web.shop.svc.cluster.local`, `_http._tcp.web.shop.svc.cluster.local`,
 //! `10-0-0-1.web.shop.svc.cluster.local`, `web-0.web.shop.svc.cluster.local` (a pod's hostname),
 //! `10-0-0-1.shop.pod.cluster.local`. Reverse: `1.0.244.10.in-addr.arpa`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use domain::base::iana::Rtype;
 
 use crate::consul::view::DEFAULT_NAMESPACE;
 
@@ -26,7 +29,8 @@ impl Zones {
     /// Whether a name is in one of them that nobody else has: names of addresses are everybody's.
     /// Labels in lower case, without the root.
     pub fn hold(&self, labels: &[&str]) -> bool {
-        parse(labels, self).is_some_and(|(zone, _)| matches!(zone, Zone::Consul | Zone::Cluster))
+        let zone = parse(labels, self, Rtype::A).map(|(zone, _)| zone);
+        matches!(zone, Some(Zone::Consul | Zone::Cluster))
     }
 }
 
@@ -101,8 +105,8 @@ pub enum Lookup {
 }
 
 /// The zone of a name and what it asks of it; `None` outside our zones. Labels come from the
-/// left, in lower case, without the root.
-pub fn parse(labels: &[&str], zones: &Zones) -> Option<(Zone, Lookup)> {
+/// left, in lower case, without the root. What is asked for decides about one form of name alone.
+pub fn parse(labels: &[&str], zones: &Zones, rtype: Rtype) -> Option<(Zone, Lookup)> {
     let domain: Vec<&str> = zones.cluster_domain.split('.').collect();
     if let Some(rest) = labels.strip_suffix(domain.as_slice()) {
         return Some((Zone::Cluster, cluster(rest)));
@@ -112,10 +116,10 @@ pub fn parse(labels: &[&str], zones: &Zones) -> Option<(Zone, Lookup)> {
         return Some((zone, Lookup::Reverse(address)));
     }
     let rest = labels.strip_suffix(&["consul"])?;
-    Some((Zone::Consul, consul(rest, &zones.datacenter)))
+    Some((Zone::Consul, consul(rest, &zones.datacenter, rtype == Rtype::SRV)))
 }
 
-fn consul(labels: &[&str], datacenter: &str) -> Lookup {
+fn consul(labels: &[&str], datacenter: &str, asks_ports: bool) -> Lookup {
     let labels = match labels {
         [] => return Lookup::Apex,
         ["ns"] => return Lookup::NameServer,
@@ -139,16 +143,28 @@ fn consul(labels: &[&str], datacenter: &str) -> Lookup {
             mesh(rest, kind, DEFAULT_NAMESPACE)
         }
         [hex, "addr"] => hex_address(hex).map_or(Lookup::Nothing, Lookup::Address),
+        // Who asks for ports may leave the word `service` out.
+        [name, tag] if is_port(name, tag) && asks_ports => {
+            consul_service(&[name, tag], DEFAULT_NAMESPACE)
+        }
+        [name, tag, ns, "ns"] if is_port(name, tag) && asks_ports => {
+            consul_service(&[name, tag], ns)
+        }
         _ => Lookup::Nothing,
     }
 }
 
-/// `NAME.query`, whose name may have dots, and `_NAME._tcp.query`.
+/// `NAME.query`, whose name may have dots, and `_NAME._ANY.query`.
 fn prepared(labels: &[&str]) -> String {
     match labels {
-        [name, "_tcp" | "_udp"] if name.starts_with('_') => name.trim_start_matches('_').to_owned(),
+        [name, any] if is_port(name, any) => name.trim_start_matches('_').to_owned(),
         _ => labels.join("."),
     }
+}
+
+/// The first two labels of RFC 2782: `_NAME._PROTOCOL`.
+fn is_port(name: &str, protocol: &str) -> bool {
+    name.starts_with('_') && protocol.starts_with('_')
 }
 
 fn mesh(labels: &[&str], kind: &str, namespace: &str) -> Lookup {
@@ -165,10 +181,11 @@ fn consul_service(labels: &[&str], namespace: &str) -> Lookup {
     let (service, tag) = match labels {
         [] => return Lookup::Between,
         [service] => (*service, None),
-        // RFC 2782: `_web._tcp` is any instance, `_web._tag` those with the tag.
-        [service, tag] if service.starts_with('_') && tag.starts_with('_') => {
+        // RFC 2782, as Consul reads it: `_web._tcp` is any instance, `_web._tag` those with the
+        // tag, which any other protocol is too.
+        [service, tag] if is_port(service, tag) => {
             let tag = tag.trim_start_matches('_');
-            let tag = (!matches!(tag, "tcp" | "udp")).then(|| tag.to_owned());
+            let tag = (tag != "tcp").then(|| tag.to_owned());
             (service.trim_start_matches('_'), tag)
         }
         [tag @ .., service] => (*service, Some(tag.join("."))),
@@ -269,7 +286,8 @@ mod tests {
     fn check(name: &str, expect: Option<Lookup>) {
         let zones = Zones { datacenter: "dc1".into(), cluster_domain: "cluster.local".into() };
         let labels: Vec<&str> = name.split('.').collect();
-        assert_eq!(parse(&labels, &zones).map(|(_, lookup)| lookup), expect, "{name}");
+        let found = parse(&labels, &zones, Rtype::A).map(|(_, lookup)| lookup);
+        assert_eq!(found, expect, "{name}");
     }
 
     fn consul(service: &str, ns: &str, tag: Option<&str>) -> Option<Lookup> {
@@ -287,6 +305,7 @@ mod tests {
         check("v1.web.service.consul", consul("web", "default", Some("v1")));
         check("_web._tcp.service.consul", consul("web", "default", None));
         check("_web._v1.service.dc1.consul", consul("web", "default", Some("v1")));
+        check("_web._udp.service.consul", consul("web", "default", Some("udp")));
         check("web.service.shop.ns.consul", consul("web", "shop", None));
         check("_web._tcp.service.shop.ns.dc1.dc.consul", consul("web", "shop", None));
         check("n1.node.consul", Some(Lookup::Node("n1".into())));
@@ -295,6 +314,7 @@ mod tests {
         check("near.web.query.consul", Some(Lookup::Query("near.web".into())));
         check("web.query.dc1.consul", Some(Lookup::Query("web".into())));
         check("_web._tcp.query.dc1.dc.consul", Some(Lookup::Query("web".into())));
+        check("_web._any.query.consul", Some(Lookup::Query("web".into())));
         let (namespace, service) = (String::from("default"), String::from("web"));
         let of = Lookup::Connect { namespace: namespace.clone(), service: service.clone() };
         check("web.connect.dc1.consul", Some(of));

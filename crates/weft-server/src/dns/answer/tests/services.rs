@@ -32,6 +32,31 @@ fn consuls_names_answer_with_healthy_instances_only() {
 }
 
 #[test]
+fn of_protocols_only_tcp_stands_for_every_instance_and_ports_need_no_word_for_services() {
+    let mut rig = Rig::new();
+    rig.register("d1", "dns", "10.0.0.1", &["tcp"]);
+    rig.register("d2", "dns", "10.0.0.2", &["udp"]);
+    rig.register("web", "web", "10.0.0.3", &[]);
+    let both = &["A 10.0.0.1", "A 10.0.0.2"];
+    rig.check("_dns._tcp.service.consul", Rtype::A, "NOERROR", both);
+    rig.check("_dns._udp.service.consul", Rtype::A, "NOERROR", &["A 10.0.0.2"]);
+    rig.check("_web._udp.service.consul", Rtype::A, "NXDOMAIN", &[]);
+    for end in ["consul", "dc1.consul", "dc1.dc.consul", "default.ns.consul"] {
+        for (name, rtype, found) in [
+            ("_dns._tcp", Rtype::SRV, 2),
+            ("_dns._udp", Rtype::SRV, 1),
+            ("_web._udp", Rtype::SRV, 0),
+            ("_dns._tcp", Rtype::A, 0),
+            ("dns.tcp", Rtype::SRV, 0),
+        ] {
+            let got = rig.ask(&format!("{name}.{end}"), rtype);
+            let code = if found == 0 { "NXDOMAIN" } else { "NOERROR" };
+            assert_eq!((got.rcode.as_str(), got.answers.len()), (code, found), "{name}.{end}");
+        }
+    }
+}
+
+#[test]
 fn instances_whose_checks_warn_are_there_unless_only_those_that_pass_are_asked_for() {
     for (only_passing, shown) in
         [(false, &["A 10.0.0.1", "A 10.0.0.2"][..]), (true, &["A 10.0.0.1"])]
