@@ -97,14 +97,14 @@ impl Door {
         let found = all(&state)
             .into_iter()
             .find(|one| one.value.get("LegacyID").is_some_and(|id| *id == ask.argument));
-        let Some(one) = found else { return Err(Refusal::not_found("Intention not found")) };
+        let Some(one) = found else {
+            return Err(match ask.method {
+                Method::PUT => unknown(&ask.argument),
+                _ => Refusal::not_found("Intention not found"),
+            });
+        };
         match ask.method {
-            Method::PUT => {
-                let body = bodies::object(&ask.body, bodies::INTENTION)?;
-                let (source, destination) = (&one.source, &one.destination);
-                self.write_intention(ask, source, destination, &body, &ask.argument).await?;
-                Ok(Reply::json(json!({"ID": ask.argument})))
-            }
+            Method::PUT => self.change_intention(ask, &one).await,
             Method::DELETE => {
                 self.delete_intention(ask, &one.source, &one.destination).await?;
                 Ok(Reply::json(Value::Bool(true)))
@@ -162,6 +162,26 @@ impl Door {
         .await
     }
 
+    /// By its id: its source may be another from now on, what is left out stays.
+    async fn change_intention(&self, ask: &Ask, one: &Intention) -> Result<Reply, Refusal> {
+        let body = bodies::object(&ask.body, bodies::INTENTION)?;
+        let fields = Fields::new(&body, "");
+        let (source, destination) = (fields.text("SourceName")?, fields.text("DestinationName")?);
+        if !destination.is_empty() && destination != one.destination {
+            // Whoever may not write it is not told what it is.
+            let (verb, kind) = (Verb::Write, Kind::Intention);
+            ask.who.demand(verb, kind, &ask.namespace, &one.destination)?;
+            return Err(Refusal::internal(
+                "Cannot modify Destination partition/namespace/name for an intention once it \
+                 exists.",
+            ));
+        }
+        let source = if source.is_empty() { &one.source } else { &source };
+        self.write_intention(ask, source, &one.destination, &body, &ask.argument).await?;
+        Ok(Reply::json(json!({"ID": ask.argument})))
+    }
+
+    /// `id`: that of Consul's older API, of a new intention or of one that is there; or empty.
     async fn write_intention(
         &self,
         ask: &Ask,
@@ -182,14 +202,18 @@ impl Door {
         let plan = |state: &State| {
             let mut entry = entry_of(state, destination);
             let sources = sources_of(&mut entry);
-            let known = sources.len();
-            sources.retain(|one| body::word(one, "Name") != source);
-            if ask.method == Method::POST && sources.len() < known {
+            let is_it = |one: &Value| !id.is_empty() && body::word(one, "LegacyID") == id;
+            let of_pair = |one: &Value| body::word(one, "Name") == source;
+            if !id.is_empty() && sources.iter().any(|one| of_pair(one) && !is_it(one)) {
                 return Err(Refusal::internal(format!(
                     "duplicate intention found: {source:?} => {destination:?} is there; change it \
                      by its ID or at connect/intentions/exact"
                 )));
             }
+            if !id.is_empty() && ask.method == Method::PUT && !sources.iter().any(is_it) {
+                return Err(unknown(id));
+            }
+            sources.retain(|one| !of_pair(one) && !is_it(one));
             sources.push(Value::Object(value.clone()));
             self.together(state, (INTENTIONS, destination), Some(&entry))?;
             Ok::<_, Refusal>((vec![Change::Put(at.clone(), Value::Object(entry))], ()))
@@ -264,6 +288,10 @@ impl Intention {
 }
 
 // === helpers ===
+
+fn unknown(id: &str) -> Refusal {
+    Refusal::internal(format!("Cannot modify non-existent intention: '{id}'"))
+}
 
 fn topic() -> Topic {
     Topic::Under(keys::record(&format!("{TABLE}/{INTENTIONS}"), "").into())

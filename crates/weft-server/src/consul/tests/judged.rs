@@ -313,3 +313,45 @@ async fn a_nodes_check_takes_the_right_to_the_node() {
         assert_eq!(said.status, status, "{of:?}: {}", said.text);
     }
 }
+
+#[tokio::test]
+async fn an_intention_is_changed_by_its_id_as_the_body_says() {
+    let rig = rig().await;
+    let pair = |source: &str, destination: &str, action: &str| {
+        json!({"SourceName": source, "DestinationName": destination, "Action": action}).to_string()
+    };
+    let make = async |source: &str| {
+        let body = pair(source, "db", "allow");
+        let made = rig.ask("POST", "/v1/connect/intentions", &body).await.json();
+        format!("/v1/connect/intentions/{}", made["ID"].as_str().unwrap())
+    };
+    let (path, other) = (make("api").await, make("other").await);
+    let put = async |body: &str| rig.ask("PUT", &path, body).await;
+    let shown = async |path: &str| {
+        let one = rig.get(path).await.json();
+        ["SourceName", "DestinationName", "Action"]
+            .map(|name| one[name].as_str().unwrap().to_owned())
+            .join(" ")
+    };
+    let renamed = put(&pair("api-2", "db", "deny")).await;
+    assert_eq!(renamed.status, 200, "{}", renamed.text);
+    assert_eq!(shown(&path).await, "api-2 db deny");
+    assert_eq!(count(&rig.get("/v1/connect/intentions").await), 2, "the old pair is gone");
+    // What is left out stays.
+    assert_eq!(put(&json!({"Action": "allow"}).to_string()).await.status, 200);
+    assert_eq!(shown(&path).await, "api-2 db allow");
+    for (body, why) in [
+        (pair("api-2", "db2", "deny"), "Cannot modify Destination partition/namespace/name"),
+        (pair("other", "db", "deny"), "duplicate intention found"),
+    ] {
+        let said = put(&body).await;
+        assert!(said.status == 500 && said.text.contains(why), "{body}: {}", said.text);
+    }
+    assert_eq!(shown(&path).await, "api-2 db allow");
+    assert_eq!(shown(&other).await, "other db allow");
+    assert_eq!(count(&rig.get("/v1/connect/intentions").await), 2);
+    let nobody = "/v1/connect/intentions/0190a6c8-0000-7000-8000-00000000000f";
+    let said = rig.ask("PUT", nobody, &pair("x", "db", "deny")).await;
+    let why = "Cannot modify non-existent intention";
+    assert!(said.status == 500 && said.text.contains(why), "{}", said.text);
+}
