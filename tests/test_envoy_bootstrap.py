@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`weft proxy --envoy`: bootstraps of Envoy are served, and what weft does not do is said."""
 
+import http.client
 import json
 import pathlib
 import re
@@ -122,8 +123,14 @@ def test_routes_redirects_answers_rewrites_and_rbac(tmp_path):
             status, headers, body = curl(f"{base}/v1/thing", "-H", "x-a: xyz")
             assert (status, headers["x-said"], body) == (200, "by-route", "one GET /thing")
             assert curl(f"{base}/v1/thing")[2] == "two GET /v1/thing"
-            names = [curl(f"{base}/ab/split")[2].split()[0] for _ in range(40)]
-            assert 18 <= names.count("two") <= 39, names
+            link = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            names = []
+            for _ in range(400):
+                link.request("GET", "/ab/split")
+                names.append(link.getresponse().read().split()[0])
+            link.close()
+            # 3 in 4; eight deviations of what is drawn.
+            assert 230 <= names.count(b"two") <= 370, names
             assert curl(f"{base}/", "-X", "POST")[0] == 403
             words = [WEFT, "explain", "-f", path, "-X", "POST", f"{base}/"]
             run = subprocess.run(words, capture_output=True, text=True)
@@ -203,7 +210,10 @@ def test_http2_and_names_and_hashing(tmp_path):
             url = f"http://127.0.0.1:{port}/"
             until("the names are found", lambda: curl(url)[0] == 200)
             seen = set()
-            for user in range(36):
+            # By chance one of three has none of 36; of 100 that is never seen.
+            for user in range(100):
+                if user >= 36 and len(seen) == 3:
+                    break
                 ask = ("--http2-prior-knowledge", "-H", f"x-user: {user}")
                 first, again = curl(url, *ask)[2], curl(url, *ask)[2]
                 assert first == again, "the same user, the same endpoint"

@@ -68,8 +68,7 @@ def wait(request, context):
     seen[request] = False
     gone = threading.Event()
     context.add_callback(gone.set)
-    gone.wait(30)
-    seen[request] = True
+    seen[request] = gone.wait(100)
     yield b"never"
 def unary(handler):
     return grpc.unary_unary_rpc_method_handler(handler)
@@ -162,7 +161,8 @@ def gateway(tmp_path_factory):
         (folder / "m" / f"{index:02}.json").write_text(json.dumps(made))
     with Mesh(folder / "m", folder / "data", extra=["--pods=process"]) as mesh:
         mesh.plain, mesh.tls, mesh.pem = plain, tls, pem
-        until("the web answers", lambda: requests.get(f"http://127.0.0.1:{plain}/").ok)
+        until("the web answers", lambda: requests.get(
+            f"http://127.0.0.1:{plain}/", timeout=20).ok)
         mesh.channel = channel(mesh)
         until("gRPC answers", lambda: unary(mesh, "Echo", b"x") == b"x")
         yield mesh
@@ -279,14 +279,14 @@ def test_trailers_only_and_status_details(gateway):
 
 
 def test_deadlines_are_kept_and_passed_on(gateway):
-    left = float(unary(gateway, "Left", b"", timeout=7))
+    left = float(unary(gateway, "Left", b"", timeout=60))
     # Clients round up.
-    assert 3 < left <= 7.1, left
+    assert 30 < left <= 60.1, left
     began = time.monotonic()
     with pytest.raises(grpc.RpcError) as failed:
         list(gateway.channel.unary_stream("/t.T/Wait")(b"deadline", timeout=0.5))
     assert failed.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     until("its server knows", lambda: unary(gateway, "Gone", b"deadline") == b"yes")
 
 

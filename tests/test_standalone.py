@@ -48,6 +48,14 @@ def ports():
     return free_port(), free_port()
 
 
+def put(path, text):
+    """A file that is all there when it is: one that is read while it is written would be told of
+    twice."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
 def test_a_file_is_served_and_read_again_when_it_changes_and_on_sighup(tmp_path, ports):
     port, admin = ports
     path = tmp_path / "proxy.yaml"
@@ -86,8 +94,12 @@ backends:
             until("the name is found", lambda: curl(url)[2] == "one GET /x")
             client.connect(("127.0.0.1", datagrams))
             client.settimeout(10)
-            client.send(b":1")
-            assert client.recv(64) == b"echo:1"
+
+            def echoed():
+                client.send(b":1")
+                return client.recv(64) == b"echo:1"
+
+            until("a datagram comes back", echoed)
 
 
 def test_copies_of_requests_go_to_several_backends_by_percentage(tmp_path, ports):
@@ -107,12 +119,12 @@ backends:
   - {{name: some, endpoints: "{at[2]}"}}
 """)
         with Proxy("-c", path, ready=port):
-            load = Load(port, 200, 2, connections=4).run()
+            load = Load(port, 200, 2, connections=4, deadline=60).run()
             assert load.count(200) == 400, load.others(200)
             assert up.hits() == 400
             until("the copies have come", lambda: all_.hits() == 400)
-        # 400 draws of 3 in 10: five deviations of the mean.
-        assert 74 <= some.hits() <= 166, some.hits()
+        # 400 draws of 3 in 10: more than six deviations of the mean.
+        assert 60 <= some.hits() <= 180, some.hits()
 
 
 def test_a_session_by_header_stays_with_its_instance(tmp_path, ports):
@@ -162,7 +174,8 @@ def test_a_bad_file_is_refused_whole_with_places_and_the_old_one_stays(tmp_path,
             assert curl(f"{url}/hello")[2] == "hello", "nothing of it is in use"
             path.write_text(text(port, admin, one).replace("hello", "mended"))
             until("the mended file is in use", lambda: curl(f"{url}/mended")[2] == "mended")
-            assert json.loads(curl(info)[2])["weft"]["refused"] is None
+            until("nothing is refused", lambda: json.loads(
+                curl(info)[2])["weft"]["refused"] is None)
 
 
 def test_a_listener_that_cannot_be_opened_refuses_the_whole_file(tmp_path, ports):
@@ -170,7 +183,7 @@ def test_a_listener_that_cannot_be_opened_refuses_the_whole_file(tmp_path, ports
     path = tmp_path / "proxy.yaml"
     info, url = f"http://127.0.0.1:{admin}/server_info", f"http://127.0.0.1:{port}"
     refused = lambda: json.loads(curl(info)[2])["weft"]["refused"]
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
         old = text(port, admin)
         busy = taken.getsockname()[1]
         new = old.replace("hello", "bye")
@@ -188,7 +201,7 @@ def test_a_listener_that_cannot_be_opened_refuses_the_whole_file(tmp_path, ports
             taken.close()
             path.write_text(new)
             until("all of it is in use", lambda: curl(f"{url}/bye")[2] == "bye")
-            assert listens(busy) and refused() is None
+            until("nothing is refused", lambda: listens(busy) and refused() is None)
 
 
 def test_a_file_that_is_wrong_from_the_beginning_starts_nothing(tmp_path, ports):
@@ -271,7 +284,9 @@ def test_f9_hot_upgrades_lose_no_request_kept_or_fresh(tmp_path, ports):
         words = ("-c", path, "--handover", door)
         proxies = [Proxy(*words, ready=port)]
         until("it can be replaced", door.exists)
-        loads = [Load(port, rate / 2, 600, connections=8), Fresh(port, rate / 2, 600)]
+        patience = 10 if os.environ.get("FULL") else 60
+        loads = [Load(port, rate / 2, 600, patience, connections=8),
+                 Fresh(port, rate / 2, 600, patience)]
         with concurrent.futures.ThreadPoolExecutor(len(loads)) as pool:
             running = [pool.submit(load.run) for load in loads]
             try:
@@ -363,7 +378,7 @@ def test_sigusr2_starts_the_successor_and_systemd_is_told(tmp_path, ports):
                 systemd.hears(successor, "READY")
                 assert door_owner(door) == successor
                 # Both read the file.
-                path.write_text(text(port, admin, up).replace("hello", "hallo"))
+                put(path, text(port, admin, up).replace("hello", "hallo"))
                 systemd.hears(successor, "RELOADING")
                 systemd.hears(successor, "READY")
                 url = f"http://127.0.0.1:{port}/hallo"
@@ -387,7 +402,7 @@ def test_a_successor_that_cannot_serve_changes_nothing(tmp_path, ports):
         first = Proxy("-c", path, "--handover", door, ready=port, env=systemd.env)
         until("it can be replaced", door.exists)
         systemd.hears(first.process.pid, "READY")
-        path.write_text("listeners: []\n")
+        put(path, "listeners: []\n")
         first.process.send_signal(signal.SIGUSR2)
         told = [systemd.hears(first.process.pid) for _ in range(4)]
         # Two reloads, one of the file and one of the process; both come to an end.
@@ -396,7 +411,7 @@ def test_a_successor_that_cannot_serve_changes_nothing(tmp_path, ports):
         first.says("was started has ended")
         assert door_owner(door) == first.process.pid
         assert curl(f"http://127.0.0.1:{port}/x")[2] == "up GET /x"
-        path.write_text(text(port, admin, up))
+        put(path, text(port, admin, up))
         first.process.send_signal(signal.SIGUSR2)
         assert first.process.wait(60) == 0, first.text()
         until("its successor is ready", lambda: door_owner(door))

@@ -109,7 +109,7 @@ def test_no_datagram_is_lost(tmp_path, hashed):
         port, _ = file(tmp_path, "protocol: udp", ends, policy if hashed else "", protocol="tcp")
         with line(tmp_path, port, datagrams=True) as processes:
             # The workers' own sockets are told apart by the client's port.
-            flows = [Datagrams(port, f"127.0.0.{n + 1}") for n in range(12)]
+            flows = [Datagrams(port, f"127.0.0.{n + 1}") for n in range(18)]
             done = upgraded(processes, *flows)
             processes.end()
     lost = sum(flow.lost for flow in flows)
@@ -126,7 +126,7 @@ def test_no_datagram_is_lost(tmp_path, hashed):
 class Sessions(Client):
     """TLS connections, each of which shows the ticket that the one before was given."""
 
-    enough = 6
+    enough = 15
 
     def __init__(self, port, authority, version):
         super().__init__()
