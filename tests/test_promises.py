@@ -2,6 +2,7 @@
 """What a proxy promises of retries, pauses, health, new instances, limits and greetings, seen from
 outside: `weft proxy -c` with several workers, real servers, and counts that are theirs."""
 
+import contextlib
 import email.utils
 import http.client
 import socket
@@ -51,7 +52,7 @@ def test_a_retry_goes_to_a_host_that_was_not_tried(tmp_path, ports, tried_too):
         assert statuses == [200] * 120
         assert twice == [] and c.hits() == 120
         # Each is the first one, and the second one, of many.
-        assert 40 < a.hits() < 110 and 40 < b.hits() < 110, (a.hits(), b.hits())
+        assert 20 < a.hits() < 110 and 20 < b.hits() < 110, (a.hits(), b.hits())
 
 
 def seconds(pause):
@@ -256,7 +257,8 @@ class Greeter:
                 stream, _ = self.socket.accept()
             except OSError:
                 return
-            with stream:
+            # Who only looked whether somebody listens may be gone.
+            with contextlib.suppress(OSError), stream:
                 stream.sendall(self.line)
 
     def __enter__(self):
