@@ -47,6 +47,13 @@ def free_port():
             return port
 
 
+def fixed_ports():
+    """Flags of a server's doors at free ports. One that is started again finds them as they were:
+    nobody is given them meanwhile, as those that the system gives out may be."""
+    return ["--ports", "fixed", *(f"--{door}-port={free_port()}"
+                                  for door in ("api", "consul", "dns", "xds"))]
+
+
 def until(what, check, seconds=60.0, every=0.05):
     """Calls `check` until it returns something true; fails with the last exception or value. The
     usual deadline only keeps a test from waiting for ever: a busy machine may take its time. Where

@@ -127,9 +127,8 @@ def test_answers_are_stored_as_their_origin_allows_and_said_in_log_and_header(se
     assert curl(f"{url}/a")[2] == "/a 2"
     shown = json.loads(curl(f"{admin}/cache")[2])
     assert shown["hits"] >= 5 and shown["invalidated"] == 1 and 0 < shown["bytes"] < 10_000
-    until("the log is written", lambda: "/never 200 - -" in log.read_text())
-    text = log.read_text()
-    assert "/a 200 miss -" in text and "/a 200 hit RFCF" in text and "/a 204 bypass -" in text
+    for line in ("/never 200 - -", "/a 200 miss -", "/a 200 hit RFCF", "/a 204 bypass -"):
+        until(f"{line} is in the log", lambda: line in log.read_text())
     assert curl(f"{admin}/cache/purge?prefix={url}/", "-X", "POST")[0] == 200
     assert curl(f"{url}/a")[2] == "/a 3"
     assert "weft_cache_hits_total" in curl(f"{admin}/stats/prometheus")[2]

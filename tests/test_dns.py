@@ -158,9 +158,12 @@ def test_every_form_of_name_over_both_carriers(mesh):
     assert asked(mesh, str(dns.reversename.from_address(ip)), "PTR")[1] == [f"PTR {name}."]
     assert asked(mesh, "web.virtual.shop.ns.consul", "A")[1] == [f"A {ip}"]
     # What Consul's clients registered has an address of the mesh, too.
-    services = mesh.get("/api/v1/namespaces/default/services").json()["items"]
+    def mirrored():
+        found = mesh.get("/api/v1/namespaces/default/services").json()["items"]
+        return any(s["metadata"]["name"] == "web" for s in found) and found
+    services = until("it is a Service, too", mirrored)
     ip = next(s["spec"]["clusterIP"] for s in services if s["metadata"]["name"] == "web")
-    assert asked(mesh, "web.virtual.consul", "A")[1] == [f"A {ip}"]
+    until("it has a name", lambda: asked(mesh, "web.virtual.consul", "A")[1] == [f"A {ip}"])
     # How long each may be kept.
     ttl = {n: ask(mesh, n, t).answer[0].ttl for n, t in (
         ("web.service.consul", "A"), ("six.service.consul", "AAAA"), ("stable.query.consul", "A"),
@@ -233,6 +236,7 @@ def raw(mesh, wire, timeout=20.0):
 def test_questions_sent_at_once_over_tcp_are_all_answered_and_idle_ones_end(mesh):
     queries = [dns.message.make_query(name, rtype) for name, rtype, _ in FORMS]
     wires = [q.to_wire() for q in queries]
+    began = time.monotonic()
     with socket.create_connection(("127.0.0.1", mesh.dns_port), timeout=20) as s:
         s.sendall(b"".join(struct.pack("!H", len(w)) + w for w in wires))
         stream = s.makefile("rb")
@@ -240,7 +244,6 @@ def test_questions_sent_at_once_over_tcp_are_all_answered_and_idle_ones_end(mesh
             (length,) = struct.unpack("!H", stream.read(2))
             assert query.is_response(dns.message.from_wire(stream.read(length)))
         # Half a question keeps a place for ten seconds, and others are answered meanwhile.
-        began = time.monotonic()
         s.sendall(b"\x00")
         assert asked(mesh, "web.service.consul", "A")[1] == WEB
         s.settimeout(60)
@@ -282,7 +285,7 @@ def test_f24_thousands_of_malformed_packets(mesh):
 
 
 class Resolver(threading.Thread):
-    """A resolver that knows one address, or says nothing."""
+    """A resolver that knows one address, or says nothing. `heard` has the names that it was asked."""
 
     def __init__(self, answers=True):
         super().__init__(daemon=True)
@@ -290,16 +293,16 @@ class Resolver(threading.Thread):
         self.socket.bind(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.answers = answers
-        self.heard = 0
+        self.heard = set()
         self.start()
 
     def run(self):
         while True:
             wire, sender = self.socket.recvfrom(4096)
-            self.heard += 1
+            query = dns.message.from_wire(wire)
+            self.heard.add(query.question[0].name.to_text())
             if not self.answers:
                 continue
-            query = dns.message.from_wire(wire)
             answer = dns.message.make_response(query, recursion_available=True)
             name = query.question[0].name
             answer.answer.append(dns.rrset.from_text(name, 60, "IN", "A", "192.0.2.9"))
@@ -330,17 +333,21 @@ def test_f24_recursors_in_turn_and_sources_that_ask_too_much(tmp_path):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             s.connect(("127.0.0.1", mesh.dns_port))
             s.settimeout(3)
+            began = time.monotonic()
             for _ in range(600):
                 s.send(query)
-            got = []
+            got, took = [], 0.0
             try:
                 while True:
                     got.append(s.recv(4096))
+                    took = time.monotonic() - began
             except TimeoutError:
                 pass
         cut = [wire for wire in got if wire[2] & 0x02]
-        # Some of so many are lost on the way; none is answered beyond the bound.
-        assert len(cut) >= 20 and 50 <= len(got) - len(cut) < 250, (len(got), len(cut))
+        # Some of so many are lost on the way; none is answered beyond the bound, which gives fifty
+        # more for each second that a busy machine takes.
+        most = 250 + 50 * took
+        assert len(cut) >= 20 and 50 <= len(got) - len(cut) < most, (len(got), len(cut), took)
         assert all(len(wire) <= len(query) for wire in cut)
         print(f"\nF24: of 600 questions at once {len(got) - len(cut)} answered, {len(cut)} told to "
               "come over TCP, the others dropped")

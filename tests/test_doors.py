@@ -31,10 +31,10 @@ def test_kubectl_shows_the_shop_as_a_user_expects(shop):
     described = shop.kubectl("describe", "deployment", "user", "-n", "shop").stdout
     assert "2 desired" in described and "2 available" in described, described
     pod = shop.pods("shop", app="user")[0]["metadata"]["name"]
-    logs = shop.kubectl("logs", pod, "-n", "shop").stdout
+    logs = until("it has said something", lambda: shop.kubectl("logs", pod, "-n", "shop").stdout)
     assert logs.startswith("{"), logs
     shop.kubectl("wait", "--for=condition=Available", "deployment/user", "-n", "shop",
-                 "--timeout=60s")
+                 "--timeout=170s")
 
 
 def test_kubectl_apply_get_watch_delete(empty):
@@ -95,7 +95,7 @@ sys.stdin.readline()
 index, nodes = c.health.service("web", passing=True)
 print("blocking", flush=True)
 while nodes:
-    index, nodes = c.health.service("web", passing=True, index=index, wait="20s")
+    index, nodes = c.health.service("web", passing=True, index=index, wait="200s")
 print(json.dumps(time.time()), flush=True)
 c.agent.service.deregister("web-1")
 assert "web" not in c.catalog.services()[1]
@@ -121,8 +121,8 @@ def test_consul_client_registers_blocks_and_wakes(empty, library):
         before = time.time()
         listener.close()
         woke = json.loads(child.stdout.readline())
-        # Unwoken it would be answered after 20 s. How soon a thousand are woken, drill F25 says.
-        assert woke - before < 10, woke - before
+        # Unwoken it would be answered after 200 s. How soon a thousand are woken, drill F25 says.
+        assert woke - before < 100, woke - before
         assert child.stdout.readline() == "gone\n"
         until("dig shows it no more",
               lambda: not empty.dig("web.service.consul", "SRV", "+short").strip())
