@@ -5,21 +5,29 @@
 //! that was written from the texts judges. What the proxy did, the record that it emitted, what was
 //! explained and what the texts say must agree. A last test plants bugs, each of which is found.
 //!
-//! `WEFT_EXPLAIN_SEED=gateway:17` repeats one configuration; `WEFT_EXPLAIN_CONFIGS` runs more.
+//! `WEFT_EXPLAIN_SEED=gateway:17` repeats one configuration; `WEFT_EXPLAIN_CONFIGS` says how many
+//! each of the four tests makes (500), `WEFT_EXPLAIN_REQUESTS` how much each of those is asked (50).
 
 mod harness;
 
 use harness::{Bug, Harness, Kind};
 use weft_model::{Action, Parent, PathMatch, Route};
 
-/// Configurations of each test, and requests of each configuration.
-const CONFIGS: u64 = 500;
+/// Configurations of each test.
+fn configs() -> u64 {
+    asked("WEFT_EXPLAIN_CONFIGS").unwrap_or(500)
+}
+
+/// Requests of each configuration.
 const REQUESTS: usize = 50;
 
-fn configs() -> u64 {
+fn requests() -> usize {
+    asked("WEFT_EXPLAIN_REQUESTS").unwrap_or(REQUESTS)
+}
+
+fn asked<N: std::str::FromStr>(name: &str) -> Option<N> {
     #[allow(clippy::disallowed_methods)] // A longer run of the same test.
-    let asked = std::env::var("WEFT_EXPLAIN_CONFIGS").ok().and_then(|n| n.parse().ok());
-    asked.unwrap_or(CONFIGS)
+    std::env::var(name).ok().and_then(|n| n.parse().ok())
 }
 
 /// The one seed that is asked for.
@@ -30,19 +38,25 @@ fn only(kind: Kind) -> Option<u64> {
     (of == kind.name()).then(|| seed.parse().ok()).flatten()
 }
 
+/// Everything is on one thread and in memory, and time passes only while nobody has anything to do:
+/// a time-out ends what nobody answers, and nothing else, however slow the machine is.
+fn run(test: impl Future<Output = ()>) {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_time().start_paused(true).build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, test);
+}
+
 fn proved(kind: Kind, from: u64) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
+    run(async {
         let mut harness = Harness::new(kind);
         if let Some(seed) = only(kind) {
-            return harness.check(seed, REQUESTS).await;
+            return harness.check(seed, requests()).await;
         }
         for seed in from..from + configs() {
-            harness.check(seed, REQUESTS).await;
+            harness.check(seed, requests()).await;
         }
         // Neither is the test about nothing but missing routes.
-        let asked = usize::try_from(configs()).unwrap() * REQUESTS;
+        let asked = usize::try_from(configs()).unwrap() * requests();
         for (seen, n) in &harness.seen {
             assert!(*n * 100 >= asked, "only {n} of {asked} requests were {seen}");
         }
@@ -139,9 +153,7 @@ fn planted_bugs_are_found() {
         ("a root's word as its delegate's", Kind::Mesh, own_word),
         ("backends are left out", Kind::Calls, first_backend),
     ];
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
+    run(async {
         for (what, kind, bug) in bugs {
             let mut harness = Harness::with_bug(kind, bug);
             let mut found = false;
