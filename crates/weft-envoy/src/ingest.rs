@@ -29,6 +29,7 @@ use serde_json::{Map, Value};
 use weft_base::issue::{FieldPath, Issue};
 use weft_model::{HashBy, Labels, Resource, ResourceName, Root, Target, backend_child};
 
+use self::options::NotDone;
 use crate::read::{Found, Message, Unreadable, parse};
 
 pub use cluster::{DnsSet, Resolved};
@@ -83,17 +84,27 @@ struct Context<'a> {
     logs: RefCell<Vec<Option<Log>>>,
 }
 
+const RE2: &str = "envoy.extensions.regex_engines.v3.GoogleRE2";
+
 /// What means nothing to a single weft proxy.
-const PASSED_OVER: &[&str] = &[
-    "node",
-    "stats_flush_interval",
-    "stats_config",
-    "watchdogs",
-    "watchdog",
-    "use_tcp_for_dns_lookups",
-    "header_prefix",
-    "enable_dispatcher_stats",
-    "default_regex_engine",
+const PASSED_OVER: &[&str] = &["node", "stats_flush_interval"];
+
+const METRICS: &str = "metrics are weft's own, /stats/prometheus of the admin door shows them";
+const WATCHDOG: &str = "weft does not watch its threads";
+const NOT_DONE: NotDone = &[
+    ("stats_config", &["{}"], METRICS),
+    ("enable_dispatcher_stats", &["false"], METRICS),
+    ("watchdog", &["{}"], WATCHDOG),
+    ("watchdogs", &["{}"], WATCHDOG),
+    ("use_tcp_for_dns_lookups", &["false"], "names are asked for as the system does it"),
+    ("header_prefix", &["x-envoy"], "nothing is added that has a prefix"),
+];
+
+/// Of the admin door.
+const ADMIN: NotDone = &[
+    ("access_log_path", &["", "/dev/null"], "the admin door has no access log"),
+    ("access_log", &["[]"], "the admin door has no access log"),
+    ("profile_path", &[""], "there is no profiler"),
 ];
 
 /// Reads a bootstrap.
@@ -106,8 +117,10 @@ pub fn bootstrap(text: &str, files: &dyn Files) -> Result<Bootstrap, Unreadable>
     let mut out = {
         let root = found.root(&map);
         root.pass_over(PASSED_OVER);
+        options::not_done(&root, NOT_DONE);
+        regex_engine(&root);
         let admin = root.message("admin").and_then(|admin| {
-            admin.pass_over(&["access_log_path", "access_log", "profile_path"]);
+            options::not_done(&admin, ADMIN);
             address(&admin, "address")
         });
         if let Some(dynamic) = root.message("dynamic_resources") {
@@ -176,11 +189,23 @@ fn layers(root: &Message<'_>) {
     });
 }
 
+/// Expressions are RE2's.
+fn regex_engine(root: &Message<'_>) {
+    let Some(engine) = root.message("default_regex_engine") else { return };
+    engine.pass_over(&["name"]);
+    let Some((kind, config)) = engine.any("typed_config") else { return };
+    if kind != RE2 {
+        config.waive();
+        engine.unsupported("typed_config", format!("{kind} is none of weft's"));
+    }
+}
+
 /// A socket's address with its port.
 fn address(message: &Message<'_>, name: &str) -> Option<SocketAddr> {
     let address = message.message(name)?;
     let socket = address.message("socket_address")?;
-    socket.pass_over(&["resolver_name", "ipv4_compat"]);
+    socket.not_done("resolver_name", &[""], "an address is an IP address");
+    socket.not_done("ipv4_compat", &["false"], "a socket of IPv6 takes IPv6 only");
     if socket.word("protocol").is_some_and(|p| p != "TCP") {
         socket.unsupported("protocol", "only TCP");
     }

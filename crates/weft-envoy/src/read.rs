@@ -165,7 +165,21 @@ impl<'a> Message<'a> {
         self.firm.set(yes);
     }
 
-    /// Fields that mean nothing to one weft proxy.
+    /// Says what is not done about a field, unless its value is one of these: that is what weft
+    /// does anyhow. Numbers and flags are written as text, durations may be in any form.
+    pub fn not_done(&self, name: &str, anyhow: &[&str], why: &str) {
+        let Some(value) = self.raw(name) else { return };
+        let said = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let is = |done: &&str| {
+            let ms = duration_ms(&said);
+            said.eq_ignore_ascii_case(done) || (ms.is_some() && ms == duration_ms(done))
+        };
+        if !anyhow.iter().any(is) {
+            self.unsupported(name, why);
+        }
+    }
+
+    /// Fields that change nothing that anybody could see: names and notes, sizes of buffers.
     pub fn pass_over(&self, names: &[&str]) {
         for name in names {
             let _ = self.raw(name);

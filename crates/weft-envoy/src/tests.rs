@@ -15,6 +15,7 @@ use crate::{Bootstrap, Files, Resolved, bootstrap};
 
 mod closed;
 mod listeners;
+mod not_done;
 mod options;
 
 struct Pem;

@@ -15,7 +15,11 @@ pub fn rules(filter: &Message<'_>) -> Option<Access> {
     for field in ["shadow_rules", "shadow_matcher"] {
         aside(filter, field, "weft has no rules that only count");
     }
-    filter.pass_over(&["rules_stat_prefix", "shadow_rules_stat_prefix", "track_per_rule_stats"]);
+    filter.pass_over(&["rules_stat_prefix", "shadow_rules_stat_prefix"]);
+    filter.firm(false);
+    let why = "the access log says who was refused and why";
+    filter.not_done("track_per_rule_stats", &["false"], why);
+    filter.firm(true);
     let rules = filter.message("rules")?;
     aside(&rules, "audit_logging_options", "the access log says who was refused and why");
     let effect = match rules.word("action").as_deref().unwrap_or("ALLOW") {

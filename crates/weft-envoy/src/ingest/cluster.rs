@@ -13,7 +13,7 @@ use weft_model::{
     Root, Warmup, backend_child, endpoints_child,
 };
 
-use super::options::Upstream;
+use super::options::{NotDone, Upstream};
 use super::{Context, endpoints, health, options, outlier, tls};
 use crate::read::Message;
 
@@ -29,15 +29,33 @@ const USUAL: Limits = Limits {
 };
 const PANIC_BASIS_POINTS: u32 = 5_000;
 
-const PASSED_OVER: &[&str] = &[
-    "alt_stat_name",
-    "metadata",
-    "per_connection_buffer_limit_bytes",
-    "track_timeout_budgets",
-    "track_cluster_stats",
-    "wait_for_warm_on_init",
-    "dns_jitter",
-    "warming",
+const PASSED_OVER: &[&str] = &["alt_stat_name", "metadata", "per_connection_buffer_limit_bytes"];
+
+const METRICS: &str = "metrics are weft's own, /stats/prometheus of the admin door shows them";
+const NAMES: &str = "names are asked for at dns_refresh_rate, whatever the answer";
+const AHEAD: &str = "no connection is opened before it is needed";
+const NOT_DONE: NotDone = &[
+    ("track_timeout_budgets", &["false"], METRICS),
+    ("track_cluster_stats", &["{}"], METRICS),
+    ("wait_for_warm_on_init", &["true"], "when listeners open is weft's own"),
+    ("dns_jitter", &["0s"], NAMES),
+];
+const PRECONNECT: NotDone = &[
+    ("per_upstream_preconnect_ratio", &["1", "1.0"], AHEAD),
+    ("predictive_preconnect_ratio", &["0", "0.0", "1", "1.0"], AHEAD),
+];
+const DNS_FAILURES: NotDone = &[("base_interval", &[], NAMES), ("max_interval", &[], NAMES)];
+const COMMON_LB: NotDone = &[
+    ("update_merge_window", &["0s"], "a change of an instance counts at once"),
+    ("ignore_new_hosts_until_first_hc", &["false"], "when a new instance counts is weft's own"),
+];
+const BREAKER: NotDone = &[
+    ("track_remaining", &["false"], METRICS),
+    ("max_connection_pools", &["4294967295"], "a cluster's pools have no limit of their own"),
+];
+const RING: NotDone = &[
+    ("maximum_ring_size", &["8388608"], "a ring is as large as its weights ask for"),
+    ("hash_function", &[], "what is hashed is hashed by weft's own function"),
 ];
 
 /// What is asked for is done only when it is what weft does anyhow.
@@ -168,13 +186,14 @@ pub fn read(cluster: &Message<'_>, context: &Context<'_>) {
 /// Passes over what changes nothing, and lists what does.
 fn not_served(cluster: &Message<'_>) {
     cluster.pass_over(PASSED_OVER);
+    options::not_done(cluster, NOT_DONE);
     options::http_1(cluster);
     options::flags(cluster, FLAGS);
     if let Some(preconnect) = cluster.message("preconnect_policy") {
-        preconnect.pass_over(&["per_upstream_preconnect_ratio", "predictive_preconnect_ratio"]);
+        options::not_done(&preconnect, PRECONNECT);
     }
     if let Some(rate) = cluster.message("dns_failure_refresh_rate") {
-        rate.pass_over(&["base_interval", "max_interval"]);
+        options::not_done(&rate, DNS_FAILURES);
     }
 }
 
@@ -304,7 +323,7 @@ fn policy(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> BackendP
         out.protection = Some(Box::new(protection));
     }
     if let Some(common) = cluster.message("common_lb_config") {
-        common.pass_over(&["update_merge_window", "ignore_new_hosts_until_first_hc"]);
+        options::not_done(&common, COMMON_LB);
         let kept = "connections of those that stay are kept";
         options::flags(&common, &[("close_connections_on_host_set_change", false, kept)]);
         // Weights of places; the endpoints' reader asks for them.
@@ -323,7 +342,7 @@ fn policy(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> BackendP
 }
 
 fn breaker(limits: &Message<'_>, out: &mut BackendPolicy) {
-    limits.pass_over(&["track_remaining", "max_connection_pools"]);
+    options::not_done(limits, BREAKER);
     if !matches!(limits.word("priority").as_deref(), None | Some("DEFAULT")) {
         limits.waive();
         limits.unsupported("priority", "requests have one priority");
@@ -379,7 +398,7 @@ fn balancing(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> LbPol
         "RING_HASH" => {
             let config = cluster.message("ring_hash_lb_config");
             let size = config.and_then(|config| {
-                config.pass_over(&["maximum_ring_size", "hash_function"]);
+                options::not_done(&config, RING);
                 config.number::<u32>("minimum_ring_size")
             });
             hash(HashTable::Ring { points_min: size.unwrap_or(1_024) })
@@ -400,7 +419,11 @@ fn balancing(cluster: &Message<'_>, root: &Root, context: &Context<'_>) -> LbPol
 fn warmup(cluster: &Message<'_>) -> Option<Warmup> {
     let fields = ["round_robin_lb_config", "least_request_lb_config"];
     let config = fields.iter().find_map(|field| cluster.message(field))?;
-    config.pass_over(&["active_request_bias"]);
+    if let Some(bias) = config.message("active_request_bias") {
+        bias.pass_over(&["runtime_key"]);
+        let why = "what is under way counts as it is, 1.0";
+        bias.not_done("default_value", &["1", "1.0"], why);
+    }
     if config.number::<u32>("choice_count").is_some_and(|n| n != 2) {
         config.unsupported("choice_count", "two are compared");
     }

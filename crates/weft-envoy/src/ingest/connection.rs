@@ -12,7 +12,7 @@ use weft_model::{
 };
 
 use super::filter::Chain;
-use super::options::Clients;
+use super::options::{Clients, NotDone};
 use super::route::{self, Place};
 use super::upgrade::Upgrades;
 use super::{Context, Log, options, route_action};
@@ -23,13 +23,11 @@ const STDOUT_LOG: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccess
 /// Envoy's longest silence of a TCP connection when nothing is said; 0 is no limit.
 const TCP_IDLE_MS: u64 = 3_600_000;
 
-/// Names, counters, and what weft always does: request ids, hosts without their ports.
-const PASSED_OVER: &[&str] = &[
-    "stat_prefix",
-    "generate_request_id",
-    "always_set_request_id_in_response",
-    "drain_timeout",
-    "delayed_close_timeout",
+const NOT_DONE: NotDone = &[
+    ("generate_request_id", &["true"], "every request has an id"),
+    ("always_set_request_id_in_response", &["true"], "every answer has its request's id"),
+    ("drain_timeout", &[], "how long a client may still ask after it was told is weft's own"),
+    ("delayed_close_timeout", &[], "how long a client may still read is weft's own"),
 ];
 
 /// Instances that are tried for a connection, one behind the other.
@@ -60,7 +58,8 @@ pub fn http(
     (root, listener, sections, index): &At<'_>,
     context: &Context<'_>,
 ) -> (Protocol, Clients) {
-    manager.pass_over(PASSED_OVER);
+    manager.pass_over(&["stat_prefix"]);
+    options::not_done(manager, NOT_DONE);
     let (clients, timeouts) = options::clients(manager);
     options::flags(manager, FLAGS);
     options::words(manager, WORDS);

@@ -25,7 +25,7 @@ pub fn read(
     let Some(load) = cluster.message("load_assignment") else { return (set, named) };
     load.pass_over(&["cluster_name"]);
     if let Some(overflow) = load.message("policy") {
-        overflow.pass_over(&["endpoint_stale_after"]);
+        overflow.not_done("endpoint_stale_after", &["0s"], "endpoints of a file stay");
         if let Some(factor) = overflow.number::<u32>("overprovisioning_factor")
             && factor != 140
         {

@@ -8,7 +8,8 @@ use weft_model::{
     Abort, AbortAnswer, Access, Cors, Delay, Fault, Filter, RateLimit, Share, StringMatch,
 };
 
-use super::{matching, options};
+use super::matching;
+use super::options::{self, NotDone};
 use crate::read::Message;
 
 const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
@@ -24,6 +25,11 @@ const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 const PER_CONNECTION: &str = "local_rate_limit_per_downstream_connection";
 const LIMIT_HEADERS: &str = "answers beyond a limit have RateLimit and RateLimit-Policy";
 const ROUTE_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
+
+const ROUTER_NOT_DONE: NotDone = &[
+    ("suppress_envoy_headers", &["true"], "no header of Envoy's is added"),
+    ("strict_check_headers", &["[]"], "headers of Envoy's from clients are not read"),
+];
 
 /// Filters that keep requests out, of HTTP and of connections.
 const GUARDS: &[&str] = &[
@@ -85,8 +91,8 @@ impl Chain {
                     if !on {
                         filter.error("disabled", "nothing is forwarded without the router");
                     }
-                    let known = ["dynamic_stats", "suppress_envoy_headers", "strict_check_headers"];
-                    config.pass_over(&known);
+                    config.pass_over(&["dynamic_stats"]);
+                    options::not_done(&config, ROUTER_NOT_DONE);
                     None
                 }
                 // What needs no switch in weft.

@@ -5,23 +5,24 @@ use std::sync::Arc;
 
 use weft_model::{CheckKind, HealthCheck, HttpCheck};
 
+use super::options::{self, NotDone};
 use crate::read::Message;
+
+const EVENTS: &str = "a change of an instance's health is a line of weft's log";
+const NOT_DONE: NotDone = &[
+    ("reuse_connection", &["false"], "each check has a connection of its own"),
+    ("initial_jitter", &["0s"], "first checks have no jitter of their own"),
+    ("event_log_path", &[""], EVENTS),
+    ("event_logger", &["[]"], EVENTS),
+    ("always_log_health_check_failures", &["false"], EVENTS),
+    ("always_log_health_check_success", &["false"], EVENTS),
+];
 
 /// Reads one check of a cluster, whose name is the host that is asked for where the check names
 /// none.
 pub fn read(check: &Message<'_>, cluster: &str) -> Option<HealthCheck> {
-    check.pass_over(&[
-        "reuse_connection",
-        "initial_jitter",
-        "event_log_path",
-        "event_logger",
-        "always_log_health_check_failures",
-        "always_log_health_check_success",
-        "no_traffic_interval",
-        "no_traffic_healthy_interval",
-        "unhealthy_edge_interval",
-        "healthy_edge_interval",
-    ]);
+    options::not_done(check, NOT_DONE);
+    intervals(check);
     let interval_ms = required(check, "interval")?;
     let timeout_ms = required(check, "timeout")?;
     let jitter = check.duration("interval_jitter").unwrap_or(0);
@@ -37,6 +38,22 @@ pub fn read(check: &Message<'_>, cluster: &str) -> Option<HealthCheck> {
         unhealthy: required_number(check, "unhealthy_threshold")?,
         port: check.number("alt_port"),
     })
+}
+
+/// Says which intervals are not kept: there is one for those that are well, one for the others.
+fn intervals(check: &Message<'_>) {
+    let usual = check.text("interval").unwrap_or_default();
+    let unhealthy = check.text("unhealthy_interval").unwrap_or(usual);
+    for (field, done) in [
+        ("no_traffic_interval", usual),
+        ("no_traffic_healthy_interval", usual),
+        ("healthy_edge_interval", usual),
+        ("unhealthy_edge_interval", unhealthy),
+    ] {
+        let why = "instances are checked at interval, and at unhealthy_interval while they are not \
+                   well";
+        check.not_done(field, &[done], why);
+    }
 }
 
 fn required(check: &Message<'_>, field: &str) -> Option<u64> {
@@ -97,7 +114,8 @@ fn of_http(http: &Message<'_>, cluster: &str) -> HttpCheck {
     });
     let mut headers = Vec::new();
     http.each("request_headers_to_add", |option| {
-        option.pass_over(&["append_action", "append"]);
+        option.not_done("append", &["true"], "headers are added");
+        option.not_done("append_action", &["APPEND_IF_EXISTS_OR_ADD"], "headers are added");
         let Some(header) = option.message("header") else { return };
         let name = header.text("key").unwrap_or("").to_ascii_lowercase();
         headers.push((name.into(), header.text("value").unwrap_or("").into()));

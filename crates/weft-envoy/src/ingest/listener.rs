@@ -7,8 +7,8 @@ use weft_model::{
     GatewayListener, Listener, ListenerKind, Origin, Protocol, ProxyHeader, Resource, Root, Section,
 };
 
-use super::options::Clients;
-use super::{Context, address, connection, tls};
+use super::options::{Clients, NotDone};
+use super::{Context, address, connection, options, tls};
 use crate::read::Message;
 
 const MANAGER: &str =
@@ -18,23 +18,31 @@ const TLS_INSPECTOR: &str = "envoy.extensions.filters.listener.tls_inspector.v3.
 const HTTP_INSPECTOR: &str = "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector";
 const PROXY_PROTOCOL: &str = "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol";
 
-const PASSED_OVER: &[&str] = &[
-    "stat_prefix",
-    "traffic_direction",
-    "per_connection_buffer_limit_bytes",
-    "enable_reuse_port",
-    "reuse_port",
-    "connection_balance_config",
-    "tcp_backlog_size",
-    "listener_filters_timeout",
-    "drain_type",
-    "metadata",
-    "ignore_global_conn_limit",
+const PASSED_OVER: &[&str] =
+    &["stat_prefix", "traffic_direction", "per_connection_buffer_limit_bytes", "metadata"];
+
+const WORKERS: &str =
+    "each worker has a socket of its own on the address, as the kernel shares out";
+const NOT_DONE: NotDone = &[
+    ("enable_reuse_port", &["true"], WORKERS),
+    ("reuse_port", &["true"], WORKERS),
+    ("connection_balance_config", &["{}"], WORKERS),
+    ("tcp_backlog_size", &["1024"], "1024 connections wait to be accepted"),
+    ("listener_filters_timeout", &[], "how long a client may say nothing is weft's own"),
+    ("drain_type", &["DEFAULT"], "a listener drains whenever its process does"),
+    ("ignore_global_conn_limit", &["false"], "what guards a process guards all listeners"),
+];
+
+/// Of what reads a name out of TLS.
+const INSPECTOR: NotDone = &[
+    ("enable_ja3_fingerprinting", &["false"], "clients are not told by their TLS"),
+    ("enable_ja4_fingerprinting", &["false"], "clients are not told by their TLS"),
 ];
 
 /// Reads one listener.
 pub fn read(listener: &Message<'_>, context: &Context<'_>) {
     listener.pass_over(PASSED_OVER);
+    options::not_done(listener, NOT_DONE);
     let Some(bound) = address(listener, "address") else { return };
     let name = listener.text("name").map_or_else(|| bound.to_string(), str::to_owned);
     let name = super::rooted(&name);
@@ -136,7 +144,11 @@ fn listener_filters(listener: &Message<'_>) -> ProxyHeader {
         filter.pass_over(&["name"]);
         let Some((kind, config)) = filter.any("typed_config") else { return };
         match kind {
-            TLS_INSPECTOR | HTTP_INSPECTOR => config.waive(),
+            TLS_INSPECTOR => {
+                config.pass_over(&["initial_read_buffer_size"]);
+                options::not_done(&config, INSPECTOR);
+            }
+            HTTP_INSPECTOR => {}
             PROXY_PROTOCOL => {
                 let optional = config.flag("allow_requests_without_proxy_protocol");
                 out = match optional {
@@ -179,7 +191,9 @@ fn chain_of(
     (names, passes): (&[Arc<str>], bool),
     context: &Context<'_>,
 ) -> Option<(Vec<Section>, Option<Clients>)> {
-    chain.pass_over(&["name", "metadata", "transport_socket_connect_timeout"]);
+    chain.pass_over(&["name", "metadata"]);
+    let why = "how long a handshake may take is weft's own";
+    chain.not_done("transport_socket_connect_timeout", &[], why);
     let tls = tls::downstream(chain, context);
     let first: Arc<str> = index.to_string().into();
     let more = (1..names.len()).map(|n| format!("{index}.{n}").into());

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Envoy's options of protocols and connections. What changes nothing for a request is passed
-//! over by its name: sizes of windows and tables, and what weft does anyhow. Every other field,
-//! known to Envoy or to nobody, is left unread, and so listed as unsupported by the reader.
+//! over by its name: sizes of windows and tables. What weft does in one way only stands with the
+//! values that ask for it. Every other field, known to Envoy or to nobody, is left unread, and so
+//! listed as unsupported by the reader.
 //!
 //! Called by the readers of listeners, routes and clusters. It never passes over a whole message.
 
@@ -21,27 +22,31 @@ const IDLE_MS: u64 = 3_600_000;
 /// Envoy's longest silence of a stream when nothing is said.
 const STREAM_IDLE_MS: u64 = 300_000;
 
-/// Fields of `Http1ProtocolOptions` that say what weft does: all forms of targets, HTTP/1.0,
-/// trailers, unknown methods.
-const HTTP_1: &[&str] = &[
-    "allow_absolute_url",
-    "accept_http_10",
-    "enable_trailers",
-    "use_balsa_parser",
-    "allow_custom_methods",
+/// Fields, the values of each that say what weft does anyhow, and why any other is not done.
+pub type NotDone = &'static [(&'static str, &'static [&'static str], &'static str)];
+
+/// Of `Http1ProtocolOptions`.
+const HTTP_1: NotDone = &[
+    ("allow_absolute_url", &["true"], "targets are taken in all forms"),
+    ("accept_http_10", &["true"], "HTTP/1.0 is always served"),
+    ("enable_trailers", &["true"], "trailers are passed on"),
+    ("allow_custom_methods", &["true"], "methods that nobody knows are passed on"),
 ];
 
-/// Fields of `Http2ProtocolOptions` that are sizes of buffers, or bounds against floods in place
-/// of which weft has its own.
-const HTTP_2: &[&str] = &[
+const FLOODS: &str = "weft has bounds of its own against floods";
+/// Of `Http2ProtocolOptions`.
+const HTTP_2: NotDone = &[
+    ("max_outbound_frames", &[], FLOODS),
+    ("max_outbound_control_frames", &[], FLOODS),
+    ("max_consecutive_inbound_frames_with_empty_payload", &[], FLOODS),
+    ("max_inbound_priority_frames_per_stream", &[], FLOODS),
+    ("max_inbound_window_update_frames_per_data_frame_sent", &[], FLOODS),
+];
+/// Sizes of buffers, and which library Envoy takes.
+const HTTP_2_SIZES: &[&str] = &[
     "hpack_table_size",
     "initial_stream_window_size",
     "initial_connection_window_size",
-    "max_outbound_frames",
-    "max_outbound_control_frames",
-    "max_consecutive_inbound_frames_with_empty_payload",
-    "max_inbound_priority_frames_per_stream",
-    "max_inbound_window_update_frames_per_data_frame_sent",
     "use_oghttp2_codec",
 ];
 
@@ -179,7 +184,8 @@ impl Upstream {
 
 pub fn http_1(message: &Message<'_>) {
     if let Some(options) = message.message("http_protocol_options") {
-        options.pass_over(HTTP_1);
+        options.pass_over(&["use_balsa_parser"]);
+        not_done(&options, HTTP_1);
     }
 }
 
@@ -191,18 +197,26 @@ struct Http2 {
 /// A bound on streams that is not below weft's own needs nothing.
 fn http_2(message: &Message<'_>, own: u32) -> Option<Http2> {
     let options = message.message("http2_protocol_options")?;
-    options.pass_over(HTTP_2);
+    options.pass_over(HTTP_2_SIZES);
+    not_done(&options, HTTP_2);
     let streams = options.number::<u32>("max_concurrent_streams").filter(|n| *n < own);
     // To clients PINGs are sent as weft sees fit.
     let upstream = own == UPSTREAM_STREAMS_MAX;
     let keepalive = upstream.then(|| options.message("connection_keepalive")).flatten();
     let pings = keepalive.and_then(|said| {
-        said.pass_over(&["interval_jitter"]);
+        said.not_done("interval_jitter", &["{}"], "PINGs are sent at interval, without jitter");
         let ms = |field| said.duration(field).and_then(|ms| u32::try_from(ms).ok());
         let timeout_ms = ms("timeout").unwrap_or(PING_TIMEOUT_MS);
         Some(Pings { interval_ms: ms("interval").filter(|n| *n > 0)?, timeout_ms })
     });
     Some(Http2 { streams_max: streams, pings })
+}
+
+/// Says what is not done about fields, unless they ask for what weft does anyhow.
+pub fn not_done(message: &Message<'_>, all: NotDone) {
+    for (field, anyhow, why) in all {
+        message.not_done(field, anyhow, why);
+    }
 }
 
 /// Says what is not done about flags that differ from what weft does.

@@ -6,7 +6,8 @@ use weft_model::{FailureShare, Outlier, OutlierWindow, SuccessRate};
 use crate::read::Message;
 
 pub fn read(m: &Message<'_>) -> Outlier {
-    m.pass_over(&["max_ejection_time_jitter"]);
+    let why = "an ejection takes as long as it is said, without jitter";
+    m.not_done("max_ejection_time_jitter", &["0s"], why);
     let streak = |count: &str, enforcing: &str, usual: u32, on: bool| {
         let count = m.number::<u32>(count).unwrap_or(usual);
         if enforced(m, enforcing, on) { count } else { 0 }
@@ -17,8 +18,16 @@ pub fn read(m: &Message<'_>) -> Outlier {
     let apart = m.flag("split_external_local_origin_errors") == Some(true);
     let local_on = "enforcing_consecutive_local_origin_failure";
     let local = streak("consecutive_local_origin_failure", local_on, 5, true);
-    m.pass_over(&["enforcing_local_origin_success_rate"]);
-    m.pass_over(&["enforcing_failure_percentage_local_origin"]);
+    // Nothing to Envoy either, unless errors are told apart.
+    for field in
+        ["enforcing_local_origin_success_rate", "enforcing_failure_percentage_local_origin"]
+    {
+        m.pass_over(&[field]);
+        if apart {
+            let why = "what fails before an answer is judged by how often it does so in a row";
+            m.not_done(field, &["0"], why);
+        }
+    }
     let success_rate = enforced(m, "enforcing_success_rate", true).then(|| SuccessRate {
         factor_permille: m.number("success_rate_stdev_factor").unwrap_or(1_900),
         endpoints_min: m.number("success_rate_minimum_hosts").unwrap_or(5),

@@ -11,6 +11,7 @@ use weft_model::{
 };
 
 use super::filter::{self, Chain};
+use super::options::NotDone;
 use super::route_action::{self, Defaults, Made};
 use super::upgrade::Upgrades;
 use super::{Context, edit, matching, options};
@@ -33,13 +34,13 @@ pub struct Place<'a> {
     pub server: Option<Filter>,
 }
 
-const PASSED_OVER: &[&str] = &[
-    "name",
-    "virtual_clusters",
-    "validate_clusters",
-    "max_direct_response_body_size_bytes",
-    "ignore_port_in_host_matching",
+/// Of a whole configuration.
+const CONFIG: NotDone = &[
+    ("validate_clusters", &["true"], "a route names a cluster that there is"),
+    ("ignore_port_in_host_matching", &["true"], "hosts are compared without their port"),
 ];
+const VIRTUAL_CLUSTERS: &str =
+    "metrics are weft's own, /stats/prometheus of the admin door shows them";
 
 /// What is asked for is done only when it is what weft does anyhow.
 const FLAGS: &[(&str, bool, &str)] = &[
@@ -63,7 +64,8 @@ const CONFIG_FLAGS: &[(&str, bool, &str)] = &[
 
 /// Reads one `RouteConfiguration`.
 pub fn read(config: &Message<'_>, place: &Place<'_>, context: &Context<'_>) {
-    config.pass_over(PASSED_OVER);
+    config.pass_over(&["name", "max_direct_response_body_size_bytes"]);
+    options::not_done(config, CONFIG);
     options::flags(config, CONFIG_FLAGS);
     let own = edit::filters(config);
     let chain = place.chain.with(config);
@@ -89,7 +91,8 @@ fn virtual_host(
     place: &Place<'_>,
     context: &Context<'_>,
 ) {
-    host.pass_over(PASSED_OVER);
+    host.pass_over(&["name"]);
+    host.not_done("virtual_clusters", &["[]"], VIRTUAL_CLUSTERS);
     options::flags(host, FLAGS);
     let name = host.text("name").unwrap_or("").to_owned();
     if !matches!(host.word("require_tls").as_deref(), None | Some("NONE")) {

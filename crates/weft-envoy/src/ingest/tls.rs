@@ -45,7 +45,9 @@ pub fn downstream(chain: &Message<'_>, context: &Context<'_>) -> Option<ServerTl
     only_here(chain, &["tls_context"]);
     let socket = chain.message("transport_socket")?;
     let tls = opened(&socket, DOWNSTREAM)?;
-    tls.pass_over(&["session_timeout", "disable_stateless_session_resumption"]);
+    tls.not_done("session_timeout", &[], "how long a session may be resumed is weft's own");
+    let why = "what a session is resumed from is kept here, not given to clients";
+    tls.not_done("disable_stateless_session_resumption", &["true"], why);
     let required = tls.flag("require_client_certificate").unwrap_or(false);
     let common = common(&tls, context);
     if !common.names.is_empty() {
@@ -100,7 +102,9 @@ fn is_of(socket: &Message<'_>, wanted: &str) -> bool {
 
 fn originated(socket: &Message<'_>, context: &Context<'_>) -> Option<UpstreamTls> {
     let tls = opened(socket, UPSTREAM)?;
-    tls.pass_over(&["max_session_keys"]);
+    if tls.number::<u32>("max_session_keys") == Some(0) {
+        tls.unsupported("max_session_keys", "0: sessions of servers are resumed");
+    }
     judged_by_sni(&tls, "auto_sni_san_validation");
     let server_name = tls.text("sni").filter(|s| !s.is_empty()).map(Arc::from);
     let common = common(&tls, context);

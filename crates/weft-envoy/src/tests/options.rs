@@ -47,24 +47,28 @@ static_resources:
 const COMMON: &str = "max_response_headers_kb nonsense |";
 const HTTP_1: &str = "default_host_for_http_10 header_key_format allow_chunked_length \
      override_stream_error_on_invalid_http_message send_fully_qualified_url \
-     ignore_http_11_upgrade nonsense | allow_absolute_url accept_http_10 enable_trailers \
-     use_balsa_parser allow_custom_methods";
+     ignore_http_11_upgrade nonsense allow_absolute_url:false accept_http_10:false \
+     enable_trailers:false allow_custom_methods:false | allow_absolute_url:true \
+     accept_http_10:true enable_trailers:true use_balsa_parser allow_custom_methods:true";
 const HTTP_2: &str = "allow_connect allow_metadata stream_error_on_invalid_http_messaging \
      override_stream_error_on_invalid_http_message custom_settings_parameters \
-     max_metadata_size nonsense | hpack_table_size \
-     initial_stream_window_size initial_connection_window_size max_outbound_frames \
+     max_metadata_size nonsense max_outbound_frames \
      max_outbound_control_frames max_consecutive_inbound_frames_with_empty_payload \
      max_inbound_priority_frames_per_stream \
-     max_inbound_window_update_frames_per_data_frame_sent use_oghttp2_codec";
+     max_inbound_window_update_frames_per_data_frame_sent | hpack_table_size \
+     initial_stream_window_size initial_connection_window_size use_oghttp2_codec";
 
 fn check(names: &str, made: impl Fn(&str) -> String) {
     let (listed, anyhow) = names.split_once('|').unwrap();
-    for name in listed.split_whitespace() {
-        let found = made(&format!("{{{name}: 1}}"));
+    let field = |said: &str| {
+        let (name, value) = said.split_once(':').unwrap_or((said, "1"));
+        (name.to_owned(), made(&format!("{{{name}: {value}}}")))
+    };
+    for (name, found) in listed.split_whitespace().map(field) {
         assert!(found.contains(&format!(".{name}: ")), "{name} is swallowed: {found:?}");
     }
-    for name in anyhow.split_whitespace() {
-        assert_eq!(made(&format!("{{{name}: 1}}")), "", "{name} is {ANYHOW}");
+    for (name, found) in anyhow.split_whitespace().map(field) {
+        assert_eq!(found, "", "{name} is {ANYHOW}");
     }
 }
 
@@ -171,7 +175,7 @@ fn what_is_said_of_a_clusters_connections_is_its_policy() {
     let common = "common_http_protocol_options: {idle_timeout: 30s, max_connection_duration: 90s,
         max_requests_per_connection: 4, max_stream_duration: 3s}";
     let http2 = "http2_protocol_options: {max_concurrent_streams: 6,
-        connection_keepalive: {interval: 10s, timeout: 2s, interval_jitter: {value: 5}}}";
+        connection_keepalive: {interval: 10s, timeout: 2s}}";
     let tcp = "upstream_connection_options: {tcp_keepalive: {keepalive_probes: 4,
         keepalive_time: 30, keepalive_interval: 5}}";
     let keepalive = TcpKeepalive { idle_s: Some(30), interval_s: Some(5), probes: Some(4) };
