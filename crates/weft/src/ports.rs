@@ -180,8 +180,8 @@ mod tests {
 
     #[test]
     fn a_taken_port_names_its_owner_and_the_flag() {
-        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = holder.local_addr().unwrap().port();
+        let port = weft_testkit::ports::free();
+        let _holder = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let error = bind(&doors(port)).unwrap_err().to_string();
         assert!(error.contains(&format!("port {port}")), "{error}");
         assert!(error.contains(&format!("PID {}", std::process::id())), "{error}");
@@ -190,8 +190,8 @@ mod tests {
 
     #[test]
     fn a_proxys_complaint_names_the_owner() {
-        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = holder.local_addr().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], weft_testkit::ports::free()));
+        let _holder = TcpListener::bind(address).unwrap();
         let told = with_owner(&format!(
             "cannot listen on {address}: Address already in use (os error 98); stop the process"
         ));

@@ -41,12 +41,19 @@ mod tests {
 
     #[test]
     fn what_was_freed_is_the_systems_again() {
-        let many: Vec<Vec<u8>> = (0..32 << 10).map(|n| vec![n as u8; 1024]).collect();
-        let full = resident_kb();
-        drop(many);
-        give_back();
-        let left = resident_kb();
-        // Other tests allocate meanwhile.
-        assert!(left + (16 << 10) < full, "{full} kB, and {left} kB after");
+        let mut seen = Vec::new();
+        // Other tests allocate meanwhile; not so much each time.
+        for _ in 0..5 {
+            let many: Vec<Vec<u8>> = (0..32 << 10).map(|n| vec![n as u8; 1024]).collect();
+            let full = resident_kb();
+            drop(many);
+            give_back();
+            let left = resident_kb();
+            if left + (16 << 10) < full {
+                return;
+            }
+            seen.push((full, left));
+        }
+        panic!("kB before and after: {seen:?}");
     }
 }

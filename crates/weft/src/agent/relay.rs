@@ -149,18 +149,21 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_gone_or_silent_is_passed_over() {
         let tasks = TaskGroup::new();
-        let gone = {
-            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            free.local_addr().unwrap()
-        };
+        let gone = (Ipv4Addr::LOCALHOST, weft_testkit::ports::free()).into();
         // Takes connections, as the system does for a process that is stopped, and says nothing.
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let alive = echo("b:", &tasks).await;
         let servers = [gone, silent.local_addr().unwrap(), alive];
         let at = start(&servers, &tasks).await.unwrap();
-        assert_eq!(ask(at).await, "b:hello");
-        let again = tokio::time::timeout(Duration::from_secs(1), ask(at)).await;
-        assert_eq!(again.expect("it is asked first from now on"), "b:hello");
+        silent.set_nonblocking(true).unwrap();
+        let met = || std::iter::from_fn(|| silent.accept().ok()).count();
+        let (mut said, asked_first) = (Vec::new(), ("b:hello".to_owned(), 0));
+        // On a machine that stands still the one that is alive may be late, too.
+        while said.len() < 5 && said.last() != Some(&asked_first) {
+            said.push((ask(at).await, met()));
+        }
+        assert_eq!(said[0].1, 1, "{said:?}");
+        assert_eq!(said.last(), Some(&asked_first), "from then on");
         assert_eq!(start(&[alive], &tasks).await.unwrap(), alive, "one server needs no relay");
         tasks.stop();
     }

@@ -349,6 +349,6 @@ mod tests {
         assert!(said[0].reason.starts_with("ends in 1"), "{said:?}");
         assert!(alarms.metrics().contains("{certificate=\"authority\"}"));
         drop(publisher);
-        assert!(tasks.shutdown(Duration::from_secs(5)).await);
+        assert!(tasks.shutdown(Duration::from_secs(60)).await);
     }
 }

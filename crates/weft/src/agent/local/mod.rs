@@ -289,8 +289,8 @@ mod tests {
 
     #[test]
     fn a_usual_place_that_is_taken_stays_closed_and_one_that_was_asked_for_is_an_error() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let at = taken.local_addr().unwrap();
+        let at = (Ipv4Addr::LOCALHOST, weft_testkit::ports::free()).into();
+        let taken = std::net::TcpListener::bind(at).unwrap();
         let open = |place: Place| place.open("--consul-listen", std::net::TcpListener::bind);
         assert!(open(Place::Usual(at)).unwrap().is_none());
         let why = format!("{:#}", open(Place::Asked(at)).unwrap_err());

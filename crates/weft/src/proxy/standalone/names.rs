@@ -115,7 +115,7 @@ mod tests {
     }
 
     async fn next(names: &mut Names) -> Answer {
-        tokio::time::timeout(Duration::from_secs(10), names.answer()).await.expect("an answer")
+        tokio::time::timeout(Duration::from_secs(60), names.answer()).await.expect("an answer")
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use super::*;
 
 /// Waits for what a task or another process does.
 async fn until(what: &str, condition: impl Fn() -> bool) {
-    within(Duration::from_secs(20), condition).await.expect(what);
+    within(Duration::from_secs(60), condition).await.expect(what);
 }
 
 #[tokio::test(flavor = "multi_thread")]

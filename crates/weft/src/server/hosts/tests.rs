@@ -261,7 +261,14 @@ async fn one_address_cannot_try_for_ever() {
     for _ in 0..10 {
         assert!(matches!(tries(&bed).await, Err(Refusal::Unauthenticated(_))));
     }
-    assert!(matches!(tries(&bed).await, Err(Refusal::Busy(_))));
+    // It has one more every few seconds.
+    for _ in 0..100 {
+        match tries(&bed).await {
+            Err(Refusal::Busy(_)) => return,
+            said => assert!(matches!(said, Err(Refusal::Unauthenticated(_)))),
+        }
+    }
+    panic!("it can");
 }
 
 #[tokio::test]
@@ -427,7 +434,7 @@ async fn over_the_wire_a_machine_joins_lives_and_renews_and_guests_do_nothing_el
 
     // A workload of the mesh has a certificate of the same authority, and is no host.
     let id = SpiffeId::new("spiffe://cluster.local/ns/default/sa/user").unwrap();
-    let workload = link.authority.own_svid(&id, Duration::from_secs(60)).unwrap();
+    let workload = link.authority.own_svid(&id, Duration::from_hours(1)).unwrap();
     let workload = identity::client(at, &Identity::new(workload), &clock).unwrap();
     assert!(denied(&workload.heartbeat(described_host("m1")).await));
     // Another authority's pin meets nobody here.
@@ -477,7 +484,7 @@ async fn answering_host(bed: &Bed, name: &str, tasks: &TaskGroup) -> (Peer, Agen
     let at = control::serve_xds(listeners, &own_svid(link), &link.pusher, &bed.registry, &bed.door);
     let caller = bed.joined(name, &[]).await;
     let id = SpiffeId::new(caller.spiffe_id.as_deref().unwrap()).unwrap();
-    let own = link.authority.own_svid(&id, Duration::from_secs(60)).unwrap();
+    let own = link.authority.own_svid(&id, Duration::from_hours(1)).unwrap();
     let client = identity::client(at.unwrap(), &Identity::new(own), &bed.tokens.clock).unwrap();
     let visits = crate::agent::visits::Visits::new(client.clone(), tasks);
     visits.attach(Arc::new(Programs));
@@ -551,7 +558,7 @@ async fn a_pod_of_another_machine_is_visited_over_the_wire_and_by_nobody_else() 
     let (outcome, ()) = tokio::join!(opened(own), removed);
     assert!(matches!(&outcome, Err(StreamError::Lost(why)) if why.contains("m1")), "{outcome:?}");
     assert!(denied(&bed.door.report_usage(m1, UsageReport::default()).await));
-    assert!(tasks.shutdown(Duration::from_secs(10)).await);
+    assert!(tasks.shutdown(Duration::from_secs(60)).await);
 }
 
 #[tokio::test]
