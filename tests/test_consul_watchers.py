@@ -159,7 +159,6 @@ def test_views_of_consul_template_render_what_changed_and_nothing_else(server):
 
     # A server that is gone, and one that came back: nothing is rendered anew for that.
     data = {name: view.data for name, view in views.items()}
-    server.keep_ports()
     server.stop()
     asks = {name: view.asks for name, view in views.items()}
     until("all notice", lambda: all(view.asks > asks[name] for name, view in views.items()))

@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from mesh import WEFT, free_port, until
+from standalone import listens
 from test_l4 import listening
 from test_servers import BACKEND, GATEWAY, Etcd, Load, server
 from test_store import Server
@@ -51,12 +52,12 @@ def test_a_server_that_is_started_again_takes_nobody_out(tmp_path, store, how):
     backends, processes = sorted(free_port() for _ in range(2)), []
     etcd, a = one_of(store, tmp_path)
     a.start()
-    a.keep_ports()
     try:
         for port in backends:
             processes.append(subprocess.Popen([sys.executable, "-c", BACKEND, str(port)],
                                               stderr=subprocess.DEVNULL))
         for port in backends:
+            until("the backend listens", lambda: listens(port))
             with_heartbeat(a, "web", port)
         # Nobody beats in this test from here on: what was said has to last.
         assert passing(a, "web") == 2
@@ -86,7 +87,7 @@ def test_a_server_that_is_started_again_takes_nobody_out(tmp_path, store, how):
         until("the gateway is back", lambda: joined(a))
         until("requests went on", lambda: load.sent > before + 5 * RATE)
         load.stopping.set()
-        load.join(30)
+        load.join(60)
         print(f"\n{load.sent} requests, {len(load.failed)} failed, slowest {load.slowest:.3f} s")
         assert load.failed == [], f"{len(load.failed)} of {load.sent}: {load.failed[:5]}"
         assert passing(a, "web") == 2
@@ -141,7 +142,6 @@ def test_a_proxy_that_starts_with_no_server_serves_what_it_knew_last(tmp_path):
     backends, processes = sorted(free_port() for _ in range(2)), []
     server = Server(tmp_path / "a")
     server.start()
-    server.keep_ports()
     url = f"http://127.0.0.1:{free_port()}/"
     agent = [str(WEFT), "agent", "--server", server.doors["xds"], "--name", "host", "--data",
              str(tmp_path / "agent")]

@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from mesh import WEFT, free_port, until
+from standalone import listens
 from test_servers import BACKEND, GATEWAY, Etcd, Load, leader_of, register, server, status
 
 USERS = {"m0": 21_001, "m1": 21_002, "m2": 21_003}
@@ -61,6 +62,8 @@ def show(folder, etcd):
         for port in backends:
             processes.append(subprocess.Popen([sys.executable, "-c", BACKEND, str(port)],
                                               stderr=subprocess.DEVNULL))
+        for port in backends:
+            until("the backend listens", lambda: listens(port))
         until("one leads", lambda: leader_of([a, b]))
         processes.append(agent_of(folder, a, b))
         assert register(a, "web", backends[0], "legacy").ok

@@ -14,18 +14,18 @@ import time
 import pytest
 import requests
 
-from mesh import WEFT, until
+from mesh import WEFT, fixed_ports, until
 
 
 class Server:
-    """One `weft server` on free ports."""
+    """One `weft server` on free ports, and on the same ones when it is started again."""
 
     def __init__(self, data, extra=(), env=None, log=None):
         self.data = data
         self.log_path = log or data.with_suffix(".log")
         self.extra = list(extra)
         self.env = {**os.environ, "WEFT_LOG": "info", **(env or {})}
-        self.ports = ["--ports", "auto"]
+        self.ports = fixed_ports()
         self.process = None
 
     def __enter__(self):
@@ -66,12 +66,6 @@ class Server:
     def kill(self):
         self.process.kill()
         self.process.wait()
-
-    def keep_ports(self):
-        """From now on it starts where it is now."""
-        self.ports = ["--ports", "fixed"]
-        for door in ("api", "consul", "dns", "xds"):
-            self.ports.append(f"--{door}-port={self.doors[door].rsplit(':', 1)[1]}")
 
     def log_text(self):
         return self.log_path.read_text(errors="replace")

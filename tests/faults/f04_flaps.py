@@ -14,7 +14,7 @@ import time
 import requests
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from mesh import Elsewhere, copy_shop, free_port, until  # noqa: E402
+from mesh import Elsewhere, copy_shop, fixed_ports, free_port, until  # noqa: E402
 
 # Beside the shop's own: sidecars with little behind them.
 MANY = """
@@ -91,17 +91,14 @@ def run(whole, folder):
     if whole:
         (shop / "many.yaml").write_text(MANY.format(count=45))
         wanted = 50
-    with Elsewhere(shop, folder / "data", gateway_port=port) as mesh:
+    mesh = Elsewhere(shop, folder / "data", gateway_port=port)
+    command = [w for w in mesh.command() if w not in ("--ports", "auto")] + fixed_ports()
+    mesh.command = lambda: command
+    with mesh:
         url = f"http://127.0.0.1:{port}/products/1"
         until("the shop answers", lambda: requests.get(url, timeout=20).status_code == 200)
         until("all proxies are in sync", lambda: synced(mesh) > wanted, 120)
         before, proxies, first = restarts(mesh), synced(mesh), pushed(mesh)
-        flags = ["--ports", "fixed"]
-        for door in ("api", "consul", "dns", "xds"):
-            number = mesh.doors[door].rsplit(":", 1)[1]
-            flags.append(f"--{door}-port={number}")
-        command = [w for w in mesh.command() if w not in ("--ports", "auto")] + flags
-        mesh.command = lambda: command
         session, good, failed, used, alive = requests.Session(), 0, [], 0.0, 0.0
         arrivals, sent = [], []
 

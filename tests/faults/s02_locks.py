@@ -205,7 +205,6 @@ class Drill:
     def __init__(self, folder):
         self.folder, self.notes, self.round = folder, Notes(), 0
         self.server = Server(folder / "data").start()
-        self.server.keep_ports()
         self.stopping, self.agent = threading.Event(), None
         self.log = open(folder / "agent.log", "ab")
         token = requests.post(f"{self.server.api}/v1/weft/tokens", json={"host": "host"}, timeout=10)

@@ -50,7 +50,7 @@ def shop(folder, a, b):
     finally:
         agent.send_signal(signal.SIGINT)
         try:
-            agent.wait(30)
+            agent.wait(60)
         finally:
             agent.kill()
             log.close()
@@ -109,7 +109,6 @@ def books(folder, ids):
 
 def drill(whole, folder, etcd, a, b):
     until("one leads", lambda: leader_of([a, b]))
-    a.keep_ports()
     rate, times, pause = (300, 3, 6) if whole else (60, 1, 1)
     with shop(folder, a, b) as url:
         ids = folder / "ids"
@@ -131,8 +130,8 @@ def drill(whole, folder, etcd, a, b):
                 f"{said['sent']} failed, every order in the books once; registrations went on "
                 f"after {took:.2f} s at most")
         assert said["failed"] == 0, f"{text}: {json.dumps(said['kinds'])[:3000]}"
-        assert said["sent"] >= 0.95 * rate * said["seconds"], text
-        assert took <= (BACK_MAX if whole else 15), f"{text}: {done.took}"
+        assert said["sent"] >= (0.95 if whole else 0.5) * rate * said["seconds"], text
+        assert took <= (BACK_MAX if whole else 30), f"{text}: {done.took}"
         return text
 
 
